@@ -1,0 +1,178 @@
+"""Grouped-query attention that takes a description of who sees whom, not a mask."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers.norm import RMSNorm
+from moe.layers.position import rotate
+from moe.types import Array, Batch, Cache
+
+
+class Description(NamedTuple):
+  """Who sees whom: same segment and (key not behind query, or same block).
+
+  Attributes:
+    positions_BT: int32, for rotary embedding.
+    query_segments_BT, query_blocks_BT: of the tokens read now.
+    key_segments_BS, key_blocks_BS: of all keys; the same without a cache.
+    index: int32 scalar, slot of the first query; None without a cache.
+  """
+
+  positions_BT: Array
+  query_segments_BT: Array
+  query_blocks_BT: Array
+  key_segments_BS: Array
+  key_blocks_BS: Array
+  index: Array | None
+
+
+def describe(batch: Batch, cache: Cache | None) -> Description:
+  """The description of a batch, read after what the cache holds."""
+  if cache is None:
+    keys = batch.segment_ids, batch.block_ids
+    index = None
+  else:
+    index = cache.index
+    write = lambda old_BS, new_BT: jax.lax.dynamic_update_slice_in_dim(
+      old_BS, new_BT.astype(old_BS.dtype), index, axis=1
+    )
+    keys = (
+      write(cache.segment_ids, batch.segment_ids),
+      write(cache.block_ids, batch.block_ids),
+    )
+  return Description(
+    batch.positions, batch.segment_ids, batch.block_ids, *keys, index
+  )
+
+
+def visible(description: Description) -> Array:
+  """The attention rule written out: bool [B, T, S]."""
+  d = description
+  T, S = d.query_segments_BT.shape[1], d.key_segments_BS.shape[1]
+  first = jnp.zeros((), jnp.int32) if d.index is None else d.index
+  query_T1 = (first + jnp.arange(T, dtype=jnp.int32))[:, None]
+  causal_TS = jnp.arange(S, dtype=jnp.int32) <= query_T1
+  query_block_BT1 = d.query_blocks_BT[:, :, None]
+  block_BTS = query_block_BT1 == d.key_blocks_BS[:, None]
+  block_BTS &= query_block_BT1 != 0
+  segment_BTS = d.query_segments_BT[:, :, None] == d.key_segments_BS[:, None]
+  return segment_BTS & (causal_TS | block_BTS)
+
+
+def attend(
+  q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, description: Description
+) -> Array:
+  """Softmax attention in plain XLA, scores and softmax in float32.
+
+  N / K query heads share each key and value head (Ainslie et al. 2023,
+  https://arxiv.org/abs/2305.13245).
+
+  Returns:
+    [B, T, N, H] in the dtype of the values.
+  """
+  B, T, N, H = q_BTNH.shape
+  K = k_BSKH.shape[2]
+  q_BTKNH = (q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)).reshape(
+    B, T, K, N // K, H
+  )
+  scores_BKNTS = jnp.einsum(
+    'BTKNH,BSKH->BKNTS', q_BTKNH, k_BSKH, preferred_element_type=jnp.float32
+  )
+  # A finite floor: a padding query sees nothing and must not become NaN.
+  scores_BKNTS = jnp.where(
+    visible(description)[:, None, None], scores_BKNTS, -1e30
+  )
+  probs_BKNTS = jax.nn.softmax(scores_BKNTS, axis=-1).astype(v_BSKH.dtype)
+  out_BTKNH = jnp.einsum('BKNTS,BSKH->BTKNH', probs_BKNTS, v_BSKH)
+  return out_BTKNH.reshape(B, T, N, H)
+
+
+class Attention(nn.Module):
+  """Grouped-query attention with rotary positions and normalised queries and keys.
+
+  Query and key norms as in Henry et al. (2020), https://arxiv.org/abs/2010.04245,
+  with a learned scale (ViT-22B, https://arxiv.org/abs/2302.05442).
+
+  Attributes:
+    num_heads: N.
+    num_kv_heads: K; divides N.
+    head_dim: H, even.
+    use_qk_norm: whether queries and keys are normalised.
+    dtype: compute dtype; parameters are float32.
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  use_qk_norm: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    description: Description,
+    cache: tuple[Array, Array] | None = None,
+  ) -> tuple[Array, tuple[Array, Array] | None]:
+    """Attends to the batch itself, or to the cache with the batch written in.
+
+    Returns:
+      ([B, T, D], updated (k_BSKH, v_BSKH) or None).
+
+    Raises:
+      ValueError: if num_kv_heads does not divide num_heads.
+    """
+    N, K, H = self.num_heads, self.num_kv_heads, self.head_dim
+    if N % K:
+      raise ValueError(
+        f'NUM_HEADS={N} must be a multiple of NUM_KV_HEADS={K}: change one.'
+      )
+    q_BTNH = self._project('query', x_BTD, N)
+    k_BTKH = self._project('key', x_BTD, K)
+    v_BTKH = self._project('value', x_BTD, K)
+    if self.use_qk_norm:
+      q_BTNH = RMSNorm(axes.KV, dtype=self.dtype, name='query_norm')(q_BTNH)
+      k_BTKH = RMSNorm(axes.KV, dtype=self.dtype, name='key_norm')(k_BTKH)
+    q_BTNH = rotate(q_BTNH, description.positions_BT)
+    k_BTKH = rotate(k_BTKH, description.positions_BT)
+    if cache is None:
+      keys, values = k_BTKH, v_BTKH
+    else:
+      write = lambda old_BSKH, new_BTKH: jax.lax.dynamic_update_slice_in_dim(
+        old_BSKH, new_BTKH.astype(old_BSKH.dtype), description.index, axis=1
+      )
+      keys, values = write(cache[0], k_BTKH), write(cache[1], v_BTKH)
+      cache = keys, values
+    out_BTNH = attend(q_BTNH, keys, values, description)
+    D = x_BTD.shape[-1]
+    init = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1), out_axis=2
+    )
+    w_NHD = self.param(
+      'out',
+      nn.with_logical_partitioning(init, (axes.HEADS, axes.KV, axes.EMBED)),
+      (N, H, D),
+      jnp.float32,
+    )
+    y_BTD = jnp.einsum('BTNH,NHD->BTD', out_BTNH, w_NHD.astype(self.dtype))
+    return y_BTD, cache
+
+  def _project(self, name: str, x_BTD: Array, heads: int) -> Array:
+    D, H = x_BTD.shape[-1], self.head_dim
+    init = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'truncated_normal', in_axis=0, out_axis=(1, 2)
+    )
+    w_DNH = self.param(
+      name,
+      nn.with_logical_partitioning(init, (axes.EMBED, axes.HEADS, axes.KV)),
+      (D, heads, H),
+      jnp.float32,
+    )
+    y_BTNH = jnp.einsum('BTD,DNH->BTNH', x_BTD, w_DNH.astype(self.dtype))
+    return nn.with_logical_constraint(
+      y_BTNH, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)
+    )

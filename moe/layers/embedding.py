@@ -1,0 +1,66 @@
+"""Token embedding and the output head."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from moe import axes
+from moe.types import Array
+
+
+class Embedding(nn.Module):
+  """A table of token vectors, read by id.
+
+  Attributes:
+    vocab_size: rows of the table.
+    d_model: width.
+    dtype: dtype of the result; the table is float32.
+  """
+
+  vocab_size: int
+  d_model: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens_BT: Array) -> Array:
+    """Vectors [B, T, D] of about unit norm per feature."""
+    # Variance 1/D suits the table's second use as output head; the factor
+    # sqrt(D) brings the vectors back to unit scale (as in Gemma and T5).
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(self.d_model**-0.5), (axes.VOCAB, axes.EMBED)
+    )
+    shape = (self.vocab_size, self.d_model)
+    table_VD = self.param('table', init, shape, jnp.float32)
+    x_BTD = table_VD.astype(self.dtype)[tokens_BT]
+    return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype)
+
+
+class OutputHead(nn.Module):
+  """The untied output matrix; used where embeddings are not tied.
+
+  Attributes:
+    vocab_size: columns.
+    d_model: rows.
+  """
+
+  vocab_size: int
+  d_model: int
+
+  @nn.compact
+  def __call__(self) -> Array:
+    """The matrix as [V, D], float32."""
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(self.d_model**-0.5), (axes.VOCAB, axes.EMBED)
+    )
+    return self.param(
+      'table', init, (self.vocab_size, self.d_model), jnp.float32
+    )
+
+
+def logits(hidden: Array, table_VD: Array) -> Array:
+  """Float32 logits [..., V] of hidden [..., D], products in hidden's dtype."""
+  return jnp.einsum(
+    '...D,VD->...V',
+    hidden,
+    table_VD.astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )

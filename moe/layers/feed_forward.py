@@ -1,0 +1,98 @@
+"""Feed-forward networks: the dense one, and the experts of an MoE layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.types import Array
+
+ACTIVATIONS = {'swiglu': jax.nn.silu, 'gelu': jax.nn.gelu}
+
+
+def check_activation(activation: str):
+  """Raises ValueError unless the activation is known."""
+  if activation not in ACTIVATIONS:
+    raise ValueError(
+      f"activation='{activation}' must be one of {sorted(ACTIVATIONS)}."
+    )
+
+
+def matrices_of(activation: str) -> int:
+  """Matrices of one network: 3 with a gate, 2 without."""
+  return 3 if activation == 'swiglu' else 2
+
+
+def expert_params(
+  module: nn.Module, num_experts: int, d_model: int, width: int, activation: str
+) -> dict[str, Array]:
+  """Float32 matrices of E experts: w_up (and w_gate) EDF, w_down EFD."""
+  shapes = {
+    'w_up_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
+    'w_down_EFD': (axes.EXPERT, axes.EXPERT_MLP, axes.EMBED),
+  }
+  if activation == 'swiglu':
+    shapes['w_gate_EDF'] = shapes['w_up_EDF']
+  size = {
+    axes.EXPERT: num_experts,
+    axes.EMBED: d_model,
+    axes.EXPERT_MLP: width,
+  }
+  init = nn.initializers.variance_scaling(
+    1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
+  )
+  return {
+    name: module.param(
+      name,
+      nn.with_logical_partitioning(init, names),
+      tuple(size[n] for n in names),
+      jnp.float32,
+    )
+    for name, names in shapes.items()
+  }
+
+
+def activate(products: dict[str, Array], activation: str) -> Array:
+  """Hidden layer from the products with w_up and, for SwiGLU, w_gate.
+
+  Shazeer (2020), https://arxiv.org/abs/2002.05202.
+  """
+  if activation == 'swiglu':
+    return jax.nn.silu(products['gate']) * products['up']
+  return jax.nn.gelu(products['up'])
+
+
+class FeedForward(nn.Module):
+  """Dense feed-forward network without biases.
+
+  Attributes:
+    width: F.
+    activation: 'swiglu' or 'gelu'.
+    dtype: compute dtype; parameters are float32.
+  """
+
+  width: int
+  activation: str = 'swiglu'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    """[B, T, D] to [B, T, D]."""
+    check_activation(self.activation)
+    D, F = x_BTD.shape[-1], self.width
+    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+
+    def product(name, x, shape, names):
+      init_fn = nn.with_logical_partitioning(init, names)
+      w = self.param(name, init_fn, shape, jnp.float32).astype(self.dtype)
+      return x @ w
+
+    inner, outer = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
+    products = {'up': product('w_up_DF', x_BTD, (D, F), inner)}
+    if self.activation == 'swiglu':
+      products['gate'] = product('w_gate_DF', x_BTD, (D, F), inner)
+    h_BTF = activate(products, self.activation)
+    h_BTF = nn.with_logical_constraint(
+      h_BTF, (axes.BATCH, axes.LENGTH, axes.MLP)
+    )
+    return product('w_down_FD', h_BTF, (F, D), outer)

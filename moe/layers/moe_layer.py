@@ -1,0 +1,225 @@
+"""The mixture-of-experts layer: route, pack, exchange, experts, and back."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from moe import axes
+from moe.layers import feed_forward
+from moe.routing import dispatch, exchange, gates
+from moe.routing.plan import Router, RouterInputs, group_keys
+from moe.types import Array, Layout, Pair
+
+
+class LayerOutputs(NamedTuple):
+  """What an MoE layer returns beside its activations.
+
+  Attributes:
+    losses: name -> (sum, weight).
+    metrics: name -> (sum, weight).
+  """
+
+  losses: dict[str, Pair]
+  metrics: dict[str, Pair]
+
+
+class TokenInfo(NamedTuple):
+  """What routers may read of the tokens beside their vectors; each [B, T]."""
+
+  token_ids: Array
+  modality: Array
+  valid: Array
+
+
+def check_groups(
+  batch: int, length: int, group_size: int, layout: Layout
+) -> None:
+  """Raises ValueError unless routing groups fit into what one device holds.
+
+  Args:
+    batch: sequences of one microbatch, over all devices.
+    length: tokens per sequence.
+    group_size: M, tokens per routing group.
+    layout: how the batch is divided.
+  """
+  rows = layout.size(layout.batch_axes)
+  columns = layout.size(layout.sequence_axes)
+  if batch % rows or length % columns:
+    raise ValueError(
+      f'a microbatch of {batch} sequences of {length} tokens must divide by the'
+      f' {rows} x {columns} devices of its mesh axes: change BATCH_SIZE or the mesh.'
+    )
+  b, t = batch // rows, length // columns
+  fits = t % group_size == 0 or (
+    group_size % t == 0 and columns == 1 and b % (group_size // t) == 0
+  )
+  if not fits:
+    raise ValueError(
+      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device and'
+      ' microbatch along whole rows or within them: choose a divisor of the'
+      ' sequence length, or a multiple of it that divides the tokens.'
+    )
+
+
+class MoE(nn.Module):
+  """Sparse feed-forward layer: each token passes through a few of E experts.
+
+  Attributes:
+    num_experts: E.
+    expert_d_ff: F of each expert.
+    router: makes the router.
+    dispatch: makes the dispatch of training.
+    exchange: makes the exchange of training.
+    group_size: M, tokens per routing group; capacity and noise are per group, so
+      they do not depend on the number of devices.
+    shared_d_ff: width of the shared expert, which sees every token; 0 for none.
+    activation: 'swiglu' or 'gelu'.
+    layout: mesh axes by use; the default is one device.
+    dtype: compute dtype of the experts; routing is float32.
+  """
+
+  num_experts: int
+  expert_d_ff: int
+  router: Callable[[], Router] = gates.TopK
+  dispatch: Callable = dispatch.Sorted
+  exchange: Callable = exchange.AllToAll
+  group_size: int = 1024
+  shared_d_ff: int = 0
+  activation: str = 'swiglu'
+  layout: Layout = Layout()
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: Array, info: TokenInfo, train: bool
+  ) -> tuple[Array, LayerOutputs]:
+    """[B, T, D] to [B, T, D]; dropless unless training."""
+    feed_forward.check_activation(self.activation)
+    self._check_experts()
+    if train:
+      check_groups(*info.valid.shape, self.group_size, self.layout)
+    E, D = self.num_experts, x_BTD.shape[-1]
+    w_DE = self.param(
+      'router',
+      nn.with_logical_partitioning(
+        nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
+        (axes.EMBED, None),
+      ),
+      (D, E),
+      jnp.float32,
+    )
+    weights = feed_forward.expert_params(
+      self, E, D, self.expert_d_ff, self.activation
+    )
+    weights = {k: w.astype(self.dtype) for k, w in weights.items()}
+    key = self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
+    y_BTD, outputs = self._sharded(x_BTD, w_DE, weights, info, key, train)
+    if self.shared_d_ff:
+      y_BTD += feed_forward.FeedForward(
+        self.shared_d_ff, self.activation, self.dtype, name='shared'
+      )(x_BTD)
+    return y_BTD, outputs
+
+  def _check_experts(self) -> None:
+    devices = self.layout.size(self.layout.expert_axes)
+    if self.num_experts % devices:
+      raise ValueError(
+        f"num_experts={self.num_experts} must divide by the 'expert' mesh axis"
+        f' ({devices}): use a multiple of {devices}, or shrink MESH_EXPERT.'
+      )
+    tensor = self.layout.size(self.layout.tensor_axes)
+    if self.expert_d_ff % tensor:
+      raise ValueError(
+        f"EXPERT_D_FF={self.expert_d_ff} must divide by the 'model' mesh axis"
+        f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
+      )
+
+  def _sharded(self, x_BTD, w_DE, weights, info, key, train):
+    """Runs `_local` on every device's part of the batch and of the experts."""
+    lay = self.layout
+
+    def local(x_BTD, w_DE, weights, info, key):
+      return self._local(x_BTD, w_DE, weights, info, key, train)
+
+    if not lay.sizes:
+      return local(x_BTD, w_DE, weights, info, key)
+    spec = lambda *names: P(*(n or None for n in names))
+    tokens = spec(lay.batch_axes, lay.sequence_axes)
+    up = spec(lay.expert_axes, (), lay.tensor_axes)
+    down = spec(lay.expert_axes, lay.tensor_axes, ())
+    weight_specs = {k: down if 'down' in k else up for k in weights}
+    info_specs = TokenInfo(tokens, tokens, tokens)
+    return jax.shard_map(
+      local,
+      in_specs=(tokens, P(), weight_specs, info_specs, P()),
+      out_specs=(tokens, P()),
+      check_vma=False,
+    )(x_BTD, w_DE, weights, info, key)
+
+  def _local(self, x_BTD, w_DE, weights, info, key, train):
+    """One device: its tokens, its experts; sums go over all batch axes."""
+    lay = self.layout
+    B, T, D = x_BTD.shape
+    M = self.group_size if train else min(self.group_size, B * T)
+    if (B * T) % M:
+      M = B * T  # evaluation is dropless: groups mean nothing there
+    groups = lambda a: a.reshape(-1, M, *a.shape[2:])
+    x_GMD, valid_GM = groups(x_BTD), groups(info.valid)
+    # HIGHEST: TPUs would multiply float32 in bfloat16 otherwise.
+    logits_GME = jnp.einsum(
+      'GMD,DE->GME',
+      x_GMD.astype(jnp.float32),
+      w_DE,
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    inputs = RouterInputs(
+      x_GMD,
+      logits_GME,
+      groups(info.token_ids),
+      groups(info.modality),
+      valid_GM,
+    )
+    G = x_GMD.shape[0]
+    shard = jnp.zeros((), jnp.int32)
+    if lay.batch_axes + lay.sequence_axes:
+      shard = jax.lax.axis_index(lay.batch_axes + lay.sequence_axes)
+    keys_G = group_keys(key, shard.astype(jnp.int32) * G, G)
+    plan = self.router().route(inputs, None, keys_G, train)
+    dispatcher = self.dispatch() if train else dispatch.Dropless()
+    exchanger = self.exchange() if train else exchange.AllGather()
+    y_GMD, dropped = exchanger.apply(
+      x_GMD,
+      plan,
+      dispatcher,
+      self.num_experts,
+      lay.expert_axes,
+      lambda rows, counts: self._experts(rows, counts, weights),
+    )
+    if lay.tensor_axes:
+      y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
+    rows = plan.valid_GR.astype(jnp.float32).sum()
+    metrics = dict(plan.statistics, dropped=(dropped, rows))
+    outputs = LayerOutputs(plan.losses, metrics)
+    batch_axes = lay.batch_axes + lay.sequence_axes
+    if batch_axes:
+      outputs = jax.lax.psum(outputs, batch_axes)
+    return y_GMD.reshape(B, T, D), outputs
+
+  def _experts(self, rows, expert_rows_E, weights):
+    """Rows [E, S, D], or [R, D] with counts, through the experts held here."""
+    if expert_rows_E is None:
+      product = lambda x, w: jnp.einsum('ESD,EDF->ESF', x, w)
+    else:
+      block = dispatch.Dropless().block
+      product = lambda x, w: dispatch.grouped_matmul(
+        x, w, expert_rows_E, block
+      )
+    products = {'up': product(rows, weights['w_up_EDF'])}
+    if self.activation == 'swiglu':
+      products['gate'] = product(rows, weights['w_gate_EDF'])
+    hidden = feed_forward.activate(products, self.activation)
+    return product(hidden, weights['w_down_EFD'])

@@ -1,0 +1,67 @@
+"""The decoder-only transformer."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers import embedding
+from moe.layers.attention import describe
+from moe.layers.moe_layer import TokenInfo
+from moe.layers.norm import RMSNorm
+from moe.models.stack import Stack
+from moe.types import Array, Batch, Cache, Layout, Outputs
+
+
+class Decoder(nn.Module):
+  """Embedding, a stack of blocks, a last norm; the head is applied by the loss.
+
+  Attributes:
+    stack: makes the tower of blocks.
+    vocab_size: V.
+    d_model: D.
+    tie_embeddings: whether the head uses the embedding table.
+    layout: mesh axes by use.
+    dtype: compute dtype, as a name such as 'bfloat16'.
+  """
+
+  stack: Callable[..., Stack]
+  vocab_size: int
+  d_model: int
+  tie_embeddings: bool = True
+  layout: Layout = Layout()
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self, batch: Batch, cache: Cache | None = None, train: bool = False
+  ) -> Outputs:
+    """Hidden states of a batch."""
+    dtype = jnp.dtype(self.dtype)
+    x_BTD = embedding.Embedding(
+      self.vocab_size, self.d_model, dtype, name='embedding'
+    )(batch.tokens)
+    x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
+    description = describe(batch, cache)
+    info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
+    stack = self.stack(layout=self.layout, dtype=dtype, name='stack')
+    x_BTD, layers, losses, metrics = stack(
+      x_BTD, description, info, None if cache is None else cache.layers, train
+    )
+    hidden = RMSNorm(axes.EMBED, dtype=dtype, name='last_norm')(x_BTD)
+    if not self.tie_embeddings:
+      embedding.OutputHead(self.vocab_size, self.d_model, name='output')()
+    if cache is not None:
+      cache = Cache(
+        description.key_segments_BS,
+        description.key_blocks_BS,
+        cache.index + batch.tokens.shape[1],
+        layers,
+      )
+    return Outputs(hidden, {}, cache, losses, metrics)
+
+  def head(self, params, hidden: Array) -> Array:
+    """Float32 logits [..., V] of hidden states [..., D]."""
+    name = 'embedding' if self.tie_embeddings else 'output'
+    return embedding.logits(hidden, params[name]['table'])

@@ -1,0 +1,92 @@
+"""A model as pure functions: all that training, inference and planning see of it."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+from moe.models.decoder import Decoder
+from moe.types import Array, Batch, Cache, Layout, Outputs, PyTree
+
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+  """Pure functions of one model.
+
+  Attributes:
+    module: the model.
+    rules: logical axis -> mesh axes, for activations; parameters are placed by
+      the logical axes that `init` returns.
+  """
+
+  module: Decoder
+  rules: Rules = ()
+
+  def init(
+    self, key: Array, batch_shapes: Batch
+  ) -> tuple[PyTree, PyTree, PyTree]:
+    """Parameters, state and the logical axes of each parameter.
+
+    Args:
+      key: random key.
+      batch_shapes: a batch, or shapes of one.
+
+    Returns:
+      (params, state, logical_axes): logical_axes is a tree like params of tuples
+      with a name, or None, for each dim.
+    """
+    batch = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), batch_shapes)
+    with nn.logical_axis_rules(self.rules):
+      variables = self.module.init({'params': key}, batch)
+    params, state = variables['params'], variables.get('state', {})
+    # The specs of flax are logical here: no rules are applied to them.
+    specs = nn.get_partition_spec(params)
+    logical_axes = jax.tree.map(
+      tuple, specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)
+    )
+    return nn.meta.unbox(params), nn.meta.unbox(state), logical_axes
+
+  def apply(
+    self,
+    params: PyTree,
+    state: PyTree,
+    batch: Batch,
+    rngs: dict[str, Array] | None,
+    train: bool,
+    cache: Cache | None = None,
+  ) -> Outputs:
+    """Hidden states, new state and cache, losses, metrics."""
+    with nn.logical_axis_rules(self.rules):
+      outputs, updates = self.module.apply(
+        {'params': params, 'state': state},
+        batch,
+        cache,
+        train,
+        rngs=rngs,
+        mutable=['state'],
+      )
+    return outputs._replace(state=updates.get('state', state))
+
+  def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
+    """Float32 logits [..., V] of hidden states [..., D].
+
+    Args:
+      params: of the model.
+      hidden: [..., D].
+      section: part of the vocabulary; None, the whole, is the only one so far.
+    """
+    del section
+    return self.module.head(params, hidden)
+
+  def cache_shapes(self, batch_size: int, length: int) -> PyTree:
+    """Shapes of `Cache.layers` for so many rows and slots."""
+    dtype = jax.numpy.dtype(self.module.dtype)
+    stack = self.module.stack(parent=None, dtype=dtype)
+    return stack.cache_shapes(batch_size, length)
+
+
+def placed(module: Decoder, rules: Rules, layout: Layout) -> Functional:
+  """The functions of a model whose MoE layers run on a mesh."""
+  return Functional(module.clone(layout=layout), rules)

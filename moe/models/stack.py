@@ -1,0 +1,169 @@
+"""The tower of blocks: an unscanned dense prefix, then a scanned period."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers.attention import Description
+from moe.layers.moe_layer import LayerOutputs, TokenInfo
+from moe.models.block import Block
+from moe.types import Array, Layout, Pair, PyTree
+
+REMAT_POLICIES = {
+  # Recompute everything inside a period.
+  'full': jax.checkpoint_policies.nothing_saveable,
+  # Keep the results of products with parameters.
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Period(nn.Module):
+  """The blocks that repeat: dense ones, the last one sparse.
+
+  Attributes:
+    block: makes a block.
+    num_blocks: blocks per period.
+    is_sparse: whether the last block is sparse.
+    layout: mesh axes by use.
+    dtype: compute dtype.
+    train: whether this is training.
+  """
+
+  block: Callable[..., Block]
+  num_blocks: int
+  is_sparse: bool
+  layout: Layout
+  dtype: jnp.dtype
+  train: bool
+
+  @nn.compact
+  def __call__(self, x_BTD, cache, description, info):
+    """One period, in the form `nn.scan` wants: (carry, xs, broadcast...)."""
+    caches = []
+    outputs = LayerOutputs({}, {})
+    for i in range(self.num_blocks):
+      block = self.block(
+        is_sparse=self.is_sparse and i == self.num_blocks - 1,
+        layout=self.layout,
+        dtype=self.dtype,
+        name=f'block_{i}',
+      )
+      layer_cache = None if cache is None else cache[i]
+      x_BTD, layer_cache, outputs = block(
+        x_BTD, description, info, layer_cache, self.train
+      )
+      caches.append(layer_cache)
+    return x_BTD, (None if cache is None else tuple(caches), outputs)
+
+
+class Stack(nn.Module):
+  """Prefix of dense blocks, then repeated periods of `moe_every` blocks.
+
+  Attributes:
+    block: makes a block.
+    num_layers: blocks in all.
+    moe_every: the last of so many blocks is sparse; 0 for a dense stack.
+    num_dense_prefix: dense blocks before the first period.
+    remat: 'none', or a name of `REMAT_POLICIES`.
+    layout: mesh axes by use.
+    dtype: compute dtype.
+  """
+
+  block: Callable[..., Block]
+  num_layers: int
+  moe_every: int = 1
+  num_dense_prefix: int = 0
+  remat: str = 'none'
+  layout: Layout = Layout()
+  dtype: jnp.dtype = jnp.float32
+
+  def num_periods(self) -> int:
+    """Scanned periods.
+
+    Raises:
+      ValueError: if the layers do not divide into periods.
+    """
+    rest = self.num_layers - self.num_dense_prefix
+    if rest < 0 or rest % max(1, self.moe_every):
+      raise ValueError(
+        f'NUM_LAYERS={self.num_layers} less NUM_DENSE_PREFIX='
+        f'{self.num_dense_prefix} must be a multiple of MOE_EVERY='
+        f'{self.moe_every}: change one of them.'
+      )
+    return rest // max(1, self.moe_every)
+
+  def cache_shapes(self, batch_size: int, length: int) -> PyTree:
+    """Shapes of the layers' keys and values, for `Cache.layers`."""
+    attention = self.block(parent=None).attention(parent=None)
+    shape = (batch_size, length, attention.num_kv_heads, attention.head_dim)
+
+    def pair(*lead):
+      entry = jax.ShapeDtypeStruct((*lead, *shape), self.dtype)
+      return entry, entry
+
+    periods = self.num_periods()
+    blocks = max(1, self.moe_every)
+    scanned = tuple(pair(periods) for _ in range(blocks))
+    return {
+      'prefix': tuple(pair() for _ in range(self.num_dense_prefix)),
+      'periods': scanned,
+    }
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    description: Description,
+    info: TokenInfo,
+    cache: PyTree | None,
+    train: bool,
+  ) -> tuple[Array, PyTree | None, dict[str, Pair], dict[str, Pair]]:
+    """Returns ([B, T, D], cache, losses averaged, metrics by sparse layer)."""
+    prefix = []
+    for i in range(self.num_dense_prefix):
+      block = self.block(layout=self.layout, dtype=self.dtype, name=f'prefix_{i}')
+      layer_cache = None if cache is None else cache['prefix'][i]
+      x_BTD, layer_cache, _ = block(x_BTD, description, info, layer_cache, train)
+      prefix.append(layer_cache)
+    if not self.num_periods():
+      return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
+    period = nn.scan(
+      self._rematted_period(),
+      variable_axes={'params': 0, 'state': 0},
+      split_rngs={'params': True, 'router': True, 'dropout': True},
+      in_axes=(0, nn.broadcast, nn.broadcast),
+      out_axes=0,
+      length=self.num_periods(),
+      metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+    )(
+      block=self.block,
+      num_blocks=max(1, self.moe_every),
+      is_sparse=self.moe_every > 0,
+      layout=self.layout,
+      dtype=self.dtype,
+      train=train,
+      name='periods',
+    )
+    scanned = None if cache is None else cache['periods']
+    x_BTD, (scanned, outputs) = period(x_BTD, scanned, description, info)
+    # A term's weight is the same in each layer: the mean leaves it as it is.
+    losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
+    new_cache = None
+    if cache is not None:
+      new_cache = {'prefix': tuple(prefix), 'periods': scanned}
+    return x_BTD, new_cache, losses, outputs.metrics
+
+  def _rematted_period(self):
+    if self.remat == 'none':
+      return Period
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(
+        f"remat='{self.remat}' must be 'none' or one of"
+        f' {sorted(REMAT_POLICIES)}.'
+      )
+    return nn.remat(
+      Period, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+    )

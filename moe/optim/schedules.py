@@ -1,0 +1,78 @@
+"""Learning-rate schedules: all warm up linearly, then differ in how they fall."""
+
+import jax.numpy as jnp
+import optax
+
+
+def _check(warmup_steps: int, train_steps: int) -> None:
+  if not 0 <= warmup_steps <= train_steps:
+    raise ValueError(
+      f'warmup_steps={warmup_steps} must lie between 0 and TRAIN_STEPS='
+      f'{train_steps}: shorten the warm-up or train longer.'
+    )
+
+
+def _warm(warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
+  """Linear warm-up; `after` is given the step counted from 0."""
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    # (step + 1): the first update is not wasted on a rate of 0.
+    ramp = jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps))
+    return ramp * after(step)
+
+  return schedule
+
+
+def rsqrt(
+  learning_rate: float, warmup_steps: int, train_steps: int
+) -> optax.Schedule:
+  """Falls as 1 / sqrt(step) after the warm-up (T5, Raffel et al. 2020)."""
+  _check(warmup_steps, train_steps)
+  first = float(max(1, warmup_steps))
+  return _warm(
+    warmup_steps,
+    lambda step: learning_rate * jnp.sqrt(first / jnp.maximum(step + 1, first)),
+  )
+
+
+def cosine(
+  learning_rate: float,
+  warmup_steps: int,
+  train_steps: int,
+  final_fraction: float = 0.1,
+) -> optax.Schedule:
+  """Half a cosine from the peak to `final_fraction` of it at the last step."""
+  _check(warmup_steps, train_steps)
+  span = float(max(1, train_steps - warmup_steps))
+
+  def after(step):
+    done = jnp.clip((step - warmup_steps) / span, 0.0, 1.0)
+    height = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    return learning_rate * (final_fraction + (1.0 - final_fraction) * height)
+
+  return _warm(warmup_steps, after)
+
+
+def wsd(
+  learning_rate: float,
+  warmup_steps: int,
+  train_steps: int,
+  decay_fraction: float = 0.3,
+  final_fraction: float = 0.0,
+) -> optax.Schedule:
+  """Warm-up, stable, then a linear decay over the last part of the run.
+
+  Hu et al. (2024), https://arxiv.org/abs/2404.06395, with linear decay (Hägele et
+  al. 2024, https://arxiv.org/abs/2405.18392).
+  """
+  _check(warmup_steps, train_steps)
+  if not 0 < decay_fraction <= 1:
+    raise ValueError(f'decay_fraction={decay_fraction} must lie in (0, 1].')
+  span = decay_fraction * train_steps
+
+  def after(step):
+    left = jnp.clip((train_steps - step) / span, 0.0, 1.0)
+    return learning_rate * (final_fraction + (1.0 - final_fraction) * left)
+
+  return _warm(warmup_steps, after)

@@ -1,0 +1,66 @@
+"""The device mesh: axis names, their order, and how many devices each has."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+STAGE = 'stage'
+DATA = 'data'
+FSDP = 'fsdp'
+EXPERT = 'expert'
+CONTEXT = 'context'
+MODEL = 'model'
+# From the slowest links to the fastest: neighbours on the last axes are nearest.
+AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+  """Devices per mesh axis; all axes exist, unused ones have one device.
+
+  Attributes:
+    data: replicas of the parameters; -1 takes all devices that are left.
+    fsdp: parts of the parameters, gathered before use.
+    expert: parts of the experts.
+    context: parts of the sequence.
+    model: parts of heads and feed-forward width.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  expert: int = 1
+  context: int = 1
+  model: int = 1
+
+  def sizes(self, num_devices: int) -> tuple[int, ...]:
+    """Sizes in the order of `AXES`.
+
+    Raises:
+      ValueError: if the axes do not multiply to `num_devices`.
+    """
+    given = (1, self.data, self.fsdp, self.expert, self.context, self.model)
+    fixed = math.prod(s for s in given if s != -1)
+    if given.count(-1) == 1 and fixed > 0 and num_devices % fixed == 0:
+      given = tuple(num_devices // fixed if s == -1 else s for s in given)
+    if min(given) < 1 or math.prod(given) != num_devices:
+      named = ', '.join(
+        f'MESH_{axis.upper()}={size}'
+        for axis, size in zip(AXES[1:], given[1:], strict=True)
+      )
+      raise ValueError(
+        f'the mesh axes must multiply to the {num_devices} devices there are, got'
+        f' {named}: change them, or set MESH_DATA=-1 to take what is left.'
+      )
+    return given
+
+
+def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
+  """A mesh over `devices` (default: all), laid out along their links."""
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = shape.sizes(len(devices))
+  grid = mesh_utils.create_device_mesh(sizes, devices=devices)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,86 @@
+"""Which mesh axes divide which logical axes: one named table per layout."""
+
+from jax.sharding import Mesh
+
+from moe import axes
+from moe.parallel.mesh import CONTEXT, DATA, EXPERT, FSDP, MODEL
+from moe.types import Layout
+
+MeshAxes = tuple[str, ...]
+Table = dict[str, MeshAxes]
+
+BATCH_AXES = (DATA, FSDP, EXPERT)
+
+TABLES: dict[str, Table] = {
+  # Experts over 'expert', width and heads over 'model', the rest of a parameter
+  # over 'fsdp'. Outside MoE layers the expert axis divides the batch.
+  'standard': {
+    axes.BATCH: BATCH_AXES,
+    axes.LENGTH: (CONTEXT,),
+    axes.EMBED: (FSDP,),
+    axes.MLP: (MODEL,),
+    axes.HEADS: (MODEL,),
+    axes.KV: (),
+    axes.VOCAB: (MODEL,),
+    axes.LAYERS: (),
+    axes.EXPERT: (EXPERT,),
+    axes.EXPERT_MLP: (MODEL,),
+  },
+  # As above, but dense parameters are divided over the expert axis too: for
+  # models whose attention and embeddings do not fit beside their experts.
+  'fsdp_over_expert': {
+    axes.BATCH: BATCH_AXES,
+    axes.LENGTH: (CONTEXT,),
+    axes.EMBED: (FSDP,),
+    axes.MLP: (EXPERT, MODEL),
+    axes.HEADS: (MODEL,),
+    axes.KV: (),
+    axes.VOCAB: (EXPERT, MODEL),
+    axes.LAYERS: (),
+    axes.EXPERT: (EXPERT,),
+    axes.EXPERT_MLP: (MODEL,),
+  },
+}
+
+
+def table(name: str) -> Table:
+  """A table by name.
+
+  Raises:
+    ValueError: if there is none of that name.
+  """
+  if name not in TABLES:
+    raise ValueError(
+      f"RULES='{name}' must be one of {sorted(TABLES)}; a new layout is a new"
+      ' table in moe/parallel/rules.py.'
+    )
+  return TABLES[name]
+
+
+def activation_rules(
+  rules: Table,
+) -> tuple[tuple[str, MeshAxes | None], ...]:
+  """The table in the form that flax reads for activations.
+
+  Activations keep their width whole: 'embed' divides parameters alone.
+  """
+  return tuple(
+    (name, mesh_axes or None)
+    for name, mesh_axes in rules.items()
+    if name != axes.EMBED
+  )
+
+
+def layout(rules: Table, mesh: Mesh) -> Layout:
+  """Mesh axes by use; axes of one device are left out."""
+  used = lambda mesh_axes: tuple(a for a in mesh_axes if mesh.shape[a] > 1)
+  if mesh.size == 1:
+    return Layout()
+  return Layout(
+    batch_axes=used(rules[axes.BATCH]),
+    sequence_axes=used(rules[axes.LENGTH]),
+    expert_axes=used(rules[axes.EXPERT]),
+    fsdp_axes=used(rules[axes.EMBED]),
+    tensor_axes=used(rules[axes.EXPERT_MLP]),
+    sizes=tuple(mesh.shape.items()),
+  )

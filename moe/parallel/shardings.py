@@ -1,0 +1,140 @@
+"""Where each array lives: parameters by logical axes, optimizer state by its own."""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moe import axes
+from moe.parallel.mesh import DATA
+from moe.parallel.rules import BATCH_AXES, Table
+from moe.types import Batch, PyTree
+
+
+def path_name(path: tuple) -> str:
+  """A tree path as 'a/b/c'."""
+  return '/'.join(
+    str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path
+  )
+
+
+def _extent(mesh: Mesh, mesh_axes: tuple[str, ...]) -> int:
+  return int(np.prod([mesh.shape[a] for a in mesh_axes], dtype=np.int64))
+
+
+def param_spec(
+  name: str, shape: tuple[int, ...], logical: tuple, rules: Table, mesh: Mesh
+) -> P:
+  """Mesh axes of each dim of one parameter.
+
+  Raises:
+    ValueError: if a dim does not divide by its mesh axes.
+  """
+  entries, taken = [], set()
+  for dim, logical_axis in zip(shape, logical, strict=True):
+    mesh_axes = rules[logical_axis] if logical_axis else ()
+    # One array cannot use a mesh axis twice: the first dim that names it wins.
+    mesh_axes = tuple(
+      a for a in mesh_axes if mesh.shape[a] > 1 and a not in taken
+    )
+    parts = _extent(mesh, mesh_axes)
+    if dim % parts:
+      raise ValueError(
+        f"'{logical_axis}' of parameter {name} has {dim} entries, which must"
+        f' divide by the mesh axes {mesh_axes} ({parts} devices): change the'
+        ' size, or the mesh in gin_configs/parallel.'
+      )
+    taken.update(mesh_axes)
+    entries.append(mesh_axes or None)
+  return P(*entries)
+
+
+def param_shardings(
+  shapes: PyTree, logical_axes: PyTree, rules: Table, mesh: Mesh
+) -> PyTree:
+  """A NamedSharding for every parameter."""
+
+  def one(path, leaf, logical):
+    spec = param_spec(path_name(path), leaf.shape, logical, rules, mesh)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(one, shapes, logical_axes)
+
+
+def _entries(spec: P, num_dims: int) -> list[tuple[str, ...]]:
+  """The spec's mesh axes for each dim; P itself shortens one-axis tuples."""
+  entries = [(e,) if isinstance(e, str) else e or () for e in spec]
+  return entries + [()] * (num_dims - len(entries))
+
+
+def _spread_over_data(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """Adds the data axis to the first dim that it divides."""
+  if mesh.shape[DATA] == 1:
+    return spec
+  entries = _entries(spec, len(shape))
+  for i, (dim, mesh_axes) in enumerate(zip(shape, entries, strict=True)):
+    if dim % (_extent(mesh, mesh_axes) * mesh.shape[DATA]) == 0:
+      entries[i] = (*mesh_axes, DATA)
+      return P(*entries)
+  return spec
+
+
+def optimizer_shardings(
+  opt_shapes: PyTree, param_shapes: PyTree, shardings: PyTree, mesh: Mesh
+) -> PyTree:
+  """Shardings of optimizer state, divided over the data axis as well.
+
+  A state array belongs to the parameter whose path ends its own. It is divided as
+  the parameter is where it has the same shape; a factored one, which lacks a dim,
+  over the remaining dims. Then the data axis divides the first dim it can
+  (ZeRO stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
+  """
+  flat = jax.tree_util.tree_flatten_with_path(param_shapes)[0]
+  specs = {
+    path_name(path): (leaf.shape, s.spec)
+    for (path, leaf), s in zip(flat, jax.tree.leaves(shardings), strict=True)
+  }
+  by_length = sorted(specs, key=len, reverse=True)
+
+  def one(path, leaf):
+    name = path_name(path)
+    owner = next(
+      (n for n in by_length if re.search(f'(^|/){re.escape(n)}$', name)), None
+    )
+    spec = P()
+    if owner is not None:
+      shape, spec = specs[owner]
+      spec = _spec_of_part(leaf.shape, shape, spec)
+    return NamedSharding(mesh, _spread_over_data(spec, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(one, opt_shapes)
+
+
+def _spec_of_part(part: tuple[int, ...], whole: tuple[int, ...], spec: P) -> P:
+  """The spec of an array whose shape is `whole` with at most one dim left out."""
+  entries = _entries(spec, len(whole))
+  if part == whole:
+    return P(*entries)
+  for i in range(len(whole)):
+    if part == whole[:i] + whole[i + 1 :]:
+      return P(*entries[:i], *entries[i + 1 :])
+  return P()
+
+
+def batch_sharding(rules: Table, mesh: Mesh) -> Batch:
+  """Shardings of a batch's arrays, all [B, T]."""
+  sharding = NamedSharding(mesh, P(BATCH_AXES, rules[axes.LENGTH] or None))
+  return Batch(*(sharding for _ in Batch._fields))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, P())
+
+
+def device_bytes(leaf, sharding: NamedSharding) -> int:
+  """Bytes of an array on one device."""
+  shape = sharding.shard_shape(leaf.shape)
+  return int(np.prod(shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize

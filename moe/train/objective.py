@@ -1,0 +1,92 @@
+"""What is trained: a model with its loss terms. Language modelling is one."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moe.train.loss import cross_entropy
+from moe.types import Array, Batch, Pair, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A thing to train, as pure functions.
+
+  The loss is the sum over terms of coefficient x sum / weight, where sum and weight
+  are added over all microbatches and devices before they are divided.
+
+  Attributes:
+    init: (key, batch_shapes) -> (params, state, logical_axes).
+    loss_fn: (params, state, batch, key, train) -> (terms, state, metrics); terms
+      and metrics are name -> (sum, weight).
+    weights_fn: batch -> name -> weight of each term. Known from the batch alone, so
+      that microbatches can be scaled by the weight of the whole batch.
+    coefficients: name -> factor of each term.
+  """
+
+  init: Callable[[Array, Batch], tuple[PyTree, PyTree, PyTree]]
+  loss_fn: Callable[..., tuple[dict[str, Pair], PyTree, dict[str, Pair]]]
+  weights_fn: Callable[[Batch], dict[str, Array]]
+  coefficients: dict[str, float]
+
+
+def language_model(
+  functional,
+  load_balance: float = 0.01,
+  router_z: float = 1e-3,
+  logits_z: float = 0.0,
+  num_chunks: int = 1,
+) -> Objective:
+  """Next-token prediction with a sparse model's balance losses.
+
+  Args:
+    functional: the model's pure functions.
+    load_balance: coefficient of the load-balance loss.
+    router_z: coefficient of the router's z-loss.
+    logits_z: coefficient of the squared log-partition of the logits (PaLM).
+    num_chunks: pieces in which the loss is computed.
+
+  Returns:
+    The objective; its term 'cross_entropy' is in nats per weighted token.
+  """
+  coefficients = {
+    'cross_entropy': 1.0,
+    'load_balance': load_balance,
+    'router_z': router_z,
+    'logits_z': logits_z,
+  }
+
+  def loss_fn(params, state, batch, key, train):
+    rngs = None
+    if key is not None:
+      router_key, dropout_key = jax.random.split(key)
+      rngs = {'router': router_key, 'dropout': dropout_key}
+    outputs = functional.apply(params, state, batch, rngs, train)
+    nats, log_z_squared = cross_entropy(
+      lambda hidden: functional.head(params, hidden),
+      outputs.hidden,
+      batch.targets,
+      batch.loss_weights,
+      num_chunks,
+    )
+    weight = batch.loss_weights.sum()
+    terms = {
+      'cross_entropy': (nats, weight),
+      'logits_z': (log_z_squared, weight),
+      **outputs.losses,
+    }
+    return terms, outputs.state, outputs.metrics
+
+  def weights_fn(batch):
+    weight = batch.loss_weights.sum()
+    tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
+    return {
+      'cross_entropy': weight,
+      'logits_z': weight,
+      'load_balance': tokens,
+      'router_z': tokens,
+    }
+
+  return Objective(functional.init, loss_fn, weights_fn, coefficients)

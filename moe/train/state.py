@@ -1,0 +1,38 @@
+"""What training carries from step to step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe.types import Array, PyTree
+
+
+class TrainState(NamedTuple):
+  """Everything a step reads and writes; what a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, steps done.
+    params: trained.
+    opt_state: the optimizer's.
+    state: carried, not trained (router bias, averages).
+  """
+
+  step: Array
+  params: PyTree
+  opt_state: optax.OptState
+  state: PyTree
+
+
+def create(
+  params: PyTree, state: PyTree, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first step."""
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, optimizer.init(params), state)
+
+
+def count(tree: PyTree) -> int:
+  """Numbers in a tree of arrays or shapes."""
+  return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

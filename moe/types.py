@@ -1,0 +1,113 @@
+"""Types that every part shares, and the legend of the letters in tensor names.
+
+A tensor's name ends in its dims (`x_BTD`); scalars and trees carry no suffix; the
+suffix is the logical shape, never the shard one device holds.
+
+  B  sequences in the batch        D  model width        E  experts
+  T  tokens per sequence (query)   F  feed-forward width A  active experts (top-k)
+  S  key/value or cache length     V  vocabulary         C  capacity: slots per
+  N  query heads                   L  layers (scan axis)    expert and group
+  K  key/value heads               H  head width         G  routing groups
+  R  routed rows (token, expert)   I, J residues i and j M  tokens per group
+  Y, X  image rows and columns     Q  image channels     P  atom slots per residue
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+# A loss or a metric as (sum, weight): added over microbatches and devices first,
+# divided once at the end.
+Pair = tuple[Array, Array]
+
+
+class Batch(NamedTuple):
+  """What a model reads, one row per sequence; every field is [B, T].
+
+  Attention rule: key k is visible to query q iff both have the same segment and
+  (k <= q, or both have the same non-zero block).
+
+  Attributes:
+    tokens: int32 ids the model reads; 0 at the first token of a document.
+    targets: int32 ids to predict at each place.
+    loss_weights: float32, weight of each target; 0 at padding and prompts.
+    segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
+    positions: int32, place of the token in its document.
+    block_ids: int32, 0 for causal tokens; tokens of one block see each other.
+    modality: int32, 0 text, 1 image, 2 protein.
+  """
+
+  tokens: Array
+  targets: Array
+  loss_weights: Array
+  segment_ids: Array
+  positions: Array
+  block_ids: Array
+  modality: Array
+
+
+class Cache(NamedTuple):
+  """Keys and values of the tokens already read, for decoding.
+
+  Attributes:
+    segment_ids: int32 [B, S], 0 where a slot is empty or padding.
+    block_ids: int32 [B, S].
+    index: int32 scalar, slots filled so far, the same for every row.
+    layers: tree of key and value arrays, made by the model.
+  """
+
+  segment_ids: Array
+  block_ids: Array
+  index: Array
+  layers: PyTree
+
+
+class Outputs(NamedTuple):
+  """What a model returns.
+
+  Attributes:
+    hidden: [B, T, D] after the last norm, ready for `head`.
+    state: what is carried but not trained (router bias, averages).
+    cache: the filled `Cache`, or None where none was given.
+    losses: name -> (sum, weight), unscaled.
+    metrics: name -> (sum, weight), arrays of any shape.
+  """
+
+  hidden: Array
+  state: PyTree
+  cache: Cache | None
+  losses: dict[str, Pair]
+  metrics: dict[str, Pair]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Mesh axes by their use, for what runs inside `shard_map`.
+
+  Attributes:
+    batch_axes: axes that divide the batch dim of activations.
+    sequence_axes: axes that divide the sequence dim of activations.
+    expert_axes: axes that divide the experts.
+    fsdp_axes: axes that divide parameters and are gathered before use.
+    tensor_axes: axes that divide feed-forward width and heads.
+    sizes: (axis, devices) for every axis of the mesh.
+  """
+
+  batch_axes: tuple[str, ...] = ()
+  sequence_axes: tuple[str, ...] = ()
+  expert_axes: tuple[str, ...] = ()
+  fsdp_axes: tuple[str, ...] = ()
+  tensor_axes: tuple[str, ...] = ()
+  sizes: tuple[tuple[str, int], ...] = ()
+
+  def size(self, axes: tuple[str, ...]) -> int:
+    """Product of the sizes of `axes`; 1 for none."""
+    sizes = dict(self.sizes)
+    total = 1
+    for axis in axes:
+      total *= sizes[axis]
+    return total

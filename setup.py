@@ -1,0 +1,55 @@
+"""Installs wudao-moe; everything pinned is in launch/requirements.txt."""
+
+import pathlib
+
+import setuptools
+
+DATA = [
+  'opencc>=1.4',
+  'seqio>=0.0.20',
+  # The two must be of one build: a mismatch is an undefined symbol at import.
+  'tensorflow==2.21.0',
+  'tensorflow-text==2.21.1',
+  'tensorflow-datasets>=4.9.10',
+]
+TEST = ['chex>=0.1.92', 'pypinyin>=0.55', 'pytest>=9', 'ruff==0.17.6']
+
+setuptools.setup(
+  name='wudao-moe',
+  version='0.1.0',
+  description='Sparse mixture-of-experts research on JAX and TPU.',
+  long_description=pathlib.Path(__file__).with_name('README.md').read_text(
+    encoding='utf-8'
+  ),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['moe*', 'tasks*', 'launch*']),
+  package_data={
+    'tasks': ['corpora/*.jsonl', 'corpora/*.md'],
+    'launch': ['*.sh', '*.txt', '*.html'],
+  },
+  install_requires=[
+    'absl-py>=2.3',
+    'array-record>=0.8.3',
+    'flax>=0.12.8,<0.13',
+    'gcsfs>=2026.1',
+    'gin-config==0.5.0',
+    'grain>=0.2.18',
+    'jax>=0.10.2,<0.13',
+    'jinja2>=3.1',
+    'matplotlib>=3.10',
+    'numpy>=2.2',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.4',
+    'rich>=14',
+    'sentencepiece>=0.2.1',
+    'tensorboardX>=2.6.4',
+  ],
+  extras_require={
+    'data': DATA,
+    'test': TEST,
+    'tpu': ['libtpu>=0.0.52'],
+    'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+  },
+)
