@@ -12,15 +12,23 @@ DATA = [
   'tensorflow-text==2.21.1',
   'tensorflow-datasets>=4.9.10',
 ]
-TEST = ['chex>=0.1.92', 'pypinyin>=0.55', 'pytest>=9', 'ruff==0.17.6']
+TEST = [
+  'chex>=0.1.92',
+  'pypinyin>=0.55',
+  'pytest>=9',
+  'pytest-xdist>=3.8',
+  'ruff==0.17.6',
+  # Installs the lock, and makes it.
+  'uv==0.13.9',
+]
 
 setuptools.setup(
   name='wudao-moe',
   version='0.1.0',
   description='Sparse mixture-of-experts research on JAX and TPU.',
-  long_description=pathlib.Path(__file__).with_name('README.md').read_text(
-    encoding='utf-8'
-  ),
+  long_description=pathlib.Path(__file__)
+  .with_name('README.md')
+  .read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',

@@ -116,7 +116,9 @@ class MoE(nn.Module):
       self, E, D, self.expert_d_ff, self.activation
     )
     weights = {k: w.astype(self.dtype) for k, w in weights.items()}
-    key = self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
+    key = (
+      self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
+    )
     y_BTD, outputs = self._sharded(x_BTD, w_DE, weights, info, key, train)
     if self.shared_d_ff:
       y_BTD += feed_forward.FeedForward(
@@ -184,10 +186,7 @@ class MoE(nn.Module):
       valid_GM,
     )
     G = x_GMD.shape[0]
-    shard = jnp.zeros((), jnp.int32)
-    if lay.batch_axes + lay.sequence_axes:
-      shard = jax.lax.axis_index(lay.batch_axes + lay.sequence_axes)
-    keys_G = group_keys(key, shard.astype(jnp.int32) * G, G)
+    keys_G = group_keys(key, self._group_indices(G, max(1, G // B)))
     plan = self.router().route(inputs, None, keys_G, train)
     dispatcher = self.dispatch() if train else dispatch.Dropless()
     exchanger = self.exchange() if train else exchange.AllGather()
@@ -197,7 +196,7 @@ class MoE(nn.Module):
       dispatcher,
       self.num_experts,
       lay.expert_axes,
-      lambda rows, counts: self._experts(rows, counts, weights),
+      lambda rows, counts: self._experts(rows, counts, weights, dispatcher),
     )
     if lay.tensor_axes:
       y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
@@ -209,14 +208,25 @@ class MoE(nn.Module):
       outputs = jax.lax.psum(outputs, batch_axes)
     return y_GMD.reshape(B, T, D), outputs
 
-  def _experts(self, rows, expert_rows_E, weights):
+  def _group_indices(self, num_groups: int, per_row: int) -> Array:
+    """Places of this device's groups in the whole batch, row after row."""
+    lay = self.layout
+    index = lambda names: (
+      jax.lax.axis_index(names).astype(jnp.int32) if names else 0
+    )
+    local_G = jnp.arange(num_groups, dtype=jnp.int32)
+    row_G = index(lay.batch_axes) * (num_groups // per_row) + local_G // per_row
+    columns = lay.size(lay.sequence_axes)
+    part_G = row_G * columns + index(lay.sequence_axes)
+    return part_G * per_row + local_G % per_row
+
+  def _experts(self, rows, expert_rows_E, weights, dispatcher):
     """Rows [E, S, D], or [R, D] with counts, through the experts held here."""
     if expert_rows_E is None:
       product = lambda x, w: jnp.einsum('ESD,EDF->ESF', x, w)
     else:
-      block = dispatch.Dropless().block
       product = lambda x, w: dispatch.grouped_matmul(
-        x, w, expert_rows_E, block
+        x, w, expert_rows_E, dispatcher.block
       )
     products = {'up': product(rows, weights['w_up_EDF'])}
     if self.activation == 'swiglu':

@@ -25,7 +25,9 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Normalises the last dim."""
-    init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+    init = nn.with_logical_partitioning(
+      nn.initializers.ones_init(), (self.axis,)
+    )
     scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)

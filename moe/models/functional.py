@@ -37,7 +37,9 @@ class Functional:
       (params, state, logical_axes): logical_axes is a tree like params of tuples
       with a name, or None, for each dim.
     """
-    batch = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), batch_shapes)
+    batch = jax.tree.map(
+      lambda s: jax.numpy.zeros(s.shape, s.dtype), batch_shapes
+    )
     with nn.logical_axis_rules(self.rules):
       variables = self.module.init({'params': key}, batch)
     params, state = variables['params'], variables.get('state', {})

@@ -124,9 +124,13 @@ class Stack(nn.Module):
     """Returns ([B, T, D], cache, losses averaged, metrics by sparse layer)."""
     prefix = []
     for i in range(self.num_dense_prefix):
-      block = self.block(layout=self.layout, dtype=self.dtype, name=f'prefix_{i}')
+      block = self.block(
+        layout=self.layout, dtype=self.dtype, name=f'prefix_{i}'
+      )
       layer_cache = None if cache is None else cache['prefix'][i]
-      x_BTD, layer_cache, _ = block(x_BTD, description, info, layer_cache, train)
+      x_BTD, layer_cache, _ = block(
+        x_BTD, description, info, layer_cache, train
+      )
       prefix.append(layer_cache)
     if not self.num_periods():
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}

@@ -90,7 +90,9 @@ def build(
           ' (see model.txt of a run), but matches none.'
         )
     is_frozen = lambda n: any(re.fullmatch(p, n) for p in frozen)
-    return jax.tree.map(lambda n: 'frozen' if is_frozen(n) else 'trained', names)
+    return jax.tree.map(
+      lambda n: 'frozen' if is_frozen(n) else 'trained', names
+    )
 
   transforms = {'trained': chain, 'frozen': optax.set_to_zero()}
   return _with_standard_promotion(optax.multi_transform(transforms, labels))

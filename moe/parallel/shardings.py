@@ -16,7 +16,8 @@ from moe.types import Batch, PyTree
 def path_name(path: tuple) -> str:
   """A tree path as 'a/b/c'."""
   return '/'.join(
-    str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path
+    str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
+    for k in path
   )
 
 

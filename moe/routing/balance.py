@@ -75,7 +75,9 @@ def choice_statistics(
   chosen_GME = jax.nn.one_hot(expert_GMA, E).sum(axis=2)
   log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
   entropy_GM = -jnp.sum(probs_GME * log_probs_GME, axis=-1)
-  first_GM = jnp.take_along_axis(probs_GME, expert_GMA[..., :1], axis=-1)[..., 0]
+  first_GM = jnp.take_along_axis(probs_GME, expert_GMA[..., :1], axis=-1)[
+    ..., 0
+  ]
   return {
     'load': (jnp.einsum('GME,GM->E', chosen_GME, valid_GM), tokens * A),
     'entropy': (jnp.sum(entropy_GM * valid_GM), tokens),

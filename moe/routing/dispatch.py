@@ -164,7 +164,9 @@ def combine(out_GSD: Array, plan: RoutingPlan, packed: Packed) -> Array:
   )
 
 
-def capacity(tokens: int, num_active: int, num_experts: int, factor: float) -> int:
+def capacity(
+  tokens: int, num_active: int, num_experts: int, factor: float
+) -> int:
   """Slots per expert and group: factor times an even share, at least 1."""
   share = tokens * num_active / num_experts
   return max(1, min(tokens, math.ceil(factor * share)))
@@ -212,10 +214,13 @@ class Sorted:
   capacity_factor: float = 1.25
   is_dropless = False
 
-  def pack(self, x_GMD: Array, plan: RoutingPlan, num_experts: int) -> Packed:
+  def pack(
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
+  ) -> Packed:
     """[G, E, C, D] rows; later rows of a full expert are dropped."""
     G, M, D = x_GMD.shape
-    C = capacity(M, plan.rows_GMA.shape[-1], num_experts, self.capacity_factor)
+    A, total = plan.rows_GMA.shape[-1], num_experts * shards
+    C = capacity(M, A, total, self.capacity_factor)
     slot_GR, row_GS, dropped = _sorted_slots(plan, num_experts, C)
     token_GS = _compose(plan.token_GR, row_GS)
     rows = gather_rows(x_GMD, token_GS, _choices(plan, slot_GR))
@@ -248,10 +253,13 @@ class Einsum:
     # one_hot is zero for ranks beyond the capacity.
     return chosen_GRE[..., None] * jax.nn.one_hot(rank_GR, C)[:, :, None]
 
-  def pack(self, x_GMD: Array, plan: RoutingPlan, num_experts: int) -> Packed:
+  def pack(
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
+  ) -> Packed:
     """[G, E, C, D] rows; later rows of a full expert are dropped."""
     G, M, _ = x_GMD.shape
-    C = capacity(M, plan.rows_GMA.shape[-1], num_experts, self.capacity_factor)
+    A, total = plan.rows_GMA.shape[-1], num_experts * shards
+    C = capacity(M, A, total, self.capacity_factor)
     mask_GREC = self._mask(plan, M, num_experts, C)
     token_GRM = jax.nn.one_hot(plan.token_GR, M)
     rows_GECD = jnp.einsum(
@@ -286,7 +294,9 @@ class Dropless:
   block: int = 64
   is_dropless = True
 
-  def pack(self, x_GMD: Array, plan: RoutingPlan, num_experts: int) -> Packed:
+  def pack(
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
+  ) -> Packed:
     """[R', D] rows sorted by expert, each expert's run padded to whole blocks."""
     G, M, D = x_GMD.shape
     R, E, Q = plan.expert_GR.shape[1], num_experts, self.block

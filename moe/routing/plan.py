@@ -100,10 +100,9 @@ def rows_of_choices(
   )
 
 
-def group_keys(key: Array, first_group: Array, num_groups: int) -> Array:
-  """Keys of `num_groups` groups by their index in the whole batch.
+def group_keys(key: Array, index_G: Array) -> Array:
+  """Keys of groups by their index in the whole batch.
 
   The noise of a group is then the same on one device and on eight.
   """
-  indices_G = first_group + jnp.arange(num_groups, dtype=jnp.int32)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices_G)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_G)

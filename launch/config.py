@@ -1,0 +1,212 @@
+"""What a run is made of, as gin configures it, and finding a run again."""
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+
+import gin
+import jax
+import optax
+
+from launch import bindings
+from moe.modalities.vocabulary import Vocabulary
+from moe.models import functional as functional_lib
+from moe.models.decoder import Decoder
+from moe.models.functional import Functional
+from moe.parallel import rules as rules_lib
+from moe.parallel.mesh import MeshShape
+from moe.train import restore, trainer
+from moe.types import Layout, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is read.
+
+  Attributes:
+    train: task or mixture, read from its 'train' split.
+    evaluation: tasks scored on their 'validation' split; the first one ranks
+      checkpoints.
+    sequence_length: T.
+    batch_size: B, over all devices and microbatches.
+    vocabulary: file of a SentencePiece model; '' trains one of at most the
+      model's vocab_size on the train split at first use.
+    cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
+  """
+
+  train: str
+  evaluation: Sequence[str]
+  sequence_length: int
+  batch_size: int
+  vocabulary: str = ''
+  cache_dir: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+  """Parameters to start from, where they are not random.
+
+  Attributes:
+    checkpoint: work directory or step directory of another run; '' for none.
+    assignment: (regular expression of our parameter's path, path there, or None
+      to keep our own) pairs; the first that matches in full counts.
+  """
+
+  checkpoint: str = ''
+  assignment: Sequence[tuple[str, str | None]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that a gin file says.
+
+  Attributes:
+    model: the model.
+    mesh: devices per mesh axis.
+    rules: name of a table in moe/parallel/rules.py.
+    objective: makes the objective from the model's functions.
+    optimizer: makes the optimizer from the schedule.
+    schedule: learning rate by step.
+    clip_norm: largest norm of the gradient; 0 for no clipping.
+    frozen: regular expressions of parameters that are not trained.
+    data: what is read.
+    settings: of the training loop.
+    initial: parameters to start from.
+  """
+
+  model: Decoder
+  mesh: MeshShape
+  objective: Callable
+  optimizer: Callable[..., optax.GradientTransformation]
+  schedule: Callable
+  data: Data
+  settings: trainer.Settings
+  rules: str = 'standard'
+  clip_norm: float = 1.0
+  frozen: Sequence[str] = ()
+  initial: Initial = Initial()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+  """A run read back from its work directory.
+
+  Attributes:
+    functional: the model on one device.
+    params: its parameters.
+    state: what is carried beside them.
+    vocabulary: of the run.
+    step: of the checkpoint.
+    workdir: of the run.
+    run: its configuration.
+  """
+
+  functional: Functional
+  params: PyTree
+  state: PyTree
+  vocabulary: Vocabulary
+  step: int
+  workdir: str
+  run: Run
+
+
+def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
+  """Reads gin files, then bindings of the command line; later ones override.
+
+  Raises:
+    ValueError: for anything that gin or `bindings.check` objects to.
+  """
+  if not files:
+    raise ValueError(
+      '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
+    )
+  bindings.check(bindings.read(list(files), list(overrides)), Run)
+  gin.clear_config()
+  # gin logs an error for each folder that a file is not in.
+  logging.disable(logging.ERROR)
+  for path in bindings.SEARCH_PATHS:
+    gin.add_config_file_search_path(path)
+  try:
+    gin.parse_config_files_and_bindings(
+      [bindings.find_file(f) for f in files], list(overrides)
+    )
+    return gin.get_configurable(Run)()
+  except (TypeError, ValueError) as error:
+    # gin appends several lines on where a call came from; the first says it all.
+    message = str(error).strip().split('\n')[0]
+    raise ValueError(_missing_argument(message)) from error
+  finally:
+    logging.disable(logging.NOTSET)
+
+
+def _missing_argument(message: str) -> str:
+  found = re.search(r'(\w+)\(\) missing .* arguments?: (.*)', message)
+  if not found:
+    return message
+  owner = found.group(1).removesuffix('.__init__')
+  return f'{owner} needs {found.group(2)}: bind it in a gin file.'
+
+
+def config_text() -> str:
+  """The whole configuration as one gin file that includes nothing."""
+  return gin.config_str(max_line_length=100)
+
+
+def operative_text() -> str:
+  """What was in fact used, of the configuration."""
+  return gin.operative_config_str(max_line_length=100)
+
+
+def load_run(directory: str) -> TrainedRun:
+  """Reads a trained model back.
+
+  Args:
+    directory: work directory of a run, its checkpoints, or one step in there;
+      of a run the best step is taken if one was scored, else the latest.
+
+  Raises:
+    ValueError: if something is missing, damaged, or does not fit together.
+  """
+  steps_dir, step = restore.locate(directory)
+  workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
+  config = os.path.join(workdir, 'config.gin')
+  vocabulary_path = os.path.join(workdir, 'vocabulary.model')
+  for path in (config, vocabulary_path):
+    if not os.path.isfile(path):
+      raise ValueError(f'{path} must lie beside the checkpoints of a run.')
+  run = load([config], [])
+  vocabulary = Vocabulary(vocabulary_path)
+  functional = functional_lib.placed(run.model, (), Layout())
+  if step is None:
+    step = restore.best_step(steps_dir)
+  loaded, meta = restore.load_params(steps_dir, step)
+  if meta['vocabulary_sha256'] != vocabulary.sha256:
+    raise ValueError(
+      f'{vocabulary_path} must be the vocabulary that step {meta["step"]} was'
+      f' trained with (SHA-256 {meta["vocabulary_sha256"][:12]}), got'
+      f' {vocabulary.sha256[:12]}: put the right file back.'
+    )
+  return TrainedRun(
+    functional,
+    loaded['params'],
+    loaded.get('state', {}),
+    vocabulary,
+    meta['step'],
+    workdir,
+    run,
+  )
+
+
+def place(run: Run, devices: Sequence | None = None):
+  """(functional, rule table, mesh) of a run on devices."""
+  from moe.parallel.mesh import make_mesh
+
+  table = rules_lib.table(run.rules)
+  mesh = make_mesh(run.mesh, devices or jax.devices())
+  layout = rules_lib.layout(table, mesh)
+  functional = functional_lib.placed(
+    run.model, rules_lib.activation_rules(table), layout
+  )
+  return functional, table, mesh

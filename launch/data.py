@@ -1,0 +1,217 @@
+r"""Corpora, vocabularies and token stores: python -m launch.data VERB ...
+
+  list                              every task and mixture
+  inspect poems_shi                 what its documents look like
+  vocabulary --task=poems_shi --size=8192 --output=poems.model
+  cache poems_shi --vocab_size=8192   tokenise, with a vocabulary of its own
+  cache zh_mix --vocabulary=poems.model
+  verify poems_shi                  read everything again and compare
+
+Token stores lie in <cache_dir>/<vocabulary name>/<task>/<split>, the vocabulary
+in <cache_dir>/<vocabulary name>/vocabulary.model.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from launch.stores import default_cache_dir, log, prepare, register_tasks
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.data',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+  def verb(name, text):
+    return verbs.add_parser(
+      name, help=text, description=text, allow_abbrev=False
+    )
+
+  verb('list', 'list every task and mixture')
+  inspect = verb('inspect', 'show documents of a task and measure them')
+  inspect.add_argument('task', metavar='TASK', help='a task or mixture')
+  inspect.add_argument('--split', default='train', help='default: train')
+  inspect.add_argument(
+    '--num', type=int, default=3, help='documents to print; default: 3'
+  )
+  inspect.add_argument(
+    '--vocabulary',
+    metavar='F',
+    help='to count tokens with; default: one of at most 8192 pieces, trained '
+    'on the train split for the occasion',
+  )
+
+  vocabulary = verb('vocabulary', 'train a SentencePiece vocabulary')
+  source = vocabulary.add_mutually_exclusive_group(required=True)
+  source.add_argument('--task', help='trains on the train split of a task')
+  source.add_argument(
+    '--text_file',
+    metavar='F',
+    help=r'trains on a file: one document a line, \n for a line break inside',
+  )
+  vocabulary.add_argument('--size', type=int, required=True, help='pieces')
+  vocabulary.add_argument('--output', required=True, metavar='F')
+  vocabulary.add_argument(
+    '--model_type', choices=('bpe', 'char', 'unigram'), default='bpe'
+  )
+
+  cache = verb('cache', 'make the token stores of tasks that are not there yet')
+  cache.add_argument('tasks', nargs='+', metavar='TASK', help='or mixture')
+  cache.add_argument(
+    '--split',
+    nargs='+',
+    action='extend',
+    help='of every task; default: train and validation where it has them',
+  )
+  which = cache.add_mutually_exclusive_group(required=True)
+  which.add_argument('--vocabulary', metavar='F', help='to tokenise with')
+  which.add_argument(
+    '--vocab_size',
+    type=int,
+    metavar='N',
+    help='pieces of a vocabulary trained on the train split of the first task',
+  )
+  cache.add_argument(
+    '--overwrite',
+    action='store_true',
+    help='make stores again whose corpus or task has changed',
+  )
+  cache.add_argument(
+    '--max_bad_fraction',
+    type=float,
+    default=1e-4,
+    help='of the documents, those that may be malformed; default: 1e-4',
+  )
+  verify = verb('verify', 'check token stores against their manifests')
+  verify.add_argument(
+    'what', metavar='DIR_OR_TASK', help='a directory with stores, or a task'
+  )
+  for command in (cache, verify):
+    command.add_argument(
+      '--cache_dir',
+      metavar='D',
+      default=default_cache_dir(),
+      help='default: $WUDAO_CACHE or ~/.cache/wudao',
+    )
+  return parser.parse_args(argv)
+
+
+def make_vocabulary(args: argparse.Namespace) -> int:
+  """The verb `vocabulary`."""
+  from moe.data import cache
+  from moe.modalities.vocabulary import train_vocabulary
+
+  if args.text_file:
+    from launch.evaluate import read_texts
+
+    texts = read_texts(args.text_file)
+  else:
+    register_tasks()
+    cache.tasks_with(args.task, 'train')
+    documents = cache.documents(args.task, 'train')
+    texts = (''.join(document.values()) for document in documents)
+  trained = train_vocabulary(texts, args.size, args.output, args.model_type)
+  print(f'{args.output}: {trained.size} pieces, SHA-256 {trained.sha256}')
+  return 0
+
+
+def make_stores(args: argparse.Namespace) -> int:
+  """The verb `cache`."""
+  from moe.data.store import VOCABULARY
+
+  vocabulary, directory = args.vocabulary, None
+  for task in args.tasks:
+    directory = prepare(
+      task,
+      args.split,
+      args.cache_dir,
+      vocabulary,
+      args.vocab_size,
+      args.overwrite,
+      args.max_bad_fraction,
+    )
+    vocabulary = os.path.join(directory, VOCABULARY)
+  print(directory)
+  return 0
+
+
+def verify_stores(args: argparse.Namespace) -> int:
+  """The verb `verify`: 1 if a store is not sound."""
+  from moe.data.store import MANIFEST
+  from moe.data.verify import verify
+
+  if os.path.isdir(args.what):
+    roots = [args.what]
+  else:
+    roots = _directories_of(args.what, args.cache_dir)
+  stores = sorted(
+    str(path.parent)
+    for root in roots
+    for path in pathlib.Path(root).rglob(MANIFEST)
+    if not path.parent.name.endswith('.tmp')
+  )
+  if not stores:
+    found = {path.name for path in pathlib.Path(args.cache_dir).glob('*/*/')}
+    near = difflib.get_close_matches(args.what, sorted(found), cutoff=0.5)
+    hint = f'; did you mean {" or ".join(near)}?' if near else '.'
+    raise ValueError(
+      f'Token stores must be at {args.what} or, for a task, in'
+      f' {args.cache_dir}, got none: make them with `python -m launch.data'
+      f' cache`{hint}'
+    )
+  num_unsound = 0
+  for store in stores:
+    problems = verify(store)
+    print(f'{"UNSOUND" if problems else "sound  "} {store}')
+    for problem in problems:
+      print(f'  {problem}')
+    num_unsound += bool(problems)
+  return 1 if num_unsound else 0
+
+
+def _directories_of(name, cache_dir) -> list[pathlib.Path]:
+  """Directories of the stores of a task, or of a mixture's tasks."""
+  from moe.data.store import MIXTURE
+
+  found = []
+  for directory in sorted(pathlib.Path(cache_dir).glob(f'*/{name}')):
+    if (directory / MIXTURE).is_file():
+      rates = json.loads((directory / MIXTURE).read_text())['rates']
+      found += [directory.parent / task for task in rates]
+    else:
+      found.append(directory)
+  return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a verb; 2 if it cannot be done, with one sentence that says why."""
+  args = parse(argv)
+  # Imported where they are used: --help must answer at once.
+  from launch import inspection
+
+  verbs: dict[str, Callable[[argparse.Namespace], int]] = {
+    'list': inspection.list_tasks,
+    'inspect': inspection.inspect_task,
+    'vocabulary': make_vocabulary,
+    'cache': make_stores,
+    'verify': verify_stores,
+  }
+  try:
+    return verbs[args.verb](args)
+  except (ValueError, OSError) as error:
+    log(f'error: {" ".join(str(error).split())}')
+    return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,267 @@
+"""Makes what training needs of a task: its vocabulary and its token stores."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+# What is cached when no split is named, where a task has it.
+DEFAULT_SPLITS = ('train', 'validation')
+
+
+def default_cache_dir() -> str:
+  """Where token stores are kept unless somebody says otherwise."""
+  default = os.path.join('~', '.cache', 'wudao')
+  return os.path.expanduser(os.environ.get('WUDAO_CACHE') or default)
+
+
+def log(message: str) -> None:
+  """One line for people; standard output is for the result."""
+  print(message, file=sys.stderr, flush=True)
+
+
+def prepare(
+  task: str,
+  splits: Sequence[str] | None,
+  cache_dir: str | os.PathLike,
+  vocabulary: str | os.PathLike | None = None,
+  vocab_size: int | None = None,
+  overwrite: bool = False,
+  max_bad_fraction: float = 1e-4,
+) -> str:
+  """Makes what is missing of a task's vocabulary and token stores.
+
+  What is there is recognised without TensorFlow; making something imports it,
+  so a training process calls this in a child. Processes wait for each other.
+
+  Args:
+    task: a task or mixture; of a mixture, tasks without the split are left out.
+    splits: of it; None for train and validation where there are such.
+    cache_dir: of all token stores.
+    vocabulary: file to tokenise with.
+    vocab_size: pieces of one to be trained on the task, if no file is given.
+    overwrite: make stores again that are there.
+    max_bad_fraction: of the documents, those that may be malformed.
+
+  Returns:
+    The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
+
+  Raises:
+    ValueError: if a task, a split, a corpus or the vocabulary is missing or not
+      fit, before anything long is done.
+  """
+  directory = vocabulary_directory(task, cache_dir, vocabulary, vocab_size)
+  if not overwrite and is_prepared(directory, task, splits):
+    return directory
+  register_tasks()
+  wanted = _wanted(task, splits)
+  with _locked(directory):
+    _prepare_vocabulary(directory, task, vocabulary, vocab_size)
+    _prepare_mixture(directory, task)
+    for task_name, split in wanted:
+      # Another process may have made it while this one waited.
+      if overwrite or not _is_current(directory, task_name, split):
+        _cache(task_name, split, directory, max_bad_fraction)
+  return directory
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+  """Lets one process at a time write below a directory."""
+  cache_dir, name = os.path.split(directory)
+  try:
+    os.makedirs(cache_dir, exist_ok=True)
+    lock = open(os.path.join(cache_dir, f'.{name}.lock'), 'w')
+  except OSError as error:
+    raise ValueError(
+      f'The cache directory {cache_dir} must be one that can be written to, got'
+      f' {error.strerror}: name another one with --cache_dir or $WUDAO_CACHE.'
+    ) from error
+  with lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def vocabulary_directory(task, cache_dir, vocabulary, vocab_size) -> str:
+  """Where the vocabulary is or is going to be."""
+  cache_dir = os.path.abspath(cache_dir)
+  if vocabulary is None:
+    if vocab_size is None:
+      raise ValueError(
+        'A task is tokenised with a vocabulary, got none: give its file, or the'
+        ' size of one to train.'
+      )
+    return os.path.join(cache_dir, f'{task}-{vocab_size}')
+  from moe.data.store import VOCABULARY
+  from moe.modalities.vocabulary import Vocabulary
+
+  path = pathlib.Path(vocabulary).absolute()
+  if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
+    return str(path.parent)
+  # Files of one name may differ: the hash tells their stores apart.
+  name = path.parent.name if path.name == VOCABULARY else path.stem
+  return os.path.join(cache_dir, f'{name}-{Vocabulary(path).sha256[:8]}')
+
+
+def is_prepared(directory, task, splits) -> bool:
+  """Whether all stores are there, as far as can be told without TensorFlow."""
+  from moe.data.store import MIXTURE, find_stores
+
+  path = os.path.join(directory, task, MIXTURE)
+  if os.path.isfile(path):
+    with open(path) as f:
+      mixture = json.load(f)
+    if mixture['tasks_sha256'] != _tasks_sha256():
+      return False
+    splits = splits or [s for s in DEFAULT_SPLITS if s in mixture['splits']]
+  try:
+    stores = [
+      store
+      for split in splits or DEFAULT_SPLITS
+      for store in find_stores(directory, task, split)[0]
+    ]
+  except ValueError:
+    return False
+  parts = [pathlib.Path(store).parts[-2:] for store in stores]
+  return all(_is_current(directory, *part) for part in parts)
+
+
+def _is_current(directory, task_name, split) -> bool:
+  """Whether a store is there and of the vocabulary that is there."""
+  from moe.data.store import VOCABULARY, Store, file_sha256, is_store
+
+  store = os.path.join(directory, task_name, split)
+  vocabulary = os.path.join(directory, VOCABULARY)
+  if not is_store(store) or not os.path.isfile(vocabulary):
+    return False
+  return Store(store).manifest['vocabulary_sha256'] == file_sha256(vocabulary)
+
+
+def register_tasks() -> None:
+  """Imports every task, and with them TensorFlow, which takes seconds."""
+  # It is only to read files: it shall not take a device, nor greet.
+  os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with _quiet():
+    import tasks.mixtures  # noqa: F401
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Drops what C++ libraries write to the standard error stream."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, 'w') as null:
+      os.dup2(null.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+def _tasks_sha256() -> str:
+  """Hash of the code that declares the tasks, without importing it."""
+  package = pathlib.Path(importlib.util.find_spec('tasks').origin).parent
+  digest = hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+  return digest.hexdigest()
+
+
+def _wanted(task, splits) -> list[tuple[str, str]]:
+  """(task, split) of all stores, each known to have a first document."""
+  from moe.data import cache
+
+  found = cache.splits(task)
+  if splits is None:
+    splits = [split for split in DEFAULT_SPLITS if split in found]
+  wanted = [
+    (task_name, split)
+    for split in splits
+    for task_name in cache.tasks_with(task, split)
+  ]
+  for task_name, split in wanted:
+    if next(cache.documents(task_name, split), None) is None:
+      raise ValueError(
+        f'{task_name}/{split} must have at least one document, got none: check'
+        ' its files.'
+      )
+  return wanted
+
+
+def _prepare_vocabulary(directory, task, vocabulary, vocab_size):
+  from moe.data import cache
+  from moe.data.store import VOCABULARY
+  from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+
+  path = os.path.join(directory, VOCABULARY)
+  if os.path.isfile(path):
+    Vocabulary(path)
+  elif vocabulary is not None:
+    shutil.copyfile(vocabulary, path + '.tmp')
+    os.replace(path + '.tmp', path)
+  else:
+    log(f'training a vocabulary of {vocab_size} pieces on {task}/train')
+    texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
+    trained = train_vocabulary(texts, vocab_size, path)
+    log(f'{path}: {trained.size} pieces')
+
+
+def _prepare_mixture(directory, task):
+  """Writes what a mixture is made of, so that it can be read without seqio."""
+  from moe.data import cache
+  from moe.data.store import MIXTURE
+
+  rates = dict(cache.resolve(task))
+  if list(rates) == [task]:
+    return
+  os.makedirs(os.path.join(directory, task), exist_ok=True)
+  path = os.path.join(directory, task, MIXTURE)
+  with open(path + '.tmp', 'w') as f:
+    json.dump(
+      {
+        'rates': rates,
+        'splits': cache.splits(task),
+        'tasks_sha256': _tasks_sha256(),
+      },
+      f,
+      indent=2,
+    )
+  os.replace(path + '.tmp', path)
+
+
+def _cache(task_name, split, directory, max_bad_fraction):
+  from moe.data import cache
+  from moe.data.store import VOCABULARY
+
+  name, begin = f'{task_name}/{split}', time.monotonic()
+  last = begin
+
+  def progress(num_documents):
+    nonlocal last
+    if time.monotonic() - last > 10:
+      last = time.monotonic()
+      log(f'{name}: {num_documents} documents so far')
+
+  manifest = cache.cache_task(
+    task_name,
+    split,
+    directory,
+    os.path.join(directory, VOCABULARY),
+    max_bad_fraction,
+    progress,
+  )
+  counts = manifest['counts']
+  log(
+    f'{name}: {manifest["records"]} documents, {manifest["tokens"]} tokens,'
+    f' {counts["chars"]} characters in {time.monotonic() - begin:.1f} s;'
+    f' {counts["malformed"]} malformed, {counts["empty"]} empty left out'
+  )

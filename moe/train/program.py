@@ -1,0 +1,207 @@
+"""The jitted programs of a run and where their arrays live, before any of it runs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from moe.parallel import rules, shardings
+from moe.train import state
+from moe.train.objective import Objective
+from moe.train.step import make_eval_step, make_train_step
+from moe.types import Batch, PyTree
+
+
+class Program(NamedTuple):
+  """What the training loop calls.
+
+  Attributes:
+    mesh: the mesh all of it is for.
+    abstract: TrainState of shapes with shardings.
+    logical_axes: logical axis names of each parameter.
+    batch_shardings: of the batch.
+    init: jitted, () -> TrainState, born sharded.
+    train_step: jitted, (TrainState, Batch) -> (TrainState, metrics); donates.
+    eval_step: jitted, (TrainState, Batch) -> metrics.
+  """
+
+  mesh: Mesh
+  abstract: state.TrainState
+  logical_axes: PyTree
+  batch_shardings: Batch
+  init: Callable
+  train_step: Callable
+  eval_step: Callable
+
+  def put(self, batch: Batch) -> Batch:
+    """A host's batch of numpy arrays on the devices."""
+    return jax.tree.map(
+      lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]),
+      batch,
+      self.batch_shardings,
+    )
+
+
+def batch_shapes(batch_size: int, sequence_length: int) -> Batch:
+  """Shapes of a batch."""
+  shape = (batch_size, sequence_length)
+  integers = jax.ShapeDtypeStruct(shape, jnp.int32)
+  fields = {name: integers for name in Batch._fields}
+  fields['loss_weights'] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return Batch(**fields)
+
+
+def make_program(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable,
+  shapes: Batch,
+  table: rules.Table,
+  mesh: Mesh,
+  seed: int,
+  num_microbatches: int = 1,
+) -> Program:
+  """Builds a run's programs by shapes alone; nothing is compiled yet.
+
+  Args:
+    objective: what is trained.
+    optimizer: see `moe.optim.optimizers.build`.
+    schedule: learning rate by step.
+    shapes: of a batch.
+    table: rule table of the layout.
+    mesh: of the devices.
+    seed: of parameters and of every step's randomness.
+    num_microbatches: parts of a batch.
+
+  Raises:
+    ValueError: for sizes that do not divide, by the first that is found.
+  """
+  key = jax.random.key(seed)
+  found = {}
+
+  def init():
+    params, carried, found['axes'] = objective.init(key, shapes)
+    return state.create(params, carried, optimizer)
+
+  with jax.set_mesh(mesh):
+    abstract = jax.eval_shape(init)
+    params = shardings.param_shardings(
+      abstract.params, found['axes'], table, mesh
+    )
+    replicated = shardings.replicated(mesh)
+    placed = state.TrainState(
+      replicated,
+      params,
+      shardings.optimizer_shardings(
+        abstract.opt_state, abstract.params, params, mesh
+      ),
+      jax.tree.map(lambda _: replicated, abstract.state),
+    )
+    abstract = jax.tree.map(
+      lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+      abstract,
+      placed,
+    )
+    batch = shardings.batch_sharding(table, mesh)
+    layout = rules.layout(table, mesh)
+    train_step = make_train_step(
+      objective,
+      optimizer,
+      schedule,
+      seed,
+      num_microbatches,
+      layout.size(layout.batch_axes),
+    )
+    # Every error of sizes comes up here, by tracing, before any compilation.
+    jax.eval_shape(train_step, abstract, shapes)
+
+    def jitted(function, **options):
+      compiled = jax.jit(function, **options)
+      return lambda *args: _under(mesh, compiled, *args)
+
+    return Program(
+      mesh,
+      abstract,
+      found['axes'],
+      batch,
+      jitted(init, out_shardings=placed),
+      _Step(train_step, placed, batch, mesh),
+      jitted(
+        make_eval_step(objective),
+        in_shardings=(placed, batch),
+        out_shardings=replicated,
+      ),
+    )
+
+
+def _under(mesh: Mesh, function: Callable, *args):
+  with jax.set_mesh(mesh):
+    return function(*args)
+
+
+class _Step:
+  """The train step, compiled ahead of its first call."""
+
+  def __init__(self, train_step, placed, batch, mesh):
+    self._mesh = mesh
+    self._compiled = None
+    self._jitted = jax.jit(
+      train_step,
+      in_shardings=(placed, batch),
+      out_shardings=(placed, shardings.replicated(mesh)),
+      donate_argnums=0,
+    )
+
+  def lower(self, abstract, shapes):
+    """The program of one step, for `compile` or for planning."""
+    with jax.set_mesh(self._mesh):
+      return self._jitted.lower(abstract, shapes)
+
+  def compile(self, abstract, shapes) -> None:
+    """Compiles now, so that the first step takes as long as the others."""
+    self._compiled = self.lower(abstract, shapes).compile()
+
+  def __call__(self, ts, batch):
+    return (self._compiled or self._jitted)(ts, batch)
+
+
+def describe(program: Program) -> str:
+  """Every parameter: shape, logical axes, mesh axes, bytes on one device."""
+  rows = [('parameter', 'shape', 'logical axes', 'mesh axes', 'bytes/device')]
+  total = 0
+  flat = jax.tree_util.tree_flatten_with_path(program.abstract.params)[0]
+  logical = jax.tree.leaves(
+    program.logical_axes, is_leaf=lambda a: isinstance(a, tuple)
+  )
+  for (path, leaf), names in zip(flat, logical, strict=True):
+    size = shardings.device_bytes(leaf, leaf.sharding)
+    total += size
+    rows.append((
+      shardings.path_name(path),
+      'x'.join(map(str, leaf.shape)),
+      ','.join(n or '-' for n in names),
+      str(tuple(leaf.sharding.spec)),
+      f'{size:,}',
+    ))  # fmt: skip
+  optimizer = sum(
+    shardings.device_bytes(leaf, leaf.sharding)
+    for leaf in jax.tree.leaves(program.abstract.opt_state)
+  )
+  widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+  lines = [
+    '  '.join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+    for r in rows
+  ]
+  mesh = ' '.join(f'{a}={n}' for a, n in program.mesh.shape.items())
+  lines += [
+    '',
+    f'parameters {state.count(program.abstract.params):,}',
+    f'bytes per device: parameters {total:,}, optimizer {optimizer:,}',
+    f'mesh {mesh} over {program.mesh.size} x '
+    f'{np.ravel(program.mesh.devices)[0].device_kind}',
+  ]
+  return '\n'.join(lines) + '\n'

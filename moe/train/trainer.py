@@ -1,0 +1,246 @@
+"""The training loop, to be read from top to bottom."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from moe.train import metrics as metrics_lib
+from moe.train.checkpoint import Checkpointer
+from moe.train.program import Program
+from moe.train.progress import Progress
+from moe.train.state import TrainState
+from moe.types import Batch
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+
+
+class TrainingError(ValueError):
+  """Training cannot go on; the message says why, and what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How long to train and what to do on the way.
+
+  Attributes:
+    train_steps: steps in all.
+    eval_period: steps between evaluations; 0 for none but the last.
+    save_period: steps between checkpoints; the last step is always saved.
+    seed: of parameters, data order and noise.
+    num_microbatches: parts of a batch, one after the other.
+    keep_last: newest checkpoints that are kept.
+    keep_best: checkpoints of the best evaluations that are kept.
+    max_bad_steps: consecutive steps of non-finite loss before the run ends.
+    profile_steps: (first, last) steps of a profiler trace; empty for none.
+  """
+
+  train_steps: int
+  eval_period: int = 0
+  save_period: int = 1000
+  seed: int = 0
+  num_microbatches: int = 1
+  keep_last: int = 2
+  keep_best: int = 1
+  max_bad_steps: int = 3
+  profile_steps: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Held-out data.
+
+  Attributes:
+    batches: makes an iterator over all of it.
+    chars: characters scored in it.
+  """
+
+  batches: Callable[[], Iterator[Batch]]
+  chars: int
+
+
+class _Stop:
+  """Set by SIGTERM; all processes agree on the step at which they stop."""
+
+  def __init__(self):
+    self.is_set = False
+
+  @contextlib.contextmanager
+  def listening(self):
+    def handler(signum, frame):
+      del signum, frame
+      self.is_set = True
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+      yield
+    finally:
+      signal.signal(signal.SIGTERM, previous)
+
+  def reached(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self.is_set
+
+
+def evaluate(
+  program: Program, ts: TrainState, evaluation: Evaluation, stop: _Stop
+) -> dict[str, Any]:
+  """Bits per character on held-out data, dropless; partial after SIGTERM."""
+  mean = metrics_lib.Mean()
+  for batch in evaluation.batches():
+    if stop.is_set:
+      break
+    mean.add(program.eval_step(ts, program.put(batch)))
+  pairs = mean.pairs()
+  if not pairs:
+    return {}
+  nats = float(pairs['cross_entropy'][0])
+  record = metrics_lib.summarize(pairs)
+  record['bits_per_char'] = nats / math.log(2) / evaluation.chars
+  return record
+
+
+def train(
+  settings: Settings,
+  program: Program,
+  reader,
+  evaluations: dict[str, Evaluation],
+  checkpointer: Checkpointer,
+  progress: Progress,
+  meta: dict[str, Any],
+  ts: TrainState,
+) -> tuple[TrainState, int]:
+  """Trains from the step of `ts` to the end.
+
+  Args:
+    settings: see there.
+    program: see there.
+    reader: has `batch(step)` and `chars_per_token`.
+    evaluations: by name; the first one ranks checkpoints.
+    checkpointer: where steps are saved.
+    progress: what tells people.
+    meta: saved with every checkpoint.
+    ts: state to start from; donated.
+
+  Returns:
+    (state, exit code): 0 at the end, 75 after SIGTERM with everything saved.
+
+  Raises:
+    TrainingError: if the loss stays non-finite.
+  """
+  # ---- Set up ----------------------------------------------------------------
+  first = int(ts.step)
+  stop = _Stop()
+  reporter = _Reporter(progress, reader.chars_per_token, settings.max_bad_steps)
+
+  def evaluate_all(step: int) -> dict[str, float]:
+    """Metrics by which checkpoints are ranked; none if SIGTERM came."""
+    results = {}
+    for name, evaluation in evaluations.items():
+      results[name] = evaluate(program, ts, evaluation, stop)
+      if stop.is_set:
+        return {}
+    progress.evaluation(step, results)
+    return {'bits_per_char': next(iter(results.values()))['bits_per_char']}
+
+  def is_evaluated(step: int) -> bool:
+    is_last = step == settings.train_steps
+    period = settings.eval_period
+    return bool(evaluations) and (is_last or (period and step % period == 0))
+
+  # ---- Loop ------------------------------------------------------------------
+  with stop.listening(), ThreadPoolExecutor(1, 'reader') as pool:
+    upcoming = pool.submit(reader.batch, first)
+    if first and is_evaluated(first) and not progress.has_evaluation(first):
+      evaluate_all(first)  # SIGTERM came in the middle of it
+    reporter.resume()
+    for step in range(first, settings.train_steps):
+      batch = program.put(upcoming.result())
+      upcoming = pool.submit(reader.batch, step + 1)
+      _profile(settings.profile_steps, step, progress.workdir)
+      ts, device_metrics = program.train_step(ts, batch)
+      reporter.step_started(step + 1, device_metrics)
+      checkpointer.check()
+
+      done = step + 1
+      is_last = done == settings.train_steps
+      is_stopped = stop.reached(done) and not is_last
+      is_saved = is_last or is_stopped or done % settings.save_period == 0
+      if not (is_saved or is_evaluated(done)):
+        continue
+      reporter.flush()
+      scores = evaluate_all(done) if is_evaluated(done) else {}
+      if is_saved or stop.reached(done):
+        checkpointer.save(done, ts, meta, scores)
+      if stop.reached(done) and not is_last:
+        checkpointer.wait()
+        progress.note(
+          f'SIGTERM: step {done:,} is saved; run it again to go on.'
+        )
+        return ts, EXIT_PREEMPTED
+      reporter.resume()
+
+  # ---- End -------------------------------------------------------------------
+  checkpointer.wait()
+  return ts, 0
+
+
+class _Reporter:
+  """Fetches a step's metrics while the next step already runs."""
+
+  def __init__(self, progress, chars_per_token: float, max_bad_steps: int):
+    self._progress = progress
+    self._chars_per_token = chars_per_token
+    self._max_bad_steps = max_bad_steps
+    self._bad_steps = 0
+    self._waiting = None
+    self._mark = 0.0  # when the step before ended
+
+  def resume(self) -> None:
+    """Time goes on: what came before was no training."""
+    self._mark = time.perf_counter()
+
+  def step_started(self, step: int, device_metrics) -> None:
+    """Reports the step before this one.
+
+    Raises:
+      TrainingError: if too many steps in a row were not finite.
+    """
+    self.flush()
+    self._waiting = step, device_metrics
+
+  def flush(self) -> None:
+    """Reports the step that is waiting; blocks until it has ended."""
+    if self._waiting is None:
+      return
+    (step, device_metrics), self._waiting = self._waiting, None
+    record = metrics_lib.summarize(device_metrics, self._chars_per_token)
+    now = time.perf_counter()
+    self._progress.step(step, record, now - self._mark)
+    self._mark = now
+    self._bad_steps = self._bad_steps + 1 if record['skipped'] else 0
+    if self._bad_steps >= self._max_bad_steps:
+      raise TrainingError(
+        f'The loss or its gradient was not finite for {self._bad_steps} steps up'
+        f' to step {step}; the parameters are those before: lower LEARNING_RATE,'
+        ' or look at the data of these steps.'
+      )
+
+
+def _profile(steps: tuple[int, ...], step: int, workdir: str) -> None:
+  """Starts and stops the profiler trace."""
+  if not steps:
+    return
+  if step == steps[0]:
+    jax.profiler.start_trace(os.path.join(workdir, 'profile'))
+  if step == steps[1]:
+    jax.profiler.stop_trace()

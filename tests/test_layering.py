@@ -1,0 +1,65 @@
+"""Who may import whom."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CORE = {'types', 'axes'}
+MAY_IMPORT = {
+  'routing': CORE,
+  'layers': CORE | {'routing'},
+  'modalities': CORE,
+  'models': CORE | {'routing', 'layers', 'modalities'},
+  'parallel': CORE,
+  'optim': CORE,
+  'data': CORE | {'modalities'},
+  'train': CORE | {'parallel', 'optim', 'data'},
+  'infer': CORE | {'parallel', 'optim', 'data'},
+  'evaluate': CORE | {'parallel', 'optim', 'data', 'train', 'infer'},
+  'scale': CORE | {'parallel', 'optim', 'data', 'train', 'infer'},
+}
+HEAVY = {'tensorflow', 'seqio', 'tensorflow_datasets', 'tensorflow_text'}
+FLAX = {'routing', 'layers', 'models'}
+FILES = sorted(
+  str(p.relative_to(ROOT))
+  for folder in ('moe', 'tasks', 'launch')
+  for p in (ROOT / folder).rglob('*.py')
+)
+
+
+def imports(path):
+  for node in ast.walk(ast.parse((ROOT / path).read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+@pytest.mark.parametrize('path', [f for f in FILES if f.startswith('moe/')])
+def test_a_file_of_moe_imports_only_what_lies_below_it(path):
+  room = path.split('/')[1].removesuffix('.py')
+  allowed = MAY_IMPORT.get(room, CORE) | {room}
+  for name in imports(path):
+    top, *rest = name.split('.')
+    assert top not in {'tasks', 'launch', 'gin', 'absl'}, name
+    assert top not in HEAVY or path == 'moe/data/cache.py', name
+    assert top != 'flax' or room in FLAX, name
+    if top == 'moe':
+      assert rest[0] in allowed, name
+
+
+@pytest.mark.parametrize('path', [f for f in FILES if f.startswith('tasks/')])
+def test_a_task_imports_only_modalities_and_data_of_moe(path):
+  for name in imports(path):
+    top, *rest = name.split('.')
+    assert top not in {'launch', 'gin', 'absl', 'jax', 'flax'}, name
+    assert top != 'moe' or rest[0] in {'modalities', 'data'}, name
+
+
+def test_init_files_are_empty():
+  filled = [
+    f for f in FILES if f.endswith('__init__.py') and (ROOT / f).stat().st_size
+  ]
+  assert not filled
