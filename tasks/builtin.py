@@ -1,0 +1,55 @@
+"""The corpus that ships with the project (tasks/corpora/README.md)."""
+
+import pathlib
+
+from tasks import registry, text_files
+
+_DIRECTORY = pathlib.Path(__file__).resolve().parent / 'corpora'
+_MARKS = {'user': '問：', 'persona': '答：'}
+
+
+def corpus(name, **fields):
+  """A file of the built-in corpus, whose records say their split themselves."""
+  return text_files.json_lines(
+    _DIRECTORY / f'{name}.jsonl',
+    {'id': str, 'split': str} | fields,
+    split_fn=lambda record: record['split'],
+    max_bad_fraction=0,
+  )
+
+
+def couplet(record):
+  """Both lines."""
+  return record['up'] + '\n' + record['down']
+
+
+def poem(record):
+  """Title, line break, lines."""
+  return record['title'] + '\n' + ''.join(record['paragraphs'])
+
+
+def essay(record):
+  """Title, line break, text."""
+  return record['title'] + '\n' + record['text']
+
+
+def dialogue(record):
+  """Who is asked, then a line for each turn."""
+  turns = [_MARKS[turn['role']] + turn['text'] for turn in record['turns']]
+  return '\n'.join([record['persona'], *turns])
+
+
+registry.add_text_task(
+  'builtin_couplets', corpus('couplets', up=str, down=str), couplet
+)
+registry.add_text_task(
+  'builtin_poems', corpus('poems', title=str, paragraphs=[str]), poem
+)
+registry.add_text_task(
+  'builtin_essays', corpus('essays', title=str, text=str), essay
+)
+registry.add_text_task(
+  'builtin_dialogues',
+  corpus('dialogues', persona=str, turns=[{'role': str, 'text': str}]),
+  dialogue,
+)

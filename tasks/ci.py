@@ -1,0 +1,18 @@
+"""Song ci lyrics and Yuan qu arias: the tune, then all lines on one line."""
+
+from tasks import registry
+from tasks.datasets.zh_corpora.zh_corpora import Corpus
+
+
+def ci_document(lyric):
+  """Name of the tune, line break, lines."""
+  return lyric['rhythmic'] + '\n' + ''.join(lyric['paragraphs'])
+
+
+def qu_document(aria):
+  """Play and tune, line break, lines."""
+  return aria['title'] + '\n' + ''.join(aria['paragraphs'])
+
+
+registry.add_text_task('ci', Corpus('ci'), ci_document)
+registry.add_text_task('qu', Corpus('qu'), qu_document)

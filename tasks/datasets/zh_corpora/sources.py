@@ -1,0 +1,271 @@
+"""The public Chinese corpora: what each is, where it is from, how split."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tasks import splits, text_files
+from tasks.datasets.zh_corpora import upstream
+
+Record = dict[str, Any]
+
+
+def _id(record: Record) -> str:
+  return record['id']
+
+
+def _text(record: Record) -> str:
+  # There are aphorisms without a title, and a lyric under two.
+  return ''.join(record['paragraphs'])
+
+
+def _first_turn(record: Record) -> str:
+  # Most exchanges are there in both scripts, and must not be parted.
+  return upstream.convert(record['turns'][0]['text'], 't2s')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A public corpus.
+
+  Attributes:
+    description: what the records are.
+    repository: on GitHub, 'owner/name'.
+    commit: of the repository that was read.
+    licence: of the data.
+    fields: what a record holds, as text_files.conform takes it.
+    files: prepared file for each split, under text_files.data_directory().
+    members: pattern of the repository's files that are read.
+    parse: those files, as (path, bytes), to records; None where the prepared
+      files were made by rules that do not fit here.
+    group_fn: key of what must stay in one split.
+    keep_apart: whether 'train' also leaves out what `splits.by_hash` would hold
+      out, though there is a file for 'validation': another corpus has the same
+      groups and holds those out.
+  """
+
+  description: str
+  repository: str
+  commit: str
+  licence: str
+  fields: text_files.Fields
+  files: Mapping[str, str]
+  members: str = ''
+  parse: Callable[[Iterator[tuple[str, bytes]]], Iterator[Record]] | None = None
+  group_fn: Callable[[Record], str] = _id
+  keep_apart: bool = False
+
+  @property
+  def url(self) -> str:
+    """Address of the repository's files at the commit, one archive."""
+    return f'https://github.com/{self.repository}/archive/{self.commit}.zip'
+
+  def prepared(self, split: str) -> Iterator[Record]:
+    """Records of a split out of the prepared files."""
+    lines = text_files.json_lines(self.files, self.fields)
+    if 'validation' in self.files:
+      records = lines.records(split)
+      if split == 'validation' or not self.keep_apart:
+        return records
+    else:
+      records = lines.records('train')
+    return (r for r in records if splits.by_hash(self.group_fn(r)) == split)
+
+  def downloaded(
+    self, split: str, members: Iterator[tuple[str, bytes]]
+  ) -> Iterator[Record]:
+    """Records of a split out of the files of the repository's archive."""
+    # GitHub puts everything into one folder named after the commit.
+    inside = ((path.partition('/')[2], data) for path, data in members)
+    matching = (
+      (path, data) for path, data in inside if re.fullmatch(self.members, path)
+    )
+    for record in self.parse(matching):
+      record = text_files.conform(record, self.fields)
+      if splits.by_hash(self.group_fn(record)) == split:
+        yield record
+
+
+_POETRY = {
+  'repository': 'chinese-poetry/chinese-poetry',
+  'commit': '99ebbef7e1345c0985c44b9fd96a3f9e776f117b',
+  'licence': 'MIT (texts are public domain)',
+}
+_LAWS = {
+  'repository': 'kong0107/mojLawSplitJSON',
+  'commit': '0d26e6c7c759821bbb6465162ffe149af5aed203',
+  'licence': 'no copyright (statutes: ROC Copyright Act, article 9)',
+  'group_fn': lambda law: law['pcode'],
+}
+_VERSE = {'id': str, 'title': str, 'author': str, 'paragraphs': [str]}
+_TURNS = [{'text': str}]
+
+SOURCES = {
+  'poems_shi': Source(
+    'Tang and Song shi poems, traditional; a paragraph is a pair of lines.',
+    **_POETRY,
+    fields=_VERSE | {'dynasty': str},
+    files={
+      'train': 'text/poems_shi_train.jsonl.xz',
+      'validation': 'text/poems_shi_valid.jsonl.gz',
+    },
+    members=r'全唐诗/poet\.(tang|song)\.\d+\.json',
+    parse=upstream.shi,
+  ),
+  'couplets_verse': Source(
+    'The two parallel couplets in the middle of regulated verse of poems_shi.',
+    **_POETRY,
+    fields={'id': str, 'up': str, 'down': str},
+    files={
+      'train': 'text/couplets_verse_train.jsonl.xz',
+      'validation': 'text/couplets_verse_valid.jsonl.gz',
+    },
+    members=r'全唐诗/poet\.(tang|song)\.\d+\.json',
+    parse=upstream.couplets,
+  ),
+  'ci': Source(
+    'Song ci lyrics; `paragraphs` is OpenCC s2t of `paragraphs_hans`.',
+    **_POETRY,
+    fields={
+      'id': str,
+      'author': str,
+      'rhythmic': str,
+      'paragraphs': [str],
+      'paragraphs_hans': [str],
+    },
+    files={
+      'train': 'text/ci_train.jsonl.xz',
+      'validation': 'text/ci_valid.jsonl.gz',
+    },
+    members=r'宋词/ci\.song\.\d+\.json',
+    parse=upstream.ci,
+  ),
+  'qu': Source(
+    'Yuan qu arias, OpenCC s2t of a simplified source.',
+    **_POETRY,
+    fields=_VERSE,
+    files={'train': 'text/qu_train.jsonl.xz'},
+    members=r'元曲/yuanqu\.json',
+    parse=upstream.qu,
+  ),
+  'classics': Source(
+    'Analects, Mencius, Songs, Chuci, Huajian ji and primers, traditional.',
+    **_POETRY,
+    fields={'book': str, 'title': str, 'author': str, 'paragraphs': [str]},
+    files={'train': 'text/classics.jsonl.gz'},
+    group_fn=_text,
+  ),
+  'luxun': Source(
+    'Essays and stories of Lu Xun, simplified, editorial notes cut by rule.',
+    repository='tallusil/luxun-novel-analysis',
+    commit='432ecfaa721f3f8a08268dabfc0a301ea3ffa50e',
+    licence='MIT (author died in 1936)',
+    fields={'id': str, 'book': str, 'title': str, 'text': str},
+    files={'train': 'text/luxun_train.jsonl.xz'},
+  ),
+  'novels': Source(
+    'Four vernacular novels of Ming and Qing by chapter, simplified.',
+    repository='tennessine/corpus',
+    commit='c5ce96aca36c6a3cb4da5f0ff7d2d5fa30c32aea',
+    licence='no licence file (texts are public domain)',
+    fields={'book': str, 'title': str, 'text': str},
+    files={'train': 'text/novels_train.jsonl.xz'},
+    members=r'(三国演义|水浒传|红楼梦|西游记)\.txt',
+    parse=upstream.novels,
+    group_fn=lambda chapter: '{book}/{title}'.format(**chapter),
+  ),
+  'react_docs': Source(
+    'Documentation of React, markdown, traditional.',
+    repository='reactjs/zh-hant.reactjs.org',
+    commit='387bcdcb7adebbb64a742fac17b4dfe6a568e829',
+    licence='CC BY 4.0',
+    fields={'path': str, 'text': str},
+    files={'train': 'text/react_docs_zh_hant.jsonl.gz'},
+    members=r'content/(docs|tutorial)/[^/]*\.md',
+    parse=upstream.markdown,
+    group_fn=lambda page: page['path'],
+  ),
+  'laws': Source(
+    'Constitution and statutes of Taiwan; an article `#` is a heading.',
+    **_LAWS,
+    fields={'pcode': str, 'title': str, 'articles': [[str]]},
+    files={'train': 'text/laws_zh_hant_train.jsonl.xz'},
+    members=r'FalV/\w+\.json',
+    parse=upstream.laws,
+  ),
+  'law_zh_en': Source(
+    'Articles of the laws of Taiwan with the official English.',
+    **_LAWS,
+    fields={'pcode': str, 'no': str, 'zh': str, 'en': str},
+    files={
+      'train': 'parallel/law_zh_hant_en_train.jsonl.xz',
+      'validation': 'parallel/law_zh_hant_en_valid.jsonl.gz',
+    },
+    members=r'(Eng_)?FalV(MingLing)?/\w+\.json',
+    parse=upstream.law_pairs,
+    keep_apart=True,
+  ),
+  'kdconv': Source(
+    'Chat about films, music and travel, two speakers in turn, simplified.',
+    repository='thu-coai/KdConv',
+    commit='653db76432de09a004ba708a68f8bbd5500e6bec',
+    licence='Apache-2.0',
+    fields={'id': str, 'domain': str, 'topic': str, 'turns': _TURNS},
+    files={
+      'train': 'dialog/kdconv_train.jsonl.xz',
+      'validation': 'dialog/kdconv_valid.jsonl.gz',
+    },
+    members=r'data/(film|music|travel)/(train|dev|test)\.json',
+    parse=upstream.kdconv,
+    group_fn=lambda chat: chat['topic'],
+  ),
+  'crosswoz': Source(
+    'A user and a system plan days in Beijing, simplified.',
+    repository='thu-coai/CrossWOZ',
+    commit='df82c9fdff91b9b130f2d6b89110d3870ba6260e',
+    licence='Apache-2.0',
+    fields={'id': str, 'turns': [{'role': str, 'text': str}]},
+    files={
+      'train': 'dialog/crosswoz_train.jsonl.xz',
+      'validation': 'dialog/crosswoz_valid.jsonl.gz',
+    },
+    members=r'data/crosswoz/(train|val|test)\.json\.zip',
+    parse=upstream.crosswoz,
+  ),
+  'chatterbot': Source(
+    'Short exchanges, traditional and simplified.',
+    repository='gunthercox/chatterbot-corpus',
+    commit='a01efece26661309b870af0251d96f94ee09fb19',
+    licence='BSD-3-Clause',
+    fields={'id': str, 'script': str, 'category': str, 'turns': _TURNS},
+    files={'train': 'dialog/chatterbot_zh.jsonl.gz'},
+    members=r'chatterbot_corpus/data/t?chinese/\w+\.yml',
+    parse=upstream.chatterbot,
+    group_fn=_first_turn,
+  ),
+  'persona_prompts': Source(
+    'Instructions to play a part, traditional.',
+    repository='PlexPt/awesome-chatgpt-prompts-zh',
+    commit='367ed18b9c50b702d762c6fbc2885107141acb62',
+    licence='MIT',
+    fields={'id': str, 'act': str, 'prompt': str},
+    files={'train': 'dialog/persona_prompts_zh_hant.jsonl.gz'},
+    members=r'prompts-zh-TW\.json',
+    parse=upstream.personas,
+  ),
+  'tatoeba': Source(
+    'Sentences in English and Chinese, scripts mixed; attr names writers.',
+    repository='DaoChaShao/py-st-dl-translater-2.0',
+    commit='620408eda1721f683e2413778ad19e4f94691053',
+    licence='CC BY 2.0 FR, attributed by row',
+    fields={'en': str, 'zh': str, 'attr': str},
+    files={
+      'train': 'parallel/tatoeba_en_zh_train.jsonl.xz',
+      'validation': 'parallel/tatoeba_en_zh_valid.jsonl.gz',
+    },
+    members=r'data/cmn\.txt',
+    parse=upstream.tatoeba,
+    group_fn=lambda pair: pair['en'],
+  ),
+}

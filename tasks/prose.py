@@ -1,0 +1,21 @@
+"""Prose: Lu Xun, the great novels by chapter, and pages of documentation."""
+
+from tasks import registry
+from tasks.datasets.zh_corpora.zh_corpora import Corpus
+
+
+def titled(piece):
+  """Title, line break, text."""
+  return piece['title'] + '\n' + piece['text']
+
+
+def page(piece):
+  """A markdown page as it is."""
+  return piece['text']
+
+
+registry.add_text_task('luxun', Corpus('luxun'), titled)
+registry.add_text_task('luxun_hant', Corpus('luxun'), titled, convert='s2t')
+registry.add_text_task('novels', Corpus('novels'), titled)
+registry.add_text_task('novels_hant', Corpus('novels'), titled, convert='s2t')
+registry.add_text_task('react_docs', Corpus('react_docs'), page)

@@ -1,0 +1,25 @@
+"""Which records are held out: a rule on the record alone."""
+
+import hashlib
+
+NAMES = ('train', 'validation')
+HELD_OUT_PERCENT = 5
+
+
+def by_hash(key: str) -> str:
+  """The split of a record whose source has no held-out file of its own.
+
+  A key is held out when the first 8 bytes of its SHA-256, as a big-endian
+  number, leave less than HELD_OUT_PERCENT when divided by 100. Records of one
+  key are never parted, and neither the order nor the number of the others
+  moves a record.
+
+  Args:
+    key: what must stay together: a record's id, a law's code, a first line.
+
+  Returns:
+    'train' or 'validation'.
+  """
+  digest = hashlib.sha256(key.encode('utf-8')).digest()
+  is_held_out = int.from_bytes(digest[:8], 'big') % 100 < HELD_OUT_PERCENT
+  return NAMES[is_held_out]

@@ -1,0 +1,240 @@
+"""Records out of files of one's own: plain text and JSON lines, packed or not.
+
+A file is checked whole before its first record is given, so that nothing long
+starts on a broken one. Lines that are no UTF-8, no JSON or lack a field are
+skipped with a warning that names file and line; when they are more than
+`max_bad_fraction` of a file, reading it is an error.
+"""
+
+import dataclasses
+import functools
+import glob
+import gzip
+import json
+import logging
+import lzma
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tasks import splits
+
+MAX_BAD_FRACTION = 1e-4
+_OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
+_MAX_WARNINGS = 10
+_UTF8_MARK = b'\xef\xbb\xbf'
+
+Record = dict[str, Any]
+# What a record must hold: `str`, `[fields]` for a list, `{name: fields}`.
+Fields = Any
+
+
+def data_directory() -> pathlib.Path:
+  """Where relative file names start: $WUDAO_DATA, or shared/data beside us."""
+  project = pathlib.Path(__file__).resolve().parents[1]
+  default = project.parent / 'shared' / 'data'
+  return pathlib.Path(os.environ.get('WUDAO_DATA', default))
+
+
+def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
+  """A value cut down to the fields asked for.
+
+  Args:
+    value: what `json.loads` gave.
+    fields: `str`, `[fields]` or `{name: fields}`; other keys are left out.
+    name: how messages call the value.
+
+  Returns:
+    A new value with exactly those fields.
+
+  Raises:
+    ValueError: if a field is missing or of another type, or if a string holds
+      half of a surrogate pair, which UTF-8 cannot write.
+  """
+  if fields is str:
+    if not isinstance(value, str):
+      raise ValueError(f'{name} must be a string, got {value!r:.40}')
+    value.encode('utf-8')
+    return value
+  if isinstance(fields, list):
+    if not isinstance(value, list):
+      raise ValueError(f'{name} must be a list, got {value!r:.40}')
+    return [
+      conform(item, fields[0], f'{name}[{i}]') for i, item in enumerate(value)
+    ]
+  if not isinstance(value, dict):
+    raise ValueError(f'{name} must be a JSON object, got {value!r:.40}')
+  for key in fields:
+    if key not in value:
+      raise ValueError(f'{name} must have the field {key!r}, has {list(value)}')
+  return {key: conform(value[key], part, key) for key, part in fields.items()}
+
+
+def parse_json(line: bytes, fields: Fields) -> Record:
+  """A line of JSON as a record with the fields asked for, or ValueError."""
+  try:
+    value = json.loads(line.decode('utf-8'))
+  except RecursionError as error:
+    raise ValueError('JSON is nested too deep') from error
+  return conform(value, fields)
+
+
+def parse_text(line: bytes) -> Record:
+  r"""A line of text as a record; \n, two characters, is a line break."""
+  return {'text': line.decode('utf-8').replace('\\n', '\n')}
+
+
+def split_of(record: Record) -> str:
+  """The split of a record by its `id`, or by all of it where it has none."""
+  key = record.get('id')
+  return splits.by_hash(key or json.dumps(record, sort_keys=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class LineSource:
+  """A source of records that are lines of files.
+
+  Attributes:
+    files: a file name or pattern that holds every split, or one for each split
+      by name; relative ones start at `data_directory()`. `.gz` and `.xz` are
+      unpacked on the way.
+    parse: a line's bytes to a record; ValueError says what is wrong with it.
+    split_fn: a record's split, where one file holds every split.
+    max_bad_fraction: of the lines of a file, those that may be malformed.
+  """
+
+  files: str | os.PathLike | Mapping[str, str | os.PathLike]
+  parse: Callable[[bytes], Record]
+  split_fn: Callable[[Record], str] = split_of
+  max_bad_fraction: float = MAX_BAD_FRACTION
+  _fit: set[tuple] = dataclasses.field(default_factory=set, repr=False)
+
+  def __str__(self) -> str:
+    files = self.files if isinstance(self.files, Mapping) else {'': self.files}
+    return f'lines of {", ".join(str(name) for name in files.values())}'
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Names of the splits."""
+    if isinstance(self.files, Mapping):
+      return tuple(self.files)
+    return splits.NAMES
+
+  def records(self, split: str) -> Iterator[Record]:
+    """Records of a split in the order of the files.
+
+    Raises:
+      ValueError: at once for an unknown split or a missing, damaged or
+        malformed file.
+    """
+    if split not in self.splits:
+      raise ValueError(
+        f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
+      )
+    # A generator would find a broken file only when its first record is asked
+    # for, somewhere inside tf.data.
+    return self._records(split, [self._checked(p) for p in self._paths(split)])
+
+  def _records(self, split, paths) -> Iterator[Record]:
+    for path in paths:
+      for _, line in _lines(path):
+        try:
+          record = self.parse(line)
+        except ValueError:
+          continue  # Counted and told by `_checked`.
+        if isinstance(self.files, Mapping) or self.split_fn(record) == split:
+          yield record
+
+  def _paths(self, split: str) -> list[pathlib.Path]:
+    name = self.files[split] if isinstance(self.files, Mapping) else self.files
+    pattern = data_directory() / name
+    paths = [pattern] if pattern.is_file() else sorted(glob.glob(str(pattern)))
+    if not paths:
+      raise ValueError(
+        f'The corpus file {pattern} must exist, got nothing there: put it'
+        ' there, or set $WUDAO_DATA to the directory that has it.'
+      )
+    return [pathlib.Path(path) for path in paths]
+
+  def _checked(self, path: pathlib.Path) -> pathlib.Path:
+    version = path, path.stat().st_mtime_ns, path.stat().st_size
+    if version not in self._fit:
+      self._check(path)
+      self._fit.add(version)
+    return path
+
+  def _check(self, path: pathlib.Path):
+    total, num_bad, first_bad = 0, 0, []
+    for number, line in _lines(path):
+      total += 1
+      try:
+        self.parse(line)
+      except ValueError as error:
+        num_bad += 1
+        if len(first_bad) < _MAX_WARNINGS:
+          first_bad.append(f'{path}:{number}: {error}')
+    if num_bad > self.max_bad_fraction * total:
+      raise ValueError(
+        f'{first_bad[0]}; {num_bad} of {total} lines of the file are malformed,'
+        f' at most {self.max_bad_fraction:g} of them may be: mend the file, or'
+        ' raise max_bad_fraction.'
+      )
+    for message in first_bad:
+      logging.getLogger(__name__).warning('Skipped: %s', message)
+    if num_bad > len(first_bad):
+      logging.getLogger(__name__).warning(
+        'Skipped %d lines of %s, of which the first are above.', num_bad, path
+      )
+
+
+def json_lines(
+  files: str | os.PathLike | Mapping[str, str | os.PathLike],
+  fields: Fields,
+  **options,
+) -> LineSource:
+  """A source of JSON lines: one object a line, with at least these fields.
+
+  Args:
+    files: as in LineSource.
+    fields: such as {'id': str, 'title': str, 'paragraphs': [str]}.
+    **options: split_fn and max_bad_fraction of LineSource.
+
+  Returns:
+    The source; its records have exactly these fields.
+  """
+  parse = functools.partial(parse_json, fields=fields)
+  return LineSource(files, parse, **options)
+
+
+def plain_text(
+  files: str | os.PathLike | Mapping[str, str | os.PathLike], **options
+) -> LineSource:
+  r"""A source of plain text: one document a line, \n for a line break inside.
+
+  Args:
+    files: as in LineSource.
+    **options: split_fn and max_bad_fraction of LineSource.
+
+  Returns:
+    The source; its records are {'text': document}.
+  """
+  return LineSource(files, parse_text, **options)
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """Numbered lines that are not blank, without their ends."""
+  opener = _OPENERS.get(path.suffix, open)
+  number = 0
+  try:
+    with opener(path, 'rb') as f:
+      for number, line in enumerate(f, start=1):
+        if number == 1:
+          line = line.removeprefix(_UTF8_MARK)
+        if line := line.rstrip(b'\r\n'):
+          yield number, line
+  except (OSError, EOFError, lzma.LZMAError) as error:
+    raise ValueError(
+      f'{path}:{number + 1}: the file must be readable to its end, got {error}:'
+      ' copy it again.'
+    ) from error

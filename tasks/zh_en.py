@@ -1,0 +1,20 @@
+"""Translation between Chinese and English, each direction a prefix task."""
+
+from tasks import registry
+from tasks.datasets.zh_corpora.zh_corpora import Corpus
+
+
+def to_chinese(pair):
+  """Given English, write Chinese."""
+  return f'英文：{pair["en"]}\n中文：', pair['zh']
+
+
+def to_english(pair):
+  """Given Chinese, write English."""
+  return f'中文：{pair["zh"]}\n英文：', pair['en']
+
+
+registry.add_prefix_task('tatoeba_en_zh', Corpus('tatoeba'), to_chinese)
+registry.add_prefix_task('tatoeba_zh_en', Corpus('tatoeba'), to_english)
+registry.add_prefix_task('law_en_zh', Corpus('law_zh_en'), to_chinese)
+registry.add_prefix_task('law_zh_en', Corpus('law_zh_en'), to_english)

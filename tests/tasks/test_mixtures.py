@@ -1,0 +1,197 @@
+"""Every registered task gives documents of exactly the promised form."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import seqio
+
+from tasks import mixtures
+
+TASKS = pathlib.Path(mixtures.__file__).parent
+PUBLIC = {  # task -> (inputs or None, targets) of the first training document
+  'poems_shi': (None, '其0\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
+  'ci': (None, '菩薩蠻\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
+  'qu': (None, '其0\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
+  'couplets_verse': ('朱樓隔綠柳\n', '白塔映青山'),
+  'couplets_verse_lm': (None, '朱樓隔綠柳\n白塔映青山'),
+  'classics': (None, '大學\n大學之道1。\n在明明德。'),
+  'huajian': (None, '花間集\n大學之道0。\n在明明德。'),
+  'luxun': (None, '第0回\n话说后来。\n且听下回分解。'),
+  'luxun_hant': (None, '第0回\n話說後來。\n且聽下回分解。'),
+  'novels': (None, '第0回\n话说后来。\n且听下回分解。'),
+  'novels_hant': (None, '第0回\n話說後來。\n且聽下回分解。'),
+  'react_docs': (None, '话说后来。\n且听下回分解。'),
+  'laws': (None, '某法\n第 一 章 總則\n第1條\u3000為甲事，\n制定本法。'),
+  'kdconv': (None, '甲：你好0\n乙：再见'),
+  'crosswoz': (None, '用户：你好0\n系统：再见'),
+  'chatterbot': (None, '問：你好0\n答：再见'),
+  'persona_prompts': (None, '編劇\n寫劇本'),
+  'tatoeba_en_zh': ('英文：Hi 0.\n中文：', '嗨。'),
+  'tatoeba_zh_en': ('中文：嗨。\n英文：', 'Hi 0.'),
+  'law_en_zh': ('英文：This Act is enacted.\n中文：', '制定本法。'),
+  'law_zh_en': ('中文：制定本法。\n英文：', 'This Act is enacted.'),
+}
+BUILTIN = (
+  'builtin_couplets',
+  'builtin_poems',
+  'builtin_essays',
+  'builtin_dialogues',
+)
+EXAMPLE = '''\
+"""Letters of my grandmother: one JSON object a line."""
+
+from tasks import registry, text_files
+
+
+def document(letter):
+  """Place and date, then the letter."""
+  return letter['place'] + '\\n' + letter['text']
+
+
+registry.add_text_task(
+  'letters',
+  text_files.json_lines(
+    'letters/*.jsonl',  # Under $WUDAO_DATA; .gz and .xz too.
+    fields={'id': str, 'place': str, 'text': str},
+  ),
+  document,
+)
+'''
+
+
+def documents(name, split='train'):
+  return list(seqio.TaskRegistry.get(name).source.documents(split))
+
+
+def test_every_task_is_known_here_and_every_corpus_file_is_imported():
+  assert set(seqio.TaskRegistry.names()) >= {*PUBLIC, *BUILTIN}
+  holds_tasks = {
+    path.stem
+    for path in TASKS.glob('*.py')
+    if '\nregistry.add_' in path.read_text('utf-8') and path.stem != 'mixtures'
+  }
+  assert holds_tasks == {
+    'builtin',
+    'ci',
+    'classics',
+    'couplets',
+    'dialogues',
+    'laws',
+    'poems',
+    'prose',
+    'zh_en',
+  }
+  assert all(hasattr(mixtures, name) for name in holds_tasks)
+
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_a_public_task_gives_its_documents_in_the_promised_form(name, corpora):
+  inputs, targets = PUBLIC[name]
+  expected = {'targets': targets}
+  if inputs is not None:
+    expected = {'inputs': inputs, **expected}
+  assert documents(name)[0] == expected
+
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_a_public_task_says_from_where_and_under_which_licence(name):
+  text = str(seqio.TaskRegistry.get(name).source.source)
+  assert 'https://github.com/' in text and 'licence' in text
+
+
+def test_mixtures_hold_the_tasks_of_their_names():
+  names = {
+    name: {task.name for task in seqio.MixtureRegistry.get(name).tasks}
+    for name in ('builtin', 'zh_classical', 'zh_prose', 'zh_talk', 'zh_en')
+  }
+  assert names['builtin'] == set(BUILTIN)
+  mix = {task.name for task in seqio.MixtureRegistry.get('zh_mix').tasks}
+  assert mix == names['zh_classical'] | names['zh_prose'] | names['zh_talk']
+  # Its lyrics are in poems_shi too, some of them held out.
+  assert 'huajian' not in mix
+
+
+def test_builtin_documents_have_the_promised_form(tmp_path, monkeypatch):
+  from tasks import builtin
+
+  monkeypatch.setattr(builtin, '_DIRECTORY', tmp_path)
+  lines = {
+    'couplets': '{"id": "1", "split": "train", "up": "上", "down": "下"}',
+    'poems': '{"id": "1", "split": "train", "form": "quatrain5", "title": "題",'
+    ' "paragraphs": ["一，二。", "三，四。"]}',
+    'essays': '{"id": "1", "split": "train", "title": "題", "text": "文\\n章"}',
+    'dialogues': '{"id": "1", "split": "train", "persona": "人", "turns": ['
+    '{"role": "user", "text": "嗎"}, {"role": "persona", "text": "呢"}]}',
+  }
+  for name, line in lines.items():
+    (tmp_path / f'{name}.jsonl').write_text(line + '\n', 'utf-8')
+  made = {
+    name: [
+      getattr(builtin, name.removesuffix('s'))(record)
+      for record in builtin.corpus(name, **fields).records('train')
+    ]
+    for name, fields in {
+      'couplets': {'up': str, 'down': str},
+      'poems': {'title': str, 'paragraphs': [str]},
+      'essays': {'title': str, 'text': str},
+      'dialogues': {'persona': str, 'turns': [{'role': str, 'text': str}]},
+    }.items()
+  }
+  assert made == {
+    'couplets': ['上\n下'],
+    'poems': ['題\n一，二。三，四。'],
+    'essays': ['題\n文\n章'],
+    'dialogues': ['人\n問：嗎\n答：呢'],
+  }
+
+
+@pytest.mark.parametrize('name', BUILTIN)
+def test_the_builtin_corpus_is_read_into_two_splits_without_a_shared_document(
+  name,
+):
+  if not (
+    TASKS / 'corpora' / f'{name.removeprefix("builtin_")}.jsonl'
+  ).is_file():
+    pytest.skip('the built-in corpus has not been written yet')
+  train, validation = documents(name), documents(name, 'validation')
+  assert train and validation
+  assert not {d['targets'] for d in train} & {d['targets'] for d in validation}
+
+
+def test_a_new_corpus_is_one_file_of_at_most_thirty_lines(
+  tmp_path, monkeypatch
+):
+  assert len(EXAMPLE.splitlines()) <= 30
+  monkeypatch.setenv('WUDAO_DATA', str(tmp_path))
+  (tmp_path / 'letters').mkdir()
+  line = '{"id": "1", "place": "臺南", "text": "安好。"}\n'
+  (tmp_path / 'letters' / 'a.jsonl').write_text(line, 'utf-8')
+  exec(compile(EXAMPLE, 'letters.py', 'exec'), {})
+  try:
+    assert documents('letters') == [{'targets': '臺南\n安好。'}]
+  finally:
+    seqio.TaskRegistry.remove('letters')
+
+
+@pytest.mark.parametrize(
+  'name', ['poems', 'ci', 'couplets', 'prose', 'laws', 'classics', 'zh_en']
+)
+def test_the_project_keeps_to_thirty_lines_a_corpus_too(name):
+  lines = (TASKS / f'{name}.py').read_text('utf-8').splitlines()
+  assert len(lines) <= 30
+
+
+@pytest.mark.slow  # A fresh process imports TensorFlow.
+def test_importing_every_task_is_as_quick_as_importing_seqio(tmp_path):
+  code = (
+    'import sys, time, seqio; start = time.perf_counter();'
+    'import tasks.mixtures; seconds = time.perf_counter() - start;'
+    "assert 'opencc' not in sys.modules; assert seconds < 1, seconds"
+  )
+  environment = os.environ | {'WUDAO_DATA': str(tmp_path / 'nothing')}
+  subprocess.run(
+    [sys.executable, '-c', code], check=True, cwd=TASKS.parent, env=environment
+  )
