@@ -1,8 +1,8 @@
 """Reads gin files before gin does, and finds what gin lets pass.
 
-A misspelt macro, a binding nobody reads and a value of the wrong type are errors
-here, with file, line and the nearest right name, before anything is imported that
-takes time or any device is touched.
+A misspelt macro, a binding nobody reads and a value of the wrong type are
+errors here, with file, line and the nearest right name, before anything is
+imported that takes time or any device is touched.
 """
 
 import collections.abc
@@ -10,12 +10,16 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import os
+import pkgutil
 import re
-import types
+import tokenize
 import typing
 
 from gin import config_parser
+
+from launch import values
 
 SEARCH_PATHS = (
   '',
@@ -24,30 +28,14 @@ SEARCH_PATHS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
-  """@name or @name()."""
-
-  name: str
-  is_called: bool
-  target: object = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Macro:
-  """%NAME."""
-
-  name: str
-
-
 class _Delegate(config_parser.ParserDelegate):
   """Keeps references and macros as they are written."""
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
-    return Reference(scoped_configurable_name.split('/')[-1], evaluate)
+    return values.Reference(scoped_configurable_name.split('/')[-1], evaluate)
 
   def macro(self, macro_name):
-    return Macro(macro_name.split('/')[-1])
+    return values.Macro(macro_name.split('/')[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +64,9 @@ def find_file(name: str) -> str:
     for file in files
     if file.endswith('.gin')
   )
+  hint = nearest(name, known)
   raise ValueError(
-    f"gin file '{name}' must exist, here or in gin_configs{nearest(name, known)}."
+    f"gin file '{name}' must exist, here or in gin_configs{hint}"
   )
 
 
@@ -87,36 +76,55 @@ def nearest(name: str, known: collections.abc.Iterable[str]) -> str:
   return f"; did you mean '{close[0]}'?" if close else ''
 
 
-def _import(module: str, place: str):
+def _import(name: str, place: str):
+  """A module, or what its parent holds under the last part of the name."""
   try:
-    return importlib.import_module(module)
-  except ModuleNotFoundError as error:
-    raise ValueError(f'{place}: cannot import {module} ({error}).') from error
+    return importlib.import_module(name)
   except ImportError as error:
-    raise ValueError(f'{place}: cannot import {module} ({error}).') from error
+    parent, _, last = name.rpartition('.')
+    try:
+      return getattr(importlib.import_module(parent), last)
+    except (ImportError, AttributeError, ValueError):
+      hint = _nearest_module(name)
+      raise ValueError(
+        f'{place}: cannot import {name} ({error}){hint}'
+      ) from error
+
+
+def _nearest_module(name: str) -> str:
+  """A hint on the first part of a dotted name that does not exist."""
+  parts, known = name.split('.'), ['launch', 'moe', 'tasks']
+  for i in range(len(parts)):
+    prefix = '.'.join(parts[: i + 1])
+    try:
+      package = importlib.import_module(prefix)
+    except ImportError:
+      return '' if prefix in known else nearest(prefix, known)
+    inside = pkgutil.iter_modules(getattr(package, '__path__', ()))
+    known = [f'{prefix}.{module.name}' for module in inside]
+  return ''
 
 
 class _Names:
   """What the import statements of one file make known."""
 
   def __init__(self):
-    self.modules = {}
+    self.modules, self.statements = {}, {}
+
+  def update(self, other: '_Names') -> None:
+    self.modules.update(other.modules)
+    self.statements.update(other.statements)
 
   def add(self, statement, place: str) -> None:
     if statement.module.startswith('__gin__'):
       return
-    module = None
-    try:
-      module = _import(statement.module, place)
-    except ValueError:
-      # 'from launch.config import Run': the last part may be an attribute.
-      parent, _, name = statement.module.rpartition('.')
-      if not parent:
-        raise
-      module = getattr(_import(parent, place), name, None)
-      if module is None:
-        raise
-    self.modules[statement.bound_name()] = module
+    module, name = _import(statement.module, place), statement.bound_name()
+    self.statements[name] = statement.format()
+    if not statement.is_from and not statement.alias:
+      # 'import moe.routing.gates' makes 'moe' known, as in Python.
+      module = importlib.import_module(name)
+      self.statements[statement.module] = self.statements.pop(name)
+    self.modules[name] = module
 
   def resolve(self, selector: str, place: str) -> object:
     parts = selector.split('.')
@@ -133,11 +141,16 @@ class _Names:
           f"{place}: '{selector}' does not exist{nearest(part, public)}"
         )
       found = getattr(found, part)
+    if not callable(found):
+      raise ValueError(
+        f"{place}: '{selector}' must be a class or a function, got a"
+        f' {type(found).__name__}: name what is in it.'
+      )
     return found
 
   def resolve_value(self, value, place: str):
     """The value with every reference's target filled in."""
-    if isinstance(value, Reference):
+    if isinstance(value, values.Reference):
       return dataclasses.replace(value, target=self.resolve(value.name, place))
     if isinstance(value, list | tuple):
       return type(value)(self.resolve_value(v, place) for v in value)
@@ -149,8 +162,14 @@ class _Names:
     return value
 
 
-def read(files: list[str], command_line: list[str]) -> list[Binding]:
+def read(
+  files: list[str], command_line: list[str]
+) -> tuple[list[Binding], list[str]]:
   """All bindings of the files and of the command line, in their order.
+
+  Returns:
+    (bindings, import statements of the files, by which gin understands what the
+    command line names).
 
   Raises:
     ValueError: for syntax, missing files, and names that do not exist.
@@ -164,17 +183,19 @@ def read(files: list[str], command_line: list[str]) -> list[Binding]:
       raise ValueError(f'{place}: write --gin.NAME=VALUE.')
     for statement in _statements(text, place, None):
       _add_binding(statement, place, everything, bindings)
-  return bindings
+  return bindings, list(everything.statements.values())
 
 
 def _statements(source, name: str, path: str | None):
   try:
     return list(config_parser.ConfigParser(source, _Delegate()))
-  except SyntaxError as error:
-    # gin raises with its own place, which it words differently for each error.
-    line = re.search(r'line (\d+)', str(error))
-    where = f'{path}:{line.group(1)}' if path and line else name
-    reason = str(error).split('\n')[0].strip()
+  except (SyntaxError, tokenize.TokenError) as error:
+    reason, location = error.args
+    # (file, line, ...) of a SyntaxError, (line, column) of the other.
+    line = location[1 if isinstance(error, SyntaxError) else 0]
+    where = f'{path}:{line}' if path else name
+    token = re.search("Failed to parse token '(.*)'", reason)
+    reason = f'{token.group(1)} is no value' if token else reason.rstrip('.')
     raise ValueError(
       f'{where}: cannot be read as gin ({reason}); text values need quotes:'
       ' NAME=\'"text"\'.'
@@ -196,7 +217,7 @@ def _read_file(
     place = f'{path}:{statement.location.line_num}'
     if isinstance(statement, config_parser.ImportStatement):
       names.add(statement, place)
-      everything.modules.update(names.modules)
+      everything.update(names)
     elif isinstance(statement, config_parser.IncludeStatement):
       try:
         included = find_file(statement.filename)
@@ -209,11 +230,16 @@ def _read_file(
 
 def _add_binding(statement, place, names, bindings) -> None:
   value = names.resolve_value(statement.value, place)
+  if statement.selector == 'gin.macro':
+    bindings.append(Binding(None, statement.scope, value, place))
+    return
+  if statement.scope:
+    raise ValueError(
+      f"{place}: the scope '{statement.scope}/' is entered nowhere: bind"
+      f" '{statement.selector}' without it."
+    )
   if not statement.arg_name:
     bindings.append(Binding(None, statement.selector, value, place))
-    return
-  if statement.selector == 'gin.macro' or statement.arg_name == 'value':
-    bindings.append(Binding(None, statement.scope, value, place))
     return
   target = names.resolve(statement.selector, place)
   known = _parameters(target)
@@ -238,69 +264,95 @@ def check(bindings: list[Binding], root: object) -> None:
   Args:
     bindings: as `read` returns them.
     root: what is called first; a binding counts as read if the target can be
-      reached from it through references and macros.
+      reached from it through references and macros, or could be before a later
+      binding overrode one on the way: choosing another optimizer in one line
+      need not take back what the files say about the first one.
   """
   reach = _Reach(bindings)
   reach.visit_target(root)
   for b in bindings:
-    if b.target is None and b.argument not in reach.macros_read:
-      hint = nearest(b.argument, reach.macros_read)
+    if reach.is_read(b):
+      continue
+    if b.target is None:
+      read = [n for n in reach.limits if isinstance(n, str)]
+      hint = nearest(b.argument, read)
       raise ValueError(f"{b.place}: nobody reads '{b.argument}'{hint}")
-    if b.target is not None and id(b.target) not in reach.targets_read:
-      name = getattr(b.target, '__name__', str(b.target))
-      raise ValueError(
-        f"{b.place}: nobody reads '{name}.{b.argument}': nothing in use refers"
-        f' to @{name}; refer to it, or delete the line.'
-      )
+    name = getattr(b.target, '__name__', str(b.target))
+    raise ValueError(
+      f"{b.place}: nobody reads '{name}.{b.argument}': nothing in use refers"
+      f' to @{name}; refer to it, or delete the line.'
+    )
 
 
 class _Reach:
-  """Follows references and macros from the root."""
+  """Follows references and macros from the root.
+
+  Attributes:
+    macros: the binding of each macro that counts.
+    limits: macro name or id of a target -> infinity if it is read; else the
+      place in the order of bindings up to which it was, before an override.
+  """
 
   def __init__(self, bindings: list[Binding]):
     self.macros = {b.argument: b for b in bindings if b.target is None}
-    self.macros_read, self.targets_read = set(), set()
+    self.limits = {}
+    in_files = [b for b in bindings if not b.place.startswith('--gin.')]
+    # What the command line says is said at once: all of it has to be read.
+    self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
     self._bound = {}
     for b in bindings:
-      if b.target is not None:
-        self._bound.setdefault(id(b.target), {})[b.argument] = b
+      arguments = self._bound.setdefault(self._key(b), {})
+      arguments.setdefault(b.argument, []).append(b)
 
-  def visit_target(self, target) -> None:
-    if id(target) in self.targets_read:
-      return
-    self.targets_read.add(id(target))
-    for b in self._bound.get(id(target), {}).values():
-      self._visit(b.value, b.place)
-      _check_type(b, self.macros)
+  def _key(self, b: Binding):
+    return b.argument if b.target is None else id(b.target)
 
-  def _visit(self, value, place: str) -> None:
-    if isinstance(value, Macro):
-      self._visit_macro(value.name, place)
-    elif isinstance(value, Reference):
-      self.visit_target(value.target)
+  def is_read(self, b: Binding) -> bool:
+    """Whether the binding is of use, or was where it stands."""
+    return self._order[id(b)] < self.limits.get(self._key(b), -1)
+
+  def visit_target(self, target, limit: float = math.inf) -> None:
+    """Follows all that is bound for a class or function."""
+    if self._enter(id(target), limit):
+      for history in self._bound.get(id(target), {}).values():
+        self._visit_history(history, limit, ())
+        if limit == math.inf:
+          _check_type(history[-1], self.macros)
+
+  def _enter(self, key, limit: float) -> bool:
+    if self.limits.get(key, -1) >= limit:
+      return False
+    self.limits[key] = limit
+    return True
+
+  def _visit_history(self, history: list[Binding], limit, chain) -> None:
+    """Follows the binding that counts, and those that it overrode."""
+    *old, last = history
+    self._visit(last.value, last.place, limit, chain)
+    for b, after in zip(old, history[1:], strict=True):
+      until = min(limit, self._order[id(after)])
+      self._visit(b.value, b.place, until, chain)
+
+  def _visit(self, value, place: str, limit, chain) -> None:
+    if isinstance(value, values.Macro):
+      self._visit_macro(value.name, place, limit, chain)
+    elif isinstance(value, values.Reference):
+      self.visit_target(value.target, limit)
     elif isinstance(value, list | tuple):
       for v in value:
-        self._visit(v, place)
+        self._visit(v, place, limit, chain)
     elif isinstance(value, dict):
       for v in (*value.keys(), *value.values()):
-        self._visit(v, place)
+        self._visit(v, place, limit, chain)
 
-  def _visit_macro(self, name: str, place: str) -> None:
+  def _visit_macro(self, name: str, place: str, limit, chain) -> None:
+    if limit == math.inf and name in chain:
+      raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
     if name not in self.macros:
-      hint = nearest(name, self.macros)
+      hint = nearest(name, self.macros) or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
-    if name not in self.macros_read:
-      self.macros_read.add(name)
-      self._visit(self.macros[name].value, self.macros[name].place)
-
-
-def _resolved(value, macros):
-  """The value behind macros, and the place of the last one."""
-  place = None
-  while isinstance(value, Macro):
-    place = macros[value.name].place
-    value = macros[value.name].value
-  return value, place
+    if self._enter(name, limit):
+      self._visit_history(self._bound[name][name], limit, (*chain, name))
 
 
 def _check_type(binding: Binding, macros: dict[str, Binding]) -> None:
@@ -310,54 +362,12 @@ def _check_type(binding: Binding, macros: dict[str, Binding]) -> None:
   except (NameError, TypeError):
     return
   wanted = hints.get(binding.argument)
-  value, macro_place = _resolved(binding.value, macros)
-  if wanted is None or _fits(value, wanted, macros):
+  value, macro_place = values.resolved(binding.value, macros)
+  if wanted is None or values.fits(value, wanted, macros):
     return
   name = getattr(target, '__name__', str(target))
   label = binding.value.name if macro_place else f'{name}.{binding.argument}'
   raise ValueError(
     f"{macro_place or binding.place}: '{label}' must be"
-    f' {_type_name(wanted)}, got {_written(value)}.'
+    f' {values.type_name(wanted)}, got {values.written(value)}.'
   )
-
-
-def _written(value) -> str:
-  if isinstance(value, Reference):
-    return f'@{value.name}' + ('()' if value.is_called else '')
-  return f'{value!r} ({type(value).__name__})'
-
-
-def _type_name(wanted) -> str:
-  if typing.get_origin(wanted) is collections.abc.Callable:
-    return 'a reference @name'
-  return getattr(wanted, '__name__', str(wanted).replace('typing.', ''))
-
-
-def _fits(value, wanted, macros) -> bool:
-  """Whether a written value can be of the annotated type."""
-  value, _ = _resolved(value, macros)
-  origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-  if origin in (typing.Union, types.UnionType):
-    return any(_fits(value, a, macros) for a in arguments)
-  if wanted in (None, type(None)):
-    return value is None
-  if origin is collections.abc.Callable or wanted is collections.abc.Callable:
-    return isinstance(value, Reference)
-  if isinstance(value, Reference):
-    return wanted not in (int, float, str, bool) and (
-      value.is_called or not inspect.isclass(wanted)
-    )
-  if wanted is bool or isinstance(value, bool):
-    return isinstance(value, bool) and wanted in (bool, typing.Any)
-  if wanted is float:
-    return isinstance(value, int | float)
-  if wanted in (int, str):
-    return isinstance(value, wanted)
-  if origin in (tuple, list, collections.abc.Sequence):
-    inner = [a for a in arguments if a is not Ellipsis]
-    return isinstance(value, list | tuple) and all(
-      not inner or _fits(v, inner[0], macros) for v in value
-    )
-  if origin is dict:
-    return isinstance(value, dict)
-  return not inspect.isclass(wanted) or isinstance(value, wanted)

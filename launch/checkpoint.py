@@ -53,12 +53,12 @@ def _list(directory) -> int:
 
   steps = restore.steps(directory)
   metas = {step: restore.read_meta(directory / str(step)) for step in steps}
-  best = restore.ranking(directory)[:1]
+  best = restore.best_step(directory)
   print(f'{"step":>10} {"size":>10}  metrics')
   for step, meta in metas.items():
     numbers = (meta.get('metrics') or {}).items()
     remarks = [f'{name}={value:.4g}' for name, value in numbers]
-    remarks += ['(best)'] if step in best else []
+    remarks += ['(best)'] if step == best else []
     if not meta:
       remarks = ['(damaged)']
     size = integrity.size(directory / str(step)) / 2**20

@@ -43,6 +43,13 @@ class Data:
   vocabulary: str = ''
   cache_dir: str = ''
 
+  def __post_init__(self):
+    for name in ('sequence_length', 'batch_size'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'{name.upper()}={getattr(self, name)} must be at least 1.'
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
@@ -74,6 +81,7 @@ class Run:
     data: what is read.
     settings: of the training loop.
     initial: parameters to start from.
+    prompts: texts to write after at the end, for the report.
   """
 
   model: Decoder
@@ -87,6 +95,7 @@ class Run:
   clip_norm: float = 1.0
   frozen: Sequence[str] = ()
   initial: Initial = Initial()
+  prompts: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +131,13 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
     raise ValueError(
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
-  bindings.check(bindings.read(list(files), list(overrides)), Run)
+  bound, imports = bindings.read(list(files), list(overrides))
+  if not any(b.target is Run for b in bound):
+    raise ValueError(
+      f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
+      ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
+    )
+  bindings.check(bound, Run)
   gin.clear_config()
   # gin logs an error for each folder that a file is not in.
   logging.disable(logging.ERROR)
@@ -130,11 +145,12 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
     gin.add_config_file_search_path(path)
   try:
     gin.parse_config_files_and_bindings(
-      [bindings.find_file(f) for f in files], list(overrides)
+      [bindings.find_file(f) for f in files],
+      ['from __gin__ import dynamic_registration', *imports, *overrides],
     )
     return gin.get_configurable(Run)()
   except (TypeError, ValueError) as error:
-    # gin appends several lines on where a call came from; the first says it all.
+    # gin appends lines on where a call came from; the first says it all.
     message = str(error).strip().split('\n')[0]
     raise ValueError(_missing_argument(message)) from error
   finally:
@@ -142,7 +158,7 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
 
 
 def _missing_argument(message: str) -> str:
-  found = re.search(r'(\w+)\(\) missing .* arguments?: (.*)', message)
+  found = re.search(r'([\w.]+)\(\) missing .* arguments?: (.*)', message)
   if not found:
     return message
   owner = found.group(1).removesuffix('.__init__')

@@ -122,10 +122,10 @@ def _cards(records, evals, run, baselines) -> list[tuple[str, str, str]]:
     cards.append(
       ('Training time', duration(seconds), f'median {median:,.0f} tokens/s')
     )
-  if 'parameters' in run:
-    active = run.get('active_parameters')
+  if 'params_total' in run:
+    active = run.get('params_active')
     remark = f'{_number(active)} active for a token' if active else ''
-    cards.append(('Parameters', _number(run['parameters']), remark))
+    cards.append(('Parameters', _number(run['params_total']), remark))
   for key, title, form in (
     ('dropped_fraction', 'Dropped', '{:.2%}'),
     ('load_imbalance', 'Imbalance', '{:.2f}'),
@@ -205,11 +205,15 @@ def _value(record: dict[str, Any], key: str) -> Any:
 
 
 def _samples(workdir: pathlib.Path) -> list[dict[str, str]]:
+  """What was written, each text without its prompt."""
   samples = _json(workdir / 'samples.json', [])
   plain = workdir / 'samples.txt'
   if not samples and plain.exists():
     samples = [{'prompt': '', 'text': plain.read_text(encoding='utf-8')}]
-  return samples
+  return [
+    {**sample, 'text': sample['text'].removeprefix(sample['prompt'])}
+    for sample in samples
+  ]
 
 
 def _json(path: pathlib.Path, missing: Any) -> Any:

@@ -117,7 +117,7 @@ def small(line: Line, label: str, ticks: str, scale: str) -> str:
         axes.plot(x, y, color=_SERIES[0], linewidth=0.7, alpha=0.3)
       axes.plot(x, _smooth(y), color=_SERIES[0], linewidth=1.7)
       _limit(axes, y, [0.0] if scale == 'zero' else [])
-    if scale == 'log' and np.all(y > 0):
+    if scale == 'log' and y.max() > 10 * y.min() > 0:
       axes.set_yscale('log')
       axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
       axes.yaxis.set_minor_formatter(NullFormatter())

@@ -82,6 +82,7 @@ def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
       raise ValueError(
         f'--form={args.form} has a length of its own: leave out --max_tokens.'
       )
+    prompt = prompt.rstrip('\n')
     template = forms.template(args.form, prompt)
     prompt += '\n'
     table = forms.form_table(pieces, vocabulary.eos, template)

@@ -89,8 +89,28 @@ def _locked(directory: str) -> Iterator[None]:
     yield
 
 
-def vocabulary_directory(task, cache_dir, vocabulary, vocab_size) -> str:
-  """Where the vocabulary is or is going to be."""
+def vocabulary_directory(
+  task: str,
+  cache_dir: str | os.PathLike,
+  vocabulary: str | os.PathLike | None,
+  vocab_size: int | None,
+) -> str:
+  """Where a vocabulary and its stores are or are going to be.
+
+  Args:
+    task: on which a vocabulary is trained, if no file is given.
+    cache_dir: of all token stores.
+    vocabulary: its file, or None.
+    vocab_size: pieces of one to train.
+
+  Returns:
+    <cache_dir>/<task>-<vocab_size>, or the directory of a file that is in the
+    cache, or <cache_dir>/<name of the file>-<start of its hash>.
+
+  Raises:
+    ValueError: if there is neither a vocabulary nor a size, or the file is not
+      fit.
+  """
   cache_dir = os.path.abspath(cache_dir)
   if vocabulary is None:
     if vocab_size is None:
@@ -110,8 +130,20 @@ def vocabulary_directory(task, cache_dir, vocabulary, vocab_size) -> str:
   return os.path.join(cache_dir, f'{name}-{Vocabulary(path).sha256[:8]}')
 
 
-def is_prepared(directory, task, splits) -> bool:
-  """Whether all stores are there, as far as can be told without TensorFlow."""
+def is_prepared(
+  directory: str, task: str, splits: Sequence[str] | None
+) -> bool:
+  """Whether all stores are there, as far as can be told without TensorFlow.
+
+  Args:
+    directory: of the vocabulary.
+    task: a task or mixture. A mixture has to be looked up again whenever the
+      code of the tasks has changed.
+    splits: of it; None for train and validation.
+
+  Returns:
+    False if `prepare` has anything to do.
+  """
   from moe.data.store import MIXTURE, find_stores
 
   path = os.path.join(directory, task, MIXTURE)
@@ -141,7 +173,11 @@ def _is_current(directory, task_name, split) -> bool:
   vocabulary = os.path.join(directory, VOCABULARY)
   if not is_store(store) or not os.path.isfile(vocabulary):
     return False
-  return Store(store).manifest['vocabulary_sha256'] == file_sha256(vocabulary)
+  try:
+    manifest = Store(store).manifest
+  except ValueError:
+    return False  # Damaged, or of an older version: made again.
+  return manifest['vocabulary_sha256'] == file_sha256(vocabulary)
 
 
 def register_tasks() -> None:
@@ -206,6 +242,7 @@ def _prepare_vocabulary(directory, task, vocabulary, vocab_size):
   if os.path.isfile(path):
     Vocabulary(path)
   elif vocabulary is not None:
+    os.makedirs(directory, exist_ok=True)
     shutil.copyfile(vocabulary, path + '.tmp')
     os.replace(path + '.tmp', path)
   else:

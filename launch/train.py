@@ -3,13 +3,12 @@ r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR .
 --gin_file=gin_configs/runs/poems_cpu.gin --workdir=runs/poems
 --gin_file=A.gin --gin_file=B.gin --gin.TRAIN_STEPS=100 --workdir=runs/b
 
-Later gin files override earlier ones, and --gin.NAME=VALUE overrides all. The same
-command again resumes where the work directory stands.
+Later gin files override earlier ones, and --gin.NAME=VALUE overrides all. The
+same command again resumes where the work directory stands.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -123,8 +122,8 @@ def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:
   vocabulary = Vocabulary(path)
   if vocabulary.size > vocab_size:
     raise ValueError(
-      f'VOCAB_SIZE={vocab_size} must be at least the {vocabulary.size} pieces of'
-      f' {path}: raise it, or choose another VOCABULARY.'
+      f'VOCAB_SIZE={vocab_size} must be at least the {vocabulary.size} pieces'
+      f' of {path}: raise it, or choose another VOCABULARY.'
     )
   copy = os.path.join(workdir, 'vocabulary.model')
   if os.path.exists(copy) and file_sha256(copy) != vocabulary.sha256:
@@ -166,7 +165,7 @@ def build(run):
 
 
 def flops_of(run, program) -> tuple[dict[str, int], float | None]:
-  """Counts for the record, and the peak FLOP/s of the mesh where it is known."""
+  """Counts for the record, and the mesh's peak FLOP/s where it is known."""
   from moe.scale import cost, topology
 
   stack = run.model.stack(parent=None)
@@ -220,8 +219,8 @@ def starting_state(run, program, checkpointer, meta: dict[str, Any]):
   return ts
 
 
-def open_data(run, workdir: str) -> tuple[Any, dict[str, Any]]:
-  """The reader of training batches and the held-out data, by task.
+def open_data(run, directory: str, found, workdir: str):
+  """The reader of training batches, and `Evaluation`s by task.
 
   Raises:
     ValueError: if data can't be made or does not fit the model.
@@ -231,7 +230,6 @@ def open_data(run, workdir: str) -> tuple[Any, dict[str, Any]]:
   from moe.train.trainer import Evaluation
 
   data = run.data
-  directory, found = find_data(run)
   path = os.path.join(directory, VOCABULARY)
   check_vocabulary(path, workdir, run.model.vocab_size)
   reader = Reader(
@@ -248,7 +246,9 @@ def open_data(run, workdir: str) -> tuple[Any, dict[str, Any]]:
       for d in dirs:
         yield from eval_batches(d, data.sequence_length, data.batch_size)
 
-    return Evaluation(batches, sum(Store(d).manifest['counts']['chars'] for d in dirs))
+    return Evaluation(
+      batches, sum(Store(d).manifest['counts']['chars'] for d in dirs)
+    )
 
   return reader, {name: evaluation(name) for name in data.evaluation}
 
@@ -269,7 +269,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   begin = time.monotonic()
   from launch import config
 
-  # ---- Everything that can be wrong is found before anything long is done ------
+  # ---- All that can be wrong is found before anything long is done -----------
   run = config.load(args.gin_file, overrides)
   open_workdir(args.workdir)
   configure_jax()
@@ -281,9 +281,10 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   steps_dir = os.path.join(os.path.abspath(args.workdir), 'checkpoints')
   check_disk(program, steps_dir)
-  reader, evaluations = open_data(run, args.workdir)
+  directory, found = find_data(run)
+  reader, evaluations = open_data(run, directory, found, args.workdir)
 
-  # ---- State -------------------------------------------------------------------
+  # ---- State -----------------------------------------------------------------
   from moe.train import checkpoint, progress, trainer
   from moe.train import program as program_lib
 
@@ -302,7 +303,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   first = int(ts.step)
   write_config(args.workdir, description)
 
-  # ---- Training ----------------------------------------------------------------
+  # ---- Training --------------------------------------------------------------
   compiling = time.monotonic()
   data = run.data
   program.train_step.compile(
@@ -311,8 +312,9 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   )
   now = time.monotonic()
   log(
-    f'{counts["params_total"]:,} parameters, {counts["params_active"]:,} active,'
-    f' on {program.mesh.size} x {program.mesh.devices.flat[0].device_kind};'
+    f'{counts["params_total"]:,} parameters, {counts["params_active"]:,}'
+    f' active, on {program.mesh.size} x'
+    f' {program.mesh.devices.flat[0].device_kind};'
     f' compiled in {now - compiling:.1f} s, ready after {now - begin:.1f} s;'
     f' step {first:,} of {settings.train_steps:,}'
   )
@@ -329,7 +331,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
       settings, program, reader, evaluations, checkpointer, shown, meta, ts
     )
   if code == 0:
-    finish(args.workdir, counts)
+    finish(run, args.workdir, counts, found)
   return code
 
 
@@ -356,15 +358,28 @@ def write_config(workdir: str, description: str) -> None:
     write(os.path.join(workdir, 'model.txt'), description)
 
 
-def finish(workdir: str, counts: dict[str, int]) -> None:
-  """Writes the facts of the run and the report."""
+def finish(run, workdir: str, counts: dict[str, int], found) -> None:
+  """Writes baselines, samples, the facts of the run and the report."""
   import jax
 
-  from launch import report
+  from launch import config, report, results
 
-  if jax.process_index() == 0:
-    write(os.path.join(workdir, 'run.json'), json.dumps(counts, indent=2))
-    log(f'report: {report.write_report(workdir)}')
+  if jax.process_index() != 0:
+    return
+  results.write_json(os.path.join(workdir, 'run.json'), counts)
+  trained = config.load_run(workdir)
+  if run.data.evaluation:
+    bits = results.baselines(
+      found[run.data.train, 'train'][0],
+      found[run.data.evaluation[0], 'validation'][0],
+      trained.vocabulary,
+    )
+    results.write_json(os.path.join(workdir, 'baselines.json'), bits)
+    for name, value in bits.items():
+      log(f'{name} of the training split: {value:.4f} bits/char held out')
+  written = results.samples(trained, run.prompts)
+  results.write_json(os.path.join(workdir, 'samples.json'), written)
+  log(f'report: {report.write_report(workdir)}')
 
 
 def configure_jax() -> None:

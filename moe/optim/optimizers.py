@@ -50,7 +50,16 @@ def adafactor(
   momentum: float | None = None,
   weight_decay: float | None = None,
 ) -> optax.GradientTransformation:
-  """Adafactor (Shazeer & Stern 2018): second moments kept as rows and columns."""
+  """Adafactor (Shazeer & Stern 2018): second moments as rows and columns.
+
+  Args:
+    schedule: learning rate by step.
+    decay_rate: exponent of the second moments' decay.
+    clipping_threshold: largest root-mean-square of one array's update.
+    momentum: of the updates; None for none, which takes no memory.
+    weight_decay: part of a matrix taken off each step, whatever the learning
+      rate, unlike AdamW's; None for none.
+  """
   return optax.adafactor(
     schedule,
     min_dim_size_to_factor=32,
@@ -73,9 +82,20 @@ def build(
   Args:
     optimizer: what turns clipped gradients into updates.
     clip_norm: largest global norm; 0 for no clipping.
-    frozen: regular expressions; parameters whose path 'a/b/c' one of them matches
-      in full are not trained, and have no optimizer state.
+    frozen: regular expressions; parameters whose path 'a/b/c' one of them
+      matches in full are not trained, and have no optimizer state.
+
+  Raises:
+    ValueError: for a pattern that is no regular expression and, from `init`,
+      for one that matches no parameter.
   """
+  for pattern in frozen:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(
+        f"FROZEN pattern '{pattern}' must be a regular expression ({error})."
+      ) from error
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   chain = optax.chain(*steps, optimizer)
   if not frozen:
@@ -86,8 +106,8 @@ def build(
     for pattern in frozen:
       if not any(re.fullmatch(pattern, n) for n in jax.tree.leaves(names)):
         raise ValueError(
-          f"FROZEN pattern '{pattern}' must match the path of a parameter in full"
-          ' (see model.txt of a run), but matches none.'
+          f"FROZEN pattern '{pattern}' must match the path of a parameter in"
+          ' full (see model.txt of a run), but matches none.'
         )
     is_frozen = lambda n: any(re.fullmatch(p, n) for p in frozen)
     return jax.tree.map(

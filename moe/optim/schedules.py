@@ -1,4 +1,4 @@
-"""Learning-rate schedules: all warm up linearly, then differ in how they fall."""
+"""Learning-rate schedules: a linear warm-up, then different ways to fall."""
 
 import jax.numpy as jnp
 import optax
@@ -63,8 +63,8 @@ def wsd(
 ) -> optax.Schedule:
   """Warm-up, stable, then a linear decay over the last part of the run.
 
-  Hu et al. (2024), https://arxiv.org/abs/2404.06395, with linear decay (Hägele et
-  al. 2024, https://arxiv.org/abs/2405.18392).
+  Hu et al. (2024), https://arxiv.org/abs/2404.06395, with linear decay (Hägele
+  et al. 2024, https://arxiv.org/abs/2405.18392).
   """
   _check(warmup_steps, train_steps)
   if not 0 < decay_fraction <= 1:

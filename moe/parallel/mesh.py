@@ -14,7 +14,7 @@ FSDP = 'fsdp'
 EXPERT = 'expert'
 CONTEXT = 'context'
 MODEL = 'model'
-# From the slowest links to the fastest: neighbours on the last axes are nearest.
+# From the slowest links to the fastest: the last axes join nearest neighbours.
 AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
 
 
@@ -52,8 +52,8 @@ class MeshShape:
         for axis, size in zip(AXES[1:], given[1:], strict=True)
       )
       raise ValueError(
-        f'the mesh axes must multiply to the {num_devices} devices there are, got'
-        f' {named}: change them, or set MESH_DATA=-1 to take what is left.'
+        f'the mesh axes must multiply to the {num_devices} devices there are,'
+        f' got {named}: change them, or set MESH_DATA=-1 to take what is left.'
       )
     return given
 

@@ -1,4 +1,4 @@
-"""Where each array lives: parameters by logical axes, optimizer state by its own."""
+"""Where each array lives: parameters, optimizer state, batches."""
 
 import re
 
@@ -87,9 +87,9 @@ def optimizer_shardings(
 ) -> PyTree:
   """Shardings of optimizer state, divided over the data axis as well.
 
-  A state array belongs to the parameter whose path ends its own. It is divided as
-  the parameter is where it has the same shape; a factored one, which lacks a dim,
-  over the remaining dims. Then the data axis divides the first dim it can
+  A state array belongs to the parameter whose path ends its own. It is divided
+  as the parameter is where it has the same shape; a factored one, which lacks a
+  dim, over the remaining dims. Then the data axis divides the first dim it can
   (ZeRO stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
   """
   flat = jax.tree_util.tree_flatten_with_path(param_shapes)[0]
@@ -114,7 +114,7 @@ def optimizer_shardings(
 
 
 def _spec_of_part(part: tuple[int, ...], whole: tuple[int, ...], spec: P) -> P:
-  """The spec of an array whose shape is `whole` with at most one dim left out."""
+  """The spec of an array that has the shape `whole` less at most one dim."""
   entries = _entries(spec, len(whole))
   if part == whole:
     return P(*entries)

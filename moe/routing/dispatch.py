@@ -169,7 +169,8 @@ def capacity(
 ) -> int:
   """Slots per expert and group: factor times an even share, at least 1."""
   share = tokens * num_active / num_experts
-  return max(1, min(tokens, math.ceil(factor * share)))
+  # Rounded first: 1.1 * 10 is a little more than 11, and 12 slots would be wrong.
+  return max(1, min(tokens, math.ceil(round(factor * share, 6))))
 
 
 def _sorted_slots(
@@ -217,7 +218,15 @@ class Sorted:
   def pack(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
   ) -> Packed:
-    """[G, E, C, D] rows; later rows of a full expert are dropped."""
+    """[G, E, C, D] rows; later rows of a full expert are dropped.
+
+    Args:
+      x_GMD: tokens.
+      plan: who goes where.
+      num_experts: experts to pack for.
+      shards: parts of the layer's experts, of which these are one; the capacity
+        is a share of all, however many are packed for here.
+    """
     G, M, D = x_GMD.shape
     A, total = plan.rows_GMA.shape[-1], num_experts * shards
     C = capacity(M, A, total, self.capacity_factor)
@@ -247,7 +256,8 @@ class Einsum:
 
   def _mask(self, plan: RoutingPlan, M: int, E: int, C: int) -> Array:
     """float32 [G, R, E, C], 1 where a row has a slot."""
-    chosen_GRE = jax.nn.one_hot(plan.expert_GR, E) * plan.valid_GR[..., None]
+    valid_GR1 = plan.valid_GR[..., None].astype(jnp.float32)
+    chosen_GRE = jax.nn.one_hot(plan.expert_GR, E) * valid_GR1
     rank_GRE = jnp.cumsum(chosen_GRE, axis=1) - chosen_GRE
     rank_GR = jnp.sum(rank_GRE * chosen_GRE, axis=-1).astype(jnp.int32)
     # one_hot is zero for ranks beyond the capacity.
@@ -298,6 +308,7 @@ class Dropless:
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
   ) -> Packed:
     """[R', D] rows sorted by expert, each expert's run padded to whole blocks."""
+    del shards  # there is no capacity
     G, M, D = x_GMD.shape
     R, E, Q = plan.expert_GR.shape[1], num_experts, self.block
     key_R = jnp.where(plan.valid_GR, plan.expert_GR, E).reshape(G * R)

@@ -25,6 +25,23 @@ def _through_experts(rows_GECD: Array, experts_fn: ExpertsFn) -> Array:
   return out_ESD.reshape(E, G, C, D).swapaxes(0, 1)
 
 
+def _here(
+  x_GMD: Array,
+  plan: RoutingPlan,
+  dispatch,
+  num_experts: int,
+  shards: int,
+  experts_fn: ExpertsFn,
+) -> tuple[Array, Array]:
+  """Tokens of this device through the experts held here."""
+  packed = dispatch.pack(x_GMD, plan, num_experts, shards)
+  if packed.expert_rows_E is None:
+    out = _through_experts(packed.rows, experts_fn)
+  else:
+    out = experts_fn(packed.rows, packed.expert_rows_E)
+  return dispatch.unpack(out, plan, packed), packed.dropped
+
+
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
   """Each device sends every expert its rows; the shape is fixed by the capacity.
@@ -41,14 +58,20 @@ class AllToAll:
     expert_axes: tuple[str, ...],
     experts_fn: ExpertsFn,
   ) -> tuple[Array, Array]:
-    """Tokens through their experts: ([G, M, D], rows dropped)."""
-    packed = dispatch.pack(x_GMD, plan, num_experts)
+    """Tokens through their experts: ([G, M, D], rows dropped).
+
+    Raises:
+      ValueError: if rows must travel and their number is not fixed.
+    """
     if not expert_axes:
-      if packed.expert_rows_E is None:
-        out = _through_experts(packed.rows, experts_fn)
-      else:
-        out = experts_fn(packed.rows, packed.expert_rows_E)
-      return dispatch.unpack(out, plan, packed), packed.dropped
+      return _here(x_GMD, plan, dispatch, num_experts, 1, experts_fn)
+    if dispatch.is_dropless:
+      raise ValueError(
+        'exchange.AllToAll needs a dispatch with capacity where experts are'
+        ' divided, got dispatch.Dropless: use dispatch.Sorted, or'
+        ' exchange.AllGather.'
+      )
+    packed = dispatch.pack(x_GMD, plan, num_experts)
     G, E, C, D = packed.rows.shape
     n = jax.lax.axis_size(expert_axes)
     rows_ESD = packed.rows.swapaxes(0, 1).reshape(n, E // n, G * C, D)
@@ -79,9 +102,7 @@ class AllGather:
   ) -> tuple[Array, Array]:
     """Tokens through their experts: ([G, M, D], rows dropped)."""
     if not expert_axes:
-      return AllToAll().apply(
-        x_GMD, plan, dispatch, num_experts, expert_axes, experts_fn
-      )
+      return _here(x_GMD, plan, dispatch, num_experts, 1, experts_fn)
     gather = lambda a: jax.lax.all_gather(a, expert_axes, axis=0, tiled=True)
     plan = plan._replace(
       token_GR=gather(plan.token_GR),
@@ -90,15 +111,16 @@ class AllGather:
       valid_GR=gather(plan.valid_GR),
       rows_GMA=gather(plan.rows_GMA),
     )
-    here = num_experts // jax.lax.axis_size(expert_axes)
+    shards = jax.lax.axis_size(expert_axes)
+    here = num_experts // shards
     first = jax.lax.axis_index(expert_axes).astype(jnp.int32) * here
     mine_GR = (plan.expert_GR >= first) & (plan.expert_GR < first + here)
     plan = plan._replace(
       expert_GR=jnp.where(mine_GR, plan.expert_GR - first, 0),
       valid_GR=plan.valid_GR & mine_GR,
     )
-    y_GMD, dropped = AllToAll().apply(
-      gather(x_GMD), plan, dispatch, here, (), experts_fn
+    y_GMD, dropped = _here(
+      gather(x_GMD), plan, dispatch, here, shards, experts_fn
     )
     y_GMD = jax.lax.psum_scatter(
       y_GMD, expert_axes, scatter_dimension=0, tiled=True

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks, so that logits of a whole batch never exist at once."""
+"""Cross-entropy in chunks: the logits of a whole batch never exist at once."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,7 @@ def cross_entropy(
     ValueError: if the chunks do not divide the sequence.
   """
   B, T, D = hidden_BTD.shape
-  if T % num_chunks:
+  if num_chunks < 1 or T % num_chunks:
     raise ValueError(
       f'LOSS_CHUNKS={num_chunks} must divide SEQUENCE_LENGTH={T}: change one.'
     )

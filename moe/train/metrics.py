@@ -21,7 +21,8 @@ def summarize(
 
   Returns:
     JSON-ready: scalars by name, and 'layers' with lists by sparse layer, where
-    there are such: load [L][E] as shares of the rows, dropped, entropy, confidence.
+    there are such: load [L][E] as shares of the rows, dropped_fraction,
+    entropy, confidence.
   """
   metrics = jax.device_get(metrics)
   mean = lambda name: np.asarray(

@@ -14,15 +14,15 @@ from moe.types import Array, Batch, Pair, PyTree
 class Objective:
   """A thing to train, as pure functions.
 
-  The loss is the sum over terms of coefficient x sum / weight, where sum and weight
-  are added over all microbatches and devices before they are divided.
+  The loss is the sum over terms of coefficient x sum / weight, where sum and
+  weight are added over all microbatches and devices before they are divided.
 
   Attributes:
     init: (key, batch_shapes) -> (params, state, logical_axes).
-    loss_fn: (params, state, batch, key, train) -> (terms, state, metrics); terms
-      and metrics are name -> (sum, weight).
-    weights_fn: batch -> name -> weight of each term. Known from the batch alone, so
-      that microbatches can be scaled by the weight of the whole batch.
+    loss_fn: (params, state, batch, key, train) -> (terms, state, metrics);
+      terms and metrics are name -> (sum, weight).
+    weights_fn: batch -> name -> weight of each term, known from the batch
+      alone: microbatches are scaled by the weight of the whole batch.
     coefficients: name -> factor of each term.
   """
 

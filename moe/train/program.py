@@ -1,4 +1,4 @@
-"""The jitted programs of a run and where their arrays live, before any of it runs."""
+"""The jitted programs of a run and where their arrays live, before it runs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from moe.parallel import rules, shardings
 from moe.train import state
 from moe.train.objective import Objective
-from moe.train.step import make_eval_step, make_train_step
+from moe.train.step import check_batch, make_eval_step, make_train_step
 from moe.types import Batch, PyTree
 
 
@@ -80,6 +80,9 @@ def make_program(
   Raises:
     ValueError: for sizes that do not divide, by the first that is found.
   """
+  layout = rules.layout(table, mesh)
+  batch_shards = layout.size(layout.batch_axes)
+  check_batch(shapes.tokens.shape[0], num_microbatches, batch_shards)
   key = jax.random.key(seed)
   found = {}
 
@@ -107,14 +110,8 @@ def make_program(
       placed,
     )
     batch = shardings.batch_sharding(table, mesh)
-    layout = rules.layout(table, mesh)
     train_step = make_train_step(
-      objective,
-      optimizer,
-      schedule,
-      seed,
-      num_microbatches,
-      layout.size(layout.batch_axes),
+      objective, optimizer, schedule, seed, num_microbatches, batch_shards
     )
     # Every error of sizes comes up here, by tracing, before any compilation.
     jax.eval_shape(train_step, abstract, shapes)
@@ -166,7 +163,7 @@ class _Step:
     self._compiled = self.lower(abstract, shapes).compile()
 
   def __call__(self, ts, batch):
-    return (self._compiled or self._jitted)(ts, batch)
+    return _under(self._mesh, self._compiled or self._jitted, ts, batch)
 
 
 def describe(program: Program) -> str:

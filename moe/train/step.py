@@ -11,24 +11,32 @@ from moe.train.state import TrainState
 from moe.types import Array, Batch, Pair
 
 
+def check_batch(
+  batch_size: int, num_microbatches: int, batch_shards: int
+) -> None:
+  """Raises ValueError unless every device gets whole rows of a microbatch."""
+  if batch_size % (num_microbatches * batch_shards):
+    raise ValueError(
+      f'BATCH_SIZE={batch_size} must divide by NUM_MICROBATCHES='
+      f'{num_microbatches} times the {batch_shards} devices that share the'
+      ' batch: change one of them.'
+    )
+
+
 def split_microbatches(
   batch: Batch, num_microbatches: int, batch_shards: int
 ) -> Batch:
   """[B, T] arrays to [num_microbatches, B / num_microbatches, T].
 
-  Each device keeps its own consecutive rows in each microbatch, so nothing travels
-  and routing groups hold the same tokens as in the undivided batch.
+  Each device keeps its own consecutive rows in each microbatch, so nothing
+  travels and routing groups hold the same tokens as in the undivided batch.
 
   Raises:
     ValueError: if the batch does not divide.
   """
   n, s = num_microbatches, batch_shards
   B = batch.tokens.shape[0]
-  if B % (n * s):
-    raise ValueError(
-      f'BATCH_SIZE={B} must divide by NUM_MICROBATCHES={n} times the {s} devices'
-      ' that share the batch: change one of them.'
-    )
+  check_batch(B, n, s)
 
   def split(a_BT):
     parts = a_BT.reshape(s, n, B // (n * s), *a_BT.shape[1:])
@@ -60,9 +68,9 @@ def make_train_step(
     batch_shards: devices that share the batch.
 
   Returns:
-    (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or the
-    gradient is not finite, parameters and optimizer stay as they were, the step
-    counts all the same, and the metric 'skipped' is 1.
+    (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
+    the gradient is not finite, parameters and optimizer stay as they were, the
+    step counts all the same, and the metric 'skipped' is 1.
   """
 
   def gradients(ts: TrainState, batch: Batch, key: Array, totals):
@@ -139,7 +147,11 @@ def make_train_step(
 def make_eval_step(
   objective: Objective,
 ) -> Callable[[TrainState, Batch], dict[str, Pair]]:
-  """(state, batch) -> terms and metrics as (sum, weight), dropless, no noise."""
+  """(state, batch) -> terms and metrics as (sum, weight), dropless, noiseless.
+
+  Args:
+    objective: what is trained.
+  """
 
   def eval_step(ts: TrainState, batch: Batch):
     terms, _, metrics = objective.loss_fn(

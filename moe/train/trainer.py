@@ -40,7 +40,8 @@ class Settings:
     keep_last: newest checkpoints that are kept.
     keep_best: checkpoints of the best evaluations that are kept.
     max_bad_steps: consecutive steps of non-finite loss before the run ends.
-    profile_steps: (first, last) steps of a profiler trace; empty for none.
+    profile_steps: (first, last) of a profiler trace, which ends before the last
+      one; empty for none.
   """
 
   train_steps: int
@@ -52,6 +53,33 @@ class Settings:
   keep_best: int = 1
   max_bad_steps: int = 3
   profile_steps: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    least = {
+      'train_steps': 1,
+      'eval_period': 0,
+      'save_period': 1,
+      'num_microbatches': 1,
+      'keep_last': 1,
+      'keep_best': 0,
+      'max_bad_steps': 1,
+    }
+    for name, minimum in least.items():
+      if getattr(self, name) < minimum:
+        raise ValueError(
+          f'{name.upper()}={getattr(self, name)} must be at least {minimum}.'
+        )
+    steps = (-1, *self.profile_steps, self.train_steps)
+    if len(steps) not in (2, 4) or list(steps) != sorted(set(steps)):
+      raise ValueError(
+        f'PROFILE_STEPS={self.profile_steps} must be () or two ascending steps'
+        f' below TRAIN_STEPS={self.train_steps}.'
+      )
+
+  def is_evaluated(self, step: int) -> bool:
+    """Whether an evaluation follows so many steps."""
+    period = self.eval_period
+    return step == self.train_steps or (period > 0 and step % period == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +96,24 @@ class Evaluation:
 
 
 class _Stop:
-  """Set by SIGTERM; all processes agree on the step at which they stop."""
+  """Tells of SIGTERM; all processes agree on the step at which they stop.
+
+  Attributes:
+    is_set: whether the signal has come; never where there are more processes,
+      since one must not leave a step that the others take part in.
+  """
 
   def __init__(self):
     self.is_set = False
 
   @contextlib.contextmanager
   def listening(self):
+    if jax.process_count() > 1:
+      # JAX listens itself, so that all processes learn of a signal to one of
+      # them; a handler of ours would take the place of its own.
+      yield
+      return
+
     def handler(signum, frame):
       del signum, frame
       self.is_set = True
@@ -152,21 +191,19 @@ def train(
     progress.evaluation(step, results)
     return {'bits_per_char': next(iter(results.values()))['bits_per_char']}
 
-  def is_evaluated(step: int) -> bool:
-    is_last = step == settings.train_steps
-    period = settings.eval_period
-    return bool(evaluations) and (is_last or (period and step % period == 0))
-
   # ---- Loop ------------------------------------------------------------------
   with stop.listening(), ThreadPoolExecutor(1, 'reader') as pool:
     upcoming = pool.submit(reader.batch, first)
-    if first and is_evaluated(first) and not progress.has_evaluation(first):
+    is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
+    if is_due and not progress.has_evaluation(first):
       evaluate_all(first)  # SIGTERM came in the middle of it
+      if stop.is_set:
+        return ts, EXIT_PREEMPTED
     reporter.resume()
     for step in range(first, settings.train_steps):
       batch = program.put(upcoming.result())
       upcoming = pool.submit(reader.batch, step + 1)
-      _profile(settings.profile_steps, step, progress.workdir)
+      _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, batch)
       reporter.step_started(step + 1, device_metrics)
       checkpointer.check()
@@ -175,13 +212,15 @@ def train(
       is_last = done == settings.train_steps
       is_stopped = stop.reached(done) and not is_last
       is_saved = is_last or is_stopped or done % settings.save_period == 0
-      if not (is_saved or is_evaluated(done)):
+      is_due = bool(evaluations) and settings.is_evaluated(done)
+      if not (is_saved or is_due):
         continue
       reporter.flush()
-      scores = evaluate_all(done) if is_evaluated(done) else {}
+      scores = evaluate_all(done) if is_due else {}
       if is_saved or stop.reached(done):
         checkpointer.save(done, ts, meta, scores)
-      if stop.reached(done) and not is_last:
+      is_finished = is_last and (bool(scores) or not evaluations)
+      if stop.reached(done) and not is_finished:
         checkpointer.wait()
         progress.note(
           f'SIGTERM: step {done:,} is saved; run it again to go on.'
@@ -230,17 +269,19 @@ class _Reporter:
     self._bad_steps = self._bad_steps + 1 if record['skipped'] else 0
     if self._bad_steps >= self._max_bad_steps:
       raise TrainingError(
-        f'The loss or its gradient was not finite for {self._bad_steps} steps up'
-        f' to step {step}; the parameters are those before: lower LEARNING_RATE,'
-        ' or look at the data of these steps.'
+        f'The loss or its gradient was not finite for {self._bad_steps} steps'
+        f' up to step {step}; the parameters are those before: lower'
+        ' LEARNING_RATE, or look at the data of these steps.'
       )
 
 
-def _profile(steps: tuple[int, ...], step: int, workdir: str) -> None:
-  """Starts and stops the profiler trace."""
-  if not steps:
+def _profile(
+  steps: tuple[int, ...], first: int, step: int, workdir: str
+) -> None:
+  """Starts and stops the profiler trace; a run resumed in it starts it anew."""
+  if not steps or first >= steps[1]:
     return
-  if step == steps[0]:
+  if step == max(first, steps[0]):
     jax.profiler.start_trace(os.path.join(workdir, 'profile'))
   if step == steps[1]:
     jax.profiler.stop_trace()

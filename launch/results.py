@@ -1,0 +1,90 @@
+"""What a run ends with: baselines to judge it by, samples, facts."""
+
+import json
+import os
+from collections.abc import Sequence
+
+# Counting n-grams of more text than this takes minutes and gigabytes.
+MAX_BASELINE_CHARS = 20_000_000
+BASELINES = {'unigram': 1, 'bigram': 2, 'trigram': 3}
+SAMPLES_PER_PROMPT = 2
+TEMPERATURE = 0.8
+
+
+def _texts(dirs: Sequence[str], vocabulary) -> list[str]:
+  """Documents of token stores as text."""
+  from moe.data.store import Store
+
+  texts = []
+  for directory in dirs:
+    store = Store(directory)
+    for record in store.read(range(store.lengths.size)):
+      texts.append(vocabulary.decode(record['tokens'][:-1].tolist()))
+  return texts
+
+
+def baselines(
+  train_dirs: Sequence[str], held_out_dirs: Sequence[str], vocabulary
+) -> dict[str, float]:
+  """Bits per character of n-grams of the training texts, on held-out texts.
+
+  Returns:
+    name -> bits per character; empty where the corpus is too big to count.
+  """
+  from moe.data.store import Store
+  from moe.evaluate.ngram import ngram_bits
+
+  chars = sum(Store(d).manifest['counts']['chars'] for d in train_dirs)
+  if chars > MAX_BASELINE_CHARS:
+    return {}
+  train = _texts(train_dirs, vocabulary)
+  held_out = _texts(held_out_dirs, vocabulary)
+  return {
+    name: round(ngram_bits(train, held_out, order), 4)
+    for name, order in BASELINES.items()
+  }
+
+
+def samples(trained, prompts: Sequence[str]) -> list[dict[str, str]]:
+  """What a trained run writes after each prompt.
+
+  Args:
+    trained: a `launch.config.TrainedRun`.
+    prompts: texts to write after.
+
+  Returns:
+    {'prompt', 'text'} of each sample, text including the prompt.
+  """
+  from moe.infer import decode, forms
+  from moe.infer.sampling import Sampling
+
+  vocabulary = trained.vocabulary
+  table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
+  write = decode.build_writer(
+    trained.functional, Sampling(TEMPERATURE), vocabulary.eos
+  )
+  asked = [p for p in prompts for _ in range(SAMPLES_PER_PROMPT)]
+  if not asked:
+    return []
+  ids = [vocabulary.encode(prompt) for prompt in asked]
+  limit = trained.run.data.sequence_length - max(map(len, ids))
+  written = decode.generate(
+    write,
+    trained.params,
+    trained.state,
+    ids,
+    [table] * len(ids),
+    limit,
+    trained.run.settings.seed,
+  )
+  return [
+    {'prompt': prompt, 'text': vocabulary.decode([*start, *rest])}
+    for prompt, start, rest in zip(asked, ids, written, strict=True)
+  ]
+
+
+def write_json(path: str, content) -> None:
+  """Writes a whole file or nothing."""
+  with open(path + '.tmp', 'w', encoding='utf-8') as f:
+    json.dump(content, f, ensure_ascii=False, indent=2)
+  os.replace(path + '.tmp', path)

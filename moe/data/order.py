@@ -1,0 +1,120 @@
+"""Which row comes when: shuffles and mixtures as functions of the index alone.
+
+Nothing here has a state, so the place in the data of step 1,000,000 costs as
+much as that of step 0, on any machine and with any version of numpy.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_ROUNDS = 6
+# Rows after which the mixture repeats its sources; rates are met to 1 /
+# _PERIOD.
+_PERIOD = 1 << 16
+
+
+def scramble(x: np.ndarray | int) -> np.ndarray:
+  """A 64-bit hash, one to one.
+
+  The finaliser of SplitMix64 (Steele, Lea and Flood, 2014,
+  https://doi.org/10.1145/2714064.2660195).
+
+  Args:
+    x: integers; taken modulo 2^64.
+
+  Returns:
+    uint64 of the same shape.
+  """
+  x = np.asarray(x).astype(np.uint64)
+  with np.errstate(over='ignore'):  # Arithmetic modulo 2^64 is meant.
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+  """Where a keyed permutation of range(size) sends each index.
+
+  A Feistel network on the next power of four, walked until the value is in
+  range (Black and Rogaway, 2002, https://doi.org/10.1007/3-540-45760-7_9), so
+  any part of a permutation is had without the rest.
+
+  Args:
+    index: int64 in [0, size).
+    size: number of values, at least 1.
+    key: uint64, the permutation; broadcast against index.
+
+  Returns:
+    int64 in [0, size), different for different indices of one key.
+  """
+  half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+  mask = np.uint64((1 << int(half)) - 1)
+  value = np.array(index, np.uint64, ndmin=1)
+  key = np.broadcast_to(np.asarray(key, np.uint64), value.shape)
+  todo = np.arange(value.size)
+  while todo.size:
+    left, right = value[todo] >> half, value[todo] & mask
+    for round_number in range(_ROUNDS):
+      # Hashed together, not XORed before: a small half must meet the whole key.
+      mixed = scramble(key[todo] ^ np.uint64(round_number))
+      left, right = right, left ^ (scramble(mixed ^ right) & mask)
+    value[todo] = (left << half) | right
+    todo = todo[value[todo] >= np.uint64(size)]
+  return value.astype(np.int64)
+
+
+class Mixture:
+  """Which source each row of an endless mixture comes from.
+
+  Every source's rows are spread as evenly as can be: among the first n rows its
+  share is off by less than a few rows, whatever n. The pattern repeats.
+
+  Attributes:
+    shares: float64 [sources], the rates met, summing to 1.
+  """
+
+  def __init__(self, rates: Sequence[float]):
+    """Draws the pattern of one period.
+
+    Args:
+      rates: of the sources, relative to each other.
+
+    Raises:
+      ValueError: if a rate is not positive and finite.
+    """
+    rates = np.asarray(rates, np.float64)
+    if not rates.size or not np.all((rates > 0) & np.isfinite(rates)):
+      raise ValueError(
+        f'Rates must be positive numbers, got {rates.tolist()}: leave out what'
+        ' is not to be read.'
+      )
+    period = _PERIOD if rates.size > 1 else 1
+    exact = rates / rates.sum() * period
+    counts = np.maximum(1, np.floor(exact)).astype(np.int64)
+    # What rounding down left over goes to the largest remainders; a source that
+    # was lifted to one row costs the largest source that row.
+    for source in np.argsort(counts - exact, kind='stable'):
+      if counts.sum() < period:
+        counts[source] += 1
+    counts[np.argmax(counts)] -= counts.sum() - period
+    source = np.repeat(np.arange(rates.size), counts)
+    rank = np.concatenate([np.arange(count) for count in counts])
+    due = (rank + 0.5) / counts[source]
+    order = np.argsort(due, kind='stable')
+    self.shares = counts / period
+    self._counts, self._source, self._rank = counts, source[order], rank[order]
+
+  def locate(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Source of each row, and how many rows that source gave before it.
+
+    Args:
+      row: int64, numbers in the mixture, from 0.
+
+    Returns:
+      (source, number in the source), int64.
+    """
+    period, place = np.divmod(np.asarray(row, np.int64), self._source.size)
+    source = self._source[place]
+    return source, period * self._counts[source] + self._rank[place]

@@ -1,0 +1,183 @@
+"""The pack plan: which pieces of which documents share a row of a batch."""
+
+import dataclasses
+import os
+import tempfile
+import zipfile
+
+import numpy as np
+
+from moe.data.order import scramble
+from moe.data.store import Store
+
+# Part of a saved plan's name: a change of the method is a change of the data
+# order.
+_METHOD = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Rows of at most `sequence_length` tokens made of pieces of documents.
+
+  Every token of every document is in exactly one piece. The pieces of row r are
+  row_start[r] to row_start[r + 1]; they stand in it one after the other.
+
+  Attributes:
+    record: int64 [pieces], the document.
+    start: int32 [pieces], its first token in the piece.
+    length: int32 [pieces], tokens.
+    row_start: int64 [rows + 1].
+    sequence_length: T.
+  """
+
+  record: np.ndarray
+  start: np.ndarray
+  length: np.ndarray
+  row_start: np.ndarray
+  sequence_length: int
+
+  @property
+  def num_rows(self) -> int:
+    """Rows of one epoch."""
+    return self.row_start.size - 1
+
+  @property
+  def fill(self) -> float:
+    """Share of the places of all rows that hold a token."""
+    places = max(1, self.num_rows) * self.sequence_length
+    return float(self.length.sum(dtype=np.int64)) / places
+
+
+def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
+  """Plans the rows of documents, the same way for the same lengths.
+
+  Documents longer than a row are cut into whole rows and a rest. What is
+  shorter than a row is placed from the longest to the shortest, each where it
+  leaves the least room (best-fit decreasing, Johnson 1973), all pieces of one
+  length at a time. Pieces of equal length are taken in a hashed order, so that
+  neighbours in a corpus are not neighbours in a row.
+
+  Args:
+    lengths: int32, tokens of each document; those without any are left out.
+    sequence_length: tokens of a row.
+
+  Returns:
+    The plan; rows stand in the order of the documents of their longest pieces.
+
+  Raises:
+    ValueError: if the sequence length is below 1.
+  """
+  if sequence_length < 1:
+    raise ValueError(f'sequence_length={sequence_length} must be at least 1.')
+  lengths = np.asarray(lengths, np.int64)
+  num_pieces = -(-lengths // sequence_length)
+  record = np.repeat(np.arange(lengths.size), num_pieces)
+  first = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+  start = (np.arange(record.size) - first) * sequence_length
+  length = np.minimum(sequence_length, lengths[record] - start)
+  row, turn = _place(length, sequence_length)
+  # Rows are named by their first piece: numbers in the order of the corpus.
+  opener = np.full(row.max(initial=-1) + 1, record.size)
+  is_opener = turn == 0
+  opener[row[is_opener]] = np.flatnonzero(is_opener)
+  name = np.empty_like(opener)
+  name[np.argsort(opener, kind='stable')] = np.arange(opener.size)
+  row = name[row]
+  order = np.lexsort((turn, row))
+  return Plan(
+    record=record[order],
+    start=start[order].astype(np.int32),
+    length=length[order].astype(np.int32),
+    row_start=np.searchsorted(row[order], np.arange(opener.size + 1)),
+    sequence_length=sequence_length,
+  )
+
+
+def _place(
+  length: np.ndarray, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Row of each piece, and its turn in it, 0 for the one that opened it."""
+  row = np.empty(length.size, np.int64)
+  turn = np.zeros(length.size, np.int64)
+  order = np.lexsort((scramble(np.arange(length.size)), -length))
+  bounds = np.searchsorted(
+    -length[order], -np.arange(sequence_length, -1, -1), side='right'
+  )
+  # rows[s]: open rows with room for s tokens; room[s] says whether there are
+  # any.
+  rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
+  room = np.zeros(sequence_length + 1, bool)
+  held = np.zeros(length.size, np.int64)  # Pieces of each row so far.
+  num_rows, begin = 0, 0
+  for size, end in zip(range(sequence_length, 0, -1), bounds, strict=False):
+    while begin < end:
+      fitting = np.flatnonzero(room[size:])
+      space = size + int(fitting[0]) if fitting.size else sequence_length
+      per_row = space // size
+      wanted = -(-int(end - begin) // per_row)
+      if fitting.size:
+        chosen, rows[space] = rows[space][:wanted], rows[space][wanted:]
+        room[space] = rows[space].size > 0
+      else:
+        chosen = np.arange(num_rows, num_rows + wanted)
+        num_rows += wanted
+      taken = min(int(end - begin), chosen.size * per_row)
+      pieces = order[begin : begin + taken]
+      row[pieces] = np.repeat(chosen, per_row)[:taken]
+      turn[pieces] = held[row[pieces]] + np.arange(taken) % per_row
+      # All rows get per_row pieces but perhaps the last one.
+      given = np.full(chosen.size, per_row)
+      given[-1] = taken - per_row * (chosen.size - 1)
+      held[chosen] += given
+      for count in {int(given[0]), int(given[-1])}:
+        if left := space - count * size:
+          rows[left] = np.concatenate([rows[left], chosen[given == count]])
+          room[left] = True
+      begin += taken
+  return row, turn
+
+
+def load_plan(store: Store, sequence_length: int) -> Plan:
+  """The plan of a store: from its directory, or made now and kept there.
+
+  Args:
+    store: whose documents to pack.
+    sequence_length: tokens of a row.
+
+  Returns:
+    The plan.
+  """
+  path = os.path.join(store.directory, f'plan-{sequence_length}-v{_METHOD}.npz')
+  content = store.manifest['content_sha256']
+  try:
+    with np.load(path) as saved:
+      if str(saved['content_sha256']) == content:
+        fields = ('record', 'start', 'length', 'row_start')
+        return Plan(*(saved[name] for name in fields), sequence_length)
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    pass  # None yet, or damaged: it can always be made again.
+  plan = pack(store.lengths, sequence_length)
+  _save(plan, path, content)
+  return plan
+
+
+def _save(plan: Plan, path: str, content_sha256: str):
+  temporary = None
+  try:
+    with tempfile.NamedTemporaryFile(
+      dir=os.path.dirname(path), suffix='.tmp', delete=False
+    ) as f:
+      temporary = f.name
+      np.savez(
+        f,
+        record=plan.record,
+        start=plan.start,
+        length=plan.length,
+        row_start=plan.row_start,
+        content_sha256=content_sha256,
+      )
+    os.replace(temporary, path)
+  except OSError:
+    # A store on a read-only or full disk is read all the same.
+    if temporary and os.path.exists(temporary):
+      os.unlink(temporary)

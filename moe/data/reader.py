@@ -1,0 +1,252 @@
+"""Batches by number: what a step reads depends on seed and step alone."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from moe.data.order import Mixture, permuted, scramble
+from moe.data.packing import load_plan
+from moe.data.store import RECORDS, Record, Store
+from moe.types import Batch
+
+
+class Reader:
+  """Endless training batches of a mixture of token stores.
+
+  The rows of every store's pack plan are shuffled anew each epoch by index; the
+  mixture's pattern says which store gives the next row. Batch s is rows
+  [s * batch_size, (s + 1) * batch_size) of that sequence: there is no iterator
+  and no state, so any batch can be had at once, by any host, again and again.
+
+  A record that cannot be read makes its row empty (weight 0, segment 0) and is
+  noted in `quarantine`; no other row changes.
+
+  Attributes:
+    vocab_size: pieces of the vocabulary that all stores share.
+    vocab_sha256: of the vocabulary's file.
+    manifest_hash: SHA-256 of the stores' content, their vocabulary and rates.
+    chars_per_token: characters of the text for each scored token, end marks
+      among the tokens only. Bits per character are bits per scored token over
+      this.
+    bytes_per_token: the same for bytes of UTF-8.
+    fill: share of the places of a batch that hold a token.
+    quarantine: {'file', 'record', 'error'} of each record that could not be
+      read.
+  """
+
+  def __init__(
+    self,
+    dirs: Sequence[str | os.PathLike],
+    rates: Sequence[float],
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    max_bad_fraction: float = 1e-4,
+  ):
+    """Opens the stores and their pack plans.
+
+    Args:
+      dirs: of the stores.
+      rates: share of the rows of each, relative to each other.
+      sequence_length: T.
+      batch_size: B, rows of the whole batch over all hosts.
+      seed: of the shuffles.
+      max_bad_fraction: of a store's records, those that may be unreadable.
+
+    Raises:
+      ValueError: if a store is missing or broken, stores differ in vocabulary,
+        or a number is out of range.
+    """
+    if len(dirs) != len(rates):
+      raise ValueError(
+        f'Every store needs a rate, got {len(dirs)} stores and {len(rates)}'
+        ' rates: give one of each.'
+      )
+    if batch_size < 1:
+      raise ValueError(f'batch_size={batch_size} must be at least 1.')
+    self._mixture = Mixture(rates)
+    self.quarantine = []
+    self._sources = [
+      _Source(directory, sequence_length, max_bad_fraction, self.quarantine)
+      for directory in dirs
+    ]
+    self._batch_size = batch_size
+    self._sequence_length = sequence_length
+    self._seed = seed
+    manifests = [source.store.manifest for source in self._sources]
+    for manifest, directory in zip(manifests, dirs, strict=True):
+      if manifest['vocabulary_sha256'] != manifests[0]['vocabulary_sha256']:
+        raise ValueError(
+          'All stores of a mixture must share one vocabulary, got another one'
+          f' in {os.fspath(directory)} than in {os.fspath(dirs[0])}: cache them'
+          ' with the same --vocabulary.'
+        )
+    self.vocab_size = manifests[0]['vocab_size']
+    self.vocab_sha256 = manifests[0]['vocabulary_sha256']
+    shares = self._mixture.shares
+    identity = [manifest['content_sha256'] for manifest in manifests]
+    self.manifest_hash = hashlib.sha256(
+      json.dumps([self.vocab_sha256, identity, shares.tolist()]).encode()
+    ).hexdigest()
+
+    def per_row(name):
+      return sum(
+        share * manifest['counts'][name] / source.plan.num_rows
+        for share, manifest, source in zip(
+          shares, manifests, self._sources, strict=True
+        )
+      )
+
+    self.chars_per_token = per_row('chars') / per_row('scored_tokens')
+    self.bytes_per_token = per_row('bytes') / per_row('scored_tokens')
+    fills = [source.plan.fill for source in self._sources]
+    self.fill = float(np.dot(shares, fills))
+
+  def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    """The batch of a step, or some of its rows.
+
+    Args:
+      step: from 0.
+      rows: which of the batch's rows, as of a list of them.
+
+    Returns:
+      Batch of numpy arrays [rows, T].
+
+    Raises:
+      ValueError: if more records than allowed turned out to be unreadable.
+    """
+    number = step * self._batch_size + np.arange(self._batch_size)[rows]
+    source_B, number_B = self._mixture.locate(number)
+    batch = _empty_batch(number.size, self._sequence_length)
+    for index, source in enumerate(self._sources):
+      places = np.flatnonzero(source_B == index)
+      epoch, place = np.divmod(number_B[places], source.plan.num_rows)
+      # Hashed one into the other, so that no two shuffles share a key.
+      key = scramble(scramble(self._seed) ^ np.uint64(index))
+      key = scramble(key ^ epoch.astype(np.uint64))
+      row = permuted(place, source.plan.num_rows, key)
+      source.fill(batch, places, row)
+    return batch
+
+
+def eval_batches(
+  directory: str | os.PathLike, sequence_length: int, batch_size: int
+) -> Iterator[Batch]:
+  """Every document of a store once, as nearly in order as the packing allows.
+
+  Args:
+    directory: of the store.
+    sequence_length: T.
+    batch_size: B.
+
+  Yields:
+    Batch of numpy arrays [B, T]; the last one is filled up with empty rows.
+
+  Raises:
+    ValueError: if the store is missing or a record cannot be read: a score must
+      not be of less than it says.
+  """
+  source = _Source(directory, sequence_length)
+  for first in range(0, source.plan.num_rows, batch_size):
+    rows = np.arange(first, min(first + batch_size, source.plan.num_rows))
+    batch = _empty_batch(batch_size, sequence_length)
+    source.fill(batch, np.arange(rows.size), rows)
+    yield batch
+
+
+class _Source:
+  """One store and its plan, and the filling of rows from them."""
+
+  def __init__(
+    self, directory, sequence_length, max_bad_fraction=0.0, bad=None
+  ):
+    self.store = Store(directory)
+    self.plan = load_plan(self.store, sequence_length)
+    self._max_bad = max_bad_fraction * self.store.lengths.size
+    self._quarantine = bad
+    self._bad_records = set()
+    self._lock = threading.Lock()
+
+  def fill(self, batch: Batch, places: np.ndarray, rows: np.ndarray):
+    """Writes rows of the plan into places of a batch of zeros."""
+    if not rows.size:
+      return
+    plan = self.plan
+    first = plan.row_start[rows]
+    num_pieces = plan.row_start[rows + 1] - first
+    segment = _counted(num_pieces)
+    piece = np.repeat(first, num_pieces) + segment
+    length = plan.length[piece].astype(np.int64)
+    # Where each piece starts in the batch, seen as one line of tokens.
+    before = np.cumsum(length) - length
+    row_begin = np.cumsum(num_pieces) - num_pieces
+    column = before - np.repeat(before[row_begin], num_pieces)
+    width = batch.tokens.shape[1]
+    begin = np.repeat(places, num_pieces) * width + column
+    position = _counted(length)
+    target = np.repeat(begin, length) + position
+    records, which = np.unique(plan.record[piece], return_inverse=True)
+    on_error = None if self._quarantine is None else self._on_error
+    documents = self.store.read(records, on_error)
+    tokens, previous, weights = [], [], []
+    for document, start, size in zip(
+      which, plan.start[piece].tolist(), length.tolist(), strict=True
+    ):
+      document = documents[document] or _unreadable(start + size)
+      ids = document['tokens']
+      tokens.append(ids[start : start + size])
+      previous.append(ids[start - 1] if start else 0)
+      if 'loss_weights' in document:
+        weights.append(document['loss_weights'][start : start + size])
+      else:
+        weights.append(np.ones(size, np.float32))
+    ids = np.concatenate(tokens)
+    flat = Batch(*(field.reshape(-1) for field in batch))
+    flat.targets[target] = ids
+    # A piece reads the token before it, so that its first one is scored as
+    # well.
+    flat.tokens[target[1:]] = ids[:-1]
+    flat.tokens[begin] = previous
+    flat.loss_weights[target] = np.concatenate(weights)
+    flat.segment_ids[target] = np.repeat(segment + 1, length)
+    flat.positions[target] = position
+    is_bad = np.array([document is None for document in documents])[which]
+    for field in batch:
+      field[np.repeat(places, num_pieces)[is_bad]] = 0
+
+  def _on_error(self, record: int, error: Exception):
+    with self._lock:
+      if record in self._bad_records:
+        return
+      self._bad_records.add(record)
+      path = os.path.join(self.store.directory, RECORDS)
+      self._quarantine.append(
+        {'file': path, 'record': record, 'error': str(error)}
+      )
+      if len(self._bad_records) > self._max_bad:
+        raise ValueError(
+          f'{path}: at most {self._max_bad:g} of {self.store.lengths.size}'
+          f' records may be unreadable, got {len(self._bad_records)}, the last'
+          f' one record {record}: {error}; delete the store and make it again.'
+        )
+
+
+def _counted(sizes: np.ndarray) -> np.ndarray:
+  """0, 1, .. n - 1 for each n of sizes, one after the other."""
+  ends = np.cumsum(sizes)
+  return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+
+
+def _unreadable(size: int) -> Record:
+  """Stands for a record that could not be read, until its row is emptied."""
+  return {'tokens': np.zeros(size, np.int32)}
+
+
+def _empty_batch(num_rows: int, sequence_length: int) -> Batch:
+  shape = (num_rows, sequence_length)
+  fields = {name: np.zeros(shape, np.int32) for name in Batch._fields}
+  return Batch(**{**fields, 'loss_weights': np.zeros(shape, np.float32)})

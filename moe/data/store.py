@@ -1,0 +1,327 @@
+"""The token store on disk: records, lengths and manifest of one task's split.
+
+A store is a directory <vocabulary directory>/<task>/<split>/ with
+
+  records.array_record  one record a document, as `encode_record` writes it
+  lengths.npy           int32, tokens of each record
+  manifest.json         counts, hashes, where it came from
+
+and, once it was read, plans of `moe.data.packing`. The vocabulary of all stores
+below it is <vocabulary directory>/vocabulary.model. A mixture has no store of
+  its
+own: <vocabulary directory>/<mixture>/mixture.json names tasks and rates.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+FORMAT = 1
+RECORDS = 'records.array_record'
+LENGTHS = 'lengths.npy'
+MANIFEST = 'manifest.json'
+VOCABULARY = 'vocabulary.model'
+MIXTURE = 'mixture.json'
+
+Record = dict[str, np.ndarray]
+
+
+def encode_record(arrays: Record) -> bytes:
+  """Named arrays as bytes.
+
+  CRC-32 of the rest (uint32), header length (uint32), header, then the arrays'
+  bytes one after the other, C order; numbers are little-endian. The header is
+  JSON: a list of [name, dtype, shape].
+
+  Args:
+    arrays: of numbers; scalars are arrays of no dimension.
+
+  Returns:
+    What `decode_record` reads.
+  """
+  arrays = {
+    name: np.asarray(array, np.asarray(array).dtype.newbyteorder('<'))
+    for name, array in arrays.items()
+  }
+  header = json.dumps(
+    [[name, a.dtype.str, a.shape] for name, a in arrays.items()],
+    separators=(',', ':'),
+  ).encode()
+  body = b''.join(
+    [len(header).to_bytes(4, 'little'), header]
+    + [array.tobytes() for array in arrays.values()]
+  )
+  return zlib.crc32(body).to_bytes(4, 'little') + body
+
+
+def decode_record(data: bytes) -> Record:
+  """Named arrays of bytes, read-only; ValueError if they are damaged."""
+  body = memoryview(data)[4:]
+  if zlib.crc32(body) != int.from_bytes(data[:4], 'little'):
+    raise ValueError('the checksum of the record is wrong')
+  start = 4 + int.from_bytes(body[:4], 'little')
+  arrays = {}
+  for name, dtype, shape in json.loads(bytes(body[4:start])):
+    count = int(np.prod(shape, dtype=np.int64))
+    array = np.frombuffer(body, dtype, count, start)
+    arrays[name] = array.reshape(shape)
+    start += array.nbytes
+  return arrays
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+  """SHA-256 of a file, in hexadecimal."""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def write_store(
+  directory: str | os.PathLike,
+  records: Iterable[Record],
+  manifest_fn: Callable[[], dict],
+):
+  """Writes a store whole or not at all; one that is there is replaced.
+
+  Args:
+    directory: of the store.
+    records: each with `tokens`, in the order they are to be numbered.
+    manifest_fn: called after the last record for the rest of the manifest.
+
+  Raises:
+    ValueError: if there is no record.
+  """
+  directory = os.path.abspath(directory)
+  temporary = directory + '.tmp'
+  shutil.rmtree(temporary, ignore_errors=True)
+  os.makedirs(temporary)
+  try:
+    lengths, content_sha256 = _write_records(
+      os.path.join(temporary, RECORDS), records
+    )
+    if not lengths:
+      raise ValueError(
+        f'The store {directory} must have at least one document, got none:'
+        ' check the files of the task.'
+      )
+    np.save(os.path.join(temporary, LENGTHS), np.array(lengths, np.int32))
+    manifest = {
+      'format': FORMAT,
+      'records': len(lengths),
+      'tokens': sum(lengths),
+      'content_sha256': content_sha256,
+      'files': {
+        name: {
+          'bytes': os.path.getsize(os.path.join(temporary, name)),
+          'sha256': file_sha256(os.path.join(temporary, name)),
+        }
+        for name in (RECORDS, LENGTHS)
+      },
+      **manifest_fn(),
+    }
+    with open(os.path.join(temporary, MANIFEST), 'w') as f:
+      json.dump(manifest, f, indent=2, ensure_ascii=False)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.rename(temporary, directory)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def _write_records(
+  path: str, records: Iterable[Record]
+) -> tuple[list[int], str]:
+  """Writes records; returns their lengths and the hash of their bytes."""
+  # Imported here and below: what only counts documents needs no C++ library.
+  from array_record.python import array_record_module
+
+  lengths, content = [], hashlib.sha256()
+  # One record a chunk: a damaged one takes no neighbour with it, and reading at
+  # random unpacks nothing in vain.
+  writer = array_record_module.ArrayRecordWriter(
+    path, 'group_size:1,uncompressed'
+  )
+  try:
+    for record in records:
+      data = encode_record(record)
+      content.update(len(data).to_bytes(8, 'little') + data)
+      lengths.append(record['tokens'].size)
+      _or_no_room(writer.write, data)
+  finally:
+    _or_no_room(writer.close)
+  return lengths, content.hexdigest()
+
+
+def _or_no_room(write_fn: Callable, *args):
+  """Calls what writes; ValueError where the library has its RuntimeError."""
+  try:
+    write_fn(*args)
+  except RuntimeError as error:
+    raise ValueError(
+      f'A token store must be written whole, got {error}: make room on the'
+      ' disk, or name another cache directory.'
+    ) from error
+
+
+def is_store(directory: str | os.PathLike) -> bool:
+  """Whether a finished store is there."""
+  return os.path.isfile(os.path.join(directory, MANIFEST))
+
+
+def find_stores(
+  vocabulary_dir: str | os.PathLike, name: str, split: str
+) -> tuple[list[str], list[float]]:
+  """The stores of a task or mixture, for `moe.data.reader.Reader`.
+
+  Args:
+    vocabulary_dir: directory of the vocabulary and its stores.
+    name: of the task or mixture.
+    split: of it; tasks of a mixture that have no such split are left out.
+
+  Returns:
+    (directories, rates).
+
+  Raises:
+    ValueError: if a store is missing.
+  """
+  rates = {name: 1.0}
+  path = os.path.join(vocabulary_dir, name, MIXTURE)
+  if os.path.isfile(path):
+    with open(path) as f:
+      mixture = json.load(f)
+    if split not in mixture['splits']:
+      raise ValueError(
+        f'The split of {name} must be one of {", ".join(mixture["splits"])},'
+        f' got {split!r}.'
+      )
+    rates = {task: mixture['rates'][task] for task in mixture['splits'][split]}
+  dirs = [os.path.join(vocabulary_dir, task, split) for task in rates]
+  missing = [directory for directory in dirs if not is_store(directory)]
+  if missing:
+    raise ValueError(
+      f'The token store {missing[0]} must be there, got none: make it with'
+      f' `python -m launch.data cache {name}`.'
+    )
+  return dirs, list(rates.values())
+
+
+class Store:
+  """A store to read from, by record number, from any thread.
+
+  Attributes:
+    directory: where it is.
+    manifest: what `write_store` wrote.
+    lengths: int32 [records], tokens of each record.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    """Opens the manifest and the lengths; the records when first read.
+
+    Raises:
+      ValueError: if no finished store is there, or another version's.
+    """
+    self.directory = os.fspath(directory)
+    if not is_store(self.directory):
+      raise ValueError(
+        f'A token store must be at {self.directory}, got no {MANIFEST} there:'
+        ' make it with `python -m launch.data cache`.'
+      )
+    try:
+      with open(os.path.join(self.directory, MANIFEST)) as f:
+        self.manifest = json.load(f)
+      if self.manifest['format'] != FORMAT:
+        raise ValueError(f'format {self.manifest["format"]}, not {FORMAT}')
+      self.lengths = np.load(os.path.join(self.directory, LENGTHS))
+      if self.lengths.shape != (self.manifest['records'],):
+        raise ValueError(
+          f'{self.manifest["records"]} records but {self.lengths.size} lengths'
+        )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+      raise ValueError(
+        f'The token store {self.directory} must be complete and of this'
+        f' version, got {error!r}: delete it and make it again with `python -m'
+        ' launch.data cache`.'
+      ) from error
+    self._lock = threading.Lock()
+    self._reader = None
+
+  @property
+  def vocabulary_path(self) -> str:
+    """The vocabulary that made the tokens."""
+    return os.path.join(
+      os.path.dirname(os.path.dirname(os.path.abspath(self.directory))),
+      VOCABULARY,
+    )
+
+  def read(
+    self,
+    indices: Sequence[int],
+    on_error: Callable[[int, Exception], None] | None = None,
+  ) -> list[Record | None]:
+    """Records by number.
+
+    Args:
+      indices: numbers in [0, records).
+      on_error: called with number and error for each record that cannot be
+        read; None stands in its place. Without it the first one raises.
+
+    Returns:
+      One record, read-only arrays by name, for each index.
+
+    Raises:
+      ValueError: if a record is damaged and there is no `on_error`.
+    """
+    reader = self._open()
+    indices = [int(index) for index in indices]
+    try:
+      data = reader.read(indices) if indices else []
+    except (RuntimeError, IndexError):
+      # One bad record fails them all: find out which.
+      data = [None] * len(indices)
+    return [
+      self._decoded(index, datum, on_error)
+      for index, datum in zip(indices, data, strict=True)
+    ]
+
+  def _open(self):
+    from array_record.python import array_record_module
+
+    with self._lock:
+      if self._reader is None:
+        path = os.path.join(self.directory, RECORDS)
+        try:
+          reader = array_record_module.ArrayRecordReader(path)
+          num_records = reader.num_records()
+        except RuntimeError as error:
+          num_records = error
+        # A file cut short opens, and then has none.
+        if num_records != self.lengths.size:
+          raise ValueError(
+            f'{path} must have {self.lengths.size} records, got {num_records}:'
+            ' delete the store and make it again with `python -m launch.data'
+            ' cache`.'
+          )
+        self._reader = reader
+    return self._reader
+
+  def _decoded(self, index, data, on_error) -> Record | None:
+    try:
+      if data is None:
+        data = self._reader.read([index])[0]
+      record = decode_record(data)
+      if record['tokens'].size != self.lengths[index]:
+        raise ValueError('the record is not as long as lengths.npy says')
+      return record
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+      if on_error is not None:
+        on_error(index, error)
+        return None
+      raise ValueError(
+        f'Record {index} of {os.path.join(self.directory, RECORDS)} must be'
+        f' readable, got {error}: delete the store and make it again.'
+      ) from error

@@ -1,0 +1,115 @@
+"""Is a token store what its manifest says?"""
+
+import collections
+import hashlib
+import os
+
+from moe.data.store import Store, encode_record, file_sha256
+from moe.modalities.vocabulary import EOS, UNK, Vocabulary
+
+_RECORDS_AT_ONCE = 1024
+_MAX_PROBLEMS = 20
+
+
+def verify(directory: str | os.PathLike) -> list[str]:
+  """Checks a store against its manifest and its vocabulary, record by record.
+
+  Files and vocabulary are hashed; every record is read; ids are in range and
+  end in an end mark; the ids of a text are those that the vocabulary gives it;
+  all counts are counted again.
+
+  Args:
+    directory: of the store.
+
+  Returns:
+    What is wrong, a sentence each, 20 at most; none if the store is sound.
+  """
+  try:
+    store = Store(directory)
+    problems = _file_problems(store)
+    vocabulary = Vocabulary(store.vocabulary_path)
+  except ValueError as error:
+    return [str(error)]
+  manifest = store.manifest
+  for name, found in (
+    ('vocabulary_sha256', vocabulary.sha256),
+    ('vocab_size', vocabulary.size),
+  ):
+    if found != manifest[name]:
+      problems.append(
+        f'The manifest says {name} {manifest[name]}, {vocabulary.path} has'
+        f' {found}.'
+      )
+  if problems:
+    return problems
+  return _record_problems(store, vocabulary)
+
+
+def _file_problems(store: Store) -> list[str]:
+  problems = []
+  for name, expected in store.manifest['files'].items():
+    path = os.path.join(store.directory, name)
+    if not os.path.isfile(path):
+      problems.append(f'{path} is missing.')
+    elif (found := file_sha256(path)) != expected['sha256']:
+      problems.append(
+        f'{path} must have SHA-256 {expected["sha256"]}, got {found}.'
+      )
+  return problems
+
+
+def _record_problems(store: Store, vocabulary: Vocabulary) -> list[str]:
+  problems = []
+  totals, content = collections.Counter(), hashlib.sha256()
+
+  def unreadable(index, error):
+    problems.append(f'Record {index} cannot be read: {error}.')
+
+  for start in range(0, store.lengths.size, _RECORDS_AT_ONCE):
+    indices = range(start, min(start + _RECORDS_AT_ONCE, store.lengths.size))
+    records = store.read(indices, unreadable)
+    for index, record in zip(indices, records, strict=True):
+      if record is None:
+        continue
+      data = encode_record(record)
+      content.update(len(data).to_bytes(8, 'little') + data)
+      problem = _record_problem(record, vocabulary, totals)
+      if problem:
+        problems.append(f'Record {index}: {problem}.')
+    if len(problems) >= _MAX_PROBLEMS:
+      return problems[:_MAX_PROBLEMS]
+  if content.hexdigest() != store.manifest['content_sha256']:
+    problems.append('The records are not those that the manifest was made of.')
+  counts = {'tokens': store.manifest['tokens'], **store.manifest['counts']}
+  for name, found in totals.items():
+    if found != counts[name]:
+      problems.append(f'The manifest says {counts[name]} {name}, got {found}.')
+  return problems
+
+
+def _record_problem(record, vocabulary, totals) -> str | None:
+  """What is wrong with a record, if anything; adds to the totals."""
+  ids = record['tokens'].tolist()
+  if not ids or ids[-1] != EOS:
+    return 'the last token is no end mark'
+  if not 0 <= min(ids) <= max(ids) < vocabulary.size:
+    return (
+      f'ids from {min(ids)} to {max(ids)} in a vocabulary of {vocabulary.size}'
+    )
+  weights = record.get('loss_weights')
+  num_scored = len(ids) if weights is None else int(weights.sum())
+  prompt, target = ids[:-num_scored], ids[-num_scored:-1]
+  text = vocabulary.decode(target)
+  totals.update(
+    tokens=len(ids),
+    scored_tokens=num_scored,
+    chars=len(text),
+    bytes=len(text.encode()),
+    unknown_tokens=ids.count(UNK),
+  )
+  for part in (prompt, target):
+    if vocabulary.encode(vocabulary.decode(part)) != part:
+      return f'its ids do not survive the vocabulary: {part[:10]}'
+  if record['num_chars'] != len(text):
+    return f'num_chars is {record["num_chars"]}, the text has {len(text)}'
+  return None

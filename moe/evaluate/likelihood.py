@@ -1,0 +1,294 @@
+"""How many nats a model needs for each of a list of documents.
+
+Every token of a document is scored exactly once, its end mark included; no
+document sees another. A document longer than the context is read in windows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.infer.decode import START_ID, Functional, bucket
+from moe.train import loss
+from moe.types import Array, Batch, PyTree
+
+# Tokens whose logits are held at once, as a bound on memory.
+TOKENS_PER_CHUNK = 2048
+# What unknown tokens hide is charged as if spelt out, every symbol alike: the
+# code points of Unicode and an end of the spelling.
+NUM_SPELLING_SYMBOLS = 0x110000 + 1
+
+
+class Document(NamedTuple):
+  """One document to score.
+
+  Attributes:
+    tokens: int32 ids, the end mark last.
+    chars: Unicode code points of the scored text, end mark not counted.
+    bytes: the same in UTF-8.
+    weights: for each token 1 if it is scored, 0 if it is given (a prompt);
+      None scores all.
+    num_unknown: scored tokens that are the unknown token.
+    hidden_chars: code points that these stand for.
+  """
+
+  tokens: np.ndarray
+  chars: int
+  bytes: int
+  weights: np.ndarray | None = None
+  num_unknown: int = 0
+  hidden_chars: int = 0
+
+
+class Window(NamedTuple):
+  """Reads tokens [start, end) of a document and scores [first, end)."""
+
+  document: int
+  start: int
+  first: int
+  end: int
+
+
+class Context(NamedTuple):
+  """How documents are cut and batched; changes no score but by `stride`.
+
+  Attributes:
+    length: tokens of the longest window.
+    stride: tokens that a window after a document's first one scores; it reads
+      length - stride tokens again before them.
+    batch_size: windows of full length in a batch; of shorter ones as many more
+      as make the same number of tokens.
+  """
+
+  length: int
+  stride: int
+  batch_size: int
+
+
+def check_context(context: Context) -> None:
+  """Raises ValueError if documents cannot be cut and batched like this."""
+  if context.length < 1 or context.batch_size < 1:
+    raise ValueError(
+      'sequence length and batch size must be at least 1, got '
+      f'{context.length} and {context.batch_size}.'
+    )
+  if not 1 <= context.stride <= context.length:
+    raise ValueError(
+      f'stride must be from 1 to the sequence length {context.length}, got '
+      f'{context.stride}: half the sequence length is a fair choice.'
+    )
+
+
+def windows(document: int, num_tokens: int, context: Context) -> list[Window]:
+  """The windows of one document: each token is scored by exactly one."""
+  start, end = 0, min(num_tokens, context.length)
+  cut = [Window(document, 0, 0, end)]
+  while end < num_tokens:
+    start, first = start + context.stride, end
+    end = min(num_tokens, start + context.length)
+    cut.append(Window(document, start, first, end))
+  return cut
+
+
+def batches(
+  cut: Sequence[Window], context: Context
+) -> Iterator[tuple[int, int, list[Window]]]:
+  """Windows of like length together, the longest first.
+
+  Yields:
+    (B, T, at most B windows that fit in T). B is a multiple of the batch size,
+    T a power of two or the context; windows too few for a batch go with longer
+    ones, since every T costs a compilation.
+  """
+  by_width = {}
+  for window in cut:
+    width = min(bucket(window.end - window.start), context.length)
+    by_width.setdefault(width, []).append(window)
+  widths = sorted(by_width)
+  for width, longer in zip(widths, widths[1:], strict=False):
+    if len(by_width[width]) < context.batch_size * (context.length // width):
+      by_width[longer] += by_width.pop(width)
+  for width, members in sorted(by_width.items(), reverse=True):
+    filled = math.ceil(len(members) / context.batch_size)
+    num_rows = context.batch_size * min(filled, context.length // width)
+    for i in range(0, len(members), num_rows):
+      yield num_rows, width, members[i : i + num_rows]
+
+
+def window_batch(
+  documents: Sequence[Document],
+  members: Sequence[Window],
+  num_rows: int,
+  width: int,
+) -> Batch:
+  """One window a row; rows and places left over are padding.
+
+  A later window begins with the token before its own first target, and its
+  positions with 0: the model has then never read further than it was trained.
+  """
+  rows = np.zeros((num_rows, width), np.int32)
+  batch = Batch(*(rows.copy() for _ in Batch._fields))
+  batch = batch._replace(loss_weights=rows.astype(np.float32))
+  for row, window in enumerate(members):
+    document = documents[window.document]
+    tokens = np.asarray(document.tokens)
+    size = window.end - window.start
+    before = tokens[window.start - 1] if window.start else START_ID
+    batch.tokens[row, 0] = before
+    batch.tokens[row, 1:size] = tokens[window.start : window.end - 1]
+    batch.targets[row, :size] = tokens[window.start : window.end]
+    scored = slice(window.first, window.end)
+    weights = 1 if document.weights is None else document.weights[scored]
+    batch.loss_weights[row, window.first - window.start : size] = weights
+    batch.segment_ids[row, :size] = 1
+    batch.positions[row, :size] = np.arange(size)
+  return batch
+
+
+def build_scorer(functional: Functional) -> Callable[..., Array]:
+  """`score(params, state, batch) -> nats_BT`, jitted: nats times weights.
+
+  A new one for every list of documents: two models may look equal from outside
+  and differ in what configures them, so no compiled program is kept by model.
+  """
+
+  def score(params, state, batch):
+    outputs = functional.apply(params, state, batch, None, False)
+    B, T = batch.tokens.shape
+    num_chunks = _num_chunks(B, T)
+
+    def chunks(x_BT):
+      # The sequence is cut, not the batch: rows stay on their devices.
+      split = x_BT.reshape(B, num_chunks, T // num_chunks, *x_BT.shape[2:])
+      return jnp.moveaxis(split, 1, 0)
+
+    def chunk_nats(chunk):
+      hidden, targets = chunk
+      return loss.token_nats(functional.head(params, hidden), targets)[0]
+
+    nats = jax.lax.map(
+      chunk_nats, (chunks(outputs.hidden), chunks(batch.targets))
+    )
+    nats_BT = jnp.moveaxis(nats, 0, 1).reshape(B, T)
+    # Padding may score anything, even NaN: it must not reach a sum.
+    return jnp.where(batch.loss_weights > 0, nats_BT * batch.loss_weights, 0.0)
+
+  return jax.jit(score)
+
+
+def _num_chunks(B: int, T: int) -> int:
+  """The fewest equal pieces of T with at most `TOKENS_PER_CHUNK`, if any."""
+  for num_chunks in range(1, T):
+    if T % num_chunks == 0 and B * T <= num_chunks * TOKENS_PER_CHUNK:
+      return num_chunks
+  return T
+
+
+def score_documents(
+  functional: Functional,
+  params: PyTree,
+  state: PyTree,
+  documents: Sequence[Document],
+  context: Context,
+  on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+  """Nats of every document, all its scored tokens and the end mark together.
+
+  What unknown tokens hide is charged on top of their own nats: each must be
+  spelt out with `NUM_SPELLING_SYMBOLS` equally likely symbols, its characters
+  and an end. So a vocabulary gains nothing by not knowing a character.
+
+  Args:
+    functional: the model; evaluation is dropless and sees one window a row.
+    params: its parameters.
+    state: what it carries untrained.
+    documents: what to score.
+    context: how documents are cut and batched.
+    on_progress: called with (windows scored, all windows) after each batch.
+
+  Returns:
+    float64 [documents], added up on the host. Sums differ between batch sizes
+    and device counts by the rounding of float32 logits only.
+
+  Raises:
+    ValueError: if the context cannot be used, a document has no token, or a
+      score is not finite.
+  """
+  check_context(context)
+  for i, document in enumerate(documents):
+    if not len(document.tokens):
+      raise ValueError(
+        f'document {i} must hold at least its end mark, it has no token.'
+      )
+  cut = [
+    window
+    for i, document in enumerate(documents)
+    for window in windows(i, len(document.tokens), context)
+  ]
+  nats = np.zeros(len(documents), np.float64)
+  done, pending = 0, None
+  score = build_scorer(functional)
+
+  def collect(members, nats_BT):
+    sums = np.asarray(nats_BT, np.float64).sum(axis=1)[: len(members)]
+    np.add.at(nats, [window.document for window in members], sums)
+    on_progress(done, len(cut))
+
+  for num_rows, width, members in batches(cut, context):
+    batch = window_batch(documents, members, num_rows, width)
+    # One batch is computed while the one before it is fetched.
+    ahead = members, score(params, state, batch)
+    if pending:
+      collect(*pending)
+    pending, done = ahead, done + len(members)
+  if pending:
+    collect(*pending)
+  for i in np.flatnonzero(~np.isfinite(nats)):
+    raise ValueError(
+      f'the score of document {i} is {nats[i]}, it must be finite: the '
+      'parameters of this checkpoint are broken, use another step.'
+    )
+  spelt = [
+    document.num_unknown + document.hidden_chars for document in documents
+  ]
+  return nats + np.array(spelt, np.float64) * math.log(NUM_SPELLING_SYMBOLS)
+
+
+def totals(documents: Sequence[Document], nats: np.ndarray) -> dict[str, float]:
+  """Sums over documents and the bits they come to.
+
+  Bits per character are all nats, end marks included, over ln 2 and the code
+  points of the text, end marks not counted; bits per byte likewise.
+
+  Raises:
+    ValueError: if there is no character to divide by.
+  """
+  chars = sum(document.chars for document in documents)
+  if not chars:
+    raise ValueError(
+      'at least one character must be scored, got none: pass documents that '
+      'are not empty.'
+    )
+  num_bytes = sum(document.bytes for document in documents)
+  total = math.fsum(nats)
+  return {
+    'nats': total,
+    'bits_per_char': total / math.log(2) / chars,
+    'bits_per_byte': total / math.log(2) / num_bytes,
+    'tokens': sum(num_scored(document) for document in documents),
+    'chars': chars,
+    'bytes': num_bytes,
+    'documents': len(documents),
+    'unknown_tokens': sum(document.num_unknown for document in documents),
+  }
+
+
+def num_scored(document: Document) -> int:
+  """Tokens that are scored, the end mark included."""
+  if document.weights is None:
+    return len(document.tokens)
+  return int(np.count_nonzero(document.weights))

@@ -1,0 +1,277 @@
+"""Reading prompts into a cache, and writing after them token by token."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.infer import kv_cache, sampling
+from moe.types import Array, Batch, Cache, Outputs, PyTree
+
+# The id that stands before every document (and pads rows, where it is unseen).
+START_ID = 0
+# Prompts and samples are padded to a power of two of at least this, so that few
+# programs are compiled.
+SMALLEST_BUCKET = 16
+
+
+class Functional(Protocol):
+  """The pure functions of a model that decoding and scoring need."""
+
+  def apply(
+    self,
+    params: PyTree,
+    state: PyTree,
+    batch: Batch,
+    rngs: dict | None,
+    train: bool,
+    cache: Cache | None = None,
+  ) -> Outputs:
+    """Reads a batch."""
+
+  def head(
+    self, params: PyTree, hidden: Array, section: str | None = None
+  ) -> Array:
+    """Float32 logits [.., V] of hidden [.., D]."""
+
+  def cache_shapes(self, batch_size: int, length: int) -> PyTree:
+    """Tree of `jax.ShapeDtypeStruct` for `Cache.layers`."""
+
+
+class Prompts(NamedTuple):
+  """Rows to write after, one a sample.
+
+  Attributes:
+    tokens_BT: int32, right padded; starts with `START_ID`.
+    length_B: int32, tokens of each row without padding, at least 1.
+    slot_B: int32, row of the jump table each sample starts at.
+    key_B: typed PRNG keys.
+  """
+
+  tokens_BT: Array
+  length_B: Array
+  slot_B: Array
+  key_B: Array
+
+
+def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
+  """The least power of two that is at least `length` and `smallest`."""
+  return 1 << (int(max(length, smallest)) - 1).bit_length()
+
+
+def read_batch(tokens_BT: Array, length_B: Array, position_B: Array) -> Batch:
+  """A batch of new text tokens to read, with nothing to predict.
+
+  Args:
+    tokens_BT: int32, right padded.
+    length_B: int32, how many of each row's tokens are real; 0 for a row that
+      is done, which then costs no expert anything.
+    position_B: int32, place of each row's first token in its document.
+  """
+  offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+  is_real_BT = offset_T < length_B[:, None]
+  zeros_BT = jnp.zeros_like(tokens_BT)
+  return Batch(
+    tokens=tokens_BT,
+    targets=zeros_BT,
+    loss_weights=zeros_BT.astype(jnp.float32),
+    segment_ids=is_real_BT.astype(jnp.int32),
+    positions=jnp.where(is_real_BT, position_B[:, None] + offset_T, 0),
+    block_ids=zeros_BT,
+    modality=zeros_BT,
+  )
+
+
+def prefill(
+  functional: Functional,
+  params: PyTree,
+  state: PyTree,
+  prompts: Prompts,
+  cache: Cache,
+) -> tuple[Array, Cache]:
+  """Reads whole prompts.
+
+  Returns:
+    (logits_BV of the token after each prompt, the cache with T more slots).
+  """
+  zeros_B = jnp.zeros_like(prompts.length_B)
+  batch = read_batch(prompts.tokens_BT, prompts.length_B, zeros_B)
+  outputs = functional.apply(params, state, batch, None, False, cache)
+  last_B11 = (prompts.length_B - 1)[:, None, None]
+  hidden_BD = jnp.take_along_axis(outputs.hidden, last_B11, axis=1)[:, 0]
+  return functional.head(params, hidden_BD), outputs.cache
+
+
+def read_token(
+  functional: Functional,
+  params: PyTree,
+  state: PyTree,
+  token_B: Array,
+  position_B: Array,
+  is_done_B: Array,
+  cache: Cache,
+) -> tuple[Array, Cache]:
+  """Reads one token a row; rows that are done read padding.
+
+  Returns:
+    (logits_BV of the token after it, the cache with one more slot).
+  """
+  length_B = jnp.where(is_done_B, 0, 1)
+  batch = read_batch(token_B[:, None], length_B, position_B)
+  outputs = functional.apply(params, state, batch, None, False, cache)
+  return functional.head(params, outputs.hidden[:, 0]), outputs.cache
+
+
+class _Writing(NamedTuple):
+  """What the loop carries; `logits_BV` are of the token to draw next."""
+
+  step: Array
+  logits_BV: Array
+  cache: Cache
+  slot_B: Array
+  is_done_B: Array
+  length_B: Array
+  tokens_BT: Array
+
+
+def _draw_token(
+  carry: _Writing,
+  key_B: Array,
+  jumps: Array,
+  settings: sampling.Sampling,
+  eos_id: int,
+) -> tuple[Array, _Writing]:
+  """Draws one token a row and notes it; does not read it yet."""
+  jump_BV = jumps[carry.slot_B].astype(jnp.int32)
+  # A row's key depends on nothing else in the batch, so neither does its draw.
+  key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
+  token_B = sampling.draw(key_B, carry.logits_BV, settings, jump_BV >= 0)
+  token_B = jnp.where(carry.is_done_B, eos_id, token_B)
+  jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
+  carry = carry._replace(
+    slot_B=carry.slot_B + jnp.where(carry.is_done_B, 0, jump_B),
+    is_done_B=carry.is_done_B | (token_B == eos_id),
+    length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),
+    tokens_BT=carry.tokens_BT.at[:, carry.step].set(token_B),
+  )
+  return token_B, carry
+
+
+def build_writer(
+  functional: Functional,
+  settings: sampling.Sampling,
+  eos_id: int,
+  shardings: Cache | None = None,
+) -> Callable[..., tuple[Array, Array]]:
+  """The jitted loop that writes after prompts.
+
+  Args:
+    functional: the model.
+    settings: temperature, top-k, top-p.
+    eos_id: the id that ends a document.
+    shardings: of the cache, or None.
+
+  Returns:
+    `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,
+    length_B)`: jumps is int16 [slots, pieces] as `forms` makes it, limit the
+    most tokens to write, width (static, at least limit) the T of tokens_BT.
+    length_B counts the end mark, if the sample came to it.
+  """
+
+  def write(params, state, prompts, jumps, limit, width):
+    num_rows, prompt_width = prompts.tokens_BT.shape
+    layers = functional.cache_shapes(num_rows, prompt_width + width)
+    cache = kv_cache.empty_cache(layers, shardings)
+    logits_BV, cache = prefill(functional, params, state, prompts, cache)
+    # A model may have more logits than its vocabulary has pieces.
+    unused = logits_BV.shape[1] - jumps.shape[1]
+    jumps = jnp.pad(jumps, ((0, 0), (0, unused)), constant_values=-1)
+
+    def is_open(carry):
+      return (carry.step < limit) & ~carry.is_done_B.all()
+
+    def one_token(carry):
+      token_B, carry = _draw_token(
+        carry, prompts.key_B, jumps, settings, eos_id
+      )
+      logits_BV, cache = read_token(
+        functional,
+        params,
+        state,
+        token_B,
+        prompts.length_B + carry.step,
+        carry.is_done_B,
+        carry.cache,
+      )
+      return carry._replace(
+        step=carry.step + 1, logits_BV=logits_BV, cache=cache
+      )
+
+    start = _Writing(
+      step=jnp.int32(0),
+      logits_BV=logits_BV,
+      cache=cache,
+      slot_B=prompts.slot_B,
+      is_done_B=jnp.zeros((num_rows,), bool),
+      length_B=jnp.zeros((num_rows,), jnp.int32),
+      tokens_BT=jnp.full((num_rows, width), eos_id, jnp.int32),
+    )
+    end = jax.lax.while_loop(is_open, one_token, start)
+    return end.tokens_BT, end.length_B
+
+  return jax.jit(write, static_argnums=5)
+
+
+def generate(
+  write: Callable[..., tuple[Array, Array]],
+  params: PyTree,
+  state: PyTree,
+  prompts: Sequence[Sequence[int]],
+  tables: Sequence[np.ndarray],
+  limit: int,
+  seed: int = 0,
+) -> list[list[int]]:
+  """Writes one sample after each prompt.
+
+  Args:
+    write: as `build_writer` made it.
+    params: of the model.
+    state: of the model.
+    prompts: ids of each prompt, without the start id; may be empty.
+    tables: jump table of each prompt, as `forms` makes them.
+    limit: the most tokens to write.
+    seed: with a prompt's place in the list, what its sample depends on.
+
+  Returns:
+    the ids written after each prompt, the end mark included if reached.
+  """
+  lengths = np.array([1 + len(prompt) for prompt in prompts], np.int32)
+  tokens = np.full((len(prompts), bucket(lengths.max())), START_ID, np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, 1 : lengths[row]] = prompt
+  # Tables are put one after the other, those that several rows share once.
+  starts, stacked, num_slots = {}, [], 0
+  for table in tables:
+    if id(table) not in starts:
+      starts[id(table)] = num_slots
+      stacked.append(table)
+      num_slots += len(table)
+  slots = np.array([starts[id(table)] for table in tables], np.int32)
+  jumps = np.full((bucket(num_slots), tables[0].shape[1]), -1, np.int16)
+  jumps[:num_slots] = np.concatenate(stacked)
+  rows = np.arange(len(prompts), dtype=np.uint32)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+  written, counts = write(
+    params,
+    state,
+    Prompts(tokens, lengths, slots, keys),
+    jumps,
+    np.int32(limit),
+    bucket(limit),
+  )
+  written, counts = jax.device_get((written, counts))
+  return [
+    row[:count].tolist() for row, count in zip(written, counts, strict=True)
+  ]

@@ -1,0 +1,36 @@
+"""The empty key/value cache that decoding starts from."""
+
+import jax
+import jax.numpy as jnp
+
+from moe.types import Cache, PyTree
+
+
+def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
+  """A cache with no slot filled.
+
+  Args:
+    layers: tree of `jax.ShapeDtypeStruct`, leaves [.., B, S, K, H], as
+      `Functional.cache_shapes(B, S)` gives it.
+    shardings: a `Cache` of shardings; each array is then made already sharded,
+      never whole on one device.
+
+  Returns:
+    zeros; segment 0 in every slot, so that nothing is seen.
+
+  Raises:
+    ValueError: if the leaves do not agree on B and S.
+  """
+  sizes = {leaf.shape[-4:-2] for leaf in jax.tree.leaves(layers)}
+  if len(sizes) != 1 or len(next(iter(sizes))) != 2:
+    raise ValueError(
+      'cache layers must be [.., B, S, K, H] arrays that agree on B and S, got '
+      f'{sorted(sizes)}: pass what cache_shapes(batch_size, length) returns.'
+    )
+  slots = jax.ShapeDtypeStruct(next(iter(sizes)), jnp.int32)
+  shapes = Cache(slots, slots, jax.ShapeDtypeStruct((), jnp.int32), layers)
+
+  def zeros():
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  return jax.jit(zeros, out_shardings=shardings)()

@@ -1,0 +1,126 @@
+"""What people see of a run: a live line on a terminal, else lines of text."""
+
+import sys
+import time
+from typing import Any, TextIO
+
+# A line of text this often, where nobody sits at a terminal.
+_SECONDS_PER_LINE = 10.0
+_SECONDS_PER_REFRESH = 0.2
+
+
+def make_display(stream: TextIO | None = None) -> 'Lines':
+  """The display that suits a stream, by default sys.stderr."""
+  stream = stream or sys.stderr
+  return LiveLine(stream) if stream.isatty() else Lines(stream)
+
+
+class Lines:
+  """A line now and then, for a file or a pipe."""
+
+  seconds_apart = _SECONDS_PER_LINE
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+    self._shown_at = float('-inf')
+    self._waiting = None
+
+  def show(self, text: str) -> None:
+    """Offers the state of the run; it is seen if the last one is long ago."""
+    self._waiting = text
+    if time.monotonic() - self._shown_at >= self.seconds_apart:
+      self._draw()
+
+  def note(self, text: str) -> None:
+    """Prints a line that must be seen."""
+    print(text, file=self._stream, flush=True)
+
+  def close(self) -> None:
+    """Shows the last state and ends the display."""
+    if self._waiting is not None:
+      self._draw()
+
+  def _draw(self) -> None:
+    self._shown_at = time.monotonic()
+    self._print(self._waiting)
+    self._waiting = None
+
+  def _print(self, text: str) -> None:
+    self.note(text)
+
+
+class LiveLine(Lines):
+  """One line that is drawn anew, with notes above it."""
+
+  seconds_apart = _SECONDS_PER_REFRESH
+
+  def __init__(self, stream: TextIO):
+    super().__init__(stream)
+    # Slow to import, and of no use where there is no terminal.
+    import rich.console
+    import rich.live
+
+    console = rich.console.Console(file=stream, highlight=False)
+    self._live = rich.live.Live(console=console, auto_refresh=False)
+    self._live.start()
+
+  def note(self, text: str) -> None:
+    """Prints a line above the live one."""
+    self._live.console.print(text, markup=False, soft_wrap=True)
+
+  def close(self) -> None:
+    """Leaves the last state on the screen."""
+    super().close()
+    self._live.stop()
+
+  def _print(self, text: str) -> None:
+    import rich.text
+
+    line = rich.text.Text(text, no_wrap=True, overflow='ellipsis')
+    self._live.update(line, refresh=True)
+
+
+def status(record: dict[str, Any], total_steps: int) -> str:
+  """One line on a step, what matters most first, what is unknown left out.
+
+  Args:
+    record: as in log.jsonl.
+    total_steps: of the run.
+  """
+  timing = record.get('time', {})
+  step, percent = record['step'], 100 * record['step'] // max(total_steps, 1)
+  left = timing.get('eta')
+  left = '' if left is None else f', {duration(left)} left'
+  parts = [f'step {step:,}/{total_steps:,} ({percent}%{left})']
+  for key, form in (
+    ('loss', 'loss {:.3f}'),
+    ('bits_per_char', '{:.3f} bits/char'),
+  ):
+    if record.get(key) is not None:
+      parts.append(form.format(record[key]))
+  if timing.get('tokens_per_second'):
+    parts.append(f'{_short(timing["tokens_per_second"])} tokens/s')
+  if record.get('dropped_fraction') is not None:
+    parts.append(f'dropped {record["dropped_fraction"]:.1%}')
+  if record.get('load_imbalance') is not None:
+    parts.append(f'imbalance {record["load_imbalance"]:.2f}')
+  if timing.get('mfu') is not None:
+    parts.append(f'MFU {timing["mfu"]:.1%}')
+  return '  '.join(parts)
+
+
+def duration(seconds: float) -> str:
+  """A time span for people: 0:09, 12:30, 3:04:05."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{rest:02}'
+  return f'{minutes}:{rest:02}'
+
+
+def _short(number: float) -> str:
+  """Three digits and a letter: 950, 12.3k, 4.56M."""
+  for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if number >= size:
+      return f'{number / size:.3g}{letter}'
+  return f'{number:.0f}'

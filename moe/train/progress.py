@@ -1,0 +1,285 @@
+"""What a run tells: log.jsonl, eval.jsonl, TensorBoard, one line for people.
+
+A record of log.jsonl holds what the step computed, and under `time` what the
+clock said. Without `time` the log of a run that was killed and resumed is equal
+to the log of an unbroken one: on resuming, what follows the restored step goes.
+"""
+
+import collections
+import math
+import os
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from moe.train import record_log
+from moe.train.display import make_display, status
+
+# Numbers of `layers` a record holds on average; n times as many come every n
+# steps, so that the log of a big model stays readable.
+_MAX_VALUES = 2048
+_FLUSH_SECONDS = 30
+
+_WINDOW = 50  # Steps that speeds and drops are averaged over.
+_DROPPED_TOO_OFTEN = 0.1
+_DEAD_AFTER = 100  # Steps without a token.
+
+
+class Progress:
+  """Writes down every step and shows how the run is going.
+
+  Made and called by every process; only the first one writes.
+
+  Attributes:
+    workdir: directory of the run, on a disk or mounted.
+    total_steps: the last step.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    total_steps: int,
+    resume_step: int = 0,
+    tokens_per_step: int = 0,
+    peak_seconds: float | None = None,
+    stream: TextIO | None = None,
+  ):
+    """Opens the logs of a run, cut off after the step it resumes from.
+
+    Args:
+      workdir: directory of the run; made if need be.
+      total_steps: the last step.
+      resume_step: the restored step, 0 for a new run.
+      tokens_per_step: tokens in a batch.
+      peak_seconds: what a step would take at the published peak of all chips,
+        by the model's FLOPs; None where the peak is not known.
+      stream: where people look, by default sys.stderr.
+    """
+    self.workdir = os.fspath(workdir)
+    self.total_steps = total_steps
+    self._tokens_per_step = tokens_per_step
+    self._peak_seconds = peak_seconds
+    self._recent = collections.deque(maxlen=_WINDOW)  # Seconds of steps.
+    self._watch = _Watch()
+    self._log = self._evals = self._board = self._display = None
+    self._load = None  # Of the last step.
+    self._elapsed = 0.0
+    if jax.process_index() != 0:
+      return
+    os.makedirs(self.workdir, exist_ok=True)
+    self._log = record_log.RecordLog(self._path('log.jsonl'), resume_step)
+    self._evals = record_log.RecordLog(self._path('eval.jsonl'), resume_step)
+    self._display = make_display(stream)
+    self._board = _Board(self._path('tensorboard'))
+    self._board.resume(
+      record_log.read(self._path('log.jsonl')),
+      record_log.read(self._path('eval.jsonl')),
+    )
+    last = self._log.last or {'step': 0}
+    self._elapsed = last.get('time', {}).get('elapsed') or 0.0
+    if last['step'] != resume_step:
+      self.note(
+        f'{self._path("log.jsonl")} lacks steps {last["step"] + 1} to'
+        f' {resume_step}: the log was lost or edited, the checkpoint was not.'
+      )
+
+  def step(self, step: int, metrics: dict[str, Any], seconds: float) -> None:
+    """Records one training step.
+
+    Args:
+      step: number of the step, counted from 1.
+      metrics: scalars, and `layers` with lists by sparse layer, among them
+        `load` [L][E], shares of the rows.
+      seconds: what it took.
+    """
+    if self._log is None:
+      return
+    self._elapsed += seconds
+    self._recent.append(seconds)
+    speed = 1 / max(seconds, 1e-9)
+    peak = self._peak_seconds
+    timing = {
+      'seconds': round(seconds, 6),
+      'tokens_per_second': round(self._tokens_per_step * speed, 1),
+      'mfu': None if peak is None else round(peak * speed, 5),
+      'elapsed': round(self._elapsed, 6),
+      'eta': round((self.total_steps - step) * float(np.mean(self._recent)), 3),
+    }
+    tokens = step * self._tokens_per_step  # Seen since the first step.
+    record = {'step': step, 'tokens': tokens, **metrics, 'time': timing}
+    layers = metrics.get('layers')
+    size = sum(np.size(values) for values in (layers or {}).values())
+    if layers and step % math.ceil(size / _MAX_VALUES):
+      del record['layers']
+    self._log.append(record)
+    self._board.step(record)
+    self._load = (layers or {}).get('load')
+    self._display.show(status(record, self.total_steps))
+    for warning in self._watch.warnings(step, metrics):
+      self.note(f'warning: {warning}')
+
+  def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+    """Records the results of an evaluation by task."""
+    if self._evals is None:
+      return
+    self._evals.append({'step': step, 'eval': results})
+    self._board.evaluation(step, results)
+    if self._load is not None:
+      # Here and not in `step`, because drawing takes longer than many a step.
+      self._board.load_image(step, np.asarray(self._load, np.float32))
+    for task, scores in results.items():
+      bits = scores.get('bits_per_char')
+      if bits is not None:
+        self.note(f'step {step:,}: {task} {bits:.4f} bits/char held out')
+
+  def has_evaluation(self, step: int) -> bool:
+    """Whether a step was evaluated; the same on every process."""
+    known = self._evals is not None and step in self._evals.steps
+    if jax.process_count() > 1:
+      known = bool(multihost_utils.broadcast_one_to_all(np.array(known)))
+    return known
+
+  def note(self, text: str) -> None:
+    """Shows people a sentence."""
+    if self._display is not None:
+      self._display.note(text)
+
+  def close(self) -> None:
+    """Writes out what is left and frees the terminal."""
+    for part in (self._log, self._evals, self._board, self._display):
+      if part is not None:
+        part.close()
+    self._log = self._evals = self._board = self._display = None
+
+  def _path(self, name: str) -> str:
+    return os.path.join(self.workdir, name)
+
+
+class _Board:
+  """TensorBoard event files, opened with the first record."""
+
+  def __init__(self, path: str):
+    self._path = path
+    self._purge_step = 1
+    self._writer = None
+
+  def resume(self, records: list[dict], evals: list[dict]) -> None:
+    """Writes again what a killed run may not have flushed, and hides the rest.
+
+    Args:
+      records: of all steps before those to come.
+      evals: likewise of the evaluations.
+    """
+    if not records:
+      return
+    end = records[-1]['time']['elapsed'] - 2 * _FLUSH_SECONDS
+    again = [r for r in records if r['time']['elapsed'] >= end]
+    self._purge_step = again[0]['step']
+    for record in again:
+      self.step(record)
+    for record in evals:
+      if record['step'] >= self._purge_step:
+        self.evaluation(record['step'], record['eval'])
+
+  def _open(self):
+    if self._writer is None:
+      # Takes a while to import, in which the first step can run.
+      import tensorboardX
+
+      self._writer = tensorboardX.SummaryWriter(
+        self._path, purge_step=self._purge_step, flush_secs=_FLUSH_SECONDS
+      )
+    return self._writer
+
+  def step(self, record: dict[str, Any]) -> None:
+    """Scalars of a training step."""
+    for group, values in (('train', record), ('time', record['time'])):
+      self._scalars(group, record['step'], values)
+
+  def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+    """Scalars of an evaluation."""
+    for task, scores in results.items():
+      self._scalars(f'eval/{task}', step, scores)
+
+  def load_image(self, step: int, load_LE: np.ndarray) -> None:
+    """The load of every expert of every layer as a heat map."""
+    pixels = _heat_map(load_LE * load_LE.shape[1])
+    self._open().add_image('expert_load', pixels, step, dataformats='HWC')
+
+  def close(self) -> None:
+    """Writes out what is waiting."""
+    if self._writer is not None:
+      self._writer.close()
+
+  def _scalars(self, group: str, step: int, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+      if isinstance(value, int | float) and name != 'step':
+        self._open().add_scalar(f'{group}/{name}', value, step)
+
+
+class _Watch:
+  """Notices what makes a sparse model waste its experts."""
+
+  def __init__(self):
+    self._dropped = collections.deque(maxlen=_WINDOW)
+    self._is_dropping = False
+    self._idle_LE = None  # Steps since each expert last had a token.
+
+  def warnings(self, step: int, metrics: dict[str, Any]) -> list[str]:
+    """Sentences on this step; each trouble is told once."""
+    found = []
+    if metrics.get('skipped'):
+      found.append(
+        f'step {step:,} was skipped, its loss or gradient was not finite'
+      )
+    if metrics.get('dropped_fraction') is not None:
+      found += self._drops(metrics['dropped_fraction'])
+    if 'load' in metrics.get('layers', {}):
+      found += self._dead(np.asarray(metrics['layers']['load']))
+    return found
+
+  def _drops(self, fraction: float) -> list[str]:
+    self._dropped.append(fraction)
+    mean = sum(self._dropped) / len(self._dropped)
+    if mean < _DROPPED_TOO_OFTEN / 2:
+      self._is_dropping = False
+    is_sure = len(self._dropped) == _WINDOW and mean > _DROPPED_TOO_OFTEN
+    if self._is_dropping or not is_sure:
+      return []
+    self._is_dropping = True
+    return [
+      f'{mean:.0%} of the routed tokens of the last {_WINDOW} steps were'
+      ' dropped: raise CAPACITY_FACTOR or the weight of the load-balance loss'
+    ]
+
+  def _dead(self, load_LE: np.ndarray) -> list[str]:
+    if self._idle_LE is None:
+      self._idle_LE = np.zeros(load_LE.shape, int)
+    self._idle_LE = np.where(load_LE > 0, 0, self._idle_LE + 1)
+    return [
+      f'sparse layer {layer}: {np.sum(idle_E >= _DEAD_AFTER)} of'
+      f' {len(idle_E)} experts had no token for {_DEAD_AFTER} steps: raise the'
+      ' weight of the load-balance loss'
+      for layer, idle_E in enumerate(self._idle_LE)
+      if np.any(idle_E == _DEAD_AFTER)
+    ]
+
+
+def _heat_map(load_LE: np.ndarray) -> np.ndarray:
+  """Pixels [height, width, 3] of loads, 1 being an even share."""
+  # Slow to import and rarely used.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  layers, experts = load_LE.shape
+  size = (min(3 + 0.18 * experts, 14), min(1.4 + 0.22 * layers, 10))
+  figure = Figure(size, layout='constrained')
+  canvas = FigureCanvasAgg(figure)
+  axes = figure.subplots()
+  image = axes.imshow(load_LE, aspect='auto', vmin=0, vmax=3, cmap='viridis')
+  axes.set(xlabel='expert', ylabel='sparse layer')
+  figure.colorbar(image, label='load, 1 = even share', extend='max')
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,88 @@
+"""A file of JSON objects, one a line, in ascending order of their `step`.
+
+Nothing a kill can do leaves it unreadable: a line goes out in one write, and
+what a killed run has left beyond its last checkpoint, half a line included, is
+cut off before the run goes on.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+
+class RecordLog:
+  """Appends records to a file.
+
+  Attributes:
+    last: the newest record in the file, None if it is empty.
+    steps: the steps that have a record.
+  """
+
+  def __init__(self, path: str | os.PathLike, resume_step: int):
+    """Opens a log and cuts off all that follows `resume_step`."""
+    records, length = _scan(path, resume_step)
+    self.last = records[-1] if records else None
+    self.steps = {record['step'] for record in records}
+    self._path = path
+    self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.ftruncate(self._file, length)
+
+  def append(self, record: dict[str, Any]) -> None:
+    """Writes one record; a number that is not finite becomes null."""
+    line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
+    content = line.encode() + b'\n'
+    try:
+      while content:  # A disk that is nearly full takes a part of it.
+        content = content[os.write(self._file, content) :]
+    except OSError as error:
+      raise ValueError(
+        f'{self._path} must be writable, got "{error.strerror}" at step'
+        f' {record["step"]}: free some space and run the same command again.'
+      ) from error
+    self.last = record
+    self.steps.add(record['step'])
+
+  def close(self) -> None:
+    """Flushes the file to the disk and closes it."""
+    os.fsync(self._file)
+    os.close(self._file)
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Every whole record of a log, none if there is no such file."""
+  return _scan(path, math.inf)[0]
+
+
+def _scan(
+  path: str | os.PathLike, last_step: float
+) -> tuple[list[dict[str, Any]], int]:
+  """Records up to a step, and where in the file they end."""
+  records, length = [], 0
+  if not os.path.exists(path):
+    return records, length
+  with open(path, 'rb') as file:
+    for line in file:
+      try:
+        record = json.loads(line)
+        is_kept = record['step'] <= last_step and line.endswith(b'\n')
+      except (ValueError, KeyError, TypeError):
+        break  # Half a line, as a kill leaves it at the end.
+      if not is_kept:
+        break
+      records.append(record)
+      length += len(line)
+  return records, length
+
+
+def _finite(value: Any) -> Any:
+  """A value as JSON can hold it: numpy to lists and floats, NaN to null."""
+  if hasattr(value, 'tolist'):
+    value = value.tolist()
+  if isinstance(value, dict):
+    return {key: _finite(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(entry) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

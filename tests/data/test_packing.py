@@ -1,0 +1,157 @@
+import gzip
+import json
+import os
+import pathlib
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from moe.data import packing
+from moe.data.store import Store
+
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+DATA = pathlib.Path(
+  os.environ.get('WUDAO_DATA', PROJECT.parent / 'shared' / 'data')
+)
+
+
+def rows_of(plan):
+  """[(record, start, length), ...] of every row."""
+  pieces = list(zip(plan.record, plan.start, plan.length, strict=True))
+  pieces = [tuple(map(int, piece)) for piece in pieces]
+  bounds = zip(plan.row_start[:-1], plan.row_start[1:], strict=True)
+  return [pieces[first:last] for first, last in bounds]
+
+
+def test_a_plan_is_worked_by_hand():
+  # Rows of 8. Document 5 fills two rows and leaves 4 at 16. Longest first:
+  # record 3 (8), record 1 (5), the 4s of records 5 and 7 together, record 0 (3)
+  # with the 5, record 2 (2) alone, record 4 (1) with the 2.
+  plan = packing.pack(np.array([3, 5, 2, 8, 1, 20, 0, 4]), 8)
+  rows = rows_of(plan)
+  assert [(1, 0, 5), (0, 0, 3)] in rows
+  assert [(2, 0, 2), (4, 0, 1)] in rows
+  assert [(3, 0, 8)] in rows
+  assert [(5, 0, 8)] in rows and [(5, 8, 8)] in rows
+  last = [row for row in rows if len(row) == 2 and (5, 16, 4) in row]
+  assert len(last) == 1 and (7, 0, 4) in last[0]
+  assert plan.num_rows == 6
+  # 43 tokens in 6 rows of 8 places.
+  assert plan.fill == pytest.approx(43 / 48)
+
+
+@pytest.mark.parametrize('sequence_length', [1, 7, 64, 300])
+def test_every_token_is_in_one_piece_and_no_row_is_too_long(sequence_length):
+  lengths = np.random.default_rng(0).integers(0, 200, 500)
+  plan = packing.pack(lengths, sequence_length)
+  seen = [np.zeros(length, int) for length in lengths]
+  for row in rows_of(plan):
+    assert 0 < sum(length for _, _, length in row) <= sequence_length
+    for record, start, length in row:
+      seen[record][start : start + length] += 1
+  assert all((places == 1).all() for places in seen)
+
+
+def test_only_the_last_piece_of_a_long_document_is_short():
+  plan = packing.pack(np.array([25]), 10)
+  assert sorted(
+    zip(plan.start.tolist(), plan.length.tolist(), strict=True)
+  ) == [
+    (0, 10),
+    (10, 10),
+    (20, 5),
+  ]
+
+
+def test_the_same_lengths_give_the_same_plan():
+  lengths = np.random.default_rng(1).integers(1, 90, 1000)
+  assert rows_of(packing.pack(lengths, 128)) == rows_of(
+    packing.pack(lengths, 128)
+  )
+
+
+def test_rows_follow_the_order_of_the_corpus():
+  lengths = np.random.default_rng(2).integers(60, 70, 1000)
+  openers = [row[0][0] for row in rows_of(packing.pack(lengths, 80))]
+  assert openers == sorted(openers)
+
+
+def test_neighbours_in_the_corpus_are_not_neighbours_in_a_row():
+  rows = rows_of(packing.pack(np.full(1000, 32), 64))
+  together = sum(abs(row[0][0] - row[1][0]) == 1 for row in rows)
+  # 500 pairs at random of 1000: about one of them neighbours.
+  assert together < 10
+
+
+def test_rows_of_poems_are_97_percent_full():
+  path = DATA / 'text' / 'poems_shi_valid.jsonl.gz'
+  if not path.exists():
+    pytest.skip(f'no poems at {path}')
+  with gzip.open(path, 'rt', encoding='utf-8') as f:
+    poems = [json.loads(line) for line in f]
+  # A token a character, the line break and the end mark.
+  lengths = [
+    len(poem['title']) + 1 + len(''.join(poem['paragraphs'])) + 1
+    for poem in poems
+  ]
+  assert packing.pack(np.array(lengths), 128).fill > 0.97
+
+
+def test_a_million_documents_take_seconds():
+  lengths = np.random.default_rng(4).lognormal(4.5, 1.0, 1_000_000)
+  begin = time.process_time()
+  plan = packing.pack(lengths.astype(np.int64) + 1, 1024)
+  assert time.process_time() - begin < 10
+  assert plan.fill > 0.99
+
+
+def test_a_plan_is_kept_beside_the_store_and_used_again(
+  make_store, monkeypatch
+):
+  opened = Store(make_store(['白日', '依山盡', '黃河']))
+  plan = packing.load_plan(opened, 4)
+
+  def pack_again(*args):
+    raise AssertionError('the plan was there')
+
+  monkeypatch.setattr(packing, 'pack', pack_again)
+  assert rows_of(packing.load_plan(opened, 4)) == rows_of(plan)
+  with pytest.raises(AssertionError, match='was there'):
+    packing.load_plan(opened, 5)
+
+
+def test_the_plan_of_another_content_is_not_used(make_store):
+  packing.load_plan(Store(make_store(['白日'])), 4)
+  kept = Store(make_store(['白'])).directory
+  # As if somebody had copied it there.
+  other = Store(make_store(['白日依山', '黃河'], 'other/train'))
+  packing.load_plan(other, 4)
+  shutil.copy(f'{other.directory}/plan-4-v1.npz', kept)
+  assert rows_of(packing.load_plan(Store(kept), 4)) == [[(0, 0, 2)]]
+
+
+def test_a_damaged_plan_is_made_again(make_store):
+  directory = make_store(['白日', '黃河入海'])
+  plan = packing.load_plan(Store(directory), 8)
+  (directory / 'plan-8-v1.npz').write_bytes(b'PK damaged')
+  assert rows_of(packing.load_plan(Store(directory), 8)) == rows_of(plan)
+
+
+def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
+  make_store, monkeypatch
+):
+  directory = make_store(['白日'])
+
+  def full(*args, **kwargs):
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr(packing.np, 'savez', full)
+  assert packing.load_plan(Store(directory), 8).num_rows == 1
+  assert not [path for path in directory.iterdir() if 'tmp' in path.name]
+
+
+def test_a_row_without_places_is_refused():
+  with pytest.raises(ValueError, match='at least 1'):
+    packing.pack(np.array([1]), 0)

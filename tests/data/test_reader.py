@@ -1,0 +1,275 @@
+import itertools
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from moe.data.packing import load_plan
+from moe.data.reader import Reader, eval_batches
+from moe.data.store import Store
+
+TEXTS = ['白日', '依山盡黃', '河入', '海流欲窮千里目', '更', '上一層樓']
+
+
+def assert_same(first, second):
+  for name, a, b in zip(first._fields, first, second, strict=True):
+    assert np.array_equal(a, b), name
+
+
+def test_a_row_is_worked_by_hand(make_store, vocabulary):
+  # 白日 and its end mark: three tokens in a row of five.
+  (a, b) = vocabulary.encode('白日')
+  reader = Reader([make_store(['白日'])], [1], 5, 1, seed=0)
+  batch = reader.batch(0)
+  assert batch.tokens.tolist() == [[0, a, b, 0, 0]]
+  assert batch.targets.tolist() == [[a, b, 1, 0, 0]]
+  assert batch.loss_weights.tolist() == [[1, 1, 1, 0, 0]]
+  assert batch.segment_ids.tolist() == [[1, 1, 1, 0, 0]]
+  assert batch.positions.tolist() == [[0, 1, 2, 0, 0]]
+  assert not batch.block_ids.any() and not batch.modality.any()
+  assert batch.loss_weights.dtype == np.float32
+  assert {x.dtype for x in batch} == {np.dtype('int32'), np.dtype('float32')}
+
+
+def test_documents_of_a_row_are_segments_of_their_own(make_store, vocabulary):
+  a, b, c = vocabulary.encode('白日依')
+  reader = Reader([make_store(['白日', '依'])], [1], 6, 1, seed=0)
+  batch = reader.batch(0)
+  assert batch.tokens.tolist() == [[0, a, b, 0, c, 0]]
+  assert batch.targets.tolist() == [[a, b, 1, c, 1, 0]]
+  assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
+  assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0]]
+
+
+def test_a_piece_reads_the_token_before_it(make_store, vocabulary):
+  # Four characters and the end mark, cut into rows of three and two.
+  a, b, c, d = vocabulary.encode('白日依山')
+  (batch,) = eval_batches(make_store(['白日依山']), 3, 2)
+  assert batch.tokens.tolist() == [[0, a, b], [c, d, 0]]
+  assert batch.targets.tolist() == [[a, b, c], [d, 1, 0]]
+  assert batch.positions.tolist() == [[0, 1, 2], [0, 1, 0]]
+  assert batch.segment_ids.tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_a_prompt_has_no_weight(make_store):
+  (batch,) = eval_batches(make_store([('白日', '依')]), 5, 1)
+  assert batch.loss_weights.tolist() == [[0, 0, 1, 1, 0]]
+  assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+  ('sequence_length', 'batch_size'), [(4, 3), (9, 2), (64, 4)]
+)
+def test_an_epoch_has_every_token_once(make_store, sequence_length, batch_size):
+  directory = make_store(TEXTS)
+  num_rows = load_plan(Store(directory), sequence_length).num_rows
+  reader = Reader([directory], [1], sequence_length, 1, seed=3)
+  for epoch in range(2):
+    steps = range(epoch * num_rows, (epoch + 1) * num_rows)
+    seen = [tokens_of(reader.batch(step)) for step in steps]
+    assert sorted(itertools.chain(*seen)) == sorted(
+      itertools.chain(
+        *map(tokens_of, eval_batches(directory, sequence_length, batch_size))
+      )
+    )
+
+
+def tokens_of(batch):
+  return batch.targets[batch.loss_weights > 0].tolist()
+
+
+def test_evaluation_scores_every_token_once(make_store, vocabulary):
+  expected = sorted(
+    token for text in TEXTS for token in vocabulary.encode(text) + [1]
+  )
+  batches = list(eval_batches(make_store(TEXTS), 6, 4))
+  assert sorted(itertools.chain(*map(tokens_of, batches))) == expected
+  assert {batch.tokens.shape for batch in batches} == {(4, 6)}
+
+
+def test_batches_depend_on_seed_and_step_alone(make_store):
+  directory = make_store(TEXTS)
+  first = Reader([directory], [1], 8, 2, seed=5)
+  for step in range(7):
+    first.batch(step)
+  second = Reader([directory], [1], 8, 2, seed=5)
+  for step in (6, 0, 3):
+    assert_same(first.batch(step), second.batch(step))
+
+
+def test_another_seed_gives_another_order(make_store):
+  directory = make_store(['白日依山盡'[: n % 5 + 1] for n in range(40)])
+  batches = [
+    Reader([directory], [1], 8, 8, seed).batch(0).targets for seed in (0, 1)
+  ]
+  assert not np.array_equal(*batches)
+
+
+def test_another_epoch_has_another_order(make_store):
+  directory = make_store(['白日依山盡'[: n % 5 + 1] for n in range(40)])
+  num_rows = load_plan(Store(directory), 8).num_rows
+  reader = Reader([directory], [1], 8, num_rows, seed=0)
+  assert not np.array_equal(reader.batch(0).targets, reader.batch(1).targets)
+
+
+def test_the_batch_size_does_not_change_the_order_of_rows(make_store):
+  directory = make_store(TEXTS)
+  rows = [
+    np.concatenate(
+      [
+        Reader([directory], [1], 8, size, 0).batch(s).targets
+        for s in range(12 // size)
+      ]
+    )
+    for size in (1, 4, 6)
+  ]
+  assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
+
+
+def test_some_rows_are_those_of_the_whole_batch(make_store):
+  reader = Reader([make_store(TEXTS)], [1], 8, 8, seed=0)
+  whole = reader.batch(4)
+  for rows in (slice(2, 5), slice(0, 8, 3), slice(8, 8)):
+    part = reader.batch(4, rows)
+    assert_same(part, type(whole)(*(field[rows] for field in whole)))
+
+
+def test_a_mixture_gives_rows_by_rate(make_store, vocabulary):
+  first = make_store(['白'] * 7, 'a/train')
+  second = make_store(['日'] * 5, 'b/train')
+  reader = Reader([first, second], [3, 1], 2, 64, seed=0)
+  targets = reader.batch(9).targets[:, 0].tolist()
+  assert targets.count(vocabulary.encode('白')[0]) == 48
+  assert targets.count(vocabulary.encode('日')[0]) == 16
+
+
+def test_step_one_million_takes_less_than_a_second(make_store):
+  directory = make_store(['白日依山盡'[: n % 5 + 1] for n in range(3000)])
+  begin = time.monotonic()
+  reader = Reader([directory, directory], [0.7, 0.3], 16, 64, seed=0)
+  assert reader.batch(1_000_000).loss_weights.any()
+  assert time.monotonic() - begin < 1
+
+
+def test_a_bad_record_empties_its_row_and_moves_nothing(make_store, damage):
+  texts = ['白日依山盡'[: n % 5 + 1] for n in range(40)]
+  directory = make_store(texts)
+  steps = range(8)
+  whole = [Reader([directory], [1], 8, 4, 0).batch(step) for step in steps]
+  damage(directory, 11)
+  reader = Reader([directory], [1], 8, 4, 0, max_bad_fraction=0.1)
+  num_empty = 0
+  for step, expected in zip(steps, whole, strict=True):
+    batch = reader.batch(step)
+    for row in range(4):
+      if batch.segment_ids[row].any():
+        for field, other in zip(batch, expected, strict=True):
+          assert np.array_equal(field[row], other[row])
+      else:
+        assert not any(field[row].any() for field in batch)
+        num_empty += 1
+  assert num_empty >= 1
+  assert [entry['record'] for entry in reader.quarantine] == [11]
+  assert reader.quarantine[0]['file'] == str(directory / 'records.array_record')
+  assert 'hash mismatch' in reader.quarantine[0]['error']
+
+
+def test_too_many_bad_records_are_an_error(make_store, damage):
+  directory = make_store(['白日'] * 10)
+  damage(directory, 3)
+  # One of ten is more than one in ten thousand.
+  reader = Reader([directory], [1], 40, 1, 0)
+  with pytest.raises(ValueError, match='at most 0.001 of 10 records'):
+    reader.batch(0)
+
+
+def test_evaluation_leaves_no_bad_record_out(make_store, damage):
+  directory = make_store(['白日'] * 3)
+  damage(directory, 2)
+  with pytest.raises(ValueError, match='Record 2 of'):
+    list(eval_batches(directory, 4, 2))
+
+
+def test_characters_and_bytes_per_token_count_the_end_mark_as_a_token(
+  make_store,
+):
+  # Targets of 2 and 4 characters, 2 end marks: 6 characters in 8 tokens.
+  reader = Reader([make_store([('千里', '白日'), '依山盡黃'])], [1], 64, 1, 0)
+  assert reader.chars_per_token == pytest.approx(6 / 8)
+  assert reader.bytes_per_token == pytest.approx(18 / 8)
+
+
+def test_characters_per_token_of_a_mixture_go_by_rows(make_store):
+  # Rows of 4: a has 1 row of 3 tokens and 2 characters, b 2 rows of 4 and 3.
+  first = make_store(['白日'], 'a/train')
+  second = make_store(['依山盡', '黃河入'], 'b/train')
+  reader = Reader([first, second], [1, 3], 4, 1, 0)
+  # (1 * 2 + 3 * 3) characters in (1 * 3 + 3 * 4) tokens of four rows.
+  assert reader.chars_per_token == pytest.approx(11 / 15)
+  assert reader.fill == pytest.approx(15 / 16)
+
+
+def test_the_hash_tells_contents_and_rates_apart(make_store):
+  first = make_store(['白日'], 'a/train')
+  second = make_store(['依山'], 'b/train')
+  copy = make_store(['白日'], 'c/train')
+
+  def hash_of(dirs, rates):
+    return Reader(dirs, rates, 4, 1, 0).manifest_hash
+
+  assert hash_of([first], [1]) == hash_of([copy], [2])
+  assert hash_of([first], [1]) != hash_of([second], [1])
+  assert hash_of([first, second], [1, 1]) != hash_of([first, second], [2, 1])
+
+
+def test_stores_of_two_vocabularies_are_refused(make_store):
+  first = make_store(['白日'], 'a/train')
+  second = make_store(['白日'], 'b/train')
+  path = second / 'manifest.json'
+  text = path.read_text()
+  path.write_text(
+    text.replace(Store(second).manifest['vocabulary_sha256'], 'f')
+  )
+  with pytest.raises(ValueError, match='must share one vocabulary'):
+    Reader([first, second], [1, 1], 4, 1, 0)
+
+
+@pytest.mark.parametrize(
+  ('rates', 'length', 'size', 'message'),
+  [
+    ([1, 1], 4, 1, 'needs a rate'),
+    ([0], 4, 1, 'Rates must be positive'),
+    ([1], 0, 1, 'sequence_length=0'),
+    ([1], 4, 0, 'batch_size=0'),
+  ],
+)
+def test_numbers_out_of_range_are_refused(
+  make_store, rates, length, size, message
+):
+  with pytest.raises(ValueError, match=message):
+    Reader([make_store(['白日'])], rates, length, size, 0)
+
+
+def test_reading_needs_neither_tensorflow_nor_seqio(make_store):
+  program = f"""
+import sys
+
+class Blocked:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in ('tensorflow', 'seqio', 'tensorflow_datasets'):
+      raise ImportError(name + ' is blocked')
+
+sys.meta_path.insert(0, Blocked())
+from moe.data.reader import Reader, eval_batches
+from moe.data.verify import verify
+directory = {str(make_store(TEXTS))!r}
+assert Reader([directory], [1], 8, 2, 0).batch(0).targets.any()
+assert list(eval_batches(directory, 8, 2))
+assert not verify(directory), verify(directory)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr

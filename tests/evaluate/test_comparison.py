@@ -1,0 +1,69 @@
+"""The paired bootstrap on cases worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from moe.evaluate.comparison import compare
+
+LN2 = math.log(2)
+
+
+def test_the_difference_is_a_ratio_of_sums():
+  # 3 and 0 bits more on 1 and 2 characters: 3 / 3 = 1 bit a character, where a
+  # mean of ratios would give 1.5.
+  result = compare(np.array([5, 4]) * LN2, np.array([2, 4]) * LN2, [1, 2])
+  assert result.difference == pytest.approx(1)
+
+
+def test_equal_gains_leave_no_doubt():
+  # Every document is better by 1 bit in 2 characters: so is every resample.
+  chars = np.full(10, 2)
+  result = compare(np.arange(10) * LN2, (np.arange(10) + 1) * LN2, chars)
+  assert (result.low, result.difference, result.high) == pytest.approx(
+    [-0.5] * 3
+  )
+  assert result.share_better == 1
+
+
+def test_pairing_removes_what_documents_have_in_common():
+  rng = np.random.default_rng(0)
+  hard = rng.normal(100, 50, 400)
+  result = compare(
+    hard + rng.normal(-1, 0.1, 400), hard + rng.normal(0, 0.1, 400), [1] * 400
+  )
+  # The mean of 400 differences of deviation sqrt(2) / 10 has 0.00707, over ln 2
+  # 0.0102: the interval is about 4 x 0.0102 wide, though scores differ by 50.
+  assert result.low < -1 / LN2 < result.high
+  assert result.high - result.low == pytest.approx(0.04, abs=0.008)
+
+
+def test_the_interval_is_the_normal_one_for_many_documents():
+  # Differences 0 and 2 bits, half each, 1 character: mean 1, deviation 1, so
+  # the interval is 1 +- 1.96 / sqrt(400) = 1 +- 0.098.
+  bits = np.tile([0, 2], 200)
+  result = compare(bits * LN2, np.zeros(400), np.ones(400))
+  assert result.low == pytest.approx(1 - 0.098, abs=0.01)
+  assert result.high == pytest.approx(1 + 0.098, abs=0.01)
+  assert result.num_resamples == 10_000
+  assert result.share_better == 0.25  # No document is better, half are equal.
+
+
+def test_the_interval_is_the_same_every_time():
+  rng = np.random.default_rng(0)
+  nats, others, chars = rng.random((3, 50))
+  assert compare(nats, others, chars) == compare(nats, others, chars)
+
+
+def test_a_document_without_characters_does_not_break_the_ratio():
+  result = compare([1.0, 2.0], [1.0, 1.0], [0, 4])
+  assert result.difference == pytest.approx(1 / LN2 / 4)
+  assert np.isfinite([result.low, result.high]).all()
+
+
+def test_scores_of_different_documents_are_refused():
+  with pytest.raises(ValueError, match='got 2 and 1 scores of 2 documents'):
+    compare([1.0, 2.0], [1.0], [3, 4])
+  with pytest.raises(ValueError, match='at least one document must hold text'):
+    compare([1.0], [2.0], [0])

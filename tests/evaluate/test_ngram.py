@@ -1,0 +1,100 @@
+import gzip
+import json
+import lzma
+import math
+import os
+import pathlib
+import time
+
+import pytest
+
+from moe.evaluate.ngram import NUM_SYMBOLS, ngram_bits
+
+DATA = pathlib.Path(
+  os.environ.get(
+    'WUDAO_DATA',
+    pathlib.Path(__file__).resolve().parents[3] / 'shared' / 'data',
+  )
+)
+
+
+def test_unigram_is_worked_by_hand():
+  # a, b and the end mark are seen once each: N = 3, three kinds.
+  # P(any of them) = (1 + 3 / NUM_SYMBOLS) / (3 + 3); two characters are scored.
+  prob = (1 + 3 / NUM_SYMBOLS) / 6
+  expected = 3 * -math.log2(prob) / 2
+  assert ngram_bits(['ab'], ['ab'], 1) == pytest.approx(expected, rel=1e-12)
+
+
+def test_bigram_is_worked_by_hand():
+  # Each context (begin mark, a, b) is seen once, before one kind:
+  # P(w | h) = (1 + 1 * P(w)) / (1 + 1) with P(w) of the test above.
+  prob = (1 + (1 + 3 / NUM_SYMBOLS) / 6) / 2
+  expected = 3 * -math.log2(prob) / 2
+  assert ngram_bits(['ab'], ['ab'], 2) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_unseen_character_is_paid_from_the_uniform_share():
+  # 'c' gets 2 kinds / (2 + 2) / NUM_SYMBOLS: a and the end mark are the kinds.
+  unseen = 2 / 4 / NUM_SYMBOLS
+  end = (1 + 2 / NUM_SYMBOLS) / 4
+  expected = -math.log2(unseen) - math.log2(end)
+  assert ngram_bits(['a'], ['c'], 1) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_unseen_context_leaves_the_lower_order():
+  # After 'c' nothing was seen, so the end mark costs what the unigram says.
+  begin_c = ngram_bits(['a'], ['c'], 2)
+  unigram = ngram_bits(['a'], ['c'], 1)
+  # 'c' itself comes after a begin mark seen once: P = (0 + 1 * P1) / 2, 1 bit.
+  assert begin_c == pytest.approx(unigram + 1, rel=1e-12)
+
+
+def test_probabilities_of_all_symbols_sum_to_one():
+  # The held-out text 'x' costs P(x) P(end); over all x, unseen ones together,
+  # P(x) must sum to 1. The divisor is one character in every case.
+  train = ['abac', 'ba']
+  end = 2 ** -ngram_bits(train, ['a'], 1)
+  p_a = end  # P(a) P(end)
+  others = [2 ** -ngram_bits(train, [x], 1) for x in 'bcd']
+  # Counts: a 3, b 2, c 1, end 2; N = 8, 4 kinds.
+  p_end = (2 + 4 / NUM_SYMBOLS) / 12
+  seen = (p_a + others[0] + others[1]) / p_end + p_end
+  unseen = others[2] / p_end * (NUM_SYMBOLS - 4)
+  assert seen + unseen == pytest.approx(1, rel=1e-9)
+
+
+def test_empty_texts_pay_only_their_end_marks():
+  with_empty = ngram_bits(['ab', ''], ['ab', ''], 1)
+  # Counts: a 1, b 1, end 2; P(end) = (2 + 3u) / 7.
+  u = 1 / NUM_SYMBOLS
+  bits = 2 * -math.log2((1 + 3 * u) / 7) + 2 * -math.log2((2 + 3 * u) / 7)
+  assert with_empty == pytest.approx(bits / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('train', 'held_out', 'order'),
+  [(['a'], ['a'], 0), ([], ['a'], 1), (['a'], [''], 1)],
+)
+def test_nothing_to_count_or_score_is_refused(train, held_out, order):
+  with pytest.raises(ValueError, match='must be at least 1|need a character'):
+    ngram_bits(train, held_out, order)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('order', 'bits'), [(1, 9.90), (2, 8.29), (3, 8.13)])
+def test_poems_give_the_published_baselines_in_half_a_minute(order, bits):
+  folder = DATA / 'text'
+  if not (folder / 'poems_shi_train.jsonl.xz').exists():
+    pytest.skip(f'no poems in {folder}')
+
+  def texts(opener, name):
+    with opener(folder / name, 'rt', encoding='utf-8') as f:
+      for poem in map(json.loads, f):
+        yield poem['title'] + '\n' + ''.join(poem['paragraphs'])
+
+  train = list(texts(lzma.open, 'poems_shi_train.jsonl.xz'))
+  held_out = list(texts(gzip.open, 'poems_shi_valid.jsonl.gz'))
+  begin = time.process_time()
+  assert round(ngram_bits(train, held_out, order), 2) == bits
+  assert time.process_time() - begin < 30

@@ -1,0 +1,171 @@
+"""Decoding with a cache: same logits, same samples, right ends."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moe.infer import decode, forms, kv_cache
+from moe.infer.sampling import Sampling
+from moe.types import Cache
+
+EOS = 1
+VOCAB_SIZE = 24
+FREE = forms.free_table([None, None, None, *'abcdefghijklmnopqrstu'], EOS)
+
+
+def rows(lengths, width, seed=0):
+  """Right-padded random tokens that begin with the start id."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(3, VOCAB_SIZE, (len(lengths), width)).astype(np.int32)
+  tokens[:, 0] = 0
+  tokens[np.arange(width) >= np.array(lengths)[:, None]] = 0
+  return tokens
+
+
+@pytest.fixture(scope='module')
+def full_logits(model):
+  """Logits of every place of one row, read at once without a cache."""
+  functional, params, state = model
+
+  @jax.jit
+  def read(tokens, length):
+    batch = decode.read_batch(tokens, length, jnp.zeros_like(length))
+    hidden = functional.apply(params, state, batch, None, False).hidden
+    return functional.head(params, hidden)
+
+  def logits(tokens):
+    padded = np.zeros((1, 32), np.int32)
+    padded[0, : len(tokens)] = tokens
+    length = np.array([len(tokens)], np.int32)
+    return np.asarray(read(padded, length))[0, : len(tokens)]
+
+  return logits
+
+
+def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
+  functional, params, state = model
+  prompt_lengths, width, steps = np.array([3, 7, 1], np.int32), 8, 6
+  tokens = rows(prompt_lengths + steps, width + steps)
+  is_prompt = np.arange(width) < prompt_lengths[:, None]
+  prompts = np.where(is_prompt, tokens[:, :width], 0)
+  read_prompts = jax.jit(functools.partial(decode.prefill, functional))
+  read_token = jax.jit(functools.partial(decode.read_token, functional))
+  logits_BV, cache = read_prompts(
+    params,
+    state,
+    decode.Prompts(prompts, prompt_lengths, None, None),
+    kv_cache.empty_cache(functional.cache_shapes(3, 16)),
+  )
+  cached = [logits_BV]
+  is_done = np.zeros((3,), bool)
+  for step in range(steps):
+    place = prompt_lengths + np.int32(step)
+    logits_BV, cache = read_token(
+      params, state, tokens[range(3), place], place, is_done, cache
+    )
+    cached.append(logits_BV)
+  assert int(cache.index) == width + steps
+  for row, length in enumerate(prompt_lengths):
+    full = full_logits(tokens[row, : length + steps])[length - 1 :]
+    ours = np.stack([logits[row] for logits in cached])
+    np.testing.assert_allclose(ours, full, atol=1e-4)
+    # The rows are worth comparing: the model tells places apart.
+    assert np.abs(np.diff(full, axis=0)).max() > 0.1
+
+
+def generate(model, prompts, settings, limit, seed=0, tables=None):
+  functional, params, state = model
+  write = decode.build_writer(functional, settings, EOS)
+  tables = tables or [FREE] * len(prompts)
+  return decode.generate(write, params, state, prompts, tables, limit, seed)
+
+
+def test_greedy_decoding_takes_the_argmax_of_the_full_pass_each_time(
+  model, full_logits
+):
+  prompt = [5, 6, 7]
+  (written,) = generate(model, [prompt], Sampling(temperature=0), 10)
+  logits = full_logits([0, *prompt, *written])[3:-1]
+  is_free = np.isin(np.arange(VOCAB_SIZE), [0, 2], invert=True)
+  best = np.where(is_free, logits, -np.inf).argmax(axis=-1)
+  assert written == best.tolist()
+  assert len(set(written)) > 2
+
+
+def test_a_sample_is_the_same_alone_and_in_a_longer_batch(model):
+  prompts = [[5, 6, 7], [], [9] * 20]
+  together = generate(model, prompts, Sampling(), 12)
+  assert generate(model, prompts[:1], Sampling(), 12) == together[:1]
+
+
+def test_samples_differ_by_seed_and_by_row(bigram):
+  prompts = [[5, 6, 7]] * 4
+  first = generate(bigram, prompts, Sampling(temperature=2.0), 12, seed=1)
+  assert first == generate(
+    bigram, prompts, Sampling(temperature=2.0), 12, seed=1
+  )
+  assert first != generate(
+    bigram, prompts, Sampling(temperature=2.0), 12, seed=2
+  )
+  assert len({tuple(row) for row in first}) == 4
+
+
+def test_a_sharded_cache_changes_no_sample(bigram):
+  functional, params, state = bigram
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',))
+  rows = NamedSharding(mesh, PartitionSpec('data'))
+  shardings = Cache(rows, rows, NamedSharding(mesh, PartitionSpec()), [rows])
+  prompts = [[5, 6]] * 4
+  params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  write = decode.build_writer(functional, Sampling(), EOS, shardings)
+  sharded = decode.generate(write, params, state, prompts, [FREE] * 4, 8)
+  assert sharded == generate(bigram, prompts, Sampling(), 8)
+
+
+def test_a_sample_ends_at_the_end_mark_or_at_the_limit(bigram):
+  written = generate(bigram, [[5]] * 32, Sampling(temperature=2.0), 20)
+  assert {len(row) for row in written} & set(range(1, 20))
+  for row in written:
+    assert EOS not in row[:-1]
+    assert row[-1] == EOS or len(row) == 20
+
+
+def test_free_text_never_holds_padding_unknown_or_unused_ids(bigram):
+  # The model has 24 logits, the vocabulary 6 pieces, one of them not in use.
+  table = forms.free_table([None, None, None, 'a', 'b', None], EOS)
+  written = generate(
+    bigram, [[3]] * 8, Sampling(temperature=5.0), 16, tables=[table] * 8
+  )
+  assert set().union(*written) == {EOS, 3, 4}
+
+
+def test_each_row_is_held_to_its_own_template(bigram):
+  pieces = [None, None, None, '春', '秋', '風', '月', '，', '。', '春風']
+  filled = ['字字，字', '字。']
+  tables = [forms.form_table(pieces, EOS, text) for text in filled]
+  written = generate(
+    bigram, [[3]] * 8, Sampling(temperature=3.0), 9, tables=tables * 4
+  )
+  for row, ids in enumerate(written):
+    assert ids[-1] == EOS
+    text = ''.join(pieces[i] for i in ids[:-1])
+    assert forms.shape(text) == filled[row % 2]
+
+
+@pytest.mark.parametrize(
+  ('length', 'expected'), [(1, 16), (16, 16), (17, 32), (100, 128)]
+)
+def test_lengths_are_padded_to_powers_of_two(length, expected):
+  assert decode.bucket(length) == expected
+
+
+def test_few_programs_are_compiled_for_many_lengths(bigram):
+  functional, params, state = bigram
+  write = decode.build_writer(functional, Sampling(), EOS)
+  for length in (1, 5, 15):
+    decode.generate(write, params, state, [[5] * length], [FREE], length)
+  assert write._cache_size() == 1

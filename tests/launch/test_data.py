@@ -1,0 +1,173 @@
+"""The command line of launch.data."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from launch import data
+from moe.modalities.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def run(capsys):
+  def run_main(*argv):
+    code = data.main([str(arg) for arg in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+  return run_main
+
+
+@pytest.fixture(scope='module')
+def cached(tmp_path_factory):
+  """A cache directory with the built-in couplets in it."""
+  pytest.importorskip('seqio')
+  cache_dir = tmp_path_factory.mktemp('cached')
+  code = data.main(
+    [
+      'cache',
+      'builtin_couplets',
+      '--vocab_size=800',
+      f'--cache_dir={cache_dir}',
+    ]
+  )
+  assert code == 0
+  return cache_dir
+
+
+def test_help_imports_nothing_heavy():
+  program = (
+    'import sys; from launch import data\n'
+    'try: data.main(["cache", "--help"])\n'
+    'except SystemExit: pass\n'
+    'heavy = {"numpy", "jax", "tensorflow", "seqio", "sentencepiece", "rich"}\n'
+    'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert '--vocab_size' in done.stdout
+
+
+def test_a_vocabulary_is_trained_on_a_text_file(run, tmp_path):
+  text = tmp_path / 'texts.txt'
+  text.write_text('白日依山盡\\n黃河入海流\n欲窮千里目\n', encoding='utf-8')
+  output = tmp_path / 'v' / 'mine.model'
+  code, out, _ = run(
+    'vocabulary', f'--text_file={text}', '--size=300', f'--output={output}'
+  )
+  assert code == 0
+  vocabulary = Vocabulary(output)
+  assert f'{vocabulary.size} pieces' in out and vocabulary.sha256 in out
+  assert not vocabulary.is_byte(vocabulary.encode('黃')[0])
+
+
+def test_a_text_file_that_is_no_utf8_is_refused(run, tmp_path):
+  text = tmp_path / 'texts.txt'
+  text.write_bytes('好\n'.encode() + '白日'.encode('gbk'))
+  code, _, err = run(
+    'vocabulary', f'--text_file={text}', '--size=300', '--output=none.model'
+  )
+  assert code == 2
+  assert err.startswith('error: ') and 'texts.txt:2' in err
+
+
+def test_caching_prints_the_vocabulary_directory(run, cached):
+  code, out, _ = run(
+    'cache', 'builtin_couplets', '--vocab_size=800', f'--cache_dir={cached}'
+  )
+  assert code == 0
+  assert out == f'{cached}/builtin_couplets-800\n'
+  assert (pathlib.Path(out.strip()) / 'vocabulary.model').is_file()
+
+
+def test_two_tasks_are_cached_with_one_vocabulary(run, cached):
+  code, out, _ = run(
+    'cache',
+    'builtin_couplets',
+    'builtin_poems',
+    '--vocab_size=800',
+    f'--cache_dir={cached}',
+    '--split=train',
+  )
+  assert code == 0
+  assert (pathlib.Path(out.strip()) / 'builtin_poems' / 'train').is_dir()
+
+
+def test_sound_stores_are_verified_by_task_and_by_directory(run, cached):
+  for what in ('builtin_couplets', cached):
+    code, out, _ = run('verify', what, f'--cache_dir={cached}')
+    assert code == 0
+    assert out.count('sound   ') >= 2 and 'UNSOUND' not in out
+
+
+def test_a_damaged_store_is_found(run, cached, tmp_path):
+  copy = shutil.copytree(cached, tmp_path / 'copy')
+  lengths = copy / 'builtin_couplets-800/builtin_couplets/train/lengths.npy'
+  lengths.write_bytes(lengths.read_bytes()[:-4] + b'\x09\0\0\0')
+  code, out, _ = run('verify', copy)
+  assert code == 1
+  assert 'UNSOUND' in out and 'lengths.npy must have SHA-256' in out
+
+
+def test_documents_are_inspected(run, cached):
+  code, out, err = run(
+    'inspect',
+    'builtin_couplets',
+    '--split=validation',
+    '--num=1',
+    f'--vocabulary={cached}/builtin_couplets-800/vocabulary.model',
+  )
+  assert code == 0
+  assert out.count('builtin_couplets/validation 0') == 1
+  for measure in ('characters per token', 'unknown tokens', 'single bytes'):
+    assert measure in out
+  assert '█' in out
+
+
+def test_every_task_and_mixture_is_listed(run, cached):
+  code, out, _ = run('list')
+  assert code == 0
+  for name in ('builtin_couplets', 'poems_shi', 'zh_mix'):
+    assert name in out
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['cache', 'builtin_couplet', '--vocab_size=800'], 'builtin_couplets'),
+    (['cache', 'builtin', '--split=tset', '--vocab_size=800'], "got 'tset'"),
+    (['cache', 'builtin', '--vocabulary=none.model'], 'got nothing there'),
+    (['inspect', 'builtin_couplet'], 'builtin_couplets'),
+    (['inspect', 'builtin', '--split=tset'], "got 'tset'"),
+    (['vocabulary', '--task=builtn', '--size=9', '--output=v'], 'builtin'),
+    (['verify', 'builtin_couplet'], 'did you mean builtin_couplets'),
+  ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(run, cached, argv, message):
+  if argv[0] in ('cache', 'verify'):
+    argv = [*argv, f'--cache_dir={cached}']
+  code, out, err = run(*argv)
+  assert code == 2 and not out
+  assert err.count('\n') == 1 and err.startswith('error: ') and message in err
+
+
+def test_a_missing_corpus_is_said_before_any_work(run, tmp_path):
+  seqio = pytest.importorskip('seqio')
+  from tasks import registry, text_files
+
+  source = text_files.plain_text({'train': tmp_path / 'no.txt'})
+  registry.add_text_task('t_nowhere', source, lambda record: record['text'])
+  try:
+    code, _, err = run(
+      'cache', 't_nowhere', '--vocab_size=800', f'--cache_dir={tmp_path}/c'
+    )
+  finally:
+    seqio.TaskRegistry.remove('t_nowhere')
+  assert code == 2
+  assert err.count('\n') == 1 and 'no.txt must exist' in err
+  assert not (tmp_path / 'c').exists()

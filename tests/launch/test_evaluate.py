@@ -1,0 +1,329 @@
+"""The command that scores text: numbers, JSON, and what it refuses."""
+
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from launch import config, evaluate
+from moe.data.store import write_store
+from moe.evaluate import likelihood
+from moe.infer import decode
+from moe.modalities.vocabulary import Vocabulary
+from moe.parallel import shardings
+
+UNIFORM_NATS = math.log(320)  # A token's, of a model with 320 logits all alike.
+
+
+def run_main(capsys, *flags):
+  """(exit code, JSON or text of standard output, standard error)."""
+  code = evaluate.main([*map(str, flags), '--json'])
+  out, err = capsys.readouterr()
+  return code, json.loads(out) if out else None, err
+
+
+@pytest.fixture
+def text_file(tmp_path):
+  path = tmp_path / 'texts.txt'
+  # The last one is longer than the context.
+  lines = ['春眠不覺曉', '花\\n落龘', '', '夜來風雨聲，' * 25]
+  path.write_text('\n'.join(lines), encoding='utf-8')
+  return path
+
+
+def test_a_uniform_model_scores_as_worked_out_by_hand(
+  capsys, tmp_path, uniform_directory
+):
+  # 春眠 and the end: 3 tokens. 花, line break, 落, three bytes of 龘, end: 7.
+  # Characters 2 + 4; bytes 6 + 3 + 1 + 3 + 3.
+  path = tmp_path / 'texts.txt'
+  path.write_text('春眠\n花\\n落龘\n', encoding='utf-8')
+  code, report, _ = run_main(
+    capsys, f'--checkpoint={uniform_directory}', f'--text_file={path}'
+  )
+  assert code == 0
+  nats = 10 * UNIFORM_NATS
+  assert report == {
+    'nats': pytest.approx(nats),
+    'bits_per_char': pytest.approx(nats / math.log(2) / 6),
+    'bits_per_byte': pytest.approx(nats / math.log(2) / 16),
+    'tokens': 10,
+    'chars': 6,
+    'bytes': 16,
+    'documents': 2,
+    'unknown_tokens': 0,
+    'checkpoint': str(uniform_directory),
+    'step': 7,
+    'sequence_length': 64,
+    'stride': 32,
+  }
+
+
+def test_the_score_is_that_of_the_forward_pass(capsys, tmp_path, run_directory):
+  path = tmp_path / 'texts.txt'
+  path.write_text('春眠不覺曉', encoding='utf-8')
+  _, report, _ = run_main(
+    capsys, f'--checkpoint={run_directory}', f'--text_file={path}'
+  )
+  run = config.load_run(str(run_directory))
+  ids = run.vocabulary.encode('春眠不覺曉')
+
+  @jax.jit
+  def read(params, tokens):
+    length = jax.numpy.array([6], 'int32')
+    batch = decode.read_batch(tokens, length, jax.numpy.zeros_like(length))
+    outputs = run.functional.apply(params, run.state, batch, None, False)
+    return run.functional.head(params, outputs.hidden)[0]
+
+  logits = read(run.params, np.array([[0, *ids]], np.int32))
+  logits = np.asarray(logits, np.float64)
+  log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  nats = -log_probs[np.arange(6), [*ids, 1]].sum()
+  assert report['nats'] == pytest.approx(nats, rel=1e-5)
+
+
+def test_the_score_does_not_depend_on_the_device_count(run_directory):
+  run = config.load_run(str(run_directory))
+  texts = ['春眠不覺曉', '花落', '夜來風雨聲，' * 25]
+  documents = evaluate.text_documents(run.vocabulary, texts)
+  context = likelihood.Context(64, 32, 8)
+  one = likelihood.score_documents(
+    run.functional, run.params, run.state, documents, context
+  )
+  functional, _, mesh = config.place(run.run, jax.devices())
+  assert mesh.size == 8
+  with jax.set_mesh(mesh):
+    params = jax.device_put(run.params, shardings.replicated(mesh))
+    eight = likelihood.score_documents(
+      functional, params, run.state, documents, context
+    )
+  np.testing.assert_allclose(eight, one, rtol=1e-6)
+
+
+def test_the_score_does_not_depend_on_the_batch_size(
+  capsys, run_directory, text_file
+):
+  flags = (f'--checkpoint={run_directory}', f'--text_file={text_file}')
+  _, default, _ = run_main(capsys, *flags)
+  _, single, _ = run_main(capsys, *flags, '--batch_size=1')
+  assert default['nats'] == pytest.approx(single['nats'], rel=1e-6)
+  assert default['nats'] != pytest.approx(
+    default['tokens'] * UNIFORM_NATS, 1e-3
+  )
+
+
+def test_a_comparison_reports_both_models_and_the_difference(
+  capsys, run_directory, uniform_directory, text_file
+):
+  code, report, _ = run_main(
+    capsys,
+    f'--checkpoint={run_directory}',
+    f'--compare={uniform_directory}',
+    f'--text_file={text_file}',
+  )
+  other = report['compare']
+  assert code == 0
+  assert other['nats'] == pytest.approx(other['tokens'] * UNIFORM_NATS)
+  difference = report['bits_per_char'] - other['bits_per_char']
+  assert other['difference'] == pytest.approx(difference)
+  assert other['low'] <= difference <= other['high']
+  assert other['num_resamples'] == 10_000
+
+
+def test_people_get_a_table(capsys, uniform_directory, text_file):
+  directory = str(uniform_directory)
+  flags = [f'--checkpoint={directory}', f'--text_file={text_file}']
+  assert evaluate.main([*flags, f'--compare={directory}', '--limit=2']) == 0
+  out, _ = capsys.readouterr()
+  assert 'documents                           2                     2' in out
+  assert 'difference of +0.0000 bits per character' in out
+
+
+@pytest.fixture
+def store(cache_dir, run_directory):
+  """A token store of two documents, the second of them with a prompt."""
+  vocabulary = Vocabulary(run_directory / 'vocabulary.model')
+  directory = cache_dir / 'any_name'
+  tokens = [vocabulary.encode(text) for text in ('春眠不覺曉', '夜來\n風雨聲')]
+  records = [
+    {
+      'tokens': np.array([*tokens[0], 1], np.uint16),
+      'num_chars': np.int64(5),
+      'num_bytes': np.int64(15),
+    },
+    {
+      'tokens': np.array([*tokens[1], 1], np.uint16),
+      'loss_weights': np.array([0, 0, 0, 1, 1, 1, 1], np.uint8),
+      'num_chars': np.int64(3),
+      'num_bytes': np.int64(9),
+    },
+  ]
+  write_store(
+    directory / 'made_up' / 'validation',
+    records,
+    lambda: {'vocabulary_sha256': vocabulary.sha256},
+  )
+  shutil.copy(run_directory / 'vocabulary.model', directory)
+  yield directory
+  shutil.rmtree(directory)
+
+
+def test_a_task_is_read_from_the_store_of_the_same_vocabulary(
+  capsys, uniform_directory, store
+):
+  flags = (f'--checkpoint={uniform_directory}', '--task=made_up')
+  code, report, _ = run_main(capsys, *flags)
+  # 6 tokens of the first document, 4 of the second: its prompt is given.
+  assert code == 0
+  assert report['nats'] == pytest.approx(10 * UNIFORM_NATS)
+  assert (report['tokens'], report['chars'], report['bytes']) == (10, 8, 24)
+  _, report, _ = run_main(capsys, *flags, '--limit=1')
+  assert (report['documents'], report['chars']) == (1, 5)
+
+
+def test_a_task_and_a_text_file_of_its_documents_score_alike(
+  capsys, tmp_path, run_directory, store
+):
+  path = tmp_path / 'texts.txt'
+  path.write_text('春眠不覺曉', encoding='utf-8')
+  checkpoint = f'--checkpoint={run_directory}'
+  _, task, _ = run_main(capsys, checkpoint, '--task=made_up', '--limit=1')
+  _, text, _ = run_main(capsys, checkpoint, f'--text_file={path}')
+  assert task == text
+
+
+@pytest.mark.slow
+def test_a_task_without_a_store_is_tokenised_first(
+  capsys, uniform_directory, cache_dir
+):
+  flags = (f'--checkpoint={uniform_directory}', '--task=builtin_couplets')
+  code, report, _ = run_main(capsys, *flags)
+  assert code == 0
+  assert report['nats'] == pytest.approx(report['tokens'] * UNIFORM_NATS)
+  # Lines of equal length and a line break: an odd number in every couplet.
+  assert report['chars'] % 2 == report['documents'] % 2
+  assert list(cache_dir.glob('*/builtin_couplets/validation/manifest.json'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flag', ['--task=builtin_couplet', '--split=test'])
+def test_an_unknown_task_or_split_is_refused(flag, capfd, uniform_directory):
+  flags = [f'--checkpoint={uniform_directory}', '--task=builtin_couplets']
+  with pytest.raises(SystemExit) as error:
+    evaluate.main([*flags, flag])
+  assert error.value.code == 2
+  out, err = capfd.readouterr()
+  assert not out
+  assert flag.split('=')[1] in err.strip().split('\n')[-1]
+
+
+def test_lines_are_read_as_they_are(tmp_path):
+  path = tmp_path / 'texts.txt'
+  # A byte order mark, line ends of both kinds, empty lines, no end at the end.
+  path.write_bytes('\ufeff 春\u2028眠 \r\n\r\n\n題\\n花\\n\n落'.encode())
+  assert evaluate.read_texts(str(path)) == [' 春\u2028眠 ', '題\n花\n', '落']
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (None, 'must be a file to read: No such file'),
+    (b'\n\n', 'at least one document, got none'),
+    ('春\n'.encode() + b'ab\xe6\x98', ':2: a text file must be UTF-8, got byte '
+     '0xe6 at place 3 of the line'),
+  ],
+)  # fmt: skip
+def test_an_unfit_text_file_is_refused(
+  capsys, tmp_path, uniform_directory, content, message
+):
+  path = tmp_path / 'texts.txt'
+  if content is not None:
+    path.write_bytes(content)
+  code, report, err = run_main(
+    capsys, f'--checkpoint={uniform_directory}', f'--text_file={path}'
+  )
+  assert (code, report) == (2, None)
+  assert err.startswith('error: ') and err.count('\n') == 1
+  assert message in err
+
+
+@pytest.mark.parametrize('flag', ['--checkpoint', '--compare'])
+def test_a_missing_checkpoint_is_refused(
+  capsys, tmp_path, uniform_directory, text_file, flag
+):
+  flags = {'--checkpoint': uniform_directory, flag: tmp_path}
+  code, report, err = run_main(
+    capsys,
+    f'--text_file={text_file}',
+    *(f'{name}={value}' for name, value in flags.items()),
+  )
+  assert (code, report) == (2, None)
+  assert f'{tmp_path} must be the directory of a run' in err
+  assert err.count('\n') == 1
+
+
+def test_a_vocabulary_that_is_not_the_checkpoints_is_refused(
+  capsys, tmp_path, run_directory, text_file
+):
+  from moe.modalities.vocabulary import train_vocabulary
+
+  directory = tmp_path / 'run'
+  shutil.copytree(run_directory, directory)
+  train_vocabulary(['a b'], 300, directory / 'vocabulary.model')
+  code, _, err = run_main(
+    capsys, f'--checkpoint={directory}', f'--text_file={text_file}'
+  )
+  assert code == 2
+  assert 'must be the vocabulary that step 7 was trained with' in err
+
+
+def test_a_stride_that_skips_tokens_is_refused(
+  capsys, uniform_directory, text_file
+):
+  code, _, err = run_main(
+    capsys,
+    f'--checkpoint={uniform_directory}',
+    f'--text_file={text_file}',
+    '--stride=65',
+  )
+  assert code == 2
+  assert 'stride must be from 1 to the sequence length 64, got 65' in err
+
+
+class Codebook:
+  """A vocabulary without bytes: a is 3, b is 4, the rest unknown."""
+
+  eos, unk = 1, 2
+
+  def encode(self, text):
+    return [{'a': 3, 'b': 4}.get(character, 2) for character in text]
+
+  def decode(self, ids):
+    return ''.join({1: '', 3: 'a', 4: 'b'}.get(i, '\ufffd') for i in ids)
+
+
+def test_unknown_tokens_and_what_they_hide_are_counted():
+  (document,) = evaluate.text_documents(Codebook(), ['a龘b鱻'])
+  assert document.tokens.tolist() == [3, 2, 4, 2, 1]
+  assert (document.num_unknown, document.hidden_chars) == (2, 2)
+  record = {
+    'tokens': np.array([2, 2, 3, 2, 1]),
+    'loss_weights': np.array([0, 1, 1, 1, 1]),
+    # Scored are two unknown tokens, which hide four characters, and a.
+    'num_chars': np.int64(5),
+    'num_bytes': np.int64(13),
+  }
+  document = evaluate.record_document(Codebook(), record)
+  assert (document.num_unknown, document.hidden_chars) == (2, 4)
+
+
+def test_a_vocabulary_that_alters_text_is_refused():
+  class Lowercase(Codebook):
+    def encode(self, text):
+      return super().encode(text.lower())
+
+  with pytest.raises(ValueError, match='document 2 .* comes back changed'):
+    evaluate.text_documents(Lowercase(), ['ab', 'aB'])

@@ -1,0 +1,110 @@
+"""A run that is killed again and again ends as if nothing had happened."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_KILLS = 10
+STEPS = 200
+FLAGS = [
+  '--gin_file=gin_configs/runs/quickstart.gin',
+  f'--gin.TRAIN_STEPS={STEPS}',
+  '--gin.SAVE_PERIOD=7',
+  '--gin.EVAL_PERIOD=20',
+  '--gin.D_MODEL=32',
+  '--gin.NUM_LAYERS=1',
+  '--gin.BATCH_SIZE=4',
+  '--gin.SEQUENCE_LENGTH=32',
+  '--gin.GROUP_SIZE=32',
+  '--gin.MESH_EXPERT=1',
+  "--gin.EVAL_TASKS=('builtin_couplets',)",
+  '--gin.PROMPTS=()',
+]
+
+
+def command(workdir):
+  return [sys.executable, '-m', 'launch.train', *FLAGS, f'--workdir={workdir}']
+
+
+def environment(cache):
+  return {
+    **os.environ,
+    'WUDAO_CACHE': str(cache),
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': '1',
+  }
+
+
+def final_arrays(workdir):
+  """Every array of the last checkpoint, by path."""
+  import jax
+  import orbax.checkpoint as ocp
+
+  step = workdir / 'checkpoints' / str(STEPS)
+  tree = ocp.PyTreeCheckpointer().restore(step / 'state')
+  flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def records(path):
+  """Log without what the clock said."""
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  return [{k: v for k, v in r.items() if k != 'time'} for r in lines]
+
+
+def wait_for_step(process, workdir, step):
+  """Returns when the log holds the step; fails if the run ends before."""
+  log = workdir / 'log.jsonl'
+  while True:
+    try:
+      process.wait(timeout=0.005)
+      raise AssertionError(process.stderr.read().decode())
+    except subprocess.TimeoutExpired:
+      if log.exists() and f'"step": {step},' in log.read_text():
+        return
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_bit_of_the_run(tmp_path):
+  pytest.importorskip('seqio')
+  env = environment(tmp_path / 'cache')
+
+  def run(workdir):
+    return subprocess.Popen(
+      command(workdir),
+      cwd=ROOT,
+      env=env,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+    )
+
+  def finish(process):
+    _, error = process.communicate()
+    assert process.returncode == 0, error.decode()
+
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  finish(run(whole))
+  rng = random.Random(0)
+  for step in sorted(rng.sample(range(1, STEPS), NUM_KILLS)):
+    process = run(killed)
+    wait_for_step(process, killed, step)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      # Anywhere within a few steps, a save or an evaluation.
+      process.communicate(timeout=rng.uniform(0.0, 0.05))
+    process.kill()
+    process.communicate()
+  finish(run(killed))
+  expected, got = final_arrays(whole), final_arrays(killed)
+  assert expected.keys() == got.keys()
+  different = [k for k in expected if not np.array_equal(expected[k], got[k])]
+  assert not different
+  assert records(whole / 'log.jsonl') == records(killed / 'log.jsonl')
+  assert records(whole / 'eval.jsonl') == records(killed / 'eval.jsonl')

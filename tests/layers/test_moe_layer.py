@@ -1,0 +1,366 @@
+"""The MoE layer against plain loops, by its properties, and over devices."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers import moe_layer
+from moe.layers.feed_forward import FeedForward
+from moe.layers.moe_layer import MoE, TokenInfo
+from moe.parallel import mesh as mesh_lib
+from moe.parallel import rules
+from moe.routing import dispatch, exchange, gates
+from moe.types import Layout
+
+B, T, D, E, F, M = 8, 8, 6, 8, 5, 4
+P = functools.partial
+# The ends of some rows are padding, one of them a whole group and more.
+VALID = np.arange(T) < np.array([[8, 8, 7, 8, 3, 8, 8, 6]]).T
+
+
+def make(**options):
+  return MoE(E, F, group_size=M, **options)
+
+
+def info(valid=VALID):
+  zeros = np.zeros(valid.shape, np.int32)
+  return TokenInfo(zeros, zeros, valid)
+
+
+def tokens(seed=0):
+  return np.random.RandomState(seed).randn(B, T, D).astype(np.float32)
+
+
+def make_params(module):
+  """Random parameters by shapes alone; compiling `init` takes seconds."""
+  shapes = jax.eval_shape(
+    P(module.init, train=False), jax.random.key(0), tokens(), info()
+  )
+  random = np.random.RandomState(1)
+  return jax.tree.map(
+    lambda s: random.uniform(-1, 1, s.shape).astype(s.dtype),
+    nn.meta.unbox(shapes['params']),
+  )
+
+
+@functools.cache
+def compiled(train=True, **options):
+  """(params, (x, valid) -> (y, LayerOutputs)) of a layer, compiled once."""
+  module = make(**options)
+  params = make_params(module)
+  run = lambda x_BTD, valid: module.apply(
+    {'params': params}, x_BTD, info(valid), train
+  )
+  return params, jax.jit(run)
+
+
+def expert(params, e, x_D):
+  up, gate = (x_D @ params[n][e] for n in ('w_up_EDF', 'w_gate_EDF'))
+  return (gate / (1 + np.exp(-gate)) * up) @ params['w_down_EFD'][e]
+
+
+def oracle(params, x_BTD, valid, k, capacity):
+  """Every choice of every token, one after another: (y, dropped)."""
+  x_GMD = x_BTD.reshape(-1, M, D)
+  valid_GM = valid.reshape(-1, M)
+  y_GMD = np.zeros_like(x_GMD)
+  dropped = 0
+  for g in range(len(x_GMD)):
+    logits = x_GMD[g] @ params['router']
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    chosen = np.argsort(-probs, axis=-1)[:, :k]
+    used = np.zeros(E)
+    for a in range(k):
+      for m in np.flatnonzero(valid_GM[g]):
+        e = chosen[m, a]
+        used[e] += 1
+        if used[e] > capacity:
+          dropped += 1
+          continue
+        weight = probs[m, e] / probs[m, chosen[m]].sum()
+        y_GMD[g, m] += weight * expert(params, e, x_GMD[g, m])
+  return y_GMD.reshape(B, T, D), dropped
+
+
+def assert_close(one, other):
+  np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_one_token_through_its_expert_by_hand():
+  # x = 1, router (ln 3, 0): probabilities (3/4, 1/4), so expert 0. Its hidden
+  # layer is silu(1) * 2 = .731059 * 2 = 1.462117, times 4 = 5.848468, times the
+  # probability 3/4 = 4.386351.
+  params = {
+    'router': np.array([[np.log(3), 0.0]], 'f4'),
+    'w_up_EDF': np.array([2.0, 0.0], 'f4').reshape(2, 1, 1),
+    'w_gate_EDF': np.array([1.0, 0.0], 'f4').reshape(2, 1, 1),
+    'w_down_EFD': np.array([4.0, 0.0], 'f4').reshape(2, 1, 1),
+  }
+  layer = MoE(2, 1, router=gates.Switch, group_size=1)
+  one = np.ones((1, 1), bool)
+  y_BTD, _ = jax.jit(P(layer.apply, train=True))(
+    {'params': params}, np.ones((1, 1, 1), 'f4'), info(one)
+  )
+  assert y_BTD.item() == pytest.approx(4.386351, rel=1e-6)
+
+
+def test_with_capacity_it_equals_the_loop_over_experts():
+  # Capacity: 1.5 * 4 * 2 / 8 = 1.5, so 2.
+  params, run = compiled(dispatch=P(dispatch.Sorted, 1.5))
+  y_BTD, outputs = run(tokens(), VALID)
+  expected_BTD, dropped = oracle(params, tokens(), VALID, k=2, capacity=2)
+  assert_close(y_BTD, expected_BTD)
+  found, rows = map(float, outputs.metrics['dropped'])
+  assert found == dropped > 0
+  assert rows == 2 * VALID.sum()
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(train=False, dispatch=P(dispatch.Sorted, 1.0)),
+    # Blocks of another size than the usual one.
+    dict(train=True, dispatch=P(dispatch.Dropless, block=8)),
+  ],
+  ids=['evaluation', 'training'],
+)
+def test_dropless_it_equals_the_loop_without_capacity(options):
+  params, run = compiled(**options)
+  y_BTD, outputs = run(tokens(), VALID)
+  assert_close(y_BTD, oracle(params, tokens(), VALID, 2, np.inf)[0])
+  assert float(outputs.metrics['dropped'][0]) == 0
+
+
+def test_with_all_experts_active_it_is_the_dense_mixture():
+  # Capacity: 1.0 * 4 * 8 / 8 = 4, room for every token of a group.
+  params, run = compiled(
+    router=P(gates.TopK, E), dispatch=P(dispatch.Sorted, 1.0)
+  )
+  everything = np.ones_like(VALID)
+  y_BTD, _ = run(tokens(), everything)
+  logits = tokens() @ params['router']
+  probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  mixture = sum(
+    probs[..., e, None] * expert(params, e, tokens()) for e in range(E)
+  )
+  assert_close(y_BTD, mixture)
+
+
+def test_permuting_tokens_permutes_outputs():
+  _, run = compiled(train=False, dispatch=P(dispatch.Sorted, 1.0))
+  order = np.random.RandomState(5).permutation(B * T)
+
+  def permuted(a):
+    return a.reshape(B * T, *a.shape[2:])[order].reshape(a.shape)
+
+  y_BTD, outputs = run(tokens(), VALID)
+  of_permuted, same = run(permuted(tokens()), permuted(VALID))
+  assert_close(of_permuted, permuted(np.asarray(y_BTD)))
+  assert_close(same.metrics['load'][0], outputs.metrics['load'][0])
+
+
+def test_padding_is_never_routed():
+  _, run = compiled(dispatch=P(dispatch.Sorted, 1.5))
+  x_BTD = tokens()
+  other_BTD = np.where(VALID[..., None], x_BTD, 100 * tokens(9))
+  one, other = run(x_BTD, VALID), run(other_BTD, VALID)
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+  y_BTD, outputs = one
+  np.testing.assert_array_equal(y_BTD[~VALID], 0)
+  load_E, rows = outputs.metrics['load']
+  assert float(load_E.sum()) == float(rows) == 2 * VALID.sum()
+
+
+def test_the_shared_expert_sees_every_token():
+  # Its width, 7, is that of no other matrix.
+  options = dict(train=False, dispatch=P(dispatch.Sorted, 1.0))
+  params, run = compiled(**options)
+  module = make(shared_d_ff=7, dispatch=options['dispatch'])
+  shared = make_params(module)['shared']
+
+  @jax.jit
+  def both(x_BTD):
+    variables = {'params': {**params, 'shared': shared}}
+    y_BTD, _ = module.apply(variables, x_BTD, info(), False)
+    return y_BTD, FeedForward(7).apply({'params': shared}, x_BTD)
+
+  y_BTD, shared_BTD = both(tokens())
+  assert_close(y_BTD, run(tokens(), VALID)[0] + shared_BTD)
+  assert np.abs(shared_BTD[~VALID]).min() > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+  """TopK with noise by the keys of the groups, to see where they come from."""
+
+  num_active: int = 2
+
+  def route(self, inputs, state, keys_G, train):
+    M_E = inputs.logits_GME.shape[1:]
+    noise_GME = jax.vmap(lambda key: jax.random.normal(key, M_E))(keys_G)
+    inputs = inputs._replace(logits_GME=inputs.logits_GME + noise_GME)
+    return gates.TopK(self.num_active).route(inputs, state, keys_G, train)
+
+
+def trained(mesh_shape, num_devices, **options):
+  """Loss, (y, LayerOutputs) and gradients by tokens and parameters."""
+  mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
+  options = dict(
+    router=Noisy, dispatch=P(dispatch.Sorted, 1.5), shared_d_ff=4, **options
+  )
+  params = make_params(make(**options))
+  module = make(layout=rules.layout(rules.table('standard'), mesh), **options)
+
+  def loss(params, x_BTD):
+    rngs = {'router': jax.random.key(4)}
+    y_BTD, outputs = module.apply(
+      {'params': params}, x_BTD, info(), True, rngs=rngs
+    )
+    scale = jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)
+    total = jnp.sum(jnp.sin(scale) * y_BTD)
+    for sum_, weight in outputs.losses.values():
+      total += 10.0 * sum_ / weight
+    return total, (y_BTD, outputs)
+
+  with jax.set_mesh(mesh):
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    return jax.tree.map(np.asarray, run(params, tokens()))
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  return trained(mesh_lib.MeshShape(), 1)
+
+
+@pytest.mark.parametrize(
+  'axes, exchanger',
+  [
+    (dict(data=2, expert=4), exchange.AllToAll),
+    (dict(data=2, expert=2, model=1, context=2), exchange.AllToAll),
+    (dict(data=2, fsdp=2, expert=2), exchange.AllGather),
+  ],
+  ids=['data_expert', 'context', 'fsdp_all_gather'],
+)
+def test_eight_devices_equal_one(one_device, axes, exchanger):
+  eight = trained(mesh_lib.MeshShape(**axes), 8, exchange=exchanger)
+  jax.tree.map(assert_close, eight, one_device)
+
+
+def test_the_width_of_experts_can_be_divided_too():
+  # F = 5 does not divide by 2: this comparison has experts of width 6.
+  run = lambda shape, n: trained(shape, n, expert_d_ff=6)
+  one = run(mesh_lib.MeshShape(), 1)
+  eight = run(mesh_lib.MeshShape(data=2, expert=2, model=2), 8)
+  jax.tree.map(assert_close, eight, one)
+
+
+def test_evaluation_on_eight_devices_equals_one():
+  params, run = compiled(train=False, dispatch=P(dispatch.Sorted, 1.0))
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
+  module = make(layout=rules.layout(rules.table('standard'), mesh))
+  with jax.set_mesh(mesh):
+    y_BTD, _ = jax.jit(P(module.apply, train=False))(
+      {'params': params}, tokens(), info()
+    )
+  assert_close(y_BTD, run(tokens(), VALID)[0])
+
+
+def test_shapes_dtypes_and_logical_axes():
+  module = make(shared_d_ff=7, dtype=jnp.bfloat16)
+  x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
+  (y_BTD, outputs), variables = jax.eval_shape(
+    P(module.init_with_output, train=False), jax.random.key(0), x_BTD, info()
+  )
+  assert y_BTD == x_BTD
+  scalar = jax.ShapeDtypeStruct((), jnp.float32)
+  load_E = jax.ShapeDtypeStruct((E,), jnp.float32)
+  assert outputs.losses == {
+    'load_balance': (scalar, scalar),
+    'router_z': (scalar, scalar),
+  }
+  assert outputs.metrics['load'] == (load_E, scalar)
+  assert outputs.metrics['dropped'] == (scalar, scalar)
+  found = {
+    name: (box.value.shape, box.value.dtype, box.names)
+    for name, box in variables['params'].items()
+    if name != 'shared'
+  }
+  f32 = jnp.float32
+  up = ((E, D, F), f32, ('expert', 'embed', 'expert_mlp'))
+  assert found == {
+    'router': ((D, E), f32, ('embed', None)),
+    'w_up_EDF': up,
+    'w_gate_EDF': up,
+    'w_down_EFD': ((E, F, D), f32, ('expert', 'expert_mlp', 'embed')),
+  }
+
+
+def layout(**sizes):
+  """A layout of 'data', 'context', 'expert' and 'model' axes by size."""
+  use = lambda axis: (axis,) if axis in sizes else ()
+  return Layout(
+    use('data') + use('expert'),
+    use('context'),
+    use('expert'),
+    (),
+    use('model'),
+    tuple(sizes.items()),
+  )
+
+
+@pytest.mark.parametrize(
+  'batch, length, group_size, sizes',
+  [
+    (8, 16, 16, {}),
+    (8, 16, 4, {'data': 2, 'context': 4}),  # 4 x 4 tokens a device
+    (8, 16, 32, {'data': 4}),  # 2 x 16 tokens a device, two whole rows
+  ],
+)
+def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
+  moe_layer.check_groups(batch, length, group_size, layout(**sizes))
+
+
+@pytest.mark.parametrize(
+  'batch, length, group_size, sizes, message',
+  [
+    (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
+    (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),  # one row and a half
+    (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),  # four rows of two
+    (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),  # over two devices
+    (6, 16, 16, {'data': 4}, 'must divide by the 4 x 1 devices'),
+    (8, 15, 15, {'context': 2}, 'must divide by the 1 x 2 devices'),
+  ],
+)
+def test_groups_that_do_not_fit_are_refused(
+  batch, length, group_size, sizes, message
+):
+  with pytest.raises(ValueError, match=message):
+    moe_layer.check_groups(batch, length, group_size, layout(**sizes))
+
+
+@pytest.mark.parametrize(
+  'sizes, message',
+  [
+    (
+      {'expert': 3},
+      r"num_experts=8 must divide by the 'expert' mesh axis \(3\): use a"
+      ' multiple of 3, or shrink',
+    ),
+    ({'model': 2}, r"EXPERT_D_FF=5 must divide by the 'model' mesh axis \(2\)"),
+  ],
+)
+def test_experts_that_do_not_divide_by_the_mesh_are_refused(sizes, message):
+  module = make(layout=layout(**sizes))
+  with pytest.raises(ValueError, match=message):
+    module.init(jax.random.key(0), tokens(), info(), train=False)
+
+
+def test_groups_are_checked_in_training():
+  module = MoE(E, F, group_size=5)
+  with pytest.raises(ValueError, match='GROUP_SIZE=5'):
+    module.init(jax.random.key(0), tokens(), info(), train=True)

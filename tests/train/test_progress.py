@@ -1,0 +1,235 @@
+"""Logs that survive kills, what people see, and warnings in words."""
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from moe.train import progress, record_log
+
+TOTAL = 40
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def metrics(step, dropped=0.0, load=((0.5, 0.5), (0.75, 0.25))):
+  return {
+    'loss': 5.0 / step,
+    'bits_per_char': 8.0 / step,
+    'dropped_fraction': dropped,
+    'load_imbalance': 1.25,
+    'skipped': 0.0,
+    'layers': {'load': [list(row) for row in load]},
+  }
+
+
+def run(workdir, steps, resume=0, seconds=0.5, **options):
+  """Logs the steps as a training loop would; returns what people saw."""
+  stream = options.pop('stream', io.StringIO())
+  shown = progress.Progress(
+    workdir, TOTAL, resume, tokens_per_step=1000, stream=stream, **options
+  )
+  for step in steps:
+    shown.step(step, metrics(step), seconds)
+  shown.close()
+  return stream.getvalue()
+
+
+def timeless(path):
+  records = [json.loads(line) for line in path.read_text().splitlines()]
+  return [{k: v for k, v in r.items() if k != 'time'} for r in records]
+
+
+def scalars(directory, tag):
+  """Values by step as TensorBoard shows them, purged steps left out."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  found = {}
+  for path in sorted(directory.iterdir()):
+    data = path.read_bytes()
+    while data:
+      (length,) = struct.unpack('<Q', data[:8])
+      event, data = (
+        Event.FromString(data[12 : 12 + length]),
+        data[16 + length :],
+      )
+      if event.HasField('session_log'):
+        found = {k: v for k, v in found.items() if k < event.step}
+      for value in event.summary.value:
+        if value.tag == tag:
+          assert event.step not in found
+          found[event.step] = value.simple_value
+  return found
+
+
+def test_a_record_has_the_numbers_of_the_step_and_the_clock_apart(tmp_path):
+  run(tmp_path, [1], seconds=0.5, peak_seconds=0.1)
+  (record,) = record_log.read(tmp_path / 'log.jsonl')
+  assert record['step'] == 1
+  assert record['loss'] == 5.0
+  assert record['layers']['load'] == [[0.5, 0.5], [0.75, 0.25]]
+  # 1000 tokens in 0.5 s; 0.1 s of work at the peak took 0.5 s; 39 steps to go.
+  assert record['time'] == {
+    'seconds': 0.5,
+    'tokens_per_second': 2000.0,
+    'mfu': 0.2,
+    'elapsed': 0.5,
+    'eta': 19.5,
+  }
+
+
+def test_a_killed_and_resumed_log_equals_the_unbroken_one(tmp_path):
+  run(tmp_path / 'whole', range(1, 21))
+  run(tmp_path / 'killed', range(1, 15), seconds=0.7)
+  with open(tmp_path / 'killed' / 'log.jsonl', 'a') as file:
+    file.write('{"step": 15, "loss": 0.')
+  run(tmp_path / 'killed', range(11, 21), resume=10)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert timeless(killed / 'log.jsonl') == timeless(whole / 'log.jsonl')
+  last = record_log.read(killed / 'log.jsonl')[-1]
+  assert last['time']['elapsed'] == pytest.approx(10 * 0.7 + 10 * 0.5)
+
+
+def test_a_new_run_in_a_directory_without_checkpoint_starts_the_log(tmp_path):
+  run(tmp_path, range(1, 4))
+  run(tmp_path, range(1, 3))
+  assert [r['step'] for r in record_log.read(tmp_path / 'log.jsonl')] == [1, 2]
+
+
+def test_evaluations_beyond_the_restored_step_go_too(tmp_path):
+  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  for step in (10, 20):
+    shown.evaluation(step, {'valid': {'bits_per_char': 7.0}})
+  shown.close()
+  stream = io.StringIO()
+  shown = progress.Progress(tmp_path, TOTAL, resume_step=10, stream=stream)
+  assert shown.has_evaluation(10)
+  assert not shown.has_evaluation(20)
+  shown.evaluation(20, {'valid': {'bits_per_char': 6.5}})
+  shown.close()
+  assert record_log.read(tmp_path / 'eval.jsonl') == [
+    {'step': 10, 'eval': {'valid': {'bits_per_char': 7.0}}},
+    {'step': 20, 'eval': {'valid': {'bits_per_char': 6.5}}},
+  ]
+  assert 'step 20: valid 6.5000 bits/char held out' in stream.getvalue()
+
+
+def test_a_log_that_ends_before_the_restored_step_is_said_so(tmp_path):
+  run(tmp_path, range(1, 6))
+  assert 'lacks steps 6 to 8' in run(tmp_path, [9], resume=8)
+
+
+def test_numpy_and_non_finite_numbers_become_plain_json(tmp_path):
+  log = record_log.RecordLog(tmp_path / 'a.jsonl', 0)
+  log.append({'step': 1, 'a': np.float32(0.5), 'b': [float('nan'), np.inf]})
+  log.append({'step': 2, 'c': np.array([[1, 2]])})
+  log.close()
+  assert (tmp_path / 'a.jsonl').read_text().splitlines() == [
+    '{"step": 1, "a": 0.5, "b": [null, null]}',
+    '{"step": 2, "c": [[1, 2]]}',
+  ]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  log = record_log.RecordLog(tmp_path / 'log', 0)
+  monkeypatch.setattr(record_log.os, 'write', full)
+  with pytest.raises(ValueError, match='"No space left on device" at step 3'):
+    log.append({'step': 3})
+
+
+def test_the_loads_of_a_big_model_come_less_often(tmp_path):
+  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  for step in range(1, 9):
+    shown.step(step, {'layers': {'load': np.ones((4, 2048)) / 2048}}, 0.1)
+  shown.close()
+  records = record_log.read(tmp_path / 'log.jsonl')
+  assert [r['step'] for r in records if 'layers' in r] == [4, 8]
+
+
+def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
+  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  for step in range(1, 9):
+    shown.step(step, metrics(step), 0.1)
+  shown.evaluation(4, {'valid': {'bits_per_char': 7.5}})
+  del shown  # As after a kill: what was not flushed is not there.
+  run(tmp_path, range(6, 11), resume=5)
+  found = scalars(tmp_path / 'tensorboard', 'train/loss')
+  assert found == pytest.approx({step: 5.0 / step for step in range(1, 11)})
+  found = scalars(tmp_path / 'tensorboard', 'eval/valid/bits_per_char')
+  assert found == {4: 7.5}
+
+
+def test_each_evaluation_adds_a_heat_map_of_the_loads(tmp_path):
+  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  shown.step(1, metrics(1), 0.1)
+  shown.evaluation(1, {'valid': {'bits_per_char': 7.5}})
+  shown.close()
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  assert b'expert_load' in path.read_bytes()
+
+
+def test_without_a_terminal_there_are_few_plain_lines(tmp_path):
+  seen = run(tmp_path, range(1, TOTAL + 1)).splitlines()
+  assert seen == [
+    'step 1/40 (2%, 0:20 left)  loss 5.000  8.000 bits/char  2k tokens/s'
+    '  dropped 0.0%  imbalance 1.25',
+    'step 40/40 (100%, 0:00 left)  loss 0.125  0.200 bits/char  2k tokens/s'
+    '  dropped 0.0%  imbalance 1.25',
+  ]
+
+
+def test_on_a_terminal_there_is_one_live_line(tmp_path):
+  seen = run(tmp_path, range(1, TOTAL + 1), stream=Terminal())
+  assert '\x1b[2K' in seen  # Clears the line to draw it anew.
+  assert 'step 40/40' in seen
+  assert seen.rindex('step 40/40') > seen.rindex('step 1/40')
+  assert seen.count('\n') < TOTAL / 2
+
+
+def test_dropped_tokens_are_warned_of_once(tmp_path):
+  stream = io.StringIO()
+  shown = progress.Progress(tmp_path, 1000, stream=stream)
+  for step in range(1, 200):
+    shown.step(step, metrics(step, dropped=0.2), 0.1)
+  shown.close()
+  assert stream.getvalue().count('20% of the routed tokens') == 1
+  assert 'raise CAPACITY_FACTOR' in stream.getvalue()
+
+
+def test_an_expert_without_tokens_is_warned_of_once(tmp_path):
+  stream = io.StringIO()
+  shown = progress.Progress(tmp_path, 1000, stream=stream)
+  for step in range(1, 250):
+    shown.step(step, metrics(step, load=((0.5, 0.5), (1.0, 0.0))), 0.1)
+  shown.close()
+  assert stream.getvalue().count('sparse layer 1: 1 of 2 experts had no') == 1
+  assert 'sparse layer 0' not in stream.getvalue()
+
+
+def test_a_skipped_step_is_said_in_words(tmp_path):
+  stream = io.StringIO()
+  shown = progress.Progress(tmp_path, TOTAL, stream=stream)
+  shown.step(3, {'loss': float('nan'), 'skipped': 1.0}, 0.1)
+  shown.close()
+  assert 'step 3 was skipped, its loss or gradient was not' in stream.getvalue()
+
+
+def test_a_step_costs_little(tmp_path):
+  import time
+
+  shown = progress.Progress(tmp_path, 10**6, stream=io.StringIO())
+  record = metrics(1, load=np.ones((8, 16)) / 16)
+  shown.step(1, record, 0.1)
+  start = time.perf_counter()
+  for step in range(2, 202):
+    shown.step(step, record, 0.1)
+  assert (time.perf_counter() - start) / 200 < 0.01
+  shown.close()
