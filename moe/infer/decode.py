@@ -146,7 +146,7 @@ def _draw_token(
   """Draws one token a row and notes it; does not read it yet."""
   jump_BV = jumps[carry.slot_B].astype(jnp.int32)
   # A row's key depends on nothing else in the batch, so neither does its draw.
-  key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
+  pass
   token_B = sampling.draw(key_B, carry.logits_BV, settings, jump_BV >= 0)
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
