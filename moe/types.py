@@ -1,15 +1,15 @@
 """Types that every part shares, and the legend of the letters in tensor names.
 
-A tensor's name ends in its dims (`x_BTD`); scalars and trees carry no suffix; the
-suffix is the logical shape, never the shard one device holds.
+A tensor's name ends in its dims (`x_BTD`); scalars and trees carry no suffix;
+the suffix is the logical shape, never the shard one device holds.
 
-  B  sequences in the batch        D  model width        E  experts
-  T  tokens per sequence (query)   F  feed-forward width A  active experts (top-k)
-  S  key/value or cache length     V  vocabulary         C  capacity: slots per
-  N  query heads                   L  layers (scan axis)    expert and group
-  K  key/value heads               H  head width         G  routing groups
-  R  routed rows (token, expert)   I, J residues i and j M  tokens per group
-  Y, X  image rows and columns     Q  image channels     P  atom slots per residue
+  B  sequences in the batch      D  model width        E  experts
+  T  tokens per sequence (query) F  feed-forward width A  active experts (top-k)
+  S  key/value or cache length   V  vocabulary         C  capacity: slots per
+  N  query heads                 L  layers (scan axis)    expert and group
+  K  key/value heads             H  head width         G  routing groups
+  R  routed rows (token, expert) I, J residues i and j M  tokens per group
+  Y, X  image rows and columns   Q  image channels     P  atom slots per residue
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ import jax
 Array = jax.Array
 PyTree = Any
 
-# A loss or a metric as (sum, weight): added over microbatches and devices first,
-# divided once at the end.
+# A loss or a metric as (sum, weight): added over microbatches and devices
+# first, divided once at the end.
 Pair = tuple[Array, Array]
 
 

@@ -146,12 +146,13 @@ def _draw_token(
   """Draws one token a row and notes it; does not read it yet."""
   jump_BV = jumps[carry.slot_B].astype(jnp.int32)
   # A row's key depends on nothing else in the batch, so neither does its draw.
-  pass
+  key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
   token_B = sampling.draw(key_B, carry.logits_BV, settings, jump_BV >= 0)
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
   carry = carry._replace(
-    slot_B=carry.slot_B + jnp.where(carry.is_done_B, 0, jump_B),
+    # The end mark jumps by 0: a row that is done stays where it is.
+    slot_B=carry.slot_B + jump_B,
     is_done_B=carry.is_done_B | (token_B == eos_id),
     length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),
     tokens_BT=carry.tokens_BT.at[:, carry.step].set(token_B),

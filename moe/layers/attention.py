@@ -1,4 +1,4 @@
-"""Grouped-query attention that takes a description of who sees whom, not a mask."""
+"""Grouped-query attention that is told who sees whom, not given a mask."""
 
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ def attend(
   scores_BKNTS = jnp.einsum(
     'BTKNH,BSKH->BKNTS', q_BTKNH, k_BSKH, preferred_element_type=jnp.float32
   )
-  # A finite floor: a padding query sees nothing and must not become NaN.
+  # A finite floor: a row of -inf alone would become NaN.
   scores_BKNTS = jnp.where(
     visible(description)[:, None, None], scores_BKNTS, -1e30
   )
@@ -92,7 +92,7 @@ def attend(
 
 
 class Attention(nn.Module):
-  """Grouped-query attention with rotary positions and normalised queries and keys.
+  """Grouped-query attention with rotary positions, queries and keys normalised.
 
   Query and key norms as in Henry et al. (2020), https://arxiv.org/abs/2010.04245,
   with a learned scale (ViT-22B, https://arxiv.org/abs/2302.05442).

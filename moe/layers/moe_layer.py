@@ -51,7 +51,8 @@ def check_groups(
   if batch % rows or length % columns:
     raise ValueError(
       f'a microbatch of {batch} sequences of {length} tokens must divide by the'
-      f' {rows} x {columns} devices of its mesh axes: change BATCH_SIZE or the mesh.'
+      f' {rows} x {columns} devices of its mesh axes: change BATCH_SIZE or the'
+      ' mesh.'
     )
   b, t = batch // rows, length // columns
   fits = t % group_size == 0 or (
@@ -59,8 +60,8 @@ def check_groups(
   )
   if not fits:
     raise ValueError(
-      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device and'
-      ' microbatch along whole rows or within them: choose a divisor of the'
+      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device'
+      ' and microbatch along whole rows or within them: choose a divisor of the'
       ' sequence length, or a multiple of it that divides the tokens.'
     )
 
@@ -74,8 +75,8 @@ class MoE(nn.Module):
     router: makes the router.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
-    group_size: M, tokens per routing group; capacity and noise are per group, so
-      they do not depend on the number of devices.
+    group_size: M, tokens per routing group; capacity and noise are per group,
+      so they do not depend on the number of devices.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the default is one device.

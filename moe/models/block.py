@@ -1,4 +1,4 @@
-"""One transformer block: attention, then a dense or a sparse feed-forward layer."""
+"""One transformer block: attention, then a dense or sparse feed-forward net."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A model as pure functions: all that training, inference and planning see of it."""
+"""A model as pure functions: all that training and inference see of it."""
 
 import dataclasses
 
@@ -34,8 +34,8 @@ class Functional:
       batch_shapes: a batch, or shapes of one.
 
     Returns:
-      (params, state, logical_axes): logical_axes is a tree like params of tuples
-      with a name, or None, for each dim.
+      (params, state, logical_axes): logical_axes is a tree like params of
+      tuples with a name, or None, for each dim.
     """
     batch = jax.tree.map(
       lambda s: jax.numpy.zeros(s.shape, s.dtype), batch_shapes

@@ -105,7 +105,7 @@ class Stack(nn.Module):
       return entry, entry
 
     periods = self.num_periods()
-    blocks = max(1, self.moe_every)
+    blocks = max(1, self.moe_every) if periods else 0
     scanned = tuple(pair(periods) for _ in range(blocks))
     return {
       'prefix': tuple(pair() for _ in range(self.num_dense_prefix)),

@@ -11,11 +11,11 @@ def load_balance_loss(
 ) -> Pair:
   """Switch load-balance loss of each group, weighted by the group's tokens.
 
-  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times the
-  sum over experts of (share of assignments) x (mean router probability). Departs
-  from it in counting all A choices of a token, in leaving padding out, and in
-  weighting groups by their valid tokens, so that the weight of this term is known
-  from the batch alone and accumulation over microbatches is exact.
+  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times
+  the sum over experts of (share of assignments) x (mean router probability).
+  Departs from it in counting all A choices of a token, in leaving padding out,
+  and in weighting groups by their valid tokens, so that the weight of this term
+  is known from the batch alone and accumulation over microbatches is exact.
 
   Args:
     probs_GME: softmax over experts, float32.
@@ -23,16 +23,16 @@ def load_balance_loss(
     valid_GM: bool, False for padding.
 
   Returns:
-    (sum, weight), float32 scalars: sum / weight is 1.0 for an even router and at
-    most E; weight is the number of valid tokens. Unscaled.
+    (sum, weight), float32 scalars: sum / weight is 1.0 for an even router and
+    at most E; weight is the number of valid tokens. Unscaled.
 
   Raises:
     ValueError: if the arguments disagree on groups or tokens.
   """
   if probs_GME.shape[:2] != expert_GMA.shape[:2]:
     raise ValueError(
-      f'probs_GME {probs_GME.shape} and expert_GMA {expert_GMA.shape} must agree'
-      ' on groups and tokens: pass both as the router returned them.'
+      f'probs_GME {probs_GME.shape} and expert_GMA {expert_GMA.shape} must'
+      ' agree on groups and tokens: pass both as the router returned them.'
     )
   E = probs_GME.shape[-1]
   valid_GM = valid_GM.astype(jnp.float32)
@@ -65,7 +65,8 @@ def choice_statistics(
   """What a token-choice router did, as (sum, weight) pairs over valid tokens.
 
   Returns:
-    load: float32 [E], rows per expert; over the number of rows it is a histogram.
+    load: float32 [E], rows per expert; over the number of rows it is a
+      histogram.
     entropy: nats of the router's distribution.
     confidence: probability of the first choice.
   """

@@ -1,9 +1,9 @@
 """Packs tokens into rows by expert, and the experts' outputs back into tokens.
 
-A dispatch gives every row of a plan a slot, or none where capacity ran out. Slots
-of one expert lie together: [G, E * C] with capacity C, which the experts see as
-[E, G * C], or one run of rows per expert where nothing is ever dropped. Both
-directions, forward and backward, only gather.
+A dispatch gives every row of a plan a slot, or none where capacity ran out.
+Slots of one expert lie together: [G, E * C] with capacity C, which the experts
+see as [E, G * C], or one run of rows per expert where nothing is ever dropped.
+Both directions, forward and backward, only gather.
 """
 
 import dataclasses
@@ -59,8 +59,9 @@ def gather_rows(x_GMD: Array, token_GS: Array, slot_GMA: Array) -> Array:
   Args:
     x_GMD: tokens.
     token_GS: int32 token of each slot, -1 where it is empty.
-    slot_GMA: int32 slots of each token, -1 where dropped; the inverse of token_GS,
-      by which the backward pass gathers instead of adding in scattered places.
+    slot_GMA: int32 slots of each token, -1 where dropped; the inverse of
+      token_GS, by which the backward pass gathers instead of adding in
+      scattered places.
 
   Returns:
     [G, S, D].
@@ -92,8 +93,8 @@ def combine_rows(
     out_GSD: outputs of the experts by slot.
     weight_GMA: float32 weight of each token's choices.
     slot_GMA: int32 slots of each token, -1 where dropped.
-    row_GS: int32 place m * A + a in the flattened [M, A] that each slot serves, -1
-      where it is empty; the inverse of slot_GMA.
+    row_GS: int32 place m * A + a in the flattened [M, A] that each slot serves,
+      -1 where it is empty; the inverse of slot_GMA.
 
   Returns:
     [G, M, D] in the dtype of out_GSD, added up in float32.
@@ -169,7 +170,7 @@ def capacity(
 ) -> int:
   """Slots per expert and group: factor times an even share, at least 1."""
   share = tokens * num_active / num_experts
-  # Rounded first: 1.1 * 10 is a little more than 11, and 12 slots would be wrong.
+  # Rounded first: 1.1 * 10 is a little more than 11 and would give 12 slots.
   return max(1, min(tokens, math.ceil(round(factor * share, 6))))
 
 
@@ -307,7 +308,7 @@ class Dropless:
   def pack(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
   ) -> Packed:
-    """[R', D] rows sorted by expert, each expert's run padded to whole blocks."""
+    """[R', D] rows sorted by expert, the run of each padded to whole blocks."""
     del shards  # there is no capacity
     G, M, D = x_GMD.shape
     R, E, Q = plan.expert_GR.shape[1], num_experts, self.block
@@ -323,7 +324,7 @@ class Dropless:
     slots = -(-G * R // Q) * Q + E * Q  # whole blocks, one partial per expert
     slot_sorted_R = jnp.where(sorted_R < E, first_E[sorted_R] + rank_R, -1)
     slot_R = jnp.zeros_like(order_R).at[order_R].set(slot_sorted_R)
-    # A slot's row: negative indices would wrap, so absent rows aim past the end.
+    # A slot's row: negative indices would wrap, so absent rows aim past it all.
     target_R = jnp.where(slot_R >= 0, slot_R, slots)
     row_S = jnp.full((slots,), -1, jnp.int32)
     row_S = row_S.at[target_R].set(
@@ -363,14 +364,14 @@ def grouped_matmul(
   """Product of each run of rows with its expert's matrix.
 
   On a TPU `jax.lax.ragged_dot`, which its compiler turns into a grouped kernel;
-  elsewhere products of whole blocks, since there `ragged_dot` multiplies every row
-  by every expert. Chosen by the platform that the program is compiled for.
+  elsewhere products of whole blocks, since there `ragged_dot` multiplies every
+  row by every expert. Chosen by the platform that the program is compiled for.
 
   Args:
     x_RD: rows sorted by expert.
     w_EDF: matrices of the experts.
-    expert_rows_E: int32 rows of each expert, multiples of `block`; rows behind the
-      last run give rows of no meaning.
+    expert_rows_E: int32 rows of each expert, multiples of `block`; rows behind
+      the last run give rows of no meaning.
     block: see `Dropless`.
 
   Returns:

@@ -1,7 +1,7 @@
-"""How rows travel between the devices that hold tokens and those that hold experts.
+"""How rows travel between devices that hold tokens and those that hold experts.
 
-An exchange runs inside `shard_map`. It is given packed rows and a function of the
-experts held here, and brings the outputs back to where the rows came from.
+An exchange runs inside `shard_map`. It is given packed rows and a function of
+the experts held here, and brings the outputs back to where the rows came from.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def _here(
 
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
-  """Each device sends every expert its rows; the shape is fixed by the capacity.
+  """Each device sends every expert its rows; capacity fixes the shape.
 
   On an expert axis of one device nothing travels.
   """
@@ -87,8 +87,9 @@ class AllToAll:
 class AllGather:
   """Every device sees the tokens of its expert axis and runs its own experts.
 
-  Outputs are summed back by reduce-scatter. Costs the bytes of all tokens, whatever
-  the routing, so it suits dropless evaluation and small decode batches.
+  Outputs are summed back by reduce-scatter. Costs the bytes of all tokens,
+  whatever the routing, so it suits dropless evaluation and small decode
+  batches.
   """
 
   def apply(

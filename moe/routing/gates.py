@@ -37,8 +37,8 @@ class TopK:
   Attributes:
     num_active: k, experts per token.
     renormalize: whether the k weights are divided by their sum, as in Mixtral;
-      otherwise they are the plain probabilities. With k = 1 a renormalised weight
-      is always 1 and no gradient reaches the router: use Switch.
+      otherwise they are the plain probabilities. With k = 1 a renormalised
+      weight is always 1 and no gradient reaches the router: use Switch.
   """
 
   num_active: int = 2
@@ -48,8 +48,8 @@ class TopK:
     if self.num_active == 1 and self.renormalize:
       raise ValueError(
         'TopK with num_active=1 needs renormalize=False: a renormalised single'
-        ' weight is always 1, so the router would get no gradient; set it, or use'
-        ' gates.Switch.'
+        ' weight is always 1, so the router would get no gradient; set it, or'
+        ' use gates.Switch.'
       )
 
   def route(
@@ -73,8 +73,8 @@ class TopK:
 class Switch:
   """Top-1 routing; the output is scaled by the probability of the choice.
 
-  Fedus et al. (2021), https://arxiv.org/abs/2101.03961, without input jitter. The
-  gradient reaches the router through that probability.
+  Fedus et al. (2021), https://arxiv.org/abs/2101.03961, without input jitter.
+  The gradient reaches the router through that probability.
 
   Attributes:
     num_active: always 1.

@@ -1,8 +1,9 @@
 """What a router is given and what it decides, for groups of tokens.
 
-Every array carries the routing groups G in front. A plan is a list of R rows, each
-one (token, expert, weight); R is static, so that routers in which tokens choose
-experts and routers in which experts choose tokens give the same kind of thing.
+Every array carries the routing groups G in front. A plan is a list of R rows,
+each one (token, expert, weight); R is static, so that routers in which tokens
+choose experts and routers in which experts choose tokens give the same kind of
+thing.
 """
 
 from typing import NamedTuple, Protocol
@@ -74,8 +75,8 @@ def rows_of_choices(
   """Rows of a plan in which every token chooses A experts.
 
   First choices of all tokens come before second choices, as in GShard
-  (https://arxiv.org/abs/2006.16668, algorithm 1), so that a full expert turns away
-  second choices first, and later tokens before earlier ones.
+  (https://arxiv.org/abs/2006.16668, algorithm 1), so that a full expert turns
+  away second choices first, and later tokens before earlier ones.
 
   Args:
     expert_GMA: int32 in [0, E).

@@ -13,7 +13,7 @@ def parameter_counts(
 
   Args:
     shapes: arrays or shapes of the parameters.
-    logical_axes: a tuple of axis names for each, as the model's `init` gives it.
+    logical_axes: a tuple of axis names for each, as a model's `init` gives it.
     num_active: experts that one token sees.
 
   Returns:
@@ -41,8 +41,9 @@ def flops_per_token(
 ) -> int:
   """Model FLOPs of one token's forward pass; training costs three times that.
 
-  The counter for MFU: two FLOPs for each active parameter in a product, attention
-  counted causal (half of the T x T scores), no recomputation, no padding.
+  The counter for MFU: two FLOPs for each active parameter in a product,
+  attention counted causal (half of the T x T scores), no recomputation, no
+  padding.
 
   Args:
     active: active parameters.
@@ -52,6 +53,6 @@ def flops_per_token(
     length: T.
   """
   products = 2 * (active - embedding)
-  # Scores and weighted values: 2 products of 2 FLOPs, over T / 2 keys on average.
+  # Scores and weighted values: 2 products of 2 FLOPs, over T / 2 keys each.
   attention = 2 * 2 * attention_width * (length // 2) * num_layers
   return products + attention

@@ -120,7 +120,7 @@ def make_train_step(
       objective.coefficients[name] * s / jnp.maximum(w, 1.0)
       for name, (s, w) in terms.items()
     )
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
     params = optax.apply_updates(ts.params, updates)

@@ -17,6 +17,15 @@ def test_the_difference_is_a_ratio_of_sums():
   assert result.difference == pytest.approx(1)
 
 
+def test_every_resample_is_a_ratio_of_sums():
+  # Of the resamples 1/4 take the first document twice (3 / 1), 1/4 the second
+  # (0), half take both, 3 / 3 = 1: the middle 40 percent are all 1.
+  result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.4)
+  assert (result.low, result.high) == pytest.approx((1, 1))
+  result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.95)
+  assert (result.low, result.high) == pytest.approx((0, 3))
+
+
 def test_equal_gains_leave_no_doubt():
   # Every document is better by 1 bit in 2 characters: so is every resample.
   chars = np.full(10, 2)

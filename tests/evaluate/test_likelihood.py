@@ -105,6 +105,18 @@ def test_windows_overlap_by_what_the_stride_leaves():
   assert likelihood.windows(0, 4, Context(4, 2, 1)) == [Window(0, 0, 0, 4)]
 
 
+def test_a_row_holds_one_window_and_padding_of_no_segment():
+  # Tokens [2, 4) of 3 4 5 6 are read again, [4, 5) is scored: the end mark.
+  batch = likelihood.window_batch(
+    [document([3, 4, 5, 6, EOS])], [Window(0, 2, 4, 5)], num_rows=2, width=4
+  )
+  assert batch.tokens.tolist() == [[4, 5, 6, 0], [0] * 4]
+  assert batch.targets.tolist() == [[5, 6, EOS, 0], [0] * 4]
+  assert batch.loss_weights.tolist() == [[0, 0, 1, 0], [0] * 4]
+  assert batch.segment_ids.tolist() == [[1, 1, 1, 0], [0] * 4]
+  assert batch.positions.tolist() == [[0, 1, 2, 0], [0] * 4]
+
+
 @pytest.mark.parametrize('stride', [1, 2, 3, 4])
 @pytest.mark.parametrize('num_tokens', [1, 3, 4, 5, 8, 9, 30])
 def test_every_token_is_scored_by_exactly_one_window(num_tokens, stride):

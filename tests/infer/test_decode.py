@@ -114,6 +114,14 @@ def test_samples_differ_by_seed_and_by_row(bigram):
   assert len({tuple(row) for row in first}) == 4
 
 
+def test_every_step_draws_anew(bigram):
+  # Of 18 tokens all alike, one key for all steps would draw the same each time.
+  functional, params, state = bigram
+  uniform = functional, jnp.zeros_like(params), state
+  (written,) = generate(uniform, [[5]], Sampling(), 16, seed=1)
+  assert len(set(written)) > 4
+
+
 def test_a_sharded_cache_changes_no_sample(bigram):
   functional, params, state = bigram
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',))

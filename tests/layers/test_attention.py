@@ -62,8 +62,8 @@ def test_padding_is_seen_by_no_document():
 
 
 def test_with_a_cache_a_token_sees_filled_slots_and_skips_padding():
-  # Four slots; a prompt of one token and one place of padding were read; now two
-  # tokens go to slots 2 and 3.
+  # Four slots; a prompt of one token and one place of padding were read; now
+  # two tokens go to slots 2 and 3.
   cache = Cache(
     jnp.array([[1, 0, 0, 0]]),
     jnp.zeros((1, 4), jnp.int32),
@@ -201,8 +201,8 @@ def test_shapes_dtypes_and_logical_axes():
 
 
 def test_normalised_queries_do_not_grow_with_the_input(layer):
-  # Scores of normalised queries and keys are the same for 100 x; the values, and
-  # so the outputs, are 100 times as large.
+  # Scores of normalised queries and keys are the same for 100 x; the values,
+  # and so the outputs, are 100 times as large.
   x_BTD = tokens()
   d = described([[1] * T] * B)
   np.testing.assert_allclose(

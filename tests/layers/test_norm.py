@@ -37,9 +37,7 @@ def test_it_is_computed_in_float32_and_given_in_its_dtype():
 def test_shapes_are_kept_and_the_scale_is_float32():
   norm = RMSNorm('embed', dtype=jnp.bfloat16)
   x = jax.ShapeDtypeStruct((2, 3, 8), jnp.bfloat16)
-  y, variables = jax.eval_shape(
-    norm.init_with_output, jax.random.key(0), x
-  )
+  y, variables = jax.eval_shape(norm.init_with_output, jax.random.key(0), x)
   assert y == x
   scale = variables['params']['scale']
   assert scale.names == ('embed',)

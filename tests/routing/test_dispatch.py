@@ -126,10 +126,12 @@ def test_dropless_equals_sorted_with_room_for_all(plan, padding):
   assert_same(dropless, room)
 
 
-@pytest.mark.parametrize('dispatcher', [dispatch.Sorted(1.0), dispatch.Einsum(1.0)])
+@pytest.mark.parametrize(
+  'dispatcher', [dispatch.Sorted(1.0), dispatch.Einsum(1.0)]
+)
 def test_a_full_expert_turns_away_second_choices_first(dispatcher):
-  # Three tokens, three experts: 1.0 * 3 * 2 / 3 = 2 slots. Expert 0 is the second
-  # choice of token 0 and the first of tokens 1 and 2: token 0 is turned away.
+  # Three tokens, three experts: 1.0 * 3 * 2 / 3 = 2 slots. Expert 0 is the
+  # second choice of token 0 and the first of tokens 1 and 2.
   @jax.jit
   def both_ways(x_GMD, weight_GMA):
     valid_GM = np.ones((1, 3), bool)
@@ -155,7 +157,7 @@ def test_an_empty_slot_is_zero_whatever_the_first_token_holds():
 
 
 def test_capacity_is_that_of_all_experts_where_some_are_held_here():
-  # 1.0 * 12 * 2 / 4 = 6 slots, also where only 2 of the 4 experts are packed for.
+  # 1.0 * 12 * 2 / 4 = 6 slots, also where 2 of the 4 experts are packed for.
   def pack(dispatcher, x_GMD, weight_GMA):
     plan = make_plan(np.zeros((G, M, A)), weight_GMA, PADDING['none'])
     return dispatcher.pack(x_GMD, plan, num_experts=2, shards=2).rows
@@ -194,10 +196,9 @@ def test_grouped_matmul_equals_the_obvious_loop():
   scale = random.randn(16, F).astype(np.float32)
 
   def loop(x_RD, w_EDF):
-    starts = np.cumsum(COUNTS) - COUNTS
-    return jnp.concatenate(
-      [x_RD[s : s + n] @ w_EDF[e] for e, (s, n) in enumerate(zip(starts, COUNTS))]
-    )
+    ends = np.cumsum(COUNTS)
+    runs = [x_RD[end - n : end] for end, n in zip(ends, COUNTS, strict=True)]
+    return jnp.concatenate([run_RD @ w_EDF[e] for e, run_RD in enumerate(runs)])
 
   def grouped(x_RD, w_EDF):
     return dispatch.grouped_matmul(x_RD, w_EDF, jnp.asarray(COUNTS), 4)[:16]

@@ -64,7 +64,7 @@ def outcome(exchanger, dispatcher, num_devices):
   random = np.random.RandomState(0)
   shapes = ((G, M, D), (E, D, D), (G, M, A))
   arrays = [random.randn(*shape).astype(np.float32) for shape in shapes]
-  # Low experts are chosen more often, so that some overflow; the end is padding.
+  # Low experts are chosen more often, so some overflow; the end is padding.
   expert_GMA = random.randint(0, E, (2, G, M, A)).min(axis=0).astype(np.int32)
   valid_GM = np.arange(M) < np.array([[M], [M - 3], [M], [M - 1]])
   choice = expert_GMA, valid_GM
@@ -130,7 +130,9 @@ def test_rows_reach_the_expert_that_was_chosen():
   np.testing.assert_allclose(y_GMD[..., 0], [[2.5, 35.0]] * 4)
 
 
-@pytest.mark.parametrize('exchanger', [exchange.AllToAll(), exchange.AllGather()])
+@pytest.mark.parametrize(
+  'exchanger', [exchange.AllToAll(), exchange.AllGather()]
+)
 def test_outputs_have_the_shape_of_the_tokens(exchanger):
   f32, i32 = jnp.float32, jnp.int32
   (_, (y_GMD, dropped)), gradients = jax.eval_shape(

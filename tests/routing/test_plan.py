@@ -8,7 +8,7 @@ from moe.routing import plan
 
 
 def test_first_choices_of_all_tokens_come_before_second_ones():
-  # Token 0 chooses experts 4 and 5, token 1 experts 6 and 7; token 1 is padding.
+  # Token 0 chooses experts 4 and 5, token 1, which is padding, 6 and 7.
   rows = plan.rows_of_choices(
     jnp.array([[[4, 5], [6, 7]]], jnp.int32),
     jnp.array([[[0.4, 0.5], [0.6, 0.7]]], jnp.float32),

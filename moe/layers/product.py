@@ -1,0 +1,44 @@
+"""Einsum whose gradients are einsums too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from moe.types import Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum(subscripts: str, a: Array, b: Array) -> Array:
+  """`jnp.einsum` of two arrays, differentiated operand by operand.
+
+  Automatic differentiation writes the gradient of the second operand as the
+  transpose of a product. XLA:CPU turns that into transposed copies of both
+  activations, which took as long as the product itself: a dense feed-forward
+  layer was 1.8 times slower forward and backward.
+
+  Args:
+    subscripts: 'first,second->result', each letter in at least two of the three.
+    a: first operand.
+    b: second operand, of the same dtype.
+
+  Returns:
+    The product, in the dtype of the operands.
+  """
+  return jnp.einsum(subscripts, a, b)
+
+
+def _einsum_fwd(subscripts, a, b):
+  return jnp.einsum(subscripts, a, b), (a, b)
+
+
+def _einsum_bwd(subscripts, operands, dy):
+  a, b = operands
+  inputs, result = subscripts.split('->')
+  first, second = inputs.split(',')
+  da = jnp.einsum(f'{result},{second}->{first}', dy, b)
+  db = jnp.einsum(f'{first},{result}->{second}', a, dy)
+  return da, db
+
+
+einsum.defvjp(_einsum_fwd, _einsum_bwd)

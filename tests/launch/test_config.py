@@ -1,0 +1,164 @@
+import dataclasses
+import shutil
+
+import jax
+import pytest
+
+from launch import config
+from moe.optim import optimizers
+
+QUICKSTART = ['gin_configs/runs/quickstart.gin']
+
+
+def test_a_run_is_what_the_file_says():
+  run = config.load(QUICKSTART, [])
+  assert run.data.train == 'builtin'
+  assert run.model.d_model == 128
+  assert run.mesh.expert == 4
+  assert run.settings.train_steps == 400
+  assert run.model.stack(parent=None).num_layers == 2
+
+
+def test_later_files_and_then_the_command_line_override(tmp_path):
+  second = tmp_path / 'second.gin'
+  second.write_text('D_MODEL = 64\nTRAIN_STEPS = 50\n')
+  run = config.load([*QUICKSTART, str(second)], ['D_MODEL=32'])
+  assert run.model.d_model == 32
+  assert run.settings.train_steps == 50
+  # What was loaded before leaves nothing behind.
+  assert config.load(QUICKSTART, []).model.d_model == 128
+
+
+def test_a_choice_can_be_made_on_the_command_line():
+  overrides = [
+    'ROUTER=@gates.Switch',
+    'config.Run.optimizer=@optimizers.adafactor',
+    'config.Run.schedule=@schedules.rsqrt()',
+    'schedules.rsqrt.learning_rate=%LEARNING_RATE',
+    'schedules.rsqrt.warmup_steps=%WARMUP_STEPS',
+    'schedules.rsqrt.train_steps=%TRAIN_STEPS',
+  ]
+  run = config.load(QUICKSTART, overrides)
+  moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
+  assert type(moe.router()).__name__ == 'Switch'
+  # The peak of 3e-3 after 20 steps, half of it after 80.
+  assert float(run.schedule(79)) == pytest.approx(1.5e-3)
+  params = {'w': jax.ShapeDtypeStruct((64, 64), 'float32')}
+  state = jax.eval_shape(
+    optimizers.build(run.optimizer(run.schedule)).init, params
+  )
+  assert {leaf.shape for leaf in jax.tree.leaves(state)} >= {(64,), (1,)}
+
+
+def fields_of(run):
+  """What of a run can be compared: all but functions."""
+  comparable = (run.mesh, run.data, run.settings, run.initial)
+  stack = run.model.stack(parent=None)
+  moe = stack.block(parent=None).moe(parent=None)
+  sizes = stack.num_layers, stack.remat, moe.num_experts, moe.expert_d_ff
+  return (
+    *map(dataclasses.asdict, comparable),
+    *(run.rules, run.clip_norm, run.frozen, run.prompts),
+    *(run.model.d_model, run.model.vocab_size, run.model.dtype, *sizes),
+    *(moe.router(), moe.dispatch()),
+    [float(run.schedule(n)) for n in (0, 100, 399)],
+  )
+
+
+OVERRIDES = [
+  'D_MODEL=32',
+  'ROUTER=@gates.Switch',
+  'NUM_EXPERTS=16',
+  'FROZEN=("a/.*", "b")',
+  'INITIAL_ASSIGNMENT=(("x", None), (r"y(.)", r"z\\1"))',
+  'PROMPTS=("春曉\\n", "quote\\" and \' and a long line " )',
+]
+
+
+@pytest.mark.parametrize('overrides', [[], OVERRIDES])
+def test_the_text_of_a_configuration_is_the_configuration(tmp_path, overrides):
+  before = fields_of(config.load(QUICKSTART, overrides))
+  text = config.config_text()
+  assert 'include' not in text
+  path = tmp_path / 'config.gin'
+  path.write_text(text, encoding='utf-8')
+  assert fields_of(config.load([str(path)], [])) == before
+  assert config.config_text() == text
+  # And a size can still be changed by its macro.
+  assert config.load([str(path)], ['D_MODEL=48']).model.d_model == 48
+
+
+def test_the_operative_text_tells_what_was_in_fact_used():
+  config.load(QUICKSTART, [])
+  text = config.operative_text()
+  assert 'warmup_steps' in text
+  assert 'adafactor' not in text
+
+
+def test_a_run_needs_a_file():
+  with pytest.raises(ValueError, match='--gin_file=FILE is required'):
+    config.load([], ['D_MODEL=3'])
+
+
+def test_a_file_that_wires_no_run_is_refused():
+  with pytest.raises(ValueError, match=r"models/tiny.gin must include 'runs/"):
+    config.load(['models/tiny.gin'], [])
+
+
+def test_a_run_without_a_size_says_which():
+  files = ['models/tiny.gin', 'parallel/data.gin', 'tasks/builtin.gin']
+  with pytest.raises(
+    ValueError, match=r"'%(TRAIN_STEPS|LEARNING_RATE)' is def"
+  ):
+    config.load([*files, 'runs/train.gin'], [])
+
+
+def test_a_missing_argument_is_named_with_its_owner():
+  overrides = ['config.Run.schedule=@schedules.cosine()']
+  with pytest.raises(ValueError, match="cosine needs 'learning_rate'"):
+    config.load(QUICKSTART, overrides)
+
+
+@pytest.mark.parametrize(
+  ('override', 'fragment'),
+  [
+    ('BATCH_SIZE=0', 'BATCH_SIZE=0 must be at least 1'),
+    ('SEQUENCE_LENGTH=-8', 'SEQUENCE_LENGTH=-8 must be at least 1'),
+    ('SAVE_PERIOD=0', 'SAVE_PERIOD=0 must be at least 1'),
+    ('WARMUP_STEPS=401', 'warmup_steps=401 must lie between 0 and'),
+  ],
+)
+def test_a_number_that_makes_no_sense_is_one_sentence(override, fragment):
+  with pytest.raises(ValueError, match=fragment) as error:
+    config.load(QUICKSTART, [override])
+  assert '\n' not in str(error.value)
+
+
+def test_a_run_is_placed_on_the_devices_that_there_are():
+  run = config.load(QUICKSTART, [])
+  functional, table, mesh = config.place(run)
+  assert dict(mesh.shape)['data'] == 2 and dict(mesh.shape)['expert'] == 4
+  assert functional.module.layout.expert_axes == ('expert',)
+  assert table['expert'] == ('expert',)
+  alone = config.load(QUICKSTART, ['MESH_EXPERT=1'])
+  functional, _, mesh = config.place(alone, jax.devices()[:1])
+  assert mesh.size == 1
+  assert functional.module.layout.sizes == ()
+
+
+def test_a_trained_run_is_read_back(run_directory):
+  trained = config.load_run(str(run_directory))
+  assert trained.step == 7
+  assert trained.workdir == str(run_directory)
+  assert trained.run.model.d_model == 16
+  assert trained.vocabulary.size <= trained.run.model.vocab_size
+  table = trained.params['embedding']['table']
+  assert table.shape == (320, 16)
+
+
+@pytest.mark.parametrize('name', ['config.gin', 'vocabulary.model'])
+def test_a_run_lacks_a_file(run_directory, tmp_path, name):
+  shutil.copytree(run_directory, tmp_path / 'run')
+  (tmp_path / 'run' / name).unlink()
+  with pytest.raises(ValueError, match=f'{name} must lie beside'):
+    config.load_run(str(tmp_path / 'run'))

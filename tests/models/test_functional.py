@@ -1,0 +1,131 @@
+"""A model as pure functions, on one device and on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.models import functional
+from moe.models.functional import Functional
+from moe.parallel import mesh as mesh_lib
+from moe.parallel import rules, shardings
+from moe.routing import dispatch
+from tests.models import factories
+
+# Capacity 1.5 * 4 * 2 / 4 = 3 of the 4 tokens of a group: some overflow.
+MODULE = factories.make_decoder(
+  factories.make_block(
+    moe=dict(dispatch=functools.partial(dispatch.Sorted, 1.5), shared_d_ff=4)
+  )
+)
+BATCH = factories.make_batch(
+  [[1] * 8, [1] * 8, [1] * 3 + [2] * 5, [1] * 5 + [0] * 3] * 2
+)
+
+
+def logical_axes():
+  found = {}
+
+  def init():
+    found['params'], found['state'], found['axes'] = Functional(MODULE).init(
+      jax.random.key(0), BATCH
+    )
+    return found['params'], found['state']
+
+  params, state = jax.eval_shape(init)
+  return params, state, found['axes']
+
+
+def test_every_dim_of_every_parameter_has_a_logical_axis_or_none():
+  params, state, axes = logical_axes()
+  assert state == {}
+  is_axes = lambda a: isinstance(a, tuple)
+  assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=is_axes)
+  for leaf, names in zip(
+    jax.tree.leaves(params), jax.tree.leaves(axes, is_leaf=is_axes), strict=True
+  ):
+    assert len(names) == leaf.ndim
+  assert axes['embedding']['table'] == ('vocab', 'embed')
+  sparse = axes['stack']['periods']['block_0']['moe']
+  assert sparse['w_down_EFD'] == ('layers', 'expert', 'expert_mlp', 'embed')
+  assert sparse['router'] == ('layers', 'embed', None)
+
+
+def test_shapes_are_enough_to_initialise():
+  batch_shapes = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH
+  )
+  init = lambda batch: Functional(MODULE).init(jax.random.key(0), batch)[:2]
+  by_shapes = jax.eval_shape(lambda: init(batch_shapes))
+  assert by_shapes == jax.eval_shape(lambda: init(BATCH))
+
+
+def test_cache_shapes_take_the_compute_dtype():
+  module = factories.make_decoder(
+    num_layers=3, num_dense_prefix=1, decoder=dict(dtype='bfloat16')
+  )
+  one = lambda *lead: jax.ShapeDtypeStruct((*lead, 2, 20, 2, 8), jnp.bfloat16)
+  assert Functional(module).cache_shapes(2, 20) == {
+    'prefix': ((one(), one()),),
+    'periods': ((one(2), one(2)),),
+  }
+
+
+def trained(mesh_shape, num_devices):
+  """(loss, (outputs, gradients)) with parameters where training has them."""
+  mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
+  table = rules.table('standard')
+  f = functional.placed(
+    MODULE, rules.activation_rules(table), rules.layout(table, mesh)
+  )
+
+  def loss(params, batch):
+    outputs = f.apply(params, {}, batch, None, True)
+    log_probs = jax.nn.log_softmax(f.head(params, outputs.hidden))
+    chosen = jnp.take_along_axis(log_probs, batch.targets[..., None], axis=-1)
+    total = -jnp.sum(chosen[..., 0] * batch.loss_weights)
+    for sum_, weight in outputs.losses.values():
+      total += 10.0 * sum_ / weight
+    return total, outputs
+
+  with jax.set_mesh(mesh):
+    params = factories.make_params(MODULE, BATCH)
+    placed = shardings.param_shardings(params, logical_axes()[2], table, mesh)
+    batch = jax.device_put(BATCH, shardings.batch_sharding(table, mesh))
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.tree.map(np.asarray, run(jax.device_put(params, placed), batch))
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  return trained(mesh_lib.MeshShape(), 1)
+
+
+def test_eight_devices_equal_one(one_device):
+  # Every use of an axis at once; tests of the MoE layer take them in turn.
+  eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+    eight,
+    one_device,
+  )
+
+
+def test_statistics_are_those_of_each_layer(one_device):
+  (_, outputs), _ = one_device
+  tokens = (BATCH.segment_ids > 0).sum()
+  load_LE, rows_L = outputs.metrics['load']
+  np.testing.assert_array_equal(rows_L, [2 * tokens] * 2)
+  np.testing.assert_array_equal(load_LE.sum(axis=-1), rows_L)
+  assert np.abs(load_LE[0] - load_LE[1]).max() > 0
+  assert outputs.metrics['dropped'][0].min() > 0
+  for _, weight in outputs.losses.values():
+    assert weight == tokens
+
+
+def test_every_parameter_gets_a_gradient(one_device):
+  gradients = one_device[1]
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)

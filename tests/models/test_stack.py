@@ -1,0 +1,195 @@
+"""The tower: an unscanned prefix, then a scanned period."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.attention import describe
+from moe.layers.moe_layer import TokenInfo
+from moe.models.stack import Period, Stack
+from moe.types import Cache, Layout
+from tests.models import factories
+
+BATCH = factories.make_batch([[1, 1, 1, 1, 2, 2, 2, 0], [1] * 8])
+BLOCK = factories.make_block()
+
+
+def arguments(cache=None):
+  x_BTD = np.random.RandomState(0).randn(2, 8, factories.D_MODEL).astype('f4')
+  info = TokenInfo(BATCH.tokens, BATCH.modality, BATCH.segment_ids > 0)
+  return x_BTD, describe(BATCH, cache), info
+
+
+def shapes(stack, cache=None):
+  """Shapes of the outputs and of the boxed parameters."""
+  x_BTD, description, info = arguments(cache)
+  outputs, variables = jax.eval_shape(
+    functools.partial(stack.init_with_output, train=False),
+    jax.random.key(0),
+    x_BTD,
+    description,
+    info,
+    cache and cache.layers,
+  )
+  return outputs, variables['params']
+
+
+def make_params(stack):
+  random = np.random.RandomState(1)
+  return jax.tree.map(
+    lambda s: random.uniform(-0.6, 0.6, s.shape).astype(s.dtype),
+    nn.meta.unbox(shapes(stack)[1]),
+  )
+
+
+@pytest.mark.parametrize(
+  'layers, prefix, every, periods',
+  [
+    (6, 0, 1, 6),
+    (6, 0, 2, 3),
+    (7, 1, 2, 3),  # (7 - 1) / 2
+    (3, 0, 0, 3),  # dense: every block is a period
+    (2, 2, 1, 0),
+  ],
+)
+def test_layers_divide_into_periods(layers, prefix, every, periods):
+  assert Stack(BLOCK, layers, every, prefix).num_periods() == periods
+
+
+@pytest.mark.parametrize('layers, prefix, every', [(6, 1, 2), (1, 2, 1)])
+def test_layers_that_do_not_divide_are_refused(layers, prefix, every):
+  stack = Stack(BLOCK, layers, every, prefix)
+  with pytest.raises(ValueError, match='must be a multiple of MOE_EVERY='):
+    shapes(stack)
+
+
+def test_parameters_lie_in_a_prefix_and_in_stacked_periods():
+  # Five blocks: one of the prefix, two periods of a dense and a sparse one.
+  _, params = shapes(Stack(BLOCK, 5, moe_every=2, num_dense_prefix=1))
+  assert set(params) == {'prefix_0', 'periods'}
+  assert 'feed_forward' in params['prefix_0']
+  assert 'feed_forward' in params['periods']['block_0']
+  up = params['periods']['block_1']['moe']['w_up_EDF']
+  assert up.names == ('layers', 'expert', 'embed', 'expert_mlp')
+  assert up.value.shape == (2, 4, 16, 10)
+  prefix_up = params['prefix_0']['feed_forward']['w_up_DF']
+  assert prefix_up.value.shape == (16, 24)
+
+
+def test_a_dense_stack_has_no_experts():
+  (_, _, losses, metrics), params = shapes(Stack(BLOCK, 3, moe_every=0))
+  assert set(params['periods']) == {'block_0'}
+  assert 'feed_forward' in params['periods']['block_0']
+  assert losses == metrics == {}
+
+
+def test_a_scanned_stack_equals_a_loop_over_its_parameters():
+  stack = Stack(BLOCK, 5, moe_every=2, num_dense_prefix=1)
+  params = make_params(stack)
+  x_BTD, description, info = arguments()
+  y_BTD, cache, losses, metrics = jax.jit(
+    lambda x_BTD: stack.apply(
+      {'params': params}, x_BTD, description, info, None, True
+    )
+  )(x_BTD)
+  assert cache is None
+
+  prefix = BLOCK()
+  expected_BTD = jax.jit(
+    lambda x_BTD: prefix.apply(
+      {'params': params['prefix_0']}, x_BTD, description, info, None, True
+    )[0]
+  )(x_BTD)
+  period = Period(BLOCK, 2, True, Layout(), jnp.float32, train=True)
+
+  @jax.jit
+  def one(i, x_BTD):
+    of_period = jax.tree.map(lambda a_L: jnp.asarray(a_L)[i], params['periods'])
+    return period.apply({'params': of_period}, x_BTD, None, description, info)
+
+  found = []
+  for i in range(2):
+    expected_BTD, (_, outputs) = one(i, expected_BTD)
+    found.append(outputs)
+
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  close(y_BTD, expected_BTD)
+  stacked = jax.tree.map(lambda *a: np.stack(a), *found)
+  jax.tree.map(close, metrics, stacked.metrics)
+  means = jax.tree.map(lambda a_L: a_L.mean(axis=0), stacked.losses)
+  jax.tree.map(close, losses, means)
+
+
+def gradients(remat):
+  x_BTD, description, info = arguments()
+  stack = Stack(BLOCK, 2, remat=remat)
+
+  def loss(params):
+    y_BTD, _, losses, _ = stack.apply(
+      {'params': params}, x_BTD, description, info, None, True
+    )
+    return jnp.sum(jnp.square(y_BTD)) + losses['load_balance'][0]
+
+  return jax.jit(jax.grad(loss))(make_params(stack))
+
+
+@pytest.fixture(scope='module')
+def plain_gradients():
+  return gradients('none')
+
+
+def test_recomputation_changes_no_gradient(plain_gradients):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+    gradients('full'),
+    plain_gradients,
+  )
+
+
+@pytest.mark.parametrize('remat, more', [('full', 1), ('dots', 0)])
+def test_recomputation_repeats_the_products_it_says(remat, more):
+  # 'dots' keeps products with parameters; 'full' makes the dense ones again.
+  def products(remat):
+    stack = Stack(BLOCK, 2, moe_every=0, remat=remat)
+    params = make_params(stack)
+    loss = lambda params: stack.apply(
+      {'params': params}, *arguments(), None, True
+    )[0].sum()
+    text = str(jax.make_jaxpr(jax.grad(loss))(params))
+    # Products with the up matrix: [B, T, D] x [D, F].
+    return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
+
+  assert products(remat) - products('none') == 2 * more
+
+
+def test_an_unknown_policy_is_refused():
+  with pytest.raises(ValueError, match="remat='some' must be 'none' or one of"):
+    shapes(Stack(BLOCK, 2, remat='some'))
+
+
+@pytest.mark.parametrize(
+  'layers, every, prefix', [(5, 2, 1), (2, 1, 2), (2, 0, 0)]
+)
+def test_cache_shapes_are_those_of_the_cache_that_comes_out(
+  layers, every, prefix
+):
+  stack = Stack(BLOCK, layers, every, prefix, dtype=jnp.bfloat16)
+  expected = stack.cache_shapes(2, 20)
+  slots_BS = jax.ShapeDtypeStruct((2, 20), jnp.int32)
+  index = jax.ShapeDtypeStruct((), jnp.int32)
+
+  def run(cache):
+    x_BTD, description, info = arguments(cache)
+    x_BTD = x_BTD.astype(jnp.bfloat16)
+    return stack.init_with_output(
+      jax.random.key(0), x_BTD, description, info, cache.layers, False
+    )[0][1]
+
+  found = jax.eval_shape(run, Cache(slots_BS, slots_BS, index, expected))
+  assert found == expected
+  leaves = jax.tree.leaves(expected)
+  assert sum(leaf.size for leaf in leaves) == layers * 2 * (2 * 20 * 2 * 8)

@@ -1,0 +1,157 @@
+"""Every file of gin_configs, built by shapes alone."""
+
+import functools
+import math
+import pathlib
+
+import jax
+import pytest
+
+from launch import config, train
+from moe.scale import cost
+from moe.train import program as program_lib
+
+ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
+# What only wires, and is included by all others of its folder.
+WIRING = {'models/decoder.gin', 'runs/train.gin'}
+# Runs for other machines than the 8 devices of the tests.
+NUM_DEVICES = {'runs/poems_cpu.gin': 1}
+REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
+STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
+
+
+def files(folder):
+  found = sorted(f'{folder}/{p.name}' for p in (ROOT / folder).glob('*.gin'))
+  return [name for name in found if name not in WIRING]
+
+
+def stack(run):
+  return run.model.stack(parent=None)
+
+
+def block(run):
+  return stack(run).block(parent=None)
+
+
+def attention(run):
+  return block(run).attention(parent=None)
+
+
+def moe(run):
+  return block(run).moe(parent=None)
+
+
+# Macro -> a value that no file has, and where it arrives.
+MODEL_MACROS = {
+  'D_MODEL': (48, lambda run: run.model.d_model),
+  'NUM_LAYERS': (60, lambda run: stack(run).num_layers),
+  'NUM_HEADS': (6, lambda run: attention(run).num_heads),
+  'NUM_KV_HEADS': (3, lambda run: attention(run).num_kv_heads),
+  'HEAD_DIM': (10, lambda run: attention(run).head_dim),
+  'D_FF': (24, lambda run: block(run).feed_forward(parent=None).width),
+  'MOE_EVERY': (5, lambda run: stack(run).moe_every),
+  'NUM_DENSE_PREFIX': (7, lambda run: stack(run).num_dense_prefix),
+  'NUM_EXPERTS': (12, lambda run: moe(run).num_experts),
+  'TOP_K': (3, lambda run: moe(run).router().num_active),
+  'EXPERT_D_FF': (20, lambda run: moe(run).expert_d_ff),
+  'CAPACITY_FACTOR': (1.75, lambda run: moe(run).dispatch().capacity_factor),
+  'VOCAB_SIZE': (333, lambda run: run.model.vocab_size),
+}
+RUN_MACROS = {
+  'TRAIN_STEPS': (12_345, lambda run: run.settings.train_steps),
+  'BATCH_SIZE': (40, lambda run: run.data.batch_size),
+  'SEQUENCE_LENGTH': (72, lambda run: run.data.sequence_length),
+  'LEARNING_RATE': (0.77, lambda run: max(map(run.schedule, range(3000)))),
+  'SEED': (11, lambda run: run.settings.seed),
+  'EVAL_PERIOD': (13, lambda run: run.settings.eval_period),
+  'SAVE_PERIOD': (17, lambda run: run.settings.save_period),
+}
+LAYOUT_MACROS = {
+  'MESH_DATA': (3, lambda run: run.mesh.data),
+  'MESH_FSDP': (5, lambda run: run.mesh.fsdp),
+  'MESH_EXPERT': (7, lambda run: run.mesh.expert),
+  'MESH_MODEL': (9, lambda run: run.mesh.model),
+}
+
+
+def check_macros(names, macros, overrides=()):
+  """Each is read, and its value arrives where it belongs."""
+  for macro, (value, arrives) in macros.items():
+    run = config.load(names, [*overrides, f'{macro}={value}'])
+    assert float(arrives(run)) == pytest.approx(value), macro
+
+
+@pytest.mark.parametrize('name', files('models'))
+def test_a_model_has_all_sizes_as_macros(name):
+  check_macros([name, *REST], MODEL_MACROS, STEPS)
+
+
+@pytest.mark.parametrize('name', files('runs'))
+def test_a_run_has_its_numbers_as_macros(name):
+  check_macros([name], RUN_MACROS)
+
+
+@pytest.mark.parametrize('name', files('parallel'))
+def test_a_layout_has_its_axes_as_macros(name):
+  names = ['models/tiny.gin', name, 'tasks/builtin.gin', 'runs/train.gin']
+  check_macros(names, LAYOUT_MACROS, STEPS)
+
+
+@pytest.mark.parametrize('name', files('tasks'))
+def test_a_task_file_completes_a_run(name):
+  names = ['models/tiny.gin', 'parallel/data.gin', name, 'runs/train.gin']
+  run = config.load(names, STEPS)
+  assert run.data.train and run.data.evaluation
+
+
+@pytest.mark.parametrize('name', files('runs'))
+def test_a_run_is_built_by_shapes(name, monkeypatch):
+  devices = jax.devices()[: NUM_DEVICES.get(name, 8)]
+  place = functools.partial(config.place, devices=devices)
+  monkeypatch.setattr(config, 'place', place)
+  run = config.load([name], [])
+  program = train.build(run)
+  counts, peak = train.flops_of(run, program)
+  assert program.mesh.size == len(devices)
+  assert counts['params_total'] >= counts['params_active'] > 0
+  assert peak is None  # of a CPU
+  assert f'{counts["params_active"]:,}' in train.describe(program, counts)
+
+
+@pytest.mark.parametrize('name', files('parallel'))
+def test_a_layout_divides_the_tiny_model(name):
+  names = ['models/tiny.gin', name, 'tasks/builtin.gin', 'runs/train.gin']
+  run = config.load(names, STEPS)
+  functional, table, mesh = config.place(run)
+  shapes = program_lib.batch_shapes(run.data.batch_size, 128)
+  with jax.set_mesh(mesh):
+    jax.eval_shape(
+      lambda key: functional.init(key, shapes)[0], jax.random.key(0)
+    )
+  assert mesh.size == 8
+
+
+def counts(name, *overrides):
+  """(total, active) parameters of a model."""
+  run = config.load([name, *REST], [*STEPS, *overrides])
+  functional, _, _ = config.place(run, jax.devices()[:1])
+  found = {}
+
+  def init(key):
+    shapes = program_lib.batch_shapes(8, 128)
+    params, _, found['axes'] = functional.init(key, shapes)
+    return params
+
+  params = jax.eval_shape(init, jax.random.key(0))
+  return cost.parameter_counts(
+    params, found['axes'], moe(run).router().num_active
+  )
+
+
+@pytest.mark.parametrize('name', files('models'))
+def test_the_dense_twin_has_the_active_parameters_of_the_sparse_model(name):
+  total, active = counts(name)
+  twin_total, twin_active = counts(name, 'DENSE_TWIN=True')
+  assert twin_total == twin_active
+  assert math.isclose(twin_active, active, rel_tol=0.01)
+  assert total > 1.3 * active

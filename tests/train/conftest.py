@@ -1,0 +1,88 @@
+"""A toy to train, and a tiny sparse model, for the tests of this folder."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe import axes
+from moe.layers.attention import Attention
+from moe.layers.feed_forward import FeedForward
+from moe.layers.moe_layer import MoE
+from moe.models.block import Block
+from moe.models.decoder import Decoder
+from moe.models.stack import Stack
+from moe.train.objective import Objective
+from moe.types import Batch
+
+# A token that makes the toy's loss not a number.
+POISON = 15
+
+
+def _toy_init(key, batch_shapes):
+  del batch_shapes
+  params = {'w': jax.random.normal(key, (16, 8))}
+  return params, {'seen': jnp.zeros(())}, {'w': (axes.VOCAB, axes.EMBED)}
+
+
+def _toy_loss(params, state, batch, key, train):
+  """Squares of w[token] . 1 - target / 8, with noise where there is a key."""
+  error = params['w'][batch.tokens].sum(-1)
+  error -= batch.targets.astype(jnp.float32) / 8
+  if key is not None:
+    # What the key holds is noise enough, and compiles faster than a draw.
+    error += (jax.random.key_data(key)[0] % 1000).astype(jnp.float32) / 1e4
+  error = jnp.where(batch.tokens == POISON, jnp.nan, error)
+  terms = {
+    'cross_entropy': (
+      jnp.sum(batch.loss_weights * jnp.square(error)),
+      batch.loss_weights.sum(),
+    )
+  }
+  if train:
+    state = {'seen': state['seen'] + batch.loss_weights.sum()}
+  return terms, state, {'error': (error.sum(), batch.loss_weights.sum())}
+
+
+@pytest.fixture(scope='session')
+def toy():
+  """An objective that compiles at once: a table that is to predict a number."""
+  weights = lambda batch: {'cross_entropy': batch.loss_weights.sum()}
+  return Objective(_toy_init, _toy_loss, weights, {'cross_entropy': 1.0})
+
+
+@pytest.fixture(scope='session')
+def make_batch():
+  """(seed, B, T, V) -> a batch of numpy arrays without padding."""
+
+  def make(seed, B=8, T=4, V=POISON):
+    rng = np.random.RandomState(seed)
+    zeros = np.zeros((B, T), np.int32)
+    return Batch(
+      tokens=rng.randint(0, V, (B, T)).astype(np.int32),
+      targets=rng.randint(0, V, (B, T)).astype(np.int32),
+      loss_weights=np.ones((B, T), np.float32),
+      segment_ids=zeros + 1,
+      positions=zeros + np.arange(T, dtype=np.int32),
+      block_ids=zeros,
+      modality=zeros,
+    )
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def sparse_model():
+  """A decoder of one sparse block; routing groups of 8 tokens."""
+  block = functools.partial(
+    Block,
+    attention=functools.partial(
+      Attention, num_heads=2, num_kv_heads=1, head_dim=8
+    ),
+    feed_forward=functools.partial(FeedForward, width=32),
+    moe=functools.partial(MoE, num_experts=8, expert_d_ff=16, group_size=8),
+  )
+  stack = functools.partial(Stack, block=block, num_layers=1)
+  return Decoder(stack, vocab_size=32, d_model=16)

@@ -1,0 +1,88 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.train import metrics
+
+
+def pair(total, weight):
+  return jnp.asarray(total, jnp.float32), jnp.asarray(weight, jnp.float32)
+
+
+STEP = {
+  'cross_entropy': pair(12.0, 4.0),
+  'loss': pair(3.5, 1.0),
+  'skipped': pair(0.0, 1.0),
+  # Two layers of four experts, eight rows each.
+  'load': pair([[2, 2, 2, 2], [6, 2, 0, 0]], [8, 8]),
+  'dropped': pair([0, 2], [8, 8]),
+  'entropy': pair([5.0, 2.0], [4, 4]),
+  'confidence': pair([1.0, 3.0], [4, 4]),
+}
+
+
+def test_scalars_are_sums_over_weights():
+  record = metrics.summarize(STEP)
+  assert record['cross_entropy'] == 3.0
+  assert record['loss'] == 3.5
+  assert record['skipped'] == 0.0
+  assert 'bits_per_char' not in record
+
+
+def test_bits_per_character_by_hand():
+  # 3 nats a token are 3 / ln 2 bits; two characters a token.
+  record = metrics.summarize(STEP, chars_per_token=2.0)
+  assert record['bits_per_char'] == pytest.approx(3 / math.log(2) / 2)
+
+
+def test_loads_drops_and_imbalance_by_hand():
+  record = metrics.summarize(STEP)
+  assert record['layers'] == {
+    'load': [[0.25] * 4, [0.75, 0.25, 0.0, 0.0]],
+    'dropped_fraction': [0.0, 0.25],
+    'entropy': [1.25, 0.5],
+    'confidence': [0.25, 0.75],
+  }
+  # 2 of 16 rows; fullest expert over an even share, 1 and 3, on average.
+  assert record['dropped_fraction'] == 2 / 16
+  assert record['load_imbalance'] == 2.0
+
+
+def test_a_dense_model_has_no_layers_to_tell_of():
+  record = metrics.summarize({'cross_entropy': pair(1.0, 2.0)})
+  assert record == {'cross_entropy': 0.5}
+
+
+def test_a_batch_of_padding_gives_zeros():
+  record = metrics.summarize(
+    {
+      'cross_entropy': pair(0.0, 0.0),
+      'load': pair([[0.0, 0.0]], [0.0]),
+      'dropped': pair([0.0], [0.0]),
+      'entropy': pair([0.0], [0.0]),
+      'confidence': pair([0.0], [0.0]),
+    },
+    chars_per_token=1.5,
+  )
+  assert record['cross_entropy'] == record['bits_per_char'] == 0.0
+  assert record['dropped_fraction'] == record['load_imbalance'] == 0.0
+
+
+def test_a_mean_weighs_batches_by_their_tokens():
+  mean = metrics.Mean()
+  mean.add({'cross_entropy': pair(8.0, 2.0), 'load': pair([[1, 0]], [1])})
+  mean.add({'cross_entropy': pair(4.0, 6.0), 'load': pair([[0, 3]], [3])})
+  pairs = mean.pairs()
+  assert pairs['cross_entropy'][0] / pairs['cross_entropy'][1] == 12 / 8
+  np.testing.assert_array_equal(pairs['load'][0], [[1, 3]])
+
+
+def test_a_mean_adds_in_double_precision():
+  # In float32, 2^24 + 1 is 2^24.
+  mean = metrics.Mean()
+  mean.add({'nats': pair(2.0**24, 1.0)})
+  for _ in range(3):
+    mean.add({'nats': pair(1.0, 1.0)})
+  assert mean.pairs()['nats'][0] == 2**24 + 3

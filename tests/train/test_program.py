@@ -1,0 +1,215 @@
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from moe import axes
+from moe.models.functional import placed
+from moe.optim import optimizers, schedules
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.train import objective
+from moe.train.program import batch_shapes, describe, make_program
+
+CONSTANT = optax.constant_schedule(0.25)
+TABLE = rules.table('standard')
+MESH = MeshShape(data=2, fsdp=2, expert=2)
+
+
+def toy_program(toy, shape=MESH, num_devices=8, batch_size=8, **options):
+  return make_program(
+    toy,
+    optimizers.build(optimizers.adamw(CONSTANT)),
+    CONSTANT,
+    batch_shapes(batch_size, 4),
+    TABLE,
+    make_mesh(shape, jax.devices()[:num_devices]),
+    seed=3,
+    **options,
+  )
+
+
+@pytest.fixture(scope='module')
+def program(toy):
+  return toy_program(toy)
+
+
+@pytest.fixture(scope='module')
+def first(program):
+  """The first state on eight devices; not to be donated."""
+  return program.init()
+
+
+def test_parameters_are_born_sharded(program, first):
+  w = first.params['w']
+  assert w.shape == (16, 8)
+  assert w.sharding.spec == P(None, 'fsdp')
+  assert {s.data.shape for s in w.addressable_shards} == {(16, 4)}
+  for a, abstract in zip(
+    jax.tree.leaves(first), jax.tree.leaves(program.abstract), strict=True
+  ):
+    assert a.sharding.is_equivalent_to(abstract.sharding, a.ndim)
+    assert (a.shape, a.dtype) == (abstract.shape, abstract.dtype)
+
+
+def test_optimizer_state_is_shared_out_over_the_data_axis(first):
+  moments = [a for a in jax.tree.leaves(first.opt_state) if a.shape == (16, 8)]
+  assert len(moments) == 2
+  for moment in moments:
+    # A quarter: half of the width by fsdp, half of the rows by data.
+    assert {s.data.shape for s in moment.addressable_shards} == {(8, 4)}
+
+
+def test_parameters_do_not_depend_on_the_mesh(toy, first):
+  alone = toy_program(toy, MeshShape(), 1).init()
+  np.testing.assert_array_equal(first.params['w'], alone.params['w'])
+
+
+def test_a_batch_arrives_whole_and_in_order(program, make_batch):
+  batch = make_batch(0)
+  placed_batch = program.put(batch)
+  for got, wanted in zip(placed_batch, batch, strict=True):
+    np.testing.assert_array_equal(got, wanted)
+    assert {s.data.shape for s in got.addressable_shards} == {(1, 4)}
+
+
+def test_a_step_keeps_shardings_and_donates_the_old_state(program, make_batch):
+  ts, batch = program.init(), program.put(make_batch(0))
+  after, metrics = program.train_step(ts, batch)
+  assert ts.params['w'].is_deleted()
+  assert after.params['w'].sharding.spec == P(None, 'fsdp')
+  assert metrics['loss'][0].sharding.is_fully_replicated
+  assert program.eval_step(after, batch)['cross_entropy'][0].shape == ()
+
+
+@pytest.mark.parametrize('num_microbatches', [1, 2])
+def test_eight_devices_train_as_one_does(toy, make_batch, num_microbatches):
+  # Without noise: which rows share a microbatch's key depends on the mesh.
+  quiet = dataclasses.replace(
+    toy, loss_fn=lambda p, s, b, _, train: toy.loss_fn(p, s, b, None, train)
+  )
+  options = {'batch_size': 16, 'num_microbatches': num_microbatches}
+  ends = []
+  for shape, num_devices in ((MESH, 8), (MeshShape(), 1)):
+    program = toy_program(quiet, shape, num_devices, **options)
+    ts = program.init()
+    for i in range(3):
+      batch = program.put(make_batch(i, B=16))
+      ts, metrics = program.train_step(ts, batch)
+    ends.append((ts.params['w'], metrics['loss'][0], metrics['grad_norm'][0]))
+  for got, wanted in zip(*ends, strict=True):
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_a_step_compiled_ahead_is_the_same_step(toy, make_batch):
+  results = []
+  for is_ahead in (True, False):
+    program = toy_program(toy)
+    if is_ahead:
+      program.train_step.compile(program.abstract, batch_shapes(8, 4))
+    batch = program.put(make_batch(0))
+    results.append(program.train_step(program.init(), batch))
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'num_microbatches'), [(12, 1), (8, 2), (24, 4)]
+)
+def test_a_batch_that_devices_cannot_share_is_refused(
+  toy, batch_size, num_microbatches
+):
+  wanted = f'BATCH_SIZE={batch_size} .*={num_microbatches} times the 8 devices'
+  with pytest.raises(ValueError, match=wanted):
+    toy_program(toy, batch_size=batch_size, num_microbatches=num_microbatches)
+
+
+def test_a_parameter_that_does_not_divide_is_refused_while_building(toy):
+  def init(key, shapes):
+    params, carried, _ = toy.init(key, shapes)
+    return params, carried, {'w': (axes.EXPERT, axes.EMBED)}
+
+  odd = dataclasses.replace(toy, init=init)
+  toy_program(odd)
+  with pytest.raises(ValueError, match="'embed' of parameter w has 8"):
+    toy_program(odd, MeshShape(data=1, fsdp=3, expert=2), 6, batch_size=6)
+
+
+def test_the_description_tells_of_every_parameter_and_adds_up(program):
+  text = describe(program)
+  header, row, *rest = [line.split() for line in text.splitlines() if line]
+  assert header[:2] == ['parameter', 'shape']
+  # 16 x 8 floats are 512 bytes, half of them on each device; Adam keeps two
+  # moments, a quarter each, and two counters of 4 bytes: its own, the rate's.
+  assert row == ['w', '16x8', 'vocab,embed', '(None,', "'fsdp')", '256']
+  assert rest[0] == ['parameters', '128']
+  assert 'parameters 256, optimizer 264' in text
+  assert 'mesh stage=1 data=2 fsdp=2 expert=2 context=1 model=1' in text
+  assert 'over 8 x cpu' in text
+
+
+def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
+  mesh = make_mesh(MeshShape(data=2, expert=4))
+  layout = rules.layout(TABLE, mesh)
+  functional = placed(sparse_model, rules.activation_rules(TABLE), layout)
+  program = make_program(
+    objective.language_model(functional),
+    optimizers.build(optimizers.adamw(CONSTANT)),
+    CONSTANT,
+    batch_shapes(8, 8),
+    TABLE,
+    mesh,
+    seed=0,
+  )
+  lines = describe(program).splitlines()
+  (experts,) = [line for line in lines if 'moe/w_up_EDF' in line]
+  assert experts.split() == [
+    'stack/periods/block_0/moe/w_up_EDF',
+    '1x8x16x16',
+    'layers,expert,embed,expert_mlp',
+    '(None,',
+    "'expert',",
+    'None,',
+    'None)',
+    '2,048',  # 2 experts of 16 x 16 floats
+  ]
+  num_parameters = len(jax.tree.leaves(program.abstract.params))
+  assert sum('/' in line.split(' ')[0] for line in lines) == num_parameters
+
+
+@pytest.mark.slow
+def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
+  sparse_model, make_batch
+):
+  # The bar of the project: 1e-5 of the loss at each of 20 steps, float32.
+  schedule = schedules.wsd(1e-2, 2, 20)
+  losses = []
+  for shape, num_devices in (
+    (MeshShape(data=2, expert=4), 8),
+    (MeshShape(), 1),
+  ):
+    mesh = make_mesh(shape, jax.devices()[:num_devices])
+    functional = placed(
+      sparse_model, rules.activation_rules(TABLE), rules.layout(TABLE, mesh)
+    )
+    program = make_program(
+      objective.language_model(functional, load_balance=0.1),
+      optimizers.build(optimizers.adamw(schedule)),
+      schedule,
+      batch_shapes(16, 8),
+      TABLE,
+      mesh,
+      seed=0,
+    )
+    ts, loss = program.init(), []
+    for i in range(20):
+      batch = program.put(make_batch(i, B=16, T=8, V=32))
+      # Not compiled ahead: the first call finds the mesh by itself.
+      ts, metrics = program.train_step(ts, batch)
+      loss.append(float(metrics['loss'][0]))
+    losses.append(loss)
+  eight, one = losses
+  assert eight[0] != eight[-1]
+  np.testing.assert_allclose(eight, one, rtol=1e-5)

@@ -1,0 +1,238 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moe.models.functional import Functional
+from moe.optim import optimizers
+from moe.train import objective, state, step
+
+CONSTANT = optax.constant_schedule(0.25)
+POISON = 15
+
+
+@pytest.fixture(scope='module')
+def padded(make_batch):
+  """Rows with more and less padding, and loss weights that differ."""
+  batch = make_batch(0, B=8, T=8, V=32)
+  rng = np.random.RandomState(1)
+  lengths = np.array([8, 8, 8, 7, 5, 3, 1, 0])[:, None]
+  is_token = np.arange(8) < lengths
+  weights = rng.choice([0.0, 0.25, 1.0], (8, 8)).astype(np.float32)
+  return batch._replace(
+    segment_ids=is_token.astype(np.int32), loss_weights=weights * is_token
+  )
+
+
+def two_terms(toy):
+  """The toy without noise, with a second term that weighs every token alike."""
+
+  def loss_fn(params, state, batch, key, train):
+    del key, train
+    w = params['w'][batch.tokens].sum(-1)
+    valid = (batch.segment_ids > 0).astype(jnp.float32)
+    square = jnp.square(w - batch.targets.astype(jnp.float32) / 8)
+    terms = {
+      'cross_entropy': (
+        jnp.sum(batch.loss_weights * square),
+        batch.loss_weights.sum(),
+      ),
+      'balance': (jnp.sum(valid * jnp.cos(w)), valid.sum()),
+    }
+    return terms, state, {'tokens': (valid.sum(), 1.0)}
+
+  def weights_fn(batch):
+    valid = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
+    return {'cross_entropy': batch.loss_weights.sum(), 'balance': valid}
+
+  coefficients = {'cross_entropy': 1.0, 'balance': 0.5}
+  return dataclasses.replace(
+    toy, loss_fn=loss_fn, weights_fn=weights_fn, coefficients=coefficients
+  )
+
+
+def changes(model, batch, num_microbatches):
+  """(change of the parameters, metrics) of one step."""
+  sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)
+  train_step = step.make_train_step(model, sgd, CONSTANT, 0, num_microbatches)
+  # To compile a model's own initialisation takes longer than to compile a step.
+  rng = np.random.RandomState(0)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)[:2])
+  params, carried = jax.tree.map(
+    lambda s: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype), shapes
+  )
+  ts = state.create(params, carried, sgd)
+  after, metrics = jax.jit(train_step)(ts, batch)
+  return jax.tree.map(jnp.subtract, after.params, ts.params), metrics
+
+
+def assert_close(got, wanted, **tolerance):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, wanted
+  )
+
+
+@pytest.mark.parametrize('num_microbatches', [2, 4])
+def test_microbatches_give_the_gradient_of_the_whole(
+  toy, padded, num_microbatches
+):
+  model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
+  whole, metrics = changes(model, batch, 1)
+  parts, part_metrics = changes(model, batch, num_microbatches)
+  assert float(jnp.abs(whole['w']).max()) > 0.1
+  assert_close(parts, whole, rtol=1e-5, atol=1e-7)
+  # What a microbatch says once is said as often as there are microbatches.
+  for name in ('cross_entropy', 'balance', 'loss', 'grad_norm'):
+    assert_close(part_metrics[name], metrics[name], rtol=1e-6)
+
+
+def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
+  # d/dw of (sum of weights x (w - y)^2) / (sum of weights), by differences.
+  model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
+  change, metrics = changes(model, batch, 2)
+
+  def loss(shift):
+    w = np.random.RandomState(0).normal(0, 0.5, (16, 8))
+    w[2, 3] += shift
+    moved = {'w': jnp.asarray(w, jnp.float32)}
+    terms, _, _ = model.loss_fn(moved, {}, batch, None, True)
+    square, balance = (terms[n] for n in ('cross_entropy', 'balance'))
+    return float(square[0] / square[1] + 0.5 * balance[0] / balance[1])
+
+  assert loss(0.0) == pytest.approx(float(metrics['loss'][0]), rel=1e-5)
+  slope = (loss(0.01) - loss(-0.01)) / 0.02
+  assert float(change['w'][2, 3]) == pytest.approx(-slope, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
+  sparse_model, padded
+):
+  # Cross-entropy, balance and both z-losses; padding and weights are uneven.
+  model = objective.language_model(
+    Functional(sparse_model), load_balance=1.0, router_z=0.5, logits_z=0.1
+  )
+  whole, metrics = changes(model, padded, 1)
+  mean = lambda name: float(metrics[name][0] / metrics[name][1])
+  wanted = mean('cross_entropy') + mean('load_balance')
+  wanted += 0.5 * mean('router_z') + 0.1 * mean('logits_z')
+  assert mean('loss') == pytest.approx(wanted, rel=1e-5)
+  assert float(metrics['cross_entropy'][1]) == padded.loss_weights.sum()
+  # 40 tokens of two choices each, in one sparse layer.
+  assert float(metrics['load_balance'][1]) == 40
+  assert float(metrics['load'][0].sum()) == float(metrics['load'][1][0]) == 80
+  assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole)) > 0.1
+  for num_microbatches in (2, 4):
+    parts, part_metrics = changes(model, padded, num_microbatches)
+    assert_close(parts, whole, rtol=1e-4, atol=2e-6)
+    assert set(part_metrics) == set(metrics)
+    assert_close(part_metrics, metrics, rtol=1e-5)
+
+
+def toy_step(toy, num_microbatches=1, seed=0, optimizer=None):
+  optimizer = optimizer or optimizers.build(optimizers.adamw(CONSTANT))
+  train_step = step.make_train_step(
+    toy, optimizer, CONSTANT, seed, num_microbatches
+  )
+  params, carried, _ = toy.init(jax.random.key(0), None)
+  return jax.jit(train_step), state.create(params, carried, optimizer)
+
+
+def assert_same(got, wanted):
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize('num_microbatches', [1, 2])
+def test_a_non_finite_loss_reaches_nothing_but_the_count(
+  toy, make_batch, num_microbatches
+):
+  train_step, ts = toy_step(toy, num_microbatches)
+  ts, metrics = train_step(ts, make_batch(0))
+  assert float(metrics['skipped'][0]) == 0
+  bad = make_batch(1)
+  bad.tokens[-1, -1] = POISON
+  after, metrics = train_step(ts, bad)
+  assert np.isnan(float(metrics['loss'][0]))
+  assert float(metrics['skipped'][0]) == 1
+  assert int(after.step) == int(ts.step) + 1 == 2
+  assert_same(after._replace(step=ts.step), ts)
+  # And the next good step goes on from there.
+  after, metrics = train_step(after, make_batch(2))
+  assert float(metrics['skipped'][0]) == 0
+  assert float(jnp.abs(after.params['w'] - ts.params['w']).max()) > 0
+  assert np.all(np.isfinite(after.params['w']))
+
+
+def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
+  def loss_fn(params, state, batch, key, train):
+    # The root of 0 is 0, its slope infinite.
+    return {'cross_entropy': (jnp.sqrt(params['w']).sum(), 1.0)}, state, {}
+
+  train_step, ts = toy_step(dataclasses.replace(toy, loss_fn=loss_fn))
+  ts = ts._replace(params={'w': jnp.zeros((16, 8))})
+  after, metrics = train_step(ts, make_batch(0))
+  assert float(metrics['loss'][0]) == 0
+  assert float(metrics['skipped'][0]) == 1
+  assert_same(after.params, ts.params)
+
+
+def test_noise_depends_on_seed_step_and_microbatch_alone(toy, make_batch):
+  def error(train_step, ts, at=0):
+    _, metrics = train_step(ts._replace(step=jnp.int32(at)), make_batch(0))
+    return float(metrics['error'][0])
+
+  sgd = optax.sgd(1.0)
+  plain = toy_step(toy, optimizer=sgd)
+  assert error(*plain) == error(*plain)
+  others = [
+    error(*plain, at=1),
+    error(*toy_step(toy, seed=1, optimizer=sgd)),
+    error(*toy_step(toy, num_microbatches=2, optimizer=sgd)),
+  ]
+  assert len({error(*plain), *others}) == 4
+
+
+def test_the_step_reports_gradient_norm_and_learning_rate(toy, make_batch):
+  sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)
+  train_step, ts = toy_step(toy, optimizer=sgd)
+  after, metrics = train_step(ts, make_batch(0))
+  change = ts.params['w'] - after.params['w']
+  norm = float(metrics['grad_norm'][0])
+  assert norm == pytest.approx(float(jnp.linalg.norm(change)), rel=1e-5)
+  assert float(metrics['learning_rate'][0]) == 0.25
+
+
+def test_what_is_carried_reaches_the_next_step(toy, make_batch):
+  train_step, ts = toy_step(toy)
+  for i in range(2):
+    ts, _ = train_step(ts, make_batch(i))
+  assert float(ts.state['seen']) == 2 * 32
+
+
+def test_evaluation_has_no_noise_and_changes_nothing(toy, make_batch):
+  _, ts = toy_step(toy)
+  eval_step = jax.jit(step.make_eval_step(toy))
+  first, second = eval_step(ts, make_batch(0)), eval_step(ts, make_batch(0))
+  assert_same(first, second)
+  batch = make_batch(0)
+  error = ts.params['w'][batch.tokens].sum(-1) - batch.targets / 8
+  nats, weight = first['cross_entropy']
+  assert float(nats) == pytest.approx(float((error**2).sum()), rel=1e-5)
+  assert float(weight) == 32
+
+
+def test_each_device_keeps_its_own_rows_in_every_microbatch(make_batch):
+  batch = make_batch(0)
+  tokens = np.arange(8, dtype=np.int32)[:, None] + np.zeros((1, 4), np.int32)
+  # Rows 0-3 lie on the first of two devices, 4-7 on the second.
+  parts = step.split_microbatches(batch._replace(tokens=tokens), 2, 2)
+  assert parts.tokens[:, :, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
+  assert parts.loss_weights.shape == (2, 4, 4)
+
+
+def test_a_batch_that_does_not_divide_is_refused(make_batch):
+  with pytest.raises(ValueError, match='BATCH_SIZE=8.*=3 times the 2 devices'):
+    step.split_microbatches(make_batch(0), 3, 2)

@@ -1,0 +1,343 @@
+import io
+import json
+import math
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from moe.optim import optimizers
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.train import trainer
+from moe.train.checkpoint import Checkpointer
+from moe.train.program import batch_shapes, make_program
+from moe.train.progress import Progress
+
+POISON = 15
+STEPS = 10
+SETTINGS = trainer.Settings(
+  STEPS, eval_period=4, save_period=3, keep_last=9, max_bad_steps=2
+)
+
+
+def kill():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope='module')
+def program(toy):
+  return make_program(
+    toy,
+    optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
+    lambda step: 0.1,
+    batch_shapes(8, 4),
+    rules.table('standard'),
+    make_mesh(MeshShape(), jax.devices()[:1]),
+    seed=0,
+  )
+
+
+class Reader:
+  """Batches by step; something may happen at steps."""
+
+  chars_per_token = 1.5
+
+  def __init__(self, make_batch, events=None, poisoned=()):
+    self._make_batch = make_batch
+    self._events = dict(events or {})
+    self._poisoned = poisoned
+
+  def batch(self, step):
+    self._events.pop(step, lambda: None)()
+    batch = self._make_batch(step)
+    if step in self._poisoned:
+      batch.tokens[0, 0] = POISON
+    return batch
+
+
+@pytest.fixture
+def start(program, make_batch, tmp_path):
+  """Runs the command once; again with the same name, it resumes."""
+
+  def evaluations(events):
+    calls = []
+
+    def batches():
+      calls.append(None)
+      yield make_batch(100)
+      events.get(len(calls), lambda: None)()
+      yield make_batch(101)
+
+    return {'held_out': trainer.Evaluation(batches, chars=80)}
+
+  def run(name, settings=SETTINGS, reader=None, eval_events=None, evals=True):
+    workdir = tmp_path / name
+    checkpointer = Checkpointer(
+      workdir / 'checkpoints', settings.keep_last, settings.keep_best
+    )
+    ts = program.init()
+    if checkpointer.latest_step() is not None:
+      ts, _ = checkpointer.restore(None, program.abstract)
+    progress = Progress(
+      workdir, settings.train_steps, int(ts.step), 32, stream=io.StringIO()
+    )
+    try:
+      return trainer.train(
+        settings,
+        program,
+        reader or Reader(make_batch),
+        evaluations(eval_events or {}) if evals else {},
+        checkpointer,
+        progress,
+        {'seed': 0},
+        ts,
+      )
+    finally:
+      checkpointer.close()
+      progress.close()
+
+  return run
+
+
+@pytest.fixture
+def reader(make_batch):
+  return lambda *args, **kwargs: Reader(make_batch, *args, **kwargs)
+
+
+@pytest.fixture
+def unbroken(start, tmp_path):
+  """Final state of a run that nothing happens to."""
+  ts, code = start('unbroken')
+  assert code == 0
+  return ts
+
+
+def records(tmp_path, name, log='log.jsonl'):
+  """A log without what the clock said."""
+  lines = (tmp_path / name / log).read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if k != 'time'} for line in lines
+  ]
+
+
+def steps_saved(tmp_path, name):
+  folder = tmp_path / name / 'checkpoints'
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def assert_same_run(tmp_path, name, ts, unbroken):
+  """Bit for bit: state, log and evaluations."""
+  jax.tree.map(np.testing.assert_array_equal, ts, unbroken)
+  for log in ('log.jsonl', 'eval.jsonl'):
+    assert records(tmp_path, name, log) == records(tmp_path, 'unbroken', log)
+
+
+def test_a_run_goes_to_its_end_and_evaluates_and_saves_at_its_periods(
+  unbroken, tmp_path
+):
+  assert int(unbroken.step) == STEPS
+  log = records(tmp_path, 'unbroken')
+  assert [r['step'] for r in log] == list(range(1, STEPS + 1))
+  assert [r['tokens'] for r in log] == [32 * n for n in range(1, STEPS + 1)]
+  assert log[-1]['loss'] < log[0]['loss']
+  held_out = records(tmp_path, 'unbroken', 'eval.jsonl')
+  assert [r['step'] for r in held_out] == [4, 8, 10]
+  assert steps_saved(tmp_path, 'unbroken') == [3, 6, 9, 10]
+
+
+def test_what_is_saved_is_the_state_after_that_many_steps(
+  start, program, make_batch, tmp_path
+):
+  ts = program.init()
+  for step in range(3):
+    ts, _ = program.train_step(ts, program.put(make_batch(step)))
+  start('run')
+  saved, meta = Checkpointer(tmp_path / 'run' / 'checkpoints').restore(
+    3, program.abstract
+  )
+  jax.tree.map(np.testing.assert_array_equal, saved, ts)
+  assert meta['seed'] == 0
+
+
+def test_a_step_that_is_evaluated_and_saved_is_ranked_by_its_score(
+  unbroken, tmp_path
+):
+  meta = tmp_path / 'unbroken' / 'checkpoints' / '10' / 'meta' / 'metadata'
+  scores = records(tmp_path, 'unbroken', 'eval.jsonl')[-1]['eval']
+  wanted = {'bits_per_char': scores['held_out']['bits_per_char']}
+  assert json.loads(meta.read_text())['metrics'] == wanted
+
+
+def test_held_out_bits_are_all_nats_over_all_characters(
+  unbroken, program, make_batch, tmp_path
+):
+  nats = sum(
+    float(
+      program.eval_step(unbroken, program.put(make_batch(n)))['cross_entropy'][
+        0
+      ]
+    )
+    for n in (100, 101)
+  )
+  scores = records(tmp_path, 'unbroken', 'eval.jsonl')[-1]['eval']['held_out']
+  assert scores['bits_per_char'] == pytest.approx(nats / math.log(2) / 80)
+  assert scores['cross_entropy'] == pytest.approx(nats / 64)
+
+
+def test_without_held_out_data_training_just_ends(start, tmp_path):
+  _, code = start('run', evals=False)
+  assert code == 0
+  assert records(tmp_path, 'run', 'eval.jsonl') == []
+
+
+def test_a_run_that_broke_off_resumes_bit_for_bit(
+  start, reader, unbroken, tmp_path
+):
+  def fail():
+    raise OSError('the disk is gone')
+
+  with pytest.raises(OSError, match='the disk is gone'):
+    start('run', reader=reader({7: fail}))
+  assert steps_saved(tmp_path, 'run') == [3, 6]
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_exactly(
+  start, reader, unbroken, tmp_path
+):
+  before = signal.getsignal(signal.SIGTERM)
+  ts, code = start('run', reader=reader({5: kill}))
+  assert code == trainer.EXIT_PREEMPTED == 75
+  # The signal comes while step 5 or the one before it runs.
+  assert int(ts.step) in (5, 6)
+  assert steps_saved(tmp_path, 'run')[-1] == int(ts.step)
+  assert [r['step'] for r in records(tmp_path, 'run')][-1] == int(ts.step)
+  assert signal.getsignal(signal.SIGTERM) == before
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+@pytest.mark.parametrize(('evaluation', 'step'), [(1, 4), (2, 8), (3, 10)])
+def test_an_evaluation_that_sigterm_broke_off_is_made_up_for(
+  start, unbroken, tmp_path, evaluation, step
+):
+  ts, code = start('run', eval_events={evaluation: kill})
+  assert (code, int(ts.step)) == (75, step)
+  assert steps_saved(tmp_path, 'run')[-1] == step
+  held_out = records(tmp_path, 'run', 'eval.jsonl')
+  assert [r['step'] for r in held_out] == [4, 8, 10][: evaluation - 1]
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_an_evaluation_that_is_broken_off_twice_is_made_up_for(
+  start, unbroken, tmp_path
+):
+  start('run', eval_events={1: kill})
+  ts, code = start('run', eval_events={1: kill})
+  assert (code, int(ts.step)) == (75, 4)
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_a_run_that_has_ended_does_nothing_more(start, unbroken, tmp_path):
+  shutil.copytree(tmp_path / 'unbroken', tmp_path / 'run')
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_single_bad_steps_are_skipped_and_training_goes_on(
+  start, reader, tmp_path
+):
+  ts, code = start('run', reader=reader(poisoned=(2, 4)))
+  assert code == 0
+  assert np.all(np.isfinite(ts.params['w']))
+  log = records(tmp_path, 'run')
+  assert [r['step'] for r in log if r['skipped']] == [3, 5]
+  assert [r['step'] for r in log if r['loss'] is None] == [3, 5]
+
+
+def test_bad_steps_in_a_row_end_the_run(start, reader, tmp_path):
+  with pytest.raises(trainer.TrainingError) as error:
+    start('run', reader=reader(poisoned=range(4, 20)))
+  assert 'for 2 steps up to step 6' in str(error.value)
+  assert 'LEARNING_RATE' in str(error.value)
+  assert records(tmp_path, 'run')[-1]['step'] == 6
+
+
+def test_a_bad_step_leaves_no_trace_in_what_is_saved(
+  start, reader, program, tmp_path
+):
+  with pytest.raises(trainer.TrainingError):
+    start('run', reader=reader(poisoned=range(5, 20)))
+  with_bad, _ = Checkpointer(tmp_path / 'run' / 'checkpoints').restore(
+    6, program.abstract
+  )
+  start('five', trainer.Settings(5))
+  without, _ = Checkpointer(tmp_path / 'five' / 'checkpoints').restore(
+    5, program.abstract
+  )
+  assert int(with_bad.step) == 6
+  jax.tree.map(
+    np.testing.assert_array_equal, with_bad._replace(step=without.step), without
+  )
+
+
+@pytest.mark.parametrize(
+  ('values', 'fragment'),
+  [
+    ({'train_steps': 0}, 'TRAIN_STEPS=0 must be at least 1'),
+    ({'eval_period': -1}, 'EVAL_PERIOD=-1 must be at least 0'),
+    ({'save_period': 0}, 'SAVE_PERIOD=0 must be at least 1'),
+    ({'num_microbatches': 0}, 'NUM_MICROBATCHES=0'),
+    ({'keep_last': 0}, 'KEEP_LAST=0'),
+    ({'max_bad_steps': 0}, 'MAX_BAD_STEPS=0'),
+    ({'profile_steps': (3,)}, r'PROFILE_STEPS=\(3,\)'),
+    ({'profile_steps': (4, 3)}, r'PROFILE_STEPS=\(4, 3\)'),
+    ({'profile_steps': (4, 10)}, 'below TRAIN_STEPS=10'),
+  ],
+)
+def test_settings_that_make_no_sense_are_refused(values, fragment):
+  with pytest.raises(ValueError, match=fragment):
+    trainer.Settings(**{'train_steps': STEPS, **values})
+
+
+@pytest.mark.parametrize(
+  ('first', 'calls'),
+  [
+    (0, [(4, 'start'), (6, 'stop')]),
+    # Resumed within, the trace has what is left.
+    (5, [(5, 'start'), (6, 'stop')]),
+    (6, []),
+  ],
+)
+def test_the_profiler_traces_the_steps_asked_for(
+  start, program, tmp_path, monkeypatch, first, calls
+):
+  if first:
+    start('run', trainer.Settings(first), evals=False)
+  found, done = [], [first]
+  profiler = jax.profiler
+  note = lambda what: lambda *_: found.append((done[0], what))
+  monkeypatch.setattr(profiler, 'start_trace', note('start'))
+  monkeypatch.setattr(profiler, 'stop_trace', note('stop'))
+  real = trainer._Reporter.step_started
+
+  def step_started(self, step, metrics):
+    done[0] = step
+    real(self, step, metrics)
+
+  monkeypatch.setattr(trainer._Reporter, 'step_started', step_started)
+  start('run', trainer.Settings(8, profile_steps=(4, 6)), evals=False)
+  assert found == calls
