@@ -38,14 +38,28 @@ class _Delegate(config_parser.ParserDelegate):
     return values.Macro(macro_name.split('/')[-1])
 
 
+# First line of a configuration that a run has written down. What it bound for
+# choices that were overridden is in there as well.
+WRITTEN = '# The whole configuration of a run.\n'
+
+
 @dataclasses.dataclass(frozen=True)
 class Binding:
-  """One line 'target.argument = value', or 'NAME = value' with target None."""
+  """One line 'target.argument = value', or 'NAME = value' with target None.
+
+  Attributes:
+    target: class or function.
+    argument: of the target, or name of the macro.
+    value: as written.
+    place: file and line, or the flag.
+    may_be_unread: whether nobody has to read it.
+  """
 
   target: object
   argument: str
   value: object
   place: str
+  may_be_unread: bool = False
 
 
 def find_file(name: str) -> str:
@@ -164,26 +178,30 @@ class _Names:
 
 def read(
   files: list[str], command_line: list[str]
-) -> tuple[list[Binding], list[str]]:
+) -> tuple[list[Binding], str]:
   """All bindings of the files and of the command line, in their order.
 
   Returns:
-    (bindings, import statements of the files, by which gin understands what the
-    command line names).
+    (bindings, all of it as one text for gin, that imports first and includes
+    nothing). gin's own search for included files takes a folder of the same
+    name in the current directory, such as runs/, for a Python package.
 
   Raises:
     ValueError: for syntax, missing files, and names that do not exist.
   """
   bindings, everything = [], _Names()
-  for name in files:
-    _read_file(find_file(name), bindings, everything, ())
+  texts = [
+    _read_file(find_file(name), bindings, everything, ()) for name in files
+  ]
   for text in command_line:
     place = f'--gin.{text}'
     if '=' not in text:
       raise ValueError(f'{place}: write --gin.NAME=VALUE.')
     for statement in _statements(text, place, None):
       _add_binding(statement, place, everything, bindings)
-  return bindings, list(everything.statements.values())
+  imports = ['from __gin__ import dynamic_registration']
+  imports += everything.statements.values()
+  return bindings, '\n'.join([*imports, *texts, *command_line, ''])
 
 
 def _statements(source, name: str, path: str | None):
@@ -204,7 +222,8 @@ def _statements(source, name: str, path: str | None):
 
 def _read_file(
   path: str, bindings: list[Binding], everything: _Names, including: tuple
-) -> None:
+) -> str:
+  """Adds a file's bindings and names; returns its text, includes filled in."""
   if path in including:
     raise ValueError(f'{path}: includes itself.')
   names = _Names()
@@ -213,19 +232,29 @@ def _read_file(
       text = f.read()
   except UnicodeDecodeError as error:
     raise ValueError(f'{path}: must be UTF-8 text ({error}).') from error
+  lines, first = text.split('\n'), len(bindings)
   for statement in _statements(text, path, path):
-    place = f'{path}:{statement.location.line_num}'
+    number = statement.location.line_num
+    place = f'{path}:{number}'
     if isinstance(statement, config_parser.ImportStatement):
       names.add(statement, place)
       everything.update(names)
+      lines[number - 1] = ''
     elif isinstance(statement, config_parser.IncludeStatement):
       try:
         included = find_file(statement.filename)
       except ValueError as error:
         raise ValueError(f'{place}: {error}') from error
-      _read_file(included, bindings, everything, (*including, path))
+      lines[number - 1] = _read_file(
+        included, bindings, everything, (*including, path)
+      )
     elif isinstance(statement, config_parser.BindingStatement):
       _add_binding(statement, place, names, bindings)
+  if text.startswith(WRITTEN):
+    bindings[first:] = [
+      dataclasses.replace(b, may_be_unread=True) for b in bindings[first:]
+    ]
+  return '\n'.join(lines)
 
 
 def _add_binding(statement, place, names, bindings) -> None:
@@ -271,7 +300,7 @@ def check(bindings: list[Binding], root: object) -> None:
   reach = _Reach(bindings)
   reach.visit_target(root)
   for b in bindings:
-    if reach.is_read(b):
+    if b.may_be_unread or reach.is_read(b):
       continue
     if b.target is None:
       read = [n for n in reach.limits if isinstance(n, str)]

@@ -1,7 +1,6 @@
 """What a run is made of, as gin configures it, and finding a run again."""
 
 import dataclasses
-import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -131,7 +130,7 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
     raise ValueError(
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
-  bound, imports = bindings.read(list(files), list(overrides))
+  bound, text = bindings.read(list(files), list(overrides))
   if not any(b.target is Run for b in bound):
     raise ValueError(
       f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
@@ -139,22 +138,13 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
     )
   bindings.check(bound, Run)
   gin.clear_config()
-  # gin logs an error for each folder that a file is not in.
-  logging.disable(logging.ERROR)
-  for path in bindings.SEARCH_PATHS:
-    gin.add_config_file_search_path(path)
   try:
-    gin.parse_config_files_and_bindings(
-      [bindings.find_file(f) for f in files],
-      ['from __gin__ import dynamic_registration', *imports, *overrides],
-    )
+    gin.parse_config(text)
     return gin.get_configurable(Run)()
   except (TypeError, ValueError) as error:
     # gin appends lines on where a call came from; the first says it all.
     message = str(error).strip().split('\n')[0]
     raise ValueError(_missing_argument(message)) from error
-  finally:
-    logging.disable(logging.NOTSET)
 
 
 def _missing_argument(message: str) -> str:
@@ -167,7 +157,7 @@ def _missing_argument(message: str) -> str:
 
 def config_text() -> str:
   """The whole configuration as one gin file that includes nothing."""
-  return gin.config_str(max_line_length=100)
+  return bindings.WRITTEN + gin.config_str(max_line_length=100)
 
 
 def operative_text() -> str:

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -56,6 +58,34 @@ def test_a_task_imports_only_modalities_and_data_of_moe(path):
     top, *rest = name.split('.')
     assert top not in {'launch', 'gin', 'absl', 'jax', 'flax'}, name
     assert top != 'moe' or rest[0] in {'modalities', 'data'}, name
+
+
+# What a training process runs, on a machine without the packages of [data].
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+for name in {blocked}:
+  sys.modules[name] = None  # makes every import of it fail
+import moe
+modules = [m.name for m in pkgutil.walk_packages(moe.__path__, 'moe.')]
+for name in modules:
+  importlib.import_module(name)
+print(len(modules))
+"""
+
+
+@pytest.mark.slow
+def test_every_module_of_moe_is_imported_without_tensorflow_and_seqio():
+  blocked = sorted(HEAVY | {'gin'})
+  done = subprocess.run(
+    [sys.executable, '-c', IMPORT_ALL.format(blocked=blocked)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  num_files = sum(1 for f in FILES if f.startswith('moe/') and 'init' not in f)
+  assert int(done.stdout) >= num_files
 
 
 def test_init_files_are_empty():

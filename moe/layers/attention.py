@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from moe import axes
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate
+from moe.layers.product import einsum
 from moe.types import Array, Batch, Cache
 
 
@@ -76,19 +77,20 @@ def attend(
   """
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
-  q_BTKNH = (q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)).reshape(
-    B, T, K, N // K, H
+  n = N // K
+  q_BTNH = q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)
+  # Query heads that share a key head are queries of it like any others.
+  q_BUKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
+  scores_BKUS = jnp.einsum(
+    'BUKH,BSKH->BKUS', q_BUKH, k_BSKH, preferred_element_type=jnp.float32
   )
-  scores_BKNTS = jnp.einsum(
-    'BTKNH,BSKH->BKNTS', q_BTKNH, k_BSKH, preferred_element_type=jnp.float32
-  )
-  # A finite floor: a row of -inf alone would become NaN.
-  scores_BKNTS = jnp.where(
-    visible(description)[:, None, None], scores_BKNTS, -1e30
-  )
-  probs_BKNTS = jax.nn.softmax(scores_BKNTS, axis=-1).astype(v_BSKH.dtype)
-  out_BTKNH = jnp.einsum('BKNTS,BSKH->BTKNH', probs_BKNTS, v_BSKH)
-  return out_BTKNH.reshape(B, T, N, H)
+  seen_B1TS = visible(description)[:, None]
+  seen_B1US = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
+  # A finite floor: a padding query sees nothing and must not become NaN.
+  scores_BKUS = jnp.where(seen_B1US, scores_BKUS, -1e30)
+  probs_BKUS = jax.nn.softmax(scores_BKUS, axis=-1).astype(v_BSKH.dtype)
+  out_BUKH = jnp.einsum('BKUS,BSKH->BUKH', probs_BKUS, v_BSKH)
+  return out_BUKH.reshape(B, T, n, K, H).swapaxes(2, 3).reshape(B, T, N, H)
 
 
 class Attention(nn.Module):
@@ -158,7 +160,7 @@ class Attention(nn.Module):
       (N, H, D),
       jnp.float32,
     )
-    y_BTD = jnp.einsum('BTNH,NHD->BTD', out_BTNH, w_NHD.astype(self.dtype))
+    y_BTD = einsum('BTNH,NHD->BTD', out_BTNH, w_NHD.astype(self.dtype))
     return y_BTD, cache
 
   def _project(self, name: str, x_BTD: Array, heads: int) -> Array:
@@ -172,7 +174,7 @@ class Attention(nn.Module):
       (D, heads, H),
       jnp.float32,
     )
-    y_BTNH = jnp.einsum('BTD,DNH->BTNH', x_BTD, w_DNH.astype(self.dtype))
+    y_BTNH = einsum('BTD,DNH->BTNH', x_BTD, w_DNH.astype(self.dtype))
     return nn.with_logical_constraint(
       y_BTNH, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)
     )

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from moe import axes
+from moe.layers.product import einsum
 from moe.types import Array
 
 ACTIVATIONS = {'swiglu': jax.nn.silu, 'gelu': jax.nn.gelu}
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
     def product(name, x, shape, names):
       init_fn = nn.with_logical_partitioning(init, names)
       w = self.param(name, init_fn, shape, jnp.float32).astype(self.dtype)
-      return x @ w
+      return einsum('BTD,DF->BTF', x, w)
 
     inner, outer = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
     products = {'up': product('w_up_DF', x_BTD, (D, F), inner)}

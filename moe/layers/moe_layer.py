@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from moe import axes
 from moe.layers import feed_forward
+from moe.layers.product import einsum
 from moe.routing import dispatch, exchange, gates
 from moe.routing.plan import Router, RouterInputs, group_keys
 from moe.types import Array, Layout, Pair
@@ -224,7 +225,7 @@ class MoE(nn.Module):
   def _experts(self, rows, expert_rows_E, weights, dispatcher):
     """Rows [E, S, D], or [R, D] with counts, through the experts held here."""
     if expert_rows_E is None:
-      product = lambda x, w: jnp.einsum('ESD,EDF->ESF', x, w)
+      product = lambda x, w: einsum('ESD,EDF->ESF', x, w)
     else:
       product = lambda x, w: dispatch.grouped_matmul(
         x, w, expert_rows_E, dispatcher.block

@@ -1,4 +1,4 @@
-"""Mistakes in gin files: each is one sentence with its place, and what to do."""
+"""Mistakes in gin files: each is one sentence with its place and a way out."""
 
 import pytest
 

@@ -29,6 +29,24 @@ def test_later_files_and_then_the_command_line_override(tmp_path):
   assert config.load(QUICKSTART, []).model.d_model == 128
 
 
+def test_a_folder_of_the_users_may_have_the_name_of_one_of_ours(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'models').mkdir()
+  monkeypatch.chdir(tmp_path)
+  assert config.load(['runs/quickstart.gin'], []).model.d_model == 128
+
+
+def test_a_text_may_hold_any_character(tmp_path):
+  path = tmp_path / 'run.gin'
+  text = "include 'runs/quickstart.gin'\nPROMPTS = ('春\u2028曉 # \x85',)\n"
+  path.write_text(text + 'D_MODEL = 64\n', encoding='utf-8')
+  run = config.load([str(path)], [])
+  assert list(run.prompts) == ['春\u2028曉 # \x85']
+  assert run.model.d_model == 64
+
+
 def test_a_choice_can_be_made_on_the_command_line():
   overrides = [
     'ROUTER=@gates.Switch',
@@ -84,8 +102,10 @@ def test_the_text_of_a_configuration_is_the_configuration(tmp_path, overrides):
   path.write_text(text, encoding='utf-8')
   assert fields_of(config.load([str(path)], [])) == before
   assert config.config_text() == text
-  # And a size can still be changed by its macro.
+  # And a size can still be changed by its macro, but no other name is known.
   assert config.load([str(path)], ['D_MODEL=48']).model.d_model == 48
+  with pytest.raises(ValueError, match="nobody reads 'D_MODLE'"):
+    config.load([str(path)], ['D_MODLE=48'])
 
 
 def test_the_operative_text_tells_what_was_in_fact_used():
