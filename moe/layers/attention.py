@@ -86,7 +86,7 @@ def attend(
   )
   seen_B1TS = visible(description)[:, None]
   seen_B1US = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
-  # A finite floor: a padding query sees nothing and must not become NaN.
+  # A finite floor: a row of -inf alone would become NaN.
   scores_BKUS = jnp.where(seen_B1US, scores_BKUS, -1e30)
   probs_BKUS = jax.nn.softmax(scores_BKUS, axis=-1).astype(v_BSKH.dtype)
   out_BUKH = jnp.einsum('BKUS,BSKH->BUKH', probs_BKUS, v_BSKH)

@@ -170,7 +170,7 @@ def capacity(
 ) -> int:
   """Slots per expert and group: factor times an even share, at least 1."""
   share = tokens * num_active / num_experts
-  # Rounded first: 1.1 * 10 is a little more than 11 and would give 12 slots.
+  # Rounded first: 1.1 * 50 is a little more than 55 and would give 56 slots.
   return max(1, min(tokens, math.ceil(round(factor * share, 6))))
 
 

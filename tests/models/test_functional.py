@@ -113,6 +113,23 @@ def test_eight_devices_equal_one(one_device):
   )
 
 
+def test_experts_of_a_placed_model_exchange_their_rows():
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
+  table = rules.table('standard')
+  placed = functional.placed(
+    MODULE, rules.activation_rules(table), rules.layout(table, mesh)
+  )
+  params = factories.make_params(MODULE, BATCH)
+
+  def program(f):
+    run = lambda params: f.apply(params, {}, BATCH, None, True).hidden
+    with jax.set_mesh(mesh):
+      return str(jax.make_jaxpr(run)(params))
+
+  assert 'all_to_all' in program(placed)
+  assert 'all_to_all' not in program(Functional(MODULE))
+
+
 def test_statistics_are_those_of_each_layer(one_device):
   (_, outputs), _ = one_device
   tokens = (BATCH.segment_ids > 0).sum()

@@ -81,7 +81,7 @@ def assert_same(one, other):
     (16, 2, 8, 1.0, 4),  # 16 * 2 / 8
     (16, 2, 8, 1.25, 5),  # 1.25 * 4
     (10, 1, 4, 1.0, 3),  # 2.5, rounded up
-    (100, 1, 10, 1.1, 11),  # 1.1 * 10 without the error of floats
+    (100, 2, 4, 1.1, 55),  # 1.1 * 50, of which floats make a little more
     (4, 1, 64, 1.0, 1),  # 1/16, at least 1
     (4, 2, 2, 8.0, 4),  # 32, but an expert sees a token once
   ],

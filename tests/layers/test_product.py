@@ -1,0 +1,59 @@
+"""Einsum with gradients of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.product import einsum
+
+
+def outcome(product, subscripts, a, b):
+  """Value and both gradients of an uneven sum of the product."""
+
+  def loss(a, b):
+    y = product(subscripts, a, b)
+    scale = jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+    return jnp.sum(y * scale), y
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(a, b)
+
+
+@pytest.mark.parametrize(
+  'subscripts, first, second',
+  [
+    ('BTD,DF->BTF', (2, 3, 4), (4, 5)),
+    ('ESD,EDF->ESF', (2, 3, 4), (2, 4, 5)),  # a letter in all three
+    ('BTNH,NHD->BTD', (2, 3, 4, 5), (4, 5, 6)),  # two letters added up
+  ],
+)
+def test_value_and_gradients_are_those_of_autodiff(subscripts, first, second):
+  random = np.random.RandomState(0)
+  a, b = (random.randn(*shape).astype('f4') for shape in (first, second))
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(
+      one, other, rtol=1e-5, atol=1e-5
+    ),
+    outcome(einsum, subscripts, a, b),
+    outcome(jnp.einsum, subscripts, a, b),
+  )
+
+
+def test_gradients_by_hand():
+  # y = a b with a = (2, 3) and b = (5, 7): y = 31; dy/da = b, dy/db = a.
+  a, b = np.array([[2, 3]], 'f4'), np.array([[5], [7]], 'f4')
+  product = lambda a, b: einsum('MD,DF->MF', a, b).sum()
+  y, (da, db) = jax.value_and_grad(product, (0, 1))(a, b)
+  assert float(y) == 31
+  np.testing.assert_array_equal(da, [[5, 7]])
+  np.testing.assert_array_equal(db, [[2], [3]])
+
+
+def test_shape_and_dtype():
+  a = jax.ShapeDtypeStruct((2, 3, 4), jnp.bfloat16)
+  b = jax.ShapeDtypeStruct((4, 5), jnp.bfloat16)
+  (_, y), gradients = jax.eval_shape(
+    lambda a, b: outcome(einsum, 'BTD,DF->BTF', a, b), a, b
+  )
+  assert y == jax.ShapeDtypeStruct((2, 3, 5), jnp.bfloat16)
+  assert gradients == (a, b)
