@@ -138,7 +138,7 @@ def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes in grid.flat[len(every) :]:
       axes.remove()
-    panels = grid.flat[: len(every)]
+    panels = list(grid.flat[: len(every)])
     for axes, layer in zip(panels, every.astype(int), strict=True):
       image = axes.imshow(
         load_SLE[:, layer].T, aspect='auto', vmin=0, vmax=2, cmap='viridis',
@@ -151,7 +151,7 @@ def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
       axes.spines[:].set_visible(False)
     figure.supxlabel('step', color=_SOFT, size=9.5)
     figure.supylabel('expert', color=_SOFT, size=9.5)
-    bar = figure.colorbar(image, ax=grid, extend='max', shrink=0.9, pad=0.015)
+    bar = figure.colorbar(image, ax=panels, extend='max', shrink=0.9, pad=0.015)
     bar.outline.set_visible(False)
     bar.set_label('load, 1 = even share')
     return _svg(figure, 'load of each expert by step')

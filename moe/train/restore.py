@@ -53,6 +53,8 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
   Raises:
     ValueError: if there is no step.
   """
+  if '://' not in os.fspath(path):
+    path = os.path.abspath(path)  # Orbax takes no relative paths.
   path = epath.Path(path)
   if path.name.isdecimal() and (path / 'meta').is_dir():
     return path.parent, int(path.name)
