@@ -7,6 +7,7 @@ run that is still training.
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
