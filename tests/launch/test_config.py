@@ -7,11 +7,26 @@ import pytest
 from launch import config
 from moe.optim import optimizers
 
-QUICKSTART = ['gin_configs/runs/quickstart.gin']
+NUMBERS = """include 'runs/quickstart.gin'
+D_MODEL = 128
+NUM_LAYERS = 2
+MESH_EXPERT = 4
+TRAIN_STEPS = 400
+WARMUP_STEPS = 20
+LEARNING_RATE = 3e-3
+"""
 
 
-def test_a_run_is_what_the_file_says():
-  run = config.load(QUICKSTART, [])
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  """The quick start, with numbers that stay what they are."""
+  path = tmp_path_factory.mktemp('gin') / 'run.gin'
+  path.write_text(NUMBERS)
+  return [str(path)]
+
+
+def test_a_run_is_what_the_file_says(files):
+  run = config.load(files, [])
   assert run.data.train == 'builtin'
   assert run.model.d_model == 128
   assert run.mesh.expert == 4
@@ -19,14 +34,14 @@ def test_a_run_is_what_the_file_says():
   assert run.model.stack(parent=None).num_layers == 2
 
 
-def test_later_files_and_then_the_command_line_override(tmp_path):
+def test_later_files_and_then_the_command_line_override(files, tmp_path):
   second = tmp_path / 'second.gin'
   second.write_text('D_MODEL = 64\nTRAIN_STEPS = 50\n')
-  run = config.load([*QUICKSTART, str(second)], ['D_MODEL=32'])
+  run = config.load([*files, str(second)], ['D_MODEL=32'])
   assert run.model.d_model == 32
   assert run.settings.train_steps == 50
   # What was loaded before leaves nothing behind.
-  assert config.load(QUICKSTART, []).model.d_model == 128
+  assert config.load(files, []).model.d_model == 128
 
 
 def test_a_folder_of_the_users_may_have_the_name_of_one_of_ours(
@@ -47,7 +62,7 @@ def test_a_text_may_hold_any_character(tmp_path):
   assert run.model.d_model == 64
 
 
-def test_a_choice_can_be_made_on_the_command_line():
+def test_a_choice_can_be_made_on_the_command_line(files):
   overrides = [
     'ROUTER=@gates.Switch',
     'config.Run.optimizer=@optimizers.adafactor',
@@ -56,7 +71,7 @@ def test_a_choice_can_be_made_on_the_command_line():
     'schedules.rsqrt.warmup_steps=%WARMUP_STEPS',
     'schedules.rsqrt.train_steps=%TRAIN_STEPS',
   ]
-  run = config.load(QUICKSTART, overrides)
+  run = config.load(files, overrides)
   moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
   assert type(moe.router()).__name__ == 'Switch'
   # The peak of 3e-3 after 20 steps, half of it after 80.
@@ -94,8 +109,10 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize('overrides', [[], OVERRIDES])
-def test_the_text_of_a_configuration_is_the_configuration(tmp_path, overrides):
-  before = fields_of(config.load(QUICKSTART, overrides))
+def test_the_text_of_a_configuration_is_the_configuration(
+  files, tmp_path, overrides
+):
+  before = fields_of(config.load(files, overrides))
   text = config.config_text()
   assert 'include' not in text
   path = tmp_path / 'config.gin'
@@ -108,8 +125,8 @@ def test_the_text_of_a_configuration_is_the_configuration(tmp_path, overrides):
     config.load([str(path)], ['D_MODLE=48'])
 
 
-def test_the_operative_text_tells_what_was_in_fact_used():
-  config.load(QUICKSTART, [])
+def test_the_operative_text_tells_what_was_in_fact_used(files):
+  config.load(files, [])
   text = config.operative_text()
   assert 'warmup_steps' in text
   assert 'adafactor' not in text
@@ -133,10 +150,10 @@ def test_a_run_without_a_size_says_which():
     config.load([*files, 'runs/train.gin'], [])
 
 
-def test_a_missing_argument_is_named_with_its_owner():
+def test_a_missing_argument_is_named_with_its_owner(files):
   overrides = ['config.Run.schedule=@schedules.cosine()']
   with pytest.raises(ValueError, match="cosine needs 'learning_rate'"):
-    config.load(QUICKSTART, overrides)
+    config.load(files, overrides)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +165,21 @@ def test_a_missing_argument_is_named_with_its_owner():
     ('WARMUP_STEPS=401', 'warmup_steps=401 must lie between 0 and'),
   ],
 )
-def test_a_number_that_makes_no_sense_is_one_sentence(override, fragment):
+def test_a_number_that_makes_no_sense_is_one_sentence(
+  files, override, fragment
+):
   with pytest.raises(ValueError, match=fragment) as error:
-    config.load(QUICKSTART, [override])
+    config.load(files, [override])
   assert '\n' not in str(error.value)
 
 
-def test_a_run_is_placed_on_the_devices_that_there_are():
-  run = config.load(QUICKSTART, [])
+def test_a_run_is_placed_on_the_devices_that_there_are(files):
+  run = config.load(files, [])
   functional, table, mesh = config.place(run)
   assert dict(mesh.shape)['data'] == 2 and dict(mesh.shape)['expert'] == 4
   assert functional.module.layout.expert_axes == ('expert',)
   assert table['expert'] == ('expert',)
-  alone = config.load(QUICKSTART, ['MESH_EXPERT=1'])
+  alone = config.load(files, ['MESH_EXPERT=1'])
   functional, _, mesh = config.place(alone, jax.devices()[:1])
   assert mesh.size == 1
   assert functional.module.layout.sizes == ()
