@@ -82,7 +82,7 @@ def find_data(run) -> tuple[str, dict[str, tuple[list[str], list[float]]]]:
   processes of other hosts find it made, or wait for it.
 
   Raises:
-    ValueError: if it can't be made.
+    SystemExit: if it can't be made.
   """
   from launch import stores
   from moe.data.store import VOCABULARY, find_stores
@@ -102,7 +102,7 @@ def find_data(run) -> tuple[str, dict[str, tuple[list[str], list[float]]]]:
       command += [f'--cache_dir={cache_dir}', flag, '--split', *wanted]
       done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
       if done.returncode:
-        raise ValueError(f'The data of task {task} could not be prepared.')
+        sys.exit(done.returncode)  # the child has said why
     vocabulary = os.path.join(directory, VOCABULARY)
     for split in wanted:
       found[task, split] = find_stores(directory, task, split)
