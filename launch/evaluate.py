@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from launch.stores import log
+
 # Unless --batch_size says otherwise.
 TOKENS_PER_BATCH = 8192
 SECONDS_BETWEEN_LOGS = 10
@@ -80,11 +82,6 @@ def positive(text: str) -> int:
   if number < 1:
     raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
   return number
-
-
-def log(message: str) -> None:
-  """One line for people; standard output is for the result."""
-  print(message, file=sys.stderr, flush=True)
 
 
 def read_texts(path: str) -> list[str]:

@@ -1,7 +1,5 @@
 """What a run ends with: baselines to judge it by, samples, facts."""
 
-import json
-import os
 from collections.abc import Sequence
 
 # Counting n-grams of more text than this takes minutes and gigabytes.
@@ -81,10 +79,3 @@ def samples(trained, prompts: Sequence[str]) -> list[dict[str, str]]:
     {'prompt': prompt, 'text': vocabulary.decode([*start, *rest])}
     for prompt, start, rest in zip(asked, ids, written, strict=True)
   ]
-
-
-def write_json(path: str, content) -> None:
-  """Writes a whole file or nothing."""
-  with open(path + '.tmp', 'w', encoding='utf-8') as f:
-    json.dump(content, f, ensure_ascii=False, indent=2)
-  os.replace(path + '.tmp', path)

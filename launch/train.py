@@ -9,12 +9,15 @@ same command again resumes where the work directory stands.
 
 import argparse
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from launch.stores import default_cache_dir, log
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -49,11 +52,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return parser.parse_args(
     [a for a in argv if not a.startswith('--gin.')]
   ), overrides
-
-
-def log(message: str) -> None:
-  """One line for people."""
-  print(message, file=sys.stderr, flush=True)
 
 
 def open_workdir(workdir: str) -> None:
@@ -140,6 +138,11 @@ def write(path: str, content: str | bytes) -> None:
   with open(path + '.tmp', 'wb') as f:
     f.write(content)
   os.replace(path + '.tmp', path)
+
+
+def write_json(path: str, content) -> None:
+  """Writes a whole JSON file or nothing."""
+  write(path, json.dumps(content, ensure_ascii=False, indent=2))
 
 
 def build(run):
@@ -366,7 +369,7 @@ def finish(run, workdir: str, counts: dict[str, int], found) -> None:
 
   if jax.process_index() != 0:
     return
-  results.write_json(os.path.join(workdir, 'run.json'), counts)
+  write_json(os.path.join(workdir, 'run.json'), counts)
   trained = config.load_run(workdir)
   if run.data.evaluation:
     bits = results.baselines(
@@ -374,11 +377,11 @@ def finish(run, workdir: str, counts: dict[str, int], found) -> None:
       found[run.data.evaluation[0], 'validation'][0],
       trained.vocabulary,
     )
-    results.write_json(os.path.join(workdir, 'baselines.json'), bits)
+    write_json(os.path.join(workdir, 'baselines.json'), bits)
     for name, value in bits.items():
       log(f'{name} of the training split: {value:.4f} bits/char held out')
   written = results.samples(trained, run.prompts)
-  results.write_json(os.path.join(workdir, 'samples.json'), written)
+  write_json(os.path.join(workdir, 'samples.json'), written)
   log(f'report: {report.write_report(workdir)}')
 
 
@@ -390,12 +393,8 @@ def configure_jax() -> None:
 
   multihost.initialize()
   if jax.config.jax_compilation_cache_dir is None:
-    cache = os.environ.get('WUDAO_CACHE') or os.path.expanduser(
-      '~/.cache/wudao'
-    )
-    jax.config.update(
-      'jax_compilation_cache_dir', os.path.join(cache, 'compiled')
-    )
+    compiled = os.path.join(default_cache_dir(), 'compiled')
+    jax.config.update('jax_compilation_cache_dir', compiled)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
