@@ -10,6 +10,7 @@ the suffix is the logical shape, never the shard one device holds.
   K  key/value heads             H  head width         G  routing groups
   R  routed rows (token, expert) I, J residues i and j M  tokens per group
   Y, X  image rows and columns   Q  image channels     P  atom slots per residue
+  Z  latent width (attention)
 """
 
 import dataclasses
@@ -103,6 +104,20 @@ class Layout:
   fsdp_axes: tuple[str, ...] = ()
   tensor_axes: tuple[str, ...] = ()
   sizes: tuple[tuple[str, int], ...] = ()
+
+  def dividing(self, batch: int, length: int) -> 'Layout':
+    """The layout of a batch too small for all axes: tokens are replicated.
+
+    Keeps the leading batch axes that divide so many rows, and the sequence axes
+    if they divide so many columns.
+    """
+    rows = self.batch_axes
+    while rows and batch % self.size(rows):
+      rows = rows[:-1]
+    columns = (
+      () if length % self.size(self.sequence_axes) else (self.sequence_axes)
+    )
+    return dataclasses.replace(self, batch_axes=rows, sequence_axes=columns)
 
   def size(self, axes: tuple[str, ...]) -> int:
     """Product of the sizes of `axes`; 1 for none."""

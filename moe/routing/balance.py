@@ -1,30 +1,116 @@
-"""Losses that keep the router balanced, and what is reported of its choices."""
+"""Losses and biases that keep a router balanced, and what it is seen to do.
+
+Every loss is a (sum, weight) pair, unscaled, whose weight is the number of
+valid tokens: known from the batch alone, so that sums over microbatches and
+devices are divided once. Products are sums of elementwise ones, in float32.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from moe.types import Array, Pair
 
+SCOPES = ('group', 'sequence', 'global')
+# As `Batch.modality` counts them.
+NUM_MODALITIES = 3
 
-def load_balance_loss(
-  probs_GME: Array, expert_GMA: Array, valid_GM: Array
-) -> Pair:
-  """Switch load-balance loss of each group, weighted by the group's tokens.
 
-  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times
-  the sum over experts of (share of assignments) x (mean router probability).
-  Departs from it in counting all A choices of a token, in leaving padding out,
-  and in weighting groups by their valid tokens, so that the weight of this term
-  is known from the batch alone and accumulation over microbatches is exact.
+class Scope(NamedTuple):
+  """The tokens over which loads and mean probabilities are taken.
+
+  Attributes:
+    name: 'group', a routing group; 'sequence', a row of the batch; 'global',
+      the whole batch over all devices.
+    length: tokens per sequence, 0 where no device holds a whole one.
+    batch_axes: mesh axes over which sums of the whole batch are taken.
+  """
+
+  name: str = 'group'
+  length: int = 0
+  batch_axes: tuple[str, ...] = ()
+
+  def units(self, a_GM: Array) -> Array:
+    """[G, M, ...] as [U, N, ...]: U sets of the N tokens that belong together.
+
+    Raises:
+      ValueError: if sequences are divided over devices and are to be summed.
+    """
+    if self.name == 'group':
+      return a_GM
+    G, M, *rest = a_GM.shape
+    if self.name == 'global':
+      return a_GM.reshape(1, G * M, *rest)
+    if not self.length or (G * M) % self.length:
+      raise ValueError(
+        "balance_scope='sequence' needs whole sequences on each device, got"
+        ' parts of them: set MESH_CONTEXT = 1, or balance_scope to one of'
+        " 'group' and 'global'."
+      )
+    return a_GM.reshape(-1, self.length, *rest)
+
+  def total(self, a_UE: Array) -> Array:
+    """Sums of units, over the devices where a unit is the whole batch."""
+    if self.name == 'global' and self.batch_axes:
+      return jax.lax.psum(a_UE, self.batch_axes)
+    return a_UE
+
+
+GROUP = Scope()
+
+
+def choice_counts(
+  expert_GMA: Array, valid_GM: Array, num_experts: int
+) -> Array:
+  """How often each expert is chosen in each group: float32 [G, E].
+
+  Compares choice by choice, so that no [G, M, A, E] array exists.
 
   Args:
-    probs_GME: softmax over experts, float32.
-    expert_GMA: chosen experts, int32 in [0, E).
+    expert_GMA: int32 in [0, E); negative where there is no choice.
     valid_GM: bool, False for padding.
+    num_experts: E.
+  """
+  experts_E = jnp.arange(num_experts, dtype=expert_GMA.dtype)
+  chosen_GME = sum(
+    (expert_GMA[..., a, None] == experts_E).astype(jnp.float32)
+    for a in range(expert_GMA.shape[-1])
+  )
+  return jnp.sum(jnp.where(valid_GM[..., None], chosen_GME, 0.0), axis=1)
+
+
+def _valid_sum(a_UNE: Array, valid_UN: Array) -> Array:
+  return jnp.sum(jnp.where(valid_UN[..., None], a_UNE, 0.0), axis=1)
+
+
+def load_balance_loss(
+  probs_GME: Array,
+  expert_GMA: Array,
+  valid_GM: Array,
+  scope: Scope = GROUP,
+  load_before_E: Array | None = None,
+) -> Pair:
+  """Switch load-balance loss, weighted by tokens.
+
+  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times
+  the sum over experts of f (share of assignments) x P (mean probability).
+  Departs from it in counting all choices of a token and in leaving padding out.
+  f and P are taken over the tokens of one unit of the scope, and units weigh as
+  much as their tokens. Of scope 'global' (Qiu et al., 2025,
+  https://arxiv.org/abs/2501.11873) the unit is the microbatch over all devices,
+  and f, through which no gradient flows, counts the assignments of the step's
+  microbatches up to this one: E * sum_e f_e * (sum over its tokens of p_e).
+
+  Args:
+    probs_GME: distribution over experts, float32.
+    expert_GMA: chosen experts, int32 in [0, E); negative where there is none.
+    valid_GM: bool, False for padding.
+    scope: what a unit is.
+    load_before_E: assignments in the step's earlier microbatches.
 
   Returns:
-    (sum, weight), float32 scalars: sum / weight is 1.0 for an even router and
-    at most E; weight is the number of valid tokens. Unscaled.
+    (sum, weight): sum / weight is 1.0 for an even router and at most E.
 
   Raises:
     ValueError: if the arguments disagree on groups or tokens.
@@ -35,34 +121,145 @@ def load_balance_loss(
       ' agree on groups and tokens: pass both as the router returned them.'
     )
   E = probs_GME.shape[-1]
-  valid_GM = valid_GM.astype(jnp.float32)
-  tokens_G = valid_GM.sum(axis=1)
-  # At least 1, so that a group of padding alone gives 0 and no NaN gradient.
-  divisor_G1 = jnp.maximum(tokens_G, 1.0)[:, None]
-  chosen_GME = jax.nn.one_hot(expert_GMA, E).mean(axis=2)
-  load_GE = jnp.einsum('GME,GM->GE', chosen_GME, valid_GM) / divisor_G1
-  mean_prob_GE = jnp.einsum('GME,GM->GE', probs_GME, valid_GM) / divisor_G1
-  loss_G = E * jnp.sum(load_GE * mean_prob_GE, axis=-1)
-  return jnp.sum(loss_G * tokens_G), tokens_G.sum()
+  valid_UN = scope.units(valid_GM)
+  count_UE = scope.total(choice_counts(scope.units(expert_GMA), valid_UN, E))
+  if load_before_E is not None:
+    count_UE += load_before_E
+  # At least 1, so that a unit of padding alone gives 0.
+  share_UE = count_UE / jnp.maximum(count_UE.sum(axis=-1, keepdims=True), 1.0)
+  prob_UE = _valid_sum(scope.units(probs_GME), valid_UN)
+  loss = E * jnp.sum(jax.lax.stop_gradient(share_UE) * prob_UE)
+  return loss, valid_GM.astype(jnp.float32).sum()
 
 
 def router_z_loss(logits_GME: Array, valid_GM: Array) -> Pair:
   """Squared log-partition of the router's logits, which keeps them small.
 
   Zoph et al. (2022), equation 5, https://arxiv.org/abs/2202.08906.
-
-  Returns:
-    (sum, weight) over valid tokens, float32 scalars. Unscaled.
   """
   log_z_GM = jax.nn.logsumexp(logits_GME, axis=-1)
   valid_GM = valid_GM.astype(jnp.float32)
   return jnp.sum(jnp.square(log_z_GM) * valid_GM), valid_GM.sum()
 
 
+def _token_entropy(probs_GME: Array) -> Array:
+  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
+  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
+
+
+def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
+  """Mean entropy of the tokens' distributions: small where each is decided.
+
+  The local loss of LIMoE (Mustafa et al., 2022, equation 2,
+  https://arxiv.org/abs/2206.02770). Modalities weigh as much as their tokens,
+  so that their losses add up to one mean over all tokens.
+  """
+  valid_GM = valid_GM.astype(jnp.float32)
+  return jnp.sum(_token_entropy(probs_GME) * valid_GM), valid_GM.sum()
+
+
+def global_entropy_loss(
+  probs_GME: Array, modality_GM: Array, valid_GM: Array, scope: Scope = GROUP
+) -> Pair:
+  """Negative entropy of each modality's mean distribution.
+
+  The global loss of LIMoE (Mustafa et al., 2022, equation 3): small where a
+  modality as a whole uses many experts. Departs from it in weighting modalities
+  by their tokens and in having no threshold.
+
+  Of each unit of the scope, n tokens of a modality with mean P add
+  n * sum_e P_e log P_e. The logarithm carries no gradient: its part would be
+  n * sum_e dP_e, which is 0 since probabilities sum to 1. The term is then a
+  sum over tokens, and adds up over devices whatever the scope.
+  """
+  probs_UNE = scope.units(probs_GME)
+  modality_UN, valid_UN = scope.units(modality_GM), scope.units(valid_GM)
+  loss = jnp.zeros((), jnp.float32)
+  for modality in range(NUM_MODALITIES):
+    mine_UN = valid_UN & (modality_UN == modality)
+    prob_UE = _valid_sum(probs_UNE, mine_UN)
+    total_UE = scope.total(prob_UE)
+    tokens_U1 = jnp.maximum(total_UE.sum(axis=-1, keepdims=True), 1e-30)
+    log_UE = jnp.log(jnp.maximum(total_UE / tokens_U1, 1e-30))
+    loss += jnp.sum(jax.lax.stop_gradient(log_UE) * prob_UE)
+  return loss, valid_GM.astype(jnp.float32).sum()
+
+
+def _squared_variation(a_GE: Array) -> Array:
+  """Variance over squared mean of each row; 0 for a row of zeros."""
+  mean_G1 = a_GE.mean(axis=-1, keepdims=True)
+  safe_G1 = jnp.where(mean_G1 > 0, mean_G1, 1.0)
+  return jnp.mean(jnp.square((a_GE - mean_G1) / safe_G1), axis=-1)
+
+
+def _of_groups(loss_G: Array, valid_GM: Array) -> Pair:
+  tokens_G = valid_GM.astype(jnp.float32).sum(axis=1)
+  return jnp.sum(loss_G * tokens_G), tokens_G.sum()
+
+
+def importance_loss(probs_GME: Array, valid_GM: Array) -> Pair:
+  """Squared coefficient of variation of the experts' summed probabilities.
+
+  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, of each
+  group.
+  """
+  importance_GE = _valid_sum(probs_GME, valid_GM)
+  return _of_groups(_squared_variation(importance_GE), valid_GM)
+
+
+def noisy_load_loss(
+  logits_GME: Array,
+  noisy_GME: Array,
+  noise_std: float,
+  num_active: int,
+  valid_GM: Array,
+) -> Pair:
+  """Squared coefficient of variation of the experts' smooth loads.
+
+  Shazeer et al. (2017), appendix A, as in V-MoE (Riquelme et al., 2021,
+  https://arxiv.org/abs/2106.05974, appendix A): an expert's load is the mean
+  over a group's tokens of the probability that new noise would lift its logit
+  over the k-th largest noisy one.
+
+  Args:
+    logits_GME: without noise.
+    noisy_GME: with noise, as the choice saw them.
+    noise_std: standard deviation of the noise.
+    num_active: k.
+    valid_GM: bool, False for padding.
+  """
+  threshold_GM1 = jax.lax.top_k(noisy_GME, num_active)[0][..., -1:]
+  needed_GME = (threshold_GM1 - logits_GME) / noise_std
+  chance_GME = jax.scipy.stats.norm.sf(needed_GME)
+  load_GE = _valid_sum(chance_GME, valid_GM)
+  return _of_groups(_squared_variation(load_GE), valid_GM)
+
+
+def signed_bias(bias_E: Array, load_E: Array, rate: float) -> Array:
+  """The bias of the next step: up for an expert with less than the mean load.
+
+  DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437, after
+  Wang et al. (2024), algorithm 1, https://arxiv.org/abs/2408.15664.
+
+  Args:
+    bias_E: [..., E], added to the scores by which experts are chosen.
+    load_E: [..., E], rows of each expert in the whole batch of the step.
+    rate: size of a step.
+  """
+  mean_load = load_E.mean(axis=-1, keepdims=True)
+  return bias_E + rate * jnp.sign(mean_load - load_E)
+
+
 def choice_statistics(
   probs_GME: Array, expert_GMA: Array, valid_GM: Array
 ) -> dict[str, Pair]:
-  """What a token-choice router did, as (sum, weight) pairs over valid tokens.
+  """What a router did, as (sum, weight) pairs over valid tokens.
+
+  Args:
+    probs_GME: distribution over experts, float32.
+    expert_GMA: int32 choices, the first one first; negative where there is
+      none.
+    valid_GM: bool, False for padding.
 
   Returns:
     load: float32 [E], rows per expert; over the number of rows it is a
@@ -70,17 +267,13 @@ def choice_statistics(
     entropy: nats of the router's distribution.
     confidence: probability of the first choice.
   """
-  E, A = probs_GME.shape[-1], expert_GMA.shape[-1]
-  valid_GM = valid_GM.astype(jnp.float32)
-  tokens = valid_GM.sum()
-  chosen_GME = jax.nn.one_hot(expert_GMA, E).sum(axis=2)
-  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
-  entropy_GM = -jnp.sum(probs_GME * log_probs_GME, axis=-1)
-  first_GM = jnp.take_along_axis(probs_GME, expert_GMA[..., :1], axis=-1)[
-    ..., 0
-  ]
+  tokens = valid_GM.astype(jnp.float32).sum()
+  load_E = choice_counts(expert_GMA, valid_GM, probs_GME.shape[-1]).sum(axis=0)
+  first_GM1 = jnp.maximum(expert_GMA[..., :1], 0)
+  first_GM = jnp.take_along_axis(probs_GME, first_GM1, axis=-1)[..., 0]
+  mean = lambda a_GM: (jnp.sum(jnp.where(valid_GM, a_GM, 0.0)), tokens)
   return {
-    'load': (jnp.einsum('GME,GM->E', chosen_GME, valid_GM), tokens * A),
-    'entropy': (jnp.sum(entropy_GM * valid_GM), tokens),
-    'confidence': (jnp.sum(first_GM * valid_GM), tokens),
+    'load': (load_E, load_E.sum()),
+    'entropy': mean(_token_entropy(probs_GME)),
+    'confidence': mean(first_GM),
   }

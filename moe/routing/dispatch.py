@@ -1,19 +1,28 @@
 """Packs tokens into rows by expert, and the experts' outputs back into tokens.
 
 A dispatch gives every row of a plan a slot, or none where capacity ran out.
+Rows go to the experts with their weights, which these apply to their hidden
+layer: it is narrower than their output, and unpacking is then a plain sum.
 Slots of one expert lie together: [G, E * C] with capacity C, which the experts
 see as [E, G * C], or one run of rows per expert where nothing is ever dropped.
 Both directions, forward and backward, only gather.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from moe.routing import slots
 from moe.routing.plan import RoutingPlan
+from moe.routing.rows import (
+  by_token,
+  collect_rows,
+  compose,
+  spread_rows,
+  spread_weights,
+)
 from moe.types import Array
 
 
@@ -22,187 +31,47 @@ class Packed(NamedTuple):
 
   Attributes:
     rows: [G, E, C, D] with capacity; [R', D], sorted by expert, without.
+    weight: float32 weight of each row, 0 in empty slots.
     expert_rows_E: int32 rows of each expert; None with capacity.
     slot_GR: int32 slot of each row of the plan, -1 where it has none.
     row_GS: int32 row of the plan in each slot, -1 where the slot is empty.
-    dropped: float32 scalar, valid rows that found no slot.
+    dropped: float32 scalar, rows asked for that found no slot.
   """
 
   rows: Array
+  weight: Array
   expert_rows_E: Array | None
   slot_GR: Array
   row_GS: Array
   dropped: Array
 
 
-def _take(x_GND: Array, index_GK: Array) -> Array:
-  """Rows of each group by index; zeros where the index is negative."""
-  index_GK1 = jnp.maximum(index_GK, 0)[..., None]
-  rows_GKD = jnp.take_along_axis(x_GND, index_GK1, axis=1, mode='clip')
-  # where, not a product: an empty slot must stay 0 whatever row 0 holds.
-  zero = jnp.zeros((), x_GND.dtype)
-  return jnp.where((index_GK >= 0)[..., None], rows_GKD, zero)
+def _check_factor(factor: float) -> None:
+  if not factor > 0:
+    raise ValueError(
+      f'CAPACITY_FACTOR={factor} must be positive: 1.0 is an even share of the'
+      ' rows for each expert, 1.25 leaves room for uneven ones.'
+    )
 
 
-def _compose(outer_GN: Array, index_GK: Array) -> Array:
-  """outer[index], -1 where the index is negative."""
-  picked_GK = jnp.take_along_axis(
-    outer_GN, jnp.maximum(index_GK, 0), axis=1, mode='clip'
-  )
-  return jnp.where(index_GK >= 0, picked_GK, -1)
+def _packed(
+  x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GS: Array
+) -> tuple[Array, Array]:
+  """([G, S, D], [G, S]): the token and the weight of each slot."""
+  slot_GMA = by_token(slot_GR, plan.rows_GMA, -1)
+  rows_GSD = spread_rows(x_GMD, compose(plan.token_GR, row_GS), slot_GMA)
+  return rows_GSD, spread_weights(plan.weight_GR, row_GS, slot_GR)
 
 
-@jax.custom_vjp
-def gather_rows(x_GMD: Array, token_GS: Array, slot_GMA: Array) -> Array:
-  """x_GMD[token_GS]: the token of each slot, zeros in empty slots.
-
-  Args:
-    x_GMD: tokens.
-    token_GS: int32 token of each slot, -1 where it is empty.
-    slot_GMA: int32 slots of each token, -1 where dropped; the inverse of
-      token_GS, by which the backward pass gathers instead of adding in
-      scattered places.
-
-  Returns:
-    [G, S, D].
-  """
-  del slot_GMA
-  return _take(x_GMD, token_GS)
-
-
-def _gather_rows_fwd(x_GMD, token_GS, slot_GMA):
-  return _take(x_GMD, token_GS), slot_GMA
-
-
-def _gather_rows_bwd(slot_GMA, dy_GSD):
-  A = slot_GMA.shape[-1]
-  dx_GMD = sum(_take(dy_GSD, slot_GMA[..., a]) for a in range(A))
-  return dx_GMD, None, None
-
-
-gather_rows.defvjp(_gather_rows_fwd, _gather_rows_bwd)
-
-
-@jax.custom_vjp
-def combine_rows(
-  out_GSD: Array, weight_GMA: Array, slot_GMA: Array, row_GS: Array
-) -> Array:
-  """Weighted sum over each token's slots.
-
-  Args:
-    out_GSD: outputs of the experts by slot.
-    weight_GMA: float32 weight of each token's choices.
-    slot_GMA: int32 slots of each token, -1 where dropped.
-    row_GS: int32 place m * A + a in the flattened [M, A] that each slot serves,
-      -1 where it is empty; the inverse of slot_GMA.
-
-  Returns:
-    [G, M, D] in the dtype of out_GSD, added up in float32.
-  """
-  del row_GS
-  A = slot_GMA.shape[-1]
-  y_GMD = sum(
-    _take(out_GSD, slot_GMA[..., a]).astype(jnp.float32)
-    * weight_GMA[..., a, None]
-    for a in range(A)
-  )
-  return y_GMD.astype(out_GSD.dtype)
-
-
-def _combine_rows_fwd(out_GSD, weight_GMA, slot_GMA, row_GS):
-  y_GMD = combine_rows(out_GSD, weight_GMA, slot_GMA, row_GS)
-  return y_GMD, (out_GSD, weight_GMA, slot_GMA, row_GS)
-
-
-def _combine_rows_bwd(residuals, dy_GMD):
-  out_GSD, weight_GMA, slot_GMA, row_GS = residuals
-  G, M, A = slot_GMA.shape
-  token_GS = jnp.where(row_GS >= 0, row_GS // A, -1)
-  weight_GS = jnp.take_along_axis(
-    weight_GMA.reshape(G, M * A), jnp.maximum(row_GS, 0), axis=1, mode='clip'
-  )
-  dy_GSD = _take(dy_GMD, token_GS).astype(jnp.float32)
-  dout_GSD = (dy_GSD * weight_GS[..., None]).astype(out_GSD.dtype)
-  # <output, gradient> is taken by slot, where both already lie, and the scalars
-  # are gathered back to the tokens.
-  dot_GS = jnp.sum(out_GSD.astype(jnp.float32) * dy_GSD, axis=-1)
-  dot_GMA = jnp.take_along_axis(
-    dot_GS[:, None], jnp.maximum(slot_GMA, 0), axis=2, mode='clip'
-  )
-  dweight_GMA = jnp.where(slot_GMA >= 0, dot_GMA, 0.0)
-  return dout_GSD, dweight_GMA, None, None
-
-
-combine_rows.defvjp(_combine_rows_fwd, _combine_rows_bwd)
-
-
-def _choices(plan: RoutingPlan, a_GR: Array) -> Array:
-  """A per-row array as [G, M, A], by token."""
-  G, M, A = plan.rows_GMA.shape
-  rows_GK = plan.rows_GMA.reshape(G, M * A)
-  return jnp.take_along_axis(a_GR, rows_GK, axis=1).reshape(G, M, A)
-
-
-def _flat_places(plan: RoutingPlan, row_GS: Array) -> Array:
-  """Each slot's place in the flattened [M, A], -1 where the slot is empty."""
-  G, M, A = plan.rows_GMA.shape
-  rows_GK = plan.rows_GMA.reshape(G, M * A)
-  places_K = jnp.arange(M * A, dtype=jnp.int32)
-  # Position of row r in rows_GK; rows_GK is a permutation of the rows.
-  inverse_GR = jax.vmap(
-    lambda rows_K: jnp.zeros_like(rows_K).at[rows_K].set(places_K)
-  )(rows_GK)
-  return _compose(inverse_GR, row_GS)
-
-
-def combine(out_GSD: Array, plan: RoutingPlan, packed: Packed) -> Array:
+def _unpacked(out_GSD: Array, plan: RoutingPlan, packed: Packed) -> Array:
   """Outputs by slot [G, S, D] to outputs by token [G, M, D]."""
-  return combine_rows(
-    out_GSD,
-    _choices(plan, plan.weight_GR),
-    _choices(plan, packed.slot_GR),
-    _flat_places(plan, packed.row_GS),
-  )
+  token_GS = compose(plan.token_GR, packed.row_GS)
+  slot_GMA = by_token(packed.slot_GR, plan.rows_GMA, -1)
+  return collect_rows(out_GSD, token_GS, slot_GMA)
 
 
-def capacity(
-  tokens: int, num_active: int, num_experts: int, factor: float
-) -> int:
-  """Slots per expert and group: factor times an even share, at least 1."""
-  share = tokens * num_active / num_experts
-  # Rounded first: 1.1 * 50 is a little more than 55 and would give 56 slots.
-  return max(1, min(tokens, math.ceil(round(factor * share, 6))))
-
-
-def _sorted_slots(
-  plan: RoutingPlan, num_experts: int, C: int
-) -> tuple[Array, Array, Array]:
-  """Slots by a stable sort on the expert: (slot_GR, row_GS, dropped)."""
-  R = plan.expert_GR.shape[1]
-  E = num_experts
-  # Rows that do not exist sort behind the last expert.
-  key_GR = jnp.where(plan.valid_GR, plan.expert_GR, E)
-  order_GR = jnp.argsort(key_GR, axis=1, stable=True).astype(jnp.int32)
-  sorted_GR = jnp.take_along_axis(key_GR, order_GR, axis=1)
-  bounds_E = jnp.arange(E + 1, dtype=jnp.int32)
-  start_GE = jax.vmap(lambda s_R: jnp.searchsorted(s_R, bounds_E))(sorted_GR)
-  start_GE = start_GE.astype(jnp.int32)
-  count_GE = jnp.diff(start_GE, axis=1)
-  place_C = jnp.arange(C, dtype=jnp.int32)
-  row_GEC = start_GE[:, :E, None] + place_C
-  filled_GEC = place_C < jnp.minimum(count_GE, C)[..., None]
-  index_GS = jnp.where(filled_GEC, row_GEC, -1).reshape(-1, E * C)
-  row_GS = _compose(order_GR, index_GS)
-  rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
-    start_GE, sorted_GR, axis=1
-  )
-  kept_GR = (rank_GR < C) & (sorted_GR < E)
-  slot_sorted_GR = jnp.where(kept_GR, sorted_GR * C + rank_GR, -1)
-  slot_GR = jax.vmap(
-    lambda order_R, slot_R: jnp.zeros_like(slot_R).at[order_R].set(slot_R)
-  )(order_GR, slot_sorted_GR)
-  dropped = jnp.sum(jnp.maximum(count_GE - C, 0)).astype(jnp.float32)
-  return slot_GR, row_GS, dropped
+def _count(mask: Array) -> Array:
+  return jnp.sum(mask, dtype=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,42 +80,64 @@ class Sorted:
 
   Attributes:
     capacity_factor: slots per expert over an even share.
+    priority: who is kept where an expert is full: 'position', first choices
+      before second ones and then earlier tokens; or 'probability', the largest
+      weights (batch-prioritised routing, Riquelme et al. (2021), section 4,
+      https://arxiv.org/abs/2106.05974, by expert instead of by token). Rows
+      that stand by in a plan are tried last (spill to the next choice).
   """
 
   capacity_factor: float = 1.25
+  priority: str = 'position'
   is_dropless = False
 
+  def __post_init__(self):
+    _check_factor(self.capacity_factor)
+    if self.priority not in slots.PRIORITIES:
+      raise ValueError(
+        f"dispatch.Sorted.priority='{self.priority}' must be one of"
+        f' {slots.PRIORITIES}.'
+      )
+
+  def room(self, tokens: int, active: float, num_experts: int) -> int:
+    """Slots per expert for each group of so many tokens."""
+    return slots.capacity(tokens, active, num_experts, self.capacity_factor)
+
   def pack(
-    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
   ) -> Packed:
-    """[G, E, C, D] rows; later rows of a full expert are dropped.
+    """[G, E, C, D] rows, C = room; what a full expert cannot take is dropped.
 
     Args:
       x_GMD: tokens.
       plan: who goes where.
       num_experts: experts to pack for.
-      shards: parts of the layer's experts, of which these are one; the capacity
-        is a share of all, however many are packed for here.
+      room: slots per expert and group.
     """
-    G, M, D = x_GMD.shape
-    A, total = plan.rows_GMA.shape[-1], num_experts * shards
-    C = capacity(M, A, total, self.capacity_factor)
-    slot_GR, row_GS, dropped = _sorted_slots(plan, num_experts, C)
-    token_GS = _compose(plan.token_GR, row_GS)
-    rows = gather_rows(x_GMD, token_GS, _choices(plan, slot_GR))
+    G, _, D = x_GMD.shape
+    slot_GR, row_GS = slots.assign(plan, num_experts, room, self.priority)
+    rows_GSD, weight_GS = _packed(x_GMD, plan, slot_GR, row_GS)
+    dropped = _count(slots.asked_rows(plan)) - _count(slot_GR >= 0)
     return Packed(
-      rows.reshape(G, num_experts, C, D), None, slot_GR, row_GS, dropped
+      rows_GSD.reshape(G, num_experts, room, D),
+      weight_GS.reshape(G, num_experts, room),
+      None,
+      slot_GR,
+      row_GS,
+      dropped,
     )
 
   def unpack(self, out: Array, plan: RoutingPlan, packed: Packed) -> Array:
     """[G, E, C, D] outputs to [G, M, D]."""
     G, E, C, D = out.shape
-    return combine(out.reshape(G, E * C, D), plan, packed)
+    return _unpacked(out.reshape(G, E * C, D), plan, packed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Einsum:
   """Fixed capacity by one-hot products: slow, obvious, the reference.
+
+  Keeps by position; rows that stand by in a plan are left out.
 
   Attributes:
     capacity_factor: slots per expert over an even share.
@@ -255,9 +146,16 @@ class Einsum:
   capacity_factor: float = 1.25
   is_dropless = False
 
-  def _mask(self, plan: RoutingPlan, M: int, E: int, C: int) -> Array:
+  def __post_init__(self):
+    _check_factor(self.capacity_factor)
+
+  def room(self, tokens: int, active: float, num_experts: int) -> int:
+    """Slots per expert for each group of so many tokens."""
+    return slots.capacity(tokens, active, num_experts, self.capacity_factor)
+
+  def _mask(self, plan: RoutingPlan, E: int, C: int) -> Array:
     """float32 [G, R, E, C], 1 where a row has a slot."""
-    valid_GR1 = plan.valid_GR[..., None].astype(jnp.float32)
+    valid_GR1 = slots.asked_rows(plan)[..., None].astype(jnp.float32)
     chosen_GRE = jax.nn.one_hot(plan.expert_GR, E) * valid_GR1
     rank_GRE = jnp.cumsum(chosen_GRE, axis=1) - chosen_GRE
     rank_GR = jnp.sum(rank_GRE * chosen_GRE, axis=-1).astype(jnp.int32)
@@ -265,29 +163,26 @@ class Einsum:
     return chosen_GRE[..., None] * jax.nn.one_hot(rank_GR, C)[:, :, None]
 
   def pack(
-    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
   ) -> Packed:
-    """[G, E, C, D] rows; later rows of a full expert are dropped."""
-    G, M, _ = x_GMD.shape
-    A, total = plan.rows_GMA.shape[-1], num_experts * shards
-    C = capacity(M, A, total, self.capacity_factor)
-    mask_GREC = self._mask(plan, M, num_experts, C)
-    token_GRM = jax.nn.one_hot(plan.token_GR, M)
+    """[G, E, C, D] rows, C = room; later rows of a full expert are dropped."""
+    mask_GREC = self._mask(plan, num_experts, room)
+    token_GRM = jax.nn.one_hot(plan.token_GR, x_GMD.shape[1])
     rows_GECD = jnp.einsum(
       'GREC,GRM,GMD->GECD', mask_GREC, token_GRM, x_GMD.astype(jnp.float32)
     ).astype(x_GMD.dtype)
-    dropped = plan.valid_GR.astype(jnp.float32).sum() - mask_GREC.sum()
+    weight_GEC = jnp.einsum('GREC,GR->GEC', mask_GREC, plan.weight_GR)
+    dropped = _count(slots.asked_rows(plan)) - mask_GREC.sum()
     # unpack builds its own mask; slots are of no use here.
     none_GR = jnp.full_like(plan.expert_GR, -1)
-    return Packed(rows_GECD, None, none_GR, none_GR, dropped)
+    return Packed(rows_GECD, weight_GEC, None, none_GR, none_GR, dropped)
 
   def unpack(self, out: Array, plan: RoutingPlan, packed: Packed) -> Array:
     """[G, E, C, D] outputs to [G, M, D]."""
     del packed
     _, E, C, _ = out.shape
-    M = plan.rows_GMA.shape[1]
-    mask_GREC = self._mask(plan, M, E, C) * plan.weight_GR[..., None, None]
-    token_GRM = jax.nn.one_hot(plan.token_GR, M)
+    mask_GREC = self._mask(plan, E, C)
+    token_GRM = jax.nn.one_hot(plan.token_GR, plan.rows_GMA.shape[1])
     return jnp.einsum(
       'GRM,GREC,GECD->GMD', token_GRM, mask_GREC, out.astype(jnp.float32)
     ).astype(out.dtype)
@@ -295,103 +190,67 @@ class Einsum:
 
 @dataclasses.dataclass(frozen=True)
 class Dropless:
-  """No capacity: all rows of all groups, sorted by expert, none ever dropped.
+  """No capacity: the rows of all groups in one run per expert, none dropped.
 
-  Attributes:
-    block: rows are padded to this multiple per expert, so that a block of rows
-      has one expert; the product of a block is then an ordinary one.
+  Rows that stand by in a plan are not needed.
   """
 
-  block: int = 64
   is_dropless = True
 
+  def room(self, tokens: int, active: float, num_experts: int) -> None:
+    """No bound but the number of rows."""
+    del tokens, active, num_experts
+
   def pack(
-    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, shards: int = 1
+    self,
+    x_GMD: Array,
+    plan: RoutingPlan,
+    num_experts: int,
+    room: int | None = None,
   ) -> Packed:
-    """[R', D] rows sorted by expert, the run of each padded to whole blocks."""
-    del shards  # there is no capacity
+    """[R', D] rows sorted by expert, zeros behind the last run.
+
+    Args:
+      x_GMD: tokens.
+      plan: who goes where.
+      num_experts: experts to pack for.
+      room: R', rows of the buffer, where it is known that fewer exist than the
+        plan has room for; where it is not, rows of the last experts that do
+        not fit are dropped and counted. None for all of the plan.
+    """
     G, M, D = x_GMD.shape
-    R, E, Q = plan.expert_GR.shape[1], num_experts, self.block
-    key_R = jnp.where(plan.valid_GR, plan.expert_GR, E).reshape(G * R)
-    order_R = jnp.argsort(key_R, stable=True).astype(jnp.int32)
-    sorted_R = key_R[order_R]
-    bounds_E = jnp.arange(E + 1, dtype=jnp.int32)
-    start_E = jnp.searchsorted(sorted_R, bounds_E).astype(jnp.int32)
-    padded_E = -(-jnp.diff(start_E) // Q) * Q
-    end_E = jnp.cumsum(padded_E)
-    first_E = jnp.concatenate([end_E - padded_E, end_E[-1:]])
-    rank_R = jnp.arange(G * R, dtype=jnp.int32) - start_E[sorted_R]
-    slots = -(-G * R // Q) * Q + E * Q  # whole blocks, one partial per expert
-    slot_sorted_R = jnp.where(sorted_R < E, first_E[sorted_R] + rank_R, -1)
-    slot_R = jnp.zeros_like(order_R).at[order_R].set(slot_sorted_R)
-    # A slot's row: negative indices would wrap, so absent rows aim past it all.
-    target_R = jnp.where(slot_R >= 0, slot_R, slots)
-    row_S = jnp.full((slots,), -1, jnp.int32)
-    row_S = row_S.at[target_R].set(
-      jnp.arange(G * R, dtype=jnp.int32), mode='drop'
-    )
-    one = self._one_group(plan, M)
-    token_1S = _compose(one.token_GR, row_S[None])
-    rows_1SD = gather_rows(
-      x_GMD.reshape(1, G * M, D), token_1S, _choices(one, slot_R[None])
-    )
-    dropped = jnp.zeros((), jnp.float32)
-    return Packed(rows_1SD[0], padded_E, slot_R[None], row_S[None], dropped)
+    N, E = plan.expert_GR.size, num_experts
+    S = N if room is None else min(room, N)
+    one = self._one_group(plan)
+    sorted_1N, order_1N = slots.order(one, slots.asked_rows(one), E)
+    start_E = jnp.minimum(slots.starts(sorted_1N, E)[0], S)
+    filled_1S = jnp.arange(S, dtype=jnp.int32) < start_E[None, E:]
+    row_1S = jnp.where(filled_1S, order_1N[:, :S], -1)
+    slot_1N = slots.invert(order_1N)
+    slot_1N = jnp.where(slot_1N < start_E[E], slot_1N, -1)
+    x_1ND = x_GMD.reshape(1, G * M, D)
+    rows_1SD, weight_1S = _packed(x_1ND, one, slot_1N, row_1S)
+    dropped = _count(slots.asked_rows(one)) - start_E[E].astype(jnp.float32)
+    count_E = jnp.diff(start_E)
+    return Packed(rows_1SD[0], weight_1S[0], count_E, slot_1N, row_1S, dropped)
 
   def unpack(self, out: Array, plan: RoutingPlan, packed: Packed) -> Array:
     """[R', D] outputs to [G, M, D]."""
     G, M, _ = plan.rows_GMA.shape
-    y_1ND = combine(out[None], self._one_group(plan, M), packed)
+    y_1ND = _unpacked(out[None], self._one_group(plan), packed)
     return y_1ND.reshape(G, M, out.shape[-1])
 
-  def _one_group(self, plan: RoutingPlan, M: int) -> RoutingPlan:
+  def _one_group(self, plan: RoutingPlan) -> RoutingPlan:
     """The plan with its groups joined into one of G * M tokens."""
     G, R = plan.expert_GR.shape
-    A = plan.rows_GMA.shape[-1]
+    M, A = plan.rows_GMA.shape[1:]
     groups_G1 = jnp.arange(G, dtype=jnp.int32)[:, None]
+    rows_GMA = plan.rows_GMA + groups_G1[..., None] * R
+    rows_GMA = jnp.where(plan.rows_GMA >= 0, rows_GMA, -1)
     return plan._replace(
       token_GR=(plan.token_GR + groups_G1 * M).reshape(1, G * R),
       expert_GR=plan.expert_GR.reshape(1, G * R),
       weight_GR=plan.weight_GR.reshape(1, G * R),
       valid_GR=plan.valid_GR.reshape(1, G * R),
-      rows_GMA=(plan.rows_GMA + groups_G1[..., None] * R).reshape(1, G * M, A),
+      rows_GMA=rows_GMA.reshape(1, G * M, A),
     )
-
-
-def grouped_matmul(
-  x_RD: Array, w_EDF: Array, expert_rows_E: Array, block: int
-) -> Array:
-  """Product of each run of rows with its expert's matrix.
-
-  On a TPU `jax.lax.ragged_dot`, which its compiler turns into a grouped kernel;
-  elsewhere products of whole blocks, since there `ragged_dot` multiplies every
-  row by every expert. Chosen by the platform that the program is compiled for.
-
-  Args:
-    x_RD: rows sorted by expert.
-    w_EDF: matrices of the experts.
-    expert_rows_E: int32 rows of each expert, multiples of `block`; rows behind
-      the last run give rows of no meaning.
-    block: see `Dropless`.
-
-  Returns:
-    [R, F].
-  """
-
-  def blocks(x_RD, w_EDF, expert_rows_E):
-    E, D, F = w_EDF.shape
-    num_blocks = x_RD.shape[0] // block
-    end_E = jnp.cumsum(expert_rows_E) // block
-    expert_B = jnp.searchsorted(
-      end_E, jnp.arange(num_blocks, dtype=end_E.dtype), side='right'
-    )
-    w_BDF = w_EDF[jnp.minimum(expert_B, E - 1)]
-    x_BQD = x_RD.reshape(num_blocks, block, D)
-    return jnp.einsum('BQD,BDF->BQF', x_BQD, w_BDF).reshape(-1, F)
-
-  def ragged(x_RD, w_EDF, expert_rows_E):
-    return jax.lax.ragged_dot(x_RD, w_EDF, expert_rows_E)
-
-  return jax.lax.platform_dependent(
-    x_RD, w_EDF, expert_rows_E, tpu=ragged, default=blocks
-  )

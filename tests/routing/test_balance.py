@@ -1,15 +1,23 @@
 """Balance losses and statistics, against arithmetic done by hand."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from moe.routing import balance
+from moe.parallel import mesh as mesh_lib
+from moe.routing import balance, gates
+from moe.routing.plan import RouterInputs
 
-load_balance_loss = jax.jit(balance.load_balance_loss)
+P = functools.partial
+load_balance_loss = jax.jit(balance.load_balance_loss, static_argnames='scope')
+global_entropy_loss = jax.jit(
+  balance.global_entropy_loss, static_argnames='scope'
+)
 router_z_loss = jax.jit(balance.router_z_loss)
 choice_statistics = jax.jit(balance.choice_statistics)
 
@@ -125,3 +133,256 @@ def test_losses_and_statistics_are_float32_scalars_but_for_the_load():
     'entropy': (scalar, scalar),
     'confidence': (scalar, scalar),
   }
+
+
+# --- Values of other projects' tests -----------------------------------------
+
+# The tests of V-MoE's router (google-research/vmoe, vmoe/nn/routing_test.py):
+# four tokens, three experts.
+VMOE_PROBS = np.array(
+  [[[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]]], 'f4'
+)
+FOUR = np.ones((1, 4), bool)
+
+
+def test_vmoe_gshard_loss_counts_first_choices():
+  # Sums of probabilities 1.7, 1.1, 1.2 over 4; first choices 0, 2, 2, 0:
+  # 3 * (1/2 * 1.7/4 + 1/2 * 1.2/4) = 1.0875.
+  first = VMOE_PROBS.argmax(axis=-1)[..., None].astype(np.int32)
+  total, weight = load_balance_loss(VMOE_PROBS, first, FOUR)
+  assert float(total / weight) == pytest.approx(1.0875, rel=1e-6)
+
+
+def test_vmoe_importance_loss():
+  # 1.7, 1.1, 1.2: mean 4/3, variance .0688889, over the squared mean .0387500.
+  total, weight = jax.jit(balance.importance_loss)(VMOE_PROBS, FOUR)
+  assert float(total / weight) == pytest.approx(0.03874999, rel=1e-5)
+  assert float(weight) == 4
+
+
+def test_vmoe_load_loss():
+  # Chances to be among the two best under new noise of .1, by expert: means
+  # .999, .277, .234; their squared coefficient of variation.
+  logits = np.float32(
+    [[[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]]]
+  )
+  noise = np.float32(
+    [
+      [-0.037, 0.026, -0.018],
+      [-0.074, 0.045, -0.015],
+      [-0.067, -0.059, 0.073],
+    ]
+  )
+  loss = jax.jit(balance.noisy_load_loss, static_argnums=(2, 3))
+  total, weight = loss(logits, logits + noise, 0.1, 2, np.ones((1, 3), bool))
+  assert float(total / weight) == pytest.approx(0.48573864, rel=1e-5)
+
+
+def test_importance_and_load_leave_padding_out():
+  padded = np.concatenate([VMOE_PROBS, np.float32([[[1, 0, 0]]])], axis=1)
+  valid = np.arange(5)[None] < 4
+  total, weight = jax.jit(balance.importance_loss)(padded, valid)
+  assert float(total / weight) == pytest.approx(0.03874999, rel=1e-5)
+  nothing = jax.jit(
+    jax.value_and_grad(
+      lambda p: balance.importance_loss(p, np.zeros((1, 5), bool))[0]
+    )
+  )(padded)
+  np.testing.assert_array_equal(nothing[0], 0)
+  np.testing.assert_array_equal(nothing[1], 0)
+
+
+def test_deepseeks_bias_moves_by_the_sign_alone():
+  # Mean load 2: experts with 5, 2, 1, 0 rows.
+  bias = balance.signed_bias(
+    jnp.array([0.0, 0.1, 0.2, 0.3]), jnp.array([5.0, 2.0, 1.0, 0.0]), 0.001
+  )
+  np.testing.assert_allclose(bias, [-0.001, 0.1, 0.201, 0.301], rtol=1e-6)
+
+
+def random_choices(groups, tokens, experts=4):
+  random = np.random.RandomState(0)
+  probs = random.dirichlet(np.ones(experts), (groups, tokens))
+  choices = np.argsort(-probs, axis=-1)[..., :2]
+  valid = random.rand(groups, tokens) < 0.8
+  return probs.astype(np.float32), choices.astype(np.int32), valid
+
+
+def by_definition(probs, choices, valid):
+  """(sum, weight) of one unit, by loops over lists of its tokens."""
+  E = probs.shape[-1]
+  tokens = list(zip(probs[valid], choices[valid], strict=True))
+  f, p = np.zeros(E), np.zeros(E)
+  for row, chosen in tokens:
+    p += row / len(tokens)
+    for e in chosen:
+      f[e] += 1 / len(tokens) / len(chosen)
+  return E * (f * p).sum() * len(tokens), len(tokens)
+
+
+@pytest.mark.parametrize(
+  'scope, shape',
+  [
+    ('group', (4, 6)),
+    ('sequence', (8, 3)),
+    ('sequence', (2, 12)),
+    ('global', (1, 24)),
+  ],
+)
+def test_a_scope_takes_its_units_by_the_definition(scope, shape):
+  given = random_choices(4, 6)
+  total, weight = load_balance_loss(
+    *given, scope=balance.Scope(scope, shape[1])
+  )
+  units = [a.reshape(*shape, *a.shape[2:]) for a in given]
+  expected = np.sum([by_definition(*u) for u in zip(*units, strict=True)], 0)
+  np.testing.assert_allclose((total, weight), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('length', [0, 5])
+def test_sequences_that_are_divided_are_refused(length):
+  with pytest.raises(ValueError, match='needs whole sequences on each device'):
+    balance.Scope('sequence', length).units(np.zeros((4, 6)))
+
+
+def test_global_loads_count_the_microbatches_so_far():
+  probs, choices, valid = random_choices(1, 6)
+  before = np.float32([5, 0, 0, 1])
+  total, weight = load_balance_loss(
+    probs, choices, valid, scope=balance.Scope('global'), load_before_E=before
+  )
+  counts = before + np.bincount(choices[valid].ravel(), minlength=4)
+  p = probs[valid].sum(axis=0)
+  assert float(total) == pytest.approx(4 * (counts / counts.sum() * p).sum())
+  assert float(weight) == valid.sum()
+
+
+def test_no_gradient_flows_through_the_loads():
+  probs, choices, valid = random_choices(1, 6)
+  loss = lambda p: balance.load_balance_loss(p, choices, valid)[0]
+  gradient = np.asarray(jax.jit(jax.grad(loss))(probs))
+  f = np.bincount(choices[valid].ravel(), minlength=4) / choices[valid].size
+  np.testing.assert_allclose(
+    gradient[valid], np.tile(4 * f, (valid.sum(), 1)), rtol=1e-5
+  )
+  np.testing.assert_array_equal(gradient[~valid], 0)
+
+
+def route_all(router, batch_axes, logits, given):
+  """(losses, statistics) of one device's groups, summed over devices."""
+  inputs = RouterInputs(
+    jnp.zeros((*logits.shape[:2], 1)), logits, *given, 8, batch_axes
+  )
+  keys = jax.random.split(jax.random.key(0), logits.shape[0])
+  plan = router.route(inputs, router.init_state(8), keys, True)
+  found = (plan.losses, plan.statistics)
+  return jax.lax.psum(found, batch_axes) if batch_axes else found
+
+
+@pytest.mark.parametrize(
+  'router',
+  [gates.TopK(2, 'global'), gates.Sigmoid(2, 'sequence'), gates.Quantile(2)],
+  ids=['global', 'sequence', 'quantile'],
+)
+def test_losses_statistics_and_gradients_are_those_of_one_device(router):
+  random = np.random.RandomState(0)
+  logits = random.randn(16, 4, 8).astype(np.float32)
+  modality = random.randint(0, 3, (16, 4)).astype(np.int32)
+  valid = random.rand(16, 4) < 0.7
+  given = (modality, modality, valid)
+  part, whole = PartitionSpec('data'), PartitionSpec()
+  sharded = jax.shard_map(
+    P(route_all, router, ('data',)),
+    mesh=mesh_lib.make_mesh(mesh_lib.MeshShape()),
+    in_specs=(part, part),
+    out_specs=whole,
+    check_vma=False,
+  )
+
+  def differentiated(routing_fn):
+    def total(logits):
+      found = routing_fn(logits, given)
+      # Each term over its weight, as a trainer adds them.
+      return sum(s / w for s, w in found[0].values()), found
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(logits)
+
+  alone = differentiated(P(route_all, router, ()))
+  close = P(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+  jax.tree.map(close, differentiated(sharded), alone)
+
+
+def test_the_local_entropy_is_the_mean_over_valid_tokens():
+  # ln 2 and 0; the last token is padding.
+  probs = np.float32([[[0.5, 0.5], [1, 0], [0.3, 0.7]]])
+  total, weight = jax.jit(balance.local_entropy_loss)(
+    probs, np.array([[True, True, False]])
+  )
+  assert float(total) == pytest.approx(math.log(2)) and float(weight) == 2
+
+
+def test_the_global_entropy_is_of_each_modalitys_mean():
+  # Modality 0: (1, 0) and (0, 1), mean (1/2, 1/2): -ln 2, 2 tokens.
+  # Modality 1: (3/4, 1/4): 3/4 ln 3/4 + 1/4 ln 1/4 = -.562335, 1 token.
+  probs = np.float32([[[1, 0], [0.75, 0.25], [0, 1], [0.2, 0.8]]])
+  modality = np.array([[0, 1, 0, 1]], np.int32)
+  valid = np.array([[True, True, True, False]])
+  total, weight = global_entropy_loss(probs, modality, valid)
+  assert float(total) == pytest.approx(-2 * math.log(2) - 0.562335, rel=1e-5)
+  assert float(weight) == 3
+
+
+@pytest.mark.parametrize('name', ['group', 'global'])
+def test_the_gradient_of_the_global_entropy_is_that_of_its_definition(name):
+  random = np.random.RandomState(0)
+  logits = jnp.asarray(random.randn(2, 6, 4), jnp.float32)
+  modality = random.randint(0, 3, (2, 6)).astype(np.int32)
+  valid = random.rand(2, 6) < 0.8
+
+  def definition(logits):
+    probs = jax.nn.softmax(logits, axis=-1)
+    total = jnp.float32(0)
+    flat = name == 'global'
+    for g in range(1 if flat else 2):
+      index = slice(None) if flat else slice(g, g + 1)
+      for m in range(3):
+        mask = (valid & (modality == m))[index].astype(np.float32)
+        n = max(mask.sum(), 1.0)
+        mean = jnp.einsum('GME,GM->E', probs[index], mask) / n
+        total += n * jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-30)))
+    return total
+
+  def found(logits):
+    probs = jax.nn.softmax(logits, axis=-1)
+    return balance.global_entropy_loss(
+      probs, modality, valid, balance.Scope(name)
+    )[0]
+
+  pairs = [jax.jit(jax.value_and_grad(f))(logits) for f in (found, definition)]
+  jax.tree.map(P(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *pairs)
+
+
+def test_counts_are_those_of_bincount_and_leave_no_choice_out():
+  random = np.random.RandomState(0)
+  choices = random.randint(-1, 5, (3, 20, 4)).astype(np.int32)
+  valid = random.rand(3, 20) < 0.7
+  counts = jax.jit(balance.choice_counts, static_argnums=2)(choices, valid, 5)
+  for g in range(3):
+    chosen = choices[g][valid[g]].ravel()
+    expected = np.bincount(chosen[chosen >= 0], minlength=5)
+    np.testing.assert_array_equal(counts[g], expected)
+
+
+def test_counting_makes_no_array_of_choices_times_experts():
+  G, M, A, E = 4, 2048, 32, 512
+  compiled = (
+    jax.jit(balance.choice_counts, static_argnums=2)
+    .lower(
+      jax.ShapeDtypeStruct((G, M, A), jnp.int32),
+      jax.ShapeDtypeStruct((G, M), jnp.bool_),
+      E,
+    )
+    .compile()
+  )
+  # [G, M, A, E] would take 537 million elements; [G, M, E] takes 4.2 million.
+  assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6

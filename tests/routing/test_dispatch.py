@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import dispatch
+from moe.routing import dispatch, slots
+from moe.routing.grouped import grouped_matmul
 from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.rows import spread_rows
 
 G, M, A, E, D, F = 2, 12, 2, 4, 5, 3
 PLANS = {
@@ -28,19 +30,19 @@ PADDING = {
 def make_plan(expert_GMA, weight_GMA, valid_GM):
   expert_GMA = jnp.asarray(expert_GMA, jnp.int32)
   rows = rows_of_choices(expert_GMA, weight_GMA, jnp.asarray(valid_GM))
-  return RoutingPlan(*rows, None, {}, {})
+  return RoutingPlan(*rows, {}, {})
 
 
 def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
   """Tokens through linear experts and back: (y_GMF, dropped)."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
-  packed = dispatcher.pack(x_GMD, plan, E)
+  room = dispatcher.room(M, A, E)
+  packed = dispatcher.pack(x_GMD, plan, E, room)
   if packed.expert_rows_E is None:
-    out = jnp.einsum('GECD,EDF->GECF', packed.rows, w_EDF)
+    out = jnp.einsum('GECD,EDF,GEC->GECF', packed.rows, w_EDF, packed.weight)
   else:
-    out = dispatch.grouped_matmul(
-      packed.rows, w_EDF, packed.expert_rows_E, dispatcher.block
-    )
+    rows = packed.rows * packed.weight[:, None]
+    out = grouped_matmul(rows, w_EDF, packed.expert_rows_E)
   return dispatcher.unpack(out, plan, packed), packed.dropped
 
 
@@ -76,7 +78,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-  'tokens, active, experts, factor, slots',
+  'tokens, active, experts, factor, expected',
   [
     (16, 2, 8, 1.0, 4),  # 16 * 2 / 8
     (16, 2, 8, 1.25, 5),  # 1.25 * 4
@@ -87,9 +89,9 @@ def assert_same(one, other):
   ],
 )
 def test_capacity_is_a_factor_times_an_even_share(
-  tokens, active, experts, factor, slots
+  tokens, active, experts, factor, expected
 ):
-  assert dispatch.capacity(tokens, active, experts, factor) == slots
+  assert slots.capacity(tokens, active, experts, factor) == expected
 
 
 @pytest.mark.parametrize('padding', PADDING)
@@ -120,7 +122,7 @@ def test_dropless_equals_sorted_with_room_for_all(plan, padding):
   # the capacity is at most 12, so choose distinct ones, as a router does.
   first_GM1 = PLANS[plan](np.random.RandomState(3))[..., :1]
   expert_GMA = np.concatenate([first_GM1, (first_GM1 + 2) % E], axis=-1)
-  dropless = run(dispatch.Dropless(4), expert_GMA, PADDING[padding])
+  dropless = run(dispatch.Dropless(), expert_GMA, PADDING[padding])
   room = run(dispatch.Sorted(float(E)), expert_GMA, PADDING[padding])
   assert room[2] == 0
   assert_same(dropless, room)
@@ -136,7 +138,7 @@ def test_a_full_expert_turns_away_second_choices_first(dispatcher):
   def both_ways(x_GMD, weight_GMA):
     valid_GM = np.ones((1, 3), bool)
     plan = make_plan([[[1, 0], [0, 1], [0, 2]]], weight_GMA, valid_GM)
-    packed = dispatcher.pack(x_GMD, plan, 3)
+    packed = dispatcher.pack(x_GMD, plan, 3, dispatcher.room(3, 2, 3))
     y_GMD = dispatcher.unpack(packed.rows, plan, packed)
     return packed.rows, packed.dropped, y_GMD
 
@@ -152,95 +154,48 @@ def test_an_empty_slot_is_zero_whatever_the_first_token_holds():
   x_GMD = np.array([[[np.inf], [1.0]]], np.float32)
   token_GS = np.array([[1, -1]], np.int32)
   slot_GMA = np.array([[[-1], [0]]], np.int32)
-  rows = jax.jit(dispatch.gather_rows)(x_GMD, token_GS, slot_GMA)
+  rows = jax.jit(spread_rows)(x_GMD, token_GS, slot_GMA)
   np.testing.assert_array_equal(rows[0, :, 0], [1, 0])
 
 
-def test_capacity_is_that_of_all_experts_where_some_are_held_here():
-  # 1.0 * 12 * 2 / 4 = 6 slots, also where 2 of the 4 experts are packed for.
-  def pack(dispatcher, x_GMD, weight_GMA):
-    plan = make_plan(np.zeros((G, M, A)), weight_GMA, PADDING['none'])
-    return dispatcher.pack(x_GMD, plan, num_experts=2, shards=2).rows
-
-  for d in (dispatch.Sorted(1.0), dispatch.Einsum(1.0)):
-    x_GMD = jax.ShapeDtypeStruct((G, M, D), jnp.float32)
-    weight_GMA = jax.ShapeDtypeStruct((G, M, A), jnp.float32)
-    rows = jax.eval_shape(functools.partial(pack, d), x_GMD, weight_GMA)
-    assert rows.shape == (G, 2, 6, D)
-
-
-def test_dropless_rows_of_an_expert_fill_whole_blocks():
-  # Rows per expert: 5, 0, 3, 0 in blocks of 4: 8, 0, 4, 0; 8 rows in all would
-  # take 2 blocks, and 4 more for the partial one of each expert: 24 slots.
+def test_dropless_rows_lie_in_runs_with_zeros_behind_them():
   @jax.jit
   def pack(x_GMD):
-    chosen = np.array([0, 0, 0, 0, 0, 2, 2, 2]).reshape(1, 8, 1)
-    plan = make_plan(chosen, x_GMD, np.ones((1, 8), bool))
-    return dispatch.Dropless(block=4).pack(x_GMD, plan, 4)
+    chosen = np.array([0, 2, 0, 2, 0, 1, 2, 0]).reshape(1, 8, 1)
+    valid_GM = np.array([[True] * 7 + [False]])
+    plan = make_plan(chosen, x_GMD, valid_GM)
+    return dispatch.Dropless().pack(x_GMD, plan, 4)
 
   packed = pack(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
-  np.testing.assert_array_equal(packed.expert_rows_E, [8, 0, 4, 0])
-  expected = [1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 0] + [0] * 12
-  np.testing.assert_array_equal(packed.rows[:, 0], expected)
+  np.testing.assert_array_equal(packed.expert_rows_E, [3, 1, 3, 0])
+  np.testing.assert_array_equal(packed.rows[:, 0], [1, 3, 5, 6, 2, 4, 7, 0])
+  assert float(packed.dropped) == 0
 
 
-# Rows of the experts, whole blocks of 4; the last 8 of 24 belong to nobody.
-COUNTS = np.array([8, 0, 4, 4], np.int32)
+def test_a_dropless_buffer_that_is_too_small_counts_what_it_loses():
+  @jax.jit
+  def pack(x_GMD):
+    chosen = np.array([0, 2, 0, 2, 0, 1, 2, 0]).reshape(1, 8, 1)
+    plan = make_plan(chosen, x_GMD, np.ones((1, 8), bool))
+    return dispatch.Dropless().pack(x_GMD, plan, 4, room=6)
+
+  packed = pack(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
+  np.testing.assert_array_equal(packed.expert_rows_E, [4, 1, 1, 0])
+  np.testing.assert_array_equal(packed.rows[:, 0], [1, 3, 5, 8, 6, 2])
+  np.testing.assert_array_equal(packed.slot_GR[0], [0, 5, 1, -1, 2, 4, -1, 3])
+  assert float(packed.dropped) == 2
 
 
-def test_grouped_matmul_equals_the_obvious_loop():
-  random = np.random.RandomState(0)
-  x_RD = random.randn(24, D).astype(np.float32)
-  x_RD[16:] = 0
-  w_EDF = random.randn(E, D, F).astype(np.float32)
-  scale = random.randn(16, F).astype(np.float32)
-
-  def loop(x_RD, w_EDF):
-    ends = np.cumsum(COUNTS)
-    runs = [x_RD[end - n : end] for end, n in zip(ends, COUNTS, strict=True)]
-    return jnp.concatenate([run_RD @ w_EDF[e] for e, run_RD in enumerate(runs)])
-
-  def grouped(x_RD, w_EDF):
-    return dispatch.grouped_matmul(x_RD, w_EDF, jnp.asarray(COUNTS), 4)[:16]
-
-  def with_gradients(product):
-    def scaled(x_RD, w_EDF):
-      y_RF = product(x_RD, w_EDF)
-      return jnp.sum(y_RF * scale), y_RF
-
-    return jax.jit(jax.value_and_grad(scaled, (0, 1), has_aux=True))
-
-  mine, its = (with_gradients(f)(x_RD, w_EDF) for f in (grouped, loop))
-  for one, other in zip(
-    jax.tree.leaves(mine), jax.tree.leaves(its), strict=True
-  ):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize('factor', [0.0, -1.0])
+@pytest.mark.parametrize('kind', [dispatch.Sorted, dispatch.Einsum])
+def test_a_capacity_must_be_positive(kind, factor):
+  with pytest.raises(ValueError, match=f'CAPACITY_FACTOR={factor} must be pos'):
+    kind(factor)
 
 
-def lowered(platform):
-  """The program of one grouped product and its gradients, as text."""
-
-  def loss(x_RD, w_EDF, counts_E):
-    return dispatch.grouped_matmul(x_RD, w_EDF, counts_E, 4).sum()
-
-  shapes = [
-    jax.ShapeDtypeStruct((24, D), jnp.float32),
-    jax.ShapeDtypeStruct((E, D, F), jnp.float32),
-    jax.ShapeDtypeStruct((E,), jnp.int32),
-  ]
-  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*shapes)
-  return traced.lower(lowering_platforms=(platform,)).as_text()
-
-
-def test_the_program_for_a_tpu_has_ragged_products_though_made_on_a_cpu():
-  assert jax.default_backend() == 'cpu'
-  assert 'ragged_dot' in lowered('tpu')
-
-
-def test_the_program_for_a_cpu_has_none():
-  program = lowered('cpu')
-  assert 'ragged_dot' not in program
-  assert 'dot_general' in program
+def test_an_unknown_priority_is_refused():
+  with pytest.raises(ValueError, match="priority='luck' must be one of"):
+    dispatch.Sorted(priority='luck')
 
 
 def scattered_shapes(function, *args):
@@ -256,7 +211,7 @@ WIDE = 37  # a width that no other dim has
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
   """The same, by plain indexing with the slots that Sorted found."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
-  packed = dispatch.Sorted(1.0).pack(x_GMD, plan, E)
+  packed = dispatch.Sorted(1.0).pack(x_GMD, plan, E, 6)
   token_GS = jnp.take_along_axis(
     plan.token_GR, jnp.maximum(packed.row_GS, 0), axis=1
   )
@@ -311,7 +266,7 @@ def test_plain_autodiff_adds_up_rows_in_scattered_places():
 
 
 @pytest.mark.parametrize(
-  'dispatcher', [dispatch.Sorted(1.0), dispatch.Dropless(4)]
+  'dispatcher', [dispatch.Sorted(1.0), dispatch.Dropless()]
 )
 def test_no_backward_pass_adds_up_rows_in_scattered_places(dispatcher):
   fast = functools.partial(through, dispatcher)

@@ -1,6 +1,7 @@
 """Routers: what they choose, with what weight, and what they refuse."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,30 @@ import pytest
 
 from moe.routing import gates
 from moe.routing.plan import RouterInputs
+from tests.routing import reference_plans as reference
+
+P = functools.partial
+G, M, E = 2, 12, 8
+KEYS = jax.random.split(jax.random.key(0), 8)
 
 
-def route(router, logits_GME, valid_GM=None):
+def route(router, logits_GME, valid_GM=None, state=None, train=True, **inputs):
   logits_GME = jnp.asarray(logits_GME, jnp.float32)
-  G, M, _ = logits_GME.shape
-  valid_GM = jnp.ones((G, M), bool) if valid_GM is None else valid_GM
-  zeros_GM = jnp.zeros((G, M), jnp.int32)
-  x_GMD = jnp.zeros((G, M, 4), jnp.float32)
-  inputs = RouterInputs(x_GMD, logits_GME, zeros_GM, zeros_GM, valid_GM)
-  keys_G = jax.random.split(jax.random.key(0), G)
-  return router.route(inputs, None, keys_G, True)
+  groups, tokens, _ = logits_GME.shape
+  zeros_GM = jnp.zeros((groups, tokens), jnp.int32)
+  given = RouterInputs(
+    jnp.zeros((groups, tokens, 4), jnp.float32),
+    logits_GME,
+    inputs.get('token_ids', zeros_GM),
+    inputs.get('modality', zeros_GM),
+    jnp.ones((groups, tokens), bool) if valid_GM is None else valid_GM,
+    tokens,
+  )
+  keys_G = inputs.get('keys', KEYS[:groups])
+  return router.route(given, state or {}, keys_G, train)
 
 
-routed = jax.jit(route, static_argnums=0)
+routed = jax.jit(route, static_argnums=0, static_argnames='train')
 # Probabilities 1/8, 2/8, 5/8 of one token.
 LOGITS = np.log([[[1.0, 2.0, 5.0]]])
 
@@ -72,7 +83,7 @@ def test_one_renormalised_choice_is_refused(make):
 
 def test_more_choices_than_experts_are_refused():
   with pytest.raises(ValueError, match='TOP_K=4 must be at most NUM_EXPERTS=3'):
-    route(gates.TopK(4), LOGITS)
+    jax.eval_shape(P(route, gates.TopK(4)), LOGITS)
 
 
 def test_switch_with_two_choices_is_refused():
@@ -124,4 +135,553 @@ def test_a_plan_has_k_rows_per_token():
   for name, dtype in zip(rows, dtypes, strict=True):
     assert getattr(plan, name) == jax.ShapeDtypeStruct((3, 8), dtype), name
   assert plan.rows_GMA == jax.ShapeDtypeStruct((3, 4, 2), jnp.int32)
-  assert set(plan.losses) == {'load_balance', 'router_z'}
+  names = {'load_balance', 'router_z', 'local_entropy', 'global_entropy'}
+  assert set(plan.losses) == names
+
+
+def logits_of(kind, columns):
+  """[G, M, columns] logits of one kind."""
+  random = np.random.RandomState(7)
+  logits = random.randn(G, M, columns).astype(np.float32)
+  if kind == 'ties':
+    logits[:] = 0
+  if kind == 'all to one':
+    logits = np.float32(0.01) * logits
+    logits[..., 3] += 6
+  return logits
+
+
+IDS = np.random.RandomState(3).randint(0, 9999, (G, M)).astype(np.int32)
+MODALITY = np.random.RandomState(4).randint(0, 3, (G, M)).astype(np.int32)
+# The last group ends in padding.
+VALID = np.arange(M) < np.array([[M], [M - 5]])
+BIAS = np.random.RandomState(5).uniform(-0.3, 0.3, 11).astype(np.float32)
+BIASED = {'bias_E': BIAS[:E], 'load_E': np.zeros(E, np.float32)}
+
+
+def normal(g, columns):
+  return np.asarray(jax.random.normal(KEYS[g], (M, columns), jnp.float32))
+
+
+def uniform(g):
+  return np.asarray(jax.random.uniform(KEYS[g], (M,), jnp.float32)).tolist()
+
+
+NULL = gates.NullExperts(2, num_null=2, num_copy=1)
+MASKED = gates.ModalityGrouped(2, reserved=(4, 2))
+# A name -> (router, its state, choices of group g by the reference).
+CASES = {
+  'top-k': (gates.TopK(2), {}, lambda g, x, v: reference.top_k(x, v, 2)),
+  'top-k, plain weights': (
+    gates.TopK(3, renormalize=False),
+    {},
+    lambda g, x, v: reference.top_k(x, v, 3, renormalize=False),
+  ),
+  'switch': (
+    gates.Switch(),
+    {},
+    lambda g, x, v: reference.top_k(x, v, 1, renormalize=False),
+  ),
+  'noisy top-k': (
+    gates.NoisyTopK(2),
+    {},
+    lambda g, x, v: reference.top_k(
+      (np.float32(x) + normal(g, E) / np.float32(E)).tolist(),
+      v,
+      2,
+      renormalize=False,
+    ),
+  ),
+  'gshard': (
+    gates.GShard(2),
+    {},
+    lambda g, x, v: reference.gshard(x, v, uniform(g)),
+  ),
+  'sigmoid': (
+    gates.Sigmoid(2, scaling=2.5),
+    BIASED,
+    lambda g, x, v: reference.sigmoid_top_k(x, v, 2, BIAS[:E], (1, 1, 2.5)),
+  ),
+  'sigmoid in groups': (
+    gates.Sigmoid(3, num_groups=4, top_groups=2),
+    BIASED,
+    lambda g, x, v: reference.sigmoid_top_k(x, v, 3, BIAS[:E], (4, 2, 1.0)),
+  ),
+  'quantile': (
+    gates.Quantile(2),
+    {'bias_E': BIAS[:E]},
+    lambda g, x, v: reference.quantile_top_k(x, v, 2, BIAS[:E]),
+  ),
+  'hash': (
+    gates.Hash(3),
+    {},
+    lambda g, x, v: reference.hashed(IDS[g].tolist(), v, 3, E),
+  ),
+  'expert choice': (
+    gates.ExpertChoice(2),
+    {},
+    lambda g, x, v: reference.expert_choice(x, v, 2),
+  ),
+  'expert choice, capped': (
+    gates.ExpertChoice(3, max_per_token=2),
+    {},
+    lambda g, x, v: reference.expert_choice(x, v, 3, max_per_token=2),
+  ),
+  'sinkhorn': (
+    gates.Sinkhorn(2, num_iterations=3),
+    {},
+    lambda g, x, v: reference.sinkhorn_top_k(x, v, 2, 3),
+  ),
+  'null experts': (
+    NULL,
+    {},
+    lambda g, x, v: reference.without_added(
+      reference.top_k(x, v, 2), E, num_null=2
+    )[0],
+  ),
+  'modality-grouped': (
+    MASKED,
+    {},
+    lambda g, x, v: reference.top_k(
+      reference.masked(x, MODALITY[g], (4, 2)), v, 2
+    ),
+  ),
+}
+INPUTS = {'token_ids': IDS, 'modality': MODALITY, 'keys': KEYS[:G]}
+
+
+def choices_of(plan, g):
+  """{(token, expert): weight} of the rows that exist, each once."""
+  rows = np.flatnonzero(plan.valid_GR[g])
+  columns = (plan.token_GR[g], plan.expert_GR[g], plan.weight_GR[g])
+  token, expert, weight = (np.asarray(a)[rows].tolist() for a in columns)
+  pairs = list(zip(token, expert, strict=True))
+  assert len(set(pairs)) == len(pairs)
+  return dict(zip(pairs, weight, strict=True))
+
+
+@pytest.mark.parametrize('kind', ['random', 'ties', 'all to one'])
+@pytest.mark.parametrize('name', CASES)
+def test_choices_and_weights_are_those_of_plain_python(name, kind):
+  router, state, expected = CASES[name]
+  if (name, kind) == ('sinkhorn', 'ties'):
+    pytest.skip('rounding decides between equal scaled logits')
+  logits = logits_of(kind, router.num_logits(E))
+  plan = routed(router, logits, VALID, state, **INPUTS)
+  for g in range(G):
+    wanted = expected(g, logits[g].tolist(), VALID[g].tolist())
+    assert choices_of(plan, g) == pytest.approx(wanted, rel=2e-5), g
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_rows_of_tokens_and_load_agree_with_the_rows(name):
+  router, state, _ = CASES[name]
+  logits = logits_of('random', router.num_logits(E))
+  plan = routed(router, logits, VALID, state, **INPUTS)
+  rows_GMA = np.asarray(plan.rows_GMA)
+  for g in range(G):
+    named = {}
+    for m, a in np.argwhere(rows_GMA[g] >= 0):
+      named.setdefault(rows_GMA[g, m, a], []).append(m)
+    # Each row that exists is named once, by its own token.
+    for r in np.flatnonzero(plan.valid_GR[g]):
+      assert named[r] == [plan.token_GR[g, r]]
+  counted = np.bincount(plan.expert_GR[plan.valid_GR], minlength=E)
+  load, rows = plan.statistics['load']
+  np.testing.assert_array_equal(load[:E], counted)
+  assert float(rows) == float(load.sum())
+
+
+LEARNED = sorted(set(CASES) - {'hash'})
+
+
+@pytest.mark.parametrize('name', LEARNED)
+def test_the_gradient_reaches_the_router(name):
+  router, state, _ = CASES[name]
+  logits = jnp.asarray(logits_of('random', router.num_logits(E)))
+
+  def output(logits):
+    plan = route(router, logits, VALID, state, **INPUTS)
+    scale_GR = jnp.sin(jnp.arange(plan.expert_GR.size, dtype=jnp.float32))
+    scale_GR = scale_GR.reshape(plan.expert_GR.shape)
+    return jnp.sum(jnp.where(plan.valid_GR, plan.weight_GR * scale_GR, 0.0))
+
+  gradient_GME = np.asarray(jax.jit(jax.grad(output))(logits))
+  assert np.isfinite(gradient_GME).all()
+  assert np.abs(gradient_GME[0]).max() > 1e-3
+  np.testing.assert_array_equal(gradient_GME[~VALID], 0)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_padding_moves_no_choice_of_another_token_and_no_statistic(name):
+  router, state, _ = CASES[name]
+  logits = logits_of('random', router.num_logits(E))
+  other = np.where(VALID[..., None], logits, 100 + 50 * logits)
+  plan, same = (
+    routed(router, a, VALID, state, **INPUTS) for a in (logits, other)
+  )
+  for g in range(G):
+    assert choices_of(same, g) == choices_of(plan, g)
+    assert all(VALID[g][m] for m, _ in choices_of(plan, g))
+  for found in ('losses', 'statistics'):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(plan, found), getattr(same, found)
+    )
+
+
+# Noise belongs to a place, so that tokens may not be exchanged under it.
+QUIET = sorted(set(CASES) - {'noisy top-k', 'gshard'})
+
+
+@pytest.mark.parametrize('name', QUIET)
+def test_permuting_tokens_permutes_their_choices(name):
+  router, state, _ = CASES[name]
+  logits = logits_of('random', router.num_logits(E))
+  order = np.random.RandomState(6).permutation(M)
+  ids = {k: INPUTS[k][:, order] for k in ('token_ids', 'modality')}
+  ids['keys'] = INPUTS['keys']
+  plan = routed(router, logits, VALID, state, **INPUTS)
+  moved = routed(router, logits[:, order], VALID[:, order], state, **ids)
+  for g in range(G):
+    wanted = choices_of(plan, g)
+    found = {(order[m], e): w for (m, e), w in choices_of(moved, g).items()}
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+ALIKE = sorted(
+  set(QUIET) - {'hash', 'null experts', 'modality-grouped', 'sigmoid in groups'}
+)
+
+
+@pytest.mark.parametrize('name', ALIKE)
+def test_renaming_experts_renames_choices(name):
+  router, state, _ = CASES[name]
+  logits = logits_of('random', E)
+  order = np.random.RandomState(8).permutation(E)
+  plan = routed(router, logits, VALID, state, **INPUTS)
+  moved_state = {k: a[order] for k, a in state.items()}
+  moved = routed(router, logits[..., order], VALID, moved_state, **INPUTS)
+  for g in range(G):
+    found = {(m, order[e]): w for (m, e), w in choices_of(moved, g).items()}
+    assert found == pytest.approx(choices_of(plan, g), rel=1e-5)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_group_is_routed_alike_wherever_it_is(name):
+  router, state, _ = CASES[name]
+  logits = logits_of('random', router.num_logits(E))
+  whole = routed(router, logits, VALID, state, **INPUTS)
+  back = {k: a[::-1] for k, a in INPUTS.items()}
+  turned = routed(router, logits[::-1], VALID[::-1], state, **back)
+  for g in range(G):
+    assert choices_of(turned, g) == choices_of(whole, G - 1 - g)
+
+
+def test_renormalised_weights_are_the_softmax_of_the_chosen_logits_alone():
+  logits = logits_of('random', E)
+  plan = routed(gates.TopK(3), logits)
+  for g in range(G):
+    for m in range(M):
+      chosen = reference.best(logits[g, m], 3)
+      weights = reference.softmax(logits[g, m][chosen].tolist())
+      found = [choices_of(plan, g)[m, e] for e in chosen]
+      assert found == pytest.approx(weights, rel=1e-5)
+
+
+@pytest.mark.parametrize('make', [gates.TopK, gates.Sigmoid])
+def test_spare_choices_are_the_next_best_and_move_no_other_weight(make):
+  logits = logits_of('random', E)
+  states = {gates.TopK: {}, gates.Sigmoid: BIASED}
+  plain = routed(make(2), logits, VALID, states[make])
+  spare = routed(make(2, num_spare=1), logits, VALID, states[make])
+  assert int(spare.num_spare) == 1 and spare.rows_GMA.shape == (G, M, 3)
+  R = plain.expert_GR.shape[1]
+  for name in ('token_GR', 'expert_GR', 'weight_GR', 'valid_GR'):
+    np.testing.assert_array_equal(
+      getattr(spare, name)[:, :R], getattr(plain, name)
+    )
+  for found in ('losses', 'statistics'):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      getattr(spare, found),
+      getattr(plain, found),
+    )
+  third = routed(make(3), logits, VALID, states[make])
+  np.testing.assert_array_equal(spare.expert_GR, third.expert_GR)
+
+
+def test_jitter_multiplies_what_the_router_reads_in_training_alone():
+  router = gates.Switch(jitter=0.25)
+  x = np.full((2, 50, 4), 2.0, np.float32)
+  perturb = jax.jit(router.perturb, static_argnames='train')
+  np.testing.assert_array_equal(perturb(x, KEYS[:2], train=False), x)
+  seen = np.asarray(perturb(x, KEYS[:2], train=True))
+  assert seen.min() >= 2 * 0.75 and seen.max() <= 2 * 1.25
+  assert seen.min() < 2 * 0.8 and seen.max() > 2 * 1.2
+  # The second group alone has the same noise.
+  np.testing.assert_array_equal(perturb(x[1:], KEYS[1:2], train=True), seen[1:])
+
+
+def test_without_jitter_nothing_is_perturbed():
+  x = np.ones((1, 2, 4), np.float32)
+  assert gates.Switch().perturb(x, KEYS[:1], True) is x
+
+
+def test_noise_is_left_out_in_evaluation():
+  logits = logits_of('random', E)
+  plan = routed(gates.NoisyTopK(2), logits, VALID, train=False)
+  plain = routed(gates.TopK(2, renormalize=False), logits, VALID, train=False)
+  np.testing.assert_array_equal(plan.weight_GR, plain.weight_GR)
+  assert 'noisy_load' not in plan.losses
+
+
+def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
+  # Logits (ln 4, 0): weights 4/5 and 1/5, so 2/5 of 4,000 second experts, with
+  # a standard deviation of sqrt(4000 * .4 * .6) = 31; all in evaluation.
+  logits = np.tile(np.float32([math.log(4), 0]), (1, 4000, 1))
+  seconds = lambda plan: int(plan.valid_GR[0, 4000:].sum())
+  assert abs(seconds(routed(gates.GShard(2), logits)) - 1600) < 4 * 31
+  assert seconds(routed(gates.GShard(2), logits, train=False)) == 4000
+
+
+def test_the_bias_moves_choices_and_no_weights():
+  # Scores 1/2 each: without bias experts 0 and 1, with it 2 and 3, at 1/2 each.
+  state = {
+    'bias_E': np.float32([0, 0, 0.1, 0.1]),
+    'load_E': np.zeros(4, np.float32),
+  }
+  plan = routed(gates.Sigmoid(2), np.zeros((1, 1, 4)), None, state)
+  np.testing.assert_array_equal(plan.expert_GR, [[2, 3]])
+  np.testing.assert_allclose(plan.weight_GR, [[0.5, 0.5]], rtol=1e-6)
+  # sqrt(.1^2 + .1^2)
+  norm, weight = plan.statistics['bias_norm']
+  assert float(norm) == pytest.approx(0.141421, rel=1e-5) and weight == 1
+
+
+def test_the_bias_follows_the_load_of_two_microbatches_by_its_sign():
+  # Loads 3 + 1, 0 + 1, 1 + 1: mean 7/3, so down, up, up by .01.
+  router = gates.Sigmoid(2, bias_rate=0.01)
+  state = router.init_state(3)
+  for load in ([3, 0, 1], [1, 1, 1]):
+    pair = (jnp.asarray(load, jnp.float32), jnp.float32(4))
+    state = router.observe(state, {'load': pair})
+  state = router.update(state)
+  np.testing.assert_allclose(state['bias_E'], [-0.01, 0.01, 0.01], rtol=1e-6)
+  np.testing.assert_array_equal(state['load_E'], 0)
+
+
+def test_the_bias_of_layers_is_moved_layer_by_layer():
+  router = gates.Sigmoid(2, bias_rate=0.5)
+  load_LE = jnp.array([[2.0, 0.0], [0.0, 2.0]])
+  state = router.update({'bias_E': jnp.zeros((2, 2)), 'load_E': load_LE})
+  np.testing.assert_array_equal(state['bias_E'], [[-0.5, 0.5], [0.5, -0.5]])
+
+
+def test_the_bias_balances_a_lopsided_router():
+  logits = jnp.asarray(logits_of('random', E)).at[..., 0].add(2.0)
+  router = gates.Sigmoid(2, bias_rate=0.05)
+
+  @jax.jit
+  def step(state, _):
+    plan = route(router, logits, None, state)
+    load_E = plan.statistics['load'][0]
+    return router.update(router.observe(state, plan.statistics)), load_E
+
+  _, load_SE = jax.lax.scan(step, router.init_state(E), None, length=60)
+  # 2 * 12 * 2 rows on 8 experts: 6 each.
+  assert load_SE[0].max() > 20
+  assert load_SE[-20:].mean(axis=0).max() <= 9
+
+
+def test_quantile_balancing_evens_the_load_within_a_few_steps():
+  logits = jnp.asarray(logits_of('random', E)).at[..., 0].add(4.0)
+  router = gates.Quantile(2, decay=0.0)
+
+  @jax.jit
+  def step(state, _):
+    plan = route(router, logits, None, state)
+    load_E = plan.statistics['load'][0]
+    return router.update(router.observe(state, plan.statistics)), load_E
+
+  state, load_SE = jax.lax.scan(step, router.init_state(E), None, length=8)
+  assert load_SE[0].max() > 20 and load_SE[-1].max() <= 9
+  np.testing.assert_allclose(state['bias_E'].sum(), 0, atol=1e-5)
+
+
+def test_the_quantile_bias_is_an_average_over_tokens_and_steps():
+  # Prices (1, 3) of 1 token and (3, -1) of 3: sums (10, 0), mean (2.5, 0) over
+  # 4 tokens. Bias (1, 1) * .5 - .5 * (2.5, 0) = (-.75, .5), less its mean
+  # -.125: (-.625, .625).
+  router = gates.Quantile(2, decay=0.5)
+  state = dict(router.init_state(2), bias_E=jnp.ones(2, jnp.float32))
+  for price, tokens in (([1.0, 3.0], 1.0), ([9.0, -3.0], 3.0)):
+    pair = (jnp.asarray(price, jnp.float32), jnp.float32(tokens))
+    state = router.observe(state, {'price': pair})
+  new = router.update(state)
+  np.testing.assert_allclose(new['bias_E'], [-0.625, 0.625], rtol=1e-6)
+  assert float(new['tokens']) == 0 and float(jnp.abs(new['price_E']).sum()) == 0
+  # A step without tokens changes nothing.
+  np.testing.assert_array_equal(router.update(new)['bias_E'], new['bias_E'])
+
+
+def test_quantile_statistics_are_the_prices_times_tokens():
+  logits = logits_of('random', E)
+  state = {'bias_E': BIAS[:E]}
+  price_E, tokens = routed(gates.Quantile(2), logits, VALID, state).statistics[
+    'price'
+  ]
+  expected = sum(
+    np.float64(reference.quantile_prices(logits[g], VALID[g], 2, BIAS[:E]))
+    * VALID[g].sum()
+    for g in range(G)
+  )
+  np.testing.assert_allclose(price_E, expected, rtol=1e-4, atol=1e-5)
+  assert float(tokens) == VALID.sum()
+
+
+def test_hashed_experts_of_consecutive_ids_are_balanced():
+  ids = np.arange(1000, 1000 + 16 * 64, dtype=np.int32)[None]
+  plan = routed(gates.Hash(1), np.zeros((1, 16 * 64, 16)), token_ids=ids)
+  counts = np.bincount(plan.expert_GR[0], minlength=16)
+  assert abs(counts - 64).max() <= 3
+  np.testing.assert_array_equal(plan.weight_GR, 1)
+  assert plan.losses == {}
+
+
+def test_expert_choice_is_not_causal_and_gives_each_expert_equal_rows():
+  plan = routed(gates.ExpertChoice(2), logits_of('all to one', E))
+  assert not gates.ExpertChoice(2).is_causal and gates.TopK(2).is_causal
+  # C = 12 * 2 / 8 = 3 in each of 2 groups.
+  np.testing.assert_array_equal(plan.statistics['load'][0], np.full(E, 6))
+
+
+def test_base_gives_every_expert_as_many_tokens_in_training_alone():
+  logits = logits_of('all to one', 4)
+  load = lambda train: routed(gates.Base(1), logits, train=train).statistics[
+    'load'
+  ][0]
+  np.testing.assert_array_equal(load(True), [6] * 4)
+  np.testing.assert_array_equal(load(False), [0, 0, 0, 24])
+
+
+def test_base_weighs_with_the_sigmoid_of_the_chosen_logit():
+  plan = routed(gates.Base(1), np.float32([[[1.0, 0.0], [3.0, 0.5]]]))
+  # 1 + .5 < 0 + 3: token 0 takes expert 1. sigmoid(0) = .5, sigmoid(3).
+  np.testing.assert_array_equal(plan.expert_GR, [[1, 0]])
+  np.testing.assert_allclose(plan.weight_GR, [[0.5, 0.952574]], rtol=1e-5)
+
+
+def test_the_gradient_of_base_reaches_the_router():
+  weight = lambda logits: route(gates.Base(1), logits).weight_GR.sum()
+  gradient = jax.jit(jax.grad(weight))(jnp.zeros((1, 2, 2)))
+  # d sigmoid(0) = 1/4, of one expert per token.
+  np.testing.assert_allclose(gradient.sum(axis=(0, 2)), [0.25, 0.25])
+
+
+def test_sinkhorn_spreads_what_top_k_sends_to_one_expert():
+  logits = logits_of('all to one', E)
+  load = lambda train: routed(
+    gates.Sinkhorn(1, num_iterations=20), logits, train=train
+  ).statistics['load'][0]
+  assert load(False).max() == G * M and load(True).max() <= 6
+
+
+def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
+  # Experts 0 1 | null 2 | copy 3 4, two choices each.
+  logits = np.log(
+    np.float32(
+      [[[6, 1, 2, 1, 1], [1, 1, 6, 2, 1], [1, 1, 1, 2, 6], [6, 2, 1, 1, 1]]]
+    )
+  )
+  valid = np.array([[True, True, True, False]])
+  router = gates.NullExperts(2, num_null=1, num_copy=2)
+  plan = routed(router, logits, valid)
+  assert choices_of(plan, 0) == pytest.approx({(0, 0): 0.75})
+  np.testing.assert_allclose(plan.own_weight_GM, [[0, 0.25, 1, 0]], rtol=1e-6)
+  np.testing.assert_array_equal(plan.statistics['load'][0], [1, 0, 2, 2, 1])
+
+
+def test_null_experts_lower_the_experts_that_compute():
+  router = gates.NullExperts(2, router=gates.Sigmoid, num_null=6, num_copy=2)
+  assert router.mean_active(8) == 1.0  # 2 * 8 / 16
+  assert router.num_logits(8) == 16
+  assert router.init_state(8)['bias_E'].shape == (16,)
+
+
+def test_without_copies_a_token_has_no_weight_of_its_own():
+  router = gates.NullExperts(2, num_null=1)
+  plan = jax.eval_shape(P(route, router), np.zeros((1, 2, 4)))
+  assert plan.own_weight_GM is None
+
+
+def test_a_bias_does_not_open_an_expert_of_another_modality():
+  router = gates.ModalityGrouped(2, router=gates.Sigmoid, reserved=(2, 2))
+  state = {
+    'bias_E': np.float32([9, 9, 0, 0]),
+    'load_E': np.zeros(4, np.float32),
+  }
+  modality = np.array([[0, 1, 2]], np.int32)
+  plan = routed(router, np.zeros((1, 3, 4)), None, state, modality=modality)
+  chosen = set(choices_of(plan, 0))
+  # The third modality is not listed and may use all.
+  assert chosen == {(0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
+
+
+def test_a_wrapped_router_keeps_its_own_ways():
+  inner = P(gates.Switch, jitter=0.5)
+  router = gates.ModalityGrouped(1, router=inner, reserved=(2, 2))
+  x = np.ones((1, 3, 4), np.float32)
+  perturb = jax.jit(router.perturb, static_argnums=2)
+  assert float(jnp.abs(perturb(x, KEYS[:1], True) - 1).max()) > 0.1
+  choice = gates.ModalityGrouped(2, router=gates.ExpertChoice, reserved=(2,))
+  assert not choice.is_causal
+
+
+REFUSED = {
+  'num_noise': (lambda: gates.NoisyTopK(2, noise_std=0.0), 'above 0'),
+  'sigmoid, one expert': (lambda: gates.Sigmoid(1), 'TOP_K of at least 2'),
+  'quantile, one expert': (lambda: gates.Quantile(1), 'TOP_K of at least 2'),
+  'decay': (lambda: gates.Quantile(2, decay=1.0), r'must lie in \[0, 1\)'),
+  'gshard, three': (lambda: gates.GShard(3), 'set TOP_K = 2'),
+  'base, two': (lambda: gates.Base(2), 'set TOP_K = 1'),
+  'nothing added': (lambda: gates.NullExperts(2), 'needs experts to add'),
+  'scope': (lambda: gates.TopK(2, 'batch'), 'must be one of'),
+  'inner': (lambda: gates.NullExperts(1, num_null=1), 'renormalize=False'),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_built_is_refused(name):
+  make, message = REFUSED[name]
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+ROUTED_REFUSED = {
+  'all experts': (gates.Quantile(8), 'below NUM_EXPERTS=8'),
+  'groups': (gates.Sigmoid(2, num_groups=3, top_groups=2), 'must divide'),
+  'few groups': (gates.Sigmoid(3, num_groups=4, top_groups=1), 'raise top_gr'),
+  'hash': (gates.Hash(9), 'TOP_K=9 <= NUM_EXPERTS=8'),
+  'too many reserved': (
+    gates.ModalityGrouped(2, reserved=(6, 3)),
+    'no more than the 8 experts',
+  ),
+  'too few left': (
+    gates.ModalityGrouped(2, reserved=(7, 1)),
+    'fewer than the 2 experts',
+  ),
+  'null and expert choice': (
+    gates.NullExperts(3, router=gates.ExpertChoice, num_null=3),
+    'in which tokens choose, got ExpertChoice',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', ROUTED_REFUSED)
+def test_what_cannot_be_routed_is_refused(name):
+  router, message = ROUTED_REFUSED[name]
+  state = router.init_state(E)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(
+      P(route, router), np.zeros((1, 16, router.num_logits(E))), state=state
+    )

@@ -1,0 +1,188 @@
+"""Routers that look at all tokens of a routing group before they choose.
+
+Their choices in training depend on later tokens of the group.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing import assignment, balance
+from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
+from moe.routing.slots import capacity
+from moe.routing.token_choice import (
+  logit_losses,
+  pick,
+  plan_of_choices,
+  top_k,
+)
+from moe.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice(Router):
+  """Each expert chooses its C best tokens of the group.
+
+  Zhou et al. (2022), section 3.2, https://arxiv.org/abs/2202.09368: with scores
+  S = softmax(logits) over experts, each expert takes the C = M k / E tokens of
+  its largest S, which are the weights. Balanced by construction: there is no
+  load-balance loss, and nothing is dropped at a capacity factor of 1 or more.
+  Departs from the paper in capping experts per token by keeping each token's
+  largest weights, where it solves a regularised assignment.
+
+  Whether an expert takes a token depends on the tokens behind it: a decoder
+  trained so sees the future, and chooses differently when it generates.
+
+  Attributes:
+    num_active: k, experts per token in the mean.
+    max_per_token: experts per token at most; 0 for no cap.
+  """
+
+  max_per_token: int = 0
+
+  is_causal = False
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Lets each expert choose; rows come expert after expert, best first."""
+    del state, keys_G, train
+    logits_GME, valid_GM = inputs.logits_GME, inputs.valid_GM
+    G, M, E = logits_GME.shape
+    C = capacity(M, self.num_active, E, 1.0)
+    A = min(E, self.max_per_token or E)
+    probs_GME = jax.nn.softmax(logits_GME, axis=-1)
+    is_open_GME = valid_GM[..., None] & (logits_GME > -jnp.inf)
+    score_GEM = jnp.where(is_open_GME, probs_GME, -1.0).swapaxes(1, 2)
+    score_GEC, token_GEC = jax.lax.top_k(score_GEM, C)
+    score_GR = score_GEC.reshape(G, E * C)
+    token_GR = token_GEC.reshape(G, E * C).astype(jnp.int32)
+    expert_GR = jnp.broadcast_to(
+      jnp.repeat(jnp.arange(E, dtype=jnp.int32), C), (G, E * C)
+    )
+    valid_GR = score_GR >= 0
+    rows_GME = _rows_by_expert(token_GR, expert_GR, valid_GR, (M, E))
+    rows_GMA = rows_GME
+    if A < E:
+      kept_GME = jnp.where(rows_GME >= 0, probs_GME, -1.0)
+      expert_GMA = top_k(jax.lax.stop_gradient(kept_GME), A)
+      rows_GMA = jnp.take_along_axis(rows_GME, expert_GMA, axis=2)
+      valid_GR = _named(rows_GMA, E * C)
+    statistics = balance.choice_statistics(
+      probs_GME, jnp.argmax(probs_GME, axis=-1)[..., None], valid_GM
+    )
+    load_E = valid_GR.reshape(G, E, C).sum(axis=(0, 2), dtype=jnp.float32)
+    statistics['load'] = (load_E, load_E.sum())
+    return RoutingPlan(
+      token_GR,
+      expert_GR,
+      jnp.maximum(score_GR, 0.0),
+      valid_GR,
+      rows_GMA,
+      logit_losses(inputs, probs_GME),
+      statistics,
+    )
+
+
+def _rows_by_expert(
+  token_GR: Array, expert_GR: Array, valid_GR: Array, shape: tuple[int, int]
+) -> Array:
+  """[G, M, E]: the row of each token with each expert, -1 for none."""
+  M, E = shape
+  G, R = token_GR.shape
+  # Rows that do not exist go behind the end, where they are left out.
+  place_GR = jnp.where(valid_GR, token_GR * E + expert_GR, M * E)
+  rows_R = jnp.arange(R, dtype=jnp.int32)
+  put = lambda place_R: (
+    jnp.full(M * E, -1, jnp.int32).at[place_R].set(rows_R, mode='drop')
+  )
+  return jax.vmap(put)(place_GR).reshape(G, M, E)
+
+
+def _named(rows_GMA: Array, num_rows: int) -> Array:
+  """Whether each row occurs in rows_GMA: bool [G, R]."""
+  G = rows_GMA.shape[0]
+  place_GK = jnp.where(rows_GMA >= 0, rows_GMA, num_rows).reshape(G, -1)
+  put = lambda place_K: (
+    jnp.zeros(num_rows, bool).at[place_K].set(True, mode='drop')
+  )
+  return jax.vmap(put)(place_GK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base(Router):
+  """One expert per token, every expert as many tokens of the group.
+
+  BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716), the
+  balanced assignment of CPM-2 (Zhang et al., 2021,
+  https://arxiv.org/abs/2106.10715): in training the assignment with the largest
+  sum of logits, by an auction, see `assignment.balanced_assignment`; in
+  evaluation each token's best expert. The weight is sigmoid(logit), through
+  which the gradient reaches the router. There is no load-balance loss. Departs
+  from the paper in assigning within a routing group, where it shuffles tokens
+  between devices.
+
+  Attributes:
+    num_active: always 1.
+  """
+
+  num_active: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.num_active != 1:
+      raise ValueError(
+        f'Base routes each token to one expert, got TOP_K={self.num_active}:'
+        ' set TOP_K = 1, or use gates.Sinkhorn.'
+      )
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Assigns in training, takes the best expert in evaluation."""
+    del state, keys_G
+    logits_GME = inputs.logits_GME
+    if train:
+      expert_GM = assignment.balanced_assignment(logits_GME, inputs.valid_GM)
+      expert_GMA = expert_GM[..., None]
+    else:
+      expert_GMA = top_k(logits_GME, 1)
+    probs_GME = jax.nn.softmax(logits_GME, axis=-1)
+    weight_GMA = jax.nn.sigmoid(pick(logits_GME, expert_GMA))
+    losses = logit_losses(inputs, probs_GME)
+    return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinkhorn(Router):
+  """Top-k of a soft balanced assignment of the group's tokens.
+
+  S-BASE (Clark et al., 2022, section 3.1, https://arxiv.org/abs/2202.01169): in
+  training experts are chosen by the logits after Sinkhorn's scaling, see
+  `assignment.sinkhorn`, in evaluation by the logits. The weights are the
+  softmax of the plain logits. There is no load-balance loss. Departs from the
+  paper in allowing more than one expert, and in a fixed number of iterations.
+
+  Attributes:
+    num_iterations: scalings of tokens and experts; choices are as balanced as
+      these have converged.
+  """
+
+  num_iterations: int = 8
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses by scaled logits in training, by plain ones in evaluation."""
+    del state, keys_G
+    scores_GME = logits_GME = inputs.logits_GME
+    if train:
+      scores_GME = assignment.sinkhorn(
+        logits_GME, inputs.valid_GM, self.num_iterations
+      )
+    expert_GMA = top_k(scores_GME, self.num_active)
+    probs_GME = jax.nn.softmax(logits_GME, axis=-1)
+    weight_GMA = pick(probs_GME, expert_GMA)
+    losses = logit_losses(inputs, probs_GME)
+    return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)

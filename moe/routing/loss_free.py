@@ -1,0 +1,206 @@
+"""Routers balanced by a bias on the choice, which carries no gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing import assignment, balance
+from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
+from moe.routing.token_choice import (
+  TokenChoice,
+  logit_losses,
+  pick,
+  plan_of_choices,
+  top_k,
+)
+from moe.types import Array, Pair
+
+
+def _normalised_sigmoid(
+  logits_GME: Array, expert_GMA: Array, num_active: int, scaling: float
+) -> tuple[Array, Array]:
+  """Sigmoid scores over their sum: (of all experts, of the chosen ones)."""
+  score_GME = jax.nn.sigmoid(logits_GME)
+  score_GMA = pick(score_GME, expert_GMA)
+  # Sigmoids underflow together where a token rejects all of its experts.
+  tiny = jnp.float32(1e-20)
+  chosen_GM1 = score_GMA[..., :num_active].sum(axis=-1, keepdims=True)
+  probs_GME = score_GME / (score_GME.sum(axis=-1, keepdims=True) + tiny)
+  return probs_GME, scaling * score_GMA / (chosen_GM1 + tiny)
+
+
+def _bias_norm(bias_E: Array, valid_GM: Array) -> Pair:
+  """Weighted by tokens, so that it adds up over devices and microbatches."""
+  tokens = valid_GM.sum(dtype=jnp.float32)
+  return jnp.sqrt(jnp.sum(jnp.square(bias_E))) * tokens, tokens
+
+
+def _check_several(router: Router) -> None:
+  if router.num_active == 1:
+    raise ValueError(
+      f'{type(router).__name__} needs TOP_K of at least 2, got 1: a single'
+      ' renormalised weight is constant, so the router would get no gradient;'
+      ' use gates.Switch.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(TokenChoice):
+  """DeepSeek-V3's router: sigmoid scores, balanced by a bias on the choice.
+
+  DeepSeek-AI (2024), equations 13-16 and section 2.1.2,
+  https://arxiv.org/abs/2412.19437. With scores s = sigmoid(logits), the experts
+  of the k largest s + bias are chosen; weights are s over the sum of the chosen
+  s, without the bias, times `scaling`. After a step the bias of each expert
+  moves by `bias_rate` towards the mean load of the whole batch. The
+  load-balance loss (their complementary one has scope 'sequence') and the
+  statistics use s / sum s.
+
+  Attributes:
+    num_groups: groups of neighbouring experts, as on one node.
+    top_groups: groups that a token may use; a group counts as much as its two
+      best experts.
+    scaling: of all weights; 2.5 in DeepSeek-V3.
+    bias_rate: step of the bias.
+    num_spare: further choices of each token, which stand by for experts that
+      are full.
+  """
+
+  num_groups: int = 1
+  top_groups: int = 1
+  scaling: float = 1.0
+  bias_rate: float = 1e-3
+  num_spare: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_several(self)
+
+  def init_state(self, num_experts: int) -> State:
+    """No bias, no load."""
+    zeros_E = jnp.zeros(num_experts, jnp.float32)
+    return {'bias_E': zeros_E, 'load_E': zeros_E}
+
+  def update(self, state: State) -> State:
+    """Moves the bias by the step's load, which is then forgotten."""
+    bias_E = balance.signed_bias(
+      state['bias_E'], state['load_E'], self.bias_rate
+    )
+    return {'bias_E': bias_E, 'load_E': jnp.zeros_like(bias_E)}
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses by biased scores and weighs by plain ones."""
+    del keys_G
+    k, logits_GME = self.num_active, inputs.logits_GME
+    A = k + self.num_spare
+    biased_GME = jax.nn.sigmoid(logits_GME) + state['bias_E']
+    # What a mask forbids stays forbidden whatever the bias.
+    biased_GME = jnp.where(logits_GME > -jnp.inf, biased_GME, -jnp.inf)
+    if self.num_groups > 1:
+      E = logits_GME.shape[-1]
+      if self.top_groups * (E // self.num_groups) < A:
+        raise ValueError(
+          f'top_groups={self.top_groups} of num_groups={self.num_groups} hold'
+          f' fewer of the {E} experts than the {A} choices of a token: raise'
+          ' top_groups.'
+        )
+      biased_GME = assignment.within_groups(
+        biased_GME, self.num_groups, self.top_groups
+      )
+    expert_GMA = top_k(jax.lax.stop_gradient(biased_GME), A)
+    probs_GME, weight_GMA = _normalised_sigmoid(
+      logits_GME, expert_GMA, k, self.scaling
+    )
+    losses = self.losses(inputs, probs_GME, expert_GMA[..., :k], state, train)
+    plan = plan_of_choices(
+      inputs, probs_GME, expert_GMA, weight_GMA, losses, self.num_spare
+    )
+    plan.statistics['bias_norm'] = _bias_norm(state['bias_E'], inputs.valid_GM)
+    return plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantile(Router):
+  """Quantile balancing: the bias that would have balanced the last batch.
+
+  Su (2026), https://kexue.fm/archives/11619, as Megatron-Core has it
+  (`quantile_balancing`). The experts of the k largest logits + bias are chosen;
+  weights are sigmoids of the plain logits over the sum of the chosen ones. In
+  training each group's price of each expert is taken, see
+  `assignment.quantiles`; after a step
+    bias = decay * bias - (1 - decay) * (mean price over the batch),
+  less its mean over experts. The mean weighs groups by their valid tokens,
+  where Megatron-Core weighs microbatches and devices equally: it does not
+  depend on the number of either. There is no load-balance loss.
+
+  Attributes:
+    decay: share of the old bias that is kept.
+    scaling: of all weights.
+  """
+
+  decay: float = 0.9
+  scaling: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_several(self)
+    if not 0 <= self.decay < 1:
+      raise ValueError(f'decay={self.decay} must lie in [0, 1): change it.')
+
+  def init_state(self, num_experts: int) -> State:
+    """No bias, and nothing seen."""
+    zeros_E = jnp.zeros(num_experts, jnp.float32)
+    tokens = jnp.zeros((), jnp.float32)
+    return {'bias_E': zeros_E, 'price_E': zeros_E, 'tokens': tokens}
+
+  def observe(self, state: State, statistics: dict[str, Pair]) -> State:
+    """Adds the microbatch's prices, each times the tokens of its group."""
+    price_E, tokens = statistics['price']
+    return dict(
+      state,
+      price_E=state['price_E'] + price_E,
+      tokens=state['tokens'] + tokens,
+    )
+
+  def update(self, state: State) -> State:
+    """Moves the bias towards minus the step's mean price."""
+    tokens = state['tokens'][..., None]
+    mean_E = state['price_E'] / jnp.maximum(tokens, 1.0)
+    bias_E = self.decay * state['bias_E'] - (1.0 - self.decay) * mean_E
+    bias_E -= bias_E.mean(axis=-1, keepdims=True)
+    return {
+      'bias_E': jnp.where(tokens > 0, bias_E, state['bias_E']),
+      'price_E': jnp.zeros_like(bias_E),
+      'tokens': jnp.zeros_like(state['tokens']),
+    }
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses by biased logits and weighs by plain scores."""
+    del keys_G
+    k, E = self.num_active, inputs.logits_GME.shape[-1]
+    if k >= E:
+      raise ValueError(
+        f'Quantile needs TOP_K={k} below NUM_EXPERTS={E}: with every expert'
+        ' chosen there is nothing to balance.'
+      )
+    biased_GME = inputs.logits_GME + state['bias_E']
+    expert_GMA = top_k(jax.lax.stop_gradient(biased_GME), k)
+    probs_GME, weight_GMA = _normalised_sigmoid(
+      inputs.logits_GME, expert_GMA, k, self.scaling
+    )
+    losses = logit_losses(inputs, probs_GME)
+    plan = plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
+    plan.statistics['bias_norm'] = _bias_norm(state['bias_E'], inputs.valid_GM)
+    if train:
+      price_GE = assignment.quantiles(
+        inputs.logits_GME, state['bias_E'], k, inputs.valid_GM
+      )
+      tokens_G = inputs.valid_GM.sum(axis=1, dtype=jnp.float32)
+      price_E = jnp.sum(price_GE * tokens_G[:, None], axis=0)
+      plan.statistics['price'] = (price_E, tokens_G.sum())
+    return plan

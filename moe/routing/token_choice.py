@@ -1,0 +1,374 @@
+"""Routers in which each token chooses its experts by its own logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.routing import balance
+from moe.routing.plan import (
+  Router,
+  RouterInputs,
+  RoutingPlan,
+  State,
+  rows_of_choices,
+)
+from moe.types import Array, Pair
+
+
+def top_k(scores_GME: Array, k: int) -> Array:
+  """The experts of the k largest scores; of equal ones the first expert.
+
+  Raises:
+    ValueError: if there are fewer experts.
+  """
+  E = scores_GME.shape[-1]
+  if k > E:
+    raise ValueError(
+      f'TOP_K={k} must be at most NUM_EXPERTS={E}: lower it, or the number of'
+      ' choices that stand by.'
+    )
+  return jax.lax.top_k(scores_GME, k)[1].astype(jnp.int32)
+
+
+def pick(a_GME: Array, expert_GMA: Array) -> Array:
+  """[G, M, A] of a_GME at the chosen experts.
+
+  By comparing, so that the backward pass does not scatter.
+  """
+  experts_E = jnp.arange(a_GME.shape[-1], dtype=expert_GMA.dtype)
+  picked = [
+    jnp.sum(jnp.where(expert_GMA[..., a, None] == experts_E, a_GME, 0.0), -1)
+    for a in range(expert_GMA.shape[-1])
+  ]
+  return jnp.stack(picked, axis=-1)
+
+
+def logit_losses(
+  inputs: RouterInputs, probs_GME: Array, scope: balance.Scope = balance.GROUP
+) -> dict[str, Pair]:
+  """The losses of a learned router that do not depend on its choices."""
+  valid_GM = inputs.valid_GM
+  return {
+    'router_z': balance.router_z_loss(inputs.logits_GME, valid_GM),
+    'local_entropy': balance.local_entropy_loss(probs_GME, valid_GM),
+    'global_entropy': balance.global_entropy_loss(
+      probs_GME, inputs.modality_GM, valid_GM, scope
+    ),
+  }
+
+
+def plan_of_choices(
+  inputs: RouterInputs,
+  probs_GME: Array,
+  expert_GMA: Array,
+  weight_GMA: Array,
+  losses: dict[str, Pair],
+  num_spare: int = 0,
+) -> RoutingPlan:
+  """The plan of A choices per token; negative experts are no choices."""
+  G, M, A = expert_GMA.shape
+  valid_GM = inputs.valid_GM
+  token_GR, expert_GR, weight_GR, valid_GR, rows_GMA = rows_of_choices(
+    expert_GMA, weight_GMA, valid_GM
+  )
+  statistics = balance.choice_statistics(
+    probs_GME, expert_GMA[..., : A - num_spare], valid_GM
+  )
+  return RoutingPlan(
+    token_GR,
+    jnp.maximum(expert_GR, 0),
+    weight_GR,
+    valid_GR & (expert_GR >= 0),
+    rows_GMA,
+    losses,
+    statistics,
+    num_spare,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenChoice(Router):
+  """Base of the routers that are trained with a load-balance loss.
+
+  Attributes:
+    balance_scope: what the load-balance loss and LIMoE's global entropy are
+      taken over: 'group', 'sequence' or 'global', see `balance.Scope`.
+  """
+
+  balance_scope: str = 'group'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.balance_scope not in balance.SCOPES:
+      raise ValueError(
+        f"balance_scope='{self.balance_scope}' must be one of {balance.SCOPES}."
+      )
+
+  def init_state(self, num_experts: int) -> State:
+    """Of global scope the rows of each expert in the step so far."""
+    if self.balance_scope != 'global':
+      return {}
+    return {'load_E': jnp.zeros(num_experts, jnp.float32)}
+
+  def observe(self, state: State, statistics: dict[str, Pair]) -> State:
+    """Adds the microbatch's load."""
+    if 'load_E' not in state:
+      return state
+    return dict(state, load_E=state['load_E'] + statistics['load'][0])
+
+  def update(self, state: State) -> State:
+    """Forgets the step's load."""
+    if 'load_E' not in state:
+      return state
+    return dict(state, load_E=jnp.zeros_like(state['load_E']))
+
+  def losses(
+    self,
+    inputs: RouterInputs,
+    probs_GME: Array,
+    expert_GMA: Array,
+    state: State,
+    train: bool,
+  ) -> dict[str, Pair]:
+    """Load balance of these choices, z-loss and entropies."""
+    scope = balance.Scope(self.balance_scope, inputs.length, inputs.batch_axes)
+    is_counted = train and self.balance_scope == 'global'
+    load_balance = balance.load_balance_loss(
+      probs_GME,
+      expert_GMA,
+      inputs.valid_GM,
+      scope,
+      state['load_E'] if is_counted else None,
+    )
+    return {
+      'load_balance': load_balance,
+      **logit_losses(inputs, probs_GME, scope),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK(TokenChoice):
+  """Softmax over the experts, then the k most probable.
+
+  Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, without noise.
+
+  Attributes:
+    renormalize: whether the k weights are divided by their sum, as in Mixtral
+      (https://arxiv.org/abs/2401.04088); this is the softmax after the choice,
+      over the k chosen logits alone. Otherwise, with the softmax before the
+      choice, they are the plain probabilities. With k = 1 a renormalised weight
+      is always 1 and no gradient reaches the router: use Switch.
+    num_spare: further choices of each token, which stand by for experts that
+      are full; their weights are divided by the sum of the first k as well.
+  """
+
+  renormalize: bool = True
+  num_spare: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.num_active == 1 and self.renormalize:
+      raise ValueError(
+        'TopK with num_active=1 needs renormalize=False: a renormalised single'
+        ' weight is always 1, so the router would get no gradient; set it, or'
+        ' use gates.Switch.'
+      )
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses the k most probable experts of each token."""
+    del keys_G
+    k = self.num_active
+    expert_GMA = top_k(inputs.logits_GME, k + self.num_spare)
+    probs_GME = jax.nn.softmax(inputs.logits_GME, axis=-1)
+    if self.renormalize:
+      logits_GMA = pick(inputs.logits_GME, expert_GMA)
+      log_sum_GM1 = jax.nn.logsumexp(
+        logits_GMA[..., :k], axis=-1, keepdims=True
+      )
+      weight_GMA = jnp.exp(logits_GMA - log_sum_GM1)
+    else:
+      weight_GMA = pick(probs_GME, expert_GMA)
+    losses = self.losses(inputs, probs_GME, expert_GMA[..., :k], state, train)
+    return plan_of_choices(
+      inputs, probs_GME, expert_GMA, weight_GMA, losses, self.num_spare
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch(TokenChoice):
+  """Top-1 routing; the output is scaled by the probability of the choice.
+
+  Fedus et al. (2021), equations 1-2, https://arxiv.org/abs/2101.03961. The
+  gradient reaches the router through that probability.
+
+  Attributes:
+    num_active: always 1.
+    jitter: in training what the router reads is multiplied by uniform noise
+      from [1 - jitter, 1 + jitter]; the paper uses 0.01.
+  """
+
+  num_active: int = 1
+  jitter: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.num_active != 1:
+      raise ValueError(
+        f'Switch routes each token to one expert, got TOP_K={self.num_active}:'
+        ' set TOP_K = 1, or use gates.TopK.'
+      )
+
+  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
+    """Jitters what the router reads; experts see the tokens as they are."""
+    if not (train and self.jitter):
+      return x_GMD
+    noise = lambda key: jax.random.uniform(
+      key,
+      x_GMD.shape[1:],
+      jnp.float32,
+      1.0 - self.jitter,
+      1.0 + self.jitter,
+    )
+    return x_GMD.astype(jnp.float32) * jax.vmap(noise)(keys_G)
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses the most probable expert of each token."""
+    return TopK(1, self.balance_scope, renormalize=False).route(
+      inputs, state, keys_G, train
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyTopK(TokenChoice):
+  """Top-k of logits with Gaussian noise, in training.
+
+  Shazeer et al. (2017), section 2.1, https://arxiv.org/abs/1701.06538, with the
+  fixed noise of V-MoE (Riquelme et al., 2021, section 2.3,
+  https://arxiv.org/abs/2106.05974): weights are probabilities under softmax of
+  the noisy logits, not renormalised. Adds the losses 'importance' and
+  'noisy_load' (in training) to those of `TokenChoice`.
+
+  Attributes:
+    noise_std: E times the standard deviation of the noise on the logits.
+  """
+
+  noise_std: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.noise_std <= 0:
+      raise ValueError(
+        f'NoisyTopK needs noise, got noise_std={self.noise_std}: set it above'
+        ' 0, or use gates.TopK.'
+      )
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses the k most probable experts under noise."""
+    logits_GME, valid_GM = inputs.logits_GME, inputs.valid_GM
+    k, (M, E) = self.num_active, logits_GME.shape[1:]
+    std = self.noise_std / E
+    noisy_GME = logits_GME
+    if train:
+      noise = lambda key: jax.random.normal(key, (M, E), jnp.float32)
+      noisy_GME = logits_GME + std * jax.vmap(noise)(keys_G)
+    expert_GMA = top_k(noisy_GME, k)
+    probs_GME = jax.nn.softmax(noisy_GME, axis=-1)
+    losses = self.losses(inputs, probs_GME, expert_GMA, state, train)
+    losses['importance'] = balance.importance_loss(
+      jax.nn.softmax(logits_GME, axis=-1), valid_GM
+    )
+    if train:
+      losses['noisy_load'] = balance.noisy_load_loss(
+        logits_GME, noisy_GME, std, k, valid_GM
+      )
+    weight_GMA = pick(probs_GME, expert_GMA)
+    return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class GShard(TokenChoice):
+  """Top-2 whose second expert is used at random, as often as it weighs.
+
+  Lepikhin et al. (2020), algorithm 1, https://arxiv.org/abs/2006.16668: both
+  weights are divided by their sum; in training the second expert w_2 is used
+  with probability min(1, 2 w_2). Its load-balance loss counts first choices.
+  Departs from it in evaluation, where the second expert is always used.
+
+  Attributes:
+    num_active: always 2.
+  """
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.num_active != 2:
+      raise ValueError(
+        f'GShard routes each token to two experts, got TOP_K={self.num_active}:'
+        ' set TOP_K = 2, or use gates.TopK.'
+      )
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses the two most probable experts, and whether the second counts."""
+    expert_GMA = top_k(inputs.logits_GME, 2)
+    probs_GME = jax.nn.softmax(inputs.logits_GME, axis=-1)
+    weight_GMA = jax.nn.softmax(pick(inputs.logits_GME, expert_GMA), axis=-1)
+    losses = self.losses(inputs, probs_GME, expert_GMA[..., :1], state, train)
+    if train:
+      M = expert_GMA.shape[1]
+      draw = lambda key: jax.random.uniform(key, (M,), jnp.float32)
+      is_used_GM = 2.0 * weight_GMA[..., 1] > jax.vmap(draw)(keys_G)
+      second_GM = jnp.where(is_used_GM, expert_GMA[..., 1], -1)
+      expert_GMA = jnp.stack([expert_GMA[..., 0], second_GM], axis=-1)
+    return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
+
+
+# 2^32 over the golden ratio, made odd: consecutive ids times it are spread
+# evenly over the 32 bits (Knuth, The Art of Computer Programming, 6.4).
+_GOLDEN = 2654435769
+
+
+@dataclasses.dataclass(frozen=True)
+class Hash(Router):
+  """Experts fixed by the token's id; nothing is learned.
+
+  Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
+  floor(E * frac(id / golden ratio)), under which any run of ids fills the
+  experts almost evenly; the paper draws a random table. Further experts lie
+  E // k apart. Every weight is 1 / k, so 1 with one expert.
+
+  Attributes:
+    num_active: k.
+  """
+
+  num_active: int = 1
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Looks the experts of each id up."""
+    del state, keys_G, train
+    k, E = self.num_active, inputs.logits_GME.shape[-1]
+    if k > E or E >= 2**16:
+      raise ValueError(
+        f'Hash needs TOP_K={k} <= NUM_EXPERTS={E} < 65536: change one of them.'
+      )
+    hash_GM = inputs.token_ids_GM.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
+    # The upper 16 bits as a fraction, in 32 bits.
+    first_GM = ((hash_GM >> 16) * jnp.uint32(E)) >> 16
+    apart_A = jnp.arange(k, dtype=jnp.int32) * (E // k)
+    expert_GMA = (first_GM.astype(jnp.int32)[..., None] + apart_A) % E
+    weight_GMA = jnp.full(expert_GMA.shape, 1.0 / k, jnp.float32)
+    experts_E = jnp.arange(E, dtype=jnp.int32)
+    probs_GME = sum(
+      jnp.where(expert_GMA[..., a, None] == experts_E, 1.0 / k, 0.0)
+      for a in range(k)
+    )
+    return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, {})

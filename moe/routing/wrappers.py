@@ -1,0 +1,192 @@
+"""Routers that change what another router sees or what becomes of its plan."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
+from moe.routing.token_choice import TopK
+from moe.types import Array, Pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(Router):
+  """Base of the routers that leave the choice to another one.
+
+  Attributes:
+    router: makes the router that chooses, given `num_active`.
+  """
+
+  router: Callable[..., Router] = TopK
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.inner()  # refuses what the router refuses
+
+  def inner(self) -> Router:
+    """The router that chooses."""
+    return self.router(num_active=self.num_active)
+
+  @property
+  def is_causal(self) -> bool:
+    """Whether the router that chooses is causal."""
+    return self.inner().is_causal
+
+  def mean_active(self, num_experts: int) -> float:
+    """As of the router that chooses."""
+    return self.inner().mean_active(num_experts)
+
+  def num_logits(self, num_experts: int) -> int:
+    """As of the router that chooses."""
+    return self.inner().num_logits(num_experts)
+
+  def init_state(self, num_experts: int) -> State:
+    """As of the router that chooses."""
+    return self.inner().init_state(num_experts)
+
+  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
+    """As the router that chooses."""
+    return self.inner().perturb(x_GMD, keys_G, train)
+
+  def observe(self, state: State, statistics: dict[str, Pair]) -> State:
+    """As the router that chooses."""
+    return self.inner().observe(state, statistics)
+
+  def update(self, state: State) -> State:
+    """As the router that chooses."""
+    return self.inner().update(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class NullExperts(Wrapper):
+  """Some of the experts compute nothing, so that easy tokens cost less.
+
+  Zero-computation experts of MoE++ (Jin et al., 2024, section 3.1,
+  https://arxiv.org/abs/2410.07348), without its constant experts; copy experts
+  alone are LongCat-Flash's (2025, https://arxiv.org/abs/2509.01322). To the E
+  experts Z = num_null + num_copy are added, among which a token chooses as
+  among all. A null expert's output is 0, a copy expert's is the token itself;
+  neither takes a row. With even use a token has k E / (E + Z) experts that
+  compute. Losses, loads, biases and statistics include the Z, behind the E.
+
+  Attributes:
+    num_null: experts whose output is 0.
+    num_copy: experts whose output is the token.
+  """
+
+  num_null: int = 0
+  num_copy: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if min(self.num_null, self.num_copy) < 0 or not self._num_added():
+      raise ValueError(
+        f'NullExperts needs experts to add, got num_null={self.num_null} and'
+        f' num_copy={self.num_copy}: set one of them above 0.'
+      )
+
+  def _num_added(self) -> int:
+    return self.num_null + self.num_copy
+
+  def mean_active(self, num_experts: int) -> float:
+    """Choices that compute, when all E + Z experts are used evenly."""
+    total = num_experts + self._num_added()
+    return self.inner().mean_active(total) * num_experts / total
+
+  def num_logits(self, num_experts: int) -> int:
+    """E + Z."""
+    return self.inner().num_logits(num_experts + self._num_added())
+
+  def init_state(self, num_experts: int) -> State:
+    """State of E + Z experts."""
+    return self.inner().init_state(num_experts + self._num_added())
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Takes the rows of the added experts out of the plan.
+
+    Raises:
+      ValueError: if experts choose tokens.
+    """
+    plan = self.inner().route(inputs, state, keys_G, train)
+    G, M, total = inputs.logits_GME.shape
+    A = plan.rows_GMA.shape[-1]
+    if plan.expert_GR.shape[1] != A * M:
+      raise ValueError(
+        'NullExperts needs a router in which tokens choose, got'
+        f' {type(self.inner()).__name__}: use gates.TopK.'
+      )
+    E = total - self._num_added()
+    is_copy_GR = plan.valid_GR & (plan.expert_GR >= E + self.num_null)
+    copied_GR = jnp.where(is_copy_GR, plan.weight_GR, 0.0)
+    # Rows lie choice after choice; those that stand by are the last ones.
+    own_GAM = copied_GR.reshape(G, A, M)[:, : A - plan.num_spare]
+    is_real_GR = plan.expert_GR < E
+    return plan._replace(
+      expert_GR=jnp.where(is_real_GR, plan.expert_GR, 0),
+      valid_GR=plan.valid_GR & is_real_GR,
+      own_weight_GM=own_GAM.sum(axis=1) if self.num_copy else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalityGrouped(Wrapper):
+  """Some experts see the tokens of one modality only.
+
+  Modality-aware experts (Lin et al., 2024, MoMa,
+  https://arxiv.org/abs/2407.21770; Bao et al., 2022, VLMo,
+  https://arxiv.org/abs/2111.02358) as a mask: logits of experts that are
+  reserved for another modality are -inf. Departs from MoMa in that all
+  modalities share one router, and in that there may be experts for all.
+
+  Attributes:
+    reserved: experts of each modality in the order of `Batch.modality`, from
+      expert 0 on; the others are open to all. Tokens of a modality that is not
+      listed may use every expert.
+  """
+
+  reserved: tuple[int, ...] = ()
+
+  def _check(self, num_experts: int) -> None:
+    shared = num_experts - sum(self.reserved)
+    if shared < 0 or not self.reserved:
+      raise ValueError(
+        f'reserved={self.reserved} must list modalities and be no more than the'
+        f' {num_experts} experts together: change it.'
+      )
+    inner = self.inner()
+    choices = inner.num_active + getattr(inner, 'num_spare', 0)
+    if min(self.reserved) + shared < choices:
+      raise ValueError(
+        f'reserved={self.reserved} of {num_experts} experts leaves a modality'
+        f' fewer than the {choices} experts that each of its tokens chooses:'
+        ' reserve more for it, or fewer for others.'
+      )
+
+  def route(
+    self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Routes by masked logits; rows that break the mask do not exist."""
+    G, M, E = inputs.logits_GME.shape
+    self._check(E)
+    experts_E = jnp.arange(E, dtype=jnp.int32)
+    modality_GM1 = inputs.modality_GM[..., None]
+    allowed_GME = jnp.ones((G, M, E), bool)
+    first = 0
+    for modality, count in enumerate(self.reserved):
+      mine_E = (experts_E >= first) & (experts_E < first + count)
+      is_listed_GM1 = modality_GM1 < len(self.reserved)
+      allowed_GME &= ~mine_E | ~is_listed_GM1 | (modality_GM1 == modality)
+      first += count
+    logits_GME = jnp.where(allowed_GME, inputs.logits_GME, -jnp.inf)
+    plan = self.inner().route(
+      inputs._replace(logits_GME=logits_GME), state, keys_G, train
+    )
+    # A balanced assignment may have had no other place for a token.
+    place_GR = plan.token_GR * E + plan.expert_GR
+    is_allowed_GR = jnp.take_along_axis(
+      allowed_GME.reshape(G, M * E), place_GR, axis=1, mode='clip'
+    )
+    return plan._replace(valid_GR=plan.valid_GR & is_allowed_GR)

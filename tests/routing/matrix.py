@@ -1,0 +1,182 @@
+"""What combines with what: every dispatch x exchange x devices x plan.
+
+`python -m tests.routing.matrix` runs all of it and prints the table.
+"""
+
+import functools
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from moe.routing import dispatch, exchange
+from moe.routing.grouped import grouped_matmul
+from moe.routing.plan import RoutingPlan, rows_of_choices
+from tests.routing import oracle
+
+G, M, A, E, D = 8, 8, 3, 8, 6
+
+DISPATCHES = {
+  'Einsum': dispatch.Einsum(1.0),
+  'Sorted': dispatch.Sorted(1.0),
+  'Sorted by probability': dispatch.Sorted(1.0, 'probability'),
+  'Dropless': dispatch.Dropless(),
+}
+EXCHANGES = {
+  'AllToAll': exchange.AllToAll(),
+  'Ragged, bounded': exchange.Ragged(1.0),
+  'Ragged, worst case': exchange.Ragged(0),
+  'AllGather': exchange.AllGather(),
+  'Replicated': exchange.Replicated(),
+}
+DEVICES = (1, 2, 4, 8)
+# (random) -> experts [G, M, A], distinct for each token.
+PLANS = {
+  'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
+  'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
+  'empty experts': lambda r: 2 * r.rand(G, M, E // 2).argsort(-1)[..., :A],
+}
+VALID_GM = np.arange(M) < np.array([[M], [M - 3], [M], [M - 1]] * 2)
+
+
+class Outcome(NamedTuple):
+  """What a cell gives: outputs, what was counted, and gradients."""
+
+  y_GMD: np.ndarray
+  traffic: dict
+  gradients: tuple
+
+
+def experts_fn(w_EDD):
+  """Linear experts for either kind of packed rows."""
+
+  def apply(rows, weight, count_E):
+    rows = rows * weight[..., None]
+    if count_E is None:
+      return jnp.einsum('ESD,EDF->ESF', rows, w_EDD)
+    return grouped_matmul(rows, w_EDD, count_E)
+
+  return apply
+
+
+def plan_of(expert_GMA, weight_GMA, valid_GM):
+  """A token-choice plan."""
+  rows = rows_of_choices(expert_GMA, weight_GMA, valid_GM)
+  return RoutingPlan(*rows, {}, {})
+
+
+def uneven(y_GMD):
+  """A loss in which every place of y counts differently."""
+  scale = jnp.arange(y_GMD.size, dtype=jnp.float32).reshape(y_GMD.shape)
+  return jnp.sum(jnp.sin(scale) * y_GMD)
+
+
+@functools.cache
+def program(exchanger, dispatcher, num_devices):
+  """Compiled: loss, outputs and gradients by tokens, experts and weights."""
+  axes = ('expert',) if num_devices > 1 else ()
+
+  def local(x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM):
+    experts = exchange.Experts(E, A, axes, experts_fn(w_EDD))
+    plan = plan_of(expert_GMA, weight_GMA, valid_GM)
+    y_GMD, traffic = exchanger.apply(x_GMD, plan, dispatcher, experts)
+    if axes and not isinstance(exchanger, exchange.Replicated):
+      traffic = jax.lax.psum(traffic, axes)
+    return y_GMD, traffic
+
+  if axes:
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), axes)
+    is_whole = isinstance(exchanger, exchange.Replicated)
+    tokens = P() if is_whole else P('expert')
+    local = jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(tokens, P('expert'), tokens, tokens, tokens),
+      out_specs=(tokens, P()),
+      check_vma=False,
+    )
+
+  def loss(*args):
+    y_GMD, traffic = local(*args)
+    return uneven(y_GMD), (y_GMD, traffic)
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+
+
+@functools.cache
+def arguments(plan):
+  """Tokens, experts, weights, choices and padding of a plan."""
+  random = np.random.RandomState(0)
+  shapes = ((G, M, D), (E, D, D), (G, M, A))
+  arrays = [random.randn(*shape).astype(np.float32) for shape in shapes]
+  return *arrays, PLANS[plan](random).astype(np.int32), VALID_GM
+
+
+def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
+  """One cell.
+
+  Raises:
+    ValueError: where the two do not go together.
+  """
+  (_, (y_GMD, traffic)), gradients = program(
+    exchanger, dispatcher, num_devices
+  )(*arguments(plan))
+  return jax.device_get(Outcome(y_GMD, traffic, gradients))
+
+
+def expected(dispatcher, plan) -> Outcome:
+  """The same by the oracle, with the capacity of single groups."""
+  x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM = arguments(plan)
+  fixed = plan_of(expert_GMA, weight_GMA, valid_GM)
+  kept_GR = np.asarray(fixed.valid_GR)
+  if not dispatcher.is_dropless:
+    priority = getattr(dispatcher, 'priority', 'position')
+    room = dispatcher.room(M, A, E)
+    kept_GR = oracle.kept_rows(fixed, E, room, priority)
+
+  def loss(x_GMD, w_EDD, weight_GMA):
+    plan = plan_of(expert_GMA, weight_GMA, valid_GM)
+    fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
+    # The choices are those of `fixed`: the oracle reads them as numbers.
+    plan = fixed._replace(weight_GR=plan.weight_GR)
+    y_GMD = oracle.mixture(x_GMD, plan, kept_GR, fn, E)
+    return uneven(y_GMD), y_GMD
+
+  (_, y_GMD), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+    x_GMD, w_EDD, weight_GMA
+  )
+  rows = float(np.asarray(fixed.valid_GR).sum())
+  traffic = {'dropped': (rows - kept_GR.sum(), rows)}
+  return jax.device_get(Outcome(y_GMD, traffic, gradients))
+
+
+def table() -> str:
+  """Markdown: what each pair does, as run on every number of devices."""
+  lines = [
+    '| dispatch | ' + ' | '.join(EXCHANGES) + ' |',
+    '|---' * (len(EXCHANGES) + 1) + '|',
+  ]
+  for name, dispatcher in DISPATCHES.items():
+    cells = []
+    for exchanger in EXCHANGES.values():
+      try:
+        lost = [
+          float(run(exchanger, dispatcher, 4, plan).traffic['dropped'][0])
+          for plan in PLANS
+        ]
+      except ValueError:
+        cells.append('refused')
+        continue
+      cells.append('yes, drops' if any(lost) else 'yes, drops nothing')
+    lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_num_cpu_devices', 8)
+  print(table())
+  sys.exit(0)

@@ -1,0 +1,91 @@
+"""Grouped products: values, gradients, and the program of each platform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.routing.grouped import grouped_matmul
+
+E, D, F = 4, 5, 3
+# Rows of each run, with R rows in all; what is left belongs to nobody.
+CASES = {
+  'uneven': ([7, 0, 12, 3], 24),
+  'all to one': ([0, 24, 0, 0], 24),
+  'all to the last': ([0, 0, 0, 24], 24),
+  'one row each': ([1, 1, 1, 1], 24),
+  'few rows': ([1, 0, 1, 1], 3),
+  'none': ([0, 0, 0, 0], 8),
+  'many blocks': ([70, 1, 0, 57], 130),
+}
+
+
+def with_gradients(product, used):
+  scale = np.random.RandomState(1).randn(used, F).astype(np.float32)
+
+  def scaled(x_RD, w_EDF):
+    y_RF = product(x_RD, w_EDF)[:used]
+    return jnp.sum(y_RF * scale), y_RF
+
+  return jax.jit(jax.value_and_grad(scaled, (0, 1), has_aux=True))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_it_equals_the_obvious_loop(case):
+  counts, rows = CASES[case]
+  used = sum(counts)
+  random = np.random.RandomState(0)
+  x_RD = random.randn(rows, D).astype(np.float32)
+  x_RD[used:] = 0
+  w_EDF = random.randn(E, D, F).astype(np.float32)
+
+  def loop(x_RD, w_EDF):
+    ends = np.cumsum(counts)
+    runs = [x_RD[end - n : end] for end, n in zip(ends, counts, strict=True)]
+    return jnp.concatenate([run_RD @ w_EDF[e] for e, run_RD in enumerate(runs)])
+
+  def grouped(x_RD, w_EDF):
+    return grouped_matmul(x_RD, w_EDF, jnp.asarray(counts, jnp.int32))
+
+  mine, its = (with_gradients(f, used)(x_RD, w_EDF) for f in (grouped, loop))
+  for one, other in zip(
+    jax.tree.leaves(mine), jax.tree.leaves(its), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_matrices_are_added_up_in_float32():
+  # 4096 products of 1 and 1: bfloat16 sums stop at 256.
+  x_RD = jnp.ones((4096, 1), jnp.bfloat16)
+  w_EDF = jnp.ones((1, 1, 1), jnp.bfloat16)
+  counts = jnp.array([4096], jnp.int32)
+  loss = lambda w: grouped_matmul(x_RD, w, counts).astype(jnp.float32).sum()
+  assert float(jax.jit(jax.grad(loss))(w_EDF)[0, 0, 0]) == 4096
+
+
+def lowered(platform):
+  """The program of one grouped product and its gradients, as text."""
+
+  def loss(x_RD, w_EDF, count_E):
+    return grouped_matmul(x_RD, w_EDF, count_E).sum()
+
+  shapes = [
+    jax.ShapeDtypeStruct((24, D), jnp.float32),
+    jax.ShapeDtypeStruct((E, D, F), jnp.float32),
+    jax.ShapeDtypeStruct((E,), jnp.int32),
+  ]
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*shapes)
+  return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_program_for_a_tpu_has_its_kernels_though_made_on_a_cpu():
+  assert jax.default_backend() == 'cpu'
+  program = lowered('tpu')
+  assert 'ragged_dot' in program
+  assert 'stablehlo.while' not in program
+
+
+def test_the_program_for_a_cpu_has_its_own():
+  program = lowered('cpu')
+  assert 'ragged_dot' not in program
+  assert 'stablehlo.while' in program

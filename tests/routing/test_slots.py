@@ -1,0 +1,97 @@
+"""Slots: the sort against a loop over rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.routing import slots
+from moe.routing.plan import RoutingPlan, rows_of_choices
+from tests.routing import oracle
+
+G, M, A, E = 2, 12, 3, 4
+CHOICES = {
+  'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
+  'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
+  'first alike': lambda r: np.concatenate(
+    [np.zeros((G, M, 1), int), 1 + r.rand(G, M, E - 1).argsort(-1)[..., 1:]], -1
+  ),
+}
+VALID_GM = np.arange(M) < np.array([[M - 3], [M]])
+
+
+def make_plan(choices, num_spare=0):
+  random = np.random.RandomState(2)
+  expert_GMA = jnp.asarray(CHOICES[choices](random), jnp.int32)
+  # Few different weights, so that some are equal.
+  weight_GMA = jnp.asarray(random.randint(1, 5, (G, M, A)) / 4, jnp.float32)
+  rows = rows_of_choices(expert_GMA, weight_GMA, jnp.asarray(VALID_GM))
+  return RoutingPlan(*rows, {}, {}, num_spare)
+
+
+@functools.cache
+def assigned(choices, C, priority, num_spare):
+  plan = make_plan(choices, num_spare)
+  run = jax.jit(lambda: slots.assign(plan, E, C, priority))
+  return plan, *map(np.asarray, run())
+
+
+CASES = [
+  pytest.param(
+    choices, C, priority, spare, id=f'{choices}-{C}-{priority}-{spare}'
+  )
+  for choices in CHOICES
+  for C in (1, 5)
+  for priority, spare in (
+    ('position', 0),
+    ('probability', 0),
+    ('position', 1),
+    ('probability', 2),
+  )
+]
+
+
+@pytest.mark.parametrize('choices, C, priority, num_spare', CASES)
+def test_the_rows_kept_are_those_of_a_loop(choices, C, priority, num_spare):
+  plan, slot_GR, _ = assigned(choices, C, priority, num_spare)
+  kept_GR = oracle.kept_rows(plan, E, C, priority)
+  np.testing.assert_array_equal(slot_GR >= 0, kept_GR)
+
+
+@pytest.mark.parametrize('choices, C, priority, num_spare', CASES)
+def test_every_slot_holds_one_row_of_its_expert(
+  choices, C, priority, num_spare
+):
+  plan, slot_GR, row_GS = assigned(choices, C, priority, num_spare)
+  for g in range(G):
+    kept = np.flatnonzero(slot_GR[g] >= 0)
+    np.testing.assert_array_equal(row_GS[g, slot_GR[g, kept]], kept)
+    np.testing.assert_array_equal(
+      slot_GR[g, kept] // C, np.asarray(plan.expert_GR)[g, kept]
+    )
+    assert np.sum(row_GS[g] >= 0) == len(kept)
+
+
+def test_spilled_rows_serve_tokens_that_a_full_expert_turned_away():
+  # Four tokens, all to expert 0 with expert 1 standing by; two slots each.
+  expert_GMA = jnp.tile(jnp.array([0, 1], jnp.int32), (1, 4, 1))
+  rows = rows_of_choices(
+    expert_GMA, jnp.ones((1, 4, 2), jnp.float32), jnp.ones((1, 4), bool)
+  )
+  plan = RoutingPlan(*rows, {}, {}, num_spare=1)
+  slot_GR, row_GS = jax.jit(lambda: slots.assign(plan, 2, 2, 'position'))()
+  # Rows 0..3 are first choices of tokens 0..3, rows 4..7 those that stand by.
+  np.testing.assert_array_equal(slot_GR, [[0, 1, -1, -1, -1, -1, 2, 3]])
+  np.testing.assert_array_equal(row_GS, [[0, 1, 6, 7]])
+
+
+def test_keys_too_large_for_one_number_are_sorted_as_pairs():
+  key_GR = np.random.RandomState(0).randint(0, 2**30, (2, 9)).astype(np.int32)
+  key_GR[:, 3:6] = key_GR[:, :3]
+  sorted_GR, order_GR = jax.jit(lambda k: slots._sort(k, 2**30))(key_GR)
+  np.testing.assert_array_equal(
+    order_GR, np.argsort(key_GR, axis=1, kind='stable')
+  )
+  np.testing.assert_array_equal(sorted_GR, np.sort(key_GR, axis=1))
