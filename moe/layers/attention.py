@@ -5,12 +5,16 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moe import axes
+from moe.layers import kernels
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate
 from moe.layers.product import einsum
-from moe.types import Array, Batch, Cache
+from moe.types import Array, Batch, Cache, Layout
+
+KERNELS = ('auto', 'fused', 'xla')
 
 
 class Description(NamedTuple):
@@ -65,12 +69,24 @@ def visible(description: Description) -> Array:
 
 
 def attend(
-  q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, description: Description
+  q_BTNH: Array,
+  k_BSKH: Array,
+  v_BSKH: Array,
+  description: Description,
+  scale: float | None = None,
 ) -> Array:
   """Softmax attention in plain XLA, scores and softmax in float32.
 
   N / K query heads share each key and value head (Ainslie et al. 2023,
-  https://arxiv.org/abs/2305.13245).
+  https://arxiv.org/abs/2305.13245). Values may have another width H than
+  queries and keys.
+
+  Args:
+    q_BTNH: queries.
+    k_BSKH: keys.
+    v_BSKH: values.
+    description: who sees whom.
+    scale: of the scores; by default one over the root of the queries' width.
 
   Returns:
     [B, T, N, H] in the dtype of the values.
@@ -78,7 +94,7 @@ def attend(
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   n = N // K
-  q_BTNH = q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)
+  q_BTNH = q_BTNH * jnp.asarray(scale or H**-0.5, q_BTNH.dtype)
   # Query heads that share a key head are queries of it like any others.
   q_BUKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
   scores_BKUS = jnp.einsum(
@@ -90,7 +106,66 @@ def attend(
   scores_BKUS = jnp.where(seen_B1US, scores_BKUS, -1e30)
   probs_BKUS = jax.nn.softmax(scores_BKUS, axis=-1).astype(v_BSKH.dtype)
   out_BUKH = jnp.einsum('BKUS,BSKH->BUKH', probs_BKUS, v_BSKH)
-  return out_BUKH.reshape(B, T, n, K, H).swapaxes(2, 3).reshape(B, T, N, H)
+  return out_BUKH.reshape(B, T, n, K, -1).swapaxes(2, 3).reshape(B, T, N, -1)
+
+
+def self_attend(
+  q_BTNH: Array,
+  k_BTKH: Array,
+  v_BTKH: Array,
+  description: Description,
+  layout: Layout,
+  kernel: str = 'auto',
+  longest_block: int = 0,
+) -> Array:
+  """Attention of a batch to itself by the kernel of the mesh's platform.
+
+  Splash on TPUs, cuDNN on GPUs. Plain XLA without a mesh, and unless `kernel`
+  insists, on CPUs and for shapes that a kernel cannot take (`kernels.refusal`).
+
+  Args:
+    q_BTNH: queries.
+    k_BTKH: keys.
+    v_BTKH: values.
+    description: who sees whom, without a cache.
+    layout: mesh axes by use.
+    kernel: 'auto'; 'fused' for an error where there is no kernel; 'xla'.
+    longest_block: most tokens of a block in the data, for splash; see there.
+
+  Returns:
+    [B, T, N, H of the values], named 'attention_out' for remat policies.
+
+  Raises:
+    ValueError: for another `kernel`, and for one that cannot be had.
+  """
+  if kernel not in KERNELS:
+    raise ValueError(f"ATTENTION_KERNEL='{kernel}' must be one of {KERNELS}.")
+  platform = 'cpu' if kernel == 'xla' else kernels.platform()
+  reason = f'there is none for the platform {platform}'
+  if platform in ('tpu', 'gpu'):
+    reason = kernels.refusal(platform, q_BTNH, k_BTKH, layout)
+  if reason and platform and kernel == 'fused':
+    raise ValueError(
+      f"ATTENTION_KERNEL='fused' needs a kernel, but {reason}: change the"
+      " sizes, or set ATTENTION_KERNEL='auto' for plain XLA here."
+    )
+  d = description
+  if reason:
+    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, d)
+  elif platform == 'gpu':
+    out_BTNH = kernels.cudnn(q_BTNH, k_BTKH, v_BTKH, visible(d), layout)
+  else:
+    return kernels.splash(
+      q_BTNH,
+      k_BTKH,
+      v_BTKH,
+      d.query_segments_BT,
+      d.query_blocks_BT,
+      layout,
+      longest_block,
+      'attention_out',
+    )
+  return checkpoint_name(out_BTNH, 'attention_out')
 
 
 class Attention(nn.Module):
@@ -104,6 +179,9 @@ class Attention(nn.Module):
     num_kv_heads: K; divides N.
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
+    kernel: what computes it where there is no cache, see `self_attend`.
+    longest_block: most tokens of a block in the data; 0 for causal data.
+    layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
   """
 
@@ -111,7 +189,22 @@ class Attention(nn.Module):
   num_kv_heads: int
   head_dim: int
   use_qk_norm: bool = True
+  kernel: str = 'auto'
+  longest_block: int = 0
+  layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
+
+  def width(self) -> int:
+    """Features that one pair of tokens multiplies, in scores and in values."""
+    return self.num_heads * self.head_dim
+
+  def cache_shapes(
+    self, batch_size: int, length: int
+  ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes of the cached keys and values."""
+    shape = (batch_size, length, self.num_kv_heads, self.head_dim)
+    entry = jax.ShapeDtypeStruct(shape, self.dtype)
+    return entry, entry
 
   @nn.compact
   def __call__(
@@ -142,14 +235,22 @@ class Attention(nn.Module):
     q_BTNH = rotate(q_BTNH, description.positions_BT)
     k_BTKH = rotate(k_BTKH, description.positions_BT)
     if cache is None:
-      keys, values = k_BTKH, v_BTKH
+      out_BTNH = self_attend(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        description,
+        self.layout,
+        self.kernel,
+        self.longest_block,
+      )
     else:
       write = lambda old_BSKH, new_BTKH: jax.lax.dynamic_update_slice_in_dim(
         old_BSKH, new_BTKH.astype(old_BSKH.dtype), description.index, axis=1
       )
       keys, values = write(cache[0], k_BTKH), write(cache[1], v_BTKH)
       cache = keys, values
-    out_BTNH = attend(q_BTNH, keys, values, description)
+      out_BTNH = attend(q_BTNH, keys, values, description)
     D = x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1), out_axis=2

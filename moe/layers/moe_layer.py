@@ -12,6 +12,7 @@ from moe import axes
 from moe.layers import feed_forward
 from moe.layers.product import einsum
 from moe.routing import dispatch, exchange, gates
+from moe.routing.grouped import grouped_matmul
 from moe.routing.plan import Router, RouterInputs, group_keys
 from moe.types import Array, Layout, Pair
 
@@ -73,7 +74,8 @@ class MoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    router: makes the router.
+    top_k: experts per token, or their mean where experts choose.
+    router: makes the router, given `num_active`.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
     group_size: M, tokens per routing group; capacity and noise are per group,
@@ -86,7 +88,8 @@ class MoE(nn.Module):
 
   num_experts: int
   expert_d_ff: int
-  router: Callable[[], Router] = gates.TopK
+  top_k: int = 2
+  router: Callable[..., Router] = gates.TopK
   dispatch: Callable = dispatch.Sorted
   exchange: Callable = exchange.AllToAll
   group_size: int = 1024
@@ -105,13 +108,14 @@ class MoE(nn.Module):
     if train:
       check_groups(*info.valid.shape, self.group_size, self.layout)
     E, D = self.num_experts, x_BTD.shape[-1]
+    router = self.make_router()
     w_DE = self.param(
       'router',
       nn.with_logical_partitioning(
         nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
         (axes.EMBED, None),
       ),
-      (D, E),
+      (D, router.num_logits(E)),
       jnp.float32,
     )
     weights = feed_forward.expert_params(
@@ -121,12 +125,24 @@ class MoE(nn.Module):
     key = (
       self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
     )
-    y_BTD, outputs = self._sharded(x_BTD, w_DE, weights, info, key, train)
+    # Carried, not trained; routers without state have no variable.
+    carried = router.init_state(E) and self.variable(
+      'state', 'router', router.init_state, E
+    )
+    y_BTD, outputs = self._sharded(
+      x_BTD, w_DE, weights, info, carried.value if carried else {}, key, train
+    )
+    if carried and train:
+      carried.value = router.observe(carried.value, outputs.metrics)
     if self.shared_d_ff:
       y_BTD += feed_forward.FeedForward(
         self.shared_d_ff, self.activation, self.dtype, name='shared'
       )(x_BTD)
     return y_BTD, outputs
+
+  def make_router(self) -> Router:
+    """The router of this layer."""
+    return self.router(num_active=self.top_k)
 
   def _check_experts(self) -> None:
     devices = self.layout.size(self.layout.expert_axes)
@@ -142,15 +158,17 @@ class MoE(nn.Module):
         f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
       )
 
-  def _sharded(self, x_BTD, w_DE, weights, info, key, train):
+  def _sharded(self, x_BTD, w_DE, weights, info, state, key, train):
     """Runs `_local` on every device's part of the batch and of the experts."""
     lay = self.layout
+    if not train:
+      lay = lay.dividing(*x_BTD.shape[:2])
 
-    def local(x_BTD, w_DE, weights, info, key):
-      return self._local(x_BTD, w_DE, weights, info, key, train)
+    def local(*arrays):
+      return self._local(*arrays, lay, train)
 
     if not lay.sizes:
-      return local(x_BTD, w_DE, weights, info, key)
+      return local(x_BTD, w_DE, weights, info, state, key)
     spec = lambda *names: P(*(n or None for n in names))
     tokens = spec(lay.batch_axes, lay.sequence_axes)
     up = spec(lay.expert_axes, (), lay.tensor_axes)
@@ -159,24 +177,26 @@ class MoE(nn.Module):
     info_specs = TokenInfo(tokens, tokens, tokens)
     return jax.shard_map(
       local,
-      in_specs=(tokens, P(), weight_specs, info_specs, P()),
+      in_specs=(tokens, P(), weight_specs, info_specs, P(), P()),
       out_specs=(tokens, P()),
       check_vma=False,
-    )(x_BTD, w_DE, weights, info, key)
+    )(x_BTD, w_DE, weights, info, state, key)
 
-  def _local(self, x_BTD, w_DE, weights, info, key, train):
+  def _local(self, x_BTD, w_DE, weights, info, state, key, lay, train):
     """One device: its tokens, its experts; sums go over all batch axes."""
-    lay = self.layout
     B, T, D = x_BTD.shape
     M = self.group_size if train else min(self.group_size, B * T)
     if (B * T) % M:
       M = B * T  # evaluation is dropless: groups mean nothing there
     groups = lambda a: a.reshape(-1, M, *a.shape[2:])
     x_GMD, valid_GM = groups(x_BTD), groups(info.valid)
+    G = x_GMD.shape[0]
+    keys_G = group_keys(key, _group_indices(G, max(1, G // B), lay))
+    router = self.make_router()
     # HIGHEST: TPUs would multiply float32 in bfloat16 otherwise.
     logits_GME = jnp.einsum(
       'GMD,DE->GME',
-      x_GMD.astype(jnp.float32),
+      router.perturb(x_GMD, keys_G, train).astype(jnp.float32),
       w_DE,
       precision=jax.lax.Precision.HIGHEST,
     )
@@ -186,52 +206,63 @@ class MoE(nn.Module):
       groups(info.token_ids),
       groups(info.modality),
       valid_GM,
+      0 if lay.sequence_axes else T,
+      lay.batch_axes + lay.sequence_axes,
     )
-    G = x_GMD.shape[0]
-    keys_G = group_keys(key, self._group_indices(G, max(1, G // B)))
-    plan = self.router().route(inputs, None, keys_G, train)
-    dispatcher = self.dispatch() if train else dispatch.Dropless()
-    exchanger = self.exchange() if train else exchange.AllGather()
-    y_GMD, dropped = exchanger.apply(
-      x_GMD,
-      plan,
-      dispatcher,
+    plan = router.route(inputs, state, keys_G, train)
+    if train:
+      dispatcher, exchanger = self.dispatch(), self.exchange()
+    else:
+      is_divided = set(lay.expert_axes) <= set(lay.batch_axes)
+      dispatcher = dispatch.Dropless()
+      exchanger = exchange.AllGather() if is_divided else exchange.Replicated()
+    experts = exchange.Experts(
       self.num_experts,
+      router.mean_active(self.num_experts),
       lay.expert_axes,
-      lambda rows, counts: self._experts(rows, counts, weights, dispatcher),
+      lambda *rows: self._experts(*rows, weights),
     )
+    y_GMD, traffic = exchanger.apply(x_GMD, plan, dispatcher, experts)
     if lay.tensor_axes:
       y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
-    rows = plan.valid_GR.astype(jnp.float32).sum()
-    metrics = dict(plan.statistics, dropped=(dropped, rows))
-    outputs = LayerOutputs(plan.losses, metrics)
-    batch_axes = lay.batch_axes + lay.sequence_axes
-    if batch_axes:
-      outputs = jax.lax.psum(outputs, batch_axes)
+    if plan.own_weight_GM is not None:
+      own_GM1 = plan.own_weight_GM[..., None]
+      y_GMD += (x_GMD.astype(jnp.float32) * own_GM1).astype(y_GMD.dtype)
+    padding = jnp.sum(~valid_GM, dtype=jnp.float32)
+    outputs = LayerOutputs(
+      plan.losses,
+      {
+        **plan.statistics,
+        **traffic,
+        'padding': (padding, jnp.float32(valid_GM.size)),
+      },
+    )
+    if inputs.batch_axes:
+      outputs = jax.lax.psum(outputs, inputs.batch_axes)
     return y_GMD.reshape(B, T, D), outputs
 
-  def _group_indices(self, num_groups: int, per_row: int) -> Array:
-    """Places of this device's groups in the whole batch, row after row."""
-    lay = self.layout
-    index = lambda names: (
-      jax.lax.axis_index(names).astype(jnp.int32) if names else 0
-    )
-    local_G = jnp.arange(num_groups, dtype=jnp.int32)
-    row_G = index(lay.batch_axes) * (num_groups // per_row) + local_G // per_row
-    columns = lay.size(lay.sequence_axes)
-    part_G = row_G * columns + index(lay.sequence_axes)
-    return part_G * per_row + local_G % per_row
-
-  def _experts(self, rows, expert_rows_E, weights, dispatcher):
-    """Rows [E, S, D], or [R, D] with counts, through the experts held here."""
-    if expert_rows_E is None:
+  def _experts(self, rows, weight, count_E, weights):
+    """Weighted outputs of the experts held here, for [E, S, D] or [R, D]."""
+    if count_E is None:
       product = lambda x, w: einsum('ESD,EDF->ESF', x, w)
     else:
-      product = lambda x, w: dispatch.grouped_matmul(
-        x, w, expert_rows_E, dispatcher.block
-      )
+      product = lambda x, w: grouped_matmul(x, w, count_E)
     products = {'up': product(rows, weights['w_up_EDF'])}
     if self.activation == 'swiglu':
       products['gate'] = product(rows, weights['w_gate_EDF'])
     hidden = feed_forward.activate(products, self.activation)
+    hidden = hidden.astype(jnp.float32) * weight[..., None]
+    hidden = hidden.astype(self.dtype)
     return product(hidden, weights['w_down_EFD'])
+
+
+def _group_indices(num_groups: int, per_row: int, lay: Layout) -> Array:
+  """Places of this device's groups in the whole batch, row after row."""
+  index = lambda names: (
+    jax.lax.axis_index(names).astype(jnp.int32) if names else 0
+  )
+  local_G = jnp.arange(num_groups, dtype=jnp.int32)
+  row_G = index(lay.batch_axes) * (num_groups // per_row) + local_G // per_row
+  columns = lay.size(lay.sequence_axes)
+  part_G = row_G * columns + index(lay.sequence_axes)
+  return part_G * per_row + local_G % per_row

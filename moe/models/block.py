@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moe import axes
 from moe.layers.attention import Attention, Description
 from moe.layers.feed_forward import FeedForward
+from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import LayerOutputs, MoE, TokenInfo
 from moe.layers.norm import RMSNorm
 from moe.types import Array, Layout
@@ -28,7 +30,7 @@ class Block(nn.Module):
     dtype: compute dtype.
   """
 
-  attention: Callable[..., Attention]
+  attention: Callable[..., Attention | LatentAttention]
   feed_forward: Callable[..., FeedForward]
   moe: Callable[..., MoE]
   is_sparse: bool = False
@@ -54,9 +56,12 @@ class Block(nn.Module):
     spread = lambda x: nn.with_logical_constraint(
       x, (axes.BATCH, axes.LENGTH, None)
     )
-    attention = self.attention(dtype=self.dtype, name='attention')
+    attention = self.attention(
+      layout=self.layout, dtype=self.dtype, name='attention'
+    )
     y_BTD, cache = attention(norm('attention_norm')(x_BTD), description, cache)
     x_BTD = spread(x_BTD + dropout('attention_dropout')(y_BTD))
+    x_BTD = checkpoint_name(x_BTD, 'attention_residual')
     y_BTD = norm('feed_forward_norm')(x_BTD)
     outputs = LayerOutputs({}, {})
     if self.is_sparse and not self.dense_twin:
@@ -72,5 +77,6 @@ class Block(nn.Module):
       return self.feed_forward(dtype=self.dtype, name='feed_forward')
     # parent=None: an inert description to read the sizes from, not a submodule.
     moe = self.moe(parent=None)
-    width = moe.router().num_active * moe.expert_d_ff + moe.shared_d_ff
+    active = moe.make_router().mean_active(moe.num_experts)
+    width = round(active * moe.expert_d_ff) + moe.shared_d_ff
     return FeedForward(width, moe.activation, self.dtype, name='feed_forward')

@@ -71,6 +71,22 @@ class Functional:
       )
     return outputs._replace(state=updates.get('state', state))
 
+  def update(self, state: PyTree) -> PyTree:
+    """State after a step: routers act on what the step's tokens showed."""
+    if not state:
+      return state
+    stack = self.module.stack(parent=None)
+    moe = stack.block(parent=None).moe(parent=None)
+    router = moe.make_router()
+
+    def settle(node):
+      return {
+        name: router.update(child) if name == 'router' else settle(child)
+        for name, child in node.items()
+      }
+
+    return settle(state)
+
   def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
 

@@ -12,11 +12,32 @@ from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.models.block import Block
 from moe.types import Array, Layout, Pair, PyTree
 
+# Policies by the names of the tensors that they keep of each block; all else of
+# a period is computed again in the backward pass. A name is given to a tensor
+# where it is made, by `checkpoint_name`.
+REMAT_NAMES = {
+  # Attention's result before its last product: its kernel runs once.
+  'attention': ('attention_out',),
+  # What came over the network, so that no exchange between devices is repeated:
+  # sums over parts of heads, and rows before and after the experts.
+  'exchange': ('attention_residual', 'moe_packed', 'moe_out'),
+  # Both: the cheapest backward pass that does not keep hidden layers.
+  'attention_exchange': (
+    'attention_out',
+    'attention_residual',
+    'moe_packed',
+    'moe_out',
+  ),
+}
 REMAT_POLICIES = {
   # Recompute everything inside a period.
   'full': jax.checkpoint_policies.nothing_saveable,
   # Keep the results of products with parameters.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  **{
+    policy: jax.checkpoint_policies.save_only_these_names(*names)
+    for policy, names in REMAT_NAMES.items()
+  },
 }
 
 
@@ -96,20 +117,18 @@ class Stack(nn.Module):
     return rest // max(1, self.moe_every)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
-    """Shapes of the layers' keys and values, for `Cache.layers`."""
-    attention = self.block(parent=None).attention(parent=None)
-    shape = (batch_size, length, attention.num_kv_heads, attention.head_dim)
-
-    def pair(*lead):
-      entry = jax.ShapeDtypeStruct((*lead, *shape), self.dtype)
-      return entry, entry
-
+    """Shapes of what the attention layers keep, for `Cache.layers`."""
+    block = self.block(parent=None)
+    attention = block.attention(dtype=self.dtype, parent=None)
+    layer = attention.cache_shapes(batch_size, length)
     periods = self.num_periods()
     blocks = max(1, self.moe_every) if periods else 0
-    scanned = tuple(pair(periods) for _ in range(blocks))
+    stacked = jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct((periods, *s.shape), s.dtype), layer
+    )
     return {
-      'prefix': tuple(pair() for _ in range(self.num_dense_prefix)),
-      'periods': scanned,
+      'prefix': (layer,) * self.num_dense_prefix,
+      'periods': (stacked,) * blocks,
     }
 
   @nn.compact

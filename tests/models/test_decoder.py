@@ -129,7 +129,8 @@ def test_outputs_have_their_shapes(train):
   assert outputs.hidden.shape == (B, T, factories.D_MODEL)
   assert logits.shape == (B, T, factories.VOCAB_SIZE)
   assert outputs.cache is None
-  assert set(outputs.losses) == {'load_balance', 'router_z'}
+  entropies = {'local_entropy', 'global_entropy'}
+  assert set(outputs.losses) == {'load_balance', 'router_z', *entropies}
   # One sparse layer, so metrics have a leading dim of 1.
   assert outputs.metrics['load'][0].shape == (1, factories.NUM_EXPERTS)
   assert outputs.metrics['dropped'][0].shape == (1,)

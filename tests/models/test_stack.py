@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from moe.layers.attention import describe
+from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import TokenInfo
-from moe.models.stack import Period, Stack
+from moe.models.stack import REMAT_NAMES, Period, Stack
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
 from moe.types import Cache, Layout
 from tests.models import factories
 
@@ -166,6 +170,50 @@ def test_recomputation_repeats_the_products_it_says(remat, more):
   assert products(remat) - products('none') == 2 * more
 
 
+def named_tensors(jaxpr):
+  """Names that a program gives to tensors, for remat policies."""
+  found = set()
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'name':
+      found.add(equation.params['name'])
+    for inner in core.jaxprs_in_params(equation.params):
+      found |= named_tensors(inner)
+  return found
+
+
+def program_of(remat, layout=Layout(), outputs_only=False):  # noqa: B008
+  stack = Stack(BLOCK, 1, remat=remat, layout=layout)
+  params = make_params(Stack(BLOCK, 1))
+  loss = lambda params: stack.apply(
+    {'params': params}, *arguments(), None, True
+  )[0].sum()
+  return jax.make_jaxpr(loss if outputs_only else jax.grad(loss))(params).jaxpr
+
+
+@pytest.fixture(scope='module')
+def named():
+  """What a sparse block over devices names; alone it exchanges nothing."""
+  mesh = make_mesh(MeshShape(data=1, expert=2), jax.devices()[:2])
+  layout = rules.layout(rules.table('standard'), mesh)
+  with jax.set_mesh(mesh):
+    return named_tensors(program_of('none', layout, outputs_only=True))
+
+
+@pytest.mark.parametrize('policy', sorted(REMAT_NAMES))
+def test_a_policy_names_only_tensors_that_a_block_names(policy, named):
+  # A name that nobody gives keeps nothing, and nobody would be told.
+  assert set(REMAT_NAMES[policy]) <= named
+
+
+def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
+  # Attention's product with the values, [B, K, H, U] in the traced program.
+  products = lambda remat: str(program_of(remat)).count(
+    'f32[2,2,8,16] = dot_general'
+  )
+  counts = [products(remat) for remat in ('none', 'attention', 'full')]
+  assert counts == [1, 1, 2]
+
+
 def test_an_unknown_policy_is_refused():
   with pytest.raises(ValueError, match="remat='some' must be 'none' or one of"):
     shapes(Stack(BLOCK, 2, remat='some'))
@@ -193,3 +241,30 @@ def test_cache_shapes_are_those_of_the_cache_that_comes_out(
   assert found == expected
   leaves = jax.tree.leaves(expected)
   assert sum(leaf.size for leaf in leaves) == layers * 2 * (2 * 20 * 2 * 8)
+
+
+def test_blocks_with_latent_attention_read_in_pieces_what_they_read_at_once():
+  latent = functools.partial(LatentAttention, 2, 6, 5, 4, 4, 3)
+  block = functools.partial(BLOCK, attention=latent)
+  stack = Stack(block, 2, moe_every=0, num_dense_prefix=1)
+  params = make_params(stack)
+  run = jax.jit(lambda *a: stack.apply({'params': params}, *a, False)[:2])
+  whole, _ = run(*arguments(), None)
+  zeros = np.zeros((2, 8), np.int32)
+  layers = jax.tree.map(
+    lambda s: np.zeros(s.shape, s.dtype), stack.cache_shapes(2, 8)
+  )
+  cache = Cache(zeros, zeros, jnp.int32(0), layers)
+  pieces = []
+  for start in (0, 4):
+    cut = functools.partial(jax.tree.map, lambda a, s=start: a[:, s : s + 4])
+    x_BTD, _, info = arguments()
+    d = describe(cut(BATCH), cache)
+    y_BTD, layers = run(cut(x_BTD), d, cut(info), cache.layers)
+    cache = Cache(
+      d.key_segments_BS, d.key_blocks_BS, jnp.int32(start + 4), layers
+    )
+    pieces.append(y_BTD)
+  np.testing.assert_allclose(
+    np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-4
+  )

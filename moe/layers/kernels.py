@@ -1,0 +1,280 @@
+"""Attention kernels of accelerators: splash on TPUs, cuDNN on NVIDIA's GPUs.
+
+Both compute what `attention.attend` does, without scores of [T, S] in memory.
+They serve a batch that attends to itself; reading a cache is another matter.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from moe.types import Array, Layout
+
+# Rows and columns of scores that a TPU has at a time.
+_TILE, _LANES = 512, 128
+
+
+def platform() -> str | None:
+  """Platform of the devices of the mesh in use; None without a mesh.
+
+  Not that of the default backend: a program for a TPU, compiled on a machine
+  without one, is to be the TPU's.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device is not None else None
+
+
+def refusal(
+  kernel: str, q_BTNH: Array, k_BSKH: Array, layout: Layout
+) -> str | None:
+  """Why the kernel of a platform cannot take these shapes; None if it can.
+
+  Args:
+    kernel: 'tpu' or 'gpu'.
+    q_BTNH: queries, or their shape.
+    k_BSKH: keys.
+    layout: mesh axes by use.
+  """
+  B, T, N, H = q_BTNH.shape
+  K = k_BSKH.shape[2]
+  rows, columns = (
+    layout.size(axes) for axes in (layout.batch_axes, layout.sequence_axes)
+  )
+  heads = layout.size(layout.tensor_axes)
+  if B % rows or K % heads or N % heads:
+    return (
+      f'{B} sequences and {N} query and {K} key heads must divide by the {rows}'
+      f' and {heads} devices that share them'
+    )
+  if T % columns:
+    return f'{T} tokens must divide by the {columns} devices that share them'
+  if kernel == 'tpu' and (T // columns) % _LANES:
+    return (
+      f'the {T // columns} tokens of a device must be a multiple of {_LANES}'
+    )
+  if kernel == 'gpu' and (q_BTNH.dtype.itemsize != 2 or H % 8 or H > 128):
+    return (
+      f'cuDNN takes bfloat16 and heads of at most 128 features in eights, not'
+      f' {q_BTNH.dtype} and {H}'
+    )
+  return None
+
+
+def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
+  """Place of the last key that each query sees: its own, or its block's end.
+
+  With it the attention rule reads: same segment, and key <= last of query. The
+  tokens of a block have to be consecutive.
+  """
+  T = segments_BT.shape[1]
+  place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
+  following = lambda a_BT: jnp.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
+  goes_on_BT = (blocks_BT != 0) & (blocks_BT == following(blocks_BT))
+  goes_on_BT &= segments_BT == following(segments_BT)
+  end_BT = jnp.where(goes_on_BT, T - 1, place_BT)
+  return jax.lax.cummin(end_BT, axis=1, reverse=True)
+
+
+def _tile(length: int) -> int:
+  """The largest tile, a multiple of the lanes, that divides the length."""
+  return next(t for t in range(_TILE, 0, -_LANES) if length % t == 0)
+
+
+def _tables(
+  first: Array, num_queries: int, num_keys: int, span: int, by_keys: bool
+):
+  """Which tiles of scores are computed, and which tile of data is next.
+
+  Args:
+    first: int32 scalar, place of the first query in its sequence.
+    num_queries: of this device.
+    num_keys: of the whole sequence.
+    span: how far behind its own place a query may see.
+    by_keys: whether the kernel goes along the queries of each tile of keys, as
+      the gradient of keys and values does, instead of the other way.
+
+  Returns:
+    (next tile, is computed), int32 [1, query tiles, key tiles].
+  """
+  bq, bk = _tile(num_queries), _tile(num_keys)
+  shape = (num_queries // bq, num_keys // bk)
+  i, j = (jax.lax.broadcasted_iota(jnp.int32, shape, d) for d in (0, 1))
+  runs = first + (i + 1) * bq - 1 + span >= j * bk
+  along, axis = (i, 0) if by_keys else (j, 1)
+  # Where nothing is computed, the tile that is needed next is fetched already;
+  # after the last one nothing new is.
+  ahead = jax.lax.cummin(
+    jnp.where(runs, along, shape[axis]), axis=axis, reverse=True
+  )
+  last = jnp.max(jnp.where(runs, along, 0), axis=axis, keepdims=True)
+  return jnp.minimum(ahead, last)[None], runs.astype(jnp.int32)[None]
+
+
+def _splash_local(q_BTNH, k_BSKH, v_BSKH, segments, last_BT, first, span, name):
+  """Splash attention of one device's queries to all keys of its sequences."""
+  # Heavy to import, and of use on TPUs alone.
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask_info as mask_info,
+  )
+
+  T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+  bq, bk = _tile(T), _tile(S)
+  sizes = splash.BlockSizes(
+    block_q=bq,
+    block_kv=bk,
+    block_q_dkv=bq,
+    block_kv_dkv=bk,
+    block_q_dq=bq,
+    block_kv_dq=bk,
+  )
+  tables = functools.partial(_tables, first, T, S, span)
+
+  def one(q_NTH, k_KSH, v_KSH, q_segments_T, k_segments_S, last_T):
+    def info(by_keys):
+      ahead, runs = tables(by_keys)
+      return mask_info.MaskInfo(ahead, None, runs, None, last_T)
+
+    kernel = splash.SplashAttentionKernel(
+      info(False),
+      info(False),
+      info(True),
+      block_sizes=sizes,
+      is_mqa=False,
+      save_residuals=False,
+      mask_value=-1e30,
+      attn_logits_soft_cap=None,
+      residual_checkpoint_name=name,
+      mask_function=jnp.greater_equal,
+      interpret=platform() != 'tpu',
+    )
+    ids = splash.SegmentIds(q_segments_T, k_segments_S)
+    return kernel(q_NTH, k_KSH, v_KSH, ids)
+
+  heads_first = lambda a: a.swapaxes(1, 2)
+  out_BNTH = jax.vmap(one)(
+    heads_first(q_BTNH),
+    heads_first(k_BSKH),
+    heads_first(v_BSKH),
+    *segments,
+    last_BT,
+  )
+  return heads_first(out_BNTH)
+
+
+def splash(
+  q_BTNH: Array,
+  k_BSKH: Array,
+  v_BSKH: Array,
+  segments_BT: Array,
+  blocks_BT: Array,
+  layout: Layout,
+  longest_block: int,
+  name: str | None = None,
+) -> Array:
+  """Attention of a batch to itself by a TPU kernel.
+
+  Splash attention of jax.experimental.pallas, which interprets itself off TPUs.
+  Its causal mask compares keys with the last place that a query sees, instead
+  of the query's own, so blocks cost nothing but tiles right of the diagonal.
+
+  Args:
+    q_BTNH: queries.
+    k_BSKH: keys, S = T.
+    v_BSKH: values, whose heads may have another width.
+    segments_BT: int32.
+    blocks_BT: int32; tokens of a block are consecutive.
+    layout: mesh axes by use: rows, heads and queries are divided.
+    longest_block: most tokens of a block; a longer one makes the rows that its
+      device has not a number, since the tiles that it needs are not computed.
+    name: of the result, for remat policies.
+
+  Returns:
+    [B, T, N, H of the values], in their dtype.
+  """
+  T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
+  span = max(0, longest_block - 1)
+
+  def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BS, last_BT, first_1):
+    place_BT = first_1[0] + jax.lax.broadcasted_iota(
+      jnp.int32, last_BT.shape, 1
+    )
+    is_too_long = jnp.any(last_BT - place_BT > span)
+    scale = jnp.where(is_too_long, jnp.nan, H**-0.5).astype(q_BTNH.dtype)
+    return _splash_local(
+      q_BTNH * scale,
+      k_BSKH,
+      v_BSKH,
+      (segments_BT, segments_BS),
+      last_BT,
+      first_1[0],
+      span,
+      name,
+    )
+
+  columns = layout.size(layout.sequence_axes)
+  # Place of each device's first query; passed in, since a device cannot know it
+  # before the compiler does.
+  first = jnp.arange(columns, dtype=jnp.int32) * (T // columns)
+  last_BT = last_visible(segments_BT, blocks_BT)
+  operands = (q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BT, last_BT, first)
+  if not layout.sizes:
+    return local(*operands)
+  spec = lambda *names: P(*(n or None for n in names))
+  batch, sequence = layout.batch_axes, layout.sequence_axes
+  queries = spec(batch, sequence, layout.tensor_axes)
+  keys = spec(batch, (), layout.tensor_axes)
+  row = spec(batch, sequence)
+  return jax.shard_map(
+    local,
+    in_specs=(queries, keys, keys, row, spec(batch), row, spec(sequence)),
+    out_specs=queries,
+    check_vma=False,
+  )(*operands)
+
+
+def cudnn(
+  q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, seen_BTS: Array, layout: Layout
+) -> Array:
+  """Attention by cuDNN on NVIDIA's GPUs, through `jax.nn`.
+
+  cuDNN reads who sees whom as a bias: [B, T, S] in the dtype of the queries,
+  for all heads, lies in memory; scores and probabilities do not.
+
+  Args:
+    q_BTNH: queries, bfloat16.
+    k_BSKH: keys.
+    v_BSKH: values of the same width.
+    seen_BTS: bool.
+    layout: mesh axes by use: rows and heads are divided.
+
+  Returns:
+    [B, T, N, H] in the dtype of the values.
+  """
+
+  def local(q_BTNH, k_BSKH, v_BSKH, seen_BTS):
+    return jax.nn.dot_product_attention(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask=seen_BTS[:, None],
+      scale=q_BTNH.shape[-1] ** -0.5,
+      implementation='cudnn',
+    )
+
+  if not layout.sizes:
+    return local(q_BTNH, k_BSKH, v_BSKH, seen_BTS)
+  spec = lambda *names: P(*(n or None for n in names))
+  batch, sequence = layout.batch_axes, layout.sequence_axes
+  queries = spec(batch, sequence, layout.tensor_axes)
+  keys = spec(batch, (), layout.tensor_axes)
+  return jax.shard_map(
+    local,
+    in_specs=(queries, keys, keys, spec(batch, sequence)),
+    out_specs=queries,
+    check_vma=False,
+  )(q_BTNH, k_BSKH, v_BSKH, seen_BTS)

@@ -1,0 +1,160 @@
+"""Multi-head latent attention: keys and values from one narrow vector."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers.attention import Description, attend, self_attend
+from moe.layers.norm import RMSNorm
+from moe.layers.position import rotate
+from moe.layers.product import einsum
+from moe.types import Array, Layout
+
+
+class LatentAttention(nn.Module):
+  """Attention whose cache is a latent vector and one rotary key a token.
+
+  DeepSeek-V2 (2024), section 2.1, https://arxiv.org/abs/2405.04434. Queries,
+  keys and values come from normalised latents of width Z. Positions enter by
+  features of their own: each query head has some, and one key of them serves
+  all heads. Departs from it in pairing rotary features half a width apart,
+  which only renames them, and in leaving out the extension to long contexts
+  (YaRN).
+
+  Attributes:
+    num_heads: N.
+    query_rank: Z of the queries.
+    kv_rank: Z of keys and values.
+    content_dim: features of a query or key head without position.
+    rope_dim: features with position, even.
+    value_dim: features of a value head.
+    kernel: what computes it where there is no cache, see `self_attend`.
+    longest_block: most tokens of a block in the data; 0 for causal data.
+    layout: mesh axes by use.
+    dtype: compute dtype; parameters are float32.
+  """
+
+  num_heads: int
+  query_rank: int
+  kv_rank: int
+  content_dim: int
+  rope_dim: int
+  value_dim: int
+  kernel: str = 'auto'
+  longest_block: int = 0
+  layout: Layout = Layout()
+  dtype: jnp.dtype = jnp.float32
+
+  def width(self) -> int:
+    """Features that one pair of tokens multiplies, scores and values halved."""
+    per_head = self.content_dim + self.rope_dim + self.value_dim
+    return self.num_heads * per_head // 2
+
+  def cache_shapes(
+    self, batch_size: int, length: int
+  ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes of the cached latents and rotary keys, one head each."""
+    slots = (batch_size, length, 1)
+    return (
+      jax.ShapeDtypeStruct((*slots, self.kv_rank), self.dtype),
+      jax.ShapeDtypeStruct((*slots, self.rope_dim), self.dtype),
+    )
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    description: Description,
+    cache: tuple[Array, Array] | None = None,
+  ) -> tuple[Array, tuple[Array, Array] | None]:
+    """Attends to the batch itself, or to the cache with the batch written in.
+
+    Returns:
+      ([B, T, D], updated (latent_BSKZ, rope_key_BSKH) with K = 1, or None).
+    """
+    D, N = x_BTD.shape[-1], self.num_heads
+    q_BTNH, q_rope_BTNH = self._queries(x_BTD, description)
+    latent_BTKZ, rope_BTKH = self._latents(x_BTD, description)
+    up = lambda name, width: self._matrix(
+      name, (self.kv_rank, N, width), (axes.LATENT, axes.HEADS, axes.KV)
+    )
+    w_key_ZNH = up('key_up', self.content_dim)
+    w_value_ZNH = up('value_up', self.value_dim)
+    if cache is None:
+      latent_BTZ = latent_BTKZ[:, :, 0]
+      k_BTNH = self._heads(latent_BTZ, w_key_ZNH)
+      v_BTNH = self._heads(latent_BTZ, w_value_ZNH)
+      shared_BTNH = jnp.broadcast_to(rope_BTKH, q_rope_BTNH.shape)
+      keys = jnp.concatenate([k_BTNH, shared_BTNH], axis=-1)
+      queries = jnp.concatenate([q_BTNH, q_rope_BTNH], axis=-1)
+      out_BTNH = self_attend(
+        queries,
+        keys,
+        v_BTNH,
+        description,
+        self.layout,
+        self.kernel,
+        self.longest_block,
+      )
+    else:
+      write = lambda old_BSKH, new_BTKH: jax.lax.dynamic_update_slice_in_dim(
+        old_BSKH, new_BTKH.astype(old_BSKH.dtype), description.index, axis=1
+      )
+      cache = write(cache[0], latent_BTKZ), write(cache[1], rope_BTKH)
+      # q . (W c) = (W^T q) . c: the latents themselves are keys and values of a
+      # single head, and nothing of the size S x N is ever expanded.
+      q_BTNZ = einsum('BTNH,ZNH->BTNZ', q_BTNH, w_key_ZNH)
+      queries = jnp.concatenate([q_BTNZ, q_rope_BTNH], axis=-1)
+      keys = jnp.concatenate(cache, axis=-1)
+      scale = (self.content_dim + self.rope_dim) ** -0.5
+      out_BTNZ = attend(queries, keys, cache[0], description, scale)
+      out_BTNH = einsum('BTNZ,ZNH->BTNH', out_BTNZ, w_value_ZNH)
+    w_NHD = self._matrix(
+      'out',
+      (N, self.value_dim, D),
+      (axes.HEADS, axes.KV, axes.EMBED),
+      in_axis=(0, 1),
+    )
+    return einsum('BTNH,NHD->BTD', out_BTNH, w_NHD), cache
+
+  def _queries(self, x_BTD, description) -> tuple[Array, Array]:
+    """Content and rotary queries of every head."""
+    D, Z, H = x_BTD.shape[-1], self.query_rank, self.content_dim
+    w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
+    latent_BTZ = RMSNorm(axes.LATENT, dtype=self.dtype, name='query_norm')(
+      einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
+    )
+    w_ZNH = self._matrix(
+      'query_up',
+      (Z, self.num_heads, H + self.rope_dim),
+      (axes.LATENT, axes.HEADS, axes.KV),
+    )
+    q_BTNH, rope_BTNH = jnp.split(self._heads(latent_BTZ, w_ZNH), [H], axis=-1)
+    return q_BTNH, rotate(rope_BTNH, description.positions_BT)
+
+  def _latents(self, x_BTD, description) -> tuple[Array, Array]:
+    """What a cache holds: normalised latents and the shared rotary keys."""
+    D, Z = x_BTD.shape[-1], self.kv_rank
+    w_DZ = self._matrix(
+      'kv_down', (D, Z + self.rope_dim), (axes.EMBED, axes.LATENT)
+    )
+    both_BTZ = einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
+    latent_BTZ, rope_BTH = jnp.split(both_BTZ, [Z], axis=-1)
+    norm = RMSNorm(axes.LATENT, dtype=self.dtype, name='kv_norm')
+    rope_BTKH = rotate(rope_BTH[:, :, None], description.positions_BT)
+    return norm(latent_BTZ)[:, :, None], rope_BTKH
+
+  def _heads(self, latent_BTZ: Array, w_ZNH: Array) -> Array:
+    y_BTNH = einsum('BTZ,ZNH->BTNH', latent_BTZ, w_ZNH)
+    return nn.with_logical_constraint(
+      y_BTNH, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)
+    )
+
+  def _matrix(self, name, shape, logical, in_axis=(0,)) -> Array:
+    out_axis = tuple(i for i in range(len(shape)) if i not in in_axis)
+    init = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'truncated_normal', in_axis, out_axis
+    )
+    init = nn.with_logical_partitioning(init, logical)
+    return self.param(name, init, shape, jnp.float32).astype(self.dtype)

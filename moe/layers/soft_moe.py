@@ -1,0 +1,156 @@
+"""The dense mixing layer: experts see weighted means of tokens, not tokens."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers import feed_forward
+from moe.layers.moe_layer import LayerOutputs, TokenInfo
+from moe.layers.product import einsum
+from moe.routing import balance
+from moe.routing.plan import Router
+from moe.routing.slots import capacity
+from moe.types import Array, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing(Router):
+  """Stands for a router where a layer is asked what it costs."""
+
+  is_causal = False
+
+
+def _unit(a: Array, dim: int) -> Array:
+  """Divided by its Euclidean norm along a dim."""
+  squares = jnp.sum(jnp.square(a), axis=dim, keepdims=True)
+  return a * jax.lax.rsqrt(squares + 1e-6)
+
+
+class SoftMoE(nn.Module):
+  """Each expert processes C slots, means of a sequence's tokens.
+
+  Puigcerver et al. (2023), section 2 and algorithm 1,
+  https://arxiv.org/abs/2308.00951. With logits = unit(x) . scale unit(phi) of
+  each token and slot, a slot is the mean of the tokens under softmax over
+  tokens, and a token's output the mean of the slots' outputs under softmax over
+  slots. Nothing is dropped and nothing chosen. Departs from it in leaving
+  padding out. Called as `moe_layer.MoE` is, and put in its place.
+
+  A token's output depends on all tokens it is mixed with, later ones and those
+  of other documents in its row: not for decoders that generate.
+
+  Attributes:
+    num_experts: E.
+    expert_d_ff: F of each expert.
+    top_k: C = group_size * top_k / E slots, so that a token costs as much as
+      with so many experts.
+    group_size: M, tokens that are mixed; 0 for whole sequences.
+    shared_d_ff: width of the shared expert, which sees every token; 0 for none.
+    activation: 'swiglu' or 'gelu'.
+    layout: mesh axes by use; the experts may not be divided.
+    dtype: compute dtype of the experts; logits and softmaxes are float32.
+  """
+
+  num_experts: int
+  expert_d_ff: int
+  top_k: int = 2
+  group_size: int = 0
+  shared_d_ff: int = 0
+  activation: str = 'swiglu'
+  layout: Layout = Layout()
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: Array, info: TokenInfo, train: bool
+  ) -> tuple[Array, LayerOutputs]:
+    """[B, T, D] to [B, T, D], alike in training and evaluation."""
+    del train
+    feed_forward.check_activation(self.activation)
+    B, T, D = x_BTD.shape
+    M = self.group_size or T
+    self._check(T, M)
+    E, C = self.num_experts, capacity(M, self.top_k, self.num_experts, 1.0)
+    init = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'truncated_normal', in_axis=0, out_axis=(1, 2)
+    )
+    phi_DEC = self.param(
+      'router',
+      nn.with_logical_partitioning(init, (axes.EMBED, None, None)),
+      (D, E, C),
+      jnp.float32,
+    )
+    scale = self.param('scale', nn.initializers.ones, (), jnp.float32)
+    weights = feed_forward.expert_params(
+      self, E, D, self.expert_d_ff, self.activation
+    )
+    weights = {k: w.astype(self.dtype) for k, w in weights.items()}
+    x_GMD, valid_GM = x_BTD.reshape(-1, M, D), info.valid.reshape(-1, M)
+    logits_GMEC = jnp.einsum(
+      'GMD,DEC->GMEC',
+      _unit(x_GMD.astype(jnp.float32), -1),
+      scale * _unit(phi_DEC, 0),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    # Finite, so that a group of padding alone gives means and no NaN.
+    seen_GMEC = jnp.where(valid_GM[..., None, None], logits_GMEC, -1e30)
+    mix_GMEC = jax.nn.softmax(seen_GMEC, axis=1).astype(self.dtype)
+    G = x_GMD.shape[0]
+    rows_EGCD = einsum('GMEC,GMD->EGCD', mix_GMEC, x_GMD.astype(self.dtype))
+    out_ESD = self._experts(rows_EGCD.reshape(E, G * C, D), weights)
+    share_GMEC = jax.nn.softmax(logits_GMEC, axis=(2, 3))
+    y_GMD = einsum(
+      'GMEC,EGCD->GMD',
+      share_GMEC.astype(self.dtype),
+      out_ESD.reshape(E, G, C, D),
+    )
+    y_GMD = jnp.where(valid_GM[..., None], y_GMD, jnp.zeros((), self.dtype))
+    y_BTD = y_GMD.reshape(B, T, D)
+    if self.shared_d_ff:
+      y_BTD += feed_forward.FeedForward(
+        self.shared_d_ff, self.activation, self.dtype, name='shared'
+      )(x_BTD)
+    return y_BTD, LayerOutputs({}, _statistics(share_GMEC.sum(-1), valid_GM))
+
+  def make_router(self) -> Router:
+    """What this layer costs, in the form of a router."""
+    return Mixing(num_active=self.top_k)
+
+  def _check(self, length: int, group_size: int) -> None:
+    devices = self.layout.size(self.layout.expert_axes)
+    if devices > 1:
+      raise ValueError(
+        "SoftMoE needs whole experts on each device, got an 'expert' mesh axis"
+        f' of {devices}: set MESH_EXPERT = 1, or use moe_layer.MoE.'
+      )
+    if length % group_size:
+      raise ValueError(
+        f'group_size={group_size} of SoftMoE must divide the {length} tokens of'
+        ' a sequence: choose a divisor, or 0 for the whole sequence.'
+      )
+
+  def _experts(self, rows_ESD: Array, weights: dict[str, Array]) -> Array:
+    """Each expert on its slots."""
+    product = lambda x, w: einsum('ESD,EDF->ESF', x, w)
+    products = {'up': product(rows_ESD, weights['w_up_EDF'])}
+    if self.activation == 'swiglu':
+      products['gate'] = product(rows_ESD, weights['w_gate_EDF'])
+    hidden = feed_forward.activate(products, self.activation)
+    return product(hidden, weights['w_down_EFD'])
+
+
+def _statistics(share_GME: Array, valid_GM: Array) -> dict:
+  """Of the share that each expert has in a token's output."""
+  share_GME = jax.lax.stop_gradient(share_GME)
+  tokens = valid_GM.sum(dtype=jnp.float32)
+  summed = lambda a, where: jnp.sum(jnp.where(where, a, 0.0))
+  load_E = jnp.sum(jnp.where(valid_GM[..., None], share_GME, 0.0), axis=(0, 1))
+  return {
+    'load': (load_E, tokens),
+    'entropy': balance.local_entropy_loss(share_GME, valid_GM),
+    'confidence': (summed(share_GME.max(axis=-1), valid_GM), tokens),
+    'dropped': (jnp.zeros((), jnp.float32), tokens),
+  }

@@ -1,0 +1,193 @@
+"""Soft MoE against plain loops and by its properties."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.moe_layer import TokenInfo
+from moe.layers.soft_moe import SoftMoE
+from moe.parallel import mesh as mesh_lib
+from moe.parallel import rules
+from moe.types import Layout
+from tests.models import factories
+
+B, T, D, E, F, M = 8, 8, 5, 4, 6, 4
+P = functools.partial
+# The second half of row 1 is a group of padding alone.
+VALID = np.arange(T) < np.array([[8, 4, 7, 8, 3, 8, 8, 6]]).T
+
+
+def make(**options):
+  return SoftMoE(E, F, group_size=M, **options)
+
+
+def info(valid=VALID):
+  zeros = np.zeros(valid.shape, np.int32)
+  return TokenInfo(zeros, zeros, valid)
+
+
+def tokens(seed=0):
+  return np.random.RandomState(seed).randn(B, T, D).astype(np.float32)
+
+
+@functools.cache
+def made():
+  """(params, (params, x, valid) -> (y, LayerOutputs))."""
+  module = make()
+  shapes = jax.eval_shape(
+    P(module.init, train=True), jax.random.key(0), tokens(), info()
+  )
+  random = np.random.RandomState(1)
+  params = jax.tree.map(
+    lambda s: random.uniform(-1, 1, s.shape).astype(s.dtype),
+    nn.meta.unbox(shapes['params']),
+  )
+  run = lambda params, x, valid: module.apply(
+    {'params': params}, x, info(valid), True
+  )
+  return params, jax.jit(run)
+
+
+def softmax(a):
+  a = np.exp(np.asarray(a, np.float64))
+  return a / a.sum()
+
+
+def loops(params, x_MD, valid_M):
+  """One group, slot by slot and token by token."""
+  C = M * 2 // E
+  phi = np.asarray(params['router'], np.float64)
+  phi = params['scale'] * phi / np.linalg.norm(phi, axis=0)
+  real = np.flatnonzero(valid_M)
+  unit = {m: x_MD[m] / np.linalg.norm(x_MD[m]) for m in real}
+  y_MD = np.zeros((M, D))
+  if not len(real):
+    return y_MD
+  outputs = {}
+  for e in range(E):
+    for c in range(C):
+      weights = softmax([unit[m] @ phi[:, e, c] for m in real])
+      slot = sum(w * x_MD[m] for w, m in zip(weights, real, strict=True))
+      up, gate = (slot @ params[n][e] for n in ('w_up_EDF', 'w_gate_EDF'))
+      hidden = gate / (1 + np.exp(-gate)) * up
+      outputs[e, c] = hidden @ params['w_down_EFD'][e]
+  for m in real:
+    shares = softmax([unit[m] @ phi[:, e, c] for e, c in outputs])
+    y_MD[m] = sum(
+      s * out for s, out in zip(shares, outputs.values(), strict=True)
+    )
+  return y_MD
+
+
+def test_it_equals_loops_over_slots_and_tokens():
+  params, run = made()
+  y_BTD, _ = run(params, tokens(), VALID)
+  expected = [
+    loops(params, x, v)
+    for x, v in zip(
+      tokens().reshape(-1, M, D), VALID.reshape(-1, M), strict=True
+    )
+  ]
+  np.testing.assert_allclose(
+    y_BTD, np.reshape(expected, (B, T, D)), rtol=1e-4, atol=1e-5
+  )
+
+
+def test_padding_gets_nothing_and_moves_nothing():
+  params, run = made()
+  other = np.where(VALID[..., None], tokens(), 100 * tokens(1))
+  one, two = (run(params, x, VALID) for x in (tokens(), other))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+  np.testing.assert_array_equal(one[0][~VALID], 0)
+
+
+def test_permuting_the_tokens_of_a_group_permutes_its_outputs():
+  params, run = made()
+  order = np.concatenate(
+    [np.random.RandomState(3).permutation(M), [4, 5, 6, 7]]
+  )
+  y_BTD, _ = run(params, tokens(), VALID)
+  moved, _ = run(params, tokens()[:, order], VALID[:, order])
+  np.testing.assert_allclose(moved, y_BTD[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_everything_and_are_finite():
+  params, run = made()
+  loss = lambda params, x: jnp.sum(jnp.sin(run(params, x, VALID)[0]))
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tokens())
+  for gradient in jax.tree.leaves(gradients):
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-4
+
+
+def test_the_statistics_are_shares_of_tokens():
+  params, run = made()
+  _, outputs = run(params, tokens(), VALID)
+  load, weight = outputs.metrics['load']
+  assert float(weight) == VALID.sum()
+  assert float(load.sum()) == pytest.approx(VALID.sum(), rel=1e-5)
+  entropy = float(outputs.metrics['entropy'][0] / weight)
+  assert 0 < entropy <= np.log(E) + 1e-6
+  assert outputs.losses == {}
+
+
+def test_eight_devices_give_what_one_gives():
+  params, run = made()
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=4, model=2))
+  module = make(layout=rules.layout(rules.table('standard'), mesh))
+  put = lambda a, *spec: jax.device_put(
+    a, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  )
+  placed = dict(
+    params,
+    w_up_EDF=put(params['w_up_EDF'], None, None, 'model'),
+    w_gate_EDF=put(params['w_gate_EDF'], None, None, 'model'),
+    w_down_EFD=put(params['w_down_EFD'], None, 'model'),
+  )
+  sharded = jax.jit(
+    lambda params, x, valid: module.apply(
+      {'params': params}, x, info(valid), True
+    )
+  )
+  with jax.set_mesh(mesh):
+    found = sharded(placed, put(tokens(), 'data'), put(VALID, 'data'))
+  close = P(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, found, run(params, tokens(), VALID))
+
+
+def test_divided_experts_are_refused():
+  layout = Layout(expert_axes=('expert',), sizes=(('expert', 2),))
+  with pytest.raises(ValueError, match='set MESH_EXPERT = 1'):
+    jax.eval_shape(
+      P(make(layout=layout).init, train=True),
+      jax.random.key(0),
+      tokens(),
+      info(),
+    )
+
+
+def test_groups_must_divide_the_sequence():
+  with pytest.raises(ValueError, match='must divide the 8 tokens'):
+    jax.eval_shape(
+      P(SoftMoE(E, F, group_size=3).init, train=True),
+      jax.random.key(0),
+      tokens(),
+      info(),
+    )
+
+
+def test_it_takes_the_place_of_the_sparse_layer_in_a_model():
+  sparse = P(SoftMoE, num_experts=4, expert_d_ff=10)
+  block = P(factories.make_block(), moe=sparse)
+  batch = factories.make_batch([[1, 1, 1, 2], [1, 1, 1, 0]])
+  for twin in (False, True):
+    decoder = factories.make_decoder(block=P(block, dense_twin=twin))
+    outputs, _ = jax.eval_shape(
+      P(decoder.init_with_output), jax.random.key(0), batch
+    )
+    assert outputs.hidden.shape == (2, 4, factories.D_MODEL)
+  router = sparse(parent=None).make_router()
+  assert router.mean_active(4) == 2 and not router.is_causal
