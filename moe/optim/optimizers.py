@@ -1,26 +1,37 @@
 """Optimizers: gradient clipping, AdamW or Adafactor, frozen parts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from moe.optim import moments
+from moe.optim.storage import FLOAT32, Storage, is_kept, names, to_float32
 from moe.types import PyTree
 
 
-def _names(tree: PyTree) -> PyTree:
-  def name(path, _):
-    return '/'.join(str(getattr(k, 'key', k)) for k in path)
+class Optimizer(NamedTuple):
+  """What turns gradients into updates, and how its arrays are kept.
 
-  return jax.tree_util.tree_map_with_path(name, tree)
+  Attributes:
+    init: params -> state.
+    update: (grads, state, params) -> (updates, state); computes in float32
+      whatever the dtypes of gradients and parameters.
+    storage: formats of parameters and gradients.
+  """
+
+  init: Callable[[PyTree], optax.OptState]
+  update: Callable[..., tuple[PyTree, optax.OptState]]
+  storage: Storage
 
 
 def _decayed(params: PyTree) -> PyTree:
   """True for matrices; norm scales and biases are not decayed."""
   return jax.tree.map(
-    lambda name: not re.search(r'(scale|bias)$', name), _names(params)
+    lambda name: not re.search(r'(scale|bias)$', name), names(params)
   )
 
 
@@ -30,16 +41,50 @@ def adamw(
   b2: float = 0.95,
   eps: float = 1e-8,
   weight_decay: float = 0.1,
+  moment_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019); norm scales are not decayed."""
-  return optax.adamw(
-    schedule,
-    b1=b1,
-    b2=b2,
-    eps=eps,
-    weight_decay=weight_decay,
-    mask=_decayed,
-    mu_dtype=jnp.float32,
+  """AdamW (Loshchilov & Hutter 2019); norm scales are not decayed.
+
+  Args:
+    schedule: learning rate by step.
+    b1: decay of the first moment.
+    b2: decay of the second one.
+    eps: added to the root of the second moment.
+    weight_decay: part of a matrix taken off, times the learning rate.
+    moment_dtype: 'float32', 'bfloat16' or 'int8', of the moments of matrices;
+      those of routers, norm scales and biases are float32.
+
+  Raises:
+    ValueError: for another `moment_dtype`.
+  """
+  if moment_dtype not in moments.DTYPES:
+    raise ValueError(
+      f"MOMENT_DTYPE='{moment_dtype}' must be one of {moments.DTYPES}."
+    )
+  if moment_dtype == 'float32':
+    return optax.adamw(
+      schedule,
+      b1=b1,
+      b2=b2,
+      eps=eps,
+      weight_decay=weight_decay,
+      mask=_decayed,
+      mu_dtype=jnp.float32,
+    )
+
+  def labels(params):
+    return jax.tree.map(
+      lambda name: 'kept' if is_kept(name) else 'stored', names(params)
+    )
+
+  direction = {
+    'kept': optax.scale_by_adam(b1, b2, eps),
+    'stored': moments.scale_by_adam(b1, b2, eps, moment_dtype),
+  }
+  return optax.chain(
+    optax.partition(direction, labels),
+    optax.add_decayed_weights(weight_decay, _decayed),
+    optax.scale_by_learning_rate(schedule),
   )
 
 
@@ -76,7 +121,8 @@ def build(
   optimizer: optax.GradientTransformation,
   clip_norm: float = 1.0,
   frozen: Sequence[str] = (),
-) -> optax.GradientTransformation:
+  storage: Storage = FLOAT32,
+) -> Optimizer:
   """Clips the gradient's global norm, updates, and holds frozen parts still.
 
   Args:
@@ -84,6 +130,7 @@ def build(
     clip_norm: largest global norm; 0 for no clipping.
     frozen: regular expressions; parameters whose path 'a/b/c' one of them
       matches in full are not trained, and have no optimizer state.
+    storage: formats of parameters and gradients.
 
   Raises:
     ValueError: for a pattern that is no regular expression and, from `init`,
@@ -99,36 +146,37 @@ def build(
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   chain = optax.chain(*steps, optimizer)
   if not frozen:
-    return _with_standard_promotion(chain)
+    return _in_float32(chain, storage)
 
   def labels(params):
-    names = _names(params)
+    paths = names(params)
     for pattern in frozen:
-      if not any(re.fullmatch(pattern, n) for n in jax.tree.leaves(names)):
+      if not any(re.fullmatch(pattern, n) for n in jax.tree.leaves(paths)):
         raise ValueError(
           f"FROZEN pattern '{pattern}' must match the path of a parameter in"
           ' full (see model.txt of a run), but matches none.'
         )
     is_frozen = lambda n: any(re.fullmatch(p, n) for p in frozen)
     return jax.tree.map(
-      lambda n: 'frozen' if is_frozen(n) else 'trained', names
+      lambda n: 'frozen' if is_frozen(n) else 'trained', paths
     )
 
   transforms = {'trained': chain, 'frozen': optax.set_to_zero()}
-  return _with_standard_promotion(optax.multi_transform(transforms, labels))
+  return _in_float32(optax.multi_transform(transforms, labels), storage)
 
 
-def _with_standard_promotion(
-  optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """The optimizer, traced as optax expects even where promotion is strict."""
+def _in_float32(
+  optimizer: optax.GradientTransformation, storage: Storage
+) -> Optimizer:
+  """The optimizer, shown float32 alone, and traced as optax expects."""
 
+  # optax mixes dtypes; where promotion is strict, that is an error.
   def init(params):
     with jax.numpy_dtype_promotion('standard'):
-      return optimizer.init(params)
+      return optimizer.init(to_float32(params))
 
-  def update(grads, state, params=None):
+  def update(grads, state, params):
     with jax.numpy_dtype_promotion('standard'):
-      return optimizer.update(grads, state, params)
+      return optimizer.update(to_float32(grads), state, to_float32(params))
 
-  return optax.GradientTransformation(init, update)
+  return Optimizer(init, update, storage)

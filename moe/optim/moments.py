@@ -1,0 +1,174 @@
+"""Adam's moments in 16 or in 8 bits.
+
+Both are rounded stochastically: a moment changes by a few per cent in a step,
+which is less than the step of these formats, and would stand still otherwise.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe.optim import rounding
+from moe.types import Array, PyTree
+
+DTYPES = ('float32', 'bfloat16', 'int8')
+# Numbers of the last dim that share a scale.
+BLOCK = 128
+# Code 255 of a second moment is 1.0; each 8 codes less are half of that.
+_DROPPED = 20
+_OFFSET = (0x3F800000 >> _DROPPED) - 255
+
+
+class MomentState(NamedTuple):
+  """Moments as they are stored, in trees like the parameters.
+
+  Attributes:
+    count: int32 scalar, updates done.
+    mu: first moments: bfloat16, or int8 codes.
+    nu: second moments: bfloat16, or uint8 codes.
+    mu_scale: float32, one for each block of codes; no arrays for bfloat16.
+    nu_scale: the same of second moments.
+  """
+
+  count: Array
+  mu: PyTree
+  nu: PyTree
+  mu_scale: PyTree
+  nu_scale: PyTree
+
+
+def _blocks(x: Array) -> Array:
+  """[..., n] to [..., n / BLOCK, BLOCK]; one block if BLOCK does not divide."""
+  last = x.shape[-1]
+  size = BLOCK if last % BLOCK == 0 else last
+  return x.reshape(*x.shape[:-1], last // size, size)
+
+
+def _scaled(x: Array) -> tuple[Array, Array]:
+  """Blocks divided by their largest magnitude, and that magnitude."""
+  blocks = _blocks(x)
+  scale = jnp.max(jnp.abs(blocks), axis=-1)
+  return blocks / jnp.where(scale > 0, scale, 1.0)[..., None], scale
+
+
+def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
+  """Float32 [..., n] to int8 codes of the same shape and scales of blocks.
+
+  Linear: x is about code / 127 of the largest magnitude of its block.
+  """
+  blocks, scale = _scaled(x)
+  # 16 bits of chance are below the resolution of the codes.
+  chance = (random >> jnp.uint32(16)).astype(jnp.float32) / 65536.0
+  codes = jnp.floor(blocks.reshape(x.shape) * 127.0 + chance)
+  return jnp.clip(codes, -127.0, 127.0).astype(jnp.int8), scale
+
+
+def decode_signed(codes: Array, scale: Array) -> Array:
+  """The float32 numbers of `encode_signed`."""
+  blocks = _blocks(codes.astype(jnp.float32))
+  return (blocks * (scale / 127.0)[..., None]).reshape(codes.shape)
+
+
+def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
+  """Float32 >= 0 [..., n] to uint8 codes of the same shape and block scales.
+
+  A float of 5 bits of exponent and 3 of mantissa below the largest of a block,
+  so that steps are of 6 to 12 per cent down to 2^-32 of it. What is smaller
+  becomes the smallest code: a second moment of zero would make its update
+  infinite. Zero itself is code 0.
+  """
+  blocks, scale = _scaled(x)
+  ratio = blocks.reshape(x.shape)
+  rounded = rounding.truncate(ratio, random, _DROPPED)
+  pattern = jax.lax.bitcast_convert_type(rounded, jnp.int32) >> _DROPPED
+  codes = jnp.clip(pattern - jnp.int32(_OFFSET), 1, 255)
+  codes = jnp.where(ratio > 0, codes, 0)
+  return codes.astype(jnp.uint8), scale
+
+
+def decode_positive(codes: Array, scale: Array) -> Array:
+  """The float32 numbers of `encode_positive`."""
+  pattern = (codes.astype(jnp.int32) + jnp.int32(_OFFSET)) << _DROPPED
+  ratio = jax.lax.bitcast_convert_type(pattern, jnp.float32)
+  ratio = jnp.where(codes > 0, ratio, 0.0)
+  return (_blocks(ratio) * scale[..., None]).reshape(codes.shape)
+
+
+def _stored(x: Array, is_int8: bool, encode, random: Array):
+  if is_int8:
+    return encode(x, random)
+  return rounding.to_bfloat16(x, random), None
+
+
+def scale_by_adam(
+  b1: float, b2: float, eps: float, moment_dtype: str
+) -> optax.GradientTransformation:
+  """Adam's direction (Kingma & Ba 2015) from moments stored in few bits.
+
+  The moments are unpacked, moved and used in float32, and packed again. Block
+  scales follow Dettmers et al. (2022), https://arxiv.org/abs/2110.02861; we
+  depart in the map of second moments and in rounding stochastically.
+
+  Args:
+    b1: decay of the first moment.
+    b2: decay of the second one.
+    eps: added to the root of the second moment.
+    moment_dtype: 'bfloat16' or 'int8'.
+  """
+  is_int8 = moment_dtype == 'int8'
+
+  def init(params):
+    code = lambda dtype: jax.tree.map(
+      lambda p: jnp.zeros(p.shape, dtype), params
+    )
+    if not is_int8:
+      zeros = code(jnp.bfloat16), code(jnp.bfloat16), (), ()
+    else:
+      scale = lambda: jax.tree.map(
+        lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
+      )
+      zeros = code(jnp.int8), code(jnp.uint8), scale(), scale()
+    return MomentState(jnp.zeros((), jnp.int32), *zeros)
+
+  def one(index, count, g, mu, nu, mu_scale, nu_scale):
+    """(update, stored moments) of one array."""
+    m = decode_signed(mu, mu_scale) if is_int8 else mu.astype(jnp.float32)
+    v = decode_positive(nu, nu_scale) if is_int8 else nu.astype(jnp.float32)
+    m = b1 * m + (1.0 - b1) * g
+    v = b2 * v + (1.0 - b2) * jnp.square(g)
+    random = lambda stream: rounding.bits(g.shape, 0, count, index, stream)
+    mu, mu_scale = _stored(
+      m, is_int8, encode_signed, random(rounding.FIRST_MOMENT)
+    )
+    nu, nu_scale = _stored(
+      v, is_int8, encode_positive, random(rounding.SECOND_MOMENT)
+    )
+    done = (count + 1).astype(jnp.float32)
+    m = m / (1.0 - b1**done)
+    v = v / (1.0 - b2**done)
+    return m / (jnp.sqrt(v) + eps), mu, nu, mu_scale, nu_scale
+
+  def update(grads, state, params=None):
+    del params
+    leaves, structure = jax.tree.flatten(grads)
+    columns = [structure.flatten_up_to(state.mu)]
+    columns.append(structure.flatten_up_to(state.nu))
+    for scales in (state.mu_scale, state.nu_scale):
+      columns.append(
+        structure.flatten_up_to(scales) if is_int8 else [None] * len(leaves)
+      )
+    rows = [
+      one(i, state.count, g, *stored)
+      for i, (g, *stored) in enumerate(zip(leaves, *columns, strict=True))
+    ]
+    new = [structure.unflatten(column) for column in zip(*rows, strict=True)]
+    if not rows:
+      new = [grads] * 5
+    updates, mu, nu, mu_scale, nu_scale = new
+    if not is_int8:
+      mu_scale = nu_scale = ()
+    return updates, MomentState(state.count + 1, mu, nu, mu_scale, nu_scale)
+
+  return optax.GradientTransformation(init, update)

@@ -1,0 +1,112 @@
+"""Stochastic rounding with bits that are a hash of where a number stands.
+
+Rounding to the nearest loses every update smaller than half a step of the
+format; rounding up with the probability of the remainder keeps it on average
+(Gupta et al. 2015, https://arxiv.org/abs/1502.02551). The random bits are a
+function of (seed, step, array, stream, place in the whole array), a few integer
+operations for each number, so XLA computes them inside the update, and how the
+array is divided over devices does not matter.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe.types import Array, PyTree
+
+# Streams of the same seed and step that must not share their bits.
+PARAMS, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2
+
+
+def _mix(x: Array, word: Array) -> Array:
+  """A bijection of uint32 for each word in which every bit changes the others.
+
+  Constants of the 'lowbias32' hash (Wellons 2018,
+  https://nullprogram.com/blog/2018/07/31/); `word` is ours.
+  """
+  x ^= x >> jnp.uint32(16)
+  x *= jnp.uint32(0x7FEB352D)
+  x ^= x >> jnp.uint32(15)
+  x += word
+  x *= jnp.uint32(0x846CA68B)
+  return x ^ (x >> jnp.uint32(16))
+
+
+def bits(
+  shape: tuple[int, ...], seed: int, step: Array, index: int, stream: int
+) -> Array:
+  """Uniform uint32 of an array's shape, each from its own place in it.
+
+  Args:
+    shape: of the whole array.
+    seed: of the run.
+    step: int32 scalar.
+    index: which array it is.
+    stream: what the bits are for, such as `PARAMS`.
+  """
+  word = _mix(jnp.uint32(seed & 0xFFFFFFFF), step.astype(jnp.uint32))
+  word = _mix(word, jnp.uint32(4 * index + stream))
+  place = jnp.zeros(shape, jnp.uint32)
+  for dim in range(len(shape)):
+    # An odd factor, not the dim's size: an array of more than 2^32 numbers must
+    # not repeat itself.
+    place *= jnp.uint32(0x9E3779B1)
+    place += jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
+  return _mix(place ^ word, _mix(word, jnp.uint32(0x3C6EF372)))
+
+
+def truncate(x: Array, random: Array, dropped: int) -> Array:
+  """Float32 with its last bits dropped, up or down so that the mean stays.
+
+  Args:
+    x: float32.
+    random: uint32 of the same shape.
+    dropped: bits of the mantissa that become zero, below 23.
+
+  Returns:
+    float32; infinite and not-a-number values stay as they are.
+  """
+  pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  # Sign and magnitude are apart in this format: more is further from zero.
+  pattern += random >> jnp.uint32(32 - dropped)
+  pattern &= jnp.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+  rounded = jax.lax.bitcast_convert_type(pattern, jnp.float32)
+  return jnp.where(jnp.isfinite(x), rounded, x)
+
+
+def to_bfloat16(x: Array, random: Array) -> Array:
+  """Float32 to bfloat16, equal to x on average."""
+  return truncate(x, random, 16).astype(jnp.bfloat16)
+
+
+def add(p: Array, update: Array, seed: int, step: Array, index: int) -> Array:
+  """A parameter and its update, added in float32.
+
+  Args:
+    p: float32, to which the update is added as it is, or bfloat16, rounded
+      stochastically.
+    update: float32.
+    seed: of the run.
+    step: int32 scalar, steps done.
+    index: which parameter it is.
+
+  Returns:
+    The new parameter in the dtype of the old one.
+  """
+  total = p.astype(jnp.float32) + update
+  if p.dtype == jnp.bfloat16:
+    return to_bfloat16(total, bits(p.shape, seed, step, index, PARAMS))
+  return total
+
+
+def apply_updates(
+  params: PyTree, updates: PyTree, seed: int, step: Array
+) -> PyTree:
+  """`add` for every parameter of a tree."""
+  leaves, structure = jax.tree.flatten(params)
+  new = [
+    add(p, u, seed, step, i)
+    for i, (p, u) in enumerate(
+      zip(leaves, structure.flatten_up_to(updates), strict=True)
+    )
+  ]
+  return jax.tree.unflatten(structure, new)
