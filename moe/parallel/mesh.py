@@ -62,5 +62,8 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   """A mesh over `devices` (default: all), laid out along their links."""
   devices = jax.devices() if devices is None else list(devices)
   sizes = shape.sizes(len(devices))
-  grid = mesh_utils.create_device_mesh(sizes, devices=devices)
+  # An axis of 512 on a torus of 8x16x16 takes a quarter of its first ring.
+  grid = mesh_utils.create_device_mesh(
+    sizes, devices=devices, allow_split_physical_axes=True
+  )
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -21,21 +21,24 @@ TABLES: dict[str, Table] = {
     axes.MLP: (MODEL,),
     axes.HEADS: (MODEL,),
     axes.KV: (),
+    axes.LATENT: (FSDP,),
     axes.VOCAB: (MODEL,),
     axes.LAYERS: (),
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
   },
-  # As above, but dense parameters are divided over the expert axis too: for
-  # models whose attention and embeddings do not fit beside their experts.
+  # As above, but all other parameters are divided over the expert axis too: for
+  # models whose attention and embeddings do not fit beside their experts. Of an
+  # expert's own arrays the expert dim takes that axis, and 'fsdp' the width.
   'fsdp_over_expert': {
     axes.BATCH: BATCH_AXES,
     axes.LENGTH: (CONTEXT,),
-    axes.EMBED: (FSDP,),
-    axes.MLP: (EXPERT, MODEL),
+    axes.EMBED: (FSDP, EXPERT),
+    axes.MLP: (MODEL,),
     axes.HEADS: (MODEL,),
     axes.KV: (),
-    axes.VOCAB: (EXPERT, MODEL),
+    axes.LATENT: (FSDP,),
+    axes.VOCAB: (MODEL,),
     axes.LAYERS: (),
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
@@ -62,12 +65,13 @@ def activation_rules(
 ) -> tuple[tuple[str, MeshAxes | None], ...]:
   """The table in the form that flax reads for activations.
 
-  Activations keep their width whole: 'embed' divides parameters alone.
+  Activations keep their width whole: 'embed' and 'latent' divide parameters
+  alone.
   """
   return tuple(
     (name, mesh_axes or None)
     for name, mesh_axes in rules.items()
-    if name != axes.EMBED
+    if name not in (axes.EMBED, axes.LATENT)
   )
 
 

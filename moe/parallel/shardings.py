@@ -1,6 +1,7 @@
 """Where each array lives: parameters, optimizer state, batches."""
 
 import re
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -89,7 +90,8 @@ def optimizer_shardings(
 
   A state array belongs to the parameter whose path ends its own. It is divided
   as the parameter is where it has the same shape; a factored one, which lacks a
-  dim, over the remaining dims. Then the data axis divides the first dim it can
+  dim, over the remaining dims; scales of blocks of the last dim as that dim, if
+  every device has whole blocks. Then the data axis divides the first dim it can
   (ZeRO stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
   """
   flat = jax.tree_util.tree_flatten_with_path(param_shapes)[0]
@@ -97,31 +99,82 @@ def optimizer_shardings(
     path_name(path): (leaf.shape, s.spec)
     for (path, leaf), s in zip(flat, jax.tree.leaves(shardings), strict=True)
   }
-  by_length = sorted(specs, key=len, reverse=True)
 
-  def one(path, leaf):
-    name = path_name(path)
-    owner = next(
-      (n for n in by_length if re.search(f'(^|/){re.escape(n)}$', name)), None
-    )
+  def one(owner, leaf):
     spec = P()
     if owner is not None:
       shape, spec = specs[owner]
-      spec = _spec_of_part(leaf.shape, shape, spec)
+      spec = _spec_of_part(leaf.shape, shape, spec, mesh)
     return NamedSharding(mesh, _spread_over_data(spec, leaf.shape, mesh))
 
-  return jax.tree_util.tree_map_with_path(one, opt_shapes)
+  leaves, structure = jax.tree.flatten(opt_shapes)
+  found = owners(opt_shapes, specs)
+  placed = [one(o, leaf) for o, leaf in zip(found, leaves, strict=True)]
+  return jax.tree.unflatten(structure, placed)
 
 
-def _spec_of_part(part: tuple[int, ...], whole: tuple[int, ...], spec: P) -> P:
-  """The spec of an array that has the shape `whole` less at most one dim."""
+def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
+  """The parameter that each array of optimizer state belongs to.
+
+  Args:
+    opt_state: arrays or shapes.
+    names: paths of the parameters, 'a/b/c'.
+
+  Returns:
+    For each leaf of the state the longest of the names that ends its own path,
+    None where there is none.
+  """
+  by_length = sorted(names, key=len, reverse=True)
+  return [
+    next(
+      (
+        n
+        for n in by_length
+        if re.search(f'(^|/){re.escape(n)}$', path_name(path))
+      ),
+      None,
+    )
+    for path, _ in jax.tree_util.tree_flatten_with_path(opt_state)[0]
+  ]
+
+
+def _spec_of_part(
+  part: tuple[int, ...], whole: tuple[int, ...], spec: P, mesh: Mesh
+) -> P:
+  """The spec of an array made from `whole`, which has the spec given.
+
+  It has the same shape, or lacks at most one dim, or has a last dim that counts
+  the blocks of the whole one's.
+  """
   entries = _entries(spec, len(whole))
   if part == whole:
     return P(*entries)
   for i in range(len(whole)):
     if part == whole[:i] + whole[i + 1 :]:
       return P(*entries[:i], *entries[i + 1 :])
+  if part and len(part) == len(whole) and part[:-1] == whole[:-1]:
+    blocks_divide = part[-1] % _extent(mesh, entries[-1]) == 0
+    return P(*entries[:-1], entries[-1] if blocks_divide else ())
   return P()
+
+
+def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
+  """The same shardings in the memory of the host, but for single numbers.
+
+  Raises:
+    ValueError: if the devices have no memory apart from the host's.
+  """
+  platform = mesh.devices.flat[0].platform
+  if platform not in ('tpu', 'gpu'):
+    raise ValueError(
+      'OPTIMIZER_ON_HOST=True needs devices with a memory of their own, TPUs or'
+      f" GPUs, got the platform '{platform}': set it to False here."
+    )
+  return jax.tree.map(
+    lambda a, s: s.with_memory_kind('pinned_host') if a.ndim else s,
+    opt_shapes,
+    shardings,
+  )
 
 
 def batch_sharding(rules: Table, mesh: Mesh) -> Batch:

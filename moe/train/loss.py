@@ -1,10 +1,14 @@
 """Cross-entropy in chunks: the logits of a whole batch never exist at once."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+from moe.parallel.mesh import CONTEXT
+from moe.parallel.rules import BATCH_AXES
 from moe.types import Array
 
 
@@ -35,6 +39,10 @@ def cross_entropy(
   With more than one chunk, the logits of a chunk are recomputed in the backward
   pass: [B, T / num_chunks, V] is the most that exists at a time.
 
+  On a mesh each device goes through the chunks of its own tokens, and what all
+  of them share, the head and its gradient, is gathered and summed once, not in
+  each chunk. What the 'model' axis divides is left to XLA.
+
   Args:
     head_fn: hidden states [..., D] to float32 logits [..., V].
     hidden_BTD: hidden states.
@@ -46,28 +54,65 @@ def cross_entropy(
     (nats, squared log-partition), float32 scalars.
 
   Raises:
-    ValueError: if the chunks do not divide the sequence.
+    ValueError: if the chunks do not divide the tokens of a sequence that a
+      device has.
   """
-  B, T, D = hidden_BTD.shape
-  if num_chunks < 1 or T % num_chunks:
-    raise ValueError(
-      f'LOSS_CHUNKS={num_chunks} must divide SEQUENCE_LENGTH={T}: change one.'
-    )
-
-  def sums(hidden, targets, weights):
-    nats, log_z = token_nats(head_fn(hidden), targets)
-    return jnp.sum(nats * weights), jnp.sum(jnp.square(log_z) * weights)
-
   if num_chunks == 1:
-    return sums(hidden_BTD, targets_BT, weights_BT)
+    return _sums(head_fn, hidden_BTD, targets_BT, weights_BT)
+  B, T, _ = hidden_BTD.shape
+  parts, spec = _parts(B)
+  if num_chunks < 1 or T % (num_chunks * parts[1]):
+    raise ValueError(
+      f'LOSS_CHUNKS={num_chunks} must divide the {T} / {parts[1]} tokens of'
+      f' SEQUENCE_LENGTH={T} that a device has: change one.'
+    )
+  b, t = B // parts[0], T // (parts[1] * num_chunks)
 
-  def chunks(a_BT):
-    split = a_BT.reshape(B, num_chunks, T // num_chunks, *a_BT.shape[2:])
-    return jnp.moveaxis(split, 1, 0)
+  def split(a_BT):
+    """[B, T, ...] to [chunks, *parts, rows, tokens, ...]."""
+    rest = a_BT.shape[2:]
+    a = a_BT.reshape(parts[0], b, parts[1], num_chunks, t, *rest)
+    return a.transpose(3, 0, 2, 1, 4, *range(5, a.ndim))
+
+  chunks = tuple(split(a) for a in (hidden_BTD, targets_BT, weights_BT))
+  # The arrays of the head become arguments, one copy for each part of the
+  # tokens: their gradients are then added up in each part, over its chunks, and
+  # only then over the parts.
+  head_fn, arrays = jax.closure_convert(head_fn, chunks[0][0, 0, 0])
+  arrays = [_copies(a, parts, spec) for a in arrays]
+  head = jax.vmap(jax.vmap(head_fn))
+
+  @jax.checkpoint
+  def sums(chunk, arrays):
+    return _sums(lambda hidden: head(hidden, *arrays), *chunk)
 
   def add(carry, chunk):
-    return jax.tree.map(jnp.add, carry, jax.checkpoint(sums)(*chunk)), None
+    return jax.tree.map(jnp.add, carry, sums(chunk, arrays)), None
 
   zero = jnp.zeros((), jnp.float32)
-  xs = tuple(chunks(a) for a in (hidden_BTD, targets_BT, weights_BT))
-  return jax.lax.scan(add, (zero, zero), xs)[0]
+  return jax.lax.scan(add, (zero, zero), chunks)[0]
+
+
+def _sums(head_fn, hidden, targets, weights) -> tuple[Array, Array]:
+  nats, log_z = token_nats(head_fn(hidden), targets)
+  return jnp.sum(nats * weights), jnp.sum(jnp.square(log_z) * weights)
+
+
+def _parts(batch_size: int) -> tuple[tuple[int, int], P | None]:
+  """Into how many parts the mesh divides (rows, tokens), and by which axes."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  used = lambda names: tuple(a for a in names if sizes.get(a, 1) > 1)
+  rows, columns = used(BATCH_AXES), used((CONTEXT,))
+  count = lambda names: math.prod(sizes[a] for a in names)
+  if not rows + columns or batch_size % count(rows):
+    return (1, 1), None
+  return (count(rows), count(columns)), P(rows or None, columns or None)
+
+
+def _copies(a: Array, parts: tuple[int, int], spec: P | None) -> Array:
+  """[*parts, ...]: an array once for each part, on the devices of that part."""
+  copies = jnp.broadcast_to(a, (*parts, *a.shape))
+  if spec is None:
+    return copies
+  free = (P.UNCONSTRAINED,) * a.ndim
+  return jax.lax.with_sharding_constraint(copies, P(*spec, *free))

@@ -93,6 +93,28 @@ def test_factored_state_follows_the_dims_that_it_has():
   assert specs[1,] == P()  # what is not factored, of an array that is
 
 
+def test_codes_of_moments_lie_as_their_parameter_and_scales_by_whole_blocks():
+  mesh = make_mesh(MeshShape(data=2, expert=2, model=2))
+  params = {'w': shape(4, 64, 512), 'narrow': shape(4, 64, 128)}
+  logical = dict.fromkeys(params, (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP))
+  placed = shardings.param_shardings(params, logical, STANDARD, mesh)
+  adamw = optimizers.adamw(optax.constant_schedule(1.0), moment_dtype='int8')
+  opt = jax.eval_shape(optimizers.build(adamw).init, params)
+  got = shardings.optimizer_shardings(opt, params, placed, mesh)
+  flat = jax.tree_util.tree_flatten_with_path(opt)[0]
+  specs = {
+    (shardings.path_name(path).split('/')[-1], str(leaf.dtype)): s.spec
+    for (path, leaf), s in zip(flat, jax.tree.leaves(got), strict=True)
+    if leaf.shape
+  }
+  whole = P(('expert', 'data'), None, 'model')
+  assert specs['w', 'int8'] == specs['w', 'uint8'] == whole
+  assert specs['w', 'float32'] == whole  # 4 blocks: 2 on each device
+  # One block for the whole dim, of which each device has a half.
+  assert specs['narrow', 'int8'] == whole
+  assert specs['narrow', 'float32'] == P(('expert', 'data'), None, None)
+
+
 def test_state_belongs_to_the_parameter_with_the_longest_path_that_ends_its():
   mesh = make_mesh(MeshShape(data=1, fsdp=8))
   params = {'scale': shape(8), 'norm': {'scale': shape(8)}}
@@ -102,6 +124,12 @@ def test_state_belongs_to_the_parameter_with_the_longest_path_that_ends_its():
   got = shardings.optimizer_shardings(opt, params, placed, mesh)
   assert got.trace['norm']['scale'].spec == P('fsdp')
   assert got.trace['scale'].spec == P(None)
+
+
+def test_optimizer_state_on_the_host_of_a_cpu_is_refused():
+  mesh = make_mesh(MeshShape(data=8))
+  with pytest.raises(ValueError, match='OPTIMIZER_ON_HOST=True needs devices'):
+    shardings.on_host({'w': shape(8)}, {'w': shardings.replicated(mesh)}, mesh)
 
 
 def test_a_batch_is_divided_over_all_axes_that_share_it():

@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 from jax.extend import core
 
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train.loss import cross_entropy, token_nats
 
 B, T, D, V = 3, 8, 5, 11
@@ -94,6 +97,55 @@ def test_logits_of_more_than_a_chunk_never_exist(inputs):
 
   assert largest(program(1)) == B * T * 1000
   assert largest(program(8)) == max(B * 1000, D * 1000)
+
+
+def sharded_gradient(shape, num_chunks):
+  """Compiled gradient of head [V, D] and hidden states, and its arguments."""
+  mesh = make_mesh(shape)
+  table = rules.table('standard')
+  rng = np.random.RandomState(0)
+  place = lambda a, *names: jax.device_put(
+    a, jax.NamedSharding(mesh, jax.P(*(table[n] for n in names)))
+  )
+  arguments = (
+    place(rng.normal(size=(32, 8)).astype('f4'), 'vocab', 'embed'),
+    place(rng.normal(size=(8, 16, 8)).astype('f4'), 'batch', 'length'),
+    place(rng.randint(0, 32, (8, 16)).astype('i4'), 'batch', 'length'),
+    place(rng.choice([0.0, 1.0], (8, 16)).astype('f4'), 'batch', 'length'),
+  )
+
+  def loss(w_VD, hidden, targets, weights):
+    return losses(w_VD.T, hidden, targets, weights, num_chunks)[0]
+
+  with jax.set_mesh(mesh):
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    return gradient.lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize(
+  'shape',
+  [
+    MeshShape(data=2, fsdp=2, expert=2),
+    MeshShape(data=2, context=2, model=2),
+  ],
+)
+def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
+  compiled, arguments = sharded_gradient(shape, 4)
+  inside, name = [], ''
+  for line in compiled.as_text().splitlines():
+    if line.endswith('{') and not line.startswith(' '):
+      name = line
+    found = re.search(
+      r'= \w+\[([\d,]*)\]\S* (all-|collective-|reduce-scatter)', line
+    )
+    if found and not name.startswith('ENTRY'):
+      inside.append(math.prod(int(n) for n in found.group(1).split(',') if n))
+  # Sums over parts of the vocabulary: [2 or 4 rows, 2 tokens] with D = 8.
+  most = 4 * 2 * 8 if shape.model > 1 else 0
+  assert max(inside, default=0) <= most
+  plain, _ = sharded_gradient(shape, 1)
+  for got, wanted in zip(compiled(*arguments), plain(*arguments), strict=True):
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('num_chunks', [3, 0])
