@@ -190,8 +190,7 @@ class _Source:
     position = _counted(length)
     target = np.repeat(begin, length) + position
     records, which = np.unique(plan.record[piece], return_inverse=True)
-    on_error = None if self._quarantine is None else self._on_error
-    documents = self.store.read(records, on_error)
+    documents = self._read(records)
     tokens, previous, weights = [], [], []
     for document, start, size in zip(
       which, plan.start[piece].tolist(), length.tolist(), strict=True
@@ -217,6 +216,26 @@ class _Source:
     is_bad = np.array([document is None for document in documents])[which]
     for field in batch:
       field[np.repeat(places, num_pieces)[is_bad]] = 0
+
+  def _read(self, records: np.ndarray) -> list[Record | None]:
+    """Documents by number; None for one that cannot be used."""
+    on_error = None if self._quarantine is None else self._on_error
+    documents = self.store.read(records, on_error)
+    size = self.store.manifest['vocab_size']
+    for place, document in enumerate(documents):
+      # An id past the end of the embedding table would be clamped silently.
+      top = -1 if document is None else document['tokens'].max(initial=0)
+      if top >= size:
+        error = f'its tokens must be below {size}, got {top}'
+        path = os.path.join(self.store.directory, RECORDS)
+        if on_error is None:
+          raise ValueError(
+            f'Record {records[place]} of {path} must be readable, got {error}:'
+            ' delete the store and make it again.'
+          )
+        on_error(int(records[place]), ValueError(error))
+        documents[place] = None
+    return documents
 
   def _on_error(self, record: int, error: Exception):
     with self._lock:

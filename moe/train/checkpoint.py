@@ -4,6 +4,7 @@
                   /meta/metadata   JSON: step, metrics, versions, and what the
                                    caller records (data manifest, config, ...)
                   /integrity.json  size and SHA-256 of each file above
+                  /late_metrics.json  where a step was scored after its commit
 
 The commit point: Orbax writes into `<step>.orbax-checkpoint-tmp`; when every
 array is there, `integrity.json` is written and flushed, and one rename makes

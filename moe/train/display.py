@@ -104,6 +104,8 @@ def status(record: dict[str, Any], total_steps: int) -> str:
     parts.append(f'dropped {record["dropped_fraction"]:.1%}')
   if record.get('load_imbalance') is not None:
     parts.append(f'imbalance {record["load_imbalance"]:.2f}')
+  if record.get('dead_experts'):
+    parts.append(f'dead experts {record["dead_experts"]}')
   if timing.get('mfu') is not None:
     parts.append(f'MFU {timing["mfu"]:.1%}')
   return '  '.join(parts)

@@ -6,8 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-# Arrays by sparse layer; everything else is a scalar.
-PER_LAYER = ('load', 'entropy', 'confidence', 'dropped')
+# Names of what sparse layers return, and what the record calls it.
+RENAMED = {
+  'dropped': 'dropped_fraction',
+  'dropped_receiver': 'dropped_receiver_fraction',
+  'padding': 'padding_fraction',
+}
 
 
 def summarize(
@@ -21,32 +25,46 @@ def summarize(
 
   Returns:
     JSON-ready: scalars by name, and 'layers' with lists by sparse layer, where
-    there are such: load [L][E] as shares of the rows, dropped_fraction,
-    entropy, confidence.
+    there are such: load [L][E] as shares of the rows; max_over_mean and
+    variation (standard deviation over mean) of the load; and each metric that
+    is one number a layer, such as entropy and confidence. dropped_fraction
+    counts drops wherever they happen, dropped_receiver_fraction those at the
+    receiver alone, both as shares of the valid rows; padding_fraction is a
+    share of the tokens; bytes_exchanged is of one forward pass of one
+    microbatch.
   """
   metrics = jax.device_get(metrics)
-  mean = lambda name: np.asarray(
-    metrics[name][0] / np.maximum(metrics[name][1], 1e-9), np.float64
-  )
   record = {
-    name: float(mean(name)) for name in metrics if name not in PER_LAYER
+    name: float(_mean(pair))
+    for name, pair in metrics.items()
+    if not np.ndim(pair[0])
   }
   if chars_per_token:
     bits = record['cross_entropy'] / math.log(2) / chars_per_token
     record['bits_per_char'] = bits
+  layers = {
+    RENAMED.get(name, name): _mean(pair)
+    for name, pair in metrics.items()
+    if np.ndim(pair[0]) == 1
+  }
+  if 'dropped' in metrics:
+    lost, rows = (np.sum(a, dtype=np.float64) for a in metrics['dropped'])
+    record['dropped_fraction'] = float(lost / max(rows, 1.0))
   if 'load' in metrics:
     sums_LE, rows_L = (np.asarray(a, np.float64) for a in metrics['load'])
     load_LE = sums_LE / np.maximum(rows_L, 1.0)[:, None]
-    dropped, rows = metrics['dropped']
-    record['dropped_fraction'] = float(dropped.sum() / max(rows.sum(), 1.0))
-    record['load_imbalance'] = float(np.mean(load_LE.max(1) * load_LE.shape[1]))
-    record['layers'] = {
-      'load': _rounded(load_LE),
-      'dropped_fraction': _rounded(mean('dropped')),
-      'entropy': _rounded(mean('entropy')),
-      'confidence': _rounded(mean('confidence')),
-    }
+    mean_L = np.maximum(load_LE.mean(1), 1e-9)
+    max_L = load_LE.max(1) / mean_L
+    record['load_imbalance'] = float(max_L.mean())
+    balance = {'max_over_mean': max_L, 'variation': load_LE.std(1) / mean_L}
+    layers = {'load': load_LE, **balance, **layers}
+  if layers:
+    record['layers'] = {key: _rounded(a) for key, a in layers.items()}
   return record
+
+
+def _mean(pair) -> np.ndarray:
+  return np.asarray(pair[0] / np.maximum(pair[1], 1e-9), np.float64)
 
 
 def _rounded(a: np.ndarray) -> list:

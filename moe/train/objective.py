@@ -1,7 +1,7 @@
 """What is trained: a model with its loss terms. Language modelling is one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,21 @@ class Objective:
     weights_fn: batch -> name -> weight of each term, known from the batch
       alone: microbatches are scaled by the weight of the whole batch.
     coefficients: name -> factor of each term.
+    update_fn: state -> state, once a step, after all microbatches.
   """
 
   init: Callable[[Array, Batch], tuple[PyTree, PyTree, PyTree]]
   loss_fn: Callable[..., tuple[dict[str, Pair], PyTree, dict[str, Pair]]]
   weights_fn: Callable[[Batch], dict[str, Array]]
   coefficients: dict[str, float]
+  update_fn: Callable[[PyTree], PyTree] = lambda state: state
 
 
 def language_model(
   functional,
   load_balance: float = 0.01,
   router_z: float = 1e-3,
+  router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
 ) -> Objective:
@@ -45,6 +48,9 @@ def language_model(
     functional: the model's pure functions.
     load_balance: coefficient of the load-balance loss.
     router_z: coefficient of the router's z-loss.
+    router_losses: (name, coefficient) of further losses that the router gives:
+      'local_entropy' and 'global_entropy' (LIMoE), 'importance' and
+      'noisy_load' (gates.NoisyTopK); without one they are reported alone.
     logits_z: coefficient of the squared log-partition of the logits (PaLM).
     num_chunks: pieces in which the loss is computed.
 
@@ -55,6 +61,7 @@ def language_model(
     'cross_entropy': 1.0,
     'load_balance': load_balance,
     'router_z': router_z,
+    **dict(router_losses),
     'logits_z': logits_z,
   }
 
@@ -75,9 +82,12 @@ def language_model(
     terms = {
       'cross_entropy': (nats, weight),
       'logits_z': (log_z_squared, weight),
-      **outputs.losses,
     }
-    return terms, outputs.state, outputs.metrics
+    metrics = dict(outputs.metrics)
+    # A loss that has no factor here is still reported.
+    for name, pair in outputs.losses.items():
+      (terms if name in coefficients else metrics)[name] = pair
+    return terms, outputs.state, metrics
 
   def weights_fn(batch):
     weight = batch.loss_weights.sum()
@@ -87,6 +97,13 @@ def language_model(
       'logits_z': weight,
       'load_balance': tokens,
       'router_z': tokens,
+      **{name: tokens for name, _ in router_losses},
     }
 
-  return Objective(functional.init, loss_fn, weights_fn, coefficients)
+  return Objective(
+    functional.init,
+    loss_fn,
+    weights_fn,
+    coefficients,
+    functional.update,
+  )

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
+from moe.optim.optimizers import Optimizer
 from moe.parallel import rules, shardings
 from moe.train import state
 from moe.train.objective import Objective
@@ -57,7 +57,7 @@ def batch_shapes(batch_size: int, sequence_length: int) -> Batch:
 
 def make_program(
   objective: Objective,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   schedule: Callable,
   shapes: Batch,
   table: rules.Table,
@@ -96,12 +96,15 @@ def make_program(
       abstract.params, found['axes'], table, mesh
     )
     replicated = shardings.replicated(mesh)
+    opt_state = shardings.optimizer_shardings(
+      abstract.opt_state, abstract.params, params, mesh
+    )
+    if optimizer.storage.optimizer_on_host:
+      opt_state = shardings.on_host(abstract.opt_state, opt_state, mesh)
     placed = state.TrainState(
       replicated,
       params,
-      shardings.optimizer_shardings(
-        abstract.opt_state, abstract.params, params, mesh
-      ),
+      opt_state,
       jax.tree.map(lambda _: replicated, abstract.state),
     )
     abstract = jax.tree.map(
@@ -161,6 +164,10 @@ class _Step:
   def compile(self, abstract, shapes) -> None:
     """Compiles now, so that the first step takes as long as the others."""
     self._compiled = self.lower(abstract, shapes).compile()
+
+  def use(self, compiled: Callable) -> None:
+    """Runs a program that was compiled before, elsewhere."""
+    self._compiled = compiled
 
   def __call__(self, ts, batch):
     return _under(self._mesh, self._compiled or self._jitted, ts, batch)

@@ -8,6 +8,7 @@ to the log of an unbroken one: on resuming, what follows the restored step goes.
 import collections
 import math
 import os
+import time
 from typing import Any, TextIO
 
 import jax
@@ -16,15 +17,16 @@ from jax.experimental import multihost_utils
 
 from moe.train import record_log
 from moe.train.display import make_display, status
+from moe.train.watch import Watch
 
 # Numbers of `layers` a record holds on average; n times as many come every n
 # steps, so that the log of a big model stays readable.
 _MAX_VALUES = 2048
 _FLUSH_SECONDS = 30
 
-_WINDOW = 50  # Steps that speeds and drops are averaged over.
-_DROPPED_TOO_OFTEN = 0.1
-_DEAD_AFTER = 100  # Steps without a token.
+_SPEED_WINDOW = 50  # Steps that the time left is reckoned from.
+_LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
+_IMAGE_SECONDS = 60.0  # Drawing takes longer than many a step.
 
 
 class Progress:
@@ -44,6 +46,7 @@ class Progress:
     resume_step: int = 0,
     tokens_per_step: int = 0,
     peak_seconds: float | None = None,
+    drop_warning: float = 0.1,
     stream: TextIO | None = None,
   ):
     """Opens the logs of a run, cut off after the step it resumes from.
@@ -55,16 +58,18 @@ class Progress:
       tokens_per_step: tokens in a batch.
       peak_seconds: what a step would take at the published peak of all chips,
         by the model's FLOPs; None where the peak is not known.
+      drop_warning: share of dropped tokens that people are warned of.
       stream: where people look, by default sys.stderr.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
     self._tokens_per_step = tokens_per_step
     self._peak_seconds = peak_seconds
-    self._recent = collections.deque(maxlen=_WINDOW)  # Seconds of steps.
-    self._watch = _Watch()
+    self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.
+    self._watch = Watch(drop_warning)
     self._log = self._evals = self._board = self._display = None
     self._load = None  # Of the last step.
+    self._drawn_at = time.monotonic()
     self._elapsed = 0.0
     if jax.process_index() != 0:
       return
@@ -73,10 +78,9 @@ class Progress:
     self._evals = record_log.RecordLog(self._path('eval.jsonl'), resume_step)
     self._display = make_display(stream)
     self._board = _Board(self._path('tensorboard'))
-    self._board.resume(
-      record_log.read(self._path('log.jsonl')),
-      record_log.read(self._path('eval.jsonl')),
-    )
+    records = record_log.read(self._path('log.jsonl'))
+    self._watch.resume(records)
+    self._board.resume(records, record_log.read(self._path('eval.jsonl')))
     last = self._log.last or {'step': 0}
     self._elapsed = last.get('time', {}).get('elapsed') or 0.0
     if last['step'] != resume_step:
@@ -108,16 +112,22 @@ class Progress:
       'eta': round((self.total_steps - step) * float(np.mean(self._recent)), 3),
     }
     tokens = step * self._tokens_per_step  # Seen since the first step.
-    record = {'step': step, 'tokens': tokens, **metrics, 'time': timing}
+    record = {'step': step, 'tokens': tokens, **metrics}
     layers = metrics.get('layers')
     size = sum(np.size(values) for values in (layers or {}).values())
     if layers and step % math.ceil(size / _MAX_VALUES):
       del record['layers']
+    warnings = self._watch.see(record)
+    if self._watch.dead_LE is not None:
+      record['dead_experts'] = int(self._watch.dead_LE.sum())
+    record['time'] = timing
     self._log.append(record)
     self._board.step(record)
     self._load = (layers or {}).get('load')
+    if time.monotonic() - self._drawn_at > _IMAGE_SECONDS:
+      self._draw(step)
     self._display.show(status(record, self.total_steps))
-    for warning in self._watch.warnings(step, metrics):
+    for warning in warnings:
       self.note(f'warning: {warning}')
 
   def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
@@ -126,9 +136,7 @@ class Progress:
       return
     self._evals.append({'step': step, 'eval': results})
     self._board.evaluation(step, results)
-    if self._load is not None:
-      # Here and not in `step`, because drawing takes longer than many a step.
-      self._board.load_image(step, np.asarray(self._load, np.float32))
+    self._draw(step)
     for task, scores in results.items():
       bits = scores.get('bits_per_char')
       if bits is not None:
@@ -152,6 +160,12 @@ class Progress:
       if part is not None:
         part.close()
     self._log = self._evals = self._board = self._display = None
+
+  def _draw(self, step: int) -> None:
+    """Adds the heat map of the last step's loads to TensorBoard."""
+    self._drawn_at = time.monotonic()
+    if self._load is not None:
+      self._board.load_image(step, np.asarray(self._load, np.float32))
 
   def _path(self, name: str) -> str:
     return os.path.join(self.workdir, name)
@@ -194,9 +208,15 @@ class _Board:
     return self._writer
 
   def step(self, record: dict[str, Any]) -> None:
-    """Scalars of a training step."""
+    """Scalars of a training step, and now and then those of each layer."""
     for group, values in (('train', record), ('time', record['time'])):
       self._scalars(group, record['step'], values)
+    if record['step'] % _LAYER_PERIOD:
+      return
+    for name, values in record.get('layers', {}).items():
+      if name != 'load':
+        numbers = {f'layer_{i}': value for i, value in enumerate(values)}
+        self._scalars(f'router_{name}', record['step'], numbers)
 
   def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
     """Scalars of an evaluation."""
@@ -217,54 +237,6 @@ class _Board:
     for name, value in values.items():
       if isinstance(value, int | float) and name != 'step':
         self._open().add_scalar(f'{group}/{name}', value, step)
-
-
-class _Watch:
-  """Notices what makes a sparse model waste its experts."""
-
-  def __init__(self):
-    self._dropped = collections.deque(maxlen=_WINDOW)
-    self._is_dropping = False
-    self._idle_LE = None  # Steps since each expert last had a token.
-
-  def warnings(self, step: int, metrics: dict[str, Any]) -> list[str]:
-    """Sentences on this step; each trouble is told once."""
-    found = []
-    if metrics.get('skipped'):
-      found.append(
-        f'step {step:,} was skipped, its loss or gradient was not finite'
-      )
-    if metrics.get('dropped_fraction') is not None:
-      found += self._drops(metrics['dropped_fraction'])
-    if 'load' in metrics.get('layers', {}):
-      found += self._dead(np.asarray(metrics['layers']['load']))
-    return found
-
-  def _drops(self, fraction: float) -> list[str]:
-    self._dropped.append(fraction)
-    mean = sum(self._dropped) / len(self._dropped)
-    if mean < _DROPPED_TOO_OFTEN / 2:
-      self._is_dropping = False
-    is_sure = len(self._dropped) == _WINDOW and mean > _DROPPED_TOO_OFTEN
-    if self._is_dropping or not is_sure:
-      return []
-    self._is_dropping = True
-    return [
-      f'{mean:.0%} of the routed tokens of the last {_WINDOW} steps were'
-      ' dropped: raise CAPACITY_FACTOR or the weight of the load-balance loss'
-    ]
-
-  def _dead(self, load_LE: np.ndarray) -> list[str]:
-    if self._idle_LE is None:
-      self._idle_LE = np.zeros(load_LE.shape, int)
-    self._idle_LE = np.where(load_LE > 0, 0, self._idle_LE + 1)
-    return [
-      f'sparse layer {layer}: {np.sum(idle_E >= _DEAD_AFTER)} of'
-      f' {len(idle_E)} experts had no token for {_DEAD_AFTER} steps: raise the'
-      ' weight of the load-balance loss'
-      for layer, idle_E in enumerate(self._idle_LE)
-      if np.any(idle_E == _DEAD_AFTER)
-    ]
 
 
 def _heat_map(load_LE: np.ndarray) -> np.ndarray:

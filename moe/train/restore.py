@@ -25,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 
 # What commits a step on an object store.
 MARKER = ocp.path.atomicity.COMMIT_SUCCESS_FILE
+# Metrics of a step that was scored after it had been committed.
+LATE_METRICS = 'late_metrics.json'
 
 # Pairs of (regular expression that a target path must match as a whole, path in
 # the checkpoint, which may refer to groups as \1, or None to keep the target).
@@ -70,11 +72,28 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 
 def read_meta(step_directory: epath.PathLike) -> dict[str, Any]:
   """What was recorded with a step; empty if that file is damaged."""
+  step_directory = epath.Path(step_directory)
   try:
-    path = epath.Path(step_directory) / 'meta' / 'metadata'
-    return dict(json.loads(path.read_text()))
+    meta = dict(json.loads((step_directory / 'meta/metadata').read_text()))
   except (OSError, ValueError):
     return {}
+  try:
+    late = json.loads((step_directory / LATE_METRICS).read_text())
+  except (OSError, ValueError):
+    return meta
+  return {**meta, 'metrics': {**(meta.get('metrics') or {}), **late}}
+
+
+def add_metrics(step_directory: epath.PathLike, metrics: dict[str, float]):
+  """Ranks a committed step whose evaluation came after its save.
+
+  The numbers lie beside what is sealed, so that the step stays sound.
+  """
+  if jax.process_index() == 0:
+    path = epath.Path(step_directory) / LATE_METRICS
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(metrics))
+    temporary.replace(path)
 
 
 def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:

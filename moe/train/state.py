@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe.optim import storage
+from moe.optim.optimizers import Optimizer
 from moe.types import Array, PyTree
 
 
@@ -25,12 +27,12 @@ class TrainState(NamedTuple):
   state: PyTree
 
 
-def create(
-  params: PyTree, state: PyTree, optimizer: optax.GradientTransformation
-) -> TrainState:
-  """The state before the first step."""
+def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:
+  """The state before the first step, in the optimizer's number formats."""
   step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, optimizer.init(params), state)
+  opt_state = optimizer.init(params)
+  params = storage.cast(params, optimizer.storage.params)
+  return TrainState(step, params, opt_state, state)
 
 
 def count(tree: PyTree) -> int:

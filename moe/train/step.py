@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe.optim import rounding, storage
+from moe.optim.optimizers import Optimizer
+from moe.parallel import shardings
 from moe.train.objective import Objective
 from moe.train.state import TrainState
 from moe.types import Array, Batch, Pair
@@ -49,9 +52,60 @@ def _add(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
+def _update(optimizer: Optimizer, grads, ts: TrainState, seed, is_finite):
+  """(params, opt_state) after the update; as they were if not finite."""
+  updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
+  params = rounding.apply_updates(ts.params, updates, seed, ts.step)
+  keep = lambda new, old: jnp.where(is_finite, new, old)
+  return (
+    jax.tree.map(keep, params, ts.params),
+    jax.tree.map(keep, opt_state, ts.opt_state),
+  )
+
+
+def _update_from_host(optimizer, grads, ts: TrainState, seed, is_finite):
+  """`_update` with a state that waits on the host, one parameter in turn.
+
+  All in one, the moments of all parameters would be on the device together.
+  Each turn writes down the whole update and takes one parameter of it: XLA
+  leaves out the rest. Moments set out when the parameter before is done.
+  """
+  host, device = jax.memory.Space.Host, jax.memory.Space.Device
+  names = jax.tree.leaves(storage.names(ts.params))
+  params, params_tree = jax.tree.flatten(ts.params)
+  state, state_tree = jax.tree.flatten(ts.opt_state)
+  owners = shardings.owners(ts.opt_state, names)
+  assert all(a.ndim == 0 or o for a, o in zip(state, owners, strict=True)), (
+    'state of no parameter would never be updated'
+  )
+  keep = lambda new, old: jnp.where(is_finite, new, old)
+  new_params, new_state, done = [], list(state), is_finite
+  for i, (name, p) in enumerate(zip(names, params, strict=True)):
+    mine = [
+      j for j, owner in enumerate(owners) if owner == name and state[j].ndim
+    ]
+    arrived, turn = list(state), [state[j] for j in mine]
+    turn, _ = jax.lax.optimization_barrier((turn, done))
+    for j, a in zip(mine, turn, strict=True):
+      arrived[j] = a
+    arrived = [jax.device_put(a, device) if a.ndim else a for a in arrived]
+    updates, moved = optimizer.update(
+      grads, state_tree.unflatten(arrived), ts.params
+    )
+    update, moved = jax.tree.leaves(updates)[i], jax.tree.leaves(moved)
+    done = keep(rounding.add(p, update, seed, ts.step, i), p)
+    new_params.append(done)
+    for j, a in enumerate(moved):
+      if j in mine:
+        new_state[j] = jax.device_put(keep(a, arrived[j]), host)
+      elif not a.ndim:
+        new_state[j] = keep(a, state[j])
+  return params_tree.unflatten(new_params), state_tree.unflatten(new_state)
+
+
 def make_train_step(
   objective: Objective,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   schedule: Callable[[Array], Array],
   seed: int,
   num_microbatches: int = 1,
@@ -61,9 +115,11 @@ def make_train_step(
 
   Args:
     objective: what is trained.
-    optimizer: see `moe.optim.optimizers`.
+    optimizer: see `moe.optim.optimizers`; its storage says the formats of
+      gradients, of their sums over microbatches, and where its state waits.
     schedule: learning rate by step, for the metrics.
-    seed: of the run; the randomness of step s is fold_in(seed, s).
+    seed: of the run; the randomness of step s is fold_in(seed, s), that of
+      rounding a hash of both.
     num_microbatches: parts of the batch, one after the other.
     batch_shards: devices that share the batch.
 
@@ -72,45 +128,53 @@ def make_train_step(
     the gradient is not finite, parameters and optimizer stay as they were, the
     step counts all the same, and the metric 'skipped' is 1.
   """
+  kept = optimizer.storage
 
-  def gradients(ts: TrainState, batch: Batch, key: Array, totals):
+  def gradients(ts: TrainState, carried, batch: Batch, key: Array, totals):
     """Gradient of the part of the whole batch's loss that this part makes."""
 
     def loss(params):
       terms, state, metrics = objective.loss_fn(
-        params, ts.state, batch, key, True
+        params, carried, batch, key, True
       )
       total = sum(
         objective.coefficients[name] * pair[0] / jnp.maximum(totals[name], 1.0)
         for name, pair in terms.items()
+        if objective.coefficients[name]  # no backward pass for nothing
       )
       return total, (terms, state, metrics)
 
-    (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(ts.params)
+    # With respect to parameters that are cast already: cast later, gradients
+    # would be made, stacked by the scan over layers, and reduced in float32.
+    params = storage.cast(ts.params, kept.grads)
+    (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
     terms, state, metrics = aux
     return grads, (terms, metrics), state
 
   def accumulate(ts: TrainState, batch: Batch, key: Array):
     totals = objective.weights_fn(batch)
     if num_microbatches == 1:
-      return gradients(ts, batch, key, totals)
+      return gradients(ts, ts.state, batch, key, totals)
     parts = split_microbatches(batch, num_microbatches, batch_shards)
     indices = jnp.arange(num_microbatches, dtype=jnp.int32)
 
-    def one(index, part):
+    def one(carried, index, part):
       part_key = jax.random.fold_in(key, index)
-      return gradients(ts, part, part_key, totals)
+      grads, sums, state = gradients(ts, carried, part, part_key, totals)
+      return storage.cast(grads, kept.sums), sums, state
 
     first = jax.tree.map(lambda a: a[0], parts)
-    shapes = jax.eval_shape(one, indices[0], first)
+    shapes = jax.eval_shape(one, ts.state, indices[0], first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
 
     def body(carry, xs):
-      grads, sums, state = one(*xs)
-      return _add(carry, (grads, sums)), state
+      total, carried = carry
+      grads, sums, carried = one(carried, *xs)
+      return (_add(total, (grads, sums)), carried), None
 
-    (grads, sums), states = jax.lax.scan(body, zeros, (indices, parts))
-    return grads, sums, jax.tree.map(lambda a: a[-1], states)
+    start = (zeros, ts.state)
+    ((grads, sums), state), _ = jax.lax.scan(body, start, (indices, parts))
+    return grads, sums, state
 
   def train_step(ts: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), ts.step)
@@ -120,11 +184,10 @@ def make_train_step(
       objective.coefficients[name] * s / jnp.maximum(w, 1.0)
       for name, (s, w) in terms.items()
     )
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optax.tree.norm(storage.to_float32(grads))
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
-    params = optax.apply_updates(ts.params, updates)
-    keep = lambda new, old: jnp.where(is_finite, new, old)
+    update = _update_from_host if kept.optimizer_on_host else _update
+    params, opt_state = update(optimizer, grads, ts, seed, is_finite)
     metrics = {
       **metrics,
       **terms,
@@ -133,12 +196,12 @@ def make_train_step(
       'learning_rate': (jnp.asarray(schedule(ts.step), jnp.float32), one),
       'skipped': (1.0 - is_finite.astype(jnp.float32), one),
     }
-    new = TrainState(
-      ts.step + 1,
-      jax.tree.map(keep, params, ts.params),
-      jax.tree.map(keep, opt_state, ts.opt_state),
-      jax.tree.map(keep, state, ts.state),
+    state = jax.tree.map(
+      lambda new, old: jnp.where(is_finite, new, old),
+      objective.update_fn(state),
+      ts.state,
     )
+    new = TrainState(ts.step + 1, params, opt_state, state)
     return new, metrics
 
   return train_step

@@ -14,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from moe.train import metrics as metrics_lib
+from moe.train import restore
 from moe.train.checkpoint import Checkpointer
 from moe.train.program import Program
 from moe.train.progress import Progress
@@ -40,6 +41,7 @@ class Settings:
     keep_last: newest checkpoints that are kept.
     keep_best: checkpoints of the best evaluations that are kept.
     max_bad_steps: consecutive steps of non-finite loss before the run ends.
+    drop_warning: share of dropped tokens above which people are warned.
     profile_steps: (first, last) of a profiler trace, which ends before the last
       one; empty for none.
   """
@@ -52,6 +54,7 @@ class Settings:
   keep_last: int = 2
   keep_best: int = 1
   max_bad_steps: int = 3
+  drop_warning: float = 0.1
   profile_steps: tuple[int, ...] = ()
 
   def __post_init__(self):
@@ -69,6 +72,11 @@ class Settings:
         raise ValueError(
           f'{name.upper()}={getattr(self, name)} must be at least {minimum}.'
         )
+    if not 0 < self.drop_warning <= 1:
+      raise ValueError(
+        f'DROP_WARNING={self.drop_warning} must be above 0 and at most 1: it is'
+        ' a share of the routed tokens.'
+      )
     steps = (-1, *self.profile_steps, self.train_steps)
     if len(steps) not in (2, 4) or list(steps) != sorted(set(steps)):
       raise ValueError(
@@ -196,9 +204,10 @@ def train(
     upcoming = pool.submit(reader.batch, first)
     is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
     if is_due and not progress.has_evaluation(first):
-      evaluate_all(first)  # SIGTERM came in the middle of it
+      scores = evaluate_all(first)  # SIGTERM came in the middle of it
       if stop.is_set:
         return ts, EXIT_PREEMPTED
+      restore.add_metrics(checkpointer.directory / str(first), scores)
     reporter.resume()
     for step in range(first, settings.train_steps):
       batch = program.put(upcoming.result())

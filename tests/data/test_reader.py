@@ -1,4 +1,5 @@
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -174,6 +175,32 @@ def test_a_bad_record_empties_its_row_and_moves_nothing(make_store, damage):
   assert [entry['record'] for entry in reader.quarantine] == [11]
   assert reader.quarantine[0]['file'] == str(directory / 'records.array_record')
   assert 'hash mismatch' in reader.quarantine[0]['error']
+
+
+def shrink_vocabulary(directory):
+  """The manifest of a store whose highest id is beyond its vocabulary."""
+  path = directory / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  tokens = [r['tokens'].max() for r in Store(directory).read(range(3))]
+  manifest['vocab_size'] = int(max(tokens))
+  path.write_text(json.dumps(manifest))
+  return int(np.argmax(tokens))
+
+
+def test_a_token_beyond_the_vocabulary_empties_its_row(make_store):
+  directory = make_store(['白', '日日日', '依依'])
+  bad = shrink_vocabulary(directory)
+  reader = Reader([directory], [1], 4, 3, 0, max_bad_fraction=0.5)
+  reader.batch(0)
+  assert [entry['record'] for entry in reader.quarantine] == [bad]
+  assert 'its tokens must be below' in reader.quarantine[0]['error']
+
+
+def test_evaluation_refuses_a_token_beyond_the_vocabulary(make_store):
+  directory = make_store(['白', '日日日', '依依'])
+  bad = shrink_vocabulary(directory)
+  with pytest.raises(ValueError, match=f'Record {bad} of .* must be below'):
+    list(eval_batches(directory, 4, 2))
 
 
 def test_too_many_bad_records_are_an_error(make_store, damage):

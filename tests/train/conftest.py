@@ -29,7 +29,7 @@ def _toy_init(key, batch_shapes):
 
 def _toy_loss(params, state, batch, key, train):
   """Squares of w[token] . 1 - target / 8, with noise where there is a key."""
-  error = params['w'][batch.tokens].sum(-1)
+  error = params['w'].astype(jnp.float32)[batch.tokens].sum(-1)
   error -= batch.targets.astype(jnp.float32) / 8
   if key is not None:
     # What the key holds is noise enough, and compiles faster than a draw.

@@ -232,6 +232,15 @@ def test_a_step_without_a_metric_or_with_nan_is_never_the_best(tmp_path):
   assert restore.ranking(tmp_path) == [2]
 
 
+def test_a_step_that_is_scored_after_its_commit_is_ranked_and_sound(tmp_path):
+  saver = save(tmp_path, [1, 2], {1: 6.0, 2: 7.0}, keep_last=5)
+  saver.save(3, make_state(3), META)
+  saver.close()
+  restore.add_metrics(tmp_path / '3', {'bits_per_char': 5.0})
+  assert restore.ranking(tmp_path) == [3, 1, 2]
+  assert not integrity.check(tmp_path / '3')
+
+
 def test_the_same_step_is_written_once(tmp_path):
   saver = checkpoint.Checkpointer(tmp_path)
   assert saver.save(1, make_state(1), META)

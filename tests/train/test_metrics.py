@@ -41,13 +41,42 @@ def test_loads_drops_and_imbalance_by_hand():
   record = metrics.summarize(STEP)
   assert record['layers'] == {
     'load': [[0.25] * 4, [0.75, 0.25, 0.0, 0.0]],
-    'dropped_fraction': [0.0, 0.25],
+    'max_over_mean': [1.0, 3.0],
+    # sqrt(((3 - 1)^2 + 0 + 1 + 1) / 4) of loads relative to their mean.
+    'variation': [0.0, 1.22474],
     'entropy': [1.25, 0.5],
     'confidence': [0.25, 0.75],
+    'dropped_fraction': [0.0, 0.25],
   }
   # 2 of 16 rows; fullest expert over an even share, 1 and 3, on average.
   assert record['dropped_fraction'] == 2 / 16
   assert record['load_imbalance'] == 2.0
+
+
+def test_what_an_exchange_and_a_bias_add_by_hand():
+  more = {
+    'dropped_receiver': pair([1, 0], [8, 8]),
+    'padding': pair([3, 3], [12, 12]),
+    'bytes_exchanged': pair([4096, 2048], [2, 2]),  # Two microbatches.
+    'bias_norm': pair([0.5, 0.0], [1, 1]),
+    'of_a_new_router': pair([2.0, 4.0], [4, 4]),
+  }
+  record = metrics.summarize({**STEP, **more})
+  layers = record['layers']
+  # 'dropped' counts them already.
+  assert layers['dropped_fraction'] == [0.0, 0.25]
+  assert layers['dropped_receiver_fraction'] == [0.125, 0.0]
+  assert record['dropped_fraction'] == 2 / 16
+  assert layers['padding_fraction'] == [0.25, 0.25]
+  assert layers['bytes_exchanged'] == [2048.0, 1024.0]
+  assert layers['bias_norm'] == [0.5, 0.0]
+  assert layers['of_a_new_router'] == [0.5, 1.0]
+
+
+def test_a_router_that_tells_its_load_alone_is_summarized():
+  record = metrics.summarize({'load': STEP['load']})
+  assert list(record) == ['load_imbalance', 'layers']
+  assert list(record['layers']) == ['load', 'max_over_mean', 'variation']
 
 
 def test_a_dense_model_has_no_layers_to_tell_of():

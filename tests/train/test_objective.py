@@ -33,6 +33,9 @@ class Uniform:
   def init(self, key, batch_shapes):
     return 'params', 'state', 'axes'
 
+  def update(self, state):
+    return state
+
 
 @pytest.fixture
 def model():
@@ -77,11 +80,14 @@ def test_without_a_key_there_is_no_randomness(model):
 
 
 def test_coefficients_are_those_given(model):
-  language_model = objective.language_model(model, 0.5, 0.25, 0.125)
+  language_model = objective.language_model(
+    model, 0.5, 0.25, (('importance', 0.75),), 0.125
+  )
   assert language_model.coefficients == {
     'cross_entropy': 1.0,
     'load_balance': 0.5,
     'router_z': 0.25,
+    'importance': 0.75,
     'logits_z': 0.125,
   }
   assert language_model.init(None, None) == ('params', 'state', 'axes')

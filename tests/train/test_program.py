@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import jax
@@ -9,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 from moe import axes
 from moe.models.functional import placed
 from moe.optim import optimizers, schedules
+from moe.optim.storage import Storage
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import objective
+from moe.train.checkpoint import Checkpointer
 from moe.train.program import batch_shapes, describe, make_program
 
 CONSTANT = optax.constant_schedule(0.25)
@@ -213,3 +216,35 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
   eight, one = losses
   assert eight[0] != eight[-1]
   np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
+def test_low_memory_formats_on_eight_devices_resume_bit_for_bit(
+  toy, make_batch, tmp_path
+):
+  optimizer = optimizers.build(
+    optimizers.adamw(CONSTANT, moment_dtype='int8'),
+    storage=Storage(params='bfloat16', grads='bfloat16'),
+  )
+  shapes, mesh = batch_shapes(8, 4), make_mesh(MESH)
+  program = make_program(toy, optimizer, CONSTANT, shapes, TABLE, mesh, seed=0)
+
+  def trained(ts, steps):
+    for i in steps:
+      ts, _ = program.train_step(ts, program.put(make_batch(i)))
+    return ts
+
+  unbroken = trained(program.init(), range(4))
+  with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+    checkpointer.save(2, trained(program.init(), range(2)), {}, {})
+    checkpointer.wait()
+    ts, _ = checkpointer.restore(None, program.abstract)
+  resumed = trained(ts, range(2, 4))
+  dtypes = {str(a.dtype) for a in jax.tree.leaves(resumed)}
+  assert {'bfloat16', 'int8', 'uint8'} <= dtypes
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(
+      np.asarray(a).astype('f4'), np.asarray(b).astype('f4')
+    ),
+    resumed,
+    unbroken,
+  )

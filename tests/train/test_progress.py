@@ -194,24 +194,54 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path):
   assert seen.count('\n') < TOTAL / 2
 
 
-def test_dropped_tokens_are_warned_of_once(tmp_path):
+def test_a_warning_is_shown_when_it_begins(tmp_path):
   stream = io.StringIO()
-  shown = progress.Progress(tmp_path, 1000, stream=stream)
-  for step in range(1, 200):
-    shown.step(step, metrics(step, dropped=0.2), 0.1)
+  shown = progress.Progress(tmp_path, 1000, drop_warning=0.3, stream=stream)
+  for step in range(1, 130):
+    load = ((0.5, 0.5), (1.0, 0.0))
+    shown.step(step, metrics(step, 0.2 + 0.2 * (step > 60), load), 0.1)
   shown.close()
-  assert stream.getvalue().count('20% of the routed tokens') == 1
-  assert 'raise CAPACITY_FACTOR' in stream.getvalue()
+  seen = stream.getvalue()
+  assert seen.count('warning: sparse layer 1: expert 1 got no tokens') == 1
+  assert seen.count('of the routed tokens') == 1
+  assert 'dead experts 1' in seen.splitlines()[-1]
+  dead = [r['dead_experts'] for r in record_log.read(tmp_path / 'log.jsonl')]
+  assert dead == [0] * 99 + [1] * 30
 
 
-def test_an_expert_without_tokens_is_warned_of_once(tmp_path):
-  stream = io.StringIO()
-  shown = progress.Progress(tmp_path, 1000, stream=stream)
-  for step in range(1, 250):
-    shown.step(step, metrics(step, load=((0.5, 0.5), (1.0, 0.0))), 0.1)
+def test_dead_experts_are_counted_across_a_kill(tmp_path):
+  def part(workdir, steps, resume=0):
+    shown = progress.Progress(workdir, TOTAL, resume, stream=io.StringIO())
+    for step in steps:
+      shown.step(step, metrics(step, load=((1.0, 0.0),)), 0.1)
+    shown.close()
+
+  part(tmp_path / 'whole', range(1, 121))
+  part(tmp_path / 'killed', range(1, 95))
+  part(tmp_path / 'killed', range(91, 121), resume=90)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert timeless(killed / 'log.jsonl') == timeless(whole / 'log.jsonl')
+  assert timeless(whole / 'log.jsonl')[-1]['dead_experts'] == 1
+
+
+def test_tensorboard_has_numbers_by_layer_now_and_then(tmp_path):
+  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  for step in range(1, 25):
+    record = metrics(step)
+    record['layers']['entropy'] = [0.5, step / 100]
+    shown.step(step, record, 0.1)
   shown.close()
-  assert stream.getvalue().count('sparse layer 1: 1 of 2 experts had no') == 1
-  assert 'sparse layer 0' not in stream.getvalue()
+  found = scalars(tmp_path / 'tensorboard', 'router_entropy/layer_1')
+  assert found == pytest.approx({10: 0.1, 20: 0.2})
+
+
+def test_a_long_run_draws_its_loads_without_an_evaluation(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(progress, '_IMAGE_SECONDS', -1.0)
+  run(tmp_path, [1])
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  assert b'expert_load' in path.read_bytes()
 
 
 def test_a_skipped_step_is_said_in_words(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from moe.models.functional import Functional
 from moe.optim import optimizers
+from moe.optim.storage import Storage
 from moe.train import objective, state, step
 
 CONSTANT = optax.constant_schedule(0.25)
@@ -179,12 +180,124 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
   assert_same(after.params, ts.params)
 
 
+def gradient_dtypes(toy, batch, storage, num_microbatches):
+  """Dtypes that the model reads and in which it is differentiated."""
+  seen = []
+
+  def loss_fn(params, state, batch, key, train):
+    seen.append(str(params['w'].dtype))
+    return toy.loss_fn(params, state, batch, key, train)
+
+  def update(grads, state, params):
+    seen.append(str(grads['w'].dtype))
+    return sgd.update(grads, state, params)
+
+  sgd = optimizers.build(optax.sgd(1.0), clip_norm=0, storage=storage)
+  train_step = step.make_train_step(
+    dataclasses.replace(toy, loss_fn=loss_fn),
+    sgd._replace(update=update),
+    CONSTANT,
+    0,
+    num_microbatches,
+  )
+  params, carried, _ = toy.init(jax.random.key(0), None)
+  ts = state.create(params, carried, sgd)
+  after, _ = jax.eval_shape(train_step, ts, batch)
+  assert after.params['w'].dtype == ts.params['w'].dtype
+  return seen[0], seen[-1], str(ts.params['w'].dtype)
+
+
+@pytest.mark.parametrize(
+  'storage, num_microbatches, expected',
+  [
+    (Storage(), 2, ('float32', 'float32', 'float32')),
+    (Storage(grads='bfloat16'), 1, ('bfloat16', 'bfloat16', 'float32')),
+    (Storage(grads='bfloat16'), 2, ('bfloat16', 'float32', 'float32')),
+    (
+      Storage(grads='bfloat16', sums='bfloat16'),
+      2,
+      ('bfloat16', 'bfloat16', 'float32'),
+    ),
+    (Storage(params='bfloat16'), 1, ('float32', 'float32', 'bfloat16')),
+  ],
+)
+def test_parameters_gradients_and_their_sums_have_the_formats_asked_for(
+  toy, make_batch, storage, num_microbatches, expected
+):
+  found = gradient_dtypes(toy, make_batch(0), storage, num_microbatches)
+  assert found == expected
+
+
+def test_low_memory_formats_train_as_float32_does(toy, make_batch):
+  def trained(optimizer):
+    train_step, ts = toy_step(toy, optimizer=optimizer)
+    for i in range(30):
+      ts, metrics = train_step(ts, make_batch(i % 3))
+    assert float(metrics['skipped'][0]) == 0
+    return float(metrics['loss'][0])
+
+  rate = optax.constant_schedule(0.02)
+  low = Storage(params='bfloat16', grads='bfloat16')
+  small = trained(
+    optimizers.build(optimizers.adamw(rate, moment_dtype='int8'), storage=low)
+  )
+  whole = trained(optimizers.build(optimizers.adamw(rate)))
+  assert whole < 0.8
+  assert small == pytest.approx(whole, rel=0.1)
+
+
+def test_a_skipped_step_leaves_codes_scales_and_rounded_parameters(
+  toy, make_batch
+):
+  optimizer = optimizers.build(
+    optimizers.adamw(CONSTANT, moment_dtype='int8'),
+    storage=Storage(params='bfloat16', grads='bfloat16'),
+  )
+  train_step, ts = toy_step(toy, optimizer=optimizer)
+  ts, _ = train_step(ts, make_batch(0))
+  bad = make_batch(1)
+  bad.tokens[-1, -1] = POISON
+  after, metrics = train_step(ts, bad)
+  assert float(metrics['skipped'][0]) == 1
+  assert_same(after._replace(step=ts.step), ts)
+
+
+def test_a_state_that_waits_on_the_host_is_updated_as_one_that_does_not(
+  toy, make_batch
+):
+  # CPUs have both memories by name, so that the step runs; a run is refused.
+  def trained(on_host):
+    table = lambda params: params['a'] + params['b']['scale']
+
+    def loss_fn(params, *args):
+      return toy.loss_fn({'w': table(params)}, *args)
+
+    storage = Storage(params='bfloat16', optimizer_on_host=on_host)
+    adamw = optimizers.adamw(CONSTANT, moment_dtype='int8')
+    optimizer = optimizers.build(adamw, storage=storage)
+    train_step = jax.jit(
+      step.make_train_step(
+        dataclasses.replace(toy, loss_fn=loss_fn), optimizer, CONSTANT, 0
+      )
+    )
+    params = {'a': jnp.ones((16, 8)), 'b': {'scale': jnp.ones(8)}}
+    ts = state.create(params, {'seen': jnp.zeros(())}, optimizer)
+    for i in range(2):
+      ts, _ = train_step(ts, make_batch(i))
+      if on_host:
+        kinds = {a.sharding.memory_kind for a in jax.tree.leaves(ts.opt_state)}
+        assert 'pinned_host' in kinds
+    return jax.device_get(ts)
+
+  assert_same(trained(True), trained(False))
+
+
 def test_noise_depends_on_seed_step_and_microbatch_alone(toy, make_batch):
   def error(train_step, ts, at=0):
     _, metrics = train_step(ts._replace(step=jnp.int32(at)), make_batch(0))
     return float(metrics['error'][0])
 
-  sgd = optax.sgd(1.0)
+  sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)
   plain = toy_step(toy, optimizer=sgd)
   assert error(*plain) == error(*plain)
   others = [

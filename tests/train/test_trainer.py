@@ -13,7 +13,7 @@ import pytest
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train import trainer
+from moe.train import restore, trainer
 from moe.train.checkpoint import Checkpointer
 from moe.train.program import batch_shapes, make_program
 from moe.train.progress import Progress
@@ -239,6 +239,20 @@ def test_an_evaluation_that_sigterm_broke_off_is_made_up_for(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
+def test_a_step_whose_evaluation_was_broken_off_is_ranked_all_the_same(
+  start, tmp_path
+):
+  start('run', eval_events={2: kill})
+  start('run')
+  directory = tmp_path / 'run' / 'checkpoints'
+  held_out = {
+    r['step']: r['eval']['held_out']['bits_per_char']
+    for r in records(tmp_path, 'run', 'eval.jsonl')
+  }
+  # Of the evaluated steps 4, 8 and 10, those that were saved: 8 by the signal.
+  assert restore.ranking(directory) == sorted((8, 10), key=held_out.get)
+
+
 def test_an_evaluation_that_is_broken_off_twice_is_made_up_for(
   start, unbroken, tmp_path
 ):
@@ -298,6 +312,7 @@ def test_a_bad_step_leaves_no_trace_in_what_is_saved(
   ('values', 'fragment'),
   [
     ({'train_steps': 0}, 'TRAIN_STEPS=0 must be at least 1'),
+    ({'drop_warning': 0.0}, 'DROP_WARNING=0.0 must be above 0'),
     ({'eval_period': -1}, 'EVAL_PERIOD=-1 must be at least 0'),
     ({'save_period': 0}, 'SAVE_PERIOD=0 must be at least 1'),
     ({'num_microbatches': 0}, 'NUM_MICROBATCHES=0'),

@@ -1,0 +1,93 @@
+"""Notices what makes a sparse model waste its experts, and says so in words."""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+WINDOW = 50  # Steps that drops are averaged over.
+DEAD_AFTER = 100  # Logged steps without a token.
+_MAX_NAMED = 8  # Experts in a sentence.
+
+
+class Watch:
+  """Follows a run's records; each trouble is told when it begins, once.
+
+  Attributes:
+    dead_LE: bool, experts by sparse layer without a token in the last
+      DEAD_AFTER steps whose loads were logged; None for a dense model.
+  """
+
+  def __init__(self, drop_warning: float):
+    """Starts with nothing seen.
+
+    Args:
+      drop_warning: share of dropped tokens that is too much.
+    """
+    self.dead_LE = None
+    self._drop_warning = drop_warning
+    self._dropped = collections.deque(maxlen=WINDOW)
+    self._is_dropping = False
+    self._steps = collections.deque(maxlen=DEAD_AFTER)  # With logged loads.
+    self._idle_LE = None  # Logged steps since each expert last had a token.
+
+  def resume(self, records: list[dict[str, Any]]) -> None:
+    """Sees the end of a log again; what it had to say has been said."""
+    with_load = [r for r in records if 'load' in r.get('layers', {})]
+    for record in with_load[-DEAD_AFTER:]:
+      self._dead(record)
+    for record in records[-WINDOW:]:
+      self._drops(record)
+
+  def see(self, record: dict[str, Any]) -> list[str]:
+    """Sentences on a record as it is logged."""
+    found = []
+    if record.get('skipped'):
+      found.append(
+        f'step {record["step"]:,} was skipped, its loss or gradient was not'
+        ' finite'
+      )
+    return [*found, *self._drops(record), *self._dead(record)]
+
+  def _drops(self, record: dict[str, Any]) -> list[str]:
+    fraction = record.get('dropped_fraction')
+    if fraction is None:
+      return []
+    self._dropped.append(fraction)
+    mean = sum(self._dropped) / len(self._dropped)
+    if mean < self._drop_warning / 2:
+      self._is_dropping = False
+    is_sure = len(self._dropped) == WINDOW and mean > self._drop_warning
+    if self._is_dropping or not is_sure:
+      return []
+    self._is_dropping = True
+    return [
+      f'{mean:.0%} of the routed tokens of the last {WINDOW} steps were'
+      ' dropped: raise CAPACITY_FACTOR or LOAD_BALANCE'
+    ]
+
+  def _dead(self, record: dict[str, Any]) -> list[str]:
+    if 'load' not in record.get('layers', {}):
+      return []
+    load_LE = np.asarray(record['layers']['load'])
+    if self._idle_LE is None:
+      self._idle_LE = np.zeros(load_LE.shape, int)
+      self.dead_LE = np.zeros(load_LE.shape, bool)
+    self._steps.append(record['step'])
+    self._idle_LE = np.where(load_LE > 0, 0, self._idle_LE + 1)
+    before_LE, self.dead_LE = self.dead_LE, self._idle_LE >= DEAD_AFTER
+    span = self._steps[-1] - self._steps[0] + 1
+    return [
+      f'sparse layer {layer}: {_experts(self.dead_LE[layer])} got no tokens in'
+      f' the last {span:,} steps: raise LOAD_BALANCE'
+      for layer in np.flatnonzero((self.dead_LE & ~before_LE).any(axis=1))
+    ]
+
+
+def _experts(dead_E: np.ndarray) -> str:
+  """Numbers of experts in a sentence."""
+  numbers = np.flatnonzero(dead_E)
+  named = ', '.join(map(str, numbers[:_MAX_NAMED]))
+  rest = len(numbers) - _MAX_NAMED
+  more = f' and {rest} more' if rest > 0 else ''
+  return f'{"expert" if len(numbers) == 1 else "experts"} {named}{more}'
