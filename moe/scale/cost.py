@@ -1,15 +1,42 @@
-"""Parameters and FLOPs of a model, from shapes alone."""
+"""Parameters, FLOPs and bytes of a model, from shapes alone."""
+
+import dataclasses
 
 import jax
 
 from moe import axes
+from moe.parallel import shardings
 from moe.types import PyTree
 
+# Parts of a model by what its parameters' paths say, first match first.
+_PARTS = (
+  ('shared', 'shared experts'),
+  ('norm', 'norms'),
+  ('router', 'routers'),
+  ('attention', 'attention'),
+  ('feed_forward', 'dense layers'),
+  ('embedding', 'embedding'),
+  ('output', 'output head'),
+)
 
-def parameter_counts(
-  shapes: PyTree, logical_axes: PyTree, num_active: int
-) -> tuple[int, int]:
-  """Parameters in all, and those one token passes through.
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+  """Numbers in one part of a model.
+
+  Attributes:
+    total: parameters.
+    active: of these, what one token passes through.
+  """
+
+  total: int
+  active: int
+
+
+def components(
+  shapes: PyTree, logical_axes: PyTree, num_active: float
+) -> dict[str, Counted]:
+  """Parameters by part of the model.
 
   Args:
     shapes: arrays or shapes of the parameters.
@@ -17,19 +44,31 @@ def parameter_counts(
     num_active: experts that one token sees.
 
   Returns:
-    (total, active); of an array with an expert dim E, num_active / E is active.
+    Part -> counts; of an array with an expert dim E, num_active / E is active.
   """
+  flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
   names = jax.tree.leaves(logical_axes, is_leaf=is_axes)
-  total = active = 0
-  for leaf, logical in zip(jax.tree.leaves(shapes), names, strict=True):
-    total += leaf.size
+  counts = {}
+  for (path, leaf), logical in zip(flat, names, strict=True):
+    name = shardings.path_name(path)
+    part = next((p for word, p in _PARTS if word in name), 'others')
+    total = active = int(leaf.size)
     if axes.EXPERT in logical:
+      part = 'experts'
       E = leaf.shape[logical.index(axes.EXPERT)]
-      active += leaf.size // E * num_active
-    else:
-      active += leaf.size
-  return int(total), int(active)
+      active = round(total / E * num_active)
+    old = counts.get(part, Counted(0, 0))
+    counts[part] = Counted(old.total + total, old.active + active)
+  return counts
+
+
+def parameter_counts(
+  shapes: PyTree, logical_axes: PyTree, num_active: float
+) -> tuple[int, int]:
+  """(total, active) over all `components`."""
+  parts = components(shapes, logical_axes, num_active).values()
+  return sum(p.total for p in parts), sum(p.active for p in parts)
 
 
 def flops_per_token(
@@ -56,3 +95,68 @@ def flops_per_token(
   # Scores and weighted values: 2 products of 2 FLOPs, over T / 2 keys each.
   attention = 2 * 2 * attention_width * (length // 2) * num_layers
   return products + attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What a step does beyond the model's own products.
+
+  Attributes:
+    length: T.
+    attention_width: heads x head width.
+    num_layers: attention layers.
+    padding: rows that the experts multiply over rows routed to them.
+    is_tied: whether the embedding table is the output head too.
+    remat: whether all products of the blocks are done again for the gradient.
+    is_loss_remat: whether those of the head are, as in a chunked loss.
+    attention_share: of the T x T scores that are computed: 1 in plain XLA,
+    about
+      a half in a kernel that skips what no query sees.
+  """
+
+  length: int
+  attention_width: int
+  num_layers: int
+  padding: float = 1.0
+  is_tied: bool = True
+  remat: bool = False
+  is_loss_remat: bool = False
+  attention_share: float = 1.0
+
+
+def executed_flops_per_token(
+  parts: dict[str, Counted], recipe: Recipe
+) -> tuple[float, float]:
+  """FLOPs of products that really run, per token: (forward, training step).
+
+  Capacity slots that stay empty are multiplied too, masked scores are computed,
+  what remat throws away is computed again. The first layer needs no gradient
+  with respect to its input ids, but its embeddings do: every product runs three
+  times.
+  """
+  products = sum(
+    2 * c.active * (recipe.padding if part == 'experts' else 1)
+    for part, c in parts.items()
+    if part not in ('embedding', 'output head', 'norms', 'others')
+  )
+  scores = recipe.length * recipe.attention_share
+  blocks = products + 4 * recipe.attention_width * scores * recipe.num_layers
+  table = 'embedding' if recipe.is_tied else 'output head'
+  head = 2 * parts[table].active if table in parts else 0
+  forward = blocks + head
+  again = blocks * recipe.remat + head * recipe.is_loss_remat
+  return forward, 3 * forward + again
+
+
+def device_bytes(tree: PyTree) -> int:
+  """Bytes of shapes with shardings on one device; the host's do not count."""
+  return sum(
+    shardings.device_bytes(leaf, leaf.sharding)
+    for leaf in jax.tree.leaves(tree)
+    if leaf.sharding.memory_kind != 'pinned_host'
+  )
+
+
+def total_bytes(tree: PyTree) -> int:
+  """Bytes of all arrays, each once."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

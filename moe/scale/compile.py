@@ -1,0 +1,227 @@
+"""Compiles a training step ahead of time, keeps the program, gives it back.
+
+The optimised text comes from XLA's dump: `compiled.as_text()` fails on programs
+with asynchronous collectives where libtpu is newer than jaxlib.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import re
+import tempfile
+import time
+
+import jax
+from jax.experimental import serialize_executable
+
+from moe.train.program import Program
+from moe.types import Batch
+
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+class DoesNotFit(ValueError):
+  """The compiler says that the program needs more memory than a device has.
+
+  Attributes:
+    needed: bytes, as far as the compiler says.
+    available: bytes.
+  """
+
+  def __init__(self, message: str, needed: float, available: float):
+    super().__init__(message)
+    self.needed, self.available = needed, available
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A compiled step, or what is known of one from an earlier compilation.
+
+  Attributes:
+    key: content that it was made from, as a hash.
+    argument_bytes: a device's parameters, optimizer state and batch.
+    temp_bytes: what comes and goes during the step.
+    peak_bytes: most at a time.
+    seconds: it took to compile.
+    flops_once: the compiler's count, each loop's body once.
+    optimal_seconds: the compiler's estimate, each loop's body once.
+    text: the optimised program.
+    is_cached: whether it was read back and not compiled now.
+    path: file of the program that `load` reads.
+  """
+
+  key: str
+  argument_bytes: int
+  temp_bytes: int
+  peak_bytes: int
+  seconds: float
+  flops_once: float
+  optimal_seconds: float
+  text: str
+  is_cached: bool
+  path: str
+
+
+def versions() -> dict[str, str]:
+  """Of what compiles: a program of other versions is another program."""
+  import jaxlib
+
+  try:
+    import libtpu
+
+    tpu = libtpu.__version__
+  except ImportError:
+    tpu = ''
+  return {'jax': jax.__version__, 'jaxlib': jaxlib.__version__, 'libtpu': tpu}
+
+
+def content_key(lowered, devices) -> str:
+  """Hash of a program before compilation, its devices and the versions."""
+  described = [(d.device_kind, *getattr(d, 'coords', (d.id,))) for d in devices]
+  parts = [lowered.as_text(), str(described), json.dumps(versions())]
+  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:24]
+
+
+def compile_step(
+  program: Program, shapes: Batch, directory: str, want_program: bool = True
+) -> Compiled:
+  """Compiles the train step of a program, or finds it compiled.
+
+  Args:
+    program: of a run, on devices that need not exist.
+    shapes: of a batch.
+    directory: keeps programs by content.
+    want_program: whether to keep the program itself, beside what is known of
+    it.
+
+  Raises:
+    DoesNotFit: if a device has too little memory.
+  """
+  lowered = program.train_step.lower(program.abstract, shapes)
+  key = content_key(lowered, program.mesh.devices.flat)
+  folder = pathlib.Path(directory) / key
+  facts, text = folder / 'facts.json', folder / 'program.txt.gz'
+  path = folder / 'step.bin'
+  if facts.exists() and (path.exists() or not want_program):
+    known = json.loads(facts.read_text())
+    with gzip.open(text, 'rt') as f:
+      return Compiled(
+        key, **known, text=f.read(), is_cached=True, path=str(path)
+      )
+  begin = time.monotonic()
+  with tempfile.TemporaryDirectory() as dump:
+    options = {'xla_dump_to': dump, 'xla_dump_hlo_as_text': True}
+    try:
+      compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      raise _does_not_fit(error) or error from error
+    seconds = time.monotonic() - begin
+    program_text = _dumped(pathlib.Path(dump))
+  known = _facts(compiled, seconds)
+  folder.mkdir(parents=True, exist_ok=True)
+  if want_program:
+    _replace(path, _packed(compiled, key))
+  _replace(text, gzip.compress(program_text.encode(), 6))
+  _replace(facts, json.dumps(known, indent=2).encode())
+  return Compiled(
+    key, **known, text=program_text, is_cached=False, path=str(path)
+  )
+
+
+def _facts(compiled, seconds: float) -> dict[str, float]:
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  arguments = memory.argument_size_in_bytes
+  return {
+    'argument_bytes': arguments,
+    'temp_bytes': memory.temp_size_in_bytes,
+    # CPUs do not count temporaries here.
+    'peak_bytes': max(
+      memory.peak_memory_in_bytes, arguments, memory.temp_size_in_bytes
+    ),
+    'seconds': seconds,
+    'flops_once': cost.get('flops', 0.0),
+    'optimal_seconds': cost.get('optimal_seconds', 0.0),
+  }
+
+
+def _dumped(folder: pathlib.Path) -> str:
+  """The optimised program; TPUs write cycles into the one after generation."""
+  for pattern in ('*after_codegen.txt', '*after_optimizations.txt'):
+    # The step is the largest of the modules that one compilation makes.
+    found = sorted(folder.glob(pattern), key=lambda p: p.stat().st_size)
+    if found:
+      return found[-1].read_text()
+  raise ValueError(
+    f'XLA must write the program into {folder} (xla_dump_to), but did not:'
+    ' remove XLA_FLAGS that say otherwise.'
+  )
+
+
+def _does_not_fit(error: Exception) -> DoesNotFit | None:
+  message = str(error)
+  if 'RESOURCE_EXHAUSTED' not in message:
+    return None
+  found = re.search(r'\(([\d.]+)([KMGT])\).*?\(([\d.]+)([KMGT])\)', message)
+  found = found or re.search(
+    r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm', message
+  )
+  if not found:
+    return DoesNotFit(message.split('\n')[0], 0.0, 0.0)
+  needed = float(found[1]) * _UNITS[found[2]]
+  available = float(found[3]) * _UNITS[found[4]]
+  return DoesNotFit(message.split('\n')[0], needed, available)
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  new = path.with_suffix('.tmp')
+  new.write_bytes(content)
+  os.replace(new, path)
+
+
+def _packed(compiled, key: str) -> bytes:
+  """A header line of JSON, then the program."""
+  program, _, _ = serialize_executable.serialize(compiled)
+  return json.dumps({'key': key, **versions()}).encode() + b'\n' + program
+
+
+def load(program: Program, shapes: Batch, path: str):
+  """A program that `compile_step` kept, ready to run on the program's mesh.
+
+  Args:
+    program: of the run that is to use it, on real devices.
+    shapes: of a batch.
+    path: file written by `compile_step`.
+
+  Returns:
+    (state, batch) -> (state, metrics).
+
+  Raises:
+    ValueError: if it was compiled from another program, for other devices or
+      with other versions.
+  """
+  try:
+    header, packed = pathlib.Path(path).read_bytes().split(b'\n', 1)
+    header = json.loads(header)
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'--compiled={path} must be a program that launch.plan kept: {error}.'
+    ) from error
+  lowered = program.train_step.lower(program.abstract, shapes)
+  devices = list(program.mesh.devices.flat)
+  if content_key(lowered, devices) != header['key']:
+    now = {'key': content_key(lowered, devices), **versions()}
+    different = [f'{k} {header[k]} there, {v} here' for k, v in now.items()
+                 if header[k] != v]  # fmt: skip
+    raise ValueError(
+      f'--compiled={path} must be compiled from this run for these devices, but'
+      f' differs ({"; ".join(different)}): run launch.plan again with the same'
+      ' gin file, topology and versions.'
+    )
+  in_tree = jax.tree.structure(((program.abstract, shapes), {}))
+  out_tree = jax.tree.structure(lowered.out_info)
+  return serialize_executable.deserialize_and_load(
+    packed, in_tree, out_tree, execution_devices=devices
+  )
