@@ -1,0 +1,194 @@
+"""Models as a table: python -m launch.models [--json] [NAME ...].
+
+Each model of gin_configs/models, or those named: parameters in all and those
+that one token passes through, beside the published figures of the file's
+comment; FLOPs of a token; bytes of the parameters. By shapes alone: no array
+is made.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
+# Completes a model to a run.
+_REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
+# T of the FLOPs: attention grows with it.
+LENGTH = 2048
+_UNITS = {'M': 10**6, 'B': 10**9, 'T': 10**12}
+_PUBLISHED = re.compile(
+  r'^# Published: (\d[\d.]*[MBT]) total(?:, (\d[\d.]*[MBT]) active)?\.$',
+  re.MULTILINE,
+)
+
+
+class Published(NamedTuple):
+  """Figures of a paper as it writes them, such as '1.2T'; None: not given."""
+
+  total: str | None
+  active: str | None
+
+
+def names() -> list[str]:
+  """Models with sizes; the files they include for wiring have none."""
+  found = sorted(p.stem for p in FOLDER.glob('*.gin'))
+  return [name for name in found if not name.endswith('decoder')]
+
+
+def published(name: str) -> Published:
+  """What the comment of a model's file says was published.
+
+  Raises:
+    ValueError: if a line begins with it and goes on otherwise.
+  """
+  text = (FOLDER / f'{name}.gin').read_text(encoding='utf-8')
+  found = _PUBLISHED.search(text)
+  if not found and 'Published:' in text:
+    raise ValueError(
+      f"{name}.gin: the line '# Published:' must go on like '671B total, 37B"
+      " active.' or '395B total.'; write the source below it."
+    )
+  return Published(*found.groups()) if found else Published(None, None)
+
+
+def figure(text: str) -> float:
+  """A published figure as a number: '1.2T' is 1.2e12."""
+  return float(text[:-1]) * _UNITS[text[-1]]
+
+
+def rounds_to(value: float, text: str) -> bool:
+  """Whether a number becomes the figure when cut to as many digits."""
+  digits = len(text[:-1].partition('.')[2])
+  return round(value / _UNITS[text[-1]], digits) == float(text[:-1])
+
+
+def difference(value: int, text: str | None) -> float | None:
+  """Ours against the published figure, in percent of that; None without one."""
+  return None if text is None else 100 * (value / figure(text) - 1)
+
+
+def shapes(run):
+  """(shapes of a run's parameters, their logical axes), on no device."""
+  import jax
+
+  from moe.models.functional import Functional
+  from moe.train.program import batch_shapes
+
+  found = {}
+
+  def init(key):
+    params, _, found['axes'] = Functional(run.model).init(
+      key, batch_shapes(1, 8)
+    )
+    return params
+
+  return jax.eval_shape(init, jax.random.key(0)), found['axes']
+
+
+def describe(name: str) -> dict[str, str | int | float | None]:
+  """A model's row of the table.
+
+  Raises:
+    ValueError: if there is no such model.
+  """
+  import jax
+
+  from launch import config, train
+
+  if name not in names():
+    raise ValueError(f"'{name}' must be one of {', '.join(names())}.")
+  overrides = ['TRAIN_STEPS=200', 'LEARNING_RATE=1e-3']
+  overrides += [f'SEQUENCE_LENGTH={LENGTH}']
+  run = config.load([f'models/{name}.gin', *_REST], overrides)
+  params, logical_axes = shapes(run)
+  counts = train.counts_of(run, params, logical_axes)
+  paper = published(name)
+  return {
+    'name': name,
+    **counts,
+    'params_total_published': paper.total,
+    'params_active_published': paper.active,
+    'params_total_difference': difference(counts['params_total'], paper.total),
+    'params_active_difference': difference(
+      counts['params_active'], paper.active
+    ),
+    'length': LENGTH,
+    'param_bytes': sum(
+      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)
+    ),
+  }
+
+
+def short(value: float) -> str:
+  """Four digits and a unit: 1,748,943,388,672 is 1.749T."""
+  unit = next((u for u in 'TB' if value >= _UNITS[u]), 'M')
+  return f'{value / _UNITS[unit]:.4g}{unit}'
+
+
+def table(rows: Sequence[dict]):
+  """The rows as a rich table."""
+  import rich.table
+
+  made = rich.table.Table(
+    title='models, ours against published',
+    caption=(
+      f'FLOPs of one token at length {LENGTH}: 2 for each active parameter in'
+      ' a product, causal attention. GB: 10^9 bytes of float32 parameters.'
+    ),
+  )
+  made.add_column('model', no_wrap=True)
+  columns = ['total', 'published', '%', 'active', 'published', '%']
+  for column in [*columns, 'GFLOP forward', 'GFLOP training', 'GB']:
+    made.add_column(column, justify='right')
+  percent = lambda value: '' if value is None else f'{value:+.2f}'
+  giga = lambda value: f'{value / 1e9:,.{0 if value > 1e12 else 3}f}'
+  for row in rows:
+    made.add_row(
+      row['name'],
+      short(row['params_total']),
+      row['params_total_published'] or '',
+      percent(row['params_total_difference']),
+      short(row['params_active']),
+      row['params_active_published'] or '',
+      percent(row['params_active_difference']),
+      giga(row['flops_per_token_forward']),
+      giga(row['flops_per_token_train']),
+      giga(row['param_bytes']),
+    )
+  return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Command-line entry point."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.models',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
+  parser.add_argument('--json', action='store_true', help='one JSON object')
+  args = parser.parse_args(argv)
+  from launch.stores import log
+
+  try:
+    rows = [describe(name) for name in args.names or names()]
+  except ValueError as error:
+    log(f'error: {" ".join(str(error).split())}')
+    return 2
+  rows.sort(key=lambda row: row['params_total'])
+  if args.json:
+    print(json.dumps({row['name']: row for row in rows}, indent=2))
+    return 0
+  import rich.console
+
+  rich.console.Console(width=120).print(table(rows))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
