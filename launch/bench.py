@@ -1,10 +1,22 @@
-"""Measures the project: python -m launch.bench imports.
+r"""Measures the project: python -m launch.bench imports|moe|step.
 
 imports   seconds that each module of moe takes beyond jax, flax and optax
+moe       one MoE layer, forward and backward, alone or against others like it
+step      a training step, alone, on 8 devices against 1, or against a program
+          of other people; --gin.NAME=VALUE as in launch.train
+
+moe --compare=einsum --experts=64
+moe --compare=tpu                  (needs no TPU, but the package libtpu)
+step --compare=mesh
+step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
+
+What is compared runs in turns, one after the other in each round; ratios are
+medians over rounds.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -17,8 +29,8 @@ TIMED = (
 )
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """Command-line flags, and what --gin. flags bind."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.bench',
     description=__doc__,
@@ -31,7 +43,71 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--runs', type=int, default=3, help='fresh processes each; default: 3'
   )
   imports.add_argument('--json', action='store_true', help='one JSON object')
-  return parser.parse_args(argv)
+  _moe_flags(verbs.add_parser('moe', help='one MoE layer'))
+  _step_flags(verbs.add_parser('step', help='whole training steps'))
+  argv = list(sys.argv[1:] if argv is None else argv)
+  overrides = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
+  args = parser.parse_args([a for a in argv if not a.startswith('--gin.')])
+  if overrides and args.verb != 'step':
+    parser.error(f'{args.verb} takes no --gin. flags; they are for step')
+  return args, overrides
+
+
+def _moe_flags(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add(
+    '--compare',
+    choices=(
+      'mesh', 'einsum', 'dropless', 'parts', 'fine', 'dense', 'tpu', 'memory'
+    ),
+    help='mesh: 8 devices against 1; einsum: sorted against one-hot products;'
+    ' dropless: against capacity; parts: against the products of its experts'
+    ' alone; fine: the same work in 4 and 16 times as many experts; dense:'
+    ' against a plain product of equally many FLOPs; tpu: fine, by the seconds'
+    " of the TPU's compiler; memory: bytes of a layer on 32 TPU chips",
+  )  # fmt: skip
+  for name, text in (
+    ('d_model', 'width of the model'),
+    ('d_ff', 'width of each expert'),
+    ('experts', 'how many'),
+    ('top_k', 'experts per token'),
+    ('tokens', 'in all'),
+    ('group_size', 'tokens per routing group, and per sequence'),
+  ):
+    add(f'--{name}', type=int, help=text)
+  add('--capacity_factor', type=float, help='default: 1.25')
+  add('--dtype', help='of activations and experts')
+  add('--dispatch', default='Sorted', help='class; default: Sorted')
+  add('--exchange', default='AllToAll', help='class; default: AllToAll')
+  _shared_flags(parser)
+
+
+def _step_flags(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add(
+    '--compare',
+    choices=('mesh', 'compile'),
+    help='mesh: 8 devices against 1; compile: seconds to compile with 64'
+    ' experts against 8',
+  )
+  add(
+    '--against',
+    metavar='COMMAND',
+    help="a program that prints 'N tokens/s', the best of which counts",
+  )
+  add(
+    '--gin_file',
+    action='append',
+    metavar='FILE',
+    help='as in launch.train; default: a small model, see launch/bench_step.py',
+  )
+  _shared_flags(parser)
+
+
+def _shared_flags(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add('--rounds', type=int, default=10, help='samples of each; default: 10')
+  add('--json', action='store_true', help='one JSON object')
 
 
 def modules() -> list[str]:
@@ -67,9 +143,45 @@ def imports(args: argparse.Namespace) -> int:
   return 0
 
 
+def measured(args: argparse.Namespace, overrides: list[str]) -> int:
+  """The verbs `moe` and `step`."""
+  if args.compare == 'mesh' and 'jax' not in sys.modules:
+    # Has to be there before jax looks for devices.
+    flag = ' --xla_force_host_platform_device_count=8'
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
+  if args.compare in ('tpu', 'memory') and 'jax' not in sys.modules:
+    # A TPU's program is only compiled: no device of this machine is touched.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+  from launch import bench_pairs
+
+  try:
+    if args.rounds < 1:
+      raise ValueError(f'--rounds={args.rounds} must be at least 1.')
+    if args.verb == 'step':
+      from launch import bench_step
+
+      report = bench_step.step(args, overrides)
+    elif args.compare in ('tpu', 'memory'):
+      from launch import bench_tpu
+
+      report = bench_tpu.compiled(args)
+    else:
+      from launch import bench_moe
+
+      report = bench_moe.moe(args)
+  except ValueError as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  bench_pairs.show(report, args.json)
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb."""
-  return {'imports': imports}[parse(argv).verb](parse(argv))
+  """Runs a verb; 2 for what the user can mend, with one sentence on how."""
+  args, overrides = parse(argv)
+  if args.verb == 'imports':
+    return imports(args)
+  return measured(args, overrides)
 
 
 if __name__ == '__main__':

@@ -28,13 +28,15 @@ SEARCH_PATHS = (
 )
 
 
-class _Delegate(config_parser.ParserDelegate):
+class Delegate(config_parser.ParserDelegate):
   """Keeps references and macros as they are written."""
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
+    """@name or @name()."""
     return values.Reference(scoped_configurable_name.split('/')[-1], evaluate)
 
   def macro(self, macro_name):
+    """%NAME."""
     return values.Macro(macro_name.split('/')[-1])
 
 
@@ -206,7 +208,7 @@ def read(
 
 def _statements(source, name: str, path: str | None):
   try:
-    return list(config_parser.ConfigParser(source, _Delegate()))
+    return list(config_parser.ConfigParser(source, Delegate()))
   except (SyntaxError, tokenize.TokenError) as error:
     reason, location = error.args
     # (file, line, ...) of a SyntaxError, (line, column) of the other.
@@ -378,6 +380,8 @@ class _Reach:
     if limit == math.inf and name in chain:
       raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
     if name not in self.macros:
+      if limit < math.inf:
+        return  # of something that a later line replaced: never evaluated
       hint = nearest(name, self.macros) or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
     if self._enter(name, limit):

@@ -9,14 +9,16 @@ import gin
 import jax
 import optax
 
-from launch import bindings
+from launch import bindings, sizes
 from moe.modalities.vocabulary import Vocabulary
 from moe.models import functional as functional_lib
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
+from moe.optim.storage import Storage
 from moe.parallel import rules as rules_lib
 from moe.parallel.mesh import MeshShape
 from moe.train import restore, trainer
+from moe.train import upcycle as upcycle_lib
 from moe.types import Layout, PyTree
 
 
@@ -58,10 +60,20 @@ class Initial:
     checkpoint: work directory or step directory of another run; '' for none.
     assignment: (regular expression of our parameter's path, path there, or None
       to keep our own) pairs; the first that matches in full counts.
+    upcycle: where the checkpoint is of a dense model and this one is sparse,
+      how its experts are made.
   """
 
   checkpoint: str = ''
   assignment: Sequence[tuple[str, str | None]] = ()
+  upcycle: upcycle_lib.Method | None = None
+
+  def __post_init__(self):
+    if self.upcycle and (self.assignment or not self.checkpoint):
+      raise ValueError(
+        'UPCYCLE needs INITIAL_CHECKPOINT, a dense run, and no'
+        ' INITIAL_ASSIGNMENT: set the one and drop the other.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +89,7 @@ class Run:
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.
     frozen: regular expressions of parameters that are not trained.
+    storage: number formats of parameters and gradients.
     data: what is read.
     settings: of the training loop.
     initial: parameters to start from.
@@ -93,6 +106,7 @@ class Run:
   rules: str = 'standard'
   clip_norm: float = 1.0
   frozen: Sequence[str] = ()
+  storage: Storage = Storage()
   initial: Initial = Initial()
   prompts: Sequence[str] = ()
 
@@ -124,7 +138,8 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
   """Reads gin files, then bindings of the command line; later ones override.
 
   Raises:
-    ValueError: for anything that gin or `bindings.check` objects to.
+    ValueError: for anything that gin, `bindings.check` or `sizes.check` objects
+      to.
   """
   if not files:
     raise ValueError(
@@ -140,11 +155,13 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
   gin.clear_config()
   try:
     gin.parse_config(text)
-    return gin.get_configurable(Run)()
+    run = gin.get_configurable(Run)()
+    sizes.check(run)
   except (TypeError, ValueError) as error:
     # gin appends lines on where a call came from; the first says it all.
     message = str(error).strip().split('\n')[0]
     raise ValueError(_missing_argument(message)) from error
+  return run
 
 
 def _missing_argument(message: str) -> str:

@@ -22,6 +22,7 @@ _SMALL = (
   ('time.tokens_per_second', 'Tokens per second', '{x:,.0f}', 'zero'),
   ('dropped_fraction', 'Dropped tokens', '{x:.1%}', 'zero'),
   ('load_imbalance', 'Load of the busiest expert', '{x:g}', 'fit'),
+  ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
 )
 _TEXTS = (
@@ -63,6 +64,8 @@ def write_report(
   # Slow to import; --help and the trainer's start need none of it.
   import jinja2
 
+  from launch import report_experts
+
   workdir = pathlib.Path(workdir)
   records = record_log.read(workdir / 'log.jsonl')
   if not records:
@@ -82,6 +85,7 @@ def write_report(
     records=records,
     cards=_cards(records, evals, run, baselines),
     figures=_figures(records, evals, baselines),
+    experts=report_experts.experts(records),
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
     run=_flat(run),
@@ -107,7 +111,7 @@ def _cards(records, evals, run, baselines) -> list[tuple[str, str, str]]:
       if best != len(bits) - 1:
         remark += f'; best {bits[best]:.3f} at step {steps[best]:,}'
       cards.append(('Held out', f'{bits[-1]:.3f}', remark))
-      for name, level in sorted(baselines.items()) if len(cards) == 1 else ():
+      for name, level in baselines.items() if len(cards) == 1 else ():
         word = 'below' if bits[-1] < level else 'above'
         gain = f'{abs(level - bits[-1]):.3f}'
         cards.append((f'{word} {name}'.capitalize(), gain, f'of {level:.3f}'))
@@ -148,7 +152,7 @@ def _figures(records, evals, baselines) -> dict[str, Any]:
     }
     for key in ('bits_per_char', 'loss')
   }
-  figures = {'large': [], 'small': [], 'load': None}
+  figures = {'large': [], 'small': []}
   bits = _values(records, 'bits_per_char')
   if bits[0]:
     figures['large'].append(
@@ -158,13 +162,8 @@ def _figures(records, evals, baselines) -> dict[str, Any]:
     )
   for key, title, ticks, scale in _SMALL:
     line = _values(records, key)
-    if line[0]:
+    if line[0] and (key != 'dead_experts' or any(line[1])):
       figures['small'].append(draw.small(line, title, ticks, scale))
-  with_load = [r for r in records if _value(r, 'layers.load')]
-  if with_load:
-    figures['load'] = draw.loads(
-      [r['step'] for r in with_load], [r['layers']['load'] for r in with_load]
-    )
   return figures
 
 

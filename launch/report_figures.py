@@ -4,10 +4,13 @@ Matplotlib draws with the placeholder colours below; in the text of the SVG each
 becomes a CSS variable, so that one figure is readable in light and dark.
 """
 
+import contextlib
 import io
 import itertools
+import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,42 +18,61 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-_INK, _GRID, _SOFT = '#010101', '#020202', '#030303'
-_SERIES = ('#040404', '#050505', '#060606', '#070707')
+
+class Colors(NamedTuple):
+  """What figures are drawn with."""
+
+  ink: str
+  grid: str
+  soft: str
+  series: tuple[str, ...]
+
+
+# Placeholders: in a page the style says what they are.
+PAGE = Colors(
+  '#010101', '#020202', '#030303', ('#040404', '#050505', '#060606', '#070707')
+)
+PAPER = Colors(
+  '#1d1f23', '#dcdad4', '#666b73', ('#1f5fa8', '#b3402e', '#2c7a4b', '#8a5a00')
+)
 _VARIABLES = {
-  _INK: 'var(--ink)',
-  _GRID: 'var(--grid)',
-  _SOFT: 'var(--soft)',
-  **{color: f'var(--series{i})' for i, color in enumerate(_SERIES, 1)},
-}
-_STYLE = {
-  'figure.facecolor': 'none',
-  'axes.facecolor': 'none',
-  'svg.fonttype': 'none',
-  'svg.hashsalt': 'report',
-  'font.size': 9.5,
-  'text.color': _INK,
-  'axes.labelcolor': _SOFT,
-  'axes.edgecolor': _GRID,
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.grid': True,
-  'axes.axisbelow': True,
-  'grid.color': _GRID,
-  'grid.linewidth': 0.7,
-  'xtick.color': _GRID,
-  'ytick.color': _GRID,
-  'xtick.labelcolor': _SOFT,
-  'ytick.labelcolor': _SOFT,
-  'legend.frameon': False,
-  'lines.solid_capstyle': 'round',
+  PAGE.ink: 'var(--ink)',
+  PAGE.grid: 'var(--grid)',
+  PAGE.soft: 'var(--soft)',
+  **{color: f'var(--series{i})' for i, color in enumerate(PAGE.series, 1)},
 }
 _MAX_POINTS = 600
-_MAX_COLUMNS = 160
-_MAX_LAYERS = 12
 
 # (x values, y values) of one line.
 Line = tuple[Sequence[float], Sequence[float]]
+
+
+def style(
+  colors: Colors, grid: bool = True
+) -> contextlib.AbstractContextManager:
+  """Matplotlib's settings while a figure is drawn."""
+  return matplotlib.rc_context({
+    'figure.facecolor': 'none' if colors is PAGE else 'white',
+    'axes.facecolor': 'none',
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'report',
+    'font.size': 9.5,
+    'text.color': colors.ink,
+    'axes.labelcolor': colors.soft,
+    'axes.edgecolor': colors.grid,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': grid,
+    'axes.axisbelow': True,
+    'grid.color': colors.grid,
+    'grid.linewidth': 0.7,
+    'xtick.color': colors.grid,
+    'ytick.color': colors.grid,
+    'xtick.labelcolor': colors.soft,
+    'ytick.labelcolor': colors.soft,
+    'legend.frameon': False,
+    'lines.solid_capstyle': 'round',
+  })  # fmt: skip
 
 
 def curves(
@@ -69,15 +91,15 @@ def curves(
     label: of the y axis.
     size: width and height in inches.
   """
-  with matplotlib.rc_context(_STYLE):
+  with style(PAGE):
     figure, axes = _axes(size)
-    x, y = _thin(*train)
+    x, y = thin(*train)
     noisy = len(y) > 30
     if noisy:
-      axes.plot(x, y, color=_SERIES[0], linewidth=0.8, alpha=0.3)
+      axes.plot(x, y, color=PAGE.series[0], linewidth=0.8, alpha=0.3)
     name = 'training' + (' (moving average)' if noisy else '')
-    axes.plot(x, _smooth(y), color=_SERIES[0], linewidth=1.9, label=name)
-    colors = itertools.cycle(_SERIES[1:])
+    axes.plot(x, smooth(y), color=PAGE.series[0], linewidth=1.9, label=name)
+    colors = itertools.cycle(PAGE.series[1:])
     for name, (xs, ys) in held_out.items():
       axes.plot(xs, ys, 'o-', color=next(colors), lw=1.5, ms=4.5, label=name)
     _limit(
@@ -85,17 +107,27 @@ def curves(
       y,
       [*levels.values(), *(v for _, ys in held_out.values() for v in ys)],
     )
-    for name, level in levels.items():
-      axes.axhline(level, color=_SOFT, linewidth=1.1, linestyle=(0, (5, 4)))
-      axes.annotate(
-        f'{name} {level:.2f}', (1, level), (-3, 3), color=_SOFT,
-        xycoords=('axes fraction', 'data'), textcoords='offset points',
-        ha='right',
-      )  # fmt: skip
+    _levels(axes, levels)
     axes.set(xlabel='step', ylabel=label)
     if held_out:
       axes.legend(loc='upper right', bbox_to_anchor=(1, 1.13), ncols=3)
-    return _svg(figure, label)
+    return svg(figure, label)
+
+
+def _levels(axes, levels: dict[str, float]) -> None:
+  """Dashed lines with their names, which keep out of each other's way."""
+  low, high = axes.get_ylim()
+  above = math.inf
+  for name, level in sorted(levels.items(), key=lambda pair: -pair[1]):
+    is_close = above - level < 0.08 * (high - low)
+    offset, side = (-3, 'top') if is_close else (3, 'bottom')
+    axes.axhline(level, color=PAGE.soft, linewidth=1.1, linestyle=(0, (5, 4)))
+    axes.annotate(
+      f'{name} {level:.2f}', (1, level), (-3, offset),
+      color=PAGE.soft, xycoords=('axes fraction', 'data'),
+      textcoords='offset points', ha='right', va=side,
+    )  # fmt: skip
+    above = level
 
 
 def small(line: Line, label: str, ticks: str, scale: str) -> str:
@@ -107,15 +139,15 @@ def small(line: Line, label: str, ticks: str, scale: str) -> str:
     ticks: format of the numbers at the y axis, such as {x:.0%}.
     scale: 'fit', 'log', 'zero' (from 0 on) or 'exact' (no moving average).
   """
-  with matplotlib.rc_context(_STYLE):
+  with style(PAGE):
     figure, axes = _axes((4.4, 2.3))
-    x, y = _thin(*line)
+    x, y = thin(*line)
     if scale == 'exact':
-      axes.plot(x, y, color=_SERIES[0], linewidth=1.7)
+      axes.plot(x, y, color=PAGE.series[0], linewidth=1.7)
     else:
       if len(y) > 30:
-        axes.plot(x, y, color=_SERIES[0], linewidth=0.7, alpha=0.3)
-      axes.plot(x, _smooth(y), color=_SERIES[0], linewidth=1.7)
+        axes.plot(x, y, color=PAGE.series[0], linewidth=0.7, alpha=0.3)
+      axes.plot(x, smooth(y), color=PAGE.series[0], linewidth=1.7)
       _limit(axes, y, [0.0] if scale == 'zero' else [])
     if scale == 'log' and y.max() > 10 * y.min() > 0:
       axes.set_yscale('log')
@@ -124,37 +156,7 @@ def small(line: Line, label: str, ticks: str, scale: str) -> str:
       axes.set_ylim(y.min() * 0.9, y.max() * 1.1)
     axes.yaxis.set_major_formatter(ticks)
     axes.set_title(label, loc='left', size=10)
-    return _svg(figure, label)
-
-
-def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
-  """A heat map for each sparse layer: experts by step, 1 is an even share."""
-  load_SLE = _columns(np.asarray(load_SLE, float) * np.shape(load_SLE)[2])
-  layers, experts = load_SLE.shape[1:]
-  every = np.linspace(0, layers - 1, min(layers, _MAX_LAYERS)).round()
-  with matplotlib.rc_context({**_STYLE, 'axes.grid': False}):
-    rows, columns = -(-len(every) // 3), min(3, len(every))
-    figure = Figure((9.2, 1.9 * rows + 0.3), layout='constrained')
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    for axes in grid.flat[len(every) :]:
-      axes.remove()
-    panels = list(grid.flat[: len(every)])
-    for axes, layer in zip(panels, every.astype(int), strict=True):
-      image = axes.imshow(
-        load_SLE[:, layer].T, aspect='auto', vmin=0, vmax=2, cmap='viridis',
-        interpolation='none', origin='lower',
-        extent=(steps[0] - 1, steps[-1], -0.5, experts - 0.5),
-      )  # fmt: skip
-      axes.set_title(f'sparse layer {layer}', loc='left', size=9.5)
-      axes.yaxis.get_major_locator().set_params(integer=True)
-      axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-      axes.spines[:].set_visible(False)
-    figure.supxlabel('step', color=_SOFT, size=9.5)
-    figure.supylabel('expert', color=_SOFT, size=9.5)
-    bar = figure.colorbar(image, ax=panels, extend='max', shrink=0.9, pad=0.015)
-    bar.outline.set_visible(False)
-    bar.set_label('load, 1 = even share')
-    return _svg(figure, 'load of each expert by step')
+    return svg(figure, label)
 
 
 def _axes(size: tuple[float, float]):
@@ -166,7 +168,7 @@ def _axes(size: tuple[float, float]):
   return figure, axes
 
 
-def _thin(x: Sequence[float], y: Sequence[float]):
+def thin(x: Sequence[float], y: Sequence[float]):
   """At most _MAX_POINTS points, each the mean of its neighbours."""
   x, y = np.asarray(x, float), np.asarray(y, float)
   parts = min(len(x), _MAX_POINTS)
@@ -176,7 +178,7 @@ def _thin(x: Sequence[float], y: Sequence[float]):
   return means[0], means[1]
 
 
-def _smooth(y: np.ndarray) -> np.ndarray:
+def smooth(y: np.ndarray) -> np.ndarray:
   """Centred moving average over a fortieth of the points."""
   width = len(y) // 40
   if width < 2 or len(y) <= 30:
@@ -195,14 +197,8 @@ def _limit(axes, y: np.ndarray, others: Sequence[float]) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def _columns(load_SLE: np.ndarray) -> np.ndarray:
-  """At most _MAX_COLUMNS steps, each the mean of its neighbours."""
-  parts = np.array_split(load_SLE, min(len(load_SLE), _MAX_COLUMNS))
-  return np.stack([part.mean(axis=0) for part in parts])
-
-
-def _svg(figure: Figure, label: str) -> str:
-  """A figure as an <svg> element for use inside a page."""
+def svg(figure: Figure, label: str) -> str:
+  """A figure drawn for a page as an <svg> element to be put inside."""
   stream = io.StringIO()
   FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
   text = stream.getvalue()

@@ -47,6 +47,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     action='store_true',
     help='check everything by shapes, print the model, and stop',
   )
+  add(
+    '--compiled',
+    metavar='FILE',
+    help='the step, compiled ahead for these devices by launch.plan',
+  )
   argv = list(sys.argv[1:] if argv is None else argv)
   overrides = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
   return parser.parse_args(
@@ -145,19 +150,21 @@ def write_json(path: str, content) -> None:
   write(path, json.dumps(content, ensure_ascii=False, indent=2))
 
 
-def build(run):
-  """The programs of a run, by shapes alone."""
+def build(run, devices: Sequence | None = None):
+  """The programs of a run on devices (default: all), by shapes alone."""
   from launch import config
   from moe.optim import optimizers
   from moe.train import program as program_lib
 
-  functional, table, mesh = config.place(run)
+  functional, table, mesh = config.place(run, devices)
   shapes = program_lib.batch_shapes(
     run.data.batch_size, run.data.sequence_length
   )
   return program_lib.make_program(
     run.objective(functional),
-    optimizers.build(run.optimizer(run.schedule), run.clip_norm, run.frozen),
+    optimizers.build(
+      run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
+    ),
     run.schedule,
     shapes,
     table,
@@ -169,32 +176,38 @@ def build(run):
 
 def flops_of(run, program) -> tuple[dict[str, int], float | None]:
   """Counts for the record, and the mesh's peak FLOP/s where it is known."""
-  from moe.scale import cost, topology
+  from moe.scale import topology
+
+  counts = counts_of(run, program.abstract.params, program.logical_axes)
+  device = program.mesh.devices.flat[0]
+  peak = topology.peak_flops(device.device_kind)
+  return counts, peak and peak * program.mesh.size
+
+
+def counts_of(run, params, logical_axes) -> dict[str, int]:
+  """Parameters and FLOPs per token, from the shapes of the parameters."""
+  from moe.scale import cost
 
   stack = run.model.stack(parent=None)
   block = stack.block(parent=None)
   moe, attention = block.moe(parent=None), block.attention(parent=None)
-  params = program.abstract.params
   total, active = cost.parameter_counts(
-    params, program.logical_axes, moe.router().num_active
+    params, logical_axes, moe.make_router().mean_active(moe.num_experts)
   )
   tables = 0 if run.model.tie_embeddings else params['embedding']['table'].size
   flops = cost.flops_per_token(
     active,
     tables,
-    attention.num_heads * attention.head_dim,
+    attention.width(),
     stack.num_layers,
     run.data.sequence_length,
   )
-  device = program.mesh.devices.flat[0]
-  peak = topology.peak_flops(device.device_kind)
-  counts = {
+  return {
     'params_total': total,
     'params_active': active,
     'flops_per_token_forward': flops,
     'flops_per_token_train': 3 * flops,
   }
-  return counts, peak and peak * program.mesh.size
 
 
 def starting_state(run, program, checkpointer, meta: dict[str, Any]):
@@ -206,20 +219,43 @@ def starting_state(run, program, checkpointer, meta: dict[str, Any]):
     ts, _ = checkpointer.restore(None, program.abstract, expect)
     return ts
   ts = program.init()
-  if run.initial.checkpoint:
+  if run.initial.upcycle:
+    params, origin = upcycled(run, program, ts.params)
+  elif run.initial.checkpoint:
     # Only parameters are taken; paths in the map need no 'params/' in front.
     prefixed = [
       (f'params/{ours}', theirs and f'params/{theirs}')
       for ours, theirs in run.initial.assignment
     ]
-    loaded, meta = restore.load_params(
+    loaded, origin = restore.load_params(
       run.initial.checkpoint,
       target={'params': ts.params},
       assignment=prefixed,
     )
-    log(f'parameters of {run.initial.checkpoint}, step {meta["step"]}')
-    ts = ts._replace(params=loaded['params'])
-  return ts
+    params = loaded['params']
+  else:
+    return ts
+  log(f'parameters of {run.initial.checkpoint}, step {origin["step"]}')
+  return ts._replace(params=params)
+
+
+def upcycled(run, program, params):
+  """Parameters made from a dense run's, and what was recorded with that."""
+  import jax
+
+  from moe.parallel import shardings
+  from moe.train import restore, upcycle
+
+  whole = shardings.replicated(program.mesh)
+  dense, meta = restore.load_params(run.initial.checkpoint, sharding=whole)
+  key = jax.random.key(run.settings.seed)
+  made = jax.jit(
+    lambda dense, sparse: upcycle.upcycle(
+      dense, sparse, run.initial.upcycle, key
+    ),
+    out_shardings=jax.tree.map(lambda a: a.sharding, program.abstract.params),
+  )
+  return made(dense['params'], params), meta
 
 
 def open_data(run, directory: str, found, workdir: str):
@@ -267,6 +303,17 @@ def check_disk(program, steps_dir: str) -> None:
   checkpoint.check_writable(steps_dir, 2 * num_bytes)
 
 
+def warn_of_router(run) -> None:
+  """Says so where the router lets a token's experts depend on later tokens."""
+  moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
+  if hasattr(moe, 'make_router') and not moe.make_router().is_causal:
+    print(
+      f'warning: {type(moe.make_router()).__name__} chooses by all tokens of a'
+      ' group: bits per character of this decoder are not a likelihood, and it'
+      ' writes otherwise than it was trained.'
+    )
+
+
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
   """Runs the command; the exit code is 0, or 75 after SIGTERM."""
   begin = time.monotonic()
@@ -277,6 +324,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   open_workdir(args.workdir)
   configure_jax()
   program = build(run)
+  warn_of_router(run)
   counts, peak = flops_of(run, program)
   description = describe(program, counts)
   if args.dry_run:
@@ -309,10 +357,14 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   # ---- Training --------------------------------------------------------------
   compiling = time.monotonic()
   data = run.data
-  program.train_step.compile(
-    program.abstract,
-    program_lib.batch_shapes(data.batch_size, data.sequence_length),
-  )
+  shapes = program_lib.batch_shapes(data.batch_size, data.sequence_length)
+  if args.compiled:
+    from moe.scale import compile as compile_lib
+
+    step = compile_lib.load(program, shapes, args.compiled)
+    program.train_step.use(step)
+  else:
+    program.train_step.compile(program.abstract, shapes)
   now = time.monotonic()
   log(
     f'{counts["params_total"]:,} parameters, {counts["params_active"]:,}'
@@ -328,6 +380,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     first,
     tokens,
     peak and tokens * counts['flops_per_token_train'] / peak,
+    settings.drop_warning,
   )
   with contextlib.closing(shown), contextlib.closing(checkpointer):
     ts, code = trainer.train(

@@ -231,21 +231,31 @@ def test_windows_line_ends_and_comments_are_no_mistake(tmp_path):
 
 
 def test_a_choice_can_be_overridden_without_what_was_bound_for_it(write):
-  # The files bind adamw.weight_decay and TopK.num_active.
-  for text in ('config.Run.optimizer=@optimizers.adafactor',
-               'ROUTER=@gates.Switch'):  # fmt: skip
-    bound, _ = bindings.read([write(BASE)], [text])
-    bindings.check(bound, config.Run)
-  path = write(BASE + IMPORTS + 'ROUTER = @gates.Switch\n')
+  # The files bind adamw.weight_decay.
+  choice = 'config.Run.optimizer=@optimizers.adafactor'
+  bound, _ = bindings.read([write(BASE)], [choice])
+  bindings.check(bound, config.Run)
+  imports = IMPORTS + 'from launch import config\n'
+  path = write(BASE + imports + choice.replace('=@', ' = @') + '\n')
+  bound, _ = bindings.read([path], [])
+  bindings.check(bound, config.Run)
+
+
+def test_macros_of_a_choice_that_is_overridden_need_no_value(write):
+  lines = IMPORTS + 'gates.TopK.renormalize = %SWITCHED\n'
+  assert "'%SWITCHED' is defined nowhere" in message_of([write(BASE + lines)])
+  path = write(BASE + lines + 'ROUTER = @gates.Switch\n')
   bound, _ = bindings.read([path], [])
   bindings.check(bound, config.Run)
 
 
 def test_what_is_bound_for_a_choice_that_was_overridden_before_is_unread(write):
-  path = write(BASE + IMPORTS + 'ROUTER = @gates.Switch\nTOP_K = 4\n')
-  assert f"{path}:7: nobody reads 'TOP_K'" in message_of([path])
-  overrides = ['TOP_K=4', 'ROUTER=@gates.Switch']
-  assert '--gin.TOP_K=4: nobody reads' in message_of([write(BASE)], overrides)
+  lines = 'config.Run.optimizer = @optimizers.adafactor\nWEIGHT_DECAY = 0.5\n'
+  path = write(BASE + IMPORTS + 'from launch import config\n' + lines)
+  assert f"{path}:8: nobody reads 'WEIGHT_DECAY'" in message_of([path])
+  overrides = ['WEIGHT_DECAY=0.5', 'config.Run.optimizer=@optimizers.adafactor']
+  message = message_of([write(BASE)], overrides)
+  assert '--gin.WEIGHT_DECAY=0.5: nobody reads' in message
 
 
 def test_values_of_the_right_types_are_taken(write):

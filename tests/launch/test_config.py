@@ -65,6 +65,7 @@ def test_a_text_may_hold_any_character(tmp_path):
 def test_a_choice_can_be_made_on_the_command_line(files):
   overrides = [
     'ROUTER=@gates.Switch',
+    'TOP_K=1',
     'config.Run.optimizer=@optimizers.adafactor',
     'config.Run.schedule=@schedules.rsqrt()',
     'schedules.rsqrt.learning_rate=%LEARNING_RATE',
@@ -73,7 +74,7 @@ def test_a_choice_can_be_made_on_the_command_line(files):
   ]
   run = config.load(files, overrides)
   moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
-  assert type(moe.router()).__name__ == 'Switch'
+  assert type(moe.make_router()).__name__ == 'Switch'
   # The peak of 3e-3 after 20 steps, half of it after 80.
   assert float(run.schedule(79)) == pytest.approx(1.5e-3)
   params = {'w': jax.ShapeDtypeStruct((64, 64), 'float32')}
@@ -101,6 +102,7 @@ def fields_of(run):
 OVERRIDES = [
   'D_MODEL=32',
   'ROUTER=@gates.Switch',
+  'TOP_K=1',
   'NUM_EXPERTS=16',
   'FROZEN=("a/.*", "b")',
   'INITIAL_ASSIGNMENT=(("x", None), (r"y(.)", r"z\\1"))',

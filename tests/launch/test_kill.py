@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_KILLS = 10
 STEPS = 200
+LOW_MEMORY = [
+  "--gin.MOMENT_DTYPE='int8'",
+  "--gin.PARAM_DTYPE='bfloat16'",
+  "--gin.GRAD_DTYPE='bfloat16'",
+]
 FLAGS = [
   '--gin_file=gin_configs/runs/quickstart.gin',
   f'--gin.TRAIN_STEPS={STEPS}',
@@ -30,8 +34,9 @@ FLAGS = [
 ]
 
 
-def command(workdir):
-  return [sys.executable, '-m', 'launch.train', *FLAGS, f'--workdir={workdir}']
+def command(workdir, formats):
+  flags = [*FLAGS, *formats, f'--workdir={workdir}']
+  return [sys.executable, '-m', 'launch.train', *flags]
 
 
 def environment(cache):
@@ -73,13 +78,18 @@ def wait_for_step(process, workdir, step):
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_bit_of_the_run(tmp_path):
+@pytest.mark.parametrize(
+  'formats, num_kills',
+  [([], 10), (LOW_MEMORY, 3)],
+  ids=['float32', 'low_memory'],
+)
+def test_kills_change_no_bit_of_the_run(tmp_path, formats, num_kills):
   pytest.importorskip('seqio')
   env = environment(tmp_path / 'cache')
 
   def run(workdir):
     return subprocess.Popen(
-      command(workdir),
+      command(workdir, formats),
       cwd=ROOT,
       env=env,
       stdout=subprocess.DEVNULL,
@@ -93,7 +103,7 @@ def test_ten_kills_change_no_bit_of_the_run(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   finish(run(whole))
   rng = random.Random(0)
-  for step in sorted(rng.sample(range(1, STEPS), NUM_KILLS)):
+  for step in sorted(rng.sample(range(1, STEPS), num_kills)):
     process = run(killed)
     wait_for_step(process, killed, step)
     with contextlib.suppress(subprocess.TimeoutExpired):

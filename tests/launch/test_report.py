@@ -109,8 +109,10 @@ def test_texts_and_samples_are_there_and_escaped(page):
 
 def test_figures_take_their_colours_from_the_page(page):
   colors = set(re.findall(r'(?:fill|stroke): (#\w+)', page))
-  assert colors <= {'#fde725'}  # The end of the colour bar.
-  assert page.count('<svg') == 8
+  # The end of the colour bar, and the lines of two layers, are from a scale
+  # that is readable on white and on black.
+  assert colors == {'#fde725', '#3b528b', '#bddf26'}
+  assert page.count('<svg') == 9
 
 
 def test_a_dense_run_of_one_step_has_a_page(tmp_path):
@@ -143,3 +145,46 @@ def test_a_long_run_of_many_layers_is_thinned(tmp_path):
   page = report.write_report(tmp_path).read_text()
   assert page.count('sparse layer ') == 12
   assert len(page) < 300_000
+
+
+def layer_rows(page):
+  """Header and rows of the table of the layers."""
+  table = re.search('<div class="wide table">(.*?)</table>', page, re.DOTALL)
+  rows = table.group(1).split('</tr>')[:-1]
+  return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
+
+
+def test_a_table_tells_of_each_layer(tmp_path):
+  shown = progress.Progress(tmp_path, 120, stream=io.StringIO())
+  for step in range(1, 121):
+    layers = {
+      'load': [[0.5, 0.5, 0.0], [0.5, 0.25, 0.25]],
+      'entropy': [2.0, 1.0],
+      'dropped_fraction': [0.0, 0.125],
+      'bytes_exchanged': [4096.0, 8192.0],
+    }
+    shown.step(step, {'layers': layers}, 0.1)
+  shown.close()
+  header, *rows = layer_rows(report.write_report(tmp_path).read_text())
+  assert header == [
+    'sparse layer', 'busiest / mean', 'variation', 'entropy [nats]', 'dropped',
+    'bytes exchanged', 'idle experts',
+  ]  # fmt: skip
+  # Loads over their mean: 1.5, 1.5, 0 and 1.5, 0.75, 0.75.
+  assert rows == [
+    ['0', '1.50', '0.71', '2.00', '0.00%', '4,096', '2'],
+    ['1', '1.50', '0.35', '1.00', '12.50%', '8,192', 'none'],
+  ]
+
+
+def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
+  for name, load in (('healthy', 0.5), ('sick', 0.0)):
+    shown = progress.Progress(tmp_path / name, 110, stream=io.StringIO())
+    for step in range(1, 111):
+      shown.step(step, {'layers': {'load': [[1 - load, load]]}}, 0.1)
+    shown.close()
+  pages = [
+    report.write_report(tmp_path / name).read_text()
+    for name in ('healthy', 'sick')
+  ]
+  assert ['Experts without tokens' in page for page in pages] == [False, True]

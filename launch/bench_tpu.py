@@ -1,0 +1,233 @@
+"""One MoE layer compiled for TPUs, on a machine that has none.
+
+Times are the compiler's own estimates, no measurements.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from launch import bench_moe
+from moe.parallel.mesh import MeshShape, make_mesh
+
+SIZES = {
+  'd_model': 4096,
+  'd_ff': 14336,
+  'experts': 8,
+  'top_k': 2,
+  'tokens': 8192,
+  'group_size': 1024,
+  'capacity_factor': 1.25,
+  'dtype': 'bfloat16',
+}
+MEMORY_SIZES = {**SIZES, 'experts': 64, 'tokens': 32 * 2048}
+# Of the smallest slice with an expert axis of 16: v5p-64 has 64 cores.
+CHIPS, EXPERT_DEVICES = (2, 4, 4), 16
+COLLECTIVES = (
+  'all-to-all',
+  'ragged-all-to-all',
+  'all-gather',
+  'reduce-scatter',
+  'all-reduce',
+  'collective-permute',
+)
+BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2}
+BYTES |= {'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8}
+# '<number name @place> (size=bytes,offset=bytes): dtype[dims]'
+VALUE = re.compile(
+  r'value: <\d+ (\S+)[^>]*> \(size=(\d+),offset=\d+\): ([a-z]+\d*)\[([\d,]*)\]'
+)
+SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
+
+
+def v5p_devices(shape: tuple[int, int, int]) -> list:
+  """Devices of a slice of v5p chips.
+
+  Raises:
+    ValueError: if the TPU's compiler is not installed.
+  """
+  try:
+    import libtpu  # noqa: F401 -- only to see whether it is there
+  except ImportError as error:
+    raise ValueError(
+      "compiling for TPUs needs the package libtpu: pip install '.[tpu]'."
+    ) from error
+  return topologies.get_topology_desc(
+    platform='tpu',
+    topology_name='v5:' + 'x'.join(map(str, shape)),
+    chip_config_name='megacore',
+    chips_per_host_bounds=(2, 2, 1),
+    num_slices=1,
+    # A dim of a slice is a ring only where it spans whole 4 x 4 x 4 cubes.
+    wrap=tuple(dim % 4 == 0 for dim in shape),
+  ).devices
+
+
+def compile_layer(
+  sizes: bench_moe.Sizes,
+  dispatcher,
+  exchanger,
+  mesh,
+  dump_to: str | None = None,
+):
+  """The layer's forward and backward pass, compiled for the mesh's devices.
+
+  Args:
+    sizes: of the layer.
+    dispatcher: class of the dispatch.
+    exchanger: class of the exchange.
+    mesh: devices.
+    dump_to: directory in which the compiler writes down what it made. The
+      program's own `as_text` fails where collectives are asynchronous.
+  """
+  layer = bench_moe.make_layer(sizes, dispatcher, exchanger, mesh)
+  with jax.set_mesh(layer.mesh):
+    return layer.jitted.lower(*layer.abstract).compile(
+      compiler_options=dump_to
+      and {'xla_dump_to': dump_to, 'xla_dump_hlo_as_text': True}
+    )
+
+
+def num_bytes(dtype: str, dims: str) -> int:
+  """Bytes of a shape as HLO writes it, such as ('bf16', '8,128')."""
+  sizes = [int(d) for d in dims.split(',') if d]
+  return int(np.prod(sizes, dtype=np.int64)) * BYTES.get(dtype, 4)
+
+
+def collectives(hlo: str) -> list[dict[str, Any]]:
+  """Collectives of a program: what each yields on one device, in bytes.
+
+  Args:
+    hlo: text of the compiled program.
+
+  Returns:
+    Dicts with 'name', 'shape', 'bytes' and 'count', most bytes first.
+  """
+  pattern = re.compile(r'= (.*?) (' + '|'.join(COLLECTIVES) + r')(?:-start)?\(')
+  found = {}
+  for line in hlo.splitlines():
+    match = pattern.search(line)
+    if match:
+      # A -start yields its operand as well: the last shape is the result.
+      shapes = [s for s in SHAPE.findall(match.group(1)) if s[0] in BYTES]
+      if '-start(' not in line:
+        key = match.group(2), tuple(shapes)
+      else:
+        large = [s for s in shapes if s[1]]
+        key = match.group(2), tuple(large[-1:])
+      found[key] = found.get(key, 0) + 1
+  rows = [
+    {
+      'name': name,
+      'shape': ' '.join(f'{t}[{dims}]' for t, dims in shapes),
+      'bytes': sum(num_bytes(*shape) for shape in shapes),
+      'count': count,
+    }
+    for (name, shapes), count in found.items()
+  ]
+  return sorted(rows, key=lambda row: -row['bytes'] * row['count'])
+
+
+def largest_buffers(assignment: str, num: int = 8) -> list[dict[str, Any]]:
+  """Values that take most memory on one device.
+
+  Args:
+    assignment: the compiler's text on which value lies where.
+    num: how many.
+
+  Returns:
+    Dicts with 'name', 'shape' and 'bytes', most bytes first.
+  """
+  found = VALUE.findall(assignment)
+  rows = {
+    (name, dtype, dims): {
+      'name': name,
+      'shape': f'{dtype}[{dims}]',
+      'bytes': int(size),
+    }
+    for name, size, dtype, dims in found
+  }
+  return sorted(rows.values(), key=lambda row: -row['bytes'])[:num]
+
+
+def fine(args: argparse.Namespace, dispatcher, exchanger) -> dict[str, Any]:
+  """The same work in 4 and 8 times as many experts, on one chip."""
+  sizes = bench_moe.sizes_of(args, SIZES)
+  mesh = make_mesh(MeshShape(), v5p_devices((2, 2, 1))[:1])
+  runs = []
+  for factor in (1, 4, 8):
+    finer = sizes.finer(factor)
+    compiled = compile_layer(finer, dispatcher, exchanger, mesh)
+    seconds = compiled.cost_analysis()['optimal_seconds']
+    run = {
+      'name': str(finer),
+      'seconds': seconds,
+      'tokens_per_second': sizes.tokens / seconds,
+    }
+    if runs:
+      run['ratio'] = seconds / runs[0]['seconds']
+    runs.append(run)
+  return {
+    **{k: v for k, v in runs[-1].items() if k != 'name'},
+    'unit': bench_moe.UNIT + ", the compiler's estimate",
+    'ratio_of': f'time of {runs[-1]["name"]} over {runs[0]["name"]}',
+    'sizes': dataclasses.asdict(sizes),
+    'device': str(mesh.devices.flat[0].device_kind),
+    'runs': runs,
+  }
+
+
+def memory(args: argparse.Namespace, dispatcher, exchanger) -> dict[str, Any]:
+  """Bytes of a layer on 32 chips whose experts are divided over 16."""
+  sizes = bench_moe.sizes_of(args, MEMORY_SIZES)
+  shape = MeshShape(data=-1, expert=EXPERT_DEVICES)
+  mesh = make_mesh(shape, v5p_devices(CHIPS))
+  with tempfile.TemporaryDirectory() as directory:
+    compiled = compile_layer(sizes, dispatcher, exchanger, mesh, directory)
+    read = lambda end: next(pathlib.Path(directory).glob(end)).read_text()
+    hlo = read('*.after_optimizations.txt')
+    buffers = largest_buffers(read('*-buffer-assignment.txt'))
+  used = compiled.memory_analysis()
+  rows = bench_moe.num_slots(sizes, dispatcher) // mesh.size
+  width = np.dtype(jax.numpy.dtype(sizes.dtype)).itemsize
+  packed, hidden = rows * sizes.d_model * width, rows * sizes.d_ff * width
+  here = sizes.tokens // mesh.size
+  seconds = compiled.cost_analysis()['optimal_seconds']
+  return {
+    'unit': bench_moe.UNIT + ', on one device',
+    'seconds': seconds,
+    'tokens_per_second': sizes.tokens / seconds,
+    'temp_bytes': used.temp_size_in_bytes,
+    'argument_bytes': used.argument_size_in_bytes,
+    'output_bytes': used.output_size_in_bytes,
+    'rows': rows,
+    'packed_bytes': packed,
+    'hidden_bytes': hidden,
+    'ratio': used.temp_size_in_bytes / (packed + hidden),
+    'ratio_of': 'temporary bytes over packed rows and hidden rows',
+    # SwiGLU has two products of the width of a hidden row.
+    'ratio_two_hidden': used.temp_size_in_bytes / (packed + 2 * hidden),
+    'tokens_experts_d_ff_bytes': here * sizes.experts * sizes.d_ff * width,
+    'largest_buffers': buffers,
+    'collectives': collectives(hlo),
+    'sizes': dataclasses.asdict(sizes),
+    'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
+  }
+
+
+def compiled(args: argparse.Namespace) -> dict[str, Any]:
+  """The verb `moe` for TPUs."""
+  # Else it asks a metadata server that only TPU machines have.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  # Its lock keeps two processes off one TPU; a compiler touches none.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  compare = {'tpu': fine, 'memory': memory}[args.compare]
+  return compare(args, *bench_moe.choices(args))

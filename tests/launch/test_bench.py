@@ -1,0 +1,226 @@
+"""The command that measures layers and training steps."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from launch import bench, bench_moe, bench_pairs, bench_step, bench_tpu
+from launch.bench_pairs import Program, measure
+from moe.routing import dispatch
+from moe.routing.plan import RouterInputs
+
+TINY = ['--d_model=8', '--d_ff=16', '--tokens=64', '--group_size=8']
+TINY += ['--rounds=2', '--json']
+STEP = ['NUM_LAYERS=1', 'NUM_HEADS=1', 'NUM_KV_HEADS=1', 'HEAD_DIM=8']
+STEP += ['D_MODEL=8', 'EXPERT_D_FF=8', 'VOCAB_SIZE=32', 'SEQUENCE_LENGTH=16']
+STEP += ['BATCH_SIZE=8', 'GROUP_SIZE=16']
+STEP = [f'--gin.{binding}' for binding in STEP]
+
+
+def playing(name, *seconds):
+  """A program whose samples take these seconds."""
+  return Program(name, iter(seconds).__next__)
+
+
+def report_of(capsys, *argv):
+  assert bench.main(argv) == 0
+  return json.loads(capsys.readouterr().out)
+
+
+def error_of(capsys, *argv):
+  assert bench.main(argv) == 2
+  return capsys.readouterr().err
+
+
+def test_a_ratio_is_the_median_over_rounds_not_the_ratio_of_medians():
+  # Ratios within rounds: 2, 3, 1. Medians over rounds: 4 and 8, thus 2 as well
+  # for the ratio, but for speeds 1/2, 1/3, 1 and their median 1/2.
+  ours, theirs = (2.0, 4.0, 8.0), (4.0, 12.0, 8.0)
+  report = measure([playing('a', *ours), playing('b', *theirs)], 3, '')
+  assert report['ratio'] == 2.0
+  assert report['spread'] == [1.5, 2.5]
+  slow = (2.0, 4.0, 100.0), (6.0, 12.0, 100.0)
+  report = measure([playing('a', *slow[0]), playing('b', *slow[1])], 3, '')
+  assert report['ratio'] == 3.0
+  speed = measure([playing('a', *ours), playing('b', *theirs)], 3, '', 24, True)
+  assert speed['ratio'] == 0.5
+  assert speed['tokens_per_second'] == 24 / 8
+
+
+def test_programs_take_turns():
+  order = []
+  programs = [
+    Program(name, lambda name=name: order.append(name) or 1.0) for name in 'ab'
+  ]
+  measure(programs, 2, '')
+  assert ''.join(order) == 'abab'
+
+
+def test_of_another_program_the_best_speed_counts():
+  sample = bench_pairs.command(
+    'echo eager: 1.0M parameters, 20 tokens/s; echo grouped: 40 tokens/s;'
+    ' echo slow: 1e1 tokens/s',
+    tokens=80,
+  )
+  assert sample() == 2.0
+
+
+@pytest.mark.parametrize(
+  'command', ['echo 5 tokens/s; exit 3', 'echo no speed at all']
+)
+def test_another_program_that_fails_is_an_error(command):
+  with pytest.raises(ValueError, match="must succeed and print 'N tokens/s'"):
+    bench_pairs.command(command, tokens=1)()
+
+
+def test_a_layer_alone_has_seconds_and_tokens_a_second(capsys):
+  report = report_of(capsys, 'moe', *TINY)
+  assert report['tokens_per_second'] == 64 / report['seconds']
+  assert 'ratio' not in report
+
+
+@pytest.mark.parametrize(
+  'comparison',
+  ['einsum', 'dropless', pytest.param('mesh', marks=pytest.mark.slow)],
+)
+def test_what_is_compared_yields_the_same_numbers(capsys, comparison):
+  report = report_of(capsys, 'moe', f'--compare={comparison}', *TINY)
+  assert report['largest_difference'] < 1e-5
+  assert report['ratio'] > 0
+  assert [run['dropped'] for run in report['runs']] == [0.0, 0.0]
+
+
+def test_the_share_beyond_products_is_what_they_do_not_take(capsys):
+  report = report_of(capsys, 'moe', '--compare=parts', *TINY)
+  assert report['share_beyond_products'] == 1 - report['ratio']
+  # 8 groups of 8 experts with room for ceil(1.25 * 8 * 2 / 8) = 3 rows.
+  assert report['slots'] == 8 * 8 * 3
+  assert report['rows'] == 64 * 2
+
+
+def test_finer_experts_do_the_same_work():
+  sizes = bench_moe.Sizes(8, 32, 4, 2, 64, 16, 1.25, 'float32')
+  finer = sizes.finer(4)
+  assert (finer.experts, finer.top_k, finer.d_ff) == (16, 8, 8)
+  assert finer.top_k * finer.d_ff == sizes.top_k * sizes.d_ff
+
+
+@pytest.mark.parametrize(('experts', 'top_k'), [(8, 2), (8, 1), (4, 3)])
+def test_balanced_routing_gives_each_expert_equal_rows(experts, top_k, key):
+  G, M = 2, 16
+  zeros_GM = jnp.zeros((G, M), jnp.int32)
+  logits_GME = jax.random.normal(key, (G, M, experts))
+  inputs = RouterInputs(
+    logits_GME, logits_GME, zeros_GM, zeros_GM, zeros_GM == 0, M
+  )
+  router = bench_moe.Balanced(num_active=top_k, renormalize=top_k > 1)
+  plan = router.route(inputs, {}, jax.random.split(key, G), True)
+  for expert_R in plan.expert_GR:
+    assert set(jnp.bincount(expert_R).tolist()) == {M * top_k // experts}
+
+
+def test_a_layer_gives_gradients_of_all_its_parameters():
+  sizes = bench_moe.Sizes(8, 8, 4, 2, 32, 16, 1.0, 'float32')
+  layer = bench_moe.make_layer(sizes, dispatch.Sorted)
+  arguments = layer.init(jax.random.key(0))
+  _, gradients, _ = layer.jitted(*arguments)
+  assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(
+    jnp.shape, arguments[:2]
+  )
+  assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['moe', '--tokens=12', '--group_size=8'], '--tokens=12 must be a mult'),
+    (['moe', '--dispatch=Sort'], "--dispatch=Sort must be one of ['Sorted'"),
+    (['moe', '--exchange=Experts'], '--exchange=Experts must be one of'),
+    (['moe', '--rounds=0'], '--rounds=0 must be at least 1'),
+    (['step', '--compare=mesh', '--against=true'], 'exclude each other'),
+  ],
+)
+def test_mistakes_are_one_sentence(capsys, argv, message):
+  assert message in error_of(capsys, *argv)
+
+
+def test_gin_flags_are_for_steps_alone(capsys):
+  with pytest.raises(SystemExit):
+    bench.main(['moe', '--gin.TOP_K=1'])
+  assert '--gin. flags; they are for step' in capsys.readouterr().err
+
+
+def test_without_the_compiler_of_tpus_it_says_what_to_install(
+  capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'libtpu', None)  # its import fails
+  error = error_of(capsys, 'moe', '--compare=tpu')
+  assert 'needs the package libtpu' in error
+
+
+def test_collectives_are_counted_with_their_bytes():
+  hlo = """
+    %a = bf16[2,4]{1,0:T(8,128)} all-to-all(%x), channel_id=1
+    %b = bf16[2,4]{1,0:T(8,128)} all-to-all(%a), channel_id=2
+    %c = (f32[3]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
+    %d = (f32[4]{0}, f32[64]{0}) all-gather-start(%y), dimensions={0}
+    %e = f32[64]{0} all-gather-done(%d)
+    %f = bf16[9]{0} fusion(%all-to-all.1), kind=kLoop
+  """
+  found = {row['name']: row for row in bench_tpu.collectives(hlo)}
+  assert set(found) == {'all-to-all', 'all-reduce', 'all-gather'}
+  assert (found['all-to-all']['bytes'], found['all-to-all']['count']) == (16, 2)
+  assert found['all-reduce']['bytes'] == 4 * 3 + 4
+  assert found['all-gather']['bytes'] == 4 * 64
+
+
+def test_the_largest_buffers_come_first():
+  text = """allocation 1: size 96, page 0, thread-local:
+ value: <17 small.1 @8> (size=4,offset=0): u32[]{:S(8)}
+ value: <18 large.2{0} @0> (size=64,offset=32): bf16[4,8]{1,0:T(8,128)}
+ value: <19 tuple.3{} @0> (size=32,offset=0): (f32[4]{0}, f32[2]{0})
+"""
+  assert bench_tpu.largest_buffers(text, 1) == [
+    {'name': 'large.2{0}', 'shape': 'bf16[4,8]', 'bytes': 64}
+  ]
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_against_another_program(capsys):
+  report = report_of(
+    capsys, 'step', '--rounds=1', '--json', '--against=echo 64 tokens/s', *STEP
+  )
+  theirs, ours = report['runs']
+  assert theirs['seconds'] == 8 * 16 / 64
+  assert report['ratio'] == theirs['seconds'] / ours['seconds']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('comparison', ['mesh', 'compile'])
+def test_steps_are_compared(capsys, comparison):
+  report = report_of(
+    capsys, 'step', '--rounds=1', '--json', f'--compare={comparison}', *STEP
+  )
+  assert report['ratio'] > 0
+  # The same work is done on one device and on eight.
+  assert len({run.get('dropped') for run in report['runs']}) == 1
+
+
+def test_a_random_batch_asks_for_the_next_token():
+  batch = bench_step.random_batch(2, 8, vocab_size=5)
+  assert (batch.tokens[:, 1:] == batch.targets[:, :-1]).all()
+  assert batch.tokens.max() < 5
+  assert batch.loss_weights.sum() == 16
+
+
+def test_help_needs_no_jax():
+  program = (
+    'import sys, launch.bench as m\n'
+    'try: m.main(["step", "--help"])\n'
+    'except SystemExit: sys.exit("jax" in sys.modules)\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)

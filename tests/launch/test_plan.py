@@ -1,0 +1,133 @@
+import json
+
+import pytest
+
+from launch import config, plan
+
+FILES = [
+  'models/tiny.gin',
+  'parallel/data.gin',
+  'tasks/builtin.gin',
+  'runs/train.gin',
+]
+MACROS = {'TRAIN_STEPS': 1000, 'LEARNING_RATE': 0.1}
+
+
+def run(capsys, *arguments, **macros):
+  """(exit code, standard output, standard error) of the command."""
+  argv = [f'--gin_file={f}' for f in FILES]
+  argv += [f'--gin.{k}={v}' for k, v in (MACROS | macros).items()]
+  code = plan.main([*argv, *arguments])
+  captured = capsys.readouterr()
+  return code, captured.out, captured.err
+
+
+@pytest.fixture(scope='module')
+def facts():
+  loaded = config.load(FILES, [f'{k}={v}' for k, v in MACROS.items()])
+  return plan.plan_shapes(loaded)
+
+
+def test_json_is_what_is_known(capsys, facts):
+  code, out, _ = run(capsys, '--json')
+  assert code == 0 and json.loads(out) == facts
+
+
+def test_without_chips_the_promised_keys_are_there(facts):
+  promised = (
+    'params_total params_active flops_per_token_forward flops_per_token_train'
+    ' drop_rate_balanced drop_rate_cv03'
+  )
+  assert set(promised.split()) <= set(facts)
+
+
+def test_components_add_up_to_the_parameters(facts):
+  parts = facts['components'].values()
+  assert sum(p['total'] for p in parts) == facts['params_total']
+  assert sum(p['active'] for p in parts) == facts['params_active']
+
+
+def test_tokens_and_chip_hours_of_the_run_by_hand(facts):
+  # 1000 steps of 16 rows of 128 tokens; H100: 989 TFLOP/s at 40%.
+  assert facts['tokens'] == 1000 * 16 * 128
+  flops = facts['tokens'] * facts['flops_per_token_train']
+  hours = flops / (989e12 * 0.4) / 3600
+  assert facts['chip_hours']['h100'] == pytest.approx(hours)
+
+
+def test_adamw_keeps_two_numbers_for_each_parameter(facts):
+  two = pytest.approx(2 * facts['param_bytes'], rel=1e-3)
+  assert facts['optimizer_bytes'] == two
+
+
+def test_uneven_loads_drop_more(facts):
+  assert 0 < facts['drop_rate_balanced'] < facts['drop_rate_cv03'] < 0.2
+
+
+def test_a_dense_model_drops_nothing(capsys):
+  _, out, _ = run(capsys, '--json', MOE_EVERY=0)
+  assert json.loads(out)['drop_rate_cv03'] == 0
+
+
+def test_empty_slots_and_recomputation_are_executed_too(capsys, facts):
+  _, out, _ = run(capsys, '--json', CAPACITY_FACTOR=2.5, REMAT="'full'")
+  wide = json.loads(out)
+  assert wide['flops_per_token_train'] == facts['flops_per_token_train']
+  for key in ('forward', 'train'):
+    key = f'executed_flops_per_token_{key}'
+    assert wide[key] > facts[key]
+
+
+def test_the_page_needs_nothing_else(capsys, tmp_path):
+  path = tmp_path / 'plan.html'
+  code, out, _ = run(capsys, f'--html={path}')
+  page = path.read_text(encoding='utf-8')
+  assert code == 0 and 'active per token' in out
+  assert 'active per token' in page
+  assert 'src=' not in page and 'href=' not in page
+
+
+@pytest.mark.parametrize(
+  'argument, what',
+  [
+    ('--topology=v5p', 'a chip and a shape such as'),
+    ('--search', '--search needs --topology'),
+    ('--topology=b200:64', 'must be TPUs'),
+  ],
+)
+def test_what_can_not_be_planned_is_said_in_a_sentence(capsys, argument, what):
+  code, _, err = run(capsys, argument)
+  assert code == 2 and what in err and 'Traceback' not in err
+
+
+@pytest.fixture(scope='module')
+def libtpu():
+  """Skips where the compiler is not installed."""
+  pytest.importorskip('libtpu')
+
+
+@pytest.mark.slow
+def test_the_step_of_a_small_model_is_compiled_for_four_chips(
+  capsys, libtpu, monkeypatch, tmp_path
+):
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
+  arguments = ('--json', '--topology=v5e:2x2')
+  macros = {'MESH_DATA': 2, 'MESH_EXPERT': 2, 'DTYPE': "'bfloat16'"}
+  code, out, _ = run(capsys, *arguments, **macros)
+  facts = json.loads(out)
+  assert code == 0
+  promised = (
+    'chips devices hbm_bytes argument_bytes temp_bytes peak_bytes'
+    ' compile_seconds executed_flops_per_chip collective_bytes_per_chip'
+    ' step_seconds_no_overlap step_seconds_full_overlap mfu_no_overlap'
+    ' mfu_full_overlap bound compiler_seconds'
+  )
+  assert set(promised.split()) <= set(facts)
+  assert facts['chips'] == 4 and not facts['unknown_loops']
+  step = facts['executed_flops_per_token_train'] * facts['tokens_per_step'] / 4
+  assert facts['executed_flops_per_chip'] == pytest.approx(step, rel=0.05)
+  exchange = [c for c in facts['collectives'] if c['kind'] == 'all-to-all']
+  assert {tuple(c['axes']) for c in exchange} == {('expert',)}
+  # Two sparse layers, out and back, forward and backward.
+  assert sum(c['count'] for c in exchange) == 2 * 4
+  assert facts['step_seconds_full_overlap'] < facts['step_seconds_no_overlap']
