@@ -12,6 +12,7 @@ DATA = [
   'tensorflow-text==2.21.1',
   'tensorflow-datasets>=4.9.10',
 ]
+TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
 TEST = [
   'chex>=0.1.92',
   'pypinyin>=0.55',
@@ -57,7 +58,8 @@ setuptools.setup(
   extras_require={
     'data': DATA,
     'test': TEST,
-    'tpu': ['libtpu>=0.0.52'],
+    # The TPU compiler; launch.plan runs it on machines without a TPU.
+    'tpu': [TPU],
     'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
   },
 )
