@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moe import axes
+from moe.layers.product import einsum
 from moe.types import Array
 
 
@@ -58,6 +59,9 @@ class OutputHead(nn.Module):
 
 def logits(hidden: Array, table_VD: Array) -> Array:
   """Float32 logits [..., V] of hidden [..., D], products in hidden's dtype."""
+  if hidden.dtype == jnp.float32:
+    lead = 'ABCEFGHI'[: hidden.ndim - 1]
+    return einsum(f'{lead}D,VD->{lead}V', hidden, table_VD)
   return jnp.einsum(
     '...D,VD->...V',
     hidden,
