@@ -5,7 +5,7 @@ r"""Corpora, vocabularies and token stores: python -m launch.data VERB ...
   vocabulary --task=poems_shi --size=8192 --output=poems.model
   cache poems_shi --vocab_size=8192   tokenise, with a vocabulary of its own
   cache zh_mix --vocabulary=poems.model
-  verify poems_shi                  read everything again and compare
+  verify                            read every store again and compare
 
 Token stores lie in <cache_dir>/<vocabulary name>/<task>/<split>, the vocabulary
 in <cache_dir>/<vocabulary name>/vocabulary.model.
@@ -66,12 +66,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
 
   cache = verb('cache', 'make the token stores of tasks that are not there yet')
-  cache.add_argument('tasks', nargs='+', metavar='TASK', help='or mixture')
+  cache.add_argument(
+    'tasks',
+    nargs='+',
+    metavar='TASK[/SPLIT]',
+    help='task or mixture; all are looked up before the first one is made',
+  )
   cache.add_argument(
     '--split',
     nargs='+',
     action='extend',
-    help='of every task; default: train and validation where it has them',
+    help='of every task without one; default: train and validation where it '
+    'has them',
   )
   which = cache.add_mutually_exclusive_group(required=True)
   which.add_argument('--vocabulary', metavar='F', help='to tokenise with')
@@ -84,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   cache.add_argument(
     '--overwrite',
     action='store_true',
-    help='make stores again whose corpus or task has changed',
+    help='make stores again whose files and code are what they were',
   )
   cache.add_argument(
     '--max_bad_fraction',
@@ -94,7 +100,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   verify = verb('verify', 'check token stores against their manifests')
   verify.add_argument(
-    'what', metavar='DIR_OR_TASK', help='a directory with stores, or a task'
+    'what',
+    nargs='?',
+    metavar='DIR_OR_TASK',
+    help='a directory with stores, or a task; default: all in the cache',
   )
   for command in (cache, verify):
     command.add_argument(
@@ -127,20 +136,18 @@ def make_vocabulary(args: argparse.Namespace) -> int:
 
 def make_stores(args: argparse.Namespace) -> int:
   """The verb `cache`."""
-  from moe.data.store import VOCABULARY
-
-  vocabulary, directory = args.vocabulary, None
-  for task in args.tasks:
-    directory = prepare(
-      task,
-      args.split,
-      args.cache_dir,
-      vocabulary,
-      args.vocab_size,
-      args.overwrite,
-      args.max_bad_fraction,
-    )
-    vocabulary = os.path.join(directory, VOCABULARY)
+  wanted = []
+  for text in args.tasks:
+    task, _, split = text.partition('/')
+    wanted.append((task, [split] if split else args.split))
+  directory = prepare(
+    wanted,
+    args.cache_dir,
+    args.vocabulary,
+    args.vocab_size,
+    args.overwrite,
+    args.max_bad_fraction,
+  )
   print(directory)
   return 0
 
@@ -150,10 +157,11 @@ def verify_stores(args: argparse.Namespace) -> int:
   from moe.data.store import MANIFEST
   from moe.data.verify import verify
 
-  if os.path.isdir(args.what):
-    roots = [args.what]
+  what = args.what or args.cache_dir
+  if os.path.isdir(what):
+    roots = [what]
   else:
-    roots = _directories_of(args.what, args.cache_dir)
+    roots = _directories_of(what, args.cache_dir)
   stores = sorted(
     str(path.parent)
     for root in roots
@@ -162,12 +170,12 @@ def verify_stores(args: argparse.Namespace) -> int:
   )
   if not stores:
     found = {path.name for path in pathlib.Path(args.cache_dir).glob('*/*/')}
-    near = difflib.get_close_matches(args.what, sorted(found), cutoff=0.5)
+    near = difflib.get_close_matches(what, sorted(found), cutoff=0.5)
     hint = f'; did you mean {" or ".join(near)}?' if near else '.'
+    place = f'of {args.what} must be there or' if args.what else 'must be'
     raise ValueError(
-      f'Token stores must be at {args.what} or, for a task, in'
-      f' {args.cache_dir}, got none: make them with `python -m launch.data'
-      f' cache`{hint}'
+      f'Token stores {place} in {args.cache_dir}, got none: make them with'
+      f' `python -m launch.data cache`{hint}'
     )
   num_unsound = 0
   for store in stores:

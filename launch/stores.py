@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+# Beside a trained vocabulary: what its texts were made of.
+TRAINED_ON = 'trained_on.json'
 # What is cached when no split is named, where a task has it.
 DEFAULT_SPLITS = ('train', 'validation')
 
@@ -28,25 +30,27 @@ def log(message: str) -> None:
 
 
 def prepare(
-  task: str,
-  splits: Sequence[str] | None,
+  wanted: Sequence[tuple[str, Sequence[str] | None]],
   cache_dir: str | os.PathLike,
   vocabulary: str | os.PathLike | None = None,
   vocab_size: int | None = None,
   overwrite: bool = False,
   max_bad_fraction: float = 1e-4,
 ) -> str:
-  """Makes what is missing of a task's vocabulary and token stores.
+  """Makes what is missing of a vocabulary and of the token stores of tasks.
 
-  What is there is recognised without TensorFlow; making something imports it,
-  so a training process calls this in a child. Processes wait for each other.
+  So is what was made of other files, or by other code of the tasks, than there
+  are now. What is there is recognised without TensorFlow; making something
+  imports it, so a training process calls this in a child. Processes wait for
+  each other.
 
   Args:
-    task: a task or mixture; of a mixture, tasks without the split are left out.
-    splits: of it; None for train and validation where there are such.
+    wanted: (task or mixture, its splits) pairs; None for train and validation
+      where there are such. Tasks of a mixture without the split are left out.
     cache_dir: of all token stores.
     vocabulary: file to tokenise with.
-    vocab_size: pieces of one to be trained on the task, if no file is given.
+    vocab_size: pieces of one to be trained on the first task, if no file is
+      given.
     overwrite: make stores again that are there.
     max_bad_fraction: of the documents, those that may be malformed.
 
@@ -57,17 +61,25 @@ def prepare(
     ValueError: if a task, a split, a corpus or the vocabulary is missing or not
       fit, before anything long is done.
   """
-  directory = vocabulary_directory(task, cache_dir, vocabulary, vocab_size)
-  if not overwrite and is_prepared(directory, task, splits):
+  from moe.data.store import is_store
+
+  first = wanted[0][0]
+  directory = vocabulary_directory(first, cache_dir, vocabulary, vocab_size)
+  size = vocab_size if vocabulary is None else None
+  if not overwrite and is_prepared(directory, wanted, size):
     return directory
   register_tasks()
-  wanted = _wanted(task, splits)
+  parts = [part for pair in wanted for part in _parts(*pair)]
   with _locked(directory):
-    _prepare_vocabulary(directory, task, vocabulary, vocab_size)
-    _prepare_mixture(directory, task)
-    for task_name, split in wanted:
+    _prepare_vocabulary(directory, first, vocabulary, vocab_size)
+    for task, _ in wanted:
+      _prepare_mixture(directory, task)
+    for task_name, split in dict.fromkeys(parts):
       # Another process may have made it while this one waited.
-      if overwrite or not _is_current(directory, task_name, split):
+      reason = _outdated(directory, task_name, split)
+      if reason and is_store(os.path.join(directory, task_name, split)):
+        log(f'{task_name}/{split} is made again: {reason}')
+      if reason or overwrite:
         _cache(task_name, split, directory, max_bad_fraction)
   return directory
 
@@ -123,27 +135,36 @@ def vocabulary_directory(
   from moe.modalities.vocabulary import Vocabulary
 
   path = pathlib.Path(vocabulary).absolute()
+  sha256 = Vocabulary(path).sha256
   if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
     return str(path.parent)
   # Files of one name may differ: the hash tells their stores apart.
   name = path.parent.name if path.name == VOCABULARY else path.stem
-  return os.path.join(cache_dir, f'{name}-{Vocabulary(path).sha256[:8]}')
+  return os.path.join(cache_dir, f'{name}-{sha256[:8]}')
 
 
 def is_prepared(
-  directory: str, task: str, splits: Sequence[str] | None
+  directory: str,
+  wanted: Sequence[tuple[str, Sequence[str] | None]],
+  vocab_size: int | None = None,
 ) -> bool:
-  """Whether all stores are there, as far as can be told without TensorFlow.
+  """Whether all stores are there and up to date, as far as can be told.
 
   Args:
     directory: of the vocabulary.
-    task: a task or mixture. A mixture has to be looked up again whenever the
-      code of the tasks has changed.
-    splits: of it; None for train and validation.
+    wanted: (task or mixture, its splits) pairs, as of `prepare`. A mixture has
+      to be looked up again whenever the code of the tasks has changed.
+    vocab_size: pieces of a vocabulary that is trained on the first task.
 
   Returns:
     False if `prepare` has anything to do.
   """
+  if vocab_size is not None and _vocabulary_outdated(directory):
+    return False
+  return all(_has_stores(directory, *pair) for pair in wanted)
+
+
+def _has_stores(directory, task, splits) -> bool:
   from moe.data.store import MIXTURE, find_stores
 
   path = os.path.join(directory, task, MIXTURE)
@@ -162,22 +183,55 @@ def is_prepared(
   except ValueError:
     return False
   parts = [pathlib.Path(store).parts[-2:] for store in stores]
-  return all(_is_current(directory, *part) for part in parts)
+  return not any(_outdated(directory, *part) for part in parts)
 
 
-def _is_current(directory, task_name, split) -> bool:
-  """Whether a store is there and of the vocabulary that is there."""
+def _outdated(directory, task_name, split) -> str | None:
+  """Why a store has to be made; None if it is what it would be if made now."""
   from moe.data.store import VOCABULARY, Store, file_sha256, is_store
 
   store = os.path.join(directory, task_name, split)
   vocabulary = os.path.join(directory, VOCABULARY)
   if not is_store(store) or not os.path.isfile(vocabulary):
-    return False
+    return 'it is not there'
   try:
     manifest = Store(store).manifest
   except ValueError:
-    return False  # Damaged, or of an older version: made again.
-  return manifest['vocabulary_sha256'] == file_sha256(vocabulary)
+    return 'it is damaged, or of another version'
+  if manifest['vocabulary_sha256'] != file_sha256(vocabulary):
+    return 'the vocabulary is another one'
+  return _origin_outdated(manifest.get('origin'))
+
+
+def _vocabulary_outdated(directory) -> str | None:
+  """Why the vocabulary of a task has to be trained; None if it need not be."""
+  from moe.data.store import VOCABULARY
+
+  if not os.path.isfile(os.path.join(directory, VOCABULARY)):
+    return 'it is not there'
+  try:
+    with open(os.path.join(directory, TRAINED_ON)) as f:
+      return _origin_outdated(json.load(f))
+  except (OSError, ValueError):
+    return _origin_outdated(None)
+
+
+def _origin_outdated(recorded) -> str | None:
+  # Imported where it is used: it lies beside modules that take seconds.
+  from tasks import origin
+
+  if recorded is None:
+    return 'it does not say what it was made of'
+  changed = origin.changed(recorded)
+  return changed and f'{changed} has changed'
+
+
+def _origin(task_name, split) -> dict:
+  """What a split is made of; nothing is known of sources of other packages."""
+  import seqio
+
+  source = seqio.TaskRegistry.get(task_name).source
+  return source.origin(split) if hasattr(source, 'origin') else {}
 
 
 def register_tasks() -> None:
@@ -212,44 +266,57 @@ def _tasks_sha256() -> str:
   return digest.hexdigest()
 
 
-def _wanted(task, splits) -> list[tuple[str, str]]:
+def _parts(task, splits) -> list[tuple[str, str]]:
   """(task, split) of all stores, each known to have a first document."""
   from moe.data import cache
 
   found = cache.splits(task)
   if splits is None:
     splits = [split for split in DEFAULT_SPLITS if split in found]
-  wanted = [
+  parts = [
     (task_name, split)
     for split in splits
     for task_name in cache.tasks_with(task, split)
   ]
-  for task_name, split in wanted:
+  for task_name, split in parts:
     if next(cache.documents(task_name, split), None) is None:
       raise ValueError(
         f'{task_name}/{split} must have at least one document, got none: check'
         ' its files.'
       )
-  return wanted
+  return parts
 
 
 def _prepare_vocabulary(directory, task, vocabulary, vocab_size):
-  from moe.data import cache
   from moe.data.store import VOCABULARY
-  from moe.modalities.vocabulary import Vocabulary, train_vocabulary
 
   path = os.path.join(directory, VOCABULARY)
-  if os.path.isfile(path):
-    Vocabulary(path)
-  elif vocabulary is not None:
-    os.makedirs(directory, exist_ok=True)
-    shutil.copyfile(vocabulary, path + '.tmp')
-    os.replace(path + '.tmp', path)
-  else:
-    log(f'training a vocabulary of {vocab_size} pieces on {task}/train')
-    texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
-    trained = train_vocabulary(texts, vocab_size, path)
-    log(f'{path}: {trained.size} pieces')
+  is_there = os.path.isfile(path)
+  if vocabulary is not None:
+    if not is_there:
+      os.makedirs(directory, exist_ok=True)
+      shutil.copyfile(vocabulary, path + '.tmp')
+      os.replace(path + '.tmp', path)
+    return
+  reason = _vocabulary_outdated(directory)
+  if reason:
+    again = f' again: {reason}' if is_there else ''
+    log(f'training a vocabulary of {vocab_size} pieces on {task}/train{again}')
+    _train_vocabulary(path, task, vocab_size)
+
+
+def _train_vocabulary(path, task, vocab_size):
+  from moe.data import cache
+  from moe.modalities.vocabulary import train_vocabulary
+
+  # Looked at before it is read: a change in between counts as one.
+  trained_on = {}
+  for task_name in cache.tasks_with(task, 'train'):
+    trained_on |= _origin(task_name, 'train')
+  texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
+  trained = train_vocabulary(texts, vocab_size, path)
+  _write_json(os.path.join(os.path.dirname(path), TRAINED_ON), trained_on)
+  log(f'{path}: {trained.size} pieces')
 
 
 def _prepare_mixture(directory, task):
@@ -261,23 +328,24 @@ def _prepare_mixture(directory, task):
   if list(rates) == [task]:
     return
   os.makedirs(os.path.join(directory, task), exist_ok=True)
-  path = os.path.join(directory, task, MIXTURE)
+  mixture = {
+    'rates': rates,
+    'splits': cache.splits(task),
+    'tasks_sha256': _tasks_sha256(),
+  }
+  _write_json(os.path.join(directory, task, MIXTURE), mixture)
+
+
+def _write_json(path, content):
+  """Writes a whole file or nothing."""
   with open(path + '.tmp', 'w') as f:
-    json.dump(
-      {
-        'rates': rates,
-        'splits': cache.splits(task),
-        'tasks_sha256': _tasks_sha256(),
-      },
-      f,
-      indent=2,
-    )
+    json.dump(content, f, indent=2, ensure_ascii=False)
   os.replace(path + '.tmp', path)
 
 
 def _cache(task_name, split, directory, max_bad_fraction):
   from moe.data import cache
-  from moe.data.store import VOCABULARY
+  from moe.data.store import MANIFEST, VOCABULARY
 
   name, begin = f'{task_name}/{split}', time.monotonic()
   last = begin
@@ -288,6 +356,7 @@ def _cache(task_name, split, directory, max_bad_fraction):
       last = time.monotonic()
       log(f'{name}: {num_documents} documents so far')
 
+  made_of = _origin(task_name, split)
   manifest = cache.cache_task(
     task_name,
     split,
@@ -296,6 +365,9 @@ def _cache(task_name, split, directory, max_bad_fraction):
     max_bad_fraction,
     progress,
   )
+  # A store without this counts as outdated: a kill in between costs time only.
+  path = os.path.join(directory, task_name, split, MANIFEST)
+  _write_json(path, manifest | {'origin': made_of})
   counts = manifest['counts']
   log(
     f'{name}: {manifest["records"]} documents, {manifest["tokens"]} tokens,'

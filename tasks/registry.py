@@ -2,7 +2,9 @@
 
 A source has `splits` and `records(split)`, which gives dictionaries. A document
 function makes text of a record, or None to leave the record out. That is all a
-corpus has to say; tokenising, end marks and features are the same for all.
+corpus has to say; tokenising, end marks and features are the same for all. A
+source that also has `files_of(split)`, names of its files, has its token stores
+made again when one of them changes.
 """
 
 import functools
@@ -12,7 +14,7 @@ from typing import Protocol
 import seqio
 import tensorflow as tf
 
-from tasks import vocabulary
+from tasks import origin, vocabulary
 from tasks.text_files import Record
 
 
@@ -33,6 +35,7 @@ class DocumentSource(seqio.FunctionDataSource):
     source: Source,
     features: Sequence[str],
     document_fn: Callable[[Record], Sequence[str] | None],
+    module: str,
   ):
     """See `add_text_task` and `add_prefix_task`.
 
@@ -40,11 +43,19 @@ class DocumentSource(seqio.FunctionDataSource):
       source: of records.
       features: names of the texts of a document.
       document_fn: record -> as many texts, or None to leave the record out.
+      module: which module the task was written in.
     """
     super().__init__(dataset_fn=self._dataset, splits=source.splits)
     self.source = source
     self._features = tuple(features)
     self._document_fn = document_fn
+    self._module = module
+
+  def origin(self, split: str) -> dict:
+    """What a split's documents are made of, see `tasks.origin`."""
+    files_of = getattr(self.source, 'files_of', lambda split: [])
+    modules = self._module, origin.type_module(self.source), __name__
+    return origin.record([*files_of(split), *origin.code(*modules)])
 
   def documents(self, split: str) -> Iterator[dict[str, str]]:
     """Texts of a split by feature, without TensorFlow and without tokenising.
@@ -93,7 +104,8 @@ def add_text_task(
     document = document_fn(record)
     return None if document is None else (document,)
 
-  _add(name, source, ['targets'], texts_fn, convert)
+  module = origin.type_module(document_fn)
+  _add(name, source, ['targets'], texts_fn, convert, module)
 
 
 def add_prefix_task(
@@ -112,7 +124,8 @@ def add_prefix_task(
       separator.
     convert: as in `add_text_task`.
   """
-  _add(name, source, ['inputs', 'targets'], pair_fn, convert)
+  module = origin.type_module(pair_fn)
+  _add(name, source, ['inputs', 'targets'], pair_fn, convert, module)
 
 
 def add_mixture(name: str, tasks: Sequence[str]):
@@ -127,12 +140,12 @@ def num_chars(task: seqio.Task) -> float:
   return float(sum(len(text) for doc in documents for text in doc.values()))
 
 
-def _add(name, source, features, document_fn, convert):
+def _add(name, source, features, document_fn, convert, module):
   if convert:
     document_fn = _converted(document_fn, convert)
   seqio.TaskRegistry.add(
     name,
-    source=DocumentSource(source, features, document_fn),
+    source=DocumentSource(source, features, document_fn, module),
     preprocessors=[
       seqio.preprocessors.tokenize,
       seqio.preprocessors.append_eos,

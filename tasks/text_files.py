@@ -136,6 +136,11 @@ class LineSource:
     # for, somewhere inside tf.data.
     return self._records(split, [self._checked(p) for p in self._paths(split)])
 
+  def files_of(self, split: str) -> list[str | os.PathLike]:
+    """Names or patterns of the files of a split, for `tasks.origin`."""
+    is_by_split = isinstance(self.files, Mapping)
+    return [self.files[split] if is_by_split else self.files]
+
   def _records(self, split, paths) -> Iterator[Record]:
     for path in paths:
       for _, line in _lines(path):
@@ -147,8 +152,7 @@ class LineSource:
           yield record
 
   def _paths(self, split: str) -> list[pathlib.Path]:
-    name = self.files[split] if isinstance(self.files, Mapping) else self.files
-    pattern = data_directory() / name
+    pattern = data_directory() / self.files_of(split)[0]
     paths = [pattern] if pattern.is_file() else sorted(glob.glob(str(pattern)))
     if not paths:
       raise ValueError(

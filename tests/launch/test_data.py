@@ -105,6 +105,22 @@ def test_sound_stores_are_verified_by_task_and_by_directory(run, cached):
     assert out.count('sound   ') >= 2 and 'UNSOUND' not in out
 
 
+def test_all_stores_of_the_cache_are_verified_unless_one_is_named(run, cached):
+  code, out, _ = run('verify', f'--cache_dir={cached}')
+  assert code == 0 and out.count('sound   ') >= 2
+  code, _, err = run('verify', f'--cache_dir={cached}/empty')
+  assert code == 2 and 'launch.data cache`' in err
+
+
+def test_a_split_is_named_behind_its_task(run, cached):
+  argv = 'cache', '--vocab_size=800', f'--cache_dir={cached}'
+  both = 'builtin_couplets/train', 'builtin_couplets/validation'
+  code, out, _ = run(*argv, *both)
+  assert code == 0 and out == f'{cached}/builtin_couplets-800\n'
+  code, _, err = run(*argv, 'builtin_couplets/train', 'builtin_poems/tset')
+  assert code == 2 and "got 'tset'" in err
+
+
 def test_a_damaged_store_is_found(run, cached, tmp_path):
   copy = shutil.copytree(cached, tmp_path / 'copy')
   lengths = copy / 'builtin_couplets-800/builtin_couplets/train/lengths.npy'

@@ -119,6 +119,11 @@ class Corpus:
       _rows(batch, source.fields) for batch in batches
     )
 
+  def files_of(self, split: str) -> list[str]:
+    """Names of the prepared files, for `tasks.origin`; any may hold a split."""
+    del split
+    return list(sources.SOURCES[self.name].files.values())
+
 
 def cache_directory() -> pathlib.Path:
   """Where prepared corpora are: $WUDAO_CACHE/tfds or ~/.cache/wudao/tfds."""
