@@ -64,6 +64,22 @@ class Binding:
   may_be_unread: bool = False
 
 
+class InEffect(typing.NamedTuple):
+  """A value that an argument gets.
+
+  Attributes:
+    argument: its name.
+    value: behind all macros.
+    label: what the user sets: a macro, or 'target.argument'.
+    place: where it was set last.
+  """
+
+  argument: str
+  value: object
+  label: str
+  place: str
+
+
 def find_file(name: str) -> str:
   """Path of a gin file: as given, or within gin_configs.
 
@@ -222,6 +238,21 @@ def _statements(source, name: str, path: str | None):
     ) from error
 
 
+def read_written(text: str, path: str) -> dict[str, object]:
+  """Values of a configuration that a run has written, by NAME or target.name.
+
+  Nothing that it names is imported.
+
+  Raises:
+    ValueError: if it cannot be read.
+  """
+  return {
+    f'{s.selector}.{s.arg_name}' if s.arg_name else s.selector: s.value
+    for s in _statements(text, path, path)
+    if isinstance(s, config_parser.BindingStatement)
+  }
+
+
 def _read_file(
   path: str, bindings: list[Binding], everything: _Names, including: tuple
 ) -> str:
@@ -289,7 +320,7 @@ def _parameters(target) -> dict[str, inspect.Parameter]:
   return parameters
 
 
-def check(bindings: list[Binding], root: object) -> None:
+def check(bindings: list[Binding], root: object) -> list[InEffect]:
   """Raises ValueError for what nobody reads and for values of a wrong type.
 
   Args:
@@ -298,12 +329,21 @@ def check(bindings: list[Binding], root: object) -> None:
       reached from it through references and macros, or could be before a later
       binding overrode one on the way: choosing another optimizer in one line
       need not take back what the files say about the first one.
+
+  Returns:
+    The values that arguments get.
   """
   reach = _Reach(bindings)
   reach.visit_target(root)
   for b in bindings:
     if b.may_be_unread or reach.is_read(b):
       continue
+    if b.target is None and b.argument in reach.limits:
+      hint = reach.replacement(b.argument)
+      raise ValueError(
+        f"{b.place}: nobody reads '{b.argument}' any more, since what did is"
+        f' replaced{hint}'
+      )
     if b.target is None:
       read = [n for n in reach.limits if isinstance(n, str)]
       hint = nearest(b.argument, read)
@@ -313,6 +353,7 @@ def check(bindings: list[Binding], root: object) -> None:
       f"{b.place}: nobody reads '{name}.{b.argument}': nothing in use refers"
       f' to @{name}; refer to it, or delete the line.'
     )
+  return reach.in_effect
 
 
 class _Reach:
@@ -322,11 +363,14 @@ class _Reach:
     macros: the binding of each macro that counts.
     limits: macro name or id of a target -> infinity if it is read; else the
       place in the order of bindings up to which it was, before an override.
+    in_effect: values that arguments get, of the right types.
   """
 
   def __init__(self, bindings: list[Binding]):
     self.macros = {b.argument: b for b in bindings if b.target is None}
     self.limits = {}
+    self.in_effect = []
+    self._references = {}
     in_files = [b for b in bindings if not b.place.startswith('--gin.')]
     # What the command line says is said at once: all of it has to be read.
     self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
@@ -342,13 +386,28 @@ class _Reach:
     """Whether the binding is of use, or was where it stands."""
     return self._order[id(b)] < self.limits.get(self._key(b), -1)
 
+  def replacement(self, macro: str) -> str:
+    """What takes the same argument as what once read a macro, as a hint."""
+    wanted = {
+      b.argument
+      for histories in self._bound.values()
+      for history in histories.values()
+      for b in history
+      if b.target is not None and b.value == values.Macro(macro)
+    }
+    for name, target in self._references.items():
+      is_used = self.limits.get(id(target)) == math.inf
+      for argument in wanted & _parameters(target).keys() if is_used else ():
+        return f"; bind '{name}.{argument}' instead."
+    return '; delete the line.'
+
   def visit_target(self, target, limit: float = math.inf) -> None:
     """Follows all that is bound for a class or function."""
     if self._enter(id(target), limit):
       for history in self._bound.get(id(target), {}).values():
         self._visit_history(history, limit, ())
         if limit == math.inf:
-          _check_type(history[-1], self.macros)
+          self.in_effect.append(_check_type(history[-1], self.macros))
 
   def _enter(self, key, limit: float) -> bool:
     if self.limits.get(key, -1) >= limit:
@@ -368,6 +427,7 @@ class _Reach:
     if isinstance(value, values.Macro):
       self._visit_macro(value.name, place, limit, chain)
     elif isinstance(value, values.Reference):
+      self._references[value.name] = value.target
       self.visit_target(value.target, limit)
     elif isinstance(value, list | tuple):
       for v in value:
@@ -388,19 +448,19 @@ class _Reach:
       self._visit_history(self._bound[name][name], limit, (*chain, name))
 
 
-def _check_type(binding: Binding, macros: dict[str, Binding]) -> None:
+def _check_type(binding: Binding, macros: dict[str, Binding]) -> InEffect:
   target = binding.target
-  try:
-    hints = typing.get_type_hints(target)
-  except (NameError, TypeError):
-    return
-  wanted = hints.get(binding.argument)
   value, macro_place = values.resolved(binding.value, macros)
-  if wanted is None or values.fits(value, wanted, macros):
-    return
   name = getattr(target, '__name__', str(target))
   label = binding.value.name if macro_place else f'{name}.{binding.argument}'
-  raise ValueError(
-    f"{macro_place or binding.place}: '{label}' must be"
-    f' {values.type_name(wanted)}, got {values.written(value)}.'
-  )
+  place = macro_place or binding.place
+  try:
+    wanted = typing.get_type_hints(target).get(binding.argument)
+  except (NameError, TypeError):
+    wanted = None
+  if wanted is not None and not values.fits(value, wanted, macros):
+    raise ValueError(
+      f"{place}: '{label}' must be {values.type_name(wanted)}, got"
+      f' {values.written(value)}.'
+    )
+  return InEffect(binding.argument, value, label, place)

@@ -17,8 +17,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gin import config_parser
-
 from launch import bindings, values
 from moe.train import record_log
 
@@ -126,26 +124,12 @@ def read_run(directory: str) -> Recorded:
 
 def _configured(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
   """Seed and tasks of a written configuration; imports nothing it names."""
-  macros, bound = {}, {}
-  text = path.read_text(encoding='utf-8')
-  try:
-    statements = list(config_parser.ConfigParser(text, bindings.Delegate()))
-  except SyntaxError as error:
-    raise ValueError(
-      f'{path} must be as the run wrote it, got {error.args[0]}: restore it.'
-    ) from error
-  for statement in statements:
-    if isinstance(statement, config_parser.BindingStatement):
-      if statement.arg_name:
-        key = f'{statement.selector}.{statement.arg_name}'
-        bound[key] = statement.value
-      else:
-        macros[statement.selector] = statement.value
+  written = bindings.read_written(path.read_text(encoding='utf-8'), str(path))
 
   def value(key, default):
-    found = bound.get(key, default)
+    found = written.get(key, default)
     while isinstance(found, values.Macro):
-      found = macros.get(found.name, default)
+      found = written.get(found.name, default)
     return found
 
   seed = value('trainer.Settings.seed', 0)
@@ -176,19 +160,18 @@ def pair(
       f' {_list(other_seeds)}: train the missing ones with --gin.SEED=N, or'
       ' leave out those without a partner.'
     )
-  first = runs[0]
   for other in (*runs[1:], *others):
-    for what, ours, theirs in (
-      ('train and evaluate on the same tasks', first.tasks, other.tasks),
-      ('have seen the same number of tokens', first.tokens, other.tokens),
-      ('be evaluated at the same tokens', _places(first), _places(other)),
-    ):
-      if ours != theirs:
-        raise ValueError(
-          f'all runs must {what}, got {_list(ours)} in {first.directory} and'
-          f' {_list(theirs)} in {other.directory}: finish the shorter run, or'
-          ' compare runs of one configuration.'
-        )
+    tasks = lambda run: run.tasks
+    _check_same('train and evaluate on the same tasks', tasks, runs[0], other)
+  # With the seed goes the order of the rows, so that the padding up to a step
+  # differs, and with it the tokens.
+  for one, other in zip(runs, others, strict=True):
+    tokens = lambda run: run.tokens
+    _check_same('have seen the same number of tokens', tokens, one, other)
+    _check_same('be evaluated at the same tokens', _places, one, other)
+  for other in runs[1:]:
+    times = lambda run: len(_places(run))
+    _check_same('be evaluated as often', times, runs[0], other)
   for side in (runs, others):
     for other in side[1:]:
       if other.counts != side[0].counts:
@@ -199,6 +182,15 @@ def pair(
           f' {other.directory}: sort the directories by model.'
         )
   return runs, others
+
+
+def _check_same(what: str, of, one: Recorded, other: Recorded) -> None:
+  if of(one) != of(other):
+    raise ValueError(
+      f'all runs must {what}, got {_list(of(one))} in {one.directory} and'
+      f' {_list(of(other))} in {other.directory}: finish the shorter run, or'
+      ' compare runs of one configuration.'
+    )
 
 
 def _places(run: Recorded) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import gin
 import jax
 import optax
 
-from launch import bindings, sizes
+from launch import bindings, sizes, values
 from moe.modalities.vocabulary import Vocabulary
 from moe.models import functional as functional_lib
 from moe.models.decoder import Decoder
@@ -151,7 +151,7 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
       f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
       ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
     )
-  bindings.check(bound, Run)
+  sizes.check_values(bindings.check(bound, Run))
   gin.clear_config()
   try:
     gin.parse_config(text)
@@ -175,6 +175,30 @@ def _missing_argument(message: str) -> str:
 def config_text() -> str:
   """The whole configuration as one gin file that includes nothing."""
   return bindings.WRITTEN + gin.config_str(max_line_length=100)
+
+
+def differences(path: str) -> list[str]:
+  """What is bound otherwise now than in a written file, 'NAME old -> new'.
+
+  Args:
+    path: of what `config_text` once gave; where it is missing, nothing differs.
+
+  Raises:
+    ValueError: if it cannot be read.
+  """
+  if not os.path.isfile(path):
+    return []
+  with open(path, encoding='utf-8') as f:
+    old = bindings.read_written(f.read(), path)
+  new = bindings.read_written(config_text(), 'the configuration')
+  shown = lambda name, where: (
+    values.plain(where[name]) if name in where else 'unset'
+  )
+  return [
+    f'{name} {shown(name, old)} -> {shown(name, new)}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name, ...) != new.get(name, ...)
+  ]
 
 
 def operative_text() -> str:

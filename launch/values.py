@@ -35,9 +35,16 @@ def resolved(value, macros):
 
 def written(value) -> str:
   """A value as the user knows it, for a message."""
+  if isinstance(value, Reference | Macro):
+    return plain(value)
+  return f'{value!r} ({type(value).__name__})'
+
+
+def plain(value) -> str:
+  """A value as a gin file has it."""
   if isinstance(value, Reference):
     return f'@{value.name}' + ('()' if value.is_called else '')
-  return f'{value!r} ({type(value).__name__})'
+  return f'%{value.name}' if isinstance(value, Macro) else repr(value)
 
 
 def type_name(wanted) -> str:

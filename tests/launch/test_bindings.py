@@ -255,7 +255,8 @@ def test_what_is_bound_for_a_choice_that_was_overridden_before_is_unread(write):
   assert f"{path}:8: nobody reads 'WEIGHT_DECAY'" in message_of([path])
   overrides = ['WEIGHT_DECAY=0.5', 'config.Run.optimizer=@optimizers.adafactor']
   message = message_of([write(BASE)], overrides)
-  assert '--gin.WEIGHT_DECAY=0.5: nobody reads' in message
+  assert "--gin.WEIGHT_DECAY=0.5: nobody reads 'WEIGHT_DECAY' any" in message
+  assert "bind 'optimizers.adafactor.weight_decay' instead" in message
 
 
 def test_values_of_the_right_types_are_taken(write):

@@ -83,6 +83,20 @@ def test_one_seed_has_a_gain_but_no_standard_error(sides, capsys):
   assert 'one seed gives no standard error' in capsys.readouterr().out
 
 
+def test_tokens_differ_from_seed_to_seed_as_padding_does(tmp_path, capsys):
+  sides = [
+    [
+      write_run(tmp_path / f'{name}_{s}', s, bits, step_tokens=100 + s)
+      for s in range(2)
+    ]
+    for name, bits in (('sparse', (8.0, 7.0)), ('dense', (8.0, 7.5)))
+  ]
+  assert run(*sides, '--json') == 0
+  found = json.loads(capsys.readouterr().out)['tasks']['poems']
+  assert found['tokens'] == [1000, 2000]
+  assert found['gain'] == [0.0, 0.5]
+
+
 def test_unequal_flops_are_remarked_on(sides, tmp_path, capsys):
   for name, flops in (('sparse', 110), ('dense', 100)):
     for seed in range(3):
@@ -127,6 +141,12 @@ def change_the_tokens(sparse, dense, tmp_path):
   dense[0] = write_run(tmp_path / 'other', 2, (8.0, 7.0), step_tokens=200)
 
 
+def evaluate_less(sparse, dense, tmp_path):
+  for name in ('sparse_1', 'dense_1'):
+    path = tmp_path / name / 'eval.jsonl'
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+
+
 def change_the_model(sparse, dense, tmp_path):
   (tmp_path / 'dense_1' / 'run.json').write_text('{"params_total": 5}')
 
@@ -140,6 +160,7 @@ def change_the_model(sparse, dense, tmp_path):
     (repeat_a_seed, 'must differ in seed, got seeds 0, 1, 2, 2'),
     (change_the_task, 'on the same tasks, got poems, poems in'),
     (change_the_tokens, 'the same number of tokens, got 2,000 in'),
+    (evaluate_less, 'be evaluated as often, got 2 in'),
     (change_the_model, 'must be of one model, got 1000000 parameters'),
   ],
 )

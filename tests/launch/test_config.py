@@ -127,6 +127,21 @@ def test_the_text_of_a_configuration_is_the_configuration(
     config.load([str(path)], ['D_MODLE=48'])
 
 
+def test_what_is_bound_otherwise_than_in_a_written_file_is_listed(
+  files, tmp_path
+):
+  config.load(files, ['D_MODEL=32'])
+  path = tmp_path / 'config.gin'
+  path.write_text(config.config_text(), encoding='utf-8')
+  assert config.differences(str(path)) == []
+  config.load(files, ['D_MODEL=48', 'ROUTER=@gates.Hash'])
+  assert config.differences(str(path)) == [
+    'D_MODEL 32 -> 48',
+    'ROUTER @gates.TopK -> @gates.Hash',
+  ]
+  assert config.differences(str(tmp_path / 'none.gin')) == []
+
+
 def test_the_operative_text_tells_what_was_in_fact_used(files):
   config.load(files, [])
   text = config.operative_text()
