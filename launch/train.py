@@ -9,14 +9,16 @@ same command again resumes where the work directory stands.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from launch import heap, preflight
 from launch.stores import default_cache_dir, log
 
 
@@ -59,82 +61,40 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   ), overrides
 
 
-def open_workdir(workdir: str) -> None:
-  """Makes the directory, and proves that it can be written.
-
-  Raises:
-    ValueError: if it can't.
-  """
-  probe = os.path.join(workdir, '.probe')
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with open(probe, 'w') as f:
-      f.write('x')
-    os.remove(probe)
-  except OSError as error:
-    raise ValueError(
-      f'--workdir={workdir} must be a directory that can be written'
-      f' ({error.strerror}): choose another one.'
-    ) from error
-
-
 def find_data(run) -> tuple[str, dict[str, tuple[list[str], list[float]]]]:
   """The vocabulary directory, and the stores and rates of each task.
 
-  What is missing is made in a child process, since that takes TensorFlow. The
-  processes of other hosts find it made, or wait for it.
+  What is missing or out of date is made in a child process, since that takes
+  TensorFlow. The processes of other hosts find it made, or wait for it.
 
   Raises:
     SystemExit: if it can't be made.
   """
   from launch import stores
-  from moe.data.store import VOCABULARY, find_stores
+  from moe.data.store import find_stores
 
   data = run.data
   cache_dir = data.cache_dir or stores.default_cache_dir()
-  splits = {data.train: ['train']}
-  for name in data.evaluation:
-    splits.setdefault(name, []).append('validation')
-  vocabulary, found, directory = data.vocabulary or None, {}, None
-  for task, wanted in splits.items():
-    size = None if vocabulary else run.model.vocab_size
-    directory = stores.vocabulary_directory(task, cache_dir, vocabulary, size)
-    if not stores.is_prepared(directory, task, wanted):
-      flag = f'--vocab_size={size}' if size else f'--vocabulary={vocabulary}'
-      command = [sys.executable, '-m', 'launch.data', 'cache', task]
-      command += [f'--cache_dir={cache_dir}', flag, '--split', *wanted]
-      done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-      if done.returncode:
-        sys.exit(done.returncode)  # the child has said why
-    vocabulary = os.path.join(directory, VOCABULARY)
-    for split in wanted:
-      found[task, split] = find_stores(directory, task, split)
+  wanted = [(data.train, ['train'])]
+  wanted += [(task, ['validation']) for task in data.evaluation]
+  vocabulary = data.vocabulary or None
+  size = None if vocabulary else run.model.vocab_size
+  directory = stores.vocabulary_directory(
+    data.train, cache_dir, vocabulary, size
+  )
+  if not stores.is_prepared(directory, wanted, size):
+    flag = f'--vocab_size={size}' if size else f'--vocabulary={vocabulary}'
+    command = [sys.executable, '-m', 'launch.data', 'cache', flag]
+    command += [f'--cache_dir={cache_dir}']
+    command += [f'{task}/{split}' for task, (split,) in wanted]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+      sys.exit(done.returncode)  # the child has said why
+  found = {
+    (task, split): find_stores(directory, task, split)
+    for task, (split,) in wanted
+  }
   return directory, found
-
-
-def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:
-  """Copies the vocabulary into the work directory, once.
-
-  Raises:
-    ValueError: if the model's table is too small for it, or the work directory
-      has another one.
-  """
-  from moe.data.store import file_sha256
-  from moe.modalities.vocabulary import Vocabulary
-
-  vocabulary = Vocabulary(path)
-  if vocabulary.size > vocab_size:
-    raise ValueError(
-      f'VOCAB_SIZE={vocab_size} must be at least the {vocabulary.size} pieces'
-      f' of {path}: raise it, or choose another VOCABULARY.'
-    )
-  copy = os.path.join(workdir, 'vocabulary.model')
-  if os.path.exists(copy) and file_sha256(copy) != vocabulary.sha256:
-    raise ValueError(
-      f'{copy} must be the vocabulary of the data, {path}, but differs: choose'
-      ' another --workdir, or the VOCABULARY that this run began with.'
-    )
-  write(copy, open(path, 'rb').read())
 
 
 def write(path: str, content: str | bytes) -> None:
@@ -160,8 +120,17 @@ def build(run, devices: Sequence | None = None):
   shapes = program_lib.batch_shapes(
     run.data.batch_size, run.data.sequence_length
   )
-  return program_lib.make_program(
+  # Dense layers have no routing groups, which microbatches must not part.
+  stack = run.model.stack(parent=None)
+  block = stack.block(parent=None)
+  is_sparse = stack.moe_every and not block.dense_twin
+  group_size = block.moe(parent=None).group_size if is_sparse else 0
+  objective = dataclasses.replace(
     run.objective(functional),
+    rows_together=max(1, group_size // run.data.sequence_length),
+  )
+  return program_lib.make_program(
+    objective,
     optimizers.build(
       run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
     ),
@@ -210,33 +179,31 @@ def counts_of(run, params, logical_axes) -> dict[str, int]:
   }
 
 
-def starting_state(run, program, checkpointer, meta: dict[str, Any]):
-  """The state to train from: of this run, of another, or new."""
+def resumed_state(program, checkpointer):
+  """(state, what was saved with it) of the newest sound step, else Nones."""
+  if checkpointer.latest_step() is None:
+    return None, None
+  return checkpointer.restore(None, program.abstract)
+
+
+def starting_state(run, program, vocabulary_sha256: str | None):
+  """The state of a new run: of another one's parameters, or random."""
   from moe.train import restore
 
-  expect = {k: meta[k] for k in ('manifest_hash', 'vocabulary_sha256', 'seed')}
-  if checkpointer.latest_step() is not None:
-    ts, _ = checkpointer.restore(None, program.abstract, expect)
-    return ts
+  preflight.check_origin(run, program, vocabulary_sha256)
   ts = program.init()
   if run.initial.upcycle:
     params, origin = upcycled(run, program, ts.params)
+    ts = ts._replace(params=params)
   elif run.initial.checkpoint:
-    # Only parameters are taken; paths in the map need no 'params/' in front.
-    prefixed = [
-      (f'params/{ours}', theirs and f'params/{theirs}')
-      for ours, theirs in run.initial.assignment
-    ]
-    loaded, origin = restore.load_params(
-      run.initial.checkpoint,
-      target={'params': ts.params},
-      assignment=prefixed,
+    params, state, origin = restore.load_initial(
+      run.initial.checkpoint, ts.params, ts.state, run.initial.assignment
     )
-    params = loaded['params']
+    ts = ts._replace(params=params, state=state)
   else:
     return ts
   log(f'parameters of {run.initial.checkpoint}, step {origin["step"]}')
-  return ts._replace(params=params)
+  return ts
 
 
 def upcycled(run, program, params):
@@ -264,13 +231,19 @@ def open_data(run, directory: str, found, workdir: str):
   Raises:
     ValueError: if data can't be made or does not fit the model.
   """
+  import jax
+
   from moe.data.reader import Reader, eval_batches
   from moe.data.store import VOCABULARY, Store
   from moe.train.trainer import Evaluation
 
   data = run.data
   path = os.path.join(directory, VOCABULARY)
-  check_vocabulary(path, workdir, run.model.vocab_size)
+  preflight.check_vocabulary(path, workdir, run.model.vocab_size)
+  if jax.process_index() == 0:
+    write(
+      os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
+    )
   reader = Reader(
     *found[data.train, 'train'],
     data.sequence_length,
@@ -292,65 +265,51 @@ def open_data(run, directory: str, found, workdir: str):
   return reader, {name: evaluation(name) for name in data.evaluation}
 
 
-def check_disk(program, steps_dir: str) -> None:
-  """Raises ValueError unless two checkpoints can be written."""
-  import jax
-
-  from moe.train import checkpoint
-
-  leaves = jax.tree.leaves(program.abstract)
-  num_bytes = sum(a.size * a.dtype.itemsize for a in leaves)
-  checkpoint.check_writable(steps_dir, 2 * num_bytes)
-
-
-def warn_of_router(run) -> None:
-  """Says so where the router lets a token's experts depend on later tokens."""
-  moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
-  if hasattr(moe, 'make_router') and not moe.make_router().is_causal:
-    print(
-      f'warning: {type(moe.make_router()).__name__} chooses by all tokens of a'
-      ' group: bits per character of this decoder are not a likelihood, and it'
-      ' writes otherwise than it was trained.'
-    )
-
-
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
   """Runs the command; the exit code is 0, or 75 after SIGTERM."""
   begin = time.monotonic()
   from launch import config
+  from moe.data import store
+  from moe.train import checkpoint, progress, trainer
+  from moe.train import program as program_lib
 
   # ---- All that can be wrong is found before anything long is done -----------
   run = config.load(args.gin_file, overrides)
-  open_workdir(args.workdir)
+  preflight.open_workdir(args.workdir)
   configure_jax()
+  steps_dir = os.path.join(os.path.abspath(args.workdir), 'checkpoints')
+  preflight.check_names(run, args.workdir, steps_dir)
   program = build(run)
-  warn_of_router(run)
+  preflight.warn_of_router(run)
   counts, peak = flops_of(run, program)
   description = describe(program, counts)
   if args.dry_run:
     print(description, end='')
     return 0
-  steps_dir = os.path.join(os.path.abspath(args.workdir), 'checkpoints')
-  check_disk(program, steps_dir)
+  if run.data.vocabulary:  # Else it is known when there is data.
+    sha256 = store.file_sha256(run.data.vocabulary)
+    preflight.check_origin(run, program, sha256)
+  preflight.check_disk(program, steps_dir)
+  checkpointer = checkpoint.Checkpointer(
+    steps_dir, run.settings.keep_last, run.settings.keep_best
+  )
+  ts, saved = resumed_state(program, checkpointer)
   directory, found = find_data(run)
   reader, evaluations = open_data(run, directory, found, args.workdir)
 
   # ---- State -----------------------------------------------------------------
-  from moe.train import checkpoint, progress, trainer
-  from moe.train import program as program_lib
-
   settings = run.settings
   meta = {
     'manifest_hash': reader.manifest_hash,
     'vocabulary_sha256': reader.vocab_sha256,
-    'seed': settings.seed,
+    **preflight.run_identity(run),
     'mesh': dict(program.mesh.shape),
     'config': config.config_text(),
   }
-  checkpointer = checkpoint.Checkpointer(
-    steps_dir, settings.keep_last, settings.keep_best
-  )
-  ts = starting_state(run, program, checkpointer, meta)
+  if ts is None:
+    ts = starting_state(run, program, reader.vocab_sha256)
+  else:
+    preflight.check_saved(saved, meta, args.workdir)
   first = int(ts.step)
   write_config(args.workdir, description)
 
@@ -373,13 +332,11 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     f' compiled in {now - compiling:.1f} s, ready after {now - begin:.1f} s;'
     f' step {first:,} of {settings.train_steps:,}'
   )
-  tokens = data.batch_size * data.sequence_length
   shown = progress.Progress(
     args.workdir,
     settings.train_steps,
     first,
-    tokens,
-    peak and tokens * counts['flops_per_token_train'] / peak,
+    peak and counts['flops_per_token_train'] / peak,
     settings.drop_warning,
   )
   with contextlib.closing(shown), contextlib.closing(checkpointer):
@@ -418,33 +375,52 @@ def finish(run, workdir: str, counts: dict[str, int], found) -> None:
   """Writes baselines, samples, the facts of the run and the report."""
   import jax
 
-  from launch import config, report, results
+  from launch import report, results
+  from moe.modalities.vocabulary import Vocabulary
 
   if jax.process_index() != 0:
-    return
+    return  # Nothing below may wait for other processes.
   write_json(os.path.join(workdir, 'run.json'), counts)
-  trained = config.load_run(workdir)
   if run.data.evaluation:
     bits = results.baselines(
       found[run.data.train, 'train'][0],
       found[run.data.evaluation[0], 'validation'][0],
-      trained.vocabulary,
+      Vocabulary(os.path.join(workdir, 'vocabulary.model')),
     )
     write_json(os.path.join(workdir, 'baselines.json'), bits)
     for name, value in bits.items():
       log(f'{name} of the training split: {value:.4f} bits/char held out')
-  written = results.samples(trained, run.prompts)
-  write_json(os.path.join(workdir, 'samples.json'), written)
+  write_json(os.path.join(workdir, 'samples.json'), samples_of(run, workdir))
   log(f'report: {report.write_report(workdir)}')
 
 
+def samples_of(run, workdir: str) -> list[dict[str, str]]:
+  """What the trained run writes after its prompts; none where it can't."""
+  import jax
+
+  from launch import config, results
+
+  if not run.prompts:
+    return []
+  if jax.process_count() > 1:
+    log('no samples: a run of several processes is sampled by launch.sample.')
+    return []
+  try:
+    return results.samples(config.load_run(workdir), run.prompts)
+  except ValueError as error:  # Such as a layer that can't go token by token.
+    log(f'no samples: {error}')
+    return []
+
+
 def configure_jax() -> None:
-  """Joins other processes; keeps compiled programs unless the user does."""
+  """Joins other processes; keeps memory, and compiled programs if none does."""
   import jax
 
   from moe.parallel import multihost
 
   multihost.initialize()
+  if jax.default_backend() == 'cpu':
+    heap.keep_freed_memory()
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)

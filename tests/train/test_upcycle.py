@@ -69,10 +69,7 @@ def dense_and_sparse_loss(tmp_path, method, **macros):
     **macros,
   )
   program = train.build(run, jax.devices()[:4])
-  saver = checkpoint.Checkpointer(tmp_path / 'sparse')
-  meta = dict.fromkeys(('manifest_hash', 'vocabulary_sha256', 'seed'))
-  ts = train.starting_state(run, program, saver, meta)
-  saver.close()
+  ts = train.starting_state(run, program, None)
   return dense, loss_of(program, ts)
 
 
