@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from launch.stores import log
+
 # Counting n-grams of more text than this takes minutes and gigabytes.
 MAX_BASELINE_CHARS = 20_000_000
 BASELINES = {'unigram': 1, 'bigram': 2, 'trigram': 3}
@@ -27,14 +29,24 @@ def baselines(
   """Bits per character of n-grams of the training texts, on held-out texts.
 
   Returns:
-    name -> bits per character; empty where the corpus is too big to count.
+    name -> bits per character; empty where the corpus is too big to count, and
+    where documents have a part that is given and not scored: n-grams that have
+    not read it are no match.
   """
   from moe.data.store import Store
   from moe.evaluate.ngram import ngram_bits
 
   chars = sum(Store(d).manifest['counts']['chars'] for d in train_dirs)
   if chars > MAX_BASELINE_CHARS:
+    log(f'no n-grams: they are counted up to {MAX_BASELINE_CHARS:,} characters')
     return {}
+  for directory in (*train_dirs, *held_out_dirs):
+    manifest = Store(directory).manifest
+    if manifest['counts']['scored_tokens'] < manifest['tokens']:
+      log(
+        f'no n-grams: documents of {manifest["task"]} have a part that is given'
+      )
+      return {}
   train = _texts(train_dirs, vocabulary)
   held_out = _texts(held_out_dirs, vocabulary)
   return {
