@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import seqio
 
 from tasks import mixtures
 
+ROOT = pathlib.Path(mixtures.__file__).parents[1]
 TASKS = pathlib.Path(mixtures.__file__).parent
 PUBLIC = {  # task -> (inputs or None, targets) of the first training document
   'poems_shi': (None, '其0\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
@@ -40,26 +42,6 @@ BUILTIN = (
   'builtin_essays',
   'builtin_dialogues',
 )
-EXAMPLE = '''\
-"""Letters of my grandmother: one JSON object a line."""
-
-from tasks import registry, text_files
-
-
-def document(letter):
-  """Place and date, then the letter."""
-  return letter['place'] + '\\n' + letter['text']
-
-
-registry.add_text_task(
-  'letters',
-  text_files.json_lines(
-    'letters/*.jsonl',  # Under $WUDAO_DATA; .gz and .xz too.
-    fields={'id': str, 'place': str, 'text': str},
-  ),
-  document,
-)
-'''
 
 
 def documents(name, split='train'):
@@ -164,12 +146,15 @@ def test_the_builtin_corpus_is_read_into_two_splits_without_a_shared_document(
 def test_a_new_corpus_is_one_file_of_at_most_thirty_lines(
   tmp_path, monkeypatch
 ):
-  assert len(EXAMPLE.splitlines()) <= 30
+  readme = (ROOT / 'README.md').read_text('utf-8')
+  blocks = re.findall('```python\n(.*?)```', readme, re.DOTALL)
+  [example] = [b for b in blocks if 'registry.add_text_task' in b]
+  assert len(example.splitlines()) <= 30
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path))
   (tmp_path / 'letters').mkdir()
   line = '{"id": "1", "place": "臺南", "text": "安好。"}\n'
   (tmp_path / 'letters' / 'a.jsonl').write_text(line, 'utf-8')
-  exec(compile(EXAMPLE, 'letters.py', 'exec'), {})
+  exec(compile(example, 'letters.py', 'exec'), {'__name__': 'letters'})
   try:
     assert documents('letters') == [{'targets': '臺南\n安好。'}]
   finally:
