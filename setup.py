@@ -13,12 +13,17 @@ DATA = [
   'tensorflow-datasets>=4.9.10',
 ]
 TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
+# Grouped products on NVIDIA GPUs. Python 3.11 gets 0.0.12, the last that takes
+# it, with kernels in Triton; newer ones have Mosaic's.
+TOKAMAX = 'tokamax>=0.0.12'
 TEST = [
   'chex>=0.1.92',
   'pypinyin>=0.55',
   'pytest>=9',
   'pytest-xdist>=3.8',
   'ruff==0.17.6',
+  # A test makes programs for GPUs, which the newer ones do only beside a GPU.
+  TOKAMAX + '; python_version < "3.12"',
   # Installs the lock, and makes it.
   'uv==0.13.9',
 ]
@@ -60,6 +65,6 @@ setuptools.setup(
     'test': TEST,
     # The TPU compiler; launch.plan runs it on machines without a TPU.
     'tpu': [TPU],
-    'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+    'cuda': ['jax[cuda13]>=0.10.2,<0.13', TOKAMAX],
   },
 )

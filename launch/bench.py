@@ -77,8 +77,8 @@ def _moe_flags(parser: argparse.ArgumentParser) -> None:
     add(f'--{name}', type=int, help=text)
   add('--capacity_factor', type=float, help='default: 1.25')
   add('--dtype', help='of activations and experts')
-  add('--dispatch', default='Sorted', help='class; default: Sorted')
-  add('--exchange', default='AllToAll', help='class; default: AllToAll')
+  add('--dispatch', help='class; default: Sorted, and Dropless for dense')
+  add('--exchange', help='class; default: AllToAll')
   _shared_flags(parser)
 
 
@@ -152,7 +152,9 @@ def measured(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.compare in ('tpu', 'memory') and 'jax' not in sys.modules:
     # A TPU's program is only compiled: no device of this machine is touched.
     os.environ['JAX_PLATFORMS'] = 'cpu'
-  from launch import bench_pairs
+  from launch import bench_pairs, heap
+
+  heap.keep_freed_memory()
 
   try:
     if args.rounds < 1:

@@ -4,13 +4,26 @@ The kernel is chosen by the platform of the program, not of the machine: what is
 compiled for a TPU on a machine without one holds the TPU's kernel.
 """
 
+import contextlib
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from moe.types import Array
+
+# The three products: rows times matrices, gradients of the rows, and those of
+# the matrices. In the first two the dim of the rows is ragged, in the last the
+# dim that is summed over.
+_DIMS = {
+  'forward': lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]),
+  'rows': lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0]),
+  'matrices': lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], []),
+}
 
 
 @jax.custom_vjp
@@ -18,20 +31,22 @@ def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
   """Rows of each run times the run's matrix.
 
   TPU: `jax.lax.ragged_dot`, for which its compiler has a grouped kernel.
-  Elsewhere `ragged_dot` multiplies every row by every matrix, so there a loop
-  walks over blocks of rows, as many as each run has.
+  NVIDIA: the kernels of tokamax. Elsewhere, and in XLA's own program for GPUs,
+  `ragged_dot` multiplies every row by every matrix, so on CPUs a loop walks
+  over blocks of rows, as many as each run has.
 
   Args:
-    x_RD: rows, the runs one after another.
+    x_RD: rows, the runs one after another; zeros behind the last one.
     w_EDF: matrices, in the dtype of x_RD.
     count_E: int32 rows of each run, at most R in all.
 
   Returns:
     [R, F] in the dtype of x_RD; rows behind the last run have no meaning.
+
+  Raises:
+    ValueError: when it is compiled for a GPU and no kernel can be had.
   """
-  return lax.platform_dependent(
-    x_RD, w_EDF, count_E, tpu=lax.ragged_dot, default=_by_blocks
-  )
+  return _product_p.bind(x_RD, w_EDF, count_E, kind='forward')
 
 
 def _fwd(x_RD, w_EDF, count_E):
@@ -39,21 +54,101 @@ def _fwd(x_RD, w_EDF, count_E):
 
 
 def _bwd(residuals, dy_RF):
-  def ragged(x_RD, w_EDF, count_E, dy_RF):
-    product = lambda x_RD, w_EDF: lax.ragged_dot(x_RD, w_EDF, count_E)
-    return jax.vjp(product, x_RD, w_EDF)[1](dy_RF)
-
-  def by_blocks(x_RD, w_EDF, count_E, dy_RF):
-    dx_RD = _by_blocks(dy_RF, w_EDF, count_E, contract=1)
-    return dx_RD, _weights_by_blocks(x_RD, dy_RF, count_E)
-
-  dx_RD, dw_EDF = lax.platform_dependent(
-    *residuals, dy_RF, tpu=ragged, default=by_blocks
-  )
+  x_RD, w_EDF, count_E = residuals
+  dx_RD = _product_p.bind(dy_RF, w_EDF, count_E, kind='rows')
+  dw_EDF = _product_p.bind(x_RD, dy_RF, count_E, kind='matrices')
   return dx_RD, dw_EDF, None
 
 
 grouped_matmul.defvjp(_fwd, _bwd)
+
+
+def _shape(a, b, count_E, *, kind):
+  R, D = a.shape
+  shapes = {
+    'forward': (R, b.shape[-1]),
+    'rows': (R, b.shape[1]),
+    'matrices': (count_E.shape[0], D, b.shape[1]),
+  }
+  return jax.core.ShapedArray(shapes[kind], a.dtype)
+
+
+def _on_tpu(a, b, count_E, *, kind):
+  return lax.ragged_dot_general(a, b, count_E, _DIMS[kind])
+
+
+def _on_cpu(a, b, count_E, *, kind):
+  if kind == 'matrices':
+    return _weights_by_blocks(a, b, count_E)
+  return _by_blocks(a, b, count_E, contract=int(kind == 'rows'))
+
+
+@contextlib.contextmanager
+def _without_flags():
+  """Tokamax parses the command line itself, and refuses flags of others."""
+  argv, sys.argv = sys.argv, sys.argv[:1]
+  try:
+    yield
+  finally:
+    sys.argv = argv
+
+
+def _on_cuda(a, b, count_E, *, kind):
+  """The first kernel of tokamax that takes these arrays."""
+  try:
+    # Only where it is needed: it brings a dozen packages and takes seconds.
+    import tokamax
+  except ImportError as error:
+    raise ValueError(
+      'grouped products on NVIDIA GPUs need the package tokamax: pip install'
+      " '.[cuda]', or use dispatch.Sorted, which multiplies without it."
+    ) from error
+  out, refusals = None, []
+  for name in ('triton', 'mosaic_gpu'):
+    if name == 'mosaic_gpu' and any(n % 128 for n in a.shape[1:] + b.shape[1:]):
+      # It multiplies whole blocks and would leave out the rest of a sum.
+      refusals.append(f'{name}: widths must be multiples of 128')
+      continue
+    try:
+      with _without_flags():
+        out = tokamax.ragged_dot_general(
+          a, b, count_E, _DIMS[kind], implementation=name
+        )
+      break
+    except (NotImplementedError, ValueError) as error:
+      refusals.append(f'{name}: {error}')
+  if out is None:
+    raise ValueError(
+      f'no kernel of tokamax takes {a.dtype}{a.shape} and {b.dtype}{b.shape}'
+      f' on this GPU ({"; ".join(refusals)}): use dispatch.Sorted, or bfloat16'
+      ' and widths that are multiples of 128.'
+    )
+  zero = jnp.zeros((), out.dtype)
+  if kind == 'matrices':
+    # The kernel adds rows of the run before to an empty one.
+    return jnp.where((count_E > 0)[:, None, None], out, zero)
+  # It leaves memory behind the last run as it was, and 0 * NaN is NaN.
+  row_R = jnp.arange(a.shape[0], dtype=jnp.int32)
+  return jnp.where((row_R < jnp.sum(count_E))[:, None], out, zero)
+
+
+# Not `lax.platform_dependent`, which traces the program of every platform on
+# each of them, and so would need the kernels of GPUs everywhere.
+_product_p = Primitive('grouped_product')
+_product_p.def_abstract_eval(_shape)
+_product_p.def_impl(
+  lambda *arrays, kind: jax.jit(functools.partial(_product_p.bind, kind=kind))(
+    *arrays
+  )
+)
+for _platform, _product in (
+  (None, _on_cpu), ('tpu', _on_tpu), ('cuda', _on_cuda)
+):  # fmt: skip
+  mlir.register_lowering(
+    _product_p,
+    mlir.lower_fun(_product, multiple_results=False),
+    platform=_platform,
+  )
 
 
 def _block_size(rows: int, runs: int) -> int:

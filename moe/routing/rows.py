@@ -1,5 +1,7 @@
 """Rows from tokens and tokens from rows: gathers, forward and backward."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -34,11 +36,23 @@ def by_token(a_GR: Array, rows_GMA: Array, absent) -> Array:
 
 
 def _sum_over_choices(term, num_choices: int) -> Array:
-  """term(0) + term(1) + ...; many are added in a loop, to compile quickly."""
-  if num_choices <= 4:
-    return sum(term(a) for a in range(num_choices))
-  add = lambda a, total: total + term(a)
-  return jax.lax.fori_loop(1, num_choices, add, term(0))
+  """term(0) + term(1) + ...
+
+  Up to 16 are added in one pass over the result; each pass of a loop reads it
+  and writes it again. More would take long to compile.
+  """
+  at_once = 16
+  add = lambda first, n: functools.reduce(
+    jnp.add, (term(first + a) for a in range(n))
+  )
+  passes, rest = divmod(num_choices, at_once)
+  if not passes:
+    return add(0, rest)
+  total = jax.lax.fori_loop(
+    1, passes, lambda i, total: total + add(i * at_once, at_once),
+    add(0, at_once),
+  )  # fmt: skip
+  return total + add(passes * at_once, rest) if rest else total
 
 
 def _collect(out_GSD: Array, slot_GMA: Array) -> Array:

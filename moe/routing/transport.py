@@ -78,7 +78,7 @@ def move(
 ) -> Array:
   """Sends each piece to its device; runs inside `shard_map`.
 
-  TPU: `jax.lax.ragged_all_to_all`. Elsewhere, XLA:CPU having none
+  TPU and NVIDIA: `jax.lax.ragged_all_to_all`. Elsewhere, XLA:CPU having none
   (https://github.com/jax-ml/jax/issues/34755), an all-to-all of pieces padded
   to the largest possible size, with the same result.
 
@@ -108,7 +108,9 @@ def move(
   def padded(rows_SD, pieces):
     return _padded(rows_SD, pieces, room, axis_names, window)
 
-  return lax.platform_dependent(rows_SD, pieces, tpu=ragged, default=padded)
+  return lax.platform_dependent(
+    rows_SD, pieces, tpu=ragged, cuda=ragged, default=padded
+  )
 
 
 def _padded(rows_SD, pieces, room, axis_names, window):

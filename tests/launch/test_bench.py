@@ -100,6 +100,28 @@ def test_the_share_beyond_products_is_what_they_do_not_take(capsys):
   # 8 groups of 8 experts with room for ceil(1.25 * 8 * 2 / 8) = 3 rows.
   assert report['slots'] == 8 * 8 * 3
   assert report['rows'] == 64 * 2
+  _, needed, layer = report['runs']
+  share = 1 - needed['seconds'] / layer['seconds']
+  assert report['share_beyond_needed_products'] == share
+
+
+def test_a_layer_without_empty_slots_has_one_share(capsys):
+  argv = 'moe', '--compare=parts', '--dispatch=Dropless', *TINY
+  report = report_of(capsys, *argv)
+  assert len(report['runs']) == 2
+  assert report['slots'] == report['rows']
+
+
+@pytest.mark.parametrize(
+  ('flags', 'dispatch', 'most'),
+  # Room for 3 rows where 2 are needed: of 3 products, 2 are of use.
+  [([], 'Dropless', 1.0), (['--dispatch=Sorted'], 'Sorted', 2 / 3)],
+)
+def test_against_dense_products_a_layer_leaves_no_slot_empty(
+  capsys, flags, dispatch, most
+):
+  report = report_of(capsys, 'moe', '--compare=dense', *flags, *TINY)
+  assert (report['dispatch'], report['most_possible']) == (dispatch, most)
 
 
 def test_finer_experts_do_the_same_work():
@@ -186,6 +208,39 @@ def test_the_largest_buffers_come_first():
 """
   assert bench_tpu.largest_buffers(text, 1) == [
     {'name': 'large.2{0}', 'shape': 'bf16[4,8]', 'bytes': 64}
+  ]
+
+
+def test_where_cycles_go_is_told_with_loops_multiplied_out():
+  estimate = 'backend_config={"estimated_cycles":"%d"}'
+  text = f"""HloModule layer
+
+%body (p.1: (s32[])) -> (s32[]) {{
+  %p.1 = (s32[]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %one.1 = s32[] constant(1)
+  %next.1 = s32[] add(%i.1, %one.1), {estimate % 10}
+  ROOT %t.1 = (s32[]) tuple(%next.1)
+}}
+
+%cond (p.2: (s32[])) -> pred[] {{
+  %p.2 = (s32[]) parameter(0)
+  %i.2 = s32[] get-tuple-element(%p.2), index=0
+  %n.2 = s32[] constant(4)
+  ROOT %lt.2 = pred[] compare(%i.2, %n.2), direction=LT
+}}
+
+ENTRY %main (x: f32[4]) -> f32[4] {{
+  %x = f32[4] parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[]) tuple(%zero)
+  %while = (s32[]) while(%init), condition=%cond, body=%body
+  ROOT %y = f32[4] copy(%x), {estimate % 60}
+}}
+"""
+  assert bench_tpu.costliest(text, 2) == [
+    {'name': 'y', 'cycles': 60, 'share': 0.6},
+    {'name': 'next.1', 'cycles': 40, 'share': 0.4},
   ]
 
 

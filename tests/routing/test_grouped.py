@@ -1,10 +1,14 @@
 """Grouped products: values, gradients, and the program of each platform."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.routing import grouped
 from moe.routing.grouped import grouped_matmul
 
 E, D, F = 4, 5, 3
@@ -63,29 +67,99 @@ def test_gradients_of_matrices_are_added_up_in_float32():
   assert float(jax.jit(jax.grad(loss))(w_EDF)[0, 0, 0]) == 4096
 
 
-def lowered(platform):
+def lowered(platform, dtype=jnp.float32):
   """The program of one grouped product and its gradients, as text."""
 
   def loss(x_RD, w_EDF, count_E):
     return grouped_matmul(x_RD, w_EDF, count_E).sum()
 
   shapes = [
-    jax.ShapeDtypeStruct((24, D), jnp.float32),
-    jax.ShapeDtypeStruct((E, D, F), jnp.float32),
+    jax.ShapeDtypeStruct((24, D), dtype),
+    jax.ShapeDtypeStruct((E, D, F), dtype),
     jax.ShapeDtypeStruct((E,), jnp.int32),
   ]
-  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*shapes)
+  traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*shapes)
   return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def test_the_program_for_a_tpu_has_its_kernels_though_made_on_a_cpu():
   assert jax.default_backend() == 'cpu'
   program = lowered('tpu')
-  assert 'ragged_dot' in program
+  assert program.count('chlo.ragged_dot"') == 3
   assert 'stablehlo.while' not in program
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
+def test_the_program_for_nvidia_has_its_kernels_though_made_on_a_cpu(dtype):
+  if sys.version_info >= (3, 12):
+    pytest.skip('tokamax for Python 3.12 lowers only where it finds a GPU')
+  tokamax = pytest.importorskip(
+    'tokamax', reason='the kernels of NVIDIA come with the [cuda] extra'
+  )
+  with tokamax.config.cross_compile(True):
+    program = lowered('cuda', dtype)
+  assert program.count('custom_call @__gpu$xla.gpu.triton') == 3
+  for other in ('stablehlo.while', 'stablehlo.dot_general', 'chlo.ragged_dot'):
+    assert other not in program
+  # Nor every row for every matrix.
+  assert f'tensor<{E}x24x' not in program
 
 
 def test_the_program_for_a_cpu_has_its_own():
   program = lowered('cpu')
   assert 'ragged_dot' not in program
   assert 'stablehlo.while' in program
+
+
+def test_without_kernels_for_nvidia_it_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tokamax', None)  # its import fails
+  with pytest.raises(ValueError, match='need the package tokamax'):
+    lowered('cuda')
+
+
+def kernels(monkeypatch, ragged_dot_general):
+  """In place of tokamax, whose kernels no CPU runs."""
+  fake = types.SimpleNamespace(ragged_dot_general=ragged_dot_general)
+  monkeypatch.setitem(sys.modules, 'tokamax', fake)
+
+
+def test_where_no_kernel_for_nvidia_fits_it_says_why(monkeypatch):
+  def refuse(*args, implementation):
+    raise NotImplementedError(f'{implementation} says no')
+
+  kernels(monkeypatch, refuse)
+  with pytest.raises(ValueError, match='triton says no; mosaic_gpu: widths'):
+    lowered('cuda')
+
+
+@pytest.mark.parametrize('kind', ['forward', 'rows', 'matrices'])
+def test_what_kernels_for_nvidia_leave_undefined_is_zero(monkeypatch, kind):
+  kernels(
+    monkeypatch,
+    lambda a, b, count_E, dims, implementation: jnp.full(
+      (E, 2, 2) if kind == 'matrices' else (8, 2), jnp.nan
+    ),
+  )
+  count_E = jnp.array([2, 0, 3, 0], jnp.int32)
+  w = jnp.ones((8, 2) if kind == 'matrices' else (E, 2, 2))
+  out = grouped._on_cuda(jnp.ones((8, 2)), w, count_E, kind=kind)
+  is_zero = jnp.all(out.reshape(len(out), -1) == 0, axis=1).tolist()
+  if kind == 'matrices':
+    assert is_zero == [False, True, False, True]
+  else:
+    assert is_zero == [False] * 5 + [True] * 3
+
+
+def test_kernels_for_nvidia_do_not_see_the_flags_of_the_program(monkeypatch):
+  seen = []
+
+  def ragged_dot_general(a, b, count_E, dims, implementation):
+    seen.extend(sys.argv)
+    return jnp.zeros((8, 2))
+
+  kernels(monkeypatch, ragged_dot_general)
+  monkeypatch.setattr(sys, 'argv', ['train', '--gin_file=a.gin'])
+  ones = jnp.ones((8, 2)), jnp.ones((E, 2, 2)), jnp.ones(E, jnp.int32)
+  grouped._on_cuda(*ones, kind='forward')
+  assert seen == ['train']
+  assert sys.argv == ['train', '--gin_file=a.gin']

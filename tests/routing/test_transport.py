@@ -1,0 +1,50 @@
+"""Which collective a program has, by the platform it is made for."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.routing import transport
+
+ROWS, WIDTH, DEVICES = 8, 4, 4
+
+
+def lowered(platform):
+  """The program of an exchange, there and back, and its gradients."""
+  mesh = make_mesh(MeshShape(expert=DEVICES), jax.devices()[:DEVICES])
+  axes = ('expert',)
+
+  def exchange(rows_SD, counts_n):
+    counts_nn = jax.lax.all_gather(counts_n, axes)
+    me = jax.lax.axis_index(axes)
+    pieces = transport.plan_pieces(counts_nn, DEVICES * ROWS, me)
+    return transport.move(rows_SD, pieces, DEVICES * ROWS, axes, ROWS)
+
+  def loss(rows_SD, counts_n):
+    sharded = jax.shard_map(
+      exchange, in_specs=P('expert'), out_specs=P('expert'), check_vma=False
+    )
+    return sharded(rows_SD, counts_n).sum()
+
+  shapes = (
+    jax.ShapeDtypeStruct((DEVICES * ROWS, WIDTH), jnp.float32),
+    jax.ShapeDtypeStruct((DEVICES * DEVICES,), jnp.int32),
+  )
+  with jax.set_mesh(mesh):
+    traced = jax.jit(jax.value_and_grad(loss)).trace(*shapes)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_accelerators_send_pieces_as_they_are(platform):
+  program = lowered(platform)
+  assert program.count('@ragged_all_to_all') == 2
+  assert 'stablehlo.all_to_all' not in program
+
+
+def test_cpus_send_padded_pieces():
+  program = lowered('cpu')
+  assert 'ragged_all_to_all' not in program
+  assert program.count('"stablehlo.all_to_all"') == 2
