@@ -1,5 +1,6 @@
 """The mixture-of-experts layer: route, pack, exchange, experts, and back."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,6 +72,10 @@ def check_groups(
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 
+  Evaluation is dropless, and groups mean nothing there to a router that is
+  causal. One that is not sees groups of M tokens as in training, runs of the
+  batch's tokens whatever the mesh, the last one filled up with padding.
+
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
@@ -105,10 +110,17 @@ class MoE(nn.Module):
     """[B, T, D] to [B, T, D]; dropless unless training."""
     feed_forward.check_activation(self.activation)
     self._check_experts()
+    router = self.make_router()
     if train:
       check_groups(*info.valid.shape, self.group_size, self.layout)
+      self._check_exchange()
+    elif x_BTD.shape[1] == 1 and not router.is_causal:
+      raise ValueError(
+        f'{type(router).__name__} chooses among all tokens of a group and'
+        ' cannot read token by token, got sequences of 1: score whole'
+        ' sequences, or write with another ROUTER, such as @gates.TopK.'
+      )
     E, D = self.num_experts, x_BTD.shape[-1]
-    router = self.make_router()
     w_DE = self.param(
       'router',
       nn.with_logical_partitioning(
@@ -158,11 +170,36 @@ class MoE(nn.Module):
         f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
       )
 
+  def _check_exchange(self) -> None:
+    lay = self.layout
+    shared = set(lay.expert_axes) & set(lay.batch_axes)
+    if shared and isinstance(self.exchange(), exchange.Replicated):
+      raise ValueError(
+        'exchange.Replicated needs the same tokens on all devices of the expert'
+        f' axis, got {sorted(shared)}, which divides the batch in training: use'
+        ' exchange.AllToAll, exchange.Ragged or exchange.AllGather.'
+      )
+
+  def _evaluated(self, batch: int, length: int) -> Layout:
+    """The layout of a batch that is not trained on.
+
+    Where a router needs whole groups, axes that would divide one are left out,
+    and their devices see the same tokens.
+    """
+    lay = self.layout.dividing(batch, length)
+    if self.make_router().is_causal:
+      return lay
+    tokens = lambda: batch // lay.size(lay.batch_axes) * length
+    columns = lay.size(lay.sequence_axes)
+    if columns > 1 and (length // columns) % self.group_size:
+      lay = dataclasses.replace(lay, sequence_axes=())
+    while lay.batch_axes and tokens() % self.group_size:
+      lay = dataclasses.replace(lay, batch_axes=lay.batch_axes[:-1])
+    return lay
+
   def _sharded(self, x_BTD, w_DE, weights, info, state, key, train):
     """Runs `_local` on every device's part of the batch and of the experts."""
-    lay = self.layout
-    if not train:
-      lay = lay.dividing(*x_BTD.shape[:2])
+    lay = self.layout if train else self._evaluated(*x_BTD.shape[:2])
 
     def local(*arrays):
       return self._local(*arrays, lay, train)
@@ -185,14 +222,14 @@ class MoE(nn.Module):
   def _local(self, x_BTD, w_DE, weights, info, state, key, lay, train):
     """One device: its tokens, its experts; sums go over all batch axes."""
     B, T, D = x_BTD.shape
-    M = self.group_size if train else min(self.group_size, B * T)
-    if (B * T) % M:
-      M = B * T  # evaluation is dropless: groups mean nothing there
-    groups = lambda a: a.reshape(-1, M, *a.shape[2:])
+    router = self.make_router()
+    M = self.group_size
+    if (B * T) % M and router.is_causal:
+      M = B * T
+    groups = lambda a: _filled(a.reshape(B * T, *a.shape[2:]), M)
     x_GMD, valid_GM = groups(x_BTD), groups(info.valid)
     G = x_GMD.shape[0]
     keys_G = group_keys(key, _group_indices(G, max(1, G // B), lay))
-    router = self.make_router()
     # HIGHEST: TPUs would multiply float32 in bfloat16 otherwise.
     logits_GME = jnp.einsum(
       'GMD,DE->GME',
@@ -228,18 +265,18 @@ class MoE(nn.Module):
     if plan.own_weight_GM is not None:
       own_GM1 = plan.own_weight_GM[..., None]
       y_GMD += (x_GMD.astype(jnp.float32) * own_GM1).astype(y_GMD.dtype)
-    padding = jnp.sum(~valid_GM, dtype=jnp.float32)
+    padding = jnp.sum(~info.valid, dtype=jnp.float32)
     outputs = LayerOutputs(
       plan.losses,
       {
         **plan.statistics,
         **traffic,
-        'padding': (padding, jnp.float32(valid_GM.size)),
+        'padding': (padding, jnp.float32(info.valid.size)),
       },
     )
     if inputs.batch_axes:
       outputs = jax.lax.psum(outputs, inputs.batch_axes)
-    return y_GMD.reshape(B, T, D), outputs
+    return y_GMD.reshape(G * M, D)[: B * T].reshape(B, T, D), outputs
 
   def _experts(self, rows, weight, count_E, weights):
     """Weighted outputs of the experts held here, for [E, S, D] or [R, D]."""
@@ -254,6 +291,14 @@ class MoE(nn.Module):
     hidden = hidden.astype(jnp.float32) * weight[..., None]
     hidden = hidden.astype(self.dtype)
     return product(hidden, weights['w_down_EFD'])
+
+
+def _filled(a_N: Array, M: int) -> Array:
+  """[N, ...] as groups [G, M, ...], the last one filled up with zeros."""
+  fill = -len(a_N) % M
+  if fill:
+    a_N = jnp.pad(a_N, [(0, fill), *[(0, 0)] * (a_N.ndim - 1)])
+  return a_N.reshape(-1, M, *a_N.shape[1:])
 
 
 def _group_indices(num_groups: int, per_row: int, lay: Layout) -> Array:

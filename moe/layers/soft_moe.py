@@ -20,7 +20,7 @@ from moe.types import Array, Layout
 class Mixing(Router):
   """Stands for a router where a layer is asked what it costs."""
 
-  is_causal = False
+  is_causal = is_causal_in_training = False
 
 
 def _unit(a: Array, dim: int) -> Array:
@@ -68,11 +68,16 @@ class SoftMoE(nn.Module):
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
     """[B, T, D] to [B, T, D], alike in training and evaluation."""
-    del train
     feed_forward.check_activation(self.activation)
     B, T, D = x_BTD.shape
     M = self.group_size or T
     self._check(T, M)
+    if T == 1 and not train:
+      raise ValueError(
+        'SoftMoE mixes the tokens of a sequence and cannot read token by token,'
+        ' got sequences of 1: score whole sequences, or write with'
+        ' moe_layer.MoE.'
+      )
     E, C = self.num_experts, capacity(M, self.top_k, self.num_experts, 1.0)
     init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'truncated_normal', in_axis=0, out_axis=(1, 2)
@@ -83,7 +88,9 @@ class SoftMoE(nn.Module):
       (D, E, C),
       jnp.float32,
     )
-    scale = self.param('scale', nn.initializers.ones, (), jnp.float32)
+    # Named all the same: a scan over layers adds a dim to the names it has.
+    ones = nn.with_logical_partitioning(nn.initializers.ones, ())
+    scale = self.param('scale', ones, (), jnp.float32)
     weights = feed_forward.expert_params(
       self, E, D, self.expert_d_ff, self.activation
     )

@@ -5,7 +5,8 @@ and the experts held here, and gives the tokens' outputs with what it counted:
 
   dropped           rows that no expert saw, wherever they were lost
   dropped_receiver  of these, rows lost for want of room where they arrived
-  bytes_exchanged   bytes that one device sends to others, there and back
+  bytes_exchanged   bytes that one device sends to others, there and back: rows
+                    and all that goes with them, as TPUs send them
 """
 
 import dataclasses
@@ -55,12 +56,17 @@ def _zero() -> Array:
   return jnp.zeros((), jnp.float32)
 
 
+def _bytes(*arrays: Array) -> float:
+  return float(sum(a.size * a.dtype.itemsize for a in arrays))
+
+
 def _traffic(
   plan: RoutingPlan, dropped: Array, received: Array, sent: Array | float
 ) -> dict[str, Pair]:
-  rows = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
+  # A choice that the router took out itself was asked for and is not served.
+  rows = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
-    'dropped': (dropped, rows),
+    'dropped': (dropped + plan.dropped, rows),
     'dropped_receiver': (received, rows),
     'bytes_exchanged': (jnp.float32(sent), jnp.float32(1.0)),
   }
@@ -168,7 +174,7 @@ class AllToAll:
     out = jax.lax.all_to_all(out.swapaxes(0, 1), experts.axes, 0, 0)
     out = checkpoint_name(out, RETURNED)
     out_GECD = out.reshape(E, G, C, D).swapaxes(0, 1)
-    sent = 2.0 * packed.rows.size * packed.rows.dtype.itemsize * (n - 1) / n
+    sent = _bytes(packed.rows, packed.weight, out_GECD) * (n - 1) / n
     return dispatch.unpack(out_GECD, plan, packed), _traffic(
       plan, packed.dropped, _zero(), sent
     )
@@ -181,7 +187,9 @@ class Ragged:
   There its row is copied to each of its experts, their weighted outputs are
   added, and one row travels back: k rows become at most min(k, devices). With
   `dispatch.Sorted` the capacity of an expert is pooled over all tokens of the
-  expert axis; with `dispatch.Dropless` nothing but the buffer bounds it.
+  expert axis; with `dispatch.Dropless` nothing but the buffer bounds it. Of
+  equal choices the receiver takes one of each sender in turn, so that no device
+  of the axis comes before the others.
 
   Attributes:
     buffer_factor: room of a device for arriving rows, over an even share
@@ -223,7 +231,7 @@ class Ragged:
     arrived = transport.move(packed.rows, pieces, room, experts.axes, N)
     arrived = checkpoint_name(arrived, ARRIVED)
     notes = transport.move(notes, pieces, room, experts.axes, N)
-    here = _plan_of_notes(notes, A)
+    here = _plan_of_notes(notes, pieces)
     y_1SD, over = _here(
       arrived[None],
       here,
@@ -242,8 +250,12 @@ class Ragged:
     # Summed over the devices of the axis this is right; here alone it is not,
     # since `came` counts what others sent.
     lost = asked - came + over
-    count = jnp.sum(pieces.send_count) - pieces.send_count[me]
-    sent = 2.0 * count.astype(jnp.float32) * (D * x_GMD.dtype.itemsize)
+    to_others = lambda count_n: (jnp.sum(count_n) - count_n[me]).astype(
+      jnp.float32
+    )
+    row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
+    sent = to_others(pieces.send_count) * (row + note)
+    sent += to_others(pieces.recv_count) * row + (n - 1) * _bytes(counts_nn[0])
     return y_1ND.reshape(G, M, D), _traffic(plan, lost, lost, sent)
 
   def _arrivals(self, N: int, experts: Experts) -> int:
@@ -321,13 +333,35 @@ def _notes(
   )
 
 
-def _plan_of_notes(notes: Array, A: int) -> RoutingPlan:
-  """The plan of the rows that arrived, one group of them."""
-  number_1SA = notes[None, :, A:].astype(jnp.int32)
-  rows = rows_of_choices(
-    jnp.maximum(number_1SA - 1, 0), notes[None, :, :A], number_1SA > 0
+def _turns(pieces: transport.Pieces, S: int) -> Array:
+  """int32 [S]: the place of each row that arrived if senders take turns."""
+  row_S = jnp.arange(S, dtype=jnp.int32)
+  source_S = jnp.searchsorted(pieces.recv_start, row_S, side='right') - 1
+  place_S1 = (row_S - pieces.recv_start[source_S])[:, None]
+  senders_n = jnp.arange(len(pieces.recv_count), dtype=source_S.dtype)
+  # Rows of each sender in the rounds before, and in this one before its turn.
+  is_earlier_Sn = (senders_n < source_S[:, None]).astype(jnp.int32)
+  before_Sn = jnp.minimum(pieces.recv_count, place_S1 + is_earlier_Sn)
+  return jnp.where(
+    row_S < pieces.recv_count.sum(), before_Sn.sum(axis=1), row_S
   )
-  return RoutingPlan(*rows, {}, {})
+
+
+def _plan_of_notes(notes: Array, pieces: transport.Pieces) -> RoutingPlan:
+  """The plan of the rows that arrived, one group of them, senders in turn."""
+  S, A = notes.shape[0], notes.shape[1] // 2
+  turn_1S = _turns(pieces, S)[None]
+  row_1S = slots.invert(turn_1S)
+  inturn_1SA = spread_rows(notes[None], row_1S, turn_1S[..., None])
+  number_1SA = inturn_1SA[..., A:].astype(jnp.int32)
+  rows = rows_of_choices(
+    jnp.maximum(number_1SA - 1, 0), inturn_1SA[..., :A], number_1SA > 0
+  )
+  plan = RoutingPlan(*rows, {}, {})
+  return plan._replace(
+    token_GR=jnp.tile(row_1S, A),
+    rows_GMA=jnp.take_along_axis(plan.rows_GMA, turn_1S[..., None], axis=1),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,16 +380,9 @@ class AllGather:
       return _all_here(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
     gather = lambda a: jax.lax.all_gather(a, experts.axes, axis=0, tiled=True)
-    everyone = _mine(
-      plan._replace(
-        token_GR=gather(plan.token_GR),
-        expert_GR=gather(plan.expert_GR),
-        weight_GR=gather(plan.weight_GR),
-        valid_GR=gather(plan.valid_GR),
-        rows_GMA=gather(plan.rows_GMA),
-      ),
-      experts,
-    )
+    names = ('token_GR', 'expert_GR', 'weight_GR', 'valid_GR', 'rows_GMA')
+    held = {name: getattr(plan, name) for name in names}
+    everyone = _mine(plan._replace(**jax.tree.map(gather, held)), experts)
     n = experts.devices
     all_GMD = gather(x_GMD)
     room = _room_for_all(all_GMD, everyone, dispatch, experts)
@@ -366,7 +393,7 @@ class AllGather:
       y_GMD, experts.axes, scatter_dimension=0, tiled=True
     )
     # Each device counted the rows of its own experts, for all senders.
-    sent = 2.0 * (n - 1) * x_GMD.size * x_GMD.dtype.itemsize
+    sent = (n - 1) * _bytes(x_GMD, y_GMD, *held.values())
     return y_GMD, _traffic(plan, dropped, _zero(), sent)
 
 
@@ -374,8 +401,9 @@ class AllGather:
 class Replicated:
   """Every device of the expert axis holds the same tokens and sums outputs.
 
-  For batches too small to divide, as in decoding. Its counts are of the whole
-  axis, the same on each of its devices.
+  For batches too small to divide, as in decoding; a layer refuses it in
+  training where the axis divides the batch. Its counts are of the whole axis,
+  the same on each of its devices.
   """
 
   def apply(
@@ -391,7 +419,7 @@ class Replicated:
     y_GMD, dropped = _here(
       x_GMD, mine, dispatch, experts, experts.num // n, room
     )
-    sent = 2.0 * (n - 1) / n * x_GMD.size * x_GMD.dtype.itemsize
+    sent = 2.0 * (n - 1) / n * _bytes(y_GMD)
     return jax.lax.psum(y_GMD, experts.axes), _traffic(
       plan, jax.lax.psum(dropped, experts.axes), _zero(), sent
     )

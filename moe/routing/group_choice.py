@@ -32,7 +32,10 @@ class ExpertChoice(Router):
   largest weights, where it solves a regularised assignment.
 
   Whether an expert takes a token depends on the tokens behind it: a decoder
-  trained so sees the future, and chooses differently when it generates.
+  trained so sees the future, and cannot write token by token.
+
+  A token may be taken by all experts, so that a plan has room for A = E rows of
+  each token: with hundreds of experts set `max_per_token`, to which A shrinks.
 
   Attributes:
     num_active: k, experts per token in the mean.
@@ -41,7 +44,7 @@ class ExpertChoice(Router):
 
   max_per_token: int = 0
 
-  is_causal = False
+  is_causal = is_causal_in_training = False
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
@@ -129,6 +132,8 @@ class Base(Router):
 
   num_active: int = 1
 
+  is_causal_in_training = False
+
   def __post_init__(self):
     super().__post_init__()
     if self.num_active != 1:
@@ -170,6 +175,8 @@ class Sinkhorn(Router):
   """
 
   num_iterations: int = 8
+
+  is_causal_in_training = False
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool

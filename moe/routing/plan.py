@@ -59,6 +59,9 @@ class RoutingPlan(NamedTuple):
       part only where an earlier one of its token found its expert full.
     own_weight_GM: float32, what the token itself is multiplied with in its
       output (copy experts); None for 0.
+    dropped: float32, choices that the router itself took out, since their
+      expert is closed to the token: they have no valid row, and are counted
+      with the rows that found no room.
   """
 
   token_GR: Array
@@ -70,6 +73,7 @@ class RoutingPlan(NamedTuple):
   statistics: dict[str, Pair]
   num_spare: int = 0
   own_weight_GM: Array | None = None
+  dropped: Array | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +90,10 @@ class Router:
 
   num_active: int = 2
 
-  # Whether a token's experts depend on no later token.
+  # Whether a token's experts depend on no later token, in evaluation and in
+  # training.
   is_causal = True
+  is_causal_in_training = True
 
   def __post_init__(self):
     if self.num_active < 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
+from moe.routing.slots import asked_rows
 from moe.routing.token_choice import TopK
 from moe.types import Array, Pair
 
@@ -30,8 +31,13 @@ class Wrapper(Router):
 
   @property
   def is_causal(self) -> bool:
-    """Whether the router that chooses is causal."""
+    """As of the router that chooses."""
     return self.inner().is_causal
+
+  @property
+  def is_causal_in_training(self) -> bool:
+    """As of the router that chooses."""
+    return self.inner().is_causal_in_training
 
   def mean_active(self, num_experts: int) -> float:
     """As of the router that chooses."""
@@ -141,6 +147,11 @@ class ModalityGrouped(Wrapper):
   reserved for another modality are -inf. Departs from MoMa in that all
   modalities share one router, and in that there may be experts for all.
 
+  A router that does not follow logits (a balanced assignment without another
+  place, open groups without enough experts, a hash) may still choose an expert
+  that is closed to the token. No expert sees such a choice; it is counted as
+  dropped.
+
   Attributes:
     reserved: experts of each modality in the order of `Batch.modality`, from
       expert 0 on; the others are open to all. Tokens of a modality that is not
@@ -168,7 +179,7 @@ class ModalityGrouped(Wrapper):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Routes by masked logits; rows that break the mask do not exist."""
+    """Routes by masked logits; choices that break the mask are dropped."""
     G, M, E = inputs.logits_GME.shape
     self._check(E)
     experts_E = jnp.arange(E, dtype=jnp.int32)
@@ -184,9 +195,12 @@ class ModalityGrouped(Wrapper):
     plan = self.inner().route(
       inputs._replace(logits_GME=logits_GME), state, keys_G, train
     )
-    # A balanced assignment may have had no other place for a token.
     place_GR = plan.token_GR * E + plan.expert_GR
     is_allowed_GR = jnp.take_along_axis(
       allowed_GME.reshape(G, M * E), place_GR, axis=1, mode='clip'
     )
-    return plan._replace(valid_GR=plan.valid_GR & is_allowed_GR)
+    closed_GR = asked_rows(plan) & ~is_allowed_GR
+    return plan._replace(
+      valid_GR=plan.valid_GR & is_allowed_GR,
+      dropped=plan.dropped + jnp.sum(closed_GR, dtype=jnp.float32),
+    )

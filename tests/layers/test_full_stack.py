@@ -1,10 +1,13 @@
 """Router x dispatch x exchange x mesh, whole layers: eight devices against one.
 
 The one device runs every expert on every token, masked by the rows that the
-plan and the capacity keep; parts are proven where they are defined.
+plan and the capacity keep; parts are proven where they are defined. What the
+meshes and refusals here add up to is printed by `tests.routing.matrix`.
 """
 
+import dataclasses
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -13,13 +16,15 @@ import numpy as np
 import pytest
 
 from moe.layers.moe_layer import MoE, TokenInfo
+from moe.layers.soft_moe import SoftMoE
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules
+from moe.parallel.shardings import param_shardings
 from moe.routing import dispatch, exchange, gates
 from moe.routing.plan import RouterInputs, group_keys
 from tests.routing import oracle
 
-B, T, D, E, F, M = 8, 16, 5, 8, 6, 8
+B, T, D, E, F, M = 8, 16, 4, 8, 6, 8
 P = functools.partial
 VALID = np.arange(T) < np.array([[16, 16, 15, 9, 3, 16, 8, 14]]).T
 INFO = TokenInfo(
@@ -40,12 +45,16 @@ ROUTERS = {
   'global balance': P(TOP, balance_scope='global'),
   'null': P(gates.NullExperts, num_null=3, num_copy=1),
   'modality': P(gates.ModalityGrouped, reserved=(2, 2)),
+  # One of 8 experts is left to the first modality, which has half the tokens.
+  'modality of base': P(
+    gates.ModalityGrouped, router=gates.Base, reserved=(0, 7)
+  ),
   'quantile': gates.Quantile,
   'base': gates.Base,
   'sinkhorn': gates.Sinkhorn,
   'hash': gates.Hash,
 }
-ACTIVE = {'switch': 1, 'base': 1, 'top-3 spilling': 3}
+ACTIVE = {'switch': 1, 'base': 1, 'modality of base': 1, 'top-3 spilling': 3}
 DISPATCHES = {
   'sorted': dispatch.Sorted,
   'by probability': P(dispatch.Sorted, priority='probability'),
@@ -63,6 +72,9 @@ MESHES = {
   'expert model': mesh_lib.MeshShape(expert=4, model=2),
   'expert context': mesh_lib.MeshShape(expert=4, context=2),
   'expert': mesh_lib.MeshShape(expert=8),
+  'data fsdp model': mesh_lib.MeshShape(data=2, fsdp=2, model=2),
+  'data expert context': mesh_lib.MeshShape(data=2, expert=2, context=2),
+  'fsdp context model': mesh_lib.MeshShape(data=1, fsdp=2, context=2, model=2),
 }
 STACKS = [
   ('top-2', 'sorted', 'all-to-all', 'data expert'),
@@ -83,10 +95,13 @@ STACKS = [
   ('global balance', 'sorted', 'all-to-all', 'fsdp expert'),
   ('null', 'dropless', 'worst case', 'data expert'),
   ('modality', 'sorted', 'all-to-all', 'expert'),
+  ('modality of base', 'dropless', 'worst case', 'data expert context'),
   ('quantile', 'dropless', 'all-gather', 'fsdp expert'),
   ('base', 'sorted', 'all-to-all', 'data expert'),
   ('sinkhorn', 'dropless', 'worst case', 'expert'),
   ('hash', 'sorted', 'all-to-all', 'expert model'),
+  ('loss-free', 'sorted', 'all-to-all', 'data fsdp model'),
+  ('top-2', 'sorted', 'all-to-all', 'fsdp context model'),
 ]
 KEY = 4
 
@@ -121,6 +136,19 @@ def variables(router):
   )
 
 
+def divided(router, params, table, mesh):
+  """Parameters on the devices of the mesh, as a training keeps them."""
+  shapes = jax.eval_shape(
+    P(make(router, 'sorted').init, train=False),
+    jax.random.key(0),
+    tokens(),
+    INFO,
+  )
+  is_box = lambda node: isinstance(node, nn.meta.AxisMetadata)
+  names = jax.tree.map(lambda b: b.names, shapes['params'], is_leaf=is_box)
+  return jax.device_put(params, param_shardings(params, names, table, mesh))
+
+
 def total(y_BTD, losses):
   scale = jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)
   value = jnp.sum(jnp.sin(scale) * y_BTD)
@@ -132,11 +160,13 @@ def total(y_BTD, losses):
 def sharded(router, dispatcher, exchanger, mesh_name):
   """((loss, (y, losses, metrics, state)), gradients) on eight devices."""
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
-  layout = rules.layout(rules.table('standard'), mesh)
+  table = rules.table('standard')
+  layout = rules.layout(table, mesh)
   module = make(
     router, dispatcher, exchange=EXCHANGES[exchanger], layout=layout
   )
   given = variables(router)
+  placed = divided(router, given['params'], table, mesh)
 
   def loss(params, x_BTD):
     (y_BTD, outputs), updated = module.apply(
@@ -161,7 +191,7 @@ def sharded(router, dispatcher, exchanger, mesh_name):
 
   with jax.set_mesh(mesh):
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    return jax.device_get(run(given['params'], tokens()))
+    return jax.device_get(run(placed, tokens()))
 
 
 def router_key():
@@ -175,8 +205,8 @@ def router_key():
   return Keys().apply({}, rngs={'router': jax.random.key(KEY)})
 
 
-def whole(router, dispatcher, exchanger):
-  """The same without a mesh: every expert on every token."""
+def whole(router, dispatcher):
+  """The loss of every expert on every token: (function, rows kept, plan)."""
   module = make(router, dispatcher)
   given = variables(router)
   gate = module.make_router()
@@ -194,12 +224,8 @@ def whole(router, dispatcher, exchanger):
     inputs = RouterInputs(x_GMD, logits_GME, *map(groups, INFO), T)
     return gate.route(inputs, state, keys_G, True)
 
-  fixed = jax.device_get(routed(given['params'], groups(tokens())))
-  kept_GR = np.asarray(fixed.valid_GR)
+  fixed = jax.device_get(jax.jit(routed)(given['params'], groups(tokens())))
   dispatch_ = module.dispatch()
-  A = fixed.rows_GMA.shape[-1]
-  pooled = exchanger in ('worst case', 'ample')
-  assert dispatch_.is_dropless or not pooled  # the oracle has single groups
   rows = (
     10**6
     if dispatch_.is_dropless
@@ -227,9 +253,7 @@ def whole(router, dispatcher, exchanger):
       plan.statistics.get('load'),
     )
 
-  run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  del A
-  return jax.device_get(run(given['params'], tokens())), kept_GR, fixed
+  return loss, kept_GR, fixed
 
 
 def assert_close(one, other):
@@ -246,20 +270,127 @@ def assert_close(one, other):
 def test_eight_devices_equal_every_expert_on_every_token(
   router, dispatcher, exchanger, mesh_name
 ):
+  # Capacity pooled over devices is proven in tests/routing/test_exchange.py.
+  assert dispatcher == 'dropless' or exchanger not in ('worst case', 'ample')
   eight, eight_gradients = sharded(router, dispatcher, exchanger, mesh_name)
-  (one, gradients), kept_GR, plan = whole(router, dispatcher, exchanger)
+  loss, kept_GR, plan = whole(router, dispatcher)
+  run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+  one, gradients = jax.device_get(run(variables(router)['params'], tokens()))
   y_BTD, losses, metrics, _ = eight[1]
-  assert_close(y_BTD, one[1][0])
-  jax.tree.map(assert_close, losses, one[1][1])
+  assert_layer(y_BTD, losses, metrics, one[1])
   jax.tree.map(assert_close, eight_gradients, gradients)
-  if one[1][2] is not None:
-    jax.tree.map(assert_close, metrics['load'], one[1][2])
+  assert_counts(metrics, plan, kept_GR)
+
+
+@pytest.mark.parametrize('router', ROUTERS)
+def test_without_a_mesh_a_layer_is_every_expert_on_every_token(router):
+  given = variables(router)
+  layer = lambda params, x_BTD: make(router, 'sorted').apply(
+    dict(given, params=params),
+    x_BTD,
+    INFO,
+    True,
+    rngs={'router': jax.random.key(KEY)},
+    mutable=['state'],
+  )[0]
+  y_BTD, outputs = jax.device_get(jax.jit(layer)(given['params'], tokens()))
+  loss, kept_GR, plan = whole(router, 'sorted')
+  _, expected = jax.jit(loss)(given['params'], tokens())
+  assert_layer(y_BTD, outputs.losses, outputs.metrics, expected)
+  assert_counts(outputs.metrics, plan, kept_GR)
+
+
+def test_the_routers_here_are_all_there_are():
+  used = {getattr(r, 'func', r).__name__ for r in ROUTERS.values()}
+  assert used == set(gates.__all__)
+
+
+def assert_layer(y_BTD, losses, metrics, expected):
+  assert_close(y_BTD, expected[0])
+  jax.tree.map(assert_close, losses, expected[1])
+  if expected[2] is not None:
+    jax.tree.map(assert_close, metrics['load'], expected[2])
+
+
+def assert_counts(metrics, plan, kept_GR):
   k = plan.rows_GMA.shape[-1] - plan.num_spare
   rows_GMA = plan.rows_GMA[..., :k]
   asked = np.take_along_axis(
     plan.valid_GR, np.maximum(rows_GMA.reshape(len(rows_GMA), -1), 0), axis=1
   )
   asked &= rows_GMA.reshape(len(rows_GMA), -1) >= 0
-  assert metrics['dropped'][0] == asked.sum() - kept_GR.sum()
-  assert metrics['dropped'][1] == asked.sum()
+  wanted = asked.sum() + plan.dropped
+  assert metrics['dropped'][0] == wanted - kept_GR.sum()
+  assert metrics['dropped'][1] == wanted
   assert metrics['padding'][0] == np.sum(~VALID)
+
+
+def test_every_pair_of_mesh_axes_is_divided_in_some_stack():
+  pairs = {
+    pair
+    for *_, mesh in STACKS
+    for pair in itertools.combinations(
+      [a for a, n in dataclasses.asdict(MESHES[mesh]).items() if n > 1], 2
+    )
+  }
+  axes = ('data', 'fsdp', 'expert', 'context', 'model')
+  assert pairs == set(itertools.combinations(axes, 2))
+
+
+SPARE = P(TOP, num_spare=1)
+SEQUENCE = P(TOP, balance_scope='sequence')
+# What does not combine -> (layer, mesh).
+REFUSED = {
+  '`exchange.AllToAll` with `dispatch.Dropless` on an expert axis': (
+    P(MoE, dispatch=dispatch.Dropless),
+    'expert',
+  ),
+  '`exchange.Replicated` in training on an expert axis': (
+    P(MoE, exchange=exchange.Replicated),
+    'expert',
+  ),
+  '`num_spare` with capacity and no `AllToAll` on an expert axis': (
+    P(MoE, router=SPARE, exchange=exchange.AllGather),
+    'expert',
+  ),
+  "`balance_scope = 'sequence'` on a context axis": (
+    P(MoE, router=SEQUENCE),
+    'expert context',
+  ),
+  'groups longer than the part of a sequence on a context axis': (
+    P(MoE, group_size=T),
+    'expert context',
+  ),
+  'experts that the expert axis does not divide': (
+    P(MoE, num_experts=E + 4),
+    'expert',
+  ),
+  'expert widths that the model axis does not divide': (
+    P(MoE, expert_d_ff=F + 1),
+    'expert model',
+  ),
+  '`soft_moe.SoftMoE` on an expert axis': (SoftMoE, 'expert'),
+}
+
+
+def refusal(name) -> str:
+  """Why a layer is refused when it is built."""
+  layer, mesh_name = REFUSED[name]
+  mesh = mesh_lib.make_mesh(MESHES[mesh_name])
+  layout = rules.layout(rules.table('standard'), mesh)
+  options = dict(num_experts=E, expert_d_ff=F, group_size=M, layout=layout)
+  module = layer(**{**options, **getattr(layer, 'keywords', {})})
+  with jax.set_mesh(mesh):
+    try:
+      jax.eval_shape(
+        P(module.init, train=True), jax.random.key(0), tokens(), INFO
+      )
+    except ValueError as error:
+      return str(error)
+  raise AssertionError(f'{name} was built')
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_does_not_combine_is_refused_when_built_and_says_what_to_do(name):
+  message = refusal(name)
+  assert ': ' in message and message.endswith('.')

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from moe.layers import moe_layer
 from moe.layers.feed_forward import FeedForward
@@ -363,6 +364,131 @@ def test_experts_that_do_not_divide_by_the_mesh_are_refused(sizes, message):
   module = make(layout=layout(**sizes))
   with pytest.raises(ValueError, match=message):
     module.init(jax.random.key(0), tokens(), info(), train=False)
+
+
+def test_replicated_tokens_are_refused_in_training_where_they_are_divided():
+  module = make(layout=layout(data=2, expert=4), exchange=exchange.Replicated)
+  with pytest.raises(ValueError, match=r"on all devices.*'expert'.*which div"):
+    module.init(jax.random.key(0), tokens(), info(), train=True)
+
+
+CHOICE = P(gates.ExpertChoice, max_per_token=3)
+
+
+def evaluated(x_BTD, valid):
+  """Outputs of a router that needs whole groups, in evaluation."""
+  return compiled(train=False, router=CHOICE)[1](x_BTD, valid)[0]
+
+
+def test_expert_choice_sees_the_groups_of_training_in_evaluation():
+  # Groups of 4 tokens; with all experts' rows kept the two are the same.
+  _, run = compiled(train=True, router=CHOICE, dispatch=dispatch.Dropless)
+  assert_close(evaluated(tokens(), VALID), run(tokens(), VALID)[0])
+
+
+def test_a_rest_of_a_group_is_filled_up_with_padding():
+  # 2 x 7 tokens are three groups of 4 and one of 2.
+  x_BTD, valid = tokens()[:2, :7], np.ones((2, 7), bool)
+  flat = lambda a: a.reshape(1, 14, *a.shape[2:])
+  fill = lambda a: np.pad(a, [(0, 0), (0, 2), *[(0, 0)] * (a.ndim - 2)])
+  filled = evaluated(fill(flat(x_BTD)), fill(flat(valid)))
+  assert_close(flat(evaluated(x_BTD, valid)), filled[:, :14])
+
+
+@pytest.mark.parametrize('batch, length', [(8, 8), (2, 8), (8, 2), (4, 3)])
+def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
+  batch, length
+):
+  # The groups of 4: two a row; on 4 of 8 devices; of two rows; of 12 tokens.
+  x_BTD = tokens()[:batch, :length]
+  valid = np.ones((batch, length), bool)
+  params, _ = compiled(train=False, router=CHOICE)
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
+  module = make(
+    layout=rules.layout(rules.table('standard'), mesh), router=CHOICE
+  )
+  with jax.set_mesh(mesh):
+    y_BTD, _ = jax.jit(P(module.apply, train=False))(
+      {'params': params}, x_BTD, info(valid)
+    )
+  assert_close(y_BTD, evaluated(x_BTD, valid))
+
+
+def test_a_router_that_needs_later_tokens_cannot_read_token_by_token():
+  one = np.ones((B, 1), bool)
+  with pytest.raises(ValueError, match='cannot read token by token'):
+    make(router=CHOICE).init(
+      jax.random.key(0), tokens()[:, :1], info(one), train=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen(gates.TopK):
+  """TopK that gives its logits and choices away."""
+
+  def route(self, inputs, state, keys_G, train):
+    plan = super().route(inputs, state, keys_G, train)
+    one = jnp.float32(1)
+    plan.statistics['logits'] = (inputs.logits_GME, one)
+    plan.statistics['experts'] = (plan.expert_GR, one)
+    return plan
+
+
+def test_bfloat16_tokens_are_routed_by_a_product_in_float32():
+  params, _ = compiled(dispatch=TIGHT)
+  module = make(router=Seen, dtype=jnp.bfloat16)
+  x_BTD = jnp.asarray(tokens(), jnp.bfloat16)
+  run = lambda x_BTD: module.apply({'params': params}, x_BTD, info(), True)[1]
+  metrics = jax.jit(run)(x_BTD).metrics
+  exact = np.asarray(x_BTD, np.float64) @ np.float64(params['router'])
+  exact_GME = exact.reshape(-1, M, E)
+  # A product in bfloat16 is wrong by some 1e-2.
+  np.testing.assert_allclose(metrics['logits'][0], exact_GME, atol=1e-5)
+  best_GM2 = np.argsort(-exact_GME, axis=-1)[..., :2]
+  np.testing.assert_array_equal(
+    metrics['experts'][0], best_GM2.swapaxes(1, 2).reshape(-1, 2 * M)
+  )
+
+
+def products(jaxpr):
+  """Every dot_general of a program."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      yield eqn
+    for inner in core.jaxprs_in_params(eqn.params):
+      yield from products(inner)
+
+
+def test_the_routers_product_is_written_in_float32_at_full_precision():
+  params, _ = compiled(dispatch=TIGHT)
+  module = make(dtype=jnp.bfloat16)
+  x_BTD = jnp.asarray(tokens(), jnp.bfloat16)
+  program = jax.make_jaxpr(
+    lambda x: module.apply({'params': params}, x, info(), True)[0]
+  )(x_BTD)
+  shape = params['router'].shape
+  (product,) = [
+    eqn
+    for eqn in products(program.jaxpr)
+    if shape in [v.aval.shape for v in eqn.invars]
+  ]
+  avals = [v.aval for v in (*product.invars, *product.outvars)]
+  assert all(aval.dtype == jnp.float32 for aval in avals)
+  highest = jax.lax.Precision.HIGHEST
+  assert product.params['precision'] == (highest, highest)
+
+
+def test_choices_that_a_router_takes_out_count_as_dropped():
+  # Tokens of modality 0, all of them, may see expert 0 alone, which takes one
+  # of each group of 4 where all 8 experts take as many.
+  router = P(gates.ModalityGrouped, router=gates.Base, reserved=(1, 7))
+  params, _ = compiled(dispatch=TIGHT)
+  module = make(router=router, top_k=1)
+  valid = np.ones((B, T), bool)
+  _, outputs = jax.jit(P(module.apply, train=True))(
+    {'params': params}, tokens(), info(valid)
+  )
+  assert tuple(map(float, outputs.metrics['dropped'])) == (48, 64)
 
 
 def test_groups_are_checked_in_training():

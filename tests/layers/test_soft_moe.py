@@ -115,12 +115,51 @@ def test_permuting_the_tokens_of_a_group_permutes_its_outputs():
   np.testing.assert_allclose(moved, y_BTD[:, order], rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_reach_everything_and_are_finite():
+def written_out(params, x_BTD):
+  """The loops above, slot by slot, in operations that have gradients."""
+  C = M * 2 // E
+  unit = lambda a, dim: a / jnp.sqrt((a**2).sum(dim, keepdims=True) + 1e-6)
+  phi_DEC = params['scale'] * unit(params['router'], 0)
+  x_GMD, valid_GM1 = x_BTD.reshape(-1, M, D), VALID.reshape(-1, M, 1)
+  y_GMD, total_GM1 = 0.0, 0.0
+  for e in range(E):
+    for c in range(C):
+      score_GM1 = jnp.exp(unit(x_GMD, -1) @ phi_DEC[:, e, c])[..., None]
+      mix_GM1 = jnp.where(valid_GM1, score_GM1, 0.0)
+      mean_GM1 = mix_GM1 / (mix_GM1.sum(axis=1, keepdims=True) + 1e-30)
+      slot_GD = (mean_GM1 * x_GMD).sum(axis=1)
+      up, gate = (slot_GD @ params[n][e] for n in ('w_up_EDF', 'w_gate_EDF'))
+      out_GD = (jax.nn.silu(gate) * up) @ params['w_down_EFD'][e]
+      y_GMD += score_GM1 * out_GD[:, None]
+      total_GM1 += score_GM1
+  return jnp.where(valid_GM1, y_GMD / total_GM1, 0.0).reshape(B, T, D)
+
+
+def uneven(y_BTD):
+  """A loss in which every place counts differently."""
+  scale = jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)
+  return jnp.sum(jnp.sin(scale) * y_BTD)
+
+
+def assert_same_gradients(found, expected):
+  close = P(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, jax.device_get(found), jax.device_get(expected))
+  for gradient in jax.tree.leaves(expected):
+    assert np.abs(gradient).max() > 1e-2
+
+
+@functools.cache
+def gradients():
+  """Of everything, by the layer on one device."""
   params, run = made()
-  loss = lambda params, x: jnp.sum(jnp.sin(run(params, x, VALID)[0]))
-  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tokens())
-  for gradient in jax.tree.leaves(gradients):
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-4
+  loss = lambda params, x: uneven(run(params, x, VALID)[0])
+  return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tokens())
+
+
+def test_gradients_are_those_of_the_sums_written_out():
+  loss = lambda params, x: uneven(written_out(params, x))
+  expected = jax.jit(jax.grad(loss, argnums=(0, 1)))(made()[0], tokens())
+  assert_same_gradients(gradients(), expected)
 
 
 def test_the_statistics_are_shares_of_tokens():
@@ -134,8 +173,9 @@ def test_the_statistics_are_shares_of_tokens():
   assert outputs.losses == {}
 
 
-def test_eight_devices_give_what_one_gives():
-  params, run = made()
+def on_eight_devices():
+  """(mesh, run as `made` has it, parameters, tokens and validity placed)."""
+  params, _ = made()
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=4, model=2))
   module = make(layout=rules.layout(rules.table('standard'), mesh))
   put = lambda a, *spec: jax.device_put(
@@ -147,15 +187,37 @@ def test_eight_devices_give_what_one_gives():
     w_gate_EDF=put(params['w_gate_EDF'], None, None, 'model'),
     w_down_EFD=put(params['w_down_EFD'], None, 'model'),
   )
-  sharded = jax.jit(
-    lambda params, x, valid: module.apply(
-      {'params': params}, x, info(valid), True
-    )
+  run = lambda params, x, valid: module.apply(
+    {'params': params}, x, info(valid), True
   )
+  return mesh, run, (placed, put(tokens(), 'data'), put(VALID, 'data'))
+
+
+def test_eight_devices_give_what_one_gives():
+  params, run = made()
+  mesh, sharded, args = on_eight_devices()
   with jax.set_mesh(mesh):
-    found = sharded(placed, put(tokens(), 'data'), put(VALID, 'data'))
+    found = jax.jit(sharded)(*args)
   close = P(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
   jax.tree.map(close, found, run(params, tokens(), VALID))
+
+
+def test_gradients_on_eight_devices_are_those_on_one():
+  mesh, sharded, args = on_eight_devices()
+  loss = lambda *args: uneven(sharded(*args)[0])
+  with jax.set_mesh(mesh):
+    found = jax.jit(jax.grad(loss, argnums=(0, 1)))(*args)
+  assert_same_gradients(found, gradients())
+
+
+def test_one_token_alone_is_not_mixed():
+  with pytest.raises(ValueError, match='cannot read token by token'):
+    jax.eval_shape(
+      P(SoftMoE(E, F).init, train=False),
+      jax.random.key(0),
+      tokens()[:, :1],
+      info(VALID[:, :1]),
+    )
 
 
 def test_divided_experts_are_refused():

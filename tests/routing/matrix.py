@@ -1,10 +1,13 @@
 """What combines with what: every dispatch x exchange x devices x plan.
 
-`python -m tests.routing.matrix` runs all of it and prints the table.
+`python -m tests.routing.matrix` runs all of it and prints the table, and those
+of the mesh axes that combine and of what is refused.
 """
 
+import dataclasses
 import functools
-import sys
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -31,7 +34,7 @@ EXCHANGES = {
   'Ragged, bounded': exchange.Ragged(1.0),
   'Ragged, worst case': exchange.Ragged(0),
   'AllGather': exchange.AllGather(),
-  'Replicated': exchange.Replicated(),
+  'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
 # (random) -> experts [G, M, A], distinct for each token.
@@ -75,9 +78,8 @@ def uneven(y_GMD):
   return jnp.sum(jnp.sin(scale) * y_GMD)
 
 
-@functools.cache
-def program(exchanger, dispatcher, num_devices):
-  """Compiled: loss, outputs and gradients by tokens, experts and weights."""
+def layer(exchanger, dispatcher, num_devices):
+  """(tokens, experts, weights, choices, padding) -> (outputs, traffic)."""
   axes = ('expert',) if num_devices > 1 else ()
 
   def local(x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM):
@@ -99,9 +101,16 @@ def program(exchanger, dispatcher, num_devices):
       out_specs=(tokens, P()),
       check_vma=False,
     )
+  return local
+
+
+@functools.cache
+def program(exchanger, dispatcher, num_devices):
+  """Compiled: loss, outputs and gradients by tokens, experts and weights."""
+  run = layer(exchanger, dispatcher, num_devices)
 
   def loss(*args):
-    y_GMD, traffic = local(*args)
+    y_GMD, traffic = run(*args)
     return uneven(y_GMD), (y_GMD, traffic)
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
@@ -128,34 +137,68 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
   return jax.device_get(Outcome(y_GMD, traffic, gradients))
 
 
-def expected(dispatcher, plan) -> Outcome:
-  """The same by the oracle, with the capacity of single groups."""
-  x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM = arguments(plan)
-  fixed = plan_of(expert_GMA, weight_GMA, valid_GM)
-  kept_GR = np.asarray(fixed.valid_GR)
+def rooms(exchanger, dispatcher, n):
+  """What a device has room for under `exchange.Ragged`, see the oracle."""
+  tokens = G * M // n
+  visits = n * tokens
+  if exchanger.buffer_factor:
+    share = exchanger.buffer_factor * tokens * min(A, n)
+    visits = min(visits, math.ceil(share) + n)
   if not dispatcher.is_dropless:
-    priority = getattr(dispatcher, 'priority', 'position')
-    room = dispatcher.room(M, A, E)
-    kept_GR = oracle.kept_rows(fixed, E, room, priority)
+    return visits, dispatcher.room(n * tokens, A, E), None
+  rows = visits * min(A, E // n)
+  if exchanger.buffer_factor:
+    rows = min(rows, math.ceil(exchanger.buffer_factor * tokens * A))
+  return visits, None, rows
 
-  def loss(x_GMD, w_EDD, weight_GMA):
-    plan = plan_of(expert_GMA, weight_GMA, valid_GM)
-    fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
+
+def kept_rows(exchanger, dispatcher, n, plan):
+  """Bool [G, R]: rows that some expert sees, by plain Python."""
+  _, _, weight_GMA, expert_GMA, valid_GM = arguments(plan)
+  plan = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
+  priority = getattr(dispatcher, 'priority', 'position')
+  if isinstance(exchanger, exchange.Ragged) and n > 1:
+    room = rooms(exchanger, dispatcher, n)
+    return oracle.pooled_rows(plan, E, n, room, priority)
+  if dispatcher.is_dropless:
+    return plan.valid_GR
+  return oracle.kept_rows(plan, E, dispatcher.room(M, A, E), priority)
+
+
+@functools.cache
+def oracle_program(plan):
+  """Compiled: loss, outputs and gradients of every expert on every token."""
+  x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM = arguments(plan)
+  fixed = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
+
+  def loss(x_GMD, w_EDD, weight_GMA, kept_GR):
     # The choices are those of `fixed`: the oracle reads them as numbers.
-    plan = fixed._replace(weight_GR=plan.weight_GR)
-    y_GMD = oracle.mixture(x_GMD, plan, kept_GR, fn, E)
+    weight_GR = plan_of(expert_GMA, weight_GMA, valid_GM).weight_GR
+    fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
+    masked = fixed._replace(weight_GR=weight_GR)
+    y_GMD = oracle.mixture(x_GMD, masked, kept_GR, fn, E)
     return uneven(y_GMD), y_GMD
 
-  (_, y_GMD), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
-    x_GMD, w_EDD, weight_GMA
-  )
-  rows = float(np.asarray(fixed.valid_GR).sum())
-  traffic = {'dropped': (rows - kept_GR.sum(), rows)}
+  run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+  return functools.partial(run, x_GMD, w_EDD, weight_GMA)
+
+
+def expected(exchanger, dispatcher, n, plan) -> Outcome:
+  """A cell by the oracle."""
+  kept_GR = kept_rows(exchanger, dispatcher, n, plan)
+  (_, y_GMD), gradients = oracle_program(plan)(kept_GR)
+  rows = A * VALID_GM.sum()
+  lost = rows - kept_GR.sum()
+  is_pooled = isinstance(exchanger, exchange.Ragged) and n > 1
+  traffic = {
+    'dropped': (lost, rows),
+    'dropped_receiver': (lost if is_pooled else 0, rows),
+  }
   return jax.device_get(Outcome(y_GMD, traffic, gradients))
 
 
 def table() -> str:
-  """Markdown: what each pair does, as run on every number of devices."""
+  """Markdown: what each pair does, as run on four devices."""
   lines = [
     '| dispatch | ' + ' | '.join(EXCHANGES) + ' |',
     '|---' * (len(EXCHANGES) + 1) + '|',
@@ -176,7 +219,34 @@ def table() -> str:
   return '\n'.join(lines)
 
 
+def axes_table() -> str:
+  """Markdown: mesh axes that the full-stack tests divide at the same time."""
+  # Imported here: those tests use this package's oracle.
+  from tests.layers import test_full_stack as stacks
+
+  pairs = set()
+  for *_, mesh in stacks.STACKS:
+    sizes = dataclasses.asdict(stacks.MESHES[mesh])
+    used = [axis for axis, size in sizes.items() if size > 1]
+    pairs |= set(itertools.product(used, used))
+  names = ('expert', 'fsdp', 'data', 'model', 'context')
+  lines = ['| | ' + ' | '.join(names) + ' |', '|---' * (len(names) + 1) + '|']
+  for one in names:
+    cells = ['yes' if (one, other) in pairs else 'no' for other in names]
+    lines.append(f'| {one} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def refused_table() -> str:
+  """Markdown: what is refused when a layer is built, and why."""
+  from tests.layers import test_full_stack as stacks
+
+  lines = ['| refused | because |', '|---|---|']
+  for name in stacks.REFUSED:
+    lines.append(f'| {name} | {stacks.refusal(name)} |')
+  return '\n'.join(lines)
+
+
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  print(table())
-  sys.exit(0)
+  print(table(), axes_table(), refused_table(), sep='\n\n')

@@ -1,5 +1,7 @@
 """The slow and obvious: plans in Python loops, every expert on every token."""
 
+import math
+
 import numpy as np
 
 
@@ -40,6 +42,80 @@ def kept_rows(plan, num_experts, C, priority='position'):
           kept[g, r] = True
           free[e] -= 1
           held[m] += 1
+  return kept
+
+
+def sent_rows(counts, room):
+  """Rows that each device sends to each other one, of those it would send.
+
+  Where more come than a device has room for, all senders are cut by one share.
+  """
+  n = len(counts)
+  sent = [[int(count) for count in row] for row in counts]
+  for d in range(n):
+    total = sum(counts[s][d] for s in range(n))
+    if total > room:
+      share = np.float32(max(room - n, 0)) / np.float32(total)
+      for s in range(n):
+        sent[s][d] = math.floor(np.float32(counts[s][d]) * share)
+  return sent
+
+
+def _visits(plan, tokens, here, n):
+  """For each device the tokens that one sender would send it, in order."""
+  visits = [[] for _ in range(n)]
+  for a in range(plan.rows_GMA.shape[-1]):
+    for g, m in tokens:
+      r = plan.rows_GMA[g, m, a]
+      d = plan.expert_GR[g, r] // here
+      if plan.valid_GR[g, r] and (g, m) not in visits[d]:
+        visits[d].append((g, m))
+  return visits
+
+
+def pooled_rows(plan, num_experts, num_devices, rooms, priority='position'):
+  """Bool [G, R]: rows kept where tokens visit the devices of their experts.
+
+  Args:
+    plan: NumPy arrays, without choices that stand by.
+    num_experts: E, divided over the devices.
+    num_devices: n; each has as many groups.
+    rooms: what a device has room for: (visiting tokens, slots of each expert or
+      None, rows of all its experts together or None).
+    priority: as `dispatch.Sorted` has it.
+  """
+  (G, M, A), n = plan.rows_GMA.shape, num_devices
+  here = num_experts // n
+  most_visits, slots, most_rows = rooms
+  visits = []
+  for s in range(n):
+    groups = range(s * G // n, (s + 1) * G // n)
+    tokens = [(g, m) for g in groups for m in range(M)]
+    visits.append(_visits(plan, tokens, here, n))
+  sent = sent_rows([[len(v) for v in row] for row in visits], most_visits)
+  kept = np.zeros(plan.expert_GR.shape, bool)
+  for d in range(n):
+    pieces = [visits[s][d][: sent[s][d]] for s in range(n)]
+    # Senders take turns.
+    arrived = [
+      piece[i] for i in range(G * M) for piece in pieces if i < len(piece)
+    ]
+    rows = [(g, plan.rows_GMA[g, m, a]) for a in range(A) for g, m in arrived]
+    mine = [
+      row
+      for row in rows
+      if plan.valid_GR[row] and plan.expert_GR[row] // here == d
+    ]
+    if priority == 'probability':
+      mine.sort(key=lambda row: -plan.weight_GR[row])
+    mine.sort(key=lambda row: plan.expert_GR[row])
+    used = [0] * num_experts
+    for row in mine:
+      e = plan.expert_GR[row]
+      kept[row] = slots is None or used[e] < slots
+      used[e] += 1
+      if most_rows is not None and sum(used) > most_rows:
+        kept[row] = False
   return kept
 
 

@@ -9,31 +9,24 @@ import numpy as np
 import pytest
 
 from moe.routing import gates
-from moe.routing.plan import RouterInputs
 from tests.routing import reference_plans as reference
+from tests.routing.cases import (
+  BIAS,
+  BIASED,
+  CASES,
+  INPUTS,
+  KEYS,
+  VALID,
+  E,
+  G,
+  M,
+  choices_of,
+  logits_of,
+  route,
+  routed,
+)
 
 P = functools.partial
-G, M, E = 2, 12, 8
-KEYS = jax.random.split(jax.random.key(0), 8)
-
-
-def route(router, logits_GME, valid_GM=None, state=None, train=True, **inputs):
-  logits_GME = jnp.asarray(logits_GME, jnp.float32)
-  groups, tokens, _ = logits_GME.shape
-  zeros_GM = jnp.zeros((groups, tokens), jnp.int32)
-  given = RouterInputs(
-    jnp.zeros((groups, tokens, 4), jnp.float32),
-    logits_GME,
-    inputs.get('token_ids', zeros_GM),
-    inputs.get('modality', zeros_GM),
-    jnp.ones((groups, tokens), bool) if valid_GM is None else valid_GM,
-    tokens,
-  )
-  keys_G = inputs.get('keys', KEYS[:groups])
-  return router.route(given, state or {}, keys_G, train)
-
-
-routed = jax.jit(route, static_argnums=0, static_argnames='train')
 # Probabilities 1/8, 2/8, 5/8 of one token.
 LOGITS = np.log([[[1.0, 2.0, 5.0]]])
 
@@ -137,127 +130,6 @@ def test_a_plan_has_k_rows_per_token():
   assert plan.rows_GMA == jax.ShapeDtypeStruct((3, 4, 2), jnp.int32)
   names = {'load_balance', 'router_z', 'local_entropy', 'global_entropy'}
   assert set(plan.losses) == names
-
-
-def logits_of(kind, columns):
-  """[G, M, columns] logits of one kind."""
-  random = np.random.RandomState(7)
-  logits = random.randn(G, M, columns).astype(np.float32)
-  if kind == 'ties':
-    logits[:] = 0
-  if kind == 'all to one':
-    logits = np.float32(0.01) * logits
-    logits[..., 3] += 6
-  return logits
-
-
-IDS = np.random.RandomState(3).randint(0, 9999, (G, M)).astype(np.int32)
-MODALITY = np.random.RandomState(4).randint(0, 3, (G, M)).astype(np.int32)
-# The last group ends in padding.
-VALID = np.arange(M) < np.array([[M], [M - 5]])
-BIAS = np.random.RandomState(5).uniform(-0.3, 0.3, 11).astype(np.float32)
-BIASED = {'bias_E': BIAS[:E], 'load_E': np.zeros(E, np.float32)}
-
-
-def normal(g, columns):
-  return np.asarray(jax.random.normal(KEYS[g], (M, columns), jnp.float32))
-
-
-def uniform(g):
-  return np.asarray(jax.random.uniform(KEYS[g], (M,), jnp.float32)).tolist()
-
-
-NULL = gates.NullExperts(2, num_null=2, num_copy=1)
-MASKED = gates.ModalityGrouped(2, reserved=(4, 2))
-# A name -> (router, its state, choices of group g by the reference).
-CASES = {
-  'top-k': (gates.TopK(2), {}, lambda g, x, v: reference.top_k(x, v, 2)),
-  'top-k, plain weights': (
-    gates.TopK(3, renormalize=False),
-    {},
-    lambda g, x, v: reference.top_k(x, v, 3, renormalize=False),
-  ),
-  'switch': (
-    gates.Switch(),
-    {},
-    lambda g, x, v: reference.top_k(x, v, 1, renormalize=False),
-  ),
-  'noisy top-k': (
-    gates.NoisyTopK(2),
-    {},
-    lambda g, x, v: reference.top_k(
-      (np.float32(x) + normal(g, E) / np.float32(E)).tolist(),
-      v,
-      2,
-      renormalize=False,
-    ),
-  ),
-  'gshard': (
-    gates.GShard(2),
-    {},
-    lambda g, x, v: reference.gshard(x, v, uniform(g)),
-  ),
-  'sigmoid': (
-    gates.Sigmoid(2, scaling=2.5),
-    BIASED,
-    lambda g, x, v: reference.sigmoid_top_k(x, v, 2, BIAS[:E], (1, 1, 2.5)),
-  ),
-  'sigmoid in groups': (
-    gates.Sigmoid(3, num_groups=4, top_groups=2),
-    BIASED,
-    lambda g, x, v: reference.sigmoid_top_k(x, v, 3, BIAS[:E], (4, 2, 1.0)),
-  ),
-  'quantile': (
-    gates.Quantile(2),
-    {'bias_E': BIAS[:E]},
-    lambda g, x, v: reference.quantile_top_k(x, v, 2, BIAS[:E]),
-  ),
-  'hash': (
-    gates.Hash(3),
-    {},
-    lambda g, x, v: reference.hashed(IDS[g].tolist(), v, 3, E),
-  ),
-  'expert choice': (
-    gates.ExpertChoice(2),
-    {},
-    lambda g, x, v: reference.expert_choice(x, v, 2),
-  ),
-  'expert choice, capped': (
-    gates.ExpertChoice(3, max_per_token=2),
-    {},
-    lambda g, x, v: reference.expert_choice(x, v, 3, max_per_token=2),
-  ),
-  'sinkhorn': (
-    gates.Sinkhorn(2, num_iterations=3),
-    {},
-    lambda g, x, v: reference.sinkhorn_top_k(x, v, 2, 3),
-  ),
-  'null experts': (
-    NULL,
-    {},
-    lambda g, x, v: reference.without_added(
-      reference.top_k(x, v, 2), E, num_null=2
-    )[0],
-  ),
-  'modality-grouped': (
-    MASKED,
-    {},
-    lambda g, x, v: reference.top_k(
-      reference.masked(x, MODALITY[g], (4, 2)), v, 2
-    ),
-  ),
-}
-INPUTS = {'token_ids': IDS, 'modality': MODALITY, 'keys': KEYS[:G]}
-
-
-def choices_of(plan, g):
-  """{(token, expert): weight} of the rows that exist, each once."""
-  rows = np.flatnonzero(plan.valid_GR[g])
-  columns = (plan.token_GR[g], plan.expert_GR[g], plan.weight_GR[g])
-  token, expert, weight = (np.asarray(a)[rows].tolist() for a in columns)
-  pairs = list(zip(token, expert, strict=True))
-  assert len(set(pairs)) == len(pairs)
-  return dict(zip(pairs, weight, strict=True))
 
 
 @pytest.mark.parametrize('kind', ['random', 'ties', 'all to one'])
@@ -555,6 +427,43 @@ def test_expert_choice_is_not_causal_and_gives_each_expert_equal_rows():
   np.testing.assert_array_equal(plan.statistics['load'][0], np.full(E, 6))
 
 
+def test_a_cap_on_experts_per_token_is_all_the_room_that_a_plan_has():
+  router = gates.ExpertChoice(2, max_per_token=3)
+  plan = jax.eval_shape(P(route, router), logits_of('random', E))
+  assert plan.rows_GMA.shape == (G, M, 3)
+
+
+NOT_CAUSAL = {gates.ExpertChoice}
+NOT_CAUSAL_IN_TRAINING = {gates.ExpertChoice, gates.Base, gates.Sinkhorn}
+
+
+@pytest.mark.parametrize('name', gates.__all__)
+def test_routers_say_whether_later_tokens_move_a_choice(name):
+  make = getattr(gates, name)
+  options = {'NullExperts': {'num_null': 1}}.get(name, {})
+  router = make(**options)
+  assert router.is_causal == (make not in NOT_CAUSAL)
+  assert router.is_causal_in_training == (make not in NOT_CAUSAL_IN_TRAINING)
+
+
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('name', sorted(CASES) + ['base'])
+def test_what_they_say_of_later_tokens_is_true(name, train):
+  router, state, _ = CASES.get(name, (gates.Base(), {}, None))
+  logits = logits_of('random', router.num_logits(E))
+  other = logits.copy()
+  other[:, 6:] = 3 * logits[:, :6]
+  one, two = (
+    routed(router, a, None, state, train=train, **INPUTS)
+    for a in (logits, other)
+  )
+  early = lambda plan: [
+    {me for me in choices_of(plan, g) if me[0] < 6} for g in range(G)
+  ]
+  is_causal = router.is_causal_in_training if train else router.is_causal
+  assert (early(one) == early(two)) == is_causal
+
+
 def test_base_gives_every_expert_as_many_tokens_in_training_alone():
   logits = logits_of('all to one', 4)
   load = lambda train: routed(gates.Base(1), logits, train=train).statistics[
@@ -584,57 +493,6 @@ def test_sinkhorn_spreads_what_top_k_sends_to_one_expert():
     gates.Sinkhorn(1, num_iterations=20), logits, train=train
   ).statistics['load'][0]
   assert load(False).max() == G * M and load(True).max() <= 6
-
-
-def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
-  # Experts 0 1 | null 2 | copy 3 4, two choices each.
-  logits = np.log(
-    np.float32(
-      [[[6, 1, 2, 1, 1], [1, 1, 6, 2, 1], [1, 1, 1, 2, 6], [6, 2, 1, 1, 1]]]
-    )
-  )
-  valid = np.array([[True, True, True, False]])
-  router = gates.NullExperts(2, num_null=1, num_copy=2)
-  plan = routed(router, logits, valid)
-  assert choices_of(plan, 0) == pytest.approx({(0, 0): 0.75})
-  np.testing.assert_allclose(plan.own_weight_GM, [[0, 0.25, 1, 0]], rtol=1e-6)
-  np.testing.assert_array_equal(plan.statistics['load'][0], [1, 0, 2, 2, 1])
-
-
-def test_null_experts_lower_the_experts_that_compute():
-  router = gates.NullExperts(2, router=gates.Sigmoid, num_null=6, num_copy=2)
-  assert router.mean_active(8) == 1.0  # 2 * 8 / 16
-  assert router.num_logits(8) == 16
-  assert router.init_state(8)['bias_E'].shape == (16,)
-
-
-def test_without_copies_a_token_has_no_weight_of_its_own():
-  router = gates.NullExperts(2, num_null=1)
-  plan = jax.eval_shape(P(route, router), np.zeros((1, 2, 4)))
-  assert plan.own_weight_GM is None
-
-
-def test_a_bias_does_not_open_an_expert_of_another_modality():
-  router = gates.ModalityGrouped(2, router=gates.Sigmoid, reserved=(2, 2))
-  state = {
-    'bias_E': np.float32([9, 9, 0, 0]),
-    'load_E': np.zeros(4, np.float32),
-  }
-  modality = np.array([[0, 1, 2]], np.int32)
-  plan = routed(router, np.zeros((1, 3, 4)), None, state, modality=modality)
-  chosen = set(choices_of(plan, 0))
-  # The third modality is not listed and may use all.
-  assert chosen == {(0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
-
-
-def test_a_wrapped_router_keeps_its_own_ways():
-  inner = P(gates.Switch, jitter=0.5)
-  router = gates.ModalityGrouped(1, router=inner, reserved=(2, 2))
-  x = np.ones((1, 3, 4), np.float32)
-  perturb = jax.jit(router.perturb, static_argnums=2)
-  assert float(jnp.abs(perturb(x, KEYS[:1], True) - 1).max()) > 0.1
-  choice = gates.ModalityGrouped(2, router=gates.ExpertChoice, reserved=(2,))
-  assert not choice.is_causal
 
 
 REFUSED = {

@@ -1,0 +1,107 @@
+"""Null and copy experts, and experts of one modality."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.routing import gates
+from tests.routing.cases import KEYS, E, choices_of, logits_of, route, routed
+
+P = functools.partial
+
+
+def test_a_wrapped_router_is_as_causal_as_the_one_that_chooses():
+  of = lambda router: gates.ModalityGrouped(1, router=router, reserved=(2,))
+  assert not of(gates.ExpertChoice).is_causal
+  base = of(gates.Base)
+  assert base.is_causal and not base.is_causal_in_training
+
+
+def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
+  # Experts 0 1 | null 2 | copy 3 4, two choices each.
+  logits = np.log(
+    np.float32(
+      [[[6, 1, 2, 1, 1], [1, 1, 6, 2, 1], [1, 1, 1, 2, 6], [6, 2, 1, 1, 1]]]
+    )
+  )
+  valid = np.array([[True, True, True, False]])
+  router = gates.NullExperts(2, num_null=1, num_copy=2)
+  plan = routed(router, logits, valid)
+  assert choices_of(plan, 0) == pytest.approx({(0, 0): 0.75})
+  np.testing.assert_allclose(plan.own_weight_GM, [[0, 0.25, 1, 0]], rtol=1e-6)
+  np.testing.assert_array_equal(plan.statistics['load'][0], [1, 0, 2, 2, 1])
+
+
+def test_null_experts_lower_the_experts_that_compute():
+  router = gates.NullExperts(2, router=gates.Sigmoid, num_null=6, num_copy=2)
+  assert router.mean_active(8) == 1.0  # 2 * 8 / 16
+  assert router.num_logits(8) == 16
+  assert router.init_state(8)['bias_E'].shape == (16,)
+
+
+def test_without_copies_a_token_has_no_weight_of_its_own():
+  router = gates.NullExperts(2, num_null=1)
+  plan = jax.eval_shape(P(route, router), np.zeros((1, 2, 4)))
+  assert plan.own_weight_GM is None
+
+
+def test_a_bias_does_not_open_an_expert_of_another_modality():
+  router = gates.ModalityGrouped(2, router=gates.Sigmoid, reserved=(2, 2))
+  state = {
+    'bias_E': np.float32([9, 9, 0, 0]),
+    'load_E': np.zeros(4, np.float32),
+  }
+  modality = np.array([[0, 1, 2]], np.int32)
+  plan = routed(router, np.zeros((1, 3, 4)), None, state, modality=modality)
+  chosen = set(choices_of(plan, 0))
+  # The third modality is not listed and may use all.
+  assert chosen == {(0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
+
+
+def test_choices_of_closed_experts_are_counted_as_dropped():
+  # Experts 0-3 for modality 0, 4-7 for modality 1; 12 tokens of modality 0.
+  modality = np.zeros((1, 12), np.int32)
+  logits = logits_of('random', E)[:1]
+  dropped = lambda make, **options: float(
+    routed(
+      gates.ModalityGrouped(router=make, reserved=(4, 4), **options),
+      logits,
+      np.arange(12)[None] < 11,
+      {'bias_E': np.zeros(E, np.float32), 'load_E': np.zeros(E, np.float32)},
+      modality=modality,
+      token_ids=np.zeros((1, 12), np.int32),
+    ).dropped
+  )
+  # At most ceil(11 / 8) = 2 tokens of 11 for each of 4 experts.
+  assert dropped(gates.Base, num_active=1) == 11 - 8
+  # Id 0: experts 0 and 0 + 8 // 2, which is closed, of 11 valid tokens.
+  assert dropped(gates.Hash, num_active=2) == 11
+  # These choose by the masked logits, and find enough.
+  grouped = P(gates.Sigmoid, num_groups=4, top_groups=1)
+  assert dropped(grouped, num_active=2) == 0
+  assert dropped(gates.TopK, num_active=2) == 0
+  assert dropped(gates.ExpertChoice, num_active=2) == 0
+
+
+def test_open_groups_without_enough_allowed_experts_count_what_they_miss():
+  # Groups (0 1) and (2 3); expert 0 is for modality 0, 1 and 2 are for modality
+  # 1, 3 is for all: a token of modality 0 may use one expert of each group.
+  router = gates.ModalityGrouped(
+    2, router=P(gates.Sigmoid, num_groups=2, top_groups=1), reserved=(1, 2)
+  )
+  state = router.init_state(4)
+  logits = np.zeros((1, 1, 4))
+  plan = routed(router, logits, None, state)
+  assert float(plan.dropped) == 1
+  assert len(choices_of(plan, 0)) == 1
+
+
+def test_a_wrapped_router_keeps_its_own_ways():
+  inner = P(gates.Switch, jitter=0.5)
+  router = gates.ModalityGrouped(1, router=inner, reserved=(2, 2))
+  x = np.ones((1, 3, 4), np.float32)
+  perturb = jax.jit(router.perturb, static_argnums=2)
+  assert float(jnp.abs(perturb(x, KEYS[:1], True) - 1).max()) > 0.1
