@@ -25,6 +25,8 @@ class Objective:
       alone: microbatches are scaled by the weight of the whole batch.
     coefficients: name -> factor of each term.
     update_fn: state -> state, once a step, after all microbatches.
+    rows_together: neighbouring rows of a batch that microbatches do not part:
+      those of a routing group that spans several.
   """
 
   init: Callable[[Array, Batch], tuple[PyTree, PyTree, PyTree]]
@@ -32,6 +34,7 @@ class Objective:
   weights_fn: Callable[[Batch], dict[str, Array]]
   coefficients: dict[str, float]
   update_fn: Callable[[PyTree], PyTree] = lambda state: state
+  rows_together: int = 1
 
 
 def language_model(

@@ -81,8 +81,9 @@ def make_program(
     ValueError: for sizes that do not divide, by the first that is found.
   """
   layout = rules.layout(table, mesh)
-  batch_shards = layout.size(layout.batch_axes)
-  check_batch(shapes.tokens.shape[0], num_microbatches, batch_shards)
+  check_batch(
+    shapes.tokens.shape[0], num_microbatches, layout.size(layout.batch_axes)
+  )
   key = jax.random.key(seed)
   found = {}
 
@@ -114,10 +115,12 @@ def make_program(
     )
     batch = shardings.batch_sharding(table, mesh)
     train_step = make_train_step(
-      objective, optimizer, schedule, seed, num_microbatches, batch_shards
+      objective, optimizer, schedule, seed, num_microbatches
     )
+    eval_step = make_eval_step(objective)
     # Every error of sizes comes up here, by tracing, before any compilation.
     jax.eval_shape(train_step, abstract, shapes)
+    jax.eval_shape(eval_step, abstract, shapes)
 
     def jitted(function, **options):
       compiled = jax.jit(function, **options)
@@ -131,7 +134,7 @@ def make_program(
       jitted(init, out_shardings=placed),
       _Step(train_step, placed, batch, mesh),
       jitted(
-        make_eval_step(objective),
+        eval_step,
         in_shardings=(placed, batch),
         out_shardings=replicated,
       ),

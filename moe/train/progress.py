@@ -1,4 +1,7 @@
-"""What a run tells: log.jsonl, eval.jsonl, TensorBoard, one line for people.
+"""What a run tells: its logs, TensorBoard, one line for people.
+
+log.jsonl has a record of each step, eval.jsonl of each evaluation,
+quarantine.jsonl of each record of the data that could not be read.
 
 A record of log.jsonl holds what the step computed, and under `time` what the
 clock said. Without `time` the log of a run that was killed and resumed is equal
@@ -44,8 +47,7 @@ class Progress:
     workdir: str | os.PathLike,
     total_steps: int,
     resume_step: int = 0,
-    tokens_per_step: int = 0,
-    peak_seconds: float | None = None,
+    token_seconds: float | None = None,
     drop_warning: float = 0.1,
     stream: TextIO | None = None,
   ):
@@ -55,27 +57,31 @@ class Progress:
       workdir: directory of the run; made if need be.
       total_steps: the last step.
       resume_step: the restored step, 0 for a new run.
-      tokens_per_step: tokens in a batch.
-      peak_seconds: what a step would take at the published peak of all chips,
-        by the model's FLOPs; None where the peak is not known.
+      token_seconds: what a token would take at the published peak of all
+        chips, by the model's FLOPs; None where the peak is not known.
       drop_warning: share of dropped tokens that people are warned of.
       stream: where people look, by default sys.stderr.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
-    self._tokens_per_step = tokens_per_step
-    self._peak_seconds = peak_seconds
+    self._token_seconds = token_seconds
     self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.
     self._watch = Watch(drop_warning)
-    self._log = self._evals = self._board = self._display = None
+    self._log = self._evals = self._bad = self._board = self._display = None
     self._load = None  # Of the last step.
     self._drawn_at = time.monotonic()
-    self._elapsed = 0.0
+    self._elapsed, self._tokens = 0.0, 0  # Since the first step.
     if jax.process_index() != 0:
       return
     os.makedirs(self.workdir, exist_ok=True)
     self._log = record_log.RecordLog(self._path('log.jsonl'), resume_step)
     self._evals = record_log.RecordLog(self._path('eval.jsonl'), resume_step)
+    self._bad = record_log.RecordLog(
+      self._path('quarantine.jsonl'), resume_step
+    )
+    self._told = set(
+      map(_place, record_log.read(self._path('quarantine.jsonl')))
+    )
     self._display = make_display(stream)
     self._board = _Board(self._path('tensorboard'))
     records = record_log.read(self._path('log.jsonl'))
@@ -83,6 +89,7 @@ class Progress:
     self._board.resume(records, record_log.read(self._path('eval.jsonl')))
     last = self._log.last or {'step': 0}
     self._elapsed = last.get('time', {}).get('elapsed') or 0.0
+    self._tokens = last.get('tokens', 0)
     if last['step'] != resume_step:
       self.note(
         f'{self._path("log.jsonl")} lacks steps {last["step"] + 1} to'
@@ -94,25 +101,26 @@ class Progress:
 
     Args:
       step: number of the step, counted from 1.
-      metrics: scalars, and `layers` with lists by sparse layer, among them
-        `load` [L][E], shares of the rows.
+      metrics: scalars, among them `tokens`, those of the step without padding;
+        and `layers` with lists by sparse layer, among them `load` [L][E],
+        shares of the rows.
       seconds: what it took.
     """
     if self._log is None:
       return
     self._elapsed += seconds
+    self._tokens += metrics['tokens']
     self._recent.append(seconds)
-    speed = 1 / max(seconds, 1e-9)
-    peak = self._peak_seconds
+    speed = metrics['tokens'] / max(seconds, 1e-9)
+    peak = self._token_seconds
     timing = {
       'seconds': round(seconds, 6),
-      'tokens_per_second': round(self._tokens_per_step * speed, 1),
+      'tokens_per_second': round(speed, 1),
       'mfu': None if peak is None else round(peak * speed, 5),
       'elapsed': round(self._elapsed, 6),
       'eta': round((self.total_steps - step) * float(np.mean(self._recent)), 3),
     }
-    tokens = step * self._tokens_per_step  # Seen since the first step.
-    record = {'step': step, 'tokens': tokens, **metrics}
+    record = {'step': step, **metrics, 'tokens': self._tokens}
     layers = metrics.get('layers')
     size = sum(np.size(values) for values in (layers or {}).values())
     if layers and step % math.ceil(size / _MAX_VALUES):
@@ -142,6 +150,25 @@ class Progress:
       if bits is not None:
         self.note(f'step {step:,}: {task} {bits:.4f} bits/char held out')
 
+  def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
+    """Tells of records that could not be read, of each one once in a run.
+
+    Args:
+      step: the step that found the newest of them, counted from 1.
+      entries: all so far, {'file', 'record', 'error'}.
+    """
+    if self._bad is None:
+      return
+    for entry in entries:
+      if _place(entry) in self._told:
+        continue
+      self._told.add(_place(entry))
+      self._bad.append({'step': step, **entry})
+      self.note(
+        f'warning: step {step:,} left its row empty: record {entry["record"]}'
+        f' of {entry["file"]}: {entry["error"]}'
+      )
+
   def has_evaluation(self, step: int) -> bool:
     """Whether a step was evaluated; the same on every process."""
     known = self._evals is not None and step in self._evals.steps
@@ -156,10 +183,11 @@ class Progress:
 
   def close(self) -> None:
     """Writes out what is left and frees the terminal."""
-    for part in (self._log, self._evals, self._board, self._display):
+    logs = self._log, self._evals, self._bad
+    for part in (*logs, self._board, self._display):
       if part is not None:
         part.close()
-    self._log = self._evals = self._board = self._display = None
+    self._log = self._evals = self._bad = self._board = self._display = None
 
   def _draw(self, step: int) -> None:
     """Adds the heat map of the last step's loads to TensorBoard."""
@@ -169,6 +197,10 @@ class Progress:
 
   def _path(self, name: str) -> str:
     return os.path.join(self.workdir, name)
+
+
+def _place(entry: dict[str, Any]) -> tuple[str, int]:
+  return entry['file'], entry['record']
 
 
 class _Board:

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from moe.parallel.shardings import path_name
 from moe.train import integrity
 from moe.types import PyTree
 
@@ -166,8 +167,8 @@ def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
     ValueError: naming the arrays that one side lacks or whose shape or dtype
       differs.
   """
-  wanted = _leaves(abstract)
-  stored = _leaves(_stored_tree(step_directory))
+  wanted = leaves(abstract)
+  stored = leaves(_stored_tree(step_directory))
   problems = [f'{name} is not in the model' for name in stored.keys() - wanted]
   for name, leaf in wanted.items():
     problems += _mismatch(name, leaf, name, stored.get(name), is_exact=True)
@@ -183,6 +184,7 @@ def load_params(
   *,
   sharding: jax.sharding.Sharding | None = None,
   assignment: Assignment = (),
+  optional: str = '',
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
   """Reads `params` and `state` of a step, without the optimizer.
 
@@ -196,6 +198,8 @@ def load_params(
     assignment: where an array comes from, the first match counts; without a
       match it has the same path. Paths are those of the error messages, such
       as params/decoder/embedding.
+    optional: regular expression; an array whose path it matches as a whole is
+      kept where the checkpoint has none that fits, and need not be used.
 
   Returns:
     ({'params': ..., 'state': ...}, meta).
@@ -210,43 +214,82 @@ def load_params(
   tree = _stored_tree(path)
   if target is None:
     target = {key: tree[key] for key in ('params', 'state') if key in tree}
-  stored, problems = _leaves(tree), []
+  stored, problems = leaves(tree), []
   sources = {}  # Path in the checkpoint of each target path that is read.
-  for name, leaf in _leaves(target).items():
+  for name, leaf in leaves(target).items():
     source = _source(name, assignment)
-    if source is not None:
+    found = source and _mismatch(name, leaf, source, stored.get(source))
+    if source and not (found and re.fullmatch(optional, name)):
       sources[name] = source
-      problems += _mismatch(name, leaf, source, stored.get(source))
+      problems += found
     elif not isinstance(leaf, jax.Array | np.ndarray):
       problems.append(f'{name} is kept but has no initial value')
   if not assignment:
     unused = stored.keys() - set(sources.values())
     kinds = tuple(f'{key}/' for key in target)
     problems += [
-      f'{n} is not in the model' for n in unused if n.startswith(kinds)
+      f'{n} is not in the model'
+      for n in unused
+      if n.startswith(kinds) and not re.fullmatch(optional, n)
     ]
   _raise_if(problems, path)
   arrays = _load(path, tree, target, sources, sharding)
   filled = jax.tree_util.tree_map_with_path(
-    lambda key, leaf: arrays.get(_name(key), leaf), target
+    lambda key, leaf: arrays.get(path_name(key), leaf), target
   )
   return filled, read_meta(path)
+
+
+def load_initial(
+  directory: epath.PathLike,
+  params: PyTree,
+  state: PyTree,
+  assignment: Assignment = (),
+) -> tuple[PyTree, PyTree, dict[str, Any]]:
+  """What another run starts from: parameters, and what goes with them.
+
+  Args:
+    directory: of a run, of its checkpoints, or of one step.
+    params: as `target` of `load_params`.
+    state: likewise; a router's bias is taken from where its weights are, and
+      kept as it is here where there is none of its shape.
+    assignment: see `load_params`; paths need no 'params/' in front.
+
+  Returns:
+    (params, state, meta).
+
+  Raises:
+    ValueError: see `load_params`.
+  """
+  rules = []
+  for ours, theirs in assignment:
+    rules.append((f'params/(?:{ours})', theirs and f'params/{theirs}'))
+    # State lies under the path of the parameter that it goes with.
+    source = theirs and rf'state/{theirs}/\g<_state>'
+    rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', source))
+  loaded, meta = load_params(
+    directory,
+    target={'params': params, 'state': state},
+    assignment=rules,
+    optional='state/.*',
+  )
+  return loaded['params'], loaded['state'], meta
 
 
 def _load(path, tree, target, sources, sharding) -> dict[str, jax.Array]:
   """Arrays by target path, each array of the checkpoint read once."""
   wanted = {
     name: _placed(leaf, sharding)
-    for name, leaf in _leaves(target).items()
+    for name, leaf in leaves(target).items()
     if name in sources
   }
   first = {}
   for name, source in sources.items():
     first.setdefault(source, wanted[name])
   item = jax.tree_util.tree_map_with_path(
-    lambda key, _: first.get(_name(key), ocp.PLACEHOLDER), tree
+    lambda key, _: first.get(path_name(key), ocp.PLACEHOLDER), tree
   )
-  read_arrays = _leaves(_restore(path, item))
+  read_arrays = leaves(_restore(path, item))
   # A second user of the same array may want it in another place or dtype.
   return {
     name: jax.device_put(
@@ -281,13 +324,10 @@ def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
   )
 
 
-def _name(key) -> str:
-  return jax.tree_util.keystr(key, simple=True, separator='/')
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
+def leaves(tree: PyTree) -> dict[str, Any]:
+  """Every leaf by its path 'a/b/c'."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {_name(key): leaf for key, leaf in flat}
+  return {path_name(path): leaf for path, leaf in flat}
 
 
 def _placed(leaf, sharding=None) -> jax.ShapeDtypeStruct:

@@ -1,5 +1,6 @@
 """One training step, and one evaluation step, as pure functions."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -27,23 +28,35 @@ def check_batch(
 
 
 def split_microbatches(
-  batch: Batch, num_microbatches: int, batch_shards: int
+  batch: Batch, num_microbatches: int, rows_together: int = 1
 ) -> Batch:
   """[B, T] arrays to [num_microbatches, B / num_microbatches, T].
 
-  Each device keeps its own consecutive rows in each microbatch, so nothing
-  travels and routing groups hold the same tokens as in the undivided batch.
+  Microbatch i holds every num_microbatches-th block of rows from block i on.
+  What it holds, and with it noise and the global scope of balance, does not
+  depend on the number of devices; yet all devices have rows in it, their own,
+  so that nothing travels.
+
+  Args:
+    batch: the whole.
+    num_microbatches: how many.
+    rows_together: rows of a block, which stay neighbours: those of a routing
+      group that spans several.
 
   Raises:
     ValueError: if the batch does not divide.
   """
-  n, s = num_microbatches, batch_shards
+  n, q = num_microbatches, rows_together
   B = batch.tokens.shape[0]
-  check_batch(B, n, s)
+  if B % (n * q):
+    raise ValueError(
+      f'BATCH_SIZE={B} must divide by NUM_MICROBATCHES={n} times the {q} rows'
+      ' of a routing group: change one of them, or lower GROUP_SIZE.'
+    )
 
   def split(a_BT):
-    parts = a_BT.reshape(s, n, B // (n * s), *a_BT.shape[1:])
-    return parts.swapaxes(0, 1).reshape(n, B // n, *a_BT.shape[1:])
+    blocks = a_BT.reshape(B // (n * q), n, q, *a_BT.shape[1:])
+    return blocks.swapaxes(0, 1).reshape(n, B // n, *a_BT.shape[1:])
 
   return jax.tree.map(split, batch)
 
@@ -103,13 +116,61 @@ def _update_from_host(optimizer, grads, ts: TrainState, seed, is_finite):
   return params_tree.unflatten(new_params), state_tree.unflatten(new_state)
 
 
+def _gradients(
+  objective: Objective, dtype, params, totals, carried, batch: Batch, key: Array
+):
+  """(gradients, (terms, metrics), state) of a batch or a part of it.
+
+  Gradients are of what it adds to the loss of the whole batch, whose weights
+  are `totals`; `dtype` is their format.
+  """
+
+  def loss(params):
+    terms, state, metrics = objective.loss_fn(params, carried, batch, key, True)
+    total = sum(
+      objective.coefficients[name] * pair[0] / jnp.maximum(totals[name], 1.0)
+      for name, pair in terms.items()
+      if objective.coefficients[name]  # no backward pass for nothing
+    )
+    return total, ((terms, metrics), state)
+
+  # With respect to parameters that are cast already: cast later, gradients
+  # would be made, stacked by the scan over layers, and reduced in float32.
+  params = storage.cast(params, dtype)
+  (_, (sums, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  return grads, sums, state
+
+
+def _accumulate(gradients: Callable, dtype, carried, parts: Batch, key: Array):
+  """`gradients` of microbatches, one after the other, added in a format."""
+
+  def one(carried, index, part):
+    part_key = jax.random.fold_in(key, index)
+    grads, sums, carried = gradients(carried, part, part_key)
+    return storage.cast(grads, dtype), sums, carried
+
+  indices = jnp.arange(parts.tokens.shape[0], dtype=jnp.int32)
+  first = jax.tree.map(lambda a: a[0], parts)
+  shapes = jax.eval_shape(one, carried, indices[0], first)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
+
+  def body(carry, xs):
+    total, carried = carry
+    grads, sums, carried = one(carried, *xs)
+    return (_add(total, (grads, sums)), carried), None
+
+  ((grads, sums), state), _ = jax.lax.scan(
+    body, (zeros, carried), (indices, parts)
+  )
+  return grads, sums, state
+
+
 def make_train_step(
   objective: Objective,
   optimizer: Optimizer,
   schedule: Callable[[Array], Array],
   seed: int,
   num_microbatches: int = 1,
-  batch_shards: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Pair]]]:
   """The step: gradients over microbatches, one update, nothing non-finite kept.
 
@@ -121,7 +182,6 @@ def make_train_step(
     seed: of the run; the randomness of step s is fold_in(seed, s), that of
       rounding a hash of both.
     num_microbatches: parts of the batch, one after the other.
-    batch_shards: devices that share the batch.
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
@@ -130,55 +190,21 @@ def make_train_step(
   """
   kept = optimizer.storage
 
-  def gradients(ts: TrainState, carried, batch: Batch, key: Array, totals):
-    """Gradient of the part of the whole batch's loss that this part makes."""
-
-    def loss(params):
-      terms, state, metrics = objective.loss_fn(
-        params, carried, batch, key, True
-      )
-      total = sum(
-        objective.coefficients[name] * pair[0] / jnp.maximum(totals[name], 1.0)
-        for name, pair in terms.items()
-        if objective.coefficients[name]  # no backward pass for nothing
-      )
-      return total, (terms, state, metrics)
-
-    # With respect to parameters that are cast already: cast later, gradients
-    # would be made, stacked by the scan over layers, and reduced in float32.
-    params = storage.cast(ts.params, kept.grads)
-    (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    terms, state, metrics = aux
-    return grads, (terms, metrics), state
-
-  def accumulate(ts: TrainState, batch: Batch, key: Array):
-    totals = objective.weights_fn(batch)
-    if num_microbatches == 1:
-      return gradients(ts, ts.state, batch, key, totals)
-    parts = split_microbatches(batch, num_microbatches, batch_shards)
-    indices = jnp.arange(num_microbatches, dtype=jnp.int32)
-
-    def one(carried, index, part):
-      part_key = jax.random.fold_in(key, index)
-      grads, sums, state = gradients(ts, carried, part, part_key, totals)
-      return storage.cast(grads, kept.sums), sums, state
-
-    first = jax.tree.map(lambda a: a[0], parts)
-    shapes = jax.eval_shape(one, ts.state, indices[0], first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
-
-    def body(carry, xs):
-      total, carried = carry
-      grads, sums, carried = one(carried, *xs)
-      return (_add(total, (grads, sums)), carried), None
-
-    start = (zeros, ts.state)
-    ((grads, sums), state), _ = jax.lax.scan(body, start, (indices, parts))
-    return grads, sums, state
-
   def train_step(ts: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), ts.step)
-    grads, (terms, metrics), state = accumulate(ts, batch, key)
+    totals = objective.weights_fn(batch)
+    gradients = functools.partial(
+      _gradients, objective, kept.grads, ts.params, totals
+    )
+    if num_microbatches == 1:
+      grads, (terms, metrics), state = gradients(ts.state, batch, key)
+    else:
+      parts = split_microbatches(
+        batch, num_microbatches, objective.rows_together
+      )
+      grads, (terms, metrics), state = _accumulate(
+        gradients, kept.sums, ts.state, parts, key
+      )
     one = jnp.ones((), jnp.float32)
     loss = sum(
       objective.coefficients[name] * s / jnp.maximum(w, 1.0)

@@ -7,10 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from moe.train import metrics as metrics_lib
@@ -171,7 +172,7 @@ def train(
   Args:
     settings: see there.
     program: see there.
-    reader: has `batch(step)` and `chars_per_token`.
+    reader: has `batch(step)`, `chars_per_token` and `quarantine`.
     evaluations: by name; the first one ranks checkpoints.
     checkpointer: where steps are saved.
     progress: what tells people.
@@ -197,6 +198,7 @@ def train(
       if stop.is_set:
         return {}
     progress.evaluation(step, results)
+    reporter.resume()  # Saves count as training time, evaluations do not.
     return {'bits_per_char': next(iter(results.values()))['bits_per_char']}
 
   # ---- Loop ------------------------------------------------------------------
@@ -204,42 +206,51 @@ def train(
     upcoming = pool.submit(reader.batch, first)
     is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
     if is_due and not progress.has_evaluation(first):
-      scores = evaluate_all(first)  # SIGTERM came in the middle of it
-      if stop.is_set:
+      scores = evaluate_all(first)
+      if not scores:  # SIGTERM came in the middle of it
         return ts, EXIT_PREEMPTED
       restore.add_metrics(checkpointer.directory / str(first), scores)
     reporter.resume()
     for step in range(first, settings.train_steps):
-      batch = program.put(upcoming.result())
-      upcoming = pool.submit(reader.batch, step + 1)
+      done = step + 1
+      batch = _read_ahead(upcoming, reader, progress, done)
+      upcoming = pool.submit(reader.batch, done)
       _profile(settings.profile_steps, first, step, progress.workdir)
-      ts, device_metrics = program.train_step(ts, batch)
-      reporter.step_started(step + 1, device_metrics)
+      ts, device_metrics = program.train_step(ts, program.put(batch))
+      num_tokens = int(np.count_nonzero(batch.segment_ids))
+      reporter.step_started(done, device_metrics, num_tokens)
       checkpointer.check()
 
-      done = step + 1
       is_last = done == settings.train_steps
-      is_stopped = stop.reached(done) and not is_last
+      # Read once: the signal may come at any moment.
+      is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
       is_due = bool(evaluations) and settings.is_evaluated(done)
       if not (is_saved or is_due):
         continue
       reporter.flush()
       scores = evaluate_all(done) if is_due else {}
-      if is_saved or stop.reached(done):
+      is_broken_off = is_due and not scores  # by SIGTERM
+      if is_saved or is_broken_off:
         checkpointer.save(done, ts, meta, scores)
-      is_finished = is_last and (bool(scores) or not evaluations)
-      if stop.reached(done) and not is_finished:
+      if is_broken_off or (is_stopped and not is_last):
         checkpointer.wait()
         progress.note(
           f'SIGTERM: step {done:,} is saved; run it again to go on.'
         )
         return ts, EXIT_PREEMPTED
-      reporter.resume()
 
-  # ---- End -------------------------------------------------------------------
-  checkpointer.wait()
+    # ---- End -----------------------------------------------------------------
+    checkpointer.wait()
   return ts, 0
+
+
+def _read_ahead(upcoming: Future, reader, progress: Progress, step: int):
+  """The batch of a step, after a word on what could not be read of it."""
+  try:
+    return upcoming.result()
+  finally:  # where there was too much, all the same
+    progress.quarantine(step, reader.quarantine)
 
 
 class _Reporter:
@@ -257,21 +268,22 @@ class _Reporter:
     """Time goes on: what came before was no training."""
     self._mark = time.perf_counter()
 
-  def step_started(self, step: int, device_metrics) -> None:
+  def step_started(self, step: int, device_metrics, num_tokens: int) -> None:
     """Reports the step before this one.
 
     Raises:
       TrainingError: if too many steps in a row were not finite.
     """
     self.flush()
-    self._waiting = step, device_metrics
+    self._waiting = step, device_metrics, num_tokens
 
   def flush(self) -> None:
     """Reports the step that is waiting; blocks until it has ended."""
     if self._waiting is None:
       return
-    (step, device_metrics), self._waiting = self._waiting, None
+    (step, device_metrics, num_tokens), self._waiting = self._waiting, None
     record = metrics_lib.summarize(device_metrics, self._chars_per_token)
+    record['tokens'] = num_tokens
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
     self._mark = now

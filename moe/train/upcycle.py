@@ -15,6 +15,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe.parallel.shardings import path_name
+from moe.train import restore
 from moe.types import Array, PyTree
 
 Weights = dict[str, Array]
@@ -142,7 +144,7 @@ def upcycle(
   Raises:
     ValueError: naming what does not fit.
   """
-  given, wanted = _flat(dense), _flat(sparse)
+  given, wanted = restore.leaves(dense), restore.leaves(sparse)
   made, used, problems = {}, set(), []
   layers = {}
   for name in filter(_is_expert, wanted):
@@ -178,7 +180,7 @@ def upcycle(
       ' as wide as one expert, and SHARED_D_FF = 0.'
     )
   return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: made[_name(path)].astype(leaf.dtype), sparse
+    lambda path, leaf: made[path_name(path)].astype(leaf.dtype), sparse
   )
 
 
@@ -194,12 +196,3 @@ def _source(name: str) -> str:
   stem, letters = leaf.rsplit('_', 1)
   layer = layer.removesuffix('moe') + 'feed_forward'
   return f'{layer}/{stem}_{letters.removeprefix("E")}'
-
-
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _flat(tree: PyTree) -> dict[str, Array]:
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {_name(path): leaf for path, leaf in flat}

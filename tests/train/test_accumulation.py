@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,6 +13,7 @@ from moe.optim import optimizers
 from moe.routing import gates
 from moe.train import objective, state, step
 from tests.models import factories
+from tests.train import programs
 
 # Rows with more and less padding: microbatches differ in their tokens.
 LENGTHS = np.array([8, 8, 3, 7, 5, 8, 1, 6])[:, None]
@@ -69,9 +71,99 @@ def test_one_two_and_four_microbatches_have_one_gradient(scope, term):
     )
 
 
+class Shown(gates.TopK):
+  """Tells its logits."""
+
+  def route(self, inputs, state, keys_G, train):
+    plan = super().route(inputs, state, keys_G, train)
+    plan.statistics['logits'] = inputs.logits_GME, jnp.ones(())
+    return plan
+
+
+def balance_by_definition(model, params):
+  """Global load-balance loss over two microbatches, as its docstring says.
+
+  E * sum_e f_e * (sum over a microbatch's tokens of p_e), f being shares of the
+  assignments of the microbatches up to this one; over the tokens of the batch.
+  """
+  carried = model.module.init(jax.random.key(0), BATCH).get('state', {})
+  outputs = model.apply(params, carried, BATCH, None, True)
+  logits_BTE = outputs.metrics['logits'][0].reshape(*BATCH.tokens.shape, -1)
+  E = logits_BTE.shape[-1]
+  valid_BT = (BATCH.segment_ids > 0).astype(np.float32)
+  best_BTA = jnp.argsort(-logits_BTE, axis=-1)[..., :2]
+  chosen_BTE = jax.nn.one_hot(best_BTA, E).sum(axis=2) * valid_BT[..., None]
+  probs_BTE = jax.nn.softmax(logits_BTE, axis=-1) * valid_BT[..., None]
+  # Two microbatches: rows of even number, then rows of odd number.
+  count_E, loss = jnp.zeros(E), 0.0
+  for part in (slice(0, None, 2), slice(1, None, 2)):
+    count_E += chosen_BTE[part].sum(axis=(0, 1))
+    share_E = jax.lax.stop_gradient(count_E / count_E.sum())
+    loss += E * jnp.sum(share_E * probs_BTE[part].sum(axis=(0, 1)))
+  return loss / valid_BT.sum()
+
+
 @pytest.mark.slow
-def test_the_global_balance_loss_depends_on_microbatches_as_it_says():
-  # Its loads count the microbatches so far: with two, another gradient.
+def test_the_global_balance_loss_is_of_the_loads_so_far():
+  shown = functools.partial(Shown, balance_scope='global')
+  block = factories.make_block(dict(router=shown))
+  model = Functional(factories.make_decoder(block, num_layers=1))
+  params = factories.make_params(model.module, BATCH)
+  gradient = jax.jit(jax.grad(lambda p: balance_by_definition(model, p)))(
+    params
+  )
+  assert max(np.abs(a).max() for a in jax.tree.leaves(gradient)) > 1e-3
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-3, atol=1e-6),
+    change('global', 'balance', 2),
+    jax.device_get(gradient),
+  )
+  # Of all loads at once the gradient would be another.
   one, two = (change('global', 'balance', n) for n in (1, 2))
   difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, two)
   assert max(jax.tree.leaves(difference)) > 1e-5
+
+
+def changes(program):
+  """Minus the gradient of a program's first step, on the host."""
+  before = jax.device_get(programs.start(program).params)
+  ts, _ = programs.train(program)
+  return jax.tree.map(np.subtract, jax.device_get(ts.params), before)
+
+
+def assert_close(one, other):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    one,
+    other,
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'moe',
+  [
+    dict(router=functools.partial(gates.Switch, jitter=0.3), top_k=1),
+    dict(router=gates.GShard),
+  ],
+  ids=['switch', 'gshard'],
+)
+def test_noise_of_microbatches_is_the_same_on_eight_devices_and_one(moe):
+  one, eight = (
+    changes(programs.make(moe, shape, 2, load_balance=1.0))
+    for shape in (programs.ONE, programs.EIGHT)
+  )
+  assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
+  assert_close(eight, one)
+
+
+@pytest.mark.slow
+def test_groups_of_two_rows_stay_whole_in_microbatches():
+  # Capacity and balance are of a group: other groups, another gradient.
+  moe = dict(group_size=2 * programs.LENGTH)
+  one, two = (
+    changes(programs.make(moe, programs.ONE, n, load_balance=1.0))
+    for n in (1, 2)
+  )
+  assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
+  assert_close(two, one)

@@ -8,6 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from moe import axes
+from moe.data.reader import Reader
+from moe.modalities.vocabulary import train_vocabulary
 from moe.models.functional import placed
 from moe.optim import optimizers, schedules
 from moe.optim.storage import Storage
@@ -16,6 +18,7 @@ from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import objective
 from moe.train.checkpoint import Checkpointer
 from moe.train.program import batch_shapes, describe, make_program
+from tests.data.conftest import LINES, write_texts
 
 CONSTANT = optax.constant_schedule(0.25)
 TABLE = rules.table('standard')
@@ -90,14 +93,10 @@ def test_a_step_keeps_shardings_and_donates_the_old_state(program, make_batch):
 
 @pytest.mark.parametrize('num_microbatches', [1, 2])
 def test_eight_devices_train_as_one_does(toy, make_batch, num_microbatches):
-  # Without noise: which rows share a microbatch's key depends on the mesh.
-  quiet = dataclasses.replace(
-    toy, loss_fn=lambda p, s, b, _, train: toy.loss_fn(p, s, b, None, train)
-  )
   options = {'batch_size': 16, 'num_microbatches': num_microbatches}
   ends = []
   for shape, num_devices in ((MESH, 8), (MeshShape(), 1)):
-    program = toy_program(quiet, shape, num_devices, **options)
+    program = toy_program(toy, shape, num_devices, **options)
     ts = program.init()
     for i in range(3):
       batch = program.put(make_batch(i, B=16))
@@ -105,6 +104,42 @@ def test_eight_devices_train_as_one_does(toy, make_batch, num_microbatches):
     ends.append((ts.params['w'], metrics['loss'][0], metrics['grad_norm'][0]))
   for got, wanted in zip(*ends, strict=True):
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_a_batch_of_the_reader_is_the_same_on_eight_devices_and_one(
+  toy, tmp_path
+):
+  vocabulary = train_vocabulary(LINES, 320, tmp_path / 'v.model', 'char')
+  texts = [line[: 2 + n % 9] for n in range(50) for line in LINES]
+  store = write_texts(tmp_path / 'train', vocabulary, texts)
+
+  def arrived(shape, num_devices, step):
+    """Fields of a batch, put together from what lies on the devices."""
+    program = toy_program(toy, shape, num_devices, batch_size=16)
+    reader = Reader([store], [1], 4, 16, seed=5)
+    fields = []
+    for field in program.put(reader.batch(step)):
+      whole = np.full(field.shape, -1, field.dtype)
+      for shard in field.addressable_shards:
+        whole[shard.index] = shard.data
+      fields.append(whole)
+    return fields
+
+  for step in (0, 1000):
+    eight, one = arrived(MESH, 8, step), arrived(MeshShape(), 1, step)
+    assert len(np.unique(one[0])) > 3
+    for got, wanted in zip(eight, one, strict=True):
+      np.testing.assert_array_equal(got, wanted)
+
+
+def test_an_evaluation_that_cannot_be_is_refused_while_building(toy):
+  def loss_fn(params, carried, batch, key, train):
+    if not train:
+      raise ValueError('sizes do not fit in evaluation')
+    return toy.loss_fn(params, carried, batch, key, train)
+
+  with pytest.raises(ValueError, match='do not fit in evaluation'):
+    toy_program(dataclasses.replace(toy, loss_fn=loss_fn))
 
 
 def test_a_step_compiled_ahead_is_the_same_step(toy, make_batch):

@@ -19,6 +19,7 @@ class Terminal(io.StringIO):
 
 def metrics(step, dropped=0.0, load=((0.5, 0.5), (0.75, 0.25))):
   return {
+    'tokens': 1000,
     'loss': 5.0 / step,
     'bits_per_char': 8.0 / step,
     'dropped_fraction': dropped,
@@ -31,9 +32,7 @@ def metrics(step, dropped=0.0, load=((0.5, 0.5), (0.75, 0.25))):
 def run(workdir, steps, resume=0, seconds=0.5, **options):
   """Logs the steps as a training loop would; returns what people saw."""
   stream = options.pop('stream', io.StringIO())
-  shown = progress.Progress(
-    workdir, TOTAL, resume, tokens_per_step=1000, stream=stream, **options
-  )
+  shown = progress.Progress(workdir, TOTAL, resume, stream=stream, **options)
   for step in steps:
     shown.step(step, metrics(step), seconds)
   shown.close()
@@ -68,12 +67,12 @@ def scalars(directory, tag):
 
 
 def test_a_record_has_the_numbers_of_the_step_and_the_clock_apart(tmp_path):
-  run(tmp_path, [1], seconds=0.5, peak_seconds=0.1)
+  run(tmp_path, [1], seconds=0.5, token_seconds=1e-4)
   (record,) = record_log.read(tmp_path / 'log.jsonl')
   assert record['step'] == 1
   assert record['loss'] == 5.0
   assert record['layers']['load'] == [[0.5, 0.5], [0.75, 0.25]]
-  # 1000 tokens in 0.5 s; 0.1 s of work at the peak took 0.5 s; 39 steps to go.
+  # 1000 tokens in 0.5 s, which the peak would do in 0.1 s; 39 steps to go.
   assert record['time'] == {
     'seconds': 0.5,
     'tokens_per_second': 2000.0,
@@ -93,6 +92,53 @@ def test_a_killed_and_resumed_log_equals_the_unbroken_one(tmp_path):
   assert timeless(killed / 'log.jsonl') == timeless(whole / 'log.jsonl')
   last = record_log.read(killed / 'log.jsonl')[-1]
   assert last['time']['elapsed'] == pytest.approx(10 * 0.7 + 10 * 0.5)
+
+
+def test_tokens_are_counted_on_from_those_of_the_log(tmp_path):
+  def part(workdir, steps, resume=0):
+    shown = progress.Progress(workdir, TOTAL, resume, stream=io.StringIO())
+    for step in steps:
+      shown.step(step, {**metrics(step), 'tokens': 1000 - step}, 0.5)
+    shown.close()
+    return [r['tokens'] for r in record_log.read(workdir / 'log.jsonl')]
+
+  # 999 + 998 + 997 + 996.
+  assert part(tmp_path / 'whole', range(1, 5)) == [999, 1997, 2994, 3990]
+  part(tmp_path / 'killed', range(1, 4))
+  assert part(tmp_path / 'killed', [3, 4], 2) == [999, 1997, 2994, 3990]
+
+
+def bad_record(number):
+  return {'file': 'a', 'record': number, 'error': 'hash mismatch'}
+
+
+def test_records_that_cannot_be_read_are_told_of_once(tmp_path):
+  stream = io.StringIO()
+  shown = progress.Progress(tmp_path, TOTAL, stream=stream)
+  for step, numbers in ((1, []), (3, [7]), (4, [7]), (6, [7, 5])):
+    shown.quarantine(step, [bad_record(number) for number in numbers])
+  shown.close()
+  assert stream.getvalue().splitlines() == [
+    'warning: step 3 left its row empty: record 7 of a: hash mismatch',
+    'warning: step 6 left its row empty: record 5 of a: hash mismatch',
+  ]
+  assert record_log.read(tmp_path / 'quarantine.jsonl') == [
+    {'step': 3, **bad_record(7)},
+    {'step': 6, **bad_record(5)},
+  ]
+
+
+def test_a_resumed_run_tells_of_no_bad_record_twice(tmp_path):
+  for resume, steps in ((0, (3, 6)), (5, (6, 8))):
+    shown = progress.Progress(tmp_path, TOTAL, resume, stream=io.StringIO())
+    # After the start the reader knows nothing, and finds them again.
+    for step, found in zip(steps, ([7], [7, 5]), strict=True):
+      shown.quarantine(step, [bad_record(number) for number in found])
+    shown.close()
+  assert record_log.read(tmp_path / 'quarantine.jsonl') == [
+    {'step': 3, **bad_record(7)},
+    {'step': 8, **bad_record(5)},
+  ]
 
 
 def test_a_new_run_in_a_directory_without_checkpoint_starts_the_log(tmp_path):
@@ -147,8 +193,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
 def test_the_loads_of_a_big_model_come_less_often(tmp_path):
   shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  layers = {'load': np.ones((4, 2048)) / 2048}
   for step in range(1, 9):
-    shown.step(step, {'layers': {'load': np.ones((4, 2048)) / 2048}}, 0.1)
+    shown.step(step, {'tokens': 1000, 'layers': layers}, 0.1)
   shown.close()
   records = record_log.read(tmp_path / 'log.jsonl')
   assert [r['step'] for r in records if 'layers' in r] == [4, 8]
@@ -247,7 +294,7 @@ def test_a_long_run_draws_its_loads_without_an_evaluation(
 def test_a_skipped_step_is_said_in_words(tmp_path):
   stream = io.StringIO()
   shown = progress.Progress(tmp_path, TOTAL, stream=stream)
-  shown.step(3, {'loss': float('nan'), 'skipped': 1.0}, 0.1)
+  shown.step(3, {'tokens': 1000, 'loss': float('nan'), 'skipped': 1.0}, 0.1)
   shown.close()
   assert 'step 3 was skipped, its loss or gradient was not' in stream.getvalue()
 

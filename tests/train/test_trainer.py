@@ -48,6 +48,7 @@ class Reader:
   chars_per_token = 1.5
 
   def __init__(self, make_batch, events=None, poisoned=()):
+    self.quarantine = []
     self._make_batch = make_batch
     self._events = dict(events or {})
     self._poisoned = poisoned
@@ -75,7 +76,14 @@ def start(program, make_batch, tmp_path):
 
     return {'held_out': trainer.Evaluation(batches, chars=80)}
 
-  def run(name, settings=SETTINGS, reader=None, eval_events=None, evals=True):
+  def run(
+    name,
+    settings=SETTINGS,
+    reader=None,
+    eval_events=None,
+    evals=True,
+    stream=None,
+  ):
     workdir = tmp_path / name
     checkpointer = Checkpointer(
       workdir / 'checkpoints', settings.keep_last, settings.keep_best
@@ -84,7 +92,10 @@ def start(program, make_batch, tmp_path):
     if checkpointer.latest_step() is not None:
       ts, _ = checkpointer.restore(None, program.abstract)
     progress = Progress(
-      workdir, settings.train_steps, int(ts.step), 32, stream=io.StringIO()
+      workdir,
+      settings.train_steps,
+      int(ts.step),
+      stream=stream or io.StringIO(),
     )
     try:
       return trainer.train(
@@ -253,6 +264,123 @@ def test_a_step_whose_evaluation_was_broken_off_is_ranked_all_the_same(
   assert restore.ranking(directory) == sorted((8, 10), key=held_out.get)
 
 
+@pytest.mark.parametrize('look', [3, 4, 5, 6])
+def test_whenever_sigterm_comes_the_step_that_is_named_is_saved(
+  start, unbroken, tmp_path, monkeypatch, look
+):
+  # Step 4 is evaluated and not saved: two looks at the signal might differ.
+  looks = []
+  real = trainer._Stop.reached
+
+  def reached(self, step):
+    answer = real(self, step)
+    looks.append(step)
+    if len(looks) == look:
+      kill()
+    return answer
+
+  monkeypatch.setattr(trainer._Stop, 'reached', reached)
+  stream = io.StringIO()
+  ts, code = start('run', stream=stream)
+  assert code == 75
+  assert steps_saved(tmp_path, 'run')[-1] == int(ts.step)
+  assert f'SIGTERM: step {int(ts.step)} is saved' in stream.getvalue()
+  monkeypatch.undo()
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_sigterm_during_the_last_save_does_not_break_it_off(
+  start, unbroken, tmp_path, monkeypatch
+):
+  unheeded, events = [], {}
+  before = signal.signal(signal.SIGTERM, lambda *_: unheeded.append(1))
+  real_save, real_wait = Checkpointer.save, Checkpointer.wait
+
+  def save(self, step, *args):
+    real_save(self, step, *args)
+    if step == STEPS:
+      events['next wait'] = kill
+
+  def wait(self):
+    events.pop('next wait', lambda: None)()
+    real_wait(self)
+
+  monkeypatch.setattr(Checkpointer, 'save', save)
+  monkeypatch.setattr(Checkpointer, 'wait', wait)
+  try:
+    ts, code = start('run')
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert (code, unheeded, events) == (0, [], {})
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_what_cannot_be_read_is_told_of_at_its_step(start, reader, tmp_path):
+  bad = {'file': 'a', 'record': 7, 'error': 'hash mismatch'}
+  source = reader()
+  source._events = {4: lambda: source.quarantine.append(bad)}
+  stream = io.StringIO()
+  start('run', trainer.Settings(8), source, evals=False, stream=stream)
+  assert records(tmp_path, 'run', 'quarantine.jsonl') == [{'step': 5, **bad}]
+  assert 'warning: step 5 left its row empty' in stream.getvalue()
+
+
+def test_what_cannot_be_read_is_told_of_when_it_ends_the_run(
+  start, reader, tmp_path
+):
+  bad = {'file': 'a', 'record': 7, 'error': 'hash mismatch'}
+  source = reader()
+
+  def fail():
+    source.quarantine.append(bad)
+    raise ValueError('at most 0 records may be unreadable')
+
+  source._events = {4: fail}
+  with pytest.raises(ValueError, match='at most 0 records'):
+    start('run', reader=source)
+  assert records(tmp_path, 'run', 'quarantine.jsonl') == [{'step': 5, **bad}]
+
+
+def test_tokens_leave_out_padding(start, make_batch, tmp_path):
+  class Padded(Reader):
+    def batch(self, step):
+      batch = super().batch(step)
+      batch.segment_ids[:, 3:] = 0
+      batch.loss_weights[:, 2:] = 0  # a prompt is read, and not scored
+      return batch
+
+  start('run', trainer.Settings(2), Padded(make_batch), evals=False)
+  # Three tokens in each of eight rows of four places.
+  assert [r['tokens'] for r in records(tmp_path, 'run')] == [24, 48]
+
+
+def test_training_time_leaves_out_evaluation_alone(
+  start, reader, tmp_path, monkeypatch
+):
+  clock = [0.0]
+  monkeypatch.setattr(trainer.time, 'perf_counter', lambda: clock[0])
+
+  def passes(seconds):
+    clock[0] += seconds
+
+  real = Checkpointer.save
+
+  def save(self, *args):
+    passes(10.0)
+    real(self, *args)
+
+  monkeypatch.setattr(Checkpointer, 'save', save)
+  wait = {n: lambda: passes(1000.0) for n in range(1, 4)}
+  start('run', eval_events=wait)
+  log = (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()
+  times = [json.loads(line)['time'] for line in log]
+  # Saved after steps 3, 6 and 9, and after the last one.
+  assert [t['seconds'] for t in times] == [0, 0, 0, 10, 0, 0, 10, 0, 0, 10]
+  assert times[-1]['elapsed'] == 30
+
+
 def test_an_evaluation_that_is_broken_off_twice_is_made_up_for(
   start, unbroken, tmp_path
 ):
@@ -349,9 +477,9 @@ def test_the_profiler_traces_the_steps_asked_for(
   monkeypatch.setattr(profiler, 'stop_trace', note('stop'))
   real = trainer._Reporter.step_started
 
-  def step_started(self, step, metrics):
+  def step_started(self, step, *args):
     done[0] = step
-    real(self, step, metrics)
+    real(self, step, *args)
 
   monkeypatch.setattr(trainer._Reporter, 'step_started', step_started)
   start('run', trainer.Settings(8, profile_steps=(4, 6)), evals=False)

@@ -1,0 +1,138 @@
+"""What routers carry: moved by steps, kept, and taken over by new runs."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from moe.optim import optimizers
+from moe.parallel.mesh import MeshShape
+from moe.routing import gates
+from moe.train import restore
+from moe.train.checkpoint import Checkpointer
+from tests.train import programs
+
+RATE = 0.01
+MOE = dict(router=functools.partial(gates.Sigmoid, bias_rate=RATE))
+ADAMW = optimizers.build(optimizers.adamw(optax.constant_schedule(0.1)))
+
+
+def bias_of(state):
+  """[L, E] of the sparse layers."""
+  return jax.device_get(state['stack']['periods']['block_0']['moe']['router'])[
+    'bias_E'
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'shape, num_microbatches', [(programs.ONE, 2), (programs.EIGHT, 1)]
+)
+def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
+  shape, num_microbatches
+):
+  ts, metrics = programs.train(programs.make(MOE, programs.ONE))
+  # From 0, by the rate towards the mean load of the whole batch.
+  load_LE = metrics['load'][0]
+  expected_LE = RATE * np.sign(load_LE.mean(axis=1, keepdims=True) - load_LE)
+  assert len(np.unique(expected_LE)) >= 2
+  np.testing.assert_allclose(bias_of(ts.state), expected_LE, rtol=1e-6)
+  other = programs.make(MOE, shape, num_microbatches)
+  other_ts, other_metrics = programs.train(other)
+  np.testing.assert_array_equal(other_metrics['load'][0], load_LE)
+  np.testing.assert_array_equal(bias_of(other_ts.state), bias_of(ts.state))
+  # And is as far as the rate allows after two steps.
+  after, _ = programs.train(other, other_ts)
+  moved_LE = np.abs(bias_of(after.state) - expected_LE)
+  assert moved_LE.max() == pytest.approx(RATE, rel=1e-4)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """(a state that is random throughout, where it is saved), over 4 devices."""
+  program = programs.make(MOE, MeshShape(data=1, expert=4), optimizer=ADAMW)
+  random = np.random.RandomState(0)
+
+  def draw(a):
+    values = random.uniform(1, 100, a.shape).astype(a.dtype)
+    return jax.device_put(values, a.sharding)
+
+  ts = jax.tree.map(draw, programs.start(program))
+  directory = tmp_path_factory.mktemp('run')
+  saver = Checkpointer(directory)
+  saver.save(7, ts, {'seed': 0})
+  saver.close()
+  return jax.device_get(ts), directory
+
+
+def assert_same(got, wanted):
+  assert jax.tree.structure(got) == jax.tree.structure(wanted)
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize('expert', [1, 2])
+def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
+  ts, directory = saved
+  shape = MeshShape(data=2, expert=expert)
+  program = programs.make(MOE, shape, optimizer=ADAMW)
+  got, _ = Checkpointer(directory).restore(None, program.abstract)
+  assert bias_of(got.state).any()
+  assert_same(jax.device_get(got), ts)
+  up = got.params['stack']['periods']['block_0']['moe']['w_up_EDF']
+  # [layers, experts, ...]: 4 experts in as many parts as the axis has.
+  assert {s.data.shape[1] for s in up.addressable_shards} == {4 // expert}
+
+
+def initial(directory, moe, assignment=()):
+  """What a new run of a model begins with: (its own, what it is given)."""
+  ts = programs.start(programs.make(moe, programs.ONE))
+  params, state, meta = restore.load_initial(
+    directory, ts.params, ts.state, assignment
+  )
+  assert meta['step'] == 7
+  return ts, ts._replace(params=params, state=state)
+
+
+def test_a_new_run_begins_with_the_bias_of_its_router(saved):
+  theirs, directory = saved
+  _, given = initial(directory, MOE)
+  assert_same(jax.device_get(given.params), theirs.params)
+  assert_same(jax.device_get(given.state), theirs.state)
+
+
+def test_what_another_router_carries_is_taken_where_it_fits(saved):
+  theirs, directory = saved
+  # Carries a bias, a price and a count, and no load.
+  _, given = initial(directory, dict(router=gates.Quantile))
+  router = given.state['stack']['periods']['block_0']['moe']['router']
+  np.testing.assert_array_equal(router['bias_E'], bias_of(theirs.state))
+  assert not np.any(router['price_E']) and not np.any(router['tokens'])
+
+
+def test_a_router_without_state_takes_none(saved):
+  _, given = initial(saved[1], dict(router=gates.TopK))
+  assert not jax.tree.leaves(given.state)
+
+
+def test_a_router_that_begins_anew_has_no_bias_of_another(saved):
+  ts, given = initial(saved[1], MOE, [('.*/moe/router', None)])
+  assert_same(given.state, ts.state)
+  moe = given.params['stack']['periods']['block_0']['moe']
+  own = ts.params['stack']['periods']['block_0']['moe']
+  np.testing.assert_array_equal(moe['router'], own['router'])
+  assert np.any(moe['w_up_EDF'] != own['w_up_EDF'])
+
+
+def test_state_follows_its_parameter_to_another_path(saved):
+  theirs, directory = saved
+  ts = programs.start(programs.make(MOE, programs.ONE))
+  params, state, _ = restore.load_initial(
+    directory,
+    {'tower': ts.params['stack']},
+    {'tower': ts.state['stack']},
+    [('tower/(.*)', r'stack/\1')],
+  )
+  assert_same(jax.device_get(params['tower']), theirs.params['stack'])
+  assert_same(jax.device_get(state['tower']), theirs.state['stack'])
