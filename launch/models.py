@@ -2,12 +2,14 @@
 
 Each model of gin_configs/models, or those named: parameters in all and those
 that one token passes through, beside the published figures of the file's
-comment; FLOPs of a token; bytes of the parameters. By shapes alone: no array
-is made.
+comment; FLOPs of a token; bytes of the parameters. Where ours and the published
+total differ by more than 1%, the file says why, and so does the table. By
+shapes alone: no array is made.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import sys
@@ -24,13 +26,22 @@ _PUBLISHED = re.compile(
   r'^# Published: (\d[\d.]*[MBT]) total(?:, (\d[\d.]*[MBT]) active)?\.$',
   re.MULTILINE,
 )
+# A sentence of the comment, over as many lines as it takes.
+_WHY = re.compile(r'^# Difference: ((?:.*[^.]\n# )*.*\.)$', re.MULTILINE)
 
 
 class Published(NamedTuple):
-  """Figures of a paper as it writes them, such as '1.2T'; None: not given."""
+  """Figures of a paper as it writes them, such as '1.2T'; None: not given.
+
+  Attributes:
+    total: parameters.
+    active: of these, what one token passes through.
+    why: ours has another total; None where it has not.
+  """
 
   total: str | None
   active: str | None
+  why: str | None
 
 
 def names() -> list[str]:
@@ -52,18 +63,16 @@ def published(name: str) -> Published:
       f"{name}.gin: the line '# Published:' must go on like '671B total, 37B"
       " active.' or '395B total.'; write the source below it."
     )
-  return Published(*found.groups()) if found else Published(None, None)
+  why = _WHY.search(text)
+  return Published(
+    *(found.groups() if found else (None, None)),
+    why and why.group(1).replace('\n# ', ' '),
+  )
 
 
 def figure(text: str) -> float:
   """A published figure as a number: '1.2T' is 1.2e12."""
   return float(text[:-1]) * _UNITS[text[-1]]
-
-
-def rounds_to(value: float, text: str) -> bool:
-  """Whether a number becomes the figure when cut to as many digits."""
-  digits = len(text[:-1].partition('.')[2])
-  return round(value / _UNITS[text[-1]], digits) == float(text[:-1])
 
 
 def difference(value: int, text: str | None) -> float | None:
@@ -116,6 +125,7 @@ def describe(name: str) -> dict[str, str | int | float | None]:
     'params_active_difference': difference(
       counts['params_active'], paper.active
     ),
+    'difference_because': paper.why,
     'length': LENGTH,
     'param_bytes': sum(
       leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)
@@ -133,12 +143,17 @@ def table(rows: Sequence[dict]):
   """The rows as a rich table."""
   import rich.table
 
+  notes = [
+    f'FLOPs of one token at length {LENGTH}: 2 for each active parameter in a'
+    ' product, causal attention. GB: 10^9 bytes of float32 parameters.'
+  ]
+  notes += [
+    f'{row["name"]}: {row["difference_because"]}'
+    for row in rows
+    if row['difference_because']
+  ]
   made = rich.table.Table(
-    title='models, ours against published',
-    caption=(
-      f'FLOPs of one token at length {LENGTH}: 2 for each active parameter in'
-      ' a product, causal attention. GB: 10^9 bytes of float32 parameters.'
-    ),
+    title='models, ours against published', caption='\n'.join(notes)
   )
   made.add_column('model', no_wrap=True)
   columns = ['total', 'published', '%', 'active', 'published', '%']
@@ -173,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
   args = parser.parse_args(argv)
+  # Shapes alone: no accelerator is to be waited for, or taken.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
   from launch.stores import log
 
   try:

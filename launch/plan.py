@@ -14,6 +14,7 @@ needed.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,23 @@ def layers_of(run):
   return stack, block.attention(parent=None), block.moe(parent=None)
 
 
+def least_devices(run) -> int:
+  """Devices of a run's mesh; an axis that takes what is left counts as one."""
+  return math.prod(n for n in vars(run.mesh).values() if n != -1)
+
+
+def layout_of(run, num_devices: int):
+  """Mesh axes by use, on devices that need not be there."""
+  import jax
+
+  from moe.parallel import mesh, rules
+
+  sizes = run.mesh.sizes(num_devices)
+  return rules.layout(
+    rules.table(run.rules), jax.sharding.AbstractMesh(sizes, mesh.AXES)
+  )
+
+
 def buffers(run, num_devices: int) -> list[dict[str, int]]:
   """Buffers that rows can overflow, as arguments of `drops.expected_share`.
 
@@ -103,9 +121,12 @@ def buffers(run, num_devices: int) -> list[dict[str, int]]:
   active = moe.make_router().mean_active(E)
   k = max(1, round(active))
   choice = {'num_active': k, 'num_experts': E}
-  parts = run.mesh.expert
+  layout = layout_of(run, num_devices)
+  parts = layout.size(layout.expert_axes)
+  # Devices of the 'model' axis work on the same tokens.
+  shards = layout.size(layout.batch_axes) * layout.size(layout.sequence_axes)
   tokens = run.data.batch_size * run.data.sequence_length
-  pooled = tokens // run.settings.num_microbatches // num_devices * parts
+  pooled = tokens // run.settings.num_microbatches // shards * parts
   factor = getattr(dispatch, 'capacity_factor', None)
   room = getattr(exchange, 'buffer_factor', None)
   is_pooled = room is not None and parts > 1
@@ -131,9 +152,38 @@ def expected_drops(run, num_devices: int, variation: float) -> float:
   return max(shares, default=0.0)
 
 
-def recipe_of(run, num_devices: int):
-  """What a step of the run executes."""
-  from moe.scale import cost
+def has_splash(run, num_devices: int) -> bool:
+  """Whether attention is the kernel of TPUs, on so many of them."""
+  import jax
+
+  from moe.layers import kernels
+
+  _, attention, _ = layers_of(run)
+  B = run.data.batch_size // run.settings.num_microbatches
+  shape = (B, run.data.sequence_length)
+  heads = (
+    attention.num_heads,
+    getattr(attention, 'num_kv_heads', attention.num_heads),
+  )
+  # Its refusals do not depend on the width of heads.
+  queries, keys = (
+    jax.ShapeDtypeStruct((*shape, n, 128), run.model.dtype) for n in heads
+  )
+  refused = kernels.refusal('tpu', queries, keys, layout_of(run, num_devices))
+  return attention.kernel != 'xla' and not refused
+
+
+def recipe_of(run, num_devices: int, is_tpu: bool = False):
+  """What a step of the run executes.
+
+  Args:
+    run: what is planned.
+    num_devices: of its mesh.
+    is_tpu: whether they are TPUs, which have an attention kernel of their own;
+      others are taken to compute all scores.
+  """
+  from moe.layers import kernels
+  from moe.scale import cost, hlo
 
   stack, attention, moe = layers_of(run)
   padding = 1.0
@@ -144,15 +194,41 @@ def recipe_of(run, num_devices: int):
       b = found[0]
       rows = b['tokens'] * moe.make_router().mean_active(moe.num_experts)
       padding = b['slots'] * b['num_experts'] / rows
+  is_fused = is_tpu and has_splash(run, num_devices)
+  share, backward = 1.0, 2.0
+  if is_fused:
+    layout, S = layout_of(run, num_devices), run.data.sequence_length
+    T = S // layout.size(layout.sequence_axes)
+    tiles = T // kernels._tile(T), S // kernels._tile(S)
+    share, backward = hlo.splash_share(T, S, tiles), 3.5
   return cost.Recipe(
     length=run.data.sequence_length,
     attention_width=attention.width(),
     num_layers=stack.num_layers,
     padding=padding,
     is_tied=run.model.tie_embeddings,
-    remat=stack.remat == 'full',
+    redone=_redone(stack, moe, is_fused),
     is_loss_remat=loss_chunks(run) > 1,
+    attention_share=share,
+    attention_backward=backward,
   )
+
+
+def _redone(stack, moe, is_fused: bool) -> dict[str, float]:
+  """Shares of all layers' products that are done again for the gradient."""
+  from moe.layers import feed_forward
+  from moe.scale import cost
+
+  is_sparse = bool(stack.moe_every) and not stack.block(parent=None).dense_twin
+  last = 1 / feed_forward.matrices_of(moe.activation)
+  again = cost.redone(stack.remat, last, is_fused, is_sparse)
+  if 'dense layers' in again and stack.num_dense_prefix:
+    # Each block of the prefix is done again by itself.
+    prefix = stack.num_dense_prefix
+    periods = stack.num_layers - prefix - stack.num_periods() * is_sparse
+    share = periods * again['dense layers'] + prefix * (1 - last)
+    again['dense layers'] = share / (periods + prefix)
+  return again
 
 
 def loss_chunks(run) -> int:
@@ -168,8 +244,8 @@ def loss_chunks(run) -> int:
     return 1
 
 
-def plan_shapes(run) -> dict[str, Any]:
-  """All that is known without chips."""
+def plan_shapes(run, slice_=None) -> dict[str, Any]:
+  """All that is known without a compiler; on a slice, or on any devices."""
   import jax
 
   from launch import train
@@ -180,9 +256,11 @@ def plan_shapes(run) -> dict[str, Any]:
   _, _, moe = layers_of(run)
   active = moe.make_router().mean_active(moe.num_experts)
   parts = cost.components(ts.params, logical_axes, active)
-  axes = run.mesh
-  devices = abs(axes.data * axes.fsdp * axes.expert * axes.context * axes.model)
-  forward, step = cost.executed_flops_per_token(parts, recipe_of(run, devices))
+  devices = slice_.num_devices if slice_ else least_devices(run)
+  is_tpu = slice_ is not None and slice_.chip.compiler is not None
+  forward, step = cost.executed_flops_per_token(
+    parts, recipe_of(run, devices, is_tpu)
+  )
   step_tokens = run.data.batch_size * run.data.sequence_length
   tokens = step_tokens * run.settings.train_steps
   flops = tokens * counts['flops_per_token_train']
@@ -246,11 +324,20 @@ def plan_topology(run, slice_, known: dict[str, Any]) -> dict[str, Any]:
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
   multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
-  return facts | {
+  held = {
     'argument_bytes': compiled.argument_bytes,
     'temp_bytes': compiled.temp_bytes,
+    'code_bytes': compiled.code_bytes,
     'peak_bytes': compiled.peak_bytes,
-    'headroom': 1 - compiled.peak_bytes / hbm,
+  }
+  facts |= held | {
+    f'{key}_per_chip': n * slice_.chip.devices
+    for key, n in (held | {'hbm_bytes': hbm}).items()
+  }
+  # What is live at a time may be less than what is set aside for it.
+  full = compiled.argument_bytes + compiled.temp_bytes + compiled.code_bytes
+  return facts | {
+    'headroom': 1 - max(compiled.peak_bytes, full) / hbm,
     'compile_seconds': compiled.seconds,
     'is_cached': compiled.is_cached,
     'compiled': compiled.path,
@@ -258,6 +345,10 @@ def plan_topology(run, slice_, known: dict[str, Any]) -> dict[str, Any]:
     'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
     'collective_bytes_per_chip': slice_.chip.devices
     * sum(t.moved * t.times for t in done.transfers),
+    # Each slice's chips would meet those of the other with their part of the
+    # gradients.
+    'network_seconds_two_slices': known['gradient_bytes']
+    / (slice_.num_chips * slice_.chip.network_bandwidth),
     'collectives': report.collectives(done.transfers, seconds.by_transfer),
     'axes_on_torus': report.axes_on_torus(program.mesh, slice_),
     'step_seconds_no_overlap': seconds.no_overlap,
@@ -289,7 +380,7 @@ def searched(
     log(f'compiling {" ".join(row["changes"])}')
     again = config.load(args.gin_file, [*overrides, *row['changes']])
     try:
-      made = plan_topology(again, slice_, plan_shapes(again))
+      made = plan_topology(again, slice_, plan_shapes(again, slice_))
     except compile_lib.DoesNotFit as error:
       row['compiled'] = {'does_not_fit': ' '.join(str(error).split())}
       continue
@@ -308,7 +399,8 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> int:
     raise ValueError('--search needs --topology=SLICE, such as v5p:8x8x8.')
   slice_ = topology.parse(args.topology) if args.topology else None
   run = config.load(args.gin_file, overrides)
-  facts = plan_shapes(run)
+  # A search is for the mesh: that of the run need not suit the slice.
+  facts = plan_shapes(run, None if args.search else slice_)
   code = 0
   if args.search:
     facts |= {'topology': str(slice_), 'search': searched(args, overrides, run)}

@@ -1,5 +1,6 @@
 """The tower of blocks: an unscanned dense prefix, then a scanned period."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -88,7 +89,9 @@ class Stack(nn.Module):
     num_layers: blocks in all.
     moe_every: the last of so many blocks is sparse; 0 for a dense stack.
     num_dense_prefix: dense blocks before the first period.
-    remat: 'none', or a name of `REMAT_POLICIES`.
+    remat: 'none', or a name of `REMAT_POLICIES`; of the prefix's blocks too.
+    unroll: periods that one pass of the loop runs; all of them leave no loop,
+      which a compiler takes longer for and counts in full.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -98,6 +101,7 @@ class Stack(nn.Module):
   moe_every: int = 1
   num_dense_prefix: int = 0
   remat: str = 'none'
+  unroll: int = 1
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
@@ -141,25 +145,33 @@ class Stack(nn.Module):
     train: bool,
   ) -> tuple[Array, PyTree | None, dict[str, Pair], dict[str, Pair]]:
     """Returns ([B, T, D], cache, losses averaged, metrics by sparse layer)."""
+    policy = self._policy()
     prefix = []
     for i in range(self.num_dense_prefix):
       block = self.block(
         layout=self.layout, dtype=self.dtype, name=f'prefix_{i}'
       )
       layer_cache = None if cache is None else cache['prefix'][i]
-      x_BTD, layer_cache, _ = block(
-        x_BTD, description, info, layer_cache, train
-      )
+      run = lambda block, *inputs: block(*inputs, train)
+      if policy:
+        run = nn.remat(run, policy=policy)
+      x_BTD, layer_cache, _ = run(block, x_BTD, description, info, layer_cache)
       prefix.append(layer_cache)
     if not self.num_periods():
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
+    # In a loop's body alone no compiler can find what is done twice.
+    is_visible = self.unroll > 1 or self.num_periods() == 1
+    rematted = functools.partial(
+      nn.remat, policy=policy, prevent_cse=is_visible
+    )
     period = nn.scan(
-      self._rematted_period(),
+      rematted(Period) if policy else Period,
       variable_axes={'params': 0, 'state': 0},
       split_rngs={'params': True, 'router': True, 'dropout': True},
       in_axes=(0, nn.broadcast, nn.broadcast),
       out_axes=0,
       length=self.num_periods(),
+      unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )(
       block=self.block,
@@ -179,14 +191,13 @@ class Stack(nn.Module):
       new_cache = {'prefix': tuple(prefix), 'periods': scanned}
     return x_BTD, new_cache, losses, outputs.metrics
 
-  def _rematted_period(self):
+  def _policy(self):
+    """What of a block is kept for its backward pass; None for all of it."""
     if self.remat == 'none':
-      return Period
+      return None
     if self.remat not in REMAT_POLICIES:
       raise ValueError(
         f"remat='{self.remat}' must be 'none' or one of"
         f' {sorted(REMAT_POLICIES)}.'
       )
-    return nn.remat(
-      Period, policy=REMAT_POLICIES[self.remat], prevent_cse=False
-    )
+    return REMAT_POLICIES[self.remat]

@@ -17,9 +17,12 @@ import time
 import jax
 from jax.experimental import serialize_executable
 
+from moe.scale import topology
 from moe.train.program import Program
 from moe.types import Batch
 
+# What else tells the compilers how to compile.
+_FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -44,7 +47,8 @@ class Compiled:
     key: content that it was made from, as a hash.
     argument_bytes: a device's parameters, optimizer state and batch.
     temp_bytes: what comes and goes during the step.
-    peak_bytes: most at a time.
+    code_bytes: the program itself, which lies in the same memory.
+    peak_bytes: most at a time, the program included.
     seconds: it took to compile.
     flops_once: the compiler's count, each loop's body once.
     optimal_seconds: the compiler's estimate, each loop's body once.
@@ -56,6 +60,7 @@ class Compiled:
   key: str
   argument_bytes: int
   temp_bytes: int
+  code_bytes: int
   peak_bytes: int
   seconds: float
   flops_once: float
@@ -79,9 +84,13 @@ def versions() -> dict[str, str]:
 
 
 def content_key(lowered, devices) -> str:
-  """Hash of a program before compilation, its devices and the versions."""
-  described = [(d.device_kind, *getattr(d, 'coords', (d.id,))) for d in devices]
-  parts = [lowered.as_text(), str(described), json.dumps(versions())]
+  """Hash of what makes a program: text, devices, versions, compiler flags."""
+  described = [
+    (topology.kind_of(d.device_kind), *getattr(d, 'coords', (d.id,)))
+    for d in devices
+  ]
+  flags = [os.environ.get(name, '') for name in _FLAGS]
+  parts = [lowered.as_text(), str(described), json.dumps(versions()), *flags]
   return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:24]
 
 
@@ -137,6 +146,7 @@ def _facts(compiled, seconds: float) -> dict[str, float]:
   return {
     'argument_bytes': arguments,
     'temp_bytes': memory.temp_size_in_bytes,
+    'code_bytes': memory.generated_code_size_in_bytes,
     # CPUs do not count temporaries here.
     'peak_bytes': max(
       memory.peak_memory_in_bytes, arguments, memory.temp_size_in_bytes
@@ -218,7 +228,7 @@ def load(program: Program, shapes: Batch, path: str):
     raise ValueError(
       f'--compiled={path} must be compiled from this run for these devices, but'
       f' differs ({"; ".join(different)}): run launch.plan again with the same'
-      ' gin file, topology and versions.'
+      ' gin file, topology, versions, XLA_FLAGS and LIBTPU_INIT_ARGS.'
     )
   in_tree = jax.tree.structure(((program.abstract, shapes), {}))
   out_tree = jax.tree.structure(lowered.out_info)

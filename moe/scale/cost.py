@@ -13,6 +13,7 @@ _PARTS = (
   ('shared', 'shared experts'),
   ('norm', 'norms'),
   ('router', 'routers'),
+  ('attention/out', 'attention output'),
   ('attention', 'attention'),
   ('feed_forward', 'dense layers'),
   ('embedding', 'embedding'),
@@ -107,11 +108,14 @@ class Recipe:
     num_layers: attention layers.
     padding: rows that the experts multiply over rows routed to them.
     is_tied: whether the embedding table is the output head too.
-    remat: whether all products of the blocks are done again for the gradient.
+    redone: part of the model -> share of its products that are done again for
+      the gradient, see `redone`; 'scores' are those of attention.
     is_loss_remat: whether those of the head are, as in a chunked loss.
-    attention_share: of the T x T scores that are computed: 1 in plain XLA,
-    about
-      a half in a kernel that skips what no query sees.
+    attention_share: of the T x T scores that are computed: 1 in plain XLA, less
+      in a kernel that skips what no query sees.
+    attention_backward: products of attention's backward pass over those of its
+      forward pass: 2, or 3.5 in a kernel that makes scores and their gradient
+      again, for queries and for keys.
   """
 
   length: int
@@ -119,9 +123,50 @@ class Recipe:
   num_layers: int
   padding: float = 1.0
   is_tied: bool = True
-  remat: bool = False
+  redone: dict[str, float] = dataclasses.field(default_factory=dict)
   is_loss_remat: bool = False
   attention_share: float = 1.0
+  attention_backward: float = 2.0
+
+
+def redone(
+  policy: str, last: float, is_fused: bool, ends_sparse: bool
+) -> dict[str, float]:
+  """Shares of a period's products that a remat policy does again.
+
+  The policies of `moe/models/stack.py`. Of a block that is done again, a
+  product is left out where the policy keeps its result, and where nothing needs
+  it: the last product of a period makes nothing but the period's own output.
+
+  Args:
+    policy: its name.
+    last: of a feed-forward network's products, the one that ends it: 1 / 3 with
+      a gate, 1 / 2 without.
+    is_fused: whether attention is a kernel.
+    ends_sparse: whether experts end the period; else a dense layer does.
+
+  Returns:
+    Part of `components`, or 'scores' of attention, -> share.
+  """
+  if policy == 'none':
+    return {}
+  if policy == 'dots':
+    # Products without a batch dim are kept: all but scores and experts.
+    return {'scores': 1.0, 'experts': 1 - last}
+  scores = 1.0
+  if 'attention' in policy:
+    # The kernel keeps what its backward pass needs; XLA's needs probabilities,
+    # half of the products.
+    scores = 0.0 if is_fused else 0.5
+  return {
+    'attention': 1.0,
+    'attention output': 0.0 if 'exchange' in policy else 1.0,
+    'scores': scores,
+    'dense layers': 1.0 if ends_sparse else 1 - last,
+    'routers': 1.0,
+    'experts': 1 - last,
+    'shared experts': 1 - last,
+  }
 
 
 def executed_flops_per_token(
@@ -134,18 +179,23 @@ def executed_flops_per_token(
   with respect to its input ids, but its embeddings do: every product runs three
   times.
   """
-  products = sum(
-    2 * c.active * (recipe.padding if part == 'experts' else 1)
+  products = {
+    part: 2 * c.active * (recipe.padding if part == 'experts' else 1)
     for part, c in parts.items()
     if part not in ('embedding', 'output head', 'norms', 'others')
-  )
-  scores = recipe.length * recipe.attention_share
-  blocks = products + 4 * recipe.attention_width * scores * recipe.num_layers
+  }
+  keys = recipe.length * recipe.attention_share
+  scores = 4 * recipe.attention_width * keys * recipe.num_layers
   table = 'embedding' if recipe.is_tied else 'output head'
   head = 2 * parts[table].active if table in parts else 0
-  forward = blocks + head
-  again = blocks * recipe.remat + head * recipe.is_loss_remat
-  return forward, 3 * forward + again
+  forward = sum(products.values()) + scores + head
+  again = sum(
+    recipe.redone.get(part, 0.0) * flops
+    for part, flops in (products | {'scores': scores}).items()
+  )
+  again += head * recipe.is_loss_remat
+  backward = 2 * (forward - scores) + recipe.attention_backward * scores
+  return forward, forward + backward + again
 
 
 def device_bytes(tree: PyTree) -> int:

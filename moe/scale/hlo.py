@@ -22,6 +22,7 @@ _SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?')
 _HEAD = re.compile(r'^(ENTRY )?%?([^\s(]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([^\s=]+) = ')
 _NAME = re.compile(r'%([^\s,()]+)')
+_CALLED = re.compile(r'\bcalled_computations=\{%?([^\s,}]+)')
 _CALLS = re.compile(r'\bcalls=%?([^\s,]+)')
 
 
@@ -98,6 +99,22 @@ class Module:
     """What a computation returns."""
     instructions = self.computations[computation].values()
     return next(i for i in reversed(instructions) if i.is_root)
+
+  def behind(self, start: Instruction) -> str:
+    """The computation that an asynchronous start leads to.
+
+    What a sparse core does is wrapped in calls, one in another.
+    """
+    name = start.calls
+    while True:
+      root = self.root(name)
+      inner = root.attribute('to_apply') if root.opcode == 'call' else None
+      found = _CALLED.search(root.attributes)
+      if root.opcode == 'custom-call' and found:
+        inner = found.group(1)
+      if inner not in self.computations:
+        return name
+      name = inner
 
 
 def _closing(text: str, start: int) -> int:
@@ -357,11 +374,54 @@ def _convolution_flops(
   return flops
 
 
+_SPLASH = re.compile(r'splash_m[hq]a_(fwd|dq|dkv)')
+# Products of splash attention's kernels: how many sum over or make the width of
+# queries and keys, and how many that of values. Scores are made in each of the
+# three; the gradient of probabilities in both of the backward ones.
+_SPLASH_PRODUCTS = {'fwd': (1, 1), 'dq': (2, 1), 'dkv': (2, 2)}
+
+
+def splash_share(T: int, S: int, tiles: tuple[int, int]) -> float:
+  """Of [T, S] scores, those in tiles that splash attention computes.
+
+  The queries are the last T of the S tokens, of which each sees itself and what
+  is before. Tiles that hold nothing to be seen are skipped. What a block sees
+  of its later tokens is not in it.
+
+  Args:
+    T: queries.
+    S: keys.
+    tiles: (tiles of queries, tiles of keys) of the kernel.
+  """
+  rows, columns = T // tiles[0], S // tiles[1]
+  last = S - T + (np.arange(tiles[0]) + 1) * rows - 1
+  return float(np.sum(last // columns + 1)) / math.prod(tiles)
+
+
+def _splash_flops(module: Module, computation: str, i: Instruction) -> int:
+  """FLOPs of a splash attention kernel, which the program does not tell.
+
+  Its first operands are two tables of integers with a number for each tile of
+  scores, then come queries, keys and values, [..., heads, tokens, width].
+  """
+  kind = _SPLASH.search(i.name).group(1)
+  inside = module.computations[computation]
+  shapes = [inside[o].shapes[0] for o in i.operands]
+  arrays = [s.dims for s in shapes if s.dtype in ('bf16', 'f32')]
+  query, key, value = arrays[:3]
+  share = splash_share(query[-2], key[-2], shapes[0].dims[-2:])
+  of_keys, of_values = _SPLASH_PRODUCTS[kind]
+  width = of_keys * query[-1] + of_values * value[-1]
+  return round(2 * math.prod(query[:-1]) * key[-2] * share * width)
+
+
 def product_flops(module: Module, computation: str, i: Instruction) -> int:
   """FLOPs of matrix products in one instruction, and in what it calls.
 
   A TPU's products are convolutions; the batch dims of an einsum become spatial
   dims in which most places of the window meet padding, which costs nothing.
+  Of kernels, splash attention is counted by its shapes, others by what they say
+  of themselves.
   """
   if i.opcode in ('convolution', 'dot'):
     inside = module.computations[computation]
@@ -373,11 +433,14 @@ def product_flops(module: Module, computation: str, i: Instruction) -> int:
     dims = [int(d) for d in contracted.group(1).split(',') if d]
     return 2 * i.shapes[0].size * math.prod(lhs.dims[d] for d in dims)
   if i.opcode == 'custom-call':
+    if _SPLASH.search(i.name):
+      return _splash_flops(module, computation, i)
     counted = re.search(r'"flops":"?(\d+)', i.attributes)
     return int(counted.group(1)) if counted else 0
   if i.opcode in ('fusion', 'async-start') and i.calls:
+    name = i.calls if i.opcode == 'fusion' else module.behind(i)
     return sum(
-      product_flops(module, i.calls, inner)
-      for inner in module.computations[i.calls].values()
+      product_flops(module, name, inner)
+      for inner in module.computations[name].values()
     )
   return 0

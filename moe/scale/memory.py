@@ -26,11 +26,12 @@ class Sizes:
 
   Attributes:
     tokens: of the device.
-    length: T.
     d_model: D.
-    vocab_size: V.
-    num_heads: N, of the device.
-    dense_width: F of the widest dense layer, of the device; 0 for none.
+    scores: of one block's attention where they exist as a whole; 0 where a
+      kernel makes them piece by piece.
+    attention_width: features of queries, keys, values and result together, of
+      the device.
+    dense_width: F of a dense layer, of the device; 0 for none.
     matrices: of a feed-forward network, 3 with a gate.
     expert_width: F of an expert, of the device; 0 for a dense model.
     expert_rows: slots of all experts held here.
@@ -42,14 +43,13 @@ class Sizes:
     dtype_bytes: of activations.
     grad_bytes: of a gradient.
     sum_bytes: of a gradient's sum over microbatches.
-    has_fused_attention: whether the scores never exist as a whole.
+    prefix: unscanned dense blocks before the first period.
   """
 
   tokens: int
-  length: int
   d_model: int
-  vocab_size: int
-  num_heads: int
+  scores: int
+  attention_width: int
   dense_width: int
   matrices: int
   expert_width: int
@@ -62,7 +62,7 @@ class Sizes:
   dtype_bytes: int
   grad_bytes: int = 4
   sum_bytes: int = 4
-  has_fused_attention: bool = False
+  prefix: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +80,14 @@ class Prediction:
   peak: int
 
 
-def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int]:
-  """Numbers of (one period's parameters, the table) as they are multiplied.
+def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int, int]:
+  """Numbers of (a period, the table, all of the prefix) as they are multiplied.
 
   Undivided, except over experts and over what divides heads and widths.
   """
-  flat = jax.tree_util.tree_flatten_with_path(params)[0]
   names = jax.tree.leaves(logical_axes, is_leaf=lambda a: isinstance(a, tuple))
-  period = table = 0
-  for (_, leaf), logical in zip(flat, names, strict=True):
+  period = table = prefix = 0
+  for leaf, logical in zip(jax.tree.leaves(params), names, strict=True):
     mesh = leaf.sharding.mesh
     size = leaf.size
     if axes.EXPERT in logical:
@@ -101,40 +100,39 @@ def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int]:
       period += size // leaf.shape[logical.index(axes.LAYERS)]
     elif axes.VOCAB in logical:
       table = max(table, size)
-  return period, table
+    else:
+      prefix += size
+  return period, table, prefix
 
 
-def _scores(sizes: Sizes) -> int:
-  if sizes.has_fused_attention:
-    return 0
-  rows = sizes.tokens // sizes.length
-  return rows * sizes.num_heads * sizes.length**2
-
-
-def _block_bytes(sizes: Sizes) -> int:
+def _block_bytes(sizes: Sizes, is_prefix: bool = False) -> int:
   """Activations of one block's forward pass, kept for its backward pass."""
   half = sizes.dtype_bytes
-  wide = max(
-    sizes.tokens * sizes.dense_width, sizes.expert_rows * sizes.expert_width
-  )
-  rows = sizes.tokens + 2 * sizes.expert_rows
-  attention = 4 * sizes.tokens * sizes.d_model
+  # A period of one block has a sparse one, or a dense one in a dense model.
+  has_dense = is_prefix or sizes.blocks > 1 or not sizes.expert_width
+  wide = sizes.tokens * sizes.dense_width * has_dense
+  rows = sizes.tokens
+  if not is_prefix:
+    wide = max(wide, sizes.expert_rows * sizes.expert_width)
+    rows += 2 * sizes.expert_rows
+  attention = sizes.tokens * max(4 * sizes.d_model, sizes.attention_width)
   hidden = sizes.matrices * wide
-  return half * (hidden + rows * sizes.d_model + attention) + _scores(sizes) * (
-    _FULL + half
-  )
+  scores = sizes.scores * (_FULL + half)
+  return half * (hidden + rows * sizes.d_model + attention) + scores
 
 
-def _kept_bytes(sizes: Sizes) -> int:
-  """Of one block, what its remat policy keeps beside the period's input."""
+def _kept_bytes(sizes: Sizes, is_prefix: bool = False) -> int:
+  """Of one block, what its remat policy keeps beside its input."""
   half, width = sizes.dtype_bytes, sizes.d_model
   if sizes.remat == 'none':
-    return _block_bytes(sizes)
+    return _block_bytes(sizes, is_prefix)
   if sizes.remat == 'dots':
-    return _block_bytes(sizes) - _scores(sizes) * (_FULL + half)
+    scores = sizes.scores * (_FULL + half)
+    return _block_bytes(sizes, is_prefix) - scores
   kept = sizes.tokens * width if 'attention' in sizes.remat else 0
   if 'exchange' in sizes.remat:
-    kept += 2 * sizes.expert_rows * width // sizes.blocks
+    kept += sizes.tokens * width
+    kept += 0 if is_prefix else 2 * sizes.expert_rows * width // sizes.blocks
   return half * kept
 
 
@@ -153,11 +151,12 @@ def predict(abstract, logical_axes: PyTree, batch, sizes: Sizes) -> Prediction:
     shardings.device_bytes(p, p.sharding) // p.dtype.itemsize
     for p in jax.tree.leaves(abstract.params)
   )
-  period, table = gathered(abstract.params, logical_axes)
+  period, table, prefix = gathered(abstract.params, logical_axes)
   layer_in = sizes.tokens * sizes.d_model * half
   block = _block_bytes(sizes)
   logit_columns = table // sizes.d_model
-  kept = layer_in + _kept_bytes(sizes) * sizes.blocks
+  kept = sizes.periods * (layer_in + _kept_bytes(sizes) * sizes.blocks)
+  kept += sizes.prefix * (layer_in + _kept_bytes(sizes, is_prefix=True))
   is_full = any(
     p.dtype.itemsize > half for p in jax.tree.leaves(abstract.params)
   )
@@ -166,15 +165,20 @@ def predict(abstract, logical_axes: PyTree, batch, sizes: Sizes) -> Prediction:
     'copies of parameters': numbers * half if is_full else 0,
     'gradients': numbers
     * (sizes.grad_bytes + sizes.sum_bytes * (sizes.num_microbatches > 1)),
-    'kept for the backward pass': kept * sizes.periods,
+    'kept for the backward pass': kept,
     # Done again as a whole, then differentiated block by block.
     'one period': block * sizes.blocks,
     'weights of a period': period * half * 2,
+    'one prefix block': _block_bytes(sizes, is_prefix=True),
+    'weights of the prefix': prefix // max(1, sizes.prefix) * half * 2,
     'logits': sizes.tokens // sizes.loss_chunks * logit_columns * _FULL,
     'table': table * (2 * half + (_FULL if sizes.loss_chunks > 1 else 0)),
   }  # fmt: skip
+  if not sizes.prefix:
+    del parts['one prefix block'], parts['weights of the prefix']
   stage = max(
     parts['one period'] + parts['weights of a period'],
+    parts.get('one prefix block', 0) + parts.get('weights of the prefix', 0),
     parts['logits'] + parts['table'],
   )
   # What lives at different times seldom shares an address: the stages of the

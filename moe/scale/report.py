@@ -132,15 +132,27 @@ def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
   ]
   rows += [
     ('arguments per device', gib(facts['argument_bytes'])),
-    ('temporaries', gib(facts['temp_bytes'])),
+    ('  temporaries', gib(facts['temp_bytes'])),
+    ('  the program itself', gib(facts['code_bytes'])),
     (
-      'peak',
+      '  peak',
       f'{gib(facts["peak_bytes"])} of {gib(hbm)}, headroom'
       f' {facts["headroom"]:.1%}',
     ),
+  ]
+  if facts['devices'] > facts['chips']:
+    rows.append((
+      '  peak per chip',
+      f'{gib(facts["peak_bytes_per_chip"])} of'
+      f' {gib(facts["hbm_bytes_per_chip"])}',
+    ))  # fmt: skip
+  rows += [
     ('executed per chip', f'{short(facts["executed_flops_per_chip"])}FLOP'),
     ('HBM traffic per chip', f'{short(facts["hbm_traffic_per_chip"])}B'),
-    ('sent per chip', f'{short(facts["collective_bytes_per_chip"])}B'),
+    (
+      'sent per chip',
+      f'{short(facts["collective_bytes_per_chip"])}B, and as much received',
+    ),
     (
       'step without overlap',
       f'{facts["step_seconds_no_overlap"]:.4f} s,'
@@ -158,6 +170,11 @@ def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if seconds
   ]
   rows += [
+    (
+      'a second slice would add',
+      f'{facts["network_seconds_two_slices"]:.4f} s for gradients over the data'
+      " centre's network, apart from these times",
+    ),
     (
       "compiler's own estimate",
       f'{facts["compiler_seconds"]:.4f} s, loops multiplied out'
@@ -188,7 +205,7 @@ def _transfer_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
   ]
 
 
-_TRANSFER_HEAD = ('collective', 'mesh axes', 'times', 'received', 'seconds')
+_TRANSFER_HEAD = ('collective', 'mesh axes', 'times', 'sent', 'seconds')
 
 
 _FORECAST_HEAD = ('layout', 'peak', 'step', 'MFU', 'bound', 'compiled')

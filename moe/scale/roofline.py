@@ -5,7 +5,9 @@ of it, and a measured one lies between them where the program is limited by what
 is counted here: without overlap, where each instruction takes the longer of its
 products and its memory traffic and every transfer waits its turn; and with full
 overlap, where the busiest resource sets the time. Not counted: work of the
-vector units beyond their memory traffic, and the host.
+vector units beyond their memory traffic, and the host. A program is one
+slice's, whose chips the torus joins: nothing goes over the data centre's
+network.
 """
 
 import dataclasses
@@ -39,7 +41,9 @@ class Transfer:
   Attributes:
     kind: of `KINDS`.
     axes: mesh axes that its groups span.
-    bytes: that a device puts in or gets out, whichever is more, each time.
+    bytes: that a device puts in or gets out, whichever is more, each time; of
+      a ragged exchange, whose buffers are larger than what they hold, whichever
+      is less.
     times: it runs in a step.
     group: devices of the first group, by their place in the mesh.
     source: the path of JAX's operation.
@@ -54,7 +58,7 @@ class Transfer:
 
   @property
   def moved(self) -> float:
-    """Bytes that reach each device, each time."""
+    """Bytes that each device sends, and as many that reach it, each time."""
     n = len(self.group)
     if self.kind == 'collective-permute':
       return self.bytes
@@ -145,8 +149,9 @@ def _collective_in(
     return kind, computation, i
   if i.opcode not in ('fusion', 'async-start') or not i.calls:
     return None
-  for inner in module.computations[i.calls].values():
-    found = _collective_in(module, i.calls, inner)
+  name = i.calls if i.opcode == 'fusion' else module.behind(i)
+  for inner in module.computations[name].values():
+    found = _collective_in(module, name, inner)
     if found:
       # An all-reduce of which each device keeps a part: TPUs' reduce-scatter.
       scatters = i.calls.startswith('all-reduce-scatter')
@@ -160,7 +165,8 @@ def _transfer(module, found, times, mesh_shape) -> Transfer | None:
   if groups.shape[1] == 1:
     return None
   inside = module.computations[computation]
-  given = sum(s.bytes for o in i.operands for s in inside[o].shapes)
+  sizes = [sum(s.bytes for s in inside[o].shapes) for o in i.operands]
+  given = sum(sizes)
   shapes = i.shapes
   if i.opcode.endswith('-start') and kind in (
     'all-gather',
@@ -168,6 +174,9 @@ def _transfer(module, found, times, mesh_shape) -> Transfer | None:
   ):
     shapes = shapes[len(i.operands) : 2 * len(i.operands)]
   made = sum(s.bytes for s in shapes)
+  if kind == 'ragged-all-to-all':
+    # Rows, room for those that come, and four tables of places.
+    given = made = min(sizes[0], shapes[0].bytes)
   num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
   # Of a permutation's pairs, the one that reaches furthest says what it spans.
   spread = groups.max(axis=1) - groups.min(axis=1)
@@ -241,12 +250,25 @@ def _written(module: hlo.Module, i: hlo.Instruction) -> int:
   return total
 
 
+def _beside(module: hlo.Module, start: hlo.Instruction) -> int:
+  """Bytes of what an asynchronous start runs beside the rest."""
+  # After code generation the start itself shows neither operands nor result.
+  run = module.computations[start.calls].values()
+  made = sum(s.bytes for s in module.root(start.calls).shapes if not s.space)
+  if any(word in start.name for word in ('gather', 'scatter', 'slice')):
+    return 2 * made
+  given = [i.shapes[0] for i in run if i.opcode == 'parameter']
+  return made + sum(s.bytes for s in given if not s.space)
+
+
 def _hbm_bytes(module: hlo.Module, computation: str, i: hlo.Instruction) -> int:
   """Bytes that one instruction moves to or from HBM."""
   if i.opcode in _FREE or i.opcode.endswith('-done'):
     return 0
   inside = module.computations[computation]
   sources = [inside[o] for o in i.operands if o in inside]
+  if i.opcode == 'async-start' and i.calls:
+    return _beside(module, i)
   if i.opcode == 'copy-start':
     near = [sources[0].shapes[0], i.shapes[0]]
     return sum(s.bytes for s in near if s.space == 0)
@@ -385,7 +407,7 @@ class Estimate:
     full_overlap: likewise.
     compute: part of `no_overlap` that products or memory take.
     busy: resource -> seconds in which it works: 'matrix unit', 'HBM', 'torus x'
-      and so on, 'network'.
+      and so on.
     by_transfer: seconds of each transfer, all times, as in `Work.transfers`.
   """
 
@@ -418,9 +440,6 @@ def estimate(
   coords = coordinates(devices)
   busy = {'matrix unit': done.flops / peak, 'HBM': done.bytes / hbm}
   busy |= {f'torus {"xyz"[d]}': 0.0 for d in range(len(slice_.shape))}
-  # All chips of a slice are joined by the torus: what leaves it, of several
-  # slices, would go here.
-  busy['network'] = 0.0
   compute = sum(max(f / peak, b / hbm) * n for f, b, n in done.instructions)
   by_transfer = []
   for transfer in done.transfers:

@@ -1,12 +1,15 @@
 """Chips as facts with their source, and slices of them that do not exist here.
 
 Sources, read in November 2026:
-TPUs: the system architecture pages of https://cloud.google.com/tpu/docs (HBM,
-HBM bandwidth, peak FLOP/s), and for what one link carries in one direction the
-measured figures of https://jax-ml.github.io/scaling-book/tpus, from which also
-MaxText's planner counts (v5p, v6e and tpu7x 90 GB/s, v4 and v5e 45 GB/s, a data
-centre's network 6.25 or 12.5 GB/s a chip). `hbm_bytes` is what the compiler
-leaves to a program, as it says when one does not fit.
+TPUs: the pages v4, v5e, v5p, v6e and tpu7x of https://cloud.google.com/tpu/docs
+for HBM bandwidth, peak FLOP/s (fp8 of v5p and v6e: the page of tpu7x, which
+compares them; int8 of v5p: Google's announcement, December 2023), the largest
+slice that can be had, and the data centre's network (v5e: 6.4 Tbit/s a pod of
+256; v5p: 50 Gbit/s a chip). What a page does not give is 0 or from
+https://jax-ml.github.io/scaling-book/tpus, from which also comes what one link
+carries in one direction, as measured: v5p, v6e and tpu7x 90 GB/s, v4 and v5e 45
+GB/s, nine tenths of what the pages say. `hbm_bytes` is what the compiler leaves
+to a program, as it says when one does not fit.
 GPUs: NVIDIA's data sheets, dense, without sparsity; NVLink in one direction,
 and one 400 Gbit/s adapter for each GPU.
 """
@@ -37,17 +40,17 @@ class Chip:
 
   Attributes:
     kind: `device_kind` that JAX reports.
-    peak: dense FLOP/s by type.
+    peak: dense FLOP/s by type; 0 where none is published.
     hbm_bytes: of memory that a program can use.
     hbm_bandwidth: bytes/s.
     link_bandwidth: bytes/s of one link in one direction.
     torus_dims: dims of the torus; 0 where a switch joins the chips.
     wraps_at: a torus dim of a multiple of this wraps around.
     largest: largest slice; for a switch, chips that share it.
-    network_bandwidth: bytes/s a chip between slices or switches.
+    network_bandwidth: bytes/s a chip, in one direction, between slices or
+      switches.
     devices: JAX devices a chip.
     compiler: libtpu's (name, chip configuration); None where there is none.
-    clock: cycles/s, by which the compiler's cycles become seconds.
   """
 
   kind: str
@@ -61,7 +64,6 @@ class Chip:
   network_bandwidth: float
   devices: int = 1
   compiler: tuple[str, str] | None = None
-  clock: float = 0.0
 
 
 def _peak(bfloat16: float, int8: float = 0.0, fp8: float = 0.0):
@@ -71,23 +73,23 @@ def _peak(bfloat16: float, int8: float = 0.0, fp8: float = 0.0):
 CHIPS = {
   'v4': Chip(
     'TPU v4', _peak(275e12, 275e12), int(30.75 * GIB), 1.228e12, 4.5e10,
-    3, 4, (16, 16, 16), 6.25e9, 1, ('v4', 'megacore'), 1.05e9,
+    3, 4, (16, 16, 16), 6.25e9, 1, ('v4', 'megacore'),
   ),
   'v5e': Chip(
-    'TPU v5 lite', _peak(197e12, 394e12), int(15.75 * GIB), 8.19e11, 4.5e10,
-    2, 16, (16, 16), 6.25e9, 1, ('v5e', 'default'), 1.5e9,
+    'TPU v5 lite', _peak(197e12, 393e12), int(15.75 * GIB), 8.19e11, 4.5e10,
+    2, 16, (16, 16), 3.125e9, 1, ('v5e', 'default'),
   ),
   'v5p': Chip(
-    'TPU v5', _peak(459e12, 918e12), int(95.73 * GIB), 2.765e12, 9e10,
-    3, 4, (16, 20, 28), 6.25e9, 1, ('v5', 'megacore'), 1.75e9,
+    'TPU v5', _peak(459e12, 918e12, 459e12), int(95.73 * GIB), 2.765e12, 9e10,
+    3, 4, (16, 16, 24), 6.25e9, 1, ('v5', 'megacore'),
   ),
   'v6e': Chip(
-    'TPU v6 lite', _peak(918e12, 1836e12), int(31.24 * GIB), 1.638e12, 9e10,
-    2, 16, (16, 16), 12.5e9, 1, ('v6e', 'default'), 1.75e9,
+    'TPU v6 lite', _peak(918e12, 1836e12, 918e12), int(31.24 * GIB), 1.638e12,
+    9e10, 2, 16, (16, 16), 12.5e9, 1, ('v6e', 'default'),
   ),
   'tpu7x': Chip(
-    'TPU7x', _peak(2307e12, 4614e12, 4614e12), 2 * int(94.74 * GIB), 7.37e12,
-    9e10, 3, 4, (16, 24, 24), 12.5e9, 2, ('tpu7x', 'default'), 2.2e9,
+    'TPU7x', _peak(2307e12, 0.0, 4614e12), 2 * int(94.74 * GIB), 7.37e12,
+    9e10, 3, 4, (16, 24, 24), 12.5e9, 2, ('tpu7x', 'default'),
   ),
   'a100': Chip(
     'NVIDIA A100-SXM4-80GB', _peak(312e12, 624e12), 80 * 10**9, 2.039e12, 3e11,
@@ -222,10 +224,14 @@ def devices(wanted: Slice) -> list:
   return list(described.devices)
 
 
+def kind_of(device_kind: str) -> str:
+  """A `device_kind` under one name: a v5p on a pod has another than here."""
+  return {'TPU v5p': 'TPU v5'}.get(device_kind, device_kind)
+
+
 def peak_flops(device_kind: str) -> float | None:
   """Peak bfloat16 FLOP/s of a JAX device; None where unknown, as on CPUs."""
-  device_kind = {'TPU v5p': 'TPU v5'}.get(device_kind, device_kind)
   for chip in CHIPS.values():
-    if device_kind == chip.kind:
+    if kind_of(device_kind) == chip.kind:
       return chip.peak['bfloat16'] / chip.devices
   return None

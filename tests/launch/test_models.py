@@ -1,6 +1,7 @@
 """The table of models."""
 
 import json
+import os
 
 import pytest
 
@@ -40,9 +41,19 @@ def test_published_figures_are_read_from_the_comment(tmp_path, monkeypatch):
     ('ours', '# 7M parameters.'),
   ]:
     (tmp_path / f'{name}.gin').write_text(f'# A model.\n{line}\nX = 1\n')
-  assert models.published('both') == ('1.2T', '96.6B')
-  assert models.published('total') == ('395B', None)
-  assert models.published('ours') == (None, None)
+  assert models.published('both') == ('1.2T', '96.6B', None)
+  assert models.published('total') == ('395B', None, None)
+  assert models.published('ours') == (None, None, None)
+
+
+def test_why_a_total_differs_is_a_sentence_of_the_comment(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(models, 'FOLDER', tmp_path)
+  (tmp_path / 'far.gin').write_text(
+    '# Published: 1.2T total.\n# Difference: the paper\n# rounds.\n# More.\n'
+  )
+  assert models.published('far').why == 'the paper rounds.'
 
 
 def test_published_figures_that_cannot_be_read_are_refused(
@@ -60,10 +71,17 @@ def test_a_difference_is_in_percent_of_the_published_figure():
   assert models.difference(5, None) is None
 
 
-def test_a_figure_is_compared_with_as_many_digits_as_it_has():
-  assert models.rounds_to(1.162e12, '1.2T')
-  assert not models.rounds_to(1.14e12, '1.2T')
-  assert not models.rounds_to(1.162e12, '1.20T')
+def test_the_table_says_why_a_total_is_more_than_a_hundredth_off(capsys):
+  assert models.main(['glam_1t2', 'mixtral_8x7b']) == 0
+  notes = capsys.readouterr().out.split('└')[-1]
+  assert 'glam_1t2: 1.2T is 1.162T rounded' in ' '.join(notes.split())
+  assert 'mixtral' not in notes
+
+
+def test_models_are_described_without_looking_for_an_accelerator(monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'tpu')
+  assert models.main(['tiny']) == 0
+  assert os.environ['JAX_PLATFORMS'] == 'cpu'
 
 
 def test_named_models_are_written_as_json(capsys):

@@ -30,12 +30,11 @@ class Balance(html.parser.HTMLParser):
 
 
 def write_run(workdir, num_steps, layers=2, experts=4):
-  shown = progress.Progress(
-    workdir, num_steps, tokens_per_step=100, stream=io.StringIO()
-  )
+  shown = progress.Progress(workdir, num_steps, stream=io.StringIO())
   for step in range(1, num_steps + 1):
     load = np.full((layers, experts), 1 / experts).tolist()
     numbers = {
+      'tokens': 100,
       'loss': 5.0 / step,
       'bits_per_char': 9.0 - step / num_steps,
       'grad_norm': 1.0,
@@ -163,7 +162,7 @@ def test_a_table_tells_of_each_layer(tmp_path):
       'dropped_fraction': [0.0, 0.125],
       'bytes_exchanged': [4096.0, 8192.0],
     }
-    shown.step(step, {'layers': layers}, 0.1)
+    shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
   shown.close()
   header, *rows = layer_rows(report.write_report(tmp_path).read_text())
   assert header == [
@@ -181,7 +180,8 @@ def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
   for name, load in (('healthy', 0.5), ('sick', 0.0)):
     shown = progress.Progress(tmp_path / name, 110, stream=io.StringIO())
     for step in range(1, 111):
-      shown.step(step, {'layers': {'load': [[1 - load, load]]}}, 0.1)
+      layers = {'load': [[1 - load, load]]}
+      shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
     shown.close()
   pages = [
     report.write_report(tmp_path / name).read_text()

@@ -170,6 +170,31 @@ def test_recomputation_repeats_the_products_it_says(remat, more):
   assert products(remat) - products('none') == 2 * more
 
 
+def test_blocks_of_the_prefix_are_computed_again_too():
+  def products(remat):
+    stack = Stack(BLOCK, 2, num_dense_prefix=2, remat=remat)
+    params = make_params(stack)
+    loss = lambda params: stack.apply(
+      {'params': params}, *arguments(), None, True
+    )[0].sum()
+    text = str(jax.make_jaxpr(jax.grad(loss))(params))
+    return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
+
+  # Up and gate of two blocks, which are not in a loop.
+  assert products('full') - products('none') == 2 * 2
+
+
+def test_a_stack_without_a_loop_gives_the_same():
+  x_BTD, description, info = arguments()
+  loop, flat = (Stack(BLOCK, 2, remat='full', unroll=n) for n in (1, 2))
+  params = make_params(loop)
+  results = [
+    stack.apply({'params': params}, x_BTD, description, info, None, True)[0]
+    for stack in (loop, flat)
+  ]
+  np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
+
+
 def named_tensors(jaxpr):
   """Names that a program gives to tensors, for remat policies."""
   found = set()

@@ -51,6 +51,11 @@ LAYOUTS = {
     'SHARED_D_FF': 64,
     'LOSS_CHUNKS': 4,
   },
+  'sparse_ragged': {
+    'MESH_DATA': 2,
+    'MESH_EXPERT': 4,
+    'moe_layer.MoE.exchange': '@exchange.Ragged',
+  },
   'sparse_expert_model': {
     'MESH_DATA': 2,
     'MESH_EXPERT': 2,

@@ -38,9 +38,9 @@ PLANS = {
     'v5e:4x4',
     {'MOE_EVERY': 0, 'MESH_DATA': 4, 'MESH_FSDP': 4},
   ),
-  'experts beside replicas': (
+  'experts beside replicas, after a dense prefix': (
     'v6e:4x4',
-    {'MESH_DATA': 2, 'MESH_EXPERT': 8},
+    {'MESH_DATA': 2, 'MESH_EXPERT': 8, 'NUM_DENSE_PREFIX': 2},
   ),
   'gated experts, two microbatches': (
     'v4:2x2x4',

@@ -35,6 +35,26 @@ def test_the_key_tells_programs_and_devices_apart():
   assert key != compile_lib.content_key(lower(jnp.sin), devices[:4])
 
 
+@pytest.mark.parametrize('name', ['XLA_FLAGS', 'LIBTPU_INIT_ARGS'])
+def test_other_compiler_flags_make_another_program(name, monkeypatch):
+  lowered = jax.jit(jnp.sin).lower(jax.ShapeDtypeStruct((4,), jnp.float32))
+  key = lambda: compile_lib.content_key(lowered, jax.devices()[:2])
+  before = key()
+  monkeypatch.setenv(name, '--xla_other=true')
+  assert key() != before
+
+
+class Chip:
+  def __init__(self, kind):
+    self.device_kind, self.coords, self.id = kind, (0, 0, 0), 0
+
+
+def test_a_program_made_for_described_chips_is_found_by_real_ones():
+  lowered = jax.jit(jnp.sin).lower(jax.ShapeDtypeStruct((4,), jnp.float32))
+  key = lambda kind: compile_lib.content_key(lowered, [Chip(kind)])
+  assert key('TPU v5') == key('TPU v5p') != key('TPU v5 lite')
+
+
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):
   """(program, shapes, its compiled step, the same found again)."""

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import pytest
 
 from moe import axes
 from moe.scale import cost
@@ -41,3 +42,68 @@ def test_flops_of_a_token_by_hand():
     )
     == 432 + 576
   )
+
+
+# One sparse layer after one dense one: products of 100 in attention, 40 in its
+# output, 300 in the dense layer, 600 in the experts, all FLOPs of a token.
+PARTS = {
+  'attention': cost.Counted(50, 50),
+  'attention output': cost.Counted(20, 20),
+  'dense layers': cost.Counted(150, 150),
+  'experts': cost.Counted(2400, 300),
+  'embedding': cost.Counted(10, 10),
+}
+# 4 * 2 * 16 * 2 = 256 for scores and values, 20 for the head.
+SIZES = {'length': 16, 'attention_width': 2, 'num_layers': 2}
+FORWARD = 100 + 40 + 300 + 600 + 256 + 20
+
+
+def executed(policy='none', is_fused=False, ends_sparse=True, **sizes):
+  redone = cost.redone(policy, 1 / 3, is_fused, ends_sparse)
+  recipe = cost.Recipe(**SIZES | sizes, redone=redone)
+  return cost.executed_flops_per_token(PARTS, recipe)
+
+
+def test_without_remat_every_product_runs_three_times():
+  assert executed() == (FORWARD, 3 * FORWARD)
+
+
+@pytest.mark.parametrize(
+  'policy, is_fused, again',
+  [
+    # All but the last product of the experts: it makes the output alone.
+    ('full', False, 100 + 40 + 256 + 300 + 400),
+    # Scores, for the probabilities, but not the product with values.
+    ('attention', False, 100 + 40 + 128 + 300 + 400),
+    ('attention', True, 100 + 40 + 300 + 400),
+    # The sum after attention is kept, and so needs no product again.
+    ('exchange', False, 100 + 256 + 300 + 400),
+    ('attention_exchange', True, 100 + 300 + 400),
+    # Products with parameters are kept, but those that have an expert dim.
+    ('dots', False, 256 + 400),
+  ],
+)
+def test_a_remat_policy_does_again_what_it_does_not_keep(
+  policy, is_fused, again
+):
+  _, step = executed(policy, is_fused)
+  assert step == pytest.approx(3 * FORWARD + again)
+
+
+def test_a_dense_layer_that_ends_a_period_does_two_of_three_products_again():
+  _, sparse = executed('full')
+  _, dense = executed('full', ends_sparse=False)
+  assert sparse - dense == pytest.approx(100)
+
+
+def test_a_kernel_makes_fewer_scores_and_more_products_of_them():
+  # 10 of 16 tiles; forward 2 products, backward 7 and not 4.
+  forward, step = executed(attention_share=10 / 16, attention_backward=3.5)
+  rest = FORWARD - 256
+  assert forward == rest + 160
+  assert step == 3 * rest + 4.5 * 160
+
+
+def test_empty_slots_are_multiplied_too():
+  forward, _ = executed(padding=1.5)
+  assert forward == FORWARD + 300

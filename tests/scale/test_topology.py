@@ -17,6 +17,11 @@ def test_the_peak_of_a_cpu_is_not_known():
   assert topology.peak_flops('cpu') is None
 
 
+def test_a_chip_has_one_name_on_a_pod_and_in_a_description():
+  assert topology.kind_of('TPU v5p') == topology.kind_of('TPU v5')
+  assert topology.kind_of('TPU v5 lite') == 'TPU v5 lite'
+
+
 @pytest.mark.parametrize('name', topology.CHIPS)
 def test_facts_of_a_chip_are_per_chip_and_in_bytes_and_seconds(name):
   chip = topology.CHIPS[name]
@@ -45,6 +50,7 @@ def test_a_dim_wraps_around_where_it_is_made_of_whole_cubes_or_a_whole_pod():
     ('v9:2x2', 'a chip of v4, v5e'),
     ('v5p:4x4', 'must have 3 dims'),
     ('v5e:32x16', 'largest slice, 16x16'),
+    ('v5p:16x16x28', 'largest slice, 16x16x24'),
     ('h100:4x4', 'a number of GPUs'),
   ],
 )

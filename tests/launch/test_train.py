@@ -1,0 +1,236 @@
+"""Typical mistakes: each is one sentence and code 2, before any long work."""
+
+import json
+import shutil
+import subprocess
+import types
+
+import pytest
+
+from launch import config, data, preflight, stores, train
+from moe.modalities.vocabulary import train_vocabulary
+from moe.train import checkpoint
+from moe.train import program as program_lib
+
+FILE = '--gin_file=runs/quickstart.gin'
+SMALL = [
+  FILE,
+  '--gin.D_MODEL=16',
+  '--gin.NUM_LAYERS=1',
+  '--gin.EXPERT_D_FF=8',
+  '--gin.VOCAB_SIZE=600',
+]
+
+
+def refuse(*args, **options):
+  raise AssertionError('this is long work')
+
+
+@pytest.fixture
+def run_main(monkeypatch, tmp_path, capfd):
+  """launch.train that may neither train a vocabulary, tokenise nor compile.
+
+  The child that looks up tasks runs in this process.
+  """
+  build = train.build
+
+  def child(command, **options):
+    assert command[1:3] == ['-m', 'launch.data']
+    return subprocess.CompletedProcess(command, data.main(command[3:]))
+
+  monkeypatch.setattr(
+    train, 'subprocess', types.SimpleNamespace(run=child, DEVNULL=None)
+  )
+  monkeypatch.setattr(train, 'build', lambda r: build(r)._replace(init=refuse))
+  monkeypatch.setattr(program_lib._Step, 'compile', refuse)
+  monkeypatch.setattr('moe.data.cache.cache_task', refuse)
+  monkeypatch.setattr('moe.modalities.vocabulary.train_vocabulary', refuse)
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / 'cache'))
+
+  def run(flags, workdir=None):
+    argv = [*flags, f'--workdir={workdir or tmp_path / "run"}']
+    try:
+      code = train.main(argv)
+    except SystemExit as error:  # The child has said why.
+      code = error.code
+    return code, capfd.readouterr().err
+
+  return run
+
+
+@pytest.fixture
+def tasks(tmp_path):
+  """Tasks of text files: one is no UTF-8, one has no validation split."""
+  seqio = pytest.importorskip('seqio')
+  stores.register_tasks()  # TensorFlow greets when it is imported.
+  from tasks import registry, text_files
+
+  (tmp_path / 'bad.txt').write_bytes('好\n'.encode() + '白日'.encode('gbk'))
+  (tmp_path / 'good.txt').write_text('白日依山盡\n' * 9, encoding='utf-8')
+  for name in ('bad', 'good'):
+    source = text_files.plain_text({'train': tmp_path / f'{name}.txt'})
+    registry.add_text_task(f't_{name}', source, lambda record: record['text'])
+  yield
+  for name in ('bad', 'good'):
+    seqio.TaskRegistry.remove(f't_{name}')
+
+
+def fails(result, fragment):
+  """One line, and nothing was done."""
+  code, err = result
+  lines = [line for line in err.splitlines() if line]
+  assert code == 2
+  assert len(lines) == 1 and lines[0].startswith('error: ')
+  assert fragment in lines[0]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'fragment'),
+  [
+    ([FILE, '--gin.D_MODLE=64'], "did you mean 'D_MODEL'?"),
+    (
+      [FILE, '--gin.optimizers.adafactor.momentum=0.9'],
+      "nobody reads 'adafactor.momentum'",
+    ),
+    ([FILE, '--gin.D_MODEL="64"'], "'D_MODEL' must be int, got '64'"),
+    (['--gin_file=runs/quickstrat.gin'], "mean 'runs/quickstart.gin'?"),
+    ([FILE, '--gin.VOCABULARY="no.model"'], 'got nothing there'),
+    ([FILE, '--gin.INITIAL_CHECKPOINT="none"'], 'INITIAL_CHECKPOINT: /'),
+    ([FILE, '--gin.REMAT="most"'], "REMAT='most' must be one of"),
+    (
+      [*SMALL, '--gin.NUM_EXPERTS=6'],
+      "num_experts=6 must divide by the 'expert' mesh axis",
+    ),
+  ],
+)
+def test_a_mistake_in_the_configuration_is_told(run_main, flags, fragment):
+  fails(run_main(flags), fragment)
+
+
+def test_a_directory_that_cannot_be_written_is_told(run_main, tmp_path):
+  (tmp_path / 'file').touch()
+  fails(run_main([FILE], tmp_path / 'file' / 'run'), 'must be a directory that')
+
+
+def test_a_full_disk_is_told(run_main, monkeypatch):
+  monkeypatch.setattr(checkpoint, '_free_bytes', lambda directory: 1000)
+  fails(run_main(SMALL), 'for its checkpoints, got 1000 B free')
+
+
+def test_a_damaged_checkpoint_is_told(run_main, run_directory, tmp_path):
+  workdir = shutil.copytree(run_directory, tmp_path / 'damaged')
+  for path in (workdir / 'checkpoints/7/state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:-1])
+  result = run_main([f'--gin_file={workdir}/config.gin'], workdir)
+  fails(result, 'No sound checkpoint in')
+
+
+def test_a_vocabulary_of_another_run_is_told(run_main, run_directory, tmp_path):
+  train_vocabulary(['白日依山盡'], 300, tmp_path / 'mine.model')
+  vocabulary = f'--gin.VOCABULARY="{tmp_path}/mine.model"'
+  workdir = shutil.copytree(run_directory, tmp_path / 'run')
+  fails(run_main([FILE, vocabulary], workdir), 'must be the vocabulary of the')
+  origin = f'--gin.INITIAL_CHECKPOINT="{run_directory}"'
+  result = run_main([*SMALL, vocabulary, origin], tmp_path / 'new')
+  fails(result, "('embedding/table', None) in INITIAL_ASSIGNMENT")
+
+
+def test_a_vocabulary_too_large_for_the_model_is_told(run_main, run_directory):
+  vocabulary = f'--gin.VOCABULARY="{run_directory}/vocabulary.model"'
+  result = run_main([FILE, vocabulary, '--gin.VOCAB_SIZE=200'])
+  fails(result, 'VOCAB_SIZE=200 must be at least the')
+
+
+@pytest.mark.parametrize(
+  ('flag', 'fragment'),
+  [
+    ('TASK="t_bad"', 'bad.txt:2: '),
+    ('TASK="t_goud"', 'did you mean t_good'),
+    ('EVAL_TASKS=("t_goud",)', 'did you mean t_good'),
+    ('EVAL_TASKS=("t_good",)', "must be one of train, got 'validation'"),
+  ],
+)
+def test_a_mistake_in_a_task_is_told_before_any_is_tokenised(
+  run_main, tasks, flag, fragment
+):
+  flags = [*SMALL, '--gin.TASK="t_good"', f'--gin.{flag}']
+  if flag.startswith('TASK'):
+    flags.append('--gin.EVAL_TASKS=()')
+  fails(run_main(flags), fragment)
+
+
+@pytest.fixture
+def resumed(tmp_path):
+  """A work directory whose newest checkpoint is step 7."""
+  meta = {'step': 7, 'seed': 0, 'batch_size': 16, 'sequence_length': 128}
+  path = tmp_path / 'resumed/checkpoints/7/meta/metadata'
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps(meta))
+  return tmp_path / 'resumed'
+
+
+@pytest.mark.parametrize(
+  ('flags', 'fragment'),
+  [
+    (['--gin.BATCH_SIZE=32'], 'BATCH_SIZE=32 must be 16, as'),
+    (['--gin.SEQUENCE_LENGTH=64'], 'set --gin.SEQUENCE_LENGTH=128, or'),
+    (['--gin.SEED=3'], 'SEED=3 must be 0, as'),
+    (
+      ['--gin.TRAIN_STEPS=5', '--gin.WARMUP_STEPS=1'],
+      'TRAIN_STEPS=5 must be at least the 7 steps',
+    ),
+  ],
+)
+def test_a_run_does_not_go_on_in_another_order(
+  run_main, resumed, flags, fragment
+):
+  fails(run_main([FILE, *flags], resumed), fragment)
+
+
+def test_a_run_that_goes_on_with_other_settings_says_which(resumed, capsys):
+  config.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.25'])
+  (resumed / 'config.gin').write_text(config.config_text(), encoding='utf-8')
+  run = config.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.5'])
+  preflight.check_resumed(run, str(resumed), str(resumed / 'checkpoints'))
+  warning = capsys.readouterr().err
+  assert warning.count('\n') == 1 and warning.startswith('warning: ')
+  assert warning.endswith('has: LEARNING_RATE 0.25 -> 0.5\n')
+
+
+@pytest.mark.parametrize('key', ['vocabulary_sha256', 'manifest_hash'])
+def test_a_run_does_not_go_on_with_other_data(key):
+  with pytest.raises(ValueError, match='must be what run was trained on'):
+    preflight.check_saved({key: 'a'}, {key: 'b'}, 'run')
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'warning'),
+  [
+    ([], ''),
+    (['ROUTER=@gates.ExpertChoice'], 'not a likelihood'),
+    (['ROUTER=@gates.Base', 'TOP_K=1'], 'token by token in evaluation'),
+    (['ROUTER=@gates.ExpertChoice', 'DENSE_TWIN=True'], ''),
+  ],
+)
+def test_a_router_that_looks_ahead_is_warned_of(capsys, overrides, warning):
+  run = config.load(['runs/quickstart.gin'], overrides)
+  preflight.warn_of_router(run)
+  text = capsys.readouterr().err
+  assert warning in text
+  assert text.count('\n') == bool(warning)
+
+
+def test_one_of_several_processes_does_not_wait_for_the_others(
+  monkeypatch, tmp_path, capsys
+):
+  monkeypatch.setattr('jax.process_count', lambda: 2)
+  monkeypatch.setattr(config, 'load_run', refuse)
+  run = types.SimpleNamespace(prompts=('春',))
+  assert train.samples_of(run, str(tmp_path)) == []
+  assert 'no samples' in capsys.readouterr().err
+
+
+def test_a_work_directory_is_probed_without_a_trace(tmp_path):
+  preflight.open_workdir(str(tmp_path / 'run'))
+  assert list((tmp_path / 'run').iterdir()) == []

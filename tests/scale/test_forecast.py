@@ -1,0 +1,173 @@
+"""Forecasts of what travels, and the rules that refuse a layout."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from launch import config, search
+from moe.parallel.mesh import DATA, EXPERT, FSDP, make_mesh
+from moe.scale import forecast, hlo, memory, roofline, topology
+from moe.scale.roofline import Transfer
+from tests.scale import layouts
+
+
+def loaded(**macros):
+  written = [f'{k}={v}' for k, v in (layouts.MODEL | macros).items()]
+  return config.load(layouts.FILES, written)
+
+
+def placed(run):
+  return search.placed(run, make_mesh(run.mesh, jax.devices()[:8]))
+
+
+def numbers(tree):
+  return sum(a.size for a in jax.tree.leaves(tree))
+
+
+def test_gradients_are_summed_over_the_batch_axes_that_divide_no_dim():
+  # Under 'standard' only the experts' own matrices are divided over 'expert'.
+  where = placed(loaded(MESH_DATA=2, MESH_EXPERT=4))
+  params = where.abstract.params
+  moe = params['stack']['periods']['block_1']['moe']
+  experts = numbers(moe) - numbers(moe['router'])
+  found = forecast._summed(params)
+  found = {
+    tuple(a for a in over if where.mesh.shape[a] > 1): n
+    for over, n in found.items()
+  }
+  assert found == {
+    (DATA, EXPERT): numbers(params) - experts,
+    (DATA,): experts // 4,
+  }
+
+
+def test_what_is_divided_as_it_is_multiplied_needs_no_sum():
+  where = placed(loaded(MESH_DATA=1, MESH_EXPERT=8, RULES="'fsdp_over_expert'"))
+  found = forecast._summed(where.abstract.params)
+  used = {a for over in found for a in over if where.mesh.shape[a] > 1}
+  # Scales of queries and keys have no 'embed' dim: they alone are replicated.
+  head = layouts.MODEL['HEAD_DIM']
+  assert used == {EXPERT}
+  assert sum(n for over, n in found.items() if EXPERT in over) == 2 * 2 * head
+
+
+def test_latents_are_gathered_like_the_width():
+  files = ['models/latent_decoder.gin', *layouts.FILES[1:]]
+  macros = layouts.MODEL | {
+    'QUERY_RANK': 32,
+    'KV_RANK': 16,
+    'CONTENT_DIM': 16,
+    'ROPE_DIM': 8,
+    'VALUE_DIM': 16,
+    'TOP_K': 2,
+    'MESH_DATA': 1,
+    'MESH_FSDP': 8,
+  }
+  del macros['NUM_KV_HEADS'], macros['HEAD_DIM']
+  run = config.load(files, [f'{k}={v}' for k, v in macros.items()])
+  where = placed(run)
+  gathered = sum(
+    num_bytes * times
+    for (over, times), num_bytes in forecast._gathers(
+      where.abstract.params, where.logical_axes
+    ).items()
+    if FSDP in over
+  )
+  divided = [
+    a
+    for a in jax.tree.leaves(where.abstract.params)
+    if any('fsdp' in (e or ()) for e in a.sharding.spec)
+  ]
+  up = where.abstract.params['stack']['periods']['block_0']['attention']
+  assert any(up['query_up'] is a for a in divided)
+  assert gathered == 2 * numbers(divided)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ['none', 'dots', 'exchange', 'full'])
+def test_rows_cross_the_expert_axis_as_often_as_it_is_said(remat):
+  from launch import train
+  from moe.train.program import batch_shapes
+
+  run = loaded(MESH_DATA=1, MESH_EXPERT=8, REMAT=f"'{remat}'", NUM_LAYERS=4)
+  program = train.build(run, jax.devices()[:8])
+  shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
+  compiled = program.train_step.lower(program.abstract, shapes).compile()
+  done = roofline.work(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
+  # 2 groups of a device, 8 experts, 64 * 2 / 8 * 1.25 slots of 64 numbers; the
+  # weights of the rows travel too, but are fewer.
+  rows = 2 * 8 * 20 * 64 * 4
+  times = sum(
+    t.times
+    for t in done.transfers
+    if t.kind == 'all-to-all' and t.bytes == rows
+  )
+  assert times == 2 * forecast.exchanges(remat)
+
+
+def refusal(seconds):
+  transfers = (
+    Transfer('all-to-all', ('expert',), 1, 1, (0, 1), forecast.ROWS),
+    Transfer('all-gather', ('fsdp',), 1, 1, (0, 1), forecast.WEIGHTS),
+    Transfer('reduce-scatter', ('fsdp',), 1, 1, (0, 1), forecast.WEIGHTS),
+  )
+  done = roofline.Work(4e12, 0, (), transfers, 0, 0, ())
+  return forecast.refusal(done, seconds, 1e12)  # 4 s of products
+
+
+def test_a_layout_is_refused_where_one_kind_of_transfer_outlasts_the_products():
+  assert refusal([3.9, 2.0, 1.9]) is None
+  assert 'exchange of rows' in refusal([4.1, 2.0, 1.9])
+  reason = refusal([3.9, 2.1, 2.0])
+  assert 'weights' in reason and '4.1 s against 4 s' in reason
+
+
+RING = topology.parse('v5p:4x4x4')
+
+
+def warned(axis, **sizes):
+  """Warnings of a mesh whose one axis is a ring of 4 chips."""
+  shape = {'data': 1, 'fsdp': 1, 'expert': 1, 'context': 1, 'model': 1}
+  devices = [
+    types.SimpleNamespace(coords=(0, 0, i), core_on_chip=0) for i in range(4)
+  ]
+  mesh = types.SimpleNamespace(
+    shape=shape | {axis: 4}, devices=np.array(devices)
+  )
+  known = {
+    'tokens': 1, 'd_model': 1, 'scores': 0, 'attention_width': 1,
+    'dense_width': 0, 'matrices': 2, 'expert_width': 1, 'expert_rows': 1,
+    'periods': 1, 'blocks': 1, 'remat': 'full', 'loss_chunks': 1,
+    'num_microbatches': 1, 'dtype_bytes': 2,
+  }  # fmt: skip
+  rows = sizes.pop('rows_per_expert', 1)
+  load = forecast.Load(1.0, 1, sizes.pop('sparse_layers', 1), 1, 1, rows)
+  return forecast.warnings(RING, mesh, memory.Sizes(**known | sizes), load)
+
+
+def test_an_exchange_around_a_ring_needs_wide_experts():
+  # One byte of a ring costs 459e12 / 180e9 = 2,550 FLOPs; 2 matrices: 4 F / 4.
+  assert warned('expert', expert_width=2500)
+  assert not warned('expert', expert_width=2600)
+
+
+def test_gated_experts_may_be_narrower():
+  # 6 F / 4 > 2,550 from F = 1,700 on.
+  assert warned('expert', expert_width=1650, matrices=3)
+  assert not warned('expert', expert_width=1750, matrices=3)
+
+
+def test_gathered_experts_need_rows_and_not_the_tokens_of_all_devices():
+  # 3/4 of a weight come from elsewhere: 2,550 * 3 / 4 = 1,912 rows.
+  assert warned('fsdp', rows_per_expert=1900)
+  assert not warned('fsdp', rows_per_expert=1925)
+
+
+def test_divided_widths_need_columns():
+  # A token is sent as sums and as their results: twice the 1,912 FLOPs for
+  # each byte, of 2 F columns.
+  dense = {'sparse_layers': 0}
+  assert warned('model', dense_width=1900, **dense)
+  assert not warned('model', dense_width=1925, **dense)
