@@ -25,18 +25,19 @@ def list_tasks(args: argparse.Namespace) -> int:
 
   from moe.data import cache
 
-  table = rich.table.Table(title='tasks')
-  for column in ('task', 'features', 'splits', 'source'):
-    table.add_column(column, no_wrap=True)
+  rows = [('task', 'features', 'splits', 'source')]
   for name in sorted(seqio.TaskRegistry.names()):
     task = seqio.TaskRegistry.get(name)
-    source = getattr(task.source, 'source', task.source)
-    table.add_row(
-      name,
-      ' '.join(task.output_features),
-      ' '.join(cache.splits(name)),
-      str(source)[:60],
-    )
+    source = str(getattr(task.source, 'source', task.source))[:60]
+    features, splits = task.output_features, cache.splits(name)
+    rows.append((name, ' '.join(features), ' '.join(splits), source))
+  table = rich.table.Table(title='tasks')
+  for cells in list(zip(*rows, strict=True))[:3]:
+    # Where a terminal is narrow, the source is cut and no name.
+    table.add_column(cells[0], no_wrap=True, min_width=max(map(len, cells)))
+  table.add_column(rows[0][3], no_wrap=True)
+  for row in rows[1:]:
+    table.add_row(*row)
   mixtures = rich.table.Table(title='mixtures')
   for column in ('mixture', 'tasks'):
     mixtures.add_column(column)
