@@ -323,6 +323,8 @@ def plan_topology(run, slice_, known: dict[str, Any]) -> dict[str, Any]:
   seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
+  # Of a TPU7x it gives a number below 0, which means nothing.
+  own = compiled.optimal_seconds if compiled.optimal_seconds > 0 else None
   multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
   held = {
     'argument_bytes': compiled.argument_bytes,
@@ -358,8 +360,8 @@ def plan_topology(run, slice_, known: dict[str, Any]) -> dict[str, Any]:
     'mfu_no_overlap': flops / peak / seconds.no_overlap,
     'mfu_full_overlap': flops / peak / seconds.full_overlap,
     'bound': seconds.bound,
-    'compiler_seconds': compiled.optimal_seconds * multiplied,
-    'compiler_seconds_once': compiled.optimal_seconds,
+    'compiler_seconds': own and own * multiplied,
+    'compiler_seconds_once': own,
     'unknown_loops': list(done.unknown_loops),
   }
 

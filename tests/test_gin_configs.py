@@ -137,7 +137,9 @@ def test_a_model_file_is_short(name):
 def test_a_run_has_its_numbers_as_macros(name):
   check_macros([name], RUN_MACROS)
   rates = [
-    config.load([name], [f'LEARNING_RATE={rate}']).schedule(np.arange(99))
+    config.load([name], [f'LEARNING_RATE={rate}']).schedule(
+      np.arange(0, 9900, 100)
+    )
     for rate in (0.5, 1.0)
   ]
   np.testing.assert_allclose(2 * rates[0], rates[1], rtol=1e-6)

@@ -169,17 +169,19 @@ def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for resource, seconds in facts['busy_seconds'].items()
     if seconds
   ]
+  own = 'none for this chip'
+  if facts['compiler_seconds'] is not None:
+    own = (
+      f'{facts["compiler_seconds"]:.4f} s, loops multiplied out'
+      f' ({facts["compiler_seconds_once"]:.4f} s as it gives it)'
+    )
   rows += [
     (
       'a second slice would add',
       f'{facts["network_seconds_two_slices"]:.4f} s for gradients over the data'
       " centre's network, apart from these times",
     ),
-    (
-      "compiler's own estimate",
-      f'{facts["compiler_seconds"]:.4f} s, loops multiplied out'
-      f' ({facts["compiler_seconds_once"]:.4f} s as it gives it)',
-    ),
+    ("compiler's own estimate", own),
     (
       'compiled in',
       f'{facts["compile_seconds"]:.0f} s'

@@ -164,7 +164,7 @@ def store(cache_dir, run_directory):
   write_store(
     directory / 'made_up' / 'validation',
     records,
-    lambda: {'vocabulary_sha256': vocabulary.sha256},
+    lambda: {'vocabulary_sha256': vocabulary.sha256, 'origin': {}},
   )
   shutil.copy(run_directory / 'vocabulary.model', directory)
   yield directory

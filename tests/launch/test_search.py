@@ -135,15 +135,6 @@ def test_what_does_not_divide_is_refused_with_the_reason(slice_):
   assert any('BATCH_SIZE=4 must divide by' in reason for reason in refused)
 
 
-def test_links_that_outlast_the_products_are_refused_with_the_reason(slice_):
-  # 128 tokens a chip: no layout can hide its gathers or sums of gradients.
-  run = loaded(NUM_LAYERS=4, BATCH_SIZE=4, SEQUENCE_LENGTH=128, GROUP_SIZE=128)
-  found, refused = search.search(run, slice_)
-  reasons = ' '.join(refused)
-  assert 'outlasts all products' in reasons and 's against' in reasons
-  assert not found
-
-
 def test_layouts_are_compiled_until_enough_of_them_fit():
   rows = [{'changes': (str(i),)} for i in range(5)]
 
@@ -170,17 +161,3 @@ def test_no_more_layouts_are_compiled_than_was_said():
 
   search.verify(rows, compiled, wanted=2, most=3)
   assert sum('compiled' in r for r in rows) == 3
-
-
-def test_blocks_of_the_prefix_take_memory_too(slice_):
-  devices = topology.devices(slice_)
-  of = lambda **macros: search.predict(
-    loaded(REMAT="'none'", **macros), search.make_mesh(
-      loaded().mesh, devices)
-  )  # fmt: skip
-  with_prefix = of(NUM_LAYERS=6, NUM_DENSE_PREFIX=4)
-  without = of(NUM_LAYERS=2)
-  kept = 'kept for the backward pass'
-  # 4 blocks of 16 * 2048 tokens: their inputs, at least.
-  more = with_prefix.parts[kept] - without.parts[kept]
-  assert more >= 4 * 16 * 2048 * 1024 * 2
