@@ -3,6 +3,7 @@
 import pytest
 
 from launch import config, search
+from moe.parallel.mesh import make_mesh
 from moe.scale import compile as compile_lib
 from moe.scale import topology
 
@@ -135,6 +136,16 @@ def test_what_does_not_divide_is_refused_with_the_reason(slice_):
   assert any('BATCH_SIZE=4 must divide by' in reason for reason in refused)
 
 
+def test_links_that_outlast_the_products_are_refused_with_the_reason(slice_):
+  # 128 tokens a chip: gathers and sums of gradients take longer than products.
+  run = loaded(NUM_LAYERS=4, BATCH_SIZE=4, SEQUENCE_LENGTH=128, GROUP_SIZE=128)
+  found, refused = search.search(run, slice_)
+  reasons = ' '.join(refused)
+  assert 'outlasts all products' in reasons and 's against' in reasons
+  hopeless = {'MESH_DATA=4', 'MESH_FSDP=4'}
+  assert not any(hopeless & set(f.changes) for f in found)
+
+
 def test_layouts_are_compiled_until_enough_of_them_fit():
   rows = [{'changes': (str(i),)} for i in range(5)]
 
@@ -161,3 +172,16 @@ def test_no_more_layouts_are_compiled_than_was_said():
 
   search.verify(rows, compiled, wanted=2, most=3)
   assert sum('compiled' in r for r in rows) == 3
+
+
+def test_blocks_of_the_prefix_take_memory_too(slice_):
+  devices = topology.devices(slice_)
+
+  def kept(**macros):
+    run = loaded(REMAT="'none'", MESH_DATA=4, **macros)
+    held = search.predict(run, make_mesh(run.mesh, devices))
+    return held.parts['kept for the backward pass']
+
+  # 4 blocks of 16 * 2048 tokens: their inputs, at least.
+  more = kept(NUM_LAYERS=6, NUM_DENSE_PREFIX=4) - kept(NUM_LAYERS=2)
+  assert more >= 4 * 16 * 2048 * 1024 * 2
