@@ -61,7 +61,7 @@ def logits(hidden: Array, table_VD: Array) -> Array:
   """Float32 logits [..., V] of hidden [..., D], products in hidden's dtype."""
   if hidden.dtype == jnp.float32:
     lead = 'ABCEFGHI'[: hidden.ndim - 1]
-    return einsum(f'{lead}D,VD->{lead}V', hidden, table_VD)
+    return einsum(f'{lead}D,VD->{lead}V', hidden, table_VD.astype(hidden.dtype))
   return jnp.einsum(
     '...D,VD->...V',
     hidden,
