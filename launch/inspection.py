@@ -20,6 +20,7 @@ def list_tasks(args: argparse.Namespace) -> int:
   from launch.stores import register_tasks
 
   register_tasks()
+  import rich.console
   import rich.table
   import seqio
 
@@ -32,10 +33,13 @@ def list_tasks(args: argparse.Namespace) -> int:
     features, splits = task.output_features, cache.splits(name)
     rows.append((name, ' '.join(features), ' '.join(splits), source))
   table = rich.table.Table(title='tasks')
-  for cells in list(zip(*rows, strict=True))[:3]:
+  console = rich.console.Console()
+  room = console.width - 13  # what borders and spaces leave
+  for cells in zip(*rows, strict=True):
     # Where a terminal is narrow, the source is cut and no name.
-    table.add_column(cells[0], no_wrap=True, min_width=max(map(len, cells)))
-  table.add_column(rows[0][3], no_wrap=True)
+    width = min(max(map(len, cells)), max(room, len(cells[0])))
+    table.add_column(cells[0], no_wrap=True, width=width)
+    room -= width
   for row in rows[1:]:
     table.add_row(*row)
   mixtures = rich.table.Table(title='mixtures')
@@ -44,7 +48,6 @@ def list_tasks(args: argparse.Namespace) -> int:
   for name in sorted(seqio.MixtureRegistry.names()):
     parts = [task.name for task in seqio.MixtureRegistry.get(name).tasks]
     mixtures.add_row(name, ' '.join(parts))
-  console = rich.console.Console()
   console.print(table, mixtures, sep='\n\n')
   return 0
 
