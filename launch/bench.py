@@ -23,6 +23,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from launch import flags
+
 BASE = 'import jax, flax, optax'
 TIMED = (
   'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
@@ -45,9 +47,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   imports.add_argument('--json', action='store_true', help='one JSON object')
   _moe_flags(verbs.add_parser('moe', help='one MoE layer'))
   _step_flags(verbs.add_parser('step', help='whole training steps'))
-  argv = list(sys.argv[1:] if argv is None else argv)
-  overrides = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
-  args = parser.parse_args([a for a in argv if not a.startswith('--gin.')])
+  args, overrides = flags.parse(parser, argv)
   if overrides and args.verb != 'step':
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
   return args, overrides
@@ -95,10 +95,8 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
     metavar='COMMAND',
     help="a program that prints 'N tokens/s', the best of which counts",
   )
-  add(
-    '--gin_file',
-    action='append',
-    metavar='FILE',
+  flags.add_gin_flags(
+    parser,
     help='as in launch.train; default: a small model, see launch/bench_step.py',
   )
   _shared_flags(parser)

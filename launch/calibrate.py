@@ -19,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from launch import flags
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
@@ -80,18 +82,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   verbs = parser.add_subparsers(dest='verb', required=True)
   published = verbs.add_parser('published', help='measured runs of others')
   layer = verbs.add_parser('layer', help="the compiler's seconds of a layer")
-  layer.add_argument(
-    '--gin_file', action='append', required=True, metavar='FILE'
-  )
+  flags.add_gin_flags(layer, required=True)
   layer.add_argument('--topology', required=True, metavar='SLICE')
-  layer.add_argument('--gin.NAME=VALUE', dest='override', help='binds a macro')
   for verb in (published, layer):
     verb.add_argument('--json', action='store_true', help='one JSON object')
-  argv = list(sys.argv[1:] if argv is None else argv)
-  overrides = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
-  return parser.parse_args(
-    [a for a in argv if not a.startswith('--gin.')]
-  ), overrides
+  return flags.parse(parser, argv)
 
 
 def measured(row: Published, run, flops_per_token: float) -> dict[str, float]:

@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from launch import flags
+
 # A stated figure for chip-hours, not a promise: what good sparse runs reach.
 STATED_MFU = 0.4
 _VARIATION = 0.3
@@ -36,27 +38,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add(
-    '--gin_file',
-    action='append',
-    default=[],
-    metavar='FILE',
-    help='gin file, as launch.train reads it; may be given several times',
-  )
-  add(
-    '--gin.NAME=VALUE',
-    dest='override',
-    help='binds a macro or a parameter, as in launch.train',
-  )
+  flags.add_gin_flags(parser, default=[])
   add('--topology', metavar='SLICE', help='chips, such as v5p:8x16x16')
   add('--search', action='store_true', help='propose a mesh for the topology')
   add('--json', action='store_true', help='one JSON object on standard output')
   add('--html', metavar='FILE', help='write the plan as a page of its own')
-  argv = list(sys.argv[1:] if argv is None else argv)
-  overrides = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
-  return parser.parse_args(
-    [a for a in argv if not a.startswith('--gin.')]
-  ), overrides
+  return flags.parse(parser, argv)
 
 
 def abstract_state(run):

@@ -147,23 +147,13 @@ def placed(run, mesh, known=None) -> Placed:
   """
   ts, logical_axes = known or plan.abstract_state(run)
   table = rules_lib.table(run.rules)
-  params = shardings.param_shardings(ts.params, logical_axes, table, mesh)
-  replicated = shardings.replicated(mesh)
-  opt_state = shardings.optimizer_shardings(
-    ts.opt_state, ts.params, params, mesh
-  )
-  if run.storage.optimizer_on_host:
-    opt_state = shardings.on_host(ts.opt_state, opt_state, mesh)
-  where = state_lib.TrainState(
-    replicated,
-    params,
-    opt_state,
-    jax.tree.map(lambda _: replicated, ts.state),
+  ts = program.place(
+    ts, logical_axes, table, mesh, run.storage.optimizer_on_host
   )
   put = lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p)
   shapes = program.batch_shapes(run.data.batch_size, run.data.sequence_length)
   batch = jax.tree.map(put, shapes, shardings.batch_sharding(table, mesh))
-  return Placed(mesh, jax.tree.map(put, ts, where), logical_axes, batch)
+  return Placed(mesh, ts, logical_axes, batch)
 
 
 def predict(run, mesh) -> memory.Prediction:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launch import heap, preflight
+from launch import flags, heap, preflight
 from launch.stores import default_cache_dir, log
 
 
@@ -31,18 +31,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add(
-    '--gin_file',
-    action='append',
-    default=[],
-    metavar='FILE',
-    help='gin file, here or in gin_configs; may be given several times',
-  )
-  add(
-    '--gin.NAME=VALUE',
-    dest='override',
-    help='binds a macro or a parameter; text in quotes: --gin.TASK="\'ci\'"',
-  )
+  flags.add_gin_flags(parser, default=[])
   add('--workdir', required=True, metavar='DIR', help='what the run writes')
   add(
     '--dry_run',
@@ -54,11 +43,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     metavar='FILE',
     help='the step, compiled ahead for these devices by launch.plan',
   )
-  argv = list(sys.argv[1:] if argv is None else argv)
-  overrides = [a.removeprefix('--gin.') for a in argv if a.startswith('--gin.')]
-  return parser.parse_args(
-    [a for a in argv if not a.startswith('--gin.')]
-  ), overrides
+  return flags.parse(parser, argv)
 
 
 def find_data(run) -> tuple[str, dict[str, tuple[list[str], list[float]]]]:

@@ -55,6 +55,42 @@ def batch_shapes(batch_size: int, sequence_length: int) -> Batch:
   return Batch(**fields)
 
 
+def place(
+  abstract: state.TrainState,
+  logical_axes: PyTree,
+  table: rules.Table,
+  mesh: Mesh,
+  optimizer_on_host: bool,
+) -> state.TrainState:
+  """Shapes of a training state with the shardings that it has on a mesh.
+
+  Args:
+    abstract: TrainState of shapes.
+    logical_axes: of each parameter.
+    table: rule table of the layout.
+    mesh: of the devices.
+    optimizer_on_host: whether the optimizer's state waits there.
+  """
+  params = shardings.param_shardings(abstract.params, logical_axes, table, mesh)
+  replicated = shardings.replicated(mesh)
+  opt_state = shardings.optimizer_shardings(
+    abstract.opt_state, abstract.params, params, mesh
+  )
+  if optimizer_on_host:
+    opt_state = shardings.on_host(abstract.opt_state, opt_state, mesh)
+  placed = state.TrainState(
+    replicated,
+    params,
+    opt_state,
+    jax.tree.map(lambda _: replicated, abstract.state),
+  )
+  return jax.tree.map(
+    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+    abstract,
+    placed,
+  )
+
+
 def make_program(
   objective: Objective,
   optimizer: Optimizer,
@@ -93,26 +129,10 @@ def make_program(
 
   with jax.set_mesh(mesh):
     abstract = jax.eval_shape(init)
-    params = shardings.param_shardings(
-      abstract.params, found['axes'], table, mesh
+    abstract = place(
+      abstract, found['axes'], table, mesh, optimizer.storage.optimizer_on_host
     )
-    replicated = shardings.replicated(mesh)
-    opt_state = shardings.optimizer_shardings(
-      abstract.opt_state, abstract.params, params, mesh
-    )
-    if optimizer.storage.optimizer_on_host:
-      opt_state = shardings.on_host(abstract.opt_state, opt_state, mesh)
-    placed = state.TrainState(
-      replicated,
-      params,
-      opt_state,
-      jax.tree.map(lambda _: replicated, abstract.state),
-    )
-    abstract = jax.tree.map(
-      lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
-      abstract,
-      placed,
-    )
+    placed = jax.tree.map(lambda s: s.sharding, abstract)
     batch = shardings.batch_sharding(table, mesh)
     train_step = make_train_step(
       objective, optimizer, schedule, seed, num_microbatches
@@ -136,7 +156,7 @@ def make_program(
       jitted(
         eval_step,
         in_shardings=(placed, batch),
-        out_shardings=replicated,
+        out_shardings=shardings.replicated(mesh),
       ),
     )
 

@@ -1,0 +1,45 @@
+"""Flags of the verbs that read gin files."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+_BINDING = '--gin.'
+
+
+def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
+  """Adds --gin_file and the help of --gin.NAME=VALUE; `parse` reads them.
+
+  Args:
+    parser: of the verb.
+    **options: of --gin_file, where they differ, such as `required`.
+  """
+  parser.add_argument(
+    '--gin_file',
+    action='append',
+    metavar='FILE',
+    **{
+      'help': 'gin file, here or in gin_configs; may be given several times',
+      **options,
+    },
+  )
+  parser.add_argument(
+    '--gin.NAME=VALUE',
+    dest='override',
+    help='binds a macro or a parameter; text in quotes: --gin.TASK="\'ci\'"',
+  )
+
+
+def parse(
+  parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Command-line flags, and what --gin. flags bind.
+
+  Args:
+    parser: of the command.
+    argv: its arguments, by default those of the process.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  bound = [a.removeprefix(_BINDING) for a in argv if a.startswith(_BINDING)]
+  rest = [a for a in argv if not a.startswith(_BINDING)]
+  return parser.parse_args(rest), bound
