@@ -25,7 +25,7 @@ from launch import flags
 # A stated figure for chip-hours, not a promise: what good sparse runs reach.
 STATED_MFU = 0.4
 _VARIATION = 0.3
-# Of a search: layouts shown, and of these compiled.
+# Of a search: layouts shown, and of these compiled: until so many fit.
 _SHOWN, _VERIFIED = 10, 2
 
 
@@ -167,8 +167,9 @@ def recipe_of(run, num_devices: int, is_tpu: bool = False):
     run: what is planned.
     num_devices: of its mesh.
     is_tpu: whether they are TPUs, which have an attention kernel of their own;
-      others are taken to compute all scores.
+      others are taken to compute it in plain XLA.
   """
+  from moe.layers import attention as attention_lib
   from moe.layers import kernels
   from moe.scale import cost, hlo
 
@@ -182,11 +183,12 @@ def recipe_of(run, num_devices: int, is_tpu: bool = False):
       rows = b['tokens'] * moe.make_router().mean_active(moe.num_experts)
       padding = b['slots'] * b['num_experts'] / rows
   is_fused = is_tpu and has_splash(run, num_devices)
-  share, backward = 1.0, 2.0
+  layout, S = layout_of(run, num_devices), run.data.sequence_length
+  parts = attention_lib.num_parts(S, layout)
+  share, backward = (parts + 1) / (2 * parts), 2.0
   if is_fused:
-    layout, S = layout_of(run, num_devices), run.data.sequence_length
     T = S // layout.size(layout.sequence_axes)
-    tiles = T // kernels._tile(T), S // kernels._tile(S)
+    tiles = T // kernels.tile(T), S // kernels.tile(S)
     share, backward = hlo.splash_share(T, S, tiles), 3.5
   return cost.Recipe(
     length=run.data.sequence_length,
@@ -359,22 +361,20 @@ def searched(
   """Forecasts for `--search`, the best of them compiled."""
   from launch import config, search
   from launch.stores import log
-  from moe.scale import compile as compile_lib
   from moe.scale import topology
 
   slice_ = topology.parse(args.topology)
   found, refused = search.search(run, slice_)
   rows = [vars(f) for f in found[:_SHOWN]]
-  for row in rows[:_VERIFIED]:
-    log(f'compiling {" ".join(row["changes"])}')
-    again = config.load(args.gin_file, [*overrides, *row['changes']])
-    try:
-      made = plan_topology(again, slice_, plan_shapes(again, slice_))
-    except compile_lib.DoesNotFit as error:
-      row['compiled'] = {'does_not_fit': ' '.join(str(error).split())}
-      continue
+
+  def compiled(changes: Sequence[str]) -> dict[str, Any]:
+    log(f'compiling {" ".join(changes)}')
+    again = config.load(args.gin_file, [*overrides, *changes])
+    made = plan_topology(again, slice_, plan_shapes(again, slice_))
     keys = ('peak_bytes', 'step_seconds_no_overlap', 'mfu_no_overlap')
-    row['compiled'] = {key: made[key] for key in keys}
+    return {key: made[key] for key in keys}
+
+  search.verify(rows, compiled, _VERIFIED, 2 * _VERIFIED)
   return {'fit': len(found), 'best': rows, 'refused': refused}
 
 

@@ -15,6 +15,9 @@ from moe.layers.product import einsum
 from moe.types import Array, Batch, Cache, Layout
 
 KERNELS = ('auto', 'fused', 'xla')
+# Of the queries in plain XLA, each of which leaves out the keys behind it, and
+# the shortest that is worth its own products.
+_PARTS, _SHORTEST_PART = 4, 128
 
 
 class Description(NamedTuple):
@@ -109,6 +112,58 @@ def attend(
   return out_BUKH.reshape(B, T, n, K, -1).swapaxes(2, 3).reshape(B, T, N, -1)
 
 
+def num_parts(length: int, layout: Layout) -> int:
+  """Parts of the queries in plain XLA; 1 where the sequence is divided."""
+  is_whole = layout.size(layout.sequence_axes) == 1
+  is_long = length % _PARTS == 0 and length // _PARTS >= _SHORTEST_PART
+  return _PARTS if is_whole and is_long else 1
+
+
+def attend_by_parts(
+  q_BTNH: Array,
+  k_BTKH: Array,
+  v_BTKH: Array,
+  description: Description,
+  parts: int,
+  longest_block: int,
+) -> Array:
+  """`attend` of a batch to itself that leaves out most scores nobody sees.
+
+  Args:
+    q_BTNH: queries.
+    k_BTKH: keys.
+    v_BTKH: values.
+    description: who sees whom, without a cache; tokens of a block are
+      consecutive.
+    parts: of the queries; divides T.
+    longest_block: most tokens of a block; a longer one makes all not a number,
+      since the keys that it needs are left out.
+  """
+  d = description
+  T = q_BTNH.shape[1]
+  place_BT = jax.lax.broadcasted_iota(jnp.int32, d.query_segments_BT.shape, 1)
+  last_BT = kernels.last_visible(d.query_segments_BT, d.query_blocks_BT)
+  span = max(0, longest_block - 1)
+  is_too_long = jnp.any(last_BT - place_BT > span)
+  q_BTNH = q_BTNH * jnp.where(is_too_long, jnp.nan, 1.0).astype(q_BTNH.dtype)
+  outs = []
+  for start in range(0, T, T // parts):
+    end = start + T // parts
+    reach = min(T, end + span)
+    part = Description(
+      d.positions_BT[:, start:end],
+      d.query_segments_BT[:, start:end],
+      d.query_blocks_BT[:, start:end],
+      d.key_segments_BS[:, :reach],
+      d.key_blocks_BS[:, :reach],
+      jnp.int32(start),
+    )
+    outs.append(
+      attend(q_BTNH[:, start:end], k_BTKH[:, :reach], v_BTKH[:, :reach], part)
+    )
+  return jnp.concatenate(outs, axis=1)
+
+
 def self_attend(
   q_BTNH: Array,
   k_BTKH: Array,
@@ -130,7 +185,8 @@ def self_attend(
     description: who sees whom, without a cache.
     layout: mesh axes by use.
     kernel: 'auto'; 'fused' for an error where there is no kernel; 'xla'.
-    longest_block: most tokens of a block in the data, for splash; see there.
+    longest_block: most tokens of a block in the data; a longer one makes what
+      splash, or plain XLA in parts, yields not a number.
 
   Returns:
     [B, T, N, H of the values], named 'attention_out' for remat policies.
@@ -150,7 +206,10 @@ def self_attend(
       " sizes, or set ATTENTION_KERNEL='auto' for plain XLA here."
     )
   d = description
-  if reason:
+  parts = num_parts(q_BTNH.shape[1], layout)
+  if reason and parts > 1:
+    out_BTNH = attend_by_parts(q_BTNH, k_BTKH, v_BTKH, d, parts, longest_block)
+  elif reason:
     out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, d)
   elif platform == 'gpu':
     out_BTNH = kernels.cudnn(q_BTNH, k_BTKH, v_BTKH, visible(d), layout)

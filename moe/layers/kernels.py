@@ -77,7 +77,7 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
   return jax.lax.cummin(end_BT, axis=1, reverse=True)
 
 
-def _tile(length: int) -> int:
+def tile(length: int) -> int:
   """The largest tile, a multiple of the lanes, that divides the length."""
   return next(t for t in range(_TILE, 0, -_LANES) if length % t == 0)
 
@@ -98,7 +98,7 @@ def _tables(
   Returns:
     (next tile, is computed), int32 [1, query tiles, key tiles].
   """
-  bq, bk = _tile(num_queries), _tile(num_keys)
+  bq, bk = tile(num_queries), tile(num_keys)
   shape = (num_queries // bq, num_keys // bk)
   i, j = (jax.lax.broadcasted_iota(jnp.int32, shape, d) for d in (0, 1))
   runs = first + (i + 1) * bq - 1 + span >= j * bk
@@ -123,7 +123,7 @@ def _splash_local(q_BTNH, k_BSKH, v_BSKH, segments, last_BT, first, span, name):
   )
 
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-  bq, bk = _tile(T), _tile(S)
+  bq, bk = tile(T), tile(S)
   sizes = splash.BlockSizes(
     block_q=bq,
     block_kv=bk,

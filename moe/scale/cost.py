@@ -111,8 +111,8 @@ class Recipe:
     redone: part of the model -> share of its products that are done again for
       the gradient, see `redone`; 'scores' are those of attention.
     is_loss_remat: whether those of the head are, as in a chunked loss.
-    attention_share: of the T x T scores that are computed: 1 in plain XLA, less
-      in a kernel that skips what no query sees.
+    attention_share: of the T x T scores that are computed: less than 1 where
+      long sequences leave out keys, or a kernel what no query sees.
     attention_backward: products of attention's backward pass over those of its
       forward pass: 2, or 3.5 in a kernel that makes scores and their gradient
       again, for queries and for keys.

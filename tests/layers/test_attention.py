@@ -8,7 +8,7 @@ import pytest
 
 from moe.layers import attention
 from moe.layers.attention import Attention, Description
-from moe.types import Batch, Cache
+from moe.types import Batch, Cache, Layout
 
 
 def make_batch(segments, blocks=None, positions=None):
@@ -108,6 +108,42 @@ def test_grouped_heads_equal_repeated_ones():
   grouped = attend(q_BTNH, k_BSKH, v_BSKH, description)
   full = attend(q_BTNH, repeat(k_BSKH), repeat(v_BSKH), description)
   np.testing.assert_allclose(grouped, full, rtol=1e-5, atol=1e-6)
+
+
+def attended_whole_and_by_parts(longest_block):
+  """Outputs and gradients of both; row 1 has a block of 6 over a border."""
+  random = np.random.RandomState(0)
+  q_BTNH = random.randn(2, 16, 4, 8).astype('f4')
+  k_BTKH, v_BTKH = random.randn(2, 2, 16, 2, 8).astype('f4')
+  segments = [[1] * 5 + [2] * 9 + [0] * 2, [1] * 16]
+  blocks = [[0] * 16, [0] * 4 + [1] * 6 + [0] * 6]
+  d = described(segments, blocks)
+
+  def both(f):
+    out, pull = jax.vjp(f, q_BTNH, k_BTKH, v_BTKH)
+    return out, *pull(jnp.cos(out))
+
+  parts = lambda *qkv: attention.attend_by_parts(*qkv, d, 4, longest_block)
+  whole = jax.jit(lambda: both(lambda *qkv: attention.attend(*qkv, d)))
+  return whole(), jax.jit(lambda: both(parts))()
+
+
+def test_attention_by_parts_is_attention_forward_and_backward():
+  whole, by_parts = attended_whole_and_by_parts(longest_block=6)
+  for want, got in zip(whole, by_parts, strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_longer_than_promised_makes_parts_not_a_number():
+  _, by_parts = attended_whole_and_by_parts(longest_block=5)
+  assert np.isnan(by_parts[0]).all()
+
+
+def test_only_a_long_sequence_that_no_device_divides_has_parts():
+  divided = Layout(sequence_axes=('context',), sizes=(('context', 2),))
+  assert attention.num_parts(512, Layout()) == 4
+  assert attention.num_parts(256, Layout()) == 1
+  assert attention.num_parts(512, divided) == 1
 
 
 LAYER = Attention(num_heads=4, num_kv_heads=2, head_dim=8)

@@ -30,7 +30,8 @@ COMMON = {
 MODELS = {
   # Loops would hide layers from XLA's count: prefix blocks are not scanned, and
   # one period is a loop of one.
-  'dense, one key head for two queries': {
+  'dense, one key head for two queries, attention in parts': {
+    'SEQUENCE_LENGTH': 512,
     'NUM_LAYERS': 2,
     'NUM_DENSE_PREFIX': 2,
     'NUM_KV_HEADS': 2,
