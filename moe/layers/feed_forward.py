@@ -1,5 +1,7 @@
 """Feed-forward networks: the dense one, and the experts of an MoE layer."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,10 +55,13 @@ def expert_params(
   }
 
 
+@functools.partial(jax.checkpoint, static_argnums=1)
 def activate(products: dict[str, Array], activation: str) -> Array:
   """Hidden layer from the products with w_up and, for SwiGLU, w_gate.
 
-  Shazeer (2020), https://arxiv.org/abs/2002.05202.
+  Shazeer (2020), https://arxiv.org/abs/2002.05202. The backward pass computes
+  it again from the products: cheaper than to keep, write and read what lies in
+  between, sigmoid and all, which is as large as they are.
   """
   if activation == 'swiglu':
     return jax.nn.silu(products['gate']) * products['up']

@@ -37,8 +37,13 @@ def _einsum_bwd(subscripts, operands, dy):
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
   da = jnp.einsum(f'{result},{second}->{first}', dy, b)
-  db = jnp.einsum(f'{first},{result}->{second}', a, dy)
-  return da, db
+  # In the order of this product; asked for another, `jnp.einsum` would trade
+  # the operands, and XLA:CPU transpose dy, which is large where b is a head.
+  kept = [letter for letter in first if letter in second]
+  kept += [x for x in result if x in second and x not in first]
+  order = ''.join(kept)
+  db = jnp.einsum(f'{first},{result}->{order}', a, dy)
+  return da, jnp.einsum(f'{order}->{second}', db)
 
 
 einsum.defvjp(_einsum_fwd, _einsum_bwd)
