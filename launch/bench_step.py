@@ -20,7 +20,8 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# Where no gin file is given: a size at which others have been timed, too.
+# Where no gin file is given: a size at which others have been timed, too,
+# whose queries and keys are not normalised.
 SIZES = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,
@@ -28,6 +29,7 @@ SIZES = {
   'NUM_HEADS': 4,
   'NUM_KV_HEADS': 4,
   'HEAD_DIM': 64,
+  'QK_NORM': False,
   'NUM_EXPERTS': 8,
   'TOP_K': 2,
   'EXPERT_D_FF': 512,
