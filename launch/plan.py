@@ -95,15 +95,17 @@ def layout_of(run, num_devices: int):
 def buffers(run, num_devices: int) -> list[dict[str, int]]:
   """Buffers that rows can overflow, as arguments of `drops.expected_share`.
 
-  Empty where none can: a dense model, or dispatch and exchange without bounds.
+  Empty where none can: a dense model, one that mixes instead of dispatching, or
+  dispatch and exchange without bounds.
   """
   from moe.routing import slots
   from moe.scale import drops
 
   stack, _, moe = layers_of(run)
-  dispatch, exchange = moe.dispatch(), moe.exchange()
-  if not stack.moe_every or stack.block(parent=None).dense_twin:
+  is_dense = not stack.moe_every or stack.block(parent=None).dense_twin
+  if is_dense or not hasattr(moe, 'dispatch'):
     return []
+  dispatch, exchange = moe.dispatch(), moe.exchange()
   E = moe.num_experts
   active = moe.make_router().mean_active(E)
   k = max(1, round(active))
@@ -175,13 +177,11 @@ def recipe_of(run, num_devices: int, is_tpu: bool = False):
 
   stack, attention, moe = layers_of(run)
   padding = 1.0
-  dispatch = moe.dispatch()
-  if hasattr(dispatch, 'capacity_factor') and stack.moe_every:
-    found = buffers(run, num_devices)
-    if found:
-      b = found[0]
-      rows = b['tokens'] * moe.make_router().mean_active(moe.num_experts)
-      padding = b['slots'] * b['num_experts'] / rows
+  found = buffers(run, num_devices)
+  if found and hasattr(moe.dispatch(), 'capacity_factor'):
+    b = found[0]
+    rows = b['tokens'] * moe.make_router().mean_active(moe.num_experts)
+    padding = b['slots'] * b['num_experts'] / rows
   is_fused = is_tpu and has_splash(run, num_devices)
   layout, S = layout_of(run, num_devices), run.data.sequence_length
   parts = attention_lib.num_parts(S, layout)

@@ -68,7 +68,8 @@ def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
   """Prompt ids, jump table and most tokens to write of one sample.
 
   Raises:
-    ValueError: if the prompt is empty, too long, or cannot start the form.
+    ValueError: if the prompt is empty, too long, or cannot start the form, and
+      if the model's router is not causal.
   """
   from moe.infer import forms
 
@@ -76,6 +77,16 @@ def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
   prompt = args.prompt.replace('\\n', '\n')
   if not prompt:
     raise ValueError('--prompt must hold some text, got none.')
+  stack = run.run.model.stack(parent=None)
+  block = stack.block(parent=None)
+  router = block.moe(parent=None).make_router()
+  is_sparse = stack.moe_every and not block.dense_twin
+  if is_sparse and not router.is_causal:
+    raise ValueError(
+      f'{args.checkpoint} was trained with {type(router).__name__},'
+      ' which looks at later tokens and cannot write token by token: score with'
+      ' launch.evaluate, or train with another ROUTER, such as @gates.TopK.'
+    )
   pieces = forms.pieces_of(vocabulary)
   if args.form:
     if args.max_tokens:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import config, models, train
+from launch import config, models, plan, train
 from moe.parallel import shardings
 from moe.scale import cost
 from moe.train import program as program_lib
@@ -190,6 +190,8 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   program = train.build(run, jax.devices()[:1])
   total = train.flops_of(run, program)[0]['params_total']
   assert total > 8 * 3 * 128 * 128  # its experts alone
+  facts = plan.plan_shapes(run)
+  assert facts['drop_rate_cv03'] == 0  # nothing is sent, nothing dropped
 
 
 def shapes_of(run, devices):
