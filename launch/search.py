@@ -94,6 +94,7 @@ def sizes_of(run, mesh) -> memory.Sizes:
     # Its kernel may still refuse the shapes: then the forecast is too low.
     scores=0 if attention.kernel != 'xla' else heads * tokens * length,
     attention_width=_features(attention) // model,
+    result_width=_result_features(attention) // model,
     dense_width=dense.width // model if has_dense else 0,
     matrices=matrices_of(dense.activation),
     expert_width=moe.expert_d_ff // model if is_sparse else 0,
@@ -118,6 +119,13 @@ def _features(attention) -> int:
     return 2 * heads * attention.head_dim
   per_head = attention.content_dim + attention.rope_dim + attention.value_dim
   return 2 * attention.num_heads * per_head
+
+
+def _result_features(attention) -> int:
+  """Features of what all heads return."""
+  is_latent = hasattr(attention, 'value_dim')
+  width = attention.value_dim if is_latent else attention.head_dim
+  return attention.num_heads * width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Sizes:
       kernel makes them piece by piece.
     attention_width: features of queries, keys, values and result together, of
       the device.
+    result_width: those of the result.
     dense_width: F of a dense layer, of the device; 0 for none.
     matrices: of a feed-forward network, 3 with a gate.
     expert_width: F of an expert, of the device; 0 for a dense model.
@@ -50,6 +51,7 @@ class Sizes:
   d_model: int
   scores: int
   attention_width: int
+  result_width: int
   dense_width: int
   matrices: int
   expert_width: int
@@ -105,35 +107,85 @@ def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int, int]:
   return period, table, prefix
 
 
-def _block_bytes(sizes: Sizes, is_prefix: bool = False) -> int:
-  """Activations of one block's forward pass, kept for its backward pass."""
-  half = sizes.dtype_bytes
-  # A period of one block has a sparse one, or a dense one in a dense model.
-  has_dense = is_prefix or sizes.blocks > 1 or not sizes.expert_width
-  wide = sizes.tokens * sizes.dense_width * has_dense
-  rows = sizes.tokens
-  if not is_prefix:
-    wide = max(wide, sizes.expert_rows * sizes.expert_width)
-    rows += 2 * sizes.expert_rows
-  attention = sizes.tokens * max(4 * sizes.d_model, sizes.attention_width)
-  hidden = sizes.matrices * wide
-  scores = sizes.scores * (_FULL + half)
-  return half * (hidden + rows * sizes.d_model + attention) + scores
+def _hidden(sizes: Sizes, is_sparse: bool) -> int:
+  """Numbers of one hidden layer of a block."""
+  if is_sparse:
+    return sizes.expert_rows * sizes.expert_width
+  return sizes.tokens * sizes.dense_width
 
 
-def _kept_bytes(sizes: Sizes, is_prefix: bool = False) -> int:
-  """Of one block, what its remat policy keeps beside its input."""
-  half, width = sizes.dtype_bytes, sizes.d_model
+def _residuals(sizes: Sizes, is_sparse: bool) -> int:
+  """Bytes of all that a block leaves for its backward pass, nothing done twice.
+
+  A scan stacks each array that differentiation asks for as it is: nothing is
+  fused across the loop.
+  """
+  half, tokens = sizes.dtype_bytes, sizes.tokens
+  width, hidden = sizes.d_model, _hidden(sizes, is_sparse)
+  # Each of two norms keeps three float32 arrays, and so do those of queries and
+  # keys with the rotation that follows.
+  total = 3 * _FULL * tokens * (2 * width + sizes.attention_width // 2)
+  # The result of attention as the kernel writes it and, turned, as it is
+  # multiplied.
+  total += half * tokens * (sizes.attention_width + sizes.result_width + width)
+  total += sizes.scores * (_FULL + half)
+  # Products and the result; the activation is computed again.
+  total += half * sizes.matrices * hidden
+  if not is_sparse:
+    return total + half * tokens * width
+  # The router reads float32; hidden layers meet their weights in float32.
+  return (
+    total
+    + _FULL * (tokens * width + hidden)
+    + half * (sizes.expert_rows * width)
+  )
+
+
+def _kept_bytes(sizes: Sizes, is_sparse: bool) -> int:
+  """Of one block, what its remat policy keeps beside its period's input."""
+  half, tokens, width = sizes.dtype_bytes, sizes.tokens, sizes.d_model
   if sizes.remat == 'none':
-    return _block_bytes(sizes, is_prefix)
+    return _residuals(sizes, is_sparse)
+  kept = 0
   if sizes.remat == 'dots':
-    scores = sizes.scores * (_FULL + half)
-    return _block_bytes(sizes, is_prefix) - scores
-  kept = sizes.tokens * width if 'attention' in sizes.remat else 0
+    # Queries, keys, values, and what attention adds. The policy keeps products
+    # without batch dims: neither scores nor products of experts.
+    kept += tokens * (sizes.attention_width - sizes.result_width + width)
+    if not is_sparse:
+      kept += (sizes.matrices - 1) * _hidden(sizes, False) + tokens * width
+  if 'attention' in sizes.remat:
+    kept += tokens * sizes.result_width
   if 'exchange' in sizes.remat:
-    kept += sizes.tokens * width
-    kept += 0 if is_prefix else 2 * sizes.expert_rows * width // sizes.blocks
+    kept += tokens * width
+    kept += 2 * sizes.expert_rows * width if is_sparse else 0
   return half * kept
+
+
+def _recomputed(sizes: Sizes, is_sparse: bool) -> int:
+  """Bytes of a block between its second forward pass and its backward pass.
+
+  Both are in one turn of a loop: what is cheap is fused into the products that
+  read it, and only their own operands and results are arrays.
+  """
+  if sizes.remat == 'none':
+    return 0  # read from the stack in place
+  # Residual stream before each branch; queries and keys before and after their
+  # norm and rotation.
+  numbers = sizes.tokens * (2 * sizes.d_model + 3 * sizes.attention_width // 2)
+  numbers += (sizes.matrices - 1) * _hidden(sizes, is_sparse)
+  numbers += sizes.expert_rows * sizes.d_model if is_sparse else 0
+  scores = sizes.scores * (_FULL + sizes.dtype_bytes)
+  done_again = sizes.dtype_bytes * numbers - _kept_bytes(sizes, is_sparse)
+  return max(0, done_again) + scores
+
+
+def _working(sizes: Sizes, is_sparse: bool) -> int:
+  """Bytes that come on top while a block is differentiated."""
+  # The hidden layer again and its gradient; rows that arrive, leave, and wait
+  # in another order for both.
+  rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
+  numbers = 2 * _hidden(sizes, is_sparse) + rows * sizes.d_model
+  return sizes.dtype_bytes * numbers
 
 
 def predict(abstract, logical_axes: PyTree, batch, sizes: Sizes) -> Prediction:
@@ -147,42 +199,60 @@ def predict(abstract, logical_axes: PyTree, batch, sizes: Sizes) -> Prediction:
   """
   arguments = cost.device_bytes(abstract) + cost.device_bytes(batch)
   half = sizes.dtype_bytes
-  numbers = sum(
-    shardings.device_bytes(p, p.sharding) // p.dtype.itemsize
+  counts = [
+    (shardings.device_bytes(p, p.sharding) // p.dtype.itemsize, p.dtype)
     for p in jax.tree.leaves(abstract.params)
-  )
+  ]
+  numbers = sum(n for n, _ in counts)
+  wider = sum(n for n, dtype in counts if dtype.itemsize > half)
   period, table, prefix = gathered(abstract.params, logical_axes)
   layer_in = sizes.tokens * sizes.d_model * half
-  block = _block_bytes(sizes)
-  logit_columns = table // sizes.d_model
-  kept = sizes.periods * (layer_in + _kept_bytes(sizes) * sizes.blocks)
-  kept += sizes.prefix * (layer_in + _kept_bytes(sizes, is_prefix=True))
-  is_full = any(
-    p.dtype.itemsize > half for p in jax.tree.leaves(abstract.params)
-  )
+  if sizes.remat == 'none':
+    layer_in = 0  # its float32 copy is among what a norm keeps
+  # A period's last block is sparse, unless the model is dense.
+  kinds = [False] * (sizes.blocks - 1) + [sizes.expert_width > 0]
+  kept = layer_in + sum(_kept_bytes(sizes, kind) for kind in kinds)
+  prefix_kept = sizes.prefix * (layer_in + _kept_bytes(sizes, False))
+  has_sums = sizes.num_microbatches > 1
   parts = {
     # The cast to the dtype of products moves out of the loop over layers.
-    'copies of parameters': numbers * half if is_full else 0,
-    'gradients': numbers
-    * (sizes.grad_bytes + sizes.sum_bytes * (sizes.num_microbatches > 1)),
-    'kept for the backward pass': kept,
+    'copies of parameters': wider * half,
+    'sums over microbatches': numbers * sizes.sum_bytes * has_sums,
+    'kept for the backward pass': kept * sizes.periods + prefix_kept,
+    'gradients': numbers * sizes.grad_bytes,
     # Done again as a whole, then differentiated block by block.
-    'one period': block * sizes.blocks,
-    'weights of a period': period * half * 2,
-    'one prefix block': _block_bytes(sizes, is_prefix=True),
-    'weights of the prefix': prefix // max(1, sizes.prefix) * half * 2,
-    'logits': sizes.tokens // sizes.loss_chunks * logit_columns * _FULL,
-    'table': table * (2 * half + (_FULL if sizes.loss_chunks > 1 else 0)),
-  }  # fmt: skip
-  if not sizes.prefix:
-    del parts['one prefix block'], parts['weights of the prefix']
-  stage = max(
-    parts['one period'] + parts['weights of a period'],
-    parts.get('one prefix block', 0) + parts.get('weights of the prefix', 0),
-    parts['logits'] + parts['table'],
+    'one period': sum(_recomputed(sizes, kind) for kind in kinds)
+    + max(_working(sizes, kind) for kind in kinds),
+    'weights of a period': period * half,
+    'logits': sizes.tokens
+    // sizes.loss_chunks
+    * (table // sizes.d_model)
+    * _FULL,
+    # As it is multiplied, transposed, and its gradient's sum over tokens.
+    'table': table * (2 * half + _FULL),
+  }
+  if sizes.prefix:
+    parts |= {
+      # Once more: it outlives what the periods kept.
+      'kept of the prefix': prefix_kept,
+      'one prefix block': _recomputed(sizes, False) + _working(sizes, False),
+      'weights of the prefix': prefix // sizes.prefix * half,
+    }
+  return Prediction(arguments, parts, arguments + _peak(parts))
+
+
+def _peak(parts: dict[str, int]) -> int:
+  """The most of what comes and goes, over the stages of a step."""
+  total = lambda *names: sum(parts.get(name, 0) for name in names)
+  kept = total('kept for the backward pass')
+  loss = kept + total('logits', 'table')
+  # Space for the gradients of all layers is set aside before the first of them.
+  layers = kept + total('gradients', 'one period', 'weights of a period')
+  first = total(
+    'kept of the prefix',
+    'gradients',
+    'one prefix block',
+    'weights of the prefix',
   )
-  # What lives at different times seldom shares an address: the stages of the
-  # step are added up, and only block and loss take each other's place.
-  lasting = ('copies of parameters', 'gradients', 'kept for the backward pass')
-  peak = arguments + sum(parts[name] for name in lasting) + stage
-  return Prediction(arguments, parts, peak)
+  lasting = total('copies of parameters', 'sums over microbatches')
+  return lasting + max(loss, layers, first)

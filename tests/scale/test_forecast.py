@@ -138,9 +138,9 @@ def warned(axis, **sizes):
   )
   known = {
     'tokens': 1, 'd_model': 1, 'scores': 0, 'attention_width': 1,
-    'dense_width': 0, 'matrices': 2, 'expert_width': 1, 'expert_rows': 1,
-    'periods': 1, 'blocks': 1, 'remat': 'full', 'loss_chunks': 1,
-    'num_microbatches': 1, 'dtype_bytes': 2,
+    'result_width': 1, 'dense_width': 0, 'matrices': 2, 'expert_width': 1,
+    'expert_rows': 1, 'periods': 1, 'blocks': 1, 'remat': 'full',
+    'loss_chunks': 1, 'num_microbatches': 1, 'dtype_bytes': 2,
   }  # fmt: skip
   rows = sizes.pop('rows_per_expert', 1)
   load = forecast.Load(1.0, 1, sizes.pop('sparse_layers', 1), 1, 1, rows)
