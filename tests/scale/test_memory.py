@@ -13,7 +13,7 @@ from moe.scale import memory, topology
 from moe.train.state import TrainState
 from tests.scale import plans
 
-# Not compared with the compiler yet in these sizes. In small ones, with a single
+# Not compared with the compiler yet in these sizes. In small ones, with one
 # period, which is no loop, the forecast was a fifth too high: no space is set
 # aside there for the gradients of all layers.
 NOT_YET = ('experts beside replicas, after a dense prefix, keeping attention',)
