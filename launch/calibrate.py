@@ -129,32 +129,50 @@ def compared(row: Published) -> dict[str, Any]:
   found = measured(row, run, facts['flops_per_token_train'])
   tokens = facts['tokens_per_step'] / slice_.num_chips
   flops = facts['flops_per_token_train'] / slice_.chip.peak['bfloat16']
-  predicted = {}
-  for name in ('step_seconds_no_overlap', 'step_seconds_full_overlap',
-               'compiler_seconds'):  # fmt: skip
-    seconds = made[name]
-    predicted[name.removeprefix('step_seconds_')] = {
-      'step_seconds': seconds,
-      'tokens_per_second_per_chip': tokens / seconds,
-      'mfu': tokens / seconds * flops,
-    }
   found['step_seconds'] = tokens / found['tokens_per_second_per_chip']
   return {
     **dataclasses.asdict(row),
     'chips': slice_.num_chips,
     'peak_bytes': made['peak_bytes'],
     'bound': made['bound'],
-    'predicted': predicted,
+    'predicted': predictions(made, tokens, flops),
     'measured': found,
   }
 
 
-def layer_seconds(run, slice_) -> dict[str, float]:
+def predictions(
+  made: dict[str, Any], tokens: float, peak_seconds: float
+) -> dict[str, dict[str, float] | None]:
+  """What a compiled plan expects of a step, by each way to estimate it.
+
+  Args:
+    made: of `plan.plan_topology`.
+    tokens: of a step, for each chip.
+    peak_seconds: a chip would take for one of them at its published peak.
+
+  Returns:
+    Step time, tokens/s of a chip and MFU by estimate; None where there is no
+    estimate: the compiler gives no seconds for a TPU7x.
+  """
+  found = {}
+  for name in ('step_seconds_no_overlap', 'step_seconds_full_overlap',
+               'compiler_seconds'):  # fmt: skip
+    seconds = made[name]
+    found[name.removeprefix('step_seconds_')] = seconds and {
+      'step_seconds': seconds,
+      'tokens_per_second_per_chip': tokens / seconds,
+      'mfu': tokens / seconds * peak_seconds,
+    }
+  return found
+
+
+def layer_seconds(run, slice_) -> dict[str, float | None]:
   """What the compiler estimates for one more period of a run's stack.
 
   Two training steps without a loop over layers, since the compiler counts a
   loop's body once: one with one period more than the other. What does not
   depend on the layers cancels out; the layer's optimizer update does not.
+  Seconds are None for chips of which the compiler gives none.
   """
   from launch import plan
 
@@ -169,13 +187,26 @@ def layer_seconds(run, slice_) -> dict[str, float]:
     )
     changed = dataclasses.replace(run, model=run.model.clone(stack=unrolled))
     made.append(plan.plan_topology(changed, slice_, plan.plan_shapes(changed)))
-  more = lambda key: made[1][key] - made[0][key]
+
+  def more(key):
+    if None in (made[0][key], made[1][key]):
+      return None
+    return (made[1][key] - made[0][key]) / blocks
+
   return {
     'layers': blocks,
-    'compiler_seconds_per_layer': more('compiler_seconds_once') / blocks,
-    'flops_per_layer': more('executed_flops_per_chip') / blocks,
-    'temp_bytes_per_layer': more('temp_bytes') / blocks,
+    'compiler_seconds_per_layer': more('compiler_seconds_once'),
+    'flops_per_layer': more('executed_flops_per_chip'),
+    'temp_bytes_per_layer': more('temp_bytes'),
   }
+
+
+# Of the table: what, the key of its number, and how that is written.
+_LINES = (
+  ('step, s', 'step_seconds', '.2f'),
+  ('tokens/s a chip', 'tokens_per_second_per_chip', ',.0f'),
+  ('MFU, our counter', 'mfu', '.1%'),
+)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -187,12 +218,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
     columns = [row['measured'], *row['predicted'].values()]
     cells = [
       head,
-      ('step, s', *(f'{c["step_seconds"]:.2f}' for c in columns)),
-      (
-        'tokens/s a chip',
-        *(f'{c["tokens_per_second_per_chip"]:,.0f}' for c in columns),
+      *(
+        (title, *(format(c[key], form) if c else 'none' for c in columns))
+        for title, key, form in _LINES
       ),
-      ('MFU, our counter', *(f'{c["mfu"]:.1%}' for c in columns)),
     ]
     lines += [name, '']
     lines += [
@@ -229,12 +258,13 @@ def calibrate(args: argparse.Namespace, overrides: list[str]) -> int:
   found = layer_seconds(run, topology.parse(args.topology))
   if args.json:
     print(json.dumps(found, indent=2))
-  else:
-    print(
-      f'{found["compiler_seconds_per_layer"]:.4f} s a layer by the compiler,'
-      f' {found["flops_per_layer"]:.3g} FLOP,'
-      f' {found["temp_bytes_per_layer"] / 1e9:.2f} GB of temporaries'
-    )
+    return 0
+  seconds = found['compiler_seconds_per_layer']
+  said = 'no seconds' if seconds is None else f'{seconds:.4f} s a layer'
+  print(
+    f'{said} by the compiler, {found["flops_per_layer"]:.3g} FLOP,'
+    f' {found["temp_bytes_per_layer"] / 1e9:.2f} GB of temporaries'
+  )
   return 0
 
 
