@@ -45,17 +45,23 @@ BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2}
 BYTES |= {'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8}
 # '<number name @place> (size=bytes,offset=bytes): dtype[dims]'
 VALUE = re.compile(
-  r'value: <\d+ (\S+)[^>]*> \(size=(\d+),offset=\d+\): ([a-z]+\d*)\[([\d,]*)\]'
+  r'value: <\d+ (\S+)[^>]*> \(size=(\d+),offset=(\d+)\):'
+  r' ([a-z]+\d*)\[([\d,]*)\]'
 )
+LIFETIME = re.compile(r'^ +(\S+):(\d+)-(\d+)$', re.MULTILINE)
 SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 
 
 def v5p_devices(shape: tuple[int, int, int]) -> list:
-  """Devices of a slice of v5p chips.
+  """Devices of a slice of v5p chips, for the compiler alone.
 
   Raises:
     ValueError: if the TPU's compiler is not installed.
   """
+  # Else it asks a metadata server that only TPU machines have.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  # Its lock keeps two processes off one TPU; a compiler touches none.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     import libtpu  # noqa: F401 -- only to see whether it is there
   except ImportError as error:
@@ -71,31 +77,6 @@ def v5p_devices(shape: tuple[int, int, int]) -> list:
     # A dim of a slice is a ring only where it spans whole 4 x 4 x 4 cubes.
     wrap=tuple(dim % 4 == 0 for dim in shape),
   ).devices
-
-
-def compile_layer(
-  sizes: bench_moe.Sizes,
-  dispatcher,
-  exchanger,
-  mesh,
-  dump_to: str | None = None,
-):
-  """The layer's forward and backward pass, compiled for the mesh's devices.
-
-  Args:
-    sizes: of the layer.
-    dispatcher: class of the dispatch.
-    exchanger: class of the exchange.
-    mesh: devices.
-    dump_to: directory in which the compiler writes down what it made. The
-      program's own `as_text` fails where collectives are asynchronous.
-  """
-  layer = bench_moe.make_layer(sizes, dispatcher, exchanger, mesh)
-  with jax.set_mesh(layer.mesh):
-    return layer.jitted.lower(*layer.abstract).compile(
-      compiler_options=dump_to
-      and {'xla_dump_to': dump_to, 'xla_dump_hlo_as_text': True}
-    )
 
 
 def num_bytes(dtype: str, dims: str) -> int:
@@ -138,51 +119,107 @@ def collectives(text: str) -> list[dict[str, Any]]:
   return sorted(rows, key=lambda row: -row['bytes'] * row['count'])
 
 
-def largest_buffers(assignment: str, num: int = 8) -> list[dict[str, Any]]:
-  """Values that take most memory on one device.
+class Value(NamedTuple):
+  """An array among the temporaries of one device.
+
+  Attributes:
+    name: of the instruction that makes it.
+    shape: as HLO writes it.
+    dims: sizes.
+    bytes: with padding.
+    offset: bytes before it; arrays at one offset share their memory.
+    first, last: instructions between which it is needed.
+  """
+
+  name: str
+  shape: str
+  dims: tuple[int, ...]
+  bytes: int
+  offset: int
+  first: int
+  last: int
+
+
+def temporaries(buffers: str, lifetimes: str) -> list[Value]:
+  """What a program keeps in a device's main memory beyond input and output.
 
   Args:
-    assignment: the compiler's text on which value lies where.
-    num: how many.
-
-  Returns:
-    Dicts with 'name', 'shape' and 'bytes', most bytes first.
+    buffers: the compiler's text on which value lies where.
+    lifetimes: its text on when each is needed.
   """
-  found = VALUE.findall(assignment)
-  rows = {
-    (name, dtype, dims): {
-      'name': name,
-      'shape': f'{dtype}[{dims}]',
-      'bytes': int(size),
-    }
-    for name, size, dtype, dims in found
+  lives = {
+    name.removesuffix('{}'): (int(first), int(last))
+    for name, first, last in LIFETIME.findall(lifetimes)
   }
-  return sorted(rows.values(), key=lambda row: -row['bytes'])[:num]
+  # Memories other than the main one have a color.
+  parts = [
+    part
+    for part in re.split('^allocation ', buffers, flags=re.MULTILINE)
+    if re.match(r'\d+: size \d+, page \d+, preallocated-temp', part)
+  ]
+  return [
+    Value(
+      name,
+      f'{dtype}[{dims}]',
+      tuple(int(d) for d in dims.split(',') if d),
+      int(size),
+      int(offset),
+      *lives[name],
+    )
+    for part in parts
+    for name, size, offset, dtype, dims in VALUE.findall(part)
+    if name in lives
+  ]
+
+
+def most_alive(values: list[Value]) -> list[Value]:
+  """Values needed at the moment when most bytes are; the largest come first."""
+
+  def alive(moment):
+    # Of values that share their memory the largest stands for all.
+    at = {}
+    for value in sorted(values, key=lambda v: v.bytes):
+      if value.first <= moment <= value.last:
+        at[value.offset] = value
+    return sorted(at.values(), key=lambda v: -v.bytes)
+
+  # It can only grow where a value begins.
+  moments = {value.first for value in values}
+  return max(map(alive, moments), key=_bytes_of, default=[])
+
+
+def _bytes_of(values: list[Value]) -> int:
+  return sum(value.bytes for value in values)
 
 
 class Dumped(NamedTuple):
-  """A compiled layer and what its compiler wrote down.
+  """A program for TPUs and what its compiler wrote down.
 
   Attributes:
     compiled: the program.
-    optimized: its text.
+    optimized: its text. The program's own `as_text` fails where collectives
+      are asynchronous.
     generated: the same after code generation, with estimates of cycles.
     buffers: which value lies where.
+    lifetimes: from when to when each value is needed.
   """
 
   compiled: Any
   optimized: str
   generated: str
   buffers: str
+  lifetimes: str
 
 
-def dump_layer(sizes: bench_moe.Sizes, dispatcher, exchanger, mesh) -> Dumped:
-  """`compile_layer`, with the compiler's texts."""
+def dump(lowered: jax.stages.Lowered) -> Dumped:
+  """Compiles a program for TPUs and reads what the compiler wrote down."""
   with tempfile.TemporaryDirectory() as directory:
-    compiled = compile_layer(sizes, dispatcher, exchanger, mesh, directory)
+    compiled = lowered.compile(
+      {'xla_dump_to': directory, 'xla_dump_hlo_as_text': True}
+    )
 
     def read(end):
-      # The layer is the largest of the modules that one compilation makes.
+      # The program is the largest of the modules that one compilation makes.
       found = pathlib.Path(directory).glob(end)
       return max(found, key=lambda p: p.stat().st_size).read_text()
 
@@ -191,7 +228,15 @@ def dump_layer(sizes: bench_moe.Sizes, dispatcher, exchanger, mesh) -> Dumped:
       read('*.after_optimizations.txt'),
       read('*after_codegen.txt'),
       read('*-buffer-assignment.txt'),
+      read('*-live-range.txt'),
     )
+
+
+def dump_layer(sizes: bench_moe.Sizes, dispatcher, exchanger, mesh) -> Dumped:
+  """The layer's forward and backward pass for the mesh's devices."""
+  layer = bench_moe.make_layer(sizes, dispatcher, exchanger, mesh)
+  with jax.set_mesh(layer.mesh):
+    return dump(layer.jitted.lower(*layer.abstract))
 
 
 def estimate(dumped: Dumped, mesh) -> float:
@@ -256,36 +301,87 @@ def fine(args: argparse.Namespace, dispatcher, exchanger) -> dict[str, Any]:
   }
 
 
+def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
+  """Temporary bytes of a program on one device, by what they hold.
+
+  Args:
+    dumped: the program.
+    weight: shape of one matrix of all experts on a device; arrays of its size
+      are gradients on their way, not rows.
+
+  Returns:
+    'temp_bytes' in all; 'weight_sized_bytes', the most that arrays as large as
+    a weight take at a moment; 'row_bytes', the most that all others take;
+    'gap_bytes', by which the whole is larger than what is ever needed at once;
+    'at_peak', what is needed then.
+  """
+  is_weight = lambda value: sorted(value.dims) == sorted(weight)
+  values = temporaries(dumped.buffers, dumped.lifetimes)
+  peak = most_alive(values)
+  total = dumped.compiled.memory_analysis().temp_size_in_bytes
+  most = lambda chosen: _bytes_of(most_alive(list(chosen)))
+  return {
+    'temp_bytes': total,
+    'weight_sized_bytes': most(filter(is_weight, values)),
+    'row_bytes': most(v for v in values if not is_weight(v)),
+    'gap_bytes': total - _bytes_of(peak),
+    'at_peak': [
+      {'name': v.name, 'shape': v.shape, 'bytes': v.bytes} for v in peak[:10]
+    ],
+  }
+
+
 def memory(args: argparse.Namespace, dispatcher, exchanger) -> dict[str, Any]:
-  """Bytes of a layer on 32 chips whose experts are divided over 16."""
+  """Bytes of a layer on 32 chips whose experts are divided over 16.
+
+  Of the forward pass alone and of both passes. With SwiGLU the backward pass
+  holds up to four arrays as wide as the hidden layer: both factors of it, its
+  gradient, and that of a factor.
+  """
   sizes = bench_moe.sizes_of(args, MEMORY_SIZES)
   shape = MeshShape(data=-1, expert=EXPERT_DEVICES)
   mesh = make_mesh(shape, v5p_devices(CHIPS))
-  dumped = dump_layer(sizes, dispatcher, exchanger, mesh)
-  buffers = largest_buffers(dumped.buffers)
-  used = dumped.compiled.memory_analysis()
+  layer = bench_moe.make_layer(sizes, dispatcher, exchanger, mesh)
+  forward = jax.jit(lambda params, x: layer.jitted(params, x, x)[0])
+  with jax.set_mesh(mesh):
+    there = dump(forward.lower(*layer.abstract[:2]))
+    both = dump(layer.jitted.lower(*layer.abstract))
   rows = bench_moe.num_slots(sizes, dispatcher) // mesh.size
   width = np.dtype(jax.numpy.dtype(sizes.dtype)).itemsize
   packed, hidden = rows * sizes.d_model * width, rows * sizes.d_ff * width
-  here = sizes.tokens // mesh.size
-  seconds = estimate(dumped, mesh)
+  weight = sizes.experts // EXPERT_DEVICES, sizes.d_model, sizes.d_ff
+  accounts = account(there, weight), account(both, weight)
+  peaks = [found.pop('at_peak') for found in accounts]
+  for found in accounts:
+    found['ratio'] = found['row_bytes'] / (packed + hidden)
+  seconds = estimate(both, mesh)
+  used = both.compiled.memory_analysis()
   return {
     'unit': bench_moe.UNIT + ', on one device',
     'seconds': seconds,
     'tokens_per_second': sizes.tokens / seconds,
-    'temp_bytes': used.temp_size_in_bytes,
     'argument_bytes': used.argument_size_in_bytes,
     'output_bytes': used.output_size_in_bytes,
     'rows': rows,
     'packed_bytes': packed,
     'hidden_bytes': hidden,
-    'ratio': used.temp_size_in_bytes / (packed + hidden),
-    'ratio_of': 'temporary bytes over packed rows and hidden rows',
-    # SwiGLU has two products of the width of a hidden row.
-    'ratio_two_hidden': used.temp_size_in_bytes / (packed + 2 * hidden),
-    'tokens_experts_d_ff_bytes': here * sizes.experts * sizes.d_ff * width,
-    'largest_buffers': buffers,
-    'collectives': collectives(dumped.optimized),
+    **accounts[1],
+    'ratio_of': 'row_bytes over packed rows and hidden rows, once each',
+    'ratio_forward': accounts[0]['ratio'],
+    'ratio_all': accounts[1]['temp_bytes'] / (packed + hidden),
+    'passes': [
+      {'name': name, **found}
+      for name, found in zip(('forward', 'both'), accounts, strict=True)
+    ],
+    'at_peak_forward': peaks[0],
+    'at_peak': peaks[1],
+    'tokens_experts_d_ff_bytes': (
+      sizes.tokens // mesh.size * sizes.experts * sizes.d_ff * width
+    ),
+    'largest_temporary_bytes': max(
+      v.bytes for v in temporaries(both.buffers, both.lifetimes)
+    ),
+    'collectives': collectives(both.optimized),
     'sizes': dataclasses.asdict(sizes),
     'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
   }
@@ -293,9 +389,5 @@ def memory(args: argparse.Namespace, dispatcher, exchanger) -> dict[str, Any]:
 
 def compiled(args: argparse.Namespace) -> dict[str, Any]:
   """The verb `moe` for TPUs."""
-  # Else it asks a metadata server that only TPU machines have.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  # Its lock keeps two processes off one TPU; a compiler touches none.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   compare = {'tpu': fine, 'memory': memory}[args.compare]
   return compare(args, *bench_moe.choices(args))

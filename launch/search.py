@@ -203,7 +203,8 @@ def _load(run, where: Placed, sizes: memory.Sizes) -> forecast.Load:
   stack, _, moe = plan.layers_of(run)
   active = moe.make_router().mean_active(moe.num_experts)
   parts = cost.components(where.abstract.params, where.logical_axes, active)
-  recipe = plan.recipe_of(run, mesh.size)
+  is_tpu = mesh.devices.flat[0].platform == 'tpu'
+  recipe = plan.recipe_of(run, mesh.size, is_tpu)
   _, step = cost.executed_flops_per_token(parts, recipe)
   tokens = run.data.batch_size * run.data.sequence_length
   sparse = stack.num_periods() if stack.moe_every else 0

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import bench, bench_moe, bench_pairs, bench_step, bench_tpu
+from launch import bench, bench_moe, bench_pairs, bench_step
 from launch.bench_pairs import Program, measure
 from moe.routing import dispatch
 from moe.routing.plan import RouterInputs
@@ -182,66 +182,6 @@ def test_without_the_compiler_of_tpus_it_says_what_to_install(
   monkeypatch.setitem(sys.modules, 'libtpu', None)  # its import fails
   error = error_of(capsys, 'moe', '--compare=tpu')
   assert 'needs the package libtpu' in error
-
-
-def test_collectives_are_counted_with_their_bytes():
-  hlo = """
-    %a = bf16[2,4]{1,0:T(8,128)} all-to-all(%x), channel_id=1
-    %b = bf16[2,4]{1,0:T(8,128)} all-to-all(%a), channel_id=2
-    %c = (f32[3]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
-    %d = (f32[4]{0}, f32[64]{0}) all-gather-start(%y), dimensions={0}
-    %e = f32[64]{0} all-gather-done(%d)
-    %f = bf16[9]{0} fusion(%all-to-all.1), kind=kLoop
-  """
-  found = {row['name']: row for row in bench_tpu.collectives(hlo)}
-  assert set(found) == {'all-to-all', 'all-reduce', 'all-gather'}
-  assert (found['all-to-all']['bytes'], found['all-to-all']['count']) == (16, 2)
-  assert found['all-reduce']['bytes'] == 4 * 3 + 4
-  assert found['all-gather']['bytes'] == 4 * 64
-
-
-def test_the_largest_buffers_come_first():
-  text = """allocation 1: size 96, page 0, thread-local:
- value: <17 small.1 @8> (size=4,offset=0): u32[]{:S(8)}
- value: <18 large.2{0} @0> (size=64,offset=32): bf16[4,8]{1,0:T(8,128)}
- value: <19 tuple.3{} @0> (size=32,offset=0): (f32[4]{0}, f32[2]{0})
-"""
-  assert bench_tpu.largest_buffers(text, 1) == [
-    {'name': 'large.2{0}', 'shape': 'bf16[4,8]', 'bytes': 64}
-  ]
-
-
-def test_where_cycles_go_is_told_with_loops_multiplied_out():
-  estimate = 'backend_config={"estimated_cycles":"%d"}'
-  text = f"""HloModule layer
-
-%body (p.1: (s32[])) -> (s32[]) {{
-  %p.1 = (s32[]) parameter(0)
-  %i.1 = s32[] get-tuple-element(%p.1), index=0
-  %one.1 = s32[] constant(1)
-  %next.1 = s32[] add(%i.1, %one.1), {estimate % 10}
-  ROOT %t.1 = (s32[]) tuple(%next.1)
-}}
-
-%cond (p.2: (s32[])) -> pred[] {{
-  %p.2 = (s32[]) parameter(0)
-  %i.2 = s32[] get-tuple-element(%p.2), index=0
-  %n.2 = s32[] constant(4)
-  ROOT %lt.2 = pred[] compare(%i.2, %n.2), direction=LT
-}}
-
-ENTRY %main (x: f32[4]) -> f32[4] {{
-  %x = f32[4] parameter(0)
-  %zero = s32[] constant(0)
-  %init = (s32[]) tuple(%zero)
-  %while = (s32[]) while(%init), condition=%cond, body=%body
-  ROOT %y = f32[4] copy(%x), {estimate % 60}
-}}
-"""
-  assert bench_tpu.costliest(text, 2) == [
-    {'name': 'y', 'cycles': 60, 'share': 0.6},
-    {'name': 'next.1', 'cycles': 40, 'share': 0.4},
-  ]
 
 
 @pytest.mark.slow
