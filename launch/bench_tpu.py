@@ -5,7 +5,6 @@ Times are the compiler's own estimates, no measurements.
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import re
 import tempfile
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 
 from launch import bench_moe
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.scale import hlo, roofline
+from moe.scale import hlo, roofline, topology
 
 SIZES = {
   'd_model': 4096,
@@ -32,7 +30,7 @@ SIZES = {
 }
 MEMORY_SIZES = {**SIZES, 'experts': 64, 'tokens': 32 * 2048}
 # Of the smallest slice with an expert axis of 16: v5p-64 has 64 cores.
-CHIPS, EXPERT_DEVICES = (2, 4, 4), 16
+CHIPS, EXPERT_DEVICES = '2x4x4', 16
 COLLECTIVES = (
   'all-to-all',
   'ragged-all-to-all',
@@ -52,31 +50,19 @@ LIFETIME = re.compile(r'^ +(\S+):(\d+)-(\d+)$', re.MULTILINE)
 SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 
 
-def v5p_devices(shape: tuple[int, int, int]) -> list:
-  """Devices of a slice of v5p chips, for the compiler alone.
+def v5p_devices(shape: str) -> list:
+  """Devices of a slice of v5p chips such as '2x2x1', for the compiler alone.
 
   Raises:
     ValueError: if the TPU's compiler is not installed.
   """
-  # Else it asks a metadata server that only TPU machines have.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  # Its lock keeps two processes off one TPU; a compiler touches none.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     import libtpu  # noqa: F401 -- only to see whether it is there
   except ImportError as error:
     raise ValueError(
       "compiling for TPUs needs the package libtpu: pip install '.[tpu]'."
     ) from error
-  return topologies.get_topology_desc(
-    platform='tpu',
-    topology_name='v5:' + 'x'.join(map(str, shape)),
-    chip_config_name='megacore',
-    chips_per_host_bounds=(2, 2, 1),
-    num_slices=1,
-    # A dim of a slice is a ring only where it spans whole 4 x 4 x 4 cubes.
-    wrap=tuple(dim % 4 == 0 for dim in shape),
-  ).devices
+  return topology.devices(topology.parse(f'v5p:{shape}'))
 
 
 def num_bytes(dtype: str, dims: str) -> int:
@@ -276,7 +262,7 @@ def costliest(generated: str, num: int = 8) -> list[dict[str, Any]]:
 def fine(args: argparse.Namespace, dispatcher, exchanger) -> dict[str, Any]:
   """The same work in 4 and 8 times as many experts, on one chip."""
   sizes = bench_moe.sizes_of(args, SIZES)
-  mesh = make_mesh(MeshShape(), v5p_devices((2, 2, 1))[:1])
+  mesh = make_mesh(MeshShape(), v5p_devices('2x2x1')[:1])
   runs = []
   for factor in (1, 4, 8):
     finer = sizes.finer(factor)

@@ -189,7 +189,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
 @pytest.fixture(scope='module')
 def on_tpu():
   pytest.importorskip('libtpu')
-  devices = bench_tpu.v5p_devices((2, 2, 1))
+  devices = bench_tpu.v5p_devices('2x2x1')
   return marks(bench_tpu.dump(lowered(devices)).optimized)
 
 
