@@ -246,6 +246,15 @@ def load_run(directory: str) -> TrainedRun:
   )
 
 
+def router_of(run: Run):
+  """The router of a run's sparse layers; None where it has none."""
+  stack = run.model.stack(parent=None)
+  block = stack.block(parent=None)
+  if not stack.moe_every or block.dense_twin:
+    return None
+  return block.moe(parent=None).make_router()
+
+
 def place(run: Run, devices: Sequence | None = None):
   """(functional, rule table, mesh) of a run on devices."""
   from moe.parallel.mesh import make_mesh

@@ -201,11 +201,11 @@ def check_disk(program, steps_dir: str) -> None:
 
 def warn_of_router(run) -> None:
   """Says so where the router lets a token's experts depend on later tokens."""
-  stack = run.model.stack(parent=None)
-  block = stack.block(parent=None)
-  if not stack.moe_every or block.dense_twin:
+  from launch import config
+
+  router = config.router_of(run)
+  if router is None:
     return
-  router = block.moe(parent=None).make_router()
   name = type(router).__name__
   if not router.is_causal:
     log(

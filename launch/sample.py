@@ -71,17 +71,15 @@ def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
     ValueError: if the prompt is empty, too long, or cannot start the form, and
       if the model's router is not causal.
   """
+  from launch import config
   from moe.infer import forms
 
   vocabulary = run.vocabulary
   prompt = args.prompt.replace('\\n', '\n')
   if not prompt:
     raise ValueError('--prompt must hold some text, got none.')
-  stack = run.run.model.stack(parent=None)
-  block = stack.block(parent=None)
-  router = block.moe(parent=None).make_router()
-  is_sparse = stack.moe_every and not block.dense_twin
-  if is_sparse and not router.is_causal:
+  router = config.router_of(run.run)
+  if router and not router.is_causal:
     raise ValueError(
       f'{args.checkpoint} was trained with {type(router).__name__},'
       ' which looks at later tokens and cannot write token by token: score with'
