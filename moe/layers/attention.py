@@ -76,7 +76,7 @@ def attend(
   k_BSKH: Array,
   v_BSKH: Array,
   description: Description,
-  scale: float | None = None,
+  scale: float | Array | None = None,
 ) -> Array:
   """Softmax attention in plain XLA, scores and softmax in float32.
 
@@ -97,7 +97,8 @@ def attend(
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   n = N // K
-  q_BTNH = q_BTNH * jnp.asarray(scale or H**-0.5, q_BTNH.dtype)
+  scale = H**-0.5 if scale is None else scale
+  q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
   # Query heads that share a key head are queries of it like any others.
   q_BUKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
   scores_BKUS = jnp.einsum(
@@ -141,11 +142,9 @@ def attend_by_parts(
   """
   d = description
   T = q_BTNH.shape[1]
-  place_BT = jax.lax.broadcasted_iota(jnp.int32, d.query_segments_BT.shape, 1)
   last_BT = kernels.last_visible(d.query_segments_BT, d.query_blocks_BT)
   span = max(0, longest_block - 1)
-  is_too_long = jnp.any(last_BT - place_BT > span)
-  q_BTNH = q_BTNH * jnp.where(is_too_long, jnp.nan, 1.0).astype(q_BTNH.dtype)
+  scale = q_BTNH.shape[-1] ** -0.5 * kernels.within_span(last_BT, 0, span)
   outs = []
   for start in range(0, T, T // parts):
     end = start + T // parts
@@ -158,9 +157,8 @@ def attend_by_parts(
       d.key_blocks_BS[:, :reach],
       jnp.int32(start),
     )
-    outs.append(
-      attend(q_BTNH[:, start:end], k_BTKH[:, :reach], v_BTKH[:, :reach], part)
-    )
+    q, k, v = q_BTNH[:, start:end], k_BTKH[:, :reach], v_BTKH[:, :reach]
+    outs.append(attend(q, k, v, part, scale))
   return jnp.concatenate(outs, axis=1)
 
 

@@ -77,6 +77,18 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
   return jax.lax.cummin(end_BT, axis=1, reverse=True)
 
 
+def within_span(last_BT: Array, first, span: int) -> Array:
+  """1, or not a number where a query sees more than `span` places behind it.
+
+  Args:
+    last_BT: of `last_visible`.
+    first: place of the first query.
+    span: how far behind its own place a query may see.
+  """
+  place_BT = first + jax.lax.broadcasted_iota(jnp.int32, last_BT.shape, 1)
+  return jnp.where(jnp.any(last_BT - place_BT > span), jnp.nan, 1.0)
+
+
 def tile(length: int) -> int:
   """The largest tile, a multiple of the lanes, that divides the length."""
   return next(t for t in range(_TILE, 0, -_LANES) if length % t == 0)
@@ -200,13 +212,9 @@ def splash(
   span = max(0, longest_block - 1)
 
   def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BS, last_BT, first_1):
-    place_BT = first_1[0] + jax.lax.broadcasted_iota(
-      jnp.int32, last_BT.shape, 1
-    )
-    is_too_long = jnp.any(last_BT - place_BT > span)
-    scale = jnp.where(is_too_long, jnp.nan, H**-0.5).astype(q_BTNH.dtype)
+    scale = H**-0.5 * within_span(last_BT, first_1[0], span)
     return _splash_local(
-      q_BTNH * scale,
+      q_BTNH * scale.astype(q_BTNH.dtype),
       k_BSKH,
       v_BSKH,
       (segments_BT, segments_BS),
