@@ -156,6 +156,13 @@ def message_of(files, overrides=()):
   return str(error.value)
 
 
+def accepted(files, overrides=()):
+  """What files and overrides bind, in order; nothing is wrong with it."""
+  bound, _ = bindings.read(files, list(overrides))
+  bindings.check(bound, config.Run)
+  return bound
+
+
 @pytest.fixture
 def write(tmp_path):
   def write(text, name='run.gin'):
@@ -184,8 +191,8 @@ def test_a_mistake_on_the_command_line_is_told_as_it_was_given(write, text):
 
 
 def test_the_base_of_the_mistakes_is_none(write):
-  bound, _ = bindings.read([write(BASE + IMPORTS)], ['D_MODEL=64'])
-  bindings.check(bound, config.Run)
+  bound = accepted([write(BASE + IMPORTS)], ['D_MODEL=64'])
+  assert (bound[-1].argument, bound[-1].value) == ('D_MODEL', 64)
 
 
 def test_a_mistake_is_placed_in_the_file_that_is_included(write):
@@ -200,8 +207,7 @@ def test_a_wrong_value_is_placed_where_its_macro_is_set_last(write):
   assert f"{second}:2: 'D_MODEL' must be int" in message_of([first, second])
   # What a later file mends is no mistake.
   third = write('D_MODEL = 16\n', 'third.gin')
-  bound, _ = bindings.read([first, second, third], [])
-  bindings.check(bound, config.Run)
+  assert accepted([first, second, third])[-1].value == 16
 
 
 def test_a_missing_file_is_told_with_the_nearest_one():
@@ -225,28 +231,24 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_windows_line_ends_and_comments_are_no_mistake(tmp_path):
   path = tmp_path / 'run.gin'
   path.write_bytes(BASE.encode() + '# 詩\r\nD_MODEL = 32\r\n'.encode())
-  bound, _ = bindings.read([str(path)], [])
-  bindings.check(bound, config.Run)
+  bound = accepted([str(path)])
   assert bound[-1].value == 32 and bound[-1].place == f'{path}:3'
 
 
 def test_a_choice_can_be_overridden_without_what_was_bound_for_it(write):
   # The files bind adamw.weight_decay.
   choice = 'config.Run.optimizer=@optimizers.adafactor'
-  bound, _ = bindings.read([write(BASE)], [choice])
-  bindings.check(bound, config.Run)
+  assert accepted([write(BASE)], [choice])[-1].argument == 'optimizer'
   imports = IMPORTS + 'from launch import config\n'
   path = write(BASE + imports + choice.replace('=@', ' = @') + '\n')
-  bound, _ = bindings.read([path], [])
-  bindings.check(bound, config.Run)
+  assert accepted([path])[-1].argument == 'optimizer'
 
 
 def test_macros_of_a_choice_that_is_overridden_need_no_value(write):
   lines = IMPORTS + 'gates.TopK.renormalize = %SWITCHED\n'
   assert "'%SWITCHED' is defined nowhere" in message_of([write(BASE + lines)])
   path = write(BASE + lines + 'ROUTER = @gates.Switch\n')
-  bound, _ = bindings.read([path], [])
-  bindings.check(bound, config.Run)
+  assert accepted([path])[-1].argument == 'ROUTER'
 
 
 def test_what_is_bound_for_a_choice_that_was_overridden_before_is_unread(write):
@@ -267,8 +269,9 @@ FROZEN = ['a', 'b']
 EVAL_TASKS = ()
 D_MODEL = %D_FF
 """
-  bound, _ = bindings.read([write(BASE + good)], [])
-  bindings.check(bound, config.Run)
+  taken = {b.argument: b.value for b in accepted([write(BASE + good)])}
+  assert (taken['LEARNING_RATE'], taken['EVAL_TASKS']) == (1, ())
+  assert (taken['PROFILE_STEPS'], taken['FROZEN']) == ((3, 5), ['a', 'b'])
 
 
 def test_a_module_can_be_imported_as_python_does(write):

@@ -79,13 +79,13 @@ def tasks(tmp_path):
     seqio.TaskRegistry.remove(f't_{name}')
 
 
-def fails(result, fragment):
-  """One line, and nothing was done."""
+def error_of(result):
+  """The one line that was said, where nothing was done."""
   code, err = result
   lines = [line for line in err.splitlines() if line]
   assert code == 2
   assert len(lines) == 1 and lines[0].startswith('error: ')
-  assert fragment in lines[0]
+  return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -108,17 +108,19 @@ def fails(result, fragment):
   ],
 )
 def test_a_mistake_in_the_configuration_is_told(run_main, flags, fragment):
-  fails(run_main(flags), fragment)
+  assert fragment in error_of(run_main(flags))
 
 
 def test_a_directory_that_cannot_be_written_is_told(run_main, tmp_path):
   (tmp_path / 'file').touch()
-  fails(run_main([FILE], tmp_path / 'file' / 'run'), 'must be a directory that')
+  assert 'must be a directory that' in error_of(
+    run_main([FILE], tmp_path / 'file' / 'run')
+  )
 
 
 def test_a_full_disk_is_told(run_main, monkeypatch):
   monkeypatch.setattr(checkpoint, '_free_bytes', lambda directory: 1000)
-  fails(run_main(SMALL), 'for its checkpoints, got 1000 B free')
+  assert 'for its checkpoints, got 1000 B free' in error_of(run_main(SMALL))
 
 
 def test_a_damaged_checkpoint_is_told(run_main, run_directory, tmp_path):
@@ -127,23 +129,25 @@ def test_a_damaged_checkpoint_is_told(run_main, run_directory, tmp_path):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:-1])
   result = run_main([f'--gin_file={workdir}/config.gin'], workdir)
-  fails(result, 'No sound checkpoint in')
+  assert 'No sound checkpoint in' in error_of(result)
 
 
 def test_a_vocabulary_of_another_run_is_told(run_main, run_directory, tmp_path):
   train_vocabulary(['白日依山盡'], 300, tmp_path / 'mine.model')
   vocabulary = f'--gin.VOCABULARY="{tmp_path}/mine.model"'
   workdir = shutil.copytree(run_directory, tmp_path / 'run')
-  fails(run_main([FILE, vocabulary], workdir), 'must be the vocabulary of the')
+  assert 'must be the vocabulary of the' in error_of(
+    run_main([FILE, vocabulary], workdir)
+  )
   origin = f'--gin.INITIAL_CHECKPOINT="{run_directory}"'
   result = run_main([*SMALL, vocabulary, origin], tmp_path / 'new')
-  fails(result, "('embedding/table', None) in INITIAL_ASSIGNMENT")
+  assert "('embedding/table', None) in INITIAL_ASSIGNMENT" in error_of(result)
 
 
 def test_a_vocabulary_too_large_for_the_model_is_told(run_main, run_directory):
   vocabulary = f'--gin.VOCABULARY="{run_directory}/vocabulary.model"'
   result = run_main([FILE, vocabulary, '--gin.VOCAB_SIZE=200'])
-  fails(result, 'VOCAB_SIZE=200 must be at least the')
+  assert 'VOCAB_SIZE=200 must be at least the' in error_of(result)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ def test_a_mistake_in_a_task_is_told_before_any_is_tokenised(
   flags = [*SMALL, '--gin.TASK="t_good"', f'--gin.{flag}']
   if flag.startswith('TASK'):
     flags.append('--gin.EVAL_TASKS=()')
-  fails(run_main(flags), fragment)
+  assert fragment in error_of(run_main(flags))
 
 
 @pytest.fixture
@@ -189,7 +193,7 @@ def resumed(tmp_path):
 def test_a_run_does_not_go_on_in_another_order(
   run_main, resumed, flags, fragment
 ):
-  fails(run_main([FILE, *flags], resumed), fragment)
+  assert fragment in error_of(run_main([FILE, *flags], resumed))
 
 
 def test_a_run_that_goes_on_with_other_settings_says_which(resumed, capsys):
