@@ -1,4 +1,4 @@
-"""Feed-forward networks: the dense one, and the experts of an MoE layer."""
+"""The dense feed-forward network, and what experts share with it."""
 
 import functools
 
@@ -24,35 +24,6 @@ def check_activation(activation: str):
 def matrices_of(activation: str) -> int:
   """Matrices of one network: 3 with a gate, 2 without."""
   return 3 if activation == 'swiglu' else 2
-
-
-def expert_params(
-  module: nn.Module, num_experts: int, d_model: int, width: int, activation: str
-) -> dict[str, Array]:
-  """Float32 matrices of E experts: w_up (and w_gate) EDF, w_down EFD."""
-  shapes = {
-    'w_up_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
-    'w_down_EFD': (axes.EXPERT, axes.EXPERT_MLP, axes.EMBED),
-  }
-  if activation == 'swiglu':
-    shapes['w_gate_EDF'] = shapes['w_up_EDF']
-  size = {
-    axes.EXPERT: num_experts,
-    axes.EMBED: d_model,
-    axes.EXPERT_MLP: width,
-  }
-  init = nn.initializers.variance_scaling(
-    1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
-  )
-  return {
-    name: module.param(
-      name,
-      nn.with_logical_partitioning(init, names),
-      tuple(size[n] for n in names),
-      jnp.float32,
-    )
-    for name, names in shapes.items()
-  }
 
 
 @functools.partial(jax.checkpoint, static_argnums=1)

@@ -1,6 +1,7 @@
 """The mixture-of-experts layer: route, pack, exchange, experts, and back."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,10 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from moe import axes
-from moe.layers import feed_forward
-from moe.layers.product import einsum
+from moe.layers import experts, feed_forward
 from moe.routing import dispatch, exchange, gates
-from moe.routing.grouped import grouped_matmul
 from moe.routing.plan import Router, RouterInputs, group_keys
 from moe.types import Array, Layout, Pair
 
@@ -130,9 +129,7 @@ class MoE(nn.Module):
       (D, router.num_logits(E)),
       jnp.float32,
     )
-    weights = feed_forward.expert_params(
-      self, E, D, self.expert_d_ff, self.activation
-    )
+    weights = experts.params(self, E, D, self.expert_d_ff, self.activation)
     weights = {k: w.astype(self.dtype) for k, w in weights.items()}
     key = (
       self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
@@ -253,13 +250,16 @@ class MoE(nn.Module):
       is_divided = set(lay.expert_axes) <= set(lay.batch_axes)
       dispatcher = dispatch.Dropless()
       exchanger = exchange.AllGather() if is_divided else exchange.Replicated()
-    experts = exchange.Experts(
-      self.num_experts,
-      router.mean_active(self.num_experts),
-      lay.expert_axes,
-      lambda *rows: self._experts(*rows, weights),
-    )
-    y_GMD, traffic = exchanger.apply(x_GMD, plan, dispatcher, experts)
+    active = router.mean_active(self.num_experts)
+    even = math.ceil(G * M * active)
+
+    def through(rows, weight, count_E):
+      if count_E is None:
+        return experts.slots(weights, rows, weight, self.activation)
+      return experts.runs(weights, rows, weight, count_E, self.activation, even)
+
+    held = exchange.Experts(self.num_experts, active, lay.expert_axes, through)
+    y_GMD, traffic = exchanger.apply(x_GMD, plan, dispatcher, held)
     if lay.tensor_axes:
       y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
     if plan.own_weight_GM is not None:
@@ -277,20 +277,6 @@ class MoE(nn.Module):
     if inputs.batch_axes:
       outputs = jax.lax.psum(outputs, inputs.batch_axes)
     return y_GMD.reshape(G * M, D)[: B * T].reshape(B, T, D), outputs
-
-  def _experts(self, rows, weight, count_E, weights):
-    """Weighted outputs of the experts held here, for [E, S, D] or [R, D]."""
-    if count_E is None:
-      product = lambda x, w: einsum('ESD,EDF->ESF', x, w)
-    else:
-      product = lambda x, w: grouped_matmul(x, w, count_E)
-    products = {'up': product(rows, weights['w_up_EDF'])}
-    if self.activation == 'swiglu':
-      products['gate'] = product(rows, weights['w_gate_EDF'])
-    hidden = feed_forward.activate(products, self.activation)
-    hidden = hidden.astype(jnp.float32) * weight[..., None]
-    hidden = hidden.astype(self.dtype)
-    return product(hidden, weights['w_down_EFD'])
 
 
 def _filled(a_N: Array, M: int) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from moe import axes
-from moe.layers import feed_forward
+from moe.layers import experts, feed_forward
 from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.layers.product import einsum
 from moe.routing import balance
@@ -91,9 +91,7 @@ class SoftMoE(nn.Module):
     # Named all the same: a scan over layers adds a dim to the names it has.
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
-    weights = feed_forward.expert_params(
-      self, E, D, self.expert_d_ff, self.activation
-    )
+    weights = experts.params(self, E, D, self.expert_d_ff, self.activation)
     weights = {k: w.astype(self.dtype) for k, w in weights.items()}
     x_GMD, valid_GM = x_BTD.reshape(-1, M, D), info.valid.reshape(-1, M)
     logits_GMEC = jnp.einsum(
@@ -107,7 +105,8 @@ class SoftMoE(nn.Module):
     mix_GMEC = jax.nn.softmax(seen_GMEC, axis=1).astype(self.dtype)
     G = x_GMD.shape[0]
     rows_EGCD = einsum('GMEC,GMD->EGCD', mix_GMEC, x_GMD.astype(self.dtype))
-    out_ESD = self._experts(rows_EGCD.reshape(E, G * C, D), weights)
+    rows_ESD = rows_EGCD.reshape(E, G * C, D)
+    out_ESD = experts.slots(weights, rows_ESD, None, self.activation)
     share_GMEC = jax.nn.softmax(logits_GMEC, axis=(2, 3))
     y_GMD = einsum(
       'GMEC,EGCD->GMD',
@@ -138,15 +137,6 @@ class SoftMoE(nn.Module):
         f'group_size={group_size} of SoftMoE must divide the {length} tokens of'
         ' a sequence: choose a divisor, or 0 for the whole sequence.'
       )
-
-  def _experts(self, rows_ESD: Array, weights: dict[str, Array]) -> Array:
-    """Each expert on its slots."""
-    product = lambda x, w: einsum('ESD,EDF->ESF', x, w)
-    products = {'up': product(rows_ESD, weights['w_up_EDF'])}
-    if self.activation == 'swiglu':
-      products['gate'] = product(rows_ESD, weights['w_gate_EDF'])
-    hidden = feed_forward.activate(products, self.activation)
-    return product(hidden, weights['w_down_EFD'])
 
 
 def _statistics(share_GME: Array, valid_GM: Array) -> dict:

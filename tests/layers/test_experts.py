@@ -1,0 +1,126 @@
+"""Experts: runs of rows in pieces, and slots."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers import experts
+
+E, D, F, R = 3, 4, 6, 24
+
+
+def random_weights(activation='swiglu'):
+  random = np.random.RandomState(0)
+  shapes = {'w_up_EDF': (E, D, F), 'w_down_EFD': (E, F, D)}
+  if activation == 'swiglu':
+    shapes['w_gate_EDF'] = (E, D, F)
+  return {k: random.randn(*s).astype('f4') for k, s in shapes.items()}
+
+
+def random_rows(filled):
+  """(rows, weights, what the outputs' gradients are), zeros behind `filled`."""
+  random = np.random.RandomState(1)
+  shapes = (R, D), (R,), (R, D)
+  arrays = [random.randn(*shape).astype('f4') for shape in shapes]
+  for array in arrays:
+    array[filled:] = 0.0
+  return arrays
+
+
+def reference(weights, rows_RD, weight_R, count_E, activation):
+  """Row by row, each with the matrices of its expert."""
+  expert_R = np.repeat(np.arange(E), count_E)
+  outputs = []
+  for row, e in enumerate(expert_R):
+    x_D = rows_RD[row]
+    hidden_F = x_D @ weights['w_up_EDF'][e]
+    if activation == 'swiglu':
+      hidden_F *= jax.nn.silu(x_D @ weights['w_gate_EDF'][e])
+    else:
+      hidden_F = jax.nn.gelu(hidden_F)
+    outputs.append(weight_R[row] * hidden_F @ weights['w_down_EFD'][e])
+  outputs.append(jnp.zeros((R - len(outputs), D)).reshape(-1, D))
+  return jnp.vstack(outputs)
+
+
+def output_and_gradients(apply, arrays, dy_RD):
+  y_RD, backward = jax.vjp(apply, *arrays)
+  return y_RD, *backward(dy_RD)
+
+
+@pytest.mark.parametrize('piece', [R, 12, 7, 1])
+@pytest.mark.parametrize('activation', ['swiglu', 'gelu'])
+@pytest.mark.parametrize(
+  'count_E',
+  [(8, 9, 7), (5, 0, 6), (0, 0, R), (1, 0, 0), (0, 0, 0)],
+  ids=['full', 'an-empty-run', 'all-to-one', 'one-row', 'none'],
+)
+def test_runs_equal_the_reference_in_pieces_of_any_size(
+  count_E, activation, piece
+):
+  filled = sum(count_E)
+  rows_RD, weight_R, dy_RD = random_rows(filled)
+  arrays = random_weights(activation), rows_RD, weight_R
+
+  def runs(weights, rows_RD, weight_R):
+    y_RD = experts.runs(
+      weights, rows_RD, weight_R, jnp.array(count_E), activation, piece
+    )
+    return jnp.where(np.arange(R)[:, None] < filled, y_RD, 0.0)
+
+  obvious = lambda *arrays: reference(*arrays, count_E, activation)
+  found = output_and_gradients(jax.jit(runs), arrays, dy_RD)
+  expected = output_and_gradients(obvious, arrays, dy_RD)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    found,
+    expected,
+  )
+
+
+def test_hidden_layers_are_as_long_as_a_piece():
+  rows_RD, weight_R, _ = random_rows(R)
+  count_E = jnp.array((8, 9, 7))
+
+  def loss(weights):
+    y_RD = experts.runs(weights, rows_RD, weight_R, count_E, 'swiglu', 8)
+    return jnp.sum(y_RD)
+
+  program = jax.jit(jax.grad(loss)).lower(random_weights()).as_text()
+  assert f'tensor<8x{F}xf32>' in program
+  assert f'tensor<{R}x{F}xf32>' not in program
+
+
+def test_gradients_of_matrices_are_summed_in_float32():
+  # 1 + 256 times 2^-9 is 1.5; in bfloat16 each term alone would be lost.
+  weights = {
+    'w_up_EDF': jnp.ones((1, 1, 1), jnp.bfloat16),
+    'w_down_EFD': jnp.ones((1, 1, 1), jnp.bfloat16),
+  }
+  rows = 257
+  dy_RD = jnp.full((rows, 1), 2.0**-9, jnp.bfloat16).at[0].set(1.0)
+
+  def run(w_down_EFD):
+    return experts.runs(
+      {**weights, 'w_down_EFD': w_down_EFD},
+      jnp.full((rows, 1), 8.0, jnp.bfloat16),
+      jnp.full(rows, 0.125),
+      jnp.array([rows]),
+      'gelu',
+      1,
+    )
+
+  _, backward = jax.vjp(run, weights['w_down_EFD'])
+  assert backward(dy_RD)[0].item() == 1.5
+
+
+def test_slots_equal_runs_of_equal_length():
+  weights = random_weights()
+  rows_RD, weight_R, _ = random_rows(R)
+  S = R // E
+  y_ESD = experts.slots(
+    weights, rows_RD.reshape(E, S, D), weight_R.reshape(E, S), 'swiglu'
+  )
+  y_RD = experts.runs(weights, rows_RD, weight_R, jnp.full(E, S), 'swiglu', R)
+  np.testing.assert_allclose(y_ESD.reshape(R, D), y_RD, rtol=1e-5, atol=1e-5)
