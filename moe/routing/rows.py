@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from moe.types import Array
 
@@ -48,7 +49,7 @@ def _sum_over_choices(term, num_choices: int) -> Array:
   passes, rest = divmod(num_choices, at_once)
   if not passes:
     return add(0, rest)
-  total = jax.lax.fori_loop(
+  total = lax.fori_loop(
     1, passes, lambda i, total: total + add(i * at_once, at_once),
     add(0, at_once),
   )  # fmt: skip
@@ -56,11 +57,27 @@ def _sum_over_choices(term, num_choices: int) -> Array:
 
 
 def _collect(out_GSD: Array, slot_GMA: Array) -> Array:
-  def choice(a):
-    slot_GM = jax.lax.dynamic_index_in_dim(slot_GMA, a, axis=2, keepdims=False)
-    return take(out_GSD, slot_GM).astype(jnp.float32)
+  """The sum of each token's slots, in float32; zeros for slots of -1."""
 
-  total_GMD = _sum_over_choices(choice, slot_GMA.shape[-1])
+  def one_by_one(out_GSD, slot_GMA):
+    def choice(a):
+      slot_GM = lax.dynamic_index_in_dim(slot_GMA, a, axis=2, keepdims=False)
+      return take(out_GSD, slot_GM).astype(jnp.float32)
+
+    return _sum_over_choices(choice, slot_GMA.shape[-1])
+
+  def at_once(out_GSD, slot_GMA):
+    G, M, A = slot_GMA.shape
+    slot_GK = slot_GMA.swapaxes(1, 2).reshape(G, A * M)
+    rows_GKD = take(out_GSD, slot_GK).astype(jnp.float32)
+    return rows_GKD.reshape(G, A, M, -1).sum(axis=1)
+
+  # TPUs gather on cores of their own, into memory: one long gather there is
+  # what many short ones are, and begins once. Elsewhere gathers are fused with
+  # the sum, and their rows never written.
+  total_GMD = lax.platform_dependent(
+    out_GSD, slot_GMA, tpu=at_once, default=one_by_one
+  )
   return total_GMD.astype(out_GSD.dtype)
 
 
