@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   imports = verbs.add_parser('imports', help='seconds to import each module')
   imports.add_argument(
-    '--runs', type=int, default=3, help='fresh processes each; default: 3'
+    '--runs', type=int, default=1, help='fresh processes each; default: 1'
   )
   imports.add_argument('--json', action='store_true', help='one JSON object')
   _moe_flags(verbs.add_parser('moe', help='one MoE layer'))

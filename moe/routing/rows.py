@@ -56,27 +56,30 @@ def _sum_over_choices(term, num_choices: int) -> Array:
   return total + add(passes * at_once, rest) if rest else total
 
 
+def collect_one_by_one(out_GSD: Array, slot_GMA: Array) -> Array:
+  """The sum of each token's slots, in float32: one gather for each choice."""
+
+  def choice(a):
+    slot_GM = lax.dynamic_index_in_dim(slot_GMA, a, axis=2, keepdims=False)
+    return take(out_GSD, slot_GM).astype(jnp.float32)
+
+  return _sum_over_choices(choice, slot_GMA.shape[-1])
+
+
+def collect_at_once(out_GSD: Array, slot_GMA: Array) -> Array:
+  """The sum of each token's slots, in float32: one gather for all choices."""
+  G, M, A = slot_GMA.shape
+  slot_GK = slot_GMA.swapaxes(1, 2).reshape(G, A * M)
+  rows_GKD = take(out_GSD, slot_GK).astype(jnp.float32)
+  return rows_GKD.reshape(G, A, M, -1).sum(axis=1)
+
+
 def _collect(out_GSD: Array, slot_GMA: Array) -> Array:
-  """The sum of each token's slots, in float32; zeros for slots of -1."""
-
-  def one_by_one(out_GSD, slot_GMA):
-    def choice(a):
-      slot_GM = lax.dynamic_index_in_dim(slot_GMA, a, axis=2, keepdims=False)
-      return take(out_GSD, slot_GM).astype(jnp.float32)
-
-    return _sum_over_choices(choice, slot_GMA.shape[-1])
-
-  def at_once(out_GSD, slot_GMA):
-    G, M, A = slot_GMA.shape
-    slot_GK = slot_GMA.swapaxes(1, 2).reshape(G, A * M)
-    rows_GKD = take(out_GSD, slot_GK).astype(jnp.float32)
-    return rows_GKD.reshape(G, A, M, -1).sum(axis=1)
-
   # TPUs gather on cores of their own, into memory: one long gather there is
   # what many short ones are, and begins once. Elsewhere gathers are fused with
   # the sum, and their rows never written.
   total_GMD = lax.platform_dependent(
-    out_GSD, slot_GMA, tpu=at_once, default=one_by_one
+    out_GSD, slot_GMA, tpu=collect_at_once, default=collect_one_by_one
   )
   return total_GMD.astype(out_GSD.dtype)
 
