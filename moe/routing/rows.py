@@ -9,13 +9,22 @@ from jax import lax
 from moe.types import Array
 
 
+def _gather(x_GND: Array, index_GK: Array) -> Array:
+  """Rows of each group by index, any row where it is negative."""
+  index_GK1 = jnp.maximum(index_GK, 0)[..., None]
+  return jnp.take_along_axis(x_GND, index_GK1, axis=1, mode='clip')
+
+
+def _kept(rows_GKD: Array, index_GK: Array) -> Array:
+  """Rows, zeros where the index is negative."""
+  # where, not a product: an empty slot must stay 0 whatever row 0 holds.
+  zero = jnp.zeros((), rows_GKD.dtype)
+  return jnp.where((index_GK >= 0)[..., None], rows_GKD, zero)
+
+
 def take(x_GND: Array, index_GK: Array) -> Array:
   """Rows of each group by index; zeros where the index is negative."""
-  index_GK1 = jnp.maximum(index_GK, 0)[..., None]
-  rows_GKD = jnp.take_along_axis(x_GND, index_GK1, axis=1, mode='clip')
-  # where, not a product: an empty slot must stay 0 whatever row 0 holds.
-  zero = jnp.zeros((), x_GND.dtype)
-  return jnp.where((index_GK >= 0)[..., None], rows_GKD, zero)
+  return _kept(_gather(x_GND, index_GK), index_GK)
 
 
 def compose(outer_GN: Array, index_GK: Array) -> Array:
@@ -69,9 +78,15 @@ def collect_one_by_one(out_GSD: Array, slot_GMA: Array) -> Array:
 def collect_at_once(out_GSD: Array, slot_GMA: Array) -> Array:
   """The sum of each token's slots, in float32: one gather for all choices."""
   G, M, A = slot_GMA.shape
-  slot_GK = slot_GMA.swapaxes(1, 2).reshape(G, A * M)
-  rows_GKD = take(out_GSD, slot_GK).astype(jnp.float32)
-  return rows_GKD.reshape(G, A, M, -1).sum(axis=1)
+  slot_GAM = slot_GMA.swapaxes(1, 2)
+  rows_GKD = _gather(out_GSD, slot_GAM.reshape(G, A * M))
+
+  def choice(a):
+    rows_GMD = lax.dynamic_slice_in_dim(rows_GKD, a * M, M, axis=1)
+    slot_GM = lax.dynamic_index_in_dim(slot_GAM, a, axis=1, keepdims=False)
+    return _kept(rows_GMD, slot_GM).astype(jnp.float32)
+
+  return _sum_over_choices(choice, A)
 
 
 def _collect(out_GSD: Array, slot_GMA: Array) -> Array:
