@@ -195,7 +195,8 @@ class Ragged:
     buffer_factor: room of a device for arriving rows, over an even share
       (tokens x min(k, devices)); what does not fit is dropped and counted.
       0 is room for the worst case, every token of the expert axis: with
-      `dispatch.Dropless` nothing can be dropped then.
+      `dispatch.Dropless` nothing can be dropped then. It costs rows, not
+      hidden layers: see `experts.runs`.
   """
 
   buffer_factor: float = 2.0

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import threading
+import uuid
 from typing import Any
 
 import jax
@@ -300,7 +301,8 @@ def check_writable(directory: epath.PathLike, needed_bytes: int) -> None:
     ValueError: if it cannot be made or written, or has too little space.
   """
   directory = epath.Path(directory)
-  probe = directory / f'.write-test-{os.getpid()}'
+  # A name of its own: processes of other hosts try the same directory.
+  probe = directory / f'.write-test-{uuid.uuid4().hex}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b'0' * 4096)
