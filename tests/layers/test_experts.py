@@ -1,5 +1,7 @@
 """Experts: runs of rows in pieces, and slots."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,9 +46,22 @@ def reference(weights, rows_RD, weight_R, count_E, activation):
   return jnp.vstack(outputs)
 
 
-def output_and_gradients(apply, arrays, dy_RD):
-  y_RD, backward = jax.vjp(apply, *arrays)
-  return y_RD, *backward(dy_RD)
+@functools.cache
+def with_gradients(activation, piece):
+  """Compiled once for all counts: outputs, and gradients by all arrays."""
+
+  def apply(arrays, count_E, dy_RD):
+    def runs(weights, rows_RD, weight_R):
+      y_RD = experts.runs(
+        weights, rows_RD, weight_R, count_E, activation, piece
+      )
+      is_filled_R = jnp.arange(R) < count_E.sum()
+      return jnp.where(is_filled_R[:, None], y_RD, 0.0)
+
+    y_RD, backward = jax.vjp(runs, *arrays)
+    return y_RD, *backward(dy_RD)
+
+  return jax.jit(apply)
 
 
 @pytest.mark.parametrize('piece', [R, 12, 7, 1])
@@ -59,23 +74,15 @@ def output_and_gradients(apply, arrays, dy_RD):
 def test_runs_equal_the_reference_in_pieces_of_any_size(
   count_E, activation, piece
 ):
-  filled = sum(count_E)
-  rows_RD, weight_R, dy_RD = random_rows(filled)
+  rows_RD, weight_R, dy_RD = random_rows(sum(count_E))
   arrays = random_weights(activation), rows_RD, weight_R
-
-  def runs(weights, rows_RD, weight_R):
-    y_RD = experts.runs(
-      weights, rows_RD, weight_R, jnp.array(count_E), activation, piece
-    )
-    return jnp.where(np.arange(R)[:, None] < filled, y_RD, 0.0)
-
+  found = with_gradients(activation, piece)(arrays, jnp.array(count_E), dy_RD)
   obvious = lambda *arrays: reference(*arrays, count_E, activation)
-  found = output_and_gradients(jax.jit(runs), arrays, dy_RD)
-  expected = output_and_gradients(obvious, arrays, dy_RD)
+  y_RD, backward = jax.vjp(obvious, *arrays)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     found,
-    expected,
+    (y_RD, *backward(dy_RD)),
   )
 
 
