@@ -100,6 +100,7 @@ def runs(
   return _pieces(activation, S, weights, rows_RD, weight_R, count_E)[:R]
 
 
+@jax.named_scope('experts')
 def _network(weights, rows, weight, activation, product):
   products = {'up': product(rows, weights['w_up_EDF'])}
   if activation == 'swiglu':
