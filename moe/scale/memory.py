@@ -181,10 +181,12 @@ def _recomputed(sizes: Sizes, is_sparse: bool) -> int:
 
 def _working(sizes: Sizes, is_sparse: bool) -> int:
   """Bytes that come on top while a block is differentiated."""
-  # The hidden layer again and its gradient; rows that arrive, leave, and wait
-  # in another order for both.
+  # Gradients of what the hidden layer is made of, which is fused into the
+  # products that read it; rows that arrive, leave, and wait in another order
+  # for both.
   rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
-  numbers = 2 * _hidden(sizes, is_sparse) + rows * sizes.d_model
+  hidden = (sizes.matrices - 1) * _hidden(sizes, is_sparse)
+  numbers = hidden + rows * sizes.d_model
   return sizes.dtype_bytes * numbers
 
 
