@@ -1,6 +1,7 @@
 """Programs for TPUs, compiled on a machine that has none."""
 
 import functools
+import re
 import types
 from collections import Counter
 
@@ -81,7 +82,7 @@ def marks(text):
       found['ragged_dot'] += i.name.startswith('ragged-dot-none')
     elif i.opcode in ('all-to-all', 'ragged-all-to-all'):
       found[i.opcode] += 1
-    elif i.opcode == 'while' and 'experts' in i.op_name:
+    elif i.opcode == 'while' and re.search(r'[/(]experts\)*/', i.op_name):
       found['loop over blocks of rows'] += 1
     # Of [B, K, T * queries of a key, T], in whichever order.
     found['scores'] += any(s.dims[-2:] == (2 * T, T) for s in i.shapes)
