@@ -15,5 +15,5 @@ say "fast tests"
 "$PYTHON" -m pytest -q -n 2 -m 'not slow' --durations=5
 if [ "${1:-}" != --fast ]; then
   say "slow tests"
-  "$PYTHON" -m pytest -q -m slow --durations=5
+  "$PYTHON" -m pytest -q -n 2 -m slow --durations=5
 fi
