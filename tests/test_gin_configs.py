@@ -159,6 +159,7 @@ def test_a_task_file_completes_a_run(name):
   assert run.data.train and run.data.evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', files('runs'))
 def test_a_run_is_built_by_shapes(name):
   devices = jax.devices()[: NUM_DEVICES.get(name, 8)]

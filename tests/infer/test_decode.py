@@ -46,6 +46,7 @@ def full_logits(model):
   return logits
 
 
+@pytest.mark.slow
 def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
   functional, params, state = model
   prompt_lengths, width, steps = np.array([3, 7, 1], np.int32), 8, 6
@@ -96,6 +97,7 @@ def test_greedy_decoding_takes_the_argmax_of_the_full_pass_each_time(
   assert len(set(written)) > 2
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_alone_and_in_a_longer_batch(model):
   prompts = [[5, 6, 7], [], [9] * 20]
   together = generate(model, prompts, Sampling(), 12)

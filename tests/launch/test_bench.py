@@ -83,6 +83,7 @@ def test_a_layer_alone_has_seconds_and_tokens_a_second(capsys):
   assert 'ratio' not in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'comparison',
   ['einsum', 'dropless', pytest.param('mesh', marks=pytest.mark.slow)],
@@ -94,6 +95,7 @@ def test_what_is_compared_yields_the_same_numbers(capsys, comparison):
   assert [run['dropped'] for run in report['runs']] == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_the_share_beyond_products_is_what_they_do_not_take(capsys):
   report = report_of(capsys, 'moe', '--compare=parts', *TINY)
   assert report['share_beyond_products'] == 1 - report['ratio']
@@ -105,6 +107,7 @@ def test_the_share_beyond_products_is_what_they_do_not_take(capsys):
   assert report['share_beyond_needed_products'] == share
 
 
+@pytest.mark.slow
 def test_a_layer_without_empty_slots_has_one_share(capsys):
   argv = 'moe', '--compare=parts', '--dispatch=Dropless', *TINY
   report = report_of(capsys, *argv)
@@ -112,6 +115,7 @@ def test_a_layer_without_empty_slots_has_one_share(capsys):
   assert report['slots'] == report['rows']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('flags', 'dispatch', 'most'),
   # Room for 3 rows where 2 are needed: of 3 products, 2 are of use.
@@ -131,6 +135,7 @@ def test_finer_experts_do_the_same_work():
   assert finer.top_k * finer.d_ff == sizes.top_k * sizes.d_ff
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('experts', 'top_k'), [(8, 2), (8, 1), (4, 3)])
 def test_balanced_routing_gives_each_expert_equal_rows(experts, top_k, key):
   G, M = 2, 16
@@ -145,6 +150,7 @@ def test_balanced_routing_gives_each_expert_equal_rows(experts, top_k, key):
     assert set(jnp.bincount(expert_R).tolist()) == {M * top_k // experts}
 
 
+@pytest.mark.slow
 def test_a_layer_gives_gradients_of_all_its_parameters():
   sizes = bench_moe.Sizes(8, 8, 4, 2, 32, 16, 1.0, 'float32')
   layer = bench_moe.make_layer(sizes, dispatch.Sorted)

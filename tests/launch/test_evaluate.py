@@ -85,6 +85,7 @@ def test_the_score_is_that_of_the_forward_pass(capsys, tmp_path, run_directory):
   assert report['nats'] == pytest.approx(nats, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_score_does_not_depend_on_the_device_count(run_directory):
   run = config.load_run(str(run_directory))
   texts = ['春眠不覺曉', '花落', '夜來風雨聲，' * 25]
@@ -103,6 +104,7 @@ def test_the_score_does_not_depend_on_the_device_count(run_directory):
   np.testing.assert_allclose(eight, one, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_score_does_not_depend_on_the_batch_size(
   capsys, run_directory, text_file
 ):
@@ -115,6 +117,7 @@ def test_the_score_does_not_depend_on_the_batch_size(
   )
 
 
+@pytest.mark.slow
 def test_a_comparison_reports_both_models_and_the_difference(
   capsys, run_directory, uniform_directory, text_file
 ):

@@ -47,6 +47,7 @@ def test_a_couplet_answers_its_first_line(capsys, run_directory):
   assert forms.shape(second) == '字字，字字字'
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_samples(capsys, run_directory):
   flags = ('--prompt=春\\n', '--num=2', '--max_tokens=9', '--top_p=0.95')
   _, first, _ = run_main(capsys, run_directory, *flags, '--seed=3')

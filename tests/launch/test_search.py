@@ -95,6 +95,7 @@ def test_every_change_is_a_flag_that_the_run_understands():
   assert len(names) > 8
 
 
+@pytest.mark.slow
 def test_knobs_that_are_enough_come_first(slice_):
   found = search.knobs(loaded(MESH_DATA=4), slice_)
   assert len(found) == 3
@@ -109,6 +110,7 @@ def searched(slice_):
   return search.search(loaded(NUM_LAYERS=4), slice_)
 
 
+@pytest.mark.slow
 def test_the_search_ranges_over_policies_and_formats(searched):
   found, _ = searched
   words = {w for f in found for w in f.changes}
@@ -119,6 +121,7 @@ def test_the_search_ranges_over_policies_and_formats(searched):
   )
 
 
+@pytest.mark.slow
 def test_less_exact_formats_are_taken_only_where_others_do_not_fit(slice_):
   found, _ = search.search(loaded(NUM_LAYERS=4, NUM_HEADS=8), slice_)
   exact = [f for f in found if f.state == 0]
@@ -130,12 +133,14 @@ def test_less_exact_formats_are_taken_only_where_others_do_not_fit(slice_):
   assert all(f.changes[-3:] != exact[0].changes[-3:] for f in less)
 
 
+@pytest.mark.slow
 def test_what_does_not_divide_is_refused_with_the_reason(slice_):
   # 4 sequences in 8 microbatches.
   _, refused = search.search(loaded(NUM_LAYERS=4, BATCH_SIZE=4), slice_)
   assert any('BATCH_SIZE=4 must divide by' in reason for reason in refused)
 
 
+@pytest.mark.slow
 def test_links_that_outlast_the_products_are_refused_with_the_reason(slice_):
   # 128 tokens a chip: gathers and sums of gradients take longer than products.
   run = loaded(NUM_LAYERS=4, BATCH_SIZE=4, SEQUENCE_LENGTH=128, GROUP_SIZE=128)

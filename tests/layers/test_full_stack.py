@@ -260,6 +260,7 @@ def assert_close(one, other):
   np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'router, dispatcher, exchanger, mesh_name',
   [
@@ -282,6 +283,7 @@ def test_eight_devices_equal_every_expert_on_every_token(
   assert_counts(metrics, plan, kept_GR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('router', ROUTERS)
 def test_without_a_mesh_a_layer_is_every_expert_on_every_token(router):
   given = variables(router)

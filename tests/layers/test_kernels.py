@@ -74,6 +74,7 @@ def test_key_no_later_than_the_last_is_the_attention_rule():
   np.testing.assert_array_equal(seen_BTS, attention.visible(d))
 
 
+@pytest.mark.slow
 def test_splash_is_attention_forward_and_backward(small_tiles):
   d = documents()
   got = value_and_gradients(lambda q, k, v: splash(q, k, v, d, 40))

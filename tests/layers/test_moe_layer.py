@@ -231,6 +231,7 @@ def one_device():
   return trained(mesh_lib.MeshShape(), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'axes, exchanger',
   [
@@ -395,6 +396,7 @@ def test_a_rest_of_a_group_is_filled_up_with_padding():
   assert_close(flat(evaluated(x_BTD, valid)), filled[:, :14])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch, length', [(8, 8), (2, 8), (8, 2), (4, 3)])
 def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
   batch, length

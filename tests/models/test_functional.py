@@ -105,6 +105,7 @@ def one_device():
   return trained(mesh_lib.MeshShape(), 1)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(one_device):
   # Every use of an axis at once; tests of the MoE layer take them in turn.
   eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)

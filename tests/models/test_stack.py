@@ -146,6 +146,7 @@ def plain_gradients():
   return gradients('none')
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_gradient(plain_gradients):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),

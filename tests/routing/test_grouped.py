@@ -89,6 +89,7 @@ def test_the_program_for_a_tpu_has_its_kernels_though_made_on_a_cpu():
   assert 'stablehlo.while' not in program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
 def test_the_program_for_nvidia_has_its_kernels_though_made_on_a_cpu(dtype):
   if sys.version_info >= (3, 12):

@@ -200,6 +200,7 @@ def _published_lines():
   return lines
 
 
+@pytest.mark.slow
 def test_no_line_of_verse_was_published_by_others():
   if not (SHARED / 'text').is_dir():
     pytest.skip(f'no published text to compare with in {SHARED}')

@@ -72,6 +72,7 @@ def assert_same(got, wanted):
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('expert', [1, 2])
 def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
   ts, directory = saved

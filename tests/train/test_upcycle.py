@@ -138,6 +138,7 @@ def forward(x_BTD, weights):
   return (jax.nn.silu(gate) * up) @ weights['w_down_EFD']
 
 
+@pytest.mark.slow
 def test_a_layer_of_copies_with_renormalised_weights_is_the_dense_layer(
   weights, key
 ):
