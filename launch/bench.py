@@ -8,6 +8,7 @@ step      a training step, alone, on 8 devices against 1, or against a program
 moe --compare=einsum --experts=64
 moe --compare=tpu                  (needs no TPU, but the package libtpu)
 step --compare=mesh
+imports moe.train.trainer --runs=9
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
 What is compared runs in turns, one after the other in each round; ratios are
@@ -42,7 +43,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   imports = verbs.add_parser('imports', help='seconds to import each module')
   imports.add_argument(
-    '--runs', type=int, default=1, help='fresh processes each; default: 1'
+    'modules', nargs='*', metavar='MODULE', help='default: all modules of moe'
+  )
+  imports.add_argument(
+    '--runs', type=int, default=1, help='pairs of processes each; default: 1'
   )
   imports.add_argument('--json', action='store_true', help='one JSON object')
   _moe_flags(verbs.add_parser('moe', help='one MoE layer'))
@@ -116,21 +120,29 @@ def modules() -> list[str]:
   return [n.replace('/', '.') for n in names if not n.endswith('__init__')]
 
 
-def seconds(statement: str, runs: int) -> float:
-  """Median over fresh processes, of the statement alone."""
+def seconds(statement: str) -> float:
+  """Of the statement alone, in a fresh process."""
   command = [sys.executable, '-c', TIMED.format(statement)]
-  return statistics.median(
-    float(subprocess.run(command, capture_output=True, check=True).stdout)
-    for _ in range(runs)
-  )
+  done = subprocess.run(command, capture_output=True, check=True)
+  return float(done.stdout)
+
+
+def beyond(module: str) -> float:
+  """Seconds that a module takes beyond the base, measured right before it."""
+  base = seconds(BASE)
+  return seconds(f'import {module}') - base
 
 
 def imports(args: argparse.Namespace) -> int:
-  """The verb `imports`: each module right after the base it is held to."""
+  """The verb `imports`: each module in turns with the base it is held to."""
+  if args.runs < 1:
+    raise ValueError(f'--runs={args.runs} must be at least 1.')
+  known = modules()
+  if unknown := [name for name in args.modules if name not in known]:
+    raise ValueError(f'{unknown[0]} must be a module of moe, as {known[0]} is.')
   rows = {}
-  for module in modules():
-    base = seconds(BASE, args.runs)
-    rows[module] = seconds(f'import {module}', args.runs) - base
+  for module in args.modules or known:
+    rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
     if not args.json:
       print(f'{rows[module]:+7.2f} s  {module}', flush=True)
   worst = max(rows, key=rows.get)
@@ -154,24 +166,20 @@ def measured(args: argparse.Namespace, overrides: list[str]) -> int:
 
   heap.keep_freed_memory()
 
-  try:
-    if args.rounds < 1:
-      raise ValueError(f'--rounds={args.rounds} must be at least 1.')
-    if args.verb == 'step':
-      from launch import bench_step
+  if args.rounds < 1:
+    raise ValueError(f'--rounds={args.rounds} must be at least 1.')
+  if args.verb == 'step':
+    from launch import bench_step
 
-      report = bench_step.step(args, overrides)
-    elif args.compare in ('tpu', 'memory'):
-      from launch import bench_tpu
+    report = bench_step.step(args, overrides)
+  elif args.compare in ('tpu', 'memory'):
+    from launch import bench_tpu
 
-      report = bench_tpu.compiled(args)
-    else:
-      from launch import bench_moe
+    report = bench_tpu.compiled(args)
+  else:
+    from launch import bench_moe
 
-      report = bench_moe.moe(args)
-  except ValueError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
+    report = bench_moe.moe(args)
   bench_pairs.show(report, args.json)
   return 0
 
@@ -179,9 +187,13 @@ def measured(args: argparse.Namespace, overrides: list[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 for what the user can mend, with one sentence on how."""
   args, overrides = parse(argv)
-  if args.verb == 'imports':
-    return imports(args)
-  return measured(args, overrides)
+  try:
+    if args.verb == 'imports':
+      return imports(args)
+    return measured(args, overrides)
+  except ValueError as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
 
 
 if __name__ == '__main__':

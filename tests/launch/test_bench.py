@@ -169,6 +169,8 @@ def test_a_layer_gives_gradients_of_all_its_parameters():
     (['moe', '--dispatch=Sort'], "--dispatch=Sort must be one of ['Sorted'"),
     (['moe', '--exchange=Experts'], '--exchange=Experts must be one of'),
     (['moe', '--rounds=0'], '--rounds=0 must be at least 1'),
+    (['imports', '--runs=0'], '--runs=0 must be at least 1'),
+    (['imports', 'moe.trainer'], 'moe.trainer must be a module of moe'),
     (['step', '--compare=mesh', '--against=true'], 'exclude each other'),
   ],
 )
