@@ -5,10 +5,10 @@ moe       one MoE layer, forward and backward, alone or against others like it
 step      a training step, alone, on 8 devices against 1, or against a program
           of other people; --gin.NAME=VALUE as in launch.train
 
+imports moe.train.trainer --runs=9
 moe --compare=einsum --experts=64
 moe --compare=tpu                  (needs no TPU, but the package libtpu)
 step --compare=mesh
-imports moe.train.trainer --runs=9
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
 What is compared runs in turns, one after the other in each round; ratios are

@@ -84,10 +84,7 @@ def test_a_layer_alone_has_seconds_and_tokens_a_second(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'comparison',
-  ['einsum', 'dropless', pytest.param('mesh', marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize('comparison', ['einsum', 'dropless', 'mesh'])
 def test_what_is_compared_yields_the_same_numbers(capsys, comparison):
   report = report_of(capsys, 'moe', f'--compare={comparison}', *TINY)
   assert report['largest_difference'] < 1e-5
