@@ -24,7 +24,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from launch import flags
+from launch import runtime
+from launch.configs import flags
 
 BASE = 'import jax, flax, optax'
 TIMED = (
@@ -101,7 +102,7 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   )
   flags.add_gin_flags(
     parser,
-    help='as in launch.train; default: a small model, see launch/bench_step.py',
+    help='as in launch.train; default: a small model, see launch/step.py',
   )
   _shared_flags(parser)
 
@@ -162,25 +163,25 @@ def measured(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.compare in ('tpu', 'memory') and 'jax' not in sys.modules:
     # A TPU's program is only compiled: no device of this machine is touched.
     os.environ['JAX_PLATFORMS'] = 'cpu'
-  from launch import bench_pairs, heap
+  from launch.benchmarks import pairs
 
-  heap.keep_freed_memory()
+  runtime.keep_freed_memory()
 
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   if args.verb == 'step':
-    from launch import bench_step
+    from launch.benchmarks import step
 
-    report = bench_step.step(args, overrides)
+    report = step.step(args, overrides)
   elif args.compare in ('tpu', 'memory'):
-    from launch import bench_tpu
+    from launch.benchmarks import tpu
 
-    report = bench_tpu.compiled(args)
+    report = tpu.compiled(args)
   else:
-    from launch import bench_moe
+    from launch.benchmarks import moe
 
-    report = bench_moe.moe(args)
-  bench_pairs.show(report, args.json)
+    report = moe.moe(args)
+  pairs.show(report, args.json)
   return 0
 
 

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
       sub.add_argument('--step', type=int, help=f'default: {which}')
   options = parser.parse_args(argv)
   # Slow to import, and nothing that --help or a typing error needs.
-  from moe.train import restore
+  from moe.checkpoint import restore
 
   try:
     directory, step = restore.locate(options.directory)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _list(directory) -> int:
   """One line a step."""
-  from moe.train import integrity, restore
+  from moe.checkpoint import integrity, restore
 
   steps = restore.steps(directory)
   metas = {step: restore.read_meta(directory / str(step)) for step in steps}
@@ -68,7 +68,7 @@ def _list(directory) -> int:
 
 def _verify(directory, steps: list[int]) -> int:
   """Checks every file of the steps; 1 if one is damaged."""
-  from moe.train import integrity
+  from moe.checkpoint import integrity
 
   code = 0
   for step in steps:
@@ -84,7 +84,7 @@ def _verify(directory, steps: list[int]) -> int:
 
 def _show(directory, step: int) -> int:
   """Prints what was recorded, texts of many lines at the end as they are."""
-  from moe.train import restore
+  from moe.checkpoint import restore
 
   meta = restore.read_meta(directory / str(step))
   texts = {

@@ -19,7 +19,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from launch.stores import default_cache_dir, log, prepare, register_tasks
+from launch import runtime
+from moe.data.store import MANIFEST, MIXTURE, default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -118,11 +119,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def make_vocabulary(args: argparse.Namespace) -> int:
   """The verb `vocabulary`."""
   from moe.data import cache
+  from moe.evaluate.documents import read_texts
   from moe.modalities.vocabulary import train_vocabulary
+  from tasks.stores import register_tasks
 
   if args.text_file:
-    from launch.evaluate import read_texts
-
     texts = read_texts(args.text_file)
   else:
     register_tasks()
@@ -136,6 +137,8 @@ def make_vocabulary(args: argparse.Namespace) -> int:
 
 def make_stores(args: argparse.Namespace) -> int:
   """The verb `cache`."""
+  from tasks.stores import prepare
+
   wanted = []
   for text in args.tasks:
     task, _, split = text.partition('/')
@@ -154,7 +157,6 @@ def make_stores(args: argparse.Namespace) -> int:
 
 def verify_stores(args: argparse.Namespace) -> int:
   """The verb `verify`: 1 if a store is not sound."""
-  from moe.data.store import MANIFEST
   from moe.data.verify import verify
 
   what = args.what or args.cache_dir
@@ -189,8 +191,6 @@ def verify_stores(args: argparse.Namespace) -> int:
 
 def _directories_of(name, cache_dir) -> list[pathlib.Path]:
   """Directories of the stores of a task, or of a mixture's tasks."""
-  from moe.data.store import MIXTURE
-
   found = []
   for directory in sorted(pathlib.Path(cache_dir).glob(f'*/{name}')):
     if (directory / MIXTURE).is_file():
@@ -205,20 +205,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 if it cannot be done, with one sentence that says why."""
   args = parse(argv)
   # Imported where they are used: --help must answer at once.
-  from launch import inspection
+  from tasks import inspect
 
   verbs: dict[str, Callable[[argparse.Namespace], int]] = {
-    'list': inspection.list_tasks,
-    'inspect': inspection.inspect_task,
+    'list': inspect.list_tasks,
+    'inspect': inspect.inspect_task,
     'vocabulary': make_vocabulary,
     'cache': make_stores,
     'verify': verify_stores,
   }
-  try:
-    return verbs[args.verb](args)
-  except (ValueError, OSError) as error:
-    log(f'error: {" ".join(str(error).split())}')
-    return 2
+  return runtime.run(lambda: verbs[args.verb](args))
 
 
 if __name__ == '__main__':

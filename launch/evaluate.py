@@ -9,15 +9,12 @@ A text file holds one document a line; a line break inside is written \n.
 
 import argparse
 import json
-import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from launch.stores import log
+from launch import runtime
+from launch.runtime import log
 
 # Unless --batch_size says otherwise.
 TOKENS_PER_BATCH = 8192
@@ -84,135 +81,18 @@ def positive(text: str) -> int:
   return number
 
 
-def read_texts(path: str) -> list[str]:
-  """Documents of a text file.
-
-  Raises:
-    ValueError: if it is missing, empty or no UTF-8, with the line number.
-  """
-  try:
-    with open(path, 'rb') as f:
-      lines = f.read().removeprefix(b'\xef\xbb\xbf').split(b'\n')
-  except OSError as error:
-    raise ValueError(
-      f'--text_file={path} must be a file to read: {error.strerror}.'
-    ) from error
-  texts = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      text = line.removesuffix(b'\r').decode()
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f'{path}:{number}: a text file must be UTF-8, got byte '
-        f'{line[error.start]:#04x} at place {error.start + 1} of the line: '
-        'convert the file first.'
-      ) from error
-    if text:
-      texts.append(text.replace('\\n', '\n'))
-  if not texts:
-    raise ValueError(f'{path} must hold at least one document, got none.')
-  return texts
-
-
-def text_documents(vocabulary, texts: Sequence[str]) -> list:
-  """Texts as documents to score, unknown tokens and what they hide counted.
-
-  Raises:
-    ValueError: if the vocabulary alters a text: its bits would be another's.
-  """
-  from moe.evaluate.likelihood import Document
-
-  documents = []
-  for number, text in enumerate(texts, start=1):
-    ids = vocabulary.encode(text)
-    known = [i for i in ids if i != vocabulary.unk]
-    num_unknown = len(ids) - len(known)
-    if not num_unknown and vocabulary.decode(ids) != text:
-      raise ValueError(
-        f'the vocabulary must give every text back as it is, document {number} '
-        f'({text[:20]!r}...) comes back changed: score it with a checkpoint '
-        'whose vocabulary does not normalise.'
-      )
-    documents.append(
-      Document(
-        np.array([*ids, vocabulary.eos], np.int32),
-        len(text),
-        len(text.encode()),
-        num_unknown=num_unknown,
-        hidden_chars=len(text) - len(vocabulary.decode(known)),
-      )
-    )
-  return documents
-
-
-def record_document(vocabulary, record: dict):
-  """A record of a token store as a document to score."""
-  from moe.evaluate.likelihood import Document
-
-  tokens, weights = record['tokens'], record.get('loss_weights')
-  scored = tokens if weights is None else tokens[weights > 0]
-  known = scored[scored != vocabulary.unk].tolist()
-  chars = int(record['num_chars'])
-  return Document(
-    tokens.astype(np.int32),
-    chars,
-    int(record['num_bytes']),
-    weights,
-    num_unknown=len(scored) - len(known),
-    hidden_chars=chars - len(vocabulary.decode(known)),
-  )
-
-
-def vocabulary_file(cache_dir: str, run) -> str:
-  """The run's vocabulary, as the token stores know it if they do."""
-  from moe.data.store import VOCABULARY, file_sha256
-
-  for path in sorted(pathlib.Path(cache_dir).glob(f'*/{VOCABULARY}')):
-    if file_sha256(path) == run.vocabulary.sha256:
-      return str(path)
-  return run.vocabulary.path
-
-
-def task_documents(args: argparse.Namespace, run) -> list:
-  """Documents of a split of a task or of a mixture's tasks, in order.
-
-  They are read from token stores; those that are missing are made first, in a
-  child process, since that takes TensorFlow.
-
-  Raises:
-    ValueError: if they cannot be made.
-  """
-  from launch.stores import default_cache_dir
-  from moe.data.store import Store, find_stores
-
-  cache_dir = args.cache_dir or run.run.data.cache_dir or default_cache_dir()
-  command = [sys.executable, '-m', 'launch.data', 'cache', args.task]
-  command += ['--split', args.split, f'--cache_dir={cache_dir}']
-  command += [f'--vocabulary={vocabulary_file(cache_dir, run)}']
-  made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-  if made.returncode:
-    sys.exit(made.returncode)  # It has said why.
-  directories, _ = find_stores(made.stdout.strip(), args.task, args.split)
-  documents = []
-  for store in map(Store, directories):
-    left = store.lengths.size
-    if args.limit is not None:
-      left = min(left, args.limit - len(documents))
-    records = store.read(range(left))
-    documents += [record_document(run.vocabulary, r) for r in records]
-  return documents
-
-
 def prepare(args: argparse.Namespace, directory: str, texts):
   """(run, documents, context) of a checkpoint: all that can be wrong is tried.
 
   Raises:
     ValueError: if checkpoint, task or flags do not fit.
   """
-  from launch import config
+  from launch import token_stores
+  from launch.configs import configuration
+  from moe.evaluate import documents as documents_lib
   from moe.evaluate import likelihood
 
-  run = config.load_run(directory)
+  run = configuration.load_run(directory)
   length = args.sequence_length or run.run.data.sequence_length
   context = likelihood.Context(
     length,
@@ -221,9 +101,9 @@ def prepare(args: argparse.Namespace, directory: str, texts):
   )
   likelihood.check_context(context)
   if args.task:
-    documents = task_documents(args, run)
+    documents = token_stores.task_documents(args, run)
   else:
-    documents = text_documents(run.vocabulary, texts)
+    documents = documents_lib.text_documents(run.vocabulary, texts)
   return run, documents, context
 
 
@@ -277,11 +157,15 @@ def evaluate(args: argparse.Namespace) -> dict:
     ValueError: if anything asked for is missing or does not fit, before the
       first document is scored.
   """
-  from launch.train import configure_jax
   from moe.evaluate import comparison
+  from moe.evaluate import documents as documents_lib
 
-  configure_jax()
-  texts = read_texts(args.text_file)[: args.limit] if args.text_file else None
+  runtime.set_up_jax()
+  texts = (
+    documents_lib.read_texts(args.text_file)[: args.limit]
+    if args.text_file
+    else None
+  )
   if args.compare:
     prepare(args, args.compare, texts)
   documents, nats, report = score(args, args.checkpoint, texts)
@@ -322,16 +206,17 @@ def as_table(report: dict) -> str:
   return '\n'.join(lines)
 
 
+def show(args: argparse.Namespace) -> int:
+  """Prints the score."""
+  report = evaluate(args)
+  print(json.dumps(report) if args.json else as_table(report))
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the score; 2 if there is none, with one sentence that says why."""
   args = parse(argv)
-  try:
-    report = evaluate(args)
-  except (ValueError, OSError) as error:
-    log(f'error: {" ".join(str(error).split())}')
-    return 2
-  print(json.dumps(report) if args.json else as_table(report))
-  return 0
+  return runtime.run(lambda: show(args))
 
 
 if __name__ == '__main__':

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from launch import runtime
+
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
 # Completes a model to a run.
 _REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
@@ -106,15 +108,16 @@ def describe(name: str) -> dict[str, str | int | float | None]:
   """
   import jax
 
-  from launch import config, train
+  from launch.configs import configuration
+  from moe.runs.counts import counts_of
 
   if name not in names():
     raise ValueError(f"'{name}' must be one of {', '.join(names())}.")
   overrides = ['TRAIN_STEPS=200', 'LEARNING_RATE=1e-3']
   overrides += [f'SEQUENCE_LENGTH={LENGTH}']
-  run = config.load([f'models/{name}.gin', *_REST], overrides)
+  run = configuration.load([f'models/{name}.gin', *_REST], overrides)
   params, logical_axes = shapes(run)
-  counts = train.counts_of(run, params, logical_axes)
+  counts = counts_of(run, params, logical_axes)
   paper = published(name)
   return {
     'name': name,
@@ -177,6 +180,19 @@ def table(rows: Sequence[dict]):
   return made
 
 
+def show(args: argparse.Namespace) -> int:
+  """Prints the table."""
+  import rich.console
+
+  rows = [describe(name) for name in args.names or names()]
+  rows.sort(key=lambda row: row['params_total'])
+  if args.json:
+    print(json.dumps({row['name']: row for row in rows}, indent=2))
+    return 0
+  rich.console.Console(width=120).print(table(rows))
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Command-line entry point."""
   parser = argparse.ArgumentParser(
@@ -190,21 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   # Shapes alone: no accelerator is to be waited for, or taken.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  from launch.stores import log
-
-  try:
-    rows = [describe(name) for name in args.names or names()]
-  except ValueError as error:
-    log(f'error: {" ".join(str(error).split())}')
-    return 2
-  rows.sort(key=lambda row: row['params_total'])
-  if args.json:
-    print(json.dumps({row['name']: row for row in rows}, indent=2))
-    return 0
-  import rich.console
-
-  rich.console.Console(width=120).print(table(rows))
-  return 0
+  return runtime.run(lambda: show(args))
 
 
 if __name__ == '__main__':

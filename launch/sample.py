@@ -9,6 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from launch import runtime
+from launch.runtime import log
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Command-line flags."""
@@ -71,14 +74,14 @@ def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
     ValueError: if the prompt is empty, too long, or cannot start the form, and
       if the model's router is not causal.
   """
-  from launch import config
   from moe.infer import forms
+  from moe.runs.run import router_of
 
   vocabulary = run.vocabulary
   prompt = args.prompt.replace('\\n', '\n')
   if not prompt:
     raise ValueError('--prompt must hold some text, got none.')
-  router = config.router_of(run.run)
+  router = router_of(run.run)
   if router and not router.is_causal:
     raise ValueError(
       f'{args.checkpoint} was trained with {type(router).__name__},'
@@ -111,31 +114,22 @@ def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
   return ids, table, limit
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Prints samples; 2 if there are none, with one sentence that says why."""
-  args = parse(argv)
+def sample(args: argparse.Namespace) -> int:
+  """Prints samples."""
   # Imported here: --help must answer at once.
-  from launch import config
-  from launch.train import configure_jax
+  from launch.configs import configuration
   from moe.infer import decode
   from moe.infer.sampling import Sampling
 
-  try:
-    if args.num < 1:
-      raise ValueError(f'--num must be at least 1, got {args.num}.')
-    if args.max_tokens is not None and args.max_tokens < 1:
-      raise ValueError(
-        f'--max_tokens must be at least 1, got {args.max_tokens}.'
-      )
-    settings = Sampling(args.temperature, args.top_k, args.top_p)
-    configure_jax()
-    run = config.load_run(args.checkpoint)
-    ids, table, limit = plan(args, run)
-  except (ValueError, OSError) as error:
-    message = ' '.join(str(error).split())
-    print(f'error: {message}', file=sys.stderr)
-    return 2
-  print(f'{run.workdir}, step {run.step}', file=sys.stderr)
+  if args.num < 1:
+    raise ValueError(f'--num must be at least 1, got {args.num}.')
+  if args.max_tokens is not None and args.max_tokens < 1:
+    raise ValueError(f'--max_tokens must be at least 1, got {args.max_tokens}.')
+  settings = Sampling(args.temperature, args.top_k, args.top_p)
+  runtime.set_up_jax()
+  run = configuration.load_run(args.checkpoint)
+  ids, table, limit = plan(args, run)
+  log(f'{run.workdir}, step {run.step}')
   write = decode.build_writer(run.functional, settings, run.vocabulary.eos)
   samples = decode.generate(
     write,
@@ -146,11 +140,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     limit,
     args.seed,
   )
-  for number, sample in enumerate(samples, start=1):
-    if sample[-1] != run.vocabulary.eos:
-      print(f'sample {number} was cut at {limit} tokens', file=sys.stderr)
-    print(run.vocabulary.decode([*ids, *sample]), end='\n\n')
+  for number, tokens in enumerate(samples, start=1):
+    if tokens[-1] != run.vocabulary.eos:
+      log(f'sample {number} was cut at {limit} tokens')
+    print(run.vocabulary.decode([*ids, *tokens]), end='\n\n')
   return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints samples; 2 if there are none, with one sentence that says why."""
+  args = parse(argv)
+  return runtime.run(lambda: sample(args))
 
 
 if __name__ == '__main__':

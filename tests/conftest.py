@@ -1,6 +1,7 @@
 """Eight CPU devices and strict dtypes for every test."""
 
 import os
+import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -21,3 +22,84 @@ def pytest_runtest_setup(item):
 @pytest.fixture
 def key():
   return jax.random.key(0)
+
+
+LINES = [
+  '春眠不覺曉，處處聞啼鳥。',
+  '夜來風雨聲，花落知多少。',
+  '白日依山盡',
+  '其 一',
+]
+SIZES = {
+  'D_MODEL': 16,
+  'NUM_LAYERS': 1,
+  'NUM_HEADS': 2,
+  'NUM_KV_HEADS': 1,
+  'HEAD_DIM': 8,
+  'D_FF': 16,
+  'NUM_EXPERTS': 2,
+  'TOP_K': 2,
+  'EXPERT_D_FF': 8,
+  'VOCAB_SIZE': 320,
+  'SEQUENCE_LENGTH': 64,
+  'TRAIN_STEPS': 200,
+  'LEARNING_RATE': 0.1,
+}
+
+
+def write_run(
+  directory: pathlib.Path, seed: int = 0, scale: float = 1.0, **macros
+) -> pathlib.Path:
+  """Writes configuration, vocabulary and random parameters as step 7."""
+  from launch.configs import configuration
+  from moe.checkpoint import save
+  from moe.modalities.vocabulary import train_vocabulary
+  from moe.runs import build
+  from moe.train import program
+
+  directory.mkdir()
+  vocabulary = train_vocabulary(
+    LINES, 320, directory / 'vocabulary.model', model_type='char'
+  )
+  run = configuration.load(
+    [
+      'models/tiny.gin',
+      'parallel/data.gin',
+      'tasks/builtin.gin',
+      'runs/train.gin',
+    ],
+    [f'{name}={value}' for name, value in (SIZES | macros).items()],
+  )
+  (directory / 'config.gin').write_text(configuration.config_text())
+  functional, _, _ = build.place(run, jax.devices()[:1])
+  shapes = program.batch_shapes(1, 8)
+  init = jax.jit(lambda key: functional.init(key, shapes)[:2])
+  params, state = init(jax.random.key(seed))
+  params = jax.tree.map(lambda x: scale * x, params)
+  checkpointer = save.Checkpointer(directory / 'checkpoints')
+  meta = {'vocabulary_sha256': vocabulary.sha256}
+  checkpointer.save(7, {'params': params, 'state': state}, meta)
+  checkpointer.close()
+  return directory
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_dir(tmp_path_factory):
+  """An empty cache, so that no test reads or fills the user's own."""
+  path = tmp_path_factory.mktemp('cache')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('WUDAO_CACHE', str(path))
+    yield path
+
+
+@pytest.fixture(scope='session')
+def run_directory(tmp_path_factory):
+  """A run with random parameters."""
+  return write_run(tmp_path_factory.mktemp('runs') / 'random')
+
+
+@pytest.fixture(scope='session')
+def uniform_directory(tmp_path_factory):
+  """A run of another size to which all 320 tokens are alike."""
+  directory = tmp_path_factory.mktemp('runs') / 'uniform'
+  return write_run(directory, scale=0.0, D_FF=32)

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch import config, models, plan, train
+from launch import models, plan, train
+from launch.configs import configuration
 from moe.parallel import shardings
+from moe.runs import build
 from moe.scale import cost
 from moe.train import program as program_lib
 
@@ -106,7 +108,7 @@ describe = functools.cache(models.describe)
 def check_macros(names, macros, overrides=()):
   """Each is read, and its value arrives where it belongs."""
   for macro, (value, arrives) in macros.items():
-    run = config.load(names, [*overrides, f'{macro}={value}'])
+    run = configuration.load(names, [*overrides, f'{macro}={value}'])
     assert float(arrives(run)) == pytest.approx(value), macro
 
 
@@ -121,7 +123,7 @@ def test_a_model_has_all_sizes_as_macros(name):
     del macros['TOP_K']  # always 1
   # All at once: each arrives where it belongs, for no two are the same.
   values = [f'{macro}={value}' for macro, (value, _) in macros.items()]
-  run = config.load([name, *REST], [*STEPS, *values])
+  run = configuration.load([name, *REST], [*STEPS, *values])
   for macro, (value, arrives) in macros.items():
     assert float(arrives(run)) == pytest.approx(value), macro
 
@@ -137,7 +139,7 @@ def test_a_model_file_is_short(name):
 def test_a_run_has_its_numbers_as_macros(name):
   check_macros([name], RUN_MACROS)
   rates = [
-    config.load([name], [f'LEARNING_RATE={rate}']).schedule(
+    configuration.load([name], [f'LEARNING_RATE={rate}']).schedule(
       np.arange(0, 9900, 100)
     )
     for rate in (0.5, 1.0)
@@ -155,7 +157,7 @@ def test_a_layout_has_its_axes_as_macros(name):
 @pytest.mark.parametrize('name', files('tasks'))
 def test_a_task_file_completes_a_run(name):
   names = ['models/tiny.gin', 'parallel/data.gin', name, 'runs/train.gin']
-  run = config.load(names, STEPS)
+  run = configuration.load(names, STEPS)
   assert run.data.train and run.data.evaluation
 
 
@@ -163,8 +165,8 @@ def test_a_task_file_completes_a_run(name):
 @pytest.mark.parametrize('name', files('runs'))
 def test_a_run_is_built_by_shapes(name):
   devices = jax.devices()[: NUM_DEVICES.get(name, 8)]
-  run = config.load([name], ON_FEWER_DEVICES.get(name, []))
-  program = train.build(run, devices)
+  run = configuration.load([name], ON_FEWER_DEVICES.get(name, []))
+  program = build.build(run, devices)
   counts, peak = train.flops_of(run, program)
   assert program.mesh.size == len(devices)
   assert counts['params_total'] >= counts['params_active'] > 0
@@ -186,9 +188,9 @@ soft_moe.SoftMoE.top_k = %TOP_K
 def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   path = tmp_path / 'soft.gin'
   path.write_text(SOFT)
-  run = config.load([str(path), *REST], STEPS)
+  run = configuration.load([str(path), *REST], STEPS)
   assert type(moe(run)).__name__ == 'SoftMoE'
-  program = train.build(run, jax.devices()[:1])
+  program = build.build(run, jax.devices()[:1])
   total = train.flops_of(run, program)[0]['params_total']
   assert total > 8 * 3 * 128 * 128  # its experts alone
   facts = plan.plan_shapes(run)
@@ -197,7 +199,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
 
 def shapes_of(run, devices):
   """(shapes of the parameters, their logical axes, rule table, mesh)."""
-  functional, table, mesh = config.place(run, devices)
+  functional, table, mesh = build.place(run, devices)
   found = {}
 
   def init(key):
@@ -218,7 +220,7 @@ def shapes_of(run, devices):
 )
 def test_a_layout_divides_a_model(model, layout):
   names = [model, layout, 'tasks/builtin.gin', 'runs/train.gin']
-  run = config.load(names, STEPS)
+  run = configuration.load(names, STEPS)
   params, logical, table, mesh = shapes_of(run, jax.devices())
   placed = shardings.param_shardings(params, logical, table, mesh)
   is_spread = lambda axis: any(
@@ -232,7 +234,7 @@ def test_a_layout_divides_a_model(model, layout):
 
 def counts(name, *overrides):
   """(total, active) parameters of a model."""
-  run = config.load([name, *REST], [*STEPS, *overrides])
+  run = configuration.load([name, *REST], [*STEPS, *overrides])
   params, logical, _, _ = shapes_of(run, jax.devices()[:1])
   return cost.parameter_counts(
     params, logical, moe(run).make_router().num_active
@@ -279,7 +281,7 @@ def test_released_weights_are_counted_to_the_last_one(
 
 
 def test_wudao_suits_the_devices_it_is_meant_for():
-  run = config.load(['models/wudao2_1t75.gin', *REST], STEPS)
+  run = configuration.load(['models/wudao2_1t75.gin', *REST], STEPS)
   layer = moe(run)
   assert layer.num_experts % 512 == 0
   assert layer.expert_d_ff % 256 == 0

@@ -9,18 +9,27 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = {'types', 'axes'}
+MODELS = CORE | {'routing', 'layers', 'modalities', 'models'}
+# Below training: what its parts, checkpoints and decoding may know.
+BASE = CORE | {'parallel', 'optim', 'data', 'modalities'}
+TRAINED = BASE | {'objectives', 'train', 'checkpoint', 'infer'}
 MAY_IMPORT = {
   'routing': CORE,
   'layers': CORE | {'routing'},
   'modalities': CORE,
-  'models': CORE | {'routing', 'layers', 'modalities'},
+  'models': MODELS,
   'parallel': CORE,
   'optim': CORE,
   'data': CORE | {'modalities'},
-  'train': CORE | {'parallel', 'optim', 'data'},
-  'infer': CORE | {'parallel', 'optim', 'data'},
-  'evaluate': CORE | {'parallel', 'optim', 'data', 'train', 'infer'},
-  'scale': CORE | {'parallel', 'optim', 'data', 'train', 'infer'},
+  'objectives': BASE | {'models', 'train'},
+  'train': BASE | {'objectives', 'checkpoint'},
+  'checkpoint': BASE,
+  'infer': BASE,
+  'evaluate': TRAINED,
+  'scale': BASE | {'train'},
+  'runs': MODELS | TRAINED | {'evaluate', 'scale'},
+  'planning': MODELS | TRAINED | {'scale', 'runs'},
+  'report': TRAINED | {'runs'},
 }
 HEAVY = {'tensorflow', 'seqio', 'tensorflow_datasets', 'tensorflow_text'}
 FLAX = {'routing', 'layers', 'models'}

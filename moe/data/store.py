@@ -8,8 +8,8 @@ A store is a directory <vocabulary directory>/<task>/<split>/ with
 
 and, once it was read, plans of `moe.data.packing`. The vocabulary of all stores
 below it is <vocabulary directory>/vocabulary.model. A mixture has no store of
-  its
-own: <vocabulary directory>/<mixture>/mixture.json names tasks and rates.
+ its own:
+<vocabulary directory>/<mixture>/mixture.json names tasks and rates.
 """
 
 import hashlib
@@ -30,6 +30,12 @@ VOCABULARY = 'vocabulary.model'
 MIXTURE = 'mixture.json'
 
 Record = dict[str, np.ndarray]
+
+
+def default_cache_dir() -> str:
+  """Where token stores are kept unless somebody says otherwise."""
+  default = os.path.join('~', '.cache', 'wudao')
+  return os.path.expanduser(os.environ.get('WUDAO_CACHE') or default)
 
 
 def encode_record(arrays: Record) -> bytes:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from moe.objectives.objective import Objective
 from moe.optim.optimizers import Optimizer
 from moe.parallel import rules, shardings
 from moe.train import state
-from moe.train.objective import Objective
 from moe.train.step import check_batch, make_eval_step, make_train_step
 from moe.types import Batch, PyTree
 

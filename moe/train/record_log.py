@@ -86,3 +86,16 @@ def _finite(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
+
+
+def write_file(path: str, content: str | bytes) -> None:
+  """Writes a whole file or nothing."""
+  content = content.encode() if isinstance(content, str) else content
+  with open(path + '.tmp', 'wb') as f:
+    f.write(content)
+  os.replace(path + '.tmp', path)
+
+
+def write_json(path: str, content: Any) -> None:
+  """Writes a whole JSON file or nothing."""
+  write_file(path, json.dumps(content, ensure_ascii=False, indent=2))

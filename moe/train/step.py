@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe.objectives.objective import Objective
 from moe.optim import rounding, storage
 from moe.optim.optimizers import Optimizer
 from moe.parallel import shardings
-from moe.train.objective import Objective
 from moe.train.state import TrainState
 from moe.types import Array, Batch, Pair
 

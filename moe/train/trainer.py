@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from moe.checkpoint import restore
+from moe.checkpoint.save import Checkpointer
 from moe.train import metrics as metrics_lib
-from moe.train import restore
-from moe.train.checkpoint import Checkpointer
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState

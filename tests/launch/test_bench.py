@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import bench, bench_moe, bench_pairs, bench_step
-from launch.bench_pairs import Program, measure
+from launch import bench
+from launch.benchmarks import moe as bench_layer
+from launch.benchmarks import pairs, step
+from launch.benchmarks.pairs import Program, measure
 from moe.routing import dispatch
 from moe.routing.plan import RouterInputs
 
@@ -61,7 +63,7 @@ def test_programs_take_turns():
 
 
 def test_of_another_program_the_best_speed_counts():
-  sample = bench_pairs.command(
+  sample = pairs.command(
     'echo eager: 1.0M parameters, 20 tokens/s; echo grouped: 40 tokens/s;'
     ' echo slow: 1e1 tokens/s',
     tokens=80,
@@ -74,7 +76,7 @@ def test_of_another_program_the_best_speed_counts():
 )
 def test_another_program_that_fails_is_an_error(command):
   with pytest.raises(ValueError, match="must succeed and print 'N tokens/s'"):
-    bench_pairs.command(command, tokens=1)()
+    pairs.command(command, tokens=1)()
 
 
 def test_a_layer_alone_has_seconds_and_tokens_a_second(capsys):
@@ -126,7 +128,7 @@ def test_against_dense_products_a_layer_leaves_no_slot_empty(
 
 
 def test_finer_experts_do_the_same_work():
-  sizes = bench_moe.Sizes(8, 32, 4, 2, 64, 16, 1.25, 'float32')
+  sizes = bench_layer.Sizes(8, 32, 4, 2, 64, 16, 1.25, 'float32')
   finer = sizes.finer(4)
   assert (finer.experts, finer.top_k, finer.d_ff) == (16, 8, 8)
   assert finer.top_k * finer.d_ff == sizes.top_k * sizes.d_ff
@@ -141,7 +143,7 @@ def test_balanced_routing_gives_each_expert_equal_rows(experts, top_k, key):
   inputs = RouterInputs(
     logits_GME, logits_GME, zeros_GM, zeros_GM, zeros_GM == 0, M
   )
-  router = bench_moe.Balanced(num_active=top_k, renormalize=top_k > 1)
+  router = bench_layer.Balanced(num_active=top_k, renormalize=top_k > 1)
   plan = router.route(inputs, {}, jax.random.split(key, G), True)
   for expert_R in plan.expert_GR:
     assert set(jnp.bincount(expert_R).tolist()) == {M * top_k // experts}
@@ -149,8 +151,8 @@ def test_balanced_routing_gives_each_expert_equal_rows(experts, top_k, key):
 
 @pytest.mark.slow
 def test_a_layer_gives_gradients_of_all_its_parameters():
-  sizes = bench_moe.Sizes(8, 8, 4, 2, 32, 16, 1.0, 'float32')
-  layer = bench_moe.make_layer(sizes, dispatch.Sorted)
+  sizes = bench_layer.Sizes(8, 8, 4, 2, 32, 16, 1.0, 'float32')
+  layer = bench_layer.make_layer(sizes, dispatch.Sorted)
   arguments = layer.init(jax.random.key(0))
   _, gradients, _ = layer.jitted(*arguments)
   assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(
@@ -211,7 +213,7 @@ def test_steps_are_compared(capsys, comparison):
 
 
 def test_a_random_batch_asks_for_the_next_token():
-  batch = bench_step.random_batch(2, 8, vocab_size=5)
+  batch = step.random_batch(2, 8, vocab_size=5)
   assert (batch.tokens[:, 1:] == batch.targets[:, :-1]).all()
   assert batch.tokens.max() < 5
   assert batch.loss_weights.sum() == 16

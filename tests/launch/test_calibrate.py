@@ -3,6 +3,8 @@ import json
 import pytest
 
 from launch import calibrate, plan
+from launch.configs import configuration
+from moe.planning import published
 
 MADE = {
   'step_seconds_no_overlap': 2.0,
@@ -15,7 +17,7 @@ MADE = {
   'bound': 'HBM',
 }
 BLOCK = '--gin_file=gin_configs/runs/mixtral_block_v5p_16.gin'
-PUBLISHED = calibrate.PUBLISHED[0]
+PUBLISHED = published.PUBLISHED[0]
 
 
 def compiled(monkeypatch, *steps):
@@ -26,7 +28,7 @@ def compiled(monkeypatch, *steps):
 
 def test_tokens_and_mfu_follow_from_a_predicted_step_time():
   # 100 tokens in 2 s are 50 a second; at 0.01 s each, half of the peak.
-  found = calibrate.predictions(MADE, 100, 0.01)['no_overlap']
+  found = published.predictions(MADE, 100, 0.01)['no_overlap']
   assert found == {
     'step_seconds': 2.0,
     'tokens_per_second_per_chip': 50,
@@ -48,7 +50,7 @@ def test_the_table_says_none_where_the_compiler_gives_no_seconds(
   # all scores: 6 x 12.75e9 + 12 x 32 x 4096 x 4096 = 82.9e9 FLOP, for 147,456
   # tokens a chip at 251.94e12 a second. Then what was said as compiled.
   assert steps[0] == ['48.54', '2.00', '1.00', 'none']
-  assert len(steps) == len(calibrate.PUBLISHED)
+  assert len(steps) == len(published.PUBLISHED)
 
 
 def test_json_has_null_where_the_compiler_gives_no_seconds(capsys, monkeypatch):
@@ -77,11 +79,10 @@ def test_a_layer_has_no_seconds_where_the_compiler_gives_none(
 
 
 def test_a_measurement_that_counts_all_scores_is_lower_by_our_counter():
-  from launch import config
 
-  run = config.load([PUBLISHED.gin_file], [])
+  run = configuration.load([PUBLISHED.gin_file], [])
   counted = plan.plan_shapes(run)['flops_per_token_train']
-  found = calibrate.measured(PUBLISHED, run, counted)
+  found = published.measured(PUBLISHED, run, counted)
   # Unseen scores of a token: 12 FLOP x 32 heads x 128 x 2,048 keys x 32 layers.
   theirs = counted + 12 * 32 * 128 * 2048 * 32
   assert found['mfu'] == pytest.approx(0.5489 * counted / theirs)

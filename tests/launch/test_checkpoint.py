@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 from launch import checkpoint as command
-from moe.train import checkpoint
+from moe.checkpoint import save
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   """The directory of a run with the steps 5 and 10, 5 being the better one."""
   run = tmp_path_factory.mktemp('run')
-  saver = checkpoint.Checkpointer(run / 'checkpoints')
+  saver = save.Checkpointer(run / 'checkpoints')
   meta = {'manifest_hash': 'abc', 'config': 'A = 1\nB = 2\n'}
   for step, score in ((5, 6.5), (10, 7.0)):
     params = {'w': jnp.full((4,), float(step))}

@@ -13,9 +13,9 @@ from nowhere import trainer
 SEED = {seed}
 EVAL_TASKS = ('{task}',)
 trainer.Settings.seed = %SEED
-config.Data.train = '{task}'
-config.Data.evaluation = %EVAL_TASKS
-config.Run.settings = @trainer.Settings()
+run.Data.train = '{task}'
+run.Data.evaluation = %EVAL_TASKS
+run.Run.settings = @trainer.Settings()
 """
 
 

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from launch import config, evaluate
+from launch import evaluate
+from launch.configs import configuration
 from moe.data.store import write_store
-from moe.evaluate import likelihood
+from moe.evaluate import documents, likelihood
 from moe.infer import decode
 from moe.modalities.vocabulary import Vocabulary
 from moe.parallel import shardings
+from moe.runs import build
 
 UNIFORM_NATS = math.log(320)  # A token's, of a model with 320 logits all alike.
 
@@ -68,7 +70,7 @@ def test_the_score_is_that_of_the_forward_pass(capsys, tmp_path, run_directory):
   _, report, _ = run_main(
     capsys, f'--checkpoint={run_directory}', f'--text_file={path}'
   )
-  run = config.load_run(str(run_directory))
+  run = configuration.load_run(str(run_directory))
   ids = run.vocabulary.encode('春眠不覺曉')
 
   @jax.jit
@@ -87,19 +89,19 @@ def test_the_score_is_that_of_the_forward_pass(capsys, tmp_path, run_directory):
 
 @pytest.mark.slow
 def test_the_score_does_not_depend_on_the_device_count(run_directory):
-  run = config.load_run(str(run_directory))
+  run = configuration.load_run(str(run_directory))
   texts = ['春眠不覺曉', '花落', '夜來風雨聲，' * 25]
-  documents = evaluate.text_documents(run.vocabulary, texts)
+  scored = documents.text_documents(run.vocabulary, texts)
   context = likelihood.Context(64, 32, 8)
   one = likelihood.score_documents(
-    run.functional, run.params, run.state, documents, context
+    run.functional, run.params, run.state, scored, context
   )
-  functional, _, mesh = config.place(run.run, jax.devices())
+  functional, _, mesh = build.place(run.run, jax.devices())
   assert mesh.size == 8
   with jax.set_mesh(mesh):
     params = jax.device_put(run.params, shardings.replicated(mesh))
     eight = likelihood.score_documents(
-      functional, params, run.state, documents, context
+      functional, params, run.state, scored, context
     )
   np.testing.assert_allclose(eight, one, rtol=1e-6)
 
@@ -227,7 +229,7 @@ def test_lines_are_read_as_they_are(tmp_path):
   path = tmp_path / 'texts.txt'
   # A byte order mark, line ends of both kinds, empty lines, no end at the end.
   path.write_bytes('\ufeff 春\u2028眠 \r\n\r\n\n題\\n花\\n\n落'.encode())
-  assert evaluate.read_texts(str(path)) == [' 春\u2028眠 ', '題\n花\n', '落']
+  assert documents.read_texts(str(path)) == [' 春\u2028眠 ', '題\n花\n', '落']
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ class Codebook:
 
 
 def test_unknown_tokens_and_what_they_hide_are_counted():
-  (document,) = evaluate.text_documents(Codebook(), ['a龘b鱻'])
+  (document,) = documents.text_documents(Codebook(), ['a龘b鱻'])
   assert document.tokens.tolist() == [3, 2, 4, 2, 1]
   assert (document.num_unknown, document.hidden_chars) == (2, 2)
   record = {
@@ -319,7 +321,7 @@ def test_unknown_tokens_and_what_they_hide_are_counted():
     'num_chars': np.int64(5),
     'num_bytes': np.int64(13),
   }
-  document = evaluate.record_document(Codebook(), record)
+  document = documents.record_document(Codebook(), record)
   assert (document.num_unknown, document.hidden_chars) == (2, 4)
 
 
@@ -329,4 +331,4 @@ def test_a_vocabulary_that_alters_text_is_refused():
       return super().encode(text.lower())
 
   with pytest.raises(ValueError, match='document 2 .* comes back changed'):
-    evaluate.text_documents(Lowercase(), ['ab', 'aB'])
+    documents.text_documents(Lowercase(), ['ab', 'aB'])

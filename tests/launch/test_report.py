@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from launch import report
+from moe.report import run_page
 from moe.train import progress
 
 VOID = {'meta', 'br', 'img', 'hr', 'input', 'link'}
@@ -61,7 +62,7 @@ def page(tmp_path_factory):
   (workdir / 'samples.json').write_text(json.dumps(samples))
   (workdir / 'config.gin').write_text('NAME = "<b>"\n')
   (workdir / 'model.txt').write_text('params/head  (4, 8)\n')
-  return report.write_report(workdir).read_text(encoding='utf-8')
+  return run_page.write_report(workdir).read_text(encoding='utf-8')
 
 
 def card(page, title):
@@ -116,7 +117,7 @@ def test_figures_take_their_colours_from_the_page(page):
 
 def test_a_dense_run_of_one_step_has_a_page(tmp_path):
   write_run(tmp_path, 1, layers=0)
-  page = report.write_report(tmp_path, tmp_path / 'other.html').read_text()
+  page = run_page.write_report(tmp_path, tmp_path / 'other.html').read_text()
   assert 'load of each expert' not in page
   assert card(page, 'Tokens seen') == ('100', 'in 1 steps')
 
@@ -141,7 +142,7 @@ def test_a_long_run_of_many_layers_is_thinned(tmp_path):
     for step in range(1, 1501):
       record = {'step': step, 'bits_per_char': 9.0, 'layers': {'load': load}}
       file.write(json.dumps(record) + '\n')
-  page = report.write_report(tmp_path).read_text()
+  page = run_page.write_report(tmp_path).read_text()
   assert page.count('sparse layer ') == 12
   assert len(page) < 300_000
 
@@ -164,7 +165,7 @@ def test_a_table_tells_of_each_layer(tmp_path):
     }
     shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
   shown.close()
-  header, *rows = layer_rows(report.write_report(tmp_path).read_text())
+  header, *rows = layer_rows(run_page.write_report(tmp_path).read_text())
   assert header == [
     'sparse layer', 'busiest / mean', 'variation', 'entropy [nats]', 'dropped',
     'bytes exchanged', 'idle experts',
@@ -184,7 +185,7 @@ def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
       shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
     shown.close()
   pages = [
-    report.write_report(tmp_path / name).read_text()
+    run_page.write_report(tmp_path / name).read_text()
     for name in ('healthy', 'sick')
   ]
   assert ['Experts without tokens' in page for page in pages] == [False, True]

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from launch import config, sample
+from launch import sample
+from launch.configs import configuration
 from moe.infer import forms
 
 
@@ -113,7 +114,7 @@ def test_a_router_that_looks_ahead_is_refused_by_name():
     'LEARNING_RATE=0.1',
     'ROUTER=@gates.ExpertChoice',
   ]
-  loaded = config.load([*files, 'runs/train.gin'], macros)
+  loaded = configuration.load([*files, 'runs/train.gin'], macros)
   run = types.SimpleNamespace(run=loaded, vocabulary=None)
   args = sample.parse(['--checkpoint=runs/choice', '--prompt=春'])
   with pytest.raises(

@@ -8,10 +8,13 @@ import types
 
 import pytest
 
-from launch import config, data, preflight, stores, train
+from launch import data, token_stores, train
+from launch.configs import configuration
+from moe.checkpoint import save
 from moe.modalities.vocabulary import train_vocabulary
-from moe.train import checkpoint
+from moe.runs import build, preflight
 from moe.train import program as program_lib
+from tasks import stores
 
 FILE = '--gin_file=runs/quickstart.gin'
 SMALL = [
@@ -33,19 +36,21 @@ def run_main(monkeypatch, tmp_path, capfd):
 
   The child that looks up tasks runs in this process.
   """
-  build = train.build
+  real_build = build.build
 
   def child(command, **options):
     assert command[1:3] == ['-m', 'launch.data']
     return subprocess.CompletedProcess(command, data.main(command[3:]))
 
   monkeypatch.setattr(
-    train, 'subprocess', types.SimpleNamespace(run=child, DEVNULL=None)
+    token_stores, 'subprocess', types.SimpleNamespace(run=child, DEVNULL=None)
   )
-  monkeypatch.setattr(train, 'build', lambda r: build(r)._replace(init=refuse))
+  monkeypatch.setattr(
+    build, 'build', lambda r: real_build(r)._replace(init=refuse)
+  )
   monkeypatch.setattr(program_lib._Step, 'compile', refuse)
   monkeypatch.setattr('moe.data.cache.cache_task', refuse)
-  monkeypatch.setattr('moe.modalities.vocabulary.train_vocabulary', refuse)
+  monkeypatch.setattr('tasks.stores.train_vocabulary', refuse)
   monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / 'cache'))
 
   def run(flags, workdir=None):
@@ -119,7 +124,7 @@ def test_a_directory_that_cannot_be_written_is_told(run_main, tmp_path):
 
 
 def test_a_full_disk_is_told(run_main, monkeypatch):
-  monkeypatch.setattr(checkpoint, '_free_bytes', lambda directory: 1000)
+  monkeypatch.setattr(save, '_free_bytes', lambda directory: 1000)
   assert 'for its checkpoints, got 1000 B free' in error_of(run_main(SMALL))
 
 
@@ -197,9 +202,11 @@ def test_a_run_does_not_go_on_in_another_order(
 
 
 def test_a_run_that_goes_on_with_other_settings_says_which(resumed, capsys):
-  config.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.25'])
-  (resumed / 'config.gin').write_text(config.config_text(), encoding='utf-8')
-  run = config.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.5'])
+  configuration.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.25'])
+  (resumed / 'config.gin').write_text(
+    configuration.config_text(), encoding='utf-8'
+  )
+  run = configuration.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.5'])
   preflight.check_resumed(run, str(resumed), str(resumed / 'checkpoints'))
   warning = capsys.readouterr().err
   assert warning.count('\n') == 1 and warning.startswith('warning: ')
@@ -222,7 +229,7 @@ def test_a_run_does_not_go_on_with_other_data(key):
   ],
 )
 def test_a_router_that_looks_ahead_is_warned_of(capsys, overrides, warning):
-  run = config.load(['runs/quickstart.gin'], overrides)
+  run = configuration.load(['runs/quickstart.gin'], overrides)
   preflight.warn_of_router(run)
   text = capsys.readouterr().err
   assert warning in text
@@ -233,7 +240,7 @@ def test_one_of_several_processes_does_not_wait_for_the_others(
   monkeypatch, tmp_path, capsys
 ):
   monkeypatch.setattr('jax.process_count', lambda: 2)
-  monkeypatch.setattr(config, 'load_run', refuse)
+  monkeypatch.setattr(configuration, 'load_run', refuse)
   run = types.SimpleNamespace(prompts=('春',))
   assert train.samples_of(run, str(tmp_path)) == []
   assert 'no samples' in capsys.readouterr().err

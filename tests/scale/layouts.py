@@ -9,6 +9,8 @@ import difflib
 import os
 import pathlib
 
+from launch.configs import configuration
+
 FOLDER = pathlib.Path(__file__).parent / 'goldens'
 FILES = [
   'models/tiny.gin',
@@ -69,11 +71,9 @@ def build(name: str):
   """(run, program) of a layout on 8 devices."""
   import jax
 
-  from launch import config, train
-
   macros = MODEL | LAYOUTS[name]
-  run = config.load(FILES, [f'{k}={v}' for k, v in macros.items()])
-  return run, train.build(run, jax.devices()[:8])
+  run = configuration.load(FILES, [f'{k}={v}' for k, v in macros.items()])
+  return run, build.build(run, jax.devices()[:8])
 
 
 def shardings(name: str) -> str:

@@ -1,6 +1,6 @@
 """Small models on real slices: what the tests of the plan compile."""
 
-from launch import config
+from launch.configs import configuration
 
 FILES = [
   'models/tiny.gin',
@@ -93,4 +93,4 @@ def loaded(name: str):
   """(topology, run) of a plan."""
   topology, macros = PLANS[name]
   overrides = [f'{k}={v}' for k, v in (MODEL | macros).items()]
-  return topology, config.load(FILES, overrides)
+  return topology, configuration.load(FILES, overrides)

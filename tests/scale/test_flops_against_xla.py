@@ -3,8 +3,9 @@
 import jax
 import pytest
 
-from launch import config, plan
+from launch.configs import configuration
 from moe.models.functional import Functional
+from moe.planning import recipe
 from moe.scale import cost
 from moe.train.program import batch_shapes
 
@@ -56,7 +57,7 @@ MODELS = {
 
 def loaded(sizes):
   macros = COMMON | sizes
-  return config.load(FILES, [f'{k}={v}' for k, v in macros.items()])
+  return configuration.load(FILES, [f'{k}={v}' for k, v in macros.items()])
 
 
 def counted_by_xla(run):
@@ -80,11 +81,11 @@ def counted_by_xla(run):
 @pytest.mark.parametrize('name', MODELS)
 def test_executed_flops_are_those_that_xla_counts(name):
   run = loaded(MODELS[name])
-  ts, logical_axes = plan.abstract_state(run)
-  _, _, moe = plan.layers_of(run)
+  ts, logical_axes = recipe.abstract_state(run)
+  _, _, moe = recipe.layers_of(run)
   parts = cost.components(ts.params, logical_axes, moe.top_k)
-  recipe = plan.recipe_of(run, num_devices=1)
-  got = cost.executed_flops_per_token(parts, recipe)
+  made = recipe.recipe_of(run, num_devices=1)
+  got = cost.executed_flops_per_token(parts, made)
   tokens = run.data.batch_size * run.data.sequence_length
   want = counted_by_xla(run)
   assert got[0] * tokens == pytest.approx(want[0], rel=0.02)

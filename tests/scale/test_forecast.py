@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch import config, search
+from launch.configs import configuration
 from moe.parallel.mesh import DATA, EXPERT, FSDP, make_mesh
+from moe.planning import search
+from moe.runs import build
 from moe.scale import forecast, hlo, memory, roofline, topology
 from moe.scale.roofline import Transfer
 from tests.scale import layouts
@@ -15,7 +17,7 @@ from tests.scale import layouts
 
 def loaded(**macros):
   written = [f'{k}={v}' for k, v in (layouts.MODEL | macros).items()]
-  return config.load(layouts.FILES, written)
+  return configuration.load(layouts.FILES, written)
 
 
 def placed(run):
@@ -66,7 +68,7 @@ def test_latents_are_gathered_like_the_width():
     'MESH_FSDP': 8,
   }
   del macros['NUM_KV_HEADS'], macros['HEAD_DIM']
-  run = config.load(files, [f'{k}={v}' for k, v in macros.items()])
+  run = configuration.load(files, [f'{k}={v}' for k, v in macros.items()])
   where = placed(run)
   gathered = sum(
     num_bytes * times
@@ -88,11 +90,10 @@ def test_latents_are_gathered_like_the_width():
 @pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'dots', 'exchange', 'full'])
 def test_rows_cross_the_expert_axis_as_often_as_it_is_said(remat):
-  from launch import train
   from moe.train.program import batch_shapes
 
   run = loaded(MESH_DATA=1, MESH_EXPERT=8, REMAT=f"'{remat}'", NUM_LAYERS=4)
-  program = train.build(run, jax.devices()[:8])
+  program = build.build(run, jax.devices()[:8])
   shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
   compiled = program.train_step.lower(program.abstract, shapes).compile()
   done = roofline.work(hlo.parse(compiled.as_text()), dict(program.mesh.shape))

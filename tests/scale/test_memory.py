@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe import axes
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning import search
 from moe.scale import memory, topology
 from moe.train.state import TrainState
 from tests.scale import plans
@@ -103,7 +104,7 @@ def test_memory_is_predicted_before_anything_is_compiled(
   name, tmp_path, monkeypatch
 ):
   pytest.importorskip('libtpu')
-  from launch import plan, search
+  from launch import plan
 
   monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
   text, run = plans.loaded(name)

@@ -14,7 +14,7 @@ from moe.layers.moe_layer import MoE
 from moe.models.block import Block
 from moe.models.decoder import Decoder
 from moe.models.stack import Stack
-from moe.train.objective import Objective
+from moe.objectives.objective import Objective
 from moe.types import Batch
 
 # A token that makes the toy's loss not a number.

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 
 from moe.models.functional import placed
+from moe.objectives import language
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train import objective
 from moe.train.program import batch_shapes, make_program
 from tests.models import factories
 
@@ -30,7 +30,7 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
     shape: of the mesh.
     num_microbatches: parts of a batch.
     optimizer: by default the parameters lose the gradient itself.
-    **losses: coefficients, see `objective.language_model`.
+    **losses: coefficients, see `language.language_model`.
   """
   moe = {'group_size': LENGTH, **moe}
   block = factories.make_block()
@@ -43,7 +43,7 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
   )
   return make_program(
     dataclasses.replace(
-      objective.language_model(functional, **losses),
+      language.language_model(functional, **losses),
       rows_together=max(1, moe['group_size'] // LENGTH),
     ),
     optimizer,

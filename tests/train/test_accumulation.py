@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from moe.models.functional import Functional
+from moe.objectives import language
 from moe.optim import optimizers
 from moe.routing import gates
-from moe.train import objective, state, step
+from moe.train import state, step
 from tests.models import factories
 from tests.train import programs
 
@@ -35,7 +36,7 @@ def make(scope):
 def change(scope, term, num_microbatches):
   """Change of the parameters in one step of plain gradient descent."""
   model = make(scope)
-  language_model = objective.language_model(model, **TERMS[term])
+  language_model = language.language_model(model, **TERMS[term])
   if term != 'cross_entropy':
     language_model.coefficients['cross_entropy'] = 0.0
   sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)

@@ -8,15 +8,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from moe import axes
+from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
 from moe.modalities.vocabulary import train_vocabulary
 from moe.models.functional import placed
+from moe.objectives import language
 from moe.optim import optimizers, schedules
 from moe.optim.storage import Storage
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train import objective
-from moe.train.checkpoint import Checkpointer
 from moe.train.program import batch_shapes, describe, make_program
 from tests.data.conftest import LINES, write_texts
 
@@ -193,7 +193,7 @@ def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
   layout = rules.layout(TABLE, mesh)
   functional = placed(sparse_model, rules.activation_rules(TABLE), layout)
   program = make_program(
-    objective.language_model(functional),
+    language.language_model(functional),
     optimizers.build(optimizers.adamw(CONSTANT)),
     CONSTANT,
     batch_shapes(8, 8),
@@ -233,7 +233,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
       sparse_model, rules.activation_rules(TABLE), rules.layout(TABLE, mesh)
     )
     program = make_program(
-      objective.language_model(functional, load_balance=0.1),
+      language.language_model(functional, load_balance=0.1),
       optimizers.build(optimizers.adamw(schedule)),
       schedule,
       batch_shapes(16, 8),

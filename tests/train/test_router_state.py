@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+from moe.checkpoint import restore
+from moe.checkpoint.save import Checkpointer
 from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
 from moe.routing import gates
-from moe.train import restore
-from moe.train.checkpoint import Checkpointer
 from tests.train import programs
 
 RATE = 0.01

@@ -8,9 +8,10 @@ import optax
 import pytest
 
 from moe.models.functional import Functional
+from moe.objectives import language
 from moe.optim import optimizers
 from moe.optim.storage import Storage
-from moe.train import objective, state, step
+from moe.train import state, step
 
 CONSTANT = optax.constant_schedule(0.25)
 POISON = 15
@@ -114,7 +115,7 @@ def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
   sparse_model, padded
 ):
   # Cross-entropy, balance and both z-losses; padding and weights are uneven.
-  model = objective.language_model(
+  model = language.language_model(
     Functional(sparse_model), load_balance=1.0, router_z=0.5, logits_z=0.1
   )
   whole, metrics = changes(model, padded, 1)

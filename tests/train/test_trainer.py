@@ -10,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 
+from moe.checkpoint import restore
+from moe.checkpoint.save import Checkpointer
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train import restore, trainer
-from moe.train.checkpoint import Checkpointer
+from moe.train import trainer
 from moe.train.program import batch_shapes, make_program
 from moe.train.progress import Progress
 

@@ -1,0 +1,84 @@
+"""What every verb does before and around its work: JAX, log, memory, errors."""
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+# What a user can mend; the exit code of a command that was not right.
+EXIT_USER = 2
+# Parameters of mallopt in glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def log(message: str) -> None:
+  """One line for people; standard output is for the result."""
+  print(message, file=sys.stderr, flush=True)
+
+
+class _Log(logging.Handler):
+  """Prints what the library says, as `log` does."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    log(self.format(record))
+
+
+def show_log() -> None:
+  """Lets `moe` and `tasks` tell people what they do."""
+  for name in ('moe', 'tasks'):
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.INFO)
+    # Other libraries may give the root logger a handler of their own.
+    logger.propagate = False
+    if not logger.handlers:
+      logger.addHandler(_Log())
+
+
+def run(verb: Callable[[], int]) -> int:
+  """Runs a verb; what the user can mend is one sentence and code 2.
+
+  Args:
+    verb: returns the exit code.
+  """
+  show_log()
+  try:
+    return verb()
+  except (ValueError, OSError) as error:
+    log(f'error: {" ".join(str(error).split())}')
+    return EXIT_USER
+
+
+def set_up_jax() -> None:
+  """Joins other processes; keeps memory, and compiled programs if none does."""
+  # Here, since --help and errors of configuration need no JAX.
+  import jax
+
+  from moe.data.store import default_cache_dir
+  from moe.parallel import multihost
+
+  multihost.initialize()
+  if jax.default_backend() == 'cpu':
+    keep_freed_memory()
+  if jax.config.jax_compilation_cache_dir is None:
+    compiled = os.path.join(default_cache_dir(), 'compiled')
+    jax.config.update('jax_compilation_cache_dir', compiled)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def keep_freed_memory() -> None:
+  """Tells glibc's malloc to keep what is freed; elsewhere does nothing.
+
+  XLA:CPU asks for the temporary memory of a step at its start, hundreds of
+  megabytes at a time, and frees it at its end. By default malloc maps and
+  unmaps each such block, and the kernel clears every page of it again: a fifth
+  of a training step on two cores. The process holds on to what it once used.
+  """
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError, TypeError):
+    return  # another C library
+  # Only one arena can grow over any size without mapping, the main one.
+  mallopt(_ARENA_MAX, 1)
+  mallopt(_MMAP_MAX, 0)
+  mallopt(_TRIM_THRESHOLD, -1)  # never

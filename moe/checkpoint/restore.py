@@ -1,0 +1,377 @@
+"""Reading checkpoints: which steps there are, are they sound, their arrays.
+
+Needs no `Checkpointer`, so evaluation and sampling can read the directory of a
+run that is still training.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from moe.checkpoint import integrity
+from moe.parallel.shardings import path_name
+from moe.types import PyTree
+
+_LOG = logging.getLogger(__name__)
+
+# What commits a step on an object store.
+MARKER = ocp.path.atomicity.COMMIT_SUCCESS_FILE
+# Metrics of a step that was scored after it had been committed.
+LATE_METRICS = 'late_metrics.json'
+
+# Pairs of (regular expression that a target path must match as a whole, path in
+# the checkpoint, which may refer to groups as \1, or None to keep the target).
+Assignment = Sequence[tuple[str, str | None]]
+
+
+def steps(directory: epath.PathLike) -> list[int]:
+  """Committed steps in ascending order, read from the directory itself."""
+  directory = epath.Path(directory)
+  if not directory.is_dir():
+    return []
+  is_remote = integrity.on_object_store(directory)
+  found = []
+  for path in directory.iterdir():
+    if not (path.name.isdecimal() and str(int(path.name)) == path.name):
+      continue
+    if path.is_dir() and not (is_remote and not (path / MARKER).exists()):
+      found.append(int(path.name))
+  return sorted(found)
+
+
+def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+  """(directory of the steps, step or None) of what a user calls a checkpoint.
+
+  Accepts the directory of a run, its `checkpoints`, or one step in there.
+
+  Raises:
+    ValueError: if there is no step.
+  """
+  if '://' not in os.fspath(path):
+    path = os.path.abspath(path)  # Orbax takes no relative paths.
+  path = epath.Path(path)
+  if path.name.isdecimal() and (path / 'meta').is_dir():
+    return path.parent, int(path.name)
+  for directory in (path / 'checkpoints', path):
+    if steps(directory):
+      return directory, None
+  raise ValueError(
+    f'{path} must be the directory of a run, or of its checkpoints, got one'
+    ' without any: look there for a folder `checkpoints`, or train first.'
+  )
+
+
+def read_meta(step_directory: epath.PathLike) -> dict[str, Any]:
+  """What was recorded with a step; empty if that file is damaged."""
+  step_directory = epath.Path(step_directory)
+  try:
+    meta = dict(json.loads((step_directory / 'meta/metadata').read_text()))
+  except (OSError, ValueError):
+    return {}
+  try:
+    late = json.loads((step_directory / LATE_METRICS).read_text())
+  except (OSError, ValueError):
+    return meta
+  return {**meta, 'metrics': {**(meta.get('metrics') or {}), **late}}
+
+
+def add_metrics(step_directory: epath.PathLike, metrics: dict[str, float]):
+  """Ranks a committed step whose evaluation came after its save.
+
+  The numbers lie beside what is sealed, so that the step stays sound.
+  """
+  if jax.process_index() == 0:
+    path = epath.Path(step_directory) / LATE_METRICS
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(metrics))
+    temporary.replace(path)
+
+
+def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
+  """Steps by a metric, the smallest first, newer first among equals.
+
+  Args:
+    directory: of the steps.
+    metric: which one, by default what the newest step was ranked by; a step
+      without it is left out.
+  """
+  directory = epath.Path(directory)
+  metas = {step: read_meta(directory / str(step)) for step in steps(directory)}
+  if metric is None and metas:
+    metric = metas[max(metas)].get('best_metric')
+  scores = []
+  for step, meta in metas.items():
+    score = (meta.get('metrics') or {}).get(metric)
+    if isinstance(score, int | float) and math.isfinite(score):
+      scores.append((score, -step))
+  return [-negative for _, negative in sorted(scores)]
+
+
+def best_step(directory: epath.PathLike) -> int | None:
+  """The first of `ranking`; None if no step has been scored."""
+  return next(iter(ranking(directory)), None)
+
+
+def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
+  """The newest step whose every file verifies, or the one asked for.
+
+  Returns:
+    (step, newer steps that are damaged); each of those has been warned of.
+
+  Raises:
+    ValueError: if `step` is not there or damaged, or if no step is good.
+  """
+  found = steps(directory)
+  if step is not None and step not in found:
+    raise ValueError(
+      f'Step {step} must be in {directory}, got the steps {found}: choose one'
+      ' of them.'
+    )
+  if not found:
+    raise ValueError(
+      f'{directory} must hold a checkpoint, got none: train first, or choose'
+      ' another directory.'
+    )
+  damaged = []
+  for candidate in [step] if step is not None else reversed(found):
+    problems = _problems(directory / str(candidate))
+    if not problems:
+      return candidate, damaged
+    more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+    _LOG.warning(
+      'Checkpoint %d in %s is damaged: %s%s.',
+      candidate, directory, problems[0], more,
+    )  # fmt: skip
+    damaged.append(candidate)
+  raise ValueError(
+    f'No sound checkpoint in {directory}: {problems[0]} in step {damaged[-1]}'
+    f' (damaged: {damaged}): restore the files from a copy, or choose another'
+    ' step or directory.'
+  )
+
+
+def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
+  """Reads every array of a step into the structure and shardings given.
+
+  Raises:
+    ValueError: naming the arrays that one side lacks or whose shape or dtype
+      differs.
+  """
+  wanted = leaves(abstract)
+  stored = leaves(_stored_tree(step_directory))
+  problems = [f'{name} is not in the model' for name in stored.keys() - wanted]
+  for name, leaf in wanted.items():
+    problems += _mismatch(name, leaf, name, stored.get(name), is_exact=True)
+  _raise_if(problems, step_directory)
+  item = jax.tree.map(_placed, abstract)
+  return _restore(step_directory, item)
+
+
+def load_params(
+  directory: epath.PathLike,
+  step: int | None = None,
+  target: dict[str, PyTree] | None = None,
+  *,
+  sharding: jax.sharding.Sharding | None = None,
+  assignment: Assignment = (),
+  optional: str = '',
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+  """Reads `params` and `state` of a step, without the optimizer.
+
+  Args:
+    directory: of a run, of its checkpoints, or of one step.
+    step: which step, None for the newest that verifies.
+    target: {'params': ..., 'state': ...}, either or both, leaves as in
+      `Checkpointer.restore`; None reads both as they were saved. Floating
+      dtypes are converted to the target's.
+    sharding: of leaves that name none; by default the first device.
+    assignment: where an array comes from, the first match counts; without a
+      match it has the same path. Paths are those of the error messages, such
+      as params/decoder/embedding.
+    optional: regular expression; an array whose path it matches as a whole is
+      kept where the checkpoint has none that fits, and need not be used.
+
+  Returns:
+    ({'params': ..., 'state': ...}, meta).
+
+  Raises:
+    ValueError: naming each array that is missing, of another shape, kept but
+      without a value in `target`, or, where there is no assignment, unused.
+  """
+  directory, located = locate(directory)
+  step, _ = choose(directory, located if step is None else step)
+  path = directory / str(step)
+  tree = _stored_tree(path)
+  if target is None:
+    target = {key: tree[key] for key in ('params', 'state') if key in tree}
+  stored, problems = leaves(tree), []
+  sources = {}  # Path in the checkpoint of each target path that is read.
+  for name, leaf in leaves(target).items():
+    source = _source(name, assignment)
+    found = source and _mismatch(name, leaf, source, stored.get(source))
+    if source and not (found and re.fullmatch(optional, name)):
+      sources[name] = source
+      problems += found
+    elif not isinstance(leaf, jax.Array | np.ndarray):
+      problems.append(f'{name} is kept but has no initial value')
+  if not assignment:
+    unused = stored.keys() - set(sources.values())
+    kinds = tuple(f'{key}/' for key in target)
+    problems += [
+      f'{n} is not in the model'
+      for n in unused
+      if n.startswith(kinds) and not re.fullmatch(optional, n)
+    ]
+  _raise_if(problems, path)
+  arrays = _load(path, tree, target, sources, sharding)
+  filled = jax.tree_util.tree_map_with_path(
+    lambda key, leaf: arrays.get(path_name(key), leaf), target
+  )
+  return filled, read_meta(path)
+
+
+def load_initial(
+  directory: epath.PathLike,
+  params: PyTree,
+  state: PyTree,
+  assignment: Assignment = (),
+) -> tuple[PyTree, PyTree, dict[str, Any]]:
+  """What another run starts from: parameters, and what goes with them.
+
+  Args:
+    directory: of a run, of its checkpoints, or of one step.
+    params: as `target` of `load_params`.
+    state: likewise; a router's bias is taken from where its weights are, and
+      kept as it is here where there is none of its shape.
+    assignment: see `load_params`; paths need no 'params/' in front.
+
+  Returns:
+    (params, state, meta).
+
+  Raises:
+    ValueError: see `load_params`.
+  """
+  rules = []
+  for ours, theirs in assignment:
+    rules.append((f'params/(?:{ours})', theirs and f'params/{theirs}'))
+    # State lies under the path of the parameter that it goes with.
+    source = theirs and rf'state/{theirs}/\g<_state>'
+    rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', source))
+  loaded, meta = load_params(
+    directory,
+    target={'params': params, 'state': state},
+    assignment=rules,
+    optional='state/.*',
+  )
+  return loaded['params'], loaded['state'], meta
+
+
+def _load(path, tree, target, sources, sharding) -> dict[str, jax.Array]:
+  """Arrays by target path, each array of the checkpoint read once."""
+  wanted = {
+    name: _placed(leaf, sharding)
+    for name, leaf in leaves(target).items()
+    if name in sources
+  }
+  first = {}
+  for name, source in sources.items():
+    first.setdefault(source, wanted[name])
+  item = jax.tree_util.tree_map_with_path(
+    lambda key, _: first.get(path_name(key), ocp.PLACEHOLDER), tree
+  )
+  read_arrays = leaves(_restore(path, item))
+  # A second user of the same array may want it in another place or dtype.
+  return {
+    name: jax.device_put(
+      read_arrays[sources[name]].astype(leaf.dtype), leaf.sharding
+    )
+    for name, leaf in wanted.items()
+  }
+
+
+def _problems(step_directory: epath.Path) -> list[str]:
+  """`integrity.check`, its work and its verdict shared by all processes."""
+  share = (jax.process_index(), jax.process_count())
+  problems = integrity.check(step_directory, share)
+  if share[1] > 1:
+    bad = multihost_utils.process_allgather(np.array(len(problems)))
+    if bad.any() and not problems:
+      problems = [f'a file that process {int(bad.argmax())} has checked']
+  return problems
+
+
+def _stored_tree(step_directory: epath.Path) -> PyTree:
+  """The tree of a step, leaves with shape and dtype."""
+  handler = ocp.PyTreeCheckpointHandler()
+  return handler.metadata(step_directory / 'state').tree
+
+
+def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
+  restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+  return ocp.PyTreeCheckpointHandler().restore(
+    step_directory / 'state',
+    args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
+  )
+
+
+def leaves(tree: PyTree) -> dict[str, Any]:
+  """Every leaf by its path 'a/b/c'."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {path_name(path): leaf for path, leaf in flat}
+
+
+def _placed(leaf, sharding=None) -> jax.ShapeDtypeStruct:
+  """The shape, dtype and sharding to read an array with."""
+  own = getattr(leaf, 'sharding', None)
+  if not isinstance(own, jax.sharding.Sharding):
+    own = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
+
+
+def _source(name: str, assignment: Assignment) -> str | None:
+  """Path in the checkpoint of a target path, None to keep the target."""
+  for pattern, replacement in assignment:
+    match = re.fullmatch(pattern, name)
+    if match:
+      return None if replacement is None else match.expand(replacement)
+  return name
+
+
+def _mismatch(name, leaf, source, stored, is_exact=False) -> list[str]:
+  """What keeps an array from being read, as a list of at most one phrase."""
+  if stored is None:
+    origin = '' if source == name else f' (looked for {source})'
+    return [f'{name} is not in the checkpoint{origin}']
+  if tuple(stored.shape) != tuple(leaf.shape):
+    return [
+      f'{name} is {tuple(leaf.shape)} in the model and {tuple(stored.shape)} in'
+      ' the checkpoint'
+    ]
+  floats = all(
+    jax.numpy.issubdtype(x.dtype, np.floating) for x in (leaf, stored)
+  )
+  if stored.dtype != leaf.dtype and (is_exact or not floats):
+    return [
+      f'{name} is {leaf.dtype} in the model, {stored.dtype} in the checkpoint'
+    ]
+  return []
+
+
+def _raise_if(problems: list[str], step_directory: epath.Path) -> None:
+  if problems:
+    shown = '; '.join(sorted(problems)[:6])
+    more = f'; and {len(problems) - 6} more' if len(problems) > 6 else ''
+    raise ValueError(
+      f'{step_directory} does not fit the model: {shown}{more}: use the'
+      ' configuration it was trained with, or assign the arrays by name.'
+    )

@@ -1,0 +1,400 @@
+"""Checkpoints: one Orbax directory a step, committed whole or not at all.
+
+  DIRECTORY/<step>/state/          the training state (Orbax, OCDBT)
+                  /meta/metadata   JSON: step, metrics, versions, and what the
+                                   caller records (data manifest, config, ...)
+                  /integrity.json  size and SHA-256 of each file above
+                  /late_metrics.json  where a step was scored after its commit
+
+The commit point: Orbax writes into `<step>.orbax-checkpoint-tmp`; when every
+array is there, `integrity.json` is written and flushed, and one rename makes
+the step visible. On an object store, which has no rename, `commit_success.txt`
+is written last instead (it holds nothing, so it needs no hash). What a killed
+save leaves is removed at the next start. A step is good only if every hash
+agrees; the directory listing is the only truth.
+"""
+
+import errno
+import functools
+import importlib.metadata
+import logging
+import os
+import re
+import shutil
+import threading
+import uuid
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from moe.checkpoint import integrity, restore
+from moe.types import PyTree
+
+_LOG = logging.getLogger(__name__)
+_TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'wudao-moe')
+
+
+class SaveError(ValueError):
+  """A checkpoint could not be written; the earlier ones are untouched."""
+
+
+class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """Commit on a file system: seal, then rename."""
+
+  async def finalize(self) -> None:
+    integrity.seal(self.get())
+    self.get().rename(self.get_final())
+    integrity.sync(self.get_final().parent)
+
+
+class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
+  """Commit on an object store: seal, then write the marker."""
+
+  async def finalize(self) -> None:
+    integrity.seal(self.get())
+    (self.get() / restore.MARKER).write_text('')
+
+
+class Checkpointer:
+  """Saves the state of a run in the background and finds it again.
+
+  One per run, made and called by every process. Errors of a background save are
+  raised by the next call of any method, so call `check` once a step.
+
+  Attributes:
+    directory: where the steps lie, usually WORKDIR/checkpoints.
+    keep_last: how many of the newest steps stay.
+    keep_best: how many of the best steps stay beside them.
+    best_metric: the metric of `save` that ranks steps, the smaller the better.
+  """
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    keep_last: int = 3,
+    keep_best: int = 1,
+    best_metric: str = 'bits_per_char',
+  ):
+    if keep_last < 1 or keep_best < 0:
+      raise ValueError(
+        f'keep_last must be at least 1 and keep_best at least 0, got'
+        f' {keep_last} and {keep_best}: the newest step is what a run resumes'
+        ' from.'
+      )
+    self.directory = epath.Path(directory)
+    self.keep_last = keep_last
+    self.keep_best = keep_best
+    self.best_metric = best_metric
+    self._own = set()  # Steps written or restored by this object.
+    self._orbax = None
+    self._thread = None
+    self._failure = None
+    if jax.process_index() == 0:
+      _sweep(self.directory)
+
+  def save(
+    self,
+    step: int,
+    state: PyTree,
+    meta: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+  ) -> bool:
+    """Starts a save; the arrays may be donated as soon as this returns.
+
+    Waits for the save before it, copies the arrays to the host, and leaves the
+    writing, the hashes, the commit and the removal of old steps to a thread.
+
+    Args:
+      step: number of the next step to run, the name of the directory.
+      state: tree of arrays; NamedTuples and dicts become path components.
+      meta: what else a run is resumed by, as JSON; `step`, `metrics`,
+        `best_metric` and `versions` are added.
+      metrics: numbers of this step; `best_metric` among them ranks it.
+
+    Returns:
+      False if this object has saved or restored that step already.
+
+    Raises:
+      SaveError: if this or the save before it failed.
+      ValueError: if there is a newer step, which a restart would resume from.
+    """
+    self.wait()
+    if step in self._own:
+      return False
+    newest = self.latest_step()
+    if newest is not None and newest > step:
+      raise ValueError(
+        f'Checkpoint {step} must be the newest in {self.directory}, got step'
+        f' {newest}: move the newer ones away, or choose another --workdir.'
+      )
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    try:
+      self._start(step, state, num_bytes, {**meta, 'metrics': metrics or {}})
+    except Exception as error:
+      self._abandon(step, num_bytes, error)
+      self.check()
+    self._thread = threading.Thread(
+      target=self._finish, args=(step, num_bytes), name='checkpoint'
+    )
+    self._thread.start()
+    return True
+
+  def restore(
+    self,
+    step: int | None,
+    abstract_state: PyTree,
+    expect: dict[str, Any] | None = None,
+  ) -> tuple[PyTree, dict[str, Any]]:
+    """Reads the newest good step, or the one asked for.
+
+    A step with a damaged file is passed over with a warning that names both;
+    once an older one is found good, the damaged become `<step>.corrupt`.
+
+    Args:
+      step: which step, None for the newest that verifies.
+      abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the
+        shardings wanted; the mesh may be another than the one saved on.
+      expect: entries that `meta` must have, e.g. the data manifest hash.
+
+    Returns:
+      (state, meta), state of the structure of `abstract_state`.
+
+    Raises:
+      ValueError: if no step is good, if `expect` or a shape disagrees.
+    """
+    self.wait()
+    step, damaged = restore.choose(self.directory, step)
+    path = self.directory / str(step)
+    meta = restore.read_meta(path)
+    _compare(path, meta, expect or {})
+    state = restore.read(path, abstract_state)
+    if jax.process_index() == 0:
+      for old in damaged:
+        aside = self.directory / f'{old}.corrupt'
+        if aside.exists():
+          aside.rmtree()
+        (self.directory / str(old)).rename(aside)
+    self._own.add(step)
+    return state, meta
+
+  def latest_step(self) -> int | None:
+    """The newest committed step, verified or not; None if there is none."""
+    return max(restore.steps(self.directory), default=None)
+
+  def check(self) -> None:
+    """Raises SaveError if a background save has failed; costs nothing else."""
+    failure, self._failure = self._failure, None
+    if failure is not None:
+      raise failure
+
+  def wait(self) -> None:
+    """Waits until the save under way is committed; raises as `check` does."""
+    if self._thread is not None:
+      self._thread.join()
+      self._thread = None
+    self.check()
+
+  def close(self) -> None:
+    """Waits, and ends Orbax's threads."""
+    try:
+      self.wait()
+    finally:
+      if self._orbax is not None:
+        self._orbax.close()
+        self._orbax = None
+
+  def _start(
+    self, step: int, state: PyTree, num_bytes: int, meta: dict[str, Any]
+  ) -> None:
+    """The part of a save that the training loop waits for."""
+    # Orbax does not take a full disk quietly, so look before.
+    free = _free_bytes(self.directory)
+    if free is not None and free < num_bytes:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if self._orbax is None:
+      self._orbax = _orbax_checkpointer(self.directory)
+    meta = {
+      **meta,
+      'step': step,
+      'best_metric': self.best_metric,
+      'versions': versions(),
+    }
+    self._orbax.save(
+      self.directory / str(step),
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+      ),
+      # The same step of an earlier attempt, if there is one.
+      force=True,
+    )
+
+  def _finish(self, step: int, num_bytes: int) -> None:
+    """The part of a save that runs in the thread."""
+    try:
+      self._orbax.wait_until_finished()
+      self._own.add(step)
+    except Exception as error:
+      self._abandon(step, num_bytes, error)
+      return
+    try:
+      if jax.process_index() == 0:
+        self._remove_old()
+    except OSError as error:
+      _LOG.warning('Old checkpoints could not be removed: %s.', error)
+
+  def _abandon(self, step: int, num_bytes: int, error: Exception) -> None:
+    """Keeps the error for `check` and gives the space of the step back."""
+    reason = _reason(error)
+    free = _free_bytes(self.directory)
+    space = '' if free is None else f', {_size(free)} free'
+    good = max(
+      (s for s in restore.steps(self.directory) if s != step), default=None
+    )
+    kept = 'none was before it' if good is None else f'step {good} is intact'
+    self._failure = SaveError(
+      f'Checkpoint {step} ({_size(num_bytes)}{space}) could not be written to'
+      f' {self.directory}: {reason}; {kept}: free space there or'
+      ' resume with a --workdir that can be written.'
+    )
+    self._failure.__cause__ = error
+    # What Orbax keeps of a failed save must not reach the next one.
+    self._orbax = None
+    if jax.process_index() == 0:
+      _sweep(self.directory)
+
+  def _remove_old(self) -> None:
+    """Removes every step that neither rule keeps, each one whole."""
+    known = restore.steps(self.directory)
+    keep = set(known[-self.keep_last :])
+    if self.keep_best:
+      best = restore.ranking(self.directory, self.best_metric)
+      keep.update(best[: self.keep_best])
+    for step in sorted(set(known) - keep):
+      path = self.directory / str(step)
+      # Out of sight first, so that a kill leaves no half of a step.
+      if integrity.on_object_store(path):
+        (path / restore.MARKER).unlink()
+      else:
+        path = path.rename(self.directory / f'{step}{_TEMPORARY}')
+      path.rmtree()
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+  """Versions of what a checkpoint depends on, 'source' where not installed."""
+  found = {}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = 'source'
+  return found
+
+
+def check_writable(directory: epath.PathLike, needed_bytes: int) -> None:
+  """Makes a directory and proves that `needed_bytes` can be written there.
+
+  Raises:
+    ValueError: if it cannot be made or written, or has too little space.
+  """
+  directory = epath.Path(directory)
+  # A name of its own: processes of other hosts try the same directory.
+  probe = directory / f'.write-test-{uuid.uuid4().hex}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b'0' * 4096)
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f'{directory} must be writable, got "{error.strerror or error}": choose'
+      ' another directory or change its permissions.'
+    ) from error
+  free = _free_bytes(directory)
+  if free is not None and free < needed_bytes:
+    raise ValueError(
+      f'{directory} needs {_size(needed_bytes)} for its checkpoints, got'
+      f' {_size(free)} free: free some space, keep fewer checkpoints, or choose'
+      ' another directory.'
+    )
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+  """False for what Orbax's threads log: each prints the traceback we raise."""
+  is_main = record.threadName == threading.main_thread().name
+  return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
+  logging.getLogger('absl').addFilter(_is_wanted)
+  is_remote = integrity.on_object_store(directory)
+  handler = ocp.CompositeCheckpointHandler(
+    # Trained weights shrink by a fifth at most, and compressing them would take
+    # half of a small machine away from the training steps.
+    state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False),
+    meta=ocp.JsonCheckpointHandler(),
+  )
+  return ocp.AsyncCheckpointer(
+    handler,
+    temporary_path_class=_MarkerCommit if is_remote else _RenameCommit,
+    # Made in the background, a directory that cannot be made would leave the
+    # writers waiting for it, and the process alive, for five minutes.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    # Written at once: nothing may be added to the step after it is sealed.
+    checkpoint_metadata_store=ocp.metadata.metadata_store(
+      enable_write=True, blocking_write=True
+    ),
+  )
+
+
+def _sweep(directory: epath.Path) -> None:
+  """Removes what killed or failed saves and removals have left."""
+  if not directory.exists():
+    return
+  is_remote = integrity.on_object_store(directory)
+  for path in directory.iterdir():
+    unmarked = is_remote and path.name.isdigit() and path.is_dir()
+    unmarked = unmarked and not (path / restore.MARKER).exists()
+    if _TEMPORARY in path.name or unmarked:
+      path.rmtree()
+
+
+def _compare(path: epath.Path, meta: dict, expect: dict[str, Any]) -> None:
+  """Raises ValueError at the first entry of `meta` that is not as expected."""
+  for key, wanted in expect.items():
+    if meta.get(key) != wanted:
+      raise ValueError(
+        f'{path} was saved with {key}={meta.get(key)!r}, got {wanted!r}: resume'
+        f' with the {key} it was saved with, or choose another --workdir.'
+      )
+
+
+def _reason(error: BaseException) -> str:
+  """The cause at the bottom of an exception, on one line."""
+  while error.__cause__ or error.__context__:
+    error = error.__cause__ or error.__context__
+  code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's.
+  number = int(code.group(1)) if code else getattr(error, 'errno', None)
+  if number:
+    return os.strerror(number)
+  return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+def _free_bytes(directory: epath.Path) -> int | None:
+  """Free bytes of a local file system, None where that has no meaning."""
+  if integrity.on_object_store(directory):
+    return None
+  try:
+    return shutil.disk_usage(directory).free
+  except OSError:
+    return None
+
+
+def _size(num_bytes: int) -> str:
+  """A size for people: 512 B, 63.1 MiB."""
+  size, units = float(num_bytes), ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  while size >= 1024 and len(units) > 1:
+    size, units = size / 1024, units[1:]
+  return f'{size:.0f} B' if units[0] == 'B' else f'{size:.1f} {units[0]}'

@@ -1,0 +1,198 @@
+"""A sparse model's parameters from a dense one's: every expert a copy of it.
+
+Komatsuzaki et al. (2022), https://arxiv.org/abs/2212.05055. Routers are new.
+
+All experts being equal, the sparse model computes what the dense one did if the
+weights of a token's experts add up to 1 and none of its rows is dropped: `Copy`
+with gates.TopK, renormalize = True, is exact but for rounding. It is not with
+plain probabilities (Switch, renormalize = False: the output is scaled by their
+sum), with zero-computation experts, in training steps that drop rows, and with
+`Noise` or `Drop`, which change the experts so that they can part.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe.checkpoint import restore
+from moe.parallel.shardings import path_name
+from moe.types import Array, PyTree
+
+Weights = dict[str, Array]
+
+
+class Method:
+  """How the experts of a layer are made."""
+
+  def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
+    """E experts from the matrices of a dense layer.
+
+    Args:
+      weights: [..., D, F], and [..., F, D] of the one whose name has 'down'.
+      num_experts: E.
+      key: random key.
+
+    Returns:
+      The same names, [..., E, D, F] or [..., E, F, D].
+    """
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy(Method):
+  """Equal experts; what sets them apart is the router's gradient alone."""
+
+  def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
+    """E copies; see `Method`."""
+    del key
+    return {name: _copies(w, num_experts) for name, w in weights.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Method):
+  """Copies, each with noise of its own.
+
+  Attributes:
+    scale: standard deviation of the noise over that of the matrix. It is drawn
+      from a normal distribution cut off at twice that.
+  """
+
+  scale: float = 0.1
+
+  def __post_init__(self):
+    if not self.scale > 0:
+      raise ValueError(
+        f'upcycle.Noise.scale={self.scale} must be positive: use upcycle.Copy'
+        ' for no noise.'
+      )
+
+  def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
+    """E copies with noise; see `Method`."""
+    made = {}
+    for i, (name, w) in enumerate(sorted(weights.items())):
+      copies = _copies(w, num_experts)
+      deviation = jnp.std(copies, axis=(-2, -1), keepdims=True)
+      noise = jax.random.truncated_normal(
+        jax.random.fold_in(key, i), -2.0, 2.0, copies.shape, copies.dtype
+      )
+      made[name] = copies + self.scale * deviation * noise
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop(Method):
+  """Copies in which each expert learns a part of its hidden layer anew.
+
+  Drop-Upcycling, Nakamura et al. (2025), https://arxiv.org/abs/2502.19261: each
+  expert chooses hidden units at random; what leads to them and from them is
+  drawn from a normal distribution with the mean and the deviation that those
+  weights had.
+
+  Attributes:
+    share: of the hidden units that are drawn anew.
+  """
+
+  share: float = 0.5
+
+  def __post_init__(self):
+    if not 0 < self.share <= 1:
+      raise ValueError(
+        f'upcycle.Drop.share={self.share} must be more than 0 and at most 1:'
+        ' use upcycle.Copy to keep all.'
+      )
+
+  def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
+    """E copies with units drawn anew; see `Method`."""
+    lead = next(iter(weights.values())).shape[:-2]
+    F = next(w.shape[-1] for n, w in weights.items() if 'down' not in n)
+    order = jax.random.uniform(key, (*lead, num_experts, F)).argsort()
+    is_new = order.argsort() < round(self.share * F)
+    made = {}
+    for i, (name, w) in enumerate(sorted(weights.items())):
+      copies = _copies(w, num_experts)
+      mask = is_new[..., None] if 'down' in name else is_new[..., None, :]
+      stats = {'axis': (-2, -1), 'keepdims': True, 'where': mask}
+      mean, deviation = jnp.mean(copies, **stats), jnp.std(copies, **stats)
+      noise = jax.random.normal(
+        jax.random.fold_in(key, i + 1), copies.shape, copies.dtype
+      )
+      made[name] = jnp.where(mask, mean + deviation * noise, copies)
+    return made
+
+
+def _copies(w: Array, num_experts: int) -> Array:
+  shape = (*w.shape[:-2], num_experts, *w.shape[-2:])
+  return jnp.broadcast_to(w[..., None, :, :], shape)
+
+
+def upcycle(
+  dense: PyTree, sparse: PyTree, method: Method, key: Array
+) -> PyTree:
+  """Parameters of a sparse model from those of a dense one.
+
+  Args:
+    dense: parameters with 'feed_forward' where the sparse model has 'moe', for
+      every layer that becomes sparse, and the same elsewhere.
+    sparse: parameters as initialised; routers are taken from here.
+    method: `Copy`, `Noise` or `Drop`.
+    key: random key.
+
+  Returns:
+    A tree like `sparse`.
+
+  Raises:
+    ValueError: naming what does not fit.
+  """
+  given, wanted = restore.leaves(dense), restore.leaves(sparse)
+  made, used, problems = {}, set(), []
+  layers = {}
+  for name in filter(_is_expert, wanted):
+    layers.setdefault(name.rsplit('/', 1)[0], {})[name] = _source(name)
+  for i, (_, names) in enumerate(sorted(layers.items())):
+    missing = [s for s in names.values() if s not in given]
+    problems += [f'{s} is missing' for s in missing]
+    if not missing:
+      used |= set(names.values())
+      E = wanted[min(names)].shape[-3]
+      weights = {n: given[s] for n, s in names.items()}
+      made |= method.experts(weights, E, jax.random.fold_in(key, i))
+  for name in wanted.keys() - made.keys():
+    if name.endswith('/moe/router'):
+      made[name] = wanted[name]
+    elif name in given:
+      made[name] = given[name]
+      used.add(name)
+    elif not _is_expert(name):
+      problems.append(f'{name} is missing')
+  problems += [f'{n} has no use' for n in given.keys() - used]
+  problems += [
+    f'{n} would be {made[n].shape} and must be {wanted[n].shape}'
+    for n in made
+    if made[n].shape != wanted[n].shape
+  ]
+  if problems:
+    raise ValueError(
+      'the dense model does not fit: '
+      + '; '.join(sorted(problems)[:4])
+      + ': it'
+      ' must have the sizes of the sparse one, D_FF = EXPERT_D_FF or DENSE_TWIN'
+      ' as wide as one expert, and SHARED_D_FF = 0.'
+    )
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: made[path_name(path)].astype(leaf.dtype), sparse
+  )
+
+
+def _is_expert(name: str) -> bool:
+  """Whether it is a matrix of experts: .../moe/w_up_EDF."""
+  layer, _, leaf = name.rpartition('/')
+  return layer.endswith('/moe') and leaf.startswith('w_')
+
+
+def _source(name: str) -> str:
+  """Of .../moe/w_up_EDF: .../feed_forward/w_up_DF."""
+  layer, leaf = name.rsplit('/', 1)
+  stem, letters = leaf.rsplit('_', 1)
+  layer = layer.removesuffix('moe') + 'feed_forward'
+  return f'{layer}/{stem}_{letters.removeprefix("E")}'

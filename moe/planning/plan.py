@@ -1,0 +1,135 @@
+"""What a run costs: by shapes alone, and as the compiler of a slice says."""
+
+import os
+from typing import Any
+
+import jax
+
+from moe.data.store import default_cache_dir
+from moe.planning import recipe, report
+from moe.runs import build
+from moe.runs.counts import counts_of
+from moe.runs.run import Run
+from moe.scale import compile as compile_lib
+from moe.scale import cost, hlo, roofline, topology
+from moe.train import program as program_lib
+
+# A stated figure for chip-hours, not a promise: what good sparse runs reach.
+STATED_MFU = 0.4
+
+
+_VARIATION = 0.3
+
+
+def plan_shapes(
+  run: Run, slice_: topology.Slice | None = None
+) -> dict[str, Any]:
+  """All that is known without a compiler; on a slice, or on any devices."""
+  ts, logical_axes = recipe.abstract_state(run)
+  counts = counts_of(run, ts.params, logical_axes)
+  _, _, moe = recipe.layers_of(run)
+  active = moe.make_router().mean_active(moe.num_experts)
+  parts = cost.components(ts.params, logical_axes, active)
+  devices = slice_.num_devices if slice_ else recipe.least_devices(run)
+  is_tpu = slice_ is not None and slice_.chip.compiler is not None
+  forward, step = cost.executed_flops_per_token(
+    parts, recipe.recipe_of(run, devices, is_tpu)
+  )
+  step_tokens = run.data.batch_size * run.data.sequence_length
+  tokens = step_tokens * run.settings.train_steps
+  flops = tokens * counts['flops_per_token_train']
+  hours = {
+    name: flops / (chip.peak['bfloat16'] * STATED_MFU) / 3600
+    for name, chip in topology.CHIPS.items()
+  }
+  gradients = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape, run.storage.grads), ts.params
+  )
+  return {
+    **counts,
+    'components': {
+      part: {'total': c.total, 'active': c.active} for part, c in parts.items()
+    },
+    'executed_flops_per_token_forward': forward,
+    'executed_flops_per_token_train': step,
+    'param_bytes': cost.total_bytes(ts.params),
+    'gradient_bytes': cost.total_bytes(gradients),
+    'optimizer_bytes': cost.total_bytes(ts.opt_state),
+    'tokens_per_step': step_tokens,
+    'tokens': tokens,
+    'flops': flops,
+    'stated_mfu': STATED_MFU,
+    'chip_hours': hours,
+    'drop_rate_balanced': recipe.expected_drops(run, devices, 0.0),
+    'drop_rate_cv03': recipe.expected_drops(run, devices, _VARIATION),
+  }
+
+
+def programs_directory() -> str:
+  """Where compiled steps are kept."""
+  return os.path.join(default_cache_dir(), 'programs')
+
+
+def plan_topology(
+  run: Run, slice_: topology.Slice, known: dict[str, Any]
+) -> dict[str, Any]:
+  """What the compiler says of the run's step on a slice."""
+  program = build.build(run, topology.devices(slice_))
+  shapes = program_lib.batch_shapes(
+    run.data.batch_size, run.data.sequence_length
+  )
+  mesh = dict(program.mesh.shape)
+  hbm = slice_.chip.hbm_bytes // slice_.chip.devices
+  facts = {
+    'topology': str(slice_),
+    'mesh': {axis: n for axis, n in mesh.items() if n > 1},
+    'chips': slice_.num_chips,
+    'devices': slice_.num_devices,
+    'hbm_bytes': hbm,
+  }
+  compiled = compile_lib.compile_step(program, shapes, programs_directory())
+  done = roofline.work(hlo.parse(compiled.text), mesh)
+  seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
+  flops = known['tokens_per_step'] * known['flops_per_token_train']
+  peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
+  # Of a TPU7x it gives a number below 0, which means nothing.
+  own = compiled.optimal_seconds if compiled.optimal_seconds > 0 else None
+  multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
+  held = {
+    'argument_bytes': compiled.argument_bytes,
+    'temp_bytes': compiled.temp_bytes,
+    'code_bytes': compiled.code_bytes,
+    'peak_bytes': compiled.peak_bytes,
+  }
+  facts |= held | {
+    f'{key}_per_chip': n * slice_.chip.devices
+    for key, n in (held | {'hbm_bytes': hbm}).items()
+  }
+  # What is live at a time may be less than what is set aside for it.
+  full = compiled.argument_bytes + compiled.temp_bytes + compiled.code_bytes
+  return facts | {
+    'headroom': 1 - max(compiled.peak_bytes, full) / hbm,
+    'compile_seconds': compiled.seconds,
+    'is_cached': compiled.is_cached,
+    'compiled': compiled.path,
+    'executed_flops_per_chip': done.flops * slice_.chip.devices,
+    'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
+    'collective_bytes_per_chip': slice_.chip.devices
+    * sum(t.moved * t.times for t in done.transfers),
+    # Each slice's chips would meet those of the other with their part of the
+    # gradients.
+    'network_seconds_two_slices': known['gradient_bytes']
+    / (slice_.num_chips * slice_.chip.network_bandwidth),
+    'collectives': report.collectives(done.transfers, seconds.by_transfer),
+    'axes_on_torus': report.axes_on_torus(program.mesh, slice_),
+    'step_seconds_no_overlap': seconds.no_overlap,
+    'step_seconds_full_overlap': seconds.full_overlap,
+    'busy_seconds': seconds.busy,
+    'compute_seconds': seconds.compute,
+    'mfu_no_overlap': flops / peak / seconds.no_overlap,
+    'mfu_full_overlap': flops / peak / seconds.full_overlap,
+    'bound': seconds.bound,
+    'compiler_seconds': own and own * multiplied,
+    'compiler_seconds_once': own,
+    'unknown_loops': list(done.unknown_loops),
+  }

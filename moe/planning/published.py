@@ -1,0 +1,170 @@
+"""Runs that others measured, and plans of the same runs beside them."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from moe.planning import plan, recipe
+from moe.runs.run import Run
+from moe.scale import topology
+from moe.scale.topology import Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A run that others measured.
+
+  Attributes:
+    name: of the model.
+    gin_file: the same model, chips, sequence length, batch and number formats
+      in our program.
+    topology: as `launch.plan` reads it.
+    tflops: measured TFLOP/s of a chip, by their counter.
+    mfu: measured, by their counter.
+    has_all_scores: whether their counter takes all T x T scores of attention,
+      ours takes the half that is seen.
+    source: where it was published.
+  """
+
+  name: str
+  gin_file: str
+  topology: str
+  tflops: float
+  mfu: float
+  has_all_scores: bool
+  source: str
+
+
+PUBLISHED = (
+  Published(
+    'Mixtral 8x7B',
+    'gin_configs/runs/mixtral_8x7b_v5p_128.gin',
+    'v5p:4x4x4',
+    251.94,
+    0.5489,
+    True,
+    'MaxText, tests/end_to_end/tpu/mixtral/Run_Mixtral.md (2024); recipe:'
+    ' tpu-recipes, training/v5p/Mixtral-8X7B-Maxtext',
+  ),
+  Published(
+    'DeepSeek-V3 671B',
+    'gin_configs/runs/deepseek_v3_v5p_1024.gin',
+    'v5p:8x8x8',
+    152.415,
+    0.332,
+    False,
+    'MaxText: tpu-recipes, training/v5p/DeepSeek3-671B-MaxText (2025), 542.1'
+    ' tokens/s a chip',
+  ),
+)
+
+
+def measured(
+  row: Published, run: Run, flops_per_token: float
+) -> dict[str, float]:
+  """What was measured, in their numbers and in ours.
+
+  Args:
+    row: a published run.
+    run: the same in our program.
+    flops_per_token: of a training step, by our counter.
+  """
+  theirs = flops_per_token
+  if row.has_all_scores:
+    stack, attention, _ = recipe.layers_of(run)
+    # Forward and twice backward, 4 FLOPs for each feature and each key that no
+    # query sees.
+    unseen = run.data.sequence_length // 2
+    theirs += 3 * 4 * attention.width() * unseen * stack.num_layers
+  tokens = row.tflops * 1e12 / theirs
+  step_tokens = run.data.batch_size * run.data.sequence_length
+  return {
+    'tflops_per_chip': row.tflops,
+    'mfu_as_published': row.mfu,
+    'tokens_per_second_per_chip': tokens,
+    'mfu': row.mfu * flops_per_token / theirs,
+    'step_tokens': step_tokens,
+  }
+
+
+def compared(row: Published, run: Run) -> dict[str, Any]:
+  """One row of the table: the plan of our program, and the measurement.
+
+  Args:
+    row: a published run.
+    run: the same in our program, as its gin file says.
+  """
+  slice_ = topology.parse(row.topology)
+  facts = plan.plan_shapes(run)
+  made = plan.plan_topology(run, slice_, facts)
+  found = measured(row, run, facts['flops_per_token_train'])
+  tokens = facts['tokens_per_step'] / slice_.num_chips
+  flops = facts['flops_per_token_train'] / slice_.chip.peak['bfloat16']
+  found['step_seconds'] = tokens / found['tokens_per_second_per_chip']
+  return {
+    **dataclasses.asdict(row),
+    'chips': slice_.num_chips,
+    'peak_bytes': made['peak_bytes'],
+    'bound': made['bound'],
+    'predicted': predictions(made, tokens, flops),
+    'measured': found,
+  }
+
+
+def predictions(
+  made: dict[str, Any], tokens: float, peak_seconds: float
+) -> dict[str, dict[str, float] | None]:
+  """What a compiled plan expects of a step, by each way to estimate it.
+
+  Args:
+    made: of `plan.plan_topology`.
+    tokens: of a step, for each chip.
+    peak_seconds: a chip would take for one of them at its published peak.
+
+  Returns:
+    Step time, tokens/s of a chip and MFU by estimate; None where there is no
+    estimate: the compiler gives no seconds for a TPU7x.
+  """
+  found = {}
+  for name in ('step_seconds_no_overlap', 'step_seconds_full_overlap',
+               'compiler_seconds'):  # fmt: skip
+    seconds = made[name]
+    found[name.removeprefix('step_seconds_')] = seconds and {
+      'step_seconds': seconds,
+      'tokens_per_second_per_chip': tokens / seconds,
+      'mfu': tokens / seconds * peak_seconds,
+    }
+  return found
+
+
+def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
+  """What the compiler estimates for one more period of a run's stack.
+
+  Two training steps without a loop over layers, since the compiler counts a
+  loop's body once: one with one period more than the other. What does not
+  depend on the layers cancels out; the layer's optimizer update does not.
+  Seconds are None for chips of which the compiler gives none.
+  """
+  stack, _, _ = recipe.layers_of(run)
+  blocks = max(1, stack.moe_every)
+  made = []
+  for periods in (1, 2):
+    unrolled = functools.partial(
+      run.model.stack,
+      num_layers=stack.num_dense_prefix + periods * blocks,
+      unroll=periods,
+    )
+    changed = dataclasses.replace(run, model=run.model.clone(stack=unrolled))
+    made.append(plan.plan_topology(changed, slice_, plan.plan_shapes(changed)))
+
+  def more(key):
+    if None in (made[0][key], made[1][key]):
+      return None
+    return (made[1][key] - made[0][key]) / blocks
+
+  return {
+    'layers': blocks,
+    'compiler_seconds_per_layer': more('compiler_seconds_once'),
+    'flops_per_layer': more('executed_flops_per_chip'),
+    'temp_bytes_per_layer': more('temp_bytes'),
+  }

@@ -1,0 +1,229 @@
+"""Runs of two kinds, paired by seed: the gain and its standard error."""
+
+import json
+import math
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from moe.train import record_log
+
+COUNTS = ('params_total', 'params_active', 'flops_per_token_train')
+
+
+AT_END = ('dropped_fraction', 'load_imbalance')
+
+
+class Recorded(NamedTuple):
+  """What one run has written down.
+
+  Attributes:
+    directory: of the run.
+    seed: of the run.
+    tasks: (trained on, evaluated on...).
+    tokens: seen in all.
+    curves: task -> ((tokens, held-out bits per character), ...).
+    counts: parameters and FLOPs, None where unknown.
+    at_end: drop rate and imbalance, means of the last tenth of the steps; None
+      for a dense model.
+  """
+
+  directory: str
+  seed: int
+  tasks: tuple[str, ...]
+  tokens: int
+  curves: dict[str, tuple[tuple[int, float], ...]]
+  counts: dict[str, int | None]
+  at_end: dict[str, float | None]
+
+
+def read_run(
+  directory: str,
+  configured: Callable[[pathlib.Path], tuple[int, tuple[str, ...]]],
+) -> Recorded:
+  """Reads a work directory.
+
+  Args:
+    directory: of a run.
+    configured: config.gin -> (seed, tasks: trained on, evaluated on...).
+
+  Raises:
+    ValueError: if a file is missing, or nothing was evaluated.
+  """
+  workdir = pathlib.Path(directory)
+  for name in ('config.gin', 'log.jsonl', 'eval.jsonl'):
+    if not (workdir / name).is_file():
+      raise ValueError(
+        f'{workdir / name} must be there, got none: give the --workdir of a'
+        ' run that has trained and was evaluated.'
+      )
+  records = record_log.read(workdir / 'log.jsonl')
+  tokens = {record['step']: record['tokens'] for record in records}
+  seed, tasks = configured(workdir / 'config.gin')
+  curves = {task: [] for task in tasks[1:]}
+  for record in record_log.read(workdir / 'eval.jsonl'):
+    for task, scores in record['eval'].items():
+      point = tokens.get(record['step']), scores.get('bits_per_char')
+      if None not in point:
+        curves.setdefault(task, []).append(point)
+  if not any(curves.values()):
+    raise ValueError(
+      f'{workdir / "eval.jsonl"} must hold a held-out score, got none: set'
+      ' EVAL_TASKS, or let the run come to its first evaluation.'
+    )
+  counts = {}
+  if (workdir / 'run.json').is_file():
+    counts = json.loads((workdir / 'run.json').read_text(encoding='utf-8'))
+  last = records[-max(1, len(records) // 10) :]
+  return Recorded(
+    directory,
+    seed,
+    tasks,
+    max(tokens.values()),
+    {task: tuple(points) for task, points in curves.items()},
+    {key: counts.get(key) for key in COUNTS},
+    {key: _mean([r.get(key) for r in last]) for key in AT_END},
+  )
+
+
+def pair(
+  runs: Sequence[Recorded], others: Sequence[Recorded]
+) -> tuple[list[Recorded], list[Recorded]]:
+  """Both sides in the order of their seeds.
+
+  Raises:
+    ValueError: if seeds, tasks, tokens or evaluations differ, or one side holds
+      more than one kind of model.
+  """
+  runs, others = (sorted(side, key=lambda r: r.seed) for side in (runs, others))
+  seeds, other_seeds = ([r.seed for r in side] for side in (runs, others))
+  for side in (seeds, other_seeds):
+    if len(set(side)) != len(side):
+      raise ValueError(
+        f'the runs of one side must differ in seed, got seeds {_list(side)}:'
+        ' give each seed once.'
+      )
+  if seeds != other_seeds:
+    raise ValueError(
+      f'both sides must have the same seeds, got {_list(seeds)} against'
+      f' {_list(other_seeds)}: train the missing ones with --gin.SEED=N, or'
+      ' leave out those without a partner.'
+    )
+  for other in (*runs[1:], *others):
+    tasks = lambda run: run.tasks
+    _check_same('train and evaluate on the same tasks', tasks, runs[0], other)
+  # With the seed goes the order of the rows, so that the padding up to a step
+  # differs, and with it the tokens.
+  for one, other in zip(runs, others, strict=True):
+    tokens = lambda run: run.tokens
+    _check_same('have seen the same number of tokens', tokens, one, other)
+    _check_same('be evaluated at the same tokens', _places, one, other)
+  for other in runs[1:]:
+    times = lambda run: len(_places(run))
+    _check_same('be evaluated as often', times, runs[0], other)
+  for side in (runs, others):
+    for other in side[1:]:
+      if other.counts != side[0].counts:
+        raise ValueError(
+          'the runs of one side must be of one model, got'
+          f' {side[0].counts["params_total"]} parameters in'
+          f' {side[0].directory} and {other.counts["params_total"]} in'
+          f' {other.directory}: sort the directories by model.'
+        )
+  return runs, others
+
+
+def _check_same(what: str, of, one: Recorded, other: Recorded) -> None:
+  if of(one) != of(other):
+    raise ValueError(
+      f'all runs must {what}, got {_list(of(one))} in {one.directory} and'
+      f' {_list(of(other))} in {other.directory}: finish the shorter run, or'
+      ' compare runs of one configuration.'
+    )
+
+
+def _places(run: Recorded) -> tuple[int, ...]:
+  return tuple(sorted({at for line in run.curves.values() for at, _ in line}))
+
+
+def compare(
+  runs: Sequence[Recorded], others: Sequence[Recorded]
+) -> dict[str, Any]:
+  """The comparison as one JSON object; a gain above 0 is in favour of `runs`.
+
+  Args:
+    runs: one a seed.
+    others: those they are compared with.
+
+  Raises:
+    ValueError: as `pair`.
+  """
+  runs, others = pair(runs, others)
+  tasks = {}
+  for task in runs[0].curves:
+    bits, other_bits = (
+      [[bits for _, bits in run.curves[task]] for run in side]
+      for side in (runs, others)
+    )
+    gains = [
+      [theirs - ours for ours, theirs in zip(*lines, strict=True)]
+      for lines in zip(bits, other_bits, strict=True)
+    ]
+    tasks[task] = {
+      'tokens': [at for at, _ in runs[0].curves[task]],
+      'runs': bits,
+      'against': other_bits,
+      'gain': [_mean(column) for column in zip(*gains, strict=True)],
+      'standard_error': [
+        _standard_error(column) for column in zip(*gains, strict=True)
+      ],
+    }
+  label, other_label = _labels(runs, others)
+  return {
+    'runs': _side(label, runs),
+    'against': _side(other_label, others),
+    'seeds': [run.seed for run in runs],
+    'tokens': runs[0].tokens,
+    'tasks': tasks,
+  }
+
+
+def _side(label: str, runs: Sequence[Recorded]) -> dict[str, Any]:
+  return {
+    'label': label,
+    'directories': [run.directory for run in runs],
+    **runs[0].counts,
+    **{key: _mean([run.at_end[key] for run in runs]) for key in AT_END},
+  }
+
+
+def _labels(*sides: Sequence[Recorded]) -> list[str]:
+  """What the directories of each side have in common, or which side it is."""
+  labels = []
+  for side in sides:
+    names = [os.path.basename(os.path.abspath(r.directory)) for r in side]
+    labels.append(os.path.commonprefix(names).rstrip('0123456789').rstrip('_-'))
+  if not all(labels) or labels[0] == labels[1]:
+    return ['these', 'others']
+  return labels
+
+
+def _mean(numbers: Sequence[float | None]) -> float | None:
+  numbers = [number for number in numbers if number is not None]
+  return statistics.fmean(numbers) if numbers else None
+
+
+def _standard_error(numbers: Sequence[float]) -> float | None:
+  """Of the mean; None for one number, which does not tell how they scatter."""
+  if len(numbers) < 2:
+    return None
+  return statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
+def _list(numbers) -> str:
+  """Numbers or names in a sentence."""
+  if isinstance(numbers, int):
+    return f'{numbers:,}'
+  return ', '.join(f'{n:,}' if isinstance(n, int) else str(n) for n in numbers)

@@ -1,0 +1,174 @@
+"""A comparison for people: as text, as a picture, as a page."""
+
+import pathlib
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from moe.report import figures as draw
+
+FACTS = (
+  ('params_total', 'parameters', '{:,}'),
+  ('params_active', 'of them active for a token', '{:,}'),
+  ('flops_per_token_train', 'training FLOPs per token', '{:,}'),
+  ('dropped_fraction', 'dropped tokens, last tenth of the steps', '{:.1%}'),
+  ('load_imbalance', 'busiest expert over the mean, likewise', '{:.2f}'),
+)
+# Share by which training FLOPs per token may differ before it is remarked on.
+EQUAL_FLOPS = 0.02
+
+
+def as_text(compared: dict[str, Any]) -> str:
+  """Tables and a sentence, from what `comparison.compare` returns."""
+  blocks = [f'{title(compared)}: {compared["tokens"]:,} tokens']
+  facts, *tables = tables_of(compared)
+  blocks.append(_aligned(facts))
+  for task, rows in zip(compared['tasks'], tables, strict=True):
+    blocks.append(
+      f'{task}, held out, bits per character\n{_aligned(rows)}\n'
+      f'{sentence(compared, task)}'
+    )
+  remark = flops_remark(compared)
+  return '\n\n'.join([*blocks, remark] if remark else blocks)
+
+
+def title(compared: dict[str, Any]) -> str:
+  """Who is compared with whom."""
+  return f'{compared["runs"]["label"]} against {compared["against"]["label"]}'
+
+
+def sentence(compared: dict[str, Any], task: str) -> str:
+  """The mean gain after the last token."""
+  found, seeds = compared['tasks'][task], compared['seeds']
+  gain, error = found['gain'][-1], found['standard_error'][-1]
+  words = (
+    f'{compared["runs"]["label"]} {"gains" if gain >= 0 else "loses"}'
+    f' {abs(gain):.4f} bits per character on {compared["against"]["label"]}'
+  )
+  if error is None:
+    return f'{words}; one seed gives no standard error.'
+  return (
+    f'{words}, with a standard error of {error:.4f} (mean over'
+    f' {len(seeds)} seeds, paired by seed).'
+  )
+
+
+def flops_remark(compared: dict[str, Any]) -> str:
+  """A warning where one side had more arithmetic to learn with."""
+  ours, theirs = (
+    compared[side]['flops_per_token_train'] for side in ('runs', 'against')
+  )
+  if not ours or not theirs or abs(ours / theirs - 1) <= EQUAL_FLOPS:
+    return ''
+  return (
+    f'note: training FLOPs per token differ by {ours / theirs - 1:+.1%}: part'
+    ' of the gain may be theirs.'
+  )
+
+
+def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
+  """Rows of cells, a header first: the models, then one table a task."""
+  sides = [compared['runs'], compared['against']]
+  labels = [side['label'] for side in sides]
+  facts = [['', *labels]]
+  for key, name, form in FACTS:
+    if any(side[key] is not None for side in sides):
+      facts.append([name, *(_cell(side[key], form) for side in sides)])
+  tables = [facts]
+  for found in compared['tasks'].values():
+    rows = [['tokens', *labels, 'gain', 'standard error']]
+    means = [np.mean(found[side], axis=0) for side in ('runs', 'against')]
+    columns = zip(
+      found['tokens'], *means, found['gain'], found['standard_error'],
+      strict=True,
+    )  # fmt: skip
+    for at, ours, theirs, gain, error in columns:
+      rows.append(_row(f'{at:,}', ours, theirs, gain, error))
+    lines = zip(compared['seeds'], found['runs'], found['against'], strict=True)
+    for seed, ours, theirs in lines:
+      ours, theirs = ours[-1], theirs[-1]
+      rows.append(_row(f'seed {seed}', ours, theirs, theirs - ours, None))
+    tables.append(rows)
+  return tables
+
+
+def _row(name, ours, theirs, gain, error) -> list[str]:
+  cells = [_cell(ours, '{:.4f}'), _cell(theirs, '{:.4f}')]
+  return [name, *cells, _cell(gain, '{:+.4f}'), _cell(error, '{:.4f}')]
+
+
+def _cell(value: float | None, form: str) -> str:
+  return '–' if value is None else form.format(value)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return '\n'.join(
+    '  '.join(
+      [
+        row[0].ljust(widths[0]),
+        *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+      ]
+    )  # fmt: skip
+    for row in rows
+  )
+
+
+def write(compared: dict[str, Any], path: pathlib.Path) -> None:
+  """Draws a page with the curves of all tasks, a picture with the first's."""
+  if path.suffix != '.html':
+    task = next(iter(compared['tasks']))
+    with draw.style(draw.PAPER):
+      figure = _figure(compared, task, draw.PAPER)
+      figure.savefig(path, dpi=160)
+    return
+  drawn = []
+  for task in compared['tasks']:
+    with draw.style(draw.PAGE):
+      svg = draw.svg(_figure(compared, task, draw.PAGE), f'{task} by tokens')
+    drawn.append((task, svg, sentence(compared, task)))
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  page = environment.get_template('comparison_page.html').render(
+    title=title(compared),
+    compared=compared,
+    figures=drawn,
+    tables=tables_of(compared),
+    remark=flops_remark(compared),
+  )
+  path.write_text(page, encoding='utf-8')
+
+
+def _figure(compared: dict[str, Any], task: str, colors):
+  """Both curves, and the gain under them."""
+  found = compared['tasks'][task]
+  millions = np.array(found['tokens']) / 1e6
+  figure = Figure((9.2, 5.2), layout='constrained')
+  top, bottom = figure.subplots(2, sharex=True, height_ratios=(2.2, 1))
+  # Where lines lie close, different marks keep them apart.
+  for side, color, mark in zip(
+    ('runs', 'against'), colors.series, 'os', strict=False
+  ):
+    lines = np.array(found[side])
+    if len(lines) > 1:
+      top.plot(millions, lines.T, color=color, linewidth=0.8, alpha=0.5)
+    label = compared[side]['label']
+    top.plot(
+      millions, lines.mean(0), f'{mark}-', color=color, lw=2, ms=5, label=label
+    )
+  top.set_ylabel(f'{task}, bits per character')
+  top.legend(loc='upper right')
+  errors = [error or 0 for error in found['standard_error']]
+  bottom.axhline(0, color=colors.soft, linewidth=1)
+  bottom.errorbar(
+    millions, found['gain'], errors, fmt='o-', color=colors.series[2], lw=1.6,
+    ms=4.5, capsize=4,
+  )  # fmt: skip
+  bottom.set(xlabel='million tokens', ylabel='gain')
+  return figure

@@ -1,0 +1,174 @@
+"""What a report tells of the experts and the router, layer by layer."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from moe.report.figures import PAGE, smooth, style, svg, thin
+from moe.train.watch import Watch
+
+_MAX_COLUMNS = 160
+_MAX_LAYERS = 12
+
+# (key in the log's layers, title of a figure, head of a column, format).
+_NUMBERS = (
+  ('max_over_mean', 'Busiest expert over the mean', 'busiest / mean', '.2f'),
+  ('variation', 'Variation of the load', 'variation', '.2f'),
+  ('entropy', 'Entropy of the router [nats]', 'entropy [nats]', '.2f'),
+  ('confidence', 'Probability of the first choice', 'first choice', '.2f'),
+  ('dropped_fraction', 'Dropped tokens', 'dropped', '.2%'),
+  ('dropped_receiver_fraction', 'Dropped by receiver', 'by receiver', '.2%'),
+  ('padding_fraction', 'Padding', 'padding', '.1%'),
+  ('bias_norm', 'Norm of the router bias', 'bias norm', '.3g'),
+  ('bytes_exchanged', None, 'bytes exchanged', ',.0f'),
+)
+
+
+class Experts(NamedTuple):
+  """What the log says by sparse layer.
+
+  Attributes:
+    loads: figure of the load of each expert.
+    curves: figure of the other numbers.
+    header: of a table of the last tenth of the steps.
+    rows: of the table, one a layer.
+  """
+
+  loads: str
+  curves: str
+  header: list[str]
+  rows: list[list[str]]
+
+
+def experts(records: Sequence[dict[str, Any]]) -> Experts | None:
+  """Figures and table of a run's records; None for a dense model."""
+  records = [r for r in records if 'load' in r.get('layers', {})]
+  if not records:
+    return None
+  steps = [record['step'] for record in records]
+  load_SLE = np.array([record['layers']['load'] for record in records])
+  numbers = _numbers(records, load_SLE)
+  watch = Watch(1.0)
+  watch.resume(records)
+  return Experts(
+    loads(steps, load_SLE), curves(steps, numbers), *_table(numbers, watch)
+  )
+
+
+def _numbers(records, load_SLE: np.ndarray) -> dict[str, np.ndarray]:
+  """Values [steps, layers] by key, those that every record has."""
+  mean_SL = np.maximum(load_SLE.mean(2), 1e-9)
+  found = {
+    'max_over_mean': load_SLE.max(2) / mean_SL,
+    'variation': load_SLE.std(2) / mean_SL,
+  }
+  for key, *_ in _NUMBERS:
+    if all(key in record['layers'] for record in records):
+      rows = [record['layers'][key] for record in records]
+      found[key] = np.array(rows, float)  # null, not finite, becomes NaN.
+  return found
+
+
+def _table(
+  numbers: dict[str, np.ndarray], watch: Watch
+) -> tuple[list[str], list[list[str]]]:
+  shown = [row for row in _NUMBERS if row[0] in numbers]
+  header = ['sparse layer', *(head for _, _, head, _ in shown), 'idle experts']
+  last = {
+    key: values[-max(1, len(values) // 10) :].mean(axis=0)
+    for key, values in numbers.items()
+  }
+  rows = []
+  for layer, dead_E in enumerate(watch.dead_LE):
+    cells = [format(last[key][layer], form) for key, _, _, form in shown]
+    idle = ', '.join(map(str, np.flatnonzero(dead_E))) or 'none'
+    rows.append([str(layer), *cells, idle])
+  return header, rows
+
+
+def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
+  """A panel for each quantity, in it a line for each sparse layer."""
+  shown = [
+    (numbers[key], title, form)
+    for key, title, _, form in _NUMBERS
+    if title and key in numbers and (np.any(numbers[key]) or 'drop' not in key)
+  ]
+  layers = shown[0][0].shape[1]
+  every = _spread(layers)
+  # Neither end of the scale: one is lost on white, the other on black.
+  colors = matplotlib.colormaps['viridis'](np.linspace(0.25, 0.9, len(every)))
+  with style(PAGE):
+    figure, panels = _panels(len(shown), 0.5)
+    for axes, (values_SL, title, form) in zip(panels, shown, strict=True):
+      for layer, color in zip(every, colors, strict=True):
+        x, y = thin(steps, values_SL[:, layer])
+        axes.plot(x, smooth(y), color=color, linewidth=1.4, label=f'{layer}')
+      axes.set_title(title, loc='left', size=9.5)
+      axes.margins(x=0.01)
+      axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+      axes.yaxis.get_major_locator().set_params(nbins=5)
+      if form.endswith('%'):
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    lines, names = panels[0].get_legend_handles_labels()
+    no_line = Line2D([], [], linestyle='none')
+    figure.supxlabel('step', color=PAGE.soft, size=9.5)
+    figure.legend(
+      [no_line, *lines], ['sparse layer', *names], loc='outside upper right',
+      ncols=1 + len(names), columnspacing=1.2, handlelength=1.2,
+    )  # fmt: skip
+    return svg(figure, 'router by step and sparse layer')
+
+
+def _panels(number: int, margin: float):
+  """A figure and so many axes in it, two or three side by side."""
+  columns = 2 if number == 4 else min(3, number)
+  rows = -(-number // columns)
+  figure = Figure((9.2, 1.9 * rows + margin), layout='constrained')
+  grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+  for axes in grid.flat[number:]:
+    axes.remove()
+  for axes in grid.flat[max(0, number - columns) : number]:
+    axes.tick_params(labelbottom=True)
+  return figure, list(grid.flat[:number])
+
+
+def _spread(layers: int) -> np.ndarray:
+  """All layers, or _MAX_LAYERS of them from the first to the last."""
+  every = np.linspace(0, layers - 1, min(layers, _MAX_LAYERS))
+  return every.round().astype(int)
+
+
+def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
+  """A heat map for each sparse layer: experts by step, 1 is an even share."""
+  load_SLE = _columns(np.asarray(load_SLE, float) * np.shape(load_SLE)[2])
+  layers, experts = load_SLE.shape[1:]
+  every = _spread(layers)
+  with style(PAGE, grid=False):
+    figure, panels = _panels(len(every), 0.3)
+    for axes, layer in zip(panels, every, strict=True):
+      image = axes.imshow(
+        load_SLE[:, layer].T, aspect='auto', vmin=0, vmax=2, cmap='viridis',
+        interpolation='none', origin='lower',
+        extent=(steps[0] - 1, steps[-1], -0.5, experts - 0.5),
+      )  # fmt: skip
+      axes.set_title(f'sparse layer {layer}', loc='left', size=9.5)
+      axes.yaxis.get_major_locator().set_params(integer=True)
+      axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+      axes.spines[:].set_visible(False)
+    figure.supxlabel('step', color=PAGE.soft, size=9.5)
+    figure.supylabel('expert', color=PAGE.soft, size=9.5)
+    bar = figure.colorbar(image, ax=panels, extend='max', shrink=0.9, pad=0.015)
+    bar.outline.set_visible(False)
+    bar.set_label('load, 1 = even share')
+    return svg(figure, 'load of each expert by step')
+
+
+def _columns(load_SLE: np.ndarray) -> np.ndarray:
+  """At most _MAX_COLUMNS steps, each the mean of its neighbours."""
+  parts = np.array_split(load_SLE, min(len(load_SLE), _MAX_COLUMNS))
+  return np.stack([part.mean(axis=0) for part in parts])

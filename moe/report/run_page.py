@@ -1,0 +1,225 @@
+"""A page about a run: figures, style, samples, configuration in one file."""
+
+import json
+import math
+import os
+import pathlib
+import statistics
+from typing import Any
+
+import jinja2
+
+from moe.report import experts
+from moe.report import figures as draw
+from moe.train import record_log
+from moe.train.display import duration
+
+# (key in the log, title, format of the numbers, scale).
+_SMALL = (
+  ('loss', 'Loss [nats]', '{x:g}', 'fit'),
+  ('grad_norm', 'Gradient norm', '{x:g}', 'log'),
+  ('learning_rate', 'Learning rate', '{x:g}', 'exact'),
+  ('time.tokens_per_second', 'Tokens per second', '{x:,.0f}', 'zero'),
+  ('dropped_fraction', 'Dropped tokens', '{x:.1%}', 'zero'),
+  ('load_imbalance', 'Load of the busiest expert', '{x:g}', 'fit'),
+  ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
+  ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
+)
+
+
+_TEXTS = (
+  ('Configuration', 'config.gin'),
+  ('Operative configuration', 'operative_config.gin'),
+  ('Model', 'model.txt'),
+)
+
+
+def write_report(
+  workdir: str | os.PathLike, output: str | os.PathLike | None = None
+) -> pathlib.Path:
+  """Writes the page of a run; returns its path.
+
+  Args:
+    workdir: directory of the run; log.jsonl must be there, and what else is
+      there is shown: eval.jsonl, run.json, baselines.json, samples.json or
+      samples.txt, config.gin, operative_config.gin, model.txt.
+    output: by default WORKDIR/report.html.
+
+  Raises:
+    ValueError: if there is no step in the log.
+  """
+  workdir = pathlib.Path(workdir)
+  records = record_log.read(workdir / 'log.jsonl')
+  if not records:
+    raise ValueError(
+      f'{workdir / "log.jsonl"} must hold at least one step, got none: give'
+      ' the --workdir of a run that has trained.'
+    )
+  evals = record_log.read(workdir / 'eval.jsonl')
+  run = _json(workdir / 'run.json', {})
+  baselines = _json(workdir / 'baselines.json', {})
+  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+  environment = jinja2.Environment(
+    loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+  )
+  page = environment.get_template('run_page.html').render(
+    name=workdir.resolve().name,
+    records=records,
+    cards=_cards(records, evals, run, baselines),
+    figures=_figures(records, evals, baselines),
+    experts=experts.experts(records),
+    evaluations=_evaluations(evals),
+    samples=_samples(workdir),
+    run=_flat(run),
+    texts=[
+      (title, file, (workdir / file).read_text(encoding='utf-8'))
+      for title, file in _TEXTS
+      if (workdir / file).exists()
+    ],
+  )
+  path = pathlib.Path(output or workdir / 'report.html')
+  path.write_text(page, encoding='utf-8')
+  return path
+
+
+def _cards(records, evals, run, baselines) -> list[tuple[str, str, str]]:
+  """(what, number, remark) of what one wants to know first."""
+  cards, last = [], records[-1]
+  for task in _tasks(evals)[:2]:
+    steps, bits = _held_out(evals, task, 'bits_per_char')
+    if bits:
+      best = min(range(len(bits)), key=bits.__getitem__)
+      remark = f'bits per character on {task}, step {steps[-1]:,}'
+      if best != len(bits) - 1:
+        remark += f'; best {bits[best]:.3f} at step {steps[best]:,}'
+      cards.append(('Held out', f'{bits[-1]:.3f}', remark))
+      for name, level in baselines.items() if len(cards) == 1 else ():
+        word = 'below' if bits[-1] < level else 'above'
+        gain = f'{abs(level - bits[-1]):.3f}'
+        cards.append((f'{word} {name}'.capitalize(), gain, f'of {level:.3f}'))
+  recent = records[-max(1, len(records) // 10) :]
+  if last.get('tokens'):
+    steps = f'in {last["step"]:,} steps'
+    cards.append(('Tokens seen', _number(last['tokens']), steps))
+  seconds = _value(last, 'time.elapsed')
+  if seconds is not None:
+    speeds = _values(records, 'time.tokens_per_second')[1]
+    median = statistics.median(speeds) if speeds else 0
+    cards.append(
+      ('Training time', duration(seconds), f'median {median:,.0f} tokens/s')
+    )
+  if 'params_total' in run:
+    active = run.get('params_active')
+    remark = f'{_number(active)} active for a token' if active else ''
+    cards.append(('Parameters', _number(run['params_total']), remark))
+  for key, title, form in (
+    ('dropped_fraction', 'Dropped', '{:.2%}'),
+    ('load_imbalance', 'Imbalance', '{:.2f}'),
+  ):
+    values = _values(recent, key)[1]
+    if values:
+      mean = sum(values) / len(values)
+      cards.append((title, form.format(mean), f'last {len(recent):,} steps'))
+  return cards
+
+
+def _figures(records, evals, baselines) -> dict[str, Any]:
+  held_out = {
+    key: {
+      task: line
+      for task in _tasks(evals)
+      if (line := _held_out(evals, task, key))[0]
+    }
+    for key in ('bits_per_char', 'loss')
+  }
+  figures = {'large': [], 'small': []}
+  bits = _values(records, 'bits_per_char')
+  if bits[0]:
+    figures['large'].append(
+      draw.curves(
+        bits, held_out['bits_per_char'], baselines, 'bits per character'
+      )
+    )
+  for key, title, ticks, scale in _SMALL:
+    line = _values(records, key)
+    if line[0] and (key != 'dead_experts' or any(line[1])):
+      figures['small'].append(draw.small(line, title, ticks, scale))
+  return figures
+
+
+def _evaluations(evals) -> dict[str, Any] | None:
+  """A table of held-out bits per character: steps by tasks."""
+  tasks = _tasks(evals)
+  rows = [
+    (
+      r['step'],
+      [_value(r['eval'].get(t, {}), 'bits_per_char') for t in tasks],
+    )
+    for r in evals
+  ]
+  return {'tasks': tasks, 'rows': rows} if rows else None
+
+
+def _tasks(evals) -> list[str]:
+  return list(dict.fromkeys(task for r in evals for task in r['eval']))
+
+
+def _held_out(evals, task: str, key: str) -> tuple[list[int], list[float]]:
+  scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in evals]
+  return _values(scores, key)
+
+
+def _values(records, key: str) -> tuple[list[int], list[float]]:
+  """(steps, values) of the records that have a number there."""
+  pairs = [(r['step'], _value(r, key)) for r in records]
+  pairs = [(s, v) for s, v in pairs if isinstance(v, int | float)]
+  return [s for s, _ in pairs], [v for _, v in pairs]
+
+
+def _value(record: dict[str, Any], key: str) -> Any:
+  """The entry at a dotted key, None if there is none."""
+  for part in key.split('.'):
+    record = record.get(part) if isinstance(record, dict) else None
+  return record
+
+
+def _samples(workdir: pathlib.Path) -> list[dict[str, str]]:
+  """What was written, each text without its prompt."""
+  samples = _json(workdir / 'samples.json', [])
+  plain = workdir / 'samples.txt'
+  if not samples and plain.exists():
+    samples = [{'prompt': '', 'text': plain.read_text(encoding='utf-8')}]
+  return [
+    {**sample, 'text': sample['text'].removeprefix(sample['prompt'])}
+    for sample in samples
+  ]
+
+
+def _json(path: pathlib.Path, missing: Any) -> Any:
+  if not path.exists():
+    return missing
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(
+      f'{path} must be JSON, got {error}: correct or remove the file.'
+    ) from error
+
+
+def _flat(entries: dict[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+  """Rows of a table: nested keys joined with dots."""
+  rows = []
+  for key, value in entries.items():
+    if isinstance(value, dict):
+      rows += _flat(value, f'{prefix}{key}.')
+    elif isinstance(value, int) and not isinstance(value, bool):
+      rows.append((prefix + key, f'{value:,}'))
+    else:
+      rows.append((prefix + key, str(value)))
+  return rows
+
+
+def _number(value: float) -> str:
+  """Three digits and a letter: 950, 12.3 k, 4.56 M, 1.75 T."""
+  power = min(int(math.log10(max(value, 1)) // 3), 4)
+  return f'{value / 1000**power:.3g} {" kMGT"[power]}'.strip()

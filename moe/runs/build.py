@@ -1,0 +1,157 @@
+"""A run on devices: its program, its reader, the state it starts from."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moe.checkpoint import restore, upcycle
+from moe.checkpoint.save import Checkpointer
+from moe.data.reader import Reader, eval_batches
+from moe.data.store import VOCABULARY, Store
+from moe.models import functional as functional_lib
+from moe.models.functional import Functional
+from moe.optim import optimizers
+from moe.parallel import rules, shardings
+from moe.parallel.mesh import make_mesh
+from moe.runs import preflight
+from moe.runs.run import Run
+from moe.train import program as program_lib
+from moe.train import record_log
+from moe.train.program import Program
+from moe.train.state import TrainState
+from moe.train.trainer import Evaluation
+from moe.types import PyTree
+
+_logger = logging.getLogger(__name__)
+
+
+def place(
+  run: Run, devices: Sequence[jax.Device] | None = None
+) -> tuple[Functional, rules.Table, Mesh]:
+  """(functional, rule table, mesh) of a run on devices."""
+  table = rules.table(run.rules)
+  mesh = make_mesh(run.mesh, devices or jax.devices())
+  layout = rules.layout(table, mesh)
+  functional = functional_lib.placed(
+    run.model, rules.activation_rules(table), layout
+  )
+  return functional, table, mesh
+
+
+def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
+  """The programs of a run on devices (default: all), by shapes alone."""
+  functional, table, mesh = place(run, devices)
+  shapes = program_lib.batch_shapes(
+    run.data.batch_size, run.data.sequence_length
+  )
+  # Dense layers have no routing groups, which microbatches must not part.
+  stack = run.model.stack(parent=None)
+  block = stack.block(parent=None)
+  is_sparse = stack.moe_every and not block.dense_twin
+  group_size = block.moe(parent=None).group_size if is_sparse else 0
+  objective = dataclasses.replace(
+    run.objective(functional),
+    rows_together=max(1, group_size // run.data.sequence_length),
+  )
+  return program_lib.make_program(
+    objective,
+    optimizers.build(
+      run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
+    ),
+    run.schedule,
+    shapes,
+    table,
+    mesh,
+    run.settings.seed,
+    run.settings.num_microbatches,
+  )
+
+
+def resumed_state(
+  program: Program, checkpointer: Checkpointer
+) -> tuple[TrainState | None, dict[str, Any] | None]:
+  """(state, what was saved with it) of the newest sound step, else Nones."""
+  if checkpointer.latest_step() is None:
+    return None, None
+  return checkpointer.restore(None, program.abstract)
+
+
+def starting_state(
+  run: Run, program: Program, vocabulary_sha256: str | None
+) -> TrainState:
+  """The state of a new run: of another one's parameters, or random."""
+  preflight.check_origin(run, program, vocabulary_sha256)
+  ts = program.init()
+  if run.initial.upcycle:
+    params, origin = upcycled(run, program, ts.params)
+    ts = ts._replace(params=params)
+  elif run.initial.checkpoint:
+    params, state, origin = restore.load_initial(
+      run.initial.checkpoint, ts.params, ts.state, run.initial.assignment
+    )
+    ts = ts._replace(params=params, state=state)
+  else:
+    return ts
+  _logger.info(f'parameters of {run.initial.checkpoint}, step {origin["step"]}')
+  return ts
+
+
+def upcycled(
+  run: Run, program: Program, params: PyTree
+) -> tuple[PyTree, dict[str, Any]]:
+  """Parameters made from a dense run's, and what was recorded with that."""
+  whole = shardings.replicated(program.mesh)
+  dense, meta = restore.load_params(run.initial.checkpoint, sharding=whole)
+  key = jax.random.key(run.settings.seed)
+  made = jax.jit(
+    lambda dense, sparse: upcycle.upcycle(
+      dense, sparse, run.initial.upcycle, key
+    ),
+    out_shardings=jax.tree.map(lambda a: a.sharding, program.abstract.params),
+  )
+  return made(dense['params'], params), meta
+
+
+def open_data(
+  run: Run,
+  directory: str,
+  found: dict[tuple[str, str], tuple[list[str], list[float]]],
+  workdir: str,
+) -> tuple[Reader, dict[str, Evaluation]]:
+  """The reader of training batches, and `Evaluation`s by task.
+
+  Raises:
+    ValueError: if data can't be made or does not fit the model.
+  """
+  data = run.data
+  path = os.path.join(directory, VOCABULARY)
+  preflight.check_vocabulary(path, workdir, run.model.vocab_size)
+  if jax.process_index() == 0:
+    record_log.write_file(
+      os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
+    )
+  reader = Reader(
+    *found[data.train, 'train'],
+    data.sequence_length,
+    data.batch_size,
+    run.settings.seed,
+  )
+
+  def evaluation(name):
+    dirs, _ = found[name, 'validation']
+
+    def batches():
+      for d in dirs:
+        yield from eval_batches(d, data.sequence_length, data.batch_size)
+
+    return Evaluation(
+      batches, sum(Store(d).manifest['counts']['chars'] for d in dirs)
+    )
+
+  return reader, {name: evaluation(name) for name in data.evaluation}

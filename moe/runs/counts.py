@@ -1,0 +1,38 @@
+"""Parameters and FLOPs of a run."""
+
+from moe.runs.run import Run
+from moe.scale import cost, topology
+from moe.train.program import Program
+from moe.types import PyTree
+
+
+def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
+  """Counts for the record, and the mesh's peak FLOP/s where it is known."""
+  counts = counts_of(run, program.abstract.params, program.logical_axes)
+  device = program.mesh.devices.flat[0]
+  peak = topology.peak_flops(device.device_kind)
+  return counts, peak and peak * program.mesh.size
+
+
+def counts_of(run: Run, params: PyTree, logical_axes: PyTree) -> dict[str, int]:
+  """Parameters and FLOPs per token, from the shapes of the parameters."""
+  stack = run.model.stack(parent=None)
+  block = stack.block(parent=None)
+  moe, attention = block.moe(parent=None), block.attention(parent=None)
+  total, active = cost.parameter_counts(
+    params, logical_axes, moe.make_router().mean_active(moe.num_experts)
+  )
+  tables = 0 if run.model.tie_embeddings else params['embedding']['table'].size
+  flops = cost.flops_per_token(
+    active,
+    tables,
+    attention.width(),
+    stack.num_layers,
+    run.data.sequence_length,
+  )
+  return {
+    'params_total': total,
+    'params_active': active,
+    'flops_per_token_forward': flops,
+    'flops_per_token_train': 3 * flops,
+  }

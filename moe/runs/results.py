@@ -1,0 +1,100 @@
+"""What a run ends with: baselines to judge it by, samples, facts."""
+
+import logging
+from collections.abc import Sequence
+
+from moe.data.store import Store
+from moe.evaluate.ngram import ngram_bits
+from moe.infer import decode, forms
+from moe.infer.sampling import Sampling
+from moe.modalities.vocabulary import Vocabulary
+from moe.runs.run import TrainedRun
+
+_logger = logging.getLogger(__name__)
+
+
+# Counting n-grams of more text than this takes minutes and gigabytes.
+MAX_BASELINE_CHARS = 20_000_000
+BASELINES = {'unigram': 1, 'bigram': 2, 'trigram': 3}
+SAMPLES_PER_PROMPT = 2
+TEMPERATURE = 0.8
+
+
+def _texts(dirs: Sequence[str], vocabulary) -> list[str]:
+  """Documents of token stores as text."""
+  texts = []
+  for directory in dirs:
+    store = Store(directory)
+    for record in store.read(range(store.lengths.size)):
+      texts.append(vocabulary.decode(record['tokens'][:-1].tolist()))
+  return texts
+
+
+def baselines(
+  train_dirs: Sequence[str],
+  held_out_dirs: Sequence[str],
+  vocabulary: Vocabulary,
+) -> dict[str, float]:
+  """Bits per character of n-grams of the training texts, on held-out texts.
+
+  Returns:
+    name -> bits per character; empty where the corpus is too big to count, and
+    where documents have a part that is given and not scored: n-grams that have
+    not read it are no match.
+  """
+  chars = sum(Store(d).manifest['counts']['chars'] for d in train_dirs)
+  if chars > MAX_BASELINE_CHARS:
+    _logger.info(
+      f'no n-grams: they are counted up to {MAX_BASELINE_CHARS:,} characters'
+    )
+    return {}
+  for directory in (*train_dirs, *held_out_dirs):
+    manifest = Store(directory).manifest
+    if manifest['counts']['scored_tokens'] < manifest['tokens']:
+      _logger.info(
+        f'no n-grams: documents of {manifest["task"]} have a part that is given'
+      )
+      return {}
+  train = _texts(train_dirs, vocabulary)
+  held_out = _texts(held_out_dirs, vocabulary)
+  return {
+    name: round(ngram_bits(train, held_out, order), 4)
+    for name, order in BASELINES.items()
+  }
+
+
+def samples(
+  trained: TrainedRun, prompts: Sequence[str]
+) -> list[dict[str, str]]:
+  """What a trained run writes after each prompt.
+
+  Args:
+    trained: a run read back.
+    prompts: texts to write after.
+
+  Returns:
+    {'prompt', 'text'} of each sample, text including the prompt.
+  """
+  vocabulary = trained.vocabulary
+  table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
+  write = decode.build_writer(
+    trained.functional, Sampling(TEMPERATURE), vocabulary.eos
+  )
+  asked = [p for p in prompts for _ in range(SAMPLES_PER_PROMPT)]
+  if not asked:
+    return []
+  ids = [vocabulary.encode(prompt) for prompt in asked]
+  limit = trained.run.data.sequence_length - max(map(len, ids))
+  written = decode.generate(
+    write,
+    trained.params,
+    trained.state,
+    ids,
+    [table] * len(ids),
+    limit,
+    trained.run.settings.seed,
+  )
+  return [
+    {'prompt': prompt, 'text': vocabulary.decode([*start, *rest])}
+    for prompt, start, rest in zip(asked, ids, written, strict=True)
+  ]

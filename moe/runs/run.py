@@ -1,0 +1,137 @@
+"""What a run is made of: plain values, all that a configuration says."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import optax
+
+from moe.checkpoint import upcycle as upcycle_lib
+from moe.modalities.vocabulary import Vocabulary
+from moe.models.decoder import Decoder
+from moe.models.functional import Functional
+from moe.optim.storage import Storage
+from moe.parallel.mesh import MeshShape
+from moe.routing.plan import Router
+from moe.train import trainer
+from moe.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is read.
+
+  Attributes:
+    train: task or mixture, read from its 'train' split.
+    evaluation: tasks scored on their 'validation' split; the first one ranks
+      checkpoints.
+    sequence_length: T.
+    batch_size: B, over all devices and microbatches.
+    vocabulary: file of a SentencePiece model; '' trains one of at most the
+      model's vocab_size on the train split at first use.
+    cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
+  """
+
+  train: str
+  evaluation: Sequence[str]
+  sequence_length: int
+  batch_size: int
+  vocabulary: str = ''
+  cache_dir: str = ''
+
+  def __post_init__(self):
+    for name in ('sequence_length', 'batch_size'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'{name.upper()}={getattr(self, name)} must be at least 1.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+  """Parameters to start from, where they are not random.
+
+  Attributes:
+    checkpoint: work directory or step directory of another run; '' for none.
+    assignment: (regular expression of our parameter's path, path there, or None
+      to keep our own) pairs; the first that matches in full counts.
+    upcycle: where the checkpoint is of a dense model and this one is sparse,
+      how its experts are made.
+  """
+
+  checkpoint: str = ''
+  assignment: Sequence[tuple[str, str | None]] = ()
+  upcycle: upcycle_lib.Method | None = None
+
+  def __post_init__(self):
+    if self.upcycle and (self.assignment or not self.checkpoint):
+      raise ValueError(
+        'UPCYCLE needs INITIAL_CHECKPOINT, a dense run, and no'
+        ' INITIAL_ASSIGNMENT: set the one and drop the other.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that a gin file says.
+
+  Attributes:
+    model: the model.
+    mesh: devices per mesh axis.
+    rules: name of a table in moe/parallel/rules.py.
+    objective: makes the objective from the model's functions.
+    optimizer: makes the optimizer from the schedule.
+    schedule: learning rate by step.
+    clip_norm: largest norm of the gradient; 0 for no clipping.
+    frozen: regular expressions of parameters that are not trained.
+    storage: number formats of parameters and gradients.
+    data: what is read.
+    settings: of the training loop.
+    initial: parameters to start from.
+    prompts: texts to write after at the end, for the report.
+  """
+
+  model: Decoder
+  mesh: MeshShape
+  objective: Callable
+  optimizer: Callable[..., optax.GradientTransformation]
+  schedule: Callable
+  data: Data
+  settings: trainer.Settings
+  rules: str = 'standard'
+  clip_norm: float = 1.0
+  frozen: Sequence[str] = ()
+  storage: Storage = Storage()
+  initial: Initial = Initial()
+  prompts: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+  """A run read back from its work directory.
+
+  Attributes:
+    functional: the model on one device.
+    params: its parameters.
+    state: what is carried beside them.
+    vocabulary: of the run.
+    step: of the checkpoint.
+    workdir: of the run.
+    run: its configuration.
+  """
+
+  functional: Functional
+  params: PyTree
+  state: PyTree
+  vocabulary: Vocabulary
+  step: int
+  workdir: str
+  run: Run
+
+
+def router_of(run: Run) -> Router | None:
+  """The router of a run's sparse layers; None where it has none."""
+  stack = run.model.stack(parent=None)
+  block = stack.block(parent=None)
+  if not stack.moe_every or block.dense_twin:
+    return None
+  return block.moe(parent=None).make_router()

@@ -1,0 +1,171 @@
+"""What tasks there are and what their documents look like, as tables."""
+
+import argparse
+import itertools
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe.data import cache
+from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+from tasks.stores import register_tasks
+
+_logger = logging.getLogger(__name__)
+
+_MAX_DOCUMENTS = 10_000
+_VOCAB_SIZE = 8192
+_BAR_WIDTH = 40
+_MAX_SHOWN_CHARS = 400
+
+
+def list_tasks(args: argparse.Namespace) -> int:
+  """The verb `list` of launch.data."""
+  del args
+  register_tasks()
+  import rich.console
+  import rich.table
+  import seqio
+
+  rows = [('task', 'features', 'splits', 'source')]
+  for name in sorted(seqio.TaskRegistry.names()):
+    task = seqio.TaskRegistry.get(name)
+    source = str(getattr(task.source, 'source', task.source))[:60]
+    features, splits = task.output_features, cache.splits(name)
+    rows.append((name, ' '.join(features), ' '.join(splits), source))
+  table = rich.table.Table(title='tasks')
+  console = rich.console.Console()
+  room = console.width - 13  # what borders and spaces leave
+  for cells in zip(*rows, strict=True):
+    # Where a terminal is narrow, the source is cut and no name.
+    width = min(max(map(len, cells)), max(room, len(cells[0])))
+    table.add_column(cells[0], no_wrap=True, width=width)
+    room -= width
+  for row in rows[1:]:
+    table.add_row(*row)
+  mixtures = rich.table.Table(title='mixtures')
+  for column in ('mixture', 'tasks'):
+    mixtures.add_column(column)
+  for name in sorted(seqio.MixtureRegistry.names()):
+    parts = [task.name for task in seqio.MixtureRegistry.get(name).tasks]
+    mixtures.add_row(name, ' '.join(parts))
+  console.print(table, mixtures, sep='\n\n')
+  return 0
+
+
+def inspect_task(args: argparse.Namespace) -> int:
+  """The verb `inspect` of launch.data."""
+  if args.vocabulary:
+    vocabulary = Vocabulary(args.vocabulary)
+  register_tasks()
+  import rich.console
+  import rich.panel
+  import rich.text
+
+  cache.tasks_with(args.task, args.split)
+  documents = list(
+    itertools.islice(cache.documents(args.task, args.split), _MAX_DOCUMENTS)
+  )
+  if not documents:
+    raise ValueError(
+      f'{args.task}/{args.split} must have at least one document, got none:'
+      ' check its files.'
+    )
+  if not args.vocabulary:
+    vocabulary = _passing_vocabulary(args.task)
+  console = rich.console.Console()
+  for number, document in enumerate(documents[: args.num]):
+    # Given text is dim; markup in a corpus is no markup of ours.
+    text = rich.text.Text()
+    for feature, part in document.items():
+      style = 'dim' if feature == 'inputs' else ''
+      text.append(part[:_MAX_SHOWN_CHARS], style)
+      if len(part) > _MAX_SHOWN_CHARS:
+        text.append(f' … ({len(part)} characters)', 'italic')
+    console.print(
+      rich.panel.Panel(text, title=f'{args.task}/{args.split} {number}')
+    )
+  texts = [''.join(document.values()) for document in documents]
+  console.print(measures(texts, vocabulary))
+  console.print('characters in a document', style='bold')
+  console.print(histogram([len(text) for text in texts]), markup=False)
+  if len(documents) == _MAX_DOCUMENTS:
+    _logger.info(f'Only the first {_MAX_DOCUMENTS} documents were measured.')
+  return 0
+
+
+def _passing_vocabulary(task: str):
+  """A vocabulary of the task's training documents that nobody keeps."""
+  documents = itertools.islice(cache.documents(task, 'train'), _MAX_DOCUMENTS)
+  texts = (''.join(document.values()) for document in documents)
+  with tempfile.TemporaryDirectory() as directory:
+    path = os.path.join(directory, 'passing.model')
+    vocabulary = train_vocabulary(texts, _VOCAB_SIZE, path)
+  _logger.info(
+    f'Tokens are those of a vocabulary of {vocabulary.size} pieces trained on'
+    f' the first {_MAX_DOCUMENTS} documents of {task}/train for the occasion.'
+  )
+  return vocabulary
+
+
+def measures(texts: Sequence[str], vocabulary):
+  """A table of what documents hold and how a vocabulary spells them.
+
+  Args:
+    texts: documents, at least one.
+    vocabulary: a `moe.modalities.vocabulary.Vocabulary`.
+
+  Returns:
+    A rich table.
+  """
+  import rich.table
+
+  chars = np.array([len(text) for text in texts])
+  num_tokens = num_bytes = num_unknown = num_broken = 0
+  for text in texts:
+    ids = vocabulary.encode(text)
+    num_tokens += len(ids)
+    num_bytes += sum(vocabulary.is_byte(id) for id in ids)
+    num_unknown += ids.count(vocabulary.unk)
+    num_broken += vocabulary.decode(ids) != text
+  table = rich.table.Table(show_header=False)
+  for name, value in (
+    ('documents', f'{len(texts):,}'),
+    ('characters', f'{chars.sum():,}'),
+    (
+      'characters in a document',
+      f'least {chars.min():,}, median {np.median(chars):,.0f}, mean'
+      f' {chars.mean():,.1f}, most {chars.max():,}',
+    ),
+    ('different characters', f'{len(set().union(*texts)):,}'),
+    ('pieces of the vocabulary', f'{vocabulary.size:,}'),
+    ('tokens, end marks not counted', f'{num_tokens:,}'),
+    ('characters per token', f'{chars.sum() / max(num_tokens, 1):.3f}'),
+    ('unknown tokens', f'{num_unknown / max(num_tokens, 1):.4%}'),
+    ('tokens that are single bytes', f'{num_bytes / max(num_tokens, 1):.4%}'),
+    ('documents that do not come back', f'{num_broken:,}'),
+  ):
+    table.add_row(name, value)
+  return table
+
+
+def histogram(values: Sequence[int]) -> str:
+  """Lines of text with a bar for each doubling of the values.
+
+  Args:
+    values: from 0, at least one.
+
+  Returns:
+    A line for each range from the least to the greatest value.
+  """
+  # 0, 1, 2-3, 4-7, ...: the number of binary digits.
+  digits = np.array([int(value).bit_length() for value in values])
+  counts = np.bincount(digits)
+  lines = []
+  for digit in range(int(digits.min()), counts.size):
+    low, high = (1 << digit) >> 1, (1 << digit) - 1
+    bar = '█' * round(_BAR_WIDTH * counts[digit] / counts.max())
+    lines.append(f'{low:>7}-{high:<7} {counts[digit]:>7} {bar}')
+  return '\n'.join(lines)

@@ -1,0 +1,356 @@
+"""Vocabulary and token stores of tasks, made where they are missing."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from moe.data import cache
+from moe.data.store import (
+  MANIFEST,
+  MIXTURE,
+  VOCABULARY,
+  Store,
+  file_sha256,
+  find_stores,
+  is_store,
+)
+from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+from tasks import origin
+
+_logger = logging.getLogger(__name__)
+
+# Beside a trained vocabulary: what its texts were made of.
+TRAINED_ON = 'trained_on.json'
+# What is cached when no split is named, where a task has it.
+DEFAULT_SPLITS = ('train', 'validation')
+
+
+def prepare(
+  wanted: Sequence[tuple[str, Sequence[str] | None]],
+  cache_dir: str | os.PathLike,
+  vocabulary: str | os.PathLike | None = None,
+  vocab_size: int | None = None,
+  overwrite: bool = False,
+  max_bad_fraction: float = 1e-4,
+) -> str:
+  """Makes what is missing of a vocabulary and of the token stores of tasks.
+
+  So is what was made of other files, or by other code of the tasks, than there
+  are now. What is there is recognised without TensorFlow; making something
+  imports it, so a training process calls this in a child. Processes wait for
+  each other.
+
+  Args:
+    wanted: (task or mixture, its splits) pairs; None for train and validation
+      where there are such. Tasks of a mixture without the split are left out.
+    cache_dir: of all token stores.
+    vocabulary: file to tokenise with.
+    vocab_size: pieces of one to be trained on the first task, if no file is
+      given.
+    overwrite: make stores again that are there.
+    max_bad_fraction: of the documents, those that may be malformed.
+
+  Returns:
+    The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
+
+  Raises:
+    ValueError: if a task, a split, a corpus or the vocabulary is missing or not
+      fit, before anything long is done.
+  """
+  first = wanted[0][0]
+  directory = vocabulary_directory(first, cache_dir, vocabulary, vocab_size)
+  size = vocab_size if vocabulary is None else None
+  if not overwrite and is_prepared(directory, wanted, size):
+    return directory
+  register_tasks()
+  parts = [part for pair in wanted for part in _parts(*pair)]
+  with _locked(directory):
+    _prepare_vocabulary(directory, first, vocabulary, vocab_size)
+    for task, _ in wanted:
+      _prepare_mixture(directory, task)
+    for task_name, split in dict.fromkeys(parts):
+      # Another process may have made it while this one waited.
+      reason = _outdated(directory, task_name, split)
+      if reason and is_store(os.path.join(directory, task_name, split)):
+        _logger.info(f'{task_name}/{split} is made again: {reason}')
+      if reason or overwrite:
+        _cache(task_name, split, directory, max_bad_fraction)
+  return directory
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+  """Lets one process at a time write below a directory."""
+  cache_dir, name = os.path.split(directory)
+  try:
+    os.makedirs(cache_dir, exist_ok=True)
+    lock = open(os.path.join(cache_dir, f'.{name}.lock'), 'w')
+  except OSError as error:
+    raise ValueError(
+      f'The cache directory {cache_dir} must be one that can be written to, got'
+      f' {error.strerror}: name another one with --cache_dir or $WUDAO_CACHE.'
+    ) from error
+  with lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def vocabulary_directory(
+  task: str,
+  cache_dir: str | os.PathLike,
+  vocabulary: str | os.PathLike | None,
+  vocab_size: int | None,
+) -> str:
+  """Where a vocabulary and its stores are or are going to be.
+
+  Args:
+    task: on which a vocabulary is trained, if no file is given.
+    cache_dir: of all token stores.
+    vocabulary: its file, or None.
+    vocab_size: pieces of one to train.
+
+  Returns:
+    <cache_dir>/<task>-<vocab_size>, or the directory of a file that is in the
+    cache, or <cache_dir>/<name of the file>-<start of its hash>.
+
+  Raises:
+    ValueError: if there is neither a vocabulary nor a size, or the file is not
+      fit.
+  """
+  cache_dir = os.path.abspath(cache_dir)
+  if vocabulary is None:
+    if vocab_size is None:
+      raise ValueError(
+        'A task is tokenised with a vocabulary, got none: give its file, or the'
+        ' size of one to train.'
+      )
+    return os.path.join(cache_dir, f'{task}-{vocab_size}')
+  path = pathlib.Path(vocabulary).absolute()
+  sha256 = Vocabulary(path).sha256
+  if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
+    return str(path.parent)
+  # Files of one name may differ: the hash tells their stores apart.
+  name = path.parent.name if path.name == VOCABULARY else path.stem
+  return os.path.join(cache_dir, f'{name}-{sha256[:8]}')
+
+
+def is_prepared(
+  directory: str,
+  wanted: Sequence[tuple[str, Sequence[str] | None]],
+  vocab_size: int | None = None,
+) -> bool:
+  """Whether all stores are there and up to date, as far as can be told.
+
+  Args:
+    directory: of the vocabulary.
+    wanted: (task or mixture, its splits) pairs, as of `prepare`. A mixture has
+      to be looked up again whenever the code of the tasks has changed.
+    vocab_size: pieces of a vocabulary that is trained on the first task.
+
+  Returns:
+    False if `prepare` has anything to do.
+  """
+  if vocab_size is not None and _vocabulary_outdated(directory):
+    return False
+  return all(_has_stores(directory, *pair) for pair in wanted)
+
+
+def _has_stores(directory, task, splits) -> bool:
+  path = os.path.join(directory, task, MIXTURE)
+  if os.path.isfile(path):
+    with open(path) as f:
+      mixture = json.load(f)
+    if mixture['tasks_sha256'] != _tasks_sha256():
+      return False
+    splits = splits or [s for s in DEFAULT_SPLITS if s in mixture['splits']]
+  try:
+    stores = [
+      store
+      for split in splits or DEFAULT_SPLITS
+      for store in find_stores(directory, task, split)[0]
+    ]
+  except ValueError:
+    return False
+  parts = [pathlib.Path(store).parts[-2:] for store in stores]
+  return not any(_outdated(directory, *part) for part in parts)
+
+
+def _outdated(directory, task_name, split) -> str | None:
+  """Why a store has to be made; None if it is what it would be if made now."""
+  store = os.path.join(directory, task_name, split)
+  vocabulary = os.path.join(directory, VOCABULARY)
+  if not is_store(store) or not os.path.isfile(vocabulary):
+    return 'it is not there'
+  try:
+    manifest = Store(store).manifest
+  except ValueError:
+    return 'it is damaged, or of another version'
+  if manifest['vocabulary_sha256'] != file_sha256(vocabulary):
+    return 'the vocabulary is another one'
+  return _origin_outdated(manifest.get('origin'))
+
+
+def _vocabulary_outdated(directory) -> str | None:
+  """Why the vocabulary of a task has to be trained; None if it need not be."""
+  if not os.path.isfile(os.path.join(directory, VOCABULARY)):
+    return 'it is not there'
+  try:
+    with open(os.path.join(directory, TRAINED_ON)) as f:
+      return _origin_outdated(json.load(f))
+  except (OSError, ValueError):
+    return _origin_outdated(None)
+
+
+def _origin_outdated(recorded) -> str | None:
+  if recorded is None:
+    return 'it does not say what it was made of'
+  changed = origin.changed(recorded)
+  return changed and f'{changed} has changed'
+
+
+def _origin(task_name, split) -> dict:
+  """What a split is made of; nothing is known of sources of other packages."""
+  import seqio
+
+  source = seqio.TaskRegistry.get(task_name).source
+  return source.origin(split) if hasattr(source, 'origin') else {}
+
+
+def register_tasks() -> None:
+  """Imports every task, and with them TensorFlow, which takes seconds."""
+  # It is only to read files: it shall not take a device, nor greet.
+  os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with _quiet():
+    import tasks.mixtures  # noqa: F401
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Drops what C++ libraries write to the standard error stream."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, 'w') as null:
+      os.dup2(null.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+def _tasks_sha256() -> str:
+  """Hash of the code that declares the tasks, without importing it."""
+  package = pathlib.Path(importlib.util.find_spec('tasks').origin).parent
+  digest = hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+  return digest.hexdigest()
+
+
+def _parts(task, splits) -> list[tuple[str, str]]:
+  """(task, split) of all stores, each known to have a first document."""
+  found = cache.splits(task)
+  if splits is None:
+    splits = [split for split in DEFAULT_SPLITS if split in found]
+  parts = [
+    (task_name, split)
+    for split in splits
+    for task_name in cache.tasks_with(task, split)
+  ]
+  for task_name, split in parts:
+    if next(cache.documents(task_name, split), None) is None:
+      raise ValueError(
+        f'{task_name}/{split} must have at least one document, got none: check'
+        ' its files.'
+      )
+  return parts
+
+
+def _prepare_vocabulary(directory, task, vocabulary, vocab_size):
+  path = os.path.join(directory, VOCABULARY)
+  is_there = os.path.isfile(path)
+  if vocabulary is not None:
+    if not is_there:
+      os.makedirs(directory, exist_ok=True)
+      shutil.copyfile(vocabulary, path + '.tmp')
+      os.replace(path + '.tmp', path)
+    return
+  reason = _vocabulary_outdated(directory)
+  if reason:
+    again = f' again: {reason}' if is_there else ''
+    _logger.info(
+      f'training a vocabulary of {vocab_size} pieces on {task}/train{again}'
+    )
+    _train_vocabulary(path, task, vocab_size)
+
+
+def _train_vocabulary(path, task, vocab_size):
+  # Looked at before it is read: a change in between counts as one.
+  trained_on = {}
+  for task_name in cache.tasks_with(task, 'train'):
+    trained_on |= _origin(task_name, 'train')
+  texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
+  trained = train_vocabulary(texts, vocab_size, path)
+  _write_json(os.path.join(os.path.dirname(path), TRAINED_ON), trained_on)
+  _logger.info(f'{path}: {trained.size} pieces')
+
+
+def _prepare_mixture(directory, task):
+  """Writes what a mixture is made of, so that it can be read without seqio."""
+  rates = dict(cache.resolve(task))
+  if list(rates) == [task]:
+    return
+  os.makedirs(os.path.join(directory, task), exist_ok=True)
+  mixture = {
+    'rates': rates,
+    'splits': cache.splits(task),
+    'tasks_sha256': _tasks_sha256(),
+  }
+  _write_json(os.path.join(directory, task, MIXTURE), mixture)
+
+
+def _write_json(path, content):
+  """Writes a whole file or nothing."""
+  with open(path + '.tmp', 'w') as f:
+    json.dump(content, f, indent=2, ensure_ascii=False)
+  os.replace(path + '.tmp', path)
+
+
+def _cache(task_name, split, directory, max_bad_fraction):
+  name, begin = f'{task_name}/{split}', time.monotonic()
+  last = begin
+
+  def progress(num_documents):
+    nonlocal last
+    if time.monotonic() - last > 10:
+      last = time.monotonic()
+      _logger.info(f'{name}: {num_documents} documents so far')
+
+  made_of = _origin(task_name, split)
+  manifest = cache.cache_task(
+    task_name,
+    split,
+    directory,
+    os.path.join(directory, VOCABULARY),
+    max_bad_fraction,
+    progress,
+  )
+  # A store without this counts as outdated: a kill in between costs time only.
+  path = os.path.join(directory, task_name, split, MANIFEST)
+  _write_json(path, manifest | {'origin': made_of})
+  counts = manifest['counts']
+  _logger.info(
+    f'{name}: {manifest["records"]} documents, {manifest["tokens"]} tokens,'
+    f' {counts["chars"]} characters in {time.monotonic() - begin:.1f} s;'
+    f' {counts["malformed"]} malformed, {counts["empty"]} empty left out'
+  )

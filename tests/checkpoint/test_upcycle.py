@@ -1,0 +1,245 @@
+"""Sparse models from dense ones."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import train
+from launch.configs import configuration
+from moe.checkpoint import restore, save, upcycle
+from moe.layers.moe_layer import MoE, TokenInfo
+from moe.runs import build
+
+D, F, E, L = 4, 10, 3, 2
+
+
+SIZES = {
+  'D_MODEL': 16,
+  'NUM_LAYERS': 2,
+  'NUM_HEADS': 2,
+  'NUM_KV_HEADS': 1,
+  'HEAD_DIM': 8,
+  'D_FF': 24,
+  'EXPERT_D_FF': 24,
+  'NUM_EXPERTS': 4,
+  'VOCAB_SIZE': 64,
+  'SEQUENCE_LENGTH': 16,
+  'BATCH_SIZE': 4,
+  'GROUP_SIZE': 16,
+  'TRAIN_STEPS': 200,
+  'LEARNING_RATE': 0.1,
+  'MESH_DATA': -1,
+}
+
+
+def load(**macros):
+  """A run of the given sizes."""
+  files = ['models/tiny.gin', 'parallel/data.gin', 'tasks/builtin.gin']
+  bindings = [f'{name}={value}' for name, value in (SIZES | macros).items()]
+  return configuration.load([*files, 'runs/train.gin'], bindings)
+
+
+def loss_of(program, ts):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(64, size=(4, 16), dtype=np.int32)
+  batch = jax.tree.map(lambda _: np.ones_like(tokens), program.batch_shardings)
+  batch = batch._replace(
+    tokens=tokens,
+    targets=tokens[:, ::-1],
+    loss_weights=np.ones(tokens.shape, np.float32),
+    block_ids=np.zeros_like(tokens),
+  )
+  total, weight = program.eval_step(ts, program.put(batch))['cross_entropy']
+  return float(total / weight)
+
+
+def dense_and_sparse_loss(tmp_path, method, **macros):
+  """Of a dense run, and of a sparse one that starts from it on 4 devices."""
+  program = build.build(load(MOE_EVERY=0), jax.devices()[:1])
+  ts = program.init()
+  dense = loss_of(program, ts)
+  saver = save.Checkpointer(tmp_path / 'dense')
+  saver.save(3, {'params': ts.params}, {})
+  saver.close()
+  run = load(
+    INITIAL_CHECKPOINT=f"'{tmp_path / 'dense'}'",
+    UPCYCLE=method,
+    MESH_EXPERT=4,
+    **macros,
+  )
+  program = build.build(run, jax.devices()[:4])
+  ts = train.starting_state(run, program, None)
+  return dense, loss_of(program, ts)
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_copies_computes_what_the_dense_one_did(
+  tmp_path,
+):
+  dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Copy()')
+  assert abs(sparse - dense) < 1e-5
+
+
+@pytest.mark.slow
+def test_copies_with_plain_probabilities_do_not_keep_the_function(tmp_path):
+  macros = {'gates.TopK.renormalize': False}
+  dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Copy()', **macros)
+  assert abs(sparse - dense) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_drops_is_near_the_dense_one(tmp_path):
+  dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Drop()')
+  assert 1e-6 < abs(sparse - dense) < 1.0
+
+
+def test_upcycling_needs_a_dense_run_to_start_from():
+  with pytest.raises(ValueError, match='UPCYCLE needs INITIAL_CHECKPOINT'):
+    load(UPCYCLE='@upcycle.Copy()')
+
+
+@pytest.fixture
+def weights(key):
+  shapes = {'w_up_EDF': (L, D, F), 'w_gate_EDF': (L, D, F)}
+  shapes |= {'w_down_EFD': (L, F, D)}
+  keys = jax.random.split(key, 3)
+  return {
+    name: jax.random.normal(k, shape)
+    for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+  }
+
+
+def trees(weights):
+  """Parameters of a dense model and of a sparse one as initialised."""
+  dense = {
+    'feed_forward': {re.sub('_E', '_', name): w for name, w in weights.items()},
+    'norm': jnp.full((L, D), 2.0),
+  }
+  zeros = {name: jnp.zeros((L, E, *w.shape[1:])) for name, w in weights.items()}
+  router = jnp.full((L, D, E), 7.0)
+  sparse = {'moe': {**zeros, 'router': router}, 'norm': jnp.zeros((L, D))}
+  return {'block': dense}, {'block': sparse}
+
+
+def test_each_expert_is_a_copy_and_the_rest_stays(weights, key):
+  dense, sparse = trees(weights)
+  made = upcycle.upcycle(dense, sparse, upcycle.Copy(), key)['block']
+  for name, w in weights.items():
+    for e in range(E):
+      np.testing.assert_array_equal(made['moe'][name][:, e], w)
+  assert (made['moe']['router'] == 7.0).all()
+  assert (made['norm'] == 2.0).all()
+
+
+def forward(x_BTD, weights):
+  """A SwiGLU network by hand, of matrices without an expert dim."""
+  up, gate = x_BTD @ weights['w_up_EDF'], x_BTD @ weights['w_gate_EDF']
+  return (jax.nn.silu(gate) * up) @ weights['w_down_EFD']
+
+
+@pytest.mark.slow
+def test_a_layer_of_copies_with_renormalised_weights_is_the_dense_layer(
+  weights, key
+):
+  layer = {name: w[0] for name, w in weights.items()}
+  experts = upcycle.Copy().experts(layer, 4, key)
+  moe = MoE(4, F, top_k=2, group_size=8)
+  info = TokenInfo(*(jnp.ones((2, 8), jnp.int32),) * 2, jnp.ones((2, 8), bool))
+  x_BTD = jax.random.normal(key, (2, 8, D))
+  router = jax.random.normal(key, (D, 4))
+  params = {**experts, 'router': router}
+  y_BTD, _ = moe.apply({'params': params}, x_BTD, info, False)
+  np.testing.assert_allclose(y_BTD, forward(x_BTD, layer), atol=1e-5)
+
+
+def test_noise_stays_within_two_deviations_and_differs_by_expert(weights, key):
+  made = upcycle.Noise(scale=0.1).experts(weights, E, key)
+  for name, w in weights.items():
+    noise = made[name] - w[:, None]
+    bound = 0.2 * w.std(axis=(1, 2))[:, None, None, None]
+    assert (jnp.abs(noise) <= bound + 1e-6).all()
+    assert jnp.abs(noise).max() > 0.5 * bound.min()
+    assert jnp.abs(noise[:, 0] - noise[:, 1]).max() > 0
+
+
+def test_drop_draws_the_same_units_of_all_matrices_anew(weights, key):
+  made = upcycle.Drop(share=0.3).experts(weights, E, key)
+  changed = {
+    name: np.asarray(made[name] != w[:, None]).any(
+      axis=-1 if 'down' in name else -2
+    )
+    for name, w in weights.items()
+  }  # each [L, E, F]
+  assert (changed['w_up_EDF'].sum(axis=-1) == 3).all()  # 0.3 of 10 units
+  for name in ('w_gate_EDF', 'w_down_EFD'):
+    np.testing.assert_array_equal(changed[name], changed['w_up_EDF'])
+  assert len({tuple(row) for row in changed['w_up_EDF'].reshape(-1, F)}) > 1
+
+
+def test_what_is_drawn_anew_has_the_mean_and_deviation_of_what_it_was(key):
+  shape = {'w_up_EDF': (64, 400), 'w_down_EFD': (400, 64)}
+  old = {n: 3 + 2 * jax.random.normal(key, s) for n, s in shape.items()}
+  new = upcycle.Drop(share=1.0).experts(old, 2, key)
+  for name in shape:
+    assert abs(new[name].mean() - 3) < 0.05
+    assert abs(new[name].std() - 2) < 0.05
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda d: d['feed_forward'].pop('w_up_DF'), 'w_up_DF is missing'),
+    (lambda d: d.update(bias=jnp.zeros(1)), 'block/bias has no use'),
+    (
+      lambda d: d.update(norm=jnp.zeros(9)),
+      r'block/norm would be \(9,\) and must be \(2, 4\)',
+    ),
+  ],
+)
+def test_a_dense_model_that_does_not_fit_is_an_error(
+  weights, key, change, message
+):
+  dense, sparse = trees(weights)
+  change(dense['block'])
+  with pytest.raises(ValueError, match=message):
+    upcycle.upcycle(dense, sparse, upcycle.Copy(), key)
+
+
+@pytest.mark.parametrize(
+  'make', [lambda: upcycle.Noise(0.0), lambda: upcycle.Drop(1.5)]
+)
+def test_amounts_out_of_range_are_errors(make):
+  with pytest.raises(ValueError, match='must be'):
+    make()
+
+
+def test_a_checkpoint_moves_between_expert_axis_sizes_bit_for_bit(
+  tmp_path, key
+):
+  # Expert axis of 4, then 1, then 2 devices: saved and read back each time.
+  w_EDF = jax.random.normal(key, (8, 4, 6))
+  bits = np.asarray(w_EDF).tobytes()
+  placed = w_EDF
+  for step, devices in enumerate((4, 1, 2)):
+    mesh = jax.make_mesh(
+      (devices,), ('expert',), devices=jax.devices()[:devices]
+    )
+    spec = jax.sharding.PartitionSpec('expert')
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    if step:
+      target = {
+        'w': jax.ShapeDtypeStruct(w_EDF.shape, w_EDF.dtype, sharding=sharding)
+      }
+      loaded, _ = restore.load_params(tmp_path, step, {'params': target})
+      placed = loaded['params']['w']
+    else:
+      placed = jax.device_put(w_EDF, sharding)
+    assert placed.sharding == sharding
+    assert placed.addressable_shards[0].data.shape == (8 // devices, 4, 6)
+    assert np.asarray(placed).tobytes() == bits
+    saver = save.Checkpointer(tmp_path)
+    saver.save(step + 1, {'params': {'w': placed}}, {})
+    saver.close()

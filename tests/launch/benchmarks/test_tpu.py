@@ -1,0 +1,217 @@
+"""Programs for TPUs, compiled on a machine that has none."""
+
+import functools
+import re
+import types
+from collections import Counter
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.benchmarks import tpu
+from moe.layers import attention, feed_forward, moe_layer
+from moe.models.block import Block
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.routing import dispatch, exchange
+from moe.scale import hlo
+from tests.layers.test_attention import described
+
+B, T, D, E = 4, 384, 256, 8
+# What each platform computes the same block with.
+TPU = {'splash', 'ragged_dot', 'ragged-all-to-all'}
+CPU = {'scores', 'loop over blocks of rows', 'all-to-all'}
+
+
+def lowered(devices):
+  """Gradients of a sparse block without drops, its experts over 4 devices."""
+  mesh = make_mesh(MeshShape(expert=4), devices)
+  block = Block(
+    functools.partial(
+      attention.Attention, num_heads=2, num_kv_heads=1, head_dim=128
+    ),
+    functools.partial(feed_forward.FeedForward, 512),
+    functools.partial(
+      moe_layer.MoE,
+      E,
+      512,
+      dispatch=dispatch.Dropless,
+      exchange=functools.partial(exchange.Ragged, 0),
+      group_size=T,
+    ),
+    is_sparse=True,
+    layout=rules.layout(rules.table('standard'), mesh),
+    dtype=jnp.bfloat16,
+  )
+  zeros_BT = np.zeros((B, T), np.int32)
+  description = described(zeros_BT + 1)
+  info = moe_layer.TokenInfo(zeros_BT, zeros_BT, zeros_BT == 0)
+
+  def loss(params, x_BTD):
+    y_BTD, _, _ = block.apply(params, x_BTD, description, info, None, True)
+    # Squared, so that the gradient needs the result too.
+    return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
+
+  x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
+  init = lambda x_BTD: nn.meta.unbox(
+    block.init(jax.random.key(0), x_BTD, description, info, None, True)
+  )
+  with jax.set_mesh(mesh):
+    shapes = jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(
+        s.shape, s.dtype, sharding=NamedSharding(mesh, P())
+      ),
+      (jax.eval_shape(init, x_BTD), x_BTD),
+    )
+    return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes)
+
+
+def marks(text):
+  """What tells the platforms apart, and how often a program has it."""
+  computations = hlo.parse(text).computations.values()
+  found = Counter()
+  for i in (i for c in computations for i in c.values()):
+    if 'custom_call_target="tpu_custom_call"' in i.attributes:
+      is_splash = 'splash' in i.name
+      found['splash'] += is_splash
+      found['ragged_dot'] += i.name.startswith('ragged-dot-none')
+    elif i.opcode in ('all-to-all', 'ragged-all-to-all'):
+      found[i.opcode] += 1
+    elif i.opcode == 'while' and re.search(r'[/(]experts\)*/', i.op_name):
+      found['loop over blocks of rows'] += 1
+    # Of [B, K, T * queries of a key, T], in whichever order.
+    found['scores'] += any(s.dims[-2:] == (2 * T, T) for s in i.shapes)
+  return +found
+
+
+def test_collectives_are_counted_with_their_bytes():
+  hlo = """
+    %a = bf16[2,4]{1,0:T(8,128)} all-to-all(%x), channel_id=1
+    %b = bf16[2,4]{1,0:T(8,128)} all-to-all(%a), channel_id=2
+    %c = (f32[3]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
+    %d = (f32[4]{0}, f32[64]{0}) all-gather-start(%y), dimensions={0}
+    %e = f32[64]{0} all-gather-done(%d)
+    %f = bf16[9]{0} fusion(%all-to-all.1), kind=kLoop
+  """
+  found = {row['name']: row for row in tpu.collectives(hlo)}
+  assert set(found) == {'all-to-all', 'all-reduce', 'all-gather'}
+  assert (found['all-to-all']['bytes'], found['all-to-all']['count']) == (16, 2)
+  assert found['all-reduce']['bytes'] == 4 * 3 + 4
+  assert found['all-gather']['bytes'] == 4 * 64
+
+
+BUFFERS = """BufferAssignment:
+allocation 1: size 4, color 8, page 0, preallocated-temp:
+ value: <16 elsewhere.1 @8> (size=4,offset=0): u32[]{:S(8)}
+allocation 2: size 64, page 0, parameter 0, shape |f32[16]|:
+ value: <17 argument.2{0} @0> (size=64,offset=0): f32[16]{0}
+allocation 3: size 100, page 0, preallocated-temp:
+ value: <18 rows.3{1} @0> (size=16,offset=0): bf16[2,4]{1,0:T(8,128)}
+ value: <19 in_place.4 @0> (size=16,offset=0): bf16[2,4]{1,0:T(8,128)}
+ value: <20 gradient.5 @0> (size=48,offset=32): bf16[2,3,4]{1,0:T(8,128)}
+ value: <21 hidden.6 @0> (size=40,offset=32): bf16[2,10]{1,0:T(8,128)}
+"""
+LIFETIMES = """HloLiveRange (max 9):
+  BufferLiveRange:
+    argument.2{}:0-9
+    rows.3{1}:1-4
+    in_place.4{}:4-8
+    hidden.6{}:2-5
+    gradient.5{}:6-7
+"""
+
+
+def test_temporaries_are_those_of_the_main_memory():
+  values = tpu.temporaries(BUFFERS, LIFETIMES)
+  assert [v.name for v in values] == [
+    'rows.3{1}', 'in_place.4', 'gradient.5', 'hidden.6'
+  ]  # fmt: skip
+  assert values[2] == ('gradient.5', 'bf16[2,3,4]', (2, 3, 4), 48, 32, 6, 7)
+
+
+class Compiled:
+  def memory_analysis(self):
+    return types.SimpleNamespace(temp_size_in_bytes=100)
+
+
+def test_memory_is_told_apart_by_what_it_holds():
+  dumped = tpu.Dumped(Compiled(), '', '', BUFFERS, LIFETIMES)
+  found = tpu.account(dumped, (2, 4, 3))
+  # At 6 and 7 the gradient and the row that was changed in place, 48 + 16; at 4
+  # the row before and after, which share 16, and the hidden layer of 40.
+  assert found['weight_sized_bytes'] == 48
+  assert found['row_bytes'] == 56
+  assert found['temp_bytes'] == 100
+  assert found['gap_bytes'] == 100 - 64
+  assert found['at_peak'] == [
+    {'name': 'gradient.5', 'shape': 'bf16[2,3,4]', 'bytes': 48},
+    {'name': 'in_place.4', 'shape': 'bf16[2,4]', 'bytes': 16},
+  ]
+
+
+def test_where_cycles_go_is_told_with_loops_multiplied_out():
+  estimate = 'backend_config={"estimated_cycles":"%d"}'
+  text = f"""HloModule layer
+
+%body (p.1: (s32[])) -> (s32[]) {{
+  %p.1 = (s32[]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %one.1 = s32[] constant(1)
+  %next.1 = s32[] add(%i.1, %one.1), {estimate % 10}
+  ROOT %t.1 = (s32[]) tuple(%next.1)
+}}
+
+%cond (p.2: (s32[])) -> pred[] {{
+  %p.2 = (s32[]) parameter(0)
+  %i.2 = s32[] get-tuple-element(%p.2), index=0
+  %n.2 = s32[] constant(4)
+  ROOT %lt.2 = pred[] compare(%i.2, %n.2), direction=LT
+}}
+
+ENTRY %main (x: f32[4]) -> f32[4] {{
+  %x = f32[4] parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[]) tuple(%zero)
+  %while = (s32[]) while(%init), condition=%cond, body=%body
+  ROOT %y = f32[4] copy(%x), {estimate % 60}
+}}
+"""
+  assert tpu.costliest(text, 2) == [
+    {'name': 'y', 'cycles': 60, 'share': 0.6},
+    {'name': 'next.1', 'cycles': 40, 'share': 0.4},
+  ]
+
+
+@pytest.fixture(scope='module')
+def on_tpu():
+  pytest.importorskip('libtpu')
+  devices = tpu.v5p_devices('2x2x1')
+  return marks(tpu.dump(lowered(devices)).optimized)
+
+
+@pytest.mark.slow
+def test_a_program_for_tpus_made_on_a_cpu_has_their_kernels(on_tpu):
+  assert jax.default_backend() == 'cpu'
+  # Forward, gradient of queries, gradient of keys and values.
+  assert on_tpu['splash'] == 3
+  # Three matrices, with gradients of rows and of matrices each, and the two of
+  # the hidden layer again.
+  assert on_tpu['ragged_dot'] == 11
+  # Rows there, notes there, rows back; and the same for gradients.
+  assert on_tpu['ragged-all-to-all'] == 6
+
+
+@pytest.mark.slow
+def test_a_program_for_tpus_made_on_a_cpu_has_nothing_of_a_cpus(on_tpu):
+  assert set(on_tpu) == TPU
+
+
+@pytest.mark.slow
+def test_a_program_for_cpus_is_told_apart():
+  devices = jax.devices('cpu')[:4]
+  assert set(marks(lowered(devices).compile().as_text())) == CPU

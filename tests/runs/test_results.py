@@ -1,0 +1,48 @@
+"""What a run ends with."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moe.data.store import write_store
+from moe.modalities.vocabulary import train_vocabulary
+from moe.runs import results
+
+LINES = ['春眠不覺曉', '處處聞啼鳥', '夜來風雨聲']
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+  return train_vocabulary(LINES, 300, tmp_path / 'vocabulary.model', 'char')
+
+
+def write(directory, vocabulary, num_given=0):
+  """A store of the lines, of which so many tokens each are not scored."""
+  records = []
+  for line in LINES:
+    ids = [*vocabulary.encode(line), vocabulary.eos]
+    records.append({'tokens': np.array(ids, np.uint16)})
+  tokens = sum(record['tokens'].size for record in records)
+  counts = {
+    'chars': sum(map(len, LINES)) - num_given * len(LINES),
+    'scored_tokens': tokens - num_given * len(LINES),
+  }
+  write_store(directory, records, lambda: {'task': 't', 'counts': counts})
+  return [str(directory)]
+
+
+def test_n_grams_are_of_the_training_texts(tmp_path, vocabulary):
+  dirs = write(tmp_path / 'train', vocabulary)
+  bits = results.baselines(dirs, dirs, vocabulary)
+  assert json.loads(json.dumps(bits)).keys() == set(results.BASELINES)
+  assert bits['trigram'] < bits['bigram'] < bits['unigram']
+
+
+def test_n_grams_that_read_no_prompt_are_no_baseline(
+  tmp_path, vocabulary, capsys
+):
+  train = write(tmp_path / 'train', vocabulary)
+  held_out = write(tmp_path / 'held_out', vocabulary, num_given=2)
+  assert results.baselines(train, held_out, vocabulary) == {}
+  assert 'documents of t have a part that is given' in capsys.readouterr().err

@@ -1,0 +1,32 @@
+"""The tables of launch.data inspect."""
+
+import pytest
+
+from moe.modalities.vocabulary import train_vocabulary
+from tasks import inspect
+
+
+def test_bars_count_doublings():
+  # 1 | 2-3 | 4-7: one, one and four values; the fullest bar has 40 signs.
+  assert inspect.histogram([1, 3, 4, 5, 7, 7]).splitlines() == [
+    '      1-1             1 ' + '█' * 10,
+    '      2-3             1 ' + '█' * 10,
+    '      4-7             4 ' + '█' * 40,
+  ]
+
+
+def test_nothing_is_a_range_of_its_own():
+  assert inspect.histogram([0]).split()[:2] == ['0-0', '1']
+
+
+def test_measures_count_tokens_and_bytes(tmp_path):
+  rich_console = pytest.importorskip('rich.console')
+  vocabulary = train_vocabulary(['白日'] * 3, 263, tmp_path / 'v', 'char')
+  table = inspect.measures(['白日', '𠮷'], vocabulary)
+  console = rich_console.Console(
+    width=120, record=True, file=open('/dev/null', 'w')
+  )
+  console.print(table)
+  text = console.export_text()
+  # 3 characters in 2 + 4 tokens, 4 of them bytes.
+  assert '0.500' in text and '66.6667%' in text
