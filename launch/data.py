@@ -12,15 +12,11 @@ in <cache_dir>/<vocabulary name>/vocabulary.model.
 """
 
 import argparse
-import difflib
-import json
-import os
-import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from launch import runtime
-from moe.data.store import MANIFEST, MIXTURE, default_cache_dir
+from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -116,105 +112,57 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
-def make_vocabulary(args: argparse.Namespace) -> int:
-  """The verb `vocabulary`."""
-  from moe.data import cache
-  from moe.evaluate.documents import read_texts
-  from moe.modalities.vocabulary import train_vocabulary
-  from tasks.stores import register_tasks
+def run_verb(args: argparse.Namespace) -> int:
+  """Runs a verb; 1 if `verify` finds a store that is not sound."""
+  # Imported here, since --help must answer at once.
+  from tasks import inspect, stores, verify
 
-  if args.text_file:
-    texts = read_texts(args.text_file)
-  else:
-    register_tasks()
-    cache.tasks_with(args.task, 'train')
-    documents = cache.documents(args.task, 'train')
-    texts = (''.join(document.values()) for document in documents)
-  trained = train_vocabulary(texts, args.size, args.output, args.model_type)
-  print(f'{args.output}: {trained.size} pieces, SHA-256 {trained.sha256}')
+  match args.verb:
+    case 'list':
+      inspect.list_tasks()
+    case 'inspect':
+      inspect.inspect_task(args.task, args.split, args.num, args.vocabulary)
+    case 'vocabulary':
+      trained = stores.make_vocabulary(
+        args.task, args.text_file, args.size, args.output, args.model_type
+      )
+      print(f'{args.output}: {trained.size} pieces, SHA-256 {trained.sha256}')
+    case 'cache':
+      directory = stores.prepare(
+        [named(text, args.split) for text in args.tasks],
+        args.cache_dir,
+        args.vocabulary,
+        args.vocab_size,
+        args.overwrite,
+        args.max_bad_fraction,
+      )
+      print(directory)
+    case 'verify':
+      return show_soundness(verify.verify_stores(args.what, args.cache_dir))
   return 0
 
 
-def make_stores(args: argparse.Namespace) -> int:
-  """The verb `cache`."""
-  from tasks.stores import prepare
-
-  wanted = []
-  for text in args.tasks:
-    task, _, split = text.partition('/')
-    wanted.append((task, [split] if split else args.split))
-  directory = prepare(
-    wanted,
-    args.cache_dir,
-    args.vocabulary,
-    args.vocab_size,
-    args.overwrite,
-    args.max_bad_fraction,
-  )
-  print(directory)
-  return 0
+def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
+  """(task, splits) of TASK[/SPLIT]; the given splits where it names none."""
+  task, _, split = text.partition('/')
+  return task, [split] if split else splits
 
 
-def verify_stores(args: argparse.Namespace) -> int:
-  """The verb `verify`: 1 if a store is not sound."""
-  from moe.data.verify import verify
-
-  what = args.what or args.cache_dir
-  if os.path.isdir(what):
-    roots = [what]
-  else:
-    roots = _directories_of(what, args.cache_dir)
-  stores = sorted(
-    str(path.parent)
-    for root in roots
-    for path in pathlib.Path(root).rglob(MANIFEST)
-    if not path.parent.name.endswith('.tmp')
-  )
-  if not stores:
-    found = {path.name for path in pathlib.Path(args.cache_dir).glob('*/*/')}
-    near = difflib.get_close_matches(what, sorted(found), cutoff=0.5)
-    hint = f'; did you mean {" or ".join(near)}?' if near else '.'
-    place = f'of {args.what} must be there or' if args.what else 'must be'
-    raise ValueError(
-      f'Token stores {place} in {args.cache_dir}, got none: make them with'
-      f' `python -m launch.data cache`{hint}'
-    )
-  num_unsound = 0
-  for store in stores:
-    problems = verify(store)
+def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
+  """Prints each store and what is wrong with it; 1 if anything is."""
+  code = 0
+  for store, problems in checked:
     print(f'{"UNSOUND" if problems else "sound  "} {store}')
     for problem in problems:
       print(f'  {problem}')
-    num_unsound += bool(problems)
-  return 1 if num_unsound else 0
-
-
-def _directories_of(name, cache_dir) -> list[pathlib.Path]:
-  """Directories of the stores of a task, or of a mixture's tasks."""
-  found = []
-  for directory in sorted(pathlib.Path(cache_dir).glob(f'*/{name}')):
-    if (directory / MIXTURE).is_file():
-      rates = json.loads((directory / MIXTURE).read_text())['rates']
-      found += [directory.parent / task for task in rates]
-    else:
-      found.append(directory)
-  return found
+      code = 1
+  return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 if it cannot be done, with one sentence that says why."""
   args = parse(argv)
-  # Imported where they are used: --help must answer at once.
-  from tasks import inspect
-
-  verbs: dict[str, Callable[[argparse.Namespace], int]] = {
-    'list': inspect.list_tasks,
-    'inspect': inspect.inspect_task,
-    'vocabulary': make_vocabulary,
-    'cache': make_stores,
-    'verify': verify_stores,
-  }
-  return runtime.run(lambda: verbs[args.verb](args))
+  return runtime.run(lambda: run_verb(args))
 
 
 if __name__ == '__main__':

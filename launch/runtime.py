@@ -1,10 +1,13 @@
 """What every verb does before and around its work: JAX, log, memory, errors."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from moe.data.cache_dir import default_cache_dir
 
 # What a user can mend; the exit code of a command that was not right.
 EXIT_USER = 2
@@ -24,15 +27,24 @@ class _Log(logging.Handler):
     log(self.format(record))
 
 
-def show_log() -> None:
-  """Lets `moe` and `tasks` tell people what they do."""
-  for name in ('moe', 'tasks'):
-    logger = logging.getLogger(name)
+@contextlib.contextmanager
+def show_log() -> Iterator[None]:
+  """Prints what `moe` and `tasks` log, without what other libraries log."""
+  loggers = [logging.getLogger(name) for name in ('moe', 'tasks')]
+  before = [(logger.level, logger.propagate) for logger in loggers]
+  handler = _Log()
+  for logger in loggers:
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # Other libraries may give the root logger a handler of their own.
+    # Else it is printed again where a library gives the root logger a handler.
     logger.propagate = False
-    if not logger.handlers:
-      logger.addHandler(_Log())
+  try:
+    yield
+  finally:
+    for logger, (level, propagate) in zip(loggers, before, strict=True):
+      logger.removeHandler(handler)
+      logger.setLevel(level)
+      logger.propagate = propagate
 
 
 def run(verb: Callable[[], int]) -> int:
@@ -41,12 +53,12 @@ def run(verb: Callable[[], int]) -> int:
   Args:
     verb: returns the exit code.
   """
-  show_log()
-  try:
-    return verb()
-  except (ValueError, OSError) as error:
-    log(f'error: {" ".join(str(error).split())}')
-    return EXIT_USER
+  with show_log():
+    try:
+      return verb()
+    except (ValueError, OSError) as error:
+      log(f'error: {" ".join(str(error).split())}')
+      return EXIT_USER
 
 
 def set_up_jax() -> None:
@@ -54,7 +66,6 @@ def set_up_jax() -> None:
   # Here, since --help and errors of configuration need no JAX.
   import jax
 
-  from moe.data.store import default_cache_dir
   from moe.parallel import multihost
 
   multihost.initialize()

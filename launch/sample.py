@@ -67,83 +67,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
-def plan(args: argparse.Namespace, run) -> tuple[list[int], object, int]:
-  """Prompt ids, jump table and most tokens to write of one sample.
+def sample(args: argparse.Namespace) -> int:
+  """Prints samples.
 
   Raises:
-    ValueError: if the prompt is empty, too long, or cannot start the form, and
-      if the model's router is not causal.
+    ValueError: if flags do not fit each other or the checkpoint.
   """
-  from moe.infer import forms
-  from moe.runs.run import router_of
-
-  vocabulary = run.vocabulary
-  prompt = args.prompt.replace('\\n', '\n')
-  if not prompt:
-    raise ValueError('--prompt must hold some text, got none.')
-  router = router_of(run.run)
-  if router and not router.is_causal:
-    raise ValueError(
-      f'{args.checkpoint} was trained with {type(router).__name__},'
-      ' which looks at later tokens and cannot write token by token: score with'
-      ' launch.evaluate, or train with another ROUTER, such as @gates.TopK.'
-    )
-  pieces = forms.pieces_of(vocabulary)
-  if args.form:
-    if args.max_tokens:
-      raise ValueError(
-        f'--form={args.form} has a length of its own: leave out --max_tokens.'
-      )
-    prompt = prompt.rstrip('\n')
-    template = forms.template(args.form, prompt)
-    prompt += '\n'
-    table = forms.form_table(pieces, vocabulary.eos, template)
-    wanted = len(table)
-  else:
-    table = forms.free_table(pieces, vocabulary.eos)
-    wanted = args.max_tokens or 1
-  ids = vocabulary.encode(prompt)
-  length = run.run.data.sequence_length
-  room = length - len(ids)
-  if room < wanted:
-    raise ValueError(
-      f'prompt and sample must fit into the context of {length} tokens, got '
-      f'{len(ids)} and up to {wanted}: shorten the prompt, or write less.'
-    )
-  limit = wanted if args.form or args.max_tokens else room
-  return ids, table, limit
-
-
-def sample(args: argparse.Namespace) -> int:
-  """Prints samples."""
-  # Imported here: --help must answer at once.
+  # Imported here, since --help must answer at once.
   from launch.configs import configuration
-  from moe.infer import decode
-  from moe.infer.sampling import Sampling
+  from moe.runs import writing
 
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
   if args.max_tokens is not None and args.max_tokens < 1:
     raise ValueError(f'--max_tokens must be at least 1, got {args.max_tokens}.')
-  settings = Sampling(args.temperature, args.top_k, args.top_p)
+  if not args.prompt:
+    raise ValueError('--prompt must hold some text, got none.')
+  if args.form and args.max_tokens:
+    raise ValueError(
+      f'--form={args.form} has a length of its own: leave out --max_tokens.'
+    )
+  sampling = writing.Sampling(args.temperature, args.top_k, args.top_p)
   runtime.set_up_jax()
-  run = configuration.load_run(args.checkpoint)
-  ids, table, limit = plan(args, run)
-  log(f'{run.workdir}, step {run.step}')
-  write = decode.build_writer(run.functional, settings, run.vocabulary.eos)
-  samples = decode.generate(
-    write,
-    run.params,
-    run.state,
-    [ids] * args.num,
-    [table] * args.num,
-    limit,
-    args.seed,
-  )
-  for number, tokens in enumerate(samples, start=1):
-    if tokens[-1] != run.vocabulary.eos:
-      log(f'sample {number} was cut at {limit} tokens')
-    print(run.vocabulary.decode([*ids, *tokens]), end='\n\n')
+  trained = configuration.load_run(args.checkpoint)
+  writing.check_causal(trained.run, args.checkpoint)
+  prompt = args.prompt.replace('\\n', '\n')
+  beginning = writing.begin(trained, prompt, args.form, args.max_tokens)
+  log(f'{trained.workdir}, step {trained.step}')
+  samples = writing.write(trained, beginning, args.num, sampling, args.seed)
+  for number, (text, is_cut) in enumerate(samples, start=1):
+    if is_cut:
+      log(f'sample {number} was cut at {beginning.limit} tokens')
+    print(text, end='\n\n')
   return 0
 
 

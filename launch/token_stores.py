@@ -1,88 +1,52 @@
 """Token stores that a verb needs, made in a child process if they are missing.
 
-Making them takes TensorFlow, which no training process imports.
+Making them takes TensorFlow, which no process with a model imports.
 """
 
-import argparse
-import pathlib
+import os
 import subprocess
 import sys
-
-from moe.data.store import (
-  VOCABULARY,
-  Store,
-  default_cache_dir,
-  file_sha256,
-  find_stores,
-)
-from moe.evaluate.documents import Document, record_document
-from moe.runs.run import Run, TrainedRun
-from tasks import stores
+from collections.abc import Sequence
 
 
-def find_data(run: Run) -> tuple[str, dict[str, tuple[list[str], list[float]]]]:
-  """The vocabulary directory, and the stores and rates of each task.
+def prepare(
+  wanted: Sequence[tuple[str, Sequence[str]]],
+  cache_dir: str | os.PathLike,
+  vocabulary: str | os.PathLike | None = None,
+  vocab_size: int | None = None,
+) -> str:
+  """Makes what is missing or out of date, as `tasks.stores.prepare` does.
 
-  What is missing or out of date is made in a child process, since that takes
-  TensorFlow. The processes of other hosts find it made, or wait for it.
+  The processes of other hosts find it made, or wait for it.
+
+  Args:
+    wanted: (task or mixture, its splits) pairs.
+    cache_dir: of all token stores.
+    vocabulary: file to tokenise with.
+    vocab_size: pieces of one to be trained on the first task, if no file is
+      given.
+
+  Returns:
+    The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
 
   Raises:
-    SystemExit: if it can't be made.
+    SystemExit: if something can't be made.
+    ValueError: if the vocabulary is not fit.
   """
-  data = run.data
-  cache_dir = data.cache_dir or default_cache_dir()
-  wanted = [(data.train, ['train'])]
-  wanted += [(task, ['validation']) for task in data.evaluation]
-  vocabulary = data.vocabulary or None
-  size = None if vocabulary else run.model.vocab_size
+  # Imported here, since verbs import this file and --help must answer at once.
+  from tasks import stores
+
+  size = vocab_size if vocabulary is None else None
   directory = stores.vocabulary_directory(
-    data.train, cache_dir, vocabulary, size
+    wanted[0][0], cache_dir, vocabulary, size
   )
   if not stores.is_prepared(directory, wanted, size):
     flag = f'--vocab_size={size}' if size else f'--vocabulary={vocabulary}'
     command = [sys.executable, '-m', 'launch.data', 'cache', flag]
     command += [f'--cache_dir={cache_dir}']
-    command += [f'{task}/{split}' for task, (split,) in wanted]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-      sys.exit(done.returncode)  # the child has said why
-  found = {
-    (task, split): find_stores(directory, task, split)
-    for task, (split,) in wanted
-  }
-  return directory, found
-
-
-def vocabulary_file(cache_dir: str, run: TrainedRun) -> str:
-  """The run's vocabulary, as the token stores know it if they do."""
-  for path in sorted(pathlib.Path(cache_dir).glob(f'*/{VOCABULARY}')):
-    if file_sha256(path) == run.vocabulary.sha256:
-      return str(path)
-  return run.vocabulary.path
-
-
-def task_documents(args: argparse.Namespace, run: TrainedRun) -> list[Document]:
-  """Documents of a split of a task or of a mixture's tasks, in order.
-
-  They are read from token stores; those that are missing are made first, in a
-  child process, since that takes TensorFlow.
-
-  Raises:
-    ValueError: if they cannot be made.
-  """
-  cache_dir = args.cache_dir or run.run.data.cache_dir or default_cache_dir()
-  command = [sys.executable, '-m', 'launch.data', 'cache', args.task]
-  command += ['--split', args.split, f'--cache_dir={cache_dir}']
-  command += [f'--vocabulary={vocabulary_file(cache_dir, run)}']
-  made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-  if made.returncode:
-    sys.exit(made.returncode)  # It has said why.
-  directories, _ = find_stores(made.stdout.strip(), args.task, args.split)
-  documents = []
-  for store in map(Store, directories):
-    left = store.lengths.size
-    if args.limit is not None:
-      left = min(left, args.limit - len(documents))
-    records = store.read(range(left))
-    documents += [record_document(run.vocabulary, r) for r in records]
-  return documents
+    for task, splits in wanted:
+      command += [f'{task}/{split}' for split in splits]
+    made = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if made.returncode:
+      sys.exit(made.returncode)  # The child has said why.
+  return directory

@@ -1,6 +1,5 @@
 """What tasks there are and what their documents look like, as tables."""
 
-import argparse
 import itertools
 import logging
 import os
@@ -21,9 +20,8 @@ _BAR_WIDTH = 40
 _MAX_SHOWN_CHARS = 400
 
 
-def list_tasks(args: argparse.Namespace) -> int:
-  """The verb `list` of launch.data."""
-  del args
+def list_tasks() -> None:
+  """Prints every task and every mixture."""
   register_tasks()
   import rich.console
   import rich.table
@@ -52,31 +50,43 @@ def list_tasks(args: argparse.Namespace) -> int:
     parts = [task.name for task in seqio.MixtureRegistry.get(name).tasks]
     mixtures.add_row(name, ' '.join(parts))
   console.print(table, mixtures, sep='\n\n')
-  return 0
 
 
-def inspect_task(args: argparse.Namespace) -> int:
-  """The verb `inspect` of launch.data."""
-  if args.vocabulary:
-    vocabulary = Vocabulary(args.vocabulary)
+def inspect_task(
+  task: str, split: str, num_shown: int, vocabulary_file: str | None
+) -> None:
+  """Prints documents of a task and what all of them measure.
+
+  Args:
+    task: task or mixture.
+    split: of the task.
+    num_shown: documents to print.
+    vocabulary_file: to count tokens with; None trains a vocabulary on the task
+      for the occasion.
+
+  Raises:
+    ValueError: if there is no such task, split or vocabulary, or no document.
+  """
+  # A vocabulary that is not fit is told before TensorFlow is imported.
+  vocabulary = Vocabulary(vocabulary_file) if vocabulary_file else None
   register_tasks()
   import rich.console
   import rich.panel
   import rich.text
 
-  cache.tasks_with(args.task, args.split)
+  cache.tasks_with(task, split)
   documents = list(
-    itertools.islice(cache.documents(args.task, args.split), _MAX_DOCUMENTS)
+    itertools.islice(cache.documents(task, split), _MAX_DOCUMENTS)
   )
   if not documents:
     raise ValueError(
-      f'{args.task}/{args.split} must have at least one document, got none:'
+      f'{task}/{split} must have at least one document, got none:'
       ' check its files.'
     )
-  if not args.vocabulary:
-    vocabulary = _passing_vocabulary(args.task)
+  if vocabulary is None:
+    vocabulary = _passing_vocabulary(task)
   console = rich.console.Console()
-  for number, document in enumerate(documents[: args.num]):
+  for number, document in enumerate(documents[:num_shown]):
     # Given text is dim; markup in a corpus is no markup of ours.
     text = rich.text.Text()
     for feature, part in document.items():
@@ -84,19 +94,16 @@ def inspect_task(args: argparse.Namespace) -> int:
       text.append(part[:_MAX_SHOWN_CHARS], style)
       if len(part) > _MAX_SHOWN_CHARS:
         text.append(f' … ({len(part)} characters)', 'italic')
-    console.print(
-      rich.panel.Panel(text, title=f'{args.task}/{args.split} {number}')
-    )
+    console.print(rich.panel.Panel(text, title=f'{task}/{split} {number}'))
   texts = [''.join(document.values()) for document in documents]
   console.print(measures(texts, vocabulary))
   console.print('characters in a document', style='bold')
   console.print(histogram([len(text) for text in texts]), markup=False)
   if len(documents) == _MAX_DOCUMENTS:
     _logger.info(f'Only the first {_MAX_DOCUMENTS} documents were measured.')
-  return 0
 
 
-def _passing_vocabulary(task: str):
+def _passing_vocabulary(task: str) -> Vocabulary:
   """A vocabulary of the task's training documents that nobody keeps."""
   documents = itertools.islice(cache.documents(task, 'train'), _MAX_DOCUMENTS)
   texts = (''.join(document.values()) for document in documents)
@@ -110,12 +117,12 @@ def _passing_vocabulary(task: str):
   return vocabulary
 
 
-def measures(texts: Sequence[str], vocabulary):
+def measures(texts: Sequence[str], vocabulary: Vocabulary):
   """A table of what documents hold and how a vocabulary spells them.
 
   Args:
     texts: documents, at least one.
-    vocabulary: a `moe.modalities.vocabulary.Vocabulary`.
+    vocabulary: spells them.
 
   Returns:
     A rich table.

@@ -23,6 +23,7 @@ from moe.data.store import (
   find_stores,
   is_store,
 )
+from moe.data.text_file import read_texts
 from moe.modalities.vocabulary import Vocabulary, train_vocabulary
 from tasks import origin
 
@@ -44,10 +45,10 @@ def prepare(
 ) -> str:
   """Makes what is missing of a vocabulary and of the token stores of tasks.
 
-  So is what was made of other files, or by other code of the tasks, than there
-  are now. What is there is recognised without TensorFlow; making something
-  imports it, so a training process calls this in a child. Processes wait for
-  each other.
+  Stores that were made of other files or by other code of the tasks than there
+  are now are made again. What is there is recognised without TensorFlow; making
+  something imports it, so a training process calls this in a child. Processes
+  wait for each other.
 
   Args:
     wanted: (task or mixture, its splits) pairs; None for train and validation
@@ -85,6 +86,33 @@ def prepare(
       if reason or overwrite:
         _cache(task_name, split, directory, max_bad_fraction)
   return directory
+
+
+def make_vocabulary(
+  task: str | None,
+  text_file: str | None,
+  size: int,
+  output: str | os.PathLike,
+  model_type: str = 'bpe',
+) -> Vocabulary:
+  """Trains a vocabulary that belongs to no store.
+
+  Args:
+    task: trains on its train split.
+    text_file: trains on this file instead, a document a line.
+    size: pieces.
+    output: file to write.
+    model_type: of SentencePiece: 'bpe', 'char' or 'unigram'.
+
+  Raises:
+    ValueError: if the text is missing or not fit.
+  """
+  if text_file:
+    return train_vocabulary(read_texts(text_file), size, output, model_type)
+  register_tasks()
+  cache.tasks_with(task, 'train')
+  texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
+  return train_vocabulary(texts, size, output, model_type)
 
 
 @contextlib.contextmanager
@@ -231,6 +259,7 @@ def register_tasks() -> None:
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   with _quiet():
+    # Here, since it takes seconds; to import it is to register its tasks.
     import tasks.mixtures  # noqa: F401
 
 

@@ -3,15 +3,33 @@
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import gin
 
 from launch.configs import bindings, gin_values, sizes
-from moe.checkpoint import restore
-from moe.modalities.vocabulary import Vocabulary
-from moe.models import functional as functional_lib
+from moe.runs import trained
 from moe.runs.run import Run, TrainedRun
-from moe.types import Layout
+
+
+class Configuration(NamedTuple):
+  """A run, and its whole configuration as gin files that include nothing.
+
+  Attributes:
+    run: the run.
+    text: all that is bound.
+    operative_text: of this, what is used.
+  """
+
+  run: Run
+  text: str
+  operative_text: str
+
+
+def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
+  """Reads gin files as `load` does, and keeps what they say."""
+  run = load(files, overrides)
+  return Configuration(run, config_text(), operative_text())
 
 
 def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
@@ -57,11 +75,12 @@ def config_text() -> str:
   return bindings.WRITTEN + gin.config_str(max_line_length=100)
 
 
-def differences(path: str) -> list[str]:
-  """What is bound otherwise now than in a written file, 'NAME old -> new'.
+def differences(text: str, path: str) -> list[str]:
+  """What a text binds otherwise than a written file does, 'NAME old -> new'.
 
   Args:
-    path: of what `config_text` once gave; where it is missing, nothing differs.
+    text: of a `Configuration`.
+    path: file of the text of another one; without it, nothing differs.
 
   Raises:
     ValueError: if it cannot be read.
@@ -70,7 +89,7 @@ def differences(path: str) -> list[str]:
     return []
   with open(path, encoding='utf-8') as f:
     old = bindings.read_written(f.read(), path)
-  new = bindings.read_written(config_text(), 'the configuration')
+  new = bindings.read_written(text, 'the configuration')
   shown = lambda name, where: (
     gin_values.plain(where[name]) if name in where else 'unset'
   )
@@ -96,31 +115,5 @@ def load_run(directory: str) -> TrainedRun:
   Raises:
     ValueError: if something is missing, damaged, or does not fit together.
   """
-  steps_dir, step = restore.locate(directory)
-  workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
-  config = os.path.join(workdir, 'config.gin')
-  vocabulary_path = os.path.join(workdir, 'vocabulary.model')
-  for path in (config, vocabulary_path):
-    if not os.path.isfile(path):
-      raise ValueError(f'{path} must lie beside the checkpoints of a run.')
-  run = load([config], [])
-  vocabulary = Vocabulary(vocabulary_path)
-  functional = functional_lib.placed(run.model, (), Layout())
-  if step is None:
-    step = restore.best_step(steps_dir)
-  loaded, meta = restore.load_params(steps_dir, step)
-  if meta['vocabulary_sha256'] != vocabulary.sha256:
-    raise ValueError(
-      f'{vocabulary_path} must be the vocabulary that step {meta["step"]} was'
-      f' trained with (SHA-256 {meta["vocabulary_sha256"][:12]}), got'
-      f' {vocabulary.sha256[:12]}: put the right file back.'
-    )
-  return TrainedRun(
-    functional,
-    loaded['params'],
-    loaded.get('state', {}),
-    vocabulary,
-    meta['step'],
-    workdir,
-    run,
-  )
+  place = trained.find(directory)
+  return trained.read_back(load([place.config], []), place)

@@ -32,12 +32,6 @@ MIXTURE = 'mixture.json'
 Record = dict[str, np.ndarray]
 
 
-def default_cache_dir() -> str:
-  """Where token stores are kept unless somebody says otherwise."""
-  default = os.path.join('~', '.cache', 'wudao')
-  return os.path.expanduser(os.environ.get('WUDAO_CACHE') or default)
-
-
 def encode_record(arrays: Record) -> bytes:
   """Named arrays as bytes.
 

@@ -4,41 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe.data.store import Record
 from moe.evaluate.likelihood import Document
+from moe.modalities.vocabulary import Vocabulary
 
 
-def read_texts(path: str) -> list[str]:
-  """Documents of a text file.
-
-  Raises:
-    ValueError: if it is missing, empty or no UTF-8, with the line number.
-  """
-  try:
-    with open(path, 'rb') as f:
-      lines = f.read().removeprefix(b'\xef\xbb\xbf').split(b'\n')
-  except OSError as error:
-    raise ValueError(
-      f'--text_file={path} must be a file to read: {error.strerror}.'
-    ) from error
-  texts = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      text = line.removesuffix(b'\r').decode()
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f'{path}:{number}: a text file must be UTF-8, got byte '
-        f'{line[error.start]:#04x} at place {error.start + 1} of the line: '
-        'convert the file first.'
-      ) from error
-    if text:
-      texts.append(text.replace('\\n', '\n'))
-  if not texts:
-    raise ValueError(f'{path} must hold at least one document, got none.')
-  return texts
-
-
-def text_documents(vocabulary, texts: Sequence[str]) -> list:
-  """Texts as documents to score, unknown tokens and what they hide counted.
+def text_documents(
+  vocabulary: Vocabulary, texts: Sequence[str]
+) -> list[Document]:
+  """Texts as documents to score; unknown tokens and what they hide are counted.
 
   Raises:
     ValueError: if the vocabulary alters a text: its bits would be another's.
@@ -66,7 +40,7 @@ def text_documents(vocabulary, texts: Sequence[str]) -> list:
   return documents
 
 
-def record_document(vocabulary, record: dict):
+def record_document(vocabulary: Vocabulary, record: Record) -> Document:
   """A record of a token store as a document to score."""
   tokens, weights = record['tokens'], record.get('loss_weights')
   scored = tokens if weights is None else tokens[weights > 0]

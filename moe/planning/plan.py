@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from moe.data.store import default_cache_dir
+from moe.data.cache_dir import default_cache_dir
 from moe.planning import recipe, report
 from moe.runs import build
 from moe.runs.counts import counts_of

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from moe.checkpoint import restore, upcycle
 from moe.checkpoint.save import Checkpointer
+from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader, eval_batches
-from moe.data.store import VOCABULARY, Store
+from moe.data.store import VOCABULARY, Store, find_stores
 from moe.models import functional as functional_lib
 from moe.models.functional import Functional
 from moe.optim import optimizers
@@ -26,9 +27,12 @@ from moe.train import record_log
 from moe.train.program import Program
 from moe.train.state import TrainState
 from moe.train.trainer import Evaluation
-from moe.types import PyTree
+from moe.types import Batch, PyTree
 
 _logger = logging.getLogger(__name__)
+
+# Directories and rates of the token stores of each (task, split).
+Found = dict[tuple[str, str], tuple[list[str], list[float]]]
 
 
 def place(
@@ -118,16 +122,45 @@ def upcycled(
   return made(dense['params'], params), meta
 
 
+def find_data(
+  run: Run, prepare_stores: Callable[..., str]
+) -> tuple[str, Found]:
+  """The vocabulary directory, and the token stores of each task and split.
+
+  Args:
+    run: the run.
+    prepare_stores: makes what is missing; has the arguments and the result of
+      `tasks.stores.prepare`.
+  """
+  data = run.data
+  wanted = [(data.train, ['train'])]
+  wanted += [(task, ['validation']) for task in data.evaluation]
+  directory = prepare_stores(
+    wanted,
+    data.cache_dir or default_cache_dir(),
+    data.vocabulary or None,
+    run.model.vocab_size,
+  )
+  found = {
+    (task, split): find_stores(directory, task, split)
+    for task, (split,) in wanted
+  }
+  return directory, found
+
+
 def open_data(
-  run: Run,
-  directory: str,
-  found: dict[tuple[str, str], tuple[list[str], list[float]]],
-  workdir: str,
+  run: Run, directory: str, found: Found, workdir: str
 ) -> tuple[Reader, dict[str, Evaluation]]:
   """The reader of training batches, and `Evaluation`s by task.
 
+  Args:
+    run: the run.
+    directory: of its vocabulary, which the work directory gets a copy of.
+    found: its token stores, as `find_data` gives them.
+    workdir: of the run.
+
   Raises:
-    ValueError: if data can't be made or does not fit the model.
+    ValueError: if data can't be read or does not fit the model.
   """
   data = run.data
   path = os.path.join(directory, VOCABULARY)
@@ -143,10 +176,10 @@ def open_data(
     run.settings.seed,
   )
 
-  def evaluation(name):
+  def evaluation(name: str) -> Evaluation:
     dirs, _ = found[name, 'validation']
 
-    def batches():
+    def batches() -> Iterator[Batch]:
       for d in dirs:
         yield from eval_batches(d, data.sequence_length, data.batch_size)
 

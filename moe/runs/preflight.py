@@ -52,7 +52,7 @@ def check_names(
 ) -> None:
   """Looks at all that a run names, before anything is made for it.
 
-  Tasks are looked up by `find_data`, all of them before the first is tokenised.
+  `build.find_data` looks up the tasks, all before the first is tokenised.
 
   Raises:
     ValueError: if a file is missing or does not fit, or if the work directory

@@ -1,0 +1,31 @@
+r"""A text file of documents: one a line, a line break inside written as \n."""
+
+
+def read_texts(path: str) -> list[str]:
+  """Documents of a text file.
+
+  Raises:
+    ValueError: if it is missing, empty or no UTF-8, with the line number.
+  """
+  try:
+    with open(path, 'rb') as f:
+      lines = f.read().removeprefix(b'\xef\xbb\xbf').split(b'\n')
+  except OSError as error:
+    raise ValueError(
+      f'--text_file={path} must be a file to read: {error.strerror}.'
+    ) from error
+  texts = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      text = line.removesuffix(b'\r').decode()
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f'{path}:{number}: a text file must be UTF-8, got byte '
+        f'{line[error.start]:#04x} at place {error.start + 1} of the line: '
+        'convert the file first.'
+      ) from error
+    if text:
+      texts.append(text.replace('\\n', '\n'))
+  if not texts:
+    raise ValueError(f'{path} must hold at least one document, got none.')
+  return texts

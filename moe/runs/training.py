@@ -1,0 +1,223 @@
+"""A training run, from its first check to the last file it writes."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from moe.checkpoint.save import Checkpointer
+from moe.data.store import file_sha256
+from moe.modalities.vocabulary import Vocabulary
+from moe.runs import build, preflight, results, trained
+from moe.runs.counts import flops_of
+from moe.runs.run import Run
+from moe.scale import compile as compile_lib
+from moe.train import program as program_lib
+from moe.train import progress, record_log, trainer
+from moe.train.program import Program
+from moe.train.state import TrainState
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run with its programs: names and shapes are known to be right.
+
+  Attributes:
+    run: the run.
+    workdir: directory of all that it writes.
+    program: its jitted functions.
+    counts: parameters and FLOPs per token.
+    token_seconds: what a token takes at the published peak of all devices, None
+      where no peak is known.
+    description: the model for people to read.
+  """
+
+  run: Run
+  workdir: str
+  program: Program
+  counts: dict[str, int]
+  token_seconds: float | None
+  description: str
+
+  @property
+  def steps_dir(self) -> str:
+    """Directory of the checkpoints."""
+    return _steps_dir(self.workdir)
+
+
+def _steps_dir(workdir: str) -> str:
+  return os.path.join(os.path.abspath(workdir), 'checkpoints')
+
+
+def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
+  """Checks all that a run names, and builds it by shapes alone.
+
+  Args:
+    run: the run.
+    workdir: of the run, made by `preflight.open_workdir`.
+    differences: from the configuration that the work directory holds, a
+      sentence each.
+
+  Raises:
+    ValueError: if a name or a size does not fit.
+  """
+  preflight.check_names(run, workdir, _steps_dir(workdir), differences)
+  program = build.build(run)
+  preflight.warn_of_router(run)
+  counts, peak = flops_of(run, program)
+  description = program_lib.describe(program) + (
+    f'active parameters per token {counts["params_active"]:,}\n'
+    f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
+  )
+  token_seconds = peak and counts['flops_per_token_train'] / peak
+  return Job(run, workdir, program, counts, token_seconds, description)
+
+
+def train(
+  job: Job,
+  config_files: dict[str, str],
+  prepare_stores: Callable[..., str],
+  write_report: Callable[[str], str],
+  compiled: str | None = None,
+  begin: float | None = None,
+) -> int:
+  """Trains a run to its end, from where its work directory stands.
+
+  Args:
+    job: as `prepare` made it.
+    config_files: the configuration, text by name of the file that is written;
+      'config.gin' is also saved with every checkpoint.
+    prepare_stores: makes what is missing of token stores; has the arguments and
+      the result of `tasks.stores.prepare`.
+    write_report: writes the page about a work directory, gives its path.
+    compiled: file of the step, compiled ahead for these devices.
+    begin: when the command began, by `time.monotonic`; by default now.
+
+  Returns:
+    The exit code: 0 at the end, 75 after SIGTERM.
+
+  Raises:
+    ValueError: if disk, data, or what is resumed do not fit.
+  """
+  begin = time.monotonic() if begin is None else begin
+  run, program, settings = job.run, job.program, job.run.settings
+
+  # ---- All that can be wrong is found before anything long is done -----------
+  if run.data.vocabulary:  # Else it is known when there is data.
+    sha256 = file_sha256(run.data.vocabulary)
+    preflight.check_origin(run, program, sha256)
+  preflight.check_disk(program, job.steps_dir)
+  checkpointer = Checkpointer(
+    job.steps_dir, settings.keep_last, settings.keep_best
+  )
+  ts, saved = build.resumed_state(program, checkpointer)
+  directory, found = build.find_data(run, prepare_stores)
+  reader, evaluations = build.open_data(run, directory, found, job.workdir)
+
+  # ---- State -----------------------------------------------------------------
+  meta = {
+    'manifest_hash': reader.manifest_hash,
+    'vocabulary_sha256': reader.vocab_sha256,
+    **preflight.run_identity(run),
+    'mesh': dict(program.mesh.shape),
+    'config': config_files['config.gin'],
+  }
+  if ts is None:
+    ts = build.starting_state(run, program, reader.vocab_sha256)
+  else:
+    preflight.check_saved(saved, meta, job.workdir)
+  _write_texts(job, config_files)
+
+  # ---- Training --------------------------------------------------------------
+  _compile(job, ts, compiled, begin)
+  shown = progress.Progress(
+    job.workdir,
+    settings.train_steps,
+    int(ts.step),
+    job.token_seconds,
+    settings.drop_warning,
+  )
+  with contextlib.closing(shown), contextlib.closing(checkpointer):
+    ts, code = trainer.train(
+      settings, program, reader, evaluations, checkpointer, shown, meta, ts
+    )
+  # What follows waits for no other process, so one alone does it.
+  if code == 0 and jax.process_index() == 0:
+    _write_results(job, found)
+    _logger.info(f'report: {write_report(job.workdir)}')
+  return code
+
+
+def _write_texts(job: Job, config_files: dict[str, str]) -> None:
+  """Writes what this run is, for people and for resuming it."""
+  if jax.process_index() == 0:
+    for name, text in {**config_files, 'model.txt': job.description}.items():
+      record_log.write_file(os.path.join(job.workdir, name), text)
+
+
+def _compile(
+  job: Job, ts: TrainState, compiled: str | None, begin: float
+) -> None:
+  """Compiles the step, or reads it from a file, and says that all is ready."""
+  begin_compile = time.monotonic()
+  program, data = job.program, job.run.data
+  shapes = program_lib.batch_shapes(data.batch_size, data.sequence_length)
+  if compiled:
+    program.train_step.use(compile_lib.load(program, shapes, compiled))
+  else:
+    program.train_step.compile(program.abstract, shapes)
+  now = time.monotonic()
+  _logger.info(
+    f'{job.counts["params_total"]:,} parameters,'
+    f' {job.counts["params_active"]:,} active, on {program.mesh.size} x'
+    f' {program.mesh.devices.flat[0].device_kind};'
+    f' compiled in {now - begin_compile:.1f} s, ready after'
+    f' {now - begin:.1f} s;'
+    f' step {int(ts.step):,} of {job.run.settings.train_steps:,}'
+  )
+
+
+def _write_results(job: Job, found: build.Found) -> None:
+  """Writes baselines, samples and the facts of the run."""
+  data = job.run.data
+
+  def write_json(name: str, content: Any) -> None:
+    record_log.write_json(os.path.join(job.workdir, name), content)
+
+  write_json('run.json', job.counts)
+  if data.evaluation:
+    bits = results.baselines(
+      found[data.train, 'train'][0],
+      found[data.evaluation[0], 'validation'][0],
+      Vocabulary(os.path.join(job.workdir, 'vocabulary.model')),
+    )
+    write_json('baselines.json', bits)
+    for name, value in bits.items():
+      _logger.info(
+        f'{name} of the training split: {value:.4f} bits/char held out'
+      )
+  write_json('samples.json', samples_of(job.run, job.workdir))
+
+
+def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
+  """What the trained run writes after its prompts; none where it can't."""
+  if not run.prompts:
+    return []
+  if jax.process_count() > 1:
+    _logger.info(
+      'no samples: a run of several processes is sampled by launch.sample.'
+    )
+    return []
+  try:
+    read = trained.read_back(run, trained.find(workdir))
+    return results.samples(read, run.prompts)
+  except ValueError as error:  # Such as a layer that can't go token by token.
+    _logger.info(f'no samples: {error}')
+    return []

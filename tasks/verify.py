@@ -1,0 +1,66 @@
+"""Token stores of a cache, found by directory or task and read again."""
+
+import difflib
+import json
+import pathlib
+from collections.abc import Iterator
+
+from moe.data import verify
+from moe.data.store import MANIFEST, MIXTURE
+
+
+def verify_stores(
+  what: str | None, cache_dir: str
+) -> Iterator[tuple[str, list[str]]]:
+  """Reads token stores again, one after the other.
+
+  Args:
+    what: a directory with stores, or a task or mixture; None for all that are
+      in the cache.
+    cache_dir: of all token stores.
+
+  Yields:
+    (directory, what is wrong with the store, a sentence each).
+
+  Raises:
+    ValueError: if there is no store.
+  """
+  for store in _find(what, cache_dir):
+    yield store, verify.verify(store)
+
+
+def _find(what: str | None, cache_dir: str) -> list[str]:
+  """Directories of all stores that are meant, in order."""
+  name = what or cache_dir
+  if pathlib.Path(name).is_dir():
+    roots = [pathlib.Path(name)]
+  else:
+    roots = _directories_of(name, cache_dir)
+  stores = sorted(
+    str(path.parent)
+    for root in roots
+    for path in root.rglob(MANIFEST)
+    if not path.parent.name.endswith('.tmp')
+  )
+  if not stores:
+    found = {path.name for path in pathlib.Path(cache_dir).glob('*/*/')}
+    near = difflib.get_close_matches(name, sorted(found), cutoff=0.5)
+    hint = f'; did you mean {" or ".join(near)}?' if near else '.'
+    place = f'of {what} must be there or' if what else 'must be'
+    raise ValueError(
+      f'Token stores {place} in {cache_dir}, got none: make them with'
+      f' `python -m launch.data cache`{hint}'
+    )
+  return stores
+
+
+def _directories_of(name: str, cache_dir: str) -> list[pathlib.Path]:
+  """Directories of the stores of a task, or of a mixture's tasks."""
+  found = []
+  for directory in sorted(pathlib.Path(cache_dir).glob(f'*/{name}')):
+    if (directory / MIXTURE).is_file():
+      rates = json.loads((directory / MIXTURE).read_text())['rates']
+      found += [directory.parent / task for task in rates]
+    else:
+      found.append(directory)
+  return found
