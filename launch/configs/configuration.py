@@ -1,24 +1,24 @@
-"""A run as gin configures it, and a trained run found again."""
+"""A run as gin files say it, and a trained run found again."""
 
+import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import gin
-
-from launch.configs import bindings, gin_values, sizes
+from launch.configs import bindings, gin_text, gin_values, reach, sizes
+from launch.configs.tree import Tree
 from moe.runs import trained
 from moe.runs.run import Run, TrainedRun
 
 
 class Configuration(NamedTuple):
-  """A run, and its whole configuration as gin files that include nothing.
+  """What gin files say, read once and for all.
 
   Attributes:
-    run: the run.
-    text: all that is bound.
-    operative_text: of this, what is used.
+    run: plain values, objects and partials of functions.
+    text: all that is bound, as one gin file that includes nothing.
+    operative_text: what of it the run uses, with the defaults.
   """
 
   run: Run
@@ -27,39 +27,40 @@ class Configuration(NamedTuple):
 
 
 def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
-  """Reads gin files as `load` does, and keeps what they say."""
-  run = load(files, overrides)
-  return Configuration(run, config_text(), operative_text())
-
-
-def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
   """Reads gin files, then bindings of the command line; later ones override.
 
   Raises:
-    ValueError: for anything that gin, `bindings.check` or `sizes.check` objects
-      to.
+    ValueError: for anything that `bindings.read`, `reach.check` or a class of
+      the run objects to.
   """
   if not files:
     raise ValueError(
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
-  bound, text = bindings.read(list(files), list(overrides))
-  if not any(b.target is Run for b in bound):
+  bound = bindings.read(list(files), list(overrides))
+  if not any(b.target is Run for b in bound.bindings):
     raise ValueError(
       f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
       ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
     )
-  sizes.check_values(bindings.check(bound, Run))
-  gin.clear_config()
+  sizes.check_values(reach.check(bound.bindings, Run))
+  tree = Tree(bound.bindings)
   try:
-    gin.parse_config(text)
-    run = gin.get_configurable(Run)()
+    run = tree.make(Run)
     sizes.check(run)
   except (TypeError, ValueError) as error:
-    # gin appends lines on where a call came from; the first says it all.
-    message = str(error).strip().split('\n')[0]
-    raise ValueError(_missing_argument(message)) from error
-  return run
+    raise ValueError(_missing_argument(str(error))) from error
+  operative = gin_text.operative(tree, Run, _unfollowed(run))
+  return Configuration(
+    run,
+    bindings.WRITTEN + gin_text.text(bound.imports, *gin_text.written(tree)),
+    gin_text.text(bound.imports, *operative),
+  )
+
+
+def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
+  """The run of `read`."""
+  return read(files, overrides).run
 
 
 def _missing_argument(message: str) -> str:
@@ -70,17 +71,23 @@ def _missing_argument(message: str) -> str:
   return f'{owner} needs {found.group(2)}: bind it in a gin file.'
 
 
-def config_text() -> str:
-  """The whole configuration as one gin file that includes nothing."""
-  return bindings.WRITTEN + gin.config_str(max_line_length=100)
+def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
+  """Arguments of the block that make layers of which the model has none."""
+  stack = run.model.stack(parent=None)
+  is_used = {
+    'feed_forward': stack.moe_every != 1 or stack.num_dense_prefix > 0,
+    'moe': stack.moe_every > 0,
+  }
+  block = stack.block.func
+  return [(block, argument) for argument, used in is_used.items() if not used]
 
 
 def differences(text: str, path: str) -> list[str]:
-  """What a text binds otherwise than a written file does, 'NAME old -> new'.
+  """What is bound otherwise now than in a written file, 'NAME old -> new'.
 
   Args:
-    text: of a `Configuration`.
-    path: file of the text of another one; without it, nothing differs.
+    text: of the configuration.
+    path: of what was such a text once; where it is missing, nothing differs.
 
   Raises:
     ValueError: if it cannot be read.
@@ -90,19 +97,25 @@ def differences(text: str, path: str) -> list[str]:
   with open(path, encoding='utf-8') as f:
     old = bindings.read_written(f.read(), path)
   new = bindings.read_written(text, 'the configuration')
-  shown = lambda name, where: (
-    gin_values.plain(where[name]) if name in where else 'unset'
-  )
   return [
-    f'{name} {shown(name, old)} -> {shown(name, new)}'
+    f'{_shortened(name, 3)} {_shown(old, name)} -> {_shown(new, name)}'
     for name in sorted(old.keys() | new.keys())
     if old.get(name, ...) != new.get(name, ...)
   ]
 
 
-def operative_text() -> str:
-  """What was in fact used, of the configuration."""
-  return gin.operative_config_str(max_line_length=100)
+def _shortened(name: str, num_parts: int) -> str:
+  """The last parts of a full path: 'gates.TopK' of 'moe.routing.gates.TopK'."""
+  return '.'.join(name.split('.')[-num_parts:])
+
+
+def _shown(values: dict[str, object], name: str) -> str:
+  if name not in values:
+    return 'unset'
+  shorten = lambda reference: dataclasses.replace(
+    reference, name=_shortened(reference.name, 2)
+  )
+  return repr(gin_values.map_references(shorten, values[name]))
 
 
 def load_run(directory: str) -> TrainedRun:

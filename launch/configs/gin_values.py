@@ -8,7 +8,7 @@ import types
 import typing
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Reference:
   """@name or @name()."""
 
@@ -16,12 +16,32 @@ class Reference:
   is_called: bool
   target: object = None
 
+  def __repr__(self):
+    return f'@{self.name}' + ('()' if self.is_called else '')
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Macro:
   """%NAME."""
 
   name: str
+
+  def __repr__(self):
+    return f'%{self.name}'
+
+
+def map_references(function: collections.abc.Callable, value: object) -> object:
+  """The value with every reference in it replaced by what `function` gives."""
+  if isinstance(value, Reference):
+    return function(value)
+  if isinstance(value, list | tuple):
+    return type(value)(map_references(function, v) for v in value)
+  if isinstance(value, dict):
+    return {
+      map_references(function, k): map_references(function, v)
+      for k, v in value.items()
+    }
+  return value
 
 
 def resolved(value, macros):
@@ -36,15 +56,8 @@ def resolved(value, macros):
 def written(value) -> str:
   """A value as the user knows it, for a message."""
   if isinstance(value, Reference | Macro):
-    return plain(value)
+    return repr(value)
   return f'{value!r} ({type(value).__name__})'
-
-
-def plain(value) -> str:
-  """A value as a gin file has it."""
-  if isinstance(value, Reference):
-    return f'@{value.name}' + ('()' if value.is_called else '')
-  return f'%{value.name}' if isinstance(value, Macro) else repr(value)
 
 
 def type_name(wanted) -> str:

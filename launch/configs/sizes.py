@@ -7,7 +7,7 @@ of 0 is a ZeroDivisionError without a name.
 import dataclasses
 from collections.abc import Iterable
 
-from launch.configs.bindings import InEffect
+from launch.configs.reach import InEffect
 from moe.layers import attention as attention_lib
 from moe.layers import feed_forward
 from moe.models import stack as stack_lib

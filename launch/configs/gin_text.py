@@ -1,0 +1,134 @@
+"""A configuration as one gin file that includes nothing."""
+
+import inspect
+import pprint
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from gin.config_parser import ConfigParser, ImportStatement
+
+from launch.configs import gin_values
+from launch.configs.bindings import Delegate
+from launch.configs.tree import Tree
+
+WIDTH = 100
+_INDENT = 4
+_RULE = '# ' + '=' * (WIDTH - 2)
+# Arguments that their callers give whatever is bound: a layer tells its router
+# how many experts a token sees.
+GIVEN = ('num_active',)
+
+
+class Section(NamedTuple):
+  """Arguments of one class or function.
+
+  Attributes:
+    name: as the imports make it known.
+    arguments: argument -> value as written.
+    scope: macro for whose value the target is called; '' for none.
+  """
+
+  name: str
+  arguments: Mapping[str, object]
+  scope: str = ''
+
+
+def text(
+  imports: Sequence[ImportStatement],
+  macros: Mapping[str, object],
+  sections: Sequence[Section],
+) -> str:
+  """The file: imports, then macros, then arguments, in alphabetical order."""
+  lines = ['from __gin__ import dynamic_registration']
+  lines += [statement.format() for statement in imports]
+  if macros:
+    lines += ['', '# Macros:', _RULE]
+    for name in sorted(macros, key=str.lower):
+      lines.append(_line(name, macros[name]))
+  for section in sorted(sections, key=_order):
+    scoped = '/'.join(filter(None, [section.scope, section.name]))
+    lines += ['', f'# Parameters for {scoped}:', _RULE]
+    lines += [
+      _line(f'{scoped}.{argument}', section.arguments[argument])
+      for argument in sorted(section.arguments)
+    ] or ['# None.']
+  return '\n'.join([*lines, ''])
+
+
+def written(tree: Tree) -> tuple[Mapping[str, object], list[Section]]:
+  """All (macros, sections) that are bound, used or not."""
+  return tree.macros, [
+    Section(tree.names[key], bound)
+    for key, (_, bound) in tree.arguments.items()
+  ]
+
+
+def operative(
+  tree: Tree, root: Callable, unfollowed: Collection[tuple[Callable, str]]
+) -> tuple[Mapping[str, object], list[Section]]:
+  """The (macros, sections) in use, with the defaults of what is not bound.
+
+  Args:
+    tree: the configuration.
+    root: what it makes.
+    unfollowed: (target, argument) pairs whose values nothing is made of.
+  """
+  macros, sections = {}, {}
+
+  def visit(value, scope):
+    if isinstance(value, gin_values.Macro):
+      macros[value.name] = tree.macros[value.name]
+      visit(macros[value.name], value.name)
+    elif isinstance(value, gin_values.Reference):
+      # What is not called while the value of a macro is made is called later.
+      visit_target(value.target, value.name, scope if value.is_called else '')
+    elif isinstance(value, list | tuple):
+      for v in value:
+        visit(v, scope)
+    elif isinstance(value, dict):
+      for v in (*value.keys(), *value.values()):
+        visit(v, scope)
+
+  def visit_target(target, name, scope):
+    key = id(target), scope
+    if key in sections:
+      return
+    arguments = _defaults(target) | tree.bound(target)
+    for argument in GIVEN:
+      arguments.pop(argument, None)
+    name = tree.names.get(id(target), name)
+    sections[key] = Section(name, arguments, scope)
+    for argument, value in arguments.items():
+      if (target, argument) not in unfollowed:
+        visit(value, scope)
+
+  visit_target(root, root.__name__, '')
+  return macros, list(sections.values())
+
+
+def _line(name: str, value: object) -> str:
+  lines = pprint.pformat(value, width=WIDTH - _INDENT).split('\n')
+  if len(lines) == 1 and len(name + lines[0]) <= WIDTH:
+    return f'{name} = {lines[0]}'
+  return '\n'.join([f'{name} = \\', *(' ' * _INDENT + line for line in lines)])
+
+
+def _order(section: Section) -> tuple[list[str], str]:
+  """Class or function first, then its module."""
+  return section.name.lower().split('.')[::-1], section.scope.lower()
+
+
+def _defaults(target: Callable) -> dict[str, object]:
+  """Default values that a gin file can say, by argument."""
+  return {
+    name: parameter.default
+    for name, parameter in inspect.signature(target).parameters.items()
+    if parameter.default is not parameter.empty and _is_value(parameter.default)
+  }
+
+
+def _is_value(default) -> bool:
+  try:
+    return bool(ConfigParser(repr(default), Delegate()).parse_value() == default)
+  except (SyntaxError, ValueError):
+    return False

@@ -1,0 +1,174 @@
+"""Which bindings are read, from the root of a configuration on.
+
+A binding that nobody reads, a macro that is defined nowhere and a value of the
+wrong type are errors here, with file, line and the nearest right name.
+"""
+
+import math
+import typing
+
+from launch.configs import gin_values
+from launch.configs.bindings import Binding
+from launch.configs.names import nearest, parameters
+
+
+class InEffect(typing.NamedTuple):
+  """A value that an argument gets.
+
+  Attributes:
+    argument: its name.
+    value: behind all macros.
+    label: what the user sets: a macro, or 'target.argument'.
+    place: where it was set last.
+  """
+
+  argument: str
+  value: object
+  label: str
+  place: str
+
+
+def check(bindings: list[Binding], root: object) -> list[InEffect]:
+  """Raises ValueError for what nobody reads and for values of a wrong type.
+
+  Args:
+    bindings: as `read` returns them.
+    root: what is called first; a binding counts as read if the target can be
+      reached from it through references and macros, or could be before a later
+      binding overrode one on the way: choosing another optimizer in one line
+      need not take back what the files say about the first one.
+
+  Returns:
+    The values that arguments get.
+  """
+  reach = _Reach(bindings)
+  reach.visit_target(root)
+  for b in bindings:
+    if b.may_be_unread or reach.is_read(b):
+      continue
+    if b.target is None and b.argument in reach.limits:
+      hint = reach.replacement(b.argument)
+      raise ValueError(
+        f"{b.place}: nobody reads '{b.argument}' any more, since what did is"
+        f' replaced{hint}'
+      )
+    if b.target is None:
+      read = [n for n in reach.limits if isinstance(n, str)]
+      hint = nearest(b.argument, read)
+      raise ValueError(f"{b.place}: nobody reads '{b.argument}'{hint}")
+    name = getattr(b.target, '__name__', str(b.target))
+    raise ValueError(
+      f"{b.place}: nobody reads '{name}.{b.argument}': nothing in use refers"
+      f' to @{name}; refer to it, or delete the line.'
+    )
+  return reach.in_effect
+
+
+class _Reach:
+  """Follows references and macros from the root.
+
+  Attributes:
+    macros: the binding of each macro that counts.
+    limits: macro name or id of a target -> infinity if it is read; else the
+      place in the order of bindings up to which it was, before an override.
+    in_effect: values that arguments get, of the right types.
+  """
+
+  def __init__(self, bindings: list[Binding]):
+    self.macros = {b.argument: b for b in bindings if b.target is None}
+    self.limits = {}
+    self.in_effect = []
+    self._references = {}
+    in_files = [b for b in bindings if not b.place.startswith('--gin.')]
+    # What the command line says is said at once: all of it has to be read.
+    self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
+    self._bound = {}
+    for b in bindings:
+      arguments = self._bound.setdefault(self._key(b), {})
+      arguments.setdefault(b.argument, []).append(b)
+
+  def _key(self, b: Binding):
+    return b.argument if b.target is None else id(b.target)
+
+  def is_read(self, b: Binding) -> bool:
+    """Whether the binding is of use, or was where it stands."""
+    return self._order[id(b)] < self.limits.get(self._key(b), -1)
+
+  def replacement(self, macro: str) -> str:
+    """What takes the same argument as what once read a macro, as a hint."""
+    wanted = {
+      b.argument
+      for histories in self._bound.values()
+      for history in histories.values()
+      for b in history
+      if b.target is not None and b.value == gin_values.Macro(macro)
+    }
+    for name, target in self._references.items():
+      is_used = self.limits.get(id(target)) == math.inf
+      for argument in wanted & parameters(target).keys() if is_used else ():
+        return f"; bind '{name}.{argument}' instead."
+    return '; delete the line.'
+
+  def visit_target(self, target, limit: float = math.inf) -> None:
+    """Follows all that is bound for a class or function."""
+    if self._enter(id(target), limit):
+      for history in self._bound.get(id(target), {}).values():
+        self._visit_history(history, limit, ())
+        if limit == math.inf:
+          self.in_effect.append(_check_type(history[-1], self.macros))
+
+  def _enter(self, key, limit: float) -> bool:
+    if self.limits.get(key, -1) >= limit:
+      return False
+    self.limits[key] = limit
+    return True
+
+  def _visit_history(self, history: list[Binding], limit, chain) -> None:
+    """Follows the binding that counts, and those that it overrode."""
+    *old, last = history
+    self._visit(last.value, last.place, limit, chain)
+    for b, after in zip(old, history[1:], strict=True):
+      until = min(limit, self._order[id(after)])
+      self._visit(b.value, b.place, until, chain)
+
+  def _visit(self, value, place: str, limit, chain) -> None:
+    if isinstance(value, gin_values.Macro):
+      self._visit_macro(value.name, place, limit, chain)
+    elif isinstance(value, gin_values.Reference):
+      self._references[value.name] = value.target
+      self.visit_target(value.target, limit)
+    elif isinstance(value, list | tuple):
+      for v in value:
+        self._visit(v, place, limit, chain)
+    elif isinstance(value, dict):
+      for v in (*value.keys(), *value.values()):
+        self._visit(v, place, limit, chain)
+
+  def _visit_macro(self, name: str, place: str, limit, chain) -> None:
+    if limit == math.inf and name in chain:
+      raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
+    if name not in self.macros:
+      if limit < math.inf:
+        return  # of something that a later line replaced: never evaluated
+      hint = nearest(name, self.macros) or f'; set --gin.{name}=VALUE.'
+      raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
+    if self._enter(name, limit):
+      self._visit_history(self._bound[name][name], limit, (*chain, name))
+
+
+def _check_type(binding: Binding, macros: dict[str, Binding]) -> InEffect:
+  target = binding.target
+  value, macro_place = gin_values.resolved(binding.value, macros)
+  name = getattr(target, '__name__', str(target))
+  label = binding.value.name if macro_place else f'{name}.{binding.argument}'
+  place = macro_place or binding.place
+  try:
+    wanted = typing.get_type_hints(target).get(binding.argument)
+  except (NameError, TypeError):
+    wanted = None
+  if wanted is not None and not gin_values.fits(value, wanted, macros):
+    raise ValueError(
+      f"{place}: '{label}' must be {gin_values.type_name(wanted)}, got"
+      f' {gin_values.written(value)}.'
+    )
+  return InEffect(binding.argument, value, label, place)

@@ -1,0 +1,67 @@
+"""A configuration as a tree of objects."""
+
+import functools
+from collections.abc import Callable, Iterable
+
+from launch.configs import gin_values
+from launch.configs.bindings import Binding
+
+
+class Tree:
+  """What bindings say, to be made into objects.
+
+  Attributes:
+    macros: name -> value as written; the last binding counts.
+    arguments: (target, argument -> value as written) by id of the target.
+    names: of the target, by its id.
+  """
+
+  def __init__(self, bindings: Iterable[Binding]):
+    self.macros, self.arguments, self.names = {}, {}, {}
+    self._partials, self._making = {}, []
+    for b in bindings:
+      if b.target is None:
+        self.macros[b.argument] = b.value
+        continue
+      self.names.setdefault(id(b.target), b.name)
+      _, bound = self.arguments.setdefault(id(b.target), (b.target, {}))
+      bound[b.argument] = b.value
+
+  def make(self, target: Callable) -> object:
+    """What a class or function returns, called with all that is bound for it.
+
+    A reference @x becomes a partial of x, one for the whole tree, and @x() what
+    x returns.
+    """
+    return target(**self._made_arguments(target))
+
+  def bound(self, target: Callable) -> dict[str, object]:
+    """The arguments of a target as they are written."""
+    return self.arguments.get(id(target), (target, {}))[1]
+
+  def _made_arguments(self, target) -> dict[str, object]:
+    if target in self._making:
+      name = self.names.get(id(target), target)
+      raise ValueError(f"'{name}' must not be made of itself.")
+    self._making.append(target)
+    made = {name: self._made(v) for name, v in self.bound(target).items()}
+    self._making.pop()
+    return made
+
+  def _made(self, value):
+    if isinstance(value, gin_values.Macro):
+      return self._made(self.macros[value.name])
+    if isinstance(value, gin_values.Reference):
+      target = value.target
+      if value.is_called:
+        return self.make(target)
+      if id(target) not in self._partials:
+        self._partials[id(target)] = functools.partial(
+          target, **self._made_arguments(target)
+        )
+      return self._partials[id(target)]
+    if isinstance(value, list | tuple):
+      return type(value)(self._made(v) for v in value)
+    if isinstance(value, dict):
+      return {self._made(k): self._made(v) for k, v in value.items()}
+    return value
