@@ -63,11 +63,10 @@ def _configured(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
       found = written.get(found.name, default)
     return found
 
-  seed = value('trainer.Settings.seed', 0)
-  trained_on = value('run.Data.train', value('config.Data.train', ''))
+  seed = value('moe.train.trainer.Settings.seed', 0)
   return seed, (
-    trained_on,
-    *value('run.Data.evaluation', value('config.Data.evaluation', ())),
+    value('moe.runs.run.Data.train', ''),
+    *value('moe.runs.run.Data.evaluation', ()),
   )
 
 

@@ -61,7 +61,7 @@ def write_run(
   vocabulary = train_vocabulary(
     LINES, 320, directory / 'vocabulary.model', model_type='char'
   )
-  run = configuration.load(
+  config = configuration.read(
     [
       'models/tiny.gin',
       'parallel/data.gin',
@@ -70,8 +70,8 @@ def write_run(
     ],
     [f'{name}={value}' for name, value in (SIZES | macros).items()],
   )
-  (directory / 'config.gin').write_text(configuration.config_text())
-  functional, _, _ = build.place(run, jax.devices()[:1])
+  (directory / 'config.gin').write_text(config.text)
+  functional, _, _ = build.place(config.run, jax.devices()[:1])
   shapes = program.batch_shapes(1, 8)
   init = jax.jit(lambda key: functional.init(key, shapes)[:2])
   params, state = init(jax.random.key(seed))

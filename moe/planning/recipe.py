@@ -165,12 +165,4 @@ def _redone(stack, moe, is_fused: bool) -> dict[str, float]:
 
 def loss_chunks(run: Run) -> int:
   """Pieces of the loss, as the run's objective is configured."""
-  import gin
-
-  bound = getattr(run.objective, 'keywords', {})
-  if 'num_chunks' in bound:
-    return bound['num_chunks']
-  try:
-    return gin.query_parameter('%LOSS_CHUNKS')
-  except ValueError:
-    return 1
+  return getattr(run.objective, 'keywords', {}).get('num_chunks', 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.configs import bindings
+from launch.configs import bindings, reach
 from moe.runs import run
 
 # What a mistake is added to; it is the first line of the file.
@@ -152,15 +152,14 @@ ON_THE_COMMAND_LINE = {
 
 def message_of(files, overrides=()):
   with pytest.raises(ValueError) as error:
-    bound, _ = bindings.read(files, list(overrides))
-    bindings.check(bound, run.Run)
+    reach.check(bindings.read(files, list(overrides)).bindings, run.Run)
   return str(error.value)
 
 
 def accepted(files, overrides=()):
   """What files and overrides bind, in order; nothing is wrong with it."""
-  bound, _ = bindings.read(files, list(overrides))
-  bindings.check(bound, run.Run)
+  bound = bindings.read(files, list(overrides)).bindings
+  reach.check(bound, run.Run)
   return bound
 
 
@@ -240,7 +239,7 @@ def test_a_choice_can_be_overridden_without_what_was_bound_for_it(write):
   # The files bind adamw.weight_decay.
   choice = 'run.Run.optimizer=@optimizers.adafactor'
   assert accepted([write(BASE)], [choice])[-1].argument == 'optimizer'
-  imports = IMPORTS + 'from launch import config\n'
+  imports = IMPORTS + 'from moe.runs import run\n'
   path = write(BASE + imports + choice.replace('=@', ' = @') + '\n')
   assert accepted([path])[-1].argument == 'optimizer'
 
@@ -254,7 +253,7 @@ def test_macros_of_a_choice_that_is_overridden_need_no_value(write):
 
 def test_what_is_bound_for_a_choice_that_was_overridden_before_is_unread(write):
   lines = 'run.Run.optimizer = @optimizers.adafactor\nWEIGHT_DECAY = 0.5\n'
-  path = write(BASE + IMPORTS + 'from launch import config\n' + lines)
+  path = write(BASE + IMPORTS + 'from moe.runs import run\n' + lines)
   assert f"{path}:8: nobody reads 'WEIGHT_DECAY'" in message_of([path])
   overrides = ['WEIGHT_DECAY=0.5', 'run.Run.optimizer=@optimizers.adafactor']
   message = message_of([write(BASE)], overrides)
@@ -279,5 +278,33 @@ def test_a_module_can_be_imported_as_python_does(write):
   lines = IMPORTS + 'import moe.layers.attention\n'
   lines += 'moe.layers.attention.Attention.num_heads = 2\n'
   bound, imports = bindings.read([write(BASE + lines)], [])
-  bindings.check(bound, run.Run)
-  assert 'import moe.layers.attention' in imports
+  reach.check(bound, run.Run)
+  assert bound[-1].name == 'moe.layers.attention.Attention'
+  assert 'import moe.layers.attention' in [s.format() for s in imports]
+
+
+def test_two_modules_of_one_name_get_two_names(write):
+  first = write(BASE + 'from moe.layers import norm as dispatch\n')
+  second = write('from moe.routing import gates as dispatch\n', 'second.gin')
+  _, imports = bindings.read([first, second], [])
+  statements = [s.format() for s in imports]
+  assert 'from moe.routing import dispatch' in statements
+  assert 'from moe.layers import norm as dispatch_2' in statements
+  # A module has one name, however many files import it.
+  assert 'from moe.routing import gates' in statements
+
+
+def test_a_file_names_modules_where_they_were(write):
+  lines = """from launch import config
+from moe.train import objective as old
+config.Run.clip_norm = 3.0
+old.language_model.logits_z = 1e-4
+"""
+  bound = accepted([write(BASE + lines)], ['run.Run.clip_norm=2.0'])
+  assert bound[-3].target is run.Run
+  names = [f'{b.name}.{b.argument}' for b in bound[-3:]]
+  assert names == [
+    'run.Run.clip_norm',
+    'language.language_model.logits_z',
+    'run.Run.clip_norm',
+  ]

@@ -115,13 +115,14 @@ OVERRIDES = [
 def test_the_text_of_a_configuration_is_the_configuration(
   files, tmp_path, overrides
 ):
-  before = fields_of(configuration.load(files, overrides))
-  text = configuration.config_text()
+  run, text, _ = configuration.read(files, overrides)
+  before = fields_of(run)
   assert 'include' not in text
   path = tmp_path / 'config.gin'
   path.write_text(text, encoding='utf-8')
-  assert fields_of(configuration.load([str(path)], [])) == before
-  assert configuration.config_text() == text
+  again = configuration.read([str(path)], [])
+  assert fields_of(again.run) == before
+  assert again.text == text
   # And a size can still be changed by its macro, but no other name is known.
   assert configuration.load([str(path)], ['D_MODEL=48']).model.d_model == 48
   with pytest.raises(ValueError, match="nobody reads 'D_MODLE'"):
@@ -131,23 +132,34 @@ def test_the_text_of_a_configuration_is_the_configuration(
 def test_what_is_bound_otherwise_than_in_a_written_file_is_listed(
   files, tmp_path
 ):
-  configuration.load(files, ['D_MODEL=32'])
+  text = configuration.read(files, ['D_MODEL=32']).text
   path = tmp_path / 'config.gin'
-  path.write_text(configuration.config_text(), encoding='utf-8')
-  assert configuration.differences(str(path)) == []
-  configuration.load(files, ['D_MODEL=48', 'ROUTER=@gates.Hash'])
-  assert configuration.differences(str(path)) == [
+  path.write_text(text, encoding='utf-8')
+  assert configuration.differences(text, str(path)) == []
+  text = configuration.read(files, ['D_MODEL=48', 'ROUTER=@gates.Hash']).text
+  assert configuration.differences(text, str(path)) == [
     'D_MODEL 32 -> 48',
     'ROUTER @gates.TopK -> @gates.Hash',
   ]
-  assert configuration.differences(str(tmp_path / 'none.gin')) == []
+  assert configuration.differences(text, str(tmp_path / 'none.gin')) == []
 
 
-def test_the_operative_text_tells_what_was_in_fact_used(files):
-  configuration.load(files, [])
-  text = configuration.operative_text()
-  assert 'warmup_steps' in text
-  assert 'adafactor' not in text
+def test_the_operative_text_tells_what_is_used(files):
+  text = configuration.read(files, []).operative_text
+  assert 'schedules.wsd.warmup_steps = %WARMUP_STEPS' in text
+  assert 'optimizers.adamw.b1 = 0.9' in text  # bound nowhere
+  # Each block of the quick start is sparse.
+  assert 'FeedForward.width' not in text and 'D_FF' not in text.split()
+  # What a layer tells its router is no choice.
+  assert 'num_active' not in text
+  dense = configuration.read(files, ['MOE_EVERY=0']).operative_text
+  assert 'FeedForward.width' in dense and 'num_experts' not in dense
+
+
+def test_the_operative_text_has_the_choices_that_were_made(files):
+  overrides = ['run.Run.optimizer=@optimizers.adafactor']
+  text = configuration.read(files, overrides).operative_text
+  assert 'adafactor.' in text and 'adamw.' not in text
 
 
 def test_a_run_needs_a_file():
