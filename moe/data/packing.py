@@ -1,12 +1,13 @@
 """The pack plan: which pieces of which documents share a row of a batch."""
 
+import contextlib
 import dataclasses
 import os
-import tempfile
 import zipfile
 
 import numpy as np
 
+from moe import atomic_files
 from moe.data.order import scramble
 from moe.data.store import Store
 
@@ -162,22 +163,13 @@ def load_plan(store: Store, sequence_length: int) -> Plan:
 
 
 def _save(plan: Plan, path: str, content_sha256: str):
-  temporary = None
-  try:
-    with tempfile.NamedTemporaryFile(
-      dir=os.path.dirname(path), suffix='.tmp', delete=False
-    ) as f:
-      temporary = f.name
-      np.savez(
-        f,
-        record=plan.record,
-        start=plan.start,
-        length=plan.length,
-        row_start=plan.row_start,
-        content_sha256=content_sha256,
-      )
-    os.replace(temporary, path)
-  except OSError:
-    # A store on a read-only or full disk is read all the same.
-    if temporary and os.path.exists(temporary):
-      os.unlink(temporary)
+  # A store on a read-only or full disk can be read all the same.
+  with contextlib.suppress(OSError), atomic_files.replacing(path) as f:
+    np.savez(
+      f,
+      record=plan.record,
+      start=plan.start,
+      length=plan.length,
+      row_start=plan.row_start,
+      content_sha256=content_sha256,
+    )

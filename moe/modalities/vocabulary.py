@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
+from moe import atomic_files
+
 PAD, EOS, UNK = 0, 1, 2
 
 # Share of the characters that get a piece of their own where there is room; the
@@ -286,18 +288,13 @@ def _covered(counts: collections.Counter, room: int) -> set[str]:
   return covered
 
 
-def _write(data: bytes, path: str | os.PathLike):
-  """Writes a file whole or not at all."""
+def _write(model: bytes, path: str | os.PathLike):
+  """Writes a model's file; ValueError if it cannot be written."""
   path = os.path.abspath(path)
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  temporary = f'{path}.{os.getpid()}.tmp'
   try:
-    with open(temporary, 'wb') as f:
-      f.write(data)
-    os.replace(temporary, path)
+    atomic_files.write_file(path, model)
   except OSError as error:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
     raise ValueError(
       f'The vocabulary {path} must be written whole, got {error.strerror}: make'
       ' room, or choose another place.'
