@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moe.checkpoint import restore
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.train import metrics as metrics_lib
 from moe.train.program import Program
@@ -209,7 +209,7 @@ def train(
       scores = evaluate_all(first)
       if not scores:  # SIGTERM came in the middle of it
         return ts, EXIT_PREEMPTED
-      restore.add_metrics(checkpointer.directory / str(first), scores)
+      listing.add_metrics(checkpointer.directory / str(first), scores)
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
