@@ -21,21 +21,21 @@ import jax
 Array = jax.Array
 PyTree = Any
 
-# A loss or a metric as (sum, weight): added over microbatches and devices
-# first, divided once at the end.
+# A loss or a metric as (sum, weight). Both are added over microbatches and
+# devices first, and divided once at the end.
 Pair = tuple[Array, Array]
 
 
 class Batch(NamedTuple):
   """What a model reads, one row per sequence; every field is [B, T].
 
-  Attention rule: key k is visible to query q iff both have the same segment and
+  Attention rule: a query q sees a key k iff both have the same segment and
   (k <= q, or both have the same non-zero block).
 
   Attributes:
     tokens: int32 ids the model reads; 0 at the first token of a document.
     targets: int32 ids to predict at each place.
-    loss_weights: float32, weight of each target; 0 at padding and prompts.
+    loss_weights: float32, weight of each target; 0 for padding and prompts.
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
@@ -52,13 +52,13 @@ class Batch(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """Keys and values of the tokens already read, for decoding.
+  """Keys and values of the tokens that decoding has read.
 
   Attributes:
     segment_ids: int32 [B, S], 0 where a slot is empty or padding.
     block_ids: int32 [B, S].
-    index: int32 scalar, slots filled so far, the same for every row.
-    layers: tree of key and value arrays, made by the model.
+    index: int32 scalar, number of filled slots, the same for every row.
+    layers: tree of key and value arrays, as the model makes it.
   """
 
   segment_ids: Array
@@ -73,7 +73,7 @@ class Outputs(NamedTuple):
   Attributes:
     hidden: [B, T, D] after the last norm, ready for `head`.
     state: what is carried but not trained (router bias, averages).
-    cache: the filled `Cache`, or None where none was given.
+    cache: the filled `Cache`, or None if none was given.
     losses: name -> (sum, weight), unscaled.
     metrics: name -> (sum, weight), arrays of any shape.
   """
@@ -106,10 +106,10 @@ class Layout:
   sizes: tuple[tuple[str, int], ...] = ()
 
   def dividing(self, batch: int, length: int) -> 'Layout':
-    """The layout of a batch too small for all axes: tokens are replicated.
+    """The layout for a batch that may be too small for all axes.
 
-    Keeps the leading batch axes that divide so many rows, and the sequence axes
-    if they divide so many columns.
+    The leading batch axes stay as far as they divide `batch` rows, the sequence
+    axes if they divide `length` columns. Tokens are replicated over the others.
     """
     rows = self.batch_axes
     while rows and batch % self.size(rows):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CORE = {'types', 'axes'}
+CORE = {'types', 'axes', 'atomic_files'}
 MODELS = CORE | {'routing', 'layers', 'modalities', 'models'}
 # Below training: what its parts, checkpoints and decoding may know.
 BASE = CORE | {'parallel', 'optim', 'data', 'modalities'}
@@ -62,11 +62,12 @@ def test_a_file_of_moe_imports_only_what_lies_below_it(path):
 
 
 @pytest.mark.parametrize('path', [f for f in FILES if f.startswith('tasks/')])
-def test_a_task_imports_only_modalities_and_data_of_moe(path):
+def test_a_task_imports_only_modalities_data_and_atomic_files_of_moe(path):
   for name in imports(path):
     top, *rest = name.split('.')
     assert top not in {'launch', 'gin', 'absl', 'jax', 'flax'}, name
-    assert top != 'moe' or rest[0] in {'modalities', 'data'}, name
+    lower = {'modalities', 'data', 'atomic_files'}
+    assert top != 'moe' or rest[0] in lower, name
 
 
 # What a training process runs, on a machine without the packages of [data].

@@ -1,9 +1,9 @@
 """Integrity of a directory: the size and SHA-256 of every file, in one file.
 
 `seal` writes `integrity.json` into a directory that is about to be committed;
-`check` reads every byte again and says what differs. A flipped byte, a cut or a
-missing file is found wherever it is, in `integrity.json` itself too: it holds
-a hash of its own entries and must be spelt exactly as `seal` spells it.
+`check` reads every byte again and says what differs. It finds a flipped byte, a
+cut file and a missing file anywhere, in `integrity.json` too: that file holds a
+hash of its own entries and must be spelt exactly as `seal` spells it.
 """
 
 import concurrent.futures
@@ -15,8 +15,8 @@ from etils import epath
 
 NAME = 'integrity.json'
 
-# Reading and hashing release the interpreter lock; more threads than this gain
-# nothing on a local disk and hide the latency of an object store.
+# Reading and hashing release the interpreter lock. A local disk needs no more
+# threads than this; on an object store they hide the latency.
 _THREADS = 8
 
 
@@ -26,13 +26,13 @@ def on_object_store(directory: epath.PathLike) -> bool:
 
 
 def seal(directory: epath.PathLike) -> None:
-  """Writes `integrity.json` for every file below `directory`, on disk for good.
+  """Writes `integrity.json` for every file below a directory, and flushes all.
 
   On a local disk every file and directory is flushed with fsync, so that a
   power failure after the commit cannot undo it.
 
   Args:
-    directory: complete but not yet visible under its final name.
+    directory: complete, but not yet visible under its final name.
 
   Raises:
     OSError: if something cannot be read or written.
@@ -54,12 +54,12 @@ def seal(directory: epath.PathLike) -> None:
 def check(
   directory: epath.PathLike, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-  """What is wrong with a sealed directory: one phrase a file, none if sound.
+  """What is wrong with a sealed directory: a phrase a file, none if sound.
 
   Args:
     directory: as given to `seal`, under any name.
-    share: (index, count): check files index, index + count, ... only, so that
-      the processes of a run divide the work.
+    share: (index, count): only the files index, index + count, ... are checked,
+      so that the processes of a run divide the work.
   """
   directory = epath.Path(directory)
   try:

@@ -1,13 +1,10 @@
-"""Reading checkpoints: which steps there are, are they sound, their arrays.
+"""Reading checkpoints: the newest sound step, and its arrays.
 
-Needs no `Checkpointer`, so evaluation and sampling can read the directory of a
-run that is still training.
+Nothing here needs a `Checkpointer`, so that evaluation and sampling can read a
+run that still trains.
 """
 
-import json
 import logging
-import math
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,117 +16,31 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from moe.checkpoint import integrity
+from moe.checkpoint.listing import (
+  best_step,  # noqa: F401
+  locate,
+  read_meta,
+  steps,
+)
 from moe.parallel.shardings import path_name
 from moe.types import PyTree
 
 _LOG = logging.getLogger(__name__)
 
-# What commits a step on an object store.
-MARKER = ocp.path.atomicity.COMMIT_SUCCESS_FILE
-# Metrics of a step that was scored after it had been committed.
-LATE_METRICS = 'late_metrics.json'
 
 # Pairs of (regular expression that a target path must match as a whole, path in
 # the checkpoint, which may refer to groups as \1, or None to keep the target).
 Assignment = Sequence[tuple[str, str | None]]
 
 
-def steps(directory: epath.PathLike) -> list[int]:
-  """Committed steps in ascending order, read from the directory itself."""
-  directory = epath.Path(directory)
-  if not directory.is_dir():
-    return []
-  is_remote = integrity.on_object_store(directory)
-  found = []
-  for path in directory.iterdir():
-    if not (path.name.isdecimal() and str(int(path.name)) == path.name):
-      continue
-    if path.is_dir() and not (is_remote and not (path / MARKER).exists()):
-      found.append(int(path.name))
-  return sorted(found)
-
-
-def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
-  """(directory of the steps, step or None) of what a user calls a checkpoint.
-
-  Accepts the directory of a run, its `checkpoints`, or one step in there.
-
-  Raises:
-    ValueError: if there is no step.
-  """
-  if '://' not in os.fspath(path):
-    path = os.path.abspath(path)  # Orbax takes no relative paths.
-  path = epath.Path(path)
-  if path.name.isdecimal() and (path / 'meta').is_dir():
-    return path.parent, int(path.name)
-  for directory in (path / 'checkpoints', path):
-    if steps(directory):
-      return directory, None
-  raise ValueError(
-    f'{path} must be the directory of a run, or of its checkpoints, got one'
-    ' without any: look there for a folder `checkpoints`, or train first.'
-  )
-
-
-def read_meta(step_directory: epath.PathLike) -> dict[str, Any]:
-  """What was recorded with a step; empty if that file is damaged."""
-  step_directory = epath.Path(step_directory)
-  try:
-    meta = dict(json.loads((step_directory / 'meta/metadata').read_text()))
-  except (OSError, ValueError):
-    return {}
-  try:
-    late = json.loads((step_directory / LATE_METRICS).read_text())
-  except (OSError, ValueError):
-    return meta
-  return {**meta, 'metrics': {**(meta.get('metrics') or {}), **late}}
-
-
-def add_metrics(step_directory: epath.PathLike, metrics: dict[str, float]):
-  """Ranks a committed step whose evaluation came after its save.
-
-  The numbers lie beside what is sealed, so that the step stays sound.
-  """
-  if jax.process_index() == 0:
-    path = epath.Path(step_directory) / LATE_METRICS
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(metrics))
-    temporary.replace(path)
-
-
-def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
-  """Steps by a metric, the smallest first, newer first among equals.
-
-  Args:
-    directory: of the steps.
-    metric: which one, by default what the newest step was ranked by; a step
-      without it is left out.
-  """
-  directory = epath.Path(directory)
-  metas = {step: read_meta(directory / str(step)) for step in steps(directory)}
-  if metric is None and metas:
-    metric = metas[max(metas)].get('best_metric')
-  scores = []
-  for step, meta in metas.items():
-    score = (meta.get('metrics') or {}).get(metric)
-    if isinstance(score, int | float) and math.isfinite(score):
-      scores.append((score, -step))
-  return [-negative for _, negative in sorted(scores)]
-
-
-def best_step(directory: epath.PathLike) -> int | None:
-  """The first of `ranking`; None if no step has been scored."""
-  return next(iter(ranking(directory)), None)
-
-
 def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
   """The newest step whose every file verifies, or the one asked for.
 
   Returns:
-    (step, newer steps that are damaged); each of those has been warned of.
+    (step, newer steps that are damaged); a warning has named each of those.
 
   Raises:
-    ValueError: if `step` is not there or damaged, or if no step is good.
+    ValueError: if `step` is absent or damaged, or if no step is good.
   """
   found = steps(directory)
   if step is not None and step not in found:
@@ -164,8 +75,8 @@ def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
   """Reads every array of a step into the structure and shardings given.
 
   Raises:
-    ValueError: naming the arrays that one side lacks or whose shape or dtype
-      differs.
+    ValueError: if one side lacks an array or a shape or dtype differs; it names
+      the arrays.
   """
   wanted = leaves(abstract)
   stored = leaves(_stored_tree(step_directory))
@@ -191,22 +102,24 @@ def load_params(
   Args:
     directory: of a run, of its checkpoints, or of one step.
     step: which step, None for the newest that verifies.
-    target: {'params': ..., 'state': ...}, either or both, leaves as in
+    target: {'params': ..., 'state': ...}, or one of the two, with leaves as in
       `Checkpointer.restore`; None reads both as they were saved. Floating
       dtypes are converted to the target's.
     sharding: of leaves that name none; by default the first device.
-    assignment: where an array comes from, the first match counts; without a
-      match it has the same path. Paths are those of the error messages, such
-      as params/decoder/embedding.
-    optional: regular expression; an array whose path it matches as a whole is
-      kept where the checkpoint has none that fits, and need not be used.
+    assignment: where each array comes from; the first match counts, and without
+      a match an array has the same path in the checkpoint. Paths are those of
+      the error messages, such as params/decoder/embedding.
+    optional: regular expression that an array's path must match as a whole.
+      Such an array keeps its value in `target` where the checkpoint has none
+      that fits, and may stay unused in the checkpoint.
 
   Returns:
     ({'params': ..., 'state': ...}, meta).
 
   Raises:
-    ValueError: naming each array that is missing, of another shape, kept but
-      without a value in `target`, or, where there is no assignment, unused.
+    ValueError: if an array is missing or has another shape, if one is kept that
+      has no value in `target`, or, without an assignment, if one is unused; it
+      names the arrays.
   """
   directory, located = locate(directory)
   step, _ = choose(directory, located if step is None else step)
@@ -246,14 +159,14 @@ def load_initial(
   state: PyTree,
   assignment: Assignment = (),
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-  """What another run starts from: parameters, and what goes with them.
+  """What another run starts from: parameters, and the state beside them.
 
   Args:
     directory: of a run, of its checkpoints, or of one step.
     params: as `target` of `load_params`.
-    state: likewise; a router's bias is taken from where its weights are, and
-      kept as it is here where there is none of its shape.
-    assignment: see `load_params`; paths need no 'params/' in front.
+    state: likewise. The bias of a router comes from the layer that its weights
+      come from; it keeps its value where that layer has none of its shape.
+    assignment: see `load_params`; paths have no 'params/' in front.
 
   Returns:
     (params, state, meta).
@@ -277,7 +190,7 @@ def load_initial(
 
 
 def _load(path, tree, target, sources, sharding) -> dict[str, jax.Array]:
-  """Arrays by target path, each array of the checkpoint read once."""
+  """Arrays by target path; each array of the checkpoint is read once."""
   wanted = {
     name: _placed(leaf, sharding)
     for name, leaf in leaves(target).items()
@@ -300,7 +213,7 @@ def _load(path, tree, target, sources, sharding) -> dict[str, jax.Array]:
 
 
 def _problems(step_directory: epath.Path) -> list[str]:
-  """`integrity.check`, its work and its verdict shared by all processes."""
+  """`integrity.check`, whose work and verdict all processes share."""
   share = (jax.process_index(), jax.process_count())
   problems = integrity.check(step_directory, share)
   if share[1] > 1:
@@ -311,7 +224,7 @@ def _problems(step_directory: epath.Path) -> list[str]:
 
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
-  """The tree of a step, leaves with shape and dtype."""
+  """The tree of a step, whose leaves have shape and dtype."""
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(step_directory / 'state').tree
 
@@ -348,7 +261,7 @@ def _source(name: str, assignment: Assignment) -> str | None:
 
 
 def _mismatch(name, leaf, source, stored, is_exact=False) -> list[str]:
-  """What keeps an array from being read, as a list of at most one phrase."""
+  """Why an array cannot be read, as a list of at most one phrase."""
   if stored is None:
     origin = '' if source == name else f' (looked for {source})'
     return [f'{name} is not in the checkpoint{origin}']

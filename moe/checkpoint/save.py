@@ -6,12 +6,9 @@
                   /integrity.json  size and SHA-256 of each file above
                   /late_metrics.json  where a step was scored after its commit
 
-The commit point: Orbax writes into `<step>.orbax-checkpoint-tmp`; when every
-array is there, `integrity.json` is written and flushed, and one rename makes
-the step visible. On an object store, which has no rename, `commit_success.txt`
-is written last instead (it holds nothing, so it needs no hash). What a killed
-save leaves is removed at the next start. A step is good only if every hash
-agrees; the directory listing is the only truth.
+`moe.checkpoint.commit` makes a step visible when all of it is written. What a
+killed save leaves is removed at the next start. A step is good only if every
+hash agrees; the directory listing is the only truth.
 """
 
 import errno
@@ -29,11 +26,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moe.checkpoint import integrity, restore
+from moe.checkpoint import commit, integrity, listing, restore
 from moe.types import PyTree
 
 _LOG = logging.getLogger(__name__)
-_TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'wudao-moe')
 
 
@@ -41,28 +37,11 @@ class SaveError(ValueError):
   """A checkpoint could not be written; the earlier ones are untouched."""
 
 
-class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """Commit on a file system: seal, then rename."""
-
-  async def finalize(self) -> None:
-    integrity.seal(self.get())
-    self.get().rename(self.get_final())
-    integrity.sync(self.get_final().parent)
-
-
-class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
-  """Commit on an object store: seal, then write the marker."""
-
-  async def finalize(self) -> None:
-    integrity.seal(self.get())
-    (self.get() / restore.MARKER).write_text('')
-
-
 class Checkpointer:
   """Saves the state of a run in the background and finds it again.
 
-  One per run, made and called by every process. Errors of a background save are
-  raised by the next call of any method, so call `check` once a step.
+  A run has one of them; every process makes and calls it. The next call of any
+  method raises the error of a background save, so call `check` once a step.
 
   Attributes:
     directory: where the steps lie, usually WORKDIR/checkpoints.
@@ -93,7 +72,7 @@ class Checkpointer:
     self._thread = None
     self._failure = None
     if jax.process_index() == 0:
-      _sweep(self.directory)
+      commit.sweep(self.directory)
 
   def save(
     self,
@@ -110,9 +89,9 @@ class Checkpointer:
     Args:
       step: number of the next step to run, the name of the directory.
       state: tree of arrays; NamedTuples and dicts become path components.
-      meta: what else a run is resumed by, as JSON; `step`, `metrics`,
+      meta: what else a resumed run needs, as JSON; `step`, `metrics`,
         `best_metric` and `versions` are added.
-      metrics: numbers of this step; `best_metric` among them ranks it.
+      metrics: numbers of this step; the one named `best_metric` ranks it.
 
     Returns:
       False if this object has saved or restored that step already.
@@ -150,26 +129,27 @@ class Checkpointer:
   ) -> tuple[PyTree, dict[str, Any]]:
     """Reads the newest good step, or the one asked for.
 
-    A step with a damaged file is passed over with a warning that names both;
-    once an older one is found good, the damaged become `<step>.corrupt`.
+    A step with a damaged file is passed over, and a warning names step and
+    file. Once an older step is found good, the damaged ones are renamed to
+    `<step>.corrupt`.
 
     Args:
       step: which step, None for the newest that verifies.
       abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the
-        shardings wanted; the mesh may be another than the one saved on.
+        shardings wanted; the mesh need not be the one of the save.
       expect: entries that `meta` must have, e.g. the data manifest hash.
 
     Returns:
-      (state, meta), state of the structure of `abstract_state`.
+      (state, meta); the state has the structure of `abstract_state`.
 
     Raises:
-      ValueError: if no step is good, if `expect` or a shape disagrees.
+      ValueError: if no step is good, or if `expect` or a shape disagrees.
     """
     self.wait()
     step, damaged = restore.choose(self.directory, step)
     path = self.directory / str(step)
-    meta = restore.read_meta(path)
-    _compare(path, meta, expect or {})
+    meta = listing.read_meta(path)
+    _check_meta(path, meta, expect or {})
     state = restore.read(path, abstract_state)
     if jax.process_index() == 0:
       for old in damaged:
@@ -182,16 +162,16 @@ class Checkpointer:
 
   def latest_step(self) -> int | None:
     """The newest committed step, verified or not; None if there is none."""
-    return max(restore.steps(self.directory), default=None)
+    return max(listing.steps(self.directory), default=None)
 
   def check(self) -> None:
-    """Raises SaveError if a background save has failed; costs nothing else."""
+    """Raises SaveError if a background save has failed; else costs nothing."""
     failure, self._failure = self._failure, None
     if failure is not None:
       raise failure
 
   def wait(self) -> None:
-    """Waits until the save under way is committed; raises as `check` does."""
+    """Waits until the running save is committed; raises as `check` does."""
     if self._thread is not None:
       self._thread.join()
       self._thread = None
@@ -210,12 +190,12 @@ class Checkpointer:
     self, step: int, state: PyTree, num_bytes: int, meta: dict[str, Any]
   ) -> None:
     """The part of a save that the training loop waits for."""
-    # Orbax does not take a full disk quietly, so look before.
+    # A disk that fills up makes Orbax print tracebacks, so look before.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if self._orbax is None:
-      self._orbax = _orbax_checkpointer(self.directory)
+      self._orbax = commit.orbax_checkpointer(self.directory)
     meta = {
       **meta,
       'step': step,
@@ -227,7 +207,7 @@ class Checkpointer:
       args=ocp.args.Composite(
         state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
       ),
-      # The same step of an earlier attempt, if there is one.
+      # An earlier attempt may have left the same step.
       force=True,
     )
 
@@ -241,17 +221,20 @@ class Checkpointer:
       return
     try:
       if jax.process_index() == 0:
-        self._remove_old()
+        for old in listing.superseded(
+          self.directory, self.keep_last, self.keep_best, self.best_metric
+        ):
+          commit.remove(self.directory, old)
     except OSError as error:
       _LOG.warning('Old checkpoints could not be removed: %s.', error)
 
   def _abandon(self, step: int, num_bytes: int, error: Exception) -> None:
-    """Keeps the error for `check` and gives the space of the step back."""
+    """Keeps the error for `check` and frees the space of the step."""
     reason = _reason(error)
     free = _free_bytes(self.directory)
     space = '' if free is None else f', {_size(free)} free'
     good = max(
-      (s for s in restore.steps(self.directory) if s != step), default=None
+      (s for s in listing.steps(self.directory) if s != step), default=None
     )
     kept = 'none was before it' if good is None else f'step {good} is intact'
     self._failure = SaveError(
@@ -260,31 +243,19 @@ class Checkpointer:
       ' resume with a --workdir that can be written.'
     )
     self._failure.__cause__ = error
-    # What Orbax keeps of a failed save must not reach the next one.
+    # An Orbax checkpointer keeps a part of a failed save: the next save must
+    # not find it.
     self._orbax = None
     if jax.process_index() == 0:
-      _sweep(self.directory)
-
-  def _remove_old(self) -> None:
-    """Removes every step that neither rule keeps, each one whole."""
-    known = restore.steps(self.directory)
-    keep = set(known[-self.keep_last :])
-    if self.keep_best:
-      best = restore.ranking(self.directory, self.best_metric)
-      keep.update(best[: self.keep_best])
-    for step in sorted(set(known) - keep):
-      path = self.directory / str(step)
-      # Out of sight first, so that a kill leaves no half of a step.
-      if integrity.on_object_store(path):
-        (path / restore.MARKER).unlink()
-      else:
-        path = path.rename(self.directory / f'{step}{_TEMPORARY}')
-      path.rmtree()
+      commit.sweep(self.directory)
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-  """Versions of what a checkpoint depends on, 'source' where not installed."""
+  """Versions of the packages that wrote a checkpoint.
+
+  A package that runs from its source, not installed, has the version 'source'.
+  """
   found = {}
   for package in _PACKAGES:
     try:
@@ -301,7 +272,7 @@ def check_writable(directory: epath.PathLike, needed_bytes: int) -> None:
     ValueError: if it cannot be made or written, or has too little space.
   """
   directory = epath.Path(directory)
-  # A name of its own: processes of other hosts try the same directory.
+  # A name of its own, since processes of other hosts try the same directory.
   probe = directory / f'.write-test-{uuid.uuid4().hex}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -321,47 +292,7 @@ def check_writable(directory: epath.PathLike, needed_bytes: int) -> None:
     )
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
-  """False for what Orbax's threads log: each prints the traceback we raise."""
-  is_main = record.threadName == threading.main_thread().name
-  return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
-
-
-def _orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
-  logging.getLogger('absl').addFilter(_is_wanted)
-  is_remote = integrity.on_object_store(directory)
-  handler = ocp.CompositeCheckpointHandler(
-    # Trained weights shrink by a fifth at most, and compressing them would take
-    # half of a small machine away from the training steps.
-    state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False),
-    meta=ocp.JsonCheckpointHandler(),
-  )
-  return ocp.AsyncCheckpointer(
-    handler,
-    temporary_path_class=_MarkerCommit if is_remote else _RenameCommit,
-    # Made in the background, a directory that cannot be made would leave the
-    # writers waiting for it, and the process alive, for five minutes.
-    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-    # Written at once: nothing may be added to the step after it is sealed.
-    checkpoint_metadata_store=ocp.metadata.metadata_store(
-      enable_write=True, blocking_write=True
-    ),
-  )
-
-
-def _sweep(directory: epath.Path) -> None:
-  """Removes what killed or failed saves and removals have left."""
-  if not directory.exists():
-    return
-  is_remote = integrity.on_object_store(directory)
-  for path in directory.iterdir():
-    unmarked = is_remote and path.name.isdigit() and path.is_dir()
-    unmarked = unmarked and not (path / restore.MARKER).exists()
-    if _TEMPORARY in path.name or unmarked:
-      path.rmtree()
-
-
-def _compare(path: epath.Path, meta: dict, expect: dict[str, Any]) -> None:
+def _check_meta(path: epath.Path, meta: dict, expect: dict[str, Any]) -> None:
   """Raises ValueError at the first entry of `meta` that is not as expected."""
   for key, wanted in expect.items():
     if meta.get(key) != wanted:
@@ -383,7 +314,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _free_bytes(directory: epath.Path) -> int | None:
-  """Free bytes of a local file system, None where that has no meaning."""
+  """Free bytes of a local file system; None for an object store."""
   if integrity.on_object_store(directory):
     return None
   try:

@@ -1,13 +1,13 @@
-"""A sparse model's parameters from a dense one's: every expert a copy of it.
+"""Parameters of a sparse model from a dense one: every expert is a copy.
 
 Komatsuzaki et al. (2022), https://arxiv.org/abs/2212.05055. Routers are new.
 
-All experts being equal, the sparse model computes what the dense one did if the
-weights of a token's experts add up to 1 and none of its rows is dropped: `Copy`
-with gates.TopK, renormalize = True, is exact but for rounding. It is not with
-plain probabilities (Switch, renormalize = False: the output is scaled by their
-sum), with zero-computation experts, in training steps that drop rows, and with
-`Noise` or `Drop`, which change the experts so that they can part.
+Equal experts compute what the dense layer did, if the weights of a token's
+experts add up to 1 and none of its rows is dropped: `Copy` with gates.TopK,
+renormalize = True, is exact but for rounding. Four cases are not exact: plain
+probabilities (Switch, renormalize = False, where the output is scaled by their
+sum), zero-computation experts, training steps that drop rows, and `Noise` or
+`Drop`, which change the experts so that they can diverge.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Weights = dict[str, Array]
 
 
 class Method:
-  """How the experts of a layer are made."""
+  """How the experts of a sparse layer are made from a dense one."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E experts from the matrices of a dense layer.
@@ -41,7 +41,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Method):
-  """Equal experts; what sets them apart is the router's gradient alone."""
+  """Equal experts, which only the gradient of the router sets apart."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E copies; see `Method`."""
@@ -54,8 +54,8 @@ class Noise(Method):
   """Copies, each with noise of its own.
 
   Attributes:
-    scale: standard deviation of the noise over that of the matrix. It is drawn
-      from a normal distribution cut off at twice that.
+    scale: standard deviation of the noise over that of the matrix. The noise is
+      drawn from a normal distribution that is cut off at two deviations.
   """
 
   scale: float = 0.1
@@ -82,15 +82,15 @@ class Noise(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Drop(Method):
-  """Copies in which each expert learns a part of its hidden layer anew.
+  """Copies in which each expert learns a part of its hidden layer again.
 
   Drop-Upcycling, Nakamura et al. (2025), https://arxiv.org/abs/2502.19261: each
-  expert chooses hidden units at random; what leads to them and from them is
-  drawn from a normal distribution with the mean and the deviation that those
-  weights had.
+  expert chooses hidden units at random. The weights into and out of these units
+  are drawn from a normal distribution that has the mean and the deviation of
+  the old weights.
 
   Attributes:
-    share: of the hidden units that are drawn anew.
+    share: of the hidden units, those that are drawn again.
   """
 
   share: float = 0.5
@@ -103,7 +103,7 @@ class Drop(Method):
       )
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """E copies with units drawn anew; see `Method`."""
+    """E copies in which some units are new; see `Method`."""
     lead = next(iter(weights.values())).shape[:-2]
     F = next(w.shape[-1] for n, w in weights.items() if 'down' not in n)
     order = jax.random.uniform(key, (*lead, num_experts, F)).argsort()
@@ -132,9 +132,9 @@ def upcycle(
   """Parameters of a sparse model from those of a dense one.
 
   Args:
-    dense: parameters with 'feed_forward' where the sparse model has 'moe', for
-      every layer that becomes sparse, and the same elsewhere.
-    sparse: parameters as initialised; routers are taken from here.
+    dense: parameters like those of the sparse model, but with 'feed_forward'
+      instead of 'moe' in every layer that becomes sparse.
+    sparse: parameters as initialised; the routers come from here.
     method: `Copy`, `Noise` or `Drop`.
     key: random key.
 
@@ -142,7 +142,7 @@ def upcycle(
     A tree like `sparse`.
 
   Raises:
-    ValueError: naming what does not fit.
+    ValueError: if the two do not fit; it names what does not.
   """
   given, wanted = restore.leaves(dense), restore.leaves(sparse)
   made, used, problems = {}, set(), []
@@ -185,13 +185,13 @@ def upcycle(
 
 
 def _is_expert(name: str) -> bool:
-  """Whether it is a matrix of experts: .../moe/w_up_EDF."""
+  """Whether a path is that of a matrix of experts: .../moe/w_up_EDF."""
   layer, _, leaf = name.rpartition('/')
   return layer.endswith('/moe') and leaf.startswith('w_')
 
 
 def _source(name: str) -> str:
-  """Of .../moe/w_up_EDF: .../feed_forward/w_up_DF."""
+  """Path in the dense model: .../feed_forward/w_up_DF for .../moe/w_up_EDF."""
   layer, leaf = name.rsplit('/', 1)
   stem, letters = leaf.rsplit('_', 1)
   layer = layer.removesuffix('moe') + 'feed_forward'

@@ -1,7 +1,7 @@
-"""From a seqio task to a token store: the one place of `moe` that knows seqio.
+"""From a seqio task to a token store: the one file of `moe` that knows seqio.
 
-seqio imports TensorFlow, which training must not need: so both are imported
-inside the functions here, and a training process calls none of them.
+seqio imports TensorFlow, which training must not need. So the functions here
+import both when they are called, and a training process calls none of them.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from moe.data.store import Record, Store, write_store
 from moe.modalities.vocabulary import EOS, UNK, Vocabulary
 
 MAX_BAD_FRACTION = 1e-4
-# Documents after which a corpus that is bad throughout is given up.
+# Documents between two looks at the share of malformed ones.
 _CHECK_EVERY = 10_000
 _FEATURES = ('inputs', 'targets')
 
 
 def resolve(name: str) -> list[tuple[str, float]]:
-  """The tasks of a registered mixture with their rates; a task is its own.
+  """The tasks of a registered mixture with their rates; a task has the rate 1.
 
   Args:
     name: of a seqio task or mixture.
 
   Returns:
-    (task name, rate) in the order of the names. Rates that are functions are
-    called, which may read the corpora.
+    (task name, rate) for each task. A rate that is a function is called, which
+    may read the corpora.
 
   Raises:
     ValueError: if there is neither a task nor a mixture of that name.
@@ -42,7 +42,7 @@ def resolve(name: str) -> list[tuple[str, float]]:
 
 
 def splits(name: str) -> dict[str, list[str]]:
-  """Splits of a task or mixture, each with the names of the tasks that have it.
+  """Splits of a task or mixture, and the tasks that have each of them.
 
   Args:
     name: of a seqio task or mixture.
@@ -78,15 +78,15 @@ def tasks_with(name: str, split: str) -> list[str]:
 
 
 def documents(name: str, split: str) -> Iterator[dict[str, str]]:
-  """Texts of a task, or of a mixture's tasks one after the other, in order.
+  """Texts of a task, or of the tasks of a mixture one after the other.
 
   Args:
     name: of a seqio task or mixture.
-    split: of it.
+    split: name of the split.
 
   Yields:
-    {'targets': text}, with 'inputs' before it if the task has a prompt. What is
-    no UTF-8 is left out here; `cache_task` counts it.
+    {'targets': text}, with 'inputs' before it if the task has a prompt. A text
+    that is no UTF-8 is left out here; `cache_task` counts it.
 
   Raises:
     ValueError: if the task, the split or its files are missing.
@@ -94,7 +94,7 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
   import seqio
 
   for task_name in tasks_with(name, split):
-    # Bytes stand in for the vocabulary, which may be trained on these texts.
+    # Bytes stand in for a vocabulary, which may not be trained yet.
     for example in _examples(task_name, split, seqio.ByteVocabulary()):
       try:
         yield {key: text for key, text in _texts(example) if text is not None}
@@ -112,22 +112,22 @@ def cache_task(
 ) -> dict:
   """Tokenises a split of a task into the store <cache_dir>/<task>/<split>.
 
-  The task's features are tokenised with `vocabulary_path`, whatever vocabulary
-  the task names, pass-through ids excepted. A document is ids(inputs) +
-  ids(targets) + [eos], of which the inputs have weight 0. Ids are decoded and
-  compared with the text of every document. A document whose target is empty is
-  left out and counted.
+  The features of the task are tokenised with `vocabulary_path` in place of the
+  vocabulary that the task names; features of ids are kept as they are. A
+  document is ids(inputs) + ids(targets) + [eos], and the inputs have weight 0.
+  The ids of every document are decoded and compared with its text. A document
+  whose target is empty is left out and counted.
 
-  A record has `tokens` (uint16, or int32 where ids need it), `num_chars` and
-  `num_bytes` of what is scored, and `loss_weights` (uint8) if there are inputs.
+  A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
+  `num_bytes` of the scored text, and `loss_weights` (uint8) if it has inputs.
 
   Args:
     task_name: of a registered seqio task.
-    split: of it.
+    split: name of the split.
     cache_dir: directory of the stores of this vocabulary.
     vocabulary_path: file of the vocabulary.
-    max_bad_fraction: of the documents, those that may be malformed.
-    on_progress: called with the number of documents read, from time to time.
+    max_bad_fraction: share of the documents that may be malformed.
+    on_progress: called from time to time with the number of documents read.
 
   Returns:
     The manifest.
@@ -179,14 +179,14 @@ class Counts:
   Attributes:
     documents: read from the source.
     empty: left out because nothing is to be scored.
-    malformed: left out because they are no UTF-8 or do not survive the
-      vocabulary.
-    respelt: whose ids were not the task's, because of a U+2581 in the text.
-    scored_tokens: with weight 1, end marks included.
+    malformed: left out because they are no UTF-8, or because the vocabulary
+      does not give their text back.
+    respelt: tokenised again because the task lost a U+2581 of the text.
+    scored_tokens: tokens with weight 1, end marks included.
     chars: Unicode code points of the scored text, end marks not counted.
-    bytes: the same in UTF-8.
-    unknown_tokens: of all tokens.
-    byte_tokens: of all tokens, those that are one byte of a character.
+    bytes: bytes of the scored text in UTF-8.
+    unknown_tokens: tokens of all documents that are the unknown token.
+    byte_tokens: tokens of all documents that are one byte of a character.
   """
 
   documents: int = 0
@@ -203,7 +203,13 @@ class Counts:
 class _Tokeniser:
   """Makes records of examples, and counts."""
 
-  def __init__(self, name, vocabulary, max_bad_fraction, on_progress):
+  def __init__(
+    self,
+    name: str,
+    vocabulary: Vocabulary,
+    max_bad_fraction: float,
+    on_progress: Callable[[int], None],
+  ):
     self.counts = Counts()
     self._name = name
     self._vocabulary = vocabulary
@@ -216,6 +222,7 @@ class _Tokeniser:
     )
 
   def records(self, examples: Iterable[dict]) -> Iterator[Record]:
+    """Records of the examples; ValueError if too many are malformed."""
     counts = self.counts
     for example in examples:
       try:
@@ -262,7 +269,7 @@ class _Tokeniser:
     return self._counted(ids.get('inputs', []), ids['targets'] + [EOS], scored)
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """Ids that decode to the text: the given ones if they do."""
+    """Ids that decode to the text: if possible those that are given."""
     decoded = self._vocabulary.decode(ids)
     if decoded == text:
       return ids
@@ -272,7 +279,10 @@ class _Tokeniser:
       return self._vocabulary.encode(text)
     raise ValueError(f'{text[:40]!r} came back as {decoded[:40]!r}')
 
-  def _counted(self, prompt, target, scored: str) -> Record:
+  def _counted(
+    self, prompt: list[int], target: list[int], scored: str
+  ) -> Record:
+    """The record of a document, which is added to the counts."""
     counts = self.counts
     tokens = np.array(prompt + target)
     if not 0 <= tokens.min() <= tokens.max() < self._vocabulary.size:
@@ -308,7 +318,7 @@ def _texts(example: dict) -> Iterator[tuple[str, str | None]]:
 
 
 def _provider(name: str):
-  """A registered task or mixture; ValueError with the nearest names."""
+  """A registered task or mixture; ValueError with the nearest names if none."""
   import seqio
 
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
@@ -324,11 +334,11 @@ def _provider(name: str):
 
 
 def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
-  """Examples of a task in order, its text features in another vocabulary.
+  """Examples of a task in order, its texts tokenised with another vocabulary.
 
   A source may have `documents(split)`, which gives its texts by feature as
-  Python strings. A task that only tokenises is read that way, and has texts but
-  no ids.
+  Python strings. A task that only tokenises is read that way: its examples have
+  texts but no ids.
   """
   import seqio
   import tensorflow as tf
@@ -342,7 +352,7 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   if hasattr(task.source, 'documents') and only_tokenise >= {
     *task.preprocessors
   }:
-    # Strings out of Python and back take tf.data a hundred times as long.
+    # With tf.data in between, reading would take a hundred times as long.
     for texts in task.source.documents(split):
       yield {f'{feature}_pretokenized': text for feature, text in texts.items()}
     return
@@ -358,7 +368,7 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   try:
     yield from dataset.as_numpy_iterator()
   except tf.errors.OpError as error:
-    # The last line has what happened, before it stands where in TensorFlow.
+    # The last line says what happened; those before it say where.
     reason = (str(error.message).strip().splitlines() or [repr(error)])[-1]
     raise ValueError(
       f'{task_name}/{split} must be readable to its end, got {reason}: mend its'

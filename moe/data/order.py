@@ -1,7 +1,7 @@
 """Which row comes when: shuffles and mixtures as functions of the index alone.
 
-Nothing here has a state, so the place in the data of step 1,000,000 costs as
-much as that of step 0, on any machine and with any version of numpy.
+Nothing here has a state. So the place of step 1,000,000 in the data is found as
+fast as that of step 0, and is the same on any machine with any numpy.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 _ROUNDS = 6
-# Rows after which the mixture repeats its sources; rates are met to 1 /
+# The pattern of a mixture repeats after so many rows: rates are met to 1 /
 # _PERIOD.
 _PERIOD = 1 << 16
 
 
 def scramble(x: np.ndarray | int) -> np.ndarray:
-  """A 64-bit hash, one to one.
+  """A 64-bit hash that is one to one.
 
-  The finaliser of SplitMix64 (Steele, Lea and Flood, 2014,
+  It is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014,
   https://doi.org/10.1145/2714064.2660195).
 
   Args:
-    x: integers; taken modulo 2^64.
+    x: integers, which are taken modulo 2^64.
 
   Returns:
     uint64 of the same shape.
@@ -37,14 +37,14 @@ def scramble(x: np.ndarray | int) -> np.ndarray:
 def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
   """Where a keyed permutation of range(size) sends each index.
 
-  A Feistel network on the next power of four, walked until the value is in
-  range (Black and Rogaway, 2002, https://doi.org/10.1007/3-540-45760-7_9), so
-  any part of a permutation is had without the rest.
+  A Feistel network on the next power of four is applied until the value is in
+  range (Black and Rogaway, 2002, https://doi.org/10.1007/3-540-45760-7_9). So
+  any part of a permutation can be computed without the rest.
 
   Args:
     index: int64 in [0, size).
     size: number of values, at least 1.
-    key: uint64, the permutation; broadcast against index.
+    key: uint64, chooses the permutation; broadcast against index.
 
   Returns:
     int64 in [0, size), different for different indices of one key.
@@ -57,7 +57,7 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
   while todo.size:
     left, right = value[todo] >> half, value[todo] & mask
     for round_number in range(_ROUNDS):
-      # Hashed together, not XORed before: a small half must meet the whole key.
+      # A hash of both, and not an XOR: a small half must meet the whole key.
       mixed = scramble(key[todo] ^ np.uint64(round_number))
       left, right = right, left ^ (scramble(mixed ^ right) & mask)
     value[todo] = (left << half) | right
@@ -68,11 +68,11 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 class Mixture:
   """Which source each row of an endless mixture comes from.
 
-  Every source's rows are spread as evenly as can be: among the first n rows its
-  share is off by less than a few rows, whatever n. The pattern repeats.
+  The rows of each source are spread evenly: for any n, its share of the first n
+  rows is exact to a few rows. The pattern repeats.
 
   Attributes:
-    shares: float64 [sources], the rates met, summing to 1.
+    shares: float64 [sources], the rates that the pattern has; they sum to 1.
   """
 
   def __init__(self, rates: Sequence[float]):
@@ -93,8 +93,8 @@ class Mixture:
     period = _PERIOD if rates.size > 1 else 1
     exact = rates / rates.sum() * period
     counts = np.maximum(1, np.floor(exact)).astype(np.int64)
-    # What rounding down left over goes to the largest remainders; a source that
-    # was lifted to one row costs the largest source that row.
+    # Rows that rounding down left over go to the largest remainders. A source
+    # that was lifted to one row takes that row from the largest source.
     for source in np.argsort(counts - exact, kind='stable'):
       if counts.sum() < period:
         counts[source] += 1
@@ -110,7 +110,7 @@ class Mixture:
     """Source of each row, and how many rows that source gave before it.
 
     Args:
-      row: int64, numbers in the mixture, from 0.
+      row: int64, numbers of rows in the mixture, from 0.
 
     Returns:
       (source, number in the source), int64.

@@ -1,31 +1,31 @@
 """The pack plan: which pieces of which documents share a row of a batch."""
 
+import contextlib
 import dataclasses
 import os
-import tempfile
 import zipfile
 
 import numpy as np
 
+from moe import atomic_files
 from moe.data.order import scramble
 from moe.data.store import Store
 
-# Part of a saved plan's name: a change of the method is a change of the data
-# order.
+# Part of the name of a saved plan: another method gives another data order.
 _METHOD = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Rows of at most `sequence_length` tokens made of pieces of documents.
+  """Rows of at most `sequence_length` tokens, made of pieces of documents.
 
-  Every token of every document is in exactly one piece. The pieces of row r are
-  row_start[r] to row_start[r + 1]; they stand in it one after the other.
+  Every token of every document is in exactly one piece. Row r holds the pieces
+  row_start[r] to row_start[r + 1], one after the other.
 
   Attributes:
-    record: int64 [pieces], the document.
-    start: int32 [pieces], its first token in the piece.
-    length: int32 [pieces], tokens.
+    record: int64 [pieces], number of the document.
+    start: int32 [pieces], place in the document of the piece's first token.
+    length: int32 [pieces], tokens of the piece.
     row_start: int64 [rows + 1].
     sequence_length: T.
   """
@@ -51,18 +51,18 @@ class Plan:
 def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
   """Plans the rows of documents, the same way for the same lengths.
 
-  Documents longer than a row are cut into whole rows and a rest. What is
-  shorter than a row is placed from the longest to the shortest, each where it
+  Documents longer than a row are cut into whole rows and a rest. The pieces
+  shorter than a row are placed from the longest to the shortest, each where it
   leaves the least room (best-fit decreasing, Johnson 1973), all pieces of one
-  length at a time. Pieces of equal length are taken in a hashed order, so that
+  length at a time. Pieces of equal length come in a hashed order, so that
   neighbours in a corpus are not neighbours in a row.
 
   Args:
-    lengths: int32, tokens of each document; those without any are left out.
+    lengths: int32, tokens of each document; empty documents are left out.
     sequence_length: tokens of a row.
 
   Returns:
-    The plan; rows stand in the order of the documents of their longest pieces.
+    The plan; its rows have the order of the documents of their longest pieces.
 
   Raises:
     ValueError: if the sequence length is below 1.
@@ -76,7 +76,7 @@ def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
   start = (np.arange(record.size) - first) * sequence_length
   length = np.minimum(sequence_length, lengths[record] - start)
   row, turn = _place(length, sequence_length)
-  # Rows are named by their first piece: numbers in the order of the corpus.
+  # Rows are numbered by their first pieces, in the order of the corpus.
   opener = np.full(row.max(initial=-1) + 1, record.size)
   is_opener = turn == 0
   opener[row[is_opener]] = np.flatnonzero(is_opener)
@@ -96,15 +96,15 @@ def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
 def _place(
   length: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Row of each piece, and its turn in it, 0 for the one that opened it."""
+  """Row of each piece, and its place among the pieces of the row, from 0."""
   row = np.empty(length.size, np.int64)
   turn = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
   bounds = np.searchsorted(
     -length[order], -np.arange(sequence_length, -1, -1), side='right'
   )
-  # rows[s]: open rows with room for s tokens; room[s] says whether there are
-  # any.
+  # rows[s] are the open rows with room for s tokens; room[s] says whether there
+  # is one.
   rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
   room = np.zeros(sequence_length + 1, bool)
   held = np.zeros(length.size, np.int64)  # Pieces of each row so far.
@@ -125,7 +125,7 @@ def _place(
       pieces = order[begin : begin + taken]
       row[pieces] = np.repeat(chosen, per_row)[:taken]
       turn[pieces] = held[row[pieces]] + np.arange(taken) % per_row
-      # All rows get per_row pieces but perhaps the last one.
+      # All rows get per_row pieces, but the last one may get fewer.
       given = np.full(chosen.size, per_row)
       given[-1] = taken - per_row * (chosen.size - 1)
       held[chosen] += given
@@ -138,10 +138,10 @@ def _place(
 
 
 def load_plan(store: Store, sequence_length: int) -> Plan:
-  """The plan of a store: from its directory, or made now and kept there.
+  """The plan of a store: read from its directory, or made and kept there.
 
   Args:
-    store: whose documents to pack.
+    store: whose documents are packed.
     sequence_length: tokens of a row.
 
   Returns:
@@ -155,29 +155,20 @@ def load_plan(store: Store, sequence_length: int) -> Plan:
         fields = ('record', 'start', 'length', 'row_start')
         return Plan(*(saved[name] for name in fields), sequence_length)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    pass  # None yet, or damaged: it can always be made again.
+    pass  # A plan that is absent or damaged can always be made again.
   plan = pack(store.lengths, sequence_length)
   _save(plan, path, content)
   return plan
 
 
 def _save(plan: Plan, path: str, content_sha256: str):
-  temporary = None
-  try:
-    with tempfile.NamedTemporaryFile(
-      dir=os.path.dirname(path), suffix='.tmp', delete=False
-    ) as f:
-      temporary = f.name
-      np.savez(
-        f,
-        record=plan.record,
-        start=plan.start,
-        length=plan.length,
-        row_start=plan.row_start,
-        content_sha256=content_sha256,
-      )
-    os.replace(temporary, path)
-  except OSError:
-    # A store on a read-only or full disk is read all the same.
-    if temporary and os.path.exists(temporary):
-      os.unlink(temporary)
+  # A store on a read-only or full disk can be read all the same.
+  with contextlib.suppress(OSError), atomic_files.replacing(path) as f:
+    np.savez(
+      f,
+      record=plan.record,
+      start=plan.start,
+      length=plan.length,
+      row_start=plan.row_start,
+      content_sha256=content_sha256,
+    )

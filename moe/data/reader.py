@@ -1,4 +1,4 @@
-"""Batches by number: what a step reads depends on seed and step alone."""
+"""Batches by number: what a step reads depends only on seed and step."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from moe.types import Batch
 class Reader:
   """Endless training batches of a mixture of token stores.
 
-  The rows of every store's pack plan are shuffled anew each epoch by index; the
-  mixture's pattern says which store gives the next row. Batch s is rows
-  [s * batch_size, (s + 1) * batch_size) of that sequence: there is no iterator
-  and no state, so any batch can be had at once, by any host, again and again.
+  Each epoch shuffles the rows of every store's pack plan in another way; the
+  pattern of the mixture says which store gives the next row. Batch s is rows
+  [s * batch_size, (s + 1) * batch_size) of that sequence. There is no iterator
+  and no state, so any host can read any batch at any time, again and again.
 
   A record that cannot be read makes its row empty (weight 0, segment 0) and is
   noted in `quarantine`; no other row changes.
@@ -29,9 +29,9 @@ class Reader:
     vocab_size: pieces of the vocabulary that all stores share.
     vocab_sha256: of the vocabulary's file.
     manifest_hash: SHA-256 of the stores' content, their vocabulary and rates.
-    chars_per_token: characters of the text for each scored token, end marks
-      among the tokens only. Bits per character are bits per scored token over
-      this.
+    chars_per_token: characters of the text for each scored token; end marks are
+      tokens but no characters. Bits per character are bits per scored token
+      divided by this.
     bytes_per_token: the same for bytes of UTF-8.
     fill: share of the places of a batch that hold a token.
     quarantine: {'file', 'record', 'error'} of each record that could not be
@@ -51,15 +51,15 @@ class Reader:
 
     Args:
       dirs: of the stores.
-      rates: share of the rows of each, relative to each other.
+      rates: how many rows come from each store, relative to the others.
       sequence_length: T.
       batch_size: B, rows of the whole batch over all hosts.
       seed: of the shuffles.
-      max_bad_fraction: of a store's records, those that may be unreadable.
+      max_bad_fraction: share of a store's records that may be unreadable.
 
     Raises:
-      ValueError: if a store is missing or broken, stores differ in vocabulary,
-        or a number is out of range.
+      ValueError: if a store is missing or broken, if the stores differ in their
+        vocabulary, or if a number is out of range.
     """
     if len(dirs) != len(rates):
       raise ValueError(
@@ -93,7 +93,7 @@ class Reader:
       json.dumps([self.vocab_sha256, identity, shares.tolist()]).encode()
     ).hexdigest()
 
-    def per_row(name):
+    def per_row(name: str) -> float:
       return sum(
         share * manifest['counts'][name] / source.plan.num_rows
         for share, manifest, source in zip(
@@ -111,13 +111,13 @@ class Reader:
 
     Args:
       step: from 0.
-      rows: which of the batch's rows, as of a list of them.
+      rows: which rows of the batch, as a slice of the list of all rows.
 
     Returns:
       Batch of numpy arrays [rows, T].
 
     Raises:
-      ValueError: if more records than allowed turned out to be unreadable.
+      ValueError: if more records than `max_bad_fraction` are unreadable.
     """
     number = step * self._batch_size + np.arange(self._batch_size)[rows]
     source_B, number_B = self._mixture.locate(number)
@@ -125,7 +125,7 @@ class Reader:
     for index, source in enumerate(self._sources):
       places = np.flatnonzero(source_B == index)
       epoch, place = np.divmod(number_B[places], source.plan.num_rows)
-      # Hashed one into the other, so that no two shuffles share a key.
+      # A hash of a hash, so that no two shuffles share a key.
       key = scramble(scramble(self._seed) ^ np.uint64(index))
       key = scramble(key ^ epoch.astype(np.uint64))
       row = permuted(place, source.plan.num_rows, key)
@@ -136,7 +136,7 @@ class Reader:
 def eval_batches(
   directory: str | os.PathLike, sequence_length: int, batch_size: int
 ) -> Iterator[Batch]:
-  """Every document of a store once, as nearly in order as the packing allows.
+  """Every document of a store once, in the order of its packed rows.
 
   Args:
     directory: of the store.
@@ -147,8 +147,8 @@ def eval_batches(
     Batch of numpy arrays [B, T]; the last one is filled up with empty rows.
 
   Raises:
-    ValueError: if the store is missing or a record cannot be read: a score must
-      not be of less than it says.
+    ValueError: if the store is missing, or if a record cannot be read: a score
+      must cover all documents.
   """
   source = _Source(directory, sequence_length)
   for first in range(0, source.plan.num_rows, batch_size):
@@ -159,11 +159,23 @@ def eval_batches(
 
 
 class _Source:
-  """One store and its plan, and the filling of rows from them."""
+  """One store and its plan, from which rows are filled."""
 
   def __init__(
-    self, directory, sequence_length, max_bad_fraction=0.0, bad=None
+    self,
+    directory: str | os.PathLike,
+    sequence_length: int,
+    max_bad_fraction: float = 0.0,
+    bad: list[dict] | None = None,
   ):
+    """Opens the store and its plan.
+
+    Args:
+      directory: of the store.
+      sequence_length: T.
+      max_bad_fraction: share of the records that may be unreadable.
+      bad: where unreadable records are noted; None makes them an error.
+    """
     self.store = Store(directory)
     self.plan = load_plan(self.store, sequence_length)
     self._max_bad = max_bad_fraction * self.store.lengths.size
@@ -181,7 +193,7 @@ class _Source:
     segment = _counted(num_pieces)
     piece = np.repeat(first, num_pieces) + segment
     length = plan.length[piece].astype(np.int64)
-    # Where each piece starts in the batch, seen as one line of tokens.
+    # Where each piece starts, if the batch is seen as one line of tokens.
     before = np.cumsum(length) - length
     row_begin = np.cumsum(num_pieces) - num_pieces
     column = before - np.repeat(before[row_begin], num_pieces)
@@ -206,8 +218,7 @@ class _Source:
     ids = np.concatenate(tokens)
     flat = Batch(*(field.reshape(-1) for field in batch))
     flat.targets[target] = ids
-    # A piece reads the token before it, so that its first one is scored as
-    # well.
+    # A piece reads the token before it, so that its first token is scored too.
     flat.tokens[target[1:]] = ids[:-1]
     flat.tokens[begin] = previous
     flat.loss_weights[target] = np.concatenate(weights)
@@ -223,7 +234,7 @@ class _Source:
     documents = self.store.read(records, on_error)
     size = self.store.manifest['vocab_size']
     for place, document in enumerate(documents):
-      # An id past the end of the embedding table would be clamped silently.
+      # The embedding would clamp an id past its end without a word.
       top = -1 if document is None else document['tokens'].max(initial=0)
       if top >= size:
         error = f'its tokens must be below {size}, got {top}'
@@ -255,7 +266,7 @@ class _Source:
 
 
 def _counted(sizes: np.ndarray) -> np.ndarray:
-  """0, 1, .. n - 1 for each n of sizes, one after the other."""
+  """The numbers 0 to n - 1 for each n of sizes, one after the other."""
   ends = np.cumsum(sizes)
   return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
 

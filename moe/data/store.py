@@ -4,12 +4,11 @@ A store is a directory <vocabulary directory>/<task>/<split>/ with
 
   records.array_record  one record a document, as `encode_record` writes it
   lengths.npy           int32, tokens of each record
-  manifest.json         counts, hashes, where it came from
+  manifest.json         counts, hashes, where the documents came from
 
-and, once it was read, plans of `moe.data.packing`. The vocabulary of all stores
-below it is <vocabulary directory>/vocabulary.model. A mixture has no store of
- its own:
-<vocabulary directory>/<mixture>/mixture.json names tasks and rates.
+After the first read it also holds plans of `moe.data.packing`. The vocabulary
+of all stores is <vocabulary directory>/vocabulary.model. A mixture has no store
+but a file of its tasks and rates, <vocabulary directory>/<mixture>/mixture.json.
 """
 
 import hashlib
@@ -35,12 +34,12 @@ Record = dict[str, np.ndarray]
 def encode_record(arrays: Record) -> bytes:
   """Named arrays as bytes.
 
-  CRC-32 of the rest (uint32), header length (uint32), header, then the arrays'
-  bytes one after the other, C order; numbers are little-endian. The header is
-  JSON: a list of [name, dtype, shape].
+  The bytes are the CRC-32 of the rest (uint32), the length of the header
+  (uint32), the header, and the arrays one after the other, in C order; numbers
+  are little-endian. The header is JSON: a list of [name, dtype, shape].
 
   Args:
-    arrays: of numbers; scalars are arrays of no dimension.
+    arrays: of numbers; a scalar is an array without dimensions.
 
   Returns:
     What `decode_record` reads.
@@ -61,7 +60,7 @@ def encode_record(arrays: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-  """Named arrays of bytes, read-only; ValueError if they are damaged."""
+  """Read-only named arrays from bytes; ValueError if the bytes are damaged."""
   body = memoryview(data)[4:]
   if zlib.crc32(body) != int.from_bytes(data[:4], 'little'):
     raise ValueError('the checksum of the record is wrong')
@@ -86,12 +85,12 @@ def write_store(
   records: Iterable[Record],
   manifest_fn: Callable[[], dict],
 ):
-  """Writes a store whole or not at all; one that is there is replaced.
+  """Writes a store whole or not at all; it replaces one that is there.
 
   Args:
     directory: of the store.
-    records: each with `tokens`, in the order they are to be numbered.
-    manifest_fn: called after the last record for the rest of the manifest.
+    records: each with `tokens`, in the order of their numbers.
+    manifest_fn: gives the rest of the manifest, after the last record.
 
   Raises:
     ValueError: if there is no record.
@@ -137,12 +136,13 @@ def _write_records(
   path: str, records: Iterable[Record]
 ) -> tuple[list[int], str]:
   """Writes records; returns their lengths and the hash of their bytes."""
-  # Imported here and below: what only counts documents needs no C++ library.
+  # A program that only counts documents needs no C++ library, so it is imported
+  # here and below.
   from array_record.python import array_record_module
 
   lengths, content = [], hashlib.sha256()
-  # One record a chunk: a damaged one takes no neighbour with it, and reading at
-  # random unpacks nothing in vain.
+  # Each record is a chunk of its own, so that damage stays in one record, and
+  # that random reads unpack nothing else.
   writer = array_record_module.ArrayRecordWriter(
     path, 'group_size:1,uncompressed'
   )
@@ -157,8 +157,8 @@ def _write_records(
   return lengths, content.hexdigest()
 
 
-def _or_no_room(write_fn: Callable, *args):
-  """Calls what writes; ValueError where the library has its RuntimeError."""
+def _or_no_room(write_fn: Callable, *args: bytes):
+  """Calls a function that writes; its RuntimeError becomes a ValueError."""
   try:
     write_fn(*args)
   except RuntimeError as error:
@@ -169,7 +169,7 @@ def _or_no_room(write_fn: Callable, *args):
 
 
 def is_store(directory: str | os.PathLike) -> bool:
-  """Whether a finished store is there."""
+  """Whether a directory holds a finished store."""
   return os.path.isfile(os.path.join(directory, MANIFEST))
 
 
@@ -181,7 +181,7 @@ def find_stores(
   Args:
     vocabulary_dir: directory of the vocabulary and its stores.
     name: of the task or mixture.
-    split: of it; tasks of a mixture that have no such split are left out.
+    split: its name; tasks of a mixture that have no such split are left out.
 
   Returns:
     (directories, rates).
@@ -211,19 +211,19 @@ def find_stores(
 
 
 class Store:
-  """A store to read from, by record number, from any thread.
+  """A store whose records are read by number, from any thread.
 
   Attributes:
-    directory: where it is.
+    directory: of the store.
     manifest: what `write_store` wrote.
     lengths: int32 [records], tokens of each record.
   """
 
   def __init__(self, directory: str | os.PathLike):
-    """Opens the manifest and the lengths; the records when first read.
+    """Opens the manifest and the lengths; the first read opens the records.
 
     Raises:
-      ValueError: if no finished store is there, or another version's.
+      ValueError: if no finished store is there, or one of another version.
     """
     self.directory = os.fspath(directory)
     if not is_store(self.directory):
@@ -252,7 +252,7 @@ class Store:
 
   @property
   def vocabulary_path(self) -> str:
-    """The vocabulary that made the tokens."""
+    """File of the vocabulary that made the tokens."""
     return os.path.join(
       os.path.dirname(os.path.dirname(os.path.abspath(self.directory))),
       VOCABULARY,
@@ -267,11 +267,11 @@ class Store:
 
     Args:
       indices: numbers in [0, records).
-      on_error: called with number and error for each record that cannot be
-        read; None stands in its place. Without it the first one raises.
+      on_error: called with number and error of each record that cannot be read,
+        whose result is None. Without `on_error` the first such record raises.
 
     Returns:
-      One record, read-only arrays by name, for each index.
+      A record, read-only arrays by name, for each index.
 
     Raises:
       ValueError: if a record is damaged and there is no `on_error`.
@@ -281,7 +281,7 @@ class Store:
     try:
       data = reader.read(indices) if indices else []
     except (RuntimeError, IndexError):
-      # One bad record fails them all: find out which.
+      # One bad record fails the whole read: try them one by one.
       data = [None] * len(indices)
     return [
       self._decoded(index, datum, on_error)
@@ -299,7 +299,7 @@ class Store:
           num_records = reader.num_records()
         except RuntimeError as error:
           num_records = error
-        # A file cut short opens, and then has none.
+        # A file that was cut short can be opened, and has no records.
         if num_records != self.lengths.size:
           raise ValueError(
             f'{path} must have {self.lengths.size} records, got {num_records}:'
@@ -309,7 +309,13 @@ class Store:
         self._reader = reader
     return self._reader
 
-  def _decoded(self, index, data, on_error) -> Record | None:
+  def _decoded(
+    self,
+    index: int,
+    data: bytes | None,
+    on_error: Callable[[int, Exception], None] | None,
+  ) -> Record | None:
+    """The record of bytes, which are read by number if they are None."""
     try:
       if data is None:
         data = self._reader.read([index])[0]

@@ -1,10 +1,10 @@
-"""Is a token store what its manifest says?"""
+"""A check that a token store is what its manifest says."""
 
 import collections
 import hashlib
 import os
 
-from moe.data.store import Store, encode_record, file_sha256
+from moe.data.store import Record, Store, encode_record, file_sha256
 from moe.modalities.vocabulary import EOS, UNK, Vocabulary
 
 _RECORDS_AT_ONCE = 1024
@@ -14,9 +14,9 @@ _MAX_PROBLEMS = 20
 def verify(directory: str | os.PathLike) -> list[str]:
   """Checks a store against its manifest and its vocabulary, record by record.
 
-  Files and vocabulary are hashed; every record is read; ids are in range and
-  end in an end mark; the ids of a text are those that the vocabulary gives it;
-  all counts are counted again.
+  Files and vocabulary are hashed, every record is read, and all counts are
+  counted again. Ids must be in range and end in an end mark, and must be those
+  that the vocabulary gives to their text.
 
   Args:
     directory: of the store.
@@ -62,7 +62,7 @@ def _record_problems(store: Store, vocabulary: Vocabulary) -> list[str]:
   problems = []
   totals, content = collections.Counter(), hashlib.sha256()
 
-  def unreadable(index, error):
+  def unreadable(index: int, error: Exception):
     problems.append(f'Record {index} cannot be read: {error}.')
 
   for start in range(0, store.lengths.size, _RECORDS_AT_ONCE):
@@ -87,8 +87,10 @@ def _record_problems(store: Store, vocabulary: Vocabulary) -> list[str]:
   return problems
 
 
-def _record_problem(record, vocabulary, totals) -> str | None:
-  """What is wrong with a record, if anything; adds to the totals."""
+def _record_problem(
+  record: Record, vocabulary: Vocabulary, totals: collections.Counter
+) -> str | None:
+  """What is wrong with a record, or None; its counts are added to `totals`."""
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:
     return 'the last token is no end mark'

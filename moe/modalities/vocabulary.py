@@ -11,20 +11,21 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
+from moe import atomic_files
+
 PAD, EOS, UNK = 0, 1, 2
 
-# Share of the characters that get a piece of their own where there is room; the
-# rest is spelt in bytes, which so are seen in training.
+# Share of the text whose characters get a piece of their own, if there is room.
+# The rest is spelt in bytes, so that training sees the pieces of bytes too.
 _COVERAGE = 0.9995
 _MAX_LINES = 5_000_000
 _MAX_LINE_CHARS = 4_000
 # pad, eos, unk, newline, 256 bytes, and a piece for the space.
 _NUM_FIXED = 3 + 1 + 256 + 1
-# SentencePiece writes a space as this character, so it cannot carry the
-# character itself, which is spelt in bytes here.
+# SentencePiece writes a space as this character, so the character itself must
+# be spelt in bytes.
 _SPACE_MARK = '\u2581'
-# What SentencePiece reserves in training text: boundary, space and unknown
-# marks.
+# Marks that SentencePiece reserves in its training text.
 _RESERVED = '\t\0\u2581\u2585'
 _PROBE = 'a 中  ，\n\n\t\u2581字 '
 
@@ -49,7 +50,7 @@ class Vocabulary:
         pad/eos/unk = 0/1/2 that keeps text intact.
 
     Raises:
-      ValueError: if the file is missing, no such model, or does not keep text.
+      ValueError: if the file is missing, is no such model, or alters text.
     """
     self.path = os.fspath(path)
     if not os.path.isfile(self.path):
@@ -129,9 +130,9 @@ class Vocabulary:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of token ids; end marks and padding are left out.
+    """Text of token ids, without end marks and padding.
 
-    Bytes that are no UTF-8, as a sampled text may end in, become U+FFFD.
+    Bytes that are no UTF-8, such as a sampled text may end in, become U+FFFD.
 
     Args:
       ids: ids in [0, size).
@@ -167,16 +168,16 @@ def train_vocabulary(
 ) -> Vocabulary:
   """Trains a vocabulary that keeps Chinese text intact, and writes its file.
 
-  SentencePiece (Kudo and Richardson, 2018, https://arxiv.org/abs/1808.06226)
-  with identity normalisation, so that full-width punctuation stays; bytes for
-  rare characters; newline and every other space as they are. The most frequent
-  characters get a piece each, up to 99.95% of the text or as many as there is
-  room for; what room is left goes to longer pieces. The same lines give the
-  same file.
+  It is a SentencePiece model (Kudo and Richardson, 2018,
+  https://arxiv.org/abs/1808.06226) with identity normalisation, so that
+  full-width punctuation stays, with bytes for rare characters, and with newline
+  and every other space as they are. The most frequent characters get a piece
+  each, until they cover 99.95% of the text or no room is left. The remaining
+  room goes to longer pieces. The same lines give the same file.
 
   Args:
-    lines: documents; at most 5,000,000 lines of them, drawn evenly, are used.
-    size: number of pieces wanted; the corpus may support fewer, which is
+    lines: documents; at most 5,000,000 of their lines, drawn evenly, are used.
+    size: number of pieces wanted; a small corpus may give fewer, which is
       logged.
     path: where to write; parent directories are made.
     model_type: 'bpe', 'char' or 'unigram'.
@@ -207,13 +208,14 @@ def train_vocabulary(
       ' file.'
     )
   covered = _covered(counts, size - _NUM_FIXED)
-  # SentencePiece cannot go below a coverage of 98%, so the lines are cut at the
-  # characters left out.
+  # SentencePiece takes no coverage below 98%, so the lines are cut at the
+  # characters that are left out.
   cut = {ord(char): '\n' for char in counts if char not in covered}
   parts = (
     part for line in lines for part in line.translate(cut).split('\n') if part
   )
-  # A space that is never seen would get no piece, and no bytes stand for it.
+  # Without a space in the text there would be no piece for it, and bytes cannot
+  # stand for a space.
   parts = itertools.chain([' '], parts)
   model = io.BytesIO()
   sentencepiece.set_random_generator_seed(0)
@@ -236,7 +238,7 @@ def train_vocabulary(
     unk_id=UNK,
     bos_id=-1,
     max_sentence_length=4 * _MAX_LINE_CHARS + 1,
-    num_threads=8,  # A part of the result's definition, not of the machine.
+    num_threads=8,  # The result depends on it, so it is the same everywhere.
     minloglevel=2,
   )
   _write(model.getvalue(), path)
@@ -253,7 +255,7 @@ def train_vocabulary(
 
 
 def _short_lines(documents: Iterable[str]) -> Iterator[str]:
-  """Lines without their ends; SentencePiece counts places in 16 bits."""
+  """Lines without their ends, cut: SentencePiece counts places in 16 bits."""
   for document in documents:
     for line in document.split('\n'):
       for start in range(0, len(line), _MAX_LINE_CHARS):
@@ -286,18 +288,13 @@ def _covered(counts: collections.Counter, room: int) -> set[str]:
   return covered
 
 
-def _write(data: bytes, path: str | os.PathLike):
-  """Writes a file whole or not at all."""
+def _write(model: bytes, path: str | os.PathLike):
+  """Writes a model's file; ValueError if it cannot be written."""
   path = os.path.abspath(path)
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  temporary = f'{path}.{os.getpid()}.tmp'
   try:
-    with open(temporary, 'wb') as f:
-      f.write(data)
-    os.replace(temporary, path)
+    atomic_files.write_file(path, model)
   except OSError as error:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
     raise ValueError(
       f'The vocabulary {path} must be written whole, got {error.strerror}: make'
       ' room, or choose another place.'

@@ -1,9 +1,11 @@
 """Adam's moments in 16 or in 8 bits.
 
-Both are rounded stochastically: a moment changes by a few per cent in a step,
-which is less than the step of these formats, and would stand still otherwise.
+Both are rounded stochastically. A moment changes by a few per cent in a
+training step, which is less than the spacing of these formats: rounded to the
+nearest number, it would stand still.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ from moe.types import Array, PyTree
 DTYPES = ('float32', 'bfloat16', 'int8')
 # Numbers of the last dim that share a scale.
 BLOCK = 128
-# Code 255 of a second moment is 1.0; each 8 codes less are half of that.
+# Code 255 of a second moment is 1.0; 8 codes less are half as much.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
@@ -29,7 +31,7 @@ class MomentState(NamedTuple):
     mu: first moments: bfloat16, or int8 codes.
     nu: second moments: bfloat16, or uint8 codes.
     mu_scale: float32, one for each block of codes; no arrays for bfloat16.
-    nu_scale: the same of second moments.
+    nu_scale: the same for second moments.
   """
 
   count: Array
@@ -74,10 +76,10 @@ def decode_signed(codes: Array, scale: Array) -> Array:
 def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
   """Float32 >= 0 [..., n] to uint8 codes of the same shape and block scales.
 
-  A float of 5 bits of exponent and 3 of mantissa below the largest of a block,
-  so that steps are of 6 to 12 per cent down to 2^-32 of it. What is smaller
-  becomes the smallest code: a second moment of zero would make its update
-  infinite. Zero itself is code 0.
+  A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
+  largest number of its block, so that neighbours differ by 6 to 12 per cent
+  down to 2^-32 of that number. What is smaller becomes the smallest code: a
+  second moment of zero would make its update infinite. Zero itself is code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)
@@ -96,7 +98,12 @@ def decode_positive(codes: Array, scale: Array) -> Array:
   return (_blocks(ratio) * scale[..., None]).reshape(codes.shape)
 
 
-def _stored(x: Array, is_int8: bool, encode, random: Array):
+def _stored(
+  x: Array,
+  is_int8: bool,
+  encode: Callable[[Array, Array], tuple[Array, Array]],
+  random: Array,
+) -> tuple[Array, Array | None]:
   if is_int8:
     return encode(x, random)
   return rounding.to_bfloat16(x, random), None
@@ -107,9 +114,9 @@ def scale_by_adam(
 ) -> optax.GradientTransformation:
   """Adam's direction (Kingma & Ba 2015) from moments stored in few bits.
 
-  The moments are unpacked, moved and used in float32, and packed again. Block
+  The moments are unpacked, updated and used in float32, and packed again. Block
   scales follow Dettmers et al. (2022), https://arxiv.org/abs/2110.02861; we
-  depart in the map of second moments and in rounding stochastically.
+  depart from it in the codes of second moments and in rounding stochastically.
 
   Args:
     b1: decay of the first moment.
@@ -119,7 +126,7 @@ def scale_by_adam(
   """
   is_int8 = moment_dtype == 'int8'
 
-  def init(params):
+  def init(params: PyTree) -> MomentState:
     code = lambda dtype: jax.tree.map(
       lambda p: jnp.zeros(p.shape, dtype), params
     )
@@ -132,7 +139,15 @@ def scale_by_adam(
       zeros = code(jnp.int8), code(jnp.uint8), scale(), scale()
     return MomentState(jnp.zeros((), jnp.int32), *zeros)
 
-  def one(index, count, g, mu, nu, mu_scale, nu_scale):
+  def one(
+    index: int,
+    count: Array,
+    g: Array,
+    mu: Array,
+    nu: Array,
+    mu_scale: Array | None,
+    nu_scale: Array | None,
+  ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """(update, stored moments) of one array."""
     m = decode_signed(mu, mu_scale) if is_int8 else mu.astype(jnp.float32)
     v = decode_positive(nu, nu_scale) if is_int8 else nu.astype(jnp.float32)
@@ -150,7 +165,9 @@ def scale_by_adam(
     v = v / (1.0 - b2**done)
     return m / (jnp.sqrt(v) + eps), mu, nu, mu_scale, nu_scale
 
-  def update(grads, state, params=None):
+  def update(
+    grads: PyTree, state: MomentState, params: PyTree | None = None
+  ) -> tuple[PyTree, MomentState]:
     del params
     leaves, structure = jax.tree.flatten(grads)
     columns = [structure.flatten_up_to(state.mu)]

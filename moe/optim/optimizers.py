@@ -18,8 +18,8 @@ class Optimizer(NamedTuple):
 
   Attributes:
     init: params -> state.
-    update: (grads, state, params) -> (updates, state); computes in float32
-      whatever the dtypes of gradients and parameters.
+    update: (grads, state, params) -> (updates, state); computes in float32 for
+      any dtypes of gradients and parameters.
     storage: formats of parameters and gradients.
   """
 
@@ -51,8 +51,8 @@ def adamw(
     b2: decay of the second one.
     eps: added to the root of the second moment.
     weight_decay: part of a matrix taken off, times the learning rate.
-    moment_dtype: 'float32', 'bfloat16' or 'int8', of the moments of matrices;
-      those of routers, norm scales and biases are float32.
+    moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
+      the moments of routers, norm scales and biases are float32.
 
   Raises:
     ValueError: for another `moment_dtype`.
@@ -72,7 +72,7 @@ def adamw(
       mu_dtype=jnp.float32,
     )
 
-  def labels(params):
+  def labels(params: PyTree) -> PyTree:
     return jax.tree.map(
       lambda name: 'kept' if is_kept(name) else 'stored', names(params)
     )
@@ -102,8 +102,8 @@ def adafactor(
     decay_rate: exponent of the second moments' decay.
     clipping_threshold: largest root-mean-square of one array's update.
     momentum: of the updates; None for none, which takes no memory.
-    weight_decay: part of a matrix taken off each step, whatever the learning
-      rate, unlike AdamW's; None for none.
+    weight_decay: part of a matrix taken off each step; unlike AdamW's, it does
+      not depend on the learning rate. None for none.
   """
   return optax.adafactor(
     schedule,
@@ -123,18 +123,18 @@ def build(
   frozen: Sequence[str] = (),
   storage: Storage = FLOAT32,
 ) -> Optimizer:
-  """Clips the gradient's global norm, updates, and holds frozen parts still.
+  """An optimizer with gradients clipped by their global norm, and frozen parts.
 
   Args:
     optimizer: what turns clipped gradients into updates.
     clip_norm: largest global norm; 0 for no clipping.
-    frozen: regular expressions; parameters whose path 'a/b/c' one of them
-      matches in full are not trained, and have no optimizer state.
+    frozen: regular expressions. A parameter is not trained, and has no
+      optimizer state, if one of them matches its path 'a/b/c' in full.
     storage: formats of parameters and gradients.
 
   Raises:
-    ValueError: for a pattern that is no regular expression and, from `init`,
-      for one that matches no parameter.
+    ValueError: for a pattern that is no regular expression; `init` raises it
+      for a pattern that matches no parameter.
   """
   for pattern in frozen:
     try:
@@ -148,7 +148,7 @@ def build(
   if not frozen:
     return _in_float32(chain, storage)
 
-  def labels(params):
+  def labels(params: PyTree) -> PyTree:
     paths = names(params)
     for pattern in frozen:
       if not any(re.fullmatch(pattern, n) for n in jax.tree.leaves(paths)):
@@ -168,14 +168,16 @@ def build(
 def _in_float32(
   optimizer: optax.GradientTransformation, storage: Storage
 ) -> Optimizer:
-  """The optimizer, shown float32 alone, and traced as optax expects."""
+  """The optimizer, which gets all arrays in float32."""
 
-  # optax mixes dtypes; where promotion is strict, that is an error.
-  def init(params):
+  # optax mixes dtypes, which strict promotion makes an error.
+  def init(params: PyTree) -> optax.OptState:
     with jax.numpy_dtype_promotion('standard'):
       return optimizer.init(to_float32(params))
 
-  def update(grads, state, params):
+  def update(
+    grads: PyTree, state: optax.OptState, params: PyTree
+  ) -> tuple[PyTree, optax.OptState]:
     with jax.numpy_dtype_promotion('standard'):
       return optimizer.update(to_float32(grads), state, to_float32(params))
 

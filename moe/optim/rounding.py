@@ -1,11 +1,11 @@
-"""Stochastic rounding with bits that are a hash of where a number stands.
+"""Stochastic rounding, with bits that are a hash of the place of a number.
 
-Rounding to the nearest loses every update smaller than half a step of the
+Rounding to the nearest loses every update smaller than half the spacing of the
 format; rounding up with the probability of the remainder keeps it on average
 (Gupta et al. 2015, https://arxiv.org/abs/1502.02551). The random bits are a
-function of (seed, step, array, stream, place in the whole array), a few integer
-operations for each number, so XLA computes them inside the update, and how the
-array is divided over devices does not matter.
+function of (seed, step, array, stream, place in the whole array). They take a
+few integer operations for each number, which XLA does inside the update, and
+they do not depend on how the array is divided over devices.
 """
 
 import jax
@@ -18,9 +18,9 @@ PARAMS, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2
 
 
 def _mix(x: Array, word: Array) -> Array:
-  """A bijection of uint32 for each word in which every bit changes the others.
+  """A bijection of uint32 for each word, in which every bit changes the others.
 
-  Constants of the 'lowbias32' hash (Wellons 2018,
+  The constants are those of the 'lowbias32' hash (Wellons 2018,
   https://nullprogram.com/blog/2018/07/31/); `word` is ours.
   """
   x ^= x >> jnp.uint32(16)
@@ -34,28 +34,28 @@ def _mix(x: Array, word: Array) -> Array:
 def bits(
   shape: tuple[int, ...], seed: int, step: Array, index: int, stream: int
 ) -> Array:
-  """Uniform uint32 of an array's shape, each from its own place in it.
+  """Uniform uint32 in the shape of an array, each a hash of its place.
 
   Args:
     shape: of the whole array.
     seed: of the run.
     step: int32 scalar.
-    index: which array it is.
+    index: number of the array.
     stream: what the bits are for, such as `PARAMS`.
   """
   word = _mix(jnp.uint32(seed & 0xFFFFFFFF), step.astype(jnp.uint32))
   word = _mix(word, jnp.uint32(4 * index + stream))
   place = jnp.zeros(shape, jnp.uint32)
   for dim in range(len(shape)):
-    # An odd factor, not the dim's size: an array of more than 2^32 numbers must
-    # not repeat itself.
+    # The factor is odd and not the size of the dim, so that the bits of an
+    # array of more than 2^32 numbers do not repeat.
     place *= jnp.uint32(0x9E3779B1)
     place += jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
   return _mix(place ^ word, _mix(word, jnp.uint32(0x3C6EF372)))
 
 
 def truncate(x: Array, random: Array, dropped: int) -> Array:
-  """Float32 with its last bits dropped, up or down so that the mean stays.
+  """Float32 without its last bits, rounded up or down so that the mean stays.
 
   Args:
     x: float32.
@@ -66,7 +66,7 @@ def truncate(x: Array, random: Array, dropped: int) -> Array:
     float32; infinite and not-a-number values stay as they are.
   """
   pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  # Sign and magnitude are apart in this format: more is further from zero.
+  # This format keeps sign and magnitude apart: adding moves away from zero.
   pattern += random >> jnp.uint32(32 - dropped)
   pattern &= jnp.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
   rounded = jax.lax.bitcast_convert_type(pattern, jnp.float32)
@@ -82,12 +82,11 @@ def add(p: Array, update: Array, seed: int, step: Array, index: int) -> Array:
   """A parameter and its update, added in float32.
 
   Args:
-    p: float32, to which the update is added as it is, or bfloat16, rounded
-      stochastically.
+    p: float32, or bfloat16, whose sum is rounded stochastically.
     update: float32.
     seed: of the run.
     step: int32 scalar, steps done.
-    index: which parameter it is.
+    index: number of the parameter.
 
   Returns:
     The new parameter in the dtype of the old one.

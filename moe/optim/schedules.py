@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import optax
 
+from moe.types import Array
+
 
 def _check(warmup_steps: int, train_steps: int) -> None:
   if not 0 <= warmup_steps <= train_steps:
@@ -13,11 +15,11 @@ def _check(warmup_steps: int, train_steps: int) -> None:
 
 
 def _warm(warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
-  """Linear warm-up; `after` is given the step counted from 0."""
+  """Linear warm-up, multiplied by `after` of the step counted from 0."""
 
-  def schedule(step):
+  def schedule(step: Array) -> Array:
     step = jnp.asarray(step, jnp.float32)
-    # (step + 1): the first update is not wasted on a rate of 0.
+    # step + 1, so that the first update has a rate above 0.
     ramp = jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps))
     return ramp * after(step)
 
@@ -42,11 +44,11 @@ def cosine(
   train_steps: int,
   final_fraction: float = 0.1,
 ) -> optax.Schedule:
-  """Half a cosine from the peak to `final_fraction` of it at the last step."""
+  """Half a cosine, from the peak to `final_fraction` of the peak at the end."""
   _check(warmup_steps, train_steps)
   span = float(max(1, train_steps - warmup_steps))
 
-  def after(step):
+  def after(step: Array) -> Array:
     done = jnp.clip((step - warmup_steps) / span, 0.0, 1.0)
     height = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
     return learning_rate * (final_fraction + (1.0 - final_fraction) * height)
@@ -71,7 +73,7 @@ def wsd(
     raise ValueError(f'decay_fraction={decay_fraction} must lie in (0, 1].')
   span = decay_fraction * train_steps
 
-  def after(step):
+  def after(step: Array) -> Array:
     left = jnp.clip((train_steps - step) / span, 0.0, 1.0)
     return learning_rate * (final_fraction + (1.0 - final_fraction) * left)
 

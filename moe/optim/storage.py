@@ -1,4 +1,4 @@
-"""In which number formats, and where, the arrays of training are kept."""
+"""The number formats of the arrays of training, and where they are kept."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from moe.types import PyTree
+from moe.types import Array, PyTree
 
 DTYPES = ('float32', 'bfloat16')
 _MACROS = {
@@ -14,7 +14,7 @@ _MACROS = {
   'grads': 'GRAD_DTYPE',
   'sums': 'SUM_DTYPE',
 }
-# Few numbers that much depends on: they stay float32 whatever is asked for.
+# These arrays are small and much depends on them: they are always float32.
 _KEPT = re.compile(r'router|(^|/)(scale|bias)$')
 
 
@@ -22,18 +22,18 @@ _KEPT = re.compile(r'router|(^|/)(scale|bias)$')
 class Storage:
   """Formats of the arrays that a training step reads, makes and writes.
 
-  Routers, norm scales and biases are float32 in each of them. The moments'
-  format is the optimizer's own, see `optimizers.adamw`.
+  Routers, norm scales and biases are float32 in each of them. The optimizer
+  chooses the format of its moments, see `optimizers.adamw`.
 
   Attributes:
-    params: of parameters: 'float32', or 'bfloat16' with stochastic rounding of
-      each update.
-    grads: of gradients, from the backward pass through their reductions:
+    params: format of the parameters: 'float32', or 'bfloat16', where each
+      update is rounded stochastically.
+    grads: format of the gradients in the backward pass and in its reductions:
       'float32' or 'bfloat16'. The model reads parameters in this format.
-    sums: in which gradients of microbatches are added: 'float32' or
+    sums: format in which the gradients of microbatches are added: 'float32' or
       'bfloat16'.
     optimizer_on_host: whether the optimizer's state waits in the memory of the
-      host; TPUs and GPUs only.
+      host; for TPUs and GPUs only.
   """
 
   params: str = 'float32'
@@ -53,21 +53,21 @@ FLOAT32 = Storage()
 
 
 def names(tree: PyTree) -> PyTree:
-  """A tree like `tree` of each leaf's path, 'a/b/c'."""
+  """A tree like `tree` whose leaves are their paths, 'a/b/c'."""
 
-  def name(path, _):
+  def name(path: tuple, _: Array) -> str:
     return '/'.join(str(getattr(k, 'key', k)) for k in path)
 
   return jax.tree_util.tree_map_with_path(name, tree)
 
 
 def is_kept(name: str) -> bool:
-  """Whether the array of this path is float32 always."""
+  """Whether the array of this path is always float32."""
   return bool(_KEPT.search(name))
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-  """A tree like the parameters in another format, but for what is kept."""
+  """A tree like the parameters in another format, but for what `is_kept`."""
   return jax.tree.map(
     lambda name, a: a.astype(jnp.float32 if is_kept(name) else dtype),
     names(tree),
@@ -76,5 +76,5 @@ def cast(tree: PyTree, dtype: str) -> PyTree:
 
 
 def to_float32(tree: PyTree) -> PyTree:
-  """A tree all in float32, as optimizers compute."""
+  """A tree whose arrays are all float32, as optimizers compute."""
   return jax.tree.map(lambda a: a.astype(jnp.float32), tree)

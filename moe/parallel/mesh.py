@@ -14,20 +14,20 @@ FSDP = 'fsdp'
 EXPERT = 'expert'
 CONTEXT = 'context'
 MODEL = 'model'
-# From the slowest links to the fastest: the last axes join nearest neighbours.
+# In the order of their links, slowest first: the last axes join neighbours.
 AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """Devices per mesh axis; all axes exist, unused ones have one device.
+  """Devices per mesh axis; all axes exist, and unused ones have one device.
 
   Attributes:
-    data: replicas of the parameters; -1 takes all devices that are left.
-    fsdp: parts of the parameters, gathered before use.
-    expert: parts of the experts.
-    context: parts of the sequence.
-    model: parts of heads and feed-forward width.
+    data: number of replicas of the parameters; -1 takes all devices left.
+    fsdp: number of parts of the parameters, which are gathered before use.
+    expert: number of parts of the experts.
+    context: number of parts of the sequence.
+    model: number of parts of heads and feed-forward width.
   """
 
   data: int = -1
@@ -59,7 +59,15 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
-  """A mesh over `devices` (default: all), laid out along their links."""
+  """A mesh whose axes follow the links of its devices.
+
+  Args:
+    shape: devices per axis.
+    devices: by default all.
+
+  Raises:
+    ValueError: if the axes do not multiply to the number of devices.
+  """
   devices = jax.devices() if devices is None else list(devices)
   sizes = shape.sizes(len(devices))
   # An axis of 512 on a torus of 8x16x16 takes a quarter of its first ring.

@@ -6,7 +6,7 @@ import jax
 
 
 def initialize() -> None:
-  """Joins the other processes, where there are any; call it first, and once.
+  """Joins the other processes, if there are any; call it first, and once.
 
   TPU pods, SLURM and GKE are recognised by JAX. Elsewhere set NUM_PROCESSES,
   PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0).

@@ -12,8 +12,8 @@ Table = dict[str, MeshAxes]
 BATCH_AXES = (DATA, FSDP, EXPERT)
 
 TABLES: dict[str, Table] = {
-  # Experts over 'expert', width and heads over 'model', the rest of a parameter
-  # over 'fsdp'. Outside MoE layers the expert axis divides the batch.
+  # 'expert' divides the experts, 'model' widths and heads, 'fsdp' the rest of a
+  # parameter. Outside MoE layers the expert axis divides the batch.
   'standard': {
     axes.BATCH: BATCH_AXES,
     axes.LENGTH: (CONTEXT,),
@@ -27,9 +27,9 @@ TABLES: dict[str, Table] = {
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
   },
-  # As above, but all other parameters are divided over the expert axis too: for
-  # models whose attention and embeddings do not fit beside their experts. Of an
-  # expert's own arrays the expert dim takes that axis, and 'fsdp' the width.
+  # As above, but the expert axis divides all other parameters too: for models
+  # whose attention and embeddings do not fit beside their experts. In an array
+  # of experts the expert dim takes that axis, and 'fsdp' divides the width.
   'fsdp_over_expert': {
     axes.BATCH: BATCH_AXES,
     axes.LENGTH: (CONTEXT,),
@@ -50,7 +50,7 @@ def table(name: str) -> Table:
   """A table by name.
 
   Raises:
-    ValueError: if there is none of that name.
+    ValueError: if no table has that name.
   """
   if name not in TABLES:
     raise ValueError(
@@ -66,7 +66,7 @@ def activation_rules(
   """The table in the form that flax reads for activations.
 
   Activations keep their width whole: 'embed' and 'latent' divide parameters
-  alone.
+  only.
   """
   return tuple(
     (name, mesh_axes or None)

@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 from moe import axes
 from moe.parallel.mesh import DATA
 from moe.parallel.rules import BATCH_AXES, Table
-from moe.types import Batch, PyTree
+from moe.types import Array, Batch, PyTree
+
+Shaped = Array | jax.ShapeDtypeStruct
 
 
 def path_name(path: tuple) -> str:
@@ -37,7 +39,7 @@ def param_spec(
   entries, taken = [], set()
   for dim, logical_axis in zip(shape, logical, strict=True):
     mesh_axes = rules[logical_axis] if logical_axis else ()
-    # One array cannot use a mesh axis twice: the first dim that names it wins.
+    # An array cannot use a mesh axis twice: the first dim that names it has it.
     mesh_axes = tuple(
       a for a in mesh_axes if mesh.shape[a] > 1 and a not in taken
     )
@@ -58,7 +60,7 @@ def param_shardings(
 ) -> PyTree:
   """A NamedSharding for every parameter."""
 
-  def one(path, leaf, logical):
+  def one(path: tuple, leaf: Shaped, logical: tuple) -> NamedSharding:
     spec = param_spec(path_name(path), leaf.shape, logical, rules, mesh)
     return NamedSharding(mesh, spec)
 
@@ -88,11 +90,12 @@ def optimizer_shardings(
 ) -> PyTree:
   """Shardings of optimizer state, divided over the data axis as well.
 
-  A state array belongs to the parameter whose path ends its own. It is divided
-  as the parameter is where it has the same shape; a factored one, which lacks a
-  dim, over the remaining dims; scales of blocks of the last dim as that dim, if
-  every device has whole blocks. Then the data axis divides the first dim it can
-  (ZeRO stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
+  A state array belongs to the parameter whose path is the end of its own path.
+  An array in the shape of the parameter is divided like the parameter. A
+  factored array, which lacks a dim, is divided over the remaining dims. Scales
+  of blocks of the last dim are divided like that dim, if every device has whole
+  blocks. Then the data axis divides the first dim that it can (ZeRO stage 1,
+  Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
   """
   flat = jax.tree_util.tree_flatten_with_path(param_shapes)[0]
   specs = {
@@ -100,7 +103,7 @@ def optimizer_shardings(
     for (path, leaf), s in zip(flat, jax.tree.leaves(shardings), strict=True)
   }
 
-  def one(owner, leaf):
+  def one(owner: str | None, leaf: Shaped) -> NamedSharding:
     spec = P()
     if owner is not None:
       shape, spec = specs[owner]
@@ -121,8 +124,8 @@ def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
     names: paths of the parameters, 'a/b/c'.
 
   Returns:
-    For each leaf of the state the longest of the names that ends its own path,
-    None where there is none.
+    For each leaf of the state the longest of the names with which its path
+    ends; None if there is none.
   """
   by_length = sorted(names, key=len, reverse=True)
   return [
@@ -141,10 +144,14 @@ def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
 def _spec_of_part(
   part: tuple[int, ...], whole: tuple[int, ...], spec: P, mesh: Mesh
 ) -> P:
-  """The spec of an array made from `whole`, which has the spec given.
+  """The spec of an array that is made from another.
 
-  It has the same shape, or lacks at most one dim, or has a last dim that counts
-  the blocks of the whole one's.
+  Args:
+    part: shape of the array: that of the other, or without one of its dims, or
+      with a last dim that counts the blocks of the other's last dim.
+    whole: shape of the other array.
+    spec: of the other array.
+    mesh: of the devices.
   """
   entries = _entries(spec, len(whole))
   if part == whole:
@@ -159,7 +166,7 @@ def _spec_of_part(
 
 
 def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
-  """The same shardings in the memory of the host, but for single numbers.
+  """The same shardings in the memory of the host; scalars stay on the device.
 
   Raises:
     ValueError: if the devices have no memory apart from the host's.
@@ -188,7 +195,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def device_bytes(leaf, sharding: NamedSharding) -> int:
+def device_bytes(leaf: Shaped, sharding: NamedSharding) -> int:
   """Bytes of an array on one device."""
   shape = sharding.shard_shape(leaf.shape)
   return int(np.prod(shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize

@@ -1,10 +1,10 @@
-"""What people see of a run: a live line on a terminal, else lines of text."""
+"""What people see of a run: a live line on a terminal, or lines of text."""
 
 import sys
 import time
 from typing import Any, TextIO
 
-# A line of text this often, where nobody sits at a terminal.
+# Seconds between lines of text where nobody sits at a terminal.
 _SECONDS_PER_LINE = 10.0
 _SECONDS_PER_REFRESH = 0.2
 
@@ -26,13 +26,13 @@ class Lines:
     self._waiting = None
 
   def show(self, text: str) -> None:
-    """Offers the state of the run; it is seen if the last one is long ago."""
+    """Takes the state of the run; shows it if the last line is old enough."""
     self._waiting = text
     if time.monotonic() - self._shown_at >= self.seconds_apart:
       self._draw()
 
   def note(self, text: str) -> None:
-    """Prints a line that must be seen."""
+    """Prints a line in any case."""
     print(text, file=self._stream, flush=True)
 
   def close(self) -> None:
@@ -50,13 +50,13 @@ class Lines:
 
 
 class LiveLine(Lines):
-  """One line that is drawn anew, with notes above it."""
+  """One line that is drawn again and again, with notes above it."""
 
   seconds_apart = _SECONDS_PER_REFRESH
 
   def __init__(self, stream: TextIO):
     super().__init__(stream)
-    # Slow to import, and of no use where there is no terminal.
+    # rich is slow to import and of no use without a terminal.
     import rich.console
     import rich.live
 
@@ -81,10 +81,10 @@ class LiveLine(Lines):
 
 
 def status(record: dict[str, Any], total_steps: int) -> str:
-  """One line on a step, what matters most first, what is unknown left out.
+  """One line on a step: what matters most first, without what is unknown.
 
   Args:
-    record: as in log.jsonl.
+    record: of the step, as in log.jsonl.
     total_steps: of the run.
   """
   timing = record.get('time', {})

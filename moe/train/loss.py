@@ -11,16 +11,19 @@ from moe.parallel.mesh import CONTEXT
 from moe.parallel.rules import BATCH_AXES
 from moe.types import Array
 
+# Hidden states, targets and weights of a chunk.
+Chunk = tuple[Array, Array, Array]
+
 
 def token_nats(logits: Array, targets: Array) -> tuple[Array, Array]:
-  """Negative log-likelihood and log-partition of each target, in float32.
+  """Negative log-likelihood and log-partition function of each target.
 
   Args:
     logits: float32 [..., V].
     targets: int32 [...].
 
   Returns:
-    (nats, log_z), each [...].
+    (nats, log_z), each float32 [...].
   """
   log_z = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -34,17 +37,17 @@ def cross_entropy(
   weights_BT: Array,
   num_chunks: int = 1,
 ) -> tuple[Array, Array]:
-  """Weighted sums over all tokens of nats and of squared log-partition.
+  """Weighted sums over all tokens: of nats, and of squared log-partitions.
 
-  With more than one chunk, the logits of a chunk are recomputed in the backward
-  pass: [B, T / num_chunks, V] is the most that exists at a time.
+  With more than one chunk, the backward pass recomputes the logits of a chunk:
+  [B, T / num_chunks, V] is the most that exists at a time.
 
-  On a mesh each device goes through the chunks of its own tokens, and what all
-  of them share, the head and its gradient, is gathered and summed once, not in
-  each chunk. What the 'model' axis divides is left to XLA.
+  On a mesh each device goes through the chunks of its own tokens. The head and
+  its gradient, which all devices share, are gathered and summed once, not in
+  each chunk. XLA divides the work over the 'model' axis.
 
   Args:
-    head_fn: hidden states [..., D] to float32 logits [..., V].
+    head_fn: makes float32 logits [..., V] of hidden states [..., D].
     hidden_BTD: hidden states.
     targets_BT: int32.
     weights_BT: float32.
@@ -54,8 +57,8 @@ def cross_entropy(
     (nats, squared log-partition), float32 scalars.
 
   Raises:
-    ValueError: if the chunks do not divide the tokens of a sequence that a
-      device has.
+    ValueError: if a device's tokens of a sequence do not divide into the
+      chunks.
   """
   if num_chunks == 1:
     return _sums(head_fn, hidden_BTD, targets_BT, weights_BT)
@@ -68,38 +71,43 @@ def cross_entropy(
     )
   b, t = B // parts[0], T // (parts[1] * num_chunks)
 
-  def split(a_BT):
+  def split(a_BT: Array) -> Array:
     """[B, T, ...] to [chunks, *parts, rows, tokens, ...]."""
     rest = a_BT.shape[2:]
     a = a_BT.reshape(parts[0], b, parts[1], num_chunks, t, *rest)
     return a.transpose(3, 0, 2, 1, 4, *range(5, a.ndim))
 
   chunks = tuple(split(a) for a in (hidden_BTD, targets_BT, weights_BT))
-  # The arrays of the head become arguments, one copy for each part of the
-  # tokens: their gradients are then added up in each part, over its chunks, and
-  # only then over the parts.
+  # The arrays of the head become arguments, with a copy for each part of the
+  # tokens. Their gradients are then summed over the chunks of each part first,
+  # and over the parts once.
   head_fn, arrays = jax.closure_convert(head_fn, chunks[0][0, 0, 0])
   arrays = [_copies(a, parts, spec) for a in arrays]
   head = jax.vmap(jax.vmap(head_fn))
 
   @jax.checkpoint
-  def sums(chunk, arrays):
+  def sums(chunk: Chunk, arrays: list[Array]) -> tuple[Array, Array]:
     return _sums(lambda hidden: head(hidden, *arrays), *chunk)
 
-  def add(carry, chunk):
+  def add(carry: tuple[Array, Array], chunk: Chunk):
     return jax.tree.map(jnp.add, carry, sums(chunk, arrays)), None
 
   zero = jnp.zeros((), jnp.float32)
   return jax.lax.scan(add, (zero, zero), chunks)[0]
 
 
-def _sums(head_fn, hidden, targets, weights) -> tuple[Array, Array]:
+def _sums(
+  head_fn: Callable[[Array], Array],
+  hidden: Array,
+  targets: Array,
+  weights: Array,
+) -> tuple[Array, Array]:
   nats, log_z = token_nats(head_fn(hidden), targets)
   return jnp.sum(nats * weights), jnp.sum(jnp.square(log_z) * weights)
 
 
 def _parts(batch_size: int) -> tuple[tuple[int, int], P | None]:
-  """Into how many parts the mesh divides (rows, tokens), and by which axes."""
+  """How many parts the mesh makes of (rows, tokens), and by which axes."""
   sizes = jax.sharding.get_abstract_mesh().shape
   used = lambda names: tuple(a for a in names if sizes.get(a, 1) > 1)
   rows, columns = used(BATCH_AXES), used((CONTEXT,))
@@ -110,7 +118,7 @@ def _parts(batch_size: int) -> tuple[tuple[int, int], P | None]:
 
 
 def _copies(a: Array, parts: tuple[int, int], spec: P | None) -> Array:
-  """[*parts, ...]: an array once for each part, on the devices of that part."""
+  """[*parts, ...]: a copy for each part, on the devices of that part."""
   copies = jnp.broadcast_to(a, (*parts, *a.shape))
   if spec is None:
     return copies

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-# Names of what sparse layers return, and what the record calls it.
+from moe.types import Pair
+
+# A metric of sparse layers -> its name in the record.
 RENAMED = {
   'dropped': 'dropped_fraction',
   'dropped_receiver': 'dropped_receiver_fraction',
@@ -21,17 +23,17 @@ def summarize(
 
   Args:
     metrics: name -> (sum, weight), arrays on device or host.
-    chars_per_token: of the training data, for bits per character.
+    chars_per_token: of the training data; with it the record has bits per
+      character.
 
   Returns:
-    JSON-ready: scalars by name, and 'layers' with lists by sparse layer, where
-    there are such: load [L][E] as shares of the rows; max_over_mean and
-    variation (standard deviation over mean) of the load; and each metric that
-    is one number a layer, such as entropy and confidence. dropped_fraction
-    counts drops wherever they happen, dropped_receiver_fraction those at the
-    receiver alone, both as shares of the valid rows; padding_fraction is a
-    share of the tokens; bytes_exchanged is of one forward pass of one
-    microbatch.
+    A record ready for JSON: scalars by name and, for a sparse model, 'layers'
+    with lists by sparse layer. These are load [L][E] as shares of the rows,
+    max_over_mean and variation (standard deviation over mean) of the load, and
+    each metric that is one number a layer, such as entropy and confidence.
+    dropped_fraction counts all drops and dropped_receiver_fraction those at the
+    receiver, both as shares of the valid rows. padding_fraction is a share of
+    the tokens. bytes_exchanged belongs to one forward pass of one microbatch.
   """
   metrics = jax.device_get(metrics)
   record = {
@@ -63,7 +65,7 @@ def summarize(
   return record
 
 
-def _mean(pair) -> np.ndarray:
+def _mean(pair: Pair) -> np.ndarray:
   return np.asarray(pair[0] / np.maximum(pair[1], 1e-9), np.float64)
 
 
@@ -72,13 +74,13 @@ def _rounded(a: np.ndarray) -> list:
 
 
 class Mean:
-  """Adds pairs over batches on the host, in float64."""
+  """Sums of the pairs of many batches, in float64 on the host."""
 
   def __init__(self):
     self._sums = {}
 
   def add(self, metrics: dict[str, Any]) -> None:
-    """Adds one batch's pairs."""
+    """Adds the pairs of one batch."""
     for name, pair in jax.device_get(metrics).items():
       pair = tuple(np.asarray(a, np.float64) for a in pair)
       old = self._sums.get(name)

@@ -1,4 +1,4 @@
-"""The jitted programs of a run and where their arrays live, before it runs."""
+"""The jitted programs of a run, and where their arrays live."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,19 +13,20 @@ from moe.optim.optimizers import Optimizer
 from moe.parallel import rules, shardings
 from moe.train import state
 from moe.train.step import check_batch, make_eval_step, make_train_step
-from moe.types import Batch, PyTree
+from moe.types import Batch, Pair, PyTree
 
 
 class Program(NamedTuple):
   """What the training loop calls.
 
   Attributes:
-    mesh: the mesh all of it is for.
+    mesh: where all of it runs.
     abstract: TrainState of shapes with shardings.
     logical_axes: logical axis names of each parameter.
     batch_shardings: of the batch.
-    init: jitted, () -> TrainState, born sharded.
-    train_step: jitted, (TrainState, Batch) -> (TrainState, metrics); donates.
+    init: jitted, () -> TrainState, sharded from the start.
+    train_step: jitted, (TrainState, Batch) -> (TrainState, metrics); donates
+      the state.
     eval_step: jitted, (TrainState, Batch) -> metrics.
   """
 
@@ -38,7 +39,7 @@ class Program(NamedTuple):
   eval_step: Callable
 
   def put(self, batch: Batch) -> Batch:
-    """A host's batch of numpy arrays on the devices."""
+    """Puts a host's batch of numpy arrays on the devices."""
     return jax.tree.map(
       lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]),
       batch,
@@ -62,14 +63,15 @@ def place(
   mesh: Mesh,
   optimizer_on_host: bool,
 ) -> state.TrainState:
-  """Shapes of a training state with the shardings that it has on a mesh.
+  """Shapes of a training state with its shardings on a mesh.
 
   Args:
     abstract: TrainState of shapes.
     logical_axes: of each parameter.
     table: rule table of the layout.
     mesh: of the devices.
-    optimizer_on_host: whether the optimizer's state waits there.
+    optimizer_on_host: whether the optimizer's state waits in the memory of the
+      host.
   """
   params = shardings.param_shardings(abstract.params, logical_axes, table, mesh)
   replicated = shardings.replicated(mesh)
@@ -101,7 +103,7 @@ def make_program(
   seed: int,
   num_microbatches: int = 1,
 ) -> Program:
-  """Builds a run's programs by shapes alone; nothing is compiled yet.
+  """Builds the programs of a run from shapes alone; nothing is compiled yet.
 
   Args:
     objective: what is trained.
@@ -114,7 +116,7 @@ def make_program(
     num_microbatches: parts of a batch.
 
   Raises:
-    ValueError: for sizes that do not divide, by the first that is found.
+    ValueError: for sizes that do not divide; it names the first one found.
   """
   layout = rules.layout(table, mesh)
   check_batch(
@@ -138,11 +140,11 @@ def make_program(
       objective, optimizer, schedule, seed, num_microbatches
     )
     eval_step = make_eval_step(objective)
-    # Every error of sizes comes up here, by tracing, before any compilation.
+    # Tracing finds every error of sizes here, before any compilation.
     jax.eval_shape(train_step, abstract, shapes)
     jax.eval_shape(eval_step, abstract, shapes)
 
-    def jitted(function, **options):
+    def jitted(function: Callable, **options: PyTree) -> Callable:
       compiled = jax.jit(function, **options)
       return lambda *args: _under(mesh, compiled, *args)
 
@@ -161,15 +163,30 @@ def make_program(
     )
 
 
-def _under(mesh: Mesh, function: Callable, *args):
+def _under(mesh: Mesh, function: Callable, *args: PyTree) -> PyTree:
+  """Calls a function with the mesh set."""
   with jax.set_mesh(mesh):
     return function(*args)
 
 
 class _Step:
-  """The train step, compiled ahead of its first call."""
+  """The train step, which can be compiled ahead of its first call."""
 
-  def __init__(self, train_step, placed, batch, mesh):
+  def __init__(
+    self,
+    train_step: Callable,
+    placed: state.TrainState,
+    batch: Batch,
+    mesh: Mesh,
+  ):
+    """Jits the step.
+
+    Args:
+      train_step: (TrainState, Batch) -> (TrainState, metrics).
+      placed: shardings of the state.
+      batch: shardings of the batch.
+      mesh: of the devices.
+    """
     self._mesh = mesh
     self._compiled = None
     self._jitted = jax.jit(
@@ -179,20 +196,24 @@ class _Step:
       donate_argnums=0,
     )
 
-  def lower(self, abstract, shapes):
+  def lower(
+    self, abstract: state.TrainState, shapes: Batch
+  ) -> jax.stages.Lowered:
     """The program of one step, for `compile` or for planning."""
     with jax.set_mesh(self._mesh):
       return self._jitted.lower(abstract, shapes)
 
-  def compile(self, abstract, shapes) -> None:
+  def compile(self, abstract: state.TrainState, shapes: Batch) -> None:
     """Compiles now, so that the first step takes as long as the others."""
     self._compiled = self.lower(abstract, shapes).compile()
 
   def use(self, compiled: Callable) -> None:
-    """Runs a program that was compiled before, elsewhere."""
+    """Takes a program that was compiled elsewhere."""
     self._compiled = compiled
 
-  def __call__(self, ts, batch):
+  def __call__(
+    self, ts: state.TrainState, batch: Batch
+  ) -> tuple[state.TrainState, dict[str, Pair]]:
     return _under(self._mesh, self._compiled or self._jitted, ts, batch)
 
 

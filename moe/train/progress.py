@@ -1,11 +1,11 @@
 """What a run tells: its logs, TensorBoard, one line for people.
 
-log.jsonl has a record of each step, eval.jsonl of each evaluation,
-quarantine.jsonl of each record of the data that could not be read.
+log.jsonl has a record of each step, eval.jsonl one of each evaluation, and
+quarantine.jsonl one of each record of the data that could not be read.
 
-A record of log.jsonl holds what the step computed, and under `time` what the
-clock said. Without `time` the log of a run that was killed and resumed is equal
-to the log of an unbroken one: on resuming, what follows the restored step goes.
+A record of log.jsonl holds what the step computed and, under `time`, what the
+clock said. But for `time`, a run that was killed and resumed has the log of an
+unbroken run: resuming removes the records after the restored step.
 """
 
 import collections
@@ -22,20 +22,22 @@ from moe.train import record_log
 from moe.train.display import make_display, status
 from moe.train.watch import Watch
 
-# Numbers of `layers` a record holds on average; n times as many come every n
-# steps, so that the log of a big model stays readable.
+# Numbers of `layers` that a record holds on average. A model with n times as
+# many writes them every n steps, so that its log stays readable.
 _MAX_VALUES = 2048
 _FLUSH_SECONDS = 30
 
-_SPEED_WINDOW = 50  # Steps that the time left is reckoned from.
+_SPEED_WINDOW = 50  # The time left is reckoned from so many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-_IMAGE_SECONDS = 60.0  # Drawing takes longer than many a step.
+_IMAGE_SECONDS = (
+  60.0  # Between images: drawing one can take longer than a step.
+)
 
 
 class Progress:
   """Writes down every step and shows how the run is going.
 
-  Made and called by every process; only the first one writes.
+  Every process makes and calls one; only that of the first process writes.
 
   Attributes:
     workdir: directory of the run, on a disk or mounted.
@@ -51,15 +53,15 @@ class Progress:
     drop_warning: float = 0.1,
     stream: TextIO | None = None,
   ):
-    """Opens the logs of a run, cut off after the step it resumes from.
+    """Opens the logs of a run and cuts them off after the restored step.
 
     Args:
-      workdir: directory of the run; made if need be.
+      workdir: directory of the run; made if it is missing.
       total_steps: the last step.
       resume_step: the restored step, 0 for a new run.
-      token_seconds: what a token would take at the published peak of all
-        chips, by the model's FLOPs; None where the peak is not known.
-      drop_warning: share of dropped tokens that people are warned of.
+      token_seconds: seconds that the model FLOPs of a token take at the
+        published peak of all chips; None if the peak is not known.
+      drop_warning: share of dropped tokens above which people are warned.
       stream: where people look, by default sys.stderr.
     """
     self.workdir = os.fspath(workdir)
@@ -101,10 +103,10 @@ class Progress:
 
     Args:
       step: number of the step, counted from 1.
-      metrics: scalars, among them `tokens`, those of the step without padding;
-        and `layers` with lists by sparse layer, among them `load` [L][E],
-        shares of the rows.
-      seconds: what it took.
+      metrics: scalars, one of which is `tokens`, the tokens of the step without
+        padding. A sparse model also has `layers`, lists by sparse layer, one of
+        which is `load` [L][E], shares of the rows.
+      seconds: that the step took.
     """
     if self._log is None:
       return
@@ -139,7 +141,7 @@ class Progress:
       self.note(f'warning: {warning}')
 
   def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-    """Records the results of an evaluation by task."""
+    """Records the results of an evaluation, by task."""
     if self._evals is None:
       return
     self._evals.append({'step': step, 'eval': results})
@@ -151,11 +153,11 @@ class Progress:
         self.note(f'step {step:,}: {task} {bits:.4f} bits/char held out')
 
   def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
-    """Tells of records that could not be read, of each one once in a run.
+    """Tells once in a run of each record that could not be read.
 
     Args:
       step: the step that found the newest of them, counted from 1.
-      entries: all so far, {'file', 'record', 'error'}.
+      entries: all entries so far, {'file', 'record', 'error'}.
     """
     if self._bad is None:
       return
@@ -170,7 +172,7 @@ class Progress:
       )
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether a step was evaluated; the same on every process."""
+    """Whether a step was evaluated; every process gets the same answer."""
     known = self._evals is not None and step in self._evals.steps
     if jax.process_count() > 1:
       known = bool(multihost_utils.broadcast_one_to_all(np.array(known)))
@@ -182,7 +184,7 @@ class Progress:
       self._display.note(text)
 
   def close(self) -> None:
-    """Writes out what is left and frees the terminal."""
+    """Writes what is left and frees the terminal."""
     logs = self._log, self._evals, self._bad
     for part in (*logs, self._board, self._display):
       if part is not None:
@@ -204,7 +206,7 @@ def _place(entry: dict[str, Any]) -> tuple[str, int]:
 
 
 class _Board:
-  """TensorBoard event files, opened with the first record."""
+  """TensorBoard event files, which the first record opens."""
 
   def __init__(self, path: str):
     self._path = path
@@ -215,8 +217,8 @@ class _Board:
     """Writes again what a killed run may not have flushed, and hides the rest.
 
     Args:
-      records: of all steps before those to come.
-      evals: likewise of the evaluations.
+      records: of all steps so far.
+      evals: of all evaluations so far.
     """
     if not records:
       return
@@ -231,7 +233,7 @@ class _Board:
 
   def _open(self):
     if self._writer is None:
-      # Takes a while to import, in which the first step can run.
+      # The import takes a while, in which the first step can run.
       import tensorboardX
 
       self._writer = tensorboardX.SummaryWriter(
@@ -240,7 +242,7 @@ class _Board:
     return self._writer
 
   def step(self, record: dict[str, Any]) -> None:
-    """Scalars of a training step, and now and then those of each layer."""
+    """Writes the scalars of a step, and now and then those of each layer."""
     for group, values in (('train', record), ('time', record['time'])):
       self._scalars(group, record['step'], values)
     if record['step'] % _LAYER_PERIOD:
@@ -251,17 +253,17 @@ class _Board:
         self._scalars(f'router_{name}', record['step'], numbers)
 
   def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-    """Scalars of an evaluation."""
+    """Writes the scalars of an evaluation."""
     for task, scores in results.items():
       self._scalars(f'eval/{task}', step, scores)
 
   def load_image(self, step: int, load_LE: np.ndarray) -> None:
-    """The load of every expert of every layer as a heat map."""
+    """Draws the load of every expert of every layer as a heat map."""
     pixels = _heat_map(load_LE * load_LE.shape[1])
     self._open().add_image('expert_load', pixels, step, dataformats='HWC')
 
   def close(self) -> None:
-    """Writes out what is waiting."""
+    """Writes what is waiting."""
     if self._writer is not None:
       self._writer.close()
 
@@ -272,8 +274,8 @@ class _Board:
 
 
 def _heat_map(load_LE: np.ndarray) -> np.ndarray:
-  """Pixels [height, width, 3] of loads, 1 being an even share."""
-  # Slow to import and rarely used.
+  """Pixels [height, width, 3] of loads, in which 1 is an even share."""
+  # matplotlib is slow to import and rarely used.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

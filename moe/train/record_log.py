@@ -1,8 +1,8 @@
 """A file of JSON objects, one a line, in ascending order of their `step`.
 
-Nothing a kill can do leaves it unreadable: a line goes out in one write, and
-what a killed run has left beyond its last checkpoint, half a line included, is
-cut off before the run goes on.
+A kill never leaves it unreadable: a line goes out in one write. What a killed
+run wrote after its last checkpoint, half a line included, is cut off before the
+run goes on.
 """
 
 import json
@@ -10,9 +10,11 @@ import math
 import os
 from typing import Any
 
+from moe.atomic_files import write_file, write_json  # noqa: F401
+
 
 class RecordLog:
-  """Appends records to a file.
+  """An open log to which records are appended.
 
   Attributes:
     last: the newest record in the file, None if it is empty.
@@ -33,7 +35,7 @@ class RecordLog:
     line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
     content = line.encode() + b'\n'
     try:
-      while content:  # A disk that is nearly full takes a part of it.
+      while content:  # A disk that is nearly full takes only a part.
         content = content[os.write(self._file, content) :]
     except OSError as error:
       raise ValueError(
@@ -50,7 +52,7 @@ class RecordLog:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """Every whole record of a log, none if there is no such file."""
+  """Every whole record of a log; no record if there is no such file."""
   return _scan(path, math.inf)[0]
 
 
@@ -86,16 +88,3 @@ def _finite(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-def write_file(path: str, content: str | bytes) -> None:
-  """Writes a whole file or nothing."""
-  content = content.encode() if isinstance(content, str) else content
-  with open(path + '.tmp', 'wb') as f:
-    f.write(content)
-  os.replace(path + '.tmp', path)
-
-
-def write_json(path: str, content: Any) -> None:
-  """Writes a whole JSON file or nothing."""
-  write_file(path, json.dumps(content, ensure_ascii=False, indent=2))

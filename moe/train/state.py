@@ -12,13 +12,13 @@ from moe.types import Array, PyTree
 
 
 class TrainState(NamedTuple):
-  """Everything a step reads and writes; what a checkpoint holds.
+  """Everything that a step reads and writes, and that a checkpoint holds.
 
   Attributes:
     step: int32 scalar, steps done.
-    params: trained.
-    opt_state: the optimizer's.
-    state: carried, not trained (router bias, averages).
+    params: what is trained.
+    opt_state: state of the optimizer.
+    state: what is carried but not trained (router bias, averages).
   """
 
   step: Array
@@ -28,7 +28,7 @@ class TrainState(NamedTuple):
 
 
 def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:
-  """The state before the first step, in the optimizer's number formats."""
+  """The state before the first step, in the formats of `optimizer.storage`."""
   step = jnp.zeros((), jnp.int32)
   opt_state = optimizer.init(params)
   params = storage.cast(params, optimizer.storage.params)

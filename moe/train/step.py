@@ -12,7 +12,7 @@ from moe.optim import rounding, storage
 from moe.optim.optimizers import Optimizer
 from moe.parallel import shardings
 from moe.train.state import TrainState
-from moe.types import Array, Batch, Pair
+from moe.types import Array, Batch, Pair, PyTree
 
 
 def check_batch(
@@ -30,18 +30,18 @@ def check_batch(
 def split_microbatches(
   batch: Batch, num_microbatches: int, rows_together: int = 1
 ) -> Batch:
-  """[B, T] arrays to [num_microbatches, B / num_microbatches, T].
+  """Splits [B, T] arrays into [num_microbatches, B / num_microbatches, T].
 
   Microbatch i holds every num_microbatches-th block of rows from block i on.
-  What it holds, and with it noise and the global scope of balance, does not
-  depend on the number of devices; yet all devices have rows in it, their own,
-  so that nothing travels.
+  Its content does not depend on the number of devices, and so neither do noise
+  and the global scope of balance. Yet every device has rows of its own in each
+  microbatch, so that no row moves between devices.
 
   Args:
     batch: the whole.
     num_microbatches: how many.
-    rows_together: rows of a block, which stay neighbours: those of a routing
-      group that spans several.
+    rows_together: rows of a block, which stay neighbours: the rows that a
+      routing group spans.
 
   Raises:
     ValueError: if the batch does not divide.
@@ -54,19 +54,25 @@ def split_microbatches(
       ' of a routing group: change one of them, or lower GROUP_SIZE.'
     )
 
-  def split(a_BT):
+  def split(a_BT: Array) -> Array:
     blocks = a_BT.reshape(B // (n * q), n, q, *a_BT.shape[1:])
     return blocks.swapaxes(0, 1).reshape(n, B // n, *a_BT.shape[1:])
 
   return jax.tree.map(split, batch)
 
 
-def _add(a, b):
+def _add(a: PyTree, b: PyTree) -> PyTree:
   return jax.tree.map(jnp.add, a, b)
 
 
-def _update(optimizer: Optimizer, grads, ts: TrainState, seed, is_finite):
-  """(params, opt_state) after the update; as they were if not finite."""
+def _update(
+  optimizer: Optimizer,
+  grads: PyTree,
+  ts: TrainState,
+  seed: int,
+  is_finite: Array,
+) -> tuple[PyTree, optax.OptState]:
+  """(params, opt_state) after the update; the old ones if it is not finite."""
   updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
   params = rounding.apply_updates(ts.params, updates, seed, ts.step)
   keep = lambda new, old: jnp.where(is_finite, new, old)
@@ -76,12 +82,19 @@ def _update(optimizer: Optimizer, grads, ts: TrainState, seed, is_finite):
   )
 
 
-def _update_from_host(optimizer, grads, ts: TrainState, seed, is_finite):
-  """`_update` with a state that waits on the host, one parameter in turn.
+def _update_from_host(
+  optimizer: Optimizer,
+  grads: PyTree,
+  ts: TrainState,
+  seed: int,
+  is_finite: Array,
+) -> tuple[PyTree, optax.OptState]:
+  """`_update` with a state that waits on the host, one parameter after another.
 
-  All in one, the moments of all parameters would be on the device together.
-  Each turn writes down the whole update and takes one parameter of it: XLA
-  leaves out the rest. Moments set out when the parameter before is done.
+  One update of everything would bring the moments of all parameters to the
+  device together. Here each turn of the loop traces the whole update and uses
+  one parameter of it, and XLA leaves out the rest. The moments of a parameter
+  set out when the parameter before it is done.
   """
   host, device = jax.memory.Space.Host, jax.memory.Space.Device
   names = jax.tree.leaves(storage.names(ts.params))
@@ -117,15 +130,21 @@ def _update_from_host(optimizer, grads, ts: TrainState, seed, is_finite):
 
 
 def _gradients(
-  objective: Objective, dtype, params, totals, carried, batch: Batch, key: Array
-):
+  objective: Objective,
+  dtype: str,
+  params: PyTree,
+  totals: dict[str, Array],
+  carried: PyTree,
+  batch: Batch,
+  key: Array,
+) -> tuple[PyTree, tuple[dict[str, Pair], dict[str, Pair]], PyTree]:
   """(gradients, (terms, metrics), state) of a batch or a part of it.
 
-  Gradients are of what it adds to the loss of the whole batch, whose weights
-  are `totals`; `dtype` is their format.
+  The gradients are those of the part's share in the loss of the whole batch,
+  whose weights are `totals`; `dtype` is their format.
   """
 
-  def loss(params):
+  def loss(params: PyTree):
     terms, state, metrics = objective.loss_fn(params, carried, batch, key, True)
     total = sum(
       objective.coefficients[name] * pair[0] / jnp.maximum(totals[name], 1.0)
@@ -134,17 +153,19 @@ def _gradients(
     )
     return total, ((terms, metrics), state)
 
-  # With respect to parameters that are cast already: cast later, gradients
-  # would be made, stacked by the scan over layers, and reduced in float32.
+  # The cast comes before the differentiation: else gradients would be made,
+  # stacked by the scan over layers, and reduced in float32.
   params = storage.cast(params, dtype)
   (_, (sums, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return grads, sums, state
 
 
-def _accumulate(gradients: Callable, dtype, carried, parts: Batch, key: Array):
-  """`gradients` of microbatches, one after the other, added in a format."""
+def _accumulate(
+  gradients: Callable, dtype: str, carried: PyTree, parts: Batch, key: Array
+) -> tuple[PyTree, tuple[dict[str, Pair], dict[str, Pair]], PyTree]:
+  """Sums of `gradients` of microbatches, one after the other, in a format."""
 
-  def one(carried, index, part):
+  def one(carried: PyTree, index: Array, part: Batch):
     part_key = jax.random.fold_in(key, index)
     grads, sums, carried = gradients(carried, part, part_key)
     return storage.cast(grads, dtype), sums, carried
@@ -154,7 +175,7 @@ def _accumulate(gradients: Callable, dtype, carried, parts: Batch, key: Array):
   shapes = jax.eval_shape(one, carried, indices[0], first)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
 
-  def body(carry, xs):
+  def body(carry: tuple[PyTree, PyTree], xs: tuple[Array, Batch]):
     total, carried = carry
     grads, sums, carried = one(carried, *xs)
     return (_add(total, (grads, sums)), carried), None
@@ -172,21 +193,21 @@ def make_train_step(
   seed: int,
   num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Pair]]]:
-  """The step: gradients over microbatches, one update, nothing non-finite kept.
+  """The step: gradients over microbatches, then one update if all is finite.
 
   Args:
     objective: what is trained.
-    optimizer: see `moe.optim.optimizers`; its storage says the formats of
-      gradients, of their sums over microbatches, and where its state waits.
+    optimizer: see `moe.optim.optimizers`; its storage holds the formats of the
+      gradients and of their sums over microbatches, and where its state waits.
     schedule: learning rate by step, for the metrics.
-    seed: of the run; the randomness of step s is fold_in(seed, s), that of
-      rounding a hash of both.
+    seed: of the run. The key of step s is fold_in(seed, s); the bits of
+      stochastic rounding are a hash of both.
     num_microbatches: parts of the batch, one after the other.
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
-    the gradient is not finite, parameters and optimizer stay as they were, the
-    step counts all the same, and the metric 'skipped' is 1.
+    the gradient is not finite, parameters, optimizer and carried state stay as
+    they were, the step counts all the same, and the metric 'skipped' is 1.
   """
   kept = optimizer.storage
 

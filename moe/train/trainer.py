@@ -6,21 +6,22 @@ import math
 import os
 import signal
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moe.checkpoint import restore
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.train import metrics as metrics_lib
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
-from moe.types import Batch
+from moe.types import Batch, Pair
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -35,16 +36,16 @@ class Settings:
 
   Attributes:
     train_steps: steps in all.
-    eval_period: steps between evaluations; 0 for none but the last.
+    eval_period: steps between evaluations; 0 for one at the end only.
     save_period: steps between checkpoints; the last step is always saved.
     seed: of parameters, data order and noise.
     num_microbatches: parts of a batch, one after the other.
-    keep_last: newest checkpoints that are kept.
-    keep_best: checkpoints of the best evaluations that are kept.
-    max_bad_steps: consecutive steps of non-finite loss before the run ends.
+    keep_last: how many of the newest checkpoints stay.
+    keep_best: how many checkpoints of the best evaluations stay beside them.
+    max_bad_steps: consecutive steps of non-finite loss that end the run.
     drop_warning: share of dropped tokens above which people are warned.
-    profile_steps: (first, last) of a profiler trace, which ends before the last
-      one; empty for none.
+    profile_steps: (first, last): a profiler trace begins with the first step
+      and ends before the last; empty for no trace.
   """
 
   train_steps: int
@@ -86,7 +87,7 @@ class Settings:
       )
 
   def is_evaluated(self, step: int) -> bool:
-    """Whether an evaluation follows so many steps."""
+    """Whether an evaluation follows after so many steps."""
     period = self.eval_period
     return step == self.train_steps or (period > 0 and step % period == 0)
 
@@ -96,20 +97,36 @@ class Evaluation:
   """Held-out data.
 
   Attributes:
-    batches: makes an iterator over all of it.
-    chars: characters scored in it.
+    batches: makes an iterator over all of the data.
+    chars: number of characters that are scored.
   """
 
   batches: Callable[[], Iterator[Batch]]
   chars: int
 
 
+class TrainingData(Protocol):
+  """Where the batches of training come from.
+
+  Attributes:
+    chars_per_token: characters of the text for each scored token.
+    quarantine: {'file', 'record', 'error'} of each record that could not be
+      read.
+  """
+
+  chars_per_token: float
+  quarantine: list[dict[str, Any]]
+
+  def batch(self, step: int) -> Batch:
+    """The batch of a step, counted from 0."""
+
+
 class _Stop:
   """Tells of SIGTERM; all processes agree on the step at which they stop.
 
   Attributes:
-    is_set: whether the signal has come; never where there are more processes,
-      since one must not leave a step that the others take part in.
+    is_set: whether the signal has come. It stays False where there are several
+      processes, since none may leave a step that the others take part in.
   """
 
   def __init__(self):
@@ -119,11 +136,11 @@ class _Stop:
   def listening(self):
     if jax.process_count() > 1:
       # JAX listens itself, so that all processes learn of a signal to one of
-      # them; a handler of ours would take the place of its own.
+      # them; a handler of ours would replace its own.
       yield
       return
 
-    def handler(signum, frame):
+    def handler(signum: int, frame: types.FrameType | None):
       del signum, frame
       self.is_set = True
 
@@ -142,7 +159,11 @@ class _Stop:
 def evaluate(
   program: Program, ts: TrainState, evaluation: Evaluation, stop: _Stop
 ) -> dict[str, Any]:
-  """Bits per character on held-out data, dropless; partial after SIGTERM."""
+  """Scores held-out data without drops; SIGTERM breaks it off.
+
+  Returns:
+    The metrics with bits per character, of the part that was read.
+  """
   mean = metrics_lib.Mean()
   for batch in evaluation.batches():
     if stop.is_set:
@@ -160,7 +181,7 @@ def evaluate(
 def train(
   settings: Settings,
   program: Program,
-  reader,
+  reader: TrainingData,
   evaluations: dict[str, Evaluation],
   checkpointer: Checkpointer,
   progress: Progress,
@@ -170,13 +191,13 @@ def train(
   """Trains from the step of `ts` to the end.
 
   Args:
-    settings: see there.
-    program: see there.
-    reader: has `batch(step)`, `chars_per_token` and `quarantine`.
+    settings: how long to train and what to do on the way.
+    program: the jitted steps.
+    reader: the training data.
     evaluations: by name; the first one ranks checkpoints.
-    checkpointer: where steps are saved.
-    progress: what tells people.
-    meta: saved with every checkpoint.
+    checkpointer: saves the state.
+    progress: writes the logs and tells people.
+    meta: is saved with every checkpoint.
     ts: state to start from; donated.
 
   Returns:
@@ -191,7 +212,7 @@ def train(
   reporter = _Reporter(progress, reader.chars_per_token, settings.max_bad_steps)
 
   def evaluate_all(step: int) -> dict[str, float]:
-    """Metrics by which checkpoints are ranked; none if SIGTERM came."""
+    """The metric that ranks checkpoints; empty if SIGTERM came."""
     results = {}
     for name, evaluation in evaluations.items():
       results[name] = evaluate(program, ts, evaluation, stop)
@@ -209,7 +230,7 @@ def train(
       scores = evaluate_all(first)
       if not scores:  # SIGTERM came in the middle of it
         return ts, EXIT_PREEMPTED
-      restore.add_metrics(checkpointer.directory / str(first), scores)
+      listing.add_metrics(checkpointer.directory / str(first), scores)
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
@@ -245,18 +266,22 @@ def train(
   return ts, 0
 
 
-def _read_ahead(upcoming: Future, reader, progress: Progress, step: int):
-  """The batch of a step, after a word on what could not be read of it."""
+def _read_ahead(
+  upcoming: Future, reader: TrainingData, progress: Progress, step: int
+) -> Batch:
+  """The batch of a step; tells first of records that could not be read."""
   try:
     return upcoming.result()
-  finally:  # where there was too much, all the same
+  finally:  # also if so many are unreadable that this is an error
     progress.quarantine(step, reader.quarantine)
 
 
 class _Reporter:
   """Fetches a step's metrics while the next step already runs."""
 
-  def __init__(self, progress, chars_per_token: float, max_bad_steps: int):
+  def __init__(
+    self, progress: Progress, chars_per_token: float, max_bad_steps: int
+  ):
     self._progress = progress
     self._chars_per_token = chars_per_token
     self._max_bad_steps = max_bad_steps
@@ -265,10 +290,12 @@ class _Reporter:
     self._mark = 0.0  # when the step before ended
 
   def resume(self) -> None:
-    """Time goes on: what came before was no training."""
+    """Starts the clock: the time before this call was no training."""
     self._mark = time.perf_counter()
 
-  def step_started(self, step: int, device_metrics, num_tokens: int) -> None:
+  def step_started(
+    self, step: int, device_metrics: dict[str, Pair], num_tokens: int
+  ) -> None:
     """Reports the step before this one.
 
     Raises:
@@ -299,7 +326,7 @@ class _Reporter:
 def _profile(
   steps: tuple[int, ...], first: int, step: int, workdir: str
 ) -> None:
-  """Starts and stops the profiler trace; a run resumed in it starts it anew."""
+  """Starts and stops the profiler trace; a resumed run starts it again."""
   if not steps or first >= steps[1]:
     return
   if step == max(first, steps[0]):

@@ -1,25 +1,25 @@
-"""Notices what makes a sparse model waste its experts, and says so in words."""
+"""Warnings about what makes a sparse model waste its experts."""
 
 import collections
 from typing import Any
 
 import numpy as np
 
-WINDOW = 50  # Steps that drops are averaged over.
+WINDOW = 50  # Drops are averaged over so many steps.
 DEAD_AFTER = 100  # Logged steps without a token.
 _MAX_NAMED = 8  # Experts in a sentence.
 
 
 class Watch:
-  """Follows a run's records; each trouble is told when it begins, once.
+  """Follows the records of a run, and warns of each trouble when it begins.
 
   Attributes:
-    dead_LE: bool, experts by sparse layer without a token in the last
-      DEAD_AFTER steps whose loads were logged; None for a dense model.
+    dead_LE: bool, by sparse layer the experts that got no token in the last
+      DEAD_AFTER steps with logged loads; None for a dense model.
   """
 
   def __init__(self, drop_warning: float):
-    """Starts with nothing seen.
+    """Starts without any record.
 
     Args:
       drop_warning: share of dropped tokens that is too much.
@@ -32,7 +32,7 @@ class Watch:
     self._idle_LE = None  # Logged steps since each expert last had a token.
 
   def resume(self, records: list[dict[str, Any]]) -> None:
-    """Sees the end of a log again; what it had to say has been said."""
+    """Reads the end of a log again, whose warnings were shown before."""
     with_load = [r for r in records if 'load' in r.get('layers', {})]
     for record in with_load[-DEAD_AFTER:]:
       self._dead(record)
@@ -40,7 +40,7 @@ class Watch:
       self._drops(record)
 
   def see(self, record: dict[str, Any]) -> list[str]:
-    """Sentences on a record as it is logged."""
+    """Reads a record and gives the warnings that it causes."""
     found = []
     if record.get('skipped'):
       found.append(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import train
 from launch.configs import configuration
 from moe.checkpoint import restore, save, upcycle
 from moe.layers.moe_layer import MoE, TokenInfo
@@ -71,7 +70,7 @@ def dense_and_sparse_loss(tmp_path, method, **macros):
     **macros,
   )
   program = build.build(run, jax.devices()[:4])
-  ts = train.starting_state(run, program, None)
+  ts = build.starting_state(run, program, None)
   return dense, loss_of(program, ts)
 
 

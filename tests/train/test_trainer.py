@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe.checkpoint import restore
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.optim import optimizers
 from moe.parallel import rules
@@ -262,7 +262,7 @@ def test_a_step_whose_evaluation_was_broken_off_is_ranked_all_the_same(
     for r in records(tmp_path, 'run', 'eval.jsonl')
   }
   # Of the evaluated steps 4, 8 and 10, those that were saved: 8 by the signal.
-  assert restore.ranking(directory) == sorted((8, 10), key=held_out.get)
+  assert listing.ranking(directory) == sorted((8, 10), key=held_out.get)
 
 
 @pytest.mark.parametrize('look', [3, 4, 5, 6])

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all.
+
+The content goes to a file of its own beside the old one, which it then replaces
+in one step. A reader sees the old file or the new one, never half of one, and a
+write that fails leaves the old file. Nothing is flushed to the disk: after a
+power failure the file may be old, new or empty.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file to write to; it replaces `path` when the block ends.
+
+  Args:
+    path: of the file; its directory must exist.
+
+  Yields:
+    The open file. An error inside the block removes it and leaves `path` as it
+    was.
+
+  Raises:
+    OSError: if the file cannot be made, written or renamed.
+  """
+  # A name of its own: processes of other hosts may write the same file.
+  temporary = f'{os.fspath(path)}.{uuid.uuid4().hex}.tmp'
+  try:
+    with open(temporary, 'wb') as f:
+      yield f
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+    raise
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+  """Writes text as UTF-8, or bytes, as the whole of a file."""
+  with replacing(path) as f:
+    f.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+  """Writes a value as the whole of a JSON file, indented by two."""
+  write_file(path, json.dumps(content, ensure_ascii=False, indent=2))

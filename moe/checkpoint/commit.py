@@ -1,0 +1,87 @@
+"""How a step becomes visible as a whole, and how it is removed as a whole.
+
+Orbax writes into `<step>.orbax-checkpoint-tmp`; when every array is there,
+`integrity.json` is written and flushed, and one rename makes the step visible.
+On an object store, which has no rename, `commit_success.txt` is written last
+instead (it holds nothing, so it needs no hash).
+"""
+
+import logging
+import os
+import threading
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from moe.checkpoint import integrity, listing
+
+_TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
+
+
+class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """Commit on a file system: seal, then rename."""
+
+  async def finalize(self) -> None:
+    integrity.seal(self.get())
+    self.get().rename(self.get_final())
+    integrity.sync(self.get_final().parent)
+
+
+class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
+  """Commit on an object store: seal, then write the marker."""
+
+  async def finalize(self) -> None:
+    integrity.seal(self.get())
+    (self.get() / listing.MARKER).write_text('')
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+  """False for the logs of Orbax's threads: each repeats an error we raise."""
+  is_main = record.threadName == threading.main_thread().name
+  return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
+  """What writes and commits the steps of a directory, in threads of its own."""
+  logging.getLogger('absl').addFilter(_is_wanted)
+  is_remote = integrity.on_object_store(directory)
+  handler = ocp.CompositeCheckpointHandler(
+    # Trained weights shrink by a fifth at most, and their compression would
+    # take half of a small machine away from the training steps.
+    state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False),
+    meta=ocp.JsonCheckpointHandler(),
+  )
+  return ocp.AsyncCheckpointer(
+    handler,
+    temporary_path_class=_MarkerCommit if is_remote else _RenameCommit,
+    # If a directory cannot be made in the background, the writers wait for it
+    # for five minutes and keep the process alive.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    # Blocking, since nothing may be added to a step after it is sealed.
+    checkpoint_metadata_store=ocp.metadata.metadata_store(
+      enable_write=True, blocking_write=True
+    ),
+  )
+
+
+def sweep(directory: epath.Path) -> None:
+  """Removes what killed or failed saves and removals have left behind."""
+  if not directory.exists():
+    return
+  is_remote = integrity.on_object_store(directory)
+  for path in directory.iterdir():
+    unmarked = is_remote and path.name.isdigit() and path.is_dir()
+    unmarked = unmarked and not (path / listing.MARKER).exists()
+    if _TEMPORARY in path.name or unmarked:
+      path.rmtree()
+
+
+def remove(directory: epath.Path, step: int) -> None:
+  """Removes a step; a kill leaves nothing that looks like a step."""
+  path = directory / str(step)
+  # The step becomes invisible first, and its files go then.
+  if integrity.on_object_store(path):
+    (path / listing.MARKER).unlink()
+  else:
+    path = path.rename(directory / f'{step}{_TEMPORARY}')
+  path.rmtree()

@@ -1,0 +1,43 @@
+"""Which steps there are, which of them stay, and which is the best."""
+
+import json
+
+import pytest
+
+from moe.checkpoint import integrity, listing
+from tests.checkpoint.states import META, make_state, save_steps
+
+
+def test_the_last_and_the_best_steps_stay(tmp_path):
+  scores = {1: 9.0, 2: 5.0, 3: 7.0, 4: 6.0, 5: 8.0}
+  save_steps(tmp_path, [1, 2, 3, 4, 5], scores, keep_last=2, keep_best=1)
+  assert listing.steps(tmp_path) == [2, 4, 5]
+  assert listing.best_step(tmp_path) == 2
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_step_without_a_metric_or_with_nan_is_never_the_best(tmp_path):
+  saver = save_steps(tmp_path, [1, 2], {1: float('nan'), 2: 5.0}, keep_last=5)
+  saver.save(3, make_state(3), META)
+  saver.close()
+  assert listing.best_step(tmp_path) == 2
+  assert listing.ranking(tmp_path) == [2]
+
+
+def test_a_step_that_is_scored_after_its_commit_is_ranked_and_sound(tmp_path):
+  saver = save_steps(tmp_path, [1, 2], {1: 6.0, 2: 7.0}, keep_last=5)
+  saver.save(3, make_state(3), META)
+  saver.close()
+  listing.add_metrics(tmp_path / '3', {'bits_per_char': 5.0})
+  assert listing.ranking(tmp_path) == [3, 1, 2]
+  assert not integrity.check(tmp_path / '3')
+
+
+def test_a_directory_without_checkpoints_is_named(tmp_path):
+  with pytest.raises(ValueError, match='got one without any'):
+    listing.locate(tmp_path)
+
+
+def test_metadata_is_plain_json(copy):
+  meta = json.loads((copy / '2' / 'meta' / 'metadata').read_text())
+  assert meta == listing.read_meta(copy / '2')
