@@ -130,7 +130,10 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
       raise _does_not_fit(error) or error from error
     seconds = time.monotonic() - begin
-    program_text = _dumped(pathlib.Path(dump))
+    # TPUs write cycles into the text after code generation.
+    program_text = dumped(
+      pathlib.Path(dump), '*after_codegen.txt', '*after_optimizations.txt'
+    )
   known = _facts(compiled, seconds)
   folder.mkdir(parents=True, exist_ok=True)
   if want_program:
@@ -159,9 +162,17 @@ def _facts(compiled: jax.stages.Compiled, seconds: float) -> dict[str, float]:
   }
 
 
-def _dumped(folder: pathlib.Path) -> str:
-  """The optimised program; TPUs' text after code generation has cycles."""
-  for pattern in ('*after_codegen.txt', '*after_optimizations.txt'):
+def dumped(folder: pathlib.Path, *patterns: str) -> str:
+  """A text about the program that XLA wrote into a folder.
+
+  Args:
+    folder: `xla_dump_to` of the compilation.
+    *patterns: of file names; the first one that is there is taken.
+
+  Raises:
+    ValueError: if there is no such file.
+  """
+  for pattern in patterns:
     # The step is the largest of the modules that one compilation makes.
     found = sorted(folder.glob(pattern), key=lambda p: p.stat().st_size)
     if found:

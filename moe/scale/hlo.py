@@ -36,6 +36,9 @@ class Shape:
     bits = _DTYPE_BITS.get(self.dtype, 8 if self.dtype.startswith('f8') else 0)
     return -(-self.size * bits // 8)
 
+  def __str__(self):
+    return f'{self.dtype}[{",".join(map(str, self.dims))}]'
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:

@@ -71,9 +71,11 @@ def build(name: str):
   """(run, program) of a layout on 8 devices."""
   import jax
 
+  from moe.runs import build as build_lib
+
   macros = MODEL | LAYOUTS[name]
   run = configuration.load(FILES, [f'{k}={v}' for k, v in macros.items()])
-  return run, build.build(run, jax.devices()[:8])
+  return run, build_lib.build(run, jax.devices()[:8])
 
 
 def shardings(name: str) -> str:
