@@ -41,7 +41,8 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['moe*', 'tasks*', 'launch*']),
   package_data={
     'tasks': ['corpora/*.jsonl', 'corpora/*.md'],
-    'launch': ['*.sh', '*.txt', '*.html'],
+    'launch': ['*.sh', '*.txt'],
+    'moe': ['report/*.html'],
   },
   install_requires=[
     'absl-py>=2.3',

@@ -16,21 +16,13 @@ medians over rounds.
 """
 
 import argparse
-import json
 import os
-import pathlib
-import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.benchmarks import imports
 from launch.configs import flags
-
-BASE = 'import jax, flax, optax'
-TIMED = (
-  'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
-)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -42,20 +34,24 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     allow_abbrev=False,
   )
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-  imports = verbs.add_parser('imports', help='seconds to import each module')
-  imports.add_argument(
-    'modules', nargs='*', metavar='MODULE', help='default: all modules of moe'
+  _imports_flags(
+    verbs.add_parser('imports', help='seconds to import each module')
   )
-  imports.add_argument(
-    '--runs', type=int, default=1, help='pairs of processes each; default: 1'
-  )
-  imports.add_argument('--json', action='store_true', help='one JSON object')
   _moe_flags(verbs.add_parser('moe', help='one MoE layer'))
   _step_flags(verbs.add_parser('step', help='whole training steps'))
   args, overrides = flags.parse(parser, argv)
   if overrides and args.verb != 'step':
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
   return args, overrides
+
+
+def _imports_flags(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add(
+    'modules', nargs='*', metavar='MODULE', help='default: all modules of moe'
+  )
+  add('--runs', type=int, default=1, help='pairs of processes each; default: 1')
+  add('--json', action='store_true', help='one JSON object')
 
 
 def _moe_flags(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +98,8 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   )
   flags.add_gin_flags(
     parser,
-    help='as in launch.train; default: a small model, see launch/step.py',
+    help='as in launch.train; default: a small model, see'
+    ' launch/benchmarks/step.py',
   )
   _shared_flags(parser)
 
@@ -113,88 +110,43 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
   add('--json', action='store_true', help='one JSON object')
 
 
-def modules() -> list[str]:
-  """Every module of moe."""
-  root = pathlib.Path(__file__).parents[1]
-  paths = sorted((root / 'moe').rglob('*.py'))
-  names = [p.relative_to(root).with_suffix('').as_posix() for p in paths]
-  return [n.replace('/', '.') for n in names if not n.endswith('__init__')]
-
-
-def seconds(statement: str) -> float:
-  """Of the statement alone, in a fresh process."""
-  command = [sys.executable, '-c', TIMED.format(statement)]
-  done = subprocess.run(command, capture_output=True, check=True)
-  return float(done.stdout)
-
-
-def beyond(module: str) -> float:
-  """Seconds that a module takes beyond the base, measured right before it."""
-  base = seconds(BASE)
-  return seconds(f'import {module}') - base
-
-
-def imports(args: argparse.Namespace) -> int:
-  """The verb `imports`: each module in turns with the base it is held to."""
-  if args.runs < 1:
-    raise ValueError(f'--runs={args.runs} must be at least 1.')
-  known = modules()
-  if unknown := [name for name in args.modules if name not in known]:
-    raise ValueError(f'{unknown[0]} must be a module of moe, as {known[0]} is.')
-  rows = {}
-  for module in args.modules or known:
-    rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
-    if not args.json:
-      print(f'{rows[module]:+7.2f} s  {module}', flush=True)
-  worst = max(rows, key=rows.get)
-  if args.json:
-    print(json.dumps({'seconds': rows, 'worst': worst}))
-  else:
-    print(f'worst: {worst}, {rows[worst]:+.2f} s beyond `{BASE}`')
-  return 0
-
-
-def measured(args: argparse.Namespace, overrides: list[str]) -> int:
-  """The verbs `moe` and `step`."""
-  if args.compare == 'mesh' and 'jax' not in sys.modules:
-    # Has to be there before jax looks for devices.
-    flag = ' --xla_force_host_platform_device_count=8'
-    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
-  if args.compare in ('tpu', 'memory') and 'jax' not in sys.modules:
-    # A TPU's program is only compiled: no device of this machine is touched.
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-  from launch.benchmarks import pairs
-
-  runtime.keep_freed_memory()
-
+def compare(args: argparse.Namespace, overrides: list[str]) -> int:
+  """The verbs `moe` and `step`: prints what was measured."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
+  _set_environment(args.compare)
+  runtime.keep_freed_memory()
+  # JAX reads the environment, and is slow to import; --help needs none of it.
+  from launch.benchmarks import layer_comparisons, step, timing, tpu
+
   if args.verb == 'step':
-    from launch.benchmarks import step
-
-    report = step.step(args, overrides)
-  elif args.compare in ('tpu', 'memory'):
-    from launch.benchmarks import tpu
-
-    report = tpu.compiled(args)
+    report = step.compare(args, overrides)
+  elif args.compare in tpu.COMPARISONS:
+    report = tpu.compare(args)
   else:
-    from launch.benchmarks import moe
-
-    report = moe.moe(args)
-  pairs.show(report, args.json)
+    report = layer_comparisons.compare(args)
+  timing.show(report, args.json)
   return 0
+
+
+def _set_environment(comparison: str | None) -> None:
+  """Tells JAX before its import which devices a comparison needs."""
+  if 'jax' in sys.modules:
+    return
+  if comparison == 'mesh':
+    flag = ' --xla_force_host_platform_device_count=8'
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
+  if comparison in ('tpu', 'memory'):
+    # A TPU's program is only compiled: no device of this machine is touched.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 for what the user can mend, with one sentence on how."""
   args, overrides = parse(argv)
-  try:
-    if args.verb == 'imports':
-      return imports(args)
-    return measured(args, overrides)
-  except ValueError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
+  if args.verb == 'imports':
+    return runtime.run(lambda: imports.compare(args))
+  return runtime.run(lambda: compare(args, overrides))
 
 
 if __name__ == '__main__':

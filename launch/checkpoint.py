@@ -6,10 +6,15 @@ DIR is the directory of a run, its `checkpoints`, or one step in there.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+
+from launch import runtime
+
+EXIT_DAMAGED = 1
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Lists, verifies or shows; 1 if a file is damaged or there is none."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.checkpoint',
     description=__doc__,
@@ -26,77 +31,59 @@ def main(argv: list[str] | None = None) -> int:
     if verb != 'list':
       which = 'all' if verb == 'verify' else 'the newest'
       sub.add_argument('--step', type=int, help=f'default: {which}')
-  options = parser.parse_args(argv)
-  # Slow to import, and nothing that --help or a typing error needs.
-  from moe.checkpoint import restore
-
-  try:
-    directory, step = restore.locate(options.directory)
-    if options.verb == 'list':
-      return _list(directory)
-    steps = restore.steps(directory)
-    step = step if options.step is None else options.step
-    if step is not None and step not in steps:
-      raise ValueError(
-        f'--step must be one of {steps} in {directory}, got {step}.'
-      )
-    if options.verb == 'verify':
-      return _verify(directory, steps if step is None else [step])
-    return _show(directory, steps[-1] if step is None else step)
-  except ValueError as error:
-    parser.exit(1, f'error: {error}\n')
+  return parser.parse_args(argv)
 
 
-def _list(directory) -> int:
-  """One line a step."""
-  from moe.checkpoint import integrity, restore
+def inspect(options: argparse.Namespace) -> int:
+  """Lists, verifies or shows; 1 if a file is damaged."""
+  # Orbax takes seconds to import; --help and a typing error need none of it.
+  from moe.checkpoint import contents
 
-  steps = restore.steps(directory)
-  metas = {step: restore.read_meta(directory / str(step)) for step in steps}
-  best = restore.best_step(directory)
+  step = getattr(options, 'step', None)
+  directory, steps = contents.chosen(options.directory, step)
+  if options.verb == 'list':
+    return _print_steps(contents.listed(directory))
+  if options.verb == 'verify':
+    return _print_damage(contents.damage(directory, steps))
+  return _print_record(*contents.recorded(directory, steps[-1]))
+
+
+def _print_steps(steps: Sequence) -> int:
   print(f'{"step":>10} {"size":>10}  metrics')
-  for step, meta in metas.items():
-    numbers = (meta.get('metrics') or {}).items()
-    remarks = [f'{name}={value:.4g}' for name, value in numbers]
-    remarks += ['(best)'] if step == best else []
-    if not meta:
+  for listed in steps:
+    remarks = [f'{name}={value:.4g}' for name, value in listed.metrics.items()]
+    remarks += ['(best)'] if listed.is_best else []
+    if listed.is_damaged:
       remarks = ['(damaged)']
-    size = integrity.size(directory / str(step)) / 2**20
-    print(f'{step:>10} {size:>6.1f} MiB  {" ".join(remarks)}'.rstrip())
+    size = f'{listed.bytes / 2**20:>6.1f} MiB'
+    print(f'{listed.step:>10} {size}  {" ".join(remarks)}'.rstrip())
   return 0
 
 
-def _verify(directory, steps: list[int]) -> int:
-  """Checks every file of the steps; 1 if one is damaged."""
-  from moe.checkpoint import integrity
-
+def _print_damage(found) -> int:
   code = 0
-  for step in steps:
-    problems = integrity.check(directory / str(step))
-    if problems:
-      code = 1
-      for problem in problems:
-        print(f'step {step}: {problem}', file=sys.stderr)
-    else:
+  for step, problems in found:
+    if not problems:
       print(f'step {step}: sound')
+    for problem in problems:
+      code = EXIT_DAMAGED
+      print(f'step {step}: {problem}', file=sys.stderr)
   return code
 
 
-def _show(directory, step: int) -> int:
-  """Prints what was recorded, texts of many lines at the end as they are."""
-  from moe.checkpoint import restore
-
-  meta = restore.read_meta(directory / str(step))
-  texts = {
-    key: meta.pop(key)
-    for key, value in list(meta.items())
-    if isinstance(value, str) and '\n' in value
-  }
-  print(json.dumps(meta, indent=2, ensure_ascii=False))
+def _print_record(entries: dict, texts: dict[str, str]) -> int:
+  """Prints the entries as JSON, then each text as it is."""
+  print(json.dumps(entries, indent=2, ensure_ascii=False))
   for key, text in texts.items():
     print(f'\n{key}:\n{text.rstrip()}')
   return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+  """Lists, verifies or shows; 1 for damage, 2 for what the user can mend."""
+  options = parse(argv)
+  return runtime.run(lambda: inspect(options))
+
+
 if __name__ == '__main__':
-  raise SystemExit(main())
+  sys.exit(main())

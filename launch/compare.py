@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import written
 
 FIGURES = ('.html', '.png', '.svg')
 
@@ -51,30 +52,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return options
 
 
-def _configured(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
-  """Seed and tasks of a written configuration; imports nothing it names."""
-  from launch.configs import bindings, gin_values
-
-  written = bindings.read_written(path.read_text(encoding='utf-8'), str(path))
-
-  def value(key, default):
-    found = written.get(key, default)
-    while isinstance(found, gin_values.Macro):
-      found = written.get(found.name, default)
-    return found
-
-  seed = value('moe.train.trainer.Settings.seed', 0)
-  return seed, (
-    value('moe.runs.run.Data.train', ''),
-    *value('moe.runs.run.Data.evaluation', ()),
-  )
-
-
 def compare(options: argparse.Namespace) -> int:
-  """Prints the comparison."""
+  """Draws and prints the comparison."""
+  # Matplotlib takes seconds to import; --help answers at once.
   from moe.report import comparison, comparison_page
 
-  read = functools.partial(comparison.read_run, configured=_configured)
+  read = functools.partial(
+    comparison.read_run, configured=written.seed_and_tasks
+  )
   compared = comparison.compare(
     [read(directory) for directory in options.runs],
     [read(directory) for directory in options.against],

@@ -1,6 +1,6 @@
 """A page about a run: python -m launch.report DIR [--output=FILE].
 
-Everything is inside the file: figures, style, samples, configuration.
+Figures, style, samples and configuration are all inside the file.
 """
 
 import argparse
@@ -10,8 +10,18 @@ from collections.abc import Sequence
 from launch import runtime
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.report', description=__doc__.splitlines()[0]
+  )
+  parser.add_argument('directory', metavar='DIR', help='directory of a run')
+  parser.add_argument('--output', help='default: DIR/report.html')
+  return parser.parse_args(argv)
+
+
 def write(options: argparse.Namespace) -> int:
-  """Writes the page and says where."""
+  """Writes the page and prints its path."""
   # Figures and templates take seconds to import; --help answers at once.
   from moe.report import run_page
 
@@ -21,12 +31,7 @@ def write(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Writes the page; 2 if there is none, with one sentence that says why."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.report', description=__doc__.splitlines()[0]
-  )
-  parser.add_argument('directory', metavar='DIR', help='directory of a run')
-  parser.add_argument('--output', help='default: DIR/report.html')
-  options = parser.parse_args(argv)
+  options = parse(argv)
   return runtime.run(lambda: write(options))
 
 

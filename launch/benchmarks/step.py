@@ -2,17 +2,19 @@
 
 import argparse
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from launch.benchmarks.pairs import Program, clock, command, measure
+from launch.benchmarks import devices as device_lib
+from launch.benchmarks.timing import Timed, clock, command, measure
 from launch.configs import configuration
 from moe.runs import build
-from moe.train import program as program_lib
-from moe.train.program import batch_shapes
+from moe.runs.run import Run
+from moe.train.program import Program, batch_shapes
 from moe.types import Batch
 
 FILES = (
@@ -21,9 +23,9 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# Where no gin file is given: a size at which others have been timed, too,
-# whose queries and keys are not normalised.
-SIZES = {
+# The model without gin files: a size at which others have been timed too; they
+# do not normalise queries and keys.
+MACROS = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,
   'NUM_LAYERS': 4,
@@ -40,12 +42,12 @@ SIZES = {
   'LEARNING_RATE': 1e-3,
 }
 UNIT = 'training step'
-# Steps between two runs of a program that is not ours: its run takes many.
+# Our steps between two runs of another program, which takes many in a run.
 STEPS = 6
 
 
 def random_batch(batch_size: int, length: int, vocab_size: int) -> Batch:
-  """Full rows of one document each, tokens at random."""
+  """Full rows of one document each, with random tokens."""
   shape = (batch_size, length)
   text = np.random.default_rng(0).integers(
     vocab_size, size=(batch_size, length + 1), dtype=np.int32
@@ -62,34 +64,31 @@ def random_batch(batch_size: int, length: int, vocab_size: int) -> Batch:
   )
 
 
-def load(args: argparse.Namespace, overrides: Sequence[str], **macros: Any):
-  """A run by gin files, or by `SIZES` where there are none.
+def load(
+  args: argparse.Namespace, overrides: Sequence[str], **macros: Any
+) -> Run:
+  """A run as gin files say, or `MACROS` where there are none.
 
   Args:
     args: flags.
     overrides: NAME=VALUE of the command line.
-    macros: what this comparison binds, whatever the user says.
+    **macros: what this comparison binds, whatever the user says.
   """
-  sizes = {} if args.gin_file else SIZES
+  sizes = {} if args.gin_file else MACROS
   bind = lambda given: [f'{name}={value}' for name, value in given.items()]
   return configuration.load(
     args.gin_file or FILES, [*bind(sizes), *overrides, *bind(macros)]
   )
 
 
-def make_program(
-  name: str, run: configuration.Run, devices: Sequence, steps: int = 1
-) -> Program:
+def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
   """The training step of a run, compiled and warm.
-
-  Everything that reads gin's configuration has happened when this returns, so
-  that another run can be loaded.
 
   Args:
     name: for the table.
-    run: what gin files say.
-    devices: for its mesh.
-    steps: per sample.
+    run: the run whose step is timed.
+    devices: devices of the mesh.
+    steps: steps per sample.
   """
   program = build.build(run, devices)
   data = run.data
@@ -104,20 +103,17 @@ def make_program(
 
   sample = clock(step, steps)
   lost, rows = step().get('dropped', (np.zeros(1), np.ones(1)))
-  return Program(name, sample, float(np.sum(lost) / np.sum(rows)))
+  return Timed(name, sample, float(np.sum(lost) / np.sum(rows)))
 
 
-def compare_mesh(args, overrides):
+def compare_mesh(
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
   """8 devices against 1, on the same cores."""
-  devices = jax.devices()
-  if len(devices) < 8:
-    raise ValueError(
-      f'--compare=mesh needs 8 devices, got {len(devices)}: on CPUs set'
-      ' JAX_PLATFORMS=cpu, and the command divides them.'
-    )
+  devices = device_lib.eight()
   run = load(args, overrides)
   share = run.data.batch_size * run.data.sequence_length // 8
-  # Groups must fit into one device, and the work must be the same on both.
+  # A group must fit into one device, and the work must be the same on both.
   groups = {} if _binds(overrides, 'GROUP_SIZE') else {'GROUP_SIZE': share}
   programs = []
   for name, data, expert in (
@@ -127,48 +123,52 @@ def compare_mesh(args, overrides):
     run = load(
       args, overrides, **groups, MESH_DATA=data, MESH_EXPERT=expert
     )  # fmt: skip
-    programs.append(make_program(name, run, devices[: data * expert]))
+    programs.append(timed_step(name, run, devices[: data * expert]))
   return measure(programs, args.rounds, UNIT, _tokens(run))
 
 
-def compare_compile(args, overrides):
+def compare_compile(
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
   """Seconds to trace and compile the step, 64 experts against 8."""
   jax.config.update('jax_enable_compilation_cache', False)
 
-  def seconds(experts):
+  def seconds(experts: int) -> float:
     jax.clear_caches()
-    # gin is read while the step is traced, so each sample loads its own run.
     run = load(args, overrides, NUM_EXPERTS=experts)
     program = build.build(run, jax.devices())
     shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
     return clock_once(program, shapes)
 
   programs = [
-    Program(f'{n} experts', functools.partial(seconds, n)) for n in (8, 64)
+    Timed(f'{n} experts', functools.partial(seconds, n)) for n in (8, 64)
   ]
   for program in programs:
-    program.sample()  # imports, and what is traced once a process
+    program.sample()  # takes imports and what a process traces only once
   return measure(programs, args.rounds, 'compilation of the training step')
 
 
-def clock_once(program: program_lib.Program, shapes: Batch) -> float:
+def clock_once(program: Program, shapes: Batch) -> float:
   """Seconds to trace and compile a step, once."""
-  import time
-
   start = time.perf_counter()
   program.train_step.lower(program.abstract, shapes).compile()
   return time.perf_counter() - start
 
 
-def compare_command(args, overrides):
+def compare_command(
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
   """Ours against a program of other people, tokens a second."""
   run = load(args, overrides)
-  theirs = Program('theirs', command(args.against, _tokens(run)))
-  ours = make_program('ours', run, jax.devices(), STEPS)
+  theirs = Timed('theirs', command(args.against, _tokens(run)))
+  ours = timed_step('ours', run, jax.devices(), STEPS)
   return measure([theirs, ours], args.rounds, UNIT, _tokens(run), True)
 
 
-def _tokens(run: configuration.Run) -> int:
+COMPARISONS = {'mesh': compare_mesh, 'compile': compare_compile}
+
+
+def _tokens(run: Run) -> int:
   return run.data.batch_size * run.data.sequence_length
 
 
@@ -176,17 +176,18 @@ def _binds(overrides: Sequence[str], name: str) -> bool:
   return any(o.split('=')[0].strip() == name for o in overrides)
 
 
-def step(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-  """The verb `step`."""
+def compare(
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
+  """The report of the verb `step`."""
   if args.against and args.compare:
     raise ValueError('--against and --compare exclude each other: drop one.')
   if args.against:
     report = compare_command(args, overrides)
   elif args.compare:
-    compare = {'mesh': compare_mesh, 'compile': compare_compile}[args.compare]
-    report = compare(args, overrides)
+    report = COMPARISONS[args.compare](args, overrides)
   else:
     run = load(args, overrides)
-    program = make_program('training step', run, jax.devices())
+    program = timed_step('training step', run, jax.devices())
     report = measure([program], args.rounds, UNIT, _tokens(run))
   return {**report, 'device': jax.devices()[0].device_kind}

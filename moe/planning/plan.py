@@ -11,7 +11,7 @@ from moe.runs import build
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
-from moe.scale import cost, hlo, roofline, topology
+from moe.scale import cost, hlo, roofline, topology, work
 from moe.train import program as program_lib
 
 # A stated figure for chip-hours, not a promise: what good sparse runs reach.
@@ -88,7 +88,7 @@ def plan_topology(
     'hbm_bytes': hbm,
   }
   compiled = compile_lib.compile_step(program, shapes, programs_directory())
-  done = roofline.work(hlo.parse(compiled.text), mesh)
+  done = work.count(hlo.parse(compiled.text), mesh)
   seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips

@@ -11,7 +11,7 @@ from moe.optim import optimizers
 from moe.parallel import mesh, rules
 from moe.routing import slots
 from moe.runs.run import Run
-from moe.scale import cost, drops, hlo
+from moe.scale import cost, drops, hlo_flops
 from moe.train import program, state
 
 
@@ -135,7 +135,7 @@ def recipe_of(run: Run, num_devices: int, is_tpu: bool = False):
   if is_fused:
     T = S // layout.size(layout.sequence_axes)
     tiles = T // kernels.tile(T), S // kernels.tile(S)
-    share, backward = hlo.splash_share(T, S, tiles), 3.5
+    share, backward = hlo_flops.splash_share(T, S, tiles), 3.5
   return cost.Recipe(
     length=run.data.sequence_length,
     attention_width=attention.width(),

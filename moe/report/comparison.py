@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from moe.train import record_log
 
+# Keys of run.json, and of the log at the end of a run, that are compared.
 COUNTS = ('params_total', 'params_active', 'flops_per_token_train')
-
-
 AT_END = ('dropped_fraction', 'load_imbalance')
 
 
@@ -20,10 +19,10 @@ class Recorded(NamedTuple):
   """What one run has written down.
 
   Attributes:
-    directory: of the run.
-    seed: of the run.
+    directory: directory of the run.
+    seed: seed of the run.
     tasks: (trained on, evaluated on...).
-    tokens: seen in all.
+    tokens: tokens seen in all.
     curves: task -> ((tokens, held-out bits per character), ...).
     counts: parameters and FLOPs, None where unknown.
     at_end: drop rate and imbalance, means of the last tenth of the steps; None
@@ -46,8 +45,8 @@ def read_run(
   """Reads a work directory.
 
   Args:
-    directory: of a run.
-    configured: config.gin -> (seed, tasks: trained on, evaluated on...).
+    directory: directory of a run.
+    configured: reads config.gin and returns the seed and `Recorded.tasks`.
 
   Raises:
     ValueError: if a file is missing, or nothing was evaluated.
@@ -114,8 +113,8 @@ def pair(
   for other in (*runs[1:], *others):
     tasks = lambda run: run.tasks
     _check_same('train and evaluate on the same tasks', tasks, runs[0], other)
-  # With the seed goes the order of the rows, so that the padding up to a step
-  # differs, and with it the tokens.
+  # The order of the rows depends on the seed, and on it the padding and the
+  # tokens up to a step; so tokens are compared within a pair.
   for one, other in zip(runs, others, strict=True):
     tokens = lambda run: run.tokens
     _check_same('have seen the same number of tokens', tokens, one, other)
@@ -135,7 +134,9 @@ def pair(
   return runs, others
 
 
-def _check_same(what: str, of, one: Recorded, other: Recorded) -> None:
+def _check_same(
+  what: str, of: Callable[[Recorded], Any], one: Recorded, other: Recorded
+) -> None:
   if of(one) != of(other):
     raise ValueError(
       f'all runs must {what}, got {_list(of(one))} in {one.directory} and'
@@ -154,8 +155,8 @@ def compare(
   """The comparison as one JSON object; a gain above 0 is in favour of `runs`.
 
   Args:
-    runs: one a seed.
-    others: those they are compared with.
+    runs: the runs of one side, one for each seed.
+    others: the runs that they are compared with.
 
   Raises:
     ValueError: as `pair`.
@@ -216,13 +217,13 @@ def _mean(numbers: Sequence[float | None]) -> float | None:
 
 
 def _standard_error(numbers: Sequence[float]) -> float | None:
-  """Of the mean; None for one number, which does not tell how they scatter."""
+  """Standard error of the mean; one number has none, as it shows no scatter."""
   if len(numbers) < 2:
     return None
   return statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
-def _list(numbers) -> str:
+def _list(numbers: int | Sequence) -> str:
   """Numbers or names in a sentence."""
   if isinstance(numbers, int):
     return f'{numbers:,}'

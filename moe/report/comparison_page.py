@@ -3,12 +3,13 @@
 import pathlib
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from moe.report import figures as draw
+from moe.report import templates
 
+# (key of a side, name, format) of the first table.
 FACTS = (
   ('params_total', 'parameters', '{:,}'),
   ('params_active', 'of them active for a token', '{:,}'),
@@ -16,7 +17,7 @@ FACTS = (
   ('dropped_fraction', 'dropped tokens, last tenth of the steps', '{:.1%}'),
   ('load_imbalance', 'busiest expert over the mean, likewise', '{:.2f}'),
 )
-# Share by which training FLOPs per token may differ before it is remarked on.
+# Training FLOPs per token may differ by this share without a remark.
 EQUAL_FLOPS = 0.02
 
 
@@ -69,7 +70,7 @@ def flops_remark(compared: dict[str, Any]) -> str:
 
 
 def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
-  """Rows of cells, a header first: the models, then one table a task."""
+  """Tables of cells, each with a header: the models, then one for each task."""
   sides = [compared['runs'], compared['against']]
   labels = [side['label'] for side in sides]
   facts = [['', *labels]]
@@ -94,7 +95,9 @@ def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
   return tables
 
 
-def _row(name, ours, theirs, gain, error) -> list[str]:
+def _row(
+  name: str, ours: float, theirs: float, gain: float, error: float | None
+) -> list[str]:
   cells = [_cell(ours, '{:.4f}'), _cell(theirs, '{:.4f}')]
   return [name, *cells, _cell(gain, '{:+.4f}'), _cell(error, '{:.4f}')]
 
@@ -117,7 +120,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def write(compared: dict[str, Any], path: pathlib.Path) -> None:
-  """Draws a page with the curves of all tasks, a picture with the first's."""
+  """Draws a page of all tasks, or a picture of the first one."""
   if path.suffix != '.html':
     task = next(iter(compared['tasks']))
     with draw.style(draw.PAPER):
@@ -129,13 +132,8 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> None:
     with draw.style(draw.PAGE):
       svg = draw.svg(_figure(compared, task, draw.PAGE), f'{task} by tokens')
     drawn.append((task, svg, sentence(compared, task)))
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  page = environment.get_template('comparison_page.html').render(
+  page = templates.render(
+    'comparison_page.html',
     title=title(compared),
     compared=compared,
     figures=drawn,
@@ -145,13 +143,13 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> None:
   path.write_text(page, encoding='utf-8')
 
 
-def _figure(compared: dict[str, Any], task: str, colors):
+def _figure(compared: dict[str, Any], task: str, colors: draw.Colors) -> Figure:
   """Both curves, and the gain under them."""
   found = compared['tasks'][task]
   millions = np.array(found['tokens']) / 1e6
   figure = Figure((9.2, 5.2), layout='constrained')
   top, bottom = figure.subplots(2, sharex=True, height_ratios=(2.2, 1))
-  # Where lines lie close, different marks keep them apart.
+  # Different marks keep apart lines that lie close.
   for side, color, mark in zip(
     ('runs', 'against'), colors.series, 'os', strict=False
   ):

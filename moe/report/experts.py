@@ -1,10 +1,11 @@
-"""What a report tells of the experts and the router, layer by layer."""
+"""What a page shows of the experts and the router, layer by layer."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
@@ -35,8 +36,8 @@ class Experts(NamedTuple):
   Attributes:
     loads: figure of the load of each expert.
     curves: figure of the other numbers.
-    header: of a table of the last tenth of the steps.
-    rows: of the table, one a layer.
+    header: head of a table of means over the last tenth of the steps.
+    rows: rows of the table, one for each layer.
   """
 
   loads: str
@@ -60,8 +61,10 @@ def experts(records: Sequence[dict[str, Any]]) -> Experts | None:
   )
 
 
-def _numbers(records, load_SLE: np.ndarray) -> dict[str, np.ndarray]:
-  """Values [steps, layers] by key, those that every record has."""
+def _numbers(
+  records: list[dict[str, Any]], load_SLE: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Values [steps, layers] of each key that every record has."""
   mean_SL = np.maximum(load_SLE.mean(2), 1e-9)
   found = {
     'max_over_mean': load_SLE.max(2) / mean_SL,
@@ -100,7 +103,7 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
   ]
   layers = shown[0][0].shape[1]
   every = _spread(layers)
-  # Neither end of the scale: one is lost on white, the other on black.
+  # The ends of the scale are left out: one is lost on white, one on black.
   colors = matplotlib.colormaps['viridis'](np.linspace(0.25, 0.9, len(every)))
   with style(PAGE):
     figure, panels = _panels(len(shown), 0.5)
@@ -124,8 +127,8 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
     return svg(figure, 'router by step and sparse layer')
 
 
-def _panels(number: int, margin: float):
-  """A figure and so many axes in it, two or three side by side."""
+def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
+  """A figure with this number of panels, two or three side by side."""
   columns = 2 if number == 4 else min(3, number)
   rows = -(-number // columns)
   figure = Figure((9.2, 1.9 * rows + margin), layout='constrained')

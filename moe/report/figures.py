@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG that takes its colours from the page.
+"""The figures of a page, as SVG that takes its colours from the page.
 
 Matplotlib draws with the placeholder colours below; in the text of the SVG each
 becomes a CSS variable, so that one figure is readable in light and dark.
@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 
 class Colors(NamedTuple):
-  """What figures are drawn with."""
+  """The colours of a figure."""
 
   ink: str
   grid: str
@@ -114,8 +115,8 @@ def curves(
     return svg(figure, label)
 
 
-def _levels(axes, levels: dict[str, float]) -> None:
-  """Dashed lines with their names, which keep out of each other's way."""
+def _levels(axes: Axes, levels: dict[str, float]) -> None:
+  """Draws dashed lines whose names keep out of each other's way."""
   low, high = axes.get_ylim()
   above = math.inf
   for name, level in sorted(levels.items(), key=lambda pair: -pair[1]):
@@ -159,7 +160,7 @@ def small(line: Line, label: str, ticks: str, scale: str) -> str:
     return svg(figure, label)
 
 
-def _axes(size: tuple[float, float]):
+def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
   figure = Figure(size, layout='constrained')
   axes = figure.subplots()
   axes.margins(x=0.01)
@@ -168,7 +169,9 @@ def _axes(size: tuple[float, float]):
   return figure, axes
 
 
-def thin(x: Sequence[float], y: Sequence[float]):
+def thin(
+  x: Sequence[float], y: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
   """At most _MAX_POINTS points, each the mean of its neighbours."""
   x, y = np.asarray(x, float), np.asarray(y, float)
   parts = min(len(x), _MAX_POINTS)
@@ -188,7 +191,7 @@ def smooth(y: np.ndarray) -> np.ndarray:
   return np.convolve(y, kernel, 'same') / weights
 
 
-def _limit(axes, y: np.ndarray, others: Sequence[float]) -> None:
+def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
   """Keeps the first steps of a run from pressing the rest flat."""
   low = min(y.min(), *others, y[-1])
   high = max(np.quantile(y, 0.97) if len(y) > 30 else y.max(), *others, low)

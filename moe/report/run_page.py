@@ -7,14 +7,14 @@ import pathlib
 import statistics
 from typing import Any
 
-import jinja2
-
-from moe.report import experts
+from moe.report import experts, templates
 from moe.report import figures as draw
 from moe.train import record_log
 from moe.train.display import duration
 
-# (key in the log, title, format of the numbers, scale).
+Record = dict[str, Any]
+
+# (key in the log, title, format of the numbers, scale) of the small figures.
 _SMALL = (
   ('loss', 'Loss [nats]', '{x:g}', 'fit'),
   ('grad_norm', 'Gradient norm', '{x:g}', 'log'),
@@ -25,8 +25,7 @@ _SMALL = (
   ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
 )
-
-
+# (title, file) of the texts that a page ends with.
 _TEXTS = (
   ('Configuration', 'config.gin'),
   ('Operative configuration', 'operative_config.gin'),
@@ -40,13 +39,13 @@ def write_report(
   """Writes the page of a run; returns its path.
 
   Args:
-    workdir: directory of the run; log.jsonl must be there, and what else is
-      there is shown: eval.jsonl, run.json, baselines.json, samples.json or
-      samples.txt, config.gin, operative_config.gin, model.txt.
-    output: by default WORKDIR/report.html.
+    workdir: directory of the run. log.jsonl must be there; the page also shows
+      eval.jsonl, run.json, baselines.json, samples.json or samples.txt,
+      config.gin, operative_config.gin and model.txt where they are there.
+    output: file of the page, by default WORKDIR/report.html.
 
   Raises:
-    ValueError: if there is no step in the log.
+    ValueError: if there is no step in the log, or a file is no JSON.
   """
   workdir = pathlib.Path(workdir)
   records = record_log.read(workdir / 'log.jsonl')
@@ -58,11 +57,8 @@ def write_report(
   evals = record_log.read(workdir / 'eval.jsonl')
   run = _json(workdir / 'run.json', {})
   baselines = _json(workdir / 'baselines.json', {})
-  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-  environment = jinja2.Environment(
-    loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-  )
-  page = environment.get_template('run_page.html').render(
+  page = templates.render(
+    'run_page.html',
     name=workdir.resolve().name,
     records=records,
     cards=_cards(records, evals, run, baselines),
@@ -82,8 +78,13 @@ def write_report(
   return path
 
 
-def _cards(records, evals, run, baselines) -> list[tuple[str, str, str]]:
-  """(what, number, remark) of what one wants to know first."""
+def _cards(
+  records: list[Record],
+  evals: list[Record],
+  run: dict[str, Any],
+  baselines: dict[str, float],
+) -> list[tuple[str, str, str]]:
+  """(title, number, remark) of what a reader wants to know first."""
   cards, last = [], records[-1]
   for task in _tasks(evals)[:2]:
     steps, bits = _held_out(evals, task, 'bits_per_char')
@@ -123,7 +124,9 @@ def _cards(records, evals, run, baselines) -> list[tuple[str, str, str]]:
   return cards
 
 
-def _figures(records, evals, baselines) -> dict[str, Any]:
+def _figures(
+  records: list[Record], evals: list[Record], baselines: dict[str, float]
+) -> dict[str, list[str]]:
   held_out = {
     key: {
       task: line
@@ -147,7 +150,7 @@ def _figures(records, evals, baselines) -> dict[str, Any]:
   return figures
 
 
-def _evaluations(evals) -> dict[str, Any] | None:
+def _evaluations(evals: list[Record]) -> dict[str, Any] | None:
   """A table of held-out bits per character: steps by tasks."""
   tasks = _tasks(evals)
   rows = [
@@ -160,23 +163,25 @@ def _evaluations(evals) -> dict[str, Any] | None:
   return {'tasks': tasks, 'rows': rows} if rows else None
 
 
-def _tasks(evals) -> list[str]:
+def _tasks(evals: list[Record]) -> list[str]:
   return list(dict.fromkeys(task for r in evals for task in r['eval']))
 
 
-def _held_out(evals, task: str, key: str) -> tuple[list[int], list[float]]:
+def _held_out(
+  evals: list[Record], task: str, key: str
+) -> tuple[list[int], list[float]]:
   scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in evals]
   return _values(scores, key)
 
 
-def _values(records, key: str) -> tuple[list[int], list[float]]:
+def _values(records: list[Record], key: str) -> tuple[list[int], list[float]]:
   """(steps, values) of the records that have a number there."""
   pairs = [(r['step'], _value(r, key)) for r in records]
   pairs = [(s, v) for s, v in pairs if isinstance(v, int | float)]
   return [s for s, _ in pairs], [v for _, v in pairs]
 
 
-def _value(record: dict[str, Any], key: str) -> Any:
+def _value(record: Record, key: str) -> Any:
   """The entry at a dotted key, None if there is none."""
   for part in key.split('.'):
     record = record.get(part) if isinstance(record, dict) else None
@@ -184,7 +189,7 @@ def _value(record: dict[str, Any], key: str) -> Any:
 
 
 def _samples(workdir: pathlib.Path) -> list[dict[str, str]]:
-  """What was written, each text without its prompt."""
+  """The samples of a run, each text without its prompt."""
   samples = _json(workdir / 'samples.json', [])
   plain = workdir / 'samples.txt'
   if not samples and plain.exists():
@@ -207,7 +212,7 @@ def _json(path: pathlib.Path, missing: Any) -> Any:
 
 
 def _flat(entries: dict[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-  """Rows of a table: nested keys joined with dots."""
+  """Rows (key, value) of a table; nested keys are joined with dots."""
   rows = []
   for key, value in entries.items():
     if isinstance(value, dict):

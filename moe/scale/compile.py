@@ -1,4 +1,4 @@
-"""Compiles a training step ahead of time, keeps the program, gives it back.
+"""Compiles a training step ahead of time, keeps the program and loads it.
 
 The optimised text comes from XLA's dump: `compiled.as_text()` fails on programs
 with asynchronous collectives where libtpu is newer than jaxlib.
@@ -13,6 +13,7 @@ import pathlib
 import re
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 
 import jax
 from jax.experimental import serialize_executable
@@ -21,7 +22,7 @@ from moe.scale import topology
 from moe.train.program import Program
 from moe.types import Batch
 
-# What else tells the compilers how to compile.
+# Variables of the environment that tell the compilers how to compile.
 _FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -30,8 +31,8 @@ class DoesNotFit(ValueError):
   """The compiler says that the program needs more memory than a device has.
 
   Attributes:
-    needed: bytes, as far as the compiler says.
-    available: bytes.
+    needed: bytes that the program needs, 0 where the compiler does not say.
+    available: bytes that a device has, likewise.
   """
 
   def __init__(self, message: str, needed: float, available: float):
@@ -44,12 +45,12 @@ class Compiled:
   """A compiled step, or what is known of one from an earlier compilation.
 
   Attributes:
-    key: content that it was made from, as a hash.
-    argument_bytes: a device's parameters, optimizer state and batch.
-    temp_bytes: what comes and goes during the step.
-    code_bytes: the program itself, which lies in the same memory.
-    peak_bytes: most at a time, the program included.
-    seconds: it took to compile.
+    key: hash of the content that it was made from.
+    argument_bytes: bytes of a device's parameters, optimizer state and batch.
+    temp_bytes: bytes of temporaries of the step.
+    code_bytes: bytes of the program itself, which lies in the same memory.
+    peak_bytes: most bytes at a time, the program included.
+    seconds: time that the compilation took.
     flops_once: the compiler's count, each loop's body once.
     optimal_seconds: the compiler's estimate, each loop's body once.
     text: the optimised program.
@@ -71,7 +72,7 @@ class Compiled:
 
 
 def versions() -> dict[str, str]:
-  """Of what compiles: a program of other versions is another program."""
+  """Versions of what compiles; other versions make another program."""
   import jaxlib
 
   try:
@@ -83,7 +84,9 @@ def versions() -> dict[str, str]:
   return {'jax': jax.__version__, 'jaxlib': jaxlib.__version__, 'libtpu': tpu}
 
 
-def content_key(lowered, devices) -> str:
+def content_key(
+  lowered: jax.stages.Lowered, devices: Iterable[jax.Device]
+) -> str:
   """Hash of what makes a program: text, devices, versions, compiler flags."""
   described = [
     (topology.kind_of(d.device_kind), *getattr(d, 'coords', (d.id,)))
@@ -100,11 +103,10 @@ def compile_step(
   """Compiles the train step of a program, or finds it compiled.
 
   Args:
-    program: of a run, on devices that need not exist.
-    shapes: of a batch.
-    directory: keeps programs by content.
-    want_program: whether to keep the program itself, beside what is known of
-    it.
+    program: the program of a run, on devices that need not exist.
+    shapes: shapes of a batch.
+    directory: where programs are kept by content.
+    want_program: whether to keep the program itself beside its facts.
 
   Raises:
     DoesNotFit: if a device has too little memory.
@@ -128,7 +130,10 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
       raise _does_not_fit(error) or error from error
     seconds = time.monotonic() - begin
-    program_text = _dumped(pathlib.Path(dump))
+    # TPUs write cycles into the text after code generation.
+    program_text = dumped(
+      pathlib.Path(dump), '*after_codegen.txt', '*after_optimizations.txt'
+    )
   known = _facts(compiled, seconds)
   folder.mkdir(parents=True, exist_ok=True)
   if want_program:
@@ -140,7 +145,7 @@ def compile_step(
   )
 
 
-def _facts(compiled, seconds: float) -> dict[str, float]:
+def _facts(compiled: jax.stages.Compiled, seconds: float) -> dict[str, float]:
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   arguments = memory.argument_size_in_bytes
   return {
@@ -157,9 +162,17 @@ def _facts(compiled, seconds: float) -> dict[str, float]:
   }
 
 
-def _dumped(folder: pathlib.Path) -> str:
-  """The optimised program; TPUs write cycles into the one after generation."""
-  for pattern in ('*after_codegen.txt', '*after_optimizations.txt'):
+def dumped(folder: pathlib.Path, *patterns: str) -> str:
+  """A text about the program that XLA wrote into a folder.
+
+  Args:
+    folder: `xla_dump_to` of the compilation.
+    *patterns: of file names; the first one that is there is taken.
+
+  Raises:
+    ValueError: if there is no such file.
+  """
+  for pattern in patterns:
     # The step is the largest of the modules that one compilation makes.
     found = sorted(folder.glob(pattern), key=lambda p: p.stat().st_size)
     if found:
@@ -191,19 +204,19 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
   os.replace(new, path)
 
 
-def _packed(compiled, key: str) -> bytes:
+def _packed(compiled: jax.stages.Compiled, key: str) -> bytes:
   """A header line of JSON, then the program."""
   program, _, _ = serialize_executable.serialize(compiled)
   return json.dumps({'key': key, **versions()}).encode() + b'\n' + program
 
 
-def load(program: Program, shapes: Batch, path: str):
+def load(program: Program, shapes: Batch, path: str) -> Callable:
   """A program that `compile_step` kept, ready to run on the program's mesh.
 
   Args:
-    program: of the run that is to use it, on real devices.
-    shapes: of a batch.
-    path: file written by `compile_step`.
+    program: the program of the run that is to use it, on real devices.
+    shapes: shapes of a batch.
+    path: a file that `compile_step` wrote.
 
   Returns:
     (state, batch) -> (state, metrics).

@@ -14,7 +14,7 @@ from scipy import special
 _POINTS = 400
 
 
-def _overflow(trials, chance, slots):
+def _overflow(trials: np.ndarray, chance: np.ndarray, slots: int) -> np.ndarray:
   """Mean of max(0, X - slots) for X binomial; trials need not be whole."""
   # E[X; X > s] = n q P(X' >= s) with X' of n - 1 trials. P(X >= s) of n trials
   # is the incomplete beta function I_q(s, n - s + 1), which takes any n.
@@ -42,7 +42,7 @@ def expected_share(
   as much.
 
   Args:
-    tokens: that choose among the experts.
+    tokens: number of tokens that choose among the experts.
     num_active: k, experts of a token.
     num_experts: E.
     slots: rows that a buffer takes.
@@ -68,7 +68,7 @@ def expected_share(
     )
   share = np.array([h / E])
   if variation:
-    # Of Dirichlet(a, .., a) one share has the squared variation
+    # One share of Dirichlet(a, .., a) has the squared variation
     # (E - 1) / (E a + 1), and h shares together are Beta(h a, (E - h) a).
     a = ((E - 1) / variation**2 - 1) / E
     if h < E:
@@ -76,10 +76,10 @@ def expected_share(
       parts = (np.arange(_POINTS) + 0.5) / _POINTS
       share = special.betaincinv(h * a, (E - h) * a, parts)
       share *= h / E / share.mean()
-  # At most every token sends one row to each expert held.
+  # A token sends at most one row to each expert held.
   share = np.minimum(share, min(k, h) / k)
   mean = k * share
-  # Of a token's rows X that come here: X (X - 1) on average; 0 for one expert.
+  # The mean of X (X - 1) for the rows X of a token that come here; 0 for h = 1.
   pairs = k * (k - 1) * share**2 * (h - 1) / h * E / max(1, E - 1)
   # The binomial distribution with the mean and the variance of X's sum.
   chance = np.clip(mean - pairs / mean, 1e-12, 1.0)

@@ -1,6 +1,6 @@
 """What a step would do on a layout, before anything is compiled.
 
-The same account as `roofline.work` gives of a compiled program, made from sizes
+The same account as `work.count` gives of a compiled program, made from sizes
 alone, for choosing among hundreds of layouts; and the rules by which a layout
 is refused, or warned of.
 """

@@ -41,12 +41,12 @@ class Chip:
   Attributes:
     kind: `device_kind` that JAX reports.
     peak: dense FLOP/s by type; 0 where none is published.
-    hbm_bytes: of memory that a program can use.
+    hbm_bytes: bytes of memory that a program can use.
     hbm_bandwidth: bytes/s.
     link_bandwidth: bytes/s of one link in one direction.
     torus_dims: dims of the torus; 0 where a switch joins the chips.
     wraps_at: a torus dim of a multiple of this wraps around.
-    largest: largest slice; for a switch, chips that share it.
+    largest: the largest slice; for a switch, the chips that share it.
     network_bandwidth: bytes/s a chip, in one direction, between slices or
       switches.
     devices: JAX devices a chip.
@@ -66,7 +66,9 @@ class Chip:
   compiler: tuple[str, str] | None = None
 
 
-def _peak(bfloat16: float, int8: float = 0.0, fp8: float = 0.0):
+def _peak(
+  bfloat16: float, int8: float = 0.0, fp8: float = 0.0
+) -> dict[str, float]:
   return {'bfloat16': bfloat16, 'int8': int8, 'fp8': fp8}
 
 
@@ -151,7 +153,7 @@ def parse(text: str) -> Slice:
   """A slice by name, such as 'v5p:8x16x16'.
 
   Raises:
-    ValueError: for a chip or a shape there is not.
+    ValueError: for a chip or a shape that does not exist.
   """
   found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
   if not found or found[1] not in CHIPS:
@@ -182,7 +184,7 @@ def parse(text: str) -> Slice:
 
 
 def devices(wanted: Slice) -> list:
-  """JAX devices of a slice, to compile for; they can't run anything.
+  """JAX devices of a slice to compile for; they can't run anything.
 
   The libtpu package brings the compiler; no TPU is needed.
 
@@ -225,7 +227,7 @@ def devices(wanted: Slice) -> list:
 
 
 def kind_of(device_kind: str) -> str:
-  """A `device_kind` under one name: a v5p on a pod has another than here."""
+  """One name of a `device_kind`: a v5p on a pod has another one than here."""
   return {'TPU v5p': 'TPU v5'}.get(device_kind, device_kind)
 
 

@@ -71,9 +71,11 @@ def build(name: str):
   """(run, program) of a layout on 8 devices."""
   import jax
 
+  from moe.runs import build as build_lib
+
   macros = MODEL | LAYOUTS[name]
   run = configuration.load(FILES, [f'{k}={v}' for k, v in macros.items()])
-  return run, build.build(run, jax.devices()[:8])
+  return run, build_lib.build(run, jax.devices()[:8])
 
 
 def shardings(name: str) -> str:
@@ -105,13 +107,13 @@ def shardings(name: str) -> str:
 
 def collectives(name: str) -> str:
   """Collectives of a compiled step, loops multiplied out."""
-  from moe.scale import hlo, roofline
+  from moe.scale import hlo, work
   from moe.train.program import batch_shapes
 
   run, program = build(name)
   shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
   compiled = program.train_step.lower(program.abstract, shapes).compile()
-  done = roofline.work(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
+  done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
   counts, moved = collections.Counter(), collections.Counter()
   for t in done.transfers:
     key = f'{t.kind} over {"+".join(t.axes)}'

@@ -10,8 +10,8 @@ from launch.configs import configuration
 from moe.parallel.mesh import DATA, EXPERT, FSDP, make_mesh
 from moe.planning import search
 from moe.runs import build
-from moe.scale import forecast, hlo, memory, roofline, topology
-from moe.scale.roofline import Transfer
+from moe.scale import forecast, hlo, memory, topology, work
+from moe.scale.collectives import Transfer
 from tests.scale import layouts
 
 
@@ -96,7 +96,7 @@ def test_rows_cross_the_expert_axis_as_often_as_it_is_said(remat):
   program = build.build(run, jax.devices()[:8])
   shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
   compiled = program.train_step.lower(program.abstract, shapes).compile()
-  done = roofline.work(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
+  done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
   # 2 groups of a device, 8 experts, 64 * 2 / 8 * 1.25 slots of 64 numbers; the
   # weights of the rows travel too, but are fewer.
   rows = 2 * 8 * 20 * 64 * 4
@@ -114,7 +114,7 @@ def refusal(seconds):
     Transfer('all-gather', ('fsdp',), 1, 1, (0, 1), forecast.WEIGHTS),
     Transfer('reduce-scatter', ('fsdp',), 1, 1, (0, 1), forecast.WEIGHTS),
   )
-  done = roofline.Work(4e12, 0, (), transfers, 0, 0, ())
+  done = work.Work(4e12, 0, (), transfers, 0, 0, ())
   return forecast.refusal(done, seconds, 1e12)  # 4 s of products
 
 

@@ -1,32 +1,9 @@
 import numpy as np
 import pytest
 
-from moe.scale import hlo, roofline, topology
-from moe.scale.roofline import Transfer
-
-MESH = {'data': 2, 'expert': 4}
-
-
-@pytest.mark.parametrize(
-  'written, group',
-  [
-    ('replica_groups={{0,1,2,3},{4,5,6,7}}', [4, 5, 6, 7]),
-    ('replica_groups=[2,4]<=[8]', [4, 5, 6, 7]),
-    ('replica_groups=[4,2]<=[2,4]T(1,0)', [1, 5]),
-    ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [1, 5]),
-    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", [4, 5, 6, 7]),
-    ('source_target_pairs={{0,4},{1,5}}', [1, 5]),
-  ],
-)
-def test_groups_are_read_in_every_way_they_are_written(written, group):
-  groups = roofline.groups_of(f'channel_id=1, {written}, x={{1}}', 8)
-  assert groups[1].tolist() == group
-
-
-def test_a_group_is_named_by_the_mesh_axes_along_which_it_differs():
-  assert roofline.axes_of([0, 4], MESH) == ('data',)
-  assert roofline.axes_of([0, 1, 2, 3], MESH) == ('expert',)
-  assert roofline.axes_of(range(8), MESH) == ('data', 'expert')
+from moe.scale import roofline, topology
+from moe.scale.collectives import Transfer
+from moe.scale.work import Work
 
 
 @pytest.fixture(scope='module')
@@ -85,57 +62,6 @@ def test_half_a_ring_is_a_line(cube):
   assert span.is_ring
 
 
-RAGGED = """HloModule r
-
-ENTRY %main (p: f32[]) -> f32[] {
-  %rows = bf16[40,16]{1,0} parameter(0)
-  %room = bf16[62,16]{1,0} parameter(1)
-  %start = s32[4]{0} parameter(2)
-  ROOT %moved = bf16[62,16]{1,0} ragged-all-to-all(%rows, %room, %start, %start, %start, %start), replica_groups={{0,1,2,3},{4,5,6,7}}
-}
-"""  # noqa: E501
-
-
-def test_a_ragged_exchange_sends_its_rows_and_not_the_room_for_them():
-  # 40 rows of 16 numbers are sent, at most, into room for 62; 3 of 4 leave.
-  (transfer,) = roofline.work(hlo.parse(RAGGED), MESH).transfers
-  assert (transfer.kind, transfer.axes) == ('ragged-all-to-all', ('expert',))
-  assert transfer.bytes == 40 * 16 * 2
-  assert transfer.moved == 40 * 16 * 2 * 3 / 4
-
-
-OFFLOADED = """HloModule o
-
-%work (a: bf16[8,16]) -> bf16[32,16] {
-  %a = bf16[8,16]{1,0} parameter(0)
-  ROOT %gathered = bf16[32,16]{1,0} all-gather(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
-}
-
-%around (b: bf16[8,16]) -> bf16[32,16] {
-  %b = bf16[8,16]{1,0} parameter(0)
-  ROOT %wrapped = bf16[32,16]{1,0} custom-call(%b), custom_call_target="offload", called_computations={%work}
-}
-
-ENTRY %main (p: f32[]) -> f32[] {
-  %p = f32[] parameter(0)
-  ROOT %start = ((), (), s32[1]{0}) async-start(), async_execution_thread="sparsecore", calls=%around
-}
-"""  # noqa: E501
-
-
-def test_a_collective_that_a_sparse_core_runs_is_found():
-  (transfer,) = roofline.work(hlo.parse(OFFLOADED), MESH).transfers
-  assert (transfer.kind, transfer.axes) == ('all-gather', ('expert',))
-  assert transfer.bytes == 32 * 16 * 2
-
-
-def test_a_copy_on_a_sparse_core_reads_and_writes_once():
-  text = OFFLOADED.replace('bf16[32,16]', 'bf16[8,16]')
-  text = text.replace('all-gather(%a)', 'copy(%a)')
-  done = roofline.work(hlo.parse(text), MESH)
-  assert done.bytes == 2 * 8 * 16 * 2 and not done.transfers
-
-
 class Device:
   def __init__(self, place):
     self.coords, self.core_on_chip = tuple(place), 0
@@ -145,7 +71,7 @@ def test_overlap_leaves_the_busiest_resource_and_without_it_times_add_up(cube):
   slice_, coords = cube
   devices = [Device(c[:3]) for c in coords]
   transfer = Transfer('all-gather', ('z',), int(1.8e9), 2, tuple(range(8)), '')
-  done = roofline.Work(
+  done = Work(
     459e12, 2.765e12 / 2, ((459e12, 0, 1), (0, 2.765e12 / 2, 1)), (transfer,),
     0.0, 0.0, (),
   )  # fmt: skip

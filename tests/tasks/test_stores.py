@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from moe.data.store import default_cache_dir
+from moe.data.cache_dir import default_cache_dir
 from tasks import stores
 
 pytest.importorskip('seqio')

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import types
 from collections import Counter
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.benchmarks import devices as device_lib
 from launch.benchmarks import tpu
 from moe.layers import attention, feed_forward, moe_layer
 from moe.models.block import Block
@@ -90,68 +90,22 @@ def marks(text):
 
 
 def test_collectives_are_counted_with_their_bytes():
-  hlo = """
+  text = """HloModule c
+
+ENTRY %main (x: bf16[2,4]) -> bf16[9] {
     %a = bf16[2,4]{1,0:T(8,128)} all-to-all(%x), channel_id=1
     %b = bf16[2,4]{1,0:T(8,128)} all-to-all(%a), channel_id=2
     %c = (f32[3]{0}, f32[]) all-reduce(%y, %z), to_apply=%add
     %d = (f32[4]{0}, f32[64]{0}) all-gather-start(%y), dimensions={0}
     %e = f32[64]{0} all-gather-done(%d)
-    %f = bf16[9]{0} fusion(%all-to-all.1), kind=kLoop
-  """
-  found = {row['name']: row for row in tpu.collectives(hlo)}
+    ROOT %f = bf16[9]{0} fusion(%all-to-all.1), kind=kLoop
+}
+"""
+  found = {row['name']: row for row in tpu.collectives(text)}
   assert set(found) == {'all-to-all', 'all-reduce', 'all-gather'}
   assert (found['all-to-all']['bytes'], found['all-to-all']['count']) == (16, 2)
   assert found['all-reduce']['bytes'] == 4 * 3 + 4
   assert found['all-gather']['bytes'] == 4 * 64
-
-
-BUFFERS = """BufferAssignment:
-allocation 1: size 4, color 8, page 0, preallocated-temp:
- value: <16 elsewhere.1 @8> (size=4,offset=0): u32[]{:S(8)}
-allocation 2: size 64, page 0, parameter 0, shape |f32[16]|:
- value: <17 argument.2{0} @0> (size=64,offset=0): f32[16]{0}
-allocation 3: size 100, page 0, preallocated-temp:
- value: <18 rows.3{1} @0> (size=16,offset=0): bf16[2,4]{1,0:T(8,128)}
- value: <19 in_place.4 @0> (size=16,offset=0): bf16[2,4]{1,0:T(8,128)}
- value: <20 gradient.5 @0> (size=48,offset=32): bf16[2,3,4]{1,0:T(8,128)}
- value: <21 hidden.6 @0> (size=40,offset=32): bf16[2,10]{1,0:T(8,128)}
-"""
-LIFETIMES = """HloLiveRange (max 9):
-  BufferLiveRange:
-    argument.2{}:0-9
-    rows.3{1}:1-4
-    in_place.4{}:4-8
-    hidden.6{}:2-5
-    gradient.5{}:6-7
-"""
-
-
-def test_temporaries_are_those_of_the_main_memory():
-  values = tpu.temporaries(BUFFERS, LIFETIMES)
-  assert [v.name for v in values] == [
-    'rows.3{1}', 'in_place.4', 'gradient.5', 'hidden.6'
-  ]  # fmt: skip
-  assert values[2] == ('gradient.5', 'bf16[2,3,4]', (2, 3, 4), 48, 32, 6, 7)
-
-
-class Compiled:
-  def memory_analysis(self):
-    return types.SimpleNamespace(temp_size_in_bytes=100)
-
-
-def test_memory_is_told_apart_by_what_it_holds():
-  dumped = tpu.Dumped(Compiled(), '', '', BUFFERS, LIFETIMES)
-  found = tpu.account(dumped, (2, 4, 3))
-  # At 6 and 7 the gradient and the row that was changed in place, 48 + 16; at 4
-  # the row before and after, which share 16, and the hidden layer of 40.
-  assert found['weight_sized_bytes'] == 48
-  assert found['row_bytes'] == 56
-  assert found['temp_bytes'] == 100
-  assert found['gap_bytes'] == 100 - 64
-  assert found['at_peak'] == [
-    {'name': 'gradient.5', 'shape': 'bf16[2,3,4]', 'bytes': 48},
-    {'name': 'in_place.4', 'shape': 'bf16[2,4]', 'bytes': 16},
-  ]
 
 
 def test_where_cycles_go_is_told_with_loops_multiplied_out():
@@ -190,7 +144,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
 @pytest.fixture(scope='module')
 def on_tpu():
   pytest.importorskip('libtpu')
-  devices = tpu.v5p_devices('2x2x1')
+  devices = device_lib.v5p('2x2x1')
   return marks(tpu.dump(lowered(devices)).optimized)
 
 

@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 SPEED = re.compile(r'([\d.]+(?:e[+-]?\d+)?) tokens/s')
 
 
-class Program(NamedTuple):
+class Timed(NamedTuple):
   """Something that can be timed again and again.
 
   Attributes:
     name: for the table.
     sample: runs it once and returns seconds.
-    dropped: share of routed rows that no expert saw; None where not known.
+    dropped: share of routed rows that no expert saw; None where it is unknown.
   """
 
   name: str
@@ -26,16 +28,15 @@ class Program(NamedTuple):
 
 
 def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-  """A sample: the median seconds of a few calls until their arrays are there.
+  """A sample: the median seconds of a few calls until their arrays are ready.
 
-  The function is called twice at once, so that no sample compiles or touches
+  The function is called twice beforehand, so that no sample compiles or touches
   memory for the first time.
 
   Args:
     function: returns arrays.
     repeats: calls per sample.
   """
-  import jax  # not needed for --help
 
   def call() -> float:
     start = time.perf_counter()
@@ -50,8 +51,9 @@ def command(text: str, tokens: int) -> Callable[[], float]:
   """A sample: seconds per step of a program of other people.
 
   Args:
-    text: for the shell; prints 'N tokens/s', the best of which counts.
-    tokens: per step.
+    text: a command for the shell. It prints 'N tokens/s', perhaps several
+      times; the best one counts.
+    tokens: tokens per step.
   """
 
   def call() -> float:
@@ -71,7 +73,7 @@ def command(text: str, tokens: int) -> Callable[[], float]:
 
 
 def measure(
-  programs: list[Program],
+  programs: list[Timed],
   rounds: int,
   unit: str,
   tokens: int | None = None,
@@ -80,16 +82,16 @@ def measure(
   """Samples the programs in turn, and compares each with the first.
 
   Args:
-    programs: the first one is what the others are compared with.
+    programs: what is timed; the others are compared with the first one.
     rounds: samples of each.
-    unit: what a sample is of, such as 'training step'.
-    tokens: that a sample processes, if it does.
+    unit: what one sample times, such as 'training step'.
+    tokens: tokens that a sample processes, if it does.
     is_speed: whether ratios are of speeds instead of times.
 
   Returns:
     What `show` prints: `seconds`, `tokens_per_second` and `ratio` of the last
     program, and all programs under `runs`. A ratio is the median over rounds of
-    the ratio within a round; its `spread` are their quartiles.
+    the ratios within a round; `spread` has their quartiles.
   """
   samples = [[p.sample() for p in programs] for _ in range(rounds)]
   runs = []
@@ -120,7 +122,7 @@ def _quartiles(values: list[float]) -> list[float]:
 
 
 def show(report: dict[str, Any], as_json: bool) -> None:
-  """Prints what `measure` found: as one JSON object, or as a table."""
+  """Prints what `measure` found, as one JSON object or as a table."""
   if as_json:
     print(json.dumps(report))
     return

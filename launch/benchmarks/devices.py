@@ -1,0 +1,35 @@
+"""Devices that layers and steps are timed on or compiled for."""
+
+import jax
+
+from moe.scale import topology
+
+
+def eight() -> list[jax.Device]:
+  """The first 8 devices of this machine.
+
+  Raises:
+    ValueError: if there are fewer.
+  """
+  devices = jax.devices()
+  if len(devices) < 8:
+    raise ValueError(
+      f'--compare=mesh needs 8 devices, got {len(devices)}: on CPUs set'
+      ' JAX_PLATFORMS=cpu, and the command divides them.'
+    )
+  return devices[:8]
+
+
+def v5p(shape: str) -> list:
+  """Devices of a slice of v5p chips such as '2x2x1', for the compiler alone.
+
+  Raises:
+    ValueError: if the TPU's compiler is not installed.
+  """
+  try:
+    import libtpu  # noqa: F401 -- only to see whether it is there
+  except ImportError as error:
+    raise ValueError(
+      "compiling for TPUs needs the package libtpu: pip install '.[tpu]'."
+    ) from error
+  return topology.devices(topology.parse(f'v5p:{shape}'))

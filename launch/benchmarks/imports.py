@@ -1,0 +1,58 @@
+"""Seconds that each module of moe takes to import, in fresh processes."""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+BASE = 'import jax, flax, optax'
+TIMED = (
+  'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
+)
+
+
+def modules() -> list[str]:
+  """Every module of moe."""
+  root = pathlib.Path(__file__).parents[2]
+  paths = sorted((root / 'moe').rglob('*.py'))
+  names = [p.relative_to(root).with_suffix('').as_posix() for p in paths]
+  return [n.replace('/', '.') for n in names if not n.endswith('__init__')]
+
+
+def seconds(statement: str) -> float:
+  """Seconds of the statement alone, in a fresh process."""
+  command = [sys.executable, '-c', TIMED.format(statement)]
+  done = subprocess.run(command, capture_output=True, check=True)
+  return float(done.stdout)
+
+
+def beyond(module: str) -> float:
+  """Seconds that a module takes beyond the base, measured right before it."""
+  base = seconds(BASE)
+  return seconds(f'import {module}') - base
+
+
+def compare(args: argparse.Namespace) -> int:
+  """The verb `imports`: times each module in turns with the base.
+
+  Raises:
+    ValueError: for a module that does not exist, or no run.
+  """
+  if args.runs < 1:
+    raise ValueError(f'--runs={args.runs} must be at least 1.')
+  known = modules()
+  if unknown := [name for name in args.modules if name not in known]:
+    raise ValueError(f'{unknown[0]} must be a module of moe, as {known[0]} is.')
+  rows = {}
+  for module in args.modules or known:
+    rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
+    if not args.json:
+      print(f'{rows[module]:+7.2f} s  {module}', flush=True)
+  worst = max(rows, key=rows.get)
+  if args.json:
+    print(json.dumps({'seconds': rows, 'worst': worst}))
+  else:
+    print(f'worst: {worst}, {rows[worst]:+.2f} s beyond `{BASE}`')
+  return 0

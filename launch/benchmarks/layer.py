@@ -1,0 +1,248 @@
+"""One MoE layer, forward and backward, and the products of its experts."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.benchmarks.timing import Timed, clock
+from moe.layers.moe_layer import MoE, TokenInfo
+from moe.layers.product import einsum
+from moe.parallel import rules, shardings
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.routing import exchange, gates
+from moe.routing.plan import RouterInputs, RoutingPlan
+from moe.types import Array, Layout, PyTree
+
+UNIT = 'forward and backward of one layer'
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSizes:
+  """Sizes of a layer and its input.
+
+  Attributes:
+    d_model: D, the width of the model.
+    d_ff: F, the width of each expert.
+    experts: E, the number of experts.
+    top_k: experts per token.
+    tokens: number of tokens in all.
+    group_size: M, also the length of a sequence.
+    capacity_factor: slots per expert over an even share, for dispatches with
+      capacity.
+    dtype: type of the activations and of the experts' matrices.
+  """
+
+  d_model: int
+  d_ff: int
+  experts: int
+  top_k: int
+  tokens: int
+  group_size: int
+  capacity_factor: float
+  dtype: str
+
+  def __post_init__(self):
+    if self.tokens % self.group_size:
+      raise ValueError(
+        f'--tokens={self.tokens} must be a multiple of'
+        f' --group_size={self.group_size}: change one of them.'
+      )
+
+  def finer(self, factor: int) -> 'LayerSizes':
+    """The same work in `factor` times as many experts, each smaller by it."""
+    return dataclasses.replace(
+      self,
+      experts=self.experts * factor,
+      top_k=self.top_k * factor,
+      d_ff=self.d_ff // factor,
+    )
+
+  def __str__(self):
+    return f'E {self.experts}, k {self.top_k}, d_ff {self.d_ff}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Balanced(gates.TopK):
+  """Does all that TopK does, but experts take turns: each gets equal rows."""
+
+  def route(
+    self, inputs: RouterInputs, state: PyTree, keys_G: Array, train: bool
+  ) -> RoutingPlan:
+    """Chooses experts m * k to m * k + k - 1, modulo E, for token m."""
+    M, E = inputs.logits_GME.shape[1:]
+    token_M = jnp.arange(M, dtype=jnp.int32)
+    expert_E = jnp.arange(E, dtype=jnp.int32)
+    turn_ME = (expert_E - token_M[:, None] * self.num_active) % E
+    # 30 is far above what random logits reach, so that the turn decides.
+    raised_ME = jnp.where(turn_ME < self.num_active, 30.0, 0.0)
+    logits_GME = inputs.logits_GME + raised_ME
+    inputs = inputs._replace(logits_GME=logits_GME)
+    return super().route(inputs, state, keys_G, train)
+
+
+class JittedLayer(NamedTuple):
+  """One layer on a mesh, not yet compiled.
+
+  Attributes:
+    jitted: (params, x, dy) -> (y, (dparams, dx), dropped share).
+    abstract: shapes of the arguments, with shardings.
+    init: key -> arguments, on their devices.
+    mesh: the devices.
+  """
+
+  jitted: Callable
+  abstract: tuple[PyTree, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+  init: Callable
+  mesh: jax.sharding.Mesh
+
+
+def make_layer(
+  sizes: LayerSizes,
+  dispatcher: type,
+  exchanger: type = exchange.AllToAll,
+  mesh: jax.sharding.Mesh | None = None,
+) -> JittedLayer:
+  """The layer with evenly used experts.
+
+  Expert matrices are given in the compute dtype: the float32 copy that an
+  optimizer keeps is no part of the layer.
+
+  Args:
+    sizes: sizes of the layer.
+    dispatcher: class of the dispatch.
+    exchanger: class of the exchange.
+    mesh: the devices, by default one.
+
+  Raises:
+    ValueError: if the sizes do not divide.
+  """
+  mesh = mesh or make_mesh(MeshShape(), jax.devices()[:1])
+  table = rules.table('standard')
+  layout = rules.layout(table, mesh)
+  dtype = jnp.dtype(sizes.dtype)
+  moe = _layer(sizes, dispatcher, exchanger, layout)
+  B, T = sizes.tokens // sizes.group_size, sizes.group_size
+  zeros_BT = np.zeros((B, T), np.int32)
+  info = TokenInfo(zeros_BT, zeros_BT, np.ones((B, T), bool))
+  x_BTD = jax.ShapeDtypeStruct((B, T, sizes.d_model), dtype)
+
+  def init_params(key, x_BTD):
+    boxed = moe.init(key, x_BTD, info, False)['params']
+    cast = lambda w: w.astype(dtype) if w.ndim == 3 else w
+    return jax.tree.map(cast, nn.meta.unbox(boxed)), boxed
+
+  def forward(params, x_BTD):
+    y_BTD, outputs = moe.apply({'params': params}, x_BTD, info, True)
+    # As in training, the balance losses have gradients of their own.
+    loss = 0.01 * sum(total for total, _ in outputs.losses.values())
+    lost, rows = outputs.metrics['dropped']
+    return (y_BTD, loss), lost / rows
+
+  def both_ways(params, x_BTD, dy_BTD):
+    outputs, vjp, dropped = jax.vjp(forward, params, x_BTD, has_aux=True)
+    return outputs[0], vjp((dy_BTD, jnp.ones(()))), dropped
+
+  with jax.set_mesh(mesh):
+    key = jax.eval_shape(lambda: jax.random.key(0))  # runs nothing
+    params, boxed = jax.eval_shape(init_params, key, x_BTD)
+    logical = jax.tree.map(
+      tuple, nn.get_partition_spec(boxed), is_leaf=lambda s: isinstance(s, P)
+    )
+    places = shardings.param_shardings(params, logical, table, mesh)
+    tokens = NamedSharding(mesh, P(layout.batch_axes or None))
+    place = (places, tokens, tokens)
+    abstract = jax.tree.map(
+      lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+      (params, x_BTD, x_BTD),
+      place,
+    )
+    jax.eval_shape(both_ways, *abstract)  # every error of sizes comes up here
+
+  def init(key):
+    normal = lambda k: jax.random.normal(k, x_BTD.shape, dtype)
+    params, x, dy = jax.random.split(key, 3)
+    return init_params(params, normal(x))[0], normal(x), normal(dy)
+
+  out = (tokens, place[:2], NamedSharding(mesh, P()))
+  jitted = jax.jit(both_ways, out_shardings=out)
+  return JittedLayer(jitted, abstract, jax.jit(init, out_shardings=place), mesh)
+
+
+def _layer(
+  sizes: LayerSizes, dispatcher: type, exchanger: type, layout: Layout
+) -> MoE:
+  return MoE(
+    sizes.experts,
+    sizes.d_ff,
+    top_k=sizes.top_k,
+    router=functools.partial(Balanced, renormalize=sizes.top_k > 1),
+    dispatch=_configured(dispatcher, sizes),
+    exchange=exchanger,
+    group_size=sizes.group_size,
+    layout=layout,
+    dtype=jnp.dtype(sizes.dtype),
+  )
+
+
+def _configured(dispatcher: type, sizes: LayerSizes) -> Callable:
+  if dispatcher.is_dropless:
+    return dispatcher
+  return functools.partial(dispatcher, capacity_factor=sizes.capacity_factor)
+
+
+def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
+  """Rows that the experts multiply; with capacity, empty slots count too."""
+  room = _configured(dispatcher, sizes)().room(
+    sizes.group_size, sizes.top_k, sizes.experts
+  )
+  if room is None:
+    return sizes.tokens * sizes.top_k
+  return sizes.tokens // sizes.group_size * sizes.experts * room
+
+
+def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
+  """The layer compiled and warm, and its output."""
+  with jax.set_mesh(layer.mesh):
+    arguments = layer.init(jax.random.key(0))
+    compiled = layer.jitted.lower(*arguments).compile()
+  y_BTD, _, dropped = compiled(*arguments)
+  sample = clock(lambda: compiled(*arguments))
+  return Timed(name, sample, float(dropped)), y_BTD
+
+
+def timed_products(name: str, sizes: LayerSizes, rows: int, runs: int) -> Timed:
+  """The nine matrix products of experts and their gradients, nothing else.
+
+  Args:
+    name: for the table.
+    sizes: sizes of the layer.
+    rows: rows of all experts.
+    runs: matrices among which the rows are divided evenly.
+  """
+  E, S, D, F = runs, rows // runs, sizes.d_model, sizes.d_ff
+  x, w, h = (E, S, D), (E, D, F), (E, S, F)
+
+  @jax.jit
+  def products(x_ESD, h_ESF, w_EDF, v_EDF, u_EFD):
+    def there(x_ESD, h_ESF, w_EDF, v_EDF, u_EFD):
+      up = lambda w: einsum('ESD,EDF->ESF', x_ESD, w)
+      return up(w_EDF), up(v_EDF), einsum('ESF,EFD->ESD', h_ESF, u_EFD)
+
+    arguments = x_ESD, h_ESF, w_EDF, v_EDF, u_EFD
+    outputs, vjp = jax.vjp(there, *arguments)
+    return outputs, vjp((h_ESF, h_ESF, x_ESD))
+
+  keys = jax.random.split(jax.random.key(0), 5)
+  arguments = [
+    jax.random.normal(key, shape, jnp.dtype(sizes.dtype))
+    for key, shape in zip(keys, (x, h, w, w, (E, F, D)), strict=True)
+  ]
+  return Timed(name, clock(lambda: products(*arguments)))

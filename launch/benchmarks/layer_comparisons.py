@@ -1,0 +1,223 @@
+"""One MoE layer against others like it, on the devices of this machine."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch.benchmarks import devices
+from launch.benchmarks.layer import (
+  UNIT,
+  JittedLayer,
+  LayerSizes,
+  make_layer,
+  num_slots,
+  timed_layer,
+  timed_products,
+)
+from launch.benchmarks.timing import Timed, measure
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.routing import dispatch, exchange
+
+# A layer that fits two CPU cores; the one for TPUs is in `tpu`.
+SIZES = {
+  'd_model': 512,
+  'd_ff': 1024,
+  'experts': 8,
+  'top_k': 2,
+  'tokens': 8192,
+  'group_size': 1024,
+  'capacity_factor': 1.25,
+  'dtype': 'float32',
+}
+MESH = MeshShape(data=2, expert=4)
+
+# What is timed, and what else the report says.
+Compared = tuple[list[Timed], dict[str, float]]
+
+
+def choices(args: argparse.Namespace) -> tuple[type, type]:
+  """Classes of dispatch and exchange, by the names in the flags.
+
+  Raises:
+    ValueError: for a name that no class has.
+  """
+  found = []
+  # A layer without empty slots has the FLOPs of the dense products.
+  default = {'dispatch': 'Dropless' if args.compare == 'dense' else 'Sorted'}
+  default['exchange'] = 'AllToAll'
+  for flag, module in (('dispatch', dispatch), ('exchange', exchange)):
+    name = getattr(args, flag) or default[flag]
+    known = [
+      n
+      for n, c in vars(module).items()
+      if dataclasses.is_dataclass(c) and c.__module__ == module.__name__
+    ]
+    if name not in known:
+      raise ValueError(f'--{flag}={name} must be one of {known}.')
+    found.append(getattr(module, name))
+  return tuple(found)
+
+
+def compare_mesh(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """8 devices against 1, on the same cores."""
+  eight_devices = devices.eight()
+  one = make_layer(sizes, dispatcher, exchanger)
+  eight = make_layer(
+    sizes, dispatcher, exchanger, make_mesh(MESH, eight_devices)
+  )
+  named = ('1 device', one), ('8 devices, data 2 x expert 4', eight)
+  return _compiled(named)
+
+
+def compare_einsum(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """Sorted against one-hot products."""
+  del dispatcher
+  return _compiled(
+    (
+      ('one-hot einsum', make_layer(sizes, dispatch.Einsum, exchanger)),
+      ('sorted', make_layer(sizes, dispatch.Sorted, exchanger)),
+    )
+  )
+
+
+def compare_dropless(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """Dropless against capacity."""
+  return _compiled(
+    (
+      ('capacity', make_layer(sizes, dispatcher, exchanger)),
+      ('dropless', make_layer(sizes, dispatch.Dropless, exchanger)),
+    )
+  )
+
+
+def compare_fine(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """The same work in 4 and in 16 times as many experts."""
+  finer = [sizes.finer(factor) for factor in (1, 4, 16)]
+  return _compiled(
+    (str(s), make_layer(s, dispatcher, exchanger)) for s in finer
+  )
+
+
+def compare_parts(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """The layer against the matrix products of its experts alone.
+
+  With capacity the experts multiply empty slots too. The first row of the
+  report counts these as products, the second one does not.
+  """
+  rows = sizes.tokens * sizes.top_k
+  slots = num_slots(sizes, dispatcher)
+  E = sizes.experts
+  products = [timed_products('expert products, all slots', sizes, slots, E)]
+  if slots != rows:
+    needed = 'expert products, rows needed'
+    products.append(timed_products(needed, sizes, rows, E))
+  layer, _ = compare_none(sizes, dispatcher, exchanger)
+  return [*products, *layer], {'rows': rows, 'slots': slots}
+
+
+def compare_dense(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """The layer against plain products of equally many FLOPs.
+
+  The FLOPs are those of the rows needed: a layer with capacity pays for its
+  empty slots, and at 1.25 the ratio can't exceed 0.8.
+  """
+  rows = sizes.tokens * sizes.top_k
+  products = timed_products('dense products', sizes, rows, 1)
+  layer, extra = compare_none(sizes, dispatcher, exchanger)
+  slots = num_slots(sizes, dispatcher)
+  return [products, *layer], {
+    **extra, 'rows': rows, 'slots': slots, 'most_possible': rows / slots
+  }  # fmt: skip
+
+
+def compare_none(
+  sizes: LayerSizes, dispatcher: type, exchanger: type
+) -> Compared:
+  """The layer alone."""
+  return _compiled([(
+    str(sizes), make_layer(sizes, dispatcher, exchanger)
+  )])  # fmt: skip
+
+
+def _compiled(named: Iterable[tuple[str, JittedLayer]]) -> Compared:
+  """Compiles each layer; compares the outputs where there are two."""
+  compiled, outputs = [], []
+  for name, layer in named:
+    timed, y_BTD = timed_layer(name, layer)
+    compiled.append(timed)
+    outputs.append(np.asarray(y_BTD, np.float32))
+  if len(compiled) != 2:
+    return compiled, {}
+  difference = np.abs(outputs[1] - outputs[0]).max()
+  return compiled, {'largest_difference': float(difference)}
+
+
+COMPARISONS = {
+  None: compare_none,
+  'mesh': compare_mesh,
+  'einsum': compare_einsum,
+  'dropless': compare_dropless,
+  'parts': compare_parts,
+  'fine': compare_fine,
+  'dense': compare_dense,
+}
+
+
+def sizes_of(args: argparse.Namespace, defaults: dict[str, Any]) -> LayerSizes:
+  """Sizes as the flags give them, else by default."""
+  given = {name: getattr(args, name) for name in defaults}
+  return LayerSizes(
+    **{
+      name: defaults[name] if value is None else value
+      for name, value in given.items()
+    }
+  )
+
+
+def _shares(report: dict[str, Any]) -> dict[str, float]:
+  """Shares of the layer's time beyond all products and beyond needed ones."""
+  needed, layer = report['runs'][-2:]
+  return {
+    'share_beyond_products': 1 - report['ratio'],
+    'share_beyond_needed_products': 1 - needed['seconds'] / layer['seconds'],
+  }
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+  """The report of the verb `moe` on the devices of this machine."""
+  sizes = sizes_of(args, SIZES)
+  classes = choices(args)
+  timed, extra = COMPARISONS[args.compare](sizes, *classes)
+  is_speed = args.compare in ('einsum', 'parts', 'dense')
+  report = measure(timed, args.rounds, UNIT, sizes.tokens, is_speed)
+  if args.compare == 'parts':
+    extra |= _shares(report)
+  device = jax.devices()[0].device_kind
+  shown = {
+    'sizes': dataclasses.asdict(sizes),
+    'dispatch': classes[0].__name__,
+    'exchange': classes[1].__name__,
+    'device': device,
+  }
+  if args.compare == 'dense' or not args.compare:
+    # Each weight of three matrices takes two FLOPs, and twice that backwards.
+    weights = 3 * sizes.d_model * sizes.d_ff
+    flops = 6 * weights * sizes.tokens * sizes.top_k
+    extra['tflops_per_second'] = flops / report['seconds'] / 1e12
+  return {**report, **extra, **shown}

@@ -1,0 +1,161 @@
+"""The collectives of a compiled program: what moves between which devices."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe.scale import hlo
+
+KINDS = (
+  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
+  'ragged-all-to-all', 'collective-permute', 'collective-broadcast',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """One collective, as often as it runs.
+
+  Attributes:
+    kind: one of `KINDS`.
+    axes: mesh axes that its groups span.
+    bytes: what a device puts in or gets out each time, whichever is more. The
+      buffers of a ragged exchange are larger than what they hold: there it is
+      whichever is less.
+    times: how often it runs in a step.
+    group: devices of one group, by their place in the mesh.
+    source: the path of JAX's operation.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  bytes: int
+  times: int
+  group: tuple[int, ...]
+  source: str
+
+  @property
+  def moved(self) -> float:
+    """Bytes that each device sends each time; as many reach it."""
+    n = len(self.group)
+    if self.kind == 'collective-permute':
+      return self.bytes
+    twice = 2 if self.kind == 'all-reduce' else 1
+    return twice * self.bytes * (n - 1) / n
+
+
+def groups_of(attributes: str, num_devices: int) -> np.ndarray:
+  """Replica groups [groups, members], in any of the four ways they are written.
+
+  Programs have {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), mesh['a'=2,'b'=4] {'a'}, or
+  the pairs of a permutation, each of which becomes a group of two.
+
+  Args:
+    attributes: the attributes of an instruction.
+    num_devices: devices of the mesh, one group where no groups are written.
+  """
+  pairs = re.search(
+    r'source_target_pairs=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}', attributes
+  )
+  listed = re.search(
+    r'replica_groups=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}', attributes
+  )
+  iota = re.search(
+    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes
+  )
+  named = re.search(
+    r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes
+  )
+  integers = lambda text: [int(n) for n in text.split(',')]
+  if pairs or listed:
+    text = (pairs or listed).group(1)
+    return np.array([integers(g) for g in re.findall(r'\{([\d,]+)\}', text)])
+  if iota:
+    ids = np.arange(num_devices).reshape(integers(iota[2]))
+    if iota[3]:
+      ids = ids.transpose(integers(iota[3]))
+    return ids.reshape(integers(iota[1]))
+  if named:
+    sizes = re.findall(r"'([^']+)'=(\d+)", named[1])
+    chosen = re.findall(r"'([^']+)'", named[2])
+    names = [name for name, _ in sizes]
+    ids = np.arange(num_devices).reshape([int(n) for _, n in sizes])
+    moved = [names.index(name) for name in chosen]
+    kept = [i for i in range(len(names)) if i not in moved]
+    members = math.prod(ids.shape[i] for i in moved)
+    return ids.transpose(kept + moved).reshape(-1, members)
+  return np.arange(num_devices)[None]
+
+
+def axes_of(
+  group: Sequence[int], mesh_shape: dict[str, int]
+) -> tuple[str, ...]:
+  """Mesh axes along which the members of a group differ, at least in part."""
+  places = np.unravel_index(np.asarray(group), tuple(mesh_shape.values()))
+  return tuple(
+    axis
+    for axis, place in zip(mesh_shape, places, strict=True)
+    if len(set(place.tolist())) > 1
+  )
+
+
+def find(
+  module: hlo.Module, computation: str, i: hlo.Instruction
+) -> tuple[str, str, hlo.Instruction] | None:
+  """(kind, computation, instruction) of the collective in an instruction."""
+  kind = i.opcode.removesuffix('-start')
+  if kind in KINDS:
+    return kind, computation, i
+  if i.opcode not in ('fusion', 'async-start') or not i.calls:
+    return None
+  name = i.calls if i.opcode == 'fusion' else module.behind(i)
+  for inner in module.computations[name].values():
+    found = find(module, name, inner)
+    if found:
+      # TPUs write a reduce-scatter as an all-reduce whose parts they keep.
+      scatters = i.calls.startswith('all-reduce-scatter')
+      return ('reduce-scatter' if scatters else found[0], *found[1:])
+  return None
+
+
+def transfer(
+  module: hlo.Module,
+  found: tuple[str, str, hlo.Instruction],
+  times: int,
+  mesh_shape: dict[str, int],
+) -> Transfer | None:
+  """What a collective moves; None where each device is a group of its own.
+
+  Args:
+    module: the program.
+    found: the collective, as `find` returns it.
+    times: how often it runs in a step.
+    mesh_shape: devices by mesh axis, in the order of the mesh.
+  """
+  kind, computation, i = found
+  groups = groups_of(i.attributes, math.prod(mesh_shape.values()))
+  if groups.shape[1] == 1:
+    return None
+  inside = module.computations[computation]
+  sizes = [sum(s.bytes for s in inside[o].shapes) for o in i.operands]
+  given = sum(sizes)
+  shapes = i.shapes
+  if i.opcode.endswith('-start') and kind in (
+    'all-gather',
+    'collective-permute',
+  ):
+    shapes = shapes[len(i.operands) : 2 * len(i.operands)]
+  made = sum(s.bytes for s in shapes)
+  if kind == 'ragged-all-to-all':
+    # The operands are rows, room for rows that arrive, and four small tables.
+    given = made = min(sizes[0], shapes[0].bytes)
+  num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
+  # The pair of a permutation that reaches furthest says what it spans.
+  spread = groups.max(axis=1) - groups.min(axis=1)
+  group = tuple(int(d) for d in groups[int(np.argmax(spread))])
+  return Transfer(
+    kind, axes_of(group, mesh_shape), num_bytes, times, group, i.op_name
+  )
