@@ -1,5 +1,6 @@
 """Grouped-query attention that is told who sees whom, not given a mask."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from moe import axes
-from moe.layers import kernels
+from moe.layers import bounds, kernels
+from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate
 from moe.layers.product import einsum
@@ -225,6 +227,21 @@ def self_attend(
   return checkpoint_name(out_BTNH, 'attention_out')
 
 
+def check_sizes(layer: nn.Module, names: Sequence[str]) -> None:
+  """Raises ValueError if a size of an attention layer is out of range.
+
+  Args:
+    layer: of any kind, with a `kernel` and a `longest_block`.
+    names: its fields that must be at least 1.
+  """
+  bounds.one_of('ATTENTION_KERNEL', layer.kernel, KERNELS)
+  for name in names:
+    value = getattr(layer, name)
+    bounds.at_least(1, name.upper(), value, 'a size of attention')
+  longest = layer.longest_block
+  bounds.at_least(0, 'LONGEST_BLOCK', longest, 'a size of attention')
+
+
 class Attention(nn.Module):
   """Grouped-query attention with rotary positions, queries and keys normalised.
 
@@ -251,9 +268,21 @@ class Attention(nn.Module):
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
-  def width(self) -> int:
-    """Features that one pair of tokens multiplies, in scores and in values."""
-    return self.num_heads * self.head_dim
+  def __post_init__(self):
+    check_sizes(self, ('num_heads', 'num_kv_heads', 'head_dim'))
+    super().__post_init__()
+
+  def anatomy(self) -> AttentionAnatomy:
+    """What this layer is made of."""
+    width = self.num_heads * self.head_dim
+    return AttentionAnatomy(
+      num_heads=self.num_heads,
+      num_kv_heads=self.num_kv_heads,
+      pair_width=width,
+      features=2 * (self.num_heads + self.num_kv_heads) * self.head_dim,
+      result_features=width,
+      kernel=self.kernel,
+    )
 
   def cache_shapes(
     self, batch_size: int, length: int

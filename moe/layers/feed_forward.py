@@ -7,23 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from moe import axes
+from moe.layers import bounds
+from moe.layers.anatomy import FeedForwardAnatomy
 from moe.layers.product import einsum
 from moe.types import Array
 
 ACTIVATIONS = {'swiglu': jax.nn.silu, 'gelu': jax.nn.gelu}
 
 
-def check_activation(activation: str):
+def check_activation(activation: str) -> None:
   """Raises ValueError unless the activation is known."""
-  if activation not in ACTIVATIONS:
-    raise ValueError(
-      f"activation='{activation}' must be one of {sorted(ACTIVATIONS)}."
-    )
+  bounds.one_of('ACTIVATION', activation, ACTIVATIONS)
 
 
-def matrices_of(activation: str) -> int:
-  """Matrices of one network: 3 with a gate, 2 without."""
-  return 3 if activation == 'swiglu' else 2
+def network(width: int, activation: str) -> FeedForwardAnatomy:
+  """A dense network, or one expert, as it is described."""
+  num_matrices = 3 if activation == 'swiglu' else 2
+  return FeedForwardAnatomy(width, activation, num_matrices)
 
 
 @functools.partial(jax.checkpoint, static_argnums=1)
@@ -52,10 +52,18 @@ class FeedForward(nn.Module):
   activation: str = 'swiglu'
   dtype: jnp.dtype = jnp.float32
 
+  def __post_init__(self):
+    bounds.at_least(1, 'D_FF', self.width, 'the width of a dense layer')
+    check_activation(self.activation)
+    super().__post_init__()
+
+  def anatomy(self) -> FeedForwardAnatomy:
+    """What this layer is made of."""
+    return network(self.width, self.activation)
+
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
     """[B, T, D] to [B, T, D]."""
-    check_activation(self.activation)
     D, F = x_BTD.shape[-1], self.width
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 

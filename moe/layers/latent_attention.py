@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 
 from moe import axes
-from moe.layers.attention import Description, attend, self_attend
+from moe.layers.anatomy import AttentionAnatomy
+from moe.layers.attention import (
+  Description,
+  attend,
+  check_sizes,
+  self_attend,
+)
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate
 from moe.layers.product import einsum
@@ -46,10 +52,23 @@ class LatentAttention(nn.Module):
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
-  def width(self) -> int:
-    """Features that one pair of tokens multiplies, scores and values halved."""
+  def __post_init__(self):
+    ranks = ('query_rank', 'kv_rank')
+    widths = ('content_dim', 'rope_dim', 'value_dim')
+    check_sizes(self, ('num_heads', *ranks, *widths))
+    super().__post_init__()
+
+  def anatomy(self) -> AttentionAnatomy:
+    """What this layer is made of; each query head has a key head of its own."""
     per_head = self.content_dim + self.rope_dim + self.value_dim
-    return self.num_heads * per_head // 2
+    return AttentionAnatomy(
+      num_heads=self.num_heads,
+      num_kv_heads=self.num_heads,
+      pair_width=self.num_heads * per_head // 2,
+      features=2 * self.num_heads * per_head,
+      result_features=self.num_heads * self.value_dim,
+      kernel=self.kernel,
+    )
 
   def cache_shapes(
     self, batch_size: int, length: int

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from moe import axes
-from moe.layers import experts, feed_forward
+from moe.layers import bounds, experts, feed_forward
+from moe.layers.anatomy import ExpertsAnatomy
 from moe.routing import dispatch, exchange, gates
-from moe.routing.plan import Router, RouterInputs, group_keys
+from moe.routing.plan import Router, RouterInputs, State, group_keys
 from moe.types import Array, Layout, Pair
 
 
@@ -68,6 +69,13 @@ def check_groups(
     )
 
 
+def check_experts(num_experts: int, width: int, shared_width: int) -> None:
+  """Raises ValueError if a size of a sparse layer is out of range."""
+  bounds.at_least(1, 'NUM_EXPERTS', num_experts, 'experts of a layer')
+  bounds.at_least(1, 'EXPERT_D_FF', width, 'the width of an expert')
+  bounds.at_least(0, 'SHARED_D_FF', shared_width, '0 for no shared expert')
+
+
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 
@@ -101,6 +109,48 @@ class MoE(nn.Module):
   activation: str = 'swiglu'
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    check_experts(self.num_experts, self.expert_d_ff, self.shared_d_ff)
+    bounds.at_least(
+      1, 'GROUP_SIZE', self.group_size, 'tokens that are routed together'
+    )
+    feed_forward.check_activation(self.activation)
+    super().__post_init__()
+
+  def anatomy(self) -> ExpertsAnatomy:
+    """What this layer is made of, in training.
+
+    Raises:
+      ValueError: if router, dispatch or exchange refuse their settings, or a
+        token is to see more experts than there are.
+    """
+    router, exchanger = self.make_router(), self.exchange()
+    choices = router.num_logits(self.num_experts)
+    if router.num_active > choices:
+      raise ValueError(
+        f'TOP_K={router.num_active} must be at most the {choices} experts of a'
+        ' layer: lower it, or raise NUM_EXPERTS.'
+      )
+    is_pooled = isinstance(exchanger, exchange.Ragged)
+    return ExpertsAnatomy(
+      num_experts=self.num_experts,
+      expert=feed_forward.network(self.expert_d_ff, self.activation),
+      shared_width=self.shared_d_ff,
+      group_size=self.group_size,
+      router=router,
+      dispatch=self.dispatch(),
+      buffer_factor=exchanger.buffer_factor if is_pooled else None,
+    )
+
+  def update_state(self, state: dict[str, State]) -> dict[str, State]:
+    """This layer's state after a step: its router acts on what it observed.
+
+    Args:
+      state: 'router' -> what the router carries; arrays may have leading dims,
+        one for each layer that these settings stand for.
+    """
+    return {'router': self.make_router().update(state['router'])}
 
   @nn.compact
   def __call__(

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from moe import axes
-from moe.layers import experts, feed_forward
-from moe.layers.moe_layer import LayerOutputs, TokenInfo
+from moe.layers import bounds, experts, feed_forward
+from moe.layers.anatomy import ExpertsAnatomy
+from moe.layers.moe_layer import LayerOutputs, TokenInfo, check_experts
 from moe.layers.product import einsum
 from moe.routing import balance
 from moe.routing.plan import Router
@@ -63,12 +64,27 @@ class SoftMoE(nn.Module):
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
+  def __post_init__(self):
+    check_experts(self.num_experts, self.expert_d_ff, self.shared_d_ff)
+    bounds.at_least(0, 'GROUP_SIZE', self.group_size, '0 mixes whole sequences')
+    feed_forward.check_activation(self.activation)
+    super().__post_init__()
+
+  def anatomy(self) -> ExpertsAnatomy:
+    """What this layer is made of: all that is mixed, and nothing sent."""
+    return ExpertsAnatomy(
+      num_experts=self.num_experts,
+      expert=feed_forward.network(self.expert_d_ff, self.activation),
+      shared_width=self.shared_d_ff,
+      group_size=self.group_size,
+      router=self.make_router(),
+    )
+
   @nn.compact
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
     """[B, T, D] to [B, T, D], alike in training and evaluation."""
-    feed_forward.check_activation(self.activation)
     B, T, D = x_BTD.shape
     M = self.group_size or T
     self._check(T, M)

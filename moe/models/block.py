@@ -12,7 +12,8 @@ from moe.layers.feed_forward import FeedForward
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import LayerOutputs, MoE, TokenInfo
 from moe.layers.norm import RMSNorm
-from moe.types import Array, Layout
+from moe.models.anatomy import LayerAnatomy
+from moe.types import Array, Layout, PyTree
 
 
 class Block(nn.Module):
@@ -39,6 +40,36 @@ class Block(nn.Module):
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
+  def __post_init__(self):
+    if not 0 <= self.dropout_rate < 1:
+      raise ValueError(
+        f'DROPOUT_RATE={self.dropout_rate} must be at least 0 and below 1: it'
+        ' is the share of activations that training sets to 0.'
+      )
+    super().__post_init__()
+
+  @property
+  def has_experts(self) -> bool:
+    """Whether tokens pass through experts here: a dense twin has none."""
+    return self.is_sparse and not self.dense_twin
+
+  def anatomy(self) -> LayerAnatomy:
+    """What this block is made of."""
+    # parent=None: inert descriptions to read sizes from, not submodules.
+    attention = self.attention(parent=None).anatomy()
+    if not self.is_sparse:
+      network = self.feed_forward(parent=None).anatomy()
+      return LayerAnatomy(attention, feed_forward=network)
+    experts = self.moe(parent=None).anatomy()
+    if self.has_experts:
+      return LayerAnatomy(attention, experts=experts)
+    return LayerAnatomy(attention, feed_forward=experts.dense_twin())
+
+  def update_state(self, state: PyTree) -> PyTree:
+    """This block's state after a step."""
+    moe = self.moe(parent=None)
+    return {'moe': moe.update_state(state['moe'])}
+
   @nn.compact
   def __call__(
     self,
@@ -64,7 +95,7 @@ class Block(nn.Module):
     x_BTD = checkpoint_name(x_BTD, 'attention_residual')
     y_BTD = norm('feed_forward_norm')(x_BTD)
     outputs = LayerOutputs({}, {})
-    if self.is_sparse and not self.dense_twin:
+    if self.has_experts:
       moe = self.moe(layout=self.layout, dtype=self.dtype, name='moe')
       y_BTD, outputs = moe(y_BTD, info, train)
     else:
@@ -75,8 +106,7 @@ class Block(nn.Module):
   def _dense(self) -> FeedForward:
     if not self.is_sparse:
       return self.feed_forward(dtype=self.dtype, name='feed_forward')
-    # parent=None: an inert description to read the sizes from, not a submodule.
-    moe = self.moe(parent=None)
-    active = moe.make_router().mean_active(moe.num_experts)
-    width = round(active * moe.expert_d_ff) + moe.shared_d_ff
-    return FeedForward(width, moe.activation, self.dtype, name='feed_forward')
+    twin = self.moe(parent=None).anatomy().dense_twin()
+    return FeedForward(
+      twin.width, twin.activation, self.dtype, name='feed_forward'
+    )

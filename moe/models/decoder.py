@@ -6,12 +6,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moe import axes
-from moe.layers import embedding
+from moe.layers import bounds, embedding
 from moe.layers.attention import describe
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
+from moe.models.anatomy import Anatomy
 from moe.models.stack import Stack
-from moe.types import Array, Batch, Cache, Layout, Outputs
+from moe.types import Array, Batch, Cache, Layout, Outputs, PyTree
+
+DTYPES = ('bfloat16', 'float16', 'float32')
 
 
 class Decoder(nn.Module):
@@ -32,6 +35,46 @@ class Decoder(nn.Module):
   tie_embeddings: bool = True
   layout: Layout = Layout()
   dtype: str = 'float32'
+
+  def __post_init__(self):
+    bounds.one_of('DTYPE', self.dtype, DTYPES)
+    bounds.at_least(1, 'D_MODEL', self.d_model, 'the width of the model')
+    bounds.at_least(
+      1, 'VOCAB_SIZE', self.vocab_size, 'entries of the vocabulary'
+    )
+    super().__post_init__()
+
+  def anatomy(self) -> Anatomy:
+    """What this model is made of.
+
+    Raises:
+      ValueError: for the first size or choice of a part that is out of range.
+    """
+    stack = self.stack(parent=None)
+    prefix, period = stack.anatomy()
+    return Anatomy(
+      d_model=self.d_model,
+      vocab_size=self.vocab_size,
+      is_tied=self.tie_embeddings,
+      dtype=self.dtype,
+      remat=stack.remat,
+      prefix=prefix,
+      period=period,
+      num_periods=stack.num_periods(),
+    )
+
+  def cache_shapes(self, batch_size: int, length: int) -> PyTree:
+    """Shapes of `Cache.layers` for so many rows and slots."""
+    stack = self.stack(parent=None, dtype=jnp.dtype(self.dtype))
+    return stack.cache_shapes(batch_size, length)
+
+  def update_state(self, state: PyTree) -> PyTree:
+    """State after a step: each router acts on what the step's tokens showed.
+
+    Args:
+      state: of a model whose routers carry something.
+    """
+    return {'stack': self.stack(parent=None).update_state(state['stack'])}
 
   @nn.compact
   def __call__(
@@ -61,7 +104,7 @@ class Decoder(nn.Module):
       )
     return Outputs(hidden, {}, cache, losses, metrics)
 
-  def head(self, params, hidden: Array) -> Array:
+  def head(self, params: PyTree, hidden: Array) -> Array:
     """Float32 logits [..., V] of hidden states [..., D]."""
     name = 'embedding' if self.tie_embeddings else 'output'
     return embedding.logits(hidden, params[name]['table'])

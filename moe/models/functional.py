@@ -73,19 +73,7 @@ class Functional:
 
   def update(self, state: PyTree) -> PyTree:
     """State after a step: routers act on what the step's tokens showed."""
-    if not state:
-      return state
-    stack = self.module.stack(parent=None)
-    moe = stack.block(parent=None).moe(parent=None)
-    router = moe.make_router()
-
-    def settle(node):
-      return {
-        name: router.update(child) if name == 'router' else settle(child)
-        for name, child in node.items()
-      }
-
-    return settle(state)
+    return self.module.update_state(state) if state else state
 
   def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
@@ -100,9 +88,7 @@ class Functional:
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for so many rows and slots."""
-    dtype = jax.numpy.dtype(self.module.dtype)
-    stack = self.module.stack(parent=None, dtype=dtype)
-    return stack.cache_shapes(batch_size, length)
+    return self.module.cache_shapes(batch_size, length)
 
 
 def placed(module: Decoder, rules: Rules, layout: Layout) -> Functional:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from moe import axes
+from moe.layers import bounds
 from moe.layers.attention import Description
 from moe.layers.moe_layer import LayerOutputs, TokenInfo
+from moe.models.anatomy import LayerAnatomy
 from moe.models.block import Block
 from moe.types import Array, Layout, Pair, PyTree
 
@@ -43,20 +45,18 @@ REMAT_POLICIES = {
 
 
 class Period(nn.Module):
-  """The blocks that repeat: dense ones, the last one sparse.
+  """The blocks that repeat: dense ones, and the last one is sparse.
 
   Attributes:
     block: makes a block.
-    num_blocks: blocks per period.
-    is_sparse: whether the last block is sparse.
+    kinds: whether each block is sparse.
     layout: mesh axes by use.
     dtype: compute dtype.
     train: whether this is training.
   """
 
   block: Callable[..., Block]
-  num_blocks: int
-  is_sparse: bool
+  kinds: tuple[bool, ...]
   layout: Layout
   dtype: jnp.dtype
   train: bool
@@ -66,9 +66,9 @@ class Period(nn.Module):
     """One period, in the form `nn.scan` wants: (carry, xs, broadcast...)."""
     caches = []
     outputs = LayerOutputs({}, {})
-    for i in range(self.num_blocks):
+    for i, is_sparse in enumerate(self.kinds):
       block = self.block(
-        is_sparse=self.is_sparse and i == self.num_blocks - 1,
+        is_sparse=is_sparse,
         layout=self.layout,
         dtype=self.dtype,
         name=f'block_{i}',
@@ -105,6 +105,14 @@ class Stack(nn.Module):
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
+  def __post_init__(self):
+    at_least = bounds.at_least
+    at_least(1, 'NUM_LAYERS', self.num_layers, 'blocks of the model')
+    at_least(0, 'NUM_DENSE_PREFIX', self.num_dense_prefix, 'of these, dense')
+    at_least(0, 'MOE_EVERY', self.moe_every, '0 makes every block dense')
+    bounds.one_of('REMAT', self.remat, ('none', *REMAT_POLICIES))
+    super().__post_init__()
+
   def num_periods(self) -> int:
     """Scanned periods.
 
@@ -120,19 +128,46 @@ class Stack(nn.Module):
       )
     return rest // max(1, self.moe_every)
 
+  def kinds(self) -> tuple[bool, ...]:
+    """Whether each block of a period is sparse; none without periods."""
+    if not self.num_periods():
+      return ()
+    return (False,) * (self.moe_every - 1) + (self.moe_every > 0,)
+
+  def anatomy(self) -> tuple[tuple[LayerAnatomy, ...], ...]:
+    """Blocks of (the prefix, one period).
+
+    Raises:
+      ValueError: if the layers do not divide into periods.
+    """
+    # parent=None: inert descriptions to read sizes from, not submodules.
+    block = functools.partial(self.block, parent=None)
+    prefix = range(self.num_dense_prefix)
+    return (
+      tuple(block().anatomy() for _ in prefix),
+      tuple(block(is_sparse=kind).anatomy() for kind in self.kinds()),
+    )
+
+  def update_state(self, state: PyTree) -> PyTree:
+    """State after a step, of the periods: the prefix carries none."""
+    block = self.block(parent=None)
+    periods = state['periods']
+    return {
+      'periods': {name: block.update_state(periods[name]) for name in periods}
+    }
+
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of what the attention layers keep, for `Cache.layers`."""
     block = self.block(parent=None)
     attention = block.attention(dtype=self.dtype, parent=None)
     layer = attention.cache_shapes(batch_size, length)
     periods = self.num_periods()
-    blocks = max(1, self.moe_every) if periods else 0
     stacked = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct((periods, *s.shape), s.dtype), layer
     )
     return {
       'prefix': (layer,) * self.num_dense_prefix,
-      'periods': (stacked,) * blocks,
+      'periods': (stacked,) * len(self.kinds()),
     }
 
   @nn.compact
@@ -175,8 +210,7 @@ class Stack(nn.Module):
       metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )(
       block=self.block,
-      num_blocks=max(1, self.moe_every),
-      is_sparse=self.moe_every > 0,
+      kinds=self.kinds(),
       layout=self.layout,
       dtype=self.dtype,
       train=train,
@@ -193,11 +227,4 @@ class Stack(nn.Module):
 
   def _policy(self):
     """What of a block is kept for its backward pass; None for all of it."""
-    if self.remat == 'none':
-      return None
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(
-        f"remat='{self.remat}' must be 'none' or one of"
-        f' {sorted(REMAT_POLICIES)}.'
-      )
-    return REMAT_POLICIES[self.remat]
+    return REMAT_POLICIES.get(self.remat)

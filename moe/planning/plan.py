@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from moe.data.cache_dir import default_cache_dir
-from moe.planning import recipe, report
+from moe.models.anatomy import anatomy
+from moe.planning import changes, recipe, report
 from moe.runs import build
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
@@ -16,8 +17,7 @@ from moe.train import program as program_lib
 
 # A stated figure for chip-hours, not a promise: what good sparse runs reach.
 STATED_MFU = 0.4
-
-
+# Of uneven loads: standard deviation over mean of the rows to an expert.
 _VARIATION = 0.3
 
 
@@ -27,8 +27,7 @@ def plan_shapes(
   """All that is known without a compiler; on a slice, or on any devices."""
   ts, logical_axes = recipe.abstract_state(run)
   counts = counts_of(run, ts.params, logical_axes)
-  _, _, moe = recipe.layers_of(run)
-  active = moe.make_router().mean_active(moe.num_experts)
+  active = anatomy(run.model).num_active
   parts = cost.components(ts.params, logical_axes, active)
   devices = slice_.num_devices if slice_ else recipe.least_devices(run)
   is_tpu = slice_ is not None and slice_.chip.compiler is not None
@@ -63,6 +62,27 @@ def plan_shapes(
     'drop_rate_balanced': recipe.expected_drops(run, devices, 0.0),
     'drop_rate_cv03': recipe.expected_drops(run, devices, _VARIATION),
   }
+
+
+def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
+  """All that is known of a run: by shapes, and compiled where there are chips.
+
+  Where the step does not fit, 'does_not_fit' says why and 'knobs' what would
+  make room.
+  """
+  facts = plan_shapes(run, slice_)
+  if slice_ is None:
+    return facts
+  try:
+    return facts | plan_topology(run, slice_, facts)
+  except compile_lib.DoesNotFit as error:
+    return facts | {
+      'topology': str(slice_),
+      'hbm_bytes': slice_.chip.hbm_bytes // slice_.chip.devices,
+      'does_not_fit': ' '.join(str(error).split()),
+      'needed_bytes': error.needed,
+      'knobs': changes.knobs(run, slice_),
+    }
 
 
 def programs_directory() -> str:

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
-from moe.planning import plan, recipe
+from moe.models.anatomy import anatomy
+from moe.planning import plan
 from moe.runs.run import Run
 from moe.scale import topology
 from moe.scale.topology import Slice
@@ -71,11 +72,12 @@ def measured(
   """
   theirs = flops_per_token
   if row.has_all_scores:
-    stack, attention, _ = recipe.layers_of(run)
+    model = anatomy(run.model)
     # Forward and twice backward, 4 FLOPs for each feature and each key that no
     # query sees.
     unseen = run.data.sequence_length // 2
-    theirs += 3 * 4 * attention.width() * unseen * stack.num_layers
+    width = model.attention.pair_width * len(model.layers)
+    theirs += 3 * 4 * width * unseen
   tokens = row.tflops * 1e12 / theirs
   step_tokens = run.data.batch_size * run.data.sequence_length
   return {
@@ -145,13 +147,13 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
   depend on the layers cancels out; the layer's optimizer update does not.
   Seconds are None for chips of which the compiler gives none.
   """
-  stack, _, _ = recipe.layers_of(run)
-  blocks = max(1, stack.moe_every)
+  model = anatomy(run.model)
+  blocks = len(model.period)
   made = []
   for periods in (1, 2):
     unrolled = functools.partial(
       run.model.stack,
-      num_layers=stack.num_dense_prefix + periods * blocks,
+      num_layers=len(model.prefix) + periods * blocks,
       unroll=periods,
     )
     changed = dataclasses.replace(run, model=run.model.clone(stack=unrolled))

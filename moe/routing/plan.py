@@ -94,6 +94,8 @@ class Router:
   # training.
   is_causal = True
   is_causal_in_training = True
+  # Further choices of each token, which stand by for experts that are full.
+  num_spare = 0
 
   def __post_init__(self):
     if self.num_active < 1:

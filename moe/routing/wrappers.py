@@ -168,7 +168,7 @@ class ModalityGrouped(Wrapper):
         f' {num_experts} experts together: change it.'
       )
     inner = self.inner()
-    choices = inner.num_active + getattr(inner, 'num_spare', 0)
+    choices = inner.num_active + inner.num_spare
     if min(self.reserved) + shared < choices:
       raise ValueError(
         f'reserved={self.reserved} of {num_experts} experts leaves a modality'

@@ -16,6 +16,7 @@ from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader, eval_batches
 from moe.data.store import VOCABULARY, Store, find_stores
 from moe.models import functional as functional_lib
+from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
 from moe.optim import optimizers
 from moe.parallel import rules, shardings
@@ -54,11 +55,9 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
   shapes = program_lib.batch_shapes(
     run.data.batch_size, run.data.sequence_length
   )
-  # Dense layers have no routing groups, which microbatches must not part.
-  stack = run.model.stack(parent=None)
-  block = stack.block(parent=None)
-  is_sparse = stack.moe_every and not block.dense_twin
-  group_size = block.moe(parent=None).group_size if is_sparse else 0
+  # Microbatches must not part a routing group; dense layers have none.
+  experts = anatomy(run.model).experts
+  group_size = experts.group_size if experts else 0
   objective = dataclasses.replace(
     run.objective(functional),
     rows_together=max(1, group_size // run.data.sequence_length),

@@ -1,5 +1,6 @@
 """Parameters and FLOPs of a run."""
 
+from moe.models.anatomy import anatomy
 from moe.runs.run import Run
 from moe.scale import cost, topology
 from moe.train.program import Program
@@ -16,18 +17,14 @@ def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
 
 def counts_of(run: Run, params: PyTree, logical_axes: PyTree) -> dict[str, int]:
   """Parameters and FLOPs per token, from the shapes of the parameters."""
-  stack = run.model.stack(parent=None)
-  block = stack.block(parent=None)
-  moe, attention = block.moe(parent=None), block.attention(parent=None)
-  total, active = cost.parameter_counts(
-    params, logical_axes, moe.make_router().mean_active(moe.num_experts)
-  )
-  tables = 0 if run.model.tie_embeddings else params['embedding']['table'].size
+  model = anatomy(run.model)
+  total, active = cost.parameter_counts(params, logical_axes, model.num_active)
+  tables = 0 if model.is_tied else params['embedding']['table'].size
   flops = cost.flops_per_token(
     active,
     tables,
-    attention.width(),
-    stack.num_layers,
+    model.attention.pair_width,
+    len(model.layers),
     run.data.sequence_length,
   )
   return {

@@ -7,6 +7,7 @@ import optax
 
 from moe.checkpoint import upcycle as upcycle_lib
 from moe.modalities.vocabulary import Vocabulary
+from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
 from moe.optim.storage import Storage
@@ -104,6 +105,12 @@ class Run:
   initial: Initial = Initial()
   prompts: Sequence[str] = ()
 
+  def __post_init__(self):
+    if self.clip_norm < 0:
+      raise ValueError(
+        f'CLIP_NORM={self.clip_norm} must be at least 0: 0 clips nothing.'
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
@@ -130,8 +137,5 @@ class TrainedRun:
 
 def router_of(run: Run) -> Router | None:
   """The router of a run's sparse layers; None where it has none."""
-  stack = run.model.stack(parent=None)
-  block = stack.block(parent=None)
-  if not stack.moe_every or block.dense_twin:
-    return None
-  return block.moe(parent=None).make_router()
+  experts = anatomy(run.model).experts
+  return experts and experts.router

@@ -74,5 +74,5 @@ def test_a_network_has_as_many_matrices_as_it_says(activation):
 
 
 def test_an_unknown_activation_is_refused():
-  with pytest.raises(ValueError, match="activation='relu' must be one of"):
+  with pytest.raises(ValueError, match="ACTIVATION='relu' must be one of"):
     FeedForward(8, 'relu').init(jax.random.key(0), jnp.zeros((1, 1, 4)))

@@ -108,7 +108,7 @@ def test_a_scanned_stack_equals_a_loop_over_its_parameters():
       {'params': params['prefix_0']}, x_BTD, description, info, None, True
     )[0]
   )(x_BTD)
-  period = Period(BLOCK, 2, True, Layout(), jnp.float32, train=True)
+  period = Period(BLOCK, (False, True), Layout(), jnp.float32, train=True)
 
   @jax.jit
   def one(i, x_BTD):
@@ -241,8 +241,8 @@ def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
 
 
 def test_an_unknown_policy_is_refused():
-  with pytest.raises(ValueError, match="remat='some' must be 'none' or one of"):
-    shapes(Stack(BLOCK, 2, remat='some'))
+  with pytest.raises(ValueError, match="REMAT='some' must be one of none, full"):
+    Stack(BLOCK, 2, remat='some')
 
 
 @pytest.mark.parametrize(

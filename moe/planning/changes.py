@@ -1,0 +1,140 @@
+"""Single changes of a run, and those of them that save memory."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from moe.models.anatomy import anatomy
+from moe.optim import optimizers
+from moe.planning import layout, recipe
+from moe.runs.run import Run
+from moe.scale import topology
+from moe.scale.topology import Slice
+
+GIB = 2**30
+
+
+def with_remat(run: Run, policy: str) -> Run:
+  """The run with another remat policy."""
+  model = run.model
+  return dataclasses.replace(
+    run, model=model.clone(stack=functools.partial(model.stack, remat=policy))
+  )
+
+
+def with_microbatches(run: Run, n: int) -> Run:
+  """The run with its batches in so many microbatches."""
+  settings = dataclasses.replace(run.settings, num_microbatches=n)
+  return dataclasses.replace(run, settings=settings)
+
+
+def with_chunks(run: Run, n: int) -> Run:
+  """The run with its loss in so many pieces."""
+  objective = functools.partial(run.objective, num_chunks=n)
+  return dataclasses.replace(run, objective=objective)
+
+
+def with_moments(run: Run, dtype: str) -> Run:
+  """The run with the optimizer's moments in another format."""
+  optimizer = functools.partial(run.optimizer, moment_dtype=dtype)
+  return dataclasses.replace(run, optimizer=optimizer)
+
+
+def with_storage(run: Run, **formats: str | bool) -> Run:
+  """The run with other fields of its `Storage`."""
+  storage = dataclasses.replace(run.storage, **formats)
+  return dataclasses.replace(run, storage=storage)
+
+
+def has_moments(run: Run) -> bool:
+  """Whether the optimizer's moments have a format to choose."""
+  return 'moment_dtype' in inspect.signature(run.optimizer).parameters
+
+
+def savings(run: Run) -> Iterator[tuple[str, Callable]]:
+  """Single changes that may save memory: (as --gin flags, how)."""
+  n = run.settings.num_microbatches
+  if anatomy(run.model).remat != 'full':
+    yield "REMAT='full'", functools.partial(with_remat, run, 'full')
+  more = functools.partial(with_microbatches, run, 2 * n)
+  yield f'NUM_MICROBATCHES={2 * n}', more
+  n = recipe.loss_chunks(run)
+  yield f'LOSS_CHUNKS={4 * n}', functools.partial(with_chunks, run, 4 * n)
+  if run.rules == 'standard':
+    yield (
+      "RULES='fsdp_over_expert'",
+      lambda: dataclasses.replace(run, rules='fsdp_over_expert'),
+    )
+  mesh = run.mesh
+  if mesh.data != 1:
+    changed = dataclasses.replace(mesh, data=1, fsdp=mesh.fsdp * mesh.data)
+    if mesh.data == -1:
+      changed = dataclasses.replace(mesh, data=1, fsdp=-1)
+    yield (
+      f'MESH_DATA=1 MESH_FSDP={changed.fsdp}',
+      lambda: dataclasses.replace(run, mesh=changed),
+    )
+  yield from _smaller_states(run)
+
+
+def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
+  """Of `savings`, what keeps parameters, gradients or moments elsewhere."""
+  storage = run.storage
+  if storage.grads == 'float32':
+    yield (
+      "GRAD_DTYPE='bfloat16'",
+      functools.partial(with_storage, run, grads='bfloat16'),
+    )
+  if storage.params == 'float32':
+    yield (
+      "PARAM_DTYPE='bfloat16'",
+      functools.partial(with_storage, run, params='bfloat16'),
+    )
+  if not storage.optimizer_on_host:
+    yield (
+      'OPTIMIZER_ON_HOST=True',
+      functools.partial(with_storage, run, optimizer_on_host=True),
+    )
+  if has_moments(run):
+    for dtype in ('bfloat16', 'int8'):
+      yield (
+        f"MOMENT_DTYPE='{dtype}'",
+        functools.partial(with_moments, run, dtype),
+      )
+    yield (
+      'OPTIMIZER=@optimizers.adafactor',
+      lambda: dataclasses.replace(run, optimizer=optimizers.adafactor),
+    )
+
+
+def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
+  """The three changes that save memory at the least cost in time.
+
+  Those come first that are enough by themselves.
+  """
+  devices = topology.devices(slice_)
+  before = layout.forecast_of(run, slice_, devices, ())
+  hbm = slice_.chip.hbm_bytes // slice_.chip.devices
+  found = []
+  for name, change in savings(run):
+    try:
+      after = layout.forecast_of(change(), slice_, devices, (name,))
+    except ValueError:
+      continue
+    saved = before.peak_bytes - after.peak_bytes
+    if saved > before.peak_bytes / 200:
+      more = after.seconds - before.seconds
+      found.append((after.peak_bytes > hbm, more, -saved, name, after))
+  return [
+    {
+      'knob': ' '.join(f'--gin.{word}' for word in name.split()),
+      'saved_bytes': -less,
+      'seconds': more,
+      'effect': f'saves {-less / GIB:.1f} GiB, then'
+      f' {after.peak_bytes / GIB:.1f} of {hbm / GIB:.1f} GiB; step'
+      f' {more / before.seconds:+.1%} (forecast)',
+    }
+    for _, more, less, name, after in sorted(found, key=lambda f: f[:4])[:3]
+  ]
