@@ -225,13 +225,6 @@ def test_an_unknown_task_or_split_is_refused(flag, capfd, uniform_directory):
   assert flag.split('=')[1] in err.strip().split('\n')[-1]
 
 
-def test_lines_are_read_as_they_are(tmp_path):
-  path = tmp_path / 'texts.txt'
-  # A byte order mark, line ends of both kinds, empty lines, no end at the end.
-  path.write_bytes('\ufeff 春\u2028眠 \r\n\r\n\n題\\n花\\n\n落'.encode())
-  assert documents.read_texts(str(path)) == [' 春\u2028眠 ', '題\n花\n', '落']
-
-
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
@@ -296,39 +289,3 @@ def test_a_stride_that_skips_tokens_is_refused(
   )
   assert code == 2
   assert 'stride must be from 1 to the sequence length 64, got 65' in err
-
-
-class Codebook:
-  """A vocabulary without bytes: a is 3, b is 4, the rest unknown."""
-
-  eos, unk = 1, 2
-
-  def encode(self, text):
-    return [{'a': 3, 'b': 4}.get(character, 2) for character in text]
-
-  def decode(self, ids):
-    return ''.join({1: '', 3: 'a', 4: 'b'}.get(i, '\ufffd') for i in ids)
-
-
-def test_unknown_tokens_and_what_they_hide_are_counted():
-  (document,) = documents.text_documents(Codebook(), ['a龘b鱻'])
-  assert document.tokens.tolist() == [3, 2, 4, 2, 1]
-  assert (document.num_unknown, document.hidden_chars) == (2, 2)
-  record = {
-    'tokens': np.array([2, 2, 3, 2, 1]),
-    'loss_weights': np.array([0, 1, 1, 1, 1]),
-    # Scored are two unknown tokens, which hide four characters, and a.
-    'num_chars': np.int64(5),
-    'num_bytes': np.int64(13),
-  }
-  document = documents.record_document(Codebook(), record)
-  assert (document.num_unknown, document.hidden_chars) == (2, 4)
-
-
-def test_a_vocabulary_that_alters_text_is_refused():
-  class Lowercase(Codebook):
-    def encode(self, text):
-      return super().encode(text.lower())
-
-  with pytest.raises(ValueError, match='document 2 .* comes back changed'):
-    documents.text_documents(Lowercase(), ['ab', 'aB'])

@@ -1,13 +1,47 @@
+"""What every verb does around its work."""
+
 import ctypes
+import logging
 import subprocess
 import sys
 
 import pytest
 
+from launch import runtime
+
+
+def test_what_the_library_says_is_printed_once_while_a_verb_runs(
+  capsys, caplog
+):
+  # The handler of caplog stands for one that a package gives the root logger.
+  for name in ('moe.train.trainer', 'tasks.stores'):
+    code = runtime.run(lambda n=name: logging.getLogger(n).info('saved') or 0)
+    assert code == 0
+    assert capsys.readouterr().err == 'saved\n'
+    assert not caplog.messages
+
+
+def test_the_log_is_as_it_was_after_a_verb(capsys, caplog):
+  runtime.run(lambda: 0)
+  logging.getLogger('moe').warning('another one')
+  assert caplog.messages == ['another one']
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError])
+def test_what_a_user_can_mend_is_one_line_and_code_2(capsys, error):
+  def verb():
+    raise error('SEED=x must be\n  a number.')
+
+  assert runtime.run(verb) == 2
+  assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
+
+
 # Page faults of a block of 64 MiB that is written a second time.
 PROGRAM = """
 import resource, sys
 import numpy as np
+from launch import runtime
 
 if sys.argv[1] == 'kept':
   runtime.keep_freed_memory()

@@ -1,12 +1,10 @@
 """The command that writes: forms, seeds, and what it refuses."""
 
 import re
-import types
 
 import pytest
 
 from launch import sample
-from launch.configs import configuration
 from moe.infer import forms
 
 
@@ -105,19 +103,3 @@ def test_a_missing_checkpoint_is_refused(capsys, tmp_path):
   code, samples, err = run_main(capsys, tmp_path / 'none', '--prompt=春')
   assert (code, samples) == (2, [])
   assert 'must be the directory of a run' in err
-
-
-def test_a_router_that_looks_ahead_is_refused_by_name():
-  files = ['models/tiny.gin', 'parallel/data.gin', 'tasks/builtin.gin']
-  macros = [
-    'TRAIN_STEPS=200',
-    'LEARNING_RATE=0.1',
-    'ROUTER=@gates.ExpertChoice',
-  ]
-  loaded = configuration.load([*files, 'runs/train.gin'], macros)
-  run = types.SimpleNamespace(run=loaded, vocabulary=None)
-  args = sample.parse(['--checkpoint=runs/choice', '--prompt=春'])
-  with pytest.raises(
-    ValueError, match='runs/choice .* ExpertChoice, which looks'
-  ):
-    sample.plan(args, run)

@@ -9,10 +9,9 @@ import types
 import pytest
 
 from launch import data, token_stores, train
-from launch.configs import configuration
 from moe.checkpoint import save
 from moe.modalities.vocabulary import train_vocabulary
-from moe.runs import build, preflight
+from moe.runs import build
 from moe.train import program as program_lib
 from tasks import stores
 
@@ -199,53 +198,3 @@ def test_a_run_does_not_go_on_in_another_order(
   run_main, resumed, flags, fragment
 ):
   assert fragment in error_of(run_main([FILE, *flags], resumed))
-
-
-def test_a_run_that_goes_on_with_other_settings_says_which(resumed, capsys):
-  configuration.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.25'])
-  (resumed / 'config.gin').write_text(
-    configuration.config_text(), encoding='utf-8'
-  )
-  run = configuration.load(['runs/quickstart.gin'], ['LEARNING_RATE=0.5'])
-  preflight.check_resumed(run, str(resumed), str(resumed / 'checkpoints'))
-  warning = capsys.readouterr().err
-  assert warning.count('\n') == 1 and warning.startswith('warning: ')
-  assert warning.endswith('has: LEARNING_RATE 0.25 -> 0.5\n')
-
-
-@pytest.mark.parametrize('key', ['vocabulary_sha256', 'manifest_hash'])
-def test_a_run_does_not_go_on_with_other_data(key):
-  with pytest.raises(ValueError, match='must be what run was trained on'):
-    preflight.check_saved({key: 'a'}, {key: 'b'}, 'run')
-
-
-@pytest.mark.parametrize(
-  ('overrides', 'warning'),
-  [
-    ([], ''),
-    (['ROUTER=@gates.ExpertChoice'], 'not a likelihood'),
-    (['ROUTER=@gates.Base', 'TOP_K=1'], 'token by token in evaluation'),
-    (['ROUTER=@gates.ExpertChoice', 'DENSE_TWIN=True'], ''),
-  ],
-)
-def test_a_router_that_looks_ahead_is_warned_of(capsys, overrides, warning):
-  run = configuration.load(['runs/quickstart.gin'], overrides)
-  preflight.warn_of_router(run)
-  text = capsys.readouterr().err
-  assert warning in text
-  assert text.count('\n') == bool(warning)
-
-
-def test_one_of_several_processes_does_not_wait_for_the_others(
-  monkeypatch, tmp_path, capsys
-):
-  monkeypatch.setattr('jax.process_count', lambda: 2)
-  monkeypatch.setattr(configuration, 'load_run', refuse)
-  run = types.SimpleNamespace(prompts=('春',))
-  assert train.samples_of(run, str(tmp_path)) == []
-  assert 'no samples' in capsys.readouterr().err
-
-
-def test_a_work_directory_is_probed_without_a_trace(tmp_path):
-  preflight.open_workdir(str(tmp_path / 'run'))
-  assert list((tmp_path / 'run').iterdir()) == []

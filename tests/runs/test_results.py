@@ -1,6 +1,7 @@
 """What a run ends with."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -40,9 +41,10 @@ def test_n_grams_are_of_the_training_texts(tmp_path, vocabulary):
 
 
 def test_n_grams_that_read_no_prompt_are_no_baseline(
-  tmp_path, vocabulary, capsys
+  tmp_path, vocabulary, caplog
 ):
+  caplog.set_level(logging.INFO, 'moe')
   train = write(tmp_path / 'train', vocabulary)
   held_out = write(tmp_path / 'held_out', vocabulary, num_given=2)
   assert results.baselines(train, held_out, vocabulary) == {}
-  assert 'documents of t have a part that is given' in capsys.readouterr().err
+  assert 'documents of t have a part that is given' in caplog.text

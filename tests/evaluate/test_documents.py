@@ -1,0 +1,42 @@
+"""Texts and records as documents to score."""
+
+import numpy as np
+import pytest
+
+from moe.evaluate import documents
+
+
+class Codebook:
+  """A vocabulary without bytes: a is 3, b is 4, the rest unknown."""
+
+  eos, unk = 1, 2
+
+  def encode(self, text):
+    return [{'a': 3, 'b': 4}.get(character, 2) for character in text]
+
+  def decode(self, ids):
+    return ''.join({1: '', 3: 'a', 4: 'b'}.get(i, '\ufffd') for i in ids)
+
+
+def test_unknown_tokens_and_what_they_hide_are_counted():
+  (document,) = documents.text_documents(Codebook(), ['a龘b鱻'])
+  assert document.tokens.tolist() == [3, 2, 4, 2, 1]
+  assert (document.num_unknown, document.hidden_chars) == (2, 2)
+  record = {
+    'tokens': np.array([2, 2, 3, 2, 1]),
+    'loss_weights': np.array([0, 1, 1, 1, 1]),
+    # Scored are two unknown tokens, which hide four characters, and a.
+    'num_chars': np.int64(5),
+    'num_bytes': np.int64(13),
+  }
+  document = documents.record_document(Codebook(), record)
+  assert (document.num_unknown, document.hidden_chars) == (2, 4)
+
+
+def test_a_vocabulary_that_alters_text_is_refused():
+  class Lowercase(Codebook):
+    def encode(self, text):
+      return super().encode(text.lower())
+
+  with pytest.raises(ValueError, match='document 2 .* comes back changed'):
+    documents.text_documents(Lowercase(), ['ab', 'aB'])

@@ -1,0 +1,36 @@
+"""What every verb answers at once."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+VERBS = sorted(
+  path.stem
+  for path in (ROOT / 'launch').glob('*.py')
+  if '\ndef main(' in path.read_text(encoding='utf-8')
+)
+PROGRAM = """
+import importlib, sys
+heavy = {'numpy', 'jax', 'tensorflow', 'seqio', 'sentencepiece', 'rich', 'gin'}
+for verb in sys.argv[1:]:
+  try:
+    importlib.import_module(f'launch.{verb}').main(['--help'])
+  except SystemExit as end:
+    assert not end.code, verb
+  assert not heavy & set(sys.modules), (verb, heavy & set(sys.modules))
+"""
+
+
+def test_help_imports_nothing_heavy():
+  assert 'data' in VERBS
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, *VERBS],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  for verb in VERBS:
+    assert f'usage: python -m launch.{verb}' in done.stdout

@@ -1,0 +1,53 @@
+"""What is found wrong, or said, before anything long is done."""
+
+import json
+import logging
+
+import pytest
+
+from launch.configs import configuration
+from moe.runs import preflight
+
+
+def test_a_run_that_goes_on_with_other_settings_says_which(tmp_path, caplog):
+  caplog.set_level(logging.INFO, 'moe')
+  meta = {'step': 7, 'seed': 0, 'batch_size': 16, 'sequence_length': 128}
+  path = tmp_path / 'checkpoints/7/meta/metadata'
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps(meta))
+  run = configuration.load(['runs/quickstart.gin'], [])
+  preflight.check_resumed(
+    run, 'run', str(tmp_path / 'checkpoints'), ['LEARNING_RATE 0.25 -> 0.5']
+  )
+  assert caplog.messages == [
+    'warning: run goes on with other settings than its config.gin has:'
+    ' LEARNING_RATE 0.25 -> 0.5'
+  ]
+
+
+@pytest.mark.parametrize('key', ['vocabulary_sha256', 'manifest_hash'])
+def test_a_run_does_not_go_on_with_other_data(key):
+  with pytest.raises(ValueError, match='must be what run was trained on'):
+    preflight.check_saved({key: 'a'}, {key: 'b'}, 'run')
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'warning'),
+  [
+    ([], ''),
+    (['ROUTER=@gates.ExpertChoice'], 'not a likelihood'),
+    (['ROUTER=@gates.Base', 'TOP_K=1'], 'token by token in evaluation'),
+    (['ROUTER=@gates.ExpertChoice', 'DENSE_TWIN=True'], ''),
+  ],
+)
+def test_a_router_that_looks_ahead_is_warned_of(caplog, overrides, warning):
+  caplog.set_level(logging.INFO, 'moe')
+  run = configuration.load(['runs/quickstart.gin'], overrides)
+  preflight.warn_of_router(run)
+  assert len(caplog.messages) == bool(warning)
+  assert warning in caplog.text
+
+
+def test_a_work_directory_is_probed_without_a_trace(tmp_path):
+  preflight.open_workdir(str(tmp_path / 'run'))
+  assert list((tmp_path / 'run').iterdir()) == []
