@@ -26,16 +26,20 @@ SEARCH_PATHS = (
 # First line of a configuration that a run has written down. What it bound for
 # choices that were overridden is in there as well.
 WRITTEN = '# The whole configuration of a run.\n'
+
+
 class Delegate(config_parser.ParserDelegate):
   """Keeps references and macros as they are written."""
 
-  def configurable_reference(self, scoped_configurable_name, evaluate):
+  def configurable_reference(
+    self, scoped_configurable_name: str, evaluate: bool
+  ) -> gin_values.Reference:
     """@name or @name()."""
     return gin_values.Reference(
       scoped_configurable_name.split('/')[-1], evaluate
     )
 
-  def macro(self, macro_name):
+  def macro(self, macro_name: str) -> gin_values.Macro:
     """%NAME."""
     return gin_values.Macro(macro_name.split('/')[-1])
 

@@ -73,37 +73,44 @@ def operative(
     root: what it makes.
     unfollowed: (target, argument) pairs whose values nothing is made of.
   """
-  macros, sections = {}, {}
+  used = _Used(tree, unfollowed)
+  used.visit_target(root, root.__name__, '')
+  return used.macros, list(used.sections.values())
 
-  def visit(value, scope):
-    if isinstance(value, gin_values.Macro):
-      macros[value.name] = tree.macros[value.name]
-      visit(macros[value.name], value.name)
-    elif isinstance(value, gin_values.Reference):
-      # What is not called while the value of a macro is made is called later.
-      visit_target(value.target, value.name, scope if value.is_called else '')
-    elif isinstance(value, list | tuple):
-      for v in value:
-        visit(v, scope)
-    elif isinstance(value, dict):
-      for v in (*value.keys(), *value.values()):
-        visit(v, scope)
 
-  def visit_target(target, name, scope):
+class _Used:
+  """Collects what can be reached from the root."""
+
+  def __init__(self, tree, unfollowed):
+    self.macros, self.sections = {}, {}
+    self._tree, self._unfollowed = tree, unfollowed
+
+  def visit_target(self, target, name, scope) -> None:
     key = id(target), scope
-    if key in sections:
+    if key in self.sections:
       return
-    arguments = _defaults(target) | tree.bound(target)
+    arguments = _defaults(target) | self._tree.bound(target)
     for argument in GIVEN:
       arguments.pop(argument, None)
-    name = tree.names.get(id(target), name)
-    sections[key] = Section(name, arguments, scope)
+    name = self._tree.names.get(id(target), name)
+    self.sections[key] = Section(name, arguments, scope)
     for argument, value in arguments.items():
-      if (target, argument) not in unfollowed:
-        visit(value, scope)
+      if (target, argument) not in self._unfollowed:
+        self._visit(value, scope)
 
-  visit_target(root, root.__name__, '')
-  return macros, list(sections.values())
+  def _visit(self, value, scope) -> None:
+    if isinstance(value, gin_values.Macro):
+      behind = self.macros[value.name] = self._tree.macros[value.name]
+      self._visit(behind, value.name)
+    elif isinstance(value, gin_values.Reference):
+      # What is not called while the value of a macro is made is called later.
+      scope = scope if value.is_called else ''
+      self.visit_target(value.target, value.name, scope)
+    elif isinstance(value, list | tuple):
+      for v in value:
+        self._visit(v, scope)
+    elif isinstance(value, dict):
+      self._visit((*value.keys(), *value.values()), scope)
 
 
 def _line(name: str, value: object) -> str:
@@ -129,6 +136,8 @@ def _defaults(target: Callable) -> dict[str, object]:
 
 def _is_value(default) -> bool:
   try:
-    return bool(ConfigParser(repr(default), Delegate()).parse_value() == default)
+    return bool(
+      ConfigParser(repr(default), Delegate()).parse_value() == default
+    )
   except (SyntaxError, ValueError):
     return False

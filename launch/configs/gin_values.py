@@ -44,7 +44,9 @@ def map_references(function: collections.abc.Callable, value: object) -> object:
   return value
 
 
-def resolved(value, macros):
+def resolved(
+  value: object, macros: collections.abc.Mapping
+) -> tuple[object, str | None]:
   """The value behind macros, and the place of the last one, None for none."""
   place = None
   while isinstance(value, Macro):
@@ -53,14 +55,14 @@ def resolved(value, macros):
   return value, place
 
 
-def written(value) -> str:
+def written(value: object) -> str:
   """A value as the user knows it, for a message."""
   if isinstance(value, Reference | Macro):
     return repr(value)
   return f'{value!r} ({type(value).__name__})'
 
 
-def type_name(wanted) -> str:
+def type_name(wanted: object) -> str:
   """An annotated type, for a message."""
   if typing.get_origin(wanted) is collections.abc.Callable:
     return 'a reference @name'
@@ -69,7 +71,9 @@ def type_name(wanted) -> str:
   return getattr(wanted, '__name__', str(wanted).replace('typing.', ''))
 
 
-def fits(value, wanted, macros) -> bool:
+def fits(
+  value: object, wanted: object, macros: collections.abc.Mapping
+) -> bool:
   """Whether a written value can be of the annotated type."""
   value, _ = resolved(value, macros)
   origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)

@@ -101,7 +101,9 @@ class Names:
   def __init__(self):
     self.modules = {}
 
-  def add(self, statement, imports: Imports, place: str) -> None:
+  def add(
+    self, statement: ImportStatement, imports: Imports, place: str
+  ) -> None:
     """Imports what a statement names."""
     if statement.module.startswith('__gin__'):
       return
@@ -136,7 +138,7 @@ class Names:
       )
     return found, '.'.join([name, *parts])
 
-  def resolve_value(self, value, place: str):
+  def resolve_value(self, value: object, place: str) -> object:
     """The value with every reference's target filled in."""
 
     def resolved(reference):
@@ -146,7 +148,9 @@ class Names:
     return gin_values.map_references(resolved, value)
 
 
-def parameters(target: collections.abc.Callable) -> dict[str, inspect.Parameter]:
+def parameters(
+  target: collections.abc.Callable,
+) -> dict[str, inspect.Parameter]:
   """What can be bound of a class or function, by name."""
   found = dict(inspect.signature(target).parameters)
   for internal in ('parent', 'name'):  # of every flax module

@@ -9,7 +9,9 @@ from launch import compare
 
 CONFIG = """
 from __gin__ import dynamic_registration
-from nowhere import trainer
+from moe.runs import run
+from moe.train import trainer
+from nowhere import gates
 SEED = {seed}
 EVAL_TASKS = ('{task}',)
 trainer.Settings.seed = %SEED
