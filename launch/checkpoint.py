@@ -6,7 +6,7 @@ DIR is the directory of a run, its `checkpoints`, or one step in there.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from launch import runtime
 
@@ -60,7 +60,7 @@ def _print_steps(steps: Sequence) -> int:
   return 0
 
 
-def _print_damage(found) -> int:
+def _print_damage(found: Iterable[tuple[int, list[str]]]) -> int:
   code = 0
   for step, problems in found:
     if not problems:

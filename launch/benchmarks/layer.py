@@ -134,19 +134,19 @@ def make_layer(
   info = TokenInfo(zeros_BT, zeros_BT, np.ones((B, T), bool))
   x_BTD = jax.ShapeDtypeStruct((B, T, sizes.d_model), dtype)
 
-  def init_params(key, x_BTD):
+  def init_params(key: Array, x_BTD: Array) -> tuple[PyTree, PyTree]:
     boxed = moe.init(key, x_BTD, info, False)['params']
     cast = lambda w: w.astype(dtype) if w.ndim == 3 else w
     return jax.tree.map(cast, nn.meta.unbox(boxed)), boxed
 
-  def forward(params, x_BTD):
+  def forward(params: PyTree, x_BTD: Array) -> tuple:
     y_BTD, outputs = moe.apply({'params': params}, x_BTD, info, True)
     # As in training, the balance losses have gradients of their own.
     loss = 0.01 * sum(total for total, _ in outputs.losses.values())
     lost, rows = outputs.metrics['dropped']
     return (y_BTD, loss), lost / rows
 
-  def both_ways(params, x_BTD, dy_BTD):
+  def both_ways(params: PyTree, x_BTD: Array, dy_BTD: Array) -> tuple:
     outputs, vjp, dropped = jax.vjp(forward, params, x_BTD, has_aux=True)
     return outputs[0], vjp((dy_BTD, jnp.ones(()))), dropped
 
@@ -166,7 +166,7 @@ def make_layer(
     )
     jax.eval_shape(both_ways, *abstract)  # every error of sizes comes up here
 
-  def init(key):
+  def init(key: Array) -> tuple[PyTree, Array, Array]:
     normal = lambda k: jax.random.normal(k, x_BTD.shape, dtype)
     params, x, dy = jax.random.split(key, 3)
     return init_params(params, normal(x))[0], normal(x), normal(dy)
@@ -230,14 +230,15 @@ def timed_products(name: str, sizes: LayerSizes, rows: int, runs: int) -> Timed:
   E, S, D, F = runs, rows // runs, sizes.d_model, sizes.d_ff
   x, w, h = (E, S, D), (E, D, F), (E, S, F)
 
-  @jax.jit
-  def products(x_ESD, h_ESF, w_EDF, v_EDF, u_EFD):
-    def there(x_ESD, h_ESF, w_EDF, v_EDF, u_EFD):
-      up = lambda w: einsum('ESD,EDF->ESF', x_ESD, w)
-      return up(w_EDF), up(v_EDF), einsum('ESF,EFD->ESD', h_ESF, u_EFD)
+  def forward(
+    x_ESD: Array, h_ESF: Array, w_EDF: Array, v_EDF: Array, u_EFD: Array
+  ) -> tuple[Array, Array, Array]:
+    up = lambda w: einsum('ESD,EDF->ESF', x_ESD, w)
+    return up(w_EDF), up(v_EDF), einsum('ESF,EFD->ESD', h_ESF, u_EFD)
 
-    arguments = x_ESD, h_ESF, w_EDF, v_EDF, u_EFD
-    outputs, vjp = jax.vjp(there, *arguments)
+  @jax.jit
+  def products(x_ESD: Array, h_ESF: Array, *weights: Array) -> tuple:
+    outputs, vjp = jax.vjp(forward, x_ESD, h_ESF, *weights)
     return outputs, vjp((h_ESF, h_ESF, x_ESD))
 
   keys = jax.random.split(jax.random.key(0), 5)

@@ -9,7 +9,7 @@ def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
   """The seed of a run, and its tasks: trained on, evaluated on...
 
   Args:
-    path: a config.gin; one of before files moved is read too.
+    path: a config.gin; old ones name `config.Data` instead of `run.Data`.
 
   Raises:
     ValueError: if the file cannot be read.

@@ -1,7 +1,6 @@
-"""Runs paired by seed: gains by hand, one sentence for what does not fit."""
+"""The command that compares runs by seed."""
 
 import json
-import math
 
 import pytest
 
@@ -13,163 +12,56 @@ from moe.runs import run
 from moe.train import trainer
 from nowhere import gates
 SEED = {seed}
-EVAL_TASKS = ('{task}',)
+EVAL_TASKS = ('poems',)
 trainer.Settings.seed = %SEED
-run.Data.train = '{task}'
+run.Data.train = 'poems'
 run.Data.evaluation = %EVAL_TASKS
 run.Run.settings = @trainer.Settings()
 """
 
 
-def write_run(directory, seed, bits, task='poems', step_tokens=100, **more):
-  """A work directory of two evaluations, ten steps apart."""
+def write_run(directory, seed, bits):
+  """A work directory with one evaluation."""
   directory.mkdir()
-  (directory / 'config.gin').write_text(CONFIG.format(seed=seed, task=task))
-  with open(directory / 'log.jsonl', 'w') as log:
-    for step in range(1, 21):
-      record = {'step': step, 'tokens': step * step_tokens, **more}
-      log.write(json.dumps(record) + '\n')
-  with open(directory / 'eval.jsonl', 'w') as log:
-    for step, value in zip((10, 20), bits, strict=True):
-      scores = {task: {'bits_per_char': value}}
-      log.write(json.dumps({'step': step, 'eval': scores}) + '\n')
-  (directory / 'run.json').write_text('{"params_total": 1000000}')
+  (directory / 'config.gin').write_text(CONFIG.format(seed=seed))
+  (directory / 'log.jsonl').write_text('{"step": 1, "tokens": 100}\n')
+  scores = {'step': 1, 'eval': {'poems': {'bits_per_char': bits}}}
+  (directory / 'eval.jsonl').write_text(json.dumps(scores) + '\n')
   return str(directory)
 
 
 @pytest.fixture
-def sides(tmp_path):
-  sparse = [
-    write_run(tmp_path / f'sparse_{s}', s, bits, dropped_fraction=0.25)
-    for s, bits in ((0, (8.0, 7.0)), (1, (8.1, 7.1)), (2, (8.2, 7.2)))
-  ]
-  dense = [
-    write_run(tmp_path / f'dense_{s}', s, bits)
-    for s, bits in ((2, (8.5, 7.6)), (0, (8.2, 7.1)), (1, (8.2, 7.4)))
-  ]
-  return sparse, dense
+def argv(tmp_path):
+  sparse = write_run(tmp_path / 'sparse', 3, 7.0)
+  return [sparse, '--against', write_run(tmp_path / 'dense', 3, 7.5)]
 
 
-def run(sparse, dense, *flags):
-  return compare.main([*sparse, '--against', *dense, *flags])
-
-
-def test_gain_and_standard_error_are_paired_by_seed(sides, capsys):
-  assert run(*sides, '--json') == 0
+def test_a_json_object_has_seeds_and_gains(argv, capsys):
+  assert compare.main([*argv, '--json']) == 0
   found = json.loads(capsys.readouterr().out)
-  poems = found['tasks']['poems']
-  assert found['seeds'] == [0, 1, 2]
-  assert poems['tokens'] == [1000, 2000]
-  # At the end 7.1 - 7.0, 7.4 - 7.1, 7.6 - 7.2: 0.1, 0.3, 0.4, mean 0.8 / 3;
-  # variance (0.1667^2 + 0.0333^2 + 0.1333^2) / 2 = 0.02333.
-  assert poems['gain'][1] == pytest.approx(0.8 / 3)
-  assert poems['standard_error'][1] == pytest.approx(math.sqrt(0.07 / 3 / 3))
-  assert found['runs']['dropped_fraction'] == 0.25
-  assert found['against']['dropped_fraction'] is None
+  assert found['seeds'] == [3]
+  assert found['tasks']['poems']['gain'] == [0.5]
 
 
-def test_people_read_labels_facts_and_a_sentence(sides, capsys):
-  assert run(*sides) == 0
-  out = capsys.readouterr().out
-  assert out.startswith('sparse against dense: 2,000 tokens')
-  assert '25.0%' in out and '1,000,000' in out
-  assert (
-    'sparse gains 0.2667 bits per character on dense, with a standard error of'
-    ' 0.0882 (mean over 3 seeds, paired by seed).' in out
-  )
-
-
-def test_one_seed_has_a_gain_but_no_standard_error(sides, capsys):
-  sparse, dense = sides
-  assert run(sparse[:1], dense[1:2]) == 0
-  assert 'one seed gives no standard error' in capsys.readouterr().out
-
-
-def test_tokens_differ_from_seed_to_seed_as_padding_does(tmp_path, capsys):
-  sides = [
-    [
-      write_run(tmp_path / f'{name}_{s}', s, bits, step_tokens=100 + s)
-      for s in range(2)
-    ]
-    for name, bits in (('sparse', (8.0, 7.0)), ('dense', (8.0, 7.5)))
-  ]
-  assert run(*sides, '--json') == 0
-  found = json.loads(capsys.readouterr().out)['tasks']['poems']
-  assert found['tokens'] == [1000, 2000]
-  assert found['gain'] == [0.0, 0.5]
-
-
-def test_unequal_flops_are_remarked_on(sides, tmp_path, capsys):
-  for name, flops in (('sparse', 110), ('dense', 100)):
-    for seed in range(3):
-      path = tmp_path / f'{name}_{seed}' / 'run.json'
-      path.write_text(json.dumps({'flops_per_token_train': flops}))
-  run(*sides)
-  assert 'training FLOPs per token differ by +10.0%' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('suffix', ['html', 'png', 'svg'])
-def test_the_curves_are_drawn(sides, tmp_path, suffix):
-  output = tmp_path / f'curves.{suffix}'
-  assert run(*sides, f'--output={output}') == 0
-  drawn = output.read_bytes()
-  if suffix == 'html':
-    assert drawn.count(b'<svg') == 1 and b'sparse gains 0.2667' in drawn
-  else:
-    assert drawn.startswith(b'\x89PNG' if suffix == 'png' else b'<?xml')
-
-
-def break_log(sparse, dense, tmp_path):
-  (tmp_path / 'dense_1' / 'log.jsonl').unlink()
-
-
-def break_evaluation(sparse, dense, tmp_path):
-  (tmp_path / 'dense_1' / 'eval.jsonl').write_text('')
-
-
-def leave_one_out(sparse, dense, tmp_path):
-  dense.pop()
-
-
-def repeat_a_seed(sparse, dense, tmp_path):
-  sparse.append(write_run(tmp_path / 'again', 2, (8.0, 7.0)))
-
-
-def change_the_task(sparse, dense, tmp_path):
-  dense[0] = write_run(tmp_path / 'other', 2, (8.0, 7.0), task='ci')
-
-
-def change_the_tokens(sparse, dense, tmp_path):
-  dense[0] = write_run(tmp_path / 'other', 2, (8.0, 7.0), step_tokens=200)
-
-
-def evaluate_less(sparse, dense, tmp_path):
-  for name in ('sparse_1', 'dense_1'):
-    path = tmp_path / name / 'eval.jsonl'
-    path.write_text(path.read_text().splitlines(keepends=True)[0])
-
-
-def change_the_model(sparse, dense, tmp_path):
-  (tmp_path / 'dense_1' / 'run.json').write_text('{"params_total": 5}')
-
-
-@pytest.mark.parametrize(
-  ('spoil', 'sentence'),
-  [
-    (break_log, 'dense_1/log.jsonl must be there, got none'),
-    (break_evaluation, 'must hold a held-out score, got none'),
-    (leave_one_out, 'the same seeds, got 0, 1, 2 against 0, 2'),
-    (repeat_a_seed, 'must differ in seed, got seeds 0, 1, 2, 2'),
-    (change_the_task, 'on the same tasks, got poems, poems in'),
-    (change_the_tokens, 'the same number of tokens, got 2,000 in'),
-    (evaluate_less, 'be evaluated as often, got 2 in'),
-    (change_the_model, 'must be of one model, got 1000000 parameters'),
-  ],
-)
-def test_what_cannot_be_compared_is_one_sentence(
-  sides, tmp_path, capsys, spoil, sentence
+def test_people_are_told_the_gain_and_where_the_curves_are(
+  argv, tmp_path, capsys
 ):
-  spoil(*sides, tmp_path)
-  assert run(*sides) == 2
+  output = tmp_path / 'curves.html'
+  assert compare.main([*argv, f'--output={output}']) == 0
+  out = capsys.readouterr().out
+  assert 'sparse gains 0.5000 bits per character on dense' in out
+  assert out.endswith(f'curves: {output}\n') and output.exists()
+
+
+def test_curves_of_an_unknown_kind_are_refused(argv, capsys):
+  with pytest.raises(SystemExit):
+    compare.main([*argv, '--output=curves.txt'])
+  assert 'must end in one of .html' in capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_compared_are_one_sentence(argv, tmp_path, capsys):
+  (tmp_path / 'dense' / 'log.jsonl').unlink()
+  assert compare.main(argv) == 2
   error = capsys.readouterr().err
-  assert sentence in error and error.count('\n') == 1
+  assert 'dense/log.jsonl must be there, got none' in error
+  assert error.count('\n') == 1

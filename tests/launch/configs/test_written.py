@@ -1,0 +1,29 @@
+"""What a run has written into its config.gin."""
+
+import pytest
+
+from launch.configs import written
+
+# 'config' is what wrote `Data` before `run` did.
+CONFIG = """
+from __gin__ import dynamic_registration
+from nowhere import trainer
+SEED = 7
+EVAL_TASKS = ('poems', 'ci')
+trainer.Settings.seed = %SEED
+{module}.Data.train = 'poems'
+{module}.Data.evaluation = %EVAL_TASKS
+"""
+
+
+@pytest.mark.parametrize('module', ['run', 'config'])
+def test_seed_and_tasks_are_found_behind_macros(tmp_path, module):
+  path = tmp_path / 'config.gin'
+  path.write_text(CONFIG.format(module=module))
+  assert written.seed_and_tasks(path) == (7, ('poems', 'poems', 'ci'))
+
+
+def test_a_run_that_binds_neither_has_seed_0_and_no_evaluation(tmp_path):
+  path = tmp_path / 'config.gin'
+  path.write_text('SEED = 7\n')
+  assert written.seed_and_tasks(path) == (0, ('',))

@@ -1,0 +1,182 @@
+"""The page about a run: complete, self-contained, correct in its numbers."""
+
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from moe.report import run_page
+from moe.train import progress
+
+VOID = {'meta', 'br', 'img', 'hr', 'input', 'link'}
+
+
+class Balance(html.parser.HTMLParser):
+  """Fails on tags that do not match."""
+
+  def __init__(self):
+    super().__init__()
+    self.open = []
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+def write_run(workdir, num_steps, layers=2, experts=4):
+  shown = progress.Progress(workdir, num_steps, stream=io.StringIO())
+  for step in range(1, num_steps + 1):
+    load = np.full((layers, experts), 1 / experts).tolist()
+    numbers = {
+      'tokens': 100,
+      'loss': 5.0 / step,
+      'bits_per_char': 9.0 - step / num_steps,
+      'grad_norm': 1.0,
+      'learning_rate': 0.001,
+      'dropped_fraction': 0.02,
+      'load_imbalance': 1.0,
+    }
+    if layers:
+      numbers['layers'] = {'load': load}
+    shown.step(step, numbers, 0.5)
+  shown.evaluation(num_steps // 2, {'valid': {'bits_per_char': 7.25}})
+  shown.evaluation(num_steps, {'valid': {'bits_per_char': 7.5}})
+  shown.close()
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'small'
+  write_run(workdir, 40)
+  (workdir / 'baselines.json').write_text('{"unigram": 9.5, "bigram": 8.0}')
+  run = {'params_total': 5363200, 'params_active': 1450000, 'mesh': {'a': 2}}
+  (workdir / 'run.json').write_text(json.dumps(run))
+  samples = [{'prompt': '春風', 'text': '春風又綠江南岸'}]
+  (workdir / 'samples.json').write_text(json.dumps(samples))
+  (workdir / 'config.gin').write_text('NAME = "<b>"\n')
+  (workdir / 'model.txt').write_text('params/head  (4, 8)\n')
+  return run_page.write_report(workdir).read_text(encoding='utf-8')
+
+
+def card(page, title):
+  """(number, remark) of a card."""
+  found = re.search(
+    f'<h3>{title}</h3><b>(.*?)</b><p class="remark">(.*?)</p>', page
+  )
+  return found.groups()
+
+
+def test_the_numbers_on_top_are_those_of_the_log(page):
+  number, remark = card(page, 'Held out')
+  assert number == '7.500'
+  assert remark == (
+    'bits per character on valid, step 40; best 7.250 at step 20'
+  )
+  assert card(page, 'Below unigram') == ('2.000', 'of 9.500')
+  assert card(page, 'Below bigram') == ('0.500', 'of 8.000')
+  # 40 steps of 100 tokens in half a second each.
+  assert card(page, 'Tokens seen') == ('4 k', 'in 40 steps')
+  assert card(page, 'Training time') == ('0:20', 'median 200 tokens/s')
+  assert card(page, 'Parameters') == ('5.36 M', '1.45 M active for a token')
+  assert card(page, 'Dropped') == ('2.00%', 'last 4 steps')
+
+
+def test_the_page_needs_no_other_file(page):
+  addresses = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')\s]+)', page)
+  assert all(a.startswith(('data:', '#')) for a in addresses)
+  assert '<script' not in page
+
+
+def test_the_tags_match(page):
+  parser = Balance()
+  parser.feed(page)
+  assert parser.open == []
+
+
+def test_texts_and_samples_are_there_and_escaped(page):
+  assert 'NAME = &#34;&lt;b&gt;&#34;' in page
+  assert 'params/head  (4, 8)' in page
+  assert '<i>春風</i>又綠江南岸' in page
+  assert '<th>mesh.a</th><td>2</td>' in page
+
+
+def test_figures_take_their_colours_from_the_page(page):
+  colors = set(re.findall(r'(?:fill|stroke): (#\w+)', page))
+  # The end of the colour bar, and the lines of two layers, are from a scale
+  # that is readable on white and on black.
+  assert colors == {'#fde725', '#3b528b', '#bddf26'}
+  assert page.count('<svg') == 9
+
+
+def test_a_dense_run_of_one_step_has_a_page(tmp_path):
+  write_run(tmp_path, 1, layers=0)
+  page = run_page.write_report(tmp_path, tmp_path / 'other.html').read_text()
+  assert 'load of each expert' not in page
+  assert card(page, 'Tokens seen') == ('100', 'in 1 steps')
+
+
+def test_a_log_beside_no_other_file_is_enough(tmp_path):
+  record = {'step': 1, 'loss': None, 'time': {}}
+  (tmp_path / 'log.jsonl').write_text(json.dumps(record) + '\n{"step": 2, "lo')
+  assert run_page.write_report(tmp_path) == tmp_path / 'report.html'
+
+
+def test_a_long_run_of_many_layers_is_thinned(tmp_path):
+  load = np.full((14, 2), 0.5).tolist()
+  with open(tmp_path / 'log.jsonl', 'w') as file:
+    for step in range(1, 1501):
+      record = {'step': step, 'bits_per_char': 9.0, 'layers': {'load': load}}
+      file.write(json.dumps(record) + '\n')
+  page = run_page.write_report(tmp_path).read_text()
+  assert page.count('sparse layer ') == 12
+  assert len(page) < 300_000
+
+
+def layer_rows(page):
+  """Header and rows of the table of the layers."""
+  table = re.search('<div class="wide table">(.*?)</table>', page, re.DOTALL)
+  rows = table.group(1).split('</tr>')[:-1]
+  return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
+
+
+def test_a_table_tells_of_each_layer(tmp_path):
+  shown = progress.Progress(tmp_path, 120, stream=io.StringIO())
+  for step in range(1, 121):
+    layers = {
+      'load': [[0.5, 0.5, 0.0], [0.5, 0.25, 0.25]],
+      'entropy': [2.0, 1.0],
+      'dropped_fraction': [0.0, 0.125],
+      'bytes_exchanged': [4096.0, 8192.0],
+    }
+    shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
+  shown.close()
+  header, *rows = layer_rows(run_page.write_report(tmp_path).read_text())
+  assert header == [
+    'sparse layer', 'busiest / mean', 'variation', 'entropy [nats]', 'dropped',
+    'bytes exchanged', 'idle experts',
+  ]  # fmt: skip
+  # Loads over their mean: 1.5, 1.5, 0 and 1.5, 0.75, 0.75.
+  assert rows == [
+    ['0', '1.50', '0.71', '2.00', '0.00%', '4,096', '2'],
+    ['1', '1.50', '0.35', '1.00', '12.50%', '8,192', 'none'],
+  ]
+
+
+def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
+  for name, load in (('healthy', 0.5), ('sick', 0.0)):
+    shown = progress.Progress(tmp_path / name, 110, stream=io.StringIO())
+    for step in range(1, 111):
+      layers = {'load': [[1 - load, load]]}
+      shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
+    shown.close()
+  pages = [
+    run_page.write_report(tmp_path / name).read_text()
+    for name in ('healthy', 'sick')
+  ]
+  assert ['Experts without tokens' in page for page in pages] == [False, True]
