@@ -7,8 +7,8 @@ A store is a directory <vocabulary directory>/<task>/<split>/ with
   manifest.json         counts, hashes, where the documents came from
 
 After the first read it also holds plans of `moe.data.packing`. The vocabulary
-of all stores is <vocabulary directory>/vocabulary.model. A mixture has no store,
-but a file of tasks and rates: <vocabulary directory>/<mixture>/mixture.json.
+of all stores is <vocabulary directory>/vocabulary.model. A mixture is no store
+but a file, <vocabulary directory>/<mixture>/mixture.json: its tasks and rates.
 """
 
 import hashlib

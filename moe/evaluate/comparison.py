@@ -1,11 +1,11 @@
-"""Is one model better than another on the same documents?"""
+"""Comparison of two models on the same documents."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-# Numbers drawn at once, as a bound on memory.
+# So many numbers are drawn at once, as a bound on memory.
 DRAWS_PER_CHUNK = 1 << 22
 
 
@@ -13,13 +13,13 @@ class Comparison(NamedTuple):
   """Difference in bits per character, first model minus second.
 
   Attributes:
-    difference: below 0 where the first is better.
+    difference: below 0 if the first model is better.
     low: lower end of the confidence interval.
     high: upper end.
     confidence: of the interval.
     num_resamples: of the bootstrap.
-    share_better: share of documents for which the first needs fewer nats; ties
-      count half.
+    share_better: share of documents for which the first model needs fewer nats;
+      ties count half.
   """
 
   difference: float
@@ -40,20 +40,21 @@ def compare(
 ) -> Comparison:
   """Paired bootstrap over documents of the difference in bits per character.
 
-  Each resample draws as many documents with replacement and takes the ratio of
-  sums, all nats over all characters, as the score itself does; the interval is
-  the percentile interval of Efron (1979), https://doi.org/10.1214/aos/1176344552.
+  Each resample draws as many documents, with replacement, and takes the ratio
+  of sums, all nats over all characters, as the score itself does. The interval
+  is the percentile interval of Efron (1979),
+  https://doi.org/10.1214/aos/1176344552.
 
   Args:
-    nats: of the first model, one a document.
-    other_nats: of the second model, same documents in the same order.
+    nats: of the first model, one number a document.
+    other_nats: of the second model, for the same documents in the same order.
     chars: code points of each document.
     num_resamples: how often to draw.
     confidence: of the interval.
     seed: of the draws, so that the interval is the same every time.
 
   Raises:
-    ValueError: if the three do not agree on the documents, or none has text.
+    ValueError: if the three disagree on the documents, or if none has text.
   """
   nats, other_nats, chars = (
     np.asarray(x, np.float64) for x in (nats, other_nats, chars)
@@ -72,7 +73,7 @@ def compare(
   for start in range(0, num_resamples, rows):
     size = (min(rows, num_resamples - start), len(bits))
     drawn = rng.integers(len(bits), size=size)
-    # A resample of empty documents alone has no ratio; it says nothing.
+    # A resample of empty documents alone has no ratio, and is left out.
     with np.errstate(invalid='ignore', divide='ignore'):
       resampled.append(bits[drawn].sum(axis=1) / chars[drawn].sum(axis=1))
   resampled = np.concatenate(resampled)

@@ -1,6 +1,6 @@
 """How many nats a model needs for each of a list of documents.
 
-Every token of a document is scored exactly once, its end mark included; no
+Every token of a document is scored exactly once, the end mark included. No
 document sees another. A document longer than the context is read in windows.
 """
 
@@ -16,10 +16,10 @@ from moe.infer.decode import START_ID, Functional, bucket
 from moe.train import loss
 from moe.types import Array, Batch, PyTree
 
-# Tokens whose logits are held at once, as a bound on memory.
+# Logits of so many tokens exist at once, as a bound on memory.
 TOKENS_PER_CHUNK = 2048
-# What unknown tokens hide is charged as if spelt out, every symbol alike: the
-# code points of Unicode and an end of the spelling.
+# What unknown tokens hide is charged as if it were spelt out with symbols of
+# equal probability: the code points of Unicode and an end of the spelling.
 NUM_SPELLING_SYMBOLS = 0x110000 + 1
 
 
@@ -29,11 +29,11 @@ class Document(NamedTuple):
   Attributes:
     tokens: int32 ids, the end mark last.
     chars: Unicode code points of the scored text, end mark not counted.
-    bytes: the same in UTF-8.
+    bytes: bytes of the scored text in UTF-8.
     weights: for each token 1 if it is scored, 0 if it is given (a prompt);
       None scores all.
     num_unknown: scored tokens that are the unknown token.
-    hidden_chars: code points that these stand for.
+    hidden_chars: code points that the unknown tokens stand for.
   """
 
   tokens: np.ndarray
@@ -54,14 +54,14 @@ class Window(NamedTuple):
 
 
 class Context(NamedTuple):
-  """How documents are cut and batched; changes no score but by `stride`.
+  """How documents are cut and batched; only `stride` changes the scores.
 
   Attributes:
     length: tokens of the longest window.
-    stride: tokens that a window after a document's first one scores; it reads
-      length - stride tokens again before them.
-    batch_size: windows of full length in a batch; of shorter ones as many more
-      as make the same number of tokens.
+    stride: tokens that each window but the first of a document scores; before
+      them it reads length - stride tokens again.
+    batch_size: windows of full length in a batch. A batch of shorter windows
+      has more of them, so that the number of tokens is the same.
   """
 
   length: int
@@ -84,7 +84,7 @@ def check_context(context: Context) -> None:
 
 
 def windows(document: int, num_tokens: int, context: Context) -> list[Window]:
-  """The windows of one document: each token is scored by exactly one."""
+  """The windows of one document; exactly one of them scores each token."""
   start, end = 0, min(num_tokens, context.length)
   cut = [Window(document, 0, 0, end)]
   while end < num_tokens:
@@ -97,12 +97,13 @@ def windows(document: int, num_tokens: int, context: Context) -> list[Window]:
 def batches(
   cut: Sequence[Window], context: Context
 ) -> Iterator[tuple[int, int, list[Window]]]:
-  """Windows of like length together, the longest first.
+  """Batches of windows of similar length, the longest first.
 
   Yields:
     (B, T, at most B windows that fit in T). B is a multiple of the batch size,
-    T a power of two or the context; windows too few for a batch go with longer
-    ones, since every T costs a compilation.
+    T a power of two or the length of the context. Where a length has too few
+    windows for a batch, they go with longer ones, since every T costs a
+    compilation.
   """
   by_width = {}
   for window in cut:
@@ -125,10 +126,10 @@ def window_batch(
   num_rows: int,
   width: int,
 ) -> Batch:
-  """One window a row; rows and places left over are padding.
+  """One window a row; the remaining rows and places are padding.
 
-  A later window begins with the token before its own first target, and its
-  positions with 0: the model has then never read further than it was trained.
+  A later window begins with the token before its first target, and its
+  positions begin with 0: so the model never reads further than in training.
   """
   rows = np.zeros((num_rows, width), np.int32)
   batch = Batch(*(rows.copy() for _ in Batch._fields))
@@ -150,23 +151,19 @@ def window_batch(
 
 
 def build_scorer(functional: Functional) -> Callable[..., Array]:
-  """`score(params, state, batch) -> nats_BT`, jitted: nats times weights.
+  """`score(params, state, batch) -> nats_BT`, jitted: nats times weights."""
 
-  A new one for every list of documents: two models may look equal from outside
-  and differ in what configures them, so no compiled program is kept by model.
-  """
-
-  def score(params, state, batch):
+  def score(params: PyTree, state: PyTree, batch: Batch) -> Array:
     outputs = functional.apply(params, state, batch, None, False)
     B, T = batch.tokens.shape
     num_chunks = _num_chunks(B, T)
 
-    def chunks(x_BT):
-      # The sequence is cut, not the batch: rows stay on their devices.
+    def chunks(x_BT: Array) -> Array:
+      # Chunks are parts of the sequence, so that rows stay on their devices.
       split = x_BT.reshape(B, num_chunks, T // num_chunks, *x_BT.shape[2:])
       return jnp.moveaxis(split, 1, 0)
 
-    def chunk_nats(chunk):
+    def chunk_nats(chunk: tuple[Array, Array]) -> Array:
       hidden, targets = chunk
       return loss.token_nats(functional.head(params, hidden), targets)[0]
 
@@ -174,7 +171,7 @@ def build_scorer(functional: Functional) -> Callable[..., Array]:
       chunk_nats, (chunks(outputs.hidden), chunks(batch.targets))
     )
     nats_BT = jnp.moveaxis(nats, 0, 1).reshape(B, T)
-    # Padding may score anything, even NaN: it must not reach a sum.
+    # The nats of padding may be anything, even NaN, and must not reach a sum.
     return jnp.where(batch.loss_weights > 0, nats_BT * batch.loss_weights, 0.0)
 
   return jax.jit(score)
@@ -196,23 +193,23 @@ def score_documents(
   context: Context,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-  """Nats of every document, all its scored tokens and the end mark together.
+  """Nats of every document: the sum over its scored tokens and the end mark.
 
-  What unknown tokens hide is charged on top of their own nats: each must be
-  spelt out with `NUM_SPELLING_SYMBOLS` equally likely symbols, its characters
-  and an end. So a vocabulary gains nothing by not knowing a character.
+  What unknown tokens hide is charged on top of their own nats: the characters
+  of each and an end are spelt out with `NUM_SPELLING_SYMBOLS` equally likely
+  symbols. So a vocabulary gains nothing by not knowing a character.
 
   Args:
     functional: the model; evaluation is dropless and sees one window a row.
-    params: its parameters.
-    state: what it carries untrained.
+    params: parameters of the model.
+    state: what the model carries but does not train.
     documents: what to score.
     context: how documents are cut and batched.
     on_progress: called with (windows scored, all windows) after each batch.
 
   Returns:
-    float64 [documents], added up on the host. Sums differ between batch sizes
-    and device counts by the rounding of float32 logits only.
+    float64 [documents], added up on the host. Other batch sizes and numbers of
+    devices change the sums only by the rounding of float32 logits.
 
   Raises:
     ValueError: if the context cannot be used, a document has no token, or a
@@ -233,14 +230,14 @@ def score_documents(
   done, pending = 0, None
   score = build_scorer(functional)
 
-  def collect(members, nats_BT):
+  def collect(members: list[Window], nats_BT: Array):
     sums = np.asarray(nats_BT, np.float64).sum(axis=1)[: len(members)]
     np.add.at(nats, [window.document for window in members], sums)
     on_progress(done, len(cut))
 
   for num_rows, width, members in batches(cut, context):
     batch = window_batch(documents, members, num_rows, width)
-    # One batch is computed while the one before it is fetched.
+    # The devices compute this batch while the host fetches the one before it.
     ahead = members, score(params, state, batch)
     if pending:
       collect(*pending)
@@ -259,10 +256,10 @@ def score_documents(
 
 
 def totals(documents: Sequence[Document], nats: np.ndarray) -> dict[str, float]:
-  """Sums over documents and the bits they come to.
+  """Sums over documents, and bits per character and per byte.
 
-  Bits per character are all nats, end marks included, over ln 2 and the code
-  points of the text, end marks not counted; bits per byte likewise.
+  Bits per character are all nats, end marks included, divided by ln 2 and by
+  the code points of the text, end marks not counted; bits per byte likewise.
 
   Raises:
     ValueError: if there is no character to divide by.
@@ -288,7 +285,7 @@ def totals(documents: Sequence[Document], nats: np.ndarray) -> dict[str, float]:
 
 
 def num_scored(document: Document) -> int:
-  """Tokens that are scored, the end mark included."""
+  """Number of tokens that are scored, the end mark included."""
   if document.weights is None:
     return len(document.tokens)
   return int(np.count_nonzero(document.weights))

@@ -1,11 +1,11 @@
-"""Character n-grams: the baseline that a language model has to beat."""
+"""Character n-grams: the baseline that a language model must beat."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-# The alphabet of the uniform distribution below the unigrams: every Unicode
-# code point and the end mark, so that any text has a finite score.
+# The uniform distribution below the unigrams covers every Unicode code point
+# and the end mark, so that any text has a finite score.
 _END = 0x110000
 NUM_SYMBOLS = _END + 1
 
@@ -17,12 +17,12 @@ def ngram_bits(
 
   Witten and Bell (1991), https://doi.org/10.1109/18.87000, method C,
   interpolated: P(w | h) = (count(h, w) + kinds(h) P(w | h')) / (count(h) +
-  kinds(h)), where kinds(h) is the number of different characters seen after the
-  context h and h' is h without its first character. A context never seen leaves
-  P(w | h'). Contexts begin with one begin mark. Below the unigrams lies the
-  uniform distribution over `NUM_SYMBOLS`: a character absent from the training
-  texts is paid from the unigram's share of it, about 30 bits in a large corpus,
-  and never left out.
+  kinds(h)), where kinds(h) is the number of different characters that follow
+  the context h in training and h' is h without its first character. For a
+  context that training does not have, P(w | h) is P(w | h'). A document begins
+  with one begin mark. Below the unigrams lies the uniform distribution over
+  `NUM_SYMBOLS`. A character that training does not have is never left out: it
+  gets its share of that distribution, about 30 bits in a large corpus.
 
   Args:
     train_texts: texts to count.
@@ -31,10 +31,11 @@ def ngram_bits(
 
   Returns:
     Bits of all characters and end marks, divided by the number of characters
-    without end marks: the project's definition of bits per character.
+    without end marks, as everywhere in this project.
 
   Raises:
-    ValueError: if `order` is below 1 or there is nothing to count or to score.
+    ValueError: if `order` is below 1, or if there is no character to count or
+      to score.
   """
   if order < 1:
     raise ValueError(f'order={order} must be at least 1: use 1 for unigrams.')
@@ -50,9 +51,8 @@ def ngram_bits(
     np.concatenate([train, held_out]), return_inverse=True
   )
   is_start = np.concatenate([[True], (alphabet[char] == _END)[:-1]])
-  # A context is a number, built one character at a time: the number of the
-  # n-gram that ends before this place. A key of context and character so fits
-  # 64 bits.
+  # A context is the number of the n-gram that ends before this place. It grows
+  # by one character at a time, so a key of context and character fits 64 bits.
   context = np.zeros(char.size, np.int64)
   prob = np.full(held_out.size, 1.0 / NUM_SYMBOLS)
   for _ in range(order):
@@ -68,17 +68,17 @@ def _interpolate(
   """One order of Witten-Bell on top of the order below.
 
   Args:
-    prob: P(w | h') of every held-out place.
+    prob: P(w | h') at every held-out place.
     context: number of h at every place, training places first.
     gram: number of (h, w) at every place.
-    num_train: training places.
+    num_train: number of training places.
 
   Returns:
-    P(w | h) of every held-out place.
+    P(w | h) at every held-out place.
   """
   count = np.bincount(gram[:num_train], minlength=gram.max() + 1)
   total = np.bincount(context[:num_train], minlength=context.max() + 1)
-  # The first place of each n-gram in training tells whose kind it is.
+  # The first place of each n-gram in training counts as a kind of its context.
   first = np.unique(gram[:num_train], return_index=True)[1]
   kinds = np.bincount(context[first], minlength=context.max() + 1)
   here = context[num_train:]
@@ -93,6 +93,6 @@ def _symbols(texts: Iterable[str]) -> np.ndarray:
   """Code points of all texts, `_END` after each."""
   texts = list(texts)
   ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-  # Lone surrogates are code points too, and are counted like any other.
+  # Lone surrogates are code points too and count like any other.
   encoded = ''.join(texts).encode('utf-32-le', 'surrogatepass')
   return np.insert(np.frombuffer(encoded, '<u4').astype(np.int64), ends, _END)

@@ -1,4 +1,4 @@
-"""Reading prompts into a cache, and writing after them token by token."""
+"""Decoding: prompts are read into a cache, then tokens are written in turn."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -10,10 +10,10 @@ import numpy as np
 from moe.infer import kv_cache, sampling
 from moe.types import Array, Batch, Cache, Outputs, PyTree
 
-# The id that stands before every document (and pads rows, where it is unseen).
+# The id before every document. It also pads rows, where no token sees it.
 START_ID = 0
-# Prompts and samples are padded to a power of two of at least this, so that few
-# programs are compiled.
+# Prompts and samples are padded to a power of two, at least this one, so that
+# few programs are compiled.
 SMALLEST_BUCKET = 16
 
 
@@ -44,9 +44,9 @@ class Prompts(NamedTuple):
   """Rows to write after, one a sample.
 
   Attributes:
-    tokens_BT: int32, right padded; starts with `START_ID`.
+    tokens_BT: int32, right padded; each row starts with `START_ID`.
     length_B: int32, tokens of each row without padding, at least 1.
-    slot_B: int32, row of the jump table each sample starts at.
+    slot_B: int32, row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
   """
 
@@ -66,8 +66,8 @@ def read_batch(tokens_BT: Array, length_B: Array, position_B: Array) -> Batch:
 
   Args:
     tokens_BT: int32, right padded.
-    length_B: int32, how many of each row's tokens are real; 0 for a row that
-      is done, which then costs no expert anything.
+    length_B: int32, how many tokens of each row are real; 0 for a row that is
+      done, whose tokens no expert processes.
     position_B: int32, place of each row's first token in its document.
   """
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
@@ -113,7 +113,7 @@ def read_token(
   is_done_B: Array,
   cache: Cache,
 ) -> tuple[Array, Cache]:
-  """Reads one token a row; rows that are done read padding.
+  """Reads one token a row; a row that is done reads padding.
 
   Returns:
     (logits_BV of the token after it, the cache with one more slot).
@@ -125,7 +125,7 @@ def read_token(
 
 
 class _Writing(NamedTuple):
-  """What the loop carries; `logits_BV` are of the token to draw next."""
+  """What the loop carries; `logits_BV` belong to the token to draw next."""
 
   step: Array
   logits_BV: Array
@@ -143,9 +143,9 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Writing]:
-  """Draws one token a row and notes it; does not read it yet."""
+  """Draws one token a row and writes it down; the model has not read it yet."""
   jump_BV = jumps[carry.slot_B].astype(jnp.int32)
-  # A row's key depends on nothing else in the batch, so neither does its draw.
+  # The key of a row, and so its draw, depends on no other row of the batch.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
   token_B = sampling.draw(key_B, carry.logits_BV, settings, jump_BV >= 0)
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
@@ -176,24 +176,31 @@ def build_writer(
 
   Returns:
     `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,
-    length_B)`: jumps is int16 [slots, pieces] as `forms` makes it, limit the
+    length_B)`. jumps is int16 [slots, pieces] as `forms` makes it, limit the
     most tokens to write, width (static, at least limit) the T of tokens_BT.
-    length_B counts the end mark, if the sample came to it.
+    length_B counts the end mark, if the sample has one.
   """
 
-  def write(params, state, prompts, jumps, limit, width):
+  def write(
+    params: PyTree,
+    state: PyTree,
+    prompts: Prompts,
+    jumps: Array,
+    limit: Array,
+    width: int,
+  ) -> tuple[Array, Array]:
     num_rows, prompt_width = prompts.tokens_BT.shape
     layers = functional.cache_shapes(num_rows, prompt_width + width)
     cache = kv_cache.empty_cache(layers, shardings)
     logits_BV, cache = prefill(functional, params, state, prompts, cache)
-    # A model may have more logits than its vocabulary has pieces.
+    # The model may have more logits than the vocabulary has pieces.
     unused = logits_BV.shape[1] - jumps.shape[1]
     jumps = jnp.pad(jumps, ((0, 0), (0, unused)), constant_values=-1)
 
-    def is_open(carry):
+    def is_open(carry: _Writing) -> Array:
       return (carry.step < limit) & ~carry.is_done_B.all()
 
-    def one_token(carry):
+    def one_token(carry: _Writing) -> _Writing:
       token_B, carry = _draw_token(
         carry, prompts.key_B, jumps, settings, eos_id
       )
@@ -243,16 +250,16 @@ def generate(
     prompts: ids of each prompt, without the start id; may be empty.
     tables: jump table of each prompt, as `forms` makes them.
     limit: the most tokens to write.
-    seed: with a prompt's place in the list, what its sample depends on.
+    seed: a sample depends on it and on the place of its prompt in the list.
 
   Returns:
-    the ids written after each prompt, the end mark included if reached.
+    The ids written after each prompt, with the end mark if the sample has one.
   """
   lengths = np.array([1 + len(prompt) for prompt in prompts], np.int32)
   tokens = np.full((len(prompts), bucket(lengths.max())), START_ID, np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, 1 : lengths[row]] = prompt
-  # Tables are put one after the other, those that several rows share once.
+  # Tables are stacked; one that several rows share is there once.
   starts, stacked, num_slots = {}, [], 0
   for table in tables:
     if id(table) not in starts:

@@ -1,8 +1,8 @@
-"""Verse forms as templates, and the automaton that holds sampling to them.
+"""Verse forms as templates, and the automaton that keeps samples within them.
 
 A template is a string in which every Chinese character stands for any Chinese
-character (we write 字) and every other character for itself; the document ends
-where the template does. A slot is a place in the template, the last one is the
+character (we write 字) and every other character for itself. The document ends
+where the template ends. A slot is a place in the template; the last slot is its
 end. A piece of the vocabulary fits at a slot if all its characters do.
 """
 
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Han as in Unicode's blocks: 〇, extension A, unified, compatibility, and the
-# two planes of extensions.
+from moe.modalities.vocabulary import Vocabulary
+
+# Unicode's blocks of Han: 〇, extension A, unified, compatibility, and the two
+# planes of extensions.
 CHINESE = re.compile(
   '[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
 )
@@ -30,15 +32,15 @@ def shape(text: str) -> str:
 
 
 def template(form: str, prompt: str) -> str:
-  """The template of what `form` writes after `prompt` and a line break.
+  """The template of the text after a prompt and a line break.
 
   Args:
     form: one of `FORMS`.
-    prompt: the first line of a couplet, whose characters are counted and whose
-      punctuation is kept; the title of a poem.
+    prompt: the title of a poem, or the first line of a couplet, whose second
+      line has as many characters and the same punctuation.
 
   Raises:
-    ValueError: if the form is unknown or the prompt cannot start it.
+    ValueError: if the form is unknown or cannot start with the prompt.
   """
   if form not in FORMS:
     raise ValueError(f'form must be one of {", ".join(FORMS)}; got {form!r}.')
@@ -67,15 +69,12 @@ def template(form: str, prompt: str) -> str:
   return mirrored
 
 
-def pieces_of(vocabulary) -> list[str | bytes | None]:
+def pieces_of(vocabulary: Vocabulary) -> list[str | bytes | None]:
   """What every id of a vocabulary stands for.
 
-  Args:
-    vocabulary: a `moe.modalities.vocabulary.Vocabulary`.
-
   Returns:
-    a text; or a byte that is no character by itself; or None for padding, end
-    mark, unknown and control pieces.
+    For each id its text, or its byte if that is no character by itself, or None
+    for padding, end mark, unknown and control pieces.
   """
   special = (vocabulary.pad, vocabulary.eos, vocabulary.unk)
   pieces = []
@@ -93,7 +92,7 @@ def pieces_of(vocabulary) -> list[str | bytes | None]:
 def form_table(
   pieces: Sequence[str | bytes | None], eos_id: int, filled: str
 ) -> np.ndarray:
-  """Which piece fits at which slot of a template, and how far it leads.
+  """Which piece fits at which slot of a template, and how many slots it fills.
 
   Args:
     pieces: what every id stands for, as `pieces_of` gives it.
@@ -101,12 +100,12 @@ def form_table(
     filled: the template.
 
   Returns:
-    int16 [slots, V] with slots = len(filled) + 1: the number of slots a piece
-    fills, `BARRED` where it does not fit, 0 for the end mark at the last slot.
-    From every slot at least one piece leads on, so there is no dead end.
+    int16 [slots, V] with slots = len(filled) + 1: the number of slots that a
+    piece fills, `BARRED` where it does not fit, 0 for the end mark at the last
+    slot. At every slot at least one piece fits, so there is no dead end.
 
   Raises:
-    ValueError: if nothing in the vocabulary fits at some slot.
+    ValueError: if no piece fits at some slot.
   """
   members = {}
   for index, piece in enumerate(pieces):
@@ -132,8 +131,8 @@ def free_table(pieces: Sequence[str | bytes | None], eos_id: int) -> np.ndarray:
   """The table of free text: one slot, which no piece leaves.
 
   Returns:
-    int16 [1, V]: `BARRED` where `pieces` has None, 0 for all others and the
-    end mark.
+    int16 [1, V]: 0 for the end mark and all pieces, `BARRED` where `pieces` has
+    None.
   """
   jumps = np.zeros((1, len(pieces)), np.int16)
   jumps[0, [i for i, piece in enumerate(pieces) if not piece]] = BARRED

@@ -12,11 +12,11 @@ def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
   Args:
     layers: tree of `jax.ShapeDtypeStruct`, leaves [.., B, S, K, H], as
       `Functional.cache_shapes(B, S)` gives it.
-    shardings: a `Cache` of shardings; each array is then made already sharded,
-      never whole on one device.
+    shardings: a `Cache` of shardings; with it no array is ever whole on one
+      device.
 
   Returns:
-    zeros; segment 0 in every slot, so that nothing is seen.
+    Zeros; the segment of every slot is 0, so no query sees it.
 
   Raises:
     ValueError: if the leaves do not agree on B and S.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from moe.types import Array
 
-# A temperature below this takes the likeliest token: dividing by it would leave
-# float32.
+# A temperature below this takes the likeliest token: logits divided by it would
+# overflow float32.
 SMALLEST_TEMPERATURE = 1e-6
 
 
@@ -16,7 +16,7 @@ SMALLEST_TEMPERATURE = 1e-6
 class Sampling:
   """How the next token is drawn; the defaults draw from the model itself.
 
-  Applied in this order: barred tokens out, temperature, top-k, top-p.
+  The order is: barred tokens, temperature, top-k, top-p.
 
   Attributes:
     temperature: divides the logits; 0 takes the likeliest token.
@@ -58,8 +58,8 @@ def next_token_logits(
     allowed_BV: bool, False where a token is barred; at least one True a row.
 
   Returns:
-    float32 [B, V], -inf where a token cannot be drawn. Equal logits are ranked
-    by id, so that top-k keeps exactly k tokens.
+    float32 [B, V], -inf where a token cannot be drawn. The id ranks equal
+    logits, so that top-k keeps exactly k tokens.
   """
   if allowed_BV is not None:
     logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
@@ -77,7 +77,7 @@ def next_token_logits(
     is_top_V = jnp.arange(vocab_size) < sampling.top_k
     ranked_BV = jnp.where(is_top_V, ranked_BV, -jnp.inf)
   probs_BV = jax.nn.softmax(ranked_BV, axis=-1)
-  # Kept while what comes before has not reached top_p: the first always is.
+  # A token stays if those before it have not reached top_p: the first one does.
   before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
   ranked_BV = jnp.where(before_BV < sampling.top_p, ranked_BV, -jnp.inf)
   rank_BV = jnp.argsort(order_BV, axis=-1)
@@ -90,11 +90,11 @@ def draw(
   sampling: Sampling,
   allowed_BV: Array | None = None,
 ) -> Array:
-  """One token a row, int32 [B]; each row uses a key of its own.
+  """Draws one token a row, int32 [B]; each row uses a key of its own.
 
   Args:
-    key_B: typed PRNG keys, one a row: a row's draw then depends on nothing
-      but its own key and logits.
+    key_B: typed PRNG keys, one a row, so that the draw of a row depends only on
+      its own key and logits.
     logits_BV: float32.
     sampling: temperature, top-k, top-p.
     allowed_BV: bool, False where a token is barred; at least one True a row.

@@ -1,4 +1,4 @@
-"""Grouped-query attention that is told who sees whom, not given a mask."""
+"""Grouped-query attention, with a description of who sees whom, not a mask."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from moe.layers.product import einsum
 from moe.types import Array, Batch, Cache, Layout
 
 KERNELS = ('auto', 'fused', 'xla')
-# Of the queries in plain XLA, each of which leaves out the keys behind it, and
-# the shortest that is worth its own products.
+# In plain XLA the queries are cut into parts, each of which leaves out the keys
+# behind it. A part shorter than this is not worth products of its own.
 _PARTS, _SHORTEST_PART = 4, 128
 
 
@@ -27,8 +27,9 @@ class Description(NamedTuple):
 
   Attributes:
     positions_BT: int32, for rotary embedding.
-    query_segments_BT, query_blocks_BT: of the tokens read now.
-    key_segments_BS, key_blocks_BS: of all keys; the same without a cache.
+    query_segments_BT, query_blocks_BT: of the tokens of the batch.
+    key_segments_BS, key_blocks_BS: of all keys: without a cache those of the
+      batch, too.
     index: int32 scalar, slot of the first query; None without a cache.
   """
 
@@ -41,7 +42,7 @@ class Description(NamedTuple):
 
 
 def describe(batch: Batch, cache: Cache | None) -> Description:
-  """The description of a batch, read after what the cache holds."""
+  """The description of a batch that is read after what the cache holds."""
   if cache is None:
     keys = batch.segment_ids, batch.block_ids
     index = None
@@ -101,14 +102,14 @@ def attend(
   n = N // K
   scale = H**-0.5 if scale is None else scale
   q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
-  # Query heads that share a key head are queries of it like any others.
+  # Query heads that share a key head become more queries of that head.
   q_BUKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
   scores_BKUS = jnp.einsum(
     'BUKH,BSKH->BKUS', q_BUKH, k_BSKH, preferred_element_type=jnp.float32
   )
   seen_B1TS = visible(description)[:, None]
   seen_B1US = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
-  # A finite floor: a row of -inf alone would become NaN.
+  # A finite floor, since a row of -inf alone would become NaN.
   scores_BKUS = jnp.where(seen_B1US, scores_BKUS, -1e30)
   probs_BKUS = jax.nn.softmax(scores_BKUS, axis=-1).astype(v_BSKH.dtype)
   out_BUKH = jnp.einsum('BKUS,BSKH->BUKH', probs_BKUS, v_BSKH)
@@ -116,7 +117,7 @@ def attend(
 
 
 def num_parts(length: int, layout: Layout) -> int:
-  """Parts of the queries in plain XLA; 1 where the sequence is divided."""
+  """Parts of the queries in plain XLA; 1 if devices divide the sequence."""
   is_whole = layout.size(layout.sequence_axes) == 1
   is_long = length % _PARTS == 0 and length // _PARTS >= _SHORTEST_PART
   return _PARTS if is_whole and is_long else 1
@@ -130,7 +131,7 @@ def attend_by_parts(
   parts: int,
   longest_block: int,
 ) -> Array:
-  """`attend` of a batch to itself that leaves out most scores nobody sees.
+  """`attend` of a batch to itself, without most scores that the rule hides.
 
   Args:
     q_BTNH: queries.
@@ -138,8 +139,8 @@ def attend_by_parts(
     v_BTKH: values.
     description: who sees whom, without a cache; tokens of a block are
       consecutive.
-    parts: of the queries; divides T.
-    longest_block: most tokens of a block; a longer one makes all not a number,
+    parts: number of parts of the queries; divides T.
+    longest_block: most tokens of a block. A longer block makes the result NaN,
       since the keys that it needs are left out.
   """
   d = description
@@ -175,8 +176,9 @@ def self_attend(
 ) -> Array:
   """Attention of a batch to itself by the kernel of the mesh's platform.
 
-  Splash on TPUs, cuDNN on GPUs. Plain XLA without a mesh, and unless `kernel`
-  insists, on CPUs and for shapes that a kernel cannot take (`kernels.refusal`).
+  The kernel is splash on TPUs and cuDNN on GPUs. Without a mesh, on CPUs, and
+  for shapes that a kernel cannot take (`kernels.refusal`), it is plain XLA,
+  unless `kernel` insists.
 
   Args:
     q_BTNH: queries.
@@ -185,14 +187,14 @@ def self_attend(
     description: who sees whom, without a cache.
     layout: mesh axes by use.
     kernel: 'auto'; 'fused' for an error where there is no kernel; 'xla'.
-    longest_block: most tokens of a block in the data; a longer one makes what
-      splash, or plain XLA in parts, yields not a number.
+    longest_block: most tokens of a block in the data. A longer block makes the
+      result of splash, and of plain XLA in parts, NaN.
 
   Returns:
     [B, T, N, H of the values], named 'attention_out' for remat policies.
 
   Raises:
-    ValueError: for another `kernel`, and for one that cannot be had.
+    ValueError: for another `kernel`, and for 'fused' where there is no kernel.
   """
   if kernel not in KERNELS:
     raise ValueError(f"ATTENTION_KERNEL='{kernel}' must be one of {KERNELS}.")
@@ -243,9 +245,9 @@ def check_sizes(layer: nn.Module, names: Sequence[str]) -> None:
 
 
 class Attention(nn.Module):
-  """Grouped-query attention with rotary positions, queries and keys normalised.
+  """Grouped-query attention with rotary positions and query and key norms.
 
-  Query and key norms as in Henry et al. (2020), https://arxiv.org/abs/2010.04245,
+  The norms are those of Henry et al. (2020), https://arxiv.org/abs/2010.04245,
   with a learned scale (ViT-22B, https://arxiv.org/abs/2302.05442).
 
   Attributes:
@@ -253,7 +255,7 @@ class Attention(nn.Module):
     num_kv_heads: K; divides N.
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
-    kernel: what computes it where there is no cache, see `self_attend`.
+    kernel: what computes attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
@@ -299,7 +301,7 @@ class Attention(nn.Module):
     description: Description,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Attends to the batch itself, or to the cache with the batch written in.
+    """Attends to the batch, or to the cache after the batch is written into it.
 
     Returns:
       ([B, T, D], updated (k_BSKH, v_BSKH) or None).

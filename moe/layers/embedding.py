@@ -23,9 +23,9 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT: Array) -> Array:
-    """Vectors [B, T, D] of about unit norm per feature."""
-    # Variance 1/D suits the table's second use as output head; the factor
-    # sqrt(D) brings the vectors back to unit scale (as in Gemma and T5).
+    """Vectors [B, T, D], whose features have about unit variance."""
+    # The variance 1/D suits the table as an output head; the factor sqrt(D)
+    # brings the vectors back to unit scale (as in Gemma and T5).
     init = nn.with_logical_partitioning(
       nn.initializers.normal(self.d_model**-0.5), (axes.VOCAB, axes.EMBED)
     )
@@ -36,7 +36,7 @@ class Embedding(nn.Module):
 
 
 class OutputHead(nn.Module):
-  """The untied output matrix; used where embeddings are not tied.
+  """The output matrix of a model whose embeddings are not tied.
 
   Attributes:
     vocab_size: columns.
@@ -58,7 +58,7 @@ class OutputHead(nn.Module):
 
 
 def logits(hidden: Array, table_VD: Array) -> Array:
-  """Float32 logits [..., V] of hidden [..., D], products in hidden's dtype."""
+  """Float32 logits [..., V] of hidden [..., D]; products in hidden's dtype."""
   if hidden.dtype == jnp.float32:
     lead = 'ABCEFGHI'[: hidden.ndim - 1]
     return einsum(f'{lead}D,VD->{lead}V', hidden, table_VD.astype(hidden.dtype))

@@ -30,9 +30,9 @@ def network(width: int, activation: str) -> FeedForwardAnatomy:
 def activate(products: dict[str, Array], activation: str) -> Array:
   """Hidden layer from the products with w_up and, for SwiGLU, w_gate.
 
-  Shazeer (2020), https://arxiv.org/abs/2002.05202. The backward pass computes
-  it again from the products: cheaper than to keep, write and read what lies in
-  between, sigmoid and all, which is as large as they are.
+  Shazeer (2020), https://arxiv.org/abs/2002.05202. The backward pass recomputes
+  it from the products. That is cheaper than to write and read the values in
+  between, such as the sigmoid, which are as large as the products.
   """
   if activation == 'swiglu':
     return jax.nn.silu(products['gate']) * products['up']
@@ -67,7 +67,9 @@ class FeedForward(nn.Module):
     D, F = x_BTD.shape[-1], self.width
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
-    def product(name, x, shape, names):
+    def product(
+      name: str, x: Array, shape: tuple[int, int], names: tuple[str, str]
+    ) -> Array:
       init_fn = nn.with_logical_partitioning(init, names)
       w = self.param(name, init_fn, shape, jnp.float32).astype(self.dtype)
       return einsum('BTD,DF->BTF', x, w)

@@ -1,7 +1,7 @@
 """Attention kernels of accelerators: splash on TPUs, cuDNN on NVIDIA's GPUs.
 
 Both compute what `attention.attend` does, without scores of [T, S] in memory.
-They serve a batch that attends to itself; reading a cache is another matter.
+They serve a batch that attends to itself, and do not read a cache.
 """
 
 import functools
@@ -12,15 +12,15 @@ from jax.sharding import PartitionSpec as P
 
 from moe.types import Array, Layout
 
-# Rows and columns of scores that a TPU has at a time.
+# Rows and columns of the scores that a TPU computes at a time.
 _TILE, _LANES = 512, 128
 
 
 def platform() -> str | None:
   """Platform of the devices of the mesh in use; None without a mesh.
 
-  Not that of the default backend: a program for a TPU, compiled on a machine
-  without one, is to be the TPU's.
+  The default backend does not count: a program for a TPU that is compiled on
+  another machine must be the program that the TPU runs.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device is not None else None
@@ -65,8 +65,8 @@ def refusal(
 def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
   """Place of the last key that each query sees: its own, or its block's end.
 
-  With it the attention rule reads: same segment, and key <= last of query. The
-  tokens of a block have to be consecutive.
+  So the attention rule becomes: same segment, and key <= last_visible of the
+  query. The tokens of a block must be consecutive.
   """
   T = segments_BT.shape[1]
   place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
@@ -77,11 +77,11 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
   return jax.lax.cummin(end_BT, axis=1, reverse=True)
 
 
-def within_span(last_BT: Array, first, span: int) -> Array:
-  """1, or not a number where a query sees more than `span` places behind it.
+def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
+  """1, or NaN if any query sees more than `span` places behind its own.
 
   Args:
-    last_BT: of `last_visible`.
+    last_BT: as `last_visible` gives it.
     first: place of the first query.
     span: how far behind its own place a query may see.
   """
@@ -96,8 +96,8 @@ def tile(length: int) -> int:
 
 def _tables(
   first: Array, num_queries: int, num_keys: int, span: int, by_keys: bool
-):
-  """Which tiles of scores are computed, and which tile of data is next.
+) -> tuple[Array, Array]:
+  """Which tiles of scores are computed, and which tile of data comes next.
 
   Args:
     first: int32 scalar, place of the first query in its sequence.
@@ -105,7 +105,7 @@ def _tables(
     num_keys: of the whole sequence.
     span: how far behind its own place a query may see.
     by_keys: whether the kernel goes along the queries of each tile of keys, as
-      the gradient of keys and values does, instead of the other way.
+      for the gradient of keys and values, and not along the keys of queries.
 
   Returns:
     (next tile, is computed), int32 [1, query tiles, key tiles].
@@ -115,8 +115,8 @@ def _tables(
   i, j = (jax.lax.broadcasted_iota(jnp.int32, shape, d) for d in (0, 1))
   runs = first + (i + 1) * bq - 1 + span >= j * bk
   along, axis = (i, 0) if by_keys else (j, 1)
-  # Where nothing is computed, the tile that is needed next is fetched already;
-  # after the last one nothing new is.
+  # Where nothing is computed, the kernel fetches the tile that it needs next;
+  # after the last tile it fetches nothing new.
   ahead = jax.lax.cummin(
     jnp.where(runs, along, shape[axis]), axis=axis, reverse=True
   )
@@ -126,7 +126,7 @@ def _tables(
 
 def _splash_local(q_BTNH, k_BSKH, v_BSKH, segments, last_BT, first, span, name):
   """Splash attention of one device's queries to all keys of its sequences."""
-  # Heavy to import, and of use on TPUs alone.
+  # The kernel is heavy to import and of use on TPUs only.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
@@ -146,8 +146,15 @@ def _splash_local(q_BTNH, k_BSKH, v_BSKH, segments, last_BT, first, span, name):
   )
   tables = functools.partial(_tables, first, T, S, span)
 
-  def one(q_NTH, k_KSH, v_KSH, q_segments_T, k_segments_S, last_T):
-    def info(by_keys):
+  def one(
+    q_NTH: Array,
+    k_KSH: Array,
+    v_KSH: Array,
+    q_segments_T: Array,
+    k_segments_S: Array,
+    last_T: Array,
+  ) -> Array:
+    def info(by_keys: bool) -> mask_info.MaskInfo:
       ahead, runs = tables(by_keys)
       return mask_info.MaskInfo(ahead, None, runs, None, last_T)
 
@@ -190,9 +197,10 @@ def splash(
 ) -> Array:
   """Attention of a batch to itself by a TPU kernel.
 
-  Splash attention of jax.experimental.pallas, which interprets itself off TPUs.
-  Its causal mask compares keys with the last place that a query sees, instead
-  of the query's own, so blocks cost nothing but tiles right of the diagonal.
+  The kernel is splash attention of jax.experimental.pallas; other platforms
+  interpret it. Its causal mask compares a key with the last place that the
+  query sees, instead of the query's own place. So a block costs nothing more
+  than the tiles right of the diagonal.
 
   Args:
     q_BTNH: queries.
@@ -200,9 +208,9 @@ def splash(
     v_BSKH: values, whose heads may have another width.
     segments_BT: int32.
     blocks_BT: int32; tokens of a block are consecutive.
-    layout: mesh axes by use: rows, heads and queries are divided.
-    longest_block: most tokens of a block; a longer one makes the rows that its
-      device has not a number, since the tiles that it needs are not computed.
+    layout: mesh axes by use, which divide rows, heads and queries.
+    longest_block: most tokens of a block. A longer block makes the rows of its
+      device NaN, since the tiles that it needs are not computed.
     name: of the result, for remat policies.
 
   Returns:
@@ -211,7 +219,15 @@ def splash(
   T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
   span = max(0, longest_block - 1)
 
-  def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BS, last_BT, first_1):
+  def local(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments_BT: Array,
+    segments_BS: Array,
+    last_BT: Array,
+    first_1: Array,
+  ) -> Array:
     scale = H**-0.5 * within_span(last_BT, first_1[0], span)
     return _splash_local(
       q_BTNH * scale.astype(q_BTNH.dtype),
@@ -225,8 +241,8 @@ def splash(
     )
 
   columns = layout.size(layout.sequence_axes)
-  # Place of each device's first query; passed in, since a device cannot know it
-  # before the compiler does.
+  # Place of each device's first query. It is an argument that is divided over
+  # the devices, since all of them run the same program.
   first = jnp.arange(columns, dtype=jnp.int32) * (T // columns)
   last_BT = last_visible(segments_BT, blocks_BT)
   operands = (q_BTNH, k_BSKH, v_BSKH, segments_BT, segments_BT, last_BT, first)
@@ -250,21 +266,23 @@ def cudnn(
 ) -> Array:
   """Attention by cuDNN on NVIDIA's GPUs, through `jax.nn`.
 
-  cuDNN reads who sees whom as a bias: [B, T, S] in the dtype of the queries,
-  for all heads, lies in memory; scores and probabilities do not.
+  cuDNN reads who sees whom as a bias, [B, T, S] in the dtype of the queries for
+  all heads. The bias lies in memory; scores and probabilities do not.
 
   Args:
     q_BTNH: queries, bfloat16.
     k_BSKH: keys.
     v_BSKH: values of the same width.
     seen_BTS: bool.
-    layout: mesh axes by use: rows and heads are divided.
+    layout: mesh axes by use, which divide rows and heads.
 
   Returns:
     [B, T, N, H] in the dtype of the values.
   """
 
-  def local(q_BTNH, k_BSKH, v_BSKH, seen_BTS):
+  def local(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, seen_BTS: Array
+  ) -> Array:
     return jax.nn.dot_product_attention(
       q_BTNH,
       k_BSKH,

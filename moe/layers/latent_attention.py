@@ -19,23 +19,22 @@ from moe.types import Array, Layout
 
 
 class LatentAttention(nn.Module):
-  """Attention whose cache is a latent vector and one rotary key a token.
+  """Attention that caches one latent vector and one rotary key a token.
 
   DeepSeek-V2 (2024), section 2.1, https://arxiv.org/abs/2405.04434. Queries,
-  keys and values come from normalised latents of width Z. Positions enter by
-  features of their own: each query head has some, and one key of them serves
-  all heads. Departs from it in pairing rotary features half a width apart,
-  which only renames them, and in leaving out the extension to long contexts
-  (YaRN).
+  keys and values come from normalised latents of width Z. Positions have
+  features of their own: each query head has some, and one rotary key serves all
+  heads. Departs from it in pairing rotary features half a width apart, which
+  only renames them, and in leaving out the extension to long contexts (YaRN).
 
   Attributes:
     num_heads: N.
     query_rank: Z of the queries.
     kv_rank: Z of keys and values.
     content_dim: features of a query or key head without position.
-    rope_dim: features with position, even.
+    rope_dim: features with position; even.
     value_dim: features of a value head.
-    kernel: what computes it where there is no cache, see `self_attend`.
+    kernel: what computes attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
@@ -87,7 +86,7 @@ class LatentAttention(nn.Module):
     description: Description,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Attends to the batch itself, or to the cache with the batch written in.
+    """Attends to the batch, or to the cache after the batch is written into it.
 
     Returns:
       ([B, T, D], updated (latent_BSKZ, rope_key_BSKH) with K = 1, or None).
@@ -121,8 +120,8 @@ class LatentAttention(nn.Module):
         old_BSKH, new_BTKH.astype(old_BSKH.dtype), description.index, axis=1
       )
       cache = write(cache[0], latent_BTKZ), write(cache[1], rope_BTKH)
-      # q . (W c) = (W^T q) . c: the latents themselves are keys and values of a
-      # single head, and nothing of the size S x N is ever expanded.
+      # q . (W c) = (W^T q) . c: the latents themselves are the keys and values
+      # of a single head, and no array of size S x N is made.
       q_BTNZ = einsum('BTNH,ZNH->BTNZ', q_BTNH, w_key_ZNH)
       queries = jnp.concatenate([q_BTNZ, q_rope_BTNH], axis=-1)
       keys = jnp.concatenate(cache, axis=-1)
@@ -137,7 +136,9 @@ class LatentAttention(nn.Module):
     )
     return einsum('BTNH,NHD->BTD', out_BTNH, w_NHD), cache
 
-  def _queries(self, x_BTD, description) -> tuple[Array, Array]:
+  def _queries(
+    self, x_BTD: Array, description: Description
+  ) -> tuple[Array, Array]:
     """Content and rotary queries of every head."""
     D, Z, H = x_BTD.shape[-1], self.query_rank, self.content_dim
     w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
@@ -152,7 +153,9 @@ class LatentAttention(nn.Module):
     q_BTNH, rope_BTNH = jnp.split(self._heads(latent_BTZ, w_ZNH), [H], axis=-1)
     return q_BTNH, rotate(rope_BTNH, description.positions_BT)
 
-  def _latents(self, x_BTD, description) -> tuple[Array, Array]:
+  def _latents(
+    self, x_BTD: Array, description: Description
+  ) -> tuple[Array, Array]:
     """What a cache holds: normalised latents and the shared rotary keys."""
     D, Z = x_BTD.shape[-1], self.kv_rank
     w_DZ = self._matrix(
@@ -170,7 +173,13 @@ class LatentAttention(nn.Module):
       y_BTNH, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)
     )
 
-  def _matrix(self, name, shape, logical, in_axis=(0,)) -> Array:
+  def _matrix(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    logical: tuple[str, ...],
+    in_axis: tuple[int, ...] = (0,),
+  ) -> Array:
     out_axis = tuple(i for i in range(len(shape)) if i not in in_axis)
     init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'truncated_normal', in_axis, out_axis

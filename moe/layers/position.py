@@ -10,8 +10,8 @@ from moe.types import Array
 def rotate(x_BTNH: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
   """Turns each pair of features by an angle that grows with the position.
 
-  Su et al. (2021), equation 34, https://arxiv.org/abs/2104.09864; the pair of
-  feature i is feature i + H/2. Angles in float32.
+  Su et al. (2021), equation 34, https://arxiv.org/abs/2104.09864. Features i
+  and i + H/2 are a pair. Angles are float32.
 
   Raises:
     ValueError: if H is odd.
@@ -21,7 +21,7 @@ def rotate(x_BTNH: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
     raise ValueError(f'HEAD_DIM={H} must be even for rotary positions.')
   frequency_H = base ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
   angle_BTH = positions_BT[..., None].astype(jnp.float32) * frequency_H
-  # Behind a barrier, or XLA would compute both again for every head.
+  # Without a barrier XLA would compute both again for every head.
   cos_BTH, sin_BTH = jax.lax.optimization_barrier(
     (jnp.cos(angle_BTH), jnp.sin(angle_BTH))
   )
@@ -30,8 +30,9 @@ def rotate(x_BTNH: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
   x_BTNH32 = x_BTNH.astype(jnp.float32)
   pair_BTNH = jnp.roll(x_BTNH32, H // 2, axis=-1)
   if kernels.platform() == 'cpu':
-    # As a copy of its own: fused with the products, halves that trade places
-    # keep XLA:CPU from vector instructions, three times as slow.
+    # The barrier makes a copy of its own. If the exchange of the halves is
+    # fused with the products, XLA:CPU uses no vector instructions and takes
+    # three times as long.
     pair_BTNH = jax.lax.optimization_barrier(pair_BTNH)
   turned_BTNH = x_BTNH32 * cos_BT1H + pair_BTNH * sin_BT1H
   return turned_BTNH.astype(x_BTNH.dtype)

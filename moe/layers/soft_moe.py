@@ -1,4 +1,4 @@
-"""The dense mixing layer: experts see weighted means of tokens, not tokens."""
+"""A layer of dense mixing: experts see weighted means of tokens, not tokens."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from moe.layers.product import einsum
 from moe.routing import balance
 from moe.routing.plan import Router
 from moe.routing.slots import capacity
-from moe.types import Array, Layout
+from moe.types import Array, Layout, Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,30 +25,30 @@ class Mixing(Router):
 
 
 def _unit(a: Array, dim: int) -> Array:
-  """Divided by its Euclidean norm along a dim."""
+  """An array divided by its Euclidean norm along a dim."""
   squares = jnp.sum(jnp.square(a), axis=dim, keepdims=True)
   return a * jax.lax.rsqrt(squares + 1e-6)
 
 
 class SoftMoE(nn.Module):
-  """Each expert processes C slots, means of a sequence's tokens.
+  """Each expert processes C slots, which are means of the tokens of a sequence.
 
   Puigcerver et al. (2023), section 2 and algorithm 1,
-  https://arxiv.org/abs/2308.00951. With logits = unit(x) . scale unit(phi) of
-  each token and slot, a slot is the mean of the tokens under softmax over
-  tokens, and a token's output the mean of the slots' outputs under softmax over
-  slots. Nothing is dropped and nothing chosen. Departs from it in leaving
-  padding out. Called as `moe_layer.MoE` is, and put in its place.
+  https://arxiv.org/abs/2308.00951. Each token and slot have the logit
+  unit(x) . scale unit(phi). A slot is the mean of the tokens under the softmax
+  over tokens; the output of a token is the mean of the slots' outputs under the
+  softmax over slots. No token is dropped and no expert chosen. Departs from it
+  in leaving padding out. It is called like `moe_layer.MoE`, which it replaces.
 
-  A token's output depends on all tokens it is mixed with, later ones and those
-  of other documents in its row: not for decoders that generate.
+  The output of a token depends on all tokens of its mix, also on later ones and
+  on those of other documents in its row, so it is not for decoders that write.
 
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: C = group_size * top_k / E slots, so that a token costs as much as
-      with so many experts.
-    group_size: M, tokens that are mixed; 0 for whole sequences.
+    top_k: an expert has C = group_size * top_k / E slots, so that a token costs
+      as much as with top_k active experts.
+    group_size: M, tokens of a mix; 0 for whole sequences.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the experts may not be divided.
@@ -104,7 +104,7 @@ class SoftMoE(nn.Module):
       (D, E, C),
       jnp.float32,
     )
-    # Named all the same: a scan over layers adds a dim to the names it has.
+    # A scalar needs its empty names: a scan over layers adds a name to them.
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
     weights = experts.params(self, E, D, self.expert_d_ff, self.activation)
@@ -116,7 +116,7 @@ class SoftMoE(nn.Module):
       scale * _unit(phi_DEC, 0),
       precision=jax.lax.Precision.HIGHEST,
     )
-    # Finite, so that a group of padding alone gives means and no NaN.
+    # A finite floor, so that a group of padding alone gives means and no NaN.
     seen_GMEC = jnp.where(valid_GM[..., None, None], logits_GMEC, -1e30)
     mix_GMEC = jax.nn.softmax(seen_GMEC, axis=1).astype(self.dtype)
     G = x_GMD.shape[0]
@@ -155,8 +155,8 @@ class SoftMoE(nn.Module):
       )
 
 
-def _statistics(share_GME: Array, valid_GM: Array) -> dict:
-  """Of the share that each expert has in a token's output."""
+def _statistics(share_GME: Array, valid_GM: Array) -> dict[str, Pair]:
+  """Metrics of the shares that the experts have in the outputs of tokens."""
   share_GME = jax.lax.stop_gradient(share_GME)
   tokens = valid_GM.sum(dtype=jnp.float32)
   summed = lambda a, where: jnp.sum(jnp.where(where, a, 0.0))
