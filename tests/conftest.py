@@ -1,21 +1,34 @@
 """Eight CPU devices and strict dtypes for every test."""
 
+import importlib.metadata
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Most tests spend their time compiling, and XLA's older code generator takes half
+# of it. Where the flag is not known it would end the process: other versions of
+# jax do without, and it is gone again for child processes and the TPU compiler.
+FLAG = '--xla_cpu_use_fusion_emitters=false'
+IS_QUICK = 'XLA_FLAGS' not in os.environ and importlib.metadata.version(
+  'jaxlib'
+).startswith('0.10.')
+if IS_QUICK:
+  os.environ['XLA_FLAGS'] = FLAG
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+if IS_QUICK:
+  jax.jit(lambda: 0)()  # reads the flags
+  del os.environ['XLA_FLAGS']
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-  """Fast tests compile much and compute little; slow ones run as users do."""
-  is_slow = item.get_closest_marker('slow') is not None
-  jax.config.update('jax_disable_most_optimizations', not is_slow)
+  """Most tests compile much and compute little."""
+  is_optimized = item.get_closest_marker('optimized') is not None
+  jax.config.update('jax_disable_most_optimizations', not is_optimized)
 
 
 @pytest.fixture
