@@ -4,9 +4,9 @@ import importlib.metadata
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Most tests spend their time compiling, and XLA's older code generator takes half
-# of it. Where the flag is not known it would end the process: other versions of
-# jax do without, and it is gone again for child processes and the TPU compiler.
+# Most tests spend their time compiling, and the older code generator of XLA takes
+# half as long. An unknown flag would end the process: so other versions of jax
+# do without, and child processes and the compiler of TPUs do not see it.
 FLAG = '--xla_cpu_use_fusion_emitters=false'
 IS_QUICK = 'XLA_FLAGS' not in os.environ and importlib.metadata.version(
   'jaxlib'
