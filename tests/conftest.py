@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Most tests spend their time compiling, and the older code generator of XLA takes
+# Most tests spend their time compiling; the older code generator of XLA takes
 # half as long. An unknown flag would end the process: so other versions of jax
 # do without, and child processes and the compiler of TPUs do not see it.
 FLAG = '--xla_cpu_use_fusion_emitters=false'
