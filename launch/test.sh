@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Lint, the fast tests, the slow tests: bash launch/test.sh [--fast]
+# Lint and tests: bash launch/test.sh [--fast | --all]
+# --fast leaves out tests marked `slow`, --all adds those marked `nightly`.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 case "${1:-}" in
-  '' | --fast) ;;
-  *) echo "usage: bash launch/test.sh [--fast]" >&2; exit 2 ;;
+  --fast) chosen='not slow and not nightly' ;;
+  '') chosen='not nightly' ;;
+  --all) chosen='' ;;
+  *) echo "usage: bash launch/test.sh [--fast | --all]" >&2; exit 2 ;;
 esac
 export JAX_PLATFORMS=cpu
 
@@ -11,9 +14,6 @@ say "lint"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 
-say "fast tests"
-"$PYTHON" -m pytest -q -n 2 -m 'not slow' --durations=5
-if [ "${1:-}" != --fast ]; then
-  say "slow tests"
-  "$PYTHON" -m pytest -q -n 2 -m slow --durations=5
-fi
+say "tests"
+# Neighbours stay on one worker, which then shares what their fixtures compile.
+"$PYTHON" -m pytest -q -n 2 --dist worksteal -m "$chosen" --durations=5

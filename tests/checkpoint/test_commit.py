@@ -72,17 +72,23 @@ for step in itertools.count((saver.latest_step() or 0) + 1):
 """
 
 
-@pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_a_sound_newest_step(tmp_path):
+@pytest.mark.parametrize(
+  'delays',
+  [
+    pytest.param([0.0, 0.1], marks=pytest.mark.slow),
+    pytest.param([0.02 * n for n in range(10)], marks=pytest.mark.nightly),
+  ],
+)
+def test_a_kill_at_any_moment_leaves_a_sound_newest_step(tmp_path, delays):
   target = {'params': jax.ShapeDtypeStruct((1000,), jnp.float32)}
-  for kill in range(4):
+  for delay in delays:
     process = subprocess.Popen(
       [sys.executable, '-c', _SAVE_FOR_EVER, tmp_path],
       stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     for _ in range(3):
       last = int(process.stdout.readline())
-    time.sleep(0.05 * kill)
+    time.sleep(delay)
     process.kill()
     process.wait()
     saver = save.Checkpointer(tmp_path)

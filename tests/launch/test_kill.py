@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 200
 LOW_MEMORY = [
   "--gin.MOMENT_DTYPE='int8'",
   "--gin.PARAM_DTYPE='bfloat16'",
@@ -20,7 +19,6 @@ LOW_MEMORY = [
 ]
 FLAGS = [
   '--gin_file=gin_configs/runs/quickstart.gin',
-  f'--gin.TRAIN_STEPS={STEPS}',
   '--gin.SAVE_PERIOD=7',
   '--gin.EVAL_PERIOD=20',
   '--gin.D_MODEL=32',
@@ -34,8 +32,9 @@ FLAGS = [
 ]
 
 
-def command(workdir, formats):
-  flags = [*FLAGS, *formats, f'--workdir={workdir}']
+def command(workdir, steps, formats):
+  flags = [*FLAGS, *formats, f'--gin.TRAIN_STEPS={steps}']
+  flags.append(f'--workdir={workdir}')
   return [sys.executable, '-m', 'launch.train', *flags]
 
 
@@ -48,12 +47,12 @@ def environment(cache):
   }
 
 
-def final_arrays(workdir):
+def final_arrays(workdir, steps):
   """Every array of the last checkpoint, by path."""
   import jax
   import orbax.checkpoint as ocp
 
-  step = workdir / 'checkpoints' / str(STEPS)
+  step = workdir / 'checkpoints' / str(steps)
   tree = ocp.PyTreeCheckpointer().restore(step / 'state')
   flat = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
@@ -77,19 +76,23 @@ def wait_for_step(process, workdir, step):
         return
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  'formats, num_kills',
-  [([], 10), (LOW_MEMORY, 3)],
-  ids=['float32', 'low_memory'],
+  'formats, steps, num_kills',
+  [
+    pytest.param(LOW_MEMORY, 40, 1, id='once', marks=pytest.mark.slow),
+    pytest.param([], 200, 10, id='float32', marks=pytest.mark.nightly),
+    pytest.param(
+      LOW_MEMORY, 200, 3, id='low_memory', marks=pytest.mark.nightly
+    ),
+  ],
 )
-def test_kills_change_no_bit_of_the_run(tmp_path, formats, num_kills):
+def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   pytest.importorskip('seqio')
   env = environment(tmp_path / 'cache')
 
   def run(workdir):
     return subprocess.Popen(
-      command(workdir, formats),
+      command(workdir, steps, formats),
       cwd=ROOT,
       env=env,
       stdout=subprocess.DEVNULL,
@@ -103,7 +106,7 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, num_kills):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   finish(run(whole))
   rng = random.Random(0)
-  for step in sorted(rng.sample(range(1, STEPS), num_kills)):
+  for step in sorted(rng.sample(range(1, steps), num_kills)):
     process = run(killed)
     wait_for_step(process, killed, step)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -112,7 +115,7 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, num_kills):
     process.kill()
     process.communicate()
   finish(run(killed))
-  expected, got = final_arrays(whole), final_arrays(killed)
+  expected, got = (final_arrays(w, steps) for w in (whole, killed))
   assert expected.keys() == got.keys()
   different = [k for k in expected if not np.array_equal(expected[k], got[k])]
   assert not different

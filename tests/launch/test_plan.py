@@ -169,6 +169,7 @@ def libtpu():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_the_step_of_a_small_model_is_compiled_for_four_chips(
   capsys, libtpu, monkeypatch, tmp_path
 ):
@@ -196,7 +197,8 @@ def test_the_step_of_a_small_model_is_compiled_for_four_chips(
   assert facts['step_seconds_full_overlap'] < facts['step_seconds_no_overlap']
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.optimized
 def test_wudao_fits_2048_chips_with_a_quarter_to_spare(
   libtpu, monkeypatch, tmp_path
 ):

@@ -125,8 +125,10 @@ def test_the_search_ranges_over_policies_and_formats(searched):
 
 
 @pytest.mark.slow
-def test_less_exact_formats_are_taken_only_where_others_do_not_fit(slice_):
-  found, _ = search.search(loaded(NUM_LAYERS=4, NUM_HEADS=8), slice_)
+def test_less_exact_formats_are_taken_only_where_others_do_not_fit(
+  searched, slice_
+):
+  found, _ = searched
   exact = [f for f in found if f.state == 0]
   less = [f for f in found if f.state > 0]
   assert exact

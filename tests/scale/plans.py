@@ -87,6 +87,8 @@ PLANS = {
     {'MESH_DATA': 1, 'MESH_EXPERT': 4, 'MESH_MODEL': 2, 'REMAT': "'dots'"},
   ),
 }
+# Those that are compiled in CI.
+QUICK = ('dense, parameters divided, one piece of the loss',)
 
 
 def loaded(name: str):

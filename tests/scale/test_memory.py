@@ -98,8 +98,17 @@ def test_gradients_and_their_sums_are_held_beside_each_other():
   assert two.peak - one.peak == 4 * 400
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', plans.PLANS)
+@pytest.mark.optimized
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name,
+      marks=pytest.mark.slow if name in plans.QUICK else pytest.mark.nightly,
+    )
+    for name in plans.PLANS
+  ],
+)
 def test_memory_is_predicted_before_anything_is_compiled(
   name, tmp_path, monkeypatch
 ):

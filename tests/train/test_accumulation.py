@@ -51,6 +51,14 @@ def change(scope, term, num_microbatches):
   return jax.device_get(jax.tree.map(np.subtract, after.params, params))
 
 
+def assert_close(one, other):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    one,
+    other,
+  )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'scope, term',
@@ -61,15 +69,11 @@ def change(scope, term, num_microbatches):
     ('sequence', 'balance'),
   ],
 )
-def test_one_two_and_four_microbatches_have_one_gradient(scope, term):
-  one, two, four = (change(scope, term, n) for n in (1, 2, 4))
+def test_one_and_four_microbatches_have_one_gradient(scope, term):
+  # Two, and all terms at once, are in tests of the step.
+  one, four = (change(scope, term, n) for n in (1, 4))
   assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
-  for other in (two, four):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-      other,
-      one,
-    )
+  assert_close(four, one)
 
 
 class Shown(gates.TopK):
@@ -130,14 +134,6 @@ def changes(program):
   before = jax.device_get(programs.start(program).params)
   ts, _ = programs.train(program)
   return jax.tree.map(np.subtract, jax.device_get(ts.params), before)
-
-
-def assert_close(one, other):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-    one,
-    other,
-  )
 
 
 @pytest.mark.slow

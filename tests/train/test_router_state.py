@@ -26,14 +26,27 @@ def bias_of(state):
   ]
 
 
+@pytest.fixture(scope='module')
+def alone():
+  """A program on one device."""
+  return programs.make(MOE, programs.ONE)
+
+
+@pytest.fixture(scope='module')
+def first_step(alone):
+  """(state, metrics) after a step on one device."""
+  ts, metrics = programs.train(alone)
+  return jax.device_get(ts), metrics
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'shape, num_microbatches', [(programs.ONE, 2), (programs.EIGHT, 1)]
 )
 def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
-  shape, num_microbatches
+  first_step, shape, num_microbatches
 ):
-  ts, metrics = programs.train(programs.make(MOE, programs.ONE))
+  ts, metrics = first_step
   # From 0, by the rate towards the mean load of the whole batch.
   load_LE = metrics['load'][0]
   expected_LE = RATE * np.sign(load_LE.mean(axis=1, keepdims=True) - load_LE)
@@ -86,9 +99,9 @@ def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
   assert {s.data.shape[1] for s in up.addressable_shards} == {4 // expert}
 
 
-def initial(directory, moe, assignment=()):
-  """What a new run of a model begins with: (its own, what it is given)."""
-  ts = programs.start(programs.make(moe, programs.ONE))
+def initial(directory, program, assignment=()):
+  """What a new run of a program begins with: (its own, what it is given)."""
+  ts = programs.start(program)
   params, state, meta = restore.load_initial(
     directory, ts.params, ts.state, assignment
   )
@@ -96,9 +109,9 @@ def initial(directory, moe, assignment=()):
   return ts, ts._replace(params=params, state=state)
 
 
-def test_a_new_run_begins_with_the_bias_of_its_router(saved):
+def test_a_new_run_begins_with_the_bias_of_its_router(saved, alone):
   theirs, directory = saved
-  _, given = initial(directory, MOE)
+  _, given = initial(directory, alone)
   assert_same(jax.device_get(given.params), theirs.params)
   assert_same(jax.device_get(given.state), theirs.state)
 
@@ -106,19 +119,21 @@ def test_a_new_run_begins_with_the_bias_of_its_router(saved):
 def test_what_another_router_carries_is_taken_where_it_fits(saved):
   theirs, directory = saved
   # Carries a bias, a price and a count, and no load.
-  _, given = initial(directory, dict(router=gates.Quantile))
+  program = programs.make(dict(router=gates.Quantile), programs.ONE)
+  _, given = initial(directory, program)
   router = given.state['stack']['periods']['block_0']['moe']['router']
   np.testing.assert_array_equal(router['bias_E'], bias_of(theirs.state))
   assert not np.any(router['price_E']) and not np.any(router['tokens'])
 
 
 def test_a_router_without_state_takes_none(saved):
-  _, given = initial(saved[1], dict(router=gates.TopK))
+  program = programs.make(dict(router=gates.TopK), programs.ONE)
+  _, given = initial(saved[1], program)
   assert not jax.tree.leaves(given.state)
 
 
-def test_a_router_that_begins_anew_has_no_bias_of_another(saved):
-  ts, given = initial(saved[1], MOE, [('.*/moe/router', None)])
+def test_a_router_that_begins_anew_has_no_bias_of_another(saved, alone):
+  ts, given = initial(saved[1], alone, [('.*/moe/router', None)])
   assert_same(given.state, ts.state)
   moe = given.params['stack']['periods']['block_0']['moe']
   own = ts.params['stack']['periods']['block_0']['moe']
@@ -126,9 +141,9 @@ def test_a_router_that_begins_anew_has_no_bias_of_another(saved):
   assert np.any(moe['w_up_EDF'] != own['w_up_EDF'])
 
 
-def test_state_follows_its_parameter_to_another_path(saved):
+def test_state_follows_its_parameter_to_another_path(saved, alone):
   theirs, directory = saved
-  ts = programs.start(programs.make(MOE, programs.ONE))
+  ts = programs.start(alone)
   params, state, _ = restore.load_initial(
     directory,
     {'tower': ts.params['stack']},
