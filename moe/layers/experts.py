@@ -15,55 +15,82 @@ from moe.types import Array
 
 Weights = dict[str, Array]
 
+# Logical axes of every matrix; an expert without a gate has no w_gate_EDF.
+AXES = {
+  'w_up_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
+  'w_gate_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
+  'w_down_EFD': (axes.EXPERT, axes.EXPERT_MLP, axes.EMBED),
+}
+
 
 def params(
-  module: nn.Module, num_experts: int, d_model: int, width: int, activation: str
+  module: nn.Module,
+  num_experts: int,
+  d_model: int,
+  width: int,
+  activation: str,
+  dtype: jnp.dtype,
 ) -> Weights:
-  """Float32 matrices of E experts: w_up (and w_gate) EDF, w_down EFD."""
-  shapes = {
-    'w_up_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
-    'w_down_EFD': (axes.EXPERT, axes.EXPERT_MLP, axes.EMBED),
-  }
-  if activation == 'swiglu':
-    shapes['w_gate_EDF'] = shapes['w_up_EDF']
-  size = {
-    axes.EXPERT: num_experts,
-    axes.EMBED: d_model,
-    axes.EXPERT_MLP: width,
-  }
+  """Matrices of E experts, kept in float32 and cast to a compute dtype.
+
+  Args:
+    module: layer whose parameters they are, by the names of `AXES`.
+    num_experts: E.
+    d_model: D.
+    width: F.
+    activation: 'swiglu' or 'gelu'.
+    dtype: of the result.
+  """
   init = nn.initializers.variance_scaling(
     1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
   )
-  return {
-    name: module.param(
-      name,
-      nn.with_logical_partitioning(init, names),
-      tuple(size[n] for n in names),
-      jnp.float32,
-    )
-    for name, names in shapes.items()
-  }
+  size = {axes.EXPERT: num_experts, axes.EMBED: d_model, axes.EXPERT_MLP: width}
+  weights = {}
+  for name in ('w_up_EDF', 'w_down_EFD', 'w_gate_EDF'):
+    if name == 'w_gate_EDF' and activation != 'swiglu':
+      continue
+    init_fn = nn.with_logical_partitioning(init, AXES[name])
+    shape = tuple(map(size.get, AXES[name]))
+    w = module.param(name, init_fn, shape, jnp.float32)
+    weights[name] = w.astype(dtype)
+  return weights
 
 
-def slots(
-  weights: Weights, rows_ESD: Array, weight_ES: Array | None, activation: str
+@jax.named_scope('experts')
+def apply(
+  weights: Weights,
+  rows: Array,
+  weight: Array | None,
+  count_E: Array | None,
+  activation: str,
 ) -> Array:
-  """Outputs of E experts for S rows each, weighted in their hidden layer.
+  """Outputs of the experts' rows, weighted in their hidden layer.
 
   Args:
     weights: of `params`, in the dtype of the rows.
-    rows_ESD: rows.
-    weight_ES: float32 weight of each row; None for 1.
+    rows: [E, S, D], S rows for each expert; or [R, D] sorted by expert, zeros
+      behind the last run.
+    weight: float32 weight of each row; None for 1.
+    count_E: int32 rows of each expert, where rows are [R, D]; else None.
     activation: 'swiglu' or 'gelu'.
 
   Returns:
-    [E, S, D].
+    As rows; rows behind the last run have no meaning.
   """
-  product = lambda x, w: einsum('ESD,EDF->ESF', x, w)
-  return _network(weights, rows_ESD, weight_ES, activation, product)
+  if count_E is None:
+    product = functools.partial(einsum, 'ESD,EDF->ESF')
+  else:
+    product = lambda x_RD, w_EDF: grouped_matmul(x_RD, w_EDF, count_E)
+  products = {'up': product(rows, weights['w_up_EDF'])}
+  if activation == 'swiglu':
+    products['gate'] = product(rows, weights['w_gate_EDF'])
+  hidden = activate(products, activation)
+  if weight is not None:
+    hidden = hidden.astype(jnp.float32) * weight[..., None]
+  return product(hidden.astype(rows.dtype), weights['w_down_EFD'])
 
 
-def runs(
+def apply_in_pieces(
   weights: Weights,
   rows_RD: Array,
   weight_R: Array,
@@ -71,11 +98,11 @@ def runs(
   activation: str,
   piece: int,
 ) -> Array:
-  """Outputs of experts for runs of rows, weighted in their hidden layer.
+  """`apply` to runs of rows, on a piece of them at a time.
 
-  A buffer longer than a piece, as one for uneven loads is, is worked off piece
-  by piece, as many as hold rows. Hidden layers are then as long as a piece, not
-  as the buffer, and the backward pass computes them again.
+  A buffer for uneven loads is longer than a piece. Only pieces that hold rows
+  are computed. A hidden layer is then as long as a piece, not as the buffer,
+  and the backward pass computes it again.
 
   Args:
     weights: of `params`, in the dtype of the rows.
@@ -91,29 +118,13 @@ def runs(
   R = rows_RD.shape[0]
   pieces = -(-R // piece)
   if pieces <= 1:
-    return _run(activation, count_E, weights, rows_RD, weight_R)
+    return apply(weights, rows_RD, weight_R, count_E, activation)
   S = -(-R // pieces)
   fill = pieces * S - R
   if fill:
     rows_RD = jnp.pad(rows_RD, ((0, fill), (0, 0)))
     weight_R = jnp.pad(weight_R, (0, fill))
   return _pieces(activation, S, weights, rows_RD, weight_R, count_E)[:R]
-
-
-@jax.named_scope('experts')
-def _network(weights, rows, weight, activation, product):
-  products = {'up': product(rows, weights['w_up_EDF'])}
-  if activation == 'swiglu':
-    products['gate'] = product(rows, weights['w_gate_EDF'])
-  hidden = activate(products, activation)
-  if weight is not None:
-    hidden = hidden.astype(jnp.float32) * weight[..., None]
-  return product(hidden.astype(rows.dtype), weights['w_down_EFD'])
-
-
-def _run(activation, count_E, weights, rows_RD, weight_R):
-  product = lambda x, w: grouped_matmul(x, w, count_E)
-  return _network(weights, rows_RD, weight_R, activation, product)
 
 
 def _cut(a_RD: Array, i: Array, S: int) -> Array:
@@ -137,12 +148,13 @@ def _num_filled(count_E: Array, S: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _pieces(activation, S, weights, rows_RD, weight_R, count_E):
-  """`_run` on S rows at a time."""
+  """`apply` on S rows at a time."""
 
   def body(i, out_RD):
     rows_SD, weight_S = _cut(rows_RD, i, S), _cut(weight_R, i, S)
     count = _counts(count_E, i, S)
-    return _put(out_RD, _run(activation, count, weights, rows_SD, weight_S), i)
+    out_SD = apply(weights, rows_SD, weight_S, count, activation)
+    return _put(out_RD, out_SD, i)
 
   zeros_RD = jnp.zeros_like(rows_RD)
   return lax.fori_loop(0, _num_filled(count_E, S), body, zeros_RD)
@@ -157,7 +169,8 @@ def _pieces_bwd(activation, S, arrays, dy_RD):
 
   def body(i, sums):
     d_weights, d_rows_RD, d_weight_R = sums
-    run = functools.partial(_run, activation, _counts(count_E, i, S))
+    count = _counts(count_E, i, S)
+    run = lambda *arrays: apply(*arrays, count, activation)
     rows_SD, weight_S = _cut(rows_RD, i, S), _cut(weight_R, i, S)
     _, backward = jax.vjp(run, weights, rows_SD, weight_S)
     found, d_rows_SD, d_weight_S = backward(_cut(dy_RD, i, S))

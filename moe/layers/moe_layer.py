@@ -1,6 +1,21 @@
-"""The mixture-of-experts layer: route, pack, exchange, experts, and back."""
+"""The mixture-of-experts layer, as its tokens travel.
+
+On each device of the mesh, for the tokens and the experts that it holds:
+
+  1. Group: tokens form groups of M, and the router's product gives logits.
+  2. Route: the router makes a plan of rows, each a token, an expert, a weight.
+  3. Send: the dispatch gives rows a slot, and the exchange brings them to the
+     devices that hold their experts.
+  4. Experts: each expert computes the rows that arrived, times their weights.
+  5. Collect: outputs go back and are added up by token.
+  6. Sum: losses and statistics are added up over all devices.
+
+`MoE._forward` is these six steps. Around them `MoE.__call__` makes parameters,
+carries the router's state and adds the shared expert.
+"""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -157,18 +172,8 @@ class MoE(nn.Module):
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
     """[B, T, D] to [B, T, D]; dropless unless training."""
-    feed_forward.check_activation(self.activation)
-    self._check_experts()
     router = self.make_router()
-    if train:
-      check_groups(*info.valid.shape, self.group_size, self.layout)
-      self._check_exchange()
-    elif x_BTD.shape[1] == 1 and not router.is_causal:
-      raise ValueError(
-        f'{type(router).__name__} chooses among all tokens of a group and'
-        ' cannot read token by token, got sequences of 1: score whole'
-        ' sequences, or write with another ROUTER, such as @gates.TopK.'
-      )
+    self._check(*x_BTD.shape[:2], train)
     E, D = self.num_experts, x_BTD.shape[-1]
     w_DE = self.param(
       'router',
@@ -179,8 +184,9 @@ class MoE(nn.Module):
       (D, router.num_logits(E)),
       jnp.float32,
     )
-    weights = experts.params(self, E, D, self.expert_d_ff, self.activation)
-    weights = {k: w.astype(self.dtype) for k, w in weights.items()}
+    weights = experts.params(
+      self, E, D, self.expert_d_ff, self.activation, self.dtype
+    )
     key = (
       self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
     )
@@ -188,7 +194,7 @@ class MoE(nn.Module):
     carried = router.init_state(E) and self.variable(
       'state', 'router', router.init_state, E
     )
-    y_BTD, outputs = self._sharded(
+    y_BTD, outputs = self._on_devices(
       x_BTD, w_DE, weights, info, carried.value if carried else {}, key, train
     )
     if carried and train:
@@ -203,22 +209,30 @@ class MoE(nn.Module):
     """The router of this layer."""
     return self.router(num_active=self.top_k)
 
-  def _check_experts(self) -> None:
-    devices = self.layout.size(self.layout.expert_axes)
+  def _check(self, batch: int, length: int, train: bool) -> None:
+    """Raises ValueError unless sizes, mesh and choices go together."""
+    feed_forward.check_activation(self.activation)
+    lay, router = self.layout, self.make_router()
+    devices, tensor = lay.size(lay.expert_axes), lay.size(lay.tensor_axes)
     if self.num_experts % devices:
       raise ValueError(
         f"num_experts={self.num_experts} must divide by the 'expert' mesh axis"
         f' ({devices}): use a multiple of {devices}, or shrink MESH_EXPERT.'
       )
-    tensor = self.layout.size(self.layout.tensor_axes)
     if self.expert_d_ff % tensor:
       raise ValueError(
         f"EXPERT_D_FF={self.expert_d_ff} must divide by the 'model' mesh axis"
         f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
       )
-
-  def _check_exchange(self) -> None:
-    lay = self.layout
+    if not train:
+      if length == 1 and not router.is_causal:
+        raise ValueError(
+          f'{type(router).__name__} chooses among all tokens of a group and'
+          ' cannot read token by token, got sequences of 1: score whole'
+          ' sequences, or write with another ROUTER, such as @gates.TopK.'
+        )
+      return
+    check_groups(batch, length, self.group_size, lay)
     shared = set(lay.expert_axes) & set(lay.batch_axes)
     if shared and isinstance(self.exchange(), exchange.Replicated):
       raise ValueError(
@@ -244,39 +258,101 @@ class MoE(nn.Module):
       lay = dataclasses.replace(lay, batch_axes=lay.batch_axes[:-1])
     return lay
 
-  def _sharded(self, x_BTD, w_DE, weights, info, state, key, train):
-    """Runs `_local` on every device's part of the batch and of the experts."""
+  def _on_devices(self, x_BTD, w_DE, weights, info, state, key, train):
+    """Runs `_forward` on each device's part of the batch and of the experts."""
     lay = self.layout if train else self._evaluated(*x_BTD.shape[:2])
+    forward = functools.partial(self._forward, lay, train)
+    if lay.sizes:
+      tokens = P(lay.batch_axes or None, lay.sequence_axes or None)
+      divided = {
+        axes.EXPERT: lay.expert_axes or None,
+        axes.EXPERT_MLP: lay.tensor_axes or None,
+      }
+      weight_specs = {}
+      for name in weights:
+        weight_specs[name] = P(*map(divided.get, experts.AXES[name]))
+      forward = jax.shard_map(
+        forward,
+        in_specs=(tokens, P(), weight_specs, tokens, P(), P()),
+        out_specs=(tokens, P()),
+        check_vma=False,
+      )
+    return forward(x_BTD, w_DE, weights, info, state, key)
 
-    def local(*arrays):
-      return self._local(*arrays, lay, train)
-
-    if not lay.sizes:
-      return local(x_BTD, w_DE, weights, info, state, key)
-    spec = lambda *names: P(*(n or None for n in names))
-    tokens = spec(lay.batch_axes, lay.sequence_axes)
-    up = spec(lay.expert_axes, (), lay.tensor_axes)
-    down = spec(lay.expert_axes, lay.tensor_axes, ())
-    weight_specs = {k: down if 'down' in k else up for k in weights}
-    info_specs = TokenInfo(tokens, tokens, tokens)
-    return jax.shard_map(
-      local,
-      in_specs=(tokens, P(), weight_specs, info_specs, P(), P()),
-      out_specs=(tokens, P()),
-      check_vma=False,
-    )(x_BTD, w_DE, weights, info, state, key)
-
-  def _local(self, x_BTD, w_DE, weights, info, state, key, lay, train):
-    """One device: its tokens, its experts; sums go over all batch axes."""
+  def _forward(self, lay, train, x_BTD, w_DE, weights, info, state, key):
+    """One device: its tokens through all experts; see the top of this file."""
     B, T, D = x_BTD.shape
     router = self.make_router()
+    dispatcher, exchanger = self._travel(lay, train)
+    active = router.mean_active(self.num_experts)
+
+    # 1. Group.
+    inputs, keys_G = self._router_inputs(
+      router, lay, train, x_BTD, w_DE, info, key
+    )
+    x_GMD = inputs.x_GMD
+    G, M, _ = x_GMD.shape
+
+    # 2. Route.
+    plan = router.route(inputs, state, keys_G, train)
+
+    # 3. Send.
+    where = exchange.Experts(
+      self.num_experts, active, lay.expert_axes, lay.size(lay.expert_axes)
+    )
+    arrived = exchanger.send(x_GMD, plan, dispatcher, where)
+
+    # 4. Experts. Runs of rows may lie in a buffer for the worst case.
+    rows, weight, count_E = arrived.rows, arrived.weight, arrived.count_E
+    if count_E is None:
+      out = experts.apply(weights, rows, weight, None, self.activation)
+    else:
+      out = experts.apply_in_pieces(
+        weights,
+        rows,
+        weight,
+        count_E,
+        self.activation,
+        piece=math.ceil(G * M * active),
+      )
+
+    # 5. Collect. Each device of a tensor axis has part of the hidden layer.
+    y_GMD = exchanger.collect(out, arrived)
+    if lay.tensor_axes:
+      y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
+    if plan.own_weight_GM is not None:
+      own_GM1 = plan.own_weight_GM[..., None]
+      y_GMD += (x_GMD.astype(jnp.float32) * own_GM1).astype(y_GMD.dtype)
+    y_BTD = y_GMD.reshape(G * M, D)[: B * T].reshape(B, T, D)
+
+    # 6. Sum.
+    padding = jnp.sum(~info.valid, dtype=jnp.float32)
+    metrics = {
+      **plan.statistics,
+      **arrived.traffic,
+      'padding': (padding, jnp.float32(info.valid.size)),
+    }
+    outputs = LayerOutputs(plan.losses, metrics)
+    if inputs.batch_axes:
+      outputs = jax.lax.psum(outputs, inputs.batch_axes)
+    return y_BTD, outputs
+
+  def _travel(self, lay, train):
+    """The dispatch and the exchange: of training, or dropless ones."""
+    if train:
+      return self.dispatch(), self.exchange()
+    is_divided = set(lay.expert_axes) <= set(lay.batch_axes)
+    exchanger = exchange.AllGather() if is_divided else exchange.Replicated()
+    return dispatch.Dropless(), exchanger
+
+  def _router_inputs(self, router, lay, train, x_BTD, w_DE, info, key):
+    """What the router sees, in groups of M tokens, and a key of each group."""
+    B, T, _ = x_BTD.shape
     M = self.group_size
     if (B * T) % M and router.is_causal:
       M = B * T
-    groups = lambda a: _filled(a.reshape(B * T, *a.shape[2:]), M)
-    x_GMD, valid_GM = groups(x_BTD), groups(info.valid)
-    G = x_GMD.shape[0]
-    keys_G = group_keys(key, _group_indices(G, max(1, G // B), lay))
+    x_GMD = _in_groups(x_BTD, M)
+    keys_G = group_keys(key, _group_indices(len(x_GMD), B, lay))
     # HIGHEST: TPUs would multiply float32 in bfloat16 otherwise.
     logits_GME = jnp.einsum(
       'GMD,DE->GME',
@@ -287,63 +363,30 @@ class MoE(nn.Module):
     inputs = RouterInputs(
       x_GMD,
       logits_GME,
-      groups(info.token_ids),
-      groups(info.modality),
-      valid_GM,
+      _in_groups(info.token_ids, M),
+      _in_groups(info.modality, M),
+      _in_groups(info.valid, M),
       0 if lay.sequence_axes else T,
       lay.batch_axes + lay.sequence_axes,
     )
-    plan = router.route(inputs, state, keys_G, train)
-    if train:
-      dispatcher, exchanger = self.dispatch(), self.exchange()
-    else:
-      is_divided = set(lay.expert_axes) <= set(lay.batch_axes)
-      dispatcher = dispatch.Dropless()
-      exchanger = exchange.AllGather() if is_divided else exchange.Replicated()
-    active = router.mean_active(self.num_experts)
-    even = math.ceil(G * M * active)
-
-    def through(rows, weight, count_E):
-      if count_E is None:
-        return experts.slots(weights, rows, weight, self.activation)
-      return experts.runs(weights, rows, weight, count_E, self.activation, even)
-
-    held = exchange.Experts(self.num_experts, active, lay.expert_axes, through)
-    y_GMD, traffic = exchanger.apply(x_GMD, plan, dispatcher, held)
-    if lay.tensor_axes:
-      y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
-    if plan.own_weight_GM is not None:
-      own_GM1 = plan.own_weight_GM[..., None]
-      y_GMD += (x_GMD.astype(jnp.float32) * own_GM1).astype(y_GMD.dtype)
-    padding = jnp.sum(~info.valid, dtype=jnp.float32)
-    outputs = LayerOutputs(
-      plan.losses,
-      {
-        **plan.statistics,
-        **traffic,
-        'padding': (padding, jnp.float32(info.valid.size)),
-      },
-    )
-    if inputs.batch_axes:
-      outputs = jax.lax.psum(outputs, inputs.batch_axes)
-    return y_GMD.reshape(G * M, D)[: B * T].reshape(B, T, D), outputs
+    return inputs, keys_G
 
 
-def _filled(a_N: Array, M: int) -> Array:
-  """[N, ...] as groups [G, M, ...], the last one filled up with zeros."""
+def _in_groups(a: Array, M: int) -> Array:
+  """[B, T, ...] as groups [G, M, ...], the last one filled up with zeros."""
+  a_N = a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
   fill = -len(a_N) % M
   if fill:
     a_N = jnp.pad(a_N, [(0, fill), *[(0, 0)] * (a_N.ndim - 1)])
   return a_N.reshape(-1, M, *a_N.shape[1:])
 
 
-def _group_indices(num_groups: int, per_row: int, lay: Layout) -> Array:
+def _group_indices(num_groups: int, rows: int, lay: Layout) -> Array:
   """Places of this device's groups in the whole batch, row after row."""
-  index = lambda names: (
-    jax.lax.axis_index(names).astype(jnp.int32) if names else 0
-  )
+  row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
+  column = jax.lax.axis_index(lay.sequence_axes) if lay.sequence_axes else 0
+  per_row = max(1, num_groups // rows)
   local_G = jnp.arange(num_groups, dtype=jnp.int32)
-  row_G = index(lay.batch_axes) * (num_groups // per_row) + local_G // per_row
-  columns = lay.size(lay.sequence_axes)
-  part_G = row_G * columns + index(lay.sequence_axes)
+  row_G = row * (num_groups // per_row) + local_G // per_row
+  part_G = row_G * lay.size(lay.sequence_axes) + column
   return part_G * per_row + local_G % per_row

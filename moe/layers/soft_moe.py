@@ -107,8 +107,9 @@ class SoftMoE(nn.Module):
     # A scalar needs its empty names: a scan over layers adds a name to them.
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
-    weights = experts.params(self, E, D, self.expert_d_ff, self.activation)
-    weights = {k: w.astype(self.dtype) for k, w in weights.items()}
+    weights = experts.params(
+      self, E, D, self.expert_d_ff, self.activation, self.dtype
+    )
     x_GMD, valid_GM = x_BTD.reshape(-1, M, D), info.valid.reshape(-1, M)
     logits_GMEC = jnp.einsum(
       'GMD,DEC->GMEC',
@@ -122,7 +123,7 @@ class SoftMoE(nn.Module):
     G = x_GMD.shape[0]
     rows_EGCD = einsum('GMEC,GMD->EGCD', mix_GMEC, x_GMD.astype(self.dtype))
     rows_ESD = rows_EGCD.reshape(E, G * C, D)
-    out_ESD = experts.slots(weights, rows_ESD, None, self.activation)
+    out_ESD = experts.apply(weights, rows_ESD, None, None, self.activation)
     share_GMEC = jax.nn.softmax(logits_GMEC, axis=(2, 3))
     y_GMD = einsum(
       'GMEC,EGCD->GMD',

@@ -1,11 +1,11 @@
-"""Packs tokens into rows by expert, and the experts' outputs back into tokens.
+"""Permutes tokens into rows by expert, and the experts' outputs back.
 
 A dispatch gives every row of a plan a slot, or none where capacity ran out.
-Rows go to the experts with their weights, which these apply to their hidden
-layer: it is narrower than their output, and unpacking is then a plain sum.
-Slots of one expert lie together: [G, E * C] with capacity C, which the experts
-see as [E, G * C], or one run of rows per expert where nothing is ever dropped.
-Both directions, forward and backward, only gather.
+Rows go to the experts with their weights, which the experts apply to their
+hidden layer: it is narrower than their output, and unpermuting is then a plain
+sum. Slots of one expert lie together: [G, E * C] with capacity C, which the
+experts see as [E, G * C], or one run of rows per expert where nothing is ever
+dropped. Both directions, forward and backward, only gather.
 """
 
 import dataclasses
@@ -14,36 +14,34 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moe.routing import slots
+from moe.routing import permutation, slots
 from moe.routing.plan import RoutingPlan
-from moe.routing.rows import (
-  by_token,
-  collect_rows,
-  compose,
-  spread_rows,
-  spread_weights,
-)
 from moe.types import Array
 
 
-class Packed(NamedTuple):
-  """Rows for the experts.
+class Permuted(NamedTuple):
+  """Rows for the experts, and what brings their outputs back.
 
   Attributes:
     rows: [G, E, C, D] with capacity; [R', D], sorted by expert, without.
     weight: float32 weight of each row, 0 in empty slots.
-    expert_rows_E: int32 rows of each expert; None with capacity.
-    slot_GR: int32 slot of each row of the plan, -1 where it has none.
-    row_GS: int32 row of the plan in each slot, -1 where the slot is empty.
+    count_E: int32 rows of each expert; None with capacity.
     dropped: float32 scalar, rows asked for that found no slot.
+    slot_GMA: int32 slots of each token, -1 where it has fewer.
+    token_GS: int32 token in each slot, -1 where the slot is empty; without
+      capacity the groups are joined: [1, R'].
+    row_GS: the same for the row of the plan.
+    one_hots: of `Einsum`, which has no indices: the products of its plan.
   """
 
   rows: Array
   weight: Array
-  expert_rows_E: Array | None
-  slot_GR: Array
-  row_GS: Array
+  count_E: Array | None
   dropped: Array
+  slot_GMA: Array | None = None
+  token_GS: Array | None = None
+  row_GS: Array | None = None
+  one_hots: tuple[Array, Array] | None = None
 
 
 def _check_factor(factor: float) -> None:
@@ -54,24 +52,25 @@ def _check_factor(factor: float) -> None:
     )
 
 
-def _packed(
+def _permuted(
   x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GS: Array
-) -> tuple[Array, Array]:
-  """([G, S, D], [G, S]): the token and the weight of each slot."""
-  slot_GMA = by_token(slot_GR, plan.rows_GMA, -1)
-  rows_GSD = spread_rows(x_GMD, compose(plan.token_GR, row_GS), slot_GMA)
-  return rows_GSD, spread_weights(plan.weight_GR, row_GS, slot_GR)
+) -> Permuted:
+  """[G, S, D] rows and [G, S] weights, by the slot of each row and its inverse.
 
-
-def _unpacked(out_GSD: Array, plan: RoutingPlan, packed: Packed) -> Array:
-  """Outputs by slot [G, S, D] to outputs by token [G, M, D]."""
-  token_GS = compose(plan.token_GR, packed.row_GS)
-  slot_GMA = by_token(packed.slot_GR, plan.rows_GMA, -1)
-  return collect_rows(out_GSD, token_GS, slot_GMA)
-
-
-def _count(mask: Array) -> Array:
-  return jnp.sum(mask, dtype=jnp.float32)
+  This is the one place where slots by token and tokens by slot are derived.
+  """
+  token_GS = permutation.gather(plan.token_GR, row_GS, -1)
+  slot_GMA = permutation.gather(slot_GR, plan.rows_GMA, -1)
+  asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
+  return Permuted(
+    permutation.permute(x_GMD, token_GS, slot_GMA),
+    permutation.permute_weights(plan.weight_GR, row_GS, slot_GR),
+    None,
+    asked - jnp.sum(slot_GR >= 0, dtype=jnp.float32),
+    slot_GMA,
+    token_GS,
+    row_GS,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,34 +102,31 @@ class Sorted:
     """Slots per expert for each group of so many tokens."""
     return slots.capacity(tokens, active, num_experts, self.capacity_factor)
 
-  def pack(
+  def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
-  ) -> Packed:
+  ) -> Permuted:
     """[G, E, C, D] rows, C = room; what a full expert cannot take is dropped.
 
     Args:
       x_GMD: tokens.
       plan: who goes where.
-      num_experts: experts to pack for.
+      num_experts: E, experts that the plan knows.
       room: slots per expert and group.
     """
-    G, _, D = x_GMD.shape
     slot_GR, row_GS = slots.assign(plan, num_experts, room, self.priority)
-    rows_GSD, weight_GS = _packed(x_GMD, plan, slot_GR, row_GS)
-    dropped = _count(slots.asked_rows(plan)) - _count(slot_GR >= 0)
-    return Packed(
-      rows_GSD.reshape(G, num_experts, room, D),
-      weight_GS.reshape(G, num_experts, room),
-      None,
-      slot_GR,
-      row_GS,
-      dropped,
+    permuted = _permuted(x_GMD, plan, slot_GR, row_GS)
+    shape = len(x_GMD), num_experts, room
+    return permuted._replace(
+      rows=permuted.rows.reshape(*shape, x_GMD.shape[-1]),
+      weight=permuted.weight.reshape(shape),
     )
 
-  def unpack(self, out: Array, plan: RoutingPlan, packed: Packed) -> Array:
+  def unpermute(self, out: Array, permuted: Permuted) -> Array:
     """[G, E, C, D] outputs to [G, M, D]."""
     G, E, C, D = out.shape
-    return _unpacked(out.reshape(G, E * C, D), plan, packed)
+    return permutation.unpermute(
+      out.reshape(G, E * C, D), permuted.token_GS, permuted.slot_GMA
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +158,9 @@ class Einsum:
     # one_hot is zero for ranks beyond the capacity.
     return chosen_GRE[..., None] * jax.nn.one_hot(rank_GR, C)[:, :, None]
 
-  def pack(
+  def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
-  ) -> Packed:
+  ) -> Permuted:
     """[G, E, C, D] rows, C = room; later rows of a full expert are dropped."""
     mask_GREC = self._mask(plan, num_experts, room)
     token_GRM = jax.nn.one_hot(plan.token_GR, x_GMD.shape[1])
@@ -172,19 +168,15 @@ class Einsum:
       'GREC,GRM,GMD->GECD', mask_GREC, token_GRM, x_GMD.astype(jnp.float32)
     ).astype(x_GMD.dtype)
     weight_GEC = jnp.einsum('GREC,GR->GEC', mask_GREC, plan.weight_GR)
-    dropped = _count(slots.asked_rows(plan)) - mask_GREC.sum()
-    # unpack builds its own mask; slots are of no use here.
-    none_GR = jnp.full_like(plan.expert_GR, -1)
-    return Packed(rows_GECD, weight_GEC, None, none_GR, none_GR, dropped)
+    asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
+    dropped = asked - mask_GREC.sum()
+    one_hots = token_GRM, mask_GREC
+    return Permuted(rows_GECD, weight_GEC, None, dropped, one_hots=one_hots)
 
-  def unpack(self, out: Array, plan: RoutingPlan, packed: Packed) -> Array:
+  def unpermute(self, out: Array, permuted: Permuted) -> Array:
     """[G, E, C, D] outputs to [G, M, D]."""
-    del packed
-    _, E, C, _ = out.shape
-    mask_GREC = self._mask(plan, E, C)
-    token_GRM = jax.nn.one_hot(plan.token_GR, plan.rows_GMA.shape[1])
     return jnp.einsum(
-      'GRM,GREC,GECD->GMD', token_GRM, mask_GREC, out.astype(jnp.float32)
+      'GRM,GREC,GECD->GMD', *permuted.one_hots, out.astype(jnp.float32)
     ).astype(out.dtype)
 
 
@@ -192,7 +184,7 @@ class Einsum:
 class Dropless:
   """No capacity: the rows of all groups in one run per expert, none dropped.
 
-  Rows that stand by in a plan are not needed.
+  It leaves out rows that stand by in a plan.
   """
 
   is_dropless = True
@@ -201,43 +193,46 @@ class Dropless:
     """No bound but the number of rows."""
     del tokens, active, num_experts
 
-  def pack(
+  def permute(
     self,
     x_GMD: Array,
     plan: RoutingPlan,
     num_experts: int,
     room: int | None = None,
-  ) -> Packed:
+  ) -> Permuted:
     """[R', D] rows sorted by expert, zeros behind the last run.
 
     Args:
       x_GMD: tokens.
       plan: who goes where.
-      num_experts: experts to pack for.
-      room: R', rows of the buffer, where it is known that fewer exist than the
-        plan has room for; where it is not, rows of the last experts that do
-        not fit are dropped and counted. None for all of the plan.
+      num_experts: E, experts that the plan knows.
+      room: R', rows of the buffer, where fewer exist than the plan has room
+        for. Rows of the last experts that do not fit are dropped and counted.
+        None for all of the plan.
     """
     G, M, D = x_GMD.shape
     N, E = plan.expert_GR.size, num_experts
     S = N if room is None else min(room, N)
     one = self._one_group(plan)
-    sorted_1N, order_1N = slots.order(one, slots.asked_rows(one), E)
-    start_E = jnp.minimum(slots.starts(sorted_1N, E)[0], S)
+    _, order_1N, start_1E = slots.sort_by_expert(one, slots.asked_rows(one), E)
+    start_E = jnp.minimum(start_1E[0], S)
     filled_1S = jnp.arange(S, dtype=jnp.int32) < start_E[None, E:]
     row_1S = jnp.where(filled_1S, order_1N[:, :S], -1)
     slot_1N = slots.invert(order_1N)
     slot_1N = jnp.where(slot_1N < start_E[E], slot_1N, -1)
-    x_1ND = x_GMD.reshape(1, G * M, D)
-    rows_1SD, weight_1S = _packed(x_1ND, one, slot_1N, row_1S)
-    dropped = _count(slots.asked_rows(one)) - start_E[E].astype(jnp.float32)
-    count_E = jnp.diff(start_E)
-    return Packed(rows_1SD[0], weight_1S[0], count_E, slot_1N, row_1S, dropped)
+    permuted = _permuted(x_GMD.reshape(1, G * M, D), one, slot_1N, row_1S)
+    return permuted._replace(
+      rows=permuted.rows[0],
+      weight=permuted.weight[0],
+      count_E=jnp.diff(start_E),
+      slot_GMA=permuted.slot_GMA.reshape(plan.rows_GMA.shape),
+    )
 
-  def unpack(self, out: Array, plan: RoutingPlan, packed: Packed) -> Array:
+  def unpermute(self, out: Array, permuted: Permuted) -> Array:
     """[R', D] outputs to [G, M, D]."""
-    G, M, _ = plan.rows_GMA.shape
-    y_1ND = _unpacked(out[None], self._one_group(plan), packed)
+    G, M, A = permuted.slot_GMA.shape
+    slot_1NA = permuted.slot_GMA.reshape(1, G * M, A)
+    y_1ND = permutation.unpermute(out[None], permuted.token_GS, slot_1NA)
     return y_1ND.reshape(G, M, out.shape[-1])
 
   def _one_group(self, plan: RoutingPlan) -> RoutingPlan:
@@ -254,3 +249,6 @@ class Dropless:
       valid_GR=plan.valid_GR.reshape(1, G * R),
       rows_GMA=rows_GMA.reshape(1, G * M, A),
     )
+
+
+Dispatch = Sorted | Einsum | Dropless

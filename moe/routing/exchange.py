@@ -1,9 +1,10 @@
 """How rows travel between devices that hold tokens and those that hold experts.
 
-An exchange runs inside `shard_map`. It is given tokens, their plan, a dispatch
-and the experts held here, and gives the tokens' outputs with what it counted:
+An exchange runs inside `shard_map`. `send` is given tokens, their plan and a
+dispatch, and brings each row to the device of its expert; `collect` brings the
+experts' outputs back and adds them up by token. What `send` counted:
 
-  dropped           rows that no expert saw, wherever they were lost
+  dropped           rows that no expert sees, wherever they were lost
   dropped_receiver  of these, rows lost for want of room where they arrived
   bytes_exchanged   bytes that one device sends to others, there and back: rows
                     and all that goes with them, as TPUs send them
@@ -11,17 +12,15 @@ and the experts held here, and gives the tokens' outputs with what it counted:
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe.routing import slots, transport
-from moe.routing.dispatch import Dropless, Packed
-from moe.routing.plan import RoutingPlan, rows_of_choices
-from moe.routing.rows import by_token, spread_rows
+from moe.routing import slots, transport, visits
+from moe.routing.dispatch import Dispatch, Dropless, Permuted
+from moe.routing.plan import RoutingPlan
 from moe.types import Array, Pair
 
 # Names by which a remat policy may keep what has travelled: rows that arrived
@@ -30,154 +29,150 @@ ARRIVED, RETURNED = 'moe_packed', 'moe_out'
 
 
 class Experts(NamedTuple):
-  """The experts of a layer, as one device sees them.
+  """Where the experts of a layer are.
 
   Attributes:
     num: E, in all.
     active: rows per token when experts are used evenly.
     axes: mesh axes that divide the experts; empty if all are here.
-    apply: (rows, weights, rows of each expert or None) -> weighted outputs, of
-      the experts held here; rows [E, S, D] and weights [E, S], or [R, D] and
-      [R] sorted by expert with counts.
+    devices: devices that the experts are divided over.
   """
 
   num: int
   active: float
-  axes: tuple[str, ...]
-  apply: Callable[[Array, Array, Array | None], Array]
-
-  @property
-  def devices(self) -> int:
-    """Devices that the experts are divided over."""
-    return jax.lax.axis_size(self.axes) if self.axes else 1
+  axes: tuple[str, ...] = ()
+  devices: int = 1
 
 
-def _zero() -> Array:
-  return jnp.zeros((), jnp.float32)
+class Arrived(NamedTuple):
+  """Rows at the experts held here, and what brings their outputs back.
+
+  Attributes:
+    rows: [E', S, D] for E' experts held here, or [R', D] sorted by expert.
+    weight: float32 weight of each row; the experts apply it.
+    count_E: int32 rows of each expert held here; None if each has S.
+    permuted: the rows as the dispatch ordered them.
+    dispatch: the dispatch that ordered them.
+    experts: where the experts are.
+    traffic: what the exchange counted, by name.
+    visit: how tokens came here, under `Ragged`.
+  """
+
+  rows: Array
+  weight: Array
+  count_E: Array | None
+  permuted: Permuted
+  dispatch: Dispatch
+  experts: Experts
+  traffic: dict[str, Pair] | None = None
+  visit: visits.Visit | None = None
 
 
-def _bytes(*arrays: Array) -> float:
-  return float(sum(a.size * a.dtype.itemsize for a in arrays))
+def _arrive(
+  x_GMD: Array,
+  plan: RoutingPlan,
+  dispatch: Dispatch,
+  experts: Experts,
+  num_experts: int,
+  room: int | None,
+) -> Arrived:
+  """Tokens of this device as rows by expert; nothing travels.
+
+  Args:
+    x_GMD: tokens.
+    plan: who goes where.
+    dispatch: orders the rows.
+    experts: where the experts are.
+    num_experts: experts that the plan knows.
+    room: of each expert, or of all rows; see the dispatch.
+  """
+  permuted = dispatch.permute(x_GMD, plan, num_experts, room)
+  rows, weight = permuted.rows, permuted.weight
+  if permuted.count_E is None:
+    G, E, C, D = rows.shape
+    rows = rows.swapaxes(0, 1).reshape(E, G * C, D)
+    weight = weight.swapaxes(0, 1).reshape(E, G * C)
+  return Arrived(rows, weight, permuted.count_E, permuted, dispatch, experts)
+
+
+def _leave(out: Array, arrived: Arrived) -> Array:
+  """Undoes `_arrive`: outputs by expert to [G, M, D], summed by token."""
+  if arrived.count_E is None:
+    G, E, C, _ = arrived.permuted.rows.shape
+    out = out.reshape(E, G, C, out.shape[-1]).swapaxes(0, 1)
+  return arrived.dispatch.unpermute(out, arrived.permuted)
 
 
 def _traffic(
-  plan: RoutingPlan, dropped: Array, received: Array, sent: Array | float
+  plan: RoutingPlan,
+  dropped: Array,
+  sent: Array | float,
+  dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
+  """What an exchange counts, for the rows that this device asked for."""
   # A choice that the router took out itself was asked for and is not served.
-  rows = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32) + plan.dropped
+  asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
-    'dropped': (dropped + plan.dropped, rows),
-    'dropped_receiver': (received, rows),
+    'dropped': (dropped + plan.dropped, asked),
+    'dropped_receiver': (jnp.float32(dropped_receiver), asked),
     'bytes_exchanged': (jnp.float32(sent), jnp.float32(1.0)),
   }
-
-
-def _through(packed: Packed, experts: Experts) -> Array:
-  """Packed rows through the experts held here."""
-  if packed.expert_rows_E is not None:
-    return experts.apply(packed.rows, packed.weight, packed.expert_rows_E)
-  G, E, C, D = packed.rows.shape
-  rows_ESD = packed.rows.swapaxes(0, 1).reshape(E, G * C, D)
-  weight_ES = packed.weight.swapaxes(0, 1).reshape(E, G * C)
-  out_ESD = experts.apply(rows_ESD, weight_ES, None)
-  return out_ESD.reshape(E, G, C, D).swapaxes(0, 1)
-
-
-def _here(
-  x_GMD: Array,
-  plan: RoutingPlan,
-  dispatch,
-  experts: Experts,
-  here: int,
-  room: int | None,
-) -> tuple[Array, Array]:
-  """Tokens of this device through the experts held here: (y, rows dropped)."""
-  packed = dispatch.pack(x_GMD, plan, here, room)
-  return dispatch.unpack(
-    _through(packed, experts), plan, packed
-  ), packed.dropped
-
-
-def _all_here(x_GMD, plan, dispatch, experts):
-  """The exchange of experts that are not divided: nothing travels."""
-  room = dispatch.room(x_GMD.shape[1], experts.active, experts.num)
-  y_GMD, dropped = _here(x_GMD, plan, dispatch, experts, experts.num, room)
-  return y_GMD, _traffic(plan, dropped, _zero(), 0.0)
-
-
-def _check_spares(plan: RoutingPlan, dispatch) -> None:
-  if plan.num_spare and not dispatch.is_dropless:
-    raise ValueError(
-      f'num_spare={plan.num_spare} needs exchange.AllToAll where experts are'
-      ' divided: whether a choice that stands by is wanted is known only where'
-      ' all experts of a token are seen; use it, or set num_spare = 0.'
-    )
-
-
-def _mine(plan: RoutingPlan, experts: Experts) -> RoutingPlan:
-  """The plan with the rows of experts held elsewhere taken out."""
-  here = experts.num // experts.devices
-  first = jax.lax.axis_index(experts.axes).astype(jnp.int32) * here
-  mine_GR = (plan.expert_GR >= first) & (plan.expert_GR < first + here)
-  return plan._replace(
-    expert_GR=jnp.where(mine_GR, plan.expert_GR - first, 0),
-    valid_GR=plan.valid_GR & mine_GR,
-  )
-
-
-def _room_for_all(x_GMD, plan, dispatch, experts: Experts) -> int | None:
-  """Room for every row that these tokens can have for the experts here."""
-  G, M, A = plan.rows_GMA.shape
-  here = experts.num // experts.devices
-  if dispatch.is_dropless:
-    return G * M * min(A, here)
-  return dispatch.room(M, experts.active, experts.num)
 
 
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
   """Each device sends every expert its rows; capacity fixes the shape.
 
-  On an expert axis of one device nothing travels.
+  Nothing travels on an expert axis of one device.
   """
 
-  def apply(
-    self, x_GMD: Array, plan: RoutingPlan, dispatch, experts: Experts
-  ) -> tuple[Array, dict[str, Pair]]:
-    """Tokens through their experts: ([G, M, D], traffic).
+  def send(
+    self,
+    x_GMD: Array,
+    plan: RoutingPlan,
+    dispatch: Dispatch,
+    experts: Experts,
+  ) -> Arrived:
+    """Rows of all senders at the experts held here.
 
     Raises:
       ValueError: if rows must travel and their number is not fixed.
     """
-    if not experts.axes:
-      return _all_here(x_GMD, plan, dispatch, experts)
-    if dispatch.is_dropless:
+    if experts.axes and dispatch.is_dropless:
       raise ValueError(
         'exchange.AllToAll needs a dispatch with capacity where experts are'
         ' divided, got dispatch.Dropless: use dispatch.Sorted, or'
         ' exchange.Ragged or exchange.AllGather.'
       )
-    room = dispatch.room(x_GMD.shape[1], experts.active, experts.num)
-    packed = dispatch.pack(x_GMD, plan, experts.num, room)
-    G, E, C, D = packed.rows.shape
-    n = experts.devices
-
-    def received(a_GEC):  # [E / n, n, G, C, ...]: by expert here, then sender
-      a_EGC = a_GEC.swapaxes(0, 1).reshape(n, E // n, G, *a_GEC.shape[2:])
-      a_nEGC = jax.lax.all_to_all(a_EGC, experts.axes, 0, 0)
-      return checkpoint_name(a_nEGC.swapaxes(0, 1), ARRIVED)
-
-    rows_ESD = received(packed.rows).reshape(E // n, n * G * C, D)
-    weight_ES = received(packed.weight).reshape(E // n, n * G * C)
-    out = experts.apply(rows_ESD, weight_ES, None)
-    out = out.reshape(E // n, n, G * C, D)
-    out = jax.lax.all_to_all(out.swapaxes(0, 1), experts.axes, 0, 0)
-    out = checkpoint_name(out, RETURNED)
-    out_GECD = out.reshape(E, G, C, D).swapaxes(0, 1)
-    sent = _bytes(packed.rows, packed.weight, out_GECD) * (n - 1) / n
-    return dispatch.unpack(out_GECD, plan, packed), _traffic(
-      plan, packed.dropped, _zero(), sent
+    E, n = experts.num, experts.devices
+    room = dispatch.room(x_GMD.shape[1], experts.active, E)
+    arrived = _arrive(x_GMD, plan, dispatch, experts, E, room)
+    received, sent = [arrived.rows, arrived.weight], 0.0
+    if experts.axes:
+      G, _, C, _ = arrived.permuted.rows.shape
+      for i, a_ESD in enumerate(received):
+        a_nEGCD = a_ESD.reshape(n, E // n, G, C, *a_ESD.shape[2:])
+        a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
+        # By expert held here, then by sender.
+        a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
+        received[i] = a_EnGCD.reshape(E // n, n * G * C, *a_ESD.shape[2:])
+      # Outputs travel back as rows came, without their weights.
+      sent = (2 * arrived.rows.nbytes + arrived.weight.nbytes) * (n - 1) / n
+    return arrived._replace(
+      rows=received[0],
+      weight=received[1],
+      traffic=_traffic(plan, arrived.permuted.dropped, sent),
     )
+
+  def collect(self, out: Array, arrived: Arrived) -> Array:
+    """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
+    experts = arrived.experts
+    if experts.axes:
+      E, n, D = experts.num, experts.devices, out.shape[-1]
+      out_EnSD = out.reshape(E // n, n, -1, D)
+      out_nESD = jax.lax.all_to_all(out_EnSD.swapaxes(0, 1), experts.axes, 0, 0)
+      out = checkpoint_name(out_nESD, RETURNED)
+    return _leave(out, arrived)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +191,7 @@ class Ragged:
       (tokens x min(k, devices)); what does not fit is dropped and counted.
       0 is room for the worst case, every token of the expert axis: with
       `dispatch.Dropless` nothing can be dropped then. It costs rows, not
-      hidden layers: see `experts.runs`.
+      hidden layers: see `experts.apply_in_pieces`.
   """
 
   buffer_factor: float = 2.0
@@ -208,56 +203,78 @@ class Ragged:
         ' 1, an even share of the rows, or 0 for room for the worst case.'
       )
 
-  def apply(
-    self, x_GMD: Array, plan: RoutingPlan, dispatch, experts: Experts
-  ) -> tuple[Array, dict[str, Pair]]:
-    """Tokens through their experts: ([G, M, D], traffic)."""
+  def send(
+    self,
+    x_GMD: Array,
+    plan: RoutingPlan,
+    dispatch: Dispatch,
+    experts: Experts,
+  ) -> Arrived:
+    """Tokens of all senders at the devices of their experts, as rows."""
     if not experts.axes:
-      return _all_here(x_GMD, plan, dispatch, experts)
+      return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
     G, M, D = x_GMD.shape
-    N, n = G * M, experts.devices
-    x_1ND = x_GMD.reshape(1, N, D)
-    expert_1NA, weight_1NA, valid_1NA = _by_token(plan)
-    A = expert_1NA.shape[-1]
-    visits = _visits(expert_1NA // (experts.num // n), valid_1NA)
+    N, n, axes = G * M, experts.devices, experts.axes
+    here = experts.num // n
+    choices = visits.choices_by_token(plan)
+    A = choices.expert_1NA.shape[-1]
+    plan_of_visits = visits.plan_of_visits(choices, here)
     # Rows by device: those are the "experts" of this first dispatch.
-    first = Dropless()
-    packed = first.pack(x_1ND, visits, n, N * min(A, n))
-    notes = _notes(expert_1NA, weight_1NA, valid_1NA, visits, packed, experts)
-    counts_nn = jax.lax.all_gather(packed.expert_rows_E, experts.axes)
+    leaving = Dropless().permute(
+      x_GMD.reshape(1, N, D), plan_of_visits, n, N * min(A, n)
+    )
+    notes = visits.make_notes(choices, plan_of_visits, leaving, here)
+    counts_nn = jax.lax.all_gather(leaving.count_E, axes)
+    me = jax.lax.axis_index(axes)
     room = self._arrivals(N, experts)
-    me = jax.lax.axis_index(experts.axes)
     pieces = transport.plan_pieces(counts_nn, room, me)
-    arrived = transport.move(packed.rows, pieces, room, experts.axes, N)
-    arrived = checkpoint_name(arrived, ARRIVED)
-    notes = transport.move(notes, pieces, room, experts.axes, N)
-    here = _plan_of_notes(notes, pieces)
-    y_1SD, over = _here(
-      arrived[None],
-      here,
+    rows_SD = transport.move(leaving.rows, pieces, room, axes, N)
+    rows_SD = checkpoint_name(rows_SD, ARRIVED)
+    notes = transport.move(notes, pieces, room, axes, N)
+    plan_here = visits.plan_of_notes(notes, pieces)
+    arrived = _arrive(
+      rows_SD[None],
+      plan_here,
       dispatch,
       experts,
-      experts.num // n,
+      here,
       self._rows(dispatch, N, A, experts),
     )
-    back = transport.move(
-      y_1SD[0], pieces.reversed(), packed.rows.shape[0], experts.axes, N
-    )
-    back = checkpoint_name(back, RETURNED)
-    y_1ND = first.unpack(back, visits, packed)
-    asked = jnp.sum(valid_1NA, dtype=jnp.float32)
-    came = jnp.sum(here.valid_GR, dtype=jnp.float32)
+    asked = jnp.sum(choices.valid_1NA, dtype=jnp.float32)
+    came = jnp.sum(plan_here.valid_GR, dtype=jnp.float32)
     # Summed over the devices of the axis this is right; here alone it is not,
     # since `came` counts what others sent.
-    lost = asked - came + over
+    lost = asked - came + arrived.permuted.dropped
     to_others = lambda count_n: (jnp.sum(count_n) - count_n[me]).astype(
       jnp.float32
     )
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
     sent = to_others(pieces.send_count) * (row + note)
-    sent += to_others(pieces.recv_count) * row + (n - 1) * _bytes(counts_nn[0])
-    return y_1ND.reshape(G, M, D), _traffic(plan, lost, lost, sent)
+    sent += to_others(pieces.recv_count) * row + (n - 1) * float(
+      counts_nn[0].nbytes
+    )
+    return arrived._replace(
+      traffic=_traffic(plan, lost, sent, lost),
+      visit=visits.Visit(leaving, pieces, (G, M)),
+    )
+
+  def collect(self, out: Array, arrived: Arrived) -> Array:
+    """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
+    if not arrived.experts.axes:
+      return AllToAll().collect(out, arrived)
+    leaving, pieces, (G, M) = arrived.visit
+    y_1SD = _leave(out, arrived)
+    back_SD = transport.move(
+      y_1SD[0],
+      pieces.reversed(),
+      leaving.rows.shape[0],
+      arrived.experts.axes,
+      G * M,
+    )
+    back_SD = checkpoint_name(back_SD, RETURNED)
+    y_1ND = Dropless().unpermute(back_SD, leaving)
+    return y_1ND.reshape(G, M, -1)
 
   def _arrivals(self, N: int, experts: Experts) -> int:
     """Rows, one per visiting token, that a device has room for."""
@@ -268,8 +285,8 @@ class Ragged:
     # n more, by which `plan_pieces` stays under the room when it cuts.
     return min(n * N, math.ceil(self.buffer_factor * even) + n)
 
-  def _rows(self, dispatch, N: int, A: int, experts: Experts) -> int:
-    """Room for the rows of the experts here; see `pack` of the dispatch."""
+  def _rows(self, dispatch: Dispatch, N: int, A: int, experts: Experts) -> int:
+    """Room for the rows of the experts here; see the dispatch."""
     n = experts.devices
     if not dispatch.is_dropless:
       return dispatch.room(n * N, experts.active, experts.num)
@@ -279,90 +296,35 @@ class Ragged:
     return min(most, math.ceil(self.buffer_factor * N * experts.active))
 
 
-def _by_token(plan: RoutingPlan) -> tuple[Array, Array, Array]:
-  """(experts, weights, whether asked for), each [1, G * M, A], no spares."""
-  G, M, A = plan.rows_GMA.shape
-  A -= plan.num_spare
-  rows_GMA = plan.rows_GMA[..., :A]
-  each = lambda a_GR, absent: by_token(a_GR, rows_GMA, absent).reshape(
-    1, G * M, A
-  )
-  return (
-    each(plan.expert_GR, 0),
-    each(plan.weight_GR, 0.0),
-    each(plan.valid_GR, False),
-  )
+def _check_spares(plan: RoutingPlan, dispatch: Dispatch) -> None:
+  if plan.num_spare and not dispatch.is_dropless:
+    raise ValueError(
+      f'num_spare={plan.num_spare} needs exchange.AllToAll where experts are'
+      ' divided: whether a choice that stands by is wanted is known only where'
+      ' all experts of a token are seen; use it, or set num_spare = 0.'
+    )
 
 
-def _visits(device_1NA: Array, valid_1NA: Array) -> RoutingPlan:
-  """Plan of tokens that visit devices, each device once."""
-  A = device_1NA.shape[-1]
-  same_1NAA = device_1NA[..., :, None] == device_1NA[..., None, :]
-  earlier_AA = jnp.tri(A, k=-1, dtype=bool)
-  seen_1NA = jnp.any(same_1NAA & valid_1NA[..., None, :] & earlier_AA, axis=-1)
-  ones_1NA = jnp.ones(device_1NA.shape, jnp.float32)
-  rows = rows_of_choices(device_1NA, ones_1NA, valid_1NA & ~seen_1NA)
-  return RoutingPlan(*rows, {}, {})
+def _arrive_whole(
+  x_GMD: Array, plan: RoutingPlan, dispatch: Dispatch, experts: Experts
+) -> Arrived:
+  """Rows for the experts held here, of tokens that are all here already.
 
-
-def _notes(
-  expert_1NA: Array,
-  weight_1NA: Array,
-  valid_1NA: Array,
-  visits: RoutingPlan,
-  packed: Packed,
-  experts: Experts,
-) -> Array:
-  """What travels with each row: weights, and 1 + expert there or 0; [S, 2A].
-
-  Float32 holds expert numbers exactly, and lets weights have gradients.
+  Rows of experts held elsewhere are taken out of the plan.
   """
   here = experts.num // experts.devices
-  row_1S = packed.row_GS
-  token_1S = jnp.where(row_1S >= 0, row_1S % expert_1NA.shape[1], -1)
-  slot_1NA = by_token(packed.slot_GR, visits.rows_GMA, -1)
-  notes = lambda a_1NA: spread_rows(a_1NA, token_1S, slot_1NA)[0]
-  device_S = jnp.take_along_axis(
-    visits.expert_GR, jnp.maximum(row_1S, 0), axis=1
-  )[0]
-  number_1NA = jnp.where(valid_1NA, expert_1NA + 1, 0).astype(jnp.float32)
-  first_S1 = (device_S * here)[:, None].astype(jnp.float32)
-  number_SA = jax.lax.stop_gradient(notes(number_1NA)) - first_S1
-  is_there = (number_SA > 0) & (number_SA <= here)
-  return jnp.concatenate(
-    [notes(weight_1NA), jnp.where(is_there, number_SA, 0.0)], axis=1
+  first = jax.lax.axis_index(experts.axes).astype(jnp.int32) * here
+  mine_GR = (plan.expert_GR >= first) & (plan.expert_GR < first + here)
+  mine = plan._replace(
+    expert_GR=jnp.where(mine_GR, plan.expert_GR - first, 0),
+    valid_GR=plan.valid_GR & mine_GR,
   )
-
-
-def _turns(pieces: transport.Pieces, S: int) -> Array:
-  """int32 [S]: the place of each row that arrived if senders take turns."""
-  row_S = jnp.arange(S, dtype=jnp.int32)
-  source_S = jnp.searchsorted(pieces.recv_start, row_S, side='right') - 1
-  place_S1 = (row_S - pieces.recv_start[source_S])[:, None]
-  senders_n = jnp.arange(len(pieces.recv_count), dtype=source_S.dtype)
-  # Rows of each sender in the rounds before, and in this one before its turn.
-  is_earlier_Sn = (senders_n < source_S[:, None]).astype(jnp.int32)
-  before_Sn = jnp.minimum(pieces.recv_count, place_S1 + is_earlier_Sn)
-  return jnp.where(
-    row_S < pieces.recv_count.sum(), before_Sn.sum(axis=1), row_S
-  )
-
-
-def _plan_of_notes(notes: Array, pieces: transport.Pieces) -> RoutingPlan:
-  """The plan of the rows that arrived, one group of them, senders in turn."""
-  S, A = notes.shape[0], notes.shape[1] // 2
-  turn_1S = _turns(pieces, S)[None]
-  row_1S = slots.invert(turn_1S)
-  inturn_1SA = spread_rows(notes[None], row_1S, turn_1S[..., None])
-  number_1SA = inturn_1SA[..., A:].astype(jnp.int32)
-  rows = rows_of_choices(
-    jnp.maximum(number_1SA - 1, 0), inturn_1SA[..., :A], number_1SA > 0
-  )
-  plan = RoutingPlan(*rows, {}, {})
-  return plan._replace(
-    token_GR=jnp.tile(row_1S, A),
-    rows_GMA=jnp.take_along_axis(plan.rows_GMA, turn_1S[..., None], axis=1),
-  )
+  G, M, A = plan.rows_GMA.shape
+  # Room for every row that these tokens can have for the experts here.
+  room = G * M * min(A, here)
+  if not dispatch.is_dropless:
+    room = dispatch.room(M, experts.active, experts.num)
+  return _arrive(x_GMD, mine, dispatch, experts, here, room)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,29 +335,36 @@ class AllGather:
   whatever the routing, so it suits dropless evaluation and small axes.
   """
 
-  def apply(
-    self, x_GMD: Array, plan: RoutingPlan, dispatch, experts: Experts
-  ) -> tuple[Array, dict[str, Pair]]:
-    """Tokens through their experts: ([G, M, D], traffic)."""
+  def send(
+    self,
+    x_GMD: Array,
+    plan: RoutingPlan,
+    dispatch: Dispatch,
+    experts: Experts,
+  ) -> Arrived:
+    """Rows of all tokens of the axis for the experts held here."""
     if not experts.axes:
-      return _all_here(x_GMD, plan, dispatch, experts)
+      return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
     gather = lambda a: jax.lax.all_gather(a, experts.axes, axis=0, tiled=True)
     names = ('token_GR', 'expert_GR', 'weight_GR', 'valid_GR', 'rows_GMA')
     held = {name: getattr(plan, name) for name in names}
-    everyone = _mine(plan._replace(**jax.tree.map(gather, held)), experts)
-    n = experts.devices
-    all_GMD = gather(x_GMD)
-    room = _room_for_all(all_GMD, everyone, dispatch, experts)
-    y_GMD, dropped = _here(
-      all_GMD, everyone, dispatch, experts, experts.num // n, room
-    )
-    y_GMD = jax.lax.psum_scatter(
-      y_GMD, experts.axes, scatter_dimension=0, tiled=True
-    )
-    # Each device counted the rows of its own experts, for all senders.
-    sent = (n - 1) * _bytes(x_GMD, y_GMD, *held.values())
-    return y_GMD, _traffic(plan, dropped, _zero(), sent)
+    everyone = plan._replace(**jax.tree.map(gather, held))
+    arrived = _arrive_whole(gather(x_GMD), everyone, dispatch, experts)
+    # Tokens come and outputs go back, both of all other devices.
+    each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
+    sent = (experts.devices - 1) * float(each)
+    # Each device counts the rows of its own experts, for all senders.
+    traffic = _traffic(plan, arrived.permuted.dropped, sent)
+    return arrived._replace(traffic=traffic)
+
+  def collect(self, out: Array, arrived: Arrived) -> Array:
+    """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
+    axes = arrived.experts.axes
+    if not axes:
+      return AllToAll().collect(out, arrived)
+    y_GMD = _leave(out, arrived)
+    return jax.lax.psum_scatter(y_GMD, axes, scatter_dimension=0, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,20 +376,26 @@ class Replicated:
   the same on each of its devices.
   """
 
-  def apply(
-    self, x_GMD: Array, plan: RoutingPlan, dispatch, experts: Experts
-  ) -> tuple[Array, dict[str, Pair]]:
-    """Tokens through their experts: ([G, M, D], traffic)."""
+  def send(
+    self,
+    x_GMD: Array,
+    plan: RoutingPlan,
+    dispatch: Dispatch,
+    experts: Experts,
+  ) -> Arrived:
+    """Rows for the experts held here; nothing travels yet."""
     if not experts.axes:
-      return _all_here(x_GMD, plan, dispatch, experts)
+      return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
-    mine = _mine(plan, experts)
+    arrived = _arrive_whole(x_GMD, plan, dispatch, experts)
+    dropped = jax.lax.psum(arrived.permuted.dropped, experts.axes)
     n = experts.devices
-    room = _room_for_all(x_GMD, mine, dispatch, experts)
-    y_GMD, dropped = _here(
-      x_GMD, mine, dispatch, experts, experts.num // n, room
-    )
-    sent = 2.0 * (n - 1) / n * _bytes(y_GMD)
-    return jax.lax.psum(y_GMD, experts.axes), _traffic(
-      plan, jax.lax.psum(dropped, experts.axes), _zero(), sent
-    )
+    sent = 2.0 * (n - 1) / n * float(x_GMD.nbytes)
+    return arrived._replace(traffic=_traffic(plan, dropped, sent))
+
+  def collect(self, out: Array, arrived: Arrived) -> Array:
+    """Outputs of the rows that arrived to [G, M, D], on every device."""
+    axes = arrived.experts.axes
+    if not axes:
+      return AllToAll().collect(out, arrived)
+    return jax.lax.psum(_leave(out, arrived), axes)

@@ -5,11 +5,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from moe.routing.permutation import gather
 from moe.routing.plan import RoutingPlan
-from moe.routing.rows import by_token, compose
 from moe.types import Array
 
 PRIORITIES = ('position', 'probability')
+# Keys below it are sorted as one int32 with the place of their row.
+INT32_LIMIT = 2**31
 
 
 def capacity(
@@ -40,66 +42,73 @@ def _is_choice(plan: RoutingPlan, choices: range) -> Array:
   )(rows_GK)
 
 
-def _sort(key_GR: Array, num_keys: int) -> tuple[Array, Array]:
-  """(sorted keys, order), stable; keys are int32 in [0, num_keys)."""
-  R = key_GR.shape[1]
-  place_R = jnp.arange(R, dtype=jnp.int32)
-  if num_keys * R < 2**31:
-    # Key and place in one number: several times as fast as sorting pairs.
-    both_GR = jnp.sort(key_GR * R + place_R, axis=1, stable=False)
-    return both_GR // R, both_GR % R
-  order_GR = jnp.argsort(key_GR, axis=1, stable=True).astype(jnp.int32)
-  return jnp.take_along_axis(key_GR, order_GR, axis=1), order_GR
-
-
-def invert(order_GR: Array) -> Array:
-  """The inverse permutation of each group."""
-  place_R = jnp.arange(order_GR.shape[1], dtype=jnp.int32)
-  return jax.vmap(
-    lambda order_R: (
-      jnp.zeros_like(order_R).at[order_R].set(place_R, unique_indices=True)
-    )
-  )(order_GR)
-
-
-def order(
+def sort_by_expert(
   plan: RoutingPlan,
   valid_GR: Array,
   num_experts: int,
   priority: str = 'position',
-) -> tuple[Array, Array]:
-  """(experts sorted, rows in that order); rows left out come last, as E."""
-  E = num_experts
+) -> tuple[Array, Array, Array]:
+  """Rows in the order of their experts; of one expert, by priority.
+
+  Args:
+    plan: who goes where.
+    valid_GR: bool, rows that take part; the others come last, as expert E.
+    num_experts: E.
+    priority: one of `PRIORITIES`.
+
+  Returns:
+    sorted_GR, the expert of each place; order_GR, its row; and start_GE of
+    E + 1 columns, where each expert's run of rows starts and the last one ends.
+  """
+  E, R = num_experts, valid_GR.shape[1]
   key_GR = jnp.where(valid_GR, plan.expert_GR, E)
-  if priority == 'position':
-    return _sort(key_GR, E + 1)
-  by_weight_GR = jnp.argsort(-plan.weight_GR, axis=1, stable=True)
-  by_weight_GR = by_weight_GR.astype(jnp.int32)
-  key_GR = jnp.take_along_axis(key_GR, by_weight_GR, axis=1)
-  sorted_GR, order_GR = _sort(key_GR, E + 1)
-  return sorted_GR, jnp.take_along_axis(by_weight_GR, order_GR, axis=1)
+  by_weight_GR = None
+  if priority == 'probability':
+    by_weight_GR = jnp.argsort(-plan.weight_GR, axis=1, stable=True)
+    by_weight_GR = by_weight_GR.astype(jnp.int32)
+    key_GR = jnp.take_along_axis(key_GR, by_weight_GR, axis=1)
+  if (E + 1) * R < INT32_LIMIT:
+    # Key and place in one number: several times as fast as sorting pairs.
+    place_R = jnp.arange(R, dtype=jnp.int32)
+    both_GR = jnp.sort(key_GR * R + place_R, axis=1, stable=False)
+    sorted_GR, order_GR = both_GR // R, both_GR % R
+  else:
+    order_GR = jnp.argsort(key_GR, axis=1, stable=True).astype(jnp.int32)
+    sorted_GR = jnp.take_along_axis(key_GR, order_GR, axis=1)
+  if by_weight_GR is not None:
+    order_GR = jnp.take_along_axis(by_weight_GR, order_GR, axis=1)
+  bounds_E = jnp.arange(E + 1, dtype=jnp.int32)
+  find = jax.vmap(jnp.searchsorted, in_axes=(0, None))
+  return sorted_GR, order_GR, find(sorted_GR, bounds_E).astype(jnp.int32)
 
 
-def starts(sorted_GR: Array, num_keys: int) -> Array:
-  """int32 [G, num_keys + 1]: where each key's run starts, and the last ends."""
-  bounds_E = jnp.arange(num_keys + 1, dtype=jnp.int32)
-  start_GE = jax.vmap(lambda s_R: jnp.searchsorted(s_R, bounds_E))(sorted_GR)
-  return start_GE.astype(jnp.int32)
+@jax.vmap
+def invert(order_R: Array) -> Array:
+  """The inverse permutation of each group: [G, R] to [G, R]."""
+  place_R = jnp.arange(order_R.shape[0], dtype=jnp.int32)
+  inverse_R = jnp.zeros_like(order_R)
+  return inverse_R.at[order_R].set(place_R, unique_indices=True)
 
 
 def assign(
   plan: RoutingPlan, num_experts: int, C: int, priority: str
 ) -> tuple[Array, Array]:
-  """Slots by a sort on the expert: (slot_GR, row_GS), -1 for none."""
+  """Slots of the rows, C for each expert, by a sort on the expert.
+
+  Returns:
+    slot_GR, the slot of each row, and row_GS, the row of each slot; -1 where
+    there is none.
+  """
   E = num_experts
   R = plan.expert_GR.shape[1]
-  sorted_GR, order_GR = order(plan, asked_rows(plan), E, priority)
-  start_GE = starts(sorted_GR, E)
+  sorted_GR, order_GR, start_GE = sort_by_expert(
+    plan, asked_rows(plan), E, priority
+  )
   count_GE = jnp.diff(start_GE, axis=1)
   place_C = jnp.arange(C, dtype=jnp.int32)
   filled_GEC = place_C < jnp.minimum(count_GE, C)[..., None]
   index_GEC = jnp.where(filled_GEC, start_GE[:, :E, None] + place_C, -1)
-  row_GS = compose(order_GR, index_GEC.reshape(-1, E * C))
+  row_GS = gather(order_GR, index_GEC.reshape(-1, E * C), -1)
   rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
     start_GE, sorted_GR, axis=1
   )
@@ -114,29 +123,33 @@ def assign(
 def _spill(
   plan: RoutingPlan, a: int, C: int, slot_GR: Array, row_GS: Array
 ) -> tuple[Array, Array]:
-  """Gives rows that stand by the slots still free, to tokens that lack one.
+  """Gives slots that are still free to rows that stand by.
+
+  Only tokens that lack a row get one (spill to the next choice).
 
   Args:
     plan: who goes where.
     a: which of the choices that stand by.
     C: slots per expert and group.
-    slot_GR: slots given so far, to be added to.
+    slot_GR: slots given so far.
     row_GS: the same, by slot.
+
+  Returns:
+    slot_GR and row_GS with the new ones.
   """
   G, S = row_GS.shape
   E, R = S // C, slot_GR.shape[1]
   A = plan.rows_GMA.shape[-1]
   k = A - plan.num_spare
-  held_GM = jnp.sum(by_token(slot_GR, plan.rows_GMA, -1) >= 0, axis=-1)
+  held_GM = jnp.sum(gather(slot_GR, plan.rows_GMA, -1) >= 0, axis=-1)
   wanted_GM = jnp.sum(
-    by_token(asked_rows(plan), plan.rows_GMA, False)[..., :k], axis=-1
+    gather(asked_rows(plan), plan.rows_GMA, False)[..., :k], axis=-1
   )
   lacks_GM = held_GM < wanted_GM
   this = range(k + a, k + a + 1)
   valid_GR = plan.valid_GR & _is_choice(plan, this)
   valid_GR &= jnp.take_along_axis(lacks_GM, plan.token_GR, axis=1)
-  sorted_GR, order_GR = order(plan, valid_GR, E)
-  start_GE = starts(sorted_GR, E)
+  sorted_GR, order_GR, start_GE = sort_by_expert(plan, valid_GR, E)
   rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
     start_GE, sorted_GR, axis=1
   )

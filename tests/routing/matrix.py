@@ -54,16 +54,12 @@ class Outcome(NamedTuple):
   gradients: tuple
 
 
-def experts_fn(w_EDD):
-  """Linear experts for either kind of packed rows."""
-
-  def apply(rows, weight, count_E):
-    rows = rows * weight[..., None]
-    if count_E is None:
-      return jnp.einsum('ESD,EDF->ESF', rows, w_EDD)
-    return grouped_matmul(rows, w_EDD, count_E)
-
-  return apply
+def linear(w_EDD, rows, weight, count_E):
+  """Linear experts for either kind of rows."""
+  rows = rows * weight[..., None]
+  if count_E is None:
+    return jnp.einsum('ESD,EDF->ESF', rows, w_EDD)
+  return grouped_matmul(rows, w_EDD, count_E)
 
 
 def plan_of(expert_GMA, weight_GMA, valid_GM):
@@ -83,9 +79,11 @@ def layer(exchanger, dispatcher, num_devices):
   axes = ('expert',) if num_devices > 1 else ()
 
   def local(x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM):
-    experts = exchange.Experts(E, A, axes, experts_fn(w_EDD))
+    experts = exchange.Experts(E, A, axes, num_devices)
     plan = plan_of(expert_GMA, weight_GMA, valid_GM)
-    y_GMD, traffic = exchanger.apply(x_GMD, plan, dispatcher, experts)
+    arrived = exchanger.send(x_GMD, plan, dispatcher, experts)
+    out = linear(w_EDD, arrived.rows, arrived.weight, arrived.count_E)
+    y_GMD, traffic = exchanger.collect(out, arrived), arrived.traffic
     if axes and not isinstance(exchanger, exchange.Replicated):
       traffic = jax.lax.psum(traffic, axes)
     return y_GMD, traffic

@@ -1,4 +1,4 @@
-"""Packing and unpacking: the fast dispatches against the obvious one."""
+"""Permuting and back: the fast dispatches against the obvious one."""
 
 import functools
 import re
@@ -10,8 +10,8 @@ import pytest
 
 from moe.routing import dispatch, slots
 from moe.routing.grouped import grouped_matmul
+from moe.routing.permutation import permute
 from moe.routing.plan import RoutingPlan, rows_of_choices
-from moe.routing.rows import spread_rows
 
 G, M, A, E, D, F = 2, 12, 2, 4, 5, 3
 PLANS = {
@@ -37,13 +37,15 @@ def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
   """Tokens through linear experts and back: (y_GMF, dropped)."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   room = dispatcher.room(M, A, E)
-  packed = dispatcher.pack(x_GMD, plan, E, room)
-  if packed.expert_rows_E is None:
-    out = jnp.einsum('GECD,EDF,GEC->GECF', packed.rows, w_EDF, packed.weight)
+  permuted = dispatcher.permute(x_GMD, plan, E, room)
+  if permuted.count_E is None:
+    out = jnp.einsum(
+      'GECD,EDF,GEC->GECF', permuted.rows, w_EDF, permuted.weight
+    )
   else:
-    rows = packed.rows * packed.weight[:, None]
-    out = grouped_matmul(rows, w_EDF, packed.expert_rows_E)
-  return dispatcher.unpack(out, plan, packed), packed.dropped
+    rows = permuted.rows * permuted.weight[:, None]
+    out = grouped_matmul(rows, w_EDF, permuted.count_E)
+  return dispatcher.unpermute(out, permuted), permuted.dropped
 
 
 @functools.cache
@@ -138,9 +140,9 @@ def test_a_full_expert_turns_away_second_choices_first(dispatcher):
   def both_ways(x_GMD, weight_GMA):
     valid_GM = np.ones((1, 3), bool)
     plan = make_plan([[[1, 0], [0, 1], [0, 2]]], weight_GMA, valid_GM)
-    packed = dispatcher.pack(x_GMD, plan, 3, dispatcher.room(3, 2, 3))
-    y_GMD = dispatcher.unpack(packed.rows, plan, packed)
-    return packed.rows, packed.dropped, y_GMD
+    permuted = dispatcher.permute(x_GMD, plan, 3, dispatcher.room(3, 2, 3))
+    y_GMD = dispatcher.unpermute(permuted.rows, permuted)
+    return permuted.rows, permuted.dropped, y_GMD
 
   x_GMD = np.array([[[1.0], [2.0], [3.0]]], np.float32)
   rows, dropped, y_GMD = both_ways(x_GMD, np.ones((1, 3, 2), np.float32))
@@ -154,36 +156,38 @@ def test_an_empty_slot_is_zero_whatever_the_first_token_holds():
   x_GMD = np.array([[[np.inf], [1.0]]], np.float32)
   token_GS = np.array([[1, -1]], np.int32)
   slot_GMA = np.array([[[-1], [0]]], np.int32)
-  rows = jax.jit(spread_rows)(x_GMD, token_GS, slot_GMA)
+  rows = jax.jit(permute)(x_GMD, token_GS, slot_GMA)
   np.testing.assert_array_equal(rows[0, :, 0], [1, 0])
 
 
 def test_dropless_rows_lie_in_runs_with_zeros_behind_them():
   @jax.jit
-  def pack(x_GMD):
+  def permute_all(x_GMD):
     chosen = np.array([0, 2, 0, 2, 0, 1, 2, 0]).reshape(1, 8, 1)
     valid_GM = np.array([[True] * 7 + [False]])
     plan = make_plan(chosen, x_GMD, valid_GM)
-    return dispatch.Dropless().pack(x_GMD, plan, 4)
+    return dispatch.Dropless().permute(x_GMD, plan, 4)
 
-  packed = pack(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
-  np.testing.assert_array_equal(packed.expert_rows_E, [3, 1, 3, 0])
-  np.testing.assert_array_equal(packed.rows[:, 0], [1, 3, 5, 6, 2, 4, 7, 0])
-  assert float(packed.dropped) == 0
+  permuted = permute_all(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
+  np.testing.assert_array_equal(permuted.count_E, [3, 1, 3, 0])
+  np.testing.assert_array_equal(permuted.rows[:, 0], [1, 3, 5, 6, 2, 4, 7, 0])
+  assert float(permuted.dropped) == 0
 
 
 def test_a_dropless_buffer_that_is_too_small_counts_what_it_loses():
   @jax.jit
-  def pack(x_GMD):
+  def permute_all(x_GMD):
     chosen = np.array([0, 2, 0, 2, 0, 1, 2, 0]).reshape(1, 8, 1)
     plan = make_plan(chosen, x_GMD, np.ones((1, 8), bool))
-    return dispatch.Dropless().pack(x_GMD, plan, 4, room=6)
+    return dispatch.Dropless().permute(x_GMD, plan, 4, room=6)
 
-  packed = pack(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
-  np.testing.assert_array_equal(packed.expert_rows_E, [4, 1, 1, 0])
-  np.testing.assert_array_equal(packed.rows[:, 0], [1, 3, 5, 8, 6, 2])
-  np.testing.assert_array_equal(packed.slot_GR[0], [0, 5, 1, -1, 2, 4, -1, 3])
-  assert float(packed.dropped) == 2
+  permuted = permute_all(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
+  np.testing.assert_array_equal(permuted.count_E, [4, 1, 1, 0])
+  np.testing.assert_array_equal(permuted.rows[:, 0], [1, 3, 5, 8, 6, 2])
+  np.testing.assert_array_equal(
+    permuted.slot_GMA[0, :, 0], [0, 5, 1, -1, 2, 4, -1, 3]
+  )
+  assert float(permuted.dropped) == 2
 
 
 @pytest.mark.parametrize('factor', [0.0, -1.0])
@@ -211,24 +215,22 @@ WIDE = 37  # a width that no other dim has
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
   """The same, by plain indexing with the slots that Sorted found."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
-  packed = dispatch.Sorted(1.0).pack(x_GMD, plan, E, 6)
-  token_GS = jnp.take_along_axis(
-    plan.token_GR, jnp.maximum(packed.row_GS, 0), axis=1
+  permuted = dispatch.Sorted(1.0).permute(x_GMD, plan, E, 6)
+  token_GS = permuted.token_GS
+  rows_GSD = jnp.take_along_axis(
+    x_GMD, jnp.maximum(token_GS, 0)[..., None], axis=1
   )
-  rows_GSD = jnp.take_along_axis(x_GMD, token_GS[..., None], axis=1)
-  rows_GSD = jnp.where(packed.row_GS[..., None] >= 0, rows_GSD, 0.0)
+  rows_GSD = jnp.where(token_GS[..., None] >= 0, rows_GSD, 0.0)
   rows_GECD = rows_GSD.reshape(G, E, -1, x_GMD.shape[-1])
   out = jnp.einsum('GECD,EDF->GECF', rows_GECD, w_EDF)
   out_GSF = out.reshape(G, -1, w_EDF.shape[-1])
-  slot_GMA = jnp.take_along_axis(
-    packed.slot_GR, plan.rows_GMA.reshape(G, -1), axis=1
-  )
+  slot_GK = permuted.slot_GMA.reshape(G, -1)
   got_GKF = jnp.take_along_axis(
-    out_GSF, jnp.maximum(slot_GMA, 0)[..., None], axis=1
+    out_GSF, jnp.maximum(slot_GK, 0)[..., None], axis=1
   )
-  got_GKF = jnp.where(slot_GMA[..., None] >= 0, got_GKF, 0.0)
+  got_GKF = jnp.where(slot_GK[..., None] >= 0, got_GKF, 0.0)
   got_GMAF = got_GKF.reshape(G, M, A, -1)
-  return jnp.einsum('GMAF,GMA->GMF', got_GMAF, weight_GMA), packed.dropped
+  return jnp.einsum('GMAF,GMA->GMF', got_GMAF, weight_GMA), permuted.dropped
 
 
 @functools.cache

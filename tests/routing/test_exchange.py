@@ -185,11 +185,11 @@ def test_all_to_all_refuses_rows_of_no_fixed_number():
 )
 def test_standing_by_is_refused_where_no_device_sees_all_experts(exchanger):
   plan = matrix.plan_of(*(np.zeros((1, 8, 2), t) for t in ('i4', 'f4', bool)))
-  run = lambda x_GMD: exchanger.apply(
+  run = lambda x_GMD: exchanger.send(
     x_GMD,
     plan._replace(num_spare=1),
     dispatch.Sorted(),
-    exchange.Experts(8, 1, ('expert',), None),
+    exchange.Experts(8, 1, ('expert',), 4),
   )
   mesh = Mesh(np.array(jax.devices()[:4]), ('expert',))
   with pytest.raises(ValueError, match='num_spare=1 needs exchange.AllToAll'):
@@ -207,19 +207,15 @@ def test_a_buffer_below_an_even_share_is_refused():
 def test_rows_reach_the_expert_that_was_chosen():
   # Expert e multiplies by e + 1; token m holds 10 ** m; capacity is ample.
   # Token 0: 0.5 * 1 * 1 + 0.25 * 8 * 1 = 2.5; token 1: 10 * (2 + 0.5 * 3) = 35.
-  def factors(rows, weight_ES, count_E):
-    del count_E
-    first = jax.lax.axis_index('expert').astype(jnp.float32) * 2
-    factor_E = first + jnp.array([1.0, 2.0])
-    return rows * (factor_E[:, None] * weight_ES)[..., None]
-
   def run(x_GMD, expert_GMA, weight_GMA):
     valid_GM = jnp.ones((1, 2), bool)
     plan = matrix.plan_of(expert_GMA, weight_GMA, valid_GM)
-    experts = exchange.Experts(8, 2, ('expert',), factors)
-    return exchange.AllToAll().apply(
-      x_GMD, plan, dispatch.Sorted(8.0), experts
-    )[0]
+    experts = exchange.Experts(8, 2, ('expert',), 4)
+    exchanger = exchange.AllToAll()
+    arrived = exchanger.send(x_GMD, plan, dispatch.Sorted(8.0), experts)
+    first = jax.lax.axis_index('expert').astype(jnp.float32) * 2
+    factor_ES = (first + jnp.array([1.0, 2.0]))[:, None] * arrived.weight
+    return exchanger.collect(arrived.rows * factor_ES[..., None], arrived)
 
   mesh = Mesh(np.array(jax.devices()[:4]), ('expert',))
   y_GMD = jax.jit(

@@ -87,11 +87,14 @@ def test_spilled_rows_serve_tokens_that_a_full_expert_turned_away():
   np.testing.assert_array_equal(row_GS, [[0, 1, 6, 7]])
 
 
-def test_keys_too_large_for_one_number_are_sorted_as_pairs():
-  key_GR = np.random.RandomState(0).randint(0, 2**30, (2, 9)).astype(np.int32)
-  key_GR[:, 3:6] = key_GR[:, :3]
-  sorted_GR, order_GR = jax.jit(lambda k: slots._sort(k, 2**30))(key_GR)
+def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
+  plan = make_plan('random')
+  sort = lambda: slots.sort_by_expert(plan, plan.valid_GR, E)
+  one_number = jax.jit(lambda: sort())()
+  monkeypatch.setattr(slots, 'INT32_LIMIT', (E + 1) * A * M)
+  pairs = jax.jit(sort)()
+  jax.tree.map(np.testing.assert_array_equal, pairs, one_number)
+  key_GR = np.where(plan.valid_GR, plan.expert_GR, E)
   np.testing.assert_array_equal(
-    order_GR, np.argsort(key_GR, axis=1, kind='stable')
+    pairs[1], np.argsort(key_GR, axis=1, kind='stable')
   )
-  np.testing.assert_array_equal(sorted_GR, np.sort(key_GR, axis=1))
