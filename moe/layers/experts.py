@@ -46,6 +46,7 @@ def params(
   )
   size = {axes.EXPERT: num_experts, axes.EMBED: d_model, axes.EXPERT_MLP: width}
   weights = {}
+  # Initial values hang on this order: flax draws the keys one after another.
   for name in ('w_up_EDF', 'w_down_EFD', 'w_gate_EDF'):
     if name == 'w_gate_EDF' and activation != 'swiglu':
       continue
@@ -56,41 +57,49 @@ def params(
   return weights
 
 
-@jax.named_scope('experts')
 def apply(
   weights: Weights,
   rows: Array,
   weight: Array | None,
   count_E: Array | None,
   activation: str,
+  piece: int | None = None,
 ) -> Array:
   """Outputs of the experts' rows, weighted in their hidden layer.
+
+  A buffer for uneven loads is longer than a piece. Only pieces that hold rows
+  are then computed, one at a time. A hidden layer is as long as a piece, not as
+  the buffer, and the backward pass computes it again.
 
   Args:
     weights: of `params`, in the dtype of the rows.
     rows: [E, S, D], S rows for each expert; or [R, D] sorted by expert, zeros
       behind the last run.
     weight: float32 weight of each row; None for 1.
-    count_E: int32 rows of each expert, where rows are [R, D]; else None.
+    count_E: int32 rows of each expert where rows are [R, D]; else None.
     activation: 'swiglu' or 'gelu'.
+    piece: rows of a piece of [R, D], about: an even share; None for all.
 
   Returns:
     As rows; rows behind the last run have no meaning.
   """
+  if count_E is not None and piece and len(rows) > piece:
+    return _in_pieces(weights, rows, weight, count_E, activation, piece)
   if count_E is None:
     product = functools.partial(einsum, 'ESD,EDF->ESF')
   else:
     product = lambda x_RD, w_EDF: grouped_matmul(x_RD, w_EDF, count_E)
-  products = {'up': product(rows, weights['w_up_EDF'])}
-  if activation == 'swiglu':
-    products['gate'] = product(rows, weights['w_gate_EDF'])
-  hidden = activate(products, activation)
-  if weight is not None:
-    hidden = hidden.astype(jnp.float32) * weight[..., None]
-  return product(hidden.astype(rows.dtype), weights['w_down_EFD'])
+  with jax.named_scope('experts'):
+    products = {'up': product(rows, weights['w_up_EDF'])}
+    if activation == 'swiglu':
+      products['gate'] = product(rows, weights['w_gate_EDF'])
+    hidden = activate(products, activation)
+    if weight is not None:
+      hidden = hidden.astype(jnp.float32) * weight[..., None]
+    return product(hidden.astype(rows.dtype), weights['w_down_EFD'])
 
 
-def apply_in_pieces(
+def _in_pieces(
   weights: Weights,
   rows_RD: Array,
   weight_R: Array,
@@ -98,27 +107,9 @@ def apply_in_pieces(
   activation: str,
   piece: int,
 ) -> Array:
-  """`apply` to runs of rows, on a piece of them at a time.
-
-  A buffer for uneven loads is longer than a piece. Only pieces that hold rows
-  are computed. A hidden layer is then as long as a piece, not as the buffer,
-  and the backward pass computes it again.
-
-  Args:
-    weights: of `params`, in the dtype of the rows.
-    rows_RD: rows sorted by expert, zeros behind the last run.
-    weight_R: float32 weight of each row.
-    count_E: int32 rows of each expert.
-    activation: 'swiglu' or 'gelu'.
-    piece: rows of a piece, about; an even share of the rows.
-
-  Returns:
-    [R, D]; rows behind the last run have no meaning.
-  """
-  R = rows_RD.shape[0]
+  """`apply` to pieces of equal length, about as long as asked for."""
+  R = len(rows_RD)
   pieces = -(-R // piece)
-  if pieces <= 1:
-    return apply(weights, rows_RD, weight_R, count_E, activation)
   S = -(-R // pieces)
   fill = pieces * S - R
   if fill:

@@ -172,8 +172,8 @@ class MoE(nn.Module):
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
     """[B, T, D] to [B, T, D]; dropless unless training."""
-    router = self.make_router()
     self._check(*x_BTD.shape[:2], train)
+    router = self.make_router()
     E, D = self.num_experts, x_BTD.shape[-1]
     w_DE = self.param(
       'router',
@@ -212,7 +212,7 @@ class MoE(nn.Module):
   def _check(self, batch: int, length: int, train: bool) -> None:
     """Raises ValueError unless sizes, mesh and choices go together."""
     feed_forward.check_activation(self.activation)
-    lay, router = self.layout, self.make_router()
+    lay = self.layout
     devices, tensor = lay.size(lay.expert_axes), lay.size(lay.tensor_axes)
     if self.num_experts % devices:
       raise ValueError(
@@ -224,6 +224,7 @@ class MoE(nn.Module):
         f"EXPERT_D_FF={self.expert_d_ff} must divide by the 'model' mesh axis"
         f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
       )
+    router = self.make_router()
     if not train:
       if length == 1 and not router.is_causal:
         raise ValueError(
@@ -283,7 +284,6 @@ class MoE(nn.Module):
     """One device: its tokens through all experts; see the top of this file."""
     B, T, D = x_BTD.shape
     router = self.make_router()
-    dispatcher, exchanger = self._travel(lay, train)
     active = router.mean_active(self.num_experts)
 
     # 1. Group.
@@ -296,25 +296,26 @@ class MoE(nn.Module):
     # 2. Route.
     plan = router.route(inputs, state, keys_G, train)
 
-    # 3. Send.
+    # 3. Send. Evaluation drops nothing.
+    dispatcher, exchanger = dispatch.Dropless(), exchange.Replicated()
+    if train:
+      dispatcher, exchanger = self.dispatch(), self.exchange()
+    elif set(lay.expert_axes) <= set(lay.batch_axes):
+      exchanger = exchange.AllGather()
     where = exchange.Experts(
       self.num_experts, active, lay.expert_axes, lay.size(lay.expert_axes)
     )
     arrived = exchanger.send(x_GMD, plan, dispatcher, where)
 
-    # 4. Experts. Runs of rows may lie in a buffer for the worst case.
-    rows, weight, count_E = arrived.rows, arrived.weight, arrived.count_E
-    if count_E is None:
-      out = experts.apply(weights, rows, weight, None, self.activation)
-    else:
-      out = experts.apply_in_pieces(
-        weights,
-        rows,
-        weight,
-        count_E,
-        self.activation,
-        piece=math.ceil(G * M * active),
-      )
+    # 4. Experts. A buffer longer than an even share is computed in pieces.
+    out = experts.apply(
+      weights,
+      arrived.rows,
+      arrived.weight,
+      arrived.count_E,
+      self.activation,
+      piece=math.ceil(G * M * active),
+    )
 
     # 5. Collect. Each device of a tensor axis has part of the hidden layer.
     y_GMD = exchanger.collect(out, arrived)
@@ -336,14 +337,6 @@ class MoE(nn.Module):
     if inputs.batch_axes:
       outputs = jax.lax.psum(outputs, inputs.batch_axes)
     return y_BTD, outputs
-
-  def _travel(self, lay, train):
-    """The dispatch and the exchange: of training, or dropless ones."""
-    if train:
-      return self.dispatch(), self.exchange()
-    is_divided = set(lay.expert_axes) <= set(lay.batch_axes)
-    exchanger = exchange.AllGather() if is_divided else exchange.Replicated()
-    return dispatch.Dropless(), exchanger
 
   def _router_inputs(self, router, lay, train, x_BTD, w_DE, info, key):
     """What the router sees, in groups of M tokens, and a key of each group."""

@@ -73,15 +73,11 @@ def choice_counts(
     num_experts: E.
   """
   experts_E = jnp.arange(num_experts, dtype=expert_GMA.dtype)
-  chosen_GME = sum(
-    (expert_GMA[..., a, None] == experts_E).astype(jnp.float32)
-    for a in range(expert_GMA.shape[-1])
-  )
+  chosen_GME = jnp.zeros((), jnp.float32)
+  for a in range(expert_GMA.shape[-1]):
+    is_chosen_GME = expert_GMA[..., a, None] == experts_E
+    chosen_GME += is_chosen_GME.astype(jnp.float32)
   return jnp.sum(jnp.where(valid_GM[..., None], chosen_GME, 0.0), axis=1)
-
-
-def _valid_sum(a_UNE: Array, valid_UN: Array) -> Array:
-  return jnp.sum(jnp.where(valid_UN[..., None], a_UNE, 0.0), axis=1)
 
 
 def load_balance_loss(
@@ -127,7 +123,7 @@ def load_balance_loss(
     count_UE += load_before_E
   # At least 1, so that a unit of padding alone gives 0.
   share_UE = count_UE / jnp.maximum(count_UE.sum(axis=-1, keepdims=True), 1.0)
-  prob_UE = _valid_sum(scope.units(probs_GME), valid_UN)
+  prob_UE = jnp.sum(scope.units(probs_GME), axis=1, where=valid_UN[..., None])
   loss = E * jnp.sum(jax.lax.stop_gradient(share_UE) * prob_UE)
   return loss, valid_GM.astype(jnp.float32).sum()
 
@@ -142,11 +138,6 @@ def router_z_loss(logits_GME: Array, valid_GM: Array) -> Pair:
   return jnp.sum(jnp.square(log_z_GM) * valid_GM), valid_GM.sum()
 
 
-def _token_entropy(probs_GME: Array) -> Array:
-  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
-  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
-
-
 def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   """Mean entropy of the tokens' distributions: small where each is decided.
 
@@ -154,8 +145,10 @@ def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   https://arxiv.org/abs/2206.02770). Modalities weigh as much as their tokens,
   so that their losses add up to one mean over all tokens.
   """
+  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
+  entropy_GM = -jnp.sum(probs_GME * log_probs_GME, axis=-1)
   valid_GM = valid_GM.astype(jnp.float32)
-  return jnp.sum(_token_entropy(probs_GME) * valid_GM), valid_GM.sum()
+  return jnp.sum(entropy_GM * valid_GM), valid_GM.sum()
 
 
 def global_entropy_loss(
@@ -177,7 +170,7 @@ def global_entropy_loss(
   loss = jnp.zeros((), jnp.float32)
   for modality in range(NUM_MODALITIES):
     mine_UN = valid_UN & (modality_UN == modality)
-    prob_UE = _valid_sum(probs_UNE, mine_UN)
+    prob_UE = jnp.sum(probs_UNE, axis=1, where=mine_UN[..., None])
     total_UE = scope.total(prob_UE)
     tokens_U1 = jnp.maximum(total_UE.sum(axis=-1, keepdims=True), 1e-30)
     log_UE = jnp.log(jnp.maximum(total_UE / tokens_U1, 1e-30))
@@ -203,7 +196,7 @@ def importance_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, of each
   group.
   """
-  importance_GE = _valid_sum(probs_GME, valid_GM)
+  importance_GE = jnp.sum(probs_GME, axis=1, where=valid_GM[..., None])
   return _of_groups(_squared_variation(importance_GE), valid_GM)
 
 
@@ -231,7 +224,7 @@ def noisy_load_loss(
   threshold_GM1 = jax.lax.top_k(noisy_GME, num_active)[0][..., -1:]
   needed_GME = (threshold_GM1 - logits_GME) / noise_std
   chance_GME = jax.scipy.stats.norm.sf(needed_GME)
-  load_GE = _valid_sum(chance_GME, valid_GM)
+  load_GE = jnp.sum(chance_GME, axis=1, where=valid_GM[..., None])
   return _of_groups(_squared_variation(load_GE), valid_GM)
 
 
@@ -271,9 +264,8 @@ def choice_statistics(
   load_E = choice_counts(expert_GMA, valid_GM, probs_GME.shape[-1]).sum(axis=0)
   first_GM1 = jnp.maximum(expert_GMA[..., :1], 0)
   first_GM = jnp.take_along_axis(probs_GME, first_GM1, axis=-1)[..., 0]
-  mean = lambda a_GM: (jnp.sum(jnp.where(valid_GM, a_GM, 0.0)), tokens)
   return {
     'load': (load_E, load_E.sum()),
-    'entropy': mean(_token_entropy(probs_GME)),
-    'confidence': mean(first_GM),
+    'entropy': local_entropy_loss(probs_GME, valid_GM),
+    'confidence': (jnp.sum(jnp.where(valid_GM, first_GM, 0.0)), tokens),
   }

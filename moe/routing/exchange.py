@@ -177,7 +177,7 @@ class AllToAll:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-  """A token travels once to each device that holds an expert of its.
+  """A token travels once to each device that holds one of its experts.
 
   There its row is copied to each of its experts, their weighted outputs are
   added, and one row travels back: k rows become at most min(k, devices). With
@@ -191,7 +191,7 @@ class Ragged:
       (tokens x min(k, devices)); what does not fit is dropped and counted.
       0 is room for the worst case, every token of the expert axis: with
       `dispatch.Dropless` nothing can be dropped then. It costs rows, not
-      hidden layers: see `experts.apply_in_pieces`.
+      hidden layers: see `experts.apply`.
   """
 
   buffer_factor: float = 2.0
@@ -246,14 +246,11 @@ class Ragged:
     # Summed over the devices of the axis this is right; here alone it is not,
     # since `came` counts what others sent.
     lost = asked - came + arrived.permuted.dropped
-    to_others = lambda count_n: (jnp.sum(count_n) - count_n[me]).astype(
-      jnp.float32
-    )
+    others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
-    sent = to_others(pieces.send_count) * (row + note)
-    sent += to_others(pieces.recv_count) * row + (n - 1) * float(
-      counts_nn[0].nbytes
-    )
+    sent = others(pieces.send_count) * (row + note)
+    sent += others(pieces.recv_count) * row
+    sent += (n - 1) * float(counts_nn[0].nbytes)
     return arrived._replace(
       traffic=_traffic(plan, lost, sent, lost),
       visit=visits.Visit(leaving, pieces, (G, M)),

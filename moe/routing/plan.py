@@ -161,7 +161,6 @@ def rows_of_choices(
     (token_GR, expert_GR, weight_GR, valid_GR, rows_GMA) with R = A * M.
   """
   G, M, A = expert_GMA.shape
-  flat = lambda a_GMA: a_GMA.swapaxes(1, 2).reshape(G, A * M)
   tokens_M = jnp.arange(M, dtype=jnp.int32)
   token_GR = jnp.broadcast_to(jnp.tile(tokens_M, A), (G, A * M))
   rows_MA = tokens_M[:, None] + M * jnp.arange(A, dtype=jnp.int32)
@@ -169,9 +168,9 @@ def rows_of_choices(
   valid_GMA = jnp.broadcast_to(by_choice, (G, M, A))
   return (
     token_GR,
-    flat(expert_GMA),
-    flat(weight_GMA),
-    flat(valid_GMA),
+    expert_GMA.swapaxes(1, 2).reshape(G, A * M),
+    weight_GMA.swapaxes(1, 2).reshape(G, A * M),
+    valid_GMA.swapaxes(1, 2).reshape(G, A * M),
     jnp.broadcast_to(rows_MA, (G, M, A)),
   )
 
@@ -181,4 +180,4 @@ def group_keys(key: Array, index_G: Array) -> Array:
 
   The noise of a group is then the same on one device and on eight.
   """
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_G)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_G)

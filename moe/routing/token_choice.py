@@ -34,13 +34,13 @@ def top_k(scores_GME: Array, k: int) -> Array:
 def pick(a_GME: Array, expert_GMA: Array) -> Array:
   """[G, M, A] of a_GME at the chosen experts.
 
-  By comparing, so that the backward pass does not scatter.
+  It compares numbers of experts, so the backward pass does not scatter.
   """
   experts_E = jnp.arange(a_GME.shape[-1], dtype=expert_GMA.dtype)
-  picked = [
-    jnp.sum(jnp.where(expert_GMA[..., a, None] == experts_E, a_GME, 0.0), -1)
-    for a in range(expert_GMA.shape[-1])
-  ]
+  picked = []
+  for a in range(expert_GMA.shape[-1]):
+    is_chosen_GME = expert_GMA[..., a, None] == experts_E
+    picked.append(jnp.sum(jnp.where(is_chosen_GME, a_GME, 0.0), axis=-1))
   return jnp.stack(picked, axis=-1)
 
 

@@ -52,7 +52,7 @@ def with_gradients(activation, piece):
 
   def apply(arrays, count_E, dy_RD):
     def runs(weights, rows_RD, weight_R):
-      y_RD = experts.apply_in_pieces(
+      y_RD = experts.apply(
         weights, rows_RD, weight_R, count_E, activation, piece
       )
       is_filled_R = jnp.arange(R) < count_E.sum()
@@ -91,9 +91,7 @@ def test_hidden_layers_are_as_long_as_a_piece():
   count_E = jnp.array((8, 9, 7))
 
   def loss(weights):
-    y_RD = experts.apply_in_pieces(
-      weights, rows_RD, weight_R, count_E, 'swiglu', 8
-    )
+    y_RD = experts.apply(weights, rows_RD, weight_R, count_E, 'swiglu', 8)
     return jnp.sum(y_RD)
 
   program = jax.jit(jax.grad(loss)).lower(random_weights()).as_text()
@@ -111,7 +109,7 @@ def test_gradients_of_matrices_are_summed_in_float32():
   dy_RD = jnp.full((rows, 1), 2.0**-9, jnp.bfloat16).at[0].set(1.0)
 
   def run(w_down_EFD):
-    return experts.apply_in_pieces(
+    return experts.apply(
       {**weights, 'w_down_EFD': w_down_EFD},
       jnp.full((rows, 1), 8.0, jnp.bfloat16),
       jnp.full(rows, 0.125),
@@ -131,7 +129,5 @@ def test_slots_equal_runs_of_equal_length():
   y_ESD = experts.apply(
     weights, rows_RD.reshape(E, S, D), weight_R.reshape(E, S), None, 'swiglu'
   )
-  y_RD = experts.apply_in_pieces(
-    weights, rows_RD, weight_R, jnp.full(E, S), 'swiglu', R
-  )
+  y_RD = experts.apply(weights, rows_RD, weight_R, jnp.full(E, S), 'swiglu', R)
   np.testing.assert_allclose(y_ESD.reshape(R, D), y_RD, rtol=1e-5, atol=1e-5)
