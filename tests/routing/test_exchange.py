@@ -30,8 +30,8 @@ def cells():
           continue
         if n > 1 and is_all_to_all and dispatcher.is_dropless:
           continue
-        # CI runs all of it; one and four devices are enough at every change.
-        marks = () if n in (1, 4) else pytest.mark.slow
+        # One and four devices at every change, eight in CI.
+        marks = {2: pytest.mark.nightly, 8: pytest.mark.slow}.get(n, ())
         yield pytest.param(
           dispatch_name,
           exchange_name,
