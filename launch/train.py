@@ -46,9 +46,11 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   begin = time.monotonic()
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
-  from moe.runs import preflight, training
 
   config = configuration.read(args.gin_file, overrides)
+  # Imported here, since an error of configuration need not wait for it.
+  from moe.runs import preflight, training
+
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   differences = configuration.differences(

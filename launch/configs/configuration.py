@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from launch.configs import bindings, gin_text, gin_values, reach, sizes
 from launch.configs.tree import Tree
+from moe.models.anatomy import anatomy
+from moe.models.block import Block
 from moe.runs import trained
 from moe.runs.run import Run, TrainedRun
 
@@ -73,13 +75,10 @@ def _missing_argument(message: str) -> str:
 
 def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
   """Arguments of the block that make layers of which the model has none."""
-  stack = run.model.stack(parent=None)
-  is_used = {
-    'feed_forward': stack.moe_every != 1 or stack.num_dense_prefix > 0,
-    'moe': stack.moe_every > 0,
-  }
-  block = stack.block.func
-  return [(block, argument) for argument, used in is_used.items() if not used]
+  layers = anatomy(run.model).layers
+  is_sparse = [bool(layer.experts or layer.twin_of) for layer in layers]
+  made = {'feed_forward': not all(is_sparse), 'moe': any(is_sparse)}
+  return [(Block, argument) for argument in made if not made[argument]]
 
 
 def differences(text: str, path: str) -> list[str]:

@@ -11,13 +11,12 @@ import os
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from moe.checkpoint import integrity
 
-# What commits a step on an object store.
-MARKER = ocp.path.atomicity.COMMIT_SUCCESS_FILE
+# Orbax's name of what commits a step on an object store.
+MARKER = 'commit_success.txt'
 # Metrics of a step that was scored after it had been committed.
 LATE_METRICS = 'late_metrics.json'
 

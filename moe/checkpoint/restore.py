@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -191,6 +190,8 @@ def load_initial(
 
 def _load(path, tree, target, sources, sharding) -> dict[str, jax.Array]:
   """Arrays by target path; each array of the checkpoint is read once."""
+  import orbax.checkpoint as ocp  # Half a second: a configuration needs none.
+
   wanted = {
     name: _placed(leaf, sharding)
     for name, leaf in leaves(target).items()
@@ -225,11 +226,15 @@ def _problems(step_directory: epath.Path) -> list[str]:
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
   """The tree of a step, whose leaves have shape and dtype."""
+  import orbax.checkpoint as ocp  # As in `_load`.
+
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(step_directory / 'state').tree
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
+  import orbax.checkpoint as ocp  # As in `_load`.
+
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(
     step_directory / 'state',

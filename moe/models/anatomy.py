@@ -18,13 +18,15 @@ class LayerAnatomy:
   Attributes:
     attention: of the block.
     feed_forward: the dense network; None where there are experts.
-    experts: the sparse layer; None where there is a dense network, as in a
-      dense twin.
+    experts: the sparse layer; None where there is a dense network.
+    twin_of: the sparse layer whose active FLOPs the dense network has, in a
+      dense twin; else None.
   """
 
   attention: AttentionAnatomy
   feed_forward: FeedForwardAnatomy | None = None
   experts: ExpertsAnatomy | None = None
+  twin_of: ExpertsAnatomy | None = None
 
   @property
   def network(self) -> FeedForwardAnatomy:

@@ -63,7 +63,8 @@ class Block(nn.Module):
     experts = self.moe(parent=None).anatomy()
     if self.has_experts:
       return LayerAnatomy(attention, experts=experts)
-    return LayerAnatomy(attention, feed_forward=experts.dense_twin())
+    twin = experts.dense_twin()
+    return LayerAnatomy(attention, feed_forward=twin, twin_of=experts)
 
   def update_state(self, state: PyTree) -> PyTree:
     """This block's state after a step."""

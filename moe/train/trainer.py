@@ -9,19 +9,21 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from moe.checkpoint import listing
-from moe.checkpoint.save import Checkpointer
 from moe.train import metrics as metrics_lib
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
 from moe.types import Batch, Pair
+
+if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
+  from moe.checkpoint.save import Checkpointer
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -183,7 +185,7 @@ def train(
   program: Program,
   reader: TrainingData,
   evaluations: dict[str, Evaluation],
-  checkpointer: Checkpointer,
+  checkpointer: 'Checkpointer',
   progress: Progress,
   meta: dict[str, Any],
   ts: TrainState,

@@ -7,6 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from moe.checkpoint import integrity, listing, save
@@ -16,6 +17,10 @@ from tests.checkpoint.states import (
   make_state,
   save_steps,
 )
+
+
+def test_orbax_and_we_call_the_marker_the_same():
+  assert listing.MARKER == ocp.path.atomicity.COMMIT_SUCCESS_FILE
 
 
 def test_what_a_killed_save_leaves_is_removed_and_never_read(copy):

@@ -1,5 +1,7 @@
 import dataclasses
 import shutil
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -178,6 +180,20 @@ def test_a_run_without_a_size_says_which():
     ValueError, match=r"'%(TRAIN_STEPS|LEARNING_RATE)' is def"
   ):
     configuration.load([*files, 'runs/train.gin'], [])
+
+
+def test_an_error_of_a_configuration_waits_for_no_library_of_checkpoints():
+  program = (
+    'import sys; from launch import train;'
+    ' code = train.main(["--gin_file=runs/quickstart.gin", "--gin.D_MODLE=1",'
+    ' "--workdir=none"]);'
+    ' print(code, sorted({"orbax", "matplotlib", "scipy"} & {*sys.modules}))'
+  )
+  told = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert told.stdout.strip() == '2 []'
+  assert "did you mean 'D_MODEL'?" in told.stderr
 
 
 def test_a_missing_argument_is_named_with_its_owner(files):

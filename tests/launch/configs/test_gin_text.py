@@ -2,8 +2,7 @@
 
 import pytest
 
-from launch import compare
-from launch.configs import configuration
+from launch.configs import configuration, written
 
 # What a configuration says now, and what it said where modules lay elsewhere.
 BEFORE = {
@@ -55,7 +54,7 @@ def test_another_spelling_is_no_difference(texts, tmp_path):
 def test_a_comparison_reads_seed_and_tasks(texts, tmp_path, which):
   path = tmp_path / 'config.gin'
   path.write_text(texts[which], encoding='utf-8')
-  assert compare._configured(path) == (3, ('builtin', 'builtin'))
+  assert written.seed_and_tasks(path) == (3, ('builtin', 'builtin'))
 
 
 def test_long_lines_are_broken_and_stay_what_they_are(tmp_path):
