@@ -13,7 +13,7 @@ from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import cost
 from moe.train.program import batch_shapes
-from moe.types import PyTree
+from moe.types import Array, PyTree
 
 _UNITS = {'M': 10**6, 'B': 10**9, 'T': 10**12}
 _PUBLISHED = re.compile(
@@ -72,7 +72,7 @@ def shapes(run: Run) -> tuple[PyTree, PyTree]:
   """(shapes of a run's parameters, their logical axes), on no device."""
   found = {}
 
-  def init(key):
+  def init(key: Array):
     params, _, found['axes'] = Functional(run.model).init(
       key, batch_shapes(1, 8)
     )

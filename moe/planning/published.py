@@ -163,7 +163,7 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
     changed = dataclasses.replace(run, model=run.model.clone(stack=unrolled))
     made.append(plan.plan_topology(changed, slice_, plan.plan_shapes(changed)))
 
-  def more(key):
+  def more(key: str) -> float | None:
     if None in (made[0][key], made[1][key]):
       return None
     return (made[1][key] - made[0][key]) / blocks
