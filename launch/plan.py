@@ -17,14 +17,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from launch import runtime
 from launch.configs import flags
-from launch.runtime import log
-
-# Of a search: layouts shown, and of these compiled: until so many fit.
-_SHOWN, _VERIFIED = 10, 2
+from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -44,68 +40,25 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return flags.parse(parser, argv)
 
 
-def searched(
-  args: argparse.Namespace, overrides: list[str], run
-) -> dict[str, Any]:
-  """Forecasts for `--search`, the best of them compiled."""
+def show(args: argparse.Namespace, overrides: list[str]) -> int:
+  """Prints the plan; 1 where the step does not fit."""
+  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
   from launch.configs import configuration
-  from moe.planning import plan as plan_lib
-  from moe.planning import search
-  from moe.scale import topology
-
-  slice_ = topology.parse(args.topology)
-  found, refused = search.search(run, slice_)
-  rows = [vars(f) for f in found[:_SHOWN]]
-
-  def compiled(changes: Sequence[str]) -> dict[str, Any]:
-    log(f'compiling {" ".join(changes)}')
-    again = configuration.load(args.gin_file, [*overrides, *changes])
-    made = plan_lib.plan_topology(
-      again, slice_, plan_lib.plan_shapes(again, slice_)
-    )
-    keys = ('peak_bytes', 'step_seconds_no_overlap', 'mfu_no_overlap')
-    return {key: made[key] for key in keys}
-
-  search.verify(rows, compiled, _VERIFIED, 2 * _VERIFIED)
-  return {'fit': len(found), 'best': rows, 'refused': refused}
-
-
-def plan(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Runs the command; 1 where the step does not fit."""
-  from launch.configs import configuration
-  from moe.planning import plan as plan_lib
-  from moe.planning import report, search
-  from moe.scale import compile as compile_lib
-  from moe.scale import topology
+  from moe.planning import plan, report, search
 
   if args.search and not args.topology:
     raise ValueError('--search needs --topology=SLICE, such as v5p:8x8x8.')
   slice_ = topology.parse(args.topology) if args.topology else None
-  run = configuration.load(args.gin_file, overrides)
-  # A search is for the mesh: that of the run need not suit the slice.
-  facts = plan_lib.plan_shapes(run, None if args.search else slice_)
-  code = 0
+  load = lambda more: configuration.load(args.gin_file, [*overrides, *more])
   if args.search:
-    facts |= {'topology': str(slice_), 'search': searched(args, overrides, run)}
-  elif slice_:
-    try:
-      facts |= plan_lib.plan_topology(run, slice_, facts)
-    except compile_lib.DoesNotFit as error:
-      from launch import search
-
-      facts |= {
-        'topology': str(slice_),
-        'hbm_bytes': slice_.chip.hbm_bytes // slice_.chip.devices,
-        'does_not_fit': ' '.join(str(error).split()),
-        'needed_bytes': error.needed,
-        'knobs': search.knobs(run, slice_),
-      }
-      code = 1
+    facts = search.propose(load([]), slice_, load)
+  else:
+    facts = plan.plan(load([]), slice_)
   if args.html:
     with open(args.html, 'w', encoding='utf-8') as f:
       f.write(report.html(facts, ' '.join(args.gin_file + overrides)))
   print(json.dumps(facts, indent=2) if args.json else report.text(facts))
-  return code
+  return 1 if 'does_not_fit' in facts else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, overrides = parse(argv)
   # Nothing here runs on an accelerator: shapes, and a compiler.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: plan(args, overrides))
+  return runtime.run(lambda: show(args, overrides))
 
 
 if __name__ == '__main__':

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from launch import models, plan, train
+from launch import models, train
 from launch.configs import configuration
 from moe.parallel import shardings
+from moe.planning import model_table, plan
 from moe.runs import build
+from moe.runs.counts import flops_of
 from moe.scale import cost
 from moe.train import program as program_lib
 
@@ -102,7 +104,10 @@ LATENT_MACROS = {
 }
 
 
-describe = functools.cache(models.describe)
+@functools.cache
+def describe(name):
+  path = models.FOLDER / f'{name}.gin'
+  return model_table.describe(path, models.loaded(name))
 
 
 def check_macros(names, macros, overrides=()):
@@ -167,7 +172,7 @@ def test_a_run_is_built_by_shapes(name):
   devices = jax.devices()[: NUM_DEVICES.get(name, 8)]
   run = configuration.load([name], ON_FEWER_DEVICES.get(name, []))
   program = build.build(run, devices)
-  counts, peak = train.flops_of(run, program)
+  counts, peak = flops_of(run, program)
   assert program.mesh.size == len(devices)
   assert counts['params_total'] >= counts['params_active'] > 0
   assert peak is None  # of a CPU
@@ -191,7 +196,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   run = configuration.load([str(path), *REST], STEPS)
   assert type(moe(run)).__name__ == 'SoftMoE'
   program = build.build(run, jax.devices()[:1])
-  total = train.flops_of(run, program)[0]['params_total']
+  total = flops_of(run, program)[0]['params_total']
   assert total > 8 * 3 * 128 * 128  # its experts alone
   facts = plan.plan_shapes(run)
   assert facts['drop_rate_cv03'] == 0  # nothing is sent, nothing dropped

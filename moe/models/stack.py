@@ -45,7 +45,7 @@ REMAT_POLICIES = {
 
 
 class Period(nn.Module):
-  """The blocks that repeat: dense ones, and the last one is sparse.
+  """The blocks that repeat, all dense or the last one sparse.
 
   Attributes:
     block: makes a block.
@@ -62,7 +62,13 @@ class Period(nn.Module):
   train: bool
 
   @nn.compact
-  def __call__(self, x_BTD, cache, description, info):
+  def __call__(
+    self,
+    x_BTD: Array,
+    cache: tuple | None,
+    description: Description,
+    info: TokenInfo,
+  ) -> tuple[Array, tuple]:
     """One period, in the form `nn.scan` wants: (carry, xs, broadcast...)."""
     caches = []
     outputs = LayerOutputs({}, {})

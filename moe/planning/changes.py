@@ -13,8 +13,6 @@ from moe.runs.run import Run
 from moe.scale import topology
 from moe.scale.topology import Slice
 
-GIB = 2**30
-
 
 def with_remat(run: Run, policy: str) -> Run:
   """The run with another remat policy."""
@@ -81,22 +79,13 @@ def savings(run: Run) -> Iterator[tuple[str, Callable]]:
 
 def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
   """Of `savings`, what keeps parameters, gradients or moments elsewhere."""
-  storage = run.storage
-  if storage.grads == 'float32':
-    yield (
-      "GRAD_DTYPE='bfloat16'",
-      functools.partial(with_storage, run, grads='bfloat16'),
-    )
-  if storage.params == 'float32':
-    yield (
-      "PARAM_DTYPE='bfloat16'",
-      functools.partial(with_storage, run, params='bfloat16'),
-    )
-  if not storage.optimizer_on_host:
-    yield (
-      'OPTIMIZER_ON_HOST=True',
-      functools.partial(with_storage, run, optimizer_on_host=True),
-    )
+  stored = functools.partial(functools.partial, with_storage, run)
+  if run.storage.grads == 'float32':
+    yield "GRAD_DTYPE='bfloat16'", stored(grads='bfloat16')
+  if run.storage.params == 'float32':
+    yield "PARAM_DTYPE='bfloat16'", stored(params='bfloat16')
+  if not run.storage.optimizer_on_host:
+    yield 'OPTIMIZER_ON_HOST=True', stored(optimizer_on_host=True)
   if has_moments(run):
     for dtype in ('bfloat16', 'int8'):
       yield (
@@ -117,6 +106,7 @@ def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices, ())
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
+  gib = lambda num_bytes: f'{num_bytes / topology.GIB:.1f}'
   found = []
   for name, change in savings(run):
     try:
@@ -132,8 +122,8 @@ def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
       'knob': ' '.join(f'--gin.{word}' for word in name.split()),
       'saved_bytes': -less,
       'seconds': more,
-      'effect': f'saves {-less / GIB:.1f} GiB, then'
-      f' {after.peak_bytes / GIB:.1f} of {hbm / GIB:.1f} GiB; step'
+      'effect': f'saves {gib(-less)} GiB, then {gib(after.peak_bytes)} of'
+      f' {gib(hbm)} GiB; step'
       f' {more / before.seconds:+.1%} (forecast)',
     }
     for _, more, less, name, after in sorted(found, key=lambda f: f[:4])[:3]

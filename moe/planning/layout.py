@@ -212,7 +212,15 @@ def timed(
   peak_bytes: int,
   changes: tuple[str, ...],
 ) -> Forecast:
-  """Seconds of a run that is placed already."""
+  """The forecast of a run that is placed already, whose memory is known.
+
+  Args:
+    run: what is planned.
+    slice_: the chips.
+    where: of `placed`.
+    peak_bytes: of `held`.
+    changes: of the run, as --gin flags would say them.
+  """
   mesh, chip = where.mesh, slice_.chip
   sizes = sizes_of(run, mesh)
   load = _load(run, where, sizes)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 from moe.models.anatomy import anatomy
@@ -9,6 +10,8 @@ from moe.planning import plan
 from moe.runs.run import Run
 from moe.scale import topology
 from moe.scale.topology import Slice
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,7 @@ def compared(row: Published, run: Run) -> dict[str, Any]:
     row: a published run.
     run: the same in our program, as its gin file says.
   """
+  _logger.info(f'compiling {row.name} for {row.topology}')
   slice_ = topology.parse(row.topology)
   facts = plan.plan_shapes(run)
   made = plan.plan_topology(run, slice_, facts)
@@ -148,7 +152,7 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
   Seconds are None for chips of which the compiler gives none.
   """
   model = anatomy(run.model)
-  blocks = len(model.period)
+  blocks = max(1, len(model.period))
   made = []
   for periods in (1, 2):
     unrolled = functools.partial(
@@ -159,7 +163,7 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
     changed = dataclasses.replace(run, model=run.model.clone(stack=unrolled))
     made.append(plan.plan_topology(changed, slice_, plan.plan_shapes(changed)))
 
-  def more(key):
+  def more(key: str) -> float | None:
     if None in (made[0][key], made[1][key]):
       return None
     return (made[1][key] - made[0][key]) / blocks
@@ -170,3 +174,53 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
     'flops_per_layer': more('executed_flops_per_chip'),
     'temp_bytes_per_layer': more('temp_bytes'),
   }
+
+
+# Of the table: what, the key of its number, and how that is written.
+_LINES = (
+  ('step, s', 'step_seconds', '.2f'),
+  ('tokens/s a chip', 'tokens_per_second_per_chip', ',.0f'),
+  ('MFU, our counter', 'mfu', '.1%'),
+)
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+  """Measured and predicted, each in columns of its own."""
+  lines = []
+  head = ('', 'measured', 'without overlap', 'full overlap', 'compiler')
+  for row in rows:
+    name = f'{row["name"]}, {row["chips"]} chips of {row["topology"]}'
+    columns = [row['measured'], *row['predicted'].values()]
+    cells = [
+      head,
+      *(
+        (title, *(format(c[key], form) if c else 'none' for c in columns))
+        for title, key, form in _LINES
+      ),
+    ]
+    lines += [name, '']
+    lines += [
+      '  ' + '  '.join(f'{c:<16}' for c in line).rstrip() for line in cells
+    ]
+    lines += [
+      '',
+      f'  published: {row["tflops"]} TFLOP/s a chip, MFU {row["mfu"]:.1%}',
+      f'  {row["source"]}',
+      f'  ours: {row["gin_file"]}, bound by {row["bound"]}',
+      '',
+    ]
+  lines.append(
+    'Predicted is the plan of our program for the same model, chips, sequence'
+    ' length\nand batch; measured is what MaxText took with its own.'
+  )
+  return '\n'.join(lines)
+
+
+def layer_text(found: dict[str, float | None]) -> str:
+  """What `layer_seconds` found, as a sentence."""
+  seconds = found['compiler_seconds_per_layer']
+  said = 'no seconds' if seconds is None else f'{seconds:.4f} s a layer'
+  return (
+    f'{said} by the compiler, {found["flops_per_layer"]:.3g} FLOP,'
+    f' {found["temp_bytes_per_layer"] / 1e9:.2f} GB of temporaries'
+  )

@@ -104,8 +104,8 @@ def _best_state(
       made = layout.timed(changed, slice_, at(i), held, words + more)
       return made.refusal or dataclasses.replace(made, state=i)
   return (
-    f'needs more than {FILLED:.0%} of {hbm / changes.GIB:.1f} GiB, whatever the'
-    ' formats of its state'
+    f'needs more than {FILLED:.0%} of {hbm / topology.GIB:.1f} GiB, whatever'
+    ' the formats of its state'
   )
 
 
@@ -180,7 +180,7 @@ def verify(
 def propose(
   run: Run, slice_: Slice, changed: Callable[[Sequence[str]], Run]
 ) -> dict[str, Any]:
-  """Layouts for a slice, the best of them compiled.
+  """A run by shapes, and layouts of it for a slice, the best ones compiled.
 
   Args:
     run: its mesh need not suit the slice.
@@ -188,9 +188,10 @@ def propose(
     changed: the run with changes of a `Forecast`.
 
   Returns:
-    'fit', layouts that fit; 'best', the first of them; 'refused', reason ->
-    layouts.
+    Of `plan.plan_shapes`, with 'topology', and in 'search' how many layouts
+    fit, the best of them, and reasons to refuse the others -> layouts.
   """
+  facts = plan.plan_shapes(run)
   found, refused = search(run, slice_)
   rows = [vars(f) for f in found[:_SHOWN]]
 
@@ -202,4 +203,5 @@ def propose(
     return {key: made[key] for key in keys}
 
   verify(rows, compiled, _VERIFIED, 2 * _VERIFIED)
-  return {'fit': len(found), 'best': rows, 'refused': refused}
+  said = {'fit': len(found), 'best': rows, 'refused': refused}
+  return facts | {'topology': str(slice_), 'search': said}

@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from moe import axes
 from moe.parallel.mesh import CONTEXT, DATA, EXPERT, FSDP, MODEL
 from moe.scale import cost, memory, roofline
 from moe.scale.topology import Slice
+from moe.train.state import TrainState
 from moe.types import PyTree
 
 _HALF = 2
@@ -133,7 +135,11 @@ def exchanges(remat: str) -> int:
 
 
 def work(
-  abstract, logical_axes: PyTree, mesh, sizes: memory.Sizes, load: Load
+  abstract: TrainState,
+  logical_axes: PyTree,
+  mesh: Mesh,
+  sizes: memory.Sizes,
+  load: Load,
 ) -> roofline.Work:
   """The account of a step.
 
@@ -249,7 +255,9 @@ def _flops_of_a_byte(kind: str, names, mesh, slice_: Slice, coords) -> float:
   return peak * seconds / _GIB
 
 
-def warnings(slice_: Slice, mesh, sizes: memory.Sizes, load: Load) -> list[str]:
+def warnings(
+  slice_: Slice, mesh: Mesh, sizes: memory.Sizes, load: Load
+) -> list[str]:
   """Rules of `refusal` that a forward pass of one layer breaks, as sentences.
 
   With the mesh's real place on the torus: an axis along two rings has twice the

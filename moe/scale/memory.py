@@ -14,7 +14,8 @@ from moe import axes
 from moe.parallel import shardings
 from moe.parallel.mesh import EXPERT
 from moe.scale import cost
-from moe.types import PyTree
+from moe.train.state import TrainState
+from moe.types import Batch, PyTree
 
 # Bytes of a number in products, and in sums.
 _HALF, _FULL = 2, 4
@@ -190,7 +191,9 @@ def _working(sizes: Sizes, is_sparse: bool) -> int:
   return sizes.dtype_bytes * numbers
 
 
-def predict(abstract, logical_axes: PyTree, batch, sizes: Sizes) -> Prediction:
+def predict(
+  abstract: TrainState, logical_axes: PyTree, batch: Batch, sizes: Sizes
+) -> Prediction:
   """What a device holds at most.
 
   Args:

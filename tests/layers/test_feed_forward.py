@@ -66,11 +66,10 @@ def test_shapes_dtypes_and_logical_axes():
 @pytest.mark.parametrize('activation', sorted(feed_forward.ACTIVATIONS))
 def test_a_network_has_as_many_matrices_as_it_says(activation):
   x_BTD = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)
-  variables = jax.eval_shape(
-    FeedForward(8, activation).init, jax.random.key(0), x_BTD
-  )
+  layer = FeedForward(8, activation)
+  variables = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)
   matrices = jax.tree.leaves(variables)
-  assert len(matrices) == feed_forward.matrices_of(activation)
+  assert len(matrices) == layer.anatomy().num_matrices
 
 
 def test_an_unknown_activation_is_refused():

@@ -203,4 +203,4 @@ def test_shapes_and_logical_axes():
 
 def test_the_width_counts_scores_and_values():
   # Of 4 heads: 6 + 4 features a score, 5 a value; the mean of 10 and 5 is 7.5.
-  assert LAYER.width() == 30
+  assert LAYER.anatomy().pair_width == 30

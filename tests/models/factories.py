@@ -32,10 +32,12 @@ def make_block(moe=None, **options):
     feed_forward=functools.partial(FeedForward, width=WIDTH),
     moe=functools.partial(
       MoE,
-      num_experts=NUM_EXPERTS,
-      expert_d_ff=EXPERT_D_FF,
-      group_size=GROUP_SIZE,
-      **moe or {},
+      **dict(
+        num_experts=NUM_EXPERTS,
+        expert_d_ff=EXPERT_D_FF,
+        group_size=GROUP_SIZE,
+      )
+      | (moe or {}),
     ),
     **options,
   )

@@ -2,16 +2,18 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe.models import functional
+from moe.models.decoder import Decoder
 from moe.models.functional import Functional
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules, shardings
-from moe.routing import dispatch
+from moe.routing import dispatch, gates
 from tests.models import factories
 
 # Capacity 1.5 * 4 * 2 / 4 = 3 of the 4 tokens of a group: some overflow.
@@ -149,3 +151,43 @@ def test_every_parameter_gets_a_gradient(one_device):
   gradients = one_device[1]
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+
+class Towers(nn.Module):
+  """As a model of two towers would hand its state down."""
+
+  fast: Decoder
+  slow: Decoder
+
+  def update_state(self, state):
+    return {
+      'fast': self.fast.update_state(state['fast']),
+      'slow': self.slow.update_state(state['slow']),
+    }
+
+
+def test_each_router_updates_its_own_state():
+  def tower(rate):
+    router = functools.partial(gates.Sigmoid, bias_rate=rate)
+    return factories.make_decoder(factories.make_block(dict(router=router)))
+
+  def state_of(decoder):
+    shapes = jax.eval_shape(
+      lambda: Functional(decoder).init(jax.random.key(0), BATCH)[1]
+    )
+    state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    # All rows of both layers came to the first of four experts.
+    node = state['stack']['periods']['block_0']['moe']['router']
+    node['load_E'][:, 0] = 8
+    return state
+
+  fast, slow = tower(0.5), tower(0.25)
+  before = {'fast': state_of(fast), 'slow': state_of(slow)}
+  after = Functional(Towers(fast, slow)).update(before)
+  assert jax.tree.structure(after) == jax.tree.structure(before)
+  for name, rate in (('fast', 0.5), ('slow', 0.25)):
+    router = after[name]['stack']['periods']['block_0']['moe']['router']
+    # Away from the full expert, towards the empty ones, by its own rate.
+    want_LE = rate * np.array([[-1, 1, 1, 1]] * 2)
+    np.testing.assert_array_equal(router['bias_E'], want_LE)
+    assert not np.any(router['load_E'])

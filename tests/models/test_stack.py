@@ -241,9 +241,7 @@ def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
 
 
 def test_an_unknown_policy_is_refused():
-  with pytest.raises(
-    ValueError, match="REMAT='some' must be one of none,"
-  ):
+  with pytest.raises(ValueError, match="REMAT='some' must be one of none,"):
     Stack(BLOCK, 2, remat='some')
 
 

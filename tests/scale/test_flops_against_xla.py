@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from launch.configs import configuration
+from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
 from moe.planning import recipe
 from moe.scale import cost
@@ -82,8 +83,8 @@ def counted_by_xla(run):
 def test_executed_flops_are_those_that_xla_counts(name):
   run = loaded(MODELS[name])
   ts, logical_axes = recipe.abstract_state(run)
-  _, _, moe = recipe.layers_of(run)
-  parts = cost.components(ts.params, logical_axes, moe.top_k)
+  active = anatomy(run.model).num_active
+  parts = cost.components(ts.params, logical_axes, active)
   made = recipe.recipe_of(run, num_devices=1)
   got = cost.executed_flops_per_token(parts, made)
   tokens = run.data.batch_size * run.data.sequence_length

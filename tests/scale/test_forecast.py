@@ -8,7 +8,7 @@ import pytest
 
 from launch.configs import configuration
 from moe.parallel.mesh import DATA, EXPERT, FSDP, make_mesh
-from moe.planning import search
+from moe.planning import layout
 from moe.runs import build
 from moe.scale import forecast, hlo, memory, topology, work
 from moe.scale.collectives import Transfer
@@ -21,7 +21,7 @@ def loaded(**macros):
 
 
 def placed(run):
-  return search.placed(run, make_mesh(run.mesh, jax.devices()[:8]))
+  return layout.placed(run, make_mesh(run.mesh, jax.devices()[:8]))
 
 
 def numbers(tree):

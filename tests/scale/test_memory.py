@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe import axes
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.planning import search
+from moe.planning import layout, plan
 from moe.scale import memory, topology
 from moe.train.state import TrainState
 from tests.scale import plans
@@ -113,13 +113,11 @@ def test_memory_is_predicted_before_anything_is_compiled(
   name, tmp_path, monkeypatch
 ):
   pytest.importorskip('libtpu')
-  from launch import plan
-
   monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
   text, run = plans.loaded(name)
   slice_ = topology.parse(text)
   mesh = make_mesh(run.mesh, topology.devices(slice_))
-  predicted = search.predict(run, mesh)
+  predicted = layout.predict(run, mesh)
   facts = plan.plan_topology(run, slice_, plan.plan_shapes(run))
   assert predicted.arguments == pytest.approx(facts['argument_bytes'], rel=0.01)
   is_near = predicted.peak == pytest.approx(facts['peak_bytes'], rel=0.1)

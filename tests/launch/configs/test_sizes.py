@@ -3,6 +3,7 @@
 import pytest
 
 from launch.configs import configuration
+from moe.models.anatomy import anatomy
 
 FILES = ['gin_configs/runs/quickstart.gin']
 
@@ -71,4 +72,4 @@ def test_what_is_not_in_use_may_be_zero():
   run = configuration.load(
     FILES, ['MOE_EVERY=0', 'NUM_EXPERTS=0', 'EXPERT_D_FF=0']
   )
-  assert run.model.stack(parent=None).moe_every == 0
+  assert anatomy(run.model).experts is None

@@ -1,0 +1,154 @@
+"""Models as a table: ours against the published figures, by shapes alone."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import rich.table
+
+from moe.models.functional import Functional
+from moe.runs.counts import counts_of
+from moe.runs.run import Run
+from moe.scale import cost
+from moe.train.program import batch_shapes
+from moe.types import Array, PyTree
+
+_UNITS = {'M': 10**6, 'B': 10**9, 'T': 10**12}
+_PUBLISHED = re.compile(
+  r'^# Published: (\d[\d.]*[MBT]) total(?:, (\d[\d.]*[MBT]) active)?\.$',
+  re.MULTILINE,
+)
+# A sentence of the comment, over as many lines as it takes.
+_WHY = re.compile(r'^# Difference: ((?:.*[^.]\n# )*.*\.)$', re.MULTILINE)
+
+
+class Published(NamedTuple):
+  """Figures of a paper as it writes them, such as '1.2T'; None: not given.
+
+  Attributes:
+    total: parameters.
+    active: of these, what one token passes through.
+    why: ours has another total; None where it has not.
+  """
+
+  total: str | None
+  active: str | None
+  why: str | None
+
+
+def published(path: pathlib.Path) -> Published:
+  """What the comment of a model's gin file says was published.
+
+  Raises:
+    ValueError: if a line begins with it and goes on otherwise.
+  """
+  text = path.read_text(encoding='utf-8')
+  found = _PUBLISHED.search(text)
+  if not found and 'Published:' in text:
+    raise ValueError(
+      f"{path.name}: the line '# Published:' must go on like '671B total, 37B"
+      " active.' or '395B total.'; write the source below it."
+    )
+  why = _WHY.search(text)
+  return Published(
+    *(found.groups() if found else (None, None)),
+    why and why.group(1).replace('\n# ', ' '),
+  )
+
+
+def figure(text: str) -> float:
+  """A published figure as a number: '1.2T' is 1.2e12."""
+  return float(text[:-1]) * _UNITS[text[-1]]
+
+
+def difference(value: int, text: str | None) -> float | None:
+  """Ours against the published figure, in percent of that; None without one."""
+  return None if text is None else 100 * (value / figure(text) - 1)
+
+
+def shapes(run: Run) -> tuple[PyTree, PyTree]:
+  """(shapes of a run's parameters, their logical axes), on no device."""
+  found = {}
+
+  def init(key: Array):
+    params, _, found['axes'] = Functional(run.model).init(
+      key, batch_shapes(1, 8)
+    )
+    return params
+
+  return jax.eval_shape(init, jax.random.key(0)), found['axes']
+
+
+def describe(
+  path: pathlib.Path, run: Run
+) -> dict[str, str | int | float | None]:
+  """A model's row of the table.
+
+  Args:
+    path: of the model's gin file, with the published figures in a comment.
+    run: one with this model; its sequence length is that of the FLOPs.
+
+  Raises:
+    ValueError: if the comment cannot be read.
+  """
+  params, logical_axes = shapes(run)
+  counts = counts_of(run, params, logical_axes)
+  paper = published(path)
+  return {
+    'name': path.stem,
+    **counts,
+    'params_total_published': paper.total,
+    'params_active_published': paper.active,
+    'params_total_difference': difference(counts['params_total'], paper.total),
+    'params_active_difference': difference(
+      counts['params_active'], paper.active
+    ),
+    'difference_because': paper.why,
+    'length': run.data.sequence_length,
+    'param_bytes': cost.total_bytes(params),
+  }
+
+
+def short(value: float) -> str:
+  """Four digits and a unit: 1,748,943,388,672 is 1.749T."""
+  unit = next((u for u in 'TB' if value >= _UNITS[u]), 'M')
+  return f'{value / _UNITS[unit]:.4g}{unit}'
+
+
+def table(rows: Sequence[dict]) -> rich.table.Table:
+  """The rows as a rich table."""
+  notes = [
+    f'FLOPs of one token at length {rows[0]["length"]}: 2 for each active'
+    ' parameter in a product, causal attention. GB: 10^9 bytes of float32'
+    ' parameters.'
+  ]
+  notes += [
+    f'{row["name"]}: {row["difference_because"]}'
+    for row in rows
+    if row['difference_because']
+  ]
+  made = rich.table.Table(
+    title='models, ours against published', caption='\n'.join(notes)
+  )
+  made.add_column('model', no_wrap=True)
+  columns = ['total', 'published', '%', 'active', 'published', '%']
+  for column in [*columns, 'GFLOP forward', 'GFLOP training', 'GB']:
+    made.add_column(column, justify='right')
+  percent = lambda value: '' if value is None else f'{value:+.2f}'
+  giga = lambda value: f'{value / 1e9:,.{0 if value > 1e12 else 3}f}'
+  for row in rows:
+    made.add_row(
+      row['name'],
+      short(row['params_total']),
+      row['params_total_published'] or '',
+      percent(row['params_total_difference']),
+      short(row['params_active']),
+      row['params_active_published'] or '',
+      percent(row['params_active_difference']),
+      giga(row['flops_per_token_forward']),
+      giga(row['flops_per_token_train']),
+      giga(row['param_bytes']),
+    )
+  return made

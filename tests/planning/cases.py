@@ -1,0 +1,36 @@
+"""A run that needs a plan: what the tests of this folder forecast."""
+
+from launch.configs import configuration
+
+FILES = [
+  'models/tiny.gin',
+  'parallel/data.gin',
+  'tasks/builtin.gin',
+  'runs/train.gin',
+]
+# 0.9 billion parameters on 4 chips of 16 GB: 14 GB of state, replicated.
+MACROS = {
+  'D_MODEL': 1024,
+  'NUM_LAYERS': 8,
+  'MOE_EVERY': 2,
+  'D_FF': 4096,
+  'EXPERT_D_FF': 4096,
+  'NUM_EXPERTS': 16,
+  'NUM_HEADS': 8,
+  'NUM_KV_HEADS': 8,
+  'HEAD_DIM': 128,
+  'VOCAB_SIZE': 16384,
+  'DTYPE': "'bfloat16'",
+  'REMAT': "'full'",
+  'SEQUENCE_LENGTH': 2048,
+  'GROUP_SIZE': 1024,
+  'BATCH_SIZE': 64,
+  'TRAIN_STEPS': 200,
+  'LEARNING_RATE': 0.001,
+}
+
+
+def loaded(**macros):
+  return configuration.load(
+    FILES, [f'{k}={v}' for k, v in (MACROS | macros).items()]
+  )

@@ -1,0 +1,53 @@
+"""The forecast of one layout, without compiling."""
+
+import pytest
+
+from moe.parallel.mesh import make_mesh
+from moe.planning import layout
+from moe.scale import topology
+from tests.planning.cases import loaded
+
+pytest.importorskip('libtpu')
+
+
+@pytest.fixture(scope='module')
+def slice_():
+  return topology.parse('v5e:2x2')
+
+
+def test_blocks_of_the_prefix_take_memory_too(slice_):
+  devices = topology.devices(slice_)
+
+  def kept(**macros):
+    run = loaded(REMAT="'none'", MESH_DATA=4, **macros)
+    held = layout.predict(run, make_mesh(run.mesh, devices))
+    return held.parts['kept for the backward pass']
+
+  # 4 blocks of 16 * 2048 tokens: their inputs, at least.
+  more = kept(NUM_LAYERS=6, NUM_DENSE_PREFIX=4) - kept(NUM_LAYERS=2)
+  assert more >= 4 * 16 * 2048 * 1024 * 2
+
+
+TWIN = dict(DENSE_TWIN=True, MESH_DATA=4)
+
+
+def test_a_dense_twin_works_on_no_rows_of_experts(slice_):
+  # Top 2 of experts as wide as the dense layers in between, 4096.
+  run = loaded(**TWIN)
+  sizes = layout.sizes_of(run, make_mesh(run.mesh, topology.devices(slice_)))
+  assert (sizes.expert_width, sizes.expert_rows) == (0, 0)
+  assert sizes.dense_width == 2 * 4096
+
+
+def test_the_forecast_of_a_dense_twin_sends_no_rows(slice_):
+  run = loaded(**TWIN)
+  where = layout.placed(run, make_mesh(run.mesh, topology.devices(slice_)))
+  load = layout._load(run, where, layout.sizes_of(run, where.mesh))
+  assert (load.exchanged, load.sparse_layers, load.rows_per_expert) == (0, 0, 0)
+
+
+def test_a_dense_twin_needs_no_routing_groups():
+  # 64 sequences of 2,048 tokens hold no group of 3,000.
+  layout.check(loaded(**TWIN, GROUP_SIZE=3000), 4)
+  with pytest.raises(ValueError, match='GROUP_SIZE=3000 must divide'):
+    layout.check(loaded(MESH_DATA=4, GROUP_SIZE=3000), 4)

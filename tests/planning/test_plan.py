@@ -1,0 +1,83 @@
+import pytest
+
+from launch.configs import configuration
+from moe.planning import plan
+from moe.scale import topology
+
+FILES = [
+  'models/tiny.gin',
+  'parallel/data.gin',
+  'tasks/builtin.gin',
+  'runs/train.gin',
+]
+MACROS = {'TRAIN_STEPS': 1000, 'LEARNING_RATE': 0.1}
+
+
+def loaded(**macros):
+  return configuration.load(
+    FILES, [f'{k}={v}' for k, v in (MACROS | macros).items()]
+  )
+
+
+@pytest.fixture(scope='module')
+def facts():
+  return plan.plan_shapes(loaded())
+
+
+def test_without_chips_the_promised_keys_are_there(facts):
+  promised = (
+    'params_total params_active flops_per_token_forward flops_per_token_train'
+    ' drop_rate_balanced drop_rate_cv03'
+  )
+  assert set(promised.split()) <= set(facts)
+
+
+def test_components_add_up_to_the_parameters(facts):
+  parts = facts['components'].values()
+  assert sum(p['total'] for p in parts) == facts['params_total']
+  assert sum(p['active'] for p in parts) == facts['params_active']
+
+
+def test_tokens_and_chip_hours_of_the_run_by_hand(facts):
+  # 1000 steps of 16 rows of 128 tokens; H100: 989 TFLOP/s at 40%.
+  assert facts['tokens'] == 1000 * 16 * 128
+  flops = facts['tokens'] * facts['flops_per_token_train']
+  hours = flops / (989e12 * 0.4) / 3600
+  assert facts['chip_hours']['h100'] == pytest.approx(hours)
+
+
+def test_adamw_keeps_two_numbers_for_each_parameter(facts):
+  two = pytest.approx(2 * facts['param_bytes'], rel=1e-3)
+  assert facts['optimizer_bytes'] == two
+
+
+def test_uneven_loads_drop_more(facts):
+  assert 0 < facts['drop_rate_balanced'] < facts['drop_rate_cv03'] < 0.2
+
+
+def test_a_dense_model_drops_nothing():
+  assert plan.plan_shapes(loaded(MOE_EVERY=0))['drop_rate_cv03'] == 0
+
+
+def test_empty_slots_and_recomputation_are_executed_too(facts):
+  wide = plan.plan_shapes(loaded(CAPACITY_FACTOR=2.5, REMAT="'full'"))
+  assert wide['flops_per_token_train'] == facts['flops_per_token_train']
+  for key in ('forward', 'train'):
+    key = f'executed_flops_per_token_{key}'
+    assert wide[key] > facts[key]
+
+
+@pytest.mark.nightly
+@pytest.mark.optimized
+def test_wudao_fits_2048_chips_with_a_quarter_to_spare(monkeypatch, tmp_path):
+  pytest.importorskip('libtpu')
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
+  wudao = configuration.load(['runs/wudao2_v5p_2048.gin'], [])
+  slice_ = topology.parse('v5p:8x16x16')
+  known = plan.plan_shapes(wudao, slice_)
+  facts = plan.plan_topology(wudao, slice_, known)
+  assert facts['headroom'] >= 0.25
+  assert facts['mfu_no_overlap'] >= 0.4
+  a_chip = known['executed_flops_per_token_train'] * known['tokens_per_step']
+  a_chip /= 2048
+  assert facts['executed_flops_per_chip'] == pytest.approx(a_chip, rel=0.01)
