@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
-  def verb(name, text):
+  def verb(name: str, text: str) -> argparse.ArgumentParser:
     return verbs.add_parser(
       name, help=text, description=text, allow_abbrev=False
     )

@@ -192,7 +192,9 @@ def is_prepared(
   return all(_has_stores(directory, *pair) for pair in wanted)
 
 
-def _has_stores(directory, task, splits) -> bool:
+def _has_stores(
+  directory: str, task: str, splits: Sequence[str] | None
+) -> bool:
   path = os.path.join(directory, task, MIXTURE)
   if os.path.isfile(path):
     with open(path) as f:
@@ -212,7 +214,7 @@ def _has_stores(directory, task, splits) -> bool:
   return not any(_outdated(directory, *part) for part in parts)
 
 
-def _outdated(directory, task_name, split) -> str | None:
+def _outdated(directory: str, task_name: str, split: str) -> str | None:
   """Why a store has to be made; None if it is what it would be if made now."""
   store = os.path.join(directory, task_name, split)
   vocabulary = os.path.join(directory, VOCABULARY)
@@ -227,7 +229,7 @@ def _outdated(directory, task_name, split) -> str | None:
   return _origin_outdated(manifest.get('origin'))
 
 
-def _vocabulary_outdated(directory) -> str | None:
+def _vocabulary_outdated(directory: str) -> str | None:
   """Why the vocabulary of a task has to be trained; None if it need not be."""
   if not os.path.isfile(os.path.join(directory, VOCABULARY)):
     return 'it is not there'
@@ -238,14 +240,14 @@ def _vocabulary_outdated(directory) -> str | None:
     return _origin_outdated(None)
 
 
-def _origin_outdated(recorded) -> str | None:
+def _origin_outdated(recorded: dict | None) -> str | None:
   if recorded is None:
     return 'it does not say what it was made of'
   changed = origin.changed(recorded)
   return changed and f'{changed} has changed'
 
 
-def _origin(task_name, split) -> dict:
+def _origin(task_name: str, split: str) -> dict:
   """What a split is made of; nothing is known of sources of other packages."""
   import seqio
 
@@ -255,7 +257,7 @@ def _origin(task_name, split) -> dict:
 
 def register_tasks() -> None:
   """Imports every task, and with them TensorFlow, which takes seconds."""
-  # It is only to read files: it shall not take a device, nor greet.
+  # TensorFlow only reads files here: it takes no device and does not greet.
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   with _quiet():
@@ -286,7 +288,7 @@ def _tasks_sha256() -> str:
   return digest.hexdigest()
 
 
-def _parts(task, splits) -> list[tuple[str, str]]:
+def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
   """(task, split) of all stores, each known to have a first document."""
   found = cache.splits(task)
   if splits is None:
@@ -305,7 +307,12 @@ def _parts(task, splits) -> list[tuple[str, str]]:
   return parts
 
 
-def _prepare_vocabulary(directory, task, vocabulary, vocab_size):
+def _prepare_vocabulary(
+  directory: str,
+  task: str,
+  vocabulary: str | os.PathLike | None,
+  vocab_size: int | None,
+) -> None:
   path = os.path.join(directory, VOCABULARY)
   is_there = os.path.isfile(path)
   if vocabulary is not None:
@@ -323,8 +330,8 @@ def _prepare_vocabulary(directory, task, vocabulary, vocab_size):
     _train_vocabulary(path, task, vocab_size)
 
 
-def _train_vocabulary(path, task, vocab_size):
-  # Looked at before it is read: a change in between counts as one.
+def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
+  # The files are looked at before they are read, so a change in between counts.
   trained_on = {}
   for task_name in cache.tasks_with(task, 'train'):
     trained_on |= _origin(task_name, 'train')
@@ -334,7 +341,7 @@ def _train_vocabulary(path, task, vocab_size):
   _logger.info(f'{path}: {trained.size} pieces')
 
 
-def _prepare_mixture(directory, task):
+def _prepare_mixture(directory: str, task: str) -> None:
   """Writes what a mixture is made of, so that it can be read without seqio."""
   rates = dict(cache.resolve(task))
   if list(rates) == [task]:
@@ -348,18 +355,20 @@ def _prepare_mixture(directory, task):
   _write_json(os.path.join(directory, task, MIXTURE), mixture)
 
 
-def _write_json(path, content):
+def _write_json(path: str, content: dict) -> None:
   """Writes a whole file or nothing."""
   with open(path + '.tmp', 'w') as f:
     json.dump(content, f, indent=2, ensure_ascii=False)
   os.replace(path + '.tmp', path)
 
 
-def _cache(task_name, split, directory, max_bad_fraction):
+def _cache(
+  task_name: str, split: str, directory: str, max_bad_fraction: float
+) -> None:
   name, begin = f'{task_name}/{split}', time.monotonic()
   last = begin
 
-  def progress(num_documents):
+  def progress(num_documents: int) -> None:
     nonlocal last
     if time.monotonic() - last > 10:
       last = time.monotonic()

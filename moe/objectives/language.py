@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from moe.models.functional import Functional
 from moe.objectives.objective import Objective
 from moe.train.loss import cross_entropy
+from moe.types import Array, Batch, Pair, PyTree
 
 
 def language_model(
@@ -41,7 +42,9 @@ def language_model(
     'logits_z': logits_z,
   }
 
-  def loss_fn(params, state, batch, key, train):
+  def loss_fn(
+    params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
+  ) -> tuple[dict[str, Pair], PyTree, dict[str, Pair]]:
     rngs = None
     if key is not None:
       router_key, dropout_key = jax.random.split(key)
@@ -65,7 +68,7 @@ def language_model(
       (terms if name in coefficients else metrics)[name] = pair
     return terms, outputs.state, metrics
 
-  def weights_fn(batch):
+  def weights_fn(batch: Batch) -> dict[str, Array]:
     weight = batch.loss_weights.sum()
     tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
     return {

@@ -21,7 +21,7 @@ class Objective:
       alone: microbatches are scaled by the weight of the whole batch.
     coefficients: name -> factor of each term.
     update_fn: state -> state, once a step, after all microbatches.
-    rows_together: neighbouring rows of a batch that microbatches do not part:
+    rows_together: so many neighbouring rows of a batch stay in one microbatch:
       those of a routing group that spans several.
   """
 

@@ -19,9 +19,9 @@ from moe.train.program import Program
 _logger = logging.getLogger(__name__)
 
 
-# Settings of a resumed run that are told to differ from those it had.
+# A warning names at most so many settings that a resumed run had otherwise.
 MAX_DIFFERENCES = 8
-# What is saved with a checkpoint and may not be another one later.
+# A checkpoint holds these, and the run that goes on from it must have the same.
 ORDER = ('seed', 'batch_size', 'sequence_length')
 DATA_HASHES = {
   'vocabulary_sha256': 'the vocabulary of TASK',
@@ -201,7 +201,7 @@ def check_disk(program: Program, steps_dir: str) -> None:
 
 
 def warn_of_router(run: Run) -> None:
-  """Says so where the router lets a token's experts depend on later tokens."""
+  """Warns if the router lets a token's experts depend on later tokens."""
   router = router_of(run)
   if router is None:
     return

@@ -20,7 +20,7 @@ SAMPLES_PER_PROMPT = 2
 TEMPERATURE = 0.8
 
 
-def _texts(dirs: Sequence[str], vocabulary) -> list[str]:
+def _texts(dirs: Sequence[str], vocabulary: Vocabulary) -> list[str]:
   """Documents of token stores as text."""
   texts = []
   for directory in dirs:

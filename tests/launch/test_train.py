@@ -132,8 +132,11 @@ def test_a_damaged_checkpoint_is_told(run_main, run_directory, tmp_path):
   for path in (workdir / 'checkpoints/7/state').rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:-1])
-  result = run_main([f'--gin_file={workdir}/config.gin'], workdir)
-  assert 'No sound checkpoint in' in error_of(result)
+  code, err = run_main([f'--gin_file={workdir}/config.gin'], workdir)
+  warning, error = err.splitlines()
+  assert code == 2
+  assert warning.startswith('Checkpoint 7 in ') and 'is damaged' in warning
+  assert error.startswith('error: No sound checkpoint in')
 
 
 def test_a_vocabulary_of_another_run_is_told(run_main, run_directory, tmp_path):
