@@ -3,13 +3,14 @@
 import pathlib
 
 from tasks import registry, text_files
+from tasks.text_files import Fields, Record
 
 _DIRECTORY = pathlib.Path(__file__).resolve().parent / 'corpora'
 _MARKS = {'user': '問：', 'persona': '答：'}
 
 
-def corpus(name, **fields):
-  """A file of the built-in corpus, whose records say their split themselves."""
+def corpus(name: str, **fields: Fields) -> text_files.LineSource:
+  """A file of the built-in corpus, in which each record names its split."""
   return text_files.json_lines(
     _DIRECTORY / f'{name}.jsonl',
     {'id': str, 'split': str} | fields,
@@ -18,23 +19,23 @@ def corpus(name, **fields):
   )
 
 
-def couplet(record):
+def couplet(record: Record) -> str:
   """Both lines."""
   return record['up'] + '\n' + record['down']
 
 
-def poem(record):
+def poem(record: Record) -> str:
   """Title, line break, lines."""
   return record['title'] + '\n' + ''.join(record['paragraphs'])
 
 
-def essay(record):
+def essay(record: Record) -> str:
   """Title, line break, text."""
   return record['title'] + '\n' + record['text']
 
 
-def dialogue(record):
-  """Who is asked, then a line for each turn."""
+def dialogue(record: Record) -> str:
+  """The name of the persona, then a line for each turn."""
   turns = [_MARKS[turn['role']] + turn['text'] for turn in record['turns']]
   return '\n'.join([record['persona'], *turns])
 

@@ -1,15 +1,16 @@
-"""Song ci lyrics and Yuan qu arias: the tune, then all lines on one line."""
+"""Song ci lyrics and Yuan qu arias: the tune, then one line with all verses."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def ci_document(lyric):
+def ci_document(lyric: Record) -> str:
   """Name of the tune, line break, lines."""
   return lyric['rhythmic'] + '\n' + ''.join(lyric['paragraphs'])
 
 
-def qu_document(aria):
+def qu_document(aria: Record) -> str:
   """Play and tune, line break, lines."""
   return aria['title'] + '\n' + ''.join(aria['paragraphs'])
 

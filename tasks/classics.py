@@ -1,28 +1,28 @@
 """Classics of the schools, songs and primers; Huajian ji by itself.
 
-Huajian ji is in the Complete Tang Poems too: poems_shi has its lyrics, some of
-them held out, so it belongs in no mixture with them.
+poems_shi has the lyrics of Huajian ji too: no mixture may have both of them.
 """
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 _HUAJIAN = '花間集'
 
 
-def document(piece):
+def document(piece: Record) -> str:
   """Book and title, then a line for each paragraph."""
   titles = dict.fromkeys(t for t in (piece['book'], piece['title']) if t)
   return '\n'.join(['・'.join(titles), *piece['paragraphs']])
 
 
-def classic(piece):
-  """The document of a piece that is not in Huajian ji."""
+def classic(piece: Record) -> str | None:
+  """The document of a piece that is not in Huajian ji; else None."""
   return None if piece['book'] == _HUAJIAN else document(piece)
 
 
-def huajian(piece):
-  """The document of a piece in Huajian ji."""
+def huajian(piece: Record) -> str | None:
+  """The document of a piece in Huajian ji; else None."""
   return document(piece) if piece['book'] == _HUAJIAN else None
 
 

@@ -1,15 +1,16 @@
-"""Couplets of regulated verse: given the first line, write the second."""
+"""Couplets of regulated verse: the first line is given, the second written."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def pair(couplet):
-  """First line and line break; second line."""
+def pair(couplet: Record) -> tuple[str, str]:
+  """The first line with its line break, and the second line."""
   return couplet['up'] + '\n', couplet['down']
 
 
-def document(couplet):
+def document(couplet: Record) -> str:
   """Both lines."""
   return ''.join(pair(couplet))
 

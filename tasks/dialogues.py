@@ -1,33 +1,36 @@
-"""Dialogues, a line for each turn with its speaker's mark, and personas."""
+"""Dialogues, each turn a line with the mark of its speaker, and personas."""
+
+from collections.abc import Sequence
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def in_turn(turns, marks):
-  """Turns as lines, the two speakers' marks in turn."""
+def in_turn(turns: Sequence[Record], marks: Sequence[str]) -> str:
+  """Turns as lines that begin with the marks of two speakers in turn."""
   lines = [marks[i % 2] + turn['text'] for i, turn in enumerate(turns)]
   return '\n'.join(lines)
 
 
-def chat(dialogue):
+def chat(dialogue: Record) -> str:
   """Two speakers of equal standing."""
   return in_turn(dialogue['turns'], ['甲：', '乙：'])
 
 
-def exchange(dialogue):
-  """A question and its answer, or more."""
+def exchange(dialogue: Record) -> str:
+  """One or more questions, each with its answer."""
   return in_turn(dialogue['turns'], ['問：', '答：'])
 
 
-def service(dialogue):
-  """A user and a system, each turn by its speaker."""
+def service(dialogue: Record) -> str:
+  """A user and a system, each turn with the mark of its speaker."""
   marks = {'usr': '用户：', 'sys': '系统：'}
   return '\n'.join(marks[t['role']] + t['text'] for t in dialogue['turns'])
 
 
-def persona(record):
-  """What to play, then the instruction."""
+def persona(record: Record) -> str:
+  """The part to play, then the instruction."""
   return record['act'] + '\n' + record['prompt'].strip()
 
 

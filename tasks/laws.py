@@ -1,11 +1,12 @@
-"""Constitution and statutes of Taiwan, a law a document."""
+"""Constitution and statutes of Taiwan; each law is a document."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def document(law):
-  """Title; a line for each heading; one for each article with its number."""
+def document(law: Record) -> str:
+  """The title, then a line for each heading and each numbered article."""
   lines = [law['title']]
   for number, text in law['articles']:
     lines.append(text if number == '#' else f'{number}\u3000{text}')

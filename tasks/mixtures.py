@@ -1,9 +1,10 @@
-"""Every task of the project, and the mixtures: import this to have them all.
+"""Every task and every mixture of the project: importing this registers all.
 
 A new corpus is one file beside this one and one name in the import below; a
-mixture is one line. Rates go by size in characters, so that every document is
-seen equally often. No corpus of a mixture trains on what another one holds out,
-but for four lyrics of 3,588 that stand both in poems_shi and in ci.
+mixture is one line. A rate is the size of a corpus in characters, so that every
+document is seen equally often. No corpus of a mixture trains on what another
+one holds out, but for four lyrics of 3,588 that are both in poems_shi and in
+ci.
 """
 
 from tasks import (  # noqa: F401  Importing registers.

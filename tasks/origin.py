@@ -1,7 +1,7 @@
-"""What documents were made of: their files and the code that read them.
+"""What documents were made of: their files, and the code that read them.
 
-A token store keeps `record` of it, and `changed` tells whether the store would
-come out otherwise today, without TensorFlow, seqio or reading a document.
+A token store keeps a `record` of them. `changed` tells whether the store would
+be another today; it needs no TensorFlow and no seqio, and reads no document.
 """
 
 import glob
@@ -15,17 +15,16 @@ from typing import Any
 
 from tasks import text_files
 
-# Of a larger file, size and time of change have to be others before it is
-# hashed again.
+# A larger file is hashed again only if its size or time of change is another.
 _ALWAYS_HASHED_BYTES = 1 << 26
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
 def code(*modules: str) -> list[str]:
-  """Files of modules and of all that they take from this package.
+  """Files of modules, and of all modules of this package that they use.
 
   Args:
-    modules: names of imported modules; those without a file are left out.
+    *modules: names of imported modules; those without a file are left out.
   """
   found, left = {}, list(modules)
   while left:
@@ -44,21 +43,21 @@ def code(*modules: str) -> list[str]:
 
 
 def type_module(value: Any) -> str:
-  """Name of the module in which a value or its class was defined."""
+  """Name of the module that defines a value or its class."""
   name = getattr(value, '__module__', None)
   return name if isinstance(name, str) else ''
 
 
 def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
-  """What is to be kept, as JSON.
+  """The record of files that a store keeps, ready for JSON.
 
   Args:
     patterns: of files; relative ones start at `text_files.data_directory()`.
 
   Returns:
-    pattern -> file -> [size, time of change in ns, SHA-256]. Files of this
-    package and of the data directory are named relative to it, so that another
-    copy of either is compared where it is.
+    pattern -> file -> [size, time of change in ns, SHA-256]. Names in this
+    package or in the data directory are relative to it, so that another copy of
+    either can be compared.
   """
   return {
     _portable(pattern): {
@@ -70,10 +69,10 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
 
 
 def changed(recorded: dict[str, Any]) -> str | None:
-  """The first file or pattern that no longer is as it was; None if all are.
+  """The first file or pattern that is not as it was; None if all are.
 
-  Where a pattern has no files any more, as on a machine that was given the
-  stores alone, there is nothing to compare.
+  A pattern without any file is not compared: a machine may have the stores
+  without the files of the corpora.
   """
   for pattern, files in recorded.items():
     found = {_portable(p): p for p in _matching(_located(pattern))}

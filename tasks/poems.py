@@ -1,10 +1,11 @@
-"""Tang and Song shi poems: the title, then all lines on one line."""
+"""Tang and Song shi poems: the title, then one line with all verses."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def document(poem):
+def document(poem: Record) -> str:
   """Title, line break, lines."""
   return poem['title'] + '\n' + ''.join(poem['paragraphs'])
 

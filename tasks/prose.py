@@ -2,14 +2,15 @@
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def titled(piece):
+def titled(piece: Record) -> str:
   """Title, line break, text."""
   return piece['title'] + '\n' + piece['text']
 
 
-def page(piece):
+def page(piece: Record) -> str:
   """A markdown page as it is."""
   return piece['text']
 

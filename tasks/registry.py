@@ -1,10 +1,10 @@
 """How a corpus becomes a seqio task: a source of records and one function.
 
 A source has `splits` and `records(split)`, which gives dictionaries. A document
-function makes text of a record, or None to leave the record out. That is all a
-corpus has to say; tokenising, end marks and features are the same for all. A
-source that also has `files_of(split)`, names of its files, has its token stores
-made again when one of them changes.
+function makes text of a record, or None to leave the record out. A corpus needs
+nothing else; tokenising, end marks and features are the same for all. A source
+may also have `files_of(split)`, which gives the names of its files: its token
+stores are then made again when a file changes.
 """
 
 import functools
@@ -24,7 +24,11 @@ class Source(Protocol):
   splits: Sequence[str]
 
   def records(self, split: str) -> Iterator[Record]:
-    """Records of a split in a fixed order; ValueError before the first one."""
+    """Records of a split in a fixed order.
+
+    Raises:
+      ValueError: before the first record, if the split cannot be read.
+    """
 
 
 class DocumentSource(seqio.FunctionDataSource):
@@ -42,8 +46,9 @@ class DocumentSource(seqio.FunctionDataSource):
     Args:
       source: of records.
       features: names of the texts of a document.
-      document_fn: record -> as many texts, or None to leave the record out.
-      module: which module the task was written in.
+      document_fn: record -> a text for each feature, or None to leave the
+        record out.
+      module: name of the module that defines the task.
     """
     super().__init__(dataset_fn=self._dataset, splits=source.splits)
     self.source = source
@@ -52,7 +57,7 @@ class DocumentSource(seqio.FunctionDataSource):
     self._module = module
 
   def origin(self, split: str) -> dict:
-    """What a split's documents are made of, see `tasks.origin`."""
+    """What the documents of a split are made of, see `tasks.origin`."""
     files_of = getattr(self.source, 'files_of', lambda split: [])
     modules = self._module, origin.type_module(self.source), __name__
     return origin.record([*files_of(split), *origin.code(*modules)])
@@ -65,16 +70,18 @@ class DocumentSource(seqio.FunctionDataSource):
     """
     return self._documents(self.source.records(split))
 
-  def _documents(self, records) -> Iterator[dict[str, str]]:
+  def _documents(self, records: Iterator[Record]) -> Iterator[dict[str, str]]:
     for record in records:
       texts = self._document_fn(record)
       if texts is not None:
         yield dict(zip(self._features, texts, strict=True))
 
-  def _dataset(self, split, shuffle_files, seed=None) -> tf.data.Dataset:
+  def _dataset(
+    self, split: str, shuffle_files: bool, seed: int | None = None
+  ) -> tf.data.Dataset:
     del shuffle_files, seed  # The token store fixes the order.
-    # What is wrong with a corpus is told here: inside tf.data the same error is
-    # a page of traceback.
+    # Errors of a corpus are raised here: inside tf.data they become a page of
+    # traceback.
     next(self.documents(split), None)
     return tf.data.Dataset.from_generator(
       lambda: self.documents(split),
@@ -90,7 +97,7 @@ def add_text_task(
   document_fn: Callable[[Record], str | None],
   convert: str | None = None,
 ):
-  """Registers a task whose documents are scored whole.
+  """Registers a task whose documents are scored as a whole.
 
   Args:
     name: of the task.
@@ -100,7 +107,7 @@ def add_text_task(
       information; None keeps the script of the source.
   """
 
-  def texts_fn(record):
+  def texts_fn(record: Record) -> tuple[str] | None:
     document = document_fn(record)
     return None if document is None else (document,)
 
@@ -119,9 +126,9 @@ def add_prefix_task(
   Args:
     name: of the task.
     source: of records.
-    pair_fn: record -> (given text, text to write), or None to leave it out. The
-      document is the one after the other: the given text ends in its own
-      separator.
+    pair_fn: record -> (given text, text to write), or None to leave the record
+      out. The document is one text after the other, so the given text must end
+      in a separator.
     convert: as in `add_text_task`.
   """
   module = origin.type_module(pair_fn)
@@ -129,7 +136,7 @@ def add_prefix_task(
 
 
 def add_mixture(name: str, tasks: Sequence[str]):
-  """Registers a mixture of tasks, rates by their sizes in characters."""
+  """Registers a mixture of tasks whose rates are their sizes in characters."""
   seqio.MixtureRegistry.add(name, list(tasks), default_rate=num_chars)
 
 
@@ -140,7 +147,14 @@ def num_chars(task: seqio.Task) -> float:
   return float(sum(len(text) for doc in documents for text in doc.values()))
 
 
-def _add(name, source, features, document_fn, convert, module):
+def _add(
+  name: str,
+  source: Source,
+  features: Sequence[str],
+  document_fn: Callable[[Record], Sequence[str] | None],
+  convert: str | None,
+  module: str,
+) -> None:
   if convert:
     document_fn = _converted(document_fn, convert)
   seqio.TaskRegistry.add(
@@ -158,16 +172,18 @@ def _add(name, source, features, document_fn, convert, module):
   )
 
 
-def _converted(document_fn, convert: str):
-  """A document function whose texts are put into another script."""
+def _converted(
+  document_fn: Callable[[Record], Sequence[str] | None], convert: str
+) -> Callable[[Record], tuple[str, ...] | None]:
+  """A document function that puts its texts into another script."""
 
   @functools.cache
   def converter():
-    import opencc  # Only tasks that ask for a conversion need it.
+    import opencc  # Only tasks with a conversion need it.
 
     return opencc.OpenCC(convert)
 
-  def converted_fn(record):
+  def converted_fn(record: Record) -> tuple[str, ...] | None:
     texts = document_fn(record)
     return texts and tuple(converter().convert(text) for text in texts)
 

@@ -9,10 +9,9 @@ HELD_OUT_PERCENT = 5
 def by_hash(key: str) -> str:
   """The split of a record whose source has no held-out file of its own.
 
-  A key is held out when the first 8 bytes of its SHA-256, as a big-endian
-  number, leave less than HELD_OUT_PERCENT when divided by 100. Records of one
-  key are never parted, and neither the order nor the number of the others
-  moves a record.
+  A key is held out if the first 8 bytes of its SHA-256, as a big-endian number
+  modulo 100, are less than HELD_OUT_PERCENT. Records with the same key are
+  always in the same split, which does not depend on any other record.
 
   Args:
     key: what must stay together: a record's id, a law's code, a first line.

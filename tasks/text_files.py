@@ -1,9 +1,9 @@
-"""Records out of files of one's own: plain text and JSON lines, packed or not.
+"""Records from local files: plain text and JSON lines, compressed or not.
 
-A file is checked whole before its first record is given, so that nothing long
-starts on a broken one. Lines that are no UTF-8, no JSON or lack a field are
-skipped with a warning that names file and line; when they are more than
-`max_bad_fraction` of a file, reading it is an error.
+A file is checked from beginning to end before its first record is given, so
+that no long work starts on a broken file. A line that is no UTF-8, is no JSON
+or lacks a field is skipped, and a warning names file and line. More such lines
+than `max_bad_fraction` of the file are an error.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import logging
 import lzma
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks import splits
@@ -31,25 +31,25 @@ Fields = Any
 
 
 def data_directory() -> pathlib.Path:
-  """Where relative file names start: $WUDAO_DATA, or shared/data beside us."""
+  """Where relative file names start: $WUDAO_DATA, or ../shared/data."""
   project = pathlib.Path(__file__).resolve().parents[1]
   default = project.parent / 'shared' / 'data'
   return pathlib.Path(os.environ.get('WUDAO_DATA', default))
 
 
 def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
-  """A value cut down to the fields asked for.
+  """A copy of a value with only the given fields.
 
   Args:
-    value: what `json.loads` gave.
+    value: as `json.loads` gives it.
     fields: `str`, `[fields]` or `{name: fields}`; other keys are left out.
-    name: how messages call the value.
+    name: of the value in messages.
 
   Returns:
     A new value with exactly those fields.
 
   Raises:
-    ValueError: if a field is missing or of another type, or if a string holds
+    ValueError: if a field is missing or has another type, or if a string holds
       half of a surrogate pair, which UTF-8 cannot write.
   """
   if fields is str:
@@ -72,7 +72,7 @@ def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
 
 
 def parse_json(line: bytes, fields: Fields) -> Record:
-  """A line of JSON as a record with the fields asked for, or ValueError."""
+  """A line of JSON as a record with the given fields; else ValueError."""
   try:
     value = json.loads(line.decode('utf-8'))
   except RecursionError as error:
@@ -86,7 +86,7 @@ def parse_text(line: bytes) -> Record:
 
 
 def split_of(record: Record) -> str:
-  """The split of a record by its `id`, or by all of it where it has none."""
+  """The split of a record by its `id`, or by the whole record without one."""
   key = record.get('id')
   return splits.by_hash(key or json.dumps(record, sort_keys=True))
 
@@ -96,12 +96,12 @@ class LineSource:
   """A source of records that are lines of files.
 
   Attributes:
-    files: a file name or pattern that holds every split, or one for each split
-      by name; relative ones start at `data_directory()`. `.gz` and `.xz` are
-      unpacked on the way.
-    parse: a line's bytes to a record; ValueError says what is wrong with it.
-    split_fn: a record's split, where one file holds every split.
-    max_bad_fraction: of the lines of a file, those that may be malformed.
+    files: a file name or pattern for all splits together, or one for each split
+      by name; relative ones start at `data_directory()`. Files that end in
+      `.gz` or `.xz` are decompressed.
+    parse: bytes of a line -> record; a ValueError says what is wrong with it.
+    split_fn: record -> its split, if the files hold all splits together.
+    max_bad_fraction: share of the lines of a file that may be malformed.
   """
 
   files: str | os.PathLike | Mapping[str, str | os.PathLike]
@@ -125,15 +125,15 @@ class LineSource:
     """Records of a split in the order of the files.
 
     Raises:
-      ValueError: at once for an unknown split or a missing, damaged or
-        malformed file.
+      ValueError: at once if the split is unknown, or if a file is missing,
+        damaged or malformed.
     """
     if split not in self.splits:
       raise ValueError(
         f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
       )
-    # A generator would find a broken file only when its first record is asked
-    # for, somewhere inside tf.data.
+    # A generator would find a broken file only at its first record, somewhere
+    # inside tf.data.
     return self._records(split, [self._checked(p) for p in self._paths(split)])
 
   def files_of(self, split: str) -> list[str | os.PathLike]:
@@ -141,13 +141,15 @@ class LineSource:
     is_by_split = isinstance(self.files, Mapping)
     return [self.files[split] if is_by_split else self.files]
 
-  def _records(self, split, paths) -> Iterator[Record]:
+  def _records(
+    self, split: str, paths: Sequence[pathlib.Path]
+  ) -> Iterator[Record]:
     for path in paths:
       for _, line in _lines(path):
         try:
           record = self.parse(line)
         except ValueError:
-          continue  # Counted and told by `_checked`.
+          continue  # `_checked` has counted it and warned of it.
         if isinstance(self.files, Mapping) or self.split_fn(record) == split:
           yield record
 
@@ -168,7 +170,7 @@ class LineSource:
       self._fit.add(version)
     return path
 
-  def _check(self, path: pathlib.Path):
+  def _check(self, path: pathlib.Path) -> None:
     total, num_bad, first_bad = 0, 0, []
     for number, line in _lines(path):
       total += 1
@@ -195,39 +197,44 @@ class LineSource:
 def json_lines(
   files: str | os.PathLike | Mapping[str, str | os.PathLike],
   fields: Fields,
-  **options,
+  split_fn: Callable[[Record], str] = split_of,
+  max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> LineSource:
   """A source of JSON lines: one object a line, with at least these fields.
 
   Args:
     files: as in LineSource.
     fields: such as {'id': str, 'title': str, 'paragraphs': [str]}.
-    **options: split_fn and max_bad_fraction of LineSource.
+    split_fn: as in LineSource.
+    max_bad_fraction: as in LineSource.
 
   Returns:
     The source; its records have exactly these fields.
   """
   parse = functools.partial(parse_json, fields=fields)
-  return LineSource(files, parse, **options)
+  return LineSource(files, parse, split_fn, max_bad_fraction)
 
 
 def plain_text(
-  files: str | os.PathLike | Mapping[str, str | os.PathLike], **options
+  files: str | os.PathLike | Mapping[str, str | os.PathLike],
+  split_fn: Callable[[Record], str] = split_of,
+  max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> LineSource:
   r"""A source of plain text: one document a line, \n for a line break inside.
 
   Args:
     files: as in LineSource.
-    **options: split_fn and max_bad_fraction of LineSource.
+    split_fn: as in LineSource.
+    max_bad_fraction: as in LineSource.
 
   Returns:
     The source; its records are {'text': document}.
   """
-  return LineSource(files, parse_text, **options)
+  return LineSource(files, parse_text, split_fn, max_bad_fraction)
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Numbered lines that are not blank, without their ends."""
+  """(number, line without its end) of each line that is not blank."""
   opener = _OPENERS.get(path.suffix, open)
   number = 0
   try:

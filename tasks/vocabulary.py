@@ -1,11 +1,12 @@
-"""The vocabulary of every text task: one place, filled in when it is known.
+"""The vocabulary of every text task, which is set when it is known.
 
-Tasks are declared when this package is imported, before anybody has said which
-SentencePiece model to use, and the model may itself be trained on their text.
-So their features hold a vocabulary that is bound late: `set_path` first, then
-read the task. All tokenising goes through `moe.modalities.vocabulary`, the one
-tokeniser of the project, because tf_text's would neither keep U+2581 nor be the
-same code that sampling uses. It runs in Python, offline, when a store is made.
+Importing this package declares the tasks, before anybody has said which
+SentencePiece model to use; the model may even be trained on their text. So the
+features of the tasks hold a vocabulary whose model is set later: call
+`set_path`, then read a task. `moe.modalities.vocabulary`, the one tokeniser of
+the project, does all tokenising: the tokeniser of tf_text does not keep U+2581
+and is not the code that sampling uses. It runs in Python, offline, when a store
+is made.
 """
 
 import os
@@ -26,7 +27,7 @@ class LateVocabulary(seqio.Vocabulary):
     self._model = None
 
   def load(self, path: str | os.PathLike):
-    """Uses the model at `path` from now on; ValueError if it is not fit."""
+    """Uses the model at `path` from now on; ValueError if it cannot be used."""
     self._model = vocabulary.Vocabulary(path)
 
   @property
@@ -34,7 +35,7 @@ class LateVocabulary(seqio.Vocabulary):
     """The model that is set.
 
     Raises:
-      ValueError: if none is.
+      ValueError: if no model is set.
     """
     if self._model is None:
       raise ValueError(
@@ -46,17 +47,17 @@ class LateVocabulary(seqio.Vocabulary):
 
   @property
   def bos_id(self) -> int:
-    """Every document starts with padding, as in t5x."""
+    """The padding id, with which every document starts, as in t5x."""
     return vocabulary.PAD
 
   @property
   def eos_id(self) -> int:
-    """The end mark."""
+    """The id of the end mark."""
     return vocabulary.EOS
 
   @property
   def unk_id(self) -> int:
-    """What byte fallback leaves unused."""
+    """The id of unknown pieces, which byte fallback leaves unused."""
     return vocabulary.UNK
 
   @property
@@ -70,11 +71,11 @@ class LateVocabulary(seqio.Vocabulary):
     return self.model.decode(list(ids))
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    # Taken now: a dataset keeps the model it was built with.
+    # Read now, so that a dataset keeps the model that it was built with.
     model = self.model
 
     def encode(text: bytes | np.ndarray) -> np.ndarray:
-      # An array outside of tf.data, bytes inside.
+      # The text is bytes inside of tf.data and an array outside of it.
       text = text if isinstance(text, bytes) else text.item()
       return np.array(model.encode(text.decode('utf-8')), np.int32)
 
@@ -100,6 +101,6 @@ def set_path(path: str | os.PathLike):
     path: a model that `moe.modalities.vocabulary.Vocabulary` accepts.
 
   Raises:
-    ValueError: if the file is missing or not fit.
+    ValueError: if the file is missing or cannot be used.
   """
   LATE.load(path)

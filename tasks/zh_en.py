@@ -1,16 +1,17 @@
-"""Translation between Chinese and English, each direction a prefix task."""
+"""Translation between Chinese and English: each direction is a prefix task."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.text_files import Record
 
 
-def to_chinese(pair):
-  """Given English, write Chinese."""
+def to_chinese(pair: Record) -> tuple[str, str]:
+  """The English text is given, the Chinese written."""
   return f'英文：{pair["en"]}\n中文：', pair['zh']
 
 
-def to_english(pair):
-  """Given Chinese, write English."""
+def to_english(pair: Record) -> tuple[str, str]:
+  """The Chinese text is given, the English written."""
   return f'中文：{pair["zh"]}\n英文：', pair['en']
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from moe.checkpoint import integrity, restore
+from moe.checkpoint import integrity, listing
 
 
 class Listed(NamedTuple):
@@ -39,8 +39,8 @@ def chosen(
   Raises:
     ValueError: if there is no such step.
   """
-  directory, named = restore.locate(path)
-  steps = restore.steps(directory)
+  directory, named = listing.locate(path)
+  steps = listing.steps(directory)
   step = named if step is None else step
   if step is None:
     return directory, steps
@@ -53,10 +53,10 @@ def chosen(
 
 def listed(directory: epath.Path) -> list[Listed]:
   """The steps in a directory, in ascending order."""
-  best = restore.best_step(directory)
+  best = listing.best_step(directory)
   found = []
-  for step in restore.steps(directory):
-    meta = restore.read_meta(directory / str(step))
+  for step in listing.steps(directory):
+    meta = listing.read_meta(directory / str(step))
     size = integrity.size(directory / str(step))
     metrics = meta.get('metrics') or {}
     found.append(Listed(step, size, metrics, step == best, not meta))
@@ -66,7 +66,7 @@ def listed(directory: epath.Path) -> list[Listed]:
 def damage(
   directory: epath.Path, steps: list[int]
 ) -> Iterator[tuple[int, list[str]]]:
-  """What is wrong with each step, a phrase for each file; none if it is sound.
+  """What is wrong with each step: a phrase a file, none if it is sound.
 
   Args:
     directory: directory of the steps.
@@ -80,7 +80,7 @@ def recorded(
   directory: epath.Path, step: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """(short entries, texts of several lines) that were recorded with a step."""
-  meta = restore.read_meta(directory / str(step))
+  meta = listing.read_meta(directory / str(step))
   is_text = lambda value: isinstance(value, str) and '\n' in value
   texts = {key: value for key, value in meta.items() if is_text(value)}
   return {k: v for k, v in meta.items() if k not in texts}, texts

@@ -21,8 +21,8 @@ from moe.checkpoint.listing import (
   read_meta,
   steps,
 )
-from moe.parallel.shardings import path_name
-from moe.types import PyTree
+from moe.parallel.shardings import Shaped, path_name
+from moe.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
 
@@ -188,7 +188,13 @@ def load_initial(
   return loaded['params'], loaded['state'], meta
 
 
-def _load(path, tree, target, sources, sharding) -> dict[str, jax.Array]:
+def _load(
+  path: epath.Path,
+  tree: PyTree,
+  target: dict[str, PyTree],
+  sources: dict[str, str],
+  sharding: jax.sharding.Sharding | None,
+) -> dict[str, Array]:
   """Arrays by target path; each array of the checkpoint is read once."""
   import orbax.checkpoint as ocp  # Half a second: a configuration needs none.
 
@@ -248,7 +254,9 @@ def leaves(tree: PyTree) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in flat}
 
 
-def _placed(leaf, sharding=None) -> jax.ShapeDtypeStruct:
+def _placed(
+  leaf: Shaped, sharding: jax.sharding.Sharding | None = None
+) -> jax.ShapeDtypeStruct:
   """The shape, dtype and sharding to read an array with."""
   own = getattr(leaf, 'sharding', None)
   if not isinstance(own, jax.sharding.Sharding):
@@ -265,7 +273,13 @@ def _source(name: str, assignment: Assignment) -> str | None:
   return name
 
 
-def _mismatch(name, leaf, source, stored, is_exact=False) -> list[str]:
+def _mismatch(
+  name: str,
+  leaf: Shaped,
+  source: str,
+  stored: Shaped | None,
+  is_exact: bool = False,
+) -> list[str]:
   """Why an array cannot be read, as a list of at most one phrase."""
   if stored is None:
     origin = '' if source == name else f' (looked for {source})'

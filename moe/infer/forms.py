@@ -8,10 +8,9 @@ end. A piece of the vocabulary fits at a slot if all its characters do.
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-
-from moe.modalities.vocabulary import Vocabulary
 
 # Unicode's blocks of Han: 〇, extension A, unified, compatibility, and the two
 # planes of extensions.
@@ -24,6 +23,29 @@ FORMS = ('couplet', *_VERSES)
 
 # Marks a barred piece in a jump table.
 BARRED = -1
+
+
+class Vocabulary(Protocol):
+  """What is read of a `moe.modalities.vocabulary.Vocabulary`.
+
+  Attributes:
+    pad, eos, unk: ids of padding, end mark and unknown pieces.
+    size: number of pieces.
+  """
+
+  pad: int
+  eos: int
+  unk: int
+  size: int
+
+  def is_byte(self, id: int) -> bool:
+    """Whether a piece is one byte of a character."""
+
+  def piece(self, id: int) -> str:
+    """How SentencePiece writes a piece."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of token ids."""
 
 
 def shape(text: str) -> str:

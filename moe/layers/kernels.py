@@ -124,7 +124,16 @@ def _tables(
   return jnp.minimum(ahead, last)[None], runs.astype(jnp.int32)[None]
 
 
-def _splash_local(q_BTNH, k_BSKH, v_BSKH, segments, last_BT, first, span, name):
+def _splash_local(
+  q_BTNH: Array,
+  k_BSKH: Array,
+  v_BSKH: Array,
+  segments: tuple[Array, Array],
+  last_BT: Array,
+  first: Array,
+  span: int,
+  name: str | None,
+) -> Array:
   """Splash attention of one device's queries to all keys of its sequences."""
   # The kernel is heavy to import and of use on TPUs only.
   from jax.experimental.pallas.ops.tpu.splash_attention import (

@@ -40,15 +40,15 @@ class SoftMoE(nn.Module):
   softmax over slots. No token is dropped and no expert chosen. Departs from it
   in leaving padding out. It is called like `moe_layer.MoE`, which it replaces.
 
-  The output of a token depends on all tokens of its mix, also on later ones and
-  on those of other documents in its row, so it is not for decoders that write.
+  The output of a token depends on all tokens of its group, also on later ones
+  and on those of other documents, so the layer is not for decoders that write.
 
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
     top_k: an expert has C = group_size * top_k / E slots, so that a token costs
       as much as with top_k active experts.
-    group_size: M, tokens of a mix; 0 for whole sequences.
+    group_size: M, tokens that are mixed; 0 for whole sequences.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the experts may not be divided.

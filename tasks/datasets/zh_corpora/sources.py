@@ -1,4 +1,4 @@
-"""The public Chinese corpora: what each is, where it is from, how split."""
+"""The public Chinese corpora: what each is, its origin, and its splits."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ def _id(record: Record) -> str:
 
 
 def _text(record: Record) -> str:
-  # There are aphorisms without a title, and a lyric under two.
+  # Some aphorisms have no title, and one lyric has two.
   return ''.join(record['paragraphs'])
 
 
 def _first_turn(record: Record) -> str:
-  # Most exchanges are there in both scripts, and must not be parted.
+  # Most exchanges are there in both scripts, which must share a split.
   return upstream.convert(record['turns'][0]['text'], 't2s')
 
 
@@ -32,17 +32,17 @@ class Source:
   Attributes:
     description: what the records are.
     repository: on GitHub, 'owner/name'.
-    commit: of the repository that was read.
+    commit: of the repository, the version that is read.
     licence: of the data.
     fields: what a record holds, as text_files.conform takes it.
     files: prepared file for each split, under text_files.data_directory().
     members: pattern of the repository's files that are read.
-    parse: those files, as (path, bytes), to records; None where the prepared
-      files were made by rules that do not fit here.
-    group_fn: key of what must stay in one split.
-    keep_apart: whether 'train' also leaves out what `splits.by_hash` would hold
-      out, though there is a file for 'validation': another corpus has the same
-      groups and holds those out.
+    parse: makes records of those files, as (path, bytes); None if no rule makes
+      the prepared files from them.
+    group_fn: record -> key; records with the same key share a split.
+    keep_apart: whether 'train' also leaves out the groups that `splits.by_hash`
+      holds out, although there is a file for 'validation'. This is so if
+      another corpus has the same groups and holds those out.
   """
 
   description: str
@@ -58,11 +58,11 @@ class Source:
 
   @property
   def url(self) -> str:
-    """Address of the repository's files at the commit, one archive."""
+    """Address of an archive of the repository's files at the commit."""
     return f'https://github.com/{self.repository}/archive/{self.commit}.zip'
 
   def prepared(self, split: str) -> Iterator[Record]:
-    """Records of a split out of the prepared files."""
+    """Records of a split, from the prepared files."""
     lines = text_files.json_lines(self.files, self.fields)
     if 'validation' in self.files:
       records = lines.records(split)
@@ -75,7 +75,7 @@ class Source:
   def downloaded(
     self, split: str, members: Iterator[tuple[str, bytes]]
   ) -> Iterator[Record]:
-    """Records of a split out of the files of the repository's archive."""
+    """Records of a split, from the files of the repository's archive."""
     # GitHub puts everything into one folder named after the commit.
     inside = ((path.partition('/')[2], data) for path, data in members)
     matching = (

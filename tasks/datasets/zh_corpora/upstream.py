@@ -1,8 +1,8 @@
-"""The public repositories' own files, read into the records of `sources`.
+"""Readers of the public repositories' files, which give records of `sources`.
 
 Each function takes (path, bytes) of the files of one repository and gives
-records. Used where there is a network and no prepared file; then every split is
-drawn by hash, so results are not comparable with those on the prepared files.
+records. They are used if there is a network and no prepared file. Then a hash
+draws every split, so results cannot be compared with those on prepared files.
 """
 
 import functools
@@ -35,7 +35,7 @@ def convert(text: str, conversion: str) -> str:
 
 
 def shi(files: Files) -> Records:
-  """Poems; those that open alike share an id and so a split."""
+  """Poems; those with the same opening share an id, and so a split."""
   for path, data in files:
     dynasty = path.split('.')[1]
     for poem in json.loads(data):
@@ -45,7 +45,7 @@ def shi(files: Files) -> Records:
 
 
 def couplets(files: Files) -> Records:
-  """Middle couplets of the poems that are four couplets of one line length."""
+  """Middle couplets of poems of four couplets whose lines are equally long."""
   for poem in shi(files):
     pairs = [_REGULATED.fullmatch(pair) for pair in poem['paragraphs']]
     if len(pairs) != 4 or not all(pairs):
@@ -114,7 +114,7 @@ def _article(article: dict[str, str]) -> list[str]:
 
 
 def law_pairs(files: Files) -> Records:
-  """Articles that are there under one number in Chinese and English."""
+  """Articles that have the same number in Chinese and in English."""
   chinese, english = {}, {}
   for path, data in files:
     articles = english if path.startswith('Eng_') else chinese
@@ -138,7 +138,7 @@ def kdconv(files: Files) -> Records:
 
 
 def crosswoz(files: Files) -> Records:
-  """Dialogues, out of an archive inside the archive."""
+  """Dialogues, from an archive inside the archive."""
   for _, data in files:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
       dialogues = json.loads(archive.read(archive.namelist()[0]))

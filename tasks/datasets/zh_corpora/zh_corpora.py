@@ -1,9 +1,9 @@
-"""Public Chinese corpora as a TFDS dataset, one config a corpus.
+"""Public Chinese corpora as a TFDS dataset; each corpus is a config.
 
-The tasks of this project read it through `Corpus`; with this module imported,
-`tfds.load('zh_corpora/poems_shi')` works too. Prepared files under $WUDAO_DATA
-are taken where they are, so that whoever has them has the same splits; the
-repository at its commit is downloaded where they are not.
+The tasks of this project read it through `Corpus`; after an import of this
+module `tfds.load('zh_corpora/poems_shi')` works too. Prepared files under
+$WUDAO_DATA come first, so that everybody who has them has the same splits.
+Without them the repository is downloaded at its commit.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -36,7 +36,7 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
   """Chinese poems, prose, laws, dialogues and translations."""
 
   VERSION = tfds.core.Version('1.0.0')
-  # TFDS would find it with importlib_resources, which it does not require.
+  # TFDS would find the path with importlib_resources, which may be missing.
   code_path = tfds.core.Path(__file__)
   BUILDER_CONFIGS = [
     Config(name=name, description=source.description, source=source)
@@ -55,7 +55,9 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
       metadata=tfds.core.MetadataDict(),
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
     source = self.builder_config.source
     if fingerprint := _fingerprint(source):
       self.info.metadata.update(fingerprint)
@@ -69,7 +71,7 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
     return {name: enumerate(records[name]) for name in splits.NAMES}
 
   def _generate_examples(self):
-    raise AssertionError('_split_generators gives the examples itself')
+    raise AssertionError('_split_generators gives the examples')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +96,9 @@ class Corpus:
     The first call prepares the corpus in `cache_directory()`.
 
     Raises:
-      ValueError: at once if the split is unknown, the corpus cannot be had, is
-        malformed, or is not the one that was prepared.
+      ValueError: at once if the split is unknown, or if the corpus is neither
+        there nor downloadable, is malformed, or has changed since it was
+        prepared.
     """
     if split not in self.splits:
       raise ValueError(
@@ -103,7 +106,8 @@ class Corpus:
       )
     builder = ZhCorpora(config=self.name, data_dir=cache_directory())
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is the caller's.
+    # TFDS prints, and stdout belongs to the caller.
+    with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare()
     source = sources.SOURCES[self.name]
     fingerprint = _fingerprint(source)
@@ -113,26 +117,26 @@ class Corpus:
         f' {builder.data_path}, but its files in {text_files.data_directory()}'
         ' have changed: delete that folder to prepare it again.'
       )
-    # Batches, because TensorFlow takes as long for one example as for many.
+    # TensorFlow takes as long for one example as for a batch.
     batches = builder.as_dataset(split=split).ragged_batch(_BATCH)
     return itertools.chain.from_iterable(
       _rows(batch, source.fields) for batch in batches
     )
 
   def files_of(self, split: str) -> list[str]:
-    """Names of the prepared files, for `tasks.origin`; any may hold a split."""
+    """Names of all prepared files, for `tasks.origin`; any may hold a split."""
     del split
     return list(sources.SOURCES[self.name].files.values())
 
 
 def cache_directory() -> pathlib.Path:
-  """Where prepared corpora are: $WUDAO_CACHE/tfds or ~/.cache/wudao/tfds."""
+  """Where corpora are prepared: $WUDAO_CACHE/tfds or ~/.cache/wudao/tfds."""
   default = pathlib.Path.home() / '.cache' / 'wudao'
   return pathlib.Path(os.environ.get('WUDAO_CACHE', default)) / 'tfds'
 
 
 def _fingerprint(source: sources.Source) -> dict[str, str]:
-  """SHA-256 of the prepared files by name; empty where one is missing."""
+  """SHA-256 of the prepared files by name; empty if one is missing."""
   paths = {
     name: text_files.data_directory() / name for name in source.files.values()
   }
@@ -144,7 +148,12 @@ def _fingerprint(source: sources.Source) -> dict[str, str]:
   }
 
 
-def _download(name: str, source: sources.Source, dl_manager) -> Any:
+def _download(
+  name: str,
+  source: sources.Source,
+  dl_manager: tfds.download.DownloadManager,
+) -> Any:
+  """Downloads the archive of a corpus and gives its path."""
   wanted = ', '.join(
     str(text_files.data_directory() / path) for path in source.files.values()
   )
@@ -157,10 +166,10 @@ def _download(name: str, source: sources.Source, dl_manager) -> Any:
   import requests  # TFDS downloads with it; only a download needs it.
 
   try:
-    # TFDS tries for minutes where there is no network.
+    # Without a network TFDS would try for minutes.
     requests.head(source.url, timeout=_TIMEOUT).raise_for_status()
     return dl_manager.download(source.url)
-  except OSError as error:  # requests' own errors among them.
+  except OSError as error:  # The errors of requests are OSErrors.
     raise ValueError(
       f'The corpus {name} must be there as {wanted} or be downloadable from'
       f' {source.url}, got {type(error).__name__}: set $WUDAO_DATA to the'
@@ -168,7 +177,9 @@ def _download(name: str, source: sources.Source, dl_manager) -> Any:
     ) from error
 
 
-def _members(dl_manager, archive) -> Iterator[tuple[str, bytes]]:
+def _members(
+  dl_manager: tfds.download.DownloadManager, archive: Any
+) -> Iterator[tuple[str, bytes]]:
   for path, f in dl_manager.iter_archive(archive):
     yield path, f.read()
 
@@ -185,7 +196,7 @@ def _features(fields: text_files.Fields):
 
 
 def _rows(column: Any, fields: text_files.Fields) -> list[Any]:
-  """What TFDS gives for a batch of values, as the values were."""
+  """The values of a batch from what TFDS makes of them."""
   if isinstance(fields, dict):
     columns = [_rows(column[name], part) for name, part in fields.items()]
     return _transposed(fields, columns)
@@ -198,7 +209,9 @@ def _rows(column: Any, fields: text_files.Fields) -> list[Any]:
   return _decoded(column.to_list() if is_ragged else column.numpy().tolist())
 
 
-def _transposed(names, columns) -> list[dict[str, Any]]:
+def _transposed(
+  names: Iterable[str], columns: Iterable[list[Any]]
+) -> list[dict[str, Any]]:
   return [
     dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
   ]
