@@ -218,6 +218,7 @@ def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
   sparse_model, make_batch
 ):
