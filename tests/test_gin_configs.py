@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from launch import models, train
+from launch import models
 from launch.configs import configuration
 from moe.parallel import shardings
 from moe.planning import model_table, plan
-from moe.runs import build
+from moe.runs import build, training
 from moe.runs.counts import flops_of
 from moe.scale import cost
 from moe.train import program as program_lib
@@ -64,7 +64,7 @@ def moe(run):
 # Macro -> a value that no file has, and where it arrives.
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
-  'NUM_LAYERS': (60, lambda run: stack(run).num_layers),
+  'NUM_LAYERS': (62, lambda run: stack(run).num_layers),
   'NUM_HEADS': (6, lambda run: attention(run).num_heads),
   'NUM_KV_HEADS': (3, lambda run: attention(run).num_kv_heads),
   'HEAD_DIM': (10, lambda run: attention(run).head_dim),
@@ -176,7 +176,7 @@ def test_a_run_is_built_by_shapes(name):
   assert program.mesh.size == len(devices)
   assert counts['params_total'] >= counts['params_active'] > 0
   assert peak is None  # of a CPU
-  assert f'{counts["params_active"]:,}' in train.describe(program, counts)
+  assert f'{counts["params_active"]:,}' in training.describe(program, counts)
 
 
 SOFT = """include 'models/tiny.gin'

@@ -72,12 +72,23 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
   program = build.build(run)
   preflight.warn_of_router(run)
   counts, peak = flops_of(run, program)
-  description = program_lib.describe(program) + (
+  token_seconds = peak and counts['flops_per_token_train'] / peak
+  return Job(
+    run,
+    workdir,
+    program,
+    counts,
+    token_seconds,
+    describe(program, counts),
+  )
+
+
+def describe(program: Program, counts: dict[str, int]) -> str:
+  """The model for people to read: its parameters, and what a token costs."""
+  return program_lib.describe(program) + (
     f'active parameters per token {counts["params_active"]:,}\n'
     f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
   )
-  token_seconds = peak and counts['flops_per_token_train'] / peak
-  return Job(run, workdir, program, counts, token_seconds, description)
 
 
 def train(

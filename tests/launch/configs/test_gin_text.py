@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.configs import configuration, written
+from launch.configs import configuration
 
 # What a configuration says now, and what it said where modules lay elsewhere.
 BEFORE = {
@@ -48,13 +48,6 @@ def test_another_spelling_is_no_difference(texts, tmp_path):
   now, old = texts
   path = write(tmp_path, old.replace('SEED = 3', 'SEED = 4'))
   assert configuration.differences(now, path) == ['SEED 4 -> 3']
-
-
-@pytest.mark.parametrize('which', [0, 1])
-def test_a_comparison_reads_seed_and_tasks(texts, tmp_path, which):
-  path = tmp_path / 'config.gin'
-  path.write_text(texts[which], encoding='utf-8')
-  assert written.seed_and_tasks(path) == (3, ('builtin', 'builtin'))
 
 
 def test_long_lines_are_broken_and_stay_what_they_are(tmp_path):

@@ -4,10 +4,11 @@ import pytest
 
 from launch.configs import written
 
-# 'config' is what wrote `Data` before `run` did.
 CONFIG = """
 from __gin__ import dynamic_registration
-from nowhere import trainer
+from {package} import {module}
+from moe.train import trainer
+from nowhere import gates
 SEED = 7
 EVAL_TASKS = ('poems', 'ci')
 trainer.Settings.seed = %SEED
@@ -16,10 +17,13 @@ trainer.Settings.seed = %SEED
 """
 
 
-@pytest.mark.parametrize('module', ['run', 'config'])
-def test_seed_and_tasks_are_found_behind_macros(tmp_path, module):
+# 'config' of 'launch' held `Data` before 'run' did.
+@pytest.mark.parametrize(
+  ('package', 'module'), [('moe.runs', 'run'), ('launch', 'config')]
+)
+def test_seed_and_tasks_are_found_behind_macros(tmp_path, package, module):
   path = tmp_path / 'config.gin'
-  path.write_text(CONFIG.format(module=module))
+  path.write_text(CONFIG.format(package=package, module=module))
   assert written.seed_and_tasks(path) == (7, ('poems', 'poems', 'ci'))
 
 
