@@ -34,13 +34,13 @@ def prepare(
     ValueError: if the vocabulary is not fit.
   """
   # Imported here, since verbs import this file and --help must answer at once.
-  from tasks import stores
+  from tasks import outdated
 
   size = vocab_size if vocabulary is None else None
-  directory = stores.vocabulary_directory(
+  directory = outdated.vocabulary_directory(
     wanted[0][0], cache_dir, vocabulary, size
   )
-  if not stores.is_prepared(directory, wanted, size):
+  if not outdated.is_prepared(directory, wanted, size):
     flag = f'--vocab_size={size}' if size else f'--vocabulary={vocabulary}'
     command = [sys.executable, '-m', 'launch.data', 'cache', flag]
     command += [f'--cache_dir={cache_dir}']

@@ -2,37 +2,21 @@
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.util
 import json
 import logging
 import os
-import pathlib
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from moe.data import cache
-from moe.data.store import (
-  MANIFEST,
-  MIXTURE,
-  VOCABULARY,
-  Store,
-  file_sha256,
-  find_stores,
-  is_store,
-)
+from moe.data.store import MANIFEST, MIXTURE, VOCABULARY, is_store
 from moe.data.text_file import read_texts
 from moe.modalities.vocabulary import Vocabulary, train_vocabulary
-from tasks import origin
+from tasks import outdated
 
 _logger = logging.getLogger(__name__)
-
-# Beside a trained vocabulary: what its texts were made of.
-TRAINED_ON = 'trained_on.json'
-# What is cached when no split is named, where a task has it.
-DEFAULT_SPLITS = ('train', 'validation')
 
 
 def prepare(
@@ -68,9 +52,11 @@ def prepare(
       fit, before anything long is done.
   """
   first = wanted[0][0]
-  directory = vocabulary_directory(first, cache_dir, vocabulary, vocab_size)
+  directory = outdated.vocabulary_directory(
+    first, cache_dir, vocabulary, vocab_size
+  )
   size = vocab_size if vocabulary is None else None
-  if not overwrite and is_prepared(directory, wanted, size):
+  if not overwrite and outdated.is_prepared(directory, wanted, size):
     return directory
   register_tasks()
   parts = [part for pair in wanted for part in _parts(*pair)]
@@ -80,7 +66,7 @@ def prepare(
       _prepare_mixture(directory, task)
     for task_name, split in dict.fromkeys(parts):
       # Another process may have made it while this one waited.
-      reason = _outdated(directory, task_name, split)
+      reason = outdated.store_outdated(directory, task_name, split)
       if reason and is_store(os.path.join(directory, task_name, split)):
         _logger.info(f'{task_name}/{split} is made again: {reason}')
       if reason or overwrite:
@@ -132,121 +118,6 @@ def _locked(directory: str) -> Iterator[None]:
     yield
 
 
-def vocabulary_directory(
-  task: str,
-  cache_dir: str | os.PathLike,
-  vocabulary: str | os.PathLike | None,
-  vocab_size: int | None,
-) -> str:
-  """Where a vocabulary and its stores are or are going to be.
-
-  Args:
-    task: on which a vocabulary is trained, if no file is given.
-    cache_dir: of all token stores.
-    vocabulary: its file, or None.
-    vocab_size: pieces of one to train.
-
-  Returns:
-    <cache_dir>/<task>-<vocab_size>, or the directory of a file that is in the
-    cache, or <cache_dir>/<name of the file>-<start of its hash>.
-
-  Raises:
-    ValueError: if there is neither a vocabulary nor a size, or the file is not
-      fit.
-  """
-  cache_dir = os.path.abspath(cache_dir)
-  if vocabulary is None:
-    if vocab_size is None:
-      raise ValueError(
-        'A task is tokenised with a vocabulary, got none: give its file, or the'
-        ' size of one to train.'
-      )
-    return os.path.join(cache_dir, f'{task}-{vocab_size}')
-  path = pathlib.Path(vocabulary).absolute()
-  sha256 = Vocabulary(path).sha256
-  if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
-    return str(path.parent)
-  # Files of one name may differ: the hash tells their stores apart.
-  name = path.parent.name if path.name == VOCABULARY else path.stem
-  return os.path.join(cache_dir, f'{name}-{sha256[:8]}')
-
-
-def is_prepared(
-  directory: str,
-  wanted: Sequence[tuple[str, Sequence[str] | None]],
-  vocab_size: int | None = None,
-) -> bool:
-  """Whether all stores are there and up to date, as far as can be told.
-
-  Args:
-    directory: of the vocabulary.
-    wanted: (task or mixture, its splits) pairs, as of `prepare`. A mixture has
-      to be looked up again whenever the code of the tasks has changed.
-    vocab_size: pieces of a vocabulary that is trained on the first task.
-
-  Returns:
-    False if `prepare` has anything to do.
-  """
-  if vocab_size is not None and _vocabulary_outdated(directory):
-    return False
-  return all(_has_stores(directory, *pair) for pair in wanted)
-
-
-def _has_stores(
-  directory: str, task: str, splits: Sequence[str] | None
-) -> bool:
-  path = os.path.join(directory, task, MIXTURE)
-  if os.path.isfile(path):
-    with open(path) as f:
-      mixture = json.load(f)
-    if mixture['tasks_sha256'] != _tasks_sha256():
-      return False
-    splits = splits or [s for s in DEFAULT_SPLITS if s in mixture['splits']]
-  try:
-    stores = [
-      store
-      for split in splits or DEFAULT_SPLITS
-      for store in find_stores(directory, task, split)[0]
-    ]
-  except ValueError:
-    return False
-  parts = [pathlib.Path(store).parts[-2:] for store in stores]
-  return not any(_outdated(directory, *part) for part in parts)
-
-
-def _outdated(directory: str, task_name: str, split: str) -> str | None:
-  """Why a store has to be made; None if it is what it would be if made now."""
-  store = os.path.join(directory, task_name, split)
-  vocabulary = os.path.join(directory, VOCABULARY)
-  if not is_store(store) or not os.path.isfile(vocabulary):
-    return 'it is not there'
-  try:
-    manifest = Store(store).manifest
-  except ValueError:
-    return 'it is damaged, or of another version'
-  if manifest['vocabulary_sha256'] != file_sha256(vocabulary):
-    return 'the vocabulary is another one'
-  return _origin_outdated(manifest.get('origin'))
-
-
-def _vocabulary_outdated(directory: str) -> str | None:
-  """Why the vocabulary of a task has to be trained; None if it need not be."""
-  if not os.path.isfile(os.path.join(directory, VOCABULARY)):
-    return 'it is not there'
-  try:
-    with open(os.path.join(directory, TRAINED_ON)) as f:
-      return _origin_outdated(json.load(f))
-  except (OSError, ValueError):
-    return _origin_outdated(None)
-
-
-def _origin_outdated(recorded: dict | None) -> str | None:
-  if recorded is None:
-    return 'it does not say what it was made of'
-  changed = origin.changed(recorded)
-  return changed and f'{changed} has changed'
-
-
 def _origin(task_name: str, split: str) -> dict:
   """What a split is made of; nothing is known of sources of other packages."""
   import seqio
@@ -279,20 +150,11 @@ def _quiet() -> Iterator[None]:
     os.close(kept)
 
 
-def _tasks_sha256() -> str:
-  """Hash of the code that declares the tasks, without importing it."""
-  package = pathlib.Path(importlib.util.find_spec('tasks').origin).parent
-  digest = hashlib.sha256()
-  for path in sorted(package.rglob('*.py')):
-    digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-  return digest.hexdigest()
-
-
 def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
   """(task, split) of all stores, each known to have a first document."""
   found = cache.splits(task)
   if splits is None:
-    splits = [split for split in DEFAULT_SPLITS if split in found]
+    splits = [split for split in outdated.DEFAULT_SPLITS if split in found]
   parts = [
     (task_name, split)
     for split in splits
@@ -321,7 +183,7 @@ def _prepare_vocabulary(
       shutil.copyfile(vocabulary, path + '.tmp')
       os.replace(path + '.tmp', path)
     return
-  reason = _vocabulary_outdated(directory)
+  reason = outdated.vocabulary_outdated(directory)
   if reason:
     again = f' again: {reason}' if is_there else ''
     _logger.info(
@@ -337,7 +199,9 @@ def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
     trained_on |= _origin(task_name, 'train')
   texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
   trained = train_vocabulary(texts, vocab_size, path)
-  _write_json(os.path.join(os.path.dirname(path), TRAINED_ON), trained_on)
+  _write_json(
+    os.path.join(os.path.dirname(path), outdated.TRAINED_ON), trained_on
+  )
   _logger.info(f'{path}: {trained.size} pieces')
 
 
@@ -350,7 +214,7 @@ def _prepare_mixture(directory: str, task: str) -> None:
   mixture = {
     'rates': rates,
     'splits': cache.splits(task),
-    'tasks_sha256': _tasks_sha256(),
+    'tasks_sha256': outdated.tasks_sha256(),
   }
   _write_json(os.path.join(directory, task, MIXTURE), mixture)
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
   'checkpoint': BASE,
   'infer': BASE,
   'evaluate': TRAINED,
-  'scale': BASE | {'train.program'},
+  'scale': BASE | {'train.program', 'train.state'},
   'runs': BUILT,
   'planning': BUILT | {'runs'},
   'report': BUILT | {'runs'},

@@ -12,7 +12,7 @@ VERBS = sorted(
 )
 PROGRAM = """
 import importlib, sys
-heavy = {'numpy', 'jax', 'tensorflow', 'seqio', 'sentencepiece', 'rich', 'gin'}
+heavy = {'numpy', 'jax', 'tensorflow', 'seqio', 'sentencepiece', 'rich'}
 for verb in sys.argv[1:]:
   try:
     importlib.import_module(f'launch.{verb}').main(['--help'])

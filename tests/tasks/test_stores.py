@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tasks import stores
+from tasks import outdated, stores
 
 pytest.importorskip('seqio')
 
@@ -92,22 +92,22 @@ def test_overwriting_makes_everything_again(copied):
 def test_a_store_of_another_vocabulary_is_made_again(copied):
   train_vocabulary(['白日依山盡'], 300, copied / 'vocabulary.model')
   wanted = [('builtin_poems', ['train'])]
-  assert not stores.is_prepared(str(copied), wanted)
+  assert not outdated.is_prepared(str(copied), wanted)
   stores.prepare(wanted, copied.parent, copied / 'vocabulary.model')
   assert verify(copied / 'builtin_poems' / 'train') == []
 
 
 def test_a_broken_store_is_not_taken_for_prepared(copied):
   (copied / 'builtin_poems/train/manifest.json').write_text('{"for')
-  assert not stores.is_prepared(str(copied), [('builtin_poems', ['train'])])
+  assert not outdated.is_prepared(str(copied), [('builtin_poems', ['train'])])
 
 
 def test_a_mixture_is_looked_up_again_when_the_tasks_change(copied):
-  assert stores.is_prepared(str(copied), [('builtin', ['train'])])
+  assert outdated.is_prepared(str(copied), [('builtin', ['train'])])
   path = copied / 'builtin' / 'mixture.json'
   mixture = json.loads(path.read_text())
   path.write_text(json.dumps(mixture | {'tasks_sha256': 'of yesterday'}))
-  assert not stores.is_prepared(str(copied), [('builtin', ['train'])])
+  assert not outdated.is_prepared(str(copied), [('builtin', ['train'])])
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def letters(tmp_path, monkeypatch):
 
 def is_prepared(tmp_path):
   directory = str(tmp_path / 'c' / 't_letters-400')
-  return stores.is_prepared(directory, [('t_letters', ['train'])], 400)
+  return outdated.is_prepared(directory, [('t_letters', ['train'])], 400)
 
 
 def change_a_file(path):
