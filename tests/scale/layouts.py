@@ -10,6 +10,7 @@ import os
 import pathlib
 
 from launch.configs import configuration
+from moe.runs.build import build
 
 FOLDER = pathlib.Path(__file__).parent / 'goldens'
 FILES = [
@@ -67,15 +68,13 @@ LAYOUTS = {
 }
 
 
-def build(name: str):
+def built(name: str):
   """(run, program) of a layout on 8 devices."""
   import jax
 
-  from moe.runs import build as build_lib
-
   macros = MODEL | LAYOUTS[name]
   run = configuration.load(FILES, [f'{k}={v}' for k, v in macros.items()])
-  return run, build_lib.build(run, jax.devices()[:8])
+  return run, build(run, jax.devices()[:8])
 
 
 def shardings(name: str) -> str:
@@ -85,7 +84,7 @@ def shardings(name: str) -> str:
   from moe.parallel import rules
   from moe.parallel.shardings import path_name
 
-  run, program = build(name)
+  run, program = built(name)
   mesh = ' '.join(f'{a}={n}' for a, n in program.mesh.shape.items() if n > 1)
   lines = [f'mesh {mesh}', '', 'activations']
   for axis, where in rules.activation_rules(rules.table(run.rules)):
@@ -110,7 +109,7 @@ def collectives(name: str) -> str:
   from moe.scale import hlo, work
   from moe.train.program import batch_shapes
 
-  run, program = build(name)
+  run, program = built(name)
   shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
   compiled = program.train_step.lower(program.abstract, shapes).compile()
   done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
