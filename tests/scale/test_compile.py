@@ -60,7 +60,7 @@ def kept(tmp_path_factory):
   """(program, shapes, its compiled step, the same found again)."""
   from moe.train.program import batch_shapes
 
-  _, program = layouts.build('dense_fsdp')
+  _, program = layouts.built('dense_fsdp')
   shapes = batch_shapes(*SHAPE)
   directory = tmp_path_factory.mktemp('programs')
   first = compile_lib.compile_step(program, shapes, directory)
@@ -91,7 +91,7 @@ def test_a_kept_program_trains_as_one_compiled_here(kept):
 @pytest.mark.slow
 def test_a_program_of_another_run_is_refused(kept):
   _, shapes, first, _ = kept
-  _, other = layouts.build('dense_data')
+  _, other = layouts.built('dense_data')
   with pytest.raises(
     ValueError, match='compiled from this run for these devic'
   ):
