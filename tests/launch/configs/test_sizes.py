@@ -18,6 +18,10 @@ FILES = ['gin_configs/runs/quickstart.gin']
     (['NUM_LAYERS=0'], 'NUM_LAYERS=0 must be at least 1'),
     (['NUM_DENSE_PREFIX=-1'], 'NUM_DENSE_PREFIX=-1 must be at least 0'),
     (['MOE_EVERY=-1'], 'MOE_EVERY=-1 must be at least 0'),
+    (
+      ['NUM_LAYERS=3', 'MOE_EVERY=2'],
+      'NUM_LAYERS=3 less NUM_DENSE_PREFIX=0 must be a multiple of MOE_EVERY=2',
+    ),
     (['DROPOUT_RATE=1.0'], 'DROPOUT_RATE=1.0 must be at least 0 and below 1'),
     (['DROPOUT_RATE=-0.5'], 'DROPOUT_RATE=-0.5 must be at least 0'),
     (['NUM_HEADS=0'], 'NUM_HEADS=0 must be at least 1'),
