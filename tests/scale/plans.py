@@ -88,7 +88,10 @@ PLANS = {
   ),
 }
 # Those that are compiled in CI.
-QUICK = ('dense, parameters divided, one piece of the loss',)
+QUICK = (
+  'dense, parameters divided, one piece of the loss',
+  'gated experts, two microbatches',
+)
 
 
 def loaded(name: str):
