@@ -2,14 +2,14 @@
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
-import shutil
+import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from moe.atomic_files import write_file, write_json
 from moe.data import cache
 from moe.data.store import MANIFEST, MIXTURE, VOCABULARY, is_store
 from moe.data.text_file import read_texts
@@ -180,8 +180,7 @@ def _prepare_vocabulary(
   if vocabulary is not None:
     if not is_there:
       os.makedirs(directory, exist_ok=True)
-      shutil.copyfile(vocabulary, path + '.tmp')
-      os.replace(path + '.tmp', path)
+      write_file(path, pathlib.Path(vocabulary).read_bytes())
     return
   reason = outdated.vocabulary_outdated(directory)
   if reason:
@@ -199,7 +198,7 @@ def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
     trained_on |= _origin(task_name, 'train')
   texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
   trained = train_vocabulary(texts, vocab_size, path)
-  _write_json(
+  write_json(
     os.path.join(os.path.dirname(path), outdated.TRAINED_ON), trained_on
   )
   _logger.info(f'{path}: {trained.size} pieces')
@@ -216,14 +215,7 @@ def _prepare_mixture(directory: str, task: str) -> None:
     'splits': cache.splits(task),
     'tasks_sha256': outdated.tasks_sha256(),
   }
-  _write_json(os.path.join(directory, task, MIXTURE), mixture)
-
-
-def _write_json(path: str, content: dict) -> None:
-  """Writes a whole file or nothing."""
-  with open(path + '.tmp', 'w') as f:
-    json.dump(content, f, indent=2, ensure_ascii=False)
-  os.replace(path + '.tmp', path)
+  write_json(os.path.join(directory, task, MIXTURE), mixture)
 
 
 def _cache(
@@ -249,7 +241,7 @@ def _cache(
   )
   # A store without this counts as outdated: a kill in between costs time only.
   path = os.path.join(directory, task_name, split, MANIFEST)
-  _write_json(path, manifest | {'origin': made_of})
+  write_json(path, manifest | {'origin': made_of})
   counts = manifest['counts']
   _logger.info(
     f'{name}: {manifest["records"]} documents, {manifest["tokens"]} tokens,'

@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 
 from moe.checkpoint import integrity
 from moe.checkpoint.listing import (
-  best_step,  # noqa: F401
   locate,
   read_meta,
   steps,

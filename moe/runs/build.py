@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from moe import atomic_files
 from moe.checkpoint import restore, upcycle
 from moe.checkpoint.save import Checkpointer
 from moe.data.cache_dir import default_cache_dir
@@ -24,7 +25,6 @@ from moe.parallel.mesh import make_mesh
 from moe.runs import preflight
 from moe.runs.run import Run
 from moe.train import program as program_lib
-from moe.train import record_log
 from moe.train.program import Program
 from moe.train.state import TrainState
 from moe.train.trainer import Evaluation
@@ -165,7 +165,7 @@ def open_data(
   path = os.path.join(directory, VOCABULARY)
   preflight.check_vocabulary(path, workdir, run.model.vocab_size)
   if jax.process_index() == 0:
-    record_log.write_file(
+    atomic_files.write_file(
       os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
     )
   reader = Reader(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from moe import axes
-from moe.checkpoint import restore, save
+from moe.checkpoint import listing, save
 from moe.data.store import file_sha256
 from moe.modalities.vocabulary import Vocabulary
 from moe.runs.run import Run, router_of
@@ -74,10 +74,10 @@ def check_resumed(
     ValueError: if the order of the data would be another one, or there are more
       steps than wanted. Other differences are printed.
   """
-  steps = restore.steps(checkpoint_dir)
+  steps = listing.steps(checkpoint_dir)
   if not steps:
     return
-  meta = restore.read_meta(os.path.join(checkpoint_dir, str(steps[-1])))
+  meta = listing.read_meta(os.path.join(checkpoint_dir, str(steps[-1])))
   check_saved(meta, run_identity(run), workdir)
   if run.settings.train_steps < steps[-1]:
     raise ValueError(
@@ -155,12 +155,12 @@ def check_saved(
 def origin_of(run: Run) -> dict[str, Any]:
   """What was recorded with INITIAL_CHECKPOINT; ValueError if there is none."""
   try:
-    directory, step = restore.locate(run.initial.checkpoint)
+    directory, step = listing.locate(run.initial.checkpoint)
   except ValueError as error:
     raise ValueError(f'INITIAL_CHECKPOINT: {error}') from error
   if step is None:
-    step = restore.steps(directory)[-1]
-  return restore.read_meta(directory / str(step))
+    step = listing.steps(directory)[-1]
+  return listing.read_meta(directory / str(step))
 
 
 def check_origin(

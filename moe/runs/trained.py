@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from moe.checkpoint import restore
+from moe.checkpoint import listing, restore
 from moe.modalities.vocabulary import Vocabulary
 from moe.models import functional as functional_lib
 from moe.runs.run import Run, TrainedRun
@@ -34,7 +34,7 @@ def find(directory: str) -> Place:
   Raises:
     ValueError: if there is none, or files beside its checkpoints are missing.
   """
-  steps_dir, step = restore.locate(directory)
+  steps_dir, step = listing.locate(directory)
   workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
   config = os.path.join(workdir, 'config.gin')
   vocabulary = os.path.join(workdir, 'vocabulary.model')
@@ -59,7 +59,7 @@ def read_back(run: Run, place: Place) -> TrainedRun:
   functional = functional_lib.placed(run.model, (), Layout())
   step = place.step
   if step is None:
-    step = restore.best_step(place.steps_dir)
+    step = listing.best_step(place.steps_dir)
   loaded, meta = restore.load_params(place.steps_dir, step)
   if meta['vocabulary_sha256'] != vocabulary.sha256:
     raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
 from moe.data.store import file_sha256
 from moe.modalities.vocabulary import Vocabulary
@@ -18,7 +19,7 @@ from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.train import program as program_lib
-from moe.train import progress, record_log, trainer
+from moe.train import progress, trainer
 from moe.train.program import Program
 from moe.train.state import TrainState
 
@@ -170,7 +171,7 @@ def _write_texts(job: Job, config_files: dict[str, str]) -> None:
   """Writes what this run is, for people and for resuming it."""
   if jax.process_index() == 0:
     for name, text in {**config_files, 'model.txt': job.description}.items():
-      record_log.write_file(os.path.join(job.workdir, name), text)
+      atomic_files.write_file(os.path.join(job.workdir, name), text)
 
 
 def _compile(
@@ -200,7 +201,7 @@ def _write_results(job: Job, found: build.Found) -> None:
   data = job.run.data
 
   def write_json(name: str, content: Any) -> None:
-    record_log.write_json(os.path.join(job.workdir, name), content)
+    atomic_files.write_json(os.path.join(job.workdir, name), content)
 
   write_json('run.json', job.counts)
   if data.evaluation:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 import jax
 from jax.experimental import serialize_executable
 
+from moe.atomic_files import write_file
 from moe.scale import topology
 from moe.train.program import Program
 from moe.types import Batch
@@ -137,9 +138,9 @@ def compile_step(
   known = _facts(compiled, seconds)
   folder.mkdir(parents=True, exist_ok=True)
   if want_program:
-    _replace(path, _packed(compiled, key))
-  _replace(text, gzip.compress(program_text.encode(), 6))
-  _replace(facts, json.dumps(known, indent=2).encode())
+    write_file(path, _packed(compiled, key))
+  write_file(text, gzip.compress(program_text.encode(), 6))
+  write_file(facts, json.dumps(known, indent=2).encode())
   return Compiled(
     key, **known, text=program_text, is_cached=False, path=str(path)
   )
@@ -196,12 +197,6 @@ def _does_not_fit(error: Exception) -> DoesNotFit | None:
   needed = float(found[1]) * _UNITS[found[2]]
   available = float(found[3]) * _UNITS[found[4]]
   return DoesNotFit(message.split('\n')[0], needed, available)
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  new = path.with_suffix('.tmp')
-  new.write_bytes(content)
-  os.replace(new, path)
 
 
 def _packed(compiled: jax.stages.Compiled, key: str) -> bytes:

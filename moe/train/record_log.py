@@ -10,8 +10,6 @@ import math
 import os
 from typing import Any
 
-from moe.atomic_files import write_file, write_json  # noqa: F401
-
 
 class RecordLog:
   """An open log to which records are appended.
