@@ -126,12 +126,19 @@ def train(
     sha256 = file_sha256(run.data.vocabulary)
     preflight.check_origin(run, program, sha256)
   preflight.check_disk(program, job.steps_dir)
+  score = program.objective.score
   checkpointer = Checkpointer(
-    job.steps_dir, settings.keep_last, settings.keep_best
+    job.steps_dir,
+    settings.keep_last,
+    settings.keep_best,
+    score.name,
+    score.is_higher_better,
   )
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
-  reader, evaluations = build.open_data(run, directory, found, job.workdir)
+  reader, evaluations = build.open_data(
+    run, directory, found, job.workdir, score
+  )
 
   # ---- State -----------------------------------------------------------------
   meta = {
@@ -151,6 +158,7 @@ def train(
   _compile(job, ts, compiled, begin)
   shown = progress.Progress(
     job.workdir,
+    program.objective,
     settings.train_steps,
     int(ts.step),
     job.token_seconds,
@@ -179,8 +187,7 @@ def _compile(
 ) -> None:
   """Compiles the step, or reads it from a file, and says that all is ready."""
   begin_compile = time.monotonic()
-  program, data = job.program, job.run.data
-  shapes = program_lib.batch_shapes(data.batch_size, data.sequence_length)
+  program, shapes = job.program, job.program.batch_shapes
   if compiled:
     program.train_step.use(compile_lib.load(program, shapes, compiled))
   else:
