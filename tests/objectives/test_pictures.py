@@ -1,4 +1,4 @@
-"""The trainer as it is, on pictures: batches, terms and a score of their own."""
+"""The trainer as it is, on pictures: their own batches, terms and score."""
 
 import dataclasses
 import io
