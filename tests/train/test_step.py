@@ -99,9 +99,9 @@ def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
     w[2, 3] += shift
     moved = {'w': jnp.asarray(w, jnp.float32)}
     sums, _, _ = model.loss(moved, {}, batch, None, True)
-    square = sums['cross_entropy'] / batch.loss_weights.sum()
-    balance = sums['balance'] / np.count_nonzero(batch.segment_ids)
-    return float(square + 0.5 * balance)
+    square = float(sums['cross_entropy']) / batch.loss_weights.sum()
+    balance = float(sums['balance']) / np.count_nonzero(batch.segment_ids)
+    return square + 0.5 * balance
 
   assert loss(0.0) == pytest.approx(float(metrics['loss'][0]), rel=1e-5)
   slope = (loss(0.01) - loss(-0.01)) / 0.02
