@@ -11,7 +11,7 @@ import numpy as np
 from moe.data.order import Mixture, permuted, scramble
 from moe.data.packing import load_plan
 from moe.data.store import RECORDS, Record, Store
-from moe.types import Batch
+from moe.types import TokenBatch
 
 
 class Reader:
@@ -106,7 +106,12 @@ class Reader:
     fills = [source.plan.fill for source in self._sources]
     self.fill = float(np.dot(shares, fills))
 
-  def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+  @property
+  def facts(self) -> dict[str, float]:
+    """What the score of an objective is told of the data."""
+    return {'chars_per_token': self.chars_per_token}
+
+  def batch(self, step: int, rows: slice = slice(None)) -> TokenBatch:
     """The batch of a step, or some of its rows.
 
     Args:
@@ -114,7 +119,7 @@ class Reader:
       rows: which rows of the batch, as a slice of the list of all rows.
 
     Returns:
-      Batch of numpy arrays [rows, T].
+      A batch of numpy arrays [rows, T].
 
     Raises:
       ValueError: if more records than `max_bad_fraction` are unreadable.
@@ -135,7 +140,7 @@ class Reader:
 
 def eval_batches(
   directory: str | os.PathLike, sequence_length: int, batch_size: int
-) -> Iterator[Batch]:
+) -> Iterator[TokenBatch]:
   """Every document of a store once, in the order of its packed rows.
 
   Args:
@@ -144,7 +149,7 @@ def eval_batches(
     batch_size: B.
 
   Yields:
-    Batch of numpy arrays [B, T]; the last one is filled up with empty rows.
+    A batch of numpy arrays [B, T]; the last one is filled up with empty rows.
 
   Raises:
     ValueError: if the store is missing, or if a record cannot be read: a score
@@ -183,7 +188,7 @@ class _Source:
     self._bad_records = set()
     self._lock = threading.Lock()
 
-  def fill(self, batch: Batch, places: np.ndarray, rows: np.ndarray):
+  def fill(self, batch: TokenBatch, places: np.ndarray, rows: np.ndarray):
     """Writes rows of the plan into places of a batch of zeros."""
     if not rows.size:
       return
@@ -216,7 +221,7 @@ class _Source:
       else:
         weights.append(np.ones(size, np.float32))
     ids = np.concatenate(tokens)
-    flat = Batch(*(field.reshape(-1) for field in batch))
+    flat = TokenBatch(*(field.reshape(-1) for field in batch))
     flat.targets[target] = ids
     # A piece reads the token before it, so that its first token is scored too.
     flat.tokens[target[1:]] = ids[:-1]
@@ -276,7 +281,7 @@ def _unreadable(size: int) -> Record:
   return {'tokens': np.zeros(size, np.int32)}
 
 
-def _empty_batch(num_rows: int, sequence_length: int) -> Batch:
+def _empty_batch(num_rows: int, sequence_length: int) -> TokenBatch:
   shape = (num_rows, sequence_length)
-  fields = {name: np.zeros(shape, np.int32) for name in Batch._fields}
-  return Batch(**{**fields, 'loss_weights': np.zeros(shape, np.float32)})
+  fields = {name: np.zeros(shape, np.int32) for name in TokenBatch._fields}
+  return TokenBatch(**{**fields, 'loss_weights': np.zeros(shape, np.float32)})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.infer import kv_cache, sampling
-from moe.types import Array, Batch, Cache, Outputs, PyTree
+from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
 # The id before every document. It also pads rows, where no token sees it.
 START_ID = 0
@@ -24,7 +24,7 @@ class Functional(Protocol):
     self,
     params: PyTree,
     state: PyTree,
-    batch: Batch,
+    batch: TokenBatch,
     rngs: dict | None,
     train: bool,
     cache: Cache | None = None,
@@ -61,7 +61,9 @@ def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
   return 1 << (int(max(length, smallest)) - 1).bit_length()
 
 
-def read_batch(tokens_BT: Array, length_B: Array, position_B: Array) -> Batch:
+def read_batch(
+  tokens_BT: Array, length_B: Array, position_B: Array
+) -> TokenBatch:
   """A batch of new text tokens to read, with nothing to predict.
 
   Args:
@@ -73,7 +75,7 @@ def read_batch(tokens_BT: Array, length_B: Array, position_B: Array) -> Batch:
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   is_real_BT = offset_T < length_B[:, None]
   zeros_BT = jnp.zeros_like(tokens_BT)
-  return Batch(
+  return TokenBatch(
     tokens=tokens_BT,
     targets=zeros_BT,
     loss_weights=zeros_BT.astype(jnp.float32),
