@@ -30,6 +30,8 @@ class Data:
     vocabulary: file of a SentencePiece model; '' trains one of at most the
       model's vocab_size on the train split at first use.
     cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    task_modules: Python modules or files that declare tasks, beside those of
+      the project.
   """
 
   train: str
@@ -38,8 +40,14 @@ class Data:
   batch_size: int
   vocabulary: str = ''
   cache_dir: str = ''
+  task_modules: Sequence[str] = ()
 
   def __post_init__(self):
+    if isinstance(self.task_modules, str):
+      raise ValueError(
+        f'TASK_MODULES={self.task_modules!r} must be a list: write'
+        f' [{self.task_modules!r}].'
+      )
     for name in ('sequence_length', 'batch_size'):
       if getattr(self, name) < 1:
         raise ValueError(
