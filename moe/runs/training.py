@@ -12,6 +12,7 @@ import jax
 
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
+from moe.data.reader import Reader
 from moe.data.store import file_sha256
 from moe.modalities.vocabulary import Vocabulary
 from moe.runs import build, preflight, results, trained
@@ -122,10 +123,7 @@ def train(
   run, program, settings = job.run, job.program, job.run.settings
 
   # ---- All that can be wrong is found before anything long is done -----------
-  if run.data.vocabulary:  # Else it is known when there is data.
-    sha256 = file_sha256(run.data.vocabulary)
-    preflight.check_origin(run, program, sha256)
-  preflight.check_disk(program, job.steps_dir)
+  _check_files(job)
   checkpointer = Checkpointer(
     job.steps_dir, settings.keep_last, settings.keep_best
   )
@@ -134,13 +132,7 @@ def train(
   reader, evaluations = build.open_data(run, directory, found, job.workdir)
 
   # ---- State -----------------------------------------------------------------
-  meta = {
-    'manifest_hash': reader.manifest_hash,
-    'vocabulary_sha256': reader.vocab_sha256,
-    **preflight.run_identity(run),
-    'mesh': dict(program.mesh.shape),
-    'config': config_files['config.gin'],
-  }
+  meta = _meta(job, reader, config_files['config.gin'])
   if ts is None:
     ts = build.starting_state(run, program, reader.vocab_sha256)
   else:
@@ -165,6 +157,25 @@ def train(
     _write_results(job, found)
     _logger.info(f'report: {write_report(job.workdir)}')
   return code
+
+
+def _check_files(job: Job) -> None:
+  """Raises ValueError if vocabularies or the disk do not fit the run."""
+  vocabulary = job.run.data.vocabulary
+  if vocabulary:  # Else it is known when there is data.
+    preflight.check_origin(job.run, job.program, file_sha256(vocabulary))
+  preflight.check_disk(job.program, job.steps_dir)
+
+
+def _meta(job: Job, reader: Reader, config: str) -> dict[str, Any]:
+  """What is saved with every checkpoint, beside the arrays."""
+  return {
+    'manifest_hash': reader.manifest_hash,
+    'vocabulary_sha256': reader.vocab_sha256,
+    **preflight.run_identity(job.run),
+    'mesh': dict(job.program.mesh.shape),
+    'config': config,
+  }
 
 
 def _write_texts(job: Job, config_files: dict[str, str]) -> None:
