@@ -136,6 +136,7 @@ def find_data(
     data.cache_dir or default_cache_dir(),
     data.vocabulary or None,
     run.model.vocab_size,
+    task_modules=data.task_modules,
   )
   found = {
     (task, split): find_stores(directory, task, split)

@@ -30,6 +30,8 @@ class Data:
     vocabulary: file of a SentencePiece model; '' trains one of at most the
       model's vocab_size on the train split at first use.
     cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    task_modules: Python modules or files that declare tasks, beside those of
+      the project.
   """
 
   train: str
@@ -38,6 +40,7 @@ class Data:
   batch_size: int
   vocabulary: str = ''
   cache_dir: str = ''
+  task_modules: Sequence[str] = ()
 
   @property
   def shape(self) -> tuple[int, int]:
