@@ -56,6 +56,7 @@ def language_model(
       batch.targets,
       batch.loss_weights,
       num_chunks,
+      functional.layout,
     )
     weight = batch.loss_weights.sum()
     terms = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe.objectives import language
-from moe.types import Batch, Outputs
+from moe.types import Batch, Layout, Outputs
 
 BATCH = Batch(
   tokens=jnp.zeros((1, 4), jnp.int32),
@@ -19,6 +19,8 @@ BATCH = Batch(
 
 class Uniform:
   """Gives every token even logits, and keeps what it was called with."""
+
+  layout = Layout()
 
   def apply(self, params, state, batch, rngs, train):
     self.rngs, self.train = rngs, train
