@@ -20,7 +20,7 @@ from moe.train import metrics as metrics_lib
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
-from moe.types import Batch, Pair
+from moe.types import Array, Batch, Pair
 
 if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
   from moe.checkpoint.save import Checkpointer
@@ -240,7 +240,7 @@ def train(
       upcoming = pool.submit(reader.batch, done)
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
-      num_tokens = int(np.count_nonzero(batch.segment_ids))
+      num_tokens = program.total(_num_tokens, batch)
       reporter.step_started(done, device_metrics, num_tokens)
       checkpointer.check()
 
@@ -266,6 +266,11 @@ def train(
     # ---- End -----------------------------------------------------------------
     checkpointer.wait()
   return ts, 0
+
+
+def _num_tokens(batch: Batch) -> int:
+  """Tokens of some rows, without padding."""
+  return int(np.count_nonzero(batch.segment_ids))
 
 
 def _read_ahead(
@@ -296,7 +301,7 @@ class _Reporter:
     self._mark = time.perf_counter()
 
   def step_started(
-    self, step: int, device_metrics: dict[str, Pair], num_tokens: int
+    self, step: int, device_metrics: dict[str, Pair], num_tokens: int | Array
   ) -> None:
     """Reports the step before this one.
 
@@ -312,7 +317,7 @@ class _Reporter:
       return
     (step, device_metrics, num_tokens), self._waiting = self._waiting, None
     record = metrics_lib.summarize(device_metrics, self._chars_per_token)
-    record['tokens'] = num_tokens
+    record['tokens'] = int(num_tokens)
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
     self._mark = now
