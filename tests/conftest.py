@@ -67,8 +67,8 @@ def write_run(
   from launch.configs import configuration
   from moe.checkpoint import save
   from moe.modalities.vocabulary import train_vocabulary
+  from moe.models.functional import Functional
   from moe.objectives import language
-  from moe.runs import build
 
   directory.mkdir()
   vocabulary = train_vocabulary(
@@ -84,7 +84,7 @@ def write_run(
     [f'{name}={value}' for name, value in (SIZES | macros).items()],
   )
   (directory / 'config.gin').write_text(config.text)
-  functional, _, _ = build.place(config.run, jax.devices()[:1])
+  functional = Functional(config.run.model)
   shapes = language.batch_shapes(1, 8)
   init = jax.jit(lambda key: functional.init(key, shapes)[:2])
   params, state = init(jax.random.key(seed))

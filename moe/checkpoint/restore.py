@@ -6,7 +6,7 @@ run that still trains.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,10 @@ _LOG = logging.getLogger(__name__)
 # Pairs of (regular expression that a target path must match as a whole, path in
 # the checkpoint, which may refer to groups as \1, or None to keep the target).
 Assignment = Sequence[tuple[str, str | None]]
+
+# The sharding of an array, by its path such as params/decoder/embedding and its
+# shape.
+Placement = Callable[[str, Shaped], jax.sharding.Sharding]
 
 
 def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
@@ -91,7 +95,7 @@ def load_params(
   step: int | None = None,
   target: dict[str, PyTree] | None = None,
   *,
-  sharding: jax.sharding.Sharding | None = None,
+  placement: Placement | None = None,
   assignment: Assignment = (),
   optional: str = '',
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
@@ -103,7 +107,8 @@ def load_params(
     target: {'params': ..., 'state': ...}, or one of the two, with leaves as in
       `Checkpointer.restore`; None reads both as they were saved. Floating
       dtypes are converted to the target's.
-    sharding: of leaves that name none; by default the first device.
+    placement: gives the sharding of leaves that name none; by default they lie
+      on the first device.
     assignment: where each array comes from; the first match counts, and without
       a match an array has the same path in the checkpoint. Paths are those of
       the error messages, such as params/decoder/embedding.
@@ -144,7 +149,7 @@ def load_params(
       if n.startswith(kinds) and not re.fullmatch(optional, n)
     ]
   _raise_if(problems, path)
-  arrays = _load(path, tree, target, sources, sharding)
+  arrays = _load(path, tree, target, sources, placement)
   filled = jax.tree_util.tree_map_with_path(
     lambda key, leaf: arrays.get(path_name(key), leaf), target
   )
@@ -192,13 +197,13 @@ def _load(
   tree: PyTree,
   target: dict[str, PyTree],
   sources: dict[str, str],
-  sharding: jax.sharding.Sharding | None,
+  placement: Placement | None,
 ) -> dict[str, Array]:
   """Arrays by target path; each array of the checkpoint is read once."""
   import orbax.checkpoint as ocp  # Half a second: a configuration needs none.
 
   wanted = {
-    name: _placed(leaf, sharding)
+    name: _placed(leaf, placement and placement(name, leaf))
     for name, leaf in leaves(target).items()
     if name in sources
   }

@@ -14,9 +14,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from moe.checkpoint import restore
-from moe.parallel.shardings import path_name
+from moe.parallel.shardings import Shaped, path_name, without_dim
 from moe.types import Array, PyTree
 
 Weights = dict[str, Array]
@@ -182,6 +183,32 @@ def upcycle(
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: made[path_name(path)].astype(leaf.dtype), sparse
   )
+
+
+def source_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
+  """Where the arrays of the dense model lie while `upcycle` copies them.
+
+  An array that is kept lies where it will lie. One that experts are made of is
+  divided like these, and by the devices of its experts as well: no device has
+  to hold all of the dense model.
+
+  Args:
+    sparse: shapes with shardings of the sparse model's parameters.
+    whole: sharding of arrays that have no use.
+  """
+  wanted = restore.leaves(sparse)
+  made_of = {_source(n): leaf for n, leaf in wanted.items() if _is_expert(n)}
+
+  def place(name: str, leaf: Shaped) -> Sharding:
+    name = name.removeprefix('params/')
+    if name in wanted:
+      return wanted[name].sharding
+    expert = made_of.get(name)
+    if expert is None or expert.ndim != leaf.ndim + 1:
+      return whole
+    return without_dim(expert, expert.ndim - 3)
+
+  return place
 
 
 def _is_expert(name: str) -> bool:

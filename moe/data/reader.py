@@ -46,6 +46,7 @@ class Reader:
     batch_size: int,
     seed: int,
     max_bad_fraction: float = 1e-4,
+    rows: np.ndarray | None = None,
   ):
     """Opens the stores and their pack plans.
 
@@ -56,6 +57,8 @@ class Reader:
       batch_size: B, rows of the whole batch over all hosts.
       seed: of the shuffles.
       max_bad_fraction: share of a store's records that may be unreadable.
+      rows: numbers of the rows of a batch that this host reads, as
+        `multihost.own_rows` gives them; None for all.
 
     Raises:
       ValueError: if a store is missing or broken, if the stores differ in their
@@ -75,6 +78,7 @@ class Reader:
       for directory in dirs
     ]
     self._batch_size = batch_size
+    self._rows = np.arange(batch_size) if rows is None else rows
     self._sequence_length = sequence_length
     self._seed = seed
     manifests = [source.store.manifest for source in self._sources]
@@ -111,12 +115,16 @@ class Reader:
     """What the score of an objective is told of the data."""
     return {'chars_per_token': self.chars_per_token}
 
-  def batch(self, step: int, rows: slice = slice(None)) -> TokenBatch:
-    """The batch of a step, or some of its rows.
+  @property
+  def bytes_read(self) -> int:
+    """Bytes of the records that this host has read."""
+    return sum(source.store.bytes_read for source in self._sources)
+
+  def batch(self, step: int) -> TokenBatch:
+    """The rows of a step's batch that this host reads.
 
     Args:
       step: from 0.
-      rows: which rows of the batch, as a slice of the list of all rows.
 
     Returns:
       A batch of numpy arrays [rows, T].
@@ -124,7 +132,7 @@ class Reader:
     Raises:
       ValueError: if more records than `max_bad_fraction` are unreadable.
     """
-    number = step * self._batch_size + np.arange(self._batch_size)[rows]
+    number = step * self._batch_size + self._rows
     source_B, number_B = self._mixture.locate(number)
     batch = _empty_batch(number.size, self._sequence_length)
     for index, source in enumerate(self._sources):
@@ -139,17 +147,22 @@ class Reader:
 
 
 def eval_batches(
-  directory: str | os.PathLike, sequence_length: int, batch_size: int
+  directory: str | os.PathLike,
+  sequence_length: int,
+  batch_size: int,
+  rows: np.ndarray | None = None,
 ) -> Iterator[TokenBatch]:
   """Every document of a store once, in the order of its packed rows.
 
   Args:
     directory: of the store.
     sequence_length: T.
-    batch_size: B.
+    batch_size: B, rows of the whole batch over all hosts.
+    rows: see `Reader`.
 
   Yields:
-    A batch of numpy arrays [B, T]; the last one is filled up with empty rows.
+    A batch of numpy arrays [rows, T]; the last one is filled up with empty
+    rows.
 
   Raises:
     ValueError: if the store is missing, or if a record cannot be read: a score
@@ -157,9 +170,10 @@ def eval_batches(
   """
   source = _Source(directory, sequence_length)
   for first in range(0, source.plan.num_rows, batch_size):
-    rows = np.arange(first, min(first + batch_size, source.plan.num_rows))
-    batch = _empty_batch(batch_size, sequence_length)
-    source.fill(batch, np.arange(rows.size), rows)
+    number = first + (np.arange(batch_size) if rows is None else rows)
+    batch = _empty_batch(number.size, sequence_length)
+    places = np.flatnonzero(number < source.plan.num_rows)
+    source.fill(batch, places, number[places])
     yield batch
 
 

@@ -217,6 +217,7 @@ class Store:
     directory: of the store.
     manifest: what `write_store` wrote.
     lengths: int32 [records], tokens of each record.
+    bytes_read: of the records that `read` has read so far.
   """
 
   def __init__(self, directory: str | os.PathLike):
@@ -247,6 +248,7 @@ class Store:
         f' version, got {error!r}: delete it and make it again with `python -m'
         ' launch.data cache`.'
       ) from error
+    self.bytes_read = 0
     self._lock = threading.Lock()
     self._reader = None
 
@@ -283,6 +285,8 @@ class Store:
     except (RuntimeError, IndexError):
       # One bad record fails the whole read: try them one by one.
       data = [None] * len(indices)
+    with self._lock:
+      self.bytes_read += sum(len(datum or b'') for datum in data)
     return [
       self._decoded(index, datum, on_error)
       for index, datum in zip(indices, data, strict=True)

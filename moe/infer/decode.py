@@ -1,5 +1,6 @@
 """Decoding: prompts are read into a cache, then tokens are written in turn."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -45,7 +46,8 @@ class Prompts(NamedTuple):
 
   Attributes:
     tokens_BT: int32, right padded; each row starts with `START_ID`.
-    length_B: int32, tokens of each row without padding, at least 1.
+    length_B: int32, tokens of each row without padding; 0 for a row that
+      nothing is written in.
     slot_B: int32, row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
   """
@@ -224,7 +226,7 @@ def build_writer(
       logits_BV=logits_BV,
       cache=cache,
       slot_B=prompts.slot_B,
-      is_done_B=jnp.zeros((num_rows,), bool),
+      is_done_B=prompts.length_B == 0,
       length_B=jnp.zeros((num_rows,), jnp.int32),
       tokens_BT=jnp.full((num_rows, width), eos_id, jnp.int32),
     )
@@ -242,6 +244,7 @@ def generate(
   tables: Sequence[np.ndarray],
   limit: int,
   seed: int = 0,
+  row_parts: int = 1,
 ) -> list[list[int]]:
   """Writes one sample after each prompt.
 
@@ -253,12 +256,16 @@ def generate(
     tables: jump table of each prompt, as `forms` makes them.
     limit: the most tokens to write.
     seed: a sample depends on it and on the place of its prompt in the list.
+    row_parts: devices that share the rows; empty rows are added until each has
+      equally many.
 
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
   """
-  lengths = np.array([1 + len(prompt) for prompt in prompts], np.int32)
-  tokens = np.full((len(prompts), bucket(lengths.max())), START_ID, np.int32)
+  num_rows = math.ceil(len(prompts) / row_parts) * row_parts
+  lengths = np.zeros(num_rows, np.int32)
+  lengths[: len(prompts)] = [1 + len(prompt) for prompt in prompts]
+  tokens = np.full((num_rows, bucket(lengths.max())), START_ID, np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, 1 : lengths[row]] = prompt
   # Tables are stacked; one that several rows share is there once.
@@ -268,10 +275,11 @@ def generate(
       starts[id(table)] = num_slots
       stacked.append(table)
       num_slots += len(table)
-  slots = np.array([starts[id(table)] for table in tables], np.int32)
+  slots = np.zeros(num_rows, np.int32)
+  slots[: len(prompts)] = [starts[id(table)] for table in tables]
   jumps = np.full((bucket(num_slots), tables[0].shape[1]), -1, np.int16)
   jumps[:num_slots] = np.concatenate(stacked)
-  rows = np.arange(len(prompts), dtype=np.uint32)
+  rows = np.arange(num_rows, dtype=np.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
   written, counts = write(
     params,
@@ -283,5 +291,6 @@ def generate(
   )
   written, counts = jax.device_get((written, counts))
   return [
-    row[:count].tolist() for row, count in zip(written, counts, strict=True)
+    row[:count].tolist()
+    for _, row, count in zip(prompts, written, counts, strict=False)
   ]

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from moe.types import Cache, PyTree
+from moe.types import Cache, Layout, PyTree
 
 
 def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
@@ -34,3 +36,23 @@ def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   return jax.jit(zeros, out_shardings=shardings)()
+
+
+def shardings(layers: PyTree, layout: Layout, mesh: Mesh) -> Cache:
+  """Where a cache lies: rows by the batch axes, heads by those of heads.
+
+  Args:
+    layers: see `empty_cache`; a latent has one head, which is not divided.
+    layout: mesh axes by use.
+    mesh: of the devices.
+  """
+  put = lambda *names: NamedSharding(mesh, P(*(n or None for n in names)))
+  rows = layout.batch_axes
+
+  def one(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    heads = layout.tensor_axes
+    if leaf.shape[-2] % layout.size(heads):
+      heads = ()
+    return put(*[()] * (leaf.ndim - 4), rows, (), heads)
+
+  return Cache(put(rows), put(rows), put(), jax.tree.map(one, layers))

@@ -24,6 +24,11 @@ class Functional:
   module: Decoder
   rules: Rules = ()
 
+  @property
+  def layout(self) -> Layout:
+    """Mesh axes by use."""
+    return self.module.layout
+
   def init(
     self, key: Array, batch_shapes: TokenBatch
   ) -> tuple[PyTree, PyTree, PyTree]:

@@ -103,6 +103,7 @@ def language_model(
       batch.targets,
       batch.loss_weights,
       num_chunks,
+      functional.layout,
     )
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
     metrics = dict(outputs.metrics)

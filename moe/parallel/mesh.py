@@ -57,6 +57,27 @@ class MeshShape:
       )
     return given
 
+  def fitted(self, num_devices: int) -> 'MeshShape':
+    """The shape for devices of another number, which only read parameters.
+
+    A run that was trained on eight devices can be scored on one, or on 64. The
+    axes take devices in the order expert, model, fsdp, data: each the greatest
+    divisor that its size and the number of devices left have in common. So
+    every array divides that divides in training. What is left then goes to the
+    axis whose size is -1, or else to data. No device goes to context: tokens
+    are written one at a time, and cannot be divided.
+
+    Where this is the run's own mesh without context, as on the devices that it
+    was trained on, parameters lie as in training.
+    """
+    sizes, left = {CONTEXT: 1}, num_devices
+    for axis in (EXPERT, MODEL, FSDP, DATA):
+      sizes[axis] = math.gcd(getattr(self, axis), left)  # 1 for -1
+      left //= sizes[axis]
+    takers = [a for a in (EXPERT, MODEL, FSDP) if getattr(self, a) == -1]
+    sizes[takers[0] if takers else DATA] *= left
+    return MeshShape(**sizes)
+
 
 def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   """A mesh whose axes follow the links of its devices.

@@ -1,8 +1,16 @@
 """Several processes as one program."""
 
+import functools
+import math
 import os
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moe.types import Array, Batch
 
 
 def initialize() -> None:
@@ -28,3 +36,78 @@ def initialize() -> None:
     )
   elif any(n in os.environ for n in ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')):
     jax.distributed.initialize()
+
+
+def _parts(sharding: NamedSharding) -> tuple[int, list[int]]:
+  """How many parts rows are divided into, and which of them are ours."""
+  names = sharding.spec[0] if len(sharding.spec) else None
+  names = (names,) if isinstance(names, str) else names or ()
+  num_parts = math.prod(sharding.mesh.shape[a] for a in names)
+  # The other dims may be divided too; the number of devices divides by all.
+  others = (sharding.mesh.size,) * (len(sharding.spec) - 1)
+  indices = sharding.addressable_devices_indices_map((num_parts, *others))
+  return num_parts, sorted({rows.start or 0 for rows, *_ in indices.values()})
+
+
+def own_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:
+  """The rows of a batch that devices of this process hold.
+
+  Args:
+    sharding: of an array of the batch, whose first dim counts rows.
+    num_rows: of the whole batch; the sharding divides them.
+
+  Returns:
+    int64 numbers, ascending; they need not be neighbours.
+  """
+  num_parts, own = _parts(sharding)
+  return np.arange(num_rows).reshape(num_parts, -1)[own].reshape(-1)
+
+
+def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
+  """The array of a whole batch, of which each process brings its own rows.
+
+  Args:
+    rows: those that `own_rows` names, in that order, with all columns.
+    sharding: of the whole.
+  """
+  num_parts, own = _parts(sharding)
+  assert len(rows) % len(own) == 0, 'a part of the batch lacks rows'
+  size = len(rows) // len(own)
+  begins = {part * size: i * size for i, part in enumerate(own)}
+
+  def held(index: tuple[slice, ...]) -> np.ndarray:
+    begin = begins[index[0].start or 0]
+    return rows[(slice(begin, begin + size), *index[1:])]
+
+  shape = (num_parts * size, *rows.shape[1:])
+  return jax.make_array_from_callback(shape, sharding, held)
+
+
+def total(
+  count: Callable[[Batch], int], batch: Batch, sharding: NamedSharding
+) -> int | Array:
+  """What a whole batch counts, where all processes call this.
+
+  If there are several, it is an array that the devices have yet to compute, so
+  that nobody waits for it here.
+
+  Args:
+    count: how much some rows count.
+    batch: the rows of this process.
+    sharding: of an array of the batch.
+  """
+  if jax.process_count() == 1:
+    return count(batch)
+  _, own = _parts(sharding)
+  # Part by part, since processes can hold columns of the same rows.
+  numbers = [
+    count(jax.tree.map(lambda a, i=i: np.split(a, len(own))[i], batch))
+    for i in range(len(own))
+  ]
+  rows = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
+  return _sum(sharding.mesh)(put_rows(np.array(numbers, np.int32), rows))
+
+
+@functools.cache
+def _sum(mesh: Mesh) -> Callable[[Array], Array]:
+  return jax.jit(lambda a: a.sum(), out_shardings=NamedSharding(mesh, P()))

@@ -9,13 +9,11 @@ from moe.types import Layout
 MeshAxes = tuple[str, ...]
 Table = dict[str, MeshAxes]
 
-BATCH_AXES = (DATA, FSDP, EXPERT)
-
 TABLES: dict[str, Table] = {
   # 'expert' divides the experts, 'model' widths and heads, 'fsdp' the rest of a
   # parameter. Outside MoE layers the expert axis divides the batch.
   'standard': {
-    axes.BATCH: BATCH_AXES,
+    axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),
     axes.EMBED: (FSDP,),
     axes.MLP: (MODEL,),
@@ -31,7 +29,7 @@ TABLES: dict[str, Table] = {
   # whose attention and embeddings do not fit beside their experts. In an array
   # of experts the expert dim takes that axis, and 'fsdp' divides the width.
   'fsdp_over_expert': {
-    axes.BATCH: BATCH_AXES,
+    axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),
     axes.EMBED: (FSDP, EXPERT),
     axes.MLP: (MODEL,),
@@ -73,6 +71,11 @@ def activation_rules(
     for name, mesh_axes in rules.items()
     if name not in (axes.EMBED, axes.LATENT)
   )
+
+
+def token_axes(rules: Table) -> MeshAxes:
+  """Mesh axes whose devices have other tokens: other rows or other columns."""
+  return (*rules[axes.BATCH], *rules[axes.LENGTH])
 
 
 def layout(rules: Table, mesh: Mesh) -> Layout:

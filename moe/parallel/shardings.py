@@ -72,16 +72,34 @@ def _entries(spec: P, num_dims: int) -> list[tuple[str, ...]]:
   return entries + [()] * (num_dims - len(entries))
 
 
-def _spread_over_data(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """Adds the data axis to the first dim that it divides."""
-  if mesh.shape[DATA] == 1:
+def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
+  """Adds a mesh axis to the first dim that it divides."""
+  if mesh.shape[axis] == 1:
     return spec
   entries = _entries(spec, len(shape))
   for i, (dim, mesh_axes) in enumerate(zip(shape, entries, strict=True)):
-    if dim % (_extent(mesh, mesh_axes) * mesh.shape[DATA]) == 0:
-      entries[i] = (*mesh_axes, DATA)
+    if dim % (_extent(mesh, mesh_axes) * mesh.shape[axis]) == 0:
+      entries[i] = (*mesh_axes, axis)
       return P(*entries)
   return spec
+
+
+def without_dim(leaf: jax.ShapeDtypeStruct, dim: int) -> NamedSharding:
+  """The sharding of an array that lacks a dim of another.
+
+  The mesh axes that divide this dim divide the first other dim that they can.
+
+  Args:
+    leaf: the other array, with its sharding.
+    dim: its place.
+  """
+  mesh, entries = leaf.sharding.mesh, _entries(leaf.sharding.spec, leaf.ndim)
+  freed = entries.pop(dim)
+  shape = leaf.shape[:dim] + leaf.shape[dim + 1 :]
+  spec = P(*entries)
+  for axis in freed:
+    spec = _spread(spec, shape, mesh, axis)
+  return NamedSharding(mesh, spec)
 
 
 def optimizer_shardings(
@@ -107,7 +125,7 @@ def optimizer_shardings(
     if owner is not None:
       shape, spec = specs[owner]
       spec = _spec_of_part(leaf.shape, shape, spec, mesh)
-    return NamedSharding(mesh, _spread_over_data(spec, leaf.shape, mesh))
+    return NamedSharding(mesh, _spread(spec, leaf.shape, mesh, DATA))
 
   leaves, structure = jax.tree.flatten(opt_shapes)
   found = owners(opt_shapes, specs)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
+from moe import axes
 from moe.layers.anatomy import FeedForwardAnatomy
 from moe.layers.moe_layer import check_groups
 from moe.models.anatomy import Anatomy, anatomy
@@ -154,7 +155,8 @@ def check(run: Run, num_devices: int) -> None:
   """Raises ValueError if something does not divide."""
   n, data = run.settings.num_microbatches, run.data
   sizes = dict(zip(AXES, run.mesh.sizes(num_devices), strict=True))
-  check_batch(data.batch_size, n, math.prod(sizes[a] for a in rules.BATCH_AXES))
+  batch_axes = rules.table(run.rules)[axes.BATCH]
+  check_batch(data.batch_size, n, math.prod(sizes[a] for a in batch_axes))
   experts = anatomy(run.model).experts
   if not experts:
     return
@@ -228,7 +230,10 @@ def timed(
   mesh, chip = where.mesh, slice_.chip
   sizes = sizes_of(run, mesh)
   load = _load(run, where, sizes)
-  done = forecast.work(where.abstract, where.logical_axes, mesh, sizes, load)
+  token_axes = rules.token_axes(rules.table(run.rules))
+  done = forecast.work(
+    where.abstract, where.logical_axes, mesh, token_axes, sizes, load
+  )
   devices = list(mesh.devices.flat)
   seconds = roofline.estimate(done, devices, slice_)
   device_peak = chip.peak['bfloat16'] / chip.devices

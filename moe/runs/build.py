@@ -19,7 +19,6 @@ from moe.data.store import VOCABULARY, Store, find_stores
 from moe.models import functional as functional_lib
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
-from moe.objectives.objective import Measure
 from moe.optim import optimizers
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import make_mesh
@@ -106,8 +105,10 @@ def upcycled(
   run: Run, program: Program, params: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
   """Parameters made from a dense run's, and what was recorded with that."""
-  whole = shardings.replicated(program.mesh)
-  dense, meta = restore.load_params(run.initial.checkpoint, sharding=whole)
+  placement = upcycle.source_placement(
+    program.abstract.params, shardings.replicated(program.mesh)
+  )
+  dense, meta = restore.load_params(run.initial.checkpoint, placement=placement)
   key = jax.random.key(run.settings.seed)
   made = jax.jit(
     lambda dense, sparse: upcycle.upcycle(
@@ -146,12 +147,17 @@ def find_data(
 
 
 def open_data(
-  run: Run, directory: str, found: Found, workdir: str, score: Measure
+  run: Run, program: Program, directory: str, found: Found, workdir: str
 ) -> tuple[Reader, dict[str, HeldOut]]:
   """The reader of training batches, and held-out data by task.
 
+  Each process reads the rows of a batch that its devices hold.
+
+  Each process reads the rows of a batch that its devices hold.
+
   Args:
     run: the run.
+    program: of the run.
     directory: of its vocabulary, which the work directory gets a copy of.
     found: its token stores, as `find_data` gives them.
     workdir: of the run.
@@ -167,11 +173,13 @@ def open_data(
     atomic_files.write_file(
       os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
     )
+  rows = program.own_rows(data.batch_size)
   reader = Reader(
     *found[data.train, 'train'],
     data.sequence_length,
     data.batch_size,
     run.settings.seed,
+    rows=rows,
   )
 
   def evaluation(name: str) -> HeldOut:
@@ -179,9 +187,9 @@ def open_data(
 
     def batches() -> Iterator[TokenBatch]:
       for d in dirs:
-        yield from eval_batches(d, data.sequence_length, data.batch_size)
+        yield from eval_batches(d, data.sequence_length, data.batch_size, rows)
 
     chars = sum(Store(d).manifest['counts']['chars'] for d in dirs)
-    return HeldOut(batches, score, {'chars': chars})
+    return HeldOut(batches, program.objective.score, {'chars': chars})
 
   return reader, {name: evaluation(name) for name in data.evaluation}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import optax
+from jax.sharding import Mesh
 
 from moe.checkpoint import upcycle as upcycle_lib
 from moe.modalities.vocabulary import Vocabulary
@@ -125,7 +126,8 @@ class TrainedRun:
   """A run read back from its work directory.
 
   Attributes:
-    functional: the model on one device.
+    functional: the model on the mesh.
+    mesh: of the devices that hold the parameters; set it around all calls.
     params: its parameters.
     state: what is carried beside them.
     vocabulary: of the run.
@@ -135,12 +137,19 @@ class TrainedRun:
   """
 
   functional: Functional
+  mesh: Mesh
   params: PyTree
   state: PyTree
   vocabulary: Vocabulary
   step: int
   workdir: str
   run: Run
+
+  @property
+  def row_parts(self) -> int:
+    """Parts into which the devices divide the rows of a batch."""
+    layout = self.functional.layout
+    return layout.size(layout.batch_axes)
 
 
 def router_of(run: Run) -> Router | None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from moe.data.cache_dir import default_cache_dir
@@ -37,7 +39,7 @@ class Wanted:
     stride: tokens that a window after the first one scores; None for half the
       sequence length.
     batch_size: windows of full length in a batch; None for what holds
-      `TOKENS_PER_BATCH`.
+      `TOKENS_PER_BATCH`. Rows are added until the devices have equally many.
     task_modules: modules that declare tasks, beside those of the run.
   """
 
@@ -113,10 +115,12 @@ def evaluate(
 
 def _context(trained: TrainedRun, wanted: Wanted) -> Context:
   length = wanted.sequence_length or trained.run.data.sequence_length
+  batch_size = wanted.batch_size or max(1, TOKENS_PER_BATCH // length)
+  parts = trained.row_parts
   context = Context(
     length,
     wanted.stride or max(1, length // 2),
-    wanted.batch_size or max(1, TOKENS_PER_BATCH // length),
+    math.ceil(batch_size / parts) * parts,
   )
   likelihood.check_context(context)
   return context
@@ -161,14 +165,15 @@ def _score(job: _Job) -> tuple[np.ndarray, dict[str, Any]]:
     f'{trained.workdir}, step {trained.step}: {len(scored)} documents'
   )
   begin = time.monotonic()
-  nats = likelihood.score_documents(
-    trained.functional,
-    trained.params,
-    trained.state,
-    scored,
-    context,
-    _progress_log(),
-  )
+  with jax.set_mesh(trained.mesh):
+    nats = likelihood.score_documents(
+      trained.functional,
+      trained.params,
+      trained.state,
+      scored,
+      context,
+      _progress_log(),
+    )
   _logger.info(f'scored in {time.monotonic() - begin:.1f} s')
   report = {
     **likelihood.totals(scored, nats),

@@ -1,13 +1,22 @@
 """A trained run, found and read back from its work directory."""
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
 
 from moe.checkpoint import listing, restore
 from moe.modalities.vocabulary import Vocabulary
 from moe.models import functional as functional_lib
+from moe.optim import storage
+from moe.parallel import rules, shardings
+from moe.runs import build
 from moe.runs.run import Run, TrainedRun
-from moe.types import Layout
+from moe.train import program
+from moe.types import Layout, PyTree
 
 
 class Place(NamedTuple):
@@ -44,23 +53,35 @@ def find(directory: str) -> Place:
   return Place(workdir, steps_dir, step, config, vocabulary)
 
 
-def read_back(run: Run, place: Place) -> TrainedRun:
+def read_back(
+  run: Run, place: Place, devices: Sequence[jax.Device] | None = None
+) -> TrainedRun:
   """Reads the parameters of a run that has been trained.
+
+  They lie on the devices as in training, by the run's rules. The mesh is that
+  of the run, or what `MeshShape.fitted` makes of it for other devices.
 
   Args:
     run: as the configuration of the place says.
     place: as `find` gave it; where it names no step, the best one is read if
       one was scored, else the latest.
+    devices: by default all.
 
   Raises:
     ValueError: if a file is damaged, or files do not fit together.
   """
   vocabulary = Vocabulary(place.vocabulary)
-  functional = functional_lib.placed(run.model, (), Layout())
+  devices = list(devices or jax.devices())
+  shape = run.mesh.fitted(len(devices))
+  functional, table, mesh = build.place(
+    dataclasses.replace(run, mesh=shape), devices
+  )
   step = place.step
   if step is None:
     step = listing.best_step(place.steps_dir)
-  loaded, meta = restore.load_params(place.steps_dir, step)
+  loaded, meta = restore.load_params(
+    place.steps_dir, step, _placed_shapes(run, table, mesh)
+  )
   if meta['vocabulary_sha256'] != vocabulary.sha256:
     raise ValueError(
       f'{place.vocabulary} must be the vocabulary that step {meta["step"]} was'
@@ -69,10 +90,34 @@ def read_back(run: Run, place: Place) -> TrainedRun:
     )
   return TrainedRun(
     functional,
+    mesh,
     loaded['params'],
-    loaded.get('state', {}),
+    loaded['state'],
     vocabulary,
     meta['step'],
     place.workdir,
     run,
   )
+
+
+def _placed_shapes(
+  run: Run, table: rules.Table, mesh: Mesh
+) -> dict[str, PyTree]:
+  """Shapes with shardings of what `load_params` reads: params and state."""
+  functional = functional_lib.placed(run.model, (), Layout())
+  found = {}
+
+  def init() -> tuple[PyTree, PyTree]:
+    params, state, found['axes'] = functional.init(
+      jax.random.key(0), program.batch_shapes(1, 1)
+    )
+    return storage.cast(params, run.storage.params), state
+
+  params, state = jax.eval_shape(init)
+  places = shardings.param_shardings(params, found['axes'], table, mesh)
+  whole = shardings.replicated(mesh)
+  put = lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place)
+  return {
+    'params': jax.tree.map(put, params, places),
+    'state': jax.tree.map(lambda s: put(s, whole), state),
+  }

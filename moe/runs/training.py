@@ -128,7 +128,7 @@ def train(
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
   reader, evaluations = build.open_data(
-    run, directory, found, job.workdir, program.objective.score
+    run, program, directory, found, job.workdir
   )
 
   # ---- State -----------------------------------------------------------------
@@ -152,6 +152,11 @@ def train(
   with contextlib.closing(shown), contextlib.closing(checkpointer):
     ts, code = trainer.train(
       settings, program, reader, evaluations, checkpointer, shown, meta, ts
+    )
+  if jax.process_count() > 1:
+    _logger.info(
+      f'process {jax.process_index()} of {jax.process_count()} read'
+      f' {reader.bytes_read:,} bytes of training records'
     )
   # What follows waits for no other process, so one alone does it.
   if code == 0 and jax.process_index() == 0:

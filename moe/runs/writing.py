@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from moe.infer import decode, forms
+from moe.infer import decode, forms, kv_cache
 from moe.infer.sampling import Sampling
 from moe.runs.run import Run, TrainedRun, router_of
 
@@ -106,15 +107,20 @@ def write(
   """
   ids, table, limit = beginning
   eos = trained.vocabulary.eos
-  written = decode.generate(
-    decode.build_writer(trained.functional, sampling, eos),
-    trained.params,
-    trained.state,
-    [ids] * num_samples,
-    [table] * num_samples,
-    limit,
-    seed,
-  )
+  functional, mesh = trained.functional, trained.mesh
+  layers = functional.cache_shapes(trained.row_parts, 1)
+  shardings = kv_cache.shardings(layers, functional.layout, mesh)
+  with jax.set_mesh(mesh):
+    written = decode.generate(
+      decode.build_writer(functional, sampling, eos, shardings),
+      trained.params,
+      trained.state,
+      [ids] * num_samples,
+      [table] * num_samples,
+      limit,
+      seed,
+      trained.row_parts,
+    )
   for tokens in written:
     text = trained.vocabulary.decode([*ids, *tokens])
     yield Sample(text, is_cut=tokens[-1] != eos)

@@ -106,17 +106,19 @@ def _gathers(
   return found
 
 
-def _summed(params: PyTree) -> dict[tuple[str, ...], int]:
+def _summed(
+  params: PyTree, token_axes: tuple[str, ...]
+) -> dict[tuple[str, ...], int]:
   """Numbers on a device whose gradients are added up: mesh axes -> numbers.
 
-  Devices that have other tokens and the same parameter differ in the axes of
-  the batch, or of the sequence, that do not divide it.
+  Devices that have other tokens and the same parameter differ in those of
+  `token_axes` that do not divide it.
   """
   found = {}
   for leaf in jax.tree.leaves(params):
     sharding = leaf.sharding
     used = {a for entry in sharding.spec for a in _axes(entry)}
-    over = tuple(a for a in (DATA, FSDP, EXPERT, CONTEXT) if a not in used)
+    over = tuple(a for a in token_axes if a not in used)
     held = math.prod(sharding.shard_shape(leaf.shape))
     found[over] = found.get(over, 0) + held
   return found
@@ -138,6 +140,7 @@ def work(
   abstract: TrainState,
   logical_axes: PyTree,
   mesh: Mesh,
+  token_axes: tuple[str, ...],
   sizes: memory.Sizes,
   load: Load,
 ) -> roofline.Work:
@@ -147,6 +150,7 @@ def work(
     abstract: TrainState of shapes with shardings on the mesh.
     logical_axes: of the parameters.
     mesh: of devices that need not exist.
+    token_axes: mesh axes whose devices have other tokens.
     sizes: of one microbatch on one device.
     load: of one step on one device.
   """
@@ -167,7 +171,7 @@ def work(
     add(WEIGHTS, 'all-gather', over, whole, 2 * layers * n)
     add(WEIGHTS, 'reduce-scatter', over, whole, layers * n)
   local = 0
-  for over, numbers in _summed(abstract.params).items():
+  for over, numbers in _summed(abstract.params, token_axes).items():
     add(GRADIENTS, 'all-reduce', over, numbers * sizes.grad_bytes, n)
     local += numbers
   # The optimizer's state is divided over 'data': its updates are put together.

@@ -1,18 +1,16 @@
 """Cross-entropy in chunks: the logits of a whole batch never exist at once."""
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from moe.parallel.mesh import CONTEXT
-from moe.parallel.rules import BATCH_AXES
-from moe.types import Array
+from moe.types import Array, Layout
 
 # Hidden states, targets and weights of a chunk.
 Chunk = tuple[Array, Array, Array]
+ONE_DEVICE = Layout()
 
 
 def token_nats(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -36,6 +34,7 @@ def cross_entropy(
   targets_BT: Array,
   weights_BT: Array,
   num_chunks: int = 1,
+  layout: Layout = ONE_DEVICE,
 ) -> tuple[Array, Array]:
   """Weighted sums over all tokens: of nats, and of squared log-partitions.
 
@@ -52,6 +51,7 @@ def cross_entropy(
     targets_BT: int32.
     weights_BT: float32.
     num_chunks: pieces of the sequence.
+    layout: mesh axes by use; the default is one device.
 
   Returns:
     (nats, squared log-partition), float32 scalars.
@@ -63,7 +63,7 @@ def cross_entropy(
   if num_chunks == 1:
     return _sums(head_fn, hidden_BTD, targets_BT, weights_BT)
   B, T, _ = hidden_BTD.shape
-  parts, spec = _parts(B)
+  parts, spec = _parts(B, layout)
   if num_chunks < 1 or T % (num_chunks * parts[1]):
     raise ValueError(
       f'LOSS_CHUNKS={num_chunks} must divide the {T} / {parts[1]} tokens of'
@@ -106,15 +106,13 @@ def _sums(
   return jnp.sum(nats * weights), jnp.sum(jnp.square(log_z) * weights)
 
 
-def _parts(batch_size: int) -> tuple[tuple[int, int], P | None]:
+def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
   """How many parts the mesh makes of (rows, tokens), and by which axes."""
-  sizes = jax.sharding.get_abstract_mesh().shape
-  used = lambda names: tuple(a for a in names if sizes.get(a, 1) > 1)
-  rows, columns = used(BATCH_AXES), used((CONTEXT,))
-  count = lambda names: math.prod(sizes[a] for a in names)
-  if not rows + columns or batch_size % count(rows):
+  rows, columns = layout.batch_axes, layout.sequence_axes
+  if not rows + columns or batch_size % layout.size(rows):
     return (1, 1), None
-  return (count(rows), count(columns)), P(rows or None, columns or None)
+  parts = (layout.size(rows), layout.size(columns))
+  return parts, P(rows or None, columns or None)
 
 
 def _copies(a: Array, parts: tuple[int, int], spec: P | None) -> Array:

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from moe.objectives.objective import Objective, num_rows
 from moe.optim.optimizers import Optimizer
-from moe.parallel import rules, shardings
+from moe.parallel import multihost, rules, shardings
 from moe.train import state
 from moe.train.step import check_batch, make_eval_step, make_train_step
-from moe.types import Batch, Pair, PyTree
+from moe.types import Array, Batch, Pair, PyTree
 
 
 class Program(NamedTuple):
@@ -42,12 +42,20 @@ class Program(NamedTuple):
   eval_step: Callable
 
   def put(self, batch: Batch) -> Batch:
-    """Puts a host's batch of numpy arrays on the devices."""
-    return jax.tree.map(
-      lambda a, s: jax.make_array_from_callback(a.shape, s, lambda i: a[i]),
-      batch,
-      self.batch_shardings,
-    )
+    """Puts the rows of this process, numpy arrays, on its devices."""
+    return jax.tree.map(multihost.put_rows, batch, self.batch_shardings)
+
+  def own_rows(self, batch_size: int) -> np.ndarray:
+    """Numbers of the rows of a batch that this process reads and puts."""
+    return multihost.own_rows(self._sharding, batch_size)
+
+  def total(self, count: Callable[[Batch], int], batch: Batch) -> int | Array:
+    """What a batch counts, over all processes: see `multihost.total`."""
+    return multihost.total(count, batch, self._sharding)
+
+  @property
+  def _sharding(self) -> NamedSharding:
+    return jax.tree.leaves(self.batch_shardings)[0]
 
 
 def place(

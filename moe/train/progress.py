@@ -9,6 +9,7 @@ unbroken run: resuming removes the records after the restored step.
 """
 
 import collections
+import logging
 import math
 import os
 import time
@@ -22,6 +23,8 @@ from moe.objectives.objective import Measure, Objective
 from moe.train import record_log
 from moe.train.display import make_display, status
 from moe.train.watch import Watch
+
+_logger = logging.getLogger(__name__)
 
 # Numbers of `layers` that a record holds on average. A model with n times as
 # many writes them every n steps, so that its log stays readable.
@@ -75,6 +78,7 @@ class Progress:
     self._watch = Watch(drop_warning)
     self._log = self._evals = self._bad = self._board = self._display = None
     self._load = None  # Of the last step.
+    self._told = set()  # Places of records that could not be read.
     self._drawn_at = time.monotonic()
     self._elapsed, self._amount = 0.0, 0  # Since the first step.
     if jax.process_index() != 0:
@@ -176,17 +180,20 @@ class Progress:
       step: the step that found the newest of them, counted from 1.
       entries: all entries so far, {'file', 'record', 'error'}.
     """
-    if self._bad is None:
-      return
     for entry in entries:
       if _place(entry) in self._told:
         continue
       self._told.add(_place(entry))
-      self._bad.append({'step': step, **entry})
-      self.note(
+      text = (
         f'warning: step {step:,} left its row empty: record {entry["record"]}'
         f' of {entry["file"]}: {entry["error"]}'
       )
+      if self._bad is None:
+        # Each process reads rows of its own, and the first writes the files.
+        _logger.info(f'process {jax.process_index()}: {text}')
+      else:
+        self._bad.append({'step': step, **entry})
+        self.note(text)
 
   def has_evaluation(self, step: int) -> bool:
     """Whether a step was evaluated; every process gets the same answer."""

@@ -19,7 +19,7 @@ from moe.train.evaluation import Evaluation
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
-from moe.types import Batch, Pair
+from moe.types import Array, Batch, Pair
 
 if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
   from moe.checkpoint.save import Checkpointer
@@ -208,7 +208,8 @@ def train(
       upcoming = pool.submit(reader.batch, done)
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
-      reporter.step_started(done, device_metrics, objective.amount(batch))
+      amount = program.total(objective.amount, batch)
+      reporter.step_started(done, device_metrics, amount)
       checkpointer.check()
 
       is_last = done == settings.train_steps
@@ -283,7 +284,7 @@ class _Reporter:
     self._mark = time.perf_counter()
 
   def step_started(
-    self, step: int, device_metrics: dict[str, Pair], amount: int
+    self, step: int, device_metrics: dict[str, Pair], amount: int | Array
   ) -> None:
     """Reports the step before this one.
 
@@ -301,7 +302,7 @@ class _Reporter:
     record = metrics_lib.summarize(
       device_metrics, self._objective.score, self._facts
     )
-    record[self._objective.unit] = amount
+    record[self._objective.unit] = int(amount)
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
     self._mark = now

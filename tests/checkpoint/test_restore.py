@@ -52,7 +52,7 @@ def test_parameters_are_cast_and_placed_as_asked(copy):
   target = {'params': jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), make_state().params
   )}  # fmt: skip
-  tree, _ = restore.load_params(copy, 1, target, sharding=sharding)
+  tree, _ = restore.load_params(copy, 1, target, placement=lambda *_: sharding)
   assert tree['params']['head'].dtype == jnp.bfloat16
   assert tree['params']['head'].devices() == {jax.devices()[3]}
   assert tree['params']['head'].tolist() == [1.5, 1.5, 1.5]

@@ -10,6 +10,7 @@ import pytest
 from launch.configs import configuration
 from moe.checkpoint import restore, save, upcycle
 from moe.layers.moe_layer import MoE, TokenInfo
+from moe.parallel.mesh import MeshShape, make_mesh
 from moe.runs import build
 
 D, F, E, L = 4, 10, 3, 2
@@ -98,6 +99,23 @@ def test_a_run_that_starts_from_drops_is_near_the_dense_one(tmp_path):
 def test_upcycling_needs_a_dense_run_to_start_from():
   with pytest.raises(ValueError, match='UPCYCLE needs INITIAL_CHECKPOINT'):
     load(UPCYCLE='@upcycle.Copy()')
+
+
+def test_the_dense_model_is_divided_over_the_devices_of_the_experts():
+  mesh = make_mesh(MeshShape(expert=4), jax.devices()[:8])
+  shape = lambda shape, *names: jax.ShapeDtypeStruct(
+    shape, jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(*names))
+  )
+  experts = shape((L, 8, D, F), None, 'expert')
+  sparse = {'moe': {'w_up_EDF': experts}, 'norm': shape((L, D))}
+  whole = jax.NamedSharding(mesh, jax.P())
+  placement = upcycle.source_placement(sparse, whole)
+  dense = jax.ShapeDtypeStruct((L, D, F), jnp.float32)
+  # Two layers do not divide by four, the width of four does.
+  found = placement('params/feed_forward/w_up_DF', dense)
+  assert found.shard_shape(dense.shape) == (L, D // 4, F)
+  assert placement('params/norm', sparse['norm']) == sparse['norm'].sharding
+  assert placement('state/anything', dense) == whole
 
 
 @pytest.fixture

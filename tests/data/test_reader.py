@@ -130,11 +130,36 @@ def test_the_batch_size_does_not_change_the_order_of_rows(make_store):
 
 
 def test_some_rows_are_those_of_the_whole_batch(make_store):
-  reader = Reader([make_store(TEXTS)], [1], 8, 8, seed=0)
-  whole = reader.batch(4)
-  for rows in (slice(2, 5), slice(0, 8, 3), slice(8, 8)):
-    part = reader.batch(4, rows)
+  directory = make_store(TEXTS)
+  whole = Reader([directory], [1], 8, 8, seed=0).batch(4)
+  for rows in ([2, 3, 4], [0, 3, 6], [7]):
+    reader = Reader([directory], [1], 8, 8, seed=0, rows=np.array(rows))
+    part = reader.batch(4)
     assert_same(part, type(whole)(*(field[rows] for field in whole)))
+
+
+def test_hosts_score_held_out_rows_between_them(make_store):
+  directory = make_store(TEXTS)
+  whole = list(eval_batches(directory, 8, 4))
+  halves = [
+    list(eval_batches(directory, 8, 4, np.array(rows)))
+    for rows in ([0, 2], [1, 3])
+  ]
+  for batch, even, odd in zip(whole, *halves, strict=True):
+    assert_same(even, type(batch)(*(field[::2] for field in batch)))
+    assert_same(odd, type(batch)(*(field[1::2] for field in batch)))
+
+
+def test_a_host_reads_the_bytes_of_its_own_rows(make_store):
+  # Each document fills a row of 8, and its record is as long as the others.
+  directory = make_store(['白日依山盡入海'] * 8)
+  read = []
+  for rows in (None, np.arange(2), np.arange(2, 8)):
+    reader = Reader([directory], [1], 8, 8, seed=0, rows=rows)
+    reader.batch(0)
+    read.append(reader.bytes_read)
+  assert read[1] * 4 == read[0]
+  assert read[2] * 4 == read[0] * 3
 
 
 def test_a_mixture_gives_rows_by_rate(make_store, vocabulary):

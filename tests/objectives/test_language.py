@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe.objectives import language
-from moe.types import Outputs, TokenBatch
+from moe.types import Layout, Outputs, TokenBatch
 
 BATCH = TokenBatch(
   tokens=jnp.zeros((1, 4), jnp.int32),
@@ -20,6 +20,8 @@ SHAPE = BATCH.tokens.shape
 
 class Uniform:
   """Gives every token even logits, and keeps what it was called with."""
+
+  layout = Layout()
 
   def apply(self, params, state, batch, rngs, train):
     self.rngs, self.train = rngs, train

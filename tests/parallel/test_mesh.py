@@ -52,3 +52,24 @@ def test_a_mesh_can_be_of_some_of_the_devices():
   mesh = make_mesh(MeshShape(expert=2), jax.devices()[4:6])
   assert mesh.shape['expert'] == 2
   assert list(mesh.devices.flat) == jax.devices()[4:6]
+
+
+@pytest.mark.parametrize(
+  ('shape', 'num_devices', 'sizes'),
+  [
+    # The run's own mesh, where it fits the devices.
+    (MeshShape(data=2, expert=4), 8, (1, 2, 1, 4, 1, 1)),
+    (MeshShape(data=1, fsdp=-1, expert=4), 8, (1, 1, 2, 4, 1, 1)),
+    # Fewer devices: experts keep theirs first.
+    (MeshShape(data=2, fsdp=1, expert=4), 1, (1, 1, 1, 1, 1, 1)),
+    (MeshShape(data=1, fsdp=2, expert=4), 4, (1, 1, 1, 4, 1, 1)),
+    (MeshShape(data=1, fsdp=1, expert=6), 4, (1, 2, 1, 2, 1, 1)),
+    # More devices: -1 takes them, or else data.
+    (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
+    (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
+    # Tokens that are written one at a time can't be divided.
+    (MeshShape(data=2, context=4), 8, (1, 8, 1, 1, 1, 1)),
+  ],
+)
+def test_a_mesh_is_fitted_to_the_devices_at_hand(shape, num_devices, sizes):
+  assert shape.fitted(num_devices).sizes(num_devices) == sizes

@@ -1,5 +1,7 @@
+import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -7,7 +9,11 @@ import sys
 import jax
 import pytest
 
+from launch import token_stores
+from launch.configs import configuration
+from moe.data.reader import Reader
 from moe.parallel import multihost
+from moe.runs import build
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 CLUSTER = ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')
@@ -73,30 +79,129 @@ print(len(jax.devices()), step, stop.is_set)
 """
 
 
-@pytest.mark.slow
-def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
+def started(arguments, num_processes, num_devices):
+  """Python processes that know of each other, with CPU devices each."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
   processes = []
-  for i in range(2):
+  for i in range(num_processes):
     own = {
-      'NUM_PROCESSES': '2',
+      'NUM_PROCESSES': str(num_processes),
       'PROCESS_ID': str(i),
       'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
       'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': '1',
+      'JAX_NUM_CPU_DEVICES': str(num_devices),
     }
     process = subprocess.Popen(
-      [sys.executable, '-c', PROGRAM],
+      [sys.executable, *arguments],
       env={**os.environ, **own},
       cwd=pathlib.Path(__file__).parents[2],
       stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
       text=True,
     )
     processes.append(process)
-  first, second = (p.communicate(timeout=120)[0].split() for p in processes)
+  return processes
+
+
+def words(process):
+  """Words of a process's output, without what Gloo tells of itself."""
+  lines = process.communicate(timeout=120)[0].splitlines()
+  return ' '.join(x for x in lines if not x.startswith('[Gloo]')).split()
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
+  processes = started(['-c', PROGRAM], 2, 1)
+  first, second = map(words, processes)
   assert first == second
   assert first[0] == '2'  # devices, one of each process
   assert 5 < int(first[1]) < 199
+
+
+# Neighbours on the mesh are of different processes, and rows so of both.
+ROWS = """
+from moe.parallel import multihost
+multihost.initialize()
+import jax
+import numpy as np
+devices = np.array(jax.devices()).reshape(2, 2).T
+mesh = jax.sharding.Mesh(devices, ('data', 'model'))
+places = jax.P('data', 'model'), jax.P(('data', 'model')), jax.P(None, 'data')
+whole = np.arange(32).reshape(8, 4)
+for place in places:
+  sharding = jax.NamedSharding(mesh, place)
+  rows = multihost.own_rows(sharding, 8)
+  array = multihost.put_rows(whole[rows], sharding)
+  equal = jax.jit(lambda a: (a == whole).all())(array)
+  print(*rows, bool(equal), sep=',', end=' ')
+  total = multihost.total(np.sum, whole[rows], sharding)
+  print(int(total))
+"""
+
+
+@pytest.mark.slow
+def test_each_process_puts_the_rows_of_its_devices():
+  processes = started(['-c', ROWS], 2, 2)
+  first, second = map(words, processes)
+  everything, total = '0,1,2,3,4,5,6,7,True', str(sum(range(32)))
+  # Devices of a process have every row, or a half, or each a column.
+  even, odd = '0,1,4,5,True', '2,3,6,7,True'
+  assert first == [everything, total, even, total, everything, total]
+  assert second == [everything, total, odd, total, everything, total]
+
+
+STEPS = 6
+FLAGS = [
+  '--gin_file=gin_configs/runs/quickstart.gin',
+  f'--gin.TRAIN_STEPS={STEPS}',
+  '--gin.SAVE_PERIOD=2',
+  '--gin.EVAL_PERIOD=3',
+  '--gin.D_MODEL=16',
+  '--gin.NUM_LAYERS=1',
+  '--gin.BATCH_SIZE=16',
+  '--gin.SEQUENCE_LENGTH=32',
+  '--gin.GROUP_SIZE=32',
+  '--gin.MESH_EXPERT=2',
+  "--gin.EVAL_TASKS=('builtin_couplets',)",
+  '--gin.PROMPTS=()',
+]
+
+
+def trained(workdir, num_processes):
+  """Standard error of each process of a run that has ended well."""
+  arguments = ['-m', 'launch.train', *FLAGS, f'--workdir={workdir}']
+  processes = started(arguments, num_processes, 8 // num_processes)
+  errors = [p.communicate(timeout=300)[1] for p in processes]
+  assert [p.returncode for p in processes] == [0] * num_processes, errors
+  return errors
+
+
+def records(workdir, name):
+  """Numbers of a log, without what the clock said and single layers."""
+  lines = (workdir / name).read_text().splitlines()
+  for line in map(json.loads, lines):
+    yield {k: v for k, v in line.items() if k not in ('time', 'layers')}
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_and_read_half_each(tmp_path, monkeypatch):
+  pytest.importorskip('seqio')
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / 'cache'))
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  trained(one, 1)
+  shares = trained(two, 2)
+  for name in ('log.jsonl', 'eval.jsonl'):
+    for got, wanted in zip(records(two, name), records(one, name), strict=True):
+      assert got == pytest.approx(wanted, rel=1e-5)
+  run = configuration.load([str(one / 'config.gin')], [])
+  _, found = build.find_data(run, token_stores.prepare)
+  stores = found[run.data.train, 'train']
+  reader = Reader(*stores, run.data.sequence_length, run.data.batch_size, 0)
+  for step in range(STEPS + 1):  # A batch is read ahead.
+    reader.batch(step)
+  for text in shares:
+    found = re.search(r'read ([\d,]+) bytes', text)[1]
+    share = int(found.replace(',', '')) / reader.bytes_read
+    assert 0.4 < share < 0.6

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from launch.configs import configuration
+from moe.parallel import rules
 from moe.parallel.mesh import DATA, EXPERT, FSDP, make_mesh
 from moe.planning import layout
 from moe.runs import build
 from moe.scale import forecast, hlo, memory, topology, work
 from moe.scale.collectives import Transfer
 from tests.scale import layouts
+
+TOKEN_AXES = rules.token_axes(rules.table('standard'))
 
 
 def loaded(**macros):
@@ -34,7 +37,7 @@ def test_gradients_are_summed_over_the_batch_axes_that_divide_no_dim():
   params = where.abstract.params
   moe = params['stack']['periods']['block_1']['moe']
   experts = numbers(moe) - numbers(moe['router'])
-  found = forecast._summed(params)
+  found = forecast._summed(params, TOKEN_AXES)
   found = {
     tuple(a for a in over if where.mesh.shape[a] > 1): n
     for over, n in found.items()
@@ -47,7 +50,7 @@ def test_gradients_are_summed_over_the_batch_axes_that_divide_no_dim():
 
 def test_what_is_divided_as_it_is_multiplied_needs_no_sum():
   where = placed(loaded(MESH_DATA=1, MESH_EXPERT=8, RULES="'fsdp_over_expert'"))
-  found = forecast._summed(where.abstract.params)
+  found = forecast._summed(where.abstract.params, TOKEN_AXES)
   used = {a for over in found for a in over if where.mesh.shape[a] > 1}
   # Scales of queries and keys have no 'embed' dim: they alone are replicated.
   head = layouts.MODEL['HEAD_DIM']

@@ -115,7 +115,9 @@ def sharded_gradient(shape, num_chunks):
   )
 
   def loss(w_VD, hidden, targets, weights):
-    return losses(w_VD.T, hidden, targets, weights, num_chunks)[0]
+    head = lambda h: h @ w_VD.T
+    layout = rules.layout(table, mesh)
+    return cross_entropy(head, hidden, targets, weights, num_chunks, layout)[0]
 
   with jax.set_mesh(mesh):
     gradient = jax.jit(jax.grad(loss, (0, 1)))
