@@ -205,7 +205,7 @@ class Checkpointer:
     self._orbax.save(
       self.directory / str(step),
       args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+        state=commit.StateSave(state), meta=ocp.args.JsonSave(meta)
       ),
       # An earlier attempt may have left the same step.
       force=True,

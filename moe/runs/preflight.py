@@ -33,8 +33,15 @@ def open_workdir(workdir: str) -> None:
   """Makes the directory, and proves that it can be written.
 
   Raises:
-    ValueError: if it can't.
+    ValueError: if it can't, or if a checkpoint would lie elsewhere.
   """
+  path = os.path.abspath(workdir)
+  # TensorStore takes a backslash for a slash, and knows names in UTF-8 only.
+  if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):
+    raise ValueError(
+      f'--workdir={ascii(workdir)} must be UTF-8 without a backslash, which'
+      ' checkpoints cannot be written below: choose another one.'
+    )
   try:
     os.makedirs(workdir, exist_ok=True)
     # A name of its own: processes of other hosts try the same directory.

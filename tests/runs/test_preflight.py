@@ -51,3 +51,10 @@ def test_a_router_that_looks_ahead_is_warned_of(caplog, overrides, warning):
 def test_a_work_directory_is_probed_without_a_trace(tmp_path):
   preflight.open_workdir(str(tmp_path / 'run'))
   assert list((tmp_path / 'run').iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['back\\slash', 'latin-\udce9'])
+def test_a_name_that_checkpoints_cannot_have_is_refused(tmp_path, name):
+  with pytest.raises(ValueError, match='UTF-8 without a backslash'):
+    preflight.open_workdir(str(tmp_path / name))
+  assert list(tmp_path.iterdir()) == []
