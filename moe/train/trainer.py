@@ -206,7 +206,7 @@ def train(
     (state, exit code): 0 at the end, 75 after SIGTERM with everything saved.
 
   Raises:
-    TrainingError: if the loss stays non-finite.
+    TrainingError: if the loss stays non-finite, or an update is.
   """
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)
@@ -301,7 +301,8 @@ class _Reporter:
     """Reports the step before this one.
 
     Raises:
-      TrainingError: if too many steps in a row were not finite.
+      TrainingError: if too many steps in a row were not finite, or if one has
+        made a state from which nothing can go on.
     """
     self.flush()
     self._waiting = step, device_metrics, num_tokens
@@ -313,9 +314,16 @@ class _Reporter:
     (step, device_metrics, num_tokens), self._waiting = self._waiting, None
     record = metrics_lib.summarize(device_metrics, self._chars_per_token)
     record['tokens'] = num_tokens
+    is_broken = record.pop('broken', 0)
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
     self._mark = now
+    if is_broken:
+      raise TrainingError(
+        f'Step {step} has made a state that is not finite, or whose parameters'
+        ' are too large to be squared; it is not saved: lower LEARNING_RATE,'
+        ' and run it again to go on from the newest checkpoint.'
+      )
     self._bad_steps = self._bad_steps + 1 if record['skipped'] else 0
     if self._bad_steps >= self._max_bad_steps:
       raise TrainingError(

@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -84,6 +85,7 @@ def start(program, make_batch, tmp_path):
     eval_events=None,
     evals=True,
     stream=None,
+    program=program,
   ):
     workdir = tmp_path / name
     checkpointer = Checkpointer(
@@ -435,6 +437,28 @@ def test_a_bad_step_leaves_no_trace_in_what_is_saved(
   jax.tree.map(
     np.testing.assert_array_equal, with_bad._replace(step=without.step), without
   )
+
+
+def test_a_state_that_an_update_has_broken_is_never_saved(
+  start, toy, tmp_path, program
+):
+  # Loss and gradient of step 5 are finite, what is made of them is too large.
+  rate = lambda step: jnp.where(step < 4, 0.1, 1e38)
+  broken = make_program(
+    toy,
+    optimizers.build(optimizers.adamw(rate)),
+    rate,
+    batch_shapes(8, 4),
+    rules.table('standard'),
+    program.mesh,
+    seed=0,
+  )
+  settings = trainer.Settings(STEPS, save_period=1, keep_last=9)
+  with pytest.raises(trainer.TrainingError, match='Step 5 .* is not saved'):
+    start('run', settings, evals=False, program=broken)
+  assert steps_saved(tmp_path, 'run') == [1, 2, 3, 4]
+  log = records(tmp_path, 'run')
+  assert [(r['step'], r['skipped']) for r in log[3:]] == [(4, 0), (5, 0)]
 
 
 @pytest.mark.parametrize(
