@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
 
 # What a user can mend; the exit code of a command that was not right.
@@ -50,12 +51,19 @@ def show_log() -> Iterator[None]:
 def run(verb: Callable[[], int]) -> int:
   """Runs a verb; what the user can mend is one sentence and code 2.
 
+  Ctrl-C, SIGTERM and SIGHUP are one sentence and code 75; a second Ctrl-C ends
+  the process at once. Training saves before.
+
   Args:
     verb: returns the exit code.
   """
   with show_log():
     try:
-      return verb()
+      with stop_signals.raising():
+        return verb()
+    except stop_signals.Stopped as stop:
+      log(f'{stop}: ended; run it again to go on.')
+      return stop_signals.EXIT_STOPPED
     except (ValueError, OSError) as error:
       log(f'error: {" ".join(str(error).split())}')
       return EXIT_USER

@@ -113,7 +113,7 @@ def train(
     begin: when the command began, by `time.monotonic`; by default now.
 
   Returns:
-    The exit code: 0 at the end, 75 after SIGTERM.
+    The exit code: 0 at the end, 75 after a signal to end.
 
   Raises:
     ValueError: if disk, data, or what is resumed do not fit.

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import time
-import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from moe import stop_signals
 from moe.checkpoint import listing
 from moe.train import metrics as metrics_lib
 from moe.train.program import Program
@@ -25,7 +25,7 @@ from moe.types import Batch, Pair
 if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
   from moe.checkpoint.save import Checkpointer
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
 
 
 class TrainingError(ValueError):
@@ -124,44 +124,42 @@ class TrainingData(Protocol):
 
 
 class _Stop:
-  """Tells of SIGTERM; all processes agree on the step at which they stop.
+  """Tells of a signal to end; all processes agree on the step to stop at.
 
   Attributes:
-    is_set: whether the signal has come. It stays False where there are several
+    is_set: whether a signal has come. It stays False where there are several
       processes, since none may leave a step that the others take part in.
+    name: of the signal.
   """
 
   def __init__(self):
     self.is_set = False
+    self.name = 'SIGTERM'
 
-  @contextlib.contextmanager
-  def listening(self):
-    if jax.process_count() > 1:
-      # JAX listens itself, so that all processes learn of a signal to one of
-      # them; a handler of ours would replace its own.
-      yield
-      return
-
-    def handler(signum: int, frame: types.FrameType | None):
-      del signum, frame
-      self.is_set = True
-
-    previous = signal.signal(signal.SIGTERM, handler)
-    try:
-      yield
-    finally:
-      signal.signal(signal.SIGTERM, previous)
+  def listening(self) -> contextlib.AbstractContextManager[None]:
+    """Takes the signals that come in the block."""
+    if jax.process_count() == 1:
+      return stop_signals.handled(self._set)
+    # JAX listens to SIGTERM itself, so that all processes learn of one that
+    # came to one of them; a handler of ours would replace its own.
+    return stop_signals.handled(
+      lambda _: os.kill(os.getpid(), signal.SIGTERM),
+      (signal.SIGINT, signal.SIGHUP),
+    )
 
   def reached(self, step: int) -> bool:
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self.is_set
 
+  def _set(self, name: str) -> None:
+    self.is_set, self.name = True, name
+
 
 def evaluate(
   program: Program, ts: TrainState, evaluation: Evaluation, stop: _Stop
 ) -> dict[str, Any]:
-  """Scores held-out data without drops; SIGTERM breaks it off.
+  """Scores held-out data without drops; a signal breaks it off.
 
   Returns:
     The metrics with bits per character, of the part that was read.
@@ -203,7 +201,7 @@ def train(
     ts: state to start from; donated.
 
   Returns:
-    (state, exit code): 0 at the end, 75 after SIGTERM with everything saved.
+    (state, exit code): 0 at the end, 75 after a signal with everything saved.
 
   Raises:
     TrainingError: if the loss stays non-finite, or an update is.
@@ -214,7 +212,7 @@ def train(
   reporter = _Reporter(progress, reader.chars_per_token, settings.max_bad_steps)
 
   def evaluate_all(step: int) -> dict[str, float]:
-    """The metric that ranks checkpoints; empty if SIGTERM came."""
+    """The metric that ranks checkpoints; empty if a signal came."""
     results = {}
     for name, evaluation in evaluations.items():
       results[name] = evaluate(program, ts, evaluation, stop)
@@ -230,7 +228,7 @@ def train(
     is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
     if is_due and not progress.has_evaluation(first):
       scores = evaluate_all(first)
-      if not scores:  # SIGTERM came in the middle of it
+      if not scores:  # A signal came in the middle of it
         return ts, EXIT_PREEMPTED
       listing.add_metrics(checkpointer.directory / str(first), scores)
     reporter.resume()
@@ -253,13 +251,13 @@ def train(
         continue
       reporter.flush()
       scores = evaluate_all(done) if is_due else {}
-      is_broken_off = is_due and not scores  # by SIGTERM
+      is_broken_off = is_due and not scores  # by a signal
       if is_saved or is_broken_off:
         checkpointer.save(done, ts, meta, scores)
       if is_broken_off or (is_stopped and not is_last):
         checkpointer.wait()
         progress.note(
-          f'SIGTERM: step {done:,} is saved; run it again to go on.'
+          f'{stop.name}: step {done:,} is saved; run it again to go on.'
         )
         return ts, EXIT_PREEMPTED
 

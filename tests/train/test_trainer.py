@@ -27,8 +27,8 @@ SETTINGS = trainer.Settings(
 )
 
 
-def kill():
-  os.kill(os.getpid(), signal.SIGTERM)
+def kill(number=signal.SIGTERM):
+  os.kill(os.getpid(), number)
 
 
 @pytest.fixture(scope='module')
@@ -223,17 +223,20 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_exactly(
-  start, reader, unbroken, tmp_path
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
+def test_a_signal_saves_and_the_same_command_goes_on_exactly(
+  start, reader, unbroken, tmp_path, number
 ):
-  before = signal.getsignal(signal.SIGTERM)
-  ts, code = start('run', reader=reader({5: kill}))
+  before = signal.getsignal(number)
+  ts, code = start('run', reader=reader({5: lambda: kill(number)}))
   assert code == trainer.EXIT_PREEMPTED == 75
   # The signal comes while step 5 or the one before it runs.
   assert int(ts.step) in (5, 6)
   assert steps_saved(tmp_path, 'run')[-1] == int(ts.step)
   assert [r['step'] for r in records(tmp_path, 'run')][-1] == int(ts.step)
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.getsignal(number) == before
   ts, code = start('run')
   assert code == 0
   assert_same_run(tmp_path, 'run', ts, unbroken)
