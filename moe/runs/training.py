@@ -14,7 +14,7 @@ from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
 from moe.data.store import file_sha256
 from moe.modalities.vocabulary import Vocabulary
-from moe.runs import build, preflight, results, trained
+from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
@@ -116,19 +116,49 @@ def train(
     The exit code: 0 at the end, 75 after a signal to end.
 
   Raises:
-    ValueError: if disk, data, or what is resumed do not fit.
+    ValueError: if disk, data, or what is resumed do not fit, or if another run
+      holds the work directory.
   """
   begin = time.monotonic() if begin is None else begin
+  with lock.held(job.workdir) as check_held:
+    checkpointer = _open_checkpoints(job, check_held)
+    code, found = _train(
+      job, config_files, prepare_stores, checkpointer, compiled, begin
+    )
+    # What follows waits for no other process, so one alone does it.
+    if code == 0 and jax.process_index() == 0:
+      _write_results(job, found)
+      _logger.info(f'report: {write_report(job.workdir)}')
+  return code
+
+
+def _open_checkpoints(job: Job, check_held: Callable[[], None]) -> Checkpointer:
+  """The checkpoints of a run, on a disk that has room for two more."""
+  settings = job.run.settings
+  preflight.check_disk(job.program, job.steps_dir)
+  return Checkpointer(
+    job.steps_dir,
+    settings.keep_last,
+    settings.keep_best,
+    check_held=check_held,
+  )
+
+
+def _train(
+  job: Job,
+  config_files: dict[str, str],
+  prepare_stores: Callable[..., str],
+  checkpointer: Checkpointer,
+  compiled: str | None,
+  begin: float,
+) -> tuple[int, build.Found]:
+  """(exit code, token stores) of `train`, whose arguments these are."""
   run, program, settings = job.run, job.program, job.run.settings
 
   # ---- All that can be wrong is found before anything long is done -----------
   if run.data.vocabulary:  # Else it is known when there is data.
     sha256 = file_sha256(run.data.vocabulary)
     preflight.check_origin(run, program, sha256)
-  preflight.check_disk(program, job.steps_dir)
-  checkpointer = Checkpointer(
-    job.steps_dir, settings.keep_last, settings.keep_best
-  )
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
   reader, evaluations = build.open_data(run, directory, found, job.workdir)
@@ -160,11 +190,7 @@ def train(
     ts, code = trainer.train(
       settings, program, reader, evaluations, checkpointer, shown, meta, ts
     )
-  # What follows waits for no other process, so one alone does it.
-  if code == 0 and jax.process_index() == 0:
-    _write_results(job, found)
-    _logger.info(f'report: {write_report(job.workdir)}')
-  return code
+  return code, found
 
 
 def _write_texts(job: Job, config_files: dict[str, str]) -> None:
