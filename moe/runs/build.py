@@ -1,6 +1,7 @@
 """A run on devices: its program, its reader, the state it starts from."""
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -32,8 +33,8 @@ from moe.types import Batch, PyTree
 
 _logger = logging.getLogger(__name__)
 
-# Directories and rates of the token stores of each (task, split).
-Found = dict[tuple[str, str], tuple[list[str], list[float]]]
+# The token stores of each (task, split), and their rates.
+Found = dict[tuple[str, str], tuple[list[Store], list[float]]]
 
 
 def place(
@@ -126,6 +127,9 @@ def find_data(
 ) -> tuple[str, Found]:
   """The vocabulary directory, and the token stores of each task and split.
 
+  The stores are held: if one of them is made again while the run goes on, the
+  run reads on what was there.
+
   Args:
     run: the run.
     prepare_stores: makes what is missing; has the arguments and the result of
@@ -140,10 +144,11 @@ def find_data(
     data.vocabulary or None,
     run.model.vocab_size,
   )
-  found = {
-    (task, split): find_stores(directory, task, split)
-    for task, (split,) in wanted
-  }
+  hold = functools.cache(lambda path: Store(path).hold())
+  found = {}
+  for task, (split,) in wanted:
+    paths, rates = find_stores(directory, task, split)
+    found[task, split] = [hold(path) for path in paths], rates
   return directory, found
 
 
@@ -176,14 +181,14 @@ def open_data(
   )
 
   def evaluation(name: str) -> Evaluation:
-    dirs, _ = found[name, 'validation']
+    stores, _ = found[name, 'validation']
 
     def batches() -> Iterator[Batch]:
-      for d in dirs:
-        yield from eval_batches(d, data.sequence_length, data.batch_size)
+      for store in stores:
+        yield from eval_batches(store, data.sequence_length, data.batch_size)
 
     return Evaluation(
-      batches, sum(Store(d).manifest['counts']['chars'] for d in dirs)
+      batches, sum(store.manifest['counts']['chars'] for store in stores)
     )
 
   return reader, {name: evaluation(name) for name in data.evaluation}

@@ -134,7 +134,7 @@ def _task_documents(
   )
   stores, _ = find_stores(directory, wanted.task, wanted.split)
   found = []
-  for store in map(Store, stores):
+  for store in [Store(directory).hold() for directory in stores]:
     left = store.lengths.size
     if wanted.limit is not None:
       left = min(left, wanted.limit - len(found))

@@ -12,6 +12,7 @@ import jax
 
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
+from moe.data.reader import Reader
 from moe.data.store import file_sha256
 from moe.modalities.vocabulary import Vocabulary
 from moe.runs import build, lock, preflight, results, trained
@@ -121,7 +122,14 @@ def train(
   """
   begin = time.monotonic() if begin is None else begin
   with lock.held(job.workdir) as check_held:
-    checkpointer = _open_checkpoints(job, check_held)
+    _check_files(job)
+    settings = job.run.settings
+    checkpointer = Checkpointer(
+      job.steps_dir,
+      settings.keep_last,
+      settings.keep_best,
+      check_held=check_held,
+    )
     code, found = _train(
       job, config_files, prepare_stores, checkpointer, compiled, begin
     )
@@ -130,18 +138,6 @@ def train(
       _write_results(job, found)
       _logger.info(f'report: {write_report(job.workdir)}')
   return code
-
-
-def _open_checkpoints(job: Job, check_held: Callable[[], None]) -> Checkpointer:
-  """The checkpoints of a run, on a disk that has room for two more."""
-  settings = job.run.settings
-  preflight.check_disk(job.program, job.steps_dir)
-  return Checkpointer(
-    job.steps_dir,
-    settings.keep_last,
-    settings.keep_best,
-    check_held=check_held,
-  )
 
 
 def _train(
@@ -155,22 +151,13 @@ def _train(
   """(exit code, token stores) of `train`, whose arguments these are."""
   run, program, settings = job.run, job.program, job.run.settings
 
-  # ---- All that can be wrong is found before anything long is done -----------
-  if run.data.vocabulary:  # Else it is known when there is data.
-    sha256 = file_sha256(run.data.vocabulary)
-    preflight.check_origin(run, program, sha256)
+  # ---- Data ------------------------------------------------------------------
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
   reader, evaluations = build.open_data(run, directory, found, job.workdir)
 
   # ---- State -----------------------------------------------------------------
-  meta = {
-    'manifest_hash': reader.manifest_hash,
-    'vocabulary_sha256': reader.vocab_sha256,
-    **preflight.run_identity(run),
-    'mesh': dict(program.mesh.shape),
-    'config': config_files['config.gin'],
-  }
+  meta = _meta(job, reader, config_files['config.gin'])
   if ts is None:
     ts = build.starting_state(run, program, reader.vocab_sha256)
   else:
@@ -191,6 +178,25 @@ def _train(
       settings, program, reader, evaluations, checkpointer, shown, meta, ts
     )
   return code, found
+
+
+def _check_files(job: Job) -> None:
+  """Raises ValueError if vocabularies or the disk do not fit the run."""
+  vocabulary = job.run.data.vocabulary
+  if vocabulary:  # Else it is known when there is data.
+    preflight.check_origin(job.run, job.program, file_sha256(vocabulary))
+  preflight.check_disk(job.program, job.steps_dir)
+
+
+def _meta(job: Job, reader: Reader, config: str) -> dict[str, Any]:
+  """What is saved with every checkpoint, beside the arrays."""
+  return {
+    'manifest_hash': reader.manifest_hash,
+    'vocabulary_sha256': reader.vocab_sha256,
+    **preflight.run_identity(job.run),
+    'mesh': dict(job.program.mesh.shape),
+    'config': config,
+  }
 
 
 def _write_texts(job: Job, config_files: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from moe.data.store import write_store
+from moe.data.store import Store, write_store
 from moe.modalities.vocabulary import train_vocabulary
 from moe.runs import results
 
@@ -30,7 +30,7 @@ def write(directory, vocabulary, num_given=0):
     'scored_tokens': tokens - num_given * len(LINES),
   }
   write_store(directory, records, lambda: {'task': 't', 'counts': counts})
-  return [str(directory)]
+  return [Store(directory)]
 
 
 def test_n_grams_are_of_the_training_texts(tmp_path, vocabulary):
