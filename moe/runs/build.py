@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -150,6 +152,16 @@ def find_data(
     paths, rates = find_stores(directory, task, split)
     found[task, split] = [hold(path) for path in paths], rates
   return directory, found
+
+
+def held_out_hashes(run: Run, found: Found) -> dict[str, str]:
+  """A hash of each held-out task's documents, in the order of the tasks."""
+  hashes = {}
+  for task in run.data.evaluation:
+    stores, _ = found[task, 'validation']
+    content = [store.manifest['content_sha256'] for store in stores]
+    hashes[task] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+  return hashes
 
 
 def open_data(

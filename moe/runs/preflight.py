@@ -159,6 +159,38 @@ def check_saved(
       )
 
 
+def warn_of_held_out(
+  saved: dict[str, Any], held_out: dict[str, str], workdir: str
+) -> None:
+  """Warns if a run goes on with other held-out documents than it had.
+
+  Args:
+    saved: with its newest checkpoint.
+    held_out: a hash of the documents by task, now; the first task ranks.
+    workdir: of the run.
+  """
+  before = saved.get('held_out')
+  if before is None:  # An earlier version did not save it.
+    return
+  for task in held_out.keys() & before.keys():
+    if held_out[task] != before[task]:
+      _logger.info(
+        f'warning: the held-out documents of {task} are not those that'
+        f' {workdir} was scored on up to step {saved["step"]:,}: later scores'
+        ' do not compare with earlier ones, and only checkpoints that were'
+        ' scored on the same documents are ranked.'
+      )
+  first, first_before = (
+    next(iter(tasks), None) for tasks in (held_out, before)
+  )
+  if first != first_before:
+    _logger.info(
+      f'warning: checkpoints of {workdir} were ranked by {first_before} up to'
+      f' step {saved["step"]:,}, and are ranked by {first} from here on: only'
+      ' those of one task are ranked.'
+    )
+
+
 def origin_of(run: Run) -> dict[str, Any]:
   """What was recorded with INITIAL_CHECKPOINT; ValueError if there is none."""
   try:

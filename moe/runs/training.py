@@ -157,11 +157,13 @@ def _train(
   reader, evaluations = build.open_data(run, directory, found, job.workdir)
 
   # ---- State -----------------------------------------------------------------
-  meta = _meta(job, reader, config_files['config.gin'])
+  held_out = build.held_out_hashes(run, found)
+  meta = _meta(job, reader, held_out, config_files['config.gin'])
   if ts is None:
     ts = build.starting_state(run, program, reader.vocab_sha256)
   else:
     preflight.check_saved(saved, meta, job.workdir)
+    preflight.warn_of_held_out(saved, held_out, job.workdir)
   _write_texts(job, config_files)
 
   # ---- Training --------------------------------------------------------------
@@ -188,11 +190,16 @@ def _check_files(job: Job) -> None:
   preflight.check_disk(job.program, job.steps_dir)
 
 
-def _meta(job: Job, reader: Reader, config: str) -> dict[str, Any]:
+def _meta(
+  job: Job, reader: Reader, held_out: dict[str, str], config: str
+) -> dict[str, Any]:
   """What is saved with every checkpoint, beside the arrays."""
+  first = next(iter(held_out.items()), None)
   return {
     'manifest_hash': reader.manifest_hash,
     'vocabulary_sha256': reader.vocab_sha256,
+    'held_out': held_out,
+    'ranked_on': first and ' '.join(first),
     **preflight.run_identity(job.run),
     'mesh': dict(job.program.mesh.shape),
     'config': config,

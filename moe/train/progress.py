@@ -140,11 +140,23 @@ class Progress:
     for warning in warnings:
       self.note(f'warning: {warning}')
 
-  def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-    """Records the results of an evaluation, by task."""
+  def evaluation(
+    self,
+    step: int,
+    results: dict[str, dict[str, Any]],
+    held_out: dict[str, str] | None = None,
+  ) -> None:
+    """Records the results of an evaluation.
+
+    Args:
+      step: the step that was evaluated.
+      results: numbers by task.
+      held_out: a hash of the documents by task, where it is known.
+    """
     if self._evals is None:
       return
-    self._evals.append({'step': step, 'eval': results})
+    record = {'step': step, 'eval': results}
+    self._evals.append(record | ({'held_out': held_out} if held_out else {}))
     self._board.evaluation(step, results)
     self._draw(step)
     for task, scores in results.items():

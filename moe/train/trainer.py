@@ -218,7 +218,7 @@ def train(
       results[name] = evaluate(program, ts, evaluation, stop)
       if stop.is_set:
         return {}
-    progress.evaluation(step, results)
+    progress.evaluation(step, results, meta.get('held_out'))
     reporter.resume()  # Saves count as training time, evaluations do not.
     return {'bits_per_char': next(iter(results.values()))['bits_per_char']}
 
@@ -230,7 +230,8 @@ def train(
       scores = evaluate_all(first)
       if not scores:  # A signal came in the middle of it
         return ts, EXIT_PREEMPTED
-      listing.add_metrics(checkpointer.directory / str(first), scores)
+      place = checkpointer.directory / str(first)
+      listing.add_metrics(place, scores, meta.get('ranked_on'))
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
