@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from moe.data.store import Store
 from moe.evaluate.ngram import ngram_bits
+from moe.evaluate.score import Score
 from moe.infer import decode, forms
 from moe.infer.sampling import Sampling
 from moe.modalities.vocabulary import Vocabulary
@@ -33,11 +34,18 @@ def baselines(
   train: Sequence[Store],
   held_out: Sequence[Store],
   vocabulary: Vocabulary,
-) -> dict[str, float]:
+  command: str = '',
+) -> list[Score]:
   """Bits per character of n-grams of the training texts, on held-out texts.
 
+  Args:
+    train: stores of the training texts.
+    held_out: stores of the held-out texts.
+    vocabulary: of all of them.
+    command: what counts them again.
+
   Returns:
-    name -> bits per character; empty where the corpus is too big to count, and
+    A score for each order; none where the corpus is too big to count, and
     where documents have a part that is given and not scored: n-grams that have
     not read it are no match.
   """
@@ -46,19 +54,24 @@ def baselines(
     _logger.info(
       f'no n-grams: they are counted up to {MAX_BASELINE_CHARS:,} characters'
     )
-    return {}
+    return []
   for store in (*train, *held_out):
     manifest = store.manifest
     if manifest['counts']['scored_tokens'] < manifest['tokens']:
       _logger.info(
         f'no n-grams: documents of {manifest["task"]} have a part that is given'
       )
-      return {}
+      return []
   texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
-  return {
-    name: round(ngram_bits(texts, scored, order), 4)
+  return [
+    Score(
+      name,
+      round(ngram_bits(texts, scored, order), 4),
+      n=len(scored),
+      command=command,
+    )
     for name, order in BASELINES.items()
-  }
+  ]
 
 
 def samples(

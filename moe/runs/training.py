@@ -244,15 +244,24 @@ def _write_results(job: Job, found: build.Found) -> None:
 
   write_json('run.json', job.counts)
   if data.evaluation:
-    bits = results.baselines(
+    task = data.evaluation[0]
+    config = os.path.join(job.workdir, 'config.gin')
+    scores = results.baselines(
       found[data.train, 'train'][0],
-      found[data.evaluation[0], 'validation'][0],
+      found[task, 'validation'][0],
       Vocabulary(os.path.join(job.workdir, 'vocabulary.model')),
+      f'python -m launch.train --gin_file={config} --workdir={job.workdir}',
     )
-    write_json('baselines.json', bits)
-    for name, value in bits.items():
+    content = {
+      'task': task,
+      'held_out': build.held_out_hashes(job.run, found)[task],
+      'scores': [score.as_json() for score in scores],
+    }
+    write_json('baselines.json', content)
+    for score in scores:
       _logger.info(
-        f'{name} of the training split: {value:.4f} bits/char held out'
+        f'{score.name} of the training split: {score.value:.4f} bits/char held'
+        ' out'
       )
   write_json('samples.json', samples_of(job.run, job.workdir))
 
