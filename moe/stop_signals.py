@@ -128,6 +128,8 @@ class _Listener:
       number = os.read(self._read, 1)
       if not number:
         return
+      if number[0] not in NAMES:
+        continue  # Another handler of Python's has taken it.
       now = time.monotonic()
       if self.patience is not None and ends_at is None:
         ends_at = now + self.patience

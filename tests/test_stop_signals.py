@@ -92,3 +92,16 @@ def test_what_has_nothing_to_save_ends_in_the_middle_of_a_long_call():
   process = blocked('raising', 0)
   process.send_signal(signal.SIGTERM)
   assert process.wait(5) == 75
+
+
+def test_other_signals_end_nothing():
+  program = """
+import os, signal, time
+from moe import stop_signals
+stop_signals._PATIENCE_SECONDS = 0.1
+signal.signal(signal.SIGUSR1, lambda *_: None)
+with stop_signals.raising():
+  os.kill(os.getpid(), signal.SIGUSR1)
+  time.sleep(0.4)
+"""
+  subprocess.run([sys.executable, '-c', program], check=True)
