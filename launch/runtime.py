@@ -82,6 +82,7 @@ def set_up_jax() -> None:
   if _is_cpu_alone():
     # Before there are threads: each begins with memory of its own otherwise.
     keep_freed_memory()
+  stop_signals.listen()
   multihost.initialize()
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')

@@ -37,8 +37,9 @@ class Stopped(KeyboardInterrupt):
 def raising() -> Iterator[None]:
   """Raises `Stopped` in the block at the first signal; ignores later ones.
 
-  The process ends by itself, with `EXIT_STOPPED`, if the block does not end
-  within some seconds, and at a second Ctrl-C.
+  Once `listen` was called in it, the process ends by itself, with
+  `EXIT_STOPPED`, if the block does not end within some seconds, and at a second
+  Ctrl-C.
   """
   seen = []
 
@@ -47,7 +48,7 @@ def raising() -> Iterator[None]:
       seen.append(name)
       raise Stopped(name)
 
-  with handled(stop, patience=_PATIENCE_SECONDS):
+  with handled(stop, patience=_PATIENCE_SECONDS, listens=False):
     yield
 
 
@@ -56,6 +57,7 @@ def handled(
   on_signal: Callable[[str], None],
   signals: Sequence[int] = tuple(NAMES),
   patience: float | None = None,
+  listens: bool = True,
 ) -> Iterator[None]:
   """Calls a function with the name of each signal that comes in the block.
 
@@ -67,6 +69,7 @@ def handled(
     on_signal: called in the main thread, between two operations of Python.
     signals: some of `NAMES`.
     patience: seconds after a signal in which the block must end; None for any.
+    listens: whether to call `listen`.
   """
   if threading.current_thread() is not threading.main_thread():
     yield  # Python lets no other thread set a handler.
@@ -76,7 +79,9 @@ def handled(
     del frame
     on_signal(NAMES[number])
 
-  with _listening(patience):
+  with _waiting(patience):
+    if listens:
+      listen()
     previous = {}
     for number in signals:
       if signal.getsignal(number) not in (signal.SIG_IGN, None):
@@ -89,14 +94,9 @@ def handled(
 
 
 class _Listener:
-  """The thread that hears of signals at once.
+  """The thread that hears of signals at once."""
 
-  Attributes:
-    patience: see `handled`.
-  """
-
-  def __init__(self, patience: float | None):
-    self.patience = patience
+  def __init__(self):
     self._read, self._write = os.pipe()
     os.set_blocking(self._write, False)
     self._thread = threading.Thread(
@@ -120,7 +120,7 @@ class _Listener:
     while True:
       left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
       if not select.select([self._read], [], [], left)[0]:
-        if self.patience is not None:  # Else another block has begun.
+        if _patience[-1] is not None:  # Else another block has begun.
           _say('ended in the middle of its work; run it again to go on.')
           os._exit(EXIT_STOPPED)
         ends_at = None
@@ -131,8 +131,8 @@ class _Listener:
       if number[0] not in NAMES:
         continue  # Another handler of Python's has taken it.
       now = time.monotonic()
-      if self.patience is not None and ends_at is None:
-        ends_at = now + self.patience
+      if _patience[-1] is not None and ends_at is None:
+        ends_at = now + _patience[-1]
       if number[0] == signal.SIGINT:
         if pressed is None:
           pressed = now
@@ -142,27 +142,35 @@ class _Listener:
 
 
 _listener: _Listener | None = None
+_patience: list[float | None] = [None]  # of the blocks, the inner one last
+
+
+def listen() -> None:
+  """Starts the thread that hears of signals at once, inside of a block.
+
+  A verb calls this when it has set up its memory, which has to be done before
+  there is a second thread.
+  """
+  global _listener
+  is_main = threading.current_thread() is threading.main_thread()
+  if _listener is None and is_main and len(_patience) > 1:
+    _listener = _Listener()
+    signal.set_wakeup_fd(_listener.descriptor, warn_on_full_buffer=False)
 
 
 @contextlib.contextmanager
-def _listening(patience: float | None) -> Iterator[None]:
-  """Keeps one `_Listener` for nested blocks, as patient as the inner one."""
+def _waiting(patience: float | None) -> Iterator[None]:
+  """Keeps the patience of a block; the thread ends with the outermost one."""
   global _listener
-  if _listener is not None:
-    outer, _listener.patience = _listener.patience, patience
-    try:
-      yield
-    finally:
-      _listener.patience = outer
-    return
-  _listener = _Listener(patience)
-  before = signal.set_wakeup_fd(_listener.descriptor, warn_on_full_buffer=False)
+  _patience.append(patience)
   try:
     yield
   finally:
-    signal.set_wakeup_fd(before)
-    _listener.close()
-    _listener = None
+    if len(_patience) == 2 and _listener is not None:
+      signal.set_wakeup_fd(-1)
+      _listener.close()
+      _listener = None
+    _patience.pop()
 
 
 def _say(text: str) -> None:

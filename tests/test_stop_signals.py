@@ -58,6 +58,7 @@ from moe import stop_signals
 stop_signals._PATIENCE_SECONDS = 0.3
 arguments = [lambda name: None] * int(sys.argv[2])
 with getattr(stop_signals, sys.argv[1])(*arguments):
+  stop_signals.listen()
   mutex = ctypes.create_string_buffer(64)
   print('ready', flush=True)
   ctypes.CDLL(None).pthread_mutex_lock(mutex)
@@ -101,6 +102,7 @@ from moe import stop_signals
 stop_signals._PATIENCE_SECONDS = 0.1
 signal.signal(signal.SIGUSR1, lambda *_: None)
 with stop_signals.raising():
+  stop_signals.listen()
   os.kill(os.getpid(), signal.SIGUSR1)
   time.sleep(0.4)
 """
