@@ -23,7 +23,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for verb, text in (
     ('list', 'steps, sizes, metrics, which one is the best'),
-    ('verify', 'read every byte again; exit code 1 if one has changed'),
+    ('verify', 'read every byte and open every array; exit code 1 for damage'),
     ('show', 'what was recorded with a step'),
   ):
     sub = verbs.add_parser(verb, help=text, description=text)

@@ -9,6 +9,7 @@ A text file holds one document a line; a line break inside is written \n.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -82,8 +83,8 @@ def positive(text: str) -> int:
   return number
 
 
-def evaluate(args: argparse.Namespace) -> int:
-  """Prints the score."""
+def evaluate(args: argparse.Namespace, command: str) -> int:
+  """Prints the scores; the command is shown with them."""
   # Imported here, since --help must answer at once.
   from launch.configs import written
 
@@ -96,6 +97,7 @@ def evaluate(args: argparse.Namespace) -> int:
     )
   # Imported here, since a misspelt task need not wait for it.
   from launch.configs import configuration
+  from moe.evaluate import score
   from moe.runs import scoring
 
   runtime.set_up_jax()
@@ -111,11 +113,16 @@ def evaluate(args: argparse.Namespace) -> int:
       stride=args.stride,
       batch_size=args.batch_size,
       task_modules=args.task_module,
+      command=command,
     ),
     configuration.load_run,
     token_stores.prepare,
   )
-  print(json.dumps(report) if args.json else as_table(report))
+  if args.json:
+    print(json.dumps(report))
+  else:
+    scores = [score.from_json(entries) for entries in report['scores']]
+    print(f'{as_table(report)}\n\n{score.as_table(scores)}')
   return 0
 
 
@@ -125,7 +132,7 @@ def as_table(report: dict) -> str:
   reports = [report] if other is None else [report, other]
   lines = []
   for key in report:
-    if key != 'compare':
+    if key not in ('compare', 'scores'):
       cells = [
         f'{one[key]:,.4f}' if isinstance(one[key], float) else f'{one[key]}'
         for one in reports
@@ -145,7 +152,13 @@ def as_table(report: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the score; 2 if there is none, with one sentence that says why."""
   args = parse(argv)
-  return runtime.run(lambda: evaluate(args))
+  words = [
+    'python',
+    '-m',
+    'launch.evaluate',
+    *(sys.argv[1:] if argv is None else argv),
+  ]
+  return runtime.run(lambda: evaluate(args, shlex.join(words)))
 
 
 if __name__ == '__main__':

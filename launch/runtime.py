@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
 
 # What a user can mend; the exit code of a command that was not right.
@@ -53,12 +54,19 @@ def show_log() -> Iterator[None]:
 def run(verb: Callable[[], int]) -> int:
   """Runs a verb; what the user can mend is one sentence and code 2.
 
+  Ctrl-C, SIGTERM and SIGHUP are one sentence and code 75; a second Ctrl-C ends
+  the process at once. Training saves before.
+
   Args:
     verb: returns the exit code.
   """
   with show_log():
     try:
-      return verb()
+      with stop_signals.raising():
+        return verb()
+    except stop_signals.Stopped as stop:
+      log(f'{stop}: ended; run it again to go on.')
+      return stop_signals.EXIT_STOPPED
     except (ValueError, OSError) as error:
       log(f'error: {" ".join(str(error).split())}')
       return EXIT_USER
@@ -74,6 +82,7 @@ def set_up_jax() -> None:
   if _is_cpu_alone():
     # Before there are threads: each begins with memory of its own otherwise.
     keep_freed_memory()
+  stop_signals.listen()
   multihost.initialize()
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')

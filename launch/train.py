@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Runs the command; the exit code is 0, or 75 after SIGTERM."""
+  """Runs the command; the exit code is 0, or 75 after a signal to end."""
   begin = time.monotonic()
   # Imported here, since --help must answer at once.
   from launch.configs import configuration

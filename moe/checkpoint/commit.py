@@ -6,6 +6,7 @@ On an object store, which has no rename, `commit_success.txt` is written last
 instead (it holds nothing, so it needs no hash).
 """
 
+import dataclasses
 import logging
 import os
 import threading
@@ -13,15 +14,18 @@ import threading
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moe.checkpoint import integrity, listing
+from moe.checkpoint import integrity, listing, literal_path
 
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
+# Where the arrays of a step are looked up; without it none can be read.
+_MANIFEST = 'manifest.ocdbt'
 
 
 class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
   """Commit on a file system: seal, then rename."""
 
   async def finalize(self) -> None:
+    _check_whole(self.get())
     integrity.seal(self.get())
     self.get().rename(self.get_final())
     integrity.sync(self.get_final().parent)
@@ -31,8 +35,35 @@ class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
   """Commit on an object store: seal, then write the marker."""
 
   async def finalize(self) -> None:
+    _check_whole(self.get())
     integrity.seal(self.get())
     (self.get() / listing.MARKER).write_text('')
+
+
+def _check_whole(directory: epath.Path) -> None:
+  """Raises ValueError unless the arrays of a step can be found."""
+  if not (directory / 'state' / _MANIFEST).exists():
+    raise ValueError(f'Orbax has written no state/{_MANIFEST}')
+
+
+class _StateHandler(ocp.PyTreeCheckpointHandler):
+  """Writes the arrays, whatever characters the directory's name has."""
+
+  def finalize(self, directory: epath.Path) -> None:
+    """Joins what the processes have written."""
+    super().finalize(literal_path.of(directory))
+
+
+@ocp.args.register_with_handler(_StateHandler, for_save=True)
+@dataclasses.dataclass
+class StateSave(ocp.args.PyTreeSave):
+  """The arrays to write; Orbax finds the handler by this type."""
+
+
+@ocp.args.register_with_handler(_StateHandler, for_restore=True)
+@dataclasses.dataclass
+class _StateRestore(ocp.args.PyTreeRestore):
+  """Never made: Orbax takes no handler that could only save."""
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
@@ -48,7 +79,7 @@ def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
   handler = ocp.CompositeCheckpointHandler(
     # Trained weights shrink by a fifth at most, and their compression would
     # take half of a small machine away from the training steps.
-    state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False),
+    state=_StateHandler(use_ocdbt=True, use_compression=False),
     meta=ocp.JsonCheckpointHandler(),
   )
   return ocp.AsyncCheckpointer(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from moe.checkpoint import integrity, listing
+from moe.checkpoint import integrity, listing, restore
 
 
 class Listed(NamedTuple):
@@ -70,10 +70,10 @@ def damage(
 
   Args:
     directory: directory of the steps.
-    steps: the steps to check; every byte of them is read.
+    steps: the steps to check: every byte is read and every array opened.
   """
   for step in steps:
-    yield step, integrity.check(directory / str(step))
+    yield step, restore.damage(directory / str(step))
 
 
 def recorded(

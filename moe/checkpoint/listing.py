@@ -73,21 +73,33 @@ def read_meta(step_directory: epath.PathLike) -> dict[str, Any]:
     late = json.loads((step_directory / LATE_METRICS).read_text())
   except (OSError, ValueError):
     return meta
-  return {**meta, 'metrics': {**(meta.get('metrics') or {}), **late}}
+  ranked_on = late.pop('ranked_on', meta.get('ranked_on'))
+  metrics = {**(meta.get('metrics') or {}), **late}
+  return {**meta, 'metrics': metrics, 'ranked_on': ranked_on}
 
 
 def add_metrics(
-  step_directory: epath.PathLike, metrics: dict[str, float]
+  step_directory: epath.PathLike,
+  metrics: dict[str, float],
+  ranked_on: str | None = None,
 ) -> None:
   """Ranks a committed step that was evaluated after its save.
 
   The metrics go to a file that is not sealed, so the step stays sound.
+
+  Args:
+    step_directory: of the step.
+    metrics: numbers of the step by name.
+    ranked_on: what tells apart the data that they were measured on.
   """
   if jax.process_index() == 0:
     # epath and not atomic_files: the step may lie on an object store.
     path = epath.Path(step_directory) / LATE_METRICS
     temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(metrics))
+    entries = (
+      metrics if ranked_on is None else {**metrics, 'ranked_on': ranked_on}
+    )
+    temporary.write_text(json.dumps(entries))
     temporary.replace(path)
 
 
@@ -95,6 +107,10 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
   """Steps by a metric, the best first; among equals the newer one first.
 
   The smallest is the best, unless the newest step says that the largest is.
+
+  Numbers of other data do not compare: only steps that were measured on the
+  same data as the newest one are ranked. A step of an earlier version, which
+  did not record its data, counts as one of them.
 
   Args:
     directory: of the steps.
@@ -106,12 +122,17 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
   newest = metas[max(metas)] if metas else {}
   metric = metric or newest.get('best_metric')
   sign = -1 if newest.get('is_higher_better') else 1
-  scores = []
+  scores = {}
   for step, meta in metas.items():
     score = (meta.get('metrics') or {}).get(metric)
     if isinstance(score, int | float) and math.isfinite(score):
-      scores.append((sign * score, -step))
-  return [-negative for _, negative in sorted(scores)]
+      scores[step] = sign * score
+  data = {step: metas[step].get('ranked_on') for step in scores}
+  latest = next((data[step] for step in sorted(data)[::-1] if data[step]), None)
+  return sorted(
+    (step for step in scores if data[step] in (None, latest)),
+    key=lambda step: (scores[step], -step),
+  )
 
 
 def best_step(directory: epath.PathLike) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from moe.checkpoint import integrity
+from moe.checkpoint import integrity, literal_path
 from moe.checkpoint.listing import (
   locate,
   read_meta,
@@ -57,7 +57,7 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
     )
   damaged = []
   for candidate in [step] if step is not None else reversed(found):
-    problems = _problems(directory / str(candidate))
+    problems = _shared_damage(directory / str(candidate))
     if not problems:
       return candidate, damaged
     more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
@@ -223,23 +223,47 @@ def _load(
   }
 
 
-def _problems(step_directory: epath.Path) -> list[str]:
-  """`integrity.check`, whose work and verdict all processes share."""
+def damage(
+  step_directory: epath.Path, share: tuple[int, int] = (0, 1)
+) -> list[str]:
+  """What is wrong with a step: a phrase each, none if it is sound.
+
+  Every byte is read again, and every array is opened.
+
+  Args:
+    step_directory: of the step.
+    share: (index, count) of the files whose bytes are read; see
+      `integrity.check`.
+  """
+  found = integrity.check(step_directory, share)
+  if found:
+    return found
+  try:
+    _stored_tree(step_directory)
+  # Orbax and TensorStore raise many kinds, and each means the same here.
+  except Exception as error:  # noqa: BLE001
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    return [f'state cannot be opened ({reason})']
+  return []
+
+
+def _shared_damage(step_directory: epath.Path) -> list[str]:
+  """`damage`, whose work and verdict all processes share."""
   share = (jax.process_index(), jax.process_count())
-  problems = integrity.check(step_directory, share)
+  found = damage(step_directory, share)
   if share[1] > 1:
-    bad = multihost_utils.process_allgather(np.array(len(problems)))
-    if bad.any() and not problems:
-      problems = [f'a file that process {int(bad.argmax())} has checked']
-  return problems
+    bad = multihost_utils.process_allgather(np.array(len(found)))
+    if bad.any() and not found:
+      found = [f'a file that process {int(bad.argmax())} has checked']
+  return found
 
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
-  """The tree of a step, whose leaves have shape and dtype."""
+  """The tree of a step, whose leaves have shape and dtype; opens each array."""
   import orbax.checkpoint as ocp  # As in `_load`.
 
   handler = ocp.PyTreeCheckpointHandler()
-  return handler.metadata(step_directory / 'state').tree
+  return handler.metadata(literal_path.of(step_directory / 'state')).tree
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
@@ -247,7 +271,7 @@ def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
 
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(
-    step_directory / 'state',
+    literal_path.of(step_directory / 'state'),
     args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
   )
 

@@ -20,6 +20,7 @@ import re
 import shutil
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,7 +59,21 @@ class Checkpointer:
     keep_best: int = 1,
     best_metric: str | None = None,
     is_higher_better: bool = False,
+    check_held: Callable[[], None] = lambda: None,
   ):
+    """Removes what a killed run has left in the directory.
+
+    Args:
+      directory: where the steps lie.
+      keep_last: how many of the newest steps stay.
+      keep_best: how many of the best steps stay beside them.
+      best_metric: the metric of `save` that ranks steps; None ranks none.
+      is_higher_better: whether the largest is the best.
+      check_held: raises if the directory is another run's by now.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
     if keep_last < 1 or keep_best < 0:
       raise ValueError(
         f'keep_last must be at least 1 and keep_best at least 0, got'
@@ -70,6 +85,7 @@ class Checkpointer:
     self.keep_best = keep_best
     self.best_metric = best_metric
     self.is_higher_better = is_higher_better
+    self._check_held = check_held
     self._own = set()  # Steps written or restored by this object.
     self._orbax = None
     self._thread = None
@@ -168,7 +184,8 @@ class Checkpointer:
     return max(listing.steps(self.directory), default=None)
 
   def check(self) -> None:
-    """Raises SaveError if a background save has failed; else costs nothing."""
+    """Raises if a background save has failed, or the run has lost its place."""
+    self._check_held()
     failure, self._failure = self._failure, None
     if failure is not None:
       raise failure
@@ -209,7 +226,7 @@ class Checkpointer:
     self._orbax.save(
       self.directory / str(step),
       args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+        state=commit.StateSave(state), meta=ocp.args.JsonSave(meta)
       ),
       # An earlier attempt may have left the same step.
       force=True,

@@ -40,7 +40,7 @@ class Reader:
 
   def __init__(
     self,
-    dirs: Sequence[str | os.PathLike],
+    dirs: Sequence[str | os.PathLike | Store],
     rates: Sequence[float],
     sequence_length: int,
     batch_size: int,
@@ -51,7 +51,7 @@ class Reader:
     """Opens the stores and their pack plans.
 
     Args:
-      dirs: of the stores.
+      dirs: of the stores, or the stores themselves.
       rates: how many rows come from each store, relative to the others.
       sequence_length: T.
       batch_size: B, rows of the whole batch over all hosts.
@@ -82,12 +82,13 @@ class Reader:
     self._sequence_length = sequence_length
     self._seed = seed
     manifests = [source.store.manifest for source in self._sources]
-    for manifest, directory in zip(manifests, dirs, strict=True):
+    for manifest, source in zip(manifests, self._sources, strict=True):
+      directory = source.store.directory
       if manifest['vocabulary_sha256'] != manifests[0]['vocabulary_sha256']:
         raise ValueError(
           'All stores of a mixture must share one vocabulary, got another one'
-          f' in {os.fspath(directory)} than in {os.fspath(dirs[0])}: cache them'
-          ' with the same --vocabulary.'
+          f' in {directory} than in {self._sources[0].store.directory}: cache'
+          ' them with the same --vocabulary.'
         )
     self.vocab_size = manifests[0]['vocab_size']
     self.vocab_sha256 = manifests[0]['vocabulary_sha256']
@@ -147,7 +148,7 @@ class Reader:
 
 
 def eval_batches(
-  directory: str | os.PathLike,
+  directory: str | os.PathLike | Store,
   sequence_length: int,
   batch_size: int,
   rows: np.ndarray | None = None,
@@ -155,7 +156,7 @@ def eval_batches(
   """Every document of a store once, in the order of its packed rows.
 
   Args:
-    directory: of the store.
+    directory: of the store, or the store itself.
     sequence_length: T.
     batch_size: B, rows of the whole batch over all hosts.
     rows: see `Reader`.
@@ -182,7 +183,7 @@ class _Source:
 
   def __init__(
     self,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike | Store,
     sequence_length: int,
     max_bad_fraction: float = 0.0,
     bad: list[dict] | None = None,
@@ -190,12 +191,13 @@ class _Source:
     """Opens the store and its plan.
 
     Args:
-      directory: of the store.
+      directory: of the store, or the store itself.
       sequence_length: T.
       max_bad_fraction: share of the records that may be unreadable.
       bad: where unreadable records are noted; None makes them an error.
     """
-    self.store = Store(directory)
+    is_open = isinstance(directory, Store)
+    self.store = directory if is_open else Store(directory)
     self.plan = load_plan(self.store, sequence_length)
     self._max_bad = max_bad_fraction * self.store.lengths.size
     self._quarantine = bad

@@ -252,6 +252,27 @@ class Store:
     self._lock = threading.Lock()
     self._reader = None
 
+  def hold(self) -> 'Store':
+    """Opens the records too; another store in this place changes nothing then.
+
+    An open file keeps its content when it is replaced.
+
+    Returns:
+      The store itself.
+
+    Raises:
+      ValueError: if the records are missing, or if the store was made again
+        since its manifest was read.
+    """
+    self._open()
+    before, now = self.manifest, Store(self.directory).manifest
+    if before['content_sha256'] != now['content_sha256']:
+      raise ValueError(
+        f'The token store {self.directory} must stay as it is while it is'
+        ' opened, and was made again: run the command again.'
+      )
+    return self
+
   @property
   def vocabulary_path(self) -> str:
     """File of the vocabulary that made the tokens."""

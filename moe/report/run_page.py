@@ -5,14 +5,28 @@ import math
 import os
 import pathlib
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
+from moe.evaluate import score
 from moe.report import experts, templates
 from moe.report import figures as draw
 from moe.train import record_log
 from moe.train.display import duration
 
 Record = dict[str, Any]
+
+
+class Baselines(NamedTuple):
+  """Scores of n-grams.
+
+  Attributes:
+    task: on whose held-out documents.
+    levels: bits per character by name.
+  """
+
+  task: str
+  levels: dict[str, float]
+
 
 # (key in the log, title, format of the numbers, scale) of the small figures.
 _SMALL = (
@@ -56,7 +70,7 @@ def write_report(
     )
   evals = record_log.read(workdir / 'eval.jsonl')
   run = _json(workdir / 'run.json', {})
-  baselines = _json(workdir / 'baselines.json', {})
+  baselines = _baselines(_json(workdir / 'baselines.json', {}), evals)
   page = templates.render(
     'run_page.html',
     name=workdir.resolve().name,
@@ -82,22 +96,10 @@ def _cards(
   records: list[Record],
   evals: list[Record],
   run: dict[str, Any],
-  baselines: dict[str, float],
+  baselines: Baselines,
 ) -> list[tuple[str, str, str]]:
   """(title, number, remark) of what a reader wants to know first."""
-  cards, last = [], records[-1]
-  for task in _tasks(evals)[:2]:
-    steps, bits = _held_out(evals, task, 'bits_per_char')
-    if bits:
-      best = min(range(len(bits)), key=bits.__getitem__)
-      remark = f'bits per character on {task}, step {steps[-1]:,}'
-      if best != len(bits) - 1:
-        remark += f'; best {bits[best]:.3f} at step {steps[best]:,}'
-      cards.append(('Held out', f'{bits[-1]:.3f}', remark))
-      for name, level in baselines.items() if len(cards) == 1 else ():
-        word = 'below' if bits[-1] < level else 'above'
-        gain = f'{abs(level - bits[-1]):.3f}'
-        cards.append((f'{word} {name}'.capitalize(), gain, f'of {level:.3f}'))
+  cards, last = _held_out_cards(evals, baselines), records[-1]
   recent = records[-max(1, len(records) // 10) :]
   if last.get('tokens'):
     steps = f'in {last["step"]:,} steps'
@@ -124,8 +126,35 @@ def _cards(
   return cards
 
 
+def _held_out_cards(
+  evals: list[Record], baselines: Baselines
+) -> list[tuple[str, str, str]]:
+  """`_cards` of the first two tasks, and of the baselines beside theirs."""
+  cards = []
+  for task in _tasks(evals)[:2]:
+    steps, bits = _held_out(evals, task, 'bits_per_char')
+    if not bits:
+      continue
+    best = min(range(len(bits)), key=bits.__getitem__)
+    remark = f'bits per character on {task}, step {steps[-1]:,}'
+    if best != len(bits) - 1:
+      remark += f'; best {bits[best]:.3f} at step {steps[best]:,}'
+    others, _ = _records(evals, task)
+    if others:
+      step = others[-1]['step']
+      remark += f'; up to step {step:,} other documents were scored'
+    cards.append(('Held out', f'{bits[-1]:.3f}', remark))
+    if task == baselines.task:
+      for name, level in baselines.levels.items():
+        word = 'below' if bits[-1] < level else 'above'
+        gain = f'{abs(level - bits[-1]):.3f}'
+        remark = f'of {level:.3f} on {task}'
+        cards.append((f'{word} {name}'.capitalize(), gain, remark))
+  return cards
+
+
 def _figures(
-  records: list[Record], evals: list[Record], baselines: dict[str, float]
+  records: list[Record], evals: list[Record], baselines: Baselines
 ) -> dict[str, list[str]]:
   held_out = {
     key: {
@@ -140,7 +169,10 @@ def _figures(
   if bits[0]:
     figures['large'].append(
       draw.curves(
-        bits, held_out['bits_per_char'], baselines, 'bits per character'
+        bits,
+        held_out['bits_per_char'],
+        {f'{n}, {baselines.task}': x for n, x in baselines.levels.items()},
+        'bits per character',
       )
     )
   for key, title, ticks, scale in _SMALL:
@@ -170,8 +202,39 @@ def _tasks(evals: list[Record]) -> list[str]:
 def _held_out(
   evals: list[Record], task: str, key: str
 ) -> tuple[list[int], list[float]]:
-  scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in evals]
+  """Steps and values of the evaluations that compare with the last one."""
+  _, equal = _records(evals, task)
+  scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in equal]
   return _values(scores, key)
+
+
+def _records(
+  evals: list[Record], task: str
+) -> tuple[list[Record], list[Record]]:
+  """(evaluations of other documents, those of the documents of the last one).
+
+  One that does not say what it has scored counts as of the same documents.
+  """
+  of = lambda r: _value(r, 'held_out').get(task) if 'held_out' in r else None
+  last = next((of(r) for r in reversed(evals) if of(r)), None)
+  equal = [r for r in evals if of(r) in (None, last)]
+  return [r for r in evals if r not in equal], equal
+
+
+def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
+  """What baselines.json says, unless it is of other documents than scored now.
+
+  Earlier versions wrote numbers by name, of the first task.
+  """
+  if 'scores' not in content:
+    return Baselines(next(iter(_tasks(evals)), ''), content)
+  task = content['task']
+  scored = [_value(r, 'held_out') or {} for r in evals]
+  last = next((s[task] for s in reversed(scored) if task in s), None)
+  if last not in (None, content['held_out']):
+    return Baselines(task, {})
+  scores = map(score.from_json, content['scores'])
+  return Baselines(task, {one.name: one.value for one in scores})
 
 
 def _values(records: list[Record], key: str) -> tuple[list[int], list[float]]:

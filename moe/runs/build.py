@@ -1,6 +1,9 @@
 """A run on devices: its program, its reader, the state it starts from."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -32,8 +35,8 @@ from moe.types import PyTree, TokenBatch
 
 _logger = logging.getLogger(__name__)
 
-# Directories and rates of the token stores of each (task, split).
-Found = dict[tuple[str, str], tuple[list[str], list[float]]]
+# The token stores of each (task, split), and their rates.
+Found = dict[tuple[str, str], tuple[list[Store], list[float]]]
 
 
 def place(
@@ -124,6 +127,9 @@ def find_data(
 ) -> tuple[str, Found]:
   """The vocabulary directory, and the token stores of each task and split.
 
+  The stores are held: if one of them is made again while the run goes on, the
+  run reads on what was there.
+
   Args:
     run: the run.
     prepare_stores: makes what is missing; has the arguments and the result of
@@ -139,19 +145,28 @@ def find_data(
     run.model.vocab_size,
     task_modules=data.task_modules,
   )
-  found = {
-    (task, split): find_stores(directory, task, split)
-    for task, (split,) in wanted
-  }
+  hold = functools.cache(lambda path: Store(path).hold())
+  found = {}
+  for task, (split,) in wanted:
+    paths, rates = find_stores(directory, task, split)
+    found[task, split] = [hold(path) for path in paths], rates
   return directory, found
+
+
+def held_out_hashes(run: Run, found: Found) -> dict[str, str]:
+  """A hash of each held-out task's documents, in the order of the tasks."""
+  hashes = {}
+  for task in run.data.evaluation:
+    stores, _ = found[task, 'validation']
+    content = [store.manifest['content_sha256'] for store in stores]
+    hashes[task] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+  return hashes
 
 
 def open_data(
   run: Run, program: Program, directory: str, found: Found, workdir: str
 ) -> tuple[Reader, dict[str, HeldOut]]:
   """The reader of training batches, and held-out data by task.
-
-  Each process reads the rows of a batch that its devices hold.
 
   Each process reads the rows of a batch that its devices hold.
 
@@ -183,13 +198,15 @@ def open_data(
   )
 
   def evaluation(name: str) -> HeldOut:
-    dirs, _ = found[name, 'validation']
+    stores, _ = found[name, 'validation']
 
     def batches() -> Iterator[TokenBatch]:
-      for d in dirs:
-        yield from eval_batches(d, data.sequence_length, data.batch_size, rows)
+      for store in stores:
+        yield from eval_batches(
+          store, data.sequence_length, data.batch_size, rows
+        )
 
-    chars = sum(Store(d).manifest['counts']['chars'] for d in dirs)
+    chars = sum(store.manifest['counts']['chars'] for store in stores)
     return HeldOut(batches, program.objective.score, {'chars': chars})
 
   return reader, {name: evaluation(name) for name in data.evaluation}

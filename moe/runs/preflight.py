@@ -33,8 +33,15 @@ def open_workdir(workdir: str) -> None:
   """Makes the directory, and proves that it can be written.
 
   Raises:
-    ValueError: if it can't.
+    ValueError: if it can't, or if a checkpoint would lie elsewhere.
   """
+  path = os.path.abspath(workdir)
+  # TensorStore takes a backslash for a slash, and knows names in UTF-8 only.
+  if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):
+    raise ValueError(
+      f'--workdir={ascii(workdir)} must be UTF-8 without a backslash, which'
+      ' checkpoints cannot be written below: choose another one.'
+    )
   try:
     os.makedirs(workdir, exist_ok=True)
     # A name of its own: processes of other hosts try the same directory.
@@ -150,6 +157,38 @@ def check_saved(
         ' one changes the order of the data and the count of tokens; set'
         f' --gin.{macro}={before}, or choose another --workdir.'
       )
+
+
+def warn_of_held_out(
+  saved: dict[str, Any], held_out: dict[str, str], workdir: str
+) -> None:
+  """Warns if a run goes on with other held-out documents than it had.
+
+  Args:
+    saved: with its newest checkpoint.
+    held_out: a hash of the documents by task, now; the first task ranks.
+    workdir: of the run.
+  """
+  before = saved.get('held_out')
+  if before is None:  # An earlier version did not save it.
+    return
+  for task in held_out.keys() & before.keys():
+    if held_out[task] != before[task]:
+      _logger.info(
+        f'warning: the held-out documents of {task} are not those that'
+        f' {workdir} was scored on up to step {saved["step"]:,}: later scores'
+        ' do not compare with earlier ones, and only checkpoints that were'
+        ' scored on the same documents are ranked.'
+      )
+  first, first_before = (
+    next(iter(tasks), None) for tasks in (held_out, before)
+  )
+  if first != first_before:
+    _logger.info(
+      f'warning: checkpoints of {workdir} were ranked by {first_before} up to'
+      f' step {saved["step"]:,}, and are ranked by {first} from here on: only'
+      ' those of one task are ranked.'
+    )
 
 
 def origin_of(run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from moe.data.store import Store
 from moe.evaluate.ngram import ngram_bits
+from moe.evaluate.score import Score
 from moe.infer import decode, forms
 from moe.infer.sampling import Sampling
 from moe.modalities.vocabulary import Vocabulary
@@ -20,47 +21,57 @@ SAMPLES_PER_PROMPT = 2
 TEMPERATURE = 0.8
 
 
-def _texts(dirs: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+def _texts(stores: Sequence[Store], vocabulary: Vocabulary) -> list[str]:
   """Documents of token stores as text."""
   texts = []
-  for directory in dirs:
-    store = Store(directory)
+  for store in stores:
     for record in store.read(range(store.lengths.size)):
       texts.append(vocabulary.decode(record['tokens'][:-1].tolist()))
   return texts
 
 
 def baselines(
-  train_dirs: Sequence[str],
-  held_out_dirs: Sequence[str],
+  train: Sequence[Store],
+  held_out: Sequence[Store],
   vocabulary: Vocabulary,
-) -> dict[str, float]:
+  command: str = '',
+) -> list[Score]:
   """Bits per character of n-grams of the training texts, on held-out texts.
 
+  Args:
+    train: stores of the training texts.
+    held_out: stores of the held-out texts.
+    vocabulary: of all of them.
+    command: what counts them again.
+
   Returns:
-    name -> bits per character; empty where the corpus is too big to count, and
+    A score for each order; none where the corpus is too big to count, and
     where documents have a part that is given and not scored: n-grams that have
     not read it are no match.
   """
-  chars = sum(Store(d).manifest['counts']['chars'] for d in train_dirs)
+  chars = sum(store.manifest['counts']['chars'] for store in train)
   if chars > MAX_BASELINE_CHARS:
     _logger.info(
       f'no n-grams: they are counted up to {MAX_BASELINE_CHARS:,} characters'
     )
-    return {}
-  for directory in (*train_dirs, *held_out_dirs):
-    manifest = Store(directory).manifest
+    return []
+  for store in (*train, *held_out):
+    manifest = store.manifest
     if manifest['counts']['scored_tokens'] < manifest['tokens']:
       _logger.info(
         f'no n-grams: documents of {manifest["task"]} have a part that is given'
       )
-      return {}
-  train = _texts(train_dirs, vocabulary)
-  held_out = _texts(held_out_dirs, vocabulary)
-  return {
-    name: round(ngram_bits(train, held_out, order), 4)
+      return []
+  texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
+  return [
+    Score(
+      name,
+      round(ngram_bits(texts, scored, order), 4),
+      n=len(scored),
+      command=command,
+    )
     for name, order in BASELINES.items()
-  }
+  ]
 
 
 def samples(

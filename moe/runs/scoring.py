@@ -14,7 +14,7 @@ import numpy as np
 from moe.data.cache_dir import default_cache_dir
 from moe.data.store import VOCABULARY, Store, file_sha256, find_stores
 from moe.data.text_file import read_texts
-from moe.evaluate import comparison, documents, likelihood
+from moe.evaluate import comparison, documents, likelihood, score
 from moe.evaluate.likelihood import Context, Document
 from moe.runs.run import TrainedRun
 
@@ -41,6 +41,7 @@ class Wanted:
     batch_size: windows of full length in a batch; None for what holds
       `TOKENS_PER_BATCH`. Rows are added until the devices have equally many.
     task_modules: modules that declare tasks, beside those of the run.
+    command: what asks for all this, to be shown with the scores.
   """
 
   task: str | None = None
@@ -52,6 +53,7 @@ class Wanted:
   stride: int | None = None
   batch_size: int | None = None
   task_modules: Sequence[str] = ()
+  command: str = ''
 
 
 class _Job(NamedTuple):
@@ -104,13 +106,25 @@ def evaluate(
       f'{wanted.task}/{wanted.split} differ: make them again with `python -m '
       'launch.data cache --overwrite`.'
     )
-  scores = [_score(job) for job in jobs]
-  nats, report = scores[0]
-  if len(scores) == 1:
+  scored = [_score(job, wanted.command) for job in jobs]
+  nats, report = scored[0]
+  if len(scored) == 1:
     return report
-  other_nats, other = scores[1]
+  other_nats, other = scored[1]
   compared = comparison.compare(nats, other_nats, chars)
-  return {**report, 'compare': {**other, **compared._asdict()}}
+  difference = score.Score(
+    'difference',
+    compared.difference,
+    compared.low,
+    compared.high,
+    len(nats),
+    wanted.command,
+  )
+  return {
+    **report,
+    'scores': [*report['scores'], difference.as_json()],
+    'compare': {**other, **compared._asdict()},
+  }
 
 
 def _context(trained: TrainedRun, wanted: Wanted) -> Context:
@@ -141,7 +155,7 @@ def _task_documents(
   )
   stores, _ = find_stores(directory, wanted.task, wanted.split)
   found = []
-  for store in map(Store, stores):
+  for store in [Store(directory).hold() for directory in stores]:
     left = store.lengths.size
     if wanted.limit is not None:
       left = min(left, wanted.limit - len(found))
@@ -158,7 +172,7 @@ def _vocabulary_file(cache_dir: str, trained: TrainedRun) -> str:
   return trained.vocabulary.path
 
 
-def _score(job: _Job) -> tuple[np.ndarray, dict[str, Any]]:
+def _score(job: _Job, command: str) -> tuple[np.ndarray, dict[str, Any]]:
   """(nats of each document, numbers and facts to report)."""
   trained, scored, context = job
   _logger.info(
@@ -175,8 +189,17 @@ def _score(job: _Job) -> tuple[np.ndarray, dict[str, Any]]:
       _progress_log(),
     )
   _logger.info(f'scored in {time.monotonic() - begin:.1f} s')
+  totals = likelihood.totals(scored, nats)
+  scores = [
+    score.of_documents(name, nats, np.array(sizes), command, unit)
+    for name, sizes, unit in (
+      ('bits_per_char', [d.chars for d in scored], score.BITS_PER_CHAR),
+      ('bits_per_byte', [d.bytes for d in scored], score.BITS_PER_BYTE),
+    )
+  ]
   report = {
-    **likelihood.totals(scored, nats),
+    **totals,
+    'scores': [one.as_json() for one in scores],
     'checkpoint': trained.workdir,
     'step': trained.step,
     'sequence_length': context.length,

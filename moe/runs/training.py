@@ -15,7 +15,7 @@ from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
 from moe.data.store import file_sha256
 from moe.modalities.vocabulary import Vocabulary
-from moe.runs import build, preflight, results, trained
+from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
@@ -114,17 +114,46 @@ def train(
     begin: when the command began, by `time.monotonic`; by default now.
 
   Returns:
-    The exit code: 0 at the end, 75 after SIGTERM.
+    The exit code: 0 at the end, 75 after a signal to end.
 
   Raises:
-    ValueError: if disk, data, or what is resumed do not fit.
+    ValueError: if disk, data, or what is resumed do not fit, or if another run
+      holds the work directory.
   """
   begin = time.monotonic() if begin is None else begin
+  with lock.held(job.workdir) as check_held:
+    _check_files(job)
+    settings, score = job.run.settings, job.program.objective.score
+    checkpointer = Checkpointer(
+      job.steps_dir,
+      settings.keep_last,
+      settings.keep_best,
+      score.name,
+      score.is_higher_better,
+      check_held,
+    )
+    code, found = _train(
+      job, config_files, prepare_stores, checkpointer, compiled, begin
+    )
+    # What follows waits for no other process, so one alone does it.
+    if code == 0 and jax.process_index() == 0:
+      _write_results(job, found)
+      _logger.info(f'report: {write_report(job.workdir)}')
+  return code
+
+
+def _train(
+  job: Job,
+  config_files: dict[str, str],
+  prepare_stores: Callable[..., str],
+  checkpointer: Checkpointer,
+  compiled: str | None,
+  begin: float,
+) -> tuple[int, build.Found]:
+  """(exit code, token stores) of `train`, whose arguments these are."""
   run, program, settings = job.run, job.program, job.run.settings
 
-  # ---- All that can be wrong is found before anything long is done -----------
-  _check_files(job)
-  checkpointer = _checkpointer(job)
+  # ---- Data ------------------------------------------------------------------
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
   reader, evaluations = build.open_data(
@@ -132,11 +161,13 @@ def train(
   )
 
   # ---- State -----------------------------------------------------------------
-  meta = _meta(job, reader, config_files['config.gin'])
+  held_out = build.held_out_hashes(run, found)
+  meta = _meta(job, reader, held_out, config_files['config.gin'])
   if ts is None:
     ts = build.starting_state(run, program, reader.vocab_sha256)
   else:
     preflight.check_saved(saved, meta, job.workdir)
+    preflight.warn_of_held_out(saved, held_out, job.workdir)
   _write_texts(job, config_files)
 
   # ---- Training --------------------------------------------------------------
@@ -158,11 +189,7 @@ def train(
       f'process {jax.process_index()} of {jax.process_count()} read'
       f' {reader.bytes_read:,} bytes of training records'
     )
-  # What follows waits for no other process, so one alone does it.
-  if code == 0 and jax.process_index() == 0:
-    _write_results(job, found)
-    _logger.info(f'report: {write_report(job.workdir)}')
-  return code
+  return code, found
 
 
 def _check_files(job: Job) -> None:
@@ -173,23 +200,16 @@ def _check_files(job: Job) -> None:
   preflight.check_disk(job.program, job.steps_dir)
 
 
-def _checkpointer(job: Job) -> Checkpointer:
-  """What saves the run and ranks its steps by the score of its objective."""
-  settings, score = job.run.settings, job.program.objective.score
-  return Checkpointer(
-    job.steps_dir,
-    settings.keep_last,
-    settings.keep_best,
-    score.name,
-    score.is_higher_better,
-  )
-
-
-def _meta(job: Job, reader: Reader, config: str) -> dict[str, Any]:
+def _meta(
+  job: Job, reader: Reader, held_out: dict[str, str], config: str
+) -> dict[str, Any]:
   """What is saved with every checkpoint, beside the arrays."""
+  first = next(iter(held_out.items()), None)
   return {
     'manifest_hash': reader.manifest_hash,
     'vocabulary_sha256': reader.vocab_sha256,
+    'held_out': held_out,
+    'ranked_on': first and ' '.join(first),
     **preflight.run_identity(job.run),
     'mesh': dict(job.program.mesh.shape),
     'config': config,
@@ -233,15 +253,24 @@ def _write_results(job: Job, found: build.Found) -> None:
 
   write_json('run.json', job.counts)
   if data.evaluation:
-    bits = results.baselines(
+    task = data.evaluation[0]
+    config = os.path.join(job.workdir, 'config.gin')
+    scores = results.baselines(
       found[data.train, 'train'][0],
-      found[data.evaluation[0], 'validation'][0],
+      found[task, 'validation'][0],
       Vocabulary(os.path.join(job.workdir, 'vocabulary.model')),
+      f'python -m launch.train --gin_file={config} --workdir={job.workdir}',
     )
-    write_json('baselines.json', bits)
-    for name, value in bits.items():
+    content = {
+      'task': task,
+      'held_out': build.held_out_hashes(job.run, found)[task],
+      'scores': [score.as_json() for score in scores],
+    }
+    write_json('baselines.json', content)
+    for score in scores:
       _logger.info(
-        f'{name} of the training split: {value:.4f} bits/char held out'
+        f'{score.name} of the training split: {score.value:.4f} bits/char held'
+        ' out'
       )
   write_json('samples.json', samples_of(job.run, job.workdir))
 

@@ -155,6 +155,7 @@ class Progress:
     step: int,
     results: dict[str, dict[str, Any]],
     scores: dict[str, Measure],
+    held_out: dict[str, str] | None = None,
   ) -> None:
     """Records the results of all evaluations of a step.
 
@@ -162,10 +163,12 @@ class Progress:
       step: number of the step, counted from 1.
       results: metrics by name of the evaluation.
       scores: which metric of each evaluation people are shown.
+      held_out: a hash of the documents by task, where it is known.
     """
     if self._evals is None:
       return
-    self._evals.append({'step': step, 'eval': results})
+    record = {'step': step, 'eval': results}
+    self._evals.append(record | ({'held_out': held_out} if held_out else {}))
     self._board.evaluation(step, results)
     self._draw(step)
     for name, metrics in results.items():

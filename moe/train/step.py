@@ -186,6 +186,29 @@ def _accumulate(
   return grads, told, state
 
 
+def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
+  """Whether training can go on from a state: a bool.
+
+  The squares of parameters must be finite too, or no norm of them is. What is
+  checked is the result, and not the update before it is kept: both states would
+  have to be in memory together.
+  """
+  # Moments that wait on the host would have to come back for this.
+  rest = (None if kept.optimizer_on_host else ts.opt_state, ts.state)
+  # The barrier keeps the update from being computed once more for the check.
+  params, rest = jax.lax.optimization_barrier((ts.params, rest))
+  checked = [
+    jnp.isfinite(jnp.sum(jnp.square(a.astype(jnp.float32))))
+    for a in jax.tree.leaves(params)
+  ]
+  checked += [
+    jnp.all(jnp.isfinite(a))
+    for a in jax.tree.leaves(rest)
+    if jnp.issubdtype(a.dtype, jnp.inexact)
+  ]
+  return functools.reduce(jnp.logical_and, checked)
+
+
 def make_train_step(
   objective: Objective,
   optimizer: Optimizer,
@@ -207,7 +230,9 @@ def make_train_step(
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
     the gradient is not finite, parameters, optimizer and carried state stay as
-    they were, the step counts all the same, and the metric 'skipped' is 1.
+    they were, the step counts all the same, and the metric 'skipped' is 1. If
+    what the update has made is not finite, the metric 'broken' is 1, and
+    nothing may go on from that state.
   """
   kept = optimizer.storage
 
@@ -249,6 +274,7 @@ def make_train_step(
       ts.state,
     )
     new = TrainState(ts.step + 1, params, opt_state, state)
+    metrics['broken'] = 1.0 - _is_sound(new, kept).astype(jnp.float32), one
     return new, metrics
 
   return train_step

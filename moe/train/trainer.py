@@ -5,13 +5,13 @@ import dataclasses
 import os
 import signal
 import time
-import types
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
 
+from moe import stop_signals
 from moe.checkpoint import listing
 from moe.objectives.objective import Facts, Objective
 from moe.train import metrics as metrics_lib
@@ -24,7 +24,7 @@ from moe.types import Array, Batch, Pair
 if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
   from moe.checkpoint.save import Checkpointer
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
 
 
 class TrainingError(ValueError):
@@ -110,38 +110,36 @@ class TrainingData(Protocol):
 
 
 class _Stop:
-  """Tells of SIGTERM; all processes agree on the step at which they stop.
+  """Tells of a signal to end; all processes agree on the step to stop at.
 
   Attributes:
-    is_set: whether the signal has come. It stays False where there are several
+    is_set: whether a signal has come. It stays False where there are several
       processes, since none may leave a step that the others take part in.
+    name: of the signal.
   """
 
   def __init__(self):
     self.is_set = False
+    self.name = 'SIGTERM'
 
-  @contextlib.contextmanager
-  def listening(self):
-    if jax.process_count() > 1:
-      # JAX listens itself, so that all processes learn of a signal to one of
-      # them; a handler of ours would replace its own.
-      yield
-      return
-
-    def handler(signum: int, frame: types.FrameType | None):
-      del signum, frame
-      self.is_set = True
-
-    previous = signal.signal(signal.SIGTERM, handler)
-    try:
-      yield
-    finally:
-      signal.signal(signal.SIGTERM, previous)
+  def listening(self) -> contextlib.AbstractContextManager[None]:
+    """Takes the signals that come in the block."""
+    if jax.process_count() == 1:
+      return stop_signals.handled(self._set)
+    # JAX listens to SIGTERM itself, so that all processes learn of one that
+    # came to one of them; a handler of ours would replace its own.
+    return stop_signals.handled(
+      lambda _: os.kill(os.getpid(), signal.SIGTERM),
+      (signal.SIGINT, signal.SIGHUP),
+    )
 
   def reached(self, step: int) -> bool:
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self.is_set
+
+  def _set(self, name: str) -> None:
+    self.is_set, self.name = True, name
 
 
 def train(
@@ -167,10 +165,10 @@ def train(
     ts: state to start from; donated.
 
   Returns:
-    (state, exit code): 0 at the end, 75 after SIGTERM with everything saved.
+    (state, exit code): 0 at the end, 75 after a signal with everything saved.
 
   Raises:
-    TrainingError: if the loss stays non-finite.
+    TrainingError: if the loss stays non-finite, or an update is.
   """
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)
@@ -181,14 +179,14 @@ def train(
   )
 
   def evaluate_all(step: int) -> dict[str, float]:
-    """The metric that ranks checkpoints; empty if SIGTERM came."""
+    """The metric that ranks checkpoints; empty if a signal came."""
     results = {}
     for name, evaluation in evaluations.items():
       results[name] = evaluation.metrics(program, ts, lambda: stop.is_set)
       if stop.is_set:
         return {}
     scores = {name: e.score for name, e in evaluations.items()}
-    progress.evaluation(step, results, scores)
+    progress.evaluation(step, results, scores, meta.get('held_out'))
     reporter.resume()  # Saves count as training time, evaluations do not.
     return _ranking_score(evaluations, results)
 
@@ -198,9 +196,10 @@ def train(
     is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
     if is_due and not progress.has_evaluation(first):
       scores = evaluate_all(first)
-      if not scores:  # SIGTERM came in the middle of it
+      if not scores:  # A signal came in the middle of it
         return ts, EXIT_PREEMPTED
-      listing.add_metrics(checkpointer.directory / str(first), scores)
+      place = checkpointer.directory / str(first)
+      listing.add_metrics(place, scores, meta.get('ranked_on'))
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
@@ -221,13 +220,13 @@ def train(
         continue
       reporter.flush()
       scores = evaluate_all(done) if is_due else {}
-      is_broken_off = is_due and not scores  # by SIGTERM
+      is_broken_off = is_due and not scores  # by a signal
       if is_saved or is_broken_off:
         checkpointer.save(done, ts, meta, scores)
       if is_broken_off or (is_stopped and not is_last):
         checkpointer.wait()
         progress.note(
-          f'SIGTERM: step {done:,} is saved; run it again to go on.'
+          f'{stop.name}: step {done:,} is saved; run it again to go on.'
         )
         return ts, EXIT_PREEMPTED
 
@@ -289,7 +288,8 @@ class _Reporter:
     """Reports the step before this one.
 
     Raises:
-      TrainingError: if too many steps in a row were not finite.
+      TrainingError: if too many steps in a row were not finite, or if one has
+        made a state from which nothing can go on.
     """
     self.flush()
     self._waiting = step, device_metrics, amount
@@ -303,9 +303,16 @@ class _Reporter:
       device_metrics, self._objective.score, self._facts
     )
     record[self._objective.unit] = int(amount)
+    is_broken = record.pop('broken', 0)
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
     self._mark = now
+    if is_broken:
+      raise TrainingError(
+        f'Step {step} has made a state that is not finite, or whose parameters'
+        ' are too large to be squared; it is not saved: lower LEARNING_RATE,'
+        ' and run it again to go on from the newest checkpoint.'
+      )
     self._bad_steps = self._bad_steps + 1 if record['skipped'] else 0
     if self._bad_steps >= self._max_bad_steps:
       raise TrainingError(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe.checkpoint import integrity, listing
+from moe.checkpoint import integrity, listing, save
 from tests.checkpoint.states import META, make_state, save_steps
 
 
@@ -41,3 +41,22 @@ def test_a_directory_without_checkpoints_is_named(tmp_path):
 def test_metadata_is_plain_json(copy):
   meta = json.loads((copy / '2' / 'meta' / 'metadata').read_text())
   assert meta == listing.read_meta(copy / '2')
+
+
+def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
+  saver = save.Checkpointer(tmp_path, keep_last=9)
+  for step, score, data in (
+    (1, 1.0, None),  # of an earlier version
+    (2, 0.5, 'old'),
+    (3, 2.0, 'new'),
+    (4, 3.0, 'new'),
+  ):
+    meta = META if data is None else {**META, 'ranked_on': data}
+    saver.save(step, make_state(step), meta, {'bits_per_char': score})
+  saver.save(5, make_state(5), {**META, 'ranked_on': 'newest'})
+  saver.close()
+  # Step 5 has no score, so what it would be scored on does not count yet.
+  assert listing.ranking(tmp_path) == [1, 3, 4]
+  listing.add_metrics(tmp_path / '5', {'bits_per_char': 9.0}, 'newest')
+  assert listing.ranking(tmp_path) == [1, 5]
+  assert listing.read_meta(tmp_path / '5')['metrics'] == {'bits_per_char': 9.0}

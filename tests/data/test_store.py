@@ -154,3 +154,21 @@ def test_a_mixture_is_found_as_the_stores_of_its_tasks(make_store, tmp_path):
 def test_a_missing_store_is_refused(tmp_path):
   with pytest.raises(ValueError, match='launch.data cache task'):
     store.find_stores(tmp_path, 'task', 'train')
+
+
+def test_a_store_that_is_held_stays_what_it_was_when_it_is_made_again(
+  make_store,
+):
+  directory = make_store(['白日', '依'])
+  held = store.Store(directory).hold()
+  make_store(['山', '盡', '黃河', '入海流'])
+  assert held.lengths.tolist() == [3, 2]
+  assert [record['tokens'].size for record in held.read([1, 0])] == [2, 3]
+  assert store.Store(directory).lengths.tolist() == [2, 2, 3, 4]
+
+
+def test_a_store_that_is_made_again_while_it_is_opened_is_refused(make_store):
+  opened = store.Store(make_store(['白', '日']))
+  make_store(['日', '白'])
+  with pytest.raises(ValueError, match='must stay as it is while it is opened'):
+    opened.hold()

@@ -46,6 +46,10 @@ def test_a_uniform_model_scores_as_worked_out_by_hand(
   )
   assert code == 0
   nats = 10 * UNIFORM_NATS
+  scores = [(s['name'], s['value'], s['n']) for s in report.pop('scores')]
+  assert scores == [
+    (name, report[name], 2) for name in ('bits_per_char', 'bits_per_byte')
+  ]
   assert report == {
     'nats': pytest.approx(nats),
     'bits_per_char': pytest.approx(nats / math.log(2) / 6),
@@ -117,6 +121,8 @@ def test_a_comparison_reports_both_models_and_the_difference(
   assert other['difference'] == pytest.approx(difference)
   assert other['low'] <= difference <= other['high']
   assert other['num_resamples'] == 10_000
+  *_, last = report['scores']
+  assert (last['name'], last['low']) == ('difference', other['low'])
 
 
 def test_people_get_a_table(capsys, uniform_directory, text_file):
@@ -126,6 +132,10 @@ def test_people_get_a_table(capsys, uniform_directory, text_file):
   out, _ = capsys.readouterr()
   assert 'documents                           2                     2' in out
   assert 'difference of +0.0000 bits per character' in out
+  assert out.endswith(
+    f'python -m launch.evaluate {" ".join(flags)}'
+    f' --compare={directory} --limit=2\n'
+  )
 
 
 @pytest.fixture
@@ -178,6 +188,9 @@ def test_a_task_and_a_text_file_of_its_documents_score_alike(
   checkpoint = f'--checkpoint={run_directory}'
   _, task, _ = run_main(capsys, checkpoint, '--task=made_up', '--limit=1')
   _, text, _ = run_main(capsys, checkpoint, f'--text_file={path}')
+  for report in (task, text):
+    for score in report['scores']:
+      del score['command']
   assert task == text
 
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from moe.evaluate import score
 from moe.report import run_page
 from moe.train import progress
 from tests.train import programs
@@ -81,8 +82,8 @@ def test_the_numbers_on_top_are_those_of_the_log(page):
   assert remark == (
     'bits per character on valid, step 40; best 7.250 at step 20'
   )
-  assert card(page, 'Below unigram') == ('2.000', 'of 9.500')
-  assert card(page, 'Below bigram') == ('0.500', 'of 8.000')
+  assert card(page, 'Below unigram') == ('2.000', 'of 9.500 on valid')
+  assert card(page, 'Below bigram') == ('0.500', 'of 8.000 on valid')
   # 40 steps of 100 tokens in half a second each.
   assert card(page, 'Tokens seen') == ('4 k', 'in 40 steps')
   assert card(page, 'Training time') == ('0:20', 'median 200 tokens/s')
@@ -185,3 +186,29 @@ def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
     for name in ('healthy', 'sick')
   ]
   assert ['Experts without tokens' in page for page in pages] == [False, True]
+
+
+def test_scores_of_other_documents_are_told_apart(tmp_path):
+  shown = progress.Progress(tmp_path, 3, stream=io.StringIO())
+  numbers = {'loss': 1.0, 'bits_per_char': 8.0, 'tokens': 100}
+  for step, data, bits in ((1, 'old', 2.0), (2, 'new', 7.0), (3, 'new', 8.0)):
+    shown.step(step, numbers, 0.5)
+    results = {
+      'other': {'bits_per_char': 5.0},
+      'valid': {'bits_per_char': bits},
+    }
+    shown.evaluation(step, results, {'other': 'same', 'valid': data})
+  shown.close()
+  baselines = {
+    'task': 'valid',
+    'held_out': 'new',
+    'scores': [score.Score('unigram', 9.5).as_json()],
+  }
+  path = tmp_path / 'baselines.json'
+  path.write_text(json.dumps(baselines))
+  page = run_page.write_report(tmp_path).read_text(encoding='utf-8')
+  assert 'step 3; best 7.000 at step 2; up to step 1 other documents' in page
+  assert card(page, 'Below unigram') == ('1.500', 'of 9.500 on valid')
+  path.write_text(json.dumps({**baselines, 'held_out': 'old'}))
+  page = run_page.write_report(tmp_path).read_text(encoding='utf-8')
+  assert 'Below unigram' not in page

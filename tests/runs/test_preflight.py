@@ -51,3 +51,33 @@ def test_a_router_that_looks_ahead_is_warned_of(caplog, overrides, warning):
 def test_a_work_directory_is_probed_without_a_trace(tmp_path):
   preflight.open_workdir(str(tmp_path / 'run'))
   assert list((tmp_path / 'run').iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['back\\slash', 'latin-\udce9'])
+def test_a_name_that_checkpoints_cannot_have_is_refused(tmp_path, name):
+  with pytest.raises(ValueError, match='UTF-8 without a backslash'):
+    preflight.open_workdir(str(tmp_path / name))
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('saved', 'warnings'),
+  [
+    ({}, []),
+    ({'held_out': {'a': '1', 'b': '2'}}, []),
+    (
+      {'held_out': {'a': '0', 'b': '2'}},
+      ['held-out documents of a are'],
+    ),
+    ({'held_out': {'a': '1', 'b': '0'}}, ['held-out documents of b are']),
+    ({'held_out': {'b': '2', 'a': '1'}}, ['ranked by b up to step 7']),
+  ],
+)
+def test_held_out_documents_that_have_changed_are_warned_of(
+  caplog, saved, warnings
+):
+  caplog.set_level(logging.INFO, 'moe')
+  preflight.warn_of_held_out({'step': 7, **saved}, {'a': '1', 'b': '2'}, 'run')
+  assert len(caplog.messages) == len(warnings)
+  for message, fragment in zip(caplog.messages, warnings, strict=True):
+    assert message.startswith('warning: ') and fragment in message

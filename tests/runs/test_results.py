@@ -1,12 +1,11 @@
 """What a run ends with."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
 
-from moe.data.store import write_store
+from moe.data.store import Store, write_store
 from moe.modalities.vocabulary import train_vocabulary
 from moe.runs import results
 
@@ -30,13 +29,15 @@ def write(directory, vocabulary, num_given=0):
     'scored_tokens': tokens - num_given * len(LINES),
   }
   write_store(directory, records, lambda: {'task': 't', 'counts': counts})
-  return [str(directory)]
+  return [Store(directory)]
 
 
 def test_n_grams_are_of_the_training_texts(tmp_path, vocabulary):
   dirs = write(tmp_path / 'train', vocabulary)
-  bits = results.baselines(dirs, dirs, vocabulary)
-  assert json.loads(json.dumps(bits)).keys() == set(results.BASELINES)
+  scores = results.baselines(dirs, dirs, vocabulary, 'train')
+  assert {(score.n, score.command) for score in scores} == {(3, 'train')}
+  bits = {score.name: score.value for score in scores}
+  assert bits.keys() == set(results.BASELINES)
   assert bits['trigram'] < bits['bigram'] < bits['unigram']
 
 
@@ -46,5 +47,5 @@ def test_n_grams_that_read_no_prompt_are_no_baseline(
   caplog.set_level(logging.INFO, 'moe')
   train = write(tmp_path / 'train', vocabulary)
   held_out = write(tmp_path / 'held_out', vocabulary, num_given=2)
-  assert results.baselines(train, held_out, vocabulary) == {}
+  assert results.baselines(train, held_out, vocabulary) == []
   assert 'documents of t have a part that is given' in caplog.text

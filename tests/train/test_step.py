@@ -189,6 +189,21 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
   assert_same(after.params, ts.params)
 
 
+@pytest.mark.parametrize(
+  ('rate', 'is_broken'), [(0.1, 0), (1e18, 0), (1e38, 1), (float('nan'), 1)]
+)
+def test_a_step_says_whether_training_can_go_on_from_what_it_made(
+  toy, make_batch, rate, is_broken
+):
+  optimizer = optimizers.build(
+    optimizers.adamw(optax.constant_schedule(rate), weight_decay=0.0)
+  )
+  train_step, ts = toy_step(toy, optimizer=optimizer)
+  _, metrics = train_step(ts, make_batch(0))
+  assert float(metrics['skipped'][0]) == 0
+  assert float(metrics['broken'][0]) == is_broken
+
+
 def gradient_dtypes(toy, batch, storage, num_microbatches):
   """Dtypes that the model reads and in which it is differentiated."""
   seen = []

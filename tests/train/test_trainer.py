@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -27,8 +28,8 @@ SETTINGS = trainer.Settings(
 )
 
 
-def kill():
-  os.kill(os.getpid(), signal.SIGTERM)
+def kill(number=signal.SIGTERM):
+  os.kill(os.getpid(), number)
 
 
 @pytest.fixture(scope='module')
@@ -85,6 +86,7 @@ def start(program, make_batch, tmp_path):
     eval_events=None,
     evals=True,
     stream=None,
+    program=program,
   ):
     workdir = tmp_path / name
     checkpointer = Checkpointer(
@@ -226,17 +228,20 @@ def test_a_run_that_broke_off_resumes_bit_for_bit(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_exactly(
-  start, reader, unbroken, tmp_path
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
+def test_a_signal_saves_and_the_same_command_goes_on_exactly(
+  start, reader, unbroken, tmp_path, number
 ):
-  before = signal.getsignal(signal.SIGTERM)
-  ts, code = start('run', reader=reader({5: kill}))
+  before = signal.getsignal(number)
+  ts, code = start('run', reader=reader({5: lambda: kill(number)}))
   assert code == trainer.EXIT_PREEMPTED == 75
   # The signal comes while step 5 or the one before it runs.
   assert int(ts.step) in (5, 6)
   assert steps_saved(tmp_path, 'run')[-1] == int(ts.step)
   assert [r['step'] for r in records(tmp_path, 'run')][-1] == int(ts.step)
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.getsignal(number) == before
   ts, code = start('run')
   assert code == 0
   assert_same_run(tmp_path, 'run', ts, unbroken)
@@ -440,6 +445,28 @@ def test_a_bad_step_leaves_no_trace_in_what_is_saved(
   jax.tree.map(
     np.testing.assert_array_equal, with_bad._replace(step=without.step), without
   )
+
+
+def test_a_state_that_an_update_has_broken_is_never_saved(
+  start, toy, tmp_path, program
+):
+  # Loss and gradient of step 5 are finite, what is made of them is too large.
+  rate = lambda step: jnp.where(step < 4, 0.1, 1e38)
+  broken = make_program(
+    toy,
+    optimizers.build(optimizers.adamw(rate)),
+    rate,
+    batch_shapes(8, 4),
+    rules.table('standard'),
+    program.mesh,
+    seed=0,
+  )
+  settings = trainer.Settings(STEPS, save_period=1, keep_last=9)
+  with pytest.raises(trainer.TrainingError, match='Step 5 .* is not saved'):
+    start('run', settings, evals=False, program=broken)
+  assert steps_saved(tmp_path, 'run') == [1, 2, 3, 4]
+  log = records(tmp_path, 'run')
+  assert [(r['step'], r['skipped']) for r in log[3:]] == [(4, 0), (5, 0)]
 
 
 @pytest.mark.parametrize(

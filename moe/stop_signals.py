@@ -1,0 +1,179 @@
+"""The signals that end a command: SIGTERM, SIGHUP and Ctrl-C, all alike.
+
+Python calls a handler between two operations of the main thread only, and that
+thread may be inside a compilation for minutes. So a second thread hears of each
+signal at once: it ends the process at a second Ctrl-C, and where nothing is to
+be saved, after some seconds too. Files are written so that a kill at any moment
+does them no harm.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+
+NAMES = {
+  signal.SIGTERM: 'SIGTERM',
+  signal.SIGINT: 'Ctrl-C',
+  signal.SIGHUP: 'SIGHUP',
+}
+EXIT_STOPPED = 75  # EX_TEMPFAIL: run the same command again
+_EXIT_CTRL_C = 128 + signal.SIGINT
+# A wrapper may pass on a Ctrl-C that the terminal has sent to us as well.
+_ONE_PRESS_SECONDS = 0.2
+# In which a command with nothing to save must have ended by itself.
+_PATIENCE_SECONDS = 5.0
+
+
+class Stopped(KeyboardInterrupt):
+  """A signal came, whose name this holds, and nothing was to be saved first."""
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+  """Raises `Stopped` in the block at the first signal; ignores later ones.
+
+  Once `listen` was called in it, the process ends by itself, with
+  `EXIT_STOPPED`, if the block does not end within some seconds, and at a second
+  Ctrl-C.
+  """
+  seen = []
+
+  def stop(name: str) -> None:
+    if not seen:
+      seen.append(name)
+      raise Stopped(name)
+
+  with handled(stop, patience=_PATIENCE_SECONDS, listens=False):
+    yield
+
+
+@contextlib.contextmanager
+def handled(
+  on_signal: Callable[[str], None],
+  signals: Sequence[int] = tuple(NAMES),
+  patience: float | None = None,
+  listens: bool = True,
+) -> Iterator[None]:
+  """Calls a function with the name of each signal that comes in the block.
+
+  A signal that is ignored stays so: nohup ignores SIGHUP, and a shell that
+  starts a job in the background ignores Ctrl-C for it. Blocks may be nested;
+  the inner one counts.
+
+  Args:
+    on_signal: called in the main thread, between two operations of Python.
+    signals: some of `NAMES`.
+    patience: seconds after a signal in which the block must end; None for any.
+    listens: whether to call `listen`.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield  # Python lets no other thread set a handler.
+    return
+
+  def handler(number: int, frame: types.FrameType | None) -> None:
+    del frame
+    on_signal(NAMES[number])
+
+  with _waiting(patience):
+    if listens:
+      listen()
+    previous = {}
+    for number in signals:
+      if signal.getsignal(number) not in (signal.SIG_IGN, None):
+        previous[number] = signal.signal(number, handler)
+    try:
+      yield
+    finally:
+      for number, before in previous.items():
+        signal.signal(number, before)
+
+
+class _Listener:
+  """The thread that hears of signals at once."""
+
+  def __init__(self):
+    self._read, self._write = os.pipe()
+    os.set_blocking(self._write, False)
+    self._thread = threading.Thread(
+      target=self._listen, name='signals', daemon=True
+    )
+    self._thread.start()
+
+  @property
+  def descriptor(self) -> int:
+    """Where Python writes the number of each signal."""
+    return self._write
+
+  def close(self) -> None:
+    """Ends the thread."""
+    os.close(self._write)
+    self._thread.join()
+    os.close(self._read)
+
+  def _listen(self) -> None:
+    pressed = ends_at = None
+    while True:
+      left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
+      if not select.select([self._read], [], [], left)[0]:
+        if _patience[-1] is not None:  # Else another block has begun.
+          _say('ended in the middle of its work; run it again to go on.')
+          os._exit(EXIT_STOPPED)
+        ends_at = None
+        continue
+      number = os.read(self._read, 1)
+      if not number:
+        return
+      if number[0] not in NAMES:
+        continue  # Another handler of Python's has taken it.
+      now = time.monotonic()
+      if _patience[-1] is not None and ends_at is None:
+        ends_at = now + _patience[-1]
+      if number[0] == signal.SIGINT:
+        if pressed is None:
+          pressed = now
+          _say('Ctrl-C: ending; once more leaves at once.')
+        elif now - pressed > _ONE_PRESS_SECONDS:
+          os._exit(_EXIT_CTRL_C)
+
+
+_listener: _Listener | None = None
+_patience: list[float | None] = [None]  # of the blocks, the inner one last
+
+
+def listen() -> None:
+  """Starts the thread that hears of signals at once, inside of a block.
+
+  A verb calls this when it has set up its memory, which has to be done before
+  there is a second thread.
+  """
+  global _listener
+  is_main = threading.current_thread() is threading.main_thread()
+  if _listener is None and is_main and len(_patience) > 1:
+    _listener = _Listener()
+    signal.set_wakeup_fd(_listener.descriptor, warn_on_full_buffer=False)
+
+
+@contextlib.contextmanager
+def _waiting(patience: float | None) -> Iterator[None]:
+  """Keeps the patience of a block; the thread ends with the outermost one."""
+  global _listener
+  _patience.append(patience)
+  try:
+    yield
+  finally:
+    if len(_patience) == 2 and _listener is not None:
+      signal.set_wakeup_fd(-1)
+      _listener.close()
+      _listener = None
+    _patience.pop()
+
+
+def _say(text: str) -> None:
+  """Writes past Python's buffers, which the main thread may hold."""
+  with contextlib.suppress(OSError):
+    os.write(2, f'\n{text}\n'.encode())

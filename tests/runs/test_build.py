@@ -1,0 +1,64 @@
+"""What a run is built of."""
+
+import shutil
+import types
+
+import numpy as np
+import pytest
+
+from moe.data.store import VOCABULARY
+from moe.modalities.vocabulary import train_vocabulary
+from moe.runs import build
+from tests.data.conftest import LINES, write_texts
+
+
+@pytest.fixture
+def run():
+  """What the data of a run are opened by."""
+  return types.SimpleNamespace(
+    data=types.SimpleNamespace(
+      train='task',
+      evaluation=('task',),
+      cache_dir='',
+      vocabulary='',
+      sequence_length=16,
+      batch_size=2,
+    ),
+    model=types.SimpleNamespace(vocab_size=400),
+    settings=types.SimpleNamespace(seed=0),
+  )
+
+
+@pytest.fixture
+def make(tmp_path):
+  """Writes the token stores of both splits."""
+  directory = tmp_path / 'cache'
+  vocabulary = train_vocabulary(LINES, 300, tmp_path / VOCABULARY, 'char')
+  directory.mkdir()
+  shutil.copy(tmp_path / VOCABULARY, directory)
+
+  def write(train, validation):
+    write_texts(directory / 'task/train', vocabulary, train)
+    write_texts(directory / 'task/validation', vocabulary, validation)
+    return str(directory)
+
+  return write
+
+
+def test_a_run_reads_on_what_it_opened_when_its_stores_are_made_again(
+  run, make, tmp_path
+):
+  directory = make(LINES, LINES[:2])
+  found = build.find_data(run, lambda *_: directory)[1]
+  hashes = build.held_out_hashes(run, found)
+  make(['白'], ['日', '山', '床前', '明月光'])
+  reader, evaluations = build.open_data(run, directory, found, str(tmp_path))
+  batches = list(evaluations['task'].batches())
+  scored = sum(batch.loss_weights.sum() for batch in batches)
+  chars = sum(map(len, LINES[:2]))
+  assert evaluations['task'].chars == chars
+  assert scored == chars + 2  # two end marks
+  assert np.count_nonzero(reader.batch(0).segment_ids) > 16
+  # Another start would find other documents, and say so.
+  again = build.find_data(run, lambda *_: directory)[1]
+  assert build.held_out_hashes(run, again) != hashes
