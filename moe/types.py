@@ -27,7 +27,7 @@ Pair = tuple[Array, Array]
 
 
 class Batch(NamedTuple):
-  """What a model reads, one row per sequence; every field is [B, T].
+  """What a model reads, one row per sequence; fields are [B, T].
 
   Attention rule: a query q sees a key k iff both have the same segment and
   (k <= q, or both have the same non-zero block).
@@ -39,7 +39,9 @@ class Batch(NamedTuple):
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
-    modality: int32, 0 text, 1 image, 2 protein.
+    modality: int32, 0 text, 1 image, 2 protein, of the token that is read.
+    extras: further arrays [B, T, ...] of the tokens that are read, as an
+      objective asks for them: patches, rows and columns, coordinates.
   """
 
   tokens: Array
@@ -49,6 +51,11 @@ class Batch(NamedTuple):
   positions: Array
   block_ids: Array
   modality: Array
+  extras: dict[str, Array] = {}
+
+
+# The fields that are [B, T] in every batch.
+PLACE_FIELDS = tuple(name for name in Batch._fields if name != 'extras')
 
 
 class Cache(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from moe.infer.decode import START_ID, Functional, bucket
 from moe.train import loss
-from moe.types import Array, Batch, PyTree
+from moe.types import PLACE_FIELDS, Array, Batch, PyTree
 
 # Logits of so many tokens exist at once, as a bound on memory.
 TOKENS_PER_CHUNK = 2048
@@ -132,7 +132,7 @@ def window_batch(
   positions begin with 0: so the model never reads further than in training.
   """
   rows = np.zeros((num_rows, width), np.int32)
-  batch = Batch(*(rows.copy() for _ in Batch._fields))
+  batch = Batch(*(rows.copy() for _ in PLACE_FIELDS))
   batch = batch._replace(loss_weights=rows.astype(np.float32))
   for row, window in enumerate(members):
     document = documents[window.document]

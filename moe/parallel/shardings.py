@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from moe import axes
 from moe.parallel.mesh import DATA
 from moe.parallel.rules import BATCH_AXES, Table
-from moe.types import Array, Batch, PyTree
+from moe.types import PLACE_FIELDS, Array, Batch, PyTree
 
 Shaped = Array | jax.ShapeDtypeStruct
 
@@ -187,7 +187,7 @@ def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
 def batch_sharding(rules: Table, mesh: Mesh) -> Batch:
   """Shardings of a batch's arrays, all [B, T]."""
   sharding = NamedSharding(mesh, P(BATCH_AXES, rules[axes.LENGTH] or None))
-  return Batch(*(sharding for _ in Batch._fields))
+  return Batch(*(sharding for _ in PLACE_FIELDS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -13,7 +13,7 @@ from moe.optim.optimizers import Optimizer
 from moe.parallel import rules, shardings
 from moe.train import state
 from moe.train.step import check_batch, make_eval_step, make_train_step
-from moe.types import Batch, Pair, PyTree
+from moe.types import PLACE_FIELDS, Batch, Pair, PyTree
 
 
 class Program(NamedTuple):
@@ -51,7 +51,7 @@ def batch_shapes(batch_size: int, sequence_length: int) -> Batch:
   """Shapes of a batch."""
   shape = (batch_size, sequence_length)
   integers = jax.ShapeDtypeStruct(shape, jnp.int32)
-  fields = {name: integers for name in Batch._fields}
+  fields = {name: integers for name in PLACE_FIELDS}
   fields['loss_weights'] = jax.ShapeDtypeStruct(shape, jnp.float32)
   return Batch(**fields)
 
