@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.infer import decode, forms, kv_cache
 from moe.infer.sampling import Sampling
+from moe.modalities.ids import IdSpace
 from moe.types import Cache
 
 EOS = 1
@@ -179,3 +180,39 @@ def test_few_programs_are_compiled_for_many_lengths(bigram):
   for length in (1, 5, 15):
     decode.generate(write, params, state, [[5] * length], [FREE], length)
   assert write._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_a_block_of_the_prompt_is_read_as_in_training(model):
+  functional, params, state = model
+  prompt, of_tokens = [5, 6, 7, 8, 9], [0, 1, 1, 1, 0]
+  # Place 1 reads token 5 and predicts the block, places 2 to 4 read the block.
+  expected = np.array([[0, 1, 1, 1, 1, 0]], np.int32)
+  tokens = np.array([[0, *prompt]], np.int32)
+  length = np.array([6], np.int32)
+
+  def logits(blocks):
+    batch = decode.read_batch(tokens, length, np.zeros_like(length), blocks)
+    hidden = functional.apply(params, state, batch, None, False).hidden
+    return np.array(functional.head(params, hidden[0, -1]))
+
+  def first(blocks):
+    write = decode.build_writer(functional, Sampling(temperature=0), EOS)
+    return decode.generate(
+      write, params, state, [prompt], [FREE], 1, blocks=blocks
+    )[0][0]
+
+  is_free = np.isin(np.arange(VOCAB_SIZE), [0, 2], invert=True)
+  best = lambda found: int(np.where(is_free, found, -np.inf).argmax())
+  assert np.abs(logits(expected) - logits(None)).max() > 0.01
+  assert first([of_tokens]) == best(logits(expected))
+  assert first(None) == best(logits(None))
+
+
+def test_the_model_is_told_the_modality_of_what_it_reads():
+  modality = IdSpace(16, image=4).modality
+  tokens = jnp.array([[0, 5, 128, 131]], jnp.int32)
+  batch = decode.read_batch(
+    tokens, jnp.full((1,), 4), jnp.zeros((1,), jnp.int32), modality=modality
+  )
+  assert batch.modality.tolist() == [[0, 0, 1, 1]]
