@@ -21,13 +21,32 @@ import jax
 Array = jax.Array
 PyTree = Any
 
+# A batch is a tree of named arrays that an objective declares as `Field`s. The
+# first dim of each array counts rows.
+Batch = PyTree
+
 # A loss or a metric as (sum, weight). Both are added over microbatches and
 # devices first, and divided once at the end.
 Pair = tuple[Array, Array]
 
 
-class Batch(NamedTuple):
-  """What a model reads, one row per sequence; fields are [B, T].
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One array of a batch, as its objective declares it.
+
+  Attributes:
+    shape: of the whole batch, over all devices and microbatches.
+    dtype: of the array.
+    axes: logical axis of each dim, None for a dim that is never divided.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  axes: tuple[str | None, ...]
+
+
+class TokenBatch(NamedTuple):
+  """What a language model reads, one row per sequence; fields are [B, T].
 
   Attention rule: a query q sees a key k iff both have the same segment and
   (k <= q, or both have the same non-zero block).
@@ -55,7 +74,7 @@ class Batch(NamedTuple):
 
 
 # The fields that are [B, T] in every batch.
-PLACE_FIELDS = tuple(name for name in Batch._fields if name != 'extras')
+PLACE_FIELDS = tuple(name for name in TokenBatch._fields if name != 'extras')
 
 
 class Cache(NamedTuple):

@@ -67,8 +67,8 @@ def write_run(
   from launch.configs import configuration
   from moe.checkpoint import save
   from moe.modalities.vocabulary import train_vocabulary
+  from moe.objectives import language
   from moe.runs import build
-  from moe.train import program
 
   directory.mkdir()
   vocabulary = train_vocabulary(
@@ -85,7 +85,7 @@ def write_run(
   )
   (directory / 'config.gin').write_text(config.text)
   functional, _, _ = build.place(config.run, jax.devices()[:1])
-  shapes = program.batch_shapes(1, 8)
+  shapes = language.batch_shapes(1, 8)
   init = jax.jit(lambda key: functional.init(key, shapes)[:2])
   params, state = init(jax.random.key(seed))
   params = jax.tree.map(lambda x: scale * x, params)

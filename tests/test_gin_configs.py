@@ -10,12 +10,12 @@ import pytest
 
 from launch import models
 from launch.configs import configuration
+from moe.objectives import language
 from moe.parallel import shardings
 from moe.planning import model_table, plan
 from moe.runs import build, training
 from moe.runs.counts import flops_of
 from moe.scale import cost
-from moe.train import program as program_lib
 
 ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
 # What only wires, and is included by all others of its folder. It sets no size,
@@ -208,7 +208,7 @@ def shapes_of(run, devices):
   found = {}
 
   def init(key):
-    shapes = program_lib.batch_shapes(8, 128)
+    shapes = language.batch_shapes(8, 128)
     params, _, found['axes'] = functional.init(key, shapes)
     return params
 

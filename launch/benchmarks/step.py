@@ -14,8 +14,8 @@ from launch.benchmarks.timing import Timed, clock, command, measure
 from launch.configs import configuration
 from moe.runs import build
 from moe.runs.run import Run
-from moe.train.program import Program, batch_shapes
-from moe.types import Batch
+from moe.train.program import Program
+from moe.types import TokenBatch
 
 FILES = (
   'models/small.gin',
@@ -46,14 +46,14 @@ UNIT = 'training step'
 STEPS = 6
 
 
-def random_batch(batch_size: int, length: int, vocab_size: int) -> Batch:
+def random_batch(batch_size: int, length: int, vocab_size: int) -> TokenBatch:
   """Full rows of one document each, with random tokens."""
   shape = (batch_size, length)
   text = np.random.default_rng(0).integers(
     vocab_size, size=(batch_size, length + 1), dtype=np.int32
   )
   ones, zeros = np.ones(shape, np.int32), np.zeros(shape, np.int32)
-  return Batch(
+  return TokenBatch(
     tokens=text[:, :-1],
     targets=text[:, 1:],
     loss_weights=np.ones(shape, np.float32),
@@ -91,10 +91,8 @@ def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
     steps: steps per sample.
   """
   program = build.build(run, devices)
-  data = run.data
-  sizes = data.batch_size, data.sequence_length
-  program.train_step.compile(program.abstract, batch_shapes(*sizes))
-  batch = program.put(random_batch(*sizes, run.model.vocab_size))
+  program.train_step.compile(program.abstract, program.batch_shapes)
+  batch = program.put(random_batch(*run.data.shape, run.model.vocab_size))
   held = [program.init()]
 
   def step():
@@ -136,9 +134,7 @@ def compare_compile(
   def seconds(experts: int) -> float:
     jax.clear_caches()
     run = load(args, overrides, NUM_EXPERTS=experts)
-    program = build.build(run, jax.devices())
-    shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
-    return clock_once(program, shapes)
+    return clock_once(build.build(run, jax.devices()))
 
   programs = [
     Timed(f'{n} experts', functools.partial(seconds, n)) for n in (8, 64)
@@ -148,10 +144,11 @@ def compare_compile(
   return measure(programs, args.rounds, 'compilation of the training step')
 
 
-def clock_once(program: Program, shapes: Batch) -> float:
+def clock_once(program: Program) -> float:
   """Seconds to trace and compile a step, once."""
   start = time.perf_counter()
-  program.train_step.lower(program.abstract, shapes).compile()
+  step = program.train_step.lower(program.abstract, program.batch_shapes)
+  step.compile()
   return time.perf_counter() - start
 
 

@@ -92,7 +92,9 @@ def add_metrics(
 
 
 def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
-  """Steps by a metric, the smallest first; among equals the newer one first.
+  """Steps by a metric, the best first; among equals the newer one first.
+
+  The smallest is the best, unless the newest step says that the largest is.
 
   Args:
     directory: of the steps.
@@ -101,13 +103,14 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
   """
   directory = epath.Path(directory)
   metas = {step: read_meta(directory / str(step)) for step in steps(directory)}
-  if metric is None and metas:
-    metric = metas[max(metas)].get('best_metric')
+  newest = metas[max(metas)] if metas else {}
+  metric = metric or newest.get('best_metric')
+  sign = -1 if newest.get('is_higher_better') else 1
   scores = []
   for step, meta in metas.items():
     score = (meta.get('metrics') or {}).get(metric)
     if isinstance(score, int | float) and math.isfinite(score):
-      scores.append((score, -step))
+      scores.append((sign * score, -step))
   return [-negative for _, negative in sorted(scores)]
 
 
@@ -117,7 +120,7 @@ def best_step(directory: epath.PathLike) -> int | None:
 
 
 def superseded(
-  directory: epath.PathLike, keep_last: int, keep_best: int, metric: str
+  directory: epath.PathLike, keep_last: int, keep_best: int, metric: str | None
 ) -> list[int]:
   """Steps that neither rule keeps, in ascending order.
 
@@ -125,7 +128,7 @@ def superseded(
     directory: of the steps.
     keep_last: how many of the newest steps stay.
     keep_best: how many of the best steps stay beside them.
-    metric: by which steps are ranked.
+    metric: by which steps are ranked; None for that of the newest step.
   """
   known = steps(directory)
   kept = set(known[-keep_last:])

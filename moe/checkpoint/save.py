@@ -47,7 +47,8 @@ class Checkpointer:
     directory: where the steps lie, usually WORKDIR/checkpoints.
     keep_last: how many of the newest steps stay.
     keep_best: how many of the best steps stay beside them.
-    best_metric: the metric of `save` that ranks steps, the smaller the better.
+    best_metric: the metric of `save` that ranks steps.
+    is_higher_better: whether the step with the largest one is the best.
   """
 
   def __init__(
@@ -55,7 +56,8 @@ class Checkpointer:
     directory: epath.PathLike,
     keep_last: int = 3,
     keep_best: int = 1,
-    best_metric: str = 'bits_per_char',
+    best_metric: str | None = None,
+    is_higher_better: bool = False,
   ):
     if keep_last < 1 or keep_best < 0:
       raise ValueError(
@@ -67,6 +69,7 @@ class Checkpointer:
     self.keep_last = keep_last
     self.keep_best = keep_best
     self.best_metric = best_metric
+    self.is_higher_better = is_higher_better
     self._own = set()  # Steps written or restored by this object.
     self._orbax = None
     self._thread = None
@@ -90,7 +93,7 @@ class Checkpointer:
       step: number of the next step to run, the name of the directory.
       state: tree of arrays; NamedTuples and dicts become path components.
       meta: what else a resumed run needs, as JSON; `step`, `metrics`,
-        `best_metric` and `versions` are added.
+        `best_metric`, `is_higher_better` and `versions` are added.
       metrics: numbers of this step; the one named `best_metric` ranks it.
 
     Returns:
@@ -200,6 +203,7 @@ class Checkpointer:
       **meta,
       'step': step,
       'best_metric': self.best_metric,
+      'is_higher_better': self.is_higher_better,
       'versions': versions(),
     }
     self._orbax.save(

@@ -11,7 +11,7 @@ from moe.data.order import Mixture, permuted, scramble
 from moe.data.source import Extras, Source
 from moe.data.transforms import Transform
 from moe.modalities.ids import IdSpace
-from moe.types import PLACE_FIELDS, Batch
+from moe.types import PLACE_FIELDS, TokenBatch
 
 
 class Reader:
@@ -129,7 +129,12 @@ class Reader:
     fills = [source.plan.fill for source in self._sources]
     self.fill = float(np.dot(shares, fills))
 
-  def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+  @property
+  def facts(self) -> dict[str, float]:
+    """What the score of an objective is told of the data."""
+    return {'chars_per_token': self.chars_per_token}
+
+  def batch(self, step: int, rows: slice = slice(None)) -> TokenBatch:
     """The batch of a step, or some of its rows.
 
     Args:
@@ -137,7 +142,7 @@ class Reader:
       rows: which rows of the batch, as a slice of the list of all rows.
 
     Returns:
-      Batch of numpy arrays [rows, T].
+      A batch of numpy arrays [rows, T].
 
     Raises:
       ValueError: if more records than `max_bad_fraction` are unreadable.
@@ -162,7 +167,7 @@ def eval_batches(
   batch_size: int,
   transform: Transform | None = None,
   extras: Extras | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[TokenBatch]:
   """Every document of a store once, in the order of its packed rows.
 
   Args:
@@ -173,7 +178,7 @@ def eval_batches(
     extras: arrays that a batch has besides.
 
   Yields:
-    Batch of numpy arrays [B, T]; the last one is filled up with empty rows.
+    A batch of numpy arrays [B, T]; the last one is filled up with empty rows.
 
   Raises:
     ValueError: if the store is missing, or if a record cannot be read: a score
@@ -201,11 +206,13 @@ def _shared_space(sources: Sequence['Source']) -> IdSpace:
   return spaces[0] if spaces else sources[0].ids
 
 
-def _empty_batch(num_rows: int, sequence_length: int, extras: Extras) -> Batch:
+def _empty_batch(
+  num_rows: int, sequence_length: int, extras: Extras
+) -> TokenBatch:
   shape = (num_rows, sequence_length)
   fields = {name: np.zeros(shape, np.int32) for name in PLACE_FIELDS}
   fields['loss_weights'] = np.zeros(shape, np.float32)
-  return Batch(
+  return TokenBatch(
     **fields,
     extras={
       name: np.zeros((*shape, *extra.shape), extra.dtype)

@@ -13,7 +13,7 @@ from moe.data.packing import load_plan
 from moe.data.store import RECORDS, Record, Store
 from moe.data.transforms import Transform, shape_of
 from moe.modalities.ids import of_manifest
-from moe.types import Batch
+from moe.types import TokenBatch
 
 # Arrays that a batch has besides: name -> shape and dtype of a token's value.
 Extras = Mapping[str, jax.ShapeDtypeStruct]
@@ -54,7 +54,7 @@ class Source:
 
   def fill(
     self,
-    batch: Batch,
+    batch: TokenBatch,
     places: np.ndarray,
     rows: np.ndarray,
     keys: np.ndarray,
@@ -121,7 +121,7 @@ class Source:
 
   def _write(
     self,
-    batch: Batch,
+    batch: TokenBatch,
     target: np.ndarray,
     documents: list[Record],
     start: np.ndarray,

@@ -14,7 +14,7 @@ import numpy as np
 
 from moe.infer.decode import START_ID, Functional, bucket
 from moe.train import loss
-from moe.types import PLACE_FIELDS, Array, Batch, PyTree
+from moe.types import PLACE_FIELDS, Array, PyTree, TokenBatch
 
 # Logits of so many tokens exist at once, as a bound on memory.
 TOKENS_PER_CHUNK = 2048
@@ -125,14 +125,14 @@ def window_batch(
   members: Sequence[Window],
   num_rows: int,
   width: int,
-) -> Batch:
+) -> TokenBatch:
   """One window a row; the remaining rows and places are padding.
 
   A later window begins with the token before its first target, and its
   positions begin with 0: so the model never reads further than in training.
   """
   rows = np.zeros((num_rows, width), np.int32)
-  batch = Batch(*(rows.copy() for _ in PLACE_FIELDS))
+  batch = TokenBatch(*(rows.copy() for _ in PLACE_FIELDS))
   batch = batch._replace(loss_weights=rows.astype(np.float32))
   for row, window in enumerate(members):
     document = documents[window.document]
@@ -153,7 +153,7 @@ def window_batch(
 def build_scorer(functional: Functional) -> Callable[..., Array]:
   """`score(params, state, batch) -> nats_BT`, jitted: nats times weights."""
 
-  def score(params: PyTree, state: PyTree, batch: Batch) -> Array:
+  def score(params: PyTree, state: PyTree, batch: TokenBatch) -> Array:
     outputs = functional.apply(params, state, batch, None, False)
     B, T = batch.tokens.shape
     num_chunks = _num_chunks(B, T)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe.data import examples
 from moe.infer import kv_cache, sampling
-from moe.types import Array, Batch, Cache, Outputs, PyTree
+from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
 # The modality of ids, as `IdSpace.modality` gives it.
 Modality = Callable[[Array], Array]
@@ -27,7 +27,7 @@ class Functional(Protocol):
     self,
     params: PyTree,
     state: PyTree,
-    batch: Batch,
+    batch: TokenBatch,
     rngs: dict | None,
     train: bool,
     cache: Cache | None = None,
@@ -72,7 +72,7 @@ def read_batch(
   position_B: Array,
   block_BT: Array | None = None,
   modality: Modality = jnp.zeros_like,
-) -> Batch:
+) -> TokenBatch:
   """A batch of new tokens to read, with nothing to predict.
 
   Args:
@@ -87,7 +87,7 @@ def read_batch(
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   is_real_BT = offset_T < length_B[:, None]
   zeros_BT = jnp.zeros_like(tokens_BT)
-  return Batch(
+  return TokenBatch(
     tokens=tokens_BT,
     targets=zeros_BT,
     loss_weights=zeros_BT.astype(jnp.float32),

@@ -14,7 +14,7 @@ from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate
 from moe.layers.product import einsum
-from moe.types import Array, Batch, Cache, Layout
+from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
 # In plain XLA the queries are cut into parts, each of which leaves out the keys
@@ -41,7 +41,7 @@ class Description(NamedTuple):
   index: Array | None
 
 
-def describe(batch: Batch, cache: Cache | None) -> Description:
+def describe(batch: TokenBatch, cache: Cache | None) -> Description:
   """The description of a batch that is read after what the cache holds."""
   if cache is None:
     keys = batch.segment_ids, batch.block_ids

@@ -12,7 +12,7 @@ from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
 from moe.models.anatomy import Anatomy
 from moe.models.stack import Stack
-from moe.types import Array, Batch, Cache, Layout, Outputs, PyTree
+from moe.types import Array, Cache, Layout, Outputs, PyTree, TokenBatch
 
 DTYPES = ('bfloat16', 'float16', 'float32')
 
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, batch: Batch, cache: Cache | None = None, train: bool = False
+    self, batch: TokenBatch, cache: Cache | None = None, train: bool = False
   ) -> Outputs:
     """Hidden states of a batch."""
     dtype = jnp.dtype(self.dtype)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from moe.models.decoder import Decoder
-from moe.types import Array, Batch, Cache, Layout, Outputs, PyTree
+from moe.types import Array, Cache, Layout, Outputs, PyTree, TokenBatch
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -25,7 +25,7 @@ class Functional:
   rules: Rules = ()
 
   def init(
-    self, key: Array, batch_shapes: Batch
+    self, key: Array, batch_shapes: TokenBatch
   ) -> tuple[PyTree, PyTree, PyTree]:
     """Parameters, state and the logical axes of each parameter.
 
@@ -54,7 +54,7 @@ class Functional:
     self,
     params: PyTree,
     state: PyTree,
-    batch: Batch,
+    batch: TokenBatch,
     rngs: dict[str, Array] | None,
     train: bool,
     cache: Cache | None = None,

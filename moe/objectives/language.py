@@ -1,28 +1,84 @@
 """Language modelling: next-token prediction with a model's balance losses."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from moe import axes
 from moe.models.functional import Functional
-from moe.objectives.objective import Objective
+from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
-from moe.types import Array, Batch, Pair, PyTree
+from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
+
+# (name, shape, dtype) of a token's value, of arrays beside those of tokens.
+Extras = Sequence[tuple[str, tuple[int, ...], str]]
+
+
+def fields(
+  batch_size: int, sequence_length: int, extras: Extras = ()
+) -> TokenBatch:
+  """The arrays that a language model reads: [B, T], and extras [B, T, ...]."""
+  shape = (batch_size, sequence_length)
+  integers = Field(shape, jnp.int32, (axes.BATCH, axes.LENGTH))
+  numbers = Field(shape, jnp.float32, (axes.BATCH, axes.LENGTH))
+  declared = {name: integers for name in PLACE_FIELDS}
+  return TokenBatch(
+    **{**declared, 'loss_weights': numbers},
+    extras={
+      name: Field(
+        (*shape, *dims), dtype, (axes.BATCH, axes.LENGTH, *(None for _ in dims))
+      )
+      for name, dims, dtype in extras
+    },
+  )
+
+
+def batch_shapes(batch_size: int, sequence_length: int) -> TokenBatch:
+  """Shapes of a batch of a language model."""
+  return shapes_of(fields(batch_size, sequence_length))
+
+
+def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
+  """All nats over ln 2 and the characters, or those of the mean token.
+
+  Held-out data knows how many characters it scores ('chars'); training data
+  knows the characters of a scored token ('chars_per_token').
+  """
+  nats, weight = sums['cross_entropy']
+  if 'chars' in facts:
+    return float(nats) / math.log(2) / facts['chars']
+  if 'chars_per_token' in facts:
+    mean = float(nats / np.maximum(weight, 1e-9))
+    return mean / math.log(2) / facts['chars_per_token']
+  return None
+
+
+BITS_PER_CHAR = Measure('bits_per_char', 'bits/char', _bits_per_char)
+
+
+def _num_tokens(batch: TokenBatch) -> int:
+  """Tokens of a batch on the host, without padding."""
+  return int(np.count_nonzero(batch.segment_ids))
 
 
 def language_model(
   functional: Functional,
+  shape: tuple[int, int],
   load_balance: float = 0.01,
   router_z: float = 1e-3,
   router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
+  extras: Extras = (),
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
   Args:
     functional: the model's pure functions.
+    shape: (B, T) of a batch.
     load_balance: coefficient of the load-balance loss.
     router_z: coefficient of the router's z-loss.
     router_losses: (name, coefficient) of further losses that the router gives:
@@ -30,9 +86,12 @@ def language_model(
       'noisy_load' (gates.NoisyTopK); without one they are reported alone.
     logits_z: coefficient of the squared log-partition of the logits (PaLM).
     num_chunks: pieces in which the loss is computed.
+    extras: (name, shape, dtype) of a token's value, of further arrays that the
+      model reads; stores hold them by these names.
 
   Returns:
-    The objective; its term 'cross_entropy' is in nats per weighted token.
+    The objective; its term 'cross_entropy' is in nats per weighted token. Its
+    score is bits per character.
   """
   coefficients = {
     'cross_entropy': 1.0,
@@ -42,9 +101,13 @@ def language_model(
     'logits_z': logits_z,
   }
 
-  def loss_fn(
-    params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
-  ) -> tuple[dict[str, Pair], PyTree, dict[str, Pair]]:
+  def loss(
+    params: PyTree,
+    state: PyTree,
+    batch: TokenBatch,
+    key: Array | None,
+    train: bool,
+  ) -> tuple[dict[str, Array], PyTree, dict[str, Pair]]:
     rngs = None
     if key is not None:
       router_key, dropout_key = jax.random.split(key)
@@ -57,19 +120,18 @@ def language_model(
       batch.loss_weights,
       num_chunks,
     )
-    weight = batch.loss_weights.sum()
-    terms = {
-      'cross_entropy': (nats, weight),
-      'logits_z': (log_z_squared, weight),
-    }
+    sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
     metrics = dict(outputs.metrics)
-    # A loss that has no factor here is still reported.
     for name, pair in outputs.losses.items():
-      (terms if name in coefficients else metrics)[name] = pair
-    return terms, outputs.state, metrics
+      if name in coefficients:
+        sums[name] = pair[0]
+      else:  # A loss that has no factor here is still reported.
+        metrics[name] = pair
+    return sums, outputs.state, metrics
 
-  def weights_fn(batch: Batch) -> dict[str, Array]:
+  def weights(batch: TokenBatch) -> dict[str, Array]:
     weight = batch.loss_weights.sum()
+    # A model weighs each of its losses by its tokens, padding left out.
     tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
     return {
       'cross_entropy': weight,
@@ -81,8 +143,12 @@ def language_model(
 
   return Objective(
     functional.init,
-    loss_fn,
-    weights_fn,
+    lambda: fields(*shape, extras),
+    loss,
+    weights,
     coefficients,
+    BITS_PER_CHAR,
     functional.update,
+    'tokens',
+    _num_tokens,
   )

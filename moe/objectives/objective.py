@@ -1,9 +1,33 @@
 """What can be trained: the form that every objective has."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import jax
+
+from moe import axes
 from moe.types import Array, Batch, Pair, PyTree
+
+Facts = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """A number that people are shown, and by which checkpoints are ranked.
+
+  Attributes:
+    name: of the number in the logs, such as 'bits_per_char'.
+    unit: for people, such as 'bits/char'.
+    value: (sums, facts) -> the number, or None if the facts do not suffice.
+      `sums` is name -> (sum, weight) of the terms and metrics, on the host;
+      `facts` is what the source of the batches knows and a batch does not.
+    is_higher_better: whether the largest number is the best.
+  """
+
+  name: str
+  unit: str
+  value: Callable[[dict[str, Pair], Facts], float | None]
+  is_higher_better: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,20 +38,80 @@ class Objective:
   weight are added over all microbatches and devices before they are divided.
 
   Attributes:
-    init: (key, batch_shapes) -> (params, state, logical_axes).
-    loss_fn: (params, state, batch, key, train) -> (terms, state, metrics);
-      terms and metrics are name -> (sum, weight).
-    weights_fn: batch -> name -> weight of each term, known from the batch
-      alone: microbatches are scaled by the weight of the whole batch.
+    init: (key, shapes of a batch) -> (params, state, logical_axes).
+    fields: () -> tree of `Field`s, the arrays of a batch.
+    loss: (params, state, batch, key, train) -> (sums, state, metrics); sums is
+      name -> sum of each term, metrics is name -> (sum, weight).
+    weights: batch -> name -> weight of each term, known from the batch alone:
+      microbatches are scaled by the weight of the whole batch.
     coefficients: name -> factor of each term.
-    update_fn: state -> state, once a step, after all microbatches.
+    score: the number that is shown at each step and ranks checkpoints.
+    update: state -> state, once a step, after all microbatches.
+    unit: what the progress of training is counted in, such as 'tokens'.
+    count: batch on the host -> how many of these it holds; None counts rows.
     rows_together: so many neighbouring rows of a batch stay in one microbatch:
       those of a routing group that spans several.
   """
 
   init: Callable[[Array, Batch], tuple[PyTree, PyTree, PyTree]]
-  loss_fn: Callable[..., tuple[dict[str, Pair], PyTree, dict[str, Pair]]]
-  weights_fn: Callable[[Batch], dict[str, Array]]
+  fields: Callable[[], PyTree]
+  loss: Callable[..., tuple[dict[str, Array], PyTree, dict[str, Pair]]]
+  weights: Callable[[Batch], dict[str, Array]]
   coefficients: dict[str, float]
-  update_fn: Callable[[PyTree], PyTree] = lambda state: state
+  score: Measure
+  update: Callable[[PyTree], PyTree] = lambda state: state
+  unit: str = 'rows'
+  count: Callable[[Batch], int] | None = None
   rows_together: int = 1
+
+  def amount(self, batch: Batch) -> int:
+    """How many units a batch holds, which is on the host."""
+    return self.count(batch) if self.count else num_rows(batch)
+
+  def shapes(self) -> Batch:
+    """Shapes of a batch.
+
+    Raises:
+      ValueError: if the first dim of a field does not count the rows.
+    """
+    fields = self.fields()
+    leaves = jax.tree.leaves(fields)
+    for field in leaves:
+      begins_with_rows = field.axes[:1] == (axes.BATCH,)
+      if not begins_with_rows or field.shape[0] != leaves[0].shape[0]:
+        raise ValueError(
+          f"Every field of a batch must begin with the dim '{axes.BATCH}', of"
+          f' one size in all, got {field}: change the fields of the objective.'
+        )
+      if len(field.axes) != len(field.shape):
+        raise ValueError(
+          f'A field needs a logical axis, or None, for each dim, got {field}.'
+        )
+    return shapes_of(fields)
+
+
+def shapes_of(fields: PyTree) -> Batch:
+  """Shapes of the arrays that fields declare."""
+  return jax.tree.map(lambda f: jax.ShapeDtypeStruct(f.shape, f.dtype), fields)
+
+
+def num_rows(batch: Batch) -> int:
+  """Rows of a batch, or of its shapes."""
+  return jax.tree.leaves(batch)[0].shape[0]
+
+
+def weighted(
+  sums: dict[str, Array], weights: dict[str, Array]
+) -> dict[str, Pair]:
+  """(sum, weight) of each term.
+
+  Raises:
+    ValueError: if a term has no weight.
+  """
+  missing = sorted(set(sums) - set(weights))
+  if missing:
+    raise ValueError(
+      f'Every term of the loss needs a weight, got none for {missing}: add them'
+      ' to `weights` of the objective.'
+    )
+  return {name: (total, weights[name]) for name, total in sums.items()}

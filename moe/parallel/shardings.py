@@ -8,10 +8,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe import axes
 from moe.parallel.mesh import DATA
-from moe.parallel.rules import BATCH_AXES, Table
-from moe.types import PLACE_FIELDS, Array, Batch, PyTree
+from moe.parallel.rules import Table
+from moe.types import Array, Field, PyTree
 
 Shaped = Array | jax.ShapeDtypeStruct
 
@@ -184,10 +183,14 @@ def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
   )
 
 
-def batch_sharding(rules: Table, mesh: Mesh) -> Batch:
-  """Shardings of a batch's arrays, all [B, T]."""
-  sharding = NamedSharding(mesh, P(BATCH_AXES, rules[axes.LENGTH] or None))
-  return Batch(*(sharding for _ in PLACE_FIELDS))
+def batch_shardings(fields: PyTree, rules: Table, mesh: Mesh) -> PyTree:
+  """Shardings of a batch's arrays, by the logical axes of their `Field`s."""
+
+  def one(field: Field) -> NamedSharding:
+    entries = (rules[axis] if axis else () for axis in field.axes)
+    return NamedSharding(mesh, P(*(entry or None for entry in entries)))
+
+  return jax.tree.map(one, fields)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from moe.layers.anatomy import FeedForwardAnatomy
 from moe.layers.moe_layer import check_groups
 from moe.models.anatomy import Anatomy, anatomy
+from moe.models.functional import Functional
+from moe.objectives.objective import shapes_of
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import AXES, EXPERT, make_mesh
 from moe.planning import recipe
@@ -130,8 +132,10 @@ def placed(
     ts, logical_axes, table, mesh, run.storage.optimizer_on_host
   )
   put = lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p)
-  shapes = program.batch_shapes(run.data.batch_size, run.data.sequence_length)
-  batch = jax.tree.map(put, shapes, shardings.batch_sharding(table, mesh))
+  fields = run.objective(Functional(run.model), run.data.shape).fields()
+  batch = jax.tree.map(
+    put, shapes_of(fields), shardings.batch_shardings(fields, table, mesh)
+  )
   return Placed(mesh, ts, logical_axes, batch)
 
 

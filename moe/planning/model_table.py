@@ -9,10 +9,10 @@ import jax
 import rich.table
 
 from moe.models.functional import Functional
+from moe.objectives.language import batch_shapes
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import cost
-from moe.train.program import batch_shapes
 from moe.types import Array, PyTree
 
 _UNITS = {'M': 10**6, 'B': 10**9, 'T': 10**12}

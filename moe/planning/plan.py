@@ -13,7 +13,6 @@ from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import cost, hlo, roofline, topology, work
-from moe.train import program as program_lib
 
 # A stated figure for chip-hours, not a promise: what good sparse runs reach.
 STATED_MFU = 0.4
@@ -95,9 +94,6 @@ def plan_topology(
 ) -> dict[str, Any]:
   """What the compiler says of the run's step on a slice."""
   program = build.build(run, topology.devices(slice_))
-  shapes = program_lib.batch_shapes(
-    run.data.batch_size, run.data.sequence_length
-  )
   mesh = dict(program.mesh.shape)
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
   facts = {
@@ -107,7 +103,9 @@ def plan_topology(
     'devices': slice_.num_devices,
     'hbm_bytes': hbm,
   }
-  compiled = compile_lib.compile_step(program, shapes, programs_directory())
+  compiled = compile_lib.compile_step(
+    program, program.batch_shapes, programs_directory()
+  )
   done = work.count(hlo.parse(compiled.text), mesh)
   seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']

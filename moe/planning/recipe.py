@@ -13,17 +13,18 @@ from moe.optim import optimizers
 from moe.parallel import mesh, rules
 from moe.runs.run import Run
 from moe.scale import cost, drops, hlo_flops
-from moe.train import program, state
+from moe.train import state
 from moe.types import Layout, PyTree
 
 
 def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
   """(TrainState of shapes, logical axes of its parameters), on no device."""
-  objective = run.objective(Functional(run.model))
+  shape = 1, min(8, run.data.sequence_length)
+  objective = run.objective(Functional(run.model), shape)
   optimizer = optimizers.build(
     run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
   )
-  shapes = program.batch_shapes(1, min(8, run.data.sequence_length))
+  shapes = objective.shapes()
   found = {}
 
   def init():

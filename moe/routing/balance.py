@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from moe.types import Array, Pair
 
 SCOPES = ('group', 'sequence', 'global')
-# As `Batch.modality` counts them.
+# As `TokenBatch.modality` counts them.
 NUM_MODALITIES = 3
 
 

@@ -26,7 +26,7 @@ class RouterInputs(NamedTuple):
     logits_GME: float32 router logits; a router with zero-computation experts
       has a column for each of them behind the E experts.
     token_ids_GM: int32 vocabulary ids.
-    modality_GM: int32, as in `Batch`.
+    modality_GM: int32, as in `TokenBatch`.
     valid_GM: bool, False for padding, which is never routed.
     length: T, tokens per sequence, of which groups are runs or parts; 0 where
       no device holds whole ones.

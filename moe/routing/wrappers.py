@@ -153,9 +153,9 @@ class ModalityGrouped(Wrapper):
   dropped.
 
   Attributes:
-    reserved: experts of each modality in the order of `Batch.modality`, from
-      expert 0 on; the others are open to all. Tokens of a modality that is not
-      listed may use every expert.
+    reserved: experts of each modality in the order of `TokenBatch.modality`,
+      from expert 0 on; the others are open to all. Tokens of a modality that is
+      not listed may use every expert.
   """
 
   reserved: tuple[int, ...] = ()

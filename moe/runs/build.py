@@ -19,16 +19,17 @@ from moe.data.store import VOCABULARY, Store, find_stores
 from moe.models import functional as functional_lib
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
+from moe.objectives.objective import Measure
 from moe.optim import optimizers
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import make_mesh
 from moe.runs import preflight
 from moe.runs.run import Run
 from moe.train import program as program_lib
+from moe.train.evaluation import HeldOut
 from moe.train.program import Program
 from moe.train.state import TrainState
-from moe.train.trainer import Evaluation
-from moe.types import Batch, PyTree
+from moe.types import PyTree, TokenBatch
 
 _logger = logging.getLogger(__name__)
 
@@ -52,14 +53,11 @@ def place(
 def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
   """The programs of a run on devices (default: all), by shapes alone."""
   functional, table, mesh = place(run, devices)
-  shapes = program_lib.batch_shapes(
-    run.data.batch_size, run.data.sequence_length
-  )
   # Microbatches must not part a routing group; dense layers have none.
   experts = anatomy(run.model).experts
   group_size = experts.group_size if experts else 0
   objective = dataclasses.replace(
-    run.objective(functional),
+    run.objective(functional, run.data.shape),
     rows_together=max(1, group_size // run.data.sequence_length),
   )
   return program_lib.make_program(
@@ -68,7 +66,6 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
       run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
     ),
     run.schedule,
-    shapes,
     table,
     mesh,
     run.settings.seed,
@@ -148,15 +145,16 @@ def find_data(
 
 
 def open_data(
-  run: Run, directory: str, found: Found, workdir: str
-) -> tuple[Reader, dict[str, Evaluation]]:
-  """The reader of training batches, and `Evaluation`s by task.
+  run: Run, directory: str, found: Found, workdir: str, score: Measure
+) -> tuple[Reader, dict[str, HeldOut]]:
+  """The reader of training batches, and held-out data by task.
 
   Args:
     run: the run.
     directory: of its vocabulary, which the work directory gets a copy of.
     found: its token stores, as `find_data` gives them.
     workdir: of the run.
+    score: the number that ranks checkpoints.
 
   Raises:
     ValueError: if data can't be read or does not fit the model.
@@ -175,15 +173,14 @@ def open_data(
     run.settings.seed,
   )
 
-  def evaluation(name: str) -> Evaluation:
+  def evaluation(name: str) -> HeldOut:
     dirs, _ = found[name, 'validation']
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[TokenBatch]:
       for d in dirs:
         yield from eval_batches(d, data.sequence_length, data.batch_size)
 
-    return Evaluation(
-      batches, sum(Store(d).manifest['counts']['chars'] for d in dirs)
-    )
+    chars = sum(Store(d).manifest['counts']['chars'] for d in dirs)
+    return HeldOut(batches, score, {'chars': chars})
 
   return reader, {name: evaluation(name) for name in data.evaluation}

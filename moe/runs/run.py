@@ -39,6 +39,11 @@ class Data:
   vocabulary: str = ''
   cache_dir: str = ''
 
+  @property
+  def shape(self) -> tuple[int, int]:
+    """(B, T) of a batch."""
+    return self.batch_size, self.sequence_length
+
   def __post_init__(self):
     for name in ('sequence_length', 'batch_size'):
       if getattr(self, name) < 1:
@@ -79,7 +84,7 @@ class Run:
     model: the model.
     mesh: devices per mesh axis.
     rules: name of a table in moe/parallel/rules.py.
-    objective: makes the objective from the model's functions.
+    objective: makes the objective from the model's functions and (B, T).
     optimizer: makes the optimizer from the schedule.
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.

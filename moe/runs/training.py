@@ -124,12 +124,12 @@ def train(
 
   # ---- All that can be wrong is found before anything long is done -----------
   _check_files(job)
-  checkpointer = Checkpointer(
-    job.steps_dir, settings.keep_last, settings.keep_best
-  )
+  checkpointer = _checkpointer(job)
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
-  reader, evaluations = build.open_data(run, directory, found, job.workdir)
+  reader, evaluations = build.open_data(
+    run, directory, found, job.workdir, program.objective.score
+  )
 
   # ---- State -----------------------------------------------------------------
   meta = _meta(job, reader, config_files['config.gin'])
@@ -143,6 +143,7 @@ def train(
   _compile(job, ts, compiled, begin)
   shown = progress.Progress(
     job.workdir,
+    program.objective,
     settings.train_steps,
     int(ts.step),
     job.token_seconds,
@@ -165,6 +166,18 @@ def _check_files(job: Job) -> None:
   if vocabulary:  # Else it is known when there is data.
     preflight.check_origin(job.run, job.program, file_sha256(vocabulary))
   preflight.check_disk(job.program, job.steps_dir)
+
+
+def _checkpointer(job: Job) -> Checkpointer:
+  """What saves the run and ranks its steps by the score of its objective."""
+  settings, score = job.run.settings, job.program.objective.score
+  return Checkpointer(
+    job.steps_dir,
+    settings.keep_last,
+    settings.keep_best,
+    score.name,
+    score.is_higher_better,
+  )
 
 
 def _meta(job: Job, reader: Reader, config: str) -> dict[str, Any]:
@@ -190,8 +203,7 @@ def _compile(
 ) -> None:
   """Compiles the step, or reads it from a file, and says that all is ready."""
   begin_compile = time.monotonic()
-  program, data = job.program, job.run.data
-  shapes = program_lib.batch_shapes(data.batch_size, data.sequence_length)
+  program, shapes = job.program, job.program.batch_shapes
   if compiled:
     program.train_step.use(compile_lib.load(program, shapes, compiled))
   else:

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from moe.objectives.objective import Objective
+
 # Seconds between lines of text where nobody sits at a terminal.
 _SECONDS_PER_LINE = 10.0
 _SECONDS_PER_REFRESH = 0.2
@@ -80,26 +82,28 @@ class LiveLine(Lines):
     self._live.update(line, refresh=True)
 
 
-def status(record: dict[str, Any], total_steps: int) -> str:
+def status(
+  record: dict[str, Any], total_steps: int, objective: Objective
+) -> str:
   """One line on a step: what matters most first, without what is unknown.
 
   Args:
     record: of the step, as in log.jsonl.
     total_steps: of the run.
+    objective: what is trained; its score and its unit are shown.
   """
+  score, speed = objective.score, f'{objective.unit}_per_second'
   timing = record.get('time', {})
   step, percent = record['step'], 100 * record['step'] // max(total_steps, 1)
   left = timing.get('eta')
   left = '' if left is None else f', {duration(left)} left'
   parts = [f'step {step:,}/{total_steps:,} ({percent}%{left})']
-  for key, form in (
-    ('loss', 'loss {:.3f}'),
-    ('bits_per_char', '{:.3f} bits/char'),
-  ):
-    if record.get(key) is not None:
-      parts.append(form.format(record[key]))
-  if timing.get('tokens_per_second'):
-    parts.append(f'{_short(timing["tokens_per_second"])} tokens/s')
+  if record.get('loss') is not None:
+    parts.append(f'loss {record["loss"]:.3f}')
+  if record.get(score.name) is not None:
+    parts.append(f'{record[score.name]:.3f} {score.unit}')
+  if timing.get(speed):
+    parts.append(f'{_short(timing[speed])} {objective.unit}/s')
   if record.get('dropped_fraction') is not None:
     parts.append(f'dropped {record["dropped_fraction"]:.1%}')
   if record.get('load_imbalance') is not None:

@@ -1,11 +1,11 @@
 """From the (sum, weight) pairs of a step to the numbers people read."""
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
+from moe.objectives.objective import Facts, Measure
 from moe.types import Pair
 
 # A metric of sparse layers -> its name in the record.
@@ -17,14 +17,16 @@ RENAMED = {
 
 
 def summarize(
-  metrics: dict[str, Any], chars_per_token: float | None = None
+  metrics: dict[str, Any],
+  score: Measure | None = None,
+  facts: Facts | None = None,
 ) -> dict[str, Any]:
   """One step's record.
 
   Args:
     metrics: name -> (sum, weight), arrays on device or host.
-    chars_per_token: of the training data; with it the record has bits per
-      character.
+    score: its number is added to the record.
+    facts: what the source of the batches tells the score.
 
   Returns:
     A record ready for JSON: scalars by name and, for a sparse model, 'layers'
@@ -41,9 +43,9 @@ def summarize(
     for name, pair in metrics.items()
     if not np.ndim(pair[0])
   }
-  if chars_per_token:
-    bits = record['cross_entropy'] / math.log(2) / chars_per_token
-    record['bits_per_char'] = bits
+  value = score and score.value(metrics, facts or {})
+  if value is not None:
+    record[score.name] = value
   layers = {
     RENAMED.get(name, name): _mean(pair)
     for name, pair in metrics.items()

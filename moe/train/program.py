@@ -4,25 +4,26 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from moe.objectives.objective import Objective
+from moe.objectives.objective import Objective, num_rows
 from moe.optim.optimizers import Optimizer
 from moe.parallel import rules, shardings
 from moe.train import state
 from moe.train.step import check_batch, make_eval_step, make_train_step
-from moe.types import PLACE_FIELDS, Batch, Pair, PyTree
+from moe.types import Batch, Pair, PyTree
 
 
 class Program(NamedTuple):
   """What the training loop calls.
 
   Attributes:
+    objective: what is trained.
     mesh: where all of it runs.
     abstract: TrainState of shapes with shardings.
     logical_axes: logical axis names of each parameter.
+    batch_shapes: of the batch.
     batch_shardings: of the batch.
     init: jitted, () -> TrainState, sharded from the start.
     train_step: jitted, (TrainState, Batch) -> (TrainState, metrics); donates
@@ -30,9 +31,11 @@ class Program(NamedTuple):
     eval_step: jitted, (TrainState, Batch) -> metrics.
   """
 
+  objective: Objective
   mesh: Mesh
   abstract: state.TrainState
   logical_axes: PyTree
+  batch_shapes: Batch
   batch_shardings: Batch
   init: Callable
   train_step: Callable
@@ -45,15 +48,6 @@ class Program(NamedTuple):
       batch,
       self.batch_shardings,
     )
-
-
-def batch_shapes(batch_size: int, sequence_length: int) -> Batch:
-  """Shapes of a batch."""
-  shape = (batch_size, sequence_length)
-  integers = jax.ShapeDtypeStruct(shape, jnp.int32)
-  fields = {name: integers for name in PLACE_FIELDS}
-  fields['loss_weights'] = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return Batch(**fields)
 
 
 def place(
@@ -97,7 +91,6 @@ def make_program(
   objective: Objective,
   optimizer: Optimizer,
   schedule: Callable,
-  shapes: Batch,
   table: rules.Table,
   mesh: Mesh,
   seed: int,
@@ -109,7 +102,6 @@ def make_program(
     objective: what is trained.
     optimizer: see `moe.optim.optimizers.build`.
     schedule: learning rate by step.
-    shapes: of a batch.
     table: rule table of the layout.
     mesh: of the devices.
     seed: of parameters and of every step's randomness.
@@ -118,9 +110,9 @@ def make_program(
   Raises:
     ValueError: for sizes that do not divide; it names the first one found.
   """
-  layout = rules.layout(table, mesh)
+  layout, shapes = rules.layout(table, mesh), objective.shapes()
   check_batch(
-    shapes.tokens.shape[0], num_microbatches, layout.size(layout.batch_axes)
+    num_rows(shapes), num_microbatches, layout.size(layout.batch_axes)
   )
   key = jax.random.key(seed)
   found = {}
@@ -135,7 +127,7 @@ def make_program(
       abstract, found['axes'], table, mesh, optimizer.storage.optimizer_on_host
     )
     placed = jax.tree.map(lambda s: s.sharding, abstract)
-    batch = shardings.batch_sharding(table, mesh)
+    batch = shardings.batch_shardings(objective.fields(), table, mesh)
     train_step = make_train_step(
       objective, optimizer, schedule, seed, num_microbatches
     )
@@ -149,9 +141,11 @@ def make_program(
       return lambda *args: _under(mesh, compiled, *args)
 
     return Program(
+      objective,
       mesh,
       abstract,
       found['axes'],
+      shapes,
       batch,
       jitted(init, out_shardings=placed),
       _Step(train_step, placed, batch, mesh),

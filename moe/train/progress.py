@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from moe.objectives.objective import Measure, Objective
 from moe.train import record_log
 from moe.train.display import make_display, status
 from moe.train.watch import Watch
@@ -47,9 +48,10 @@ class Progress:
   def __init__(
     self,
     workdir: str | os.PathLike,
+    objective: Objective,
     total_steps: int,
     resume_step: int = 0,
-    token_seconds: float | None = None,
+    unit_seconds: float | None = None,
     drop_warning: float = 0.1,
     stream: TextIO | None = None,
   ):
@@ -57,22 +59,24 @@ class Progress:
 
     Args:
       workdir: directory of the run; made if it is missing.
+      objective: what is trained.
       total_steps: the last step.
       resume_step: the restored step, 0 for a new run.
-      token_seconds: seconds that the model FLOPs of a token take at the
-        published peak of all chips; None if the peak is not known.
+      unit_seconds: seconds that the model FLOPs of one unit of the objective
+        take at the published peak of all chips; None if the peak is not known.
       drop_warning: share of dropped tokens above which people are warned.
       stream: where people look, by default sys.stderr.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
-    self._token_seconds = token_seconds
+    self._objective = objective
+    self._unit_seconds = unit_seconds
     self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.
     self._watch = Watch(drop_warning)
     self._log = self._evals = self._bad = self._board = self._display = None
     self._load = None  # Of the last step.
     self._drawn_at = time.monotonic()
-    self._elapsed, self._tokens = 0.0, 0  # Since the first step.
+    self._elapsed, self._amount = 0.0, 0  # Since the first step.
     if jax.process_index() != 0:
       return
     os.makedirs(self.workdir, exist_ok=True)
@@ -91,7 +95,7 @@ class Progress:
     self._board.resume(records, record_log.read(self._path('eval.jsonl')))
     last = self._log.last or {'step': 0}
     self._elapsed = last.get('time', {}).get('elapsed') or 0.0
-    self._tokens = last.get('tokens', 0)
+    self._amount = last.get(objective.unit, 0)
     if last['step'] != resume_step:
       self.note(
         f'{self._path("log.jsonl")} lacks steps {last["step"] + 1} to'
@@ -103,26 +107,28 @@ class Progress:
 
     Args:
       step: number of the step, counted from 1.
-      metrics: scalars, one of which is `tokens`, the tokens of the step without
-        padding. A sparse model also has `layers`, lists by sparse layer, one of
-        which is `load` [L][E], shares of the rows.
+      metrics: scalars, one of which is named by the unit of the objective: how
+        many `tokens`, say, the step read. A sparse model also has `layers`,
+        lists by sparse layer, one of which is `load` [L][E], shares of the
+        rows.
       seconds: that the step took.
     """
     if self._log is None:
       return
+    unit = self._objective.unit
     self._elapsed += seconds
-    self._tokens += metrics['tokens']
+    self._amount += metrics[unit]
     self._recent.append(seconds)
-    speed = metrics['tokens'] / max(seconds, 1e-9)
-    peak = self._token_seconds
+    speed = metrics[unit] / max(seconds, 1e-9)
+    peak = self._unit_seconds
     timing = {
       'seconds': round(seconds, 6),
-      'tokens_per_second': round(speed, 1),
+      f'{unit}_per_second': round(speed, 1),
       'mfu': None if peak is None else round(peak * speed, 5),
       'elapsed': round(self._elapsed, 6),
       'eta': round((self.total_steps - step) * float(np.mean(self._recent)), 3),
     }
-    record = {'step': step, **metrics, 'tokens': self._tokens}
+    record = {'step': step, **metrics, unit: self._amount}
     layers = metrics.get('layers')
     size = sum(np.size(values) for values in (layers or {}).values())
     if layers and step % math.ceil(size / _MAX_VALUES):
@@ -136,21 +142,32 @@ class Progress:
     self._load = (layers or {}).get('load')
     if time.monotonic() - self._drawn_at > _IMAGE_SECONDS:
       self._draw(step)
-    self._display.show(status(record, self.total_steps))
+    self._display.show(status(record, self.total_steps, self._objective))
     for warning in warnings:
       self.note(f'warning: {warning}')
 
-  def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-    """Records the results of an evaluation, by task."""
+  def evaluation(
+    self,
+    step: int,
+    results: dict[str, dict[str, Any]],
+    scores: dict[str, Measure],
+  ) -> None:
+    """Records the results of all evaluations of a step.
+
+    Args:
+      step: number of the step, counted from 1.
+      results: metrics by name of the evaluation.
+      scores: which metric of each evaluation people are shown.
+    """
     if self._evals is None:
       return
     self._evals.append({'step': step, 'eval': results})
     self._board.evaluation(step, results)
     self._draw(step)
-    for task, scores in results.items():
-      bits = scores.get('bits_per_char')
-      if bits is not None:
-        self.note(f'step {step:,}: {task} {bits:.4f} bits/char held out')
+    for name, metrics in results.items():
+      value, unit = metrics.get(scores[name].name), scores[name].unit
+      if value is not None:
+        self.note(f'step {step:,}: {name} {value:.4f} {unit} held out')
 
   def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
     """Tells once in a run of each record that could not be read.

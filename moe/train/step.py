@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moe.objectives.objective import Objective
+from moe.objectives.objective import Objective, num_rows, weighted
 from moe.optim import rounding, storage
 from moe.optim.optimizers import Optimizer
 from moe.parallel import shardings
@@ -30,7 +30,7 @@ def check_batch(
 def split_microbatches(
   batch: Batch, num_microbatches: int, rows_together: int = 1
 ) -> Batch:
-  """Splits [B, T] arrays into [num_microbatches, B / num_microbatches, T].
+  """Splits [B, ...] arrays into [num_microbatches, B / num_microbatches, ...].
 
   Microbatch i holds every num_microbatches-th block of rows from block i on.
   Its content does not depend on the number of devices, and so neither do noise
@@ -47,16 +47,16 @@ def split_microbatches(
     ValueError: if the batch does not divide.
   """
   n, q = num_microbatches, rows_together
-  B = batch.tokens.shape[0]
+  B = num_rows(batch)
   if B % (n * q):
     raise ValueError(
       f'BATCH_SIZE={B} must divide by NUM_MICROBATCHES={n} times the {q} rows'
       ' of a routing group: change one of them, or lower GROUP_SIZE.'
     )
 
-  def split(a_BT: Array) -> Array:
-    blocks = a_BT.reshape(B // (n * q), n, q, *a_BT.shape[1:])
-    return blocks.swapaxes(0, 1).reshape(n, B // n, *a_BT.shape[1:])
+  def split(a: Array) -> Array:
+    blocks = a.reshape(B // (n * q), n, q, *a.shape[1:])
+    return blocks.swapaxes(0, 1).reshape(n, B // n, *a.shape[1:])
 
   return jax.tree.map(split, batch)
 
@@ -133,57 +133,57 @@ def _gradients(
   objective: Objective,
   dtype: str,
   params: PyTree,
-  totals: dict[str, Array],
+  weights: dict[str, Array],
   carried: PyTree,
   batch: Batch,
   key: Array,
-) -> tuple[PyTree, tuple[dict[str, Pair], dict[str, Pair]], PyTree]:
-  """(gradients, (terms, metrics), state) of a batch or a part of it.
+) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
+  """(gradients, (sums of terms, metrics), state) of a batch or a part of it.
 
   The gradients are those of the part's share in the loss of the whole batch,
-  whose weights are `totals`; `dtype` is their format.
+  whose terms have the `weights`; `dtype` is their format.
   """
 
   def loss(params: PyTree):
-    terms, state, metrics = objective.loss_fn(params, carried, batch, key, True)
+    sums, state, metrics = objective.loss(params, carried, batch, key, True)
     total = sum(
-      objective.coefficients[name] * pair[0] / jnp.maximum(totals[name], 1.0)
-      for name, pair in terms.items()
+      objective.coefficients[name] * s / jnp.maximum(weight, 1.0)
+      for name, (s, weight) in weighted(sums, weights).items()
       if objective.coefficients[name]  # no backward pass for nothing
     )
-    return total, ((terms, metrics), state)
+    return total, ((sums, metrics), state)
 
   # The cast comes before the differentiation: else gradients would be made,
   # stacked by the scan over layers, and reduced in float32.
   params = storage.cast(params, dtype)
-  (_, (sums, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  return grads, sums, state
+  (_, (told, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  return grads, told, state
 
 
 def _accumulate(
   gradients: Callable, dtype: str, carried: PyTree, parts: Batch, key: Array
-) -> tuple[PyTree, tuple[dict[str, Pair], dict[str, Pair]], PyTree]:
+) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
   """Sums of `gradients` of microbatches, one after the other, in a format."""
 
   def one(carried: PyTree, index: Array, part: Batch):
     part_key = jax.random.fold_in(key, index)
-    grads, sums, carried = gradients(carried, part, part_key)
-    return storage.cast(grads, dtype), sums, carried
+    grads, told, carried = gradients(carried, part, part_key)
+    return storage.cast(grads, dtype), told, carried
 
-  indices = jnp.arange(parts.tokens.shape[0], dtype=jnp.int32)
+  indices = jnp.arange(num_rows(parts), dtype=jnp.int32)
   first = jax.tree.map(lambda a: a[0], parts)
   shapes = jax.eval_shape(one, carried, indices[0], first)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
 
   def body(carry: tuple[PyTree, PyTree], xs: tuple[Array, Batch]):
     total, carried = carry
-    grads, sums, carried = one(carried, *xs)
-    return (_add(total, (grads, sums)), carried), None
+    grads, told, carried = one(carried, *xs)
+    return (_add(total, (grads, told)), carried), None
 
-  ((grads, sums), state), _ = jax.lax.scan(
+  ((grads, told), state), _ = jax.lax.scan(
     body, (zeros, carried), (indices, parts)
   )
-  return grads, sums, state
+  return grads, told, state
 
 
 def make_train_step(
@@ -213,20 +213,20 @@ def make_train_step(
 
   def train_step(ts: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), ts.step)
-    totals = objective.weights_fn(batch)
+    weights = objective.weights(batch)
     gradients = functools.partial(
-      _gradients, objective, kept.grads, ts.params, totals
+      _gradients, objective, kept.grads, ts.params, weights
     )
     if num_microbatches == 1:
-      grads, (terms, metrics), state = gradients(ts.state, batch, key)
+      grads, (sums, metrics), state = gradients(ts.state, batch, key)
     else:
       parts = split_microbatches(
         batch, num_microbatches, objective.rows_together
       )
-      grads, (terms, metrics), state = _accumulate(
+      grads, (sums, metrics), state = _accumulate(
         gradients, kept.sums, ts.state, parts, key
       )
-    one = jnp.ones((), jnp.float32)
+    one, terms = jnp.ones((), jnp.float32), weighted(sums, weights)
     loss = sum(
       objective.coefficients[name] * s / jnp.maximum(w, 1.0)
       for name, (s, w) in terms.items()
@@ -245,7 +245,7 @@ def make_train_step(
     }
     state = jax.tree.map(
       lambda new, old: jnp.where(is_finite, new, old),
-      objective.update_fn(state),
+      objective.update(state),
       ts.state,
     )
     new = TrainState(ts.step + 1, params, opt_state, state)
@@ -264,9 +264,7 @@ def make_eval_step(
   """
 
   def eval_step(ts: TrainState, batch: Batch):
-    terms, _, metrics = objective.loss_fn(
-      ts.params, ts.state, batch, None, False
-    )
-    return {**metrics, **terms}
+    sums, _, metrics = objective.loss(ts.params, ts.state, batch, None, False)
+    return {**metrics, **weighted(sums, objective.weights(batch))}
 
   return eval_step

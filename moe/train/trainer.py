@@ -2,21 +2,20 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 import signal
 import time
 import types
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from moe.checkpoint import listing
+from moe.objectives.objective import Facts, Objective
 from moe.train import metrics as metrics_lib
+from moe.train.evaluation import Evaluation
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
@@ -94,29 +93,16 @@ class Settings:
     return step == self.train_steps or (period > 0 and step % period == 0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """Held-out data.
-
-  Attributes:
-    batches: makes an iterator over all of the data.
-    chars: number of characters that are scored.
-  """
-
-  batches: Callable[[], Iterator[Batch]]
-  chars: int
-
-
 class TrainingData(Protocol):
   """Where the batches of training come from.
 
   Attributes:
-    chars_per_token: characters of the text for each scored token.
+    facts: what the data tells the score of the objective, by name.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
   """
 
-  chars_per_token: float
+  facts: Facts
   quarantine: list[dict[str, Any]]
 
   def batch(self, step: int) -> Batch:
@@ -158,28 +144,6 @@ class _Stop:
     return self.is_set
 
 
-def evaluate(
-  program: Program, ts: TrainState, evaluation: Evaluation, stop: _Stop
-) -> dict[str, Any]:
-  """Scores held-out data without drops; SIGTERM breaks it off.
-
-  Returns:
-    The metrics with bits per character, of the part that was read.
-  """
-  mean = metrics_lib.Mean()
-  for batch in evaluation.batches():
-    if stop.is_set:
-      break
-    mean.add(program.eval_step(ts, program.put(batch)))
-  pairs = mean.pairs()
-  if not pairs:
-    return {}
-  nats = float(pairs['cross_entropy'][0])
-  record = metrics_lib.summarize(pairs)
-  record['bits_per_char'] = nats / math.log(2) / evaluation.chars
-  return record
-
-
 def train(
   settings: Settings,
   program: Program,
@@ -211,18 +175,22 @@ def train(
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)
   stop = _Stop()
-  reporter = _Reporter(progress, reader.chars_per_token, settings.max_bad_steps)
+  objective = program.objective
+  reporter = _Reporter(
+    progress, objective, reader.facts, settings.max_bad_steps
+  )
 
   def evaluate_all(step: int) -> dict[str, float]:
     """The metric that ranks checkpoints; empty if SIGTERM came."""
     results = {}
     for name, evaluation in evaluations.items():
-      results[name] = evaluate(program, ts, evaluation, stop)
+      results[name] = evaluation.metrics(program, ts, lambda: stop.is_set)
       if stop.is_set:
         return {}
-    progress.evaluation(step, results)
+    scores = {name: e.score for name, e in evaluations.items()}
+    progress.evaluation(step, results, scores)
     reporter.resume()  # Saves count as training time, evaluations do not.
-    return {'bits_per_char': next(iter(results.values()))['bits_per_char']}
+    return _ranking_score(evaluations, results)
 
   # ---- Loop ------------------------------------------------------------------
   with stop.listening(), ThreadPoolExecutor(1, 'reader') as pool:
@@ -240,8 +208,7 @@ def train(
       upcoming = pool.submit(reader.batch, done)
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
-      num_tokens = int(np.count_nonzero(batch.segment_ids))
-      reporter.step_started(done, device_metrics, num_tokens)
+      reporter.step_started(done, device_metrics, objective.amount(batch))
       checkpointer.check()
 
       is_last = done == settings.train_steps
@@ -278,14 +245,34 @@ def _read_ahead(
     progress.quarantine(step, reader.quarantine)
 
 
+def _ranking_score(
+  evaluations: dict[str, Evaluation], results: dict[str, dict[str, Any]]
+) -> dict[str, float]:
+  """The score of the first evaluation, by its name."""
+  first = next(iter(evaluations))
+  name = evaluations[first].score.name
+  if name not in results[first]:
+    raise ValueError(
+      f"The evaluation '{first}' ranks checkpoints by '{name}', which is not"
+      f' among its metrics {sorted(results[first])}: return it, or name another'
+      ' one as its score.'
+    )
+  return {name: results[first][name]}
+
+
 class _Reporter:
   """Fetches a step's metrics while the next step already runs."""
 
   def __init__(
-    self, progress: Progress, chars_per_token: float, max_bad_steps: int
+    self,
+    progress: Progress,
+    objective: Objective,
+    facts: Facts,
+    max_bad_steps: int,
   ):
     self._progress = progress
-    self._chars_per_token = chars_per_token
+    self._objective = objective
+    self._facts = facts
     self._max_bad_steps = max_bad_steps
     self._bad_steps = 0
     self._waiting = None
@@ -296,7 +283,7 @@ class _Reporter:
     self._mark = time.perf_counter()
 
   def step_started(
-    self, step: int, device_metrics: dict[str, Pair], num_tokens: int
+    self, step: int, device_metrics: dict[str, Pair], amount: int
   ) -> None:
     """Reports the step before this one.
 
@@ -304,15 +291,17 @@ class _Reporter:
       TrainingError: if too many steps in a row were not finite.
     """
     self.flush()
-    self._waiting = step, device_metrics, num_tokens
+    self._waiting = step, device_metrics, amount
 
   def flush(self) -> None:
     """Reports the step that is waiting; blocks until it has ended."""
     if self._waiting is None:
       return
-    (step, device_metrics, num_tokens), self._waiting = self._waiting, None
-    record = metrics_lib.summarize(device_metrics, self._chars_per_token)
-    record['tokens'] = num_tokens
+    (step, device_metrics, amount), self._waiting = self._waiting, None
+    record = metrics_lib.summarize(
+      device_metrics, self._objective.score, self._facts
+    )
+    record[self._objective.unit] = amount
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
     self._mark = now

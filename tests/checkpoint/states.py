@@ -40,6 +40,7 @@ def abstract(state, sharding=None):
 
 
 def save_steps(directory, steps, metrics=None, **options):
+  options = {'best_metric': 'bits_per_char', **options}
   saver = save.Checkpointer(directory, **options)
   for step in steps:
     scores = {'bits_per_char': metrics[step]} if metrics else None

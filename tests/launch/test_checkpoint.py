@@ -16,7 +16,7 @@ from moe.checkpoint import save
 def saved(tmp_path_factory):
   """The directory of a run with the steps 5 and 10, 5 being the better one."""
   run = tmp_path_factory.mktemp('run')
-  saver = save.Checkpointer(run / 'checkpoints')
+  saver = save.Checkpointer(run / 'checkpoints', best_metric='bits_per_char')
   meta = {'manifest_hash': 'abc', 'config': 'A = 1\nB = 2\n'}
   for step, score in ((5, 6.5), (10, 7.0)):
     params = {'w': jnp.full((4,), float(step))}

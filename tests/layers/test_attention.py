@@ -8,7 +8,7 @@ import pytest
 
 from moe.layers import attention
 from moe.layers.attention import Attention, Description
-from moe.types import Batch, Cache, Layout
+from moe.types import Cache, Layout, TokenBatch
 
 
 def make_batch(segments, blocks=None, positions=None):
@@ -18,7 +18,7 @@ def make_batch(segments, blocks=None, positions=None):
   if positions is None:
     positions = zeros + np.arange(segments.shape[1], dtype=np.int32)
   weights = zeros.astype(np.float32)
-  return Batch(zeros, zeros, weights, segments, positions, blocks, zeros)
+  return TokenBatch(zeros, zeros, weights, segments, positions, blocks, zeros)
 
 
 def described(segments, blocks=None):

@@ -10,7 +10,7 @@ from moe.layers import attention
 from moe.layers.latent_attention import LatentAttention
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules, shardings
-from moe.types import Batch, Cache
+from moe.types import Cache, TokenBatch
 
 N, H, ROPE, V, D = 4, 6, 4, 5, 16
 QUERY_RANK, KV_RANK = 12, 8
@@ -26,7 +26,7 @@ def make_batch(start=0, end=T):
   zeros = np.zeros_like(segments)
   positions = zeros + np.arange(start, end, dtype=np.int32)
   weights = zeros.astype(np.float32)
-  return Batch(zeros, zeros, weights, segments, positions, blocks, zeros)
+  return TokenBatch(zeros, zeros, weights, segments, positions, blocks, zeros)
 
 
 def tokens():

@@ -12,7 +12,7 @@ from moe.models.block import Block
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
 from moe.models.stack import Stack
-from moe.types import Batch
+from moe.types import TokenBatch
 
 VOCAB_SIZE, D_MODEL = 12, 16
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 8
@@ -64,7 +64,7 @@ def make_batch(segments, seed=0):
   before_BTT = segments[:, None] == segments[:, :, None]
   positions = np.tril(before_BTT, -1).sum(axis=-1)
   zeros = np.zeros_like(segments)
-  return Batch(
+  return TokenBatch(
     tokens.astype(np.int32),
     targets.astype(np.int32),
     (segments > 0).astype(np.float32),

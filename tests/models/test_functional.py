@@ -11,6 +11,7 @@ import pytest
 from moe.models import functional
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
+from moe.objectives import language
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules, shardings
 from moe.routing import dispatch, gates
@@ -97,7 +98,9 @@ def trained(mesh_shape, num_devices):
   with jax.set_mesh(mesh):
     params = factories.make_params(MODULE, BATCH)
     placed = shardings.param_shardings(params, logical_axes()[2], table, mesh)
-    batch = jax.device_put(BATCH, shardings.batch_sharding(table, mesh))
+    batch = jax.device_put(
+      BATCH, shardings.batch_shardings(language.fields(8, 8), table, mesh)
+    )
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return jax.tree.map(np.asarray, run(jax.device_put(params, placed), batch))
 

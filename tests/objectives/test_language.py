@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from moe.objectives import language
-from moe.types import Batch, Outputs
+from moe.types import Outputs, TokenBatch
 
-BATCH = Batch(
+BATCH = TokenBatch(
   tokens=jnp.zeros((1, 4), jnp.int32),
   targets=jnp.array([[0, 1, 1, 0]], jnp.int32),
   loss_weights=jnp.array([[0.0, 1.0, 0.5, 0.0]]),
@@ -15,6 +15,7 @@ BATCH = Batch(
   block_ids=jnp.zeros((1, 4), jnp.int32),
   modality=jnp.zeros((1, 4), jnp.int32),
 )
+SHAPE = BATCH.tokens.shape
 
 
 class Uniform:
@@ -43,30 +44,28 @@ def model():
 
 
 def test_terms_are_the_models_and_the_cross_entropy_of_weighted_tokens(model):
-  language_model = language.language_model(model)
-  terms, state, metrics = language_model.loss_fn(
+  language_model = language.language_model(model, SHAPE)
+  sums, state, metrics = language_model.loss(
     jnp.zeros(()), {}, BATCH, jax.random.key(0), True
   )
   # 1.5 weighted tokens of ln 8 nats; the log-partition is ln 8 as well.
-  nats, weight = terms['cross_entropy']
-  np.testing.assert_allclose(nats, 1.5 * np.log(8), rtol=1e-6)
-  np.testing.assert_allclose(terms['logits_z'][0], 1.5 * np.log(8) ** 2, 1e-6)
-  assert float(weight) == float(terms['logits_z'][1]) == 1.5
-  assert terms['load_balance'] == (6.0, 3.0)
+  np.testing.assert_allclose(sums['cross_entropy'], 1.5 * np.log(8), 1e-6)
+  np.testing.assert_allclose(sums['logits_z'], 1.5 * np.log(8) ** 2, 1e-6)
+  assert sums['load_balance'] == 6.0
   assert state == {'carried': 1}
   assert set(metrics) == {'load'}
 
 
 def test_weights_are_known_from_the_batch_alone(model):
-  weights = language.language_model(model).weights_fn(BATCH)
+  weights = language.language_model(model, SHAPE).weights(BATCH)
   assert float(weights['cross_entropy']) == float(weights['logits_z']) == 1.5
   # Three of four places hold a token, whatever its loss weight.
   assert float(weights['load_balance']) == float(weights['router_z']) == 3
 
 
 def test_routing_and_dropout_have_keys_of_their_own(model):
-  language_model = language.language_model(model)
-  language_model.loss_fn(jnp.zeros(()), {}, BATCH, jax.random.key(3), True)
+  language_model = language.language_model(model, SHAPE)
+  language_model.loss(jnp.zeros(()), {}, BATCH, jax.random.key(3), True)
   assert model.train
   assert set(model.rngs) == {'router', 'dropout'}
   draws = {float(jax.random.uniform(k)) for k in model.rngs.values()}
@@ -74,14 +73,14 @@ def test_routing_and_dropout_have_keys_of_their_own(model):
 
 
 def test_without_a_key_there_is_no_randomness(model):
-  language.language_model(model).loss_fn(0.0, {}, BATCH, None, False)
+  language.language_model(model, SHAPE).loss(0.0, {}, BATCH, None, False)
   assert model.rngs is None
   assert not model.train
 
 
 def test_coefficients_are_those_given(model):
   language_model = language.language_model(
-    model, 0.5, 0.25, (('importance', 0.75),), 0.125
+    model, SHAPE, 0.5, 0.25, (('importance', 0.75),), 0.125
   )
   assert language_model.coefficients == {
     'cross_entropy': 1.0,
@@ -94,6 +93,6 @@ def test_coefficients_are_those_given(model):
 
 
 def test_chunks_must_divide_the_sequence(model):
-  language_model = language.language_model(model, num_chunks=3)
+  language_model = language.language_model(model, SHAPE, num_chunks=3)
   with pytest.raises(ValueError, match='LOSS_CHUNKS=3'):
-    language_model.loss_fn(0.0, {}, BATCH, None, False)
+    language_model.loss(0.0, {}, BATCH, None, False)

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -8,6 +9,7 @@ from moe import axes
 from moe.optim import optimizers
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.types import Field
 
 STANDARD = rules.table('standard')
 
@@ -133,13 +135,22 @@ def test_optimizer_state_on_the_host_of_a_cpu_is_refused():
 
 
 def test_a_batch_is_divided_over_all_axes_that_share_it():
+  field = Field((16, 8), np.int32, (axes.BATCH, axes.LENGTH))
+  fields = {'tokens': field}
   mesh = make_mesh(MeshShape(data=2, expert=4))
-  tokens = shardings.batch_sharding(STANDARD, mesh).tokens
+  tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 6)) == (2, 6)
   # 'context' would divide the sequence.
   mesh = make_mesh(MeshShape(data=2, context=4))
-  tokens = shardings.batch_sharding(STANDARD, mesh).tokens
+  tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 8)) == (8, 2)
+
+
+def test_a_field_of_a_batch_is_divided_by_the_axes_it_names():
+  mesh = make_mesh(MeshShape(data=4, context=2))
+  pictures = Field((8, 6, 6, 3), np.float32, (axes.BATCH, None, None, None))
+  placed = shardings.batch_shardings({'pictures': pictures}, STANDARD, mesh)
+  assert placed['pictures'].shard_shape((8, 6, 6, 3)) == (2, 6, 6, 3)
 
 
 def test_bytes_on_a_device_are_those_of_its_part():

@@ -10,7 +10,10 @@ import pytest
 
 from moe.report import run_page
 from moe.train import progress
+from tests.train import programs
 
+OBJECTIVE = programs.LANGUAGE
+SCORES = {'valid': OBJECTIVE.score}
 VOID = {'meta', 'br', 'img', 'hr', 'input', 'link'}
 
 
@@ -30,7 +33,7 @@ class Balance(html.parser.HTMLParser):
 
 
 def write_run(workdir, num_steps, layers=2, experts=4):
-  shown = progress.Progress(workdir, num_steps, stream=io.StringIO())
+  shown = progress.Progress(workdir, OBJECTIVE, num_steps, stream=io.StringIO())
   for step in range(1, num_steps + 1):
     load = np.full((layers, experts), 1 / experts).tolist()
     numbers = {
@@ -45,8 +48,8 @@ def write_run(workdir, num_steps, layers=2, experts=4):
     if layers:
       numbers['layers'] = {'load': load}
     shown.step(step, numbers, 0.5)
-  shown.evaluation(num_steps // 2, {'valid': {'bits_per_char': 7.25}})
-  shown.evaluation(num_steps, {'valid': {'bits_per_char': 7.5}})
+  shown.evaluation(num_steps // 2, {'valid': {'bits_per_char': 7.25}}, SCORES)
+  shown.evaluation(num_steps, {'valid': {'bits_per_char': 7.5}}, SCORES)
   shown.close()
 
 
@@ -146,7 +149,7 @@ def layer_rows(page):
 
 
 def test_a_table_tells_of_each_layer(tmp_path):
-  shown = progress.Progress(tmp_path, 120, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, 120, stream=io.StringIO())
   for step in range(1, 121):
     layers = {
       'load': [[0.5, 0.5, 0.0], [0.5, 0.25, 0.25]],
@@ -170,7 +173,9 @@ def test_a_table_tells_of_each_layer(tmp_path):
 
 def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
   for name, load in (('healthy', 0.5), ('sick', 0.0)):
-    shown = progress.Progress(tmp_path / name, 110, stream=io.StringIO())
+    shown = progress.Progress(
+      tmp_path / name, OBJECTIVE, 110, stream=io.StringIO()
+    )
     for step in range(1, 111):
       layers = {'load': [[1 - load, load]]}
       shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)

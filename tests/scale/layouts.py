@@ -107,11 +107,10 @@ def shardings(name: str) -> str:
 def collectives(name: str) -> str:
   """Collectives of a compiled step, loops multiplied out."""
   from moe.scale import hlo, work
-  from moe.train.program import batch_shapes
 
-  run, program = built(name)
-  shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
-  compiled = program.train_step.lower(program.abstract, shapes).compile()
+  _, program = built(name)
+  lowered = program.train_step.lower(program.abstract, program.batch_shapes)
+  compiled = lowered.compile()
   done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
   counts, moved = collections.Counter(), collections.Counter()
   for t in done.transfers:

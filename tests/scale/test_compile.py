@@ -6,8 +6,6 @@ import pytest
 from moe.scale import compile as compile_lib
 from tests.scale import layouts
 
-SHAPE = (16, 64)
-
 
 def test_what_the_compiler_says_of_memory_is_read():
   message = (
@@ -58,10 +56,8 @@ def test_a_program_made_for_described_chips_is_found_by_real_ones():
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):
   """(program, shapes, its compiled step, the same found again)."""
-  from moe.train.program import batch_shapes
-
   _, program = layouts.built('dense_fsdp')
-  shapes = batch_shapes(*SHAPE)
+  shapes = program.batch_shapes
   directory = tmp_path_factory.mktemp('programs')
   first = compile_lib.compile_step(program, shapes, directory)
   again = compile_lib.compile_step(program, shapes, directory)

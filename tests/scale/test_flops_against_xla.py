@@ -8,7 +8,6 @@ from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
 from moe.planning import recipe
 from moe.scale import cost
-from moe.train.program import batch_shapes
 
 FILES = [
   'models/tiny.gin',
@@ -63,14 +62,14 @@ def loaded(sizes):
 
 def counted_by_xla(run):
   """FLOPs of (forward, forward and backward), as XLA compiles them."""
-  objective = run.objective(Functional(run.model))
-  shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
+  objective = run.objective(Functional(run.model), run.data.shape)
+  shapes = objective.shapes()
   key = jax.random.key(0)
   params, state = jax.eval_shape(lambda: objective.init(key, shapes)[:2])
 
   def loss(params, state, batch):
-    terms, _, _ = objective.loss_fn(params, state, batch, key, True)
-    return terms['cross_entropy'][0]
+    sums, _, _ = objective.loss(params, state, batch, key, True)
+    return sums['cross_entropy']
 
   count = lambda f: (
     jax.jit(f).lower(params, state, shapes).compile().cost_analysis()['flops']

@@ -90,12 +90,10 @@ def test_latents_are_gathered_like_the_width():
 @pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'dots', 'exchange', 'full'])
 def test_rows_cross_the_expert_axis_as_often_as_it_is_said(remat):
-  from moe.train.program import batch_shapes
-
   run = loaded(MESH_DATA=1, MESH_EXPERT=8, REMAT=f"'{remat}'", NUM_LAYERS=4)
   program = build.build(run, jax.devices()[:8])
-  shapes = batch_shapes(run.data.batch_size, run.data.sequence_length)
-  compiled = program.train_step.lower(program.abstract, shapes).compile()
+  lowered = program.train_step.lower(program.abstract, program.batch_shapes)
+  compiled = lowered.compile()
   done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
   # 2 groups of a device, 8 experts, 64 * 2 / 8 * 1.25 slots of 64 numbers; the
   # weights of the rows travel too, but are fewer.

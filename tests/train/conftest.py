@@ -14,8 +14,9 @@ from moe.layers.moe_layer import MoE
 from moe.models.block import Block
 from moe.models.decoder import Decoder
 from moe.models.stack import Stack
+from moe.objectives import language
 from moe.objectives.objective import Objective
-from moe.types import Batch
+from moe.types import TokenBatch
 
 # A token that makes the toy's loss not a number.
 POISON = 15
@@ -35,22 +36,28 @@ def _toy_loss(params, state, batch, key, train):
     # What the key holds is noise enough, and compiles faster than a draw.
     error += (jax.random.key_data(key)[0] % 1000).astype(jnp.float32) / 1e4
   error = jnp.where(batch.tokens == POISON, jnp.nan, error)
-  terms = {
-    'cross_entropy': (
-      jnp.sum(batch.loss_weights * jnp.square(error)),
-      batch.loss_weights.sum(),
-    )
-  }
+  sums = {'cross_entropy': jnp.sum(batch.loss_weights * jnp.square(error))}
   if train:
     state = {'seen': state['seen'] + batch.loss_weights.sum()}
-  return terms, state, {'error': (error.sum(), batch.loss_weights.sum())}
+  return sums, state, {'error': (error.sum(), batch.loss_weights.sum())}
 
 
 @pytest.fixture(scope='session')
 def toy():
-  """An objective that compiles at once: a table that is to predict a number."""
-  weights = lambda batch: {'cross_entropy': batch.loss_weights.sum()}
-  return Objective(_toy_init, _toy_loss, weights, {'cross_entropy': 1.0})
+  """An objective that compiles at once: a table that is to predict a number.
+
+  Its batches are 8 rows of 4 tokens.
+  """
+  return Objective(
+    _toy_init,
+    lambda: language.fields(8, 4),
+    _toy_loss,
+    lambda batch: {'cross_entropy': batch.loss_weights.sum()},
+    {'cross_entropy': 1.0},
+    language.BITS_PER_CHAR,
+    unit='tokens',
+    count=lambda batch: int(np.count_nonzero(batch.segment_ids)),
+  )
 
 
 @pytest.fixture(scope='session')
@@ -60,7 +67,7 @@ def make_batch():
   def make(seed, B=8, T=4, V=POISON):
     rng = np.random.RandomState(seed)
     zeros = np.zeros((B, T), np.int32)
-    return Batch(
+    return TokenBatch(
       tokens=rng.randint(0, V, (B, T)).astype(np.int32),
       targets=rng.randint(0, V, (B, T)).astype(np.int32),
       loss_weights=np.ones((B, T), np.float32),

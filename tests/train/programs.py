@@ -7,18 +7,22 @@ import jax
 import numpy as np
 import optax
 
-from moe.models.functional import placed
+from moe.models.functional import Functional, placed
 from moe.objectives import language
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train.program import batch_shapes, make_program
+from moe.train.program import make_program
 from tests.models import factories
 
 LENGTH = 8  # Tokens of a row.
 ONE = MeshShape(data=1)
 EIGHT = MeshShape(data=2, expert=4)
 TABLE = rules.table('standard')
+# Of a model that is never traced, for what only shows people its numbers.
+LANGUAGE = language.language_model(
+  Functional(factories.make_decoder()), (32, LENGTH)
+)
 SGD = optimizers.build(optax.sgd(1.0), clip_norm=0)
 
 
@@ -43,12 +47,11 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
   )
   return make_program(
     dataclasses.replace(
-      language.language_model(functional, **losses),
+      language.language_model(functional, (32, LENGTH), **losses),
       rows_together=max(1, moe['group_size'] // LENGTH),
     ),
     optimizer,
     lambda step: 1.0,
-    batch_shapes(32, LENGTH),
     TABLE,
     mesh,
     seed=0,

@@ -36,7 +36,9 @@ def make(scope):
 def change(scope, term, num_microbatches):
   """Change of the parameters in one step of plain gradient descent."""
   model = make(scope)
-  language_model = language.language_model(model, **TERMS[term])
+  language_model = language.language_model(
+    model, BATCH.tokens.shape, **TERMS[term]
+  )
   if term != 'cross_entropy':
     language_model.coefficients['cross_entropy'] = 0.0
   sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)

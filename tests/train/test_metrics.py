@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.objectives.language import BITS_PER_CHAR
 from moe.train import metrics
 
 
@@ -33,7 +34,7 @@ def test_scalars_are_sums_over_weights():
 
 def test_bits_per_character_by_hand():
   # 3 nats a token are 3 / ln 2 bits; two characters a token.
-  record = metrics.summarize(STEP, chars_per_token=2.0)
+  record = metrics.summarize(STEP, BITS_PER_CHAR, {'chars_per_token': 2.0})
   assert record['bits_per_char'] == pytest.approx(3 / math.log(2) / 2)
 
 
@@ -93,7 +94,8 @@ def test_a_batch_of_padding_gives_zeros():
       'entropy': pair([0.0], [0.0]),
       'confidence': pair([0.0], [0.0]),
     },
-    chars_per_token=1.5,
+    BITS_PER_CHAR,
+    {'chars_per_token': 1.5},
   )
   assert record['cross_entropy'] == record['bits_per_char'] == 0.0
   assert record['dropped_fraction'] == record['load_imbalance'] == 0.0

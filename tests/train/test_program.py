@@ -17,7 +17,7 @@ from moe.optim import optimizers, schedules
 from moe.optim.storage import Storage
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train.program import batch_shapes, describe, make_program
+from moe.train.program import describe, make_program
 from tests.data.conftest import LINES, write_texts
 
 CONSTANT = optax.constant_schedule(0.25)
@@ -27,10 +27,9 @@ MESH = MeshShape(data=2, fsdp=2, expert=2)
 
 def toy_program(toy, shape=MESH, num_devices=8, batch_size=8, **options):
   return make_program(
-    toy,
+    dataclasses.replace(toy, fields=lambda: language.fields(batch_size, 4)),
     optimizers.build(optimizers.adamw(CONSTANT)),
     CONSTANT,
-    batch_shapes(batch_size, 4),
     TABLE,
     make_mesh(shape, jax.devices()[:num_devices]),
     seed=3,
@@ -134,13 +133,13 @@ def test_a_batch_of_the_reader_is_the_same_on_eight_devices_and_one(
 
 
 def test_an_evaluation_that_cannot_be_is_refused_while_building(toy):
-  def loss_fn(params, carried, batch, key, train):
+  def loss(params, carried, batch, key, train):
     if not train:
       raise ValueError('sizes do not fit in evaluation')
-    return toy.loss_fn(params, carried, batch, key, train)
+    return toy.loss(params, carried, batch, key, train)
 
   with pytest.raises(ValueError, match='do not fit in evaluation'):
-    toy_program(dataclasses.replace(toy, loss_fn=loss_fn))
+    toy_program(dataclasses.replace(toy, loss=loss))
 
 
 def test_a_step_compiled_ahead_is_the_same_step(toy, make_batch):
@@ -148,7 +147,7 @@ def test_a_step_compiled_ahead_is_the_same_step(toy, make_batch):
   for is_ahead in (True, False):
     program = toy_program(toy)
     if is_ahead:
-      program.train_step.compile(program.abstract, batch_shapes(8, 4))
+      program.train_step.compile(program.abstract, program.batch_shapes)
     batch = program.put(make_batch(0))
     results.append(program.train_step(program.init(), batch))
   jax.tree.map(np.testing.assert_array_equal, *results)
@@ -194,10 +193,9 @@ def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
   layout = rules.layout(TABLE, mesh)
   functional = placed(sparse_model, rules.activation_rules(TABLE), layout)
   program = make_program(
-    language.language_model(functional),
+    language.language_model(functional, (8, 8)),
     optimizers.build(optimizers.adamw(CONSTANT)),
     CONSTANT,
-    batch_shapes(8, 8),
     TABLE,
     mesh,
     seed=0,
@@ -235,10 +233,9 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
       sparse_model, rules.activation_rules(TABLE), rules.layout(TABLE, mesh)
     )
     program = make_program(
-      language.language_model(functional, load_balance=0.1),
+      language.language_model(functional, (16, 8), load_balance=0.1),
       optimizers.build(optimizers.adamw(schedule)),
       schedule,
-      batch_shapes(16, 8),
       TABLE,
       mesh,
       seed=0,
@@ -262,8 +259,8 @@ def test_low_memory_formats_on_eight_devices_resume_bit_for_bit(
     optimizers.adamw(CONSTANT, moment_dtype='int8'),
     storage=Storage(params='bfloat16', grads='bfloat16'),
   )
-  shapes, mesh = batch_shapes(8, 4), make_mesh(MESH)
-  program = make_program(toy, optimizer, CONSTANT, shapes, TABLE, mesh, seed=0)
+  mesh = make_mesh(MESH)
+  program = make_program(toy, optimizer, CONSTANT, TABLE, mesh, seed=0)
 
   def trained(ts, steps):
     for i in steps:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from moe.train import progress, record_log
+from tests.train import programs
 
 TOTAL = 40
+OBJECTIVE = programs.LANGUAGE
+SCORES = {'valid': OBJECTIVE.score}
 
 
 class Terminal(io.StringIO):
@@ -32,7 +35,9 @@ def metrics(step, dropped=0.0, load=((0.5, 0.5), (0.75, 0.25))):
 def run(workdir, steps, resume=0, seconds=0.5, **options):
   """Logs the steps as a training loop would; returns what people saw."""
   stream = options.pop('stream', io.StringIO())
-  shown = progress.Progress(workdir, TOTAL, resume, stream=stream, **options)
+  shown = progress.Progress(
+    workdir, OBJECTIVE, TOTAL, resume, stream=stream, **options
+  )
   for step in steps:
     shown.step(step, metrics(step), seconds)
   shown.close()
@@ -67,7 +72,7 @@ def scalars(directory, tag):
 
 
 def test_a_record_has_the_numbers_of_the_step_and_the_clock_apart(tmp_path):
-  run(tmp_path, [1], seconds=0.5, token_seconds=1e-4)
+  run(tmp_path, [1], seconds=0.5, unit_seconds=1e-4)
   (record,) = record_log.read(tmp_path / 'log.jsonl')
   assert record['step'] == 1
   assert record['loss'] == 5.0
@@ -96,7 +101,9 @@ def test_a_killed_and_resumed_log_equals_the_unbroken_one(tmp_path):
 
 def test_tokens_are_counted_on_from_those_of_the_log(tmp_path):
   def part(workdir, steps, resume=0):
-    shown = progress.Progress(workdir, TOTAL, resume, stream=io.StringIO())
+    shown = progress.Progress(
+      workdir, OBJECTIVE, TOTAL, resume, stream=io.StringIO()
+    )
     for step in steps:
       shown.step(step, {**metrics(step), 'tokens': 1000 - step}, 0.5)
     shown.close()
@@ -114,7 +121,7 @@ def bad_record(number):
 
 def test_records_that_cannot_be_read_are_told_of_once(tmp_path):
   stream = io.StringIO()
-  shown = progress.Progress(tmp_path, TOTAL, stream=stream)
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=stream)
   for step, numbers in ((1, []), (3, [7]), (4, [7]), (6, [7, 5])):
     shown.quarantine(step, [bad_record(number) for number in numbers])
   shown.close()
@@ -130,7 +137,9 @@ def test_records_that_cannot_be_read_are_told_of_once(tmp_path):
 
 def test_a_resumed_run_tells_of_no_bad_record_twice(tmp_path):
   for resume, steps in ((0, (3, 6)), (5, (6, 8))):
-    shown = progress.Progress(tmp_path, TOTAL, resume, stream=io.StringIO())
+    shown = progress.Progress(
+      tmp_path, OBJECTIVE, TOTAL, resume, stream=io.StringIO()
+    )
     # After the start the reader knows nothing, and finds them again.
     for step, found in zip(steps, ([7], [7, 5]), strict=True):
       shown.quarantine(step, [bad_record(number) for number in found])
@@ -148,15 +157,17 @@ def test_a_new_run_in_a_directory_without_checkpoint_starts_the_log(tmp_path):
 
 
 def test_evaluations_beyond_the_restored_step_go_too(tmp_path):
-  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   for step in (10, 20):
-    shown.evaluation(step, {'valid': {'bits_per_char': 7.0}})
+    shown.evaluation(step, {'valid': {'bits_per_char': 7.0}}, SCORES)
   shown.close()
   stream = io.StringIO()
-  shown = progress.Progress(tmp_path, TOTAL, resume_step=10, stream=stream)
+  shown = progress.Progress(
+    tmp_path, OBJECTIVE, TOTAL, resume_step=10, stream=stream
+  )
   assert shown.has_evaluation(10)
   assert not shown.has_evaluation(20)
-  shown.evaluation(20, {'valid': {'bits_per_char': 6.5}})
+  shown.evaluation(20, {'valid': {'bits_per_char': 6.5}}, SCORES)
   shown.close()
   assert record_log.read(tmp_path / 'eval.jsonl') == [
     {'step': 10, 'eval': {'valid': {'bits_per_char': 7.0}}},
@@ -192,7 +203,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_the_loads_of_a_big_model_come_less_often(tmp_path):
-  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   layers = {'load': np.ones((4, 2048)) / 2048}
   for step in range(1, 9):
     shown.step(step, {'tokens': 1000, 'layers': layers}, 0.1)
@@ -202,10 +213,10 @@ def test_the_loads_of_a_big_model_come_less_often(tmp_path):
 
 
 def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
-  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   for step in range(1, 9):
     shown.step(step, metrics(step), 0.1)
-  shown.evaluation(4, {'valid': {'bits_per_char': 7.5}})
+  shown.evaluation(4, {'valid': {'bits_per_char': 7.5}}, SCORES)
   del shown  # As after a kill: what was not flushed is not there.
   run(tmp_path, range(6, 11), resume=5)
   found = scalars(tmp_path / 'tensorboard', 'train/loss')
@@ -215,9 +226,9 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
 
 
 def test_each_evaluation_adds_a_heat_map_of_the_loads(tmp_path):
-  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   shown.step(1, metrics(1), 0.1)
-  shown.evaluation(1, {'valid': {'bits_per_char': 7.5}})
+  shown.evaluation(1, {'valid': {'bits_per_char': 7.5}}, SCORES)
   shown.close()
   (path,) = (tmp_path / 'tensorboard').iterdir()
   assert b'expert_load' in path.read_bytes()
@@ -243,7 +254,9 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path):
 
 def test_a_warning_is_shown_when_it_begins(tmp_path):
   stream = io.StringIO()
-  shown = progress.Progress(tmp_path, 1000, drop_warning=0.3, stream=stream)
+  shown = progress.Progress(
+    tmp_path, OBJECTIVE, 1000, drop_warning=0.3, stream=stream
+  )
   for step in range(1, 130):
     load = ((0.5, 0.5), (1.0, 0.0))
     shown.step(step, metrics(step, 0.2 + 0.2 * (step > 60), load), 0.1)
@@ -258,7 +271,9 @@ def test_a_warning_is_shown_when_it_begins(tmp_path):
 
 def test_dead_experts_are_counted_across_a_kill(tmp_path):
   def part(workdir, steps, resume=0):
-    shown = progress.Progress(workdir, TOTAL, resume, stream=io.StringIO())
+    shown = progress.Progress(
+      workdir, OBJECTIVE, TOTAL, resume, stream=io.StringIO()
+    )
     for step in steps:
       shown.step(step, metrics(step, load=((1.0, 0.0),)), 0.1)
     shown.close()
@@ -272,7 +287,7 @@ def test_dead_experts_are_counted_across_a_kill(tmp_path):
 
 
 def test_tensorboard_has_numbers_by_layer_now_and_then(tmp_path):
-  shown = progress.Progress(tmp_path, TOTAL, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   for step in range(1, 25):
     record = metrics(step)
     record['layers']['entropy'] = [0.5, step / 100]
@@ -293,7 +308,7 @@ def test_a_long_run_draws_its_loads_without_an_evaluation(
 
 def test_a_skipped_step_is_said_in_words(tmp_path):
   stream = io.StringIO()
-  shown = progress.Progress(tmp_path, TOTAL, stream=stream)
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=stream)
   shown.step(3, {'tokens': 1000, 'loss': float('nan'), 'skipped': 1.0}, 0.1)
   shown.close()
   assert 'step 3 was skipped, its loss or gradient was not' in stream.getvalue()
@@ -302,7 +317,7 @@ def test_a_skipped_step_is_said_in_words(tmp_path):
 def test_a_step_costs_little(tmp_path):
   import time
 
-  shown = progress.Progress(tmp_path, 10**6, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, 10**6, stream=io.StringIO())
   record = metrics(1, load=np.ones((8, 16)) / 16)
   shown.step(1, record, 0.1)
   start = time.perf_counter()

@@ -33,27 +33,24 @@ def padded(make_batch):
 def two_terms(toy):
   """The toy without noise, with a second term that weighs every token alike."""
 
-  def loss_fn(params, state, batch, key, train):
+  def loss(params, state, batch, key, train):
     del key, train
     w = params['w'][batch.tokens].sum(-1)
     valid = (batch.segment_ids > 0).astype(jnp.float32)
     square = jnp.square(w - batch.targets.astype(jnp.float32) / 8)
-    terms = {
-      'cross_entropy': (
-        jnp.sum(batch.loss_weights * square),
-        batch.loss_weights.sum(),
-      ),
-      'balance': (jnp.sum(valid * jnp.cos(w)), valid.sum()),
+    sums = {
+      'cross_entropy': jnp.sum(batch.loss_weights * square),
+      'balance': jnp.sum(valid * jnp.cos(w)),
     }
-    return terms, state, {'tokens': (valid.sum(), 1.0)}
+    return sums, state, {'tokens': (valid.sum(), 1.0)}
 
-  def weights_fn(batch):
+  def weights(batch):
     valid = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
     return {'cross_entropy': batch.loss_weights.sum(), 'balance': valid}
 
   coefficients = {'cross_entropy': 1.0, 'balance': 0.5}
   return dataclasses.replace(
-    toy, loss_fn=loss_fn, weights_fn=weights_fn, coefficients=coefficients
+    toy, loss=loss, weights=weights, coefficients=coefficients
   )
 
 
@@ -101,9 +98,10 @@ def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
     w = np.random.RandomState(0).normal(0, 0.5, (16, 8))
     w[2, 3] += shift
     moved = {'w': jnp.asarray(w, jnp.float32)}
-    terms, _, _ = model.loss_fn(moved, {}, batch, None, True)
-    square, balance = (terms[n] for n in ('cross_entropy', 'balance'))
-    return float(square[0] / square[1] + 0.5 * balance[0] / balance[1])
+    sums, _, _ = model.loss(moved, {}, batch, None, True)
+    square = sums['cross_entropy'] / batch.loss_weights.sum()
+    balance = sums['balance'] / np.count_nonzero(batch.segment_ids)
+    return float(square + 0.5 * balance)
 
   assert loss(0.0) == pytest.approx(float(metrics['loss'][0]), rel=1e-5)
   slope = (loss(0.01) - loss(-0.01)) / 0.02
@@ -116,7 +114,11 @@ def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
 ):
   # Cross-entropy, balance and both z-losses; padding and weights are uneven.
   model = language.language_model(
-    Functional(sparse_model), load_balance=1.0, router_z=0.5, logits_z=0.1
+    Functional(sparse_model),
+    (8, 8),
+    load_balance=1.0,
+    router_z=0.5,
+    logits_z=0.1,
   )
   whole, metrics = changes(model, padded, 1)
   mean = lambda name: float(metrics[name][0] / metrics[name][1])
@@ -175,11 +177,11 @@ def test_a_non_finite_loss_reaches_nothing_but_the_count(
 
 
 def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
-  def loss_fn(params, state, batch, key, train):
+  def loss(params, state, batch, key, train):
     # The root of 0 is 0, its slope infinite.
-    return {'cross_entropy': (jnp.sqrt(params['w']).sum(), 1.0)}, state, {}
+    return {'cross_entropy': jnp.sqrt(params['w']).sum()}, state, {}
 
-  train_step, ts = toy_step(dataclasses.replace(toy, loss_fn=loss_fn))
+  train_step, ts = toy_step(dataclasses.replace(toy, loss=loss))
   ts = ts._replace(params={'w': jnp.zeros((16, 8))})
   after, metrics = train_step(ts, make_batch(0))
   assert float(metrics['loss'][0]) == 0
@@ -191,9 +193,9 @@ def gradient_dtypes(toy, batch, storage, num_microbatches):
   """Dtypes that the model reads and in which it is differentiated."""
   seen = []
 
-  def loss_fn(params, state, batch, key, train):
+  def loss(params, state, batch, key, train):
     seen.append(str(params['w'].dtype))
-    return toy.loss_fn(params, state, batch, key, train)
+    return toy.loss(params, state, batch, key, train)
 
   def update(grads, state, params):
     seen.append(str(grads['w'].dtype))
@@ -201,7 +203,7 @@ def gradient_dtypes(toy, batch, storage, num_microbatches):
 
   sgd = optimizers.build(optax.sgd(1.0), clip_norm=0, storage=storage)
   train_step = step.make_train_step(
-    dataclasses.replace(toy, loss_fn=loss_fn),
+    dataclasses.replace(toy, loss=loss),
     sgd._replace(update=update),
     CONSTANT,
     0,
@@ -276,15 +278,15 @@ def test_a_state_that_waits_on_the_host_is_updated_as_one_that_does_not(
   def trained(on_host):
     table = lambda params: params['a'] + params['b']['scale']
 
-    def loss_fn(params, *args):
-      return toy.loss_fn({'w': table(params)}, *args)
+    def loss(params, *args):
+      return toy.loss({'w': table(params)}, *args)
 
     storage = Storage(params='bfloat16', optimizer_on_host=on_host)
     adamw = optimizers.adamw(CONSTANT, moment_dtype='int8')
     optimizer = optimizers.build(adamw, storage=storage)
     train_step = jax.jit(
       step.make_train_step(
-        dataclasses.replace(toy, loss_fn=loss_fn), optimizer, CONSTANT, 0
+        dataclasses.replace(toy, loss=loss), optimizer, CONSTANT, 0
       )
     )
     params = {'a': jnp.ones((16, 8)), 'b': {'scale': jnp.ones(8)}}

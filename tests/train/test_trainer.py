@@ -16,7 +16,8 @@ from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import trainer
-from moe.train.program import batch_shapes, make_program
+from moe.train.evaluation import HeldOut
+from moe.train.program import make_program
 from moe.train.progress import Progress
 
 POISON = 15
@@ -36,7 +37,6 @@ def program(toy):
     toy,
     optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
     lambda step: 0.1,
-    batch_shapes(8, 4),
     rules.table('standard'),
     make_mesh(MeshShape(), jax.devices()[:1]),
     seed=0,
@@ -46,7 +46,7 @@ def program(toy):
 class Reader:
   """Batches by step; something may happen at steps."""
 
-  chars_per_token = 1.5
+  facts = {'chars_per_token': 1.5}
 
   def __init__(self, make_batch, events=None, poisoned=()):
     self.quarantine = []
@@ -75,7 +75,8 @@ def start(program, make_batch, tmp_path):
       events.get(len(calls), lambda: None)()
       yield make_batch(101)
 
-    return {'held_out': trainer.Evaluation(batches, chars=80)}
+    score = program.objective.score
+    return {'held_out': HeldOut(batches, score, {'chars': 80})}
 
   def run(
     name,
@@ -87,13 +88,17 @@ def start(program, make_batch, tmp_path):
   ):
     workdir = tmp_path / name
     checkpointer = Checkpointer(
-      workdir / 'checkpoints', settings.keep_last, settings.keep_best
+      workdir / 'checkpoints',
+      settings.keep_last,
+      settings.keep_best,
+      'bits_per_char',
     )
     ts = program.init()
     if checkpointer.latest_step() is not None:
       ts, _ = checkpointer.restore(None, program.abstract)
     progress = Progress(
       workdir,
+      program.objective,
       settings.train_steps,
       int(ts.step),
       stream=stream or io.StringIO(),

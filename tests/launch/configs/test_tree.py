@@ -13,8 +13,8 @@ from launch.configs.gin_values import Macro, Reference
 from launch.configs.tree import Tree
 from moe.models import functional
 from moe.models.block import Block
+from moe.objectives.language import batch_shapes
 from moe.routing import gates
-from moe.train.program import batch_shapes
 from moe.types import Layout
 
 FILES = [
