@@ -167,6 +167,19 @@ class IdSpace:
     return {_KEY: {**dataclasses.asdict(self), 'sha256': self.sha256}}
 
 
+def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
+  """The most pieces that a vocabulary may have beside other ranges.
+
+  Args:
+    num_ids: of the whole space.
+    ranges: sizes of the other ranges.
+  """
+  if not ranges:
+    return num_ids
+  others = IdSpace(_MULTIPLE, **ranges).size - _MULTIPLE
+  return (num_ids - others) // _MULTIPLE * _MULTIPLE
+
+
 def of_manifest(manifest: Mapping[str, Any]) -> IdSpace:
   """The space of the ids of a store.
 

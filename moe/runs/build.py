@@ -16,10 +16,12 @@ from moe.checkpoint.save import Checkpointer
 from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader, eval_batches
 from moe.data.store import VOCABULARY, Store, find_stores
+from moe.data.transforms import Transform, shape_of
+from moe.modalities import ids
 from moe.models import functional as functional_lib
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
-from moe.objectives.objective import Measure
+from moe.objectives.objective import Objective
 from moe.optim import optimizers
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import make_mesh
@@ -135,7 +137,8 @@ def find_data(
     wanted,
     data.cache_dir or default_cache_dir(),
     data.vocabulary or None,
-    run.model.vocab_size,
+    ids.text_room(run.model.vocab_size, dict(data.ranges)),
+    **({'ranges': dict(data.ranges)} if data.ranges else {}),
   )
   found = {
     (task, split): find_stores(directory, task, split)
@@ -145,7 +148,7 @@ def find_data(
 
 
 def open_data(
-  run: Run, directory: str, found: Found, workdir: str, score: Measure
+  run: Run, directory: str, found: Found, workdir: str, objective: Objective
 ) -> tuple[Reader, dict[str, HeldOut]]:
   """The reader of training batches, and held-out data by task.
 
@@ -154,7 +157,7 @@ def open_data(
     directory: of its vocabulary, which the work directory gets a copy of.
     found: its token stores, as `find_data` gives them.
     workdir: of the run.
-    score: the number that ranks checkpoints.
+    objective: what is trained.
 
   Raises:
     ValueError: if data can't be read or does not fit the model.
@@ -166,21 +169,41 @@ def open_data(
     atomic_files.write_file(
       os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
     )
+  of_task = dict(data.transforms)
+
+  def transform(store: str) -> Transform | None:
+    return of_task.get(os.path.relpath(os.path.dirname(store), directory))
+
+  fields = objective.fields()
+  extras = {
+    name: jax.ShapeDtypeStruct(field.shape[2:], field.dtype)
+    for name, field in (
+      fields.extras.items() if isinstance(fields, TokenBatch) else ()
+    )
+  }
+  dirs, rates = found[data.train, 'train']
   reader = Reader(
-    *found[data.train, 'train'],
+    dirs,
+    rates,
     data.sequence_length,
     data.batch_size,
     run.settings.seed,
+    transforms=[transform(store) for store in dirs],
+    extras=extras,
   )
+  preflight.check_ids(reader.ids, run.model.vocab_size)
 
   def evaluation(name: str) -> HeldOut:
     dirs, _ = found[name, 'validation']
 
     def batches() -> Iterator[TokenBatch]:
       for d in dirs:
-        yield from eval_batches(d, data.sequence_length, data.batch_size)
+        yield from eval_batches(
+          d, data.sequence_length, data.batch_size, transform(d), extras
+        )
 
-    chars = sum(Store(d).manifest['counts']['chars'] for d in dirs)
-    return HeldOut(batches, score, {'chars': chars})
+    counts = [shape_of(Store(d), transform(d)).counts for d in dirs]
+    chars = sum(count['chars'] for count in counts)
+    return HeldOut(batches, objective.score, {'chars': chars})
 
   return reader, {name: evaluation(name) for name in data.evaluation}

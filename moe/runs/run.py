@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import optax
 
 from moe.checkpoint import upcycle as upcycle_lib
+from moe.data.transforms import Transform
+from moe.modalities.ids import RANGES
 from moe.modalities.vocabulary import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
@@ -30,6 +32,10 @@ class Data:
     vocabulary: file of a SentencePiece model; '' trains one of at most the
       model's vocab_size on the train split at first use.
     cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    ranges: (name, size) of what there is beside text in the id space, such as
+      ('image', 8192); see `moe.modalities.ids.IdSpace`.
+    transforms: (task, transform) of tasks whose documents change each time that
+      they are read; see `moe.data.transforms`.
   """
 
   train: str
@@ -38,6 +44,8 @@ class Data:
   batch_size: int
   vocabulary: str = ''
   cache_dir: str = ''
+  ranges: Sequence[tuple[str, int]] = ()
+  transforms: Sequence[tuple[str, Transform]] = ()
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -50,6 +58,12 @@ class Data:
         raise ValueError(
           f'{name.upper()}={getattr(self, name)} must be at least 1.'
         )
+    wrong = dict(self.ranges).keys() - (RANGES.keys() - {'text'})
+    if wrong:
+      raise ValueError(
+        f'ranges={self.ranges} must name {", ".join(list(RANGES)[1:])} alone,'
+        f' got {", ".join(sorted(wrong))}: text is always there.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,7 +128,7 @@ def train(
   ts, saved = build.resumed_state(program, checkpointer)
   directory, found = build.find_data(run, prepare_stores)
   reader, evaluations = build.open_data(
-    run, directory, found, job.workdir, program.objective.score
+    run, directory, found, job.workdir, program.objective
   )
 
   # ---- State -----------------------------------------------------------------
@@ -183,6 +183,7 @@ def _checkpointer(job: Job) -> Checkpointer:
 def _meta(job: Job, reader: Reader, config: str) -> dict[str, Any]:
   """What is saved with every checkpoint, beside the arrays."""
   return {
+    **({} if reader.ids.is_text else {'ids_sha256': reader.ids.sha256}),
     'manifest_hash': reader.manifest_hash,
     'vocabulary_sha256': reader.vocab_sha256,
     **preflight.run_identity(job.run),

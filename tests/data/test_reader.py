@@ -11,6 +11,8 @@ import pytest
 from moe.data.packing import load_plan
 from moe.data.reader import Reader, eval_batches
 from moe.data.store import Store
+from moe.modalities.ids import IdSpace
+from tests.data import mixed
 
 TEXTS = ['白日', '依山盡黃', '河入', '海流欲窮千里目', '更', '上一層樓']
 
@@ -301,3 +303,67 @@ assert not verify(directory), verify(directory)
     [sys.executable, '-c', program], capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_a_block_that_is_read_comes_before_causal_text(tmp_path):
+  # Six codes, three letters, the end mark. Place 0 reads nothing and predicts
+  # the first code, place 6 reads the last one and predicts the first letter.
+  directory = mixed.write(tmp_path / 'v/described/train', 'described', 1)
+  batch = Reader([directory], [1], 10, 1, 0).batch(0)
+  assert batch.block_ids.tolist() == [[1] * 7 + [0] * 3]
+  assert batch.loss_weights.tolist() == [[0] * 6 + [1] * 4]
+  assert batch.modality.tolist() == [[0] + [1] * 6 + [0] * 3]
+
+
+def test_codes_that_are_predicted_one_by_one_are_in_no_block(tmp_path):
+  directory = mixed.write(tmp_path / 'v/drawn/train', 'drawn', 1)
+  batch = Reader([directory], [1], 10, 1, 0).batch(0)
+  assert not batch.block_ids.any()
+  assert batch.loss_weights.tolist() == [[0] * 3 + [1] * 7]
+  assert batch.modality.tolist() == [[0] * 4 + [1] * 6]
+
+
+def test_further_arrays_come_with_the_token_that_is_read(tmp_path):
+  def extra(tokens):
+    place = np.arange(tokens.size, dtype=np.int16)
+    return {'row': place, 'patch': np.stack([place, -place], 1) / 2}
+
+  first = mixed.write(tmp_path / 'v/a/train', 'drawn', 1, extra=extra)
+  second = mixed.write(tmp_path / 'v/b/train', 'drawn', 1)
+  extras = {
+    'row': jax.ShapeDtypeStruct((), 'int32'),
+    'patch': jax.ShapeDtypeStruct((2,), 'float32'),
+  }
+  reader = Reader([first, second], [1, 1], 12, 2, 0, extras=extras)
+  rows, patches = (reader.batch(0).extras[name] for name in extras)
+  assert sorted(rows.tolist()) == [[0] * 12, [0, *range(9), 0, 0]]
+  assert np.array_equal(patches[..., 0] * 2, rows)
+  assert (rows.dtype, patches.dtype) == (np.int32, np.float32)
+
+
+def test_a_further_array_of_another_shape_is_refused(tmp_path):
+  extra = lambda tokens: {'row': np.zeros((tokens.size, 3))}
+  directory = mixed.write(tmp_path / 'v/a/train', 'drawn', 1, extra=extra)
+  extras = {'row': jax.ShapeDtypeStruct((), 'int32')}
+  with pytest.raises(ValueError, match=r'row must have shape \(10,\), got'):
+    list(eval_batches(directory, 12, 1, extras=extras))
+
+
+def test_text_joins_a_mixture_of_every_space(tmp_path):
+  text = mixed.write(tmp_path / 'v/a/train', 'described', 4)
+  other = mixed.write(tmp_path / 'v/b/train', 'drawn', 4)
+  path = text / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  del manifest['ids']
+  path.write_text(json.dumps(manifest | {'vocab_size': 300}))
+  assert Reader([text, other], [1, 1], 10, 1, 0).ids == mixed.SPACE
+
+
+def test_stores_of_two_spaces_are_refused(tmp_path):
+  first = mixed.write(tmp_path / 'v/a/train', 'drawn', 4)
+  other = IdSpace(300, image=9)
+  second = mixed.write(
+    tmp_path / 'v/b/train', 'drawn', 4, **other.in_manifest()
+  )
+  with pytest.raises(ValueError, match='must share one id space, got text'):
+    Reader([first, second], [1, 1], 10, 1, 0)
