@@ -6,6 +6,7 @@ r"""Corpora, vocabularies and token stores: python -m launch.data VERB ...
   cache poems_shi --vocab_size=8192   tokenise, with a vocabulary of its own
   cache zh_mix --vocabulary=poems.model
   verify                            read every store again and compare
+  list --task_module=my/letters.py  with the tasks of a module of one's own
 
 Token stores lie in <cache_dir>/<vocabulary name>/<task>/<split>, the vocabulary
 in <cache_dir>/<vocabulary name>/vocabulary.model.
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from launch import runtime
+from launch.configs import flags
 from moe.data.cache_dir import default_cache_dir
 
 
@@ -30,9 +32,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
   def verb(name: str, text: str) -> argparse.ArgumentParser:
-    return verbs.add_parser(
+    command = verbs.add_parser(
       name, help=text, description=text, allow_abbrev=False
     )
+    flags.add_task_module_flag(command)
+    return command
 
   verb('list', 'list every task and mixture')
   inspect = verb('inspect', 'show documents of a task and measure them')
@@ -115,8 +119,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run_verb(args: argparse.Namespace) -> int:
   """Runs a verb; 1 if `verify` finds a store that is not sound."""
   # Imported here, since --help must answer at once.
-  from tasks import inspect, stores, verify
+  from tasks import inspect, modules, stores, verify
 
+  stores.set_up_tensorflow()  # A module of a user may import it.
+  modules.load(args.task_module)
   match args.verb:
     case 'list':
       inspect.list_tasks()

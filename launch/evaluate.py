@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
+from launch.configs import flags
+from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     default='',
     help='of token stores; default: that of the run',
   )
+  flags.add_task_module_flag(parser)
   return parser.parse_args(argv)
 
 
@@ -82,6 +85,16 @@ def positive(text: str) -> int:
 def evaluate(args: argparse.Namespace) -> int:
   """Prints the score."""
   # Imported here, since --help must answer at once.
+  from launch.configs import written
+
+  if args.task:
+    task_modules, cache_dir = written.task_modules_and_cache(args.checkpoint)
+    token_stores.check_tasks(
+      [args.task],
+      args.cache_dir or cache_dir or default_cache_dir(),
+      [*task_modules, *args.task_module],
+    )
+  # Imported here, since a misspelt task need not wait for it.
   from launch.configs import configuration
   from moe.runs import scoring
 
@@ -97,6 +110,7 @@ def evaluate(args: argparse.Namespace) -> int:
       sequence_length=args.sequence_length,
       stride=args.stride,
       batch_size=args.batch_size,
+      task_modules=args.task_module,
     ),
     configuration.load_run,
     token_stores.prepare,

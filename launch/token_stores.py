@@ -3,6 +3,7 @@
 Making them takes TensorFlow, which no process with a model imports.
 """
 
+import glob
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ def prepare(
   cache_dir: str | os.PathLike,
   vocabulary: str | os.PathLike | None = None,
   vocab_size: int | None = None,
+  task_modules: Sequence[str] = (),
 ) -> str:
   """Makes what is missing or out of date, as `tasks.stores.prepare` does.
 
@@ -25,16 +27,19 @@ def prepare(
     vocabulary: file to tokenise with.
     vocab_size: pieces of one to be trained on the first task, if no file is
       given.
+    task_modules: modules or files of a user that declare tasks.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
 
   Raises:
     SystemExit: if something can't be made.
-    ValueError: if the vocabulary is not fit.
+    ValueError: if the vocabulary is not fit, or a module is not there.
   """
   # Imported here, since verbs import this file and --help must answer at once.
-  from tasks import outdated
+  from tasks import modules, outdated
+
+  modules.locate(task_modules)
 
   size = vocab_size if vocabulary is None else None
   directory = outdated.vocabulary_directory(
@@ -44,9 +49,37 @@ def prepare(
     flag = f'--vocab_size={size}' if size else f'--vocabulary={vocabulary}'
     command = [sys.executable, '-m', 'launch.data', 'cache', flag]
     command += [f'--cache_dir={cache_dir}']
+    command += [f'--task_module={module}' for module in task_modules]
     for task, splits in wanted:
       command += [f'{task}/{split}' for split in splits]
     made = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
       sys.exit(made.returncode)  # The child has said why.
   return directory
+
+
+def check_tasks(
+  names: Sequence[str],
+  cache_dir: str | os.PathLike,
+  task_modules: Sequence[str] = (),
+) -> None:
+  """Says at once what is misspelt, before a model is made or read.
+
+  Args:
+    names: of tasks and mixtures. Those that have stores need not be declared.
+    cache_dir: of all token stores.
+    task_modules: modules or files of a user. They are not imported here: if
+      there are any, only the child that makes the stores knows all names.
+
+  Raises:
+    ValueError: if there is no such task, mixture or module.
+  """
+  # Imported here, since verbs import this file and --help must answer at once.
+  from tasks import modules, stores
+
+  modules.load()
+  if not modules.locate(task_modules):
+    for name in names:
+      place = os.path.join(glob.escape(cache_dir), '*', glob.escape(name))
+      if not glob.glob(place):
+        stores.check_declared(name)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from launch import runtime, token_stores
 from launch.configs import flags
+from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -51,6 +52,12 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   # Imported here, since an error of configuration need not wait for it.
   from moe.runs import preflight, training
 
+  data = config.run.data
+  token_stores.check_tasks(
+    [data.train, *data.evaluation],
+    data.cache_dir or default_cache_dir(),
+    data.task_modules,
+  )
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   differences = configuration.differences(

@@ -1,7 +1,7 @@
 """Song ci lyrics and Yuan qu arias: the tune, then one line with all verses."""
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 

@@ -4,7 +4,7 @@ poems_shi has the lyrics of Huajian ji too: no mixture may have both of them.
 """
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 _HUAJIAN = '花間集'

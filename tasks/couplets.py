@@ -1,7 +1,7 @@
 """Couplets of regulated verse: the first line is given, the second written."""
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 

@@ -4,12 +4,13 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from moe.data import cache
 from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+from tasks import modules, registry
 from tasks.stores import register_tasks
 
 _logger = logging.getLogger(__name__)
@@ -21,35 +22,49 @@ _MAX_SHOWN_CHARS = 400
 
 
 def list_tasks() -> None:
-  """Prints every task and every mixture."""
-  register_tasks()
+  """Prints every task and every mixture, without importing TensorFlow."""
+  modules.load()
   import rich.console
   import rich.table
-  import seqio
 
-  rows = [('task', 'features', 'splits', 'source')]
-  for name in sorted(seqio.TaskRegistry.names()):
-    task = seqio.TaskRegistry.get(name)
-    source = str(getattr(task.source, 'source', task.source))[:60]
-    features, splits = task.output_features, cache.splits(name)
-    rows.append((name, ' '.join(features), ' '.join(splits), source))
-  table = rich.table.Table(title='tasks')
   console = rich.console.Console()
+  header, rows = ('task', 'features', 'splits', 'source'), sorted(_task_rows())
+  table = rich.table.Table(title='tasks')
   room = console.width - 13  # what borders and spaces leave
-  for cells in zip(*rows, strict=True):
+  for cells in zip(header, *rows, strict=True):
     # Where a terminal is narrow, the source is cut and no name.
     width = min(max(map(len, cells)), max(room, len(cells[0])))
     table.add_column(cells[0], no_wrap=True, width=width)
     room -= width
-  for row in rows[1:]:
+  for row in rows:
     table.add_row(*row)
-  mixtures = rich.table.Table(title='mixtures')
-  for column in ('mixture', 'tasks'):
-    mixtures.add_column(column)
-  for name in sorted(seqio.MixtureRegistry.names()):
-    parts = [task.name for task in seqio.MixtureRegistry.get(name).tasks]
-    mixtures.add_row(name, ' '.join(parts))
+  mixtures = rich.table.Table('mixture', 'tasks', title='mixtures')
+  for row in sorted(_mixture_rows()):
+    mixtures.add_row(*row)
   console.print(table, mixtures, sep='\n\n')
+
+
+def _task_rows() -> Iterator[tuple[str, str, str, str]]:
+  """(name, features, splits, source) of each task."""
+  parts = [
+    (task.name, task.features, task.source.splits, task.source)
+    for task in registry.TASKS.values()
+  ] + [
+    (task.name, task.output_features, task.splits, task.source)
+    for task in modules.of_seqio()
+    if not hasattr(task, 'get_rate')  # Only mixtures have rates.
+  ]
+  for name, features, splits, source in parts:
+    yield name, ' '.join(features), ' '.join(splits), str(source)[:60]
+
+
+def _mixture_rows() -> Iterator[tuple[str, str]]:
+  """(name, tasks) of each mixture."""
+  for name, tasks in registry.MIXTURES.items():
+    yield name, ' '.join(sorted(tasks))
+  for mixture in modules.of_seqio():
+    if hasattr(mixture, 'get_rate'):
+      yield mixture.name, ' '.join(task.name for task in mixture.tasks)
 
 
 def inspect_task(
@@ -69,7 +84,7 @@ def inspect_task(
   """
   # A vocabulary that is not fit is told before TensorFlow is imported.
   vocabulary = Vocabulary(vocabulary_file) if vocabulary_file else None
-  register_tasks()
+  register_tasks([task])
   import rich.console
   import rich.panel
   import rich.text

@@ -1,7 +1,7 @@
 """Constitution and statutes of Taiwan; each law is a document."""
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 

@@ -4,48 +4,97 @@ A token store keeps a `record` of them. `changed` tells whether the store would
 be another today; it needs no TensorFlow and no seqio, and reads no document.
 """
 
+import ast
 import glob
 import hashlib
-import inspect
+import importlib.machinery
+import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tasks import text_files
+from tasks import equal_code, modules, registry, text_files
 
 # A larger file is hashed again only if its size or time of change is another.
 _ALWAYS_HASHED_BYTES = 1 << 26
 _PACKAGE = pathlib.Path(__file__).resolve().parent
+# No documents are made by these, though they may lie in a user's folder.
+_FOREIGN = {'', 'moe', 'launch', *sys.stdlib_module_names}
+# Code on which no document depends, although old stores name it.
+_NOT_OF_DOCUMENTS = {'$TASKS/origin.py', '$TASKS/vocabulary.py'}
 
 
-def code(*modules: str) -> list[str]:
-  """Files of modules, and of all modules of this package that they use.
+def of_task(task: registry.Task, split: str) -> dict[str, Any]:
+  """The record of what the documents of a split are made of."""
+  files_of = getattr(task.source, 'files_of', lambda split: [])
+  return record([*files_of(split), *code(*task.modules)])
+
+
+def code(*names: str) -> list[str]:
+  """Files of modules, and of all modules of the same owner that they import.
+
+  The owner is this package, or the folder of a module that a user named. What
+  modules import is read from their text, so only packages are run.
 
   Args:
-    *modules: names of imported modules; those without a file are left out.
+    *names: of modules that can be imported; those without a file are left out.
   """
-  found, left = {}, list(modules)
+  found, left = {}, [n for n in names if n.split('.')[0] not in _FOREIGN]
   while left:
     name = left.pop()
-    module = sys.modules.get(name)
-    path = getattr(module, '__file__', None)
-    if name in found or not path:
+    if name in found:
       continue
-    found[name] = path
-    for value in vars(module).values():
-      is_module = inspect.ismodule(value)
-      other = value.__name__ if is_module else type_module(value)
-      if other.split('.')[0] == __package__:
-        left.append(other)
-  return sorted(found.values())
+    found[name] = path = _file_of(name)
+    if path:
+      left += [other for other in _imports(name, path) if _is_own(other)]
+  return sorted({path for path in found.values() if path})
 
 
-def type_module(value: Any) -> str:
-  """Name of the module that defines a value or its class."""
-  name = getattr(value, '__module__', None)
-  return name if isinstance(name, str) else ''
+def _imports(name: str, path: str) -> Iterator[str]:
+  """Names that a module imports, anywhere; some may be no modules."""
+  is_package = pathlib.Path(path).name == '__init__.py'
+  package = name if is_package else name.rpartition('.')[0]
+  for node in ast.walk(ast.parse(pathlib.Path(path).read_bytes())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      parents = package.split('.')
+      above = parents[: len(parents) + 1 - node.level] if node.level else []
+      base = '.'.join([*above, *([node.module] if node.module else [])])
+      yield base
+      yield from (f'{base}.{alias.name}' for alias in node.names)
+
+
+def _is_own(name: str) -> bool:
+  top = name.split('.')[0]
+  if top in modules.ROOTS or top == __package__:
+    return True
+  spec = None if top in _FOREIGN else _spec(top)
+  if spec is None:
+    return False
+  folders = list(spec.submodule_search_locations or ())
+  place = pathlib.Path(spec.origin or folders[0])
+  return any(
+    'site-packages' not in place.relative_to(root).parts
+    for root in modules.ROOTS.values()
+    if root.name != 'site-packages' and place.is_relative_to(root)
+  )
+
+
+def _file_of(name: str) -> str | None:
+  """The file of a module of Python code; None if there is no such module."""
+  spec = _spec(name)
+  is_code = spec and spec.origin and spec.origin.endswith('.py')
+  return spec.origin if is_code else None
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+  try:
+    return importlib.util.find_spec(name)
+  except (ImportError, ValueError):  # Not a module, or one without a place.
+    return None
 
 
 def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
@@ -56,8 +105,8 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
 
   Returns:
     pattern -> file -> [size, time of change in ns, SHA-256]. Names in this
-    package or in the data directory are relative to it, so that another copy of
-    either can be compared.
+    package, in the data directory or in the folder of a user's module are
+    relative to it, so that another copy of it can be compared.
   """
   return {
     _portable(pattern): {
@@ -72,9 +121,12 @@ def changed(recorded: dict[str, Any]) -> str | None:
   """The first file or pattern that is not as it was; None if all are.
 
   A pattern without any file is not compared: a machine may have the stores
-  without the files of the corpora.
+  without the files of the corpora, or without the module of a user. Code may
+  differ in what no document depends on, see `tasks.equal_code`.
   """
   for pattern, files in recorded.items():
+    if pattern in _NOT_OF_DOCUMENTS:
+      continue
     found = {_portable(p): p for p in _matching(_located(pattern))}
     if not found:
       continue
@@ -85,13 +137,17 @@ def changed(recorded: dict[str, Any]) -> str | None:
       is_large = version[0] > _ALWAYS_HASHED_BYTES
       if is_large and version == _version(path):
         continue
-      if version[0] != _version(path)[0] or sha256 != _sha256(path):
+      if not equal_code.is_equal(sha256, _sha256(path)):
         return str(path)
   return None
 
 
 def _roots() -> dict[str, pathlib.Path]:
-  return {'$TASKS': _PACKAGE, '$WUDAO_DATA': text_files.data_directory()}
+  return {
+    '$TASKS': _PACKAGE,
+    '$WUDAO_DATA': text_files.data_directory(),
+    **{f'$MODULE.{top}': root for top, root in modules.ROOTS.items()},
+  }
 
 
 def _portable(path: pathlib.Path) -> str:

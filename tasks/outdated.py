@@ -19,7 +19,7 @@ from moe.data.store import (
   is_store,
 )
 from moe.modalities.vocabulary import Vocabulary
-from tasks import origin
+from tasks import modules, origin, registry
 
 # Beside a trained vocabulary: what its texts were made of.
 TRAINED_ON = 'trained_on.json'
@@ -75,8 +75,7 @@ def is_prepared(
 
   Args:
     directory: of the vocabulary.
-    wanted: (task or mixture, its splits) pairs, as of `tasks.stores.prepare`. A
-      mixture is looked up again whenever the code of the tasks has changed.
+    wanted: (task or mixture, its splits) pairs, as of `tasks.stores.prepare`.
     vocab_size: pieces of a vocabulary that is trained on the first task.
 
   Returns:
@@ -94,7 +93,7 @@ def _has_stores(
   if os.path.isfile(path):
     with open(path) as f:
       mixture = json.load(f)
-    if mixture['tasks_sha256'] != tasks_sha256():
+    if _mixture_changed(task, mixture):
       return False
     splits = splits or [s for s in DEFAULT_SPLITS if s in mixture['splits']]
   try:
@@ -107,6 +106,22 @@ def _has_stores(
     return False
   parts = [pathlib.Path(store).parts[-2:] for store in stores]
   return not any(store_outdated(directory, *part) for part in parts)
+
+
+def _mixture_changed(name: str, mixture: dict) -> bool:
+  """Whether a mixture may be of other tasks now than its file says.
+
+  Its rates are sizes of its tasks, whose own stores say if these may change.
+  """
+  modules.load()
+  if name not in registry.MIXTURES or name in modules.MODULE_OF:
+    # A training process imports neither modules of users nor seqio.
+    return mixture['tasks_sha256'] != tasks_sha256()
+  splits = registry.splits_of(name)
+  return {*mixture['rates']} != {*registry.MIXTURES[name]} or any(
+    {*mixture['splits'].get(split, ())} != {*splits.get(split, ())}
+    for split in mixture['splits'].keys() | splits.keys()
+  )
 
 
 def store_outdated(directory: str, task_name: str, split: str) -> str | None:
@@ -143,9 +158,12 @@ def _origin_outdated(recorded: dict | None) -> str | None:
 
 
 def tasks_sha256() -> str:
-  """Hash of the code that declares the tasks, without importing it."""
+  """Hash of all code that declares tasks: this package, and located modules."""
   package = pathlib.Path(importlib.util.find_spec('tasks').origin).parent
   digest = hashlib.sha256()
   for path in sorted(package.rglob('*.py')):
     digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+  for path in map(pathlib.Path, origin.code(*modules.named())):
+    if not path.is_relative_to(package):
+      digest.update(path.name.encode() + path.read_bytes())
   return digest.hexdigest()

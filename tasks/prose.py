@@ -1,7 +1,7 @@
 """Prose: Lu Xun, the great novels by chapter, and pages of documentation."""
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 

@@ -1,20 +1,20 @@
-"""How a corpus becomes a seqio task: a source of records and one function.
+"""How a corpus becomes a task: a source of records and one function.
 
 A source has `splits` and `records(split)`, which gives dictionaries. A document
 function makes text of a record, or None to leave the record out. A corpus needs
 nothing else; tokenising, end marks and features are the same for all. A source
 may also have `files_of(split)`, which gives the names of its files: its token
 stores are then made again when a file changes.
+
+Tasks are declared here without seqio and TensorFlow, which take half a minute
+to import on a slow machine; `tasks.seqio_tasks` registers them with seqio.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-import seqio
-import tensorflow as tf
-
-from tasks import origin, vocabulary
 from tasks.text_files import Record
 
 
@@ -31,39 +31,28 @@ class Source(Protocol):
     """
 
 
-class DocumentSource(seqio.FunctionDataSource):
-  """Documents of a corpus as a seqio source, and as plain Python strings."""
+@dataclasses.dataclass(eq=False)
+class Task:
+  """A declared task.
 
-  def __init__(
-    self,
-    source: Source,
-    features: Sequence[str],
-    document_fn: Callable[[Record], Sequence[str] | None],
-    module: str,
-  ):
-    """See `add_text_task` and `add_prefix_task`.
+  Attributes:
+    name: of the task.
+    source: of records.
+    features: names of the texts of a document.
+    document_fn: record -> a text for each feature, or None to leave the record
+      out.
+    modules: names of the modules that its documents depend on; the first one
+      defines the document function.
+  """
 
-    Args:
-      source: of records.
-      features: names of the texts of a document.
-      document_fn: record -> a text for each feature, or None to leave the
-        record out.
-      module: name of the module that defines the task.
-    """
-    super().__init__(dataset_fn=self._dataset, splits=source.splits)
-    self.source = source
-    self._features = tuple(features)
-    self._document_fn = document_fn
-    self._module = module
-
-  def origin(self, split: str) -> dict:
-    """What the documents of a split are made of, see `tasks.origin`."""
-    files_of = getattr(self.source, 'files_of', lambda split: [])
-    modules = self._module, origin.type_module(self.source), __name__
-    return origin.record([*files_of(split), *origin.code(*modules)])
+  name: str
+  source: Source
+  features: tuple[str, ...]
+  document_fn: Callable[[Record], Sequence[str] | None]
+  modules: list[str]
 
   def documents(self, split: str) -> Iterator[dict[str, str]]:
-    """Texts of a split by feature, without TensorFlow and without tokenising.
+    """Texts of a split by feature, not tokenised.
 
     Raises:
       ValueError: at once if the split is unknown or its files are not fit.
@@ -72,23 +61,20 @@ class DocumentSource(seqio.FunctionDataSource):
 
   def _documents(self, records: Iterator[Record]) -> Iterator[dict[str, str]]:
     for record in records:
-      texts = self._document_fn(record)
+      texts = self.document_fn(record)
       if texts is not None:
-        yield dict(zip(self._features, texts, strict=True))
+        yield dict(zip(self.features, texts, strict=True))
 
-  def _dataset(
-    self, split: str, shuffle_files: bool, seed: int | None = None
-  ) -> tf.data.Dataset:
-    del shuffle_files, seed  # The token store fixes the order.
-    # Errors of a corpus are raised here: inside tf.data they become a page of
-    # traceback.
-    next(self.documents(split), None)
-    return tf.data.Dataset.from_generator(
-      lambda: self.documents(split),
-      output_signature={
-        name: tf.TensorSpec([], tf.string) for name in self._features
-      },
-    )
+  @functools.cached_property
+  def num_chars(self) -> int:
+    """Unicode code points of the training documents; reads all of them."""
+    documents = self.documents('train')
+    return sum(len(text) for doc in documents for text in doc.values())
+
+
+# What is declared so far, by name; the tasks of a mixture are names in TASKS.
+TASKS: dict[str, Task] = {}
+MIXTURES: dict[str, tuple[str, ...]] = {}
 
 
 def add_text_task(
@@ -96,8 +82,8 @@ def add_text_task(
   source: Source,
   document_fn: Callable[[Record], str | None],
   convert: str | None = None,
-):
-  """Registers a task whose documents are scored as a whole.
+) -> None:
+  """Declares a task whose documents are scored as a whole.
 
   Args:
     name: of the task.
@@ -105,14 +91,17 @@ def add_text_task(
     document_fn: record -> the document, or None to leave the record out.
     convert: an OpenCC conversion such as 's2t' for the text, which loses
       information; None keeps the script of the source.
+
+  Raises:
+    ValueError: if the name is taken.
   """
 
   def texts_fn(record: Record) -> tuple[str] | None:
     document = document_fn(record)
     return None if document is None else (document,)
 
-  module = origin.type_module(document_fn)
-  _add(name, source, ['targets'], texts_fn, convert, module)
+  module = _module_of(document_fn)
+  _add(name, source, ('targets',), texts_fn, convert, module)
 
 
 def add_prefix_task(
@@ -120,8 +109,8 @@ def add_prefix_task(
   source: Source,
   pair_fn: Callable[[Record], tuple[str, str] | None],
   convert: str | None = None,
-):
-  """Registers a task whose documents start with a part that is not scored.
+) -> None:
+  """Declares a task whose documents start with a part that is not scored.
 
   Args:
     name: of the task.
@@ -130,46 +119,71 @@ def add_prefix_task(
       out. The document is one text after the other, so the given text must end
       in a separator.
     convert: as in `add_text_task`.
+
+  Raises:
+    ValueError: if the name is taken.
   """
-  module = origin.type_module(pair_fn)
-  _add(name, source, ['inputs', 'targets'], pair_fn, convert, module)
+  module = _module_of(pair_fn)
+  _add(name, source, ('inputs', 'targets'), pair_fn, convert, module)
 
 
-def add_mixture(name: str, tasks: Sequence[str]):
-  """Registers a mixture of tasks whose rates are their sizes in characters."""
-  seqio.MixtureRegistry.add(name, list(tasks), default_rate=num_chars)
+def add_mixture(name: str, tasks: Sequence[str]) -> None:
+  """Declares a mixture of tasks whose rates are their sizes in characters.
+
+  Raises:
+    ValueError: if the name is taken or a task is not declared.
+  """
+  _check_new(name)
+  for task in tasks:
+    if task not in TASKS:
+      raise ValueError(
+        f'The mixture {name!r} must be one of declared tasks, got {task!r}:'
+        ' declare it before the mixture.'
+      )
+  MIXTURES[name] = tuple(tasks)
 
 
-@functools.cache
-def num_chars(task: seqio.Task) -> float:
-  """Unicode code points of a task's training documents; reads all of them."""
-  documents = task.source.documents('train')
-  return float(sum(len(text) for doc in documents for text in doc.values()))
+def splits_of(mixture: str) -> dict[str, list[str]]:
+  """Splits of a declared mixture, and the tasks that have each of them."""
+  found = {}
+  for task in MIXTURES[mixture]:
+    for split in TASKS[task].source.splits:
+      found.setdefault(split, []).append(task)
+  return found
 
 
 def _add(
   name: str,
   source: Source,
-  features: Sequence[str],
+  features: tuple[str, ...],
   document_fn: Callable[[Record], Sequence[str] | None],
   convert: str | None,
   module: str,
 ) -> None:
+  _check_new(name)
   if convert:
     document_fn = _converted(document_fn, convert)
-  seqio.TaskRegistry.add(
-    name,
-    source=DocumentSource(source, features, document_fn, module),
-    preprocessors=[
-      seqio.preprocessors.tokenize,
-      seqio.preprocessors.append_eos,
-    ],
-    output_features={
-      feature: seqio.Feature(vocabulary.LATE, add_eos=feature == 'targets')
-      for feature in features
-    },
-    metric_fns=[],
-  )
+  modules = [module, type(source).__module__, __name__]
+  TASKS[name] = Task(name, source, features, document_fn, modules)
+
+
+def _check_new(name: str) -> None:
+  if name in TASKS:
+    raise ValueError(
+      f'A task or mixture must have a name of its own, got {name!r}, which a'
+      f' task of {TASKS[name].modules[0]} has: choose another name.'
+    )
+  if name in MIXTURES:
+    raise ValueError(
+      f'A task or mixture must have a name of its own, got {name!r}, which a'
+      ' mixture has: choose another name.'
+    )
+
+
+def _module_of(value: Any) -> str:
+  """Name of the module that defines a function, '' if it does not say."""
+  name = getattr(value, '__module__', None)
+  return name if isinstance(name, str) else ''
 
 
 def _converted(

@@ -14,7 +14,7 @@ from moe.data import cache
 from moe.data.store import MANIFEST, MIXTURE, VOCABULARY, is_store
 from moe.data.text_file import read_texts
 from moe.modalities.vocabulary import Vocabulary, train_vocabulary
-from tasks import outdated
+from tasks import modules, origin, outdated, registry
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def prepare(
   size = vocab_size if vocabulary is None else None
   if not overwrite and outdated.is_prepared(directory, wanted, size):
     return directory
-  register_tasks()
+  register_tasks([task for task, _ in wanted])
   parts = [part for pair in wanted for part in _parts(*pair)]
   with _locked(directory):
     _prepare_vocabulary(directory, first, vocabulary, vocab_size)
@@ -95,7 +95,7 @@ def make_vocabulary(
   """
   if text_file:
     return train_vocabulary(read_texts(text_file), size, output, model_type)
-  register_tasks()
+  register_tasks([task])
   cache.tasks_with(task, 'train')
   texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
   return train_vocabulary(texts, size, output, model_type)
@@ -119,21 +119,43 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def _origin(task_name: str, split: str) -> dict:
-  """What a split is made of; nothing is known of sources of other packages."""
-  import seqio
+  """What a split is made of; of other packages' tasks nothing is known."""
+  if task_name in registry.TASKS:
+    return origin.of_task(registry.TASKS[task_name], split)
+  module = modules.MODULE_OF.get(task_name)
+  return origin.record(origin.code(module)) if module else {}
 
-  source = seqio.TaskRegistry.get(task_name).source
-  return source.origin(split) if hasattr(source, 'origin') else {}
+
+def register_tasks(names: Sequence[str] = ()) -> None:
+  """Registers every declared task with seqio, which takes seconds to import.
+
+  Args:
+    names: tasks and mixtures that must be declared.
+
+  Raises:
+    ValueError: at once, before TensorFlow is imported, if one is not declared.
+  """
+  modules.load()
+  for name in names:
+    check_declared(name)
+  set_up_tensorflow()
+  with _quiet():
+    # Here, since it imports TensorFlow.
+    from tasks import seqio_tasks
+  seqio_tasks.register()
 
 
-def register_tasks() -> None:
-  """Imports every task, and with them TensorFlow, which takes seconds."""
-  # TensorFlow only reads files here: it takes no device and does not greet.
+def check_declared(name: str) -> None:
+  """ValueError with the nearest names if there is no such task or mixture."""
+  names = modules.declared()
+  if name not in names:
+    raise cache.not_registered(name, names)
+
+
+def set_up_tensorflow() -> None:
+  """TensorFlow only reads files: it takes no device and does not greet."""
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with _quiet():
-    # Here, since it takes seconds; to import it is to register its tasks.
-    import tasks.mixtures  # noqa: F401
 
 
 @contextlib.contextmanager

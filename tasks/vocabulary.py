@@ -1,12 +1,8 @@
-"""The vocabulary of every text task, which is set when it is known.
+"""The project's vocabulary as seqio wants it.
 
-Importing this package declares the tasks, before anybody has said which
-SentencePiece model to use; the model may even be trained on their text. So the
-features of the tasks hold a vocabulary whose model is set later: call
-`set_path`, then read a task. `moe.modalities.vocabulary`, the one tokeniser of
-the project, does all tokenising: the tokeniser of tf_text does not keep U+2581
-and is not the code that sampling uses. It runs in Python, offline, when a store
-is made.
+`moe.modalities.vocabulary`, the one tokeniser of the project, does all
+tokenising, in token stores and here: the tokeniser of tf_text does not keep
+U+2581 and is not the code that sampling uses. It runs in Python, offline.
 """
 
 import os
@@ -19,29 +15,34 @@ import tensorflow as tf
 from moe.modalities import vocabulary
 
 
-class LateVocabulary(seqio.Vocabulary):
-  """A seqio vocabulary whose model is set after the tasks that use it."""
+class TaskVocabulary(seqio.Vocabulary):
+  """The vocabulary of a file, or none yet: documents need no vocabulary."""
 
-  def __init__(self):
+  def __init__(self, path: str | os.PathLike | None = None):
+    """Loads the model.
+
+    Args:
+      path: a model that `moe.modalities.vocabulary.Vocabulary` accepts; None
+        for a vocabulary that cannot tokenise.
+
+    Raises:
+      ValueError: if the file is missing or cannot be used.
+    """
     super().__init__(extra_ids=0)
-    self._model = None
-
-  def load(self, path: str | os.PathLike):
-    """Uses the model at `path` from now on; ValueError if it cannot be used."""
-    self._model = vocabulary.Vocabulary(path)
+    self._model = None if path is None else vocabulary.Vocabulary(path)
 
   @property
   def model(self) -> vocabulary.Vocabulary:
-    """The model that is set.
+    """The model.
 
     Raises:
-      ValueError: if no model is set.
+      ValueError: if there is none.
     """
     if self._model is None:
       raise ValueError(
-        'A vocabulary must be set before a task is tokenised, got none: call'
-        " tasks.vocabulary.set_path('.../vocabulary.model'), which"
-        ' `python -m launch.data vocabulary` makes.'
+        'A task is tokenised with a vocabulary, got none: call'
+        " tasks.seqio_tasks.register('.../vocabulary.model') with one that"
+        ' `python -m launch.data vocabulary` made.'
       )
     return self._model
 
@@ -71,7 +72,6 @@ class LateVocabulary(seqio.Vocabulary):
     return self.model.decode(list(ids))
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    # Read now, so that a dataset keeps the model that it was built with.
     model = self.model
 
     def encode(text: bytes | np.ndarray) -> np.ndarray:
@@ -89,18 +89,3 @@ class LateVocabulary(seqio.Vocabulary):
     text = tf.numpy_function(model.decode, [ids], tf.string, stateful=False)
     text.set_shape([])
     return text
-
-
-LATE = LateVocabulary()
-
-
-def set_path(path: str | os.PathLike):
-  """Makes every task tokenise with the SentencePiece model at `path`.
-
-  Args:
-    path: a model that `moe.modalities.vocabulary.Vocabulary` accepts.
-
-  Raises:
-    ValueError: if the file is missing or cannot be used.
-  """
-  LATE.load(path)

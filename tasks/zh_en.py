@@ -1,7 +1,7 @@
 """Translation between Chinese and English: each direction is a prefix task."""
 
 from tasks import registry
-from tasks.datasets.zh_corpora.zh_corpora import Corpus
+from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 

@@ -30,6 +30,18 @@ def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
   )
 
 
+def add_task_module_flag(parser: argparse.ArgumentParser) -> None:
+  """Adds --task_module, a list that is empty by default."""
+  parser.add_argument(
+    '--task_module',
+    action='append',
+    default=[],
+    metavar='MODULE_OR_FILE',
+    help='a Python module or file that declares tasks with tasks.registry; '
+    'may be given several times',
+  )
+
+
 def parse(
   parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:

@@ -1,6 +1,7 @@
 """What a run has written into its config.gin, read without what it names."""
 
 import pathlib
+from collections.abc import Callable
 
 from launch.configs import bindings, gin_values
 
@@ -14,6 +15,34 @@ def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
   Raises:
     ValueError: if the file cannot be read.
   """
+  value = _values(path)
+  return value('moe.train.trainer.Settings.seed', 0), (
+    value('moe.runs.run.Data.train', ''),
+    *value('moe.runs.run.Data.evaluation', ()),
+  )
+
+
+def task_modules_and_cache(directory: str) -> tuple[tuple[str, ...], str]:
+  """The task modules of a run, and where its token stores lie.
+
+  Args:
+    directory: work directory of a run, its checkpoints, or one step in there;
+      where there is no config.gin, a run has no modules.
+
+  Raises:
+    ValueError: if the file cannot be read.
+  """
+  place = pathlib.Path(directory).absolute()
+  for folder in (place, *place.parents[:2]):
+    if (folder / 'config.gin').is_file():
+      value = _values(folder / 'config.gin')
+      modules = value('moe.runs.run.Data.task_modules', ())
+      return tuple(modules), value('moe.runs.run.Data.cache_dir', '')
+  return (), ''
+
+
+def _values(path: pathlib.Path) -> Callable[[str, object], object]:
+  """A function of (full name of an argument, default) that gives its value."""
   written = bindings.read_written(path.read_text(encoding='utf-8'), str(path))
 
   def value(name: str, default: object) -> object:
@@ -22,7 +51,4 @@ def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
       found = written.get(found.name, default)
     return found
 
-  return value('moe.train.trainer.Settings.seed', 0), (
-    value('moe.runs.run.Data.train', ''),
-    *value('moe.runs.run.Data.evaluation', ()),
-  )
+  return value

@@ -205,10 +205,15 @@ def _provider(name: str):
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     if name in registry.names():
       return registry.get(name)
-  names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-  near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+  names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  raise not_registered(name, names)
+
+
+def not_registered(name: str, names: Iterable[str]) -> ValueError:
+  """The error about a name that is not among the registered ones."""
+  near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
   hint = f'did you mean {" or ".join(near)}?' if near else 'see them with'
-  raise ValueError(
+  return ValueError(
     f'A task or mixture must be registered, got {name!r}: {hint}'
     + ('' if near else ' `python -m launch.data list`.')
   )

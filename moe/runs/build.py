@@ -138,6 +138,7 @@ def find_data(
     data.cache_dir or default_cache_dir(),
     data.vocabulary or None,
     ids.text_room(run.model.vocab_size, dict(data.ranges)),
+    task_modules=data.task_modules,
     **({'ranges': dict(data.ranges)} if data.ranges else {}),
   )
   found = {

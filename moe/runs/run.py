@@ -32,6 +32,8 @@ class Data:
     vocabulary: file of a SentencePiece model; '' trains one of at most the
       model's vocab_size on the train split at first use.
     cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    task_modules: Python modules or files that declare tasks, beside those of
+      the project.
     ranges: (name, size) of what there is beside text in the id space, such as
       ('image', 8192); see `moe.modalities.ids.IdSpace`.
     transforms: (task, transform) of tasks whose documents change each time that
@@ -44,6 +46,7 @@ class Data:
   batch_size: int
   vocabulary: str = ''
   cache_dir: str = ''
+  task_modules: Sequence[str] = ()
   ranges: Sequence[tuple[str, int]] = ()
   transforms: Sequence[tuple[str, Transform]] = ()
 
@@ -53,6 +56,11 @@ class Data:
     return self.batch_size, self.sequence_length
 
   def __post_init__(self):
+    if isinstance(self.task_modules, str):
+      raise ValueError(
+        f'TASK_MODULES={self.task_modules!r} must be a list: write'
+        f' [{self.task_modules!r}].'
+      )
     for name in ('sequence_length', 'batch_size'):
       if getattr(self, name) < 1:
         raise ValueError(

@@ -38,6 +38,7 @@ class Wanted:
       sequence length.
     batch_size: windows of full length in a batch; None for what holds
       `TOKENS_PER_BATCH`.
+    task_modules: modules that declare tasks, beside those of the run.
   """
 
   task: str | None = None
@@ -48,6 +49,7 @@ class Wanted:
   sequence_length: int | None = None
   stride: int | None = None
   batch_size: int | None = None
+  task_modules: Sequence[str] = ()
 
 
 class _Job(NamedTuple):
@@ -131,6 +133,7 @@ def _task_documents(
     [(wanted.task, [wanted.split])],
     cache_dir,
     _vocabulary_file(cache_dir, trained),
+    task_modules=[*trained.run.data.task_modules, *wanted.task_modules],
   )
   stores, _ = find_stores(directory, wanted.task, wanted.split)
   found = []

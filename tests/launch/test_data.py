@@ -2,11 +2,26 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from launch import data
 from moe.modalities.vocabulary import Vocabulary
+from tasks import modules, registry, text_files
+
+ROOT = pathlib.Path(__file__).parents[2]
+LETTERS = """from tasks import modules, registry, text_files
+source = text_files.plain_text({'train': 't_letters.txt'})
+registry.add_text_task('t_letters', source, lambda r: r['text'])
+"""
+LIGHT = """import sys
+from launch import data
+code = data.main(sys.argv[1:])
+assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)
+sys.exit(code)
+"""
 
 
 @pytest.fixture
@@ -128,7 +143,7 @@ def test_documents_are_inspected(run, cached):
   assert '█' in out
 
 
-def test_every_task_and_mixture_is_listed(run, cached):
+def test_every_task_and_mixture_is_listed(run):
   code, out, _ = run('list')
   assert code == 0
   for name in ('builtin_couplets', 'poems_shi', 'zh_mix'):
@@ -155,18 +170,83 @@ def test_a_mistake_is_one_sentence_and_code_2(run, cached, argv, message):
   assert err.count('\n') == 1 and err.startswith('error: ') and message in err
 
 
-def test_a_missing_corpus_is_said_before_any_work(run, tmp_path):
-  seqio = pytest.importorskip('seqio')
-  from tasks import registry, text_files
-
+def test_a_missing_corpus_is_said_before_any_work(run, tmp_path, monkeypatch):
+  pytest.importorskip('seqio')
   source = text_files.plain_text({'train': tmp_path / 'no.txt'})
+  modules.load()
+  monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   registry.add_text_task('t_nowhere', source, lambda record: record['text'])
-  try:
-    code, _, err = run(
-      'cache', 't_nowhere', '--vocab_size=800', f'--cache_dir={tmp_path}/c'
-    )
-  finally:
-    seqio.TaskRegistry.remove('t_nowhere')
+  code, _, err = run(
+    'cache', 't_nowhere', '--vocab_size=800', f'--cache_dir={tmp_path}/c'
+  )
   assert code == 2
   assert err.count('\n') == 1 and 'no.txt must exist' in err
   assert not (tmp_path / 'c').exists()
+
+
+def light(*argv):
+  """(exit code, out, err) of a process that must not import TensorFlow."""
+  done = subprocess.run(
+    [sys.executable, '-c', LIGHT, *map(str, argv)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+  """A task module outside the tree, and its text."""
+  monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
+  (tmp_path / 'data').mkdir()
+  text = '白日依山盡\n黃河入海流\n' * 20
+  (tmp_path / 'data/t_letters.txt').write_text(text, encoding='utf-8')
+  path = tmp_path / 'mine' / 't_letters.py'
+  path.parent.mkdir()
+  path.write_text(LETTERS)
+  return path
+
+
+def test_tasks_of_ones_own_are_listed_without_importing_tensorflow(letters):
+  code, out, err = light('list', f'--task_module={letters}')
+  assert code == 0, err
+  assert 't_letters' in out and 'builtin_poems' in out
+
+
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ('inspect', 't_leters'),
+    ('vocabulary', '--task=t_leters', '--size=9', '--output=v'),
+    ('cache', 't_leters', '--vocab_size=9', '--cache_dir=none'),
+  ],
+)
+def test_a_misspelt_task_is_told_without_importing_tensorflow(letters, argv):
+  code, _, err = light(*argv, f'--task_module={letters}')
+  assert code == 2 and 'did you mean t_letters' in err
+  assert err.count('\n') == 1
+
+
+@pytest.mark.slow  # Each verb is a process that imports TensorFlow.
+def test_a_task_module_outside_the_tree_reaches_every_verb(letters, tmp_path):
+  def verb(*argv):
+    done = subprocess.run(
+      [sys.executable, '-m', 'launch.data', *argv, f'--task_module={letters}'],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+  cache = f'--cache_dir={tmp_path}/c'
+  assert '黃河入海流' in verb('inspect', 't_letters', '--num=2')[0]
+  verb('vocabulary', '--task=t_letters', '--size=290', f'--output={tmp_path}/v')
+  verb('cache', 't_letters', '--vocab_size=290', cache)
+  assert 'sound ' in verb('verify', 't_letters', cache)[0]
+  letters.write_text(LETTERS + '# changed\n')
+  _, err = verb('cache', 't_letters', '--vocab_size=290', cache)
+  assert f'made again: {letters} has changed' in err

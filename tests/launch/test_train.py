@@ -13,7 +13,7 @@ from moe.checkpoint import save
 from moe.modalities.vocabulary import train_vocabulary
 from moe.runs import build
 from moe.train import program as program_lib
-from tasks import stores
+from tasks import modules, registry, text_files
 
 FILE = '--gin_file=runs/quickstart.gin'
 SMALL = [
@@ -64,23 +64,17 @@ def run_main(monkeypatch, tmp_path, capfd):
 
 
 @pytest.fixture
-def tasks(tmp_path):
+def tasks(tmp_path, monkeypatch):
   """Tasks of text files: one is no UTF-8, one has no validation split."""
   if importlib.util.find_spec('seqio') is None:
     pytest.skip('needs the extra [data]')
-  stores.register_tasks()  # First, for TensorFlow greets when it is imported.
-  import seqio
-
-  from tasks import registry, text_files
-
+  modules.load()
+  monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   (tmp_path / 'bad.txt').write_bytes('好\n'.encode() + '白日'.encode('gbk'))
   (tmp_path / 'good.txt').write_text('白日依山盡\n' * 9, encoding='utf-8')
   for name in ('bad', 'good'):
     source = text_files.plain_text({'train': tmp_path / f'{name}.txt'})
     registry.add_text_task(f't_{name}', source, lambda record: record['text'])
-  yield
-  for name in ('bad', 'good'):
-    seqio.TaskRegistry.remove(f't_{name}')
 
 
 def error_of(result):

@@ -6,6 +6,8 @@ import lzma
 
 import pytest
 
+from tasks import modules, registry
+
 # Enough that the rule by hash puts some of them into either split.
 NUM_RECORDS = 60
 
@@ -128,3 +130,12 @@ def corpora(prepared_files, session_cache, monkeypatch):
   monkeypatch.setenv('WUDAO_DATA', str(prepared_files))
   monkeypatch.setenv('WUDAO_CACHE', str(session_cache))
   return prepared_files
+
+
+@pytest.fixture
+def declare(monkeypatch):
+  """Lets a test declare tasks and mixtures, which are forgotten after it."""
+  modules.load()
+  monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
+  monkeypatch.setattr(registry, 'MIXTURES', dict(registry.MIXTURES))
+  return registry

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tasks import outdated, stores
+from tasks import outdated, registry, stores
 
 pytest.importorskip('seqio')
 
@@ -44,7 +44,7 @@ def copied(prepared, tmp_path):
 
 @pytest.fixture
 def without_tasks(monkeypatch):
-  def register_tasks():
+  def register_tasks(names=()):
     raise AssertionError('everything was there')
 
   monkeypatch.setattr(stores, 'register_tasks', register_tasks)
@@ -102,20 +102,26 @@ def test_a_broken_store_is_not_taken_for_prepared(copied):
   assert not outdated.is_prepared(str(copied), [('builtin_poems', ['train'])])
 
 
-def test_a_mixture_is_looked_up_again_when_the_tasks_change(copied):
+def test_a_mixture_is_looked_up_again_when_its_tasks_change(
+  copied, monkeypatch
+):
   assert outdated.is_prepared(str(copied), [('builtin', ['train'])])
-  path = copied / 'builtin' / 'mixture.json'
-  mixture = json.loads(path.read_text())
-  path.write_text(json.dumps(mixture | {'tasks_sha256': 'of yesterday'}))
+  fewer = registry.MIXTURES['builtin'][1:]
+  monkeypatch.setitem(registry.MIXTURES, 'builtin', fewer)
   assert not outdated.is_prepared(str(copied), [('builtin', ['train'])])
 
 
+def test_a_mixture_is_not_looked_up_again_when_other_code_changes(copied):
+  path = copied / 'builtin' / 'mixture.json'
+  mixture = json.loads(path.read_text())
+  path.write_text(json.dumps(mixture | {'tasks_sha256': 'of yesterday'}))
+  assert outdated.is_prepared(str(copied), [('builtin', ['train'])])
+
+
 @pytest.fixture
-def letters(tmp_path, monkeypatch):
+def letters(tmp_path, monkeypatch, declare):
   """A task of files and a module of the test's own, and its stores."""
-  seqio = pytest.importorskip('seqio')
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
-  monkeypatch.setattr(stores, 'register_tasks', lambda: None)
   (tmp_path / 'data').mkdir()
   for name in 'ab':
     text = f'白日依山盡{name}\n' * 20
@@ -125,7 +131,6 @@ def letters(tmp_path, monkeypatch):
   importlib.import_module('t_letters')
   stores.prepare([('t_letters', ['train'])], tmp_path / 'c', vocab_size=400)
   yield tmp_path
-  seqio.TaskRegistry.remove('t_letters')
   del sys.modules['t_letters']
 
 

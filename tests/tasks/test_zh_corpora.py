@@ -6,7 +6,7 @@ import pytest
 import requests
 
 from tasks import splits
-from tasks.datasets.zh_corpora import sources, zh_corpora
+from tasks.datasets.zh_corpora import corpus, sources
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_records_come_back_from_tfds_as_they_were(name, corpora):
   # Strings and lists of them, lists of lists, lists of objects.
   for split in splits.NAMES:
     expected = list(sources.SOURCES[name].prepared(split))
-    assert list(zh_corpora.Corpus(name).records(split)) == expected
+    assert list(corpus.Corpus(name).records(split)) == expected
     assert expected
 
 
@@ -58,30 +58,30 @@ def test_articles_of_a_law_held_out_of_the_laws_are_in_no_training_pair(
 
 def test_an_unknown_split_is_an_error_that_names_the_splits(corpora):
   with pytest.raises(ValueError, match="train, validation, got 'test'"):
-    zh_corpora.Corpus('laws').records('test')
+    corpus.Corpus('laws').records('test')
 
 
 def test_a_prepared_file_that_changed_is_an_error(empty):
   page = {'path': 'a.md', 'text': '甲'}
   pages = [page | {'path': f'{i}.md'} for i in range(60)]
   put(empty, 'text/react_docs_zh_hant.jsonl.gz', pages)
-  corpus = zh_corpora.Corpus('react_docs')
-  assert len(list(corpus.records('train'))) > 50
+  pages_of = corpus.Corpus('react_docs')
+  assert len(list(pages_of.records('train'))) > 50
   put(empty, 'text/react_docs_zh_hant.jsonl.gz', pages[1:])
   with pytest.raises(ValueError, match='have changed: delete that folder'):
-    corpus.records('train')
+    pages_of.records('train')
 
 
 def test_a_malformed_prepared_file_is_an_error_with_file_and_line(empty):
   path = put(empty, 'text/react_docs_zh_hant.jsonl.gz', [{'path': 'a.md'}])
   with pytest.raises(ValueError) as error:
-    zh_corpora.Corpus('react_docs').records('train')
+    corpus.Corpus('react_docs').records('train')
   assert str(error.value).startswith(f'{path}:1: ')
 
 
 def test_a_corpus_without_files_or_rules_says_which_file_to_put_where(empty):
   with pytest.raises(ValueError, match=r'got no .*luxun_train\.jsonl\.xz: put'):
-    zh_corpora.Corpus('luxun').records('train')
+    corpus.Corpus('luxun').records('train')
 
 
 def test_a_corpus_that_cannot_be_downloaded_says_what_to_do(empty, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_corpus_that_cannot_be_downloaded_says_what_to_do(empty, monkeypatch):
 
   monkeypatch.setattr(requests, 'head', refuse)
   with pytest.raises(ValueError, match=r'set \$WUDAO_DATA') as error:
-    zh_corpora.Corpus('react_docs').records('train')
+    corpus.Corpus('react_docs').records('train')
   assert 'archive/387bcdcb' in str(error.value)
 
 
@@ -102,13 +102,14 @@ def test_a_downloaded_archive_is_read_and_split_by_hash(
     f.writestr('zh-hant-387b/README.md', 'not wanted')
     for i in range(90):
       f.writestr(f'zh-hant-387b/content/docs/{i:02}.md', f'第{i}頁')
-  manager = zh_corpora.tfds.download.DownloadManager
+  tfds = pytest.importorskip('tensorflow_datasets')
+  manager = tfds.download.DownloadManager
   monkeypatch.setattr(manager, 'download', lambda self, url: archive)
   found = requests.Response()
   found.status_code = 302
   monkeypatch.setattr(requests, 'head', lambda url, timeout: found)
-  corpus = zh_corpora.Corpus('react_docs')
-  pages = {s: list(corpus.records(s)) for s in splits.NAMES}
+  pages_of = corpus.Corpus('react_docs')
+  pages = {s: list(pages_of.records(s)) for s in splits.NAMES}
   assert pages['train'][0] == {'path': 'content/docs/00.md', 'text': '第0頁'}
   paths = {s: {page['path'] for page in pages[s]} for s in splits.NAMES}
   assert paths['validation'] and not paths['train'] & paths['validation']

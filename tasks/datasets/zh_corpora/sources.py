@@ -1,6 +1,7 @@
 """The public Chinese corpora: what each is, its origin, and its splits."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -60,6 +61,18 @@ class Source:
   def url(self) -> str:
     """Address of an archive of the repository's files at the commit."""
     return f'https://github.com/{self.repository}/archive/{self.commit}.zip'
+
+  def fingerprint(self) -> dict[str, str]:
+    """SHA-256 of the prepared files by name; empty if one is missing."""
+    paths = {
+      name: text_files.data_directory() / name for name in self.files.values()
+    }
+    if not all(path.is_file() for path in paths.values()):
+      return {}
+    return {
+      name: hashlib.sha256(path.read_bytes()).hexdigest()
+      for name, path in paths.items()
+    }
 
   def prepared(self, split: str) -> Iterator[Record]:
     """Records of a split, from the prepared files."""

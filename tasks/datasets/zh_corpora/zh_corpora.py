@@ -1,20 +1,18 @@
 """Public Chinese corpora as a TFDS dataset; each corpus is a config.
 
-The tasks of this project read it through `Corpus`; after an import of this
-module `tfds.load('zh_corpora/poems_shi')` works too. Prepared files under
+The tasks of this project read it through `corpus.Corpus`; after an import of
+this module `tfds.load('zh_corpora/poems_shi')` works too. Prepared files under
 $WUDAO_DATA come first, so that everybody who has them has the same splits.
 Without them the repository is downloaded at its commit.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -59,7 +57,7 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
     source = self.builder_config.source
-    if fingerprint := _fingerprint(source):
+    if fingerprint := source.fingerprint():
       self.info.metadata.update(fingerprint)
       records = {name: source.prepared(name) for name in splits.NAMES}
     else:
@@ -74,78 +72,30 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
     raise AssertionError('_split_generators gives the examples')
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-  """A public corpus as a source of records for `tasks.registry`.
+def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
+  """Records of a corpus, which is prepared in a directory if it is not there.
 
-  Attributes:
-    name: in `sources.SOURCES`.
+  Raises:
+    ValueError: at once, as `corpus.Corpus.records`.
   """
-
-  name: str
-  splits: ClassVar[tuple[str, ...]] = splits.NAMES
-
-  def __str__(self) -> str:
-    source = sources.SOURCES[self.name]
-    origin = f'https://github.com/{source.repository}/tree/{source.commit}'
-    return f'zh_corpora/{self.name} from {origin}, licence {source.licence}'
-
-  def records(self, split: str) -> Iterator[dict[str, Any]]:
-    """Records of a split, in the order of the source's files.
-
-    The first call prepares the corpus in `cache_directory()`.
-
-    Raises:
-      ValueError: at once if the split is unknown, or if the corpus is neither
-        there nor downloadable, is malformed, or has changed since it was
-        prepared.
-    """
-    if split not in self.splits:
-      raise ValueError(
-        f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
-      )
-    builder = ZhCorpora(config=self.name, data_dir=cache_directory())
-    tfds.disable_progress_bar()
-    # TFDS prints, and stdout belongs to the caller.
-    with contextlib.redirect_stdout(sys.stderr):
-      builder.download_and_prepare()
-    source = sources.SOURCES[self.name]
-    fingerprint = _fingerprint(source)
-    if fingerprint and builder.info.metadata != fingerprint:
-      raise ValueError(
-        f'The corpus {self.name} must be the one prepared in'
-        f' {builder.data_path}, but its files in {text_files.data_directory()}'
-        ' have changed: delete that folder to prepare it again.'
-      )
-    # TensorFlow takes as long for one example as for a batch.
-    batches = builder.as_dataset(split=split).ragged_batch(_BATCH)
-    return itertools.chain.from_iterable(
-      _rows(batch, source.fields) for batch in batches
+  builder = ZhCorpora(config=name, data_dir=directory)
+  tfds.disable_progress_bar()
+  # TFDS prints, and stdout belongs to the caller.
+  with contextlib.redirect_stdout(sys.stderr):
+    builder.download_and_prepare()
+  source = sources.SOURCES[name]
+  fingerprint = source.fingerprint()
+  if fingerprint and builder.info.metadata != fingerprint:
+    raise ValueError(
+      f'The corpus {name} must be the one prepared in {builder.data_path}, but'
+      f' its files in {text_files.data_directory()} have changed: delete that'
+      ' folder to prepare it again.'
     )
-
-  def files_of(self, split: str) -> list[str]:
-    """Names of all prepared files, for `tasks.origin`; any may hold a split."""
-    del split
-    return list(sources.SOURCES[self.name].files.values())
-
-
-def cache_directory() -> pathlib.Path:
-  """Where corpora are prepared: $WUDAO_CACHE/tfds or ~/.cache/wudao/tfds."""
-  default = pathlib.Path.home() / '.cache' / 'wudao'
-  return pathlib.Path(os.environ.get('WUDAO_CACHE', default)) / 'tfds'
-
-
-def _fingerprint(source: sources.Source) -> dict[str, str]:
-  """SHA-256 of the prepared files by name; empty if one is missing."""
-  paths = {
-    name: text_files.data_directory() / name for name in source.files.values()
-  }
-  if not all(path.is_file() for path in paths.values()):
-    return {}
-  return {
-    name: hashlib.sha256(path.read_bytes()).hexdigest()
-    for name, path in paths.items()
-  }
+  # TensorFlow takes as long for one example as for a batch.
+  batches = builder.as_dataset(split=split).ragged_batch(_BATCH)
+  return itertools.chain.from_iterable(
+    _rows(batch, source.fields) for batch in batches
+  )
 
 
 def _download(

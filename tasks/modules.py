@@ -1,0 +1,173 @@
+"""Modules that declare tasks: those of the project and those that users name.
+
+A user names a module that Python can import, 'my.module', or a file,
+'my/letters.py'. `locate` finds it without running it, which is enough to tell
+whether its code has changed; `load` declares its tasks.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from tasks import registry
+
+# Top-level name of each module that a user named -> the folder of that name.
+ROOTS: dict[str, pathlib.Path] = {}
+# The module of each task and mixture that a module of a user declared.
+MODULE_OF: dict[str, str] = {}
+_named: list[str] = []
+_loaded: set[str] = set()
+
+
+def named() -> list[str]:
+  """Importable names of all modules that were located, in order."""
+  return list(_named)
+
+
+def locate(task_modules: Sequence[str]) -> list[str]:
+  """Finds modules without running them; a parent package is imported.
+
+  Args:
+    task_modules: importable names, or files that end in '.py'. The folder of a
+      file is added to the end of Python's path, so that the file can import
+      what is beside it.
+
+  Returns:
+    The names with which to import them.
+
+  Raises:
+    ValueError: if one is not there, or Python finds another one of its name.
+  """
+  found = []
+  for module in task_modules:
+    is_file = module.endswith('.py') or '/' in module
+    name = _locate_file(module) if is_file else _locate_name(module)
+    if name not in _named:
+      _named.append(name)
+    found.append(name)
+  return found
+
+
+def load(task_modules: Sequence[str] = ()) -> None:
+  """Declares the tasks of the project, and those of modules that users name.
+
+  Args:
+    task_modules: as of `locate`.
+
+  Raises:
+    ValueError: if a module is not there, cannot be imported or declares no
+      task, or if the name of a task is taken.
+  """
+  # Importing declares them; only here, since corpora import `tasks.registry`.
+  importlib.import_module('tasks.mixtures')
+  for module, name in zip(task_modules, locate(task_modules), strict=True):
+    if name not in _loaded:
+      _load(module, name)
+      _loaded.add(name)
+
+
+def _locate_file(module: str) -> str:
+  path = pathlib.Path(module).expanduser().absolute()
+  if not path.is_file() or path.suffix != '.py':
+    raise ValueError(
+      f'The task module {module} must be a Python file, got nothing there: name'
+      ' a file that ends in .py, or a module such as my.module.'
+    )
+  if not path.stem.isidentifier():
+    raise ValueError(
+      f'The task module {module} must have a name that Python can import, got'
+      f' {path.stem!r}: rename the file.'
+    )
+  if str(path.parent) not in sys.path:
+    sys.path.append(str(path.parent))
+  origin = _origin(path.stem)
+  if not origin or not path.samefile(origin):
+    raise ValueError(
+      f'The task module {module} must be the only module {path.stem!r}, got'
+      f' another one, {origin or "built into Python"}: rename the file.'
+    )
+  ROOTS[path.stem] = path.parent
+  return path.stem
+
+
+def _locate_name(module: str) -> str:
+  origin = _origin(module)
+  if origin is None or not pathlib.Path(origin).is_file():
+    raise ValueError(
+      f'The task module {module!r} must be one that Python finds, got none: put'
+      ' its folder on PYTHONPATH, or name its file.'
+    )
+  path = pathlib.Path(origin).resolve()
+  depth = module.count('.') + (path.name == '__init__.py')
+  top = module.partition('.')[0]
+  if top != 'tasks':
+    ROOTS[top] = path.parents[depth]
+  return module
+
+
+def _origin(name: str) -> str | None:
+  """The file of a module, None if there is none; imports a parent package."""
+  try:
+    spec = importlib.util.find_spec(name)
+  except ModuleNotFoundError:
+    return None
+  except Exception as error:
+    raise ValueError(_unfit(name, error)) from error
+  return spec and spec.origin
+
+
+def _load(module: str, name: str) -> None:
+  before = declared()
+  try:
+    importlib.import_module(name)
+  except ValueError:
+    raise  # It says itself what to mend, as `registry` does.
+  except Exception as error:
+    raise ValueError(_unfit(module, error)) from error
+  new = declared() - before
+  # A program may have imported it before it named it here.
+  own = [t for t, task in registry.TASKS.items() if name in task.modules]
+  if not new and not own:
+    raise ValueError(
+      f'The task module {module} must declare a task, got none: call'
+      ' tasks.registry.add_text_task in it.'
+    )
+  MODULE_OF.update(dict.fromkeys([*new, *own], name))
+  for task in new & registry.TASKS.keys():
+    registry.TASKS[task].modules.append(name)
+
+
+def declared() -> set[str]:
+  """Names of all tasks and mixtures, those of seqio if it is imported."""
+  of_seqio_alone = {provider.name for provider in of_seqio()}
+  return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
+
+
+def of_seqio() -> list[Any]:
+  """Tasks and mixtures that only seqio has; none where it is not imported."""
+  seqio = sys.modules.get('seqio')
+  if seqio is None:
+    return []
+  return [
+    providers.get(name)
+    for providers in (seqio.TaskRegistry, seqio.MixtureRegistry)
+    for name in providers.names()
+    if name not in registry.TASKS and name not in registry.MIXTURES
+  ]
+
+
+def _unfit(module: str, error: Exception) -> str:
+  """A sentence on what went wrong in a module, and in which line of it."""
+  frames = traceback.extract_tb(error.__traceback__)
+  place = f'{frames[-1].filename}:{frames[-1].lineno}' if frames else ''
+  if isinstance(error, SyntaxError):
+    place = f'{error.filename}:{error.lineno}'
+  what = f'{type(error).__name__}: {error}'
+  return (
+    f'The task module {module} must be one that can be imported, got {what}'
+    f' ({place}): mend it.'
+  )

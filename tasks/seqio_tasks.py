@@ -1,0 +1,104 @@
+"""Declared tasks as seqio has them: seqio.get_mixture_or_task(name)."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import seqio
+import tensorflow as tf
+
+from tasks import modules, registry, vocabulary
+
+# Mixtures that `register` gave to seqio.
+_mixtures: set[str] = set()
+
+
+class DocumentSource(seqio.FunctionDataSource):
+  """Documents of a declared task as a seqio source, and as Python strings."""
+
+  def __init__(self, task: registry.Task):
+    super().__init__(dataset_fn=self._dataset, splits=task.source.splits)
+    self.task = task
+    self.source = task.source
+
+  def documents(self, split: str) -> Iterator[dict[str, str]]:
+    """Texts of a split by feature, without TensorFlow and without tokenising.
+
+    Raises:
+      ValueError: at once if the split is unknown or its files are not fit.
+    """
+    return self.task.documents(split)
+
+  def _dataset(
+    self, split: str, shuffle_files: bool, seed: int | None = None
+  ) -> tf.data.Dataset:
+    del shuffle_files, seed  # The token store fixes the order.
+    # Errors of a corpus are raised here: inside tf.data they become a page of
+    # traceback.
+    next(self.documents(split), None)
+    return tf.data.Dataset.from_generator(
+      lambda: self.documents(split),
+      output_signature={
+        name: tf.TensorSpec([], tf.string) for name in self.task.features
+      },
+    )
+
+
+def register(
+  vocabulary_file: str | os.PathLike | None = None,
+  task_modules: Sequence[str] = (),
+) -> None:
+  """Registers every declared task and mixture with seqio.
+
+  Afterwards `seqio.get_mixture_or_task(name).get_dataset(...)` gives the tokens
+  that a token store of that vocabulary has. Another call replaces the
+  vocabulary; a dataset keeps the one that it was built with.
+
+  Args:
+    vocabulary_file: to tokenise with; with None only documents can be read.
+    task_modules: modules of a user to load first, see `tasks.modules.locate`.
+
+  Raises:
+    ValueError: if a module or the vocabulary is not fit, or if seqio has
+      another task or mixture of a name.
+  """
+  modules.load(task_modules)
+  tokens = vocabulary.TaskVocabulary(vocabulary_file)
+  _forget()
+  of_seqio = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  for name in [*registry.TASKS, *registry.MIXTURES]:
+    if name in of_seqio:
+      raise ValueError(
+        f'A task or mixture must have a name of its own, got {name!r}, which'
+        ' one of seqio has: choose another name.'
+      )
+  for task in registry.TASKS.values():
+    seqio.TaskRegistry.add(
+      task.name,
+      source=DocumentSource(task),
+      preprocessors=[
+        seqio.preprocessors.tokenize,
+        seqio.preprocessors.append_eos,
+      ],
+      output_features={
+        feature: seqio.Feature(tokens, add_eos=feature == 'targets')
+        for feature in task.features
+      },
+      metric_fns=[],
+    )
+  for name, tasks in registry.MIXTURES.items():
+    seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
+    _mixtures.add(name)
+
+
+def _forget() -> None:
+  """Takes back what an earlier call has registered."""
+  for name in _mixtures & {*seqio.MixtureRegistry.names()}:
+    seqio.MixtureRegistry.remove(name)
+  _mixtures.clear()
+  for name in list(seqio.TaskRegistry.names()):
+    if isinstance(seqio.TaskRegistry.get(name).source, DocumentSource):
+      seqio.TaskRegistry.remove(name)
+
+
+def _num_chars(task: seqio.Task) -> float:
+  return float(registry.TASKS[task.name].num_chars)
