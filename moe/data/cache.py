@@ -9,11 +9,11 @@ import difflib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from moe.data.records import Feature, Tokeniser, texts_of
 from moe.data.store import Store, write_store
-from moe.modalities.ids import IdSpace
+from moe.modalities.ids import of_ranges
 from moe.modalities.vocabulary import Vocabulary
 
 MAX_BAD_FRACTION = 1e-4
@@ -144,7 +144,7 @@ def cache_task(
   import tensorflow as tf
 
   vocabulary = Vocabulary(vocabulary_path)
-  ids = IdSpace(vocabulary.size, **(ranges or {}))
+  ids = of_ranges(vocabulary.size, ranges or {})
   tasks_with(task_name, split)
   tokeniser = Tokeniser(
     f'{task_name}/{split}',
@@ -239,8 +239,11 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
     *task.preprocessors
   }:
     # With tf.data in between, reading would take a hundred times as long.
-    for texts in task.source.documents(split):
-      yield {f'{feature}_pretokenized': text for feature, text in texts.items()}
+    for parts in task.source.documents(split):
+      yield {
+        f'{name}_pretokenized' if isinstance(part, str) else name: part
+        for name, part in parts.items()
+      }
     return
   features = {
     name: feature

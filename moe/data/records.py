@@ -27,7 +27,7 @@ class Feature(NamedTuple):
       a transform where it is predicted.
   """
 
-  range: str
+  range: str = ''
   is_block: bool = False
 
 

@@ -167,6 +167,25 @@ class IdSpace:
     return {_KEY: {**dataclasses.asdict(self), 'sha256': self.sha256}}
 
 
+def of_ranges(text: int, ranges: Mapping[str, int]) -> IdSpace:
+  """The space of a vocabulary and of other ranges.
+
+  Args:
+    text: pieces of the vocabulary.
+    ranges: sizes of the other ranges by name.
+
+  Raises:
+    ValueError: if a name or a size is out of range.
+  """
+  wrong = ranges.keys() - (RANGES.keys() - {'text'})
+  if wrong:
+    raise ValueError(
+      f'Ranges beside text must be of {", ".join(list(RANGES)[1:])}, got'
+      f' {", ".join(sorted(wrong))}: change the name.'
+    )
+  return IdSpace(text, **ranges)
+
+
 def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
   """The most pieces that a vocabulary may have beside other ranges.
 
@@ -176,7 +195,7 @@ def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
   """
   if not ranges:
     return num_ids
-  others = IdSpace(_MULTIPLE, **ranges).size - _MULTIPLE
+  others = of_ranges(_MULTIPLE, ranges).size - _MULTIPLE
   return (num_ids - others) // _MULTIPLE * _MULTIPLE
 
 

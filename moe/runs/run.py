@@ -7,7 +7,7 @@ import optax
 
 from moe.checkpoint import upcycle as upcycle_lib
 from moe.data.transforms import Transform
-from moe.modalities.ids import RANGES
+from moe.modalities.ids import UNK, IdSpace, of_ranges
 from moe.modalities.vocabulary import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
@@ -66,12 +66,11 @@ class Data:
         raise ValueError(
           f'{name.upper()}={getattr(self, name)} must be at least 1.'
         )
-    wrong = dict(self.ranges).keys() - (RANGES.keys() - {'text'})
-    if wrong:
-      raise ValueError(
-        f'ranges={self.ranges} must name {", ".join(list(RANGES)[1:])} alone,'
-        f' got {", ".join(sorted(wrong))}: text is always there.'
-      )
+    self.ids(UNK + 1)  # Refuses ranges that there are not.
+
+  def ids(self, text: int) -> IdSpace:
+    """The id space, with so many pieces of text."""
+    return of_ranges(text, dict(self.ranges))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +159,11 @@ class TrainedRun:
   step: int
   workdir: str
   run: Run
+
+  @property
+  def ids(self) -> IdSpace:
+    """The id space that the run was trained in."""
+    return self.run.data.ids(self.vocabulary.size)
 
 
 def router_of(run: Run) -> Router | None:

@@ -107,7 +107,9 @@ def write(
   ids, table, limit = beginning
   eos = trained.vocabulary.eos
   written = decode.generate(
-    decode.build_writer(trained.functional, sampling, eos),
+    decode.build_writer(
+      trained.functional, sampling, eos, modality=trained.ids.modality
+    ),
     trained.params,
     trained.state,
     [ids] * num_samples,

@@ -168,5 +168,5 @@ def test_a_model_without_a_row_for_every_id_is_refused():
 
 
 def test_ranges_are_refused_by_name():
-  with pytest.raises(ValueError, match='got picture: text is always there'):
+  with pytest.raises(ValueError, match='got picture: change the name'):
     Data('all', [], 8, 8, ranges=(('picture', 8),))
