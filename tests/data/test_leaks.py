@@ -67,9 +67,9 @@ class Changed:
     return MASK.declare(shape)
 
   def __call__(self, record, key, ids):
-    tokens = record['tokens'].copy()
+    tokens = record['tokens'].astype(np.int32)
     if self._place is not None:
-      tokens[self._place] += 1 if tokens[self._place] % 2 == 0 else -1
+      tokens[self._place] ^= 1  # Every range begins with an even id.
     return MASK({**record, 'tokens': tokens}, key, ids)
 
 
