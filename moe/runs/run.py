@@ -56,11 +56,6 @@ class Data:
     return self.batch_size, self.sequence_length
 
   def __post_init__(self):
-    if isinstance(self.task_modules, str):
-      raise ValueError(
-        f'TASK_MODULES={self.task_modules!r} must be a list: write'
-        f' [{self.task_modules!r}].'
-      )
     for name in ('sequence_length', 'batch_size'):
       if getattr(self, name) < 1:
         raise ValueError(

@@ -229,23 +229,38 @@ def test_a_misspelt_task_is_told_without_importing_tensorflow(letters, argv):
   assert err.count('\n') == 1
 
 
-@pytest.mark.slow  # Each verb is a process that imports TensorFlow.
-def test_a_task_module_outside_the_tree_reaches_every_verb(letters, tmp_path):
+@pytest.fixture
+def forgotten(monkeypatch):
+  """Task modules that a test loads in this process are forgotten after it."""
+  modules.load()
+  for place, name in (
+    (registry, 'TASKS'),
+    (modules, 'ROOTS'),
+    (modules, 'MODULE_OF'),
+  ):
+    monkeypatch.setattr(place, name, dict(getattr(place, name)))
+  monkeypatch.setattr(modules, '_loaded', set())
+  monkeypatch.setattr(modules, '_named', [])
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  yield
+  sys.modules.pop('t_letters', None)
+
+
+def test_a_task_module_outside_the_tree_reaches_every_verb(
+  run, forgotten, letters, tmp_path
+):
+  pytest.importorskip('seqio')
+
   def verb(*argv):
-    done = subprocess.run(
-      [sys.executable, '-m', 'launch.data', *argv, f'--task_module={letters}'],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+    code, out, err = run(*argv, f'--task_module={letters}')
+    assert code == 0, err
+    return out, err
 
   cache = f'--cache_dir={tmp_path}/c'
-  assert '黃河入海流' in verb('inspect', 't_letters', '--num=2')[0]
-  verb('vocabulary', '--task=t_letters', '--size=290', f'--output={tmp_path}/v')
   verb('cache', 't_letters', '--vocab_size=290', cache)
+  verb('vocabulary', '--task=t_letters', '--size=290', f'--output={tmp_path}/v')
+  shown = verb('inspect', 't_letters', f'--vocabulary={tmp_path}/v')[0]
+  assert '白日依山盡' in shown
   assert 'sound ' in verb('verify', 't_letters', cache)[0]
   letters.write_text(LETTERS + '# changed\n')
   _, err = verb('cache', 't_letters', '--vocab_size=290', cache)

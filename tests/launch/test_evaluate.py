@@ -214,15 +214,33 @@ def test_a_task_without_a_store_is_tokenised_first(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flag', ['--task=builtin_couplet', '--split=test'])
-def test_an_unknown_task_or_split_is_refused(flag, capfd, uniform_directory):
+def test_an_unknown_split_is_refused(capfd, uniform_directory):
   flags = [f'--checkpoint={uniform_directory}', '--task=builtin_couplets']
   with pytest.raises(SystemExit) as error:
-    evaluate.main([*flags, flag])
+    evaluate.main([*flags, '--split=test'])
   assert error.value.code == 2
   out, err = capfd.readouterr()
   assert not out
-  assert flag.split('=')[1] in err.strip().split('\n')[-1]
+  assert 'test' in err.strip().split('\n')[-1]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--task=builtin_couplet'], 'did you mean builtin_couplets'),
+    (
+      ['--task=t', '--task_module=no.such'],
+      "'no.such' must be one that Python",
+    ),
+  ],
+)
+def test_a_misspelt_task_is_refused_before_the_model_is_read(
+  capfd, monkeypatch, uniform_directory, flags, message
+):
+  monkeypatch.setattr(configuration, 'load_run', None)
+  assert evaluate.main([f'--checkpoint={uniform_directory}', *flags]) == 2
+  out, err = capfd.readouterr()
+  assert not out and err.count('\n') == 1 and message in err
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,13 @@ def test_a_run_that_binds_neither_has_seed_0_and_no_evaluation(tmp_path):
   path = tmp_path / 'config.gin'
   path.write_text('SEED = 7\n')
   assert written.seed_and_tasks(path) == (0, ('',))
+
+
+def test_task_modules_are_found_from_a_step_of_the_run(tmp_path):
+  text = CONFIG.format(package='moe.runs', module='run')
+  text += "run.Data.task_modules = ['a.py']\nrun.Data.cache_dir = 'c'\n"
+  (tmp_path / 'config.gin').write_text(text)
+  step = tmp_path / 'checkpoints' / '7'
+  step.mkdir(parents=True)
+  assert written.task_modules_and_cache(str(step)) == (('a.py',), 'c')
+  assert written.task_modules_and_cache(str(tmp_path / 'a/b/c')) == ((), '')

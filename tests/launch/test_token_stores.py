@@ -1,0 +1,61 @@
+"""What the child is told that makes token stores, and when there is one."""
+
+import sys
+import types
+
+import pytest
+
+from launch import token_stores
+from tasks import modules
+
+
+@pytest.fixture
+def commands(monkeypatch):
+  """Commands of the children, of which none is run."""
+  commands = []
+
+  def run(command, **options):
+    commands.append(command)
+    return types.SimpleNamespace(returncode=0)
+
+  fake = types.SimpleNamespace(run=run, DEVNULL=None)
+  monkeypatch.setattr(token_stores, 'subprocess', fake)
+  return commands
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """A task module that must not be run in this process."""
+  for name, empty in (('ROOTS', {}), ('_named', [])):
+    monkeypatch.setattr(modules, name, empty)
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  (tmp_path / 't_module.py').write_text('raise AssertionError\n')
+  return str(tmp_path / 't_module.py')
+
+
+def test_the_child_gets_the_task_modules_of_the_run(commands, module, tmp_path):
+  token_stores.prepare(
+    [('t', ['train'])], tmp_path, vocab_size=300, task_modules=[module]
+  )
+  [command] = commands
+  assert command[-2:] == [f'--task_module={module}', 't/train']
+
+
+def test_a_missing_task_module_is_told_before_there_is_a_child(
+  commands, tmp_path
+):
+  with pytest.raises(ValueError, match=r'no\.py must be a Python file'):
+    token_stores.prepare(
+      [('t', ['train'])], tmp_path, vocab_size=300, task_modules=['no.py']
+    )
+  assert not commands
+
+
+def test_a_task_is_known_by_its_name_its_stores_or_left_to_a_module(
+  module, tmp_path
+):
+  (tmp_path / 'v-300' / 't_stored').mkdir(parents=True)
+  token_stores.check_tasks(['builtin', 't_stored'], str(tmp_path))
+  with pytest.raises(ValueError, match="got 't_other'"):
+    token_stores.check_tasks(['t_other'], str(tmp_path))
+  token_stores.check_tasks(['t_other'], str(tmp_path), [module])
