@@ -118,7 +118,7 @@ def test_a_batch_of_the_reader_is_the_same_on_eight_devices_and_one(
     program = toy_program(toy, shape, num_devices, batch_size=16)
     reader = Reader([store], [1], 4, 16, seed=5)
     fields = []
-    for field in program.put(reader.batch(step)):
+    for field in jax.tree.leaves(program.put(reader.batch(step))):
       whole = np.full(field.shape, -1, field.dtype)
       for shard in field.addressable_shards:
         whole[shard.index] = shard.data
