@@ -7,7 +7,7 @@ that rows are planned once, before any record is read.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Shape(NamedTuple):
   counts: dict[str, int]
 
 
+@runtime_checkable  # So that a configuration can be checked.
 class Transform(Protocol):
   """From a record to the example that is read of it.
 
