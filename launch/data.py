@@ -99,6 +99,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     default=1e-4,
     help='of the documents, those that may be malformed; default: 1e-4',
   )
+  cache.add_argument(
+    '--range',
+    action='append',
+    type=named_size,
+    default=[],
+    metavar='NAME=SIZE',
+    help='ids beside text: command, image, residue or structure, and how many',
+  )
   verify = verb('verify', 'check token stores against their manifests')
   verify.add_argument(
     'what',
@@ -114,6 +122,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       help='default: $WUDAO_CACHE or ~/.cache/wudao',
     )
   return parser.parse_args(argv)
+
+
+def named_size(text: str) -> tuple[str, int]:
+  """'image=8' as ('image', 8); any number of ids is checked later."""
+  name, equals, size = text.partition('=')
+  if not equals or not size.isdigit():
+    raise argparse.ArgumentTypeError(f'must be NAME=SIZE, got {text!r}')
+  return name, int(size)
 
 
 def run_verb(args: argparse.Namespace) -> int:
@@ -141,6 +157,7 @@ def run_verb(args: argparse.Namespace) -> int:
         args.vocab_size,
         args.overwrite,
         args.max_bad_fraction,
+        dict(args.range),
       )
       print(directory)
     case 'verify':

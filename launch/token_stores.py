@@ -7,7 +7,7 @@ import glob
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def prepare(
@@ -16,6 +16,7 @@ def prepare(
   vocabulary: str | os.PathLike | None = None,
   vocab_size: int | None = None,
   task_modules: Sequence[str] = (),
+  ranges: Mapping[str, int] | None = None,
 ) -> str:
   """Makes what is missing or out of date, as `tasks.stores.prepare` does.
 
@@ -28,6 +29,7 @@ def prepare(
     vocab_size: pieces of one to be trained on the first task, if no file is
       given.
     task_modules: modules or files of a user that declare tasks.
+    ranges: sizes of the ranges of ids beside text, by name.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
@@ -43,13 +45,14 @@ def prepare(
 
   size = vocab_size if vocabulary is None else None
   directory = outdated.vocabulary_directory(
-    wanted[0][0], cache_dir, vocabulary, size
+    wanted[0][0], cache_dir, vocabulary, size, ranges
   )
   if not outdated.is_prepared(directory, wanted, size):
     flag = f'--vocab_size={size}' if size else f'--vocabulary={vocabulary}'
     command = [sys.executable, '-m', 'launch.data', 'cache', flag]
     command += [f'--cache_dir={cache_dir}']
     command += [f'--task_module={module}' for module in task_modules]
+    command += [f'--range={name}={n}' for name, n in (ranges or {}).items()]
     for task, splits in wanted:
       command += [f'{task}/{split}' for split in splits]
     made = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)

@@ -46,7 +46,7 @@ class Field:
 
 
 class TokenBatch(NamedTuple):
-  """What a language model reads, one row per sequence; all fields are [B, T].
+  """What a language model reads, one row per sequence; fields are [B, T].
 
   Attention rule: a query q sees a key k iff both have the same segment and
   (k <= q, or both have the same non-zero block).
@@ -58,7 +58,9 @@ class TokenBatch(NamedTuple):
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
-    modality: int32, 0 text, 1 image, 2 protein.
+    modality: int32, 0 text, 1 image, 2 protein, of the token that is read.
+    extras: further arrays [B, T, ...] of the tokens that are read, as an
+      objective asks for them: patches, rows and columns, coordinates.
   """
 
   tokens: Array
@@ -68,6 +70,11 @@ class TokenBatch(NamedTuple):
   positions: Array
   block_ids: Array
   modality: Array
+  extras: dict[str, Array] = {}
+
+
+# The fields that are [B, T] in every batch.
+PLACE_FIELDS = tuple(name for name in TokenBatch._fields if name != 'extras')
 
 
 class Cache(NamedTuple):

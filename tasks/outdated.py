@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moe.data.store import (
   MIXTURE,
@@ -32,6 +32,7 @@ def vocabulary_directory(
   cache_dir: str | os.PathLike,
   vocabulary: str | os.PathLike | None,
   vocab_size: int | None,
+  ranges: Mapping[str, int] | None = None,
 ) -> str:
   """Where a vocabulary and its stores are or are going to be.
 
@@ -40,30 +41,34 @@ def vocabulary_directory(
     cache_dir: of all token stores.
     vocabulary: its file, or None.
     vocab_size: pieces of one to train.
+    ranges: sizes of the ranges of ids beside text.
 
   Returns:
     <cache_dir>/<task>-<vocab_size>, or the directory of a file that is in the
-    cache, or <cache_dir>/<name of the file>-<start of its hash>.
+    cache, or <cache_dir>/<name of the file>-<start of its hash>. Where there
+    are ranges, their names and sizes come last.
 
   Raises:
     ValueError: if there is neither a vocabulary nor a size, or the file is not
       fit.
   """
   cache_dir = os.path.abspath(cache_dir)
+  ending = ''.join(f'-{name}{n}' for name, n in sorted((ranges or {}).items()))
   if vocabulary is None:
     if vocab_size is None:
       raise ValueError(
         'A task is tokenised with a vocabulary, got none: give its file, or the'
         ' size of one to train.'
       )
-    return os.path.join(cache_dir, f'{task}-{vocab_size}')
+    return os.path.join(cache_dir, f'{task}-{vocab_size}{ending}')
   path = pathlib.Path(vocabulary).absolute()
   sha256 = Vocabulary(path).sha256
   if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
-    return str(path.parent)
+    name = str(path.parent)
+    return name if name.endswith(ending) else name + ending
   # Files of one name may differ: the hash tells their stores apart.
   name = path.parent.name if path.name == VOCABULARY else path.stem
-  return os.path.join(cache_dir, f'{name}-{sha256[:8]}')
+  return os.path.join(cache_dir, f'{name}-{sha256[:8]}{ending}')
 
 
 def is_prepared(

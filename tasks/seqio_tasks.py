@@ -1,12 +1,13 @@
 """Declared tasks as seqio has them: seqio.get_mixture_or_task(name)."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
-from tasks import modules, registry, vocabulary
+from moe.data.records import Feature
+from tasks import codes, modules, registry, vocabulary
 
 # Mixtures that `register` gave to seqio.
 _mixtures: set[str] = set()
@@ -38,7 +39,8 @@ class DocumentSource(seqio.FunctionDataSource):
     return tf.data.Dataset.from_generator(
       lambda: self.documents(split),
       output_signature={
-        name: tf.TensorSpec([], tf.string) for name in self.task.features
+        name: _spec(kinds_of(self.task).get(name))
+        for name in self.task.features
       },
     )
 
@@ -80,7 +82,7 @@ def register(
         seqio.preprocessors.append_eos,
       ],
       output_features={
-        feature: seqio.Feature(tokens, add_eos=feature == 'targets')
+        feature: _feature(feature, kinds_of(task).get(feature), tokens)
         for feature in task.features
       },
       metric_fns=[],
@@ -88,6 +90,41 @@ def register(
   for name, tasks in registry.MIXTURES.items():
     seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
     _mixtures.add(name)
+
+
+class Codes(seqio.PassThroughVocabulary):
+  """Stands for the tokenizer of a feature that is no text.
+
+  Attributes:
+    range: of the ids, as in `moe.data.records.Feature`.
+    is_block: whether the feature is a block.
+  """
+
+  def __init__(self, kind: Feature):
+    # The size is that of the run's range, which is not known here.
+    super().__init__(size=1 << 31)
+    self.range, self.is_block = kind.range, kind.is_block
+
+
+def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
+  """What each feature of a task is that is no text."""
+  return task.kinds if isinstance(task, codes.CodeTask) else {}
+
+
+def _spec(kind: Feature | None) -> tf.TensorSpec:
+  if kind is None:
+    return tf.TensorSpec([], tf.string)
+  dtype = tf.int32 if kind.range else tf.float32
+  return tf.TensorSpec(None, dtype)
+
+
+def _feature(
+  name: str, kind: Feature | None, tokens: seqio.Vocabulary
+) -> seqio.Feature:
+  if kind is None:
+    return seqio.Feature(tokens, add_eos=name == 'targets')
+  dtype = tf.int32 if kind.range else tf.float32
+  return seqio.Feature(Codes(kind), add_eos=False, dtype=dtype, rank=None)
 
 
 def _forget() -> None:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from moe.atomic_files import write_file, write_json
 from moe.data import cache
@@ -26,6 +26,7 @@ def prepare(
   vocab_size: int | None = None,
   overwrite: bool = False,
   max_bad_fraction: float = 1e-4,
+  ranges: Mapping[str, int] | None = None,
 ) -> str:
   """Makes what is missing of a vocabulary and of the token stores of tasks.
 
@@ -43,6 +44,7 @@ def prepare(
       given.
     overwrite: make stores again that are there.
     max_bad_fraction: of the documents, those that may be malformed.
+    ranges: sizes of the ranges of ids beside text, by name.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
@@ -53,7 +55,7 @@ def prepare(
   """
   first = wanted[0][0]
   directory = outdated.vocabulary_directory(
-    first, cache_dir, vocabulary, vocab_size
+    first, cache_dir, vocabulary, vocab_size, ranges
   )
   size = vocab_size if vocabulary is None else None
   if not overwrite and outdated.is_prepared(directory, wanted, size):
@@ -70,7 +72,7 @@ def prepare(
       if reason and is_store(os.path.join(directory, task_name, split)):
         _logger.info(f'{task_name}/{split} is made again: {reason}')
       if reason or overwrite:
-        _cache(task_name, split, directory, max_bad_fraction)
+        _cache(task_name, split, directory, max_bad_fraction, ranges)
   return directory
 
 
@@ -241,7 +243,11 @@ def _prepare_mixture(directory: str, task: str) -> None:
 
 
 def _cache(
-  task_name: str, split: str, directory: str, max_bad_fraction: float
+  task_name: str,
+  split: str,
+  directory: str,
+  max_bad_fraction: float,
+  ranges: Mapping[str, int] | None,
 ) -> None:
   name, begin = f'{task_name}/{split}', time.monotonic()
   last = begin
@@ -260,6 +266,7 @@ def _cache(
     os.path.join(directory, VOCABULARY),
     max_bad_fraction,
     progress,
+    ranges,
   )
   # A store without this counts as outdated: a kill in between costs time only.
   path = os.path.join(directory, task_name, split, MANIFEST)

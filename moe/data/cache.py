@@ -9,17 +9,14 @@ import difflib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import numpy as np
-
-from moe.data.store import Record, Store, write_store
-from moe.modalities.vocabulary import EOS, UNK, Vocabulary
+from moe.data.records import Feature, Tokeniser, texts_of
+from moe.data.store import Store, write_store
+from moe.modalities.ids import of_ranges
+from moe.modalities.vocabulary import Vocabulary
 
 MAX_BAD_FRACTION = 1e-4
-# Documents between two looks at the share of malformed ones.
-_CHECK_EVERY = 10_000
-_FEATURES = ('inputs', 'targets')
 
 
 def resolve(name: str) -> list[tuple[str, float]]:
@@ -97,7 +94,7 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
     # Bytes stand in for a vocabulary, which may not be trained yet.
     for example in _examples(task_name, split, seqio.ByteVocabulary()):
       try:
-        yield {key: text for key, text in _texts(example) if text is not None}
+        yield {key: text for key, text in texts_of(example) if text is not None}
       except UnicodeDecodeError:
         continue
 
@@ -109,6 +106,7 @@ def cache_task(
   vocabulary_path: str | os.PathLike,
   max_bad_fraction: float = MAX_BAD_FRACTION,
   on_progress: Callable[[int], None] = lambda num_documents: None,
+  ranges: Mapping[str, int] | None = None,
 ) -> dict:
   """Tokenises a split of a task into the store <cache_dir>/<task>/<split>.
 
@@ -118,8 +116,13 @@ def cache_task(
   The ids of every document are decoded and compared with its text. A document
   whose target is empty is left out and counted.
 
+  A feature whose vocabulary has the attributes `range` and `is_block` holds the
+  codes of that range of the id space; see `moe.data.records.Feature`. Features
+  other than inputs and targets are kept as arrays with a value a token.
+
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
-  `num_bytes` of the scored text, and `loss_weights` (uint8) if it has inputs.
+  `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs, and
+  `block_ids` (uint8) if it has a block.
 
   Args:
     task_name: of a registered seqio task.
@@ -128,6 +131,7 @@ def cache_task(
     vocabulary_path: file of the vocabulary.
     max_bad_fraction: share of the documents that may be malformed.
     on_progress: called from time to time with the number of documents read.
+    ranges: sizes of the ranges of ids beside text.
 
   Returns:
     The manifest.
@@ -140,10 +144,16 @@ def cache_task(
   import tensorflow as tf
 
   vocabulary = Vocabulary(vocabulary_path)
-  tokeniser = _Tokeniser(
-    f'{task_name}/{split}', vocabulary, max_bad_fraction, on_progress
-  )
+  ids = of_ranges(vocabulary.size, ranges or {})
   tasks_with(task_name, split)
+  tokeniser = Tokeniser(
+    f'{task_name}/{split}',
+    vocabulary,
+    max_bad_fraction,
+    on_progress,
+    ids,
+    _features(task_name),
+  )
   examples = _examples(
     task_name, split, seqio.SentencePieceVocabulary(vocabulary.path)
   )
@@ -157,6 +167,7 @@ def cache_task(
       'counts': dataclasses.asdict(tokeniser.counts),
       'vocab_size': vocabulary.size,
       'vocabulary_sha256': vocabulary.sha256,
+      **ids.in_manifest(),
       'versions': {
         'python': platform.python_version(),
         'tensorflow': tf.__version__,
@@ -172,149 +183,19 @@ def cache_task(
   return Store(directory).manifest
 
 
-@dataclasses.dataclass
-class Counts:
-  """What became of the documents of a source.
-
-  Attributes:
-    documents: read from the source.
-    empty: left out because nothing is to be scored.
-    malformed: left out because they are no UTF-8, or because the vocabulary
-      does not give their text back.
-    respelt: tokenised again because the task lost a U+2581 of the text.
-    scored_tokens: tokens with weight 1, end marks included.
-    chars: Unicode code points of the scored text, end marks not counted.
-    bytes: bytes of the scored text in UTF-8.
-    unknown_tokens: tokens of all documents that are the unknown token.
-    byte_tokens: tokens of all documents that are one byte of a character.
-  """
-
-  documents: int = 0
-  empty: int = 0
-  malformed: int = 0
-  respelt: int = 0
-  scored_tokens: int = 0
-  chars: int = 0
-  bytes: int = 0
-  unknown_tokens: int = 0
-  byte_tokens: int = 0
-
-
-class _Tokeniser:
-  """Makes records of examples, and counts."""
-
-  def __init__(
-    self,
-    name: str,
-    vocabulary: Vocabulary,
-    max_bad_fraction: float,
-    on_progress: Callable[[int], None],
-  ):
-    self.counts = Counts()
-    self._name = name
-    self._vocabulary = vocabulary
-    self._max_bad_fraction = max_bad_fraction
-    self._on_progress = on_progress
-    self._first_bad = None
-    self._dtype = np.uint16 if vocabulary.size <= 1 << 16 else np.int32
-    self._is_byte = np.array(
-      [vocabulary.is_byte(id) for id in range(vocabulary.size)]
+def _features(task_name: str) -> dict[str, Feature]:
+  """The features of a task that are no text."""
+  vocabularies = {
+    name: feature.vocabulary
+    for name, feature in _provider(task_name).output_features.items()
+  }
+  return {
+    name: Feature(
+      getattr(vocabulary, 'range', ''), getattr(vocabulary, 'is_block', False)
     )
-
-  def records(self, examples: Iterable[dict]) -> Iterator[Record]:
-    """Records of the examples; ValueError if too many are malformed."""
-    counts = self.counts
-    for example in examples:
-      try:
-        record = self._record(example)
-        if record is not None:
-          yield record
-      except ValueError as error:  # UnicodeDecodeError is one.
-        counts.malformed += 1
-        if self._first_bad is None:
-          self._first_bad = f'document {counts.documents}: {error}'
-      counts.documents += 1
-      if counts.documents % _CHECK_EVERY == 0:
-        self._check_malformed()
-        self._on_progress(counts.documents)
-    self._check_malformed()
-
-  def _check_malformed(self):
-    counts = self.counts
-    if counts.malformed > self._max_bad_fraction * counts.documents:
-      raise ValueError(
-        f'{self._name}: at most {self._max_bad_fraction:g} of the documents may'
-        f' be malformed, got {counts.malformed} of {counts.documents}, the'
-        f' first one {self._first_bad}; mend the source, or raise'
-        ' max_bad_fraction.'
-      )
-
-  def _record(self, example: dict) -> Record | None:
-    ids, texts = {}, dict(_texts(example))
-    for feature, text in texts.items():
-      if feature in example:
-        ids[feature] = example[feature].tolist()
-        if feature == 'targets' and ids[feature][-1:] == [EOS]:
-          ids[feature].pop()
-      elif text is not None:
-        ids[feature] = self._vocabulary.encode(text)
-      if text is not None:
-        ids[feature] = self._spelt(ids[feature], text)
-    if not ids.get('targets'):
-      self.counts.empty += 1
-      return None
-    scored = texts['targets']
-    if scored is None:
-      scored = self._vocabulary.decode(ids['targets'])
-    return self._counted(ids.get('inputs', []), ids['targets'] + [EOS], scored)
-
-  def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """Ids that decode to the text: if possible those that are given."""
-    decoded = self._vocabulary.decode(ids)
-    if decoded == text:
-      return ids
-    # TensorFlow's SentencePiece takes U+2581 for a space.
-    if decoded == text.replace('\u2581', ' '):
-      self.counts.respelt += 1
-      return self._vocabulary.encode(text)
-    raise ValueError(f'{text[:40]!r} came back as {decoded[:40]!r}')
-
-  def _counted(
-    self, prompt: list[int], target: list[int], scored: str
-  ) -> Record:
-    """The record of a document, which is added to the counts."""
-    counts = self.counts
-    tokens = np.array(prompt + target)
-    if not 0 <= tokens.min() <= tokens.max() < self._vocabulary.size:
-      raise ValueError(
-        f'ids from {tokens.min()} to {tokens.max()}, but the vocabulary has'
-        f' {self._vocabulary.size}'
-      )
-    num_bytes = len(scored.encode())
-    counts.scored_tokens += len(target)
-    counts.chars += len(scored)
-    counts.bytes += num_bytes
-    counts.unknown_tokens += int((tokens == UNK).sum())
-    counts.byte_tokens += int(self._is_byte[tokens].sum())
-    record = {
-      'tokens': tokens.astype(self._dtype),
-      'num_chars': np.int64(len(scored)),
-      'num_bytes': np.int64(num_bytes),
-    }
-    if prompt:
-      weights = np.ones(tokens.size, np.uint8)
-      weights[: len(prompt)] = 0
-      record['loss_weights'] = weights
-    return record
-
-
-def _texts(example: dict) -> Iterator[tuple[str, str | None]]:
-  """(feature, its text or None); UnicodeDecodeError if it is no UTF-8."""
-  for feature in _FEATURES:
-    text = example.get(f'{feature}_pretokenized')
-    if isinstance(text, bytes):
-      text = text.decode()
-    yield feature, text if isinstance(text, str) else None
+    for name, vocabulary in vocabularies.items()
+    if hasattr(vocabulary, 'range') or name not in ('inputs', 'targets')
+  }
 
 
 def _provider(name: str):
@@ -358,8 +239,11 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
     *task.preprocessors
   }:
     # With tf.data in between, reading would take a hundred times as long.
-    for texts in task.source.documents(split):
-      yield {f'{feature}_pretokenized': text for feature, text in texts.items()}
+    for parts in task.source.documents(split):
+      yield {
+        f'{name}_pretokenized' if isinstance(part, str) else name: part
+        for name, part in parts.items()
+      }
     return
   features = {
     name: feature

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import zipfile
 
@@ -10,6 +11,7 @@ import numpy as np
 from moe import atomic_files
 from moe.data.order import scramble
 from moe.data.store import Store
+from moe.data.transforms import Shape
 
 # Part of the name of a saved plan: another method gives another data order.
 _METHOD = 1
@@ -48,10 +50,15 @@ class Plan:
     return float(self.length.sum(dtype=np.int64)) / places
 
 
-def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
+def pack(
+  lengths: np.ndarray,
+  sequence_length: int,
+  blocks: np.ndarray | None = None,
+) -> Plan:
   """Plans the rows of documents, the same way for the same lengths.
 
-  Documents longer than a row are cut into whole rows and a rest. The pieces
+  Documents longer than a row are cut into whole rows and a rest, but never
+  through a block: then the row ends before the block. The pieces
   shorter than a row are placed from the longest to the shortest, each where it
   leaves the least room (best-fit decreasing, Johnson 1973), all pieces of one
   length at a time. Pieces of equal length come in a hashed order, so that
@@ -60,21 +67,22 @@ def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
   Args:
     lengths: int32, tokens of each document; empty documents are left out.
     sequence_length: tokens of a row.
+    blocks: int [blocks, 4], as `Store.blocks`; None for none.
 
   Returns:
     The plan; its rows have the order of the documents of their longest pieces.
 
   Raises:
-    ValueError: if the sequence length is below 1.
+    ValueError: if the sequence length is below 1, or too short for a block.
   """
   if sequence_length < 1:
     raise ValueError(f'sequence_length={sequence_length} must be at least 1.')
   lengths = np.asarray(lengths, np.int64)
-  num_pieces = -(-lengths // sequence_length)
-  record = np.repeat(np.arange(lengths.size), num_pieces)
-  first = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-  start = (np.arange(record.size) - first) * sequence_length
-  length = np.minimum(sequence_length, lengths[record] - start)
+  record, start = _cuts(lengths, sequence_length, blocks)
+  # A piece ends where the next one of its document begins, or with it.
+  end = np.append(start[1:], 0)
+  is_last = np.append(record[1:] != record[:-1], True)[: record.size]
+  length = np.where(is_last, lengths[record], end[: record.size]) - start
   row, turn = _place(length, sequence_length)
   # Rows are numbered by their first pieces, in the order of the corpus.
   opener = np.full(row.max(initial=-1) + 1, record.size)
@@ -91,6 +99,60 @@ def pack(lengths: np.ndarray, sequence_length: int) -> Plan:
     row_start=np.searchsorted(row[order], np.arange(opener.size + 1)),
     sequence_length=sequence_length,
   )
+
+
+def _cuts(
+  lengths: np.ndarray, sequence_length: int, blocks: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Document and first token of each piece, in the order of the documents."""
+  num_pieces = -(-lengths // sequence_length)
+  by_record = {}
+  if blocks is not None and len(blocks):
+    for number, begin, end, _ in blocks[lengths[blocks[:, 0]] > 0].tolist():
+      # The place after a block reads its last token, so it is part of it.
+      if min(end + 1, lengths[number]) - begin > sequence_length:
+        raise ValueError(
+          f'sequence_length={sequence_length} must hold the block of tokens'
+          f' {begin} to {end - 1} of document {number} and the token after it:'
+          ' raise it, or make the block shorter.'
+        )
+      if num_pieces[number] > 1:
+        by_record.setdefault(number, []).append((begin, end))
+    num_pieces[list(by_record)] = 0
+  record = np.repeat(np.arange(lengths.size), num_pieces)
+  first = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+  start = (np.arange(record.size) - first) * sequence_length
+  if not by_record:
+    return record, start
+  found = [
+    (number, cut)
+    for number, spans in by_record.items()
+    for cut in _cuts_between(int(lengths[number]), sequence_length, spans)
+  ]
+  record = np.append(record, [number for number, _ in found])
+  start = np.append(start, [cut for _, cut in found])
+  order = np.lexsort((start, record))
+  return record[order], start[order]
+
+
+def _cuts_between(
+  length: int, sequence_length: int, spans: list[tuple[int, int]]
+) -> list[int]:
+  """First tokens of the pieces of a document, none of them within a block."""
+  cuts = [0]
+  while length - cuts[-1] > sequence_length:
+    cut = cuts[-1] + sequence_length
+    # Spans are in order, so a cut that one moves meets only those before it.
+    for begin, end in reversed(spans):
+      if begin < cut <= end:
+        cut = begin
+    if cut <= cuts[-1]:
+      raise ValueError(
+        f'sequence_length={sequence_length} must hold the blocks that touch'
+        f' each other from token {cut} on: raise it, or part them.'
+      )
+    cuts.append(cut)
+  return cuts
 
 
 def _place(
@@ -137,17 +199,30 @@ def _place(
   return row, turn
 
 
-def load_plan(store: Store, sequence_length: int) -> Plan:
+def load_plan(
+  store: Store, sequence_length: int, shape: Shape | None = None
+) -> Plan:
   """The plan of a store: read from its directory, or made and kept there.
 
   Args:
     store: whose documents are packed.
     sequence_length: tokens of a row.
+    shape: what a transform makes of the documents; None for what they are.
 
   Returns:
     The plan.
   """
-  path = os.path.join(store.directory, f'plan-{sequence_length}-v{_METHOD}.npz')
+  lengths, blocks, name = store.lengths, store.blocks, ''
+  if shape is not None and not (
+    np.array_equal(shape.lengths, lengths)
+    and np.array_equal(shape.blocks, blocks)
+  ):
+    lengths, blocks = shape.lengths, shape.blocks
+    whole = [np.asarray(a, '<i8').tobytes() for a in (lengths, blocks)]
+    name = '-' + hashlib.sha256(b''.join(whole)).hexdigest()[:8]
+  path = os.path.join(
+    store.directory, f'plan-{sequence_length}-v{_METHOD}{name}.npz'
+  )
   content = store.manifest['content_sha256']
   try:
     with np.load(path) as saved:
@@ -156,7 +231,7 @@ def load_plan(store: Store, sequence_length: int) -> Plan:
         return Plan(*(saved[name] for name in fields), sequence_length)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     pass  # A plan that is absent or damaged can always be made again.
-  plan = pack(store.lengths, sequence_length)
+  plan = pack(lengths, sequence_length, blocks)
   _save(plan, path, content)
   return plan
 

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from moe.data.order import Mixture, permuted, scramble
-from moe.data.packing import load_plan
-from moe.data.store import RECORDS, Record, Store
-from moe.types import TokenBatch
+from moe.data.source import Extras, Source
+from moe.data.store import Store
+from moe.data.transforms import Transform
+from moe.modalities.ids import IdSpace
+from moe.types import PLACE_FIELDS, TokenBatch
 
 
 class Reader:
@@ -26,9 +27,11 @@ class Reader:
   noted in `quarantine`; no other row changes.
 
   Attributes:
+    ids: the id space of all stores.
     vocab_size: pieces of the vocabulary that all stores share.
     vocab_sha256: of the vocabulary's file.
-    manifest_hash: SHA-256 of the stores' content, their vocabulary and rates.
+    manifest_hash: SHA-256 of the stores' content, their vocabulary and rates,
+      and of id space and transforms where there are any.
     chars_per_token: characters of the text for each scored token; end marks are
       tokens but no characters. Bits per character are bits per scored token
       divided by this.
@@ -38,7 +41,7 @@ class Reader:
       read.
   """
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
     dirs: Sequence[str | os.PathLike | Store],
     rates: Sequence[float],
@@ -47,6 +50,8 @@ class Reader:
     seed: int,
     max_bad_fraction: float = 1e-4,
     rows: np.ndarray | None = None,
+    transforms: Sequence[Transform | None] = (),
+    extras: Extras | None = None,
   ):
     """Opens the stores and their pack plans.
 
@@ -59,10 +64,12 @@ class Reader:
       max_bad_fraction: share of a store's records that may be unreadable.
       rows: numbers of the rows of a batch that this host reads, as
         `multihost.own_rows` gives them; None for all.
+      transforms: one for each store, None where there is none; () for none.
+      extras: arrays that a batch has besides; zeros where a store has none.
 
     Raises:
       ValueError: if a store is missing or broken, if the stores differ in their
-        vocabulary, or if a number is out of range.
+        vocabulary or id space, or if a number is out of range.
     """
     if len(dirs) != len(rates):
       raise ValueError(
@@ -73,9 +80,18 @@ class Reader:
       raise ValueError(f'batch_size={batch_size} must be at least 1.')
     self._mixture = Mixture(rates)
     self.quarantine = []
+    transforms = list(transforms) or [None] * len(dirs)
+    self._extras = dict(extras or {})
     self._sources = [
-      _Source(directory, sequence_length, max_bad_fraction, self.quarantine)
-      for directory in dirs
+      Source(
+        directory,
+        sequence_length,
+        transform,
+        self._extras,
+        max_bad_fraction,
+        self.quarantine,
+      )
+      for directory, transform in zip(dirs, transforms, strict=True)
     ]
     self._batch_size = batch_size
     self._rows = np.arange(batch_size) if rows is None else rows
@@ -90,20 +106,28 @@ class Reader:
           f' in {directory} than in {self._sources[0].store.directory}: cache'
           ' them with the same --vocabulary.'
         )
+    self.ids = _shared_space(self._sources)
+    for source in self._sources:
+      source.ids = self.ids
     self.vocab_size = manifests[0]['vocab_size']
     self.vocab_sha256 = manifests[0]['vocabulary_sha256']
     shares = self._mixture.shares
-    identity = [manifest['content_sha256'] for manifest in manifests]
+    contents = [manifest['content_sha256'] for manifest in manifests]
+    identity = [self.vocab_sha256, contents, shares.tolist()]
+    if not self.ids.is_text:
+      identity.append(self.ids.sha256)
+    if any(transforms):
+      identity.append(
+        [transform and repr(transform) for transform in transforms]
+      )
     self.manifest_hash = hashlib.sha256(
-      json.dumps([self.vocab_sha256, identity, shares.tolist()]).encode()
+      json.dumps(identity).encode()
     ).hexdigest()
 
     def per_row(name: str) -> float:
       return sum(
-        share * manifest['counts'][name] / source.plan.num_rows
-        for share, manifest, source in zip(
-          shares, manifests, self._sources, strict=True
-        )
+        share * source.shape.counts[name] / source.plan.num_rows
+        for share, source in zip(shares, self._sources, strict=True)
       )
 
     self.chars_per_token = per_row('chars') / per_row('scored_tokens')
@@ -135,7 +159,7 @@ class Reader:
     """
     number = step * self._batch_size + self._rows
     source_B, number_B = self._mixture.locate(number)
-    batch = _empty_batch(number.size, self._sequence_length)
+    batch = _empty_batch(number.size, self._sequence_length, self._extras)
     for index, source in enumerate(self._sources):
       places = np.flatnonzero(source_B == index)
       epoch, place = np.divmod(number_B[places], source.plan.num_rows)
@@ -143,7 +167,7 @@ class Reader:
       key = scramble(scramble(self._seed) ^ np.uint64(index))
       key = scramble(key ^ epoch.astype(np.uint64))
       row = permuted(place, source.plan.num_rows, key)
-      source.fill(batch, places, row)
+      source.fill(batch, places, row, key)
     return batch
 
 
@@ -152,6 +176,8 @@ def eval_batches(
   sequence_length: int,
   batch_size: int,
   rows: np.ndarray | None = None,
+  transform: Transform | None = None,
+  extras: Extras | None = None,
 ) -> Iterator[TokenBatch]:
   """Every document of a store once, in the order of its packed rows.
 
@@ -160,6 +186,8 @@ def eval_batches(
     sequence_length: T.
     batch_size: B, rows of the whole batch over all hosts.
     rows: see `Reader`.
+    transform: of the documents; its randomness is the same each time.
+    extras: arrays that a batch has besides.
 
   Yields:
     A batch of numpy arrays [rows, T]; the last one is filled up with empty
@@ -169,135 +197,39 @@ def eval_batches(
     ValueError: if the store is missing, or if a record cannot be read: a score
       must cover all documents.
   """
-  source = _Source(directory, sequence_length)
+  extras = dict(extras or {})
+  source = Source(directory, sequence_length, transform, extras)
   for first in range(0, source.plan.num_rows, batch_size):
     number = first + (np.arange(batch_size) if rows is None else rows)
-    batch = _empty_batch(number.size, sequence_length)
+    batch = _empty_batch(number.size, sequence_length, extras)
     places = np.flatnonzero(number < source.plan.num_rows)
-    source.fill(batch, places, number[places])
+    keys = np.zeros(places.size, np.uint64)
+    source.fill(batch, places, number[places], keys)
     yield batch
 
 
-class _Source:
-  """One store and its plan, from which rows are filled."""
-
-  def __init__(
-    self,
-    directory: str | os.PathLike | Store,
-    sequence_length: int,
-    max_bad_fraction: float = 0.0,
-    bad: list[dict] | None = None,
-  ):
-    """Opens the store and its plan.
-
-    Args:
-      directory: of the store, or the store itself.
-      sequence_length: T.
-      max_bad_fraction: share of the records that may be unreadable.
-      bad: where unreadable records are noted; None makes them an error.
-    """
-    is_open = isinstance(directory, Store)
-    self.store = directory if is_open else Store(directory)
-    self.plan = load_plan(self.store, sequence_length)
-    self._max_bad = max_bad_fraction * self.store.lengths.size
-    self._quarantine = bad
-    self._bad_records = set()
-    self._lock = threading.Lock()
-
-  def fill(self, batch: TokenBatch, places: np.ndarray, rows: np.ndarray):
-    """Writes rows of the plan into places of a batch of zeros."""
-    if not rows.size:
-      return
-    plan = self.plan
-    first = plan.row_start[rows]
-    num_pieces = plan.row_start[rows + 1] - first
-    segment = _counted(num_pieces)
-    piece = np.repeat(first, num_pieces) + segment
-    length = plan.length[piece].astype(np.int64)
-    # Where each piece starts, if the batch is seen as one line of tokens.
-    before = np.cumsum(length) - length
-    row_begin = np.cumsum(num_pieces) - num_pieces
-    column = before - np.repeat(before[row_begin], num_pieces)
-    width = batch.tokens.shape[1]
-    begin = np.repeat(places, num_pieces) * width + column
-    position = _counted(length)
-    target = np.repeat(begin, length) + position
-    records, which = np.unique(plan.record[piece], return_inverse=True)
-    documents = self._read(records)
-    tokens, previous, weights = [], [], []
-    for document, start, size in zip(
-      which, plan.start[piece].tolist(), length.tolist(), strict=True
-    ):
-      document = documents[document] or _unreadable(start + size)
-      ids = document['tokens']
-      tokens.append(ids[start : start + size])
-      previous.append(ids[start - 1] if start else 0)
-      if 'loss_weights' in document:
-        weights.append(document['loss_weights'][start : start + size])
-      else:
-        weights.append(np.ones(size, np.float32))
-    ids = np.concatenate(tokens)
-    flat = TokenBatch(*(field.reshape(-1) for field in batch))
-    flat.targets[target] = ids
-    # A piece reads the token before it, so that its first token is scored too.
-    flat.tokens[target[1:]] = ids[:-1]
-    flat.tokens[begin] = previous
-    flat.loss_weights[target] = np.concatenate(weights)
-    flat.segment_ids[target] = np.repeat(segment + 1, length)
-    flat.positions[target] = position
-    is_bad = np.array([document is None for document in documents])[which]
-    for field in batch:
-      field[np.repeat(places, num_pieces)[is_bad]] = 0
-
-  def _read(self, records: np.ndarray) -> list[Record | None]:
-    """Documents by number; None for one that cannot be used."""
-    on_error = None if self._quarantine is None else self._on_error
-    documents = self.store.read(records, on_error)
-    size = self.store.manifest['vocab_size']
-    for place, document in enumerate(documents):
-      # The embedding would clamp an id past its end without a word.
-      top = -1 if document is None else document['tokens'].max(initial=0)
-      if top >= size:
-        error = f'its tokens must be below {size}, got {top}'
-        path = os.path.join(self.store.directory, RECORDS)
-        if on_error is None:
-          raise ValueError(
-            f'Record {records[place]} of {path} must be readable, got {error}:'
-            ' delete the store and make it again.'
-          )
-        on_error(int(records[place]), ValueError(error))
-        documents[place] = None
-    return documents
-
-  def _on_error(self, record: int, error: Exception):
-    with self._lock:
-      if record in self._bad_records:
-        return
-      self._bad_records.add(record)
-      path = os.path.join(self.store.directory, RECORDS)
-      self._quarantine.append(
-        {'file': path, 'record': record, 'error': str(error)}
-      )
-      if len(self._bad_records) > self._max_bad:
-        raise ValueError(
-          f'{path}: at most {self._max_bad:g} of {self.store.lengths.size}'
-          f' records may be unreadable, got {len(self._bad_records)}, the last'
-          f' one record {record}: {error}; delete the store and make it again.'
-        )
+def _shared_space(sources: Sequence['Source']) -> IdSpace:
+  """The id space of all sources: that of a text fits into every other one."""
+  found = {source.ids.sha256: source.ids for source in sources}
+  spaces = [space for space in found.values() if not space.is_text]
+  if len(spaces) > 1:
+    raise ValueError(
+      'All stores of a mixture must share one id space, got'
+      f' {"; and ".join(map(str, spaces))}: cache them with the same ranges.'
+    )
+  return spaces[0] if spaces else sources[0].ids
 
 
-def _counted(sizes: np.ndarray) -> np.ndarray:
-  """The numbers 0 to n - 1 for each n of sizes, one after the other."""
-  ends = np.cumsum(sizes)
-  return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
-
-
-def _unreadable(size: int) -> Record:
-  """Stands for a record that could not be read, until its row is emptied."""
-  return {'tokens': np.zeros(size, np.int32)}
-
-
-def _empty_batch(num_rows: int, sequence_length: int) -> TokenBatch:
+def _empty_batch(
+  num_rows: int, sequence_length: int, extras: Extras
+) -> TokenBatch:
   shape = (num_rows, sequence_length)
-  fields = {name: np.zeros(shape, np.int32) for name in TokenBatch._fields}
-  return TokenBatch(**{**fields, 'loss_weights': np.zeros(shape, np.float32)})
+  fields = {name: np.zeros(shape, np.int32) for name in PLACE_FIELDS}
+  fields['loss_weights'] = np.zeros(shape, np.float32)
+  return TokenBatch(
+    **fields,
+    extras={
+      name: np.zeros((*shape, *extra.shape), extra.dtype)
+      for name, extra in extras.items()
+    },
+  )

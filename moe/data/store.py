@@ -5,6 +5,8 @@ A store is a directory <vocabulary directory>/<task>/<split>/ with
   records.array_record  one record a document, as `encode_record` writes it
   lengths.npy           int32, tokens of each record
   manifest.json         counts, hashes, where the documents came from
+  blocks.npy            int32 [blocks, 4], only where records have `block_ids`:
+                        record, first token, one past the last, scored tokens
 
 After the first read it also holds plans of `moe.data.packing`. The vocabulary
 of all stores is <vocabulary directory>/vocabulary.model. A mixture is no store
@@ -24,6 +26,7 @@ import numpy as np
 FORMAT = 1
 RECORDS = 'records.array_record'
 LENGTHS = 'lengths.npy'
+BLOCKS = 'blocks.npy'
 MANIFEST = 'manifest.json'
 VOCABULARY = 'vocabulary.model'
 MIXTURE = 'mixture.json'
@@ -100,7 +103,7 @@ def write_store(
   shutil.rmtree(temporary, ignore_errors=True)
   os.makedirs(temporary)
   try:
-    lengths, content_sha256 = _write_records(
+    lengths, blocks, content_sha256 = _write_records(
       os.path.join(temporary, RECORDS), records
     )
     if not lengths:
@@ -108,7 +111,11 @@ def write_store(
         f'The store {directory} must have at least one document, got none:'
         ' check the files of the task.'
       )
+    names = [RECORDS, LENGTHS]
     np.save(os.path.join(temporary, LENGTHS), np.array(lengths, np.int32))
+    if blocks:
+      np.save(os.path.join(temporary, BLOCKS), np.array(blocks, np.int32))
+      names.append(BLOCKS)
     manifest = {
       'format': FORMAT,
       'records': len(lengths),
@@ -119,7 +126,7 @@ def write_store(
           'bytes': os.path.getsize(os.path.join(temporary, name)),
           'sha256': file_sha256(os.path.join(temporary, name)),
         }
-        for name in (RECORDS, LENGTHS)
+        for name in names
       },
       **manifest_fn(),
     }
@@ -134,13 +141,13 @@ def write_store(
 
 def _write_records(
   path: str, records: Iterable[Record]
-) -> tuple[list[int], str]:
-  """Writes records; returns their lengths and the hash of their bytes."""
+) -> tuple[list[int], list[tuple[int, ...]], str]:
+  """Writes records; returns lengths, blocks and the hash of the bytes."""
   # A program that only counts documents needs no C++ library, so it is imported
   # here and below.
   from array_record.python import array_record_module
 
-  lengths, content = [], hashlib.sha256()
+  lengths, blocks, content = [], [], hashlib.sha256()
   # Each record is a chunk of its own, so that damage stays in one record, and
   # that random reads unpack nothing else.
   writer = array_record_module.ArrayRecordWriter(
@@ -150,11 +157,35 @@ def _write_records(
     for record in records:
       data = encode_record(record)
       content.update(len(data).to_bytes(8, 'little') + data)
+      blocks += [(len(lengths), *span) for span in _block_spans(record)]
       lengths.append(record['tokens'].size)
       _or_no_room(writer.write, data)
   finally:
     _or_no_room(writer.close)
-  return lengths, content.hexdigest()
+  return lengths, blocks, content.hexdigest()
+
+
+def _block_spans(record: Record) -> list[tuple[int, int, int]]:
+  """(first token, one past the last, scored tokens) of each block.
+
+  Raises:
+    ValueError: if the tokens of a block are not neighbours: tokens between its
+      parts would be read before they are predicted.
+  """
+  if 'block_ids' not in record:
+    return []
+  block_ids, spans = record['block_ids'], []
+  for number in np.unique(block_ids[block_ids > 0]):
+    places = np.flatnonzero(block_ids == number)
+    first, end = int(places[0]), int(places[-1]) + 1
+    if end - first != places.size:
+      raise ValueError(
+        f'The tokens of a block must be neighbours, got block {number} at'
+        f' {places.tolist()[:10]}: give each part a number of its own.'
+      )
+    weights = record.get('loss_weights', np.ones(block_ids.size, np.uint8))
+    spans.append((first, end, int(np.count_nonzero(weights[first:end]))))
+  return sorted(spans)
 
 
 def _or_no_room(write_fn: Callable, *args: bytes):
@@ -217,6 +248,8 @@ class Store:
     directory: of the store.
     manifest: what `write_store` wrote.
     lengths: int32 [records], tokens of each record.
+    blocks: int32 [blocks, 4]: record, first token, one past the last one, and
+      how many of the tokens are scored.
     bytes_read: of the records that `read` has read so far.
   """
 
@@ -242,6 +275,9 @@ class Store:
         raise ValueError(
           f'{self.manifest["records"]} records but {self.lengths.size} lengths'
         )
+      self.blocks = np.zeros((0, 4), np.int32)
+      if BLOCKS in self.manifest.get('files', ()):
+        self.blocks = np.load(os.path.join(self.directory, BLOCKS))
     except (OSError, ValueError, KeyError, EOFError) as error:
       raise ValueError(
         f'The token store {self.directory} must be complete and of this'

@@ -5,7 +5,8 @@ import hashlib
 import os
 
 from moe.data.store import Record, Store, encode_record, file_sha256
-from moe.modalities.vocabulary import EOS, UNK, Vocabulary
+from moe.modalities.ids import EOS, UNK, IdSpace, of_manifest
+from moe.modalities.vocabulary import Vocabulary
 
 _RECORDS_AT_ONCE = 1024
 _MAX_PROBLEMS = 20
@@ -28,6 +29,7 @@ def verify(directory: str | os.PathLike) -> list[str]:
     store = Store(directory)
     problems = _file_problems(store)
     vocabulary = Vocabulary(store.vocabulary_path)
+    ids = of_manifest(store.manifest)
   except ValueError as error:
     return [str(error)]
   manifest = store.manifest
@@ -42,7 +44,7 @@ def verify(directory: str | os.PathLike) -> list[str]:
       )
   if problems:
     return problems
-  return _record_problems(store, vocabulary)
+  return _record_problems(store, vocabulary, ids)
 
 
 def _file_problems(store: Store) -> list[str]:
@@ -58,7 +60,9 @@ def _file_problems(store: Store) -> list[str]:
   return problems
 
 
-def _record_problems(store: Store, vocabulary: Vocabulary) -> list[str]:
+def _record_problems(
+  store: Store, vocabulary: Vocabulary, space: IdSpace
+) -> list[str]:
   problems = []
   totals, content = collections.Counter(), hashlib.sha256()
 
@@ -73,7 +77,7 @@ def _record_problems(store: Store, vocabulary: Vocabulary) -> list[str]:
         continue
       data = encode_record(record)
       content.update(len(data).to_bytes(8, 'little') + data)
-      problem = _record_problem(record, vocabulary, totals)
+      problem = _record_problem(record, vocabulary, space, totals)
       if problem:
         problems.append(f'Record {index}: {problem}.')
     if len(problems) >= _MAX_PROBLEMS:
@@ -88,30 +92,37 @@ def _record_problems(store: Store, vocabulary: Vocabulary) -> list[str]:
 
 
 def _record_problem(
-  record: Record, vocabulary: Vocabulary, totals: collections.Counter
+  record: Record,
+  vocabulary: Vocabulary,
+  space: IdSpace,
+  totals: collections.Counter,
 ) -> str | None:
   """What is wrong with a record, or None; its counts are added to `totals`."""
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:
     return 'the last token is no end mark'
-  if not 0 <= min(ids) <= max(ids) < vocabulary.size:
-    return (
-      f'ids from {min(ids)} to {max(ids)} in a vocabulary of {vocabulary.size}'
-    )
+  if space.unknown(record['tokens']).size:
+    return f'ids from {min(ids)} to {max(ids)} in a vocabulary of {space}'
   weights = record.get('loss_weights')
   num_scored = len(ids) if weights is None else int(weights.sum())
   prompt, target = ids[:-num_scored], ids[-num_scored:-1]
-  text = vocabulary.decode(target)
+  # A code of another range counts as one character and one byte.
+  texts = [space.codes('text', part).tolist() for part in (prompt, target)]
+  num_codes = len(target) - len(texts[1])
+  text = vocabulary.decode(texts[1])
   totals.update(
     tokens=len(ids),
     scored_tokens=num_scored,
-    chars=len(text),
-    bytes=len(text.encode()),
+    chars=len(text) + num_codes,
+    bytes=len(text.encode()) + num_codes,
     unknown_tokens=ids.count(UNK),
   )
-  for part in (prompt, target):
+  for part in texts:
     if vocabulary.encode(vocabulary.decode(part)) != part:
       return f'its ids do not survive the vocabulary: {part[:10]}'
-  if record['num_chars'] != len(text):
-    return f'num_chars is {record["num_chars"]}, the text has {len(text)}'
+  if record['num_chars'] != len(text) + num_codes:
+    return (
+      f'num_chars is {record["num_chars"]}, the text has'
+      f' {len(text) + num_codes}'
+    )
   return None

@@ -6,6 +6,7 @@ import numpy as np
 
 from moe.data.store import Record
 from moe.evaluate.likelihood import Document
+from moe.modalities.ids import IdSpace
 from moe.modalities.vocabulary import Vocabulary
 
 
@@ -40,17 +41,35 @@ def text_documents(
   return documents
 
 
-def record_document(vocabulary: Vocabulary, record: Record) -> Document:
-  """A record of a token store as a document to score."""
+def record_document(
+  vocabulary: Vocabulary, ids: IdSpace, record: Record
+) -> Document:
+  """A record of a token store as a document to score.
+
+  Raises:
+    ValueError: if tokens of a block are scored: they see each other, so there
+      is no likelihood of them.
+  """
   tokens, weights = record['tokens'], record.get('loss_weights')
-  scored = tokens if weights is None else tokens[weights > 0]
-  known = scored[scored != vocabulary.unk].tolist()
+  is_scored = slice(None) if weights is None else weights > 0
+  scored, blocks = tokens[is_scored], record.get('block_ids')
+  text = ids.codes('text', scored)
+  known = text[text != vocabulary.unk].tolist()
+  # A code of another range is one character.
   chars = int(record['num_chars'])
+  text_chars = chars - (len(scored) - len(text))
+  if blocks is not None and blocks[is_scored].any():
+    raise ValueError(
+      'A document must be scored token by token, got a block that is to be'
+      ' predicted: score it by the evaluation of its run, which hides tokens.'
+    )
   return Document(
     tokens.astype(np.int32),
     chars,
     int(record['num_bytes']),
     weights,
-    num_unknown=len(scored) - len(known),
-    hidden_chars=chars - len(vocabulary.decode(known)),
+    num_unknown=len(text) - len(known),
+    hidden_chars=text_chars - len(vocabulary.decode(known)),
+    block_ids=blocks,
+    modality=None if ids.is_text else ids.modality(tokens.astype(np.int32)),
   )

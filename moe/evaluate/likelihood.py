@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.data import examples
 from moe.infer.decode import START_ID, Functional, bucket
 from moe.train import loss
-from moe.types import Array, PyTree, TokenBatch
+from moe.types import PLACE_FIELDS, Array, PyTree, TokenBatch
 
 # Logits of so many tokens exist at once, as a bound on memory.
 TOKENS_PER_CHUNK = 2048
@@ -34,6 +35,8 @@ class Document(NamedTuple):
       None scores all.
     num_unknown: scored tokens that are the unknown token.
     hidden_chars: code points that the unknown tokens stand for.
+    block_ids: block of each token, 0 for none; None where there is no block.
+    modality: of each token; None where all are text.
   """
 
   tokens: np.ndarray
@@ -42,6 +45,8 @@ class Document(NamedTuple):
   weights: np.ndarray | None = None
   num_unknown: int = 0
   hidden_chars: int = 0
+  block_ids: np.ndarray | None = None
+  modality: np.ndarray | None = None
 
 
 class Window(NamedTuple):
@@ -132,7 +137,7 @@ def window_batch(
   positions begin with 0: so the model never reads further than in training.
   """
   rows = np.zeros((num_rows, width), np.int32)
-  batch = TokenBatch(*(rows.copy() for _ in TokenBatch._fields))
+  batch = TokenBatch(*(rows.copy() for _ in PLACE_FIELDS))
   batch = batch._replace(loss_weights=rows.astype(np.float32))
   for row, window in enumerate(members):
     document = documents[window.document]
@@ -147,6 +152,14 @@ def window_batch(
     batch.loss_weights[row, window.first - window.start : size] = weights
     batch.segment_ids[row, :size] = 1
     batch.positions[row, :size] = np.arange(size)
+    cut = [window.start], [size]
+    if document.block_ids is not None:
+      blocks = [document.block_ids]
+      batch.block_ids[row, :size] = examples.place_blocks(
+        examples.read(blocks, *cut), examples.predicted(blocks, *cut)
+      )
+    if document.modality is not None:
+      batch.modality[row, :size] = examples.read([document.modality], *cut)
   return batch
 
 
@@ -220,6 +233,12 @@ def score_documents(
     if not len(document.tokens):
       raise ValueError(
         f'document {i} must hold at least its end mark, it has no token.'
+      )
+    size, has_block = len(document.tokens), document.block_ids is not None
+    if has_block and size > context.length:
+      raise ValueError(
+        f'document {i} has a block and must fit into the context of'
+        f' {context.length} tokens, it has {size}: take a longer one.'
       )
   cut = [
     window

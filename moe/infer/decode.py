@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.data import examples
 from moe.infer import kv_cache, sampling
 from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
+# The modality of ids, as `IdSpace.modality` gives it.
+Modality = Callable[[Array], Array]
 # The id before every document. It also pads rows, where no token sees it.
 START_ID = 0
 # Prompts and samples are padded to a power of two, at least this one, so that
@@ -50,12 +53,14 @@ class Prompts(NamedTuple):
       nothing is written in.
     slot_B: int32, row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
+    block_BT: int32, block of the place of each token; None where all are 0.
   """
 
   tokens_BT: Array
   length_B: Array
   slot_B: Array
   key_B: Array
+  block_BT: Array | None = None
 
 
 def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
@@ -64,15 +69,22 @@ def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
 
 
 def read_batch(
-  tokens_BT: Array, length_B: Array, position_B: Array
+  tokens_BT: Array,
+  length_B: Array,
+  position_B: Array,
+  block_BT: Array | None = None,
+  modality: Modality = jnp.zeros_like,
 ) -> TokenBatch:
-  """A batch of new text tokens to read, with nothing to predict.
+  """A batch of new tokens to read, with nothing to predict.
 
   Args:
     tokens_BT: int32, right padded.
     length_B: int32, how many tokens of each row are real; 0 for a row that is
       done, whose tokens no expert processes.
     position_B: int32, place of each row's first token in its document.
+    block_BT: int32, block of each place; None for none. Places of a block must
+      be read together.
+    modality: of ids; by default all are text.
   """
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   is_real_BT = offset_T < length_B[:, None]
@@ -83,8 +95,8 @@ def read_batch(
     loss_weights=zeros_BT.astype(jnp.float32),
     segment_ids=is_real_BT.astype(jnp.int32),
     positions=jnp.where(is_real_BT, position_B[:, None] + offset_T, 0),
-    block_ids=zeros_BT,
-    modality=zeros_BT,
+    block_ids=zeros_BT if block_BT is None else block_BT,
+    modality=modality(tokens_BT),
   )
 
 
@@ -94,6 +106,7 @@ def prefill(
   state: PyTree,
   prompts: Prompts,
   cache: Cache,
+  modality: Modality = jnp.zeros_like,
 ) -> tuple[Array, Cache]:
   """Reads whole prompts.
 
@@ -101,7 +114,9 @@ def prefill(
     (logits_BV of the token after each prompt, the cache with T more slots).
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
-  batch = read_batch(prompts.tokens_BT, prompts.length_B, zeros_B)
+  batch = read_batch(
+    prompts.tokens_BT, prompts.length_B, zeros_B, prompts.block_BT, modality
+  )
   outputs = functional.apply(params, state, batch, None, False, cache)
   last_B11 = (prompts.length_B - 1)[:, None, None]
   hidden_BD = jnp.take_along_axis(outputs.hidden, last_B11, axis=1)[:, 0]
@@ -116,14 +131,15 @@ def read_token(
   position_B: Array,
   is_done_B: Array,
   cache: Cache,
+  modality: Modality = jnp.zeros_like,
 ) -> tuple[Array, Cache]:
-  """Reads one token a row; a row that is done reads padding.
+  """Reads one token a row, in no block; a row that is done reads padding.
 
   Returns:
     (logits_BV of the token after it, the cache with one more slot).
   """
   length_B = jnp.where(is_done_B, 0, 1)
-  batch = read_batch(token_B[:, None], length_B, position_B)
+  batch = read_batch(token_B[:, None], length_B, position_B, modality=modality)
   outputs = functional.apply(params, state, batch, None, False, cache)
   return functional.head(params, outputs.hidden[:, 0]), outputs.cache
 
@@ -169,6 +185,7 @@ def build_writer(
   settings: sampling.Sampling,
   eos_id: int,
   shardings: Cache | None = None,
+  modality: Modality = jnp.zeros_like,
 ) -> Callable[..., tuple[Array, Array]]:
   """The jitted loop that writes after prompts.
 
@@ -177,6 +194,7 @@ def build_writer(
     settings: temperature, top-k, top-p.
     eos_id: the id that ends a document.
     shardings: of the cache, or None.
+    modality: of ids; by default all are text.
 
   Returns:
     `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,
@@ -196,7 +214,9 @@ def build_writer(
     num_rows, prompt_width = prompts.tokens_BT.shape
     layers = functional.cache_shapes(num_rows, prompt_width + width)
     cache = kv_cache.empty_cache(layers, shardings)
-    logits_BV, cache = prefill(functional, params, state, prompts, cache)
+    logits_BV, cache = prefill(
+      functional, params, state, prompts, cache, modality
+    )
     # The model may have more logits than the vocabulary has pieces.
     unused = logits_BV.shape[1] - jumps.shape[1]
     jumps = jnp.pad(jumps, ((0, 0), (0, unused)), constant_values=-1)
@@ -216,6 +236,7 @@ def build_writer(
         prompts.length_B + carry.step,
         carry.is_done_B,
         carry.cache,
+        modality,
       )
       return carry._replace(
         step=carry.step + 1, logits_BV=logits_BV, cache=cache
@@ -236,7 +257,7 @@ def build_writer(
   return jax.jit(write, static_argnums=5)
 
 
-def generate(
+def generate(  # noqa: PLR0913
   write: Callable[..., tuple[Array, Array]],
   params: PyTree,
   state: PyTree,
@@ -245,6 +266,7 @@ def generate(
   limit: int,
   seed: int = 0,
   row_parts: int = 1,
+  blocks: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
   """Writes one sample after each prompt.
 
@@ -258,6 +280,8 @@ def generate(
     seed: a sample depends on it and on the place of its prompt in the list.
     row_parts: devices that share the rows; empty rows are added until each has
       equally many.
+    blocks: block of each token of each prompt, 0 for none; None if there is no
+      block at all.
 
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
@@ -268,6 +292,11 @@ def generate(
   tokens = np.full((num_rows, bucket(lengths.max())), START_ID, np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, 1 : lengths[row]] = prompt
+  block_BT = None if blocks is None else np.zeros_like(tokens)
+  for row, of_tokens in enumerate(blocks or ()):
+    block_BT[row, : lengths[row]] = examples.place_blocks(
+      np.array([0, *of_tokens]), np.array([*of_tokens, 0])
+    )
   # Tables are stacked; one that several rows share is there once.
   starts, stacked, num_slots = {}, [], 0
   for table in tables:
@@ -284,7 +313,7 @@ def generate(
   written, counts = write(
     params,
     state,
-    Prompts(tokens, lengths, slots, keys),
+    Prompts(tokens, lengths, slots, keys, block_BT),
     jumps,
     np.int32(limit),
     bucket(limit),

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import sentencepiece
 
 from moe import atomic_files
-
-PAD, EOS, UNK = 0, 1, 2
+from moe.modalities.ids import EOS, PAD, UNK
 
 # Share of the text whose characters get a piece of their own, if there is room.
 # The rest is spelt in bytes, so that training sees the pieces of bytes too.

@@ -11,16 +11,29 @@ from moe import axes
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
-from moe.types import Array, Field, Pair, PyTree, TokenBatch
+from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
+
+# (name, shape, dtype) of a token's value, of arrays beside those of tokens.
+Extras = Sequence[tuple[str, tuple[int, ...], str]]
 
 
-def fields(batch_size: int, sequence_length: int) -> TokenBatch:
-  """The arrays that a language model reads, all [B, T]."""
+def fields(
+  batch_size: int, sequence_length: int, extras: Extras = ()
+) -> TokenBatch:
+  """The arrays that a language model reads: [B, T], and extras [B, T, ...]."""
   shape = (batch_size, sequence_length)
   integers = Field(shape, jnp.int32, (axes.BATCH, axes.LENGTH))
   numbers = Field(shape, jnp.float32, (axes.BATCH, axes.LENGTH))
-  declared = {name: integers for name in TokenBatch._fields}
-  return TokenBatch(**{**declared, 'loss_weights': numbers})
+  declared = {name: integers for name in PLACE_FIELDS}
+  return TokenBatch(
+    **{**declared, 'loss_weights': numbers},
+    extras={
+      name: Field(
+        (*shape, *dims), dtype, (axes.BATCH, axes.LENGTH, *(None for _ in dims))
+      )
+      for name, dims, dtype in extras
+    },
+  )
 
 
 def batch_shapes(batch_size: int, sequence_length: int) -> TokenBatch:
@@ -59,6 +72,7 @@ def language_model(
   router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
+  extras: Extras = (),
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
@@ -72,6 +86,8 @@ def language_model(
       'noisy_load' (gates.NoisyTopK); without one they are reported alone.
     logits_z: coefficient of the squared log-partition of the logits (PaLM).
     num_chunks: pieces in which the loss is computed.
+    extras: (name, shape, dtype) of a token's value, of further arrays that the
+      model reads; stores hold them by these names.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
@@ -128,7 +144,7 @@ def language_model(
 
   return Objective(
     functional.init,
-    lambda: fields(*shape),
+    lambda: fields(*shape, extras),
     loss,
     weights,
     coefficients,

@@ -19,6 +19,8 @@ from moe.checkpoint.save import Checkpointer
 from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader, eval_batches
 from moe.data.store import VOCABULARY, Store, find_stores
+from moe.data.transforms import Transform, shape_of
+from moe.modalities import ids
 from moe.models import functional as functional_lib
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
@@ -142,8 +144,9 @@ def find_data(
     wanted,
     data.cache_dir or default_cache_dir(),
     data.vocabulary or None,
-    run.model.vocab_size,
+    ids.text_room(run.model.vocab_size, dict(data.ranges)),
     task_modules=data.task_modules,
+    **({'ranges': dict(data.ranges)} if data.ranges else {}),
   )
   hold = functools.cache(lambda path: Store(path).hold())
   found = {}
@@ -176,7 +179,7 @@ def open_data(
     directory: of its vocabulary, which the work directory gets a copy of.
     found: its token stores, as `find_data` gives them.
     workdir: of the run.
-    score: the number that ranks checkpoints.
+    objective: what is trained.
 
   Raises:
     ValueError: if data can't be read or does not fit the model.
@@ -189,13 +192,31 @@ def open_data(
       os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
     )
   rows = program.own_rows(data.batch_size)
+  of_task = dict(data.transforms)
+
+  def transform(store: Store) -> Transform | None:
+    task = os.path.dirname(store.directory)
+    return of_task.get(os.path.relpath(task, directory))
+
+  fields = program.objective.fields()
+  extras = {
+    name: jax.ShapeDtypeStruct(field.shape[2:], field.dtype)
+    for name, field in (
+      fields.extras.items() if isinstance(fields, TokenBatch) else ()
+    )
+  }
+  stores, rates = found[data.train, 'train']
   reader = Reader(
-    *found[data.train, 'train'],
+    stores,
+    rates,
     data.sequence_length,
     data.batch_size,
     run.settings.seed,
     rows=rows,
+    transforms=[transform(store) for store in stores],
+    extras=extras,
   )
+  preflight.check_ids(reader.ids, run.model.vocab_size)
 
   def evaluation(name: str) -> HeldOut:
     stores, _ = found[name, 'validation']
@@ -203,10 +224,16 @@ def open_data(
     def batches() -> Iterator[TokenBatch]:
       for store in stores:
         yield from eval_batches(
-          store, data.sequence_length, data.batch_size, rows
+          store,
+          data.sequence_length,
+          data.batch_size,
+          rows,
+          transform(store),
+          extras,
         )
 
-    chars = sum(store.manifest['counts']['chars'] for store in stores)
+    counts = [shape_of(store, transform(store)).counts for store in stores]
+    chars = sum(count['chars'] for count in counts)
     return HeldOut(batches, program.objective.score, {'chars': chars})
 
   return reader, {name: evaluation(name) for name in data.evaluation}

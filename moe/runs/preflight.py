@@ -12,6 +12,7 @@ import jax
 from moe import axes
 from moe.checkpoint import listing, save
 from moe.data.store import file_sha256
+from moe.modalities.ids import IdSpace
 from moe.modalities.vocabulary import Vocabulary
 from moe.runs.run import Run, router_of
 from moe.train.program import Program
@@ -24,6 +25,7 @@ MAX_DIFFERENCES = 8
 # A checkpoint holds these, and the run that goes on from it must have the same.
 ORDER = ('seed', 'batch_size', 'sequence_length')
 DATA_HASHES = {
+  'ids_sha256': 'the id space of TASK',
   'vocabulary_sha256': 'the vocabulary of TASK',
   'manifest_hash': 'the documents of TASK',
 }
@@ -129,6 +131,20 @@ def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:
     )
 
 
+def check_ids(space: IdSpace, vocab_size: int) -> None:
+  """Raises ValueError unless the model has a row for every id.
+
+  Args:
+    space: of the data.
+    vocab_size: of the model's table.
+  """
+  if space.size > vocab_size:
+    raise ValueError(
+      f'VOCAB_SIZE={vocab_size} must be at least {space.size}, the end of the'
+      f' ids {space}: raise it, or make a range smaller.'
+    )
+
+
 def check_saved(
   saved: dict[str, Any], wanted: dict[str, Any], workdir: str
 ) -> None:
@@ -137,7 +153,7 @@ def check_saved(
   Args:
     saved: with a checkpoint; what an earlier version did not save counts as
       equal.
-    wanted: any of `run_identity`, 'vocabulary_sha256' and 'manifest_hash'.
+    wanted: any of `run_identity` and of `DATA_HASHES`.
     workdir: of the run.
   """
   for key, value in wanted.items():

@@ -8,6 +8,7 @@ from moe.evaluate.ngram import ngram_bits
 from moe.evaluate.score import Score
 from moe.infer import decode, forms
 from moe.infer.sampling import Sampling
+from moe.modalities.ids import of_manifest
 from moe.modalities.vocabulary import Vocabulary
 from moe.runs.run import TrainedRun
 
@@ -57,6 +58,9 @@ def baselines(
     return []
   for store in (*train, *held_out):
     manifest = store.manifest
+    if not of_manifest(manifest).is_text:
+      _logger.info('no n-grams: documents are not text alone')
+      return []
     if manifest['counts']['scored_tokens'] < manifest['tokens']:
       _logger.info(
         f'no n-grams: documents of {manifest["task"]} have a part that is given'
@@ -89,7 +93,10 @@ def samples(
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
   write = decode.build_writer(
-    trained.functional, Sampling(TEMPERATURE), vocabulary.eos
+    trained.functional,
+    Sampling(TEMPERATURE),
+    vocabulary.eos,
+    modality=trained.ids.modality,
   )
   asked = [p for p in prompts for _ in range(SAMPLES_PER_PROMPT)]
   if not asked:

@@ -7,6 +7,8 @@ import optax
 from jax.sharding import Mesh
 
 from moe.checkpoint import upcycle as upcycle_lib
+from moe.data.transforms import Transform
+from moe.modalities.ids import UNK, IdSpace, of_ranges
 from moe.modalities.vocabulary import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
@@ -33,6 +35,10 @@ class Data:
     cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
     task_modules: Python modules or files that declare tasks, beside those of
       the project.
+    ranges: (name, size) of what there is beside text in the id space, such as
+      ('image', 8192); see `moe.modalities.ids.IdSpace`.
+    transforms: (task, transform) of tasks whose documents change each time that
+      they are read; see `moe.data.transforms`.
   """
 
   train: str
@@ -42,6 +48,8 @@ class Data:
   vocabulary: str = ''
   cache_dir: str = ''
   task_modules: Sequence[str] = ()
+  ranges: Sequence[tuple[str, int]] = ()
+  transforms: Sequence[tuple[str, Transform]] = ()
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -54,6 +62,11 @@ class Data:
         raise ValueError(
           f'{name.upper()}={getattr(self, name)} must be at least 1.'
         )
+    self.ids(UNK + 1)  # Refuses ranges that there are not.
+
+  def ids(self, text: int) -> IdSpace:
+    """The id space, with so many pieces of text."""
+    return of_ranges(text, dict(self.ranges))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +163,11 @@ class TrainedRun:
     """Parts into which the devices divide the rows of a batch."""
     layout = self.functional.layout
     return layout.size(layout.batch_axes)
+
+  @property
+  def ids(self) -> IdSpace:
+    """The id space that the run was trained in."""
+    return self.run.data.ids(self.vocabulary.size)
 
 
 def router_of(run: Run) -> Router | None:

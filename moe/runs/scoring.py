@@ -152,6 +152,7 @@ def _task_documents(
     cache_dir,
     _vocabulary_file(cache_dir, trained),
     task_modules=[*trained.run.data.task_modules, *wanted.task_modules],
+    **_ranges(trained),
   )
   stores, _ = find_stores(directory, wanted.task, wanted.split)
   found = []
@@ -160,8 +161,17 @@ def _task_documents(
     if wanted.limit is not None:
       left = min(left, wanted.limit - len(found))
     records = store.read(range(left))
-    found += [documents.record_document(trained.vocabulary, r) for r in records]
+    found += [
+      documents.record_document(trained.vocabulary, trained.ids, r)
+      for r in records
+    ]
   return found
+
+
+def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:
+  """The argument of `tasks.stores.prepare`; none where there is text alone."""
+  ranges = dict(trained.run.data.ranges)
+  return {'ranges': ranges} if ranges else {}
 
 
 def _vocabulary_file(cache_dir: str, trained: TrainedRun) -> str:

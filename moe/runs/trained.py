@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from moe.checkpoint import listing, restore
 from moe.modalities.vocabulary import Vocabulary
 from moe.models import functional as functional_lib
+from moe.objectives import language
 from moe.optim import storage
 from moe.parallel import rules, shardings
 from moe.runs import build
 from moe.runs.run import Run, TrainedRun
-from moe.train import program
 from moe.types import Layout, PyTree
 
 
@@ -109,7 +109,7 @@ def _placed_shapes(
 
   def init() -> tuple[PyTree, PyTree]:
     params, state, found['axes'] = functional.init(
-      jax.random.key(0), program.batch_shapes(1, 1)
+      jax.random.key(0), language.batch_shapes(1, 1)
     )
     return storage.cast(params, run.storage.params), state
 

@@ -206,6 +206,7 @@ def _meta(
   """What is saved with every checkpoint, beside the arrays."""
   first = next(iter(held_out.items()), None)
   return {
+    **({} if reader.ids.is_text else {'ids_sha256': reader.ids.sha256}),
     'manifest_hash': reader.manifest_hash,
     'vocabulary_sha256': reader.vocab_sha256,
     'held_out': held_out,

@@ -112,7 +112,9 @@ def write(
   shardings = kv_cache.shardings(layers, functional.layout, mesh)
   with jax.set_mesh(mesh):
     written = decode.generate(
-      decode.build_writer(functional, sampling, eos, shardings),
+      decode.build_writer(
+        functional, sampling, eos, shardings, modality=trained.ids.modality
+      ),
       trained.params,
       trained.state,
       [ids] * num_samples,

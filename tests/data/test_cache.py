@@ -218,3 +218,81 @@ def test_an_unknown_split_names_those_there_are(add_task):
   add_task('t_split', TEXTS)
   with pytest.raises(ValueError, match="one of train, validation, got 'test'"):
     next(cache.documents('t_split', 'test'))
+
+
+class Codes(seqio.PassThroughVocabulary):
+  """The tokenizer of a feature that has codes of a range."""
+
+  def __init__(self, range, is_block):
+    super().__init__(1 << 20)
+    self.range, self.is_block = range, is_block
+
+
+@pytest.fixture
+def add_pictures():
+  """A task of two pictures of two codes, each described by a text."""
+
+  def dataset_fn(split, shuffle_files, seed=None):
+    return tf.data.Dataset.from_tensor_slices(
+      {
+        'inputs': tf.constant([[0, 7], [3, 3]]),
+        'targets': tf.constant(['白日', '依山']),
+        'row': tf.constant([[0, 1, 0, 0]] * 2),
+      }
+    )
+
+  def add(**features):
+    seqio.TaskRegistry.add(
+      'cache_pictures',
+      source=seqio.FunctionDataSource(dataset_fn, ['train']),
+      preprocessors=[
+        seqio.preprocessors.tokenize,
+        seqio.preprocessors.append_eos,
+      ],
+      output_features={
+        'inputs': seqio.Feature(Codes('image', True), add_eos=False),
+        'targets': seqio.Feature(seqio.ByteVocabulary()),
+        **features,
+      },
+    )
+
+  yield add
+  seqio.TaskRegistry.remove('cache_pictures')
+
+
+def test_codes_are_put_into_their_range_as_a_block(
+  run, tmp_path, vocabulary, add_pictures
+):
+  add_pictures()
+  manifest = run('cache_pictures', ranges={'image': 8})
+  assert manifest['ids']['image'] == 8 and manifest['counts']['chars'] == 4
+  opened = Store(tmp_path / 'cache_pictures/train')
+  first = opened.read([0])[0]
+  # 288 pieces of text are padded to 384.
+  assert first['tokens'].tolist() == [384, 391, *vocabulary.encode('白日'), 1]
+  assert first['block_ids'].tolist() == [1, 1, 0, 0, 0]
+  assert first['loss_weights'].tolist() == [0, 0, 1, 1, 1]
+  assert opened.blocks.tolist() == [[0, 0, 2, 0], [1, 0, 2, 0]]
+  assert not verify.verify(tmp_path / 'cache_pictures/train')
+
+
+def test_a_further_feature_is_kept_and_the_end_mark_has_none_of_it(
+  run, tmp_path, add_pictures
+):
+  row = seqio.PassThroughVocabulary(9)
+  add_pictures(row=seqio.Feature(row, add_eos=False))
+  run('cache_pictures', ranges={'image': 8})
+  first = Store(tmp_path / 'cache_pictures/train').read([0])[0]
+  assert first['row'].tolist() == [0, 1, 0, 0, 0]
+
+
+def test_a_code_out_of_its_range_is_malformed(run, add_pictures):
+  add_pictures()
+  with pytest.raises(ValueError, match="Codes of the range 'image' must be"):
+    run('cache_pictures', ranges={'image': 4})
+
+
+def test_a_range_that_there_is_not_is_refused(run, add_pictures):
+  add_pictures()
+  with pytest.raises(ValueError, match='got sound: change the name'):
+    run('cache_pictures', ranges={'sound': 4})

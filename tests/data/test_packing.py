@@ -155,3 +155,54 @@ def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
 def test_a_row_without_places_is_refused():
   with pytest.raises(ValueError, match='at least 1'):
     packing.pack(np.array([1]), 0)
+
+
+def cuts_of(lengths, sequence_length, blocks):
+  plan = packing.pack(np.array(lengths), sequence_length, np.array(blocks))
+  pieces = [piece for row in rows_of(plan) for piece in row]
+  return [(start, length) for _, start, length in sorted(pieces)]
+
+
+def test_a_row_ends_before_a_block_that_it_cannot_hold():
+  # Tokens 6 to 8 are a block: a row of 8 would part it.
+  assert cuts_of([20], 8, [[0, 6, 9, 0]]) == [(0, 6), (6, 8), (14, 6)]
+
+
+def test_the_token_after_a_block_is_read_with_it():
+  # The place after tokens 5 to 7 reads the last of them.
+  assert cuts_of([20], 8, [[0, 5, 8, 0]]) == [(0, 5), (5, 8), (13, 7)]
+  assert cuts_of([20], 8, [[0, 4, 7, 0]]) == [(0, 8), (8, 8), (16, 4)]
+
+
+def test_blocks_of_short_documents_change_no_plan():
+  lengths = np.random.default_rng(0).integers(1, 30, 200)
+  blocks = np.array([[n, 0, lengths[n], 0] for n in range(0, 200, 3)])
+  plans = [packing.pack(lengths, 30, b) for b in (None, blocks)]
+  assert rows_of(plans[0]) == rows_of(plans[1])
+
+
+def test_no_block_is_cut_and_every_token_is_in_one_piece():
+  rng = np.random.default_rng(1)
+  lengths, blocks = rng.integers(60, 200, 50), []
+  for number, length in enumerate(lengths):
+    for begin in range(int(rng.integers(0, 20)), length - 12, 25):
+      blocks.append([number, begin, begin + int(rng.integers(1, 12)), 0])
+  plan = packing.pack(lengths, 20, np.array(blocks))
+  seen = [np.zeros(length, int) for length in lengths]
+  cuts = set()
+  for number, start, length in (
+    piece for row in rows_of(plan) for piece in row
+  ):
+    seen[number][start : start + length] += 1
+    cuts.add((number, start))
+  assert all((places == 1).all() for places in seen)
+  for number, begin, end, _ in blocks:
+    assert not any((number, cut) in cuts for cut in range(begin + 1, end + 1))
+
+
+@pytest.mark.parametrize(
+  'blocks', [[[0, 2, 10, 0]], [[0, 2, 6, 0], [0, 6, 11, 0]]]
+)
+def test_a_block_that_no_row_holds_is_refused(blocks):
+  with pytest.raises(ValueError, match='sequence_length=8 must hold the block'):
+    packing.pack(np.array([20]), 8, np.array(blocks))

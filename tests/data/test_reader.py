@@ -4,19 +4,21 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from moe.data.packing import load_plan
 from moe.data.reader import Reader, eval_batches
 from moe.data.store import Store
+from moe.modalities.ids import IdSpace
+from tests.data import mixed
 
 TEXTS = ['白日', '依山盡黃', '河入', '海流欲窮千里目', '更', '上一層樓']
 
 
 def assert_same(first, second):
-  for name, a, b in zip(first._fields, first, second, strict=True):
-    assert np.array_equal(a, b), name
+  assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
 
 def test_a_row_is_worked_by_hand(make_store, vocabulary):
@@ -31,7 +33,8 @@ def test_a_row_is_worked_by_hand(make_store, vocabulary):
   assert batch.positions.tolist() == [[0, 1, 2, 0, 0]]
   assert not batch.block_ids.any() and not batch.modality.any()
   assert batch.loss_weights.dtype == np.float32
-  assert {x.dtype for x in batch} == {np.dtype('int32'), np.dtype('float32')}
+  dtypes = {x.dtype for x in jax.tree.leaves(batch)}
+  assert dtypes == {np.dtype('int32'), np.dtype('float32')}
 
 
 def test_documents_of_a_row_are_segments_of_their_own(make_store, vocabulary):
@@ -135,7 +138,7 @@ def test_some_rows_are_those_of_the_whole_batch(make_store):
   for rows in ([2, 3, 4], [0, 3, 6], [7]):
     reader = Reader([directory], [1], 8, 8, seed=0, rows=np.array(rows))
     part = reader.batch(4)
-    assert_same(part, type(whole)(*(field[rows] for field in whole)))
+    assert_same(part, jax.tree.map(lambda field, rows=rows: field[rows], whole))
 
 
 def test_hosts_score_held_out_rows_between_them(make_store):
@@ -146,8 +149,8 @@ def test_hosts_score_held_out_rows_between_them(make_store):
     for rows in ([0, 2], [1, 3])
   ]
   for batch, even, odd in zip(whole, *halves, strict=True):
-    assert_same(even, type(batch)(*(field[::2] for field in batch)))
-    assert_same(odd, type(batch)(*(field[1::2] for field in batch)))
+    assert_same(even, jax.tree.map(lambda field: field[::2], batch))
+    assert_same(odd, jax.tree.map(lambda field: field[1::2], batch))
 
 
 def test_a_host_reads_the_bytes_of_its_own_rows(make_store):
@@ -191,10 +194,10 @@ def test_a_bad_record_empties_its_row_and_moves_nothing(make_store, damage):
     batch = reader.batch(step)
     for row in range(4):
       if batch.segment_ids[row].any():
-        for field, other in zip(batch, expected, strict=True):
-          assert np.array_equal(field[row], other[row])
+        one = lambda field, row=row: field[row]
+        assert_same(jax.tree.map(one, batch), jax.tree.map(one, expected))
       else:
-        assert not any(field[row].any() for field in batch)
+        assert not any(field[row].any() for field in jax.tree.leaves(batch))
         num_empty += 1
   assert num_empty >= 1
   assert [entry['record'] for entry in reader.quarantine] == [11]
@@ -325,3 +328,67 @@ assert not verify(directory), verify(directory)
     [sys.executable, '-c', program], capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_a_block_that_is_read_comes_before_causal_text(tmp_path):
+  # Six codes, three letters, the end mark. Place 0 reads nothing and predicts
+  # the first code, place 6 reads the last one and predicts the first letter.
+  directory = mixed.write(tmp_path / 'v/described/train', 'described', 1)
+  batch = Reader([directory], [1], 10, 1, 0).batch(0)
+  assert batch.block_ids.tolist() == [[1] * 7 + [0] * 3]
+  assert batch.loss_weights.tolist() == [[0] * 6 + [1] * 4]
+  assert batch.modality.tolist() == [[0] + [1] * 6 + [0] * 3]
+
+
+def test_codes_that_are_predicted_one_by_one_are_in_no_block(tmp_path):
+  directory = mixed.write(tmp_path / 'v/drawn/train', 'drawn', 1)
+  batch = Reader([directory], [1], 10, 1, 0).batch(0)
+  assert not batch.block_ids.any()
+  assert batch.loss_weights.tolist() == [[0] * 3 + [1] * 7]
+  assert batch.modality.tolist() == [[0] * 4 + [1] * 6]
+
+
+def test_further_arrays_come_with_the_token_that_is_read(tmp_path):
+  def extra(tokens):
+    place = np.arange(tokens.size, dtype=np.int16)
+    return {'row': place, 'patch': np.stack([place, -place], 1) / 2}
+
+  first = mixed.write(tmp_path / 'v/a/train', 'drawn', 1, extra=extra)
+  second = mixed.write(tmp_path / 'v/b/train', 'drawn', 1)
+  extras = {
+    'row': jax.ShapeDtypeStruct((), 'int32'),
+    'patch': jax.ShapeDtypeStruct((2,), 'float32'),
+  }
+  reader = Reader([first, second], [1, 1], 12, 2, 0, extras=extras)
+  rows, patches = (reader.batch(0).extras[name] for name in extras)
+  assert sorted(rows.tolist()) == [[0] * 12, [0, *range(9), 0, 0]]
+  assert np.array_equal(patches[..., 0] * 2, rows)
+  assert (rows.dtype, patches.dtype) == (np.int32, np.float32)
+
+
+def test_a_further_array_of_another_shape_is_refused(tmp_path):
+  extra = lambda tokens: {'row': np.zeros((tokens.size, 3))}
+  directory = mixed.write(tmp_path / 'v/a/train', 'drawn', 1, extra=extra)
+  extras = {'row': jax.ShapeDtypeStruct((), 'int32')}
+  with pytest.raises(ValueError, match=r'row must have shape \(10,\), got'):
+    list(eval_batches(directory, 12, 1, extras=extras))
+
+
+def test_text_joins_a_mixture_of_every_space(tmp_path):
+  text = mixed.write(tmp_path / 'v/a/train', 'described', 4)
+  other = mixed.write(tmp_path / 'v/b/train', 'drawn', 4)
+  path = text / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  del manifest['ids']
+  path.write_text(json.dumps(manifest | {'vocab_size': 300}))
+  assert Reader([text, other], [1, 1], 10, 1, 0).ids == mixed.SPACE
+
+
+def test_stores_of_two_spaces_are_refused(tmp_path):
+  first = mixed.write(tmp_path / 'v/a/train', 'drawn', 4)
+  other = IdSpace(300, image=9)
+  second = mixed.write(
+    tmp_path / 'v/b/train', 'drawn', 4, **other.in_manifest()
+  )
+  with pytest.raises(ValueError, match='must share one id space, got text'):
+    Reader([first, second], [1, 1], 10, 1, 0)

@@ -172,3 +172,30 @@ def test_a_store_that_is_made_again_while_it_is_opened_is_refused(make_store):
   make_store(['日', '白'])
   with pytest.raises(ValueError, match='must stay as it is while it is opened'):
     opened.hold()
+
+
+def test_a_block_is_one_run_of_neighbours(tmp_path):
+  record = {
+    'tokens': np.arange(4),
+    'block_ids': np.array([1, 0, 1, 0], np.uint8),
+  }
+  with pytest.raises(ValueError, match='block 1 at .0, 2.: give each part'):
+    store.write_store(tmp_path / 'task/train', [record], dict)
+
+
+def test_a_store_knows_its_blocks(tmp_path):
+  record = {
+    'tokens': np.arange(6),
+    'block_ids': np.array([0, 1, 1, 2, 2, 0], np.uint8),
+    'loss_weights': np.array([0, 0, 0, 1, 1, 1], np.uint8),
+  }
+  plain = {'tokens': np.arange(3)}
+  store.write_store(tmp_path / 'task/train', [plain, record], dict)
+  opened = store.Store(tmp_path / 'task/train')
+  assert opened.blocks.tolist() == [[1, 1, 3, 0], [1, 3, 5, 2]]
+
+
+def test_a_store_without_blocks_has_no_file_of_them(tmp_path):
+  store.write_store(tmp_path / 'task/train', [{'tokens': np.arange(3)}], dict)
+  assert store.Store(tmp_path / 'task/train').blocks.shape == (0, 4)
+  assert not (tmp_path / 'task/train/blocks.npy').exists()

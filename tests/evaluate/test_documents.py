@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moe.evaluate import documents
+from moe.modalities.ids import IdSpace
 
 
 class Codebook:
@@ -29,7 +30,7 @@ def test_unknown_tokens_and_what_they_hide_are_counted():
     'num_chars': np.int64(5),
     'num_bytes': np.int64(13),
   }
-  document = documents.record_document(Codebook(), record)
+  document = documents.record_document(Codebook(), IdSpace(5), record)
   assert (document.num_unknown, document.hidden_chars) == (2, 4)
 
 
@@ -40,3 +41,37 @@ def test_a_vocabulary_that_alters_text_is_refused():
 
   with pytest.raises(ValueError, match='document 2 .* comes back changed'):
     documents.text_documents(Lowercase(), ['ab', 'aB'])
+
+
+def test_codes_are_scored_beside_text_and_are_no_unknown_tokens():
+  # Text 0-4, image 128-131: a picture as a block, then its caption.
+  space = IdSpace(5, image=4)
+  record = {
+    'tokens': np.array([128, 131, 3, 2, 1], np.uint16),
+    'loss_weights': np.array([0, 0, 1, 1, 1], np.uint8),
+    'block_ids': np.array([1, 1, 0, 0, 0], np.uint8),
+    'num_chars': np.int64(2),
+    'num_bytes': np.int64(4),
+  }
+  document = documents.record_document(Codebook(), space, record)
+  assert (document.num_unknown, document.hidden_chars) == (1, 1)
+  assert document.modality.tolist() == [1, 1, 0, 0, 0]
+  # The same two codes as what is to be written after text.
+  record |= {
+    'tokens': np.array([3, 128, 131, 1], np.uint16),
+    'loss_weights': np.array([0, 1, 1, 1], np.uint8),
+    'block_ids': np.zeros(4, np.uint8),
+  }
+  document = documents.record_document(Codebook(), space, record)
+  assert (document.num_unknown, document.hidden_chars) == (0, 0)
+
+
+def test_a_block_that_is_predicted_has_no_likelihood():
+  record = {
+    'tokens': np.array([3, 4, 1]),
+    'block_ids': np.array([1, 1, 0]),
+    'num_chars': np.int64(2),
+    'num_bytes': np.int64(2),
+  }
+  with pytest.raises(ValueError, match='must be scored token by token'):
+    documents.record_document(Codebook(), IdSpace(5), record)

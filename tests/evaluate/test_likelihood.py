@@ -249,3 +249,18 @@ def test_documents_without_any_text_are_refused():
     likelihood.totals([Document(np.array([EOS]), 0, 0)], np.array([1.0]))
   with pytest.raises(ValueError, match='document 0 must hold'):
     score(Uniform(), [document([])])
+
+
+def test_blocks_and_modality_come_to_the_places_that_read_them():
+  # Two codes as a block, a token of text, the end mark.
+  document = Document(
+    np.array([9, 8, 3, EOS]),
+    1,
+    1,
+    np.array([0, 0, 1, 1]),
+    block_ids=np.array([1, 1, 0, 0]),
+    modality=np.array([1, 1, 0, 0]),
+  )
+  batch = likelihood.window_batch([document], [Window(0, 0, 0, 4)], 1, 5)
+  assert batch.block_ids.tolist() == [[1, 1, 1, 0, 0]]
+  assert batch.modality.tolist() == [[0, 1, 1, 0, 0]]

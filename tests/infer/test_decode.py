@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.infer import decode, forms, kv_cache
 from moe.infer.sampling import Sampling
+from moe.modalities.ids import IdSpace
 from moe.types import Cache
 
 EOS = 1
@@ -179,3 +180,37 @@ def test_few_programs_are_compiled_for_many_lengths(bigram):
   for length in (1, 5, 15):
     decode.generate(write, params, state, [[5] * length], [FREE], length)
   assert write._cache_size() == 1
+
+
+def test_a_block_of_the_prompt_is_read_as_in_training(bigram):
+  functional, params, state = bigram
+  modality, read = IdSpace(16, image=4).modality, []
+
+  class Recorded:
+    def apply(self, params, state, batch, *args):
+      read.append(batch)
+      return functional.apply(params, state, batch, *args)
+
+    head, cache_shapes = functional.head, functional.cache_shapes
+
+  def prefill(params, state, prompts, jumps, limit, width):
+    cache = kv_cache.empty_cache(functional.cache_shapes(2, 16))
+    decode.prefill(Recorded(), params, state, prompts, cache, modality)
+    return np.zeros((2, 1), np.int32), np.zeros(2, np.int32)
+
+  # Place 1 reads token 5 and predicts the block, places 2 to 4 read the block.
+  prompts, blocks = [[5, 6, 7, 8, 9], [5]], [[0, 1, 1, 1, 0], [0]]
+  decode.generate(prefill, params, state, prompts, [FREE] * 2, 1, blocks=blocks)
+  assert read[0].block_ids[0, :7].tolist() == [0, 1, 1, 1, 1, 0, 0]
+  assert not read[0].block_ids[1].any()
+  decode.generate(prefill, params, state, prompts, [FREE] * 2, 1)
+  assert not read[1].block_ids.any()
+
+
+def test_the_model_is_told_the_modality_of_what_it_reads():
+  modality = IdSpace(16, image=4).modality
+  tokens = jnp.array([[0, 5, 128, 131]], jnp.int32)
+  batch = decode.read_batch(
+    tokens, jnp.full((1,), 4), jnp.zeros((1,), jnp.int32), modality=modality
+  )
+  assert batch.modality.tolist() == [[0, 0, 1, 1]]

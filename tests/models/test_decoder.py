@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe.models.functional import Functional
-from moe.types import Cache, TokenBatch
+from moe.types import PLACE_FIELDS, Cache
 from tests.models import factories
 
 B, T, S = 2, 8, 10
@@ -68,7 +68,7 @@ def test_cached_decoding_equals_one_pass_over_the_whole():
     close(outputs.hidden[b, :length], whole_BTD[b, :length])
   for step in range(3):
     place = np.arange(B), lengths + step
-    token = TokenBatch(*(field[place][:, None] for field in documents))
+    token = jax.tree.map(lambda a, place=place: a[place][:, None], documents)
     outputs = run(token, outputs.cache)
     close(outputs.hidden[:, 0], whole_BTD[place])
   assert int(outputs.cache.index) == 8
@@ -146,7 +146,7 @@ def test_every_field_that_a_model_reads_matters():
     'positions': documents.positions * 2,
     'block_ids': np.ones_like(documents.block_ids),
   }
-  for name in TokenBatch._fields:
+  for name in PLACE_FIELDS:
     array = changes.get(name, getattr(documents, name) + 1)
     array = array.astype(getattr(documents, name).dtype)
     differs = np.abs(

@@ -28,7 +28,8 @@ def write(directory, vocabulary, num_given=0):
     'chars': sum(map(len, LINES)) - num_given * len(LINES),
     'scored_tokens': tokens - num_given * len(LINES),
   }
-  write_store(directory, records, lambda: {'task': 't', 'counts': counts})
+  facts = {'task': 't', 'counts': counts, 'vocab_size': vocabulary.size}
+  write_store(directory, records, lambda: facts)
   return [Store(directory)]
 
 

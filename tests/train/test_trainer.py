@@ -456,7 +456,6 @@ def test_a_state_that_an_update_has_broken_is_never_saved(
     toy,
     optimizers.build(optimizers.adamw(rate)),
     rate,
-    batch_shapes(8, 4),
     rules.table('standard'),
     program.mesh,
     seed=0,

@@ -1,0 +1,228 @@
+"""From the examples of a task to the records of a store, and their counts."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.data.store import Record
+from moe.modalities.ids import EOS, UNK, IdSpace
+from moe.modalities.vocabulary import Vocabulary
+
+# Documents between two looks at the share of malformed ones.
+_CHECK_EVERY = 10_000
+_FEATURES = ('inputs', 'targets')
+
+
+class Feature(NamedTuple):
+  """What a feature of a task is, where it is no text.
+
+  Attributes:
+    range: of `moe.modalities.ids.RANGES`; the feature has its codes. Only that
+      of inputs and targets is looked at: every other feature is an array with a
+      value a token, which is kept as it is.
+    is_block: whether all of it is one block, whose tokens see each other. A
+      block that is given is a condition; one that is a target must be hidden by
+      a transform where it is predicted.
+  """
+
+  range: str = ''
+  is_block: bool = False
+
+
+@dataclasses.dataclass
+class Counts:
+  """What became of the documents of a source.
+
+  Attributes:
+    documents: read from the source.
+    empty: left out because nothing is to be scored.
+    malformed: left out because they are no UTF-8, or because the vocabulary
+      does not give their text back.
+    respelt: tokenised again because the task lost a U+2581 of the text.
+    scored_tokens: tokens with weight 1, end marks included.
+    chars: Unicode code points of the scored text, end marks not counted; a code
+      of another range counts as one.
+    bytes: bytes of the scored text in UTF-8; a code counts as one.
+    unknown_tokens: tokens of all documents that are the unknown token.
+    byte_tokens: tokens of all documents that are one byte of a character.
+  """
+
+  documents: int = 0
+  empty: int = 0
+  malformed: int = 0
+  respelt: int = 0
+  scored_tokens: int = 0
+  chars: int = 0
+  bytes: int = 0
+  unknown_tokens: int = 0
+  byte_tokens: int = 0
+
+
+class Tokeniser:
+  """Makes records of examples, and counts."""
+
+  def __init__(
+    self,
+    name: str,
+    vocabulary: Vocabulary,
+    max_bad_fraction: float,
+    on_progress: Callable[[int], None],
+    ids: IdSpace,
+    features: Mapping[str, Feature],
+  ):
+    """Makes ready.
+
+    Args:
+      name: of the store, for messages.
+      vocabulary: spells the texts.
+      max_bad_fraction: share of the documents that may be malformed.
+      on_progress: called from time to time with the number of documents read.
+      ids: where every range lies.
+      features: by name, those that are no text.
+    """
+    self.counts = Counts()
+    self._name = name
+    self._vocabulary = vocabulary
+    self._max_bad_fraction = max_bad_fraction
+    self._on_progress = on_progress
+    self._ids = ids
+    self._features = features
+    self._first_bad = None
+    self._dtype = np.uint16 if ids.size <= 1 << 16 else np.int32
+    self._is_byte = np.array(
+      [vocabulary.is_byte(id) for id in range(vocabulary.size)]
+    )
+
+  def records(self, examples: Iterable[dict]) -> Iterator[Record]:
+    """Records of the examples; ValueError if too many are malformed."""
+    counts = self.counts
+    for example in examples:
+      try:
+        record = self._record(example)
+        if record is not None:
+          yield record
+      except ValueError as error:  # UnicodeDecodeError is one.
+        counts.malformed += 1
+        if self._first_bad is None:
+          self._first_bad = f'document {counts.documents}: {error}'
+      counts.documents += 1
+      if counts.documents % _CHECK_EVERY == 0:
+        self._check_malformed()
+        self._on_progress(counts.documents)
+    self._check_malformed()
+
+  def _check_malformed(self):
+    counts = self.counts
+    if counts.malformed > self._max_bad_fraction * counts.documents:
+      raise ValueError(
+        f'{self._name}: at most {self._max_bad_fraction:g} of the documents may'
+        f' be malformed, got {counts.malformed} of {counts.documents}, the'
+        f' first one {self._first_bad}; mend the source, or raise'
+        ' max_bad_fraction.'
+      )
+
+  def _record(self, example: dict) -> Record | None:
+    ids, texts = {}, dict(texts_of(example))
+    for feature, text in texts.items():
+      if feature in self._features:
+        texts[feature] = None
+        codes = np.ravel(example[feature])
+        ids[feature] = self._ids.ids(
+          self._features[feature].range, codes
+        ).tolist()
+        continue
+      if feature in example:
+        ids[feature] = example[feature].tolist()
+        if feature == 'targets' and ids[feature][-1:] == [EOS]:
+          ids[feature].pop()
+      elif text is not None:
+        ids[feature] = self._vocabulary.encode(text)
+      if text is not None:
+        ids[feature] = self._spelt(ids[feature], text)
+    if not ids.get('targets'):
+      self.counts.empty += 1
+      return None
+    prompt, target = ids.get('inputs', []), ids['targets']
+    if 'targets' in self._features:
+      size = num_bytes = len(target)
+    else:
+      scored = texts['targets']
+      if scored is None:
+        scored = self._vocabulary.decode(target)
+      size, num_bytes = len(scored), len(scored.encode())
+    record = self._counted(prompt, target + [EOS], size, num_bytes)
+    return record | self._blocks(prompt, target) | self._rest(example, record)
+
+  def _spelt(self, ids: list[int], text: str) -> list[int]:
+    """Ids that decode to the text: if possible those that are given."""
+    decoded = self._vocabulary.decode(ids)
+    if decoded == text:
+      return ids
+    # TensorFlow's SentencePiece takes U+2581 for a space.
+    if decoded == text.replace('\u2581', ' '):
+      self.counts.respelt += 1
+      return self._vocabulary.encode(text)
+    raise ValueError(f'{text[:40]!r} came back as {decoded[:40]!r}')
+
+  def _counted(
+    self, prompt: list[int], target: list[int], num_chars: int, num_bytes: int
+  ) -> Record:
+    """The record of a document, which is added to the counts."""
+    counts = self.counts
+    tokens = np.array(prompt + target)
+    if self._ids.unknown(tokens).size:
+      raise ValueError(
+        f'ids from {tokens.min()} to {tokens.max()}, but the vocabulary has'
+        f' {self._ids}'
+      )
+    counts.scored_tokens += len(target)
+    counts.chars += num_chars
+    counts.bytes += num_bytes
+    counts.unknown_tokens += int((tokens == UNK).sum())
+    counts.byte_tokens += int(
+      self._is_byte[self._ids.codes('text', tokens)].sum()
+    )
+    record = {
+      'tokens': tokens.astype(self._dtype),
+      'num_chars': np.int64(num_chars),
+      'num_bytes': np.int64(num_bytes),
+    }
+    if prompt:
+      weights = np.ones(tokens.size, np.uint8)
+      weights[: len(prompt)] = 0
+      record['loss_weights'] = weights
+    return record
+
+  def _blocks(self, prompt: list[int], target: list[int]) -> Record:
+    """The blocks of a document; nothing if it has none."""
+    block_ids = np.zeros(len(prompt) + len(target) + 1, np.uint8)
+    for number, feature in enumerate(_FEATURES, start=1):
+      if feature in self._features and self._features[feature].is_block:
+        first = 0 if feature == 'inputs' else len(prompt)
+        size = len(prompt) if feature == 'inputs' else len(target)
+        block_ids[first : first + size] = number
+    return {'block_ids': block_ids} if block_ids.any() else {}
+
+  def _rest(self, example: dict, record: Record) -> Record:
+    """Further arrays of an example, a value a token; the end mark has 0."""
+    size, rest = record['tokens'].size, {}
+    for name in self._features.keys() - set(_FEATURES):
+      array = np.asarray(example[name])
+      if array.shape[:1] != (size - 1,):
+        raise ValueError(
+          f'{name} has shape {array.shape} for {size - 1} tokens without the'
+          ' end mark'
+        )
+      rest[name] = np.concatenate([array, np.zeros_like(array[:1])])
+    return dict(sorted(rest.items()))
+
+
+def texts_of(example: dict) -> Iterator[tuple[str, str | None]]:
+  """(feature, its text or None); UnicodeDecodeError if it is no UTF-8."""
+  for feature in _FEATURES:
+    text = example.get(f'{feature}_pretokenized')
+    if isinstance(text, bytes):
+      text = text.decode()
+    yield feature, text if isinstance(text, str) else None

@@ -1,0 +1,229 @@
+"""One store of a mixture, from which rows of batches are filled."""
+
+import os
+import threading
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from moe.data import examples
+from moe.data.order import scramble
+from moe.data.packing import load_plan
+from moe.data.store import RECORDS, Record, Store
+from moe.data.transforms import Transform, shape_of
+from moe.modalities.ids import of_manifest
+from moe.types import TokenBatch
+
+# Arrays that a batch has besides: name -> shape and dtype of a token's value.
+Extras = Mapping[str, jax.ShapeDtypeStruct]
+
+
+class Source:
+  """One store and its plan, from which rows are filled."""
+
+  def __init__(
+    self,
+    directory: str | os.PathLike | Store,
+    sequence_length: int,
+    transform: Transform | None,
+    extras: Extras,
+    max_bad_fraction: float = 0.0,
+    bad: list[dict] | None = None,
+  ):
+    """Opens the store and its plan.
+
+    Args:
+      directory: of the store, or the store itself.
+      sequence_length: T.
+      transform: of the documents, or None.
+      extras: arrays that a batch has besides.
+      max_bad_fraction: share of the records that may be unreadable.
+      bad: where unreadable records are noted; None makes them an error.
+    """
+    is_open = isinstance(directory, Store)
+    self.store = directory if is_open else Store(directory)
+    self.ids = of_manifest(self.store.manifest)
+    self.shape = shape_of(self.store, transform)
+    self.plan = load_plan(self.store, sequence_length, self.shape)
+    self._transform = transform
+    self._extras = extras
+    self._max_bad = max_bad_fraction * self.store.lengths.size
+    self._quarantine = bad
+    self._bad_records = set()
+    self._lock = threading.Lock()
+
+  def fill(
+    self,
+    batch: TokenBatch,
+    places: np.ndarray,
+    rows: np.ndarray,
+    keys: np.ndarray,
+  ):
+    """Writes rows of the plan into places of a batch of zeros.
+
+    Args:
+      batch: to write into.
+      places: row of the batch for each row of the plan.
+      rows: of the plan.
+      keys: randomness of the epoch of each row.
+    """
+    if not rows.size:
+      return
+    plan = self.plan
+    first = plan.row_start[rows]
+    num_pieces = plan.row_start[rows + 1] - first
+    segment = _counted(num_pieces)
+    piece = np.repeat(first, num_pieces) + segment
+    length = plan.length[piece].astype(np.int64)
+    # Where each piece starts, if the batch is seen as one line of tokens.
+    before = np.cumsum(length) - length
+    row_begin = np.cumsum(num_pieces) - num_pieces
+    column = before - np.repeat(before[row_begin], num_pieces)
+    width = batch.tokens.shape[1]
+    begin = np.repeat(places, num_pieces) * width + column
+    position = _counted(length)
+    target = np.repeat(begin, length) + position
+    records, which = np.unique(plan.record[piece], return_inverse=True)
+    read = self._read(records)
+    documents = [read[index] for index in which]
+    is_bad = np.array([document is None for document in documents])
+    documents = self._transformed(
+      documents, plan.record[piece], np.repeat(keys, num_pieces)
+    )
+    self._write(batch, target, documents, plan.start[piece], length)
+    batch.segment_ids.reshape(-1)[target] = np.repeat(segment + 1, length)
+    batch.positions.reshape(-1)[target] = position
+    for field in jax.tree.leaves(batch):
+      field[np.repeat(places, num_pieces)[is_bad]] = 0
+
+  def _transformed(
+    self,
+    documents: list[Record | None],
+    records: np.ndarray,
+    keys: np.ndarray,
+  ) -> list[Record]:
+    """The example of each document; something empty for one that is bad."""
+    lengths, found = self.shape.lengths[records].tolist(), []
+    # A hash of a hash, so that documents and epochs share no key.
+    keys = scramble(scramble(keys) ^ records.astype(np.uint64))
+    for document, key, length in zip(documents, keys, lengths, strict=True):
+      if document is None:
+        document = {'tokens': np.zeros(length, np.int32)}
+      elif self._transform is not None:
+        document = self._transform(document, key, self.ids)
+        if document['tokens'].size != length:
+          raise ValueError(
+            f'{self._transform} must give as many tokens as it declares,'
+            f' {length}, got {document["tokens"].size}: mend it.'
+          )
+      found.append(document)
+    return found
+
+  def _write(
+    self,
+    batch: TokenBatch,
+    target: np.ndarray,
+    documents: list[Record],
+    start: np.ndarray,
+    length: np.ndarray,
+  ):
+    """Writes pieces of documents to places of a batch, seen as one line.
+
+    Args:
+      batch: to write into.
+      target: the places, piece after piece.
+      documents: that of each piece.
+      start: first token of each piece.
+      length: tokens of each piece.
+    """
+    cut = start.tolist(), length.tolist()
+    tokens = [document['tokens'] for document in documents]
+    inputs = [
+      document.get('inputs', document['tokens']) for document in documents
+    ]
+    ids, read = examples.predicted(tokens, *cut), examples.read(inputs, *cut)
+    weights = examples.predicted(
+      [
+        document.get(
+          'loss_weights', np.ones(document['tokens'].size, np.float32)
+        )
+        for document in documents
+      ],
+      *cut,
+    )
+    if any('block_ids' in document for document in documents):
+      blocks = [examples.block_ids(document) for document in documents]
+      own = examples.predicted(blocks, *cut)
+      batch.block_ids.reshape(-1)[target] = examples.place_blocks(
+        examples.read(blocks, *cut), own
+      )
+      # A place sees its block, so it predicts only what is hidden there.
+      is_shown = examples.predicted(inputs, *cut) == ids
+      weights = np.where((own > 0) & is_shown, 0, weights)
+    if not self.ids.is_text:
+      # A mask stands for a token whose modality is known.
+      hidden = examples.read(tokens, *cut)
+      batch.modality.reshape(-1)[target] = self.ids.modality(hidden)
+    batch.targets.reshape(-1)[target] = ids
+    batch.tokens.reshape(-1)[target] = read
+    batch.loss_weights.reshape(-1)[target] = weights
+    for name, extra in self._extras.items():
+      whole = [
+        document.get(name, np.zeros((len(document['tokens']), *extra.shape)))
+        for document in documents
+      ]
+      flat = batch.extras[name].reshape(-1, *extra.shape)
+      flat[target] = examples.read(whole, *cut)
+
+  def _read(self, records: np.ndarray) -> list[Record | None]:
+    """Documents by number; None for one that cannot be used."""
+    on_error = None if self._quarantine is None else self._on_error
+    documents = self.store.read(records, on_error)
+    for place, document in enumerate(documents):
+      error = document and self._problem(document)
+      if error:
+        path = os.path.join(self.store.directory, RECORDS)
+        if on_error is None:
+          raise ValueError(
+            f'Record {records[place]} of {path} must be readable, got {error}:'
+            ' delete the store and make it again.'
+          )
+        on_error(int(records[place]), ValueError(error))
+        documents[place] = None
+    return documents
+
+  def _problem(self, record: Record) -> str | None:
+    """Why a record can't be used, or None."""
+    # The embedding would clamp an id past its end without a word.
+    unknown = self.ids.unknown(record['tokens'])
+    if unknown.size:
+      wanted = 'below' if self.ids.is_text else 'in'
+      return f'its tokens must be {wanted} {self.ids}, got {unknown.max()}'
+    for name, extra in self._extras.items():
+      shape = (record['tokens'].size, *extra.shape)
+      if name in record and record[name].shape != shape:
+        return f'{name} must have shape {shape}, got {record[name].shape}'
+    return None
+
+  def _on_error(self, record: int, error: Exception):
+    with self._lock:
+      if record in self._bad_records:
+        return
+      self._bad_records.add(record)
+      path = os.path.join(self.store.directory, RECORDS)
+      self._quarantine.append(
+        {'file': path, 'record': record, 'error': str(error)}
+      )
+      if len(self._bad_records) > self._max_bad:
+        raise ValueError(
+          f'{path}: at most {self._max_bad:g} of {self.store.lengths.size}'
+          f' records may be unreadable, got {len(self._bad_records)}, the last'
+          f' one record {record}: {error}; delete the store and make it again.'
+        )
+
+
+def _counted(sizes: np.ndarray) -> np.ndarray:
+  """The numbers 0 to n - 1 for each n of sizes, one after the other."""
+  ends = np.cumsum(sizes)
+  return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)

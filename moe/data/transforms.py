@@ -1,0 +1,122 @@
+"""What happens to a record between the store and the batch.
+
+A transform changes a document each time that it is read, by a key that depends
+on the seed, the epoch and the document alone: so every batch can be made again,
+and the pieces of one document agree. It declares the lengths that come out, so
+that rows are planned once, before any record is read.
+"""
+
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from moe.data.order import scramble
+from moe.data.store import Record, Store
+from moe.modalities.ids import IdSpace
+
+
+class Shape(NamedTuple):
+  """What is known of the documents of a store before they are read.
+
+  Attributes:
+    lengths: int [records], tokens of each document.
+    blocks: int [blocks, 4], as `Store.blocks`.
+    counts: 'scored_tokens', 'chars' and 'bytes' of all documents.
+  """
+
+  lengths: np.ndarray
+  blocks: np.ndarray
+  counts: dict[str, int]
+
+
+@runtime_checkable  # So that a configuration can be checked.
+class Transform(Protocol):
+  """From a record to the example that is read of it.
+
+  `repr` tells transforms apart: it is part of the hash of the data.
+  """
+
+  def declare(self, shape: Shape) -> Shape:
+    """The shape of what comes out, for the shape of a store."""
+
+  def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
+    """The example.
+
+    Args:
+      record: `tokens` and what else the store holds.
+      key: the randomness of this reading of this document.
+      ids: where every range lies.
+
+    Returns:
+      A record of the declared length. `inputs`, if there is such an array, is
+      read in place of `tokens`, which are predicted.
+    """
+
+
+def shape_of(store: Store, transform: Transform | None = None) -> Shape:
+  """The shape of what is read of a store, with a transform or without.
+
+  Raises:
+    ValueError: if a block is to be predicted and nothing hides its tokens.
+  """
+  counts = store.manifest['counts']
+  counts = {name: counts[name] for name in ('scored_tokens', 'chars', 'bytes')}
+  shape = Shape(store.lengths, store.blocks, counts)
+  if transform is not None:
+    return transform.declare(shape)
+  if store.blocks[:, 3].any():
+    raise ValueError(
+      'Tokens of a block see each other, so those that are to be predicted must'
+      f' be hidden, got scored tokens in blocks of {store.directory}: give it a'
+      ' transform such as transforms.MaskBlocks.'
+    )
+  return shape
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskBlocks:
+  """Hides a share of the scored tokens of a block; they alone are predicted.
+
+  Masked modelling (Devlin et al. 2018, https://arxiv.org/abs/1810.04805).
+  Departs from it in that each block has the same number of hidden tokens each
+  time, so that the number of scored tokens is known, and in that all of them
+  are read as the mask. A block that is not scored is a condition, and stays as
+  it is.
+
+  Attributes:
+    fraction: of the scored tokens of a block; one at least is hidden.
+  """
+
+  fraction: float = 0.15
+
+  def __post_init__(self):
+    if not 0 < self.fraction <= 1:
+      raise ValueError(
+        f'fraction={self.fraction} must be above 0 and at most 1.'
+      )
+
+  def declare(self, shape: Shape) -> Shape:
+    """The same lengths and blocks; tokens that are shown are not scored."""
+    scored = shape.blocks[:, 3].astype(np.int64)
+    num_shown = int((scored - self._num_hidden(scored)).sum())
+    counts = {name: count - num_shown for name, count in shape.counts.items()}
+    return shape._replace(counts=counts)
+
+  def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
+    """The record with `inputs` in which tokens are hidden."""
+    if 'block_ids' not in record:
+      return record
+    block_ids = record['block_ids']
+    is_scored = record.get('loss_weights', np.ones(block_ids.size)) > 0
+    inputs = record['tokens'].astype(np.int32)
+    for number in np.unique(block_ids[block_ids > 0]):
+      places = np.flatnonzero((block_ids == number) & is_scored)
+      order = np.argsort(scramble(scramble(places) ^ key), kind='stable')
+      hidden = order[: self._num_hidden(np.array(places.size))]
+      inputs[places[hidden]] = ids.mask
+    return {**record, 'inputs': inputs}
+
+  def _num_hidden(self, num_scored: np.ndarray) -> np.ndarray:
+    rounded = np.rint(self.fraction * num_scored).astype(np.int64)
+    return np.maximum(rounded, num_scored > 0)

@@ -1,0 +1,221 @@
+"""One id space for all that a model reads: text, commands, codes, residues.
+
+The ids of a kind of token are one range. The ranges come in the order of
+`RANGES`, and text is always the first: its ids are those of the vocabulary, so
+that a store of text is valid in every space with the same vocabulary. Where
+there is more than text, each range is padded to a multiple of 128. Text alone
+is one range without padding. A new range is appended to `RANGES`, never put
+between others, so that old ids stay what they are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+PAD, EOS, UNK = 0, 1, 2
+# As `moe.types` counts them in a batch.
+TEXT, IMAGE, PROTEIN = 0, 1, 2
+# Range -> modality of its tokens.
+RANGES = {
+  'text': TEXT,
+  'command': TEXT,
+  'image': IMAGE,
+  'residue': PROTEIN,
+  'structure': PROTEIN,
+}
+# The first command: it is read in place of a token that is to be predicted.
+MASK = 0
+_MULTIPLE = 128
+# What a manifest holds of a space that has more than text.
+_KEY = 'ids'
+
+
+@dataclasses.dataclass(frozen=True)
+class IdSpace:
+  """How many ids of each range there are; 0 where there is none.
+
+  Attributes:
+    text: pieces of the vocabulary; PAD, EOS and UNK are among them.
+    command: marks that are no text; `MASK` is the first.
+    image: codes of an image tokenizer.
+    residue: amino acids.
+    structure: letters of a structure alphabet.
+  """
+
+  text: int
+  command: int = 0
+  image: int = 0
+  residue: int = 0
+  structure: int = 0
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    if self.text <= UNK or min(sizes.values()) < 0:
+      raise ValueError(
+        f'An id space must have more than {UNK} ids of text and no negative'
+        f' size, got {sizes}: change the sizes.'
+      )
+
+  @functools.cached_property
+  def _spans(self) -> dict[str, tuple[int, int]]:
+    """(first id, one past the last id) of each range that is not empty."""
+    spans, begin = {}, 0
+    for name, size in dataclasses.asdict(self).items():
+      if size:
+        spans[name] = begin, begin + size
+        begin += -(-size // _MULTIPLE) * _MULTIPLE
+    return spans
+
+  @property
+  def is_text(self) -> bool:
+    """Whether there is nothing but text."""
+    return list(self._spans) == ['text']
+
+  @property
+  def size(self) -> int:
+    """The ids of all ranges, padding included: rows that a table needs."""
+    if self.is_text:
+      return self.text
+    last = max(end for _, end in self._spans.values())
+    return -(-last // _MULTIPLE) * _MULTIPLE
+
+  @property
+  def mask(self) -> int:
+    """The id that is read in place of a hidden token."""
+    return int(self.ids('command', np.array([MASK]))[0])
+
+  @property
+  def sha256(self) -> str:
+    """Hash of where every range lies."""
+    spans = [[name, *span] for name, span in self._spans.items()]
+    return hashlib.sha256(json.dumps(spans).encode()).hexdigest()
+
+  def __str__(self) -> str:
+    if self.is_text:
+      return str(self.text)
+    return ', '.join(
+      f'{name} {begin}-{end - 1}' for name, (begin, end) in self._spans.items()
+    )
+
+  def ids(self, name: str, codes: np.ndarray) -> np.ndarray:
+    """Ids of the codes of a range.
+
+    Args:
+      name: of the range.
+      codes: integers from 0, as the tokenizer of the range counts them.
+
+    Returns:
+      int64 of the same shape.
+
+    Raises:
+      ValueError: if there is no such range, or a code is outside of it.
+    """
+    if name not in self._spans:
+      raise ValueError(
+        f'The id space must have a range {name!r}, got {self}: give it a size.'
+      )
+    begin, end = self._spans[name]
+    codes = np.asarray(codes, np.int64)
+    if codes.size and not 0 <= codes.min() <= codes.max() < end - begin:
+      raise ValueError(
+        f'Codes of the range {name!r} must be from 0 to {end - begin - 1}, got'
+        f' {codes.min()} to {codes.max()}: make the range larger, or mend the'
+        ' tokenizer.'
+      )
+    return codes + begin
+
+  def codes(self, name: str, ids: np.ndarray) -> np.ndarray:
+    """Codes of those ids that belong to a range, in their order."""
+    begin, end = self._spans.get(name, (0, 0))
+    ids = np.asarray(ids, np.int64)
+    return ids[(ids >= begin) & (ids < end)] - begin
+
+  def unknown(self, ids: np.ndarray) -> np.ndarray:
+    """Those of the ids that belong to no range."""
+    ids = np.asarray(ids)
+    is_known = np.zeros(ids.shape, bool)
+    for begin, end in self._spans.values():
+      is_known |= (ids >= begin) & (ids < end)
+    return ids[~is_known]
+
+  def modality(self, ids: Any) -> Any:
+    """The modality of each id: text, image or protein.
+
+    Args:
+      ids: int32, an array of numpy or of jax.
+
+    Returns:
+      int32 of the same kind and shape.
+    """
+    modality, before = (ids * 0).astype('int32'), TEXT
+    for name, (begin, _) in self._spans.items():
+      if RANGES[name] != before:
+        step = RANGES[name] - before
+        modality = modality + (ids >= begin).astype('int32') * step
+        before = RANGES[name]
+    return modality
+
+  def in_manifest(self) -> dict[str, Any]:
+    """What the manifest of a store says of the space; nothing for text."""
+    if self.is_text:
+      return {}
+    return {_KEY: {**dataclasses.asdict(self), 'sha256': self.sha256}}
+
+
+def of_ranges(text: int, ranges: Mapping[str, int]) -> IdSpace:
+  """The space of a vocabulary and of other ranges.
+
+  Args:
+    text: pieces of the vocabulary.
+    ranges: sizes of the other ranges by name.
+
+  Raises:
+    ValueError: if a name or a size is out of range.
+  """
+  wrong = ranges.keys() - (RANGES.keys() - {'text'})
+  if wrong:
+    raise ValueError(
+      f'Ranges beside text must be of {", ".join(list(RANGES)[1:])}, got'
+      f' {", ".join(sorted(wrong))}: change the name.'
+    )
+  return IdSpace(text, **ranges)
+
+
+def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
+  """The most pieces that a vocabulary may have beside other ranges.
+
+  Args:
+    num_ids: of the whole space.
+    ranges: sizes of the other ranges.
+  """
+  if not ranges:
+    return num_ids
+  others = of_ranges(_MULTIPLE, ranges).size - _MULTIPLE
+  return (num_ids - others) // _MULTIPLE * _MULTIPLE
+
+
+def of_manifest(manifest: Mapping[str, Any]) -> IdSpace:
+  """The space of the ids of a store.
+
+  Args:
+    manifest: of the store.
+
+  Raises:
+    ValueError: if the ranges lay elsewhere when the store was made.
+  """
+  if _KEY not in manifest:
+    return IdSpace(manifest['vocab_size'])
+  sizes = dict(manifest[_KEY])
+  sha256 = sizes.pop('sha256')
+  space = IdSpace(**sizes)
+  if space.sha256 != sha256:
+    raise ValueError(
+      f'The ids of a store must lie in {space} (SHA-256 {space.sha256[:12]}),'
+      f' got those of another layout ({sha256[:12]}): make the store again.'
+    )
+  return space

@@ -1,0 +1,76 @@
+"""Stores of three synthetic tasks: codes and text, text and codes, residues."""
+
+import numpy as np
+
+from moe.data import store
+from moe.modalities.ids import IdSpace
+
+SPACE = IdSpace(300, command=1, image=8, residue=5)
+CODES = 6  # of a picture
+LETTERS = 3  # of its caption: letter i is told by codes 2i and 2i + 1
+
+
+def letters_of(codes):
+  """The caption of a picture, as ids of text from 10 on."""
+  return 10 + codes[::2] * 8 + codes[1::2]
+
+
+def described(rng):
+  """A picture as a block, then its caption."""
+  codes = rng.integers(0, 8, CODES)
+  tokens = [*SPACE.ids('image', codes), *letters_of(codes), 1]
+  weights = [0] * CODES + [1] * (LETTERS + 1)
+  return tokens, weights, [1] * CODES + [0] * (LETTERS + 1)
+
+
+def drawn(rng):
+  """A caption, then the codes of the picture one by one."""
+  codes = rng.integers(0, 8, CODES)
+  tokens = [*letters_of(codes), *SPACE.ids('image', codes), 1]
+  return tokens, [0] * LETTERS + [1] * (CODES + 1), None
+
+
+def folded(rng):
+  """Residues as a block, to be predicted where they are hidden."""
+  start = rng.integers(0, 5)
+  residues = (start + np.arange(8)) % 5
+  tokens = [*SPACE.ids('residue', residues), 1]
+  return tokens, None, [1] * 8 + [0]
+
+
+KINDS = {'described': described, 'drawn': drawn, 'folded': folded}
+
+
+def write(directory, kind, num_records, seed=0, extra=None, **facts):
+  """A store of one kind; `extra` makes further arrays from the tokens."""
+  rng, counts = np.random.default_rng(seed), {}
+
+  def records():
+    total = 0
+    for _ in range(num_records):
+      tokens, weights, blocks = KINDS[kind](rng)
+      record = {'tokens': np.array(tokens, np.uint16)}
+      if weights is not None:
+        record['loss_weights'] = np.array(weights, np.uint8)
+      if blocks is not None:
+        record['block_ids'] = np.array(blocks, np.uint8)
+      if extra is not None:
+        record |= extra(record['tokens'])
+      total += sum(weights or [1] * len(tokens))
+      yield record
+    num_chars = total - num_records  # End marks are no characters.
+    counts.update(scored_tokens=total, chars=num_chars, bytes=num_chars)
+
+  store.write_store(
+    directory,
+    records(),
+    lambda: {
+      'task': kind,
+      'counts': counts,
+      'vocab_size': SPACE.text,
+      'vocabulary_sha256': 'v',
+      **SPACE.in_manifest(),
+      **facts,
+    },
+  )
+  return directory

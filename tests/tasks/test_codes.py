@@ -1,0 +1,65 @@
+"""Tasks of text and codes, from their declaration to a token store."""
+
+import numpy as np
+import pytest
+
+from moe.data.records import Feature
+from moe.data.store import Store
+from moe.modalities.vocabulary import train_vocabulary
+from tasks import codes, registry
+
+
+class Pictures:
+  """Two pictures of two codes and their names."""
+
+  splits = ('train',)
+
+  def records(self, split):
+    yield {'codes': np.array([0, 7]), 'name': '白日'}
+    yield {'codes': np.array([3, 3]), 'name': '依山'}
+
+
+def document(record):
+  return record['name'], record['codes']
+
+
+@pytest.fixture
+def declared():
+  """The declaration of a task that is taken back."""
+  codes.add_task(
+    'drawn',
+    Pictures(),
+    document,
+    ('inputs', 'targets'),
+    {'targets': Feature('image')},
+  )
+  yield registry.TASKS['drawn']
+  del registry.TASKS['drawn']
+
+
+def test_a_name_is_taken_once(declared):
+  with pytest.raises(ValueError, match="got 'drawn' again"):
+    codes.add_task('drawn', Pictures(), document, ('targets',), {})
+
+
+def test_a_further_feature_needs_a_kind():
+  with pytest.raises(ValueError, match='got none for row'):
+    codes.add_task('rows', Pictures(), document, ('targets', 'row'), {})
+  assert 'rows' not in registry.TASKS
+
+
+@pytest.mark.slow
+def test_declared_codes_become_a_store(declared, tmp_path):
+  seqio_tasks = pytest.importorskip('tasks.seqio_tasks')
+  from moe.data import cache
+
+  path = tmp_path / 'vocabulary.model'
+  vocabulary = train_vocabulary(['白日依山'], 290, path, 'char')
+  seqio_tasks.register()
+  cache.cache_task('drawn', 'train', tmp_path, path, ranges={'image': 8})
+  first = Store(tmp_path / 'drawn/train').read([0])[0]
+  begin = -(-vocabulary.size // 128) * 128
+  ids = [*vocabulary.encode('白日'), begin, begin + 7, 1]
+  assert first['tokens'].tolist() == ids
+  assert 'block_ids' not in first
+  assert first['num_chars'] == 2
