@@ -99,14 +99,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     default=1e-4,
     help='of the documents, those that may be malformed; default: 1e-4',
   )
-  cache.add_argument(
-    '--range',
-    action='append',
-    type=named_size,
-    default=[],
-    metavar='NAME=SIZE',
-    help='ids beside text: command, image, residue or structure, and how many',
-  )
+  add_range_flag(cache)
   verify = verb('verify', 'check token stores against their manifests')
   verify.add_argument(
     'what',
@@ -124,8 +117,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
+def add_range_flag(parser: argparse.ArgumentParser) -> None:
+  """Adds --range, a list of (name, size) that is empty by default."""
+  parser.add_argument(
+    '--range',
+    action='append',
+    type=named_size,
+    default=[],
+    metavar='NAME=SIZE',
+    help='ids beside text: command, image, residue or structure, and how many',
+  )
+
+
 def named_size(text: str) -> tuple[str, int]:
-  """'image=8' as ('image', 8); any number of ids is checked later."""
+  """'image=8' as ('image', 8)."""
   name, equals, size = text.partition('=')
   if not equals or not size.isdigit():
     raise argparse.ArgumentTypeError(f'must be NAME=SIZE, got {text!r}')
