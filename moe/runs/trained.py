@@ -14,7 +14,6 @@ from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage
 from moe.parallel import rules, shardings
-from moe.runs import build
 from moe.runs.run import Run, TrainedRun
 from moe.types import Layout, PyTree
 
@@ -70,6 +69,10 @@ def read_back(
   Raises:
     ValueError: if a file is damaged, or files do not fit together.
   """
+  from moe.runs import (
+    build,
+  )  # Orbax, half a second: a configuration needs none.
+
   vocabulary = Vocabulary(place.vocabulary)
   devices = list(devices or jax.devices())
   shape = run.mesh.fitted(len(devices))

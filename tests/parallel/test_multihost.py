@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -152,12 +153,13 @@ def test_each_process_puts_the_rows_of_its_devices():
   assert second == [everything, total, odd, total, everything, total]
 
 
-STEPS = 6
+STEPS = 20
 FLAGS = [
   '--gin_file=gin_configs/runs/quickstart.gin',
   f'--gin.TRAIN_STEPS={STEPS}',
+  '--gin.WARMUP_STEPS=2',
   '--gin.SAVE_PERIOD=2',
-  '--gin.EVAL_PERIOD=3',
+  '--gin.EVAL_PERIOD=7',
   '--gin.D_MODEL=16',
   '--gin.NUM_LAYERS=1',
   '--gin.BATCH_SIZE=16',
@@ -169,32 +171,57 @@ FLAGS = [
 ]
 
 
-def trained(workdir, num_processes):
-  """Standard error of each process of a run that has ended well."""
+def started_run(workdir, num_processes):
   arguments = ['-m', 'launch.train', *FLAGS, f'--workdir={workdir}']
-  processes = started(arguments, num_processes, 8 // num_processes)
-  errors = [p.communicate(timeout=300)[1] for p in processes]
-  assert [p.returncode for p in processes] == [0] * num_processes, errors
+  return started(arguments, num_processes, 8 // num_processes)
+
+
+def ended(processes):
+  """Standard error of each process, all of which end well."""
+  try:
+    errors = [p.communicate(timeout=300)[1] for p in processes]
+  finally:  # A process alone would wait for the other.
+    for process in processes:
+      process.kill()
+  assert {p.returncode for p in processes} == {0}, errors
   return errors
 
 
-def records(workdir, name):
-  """Numbers of a log, without what the clock said and single layers."""
-  lines = (workdir / name).read_text().splitlines()
-  for line in map(json.loads, lines):
-    yield {k: v for k, v in line.items() if k not in ('time', 'layers')}
+def numbers(workdir, name):
+  """Numbers of a log by step and name, but for single layers and the clock."""
+  found = {}
+  for line in (workdir / name).read_text().splitlines():
+    record = json.loads(line)
+    scores = {'train': record, **record.get('eval', {})}
+    for task, values in scores.items():
+      found |= {
+        (record['step'], task, key): value
+        for key, value in values.items()
+        if isinstance(value, int | float)
+      }
+  return found
 
 
-@pytest.mark.slow
-def test_two_processes_train_like_one_and_read_half_each(tmp_path, monkeypatch):
-  pytest.importorskip('seqio')
-  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / 'cache'))
-  one, two = tmp_path / 'one', tmp_path / 'two'
-  trained(one, 1)
-  shares = trained(two, 2)
+def check_equal(workdir, expected):
   for name in ('log.jsonl', 'eval.jsonl'):
-    for got, wanted in zip(records(two, name), records(one, name), strict=True):
-      assert got == pytest.approx(wanted, rel=1e-5)
+    got, wanted = numbers(workdir, name), numbers(expected, name)
+    assert got == pytest.approx(wanted, rel=1e-5)
+    assert (STEPS, 'train', 'step') in got
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory, cache_dir):
+  """Work directory of the run in one process."""
+  pytest.importorskip('seqio')
+  workdir = tmp_path_factory.mktemp('runs') / 'one'
+  ended(started_run(workdir, 1))
+  return workdir
+
+
+@pytest.mark.nightly
+def test_two_processes_train_like_one_and_read_half_each(tmp_path, one):
+  shares = ended(started_run(tmp_path, 2))
+  check_equal(tmp_path, one)
   run = configuration.load([str(one / 'config.gin')], [])
   _, found = build.find_data(run, token_stores.prepare)
   stores = found[run.data.train, 'train']
@@ -202,6 +229,19 @@ def test_two_processes_train_like_one_and_read_half_each(tmp_path, monkeypatch):
   for step in range(STEPS + 1):  # A batch is read ahead.
     reader.batch(step)
   for text in shares:
-    found = re.search(r'read ([\d,]+) bytes', text)[1]
-    share = int(found.replace(',', '')) / reader.bytes_read
-    assert 0.4 < share < 0.6
+    bytes_read = re.search(r'read ([\d,]+) bytes', text)[1].replace(',', '')
+    assert 0.4 < int(bytes_read) / reader.bytes_read < 0.6
+
+
+@pytest.mark.nightly
+def test_two_processes_that_are_killed_go_on_like_one(tmp_path, one):
+  processes = started_run(tmp_path, 2)
+  log = tmp_path / 'log.jsonl'
+  while not (log.exists() and '"step": 5,' in log.read_text()):
+    assert {p.poll() for p in processes} == {None}
+    time.sleep(0.01)
+  for process in processes:
+    process.kill()
+    process.communicate()
+  ended(started_run(tmp_path, 2))
+  check_equal(tmp_path, one)
