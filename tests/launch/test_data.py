@@ -229,25 +229,8 @@ def test_a_misspelt_task_is_told_without_importing_tensorflow(letters, argv):
   assert err.count('\n') == 1
 
 
-@pytest.fixture
-def forgotten(monkeypatch):
-  """Task modules that a test loads in this process are forgotten after it."""
-  modules.load()
-  for place, name in (
-    (registry, 'TASKS'),
-    (modules, 'ROOTS'),
-    (modules, 'MODULE_OF'),
-  ):
-    monkeypatch.setattr(place, name, dict(getattr(place, name)))
-  monkeypatch.setattr(modules, '_loaded', set())
-  monkeypatch.setattr(modules, '_named', [])
-  monkeypatch.setattr(sys, 'path', [*sys.path])
-  yield
-  sys.modules.pop('t_letters', None)
-
-
 def test_a_task_module_outside_the_tree_reaches_every_verb(
-  run, forgotten, letters, tmp_path
+  run, forgotten_modules, letters, tmp_path
 ):
   pytest.importorskip('seqio')
 

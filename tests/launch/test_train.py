@@ -169,6 +169,19 @@ def test_a_mistake_in_a_task_is_told_before_any_is_tokenised(
   assert fragment in error_of(run_main(flags))
 
 
+def test_a_task_module_of_the_configuration_reaches_the_child(
+  run_main, forgotten_modules, tmp_path
+):
+  (tmp_path / 't_mine.py').write_text(
+    'from tasks import registry, text_files\n'
+    "source = text_files.plain_text({'train': 'no.txt'})\n"
+    "registry.add_text_task('t_mine', source, lambda r: r['text'])\n"
+  )
+  module = f'--gin.TASK_MODULES=["{tmp_path}/t_mine.py"]'
+  flags = [*SMALL, module, '--gin.TASK="t_mien"']
+  assert 'did you mean t_mine' in error_of(run_main(flags))
+
+
 @pytest.fixture
 def resumed(tmp_path):
   """A work directory whose newest checkpoint is step 7."""
