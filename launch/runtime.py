@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import glob
 import logging
 import os
 import sys
@@ -11,6 +12,8 @@ from moe.data.cache_dir import default_cache_dir
 
 # What a user can mend; the exit code of a command that was not right.
 EXIT_USER = 2
+# Device files of TPUs and of NVIDIA GPUs.
+_ACCELERATORS = ('/dev/accel*', '/dev/vfio/*', '/dev/nvidia[0-9]*')
 # Parameters of mallopt in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -68,13 +71,22 @@ def set_up_jax() -> None:
 
   from moe.parallel import multihost
 
-  multihost.initialize()
-  if jax.default_backend() == 'cpu':
+  if _is_cpu_alone():
+    # Before there are threads: each begins with memory of its own otherwise.
     keep_freed_memory()
+  multihost.initialize()
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def _is_cpu_alone() -> bool:
+  """Whether JAX will run on CPUs, told without starting it."""
+  platforms = os.environ.get('JAX_PLATFORMS')
+  if platforms:
+    return platforms == 'cpu'
+  return not any(glob.glob(pattern) for pattern in _ACCELERATORS)
 
 
 def keep_freed_memory() -> None:

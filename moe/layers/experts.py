@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe import axes
-from moe.layers.feed_forward import activate
-from moe.layers.product import einsum
+from moe.layers.product import activate, einsum
 from moe.routing.grouped import grouped_matmul
 from moe.types import Array
 

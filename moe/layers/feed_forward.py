@@ -1,6 +1,4 @@
-"""The dense feed-forward network, and what experts share with it."""
-
-import functools
+"""The dense feed-forward network."""
 
 import flax.linen as nn
 import jax
@@ -9,34 +7,16 @@ import jax.numpy as jnp
 from moe import axes
 from moe.layers import bounds
 from moe.layers.anatomy import FeedForwardAnatomy
-from moe.layers.product import einsum
+from moe.layers.product import activate, einsum
 from moe.types import Array
 
 ACTIVATIONS = {'swiglu': jax.nn.silu, 'gelu': jax.nn.gelu}
-
-
-def check_activation(activation: str) -> None:
-  """Raises ValueError unless the activation is known."""
-  bounds.one_of('ACTIVATION', activation, ACTIVATIONS)
 
 
 def network(width: int, activation: str) -> FeedForwardAnatomy:
   """A dense network, or one expert, as it is described."""
   num_matrices = 3 if activation == 'swiglu' else 2
   return FeedForwardAnatomy(width, activation, num_matrices)
-
-
-@functools.partial(jax.checkpoint, static_argnums=1)
-def activate(products: dict[str, Array], activation: str) -> Array:
-  """Hidden layer from the products with w_up and, for SwiGLU, w_gate.
-
-  Shazeer (2020), https://arxiv.org/abs/2002.05202. The backward pass recomputes
-  it from the products. That is cheaper than to write and read the values in
-  between, such as the sigmoid, which are as large as the products.
-  """
-  if activation == 'swiglu':
-    return jax.nn.silu(products['gate']) * products['up']
-  return jax.nn.gelu(products['up'])
 
 
 class FeedForward(nn.Module):
@@ -54,7 +34,7 @@ class FeedForward(nn.Module):
 
   def __post_init__(self):
     bounds.at_least(1, 'D_FF', self.width, 'the width of a dense layer')
-    check_activation(self.activation)
+    bounds.one_of('ACTIVATION', self.activation, ACTIVATIONS)
     super().__post_init__()
 
   def anatomy(self) -> FeedForwardAnatomy:

@@ -29,7 +29,7 @@ from moe import axes
 from moe.layers import bounds, experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.routing import dispatch, exchange, gates
-from moe.routing.plan import Router, RouterInputs, State, group_keys
+from moe.routing.plan import Router, RouterInputs, State
 from moe.types import Array, Layout, Pair
 
 
@@ -84,13 +84,6 @@ def check_groups(
     )
 
 
-def check_experts(num_experts: int, width: int, shared_width: int) -> None:
-  """Raises ValueError if a size of a sparse layer is out of range."""
-  bounds.at_least(1, 'NUM_EXPERTS', num_experts, 'experts of a layer')
-  bounds.at_least(1, 'EXPERT_D_FF', width, 'the width of an expert')
-  bounds.at_least(0, 'SHARED_D_FF', shared_width, '0 for no shared expert')
-
-
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 
@@ -126,11 +119,12 @@ class MoE(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    check_experts(self.num_experts, self.expert_d_ff, self.shared_d_ff)
-    bounds.at_least(
-      1, 'GROUP_SIZE', self.group_size, 'tokens that are routed together'
-    )
-    feed_forward.check_activation(self.activation)
+    at_least, together = bounds.at_least, 'tokens that are routed together'
+    at_least(1, 'NUM_EXPERTS', self.num_experts, 'experts of a layer')
+    at_least(1, 'EXPERT_D_FF', self.expert_d_ff, 'the width of an expert')
+    at_least(0, 'SHARED_D_FF', self.shared_d_ff, '0 for no shared expert')
+    at_least(1, 'GROUP_SIZE', self.group_size, together)
+    bounds.one_of('ACTIVATION', self.activation, feed_forward.ACTIVATIONS)
     super().__post_init__()
 
   def anatomy(self) -> ExpertsAnatomy:
@@ -141,7 +135,7 @@ class MoE(nn.Module):
         token is to see more experts than there are.
     """
     router, exchanger = self.make_router(), self.exchange()
-    choices = router.num_logits(self.num_experts)
+    choices = self.num_experts + router.num_added
     if router.num_active > choices:
       raise ValueError(
         f'TOP_K={router.num_active} must be at most the {choices} experts of a'
@@ -181,7 +175,7 @@ class MoE(nn.Module):
         nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
         (axes.EMBED, None),
       ),
-      (D, router.num_logits(E)),
+      (D, E + router.num_added),
       jnp.float32,
     )
     weights = experts.params(
@@ -211,7 +205,6 @@ class MoE(nn.Module):
 
   def _check(self, batch: int, length: int, train: bool) -> None:
     """Raises ValueError unless sizes, mesh and choices go together."""
-    feed_forward.check_activation(self.activation)
     lay = self.layout
     devices, tensor = lay.size(lay.expert_axes), lay.size(lay.tensor_axes)
     if self.num_experts % devices:
@@ -345,7 +338,9 @@ class MoE(nn.Module):
     if (B * T) % M and router.is_causal:
       M = B * T
     x_GMD = _in_groups(x_BTD, M)
-    keys_G = group_keys(key, _group_indices(len(x_GMD), B, lay))
+    # By index, so that the noise of a group is the same on any devices.
+    index_G = _group_indices(len(x_GMD), B, lay)
+    keys_G = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_G)
     # HIGHEST: TPUs would multiply float32 in bfloat16 otherwise.
     logits_GME = jnp.einsum(
       'GMD,DE->GME',

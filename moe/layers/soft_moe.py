@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from moe import axes
 from moe.layers import bounds, experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
-from moe.layers.moe_layer import LayerOutputs, TokenInfo, check_experts
+from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.layers.product import einsum
 from moe.routing import balance
 from moe.routing.plan import Router
@@ -65,9 +65,12 @@ class SoftMoE(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    check_experts(self.num_experts, self.expert_d_ff, self.shared_d_ff)
-    bounds.at_least(0, 'GROUP_SIZE', self.group_size, '0 mixes whole sequences')
-    feed_forward.check_activation(self.activation)
+    at_least, shared = bounds.at_least, self.shared_d_ff
+    at_least(1, 'NUM_EXPERTS', self.num_experts, 'experts of a layer')
+    at_least(1, 'EXPERT_D_FF', self.expert_d_ff, 'the width of an expert')
+    at_least(0, 'SHARED_D_FF', shared, '0 for no shared expert')
+    at_least(0, 'GROUP_SIZE', self.group_size, '0 mixes whole sequences')
+    bounds.one_of('ACTIVATION', self.activation, feed_forward.ACTIVATIONS)
     super().__post_init__()
 
   def anatomy(self) -> ExpertsAnatomy:

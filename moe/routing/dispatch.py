@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moe.routing import permutation, slots
+from moe.routing import slots
 from moe.routing.plan import RoutingPlan
 from moe.types import Array
 
@@ -23,7 +23,7 @@ class Permuted(NamedTuple):
   """Rows for the experts, and what brings their outputs back.
 
   Attributes:
-    rows: [G, E, C, D] with capacity; [R', D], sorted by expert, without.
+    rows: [E, G * C, D] with capacity; [R', D], sorted by expert, without.
     weight: float32 weight of each row, 0 in empty slots.
     count_E: int32 rows of each expert; None with capacity.
     dropped: float32 scalar, rows asked for that found no slot.
@@ -44,14 +44,6 @@ class Permuted(NamedTuple):
   one_hots: tuple[Array, Array] | None = None
 
 
-def _check_factor(factor: float) -> None:
-  if not factor > 0:
-    raise ValueError(
-      f'CAPACITY_FACTOR={factor} must be positive: 1.0 is an even share of the'
-      ' rows for each expert, 1.25 leaves room for uneven ones.'
-    )
-
-
 def _permuted(
   x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GS: Array
 ) -> Permuted:
@@ -59,12 +51,12 @@ def _permuted(
 
   This is the one place where slots by token and tokens by slot are derived.
   """
-  token_GS = permutation.gather(plan.token_GR, row_GS, -1)
-  slot_GMA = permutation.gather(slot_GR, plan.rows_GMA, -1)
+  token_GS = slots.gather(plan.token_GR, row_GS, -1)
+  slot_GMA = slots.gather(slot_GR, plan.rows_GMA, -1)
   asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
   return Permuted(
-    permutation.permute(x_GMD, token_GS, slot_GMA),
-    permutation.permute_weights(plan.weight_GR, row_GS, slot_GR),
+    slots.permute(x_GMD, token_GS, slot_GMA),
+    slots.permute(plan.weight_GR, row_GS, slot_GR),
     None,
     asked - jnp.sum(slot_GR >= 0, dtype=jnp.float32),
     slot_GMA,
@@ -74,7 +66,38 @@ def _permuted(
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorted:
+class WithCapacity:
+  """Base of the dispatches in which each expert has C slots.
+
+  Attributes:
+    capacity_factor: slots per expert over an even share.
+  """
+
+  capacity_factor: float = 1.25
+
+  priority = 'position'
+  is_dropless = False
+
+  def __post_init__(self):
+    if not self.capacity_factor > 0:
+      raise ValueError(
+        f'CAPACITY_FACTOR={self.capacity_factor} must be positive: 1.0 is an'
+        ' even share of the rows for each expert, 1.25 leaves room for uneven'
+        ' ones.'
+      )
+    if self.priority not in slots.PRIORITIES:
+      raise ValueError(
+        f"dispatch.Sorted.priority='{self.priority}' must be one of"
+        f' {slots.PRIORITIES}.'
+      )
+
+  def room(self, tokens: int, active: float, num_experts: int) -> int:
+    """Slots per expert for each group of so many tokens."""
+    return slots.capacity(tokens, active, num_experts, self.capacity_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted(WithCapacity):
   """Fixed capacity; rows are sorted by expert and gathered.
 
   Attributes:
@@ -86,68 +109,48 @@ class Sorted:
       that stand by in a plan are tried last (spill to the next choice).
   """
 
-  capacity_factor: float = 1.25
   priority: str = 'position'
-  is_dropless = False
-
-  def __post_init__(self):
-    _check_factor(self.capacity_factor)
-    if self.priority not in slots.PRIORITIES:
-      raise ValueError(
-        f"dispatch.Sorted.priority='{self.priority}' must be one of"
-        f' {slots.PRIORITIES}.'
-      )
-
-  def room(self, tokens: int, active: float, num_experts: int) -> int:
-    """Slots per expert for each group of so many tokens."""
-    return slots.capacity(tokens, active, num_experts, self.capacity_factor)
 
   def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
   ) -> Permuted:
-    """[G, E, C, D] rows, C = room; what a full expert cannot take is dropped.
+    """[E, G * C, D] rows; what a full expert cannot take is dropped.
 
     Args:
       x_GMD: tokens.
       plan: who goes where.
       num_experts: E, experts that the plan knows.
-      room: slots per expert and group.
+      room: C, slots per expert and group.
     """
     slot_GR, row_GS = slots.assign(plan, num_experts, room, self.priority)
     permuted = _permuted(x_GMD, plan, slot_GR, row_GS)
-    shape = len(x_GMD), num_experts, room
+    G, _, D = x_GMD.shape
+    E, C = num_experts, room
+    rows_EGCD = permuted.rows.reshape(G, E, C, D).swapaxes(0, 1)
+    weight_EGC = permuted.weight.reshape(G, E, C).swapaxes(0, 1)
     return permuted._replace(
-      rows=permuted.rows.reshape(*shape, x_GMD.shape[-1]),
-      weight=permuted.weight.reshape(shape),
+      rows=rows_EGCD.reshape(E, G * C, D),
+      weight=weight_EGC.reshape(E, G * C),
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[G, E, C, D] outputs to [G, M, D]."""
-    G, E, C, D = out.shape
-    return permutation.unpermute(
-      out.reshape(G, E * C, D), permuted.token_GS, permuted.slot_GMA
+    """[E, G * C, D] outputs to [G, M, D]."""
+    G, (E, _, D) = len(permuted.slot_GMA), out.shape
+    out_GECD = out.reshape(E, G, -1, D).swapaxes(0, 1)
+    return slots.unpermute(
+      out_GECD.reshape(G, -1, D), permuted.token_GS, permuted.slot_GMA
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Einsum:
+class Einsum(WithCapacity):
   """Fixed capacity by one-hot products: slow, obvious, the reference.
 
-  Keeps by position; rows that stand by in a plan are left out.
+  It keeps by position and leaves out rows that stand by in a plan.
 
   Attributes:
     capacity_factor: slots per expert over an even share.
   """
-
-  capacity_factor: float = 1.25
-  is_dropless = False
-
-  def __post_init__(self):
-    _check_factor(self.capacity_factor)
-
-  def room(self, tokens: int, active: float, num_experts: int) -> int:
-    """Slots per expert for each group of so many tokens."""
-    return slots.capacity(tokens, active, num_experts, self.capacity_factor)
 
   def _mask(self, plan: RoutingPlan, E: int, C: int) -> Array:
     """float32 [G, R, E, C], 1 where a row has a slot."""
@@ -161,7 +164,7 @@ class Einsum:
   def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
   ) -> Permuted:
-    """[G, E, C, D] rows, C = room; later rows of a full expert are dropped."""
+    """[E, G * C, D] rows, C = room; later rows of a full expert are dropped."""
     mask_GREC = self._mask(plan, num_experts, room)
     token_GRM = jax.nn.one_hot(plan.token_GR, x_GMD.shape[1])
     rows_GECD = jnp.einsum(
@@ -170,13 +173,22 @@ class Einsum:
     weight_GEC = jnp.einsum('GREC,GR->GEC', mask_GREC, plan.weight_GR)
     asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
     dropped = asked - mask_GREC.sum()
-    one_hots = token_GRM, mask_GREC
-    return Permuted(rows_GECD, weight_GEC, None, dropped, one_hots=one_hots)
+    G, E, C, D = rows_GECD.shape
+    return Permuted(
+      rows_GECD.swapaxes(0, 1).reshape(E, G * C, D),
+      weight_GEC.swapaxes(0, 1).reshape(E, G * C),
+      None,
+      dropped,
+      one_hots=(token_GRM, mask_GREC),
+    )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[G, E, C, D] outputs to [G, M, D]."""
+    """[E, G * C, D] outputs to [G, M, D]."""
+    token_GRM, mask_GREC = permuted.one_hots
+    G, _, E, C = mask_GREC.shape
+    out_GECD = out.reshape(E, G, C, -1).swapaxes(0, 1)
     return jnp.einsum(
-      'GRM,GREC,GECD->GMD', *permuted.one_hots, out.astype(jnp.float32)
+      'GRM,GREC,GECD->GMD', token_GRM, mask_GREC, out_GECD.astype(jnp.float32)
     ).astype(out.dtype)
 
 
@@ -232,7 +244,7 @@ class Dropless:
     """[R', D] outputs to [G, M, D]."""
     G, M, A = permuted.slot_GMA.shape
     slot_1NA = permuted.slot_GMA.reshape(1, G * M, A)
-    y_1ND = permutation.unpermute(out[None], permuted.token_GS, slot_1NA)
+    y_1ND = slots.unpermute(out[None], permuted.token_GS, slot_1NA)
     return y_1ND.reshape(G, M, out.shape[-1])
 
   def _one_group(self, plan: RoutingPlan) -> RoutingPlan:

@@ -51,7 +51,7 @@ class Arrived(NamedTuple):
     rows: [E', S, D] for E' experts held here, or [R', D] sorted by expert.
     weight: float32 weight of each row; the experts apply it.
     count_E: int32 rows of each expert held here; None if each has S.
-    permuted: the rows as the dispatch ordered them.
+    permuted: the rows as the dispatch ordered them last.
     dispatch: the dispatch that ordered them.
     experts: where the experts are.
     traffic: what the exchange counted, by name.
@@ -64,43 +64,8 @@ class Arrived(NamedTuple):
   permuted: Permuted
   dispatch: Dispatch
   experts: Experts
-  traffic: dict[str, Pair] | None = None
+  traffic: dict[str, Pair]
   visit: visits.Visit | None = None
-
-
-def _arrive(
-  x_GMD: Array,
-  plan: RoutingPlan,
-  dispatch: Dispatch,
-  experts: Experts,
-  num_experts: int,
-  room: int | None,
-) -> Arrived:
-  """Tokens of this device as rows by expert; nothing travels.
-
-  Args:
-    x_GMD: tokens.
-    plan: who goes where.
-    dispatch: orders the rows.
-    experts: where the experts are.
-    num_experts: experts that the plan knows.
-    room: of each expert, or of all rows; see the dispatch.
-  """
-  permuted = dispatch.permute(x_GMD, plan, num_experts, room)
-  rows, weight = permuted.rows, permuted.weight
-  if permuted.count_E is None:
-    G, E, C, D = rows.shape
-    rows = rows.swapaxes(0, 1).reshape(E, G * C, D)
-    weight = weight.swapaxes(0, 1).reshape(E, G * C)
-  return Arrived(rows, weight, permuted.count_E, permuted, dispatch, experts)
-
-
-def _leave(out: Array, arrived: Arrived) -> Array:
-  """Undoes `_arrive`: outputs by expert to [G, M, D], summed by token."""
-  if arrived.count_E is None:
-    G, E, C, _ = arrived.permuted.rows.shape
-    out = out.reshape(E, G, C, out.shape[-1]).swapaxes(0, 1)
-  return arrived.dispatch.unpermute(out, arrived.permuted)
 
 
 def _traffic(
@@ -145,24 +110,24 @@ class AllToAll:
         ' exchange.Ragged or exchange.AllGather.'
       )
     E, n = experts.num, experts.devices
-    room = dispatch.room(x_GMD.shape[1], experts.active, E)
-    arrived = _arrive(x_GMD, plan, dispatch, experts, E, room)
-    received, sent = [arrived.rows, arrived.weight], 0.0
+    G, M, _ = x_GMD.shape
+    C = dispatch.room(M, experts.active, E)
+    permuted = dispatch.permute(x_GMD, plan, E, C)
+    rows, weight, count_E, *_ = permuted
+    sent = 0.0
     if experts.axes:
-      G, _, C, _ = arrived.permuted.rows.shape
-      for i, a_ESD in enumerate(received):
+      received = []
+      for a_ESD in (rows, weight):
         a_nEGCD = a_ESD.reshape(n, E // n, G, C, *a_ESD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
         # By expert held here, then by sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
-        received[i] = a_EnGCD.reshape(E // n, n * G * C, *a_ESD.shape[2:])
+        received.append(a_EnGCD.reshape(E // n, n * G * C, *a_ESD.shape[2:]))
+      rows, weight = received
       # Outputs travel back as rows came, without their weights.
-      sent = (2 * arrived.rows.nbytes + arrived.weight.nbytes) * (n - 1) / n
-    return arrived._replace(
-      rows=received[0],
-      weight=received[1],
-      traffic=_traffic(plan, arrived.permuted.dropped, sent),
-    )
+      sent = (2 * permuted.rows.nbytes + permuted.weight.nbytes) * (n - 1) / n
+    traffic = _traffic(plan, permuted.dropped, sent)
+    return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
     """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
@@ -171,8 +136,8 @@ class AllToAll:
       E, n, D = experts.num, experts.devices, out.shape[-1]
       out_EnSD = out.reshape(E // n, n, -1, D)
       out_nESD = jax.lax.all_to_all(out_EnSD.swapaxes(0, 1), experts.axes, 0, 0)
-      out = checkpoint_name(out_nESD, RETURNED)
-    return _leave(out, arrived)
+      out = checkpoint_name(out_nESD, RETURNED).reshape(E, -1, D)
+    return arrived.dispatch.unpermute(out, arrived.permuted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,27 +198,24 @@ class Ragged:
     rows_SD = checkpoint_name(rows_SD, ARRIVED)
     notes = transport.move(notes, pieces, room, axes, N)
     plan_here = visits.plan_of_notes(notes, pieces)
-    arrived = _arrive(
-      rows_SD[None],
-      plan_here,
-      dispatch,
-      experts,
-      here,
-      self._rows(dispatch, N, A, experts),
+    permuted = dispatch.permute(
+      rows_SD[None], plan_here, here, self._rows(dispatch, N, A, experts)
     )
     asked = jnp.sum(choices.valid_1NA, dtype=jnp.float32)
     came = jnp.sum(plan_here.valid_GR, dtype=jnp.float32)
     # Summed over the devices of the axis this is right; here alone it is not,
     # since `came` counts what others sent.
-    lost = asked - came + arrived.permuted.dropped
+    lost = asked - came + permuted.dropped
     others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
     sent = others(pieces.send_count) * (row + note)
     sent += others(pieces.recv_count) * row
     sent += (n - 1) * float(counts_nn[0].nbytes)
-    return arrived._replace(
-      traffic=_traffic(plan, lost, sent, lost),
-      visit=visits.Visit(leaving, pieces, (G, M)),
+    traffic = _traffic(plan, lost, sent, lost)
+    visit = visits.Visit(leaving, pieces, (G, M))
+    rows, weight, count_E, *_ = permuted
+    return Arrived(
+      rows, weight, count_E, permuted, dispatch, experts, traffic, visit
     )
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
@@ -261,7 +223,7 @@ class Ragged:
     if not arrived.experts.axes:
       return AllToAll().collect(out, arrived)
     leaving, pieces, (G, M) = arrived.visit
-    y_1SD = _leave(out, arrived)
+    y_1SD = arrived.dispatch.unpermute(out, arrived.permuted)
     back_SD = transport.move(
       y_1SD[0],
       pieces.reversed(),
@@ -302,9 +264,9 @@ def _check_spares(plan: RoutingPlan, dispatch: Dispatch) -> None:
     )
 
 
-def _arrive_whole(
+def _permute_held(
   x_GMD: Array, plan: RoutingPlan, dispatch: Dispatch, experts: Experts
-) -> Arrived:
+) -> Permuted:
   """Rows for the experts held here, of tokens that are all here already.
 
   Rows of experts held elsewhere are taken out of the plan.
@@ -321,7 +283,7 @@ def _arrive_whole(
   room = G * M * min(A, here)
   if not dispatch.is_dropless:
     room = dispatch.room(M, experts.active, experts.num)
-  return _arrive(x_GMD, mine, dispatch, experts, here, room)
+  return dispatch.permute(x_GMD, mine, here, room)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,20 +309,21 @@ class AllGather:
     names = ('token_GR', 'expert_GR', 'weight_GR', 'valid_GR', 'rows_GMA')
     held = {name: getattr(plan, name) for name in names}
     everyone = plan._replace(**jax.tree.map(gather, held))
-    arrived = _arrive_whole(gather(x_GMD), everyone, dispatch, experts)
+    permuted = _permute_held(gather(x_GMD), everyone, dispatch, experts)
     # Tokens come and outputs go back, both of all other devices.
     each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
     sent = (experts.devices - 1) * float(each)
     # Each device counts the rows of its own experts, for all senders.
-    traffic = _traffic(plan, arrived.permuted.dropped, sent)
-    return arrived._replace(traffic=traffic)
+    traffic = _traffic(plan, permuted.dropped, sent)
+    rows, weight, count_E, *_ = permuted
+    return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
     """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
     axes = arrived.experts.axes
     if not axes:
       return AllToAll().collect(out, arrived)
-    y_GMD = _leave(out, arrived)
+    y_GMD = arrived.dispatch.unpermute(out, arrived.permuted)
     return jax.lax.psum_scatter(y_GMD, axes, scatter_dimension=0, tiled=True)
 
 
@@ -384,15 +347,18 @@ class Replicated:
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
-    arrived = _arrive_whole(x_GMD, plan, dispatch, experts)
-    dropped = jax.lax.psum(arrived.permuted.dropped, experts.axes)
+    permuted = _permute_held(x_GMD, plan, dispatch, experts)
+    dropped = jax.lax.psum(permuted.dropped, experts.axes)
     n = experts.devices
     sent = 2.0 * (n - 1) / n * float(x_GMD.nbytes)
-    return arrived._replace(traffic=_traffic(plan, dropped, sent))
+    traffic = _traffic(plan, dropped, sent)
+    rows, weight, count_E, *_ = permuted
+    return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
     """Outputs of the rows that arrived to [G, M, D], on every device."""
     axes = arrived.experts.axes
     if not axes:
       return AllToAll().collect(out, arrived)
-    return jax.lax.psum(_leave(out, arrived), axes)
+    y_GMD = arrived.dispatch.unpermute(out, arrived.permuted)
+    return jax.lax.psum(y_GMD, axes)

@@ -9,7 +9,6 @@ thing.
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from moe.types import Array, Pair
@@ -96,6 +95,8 @@ class Router:
   is_causal_in_training = True
   # Further choices of each token, which stand by for experts that are full.
   num_spare = 0
+  # Experts that compute nothing, among which tokens choose beside the E.
+  num_added = 0
 
   def __post_init__(self):
     if self.num_active < 1:
@@ -108,10 +109,6 @@ class Router:
     """Rows per token when experts are used evenly: what its FLOPs count."""
     del num_experts
     return self.num_active
-
-  def num_logits(self, num_experts: int) -> int:
-    """Columns of the router's product, at least E."""
-    return num_experts
 
   def init_state(self, num_experts: int) -> State:
     """State before the first step; empty for none."""
@@ -173,11 +170,3 @@ def rows_of_choices(
     valid_GMA.swapaxes(1, 2).reshape(G, A * M),
     jnp.broadcast_to(rows_MA, (G, M, A)),
   )
-
-
-def group_keys(key: Array, index_G: Array) -> Array:
-  """Keys of groups by their index in the whole batch.
-
-  The noise of a group is then the same on one device and on eight.
-  """
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_G)

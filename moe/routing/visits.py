@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moe.routing import slots, transport
+from moe.routing import transport
 from moe.routing.dispatch import Permuted
-from moe.routing.permutation import gather, permute
 from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.slots import gather, invert, permute
 from moe.types import Array
 
 
@@ -111,7 +111,7 @@ def plan_of_notes(notes: Array, pieces: transport.Pieces) -> RoutingPlan:
   """The plan of the rows that arrived, one group of them, senders in turn."""
   S, A = notes.shape[0], notes.shape[1] // 2
   turn_1S = _turns(pieces, S)[None]
-  row_1S = slots.invert(turn_1S)
+  row_1S = invert(turn_1S)
   inturn_1SA = permute(notes[None], row_1S, turn_1S[..., None])
   number_1SA = inturn_1SA[..., A:].astype(jnp.int32)
   rows = rows_of_choices(

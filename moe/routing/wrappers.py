@@ -39,13 +39,14 @@ class Wrapper(Router):
     """As of the router that chooses."""
     return self.inner().is_causal_in_training
 
+  @property
+  def num_added(self) -> int:
+    """As of the router that chooses."""
+    return self.inner().num_added
+
   def mean_active(self, num_experts: int) -> float:
     """As of the router that chooses."""
     return self.inner().mean_active(num_experts)
-
-  def num_logits(self, num_experts: int) -> int:
-    """As of the router that chooses."""
-    return self.inner().num_logits(num_experts)
 
   def init_state(self, num_experts: int) -> State:
     """As of the router that chooses."""
@@ -86,27 +87,28 @@ class NullExperts(Wrapper):
 
   def __post_init__(self):
     super().__post_init__()
-    if min(self.num_null, self.num_copy) < 0 or not self._num_added():
+    if min(self.num_null, self.num_copy) < 0 or not self._num_own():
       raise ValueError(
         f'NullExperts needs experts to add, got num_null={self.num_null} and'
         f' num_copy={self.num_copy}: set one of them above 0.'
       )
 
-  def _num_added(self) -> int:
+  @property
+  def num_added(self) -> int:
+    """Z, and what the router that chooses adds itself."""
+    return self._num_own() + self.inner().num_added
+
+  def _num_own(self) -> int:
     return self.num_null + self.num_copy
 
   def mean_active(self, num_experts: int) -> float:
     """Choices that compute, when all E + Z experts are used evenly."""
-    total = num_experts + self._num_added()
+    total = num_experts + self._num_own()
     return self.inner().mean_active(total) * num_experts / total
-
-  def num_logits(self, num_experts: int) -> int:
-    """E + Z."""
-    return self.inner().num_logits(num_experts + self._num_added())
 
   def init_state(self, num_experts: int) -> State:
     """State of E + Z experts."""
-    return self.inner().init_state(num_experts + self._num_added())
+    return self.inner().init_state(num_experts + self._num_own())
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
@@ -124,7 +126,7 @@ class NullExperts(Wrapper):
         'NullExperts needs a router in which tokens choose, got'
         f' {type(self.inner()).__name__}: use gates.TopK.'
       )
-    E = total - self._num_added()
+    E = total - self._num_own()
     is_copy_GR = plan.valid_GR & (plan.expert_GR >= E + self.num_null)
     copied_GR = jnp.where(is_copy_GR, plan.weight_GR, 0.0)
     # Rows lie choice after choice; those that stand by are the last ones.

@@ -69,3 +69,20 @@ def faults(how):
 def test_memory_that_was_freed_is_used_again_without_page_faults():
   # Pages of 4 KiB, or 32 huge ones.
   assert faults('kept') < 16 < 32 <= faults('given back')
+
+
+@pytest.mark.parametrize(
+  'platforms, devices, alone',
+  [
+    ('cpu', ['/dev/accel0'], True),
+    ('tpu,cpu', [], False),
+    ('', ['/dev/accel0'], False),
+    ('', [], True),
+  ],
+)
+def test_cpus_are_told_by_what_jax_was_told_or_by_device_files(
+  monkeypatch, platforms, devices, alone
+):
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(runtime.glob, 'glob', lambda pattern: devices)
+  assert runtime._is_cpu_alone() == alone

@@ -21,7 +21,7 @@ from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules
 from moe.parallel.shardings import param_shardings
 from moe.routing import dispatch, exchange, gates
-from moe.routing.plan import RouterInputs, group_keys
+from moe.routing.plan import RouterInputs
 from tests.routing import oracle
 
 B, T, D, E, F, M = 8, 16, 4, 8, 6, 8
@@ -212,7 +212,8 @@ def whole(router, dispatcher):
   gate = module.make_router()
   state = given.get('state', {}).get('router', {})
   groups = lambda a: jnp.asarray(a).reshape(-1, M, *a.shape[2:])
-  keys_G = group_keys(router_key(), jnp.arange(B * T // M, dtype=jnp.int32))
+  index_G = jnp.arange(B * T // M, dtype=jnp.int32)
+  keys_G = jax.vmap(jax.random.fold_in, (None, 0))(router_key(), index_G)
 
   def routed(params, x_GMD):
     logits_GME = jnp.einsum(

@@ -10,8 +10,8 @@ import pytest
 
 from moe.routing import dispatch, slots
 from moe.routing.grouped import grouped_matmul
-from moe.routing.permutation import permute
 from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.slots import permute
 
 G, M, A, E, D, F = 2, 12, 2, 4, 5, 3
 PLANS = {
@@ -39,9 +39,7 @@ def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
   room = dispatcher.room(M, A, E)
   permuted = dispatcher.permute(x_GMD, plan, E, room)
   if permuted.count_E is None:
-    out = jnp.einsum(
-      'GECD,EDF,GEC->GECF', permuted.rows, w_EDF, permuted.weight
-    )
+    out = jnp.einsum('ESD,EDF,ES->ESF', permuted.rows, w_EDF, permuted.weight)
   else:
     rows = permuted.rows * permuted.weight[:, None]
     out = grouped_matmul(rows, w_EDF, permuted.count_E)
@@ -146,7 +144,7 @@ def test_a_full_expert_turns_away_second_choices_first(dispatcher):
 
   x_GMD = np.array([[[1.0], [2.0], [3.0]]], np.float32)
   rows, dropped, y_GMD = both_ways(x_GMD, np.ones((1, 3, 2), np.float32))
-  np.testing.assert_array_equal(rows[0, :, :, 0], [[2, 3], [1, 2], [3, 0]])
+  np.testing.assert_array_equal(rows[..., 0], [[2, 3], [1, 2], [3, 0]])
   assert float(dropped) == 1
   # Experts that change nothing give back token 0 once, the others twice.
   np.testing.assert_array_equal(y_GMD[0, :, 0], [1, 4, 6])

@@ -138,7 +138,7 @@ def test_choices_and_weights_are_those_of_plain_python(name, kind):
   router, state, expected = CASES[name]
   if (name, kind) == ('sinkhorn', 'ties'):
     pytest.skip('rounding decides between equal scaled logits')
-  logits = logits_of(kind, router.num_logits(E))
+  logits = logits_of(kind, E + router.num_added)
   plan = routed(router, logits, VALID, state, **INPUTS)
   for g in range(G):
     wanted = expected(g, logits[g].tolist(), VALID[g].tolist())
@@ -148,7 +148,7 @@ def test_choices_and_weights_are_those_of_plain_python(name, kind):
 @pytest.mark.parametrize('name', CASES)
 def test_rows_of_tokens_and_load_agree_with_the_rows(name):
   router, state, _ = CASES[name]
-  logits = logits_of('random', router.num_logits(E))
+  logits = logits_of('random', E + router.num_added)
   plan = routed(router, logits, VALID, state, **INPUTS)
   rows_GMA = np.asarray(plan.rows_GMA)
   for g in range(G):
@@ -170,7 +170,7 @@ LEARNED = sorted(set(CASES) - {'hash'})
 @pytest.mark.parametrize('name', LEARNED)
 def test_the_gradient_reaches_the_router(name):
   router, state, _ = CASES[name]
-  logits = jnp.asarray(logits_of('random', router.num_logits(E)))
+  logits = jnp.asarray(logits_of('random', E + router.num_added))
 
   def output(logits):
     plan = route(router, logits, VALID, state, **INPUTS)
@@ -187,7 +187,7 @@ def test_the_gradient_reaches_the_router(name):
 @pytest.mark.parametrize('name', CASES)
 def test_padding_moves_no_choice_of_another_token_and_no_statistic(name):
   router, state, _ = CASES[name]
-  logits = logits_of('random', router.num_logits(E))
+  logits = logits_of('random', E + router.num_added)
   other = np.where(VALID[..., None], logits, 100 + 50 * logits)
   plan, same = (
     routed(router, a, VALID, state, **INPUTS) for a in (logits, other)
@@ -208,7 +208,7 @@ QUIET = sorted(set(CASES) - {'noisy top-k', 'gshard'})
 @pytest.mark.parametrize('name', QUIET)
 def test_permuting_tokens_permutes_their_choices(name):
   router, state, _ = CASES[name]
-  logits = logits_of('random', router.num_logits(E))
+  logits = logits_of('random', E + router.num_added)
   order = np.random.RandomState(6).permutation(M)
   ids = {k: INPUTS[k][:, order] for k in ('token_ids', 'modality')}
   ids['keys'] = INPUTS['keys']
@@ -241,7 +241,7 @@ def test_renaming_experts_renames_choices(name):
 @pytest.mark.parametrize('name', CASES)
 def test_a_group_is_routed_alike_wherever_it_is(name):
   router, state, _ = CASES[name]
-  logits = logits_of('random', router.num_logits(E))
+  logits = logits_of('random', E + router.num_added)
   whole = routed(router, logits, VALID, state, **INPUTS)
   back = {k: a[::-1] for k, a in INPUTS.items()}
   turned = routed(router, logits[::-1], VALID[::-1], state, **back)
@@ -450,7 +450,7 @@ def test_routers_say_whether_later_tokens_move_a_choice(name):
 @pytest.mark.parametrize('name', sorted(CASES) + ['base'])
 def test_what_they_say_of_later_tokens_is_true(name, train):
   router, state, _ = CASES.get(name, (gates.Base(), {}, None))
-  logits = logits_of('random', router.num_logits(E))
+  logits = logits_of('random', E + router.num_added)
   other = logits.copy()
   other[:, 6:] = 3 * logits[:, :6]
   one, two = (
@@ -541,5 +541,5 @@ def test_what_cannot_be_routed_is_refused(name):
   state = router.init_state(E)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(
-      P(route, router), np.zeros((1, 16, router.num_logits(E))), state=state
+      P(route, router), np.zeros((1, 16, E + router.num_added)), state=state
     )

@@ -1,4 +1,4 @@
-"""Slots: the sort against a loop over rows."""
+"""Slots: the sort against a loop over rows, and sums of slots by token."""
 
 import functools
 
@@ -98,3 +98,21 @@ def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
   np.testing.assert_array_equal(
     pairs[1], np.argsort(key_GR, axis=1, kind='stable')
   )
+
+
+# 16 choices are added in one pass, more in a loop.
+@pytest.mark.parametrize('A', [1, 3, 16, 17, 40])
+@pytest.mark.parametrize('at_once', [False, True])
+def test_tokens_are_the_sums_of_their_slots(at_once, A):
+  G, M, S, D = 2, 5, 30, 3
+  random = np.random.RandomState(0)
+  out_GSD = random.randn(G, S, D).astype('f4')
+  slot_GMA = random.randint(-1, S, (G, M, A)).astype('i4')
+  slot_GMA[0, 0] = -1
+  expected = np.zeros((G, M, D))
+  for place in np.ndindex(G, M, A):
+    if slot_GMA[place] >= 0:
+      expected[place[:2]] += out_GSD[place[0], slot_GMA[place]]
+  run = functools.partial(slots.sum_of_slots, at_once=at_once)
+  found = jax.jit(run)(out_GSD, slot_GMA)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

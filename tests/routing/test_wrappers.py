@@ -38,7 +38,7 @@ def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
 def test_null_experts_lower_the_experts_that_compute():
   router = gates.NullExperts(2, router=gates.Sigmoid, num_null=6, num_copy=2)
   assert router.mean_active(8) == 1.0  # 2 * 8 / 16
-  assert router.num_logits(8) == 16
+  assert router.num_added == 8
   assert router.init_state(8)['bias_E'].shape == (16,)
 
 
