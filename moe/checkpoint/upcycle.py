@@ -194,19 +194,19 @@ def source_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
 
   Args:
     sparse: shapes with shardings of the sparse model's parameters.
-    whole: sharding of arrays that have no use.
+    whole: sharding of arrays that do not fit.
   """
   wanted = restore.leaves(sparse)
   made_of = {_source(n): leaf for n, leaf in wanted.items() if _is_expert(n)}
 
   def place(name: str, leaf: Shaped) -> Sharding:
-    name = name.removeprefix('params/')
-    if name in wanted:
-      return wanted[name].sharding
-    expert = made_of.get(name)
-    if expert is None or expert.ndim != leaf.ndim + 1:
-      return whole
-    return without_dim(expert, expert.ndim - 3)
+    name, shape = name.removeprefix('params/'), tuple(leaf.shape)
+    kept, expert = wanted.get(name), made_of.get(name)
+    if kept is not None and kept.shape == shape:
+      return kept.sharding
+    if expert is not None and expert.shape[:-3] + expert.shape[-2:] == shape:
+      return without_dim(expert, expert.ndim - 3)
+    return whole  # `upcycle` will say what does not fit.
 
   return place
 

@@ -107,12 +107,12 @@ def test_the_dense_model_is_divided_over_the_devices_of_the_experts():
     shape, jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(*names))
   )
   experts = shape((L, 8, D, F), None, 'expert')
-  sparse = {'moe': {'w_up_EDF': experts}, 'norm': shape((L, D))}
+  sparse = {'block': {'moe': {'w_up_EDF': experts}}, 'norm': shape((L, D))}
   whole = jax.NamedSharding(mesh, jax.P())
   placement = upcycle.source_placement(sparse, whole)
   dense = jax.ShapeDtypeStruct((L, D, F), jnp.float32)
   # Two layers do not divide by four, the width of four does.
-  found = placement('params/feed_forward/w_up_DF', dense)
+  found = placement('params/block/feed_forward/w_up_DF', dense)
   assert found.shard_shape(dense.shape) == (L, D // 4, F)
   assert placement('params/norm', sparse['norm']) == sparse['norm'].sharding
   assert placement('state/anything', dense) == whole
