@@ -54,7 +54,9 @@ def choices(args: argparse.Namespace) -> tuple[type, type]:
     known = [
       n
       for n, c in vars(module).items()
-      if dataclasses.is_dataclass(c) and c.__module__ == module.__name__
+      if dataclasses.is_dataclass(c)
+      and c.__module__ == module.__name__
+      and not n.startswith('_')
     ]
     if name not in known:
       raise ValueError(f'--{flag}={name} must be one of {known}.')

@@ -66,7 +66,7 @@ def _permuted(
 
 
 @dataclasses.dataclass(frozen=True)
-class WithCapacity:
+class _WithCapacity:
   """Base of the dispatches in which each expert has C slots.
 
   Attributes:
@@ -97,7 +97,7 @@ class WithCapacity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorted(WithCapacity):
+class Sorted(_WithCapacity):
   """Fixed capacity; rows are sorted by expert and gathered.
 
   Attributes:
@@ -143,7 +143,7 @@ class Sorted(WithCapacity):
 
 
 @dataclasses.dataclass(frozen=True)
-class Einsum(WithCapacity):
+class Einsum(_WithCapacity):
   """Fixed capacity by one-hot products: slow, obvious, the reference.
 
   It keeps by position and leaves out rows that stand by in a plan.
