@@ -3,8 +3,13 @@
 import importlib.metadata
 import os
 import pathlib
+import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# A shell that starts the tests in the background ignores Ctrl-C for them, and
+# nohup ignores SIGHUP: commands would leave both ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Most tests spend their time compiling; the older code generator of XLA takes
 # half as long. An unknown flag would end the process: so other versions of jax
 # do without, and child processes and the compiler of TPUs do not see it.

@@ -44,9 +44,7 @@ def test_metadata_is_plain_json(copy):
 
 
 def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
-  saver = save.Checkpointer(
-    tmp_path, keep_last=9, best_metric='bits_per_char'
-  )
+  saver = save.Checkpointer(tmp_path, keep_last=9, best_metric='bits_per_char')
   for step, score, data in (
     (1, 1.0, None),  # of an earlier version
     (2, 0.5, 'old'),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moe.evaluate import score
+from moe.objectives import language
 from moe.report import run_page
 from moe.train import progress
 from tests.train import programs
@@ -189,7 +190,7 @@ def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
 
 
 def test_scores_of_other_documents_are_told_apart(tmp_path):
-  shown = progress.Progress(tmp_path, 3, stream=io.StringIO())
+  shown = progress.Progress(tmp_path, OBJECTIVE, 3, stream=io.StringIO())
   numbers = {'loss': 1.0, 'bits_per_char': 8.0, 'tokens': 100}
   for step, data, bits in ((1, 'old', 2.0), (2, 'new', 7.0), (3, 'new', 8.0)):
     shown.step(step, numbers, 0.5)
@@ -197,7 +198,8 @@ def test_scores_of_other_documents_are_told_apart(tmp_path):
       'other': {'bits_per_char': 5.0},
       'valid': {'bits_per_char': bits},
     }
-    shown.evaluation(step, results, {'other': 'same', 'valid': data})
+    scores = dict.fromkeys(results, language.BITS_PER_CHAR)
+    shown.evaluation(step, results, scores, {'other': 'same', 'valid': data})
   shown.close()
   baselines = {
     'task': 'valid',

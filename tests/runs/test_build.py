@@ -8,6 +8,7 @@ import pytest
 
 from moe.data.store import VOCABULARY
 from moe.modalities.vocabulary import train_vocabulary
+from moe.objectives import language
 from moe.runs import build
 from tests.data.conftest import LINES, write_texts
 
@@ -23,6 +24,9 @@ def run():
       vocabulary='',
       sequence_length=16,
       batch_size=2,
+      task_modules=(),
+      ranges=(),
+      transforms=(),
     ),
     model=types.SimpleNamespace(vocab_size=400),
     settings=types.SimpleNamespace(seed=0),
@@ -49,16 +53,24 @@ def test_a_run_reads_on_what_it_opened_when_its_stores_are_made_again(
   run, make, tmp_path
 ):
   directory = make(LINES, LINES[:2])
-  found = build.find_data(run, lambda *_: directory)[1]
+  found = build.find_data(run, lambda *_, **__: directory)[1]
   hashes = build.held_out_hashes(run, found)
   make(['白'], ['日', '山', '床前', '明月光'])
-  reader, evaluations = build.open_data(run, directory, found, str(tmp_path))
+  program = types.SimpleNamespace(
+    own_rows=np.arange,
+    objective=types.SimpleNamespace(
+      fields=lambda: language.fields(2, 16), score=language.BITS_PER_CHAR
+    ),
+  )
+  reader, evaluations = build.open_data(
+    run, program, directory, found, str(tmp_path)
+  )
   batches = list(evaluations['task'].batches())
   scored = sum(batch.loss_weights.sum() for batch in batches)
   chars = sum(map(len, LINES[:2]))
-  assert evaluations['task'].chars == chars
+  assert evaluations['task'].facts['chars'] == chars
   assert scored == chars + 2  # two end marks
   assert np.count_nonzero(reader.batch(0).segment_ids) > 16
   # Another start would find other documents, and say so.
-  again = build.find_data(run, lambda *_: directory)[1]
+  again = build.find_data(run, lambda *_, **__: directory)[1]
   assert build.held_out_hashes(run, again) != hashes
