@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from moe.data.store import Store
 from moe.evaluate.ngram import ngram_bits
 from moe.evaluate.score import Score
-from moe.infer import decode, forms
+from moe.infer import forms
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import of_manifest
 from moe.modalities.vocabulary import Vocabulary
+from moe.runs import writing
 from moe.runs.run import TrainedRun
 
 _logger = logging.getLogger(__name__)
@@ -92,21 +93,14 @@ def samples(
   """
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
-  write = decode.build_writer(
-    trained.functional,
-    Sampling(TEMPERATURE),
-    vocabulary.eos,
-    modality=trained.ids.modality,
-  )
   asked = [p for p in prompts for _ in range(SAMPLES_PER_PROMPT)]
   if not asked:
     return []
   ids = [vocabulary.encode(prompt) for prompt in asked]
   limit = trained.run.data.sequence_length - max(map(len, ids))
-  written = decode.generate(
-    write,
-    trained.params,
-    trained.state,
+  written = writing.generate(
+    trained,
+    Sampling(TEMPERATURE),
     ids,
     [table] * len(ids),
     limit,

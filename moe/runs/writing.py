@@ -1,6 +1,6 @@
 """Text that a trained run writes after a prompt, free or in a verse form."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,23 +106,41 @@ def write(
     seed: the same one gives the same samples.
   """
   ids, table, limit = beginning
+  written = generate(
+    trained, sampling, [ids] * num_samples, [table] * num_samples, limit, seed
+  )
   eos = trained.vocabulary.eos
+  for tokens in written:
+    text = trained.vocabulary.decode([*ids, *tokens])
+    yield Sample(text, is_cut=tokens[-1] != eos)
+
+
+def generate(
+  trained: TrainedRun,
+  sampling: Sampling,
+  prompts: Sequence[Sequence[int]],
+  tables: Sequence[np.ndarray],
+  limit: int,
+  seed: int,
+) -> list[list[int]]:
+  """What `decode.generate` writes after prompts, on the mesh of the run."""
   functional, mesh = trained.functional, trained.mesh
   layers = functional.cache_shapes(trained.row_parts, 1)
-  shardings = kv_cache.shardings(layers, functional.layout, mesh)
+  write_fn = decode.build_writer(
+    functional,
+    sampling,
+    trained.vocabulary.eos,
+    kv_cache.shardings(layers, functional.layout, mesh),
+    trained.ids.modality,
+  )
   with jax.set_mesh(mesh):
-    written = decode.generate(
-      decode.build_writer(
-        functional, sampling, eos, shardings, modality=trained.ids.modality
-      ),
+    return decode.generate(
+      write_fn,
       trained.params,
       trained.state,
-      [ids] * num_samples,
-      [table] * num_samples,
+      prompts,
+      tables,
       limit,
       seed,
       trained.row_parts,
     )
-  for tokens in written:
-    text = trained.vocabulary.decode([*ids, *tokens])
-    yield Sample(text, is_cut=tokens[-1] != eos)
