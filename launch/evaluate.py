@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import flags
+from launch.configs import flags, written
 from moe.data.cache_dir import default_cache_dir
 
 
@@ -85,9 +85,6 @@ def positive(text: str) -> int:
 
 def evaluate(args: argparse.Namespace, command: str) -> int:
   """Prints the scores; the command is shown with them."""
-  # Imported here, since --help must answer at once.
-  from launch.configs import written
-
   if args.task:
     task_modules, cache_dir = written.task_modules_and_cache(args.checkpoint)
     token_stores.check_tasks(
@@ -97,7 +94,6 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
     )
   # Imported here, since a misspelt task need not wait for it.
   from launch.configs import configuration
-  from moe.evaluate import score
   from moe.runs import scoring
 
   runtime.set_up_jax()
@@ -121,8 +117,7 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
   if args.json:
     print(json.dumps(report))
   else:
-    scores = [score.from_json(entries) for entries in report['scores']]
-    print(f'{as_table(report)}\n\n{score.as_table(scores)}')
+    print(f'{as_table(report)}\n\n{scoring.score_table(report)}')
   return 0
 
 

@@ -234,3 +234,10 @@ def _progress_log() -> Callable[[int, int], None]:
       _logger.info(f'{done} of {total} windows')
 
   return on_progress
+
+
+def score_table(report: dict[str, Any]) -> str:
+  """The scores of a report for people to read."""
+  return score.as_table(
+    [score.from_json(entries) for entries in report['scores']]
+  )

@@ -69,9 +69,8 @@ def read_back(
   Raises:
     ValueError: if a file is damaged, or files do not fit together.
   """
-  from moe.runs import (
-    build,
-  )  # Orbax, half a second: a configuration needs none.
+  # Orbax takes half a second to import, and a configuration needs none of it.
+  from moe.runs import build
 
   vocabulary = Vocabulary(place.vocabulary)
   devices = list(devices or jax.devices())
