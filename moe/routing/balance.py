@@ -138,6 +138,11 @@ def router_z_loss(logits_GME: Array, valid_GM: Array) -> Pair:
   return jnp.sum(jnp.square(log_z_GM) * valid_GM), valid_GM.sum()
 
 
+def _token_entropy(probs_GME: Array) -> Array:
+  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
+  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
+
+
 def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   """Mean entropy of the tokens' distributions: small where each is decided.
 
@@ -145,10 +150,8 @@ def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   https://arxiv.org/abs/2206.02770). Modalities weigh as much as their tokens,
   so that their losses add up to one mean over all tokens.
   """
-  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
-  entropy_GM = -jnp.sum(probs_GME * log_probs_GME, axis=-1)
   valid_GM = valid_GM.astype(jnp.float32)
-  return jnp.sum(entropy_GM * valid_GM), valid_GM.sum()
+  return jnp.sum(_token_entropy(probs_GME) * valid_GM), valid_GM.sum()
 
 
 def global_entropy_loss(
@@ -264,9 +267,10 @@ def choice_statistics(
   load_E = choice_counts(expert_GMA, valid_GM, probs_GME.shape[-1]).sum(axis=0)
   first_GM1 = jnp.maximum(expert_GMA[..., :1], 0)
   first_GM = jnp.take_along_axis(probs_GME, first_GM1, axis=-1)[..., 0]
+  entropy = jnp.sum(jnp.where(valid_GM, _token_entropy(probs_GME), 0.0))
   confidence = jnp.sum(jnp.where(valid_GM, first_GM, 0.0))
   return {
     'load': (load_E, load_E.sum()),
-    'entropy': local_entropy_loss(probs_GME, valid_GM),
+    'entropy': (entropy, tokens),
     'confidence': (confidence, tokens),
   }
