@@ -24,6 +24,7 @@ WIRING = {
   'models/decoder.gin',
   'models/latent_decoder.gin',
   'runs/train.gin',
+  'runs/muon.gin',
 }
 # Our own sizes, for experiments; the others are there to be counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]

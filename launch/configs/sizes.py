@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from launch.configs.reach import InEffect
 from moe.models.anatomy import anatomy
 from moe.parallel import rules
-from moe.runs.run import Run
+from moe.runs.run import Run, optimizer_of
 
 # Arguments of functions, which have no fields to look at afterwards: the least
 # value, and what it means.
@@ -43,5 +43,5 @@ def check(run: Run) -> None:
   Every part is made once here, and checks itself.
   """
   rules.table(run.rules)
-  run.optimizer(run.schedule)
+  optimizer_of(run)
   anatomy(run.model)

@@ -98,12 +98,27 @@ def decode_positive(codes: Array, scale: Array) -> Array:
   return (_blocks(ratio) * scale[..., None]).reshape(codes.shape)
 
 
-def _stored(
+def zero_scales(params: PyTree) -> PyTree:
+  """Scales of codes that are all zero, in the shapes of the blocks."""
+  return jax.tree.map(
+    lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
+  )
+
+
+def pack(
   x: Array,
   is_int8: bool,
   encode: Callable[[Array, Array], tuple[Array, Array]],
   random: Array,
 ) -> tuple[Array, Array | None]:
+  """A moment in few bits, and the scales of its blocks if it is int8.
+
+  Args:
+    x: float32.
+    is_int8: whether `encode` makes codes of it; else it becomes bfloat16.
+    encode: `encode_signed` or `encode_positive`.
+    random: uint32 of the same shape.
+  """
   if is_int8:
     return encode(x, random)
   return rounding.to_bfloat16(x, random), None
@@ -133,10 +148,12 @@ def scale_by_adam(
     if not is_int8:
       zeros = code(jnp.bfloat16), code(jnp.bfloat16), (), ()
     else:
-      scale = lambda: jax.tree.map(
-        lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
+      zeros = (
+        code(jnp.int8),
+        code(jnp.uint8),
+        zero_scales(params),
+        zero_scales(params),
       )
-      zeros = code(jnp.int8), code(jnp.uint8), scale(), scale()
     return MomentState(jnp.zeros((), jnp.int32), *zeros)
 
   def one(
@@ -154,10 +171,10 @@ def scale_by_adam(
     m = b1 * m + (1.0 - b1) * g
     v = b2 * v + (1.0 - b2) * jnp.square(g)
     random = lambda stream: rounding.bits(g.shape, 0, count, index, stream)
-    mu, mu_scale = _stored(
+    mu, mu_scale = pack(
       m, is_int8, encode_signed, random(rounding.FIRST_MOMENT)
     )
-    nu, nu_scale = _stored(
+    nu, nu_scale = pack(
       v, is_int8, encode_positive, random(rounding.SECOND_MOMENT)
     )
     done = (count + 1).astype(jnp.float32)

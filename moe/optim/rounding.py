@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from moe.types import Array, PyTree
 
 # Streams of the same seed and step that must not share their bits.
-PARAMS, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2
+PARAMS, FIRST_MOMENT, SECOND_MOMENT, MOMENTUM = 0, 1, 2, 3
 
 
 def _mix(x: Array, word: Array) -> Array:

@@ -1,6 +1,7 @@
 """What a run is made of: plain values, all that a configuration says."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 
 import optax
@@ -13,6 +14,9 @@ from moe.modalities.vocabulary import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
+from moe.optim import groups as groups_lib
+from moe.optim import optimizers
+from moe.optim.groups import Group
 from moe.optim.storage import Storage
 from moe.parallel.mesh import MeshShape
 from moe.routing.plan import Router
@@ -106,6 +110,8 @@ class Run:
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.
     frozen: regular expressions of parameters that are not trained.
+    groups: (regular expression, factor of the learning rate, factor of the
+      weight decay) of parameters that match in full.
     storage: number formats of parameters and gradients.
     data: what is read.
     settings: of the training loop.
@@ -123,6 +129,7 @@ class Run:
   rules: str = 'standard'
   clip_norm: float = 1.0
   frozen: Sequence[str] = ()
+  groups: Sequence[Group] = ()
   storage: Storage = Storage()
   initial: Initial = Initial()
   prompts: Sequence[str] = ()
@@ -168,6 +175,29 @@ class TrainedRun:
   def ids(self) -> IdSpace:
     """The id space that the run was trained in."""
     return self.run.data.ids(self.vocabulary.size)
+
+
+def optimizer_of(run: Run) -> optimizers.Optimizer:
+  """The optimizer of a run.
+
+  Raises:
+    ValueError: if its groups are no groups, or its optimizer takes none.
+  """
+  options = {}
+  if run.groups:
+    if 'factors' not in inspect.signature(run.optimizer).parameters:
+      raise ValueError(
+        'GROUPS needs an OPTIMIZER that takes `factors`, such as'
+        f' @optimizers.adamw, got {run.optimizer}: change one of them.'
+      )
+    options['factors'] = groups_lib.factors_of(run.groups)
+  return optimizers.build(
+    run.optimizer(run.schedule, **options),
+    run.clip_norm,
+    run.frozen,
+    run.storage,
+    run.groups,
+  )
 
 
 def router_of(run: Run) -> Router | None:
