@@ -65,7 +65,7 @@ def flops(matrix: Matrix) -> int:
 
 
 def _direction(
-  x: Array, matrix: Matrix, shared: Division | None, is_rms: bool
+  x: Array, matrix: Matrix, shared: Division | None
 ) -> Array:
   """The orthogonal update of a parameter, from its momentum."""
   x_BRC = matrix.stack(x)
@@ -75,29 +75,23 @@ def _direction(
   x_BRC = orthogonalise(x_BRC)
   for step in reversed(steps):
     x_BRC = jax.lax.with_sharding_constraint(x_BRC, step)
-  if is_rms:
-    scale = _RMS * matrix.sides[1] ** 0.5
-  else:
-    scale = max(1.0, matrix.fan_out / matrix.fan_in) ** 0.5
-  return matrix.unstack(x_BRC) * scale
+  return matrix.unstack(x_BRC) * (_RMS * matrix.sides[1] ** 0.5)
 
 
 def scale_by_muon(
-  beta: float, moment_dtype: str = 'float32', is_rms: bool = True
+  beta: float, moment_dtype: str = 'float32'
 ) -> optax.GradientTransformationExtraArgs:
   """Muon's direction for a tree of matrices.
 
   Jordan (2024), https://kellerjordan.github.io/posts/muon, with Nesterov
-  momentum and its bias correction as in `optax.contrib.scale_by_muon`. We
-  depart from that in the storage of the momentum, and in sharing the products
-  among devices, see `moe.optim.matrices`.
+  momentum and its bias correction as in `optax.contrib.scale_by_muon`. The
+  root mean square of an update is about that of Adam's, so that one learning
+  rate serves both (Liu et al. 2025). We depart from these in the storage of the
+  momentum, and in sharing the products among devices, see `moe.optim.matrices`.
 
   Args:
     beta: decay of the momentum.
     moment_dtype: 'float32', 'bfloat16' or 'int8', format of the momentum.
-    is_rms: whether an update has the root mean square of Adam's, so that both
-      take one learning rate (Liu et al. 2025); else its largest gain is that
-      of `optax.contrib.muon`, the root of max(1, output / input).
 
   Returns:
     A transformation whose `update` also takes `shardings`, path of a parameter
@@ -150,7 +144,7 @@ def scale_by_muon(
       ahead = beta * m / (1.0 - beta ** (done + 1.0))
       ahead += (1.0 - beta) * g / (1.0 - beta**done)
       shared = division(matrix, shardings[name]) if shardings else None
-      updates.append(_direction(ahead, matrix, shared, is_rms))
+      updates.append(_direction(ahead, matrix, shared))
       new_mu.append(mu)
       new_scales.append(scale)
     new = MuonState(

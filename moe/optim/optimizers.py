@@ -135,7 +135,6 @@ def muon(
   b2: float = 0.95,
   weight_decay: float = 0.1,
   moment_dtype: str = 'float32',
-  is_rms: bool = True,
   factors: FactorsOf | None = None,
 ) -> optax.GradientTransformation:
   """Muon (Jordan 2024) for matrices, AdamW for all other parameters.
@@ -151,7 +150,6 @@ def muon(
     b2: decay of Adam's second moment.
     weight_decay: part of a parameter taken off, times the learning rate.
     moment_dtype: 'float32', 'bfloat16' or 'int8', as in `adamw`.
-    is_rms: see `moe.optim.muon.scale_by_muon`.
     factors: factors of learning rate and decay by path; None for none.
 
   Raises:
@@ -168,7 +166,7 @@ def muon(
     return _scheduled(direction, schedule, weight_decay, of)
 
   made = {
-    'matrix': chain(muon_lib.scale_by_muon(beta, moment_dtype, is_rms), True),
+    'matrix': chain(muon_lib.scale_by_muon(beta, moment_dtype), True),
     'other': chain(_adam(b1, b2, 1e-8, moment_dtype), False),
   }
   return optax.partition(made, labels)

@@ -25,7 +25,7 @@ def plan_shapes(
 ) -> dict[str, Any]:
   """All that is known without a compiler; on a slice, or on any devices."""
   ts, logical_axes = recipe.abstract_state(run)
-  counts = counts_of(run, ts.params, logical_axes)
+  counts = counts_of(run, ts.params, logical_axes, ts.opt_state)
   active = anatomy(run.model).num_active
   parts = cost.components(ts.params, logical_axes, active)
   devices = slice_.num_devices if slice_ else recipe.least_devices(run)

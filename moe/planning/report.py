@@ -100,6 +100,11 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
       f'{short(facts["executed_flops_per_token_forward"])}FLOP forward,'
       f' {short(facts["executed_flops_per_token_train"])}FLOP training',
     ),
+    (
+      'optimizer FLOPs per token',
+      f'{short(facts["flops_per_token_optimizer"])}FLOP, by all parameters'
+      " over a step's tokens",
+    ),
     ('tokens per step', count('tokens_per_step')),
     (
       'the run',

@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 from moe.train import record_log
 
 # Keys of run.json, and of the log at the end of a run, that are compared.
-COUNTS = ('params_total', 'params_active', 'flops_per_token_train')
+COUNTS = (
+  'params_total',
+  'params_active',
+  'flops_per_token_train',
+  'flops_per_token_optimizer',
+)
 AT_END = ('dropped_fraction', 'load_imbalance')
 
 

@@ -14,6 +14,7 @@ FACTS = (
   ('params_total', 'parameters', '{:,}'),
   ('params_active', 'of them active for a token', '{:,}'),
   ('flops_per_token_train', 'training FLOPs per token', '{:,}'),
+  ('flops_per_token_optimizer', "the optimizer's FLOPs per token", '{:,}'),
   ('dropped_fraction', 'dropped tokens, last tenth of the steps', '{:.1%}'),
   ('load_imbalance', 'busiest expert over the mean, likewise', '{:.2f}'),
 )

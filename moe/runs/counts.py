@@ -1,22 +1,37 @@
 """Parameters and FLOPs of a run."""
 
+import math
+
 from moe.models.anatomy import anatomy
 from moe.runs.run import Run
-from moe.scale import cost, topology
+from moe.scale import cost, orthogonal, topology
 from moe.train.program import Program
 from moe.types import PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
   """Counts for the record, and the mesh's peak FLOP/s where it is known."""
-  counts = counts_of(run, program.abstract.params, program.logical_axes)
+  abstract = program.abstract
+  counts = counts_of(
+    run, abstract.params, program.logical_axes, abstract.opt_state
+  )
   device = program.mesh.devices.flat[0]
   peak = topology.peak_flops(device.device_kind)
   return counts, peak and peak * program.mesh.size
 
 
-def counts_of(run: Run, params: PyTree, logical_axes: PyTree) -> dict[str, int]:
-  """Parameters and FLOPs per token, from the shapes of the parameters."""
+def counts_of(
+  run: Run, params: PyTree, logical_axes: PyTree, opt_state: PyTree = ()
+) -> dict[str, int]:
+  """Parameters and FLOPs per token, from shapes.
+
+  Args:
+    run: the run.
+    params: shapes of its parameters.
+    logical_axes: logical axes of its parameters.
+    opt_state: shapes of its optimizer's state. The products of an update are
+      shared by the tokens of a step.
+  """
   model = anatomy(run.model)
   total, active = cost.parameter_counts(params, logical_axes, model.num_active)
   tables = 0 if model.is_tied else params['embedding']['table'].size
@@ -32,4 +47,7 @@ def counts_of(run: Run, params: PyTree, logical_axes: PyTree) -> dict[str, int]:
     'params_active': active,
     'flops_per_token_forward': flops,
     'flops_per_token_train': 3 * flops,
+    'flops_per_token_optimizer': round(
+      orthogonal.flops(opt_state) / math.prod(run.data.shape)
+    ),
   }

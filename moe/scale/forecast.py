@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from moe import axes
 from moe.parallel.mesh import CONTEXT, DATA, EXPERT, FSDP, MODEL
-from moe.scale import cost, memory, roofline
+from moe.scale import cost, memory, orthogonal, roofline
 from moe.scale.topology import Slice
 from moe.train.state import TrainState
 from moe.types import PyTree
@@ -26,13 +26,14 @@ _GIB = 2**30
 _GATHERED = (axes.EMBED, axes.LATENT)
 # What travels, as `Transfer.source` of a forecast and in words.
 WEIGHTS, ROWS, WIDTHS = 'weights', 'rows', 'widths'
-KEYS, GRADIENTS = 'keys', 'gradients'
+KEYS, GRADIENTS, MATRICES = 'keys', 'gradients', 'matrices'
 _WORDS = {
   WEIGHTS: 'gathering weights and scattering their gradients',
   ROWS: 'the exchange of rows between experts',
   WIDTHS: 'adding up parts of heads and widths',
   KEYS: 'gathering keys and values along the sequence',
   GRADIENTS: 'adding up gradients of replicated parameters',
+  MATRICES: 'bringing parts of matrices together for Muon',
 }
 _WAYS_OUT = {
   WEIGHTS: 'more tokens a device and microbatch, more MESH_EXPERT, or less'
@@ -41,6 +42,7 @@ _WAYS_OUT = {
   WIDTHS: 'less MESH_MODEL',
   KEYS: 'less context parallelism',
   GRADIENTS: 'more tokens a step, or MESH_FSDP in place of MESH_DATA',
+  MATRICES: 'more tokens a step, or OPTIMIZER=@optimizers.adamw',
 }
 
 
@@ -174,6 +176,8 @@ def work(
   for over, numbers in _summed(abstract.params, token_axes).items():
     add(GRADIENTS, 'all-reduce', over, numbers * sizes.grad_bytes, n)
     local += numbers
+  for moved in orthogonal.update(abstract.opt_state, abstract.params).transfers:
+    add(MATRICES, moved.kind, (moved.axis,), moved.num_bytes, moved.times)
   # The optimizer's state is divided over 'data': its updates are put together.
   add(GRADIENTS, 'all-gather', (DATA,), local * 4, 1)
   hidden = sizes.tokens * load.d_model * sizes.dtype_bytes

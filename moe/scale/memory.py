@@ -13,7 +13,7 @@ import jax
 from moe import axes
 from moe.parallel import shardings
 from moe.parallel.mesh import EXPERT
-from moe.scale import cost
+from moe.scale import cost, orthogonal
 from moe.train.state import TrainState
 from moe.types import Batch, PyTree
 
@@ -236,6 +236,9 @@ def predict(
     # As it is multiplied, transposed, and its gradient's sum over tokens.
     'table': table * (2 * half + _FULL),
   }
+  update = orthogonal.update(abstract.opt_state, abstract.params)
+  if update.working_bytes:
+    parts['matrices of an update'] = update.working_bytes
   if sizes.prefix:
     parts |= {
       # Once more: it outlives what the periods kept.
@@ -259,5 +262,7 @@ def _peak(parts: dict[str, int]) -> int:
     'one prefix block',
     'weights of the prefix',
   )
+  # An update that works element by element needs no room beside its result.
+  update = total('gradients', 'matrices of an update')
   lasting = total('copies of parameters', 'sums over microbatches')
-  return lasting + max(loss, layers, first)
+  return lasting + max(loss, layers, first, update)
