@@ -19,6 +19,7 @@ LEAST = {
   'weight_decay': (0, 'part of a matrix taken off, 0 for none'),
   'load_balance': (0, 'a factor of a loss that is made small'),
   'router_z': (0, 'a factor of a loss that is made small'),
+  'ahead': (0, 'a factor of a loss that is made small'),
   'logits_z': (0, 'a factor of a loss that is made small'),
   'num_chunks': (1, 'pieces in which logits and loss are computed'),
 }

@@ -48,6 +48,8 @@ class Anatomy:
     prefix: blocks before the first period, in order.
     period: blocks of one period; none where there is no period.
     num_periods: how often it is repeated, with parameters of their own.
+    predicts_ahead: whether training has one more block, dense, which predicts
+      the token after the next one; `layers` leave it out.
   """
 
   d_model: int
@@ -58,6 +60,7 @@ class Anatomy:
   prefix: tuple[LayerAnatomy, ...]
   period: tuple[LayerAnatomy, ...]
   num_periods: int
+  predicts_ahead: bool = False
 
   @property
   def layers(self) -> tuple[LayerAnatomy, ...]:

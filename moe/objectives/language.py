@@ -11,7 +11,15 @@ from moe import axes
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
-from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
+from moe.types import (
+  PLACE_FIELDS,
+  Array,
+  Field,
+  Pair,
+  PyTree,
+  TokenBatch,
+  following,
+)
 
 # (name, shape, dtype) of a token's value, of arrays beside those of tokens.
 Extras = Sequence[tuple[str, tuple[int, ...], str]]
@@ -64,7 +72,13 @@ def _num_tokens(batch: TokenBatch) -> int:
   return int(np.count_nonzero(batch.segment_ids))
 
 
-def language_model(
+def _ahead_weights(batch: TokenBatch) -> Array:
+  """Weight of the token after the next one, within the same document."""
+  is_same = following(batch.segment_ids) == batch.segment_ids
+  return following(batch.loss_weights) * is_same.astype(jnp.float32)
+
+
+def language_model(  # noqa: PLR0913
   functional: Functional,
   shape: tuple[int, int],
   load_balance: float = 0.01,
@@ -73,6 +87,7 @@ def language_model(
   logits_z: float = 0.0,
   num_chunks: int = 1,
   extras: Extras = (),
+  ahead: float = 0.3,
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
@@ -88,6 +103,8 @@ def language_model(
     num_chunks: pieces in which the loss is computed.
     extras: (name, shape, dtype) of a token's value, of further arrays that the
       model reads; stores hold them by these names.
+    ahead: coefficient of the loss of the token after the next one, in training,
+      where the model predicts it (DeepSeek-V3's lambda).
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
@@ -99,6 +116,7 @@ def language_model(
     'router_z': router_z,
     **dict(router_losses),
     'logits_z': logits_z,
+    'ahead': ahead,
   }
 
   def loss(
@@ -122,6 +140,15 @@ def language_model(
       functional.layout,
     )
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
+    if outputs.ahead is not None:
+      sums['ahead'], _ = cross_entropy(
+        lambda hidden: functional.head(params, hidden),
+        outputs.ahead,
+        following(batch.targets),
+        _ahead_weights(batch),
+        num_chunks,
+        functional.layout,
+      )
     metrics = dict(outputs.metrics)
     for name, pair in outputs.losses.items():
       if name in coefficients:
@@ -137,6 +164,7 @@ def language_model(
     return {
       'cross_entropy': weight,
       'logits_z': weight,
+      'ahead': _ahead_weights(batch).sum(),
       'load_balance': tokens,
       'router_z': tokens,
       **{name: tokens for name, _ in router_losses},

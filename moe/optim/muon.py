@@ -64,9 +64,7 @@ def flops(matrix: Matrix) -> int:
   return matrix.batch * STEPS * step
 
 
-def _direction(
-  x: Array, matrix: Matrix, shared: Division | None
-) -> Array:
+def _direction(x: Array, matrix: Matrix, shared: Division | None) -> Array:
   """The orthogonal update of a parameter, from its momentum."""
   x_BRC = matrix.stack(x)
   steps = shared.steps() if shared else []

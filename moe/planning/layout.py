@@ -90,7 +90,8 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.Sizes:
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
     sum_bytes=jax.numpy.dtype(run.storage.sums).itemsize,
-    prefix=len(model.prefix),
+    # The block ahead is not scanned either.
+    prefix=len(model.prefix) + model.predicts_ahead,
   )
 
 

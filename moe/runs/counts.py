@@ -33,8 +33,11 @@ def counts_of(
       shared by the tokens of a step.
   """
   model = anatomy(run.model)
-  total, active = cost.parameter_counts(params, logical_axes, model.num_active)
-  tables = 0 if model.is_tied else params['embedding']['table'].size
+  parts = cost.components(params, logical_axes, model.num_active)
+  total = sum(part.total for part in parts.values())
+  active = sum(part.active for part in parts.values())
+  table = params['embedding']['table'].size
+  tables = 0 if model.is_tied else table
   flops = cost.flops_per_token(
     active,
     tables,
@@ -42,11 +45,14 @@ def counts_of(
     len(model.layers),
     run.data.sequence_length,
   )
+  ahead = cost.ahead_flops_per_token(
+    parts, table, model.attention.pair_width, run.data.sequence_length
+  )
   return {
     'params_total': total,
     'params_active': active,
     'flops_per_token_forward': flops,
-    'flops_per_token_train': 3 * flops,
+    'flops_per_token_train': 3 * (flops + ahead),
     'flops_per_token_optimizer': round(
       orthogonal.flops(opt_state) / math.prod(run.data.shape)
     ),

@@ -16,7 +16,7 @@ from moe.models.decoder import Decoder
 from moe.models.functional import Functional
 from moe.optim import groups as groups_lib
 from moe.optim import optimizers
-from moe.optim.groups import Group
+from moe.optim.groups import Factors, Group
 from moe.optim.storage import Storage
 from moe.parallel.mesh import MeshShape
 from moe.routing.plan import Router
@@ -183,14 +183,23 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
   Raises:
     ValueError: if its groups are no groups, or its optimizer takes none.
   """
-  options = {}
-  if run.groups:
+  options, scales = {}, run.model.parametrisation
+  if run.groups or scales:
     if 'factors' not in inspect.signature(run.optimizer).parameters:
       raise ValueError(
-        'GROUPS needs an OPTIMIZER that takes `factors`, such as'
+        'GROUPS and PARAMETRISATION need an OPTIMIZER with `factors`, such as'
         f' @optimizers.adamw, got {run.optimizer}: change one of them.'
       )
-    options['factors'] = groups_lib.factors_of(run.groups)
+    of_groups = groups_lib.factors_of(run.groups)
+
+    def factors(name: str, is_orthogonal: bool) -> Factors:
+      found = of_groups(name, is_orthogonal)
+      if not scales:
+        return found
+      width = run.model.d_model
+      return found.times(Factors(*scales.factors(name, is_orthogonal, width)))
+
+    options['factors'] = factors
   return optimizers.build(
     run.optimizer(run.schedule, **options),
     run.clip_norm,

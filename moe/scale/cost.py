@@ -8,8 +8,11 @@ from moe import axes
 from moe.parallel import shardings
 from moe.types import PyTree
 
+# The block that predicts the token after the next one.
+AHEAD = 'block ahead'
 # Parts of a model by what its parameters' paths say, first match first.
 _PARTS = (
+  ('ahead/', AHEAD),
   ('shared', 'shared experts'),
   ('norm', 'norms'),
   ('router', 'routers'),
@@ -45,7 +48,8 @@ def components(
     num_active: experts that one token sees.
 
   Returns:
-    Part -> counts; of an array with an expert dim E, num_active / E is active.
+    Part -> counts; of an array with an expert dim E, num_active / E is active,
+    and nothing of the block ahead, which is in training alone.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
@@ -59,6 +63,8 @@ def components(
       part = 'experts'
       E = leaf.shape[logical.index(axes.EXPERT)]
       active = round(total / E * num_active)
+    if part == AHEAD:
+      active = 0
     old = counts.get(part, Counted(0, 0))
     counts[part] = Counted(old.total + total, old.active + active)
   return counts
@@ -96,6 +102,24 @@ def flops_per_token(
   # Scores and weighted values: 2 products of 2 FLOPs, over T / 2 keys each.
   attention = 2 * 2 * attention_width * (length // 2) * num_layers
   return products + attention
+
+
+def ahead_flops_per_token(
+  parts: dict[str, Counted], head: int, attention_width: int, length: int
+) -> int:
+  """Model FLOPs of the block ahead and its head, forward, for a training token.
+
+  Args:
+    parts: as `components` counts them.
+    head: parameters of the head.
+    attention_width: heads x head width.
+    length: T.
+  """
+  if AHEAD not in parts:
+    return 0
+  return flops_per_token(
+    parts[AHEAD].total + head, 0, attention_width, 1, length
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +199,10 @@ def executed_flops_per_token(
   """FLOPs of products that really run, per token: (forward, training step).
 
   Capacity slots that stay empty are multiplied too, masked scores are computed,
-  what remat throws away is computed again. The first layer needs no gradient
-  with respect to its input ids, but its embeddings do: every product runs three
-  times.
+  what remat throws away is computed again. The block ahead counts as a whole
+  once more under remat, its attention as causal. The first layer needs no
+  gradient with respect to its input ids, but its embeddings do: every product
+  runs three times.
   """
   products = {
     part: 2 * c.active * (recipe.padding if part == 'experts' else 1)
@@ -189,13 +214,19 @@ def executed_flops_per_token(
   table = 'embedding' if recipe.is_tied else 'output head'
   head = 2 * parts[table].active if table in parts else 0
   forward = sum(products.values()) + scores + head
+  ahead = ahead_flops_per_token(
+    parts,
+    parts[table].total if table in parts else 0,
+    recipe.attention_width,
+    recipe.length,
+  )
   again = sum(
     recipe.redone.get(part, 0.0) * flops
     for part, flops in (products | {'scores': scores}).items()
   )
-  again += head * recipe.is_loss_remat
+  again += head * recipe.is_loss_remat + ahead * bool(recipe.redone)
   backward = 2 * (forward - scores) + recipe.attention_backward * scores
-  return forward, forward + backward + again
+  return forward, forward + backward + again + 3 * ahead
 
 
 def device_bytes(tree: PyTree) -> int:

@@ -90,7 +90,7 @@ def test_a_plan_counts_products_and_state_of_muon():
   facts = plan.plan_shapes(configuration.load(files, bindings))
   plain = plan.plan_shapes(cases.loaded())
   assert plain['flops_per_token_optimizer'] == 0
-  # In 4 of 8 layers 16 experts have 3 matrices of 1024 x 4096 and these are most of it.
+  # In 4 of 8 layers 16 experts have 3 matrices of 1024 x 4096: most of it.
   step = 5 * (4 * 1024**2 * 4096 + 2 * 1024**3)
   experts = 4 * 16 * 3 * step / (64 * 2048)
   assert experts < facts['flops_per_token_optimizer'] < 1.2 * experts
