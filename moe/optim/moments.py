@@ -18,7 +18,7 @@ from moe.types import Array, PyTree
 DTYPES = ('float32', 'bfloat16', 'int8')
 # Numbers of the last dim that share a scale.
 BLOCK = 128
-# Code 255 of a second moment is 1.0; 8 codes less are half as much.
+# Code 255 of a second moment is 1.0; each 8 codes below halve it.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
@@ -42,7 +42,7 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """[..., n] to [..., n / BLOCK, BLOCK]; one block if BLOCK does not divide."""
+  """[..., n] to [..., n / BLOCK, BLOCK]; one block if BLOCK does not divide n."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)
@@ -61,7 +61,7 @@ def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
   Linear: x is about code / 127 of the largest magnitude of its block.
   """
   blocks, scale = _scaled(x)
-  # 16 bits of chance are below the resolution of the codes.
+  # 16 random bits are enough: codes are coarser.
   chance = (random >> jnp.uint32(16)).astype(jnp.float32) / 65536.0
   codes = jnp.floor(blocks.reshape(x.shape) * 127.0 + chance)
   return jnp.clip(codes, -127.0, 127.0).astype(jnp.int8), scale
@@ -78,8 +78,8 @@ def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
 
   A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
   largest number of its block, so that neighbours differ by 6 to 12 per cent
-  down to 2^-32 of that number. What is smaller becomes the smallest code: a
-  second moment of zero would make its update infinite. Zero itself is code 0.
+  down to 2^-32 of that number. A smaller number becomes the smallest code, since
+  a second moment of zero would make its update infinite. Zero itself is code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)

@@ -35,7 +35,7 @@ class MuonState(NamedTuple):
   mu_scale: PyTree
 
 
-def orthogonalise(x_BRC: Array) -> Array:
+def orthogonalise(x: Array) -> Array:
   """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
 
   A matrix U S V^T becomes U S' V^T, with S' between 0.7 and 1.2 for singular
@@ -43,18 +43,16 @@ def orthogonalise(x_BRC: Array) -> Array:
   zeros stay zeros.
 
   Args:
-    x_BRC: a stack of matrices, float32, rows at most columns.
+    x: a stack of matrices [batch, rows, columns], float32, rows at most columns.
   """
   a, b, c = _COEFFICIENTS
-  norm = jnp.sqrt(jnp.sum(jnp.square(x_BRC), axis=(1, 2), keepdims=True))
-  x_BRC = x_BRC / (norm + 1e-8)
+  norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
+  x = x / (norm + 1e-8)
   for _ in range(STEPS):
-    gram_BRR = jnp.einsum('brc,bsc->brs', x_BRC, x_BRC)
-    factor_BRR = b * gram_BRR + c * jnp.einsum(
-      'brs,bst->brt', gram_BRR, gram_BRR
-    )
-    x_BRC = a * x_BRC + jnp.einsum('brs,bsc->brc', factor_BRR, x_BRC)
-  return x_BRC
+    gram = jnp.einsum('brc,bsc->brs', x, x)
+    factor = b * gram + c * jnp.einsum('brs,bst->brt', gram, gram)
+    x = a * x + jnp.einsum('brs,bsc->brc', factor, x)
+  return x
 
 
 def flops(matrix: Matrix) -> int:
@@ -64,16 +62,18 @@ def flops(matrix: Matrix) -> int:
   return matrix.batch * STEPS * step
 
 
-def _direction(x: Array, matrix: Matrix, shared: Division | None) -> Array:
+def _direction(
+  momentum: Array, matrix: Matrix, shared: Division | None
+) -> Array:
   """The orthogonal update of a parameter, from its momentum."""
-  x_BRC = matrix.stack(x)
+  x = matrix.stack(momentum)
   steps = shared.steps() if shared else []
   for step in steps:
-    x_BRC = jax.lax.with_sharding_constraint(x_BRC, step)
-  x_BRC = orthogonalise(x_BRC)
+    x = jax.lax.with_sharding_constraint(x, step)
+  x = orthogonalise(x)
   for step in reversed(steps):
-    x_BRC = jax.lax.with_sharding_constraint(x_BRC, step)
-  return matrix.unstack(x_BRC) * (_RMS * matrix.sides[1] ** 0.5)
+    x = jax.lax.with_sharding_constraint(x, step)
+  return matrix.unstack(x) * (_RMS * matrix.sides[1] ** 0.5)
 
 
 def scale_by_muon(

@@ -141,7 +141,7 @@ def muon(
 
   The matrices are those of `moe.optim.matrices`: of attention and feed-forward
   layers and, each by itself, of experts. Tables, routers and norm scales are
-  AdamW's.
+  AdamW's. Routers are not decayed, unlike those of `adamw`.
 
   Args:
     schedule: learning rate by step, of both.
@@ -162,7 +162,10 @@ def muon(
     return jax.tree.map(label, names(params), params)
 
   def chain(direction: optax.GradientTransformation, is_orthogonal: bool):
-    of = factors and (lambda name: factors(name, is_orthogonal))
+    def of(name: str) -> Factors:
+      found = factors(name, is_orthogonal) if factors else Factors()
+      return found._replace(decay=0.0) if name.endswith('router') else found
+
     return _scheduled(direction, schedule, weight_decay, of)
 
   made = {

@@ -113,10 +113,10 @@ def test_tables_routers_and_norms_are_adams():
   others = ['embedding/table', 'a/moe/router', 'a/last_norm/scale']
   params = tree_of({name: jnp.ones((D, F)) for name in [*others, DENSE]})
   grads = tree_of({name: draw(D, F) for name in [*others, DENSE]})
-  got, _ = updated(optimizers.build(optimizers.muon(CONSTANT)), params, grads)
-  wanted, _ = updated(
-    optimizers.build(optimizers.adamw(CONSTANT)), params, grads
-  )
+  run = lambda made: updated(
+    optimizers.build(made(CONSTANT, weight_decay=0.0)), params, grads
+  )[0]
+  got, wanted = run(optimizers.muon), run(optimizers.adamw)
   same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), got, wanted)
   assert same == tree_of({**dict.fromkeys(others, True), DENSE: False})
 
@@ -268,3 +268,15 @@ def test_flops_are_those_of_five_steps_of_three_products():
   stack = matrices.matrix_of(EXPERTS, (1, 3, 8, 12))
   # Gram 2 x 8 x 8 x 12, its square 2 x 8^3, the product 2 x 8 x 8 x 12.
   assert muon.flops(stack) == 3 * 5 * (1536 + 1024 + 1536)
+
+
+def test_matrices_and_tables_are_decayed_and_routers_are_not():
+  # Without a gradient only the decay moves a parameter: 1 - 0.1 x 0.5.
+  names = ('embedding/table', 'a/moe/router', 'a/last_norm/scale', DENSE)
+  params = tree_of({name: jnp.ones((D, F)) for name in names})
+  grads = jax.tree.map(jnp.zeros_like, params)
+  made = optimizers.muon(CONSTANT, weight_decay=0.5)
+  got, _ = updated(optimizers.build(made), params, grads)
+  values = [0.95, 1.0, 1.0, 0.95]
+  wanted = tree_of(dict(zip(names, values, strict=True)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), got, wanted)
