@@ -1,8 +1,8 @@
 """Adam's moments in 16 or in 8 bits.
 
 Both are rounded stochastically. A moment changes by a few per cent in a
-training step, which is less than the spacing of these formats: rounded to the
-nearest number, it would stand still.
+training step, which is less than the spacing of these formats. Rounding to the
+nearest number would leave it as it is.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """[..., n] to [..., n / BLOCK, BLOCK]; one block if BLOCK does not divide n."""
+  """[..., n] to [..., n / BLOCK, BLOCK]; one block if BLOCK does not divide."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)
@@ -78,8 +78,8 @@ def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
 
   A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
   largest number of its block, so that neighbours differ by 6 to 12 per cent
-  down to 2^-32 of that number. A smaller number becomes the smallest code, since
-  a second moment of zero would make its update infinite. Zero itself is code 0.
+  down to 2^-32 of that number. Smaller ones become the smallest code, since a
+  second moment of zero would make its update infinite. Zero itself is code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)

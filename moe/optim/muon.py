@@ -43,7 +43,7 @@ def orthogonalise(x: Array) -> Array:
   zeros stay zeros.
 
   Args:
-    x: a stack of matrices [batch, rows, columns], float32, rows at most columns.
+    x: stack of matrices [batch, rows, columns], float32, rows at most columns.
   """
   a, b, c = _COEFFICIENTS
   norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))

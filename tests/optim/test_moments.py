@@ -118,7 +118,7 @@ def test_a_second_moment_forgets_old_gradients(moment_dtype):
   # Rounded to the nearest, 0.95 of a code would be that code again for ever.
   adam = moments.scale_by_adam(0.9, 0.95, 1e-8, moment_dtype)
   params = {'w': jnp.zeros((4, 128))}
-  # One number of each block keeps the scale up; the others get no more gradient.
+  # One number of each block keeps the scale up; the others get no gradient.
   keeps = jnp.zeros((4, 128)).at[:, 0].set(1.0)
 
   def body(state, grads):
