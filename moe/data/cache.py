@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from moe.data.records import Feature, Tokeniser, texts_of
 from moe.data.store import Store, write_store
 from moe.modalities.ids import of_ranges
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 MAX_BAD_FRACTION = 1e-4
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from moe.data.store import Record
 from moe.modalities.ids import EOS, UNK, IdSpace
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 # Documents between two looks at the share of malformed ones.
 _CHECK_EVERY = 10_000

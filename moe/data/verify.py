@@ -6,7 +6,7 @@ import os
 
 from moe.data.store import Record, Store, encode_record, file_sha256
 from moe.modalities.ids import EOS, UNK, IdSpace, of_manifest
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 _RECORDS_AT_ONCE = 1024
 _MAX_PROBLEMS = 20

@@ -7,7 +7,7 @@ import numpy as np
 from moe.data.store import Record
 from moe.evaluate.likelihood import Document
 from moe.modalities.ids import IdSpace
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 
 def text_documents(

@@ -26,7 +26,7 @@ BARRED = -1
 
 
 class Vocabulary(Protocol):
-  """What is read of a `moe.modalities.vocabulary.Vocabulary`.
+  """What is read of a `moe.modalities.text.Vocabulary`.
 
   Attributes:
     pad, eos, unk: ids of padding, end mark and unknown pieces.

@@ -14,7 +14,7 @@ from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
 from moe.data.store import file_sha256
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run

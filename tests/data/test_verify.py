@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe.data import store, verify
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 
 TEXTS = ['白日依山盡', ('黃河\n', '入海流'), 'a𠮷\u2581 ']
 
