@@ -26,17 +26,19 @@ from moe.types import Array, PyTree
 _LOG = logging.getLogger(__name__)
 
 
-# Pairs of (regular expression that a target path must match as a whole, path in
-# the checkpoint, which may refer to groups as \1, or None to keep the target).
+# Pairs of (pattern, source). The pattern is a regular expression that must
+# match a whole path in the target. The source is a path in the checkpoint,
+# which may refer to groups as \1, or None: then the array keeps its value in
+# the target.
 Assignment = Sequence[tuple[str, str | None]]
 
-# The sharding of an array, by its path such as params/decoder/embedding and its
-# shape.
+# Gives the sharding of an array from its path, such as
+# params/decoder/embedding, and its shape.
 Placement = Callable[[str, Shaped], jax.sharding.Sharding]
 
 
 def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
-  """The newest step whose every file verifies, or the one asked for.
+  """The newest step in which every file verifies, or the step asked for.
 
   Returns:
     (step, newer steps that are damaged); a warning has named each of those.
@@ -74,11 +76,11 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
 
 
 def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
-  """Reads every array of a step into the structure and shardings given.
+  """Reads every array of a step into the given structure and shardings.
 
   Raises:
-    ValueError: if one side lacks an array or a shape or dtype differs; it names
-      the arrays.
+    ValueError: if one side lacks an array, or a shape or dtype differs. The
+      message names the arrays.
   """
   wanted = leaves(abstract)
   stored = leaves(_stored_tree(step_directory))
@@ -120,9 +122,9 @@ def load_params(
     ({'params': ..., 'state': ...}, meta).
 
   Raises:
-    ValueError: if an array is missing or has another shape, if one is kept that
-      has no value in `target`, or, without an assignment, if one is unused; it
-      names the arrays.
+    ValueError: if an array is missing or has another shape, if an array is kept
+      but has no value in `target`, or if an array of the checkpoint is unused
+      and there is no assignment. The message names the arrays.
   """
   directory, located = locate(directory)
   step, _ = choose(directory, located if step is None else step)
@@ -162,13 +164,13 @@ def load_initial(
   state: PyTree,
   assignment: Assignment = (),
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-  """What another run starts from: parameters, and the state beside them.
+  """Reads what a new run starts from: parameters and the state beside them.
 
   Args:
     directory: of a run, of its checkpoints, or of one step.
     params: as `target` of `load_params`.
-    state: likewise. The bias of a router comes from the layer that its weights
-      come from; it keeps its value where that layer has none of its shape.
+    state: likewise. The bias of a router comes from the same layer as its
+      weights; it keeps its value if that layer has no bias of its shape.
     assignment: see `load_params`; paths have no 'params/' in front.
 
   Returns:
@@ -200,7 +202,7 @@ def _load(
   placement: Placement | None,
 ) -> dict[str, Array]:
   """Arrays by target path; each array of the checkpoint is read once."""
-  import orbax.checkpoint as ocp  # Half a second: a configuration needs none.
+  import orbax.checkpoint as ocp  # Half a second; loading a run needs none.
 
   wanted = {
     name: _placed(leaf, placement and placement(name, leaf))
@@ -214,7 +216,7 @@ def _load(
     lambda key, _: first.get(path_name(key), ocp.PLACEHOLDER), tree
   )
   read_arrays = leaves(_restore(path, item))
-  # A second user of the same array may want it in another place or dtype.
+  # Two targets may read one array with different shardings or dtypes.
   return {
     name: jax.device_put(
       read_arrays[sources[name]].astype(leaf.dtype), leaf.sharding
@@ -226,7 +228,7 @@ def _load(
 def damage(
   step_directory: epath.Path, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-  """What is wrong with a step: a phrase each, none if it is sound.
+  """The problems of a step, a phrase each; none if the step is sound.
 
   Every byte is read again, and every array is opened.
 
@@ -240,7 +242,7 @@ def damage(
     return found
   try:
     _stored_tree(step_directory)
-  # Orbax and TensorStore raise many kinds, and each means the same here.
+  # Orbax and TensorStore raise many kinds of errors; each one means damage.
   except Exception as error:  # noqa: BLE001
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     return [f'state cannot be opened ({reason})']
@@ -248,13 +250,13 @@ def damage(
 
 
 def _shared_damage(step_directory: epath.Path) -> list[str]:
-  """`damage`, whose work and verdict all processes share."""
+  """`damage` for all processes: they divide the files and share the result."""
   share = (jax.process_index(), jax.process_count())
   found = damage(step_directory, share)
   if share[1] > 1:
     bad = multihost_utils.process_allgather(np.array(len(found)))
     if bad.any() and not found:
-      found = [f'a file that process {int(bad.argmax())} has checked']
+      found = [f'process {int(bad.argmax())} has found a damaged file']
   return found
 
 
@@ -285,7 +287,7 @@ def leaves(tree: PyTree) -> dict[str, Any]:
 def _placed(
   leaf: Shaped, sharding: jax.sharding.Sharding | None = None
 ) -> jax.ShapeDtypeStruct:
-  """The shape, dtype and sharding to read an array with."""
+  """The shape, dtype and sharding with which an array is read."""
   own = getattr(leaf, 'sharding', None)
   if not isinstance(own, jax.sharding.Sharding):
     own = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -293,7 +295,7 @@ def _placed(
 
 
 def _source(name: str, assignment: Assignment) -> str | None:
-  """Path in the checkpoint of a target path, None to keep the target."""
+  """The checkpoint's path for a path in the target; None keeps the value."""
   for pattern, replacement in assignment:
     match = re.fullmatch(pattern, name)
     if match:
