@@ -257,9 +257,7 @@ class Checkpointer:
     good = max(
       (s for s in listing.steps(self.directory) if s != step), default=None
     )
-    kept = (
-      'no step is before it' if good is None else f'step {good} is intact'
-    )
+    kept = 'no step is before it' if good is None else f'step {good} is intact'
     self._failure = SaveError(
       f'Checkpoint {step} ({_size(num_bytes)}{space}) could not be written to'
       f' {self.directory}: {reason}; {kept}: free space there or'
@@ -329,7 +327,7 @@ def _reason(error: BaseException) -> str:
   """The first cause of an exception, on one line."""
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
-  # TensorStore writes the number of an error of the system in this way.
+  # TensorStore puts the number of a system error into its message like this.
   code = re.search(r"os_error_code='(\d+)'", str(error))
   number = int(code.group(1)) if code else getattr(error, 'errno', None)
   if number:

@@ -1,4 +1,7 @@
-"""The pack plan: which pieces of which documents share a row of a batch."""
+"""The pack plan: which pieces of which documents share a row of a batch.
+
+A piece is a run of tokens of one document.
+"""
 
 import contextlib
 import dataclasses
@@ -13,12 +16,13 @@ from moe.data.order import scramble
 from moe.data.store import Store
 from moe.data.transforms import Shape
 
-# Part of the name of a saved plan: another method gives another data order.
+# Version of the method of packing: it is part of the name of a saved plan,
+# because another method gives another data order.
 _METHOD = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PackPlan:
   """Rows of at most `sequence_length` tokens, made of pieces of documents.
 
   Every token of every document is in exactly one piece. Row r holds the pieces
@@ -26,7 +30,7 @@ class Plan:
 
   Attributes:
     record: int64 [pieces], number of the document.
-    start: int32 [pieces], place in the document of the piece's first token.
+    start: int32 [pieces], index in the document of the piece's first token.
     length: int32 [pieces], tokens of the piece.
     row_start: int64 [rows + 1].
     sequence_length: T.
@@ -54,14 +58,14 @@ def pack(
   lengths: np.ndarray,
   sequence_length: int,
   blocks: np.ndarray | None = None,
-) -> Plan:
+) -> PackPlan:
   """Plans the rows of documents, the same way for the same lengths.
 
-  Documents longer than a row are cut into whole rows and a rest, but never
-  through a block: then the row ends before the block. The pieces
-  shorter than a row are placed from the longest to the shortest, each where it
-  leaves the least room (best-fit decreasing, Johnson 1973), all pieces of one
-  length at a time. Pieces of equal length come in a hashed order, so that
+  A document that is longer than a row is cut into whole rows and a rest. No cut
+  goes through a block: the row ends before the block instead. The pieces that
+  are shorter than a row are placed from the longest to the shortest, each in
+  the row where it leaves the least room (best-fit decreasing, Johnson 1973).
+  All pieces of one length are placed together, in a hashed order, so that
   neighbours in a corpus are not neighbours in a row.
 
   Args:
@@ -70,7 +74,7 @@ def pack(
     blocks: int [blocks, 4], as `Store.blocks`; None for none.
 
   Returns:
-    The plan; its rows have the order of the documents of their longest pieces.
+    The plan. Its rows are sorted by the documents of their longest pieces.
 
   Raises:
     ValueError: if the sequence length is below 1, or too short for a block.
@@ -79,24 +83,25 @@ def pack(
     raise ValueError(f'sequence_length={sequence_length} must be at least 1.')
   lengths = np.asarray(lengths, np.int64)
   record, start = _cuts(lengths, sequence_length, blocks)
-  # A piece ends where the next one of its document begins, or with it.
+  # A piece ends where the next piece of its document begins. The last piece
+  # ends with the document.
   end = np.append(start[1:], 0)
   is_last = np.append(record[1:] != record[:-1], True)[: record.size]
   length = np.where(is_last, lengths[record], end[: record.size]) - start
   row, turn = _place(length, sequence_length)
   # Rows are numbered by their first pieces, in the order of the corpus.
-  opener = np.full(row.max(initial=-1) + 1, record.size)
-  is_opener = turn == 0
-  opener[row[is_opener]] = np.flatnonzero(is_opener)
-  name = np.empty_like(opener)
-  name[np.argsort(opener, kind='stable')] = np.arange(opener.size)
-  row = name[row]
+  first_piece = np.full(row.max(initial=-1) + 1, record.size)
+  is_first = turn == 0
+  first_piece[row[is_first]] = np.flatnonzero(is_first)
+  new_row = np.empty_like(first_piece)
+  new_row[np.argsort(first_piece, kind='stable')] = np.arange(first_piece.size)
+  row = new_row[row]
   order = np.lexsort((turn, row))
-  return Plan(
+  return PackPlan(
     record=record[order],
     start=start[order].astype(np.int32),
     length=length[order].astype(np.int32),
-    row_start=np.searchsorted(row[order], np.arange(opener.size + 1)),
+    row_start=np.searchsorted(row[order], np.arange(first_piece.size + 1)),
     sequence_length=sequence_length,
   )
 
@@ -109,7 +114,8 @@ def _cuts(
   by_record = {}
   if blocks is not None and len(blocks):
     for number, begin, end, _ in blocks[lengths[blocks[:, 0]] > 0].tolist():
-      # The place after a block reads its last token, so it is part of it.
+      # The place after a block reads the block's last token, so it is part of
+      # the block.
       if min(end + 1, lengths[number]) - begin > sequence_length:
         raise ValueError(
           f'sequence_length={sequence_length} must hold the block of tokens'
@@ -138,18 +144,20 @@ def _cuts(
 def _cuts_between(
   length: int, sequence_length: int, spans: list[tuple[int, int]]
 ) -> list[int]:
-  """First tokens of the pieces of a document, none of them within a block."""
+  """First tokens of the pieces of a document; no block is cut."""
   cuts = [0]
   while length - cuts[-1] > sequence_length:
     cut = cuts[-1] + sequence_length
-    # Spans are in order, so a cut that one moves meets only those before it.
+    # A block moves the cut to its begin. The blocks are in order, so the cut
+    # can then fall only into a block before it.
     for begin, end in reversed(spans):
       if begin < cut <= end:
         cut = begin
     if cut <= cuts[-1]:
       raise ValueError(
         f'sequence_length={sequence_length} must hold the blocks that touch'
-        f' each other from token {cut} on: raise it, or part them.'
+        f' each other from token {cut} on: raise it, or put a token'
+        ' between them.'
       )
     cuts.append(cut)
   return cuts
@@ -158,7 +166,7 @@ def _cuts_between(
 def _place(
   length: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Row of each piece, and its place among the pieces of the row, from 0."""
+  """(row of each piece, its rank among the pieces of that row from 0)."""
   row = np.empty(length.size, np.int64)
   turn = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
@@ -199,15 +207,15 @@ def _place(
   return row, turn
 
 
-def load_plan(
+def load_pack_plan(
   store: Store, sequence_length: int, shape: Shape | None = None
-) -> Plan:
+) -> PackPlan:
   """The plan of a store: read from its directory, or made and kept there.
 
   Args:
     store: whose documents are packed.
     sequence_length: tokens of a row.
-    shape: what a transform makes of the documents; None for what they are.
+    shape: of the documents after a transform; None if there is no transform.
 
   Returns:
     The plan.
@@ -228,7 +236,7 @@ def load_plan(
     with np.load(path) as saved:
       if str(saved['content_sha256']) == content:
         fields = ('record', 'start', 'length', 'row_start')
-        return Plan(*(saved[name] for name in fields), sequence_length)
+        return PackPlan(*(saved[name] for name in fields), sequence_length)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     pass  # A plan that is absent or damaged can always be made again.
   plan = pack(lengths, sequence_length, blocks)
@@ -236,8 +244,8 @@ def load_plan(
   return plan
 
 
-def _save(plan: Plan, path: str, content_sha256: str):
-  # A store on a read-only or full disk can be read all the same.
+def _save(plan: PackPlan, path: str, content_sha256: str):
+  # A store on a read-only or full disk can still be read: the plan is not kept.
   with contextlib.suppress(OSError), atomic_files.replacing(path) as f:
     np.savez(
       f,

@@ -26,9 +26,11 @@ def rows_of(plan):
 
 
 def test_a_plan_is_worked_by_hand():
-  # Rows of 8. Document 5 fills two rows and leaves 4 at 16. Longest first:
-  # record 3 (8), record 1 (5), the 4s of records 5 and 7 together, record 0 (3)
-  # with the 5, record 2 (2) alone, record 4 (1) with the 2.
+  # A row has 8 places. Document 5 fills two rows, and its tokens 16 to 19
+  # remain. The longest pieces are placed first: document 3 (8 tokens), document
+  # 1 (5), the 4 tokens of document 5 together with the 4 of document 7,
+  # document 0 (3) beside document 1, document 2 (2) in a new row, document 4
+  # (1) beside document 2.
   plan = packing.pack(np.array([3, 5, 2, 8, 1, 20, 0, 4]), 8)
   rows = rows_of(plan)
   assert [(1, 0, 5), (0, 0, 3)] in rows
@@ -81,7 +83,7 @@ def test_rows_follow_the_order_of_the_corpus():
 def test_neighbours_in_the_corpus_are_not_neighbours_in_a_row():
   rows = rows_of(packing.pack(np.full(1000, 32), 64))
   together = sum(abs(row[0][0] - row[1][0]) == 1 for row in rows)
-  # 500 pairs at random of 1000: about one of them neighbours.
+  # Of 500 random pairs of 1000 documents, about one is a pair of neighbours.
   assert together < 10
 
 
@@ -91,7 +93,7 @@ def test_rows_of_poems_are_97_percent_full():
     pytest.skip(f'no poems at {path}')
   with gzip.open(path, 'rt', encoding='utf-8') as f:
     poems = [json.loads(line) for line in f]
-  # A token a character, the line break and the end mark.
+  # One token per character, one for the line break, one for the end mark.
   lengths = [
     len(poem['title']) + 1 + len(''.join(poem['paragraphs'])) + 1
     for poem in poems
@@ -111,44 +113,42 @@ def test_a_plan_is_kept_beside_the_store_and_used_again(
   make_store, monkeypatch
 ):
   opened = Store(make_store(['白日', '依山盡', '黃河']))
-  plan = packing.load_plan(opened, 4)
+  plan = packing.load_pack_plan(opened, 4)
 
   def pack_again(*args):
     raise AssertionError('the plan was there')
 
   monkeypatch.setattr(packing, 'pack', pack_again)
-  assert rows_of(packing.load_plan(opened, 4)) == rows_of(plan)
+  assert rows_of(packing.load_pack_plan(opened, 4)) == rows_of(plan)
   with pytest.raises(AssertionError, match='was there'):
-    packing.load_plan(opened, 5)
+    packing.load_pack_plan(opened, 5)
 
 
-def test_the_plan_of_another_content_is_not_used(make_store):
-  packing.load_plan(Store(make_store(['白日'])), 4)
+def test_a_plan_that_was_made_for_other_documents_is_not_used(make_store):
+  packing.load_pack_plan(Store(make_store(['白日'])), 4)
   kept = Store(make_store(['白'])).directory
-  # As if somebody had copied it there.
+  # Somebody may copy the plan of another store into this one.
   other = Store(make_store(['白日依山', '黃河'], 'other/train'))
-  packing.load_plan(other, 4)
+  packing.load_pack_plan(other, 4)
   shutil.copy(f'{other.directory}/plan-4-v1.npz', kept)
-  assert rows_of(packing.load_plan(Store(kept), 4)) == [[(0, 0, 2)]]
+  assert rows_of(packing.load_pack_plan(Store(kept), 4)) == [[(0, 0, 2)]]
 
 
 def test_a_damaged_plan_is_made_again(make_store):
   directory = make_store(['白日', '黃河入海'])
-  plan = packing.load_plan(Store(directory), 8)
+  plan = packing.load_pack_plan(Store(directory), 8)
   (directory / 'plan-8-v1.npz').write_bytes(b'PK damaged')
-  assert rows_of(packing.load_plan(Store(directory), 8)) == rows_of(plan)
+  assert rows_of(packing.load_pack_plan(Store(directory), 8)) == rows_of(plan)
 
 
-def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
-  make_store, monkeypatch
-):
+def test_a_plan_that_cannot_be_kept_is_still_used(make_store, monkeypatch):
   directory = make_store(['白日'])
 
   def full(*args, **kwargs):
     raise OSError('No space left on device')
 
   monkeypatch.setattr(packing.np, 'savez', full)
-  assert packing.load_plan(Store(directory), 8).num_rows == 1
+  assert packing.load_pack_plan(Store(directory), 8).num_rows == 1
   assert not [path for path in directory.iterdir() if 'tmp' in path.name]
 
 
@@ -164,12 +164,12 @@ def cuts_of(lengths, sequence_length, blocks):
 
 
 def test_a_row_ends_before_a_block_that_it_cannot_hold():
-  # Tokens 6 to 8 are a block: a row of 8 would part it.
+  # Tokens 6 to 8 are a block, which a row of 8 tokens would cut.
   assert cuts_of([20], 8, [[0, 6, 9, 0]]) == [(0, 6), (6, 8), (14, 6)]
 
 
 def test_the_token_after_a_block_is_read_with_it():
-  # The place after tokens 5 to 7 reads the last of them.
+  # The place after the block of tokens 5 to 7 reads token 7.
   assert cuts_of([20], 8, [[0, 5, 8, 0]]) == [(0, 5), (5, 8), (13, 7)]
   assert cuts_of([20], 8, [[0, 4, 7, 0]]) == [(0, 8), (8, 8), (16, 4)]
 

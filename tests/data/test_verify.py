@@ -61,7 +61,7 @@ def test_a_wrong_count_is_a_problem(make_store):
 def test_a_record_that_is_no_document_is_a_problem(
   tmp_path, vocabulary, tokens, num_chars, problem
 ):
-  # Bytes have the ids from 4: 0xE7 begins a character and does not end one.
+  # The ids of bytes begin at 4. The byte 0xE7 begins a character and ends none.
   directory = tmp_path / 'task' / 'train'
   store.write_store(
     directory,
