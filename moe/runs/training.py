@@ -87,7 +87,7 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
 
 def describe(program: Program, counts: dict[str, int]) -> str:
   """The model for people to read: its parameters, and what a token costs."""
-  return program_lib.describe(program) + (
+  return program_lib.parameter_table(program) + (
     f'active parameters per token {counts["params_active"]:,}\n'
     f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
   )
