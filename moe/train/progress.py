@@ -75,9 +75,8 @@ class Progress:
     self._unit_seconds = unit_seconds
     self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.
     self._watch = Watch(drop_warning)
-    self._log = self._evals = self._quarantine = self._board = self._display = (
-      None
-    )
+    self._log = self._evals = self._quarantine = None
+    self._board = self._display = None
     self._load = None  # The loads of the last step.
     self._reported = set()  # Unreadable records that were reported.
     self._drawn_at = time.monotonic()
@@ -217,9 +216,8 @@ class Progress:
     for part in (*logs, self._board, self._display):
       if part is not None:
         part.close()
-    self._log = self._evals = self._quarantine = self._board = self._display = (
-      None
-    )
+    self._log = self._evals = self._quarantine = None
+    self._board = self._display = None
 
   def _draw(self, step: int) -> None:
     """Adds the heat map of the last step's loads to TensorBoard."""

@@ -28,9 +28,7 @@ class Watch:
     self._drop_warning = drop_warning
     self._dropped = collections.deque(maxlen=WINDOW)
     self._is_dropping = False
-    self._steps = collections.deque(
-      maxlen=DEAD_AFTER
-    )  # Their loads were logged.
+    self._steps = collections.deque(maxlen=DEAD_AFTER)  # With logged loads.
     self._idle_LE = None  # Logged steps since each expert last had a token.
 
   def resume(self, records: list[dict[str, Any]]) -> None:
