@@ -74,7 +74,7 @@ def activation_rules(
 
 
 def token_axes(rules: Table) -> MeshAxes:
-  """Mesh axes whose devices have other tokens: other rows or other columns."""
+  """Mesh axes along which devices have different tokens: rows or columns."""
   return (*rules[axes.BATCH], *rules[axes.LENGTH])
 
 

@@ -79,7 +79,7 @@ def test_rare_characters_are_spelt_in_bytes(trained):
   assert trained.piece(ids[0]) == '<0xF0>'
 
 
-def test_half_a_character_is_shown_as_replacement(trained):
+def test_half_a_character_becomes_the_replacement_character(trained):
   assert trained.decode(trained.encode('𠮷')[:2]) == '\ufffd'
 
 
@@ -107,7 +107,8 @@ def test_the_same_lines_give_the_same_file(tmp_path):
 
 def test_too_large_a_size_gives_what_the_corpus_supports(tmp_path, caplog):
   trained = train_vocabulary(LINES, 5000, tmp_path / 'v', 'char')
-  # 3 marks, newline, 256 bytes and the different characters (space among them).
+  # It has 3 marks, newline, 256 bytes, and each different character, the space
+  # among them.
   different = len(set(''.join(LINES)) - {'\n'})
   assert trained.size == 260 + different
   assert f'supports {trained.size} pieces, not the 5000' in caplog.text
@@ -121,7 +122,7 @@ def test_a_small_size_keeps_the_most_frequent_characters(tmp_path):
   assert len(trained.encode('雲')) == 3
 
 
-def test_long_documents_are_not_left_out(tmp_path):
+def test_the_text_of_long_documents_is_used(tmp_path):
   trained = train_vocabulary(['天地玄黃' * 30_000], 300, tmp_path / 'v')
   assert not trained.is_byte(trained.encode('玄')[0])
 
@@ -148,7 +149,7 @@ def test_a_missing_file_is_refused(tmp_path):
     Vocabulary(tmp_path / 'none.model')
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path):
+def test_a_file_that_is_not_a_model_is_refused(tmp_path):
   (tmp_path / 'v').write_bytes(b'no model')
   with pytest.raises(ValueError, match='must be a SentencePiece model'):
     Vocabulary(tmp_path / 'v')
