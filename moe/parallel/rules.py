@@ -52,8 +52,8 @@ def table(name: str) -> Table:
   """
   if name not in TABLES:
     raise ValueError(
-      f"RULES='{name}' must be one of {sorted(TABLES)}; a new layout is a new"
-      ' table in moe/parallel/rules.py.'
+      f"RULES='{name}' must be one of {sorted(TABLES)}: for a new"
+      ' layout, add a table to moe/parallel/rules.py.'
     )
   return TABLES[name]
 

@@ -68,7 +68,7 @@ def param_shardings(
 
 
 def _entries(spec: P, num_dims: int) -> list[tuple[str, ...]]:
-  """The mesh axes of each dim as tuples; P itself unpacks tuples of one axis."""
+  """The mesh axes of each dim, as tuples; P unpacks tuples of one axis."""
   entries = [(e,) if isinstance(e, str) else e or () for e in spec]
   return entries + [()] * (num_dims - len(entries))
 
