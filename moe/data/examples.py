@@ -17,12 +17,12 @@ from moe.data.store import Record
 def predicted(
   arrays: Sequence[np.ndarray], starts: Sequence[int], sizes: Sequence[int]
 ) -> np.ndarray:
-  """Values of the tokens that places predict, one piece after the other.
+  """Values of the tokens that places predict, one segment after the other.
 
   Args:
-    arrays: [tokens, ...], values of all tokens of the document of each piece.
-    starts: first token of each piece.
-    sizes: tokens of each piece.
+    arrays: [tokens, ...], values of all tokens of the document of each segment.
+    starts: first token of each segment.
+    sizes: tokens of each segment.
 
   Returns:
     [places, ...].
@@ -40,8 +40,8 @@ def read(
 ) -> np.ndarray:
   """Values of the tokens that places read; 0 at the first place of a document.
 
-  A piece that continues a document reads the token before the piece first, so
-  the first token of the piece is scored too. Arguments as for `predicted`.
+  A segment that continues a document reads the token before the segment first,
+  so the first token of the segment is scored too. Arguments as for `predicted`.
   """
   own = predicted(arrays, starts, sizes)
   shifted = np.empty_like(own)

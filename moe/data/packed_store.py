@@ -73,30 +73,30 @@ class PackedStore:
       return
     plan = self.plan
     first = plan.row_start[rows]
-    num_pieces = plan.row_start[rows + 1] - first
-    segment = _ranges(num_pieces)
-    piece = np.repeat(first, num_pieces) + segment
-    length = plan.length[piece].astype(np.int64)
-    # The first index of each piece, if all pieces are one line of tokens.
+    num_segments = plan.row_start[rows + 1] - first
+    rank = _ranges(num_segments)
+    segment = np.repeat(first, num_segments) + rank
+    length = plan.length[segment].astype(np.int64)
+    # The first index of each segment, if all segments are one line of tokens.
     before = np.cumsum(length) - length
-    row_begin = np.cumsum(num_pieces) - num_pieces
-    column = before - np.repeat(before[row_begin], num_pieces)
+    row_begin = np.cumsum(num_segments) - num_segments
+    column = before - np.repeat(before[row_begin], num_segments)
     width = batch.tokens.shape[1]
-    begin = np.repeat(places, num_pieces) * width + column
+    begin = np.repeat(places, num_segments) * width + column
     position = _ranges(length)
     target = np.repeat(begin, length) + position
-    records, which = np.unique(plan.record[piece], return_inverse=True)
+    records, which = np.unique(plan.record[segment], return_inverse=True)
     read = self._read(records)
     documents = [read[index] for index in which]
     is_bad = np.array([document is None for document in documents])
     documents = self._transformed(
-      documents, plan.record[piece], np.repeat(keys, num_pieces)
+      documents, plan.record[segment], np.repeat(keys, num_segments)
     )
-    self._write(batch, target, documents, plan.start[piece], length)
-    batch.segment_ids.reshape(-1)[target] = np.repeat(segment + 1, length)
+    self._write(batch, target, documents, plan.start[segment], length)
+    batch.segment_ids.reshape(-1)[target] = np.repeat(rank + 1, length)
     batch.positions.reshape(-1)[target] = position
     for field in jax.tree.leaves(batch):
-      field[np.repeat(places, num_pieces)[is_bad]] = 0
+      field[np.repeat(places, num_segments)[is_bad]] = 0
 
   def _transformed(
     self,
@@ -129,15 +129,15 @@ class PackedStore:
     start: np.ndarray,
     length: np.ndarray,
   ):
-    """Writes pieces of documents into a batch.
+    """Writes segments of documents into a batch.
 
     Args:
       batch: to write into.
-      target: for each token of the pieces in order, the index of its place in
+      target: for each token of the segments in order, the index of its place in
         the flat batch.
-      documents: the document of each piece.
-      start: first token of each piece.
-      length: tokens of each piece.
+      documents: the document of each segment.
+      start: first token of each segment.
+      length: tokens of each segment.
     """
     cut = start.tolist(), length.tolist()
     tokens = [document['tokens'] for document in documents]

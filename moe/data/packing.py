@@ -1,6 +1,6 @@
-"""The pack plan: which pieces of which documents share a row of a batch.
+"""The pack plan: which segments of which documents share a row of a batch.
 
-A piece is a run of tokens of one document.
+A segment is a run of tokens of one document. It has one segment id in its row.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ _METHOD = 1
 
 @dataclasses.dataclass(frozen=True)
 class PackPlan:
-  """Rows of at most `sequence_length` tokens, made of pieces of documents.
+  """Rows of at most `sequence_length` tokens, made of segments of documents.
 
-  Every token of every document is in exactly one piece. Row r holds the pieces
-  row_start[r] to row_start[r + 1], one after the other.
+  Every token of every document is in exactly one segment. Row r holds the
+  segments row_start[r] to row_start[r + 1], one after the other.
 
   Attributes:
-    record: int64 [pieces], number of the document.
-    start: int32 [pieces], index in the document of the piece's first token.
-    length: int32 [pieces], tokens of the piece.
+    record: int64 [segments], number of the document.
+    start: int32 [segments], index in the document of the segment's first token.
+    length: int32 [segments], tokens of the segment.
     row_start: int64 [rows + 1].
     sequence_length: T.
   """
@@ -62,10 +62,10 @@ def pack(
   """Plans the rows of documents, the same way for the same lengths.
 
   A document that is longer than a row is cut into whole rows and a rest. No cut
-  goes through a block: the row ends before the block instead. The pieces that
+  goes through a block: the row ends before the block instead. The segments that
   are shorter than a row are placed from the longest to the shortest, each in
   the row where it leaves the least room (best-fit decreasing, Johnson 1973).
-  All pieces of one length are placed together, in a hashed order, so that
+  All segments of one length are placed together, in a hashed order, so that
   neighbours in a corpus are not neighbours in a row.
 
   Args:
@@ -74,7 +74,7 @@ def pack(
     blocks: int [blocks, 4], as `Store.blocks`; None for none.
 
   Returns:
-    The plan. Its rows are sorted by the documents of their longest pieces.
+    The plan. Its rows are sorted by the documents of their longest segments.
 
   Raises:
     ValueError: if the sequence length is below 1, or too short for a block.
@@ -83,25 +83,26 @@ def pack(
     raise ValueError(f'sequence_length={sequence_length} must be at least 1.')
   lengths = np.asarray(lengths, np.int64)
   record, start = _cuts(lengths, sequence_length, blocks)
-  # A piece ends where the next piece of its document begins. The last piece
-  # ends with the document.
+  # A segment ends where the next segment of its document begins. The last
+  # segment ends with the document.
   end = np.append(start[1:], 0)
   is_last = np.append(record[1:] != record[:-1], True)[: record.size]
   length = np.where(is_last, lengths[record], end[: record.size]) - start
   row, turn = _place(length, sequence_length)
-  # Rows are numbered by their first pieces, in the order of the corpus.
-  first_piece = np.full(row.max(initial=-1) + 1, record.size)
+  # Rows are numbered by their first segments, in the order of the corpus.
+  first_segment = np.full(row.max(initial=-1) + 1, record.size)
   is_first = turn == 0
-  first_piece[row[is_first]] = np.flatnonzero(is_first)
-  new_row = np.empty_like(first_piece)
-  new_row[np.argsort(first_piece, kind='stable')] = np.arange(first_piece.size)
+  first_segment[row[is_first]] = np.flatnonzero(is_first)
+  new_row = np.empty_like(first_segment)
+  order = np.argsort(first_segment, kind='stable')
+  new_row[order] = np.arange(order.size)
   row = new_row[row]
   order = np.lexsort((turn, row))
   return PackPlan(
     record=record[order],
     start=start[order].astype(np.int32),
     length=length[order].astype(np.int32),
-    row_start=np.searchsorted(row[order], np.arange(first_piece.size + 1)),
+    row_start=np.searchsorted(row[order], np.arange(first_segment.size + 1)),
     sequence_length=sequence_length,
   )
 
@@ -109,8 +110,8 @@ def pack(
 def _cuts(
   lengths: np.ndarray, sequence_length: int, blocks: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Document and first token of each piece, in the order of the documents."""
-  num_pieces = -(-lengths // sequence_length)
+  """Document and first token of each segment, in the order of the documents."""
+  num_segments = -(-lengths // sequence_length)
   by_record = {}
   if blocks is not None and len(blocks):
     for number, begin, end, _ in blocks[lengths[blocks[:, 0]] > 0].tolist():
@@ -122,11 +123,11 @@ def _cuts(
           f' {begin} to {end - 1} of document {number} and the token after it:'
           ' raise it, or make the block shorter.'
         )
-      if num_pieces[number] > 1:
+      if num_segments[number] > 1:
         by_record.setdefault(number, []).append((begin, end))
-    num_pieces[list(by_record)] = 0
-  record = np.repeat(np.arange(lengths.size), num_pieces)
-  first = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    num_segments[list(by_record)] = 0
+  record = np.repeat(np.arange(lengths.size), num_segments)
+  first = np.repeat(np.cumsum(num_segments) - num_segments, num_segments)
   start = (np.arange(record.size) - first) * sequence_length
   if not by_record:
     return record, start
@@ -144,7 +145,7 @@ def _cuts(
 def _cuts_between(
   length: int, sequence_length: int, spans: list[tuple[int, int]]
 ) -> list[int]:
-  """First tokens of the pieces of a document; no block is cut."""
+  """First tokens of the segments of a document; no block is cut."""
   cuts = [0]
   while length - cuts[-1] > sequence_length:
     cut = cuts[-1] + sequence_length
@@ -166,7 +167,7 @@ def _cuts_between(
 def _place(
   length: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(row of each piece, its rank among the pieces of that row from 0)."""
+  """(row of each segment, its rank among the segments of that row from 0)."""
   row = np.empty(length.size, np.int64)
   turn = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
@@ -177,7 +178,7 @@ def _place(
   # is one.
   rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
   room = np.zeros(sequence_length + 1, bool)
-  held = np.zeros(length.size, np.int64)  # Pieces of each row so far.
+  held = np.zeros(length.size, np.int64)  # Segments of each row so far.
   num_rows, begin = 0, 0
   for size, end in zip(range(sequence_length, 0, -1), bounds, strict=False):
     while begin < end:
@@ -192,10 +193,10 @@ def _place(
         chosen = np.arange(num_rows, num_rows + wanted)
         num_rows += wanted
       taken = min(int(end - begin), chosen.size * per_row)
-      pieces = order[begin : begin + taken]
-      row[pieces] = np.repeat(chosen, per_row)[:taken]
-      turn[pieces] = held[row[pieces]] + np.arange(taken) % per_row
-      # All rows get per_row pieces, but the last one may get fewer.
+      segments = order[begin : begin + taken]
+      row[segments] = np.repeat(chosen, per_row)[:taken]
+      turn[segments] = held[row[segments]] + np.arange(taken) % per_row
+      # All rows get per_row segments, but the last one may get fewer.
       given = np.full(chosen.size, per_row)
       given[-1] = taken - per_row * (chosen.size - 1)
       held[chosen] += given

@@ -35,7 +35,6 @@ class Reader:
     chars_per_token: characters of the text for each scored token; end marks are
       tokens but no characters. Bits per character are bits per scored token
       divided by this.
-    bytes_per_token: the same for bytes of UTF-8.
     fill: share of the places of a batch that hold a token.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
@@ -131,7 +130,6 @@ class Reader:
       )
 
     self.chars_per_token = per_row('chars') / per_row('scored_tokens')
-    self.bytes_per_token = per_row('bytes') / per_row('scored_tokens')
     fills = [packed.plan.fill for packed in self._stores]
     self.fill = float(np.dot(shares, fills))
 

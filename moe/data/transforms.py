@@ -2,7 +2,7 @@
 
 A transform changes a document each time it is read. Its random key depends on
 the seed, the epoch and the document alone, so every batch can be made again,
-and the pieces of one document agree. A transform declares the lengths of its
+and the segments of one document agree. A transform declares the lengths of its
 results, so that the rows are planned once, before any record is read.
 """
 
@@ -22,7 +22,7 @@ class Shape(NamedTuple):
   Attributes:
     lengths: int [records], tokens of each document.
     blocks: int [blocks, 4], as `Store.blocks`.
-    counts: 'scored_tokens', 'chars' and 'bytes', added over all documents.
+    counts: 'scored_tokens' and 'chars', added over all documents.
   """
 
   lengths: np.ndarray
@@ -62,7 +62,7 @@ def shape_of(store: Store, transform: Transform | None = None) -> Shape:
     ValueError: if a block is to be predicted and nothing hides its tokens.
   """
   counts = store.manifest['counts']
-  counts = {name: counts[name] for name in ('scored_tokens', 'chars', 'bytes')}
+  counts = {name: counts[name] for name in ('scored_tokens', 'chars')}
   shape = Shape(store.lengths, store.blocks, counts)
   if transform is not None:
     return transform.declare(shape)

@@ -19,17 +19,17 @@ DATA = pathlib.Path(
 
 def rows_of(plan):
   """[(record, start, length), ...] of every row."""
-  pieces = list(zip(plan.record, plan.start, plan.length, strict=True))
-  pieces = [tuple(map(int, piece)) for piece in pieces]
+  segments = list(zip(plan.record, plan.start, plan.length, strict=True))
+  segments = [tuple(map(int, segment)) for segment in segments]
   bounds = zip(plan.row_start[:-1], plan.row_start[1:], strict=True)
-  return [pieces[first:last] for first, last in bounds]
+  return [segments[first:last] for first, last in bounds]
 
 
 def test_a_plan_is_worked_by_hand():
   # A row has 8 places. Document 5 fills two rows, and its tokens 16 to 19
-  # remain. The longest pieces are placed first: document 3 (8 tokens), document
-  # 1 (5), the 4 tokens of document 5 together with the 4 of document 7,
-  # document 0 (3) beside document 1, document 2 (2) in a new row, document 4
+  # remain. The longest segments are placed first: document 3 (8 tokens),
+  # document 1 (5), the 4 tokens of document 5 together with the 4 of document
+  # 7, document 0 (3) beside document 1, document 2 (2) in a new row, document 4
   # (1) beside document 2.
   plan = packing.pack(np.array([3, 5, 2, 8, 1, 20, 0, 4]), 8)
   rows = rows_of(plan)
@@ -45,7 +45,7 @@ def test_a_plan_is_worked_by_hand():
 
 
 @pytest.mark.parametrize('sequence_length', [1, 7, 64, 300])
-def test_every_token_is_in_one_piece_and_no_row_is_too_long(sequence_length):
+def test_every_token_is_in_one_segment_and_no_row_is_too_long(sequence_length):
   lengths = np.random.default_rng(0).integers(0, 200, 500)
   plan = packing.pack(lengths, sequence_length)
   seen = [np.zeros(length, int) for length in lengths]
@@ -56,7 +56,7 @@ def test_every_token_is_in_one_piece_and_no_row_is_too_long(sequence_length):
   assert all((places == 1).all() for places in seen)
 
 
-def test_only_the_last_piece_of_a_long_document_is_short():
+def test_only_the_last_segment_of_a_long_document_is_short():
   plan = packing.pack(np.array([25]), 10)
   assert sorted(
     zip(plan.start.tolist(), plan.length.tolist(), strict=True)
@@ -159,8 +159,8 @@ def test_a_row_without_places_is_refused():
 
 def cuts_of(lengths, sequence_length, blocks):
   plan = packing.pack(np.array(lengths), sequence_length, np.array(blocks))
-  pieces = [piece for row in rows_of(plan) for piece in row]
-  return [(start, length) for _, start, length in sorted(pieces)]
+  segments = [segment for row in rows_of(plan) for segment in row]
+  return [(start, length) for _, start, length in sorted(segments)]
 
 
 def test_a_row_ends_before_a_block_that_it_cannot_hold():
@@ -181,7 +181,7 @@ def test_blocks_of_short_documents_change_no_plan():
   assert rows_of(plans[0]) == rows_of(plans[1])
 
 
-def test_no_block_is_cut_and_every_token_is_in_one_piece():
+def test_no_block_is_cut_and_every_token_is_in_one_segment():
   rng = np.random.default_rng(1)
   lengths, blocks = rng.integers(60, 200, 50), []
   for number, length in enumerate(lengths):
@@ -191,7 +191,7 @@ def test_no_block_is_cut_and_every_token_is_in_one_piece():
   seen = [np.zeros(length, int) for length in lengths]
   cuts = set()
   for number, start, length in (
-    piece for row in rows_of(plan) for piece in row
+    segment for row in rows_of(plan) for segment in row
   ):
     seen[number][start : start + length] += 1
     cuts.add((number, start))

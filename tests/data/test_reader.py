@@ -47,7 +47,7 @@ def test_documents_of_a_row_are_segments_of_their_own(make_store, vocabulary):
   assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0]]
 
 
-def test_a_piece_reads_the_token_before_it(make_store, vocabulary):
+def test_a_segment_reads_the_token_before_it(make_store, vocabulary):
   # Four characters and the end mark are cut into rows of three and two.
   a, b, c, d = vocabulary.encode('白日依山')
   (batch,) = eval_batches(make_store(['白日依山']), 3, 2)
@@ -247,14 +247,13 @@ def test_evaluation_refuses_a_bad_record(make_store, damage):
     list(eval_batches(directory, 4, 2))
 
 
-def test_characters_and_bytes_per_token_count_the_end_mark_as_a_token(
+def test_characters_per_token_count_the_end_mark_as_a_token(
   make_store,
 ):
   # The targets have 2 and 4 characters and an end mark each: 6 characters in 8
   # tokens.
   reader = Reader([make_store([('千里', '白日'), '依山盡黃'])], [1], 64, 1, 0)
   assert reader.chars_per_token == pytest.approx(6 / 8)
-  assert reader.bytes_per_token == pytest.approx(18 / 8)
 
 
 def test_characters_per_token_of_a_mixture_are_weighted_by_rows(make_store):

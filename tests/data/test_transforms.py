@@ -99,7 +99,7 @@ def test_a_length_that_was_not_declared_is_refused(tmp_path):
 def test_shown_tokens_count_as_not_scored(folded):
   # Six documents of eight residues, two of them hidden, and an end mark.
   counts = shape_of(Store(folded), MaskBlocks(0.25)).counts
-  assert counts == {'scored_tokens': 18, 'chars': 12, 'bytes': 12}
+  assert counts == {'scored_tokens': 18, 'chars': 12}
 
 
 def test_a_block_that_is_to_be_predicted_needs_a_transform(folded):
