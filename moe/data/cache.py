@@ -260,6 +260,6 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
     # The last line says what happened; those before it say where.
     reason = (str(error.message).strip().splitlines() or [repr(error)])[-1]
     raise ValueError(
-      f'{task_name}/{split} must be readable to its end, got {reason}: mend its'
-      ' files.'
+      f'{task_name}/{split} must be readable to its end, got {reason}: repair'
+      ' its files.'
     ) from error

@@ -119,7 +119,7 @@ class Tokeniser:
       raise ValueError(
         f'{self._name}: at most {self._max_bad_fraction:g} of the documents may'
         f' be malformed, got {counts.malformed} of {counts.documents}, the'
-        f' first one {self._first_bad}; mend the source, or raise'
+        f' first one {self._first_bad}: repair the source, or raise'
         ' max_bad_fraction.'
       )
 

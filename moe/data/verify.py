@@ -102,7 +102,7 @@ def _record_problem(
   """The problem of a record, or None; its counts are added to `totals`."""
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:
-    return 'the last token is no end mark'
+    return 'the last token is not the end mark'
   if space.unknown(record['tokens']).size:
     return f'ids from {min(ids)} to {max(ids)} in a vocabulary of {space}'
   weights = record.get('loss_weights')

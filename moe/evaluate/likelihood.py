@@ -164,7 +164,7 @@ def window_batch(
 
 
 def build_scorer(functional: Functional) -> Callable[..., Array]:
-  """The jitted `score(params, state, batch) -> nats_BT`, which are weighted."""
+  """The jitted `score(params, state, batch) -> nats_BT`: nats times weights."""
 
   def score(params: PyTree, state: PyTree, batch: TokenBatch) -> Array:
     outputs = functional.apply(params, state, batch, None, False)

@@ -11,7 +11,8 @@ from moe.evaluate import comparison
 
 BITS_PER_CHAR = 'bits per character'
 BITS_PER_BYTE = 'bits per byte'
-# More resamples would move the ends of the interval by a few percent of it.
+# With more resamples an end of the interval would move by a few percent of the
+# width at most.
 _NUM_RESAMPLES = 1000
 _COLUMNS = ('score', 'value', 'low', 'high', 'n', 'unit', 'better')
 

@@ -34,7 +34,7 @@ class Lines:
       self._draw()
 
   def note(self, text: str) -> None:
-    """Prints a line in any case."""
+    """Prints a line at once."""
     print(text, file=self._stream, flush=True)
 
   def close(self) -> None:

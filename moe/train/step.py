@@ -191,8 +191,8 @@ def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
   """Whether training can go on from a state, as a bool array.
 
   The squares of the parameters must be finite too, because norms need them. The
-  check reads the state after the update. A check that keeps the old state would
-  need both states in memory at once.
+  check reads the state after the update. If it decided which state is kept,
+  both states would have to be in memory at once.
   """
   # Moments in host memory are not checked: they would have to be copied back.
   rest = (None if kept.optimizer_on_host else ts.opt_state, ts.state)

@@ -76,7 +76,7 @@ def dense_and_sparse_loss(tmp_path, method, **macros):
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_copies_computes_what_the_dense_one_did(
+def test_a_run_that_starts_from_copies_computes_the_same_as_the_dense_run(
   tmp_path,
 ):
   dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Copy()')
@@ -91,7 +91,7 @@ def test_copies_with_plain_probabilities_do_not_keep_the_function(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_drops_is_near_the_dense_one(tmp_path):
+def test_a_run_that_starts_from_drops_is_close_to_the_dense_run(tmp_path):
   dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Drop()')
   assert 1e-6 < abs(sparse - dense) < 1.0
 

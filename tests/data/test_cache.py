@@ -72,7 +72,8 @@ def test_documents_are_kept_in_order_and_whole(
   counts = manifest['counts']
   assert counts['documents'] == 4 and counts['empty'] == 1
   assert counts['respelt'] == 1 and counts['malformed'] == 0
-  # 5 + 5 + 7 characters; 15 + 7 + 20 bytes, U+2581 has 3 and the last one 4.
+  # The texts have 5 + 5 + 7 characters and 15 + 7 + 20 bytes: U+2581 has 3
+  # bytes, the last character has 4.
   assert counts['chars'] == 17 and counts['bytes'] == 42
   assert counts['unknown_tokens'] == 0
   # Three bytes of U+2581, four of the last character, and one each of a, b and

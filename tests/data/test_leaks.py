@@ -82,7 +82,7 @@ def batch_of(directory, place=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', mixed.KINDS)
-def test_a_target_moves_no_logit_that_predicts_it_or_what_is_before(
+def test_a_target_changes_no_logit_that_predicts_it_or_an_earlier_token(
   tmp_path, logits, kind
 ):
   directory = mixed.write(tmp_path / f'v/{kind}/train', kind, 8)

@@ -110,7 +110,7 @@ def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
 
 
 @pytest.mark.slow
-def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
+def test_microbatches_of_a_sparse_model_give_the_gradient_of_the_whole(
   sparse_model, padded
 ):
   # The terms are cross-entropy, balance and both z-losses; rows differ in
