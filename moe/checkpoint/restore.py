@@ -26,8 +26,8 @@ from moe.types import Array, PyTree
 _LOG = logging.getLogger(__name__)
 
 
-# Pairs of (pattern, source). The pattern is a regular expression that must
-# match a whole path in the target. The source is a path in the checkpoint,
+# Pairs of (pattern, stored name). The pattern is a regular expression that must
+# match a whole path in the target. The stored name is a path in the checkpoint,
 # which may refer to groups as \1, or None: then the array keeps its value in
 # the target.
 Assignment = Sequence[tuple[str, str | None]]
@@ -133,17 +133,19 @@ def load_params(
   if target is None:
     target = {key: tree[key] for key in ('params', 'state') if key in tree}
   stored, problems = leaves(tree), []
-  sources = {}  # Path in the checkpoint of each target path that is read.
+  stored_names = {}  # Path in the checkpoint of each target path that is read.
   for name, leaf in leaves(target).items():
-    source = _source(name, assignment)
-    found = source and _mismatch(name, leaf, source, stored.get(source))
-    if source and not (found and re.fullmatch(optional, name)):
-      sources[name] = source
+    stored_name = _stored_name(name, assignment)
+    found = stored_name and _mismatch(
+      name, leaf, stored_name, stored.get(stored_name)
+    )
+    if stored_name and not (found and re.fullmatch(optional, name)):
+      stored_names[name] = stored_name
       problems += found
     elif not isinstance(leaf, jax.Array | np.ndarray):
       problems.append(f'{name} is kept but has no initial value')
   if not assignment:
-    unused = stored.keys() - set(sources.values())
+    unused = stored.keys() - set(stored_names.values())
     kinds = tuple(f'{key}/' for key in target)
     problems += [
       f'{n} is not in the model'
@@ -151,7 +153,7 @@ def load_params(
       if n.startswith(kinds) and not re.fullmatch(optional, n)
     ]
   _raise_if(problems, path)
-  arrays = _load(path, tree, target, sources, placement)
+  arrays = _load(path, tree, target, stored_names, placement)
   filled = jax.tree_util.tree_map_with_path(
     lambda key, leaf: arrays.get(path_name(key), leaf), target
   )
@@ -183,8 +185,8 @@ def load_initial(
   for ours, theirs in assignment:
     rules.append((f'params/(?:{ours})', theirs and f'params/{theirs}'))
     # State lies under the path of the parameter that it goes with.
-    source = theirs and rf'state/{theirs}/\g<_state>'
-    rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', source))
+    stored_name = theirs and rf'state/{theirs}/\g<_state>'
+    rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', stored_name))
   loaded, meta = load_params(
     directory,
     target={'params': params, 'state': state},
@@ -198,7 +200,7 @@ def _load(
   path: epath.Path,
   tree: PyTree,
   target: dict[str, PyTree],
-  sources: dict[str, str],
+  stored_names: dict[str, str],
   placement: Placement | None,
 ) -> dict[str, Array]:
   """Arrays by target path; each array of the checkpoint is read once."""
@@ -207,11 +209,11 @@ def _load(
   wanted = {
     name: _placed(leaf, placement and placement(name, leaf))
     for name, leaf in leaves(target).items()
-    if name in sources
+    if name in stored_names
   }
   first = {}
-  for name, source in sources.items():
-    first.setdefault(source, wanted[name])
+  for name, stored_name in stored_names.items():
+    first.setdefault(stored_name, wanted[name])
   item = jax.tree_util.tree_map_with_path(
     lambda key, _: first.get(path_name(key), ocp.PLACEHOLDER), tree
   )
@@ -219,7 +221,7 @@ def _load(
   # Two targets may read one array with different shardings or dtypes.
   return {
     name: jax.device_put(
-      read_arrays[sources[name]].astype(leaf.dtype), leaf.sharding
+      read_arrays[stored_names[name]].astype(leaf.dtype), leaf.sharding
     )
     for name, leaf in wanted.items()
   }
@@ -294,7 +296,7 @@ def _placed(
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
 
 
-def _source(name: str, assignment: Assignment) -> str | None:
+def _stored_name(name: str, assignment: Assignment) -> str | None:
   """The checkpoint's path for a path in the target; None keeps the value."""
   for pattern, replacement in assignment:
     match = re.fullmatch(pattern, name)
@@ -306,13 +308,13 @@ def _source(name: str, assignment: Assignment) -> str | None:
 def _mismatch(
   name: str,
   leaf: Shaped,
-  source: str,
+  stored_name: str,
   stored: Shaped | None,
   is_exact: bool = False,
 ) -> list[str]:
   """Why an array cannot be read, as a list of at most one phrase."""
   if stored is None:
-    origin = '' if source == name else f' (looked for {source})'
+    origin = '' if stored_name == name else f' (looked for {stored_name})'
     return [f'{name} is not in the checkpoint{origin}']
   if tuple(stored.shape) != tuple(leaf.shape):
     return [

@@ -151,7 +151,7 @@ def upcycle(
   made, used, problems = {}, set(), []
   layers = {}
   for name in filter(_is_expert, wanted):
-    layers.setdefault(name.rsplit('/', 1)[0], {})[name] = _source(name)
+    layers.setdefault(name.rsplit('/', 1)[0], {})[name] = _dense_name(name)
   for i, (_, names) in enumerate(sorted(layers.items())):
     missing = [s for s in names.values() if s not in given]
     problems += [f'{s} is missing' for s in missing]
@@ -187,7 +187,7 @@ def upcycle(
   )
 
 
-def source_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
+def dense_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
   """The shardings of the dense model's arrays while `upcycle` copies them.
 
   An array that both models have gets the sharding of the sparse model. An array
@@ -200,7 +200,9 @@ def source_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
     whole: sharding of arrays that have no match in the sparse model.
   """
   wanted = restore.leaves(sparse)
-  made_of = {_source(n): leaf for n, leaf in wanted.items() if _is_expert(n)}
+  made_of = {
+    _dense_name(n): leaf for n, leaf in wanted.items() if _is_expert(n)
+  }
 
   def place(name: str, leaf: Shaped) -> Sharding:
     name, shape = name.removeprefix('params/'), tuple(leaf.shape)
@@ -220,7 +222,7 @@ def _is_expert(name: str) -> bool:
   return layer.endswith('/moe') and leaf.startswith('w_')
 
 
-def _source(name: str) -> str:
+def _dense_name(name: str) -> str:
   """Path in the dense model: .../feed_forward/w_up_DF for .../moe/w_up_EDF."""
   layer, leaf = name.rsplit('/', 1)
   stem, letters = leaf.rsplit('_', 1)

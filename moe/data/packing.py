@@ -88,16 +88,16 @@ def pack(
   end = np.append(start[1:], 0)
   is_last = np.append(record[1:] != record[:-1], True)[: record.size]
   length = np.where(is_last, lengths[record], end[: record.size]) - start
-  row, turn = _place(length, sequence_length)
+  row, rank = _place(length, sequence_length)
   # Rows are numbered by their first segments, in the order of the corpus.
   first_segment = np.full(row.max(initial=-1) + 1, record.size)
-  is_first = turn == 0
+  is_first = rank == 0
   first_segment[row[is_first]] = np.flatnonzero(is_first)
   new_row = np.empty_like(first_segment)
   order = np.argsort(first_segment, kind='stable')
   new_row[order] = np.arange(order.size)
   row = new_row[row]
-  order = np.lexsort((turn, row))
+  order = np.lexsort((rank, row))
   return PackPlan(
     record=record[order],
     start=start[order].astype(np.int32),
@@ -169,7 +169,7 @@ def _place(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(row of each segment, its rank among the segments of that row from 0)."""
   row = np.empty(length.size, np.int64)
-  turn = np.zeros(length.size, np.int64)
+  rank = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
   bounds = np.searchsorted(
     -length[order], -np.arange(sequence_length, -1, -1), side='right'
@@ -195,7 +195,7 @@ def _place(
       taken = min(int(end - begin), chosen.size * per_row)
       segments = order[begin : begin + taken]
       row[segments] = np.repeat(chosen, per_row)[:taken]
-      turn[segments] = held[row[segments]] + np.arange(taken) % per_row
+      rank[segments] = held[row[segments]] + np.arange(taken) % per_row
       # All rows get per_row segments, but the last one may get fewer.
       given = np.full(chosen.size, per_row)
       given[-1] = taken - per_row * (chosen.size - 1)
@@ -205,7 +205,7 @@ def _place(
           rows[left] = np.concatenate([rows[left], chosen[given == count]])
           room[left] = True
       begin += taken
-  return row, turn
+  return row, rank
 
 
 def load_pack_plan(

@@ -143,8 +143,8 @@ def read_token(
   return functional.head(params, outputs.hidden[:, 0]), outputs.cache
 
 
-class _Writing(NamedTuple):
-  """What the loop carries; `logits_BV` are those of the token to draw next."""
+class _Carry(NamedTuple):
+  """The carry of the loop; `logits_BV` are those of the token to draw next."""
 
   step: Array
   logits_BV: Array
@@ -156,12 +156,12 @@ class _Writing(NamedTuple):
 
 
 def _draw_token(
-  carry: _Writing,
+  carry: _Carry,
   key_B: Array,
   jumps: Array,
   settings: sampling.Sampling,
   eos_id: int,
-) -> tuple[Array, _Writing]:
+) -> tuple[Array, _Carry]:
   """Draws and stores one token per row, which the model then reads."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # The key of a row, and so its draw, depends on no other row of the batch.
@@ -221,10 +221,10 @@ def build_writer(
     unused = logits_BV.shape[1] - jumps.shape[1]
     jumps = jnp.pad(jumps, ((0, 0), (0, unused)), constant_values=-1)
 
-    def is_open(carry: _Writing) -> Array:
+    def is_open(carry: _Carry) -> Array:
       return (carry.step < limit) & ~carry.is_done_B.all()
 
-    def one_token(carry: _Writing) -> _Writing:
+    def one_token(carry: _Carry) -> _Carry:
       token_B, carry = _draw_token(
         carry, prompts.key_B, jumps, settings, eos_id
       )
@@ -242,7 +242,7 @@ def build_writer(
         step=carry.step + 1, logits_BV=logits_BV, cache=cache
       )
 
-    start = _Writing(
+    start = _Carry(
       step=jnp.int32(0),
       logits_BV=logits_BV,
       cache=cache,

@@ -109,7 +109,7 @@ def test_the_dense_model_is_divided_over_the_devices_of_the_experts():
   experts = shape((L, 8, D, F), None, 'expert')
   sparse = {'block': {'moe': {'w_up_EDF': experts}}, 'norm': shape((L, D))}
   whole = jax.NamedSharding(mesh, jax.P())
-  placement = upcycle.source_placement(sparse, whole)
+  placement = upcycle.dense_placement(sparse, whole)
   dense = jax.ShapeDtypeStruct((L, D, F), jnp.float32)
   # Four devices cannot divide the two layers; they divide the width D = 4.
   found = placement('params/block/feed_forward/w_up_DF', dense)
