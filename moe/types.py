@@ -81,9 +81,9 @@ class Cache(NamedTuple):
   """Keys and values of the tokens that decoding has read.
 
   Attributes:
-    segment_ids: int32 [B, S], 0 where a slot is empty or padding.
+    segment_ids: int32 [B, S], 0 where an entry is empty or padding.
     block_ids: int32 [B, S].
-    index: int32 scalar, number of filled slots, the same for every row.
+    index: int32 scalar, number of filled entries, the same for every row.
     layers: tree of key and value arrays, as the model makes it.
   """
 
@@ -119,7 +119,6 @@ class Layout:
     batch_axes: axes that divide the batch dim of activations.
     sequence_axes: axes that divide the sequence dim of activations.
     expert_axes: axes that divide the experts.
-    fsdp_axes: axes that divide parameters and are gathered before use.
     tensor_axes: axes that divide feed-forward width and heads.
     sizes: (axis, devices) for every axis of the mesh.
   """
@@ -127,7 +126,6 @@ class Layout:
   batch_axes: tuple[str, ...] = ()
   sequence_axes: tuple[str, ...] = ()
   expert_axes: tuple[str, ...] = ()
-  fsdp_axes: tuple[str, ...] = ()
   tensor_axes: tuple[str, ...] = ()
   sizes: tuple[tuple[str, int], ...] = ()
 

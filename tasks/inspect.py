@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moe.data import cache
-from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+from moe.modalities.text import Vocabulary, train_vocabulary
 from tasks import modules, registry
 from tasks.stores import register_tasks
 

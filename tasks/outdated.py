@@ -18,7 +18,7 @@ from moe.data.store import (
   find_stores,
   is_store,
 )
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from tasks import modules, origin, registry
 
 # Beside a trained vocabulary: what its texts were made of.

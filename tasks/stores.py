@@ -13,7 +13,7 @@ from moe.atomic_files import write_file, write_json
 from moe.data import cache
 from moe.data.store import MANIFEST, MIXTURE, VOCABULARY, is_store
 from moe.data.text_file import read_texts
-from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+from moe.modalities.text import Vocabulary, train_vocabulary
 from tasks import modules, origin, outdated, registry
 
 _logger = logging.getLogger(__name__)

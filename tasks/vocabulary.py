@@ -1,8 +1,8 @@
 """The project's vocabulary as seqio wants it.
 
-`moe.modalities.vocabulary`, the one tokeniser of the project, does all
-tokenising, in token stores and here: the tokeniser of tf_text does not keep
-U+2581 and is not the code that sampling uses. It runs in Python, offline.
+`moe.modalities.text` is the one tokeniser of the project; token stores use it,
+and this file does too. The tokeniser of tf_text does not keep U+2581, and
+sampling does not use it. Ours runs in Python, offline.
 """
 
 import os
@@ -12,7 +12,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from moe.modalities import vocabulary
+from moe.modalities.ids import EOS, PAD, UNK
+from moe.modalities.text import Vocabulary
 
 
 class TaskVocabulary(seqio.Vocabulary):
@@ -22,17 +23,17 @@ class TaskVocabulary(seqio.Vocabulary):
     """Loads the model.
 
     Args:
-      path: a model that `moe.modalities.vocabulary.Vocabulary` accepts; None
-        for a vocabulary that cannot tokenise.
+      path: a model that `moe.modalities.text.Vocabulary` accepts; None for a
+        vocabulary that cannot tokenise.
 
     Raises:
       ValueError: if the file is missing or cannot be used.
     """
     super().__init__(extra_ids=0)
-    self._model = None if path is None else vocabulary.Vocabulary(path)
+    self._model = None if path is None else Vocabulary(path)
 
   @property
-  def model(self) -> vocabulary.Vocabulary:
+  def model(self) -> Vocabulary:
     """The model.
 
     Raises:
@@ -49,17 +50,17 @@ class TaskVocabulary(seqio.Vocabulary):
   @property
   def bos_id(self) -> int:
     """The padding id, with which every document starts, as in t5x."""
-    return vocabulary.PAD
+    return PAD
 
   @property
   def eos_id(self) -> int:
     """The id of the end mark."""
-    return vocabulary.EOS
+    return EOS
 
   @property
   def unk_id(self) -> int:
     """The id of unknown pieces, which byte fallback leaves unused."""
-    return vocabulary.UNK
+    return UNK
 
   @property
   def _base_vocab_size(self) -> int:

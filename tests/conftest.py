@@ -71,7 +71,7 @@ def write_run(
   """Writes configuration, vocabulary and random parameters as step 7."""
   from launch.configs import configuration
   from moe.checkpoint import save
-  from moe.modalities.vocabulary import train_vocabulary
+  from moe.modalities.text import train_vocabulary
   from moe.models.functional import Functional
   from moe.objectives import language
 

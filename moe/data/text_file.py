@@ -1,11 +1,11 @@
-r"""A text file of documents: one a line, a line break inside written as \n."""
+r"""A text file with one document per line; \n stands for a line break in it."""
 
 
 def read_texts(path: str) -> list[str]:
   """Documents of a text file.
 
   Raises:
-    ValueError: if it is missing, empty or no UTF-8, with the line number.
+    ValueError: if it is missing, empty or not UTF-8, with the line number.
   """
   try:
     with open(path, 'rb') as f:

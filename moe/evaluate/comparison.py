@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# So many numbers are drawn at once, as a bound on memory.
+# At most this many numbers are drawn at once, which bounds the memory.
 DRAWS_PER_CHUNK = 1 << 22
 
 
@@ -40,13 +40,13 @@ def compare(
 ) -> Comparison:
   """Paired bootstrap over documents of the difference in bits per character.
 
-  Each resample draws as many documents, with replacement, and takes the ratio
-  of sums, all nats over all characters, as the score itself does. The interval
-  is the percentile interval of Efron (1979),
+  Each resample draws as many documents as there are, with replacement. It takes
+  the ratio of sums, all nats over all characters, as the score itself does. The
+  interval is the percentile interval of Efron (1979),
   https://doi.org/10.1214/aos/1176344552.
 
   Args:
-    nats: of the first model, one number a document.
+    nats: of the first model, one number per document.
     other_nats: of the second model, for the same documents in the same order.
     chars: code points of each document.
     num_resamples: how often to draw.
@@ -54,7 +54,8 @@ def compare(
     seed: of the draws, so that the interval is the same every time.
 
   Raises:
-    ValueError: if the three disagree on the documents, or if none has text.
+    ValueError: if the arrays differ in their number of documents, or if no
+      document has text.
   """
   nats, other_nats, chars = (
     np.asarray(x, np.float64) for x in (nats, other_nats, chars)
@@ -65,7 +66,7 @@ def compare(
       f'{len(nats)} and {len(other_nats)} scores of {len(chars)} documents.'
     )
   if not chars.sum():
-    raise ValueError('at least one document must hold text, none does.')
+    raise ValueError('at least one document must hold text, got none.')
   bits = (nats - other_nats) / math.log(2)
   rng = np.random.default_rng(seed)
   rows = max(1, DRAWS_PER_CHUNK // len(bits))
@@ -73,7 +74,7 @@ def compare(
   for start in range(0, num_resamples, rows):
     size = (min(rows, num_resamples - start), len(bits))
     drawn = rng.integers(len(bits), size=size)
-    # A resample of empty documents alone has no ratio, and is left out.
+    # A resample of only empty documents has no ratio, and is left out.
     with np.errstate(invalid='ignore', divide='ignore'):
       resampled.append(bits[drawn].sum(axis=1) / chars[drawn].sum(axis=1))
   resampled = np.concatenate(resampled)

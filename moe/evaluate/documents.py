@@ -1,4 +1,4 @@
-"""Documents to score: of text, and of records of a token store."""
+"""Documents to score, made from texts or from records of a token store."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,17 @@ import numpy as np
 from moe.data.store import Record
 from moe.evaluate.likelihood import Document
 from moe.modalities.ids import IdSpace
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 
 def text_documents(
   vocabulary: Vocabulary, texts: Sequence[str]
 ) -> list[Document]:
-  """Texts as documents to score; unknown tokens and what they hide are counted.
+  """Texts as documents to score, with counts of unknown and hidden characters.
 
   Raises:
-    ValueError: if the vocabulary alters a text: its bits would be another's.
+    ValueError: if the vocabulary alters a text: the bits would be those of
+      another text.
   """
   documents = []
   for number, text in enumerate(texts, start=1):
@@ -25,8 +26,8 @@ def text_documents(
     num_unknown = len(ids) - len(known)
     if not num_unknown and vocabulary.decode(ids) != text:
       raise ValueError(
-        f'the vocabulary must give every text back as it is, document {number} '
-        f'({text[:20]!r}...) comes back changed: score it with a checkpoint '
+        f'the vocabulary must give every text back as it is, got document '
+        f'{number} ({text[:20]!r}...) changed: score it with a checkpoint '
         'whose vocabulary does not normalise.'
       )
     documents.append(
@@ -47,8 +48,8 @@ def record_document(
   """A record of a token store as a document to score.
 
   Raises:
-    ValueError: if tokens of a block are scored: they see each other, so there
-      is no likelihood of them.
+    ValueError: if tokens of a block are scored: they see each other, so they
+      have no likelihood.
   """
   tokens, weights = record['tokens'], record.get('loss_weights')
   is_scored = slice(None) if weights is None else weights > 0

@@ -1,4 +1,4 @@
-"""One form for every score that is shown, in JSON and in tables alike."""
+"""The one form of every score that is shown, in JSON and in tables."""
 
 import dataclasses
 import math
@@ -11,22 +11,23 @@ from moe.evaluate import comparison
 
 BITS_PER_CHAR = 'bits per character'
 BITS_PER_BYTE = 'bits per byte'
-# More do not move an end of the interval by more than a few of its percent.
+# With more resamples an end of the interval would move by a few percent of the
+# width at most.
 _NUM_RESAMPLES = 1000
 _COLUMNS = ('score', 'value', 'low', 'high', 'n', 'unit', 'better')
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A number that says how good something is, and how it came about.
+  """A number that says how good something is, and how it was measured.
 
   Attributes:
     name: of the score.
     value: the number.
-    low: lower end of its 95% interval; None where there is no interval.
+    low: lower end of its 95% interval; None if there is no interval.
     high: upper end.
-    n: of how many documents, pictures or chains it is; None where unknown.
-    command: what gives the same number again.
+    n: number of documents, pictures or chains; None if unknown.
+    command: the command that gives the same number again.
     unit: of the value.
     is_higher_better: the direction.
   """
@@ -53,13 +54,13 @@ class Score:
 
 
 def from_json(entries: dict[str, Any]) -> Score:
-  """A score that `as_json` has written; other entries are left out."""
+  """The score that `as_json` has written; other entries are ignored."""
   names = {field.name for field in dataclasses.fields(Score)}
   return Score(**{k: v for k, v in entries.items() if k in names})
 
 
 def as_table(scores: Sequence[Score]) -> str:
-  """Scores for people: a row each, then the commands."""
+  """Scores for people: one row per score, then the commands."""
   number = lambda x: '–' if x is None else f'{x:,.4f}'
   rows = [
     (
@@ -100,7 +101,7 @@ def of_documents(
     name: of the score.
     nats: of each document.
     sizes: characters or bytes of each document.
-    command: what gives the same number again.
+    command: the command that gives the same number again.
     unit: of the value.
 
   Returns:

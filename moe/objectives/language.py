@@ -13,7 +13,7 @@ from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
 from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
 
-# (name, shape, dtype) of a token's value, of arrays beside those of tokens.
+# Further arrays of a batch: (name, shape of the value of one token, dtype).
 Extras = Sequence[tuple[str, tuple[int, ...], str]]
 
 
@@ -42,7 +42,7 @@ def batch_shapes(batch_size: int, sequence_length: int) -> TokenBatch:
 
 
 def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
-  """All nats over ln 2 and the characters, or those of the mean token.
+  """Nats over ln 2 and over characters: of all data, or of the mean token.
 
   Held-out data knows how many characters it scores ('chars'); training data
   knows the characters of a scored token ('chars_per_token').
@@ -83,11 +83,12 @@ def language_model(
     router_z: coefficient of the router's z-loss.
     router_losses: (name, coefficient) of further losses that the router gives:
       'local_entropy' and 'global_entropy' (LIMoE), 'importance' and
-      'noisy_load' (gates.NoisyTopK); without one they are reported alone.
+      'noisy_load' (gates.NoisyTopK). A loss without a coefficient is only
+      reported.
     logits_z: coefficient of the squared log-partition of the logits (PaLM).
-    num_chunks: pieces in which the loss is computed.
-    extras: (name, shape, dtype) of a token's value, of further arrays that the
-      model reads; stores hold them by these names.
+    num_chunks: number of chunks in which the loss is computed.
+    extras: further arrays that the model reads, as (name, shape of the value of
+      one token, dtype); stores hold them by these names.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
@@ -126,13 +127,13 @@ def language_model(
     for name, pair in outputs.losses.items():
       if name in coefficients:
         sums[name] = pair[0]
-      else:  # A loss that has no factor here is still reported.
+      else:  # A loss that has no coefficient is still reported.
         metrics[name] = pair
     return sums, outputs.state, metrics
 
   def weights(batch: TokenBatch) -> dict[str, Array]:
     weight = batch.loss_weights.sum()
-    # A model weighs each of its losses by its tokens, padding left out.
+    # The weight of the model's own losses is its tokens without padding.
     tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
     return {
       'cross_entropy': weight,

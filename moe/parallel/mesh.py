@@ -14,7 +14,8 @@ FSDP = 'fsdp'
 EXPERT = 'expert'
 CONTEXT = 'context'
 MODEL = 'model'
-# In the order of their links, slowest first: the last axes join neighbours.
+# Ordered by the speed of their links, slowest first: the last axes connect
+# neighbours.
 AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
 
 
@@ -52,27 +53,27 @@ class MeshShape:
         for axis, size in zip(AXES[1:], given[1:], strict=True)
       )
       raise ValueError(
-        f'the mesh axes must multiply to the {num_devices} devices there are,'
-        f' got {named}: change them, or set MESH_DATA=-1 to take what is left.'
+        f'the mesh axes must multiply to the {num_devices} devices that exist,'
+        f' got {named}: change them, or set MESH_DATA=-1 to take the rest.'
       )
     return given
 
   def fitted(self, num_devices: int) -> 'MeshShape':
-    """The shape for devices of another number, which only read parameters.
+    """The shape for another number of devices, which only read parameters.
 
     A run that was trained on eight devices can be scored on one, or on 64. The
-    axes take devices in the order expert, model, fsdp, data: each the greatest
-    divisor that its size and the number of devices left have in common. So
-    every array divides that divides in training. What is left then goes to the
-    axis whose size is -1, or else to data. No device goes to context: tokens
-    are written one at a time, and cannot be divided.
+    axes take devices in the order expert, model, fsdp, data. Each one takes the
+    greatest common divisor of its size and the number of devices left, so an
+    array that can be divided in training can be divided here. The devices that
+    are left go to the axis whose size is -1, or else to data. None go to
+    context: tokens are written one at a time, and cannot be divided.
 
-    Where this is the run's own mesh without context, as on the devices that it
-    was trained on, parameters lie as in training.
+    On the number of devices of the training, parameters have the same shardings
+    as in training, unless context was used.
     """
     sizes, left = {CONTEXT: 1}, num_devices
     for axis in (EXPERT, MODEL, FSDP, DATA):
-      sizes[axis] = math.gcd(getattr(self, axis), left)  # 1 for -1
+      sizes[axis] = math.gcd(getattr(self, axis), left)  # Is 1 for -1.
       left //= sizes[axis]
     takers = [a for a in (EXPERT, MODEL, FSDP) if getattr(self, a) == -1]
     sizes[takers[0] if takers else DATA] *= left
@@ -91,7 +92,8 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = shape.sizes(len(devices))
-  # An axis of 512 on a torus of 8x16x16 takes a quarter of its first ring.
+  # An axis may need a part of a physical axis: 512 devices on a torus of
+  # 8x16x16 take a quarter of the first ring.
   grid = mesh_utils.create_device_mesh(
     sizes, devices=devices, allow_split_physical_axes=True
   )

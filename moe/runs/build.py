@@ -110,7 +110,7 @@ def upcycled(
   run: Run, program: Program, params: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
   """Parameters made from a dense run's, and what was recorded with that."""
-  placement = upcycle.source_placement(
+  placement = upcycle.dense_placement(
     program.abstract.params, shardings.replicated(program.mesh)
   )
   dense, meta = restore.load_params(run.initial.checkpoint, placement=placement)

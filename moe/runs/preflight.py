@@ -13,7 +13,7 @@ from moe import axes
 from moe.checkpoint import listing, save
 from moe.data.store import file_sha256
 from moe.modalities.ids import IdSpace
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs.run import Run, router_of
 from moe.train.program import Program
 

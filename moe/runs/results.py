@@ -9,7 +9,7 @@ from moe.evaluate.score import Score
 from moe.infer import forms
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import of_manifest
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs import writing
 from moe.runs.run import TrainedRun
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from moe.checkpoint import upcycle as upcycle_lib
 from moe.data.transforms import Transform
 from moe.modalities.ids import UNK, IdSpace, of_ranges
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional

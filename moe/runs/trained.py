@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe.checkpoint import listing, restore
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage

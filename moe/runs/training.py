@@ -14,7 +14,7 @@ from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
 from moe.data.store import file_sha256
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
@@ -87,7 +87,7 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
 
 def describe(program: Program, counts: dict[str, int]) -> str:
   """The model for people to read: its parameters, and what a token costs."""
-  return program_lib.describe(program) + (
+  return program_lib.parameter_table(program) + (
     f'active parameters per token {counts["params_active"]:,}\n'
     f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
   )

@@ -40,9 +40,9 @@ class Settings:
     eval_period: steps between evaluations; 0 for one at the end only.
     save_period: steps between checkpoints; the last step is always saved.
     seed: of parameters, data order and noise.
-    num_microbatches: parts of a batch, one after the other.
+    num_microbatches: parts of a batch, which are computed one by one.
     keep_last: how many of the newest checkpoints stay.
-    keep_best: how many checkpoints of the best evaluations stay beside them.
+    keep_best: how many of the best checkpoints stay beside them.
     max_bad_steps: consecutive steps of non-finite loss that end the run.
     drop_warning: share of dropped tokens above which people are warned.
     profile_steps: (first, last): a profiler trace begins with the first step
@@ -88,16 +88,16 @@ class Settings:
       )
 
   def is_evaluated(self, step: int) -> bool:
-    """Whether an evaluation follows after so many steps."""
+    """Whether an evaluation follows after `step` steps."""
     period = self.eval_period
     return step == self.train_steps or (period > 0 and step % period == 0)
 
 
 class TrainingData(Protocol):
-  """Where the batches of training come from.
+  """The source of the training batches.
 
   Attributes:
-    facts: what the data tells the score of the objective, by name.
+    facts: what the score of the objective needs to know about the data.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
   """
@@ -110,11 +110,11 @@ class TrainingData(Protocol):
 
 
 class _Stop:
-  """Tells of a signal to end; all processes agree on the step to stop at.
+  """Notices signals to end; all processes agree on the step to stop at.
 
   Attributes:
-    is_set: whether a signal has come. It stays False where there are several
-      processes, since none may leave a step that the others take part in.
+    is_set: whether a signal has come. With several processes it stays False,
+      because no process may leave a step in which the others take part.
     name: of the signal.
   """
 
@@ -123,11 +123,11 @@ class _Stop:
     self.name = 'SIGTERM'
 
   def listening(self) -> contextlib.AbstractContextManager[None]:
-    """Takes the signals that come in the block."""
+    """Notices the signals that come inside the block."""
     if jax.process_count() == 1:
       return stop_signals.handled(self._set)
-    # JAX listens to SIGTERM itself, so that all processes learn of one that
-    # came to one of them; a handler of ours would replace its own.
+    # JAX handles SIGTERM itself: all processes learn of a signal that one of
+    # them got. A handler of ours would replace that of JAX.
     return stop_signals.handled(
       lambda _: os.kill(os.getpid(), signal.SIGTERM),
       (signal.SIGINT, signal.SIGHUP),
@@ -160,7 +160,7 @@ def train(
     reader: the training data.
     evaluations: by name; the first one ranks checkpoints.
     checkpointer: saves the state.
-    progress: writes the logs and tells people.
+    progress: writes the logs and shows the state of the run.
     meta: is saved with every checkpoint.
     ts: state to start from; donated.
 
@@ -168,7 +168,8 @@ def train(
     (state, exit code): 0 at the end, 75 after a signal with everything saved.
 
   Raises:
-    TrainingError: if the loss stays non-finite, or an update is.
+    TrainingError: if the loss stays non-finite, or if an update makes a state
+      from which training cannot go on.
   """
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)
@@ -196,7 +197,7 @@ def train(
     is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
     if is_due and not progress.has_evaluation(first):
       scores = evaluate_all(first)
-      if not scores:  # A signal came in the middle of it
+      if not scores:  # A signal interrupted it.
         return ts, EXIT_PREEMPTED
       place = checkpointer.directory / str(first)
       listing.add_metrics(place, scores, meta.get('ranked_on'))
@@ -212,7 +213,7 @@ def train(
       checkpointer.check()
 
       is_last = done == settings.train_steps
-      # Read once: the signal may come at any moment.
+      # The signal is read only once, because it may come at any moment.
       is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
       is_due = bool(evaluations) and settings.is_evaluated(done)
@@ -220,13 +221,14 @@ def train(
         continue
       reporter.flush()
       scores = evaluate_all(done) if is_due else {}
-      is_broken_off = is_due and not scores  # by a signal
-      if is_saved or is_broken_off:
+      is_interrupted = is_due and not scores  # By a signal.
+      if is_saved or is_interrupted:
         checkpointer.save(done, ts, meta, scores)
-      if is_broken_off or (is_stopped and not is_last):
+      if is_interrupted or (is_stopped and not is_last):
         checkpointer.wait()
         progress.note(
-          f'{stop.name}: step {done:,} is saved; run it again to go on.'
+          f'{stop.name}: step {done:,} is saved; run the command again to'
+          ' go on.'
         )
         return ts, EXIT_PREEMPTED
 
@@ -238,10 +240,10 @@ def train(
 def _read_ahead(
   upcoming: Future, reader: TrainingData, progress: Progress, step: int
 ) -> Batch:
-  """The batch of a step; tells first of records that could not be read."""
+  """The batch of a step; also reports records that could not be read."""
   try:
     return upcoming.result()
-  finally:  # also if so many are unreadable that this is an error
+  finally:  # The report is needed most if too many records are unreadable.
     progress.quarantine(step, reader.quarantine)
 
 
@@ -255,7 +257,7 @@ def _ranking_score(
     raise ValueError(
       f"The evaluation '{first}' ranks checkpoints by '{name}', which is not"
       f' among its metrics {sorted(results[first])}: return it, or name another'
-      ' one as its score.'
+      ' metric as its score.'
     )
   return {name: results[first][name]}
 
@@ -276,10 +278,10 @@ class _Reporter:
     self._max_bad_steps = max_bad_steps
     self._bad_steps = 0
     self._waiting = None
-    self._mark = 0.0  # when the step before ended
+    self._mark = 0.0  # When the previous step ended.
 
   def resume(self) -> None:
-    """Starts the clock: the time before this call was no training."""
+    """Restarts the clock: time before this call is not training time."""
     self._mark = time.perf_counter()
 
   def step_started(
@@ -288,8 +290,8 @@ class _Reporter:
     """Reports the step before this one.
 
     Raises:
-      TrainingError: if too many steps in a row were not finite, or if one has
-        made a state from which nothing can go on.
+      TrainingError: if too many steps in a row were not finite, or if a step
+        has made a state from which training cannot go on.
     """
     self.flush()
     self._waiting = step, device_metrics, amount
@@ -311,13 +313,13 @@ class _Reporter:
       raise TrainingError(
         f'Step {step} has made a state that is not finite, or whose parameters'
         ' are too large to be squared; it is not saved: lower LEARNING_RATE,'
-        ' and run it again to go on from the newest checkpoint.'
+        ' and run the command again to go on from the newest checkpoint.'
       )
     self._bad_steps = self._bad_steps + 1 if record['skipped'] else 0
     if self._bad_steps >= self._max_bad_steps:
       raise TrainingError(
         f'The loss or its gradient was not finite for {self._bad_steps} steps'
-        f' up to step {step}; the parameters are those before: lower'
+        f' up to step {step}; these steps did not change the parameters: lower'
         ' LEARNING_RATE, or look at the data of these steps.'
       )
 

@@ -1,4 +1,4 @@
-"""Partial reads of a checkpoint: shapes, dtypes, places, assignments."""
+"""Partial reads of a checkpoint: shapes, dtypes, shardings, assignments."""
 
 import jax
 import jax.numpy as jnp

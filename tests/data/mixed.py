@@ -6,12 +6,12 @@ from moe.data import store
 from moe.modalities.ids import IdSpace
 
 SPACE = IdSpace(300, command=1, image=8, residue=5)
-CODES = 6  # of a picture
-LETTERS = 3  # of its caption: letter i is told by codes 2i and 2i + 1
+CODES = 6  # Codes of a picture.
+LETTERS = 3  # Letters of its caption; codes 2i and 2i + 1 determine letter i.
 
 
 def letters_of(codes):
-  """The caption of a picture, as ids of text from 10 on."""
+  """The caption of a picture, as text ids from 10 on."""
   return 10 + codes[::2] * 8 + codes[1::2]
 
 
@@ -31,7 +31,7 @@ def drawn(rng):
 
 
 def folded(rng):
-  """Residues as a block, to be predicted where they are hidden."""
+  """Residues as a block; the hidden ones are predicted."""
   start = rng.integers(0, 5)
   residues = (start + np.arange(8)) % 5
   tokens = [*SPACE.ids('residue', residues), 1]

@@ -3,6 +3,7 @@ from moe.data.text_file import read_texts
 
 def test_lines_are_read_as_they_are(tmp_path):
   path = tmp_path / 'texts.txt'
-  # A byte order mark, line ends of both kinds, empty lines, no end at the end.
+  # The file has a byte order mark, line ends of both kinds, empty lines, and no
+  # line end after the last line.
   path.write_bytes('\ufeff 春\u2028眠 \r\n\r\n\n題\\n花\\n\n落'.encode())
   assert read_texts(str(path)) == [' 春\u2028眠 ', '題\n花\n', '落']

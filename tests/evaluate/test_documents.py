@@ -8,7 +8,7 @@ from moe.modalities.ids import IdSpace
 
 
 class Codebook:
-  """A vocabulary without bytes: a is 3, b is 4, the rest unknown."""
+  """A vocabulary without bytes: a is 3, b is 4, all else is unknown."""
 
   eos, unk = 1, 2
 
@@ -26,7 +26,7 @@ def test_unknown_tokens_and_what_they_hide_are_counted():
   record = {
     'tokens': np.array([2, 2, 3, 2, 1]),
     'loss_weights': np.array([0, 1, 1, 1, 1]),
-    # Scored are two unknown tokens, which hide four characters, and a.
+    # Two unknown tokens, which hide four characters, and a are scored.
     'num_chars': np.int64(5),
     'num_bytes': np.int64(13),
   }
@@ -39,12 +39,13 @@ def test_a_vocabulary_that_alters_text_is_refused():
     def encode(self, text):
       return super().encode(text.lower())
 
-  with pytest.raises(ValueError, match='document 2 .* comes back changed'):
+  with pytest.raises(ValueError, match='got document 2 .* changed: score'):
     documents.text_documents(Lowercase(), ['ab', 'aB'])
 
 
-def test_codes_are_scored_beside_text_and_are_no_unknown_tokens():
-  # Text 0-4, image 128-131: a picture as a block, then its caption.
+def test_codes_are_scored_beside_text_and_are_not_unknown_tokens():
+  # The ids of text are 0-4, those of images 128-131. A picture is a block
+  # before its caption.
   space = IdSpace(5, image=4)
   record = {
     'tokens': np.array([128, 131, 3, 2, 1], np.uint16),
@@ -56,7 +57,7 @@ def test_codes_are_scored_beside_text_and_are_no_unknown_tokens():
   document = documents.record_document(Codebook(), space, record)
   assert (document.num_unknown, document.hidden_chars) == (1, 1)
   assert document.modality.tolist() == [1, 1, 0, 0, 0]
-  # The same two codes as what is to be written after text.
+  # The same two codes are now predicted after text.
   record |= {
     'tokens': np.array([3, 128, 131, 1], np.uint16),
     'loss_weights': np.array([0, 1, 1, 1], np.uint8),

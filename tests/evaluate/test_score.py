@@ -1,4 +1,4 @@
-"""One form for every score."""
+"""The one form of every score."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def test_a_score_comes_back_from_json():
     assert score.from_json({**entries, 'task': 'more'}) == one
 
 
-def test_a_table_shows_what_json_holds_a_row_each_and_then_the_commands():
+def test_a_table_has_a_row_per_score_and_then_the_commands():
   assert score.as_table([BITS, PSNR]).splitlines() == [
     'score            value     low    high      n  unit                better',
     'bits_per_char   7.2500  7.0000  7.5000  1,200  bits per character  lower',

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from launch import data
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from tasks import modules, registry, text_files
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from launch import evaluate
 from launch.configs import configuration
 from moe.data.store import write_store
 from moe.infer import decode
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs import trained
 
 UNIFORM_NATS = math.log(320)  # A token's, of a model with 320 logits all alike.
@@ -278,7 +278,7 @@ def test_a_missing_checkpoint_is_refused(
 def test_a_vocabulary_that_is_not_the_checkpoints_is_refused(
   capsys, tmp_path, run_directory, text_file
 ):
-  from moe.modalities.vocabulary import train_vocabulary
+  from moe.modalities.text import train_vocabulary
 
   directory = tmp_path / 'run'
   shutil.copytree(run_directory, directory)

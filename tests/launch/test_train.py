@@ -10,7 +10,7 @@ import pytest
 
 from launch import data, token_stores, train
 from moe.checkpoint import save
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.runs import build
 from moe.train import program as program_lib
 from tasks import modules, registry, text_files

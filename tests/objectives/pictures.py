@@ -1,4 +1,4 @@
-"""An objective without any token: a denoiser of pictures, and runs of it."""
+"""An objective without tokens, a denoiser of pictures, and runs of it."""
 
 import io
 import math
@@ -50,7 +50,7 @@ def _fields():
 
 
 def _loss(params, state, batch, key, train):
-  """Squared error of the pictures that a layer makes of noisy ones."""
+  """Squared error of pictures that two matrices restore from noisy ones."""
   pictures, weights_B = batch['pictures'], batch['weights']
   noisy = pictures
   if key is not None:
@@ -96,7 +96,7 @@ def make_batch(seed):
 
 
 class Reader:
-  """Pictures by step; something may happen at steps."""
+  """Pictures by step; reading a step may trigger an event."""
 
   facts = {'peak': 1.0}
 
@@ -123,13 +123,13 @@ def make(shape, num_devices):
 
 
 def held_out():
-  """The evaluation of the runs here."""
+  """The evaluation on two held-out batches."""
   batches = lambda: iter([make_batch(100), make_batch(101)])
   return HeldOut(batches, OBJECTIVE.score, {'peak': 1.0})
 
 
 def train(program, workdir, events=None, evaluation=None, stream=None):
-  """Runs the command once; again with the same directory, it resumes."""
+  """Trains a run; called again with the same directory, it resumes."""
   evaluation = evaluation or held_out()
   score = evaluation.score
   checkpointer = Checkpointer(
@@ -161,7 +161,8 @@ if __name__ == '__main__':
   import pathlib
   import signal
 
-  # Arguments: the directory, devices, the step at which the process is killed.
+  # The arguments are the directory, the number of devices, and the step at
+  # which the process is killed.
   directory, number, last = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
   kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
   program = make(EIGHT if number == 8 else ONE, number)

@@ -19,7 +19,7 @@ SHAPE = BATCH.tokens.shape
 
 
 class Uniform:
-  """Gives every token even logits, and keeps what it was called with."""
+  """Gives equal logits to all tokens, and keeps the arguments of its calls."""
 
   layout = Layout()
 
@@ -45,12 +45,12 @@ def model():
   return Uniform()
 
 
-def test_terms_are_the_models_and_the_cross_entropy_of_weighted_tokens(model):
+def test_terms_are_weighted_cross_entropy_and_the_losses_of_the_model(model):
   language_model = language.language_model(model, SHAPE)
   sums, state, metrics = language_model.loss(
     jnp.zeros(()), {}, BATCH, jax.random.key(0), True
   )
-  # 1.5 weighted tokens of ln 8 nats; the log-partition is ln 8 as well.
+  # 1.5 weighted tokens cost ln 8 nats each; the log-partition is ln 8 as well.
   np.testing.assert_allclose(sums['cross_entropy'], 1.5 * np.log(8), 1e-6)
   np.testing.assert_allclose(sums['logits_z'], 1.5 * np.log(8) ** 2, 1e-6)
   assert sums['load_balance'] == 6.0

@@ -48,7 +48,7 @@ def test_every_device_is_in_the_mesh_once_and_axes_keep_their_order():
   assert mesh.devices.size == 8
 
 
-def test_a_mesh_can_be_of_some_of_the_devices():
+def test_a_mesh_can_use_some_of_the_devices():
   mesh = make_mesh(MeshShape(expert=2), jax.devices()[4:6])
   assert mesh.shape['expert'] == 2
   assert list(mesh.devices.flat) == jax.devices()[4:6]
@@ -57,17 +57,17 @@ def test_a_mesh_can_be_of_some_of_the_devices():
 @pytest.mark.parametrize(
   ('shape', 'num_devices', 'sizes'),
   [
-    # The run's own mesh, where it fits the devices.
+    # The run's own mesh fits the devices.
     (MeshShape(data=2, expert=4), 8, (1, 2, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=-1, expert=4), 8, (1, 1, 2, 4, 1, 1)),
-    # Fewer devices: experts keep theirs first.
+    # There are fewer devices: the expert axis takes them first.
     (MeshShape(data=2, fsdp=1, expert=4), 1, (1, 1, 1, 1, 1, 1)),
     (MeshShape(data=1, fsdp=2, expert=4), 4, (1, 1, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=1, expert=6), 4, (1, 2, 1, 2, 1, 1)),
-    # More devices: -1 takes them, or else data.
+    # There are more devices: the axis of -1 takes them, or else data.
     (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
     (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
-    # Tokens that are written one at a time can't be divided.
+    # Tokens are written one at a time, so context gets no devices.
     (MeshShape(data=2, context=4), 8, (1, 8, 1, 1, 1, 1)),
   ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe.data.store import VOCABULARY
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.objectives import language
 from moe.runs import build
 from tests.data.conftest import LINES, write_texts

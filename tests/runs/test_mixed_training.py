@@ -19,7 +19,7 @@ from moe.checkpoint import listing
 from moe.data import transforms
 from moe.data.reader import Reader
 from moe.layers.moe_layer import MoE
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.models.decoder import Decoder
 from moe.models.stack import Stack
 from moe.objectives.language import language_model

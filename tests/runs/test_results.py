@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.data.store import Store, write_store
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.runs import results
 
 LINES = ['春眠不覺曉', '處處聞啼鳥', '夜來風雨聲']

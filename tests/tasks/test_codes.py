@@ -5,7 +5,7 @@ import pytest
 
 from moe.data.records import Feature
 from moe.data.store import Store
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from tasks import codes, registry
 
 

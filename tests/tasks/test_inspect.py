@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from tasks import inspect
 
 

@@ -8,7 +8,7 @@ import pytest
 seqio = pytest.importorskip('seqio')
 
 from moe.data.store import Store, find_stores  # noqa: E402
-from moe.modalities.vocabulary import train_vocabulary  # noqa: E402
+from moe.modalities.text import train_vocabulary  # noqa: E402
 from tasks import seqio_tasks, stores, text_files  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -15,7 +15,7 @@ pytest.importorskip('seqio')
 
 from moe.data.store import Store, find_stores  # noqa: E402
 from moe.data.verify import verify  # noqa: E402
-from moe.modalities.vocabulary import train_vocabulary  # noqa: E402
+from moe.modalities.text import train_vocabulary  # noqa: E402
 
 LETTERS = """from tasks import registry, text_files
 

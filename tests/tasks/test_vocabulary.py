@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip('seqio')
 
-from moe.modalities.vocabulary import train_vocabulary  # noqa: E402
+from moe.modalities.text import train_vocabulary  # noqa: E402
 from tasks import vocabulary  # noqa: E402
 
 TEXT = '春眠不覺曉，處處聞啼鳥。 \n夜來風雨聲，\u2581花落知多少。'
