@@ -50,7 +50,6 @@ setuptools.setup(
     'flax>=0.12.8,<0.13',
     'gcsfs>=2026.1',
     'gin-config==0.5.0',
-    'grain>=0.2.18',
     'jax>=0.10.2,<0.13',
     'jinja2>=3.1',
     'matplotlib>=3.10',
