@@ -20,17 +20,17 @@ def corpus(name: str, **fields: Fields) -> text_files.LineSource:
 
 
 def couplet(record: Record) -> str:
-  """Both lines."""
+  """Both lines, with a line break between them."""
   return record['up'] + '\n' + record['down']
 
 
 def poem(record: Record) -> str:
-  """Title, line break, lines."""
+  """The title, a line break, then all lines of verse in one."""
   return record['title'] + '\n' + ''.join(record['paragraphs'])
 
 
 def essay(record: Record) -> str:
-  """Title, line break, text."""
+  """The title, a line break, then the text."""
   return record['title'] + '\n' + record['text']
 
 

@@ -1,4 +1,4 @@
-"""Couplets of regulated verse: the first line is given, the second written."""
+"""Couplets of regulated verse, whole or with the first line given."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus
@@ -11,7 +11,7 @@ def pair(couplet: Record) -> tuple[str, str]:
 
 
 def document(couplet: Record) -> str:
-  """Both lines."""
+  """Both lines, with a line break between them."""
   return ''.join(pair(couplet))
 
 
