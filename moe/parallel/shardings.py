@@ -33,7 +33,7 @@ def param_spec(
   """Mesh axes of each dim of one parameter.
 
   Raises:
-    ValueError: if a dim does not divide by its mesh axes.
+    ValueError: if a dim is not divisible by its mesh axes.
   """
   entries, taken = [], set()
   for dim, logical_axis in zip(shape, logical, strict=True):
@@ -45,8 +45,8 @@ def param_spec(
     parts = _extent(mesh, mesh_axes)
     if dim % parts:
       raise ValueError(
-        f"'{logical_axis}' of parameter {name} has {dim} entries, which must"
-        f' divide by the mesh axes {mesh_axes} ({parts} devices): change the'
+        f"'{logical_axis}' of parameter {name} has {dim} entries, which must be"
+        f' divisible by the mesh axes {mesh_axes} ({parts} devices): change the'
         ' size, or the mesh in gin_configs/parallel.'
       )
     taken.update(mesh_axes)

@@ -21,7 +21,7 @@ def check_batch(
   """Raises ValueError unless every device gets whole rows of a microbatch."""
   if batch_size % (num_microbatches * batch_shards):
     raise ValueError(
-      f'BATCH_SIZE={batch_size} must divide by NUM_MICROBATCHES='
+      f'BATCH_SIZE={batch_size} must be divisible by NUM_MICROBATCHES='
       f'{num_microbatches} times the {batch_shards} devices that share the'
       ' batch: change one of them.'
     )
@@ -50,8 +50,8 @@ def split_microbatches(
   B = num_rows(batch)
   if B % (n * q):
     raise ValueError(
-      f'BATCH_SIZE={B} must divide by NUM_MICROBATCHES={n} times the {q} rows'
-      ' of a routing group: change one of them, or lower GROUP_SIZE.'
+      f'BATCH_SIZE={B} must be divisible by NUM_MICROBATCHES={n} times the {q}'
+      ' rows of a routing group: change one of them, or lower GROUP_SIZE.'
     )
 
   def split(a: Array) -> Array:
