@@ -3,8 +3,8 @@
   runs/sparse_0 runs/sparse_1 runs/sparse_2
   --against runs/dense_0 runs/dense_1 runs/dense_2 --output=compare.html
 
-Prints held-out bits per character after so many tokens, and the mean gain with
-its standard error. A gain compares two runs of the same seed.
+Prints held-out bits per character for each number of training tokens, and the
+mean gain with its standard error. A gain compares two runs of the same seed.
 """
 
 import argparse

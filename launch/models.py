@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from launch import runtime
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
-# Files that make a run of a model.
+# Files that turn a model into a run.
 _REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 # The sequence length of the FLOPs, which in attention grow with it.
 LENGTH = 2048

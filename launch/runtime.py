@@ -115,8 +115,8 @@ def keep_freed_memory() -> None:
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
-    return  # another C library
+    return  # This is another C library.
   # Only the main arena can grow to any size without mapping blocks.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)
-  mallopt(_TRIM_THRESHOLD, -1)  # never
+  mallopt(_TRIM_THRESHOLD, -1)  # -1 means never.

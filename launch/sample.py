@@ -97,7 +97,7 @@ def sample(args: argparse.Namespace) -> int:
   samples = writing.write(trained, beginning, args.num, sampling, args.seed)
   for number, (text, is_cut) in enumerate(samples, start=1):
     if is_cut:
-      log(f'sample {number} was cut at {beginning.limit} tokens')
+      log(f'sample {number} was cut after token {beginning.limit}')
     print(text, end='\n\n')
   return 0
 

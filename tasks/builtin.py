@@ -25,12 +25,12 @@ def couplet(record: Record) -> str:
 
 
 def poem(record: Record) -> str:
-  """The title, a line break, then all lines of verse in one."""
+  """The title, and below it all verses in one line."""
   return record['title'] + '\n' + ''.join(record['paragraphs'])
 
 
 def essay(record: Record) -> str:
-  """The title, a line break, then the text."""
+  """The title, and the text below it."""
   return record['title'] + '\n' + record['text']
 
 

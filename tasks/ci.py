@@ -6,12 +6,12 @@ from tasks.text_files import Record
 
 
 def ci_document(lyric: Record) -> str:
-  """The name of the tune, a line break, then all lines of verse in one."""
+  """The name of the tune, and below it all verses in one line."""
   return lyric['rhythmic'] + '\n' + ''.join(lyric['paragraphs'])
 
 
 def qu_document(aria: Record) -> str:
-  """The play and the tune, a line break, then all lines of verse in one."""
+  """The play and the tune, and below them all verses in one line."""
   return aria['title'] + '\n' + ''.join(aria['paragraphs'])
 
 

@@ -1,6 +1,6 @@
 """Philosophical classics, songs and primers; Huajian ji is a task of its own.
 
-poems_shi holds its lyrics too, so no mixture may have both of these tasks.
+poems_shi holds the lyrics of Huajian ji too: no mixture may have both tasks.
 """
 
 from tasks import registry

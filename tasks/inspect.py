@@ -30,7 +30,7 @@ def list_tasks() -> None:
   console = rich.console.Console()
   header, rows = ('task', 'features', 'splits', 'source'), sorted(_task_rows())
   table = rich.table.Table(title='tasks')
-  free = console.width - 13  # the columns beside borders and spaces
+  free = console.width - 13  # The columns that borders and spaces leave.
   for cells in zip(header, *rows, strict=True):
     # On a narrow terminal the last column, the source, is cut first.
     width = min(max(map(len, cells)), max(free, len(cells[0])))
@@ -102,7 +102,7 @@ def inspect_task(
     vocabulary = _temporary_vocabulary(task)
   console = rich.console.Console()
   for number, document in enumerate(documents[:num_shown]):
-    # Given text is dim. As a Text object, brackets in a corpus are not markup.
+    # Given text is dim. In a string, rich would read brackets as markup.
     text = rich.text.Text()
     for feature, part in document.items():
       style = 'dim' if feature == 'inputs' else ''

@@ -6,7 +6,7 @@ from tasks.text_files import Record
 
 
 def document(poem: Record) -> str:
-  """The title, a line break, then all lines of verse in one."""
+  """The title, and below it all verses in one line."""
   return poem['title'] + '\n' + ''.join(poem['paragraphs'])
 
 

@@ -6,7 +6,7 @@ from tasks.text_files import Record
 
 
 def titled(record: Record) -> str:
-  """The title, a line break, then the text."""
+  """The title, and the text below it."""
   return record['title'] + '\n' + record['text']
 
 

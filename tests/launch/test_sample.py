@@ -59,7 +59,7 @@ def test_standard_error_names_the_step_and_cut_samples(capsys, run_directory):
   code, samples, err = run_main(capsys, run_directory, *flags)
   assert (code, len(samples)) == (0, 4)
   assert err.split('\n')[0] == f'{run_directory}, step 7'
-  assert 'sample 1 was cut at 2 tokens' in err
+  assert 'sample 1 was cut after token 2' in err
 
 
 def test_greedy_sampling_from_equal_chances_takes_the_lowest_id(

@@ -15,7 +15,7 @@ class Corpus:
   """A public corpus.
 
   Attributes:
-    name: in `sources.SOURCES`.
+    name: a key of `sources.SOURCES`.
   """
 
   name: str

@@ -63,7 +63,7 @@ class PublicCorpus:
     return f'https://github.com/{self.repository}/archive/{self.commit}.zip'
 
   def fingerprint(self) -> dict[str, str]:
-    """SHA-256 of the prepared files by name; empty if one is missing."""
+    """Name -> SHA-256 of every prepared file; {} if one is missing."""
     paths = {
       name: text_files.data_directory() / name for name in self.files.values()
     }

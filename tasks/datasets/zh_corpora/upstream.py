@@ -46,7 +46,7 @@ def shi(files: Files) -> Records:
 
 
 def couplets(files: Files) -> Records:
-  """The two middle couplets of poems with four couplets of equal lines."""
+  """The middle couplets of poems of four couplets, all lines equally long."""
   for poem in shi(files):
     pairs = [_REGULATED.fullmatch(pair) for pair in poem['paragraphs']]
     if len(pairs) != 4 or not all(pairs):
