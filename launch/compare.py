@@ -3,8 +3,8 @@
   runs/sparse_0 runs/sparse_1 runs/sparse_2
   --against runs/dense_0 runs/dense_1 runs/dense_2 --output=compare.html
 
-Prints held-out bits per character by tokens, and the mean gain with its
-standard error.
+Prints held-out bits per character for each number of training tokens, and the
+mean gain with its standard error. A gain compares two runs of the same seed.
 """
 
 import argparse
@@ -29,13 +29,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add('runs', nargs='+', metavar='DIR', help='work directories, one a seed')
+  add('runs', nargs='+', metavar='DIR', help='work directories, one per seed')
   add(
     '--against',
     nargs='+',
     required=True,
     metavar='DIR',
-    help='work directories of the other kind, of the same seeds',
+    help='work directories of the runs to compare with, of the same seeds',
   )
   add('--json', action='store_true', help='print one JSON object')
   add(
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> int:
   """Draws and prints the comparison."""
-  # Matplotlib takes seconds to import; --help answers at once.
+  # Here, since Matplotlib takes seconds to import; --help answers at once.
   from moe.report import comparison, comparison_page
 
   read = functools.partial(
@@ -76,7 +76,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the comparison; 2 if there is none, with one sentence."""
+  """Prints the comparison; the exit code is 2 if there is none."""
   options = parse(argv)
   return runtime.run(lambda: compare(options))
 

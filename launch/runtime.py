@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
 
-# What a user can mend; the exit code of a command that was not right.
+# The exit code for an error that the user can fix.
 EXIT_USER = 2
 # Device files of TPUs and of NVIDIA GPUs.
 _ACCELERATORS = ('/dev/accel*', '/dev/vfio/*', '/dev/nvidia[0-9]*')
@@ -20,12 +20,12 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def log(message: str) -> None:
-  """One line for people; standard output is for the result."""
+  """Prints one line for people; standard output is for the result."""
   print(message, file=sys.stderr, flush=True)
 
 
 class _Log(logging.Handler):
-  """Prints what the library says, as `log` does."""
+  """Prints the log of the library, as `log` does."""
 
   def emit(self, record: logging.LogRecord) -> None:
     log(self.format(record))
@@ -40,7 +40,7 @@ def show_log() -> Iterator[None]:
   for logger in loggers:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # Else it is printed again where a library gives the root logger a handler.
+    # If a library gives the root logger a handler, that must not print it too.
     logger.propagate = False
   try:
     yield
@@ -52,10 +52,10 @@ def show_log() -> Iterator[None]:
 
 
 def run(verb: Callable[[], int]) -> int:
-  """Runs a verb; what the user can mend is one sentence and code 2.
+  """Runs a verb; an error that the user can fix is one sentence and code 2.
 
-  Ctrl-C, SIGTERM and SIGHUP are one sentence and code 75; a second Ctrl-C ends
-  the process at once. Training saves before.
+  Ctrl-C, SIGTERM and SIGHUP end in one sentence and code 75; training saves
+  before it ends. A second Ctrl-C ends the process at once.
 
   Args:
     verb: returns the exit code.
@@ -73,14 +73,19 @@ def run(verb: Callable[[], int]) -> int:
 
 
 def set_up_jax() -> None:
-  """Joins other processes; keeps memory, and compiled programs if none does."""
+  """Starts JAX: joins the other processes, keeps memory and compiled programs.
+
+  Compiled programs are kept in the default cache directory, unless JAX is
+  already told another place.
+  """
   # Here, since --help and errors of configuration need no JAX.
   import jax
 
   from moe.parallel import multihost
 
   if _is_cpu_alone():
-    # Before there are threads: each begins with memory of its own otherwise.
+    # No thread may run yet: a thread that starts before this gets a memory
+    # arena of its own.
     keep_freed_memory()
   stop_signals.listen()
   multihost.initialize()
@@ -91,7 +96,7 @@ def set_up_jax() -> None:
 
 
 def _is_cpu_alone() -> bool:
-  """Whether JAX will run on CPUs, told without starting it."""
+  """Whether JAX will run on CPUs alone; finds out without starting JAX."""
   platforms = os.environ.get('JAX_PLATFORMS')
   if platforms:
     return platforms == 'cpu'
@@ -99,18 +104,19 @@ def _is_cpu_alone() -> bool:
 
 
 def keep_freed_memory() -> None:
-  """Tells glibc's malloc to keep what is freed; elsewhere does nothing.
+  """Tells glibc's malloc to keep freed memory; does nothing to another malloc.
 
-  XLA:CPU asks for the temporary memory of a step at its start, hundreds of
-  megabytes at a time, and frees it at its end. By default malloc maps and
-  unmaps each such block, and the kernel clears every page of it again: a fifth
-  of a training step on two cores. The process holds on to what it once used.
+  XLA:CPU allocates the temporary memory of a step when the step starts,
+  hundreds of megabytes at a time, and frees it when the step ends. By default
+  malloc maps and unmaps each such block, and the kernel clears all its pages
+  again. This takes a fifth of a training step on two cores. The price is that
+  the process never gives memory back.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
-    return  # another C library
-  # Only one arena can grow over any size without mapping, the main one.
+    return  # This is another C library.
+  # Only the main arena can grow to any size without mapping blocks.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)
-  mallopt(_TRIM_THRESHOLD, -1)  # never
+  mallopt(_TRIM_THRESHOLD, -1)  # -1 means never.

@@ -1,8 +1,9 @@
-"""The project's vocabulary as seqio wants it.
+"""The project's vocabulary in the form that seqio expects.
 
-`moe.modalities.text` is the one tokeniser of the project; token stores use it,
-and this file does too. The tokeniser of tf_text does not keep U+2581, and
-sampling does not use it. Ours runs in Python, offline.
+`moe.modalities.text`, the project's only tokeniser, does all tokenising,
+here and in token stores. The tokeniser of tf_text is not used: it does not keep
+U+2581, and sampling could not share its code. Ours runs in Python, outside of
+TensorFlow's graph.
 """
 
 import os
@@ -17,14 +18,14 @@ from moe.modalities.text import Vocabulary
 
 
 class TaskVocabulary(seqio.Vocabulary):
-  """The vocabulary of a file, or none yet: documents need no vocabulary."""
+  """A vocabulary for seqio; it may be empty, since documents need none."""
 
   def __init__(self, path: str | os.PathLike | None = None):
     """Loads the model.
 
     Args:
-      path: a model that `moe.modalities.text.Vocabulary` accepts; None for a
-        vocabulary that cannot tokenise.
+      path: a model that `moe.modalities.text.Vocabulary` accepts; with
+        None, the vocabulary is empty and cannot tokenise.
 
     Raises:
       ValueError: if the file is missing or cannot be used.
@@ -49,7 +50,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def bos_id(self) -> int:
-    """The padding id, with which every document starts, as in t5x."""
+    """The padding id: every document starts with it, as in t5x."""
     return PAD
 
   @property
@@ -59,7 +60,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def unk_id(self) -> int:
-    """The id of unknown pieces, which byte fallback leaves unused."""
+    """The id of unknown pieces; byte fallback never uses it."""
     return UNK
 
   @property
@@ -76,7 +77,7 @@ class TaskVocabulary(seqio.Vocabulary):
     model = self.model
 
     def encode(text: bytes | np.ndarray) -> np.ndarray:
-      # The text is bytes inside of tf.data and an array outside of it.
+      # The text is bytes inside tf.data and an array outside of it.
       text = text if isinstance(text, bytes) else text.item()
       return np.array(model.encode(text.decode('utf-8')), np.int32)
 

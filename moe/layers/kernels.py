@@ -45,11 +45,13 @@ def refusal(
   heads = layout.size(layout.tensor_axes)
   if B % rows or K % heads or N % heads:
     return (
-      f'{B} sequences and {N} query and {K} key heads must divide by the {rows}'
-      f' and {heads} devices that share them'
+      f'{B} sequences and {N} query and {K} key heads must be divisible by the'
+      f' {rows} and {heads} devices that share them'
     )
   if T % columns:
-    return f'{T} tokens must divide by the {columns} devices that share them'
+    return (
+      f'{T} tokens must be divisible by the {columns} devices that share them'
+    )
   if kernel == 'tpu' and (T // columns) % _LANES:
     return (
       f'the {T // columns} tokens of a device must be a multiple of {_LANES}'

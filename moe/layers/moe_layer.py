@@ -68,9 +68,9 @@ def check_groups(
   columns = layout.size(layout.sequence_axes)
   if batch % rows or length % columns:
     raise ValueError(
-      f'a microbatch of {batch} sequences of {length} tokens must divide by the'
-      f' {rows} x {columns} devices of its mesh axes: change BATCH_SIZE or the'
-      ' mesh.'
+      f'a microbatch of {batch} sequences of {length} tokens must be divisible'
+      f' by the {rows} x {columns} devices of its mesh axes: change BATCH_SIZE'
+      ' or the mesh.'
     )
   b, t = batch // rows, length // columns
   fits = t % group_size == 0 or (
@@ -209,13 +209,14 @@ class MoE(nn.Module):
     devices, tensor = lay.size(lay.expert_axes), lay.size(lay.tensor_axes)
     if self.num_experts % devices:
       raise ValueError(
-        f"num_experts={self.num_experts} must divide by the 'expert' mesh axis"
-        f' ({devices}): use a multiple of {devices}, or shrink MESH_EXPERT.'
+        f"num_experts={self.num_experts} must be divisible by the 'expert' mesh"
+        f' axis ({devices}): use a multiple of {devices}, or shrink'
+        ' MESH_EXPERT.'
       )
     if self.expert_d_ff % tensor:
       raise ValueError(
-        f"EXPERT_D_FF={self.expert_d_ff} must divide by the 'model' mesh axis"
-        f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
+        f"EXPERT_D_FF={self.expert_d_ff} must be divisible by the 'model' mesh"
+        f' axis ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
       )
     router = self.make_router()
     if not train:

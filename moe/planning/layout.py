@@ -169,8 +169,8 @@ def check(run: Run, num_devices: int) -> None:
     )
   if experts.num_experts % sizes[EXPERT]:
     raise ValueError(
-      f'{experts.num_experts} experts do not divide over {sizes[EXPERT]}'
-      ' devices'
+      f'{experts.num_experts} experts must be divisible by the'
+      f' {sizes[EXPERT]} devices of the expert axis'
     )
 
 

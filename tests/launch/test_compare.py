@@ -43,7 +43,7 @@ def test_a_json_object_has_seeds_and_gains(argv, capsys):
   assert found['tasks']['poems']['gain'] == [0.5]
 
 
-def test_people_are_told_the_gain_and_where_the_curves_are(
+def test_the_text_gives_the_gain_and_the_file_of_the_curves(
   argv, tmp_path, capsys
 ):
   output = tmp_path / 'curves.html'

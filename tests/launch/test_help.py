@@ -1,4 +1,4 @@
-"""What every verb answers at once."""
+"""Every verb answers --help at once."""
 
 import pathlib
 import subprocess

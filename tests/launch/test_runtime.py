@@ -10,10 +10,10 @@ import pytest
 from launch import runtime
 
 
-def test_what_the_library_says_is_printed_once_while_a_verb_runs(
+def test_the_log_of_the_library_is_printed_once_while_a_verb_runs(
   capsys, caplog
 ):
-  # The handler of caplog stands for one that a package gives the root logger.
+  # The handler of caplog stands for one that a library gives the root logger.
   for name in ('moe.train.trainer', 'tasks.stores'):
     code = runtime.run(lambda n=name: logging.getLogger(n).info('saved') or 0)
     assert code == 0
@@ -21,7 +21,7 @@ def test_what_the_library_says_is_printed_once_while_a_verb_runs(
     assert not caplog.messages
 
 
-def test_the_log_is_as_it_was_after_a_verb(capsys, caplog):
+def test_the_log_is_restored_after_a_verb(capsys, caplog):
   runtime.run(lambda: 0)
   logging.getLogger('moe').warning('another one')
   assert caplog.messages == ['another one']
@@ -29,7 +29,7 @@ def test_the_log_is_as_it_was_after_a_verb(capsys, caplog):
 
 
 @pytest.mark.parametrize('error', [ValueError, OSError])
-def test_what_a_user_can_mend_is_one_line_and_code_2(capsys, error):
+def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
   def verb():
     raise error('SEED=x must be\n  a number.')
 
@@ -37,7 +37,7 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(capsys, error):
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
 
 
-# Page faults of a block of 64 MiB that is written a second time.
+# Prints the page faults of a block of 64 MiB that is allocated a second time.
 PROGRAM = """
 import resource, sys
 import numpy as np
@@ -67,7 +67,7 @@ def faults(how):
   not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no mallopt in this libc'
 )
 def test_memory_that_was_freed_is_used_again_without_page_faults():
-  # Pages of 4 KiB, or 32 huge ones.
+  # A fresh block has a fault for each page: many of 4 KiB, or 32 huge ones.
   assert faults('kept') < 16 < 32 <= faults('given back')
 
 
@@ -80,7 +80,7 @@ def test_memory_that_was_freed_is_used_again_without_page_faults():
     ('', [], True),
   ],
 )
-def test_cpus_are_told_by_what_jax_was_told_or_by_device_files(
+def test_cpus_are_recognised_by_jax_platforms_or_by_device_files(
   monkeypatch, platforms, devices, alone
 ):
   monkeypatch.setenv('JAX_PLATFORMS', platforms)

@@ -156,8 +156,16 @@ def test_the_platform_is_that_of_the_mesh_and_none_without_one():
   'kernel, changed, reason',
   [
     ('tpu', {'T': 200}, '200 tokens of a device must be a multiple of 128'),
-    ('tpu', {'B': 3}, '3 sequences .* must divide by the 2 and 2 devices'),
-    ('tpu', {'K': 1}, '4 query and 1 key heads must divide by the 2 and 2'),
+    (
+      'tpu',
+      {'B': 3},
+      '3 sequences .* must be divisible by the 2 and 2 devices',
+    ),
+    (
+      'tpu',
+      {'K': 1},
+      '4 query and 1 key heads must be divisible by the 2 and 2',
+    ),
     ('gpu', {'dtype': jnp.float32}, 'cuDNN takes bfloat16'),
     ('gpu', {'H': 192}, 'at most 128 features'),
     ('tpu', {'H': 192, 'dtype': jnp.float32}, None),

@@ -339,8 +339,8 @@ def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
     (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),  # one row and a half
     (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),  # four rows of two
     (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),  # over two devices
-    (6, 16, 16, {'data': 4}, 'must divide by the 4 x 1 devices'),
-    (8, 15, 15, {'context': 2}, 'must divide by the 1 x 2 devices'),
+    (6, 16, 16, {'data': 4}, 'must be divisible by the 4 x 1 devices'),
+    (8, 15, 15, {'context': 2}, 'must be divisible by the 1 x 2 devices'),
   ],
 )
 def test_groups_that_do_not_fit_are_refused(
@@ -355,10 +355,13 @@ def test_groups_that_do_not_fit_are_refused(
   [
     (
       {'expert': 3},
-      r"num_experts=8 must divide by the 'expert' mesh axis \(3\): use a"
+      r"num_experts=8 must be divisible by the 'expert' mesh axis \(3\): use a"
       ' multiple of 3, or shrink',
     ),
-    ({'model': 4}, r"EXPERT_D_FF=6 must divide by the 'model' mesh axis \(4\)"),
+    (
+      {'model': 4},
+      r"EXPERT_D_FF=6 must be divisible by the 'model' mesh axis \(4\)",
+    ),
   ],
 )
 def test_experts_that_do_not_divide_by_the_mesh_are_refused(sizes, message):

@@ -1,4 +1,4 @@
-"""Declared tasks: names, documents, mixtures; nothing of seqio."""
+"""Declared tasks: names, documents and mixtures, without seqio."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tasks import text_files
 
 
 class Source:
-  """Records given in the test."""
+  """A source of records that a test gives."""
 
   splits = ('train', 'validation')
 
@@ -49,7 +49,7 @@ def test_the_script_is_converted_only_where_a_task_asks(declare):
   assert documents(declare, 'hant') == [{'targets': '漢語'}]
 
 
-def test_a_corpus_that_is_not_fit_is_told_before_its_first_document(
+def test_a_malformed_corpus_is_an_error_before_its_first_document(
   declare, tmp_path
 ):
   path = tmp_path / 'a.jsonl'
@@ -76,7 +76,7 @@ def test_a_mixture_has_the_splits_of_its_tasks(declare):
   assert declare.splits_of('mix') == {'train': ['a', 'b'], 'validation': ['a']}
 
 
-def test_a_name_is_taken_once(declare):
+def test_a_name_can_be_declared_only_once(declare):
   declare.add_text_task('t', Source('a'), lambda r: r)
   declare.add_mixture('mix', ['t'])
   for add in (
@@ -93,6 +93,6 @@ def test_a_name_is_taken_once(declare):
 
 def test_a_mixture_of_a_task_that_is_not_declared_is_refused(declare):
   with pytest.raises(
-    ValueError, match="must be one of declared tasks, got 'x'"
+    ValueError, match="must consist of declared tasks, got 'x'"
   ):
     declare.add_mixture('mix', ['x'])

@@ -17,7 +17,7 @@ def record(i):
   return {'id': f'r{i}', 'paragraphs': ['一', '二'], 'author': '不要'}
 
 
-def test_json_lines_are_cut_down_to_the_fields_asked_for(tmp_path):
+def test_records_of_json_lines_have_only_the_fields_asked_for(tmp_path):
   path = write_json(tmp_path / 'a.jsonl', [record(1)])
   source = text_files.json_lines({'train': path}, FIELDS)
   assert list(source.records('train')) == [
@@ -65,8 +65,8 @@ def test_one_file_is_split_by_the_hash_of_the_id_wherever_a_record_stands(
 
 
 def test_the_split_of_a_key_is_the_documented_number():
-  # SHA-256 of '' starts with e3b0c44298fc1c14, which leaves 52 when divided by
-  # 100; of 'r9' it leaves 3, which is below 5, and no other of r0..r59 does.
+  # SHA-256 of '' starts with e3b0c44298fc1c14, which is 52 modulo 100. That of
+  # 'r9' is 3 modulo 100, which is below 5; no other key of r0..r59 is below 5.
   assert int('e3b0c44298fc1c14', 16) % 100 == 52
   assert splits.by_hash('') == 'train'
   assert [i for i in range(60) if splits.by_hash(f'r{i}') != 'train'] == [9]
