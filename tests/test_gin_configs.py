@@ -107,7 +107,7 @@ LATENT_MACROS = {
 @functools.cache
 def describe(name):
   path = models.FOLDER / f'{name}.gin'
-  return model_table.describe(path, models.loaded(name))
+  return model_table.table_row(path, models.loaded(name))
 
 
 def check_macros(names, macros, overrides=()):
