@@ -204,7 +204,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
 
 def shapes_of(run, devices):
   """(shapes of the parameters, their logical axes, rule table, mesh)."""
-  functional, table, mesh = build.place(run, devices)
+  functional, table, mesh = build.place_model(run, devices)
   found = {}
 
   def init(key):

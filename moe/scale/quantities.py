@@ -33,3 +33,8 @@ def in_seconds(value: float) -> str:
 def in_hours(value: float) -> str:
   """Hours with a decimal prefix, or seconds if they are less than 0.1 hours."""
   return short(value, 'h') if value >= 0.1 else in_seconds(3600 * value)
+
+
+def counted(number: int, noun: str) -> str:
+  """A number and its noun in the right form: '1 step', '2,000 steps'."""
+  return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'

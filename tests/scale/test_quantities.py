@@ -43,3 +43,9 @@ def test_small_sizes_are_not_zero_gib(value, text):
 )
 def test_short_runs_are_given_in_seconds(hours, text):
   assert quantities.in_hours(hours) == text
+
+
+def test_one_thing_has_no_plural():
+  assert quantities.counted(1, 'document') == '1 document'
+  assert quantities.counted(2_000, 'document') == '2,000 documents'
+  assert quantities.counted(0, 'document') == '0 documents'
