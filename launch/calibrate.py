@@ -48,8 +48,8 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
   if args.verb == 'published':
     found = [
-      published.compared(row, configuration.load([row.gin_file], []))
-      for row in published.PUBLISHED
+      published.compare(row, configuration.load([row.gin_file], []))
+      for row in published.PUBLISHED_RUNS
     ]
     text = published.text
   else:

@@ -104,7 +104,7 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
   runtime.set_up_jax()
   report = scoring.evaluate(
     [args.checkpoint, *([args.compare] if args.compare else [])],
-    scoring.Wanted(
+    scoring.ScoringRequest(
       task=args.task,
       text_file=args.text_file,
       split=args.split,

@@ -53,7 +53,7 @@ def show(args: argparse.Namespace) -> int:
   from moe.planning import model_table
 
   rows = [
-    model_table.describe(FOLDER / f'{name}.gin', loaded(name))
+    model_table.table_row(FOLDER / f'{name}.gin', loaded(name))
     for name in args.names or names()
   ]
   rows.sort(key=lambda row: row['params_total'])

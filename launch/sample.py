@@ -92,9 +92,11 @@ def sample(args: argparse.Namespace) -> int:
   trained = configuration.load_run(args.checkpoint)
   writing.check_causal(trained.run, args.checkpoint)
   prompt = args.prompt.replace('\\n', '\n')
-  beginning = writing.begin(trained, prompt, args.form, args.max_tokens)
+  beginning = writing.read_prompt(trained, prompt, args.form, args.max_tokens)
   log(f'{trained.workdir}, step {trained.step}')
-  samples = writing.write(trained, beginning, args.num, sampling, args.seed)
+  samples = writing.write_samples(
+    trained, beginning, args.num, sampling, args.seed
+  )
   for number, (text, is_cut) in enumerate(samples, start=1):
     if is_cut:
       log(f'sample {number} was cut after token {beginning.limit}')

@@ -107,7 +107,7 @@ LATENT_MACROS = {
 @functools.cache
 def describe(name):
   path = models.FOLDER / f'{name}.gin'
-  return model_table.describe(path, models.loaded(name))
+  return model_table.table_row(path, models.loaded(name))
 
 
 def check_macros(names, macros, overrides=()):
@@ -204,7 +204,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
 
 def shapes_of(run, devices):
   """(shapes of the parameters, their logical axes, rule table, mesh)."""
-  functional, table, mesh = build.place(run, devices)
+  functional, table, mesh = build.place_model(run, devices)
   found = {}
 
   def init(key):

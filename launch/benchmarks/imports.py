@@ -1,4 +1,4 @@
-"""Seconds that each module of moe takes to import, in fresh processes."""
+"""Times the import of each module of moe in fresh processes."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ TIMED = (
 
 
 def modules() -> list[str]:
-  """Every module of moe."""
+  """The names of all modules of moe."""
   root = pathlib.Path(__file__).parents[2]
   paths = sorted((root / 'moe').rglob('*.py'))
   names = [p.relative_to(root).with_suffix('').as_posix() for p in paths]
@@ -22,29 +22,31 @@ def modules() -> list[str]:
 
 
 def seconds(statement: str) -> float:
-  """Seconds of the statement alone, in a fresh process."""
+  """Seconds that a statement takes in a fresh process."""
   command = [sys.executable, '-c', TIMED.format(statement)]
   done = subprocess.run(command, capture_output=True, check=True)
   return float(done.stdout)
 
 
 def beyond(module: str) -> float:
-  """Seconds that a module takes beyond the base, measured right before it."""
+  """Seconds that a module takes beyond `BASE`, measured just before."""
   base = seconds(BASE)
   return seconds(f'import {module}') - base
 
 
 def compare(args: argparse.Namespace) -> int:
-  """The verb `imports`: times each module in turns with the base.
+  """Runs the verb `imports`, which times each module in turn with `BASE`.
 
   Raises:
-    ValueError: for a module that does not exist, or no run.
+    ValueError: if a module does not exist, or --runs is less than 1.
   """
   if args.runs < 1:
     raise ValueError(f'--runs={args.runs} must be at least 1.')
   known = modules()
   if unknown := [name for name in args.modules if name not in known]:
-    raise ValueError(f'{unknown[0]} must be a module of moe, as {known[0]} is.')
+    raise ValueError(
+      f'{unknown[0]} must be a module of moe, such as {known[0]}.'
+    )
   rows = {}
   for module in args.modules or known:
     rows[module] = statistics.median(beyond(module) for _ in range(args.runs))

@@ -1,4 +1,4 @@
-"""Times programs in turn, so that what slows the machine slows all of them."""
+"""Times programs in turn, so that other load slows all of them alike."""
 
 import json
 import re
@@ -14,12 +14,12 @@ SPEED = re.compile(r'([\d.]+(?:e[+-]?\d+)?) tokens/s')
 
 
 class Timed(NamedTuple):
-  """Something that can be timed again and again.
+  """A program that can be timed repeatedly.
 
   Attributes:
-    name: for the table.
-    sample: runs it once and returns seconds.
-    dropped: share of routed rows that no expert saw; None where it is unknown.
+    name: name in the table.
+    sample: runs the program once and returns seconds.
+    dropped: share of routed rows that are dropped; None if unknown.
   """
 
   name: str
@@ -28,10 +28,10 @@ class Timed(NamedTuple):
 
 
 def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-  """A sample: the median seconds of a few calls until their arrays are ready.
+  """A sample function: median seconds of a few calls until arrays are ready.
 
-  The function is called twice beforehand, so that no sample compiles or touches
-  memory for the first time.
+  Two calls come first, so that no sample compiles or allocates memory for the
+  first time.
 
   Args:
     function: returns arrays.
@@ -48,11 +48,11 @@ def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
 
 
 def command(text: str, tokens: int) -> Callable[[], float]:
-  """A sample: seconds per step of a program of other people.
+  """A sample function: seconds per step of another program.
 
   Args:
-    text: a command for the shell. It prints 'N tokens/s', perhaps several
-      times; the best one counts.
+    text: a shell command that prints 'N tokens/s'. If it prints several, the
+      largest counts.
     tokens: tokens per step.
   """
 
@@ -82,16 +82,16 @@ def measure(
   """Samples the programs in turn, and compares each with the first.
 
   Args:
-    programs: what is timed; the others are compared with the first one.
-    rounds: samples of each.
-    unit: what one sample times, such as 'training step'.
-    tokens: tokens that a sample processes, if it does.
+    programs: the programs.
+    rounds: samples of each program.
+    unit: name of the work of one sample, such as 'training step'.
+    tokens: tokens that a sample processes; None if it processes none.
     is_speed: whether ratios are of speeds instead of times.
 
   Returns:
-    What `show` prints: `seconds`, `tokens_per_second` and `ratio` of the last
-    program, and all programs under `runs`. A ratio is the median over rounds of
-    the ratios within a round; `spread` has their quartiles.
+    The report for `show`: `seconds`, `tokens_per_second` and `ratio` of the
+    last program, and all programs under `runs`. A ratio is the median over
+    rounds of the ratios within a round; `spread` has their quartiles.
   """
   samples = [[p.sample() for p in programs] for _ in range(rounds)]
   runs = []
@@ -122,7 +122,7 @@ def _quartiles(values: list[float]) -> list[float]:
 
 
 def show(report: dict[str, Any], as_json: bool) -> None:
-  """Prints what `measure` found, as one JSON object or as a table."""
+  """Prints a report of `measure` as one JSON object or as a table."""
   if as_json:
     print(json.dumps(report))
     return

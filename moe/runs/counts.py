@@ -8,7 +8,7 @@ from moe.types import PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
-  """Counts for the record, and the mesh's peak FLOP/s where it is known."""
+  """(`counts_of` the run, peak FLOP/s of the mesh or None if unknown)."""
   counts = counts_of(run, program.abstract.params, program.logical_axes)
   device = program.mesh.devices.flat[0]
   peak = topology.peak_flops(device.device_kind)

@@ -1,4 +1,4 @@
-"""What a run is made of: plain values, all that a configuration says."""
+"""The values of a run, which hold everything that a configuration says."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,23 +22,22 @@ from moe.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What is read.
+  """The data of a run.
 
   Attributes:
-    train: task or mixture, read from its 'train' split.
-    evaluation: tasks scored on their 'validation' split; the first one ranks
-      checkpoints.
+    train: task or mixture to train on; its 'train' split is read.
+    evaluation: tasks to evaluate on; their 'validation' split is read, and the
+      first one ranks checkpoints.
     sequence_length: T.
     batch_size: B, over all devices and microbatches.
-    vocabulary: file of a SentencePiece model; '' trains one of at most the
-      model's vocab_size on the train split at first use.
-    cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
-    task_modules: Python modules or files that declare tasks, beside those of
-      the project.
-    ranges: (name, size) of what there is beside text in the id space, such as
-      ('image', 8192); see `moe.modalities.ids.IdSpace`.
-    transforms: (task, transform) of tasks whose documents change each time that
-      they are read; see `moe.data.transforms`.
+    vocabulary: file of a SentencePiece model; '' trains one on the train split
+      at first use, with at most the model's vocab_size pieces.
+    cache_dir: folder of token stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    task_modules: more Python modules or files that declare tasks.
+    ranges: (name, size) of each id range beside text, such as ('image', 8192);
+      see `moe.modalities.ids.IdSpace`.
+    transforms: (task, transform) pairs; a transform changes documents each time
+      that they are read, see `moe.data.transforms`.
   """
 
   train: str
@@ -62,23 +61,23 @@ class Data:
         raise ValueError(
           f'{name.upper()}={getattr(self, name)} must be at least 1.'
         )
-    self.ids(UNK + 1)  # Refuses ranges that there are not.
+    self.ids(UNK + 1)  # This refuses unknown ranges.
 
   def ids(self, text: int) -> IdSpace:
-    """The id space, with so many pieces of text."""
+    """The id space with `text` ids for text."""
     return of_ranges(text, dict(self.ranges))
 
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-  """Parameters to start from, where they are not random.
+  """Initial parameters that come from another run.
 
   Attributes:
-    checkpoint: work directory or step directory of another run; '' for none.
-    assignment: (regular expression of our parameter's path, path there, or None
-      to keep our own) pairs; the first that matches in full counts.
-    upcycle: where the checkpoint is of a dense model and this one is sparse,
-      how its experts are made.
+    checkpoint: work directory or step directory of the other run; '' for none.
+    assignment: pairs of (regular expression of a path here, path there). None
+      in place of a path keeps our own parameter. The first full match counts.
+    upcycle: how to make experts from a dense checkpoint; None if the checkpoint
+      has the same kind of model.
   """
 
   checkpoint: str = ''
@@ -88,14 +87,14 @@ class Initial:
   def __post_init__(self):
     if self.upcycle and (self.assignment or not self.checkpoint):
       raise ValueError(
-        'UPCYCLE needs INITIAL_CHECKPOINT, a dense run, and no'
-        ' INITIAL_ASSIGNMENT: set the one and drop the other.'
+        'UPCYCLE needs INITIAL_CHECKPOINT, the checkpoint of a dense run, and'
+        ' no INITIAL_ASSIGNMENT: set the first and drop the second.'
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All that a gin file says.
+  """A run as its configuration describes it.
 
   Attributes:
     model: the model.
@@ -105,12 +104,12 @@ class Run:
     optimizer: makes the optimizer from the schedule.
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.
-    frozen: regular expressions of parameters that are not trained.
+    frozen: regular expressions of parameter paths that are not trained.
     storage: number formats of parameters and gradients.
-    data: what is read.
-    settings: of the training loop.
-    initial: parameters to start from.
-    prompts: texts to write after at the end, for the report.
+    data: the data.
+    settings: settings of the training loop.
+    initial: initial parameters from another run.
+    prompts: prompts of the samples in the report.
   """
 
   model: Decoder
@@ -130,23 +129,23 @@ class Run:
   def __post_init__(self):
     if self.clip_norm < 0:
       raise ValueError(
-        f'CLIP_NORM={self.clip_norm} must be at least 0: 0 clips nothing.'
+        f'CLIP_NORM={self.clip_norm} must be at least 0, where 0 clips nothing.'
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-  """A run read back from its work directory.
+  """A trained run, read from its work directory.
 
   Attributes:
     functional: the model on the mesh.
-    mesh: of the devices that hold the parameters; set it around all calls.
-    params: its parameters.
-    state: what is carried beside them.
-    vocabulary: of the run.
-    step: of the checkpoint.
-    workdir: of the run.
-    run: its configuration.
+    mesh: mesh of the devices that hold the parameters; set it around all calls.
+    params: parameters of the model.
+    state: model state, such as router biases.
+    vocabulary: vocabulary of the run.
+    step: step of the checkpoint.
+    workdir: directory of the run.
+    run: configuration of the run.
   """
 
   functional: Functional
@@ -160,17 +159,17 @@ class TrainedRun:
 
   @property
   def row_parts(self) -> int:
-    """Parts into which the devices divide the rows of a batch."""
+    """The number of parts into which the mesh divides the rows of a batch."""
     layout = self.functional.layout
     return layout.size(layout.batch_axes)
 
   @property
   def ids(self) -> IdSpace:
-    """The id space that the run was trained in."""
+    """The id space of the run."""
     return self.run.data.ids(self.vocabulary.size)
 
 
 def router_of(run: Run) -> Router | None:
-  """The router of a run's sparse layers; None where it has none."""
+  """The router of a run's sparse layers; None for a dense model."""
   experts = anatomy(run.model).experts
   return experts and experts.router

@@ -32,12 +32,12 @@ def test_the_table_says_none_where_the_compiler_gives_no_seconds(
     for line in capsys.readouterr().out.splitlines()
     if line.strip().startswith('step, s')
   ]
-  # In Mixtral 8x7B, 12.75e9 parameters multiply a token, and the FLOP counter
-  # of MaxText includes all attention scores: 6 x 12.75e9 + 12 x 32 x 4096 x
-  # 4096 = 82.9e9 FLOP per token. A chip has 147,456 tokens and 251.94e12
-  # FLOP/s: 48.54 s. The other columns are those of MADE.
+  # Mixtral 8x7B multiplies a token by 12.75e9 parameters, and the published
+  # counter includes all scores: 6 x 12.75e9 + 12 x 32 x 4096 x 4096 = 82.9e9
+  # FLOP. A chip has 147,456 tokens at 251.94e12 FLOP/s: 48.54 s. The other
+  # columns come from the fake plan.
   assert steps[0] == ['48.54', '2.00', '1.00', 'none']
-  assert len(steps) == len(published.PUBLISHED)
+  assert len(steps) == len(published.PUBLISHED_RUNS)
 
 
 def test_json_has_null_where_the_compiler_gives_no_seconds(capsys, monkeypatch):

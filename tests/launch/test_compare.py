@@ -63,5 +63,5 @@ def test_runs_that_cannot_be_compared_are_one_sentence(argv, tmp_path, capsys):
   (tmp_path / 'dense' / 'log.jsonl').unlink()
   assert compare.main(argv) == 2
   error = capsys.readouterr().err
-  assert 'dense/log.jsonl must be there, got none' in error
+  assert 'dense/log.jsonl must exist' in error
   assert error.count('\n') == 1

@@ -1,4 +1,4 @@
-"""Runs paired by seed: gains by hand, one sentence for what does not fit."""
+"""Runs paired by seed: gains by hand, and the errors for unequal runs."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from moe.report import comparison, comparison_page
 
 
 def write_run(directory, seed, bits, task='poems', step_tokens=100, **more):
-  """A work directory of two evaluations, ten steps apart."""
+  """Writes a work directory with two evaluations, ten steps apart."""
   directory.mkdir()
   (directory / 'config.gin').write_text(f'{seed} {task}')
   with open(directory / 'log.jsonl', 'w') as log:
@@ -38,7 +38,7 @@ def sides(tmp_path):
 
 
 def configured(path):
-  """Seed and tasks, which here are all that config.gin holds."""
+  """Seed and tasks; config.gin holds nothing else here."""
   seed, task = path.read_text().split()
   return int(seed), (task, task)
 
@@ -53,15 +53,16 @@ def test_gain_and_standard_error_are_paired_by_seed(sides):
   poems = found['tasks']['poems']
   assert found['seeds'] == [0, 1, 2]
   assert poems['tokens'] == [1000, 2000]
-  # At the end 7.1 - 7.0, 7.4 - 7.1, 7.6 - 7.2: 0.1, 0.3, 0.4, mean 0.8 / 3;
-  # variance (0.1667^2 + 0.0333^2 + 0.1333^2) / 2 = 0.02333.
+  # The last gains are 7.1 - 7.0, 7.4 - 7.1 and 7.6 - 7.2: 0.1, 0.3 and 0.4.
+  # Their mean is 0.8 / 3, their variance
+  # (0.1667^2 + 0.0333^2 + 0.1333^2) / 2 = 0.02333.
   assert poems['gain'][1] == pytest.approx(0.8 / 3)
   assert poems['standard_error'][1] == pytest.approx(math.sqrt(0.07 / 3 / 3))
   assert found['runs']['dropped_fraction'] == 0.25
   assert found['against']['dropped_fraction'] is None
 
 
-def test_people_read_labels_facts_and_a_sentence(sides):
+def test_the_text_has_labels_numbers_and_a_sentence(sides):
   text = comparison_page.as_text(run(*sides))
   assert text.startswith('sparse against dense: 2,000 tokens')
   assert '25.0%' in text and '1,000,000' in text
@@ -77,7 +78,7 @@ def test_one_seed_has_a_gain_but_no_standard_error(sides):
   assert 'one seed gives no standard error' in text
 
 
-def test_tokens_differ_from_seed_to_seed_as_padding_does(tmp_path):
+def test_the_number_of_tokens_may_differ_between_seeds(tmp_path):
   sides = [
     [
       write_run(tmp_path / f'{name}_{s}', s, bits, step_tokens=100 + s)
@@ -90,7 +91,7 @@ def test_tokens_differ_from_seed_to_seed_as_padding_does(tmp_path):
   assert found['gain'] == [0.0, 0.5]
 
 
-def test_unequal_flops_are_remarked_on(sides, tmp_path):
+def test_unequal_flops_give_a_remark(sides, tmp_path):
   for name, flops in (('sparse', 110), ('dense', 100)):
     for seed in range(3):
       path = tmp_path / f'{name}_{seed}' / 'run.json'
@@ -147,17 +148,19 @@ def change_the_model(sparse, dense, tmp_path):
 @pytest.mark.parametrize(
   ('spoil', 'sentence'),
   [
-    (break_log, 'dense_1/log.jsonl must be there, got none'),
+    (break_log, 'dense_1/log.jsonl must exist'),
     (break_evaluation, 'must hold a held-out score, got none'),
     (leave_one_out, 'the same seeds, got 0, 1, 2 against 0, 2'),
     (repeat_a_seed, 'must differ in seed, got seeds 0, 1, 2, 2'),
     (change_the_task, 'on the same tasks, got poems, poems in'),
     (change_the_tokens, 'the same number of tokens, got 2,000 in'),
-    (evaluate_less, 'be evaluated as often, got 2 in'),
-    (change_the_model, 'must be of one model, got 1000000 parameters'),
+    (evaluate_less, 'be evaluated equally often, got 2 in'),
+    (change_the_model, 'must have the same model, got 1000000 parameters'),
   ],
 )
-def test_what_cannot_be_compared_is_said(sides, tmp_path, spoil, sentence):
+def test_unequal_runs_are_refused_with_the_reason(
+  sides, tmp_path, spoil, sentence
+):
   spoil(*sides, tmp_path)
   with pytest.raises(ValueError) as caught:
     run(*sides)

@@ -1,7 +1,7 @@
-"""A mixture of pictures, texts and residues, from its stores to a trained run.
+"""A run trained on a mixture of pictures, texts and residues.
 
-Pictures as a block before their captions, captions before pictures code by
-code, and residues as a block of which some are hidden.
+The tasks are pictures as a block before their captions, captions before
+pictures code by code, and residues as a partly masked block.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from tests.models import factories
 LENGTH, ROWS, STEPS = 20, 16, 8
 MASK = transforms.MaskBlocks(0.25)
 RANGES = (('command', 1), ('image', 8), ('residue', 5))
-# Two experts for each modality and two for all.
+# Each of three modalities has two experts, and all share two.
 ROUTER = functools.partial(gates.ModalityGrouped, reserved=(2, 2, 2))
 MODEL = Decoder(
   functools.partial(
@@ -94,7 +94,7 @@ def run_of(mesh):
 
 
 def train(run, workdir, stores, job=None):
-  """(exit code, loss of each step, what was trained)."""
+  """Trains a run: (exit code, loss of each step, job)."""
   os.makedirs(workdir, exist_ok=True)
   job = job or training.prepare(run, str(workdir), ())
   code = training.train(
@@ -119,9 +119,7 @@ def unbroken(stores, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one_does(
-  stores, unbroken, tmp_path, monkeypatch
-):
+def test_eight_devices_train_like_one(stores, unbroken, tmp_path, monkeypatch):
   one = jax.devices()[:1]
   monkeypatch.setattr('jax.devices', lambda *args: one)
   _, losses, _ = train(run_of(MeshShape()), tmp_path, stores)
@@ -130,7 +128,7 @@ def test_eight_devices_train_as_one_does(
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_an_unbroken_one(
+def test_a_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
   stores, unbroken, tmp_path, monkeypatch
 ):
   _, losses, job = unbroken
@@ -167,6 +165,6 @@ def test_a_model_without_a_row_for_every_id_is_refused():
     preflight.check_ids(mixed.SPACE, 767)
 
 
-def test_ranges_are_refused_by_name():
+def test_an_unknown_id_range_is_refused_by_name():
   with pytest.raises(ValueError, match='got picture: change the name'):
     Data('all', [], 8, 8, ranges=(('picture', 8),))

@@ -1,4 +1,4 @@
-"""Programs in turns, and the ratios of their times."""
+"""Timing programs in turn, and the ratios of their times."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from launch.benchmarks.timing import Timed, measure
 
 
 def playing(name, *seconds):
-  """A program whose samples take these seconds."""
+  """A fake program whose samples take the given seconds."""
   return Timed(name, iter(seconds).__next__)
 
 
 def test_a_ratio_is_the_median_over_rounds_not_the_ratio_of_medians():
-  # Ratios within rounds: 2, 3, 1. Medians over rounds: 4 and 8, thus 2 as well
-  # for the ratio, but for speeds 1/2, 1/3, 1 and their median 1/2.
+  # The ratios within rounds are 2, 3 and 1; those of speeds are 1/2, 1/3 and 1.
   ours, theirs = (2.0, 4.0, 8.0), (4.0, 12.0, 8.0)
   report = measure([playing('a', *ours), playing('b', *theirs)], 3, '')
   assert report['ratio'] == 2.0
   assert report['spread'] == [1.5, 2.5]
+  # Now they are 3, 3 and 1.
   slow = (2.0, 4.0, 100.0), (6.0, 12.0, 100.0)
   report = measure([playing('a', *slow[0]), playing('b', *slow[1])], 3, '')
   assert report['ratio'] == 3.0
@@ -35,7 +35,7 @@ def test_programs_take_turns():
   assert ''.join(order) == 'abab'
 
 
-def test_of_another_program_the_best_speed_counts():
+def test_the_best_speed_of_another_program_counts():
   sample = timing.command(
     'echo eager: 1.0M parameters, 20 tokens/s; echo grouped: 40 tokens/s;'
     ' echo slow: 1e1 tokens/s',

@@ -221,12 +221,12 @@ def test_a_number_that_makes_no_sense_is_one_sentence(
 
 def test_a_run_is_placed_on_the_devices_that_there_are(files):
   run = configuration.load(files, [])
-  functional, table, mesh = build.place(run)
+  functional, table, mesh = build.place_model(run)
   assert dict(mesh.shape)['data'] == 2 and dict(mesh.shape)['expert'] == 4
   assert functional.module.layout.expert_axes == ('expert',)
   assert table['expert'] == ('expert',)
   alone = configuration.load(files, ['MESH_EXPERT=1'])
-  functional, _, mesh = build.place(alone, jax.devices()[:1])
+  functional, _, mesh = build.place_model(alone, jax.devices()[:1])
   assert mesh.size == 1
   assert functional.module.layout.sizes == ()
 
