@@ -87,7 +87,6 @@ def layout(rules: Table, mesh: Mesh) -> Layout:
     batch_axes=used(rules[axes.BATCH]),
     sequence_axes=used(rules[axes.LENGTH]),
     expert_axes=used(rules[axes.EXPERT]),
-    fsdp_axes=used(rules[axes.EMBED]),
     tensor_axes=used(rules[axes.EXPERT_MLP]),
     sizes=tuple(mesh.shape.items()),
   )

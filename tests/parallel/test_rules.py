@@ -35,7 +35,6 @@ def test_the_layout_names_the_axes_that_divide_anything():
     batch_axes=('data', 'expert'),
     sequence_axes=(),
     expert_axes=('expert',),
-    fsdp_axes=(),
     tensor_axes=('model',),
     sizes=tuple(mesh.shape.items()),
   )
