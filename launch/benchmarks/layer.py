@@ -200,12 +200,12 @@ def _configured(dispatcher: type, sizes: LayerSizes) -> Callable:
 
 def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
   """Rows that the experts multiply; with capacity, empty slots count too."""
-  room = _configured(dispatcher, sizes)().room(
+  capacity = _configured(dispatcher, sizes)().capacity(
     sizes.group_size, sizes.top_k, sizes.experts
   )
-  if room is None:
+  if capacity is None:
     return sizes.tokens * sizes.top_k
-  return sizes.tokens // sizes.group_size * sizes.experts * room
+  return sizes.tokens // sizes.group_size * sizes.experts * capacity
 
 
 def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:

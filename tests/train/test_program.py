@@ -11,7 +11,7 @@ from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
 from moe.modalities.vocabulary import train_vocabulary
-from moe.models.functional import placed
+from moe.models.functional import make_functional
 from moe.objectives import language
 from moe.optim import optimizers, schedules
 from moe.optim.storage import Storage
@@ -191,7 +191,9 @@ def test_the_description_tells_of_every_parameter_and_adds_up(program):
 def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
   mesh = make_mesh(MeshShape(data=2, expert=4))
   layout = rules.layout(TABLE, mesh)
-  functional = placed(sparse_model, rules.activation_rules(TABLE), layout)
+  functional = make_functional(
+    sparse_model, rules.activation_rules(TABLE), layout
+  )
   program = make_program(
     language.language_model(functional, (8, 8)),
     optimizers.build(optimizers.adamw(CONSTANT)),
@@ -229,7 +231,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
     (MeshShape(), 1),
   ):
     mesh = make_mesh(shape, jax.devices()[:num_devices])
-    functional = placed(
+    functional = make_functional(
       sparse_model, rules.activation_rules(TABLE), rules.layout(TABLE, mesh)
     )
     program = make_program(
