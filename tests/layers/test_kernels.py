@@ -158,7 +158,7 @@ def test_the_platform_is_that_of_the_mesh_and_none_without_one():
     ('tpu', {'T': 200}, '200 tokens of a device must be a multiple of 128'),
     ('tpu', {'B': 3}, '3 sequences must be divisible by 2 devices'),
     ('tpu', {'K': 1}, '4 query heads and 1 key heads by 2 devices'),
-    ('gpu', {'dtype': jnp.float32}, 'cuDNN takes bfloat16'),
+    ('gpu', {'dtype': jnp.float32}, 'cuDNN needs bfloat16'),
     ('gpu', {'H': 192}, 'at most 128 features'),
     ('tpu', {'H': 192, 'dtype': jnp.float32}, None),
     ('gpu', {'T': 200}, None),
