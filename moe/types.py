@@ -10,7 +10,9 @@ the suffix is the logical shape, never the shard one device holds.
   K  key/value heads             H  head width         G  routing groups
   R  routed rows (token, expert) I, J residues i and j M  tokens per group
   Y, X  image rows and columns   Q  image channels     P  atom slots per residue
-  Z  latent width (attention)
+  Z  latent width (attention)    U  rows of a buffer   W  rows of a window
+
+Lower-case letters are local to a function, such as n for a number of devices.
 """
 
 import dataclasses
@@ -35,8 +37,8 @@ class Field:
   """One array of a batch, as its objective declares it.
 
   Attributes:
-    shape: of the whole batch, over all devices and microbatches.
-    dtype: of the array.
+    shape: shape of the whole batch, over all devices and microbatches.
+    dtype: dtype of the array.
     axes: logical axis of each dim, None for a dim that is never divided.
   """
 
@@ -58,9 +60,10 @@ class TokenBatch(NamedTuple):
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
-    modality: int32, 0 text, 1 image, 2 protein, of the token that is read.
-    extras: further arrays [B, T, ...] of the tokens that are read, as an
-      objective asks for them: patches, rows and columns, coordinates.
+    modality: int32 modality of the token that is read: 0 text, 1 image,
+      2 protein.
+    extras: further arrays [B, T, ...] for the tokens that are read, such as
+      patches, rows and columns, or coordinates; an objective declares them.
   """
 
   tokens: Array
@@ -84,7 +87,7 @@ class Cache(NamedTuple):
     segment_ids: int32 [B, S], 0 where an entry is empty or padding.
     block_ids: int32 [B, S].
     index: int32 scalar, number of filled entries, the same for every row.
-    layers: tree of key and value arrays, as the model makes it.
+    layers: tree of key and value arrays; the model decides its structure.
   """
 
   segment_ids: Array
@@ -132,8 +135,8 @@ class Layout:
   def dividing(self, batch: int, length: int) -> 'Layout':
     """The layout for a batch that may be too small for all axes.
 
-    The leading batch axes stay as far as they divide `batch` rows, the sequence
-    axes if they divide `length` columns. Tokens are replicated over the others.
+    It keeps as many leading batch axes as divide `batch` rows, and the sequence
+    axes if they divide `length` columns. Tokens are replicated over the rest.
     """
     rows = self.batch_axes
     while rows and batch % self.size(rows):

@@ -199,13 +199,13 @@ def _configured(dispatcher: type, sizes: LayerSizes) -> Callable:
 
 
 def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
-  """Number of rows that the experts multiply, with empty capacity slots."""
-  room = _configured(dispatcher, sizes)().room(
+  """Rows that the experts multiply; with capacity, empty slots count too."""
+  capacity = _configured(dispatcher, sizes)().capacity(
     sizes.group_size, sizes.top_k, sizes.experts
   )
-  if room is None:
+  if capacity is None:
     return sizes.tokens * sizes.top_k
-  return sizes.tokens // sizes.group_size * sizes.experts * room
+  return sizes.tokens // sizes.group_size * sizes.experts * capacity
 
 
 def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:

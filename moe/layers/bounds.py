@@ -1,4 +1,4 @@
-"""Checks of a layer's own sizes and choices, by the macros that set them."""
+"""Checks of a layer's sizes and choices, with errors that name the macros."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ def at_least(least: int, macro: str, value: int, meaning: str) -> None:
   """Raises ValueError if a size is too small.
 
   Args:
-    least: the smallest value that means something.
-    macro: the name under which a configuration sets it.
-    value: what was set.
-    meaning: what the size is, or what the least value does.
+    least: the smallest value that is allowed.
+    macro: the name by which a configuration sets the size.
+    value: the value that was set.
+    meaning: what the size is, or what the smallest value means.
   """
   if value < least:
     raise ValueError(
@@ -19,7 +19,7 @@ def at_least(least: int, macro: str, value: int, meaning: str) -> None:
 
 
 def one_of(macro: str, value: str, known: Iterable[str]) -> None:
-  """Raises ValueError if a choice is not among those that are known."""
+  """Raises ValueError if a choice is not one of the known ones."""
   if value not in known:
     raise ValueError(
       f'{macro}={value!r} must be one of {", ".join(known)}: choose one.'

@@ -23,7 +23,7 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT: Array) -> Array:
-    """Vectors [B, T, D], whose features have about unit variance."""
+    """Vectors [B, T, D] with features of about unit variance."""
     # The variance 1/D suits the table as an output head; the factor sqrt(D)
     # brings the vectors back to unit scale (as in Gemma and T5).
     init = nn.with_logical_partitioning(
@@ -39,8 +39,8 @@ class OutputHead(nn.Module):
   """The output matrix of a model whose embeddings are not tied.
 
   Attributes:
-    vocab_size: columns.
-    d_model: rows.
+    vocab_size: V, rows of the matrix.
+    d_model: D, columns of the matrix.
   """
 
   vocab_size: int

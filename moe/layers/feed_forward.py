@@ -13,8 +13,8 @@ from moe.types import Array
 ACTIVATIONS = {'swiglu': jax.nn.silu, 'gelu': jax.nn.gelu}
 
 
-def network(width: int, activation: str) -> FeedForwardAnatomy:
-  """A dense network, or one expert, as it is described."""
+def network_anatomy(width: int, activation: str) -> FeedForwardAnatomy:
+  """The sizes of a dense network or of one expert."""
   num_matrices = 3 if activation == 'swiglu' else 2
   return FeedForwardAnatomy(width, activation, num_matrices)
 
@@ -38,8 +38,8 @@ class FeedForward(nn.Module):
     super().__post_init__()
 
   def anatomy(self) -> FeedForwardAnatomy:
-    """What this layer is made of."""
-    return network(self.width, self.activation)
+    """The sizes of this layer."""
+    return network_anatomy(self.width, self.activation)
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from moe import axes
 from moe.layers import bounds, embedding
-from moe.layers.attention import describe
+from moe.layers.attention import mask_spec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
 from moe.models.anatomy import Anatomy
@@ -18,10 +18,10 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 
 
 class Decoder(nn.Module):
-  """Embedding, a stack of blocks, a last norm; the head is applied by the loss.
+  """Embedding, a stack of blocks and a last norm; the loss applies the head.
 
   Attributes:
-    stack: makes the tower of blocks.
+    stack: makes the stack of blocks.
     vocab_size: V.
     d_model: D.
     tie_embeddings: whether the head uses the embedding table.
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
     super().__post_init__()
 
   def anatomy(self) -> Anatomy:
-    """What this model is made of.
+    """The sizes of this model.
 
     Raises:
       ValueError: for the first size or choice of a part that is out of range.
@@ -64,15 +64,15 @@ class Decoder(nn.Module):
     )
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
-    """Shapes of `Cache.layers` for so many rows and slots."""
+    """Shapes of `Cache.layers` for a number of rows and of entries per row."""
     stack = self.stack(parent=None, dtype=jnp.dtype(self.dtype))
     return stack.cache_shapes(batch_size, length)
 
   def update_state(self, state: PyTree) -> PyTree:
-    """State after a step: each router acts on what the step's tokens showed.
+    """State after a step; each router acts on the statistics of the step.
 
     Args:
-      state: of a model whose routers carry something.
+      state: state of the model; not empty.
     """
     return {'stack': self.stack(parent=None).update_state(state['stack'])}
 
@@ -86,19 +86,19 @@ class Decoder(nn.Module):
       self.vocab_size, self.d_model, dtype, name='embedding'
     )(batch.tokens)
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
-    description = describe(batch, cache)
+    mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
     stack = self.stack(layout=self.layout, dtype=dtype, name='stack')
     x_BTD, layers, losses, metrics = stack(
-      x_BTD, description, info, None if cache is None else cache.layers, train
+      x_BTD, mask, info, None if cache is None else cache.layers, train
     )
     hidden = RMSNorm(axes.EMBED, dtype=dtype, name='last_norm')(x_BTD)
     if not self.tie_embeddings:
       embedding.OutputHead(self.vocab_size, self.d_model, name='output')()
     if cache is not None:
       cache = Cache(
-        description.key_segments_BS,
-        description.key_blocks_BS,
+        mask.key_segments_BS,
+        mask.key_blocks_BS,
         cache.index + batch.tokens.shape[1],
         layers,
       )

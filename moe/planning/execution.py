@@ -64,7 +64,9 @@ def _capacity(
   tokens, parts = _pooled(run, num_devices)
   if experts.buffer_factor is None or parts == 1:
     tokens = experts.group_size
-  slots = experts.dispatch.room(tokens, experts.num_active, experts.num_experts)
+  slots = experts.dispatch.capacity(
+    tokens, experts.num_active, experts.num_experts
+  )
   return tokens, slots
 
 

@@ -48,7 +48,7 @@ def place_model(
   table = rules.table(run.rules)
   mesh = make_mesh(run.mesh, devices or jax.devices())
   layout = rules.layout(table, mesh)
-  functional = functional_lib.placed(
+  functional = functional_lib.make_functional(
     run.model, rules.activation_rules(table), layout
   )
   return functional, table, mesh

@@ -105,8 +105,8 @@ def read_back(
 def _placed_shapes(
   run: Run, table: rules.Table, mesh: Mesh
 ) -> dict[str, PyTree]:
-  """Shapes with shardings of the params and the state for `load_params`."""
-  functional = functional_lib.placed(run.model, (), Layout())
+  """Shapes with shardings of what `load_params` reads: params and state."""
+  functional = functional_lib.make_functional(run.model, (), Layout())
   found = {}
 
   def init() -> tuple[PyTree, PyTree]:

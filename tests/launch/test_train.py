@@ -101,7 +101,7 @@ def error_of(result):
     ([FILE, '--gin.REMAT="most"'], "REMAT='most' must be one of"),
     (
       [*SMALL, '--gin.NUM_EXPERTS=6'],
-      "num_experts=6 must be divisible by the 'expert' mesh axis",
+      "NUM_EXPERTS=6 must be divisible by the 'expert' mesh axis",
     ),
   ],
 )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from moe.models.functional import Functional, placed
+from moe.models.functional import Functional, make_functional
 from moe.objectives import language
 from moe.optim import optimizers
 from moe.parallel import rules
@@ -40,7 +40,7 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
   block = factories.make_block()
   layer = functools.partial(block.keywords['moe'], **moe)
   mesh = make_mesh(shape, jax.devices()[: shape.data * shape.expert])
-  functional = placed(
+  functional = make_functional(
     factories.make_decoder(functools.partial(block, moe=layer), num_layers=2),
     rules.activation_rules(TABLE),
     rules.layout(TABLE, mesh),

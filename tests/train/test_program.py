@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
-from moe.modalities.text import train_vocabulary
-from moe.models.functional import placed
+from moe.modalities.vocabulary import train_vocabulary
+from moe.models.functional import make_functional
 from moe.objectives import language
 from moe.optim import optimizers, schedules
 from moe.optim.storage import Storage
@@ -192,7 +192,9 @@ def test_the_table_has_every_parameter_and_adds_up(program):
 def test_the_table_of_a_model_names_the_axes_of_every_array(sparse_model):
   mesh = make_mesh(MeshShape(data=2, expert=4))
   layout = rules.layout(TABLE, mesh)
-  functional = placed(sparse_model, rules.activation_rules(TABLE), layout)
+  functional = make_functional(
+    sparse_model, rules.activation_rules(TABLE), layout
+  )
   program = make_program(
     language.language_model(functional, (8, 8)),
     optimizers.build(optimizers.adamw(CONSTANT)),
@@ -230,7 +232,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
     (MeshShape(), 1),
   ):
     mesh = make_mesh(shape, jax.devices()[:num_devices])
-    functional = placed(
+    functional = make_functional(
       sparse_model, rules.activation_rules(TABLE), rules.layout(TABLE, mesh)
     )
     program = make_program(

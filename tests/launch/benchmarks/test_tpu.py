@@ -20,7 +20,7 @@ from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
 from moe.scale import hlo
-from tests.layers.test_attention import described
+from tests.layers.test_attention import mask_of
 
 B, T, D, E = 4, 384, 256, 8
 # Operations that each platform uses for the same block.
@@ -49,17 +49,17 @@ def lowered(devices):
     dtype=jnp.bfloat16,
   )
   zeros_BT = np.zeros((B, T), np.int32)
-  description = described(zeros_BT + 1)
+  mask = mask_of(zeros_BT + 1)
   info = moe_layer.TokenInfo(zeros_BT, zeros_BT, zeros_BT == 0)
 
   def loss(params, x_BTD):
-    y_BTD, _, _ = block.apply(params, x_BTD, description, info, None, True)
-    # The gradient of a square needs the result of the block.
+    y_BTD, _, _ = block.apply(params, x_BTD, mask, info, None, True)
+    # Squared, so that the gradient needs the result too.
     return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
 
   x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
   init = lambda x_BTD: nn.meta.unbox(
-    block.init(jax.random.key(0), x_BTD, description, info, None, True)
+    block.init(jax.random.key(0), x_BTD, mask, info, None, True)
   )
   with jax.set_mesh(mesh):
     shapes = jax.tree.map(
