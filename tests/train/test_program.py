@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.models.functional import make_functional
 from moe.objectives import language
 from moe.optim import optimizers, schedules
