@@ -143,10 +143,14 @@ def _set_environment(comparison: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
-  if args.verb == 'imports':
-    return runtime.run(lambda: imports.compare(args))
-  return runtime.run(lambda: compare(args, overrides))
+
+  def verb() -> int:
+    args, overrides = parse(argv)
+    if args.verb == 'imports':
+      return imports.compare(args)
+    return compare(args, overrides)
+
+  return runtime.run(verb)
 
 
 if __name__ == '__main__':

@@ -61,10 +61,9 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Calibrates; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
   # Nothing here runs on an accelerator: shapes, and a compiler.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args, overrides))
+  return runtime.run(lambda: show(*parse(argv)))
 
 
 if __name__ == '__main__':

@@ -81,8 +81,7 @@ def _print_record(entries: dict, texts: dict[str, str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Lists, verifies or shows; 1 for damage, 2 for what the user can mend."""
-  options = parse(argv)
-  return runtime.run(lambda: inspect(options))
+  return runtime.run(lambda: inspect(parse(argv)))
 
 
 if __name__ == '__main__':

@@ -77,8 +77,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the comparison; 2 if there is none, with one sentence."""
-  options = parse(argv)
-  return runtime.run(lambda: compare(options))
+  return runtime.run(lambda: compare(parse(argv)))
 
 
 if __name__ == '__main__':

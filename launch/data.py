@@ -189,8 +189,7 @@ def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 if it cannot be done, with one sentence that says why."""
-  args = parse(argv)
-  return runtime.run(lambda: run_verb(args))
+  return runtime.run(lambda: run_verb(parse(argv)))
 
 
 if __name__ == '__main__':

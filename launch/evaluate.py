@@ -146,14 +146,13 @@ def as_table(report: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the score; 2 if there is none, with one sentence that says why."""
-  args = parse(argv)
   words = [
     'python',
     '-m',
     'launch.evaluate',
     *(sys.argv[1:] if argv is None else argv),
   ]
-  return runtime.run(lambda: evaluate(args, shlex.join(words)))
+  return runtime.run(lambda: evaluate(parse(argv), shlex.join(words)))
 
 
 if __name__ == '__main__':

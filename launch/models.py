@@ -74,10 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
-  args = parser.parse_args(argv)
   # Shapes alone: no accelerator is to be waited for, or taken.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args))
+  return runtime.run(lambda: show(parser.parse_args(argv)))
 
 
 if __name__ == '__main__':

@@ -31,8 +31,7 @@ def write(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Writes the page; 2 if there is none, with one sentence that says why."""
-  options = parse(argv)
-  return runtime.run(lambda: write(options))
+  return runtime.run(lambda: write(parse(argv)))
 
 
 if __name__ == '__main__':

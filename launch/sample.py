@@ -104,8 +104,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints samples; 2 if there are none, with one sentence that says why."""
-  args = parse(argv)
-  return runtime.run(lambda: sample(args))
+  return runtime.run(lambda: sample(parse(argv)))
 
 
 if __name__ == '__main__':

@@ -86,8 +86,7 @@ def write_report(workdir: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
-  return runtime.run(lambda: train(args, overrides))
+  return runtime.run(lambda: train(*parse(argv)))
 
 
 if __name__ == '__main__':
