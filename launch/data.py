@@ -95,9 +95,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   cache.add_argument(
     '--max_bad_fraction',
-    type=float,
-    default=1e-4,
-    help='of the documents, those that may be malformed; default: 1e-4',
+    type=share,
+    metavar='SHARE',
+    help='of the lines of a file, and of the documents, those that may be '
+    'malformed; default: what the task allows, usually 1e-4',
   )
   add_range_flag(cache)
   verify = verb('verify', 'check token stores against their manifests')
@@ -127,6 +128,14 @@ def add_range_flag(parser: argparse.ArgumentParser) -> None:
     metavar='NAME=SIZE',
     help='ids beside text: command, image, residue or structure, and how many',
   )
+
+
+def share(text: str) -> float:
+  """A flag's number from 0 to 1."""
+  number = float(text)
+  if not 0 <= number <= 1:
+    raise argparse.ArgumentTypeError(f'must lie between 0 and 1, got {text}')
+  return number
 
 
 def named_size(text: str) -> tuple[str, int]:

@@ -4,7 +4,8 @@ r"""Scores text with a trained model: python -m launch.evaluate ...
   --checkpoint=runs/poems --text_file=mine.txt --json
   --checkpoint=runs/poems --text_file=mine.txt --compare=runs/poems_dense
 
-A text file holds one document a line; a line break inside is written \n.
+A text file holds one document a line; a line break inside is written \n, a
+backslash \\.
 """
 
 import argparse
