@@ -135,13 +135,16 @@ def as_table(report: dict) -> str:
       ]
       lines.append(f'{key:16} ' + '  '.join(f'{cell:>20}' for cell in cells))
   if other is not None:
-    lines.append(
-      f'difference of {other["difference"]:+.4f} bits per character, '
-      f'{other["confidence"]:.0%} interval {other["low"]:+.4f} to '
-      f'{other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
-      f'{report["documents"]} documents); the first is better on '
-      f'{other["share_better"]:.1%} of them'
-    )
+    difference = f'difference of {other["difference"]:+.4f} bits per character'
+    if other['low'] is None:
+      lines.append(f'{difference}; one document gives no interval')
+    else:
+      lines.append(
+        f'{difference}, {other["confidence"]:.0%} interval {other["low"]:+.4f} '
+        f'to {other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
+        f'{report["documents"]} documents); the first is better on '
+        f'{other["share_better"]:.1%} of them'
+      )
   return '\n'.join(lines)
 
 
