@@ -52,7 +52,7 @@ def read_run(
     ValueError: if a file is missing, or nothing was evaluated.
   """
   workdir = pathlib.Path(directory)
-  for name in ('config.gin', 'log.jsonl', 'eval.jsonl'):
+  for name in ('config.gin', 'log.jsonl'):
     if not (workdir / name).is_file():
       raise ValueError(
         f'{workdir / name} must be there, got none: give the --workdir of a'

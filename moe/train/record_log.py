@@ -1,8 +1,8 @@
 """A file of JSON objects, one a line, in ascending order of their `step`.
 
-A kill never leaves it unreadable: a line goes out in one write. What a killed
-run wrote after its last checkpoint, half a line included, is cut off before the
-run goes on.
+A log without a record has no file. A kill never leaves one unreadable: a line
+goes out in one write. What a killed run wrote after its last checkpoint, half a
+line included, is cut off before the run goes on.
 """
 
 import json
@@ -20,19 +20,25 @@ class RecordLog:
   """
 
   def __init__(self, path: str | os.PathLike, resume_step: int):
-    """Opens a log and cuts off all that follows `resume_step`."""
+    """Cuts off all that follows `resume_step`, the file too if all of it."""
     records, length = _scan(path, resume_step)
     self.last = records[-1] if records else None
     self.steps = {record['step'] for record in records}
     self._path = path
-    self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.ftruncate(self._file, length)
+    self._file = None
+    if records:
+      os.truncate(path, length)
+    elif os.path.exists(path):
+      os.remove(path)
 
   def append(self, record: dict[str, Any]) -> None:
     """Writes one record; a number that is not finite becomes null."""
     line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
     content = line.encode() + b'\n'
     try:
+      if self._file is None:
+        mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._file = os.open(self._path, mode, 0o644)
       while content:  # A disk that is nearly full takes only a part.
         content = content[os.write(self._file, content) :]
     except OSError as error:
@@ -45,8 +51,9 @@ class RecordLog:
 
   def close(self) -> None:
     """Flushes the file to the disk and closes it."""
-    os.fsync(self._file)
-    os.close(self._file)
+    if self._file is not None:
+      os.fsync(self._file)
+      os.close(self._file)
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

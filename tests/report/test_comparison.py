@@ -115,7 +115,7 @@ def break_log(sparse, dense, tmp_path):
 
 
 def break_evaluation(sparse, dense, tmp_path):
-  (tmp_path / 'dense_1' / 'eval.jsonl').write_text('')
+  (tmp_path / 'dense_1' / 'eval.jsonl').unlink()
 
 
 def leave_one_out(sparse, dense, tmp_path):
