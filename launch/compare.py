@@ -64,14 +64,15 @@ def compare(options: argparse.Namespace) -> int:
     [read(directory) for directory in options.runs],
     [read(directory) for directory in options.against],
   )
-  if options.output:
-    comparison_page.write(compared, pathlib.Path(options.output))
+  output, names = options.output, ''
+  if output:
+    names = comparison_page.write(compared, pathlib.Path(output))
   if options.json:
     print(json.dumps(compared, ensure_ascii=False))
     return 0
   print(comparison_page.as_text(compared))
-  if options.output:
-    print(f'\ncurves: {options.output}')
+  if output:
+    print(f'\ncurves: {output}' + (f', where {names}' if names else ''))
   return 0
 
 

@@ -119,14 +119,15 @@ def _aligned(rows: list[list[str]]) -> str:
   )
 
 
-def write(compared: dict[str, Any], path: pathlib.Path) -> None:
-  """Draws a page of all tasks, or a picture of the first one."""
+def write(compared: dict[str, Any], path: pathlib.Path) -> str:
+  """Draws a page of all tasks, or a picture of the first one.
+
+  Returns:
+    What must stand beside a picture: the names that its font can't draw, each
+    with the plain one that is drawn instead; '' where there is none.
+  """
   if path.suffix != '.html':
-    task = next(iter(compared['tasks']))
-    with draw.style(draw.PAPER):
-      figure = _figure(compared, task, draw.PAPER)
-      figure.savefig(path, dpi=160)
-    return
+    return _write_picture(compared, path)
   drawn = []
   for task in compared['tasks']:
     with draw.style(draw.PAGE):
@@ -141,6 +142,29 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> None:
     remark=flops_remark(compared),
   )
   path.write_text(page, encoding='utf-8')
+  return ''
+
+
+def _write_picture(compared: dict[str, Any], path: pathlib.Path) -> str:
+  task, found = next(iter(compared['tasks'].items()))
+  names = {
+    'runs': compared['runs']['label'],
+    'against': compared['against']['label'],
+    'held out': task,
+  }
+  replaced = {}
+  if path.suffix == '.png':
+    replaced = {k: name for k, name in names.items() if not draw.can_draw(name)}
+  names.update({plain: plain for plain in replaced})
+  drawn = {
+    'runs': {'label': names['runs']},
+    'against': {'label': names['against']},
+    'tasks': {names['held out']: found},
+  }
+  with draw.style(draw.PAPER), draw.without_glyph_warnings():
+    figure = _figure(drawn, names['held out'], draw.PAPER)
+    figure.savefig(path, dpi=160)
+  return ', '.join(f'{plain} = {name}' for plain, name in replaced.items())
 
 
 def _figure(compared: dict[str, Any], task: str, colors: draw.Colors) -> Figure:
