@@ -49,15 +49,15 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   from launch.configs import configuration
 
   config = configuration.read(args.gin_file, overrides)
-  # Imported here, since an error of configuration need not wait for it.
-  from moe.runs import preflight, training
-
   data = config.run.data
   token_stores.check_tasks(
     [data.train, *data.evaluation],
     data.cache_dir or default_cache_dir(),
     data.task_modules,
   )
+  # Imported here, since a misspelt name need not wait for Orbax.
+  from moe.runs import preflight, training
+
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   differences = configuration.differences(
