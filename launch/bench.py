@@ -17,6 +17,7 @@ medians over rounds.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -110,8 +111,10 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
   add('--json', action='store_true', help='one JSON object')
 
 
-def compare(args: argparse.Namespace, overrides: list[str]) -> int:
-  """The verbs `moe` and `step`: prints what was measured."""
+def compare(
+  args: argparse.Namespace, overrides: list[str], command: str
+) -> int:
+  """The verbs `moe` and `step`: prints what was measured, and the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
@@ -125,7 +128,7 @@ def compare(args: argparse.Namespace, overrides: list[str]) -> int:
     report = tpu.compare(args)
   else:
     report = layer_comparisons.compare(args)
-  timing.show(report, args.json)
+  timing.show(report, args.json, command)
   return 0
 
 
@@ -144,9 +147,11 @@ def _set_environment(comparison: str | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; 2 for what the user can mend, with one sentence on how."""
   args, overrides = parse(argv)
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.bench', *words])
   if args.verb == 'imports':
-    return runtime.run(lambda: imports.compare(args))
-  return runtime.run(lambda: compare(args, overrides))
+    return runtime.run(lambda: imports.compare(args, command))
+  return runtime.run(lambda: compare(args, overrides, command))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 
+from moe.evaluate import score
+
 BASE = 'import jax, flax, optax'
 TIMED = (
   'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
@@ -34,8 +36,12 @@ def beyond(module: str) -> float:
   return seconds(f'import {module}') - base
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare(args: argparse.Namespace, command: str) -> int:
   """The verb `imports`: times each module in turns with the base.
+
+  Args:
+    args: modules, runs, json.
+    command: what measures the same again.
 
   Raises:
     ValueError: for a module that does not exist, or no run.
@@ -48,11 +54,17 @@ def compare(args: argparse.Namespace) -> int:
   rows = {}
   for module in args.modules or known:
     rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
-    if not args.json:
-      print(f'{rows[module]:+7.2f} s  {module}', flush=True)
+    # It takes minutes, so people are told on the way.
+    print(f'{rows[module]:+7.2f} s  {module}', file=sys.stderr, flush=True)
   worst = max(rows, key=rows.get)
+  scores = [
+    score.Score(name, value, n=args.runs, command=command, unit='seconds')
+    for name, value in rows.items()
+  ]
   if args.json:
-    print(json.dumps({'seconds': rows, 'worst': worst}))
+    listed = [one.as_json() for one in scores]
+    print(json.dumps({'seconds': rows, 'worst': worst, 'scores': listed}))
   else:
+    print(score.as_table(scores))
     print(f'worst: {worst}, {rows[worst]:+.2f} s beyond `{BASE}`')
   return 0

@@ -1,12 +1,16 @@
-"""Comparison of two models on the same documents."""
+"""Comparison of two models on the same documents, and intervals of scores."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from moe.evaluate import score
+
 # So many numbers are drawn at once, as a bound on memory.
 DRAWS_PER_CHUNK = 1 << 22
+# More do not move an end of the interval by more than a few of its percent.
+_RESAMPLES_OF_SCORES = 1000
 
 
 class Comparison(NamedTuple):
@@ -88,3 +92,33 @@ def compare(
     num_resamples=num_resamples,
     share_better=float(np.mean(bits < 0) + np.mean(bits == 0) / 2),
   )
+
+
+def of_documents(
+  name: str,
+  nats: np.ndarray,
+  sizes: np.ndarray,
+  command: str,
+  unit: str = score.BITS_PER_CHAR,
+) -> score.Score:
+  """All nats of documents over all their characters or bytes, in bits.
+
+  Args:
+    name: of the score.
+    nats: of each document.
+    sizes: characters or bytes of each document.
+    command: what gives the same number again.
+    unit: of the value.
+
+  Returns:
+    A score with a bootstrap interval over documents, see `compare`;
+    a single document has none.
+  """
+  low = high = None
+  if len(nats) > 1:
+    found = compare(
+      nats, np.zeros(len(nats)), sizes, num_resamples=_RESAMPLES_OF_SCORES
+    )
+    low, high = found.low, found.high
+  value = math.fsum(nats) / math.log(2) / float(np.sum(sizes))
+  return score.Score(name, value, low, high, len(nats), command, unit)

@@ -201,7 +201,7 @@ def _score(job: _Job, command: str) -> tuple[np.ndarray, dict[str, Any]]:
   _logger.info(f'scored in {time.monotonic() - begin:.1f} s')
   totals = likelihood.totals(scored, nats)
   scores = [
-    score.of_documents(name, nats, np.array(sizes), command, unit)
+    comparison.of_documents(name, nats, np.array(sizes), command, unit)
     for name, sizes, unit in (
       ('bits_per_char', [d.chars for d in scored], score.BITS_PER_CHAR),
       ('bits_per_byte', [d.bytes for d in scored], score.BITS_PER_BYTE),
