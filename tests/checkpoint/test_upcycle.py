@@ -71,7 +71,7 @@ def dense_and_sparse_loss(tmp_path, method, **macros):
     **macros,
   )
   program = build.build(run, jax.devices()[:4])
-  ts = build.starting_state(run, program, None)
+  ts = build.starting_state(run, program, {})
   return dense, loss_of(program, ts)
 
 
