@@ -45,6 +45,20 @@ class Field:
   axes: tuple[str | None, ...]
 
 
+class Extra(NamedTuple):
+  """A further array of a `TokenBatch`: what a model is told of each token.
+
+  Attributes:
+    name: of the array, in stores and in batches.
+    shape: of the value of a token.
+    dtype: of the array.
+  """
+
+  name: str
+  shape: tuple[int, ...] = ()
+  dtype: str = 'int32'
+
+
 class TokenBatch(NamedTuple):
   """What a language model reads, one row per sequence; fields are [B, T].
 
@@ -59,8 +73,8 @@ class TokenBatch(NamedTuple):
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
     modality: int32, 0 text, 1 image, 2 protein, of the token that is read.
-    extras: further arrays [B, T, ...] of the tokens that are read, as an
-      objective asks for them: patches, rows and columns, coordinates.
+    extras: further arrays [B, T, ...] of the tokens that are read, as the
+      model asks for them: patches, rows and columns, coordinates.
   """
 
   tokens: Array

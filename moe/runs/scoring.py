@@ -97,7 +97,9 @@ def evaluate(
     if texts is None:
       scored = _task_documents(trained, wanted, prepare_stores)
     else:
-      scored = documents.text_documents(trained.vocabulary, texts)
+      scored = documents.text_documents(
+        trained.vocabulary, texts, trained.functional.extras
+      )
     jobs.append(_Job(trained, scored, context))
   chars, *other_chars = [[d.chars for d in job.documents] for job in jobs]
   if other_chars and other_chars != [chars]:
@@ -162,7 +164,9 @@ def _task_documents(
       left = min(left, wanted.limit - len(found))
     records = store.read(range(left))
     found += [
-      documents.record_document(trained.vocabulary, trained.ids, r)
+      documents.record_document(
+        trained.vocabulary, trained.ids, r, trained.functional.extras
+      )
       for r in records
     ]
   return found

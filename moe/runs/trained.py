@@ -120,7 +120,7 @@ def _placed_shapes(
 
   def init() -> tuple[PyTree, PyTree]:
     params, state, found['axes'] = functional.init(
-      jax.random.key(0), language.batch_shapes(1, 1)
+      jax.random.key(0), language.batch_shapes(1, 1, functional.extras)
     )
     return storage.cast(params, run.storage.params), state
 

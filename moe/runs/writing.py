@@ -123,7 +123,10 @@ def generate(
   limit: int,
   seed: int,
 ) -> list[list[int]]:
-  """What `decode.generate` writes after prompts, on the mesh of the run."""
+  """What `decode.generate` writes after prompts, on the mesh of the run.
+
+  The prompts are text, whose tokens have no row or the like: extras are 0.
+  """
   functional, mesh = trained.functional, trained.mesh
   layers = functional.cache_shapes(trained.row_parts, 1)
   write_fn = decode.build_writer(
@@ -143,4 +146,8 @@ def generate(
       limit,
       seed,
       trained.row_parts,
+      extras={
+        extra.name: [np.zeros((0, *extra.shape), extra.dtype)] * len(prompts)
+        for extra in functional.extras
+      },
     )
