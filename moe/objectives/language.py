@@ -11,14 +11,19 @@ from moe import axes
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
-from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
-
-# Further arrays of a batch: (name, shape of the value of one token, dtype).
-Extras = Sequence[tuple[str, tuple[int, ...], str]]
+from moe.types import (
+  PLACE_FIELDS,
+  Array,
+  Extra,
+  Field,
+  Pair,
+  PyTree,
+  TokenBatch,
+)
 
 
 def fields(
-  batch_size: int, sequence_length: int, extras: Extras = ()
+  batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
 ) -> TokenBatch:
   """The arrays that a language model reads: [B, T], and extras [B, T, ...]."""
   shape = (batch_size, sequence_length)
@@ -36,9 +41,11 @@ def fields(
   )
 
 
-def batch_shapes(batch_size: int, sequence_length: int) -> TokenBatch:
-  """Shapes of a batch of a language model."""
-  return shapes_of(fields(batch_size, sequence_length))
+def batch_shapes(
+  batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
+) -> TokenBatch:
+  """Shapes of a batch of a language model that reads `extras`."""
+  return shapes_of(fields(batch_size, sequence_length, extras))
 
 
 def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
@@ -72,12 +79,11 @@ def language_model(
   router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
-  extras: Extras = (),
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
   Args:
-    functional: the model's pure functions.
+    functional: the model's pure functions; its extras come with the batches.
     shape: (B, T) of a batch.
     load_balance: coefficient of the load-balance loss.
     router_z: coefficient of the router's z-loss.
@@ -87,8 +93,6 @@ def language_model(
       reported.
     logits_z: coefficient of the squared log-partition of the logits (PaLM).
     num_chunks: number of chunks in which the loss is computed.
-    extras: further arrays that the model reads, as (name, shape of the value of
-      one token, dtype); stores hold them by these names.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
@@ -145,7 +149,7 @@ def language_model(
 
   return Objective(
     functional.init,
-    lambda: fields(*shape, extras),
+    lambda: fields(*shape, functional.extras),
     loss,
     weights,
     coefficients,

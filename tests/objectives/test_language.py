@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe.objectives import language
-from moe.types import Layout, Outputs, TokenBatch
+from moe.types import Extra, Layout, Outputs, TokenBatch
 
 BATCH = TokenBatch(
   tokens=jnp.zeros((1, 4), jnp.int32),
@@ -22,6 +22,7 @@ class Uniform:
   """Gives equal logits to all tokens, and keeps the arguments of its calls."""
 
   layout = Layout()
+  extras = (Extra('patch', (2,), 'float32'),)
 
   def apply(self, params, state, batch, rngs, train):
     self.rngs, self.train = rngs, train
@@ -98,3 +99,9 @@ def test_chunks_must_divide_the_sequence(model):
   language_model = language.language_model(model, SHAPE, num_chunks=3)
   with pytest.raises(ValueError, match='LOSS_CHUNKS=3'):
     language_model.loss(0.0, {}, BATCH, None, False)
+
+
+def test_a_batch_has_the_extras_that_the_model_reads(model):
+  shapes = language.language_model(model, SHAPE).shapes()
+  patch = jax.ShapeDtypeStruct((*SHAPE, 2), jnp.float32)
+  assert shapes.extras == {'patch': patch}
