@@ -11,6 +11,12 @@ from launch.configs import gin_values
 from launch.configs.bindings import Binding
 from launch.configs.names import nearest, parameters
 
+# Arguments that their callers give whatever is bound.
+GIVEN = {
+  'num_active': 'its layer tells a router how many experts a token sees; bind'
+  " 'moe_layer.MoE.top_k', or set TOP_K"
+}
+
 
 class InEffect(typing.NamedTuple):
   """A value that an argument gets.
@@ -44,7 +50,14 @@ def check(bindings: list[Binding], root: object) -> list[InEffect]:
   reach = _Reach(bindings)
   reach.visit_target(root)
   for b in bindings:
-    if b.may_be_unread or reach.is_read(b):
+    if b.may_be_unread:
+      continue
+    if b.target is not None and b.argument in GIVEN:
+      name = f'{b.target.__name__}.{b.argument}'
+      raise ValueError(
+        f"{b.place}: nobody reads '{name}': {GIVEN[b.argument]}."
+      )
+    if reach.is_read(b):
       continue
     if b.target is None and b.argument in reach.limits:
       hint = reach.replacement(b.argument)

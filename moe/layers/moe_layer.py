@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from moe import axes
-from moe.layers import bounds, experts, feed_forward
+from moe import axes, bounds
+from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.routing import dispatch, exchange, gates
 from moe.routing.plan import Router, RouterInputs, State

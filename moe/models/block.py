@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe import axes
+from moe import axes, bounds
 from moe.layers.attention import Attention, Description
 from moe.layers.feed_forward import FeedForward
 from moe.layers.latent_attention import LatentAttention
@@ -41,11 +41,8 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(
-        f'DROPOUT_RATE={self.dropout_rate} must be at least 0 and below 1: it'
-        ' is the share of activations that training sets to 0.'
-      )
+    share = 'the share of activations that training sets to 0'
+    bounds.within('DROPOUT_RATE', self.dropout_rate, share, least=0, below=1)
     super().__post_init__()
 
   @property

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe import axes
+from moe import axes, bounds
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
@@ -79,12 +79,13 @@ def language_model(
   Args:
     functional: the model's pure functions.
     shape: (B, T) of a batch.
-    load_balance: coefficient of the load-balance loss.
-    router_z: coefficient of the router's z-loss.
+    load_balance: coefficient of the load-balance loss, at least 0.
+    router_z: coefficient of the router's z-loss, at least 0.
     router_losses: (name, coefficient) of further losses that the router gives:
       'local_entropy' and 'global_entropy' (LIMoE), 'importance' and
       'noisy_load' (gates.NoisyTopK); without one they are reported alone.
-    logits_z: coefficient of the squared log-partition of the logits (PaLM).
+    logits_z: coefficient of the squared log-partition of the logits (PaLM),
+      at least 0.
     num_chunks: pieces in which the loss is computed.
     extras: (name, shape, dtype) of a token's value, of further arrays that the
       model reads; stores hold them by these names.
@@ -93,6 +94,20 @@ def language_model(
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
     score is bits per character.
   """
+  factors = {
+    'load_balance': load_balance,
+    'router_z': router_z,
+    'logits_z': logits_z,
+  }
+  for name, factor in router_losses:
+    # An entropy may be made large as well.
+    bounds.within('router_losses', factor, f'the factor of {name}')
+  for name, factor in factors.items():
+    bounds.within(
+      name, factor, 'a factor of a loss that is made small', least=0
+    )
+  pieces = 'pieces in which logits and loss are computed'
+  bounds.at_least(1, 'num_chunks', num_chunks, pieces)
   coefficients = {
     'cross_entropy': 1.0,
     'load_balance': load_balance,

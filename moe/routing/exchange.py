@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moe import bounds
 from moe.routing import slots, transport, visits
 from moe.routing.dispatch import Dispatch, Dropless, Permuted
 from moe.routing.plan import RoutingPlan
@@ -162,11 +163,9 @@ class Ragged:
   buffer_factor: float = 2.0
 
   def __post_init__(self):
-    if self.buffer_factor and self.buffer_factor < 1:
-      raise ValueError(
-        f'exchange.Ragged.buffer_factor={self.buffer_factor} must be at least'
-        ' 1, an even share of the rows, or 0 for room for the worst case.'
-      )
+    if self.buffer_factor:
+      meaning = '1 is an even share of the rows, 0 room for the worst case'
+      bounds.within('buffer_factor', self.buffer_factor, meaning, least=1)
 
   def send(
     self,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.types import Array, Pair
 
 # What a router carries and does not train, by name; every array float32.
@@ -99,11 +100,9 @@ class Router:
   num_added = 0
 
   def __post_init__(self):
-    if self.num_active < 1:
-      raise ValueError(
-        f'TOP_K={self.num_active} must be at least 1: each token sees so many'
-        ' experts.'
-      )
+    bounds.at_least(1, 'TOP_K', self.num_active, 'experts of each token')
+    spare = 'choices that stand by for full experts'
+    bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
     """Rows per token when experts are used evenly: what its FLOPs count."""

@@ -116,6 +116,10 @@ IN_FILES = {
     IMPORTS + 'MODEL = @gates.TopK\n',
     ["FILE:6: 'MODEL' must be Decoder, got @gates.TopK"],
   ),
+  'what a layer gives': (
+    IMPORTS + 'gates.TopK.num_active = 1\n',
+    ["FILE:6: nobody reads 'TopK.num_active'", 'set TOP_K'],
+  ),
   'a scope': (
     IMPORTS + 'second/gates.TopK.num_active = 1\n',
     ["FILE:6: the scope 'second/' is entered nowhere"],

@@ -208,7 +208,7 @@ def test_a_missing_argument_is_named_with_its_owner(files):
     ('BATCH_SIZE=0', 'BATCH_SIZE=0 must be at least 1'),
     ('SEQUENCE_LENGTH=-8', 'SEQUENCE_LENGTH=-8 must be at least 1'),
     ('SAVE_PERIOD=0', 'SAVE_PERIOD=0 must be at least 1'),
-    ('WARMUP_STEPS=401', 'warmup_steps=401 must lie between 0 and'),
+    ('WARMUP_STEPS=401', 'WARMUP_STEPS=401 must be at most TRAIN_STEPS=400'),
   ],
 )
 def test_a_number_that_makes_no_sense_is_one_sentence(
