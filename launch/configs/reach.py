@@ -180,8 +180,9 @@ def _check_type(binding: Binding, macros: dict[str, Binding]) -> InEffect:
   except (NameError, TypeError):
     wanted = None
   if wanted is not None and not gin_values.fits(value, wanted, macros):
+    hint = gin_values.how_to_refer(value, wanted, macros)
     raise ValueError(
       f"{place}: '{label}' must be {gin_values.type_name(wanted)}, got"
-      f' {gin_values.written(value)}.'
+      f' {gin_values.written(value)}{hint}.'
     )
   return InEffect(binding.argument, value, label, place)

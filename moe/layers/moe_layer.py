@@ -29,6 +29,8 @@ from moe import axes, bounds
 from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.routing import dispatch, exchange, gates
+from moe.routing.dispatch import Dispatch
+from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
 from moe.types import Array, Layout, Pair
 
@@ -110,8 +112,8 @@ class MoE(nn.Module):
   expert_d_ff: int
   top_k: int = 2
   router: Callable[..., Router] = gates.TopK
-  dispatch: Callable = dispatch.Sorted
-  exchange: Callable = exchange.AllToAll
+  dispatch: Callable[..., Dispatch] = dispatch.Sorted
+  exchange: Callable[..., Exchange] = exchange.AllToAll
   group_size: int = 1024
   shared_d_ff: int = 0
   activation: str = 'swiglu'

@@ -12,6 +12,7 @@ from moe.layers.feed_forward import FeedForward
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import LayerOutputs, MoE, TokenInfo
 from moe.layers.norm import RMSNorm
+from moe.layers.soft_moe import SoftMoE
 from moe.models.anatomy import LayerAnatomy
 from moe.types import Array, Layout, PyTree
 
@@ -33,7 +34,7 @@ class Block(nn.Module):
 
   attention: Callable[..., Attention | LatentAttention]
   feed_forward: Callable[..., FeedForward]
-  moe: Callable[..., MoE]
+  moe: Callable[..., MoE | SoftMoE]
   is_sparse: bool = False
   dense_twin: bool = False
   dropout_rate: float = 0.0

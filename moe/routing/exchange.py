@@ -361,3 +361,6 @@ class Replicated:
       return AllToAll().collect(out, arrived)
     y_GMD = arrived.dispatch.unpermute(out, arrived.permuted)
     return jax.lax.psum(y_GMD, axes)
+
+
+Exchange = AllToAll | AllGather | Ragged | Replicated

@@ -14,6 +14,7 @@ from moe.modalities.vocabulary import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
+from moe.objectives.objective import Objective
 from moe.optim.storage import Storage
 from moe.parallel.mesh import MeshShape
 from moe.routing.plan import Router
@@ -116,9 +117,9 @@ class Run:
 
   model: Decoder
   mesh: MeshShape
-  objective: Callable
+  objective: Callable[..., Objective]
   optimizer: Callable[..., optax.GradientTransformation]
-  schedule: Callable
+  schedule: optax.Schedule
   data: Data
   settings: trainer.Settings
   rules: str = 'standard'

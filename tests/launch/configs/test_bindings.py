@@ -106,7 +106,10 @@ IN_FILES = {
   ),
   'a value for a reference': (
     'ROUTER = "top_k"\n',
-    ["FILE:2: 'ROUTER' must be a reference @name, got 'top_k'"],
+    [
+      "FILE:2: 'ROUTER' must be a reference @name, without (), to what makes",
+      "Router, got 'top_k'",
+    ],
   ),
   'an object of another class': (
     IMPORTS + 'MODEL = @gates.TopK()\n',
@@ -115,6 +118,55 @@ IN_FILES = {
   'a class for its object': (
     IMPORTS + 'MODEL = @gates.TopK\n',
     ["FILE:6: 'MODEL' must be Decoder, got @gates.TopK"],
+  ),
+  'a called router': (
+    IMPORTS + 'ROUTER = @gates.TopK()\n',
+    [
+      'to what makes Router, got @gates.TopK(): write @gates.TopK, without ()',
+    ],
+  ),
+  'a called layer': (
+    IMPORTS.replace('moe_layer', 'attention')
+    + 'ATTENTION = @attention.Attention()\n',
+    [
+      'to what makes Attention or LatentAttention, got @attention.Attention()',
+      ': write @attention.Attention, without ()',
+    ],
+  ),
+  'a called optimizer': (
+    IMPORTS + 'OPTIMIZER = @optimizers.adamw()\n',
+    ['got @optimizers.adamw(): write @optimizers.adamw, without ()'],
+  ),
+  'a called objective': (
+    'from moe.objectives import language\nfrom moe.runs import run\n'
+    'run.Run.objective = @language.language_model()\n',
+    ['to what makes Objective, got', 'language_model, without ()'],
+  ),
+  'a schedule that is not made': (
+    'from moe.optim import schedules\nfrom moe.runs import run\n'
+    'run.Run.schedule = @schedules.wsd\n',
+    [
+      "'Run.schedule' must be a function, got @schedules.wsd: write"
+      ' @schedules.wsd(), with ()',
+    ],
+  ),
+  'a transform that is not made': (
+    'from moe.data import transforms\nfrom moe.runs import run\n'
+    'run.Data.transforms = (("a", @transforms.MaskBlocks),)\n',
+    [': write @transforms.MaskBlocks(), with ()'],
+  ),
+  'a layer for a router': (
+    IMPORTS + 'ROUTER = @moe_layer.MoE\n',
+    ['without (), to what makes Router, got @moe_layer.MoE.'],
+  ),
+  'a router for an optimizer': (
+    IMPORTS + 'OPTIMIZER = @gates.TopK\n',
+    ['to what makes GradientTransformation, got @gates.TopK.'],
+  ),
+  'a layer for another one': (
+    IMPORTS.replace('moe_layer', 'feed_forward')
+    + 'ATTENTION = @feed_forward.FeedForward\n',
+    ['to what makes Attention or LatentAttention, got @feed_forward'],
   ),
   'what a layer gives': (
     IMPORTS + 'gates.TopK.num_active = 1\n',
@@ -276,6 +328,35 @@ D_MODEL = %D_FF
   taken = {b.argument: b.value for b in accepted([write(BASE + good)])}
   assert (taken['LEARNING_RATE'], taken['EVAL_TASKS']) == (1, ())
   assert (taken['PROFILE_STEPS'], taken['FROZEN']) == ((3, 5), ['a', 'b'])
+
+
+OWN = """
+import dataclasses
+import optax
+
+class Alone:  # no layer of ours, but it has all methods of one
+  anatomy = update_state = make_router = None
+
+def optimizer(schedule):
+  return optax.sgd(schedule)
+
+@dataclasses.dataclass
+class Constant:
+  learning_rate: float = 0.1
+  def __call__(self, step):
+    return self.learning_rate
+"""
+
+
+def test_what_a_user_wrote_fits_if_it_answers_the_same(write, monkeypatch):
+  path = write(OWN, 'own_parts.py')
+  monkeypatch.syspath_prepend(path.removesuffix('/own_parts.py'))
+  lines = 'import own_parts\n' + IMPORTS
+  lines += 'from moe.models import block\nfrom moe.runs import run\n'
+  lines += 'block.Block.moe = @own_parts.Alone\n'
+  lines += 'OPTIMIZER = @own_parts.optimizer\n'
+  lines += 'run.Run.schedule = @own_parts.Constant()\n'
+  assert accepted([write(BASE + lines)])[-1].argument == 'schedule'
 
 
 def test_a_module_can_be_imported_as_python_does(write):
