@@ -5,10 +5,11 @@ wrong type are errors here, with file, line and the nearest right name.
 """
 
 import math
+import os
 import typing
 
 from launch.configs import gin_values
-from launch.configs.bindings import Binding
+from launch.configs.bindings import Binding, files_that_define
 from launch.configs.names import nearest, parameters
 
 # Arguments that their callers give whatever is bound.
@@ -163,10 +164,21 @@ class _Reach:
     if name not in self.macros:
       if limit < math.inf:
         return  # of something that a later line replaced: never evaluated
-      hint = nearest(name, self.macros) or f'; set --gin.{name}=VALUE.'
+      hint = _definition(name) or nearest(name, self.macros)
+      hint = hint or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
     if self._enter(name, limit):
       self._visit_history(self._bound[name][name], limit, (*chain, name))
+
+
+def _definition(macro: str) -> str:
+  """A hint on the files of gin_configs that define a macro, '' for none."""
+  files = files_that_define(macro)
+  if not files:
+    return ''
+  if len(files) > 3:
+    files = sorted({f'{os.path.dirname(name)}/*.gin' for name in files})
+  return f'; include {" or ".join(files)}, or set --gin.{macro}=VALUE.'
 
 
 def _check_type(binding: Binding, macros: dict[str, Binding]) -> InEffect:

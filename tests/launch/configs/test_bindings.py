@@ -176,6 +176,10 @@ IN_FILES = {
     IMPORTS + 'second/gates.TopK.num_active = 1\n',
     ["FILE:6: the scope 'second/' is entered nowhere"],
   ),
+  'a number that is none': (
+    'D_MODEL = 6 4\n',
+    ['FILE:2: cannot be read as gin'],
+  ),
   'missing include': (
     "include 'models/tinny.gin'\n",
     ["FILE:2: gin file 'models/tinny.gin'", "mean 'models/tiny.gin'?"],
@@ -270,6 +274,40 @@ def test_a_missing_file_is_told_with_the_nearest_one():
   message = message_of(['gin_configs/runs/quikstart.gin'])
   assert "'gin_configs/runs/quikstart.gin' must exist" in message
   assert "did you mean 'runs/quickstart.gin'?" in message
+
+
+@pytest.mark.parametrize('lines', ['D_MODEL =\n', 'D_MODEL 64\n'])
+def test_quotes_are_advised_only_where_a_word_lacks_them(write, lines):
+  assert 'need quotes' not in message_of([write(BASE + lines)])
+
+
+def test_an_undefined_macro_names_the_files_that_define_it(write):
+  lines = "include 'models/tiny.gin'\ninclude 'tasks/builtin.gin'\n"
+  lines += "include 'runs/train.gin'\n"
+  message = message_of([write(lines)])
+  assert 'train.gin:' in message and "'%MESH' is defined nowhere" in message
+  assert message.endswith(
+    '; include parallel/data.gin, or set --gin.MESH=VALUE.'
+  )
+
+
+def test_a_line_above_an_include_that_overrides_it_is_refused(write):
+  path = write('D_MODEL = 64\n' + BASE)
+  message = message_of([path])
+  assert message.startswith(f"{path}:1: 'D_MODEL' must stand below the include")
+  assert f'of {path}:2' in message and 'models/tiny.gin:5' in message
+  # What the include binds to the same value, or not at all, is no mistake.
+  assert accepted([write('D_MODEL = 128\n' + BASE)])
+
+
+def test_an_include_is_looked_for_beside_the_file_that_includes(
+  write, tmp_path, monkeypatch
+):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  write(BASE + 'D_MODEL = 32\n', 'inner.gin')
+  outer = write("include 'inner.gin'\n", 'outer.gin')
+  assert accepted([outer])[-1].value == 32
 
 
 def test_files_that_include_each_other_are_refused(write, tmp_path):
