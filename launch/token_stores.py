@@ -65,14 +65,17 @@ def check_tasks(
   names: Sequence[str],
   cache_dir: str | os.PathLike,
   task_modules: Sequence[str] = (),
+  is_dry_run: bool = False,
 ) -> None:
   """Says at once what is misspelt, before a model is made or read.
 
   Args:
     names: of tasks and mixtures. Those that have stores need not be declared.
     cache_dir: of all token stores.
-    task_modules: modules or files of a user. They are not imported here: if
-      there are any, only the child that makes the stores knows all names.
+    task_modules: modules or files of a user. They may import TensorFlow, so
+      they are imported here in a dry run alone: else only the child that makes
+      the stores knows all names.
+    is_dry_run: whether this process neither makes stores nor trains.
 
   Raises:
     ValueError: if there is no such task, mixture or module.
@@ -80,8 +83,8 @@ def check_tasks(
   # Imported here, since verbs import this file and --help must answer at once.
   from tasks import modules, stores
 
-  modules.load()
-  if not modules.locate(task_modules):
+  modules.load(task_modules if is_dry_run else ())
+  if is_dry_run or not modules.locate(task_modules):
     for name in names:
       place = os.path.join(glob.escape(cache_dir), '*', glob.escape(name))
       if not glob.glob(place):

@@ -57,6 +57,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     [data.train, *data.evaluation],
     data.cache_dir or default_cache_dir(),
     data.task_modules,
+    args.dry_run,
   )
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()

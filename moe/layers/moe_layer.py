@@ -86,6 +86,20 @@ def check_groups(
     )
 
 
+def tokens_per_group(sequence_length: int) -> int:
+  """M where nobody sets it: a part of a sequence, whatever the devices.
+
+  Returns:
+    The greatest divisor of the length up to 1024. A length with no divisor from
+    128 to 1024 is one group, since small groups drop many tokens.
+  """
+  meaning = 'tokens per sequence'
+  bounds.at_least(1, 'sequence_length', sequence_length, meaning)
+  sizes = range(min(128, sequence_length), min(1024, sequence_length) + 1)
+  divisors = [size for size in sizes if sequence_length % size == 0]
+  return max(divisors, default=sequence_length)
+
+
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from launch.configs import configuration
+from moe.models.anatomy import anatomy
 from moe.optim import optimizers
 from moe.runs import build
 
@@ -217,6 +218,19 @@ def test_a_number_that_makes_no_sense_is_one_sentence(
   with pytest.raises(ValueError, match=fragment) as error:
     configuration.load(files, [override])
   assert '\n' not in str(error.value)
+
+
+def test_groups_follow_the_length_of_a_sequence_unless_they_are_set():
+  files = ['models/small.gin', 'parallel/data.gin', 'tasks/builtin.gin']
+  files += ['runs/train.gin']
+  steps = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
+  for more, size in (
+    ([], 128),
+    (['SEQUENCE_LENGTH=4096'], 1024),
+    (['GROUP_SIZE=32'], 32),
+  ):
+    run = configuration.load(files, [*steps, *more])
+    assert anatomy(run.model).experts.group_size == size
 
 
 def test_a_run_is_placed_on_the_devices_that_there_are(files):
