@@ -1,7 +1,8 @@
 """Language modelling: next-token prediction with a model's balance losses."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
 from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
+
+_logger = logging.getLogger(__name__)
 
 # (name, shape, dtype) of a token's value, of arrays beside those of tokens.
 Extras = Sequence[tuple[str, tuple[int, ...], str]]
@@ -62,6 +65,27 @@ BITS_PER_CHAR = Measure('bits_per_char', 'bits/char', _bits_per_char)
 def _num_tokens(batch: TokenBatch) -> int:
   """Tokens of a batch on the host, without padding."""
   return int(np.count_nonzero(batch.segment_ids))
+
+
+def _missing_warner(
+  coefficients: dict[str, float],
+) -> Callable[[dict[str, Pair]], None]:
+  """A function that warns of losses which have a factor and are not given."""
+  own = {'cross_entropy', 'logits_z'}
+  weighed = [n for n, f in coefficients.items() if f and n not in own]
+  warned = set()
+
+  def warn(given: dict[str, Pair]) -> None:
+    for name in weighed:
+      if name not in given and name not in warned:
+        warned.add(name)  # The loss is traced more than once.
+        _logger.info(
+          f'warning: the router gives no loss {name}, so its factor'
+          f' {coefficients[name]} does nothing: set {name.upper()} to 0, or'
+          ' choose another router.'
+        )
+
+  return warn
 
 
 def language_model(
@@ -116,6 +140,8 @@ def language_model(
     'logits_z': logits_z,
   }
 
+  warn_of_missing = _missing_warner(coefficients)
+
   def loss(
     params: PyTree,
     state: PyTree,
@@ -136,6 +162,8 @@ def language_model(
       num_chunks,
       functional.layout,
     )
+    if train and outputs.metrics:  # A dense model has no router to ask.
+      warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
     metrics = dict(outputs.metrics)
     for name, pair in outputs.losses.items():

@@ -70,16 +70,16 @@ class MeshShape:
     fitted = dataclasses.asdict(self.fitted(num_devices))
     # An axis of -1 takes what the others leave.
     changes = {a: fitted[a] for a in axes if axes[a] not in (-1, fitted[a])}
-    shown = lambda sizes: ', '.join(
-      f'MESH_{axis.upper()}={size}' for axis, size in sizes.items()
+    shown = lambda sizes, before='': ' '.join(
+      f'{before}MESH_{axis.upper()}={size}' for axis, size in sizes.items()
     )
     fixed = math.prod(size for size in axes.values() if size != -1)
     multiple = 'a multiple of ' * (-1 in axes.values())
     return (
       f'the mesh needs {multiple}{fixed} devices, got {num_devices} for'
-      f' {shown({a: n for a, n in axes.items() if n != 1})}: set'
-      f' {shown(changes)} for these devices, or the environment variable'
-      f' JAX_NUM_CPU_DEVICES={fixed} for so many on a CPU.'
+      f' {shown({a: n for a, n in axes.items() if n != 1})}: add'
+      f' {shown(changes, "--gin.")} for these devices, or set the environment'
+      f' variable JAX_NUM_CPU_DEVICES={fixed} for so many on a CPU.'
     )
 
   def fitted(self, num_devices: int) -> 'MeshShape':

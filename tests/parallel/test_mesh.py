@@ -28,8 +28,8 @@ def test_minus_one_takes_the_devices_that_are_left(shape, sizes):
   [
     (MeshShape(data=3), 'needs 3 devices, got 8 for MESH_DATA=3'),
     (MeshShape(expert=3), 'needs a multiple of 3 devices, got 8'),
-    (MeshShape(expert=16), 'set MESH_EXPERT=8 for'),
-    (MeshShape(data=2), 'set MESH_DATA=8 for'),
+    (MeshShape(expert=16), 'add --gin.MESH_EXPERT=8 for'),
+    (MeshShape(data=2), 'add --gin.MESH_DATA=8 for'),
     (MeshShape(expert=16), 'JAX_NUM_CPU_DEVICES=16'),
   ],
 )
@@ -42,10 +42,10 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(shape, fragment):
 def test_what_a_refusal_says_to_set_fits(num_devices):
   with pytest.raises(ValueError, match='the mesh needs') as error:
     MeshShape(expert=4, model=2).sizes(num_devices)
-  advice = str(error.value).split(': set ')[1].split(' for')[0]
-  sizes = dict(pair.split('=') for pair in advice.split(', '))
+  advice = str(error.value).split(': add ')[1].split(' for')[0]
+  sizes = dict(pair.split('=') for pair in advice.split())
   mended = {
-    axis.removeprefix('MESH_').lower(): int(size)
+    axis.removeprefix('--gin.MESH_').lower(): int(size)
     for axis, size in sizes.items()
   }
   shape = MeshShape(**{'expert': 4, 'model': 2, **mended})
