@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds, embedding
+from moe import axes, bounds
+from moe.layers import embedding
 from moe.layers.attention import mask_spec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm

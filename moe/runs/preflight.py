@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from moe import axes
+from moe import axes, bounds
 from moe.checkpoint import listing, save
 from moe.data.store import file_sha256
-from moe.modalities.ids import IdSpace
-from moe.modalities.text import Vocabulary
+from moe.modalities.ids import IdSpace, text_room
+from moe.modalities.text import MIN_SIZE, Vocabulary
 from moe.parallel.shardings import path_name
 from moe.runs.run import Run, router_of
 from moe.train.program import Program
@@ -71,6 +71,12 @@ def check_names(
   """
   if run.data.vocabulary:
     check_vocabulary(run.data.vocabulary, workdir, run.model.vocab_size)
+  else:
+    others = dict(run.data.ranges)
+    room = text_room(run.model.vocab_size, others)
+    least = MIN_SIZE + run.model.vocab_size - room
+    meaning = 'a vocabulary is trained, with all bytes and marks'
+    bounds.at_least(least, 'VOCAB_SIZE', run.model.vocab_size, meaning)
   if run.initial.checkpoint:
     origin_of(run)
   check_resumed(run, workdir, checkpoint_dir, differences)

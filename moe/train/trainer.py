@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 from jax.experimental import multihost_utils
 
-from moe import stop_signals
+from moe import bounds, stop_signals
 from moe.checkpoint import listing
 from moe.objectives.objective import Facts, Objective
 from moe.train import metrics as metrics_lib
@@ -40,7 +40,7 @@ class Settings:
     train_steps: steps in all.
     eval_period: steps between evaluations; 0 for one at the end only.
     save_period: steps between checkpoints; the last step is always saved.
-    seed: of parameters, data order and noise.
+    seed: of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
     keep_last: how many of the newest checkpoints stay.
     keep_best: how many of the best checkpoints stay beside them.
@@ -72,15 +72,11 @@ class Settings:
       'max_bad_steps': 1,
     }
     for name, minimum in least.items():
-      if getattr(self, name) < minimum:
-        raise ValueError(
-          f'{name.upper()}={getattr(self, name)} must be at least {minimum}.'
-        )
-    if not 0 < self.drop_warning <= 1:
-      raise ValueError(
-        f'DROP_WARNING={self.drop_warning} must be above 0 and at most 1: it is'
-        ' a share of the routed tokens.'
-      )
+      meaning = 'a number of the training loop'
+      bounds.at_least(minimum, name.upper(), getattr(self, name), meaning)
+    bounds.seed('SEED', self.seed)
+    share = 'a share of the routed tokens'
+    bounds.within('DROP_WARNING', self.drop_warning, share, above=0, most=1)
     steps = (-1, *self.profile_steps, self.train_steps)
     if len(steps) not in (2, 4) or list(steps) != sorted(set(steps)):
       raise ValueError(

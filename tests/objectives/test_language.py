@@ -1,3 +1,5 @@
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,17 @@ def test_terms_are_weighted_cross_entropy_and_the_losses_of_the_model(model):
   assert sums['load_balance'] == 6.0
   assert state == {'carried': 1}
   assert set(metrics) == {'load'}
+
+
+def test_a_factor_of_a_loss_that_is_not_given_is_warned_of_once(model, caplog):
+  language_model = language.language_model(
+    model, SHAPE, router_z=0.5, router_losses=[('importance', 0.0)]
+  )
+  with caplog.at_level(logging.INFO, 'moe.objectives.language'):
+    for _ in range(2):
+      language_model.loss(jnp.zeros(()), {}, BATCH, jax.random.key(0), True)
+  (message,) = caplog.messages
+  assert 'no loss router_z, so its factor 0.5 does nothing' in message
 
 
 def test_weights_are_known_from_the_batch_alone(model):
