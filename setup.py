@@ -1,4 +1,4 @@
-"""Installs wudao-moe; everything pinned is in launch/requirements.txt."""
+"""Installs wudao-moe; launch/requirements.txt pins every package it needs."""
 
 import pathlib
 
@@ -13,8 +13,8 @@ DATA = [
   'tensorflow-datasets>=4.9.10',
 ]
 TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
-# Grouped products on NVIDIA GPUs. Python 3.11 gets 0.0.12, the last that takes
-# it, with kernels in Triton; newer ones have Mosaic's.
+# Grouped matrix products on NVIDIA GPUs. Python 3.11 gets 0.0.12, the last
+# version for it, which has Triton kernels; newer versions have Mosaic kernels.
 TOKAMAX = 'tokamax>=0.0.12'
 TEST = [
   'chex>=0.1.92',
@@ -22,9 +22,9 @@ TEST = [
   'pytest>=9',
   'pytest-xdist>=3.8',
   'ruff==0.17.6',
-  # A test makes programs for GPUs, which the newer ones do only beside a GPU.
+  # A test compiles for GPUs on a machine without one; newer versions cannot.
   TOKAMAX + '; python_version < "3.12"',
-  # Installs the lock, and makes it.
+  # Makes the lock file, and installs from it.
   'uv==0.13.9',
 ]
 
@@ -50,7 +50,6 @@ setuptools.setup(
     'flax>=0.12.8,<0.13',
     'gcsfs>=2026.1',
     'gin-config==0.5.0',
-    'grain>=0.2.18',
     'jax>=0.10.2,<0.13',
     'jinja2>=3.1',
     'matplotlib>=3.10',

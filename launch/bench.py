@@ -1,9 +1,9 @@
 r"""Measures the project: python -m launch.bench imports|moe|step.
 
-imports   seconds that each module of moe takes beyond jax, flax and optax
-moe       one MoE layer, forward and backward, alone or against others like it
-step      a training step, alone, on 8 devices against 1, or against a program
-          of other people; --gin.NAME=VALUE as in launch.train
+imports   seconds to import each module of moe after jax, flax and optax
+moe       one MoE layer, forward and backward, alone or beside a variant of it
+step      a training step, alone, on 8 devices beside 1, or beside another
+          program; --gin.NAME=VALUE as in launch.train
 
 imports moe.train.trainer --runs=9
 moe --compare=einsum --experts=64
@@ -11,12 +11,13 @@ moe --compare=tpu                  (needs no TPU, but the package libtpu)
 step --compare=mesh
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
-What is compared runs in turns, one after the other in each round; ratios are
-medians over rounds.
+In each round, the things that are compared run one after the other; a ratio is
+the median over all rounds.
 """
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ from launch.configs import flags
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and what --gin. flags bind."""
+  """Command-line flags, and the bindings of --gin. flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.bench',
     description=__doc__,
@@ -50,7 +51,12 @@ def _imports_flags(parser: argparse.ArgumentParser) -> None:
   add(
     'modules', nargs='*', metavar='MODULE', help='default: all modules of moe'
   )
-  add('--runs', type=int, default=1, help='pairs of processes each; default: 1')
+  add(
+    '--runs',
+    type=int,
+    default=1,
+    help='pairs of processes for each module; default: 1',
+  )
   add('--json', action='store_true', help='one JSON object')
 
 
@@ -61,25 +67,30 @@ def _moe_flags(parser: argparse.ArgumentParser) -> None:
     choices=(
       'mesh', 'einsum', 'dropless', 'parts', 'fine', 'dense', 'tpu', 'memory'
     ),
-    help='mesh: 8 devices against 1; einsum: sorted against one-hot products;'
-    ' dropless: against capacity; parts: against the products of its experts'
-    ' alone; fine: the same work in 4 and 16 times as many experts; dense:'
-    ' against a plain product of equally many FLOPs; tpu: fine, by the seconds'
-    " of the TPU's compiler; memory: bytes of a layer on 32 TPU chips",
+    help='mesh: 8 devices and 1; einsum: sorted and one-hot dispatch; dropless:'
+    ' dropless dispatch and capacity; parts: the layer and the products of its'
+    ' experts alone; fine: the same work in 4 and 16 times as many experts;'
+    ' dense: the layer and a dense product of equal FLOPs; tpu: fine, in'
+    " seconds that the TPU's compiler estimates; memory: bytes of a layer on"
+    ' 32 TPU chips',
   )  # fmt: skip
   for name, text in (
     ('d_model', 'width of the model'),
     ('d_ff', 'width of each expert'),
-    ('experts', 'how many'),
+    ('experts', 'number of experts'),
     ('top_k', 'experts per token'),
-    ('tokens', 'in all'),
+    ('tokens', 'number of tokens in all'),
     ('group_size', 'tokens per routing group, and per sequence'),
   ):
     add(f'--{name}', type=int, help=text)
   add('--capacity_factor', type=float, help='default: 1.25')
-  add('--dtype', help='of activations and experts')
-  add('--dispatch', help='class; default: Sorted, and Dropless for dense')
-  add('--exchange', help='class; default: AllToAll')
+  add('--dtype', help='dtype of activations and experts')
+  add(
+    '--dispatch',
+    help='class of the dispatch; default: Sorted, but Dropless for'
+    ' --compare=dense',
+  )
+  add('--exchange', help='class of the exchange; default: AllToAll')
   _shared_flags(parser)
 
 
@@ -88,13 +99,13 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   add(
     '--compare',
     choices=('mesh', 'compile'),
-    help='mesh: 8 devices against 1; compile: seconds to compile with 64'
-    ' experts against 8',
+    help='mesh: 8 devices and 1; compile: seconds to compile with 64 and with'
+    ' 8 experts',
   )
   add(
     '--against',
     metavar='COMMAND',
-    help="a program that prints 'N tokens/s', the best of which counts",
+    help="a program that prints 'N tokens/s'; its highest N counts",
   )
   flags.add_gin_flags(
     parser,
@@ -110,13 +121,16 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
   add('--json', action='store_true', help='one JSON object')
 
 
-def compare(args: argparse.Namespace, overrides: list[str]) -> int:
-  """The verbs `moe` and `step`: prints what was measured."""
+def compare(
+  args: argparse.Namespace, overrides: list[str], command: str
+) -> int:
+  """Runs the verbs `moe` and `step`: measures and prints, with the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
   runtime.keep_freed_memory()
-  # JAX reads the environment, and is slow to import; --help needs none of it.
+  # Here, since JAX reads the environment when it is imported, and --help needs
+  # no JAX.
   from launch.benchmarks import layer_comparisons, step, timing, tpu
 
   if args.verb == 'step':
@@ -125,28 +139,34 @@ def compare(args: argparse.Namespace, overrides: list[str]) -> int:
     report = tpu.compare(args)
   else:
     report = layer_comparisons.compare(args)
-  timing.show(report, args.json)
+  timing.show(report, args.json, command)
   return 0
 
 
 def _set_environment(comparison: str | None) -> None:
-  """Tells JAX before its import which devices a comparison needs."""
+  """Sets the devices that a comparison needs; JAX reads them at its import."""
   if 'jax' in sys.modules:
     return
   if comparison == 'mesh':
     flag = ' --xla_force_host_platform_device_count=8'
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
   if comparison in ('tpu', 'memory'):
-    # A TPU's program is only compiled: no device of this machine is touched.
+    # Programs for TPUs are only compiled, so no device of this machine is used.
     os.environ['JAX_PLATFORMS'] = 'cpu'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
-  if args.verb == 'imports':
-    return runtime.run(lambda: imports.compare(args))
-  return runtime.run(lambda: compare(args, overrides))
+  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.bench', *words])
+
+  def verb() -> int:
+    args, overrides = parse(argv)
+    if args.verb == 'imports':
+      return imports.compare(args, command)
+    return compare(args, overrides, command)
+
+  return runtime.run(verb)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,14 @@
 r"""Our estimates beside what others measured: python -m launch.calibrate .
 
 published
-    the step times and MFU that `launch.plan` predicts for runs of which others
-    published a measurement, beside that measurement; each run is a gin file
+    the step times and MFU that `launch.plan` predicts, beside measurements that
+    others published; each run is a gin file
 layer --gin_file=FILE --topology=v5p:2x2x2
-    the compiler's seconds for one more layer, forward, backward and update: of
-    the training step with two layers and no loop less that with one
+    the seconds that the compiler estimates for one more layer, with its forward
+    pass, backward pass and update: the difference between training steps with
+    two layers and with one, both without a loop over layers
 
-No TPU is needed; what is compiled is kept and found again.
+No TPU is needed. Compiled programs are kept and used again.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and what --gin. flags bind."""
+  """Command-line flags, and the bindings of --gin. flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.calibrate',
     description=__doc__,
@@ -30,8 +31,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     allow_abbrev=False,
   )
   verbs = parser.add_subparsers(dest='verb', required=True)
-  published = verbs.add_parser('published', help='measured runs of others')
-  layer = verbs.add_parser('layer', help="the compiler's seconds of a layer")
+  published = verbs.add_parser('published', help='runs that others measured')
+  layer = verbs.add_parser('layer', help='seconds of a layer by the compiler')
   flags.add_gin_flags(layer, required=True)
   layer.add_argument('--topology', required=True, metavar='SLICE')
   for verb in (published, layer):
@@ -40,15 +41,15 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints what a verb compares."""
+  """Prints the comparison of a verb."""
   # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
   from launch.configs import configuration
   from moe.planning import published
 
   if args.verb == 'published':
     found = [
-      published.compared(row, configuration.load([row.gin_file], []))
-      for row in published.PUBLISHED
+      published.compare(row, configuration.load([row.gin_file], []))
+      for row in published.PUBLISHED_RUNS
     ]
     text = published.text
   else:
@@ -60,11 +61,10 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Calibrates; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
-  # Nothing here runs on an accelerator: shapes, and a compiler.
+  """Calibrates; the exit code is 2 for an error that the user can fix."""
+  # Shapes are computed and programs compiled: nothing runs on an accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args, overrides))
+  return runtime.run(lambda: show(*parse(argv)))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Checkpoints of a run: python -m launch.checkpoint list|verify|show DIR.
 
-DIR is the directory of a run, its `checkpoints`, or one step in there.
+DIR is the directory of a run, its folder `checkpoints`, or one step in that.
 """
 
 import argparse
@@ -22,9 +22,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for verb, text in (
-    ('list', 'steps, sizes, metrics, which one is the best'),
+    ('list', 'list steps with sizes and metrics, and mark the best step'),
     ('verify', 'read every byte and open every array; exit code 1 for damage'),
-    ('show', 'what was recorded with a step'),
+    ('show', 'print what was recorded with a step'),
   ):
     sub = verbs.add_parser(verb, help=text, description=text)
     sub.add_argument('directory', metavar='DIR')
@@ -35,8 +35,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inspect(options: argparse.Namespace) -> int:
-  """Lists, verifies or shows; 1 if a file is damaged."""
-  # Orbax takes seconds to import; --help and a typing error need none of it.
+  """Lists, verifies or shows; the exit code is 1 if a file is damaged."""
+  # Here, since Orbax takes seconds to import; --help and misspelt flags do not
+  # need it.
   from moe.checkpoint import contents
 
   step = getattr(options, 'step', None)
@@ -72,7 +73,7 @@ def _print_damage(found: Iterable[tuple[int, list[str]]]) -> int:
 
 
 def _print_record(entries: dict, texts: dict[str, str]) -> int:
-  """Prints the entries as JSON, then each text as it is."""
+  """Prints the entries as JSON, then each text unchanged."""
   print(json.dumps(entries, indent=2, ensure_ascii=False))
   for key, text in texts.items():
     print(f'\n{key}:\n{text.rstrip()}')
@@ -80,9 +81,8 @@ def _print_record(entries: dict, texts: dict[str, str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Lists, verifies or shows; 1 for damage, 2 for what the user can mend."""
-  options = parse(argv)
-  return runtime.run(lambda: inspect(options))
+  """Runs a verb; the exit code is 1 for damage, 2 for an error of the user."""
+  return runtime.run(lambda: inspect(parse(argv)))
 
 
 if __name__ == '__main__':

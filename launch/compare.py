@@ -3,14 +3,15 @@
   runs/sparse_0 runs/sparse_1 runs/sparse_2
   --against runs/dense_0 runs/dense_1 runs/dense_2 --output=compare.html
 
-Prints held-out bits per character by tokens, and the mean gain with its
-standard error.
+Prints held-out bits per character for each number of training tokens, and the
+mean gain with its standard error. A gain compares two runs of the same seed.
 """
 
 import argparse
 import functools
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,13 +30,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add('runs', nargs='+', metavar='DIR', help='work directories, one a seed')
+  add('runs', nargs='+', metavar='DIR', help='work directories, one per seed')
   add(
     '--against',
     nargs='+',
     required=True,
     metavar='DIR',
-    help='work directories of the other kind, of the same seeds',
+    help='work directories of the runs to compare with, of the same seeds',
   )
   add('--json', action='store_true', help='print one JSON object')
   add(
@@ -52,9 +53,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return options
 
 
-def compare(options: argparse.Namespace) -> int:
-  """Draws and prints the comparison."""
-  # Matplotlib takes seconds to import; --help answers at once.
+def compare(options: argparse.Namespace, command: str) -> int:
+  """Draws and prints the comparison; the command is shown with its scores."""
+  # Here, since Matplotlib takes seconds to import; --help answers at once.
   from moe.report import comparison, comparison_page
 
   read = functools.partial(
@@ -63,22 +64,25 @@ def compare(options: argparse.Namespace) -> int:
   compared = comparison.compare(
     [read(directory) for directory in options.runs],
     [read(directory) for directory in options.against],
+    command,
   )
-  if options.output:
-    comparison_page.write(compared, pathlib.Path(options.output))
+  output, names = options.output, ''
+  if output:
+    names = comparison_page.write(compared, pathlib.Path(output))
   if options.json:
     print(json.dumps(compared, ensure_ascii=False))
     return 0
   print(comparison_page.as_text(compared))
-  if options.output:
-    print(f'\ncurves: {options.output}')
+  if output:
+    print(f'\ncurves: {output}' + (f', where {names}' if names else ''))
   return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the comparison; 2 if there is none, with one sentence."""
-  options = parse(argv)
-  return runtime.run(lambda: compare(options))
+  """Prints the comparison; the exit code is 2 if there is none."""
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.compare', *words])
+  return runtime.run(lambda: compare(parse(argv), command))
 
 
 if __name__ == '__main__':

@@ -3,10 +3,10 @@ r"""Corpora, vocabularies and token stores: python -m launch.data VERB ...
   list                              every task and mixture
   inspect poems_shi                 what its documents look like
   vocabulary --task=poems_shi --size=8192 --output=poems.model
-  cache poems_shi --vocab_size=8192   tokenise, with a vocabulary of its own
+  cache poems_shi --vocab_size=8192   train a vocabulary, then tokenise with it
   cache zh_mix --vocabulary=poems.model
-  verify                            read every store again and compare
-  list --task_module=my/letters.py  with the tasks of a module of one's own
+  verify                            compare every store with its manifest
+  list --task_module=my/letters.py  also the tasks of your own module
 
 Token stores lie in <cache_dir>/<vocabulary name>/<task>/<split>, the vocabulary
 in <cache_dir>/<vocabulary name>/vocabulary.model.
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return command
 
   verb('list', 'list every task and mixture')
-  inspect = verb('inspect', 'show documents of a task and measure them')
+  inspect = verb('inspect', 'show documents of a task and their statistics')
   inspect.add_argument('task', metavar='TASK', help='a task or mixture')
   inspect.add_argument('--split', default='train', help='default: train')
   inspect.add_argument(
@@ -48,17 +48,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   inspect.add_argument(
     '--vocabulary',
     metavar='F',
-    help='to count tokens with; default: one of at most 8192 pieces, trained '
-    'on the train split for the occasion',
+    help='counts tokens; default: a temporary one of at most 8192 pieces, '
+    'trained on the train split',
   )
 
   vocabulary = verb('vocabulary', 'train a SentencePiece vocabulary')
   source = vocabulary.add_mutually_exclusive_group(required=True)
-  source.add_argument('--task', help='trains on the train split of a task')
+  source.add_argument('--task', help='train on the train split of this task')
   source.add_argument(
     '--text_file',
     metavar='F',
-    help=r'trains on a file: one document a line, \n for a line break inside',
+    help=r'train on this file: one document per line; \n stands for a line '
+    'break',
   )
   vocabulary.add_argument('--size', type=int, required=True, help='pieces')
   vocabulary.add_argument('--output', required=True, metavar='F')
@@ -66,22 +67,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--model_type', choices=('bpe', 'char', 'unigram'), default='bpe'
   )
 
-  cache = verb('cache', 'make the token stores of tasks that are not there yet')
+  cache = verb('cache', 'make token stores that are missing or out of date')
   cache.add_argument(
     'tasks',
     nargs='+',
     metavar='TASK[/SPLIT]',
-    help='task or mixture; all are looked up before the first one is made',
+    help='task or mixture; all names are checked before any store is made',
   )
   cache.add_argument(
     '--split',
     nargs='+',
     action='extend',
-    help='of every task without one; default: train and validation where it '
-    'has them',
+    help='splits of each task that names none; default: those of train and '
+    'validation that it has',
   )
   which = cache.add_mutually_exclusive_group(required=True)
-  which.add_argument('--vocabulary', metavar='F', help='to tokenise with')
+  which.add_argument(
+    '--vocabulary', metavar='F', help='tokenise with this vocabulary'
+  )
   which.add_argument(
     '--vocab_size',
     type=int,
@@ -91,13 +94,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   cache.add_argument(
     '--overwrite',
     action='store_true',
-    help='make stores again whose files and code are what they were',
+    help='make stores again even if they are up to date',
   )
   cache.add_argument(
     '--max_bad_fraction',
-    type=float,
-    default=1e-4,
-    help='of the documents, those that may be malformed; default: 1e-4',
+    type=share,
+    metavar='SHARE',
+    help='share of the lines of a file, and of the documents, that may be '
+    'malformed; default: what the task allows, usually 1e-4',
   )
   add_range_flag(cache)
   verify = verb('verify', 'check token stores against their manifests')
@@ -125,12 +129,21 @@ def add_range_flag(parser: argparse.ArgumentParser) -> None:
     type=named_size,
     default=[],
     metavar='NAME=SIZE',
-    help='ids beside text: command, image, residue or structure, and how many',
+    help='a range of ids beside text (command, image, residue or structure), '
+    'and its size',
   )
 
 
+def share(text: str) -> float:
+  """A flag's number from 0 to 1."""
+  number = float(text)
+  if not 0 <= number <= 1:
+    raise argparse.ArgumentTypeError(f'must lie between 0 and 1, got {text}')
+  return number
+
+
 def named_size(text: str) -> tuple[str, int]:
-  """'image=8' as ('image', 8)."""
+  """Parses NAME=SIZE: 'image=8' is ('image', 8)."""
   name, equals, size = text.partition('=')
   if not equals or not size.isdigit():
     raise argparse.ArgumentTypeError(f'must be NAME=SIZE, got {text!r}')
@@ -138,12 +151,11 @@ def named_size(text: str) -> tuple[str, int]:
 
 
 def run_verb(args: argparse.Namespace) -> int:
-  """Runs a verb; 1 if `verify` finds a store that is not sound."""
+  """Runs a verb; the exit code is 1 if `verify` finds a damaged store."""
   # Imported here, since --help must answer at once.
-  from tasks import inspect, modules, stores, verify
+  from tasks import inspect, stores, verify
 
-  stores.set_up_tensorflow()  # A module of a user may import it.
-  modules.load(args.task_module)
+  stores.load_modules(args.task_module)
   match args.verb:
     case 'list':
       inspect.list_tasks()
@@ -171,13 +183,13 @@ def run_verb(args: argparse.Namespace) -> int:
 
 
 def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
-  """(task, splits) of TASK[/SPLIT]; the given splits where it names none."""
+  """(task, splits) of TASK[/SPLIT]; the given splits if it names none."""
   task, _, split = text.partition('/')
   return task, [split] if split else splits
 
 
 def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
-  """Prints each store and what is wrong with it; 1 if anything is."""
+  """Prints each store with its problems; the exit code is 1 if one has any."""
   code = 0
   for store, problems in checked:
     print(f'{"UNSOUND" if problems else "sound  "} {store}')
@@ -188,9 +200,8 @@ def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; 2 if it cannot be done, with one sentence that says why."""
-  args = parse(argv)
-  return runtime.run(lambda: run_verb(args))
+  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  return runtime.run(lambda: run_verb(parse(argv)))
 
 
 if __name__ == '__main__':

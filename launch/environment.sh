@@ -1,5 +1,5 @@
-# Sourced by the entry points: sets ROOT and PYTHON, and makes the virtual
-# environment of the lock file where it is not there yet.
+# The entry points source this file. It sets ROOT and PYTHON, and makes the
+# virtual environment of the lock file if it is missing or out of date.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
@@ -30,7 +30,7 @@ make_environment() {
   name="$(find_python)"
   say "environment: installing the lock into $VENV with $("$name" --version), about 4 GB, once"
   "$name" -m venv --clear "$VENV"
-  # uv installs in parallel; its own hash is in the lock too.
+  # uv is in the lock too; it installs the other packages in parallel.
   sed -n '/^uv==/,/[^\\]$/p' "$LOCK" > "$VENV/uv.txt"
   "$PYTHON" -m pip install --quiet --require-hashes -r "$VENV/uv.txt"
   VIRTUAL_ENV="$VENV" "$VENV/bin/uv" pip install --quiet --require-hashes -r "$LOCK"

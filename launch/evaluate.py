@@ -4,7 +4,8 @@ r"""Scores text with a trained model: python -m launch.evaluate ...
   --checkpoint=runs/poems --text_file=mine.txt --json
   --checkpoint=runs/poems --text_file=mine.txt --compare=runs/poems_dense
 
-A text file holds one document a line; a line break inside is written \n.
+A text file holds one document per line; a line break inside one is written \n,
+and a backslash \\.
 """
 
 import argparse
@@ -30,30 +31,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--checkpoint',
     required=True,
     metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; of a run '
-    'the best step is taken if one is recorded, else the latest',
+    help='work directory of a run, or one step in its checkpoints; for a run, '
+    'the best step if one is recorded, else the latest',
   )
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument('--task', help='a task or mixture to score')
   what.add_argument(
     '--text_file',
     metavar='F',
-    help=r'a file to score: one document a line, \n for a line break inside; '
-    'empty lines are no documents',
+    help=r'a file to score: one document per line; \n stands for a line break; '
+    'empty lines are skipped',
   )
-  add('--split', default='validation', help='of the task; default: validation')
-  add('--limit', type=positive, help='score only the first so many documents')
+  add(
+    '--split',
+    default='validation',
+    help='split of the task; default: validation',
+  )
+  add('--limit', type=positive, help='score only the first LIMIT documents')
   add(
     '--compare',
     metavar='DIR',
-    help='another checkpoint: adds the difference, paired by document, with a '
-    'bootstrap interval',
+    help='another checkpoint: adds the difference between the two on the same '
+    'documents, with a bootstrap interval',
   )
   add('--json', action='store_true', help='print one JSON object')
   add(
     '--batch_size',
     type=positive,
-    help='windows of full length at a time; changes memory and speed only',
+    help='windows of full length per batch; changes memory and speed only',
   )
   add(
     '--sequence_length',
@@ -63,20 +68,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     '--stride',
     type=positive,
-    help='tokens that a window scores of a longer document, after reading the '
-    'rest again; default: half the sequence length',
+    help='in documents longer than a window: new tokens that each window '
+    'scores, after it reads the tokens before them again; default: half the '
+    'sequence length',
   )
   add(
     '--cache_dir',
     default='',
-    help='of token stores; default: that of the run',
+    help='directory of token stores; default: that of the run',
   )
   flags.add_task_module_flag(parser)
   return parser.parse_args(argv)
 
 
 def positive(text: str) -> int:
-  """A flag's whole number, at least 1."""
+  """The whole number of a flag, which must be at least 1."""
   number = int(text)
   if number < 1:
     raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
@@ -84,7 +90,7 @@ def positive(text: str) -> int:
 
 
 def evaluate(args: argparse.Namespace, command: str) -> int:
-  """Prints the scores; the command is shown with them."""
+  """Prints the scores, and with them the command that gave them."""
   if args.task:
     task_modules, cache_dir = written.task_modules_and_cache(args.checkpoint)
     token_stores.check_tasks(
@@ -92,14 +98,14 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
       args.cache_dir or cache_dir or default_cache_dir(),
       [*task_modules, *args.task_module],
     )
-  # Imported here, since a misspelt task need not wait for it.
+  # Imported here, since the error for a misspelt task need not wait for it.
   from launch.configs import configuration
   from moe.runs import scoring
 
   runtime.set_up_jax()
   report = scoring.evaluate(
     [args.checkpoint, *([args.compare] if args.compare else [])],
-    scoring.Wanted(
+    scoring.ScoringRequest(
       task=args.task,
       text_file=args.text_file,
       split=args.split,
@@ -134,26 +140,28 @@ def as_table(report: dict) -> str:
       ]
       lines.append(f'{key:16} ' + '  '.join(f'{cell:>20}' for cell in cells))
   if other is not None:
-    lines.append(
-      f'difference of {other["difference"]:+.4f} bits per character, '
-      f'{other["confidence"]:.0%} interval {other["low"]:+.4f} to '
-      f'{other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
-      f'{report["documents"]} documents); the first is better on '
-      f'{other["share_better"]:.1%} of them'
-    )
+    difference = f'difference of {other["difference"]:+.4f} bits per character'
+    if other['low'] is None:
+      lines.append(f'{difference}; one document gives no interval')
+    else:
+      lines.append(
+        f'{difference}, {other["confidence"]:.0%} interval {other["low"]:+.4f} '
+        f'to {other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
+        f'{report["documents"]} documents); the first is better on '
+        f'{other["share_better"]:.1%} of them'
+      )
   return '\n'.join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the score; 2 if there is none, with one sentence that says why."""
-  args = parse(argv)
+  """Prints scores; the exit code is 2 for an error that the user can fix."""
   words = [
     'python',
     '-m',
     'launch.evaluate',
     *(sys.argv[1:] if argv is None else argv),
   ]
-  return runtime.run(lambda: evaluate(args, shlex.join(words)))
+  return runtime.run(lambda: evaluate(parse(argv), shlex.join(words)))
 
 
 if __name__ == '__main__':

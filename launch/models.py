@@ -1,10 +1,10 @@
 """Models as a table: python -m launch.models [--json] [NAME ...].
 
-Each model of gin_configs/models, or those named: parameters in all and those
-that one token passes through, beside the published figures of the file's
-comment; FLOPs of a token; bytes of the parameters. Where ours and the published
-total differ by more than 1%, the file says why, and so does the table. By
-shapes alone: no array is made.
+Lists the models of gin_configs/models, or those named: total parameters and
+active ones (those that one token passes through), beside the published figures
+in the file's comment; FLOPs per token; bytes of the parameters. If our total
+differs from the published one by more than 1%, the table gives the reason that
+the file states. All numbers come from shapes: no array is made.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from collections.abc import Sequence
 from launch import runtime
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
-# Completes a model to a run.
+# Files that turn a model into a run.
 _REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
-# T of the FLOPs: attention grows with it.
+# The sequence length of the FLOPs, which in attention grow with it.
 LENGTH = 2048
 
 
 def names() -> list[str]:
-  """Models with sizes; the files they include for wiring have none."""
+  """Names of all models; files that only wire a decoder are no models."""
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
   return [name for name in found if not name.endswith('decoder')]
 
 
 def loaded(name: str):
-  """A run with a model.
+  """A run with this model; its corpus does not matter.
 
   Raises:
     ValueError: if there is no such model.
@@ -47,13 +47,13 @@ def loaded(name: str):
 
 def show(args: argparse.Namespace) -> int:
   """Prints the table."""
-  import rich.console  # takes a tenth of a second
+  import rich.console  # Here, since it takes a tenth of a second.
 
-  # Here, for the same reason.
+  # Here, since --help needs no JAX.
   from moe.planning import model_table
 
   rows = [
-    model_table.describe(FOLDER / f'{name}.gin', loaded(name))
+    model_table.table_row(FOLDER / f'{name}.gin', loaded(name))
     for name in args.names or names()
   ]
   rows.sort(key=lambda row: row['params_total'])
@@ -65,7 +65,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Command-line entry point."""
+  """Prints the table; the exit code is 2 for an error that the user can fix."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.models',
     description=__doc__,
@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
-  args = parser.parse_args(argv)
-  # Shapes alone: no accelerator is to be waited for, or taken.
+  # Only shapes are computed, so the command neither waits for an accelerator
+  # nor takes one.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args))
+  return runtime.run(lambda: show(parser.parse_args(argv)))
 
 
 if __name__ == '__main__':

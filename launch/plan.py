@@ -4,9 +4,10 @@ r"""What a run costs, before a chip is rented: python -m launch.plan .
     parameters, FLOPs, bytes, chip-hours and expected drops, by shapes alone
 --gin_file=FILE --topology=v5p:8x16x16
     compiles the training step for those chips, on this machine, and says what
-    each of them holds, sends and computes, and how long that takes
+    each chip holds, sends and computes, and how long that takes
 --gin_file=FILE --topology=v5p:8x8x8 --search
-    proposes a mesh and what else it takes, and refuses what can't work
+    proposes a mesh and the settings that it needs, and says of other meshes why
+    they cannot work
 
 Topologies: v4, v5p and tpu7x in three dims, v5e and v6e in two. No TPU is
 needed.
@@ -24,7 +25,7 @@ from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and what --gin. flags bind."""
+  """Command-line flags, and the bindings of --gin. flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.plan',
     description=__doc__,
@@ -36,12 +37,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add('--topology', metavar='SLICE', help='chips, such as v5p:8x16x16')
   add('--search', action='store_true', help='propose a mesh for the topology')
   add('--json', action='store_true', help='one JSON object on standard output')
-  add('--html', metavar='FILE', help='write the plan as a page of its own')
+  add('--html', metavar='FILE', help='write the plan as a page, in one file')
   return flags.parse(parser, argv)
 
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints the plan; 1 where the step does not fit."""
+  """Prints the plan; the exit code is 1 if the step does not fit."""
   # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
   from launch.configs import configuration
   from moe.planning import plan, report, search
@@ -62,11 +63,10 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Plans; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
-  # Nothing here runs on an accelerator: shapes, and a compiler.
+  """Plans; the exit code is 2 for an error that the user can fix."""
+  # Shapes are computed and programs compiled: nothing runs on an accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args, overrides))
+  return runtime.run(lambda: show(*parse(argv)))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a small sparse model on the built-in corpus, scores it, lets it write:
+# Trains a small sparse model on the built-in corpus, scores it and samples it:
 #   bash launch/quickstart.sh [WORKDIR]
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 WORKDIR="${1:-runs/quickstart}"

@@ -1,6 +1,6 @@
 """A page about a run: python -m launch.report DIR [--output=FILE].
 
-Figures, style, samples and configuration are all inside the file.
+The page is one file, which holds figures, style, samples and configuration.
 """
 
 import argparse
@@ -22,7 +22,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write(options: argparse.Namespace) -> int:
   """Writes the page and prints its path."""
-  # Figures and templates take seconds to import; --help answers at once.
+  # Here, since figures and templates take seconds to import, and --help answers
+  # at once.
   from moe.report import run_page
 
   print(run_page.write_report(options.directory, options.output))
@@ -30,9 +31,8 @@ def write(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Writes the page; 2 if there is none, with one sentence that says why."""
-  options = parse(argv)
-  return runtime.run(lambda: write(options))
+  """Writes the page; the exit code is 2 for an error that the user can fix."""
+  return runtime.run(lambda: write(parse(argv)))
 
 
 if __name__ == '__main__':

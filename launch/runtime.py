@@ -3,16 +3,21 @@
 import contextlib
 import ctypes
 import glob
+import io
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
 from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
 
-# What a user can mend; the exit code of a command that was not right.
+# The exit code for an error that the user can fix.
 EXIT_USER = 2
+# The exit code that shells give to a command that a closed pipe ended.
+EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 # Device files of TPUs and of NVIDIA GPUs.
 _ACCELERATORS = ('/dev/accel*', '/dev/vfio/*', '/dev/nvidia[0-9]*')
 # Parameters of mallopt in glibc's malloc.h.
@@ -20,12 +25,12 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def log(message: str) -> None:
-  """One line for people; standard output is for the result."""
+  """Prints one line for people; standard output is for the result."""
   print(message, file=sys.stderr, flush=True)
 
 
 class _Log(logging.Handler):
-  """Prints what the library says, as `log` does."""
+  """Prints the log of the library, as `log` does."""
 
   def emit(self, record: logging.LogRecord) -> None:
     log(self.format(record))
@@ -40,7 +45,7 @@ def show_log() -> Iterator[None]:
   for logger in loggers:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # Else it is printed again where a library gives the root logger a handler.
+    # If a library gives the root logger a handler, that must not print it too.
     logger.propagate = False
   try:
     yield
@@ -51,36 +56,117 @@ def show_log() -> Iterator[None]:
       logger.propagate = propagate
 
 
-def run(verb: Callable[[], int]) -> int:
-  """Runs a verb; what the user can mend is one sentence and code 2.
+class _ForPeople(io.FileIO):
+  """Standard error that drops what nobody can read any more.
 
-  Ctrl-C, SIGTERM and SIGHUP are one sentence and code 75; a second Ctrl-C ends
-  the process at once. Training saves before.
+  A run continues when its terminal or the reader of its pipe is gone, because
+  its results are in files.
+  """
+
+  def write(self, data: bytes) -> int:
+    """Writes what it can, and reports everything as written."""
+    with contextlib.suppress(OSError):
+      return super().write(data)
+    return len(data)
+
+
+@contextlib.contextmanager
+def _writable_streams() -> Iterator[None]:
+  r"""Makes standard output and standard error accept everything printed.
+
+  A character that the terminal lacks is written as its escape, such as
+  \u6625. A stream that the shell has closed drops what is written to it.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      # The system gives the lowest free number, which is that of the closed
+      # stream. Otherwise a file could take the number, and get what libraries
+      # print.
+      os.open(os.devnull, os.O_RDWR)
+  if sys.stdout is None:
+    sys.stdout = open(1, 'w', closefd=False)
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
+  if sys.stderr is not sys.__stderr__:  # It is already one of another kind.
+    yield
+    return
+  stream = io.TextIOWrapper(
+    io.BufferedWriter(_ForPeople(2, 'w', closefd=False)),
+    encoding=getattr(sys.stderr, 'encoding', None),
+    errors='backslashreplace',
+    line_buffering=True,
+  )
+  with contextlib.redirect_stderr(stream):
+    yield
+
+
+def _is_read() -> bool:
+  """Whether somebody can still read standard output."""
+  poll = select.poll()
+  poll.register(1, 0)
+  return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def run(verb: Callable[[], int]) -> int:
+  """Runs a verb; an error that the user can fix is one sentence and code 2.
+
+  Ctrl-C, SIGTERM and SIGHUP end in one sentence and code 75; training saves
+  before it ends. A second Ctrl-C ends the process at once. If nobody reads
+  standard output any more, as after `| head -1`, the verb ends quietly.
 
   Args:
-    verb: returns the exit code.
+    verb: parses the flags, so that --help is printed in here; returns the exit
+      code.
   """
-  with show_log():
+  with _writable_streams(), show_log():
     try:
-      with stop_signals.raising():
-        return verb()
-    except stop_signals.Stopped as stop:
-      log(f'{stop}: ended; run it again to go on.')
-      return stop_signals.EXIT_STOPPED
-    except (ValueError, OSError) as error:
-      log(f'error: {" ".join(str(error).split())}')
+      try:
+        return _code(verb)
+      finally:
+        sys.stdout.flush()
+    except OSError as error:
+      is_read = _is_read()
+      # Python writes what is left once more when it ends.
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, 1)
+      os.close(null)
+      if not is_read:
+        return EXIT_CLOSED_PIPE
+      log(f'error: standard output must take what is printed, got {error}.')
       return EXIT_USER
 
 
+def _code(verb: Callable[[], int]) -> int:
+  """Runs a verb; BrokenPipeError if nobody reads standard output any more."""
+  try:
+    with stop_signals.raising():
+      return verb()
+  except stop_signals.Stopped as stop:
+    log(f'{stop}: ended; run it again to go on.')
+    return stop_signals.EXIT_STOPPED
+  except (ValueError, OSError) as error:
+    if isinstance(error, BrokenPipeError) and not _is_read():
+      raise
+    log(f'error: {" ".join(str(error).split())}')
+    return EXIT_USER
+
+
 def set_up_jax() -> None:
-  """Joins other processes; keeps memory, and compiled programs if none does."""
+  """Starts JAX: joins the other processes, keeps memory and compiled programs.
+
+  Compiled programs are kept in the default cache directory, unless JAX is
+  already told another place.
+  """
   # Here, since --help and errors of configuration need no JAX.
   import jax
 
   from moe.parallel import multihost
 
   if _is_cpu_alone():
-    # Before there are threads: each begins with memory of its own otherwise.
+    # No thread may run yet: a thread that starts before this gets a memory
+    # arena of its own.
     keep_freed_memory()
   stop_signals.listen()
   multihost.initialize()
@@ -91,7 +177,7 @@ def set_up_jax() -> None:
 
 
 def _is_cpu_alone() -> bool:
-  """Whether JAX will run on CPUs, told without starting it."""
+  """Whether JAX will run on CPUs alone; finds out without starting JAX."""
   platforms = os.environ.get('JAX_PLATFORMS')
   if platforms:
     return platforms == 'cpu'
@@ -99,18 +185,19 @@ def _is_cpu_alone() -> bool:
 
 
 def keep_freed_memory() -> None:
-  """Tells glibc's malloc to keep what is freed; elsewhere does nothing.
+  """Tells glibc's malloc to keep freed memory; does nothing to another malloc.
 
-  XLA:CPU asks for the temporary memory of a step at its start, hundreds of
-  megabytes at a time, and frees it at its end. By default malloc maps and
-  unmaps each such block, and the kernel clears every page of it again: a fifth
-  of a training step on two cores. The process holds on to what it once used.
+  XLA:CPU allocates the temporary memory of a step when the step starts,
+  hundreds of megabytes at a time, and frees it when the step ends. By default
+  malloc maps and unmaps each such block, and the kernel clears all its pages
+  again. This takes a fifth of a training step on two cores. The price is that
+  the process never gives memory back.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
-    return  # another C library
-  # Only one arena can grow over any size without mapping, the main one.
+    return  # This is another C library.
+  # Only the main arena can grow to any size without mapping blocks.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)
-  mallopt(_TRIM_THRESHOLD, -1)  # never
+  mallopt(_TRIM_THRESHOLD, -1)  # -1 means never.

@@ -1,4 +1,4 @@
-r"""Writes with a trained model: python -m launch.sample ...
+r"""Writes text with a trained model: python -m launch.sample ...
 
 --checkpoint=runs/poems --prompt='春曉\n' --num=3 --top_p=0.9
 --checkpoint=runs/poems --prompt=春曉 --form=quatrain5
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.runtime import log
+from moe import bounds
+from moe.data.text_file import unescaped
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -25,43 +27,43 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--checkpoint',
     required=True,
     metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; of a run '
-    'the best step is taken if one is recorded, else the latest',
+    help='work directory of a run, or one step in its checkpoints; for a run, '
+    'the best step if one is recorded, else the latest',
   )
   add(
     '--prompt',
     required=True,
-    help=r'text to write after; \n stands for a line break',
+    help=r'text to write after; \n stands for a line break, \\ for a backslash',
   )
   add('--num', type=int, default=1, help='samples to write')
   add(
     '--temperature',
     type=float,
     default=1.0,
-    help='0 takes the likeliest token each time',
+    help='0 takes the most likely token each time',
   )
   add(
     '--top_k',
     type=int,
     default=0,
-    help='draw from the k likeliest tokens; 0 for all',
+    help='draw from the k most likely tokens; 0 for all',
   )
   add(
     '--top_p',
     type=float,
     default=1.0,
-    help='draw from the likeliest tokens that hold this much probability',
+    help='draw from the fewest tokens that hold this much probability',
   )
-  add('--seed', type=int, default=0, help='same seed, same samples')
+  add('--seed', type=int, default=0, help='the same seed gives equal samples')
   add(
     '--max_tokens',
     type=int,
-    help='most tokens to write; default: what the context leaves',
+    help='write at most so many tokens; default: what the context has room for',
   )
   add(
     '--form',
     metavar='couplet|quatrain5|quatrain7|octave5|octave7',
-    help='hold length and punctuation to this form; the prompt is then the '
+    help='write lines of this length and punctuation; the prompt is then the '
     'first line of the couplet, or the title of the poem',
   )
   return parser.parse_args(argv)
@@ -71,7 +73,7 @@ def sample(args: argparse.Namespace) -> int:
   """Prints samples.
 
   Raises:
-    ValueError: if flags do not fit each other or the checkpoint.
+    ValueError: if flags contradict each other or do not suit the checkpoint.
   """
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
@@ -81,6 +83,7 @@ def sample(args: argparse.Namespace) -> int:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
   if args.max_tokens is not None and args.max_tokens < 1:
     raise ValueError(f'--max_tokens must be at least 1, got {args.max_tokens}.')
+  bounds.seed('--seed', args.seed)
   if not args.prompt:
     raise ValueError('--prompt must hold some text, got none.')
   if args.form and args.max_tokens:
@@ -91,21 +94,22 @@ def sample(args: argparse.Namespace) -> int:
   runtime.set_up_jax()
   trained = configuration.load_run(args.checkpoint)
   writing.check_causal(trained.run, args.checkpoint)
-  prompt = args.prompt.replace('\\n', '\n')
-  beginning = writing.begin(trained, prompt, args.form, args.max_tokens)
+  prompt = unescaped(args.prompt)
+  beginning = writing.read_prompt(trained, prompt, args.form, args.max_tokens)
   log(f'{trained.workdir}, step {trained.step}')
-  samples = writing.write(trained, beginning, args.num, sampling, args.seed)
+  samples = writing.write_samples(
+    trained, beginning, args.num, sampling, args.seed
+  )
   for number, (text, is_cut) in enumerate(samples, start=1):
     if is_cut:
-      log(f'sample {number} was cut at {beginning.limit} tokens')
+      log(f'sample {number} was cut after token {beginning.limit}')
     print(text, end='\n\n')
   return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints samples; 2 if there are none, with one sentence that says why."""
-  args = parse(argv)
-  return runtime.run(lambda: sample(args))
+  """Prints samples; the exit code is 2 for an error that the user can fix."""
+  return runtime.run(lambda: sample(parse(argv)))
 
 
 if __name__ == '__main__':

@@ -15,5 +15,6 @@ say "lint"
 "$PYTHON" -m ruff format --check .
 
 say "tests"
-# Neighbours stay on one worker, which then shares what their fixtures compile.
+# With worksteal, neighbouring tests run on the same worker, so that they share
+# what their fixtures compile.
 "$PYTHON" -m pytest -q -n 2 --dist worksteal -m "$chosen" --durations=5

@@ -1,6 +1,6 @@
-"""Token stores that a verb needs, made in a child process if they are missing.
+"""Makes the token stores that a verb needs, in a child process.
 
-Making them takes TensorFlow, which no process with a model imports.
+Making them needs TensorFlow, which no process with a model imports.
 """
 
 import glob
@@ -20,13 +20,13 @@ def prepare(
 ) -> str:
   """Makes what is missing or out of date, as `tasks.stores.prepare` does.
 
-  The processes of other hosts find it made, or wait for it.
+  Processes on other hosts find it made, or wait for it.
 
   Args:
     wanted: (task or mixture, its splits) pairs.
-    cache_dir: of all token stores.
-    vocabulary: file to tokenise with.
-    vocab_size: pieces of one to be trained on the first task, if no file is
+    cache_dir: directory of all token stores.
+    vocabulary: file of the vocabulary that tokenises.
+    vocab_size: pieces of a vocabulary to train on the first task, if no file is
       given.
     task_modules: modules or files of a user that declare tasks.
     ranges: sizes of the ranges of ids beside text, by name.
@@ -35,8 +35,8 @@ def prepare(
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
 
   Raises:
-    SystemExit: if something can't be made.
-    ValueError: if the vocabulary is not fit, or a module is not there.
+    SystemExit: if a store cannot be made.
+    ValueError: if the vocabulary cannot be used, or if a module is missing.
   """
   # Imported here, since verbs import this file and --help must answer at once.
   from tasks import modules, outdated
@@ -65,14 +65,17 @@ def check_tasks(
   names: Sequence[str],
   cache_dir: str | os.PathLike,
   task_modules: Sequence[str] = (),
+  is_dry_run: bool = False,
 ) -> None:
-  """Says at once what is misspelt, before a model is made or read.
+  """Checks the names of tasks at once, before a model is made or read.
 
   Args:
-    names: of tasks and mixtures. Those that have stores need not be declared.
-    cache_dir: of all token stores.
-    task_modules: modules or files of a user. They are not imported here: if
-      there are any, only the child that makes the stores knows all names.
+    names: tasks and mixtures; those that have stores need not be declared.
+    cache_dir: directory of all token stores.
+    task_modules: modules or files of a user. They may import TensorFlow, so
+      only a dry run imports them here. Otherwise the child that makes the
+      stores checks the names.
+    is_dry_run: whether this process neither makes stores nor trains.
 
   Raises:
     ValueError: if there is no such task, mixture or module.
@@ -80,8 +83,8 @@ def check_tasks(
   # Imported here, since verbs import this file and --help must answer at once.
   from tasks import modules, stores
 
-  modules.load()
-  if not modules.locate(task_modules):
+  modules.load(task_modules if is_dry_run else ())
+  if is_dry_run or not modules.locate(task_modules):
     for name in names:
       place = os.path.join(glob.escape(cache_dir), '*', glob.escape(name))
       if not glob.glob(place):

@@ -3,8 +3,8 @@ r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR .
 --gin_file=gin_configs/runs/poems_cpu.gin --workdir=runs/poems
 --gin_file=A.gin --gin_file=B.gin --gin.TRAIN_STEPS=100 --workdir=runs/b
 
-Later gin files override earlier ones, and --gin.NAME=VALUE overrides all. The
-same command again resumes where the work directory stands.
+Later gin files override earlier ones, and --gin.NAME=VALUE overrides them all.
+The same command, given again, resumes from the latest checkpoint in DIR.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and what --gin. flags bind."""
+  """Command-line flags, and the bindings of --gin. flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.train',
     description=__doc__,
@@ -28,36 +28,37 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   )
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
-  add('--workdir', required=True, metavar='DIR', help='what the run writes')
+  add('--workdir', required=True, metavar='DIR', help='where the run writes')
   add(
     '--dry_run',
     action='store_true',
-    help='check everything by shapes, print the model, and stop',
+    help='check the whole run without making arrays, print the model, and stop',
   )
   add(
     '--compiled',
     metavar='FILE',
-    help='the step, compiled ahead for these devices by launch.plan',
+    help='the training step, which launch.plan compiled for these devices',
   )
   return flags.parse(parser, argv)
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Runs the command; the exit code is 0, or 75 after a signal to end."""
+  """Trains; the exit code is 0, or 75 after a signal to end."""
   begin = time.monotonic()
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
 
   config = configuration.read(args.gin_file, overrides)
-  # Imported here, since an error of configuration need not wait for it.
-  from moe.runs import preflight, training
-
   data = config.run.data
   token_stores.check_tasks(
     [data.train, *data.evaluation],
     data.cache_dir or default_cache_dir(),
     data.task_modules,
+    args.dry_run,
   )
+  # Imported here, since a misspelt name need not wait for Orbax.
+  from moe.runs import preflight, training
+
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   differences = configuration.differences(
@@ -77,17 +78,16 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def write_report(workdir: str) -> str:
-  """Writes the page about a run that has ended; gives its path."""
-  # Figures take a second to import, which the start of a run need not wait for.
+  """Writes the page about a run that has ended; returns its path."""
+  # Here, since figures take a second to import, and a run starts without them.
   from moe.report import run_page
 
   return run_page.write_report(workdir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Trains; 2 for what the user can mend, with one sentence on how."""
-  args, overrides = parse(argv)
-  return runtime.run(lambda: train(args, overrides))
+  """Trains; the exit code is 2 for an error that the user can fix."""
+  return runtime.run(lambda: train(*parse(argv)))
 
 
 if __name__ == '__main__':

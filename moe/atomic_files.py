@@ -1,7 +1,7 @@
 """Files that are written whole or not at all.
 
-The content goes to a file of its own beside the old one, which it then replaces
-in one step. A reader sees the old file or the new one, never half of one, and a
+The content is written to a temporary file, which then replaces the old file in
+one step. A reader sees the old file or the new one, never half of one, and a
 write that fails leaves the old file. Nothing is flushed to the disk: after a
 power failure the file may be old, new or empty.
 """
@@ -19,16 +19,16 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """A file to write to; it replaces `path` when the block ends.
 
   Args:
-    path: of the file; its directory must exist.
+    path: the file to replace or create; its directory must exist.
 
   Yields:
-    The open file. An error inside the block removes it and leaves `path` as it
-    was.
+    The open temporary file. An error inside the block removes it and leaves
+    `path` unchanged.
 
   Raises:
     OSError: if the file cannot be made, written or renamed.
   """
-  # A name of its own: processes of other hosts may write the same file.
+  # The name is unique, since processes on other hosts may write `path` too.
   temporary = f'{os.fspath(path)}.{uuid.uuid4().hex}.tmp'
   try:
     with open(temporary, 'wb') as f:

@@ -1,10 +1,10 @@
-"""The signals that end a command: SIGTERM, SIGHUP and Ctrl-C, all alike.
+"""The signals that end a command: SIGTERM, SIGHUP and Ctrl-C, treated alike.
 
-Python calls a handler between two operations of the main thread only, and that
-thread may be inside a compilation for minutes. So a second thread hears of each
-signal at once: it ends the process at a second Ctrl-C, and where nothing is to
-be saved, after some seconds too. Files are written so that a kill at any moment
-does them no harm.
+Python calls a handler only between two operations of the main thread, which may
+be inside a compilation for minutes. So a second thread learns of each signal at
+once. It ends the process at a second Ctrl-C; where nothing has to be saved, it
+also ends it some seconds after the first signal. A kill at any moment is safe,
+since files are written whole or not at all.
 """
 
 import contextlib
@@ -23,23 +23,24 @@ NAMES = {
 }
 EXIT_STOPPED = 75  # EX_TEMPFAIL: run the same command again
 _EXIT_CTRL_C = 128 + signal.SIGINT
-# A wrapper may pass on a Ctrl-C that the terminal has sent to us as well.
+# A wrapper may pass on a Ctrl-C that the terminal has also sent to us: signals
+# this close together are one press.
 _ONE_PRESS_SECONDS = 0.2
-# In which a command with nothing to save must have ended by itself.
+# A command with nothing to save must end by itself within this time.
 _PATIENCE_SECONDS = 5.0
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal came, whose name this holds, and nothing was to be saved first."""
+  """A signal came and nothing had to be saved; holds the signal's name."""
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
   """Raises `Stopped` in the block at the first signal; ignores later ones.
 
-  Once `listen` was called in it, the process ends by itself, with
-  `EXIT_STOPPED`, if the block does not end within some seconds, and at a second
-  Ctrl-C.
+  After a call of `listen` in the block, the process ends with `EXIT_STOPPED` if
+  the block still runs some seconds after the signal. A second Ctrl-C ends the
+  process at once.
   """
   seen = []
 
@@ -61,14 +62,15 @@ def handled(
 ) -> Iterator[None]:
   """Calls a function with the name of each signal that comes in the block.
 
-  A signal that is ignored stays so: nohup ignores SIGHUP, and a shell that
+  A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell that
   starts a job in the background ignores Ctrl-C for it. Blocks may be nested;
-  the inner one counts.
+  then the innermost one handles the signals.
 
   Args:
     on_signal: called in the main thread, between two operations of Python.
     signals: some of `NAMES`.
-    patience: seconds after a signal in which the block must end; None for any.
+    patience: seconds within which the block must end after a signal; None for
+      no limit.
     listens: whether to call `listen`.
   """
   if threading.current_thread() is not threading.main_thread():
@@ -94,7 +96,7 @@ def handled(
 
 
 class _Listener:
-  """The thread that hears of signals at once."""
+  """A thread that learns of signals at once."""
 
   def __init__(self):
     self._read, self._write = os.pipe()
@@ -120,7 +122,7 @@ class _Listener:
     while True:
       left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
       if not select.select([self._read], [], [], left)[0]:
-        if _patience[-1] is not None:  # Else another block has begun.
+        if _patience[-1] is not None:  # Else a block without a limit began.
           _say('ended in the middle of its work; run it again to go on.')
           os._exit(EXIT_STOPPED)
         ends_at = None
@@ -129,27 +131,28 @@ class _Listener:
       if not number:
         return
       if number[0] not in NAMES:
-        continue  # Another handler of Python's has taken it.
+        continue  # Another Python handler takes this signal.
       now = time.monotonic()
       if _patience[-1] is not None and ends_at is None:
         ends_at = now + _patience[-1]
       if number[0] == signal.SIGINT:
         if pressed is None:
           pressed = now
-          _say('Ctrl-C: ending; once more leaves at once.')
+          _say('Ctrl-C: ending; press it again to leave at once.')
         elif now - pressed > _ONE_PRESS_SECONDS:
           os._exit(_EXIT_CTRL_C)
 
 
 _listener: _Listener | None = None
-_patience: list[float | None] = [None]  # of the blocks, the inner one last
+# The `patience` of each nested block, the innermost last.
+_patience: list[float | None] = [None]
 
 
 def listen() -> None:
-  """Starts the thread that hears of signals at once, inside of a block.
+  """Starts the thread that learns of signals at once; needs a block around it.
 
-  A verb calls this when it has set up its memory, which has to be done before
-  there is a second thread.
+  A verb calls this after it has set up its memory, since that must happen
+  before a second thread exists.
   """
   global _listener
   is_main = threading.current_thread() is threading.main_thread()
@@ -160,7 +163,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def _waiting(patience: float | None) -> Iterator[None]:
-  """Keeps the patience of a block; the thread ends with the outermost one."""
+  """Records a block's `patience`; the thread ends with the outermost block."""
   global _listener
   _patience.append(patience)
   try:
@@ -174,6 +177,6 @@ def _waiting(patience: float | None) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-  """Writes past Python's buffers, which the main thread may hold."""
+  """Writes to stderr past Python's buffers, which the main thread may lock."""
   with contextlib.suppress(OSError):
     os.write(2, f'\n{text}\n'.encode())

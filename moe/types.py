@@ -10,7 +10,9 @@ the suffix is the logical shape, never the shard one device holds.
   K  key/value heads             H  head width         G  routing groups
   R  routed rows (token, expert) I, J residues i and j M  tokens per group
   Y, X  image rows and columns   Q  image channels     P  atom slots per residue
-  Z  latent width (attention)
+  Z  latent width (attention)    U  rows of a buffer   W  rows of a window
+
+Lower-case letters are local to a function, such as n for a number of devices.
 """
 
 import dataclasses
@@ -35,14 +37,28 @@ class Field:
   """One array of a batch, as its objective declares it.
 
   Attributes:
-    shape: of the whole batch, over all devices and microbatches.
-    dtype: of the array.
+    shape: shape of the whole batch, over all devices and microbatches.
+    dtype: dtype of the array.
     axes: logical axis of each dim, None for a dim that is never divided.
   """
 
   shape: tuple[int, ...]
   dtype: Any
   axes: tuple[str | None, ...]
+
+
+class Extra(NamedTuple):
+  """A further array of a `TokenBatch`: what a model is told of each token.
+
+  Attributes:
+    name: of the array, in stores and in batches.
+    shape: of the value of a token.
+    dtype: of the array.
+  """
+
+  name: str
+  shape: tuple[int, ...] = ()
+  dtype: str = 'int32'
 
 
 class TokenBatch(NamedTuple):
@@ -58,9 +74,10 @@ class TokenBatch(NamedTuple):
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
-    modality: int32, 0 text, 1 image, 2 protein, of the token that is read.
-    extras: further arrays [B, T, ...] of the tokens that are read, as an
-      objective asks for them: patches, rows and columns, coordinates.
+    modality: int32 modality of the token that is read: 0 text, 1 image,
+      2 protein.
+    extras: further arrays [B, T, ...] for the tokens that are read, such as
+      patches, rows and columns, or coordinates; the model declares them.
   """
 
   tokens: Array
@@ -86,10 +103,10 @@ class Cache(NamedTuple):
   """Keys and values of the tokens that decoding has read.
 
   Attributes:
-    segment_ids: int32 [B, S], 0 where a slot is empty or padding.
+    segment_ids: int32 [B, S], 0 where an entry is empty or padding.
     block_ids: int32 [B, S].
-    index: int32 scalar, number of filled slots, the same for every row.
-    layers: tree of key and value arrays, as the model makes it.
+    index: int32 scalar, number of filled entries, the same for every row.
+    layers: tree of key and value arrays; the model decides its structure.
   """
 
   segment_ids: Array
@@ -127,7 +144,6 @@ class Layout:
     batch_axes: axes that divide the batch dim of activations.
     sequence_axes: axes that divide the sequence dim of activations.
     expert_axes: axes that divide the experts.
-    fsdp_axes: axes that divide parameters and are gathered before use.
     tensor_axes: axes that divide feed-forward width and heads.
     sizes: (axis, devices) for every axis of the mesh.
   """
@@ -135,15 +151,14 @@ class Layout:
   batch_axes: tuple[str, ...] = ()
   sequence_axes: tuple[str, ...] = ()
   expert_axes: tuple[str, ...] = ()
-  fsdp_axes: tuple[str, ...] = ()
   tensor_axes: tuple[str, ...] = ()
   sizes: tuple[tuple[str, int], ...] = ()
 
   def dividing(self, batch: int, length: int) -> 'Layout':
     """The layout for a batch that may be too small for all axes.
 
-    The leading batch axes stay as far as they divide `batch` rows, the sequence
-    axes if they divide `length` columns. Tokens are replicated over the others.
+    It keeps as many leading batch axes as divide `batch` rows, and the sequence
+    axes if they divide `length` columns. Tokens are replicated over the rest.
     """
     rows = self.batch_axes
     while rows and batch % self.size(rows):

@@ -20,17 +20,17 @@ def corpus(name: str, **fields: Fields) -> text_files.LineSource:
 
 
 def couplet(record: Record) -> str:
-  """Both lines."""
+  """Both lines, with a line break between them."""
   return record['up'] + '\n' + record['down']
 
 
 def poem(record: Record) -> str:
-  """Title, line break, lines."""
+  """The title, and below it all verses in one line."""
   return record['title'] + '\n' + ''.join(record['paragraphs'])
 
 
 def essay(record: Record) -> str:
-  """Title, line break, text."""
+  """The title, and the text below it."""
   return record['title'] + '\n' + record['text']
 
 

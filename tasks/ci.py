@@ -1,4 +1,4 @@
-"""Song ci lyrics and Yuan qu arias: the tune, then one line with all verses."""
+"""Song ci lyrics and Yuan qu arias: the tune, then all verses in one line."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus
@@ -6,12 +6,12 @@ from tasks.text_files import Record
 
 
 def ci_document(lyric: Record) -> str:
-  """Name of the tune, line break, lines."""
+  """The name of the tune, and below it all verses in one line."""
   return lyric['rhythmic'] + '\n' + ''.join(lyric['paragraphs'])
 
 
 def qu_document(aria: Record) -> str:
-  """Play and tune, line break, lines."""
+  """The play and the tune, and below them all verses in one line."""
   return aria['title'] + '\n' + ''.join(aria['paragraphs'])
 
 

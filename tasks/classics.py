@@ -1,6 +1,6 @@
-"""Classics of the schools, songs and primers; Huajian ji by itself.
+"""Philosophical classics, songs and primers; Huajian ji is a task of its own.
 
-poems_shi has the lyrics of Huajian ji too: no mixture may have both of them.
+poems_shi holds the lyrics of Huajian ji too: no mixture may have both tasks.
 """
 
 from tasks import registry
@@ -10,20 +10,20 @@ from tasks.text_files import Record
 _HUAJIAN = '花間集'
 
 
-def document(piece: Record) -> str:
-  """Book and title, then a line for each paragraph."""
-  titles = dict.fromkeys(t for t in (piece['book'], piece['title']) if t)
-  return '\n'.join(['・'.join(titles), *piece['paragraphs']])
+def document(record: Record) -> str:
+  """The book and the title, then one line for each paragraph."""
+  titles = dict.fromkeys(t for t in (record['book'], record['title']) if t)
+  return '\n'.join(['・'.join(titles), *record['paragraphs']])
 
 
-def classic(piece: Record) -> str | None:
-  """The document of a piece that is not in Huajian ji; else None."""
-  return None if piece['book'] == _HUAJIAN else document(piece)
+def classic(record: Record) -> str | None:
+  """The document of a record, or None if its book is Huajian ji."""
+  return None if record['book'] == _HUAJIAN else document(record)
 
 
-def huajian(piece: Record) -> str | None:
-  """The document of a piece in Huajian ji; else None."""
-  return document(piece) if piece['book'] == _HUAJIAN else None
+def huajian(record: Record) -> str | None:
+  """The document of a record, or None if its book is not Huajian ji."""
+  return document(record) if record['book'] == _HUAJIAN else None
 
 
 registry.add_text_task('classics', Corpus('classics'), classic)

@@ -1,4 +1,7 @@
-"""Tasks of documents that are not text alone: codes of a range of ids."""
+"""Tasks whose documents hold codes beside text, such as the codes of images.
+
+The codes of a feature count from 0 inside a named range of ids.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +15,10 @@ from tasks.text_files import Record
 
 @dataclasses.dataclass(eq=False)
 class CodeTask(registry.Task):
-  """A declared task, some of whose features are codes.
+  """A declared task that has features which are not text.
 
   Attributes:
-    kinds: what each feature is that is no text.
+    kinds: describes each feature that is not text, by name.
   """
 
   kinds: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
@@ -23,7 +26,7 @@ class CodeTask(registry.Task):
 
 def add_task(
   name: str,
-  source: registry.Source,
+  source: registry.RecordSource,
   document_fn: Callable[[Record], Sequence[str | np.ndarray] | None],
   features: Sequence[str],
   kinds: Mapping[str, Feature],
@@ -31,17 +34,17 @@ def add_task(
   """Declares a task of text and codes.
 
   Args:
-    name: of the task.
-    source: of records.
-    document_fn: record -> a text, or an array of codes from 0, for each
-      feature; None to leave the record out.
-    features: 'targets', or 'inputs', which are given, and 'targets'; then names
-      of arrays with a value for each token of both.
-    kinds: what each feature is that is no text.
+    name: the task's name.
+    source: gives the records.
+    document_fn: record -> for each feature, a text or an array of codes from 0;
+      None leaves the record out.
+    features: 'targets' alone, or 'inputs' (given, not scored) and 'targets';
+      then the names of arrays that have one value for each token.
+    kinds: describes each feature that is not text, by name.
 
   Raises:
-    ValueError: if the name is taken, or a feature has a name of its own and no
-      kind.
+    ValueError: if the name is taken, or if a feature other than 'inputs' and
+      'targets' has no kind.
   """
   if name in registry.TASKS or name in registry.MIXTURES:
     raise ValueError(
@@ -52,7 +55,7 @@ def add_task(
   if unknown:
     raise ValueError(
       f'Every feature of {name} beside inputs and targets must have a kind, got'
-      f' none for {", ".join(sorted(unknown))}: add Feature() for it.'
+      f' none for {", ".join(sorted(unknown))}: add Feature() to kinds for it.'
     )
   modules = [document_fn.__module__, type(source).__module__, __name__]
   registry.TASKS[name] = CodeTask(

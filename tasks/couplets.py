@@ -1,4 +1,4 @@
-"""Couplets of regulated verse: the first line is given, the second written."""
+"""Couplets of regulated verse, whole or with the first line given."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus
@@ -6,12 +6,12 @@ from tasks.text_files import Record
 
 
 def pair(couplet: Record) -> tuple[str, str]:
-  """The first line with its line break, and the second line."""
+  """The first line with a line break, which is given, and the second line."""
   return couplet['up'] + '\n', couplet['down']
 
 
 def document(couplet: Record) -> str:
-  """Both lines."""
+  """Both lines, with a line break between them."""
   return ''.join(pair(couplet))
 
 

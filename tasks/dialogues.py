@@ -1,4 +1,4 @@
-"""Dialogues, each turn a line with the mark of its speaker, and personas."""
+"""Dialogues, one line per turn after its speaker's mark; and personas."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 
-def in_turn(turns: Sequence[Record], marks: Sequence[str]) -> str:
-  """Turns as lines that begin with the marks of two speakers in turn."""
+def mark_turns(turns: Sequence[Record], marks: Sequence[str]) -> str:
+  """One line per turn; each begins with one of two marks, which alternate."""
   lines = [marks[i % 2] + turn['text'] for i, turn in enumerate(turns)]
   return '\n'.join(lines)
 
 
 def chat(dialogue: Record) -> str:
-  """Two speakers of equal standing."""
-  return in_turn(dialogue['turns'], ['甲：', '乙：'])
+  """A chat of two speakers, who are marked 甲 and 乙."""
+  return mark_turns(dialogue['turns'], ['甲：', '乙：'])
 
 
 def exchange(dialogue: Record) -> str:
   """One or more questions, each with its answer."""
-  return in_turn(dialogue['turns'], ['問：', '答：'])
+  return mark_turns(dialogue['turns'], ['問：', '答：'])
 
 
 def service(dialogue: Record) -> str:
@@ -30,7 +30,7 @@ def service(dialogue: Record) -> str:
 
 
 def persona(record: Record) -> str:
-  """The part to play, then the instruction."""
+  """The role to play, then the instruction."""
   return record['act'] + '\n' + record['prompt'].strip()
 
 

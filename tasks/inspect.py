@@ -1,4 +1,4 @@
-"""What tasks there are and what their documents look like, as tables."""
+"""Prints which tasks there are and what their documents look like."""
 
 import itertools
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moe.data import cache
-from moe.modalities.vocabulary import Vocabulary, train_vocabulary
+from moe.modalities.text import Vocabulary, train_vocabulary
 from tasks import modules, registry
 from tasks.stores import register_tasks
 
@@ -30,12 +30,12 @@ def list_tasks() -> None:
   console = rich.console.Console()
   header, rows = ('task', 'features', 'splits', 'source'), sorted(_task_rows())
   table = rich.table.Table(title='tasks')
-  room = console.width - 13  # what borders and spaces leave
+  free = console.width - 13  # The columns that borders and spaces leave.
   for cells in zip(header, *rows, strict=True):
-    # Where a terminal is narrow, the source is cut and no name.
-    width = min(max(map(len, cells)), max(room, len(cells[0])))
+    # On a narrow terminal the last column, the source, is cut first.
+    width = min(max(map(len, cells)), max(free, len(cells[0])))
     table.add_column(cells[0], no_wrap=True, width=width)
-    room -= width
+    free -= width
   for row in rows:
     table.add_row(*row)
   mixtures = rich.table.Table('mixture', 'tasks', title='mixtures')
@@ -70,19 +70,19 @@ def _mixture_rows() -> Iterator[tuple[str, str]]:
 def inspect_task(
   task: str, split: str, num_shown: int, vocabulary_file: str | None
 ) -> None:
-  """Prints documents of a task and what all of them measure.
+  """Prints some documents of a task, and statistics of all of them.
 
   Args:
     task: task or mixture.
-    split: of the task.
-    num_shown: documents to print.
-    vocabulary_file: to count tokens with; None trains a vocabulary on the task
-      for the occasion.
+    split: the split of the task.
+    num_shown: how many documents to print.
+    vocabulary_file: the vocabulary that counts tokens; with None, a temporary
+      one is trained on the task.
 
   Raises:
     ValueError: if there is no such task, split or vocabulary, or no document.
   """
-  # A vocabulary that is not fit is told before TensorFlow is imported.
+  # A vocabulary that cannot be used is an error at once; TensorFlow is slow.
   vocabulary = Vocabulary(vocabulary_file) if vocabulary_file else None
   register_tasks([task])
   import rich.console
@@ -94,15 +94,12 @@ def inspect_task(
     itertools.islice(cache.documents(task, split), _MAX_DOCUMENTS)
   )
   if not documents:
-    raise ValueError(
-      f'{task}/{split} must have at least one document, got none:'
-      ' check its files.'
-    )
+    raise registry.no_documents(task, split)
   if vocabulary is None:
-    vocabulary = _passing_vocabulary(task)
+    vocabulary = _temporary_vocabulary(task)
   console = rich.console.Console()
   for number, document in enumerate(documents[:num_shown]):
-    # Given text is dim; markup in a corpus is no markup of ours.
+    # Given text is dim. In a string, rich would read brackets as markup.
     text = rich.text.Text()
     for feature, part in document.items():
       style = 'dim' if feature == 'inputs' else ''
@@ -118,26 +115,27 @@ def inspect_task(
     _logger.info(f'Only the first {_MAX_DOCUMENTS} documents were measured.')
 
 
-def _passing_vocabulary(task: str) -> Vocabulary:
-  """A vocabulary of the task's training documents that nobody keeps."""
+def _temporary_vocabulary(task: str) -> Vocabulary:
+  """A vocabulary trained on the task's training documents; no file is kept."""
   documents = itertools.islice(cache.documents(task, 'train'), _MAX_DOCUMENTS)
   texts = (''.join(document.values()) for document in documents)
   with tempfile.TemporaryDirectory() as directory:
-    path = os.path.join(directory, 'passing.model')
+    path = os.path.join(directory, 'temporary.model')
     vocabulary = train_vocabulary(texts, _VOCAB_SIZE, path)
   _logger.info(
-    f'Tokens are those of a vocabulary of {vocabulary.size} pieces trained on'
-    f' the first {_MAX_DOCUMENTS} documents of {task}/train for the occasion.'
+    f'Tokens are counted with a temporary vocabulary of {vocabulary.size}'
+    f' pieces, trained on the first {_MAX_DOCUMENTS} documents of'
+    f' {task}/train.'
   )
   return vocabulary
 
 
 def measures(texts: Sequence[str], vocabulary: Vocabulary):
-  """A table of what documents hold and how a vocabulary spells them.
+  """A table of statistics of documents and of their tokens.
 
   Args:
     texts: documents, at least one.
-    vocabulary: spells them.
+    vocabulary: tokenises them.
 
   Returns:
     A rich table.
@@ -167,20 +165,20 @@ def measures(texts: Sequence[str], vocabulary: Vocabulary):
     ('characters per token', f'{chars.sum() / max(num_tokens, 1):.3f}'),
     ('unknown tokens', f'{num_unknown / max(num_tokens, 1):.4%}'),
     ('tokens that are single bytes', f'{num_bytes / max(num_tokens, 1):.4%}'),
-    ('documents that do not come back', f'{num_broken:,}'),
+    ('documents that their tokens do not restore', f'{num_broken:,}'),
   ):
     table.add_row(name, value)
   return table
 
 
 def histogram(values: Sequence[int]) -> str:
-  """Lines of text with a bar for each doubling of the values.
+  """Counts of values as bars, with a bar for each doubling of the values.
 
   Args:
-    values: from 0, at least one.
+    values: at least one; each is at least 0.
 
   Returns:
-    A line for each range from the least to the greatest value.
+    Text with one line for each range, from the least to the greatest value.
   """
   # 0, 1, 2-3, 4-7, ...: the number of binary digits.
   digits = np.array([int(value).bit_length() for value in values])

@@ -6,7 +6,7 @@ from tasks.text_files import Record
 
 
 def document(law: Record) -> str:
-  """The title, then a line for each heading and each numbered article."""
+  """The title, then one line for each heading and each numbered article."""
   lines = [law['title']]
   for number, text in law['articles']:
     lines.append(text if number == '#' else f'{number}\u3000{text}')

@@ -17,7 +17,7 @@ from tasks import registry
 
 # Top-level name of each module that a user named -> the folder of that name.
 ROOTS: dict[str, pathlib.Path] = {}
-# The module of each task and mixture that a module of a user declared.
+# Task or mixture that a user's module declared -> that module.
 MODULE_OF: dict[str, str] = {}
 _named: list[str] = []
 _loaded: set[str] = set()
@@ -29,18 +29,19 @@ def named() -> list[str]:
 
 
 def locate(task_modules: Sequence[str]) -> list[str]:
-  """Finds modules without running them; a parent package is imported.
+  """Finds modules without running them; only parent packages are imported.
 
   Args:
     task_modules: importable names, or files that end in '.py'. The folder of a
       file is added to the end of Python's path, so that the file can import
-      what is beside it.
+      its neighbours.
 
   Returns:
-    The names with which to import them.
+    The names under which Python imports them.
 
   Raises:
-    ValueError: if one is not there, or Python finds another one of its name.
+    ValueError: if a module is missing, or if Python finds another module of the
+      same name.
   """
   found = []
   for module in task_modules:
@@ -56,13 +57,14 @@ def load(task_modules: Sequence[str] = ()) -> None:
   """Declares the tasks of the project, and those of modules that users name.
 
   Args:
-    task_modules: as of `locate`.
+    task_modules: as in `locate`.
 
   Raises:
-    ValueError: if a module is not there, cannot be imported or declares no
-      task, or if the name of a task is taken.
+    ValueError: if a module is missing, cannot be imported or declares no task,
+      or if the name of a task is taken.
   """
-  # Importing declares them; only here, since corpora import `tasks.registry`.
+  # This import declares the project's tasks, so it must not happen earlier,
+  # when `tasks.modules` itself is imported.
   importlib.import_module('tasks.mixtures')
   for module, name in zip(task_modules, locate(task_modules), strict=True):
     if name not in _loaded:
@@ -125,11 +127,11 @@ def _load(module: str, name: str) -> None:
   try:
     importlib.import_module(name)
   except ValueError:
-    raise  # It says itself what to mend, as `registry` does.
+    raise  # Its message says what to fix, as those of `registry` do.
   except Exception as error:
     raise ValueError(_unfit(module, error)) from error
   new = declared() - before
-  # A program may have imported it before it named it here.
+  # A program may have imported the module before this call.
   own = [t for t, task in registry.TASKS.items() if name in task.modules]
   if not new and not own:
     raise ValueError(
@@ -142,13 +144,13 @@ def _load(module: str, name: str) -> None:
 
 
 def declared() -> set[str]:
-  """Names of all tasks and mixtures, those of seqio if it is imported."""
+  """Names of all tasks and mixtures; those of seqio only if it is imported."""
   of_seqio_alone = {provider.name for provider in of_seqio()}
   return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
 
 
 def of_seqio() -> list[Any]:
-  """Tasks and mixtures that only seqio has; none where it is not imported."""
+  """Tasks and mixtures that only seqio has; none if it is not imported."""
   seqio = sys.modules.get('seqio')
   if seqio is None:
     return []
@@ -161,7 +163,7 @@ def of_seqio() -> list[Any]:
 
 
 def _unfit(module: str, error: Exception) -> str:
-  """A sentence on what went wrong in a module, and in which line of it."""
+  """A sentence that says what went wrong in a module, and in which line."""
   frames = traceback.extract_tb(error.__traceback__)
   place = f'{frames[-1].filename}:{frames[-1].lineno}' if frames else ''
   if isinstance(error, SyntaxError):
@@ -169,5 +171,5 @@ def _unfit(module: str, error: Exception) -> str:
   what = f'{type(error).__name__}: {error}'
   return (
     f'The task module {module} must be one that can be imported, got {what}'
-    f' ({place}): mend it.'
+    f' ({place}): fix that line.'
   )

@@ -1,7 +1,8 @@
 """What documents were made of: their files, and the code that read them.
 
-A token store keeps a `record` of them. `changed` tells whether the store would
-be another today; it needs no TensorFlow and no seqio, and reads no document.
+A token store keeps a `record` of these. `changed` tells whether the store would
+differ if it were made today; it imports neither TensorFlow nor seqio, and reads
+no document.
 """
 
 import ast
@@ -17,29 +18,30 @@ from typing import Any
 
 from tasks import equal_code, modules, registry, text_files
 
-# A larger file is hashed again only if its size or time of change is another.
+# A larger file is hashed again only if its size or modification time changed.
 _ALWAYS_HASHED_BYTES = 1 << 26
 _PACKAGE = pathlib.Path(__file__).resolve().parent
-# No documents are made by these, though they may lie in a user's folder.
+# Packages that make no documents, although they may lie in a user's folder.
 _FOREIGN = {'', 'moe', 'launch', *sys.stdlib_module_names}
 # Code on which no document depends, although old stores name it.
 _NOT_OF_DOCUMENTS = {'$TASKS/origin.py', '$TASKS/vocabulary.py'}
 
 
 def of_task(task: registry.Task, split: str) -> dict[str, Any]:
-  """The record of what the documents of a split are made of."""
+  """The record of the files and the code behind the documents of a split."""
   files_of = getattr(task.source, 'files_of', lambda split: [])
   return record([*files_of(split), *code(*task.modules)])
 
 
 def code(*names: str) -> list[str]:
-  """Files of modules, and of all modules of the same owner that they import.
+  """Files of modules and of the modules that they import, directly or not.
 
-  The owner is this package, or the folder of a module that a user named. What
-  modules import is read from their text, so only packages are run.
+  Only modules of this package and modules in the folders of users' modules
+  count. Imports are read from the text of a module, so no module is run but the
+  packages that hold it.
 
   Args:
-    *names: of modules that can be imported; those without a file are left out.
+    *names: importable modules; those without a file are left out.
   """
   found, left = {}, [n for n in names if n.split('.')[0] not in _FOREIGN]
   while left:
@@ -53,7 +55,7 @@ def code(*names: str) -> list[str]:
 
 
 def _imports(name: str, path: str) -> Iterator[str]:
-  """Names that a module imports, anywhere; some may be no modules."""
+  """Names that a module imports; some may be functions and not modules."""
   is_package = pathlib.Path(path).name == '__init__.py'
   package = name if is_package else name.rpartition('.')[0]
   for node in ast.walk(ast.parse(pathlib.Path(path).read_bytes())):
@@ -93,7 +95,7 @@ def _file_of(name: str) -> str | None:
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
   try:
     return importlib.util.find_spec(name)
-  except (ImportError, ValueError):  # Not a module, or one without a place.
+  except (ImportError, ValueError):  # Not a module, or a module without a file.
     return None
 
 
@@ -101,12 +103,13 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
   """The record of files that a store keeps, ready for JSON.
 
   Args:
-    patterns: of files; relative ones start at `text_files.data_directory()`.
+    patterns: names or glob patterns of files; relative ones start at
+      `text_files.data_directory()`.
 
   Returns:
-    pattern -> file -> [size, time of change in ns, SHA-256]. Names in this
-    package, in the data directory or in the folder of a user's module are
-    relative to it, so that another copy of it can be compared.
+    pattern -> file -> [size in bytes, modification time in ns, SHA-256]. Files
+    in this package, in the data directory or in the folder of a user's module
+    are named relative to it, so that a copy elsewhere can be compared.
   """
   return {
     _portable(pattern): {
@@ -118,11 +121,11 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
 
 
 def changed(recorded: dict[str, Any]) -> str | None:
-  """The first file or pattern that is not as it was; None if all are.
+  """The first file or pattern that differs from the record; None if none does.
 
-  A pattern without any file is not compared: a machine may have the stores
-  without the files of the corpora, or without the module of a user. Code may
-  differ in what no document depends on, see `tasks.equal_code`.
+  A pattern that matches no file is skipped: a machine may have the stores but
+  not the files of the corpora, or not the user's module. Two versions of code
+  count as equal if `tasks.equal_code` says that they make the same documents.
   """
   for pattern, files in recorded.items():
     if pattern in _NOT_OF_DOCUMENTS:

@@ -1,4 +1,4 @@
-"""What of vocabularies and token stores is there and up to date.
+"""Which vocabularies and token stores exist and are up to date.
 
 Nothing here imports TensorFlow.
 """
@@ -18,12 +18,12 @@ from moe.data.store import (
   find_stores,
   is_store,
 )
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from tasks import modules, origin, registry
 
-# Beside a trained vocabulary: what its texts were made of.
+# A file beside a trained vocabulary: the `origin.record` of its texts.
 TRAINED_ON = 'trained_on.json'
-# What is cached when no split is named, where a task has it.
+# The splits that are cached if none is named and the task has them.
 DEFAULT_SPLITS = ('train', 'validation')
 
 
@@ -34,23 +34,23 @@ def vocabulary_directory(
   vocab_size: int | None,
   ranges: Mapping[str, int] | None = None,
 ) -> str:
-  """Where a vocabulary and its stores are or are going to be.
+  """The directory of a vocabulary and its stores, which need not exist yet.
 
   Args:
-    task: on which a vocabulary is trained, if no file is given.
-    cache_dir: of all token stores.
-    vocabulary: its file, or None.
-    vocab_size: pieces of one to train.
-    ranges: sizes of the ranges of ids beside text.
+    task: the vocabulary is trained on this task if no file is given.
+    cache_dir: directory of all token stores.
+    vocabulary: file of a vocabulary, or None.
+    vocab_size: pieces of a vocabulary that is to be trained.
+    ranges: sizes of the ranges of ids beside text, by name.
 
   Returns:
-    <cache_dir>/<task>-<vocab_size>, or the directory of a file that is in the
-    cache, or <cache_dir>/<name of the file>-<start of its hash>. Where there
-    are ranges, their names and sizes come last.
+    Without a file, <cache_dir>/<task>-<vocab_size>. For a file in the cache,
+    the directory that it is in. For any other file, <cache_dir>/<name of the
+    file>-<start of its hash>. The names and sizes of ranges are appended.
 
   Raises:
-    ValueError: if there is neither a vocabulary nor a size, or the file is not
-      fit.
+    ValueError: if there is neither a vocabulary nor a size, or if the file
+      cannot be used.
   """
   cache_dir = os.path.abspath(cache_dir)
   ending = ''.join(f'-{name}{n}' for name, n in sorted((ranges or {}).items()))
@@ -66,7 +66,7 @@ def vocabulary_directory(
   if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
     name = str(path.parent)
     return name if name.endswith(ending) else name + ending
-  # Files of one name may differ: the hash tells their stores apart.
+  # Different files may have the same name: the hash tells their stores apart.
   name = path.parent.name if path.name == VOCABULARY else path.stem
   return os.path.join(cache_dir, f'{name}-{sha256[:8]}{ending}')
 
@@ -76,15 +76,15 @@ def is_prepared(
   wanted: Sequence[tuple[str, Sequence[str] | None]],
   vocab_size: int | None = None,
 ) -> bool:
-  """Whether all stores are there and up to date, as far as can be told.
+  """Whether all stores exist and are up to date.
 
   Args:
-    directory: of the vocabulary.
-    wanted: (task or mixture, its splits) pairs, as of `tasks.stores.prepare`.
+    directory: directory of the vocabulary.
+    wanted: (task or mixture, its splits) pairs, as in `tasks.stores.prepare`.
     vocab_size: pieces of a vocabulary that is trained on the first task.
 
   Returns:
-    False if `tasks.stores.prepare` has anything to do.
+    False if `tasks.stores.prepare` may have something to do.
   """
   if vocab_size is not None and vocabulary_outdated(directory):
     return False
@@ -114,13 +114,15 @@ def _has_stores(
 
 
 def _mixture_changed(name: str, mixture: dict) -> bool:
-  """Whether a mixture may be of other tasks now than its file says.
+  """Whether a mixture may have other tasks or splits now than its file says.
 
-  Its rates are sizes of its tasks, whose own stores say if these may change.
+  Its rates need no check: they are the sizes of its tasks, and a task whose
+  size may have changed has an outdated store.
   """
   modules.load()
   if name not in registry.MIXTURES or name in modules.MODULE_OF:
-    # A training process imports neither modules of users nor seqio.
+    # A training process imports neither users' modules nor seqio, so it cannot
+    # look up the mixture's tasks: it compares all code that declares tasks.
     return mixture['tasks_sha256'] != tasks_sha256()
   splits = registry.splits_of(name)
   return {*mixture['rates']} != {*registry.MIXTURES[name]} or any(
@@ -130,7 +132,7 @@ def _mixture_changed(name: str, mixture: dict) -> bool:
 
 
 def store_outdated(directory: str, task_name: str, split: str) -> str | None:
-  """Why a store has to be made; None if it is what it would be if made now."""
+  """Why a store has to be made, or made again; None if it is up to date."""
   store = os.path.join(directory, task_name, split)
   vocabulary = os.path.join(directory, VOCABULARY)
   if not is_store(store) or not os.path.isfile(vocabulary):
@@ -145,7 +147,7 @@ def store_outdated(directory: str, task_name: str, split: str) -> str | None:
 
 
 def vocabulary_outdated(directory: str) -> str | None:
-  """Why the vocabulary of a task has to be trained; None if it need not be."""
+  """Why a task's vocabulary has to be trained; None if it is up to date."""
   if not os.path.isfile(os.path.join(directory, VOCABULARY)):
     return 'it is not there'
   try:
@@ -163,7 +165,7 @@ def _origin_outdated(recorded: dict | None) -> str | None:
 
 
 def tasks_sha256() -> str:
-  """Hash of all code that declares tasks: this package, and located modules."""
+  """Hash of all code that declares tasks: this package and users' modules."""
   package = pathlib.Path(importlib.util.find_spec('tasks').origin).parent
   digest = hashlib.sha256()
   for path in sorted(package.rglob('*.py')):

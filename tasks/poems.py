@@ -1,4 +1,4 @@
-"""Tang and Song shi poems: the title, then one line with all verses."""
+"""Tang and Song shi poems: the title, then all verses in one line."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus
@@ -6,7 +6,7 @@ from tasks.text_files import Record
 
 
 def document(poem: Record) -> str:
-  """Title, line break, lines."""
+  """The title, and below it all verses in one line."""
   return poem['title'] + '\n' + ''.join(poem['paragraphs'])
 
 

@@ -5,14 +5,14 @@ from tasks.datasets.zh_corpora.corpus import Corpus
 from tasks.text_files import Record
 
 
-def titled(piece: Record) -> str:
-  """Title, line break, text."""
-  return piece['title'] + '\n' + piece['text']
+def titled(record: Record) -> str:
+  """The title, and the text below it."""
+  return record['title'] + '\n' + record['text']
 
 
-def page(piece: Record) -> str:
-  """A markdown page as it is."""
-  return piece['text']
+def page(record: Record) -> str:
+  """The unchanged text of a markdown page."""
+  return record['text']
 
 
 registry.add_text_task('luxun', Corpus('luxun'), titled)

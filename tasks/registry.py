@@ -1,10 +1,10 @@
 """How a corpus becomes a task: a source of records and one function.
 
 A source has `splits` and `records(split)`, which gives dictionaries. A document
-function makes text of a record, or None to leave the record out. A corpus needs
-nothing else; tokenising, end marks and features are the same for all. A source
-may also have `files_of(split)`, which gives the names of its files: its token
-stores are then made again when a file changes.
+function turns a record into text; it returns None to leave the record out. A
+corpus needs nothing else: tokenising, end marks and features are the same for
+all. A source may also have `files_of(split)`, which gives the names of its
+files; its token stores are then made again when a file changes.
 
 Tasks are declared here without seqio and TensorFlow, which take half a minute
 to import on a slow machine; `tasks.seqio_tasks` registers them with seqio.
@@ -15,19 +15,20 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from tasks.text_files import Record
+from tasks.splits import HELD_OUT_PERCENT
+from tasks.text_files import LineSource, Record, split_of
 
 
-class Source(Protocol):
-  """Where records come from."""
+class RecordSource(Protocol):
+  """Where the records of a task come from."""
 
   splits: Sequence[str]
 
   def records(self, split: str) -> Iterator[Record]:
-    """Records of a split in a fixed order.
+    """The records of a split, in a fixed order.
 
     Raises:
-      ValueError: before the first record, if the split cannot be read.
+      ValueError: at once, before the first record, if the split cannot be read.
     """
 
 
@@ -36,26 +37,26 @@ class Task:
   """A declared task.
 
   Attributes:
-    name: of the task.
-    source: of records.
+    name: differs from those of all other tasks and mixtures.
+    source: gives the records.
     features: names of the texts of a document.
     document_fn: record -> a text for each feature, or None to leave the record
       out.
-    modules: names of the modules that its documents depend on; the first one
+    modules: names of the modules that the documents depend on; the first one
       defines the document function.
   """
 
   name: str
-  source: Source
+  source: RecordSource
   features: tuple[str, ...]
   document_fn: Callable[[Record], Sequence[str] | None]
   modules: list[str]
 
   def documents(self, split: str) -> Iterator[dict[str, str]]:
-    """Texts of a split by feature, not tokenised.
+    """The documents of a split: texts by feature, not tokenised.
 
     Raises:
-      ValueError: at once if the split is unknown or its files are not fit.
+      ValueError: at once, if the split is unknown or its files cannot be used.
     """
     return self._documents(self.source.records(split))
 
@@ -72,24 +73,24 @@ class Task:
     return sum(len(text) for doc in documents for text in doc.values())
 
 
-# What is declared so far, by name; the tasks of a mixture are names in TASKS.
+# Everything declared so far, by name; a mixture lists the names of its tasks.
 TASKS: dict[str, Task] = {}
 MIXTURES: dict[str, tuple[str, ...]] = {}
 
 
 def add_text_task(
   name: str,
-  source: Source,
+  source: RecordSource,
   document_fn: Callable[[Record], str | None],
   convert: str | None = None,
 ) -> None:
   """Declares a task whose documents are scored as a whole.
 
   Args:
-    name: of the task.
-    source: of records.
+    name: the task's name.
+    source: gives the records.
     document_fn: record -> the document, or None to leave the record out.
-    convert: an OpenCC conversion such as 's2t' for the text, which loses
+    convert: an OpenCC conversion of the text, such as 's2t', which loses
       information; None keeps the script of the source.
 
   Raises:
@@ -106,18 +107,18 @@ def add_text_task(
 
 def add_prefix_task(
   name: str,
-  source: Source,
+  source: RecordSource,
   pair_fn: Callable[[Record], tuple[str, str] | None],
   convert: str | None = None,
 ) -> None:
   """Declares a task whose documents start with a part that is not scored.
 
   Args:
-    name: of the task.
-    source: of records.
+    name: the task's name.
+    source: gives the records.
     pair_fn: record -> (given text, text to write), or None to leave the record
-      out. The document is one text after the other, so the given text must end
-      in a separator.
+      out. The document joins the two texts, so the given text must end in a
+      separator.
     convert: as in `add_text_task`.
 
   Raises:
@@ -137,14 +138,14 @@ def add_mixture(name: str, tasks: Sequence[str]) -> None:
   for task in tasks:
     if task not in TASKS:
       raise ValueError(
-        f'The mixture {name!r} must be one of declared tasks, got {task!r}:'
-        ' declare it before the mixture.'
+        f'The mixture {name!r} must consist of declared tasks, got {task!r}:'
+        ' declare that task before the mixture.'
       )
   MIXTURES[name] = tuple(tasks)
 
 
 def splits_of(mixture: str) -> dict[str, list[str]]:
-  """Splits of a declared mixture, and the tasks that have each of them."""
+  """Each split of a declared mixture, with the tasks that have it."""
   found = {}
   for task in MIXTURES[mixture]:
     for split in TASKS[task].source.splits:
@@ -152,9 +153,51 @@ def splits_of(mixture: str) -> dict[str, list[str]]:
   return found
 
 
+def allow_malformed(name: str, share: float) -> None:
+  """Lets so many lines of the files of a task or mixture be malformed.
+
+  A source of another kind keeps its own rule.
+
+  Args:
+    name: of a declared task or mixture; of others nothing is known.
+    share: of the lines of each file, in place of what its source allows.
+  """
+  for task_name in MIXTURES.get(name, (name,)):
+    task = TASKS.get(task_name)
+    if task is not None and isinstance(task.source, LineSource):
+      source = dataclasses.replace(task.source, max_bad_fraction=share)
+      TASKS[task_name] = dataclasses.replace(task, source=source)
+
+
+def no_documents(name: str, split: str) -> ValueError:
+  """The error about a split of a task or mixture without a document."""
+  hint = 'check its files'
+  source = TASKS[name].source if name in TASKS else None
+  if source is not None:
+    num_records = sum(1 for _ in source.records(split))
+    if num_records:
+      hint = f'its document function leaves out all {num_records} records'
+    elif getattr(source, 'is_split_by_record', False):
+      num_records = sum(
+        1 for other in source.splits for _ in source.records(other)
+      )
+      rule = (
+        f'a hash of each record holds out {HELD_OUT_PERCENT}% of them'
+        if source.split_fn is split_of
+        else 'its split function says where each record goes'
+      )
+      hint = (
+        f'{rule}, and none of these {num_records} fell there; add records, or'
+        " name a file for each split: {'train': 'A', 'validation': 'B'}"
+      )
+  return ValueError(
+    f'{name}/{split} must have at least one document, got none: {hint}.'
+  )
+
+
 def _add(
   name: str,
-  source: Source,
+  source: RecordSource,
   features: tuple[str, ...],
   document_fn: Callable[[Record], Sequence[str] | None],
   convert: str | None,
@@ -181,7 +224,7 @@ def _check_new(name: str) -> None:
 
 
 def _module_of(value: Any) -> str:
-  """Name of the module that defines a function, '' if it does not say."""
+  """Name of the module that defines a function; '' if that is not known."""
   name = getattr(value, '__module__', None)
   return name if isinstance(name, str) else ''
 
@@ -189,7 +232,7 @@ def _module_of(value: Any) -> str:
 def _converted(
   document_fn: Callable[[Record], Sequence[str] | None], convert: str
 ) -> Callable[[Record], tuple[str, ...] | None]:
-  """A document function that puts its texts into another script."""
+  """A document function that converts its texts into another script."""
 
   @functools.cache
   def converter():

@@ -1,4 +1,4 @@
-"""Declared tasks as seqio has them: seqio.get_mixture_or_task(name)."""
+"""Gives declared tasks to seqio, for seqio.get_mixture_or_task(name)."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ import tensorflow as tf
 from moe.data.records import Feature
 from tasks import codes, modules, registry, vocabulary
 
-# Mixtures that `register` gave to seqio.
+# Mixtures that `register` has given to seqio.
 _mixtures: set[str] = set()
 
 
 class DocumentSource(seqio.FunctionDataSource):
-  """Documents of a declared task as a seqio source, and as Python strings."""
+  """A seqio source of a declared task's documents; also as Python strings."""
 
   def __init__(self, task: registry.Task):
     super().__init__(dataset_fn=self._dataset, splits=task.source.splits)
@@ -25,7 +25,7 @@ class DocumentSource(seqio.FunctionDataSource):
     """Texts of a split by feature, without TensorFlow and without tokenising.
 
     Raises:
-      ValueError: at once if the split is unknown or its files are not fit.
+      ValueError: at once, if the split is unknown or its files cannot be used.
     """
     return self.task.documents(split)
 
@@ -56,12 +56,12 @@ def register(
   vocabulary; a dataset keeps the one that it was built with.
 
   Args:
-    vocabulary_file: to tokenise with; with None only documents can be read.
-    task_modules: modules of a user to load first, see `tasks.modules.locate`.
+    vocabulary_file: tokenises; with None, documents can be read as text only.
+    task_modules: a user's modules to load first, see `tasks.modules.locate`.
 
   Raises:
-    ValueError: if a module or the vocabulary is not fit, or if seqio has
-      another task or mixture of a name.
+    ValueError: if a module or the vocabulary cannot be used, or if seqio has
+      another task or mixture with the name of one of ours.
   """
   modules.load(task_modules)
   tokens = vocabulary.TaskVocabulary(vocabulary_file)
@@ -71,7 +71,7 @@ def register(
     if name in of_seqio:
       raise ValueError(
         f'A task or mixture must have a name of its own, got {name!r}, which'
-        ' one of seqio has: choose another name.'
+        ' seqio has already: choose another name.'
       )
   for task in registry.TASKS.values():
     seqio.TaskRegistry.add(
@@ -93,21 +93,21 @@ def register(
 
 
 class Codes(seqio.PassThroughVocabulary):
-  """Stands for the tokenizer of a feature that is no text.
+  """Takes the place of the tokeniser for a feature that is not text.
 
   Attributes:
-    range: of the ids, as in `moe.data.records.Feature`.
+    range: name of the range of ids, as in `moe.data.records.Feature`.
     is_block: whether the feature is a block.
   """
 
   def __init__(self, kind: Feature):
-    # The size is that of the run's range, which is not known here.
+    # The true size is that of the range in a run, which is not known here.
     super().__init__(size=1 << 31)
     self.range, self.is_block = kind.range, kind.is_block
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
-  """What each feature of a task is that is no text."""
+  """The kind of each feature of a task that is not text, by name."""
   return task.kinds if isinstance(task, codes.CodeTask) else {}
 
 
@@ -128,7 +128,7 @@ def _feature(
 
 
 def _forget() -> None:
-  """Takes back what an earlier call has registered."""
+  """Removes from seqio what an earlier call registered."""
   for name in _mixtures & {*seqio.MixtureRegistry.names()}:
     seqio.MixtureRegistry.remove(name)
   _mixtures.clear()

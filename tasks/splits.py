@@ -1,4 +1,4 @@
-"""Which records are held out: a rule on the record alone."""
+"""Which records are held out: a rule that looks at one record alone."""
 
 import hashlib
 
@@ -11,10 +11,11 @@ def by_hash(key: str) -> str:
 
   A key is held out if the first 8 bytes of its SHA-256, as a big-endian number
   modulo 100, are less than HELD_OUT_PERCENT. Records with the same key are
-  always in the same split, which does not depend on any other record.
+  always in the same split, and no other record changes that.
 
   Args:
-    key: what must stay together: a record's id, a law's code, a first line.
+    key: shared by the records that must stay together, such as a record's id,
+      a law's code or a first line.
 
   Returns:
     'train' or 'validation'.

@@ -1,11 +1,10 @@
-"""Vocabulary and token stores of tasks, made where they are missing."""
+"""Makes vocabularies and token stores that are missing or out of date."""
 
 import contextlib
 import fcntl
 import logging
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,8 +12,8 @@ from moe.atomic_files import write_file, write_json
 from moe.data import cache
 from moe.data.store import MANIFEST, MIXTURE, VOCABULARY, is_store
 from moe.data.text_file import read_texts
-from moe.modalities.vocabulary import Vocabulary, train_vocabulary
-from tasks import modules, origin, outdated, registry
+from moe.modalities.text import Vocabulary, train_vocabulary
+from tasks import modules, origin, outdated, registry, tensorflow_log
 
 _logger = logging.getLogger(__name__)
 
@@ -25,33 +24,34 @@ def prepare(
   vocabulary: str | os.PathLike | None = None,
   vocab_size: int | None = None,
   overwrite: bool = False,
-  max_bad_fraction: float = 1e-4,
+  max_bad_fraction: float | None = None,
   ranges: Mapping[str, int] | None = None,
 ) -> str:
-  """Makes what is missing of a vocabulary and of the token stores of tasks.
+  """Makes missing or outdated token stores of tasks, and their vocabulary.
 
-  Stores that were made of other files or by other code of the tasks than there
-  are now are made again. What is there is recognised without TensorFlow; making
-  something imports it, so a training process calls this in a child. Processes
-  wait for each other.
+  A store is outdated if the files or the task code that it was made from have
+  changed. The check needs no TensorFlow. Making a store imports it, so a
+  training process calls this in a child process. Of several processes that
+  call this at a time, one works and the others wait.
 
   Args:
-    wanted: (task or mixture, its splits) pairs; None for train and validation
-      where there are such. Tasks of a mixture without the split are left out.
-    cache_dir: of all token stores.
-    vocabulary: file to tokenise with.
-    vocab_size: pieces of one to be trained on the first task, if no file is
+    wanted: (task or mixture, its splits) pairs; None for those of train and
+      validation that exist. Tasks of a mixture without the split are left out.
+    cache_dir: directory of all token stores.
+    vocabulary: file of the vocabulary that tokenises.
+    vocab_size: pieces of a vocabulary to train on the first task, if no file is
       given.
-    overwrite: make stores again that are there.
-    max_bad_fraction: of the documents, those that may be malformed.
+    overwrite: make existing stores again.
+    max_bad_fraction: share of the lines of a file, and of the documents, that
+      may be malformed; None for what each source and `moe.data.cache` allow.
     ranges: sizes of the ranges of ids beside text, by name.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
 
   Raises:
-    ValueError: if a task, a split, a corpus or the vocabulary is missing or not
-      fit, before anything long is done.
+    ValueError: if a task, a split, a corpus or the vocabulary is missing or
+      cannot be used; at once, before the slow work.
   """
   first = wanted[0][0]
   directory = outdated.vocabulary_directory(
@@ -60,6 +60,10 @@ def prepare(
   size = vocab_size if vocabulary is None else None
   if not overwrite and outdated.is_prepared(directory, wanted, size):
     return directory
+  if max_bad_fraction is not None:
+    modules.load()
+    for task, _ in wanted:
+      registry.allow_malformed(task, max_bad_fraction)
   register_tasks([task for task, _ in wanted])
   parts = [part for pair in wanted for part in _parts(*pair)]
   with _locked(directory):
@@ -86,14 +90,14 @@ def make_vocabulary(
   """Trains a vocabulary that belongs to no store.
 
   Args:
-    task: trains on its train split.
-    text_file: trains on this file instead, a document a line.
-    size: pieces.
+    task: the task whose train split is the text.
+    text_file: a file of one document per line, used instead of a task.
+    size: number of pieces.
     output: file to write.
-    model_type: of SentencePiece: 'bpe', 'char' or 'unigram'.
+    model_type: the kind of SentencePiece model: 'bpe', 'char' or 'unigram'.
 
   Raises:
-    ValueError: if the text is missing or not fit.
+    ValueError: if the text is missing or cannot be used.
   """
   if text_file:
     return train_vocabulary(read_texts(text_file), size, output, model_type)
@@ -112,8 +116,8 @@ def _locked(directory: str) -> Iterator[None]:
     lock = open(os.path.join(cache_dir, f'.{name}.lock'), 'w')
   except OSError as error:
     raise ValueError(
-      f'The cache directory {cache_dir} must be one that can be written to, got'
-      f' {error.strerror}: name another one with --cache_dir or $WUDAO_CACHE.'
+      f'The cache directory {cache_dir} must be writable, got {error.strerror}:'
+      ' choose another one with --cache_dir or $WUDAO_CACHE.'
     ) from error
   with lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -121,7 +125,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def _origin(task_name: str, split: str) -> dict:
-  """What a split is made of; of other packages' tasks nothing is known."""
+  """The record of what a split is made of; {} for tasks of other packages."""
   if task_name in registry.TASKS:
     return origin.of_task(registry.TASKS[task_name], split)
   module = modules.MODULE_OF.get(task_name)
@@ -140,42 +144,36 @@ def register_tasks(names: Sequence[str] = ()) -> None:
   modules.load()
   for name in names:
     check_declared(name)
-  set_up_tensorflow()
-  with _quiet():
+  tensorflow_log.set_up()
+  with tensorflow_log.dropped():
     # Here, since it imports TensorFlow.
     from tasks import seqio_tasks
   seqio_tasks.register()
 
 
+def load_modules(task_modules: Sequence[str]) -> None:
+  """Declares all tasks; modules of a user may import TensorFlow.
+
+  Args:
+    task_modules: as in `tasks.modules.locate`.
+
+  Raises:
+    ValueError: as in `tasks.modules.load`.
+  """
+  tensorflow_log.set_up()
+  with tensorflow_log.dropped():
+    modules.load(task_modules)
+
+
 def check_declared(name: str) -> None:
-  """ValueError with the nearest names if there is no such task or mixture."""
+  """Raises ValueError with the nearest names if a task is not declared."""
   names = modules.declared()
   if name not in names:
     raise cache.not_registered(name, names)
 
 
-def set_up_tensorflow() -> None:
-  """TensorFlow only reads files: it takes no device and does not greet."""
-  os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Drops what C++ libraries write to the standard error stream."""
-  sys.stderr.flush()
-  kept = os.dup(2)
-  try:
-    with open(os.devnull, 'w') as null:
-      os.dup2(null.fileno(), 2)
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
-
-
 def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
-  """(task, split) of all stores, each known to have a first document."""
+  """(task, split) of every store; each is checked to have a document."""
   found = cache.splits(task)
   if splits is None:
     splits = [split for split in outdated.DEFAULT_SPLITS if split in found]
@@ -186,10 +184,7 @@ def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
   ]
   for task_name, split in parts:
     if next(cache.documents(task_name, split), None) is None:
-      raise ValueError(
-        f'{task_name}/{split} must have at least one document, got none: check'
-        ' its files.'
-      )
+      raise registry.no_documents(task_name, split)
   return parts
 
 
@@ -216,7 +211,8 @@ def _prepare_vocabulary(
 
 
 def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
-  # The files are looked at before they are read, so a change in between counts.
+  # The files are recorded before they are read: if one changes in between, the
+  # vocabulary counts as outdated.
   trained_on = {}
   for task_name in cache.tasks_with(task, 'train'):
     trained_on |= _origin(task_name, 'train')
@@ -229,7 +225,7 @@ def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
 
 
 def _prepare_mixture(directory: str, task: str) -> None:
-  """Writes what a mixture is made of, so that it can be read without seqio."""
+  """Writes the rates and splits of a mixture, for readers without seqio."""
   rates = dict(cache.resolve(task))
   if list(rates) == [task]:
     return
@@ -246,7 +242,7 @@ def _cache(
   task_name: str,
   split: str,
   directory: str,
-  max_bad_fraction: float,
+  max_bad_fraction: float | None,
   ranges: Mapping[str, int] | None,
 ) -> None:
   name, begin = f'{task_name}/{split}', time.monotonic()
@@ -256,24 +252,27 @@ def _cache(
     nonlocal last
     if time.monotonic() - last > 10:
       last = time.monotonic()
-      _logger.info(f'{name}: {num_documents} documents so far')
+      _logger.info(f'{name}: documents so far: {num_documents}')
 
   made_of = _origin(task_name, split)
-  manifest = cache.cache_task(
-    task_name,
-    split,
-    directory,
-    os.path.join(directory, VOCABULARY),
-    max_bad_fraction,
-    progress,
-    ranges,
-  )
-  # A store without this counts as outdated: a kill in between costs time only.
+  with tensorflow_log.dropped():
+    manifest = cache.cache_task(
+      task_name,
+      split,
+      directory,
+      os.path.join(directory, VOCABULARY),
+      cache.MAX_BAD_FRACTION if max_bad_fraction is None else max_bad_fraction,
+      progress,
+      ranges,
+    )
+  # A store without this entry counts as outdated, so a kill before this line
+  # costs time only.
   path = os.path.join(directory, task_name, split, MANIFEST)
   write_json(path, manifest | {'origin': made_of})
   counts = manifest['counts']
   _logger.info(
-    f'{name}: {manifest["records"]} documents, {manifest["tokens"]} tokens,'
-    f' {counts["chars"]} characters in {time.monotonic() - begin:.1f} s;'
-    f' {counts["malformed"]} malformed, {counts["empty"]} empty left out'
+    f'{name}: documents {manifest["records"]}, tokens {manifest["tokens"]},'
+    f' characters {counts["chars"]}; left out: malformed'
+    f' {counts["malformed"]}, empty {counts["empty"]}'
+    f' ({time.monotonic() - begin:.1f} s)'
   )

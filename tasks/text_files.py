@@ -1,9 +1,9 @@
 """Records from local files: plain text and JSON lines, compressed or not.
 
 A file is checked from beginning to end before its first record is given, so
-that no long work starts on a broken file. A line that is no UTF-8, is no JSON
-or lacks a field is skipped, and a warning names file and line. More such lines
-than `max_bad_fraction` of the file are an error.
+that no slow work starts on a broken file. A line that is not UTF-8, is not JSON
+or lacks a field is malformed: it is skipped, and a warning names file and line.
+If more than `max_bad_fraction` of the lines are malformed, that is an error.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from moe.data.text_file import unescaped
 from tasks import splits
 
 MAX_BAD_FRACTION = 1e-4
@@ -43,7 +44,7 @@ def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
   Args:
     value: as `json.loads` gives it.
     fields: `str`, `[fields]` or `{name: fields}`; other keys are left out.
-    name: of the value in messages.
+    name: what messages call the value.
 
   Returns:
     A new value with exactly those fields.
@@ -71,8 +72,28 @@ def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
   return {key: conform(value[key], part, key) for key, part in fields.items()}
 
 
+def check_fields(fields: Fields, name: str = 'the record') -> None:
+  """ValueError if `conform` can't look for such fields."""
+  if isinstance(fields, Mapping):
+    for key, part in fields.items():
+      check_fields(part, f'the field {key!r}')
+  elif isinstance(fields, list) and len(fields) == 1:
+    check_fields(fields[0], f'an item of {name}')
+  elif fields is not str:
+    got = getattr(fields, '__name__', repr(fields))
+    raise ValueError(
+      f'{name} must be declared as str, as a list [str] or as a dict of such,'
+      f' got {got}: a document is made of text alone, so leave it out, or write'
+      ' it as a string in the file.'
+    )
+
+
 def parse_json(line: bytes, fields: Fields) -> Record:
-  """A line of JSON as a record with the given fields; else ValueError."""
+  """A line of JSON as a record with the given fields.
+
+  Raises:
+    ValueError: if the line is malformed.
+  """
   try:
     value = json.loads(line.decode('utf-8'))
   except RecursionError as error:
@@ -81,12 +102,12 @@ def parse_json(line: bytes, fields: Fields) -> Record:
 
 
 def parse_text(line: bytes) -> Record:
-  r"""A line of text as a record; \n, two characters, is a line break."""
-  return {'text': line.decode('utf-8').replace('\\n', '\n')}
+  r"""A line of text as a record; \n means a line break, \\ a backslash."""
+  return {'text': unescaped(line.decode('utf-8'))}
 
 
 def split_of(record: Record) -> str:
-  """The split of a record by its `id`, or by the whole record without one."""
+  """The split of a record: by its `id`, or by all of it if it has no `id`."""
   key = record.get('id')
   return splits.by_hash(key or json.dumps(record, sort_keys=True))
 
@@ -96,11 +117,11 @@ class LineSource:
   """A source of records that are lines of files.
 
   Attributes:
-    files: a file name or pattern for all splits together, or one for each split
-      by name; relative ones start at `data_directory()`. Files that end in
-      `.gz` or `.xz` are decompressed.
-    parse: bytes of a line -> record; a ValueError says what is wrong with it.
-    split_fn: record -> its split, if the files hold all splits together.
+    files: a file name or glob pattern for all splits together, or one for each
+      split by name; relative ones start at `data_directory()`. Files that end
+      in `.gz` or `.xz` are decompressed.
+    parse: bytes of a line -> record; its ValueError says what is malformed.
+    split_fn: record -> its split, used if the files hold all splits together.
     max_bad_fraction: share of the lines of a file that may be malformed.
   """
 
@@ -108,7 +129,7 @@ class LineSource:
   parse: Callable[[bytes], Record]
   split_fn: Callable[[Record], str] = split_of
   max_bad_fraction: float = MAX_BAD_FRACTION
-  _fit: set[tuple] = dataclasses.field(default_factory=set, repr=False)
+  _found_good: set[tuple] = dataclasses.field(default_factory=set, repr=False)
 
   def __str__(self) -> str:
     files = self.files if isinstance(self.files, Mapping) else {'': self.files}
@@ -121,25 +142,29 @@ class LineSource:
       return tuple(self.files)
     return splits.NAMES
 
+  @property
+  def is_split_by_record(self) -> bool:
+    """Whether each record says by itself in which split it is."""
+    return not isinstance(self.files, Mapping)
+
   def records(self, split: str) -> Iterator[Record]:
-    """Records of a split in the order of the files.
+    """Records of a split, in the order of the files.
 
     Raises:
-      ValueError: at once if the split is unknown, or if a file is missing,
+      ValueError: at once, if the split is unknown, or if a file is missing,
         damaged or malformed.
     """
     if split not in self.splits:
       raise ValueError(
         f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
       )
-    # A generator would find a broken file only at its first record, somewhere
-    # inside tf.data.
+    # Files are checked here: a generator would find a broken file only when its
+    # first record is asked for, somewhere inside tf.data.
     return self._records(split, [self._checked(p) for p in self._paths(split)])
 
   def files_of(self, split: str) -> list[str | os.PathLike]:
     """Names or patterns of the files of a split, for `tasks.origin`."""
-    is_by_split = isinstance(self.files, Mapping)
-    return [self.files[split] if is_by_split else self.files]
+    return [self.files if self.is_split_by_record else self.files[split]]
 
   def _records(
     self, split: str, paths: Sequence[pathlib.Path]
@@ -149,8 +174,8 @@ class LineSource:
         try:
           record = self.parse(line)
         except ValueError:
-          continue  # `_checked` has counted it and warned of it.
-        if isinstance(self.files, Mapping) or self.split_fn(record) == split:
+          continue  # `_checked` has counted this line and warned of it.
+        if not self.is_split_by_record or self.split_fn(record) == split:
           yield record
 
   def _paths(self, split: str) -> list[pathlib.Path]:
@@ -165,9 +190,9 @@ class LineSource:
 
   def _checked(self, path: pathlib.Path) -> pathlib.Path:
     version = path, path.stat().st_mtime_ns, path.stat().st_size
-    if version not in self._fit:
+    if version not in self._found_good:
       self._check(path)
-      self._fit.add(version)
+      self._found_good.add(version)
     return path
 
   def _check(self, path: pathlib.Path) -> None:
@@ -183,14 +208,15 @@ class LineSource:
     if num_bad > self.max_bad_fraction * total:
       raise ValueError(
         f'{first_bad[0]}; {num_bad} of {total} lines of the file are malformed,'
-        f' at most {self.max_bad_fraction:g} of them may be: mend the file, or'
-        ' raise max_bad_fraction.'
+        f' at most {100 * self.max_bad_fraction:g}% of them may be: correct the'
+        ' file, or allow more, with max_bad_fraction of the source or with'
+        ' --max_bad_fraction of `launch.data cache`.'
       )
     for message in first_bad:
       logging.getLogger(__name__).warning('Skipped: %s', message)
     if num_bad > len(first_bad):
       logging.getLogger(__name__).warning(
-        'Skipped %d lines of %s, of which the first are above.', num_bad, path
+        'Skipped %d lines of %s; the first are listed above.', num_bad, path
       )
 
 
@@ -200,7 +226,7 @@ def json_lines(
   split_fn: Callable[[Record], str] = split_of,
   max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> LineSource:
-  """A source of JSON lines: one object a line, with at least these fields.
+  """A source of JSON lines: one object per line, with at least these fields.
 
   Args:
     files: as in LineSource.
@@ -210,7 +236,11 @@ def json_lines(
 
   Returns:
     The source; its records have exactly these fields.
+
+  Raises:
+    ValueError: if the fields are declared as something else.
   """
+  check_fields(fields)
   parse = functools.partial(parse_json, fields=fields)
   return LineSource(files, parse, split_fn, max_bad_fraction)
 
@@ -220,7 +250,9 @@ def plain_text(
   split_fn: Callable[[Record], str] = split_of,
   max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> LineSource:
-  r"""A source of plain text: one document a line, \n for a line break inside.
+  r"""A source of plain text: one document per line.
+
+  A line break inside is written \n, and a backslash before an n is written \\.
 
   Args:
     files: as in LineSource.
@@ -242,8 +274,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
       for number, line in enumerate(f, start=1):
         if number == 1:
           line = line.removeprefix(_UTF8_MARK)
-        if line := line.rstrip(b'\r\n'):
-          yield number, line
+        if line.strip():
+          yield number, line.rstrip(b'\r\n')
   except (OSError, EOFError, lzma.LZMAError) as error:
     raise ValueError(
       f'{path}:{number + 1}: the file must be readable to its end, got {error}:'

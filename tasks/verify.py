@@ -1,4 +1,4 @@
-"""Token stores of a cache, found by directory or task and read again."""
+"""Finds token stores in a cache, by directory or task, and verifies them."""
 
 import difflib
 import json
@@ -12,25 +12,25 @@ from moe.data.store import MANIFEST, MIXTURE
 def verify_stores(
   what: str | None, cache_dir: str
 ) -> Iterator[tuple[str, list[str]]]:
-  """Reads token stores again, one after the other.
+  """Reads token stores, one after the other, and checks their manifests.
 
   Args:
-    what: a directory with stores, or a task or mixture; None for all that are
-      in the cache.
-    cache_dir: of all token stores.
+    what: a directory with stores, or a task or mixture; None for all stores of
+      the cache.
+    cache_dir: directory of all token stores.
 
   Yields:
-    (directory, what is wrong with the store, a sentence each).
+    (directory of a store, its problems); each problem is a sentence.
 
   Raises:
-    ValueError: if there is no store.
+    ValueError: if no store is found.
   """
   for store in _find(what, cache_dir):
     yield store, verify.verify(store)
 
 
 def _find(what: str | None, cache_dir: str) -> list[str]:
-  """Directories of all stores that are meant, in order."""
+  """Directories of the stores that `verify_stores` reads, in order."""
   name = what or cache_dir
   if pathlib.Path(name).is_dir():
     roots = [pathlib.Path(name)]
@@ -46,9 +46,14 @@ def _find(what: str | None, cache_dir: str) -> list[str]:
     found = {path.name for path in pathlib.Path(cache_dir).glob('*/*/')}
     near = difflib.get_close_matches(name, sorted(found), cutoff=0.5)
     hint = f'; did you mean {" or ".join(near)}?' if near else '.'
-    place = f'of {what} must be there or' if what else 'must be'
+    required = (
+      f'{what} must be a directory with token stores, or a task or mixture with'
+      f' stores in {cache_dir}'
+      if what
+      else f'The cache directory {cache_dir} must hold token stores'
+    )
     raise ValueError(
-      f'Token stores {place} in {cache_dir}, got none: make them with'
+      f'{required}, got none: make them with'
       f' `python -m launch.data cache`{hint}'
     )
   return stores

@@ -1,8 +1,9 @@
-"""The project's vocabulary as seqio wants it.
+"""The project's vocabulary in the form that seqio expects.
 
-`moe.modalities.vocabulary`, the one tokeniser of the project, does all
-tokenising, in token stores and here: the tokeniser of tf_text does not keep
-U+2581 and is not the code that sampling uses. It runs in Python, offline.
+`moe.modalities.text`, the project's only tokeniser, does all tokenising,
+here and in token stores. The tokeniser of tf_text is not used: it does not keep
+U+2581, and sampling could not share its code. Ours runs in Python, outside of
+TensorFlow's graph.
 """
 
 import os
@@ -12,27 +13,28 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from moe.modalities import vocabulary
+from moe.modalities.ids import EOS, PAD, UNK
+from moe.modalities.text import Vocabulary
 
 
 class TaskVocabulary(seqio.Vocabulary):
-  """The vocabulary of a file, or none yet: documents need no vocabulary."""
+  """A vocabulary for seqio; it may be empty, since documents need none."""
 
   def __init__(self, path: str | os.PathLike | None = None):
     """Loads the model.
 
     Args:
-      path: a model that `moe.modalities.vocabulary.Vocabulary` accepts; None
-        for a vocabulary that cannot tokenise.
+      path: a model that `moe.modalities.text.Vocabulary` accepts; with
+        None, the vocabulary is empty and cannot tokenise.
 
     Raises:
       ValueError: if the file is missing or cannot be used.
     """
     super().__init__(extra_ids=0)
-    self._model = None if path is None else vocabulary.Vocabulary(path)
+    self._model = None if path is None else Vocabulary(path)
 
   @property
-  def model(self) -> vocabulary.Vocabulary:
+  def model(self) -> Vocabulary:
     """The model.
 
     Raises:
@@ -48,18 +50,18 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def bos_id(self) -> int:
-    """The padding id, with which every document starts, as in t5x."""
-    return vocabulary.PAD
+    """The padding id: every document starts with it, as in t5x."""
+    return PAD
 
   @property
   def eos_id(self) -> int:
     """The id of the end mark."""
-    return vocabulary.EOS
+    return EOS
 
   @property
   def unk_id(self) -> int:
-    """The id of unknown pieces, which byte fallback leaves unused."""
-    return vocabulary.UNK
+    """The id of unknown pieces; byte fallback never uses it."""
+    return UNK
 
   @property
   def _base_vocab_size(self) -> int:
@@ -75,7 +77,7 @@ class TaskVocabulary(seqio.Vocabulary):
     model = self.model
 
     def encode(text: bytes | np.ndarray) -> np.ndarray:
-      # The text is bytes inside of tf.data and an array outside of it.
+      # The text is bytes inside tf.data and an array outside of it.
       text = text if isinstance(text, bytes) else text.item()
       return np.array(model.encode(text.decode('utf-8')), np.int32)
 

@@ -6,12 +6,12 @@ from tasks.text_files import Record
 
 
 def to_chinese(pair: Record) -> tuple[str, str]:
-  """The English text is given, the Chinese written."""
+  """The English text, which is given, and the Chinese text to write."""
   return f'英文：{pair["en"]}\n中文：', pair['zh']
 
 
 def to_english(pair: Record) -> tuple[str, str]:
-  """The Chinese text is given, the English written."""
+  """The Chinese text, which is given, and the English text to write."""
   return f'中文：{pair["zh"]}\n英文：', pair['en']
 
 

@@ -6,13 +6,13 @@ import pathlib
 import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# A shell that starts the tests in the background ignores Ctrl-C for them, and
-# nohup ignores SIGHUP: commands would leave both ignored.
+# A shell ignores Ctrl-C for tests that it starts in the background, and nohup
+# ignores SIGHUP. Commands under test would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# Most tests spend their time compiling; the older code generator of XLA takes
-# half as long. An unknown flag would end the process: so other versions of jax
-# do without, and child processes and the compiler of TPUs do not see it.
+# Most tests spend their time compiling, and XLA's older code generator compiles
+# twice as fast. XLA ends a process on an unknown flag, so other versions of jax
+# do not get it, nor do child processes or the compiler of TPUs.
 FLAG = '--xla_cpu_use_fusion_emitters=false'
 IS_QUICK = 'XLA_FLAGS' not in os.environ and importlib.metadata.version(
   'jaxlib'
@@ -26,13 +26,13 @@ import pytest  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 if IS_QUICK:
-  jax.jit(lambda: 0)()  # reads the flags
+  jax.jit(lambda: 0)()  # XLA reads the flags here.
   del os.environ['XLA_FLAGS']
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-  """Most tests compile much and compute little."""
+  """Turns most optimisations off: tests compile much and compute little."""
   is_optimized = item.get_closest_marker('optimized') is not None
   jax.config.update('jax_disable_most_optimizations', not is_optimized)
 
@@ -71,7 +71,7 @@ def write_run(
   """Writes configuration, vocabulary and random parameters as step 7."""
   from launch.configs import configuration
   from moe.checkpoint import save
-  from moe.modalities.vocabulary import train_vocabulary
+  from moe.modalities.text import train_vocabulary
   from moe.models.functional import Functional
   from moe.objectives import language
 
@@ -118,6 +118,6 @@ def run_directory(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def uniform_directory(tmp_path_factory):
-  """A run of another size to which all 320 tokens are alike."""
+  """A run of another size that gives all 320 tokens the same probability."""
   directory = tmp_path_factory.mktemp('runs') / 'uniform'
   return write_run(directory, scale=0.0, D_FF=32)

@@ -1,4 +1,4 @@
-"""A file is there whole, old or new, and nothing else stays."""
+"""A file is whole, old or new, and no temporary file remains."""
 
 import pytest
 

@@ -20,8 +20,8 @@ from moe.runs.counts import flops_of
 from moe.scale import cost
 
 ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
-# What only wires, and is included by all others of its folder. It sets no size,
-# has a line for each macro, and so may be longer than a model of 60 lines.
+# These files only bind macros to arguments, and the other files of their folder
+# include them. They have a line for each macro, so they may exceed 60 lines.
 WIRING = {
   'models/decoder.gin',
   'models/latent_decoder.gin',
@@ -29,16 +29,16 @@ WIRING = {
   'runs/muon.gin',
   'runs/recipe.gin',
 }
-# Our own sizes, for experiments; the others are there to be counted.
+# Our own models, for experiments; the other models are only counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
-# Runs for slices that no machine of ours has, and what fits them to 8 devices.
+# Runs for large slices -> overrides that make them fit 8 devices.
 ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
   'runs/wudao2_v5p_256.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
-# Runs for other machines than the 8 devices of the tests.
+# Runs that need another number of devices than the 8 of the tests.
 NUM_DEVICES = {'runs/poems_cpu.gin': 1, 'runs/poems_recipe_cpu.gin': 1}
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
@@ -65,7 +65,7 @@ def moe(run):
   return block(run).moe(parent=None)
 
 
-# Macro -> a value that no file has, and where it arrives.
+# Macro -> (a value that no file has, where it must arrive).
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
   'NUM_LAYERS': (62, lambda run: stack(run).num_layers),
@@ -98,7 +98,7 @@ LAYOUT_MACROS = {
 }
 
 
-# Instead of heads of keys and values, those of latent attention.
+# The macros of latent attention, which replace those of key and value heads.
 LATENT_MACROS = {
   'QUERY_RANK': (22, lambda run: attention(run).query_rank),
   'KV_RANK': (14, lambda run: attention(run).kv_rank),
@@ -111,11 +111,11 @@ LATENT_MACROS = {
 @functools.cache
 def describe(name):
   path = models.FOLDER / f'{name}.gin'
-  return model_table.describe(path, models.loaded(name))
+  return model_table.table_row(path, models.loaded(name))
 
 
 def check_macros(names, macros, overrides=()):
-  """Each is read, and its value arrives where it belongs."""
+  """Checks that each macro is read and its value arrives where it belongs."""
   for macro, (value, arrives) in macros.items():
     run = configuration.load(names, [*overrides, f'{macro}={value}'])
     assert float(arrives(run)) == pytest.approx(value), macro
@@ -130,7 +130,7 @@ def test_a_model_has_all_sizes_as_macros(name):
   text = (ROOT / name).read_text()
   if 'gates.Switch' in text or 'gates.Base' in text:
     del macros['TOP_K']  # always 1
-  # All at once: each arrives where it belongs, for no two are the same.
+  # No two values are equal, so one run can check all macros.
   values = [f'{macro}={value}' for macro, (value, _) in macros.items()]
   run = configuration.load([name, *REST], [*STEPS, *values])
   for macro, (value, arrives) in macros.items():
@@ -201,7 +201,7 @@ def test_a_run_is_built_by_shapes(name):
   counts, peak = flops_of(run, program)
   assert program.mesh.size == len(devices)
   assert counts['params_total'] >= counts['params_active'] > 0
-  assert peak is None  # of a CPU
+  assert peak is None  # A CPU has no published peak.
   assert f'{counts["params_active"]:,}' in training.describe(program, counts)
 
 
@@ -223,14 +223,14 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   assert type(moe(run)).__name__ == 'SoftMoE'
   program = build.build(run, jax.devices()[:1])
   total = flops_of(run, program)[0]['params_total']
-  assert total > 8 * 3 * 128 * 128  # its experts alone
+  assert total > 8 * 3 * 128 * 128  # The experts alone have this many.
   facts = plan.plan_shapes(run)
-  assert facts['drop_rate_cv03'] == 0  # nothing is sent, nothing dropped
+  assert facts['drop_rate_cv03'] == 0  # Nothing is sent, so nothing is dropped.
 
 
 def shapes_of(run, devices):
   """(shapes of the parameters, their logical axes, rule table, mesh)."""
-  functional, table, mesh = build.place(run, devices)
+  functional, table, mesh = build.place_model(run, devices)
   found = {}
 
   def init(key):
@@ -243,7 +243,7 @@ def shapes_of(run, devices):
   return params, found['axes'], table, mesh
 
 
-# Every model in the layout that divides most, and every layout.
+# Every model in the layout that divides it most, and every layout.
 @pytest.mark.parametrize(
   'model, layout',
   [(model, 'parallel/fsdp_expert.gin') for model in files('models')]
@@ -287,7 +287,7 @@ def test_the_dense_twin_has_the_active_parameters_of_the_sparse_model(name):
 def test_a_model_of_the_literature_has_its_parameters(name):
   row = describe(pathlib.Path(name).stem)
   total, published = row['params_total'], row['params_total_published']
-  # Ours to design: nearer than what a paper's rounding leaves open.
+  # A paper rounds its counts to about 1%; models of our own must be closer.
   within = 0.5 if 'wudao' in name else 1.0
   is_close = abs(row['params_total_difference']) <= within
   assert is_close or row['difference_because'], (total, published)
@@ -306,7 +306,8 @@ def test_a_model_of_the_literature_has_its_parameters(name):
 def test_released_weights_are_counted_to_the_last_one(
   name, sparse_layers, num_experts, released
 ):
-  # Theirs have a bias of each routed expert, which we do not train.
+  # The released weights include a bias per routed expert, which is no parameter
+  # here, since we do not train it.
   total = describe(name)['params_total']
   assert total + sparse_layers * num_experts == released
 
@@ -316,7 +317,7 @@ def test_wudao_suits_the_devices_it_is_meant_for():
   layer = moe(run)
   assert layer.num_experts % 512 == 0
   assert layer.expert_d_ff % 256 == 0
-  # Dense parameters too are divided over an expert axis of 512.
+  # Dense parameters are also divided over an expert axis of 512.
   assert run.model.vocab_size % 512 == 0
   assert block(run).feed_forward(parent=None).width % 512 == 0
   assert 151_500 <= run.model.vocab_size <= 152_500

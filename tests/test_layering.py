@@ -8,11 +8,11 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CORE = {'types', 'axes', 'atomic_files', 'stop_signals'}
+CORE = {'types', 'axes', 'bounds', 'atomic_files', 'stop_signals'}
 BASE = CORE | {'parallel', 'optim', 'data'}
 TRAINED = BASE | {'modalities', 'objectives', 'train', 'checkpoint', 'infer'}
 BUILT = TRAINED | {'models', 'routing', 'layers', 'evaluate', 'scale'}
-# Rooms of moe, or single modules in them, that the files of a room may import.
+# Package of moe -> the packages, or single modules, that its files may import.
 MAY_IMPORT = {
   'routing': CORE,
   'layers': CORE | {'routing'},
@@ -41,7 +41,7 @@ FILES = sorted(
 
 
 def imports(path, is_top_level=False):
-  """Full names that a file imports: everywhere, or outside of functions."""
+  """Full names that a file imports, anywhere or only outside of functions."""
   tree = ast.parse((ROOT / path).read_text(encoding='utf-8'))
   for node in tree.body if is_top_level else ast.walk(tree):
     if isinstance(node, ast.Import):
@@ -88,7 +88,7 @@ MODULES = {module(path): path for path in FILES}
 
 
 def modules_of(names):
-  """The modules of ours that hold imported names."""
+  """Our own modules that define the imported names."""
   for name in names:
     for candidate in (name, name.rpartition('.')[0]):
       if candidate in MODULES:
@@ -105,7 +105,7 @@ def test_no_module_imports_itself_in_a_circle():
   while free := [name for name, below in left.items() if not below & set(left)]:
     for name in free:
       del left[name]
-  assert not left  # Each of these is in a circle or imports one that is.
+  assert not left  # Each of these is in a circle, or imports one that is.
 
 
 def test_no_verb_is_imported():
@@ -119,7 +119,7 @@ def test_no_verb_is_imported():
     assert not verbs & set(modules_of(imports(path))), path
 
 
-# What a training process runs, on a machine without the packages of [data].
+# A training process on a machine without the packages of the [data] extra.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in {blocked}:

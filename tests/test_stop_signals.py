@@ -1,4 +1,4 @@
-"""Signals end a command, saved where there is something to save."""
+"""Signals end a command, which first saves what it has to save."""
 
 import os
 import signal
@@ -50,8 +50,8 @@ def test_the_inner_block_takes_the_signals_and_gives_them_back():
   assert [signal.getsignal(number) for number in ALL] == before
 
 
-# The main thread waits in C for a lock that it holds: no signal gets it out, as
-# in a compilation.
+# The main thread waits in C for a lock that it already holds. As in a
+# compilation, no signal interrupts it.
 BLOCKED = """
 import ctypes, sys
 from moe import stop_signals
@@ -81,12 +81,12 @@ def blocked(block, num_arguments):
 def test_a_second_ctrl_c_leaves_at_once_and_one_press_is_one():
   process = blocked('handled', 1)
   process.send_signal(signal.SIGINT)
-  process.send_signal(signal.SIGINT)  # A wrapper that passes it on.
+  process.send_signal(signal.SIGINT)  # A wrapper passes the signal on.
   with pytest.raises(subprocess.TimeoutExpired):
     process.wait(0.5)
   process.send_signal(signal.SIGINT)
   assert process.wait(5) == 130
-  assert 'once more leaves at once' in process.stderr.read()
+  assert 'again to leave at once' in process.stderr.read()
 
 
 def test_what_has_nothing_to_save_ends_in_the_middle_of_a_long_call():

@@ -1,4 +1,4 @@
-"""Devices that layers and steps are timed on or compiled for."""
+"""The devices of benchmarks: those of this machine, or described TPUs."""
 
 import jax
 
@@ -21,7 +21,7 @@ def eight() -> list[jax.Device]:
 
 
 def v5p(shape: str) -> list:
-  """Devices of a slice of v5p chips such as '2x2x1', for the compiler alone.
+  """Devices of a v5p slice such as '2x2x1'; programs compile for them only.
 
   Raises:
     ValueError: if the TPU's compiler is not installed.

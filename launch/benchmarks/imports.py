@@ -1,4 +1,4 @@
-"""Seconds that each module of moe takes to import, in fresh processes."""
+"""Times the import of each module of moe in fresh processes."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 
+from moe.evaluate import score
+
 BASE = 'import jax, flax, optax'
 TIMED = (
   'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
@@ -14,7 +16,7 @@ TIMED = (
 
 
 def modules() -> list[str]:
-  """Every module of moe."""
+  """The names of all modules of moe."""
   root = pathlib.Path(__file__).parents[2]
   paths = sorted((root / 'moe').rglob('*.py'))
   names = [p.relative_to(root).with_suffix('').as_posix() for p in paths]
@@ -22,37 +24,49 @@ def modules() -> list[str]:
 
 
 def seconds(statement: str) -> float:
-  """Seconds of the statement alone, in a fresh process."""
+  """Seconds that a statement takes in a fresh process."""
   command = [sys.executable, '-c', TIMED.format(statement)]
   done = subprocess.run(command, capture_output=True, check=True)
   return float(done.stdout)
 
 
 def beyond(module: str) -> float:
-  """Seconds that a module takes beyond the base, measured right before it."""
+  """Seconds that a module takes beyond `BASE`, measured just before."""
   base = seconds(BASE)
   return seconds(f'import {module}') - base
 
 
-def compare(args: argparse.Namespace) -> int:
-  """The verb `imports`: times each module in turns with the base.
+def compare(args: argparse.Namespace, command: str) -> int:
+  """Runs the verb `imports`, which times each module in turn with `BASE`.
+
+  Args:
+    args: modules, runs, json.
+    command: the command that measures the same again.
 
   Raises:
-    ValueError: for a module that does not exist, or no run.
+    ValueError: if a module does not exist, or --runs is less than 1.
   """
   if args.runs < 1:
     raise ValueError(f'--runs={args.runs} must be at least 1.')
   known = modules()
   if unknown := [name for name in args.modules if name not in known]:
-    raise ValueError(f'{unknown[0]} must be a module of moe, as {known[0]} is.')
+    raise ValueError(
+      f'{unknown[0]} must be a module of moe, such as {known[0]}.'
+    )
   rows = {}
   for module in args.modules or known:
     rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
-    if not args.json:
-      print(f'{rows[module]:+7.2f} s  {module}', flush=True)
+    # It takes minutes, so people are told on the way.
+    print(f'{rows[module]:+7.2f} s  {module}', file=sys.stderr, flush=True)
   worst = max(rows, key=rows.get)
+  scores = [
+    score.Score(name, value, n=args.runs, command=command, unit='seconds')
+    for name, value in rows.items()
+  ]
   if args.json:
-    print(json.dumps({'seconds': rows, 'worst': worst}))
+    listed = [one.as_json() for one in scores]
+    print(json.dumps({'seconds': rows, 'worst': worst, 'scores': listed}))
   else:
+    print(score.as_table(scores))
     print(f'worst: {worst}, {rows[worst]:+.2f} s beyond `{BASE}`')
   return 0

@@ -1,4 +1,4 @@
-"""One MoE layer, forward and backward, and the products of its experts."""
+"""One MoE layer with its gradients, and the bare products of its experts."""
 
 import dataclasses
 import functools
@@ -33,11 +33,11 @@ class LayerSizes:
     d_ff: F, the width of each expert.
     experts: E, the number of experts.
     top_k: experts per token.
-    tokens: number of tokens in all.
+    tokens: total number of tokens.
     group_size: M, also the length of a sequence.
     capacity_factor: slots per expert over an even share, for dispatches with
       capacity.
-    dtype: type of the activations and of the experts' matrices.
+    dtype: dtype of the activations and of the experts' matrices.
   """
 
   d_model: int
@@ -57,7 +57,7 @@ class LayerSizes:
       )
 
   def finer(self, factor: int) -> 'LayerSizes':
-    """The same work in `factor` times as many experts, each smaller by it."""
+    """The same work in `factor` times as many experts of smaller width."""
     return dataclasses.replace(
       self,
       experts=self.experts * factor,
@@ -71,7 +71,7 @@ class LayerSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Balanced(gates.TopK):
-  """Does all that TopK does, but experts take turns: each gets equal rows."""
+  """A TopK router whose logits make all experts get equally many rows."""
 
   def route(
     self, inputs: RouterInputs, state: PyTree, keys_G: Array, train: bool
@@ -81,7 +81,7 @@ class Balanced(gates.TopK):
     token_M = jnp.arange(M, dtype=jnp.int32)
     expert_E = jnp.arange(E, dtype=jnp.int32)
     turn_ME = (expert_E - token_M[:, None] * self.num_active) % E
-    # 30 is far above what random logits reach, so that the turn decides.
+    # Random logits are far below 30, so the raised logits decide.
     raised_ME = jnp.where(turn_ME < self.num_active, 30.0, 0.0)
     logits_GME = inputs.logits_GME + raised_ME
     inputs = inputs._replace(logits_GME=logits_GME)
@@ -89,13 +89,13 @@ class Balanced(gates.TopK):
 
 
 class JittedLayer(NamedTuple):
-  """One layer on a mesh, not yet compiled.
+  """One layer on a mesh before compilation.
 
   Attributes:
     jitted: (params, x, dy) -> (y, (dparams, dx), dropped share).
     abstract: shapes of the arguments, with shardings.
-    init: key -> arguments, on their devices.
-    mesh: the devices.
+    init: key -> arguments on their devices.
+    mesh: mesh of the devices.
   """
 
   jitted: Callable
@@ -110,16 +110,16 @@ def make_layer(
   exchanger: type = exchange.AllToAll,
   mesh: jax.sharding.Mesh | None = None,
 ) -> JittedLayer:
-  """The layer with evenly used experts.
+  """Makes a layer whose experts have equal loads.
 
-  Expert matrices are given in the compute dtype: the float32 copy that an
-  optimizer keeps is no part of the layer.
+  Expert matrices have the compute dtype, since the float32 copy of an optimizer
+  is not part of the layer.
 
   Args:
     sizes: sizes of the layer.
     dispatcher: class of the dispatch.
     exchanger: class of the exchange.
-    mesh: the devices, by default one.
+    mesh: mesh of the devices, by default of one device.
 
   Raises:
     ValueError: if the sizes do not divide.
@@ -151,7 +151,7 @@ def make_layer(
     return outputs[0], vjp((dy_BTD, jnp.ones(()))), dropped
 
   with jax.set_mesh(mesh):
-    key = jax.eval_shape(lambda: jax.random.key(0))  # runs nothing
+    key = jax.eval_shape(lambda: jax.random.key(0))
     params, boxed = jax.eval_shape(init_params, key, x_BTD)
     logical = jax.tree.map(
       tuple, nn.get_partition_spec(boxed), is_leaf=lambda s: isinstance(s, P)
@@ -164,7 +164,7 @@ def make_layer(
       (params, x_BTD, x_BTD),
       place,
     )
-    jax.eval_shape(both_ways, *abstract)  # every error of sizes comes up here
+    jax.eval_shape(both_ways, *abstract)  # This raises all errors of sizes.
 
   def init(key: Array) -> tuple[PyTree, Array, Array]:
     normal = lambda k: jax.random.normal(k, x_BTD.shape, dtype)
@@ -200,16 +200,16 @@ def _configured(dispatcher: type, sizes: LayerSizes) -> Callable:
 
 def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
   """Rows that the experts multiply; with capacity, empty slots count too."""
-  room = _configured(dispatcher, sizes)().room(
+  capacity = _configured(dispatcher, sizes)().capacity(
     sizes.group_size, sizes.top_k, sizes.experts
   )
-  if room is None:
+  if capacity is None:
     return sizes.tokens * sizes.top_k
-  return sizes.tokens // sizes.group_size * sizes.experts * room
+  return sizes.tokens // sizes.group_size * sizes.experts * capacity
 
 
 def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
-  """The layer compiled and warm, and its output."""
+  """(the layer, compiled and warm, its output)."""
   with jax.set_mesh(layer.mesh):
     arguments = layer.init(jax.random.key(0))
     compiled = layer.jitted.lower(*arguments).compile()
@@ -219,13 +219,13 @@ def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
 
 
 def timed_products(name: str, sizes: LayerSizes, rows: int, runs: int) -> Timed:
-  """The nine matrix products of experts and their gradients, nothing else.
+  """Only the nine matrix products of experts and their gradients.
 
   Args:
-    name: for the table.
+    name: name in the table.
     sizes: sizes of the layer.
     rows: rows of all experts.
-    runs: matrices among which the rows are divided evenly.
+    runs: number of experts, among which the rows are divided evenly.
   """
   E, S, D, F = runs, rows // runs, sizes.d_model, sizes.d_ff
   x, w, h = (E, S, D), (E, D, F), (E, S, F)

@@ -1,4 +1,4 @@
-"""One MoE layer against others like it, on the devices of this machine."""
+"""Compares one MoE layer with variants of it, on this machine."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ from launch.benchmarks.timing import Timed, measure
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
 
-# A layer that fits two CPU cores; the one for TPUs is in `tpu`.
+# The sizes suit two CPU cores; `tpu` has sizes for TPUs.
 SIZES = {
   'd_model': 512,
   'd_ff': 1024,
@@ -35,7 +35,7 @@ SIZES = {
 }
 MESH = MeshShape(data=2, expert=4)
 
-# What is timed, and what else the report says.
+# (timed programs, more entries of the report).
 Compared = tuple[list[Timed], dict[str, float]]
 
 
@@ -43,7 +43,7 @@ def choices(args: argparse.Namespace) -> tuple[type, type]:
   """Classes of dispatch and exchange, by the names in the flags.
 
   Raises:
-    ValueError: for a name that no class has.
+    ValueError: if no class has the name.
   """
   found = []
   # A layer without empty slots has the FLOPs of the dense products.
@@ -67,7 +67,7 @@ def choices(args: argparse.Namespace) -> tuple[type, type]:
 def compare_mesh(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """8 devices against 1, on the same cores."""
+  """Compares 8 devices with 1 on the same cores."""
   eight_devices = devices.eight()
   one = make_layer(sizes, dispatcher, exchanger)
   eight = make_layer(
@@ -80,7 +80,7 @@ def compare_mesh(
 def compare_einsum(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """Sorted against one-hot products."""
+  """Compares sorted dispatch with one-hot products."""
   del dispatcher
   return _compiled(
     (
@@ -93,7 +93,7 @@ def compare_einsum(
 def compare_dropless(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """Dropless against capacity."""
+  """Compares dropless dispatch with capacity."""
   return _compiled(
     (
       ('capacity', make_layer(sizes, dispatcher, exchanger)),
@@ -105,7 +105,7 @@ def compare_dropless(
 def compare_fine(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """The same work in 4 and in 16 times as many experts."""
+  """Compares the same work with 1, 4 and 16 times as many experts."""
   finer = [sizes.finer(factor) for factor in (1, 4, 16)]
   return _compiled(
     (str(s), make_layer(s, dispatcher, exchanger)) for s in finer
@@ -115,10 +115,10 @@ def compare_fine(
 def compare_parts(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """The layer against the matrix products of its experts alone.
+  """Compares the layer with only the matrix products of its experts.
 
-  With capacity the experts multiply empty slots too. The first row of the
-  report counts these as products, the second one does not.
+  With capacity the experts also multiply empty slots. The first row of the
+  report counts these products, the second one does not.
   """
   rows = sizes.tokens * sizes.top_k
   slots = num_slots(sizes, dispatcher)
@@ -134,10 +134,10 @@ def compare_parts(
 def compare_dense(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """The layer against plain products of equally many FLOPs.
+  """Compares the layer with dense products of equally many FLOPs.
 
-  The FLOPs are those of the rows needed: a layer with capacity pays for its
-  empty slots, and at 1.25 the ratio can't exceed 0.8.
+  Only the FLOPs of routed rows count. A layer with capacity also multiplies
+  empty slots, so its ratio cannot exceed 0.8 at a capacity factor of 1.25.
   """
   rows = sizes.tokens * sizes.top_k
   products = timed_products('dense products', sizes, rows, 1)
@@ -151,14 +151,14 @@ def compare_dense(
 def compare_none(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """The layer alone."""
+  """Times the layer alone."""
   return _compiled([(
     str(sizes), make_layer(sizes, dispatcher, exchanger)
   )])  # fmt: skip
 
 
 def _compiled(named: Iterable[tuple[str, JittedLayer]]) -> Compared:
-  """Compiles each layer; compares the outputs where there are two."""
+  """Compiles each layer; if there are two, it also compares their outputs."""
   compiled, outputs = [], []
   for name, layer in named:
     timed, y_BTD = timed_layer(name, layer)
@@ -182,7 +182,7 @@ COMPARISONS = {
 
 
 def sizes_of(args: argparse.Namespace, defaults: dict[str, Any]) -> LayerSizes:
-  """Sizes as the flags give them, else by default."""
+  """The sizes from the flags, with defaults for missing flags."""
   given = {name: getattr(args, name) for name in defaults}
   return LayerSizes(
     **{
@@ -193,7 +193,7 @@ def sizes_of(args: argparse.Namespace, defaults: dict[str, Any]) -> LayerSizes:
 
 
 def _shares(report: dict[str, Any]) -> dict[str, float]:
-  """Shares of the layer's time beyond all products and beyond needed ones."""
+  """Shares of the layer's time outside all products and outside needed ones."""
   needed, layer = report['runs'][-2:]
   return {
     'share_beyond_products': 1 - report['ratio'],
@@ -218,7 +218,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     'device': device,
   }
   if args.compare == 'dense' or not args.compare:
-    # Each weight of three matrices takes two FLOPs, and twice that backwards.
+    # A row takes 2 FLOPs per weight of three matrices, and twice that backward.
     weights = 3 * sizes.d_model * sizes.d_ff
     flops = 6 * weights * sizes.tokens * sizes.top_k
     extra['tflops_per_second'] = flops / report['seconds'] / 1e12

@@ -1,4 +1,4 @@
-"""Whole training steps, of the same code that trains, on random tokens."""
+"""Times whole training steps on random tokens, with the program that trains."""
 
 import argparse
 import functools
@@ -23,8 +23,8 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# The model without gin files: a size at which others have been timed too; they
-# do not normalise queries and keys.
+# The model if no gin file is given. Other programs have been timed at this
+# size; they do not normalise queries and keys.
 MACROS = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,
@@ -38,16 +38,18 @@ MACROS = {
   'EXPERT_D_FF': 512,
   'BATCH_SIZE': 16,
   'SEQUENCE_LENGTH': 128,
+  'GROUP_SIZE': 1024,
   'TRAIN_STEPS': 1000,
   'LEARNING_RATE': 1e-3,
 }
 UNIT = 'training step'
-# Our steps between two runs of another program, which takes many in a run.
+# Steps of our program per sample against another program, which runs many
+# steps.
 STEPS = 6
 
 
 def random_batch(batch_size: int, length: int, vocab_size: int) -> TokenBatch:
-  """Full rows of one document each, with random tokens."""
+  """A batch of random tokens; each row is one document."""
   shape = (batch_size, length)
   text = np.random.default_rng(0).integers(
     vocab_size, size=(batch_size, length + 1), dtype=np.int32
@@ -67,12 +69,12 @@ def random_batch(batch_size: int, length: int, vocab_size: int) -> TokenBatch:
 def load(
   args: argparse.Namespace, overrides: Sequence[str], **macros: Any
 ) -> Run:
-  """A run as gin files say, or `MACROS` where there are none.
+  """Loads the run of the gin files, or of `MACROS` if there are none.
 
   Args:
     args: flags.
-    overrides: NAME=VALUE of the command line.
-    **macros: what this comparison binds, whatever the user says.
+    overrides: NAME=VALUE bindings of the command line.
+    **macros: bindings of the comparison, which override the user's.
   """
   sizes = {} if args.gin_file else MACROS
   bind = lambda given: [f'{name}={value}' for name, value in given.items()]
@@ -85,7 +87,7 @@ def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
   """The training step of a run, compiled and warm.
 
   Args:
-    name: for the table.
+    name: name in the table.
     run: the run whose step is timed.
     devices: devices of the mesh.
     steps: steps per sample.
@@ -107,7 +109,7 @@ def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
 def compare_mesh(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """8 devices against 1, on the same cores."""
+  """Compares 8 devices with 1 on the same cores."""
   devices = device_lib.eight()
   run = load(args, overrides)
   share = run.data.batch_size * run.data.sequence_length // 8
@@ -128,7 +130,7 @@ def compare_mesh(
 def compare_compile(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Seconds to trace and compile the step, 64 experts against 8."""
+  """Compares the seconds to trace and compile the step: 64 experts with 8."""
   jax.config.update('jax_enable_compilation_cache', False)
 
   def seconds(experts: int) -> float:
@@ -140,7 +142,7 @@ def compare_compile(
     Timed(f'{n} experts', functools.partial(seconds, n)) for n in (8, 64)
   ]
   for program in programs:
-    program.sample()  # takes imports and what a process traces only once
+    program.sample()  # The first sample has imports and traces that occur once.
   return measure(programs, args.rounds, 'compilation of the training step')
 
 
@@ -155,7 +157,7 @@ def clock_once(program: Program) -> float:
 def compare_command(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Ours against a program of other people, tokens a second."""
+  """Compares the tokens/s of our step with those of another program."""
   run = load(args, overrides)
   theirs = Timed('theirs', command(args.against, _tokens(run)))
   ours = timed_step('ours', run, jax.devices(), STEPS)

@@ -1,6 +1,6 @@
-"""One MoE layer compiled for TPUs on a machine without any.
+"""Compiles one MoE layer for TPUs on a machine without TPUs.
 
-Times are the compiler's own estimates, not measurements.
+Times are estimates of the compiler, not measurements.
 """
 
 import argparse
@@ -33,12 +33,12 @@ SIZES = {
   'dtype': 'bfloat16',
 }
 MEMORY_SIZES = {**SIZES, 'experts': 64, 'tokens': 32 * 2048}
-# The smallest slice with an expert axis of 16: v5p-64 has 64 cores.
+# 32 chips (v5p-64, which has 64 cores) are enough for an expert axis of 16.
 CHIPS, EXPERT_DEVICES = '2x4x4', 16
 
 
 def collectives(text: str) -> list[dict[str, Any]]:
-  """Collectives of a program: what each yields on one device, in bytes.
+  """The collectives of a program with the bytes of their results per device.
 
   Args:
     text: text of the compiled program.
@@ -53,9 +53,9 @@ def collectives(text: str) -> list[dict[str, Any]]:
       if kind not in collective_lib.KINDS:
         continue
       if i.opcode.endswith('-start'):
-        # A start yields its operand as well: the last array is the result.
+        # A start also returns its operand; the last array is the result.
         shapes = [s for s in shapes if s.dims][-1:]
-      # The memory that an array lies in is left out.
+      # Results in different memories count as equal.
       found[kind, tuple(hlo.Shape(s.dtype, s.dims) for s in shapes)] += 1
   rows = [
     {
@@ -70,14 +70,14 @@ def collectives(text: str) -> list[dict[str, Any]]:
 
 
 class Dumped(NamedTuple):
-  """A program for TPUs and what its compiler wrote down.
+  """A program for TPUs, with texts from its compiler's dump.
 
   Attributes:
     compiled: the program.
-    optimized: the text of the program. Its own `as_text` fails where
-      collectives are asynchronous.
+    optimized: the text of the program. `compiled.as_text` fails if collectives
+      are asynchronous.
     generated: the text after code generation, with estimates of cycles.
-    temporaries: what the program keeps in memory.
+    temporaries: temporary arrays of the program.
   """
 
   compiled: jax.stages.Compiled
@@ -87,7 +87,7 @@ class Dumped(NamedTuple):
 
 
 def dump(lowered: jax.stages.Lowered) -> Dumped:
-  """Compiles a program for TPUs and reads what the compiler wrote down."""
+  """Compiles a program for TPUs and reads the compiler's dump."""
   with tempfile.TemporaryDirectory() as directory:
     compiled = lowered.compile(
       {'xla_dump_to': directory, 'xla_dump_hlo_as_text': True}
@@ -116,10 +116,10 @@ def dump_layer(
 
 
 def estimate(dumped: Dumped, mesh: jax.sharding.Mesh) -> float:
-  """Seconds by the compiler's estimate, with loops multiplied out.
+  """The compiler's estimate of seconds, with loops multiplied out.
 
-  The compiler's `optimal_seconds` counts the body of a loop once: a sum over 16
-  choices in a loop would seem to cost less than one over 4 without a loop.
+  `optimal_seconds` counts the body of a loop once: a sum over 16 choices in a
+  loop would seem to cost less than a sum over 4 choices without a loop.
   """
   seconds = dumped.compiled.cost_analysis()['optimal_seconds']
   work = work_lib.count(hlo.parse(dumped.generated), dict(mesh.shape))
@@ -127,11 +127,11 @@ def estimate(dumped: Dumped, mesh: jax.sharding.Mesh) -> float:
 
 
 def costliest(generated: str, num: int = 8) -> list[dict[str, Any]]:
-  """The operations that take most of the time, as the compiler estimates.
+  """The slowest operations by the compiler's estimate.
 
   Args:
     generated: the program's text after code generation.
-    num: how many operations.
+    num: number of operations.
 
   Returns:
     Dicts with the path of JAX's operation as 'name', 'cycles' with loops
@@ -151,7 +151,7 @@ def costliest(generated: str, num: int = 8) -> list[dict[str, Any]]:
 def compare_fine(
   args: argparse.Namespace, dispatcher: type, exchanger: type
 ) -> dict[str, Any]:
-  """The same work in 4 and 8 times as many experts, on one chip."""
+  """Compares 1, 4 and 8 times as many experts for the same work on one chip."""
   sizes = layer_comparisons.sizes_of(args, SIZES)
   mesh = make_mesh(MeshShape(), devices.v5p('2x2x1')[:1])
   runs = []
@@ -166,11 +166,11 @@ def compare_fine(
     }
     if runs:
       run['ratio'] = seconds / runs[0]['seconds']
+      run['ratio_of'] = f'time of {finer} over {runs[0]["name"]}'
     runs.append(run)
   return {
     **{k: v for k, v in runs[-1].items() if k != 'name'},
     'unit': f"{UNIT}, the compiler's estimate, loops multiplied out",
-    'ratio_of': f'time of {runs[-1]["name"]} over {runs[0]["name"]}',
     'sizes': dataclasses.asdict(sizes),
     'device': str(mesh.devices.flat[0].device_kind),
     'runs': runs,
@@ -183,8 +183,8 @@ def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
 
   Args:
     dumped: the program.
-    weight: shape of one matrix of all experts on a device; arrays of its size
-      are gradients on their way, not rows.
+    weight: shape of one matrix of all experts on a device. Arrays with these
+      dims count as gradients of weights and not as rows.
   """
   return buffers.account(
     dumped.temporaries,
@@ -196,9 +196,9 @@ def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
 def compare_memory(
   args: argparse.Namespace, dispatcher: type, exchanger: type
 ) -> dict[str, Any]:
-  """Bytes of a layer on 32 chips whose experts are divided over 16.
+  """Bytes of a layer on 32 chips, with its experts divided over 16.
 
-  The report has the forward pass alone, and both passes. With SwiGLU the
+  The report has the forward pass alone and both passes. With SwiGLU the
   backward pass holds up to four arrays as wide as the hidden layer: its two
   factors, its gradient, and the gradient of one factor.
   """

@@ -2,8 +2,8 @@
 
 Orbax writes into `<step>.orbax-checkpoint-tmp`; when every array is there,
 `integrity.json` is written and flushed, and one rename makes the step visible.
-On an object store, which has no rename, `commit_success.txt` is written last
-instead (it holds nothing, so it needs no hash).
+An object store has no rename: there `commit_success.txt` is written last
+instead. That file is empty, so it needs no hash.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from etils import epath
 from moe.checkpoint import integrity, listing, literal_path
 
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
-# Where the arrays of a step are looked up; without it none can be read.
+# The index of a step's arrays; without it no array can be read.
 _MANIFEST = 'manifest.ocdbt'
 
 
@@ -63,32 +63,32 @@ class StateSave(ocp.args.PyTreeSave):
 @ocp.args.register_with_handler(_StateHandler, for_restore=True)
 @dataclasses.dataclass
 class _StateRestore(ocp.args.PyTreeRestore):
-  """Never made: Orbax takes no handler that could only save."""
+  """Never used, but Orbax refuses a handler that can only save."""
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-  """False for the logs of Orbax's threads: each repeats an error we raise."""
+  """False for a log line of an Orbax thread: it repeats an error we raise."""
   is_main = record.threadName == threading.main_thread().name
   return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
 def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
-  """What writes and commits the steps of a directory, in threads of its own."""
+  """The Orbax object that writes and commits steps, in its own threads."""
   logging.getLogger('absl').addFilter(_is_wanted)
   is_remote = integrity.on_object_store(directory)
   handler = ocp.CompositeCheckpointHandler(
-    # Trained weights shrink by a fifth at most, and their compression would
-    # take half of a small machine away from the training steps.
+    # Compression shrinks trained weights by a fifth at most, and on a small
+    # machine it takes half of the processor from the training steps.
     state=_StateHandler(use_ocdbt=True, use_compression=False),
     meta=ocp.JsonCheckpointHandler(),
   )
   return ocp.AsyncCheckpointer(
     handler,
     temporary_path_class=_MarkerCommit if is_remote else _RenameCommit,
-    # If a directory cannot be made in the background, the writers wait for it
-    # for five minutes and keep the process alive.
+    # The directory is made in the foreground: if that failed in the background,
+    # the writers would wait five minutes for it and keep the process alive.
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-    # Blocking, since nothing may be added to a step after it is sealed.
+    # The write blocks, because nothing may change in a step after it is sealed.
     checkpoint_metadata_store=ocp.metadata.metadata_store(
       enable_write=True, blocking_write=True
     ),
@@ -110,7 +110,7 @@ def sweep(directory: epath.Path) -> None:
 def remove(directory: epath.Path, step: int) -> None:
   """Removes a step; a kill leaves nothing that looks like a step."""
   path = directory / str(step)
-  # The step becomes invisible first, and its files go then.
+  # First the step becomes invisible, then its files are removed.
   if integrity.on_object_store(path):
     (path / listing.MARKER).unlink()
   else:

@@ -8,14 +8,14 @@ from etils import epath
 from moe.checkpoint import integrity, listing, restore
 
 
-class Listed(NamedTuple):
+class StepSummary(NamedTuple):
   """One step of a run.
 
   Attributes:
     step: number of the step.
     bytes: size of its files.
-    metrics: what the step was ranked by, by name.
-    is_best: whether no other step ranks before it.
+    metrics: name -> number; one of them ranks the step.
+    is_best: whether the step has the first rank.
     is_damaged: whether its record cannot be read.
   """
 
@@ -51,7 +51,7 @@ def chosen(
   return directory, [step]
 
 
-def listed(directory: epath.Path) -> list[Listed]:
+def listed(directory: epath.Path) -> list[StepSummary]:
   """The steps in a directory, in ascending order."""
   best = listing.best_step(directory)
   found = []
@@ -59,18 +59,18 @@ def listed(directory: epath.Path) -> list[Listed]:
     meta = listing.read_meta(directory / str(step))
     size = integrity.size(directory / str(step))
     metrics = meta.get('metrics') or {}
-    found.append(Listed(step, size, metrics, step == best, not meta))
+    found.append(StepSummary(step, size, metrics, step == best, not meta))
   return found
 
 
 def damage(
   directory: epath.Path, steps: list[int]
 ) -> Iterator[tuple[int, list[str]]]:
-  """What is wrong with each step: a phrase a file, none if it is sound.
+  """The problems of each step, a phrase per file; none if the step is sound.
 
   Args:
     directory: directory of the steps.
-    steps: the steps to check: every byte is read and every array opened.
+    steps: the steps to check. Every byte is read and every array is opened.
   """
   for step in steps:
     yield step, restore.damage(directory / str(step))
@@ -79,7 +79,7 @@ def damage(
 def recorded(
   directory: epath.Path, step: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-  """(short entries, texts of several lines) that were recorded with a step."""
+  """The record of a step, as (short entries, texts of several lines)."""
   meta = listing.read_meta(directory / str(step))
   is_text = lambda value: isinstance(value, str) and '\n' in value
   texts = {key: value for key, value in meta.items() if is_text(value)}

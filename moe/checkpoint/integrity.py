@@ -2,8 +2,8 @@
 
 `seal` writes `integrity.json` into a directory that is about to be committed;
 `check` reads every byte again and says what differs. It finds a flipped byte, a
-cut file and a missing file anywhere, in `integrity.json` too: that file holds a
-hash of its own entries and must be spelt exactly as `seal` spells it.
+truncated file and a missing file. It finds damage of `integrity.json` too: that
+file holds a hash of its own entries and must be exactly what `seal` writes.
 """
 
 import concurrent.futures
@@ -54,12 +54,12 @@ def seal(directory: epath.PathLike) -> None:
 def check(
   directory: epath.PathLike, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-  """What is wrong with a sealed directory: a phrase a file, none if sound.
+  """The problems of a sealed directory, a phrase per file; none if it is sound.
 
   Args:
-    directory: as given to `seal`, under any name.
-    share: (index, count): only the files index, index + count, ... are checked,
-      so that the processes of a run divide the work.
+    directory: a directory that `seal` has sealed; it may have been renamed.
+    share: (index, count). Only the files index, index + count, ... are checked,
+      so that the processes of a run can divide the work.
   """
   directory = epath.Path(directory)
   try:
@@ -90,7 +90,7 @@ def sync(path: epath.PathLike) -> None:
 
 
 def _files(directory: epath.Path, prefix: str = '') -> dict[str, epath.Path]:
-  """Every file below a directory by its name relative to it, sorted."""
+  """Relative name -> path of every file below a directory, sorted by name."""
   found = {}
   for path in sorted(directory.iterdir(), key=lambda path: path.name):
     name = prefix + path.name
@@ -139,5 +139,5 @@ def _decode(content: bytes) -> dict[str, list]:
   if not isinstance(manifest, dict) or 'files' not in manifest:
     raise ValueError('it lists no files')
   if _encode(manifest['files']) != content:
-    raise ValueError('it is not as it was written')
+    raise ValueError('it differs from what was written')
   return manifest['files']

@@ -15,7 +15,7 @@ from etils import epath
 
 from moe.checkpoint import integrity
 
-# Orbax's name of what commits a step on an object store.
+# Orbax's name of the file that commits a step on an object store.
 MARKER = 'commit_success.txt'
 # Metrics of a step that was scored after it had been committed.
 LATE_METRICS = 'late_metrics.json'
@@ -57,8 +57,9 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     if steps(directory):
       return directory, None
   raise ValueError(
-    f'{path} must be the directory of a run, or of its checkpoints, got one'
-    ' without any: look there for a folder `checkpoints`, or train first.'
+    f'{path} must be the directory of a run or of its checkpoints, got one'
+    ' without any checkpoint: look there for a folder `checkpoints`, or train'
+    ' first.'
   )
 
 
@@ -83,17 +84,17 @@ def add_metrics(
   metrics: dict[str, float],
   ranked_on: str | None = None,
 ) -> None:
-  """Ranks a committed step that was evaluated after its save.
+  """Records metrics of a committed step that was evaluated after its save.
 
   The metrics go to a file that is not sealed, so the step stays sound.
 
   Args:
     step_directory: of the step.
     metrics: numbers of the step by name.
-    ranked_on: what tells apart the data that they were measured on.
+    ranked_on: identifies the data on which they were measured.
   """
   if jax.process_index() == 0:
-    # epath and not atomic_files: the step may lie on an object store.
+    # `atomic_files` needs a local disk; the step may lie on an object store.
     path = epath.Path(step_directory) / LATE_METRICS
     temporary = path.with_suffix('.tmp')
     entries = (
@@ -108,14 +109,14 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
 
   The smallest is the best, unless the newest step says that the largest is.
 
-  Numbers of other data do not compare: only steps that were measured on the
-  same data as the newest one are ranked. A step of an earlier version, which
-  did not record its data, counts as one of them.
+  Numbers that were measured on different data cannot be compared. So only steps
+  that were measured on the same data as the newest one are ranked. Earlier
+  versions did not record the data: their steps are ranked as well.
 
   Args:
     directory: of the steps.
-    metric: its name; None takes the one by which the newest step is ranked. A
-      step without that metric is left out.
+    metric: its name; None takes the metric that the newest step names. A step
+      without that metric is left out.
   """
   directory = epath.Path(directory)
   metas = {step: read_meta(directory / str(step)) for step in steps(directory)}
@@ -143,13 +144,13 @@ def best_step(directory: epath.PathLike) -> int | None:
 def superseded(
   directory: epath.PathLike, keep_last: int, keep_best: int, metric: str | None
 ) -> list[int]:
-  """Steps that neither rule keeps, in ascending order.
+  """Steps that neither `keep_last` nor `keep_best` keeps, in ascending order.
 
   Args:
     directory: of the steps.
     keep_last: how many of the newest steps stay.
     keep_best: how many of the best steps stay beside them.
-    metric: by which steps are ranked; None for that of the newest step.
+    metric: see `ranking`.
   """
   known = steps(directory)
   kept = set(known[-keep_last:])

@@ -1,4 +1,4 @@
-"""Paths whose own names are never read as patterns."""
+"""Local paths whose names are never read as glob patterns."""
 
 import glob
 from collections.abc import Iterator
@@ -9,11 +9,12 @@ from moe.checkpoint import integrity
 
 
 class LiteralPath(type(epath.Path())):
-  """A local path whose `glob` takes the path itself as it is spelt.
+  """A local path whose `glob` takes the path itself literally.
 
-  Orbax finds the parts that processes have written with `directory.glob`, and
-  epath joins directory and pattern before it looks. In a directory such as
-  `lr[3e-3]` it finds nothing, and Orbax commits a checkpoint without weights.
+  Orbax calls `directory.glob` to find what each process has written. epath
+  joins the directory and the pattern first, so the name of the directory
+  becomes part of the pattern. In a directory such as `lr[3e-3]` nothing
+  matches, and Orbax commits a checkpoint without weights.
   """
 
   def glob(self, pattern: str) -> Iterator[epath.Path]:
@@ -22,7 +23,7 @@ class LiteralPath(type(epath.Path())):
 
 
 def of(directory: epath.Path) -> epath.Path:
-  """A directory to hand to Orbax; one on an object store stays as it is."""
+  """The path to give to Orbax; a path on an object store stays as it is."""
   if integrity.on_object_store(directory):
     return directory
   return LiteralPath(directory)

@@ -26,17 +26,19 @@ from moe.types import Array, PyTree
 _LOG = logging.getLogger(__name__)
 
 
-# Pairs of (regular expression that a target path must match as a whole, path in
-# the checkpoint, which may refer to groups as \1, or None to keep the target).
+# Pairs of (pattern, stored name). The pattern is a regular expression that must
+# match a whole path in the target. The stored name is a path in the checkpoint,
+# which may refer to groups as \1, or None: then the array keeps its value in
+# the target.
 Assignment = Sequence[tuple[str, str | None]]
 
-# The sharding of an array, by its path such as params/decoder/embedding and its
-# shape.
+# Gives the sharding of an array from its path, such as
+# params/decoder/embedding, and its shape.
 Placement = Callable[[str, Shaped], jax.sharding.Sharding]
 
 
 def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
-  """The newest step whose every file verifies, or the one asked for.
+  """The newest step in which every file verifies, or the step asked for.
 
   Returns:
     (step, newer steps that are damaged); a warning has named each of those.
@@ -55,30 +57,38 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
       f'{directory} must hold a checkpoint, got none: train first, or choose'
       ' another directory.'
     )
-  damaged = []
-  for candidate in [step] if step is not None else reversed(found):
+  damaged = {}  # What is wrong with each step.
+  # After the step that is asked for, the others are looked at for the message.
+  others = [other for other in reversed(found) if other != step]
+  for candidate in others if step is None else [step, *others]:
     problems = _shared_damage(directory / str(candidate))
+    if not problems and step in damaged:
+      raise ValueError(
+        f'Step {step} in {directory} must be sound, got {damaged[step]}: step'
+        f' {candidate} is, so name {directory / str(candidate)}, or restore the'
+        ' files from a copy.'
+      )
     if not problems:
-      return candidate, damaged
+      return candidate, list(damaged)
     more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+    damaged[candidate] = problems[0] + more
     _LOG.warning(
-      'Checkpoint %d in %s is damaged: %s%s.',
-      candidate, directory, problems[0], more,
+      'Checkpoint %d in %s is damaged: %s.',
+      candidate, directory, damaged[candidate],
     )  # fmt: skip
-    damaged.append(candidate)
   raise ValueError(
-    f'No sound checkpoint in {directory}: {problems[0]} in step {damaged[-1]}'
-    f' (damaged: {damaged}): restore the files from a copy, or choose another'
-    ' step or directory.'
+    f'No sound checkpoint in {directory}: {problems[0]} in step {candidate}'
+    f' (damaged: {list(damaged)}): restore the files from a copy, or choose'
+    ' another directory.'
   )
 
 
 def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
-  """Reads every array of a step into the structure and shardings given.
+  """Reads every array of a step into the given structure and shardings.
 
   Raises:
-    ValueError: if one side lacks an array or a shape or dtype differs; it names
-      the arrays.
+    ValueError: if one side lacks an array, or a shape or dtype differs. The
+      message names the arrays.
   """
   wanted = leaves(abstract)
   stored = leaves(_stored_tree(step_directory))
@@ -120,9 +130,9 @@ def load_params(
     ({'params': ..., 'state': ...}, meta).
 
   Raises:
-    ValueError: if an array is missing or has another shape, if one is kept that
-      has no value in `target`, or, without an assignment, if one is unused; it
-      names the arrays.
+    ValueError: if an array is missing or has another shape, if an array is kept
+      but has no value in `target`, or if an array of the checkpoint is unused
+      and there is no assignment. The message names the arrays.
   """
   directory, located = locate(directory)
   step, _ = choose(directory, located if step is None else step)
@@ -131,17 +141,19 @@ def load_params(
   if target is None:
     target = {key: tree[key] for key in ('params', 'state') if key in tree}
   stored, problems = leaves(tree), []
-  sources = {}  # Path in the checkpoint of each target path that is read.
+  stored_names = {}  # Path in the checkpoint of each target path that is read.
   for name, leaf in leaves(target).items():
-    source = _source(name, assignment)
-    found = source and _mismatch(name, leaf, source, stored.get(source))
-    if source and not (found and re.fullmatch(optional, name)):
-      sources[name] = source
+    stored_name = _stored_name(name, assignment)
+    found = stored_name and _mismatch(
+      name, leaf, stored_name, stored.get(stored_name)
+    )
+    if stored_name and not (found and re.fullmatch(optional, name)):
+      stored_names[name] = stored_name
       problems += found
     elif not isinstance(leaf, jax.Array | np.ndarray):
       problems.append(f'{name} is kept but has no initial value')
   if not assignment:
-    unused = stored.keys() - set(sources.values())
+    unused = stored.keys() - set(stored_names.values())
     kinds = tuple(f'{key}/' for key in target)
     problems += [
       f'{n} is not in the model'
@@ -149,7 +161,7 @@ def load_params(
       if n.startswith(kinds) and not re.fullmatch(optional, n)
     ]
   _raise_if(problems, path)
-  arrays = _load(path, tree, target, sources, placement)
+  arrays = _load(path, tree, target, stored_names, placement)
   filled = jax.tree_util.tree_map_with_path(
     lambda key, leaf: arrays.get(path_name(key), leaf), target
   )
@@ -162,13 +174,13 @@ def load_initial(
   state: PyTree,
   assignment: Assignment = (),
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-  """What another run starts from: parameters, and the state beside them.
+  """Reads what a new run starts from: parameters and the state beside them.
 
   Args:
     directory: of a run, of its checkpoints, or of one step.
     params: as `target` of `load_params`.
-    state: likewise. The bias of a router comes from the layer that its weights
-      come from; it keeps its value where that layer has none of its shape.
+    state: likewise. The bias of a router comes from the same layer as its
+      weights; it keeps its value if that layer has no bias of its shape.
     assignment: see `load_params`; paths have no 'params/' in front.
 
   Returns:
@@ -181,8 +193,8 @@ def load_initial(
   for ours, theirs in assignment:
     rules.append((f'params/(?:{ours})', theirs and f'params/{theirs}'))
     # State lies under the path of the parameter that it goes with.
-    source = theirs and rf'state/{theirs}/\g<_state>'
-    rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', source))
+    stored_name = theirs and rf'state/{theirs}/\g<_state>'
+    rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', stored_name))
   loaded, meta = load_params(
     directory,
     target={'params': params, 'state': state},
@@ -196,28 +208,28 @@ def _load(
   path: epath.Path,
   tree: PyTree,
   target: dict[str, PyTree],
-  sources: dict[str, str],
+  stored_names: dict[str, str],
   placement: Placement | None,
 ) -> dict[str, Array]:
   """Arrays by target path; each array of the checkpoint is read once."""
-  import orbax.checkpoint as ocp  # Half a second: a configuration needs none.
+  import orbax.checkpoint as ocp  # Half a second; loading a run needs none.
 
   wanted = {
     name: _placed(leaf, placement and placement(name, leaf))
     for name, leaf in leaves(target).items()
-    if name in sources
+    if name in stored_names
   }
   first = {}
-  for name, source in sources.items():
-    first.setdefault(source, wanted[name])
+  for name, stored_name in stored_names.items():
+    first.setdefault(stored_name, wanted[name])
   item = jax.tree_util.tree_map_with_path(
     lambda key, _: first.get(path_name(key), ocp.PLACEHOLDER), tree
   )
   read_arrays = leaves(_restore(path, item))
-  # A second user of the same array may want it in another place or dtype.
+  # Two targets may read one array with different shardings or dtypes.
   return {
     name: jax.device_put(
-      read_arrays[sources[name]].astype(leaf.dtype), leaf.sharding
+      read_arrays[stored_names[name]].astype(leaf.dtype), leaf.sharding
     )
     for name, leaf in wanted.items()
   }
@@ -226,7 +238,7 @@ def _load(
 def damage(
   step_directory: epath.Path, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-  """What is wrong with a step: a phrase each, none if it is sound.
+  """The problems of a step, a phrase each; none if the step is sound.
 
   Every byte is read again, and every array is opened.
 
@@ -240,7 +252,7 @@ def damage(
     return found
   try:
     _stored_tree(step_directory)
-  # Orbax and TensorStore raise many kinds, and each means the same here.
+  # Orbax and TensorStore raise many kinds of errors; each one means damage.
   except Exception as error:  # noqa: BLE001
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     return [f'state cannot be opened ({reason})']
@@ -248,13 +260,13 @@ def damage(
 
 
 def _shared_damage(step_directory: epath.Path) -> list[str]:
-  """`damage`, whose work and verdict all processes share."""
+  """`damage` for all processes: they divide the files and share the result."""
   share = (jax.process_index(), jax.process_count())
   found = damage(step_directory, share)
   if share[1] > 1:
     bad = multihost_utils.process_allgather(np.array(len(found)))
     if bad.any() and not found:
-      found = [f'a file that process {int(bad.argmax())} has checked']
+      found = [f'process {int(bad.argmax())} has found a damaged file']
   return found
 
 
@@ -285,15 +297,15 @@ def leaves(tree: PyTree) -> dict[str, Any]:
 def _placed(
   leaf: Shaped, sharding: jax.sharding.Sharding | None = None
 ) -> jax.ShapeDtypeStruct:
-  """The shape, dtype and sharding to read an array with."""
+  """The shape, dtype and sharding with which an array is read."""
   own = getattr(leaf, 'sharding', None)
   if not isinstance(own, jax.sharding.Sharding):
     own = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
 
 
-def _source(name: str, assignment: Assignment) -> str | None:
-  """Path in the checkpoint of a target path, None to keep the target."""
+def _stored_name(name: str, assignment: Assignment) -> str | None:
+  """The checkpoint's path for a path in the target; None keeps the value."""
   for pattern, replacement in assignment:
     match = re.fullmatch(pattern, name)
     if match:
@@ -304,13 +316,13 @@ def _source(name: str, assignment: Assignment) -> str | None:
 def _mismatch(
   name: str,
   leaf: Shaped,
-  source: str,
+  stored_name: str,
   stored: Shaped | None,
   is_exact: bool = False,
 ) -> list[str]:
   """Why an array cannot be read, as a list of at most one phrase."""
   if stored is None:
-    origin = '' if source == name else f' (looked for {source})'
+    origin = '' if stored_name == name else f' (looked for {stored_name})'
     return [f'{name} is not in the checkpoint{origin}']
   if tuple(stored.shape) != tuple(leaf.shape):
     return [

@@ -4,11 +4,11 @@
                   /meta/metadata   JSON: step, metrics, versions, and what the
                                    caller records (data manifest, config, ...)
                   /integrity.json  size and SHA-256 of each file above
-                  /late_metrics.json  where a step was scored after its commit
+                  /late_metrics.json  metrics measured after the commit
 
-`moe.checkpoint.commit` makes a step visible when all of it is written. What a
-killed save leaves is removed at the next start. A step is good only if every
-hash agrees; the directory listing is the only truth.
+`moe.checkpoint.commit` makes a step visible when all of it is written. The next
+start removes what a killed save has left. A step is good only if every hash
+agrees; the directory listing is the only truth.
 """
 
 import errno
@@ -39,17 +39,17 @@ class SaveError(ValueError):
 
 
 class Checkpointer:
-  """Saves the state of a run in the background and finds it again.
+  """Saves the state of a run in the background, and restores it.
 
-  A run has one of them; every process makes and calls it. The next call of any
-  method raises the error of a background save, so call `check` once a step.
+  Every process of a run makes one and makes the same calls. The next call of
+  any method raises the error of a background save, so call `check` once a step.
 
   Attributes:
     directory: where the steps lie, usually WORKDIR/checkpoints.
     keep_last: how many of the newest steps stay.
     keep_best: how many of the best steps stay beside them.
     best_metric: the metric of `save` that ranks steps.
-    is_higher_better: whether the step with the largest one is the best.
+    is_higher_better: whether the step with the largest value is the best.
   """
 
   def __init__(
@@ -68,8 +68,8 @@ class Checkpointer:
       keep_last: how many of the newest steps stay.
       keep_best: how many of the best steps stay beside them.
       best_metric: the metric of `save` that ranks steps; None ranks none.
-      is_higher_better: whether the largest is the best.
-      check_held: raises if the directory is another run's by now.
+      is_higher_better: whether the largest value is the best.
+      check_held: raises an error if another run has taken the directory.
 
     Raises:
       ValueError: if a number is out of range.
@@ -146,9 +146,9 @@ class Checkpointer:
     abstract_state: PyTree,
     expect: dict[str, Any] | None = None,
   ) -> tuple[PyTree, dict[str, Any]]:
-    """Reads the newest good step, or the one asked for.
+    """Reads the newest good step, or the step asked for.
 
-    A step with a damaged file is passed over, and a warning names step and
+    A step with a damaged file is skipped, and a warning names the step and the
     file. Once an older step is found good, the damaged ones are renamed to
     `<step>.corrupt`.
 
@@ -184,7 +184,7 @@ class Checkpointer:
     return max(listing.steps(self.directory), default=None)
 
   def check(self) -> None:
-    """Raises if a background save has failed, or the run has lost its place."""
+    """Raises if a background save failed or another run took the directory."""
     self._check_held()
     failure, self._failure = self._failure, None
     if failure is not None:
@@ -198,7 +198,7 @@ class Checkpointer:
     self.check()
 
   def close(self) -> None:
-    """Waits, and ends Orbax's threads."""
+    """Waits for the running save and ends Orbax's threads."""
     try:
       self.wait()
     finally:
@@ -210,7 +210,7 @@ class Checkpointer:
     self, step: int, state: PyTree, num_bytes: int, meta: dict[str, Any]
   ) -> None:
     """The part of a save that the training loop waits for."""
-    # A disk that fills up makes Orbax print tracebacks, so look before.
+    # Orbax prints tracebacks when the disk is full, so we check that first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -257,15 +257,15 @@ class Checkpointer:
     good = max(
       (s for s in listing.steps(self.directory) if s != step), default=None
     )
-    kept = 'none was before it' if good is None else f'step {good} is intact'
+    kept = 'no step is before it' if good is None else f'step {good} is intact'
     self._failure = SaveError(
       f'Checkpoint {step} ({_size(num_bytes)}{space}) could not be written to'
       f' {self.directory}: {reason}; {kept}: free space there or'
       ' resume with a --workdir that can be written.'
     )
     self._failure.__cause__ = error
-    # An Orbax checkpointer keeps a part of a failed save: the next save must
-    # not find it.
+    # After a failed save an Orbax checkpointer keeps a part of it, which the
+    # next save must not find.
     self._orbax = None
     if jax.process_index() == 0:
       commit.sweep(self.directory)
@@ -293,7 +293,7 @@ def check_writable(directory: epath.PathLike, needed_bytes: int) -> None:
     ValueError: if it cannot be made or written, or has too little space.
   """
   directory = epath.Path(directory)
-  # A name of its own, since processes of other hosts try the same directory.
+  # The name is unique, because other hosts test the same directory.
   probe = directory / f'.write-test-{uuid.uuid4().hex}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -324,10 +324,11 @@ def _check_meta(path: epath.Path, meta: dict, expect: dict[str, Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-  """The cause at the bottom of an exception, on one line."""
+  """The first cause of an exception, on one line."""
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
-  code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's.
+  # TensorStore puts the number of a system error into its message like this.
+  code = re.search(r"os_error_code='(\d+)'", str(error))
   number = int(code.group(1)) if code else getattr(error, 'errno', None)
   if number:
     return os.strerror(number)

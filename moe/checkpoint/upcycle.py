@@ -2,12 +2,14 @@
 
 Komatsuzaki et al. (2022), https://arxiv.org/abs/2212.05055. Routers are new.
 
-Equal experts compute what the dense layer did, if the weights of a token's
-experts add up to 1 and none of its rows is dropped: `Copy` with gates.TopK,
-renormalize = True, is exact but for rounding. Four cases are not exact: plain
-probabilities (Switch, renormalize = False, where the output is scaled by their
-sum), zero-computation experts, training steps that drop rows, and `Noise` or
-`Drop`, which change the experts so that they can diverge.
+Equal experts compute what the dense layer computed, if the weights of a token's
+experts add up to 1 and none of its rows is dropped. So `Copy` with gates.TopK
+and renormalize = True is exact up to rounding. Four cases are not exact:
+  plain probabilities (Switch, renormalize = False), whose sum scales the
+  output;
+  zero-computation experts;
+  training steps that drop rows;
+  `Noise` and `Drop`, which change the experts so that they can diverge.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
+from moe import bounds
 from moe.checkpoint import restore
 from moe.parallel.shardings import Shaped, path_name, without_dim
 from moe.types import Array, PyTree
@@ -30,7 +33,7 @@ class Method:
     """E experts from the matrices of a dense layer.
 
     Args:
-      weights: [..., D, F], and [..., F, D] of the one whose name has 'down'.
+      weights: [..., D, F]; a matrix with 'down' in its name is [..., F, D].
       num_experts: E.
       key: random key.
 
@@ -42,7 +45,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Method):
-  """Equal experts, which only the gradient of the router sets apart."""
+  """Equal experts; only the gradient of the router makes them differ."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E copies; see `Method`."""
@@ -52,21 +55,17 @@ class Copy(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Method):
-  """Copies, each with noise of its own.
+  """Copies, each with its own noise.
 
   Attributes:
-    scale: standard deviation of the noise over that of the matrix. The noise is
-      drawn from a normal distribution that is cut off at two deviations.
+    scale: ratio of two standard deviations, of the noise and of the matrix. The
+      noise has a normal distribution that is truncated at two deviations.
   """
 
   scale: float = 0.1
 
   def __post_init__(self):
-    if not self.scale > 0:
-      raise ValueError(
-        f'upcycle.Noise.scale={self.scale} must be positive: use upcycle.Copy'
-        ' for no noise.'
-      )
+    bounds.within('scale', self.scale, 'upcycle.Copy adds no noise', above=0)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E copies with noise; see `Method`."""
@@ -83,7 +82,7 @@ class Noise(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Drop(Method):
-  """Copies in which each expert learns a part of its hidden layer again.
+  """Copies in which each expert has some new hidden units.
 
   Drop-Upcycling, Nakamura et al. (2025), https://arxiv.org/abs/2502.19261: each
   expert chooses hidden units at random. The weights into and out of these units
@@ -91,17 +90,14 @@ class Drop(Method):
   the old weights.
 
   Attributes:
-    share: of the hidden units, those that are drawn again.
+    share: share of the hidden units that are drawn again.
   """
 
   share: float = 0.5
 
   def __post_init__(self):
-    if not 0 < self.share <= 1:
-      raise ValueError(
-        f'upcycle.Drop.share={self.share} must be more than 0 and at most 1:'
-        ' use upcycle.Copy to keep all.'
-      )
+    kept = 'upcycle.Copy keeps all hidden units'
+    bounds.within('share', self.share, kept, above=0, most=1)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E copies in which some units are new; see `Method`."""
@@ -143,13 +139,13 @@ def upcycle(
     A tree like `sparse`.
 
   Raises:
-    ValueError: if the two do not fit; it names what does not.
+    ValueError: if the two do not fit; the message names the arrays.
   """
   given, wanted = restore.leaves(dense), restore.leaves(sparse)
   made, used, problems = {}, set(), []
   layers = {}
   for name in filter(_is_expert, wanted):
-    layers.setdefault(name.rsplit('/', 1)[0], {})[name] = _source(name)
+    layers.setdefault(name.rsplit('/', 1)[0], {})[name] = _dense_name(name)
   for i, (_, names) in enumerate(sorted(layers.items())):
     missing = [s for s in names.values() if s not in given]
     problems += [f'{s} is missing' for s in missing]
@@ -185,19 +181,22 @@ def upcycle(
   )
 
 
-def source_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
-  """Where the arrays of the dense model lie while `upcycle` copies them.
+def dense_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
+  """The shardings of the dense model's arrays while `upcycle` copies them.
 
-  An array that is kept lies where it will lie. One that experts are made of is
-  divided like these, and by the devices of its experts as well: no device has
-  to hold all of the dense model.
+  An array that both models have gets the sharding of the sparse model. An array
+  that is copied into experts is divided like the experts, and the devices that
+  divide the experts divide it as well. So no device holds the whole dense
+  model.
 
   Args:
     sparse: shapes with shardings of the sparse model's parameters.
-    whole: sharding of arrays that do not fit.
+    whole: sharding of arrays that have no match in the sparse model.
   """
   wanted = restore.leaves(sparse)
-  made_of = {_source(n): leaf for n, leaf in wanted.items() if _is_expert(n)}
+  made_of = {
+    _dense_name(n): leaf for n, leaf in wanted.items() if _is_expert(n)
+  }
 
   def place(name: str, leaf: Shaped) -> Sharding:
     name, shape = name.removeprefix('params/'), tuple(leaf.shape)
@@ -217,7 +216,7 @@ def _is_expert(name: str) -> bool:
   return layer.endswith('/moe') and leaf.startswith('w_')
 
 
-def _source(name: str) -> str:
+def _dense_name(name: str) -> str:
   """Path in the dense model: .../feed_forward/w_up_DF for .../moe/w_up_EDF."""
   layer, leaf = name.rsplit('/', 1)
   stem, letters = leaf.rsplit('_', 1)

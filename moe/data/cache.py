@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from moe.data.records import Feature, Tokeniser, texts_of
 from moe.data.store import Store, write_store
 from moe.modalities.ids import of_ranges
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 MAX_BAD_FRACTION = 1e-4
 
@@ -26,7 +26,7 @@ def resolve(name: str) -> list[tuple[str, float]]:
     name: of a seqio task or mixture.
 
   Returns:
-    (task name, rate) for each task. A rate that is a function is called, which
+    (task name, rate) for each task. A rate may be a function: it is called, and
     may read the corpora.
 
   Raises:
@@ -75,7 +75,7 @@ def tasks_with(name: str, split: str) -> list[str]:
 
 
 def documents(name: str, split: str) -> Iterator[dict[str, str]]:
-  """Texts of a task, or of the tasks of a mixture one after the other.
+  """Texts of a task, or of all tasks of a mixture, one task after the other.
 
   Args:
     name: of a seqio task or mixture.
@@ -83,7 +83,7 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
 
   Yields:
     {'targets': text}, with 'inputs' before it if the task has a prompt. A text
-    that is no UTF-8 is left out here; `cache_task` counts it.
+    that is not UTF-8 is left out here; `cache_task` counts it.
 
   Raises:
     ValueError: if the task, the split or its files are missing.
@@ -118,7 +118,7 @@ def cache_task(
 
   A feature whose vocabulary has the attributes `range` and `is_block` holds the
   codes of that range of the id space; see `moe.data.records.Feature`. Features
-  other than inputs and targets are kept as arrays with a value a token.
+  other than inputs and targets are kept as arrays with one value per token.
 
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
   `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs, and
@@ -131,7 +131,7 @@ def cache_task(
     vocabulary_path: file of the vocabulary.
     max_bad_fraction: share of the documents that may be malformed.
     on_progress: called from time to time with the number of documents read.
-    ranges: sizes of the ranges of ids beside text.
+    ranges: name -> size of the ranges of ids other than text.
 
   Returns:
     The manifest.
@@ -184,7 +184,7 @@ def cache_task(
 
 
 def _features(task_name: str) -> dict[str, Feature]:
-  """The features of a task that are no text."""
+  """The features of a task that are not text."""
   vocabularies = {
     name: feature.vocabulary
     for name, feature in _provider(task_name).output_features.items()
@@ -220,7 +220,7 @@ def not_registered(name: str, names: Iterable[str]) -> ValueError:
 
 
 def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
-  """Examples of a task in order, its texts tokenised with another vocabulary.
+  """Examples of a task in order; its texts are tokenised with `vocabulary`.
 
   A source may have `documents(split)`, which gives its texts by feature as
   Python strings. A task that only tokenises is read that way: its examples have
@@ -260,6 +260,6 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
     # The last line says what happened; those before it say where.
     reason = (str(error.message).strip().splitlines() or [repr(error)])[-1]
     raise ValueError(
-      f'{task_name}/{split} must be readable to its end, got {reason}: mend its'
-      ' files.'
+      f'{task_name}/{split} must be readable to its end, got {reason}: repair'
+      ' its files.'
     ) from error

@@ -1,8 +1,10 @@
 """From the tokens of documents to the places of a batch.
 
-A place of a batch reads one token and predicts the next one. So what belongs to
-the tokens of a document comes to its places in two ways: `predicted` as it is,
-`read` one place later. Nothing is read before the first token of a document.
+A place is one entry of a batch [B, T]: it reads one token and predicts the next
+one. So an array with one value per token becomes an array with one value per
+place in two ways. `predicted` takes the values of the tokens that the places
+predict, `read` those of the tokens that they read. The first place of a
+document reads no token.
 """
 
 from collections.abc import Sequence
@@ -15,12 +17,12 @@ from moe.data.store import Record
 def predicted(
   arrays: Sequence[np.ndarray], starts: Sequence[int], sizes: Sequence[int]
 ) -> np.ndarray:
-  """Parts of arrays, one after the other: of the tokens that places predict.
+  """Values of the tokens that places predict, one segment after the other.
 
   Args:
-    arrays: [tokens, ...], one for each piece.
-    starts: first token of each piece.
-    sizes: tokens of each piece.
+    arrays: [tokens, ...], values of all tokens of the document of each segment.
+    starts: first token of each segment.
+    sizes: tokens of each segment.
 
   Returns:
     [places, ...].
@@ -36,9 +38,10 @@ def predicted(
 def read(
   arrays: Sequence[np.ndarray], starts: Sequence[int], sizes: Sequence[int]
 ) -> np.ndarray:
-  """The same parts of the tokens that places read; 0 before a document.
+  """Values of the tokens that places read; 0 at the first place of a document.
 
-  A piece reads the token before it, so that its first token is scored too.
+  A segment that continues a document reads the token before the segment first,
+  so the first token of the segment is scored too. Arguments as for `predicted`.
   """
   own = predicted(arrays, starts, sizes)
   shifted = np.empty_like(own)
@@ -54,10 +57,10 @@ def read(
 def place_blocks(read_ids: np.ndarray, predicted_ids: np.ndarray) -> np.ndarray:
   """The block of each place.
 
-  A place is in the block of the token that it reads, or else of the token that
-  it predicts: so the first token of a block is predicted from all of it, too.
-  Tokens of one block are neighbours, so no place sees a later token that is
-  outside of the block.
+  A place is in the block of the token that it reads. If that token has no
+  block, the place is in the block of the token that it predicts: so the first
+  token of a block, too, is predicted from the whole block. Tokens of one block
+  are neighbours, so no place sees a later token outside its block.
 
   Args:
     read_ids: blocks of the tokens that are read, 0 for none.

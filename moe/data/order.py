@@ -1,7 +1,7 @@
-"""Which row comes when: shuffles and mixtures as functions of the index alone.
+"""The order of rows: shuffles and mixtures are functions of the index alone.
 
-Nothing here has a state. So the place of step 1,000,000 in the data is found as
-fast as that of step 0, and is the same on any machine with any numpy.
+Nothing here has a state. So the rows of step 1,000,000 are found as fast as
+those of step 0, and they are the same on any machine with any numpy.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 _ROUNDS = 6
-# The pattern of a mixture repeats after so many rows: rates are met to 1 /
-# _PERIOD.
+# The pattern of a mixture repeats after this many rows, so rates are exact to
+# 1 / _PERIOD.
 _PERIOD = 1 << 16
 
 
 def scramble(x: np.ndarray | int) -> np.ndarray:
-  """A 64-bit hash that is one to one.
+  """A 64-bit hash that gives different integers different values.
 
   It is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014,
   https://doi.org/10.1145/2714064.2660195).
@@ -57,7 +57,8 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
   while todo.size:
     left, right = value[todo] >> half, value[todo] & mask
     for round_number in range(_ROUNDS):
-      # A hash of both, and not an XOR: a small half must meet the whole key.
+      # The hash comes before the mask, so that even a small half depends on all
+      # bits of the key.
       mixed = scramble(key[todo] ^ np.uint64(round_number))
       left, right = right, left ^ (scramble(mixed ^ right) & mask)
     value[todo] = (left << half) | right
@@ -66,20 +67,20 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 
 
 class Mixture:
-  """Which source each row of an endless mixture comes from.
+  """Which store each row of an endless mixture comes from.
 
-  The rows of each source are spread evenly: for any n, its share of the first n
-  rows is exact to a few rows. The pattern repeats.
+  The rows of each store are spread evenly: for any n, its share of the first n
+  rows is exact to within a few rows. The pattern repeats.
 
   Attributes:
-    shares: float64 [sources], the rates that the pattern has; they sum to 1.
+    shares: float64 [stores], the rates of the pattern; they sum to 1.
   """
 
   def __init__(self, rates: Sequence[float]):
-    """Draws the pattern of one period.
+    """Makes the pattern of one period.
 
     Args:
-      rates: of the sources, relative to each other.
+      rates: how many rows come from each store, relative to the others.
 
     Raises:
       ValueError: if a rate is not positive and finite.
@@ -87,34 +88,34 @@ class Mixture:
     rates = np.asarray(rates, np.float64)
     if not rates.size or not np.all((rates > 0) & np.isfinite(rates)):
       raise ValueError(
-        f'Rates must be positive numbers, got {rates.tolist()}: leave out what'
-        ' is not to be read.'
+        f'Rates must be positive numbers, got {rates.tolist()}: leave out the'
+        ' stores that are not to be read.'
       )
     period = _PERIOD if rates.size > 1 else 1
     exact = rates / rates.sum() * period
     counts = np.maximum(1, np.floor(exact)).astype(np.int64)
-    # Rows that rounding down left over go to the largest remainders. A source
-    # that was lifted to one row takes that row from the largest source.
-    for source in np.argsort(counts - exact, kind='stable'):
+    # Rounding down leaves rows over, which go to the largest remainders. A
+    # store that was raised to one row takes that row from the largest store.
+    for store in np.argsort(counts - exact, kind='stable'):
       if counts.sum() < period:
-        counts[source] += 1
+        counts[store] += 1
     counts[np.argmax(counts)] -= counts.sum() - period
-    source = np.repeat(np.arange(rates.size), counts)
+    store = np.repeat(np.arange(rates.size), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
-    due = (rank + 0.5) / counts[source]
+    due = (rank + 0.5) / counts[store]
     order = np.argsort(due, kind='stable')
     self.shares = counts / period
-    self._counts, self._source, self._rank = counts, source[order], rank[order]
+    self._counts, self._store, self._rank = counts, store[order], rank[order]
 
   def locate(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Source of each row, and how many rows that source gave before it.
+    """The store of each row, and how many rows that store gave before it.
 
     Args:
       row: int64, numbers of rows in the mixture, from 0.
 
     Returns:
-      (source, number in the source), int64.
+      (store, number of the row within the store), int64.
     """
-    period, place = np.divmod(np.asarray(row, np.int64), self._source.size)
-    source = self._source[place]
-    return source, period * self._counts[source] + self._rank[place]
+    period, place = np.divmod(np.asarray(row, np.int64), self._store.size)
+    store = self._store[place]
+    return store, period * self._counts[store] + self._rank[place]

@@ -1,4 +1,7 @@
-"""The pack plan: which pieces of which documents share a row of a batch."""
+"""The pack plan: which segments of which documents share a row of a batch.
+
+A segment is a run of tokens of one document. It has one segment id in its row.
+"""
 
 import contextlib
 import dataclasses
@@ -13,21 +16,22 @@ from moe.data.order import scramble
 from moe.data.store import Store
 from moe.data.transforms import Shape
 
-# Part of the name of a saved plan: another method gives another data order.
+# Version of the method of packing: it is part of the name of a saved plan,
+# because another method gives another data order.
 _METHOD = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """Rows of at most `sequence_length` tokens, made of pieces of documents.
+class PackPlan:
+  """Rows of at most `sequence_length` tokens, made of segments of documents.
 
-  Every token of every document is in exactly one piece. Row r holds the pieces
-  row_start[r] to row_start[r + 1], one after the other.
+  Every token of every document is in exactly one segment. Row r holds the
+  segments row_start[r] to row_start[r + 1], one after the other.
 
   Attributes:
-    record: int64 [pieces], number of the document.
-    start: int32 [pieces], place in the document of the piece's first token.
-    length: int32 [pieces], tokens of the piece.
+    record: int64 [segments], number of the document.
+    start: int32 [segments], index in the document of the segment's first token.
+    length: int32 [segments], tokens of the segment.
     row_start: int64 [rows + 1].
     sequence_length: T.
   """
@@ -54,14 +58,14 @@ def pack(
   lengths: np.ndarray,
   sequence_length: int,
   blocks: np.ndarray | None = None,
-) -> Plan:
+) -> PackPlan:
   """Plans the rows of documents, the same way for the same lengths.
 
-  Documents longer than a row are cut into whole rows and a rest, but never
-  through a block: then the row ends before the block. The pieces
-  shorter than a row are placed from the longest to the shortest, each where it
-  leaves the least room (best-fit decreasing, Johnson 1973), all pieces of one
-  length at a time. Pieces of equal length come in a hashed order, so that
+  A document that is longer than a row is cut into whole rows and a rest. No cut
+  goes through a block: the row ends before the block instead. The segments that
+  are shorter than a row are placed from the longest to the shortest, each in
+  the row where it leaves the least room (best-fit decreasing, Johnson 1973).
+  All segments of one length are placed together, in a hashed order, so that
   neighbours in a corpus are not neighbours in a row.
 
   Args:
@@ -70,7 +74,7 @@ def pack(
     blocks: int [blocks, 4], as `Store.blocks`; None for none.
 
   Returns:
-    The plan; its rows have the order of the documents of their longest pieces.
+    The plan. Its rows are sorted by the documents of their longest segments.
 
   Raises:
     ValueError: if the sequence length is below 1, or too short for a block.
@@ -79,24 +83,26 @@ def pack(
     raise ValueError(f'sequence_length={sequence_length} must be at least 1.')
   lengths = np.asarray(lengths, np.int64)
   record, start = _cuts(lengths, sequence_length, blocks)
-  # A piece ends where the next one of its document begins, or with it.
+  # A segment ends where the next segment of its document begins. The last
+  # segment ends with the document.
   end = np.append(start[1:], 0)
   is_last = np.append(record[1:] != record[:-1], True)[: record.size]
   length = np.where(is_last, lengths[record], end[: record.size]) - start
-  row, turn = _place(length, sequence_length)
-  # Rows are numbered by their first pieces, in the order of the corpus.
-  opener = np.full(row.max(initial=-1) + 1, record.size)
-  is_opener = turn == 0
-  opener[row[is_opener]] = np.flatnonzero(is_opener)
-  name = np.empty_like(opener)
-  name[np.argsort(opener, kind='stable')] = np.arange(opener.size)
-  row = name[row]
-  order = np.lexsort((turn, row))
-  return Plan(
+  row, rank = _place(length, sequence_length)
+  # Rows are numbered by their first segments, in the order of the corpus.
+  first_segment = np.full(row.max(initial=-1) + 1, record.size)
+  is_first = rank == 0
+  first_segment[row[is_first]] = np.flatnonzero(is_first)
+  new_row = np.empty_like(first_segment)
+  order = np.argsort(first_segment, kind='stable')
+  new_row[order] = np.arange(order.size)
+  row = new_row[row]
+  order = np.lexsort((rank, row))
+  return PackPlan(
     record=record[order],
     start=start[order].astype(np.int32),
     length=length[order].astype(np.int32),
-    row_start=np.searchsorted(row[order], np.arange(opener.size + 1)),
+    row_start=np.searchsorted(row[order], np.arange(first_segment.size + 1)),
     sequence_length=sequence_length,
   )
 
@@ -104,23 +110,24 @@ def pack(
 def _cuts(
   lengths: np.ndarray, sequence_length: int, blocks: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Document and first token of each piece, in the order of the documents."""
-  num_pieces = -(-lengths // sequence_length)
+  """Document and first token of each segment, in the order of the documents."""
+  num_segments = -(-lengths // sequence_length)
   by_record = {}
   if blocks is not None and len(blocks):
     for number, begin, end, _ in blocks[lengths[blocks[:, 0]] > 0].tolist():
-      # The place after a block reads its last token, so it is part of it.
+      # The place after a block reads the block's last token, so it is part of
+      # the block.
       if min(end + 1, lengths[number]) - begin > sequence_length:
         raise ValueError(
           f'sequence_length={sequence_length} must hold the block of tokens'
           f' {begin} to {end - 1} of document {number} and the token after it:'
           ' raise it, or make the block shorter.'
         )
-      if num_pieces[number] > 1:
+      if num_segments[number] > 1:
         by_record.setdefault(number, []).append((begin, end))
-    num_pieces[list(by_record)] = 0
-  record = np.repeat(np.arange(lengths.size), num_pieces)
-  first = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    num_segments[list(by_record)] = 0
+  record = np.repeat(np.arange(lengths.size), num_segments)
+  first = np.repeat(np.cumsum(num_segments) - num_segments, num_segments)
   start = (np.arange(record.size) - first) * sequence_length
   if not by_record:
     return record, start
@@ -138,18 +145,20 @@ def _cuts(
 def _cuts_between(
   length: int, sequence_length: int, spans: list[tuple[int, int]]
 ) -> list[int]:
-  """First tokens of the pieces of a document, none of them within a block."""
+  """First tokens of the segments of a document; no block is cut."""
   cuts = [0]
   while length - cuts[-1] > sequence_length:
     cut = cuts[-1] + sequence_length
-    # Spans are in order, so a cut that one moves meets only those before it.
+    # A block moves the cut to its begin. The blocks are in order, so the cut
+    # can then fall only into a block before it.
     for begin, end in reversed(spans):
       if begin < cut <= end:
         cut = begin
     if cut <= cuts[-1]:
       raise ValueError(
         f'sequence_length={sequence_length} must hold the blocks that touch'
-        f' each other from token {cut} on: raise it, or part them.'
+        f' each other from token {cut} on: raise it, or put a token'
+        ' between them.'
       )
     cuts.append(cut)
   return cuts
@@ -158,9 +167,9 @@ def _cuts_between(
 def _place(
   length: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Row of each piece, and its place among the pieces of the row, from 0."""
+  """(row of each segment, its rank among the segments of that row from 0)."""
   row = np.empty(length.size, np.int64)
-  turn = np.zeros(length.size, np.int64)
+  rank = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
   bounds = np.searchsorted(
     -length[order], -np.arange(sequence_length, -1, -1), side='right'
@@ -169,7 +178,7 @@ def _place(
   # is one.
   rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
   room = np.zeros(sequence_length + 1, bool)
-  held = np.zeros(length.size, np.int64)  # Pieces of each row so far.
+  held = np.zeros(length.size, np.int64)  # Segments of each row so far.
   num_rows, begin = 0, 0
   for size, end in zip(range(sequence_length, 0, -1), bounds, strict=False):
     while begin < end:
@@ -184,10 +193,10 @@ def _place(
         chosen = np.arange(num_rows, num_rows + wanted)
         num_rows += wanted
       taken = min(int(end - begin), chosen.size * per_row)
-      pieces = order[begin : begin + taken]
-      row[pieces] = np.repeat(chosen, per_row)[:taken]
-      turn[pieces] = held[row[pieces]] + np.arange(taken) % per_row
-      # All rows get per_row pieces, but the last one may get fewer.
+      segments = order[begin : begin + taken]
+      row[segments] = np.repeat(chosen, per_row)[:taken]
+      rank[segments] = held[row[segments]] + np.arange(taken) % per_row
+      # All rows get per_row segments, but the last one may get fewer.
       given = np.full(chosen.size, per_row)
       given[-1] = taken - per_row * (chosen.size - 1)
       held[chosen] += given
@@ -196,18 +205,18 @@ def _place(
           rows[left] = np.concatenate([rows[left], chosen[given == count]])
           room[left] = True
       begin += taken
-  return row, turn
+  return row, rank
 
 
-def load_plan(
+def load_pack_plan(
   store: Store, sequence_length: int, shape: Shape | None = None
-) -> Plan:
+) -> PackPlan:
   """The plan of a store: read from its directory, or made and kept there.
 
   Args:
     store: whose documents are packed.
     sequence_length: tokens of a row.
-    shape: what a transform makes of the documents; None for what they are.
+    shape: of the documents after a transform; None if there is no transform.
 
   Returns:
     The plan.
@@ -228,7 +237,7 @@ def load_plan(
     with np.load(path) as saved:
       if str(saved['content_sha256']) == content:
         fields = ('record', 'start', 'length', 'row_start')
-        return Plan(*(saved[name] for name in fields), sequence_length)
+        return PackPlan(*(saved[name] for name in fields), sequence_length)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     pass  # A plan that is absent or damaged can always be made again.
   plan = pack(lengths, sequence_length, blocks)
@@ -236,8 +245,8 @@ def load_plan(
   return plan
 
 
-def _save(plan: Plan, path: str, content_sha256: str):
-  # A store on a read-only or full disk can be read all the same.
+def _save(plan: PackPlan, path: str, content_sha256: str):
+  # A store on a read-only or full disk can still be read: the plan is not kept.
   with contextlib.suppress(OSError), atomic_files.replacing(path) as f:
     np.savez(
       f,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moe.data.order import Mixture, permuted, scramble
-from moe.data.source import Extras, Source
+from moe.data.packed_store import Extras, PackedStore
 from moe.data.store import Store
 from moe.data.transforms import Transform
 from moe.modalities.ids import IdSpace
@@ -18,24 +18,23 @@ from moe.types import PLACE_FIELDS, TokenBatch
 class Reader:
   """Endless training batches of a mixture of token stores.
 
-  Each epoch shuffles the rows of every store's pack plan in another way; the
-  pattern of the mixture says which store gives the next row. Batch s is rows
-  [s * batch_size, (s + 1) * batch_size) of that sequence. There is no iterator
-  and no state, so any host can read any batch at any time, again and again.
+  Each epoch shuffles the rows of every store's pack plan in another way. The
+  pattern of the mixture says which store gives the next row. Batch s holds the
+  rows [s * batch_size, (s + 1) * batch_size) of that sequence. There is no
+  iterator and no state, so any host can read any batch at any time.
 
   A record that cannot be read makes its row empty (weight 0, segment 0) and is
   noted in `quarantine`; no other row changes.
 
   Attributes:
     ids: the id space of all stores.
-    vocab_size: pieces of the vocabulary that all stores share.
+    vocab_size: number of ids of the vocabulary that all stores share.
     vocab_sha256: of the vocabulary's file.
     manifest_hash: SHA-256 of the stores' content, their vocabulary and rates,
-      and of id space and transforms where there are any.
+      and of the id space and the transforms if there are any.
     chars_per_token: characters of the text for each scored token; end marks are
       tokens but no characters. Bits per character are bits per scored token
       divided by this.
-    bytes_per_token: the same for bytes of UTF-8.
     fill: share of the places of a batch that hold a token.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
@@ -65,7 +64,7 @@ class Reader:
       rows: numbers of the rows of a batch that this host reads, as
         `multihost.own_rows` gives them; None for all.
       transforms: one for each store, None where there is none; () for none.
-      extras: arrays that a batch has besides; zeros where a store has none.
+      extras: further arrays of a batch; zeros where a store lacks one.
 
     Raises:
       ValueError: if a store is missing or broken, if the stores differ in their
@@ -82,8 +81,8 @@ class Reader:
     self.quarantine = []
     transforms = list(transforms) or [None] * len(dirs)
     self._extras = dict(extras or {})
-    self._sources = [
-      Source(
+    self._stores = [
+      PackedStore(
         directory,
         sequence_length,
         transform,
@@ -97,18 +96,18 @@ class Reader:
     self._rows = np.arange(batch_size) if rows is None else rows
     self._sequence_length = sequence_length
     self._seed = seed
-    manifests = [source.store.manifest for source in self._sources]
-    for manifest, source in zip(manifests, self._sources, strict=True):
-      directory = source.store.directory
+    manifests = [packed.store.manifest for packed in self._stores]
+    for manifest, packed in zip(manifests, self._stores, strict=True):
+      directory = packed.store.directory
       if manifest['vocabulary_sha256'] != manifests[0]['vocabulary_sha256']:
         raise ValueError(
           'All stores of a mixture must share one vocabulary, got another one'
-          f' in {directory} than in {self._sources[0].store.directory}: cache'
+          f' in {directory} than in {self._stores[0].store.directory}: cache'
           ' them with the same --vocabulary.'
         )
-    self.ids = _shared_space(self._sources)
-    for source in self._sources:
-      source.ids = self.ids
+    self.ids = _shared_space(self._stores)
+    for packed in self._stores:
+      packed.ids = self.ids
     self.vocab_size = manifests[0]['vocab_size']
     self.vocab_sha256 = manifests[0]['vocabulary_sha256']
     shares = self._mixture.shares
@@ -126,24 +125,23 @@ class Reader:
 
     def per_row(name: str) -> float:
       return sum(
-        share * source.shape.counts[name] / source.plan.num_rows
-        for share, source in zip(shares, self._sources, strict=True)
+        share * packed.shape.counts[name] / packed.plan.num_rows
+        for share, packed in zip(shares, self._stores, strict=True)
       )
 
     self.chars_per_token = per_row('chars') / per_row('scored_tokens')
-    self.bytes_per_token = per_row('bytes') / per_row('scored_tokens')
-    fills = [source.plan.fill for source in self._sources]
+    fills = [packed.plan.fill for packed in self._stores]
     self.fill = float(np.dot(shares, fills))
 
   @property
   def facts(self) -> dict[str, float]:
-    """What the score of an objective is told of the data."""
+    """What the score of an objective needs to know about the data."""
     return {'chars_per_token': self.chars_per_token}
 
   @property
   def bytes_read(self) -> int:
     """Bytes of the records that this host has read."""
-    return sum(source.store.bytes_read for source in self._sources)
+    return sum(packed.store.bytes_read for packed in self._stores)
 
   def batch(self, step: int) -> TokenBatch:
     """The rows of a step's batch that this host reads.
@@ -158,16 +156,16 @@ class Reader:
       ValueError: if more records than `max_bad_fraction` are unreadable.
     """
     number = step * self._batch_size + self._rows
-    source_B, number_B = self._mixture.locate(number)
+    store_B, number_B = self._mixture.locate(number)
     batch = _empty_batch(number.size, self._sequence_length, self._extras)
-    for index, source in enumerate(self._sources):
-      places = np.flatnonzero(source_B == index)
-      epoch, place = np.divmod(number_B[places], source.plan.num_rows)
+    for index, packed in enumerate(self._stores):
+      places = np.flatnonzero(store_B == index)
+      epoch, place = np.divmod(number_B[places], packed.plan.num_rows)
       # A hash of a hash, so that no two shuffles share a key.
       key = scramble(scramble(self._seed) ^ np.uint64(index))
       key = scramble(key ^ epoch.astype(np.uint64))
-      row = permuted(place, source.plan.num_rows, key)
-      source.fill(batch, places, row, key)
+      row = permuted(place, packed.plan.num_rows, key)
+      packed.fill(batch, places, row, key)
     return batch
 
 
@@ -187,7 +185,7 @@ def eval_batches(
     batch_size: B, rows of the whole batch over all hosts.
     rows: see `Reader`.
     transform: of the documents; its randomness is the same each time.
-    extras: arrays that a batch has besides.
+    extras: further arrays of a batch.
 
   Yields:
     A batch of numpy arrays [rows, T]; the last one is filled up with empty
@@ -198,26 +196,26 @@ def eval_batches(
       must cover all documents.
   """
   extras = dict(extras or {})
-  source = Source(directory, sequence_length, transform, extras)
-  for first in range(0, source.plan.num_rows, batch_size):
+  packed = PackedStore(directory, sequence_length, transform, extras)
+  for first in range(0, packed.plan.num_rows, batch_size):
     number = first + (np.arange(batch_size) if rows is None else rows)
     batch = _empty_batch(number.size, sequence_length, extras)
-    places = np.flatnonzero(number < source.plan.num_rows)
+    places = np.flatnonzero(number < packed.plan.num_rows)
     keys = np.zeros(places.size, np.uint64)
-    source.fill(batch, places, number[places], keys)
+    packed.fill(batch, places, number[places], keys)
     yield batch
 
 
-def _shared_space(sources: Sequence['Source']) -> IdSpace:
-  """The id space of all sources: that of a text fits into every other one."""
-  found = {source.ids.sha256: source.ids for source in sources}
+def _shared_space(stores: Sequence[PackedStore]) -> IdSpace:
+  """The id space of all stores; a space of text alone fits into any other."""
+  found = {packed.ids.sha256: packed.ids for packed in stores}
   spaces = [space for space in found.values() if not space.is_text]
   if len(spaces) > 1:
     raise ValueError(
       'All stores of a mixture must share one id space, got'
       f' {"; and ".join(map(str, spaces))}: cache them with the same ranges.'
     )
-  return spaces[0] if spaces else sources[0].ids
+  return spaces[0] if spaces else stores[0].ids
 
 
 def _empty_batch(

@@ -8,23 +8,23 @@ import numpy as np
 
 from moe.data.store import Record
 from moe.modalities.ids import EOS, UNK, IdSpace
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
-# Documents between two looks at the share of malformed ones.
+# The share of malformed documents is checked after this many documents.
 _CHECK_EVERY = 10_000
 _FEATURES = ('inputs', 'targets')
 
 
 class Feature(NamedTuple):
-  """What a feature of a task is, where it is no text.
+  """A feature of a task that is not text.
 
   Attributes:
-    range: of `moe.modalities.ids.RANGES`; the feature has its codes. Only that
-      of inputs and targets is looked at: every other feature is an array with a
-      value a token, which is kept as it is.
-    is_block: whether all of it is one block, whose tokens see each other. A
-      block that is given is a condition; one that is a target must be hidden by
-      a transform where it is predicted.
+    range: name of one of `moe.modalities.ids.RANGES`; the feature holds codes
+      of this range. It matters for inputs and targets only: every other feature
+      is an array with one value per token, and is kept as it is.
+    is_block: whether the whole feature is one block, whose tokens see each
+      other. A block in the inputs is a condition. In a block in the targets, a
+      transform must hide the tokens that are predicted.
   """
 
   range: str = ''
@@ -38,9 +38,9 @@ class Counts:
   Attributes:
     documents: read from the source.
     empty: left out because nothing is to be scored.
-    malformed: left out because they are no UTF-8, or because the vocabulary
+    malformed: left out because they are not UTF-8, or because the vocabulary
       does not give their text back.
-    respelt: tokenised again because the task lost a U+2581 of the text.
+    respelt: tokenised again because the task lost a U+2581 of their text.
     scored_tokens: tokens with weight 1, end marks included.
     chars: Unicode code points of the scored text, end marks not counted; a code
       of another range counts as one.
@@ -61,7 +61,7 @@ class Counts:
 
 
 class Tokeniser:
-  """Makes records of examples, and counts."""
+  """Makes records from examples, and counts what it makes."""
 
   def __init__(
     self,
@@ -72,15 +72,15 @@ class Tokeniser:
     ids: IdSpace,
     features: Mapping[str, Feature],
   ):
-    """Makes ready.
+    """Starts with counts of zero.
 
     Args:
       name: of the store, for messages.
-      vocabulary: spells the texts.
+      vocabulary: tokenises the texts.
       max_bad_fraction: share of the documents that may be malformed.
       on_progress: called from time to time with the number of documents read.
       ids: where every range lies.
-      features: by name, those that are no text.
+      features: name -> feature, of the features that are not text.
     """
     self.counts = Counts()
     self._name = name
@@ -119,7 +119,7 @@ class Tokeniser:
       raise ValueError(
         f'{self._name}: at most {self._max_bad_fraction:g} of the documents may'
         f' be malformed, got {counts.malformed} of {counts.documents}, the'
-        f' first one {self._first_bad}; mend the source, or raise'
+        f' first one {self._first_bad}: repair the source, or raise'
         ' max_bad_fraction.'
       )
 
@@ -156,7 +156,7 @@ class Tokeniser:
     return record | self._blocks(prompt, target) | self._rest(example, record)
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """Ids that decode to the text: if possible those that are given."""
+    """Ids that decode to the text: the given ones, if they do."""
     decoded = self._vocabulary.decode(ids)
     if decoded == text:
       return ids
@@ -164,7 +164,9 @@ class Tokeniser:
     if decoded == text.replace('\u2581', ' '):
       self.counts.respelt += 1
       return self._vocabulary.encode(text)
-    raise ValueError(f'{text[:40]!r} came back as {decoded[:40]!r}')
+    raise ValueError(
+      f'the vocabulary must give {text[:40]!r} back, got {decoded[:40]!r}'
+    )
 
   def _counted(
     self, prompt: list[int], target: list[int], num_chars: int, num_bytes: int
@@ -206,21 +208,21 @@ class Tokeniser:
     return {'block_ids': block_ids} if block_ids.any() else {}
 
   def _rest(self, example: dict, record: Record) -> Record:
-    """Further arrays of an example, a value a token; the end mark has 0."""
+    """Further arrays of an example, one value per token; 0 at the end mark."""
     size, rest = record['tokens'].size, {}
     for name in self._features.keys() - set(_FEATURES):
       array = np.asarray(example[name])
       if array.shape[:1] != (size - 1,):
         raise ValueError(
-          f'{name} has shape {array.shape} for {size - 1} tokens without the'
-          ' end mark'
+          f'{name} must have a value for each of {size - 1} tokens without the'
+          f' end mark, got shape {array.shape}'
         )
       rest[name] = np.concatenate([array, np.zeros_like(array[:1])])
     return dict(sorted(rest.items()))
 
 
 def texts_of(example: dict) -> Iterator[tuple[str, str | None]]:
-  """(feature, its text or None); UnicodeDecodeError if it is no UTF-8."""
+  """(feature, its text or None); UnicodeDecodeError if it is not UTF-8."""
   for feature in _FEATURES:
     text = example.get(f'{feature}_pretokenized')
     if isinstance(text, bytes):

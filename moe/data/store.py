@@ -2,15 +2,16 @@
 
 A store is a directory <vocabulary directory>/<task>/<split>/ with
 
-  records.array_record  one record a document, as `encode_record` writes it
+  records.array_record  one record per document, as `encode_record` writes it
   lengths.npy           int32, tokens of each record
   manifest.json         counts, hashes, where the documents came from
   blocks.npy            int32 [blocks, 4], only where records have `block_ids`:
                         record, first token, one past the last, scored tokens
 
-After the first read it also holds plans of `moe.data.packing`. The vocabulary
-of all stores is <vocabulary directory>/vocabulary.model. A mixture is no store
-but a file, <vocabulary directory>/<mixture>/mixture.json: its tasks and rates.
+After the first read it also holds pack plans of `moe.data.packing`. All stores
+share the vocabulary <vocabulary directory>/vocabulary.model. A mixture is not a
+store but a file with its tasks and rates:
+<vocabulary directory>/<mixture>/mixture.json.
 """
 
 import hashlib
@@ -88,12 +89,12 @@ def write_store(
   records: Iterable[Record],
   manifest_fn: Callable[[], dict],
 ):
-  """Writes a store whole or not at all; it replaces one that is there.
+  """Writes a store whole or not at all; it replaces an existing store.
 
   Args:
     directory: of the store.
     records: each with `tokens`, in the order of their numbers.
-    manifest_fn: gives the rest of the manifest, after the last record.
+    manifest_fn: gives the rest of the manifest; called after the last record.
 
   Raises:
     ValueError: if there is no record.
@@ -143,13 +144,13 @@ def _write_records(
   path: str, records: Iterable[Record]
 ) -> tuple[list[int], list[tuple[int, ...]], str]:
   """Writes records; returns lengths, blocks and the hash of the bytes."""
-  # A program that only counts documents needs no C++ library, so it is imported
-  # here and below.
+  # The C++ library is imported here and below, because a program that only
+  # counts documents does not need it.
   from array_record.python import array_record_module
 
   lengths, blocks, content = [], [], hashlib.sha256()
-  # Each record is a chunk of its own, so that damage stays in one record, and
-  # that random reads unpack nothing else.
+  # Each record is a chunk of its own. So damage stays in one record, and a
+  # random read reads no other record.
   writer = array_record_module.ArrayRecordWriter(
     path, 'group_size:1,uncompressed'
   )
@@ -250,7 +251,7 @@ class Store:
     lengths: int32 [records], tokens of each record.
     blocks: int32 [blocks, 4]: record, first token, one past the last one, and
       how many of the tokens are scored.
-    bytes_read: of the records that `read` has read so far.
+    bytes_read: bytes of the records that `read` has read so far.
   """
 
   def __init__(self, directory: str | os.PathLike):
@@ -289,9 +290,9 @@ class Store:
     self._reader = None
 
   def hold(self) -> 'Store':
-    """Opens the records too; another store in this place changes nothing then.
+    """Opens the records too: a new store in the directory then changes nothing.
 
-    An open file keeps its content when it is replaced.
+    An open file keeps its content when another file replaces it.
 
     Returns:
       The store itself.
@@ -376,7 +377,7 @@ class Store:
     data: bytes | None,
     on_error: Callable[[int, Exception], None] | None,
   ) -> Record | None:
-    """The record of bytes, which are read by number if they are None."""
+    """The record that `data` holds; None stands for data still to be read."""
     try:
       if data is None:
         data = self._reader.read([index])[0]

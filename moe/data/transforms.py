@@ -1,9 +1,9 @@
-"""What happens to a record between the store and the batch.
+"""Transforms: what happens to a record between the store and the batch.
 
-A transform changes a document each time that it is read, by a key that depends
-on the seed, the epoch and the document alone: so every batch can be made again,
-and the pieces of one document agree. It declares the lengths that come out, so
-that rows are planned once, before any record is read.
+A transform changes a document each time it is read. Its random key depends on
+the seed, the epoch and the document alone, so every batch can be made again,
+and the segments of one document agree. A transform declares the lengths of its
+results, so that the rows are planned once, before any record is read.
 """
 
 import dataclasses
@@ -11,18 +11,19 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from moe import bounds
 from moe.data.order import scramble
 from moe.data.store import Record, Store
 from moe.modalities.ids import IdSpace
 
 
 class Shape(NamedTuple):
-  """What is known of the documents of a store before they are read.
+  """What is known about the documents of a store before they are read.
 
   Attributes:
     lengths: int [records], tokens of each document.
     blocks: int [blocks, 4], as `Store.blocks`.
-    counts: 'scored_tokens', 'chars' and 'bytes' of all documents.
+    counts: 'scored_tokens' and 'chars', added over all documents.
   """
 
   lengths: np.ndarray
@@ -32,36 +33,37 @@ class Shape(NamedTuple):
 
 @runtime_checkable  # So that a configuration can be checked.
 class Transform(Protocol):
-  """From a record to the example that is read of it.
+  """A function from a record to the example that a batch reads.
 
-  `repr` tells transforms apart: it is part of the hash of the data.
+  The hash of the data contains `repr` of the transform, so different transforms
+  must differ in it.
   """
 
   def declare(self, shape: Shape) -> Shape:
-    """The shape of what comes out, for the shape of a store."""
+    """The shape of the examples that come from a store of the given shape."""
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
     """The example.
 
     Args:
-      record: `tokens` and what else the store holds.
-      key: the randomness of this reading of this document.
-      ids: where every range lies.
+      record: `tokens` and the other arrays of the store.
+      key: random key of this document in this epoch.
+      ids: the id space, which says where each range lies.
 
     Returns:
-      A record of the declared length. `inputs`, if there is such an array, is
-      read in place of `tokens`, which are predicted.
+      A record of the declared length. If it has an array `inputs`, the model
+      reads `inputs` and predicts `tokens`.
     """
 
 
 def shape_of(store: Store, transform: Transform | None = None) -> Shape:
-  """The shape of what is read of a store, with a transform or without.
+  """The shape of the examples of a store, with a transform or without.
 
   Raises:
     ValueError: if a block is to be predicted and nothing hides its tokens.
   """
   counts = store.manifest['counts']
-  counts = {name: counts[name] for name in ('scored_tokens', 'chars', 'bytes')}
+  counts = {name: counts[name] for name in ('scored_tokens', 'chars')}
   shape = Shape(store.lengths, store.blocks, counts)
   if transform is not None:
     return transform.declare(shape)
@@ -78,23 +80,22 @@ def shape_of(store: Store, transform: Transform | None = None) -> Shape:
 class MaskBlocks:
   """Hides a share of the scored tokens of a block; they alone are predicted.
 
-  Masked modelling (Devlin et al. 2018, https://arxiv.org/abs/1810.04805).
-  Departs from it in that each block has the same number of hidden tokens each
-  time, so that the number of scored tokens is known, and in that all of them
-  are read as the mask. A block that is not scored is a condition, and stays as
-  it is.
+  This is masked modelling (Devlin et al. 2018,
+  https://arxiv.org/abs/1810.04805) with two changes. A block has the same
+  number of hidden tokens each time, so that the number of scored tokens is
+  known. All hidden tokens are read as the mask. A block that is not scored is a
+  condition, and nothing in it is hidden.
 
   Attributes:
-    fraction: of the scored tokens of a block; one at least is hidden.
+    fraction: share of the scored tokens of a block that is hidden; at least one
+      is.
   """
 
   fraction: float = 0.15
 
   def __post_init__(self):
-    if not 0 < self.fraction <= 1:
-      raise ValueError(
-        f'fraction={self.fraction} must be above 0 and at most 1.'
-      )
+    share = 'of the scored tokens of a block'
+    bounds.within('fraction', self.fraction, share, above=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
     """The same lengths and blocks; tokens that are shown are not scored."""
@@ -104,7 +105,7 @@ class MaskBlocks:
     return shape._replace(counts=counts)
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """The record with `inputs` in which tokens are hidden."""
+    """The record, with `inputs` in which the mask replaces hidden tokens."""
     if 'block_ids' not in record:
       return record
     block_ids = record['block_ids']

@@ -6,7 +6,7 @@ import os
 
 from moe.data.store import Record, Store, encode_record, file_sha256
 from moe.modalities.ids import EOS, UNK, IdSpace, of_manifest
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 
 _RECORDS_AT_ONCE = 1024
 _MAX_PROBLEMS = 20
@@ -15,15 +15,15 @@ _MAX_PROBLEMS = 20
 def verify(directory: str | os.PathLike) -> list[str]:
   """Checks a store against its manifest and its vocabulary, record by record.
 
-  Files and vocabulary are hashed, every record is read, and all counts are
-  counted again. Ids must be in range and end in an end mark, and must be those
-  that the vocabulary gives to their text.
+  Files and vocabulary are hashed, every record is read, and everything is
+  counted again. The ids of a record must be in range, must end with the end
+  mark, and must be the ids that the vocabulary gives to the text of the record.
 
   Args:
     directory: of the store.
 
   Returns:
-    What is wrong, a sentence each, 20 at most; none if the store is sound.
+    At most 20 problems, a sentence each; none if the store is sound.
   """
   try:
     store = Store(directory)
@@ -83,7 +83,9 @@ def _record_problems(
     if len(problems) >= _MAX_PROBLEMS:
       return problems[:_MAX_PROBLEMS]
   if content.hexdigest() != store.manifest['content_sha256']:
-    problems.append('The records are not those that the manifest was made of.')
+    problems.append(
+      'The records must be those of the manifest, got another SHA-256.'
+    )
   counts = {'tokens': store.manifest['tokens'], **store.manifest['counts']}
   for name, found in totals.items():
     if found != counts[name]:
@@ -97,10 +99,10 @@ def _record_problem(
   space: IdSpace,
   totals: collections.Counter,
 ) -> str | None:
-  """What is wrong with a record, or None; its counts are added to `totals`."""
+  """The problem of a record, or None; its counts are added to `totals`."""
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:
-    return 'the last token is no end mark'
+    return 'the last token is not the end mark'
   if space.unknown(record['tokens']).size:
     return f'ids from {min(ids)} to {max(ids)} in a vocabulary of {space}'
   weights = record.get('loss_weights')

@@ -1,12 +1,17 @@
-"""Comparison of two models on the same documents."""
+"""Comparison of two models on the same documents, and intervals of scores."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-# So many numbers are drawn at once, as a bound on memory.
+from moe.evaluate import score
+
+# At most this many numbers are drawn at once, which bounds the memory.
 DRAWS_PER_CHUNK = 1 << 22
+# With more resamples an end of the interval would move by a few percent of the
+# width at most.
+_RESAMPLES_OF_SCORES = 1000
 
 
 class Comparison(NamedTuple):
@@ -14,17 +19,18 @@ class Comparison(NamedTuple):
 
   Attributes:
     difference: below 0 if the first model is better.
-    low: lower end of the confidence interval.
+    low: lower end of the confidence interval; None for a single document,
+      which shows no scatter.
     high: upper end.
     confidence: of the interval.
-    num_resamples: of the bootstrap.
+    num_resamples: of the bootstrap; 0 where there is no interval.
     share_better: share of documents for which the first model needs fewer nats;
       ties count half.
   """
 
   difference: float
-  low: float
-  high: float
+  low: float | None
+  high: float | None
   confidence: float
   num_resamples: int
   share_better: float
@@ -40,13 +46,13 @@ def compare(
 ) -> Comparison:
   """Paired bootstrap over documents of the difference in bits per character.
 
-  Each resample draws as many documents, with replacement, and takes the ratio
-  of sums, all nats over all characters, as the score itself does. The interval
-  is the percentile interval of Efron (1979),
+  Each resample draws as many documents as there are, with replacement. It takes
+  the ratio of sums, all nats over all characters, as the score itself does. The
+  interval is the percentile interval of Efron (1979),
   https://doi.org/10.1214/aos/1176344552.
 
   Args:
-    nats: of the first model, one number a document.
+    nats: of the first model, one number per document.
     other_nats: of the second model, for the same documents in the same order.
     chars: code points of each document.
     num_resamples: how often to draw.
@@ -54,7 +60,8 @@ def compare(
     seed: of the draws, so that the interval is the same every time.
 
   Raises:
-    ValueError: if the three disagree on the documents, or if none has text.
+    ValueError: if the arrays differ in their number of documents, or if no
+      document has text.
   """
   nats, other_nats, chars = (
     np.asarray(x, np.float64) for x in (nats, other_nats, chars)
@@ -65,26 +72,69 @@ def compare(
       f'{len(nats)} and {len(other_nats)} scores of {len(chars)} documents.'
     )
   if not chars.sum():
-    raise ValueError('at least one document must hold text, none does.')
+    raise ValueError('at least one document must hold text, got none.')
   bits = (nats - other_nats) / math.log(2)
+  low = high = None
+  if len(bits) > 1:
+    low, high = _interval(bits, chars, num_resamples, confidence, seed)
+  return Comparison(
+    difference=float(bits.sum() / chars.sum()),
+    low=low,
+    high=high,
+    confidence=confidence,
+    num_resamples=0 if low is None else num_resamples,
+    share_better=float(np.mean(bits < 0) + np.mean(bits == 0) / 2),
+  )
+
+
+def _interval(
+  bits: np.ndarray,
+  chars: np.ndarray,
+  num_resamples: int,
+  confidence: float,
+  seed: int,
+) -> tuple[float, float]:
+  """The percentile interval of the ratio of sums, over resampled documents."""
   rng = np.random.default_rng(seed)
   rows = max(1, DRAWS_PER_CHUNK // len(bits))
   resampled = []
   for start in range(0, num_resamples, rows):
     size = (min(rows, num_resamples - start), len(bits))
     drawn = rng.integers(len(bits), size=size)
-    # A resample of empty documents alone has no ratio, and is left out.
+    # A resample of only empty documents has no ratio, and is left out.
     with np.errstate(invalid='ignore', divide='ignore'):
       resampled.append(bits[drawn].sum(axis=1) / chars[drawn].sum(axis=1))
   resampled = np.concatenate(resampled)
   resampled = resampled[np.isfinite(resampled)]
   tail = (1 - confidence) / 2
   low, high = np.quantile(resampled, [tail, 1 - tail])
-  return Comparison(
-    difference=float(bits.sum() / chars.sum()),
-    low=float(low),
-    high=float(high),
-    confidence=confidence,
-    num_resamples=num_resamples,
-    share_better=float(np.mean(bits < 0) + np.mean(bits == 0) / 2),
+  return float(low), float(high)
+
+
+def of_documents(
+  name: str,
+  nats: np.ndarray,
+  sizes: np.ndarray,
+  command: str,
+  unit: str = score.BITS_PER_CHAR,
+) -> score.Score:
+  """All nats of documents over all their characters or bytes, in bits.
+
+  Args:
+    name: of the score.
+    nats: of each document.
+    sizes: characters or bytes of each document.
+    command: the command that gives the same number again.
+    unit: of the value.
+
+  Returns:
+    A score with a bootstrap interval over documents, see `compare`;
+    a single document has none.
+  """
+  found = compare(
+    nats, np.zeros(len(nats)), sizes, num_resamples=_RESAMPLES_OF_SCORES
+  )
+  value = math.fsum(nats) / math.log(2) / float(np.sum(sizes))
+  return score.Score(
+    name, value, found.low, found.high, len(nats), command, unit
   )

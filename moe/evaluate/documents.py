@@ -1,4 +1,4 @@
-"""Documents to score: of text, and of records of a token store."""
+"""Documents to score, made from texts or from records of a token store."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,20 @@ import numpy as np
 from moe.data.store import Record
 from moe.evaluate.likelihood import Document
 from moe.modalities.ids import IdSpace
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
+from moe.types import Extra
 
 
 def text_documents(
-  vocabulary: Vocabulary, texts: Sequence[str]
+  vocabulary: Vocabulary, texts: Sequence[str], extras: Sequence[Extra] = ()
 ) -> list[Document]:
-  """Texts as documents to score; unknown tokens and what they hide are counted.
+  """Texts as documents to score, with counts of unknown and hidden characters.
+
+  Extras, which the model reads of each token, are 0 for those of text.
 
   Raises:
-    ValueError: if the vocabulary alters a text: its bits would be another's.
+    ValueError: if the vocabulary alters a text: the bits would be those of
+      another text.
   """
   documents = []
   for number, text in enumerate(texts, start=1):
@@ -25,8 +29,8 @@ def text_documents(
     num_unknown = len(ids) - len(known)
     if not num_unknown and vocabulary.decode(ids) != text:
       raise ValueError(
-        f'the vocabulary must give every text back as it is, document {number} '
-        f'({text[:20]!r}...) comes back changed: score it with a checkpoint '
+        f'the vocabulary must give every text back as it is, got document '
+        f'{number} ({text[:20]!r}...) changed: score it with a checkpoint '
         'whose vocabulary does not normalise.'
       )
     documents.append(
@@ -36,19 +40,29 @@ def text_documents(
         len(text.encode()),
         num_unknown=num_unknown,
         hidden_chars=len(text) - len(vocabulary.decode(known)),
+        extras=_extras_of({}, len(ids) + 1, extras),
       )
     )
   return documents
 
 
 def record_document(
-  vocabulary: Vocabulary, ids: IdSpace, record: Record
+  vocabulary: Vocabulary,
+  ids: IdSpace,
+  record: Record,
+  extras: Sequence[Extra] = (),
 ) -> Document:
   """A record of a token store as a document to score.
 
+  Args:
+    vocabulary: of the text.
+    ids: where every range lies.
+    record: of the store.
+    extras: what the model reads of each token; 0 where the store has none.
+
   Raises:
-    ValueError: if tokens of a block are scored: they see each other, so there
-      is no likelihood of them.
+    ValueError: if tokens of a block are scored: they see each other, so they
+      have no likelihood.
   """
   tokens, weights = record['tokens'], record.get('loss_weights')
   is_scored = slice(None) if weights is None else weights > 0
@@ -72,4 +86,21 @@ def record_document(
     hidden_chars=text_chars - len(vocabulary.decode(known)),
     block_ids=blocks,
     modality=None if ids.is_text else ids.modality(tokens.astype(np.int32)),
+    extras=_extras_of(record, len(tokens), extras),
   )
+
+
+def _extras_of(
+  record: Record, size: int, extras: Sequence[Extra]
+) -> dict[str, np.ndarray]:
+  """The extras of a document of so many tokens."""
+  found = {}
+  for extra in extras:
+    values = record.get(extra.name, np.zeros((size, *extra.shape)))
+    if values.shape != (size, *extra.shape):
+      raise ValueError(
+        f'{extra.name} of a document must have shape {(size, *extra.shape)},'
+        f' got {values.shape}: make the store again.'
+      )
+    found[extra.name] = values.astype(extra.dtype)
+  return found

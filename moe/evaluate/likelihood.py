@@ -17,10 +17,10 @@ from moe.infer.decode import START_ID, Functional, bucket
 from moe.train import loss
 from moe.types import PLACE_FIELDS, Array, PyTree, TokenBatch
 
-# Logits of so many tokens exist at once, as a bound on memory.
+# At most this many tokens have logits at once, which bounds the memory.
 TOKENS_PER_CHUNK = 2048
-# What unknown tokens hide is charged as if it were spelt out with symbols of
-# equal probability: the code points of Unicode and an end of the spelling.
+# Characters that unknown tokens hide are charged as a spelling in equally
+# likely symbols: the code points of Unicode and an end of the spelling.
 NUM_SPELLING_SYMBOLS = 0x110000 + 1
 
 
@@ -37,6 +37,8 @@ class Document(NamedTuple):
     hidden_chars: code points that the unknown tokens stand for.
     block_ids: block of each token, 0 for none; None where there is no block.
     modality: of each token; None where all are text.
+    extras: further arrays [tokens, ...] that the model reads, by name, the same
+      names in all documents.
   """
 
   tokens: np.ndarray
@@ -47,6 +49,7 @@ class Document(NamedTuple):
   hidden_chars: int = 0
   block_ids: np.ndarray | None = None
   modality: np.ndarray | None = None
+  extras: dict[str, np.ndarray] = {}
 
 
 class Window(NamedTuple):
@@ -63,7 +66,7 @@ class Context(NamedTuple):
 
   Attributes:
     length: tokens of the longest window.
-    stride: tokens that each window but the first of a document scores; before
+    stride: tokens that each window after the first of a document scores; before
       them it reads length - stride tokens again.
     batch_size: windows of full length in a batch. A batch of shorter windows
       has more of them, so that the number of tokens is the same.
@@ -106,8 +109,8 @@ def batches(
 
   Yields:
     (B, T, at most B windows that fit in T). B is a multiple of the batch size,
-    T a power of two or the length of the context. Where a length has too few
-    windows for a batch, they go with longer ones, since every T costs a
+    T a power of two or the length of the context. If a length has too few
+    windows for a batch, they join longer ones, because every T costs a
     compilation.
   """
   by_width = {}
@@ -131,14 +134,20 @@ def window_batch(
   num_rows: int,
   width: int,
 ) -> TokenBatch:
-  """One window a row; the remaining rows and places are padding.
+  """One window per row; the remaining rows and places are padding.
 
-  A later window begins with the token before its first target, and its
-  positions begin with 0: so the model never reads further than in training.
+  A later window begins with the token before its first target. Its positions
+  begin at 0, so the model meets no larger positions than in training.
   """
   rows = np.zeros((num_rows, width), np.int32)
   batch = TokenBatch(*(rows.copy() for _ in PLACE_FIELDS))
-  batch = batch._replace(loss_weights=rows.astype(np.float32))
+  batch = batch._replace(
+    loss_weights=rows.astype(np.float32),
+    extras={
+      name: np.zeros((num_rows, width, *values.shape[1:]), values.dtype)
+      for name, values in documents[0].extras.items()
+    },
+  )
   for row, window in enumerate(members):
     document = documents[window.document]
     tokens = np.asarray(document.tokens)
@@ -160,11 +169,13 @@ def window_batch(
       )
     if document.modality is not None:
       batch.modality[row, :size] = examples.read([document.modality], *cut)
+    for name, values in document.extras.items():
+      batch.extras[name][row, :size] = examples.read([values], *cut)
   return batch
 
 
 def build_scorer(functional: Functional) -> Callable[..., Array]:
-  """`score(params, state, batch) -> nats_BT`, jitted: nats times weights."""
+  """The jitted `score(params, state, batch) -> nats_BT`: nats times weights."""
 
   def score(params: PyTree, state: PyTree, batch: TokenBatch) -> Array:
     outputs = functional.apply(params, state, batch, None, False)
@@ -191,7 +202,7 @@ def build_scorer(functional: Functional) -> Callable[..., Array]:
 
 
 def _num_chunks(B: int, T: int) -> int:
-  """The fewest equal pieces of T with at most `TOKENS_PER_CHUNK`, if any."""
+  """The fewest equal chunks of T with at most `TOKENS_PER_CHUNK` tokens."""
   for num_chunks in range(1, T):
     if T % num_chunks == 0 and B * T <= num_chunks * TOKENS_PER_CHUNK:
       return num_chunks
@@ -208,12 +219,12 @@ def score_documents(
 ) -> np.ndarray:
   """Nats of every document: the sum over its scored tokens and the end mark.
 
-  What unknown tokens hide is charged on top of their own nats: the characters
-  of each and an end are spelt out with `NUM_SPELLING_SYMBOLS` equally likely
-  symbols. So a vocabulary gains nothing by not knowing a character.
+  An unknown token costs more than its own nats: the characters that it hides,
+  and an end, are spelt in `NUM_SPELLING_SYMBOLS` equally likely symbols. So a
+  vocabulary gains nothing by not knowing a character.
 
   Args:
-    functional: the model; evaluation is dropless and sees one window a row.
+    functional: the model; evaluation is dropless and has one window per row.
     params: parameters of the model.
     state: what the model carries but does not train.
     documents: what to score.
@@ -232,13 +243,13 @@ def score_documents(
   for i, document in enumerate(documents):
     if not len(document.tokens):
       raise ValueError(
-        f'document {i} must hold at least its end mark, it has no token.'
+        f'document {i} must hold at least its end mark, got no token.'
       )
     size, has_block = len(document.tokens), document.block_ids is not None
     if has_block and size > context.length:
       raise ValueError(
         f'document {i} has a block and must fit into the context of'
-        f' {context.length} tokens, it has {size}: take a longer one.'
+        f' {context.length} tokens, got {size} tokens: use a longer context.'
       )
   cut = [
     window
@@ -265,7 +276,7 @@ def score_documents(
     collect(*pending)
   for i in np.flatnonzero(~np.isfinite(nats)):
     raise ValueError(
-      f'the score of document {i} is {nats[i]}, it must be finite: the '
+      f'the score of document {i} is {nats[i]}, but must be finite: the '
       'parameters of this checkpoint are broken, use another step.'
     )
   spelt = [

@@ -22,7 +22,7 @@ def ngram_bits(
   context that training does not have, P(w | h) is P(w | h'). A document begins
   with one begin mark. Below the unigrams lies the uniform distribution over
   `NUM_SYMBOLS`. A character that training does not have is never left out: it
-  gets its share of that distribution, about 30 bits in a large corpus.
+  gets its share of that distribution and costs about 30 bits in a large corpus.
 
   Args:
     train_texts: texts to count.
@@ -51,8 +51,8 @@ def ngram_bits(
     np.concatenate([train, held_out]), return_inverse=True
   )
   is_start = np.concatenate([[True], (alphabet[char] == _END)[:-1]])
-  # A context is the number of the n-gram that ends before this place. It grows
-  # by one character at a time, so a key of context and character fits 64 bits.
+  # A context is the id of the n-gram that ends before this place. It grows by
+  # one character at a time, so a key of context and character fits 64 bits.
   context = np.zeros(char.size, np.int64)
   prob = np.full(held_out.size, 1.0 / NUM_SYMBOLS)
   for _ in range(order):
@@ -69,8 +69,8 @@ def _interpolate(
 
   Args:
     prob: P(w | h') at every held-out place.
-    context: number of h at every place, training places first.
-    gram: number of (h, w) at every place.
+    context: id of h at every place, training places first.
+    gram: id of (h, w) at every place.
     num_train: number of training places.
 
   Returns:
@@ -78,7 +78,8 @@ def _interpolate(
   """
   count = np.bincount(gram[:num_train], minlength=gram.max() + 1)
   total = np.bincount(context[:num_train], minlength=context.max() + 1)
-  # The first place of each n-gram in training counts as a kind of its context.
+  # Each n-gram of training counts once, at its first place, as a kind of its
+  # context.
   first = np.unique(gram[:num_train], return_index=True)[1]
   kinds = np.bincount(context[first], minlength=context.max() + 1)
   here = context[num_train:]

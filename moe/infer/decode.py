@@ -1,7 +1,7 @@
-"""Decoding: prompts are read into a cache, then tokens are written in turn."""
+"""Decoding: a model reads prompts into a cache and writes token after token."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -14,10 +14,10 @@ from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
 # The modality of ids, as `IdSpace.modality` gives it.
 Modality = Callable[[Array], Array]
-# The id before every document. It also pads rows, where no token sees it.
+# The id before every document. Rows are padded with it too; no token sees that.
 START_ID = 0
-# Prompts and samples are padded to a power of two, at least this one, so that
-# few programs are compiled.
+# The widths of prompts and samples are rounded up to a power of two, at least
+# this one, so that few programs are compiled.
 SMALLEST_BUCKET = 16
 
 
@@ -45,26 +45,28 @@ class Functional(Protocol):
 
 
 class Prompts(NamedTuple):
-  """Rows to write after, one a sample.
+  """The rows to be continued, one per sample.
 
   Attributes:
     tokens_BT: int32, right padded; each row starts with `START_ID`.
-    length_B: int32, tokens of each row without padding; 0 for a row that
-      nothing is written in.
-    slot_B: int32, row of the jump table at which each sample starts.
+    length_B: int32, tokens of each row without padding; 0 for an unused row.
+    jump_row_B: int32, the row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
-    block_BT: int32, block of the place of each token; None where all are 0.
+    block_BT: int32, block of the place of each token; None if all are 0.
+    extras: further arrays [B, S, ...] that the model reads, by name, of the
+      places of prompts and samples.
   """
 
   tokens_BT: Array
   length_B: Array
-  slot_B: Array
+  jump_row_B: Array
   key_B: Array
   block_BT: Array | None = None
+  extras: dict[str, Array] = {}
 
 
 def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
-  """The least power of two that is at least `length` and `smallest`."""
+  """The smallest power of two that is at least `length` and `smallest`."""
   return 1 << (int(max(length, smallest)) - 1).bit_length()
 
 
@@ -74,6 +76,7 @@ def read_batch(
   position_B: Array,
   block_BT: Array | None = None,
   modality: Modality = jnp.zeros_like,
+  extras: dict[str, Array] | None = None,
 ) -> TokenBatch:
   """A batch of new tokens to read, with nothing to predict.
 
@@ -81,10 +84,11 @@ def read_batch(
     tokens_BT: int32, right padded.
     length_B: int32, how many tokens of each row are real; 0 for a row that is
       done, whose tokens no expert processes.
-    position_B: int32, place of each row's first token in its document.
-    block_BT: int32, block of each place; None for none. Places of a block must
-      be read together.
+    position_B: int32, position of each row's first token in its document.
+    block_BT: int32, block of each place; None if there is none. The places of a
+      block must be read together.
     modality: of ids; by default all are text.
+    extras: further arrays [B, T, ...] that the model reads, by name.
   """
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   is_real_BT = offset_T < length_B[:, None]
@@ -97,6 +101,7 @@ def read_batch(
     positions=jnp.where(is_real_BT, position_B[:, None] + offset_T, 0),
     block_ids=zeros_BT if block_BT is None else block_BT,
     modality=modality(tokens_BT),
+    extras=extras or {},
   )
 
 
@@ -111,11 +116,17 @@ def prefill(
   """Reads whole prompts.
 
   Returns:
-    (logits_BV of the token after each prompt, the cache with T more slots).
+    (logits_BV of the token after each prompt, the cache with T more entries).
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
+  T = prompts.tokens_BT.shape[1]
   batch = read_batch(
-    prompts.tokens_BT, prompts.length_B, zeros_B, prompts.block_BT, modality
+    prompts.tokens_BT,
+    prompts.length_B,
+    zeros_B,
+    prompts.block_BT,
+    modality,
+    jax.tree.map(lambda extra_BS: extra_BS[:, :T], prompts.extras),
   )
   outputs = functional.apply(params, state, batch, None, False, cache)
   last_B11 = (prompts.length_B - 1)[:, None, None]
@@ -123,48 +134,69 @@ def prefill(
   return functional.head(params, hidden_BD), outputs.cache
 
 
+def token_batch(
+  token_B: Array,
+  position_B: Array,
+  is_done_B: Array,
+  modality: Modality = jnp.zeros_like,
+  extras: dict[str, Array] | None = None,
+) -> TokenBatch:
+  """A batch of one token a row, in no block; a row that is done is padding.
+
+  Args:
+    token_B: int32, the tokens.
+    position_B: int32, place of each in its document.
+    is_done_B: which rows are done.
+    modality: of ids; by default all are text.
+    extras: further arrays [B, S, ...] of all places of the documents, by name.
+  """
+  rows_B = jnp.arange(len(token_B))
+  return read_batch(
+    token_B[:, None],
+    jnp.where(is_done_B, 0, 1),
+    position_B,
+    modality=modality,
+    extras=jax.tree.map(lambda e_BS: e_BS[rows_B, position_B][:, None], extras),
+  )
+
+
 def read_token(
   functional: Functional,
   params: PyTree,
   state: PyTree,
-  token_B: Array,
-  position_B: Array,
-  is_done_B: Array,
+  batch: TokenBatch,
   cache: Cache,
-  modality: Modality = jnp.zeros_like,
 ) -> tuple[Array, Cache]:
-  """Reads one token a row, in no block; a row that is done reads padding.
+  """Reads a `token_batch`.
 
   Returns:
-    (logits_BV of the token after it, the cache with one more slot).
+    (logits_BV of the token after it, the cache with one more entry).
   """
-  length_B = jnp.where(is_done_B, 0, 1)
-  batch = read_batch(token_B[:, None], length_B, position_B, modality=modality)
   outputs = functional.apply(params, state, batch, None, False, cache)
   return functional.head(params, outputs.hidden[:, 0]), outputs.cache
 
 
-class _Writing(NamedTuple):
-  """What the loop carries; `logits_BV` belong to the token to draw next."""
+class _Carry(NamedTuple):
+  """The carry of the loop; `logits_BV` are those of the token to draw next."""
 
   step: Array
   logits_BV: Array
   cache: Cache
-  slot_B: Array
+  jump_row_B: Array
   is_done_B: Array
   length_B: Array
   tokens_BT: Array
 
 
 def _draw_token(
-  carry: _Writing,
+  carry: _Carry,
   key_B: Array,
   jumps: Array,
   settings: sampling.Sampling,
   eos_id: int,
-) -> tuple[Array, _Writing]:
-  """Draws one token a row and writes it down; the model has not read it yet."""
-  jump_BV = jumps[carry.slot_B].astype(jnp.int32)
+) -> tuple[Array, _Carry]:
+  """Draws and stores one token per row, which the model then reads."""
+  jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # The key of a row, and so its draw, depends on no other row of the batch.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
   token_B = sampling.draw(key_B, carry.logits_BV, settings, jump_BV >= 0)
@@ -172,7 +204,7 @@ def _draw_token(
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
   carry = carry._replace(
     # The end mark jumps by 0: a row that is done stays where it is.
-    slot_B=carry.slot_B + jump_B,
+    jump_row_B=carry.jump_row_B + jump_B,
     is_done_B=carry.is_done_B | (token_B == eos_id),
     length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),
     tokens_BT=carry.tokens_BT.at[:, carry.step].set(token_B),
@@ -187,7 +219,7 @@ def build_writer(
   shardings: Cache | None = None,
   modality: Modality = jnp.zeros_like,
 ) -> Callable[..., tuple[Array, Array]]:
-  """The jitted loop that writes after prompts.
+  """The jitted loop that continues prompts.
 
   Args:
     functional: the model.
@@ -198,8 +230,9 @@ def build_writer(
 
   Returns:
     `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,
-    length_B)`. jumps is int16 [slots, pieces] as `forms` makes it, limit the
-    most tokens to write, width (static, at least limit) the T of tokens_BT.
+    length_B)`. jumps is int16 [rows, pieces] as `forms` makes it, limit is the
+    largest number of tokens to write, and width (static, at least limit) is the
+    T of tokens_BT.
     length_B counts the end mark, if the sample has one.
   """
 
@@ -221,32 +254,32 @@ def build_writer(
     unused = logits_BV.shape[1] - jumps.shape[1]
     jumps = jnp.pad(jumps, ((0, 0), (0, unused)), constant_values=-1)
 
-    def is_open(carry: _Writing) -> Array:
+    def is_open(carry: _Carry) -> Array:
       return (carry.step < limit) & ~carry.is_done_B.all()
 
-    def one_token(carry: _Writing) -> _Writing:
+    def one_token(carry: _Carry) -> _Carry:
       token_B, carry = _draw_token(
         carry, prompts.key_B, jumps, settings, eos_id
       )
-      logits_BV, cache = read_token(
-        functional,
-        params,
-        state,
+      batch = token_batch(
         token_B,
         prompts.length_B + carry.step,
         carry.is_done_B,
-        carry.cache,
         modality,
+        prompts.extras,
+      )
+      logits_BV, cache = read_token(
+        functional, params, state, batch, carry.cache
       )
       return carry._replace(
         step=carry.step + 1, logits_BV=logits_BV, cache=cache
       )
 
-    start = _Writing(
+    start = _Carry(
       step=jnp.int32(0),
       logits_BV=logits_BV,
       cache=cache,
-      slot_B=prompts.slot_B,
+      jump_row_B=prompts.jump_row_B,
       is_done_B=prompts.length_B == 0,
       length_B=jnp.zeros((num_rows,), jnp.int32),
       tokens_BT=jnp.full((num_rows, width), eos_id, jnp.int32),
@@ -267,6 +300,7 @@ def generate(  # noqa: PLR0913
   seed: int = 0,
   row_parts: int = 1,
   blocks: Sequence[Sequence[int]] | None = None,
+  extras: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> list[list[int]]:
   """Writes one sample after each prompt.
 
@@ -276,12 +310,15 @@ def generate(  # noqa: PLR0913
     state: of the model.
     prompts: ids of each prompt, without the start id; may be empty.
     tables: jump table of each prompt, as `forms` makes them.
-    limit: the most tokens to write.
-    seed: a sample depends on it and on the place of its prompt in the list.
-    row_parts: devices that share the rows; empty rows are added until each has
-      equally many.
+    limit: the largest number of tokens to write.
+    seed: a sample depends on it and on the index of its prompt in the list.
+    row_parts: number of parts into which devices divide the rows; unused rows
+      are added until the parts are equal.
     blocks: block of each token of each prompt, 0 for none; None if there is no
       block at all.
+    extras: further arrays that the model reads, by name: for each prompt the
+      values of its tokens and then, as far as they are not 0, those of the
+      tokens that are written.
 
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
@@ -297,23 +334,28 @@ def generate(  # noqa: PLR0913
     block_BT[row, : lengths[row]] = examples.place_blocks(
       np.array([0, *of_tokens]), np.array([*of_tokens, 0])
     )
-  # Tables are stacked; one that several rows share is there once.
-  starts, stacked, num_slots = {}, [], 0
+  num_places = tokens.shape[1] + bucket(limit)
+  extras = {
+    name: _of_places(values, num_rows, num_places)
+    for name, values in (extras or {}).items()
+  }
+  # The tables are stacked, each one once, even if several prompts share it.
+  starts, stacked, num_jump_rows = {}, [], 0
   for table in tables:
     if id(table) not in starts:
-      starts[id(table)] = num_slots
+      starts[id(table)] = num_jump_rows
       stacked.append(table)
-      num_slots += len(table)
-  slots = np.zeros(num_rows, np.int32)
-  slots[: len(prompts)] = [starts[id(table)] for table in tables]
-  jumps = np.full((bucket(num_slots), tables[0].shape[1]), -1, np.int16)
-  jumps[:num_slots] = np.concatenate(stacked)
+      num_jump_rows += len(table)
+  jump_rows = np.zeros(num_rows, np.int32)
+  jump_rows[: len(prompts)] = [starts[id(table)] for table in tables]
+  jumps = np.full((bucket(num_jump_rows), tables[0].shape[1]), -1, np.int16)
+  jumps[:num_jump_rows] = np.concatenate(stacked)
   rows = np.arange(num_rows, dtype=np.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
   written, counts = write(
     params,
     state,
-    Prompts(tokens, lengths, slots, keys, block_BT),
+    Prompts(tokens, lengths, jump_rows, keys, block_BT, extras),
     jumps,
     np.int32(limit),
     bucket(limit),
@@ -323,3 +365,14 @@ def generate(  # noqa: PLR0913
     row[:count].tolist()
     for _, row, count in zip(prompts, written, counts, strict=False)
   ]
+
+
+def _of_places(
+  values: Sequence[np.ndarray], num_rows: int, num_places: int
+) -> np.ndarray:
+  """[rows, places, ...] of values of tokens; place 0 reads no token."""
+  shape = (num_rows, num_places, *values[0].shape[1:])
+  found = np.zeros(shape, values[0].dtype)
+  for row, own in enumerate(values):
+    found[row, 1 : 1 + len(own)] = own[: num_places - 1]
+  return found

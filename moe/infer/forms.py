@@ -1,9 +1,10 @@
 """Verse forms as templates, and the automaton that keeps samples within them.
 
-A template is a string in which every Chinese character stands for any Chinese
-character (we write 字) and every other character for itself. The document ends
-where the template ends. A slot is a place in the template; the last slot is its
-end. A piece of the vocabulary fits at a slot if all its characters do.
+In a template a Chinese character (we write 字) stands for any Chinese
+character, and every other character for itself. The document ends where the
+template ends.
+An offset is an index into the template; the last offset is its end. A piece of
+the vocabulary fits at an offset if all its characters fit.
 """
 
 import re
@@ -12,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-# Unicode's blocks of Han: 〇, extension A, unified, compatibility, and the two
-# planes of extensions.
+# Unicode's Chinese characters: 〇, extension A, unified, compatibility, and the
+# two planes of extensions.
 CHINESE = re.compile(
   '[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
 )
@@ -26,7 +27,7 @@ BARRED = -1
 
 
 class Vocabulary(Protocol):
-  """What is read of a `moe.modalities.vocabulary.Vocabulary`.
+  """The part of `moe.modalities.text.Vocabulary` that is used here.
 
   Attributes:
     pad, eos, unk: ids of padding, end mark and unknown pieces.
@@ -95,8 +96,8 @@ def pieces_of(vocabulary: Vocabulary) -> list[str | bytes | None]:
   """What every id of a vocabulary stands for.
 
   Returns:
-    For each id its text, or its byte if that is no character by itself, or None
-    for padding, end mark, unknown and control pieces.
+    For each id: its text; or its byte, if that byte alone is not a character;
+    or None, for padding, end mark, unknown and control pieces.
   """
   special = (vocabulary.pad, vocabulary.eos, vocabulary.unk)
   pieces = []
@@ -114,7 +115,7 @@ def pieces_of(vocabulary: Vocabulary) -> list[str | bytes | None]:
 def form_table(
   pieces: Sequence[str | bytes | None], eos_id: int, filled: str
 ) -> np.ndarray:
-  """Which piece fits at which slot of a template, and how many slots it fills.
+  """Which pieces fit at which offset of a template, and how far each one leads.
 
   Args:
     pieces: what every id stands for, as `pieces_of` gives it.
@@ -122,12 +123,13 @@ def form_table(
     filled: the template.
 
   Returns:
-    int16 [slots, V] with slots = len(filled) + 1: the number of slots that a
-    piece fills, `BARRED` where it does not fit, 0 for the end mark at the last
-    slot. At every slot at least one piece fits, so there is no dead end.
+    int16 [len(filled) + 1, V], a row for each offset: the number of characters
+    that a piece fills, `BARRED` if it does not fit, 0 for the end mark at the
+    last offset. At every offset at least one piece fits, so there is no dead
+    end.
 
   Raises:
-    ValueError: if no piece fits at some slot.
+    ValueError: if no piece fits at some offset.
   """
   members = {}
   for index, piece in enumerate(pieces):
@@ -135,26 +137,26 @@ def form_table(
       members.setdefault(shape(piece), []).append(index)
   jumps = np.full((len(filled) + 1, len(pieces)), BARRED, np.int16)
   for piece_shape, ids in members.items():
-    for slot in range(len(filled)):
-      if filled.startswith(piece_shape, slot):
-        jumps[slot, ids] = len(piece_shape)
+    for offset in range(len(filled)):
+      if filled.startswith(piece_shape, offset):
+        jumps[offset, ids] = len(piece_shape)
   jumps[len(filled), eos_id] = 0
   closed = np.flatnonzero((jumps == BARRED).all(axis=1))
   if len(closed):
     raise ValueError(
       f'the vocabulary must have a piece for {filled[closed[0]]!r} to write '
-      f'{filled!r}, it has none: train one whose corpus holds it, or choose '
+      f'{filled!r}, got none: train one whose corpus holds it, or choose '
       'another form or prompt.'
     )
   return jumps
 
 
 def free_table(pieces: Sequence[str | bytes | None], eos_id: int) -> np.ndarray:
-  """The table of free text: one slot, which no piece leaves.
+  """The table of free text: one row, which no piece leaves.
 
   Returns:
-    int16 [1, V]: 0 for the end mark and all pieces, `BARRED` where `pieces` has
-    None.
+    int16 [1, V]: 0 for the end mark and all pieces, `BARRED` for an id whose
+    piece is None.
   """
   jumps = np.zeros((1, len(pieces)), np.int16)
   jumps[0, [i for i, piece in enumerate(pieces) if not piece]] = BARRED

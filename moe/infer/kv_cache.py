@@ -9,16 +9,16 @@ from moe.types import Cache, Layout, PyTree
 
 
 def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
-  """A cache with no slot filled.
+  """A cache without any entry.
 
   Args:
     layers: tree of `jax.ShapeDtypeStruct`, leaves [.., B, S, K, H], as
       `Functional.cache_shapes(B, S)` gives it.
-    shardings: a `Cache` of shardings; with it no array is ever whole on one
-      device.
+    shardings: a `Cache` of shardings; with it each device makes only its own
+      part of an array.
 
   Returns:
-    Zeros; the segment of every slot is 0, so no query sees it.
+    Zeros; the segment of every entry is 0, so no query sees one.
 
   Raises:
     ValueError: if the leaves do not agree on B and S.
@@ -39,7 +39,7 @@ def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
 
 
 def shardings(layers: PyTree, layout: Layout, mesh: Mesh) -> Cache:
-  """Where a cache lies: rows by the batch axes, heads by those of heads.
+  """Shardings of a cache: batch axes divide its rows, tensor axes its heads.
 
   Args:
     layers: see `empty_cache`; a latent has one head, which is not divided.

@@ -55,11 +55,11 @@ def next_token_logits(
   Args:
     logits_BV: float32.
     sampling: temperature, top-k, top-p.
-    allowed_BV: bool, False where a token is barred; at least one True a row.
+    allowed_BV: bool, False where a token is barred; at least one True per row.
 
   Returns:
-    float32 [B, V], -inf where a token cannot be drawn. The id ranks equal
-    logits, so that top-k keeps exactly k tokens.
+    float32 [B, V], -inf where a token cannot be drawn. Of equal logits that
+    with the smaller id ranks first, so that top-k keeps exactly k tokens.
   """
   if allowed_BV is not None:
     logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
@@ -77,7 +77,8 @@ def next_token_logits(
     is_top_V = jnp.arange(vocab_size) < sampling.top_k
     ranked_BV = jnp.where(is_top_V, ranked_BV, -jnp.inf)
   probs_BV = jax.nn.softmax(ranked_BV, axis=-1)
-  # A token stays if those before it have not reached top_p: the first one does.
+  # A token stays if the tokens before it have not reached top_p. So the first
+  # one always stays.
   before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
   ranked_BV = jnp.where(before_BV < sampling.top_p, ranked_BV, -jnp.inf)
   rank_BV = jnp.argsort(order_BV, axis=-1)
@@ -90,14 +91,14 @@ def draw(
   sampling: Sampling,
   allowed_BV: Array | None = None,
 ) -> Array:
-  """Draws one token a row, int32 [B]; each row uses a key of its own.
+  """Draws one token per row, int32 [B]; each row has its own key.
 
   Args:
-    key_B: typed PRNG keys, one a row, so that the draw of a row depends only on
-      its own key and logits.
+    key_B: typed PRNG keys, one per row, so that the draw of a row depends only
+      on its own key and logits.
     logits_BV: float32.
     sampling: temperature, top-k, top-p.
-    allowed_BV: bool, False where a token is barred; at least one True a row.
+    allowed_BV: bool, False where a token is barred; at least one True per row.
   """
   logits_BV = next_token_logits(logits_BV, sampling, allowed_BV)
   return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)

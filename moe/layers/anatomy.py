@@ -1,7 +1,7 @@
-"""What layers say of themselves: sizes and choices as plain values.
+"""Descriptions of layers: their sizes and choices as plain values.
 
-Each layer class makes its own description, so that nobody outside has to know
-its fields or its kind. `moe/models/anatomy.py` puts them together.
+Each layer class describes itself, so that other code need not know its fields
+or its kind. `moe/models/anatomy.py` puts the descriptions together.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ class AttentionAnatomy:
   Attributes:
     num_heads: N.
     num_kv_heads: K.
-    pair_width: features that one pair of tokens multiplies: the mean of those
-      in scores and those in weighted values.
-    features: of queries, keys, values and the heads' result together.
-    result_features: of the heads' result.
-    kernel: what computes it, see `attention.self_attend`.
+    pair_width: multiplications per pair of tokens: the mean of those for the
+      scores and those for the weighted values.
+    features: features of queries, keys, values and the heads' outputs together.
+    result_features: features of the heads' outputs.
+    kernel: which kernel computes it, see `attention.self_attend`.
   """
 
   num_heads: int
@@ -53,15 +53,15 @@ class ExpertsAnatomy:
 
   Attributes:
     num_experts: E.
-    expert: one of them.
+    expert: one of the experts.
     shared_width: F of the shared expert, 0 for none.
     group_size: M, tokens that are routed together; 0 for a whole sequence.
-    router: who chooses.
-    dispatch: how rows get slots in training; None where tokens are mixed and
-      not sent.
-    buffer_factor: room for the rows that arrive, over an even share, in an
-      exchange that pools the tokens of its devices; 0 there for all rows that
-      can arrive, None where the exchange pools nothing.
+    router: the router.
+    dispatch: the dispatch of training; None if the layer mixes tokens and sends
+      none.
+    buffer_factor: size of the receive buffer as a multiple of an even share,
+      for an exchange that pools the tokens of its devices. 0 fits all rows that
+      can arrive; None if the exchange does not pool tokens.
   """
 
   num_experts: int
@@ -74,10 +74,10 @@ class ExpertsAnatomy:
 
   @property
   def num_active(self) -> float:
-    """Experts that compute for one token, when all are used evenly."""
+    """Experts that compute for one token, if all are used evenly."""
     return self.router.mean_active(self.num_experts)
 
   def dense_twin(self) -> FeedForwardAnatomy:
-    """The dense network of equal active FLOPs: as wide as what a token sees."""
+    """A dense network as wide as all experts that one token sees."""
     width = round(self.num_active * self.expert.width) + self.shared_width
     return dataclasses.replace(self.expert, width=width)

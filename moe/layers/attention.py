@@ -1,4 +1,4 @@
-"""Grouped-query attention, with a description of who sees whom, not a mask."""
+"""Grouped-query attention; a compact `MaskSpec` replaces a [B, T, S] mask."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe import axes
-from moe.layers import bounds, kernels
+from moe import axes, bounds
+from moe.layers import kernels
 from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate
@@ -17,20 +17,24 @@ from moe.layers.product import einsum
 from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
-# In plain XLA the queries are cut into parts, each of which leaves out the keys
-# behind it. A part shorter than this is not worth products of its own.
+# Plain XLA computes the queries in parts, and each part leaves out the keys
+# that come after it. A part must be at least this long to be worth it.
 _PARTS, _SHORTEST_PART = 4, 128
 
 
-class Description(NamedTuple):
-  """Who sees whom: same segment and (key not behind query, or same block).
+class MaskSpec(NamedTuple):
+  """The arrays from which the attention mask is computed.
+
+  A query sees a key if both have the same segment and either the key does not
+  come after the query, or both have the same non-zero block.
 
   Attributes:
     positions_BT: int32, for rotary embedding.
-    query_segments_BT, query_blocks_BT: of the tokens of the batch.
-    key_segments_BS, key_blocks_BS: of all keys: without a cache those of the
-      batch, too.
-    index: int32 scalar, slot of the first query; None without a cache.
+    query_segments_BT, query_blocks_BT: segment and block of each query.
+    key_segments_BS, key_blocks_BS: segment and block of each key; without a
+      cache the keys are the tokens of the batch.
+    index: int32 scalar, place of the first query among the keys; None without a
+      cache.
   """
 
   positions_BT: Array
@@ -41,8 +45,8 @@ class Description(NamedTuple):
   index: Array | None
 
 
-def describe(batch: TokenBatch, cache: Cache | None) -> Description:
-  """The description of a batch that is read after what the cache holds."""
+def mask_spec(batch: TokenBatch, cache: Cache | None) -> MaskSpec:
+  """The mask of a batch; with a cache, the batch follows the cached tokens."""
   if cache is None:
     keys = batch.segment_ids, batch.block_ids
     index = None
@@ -55,14 +59,14 @@ def describe(batch: TokenBatch, cache: Cache | None) -> Description:
       write(cache.segment_ids, batch.segment_ids),
       write(cache.block_ids, batch.block_ids),
     )
-  return Description(
+  return MaskSpec(
     batch.positions, batch.segment_ids, batch.block_ids, *keys, index
   )
 
 
-def visible(description: Description) -> Array:
-  """The attention rule written out: bool [B, T, S]."""
-  d = description
+def visible(mask: MaskSpec) -> Array:
+  """The mask itself, whether each query sees each key: bool [B, T, S]."""
+  d = mask
   T, S = d.query_segments_BT.shape[1], d.key_segments_BS.shape[1]
   first = jnp.zeros((), jnp.int32) if d.index is None else d.index
   query_T1 = (first + jnp.arange(T, dtype=jnp.int32))[:, None]
@@ -78,21 +82,21 @@ def attend(
   q_BTNH: Array,
   k_BSKH: Array,
   v_BSKH: Array,
-  description: Description,
+  mask: MaskSpec,
   scale: float | Array | None = None,
 ) -> Array:
   """Softmax attention in plain XLA, scores and softmax in float32.
 
   N / K query heads share each key and value head (Ainslie et al. 2023,
-  https://arxiv.org/abs/2305.13245). Values may have another width H than
-  queries and keys.
+  https://arxiv.org/abs/2305.13245). The width H of values may differ from that
+  of queries and keys.
 
   Args:
     q_BTNH: queries.
     k_BSKH: keys.
     v_BSKH: values.
-    description: who sees whom.
-    scale: of the scores; by default one over the root of the queries' width.
+    mask: which keys each query sees.
+    scale: factor of the scores; the default is H**-0.5 of the queries.
 
   Returns:
     [B, T, N, H] in the dtype of the values.
@@ -102,22 +106,22 @@ def attend(
   n = N // K
   scale = H**-0.5 if scale is None else scale
   q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
-  # Query heads that share a key head become more queries of that head.
-  q_BUKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
-  scores_BKUS = jnp.einsum(
-    'BUKH,BSKH->BKUS', q_BUKH, k_BSKH, preferred_element_type=jnp.float32
+  # The query heads of one key head become u = T * n queries of that head.
+  q_BuKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
+  scores_BKuS = jnp.einsum(
+    'BuKH,BSKH->BKuS', q_BuKH, k_BSKH, preferred_element_type=jnp.float32
   )
-  seen_B1TS = visible(description)[:, None]
-  seen_B1US = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
-  # A finite floor, since a row of -inf alone would become NaN.
-  scores_BKUS = jnp.where(seen_B1US, scores_BKUS, -1e30)
-  probs_BKUS = jax.nn.softmax(scores_BKUS, axis=-1).astype(v_BSKH.dtype)
-  out_BUKH = jnp.einsum('BKUS,BSKH->BUKH', probs_BKUS, v_BSKH)
-  return out_BUKH.reshape(B, T, n, K, -1).swapaxes(2, 3).reshape(B, T, N, -1)
+  seen_B1TS = visible(mask)[:, None]
+  seen_B1uS = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
+  # The floor is finite, since softmax of a row of -inf alone is NaN.
+  scores_BKuS = jnp.where(seen_B1uS, scores_BKuS, -1e30)
+  probs_BKuS = jax.nn.softmax(scores_BKuS, axis=-1).astype(v_BSKH.dtype)
+  out_BuKH = jnp.einsum('BKuS,BSKH->BuKH', probs_BKuS, v_BSKH)
+  return out_BuKH.reshape(B, T, n, K, -1).swapaxes(2, 3).reshape(B, T, N, -1)
 
 
 def num_parts(length: int, layout: Layout) -> int:
-  """Parts of the queries in plain XLA; 1 if devices divide the sequence."""
+  """Number of parts of the queries in plain XLA; 1 where parts do not pay."""
   is_whole = layout.size(layout.sequence_axes) == 1
   is_long = length % _PARTS == 0 and length // _PARTS >= _SHORTEST_PART
   return _PARTS if is_whole and is_long else 1
@@ -127,23 +131,23 @@ def attend_by_parts(
   q_BTNH: Array,
   k_BTKH: Array,
   v_BTKH: Array,
-  description: Description,
+  mask: MaskSpec,
   parts: int,
   longest_block: int,
 ) -> Array:
-  """`attend` of a batch to itself, without most scores that the rule hides.
+  """`attend` of a batch to itself, without most of the masked scores.
 
   Args:
     q_BTNH: queries.
     k_BTKH: keys.
     v_BTKH: values.
-    description: who sees whom, without a cache; tokens of a block are
+    mask: which keys each query sees, without a cache; tokens of a block must be
       consecutive.
     parts: number of parts of the queries; divides T.
     longest_block: most tokens of a block. A longer block makes the result NaN,
       since the keys that it needs are left out.
   """
-  d = description
+  d = mask
   T = q_BTNH.shape[1]
   last_BT = kernels.last_visible(d.query_segments_BT, d.query_blocks_BT)
   span = max(0, longest_block - 1)
@@ -152,7 +156,7 @@ def attend_by_parts(
   for start in range(0, T, T // parts):
     end = start + T // parts
     reach = min(T, end + span)
-    part = Description(
+    part = MaskSpec(
       d.positions_BT[:, start:end],
       d.query_segments_BT[:, start:end],
       d.query_blocks_BT[:, start:end],
@@ -169,24 +173,24 @@ def self_attend(
   q_BTNH: Array,
   k_BTKH: Array,
   v_BTKH: Array,
-  description: Description,
+  mask: MaskSpec,
   layout: Layout,
   kernel: str = 'auto',
   longest_block: int = 0,
 ) -> Array:
   """Attention of a batch to itself by the kernel of the mesh's platform.
 
-  The kernel is splash on TPUs and cuDNN on GPUs. Without a mesh, on CPUs, and
-  for shapes that a kernel cannot take (`kernels.refusal`), it is plain XLA,
-  unless `kernel` insists.
+  TPUs use splash attention and GPUs cuDNN. Plain XLA serves CPUs, programs
+  without a mesh, and shapes that a kernel cannot take (`kernels.refusal`).
 
   Args:
     q_BTNH: queries.
     k_BTKH: keys.
     v_BTKH: values.
-    description: who sees whom, without a cache.
+    mask: which keys each query sees, without a cache.
     layout: mesh axes by use.
-    kernel: 'auto'; 'fused' for an error where there is no kernel; 'xla'.
+    kernel: 'auto' for the above; 'fused' for an error instead of plain XLA;
+      'xla' for plain XLA.
     longest_block: most tokens of a block in the data. A longer block makes the
       result of splash, and of plain XLA in parts, NaN.
 
@@ -197,7 +201,9 @@ def self_attend(
     ValueError: for another `kernel`, and for 'fused' where there is no kernel.
   """
   if kernel not in KERNELS:
-    raise ValueError(f"ATTENTION_KERNEL='{kernel}' must be one of {KERNELS}.")
+    raise ValueError(
+      f"ATTENTION_KERNEL='{kernel}' must be one of {KERNELS}: choose one."
+    )
   platform = 'cpu' if kernel == 'xla' else kernels.platform()
   reason = f'there is none for the platform {platform}'
   if platform in ('tpu', 'gpu'):
@@ -207,7 +213,7 @@ def self_attend(
       f"ATTENTION_KERNEL='fused' needs a kernel, but {reason}: change the"
       " sizes, or set ATTENTION_KERNEL='auto' for plain XLA here."
     )
-  d = description
+  d = mask
   parts = num_parts(q_BTNH.shape[1], layout)
   if reason and parts > 1:
     out_BTNH = attend_by_parts(q_BTNH, k_BTKH, v_BTKH, d, parts, longest_block)
@@ -233,8 +239,8 @@ def check_sizes(layer: nn.Module, names: Sequence[str]) -> None:
   """Raises ValueError if a size of an attention layer is out of range.
 
   Args:
-    layer: of any kind, with a `kernel` and a `longest_block`.
-    names: its fields that must be at least 1.
+    layer: an attention layer with a `kernel` and a `longest_block`.
+    names: fields of the layer that must be at least 1.
   """
   bounds.one_of('ATTENTION_KERNEL', layer.kernel, KERNELS)
   for name in names:
@@ -255,7 +261,7 @@ class Attention(nn.Module):
     num_kv_heads: K; divides N.
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
-    kernel: what computes attention without a cache, see `self_attend`.
+    kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
@@ -277,7 +283,7 @@ class Attention(nn.Module):
     super().__post_init__()
 
   def anatomy(self) -> AttentionAnatomy:
-    """What this layer is made of."""
+    """The sizes of this layer."""
     width = self.num_heads * self.head_dim
     return AttentionAnatomy(
       num_heads=self.num_heads,
@@ -300,7 +306,7 @@ class Attention(nn.Module):
   def __call__(
     self,
     x_BTD: Array,
-    description: Description,
+    mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """Attends to the batch, or to the cache after the batch is written into it.
@@ -314,7 +320,8 @@ class Attention(nn.Module):
     N, K, H = self.num_heads, self.num_kv_heads, self.head_dim
     if N % K:
       raise ValueError(
-        f'NUM_HEADS={N} must be a multiple of NUM_KV_HEADS={K}: change one.'
+        f'NUM_HEADS={N} must be a multiple of NUM_KV_HEADS={K}: change one of'
+        ' them.'
       )
     q_BTNH = self._project('query', x_BTD, N)
     k_BTKH = self._project('key', x_BTD, K)
@@ -322,25 +329,25 @@ class Attention(nn.Module):
     if self.use_qk_norm:
       q_BTNH = RMSNorm(axes.KV, dtype=self.dtype, name='query_norm')(q_BTNH)
       k_BTKH = RMSNorm(axes.KV, dtype=self.dtype, name='key_norm')(k_BTKH)
-    q_BTNH = rotate(q_BTNH, description.positions_BT)
-    k_BTKH = rotate(k_BTKH, description.positions_BT)
+    q_BTNH = rotate(q_BTNH, mask.positions_BT)
+    k_BTKH = rotate(k_BTKH, mask.positions_BT)
     if cache is None:
       out_BTNH = self_attend(
         q_BTNH,
         k_BTKH,
         v_BTKH,
-        description,
+        mask,
         self.layout,
         self.kernel,
         self.longest_block,
       )
     else:
       write = lambda old_BSKH, new_BTKH: jax.lax.dynamic_update_slice_in_dim(
-        old_BSKH, new_BTKH.astype(old_BSKH.dtype), description.index, axis=1
+        old_BSKH, new_BTKH.astype(old_BSKH.dtype), mask.index, axis=1
       )
       keys, values = write(cache[0], k_BTKH), write(cache[1], v_BTKH)
       cache = keys, values
-      out_BTNH = attend(q_BTNH, keys, values, description)
+      out_BTNH = attend(q_BTNH, keys, values, mask)
     D = x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(
       self.output_scale**2,

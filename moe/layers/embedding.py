@@ -23,7 +23,7 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT: Array) -> Array:
-    """Vectors [B, T, D], whose features have about unit variance."""
+    """Vectors [B, T, D] with features of about unit variance."""
     # The variance 1/D suits the table as an output head; the factor sqrt(D)
     # brings the vectors back to unit scale (as in Gemma and T5).
     init = nn.with_logical_partitioning(
@@ -35,12 +35,41 @@ class Embedding(nn.Module):
     return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype)
 
 
+class ExtraEmbedding(nn.Module):
+  """A table of vectors for what a token has beside its id, such as its row.
+
+  Attributes:
+    size: rows of the table.
+    d_model: width.
+    dtype: dtype of the result; the table is float32.
+  """
+
+  size: int
+  d_model: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, values_BT: Array) -> Array:
+    """Vectors [B, T, D], with the variance of those of tokens.
+
+    A value outside of the table gives NaN, which ends a run with a sentence.
+    """
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(1.0), (None, axes.EMBED)
+    )
+    table_VD = self.param('table', init, (self.size, self.d_model), jnp.float32)
+    rows = jnp.asarray(table_VD, self.dtype).at[values_BT]
+    return rows.get(
+      mode='fill', fill_value=jnp.nan, wrap_negative_indices=False
+    )
+
+
 class OutputHead(nn.Module):
   """The output matrix of a model whose embeddings are not tied.
 
   Attributes:
-    vocab_size: columns.
-    d_model: rows.
+    vocab_size: V, rows of the matrix.
+    d_model: D, columns of the matrix.
   """
 
   vocab_size: int

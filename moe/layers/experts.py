@@ -14,7 +14,7 @@ from moe.types import Array
 
 Weights = dict[str, Array]
 
-# Logical axes of every matrix; an expert without a gate has no w_gate_EDF.
+# Logical axes of each matrix; an expert without a gate has no w_gate_EDF.
 AXES = {
   'w_up_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
   'w_gate_EDF': (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP),
@@ -31,20 +31,20 @@ def params(
   dtype: jnp.dtype,
   output_scale: float = 1.0,
 ) -> Weights:
-  """Matrices of E experts, kept in float32 and cast to a compute dtype.
+  """Matrices of E experts, stored in float32 and cast to a compute dtype.
 
   Args:
-    module: layer whose parameters they are, by the names of `AXES`.
+    module: the layer that owns these parameters; `AXES` has their names.
     num_experts: E.
     d_model: D.
     width: F.
     activation: 'swiglu' or 'gelu'.
-    dtype: of the result.
+    dtype: dtype of the result.
     output_scale: factor of the initial values of w_down_EFD.
   """
   size = {axes.EXPERT: num_experts, axes.EMBED: d_model, axes.EXPERT_MLP: width}
   weights = {}
-  # Initial values hang on this order: flax draws the keys one after another.
+  # Initial values depend on this order, since flax draws one key after another.
   for name in ('w_up_EDF', 'w_down_EFD', 'w_gate_EDF'):
     if name == 'w_gate_EDF' and activation != 'swiglu':
       continue
@@ -70,30 +70,31 @@ def apply(
   weight: Array | None,
   count_E: Array | None,
   activation: str,
-  piece: int | None = None,
+  chunk: int | None = None,
 ) -> Array:
-  """Outputs of the experts' rows, weighted in their hidden layer.
+  """Outputs of the experts; each row's weight multiplies its hidden layer.
 
-  A buffer for uneven loads is longer than a piece. Only pieces that hold rows
-  are then computed, one at a time. A hidden layer is as long as a piece, not as
-  the buffer, and the backward pass computes it again.
+  A buffer for uneven loads is computed in chunks, one at a time, and only the
+  chunks that hold rows. Hidden layers then need memory for one chunk instead of
+  the whole buffer. The backward pass computes them again.
 
   Args:
-    weights: of `params`, in the dtype of the rows.
-    rows: [E, S, D], S rows for each expert; or [R, D] sorted by expert, zeros
+    weights: matrices from `params`, in the dtype of the rows.
+    rows: [E, U, D], U rows for each expert; or [R, D] sorted by expert, zeros
       behind the last run.
     weight: float32 weight of each row; None for 1.
-    count_E: int32 rows of each expert where rows are [R, D]; else None.
+    count_E: int32 rows of each expert if rows are [R, D]; else None.
     activation: 'swiglu' or 'gelu'.
-    piece: rows of a piece of [R, D], about: an even share; None for all.
+    chunk: most rows of a chunk of [R, D], such as an even share of the rows;
+      None for one chunk.
 
   Returns:
-    As rows; rows behind the last run have no meaning.
+    Outputs in the shape of rows; those behind the last run have no meaning.
   """
-  if count_E is not None and piece and len(rows) > piece:
-    return _in_pieces(weights, rows, weight, count_E, activation, piece)
+  if count_E is not None and chunk and len(rows) > chunk:
+    return _in_chunks(weights, rows, weight, count_E, activation, chunk)
   if count_E is None:
-    product = functools.partial(einsum, 'ESD,EDF->ESF')
+    product = functools.partial(einsum, 'EUD,EDF->EUF')
   else:
     product = lambda x_RD, w_EDF: grouped_matmul(x_RD, w_EDF, count_E)
   with jax.named_scope('experts'):
@@ -106,79 +107,79 @@ def apply(
     return product(hidden.astype(rows.dtype), weights['w_down_EFD'])
 
 
-def _in_pieces(
+def _in_chunks(
   weights: Weights,
   rows_RD: Array,
   weight_R: Array,
   count_E: Array,
   activation: str,
-  piece: int,
+  chunk: int,
 ) -> Array:
-  """`apply` to pieces of equal length, about as long as asked for."""
+  """`apply` to chunks of equal length, at most `chunk` rows."""
   R = len(rows_RD)
-  pieces = -(-R // piece)
-  S = -(-R // pieces)
-  fill = pieces * S - R
+  chunks = -(-R // chunk)
+  W = -(-R // chunks)
+  fill = chunks * W - R
   if fill:
     rows_RD = jnp.pad(rows_RD, ((0, fill), (0, 0)))
     weight_R = jnp.pad(weight_R, (0, fill))
-  return _pieces(activation, S, weights, rows_RD, weight_R, count_E)[:R]
+  return _chunks(activation, W, weights, rows_RD, weight_R, count_E)[:R]
 
 
-def _cut(a_RD: Array, i: Array, S: int) -> Array:
-  return lax.dynamic_slice_in_dim(a_RD, i * S, S)
+def _cut(a_RD: Array, i: Array, W: int) -> Array:
+  return lax.dynamic_slice_in_dim(a_RD, i * W, W)
 
 
-def _put(a_RD: Array, a_SD: Array, i: Array) -> Array:
-  return lax.dynamic_update_slice_in_dim(a_RD, a_SD, i * len(a_SD), 0)
+def _put(a_RD: Array, a_WD: Array, i: Array) -> Array:
+  return lax.dynamic_update_slice_in_dim(a_RD, a_WD, i * len(a_WD), 0)
 
 
-def _counts(count_E: Array, i: Array, S: int) -> Array:
-  """Rows of each run that lie in a piece of S."""
+def _counts(count_E: Array, i: Array, W: int) -> Array:
+  """Rows of each run that lie in chunk i of W rows."""
   end_E = jnp.cumsum(count_E, dtype=jnp.int32)
-  inside = lambda row_E: jnp.clip(row_E - i * S, 0, S)
+  inside = lambda row_E: jnp.clip(row_E - i * W, 0, W)
   return inside(end_E) - inside(end_E - count_E)
 
 
-def _num_filled(count_E: Array, S: int) -> Array:
-  return -(-jnp.sum(count_E, dtype=jnp.int32) // S)
+def _num_filled(count_E: Array, W: int) -> Array:
+  return -(-jnp.sum(count_E, dtype=jnp.int32) // W)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pieces(activation, S, weights, rows_RD, weight_R, count_E):
-  """`apply` on S rows at a time."""
+def _chunks(activation, W, weights, rows_RD, weight_R, count_E):
+  """`apply` on W rows at a time."""
 
   def body(i, out_RD):
-    rows_SD, weight_S = _cut(rows_RD, i, S), _cut(weight_R, i, S)
-    count = _counts(count_E, i, S)
-    out_SD = apply(weights, rows_SD, weight_S, count, activation)
-    return _put(out_RD, out_SD, i)
+    rows_WD, weight_W = _cut(rows_RD, i, W), _cut(weight_R, i, W)
+    count = _counts(count_E, i, W)
+    out_WD = apply(weights, rows_WD, weight_W, count, activation)
+    return _put(out_RD, out_WD, i)
 
   zeros_RD = jnp.zeros_like(rows_RD)
-  return lax.fori_loop(0, _num_filled(count_E, S), body, zeros_RD)
+  return lax.fori_loop(0, _num_filled(count_E, W), body, zeros_RD)
 
 
-def _pieces_fwd(activation, S, *arrays):
-  return _pieces(activation, S, *arrays), arrays
+def _chunks_fwd(activation, W, *arrays):
+  return _chunks(activation, W, *arrays), arrays
 
 
-def _pieces_bwd(activation, S, arrays, dy_RD):
+def _chunks_bwd(activation, W, arrays, dy_RD):
   weights, rows_RD, weight_R, count_E = arrays
 
   def body(i, sums):
     d_weights, d_rows_RD, d_weight_R = sums
-    count = _counts(count_E, i, S)
+    count = _counts(count_E, i, W)
     run = lambda *arrays: apply(*arrays, count, activation)
-    rows_SD, weight_S = _cut(rows_RD, i, S), _cut(weight_R, i, S)
-    _, backward = jax.vjp(run, weights, rows_SD, weight_S)
-    found, d_rows_SD, d_weight_S = backward(_cut(dy_RD, i, S))
+    rows_WD, weight_W = _cut(rows_RD, i, W), _cut(weight_R, i, W)
+    _, backward = jax.vjp(run, weights, rows_WD, weight_W)
+    found, d_rows_WD, d_weight_W = backward(_cut(dy_RD, i, W))
     d_weights = {
       k: d + found[k].astype(jnp.float32) for k, d in d_weights.items()
     }
     return (
       d_weights,
-      _put(d_rows_RD, d_rows_SD, i),
-      _put(d_weight_R, d_weight_S, i),
+      _put(d_rows_RD, d_rows_WD, i),
+      _put(d_weight_R, d_weight_W, i),
     )
 
   zeros = (
@@ -187,10 +188,10 @@ def _pieces_bwd(activation, S, arrays, dy_RD):
     jnp.zeros_like(weight_R),
   )
   d_weights, d_rows_RD, d_weight_R = lax.fori_loop(
-    0, _num_filled(count_E, S), body, zeros
+    0, _num_filled(count_E, W), body, zeros
   )
   d_weights = {k: d.astype(weights[k].dtype) for k, d in d_weights.items()}
   return d_weights, d_rows_RD, d_weight_R, None
 
 
-_pieces.defvjp(_pieces_fwd, _pieces_bwd)
+_chunks.defvjp(_chunks_fwd, _chunks_bwd)

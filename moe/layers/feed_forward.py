@@ -4,8 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds
+from moe import axes, bounds
 from moe.layers.anatomy import FeedForwardAnatomy
 from moe.layers.product import activate, einsum
 from moe.types import Array
@@ -13,8 +12,8 @@ from moe.types import Array
 ACTIVATIONS = {'swiglu': jax.nn.silu, 'gelu': jax.nn.gelu}
 
 
-def network(width: int, activation: str) -> FeedForwardAnatomy:
-  """A dense network, or one expert, as it is described."""
+def network_anatomy(width: int, activation: str) -> FeedForwardAnatomy:
+  """The sizes of a dense network or of one expert."""
   num_matrices = 3 if activation == 'swiglu' else 2
   return FeedForwardAnatomy(width, activation, num_matrices)
 
@@ -35,13 +34,13 @@ class FeedForward(nn.Module):
   output_scale: float = 1.0
 
   def __post_init__(self):
-    bounds.at_least(1, 'D_FF', self.width, 'the width of a dense layer')
+    bounds.at_least(1, 'width', self.width, 'the width of a dense layer')
     bounds.one_of('ACTIVATION', self.activation, ACTIVATIONS)
     super().__post_init__()
 
   def anatomy(self) -> FeedForwardAnatomy:
-    """What this layer is made of."""
-    return network(self.width, self.activation)
+    """The sizes of this layer."""
+    return network_anatomy(self.width, self.activation)
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:

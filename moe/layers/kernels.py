@@ -32,7 +32,7 @@ def refusal(
   """Why the kernel of a platform cannot take these shapes; None if it can.
 
   Args:
-    kernel: 'tpu' or 'gpu'.
+    kernel: platform of the kernel, 'tpu' or 'gpu'.
     q_BTNH: queries, or their shape.
     k_BSKH: keys.
     layout: mesh axes by use.
@@ -45,19 +45,21 @@ def refusal(
   heads = layout.size(layout.tensor_axes)
   if B % rows or K % heads or N % heads:
     return (
-      f'{B} sequences and {N} query and {K} key heads must divide by the {rows}'
-      f' and {heads} devices that share them'
+      f'{B} sequences must be divisible by {rows} devices, and {N} query heads'
+      f' and {K} key heads by {heads} devices'
     )
   if T % columns:
-    return f'{T} tokens must divide by the {columns} devices that share them'
+    return (
+      f'{T} tokens must be divisible by the {columns} devices that share them'
+    )
   if kernel == 'tpu' and (T // columns) % _LANES:
     return (
       f'the {T // columns} tokens of a device must be a multiple of {_LANES}'
     )
   if kernel == 'gpu' and (q_BTNH.dtype.itemsize != 2 or H % 8 or H > 128):
     return (
-      f'cuDNN takes bfloat16 and heads of at most 128 features in eights, not'
-      f' {q_BTNH.dtype} and {H}'
+      'cuDNN needs bfloat16 and heads of at most 128 features, a multiple of 8,'
+      f' not {q_BTNH.dtype} and {H}'
     )
   return None
 
@@ -65,8 +67,8 @@ def refusal(
 def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
   """Place of the last key that each query sees: its own, or its block's end.
 
-  So the attention rule becomes: same segment, and key <= last_visible of the
-  query. The tokens of a block must be consecutive.
+  With it a query sees a key if both have the same segment and key <=
+  last_visible of the query. The tokens of a block must be consecutive.
   """
   T = segments_BT.shape[1]
   place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
@@ -78,12 +80,12 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
 
 
 def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
-  """1, or NaN if any query sees more than `span` places behind its own.
+  """1, or NaN if any query sees a key more than `span` places after itself.
 
   Args:
-    last_BT: as `last_visible` gives it.
+    last_BT: the result of `last_visible`.
     first: place of the first query.
-    span: how far behind its own place a query may see.
+    span: how far after its own place a query may see.
   """
   place_BT = first + jax.lax.broadcasted_iota(jnp.int32, last_BT.shape, 1)
   return jnp.where(jnp.any(last_BT - place_BT > span), jnp.nan, 1.0)
@@ -101,11 +103,12 @@ def _tables(
 
   Args:
     first: int32 scalar, place of the first query in its sequence.
-    num_queries: of this device.
-    num_keys: of the whole sequence.
-    span: how far behind its own place a query may see.
-    by_keys: whether the kernel goes along the queries of each tile of keys, as
-      for the gradient of keys and values, and not along the keys of queries.
+    num_queries: queries of this device.
+    num_keys: keys of the whole sequence.
+    span: how far after its own place a query may see.
+    by_keys: whether the kernel loops over the queries of each tile of keys, as
+      for the gradient of keys and values; if not, it loops over the keys of
+      each tile of queries.
 
   Returns:
     (next tile, is computed), int32 [1, query tiles, key tiles].
@@ -135,7 +138,7 @@ def _splash_local(
   name: str | None,
 ) -> Array:
   """Splash attention of one device's queries to all keys of its sequences."""
-  # The kernel is heavy to import and of use on TPUs only.
+  # The kernel takes long to import and is used on TPUs only.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
@@ -220,7 +223,7 @@ def splash(
     layout: mesh axes by use, which divide rows, heads and queries.
     longest_block: most tokens of a block. A longer block makes the rows of its
       device NaN, since the tiles that it needs are not computed.
-    name: of the result, for remat policies.
+    name: name of the result, for remat policies.
 
   Returns:
     [B, T, N, H of the values], in their dtype.
@@ -275,14 +278,14 @@ def cudnn(
 ) -> Array:
   """Attention by cuDNN on NVIDIA's GPUs, through `jax.nn`.
 
-  cuDNN reads who sees whom as a bias, [B, T, S] in the dtype of the queries for
-  all heads. The bias lies in memory; scores and probabilities do not.
+  cuDNN reads the mask as a bias, [B, T, S] in the dtype of the queries for all
+  heads. The bias is in memory; scores and probabilities are not.
 
   Args:
     q_BTNH: queries, bfloat16.
     k_BSKH: keys.
     v_BSKH: values of the same width.
-    seen_BTS: bool.
+    seen_BTS: bool, whether each query sees each key.
     layout: mesh axes by use, which divide rows and heads.
 
   Returns:

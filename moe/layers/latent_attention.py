@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from moe import axes
 from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.attention import (
-  Description,
+  MaskSpec,
   attend,
   check_sizes,
   self_attend,
@@ -19,13 +19,14 @@ from moe.types import Array, Layout
 
 
 class LatentAttention(nn.Module):
-  """Attention that caches one latent vector and one rotary key a token.
+  """Attention that caches one latent vector and one rotary key per token.
 
   DeepSeek-V2 (2024), section 2.1, https://arxiv.org/abs/2405.04434. Queries,
-  keys and values come from normalised latents of width Z. Positions have
-  features of their own: each query head has some, and one rotary key serves all
-  heads. Departs from it in pairing rotary features half a width apart, which
-  only renames them, and in leaving out the extension to long contexts (YaRN).
+  keys and values are computed from normalised latents of width Z. Positions
+  have separate features: every query head has some, and one rotary key serves
+  all heads. Departs from it in pairing rotary features half a width apart,
+  which only reorders them, and in leaving out the extension to long contexts
+  (YaRN).
 
   Attributes:
     num_heads: N.
@@ -34,7 +35,7 @@ class LatentAttention(nn.Module):
     content_dim: features of a query or key head without position.
     rope_dim: features with position; even.
     value_dim: features of a value head.
-    kernel: what computes attention without a cache, see `self_attend`.
+    kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
@@ -60,7 +61,7 @@ class LatentAttention(nn.Module):
     super().__post_init__()
 
   def anatomy(self) -> AttentionAnatomy:
-    """What this layer is made of; each query head has a key head of its own."""
+    """The sizes of this layer; it has as many key heads as query heads."""
     per_head = self.content_dim + self.rope_dim + self.value_dim
     return AttentionAnatomy(
       num_heads=self.num_heads,
@@ -85,7 +86,7 @@ class LatentAttention(nn.Module):
   def __call__(
     self,
     x_BTD: Array,
-    description: Description,
+    mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """Attends to the batch, or to the cache after the batch is written into it.
@@ -94,8 +95,8 @@ class LatentAttention(nn.Module):
       ([B, T, D], updated (latent_BSKZ, rope_key_BSKH) with K = 1, or None).
     """
     D, N = x_BTD.shape[-1], self.num_heads
-    q_BTNH, q_rope_BTNH = self._queries(x_BTD, description)
-    latent_BTKZ, rope_BTKH = self._latents(x_BTD, description)
+    q_BTNH, q_rope_BTNH = self._queries(x_BTD, mask)
+    latent_BTKZ, rope_BTKH = self._latents(x_BTD, mask)
     up = lambda name, width: self._matrix(
       name, (self.kv_rank, N, width), (axes.LATENT, axes.HEADS, axes.KV)
     )
@@ -112,23 +113,23 @@ class LatentAttention(nn.Module):
         queries,
         keys,
         v_BTNH,
-        description,
+        mask,
         self.layout,
         self.kernel,
         self.longest_block,
       )
     else:
       write = lambda old_BSKH, new_BTKH: jax.lax.dynamic_update_slice_in_dim(
-        old_BSKH, new_BTKH.astype(old_BSKH.dtype), description.index, axis=1
+        old_BSKH, new_BTKH.astype(old_BSKH.dtype), mask.index, axis=1
       )
       cache = write(cache[0], latent_BTKZ), write(cache[1], rope_BTKH)
-      # q . (W c) = (W^T q) . c: the latents themselves are the keys and values
-      # of a single head, and no array of size S x N is made.
+      # q . (W c) = (W^T q) . c, so the latents themselves serve as the keys and
+      # values of a single head, and no array of size S x N is made.
       q_BTNZ = einsum('BTNH,ZNH->BTNZ', q_BTNH, w_key_ZNH)
       queries = jnp.concatenate([q_BTNZ, q_rope_BTNH], axis=-1)
       keys = jnp.concatenate(cache, axis=-1)
       scale = (self.content_dim + self.rope_dim) ** -0.5
-      out_BTNZ = attend(queries, keys, cache[0], description, scale)
+      out_BTNZ = attend(queries, keys, cache[0], mask, scale)
       out_BTNH = einsum('BTNZ,ZNH->BTNH', out_BTNZ, w_value_ZNH)
     w_NHD = self._matrix(
       'out',
@@ -139,9 +140,7 @@ class LatentAttention(nn.Module):
     )
     return einsum('BTNH,NHD->BTD', out_BTNH, w_NHD), cache
 
-  def _queries(
-    self, x_BTD: Array, description: Description
-  ) -> tuple[Array, Array]:
+  def _queries(self, x_BTD: Array, mask: MaskSpec) -> tuple[Array, Array]:
     """Content and rotary queries of every head."""
     D, Z, H = x_BTD.shape[-1], self.query_rank, self.content_dim
     w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
@@ -154,12 +153,10 @@ class LatentAttention(nn.Module):
       (axes.LATENT, axes.HEADS, axes.KV),
     )
     q_BTNH, rope_BTNH = jnp.split(self._heads(latent_BTZ, w_ZNH), [H], axis=-1)
-    return q_BTNH, rotate(rope_BTNH, description.positions_BT)
+    return q_BTNH, rotate(rope_BTNH, mask.positions_BT)
 
-  def _latents(
-    self, x_BTD: Array, description: Description
-  ) -> tuple[Array, Array]:
-    """What a cache holds: normalised latents and the shared rotary keys."""
+  def _latents(self, x_BTD: Array, mask: MaskSpec) -> tuple[Array, Array]:
+    """The entries of a cache: normalised latents and shared rotary keys."""
     D, Z = x_BTD.shape[-1], self.kv_rank
     w_DZ = self._matrix(
       'kv_down', (D, Z + self.rope_dim), (axes.EMBED, axes.LATENT)
@@ -167,7 +164,7 @@ class LatentAttention(nn.Module):
     both_BTZ = einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
     latent_BTZ, rope_BTH = jnp.split(both_BTZ, [Z], axis=-1)
     norm = RMSNorm(axes.LATENT, dtype=self.dtype, name='kv_norm')
-    rope_BTKH = rotate(rope_BTH[:, :, None], description.positions_BT)
+    rope_BTKH = rotate(rope_BTH[:, :, None], mask.positions_BT)
     return norm(latent_BTZ)[:, :, None], rope_BTKH
 
   def _heads(self, latent_BTZ: Array, w_ZNH: Array) -> Array:

@@ -1,16 +1,16 @@
-"""The mixture-of-experts layer, as its tokens travel.
+"""The mixture-of-experts layer, in the order in which tokens travel.
 
-On each device of the mesh, for the tokens and the experts that it holds:
+Each device of the mesh does this for its tokens and its experts:
 
-  1. Group: tokens form groups of M, and the router's product gives logits.
+  1. Group: tokens form groups of M, and the router's matrix gives logits.
   2. Route: the router makes a plan of rows, each a token, an expert, a weight.
-  3. Send: the dispatch gives rows a slot, and the exchange brings them to the
-     devices that hold their experts.
+  3. Send: the dispatch gives each row a slot, and the exchange brings it to the
+     device of its expert.
   4. Experts: each expert computes the rows that arrived, times their weights.
   5. Collect: outputs go back and are added up by token.
   6. Sum: losses and statistics are added up over all devices.
 
-`MoE._forward` is these six steps. Around them `MoE.__call__` makes parameters,
+`MoE._forward` does these six steps. `MoE.__call__` makes the parameters,
 carries the router's state and adds the shared expert.
 """
 
@@ -25,16 +25,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from moe import axes
-from moe.layers import bounds, experts, feed_forward
+from moe import axes, bounds
+from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.routing import dispatch, exchange, gates
+from moe.routing.dispatch import Dispatch
+from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
 from moe.types import Array, Layout, Pair
 
 
 class LayerOutputs(NamedTuple):
-  """What an MoE layer returns beside its activations.
+  """The losses and metrics that an MoE layer returns beside its activations.
 
   Attributes:
     losses: name -> (sum, weight).
@@ -46,7 +48,7 @@ class LayerOutputs(NamedTuple):
 
 
 class TokenInfo(NamedTuple):
-  """What routers may read of the tokens beside their vectors; each [B, T]."""
+  """What routers may read about tokens beside their vectors; each [B, T]."""
 
   token_ids: Array
   modality: Array
@@ -56,7 +58,7 @@ class TokenInfo(NamedTuple):
 def check_groups(
   batch: int, length: int, group_size: int, layout: Layout
 ) -> None:
-  """Raises ValueError unless routing groups fit into what one device holds.
+  """Raises ValueError unless whole routing groups fit on each device.
 
   Args:
     batch: sequences of one microbatch, over all devices.
@@ -68,9 +70,9 @@ def check_groups(
   columns = layout.size(layout.sequence_axes)
   if batch % rows or length % columns:
     raise ValueError(
-      f'a microbatch of {batch} sequences of {length} tokens must divide by the'
-      f' {rows} x {columns} devices of its mesh axes: change BATCH_SIZE or the'
-      ' mesh.'
+      f'a microbatch of {batch} sequences of {length} tokens must be divisible'
+      f' by the {rows} x {columns} devices of its mesh axes: change BATCH_SIZE'
+      ' or the mesh.'
     )
   b, t = batch // rows, length // columns
   fits = t % group_size == 0 or (
@@ -84,12 +86,26 @@ def check_groups(
     )
 
 
+def tokens_per_group(sequence_length: int) -> int:
+  """M where nobody sets it: a part of a sequence, whatever the devices.
+
+  Returns:
+    The greatest divisor of the length up to 1024. A length with no divisor from
+    128 to 1024 is one group, since small groups drop many tokens.
+  """
+  meaning = 'tokens per sequence'
+  bounds.at_least(1, 'sequence_length', sequence_length, meaning)
+  sizes = range(min(128, sequence_length), min(1024, sequence_length) + 1)
+  divisors = [size for size in sizes if sequence_length % size == 0]
+  return max(divisors, default=sequence_length)
+
+
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 
-  Evaluation is dropless, and groups mean nothing there to a router that is
-  causal. One that is not sees groups of M tokens as in training, runs of the
-  batch's tokens whatever the mesh, the last one filled up with padding.
+  Evaluation is dropless. A causal router then does not depend on the groups. A
+  router that is not causal sees groups of M consecutive tokens, as in training
+  and on any mesh; padding fills the last group.
 
   Attributes:
     num_experts: E.
@@ -112,8 +128,8 @@ class MoE(nn.Module):
   expert_d_ff: int
   top_k: int = 2
   router: Callable[..., Router] = gates.TopK
-  dispatch: Callable = dispatch.Sorted
-  exchange: Callable = exchange.AllToAll
+  dispatch: Callable[..., Dispatch] = dispatch.Sorted
+  exchange: Callable[..., Exchange] = exchange.AllToAll
   group_size: int = 1024
   shared_d_ff: int = 0
   activation: str = 'swiglu'
@@ -132,11 +148,11 @@ class MoE(nn.Module):
     super().__post_init__()
 
   def anatomy(self) -> ExpertsAnatomy:
-    """What this layer is made of, in training.
+    """The sizes and choices of this layer in training.
 
     Raises:
-      ValueError: if router, dispatch or exchange refuse their settings, or a
-        token is to see more experts than there are.
+      ValueError: if router, dispatch or exchange refuse their settings, or if
+        TOP_K is larger than the number of experts.
     """
     router, exchanger = self.make_router(), self.exchange()
     choices = self.num_experts + router.num_added
@@ -148,7 +164,7 @@ class MoE(nn.Module):
     is_pooled = isinstance(exchanger, exchange.Ragged)
     return ExpertsAnatomy(
       num_experts=self.num_experts,
-      expert=feed_forward.network(self.expert_d_ff, self.activation),
+      expert=feed_forward.network_anatomy(self.expert_d_ff, self.activation),
       shared_width=self.shared_d_ff,
       group_size=self.group_size,
       router=router,
@@ -157,11 +173,11 @@ class MoE(nn.Module):
     )
 
   def update_state(self, state: dict[str, State]) -> dict[str, State]:
-    """This layer's state after a step: its router acts on what it observed.
+    """This layer's state after a step; its router acts on what it observed.
 
     Args:
-      state: 'router' -> what the router carries; arrays may have leading dims,
-        one for each layer that these settings stand for.
+      state: 'router' -> the router's state; arrays may have a leading dim that
+        counts layers with these settings.
     """
     return {'router': self.make_router().update(state['router'])}
 
@@ -196,7 +212,7 @@ class MoE(nn.Module):
     key = (
       self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
     )
-    # Carried, not trained; routers without state have no variable.
+    # The state is not trained. A router without state has no variable.
     carried = router.init_state(E) and self.variable(
       'state', 'router', router.init_state, E
     )
@@ -225,13 +241,13 @@ class MoE(nn.Module):
     devices, tensor = lay.size(lay.expert_axes), lay.size(lay.tensor_axes)
     if self.num_experts % devices:
       raise ValueError(
-        f"num_experts={self.num_experts} must divide by the 'expert' mesh axis"
-        f' ({devices}): use a multiple of {devices}, or shrink MESH_EXPERT.'
+        f"NUM_EXPERTS={self.num_experts} must be divisible by the 'expert' mesh"
+        f' axis ({devices}): use a multiple of {devices}, or lower MESH_EXPERT.'
       )
     if self.expert_d_ff % tensor:
       raise ValueError(
-        f"EXPERT_D_FF={self.expert_d_ff} must divide by the 'model' mesh axis"
-        f' ({tensor}): use a multiple of {tensor}, or shrink MESH_MODEL.'
+        f"EXPERT_D_FF={self.expert_d_ff} must be divisible by the 'model' mesh"
+        f' axis ({tensor}): use a multiple of {tensor}, or lower MESH_MODEL.'
       )
     router = self.make_router()
     if not train:
@@ -239,7 +255,7 @@ class MoE(nn.Module):
         raise ValueError(
           f'{type(router).__name__} chooses among all tokens of a group and'
           ' cannot read token by token, got sequences of 1: score whole'
-          ' sequences, or write with another ROUTER, such as @gates.TopK.'
+          ' sequences, or generate with another ROUTER, such as @gates.TopK.'
         )
       return
     check_groups(batch, length, self.group_size, lay)
@@ -252,10 +268,10 @@ class MoE(nn.Module):
       )
 
   def _evaluated(self, batch: int, length: int) -> Layout:
-    """The layout of a batch that is not trained on.
+    """The layout of a batch in evaluation.
 
-    Where a router needs whole groups, axes that would divide one are left out,
-    and their devices see the same tokens.
+    If the router needs whole groups, mesh axes that would divide a group are
+    left out. The devices of such an axis then see the same tokens.
     """
     lay = self.layout.dividing(batch, length)
     if self.make_router().is_causal:
@@ -269,7 +285,7 @@ class MoE(nn.Module):
     return lay
 
   def _on_devices(self, x_BTD, w_DE, weights, info, state, key, train):
-    """Runs `_forward` on each device's part of the batch and of the experts."""
+    """Runs `_forward` on each device, on its part of batch and experts."""
     lay = self.layout if train else self._evaluated(*x_BTD.shape[:2])
     forward = functools.partial(self._forward, lay, train)
     if lay.sizes:
@@ -290,7 +306,7 @@ class MoE(nn.Module):
     return forward(x_BTD, w_DE, weights, info, state, key)
 
   def _forward(self, lay, train, x_BTD, w_DE, weights, info, state, key):
-    """One device: its tokens through all experts; see the top of this file."""
+    """The six steps at the top of this file, on one device."""
     B, T, D = x_BTD.shape
     router = self.make_router()
     active = router.mean_active(self.num_experts)
@@ -311,22 +327,24 @@ class MoE(nn.Module):
       dispatcher, exchanger = self.dispatch(), self.exchange()
     elif set(lay.expert_axes) <= set(lay.batch_axes):
       exchanger = exchange.AllGather()
-    where = exchange.Experts(
+    where = exchange.ExpertPlacement(
       self.num_experts, active, lay.expert_axes, lay.size(lay.expert_axes)
     )
     arrived = exchanger.send(x_GMD, plan, dispatcher, where)
 
-    # 4. Experts. A buffer longer than an even share is computed in pieces.
+    # 4. Experts. A buffer that is longer than an even share is computed in
+    # chunks of that length.
     out = experts.apply(
       weights,
       arrived.rows,
       arrived.weight,
       arrived.count_E,
       self.activation,
-      piece=math.ceil(G * M * active),
+      chunk=math.ceil(G * M * active),
     )
 
-    # 5. Collect. Each device of a tensor axis has part of the hidden layer.
+    # 5. Collect. Devices of a tensor axis each have a part of the hidden layer,
+    # so their outputs are added up.
     y_GMD = exchanger.collect(out, arrived)
     if lay.tensor_axes:
       y_GMD = jax.lax.psum(y_GMD, lay.tensor_axes)
@@ -348,16 +366,17 @@ class MoE(nn.Module):
     return y_BTD, outputs
 
   def _router_inputs(self, router, lay, train, x_BTD, w_DE, info, key):
-    """What the router sees, in groups of M tokens, and a key of each group."""
+    """The router's inputs, in groups of M tokens, and a key for each group."""
     B, T, _ = x_BTD.shape
     M = self.group_size
     if (B * T) % M and router.is_causal:
       M = B * T
     x_GMD = _in_groups(x_BTD, M)
-    # By index, so that the noise of a group is the same on any devices.
+    # A key depends on the group's index in the whole batch, so a group has the
+    # same noise on any number of devices.
     index_G = _group_indices(len(x_GMD), B, lay)
     keys_G = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_G)
-    # HIGHEST: TPUs would multiply float32 in bfloat16 otherwise.
+    # Without HIGHEST, TPUs would multiply float32 numbers in bfloat16.
     logits_GME = jnp.einsum(
       'GMD,DE->GME',
       router.perturb(x_GMD, keys_G, train).astype(jnp.float32),
@@ -377,16 +396,16 @@ class MoE(nn.Module):
 
 
 def _in_groups(a: Array, M: int) -> Array:
-  """[B, T, ...] as groups [G, M, ...], the last one filled up with zeros."""
-  a_N = a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
-  fill = -len(a_N) % M
+  """[B, T, ...] as groups [G, M, ...]; zeros fill the last group."""
+  flat = a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
+  fill = -len(flat) % M
   if fill:
-    a_N = jnp.pad(a_N, [(0, fill), *[(0, 0)] * (a_N.ndim - 1)])
-  return a_N.reshape(-1, M, *a_N.shape[1:])
+    flat = jnp.pad(flat, [(0, fill), *[(0, 0)] * (flat.ndim - 1)])
+  return flat.reshape(-1, M, *flat.shape[1:])
 
 
 def _group_indices(num_groups: int, rows: int, lay: Layout) -> Array:
-  """Places of this device's groups in the whole batch, row after row."""
+  """Index of each group of this device among the groups of the whole batch."""
   row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
   column = jax.lax.axis_index(lay.sequence_axes) if lay.sequence_axes else 0
   per_row = max(1, num_groups // rows)

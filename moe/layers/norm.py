@@ -1,4 +1,4 @@
-"""Normalisation."""
+"""Normalisation layers."""
 
 import flax.linen as nn
 import jax

@@ -8,7 +8,7 @@ from moe.types import Array
 
 
 def rotate(x_BTNH: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
-  """Turns each pair of features by an angle that grows with the position.
+  """Rotates each pair of features by an angle proportional to the position.
 
   Su et al. (2021), equation 34, https://arxiv.org/abs/2104.09864. Features i
   and i + H/2 are a pair. Angles are float32.
@@ -18,10 +18,12 @@ def rotate(x_BTNH: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
   """
   H = x_BTNH.shape[-1]
   if H % 2:
-    raise ValueError(f'HEAD_DIM={H} must be even for rotary positions.')
+    raise ValueError(
+      f'HEAD_DIM={H} must be even for rotary positions: choose an even number.'
+    )
   frequency_H = base ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
   angle_BTH = positions_BT[..., None].astype(jnp.float32) * frequency_H
-  # Without a barrier XLA would compute both again for every head.
+  # Without a barrier XLA would compute cosines and sines again for every head.
   cos_BTH, sin_BTH = jax.lax.optimization_barrier(
     (jnp.cos(angle_BTH), jnp.sin(angle_BTH))
   )
@@ -30,9 +32,9 @@ def rotate(x_BTNH: Array, positions_BT: Array, base: float = 10_000.0) -> Array:
   x_BTNH32 = x_BTNH.astype(jnp.float32)
   pair_BTNH = jnp.roll(x_BTNH32, H // 2, axis=-1)
   if kernels.platform() == 'cpu':
-    # The barrier makes a copy of its own. If the exchange of the halves is
-    # fused with the products, XLA:CPU uses no vector instructions and takes
-    # three times as long.
+    # The barrier keeps the swap of the halves apart from the products. If XLA
+    # fuses them, XLA:CPU uses no vector instructions and takes three times as
+    # long.
     pair_BTNH = jax.lax.optimization_barrier(pair_BTNH)
   turned_BTNH = x_BTNH32 * cos_BT1H + pair_BTNH * sin_BT1H
   return turned_BTNH.astype(x_BTNH.dtype)

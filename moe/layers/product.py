@@ -1,4 +1,4 @@
-"""Products of a layer, and the hidden layer that two of them give."""
+"""Matrix products of layers, and the activation between two of them."""
 
 import functools
 
@@ -18,7 +18,8 @@ def einsum(subscripts: str, a: Array, b: Array) -> Array:
   times as long.
 
   Args:
-    subscripts: 'first,second->result'; each letter is in two of them or more.
+    subscripts: 'first,second->result'; each letter occurs in at least two of
+      the three.
     a: first operand.
     b: second operand, of the same dtype.
 
@@ -41,9 +42,9 @@ def _einsum_bwd(
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
   da = jnp.einsum(f'{result},{second}->{first}', dy, b)
-  # The dims have the order of this product. For another order `jnp.einsum`
-  # would exchange the operands and XLA:CPU would transpose dy, which is large
-  # if b is an output head.
+  # The dims are in the order in which the product gives them. For another order
+  # `jnp.einsum` would swap the operands, and XLA:CPU would transpose dy, which
+  # is large if b is an output head.
   kept = [letter for letter in first if letter in second]
   kept += [x for x in result if x in second and x not in first]
   order = ''.join(kept)
@@ -59,8 +60,8 @@ def activate(products: dict[str, Array], activation: str) -> Array:
   """Hidden layer from the products with w_up and, for SwiGLU, w_gate.
 
   Shazeer (2020), https://arxiv.org/abs/2002.05202. The backward pass recomputes
-  it from the products. That is cheaper than to write and read the values in
-  between, such as the sigmoid, which are as large as the products.
+  it from the products. That is cheaper than writing and reading intermediate
+  values such as the sigmoid, which are as large as the products.
   """
   if activation == 'swiglu':
     return jax.nn.silu(products['gate']) * products['up']

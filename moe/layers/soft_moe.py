@@ -1,4 +1,4 @@
-"""A layer of dense mixing: experts see weighted means of tokens, not tokens."""
+"""Soft MoE: experts see weighted means of tokens instead of tokens."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds, experts, feed_forward
+from moe import axes, bounds
+from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.layers.product import einsum
@@ -19,13 +19,13 @@ from moe.types import Array, Layout, Pair
 
 @dataclasses.dataclass(frozen=True)
 class Mixing(Router):
-  """Stands for a router where a layer is asked what it costs."""
+  """Takes the place of a router where the cost of a layer is computed."""
 
   is_causal = is_causal_in_training = False
 
 
 def _unit(a: Array, dim: int) -> Array:
-  """An array divided by its Euclidean norm along a dim."""
+  """The array divided by its Euclidean norm along a dim."""
   squares = jnp.sum(jnp.square(a), axis=dim, keepdims=True)
   return a * jax.lax.rsqrt(squares + 1e-6)
 
@@ -34,21 +34,22 @@ class SoftMoE(nn.Module):
   """Each expert processes C slots, which are means of the tokens of a sequence.
 
   Puigcerver et al. (2023), section 2 and algorithm 1,
-  https://arxiv.org/abs/2308.00951. Each token and slot have the logit
-  unit(x) . scale unit(phi). A slot is the mean of the tokens under the softmax
-  over tokens; the output of a token is the mean of the slots' outputs under the
-  softmax over slots. No token is dropped and no expert chosen. Departs from it
-  in leaving padding out. It is called like `moe_layer.MoE`, which it replaces.
+  https://arxiv.org/abs/2308.00951. The logit of a token and a slot is
+  unit(x) . scale unit(phi). A slot is the mean of the tokens, weighted by the
+  softmax over tokens. The output of a token is the mean of the slots' outputs,
+  weighted by the softmax over slots. No token is dropped and no expert is
+  chosen. Departs from it in leaving padding out. The layer has the interface of
+  `moe_layer.MoE` and can replace it.
 
-  The output of a token depends on all tokens of its group, also on later ones
-  and on those of other documents, so the layer is not for decoders that write.
+  The output of a token depends on all tokens of its group, including later ones
+  and those of other documents, so the layer cannot be used to generate text.
 
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: an expert has C = group_size * top_k / E slots, so that a token costs
-      as much as with top_k active experts.
-    group_size: M, tokens that are mixed; 0 for whole sequences.
+    top_k: sets the slots of an expert, C = group_size * top_k / E, so that a
+      token costs as much as with top_k active experts.
+    group_size: M, tokens that are mixed with each other; 0 for whole sequences.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the experts may not be divided.
@@ -73,16 +74,17 @@ class SoftMoE(nn.Module):
     at_least, shared = bounds.at_least, self.shared_d_ff
     at_least(1, 'NUM_EXPERTS', self.num_experts, 'experts of a layer')
     at_least(1, 'EXPERT_D_FF', self.expert_d_ff, 'the width of an expert')
+    at_least(1, 'TOP_K', self.top_k, 'experts as whose slots a token costs')
     at_least(0, 'SHARED_D_FF', shared, '0 for no shared expert')
     at_least(0, 'GROUP_SIZE', self.group_size, '0 mixes whole sequences')
     bounds.one_of('ACTIVATION', self.activation, feed_forward.ACTIVATIONS)
     super().__post_init__()
 
   def anatomy(self) -> ExpertsAnatomy:
-    """What this layer is made of: all that is mixed, and nothing sent."""
+    """The sizes of this layer; it has no dispatch, since it sends no tokens."""
     return ExpertsAnatomy(
       num_experts=self.num_experts,
-      expert=feed_forward.network(self.expert_d_ff, self.activation),
+      expert=feed_forward.network_anatomy(self.expert_d_ff, self.activation),
       shared_width=self.shared_d_ff,
       group_size=self.group_size,
       router=self.make_router(),
@@ -92,14 +94,14 @@ class SoftMoE(nn.Module):
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
-    """[B, T, D] to [B, T, D], alike in training and evaluation."""
+    """[B, T, D] to [B, T, D]; the same in training and evaluation."""
     B, T, D = x_BTD.shape
     M = self.group_size or T
     self._check(T, M)
     if T == 1 and not train:
       raise ValueError(
         'SoftMoE mixes the tokens of a sequence and cannot read token by token,'
-        ' got sequences of 1: score whole sequences, or write with'
+        ' got sequences of 1: score whole sequences, or generate with'
         ' moe_layer.MoE.'
       )
     E, C = self.num_experts, capacity(M, self.top_k, self.num_experts, 1.0)
@@ -112,7 +114,8 @@ class SoftMoE(nn.Module):
       (D, E, C),
       jnp.float32,
     )
-    # A scalar needs its empty names: a scan over layers adds a name to them.
+    # A scalar needs an empty tuple of axis names, to which a scan over layers
+    # adds one.
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
     weights = experts.params(
@@ -131,18 +134,18 @@ class SoftMoE(nn.Module):
       scale * _unit(phi_DEC, 0),
       precision=jax.lax.Precision.HIGHEST,
     )
-    # A finite floor, so that a group of padding alone gives means and no NaN.
+    # The floor is finite, so that a group of padding alone gives no NaN.
     seen_GMEC = jnp.where(valid_GM[..., None, None], logits_GMEC, -1e30)
     mix_GMEC = jax.nn.softmax(seen_GMEC, axis=1).astype(self.dtype)
     G = x_GMD.shape[0]
     rows_EGCD = einsum('GMEC,GMD->EGCD', mix_GMEC, x_GMD.astype(self.dtype))
-    rows_ESD = rows_EGCD.reshape(E, G * C, D)
-    out_ESD = experts.apply(weights, rows_ESD, None, None, self.activation)
+    rows_EUD = rows_EGCD.reshape(E, G * C, D)
+    out_EUD = experts.apply(weights, rows_EUD, None, None, self.activation)
     share_GMEC = jax.nn.softmax(logits_GMEC, axis=(2, 3))
     y_GMD = einsum(
       'GMEC,EGCD->GMD',
       share_GMEC.astype(self.dtype),
-      out_ESD.reshape(E, G, C, D),
+      out_EUD.reshape(E, G, C, D),
     )
     y_GMD = jnp.where(valid_GM[..., None], y_GMD, jnp.zeros((), self.dtype))
     y_BTD = y_GMD.reshape(B, T, D)
@@ -157,7 +160,7 @@ class SoftMoE(nn.Module):
     return y_BTD, LayerOutputs({}, _statistics(share_GMEC.sum(-1), valid_GM))
 
   def make_router(self) -> Router:
-    """What this layer costs, in the form of a router."""
+    """A router that stands for the cost of this layer."""
     return Mixing(num_active=self.top_k)
 
   def _check(self, length: int, group_size: int) -> None:
@@ -169,13 +172,13 @@ class SoftMoE(nn.Module):
       )
     if length % group_size:
       raise ValueError(
-        f'group_size={group_size} of SoftMoE must divide the {length} tokens of'
+        f'GROUP_SIZE={group_size} of SoftMoE must divide the {length} tokens of'
         ' a sequence: choose a divisor, or 0 for the whole sequence.'
       )
 
 
 def _statistics(share_GME: Array, valid_GM: Array) -> dict[str, Pair]:
-  """Metrics of the shares that the experts have in the outputs of tokens."""
+  """Metrics of how much each expert contributes to the outputs of tokens."""
   share_GME = jax.lax.stop_gradient(share_GME)
   tokens = valid_GM.sum(dtype=jnp.float32)
   summed = lambda a, where: jnp.sum(jnp.where(where, a, 0.0))

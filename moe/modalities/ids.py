@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 PAD, EOS, UNK = 0, 1, 2
-# As `moe.types` counts them in a batch.
+# The numbers of the modalities in a batch, see `moe.types.TokenBatch`.
 TEXT, IMAGE, PROTEIN = 0, 1, 2
 # Range -> modality of its tokens.
 RANGES = {
@@ -28,20 +28,20 @@ RANGES = {
   'residue': PROTEIN,
   'structure': PROTEIN,
 }
-# The first command: it is read in place of a token that is to be predicted.
+# The first command: a model reads it in place of a hidden token.
 MASK = 0
 _MULTIPLE = 128
-# What a manifest holds of a space that has more than text.
+# The key of the id space in a manifest; text alone has none.
 _KEY = 'ids'
 
 
 @dataclasses.dataclass(frozen=True)
 class IdSpace:
-  """How many ids of each range there are; 0 where there is none.
+  """The number of ids of each range; 0 if the range is empty.
 
   Attributes:
-    text: pieces of the vocabulary; PAD, EOS and UNK are among them.
-    command: marks that are no text; `MASK` is the first.
+    text: pieces of the vocabulary, with PAD, EOS and UNK among them.
+    command: marks that are not text; `MASK` is the first.
     image: codes of an image tokenizer.
     residue: amino acids.
     structure: letters of a structure alphabet.
@@ -78,7 +78,7 @@ class IdSpace:
 
   @property
   def size(self) -> int:
-    """The ids of all ranges, padding included: rows that a table needs."""
+    """Number of ids with padding, which is how many rows an embedding needs."""
     if self.is_text:
       return self.text
     last = max(end for _, end in self._spans.values())
@@ -113,7 +113,7 @@ class IdSpace:
       int64 of the same shape.
 
     Raises:
-      ValueError: if there is no such range, or a code is outside of it.
+      ValueError: if the range is empty, or a code is outside of it.
     """
     if name not in self._spans:
       raise ValueError(
@@ -124,8 +124,8 @@ class IdSpace:
     if codes.size and not 0 <= codes.min() <= codes.max() < end - begin:
       raise ValueError(
         f'Codes of the range {name!r} must be from 0 to {end - begin - 1}, got'
-        f' {codes.min()} to {codes.max()}: make the range larger, or mend the'
-        ' tokenizer.'
+        f' {codes.min()} to {codes.max()}: make the range larger, or correct'
+        ' the tokenizer.'
       )
     return codes + begin
 
@@ -161,17 +161,17 @@ class IdSpace:
     return modality
 
   def in_manifest(self) -> dict[str, Any]:
-    """What the manifest of a store says of the space; nothing for text."""
+    """What a store's manifest holds of the space; nothing for text alone."""
     if self.is_text:
       return {}
     return {_KEY: {**dataclasses.asdict(self), 'sha256': self.sha256}}
 
 
 def of_ranges(text: int, ranges: Mapping[str, int]) -> IdSpace:
-  """The space of a vocabulary and of other ranges.
+  """The id space of a vocabulary and of other ranges.
 
   Args:
-    text: pieces of the vocabulary.
+    text: number of pieces of the vocabulary.
     ranges: sizes of the other ranges by name.
 
   Raises:
@@ -180,7 +180,7 @@ def of_ranges(text: int, ranges: Mapping[str, int]) -> IdSpace:
   wrong = ranges.keys() - (RANGES.keys() - {'text'})
   if wrong:
     raise ValueError(
-      f'Ranges beside text must be of {", ".join(list(RANGES)[1:])}, got'
+      f'Ranges beside text must be among {", ".join(list(RANGES)[1:])}, got'
       f' {", ".join(sorted(wrong))}: change the name.'
     )
   return IdSpace(text, **ranges)
@@ -190,7 +190,7 @@ def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
   """The most pieces that a vocabulary may have beside other ranges.
 
   Args:
-    num_ids: of the whole space.
+    num_ids: number of ids of the whole space.
     ranges: sizes of the other ranges.
   """
   if not ranges:
@@ -200,13 +200,13 @@ def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
 
 
 def of_manifest(manifest: Mapping[str, Any]) -> IdSpace:
-  """The space of the ids of a store.
+  """The id space of a store.
 
   Args:
     manifest: of the store.
 
   Raises:
-    ValueError: if the ranges lay elsewhere when the store was made.
+    ValueError: if the ranges began at other ids when the store was made.
   """
   if _KEY not in manifest:
     return IdSpace(manifest['vocab_size'])

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moe import axes
-from moe.layers.attention import Description
+from moe.layers.attention import MaskSpec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
 from moe.layers.product import einsum
@@ -41,7 +41,7 @@ class Ahead(nn.Module):
     self,
     x_BTD: Array,
     next_BTD: Array,
-    description: Description,
+    mask: MaskSpec,
     info: TokenInfo,
     train: bool,
   ) -> Array:
@@ -50,7 +50,7 @@ class Ahead(nn.Module):
     Args:
       x_BTD: hidden states of the model.
       next_BTD: embeddings of the next tokens.
-      description: who sees whom.
+      mask: which tokens see which.
       info: of the tokens.
       train: whether this is training.
     """
@@ -76,5 +76,5 @@ class Ahead(nn.Module):
     run = lambda block, *inputs: block(*inputs, None, train)
     if self.policy:
       run = nn.remat(run, policy=self.policy)
-    y_BTD, _, _ = run(block, y_BTD, description, info)
+    y_BTD, _, _ = run(block, y_BTD, mask, info)
     return norm('last_norm')(y_BTD)

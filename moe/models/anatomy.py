@@ -1,4 +1,4 @@
-"""What a model is made of: plain values that planning and checks read."""
+"""The description of a model as plain values, for planning and checks."""
 
 import dataclasses
 
@@ -16,11 +16,11 @@ class LayerAnatomy:
   """One block: attention, and a dense network or experts.
 
   Attributes:
-    attention: of the block.
-    feed_forward: the dense network; None where there are experts.
-    experts: the sparse layer; None where there is a dense network.
-    twin_of: the sparse layer whose active FLOPs the dense network has, in a
-      dense twin; else None.
+    attention: the attention layer.
+    feed_forward: the dense network; None if the block has experts.
+    experts: the sparse layer; None if the block has a dense network.
+    twin_of: for a dense twin, the sparse layer with the same active FLOPs; else
+      None.
   """
 
   attention: AttentionAnatomy
@@ -41,15 +41,14 @@ class Anatomy:
   Attributes:
     d_model: D.
     vocab_size: V.
-    is_tied: whether the embedding table is the output head too.
-    dtype: of activations, such as 'bfloat16'.
-    remat: what the backward pass computes again, a policy of
-      `moe/models/stack.py` or 'none'.
+    is_tied: whether the embedding table is also the output head.
+    dtype: dtype of activations, such as 'bfloat16'.
+    remat: rematerialisation policy, a name of `stack.REMAT_POLICIES` or 'none'.
     prefix: blocks before the first period, in order.
-    period: blocks of one period; none where there is no period.
-    num_periods: how often it is repeated, with parameters of their own.
-    predicts_ahead: whether training has one more block, dense, which predicts
-      the token after the next one; `layers` leave it out.
+    period: blocks of one period; empty if there are no periods.
+    num_periods: number of periods; each has its own parameters.
+    predicts_ahead: whether training has one more block, dense, that predicts
+      the token after the next one; `layers` does not include it.
   """
 
   d_model: int
@@ -69,12 +68,12 @@ class Anatomy:
 
   @property
   def attention(self) -> AttentionAnatomy:
-    """Attention, which is alike in all blocks."""
+    """The attention layer, which is the same in all blocks."""
     return self.layers[0].attention
 
   @property
   def experts(self) -> ExpertsAnatomy | None:
-    """The sparse layer, alike wherever there is one; None in a dense model."""
+    """The sparse layer, the same in all sparse blocks; None without one."""
     found = (block.experts for block in self.period if block.experts)
     return next(found, None)
 
@@ -90,13 +89,13 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-  """What a model says of itself.
+  """A model's description of itself.
 
   Args:
-    model: such as `decoder.Decoder`.
+    model: a model with an `anatomy` method, such as `decoder.Decoder`.
 
   Raises:
-    ValueError: for the first size or choice that is out of range: every part is
-      made once, and checks itself.
+    ValueError: for the first size or choice that is out of range; each part is
+      built once and checks itself.
   """
   return model.anatomy()

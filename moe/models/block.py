@@ -1,4 +1,4 @@
-"""One transformer block: attention, then a dense or sparse feed-forward net."""
+"""One transformer block: attention, then a dense or sparse layer."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe import axes
-from moe.layers.attention import Attention, Description
+from moe import axes, bounds
+from moe.layers.attention import Attention, MaskSpec
 from moe.layers.feed_forward import FeedForward
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import LayerOutputs, MoE, TokenInfo
 from moe.layers.norm import RMSNorm
+from moe.layers.soft_moe import SoftMoE
 from moe.models.anatomy import LayerAnatomy
 from moe.types import Array, Layout, PyTree
 
@@ -22,11 +23,11 @@ class Block(nn.Module):
   Attributes:
     attention: makes the attention layer.
     feed_forward: makes the dense feed-forward layer.
-    moe: makes the sparse one.
-    is_sparse: whether this block has the sparse one.
-    dense_twin: whether a sparse block gets a dense layer of equal active FLOPs
-      instead: as wide as all experts one token sees.
-    dropout_rate: on both residual branches, in training.
+    moe: makes the sparse feed-forward layer.
+    is_sparse: whether this block has the sparse layer.
+    dense_twin: whether a sparse block instead gets a dense layer of equal
+      active FLOPs, as wide as all experts that one token sees.
+    dropout_rate: dropout of both residual branches in training.
     output_scale: factor of the initial values of the last product of each
       residual branch.
     residual_scale: factor of the output of each residual branch.
@@ -37,7 +38,7 @@ class Block(nn.Module):
 
   attention: Callable[..., Attention | LatentAttention]
   feed_forward: Callable[..., FeedForward]
-  moe: Callable[..., MoE]
+  moe: Callable[..., MoE | SoftMoE]
   is_sparse: bool = False
   dense_twin: bool = False
   dropout_rate: float = 0.0
@@ -48,21 +49,18 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(
-        f'DROPOUT_RATE={self.dropout_rate} must be at least 0 and below 1: it'
-        ' is the share of activations that training sets to 0.'
-      )
+    share = 'the share of activations that training sets to 0'
+    bounds.within('DROPOUT_RATE', self.dropout_rate, share, least=0, below=1)
     super().__post_init__()
 
   @property
   def has_experts(self) -> bool:
-    """Whether tokens pass through experts here: a dense twin has none."""
+    """Whether this block has experts; a dense twin has none."""
     return self.is_sparse and not self.dense_twin
 
   def anatomy(self) -> LayerAnatomy:
-    """What this block is made of."""
-    # parent=None: inert descriptions to read sizes from, not submodules.
+    """The sizes of this block."""
+    # With parent=None these are not submodules; only their sizes are read.
     attention = self.attention(parent=None).anatomy()
     if not self.is_sparse:
       network = self.feed_forward(parent=None).anatomy()
@@ -82,7 +80,7 @@ class Block(nn.Module):
   def __call__(
     self,
     x_BTD: Array,
-    description: Description,
+    mask: MaskSpec,
     info: TokenInfo,
     cache: tuple[Array, Array] | None,
     train: bool,
@@ -92,7 +90,7 @@ class Block(nn.Module):
     dropout = lambda name: nn.Dropout(
       self.dropout_rate, deterministic=not train, name=name
     )
-    spread = lambda x: nn.with_logical_constraint(
+    constrain = lambda x: nn.with_logical_constraint(
       x, (axes.BATCH, axes.LENGTH, None)
     )
     attention = self.attention(
@@ -101,9 +99,9 @@ class Block(nn.Module):
       output_scale=self.output_scale,
       name='attention',
     )
-    y_BTD, cache = attention(norm('attention_norm')(x_BTD), description, cache)
+    y_BTD, cache = attention(norm('attention_norm')(x_BTD), mask, cache)
     y_BTD = self._scaled(y_BTD)
-    x_BTD = spread(x_BTD + dropout('attention_dropout')(y_BTD))
+    x_BTD = constrain(x_BTD + dropout('attention_dropout')(y_BTD))
     x_BTD = checkpoint_name(x_BTD, 'attention_residual')
     y_BTD = norm('feed_forward_norm')(x_BTD)
     outputs = LayerOutputs({}, {})
@@ -119,7 +117,7 @@ class Block(nn.Module):
     else:
       y_BTD = self._dense()(y_BTD)
     y_BTD = self._scaled(y_BTD)
-    x_BTD = spread(x_BTD + dropout('feed_forward_dropout')(y_BTD))
+    x_BTD = constrain(x_BTD + dropout('feed_forward_dropout')(y_BTD))
     return x_BTD, cache, outputs
 
   def _scaled(self, y_BTD: Array) -> Array:

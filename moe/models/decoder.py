@@ -1,13 +1,13 @@
 """The decoder-only transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds, embedding
-from moe.layers.attention import describe
+from moe import axes, bounds
+from moe.layers import embedding
+from moe.layers.attention import mask_spec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
 from moe.models.ahead import Ahead
@@ -17,6 +17,7 @@ from moe.models.stack import Stack
 from moe.types import (
   Array,
   Cache,
+  Extra,
   Layout,
   Outputs,
   PyTree,
@@ -28,13 +29,16 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 
 
 class Decoder(nn.Module):
-  """Embedding, a stack of blocks, a last norm; the head is applied by the loss.
+  """Embedding, a stack of blocks and a last norm; the loss applies the head.
 
   Attributes:
-    stack: makes the tower of blocks.
+    stack: makes the stack of blocks.
     vocab_size: V.
     d_model: D.
     tie_embeddings: whether the head uses the embedding table.
+    extra_tables: (name, size) of further integers below `size` that the model
+      reads of each token, such as the row and the column of a code; a learned
+      vector of each is added to that of the token. Tokens without one have 0.
     layout: mesh axes by use.
     dtype: compute dtype, as a name such as 'bfloat16'.
     parametrisation: how initial values and rates depend on width and depth;
@@ -47,6 +51,7 @@ class Decoder(nn.Module):
   vocab_size: int
   d_model: int
   tie_embeddings: bool = True
+  extra_tables: Sequence[tuple[str, int]] = ()
   layout: Layout = Layout()
   dtype: str = 'float32'
   parametrisation: CompleteP | None = None
@@ -58,10 +63,13 @@ class Decoder(nn.Module):
     bounds.at_least(
       1, 'VOCAB_SIZE', self.vocab_size, 'entries of the vocabulary'
     )
+    for name, size in self.extra_tables:
+      what = f'the values of {name} that have a vector'
+      bounds.at_least(1, f'EXTRA_TABLES: {name}', size, what)
     super().__post_init__()
 
   def anatomy(self) -> Anatomy:
-    """What this model is made of.
+    """The sizes of this model.
 
     Raises:
       ValueError: for the first size or choice of a part that is out of range.
@@ -80,16 +88,20 @@ class Decoder(nn.Module):
       predicts_ahead=self.predicts_ahead,
     )
 
+  def extras(self) -> tuple[Extra, ...]:
+    """Further arrays of a batch that the model reads."""
+    return tuple(Extra(name) for name, _ in self.extra_tables)
+
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
-    """Shapes of `Cache.layers` for so many rows and slots."""
+    """Shapes of `Cache.layers` for a number of rows and of entries per row."""
     stack = self.stack(parent=None, dtype=jnp.dtype(self.dtype))
     return stack.cache_shapes(batch_size, length)
 
   def update_state(self, state: PyTree) -> PyTree:
-    """State after a step: each router acts on what the step's tokens showed.
+    """State after a step; each router acts on the statistics of the step.
 
     Args:
-      state: of a model whose routers carry something.
+      state: state of the model; not empty.
     """
     return {'stack': self.stack(parent=None).update_state(state['stack'])}
 
@@ -103,12 +115,17 @@ class Decoder(nn.Module):
       self.vocab_size, self.d_model, dtype, name='embedding'
     )
     x_BTD = embed(batch.tokens)
+    for name, size in self.extra_tables:
+      table = embedding.ExtraEmbedding(
+        size, self.d_model, dtype, name=f'{name}_embedding'
+      )
+      x_BTD += table(batch.extras[name])
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
-    description = describe(batch, cache)
+    mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
     stack = self._stack(layout=self.layout, dtype=dtype, name='stack')
     x_BTD, layers, losses, metrics = stack(
-      x_BTD, description, info, None if cache is None else cache.layers, train
+      x_BTD, mask, info, None if cache is None else cache.layers, train
     )
     hidden = RMSNorm(axes.EMBED, dtype=dtype, name='last_norm')(x_BTD)
     ahead = None
@@ -120,13 +137,13 @@ class Decoder(nn.Module):
         self.layout,
         dtype,
         name='ahead',
-      )(x_BTD, embed(following(batch.tokens)), description, info, train)
+      )(x_BTD, embed(following(batch.tokens)), mask, info, train)
     if not self.tie_embeddings:
       embedding.OutputHead(self.vocab_size, self.d_model, name='output')()
     if cache is not None:
       cache = Cache(
-        description.key_segments_BS,
-        description.key_blocks_BS,
+        mask.key_segments_BS,
+        mask.key_blocks_BS,
         cache.index + batch.tokens.shape[1],
         layers,
       )

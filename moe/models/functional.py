@@ -1,4 +1,4 @@
-"""A model as pure functions: all that training and inference see of it."""
+"""A model as pure functions, the only form that training and inference see."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from moe.models.decoder import Decoder
-from moe.types import Array, Cache, Layout, Outputs, PyTree, TokenBatch
+from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -29,6 +29,11 @@ class Functional:
     """Mesh axes by use."""
     return self.module.layout
 
+  @property
+  def extras(self) -> tuple[Extra, ...]:
+    """Further arrays of a batch that the model reads."""
+    return self.module.extras()
+
   def init(
     self, key: Array, batch_shapes: TokenBatch
   ) -> tuple[PyTree, PyTree, PyTree]:
@@ -39,8 +44,8 @@ class Functional:
       batch_shapes: a batch, or shapes of one.
 
     Returns:
-      (params, state, logical_axes): logical_axes is a tree like params of
-      tuples with a name, or None, for each dim.
+      (params, state, logical_axes). logical_axes has the structure of params;
+      each leaf is a tuple with a name or None for each dim.
     """
     batch = jax.tree.map(
       lambda s: jax.numpy.zeros(s.shape, s.dtype), batch_shapes
@@ -48,7 +53,7 @@ class Functional:
     with nn.logical_axis_rules(self.rules):
       variables = self.module.init({'params': key}, batch)
     params, state = variables['params'], variables.get('state', {})
-    # The specs of flax are logical here: no rules are applied to them.
+    # These specs hold logical axes, since no rules are in use here.
     specs = nn.get_partition_spec(params)
     logical_axes = jax.tree.map(
       tuple, specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)
@@ -77,25 +82,27 @@ class Functional:
     return outputs._replace(state=updates.get('state', state))
 
   def update(self, state: PyTree) -> PyTree:
-    """State after a step: routers act on what the step's tokens showed."""
+    """State after a step; each router acts on the statistics of the step."""
     return self.module.update_state(state) if state else state
 
   def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
 
     Args:
-      params: of the model.
+      params: parameters of the model.
       hidden: [..., D].
-      section: part of the vocabulary; None, the whole, is the only one so far.
+      section: part of the vocabulary; only None, the whole, is supported.
     """
     del section
     return self.module.head(params, hidden)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
-    """Shapes of `Cache.layers` for so many rows and slots."""
+    """Shapes of `Cache.layers` for a number of rows and of entries per row."""
     return self.module.cache_shapes(batch_size, length)
 
 
-def placed(module: Decoder, rules: Rules, layout: Layout) -> Functional:
-  """The functions of a model whose MoE layers run on a mesh."""
+def make_functional(
+  module: Decoder, rules: Rules, layout: Layout
+) -> Functional:
+  """The functions of a model in a layout; its MoE layers run on that mesh."""
   return Functional(module.clone(layout=layout), rules)

@@ -1,4 +1,4 @@
-"""The tower of blocks: an unscanned dense prefix, then a scanned period."""
+"""The stack of blocks: an unscanned dense prefix, then scanned periods."""
 
 import functools
 from collections.abc import Callable
@@ -7,22 +7,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds
-from moe.layers.attention import Description
+from moe import axes, bounds
+from moe.layers.attention import MaskSpec
 from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.models.anatomy import LayerAnatomy
 from moe.models.block import Block
 from moe.types import Array, Layout, Pair, PyTree
 
-# Policies by the names of the tensors that they keep of each block; all else of
-# a period is computed again in the backward pass. A name is given to a tensor
-# where it is made, by `checkpoint_name`.
+# Rematerialisation policy -> names of the tensors that it keeps of each block.
+# The backward pass computes all others again. `checkpoint_name` names a tensor
+# where it is made.
 REMAT_NAMES = {
-  # Attention's result before its last product: its kernel runs once.
+  # The output of attention before its last product, so its kernel runs once.
   'attention': ('attention_out',),
-  # What came over the network, so that no exchange between devices is repeated:
-  # sums over parts of heads, and rows before and after the experts.
+  # Tensors that came from other devices, so no exchange is repeated: sums over
+  # divided heads, and rows before and after the experts.
   'exchange': ('attention_residual', 'moe_packed', 'moe_out'),
   # Both: the cheapest backward pass that does not keep hidden layers.
   'attention_exchange': (
@@ -51,7 +50,7 @@ class Period(nn.Module):
 
   Attributes:
     block: makes a block.
-    kinds: whether each block is sparse.
+    kinds: for each block, whether it is sparse.
     layout: mesh axes by use.
     dtype: compute dtype.
     train: whether this is training.
@@ -68,10 +67,10 @@ class Period(nn.Module):
     self,
     x_BTD: Array,
     cache: tuple | None,
-    description: Description,
+    mask: MaskSpec,
     info: TokenInfo,
   ) -> tuple[Array, tuple]:
-    """One period, in the form `nn.scan` wants: (carry, xs, broadcast...)."""
+    """One period; arguments are in the order of `nn.scan`: carry, xs, rest."""
     caches = []
     outputs = LayerOutputs({}, {})
     for i, is_sparse in enumerate(self.kinds):
@@ -83,7 +82,7 @@ class Period(nn.Module):
       )
       layer_cache = None if cache is None else cache[i]
       x_BTD, layer_cache, outputs = block(
-        x_BTD, description, info, layer_cache, self.train
+        x_BTD, mask, info, layer_cache, self.train
       )
       caches.append(layer_cache)
     return x_BTD, (None if cache is None else tuple(caches), outputs)
@@ -94,17 +93,18 @@ class Stack(nn.Module):
 
   Attributes:
     block: makes a block.
-    num_layers: blocks in all.
-    moe_every: the last of so many blocks is sparse; 0 for a dense stack.
+    num_layers: number of all blocks.
+    moe_every: blocks of a period, of which the last is sparse; 0 for a dense
+      stack.
     num_dense_prefix: dense blocks before the first period.
-    remat: 'none', or a name of `REMAT_POLICIES`; of the prefix's blocks too.
+    remat: 'none', or a name of `REMAT_POLICIES`; also for the prefix's blocks.
     output_init: initial values of the last product of each residual branch:
       'fan_in' like all others, 'depth' smaller by the root of twice the number
       of layers (Radford et al. 2019, GPT-2, section 2.3), 'zero'.
     residual_scale: factor of the output of each residual branch.
     router_scale: factor of the router's initial values.
-    unroll: periods that one pass of the loop runs; all of them leave no loop,
-      which a compiler takes longer for and counts in full.
+    unroll: periods per iteration of the loop. With all of them there is no
+      loop; then compiling takes longer, and the compiler's counts are complete.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -126,12 +126,13 @@ class Stack(nn.Module):
     at_least(1, 'NUM_LAYERS', self.num_layers, 'blocks of the model')
     at_least(0, 'NUM_DENSE_PREFIX', self.num_dense_prefix, 'of these, dense')
     at_least(0, 'MOE_EVERY', self.moe_every, '0 makes every block dense')
+    at_least(1, 'UNROLL', self.unroll, 'periods that one pass runs')
     bounds.one_of('REMAT', self.remat, ('none', *REMAT_POLICIES))
     bounds.one_of('OUTPUT_INIT', self.output_init, OUTPUT_INITS)
     super().__post_init__()
 
   def num_periods(self) -> int:
-    """Scanned periods.
+    """Number of scanned periods.
 
     Raises:
       ValueError: if the layers do not divide into periods.
@@ -146,18 +147,18 @@ class Stack(nn.Module):
     return rest // max(1, self.moe_every)
 
   def kinds(self) -> tuple[bool, ...]:
-    """Whether each block of a period is sparse; none without periods."""
+    """For each block of a period, whether it is sparse; () without periods."""
     if not self.num_periods():
       return ()
     return (False,) * (self.moe_every - 1) + (self.moe_every > 0,)
 
   def anatomy(self) -> tuple[tuple[LayerAnatomy, ...], ...]:
-    """Blocks of (the prefix, one period).
+    """(blocks of the prefix, blocks of one period).
 
     Raises:
       ValueError: if the layers do not divide into periods.
     """
-    # parent=None: inert descriptions to read sizes from, not submodules.
+    # With parent=None these are not submodules; only their sizes are read.
     block = functools.partial(self.block, parent=None)
     prefix = range(self.num_dense_prefix)
     return (
@@ -166,7 +167,7 @@ class Stack(nn.Module):
     )
 
   def update_state(self, state: PyTree) -> PyTree:
-    """State after a step, of the periods: the prefix carries none."""
+    """State of the periods after a step; the prefix has no state."""
     block = self.block(parent=None)
     periods = state['periods']
     return {
@@ -174,7 +175,7 @@ class Stack(nn.Module):
     }
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
-    """Shapes of what the attention layers keep, for `Cache.layers`."""
+    """Shapes of `Cache.layers`, which the attention layers fill."""
     block = self.block(parent=None)
     attention = block.attention(dtype=self.dtype, parent=None)
     layer = attention.cache_shapes(batch_size, length)
@@ -191,12 +192,12 @@ class Stack(nn.Module):
   def __call__(
     self,
     x_BTD: Array,
-    description: Description,
+    mask: MaskSpec,
     info: TokenInfo,
     cache: PyTree | None,
     train: bool,
   ) -> tuple[Array, PyTree | None, dict[str, Pair], dict[str, Pair]]:
-    """Returns ([B, T, D], cache, losses averaged, metrics by sparse layer)."""
+    """Returns ([B, T, D], cache, mean losses, metrics by sparse layer)."""
     policy, make_block = self.policy(), self.scaled_block()
     prefix = []
     for i in range(self.num_dense_prefix):
@@ -207,11 +208,12 @@ class Stack(nn.Module):
       run = lambda block, *inputs: block(*inputs, train)
       if policy:
         run = nn.remat(run, policy=policy)
-      x_BTD, layer_cache, _ = run(block, x_BTD, description, info, layer_cache)
+      x_BTD, layer_cache, _ = run(block, x_BTD, mask, info, layer_cache)
       prefix.append(layer_cache)
     if not self.num_periods():
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
-    # In a loop's body alone no compiler can find what is done twice.
+    # In the body of a loop over single periods no compiler can merge the
+    # recomputation with the forward pass, so nothing has to prevent it.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible
@@ -234,8 +236,8 @@ class Stack(nn.Module):
       name='periods',
     )
     scanned = None if cache is None else cache['periods']
-    x_BTD, (scanned, outputs) = period(x_BTD, scanned, description, info)
-    # A term's weight is the same in each layer: the mean leaves it as it is.
+    x_BTD, (scanned, outputs) = period(x_BTD, scanned, mask, info)
+    # A loss has the same weight in each layer, so the mean does not change it.
     losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
     new_cache = None
     if cache is not None:
@@ -257,5 +259,5 @@ class Stack(nn.Module):
     )
 
   def policy(self) -> Callable | None:
-    """What of a block is kept for its backward pass; None for all of it."""
+    """Which tensors of a block are kept for its backward pass; None for all."""
     return REMAT_POLICIES.get(self.remat)

@@ -1,19 +1,21 @@
 """Language modelling: next-token prediction with a model's balance losses."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe import axes
+from moe import axes, bounds
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
 from moe.types import (
   PLACE_FIELDS,
   Array,
+  Extra,
   Field,
   Pair,
   PyTree,
@@ -21,12 +23,11 @@ from moe.types import (
   following,
 )
 
-# (name, shape, dtype) of a token's value, of arrays beside those of tokens.
-Extras = Sequence[tuple[str, tuple[int, ...], str]]
+_logger = logging.getLogger(__name__)
 
 
 def fields(
-  batch_size: int, sequence_length: int, extras: Extras = ()
+  batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
 ) -> TokenBatch:
   """The arrays that a language model reads: [B, T], and extras [B, T, ...]."""
   shape = (batch_size, sequence_length)
@@ -44,13 +45,15 @@ def fields(
   )
 
 
-def batch_shapes(batch_size: int, sequence_length: int) -> TokenBatch:
-  """Shapes of a batch of a language model."""
-  return shapes_of(fields(batch_size, sequence_length))
+def batch_shapes(
+  batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
+) -> TokenBatch:
+  """Shapes of a batch of a language model that reads `extras`."""
+  return shapes_of(fields(batch_size, sequence_length, extras))
 
 
 def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
-  """All nats over ln 2 and the characters, or those of the mean token.
+  """Nats over ln 2 and over characters: of all data, or of the mean token.
 
   Held-out data knows how many characters it scores ('chars'); training data
   knows the characters of a scored token ('chars_per_token').
@@ -72,13 +75,34 @@ def _num_tokens(batch: TokenBatch) -> int:
   return int(np.count_nonzero(batch.segment_ids))
 
 
+def _missing_warner(
+  coefficients: dict[str, float],
+) -> Callable[[dict[str, Pair]], None]:
+  """A function that warns of losses with a factor that no router gives."""
+  own = {'cross_entropy', 'logits_z', 'ahead'}
+  weighed = [n for n, f in coefficients.items() if f and n not in own]
+  warned = set()
+
+  def warn(given: dict[str, Pair]) -> None:
+    for name in weighed:
+      if name not in given and name not in warned:
+        warned.add(name)  # The loss is traced more than once.
+        _logger.info(
+          f'warning: the router gives no loss {name}, so its factor'
+          f' {coefficients[name]} does nothing: set {name.upper()} to 0, or'
+          ' choose another router.'
+        )
+
+  return warn
+
+
 def _ahead_weights(batch: TokenBatch) -> Array:
   """Weight of the token after the next one, within the same document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
 
-def language_model(  # noqa: PLR0913
+def language_model(
   functional: Functional,
   shape: tuple[int, int],
   load_balance: float = 0.01,
@@ -86,30 +110,44 @@ def language_model(  # noqa: PLR0913
   router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
-  extras: Extras = (),
   ahead: float = 0.3,
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
   Args:
-    functional: the model's pure functions.
+    functional: the model's pure functions; its extras come with the batches.
     shape: (B, T) of a batch.
-    load_balance: coefficient of the load-balance loss.
-    router_z: coefficient of the router's z-loss.
+    load_balance: coefficient of the load-balance loss, at least 0.
+    router_z: coefficient of the router's z-loss, at least 0.
     router_losses: (name, coefficient) of further losses that the router gives:
       'local_entropy' and 'global_entropy' (LIMoE), 'importance' and
-      'noisy_load' (gates.NoisyTopK); without one they are reported alone.
-    logits_z: coefficient of the squared log-partition of the logits (PaLM).
-    num_chunks: pieces in which the loss is computed.
-    extras: (name, shape, dtype) of a token's value, of further arrays that the
-      model reads; stores hold them by these names.
+      'noisy_load' (gates.NoisyTopK). A loss without a coefficient is only
+      reported.
+    logits_z: coefficient of the squared log-partition of the logits (PaLM),
+      at least 0.
+    num_chunks: number of chunks in which the loss is computed.
     ahead: coefficient of the loss of the token after the next one, in training,
-      where the model predicts it (DeepSeek-V3's lambda).
+      if the model predicts it (DeepSeek-V3's lambda); at least 0.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
     score is bits per character.
   """
+  factors = {
+    'load_balance': load_balance,
+    'router_z': router_z,
+    'logits_z': logits_z,
+    'ahead': ahead,
+  }
+  for name, factor in router_losses:
+    # An entropy may be made large as well.
+    bounds.within('router_losses', factor, f'the factor of {name}')
+  for name, factor in factors.items():
+    bounds.within(
+      name, factor, 'a factor of a loss that is made small', least=0
+    )
+  chunks = 'chunks in which logits and loss are computed'
+  bounds.at_least(1, 'num_chunks', num_chunks, chunks)
   coefficients = {
     'cross_entropy': 1.0,
     'load_balance': load_balance,
@@ -118,6 +156,8 @@ def language_model(  # noqa: PLR0913
     'logits_z': logits_z,
     'ahead': ahead,
   }
+
+  warn_of_missing = _missing_warner(coefficients)
 
   def loss(
     params: PyTree,
@@ -139,6 +179,8 @@ def language_model(  # noqa: PLR0913
       num_chunks,
       functional.layout,
     )
+    if train and outputs.metrics:  # A dense model has no router to ask.
+      warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
     if outputs.ahead is not None:
       sums['ahead'], _ = cross_entropy(
@@ -153,13 +195,13 @@ def language_model(  # noqa: PLR0913
     for name, pair in outputs.losses.items():
       if name in coefficients:
         sums[name] = pair[0]
-      else:  # A loss that has no factor here is still reported.
+      else:  # A loss that has no coefficient is still reported.
         metrics[name] = pair
     return sums, outputs.state, metrics
 
   def weights(batch: TokenBatch) -> dict[str, Array]:
     weight = batch.loss_weights.sum()
-    # A model weighs each of its losses by its tokens, padding left out.
+    # The weight of the model's own losses is its tokens without padding.
     tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
     return {
       'cross_entropy': weight,
@@ -172,7 +214,7 @@ def language_model(  # noqa: PLR0913
 
   return Objective(
     functional.init,
-    lambda: fields(*shape, extras),
+    lambda: fields(*shape, functional.extras),
     loss,
     weights,
     coefficients,

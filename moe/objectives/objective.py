@@ -1,4 +1,4 @@
-"""What can be trained: the form that every objective has."""
+"""Objectives: the form of everything that can be trained."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,15 +13,15 @@ Facts = Mapping[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """A number that people are shown, and by which checkpoints are ranked.
+  """A number that people are shown and that ranks checkpoints.
 
   Attributes:
     name: of the number in the logs, such as 'bits_per_char'.
     unit: for people, such as 'bits/char'.
     value: (sums, facts) -> the number, or None if the facts do not suffice.
       `sums` is name -> (sum, weight) of the terms and metrics, on the host;
-      `facts` is what the source of the batches knows and a batch does not.
-    is_higher_better: whether the largest number is the best.
+      `facts` is what the data knows and a single batch does not.
+    is_higher_better: whether a larger number is better.
   """
 
   name: str
@@ -46,11 +46,11 @@ class Objective:
       microbatches are scaled by the weight of the whole batch.
     coefficients: name -> factor of each term.
     score: the number that is shown at each step and ranks checkpoints.
-    update: state -> state, once a step, after all microbatches.
+    update: state -> state, called once per step, after all microbatches.
     unit: what the progress of training is counted in, such as 'tokens'.
-    count: batch on the host -> how many of these it holds; None counts rows.
-    rows_together: so many neighbouring rows of a batch stay in one microbatch:
-      those of a routing group that spans several.
+    count: batch on the host -> how many units it holds; None counts rows.
+    rows_together: how many neighbouring rows of a batch stay in one microbatch:
+      those of one routing group, which may span several.
   """
 
   init: Callable[[Array, Batch], tuple[PyTree, PyTree, PyTree]]
@@ -65,7 +65,7 @@ class Objective:
   rows_together: int = 1
 
   def amount(self, batch: Batch) -> int:
-    """How many units a batch holds, which is on the host."""
+    """How many units a batch on the host holds."""
     return self.count(batch) if self.count else num_rows(batch)
 
   def shapes(self) -> Batch:
@@ -81,11 +81,12 @@ class Objective:
       if not begins_with_rows or field.shape[0] != leaves[0].shape[0]:
         raise ValueError(
           f"Every field of a batch must begin with the dim '{axes.BATCH}', of"
-          f' one size in all, got {field}: change the fields of the objective.'
+          f' the same size in all fields, got {field}: change the fields of the'
+          ' objective.'
         )
       if len(field.axes) != len(field.shape):
         raise ValueError(
-          f'A field needs a logical axis, or None, for each dim, got {field}.'
+          f'A field must have a logical axis or None for each dim, got {field}.'
         )
     return shapes_of(fields)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from moe import bounds
 from moe.optim import groups as groups_lib
 from moe.optim import moments
 from moe.optim import muon as muon_lib
@@ -43,11 +44,14 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
   return matrix_of(name, shape) is not None
 
 
-def _check_moments(moment_dtype: str) -> None:
-  if moment_dtype not in moments.DTYPES:
-    raise ValueError(
-      f"MOMENT_DTYPE='{moment_dtype}' must be one of {moments.DTYPES}."
-    )
+def _check_adam(
+  b1: float, b2: float, weight_decay: float, moment_dtype: str
+) -> None:
+  bounds.within('b1', b1, 'decay of the first moment', least=0, below=1)
+  bounds.within('b2', b2, 'decay of the second moment', least=0, below=1)
+  taken_off = 'part of a matrix taken off, 0 for none'
+  bounds.within('weight_decay', weight_decay, taken_off, least=0)
+  bounds.one_of('moment_dtype', moment_dtype, moments.DTYPES)
 
 
 def _adam(
@@ -112,18 +116,20 @@ def adamw(
 
   Args:
     schedule: learning rate by step.
-    b1: decay of the first moment.
-    b2: decay of the second one.
-    eps: added to the root of the second moment.
-    weight_decay: part of a matrix taken off, times the learning rate.
+    b1: decay of the first moment, at least 0 and below 1.
+    b2: decay of the second one, at least 0 and below 1.
+    eps: added to the root of the second moment, above 0.
+    weight_decay: part of a matrix taken off, times the learning rate, at least
+      0.
     moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
       the moments of routers, norm scales and biases are float32.
     factors: factors of learning rate and decay by path; None for none.
 
   Raises:
-    ValueError: for another `moment_dtype`.
+    ValueError: for a number out of range, and for another `moment_dtype`.
   """
-  _check_moments(moment_dtype)
+  _check_adam(b1, b2, weight_decay, moment_dtype)
+  bounds.within('eps', eps, 'added to a root that may be 0', above=0)
   direction = _adam(b1, b2, eps, moment_dtype)
   return _scheduled(direction, schedule, weight_decay, _elementwise(factors))
 
@@ -153,9 +159,10 @@ def muon(
     factors: factors of learning rate and decay by path; None for none.
 
   Raises:
-    ValueError: for another `moment_dtype`.
+    ValueError: for a number out of range, or another `moment_dtype`.
   """
-  _check_moments(moment_dtype)
+  bounds.within('beta', beta, 'decay of the momentum', least=0, below=1)
+  _check_adam(b1, b2, weight_decay, moment_dtype)
 
   def labels(params: PyTree) -> PyTree:
     label = lambda name, p: 'matrix' if _is_matrix(name, p.shape) else 'other'
@@ -193,7 +200,19 @@ def adafactor(
     weight_decay: part of a matrix taken off each step; unlike AdamW's, it does
       not depend on the learning rate. None for none.
     factors: factors of learning rate and decay by path; None for none.
+
+  Raises:
+    ValueError: for a number out of range.
   """
+  exponent = "exponent of the second moments' decay"
+  bounds.within('decay_rate', decay_rate, exponent, above=0, most=1)
+  rms = 'largest root-mean-square of an update'
+  bounds.within('clipping_threshold', clipping_threshold, rms, above=0)
+  if momentum is not None:
+    bounds.within('momentum', momentum, 'None for none', least=0, below=1)
+  if weight_decay is not None:
+    taken_off = 'part of a matrix taken off, None for none'
+    bounds.within('weight_decay', weight_decay, taken_off, least=0, below=1)
   made = functools.partial(
     optax.adafactor,
     schedule,

@@ -8,13 +8,16 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from moe import bounds
+
 STAGE = 'stage'
 DATA = 'data'
 FSDP = 'fsdp'
 EXPERT = 'expert'
 CONTEXT = 'context'
 MODEL = 'model'
-# In the order of their links, slowest first: the last axes join neighbours.
+# Ordered by the speed of their links, slowest first: the last axes connect
+# neighbours.
 AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
 
 
@@ -36,6 +39,18 @@ class MeshShape:
   context: int = 1
   model: int = 1
 
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for axis, size in sizes.items():
+      if size != -1:
+        meaning = 'devices of a mesh axis, or -1 for all that are left'
+        bounds.at_least(1, axis, size, meaning)
+    if list(sizes.values()).count(-1) > 1:
+      raise ValueError(
+        'one mesh axis at most may be -1, which is all devices that are left,'
+        f' got {sizes}: give the others a number.'
+      )
+
   def sizes(self, num_devices: int) -> tuple[int, ...]:
     """Sizes in the order of `AXES`.
 
@@ -46,33 +61,44 @@ class MeshShape:
     fixed = math.prod(s for s in given if s != -1)
     if given.count(-1) == 1 and fixed > 0 and num_devices % fixed == 0:
       given = tuple(num_devices // fixed if s == -1 else s for s in given)
-    if min(given) < 1 or math.prod(given) != num_devices:
-      named = ', '.join(
-        f'MESH_{axis.upper()}={size}'
-        for axis, size in zip(AXES[1:], given[1:], strict=True)
-      )
-      raise ValueError(
-        f'the mesh axes must multiply to the {num_devices} devices there are,'
-        f' got {named}: change them, or set MESH_DATA=-1 to take what is left.'
-      )
+    if math.prod(given) != num_devices:
+      raise ValueError(self._refusal(num_devices))
     return given
 
+  def _refusal(self, num_devices: int) -> str:
+    """Why the axes do not fit so many devices, and what to set."""
+    axes = dataclasses.asdict(self)
+    fitted = dataclasses.asdict(self.fitted(num_devices))
+    # An axis of -1 takes what the others leave.
+    changes = {a: fitted[a] for a in axes if axes[a] not in (-1, fitted[a])}
+    shown = lambda sizes, before='': ' '.join(
+      f'{before}MESH_{axis.upper()}={size}' for axis, size in sizes.items()
+    )
+    fixed = math.prod(size for size in axes.values() if size != -1)
+    multiple = 'a multiple of ' * (-1 in axes.values())
+    return (
+      f'the mesh needs {multiple}{fixed} devices, got {num_devices} for'
+      f' {shown({a: n for a, n in axes.items() if n != 1})}: add'
+      f' {shown(changes, "--gin.")} for these devices, or set the environment'
+      f' variable JAX_NUM_CPU_DEVICES={fixed} for so many on a CPU.'
+    )
+
   def fitted(self, num_devices: int) -> 'MeshShape':
-    """The shape for devices of another number, which only read parameters.
+    """The shape for another number of devices, which only read parameters.
 
     A run that was trained on eight devices can be scored on one, or on 64. The
-    axes take devices in the order expert, model, fsdp, data: each the greatest
-    divisor that its size and the number of devices left have in common. So
-    every array divides that divides in training. What is left then goes to the
-    axis whose size is -1, or else to data. No device goes to context: tokens
-    are written one at a time, and cannot be divided.
+    axes take devices in the order expert, model, fsdp, data. Each one takes the
+    greatest common divisor of its size and the number of devices left, so an
+    array that can be divided in training can be divided here. The devices that
+    are left go to the axis whose size is -1, or else to data. None go to
+    context: tokens are written one at a time, and cannot be divided.
 
-    Where this is the run's own mesh without context, as on the devices that it
-    was trained on, parameters lie as in training.
+    On the number of devices of the training, parameters have the same shardings
+    as in training, unless context was used.
     """
     sizes, left = {CONTEXT: 1}, num_devices
     for axis in (EXPERT, MODEL, FSDP, DATA):
-      sizes[axis] = math.gcd(getattr(self, axis), left)  # 1 for -1
+      sizes[axis] = math.gcd(getattr(self, axis), left)  # Is 1 for -1.
       left //= sizes[axis]
     takers = [a for a in (EXPERT, MODEL, FSDP) if getattr(self, a) == -1]
     sizes[takers[0] if takers else DATA] *= left
@@ -91,7 +117,8 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = shape.sizes(len(devices))
-  # An axis of 512 on a torus of 8x16x16 takes a quarter of its first ring.
+  # An axis may need a part of a physical axis: 512 devices on a torus of
+  # 8x16x16 take a quarter of the first ring.
   grid = mesh_utils.create_device_mesh(
     sizes, devices=devices, allow_split_physical_axes=True
   )

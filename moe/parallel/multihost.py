@@ -26,7 +26,8 @@ def initialize() -> None:
   given = [n for n in names if n in os.environ]
   if given and len(given) < len(names):
     raise ValueError(
-      f'{", ".join(names)} must be set together, got {", ".join(given)} alone.'
+      f'{", ".join(names)} must be set together, got {", ".join(given)} alone:'
+      ' set all or none.'
     )
   if given:
     jax.distributed.initialize(
@@ -39,36 +40,37 @@ def initialize() -> None:
 
 
 def _parts(sharding: NamedSharding) -> tuple[int, list[int]]:
-  """How many parts rows are divided into, and which of them are ours."""
+  """(number of parts of the rows, numbers of those that this process holds)."""
   names = sharding.spec[0] if len(sharding.spec) else None
   names = (names,) if isinstance(names, str) else names or ()
   num_parts = math.prod(sharding.mesh.shape[a] for a in names)
-  # The other dims may be divided too; the number of devices divides by all.
+  # The other dims may be divided too. Their size here is the number of devices,
+  # which every number of parts divides.
   others = (sharding.mesh.size,) * (len(sharding.spec) - 1)
   indices = sharding.addressable_devices_indices_map((num_parts, *others))
   return num_parts, sorted({rows.start or 0 for rows, *_ in indices.values()})
 
 
 def own_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:
-  """The rows of a batch that devices of this process hold.
+  """The rows of a batch that the devices of this process hold.
 
   Args:
     sharding: of an array of the batch, whose first dim counts rows.
     num_rows: of the whole batch; the sharding divides them.
 
   Returns:
-    int64 numbers, ascending; they need not be neighbours.
+    int64 row numbers, ascending; they need not be neighbours.
   """
   num_parts, own = _parts(sharding)
   return np.arange(num_rows).reshape(num_parts, -1)[own].reshape(-1)
 
 
 def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
-  """The array of a whole batch, of which each process brings its own rows.
+  """The array of a whole batch, to which each process adds its own rows.
 
   Args:
-    rows: those that `own_rows` names, in that order, with all columns.
-    sharding: of the whole.
+    rows: the rows that `own_rows` names, in that order, with all columns.
+    sharding: of the whole array.
   """
   num_parts, own = _parts(sharding)
   assert len(rows) % len(own) == 0, 'a part of the batch lacks rows'
@@ -86,20 +88,21 @@ def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
 def total(
   count: Callable[[Batch], int], batch: Batch, sharding: NamedSharding
 ) -> int | Array:
-  """What a whole batch counts, where all processes call this.
+  """The sum of `count` over a whole batch; all processes must call this.
 
-  If there are several, it is an array that the devices have yet to compute, so
-  that nobody waits for it here.
+  With several processes the result is an array that the devices compute later,
+  so that no process waits for it here.
 
   Args:
-    count: how much some rows count.
+    count: counts something in some rows.
     batch: the rows of this process.
     sharding: of an array of the batch.
   """
   if jax.process_count() == 1:
     return count(batch)
   _, own = _parts(sharding)
-  # Part by part, since processes can hold columns of the same rows.
+  # Each part is counted by itself, because two processes can hold columns of
+  # the same rows.
   numbers = [
     count(jax.tree.map(lambda a, i=i: np.split(a, len(own))[i], batch))
     for i in range(len(own))

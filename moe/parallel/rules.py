@@ -52,8 +52,8 @@ def table(name: str) -> Table:
   """
   if name not in TABLES:
     raise ValueError(
-      f"RULES='{name}' must be one of {sorted(TABLES)}; a new layout is a new"
-      ' table in moe/parallel/rules.py.'
+      f"RULES='{name}' must be one of {sorted(TABLES)}: for a new"
+      ' layout, add a table to moe/parallel/rules.py.'
     )
   return TABLES[name]
 
@@ -74,7 +74,7 @@ def activation_rules(
 
 
 def token_axes(rules: Table) -> MeshAxes:
-  """Mesh axes whose devices have other tokens: other rows or other columns."""
+  """Mesh axes along which devices have different tokens: rows or columns."""
   return (*rules[axes.BATCH], *rules[axes.LENGTH])
 
 
@@ -87,7 +87,6 @@ def layout(rules: Table, mesh: Mesh) -> Layout:
     batch_axes=used(rules[axes.BATCH]),
     sequence_axes=used(rules[axes.LENGTH]),
     expert_axes=used(rules[axes.EXPERT]),
-    fsdp_axes=used(rules[axes.EMBED]),
     tensor_axes=used(rules[axes.EXPERT_MLP]),
     sizes=tuple(mesh.shape.items()),
   )

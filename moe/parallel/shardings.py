@@ -1,4 +1,4 @@
-"""Where each array lives: parameters, optimizer state, batches."""
+"""Shardings of parameters, optimizer state and batches."""
 
 import re
 from collections.abc import Iterable
@@ -33,20 +33,21 @@ def param_spec(
   """Mesh axes of each dim of one parameter.
 
   Raises:
-    ValueError: if a dim does not divide by its mesh axes.
+    ValueError: if a dim is not divisible by its mesh axes.
   """
   entries, taken = [], set()
   for dim, logical_axis in zip(shape, logical, strict=True):
     mesh_axes = rules[logical_axis] if logical_axis else ()
-    # An array cannot use a mesh axis twice: the first dim that names it has it.
+    # An array cannot use a mesh axis twice: the first dim that names it gets
+    # it.
     mesh_axes = tuple(
       a for a in mesh_axes if mesh.shape[a] > 1 and a not in taken
     )
     parts = _extent(mesh, mesh_axes)
     if dim % parts:
       raise ValueError(
-        f"'{logical_axis}' of parameter {name} has {dim} entries, which must"
-        f' divide by the mesh axes {mesh_axes} ({parts} devices): change the'
+        f"'{logical_axis}' of parameter {name} has {dim} entries, which must be"
+        f' divisible by the mesh axes {mesh_axes} ({parts} devices): change the'
         ' size, or the mesh in gin_configs/parallel.'
       )
     taken.update(mesh_axes)
@@ -67,13 +68,13 @@ def param_shardings(
 
 
 def _entries(spec: P, num_dims: int) -> list[tuple[str, ...]]:
-  """The spec's mesh axes for each dim; P itself shortens one-axis tuples."""
+  """The mesh axes of each dim, as tuples; P unpacks tuples of one axis."""
   entries = [(e,) if isinstance(e, str) else e or () for e in spec]
   return entries + [()] * (num_dims - len(entries))
 
 
 def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
-  """Adds a mesh axis to the first dim that it divides."""
+  """The spec in which `axis` divides the first dim that it can, as well."""
   if mesh.shape[axis] == 1:
     return spec
   entries = _entries(spec, len(shape))
@@ -85,13 +86,13 @@ def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
 
 
 def without_dim(leaf: jax.ShapeDtypeStruct, dim: int) -> NamedSharding:
-  """The sharding of an array that lacks a dim of another.
+  """The sharding of an array that is like `leaf` but lacks one dim.
 
   The mesh axes that divide this dim divide the first other dim that they can.
 
   Args:
-    leaf: the other array, with its sharding.
-    dim: its place.
+    leaf: the array with all dims and its sharding.
+    dim: index of the dim.
   """
   mesh, entries = leaf.sharding.mesh, _entries(leaf.sharding.spec, leaf.ndim)
   freed = entries.pop(dim)
@@ -134,7 +135,7 @@ def optimizer_shardings(
 
 
 def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
-  """The parameter that each array of optimizer state belongs to.
+  """The parameter to which each array of optimizer state belongs.
 
   Args:
     opt_state: arrays or shapes.
@@ -164,8 +165,8 @@ def _spec_of_part(
   """The spec of an array that is made from another.
 
   Args:
-    part: shape of the array: that of the other, or without one of its dims, or
-      with a last dim that counts the blocks of the other's last dim.
+    part: shape of the array. It equals the shape of the other array, or lacks
+      one of its dims, or its last dim counts blocks of the other's last dim.
     whole: shape of the other array.
     spec: of the other array.
     mesh: of the devices.
@@ -183,10 +184,10 @@ def _spec_of_part(
 
 
 def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
-  """The same shardings in the memory of the host; scalars stay on the device.
+  """The same shardings in host memory; scalars stay on the device.
 
   Raises:
-    ValueError: if the devices have no memory apart from the host's.
+    ValueError: if the devices share the memory of the host.
   """
   platform = mesh.devices.flat[0].platform
   if platform not in ('tpu', 'gpu'):
@@ -212,7 +213,7 @@ def batch_shardings(fields: PyTree, rules: Table, mesh: Mesh) -> PyTree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same on every device."""
+  """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 

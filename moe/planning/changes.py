@@ -1,4 +1,4 @@
-"""Single changes of a run, and those of them that save memory."""
+"""Single changes of a run, and which of them save memory."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from typing import Any
 
 from moe.models.anatomy import anatomy
 from moe.optim import optimizers
-from moe.planning import layout, recipe
+from moe.planning import execution, layout
 from moe.runs.run import Run
 from moe.scale import topology
 from moe.scale.topology import Slice
@@ -23,13 +23,13 @@ def with_remat(run: Run, policy: str) -> Run:
 
 
 def with_microbatches(run: Run, n: int) -> Run:
-  """The run with its batches in so many microbatches."""
+  """The run with `n` microbatches in a step."""
   settings = dataclasses.replace(run.settings, num_microbatches=n)
   return dataclasses.replace(run, settings=settings)
 
 
 def with_chunks(run: Run, n: int) -> Run:
-  """The run with its loss in so many pieces."""
+  """The run with its loss in `n` chunks."""
   objective = functools.partial(run.objective, num_chunks=n)
   return dataclasses.replace(run, objective=objective)
 
@@ -47,18 +47,18 @@ def with_storage(run: Run, **formats: str | bool) -> Run:
 
 
 def has_moments(run: Run) -> bool:
-  """Whether the optimizer's moments have a format to choose."""
+  """Whether the optimizer has moments with a configurable dtype."""
   return 'moment_dtype' in inspect.signature(run.optimizer).parameters
 
 
 def savings(run: Run) -> Iterator[tuple[str, Callable]]:
-  """Single changes that may save memory: (as --gin flags, how)."""
+  """Yields single changes that may save memory: (gin bindings, new run)."""
   n = run.settings.num_microbatches
   if anatomy(run.model).remat != 'full':
     yield "REMAT='full'", functools.partial(with_remat, run, 'full')
   more = functools.partial(with_microbatches, run, 2 * n)
   yield f'NUM_MICROBATCHES={2 * n}', more
-  n = recipe.loss_chunks(run)
+  n = execution.loss_chunks(run)
   yield f'LOSS_CHUNKS={4 * n}', functools.partial(with_chunks, run, 4 * n)
   if run.rules == 'standard':
     yield (
@@ -78,7 +78,7 @@ def savings(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
-  """Of `savings`, what keeps parameters, gradients or moments elsewhere."""
+  """The changes of `savings` that alter the format or place of the state."""
   stored = functools.partial(functools.partial, with_storage, run)
   if run.storage.grads == 'float32':
     yield "GRAD_DTYPE='bfloat16'", stored(grads='bfloat16')
@@ -101,7 +101,7 @@ def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
 def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
   """The three changes that save memory at the least cost in time.
 
-  Those come first that are enough by themselves.
+  Changes that suffice alone come first.
   """
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices, ())

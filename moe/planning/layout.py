@@ -1,4 +1,4 @@
-"""One layout of a run on a slice: its forecast, before anything is compiled."""
+"""The forecast of one layout of a run on a slice, before compilation."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from moe.models.functional import Functional
 from moe.objectives.objective import shapes_of
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import AXES, EXPERT, make_mesh
-from moe.planning import recipe
+from moe.planning import execution
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import cost, forecast, memory, orthogonal, roofline
@@ -25,25 +25,25 @@ from moe.train.state import TrainState
 from moe.train.step import check_batch
 from moe.types import Batch, PyTree
 
-# Bytes/s of one TPU chip to its host and back, of
-# https://jax-ml.github.io/scaling-book/tpus (v5p; twice that on a v6e).
+# Bytes/s between a TPU chip and its host in one direction, on a v5p; a v6e has
+# twice that. Source: https://jax-ml.github.io/scaling-book/tpus.
 _HOST_BANDWIDTH = 1.6e10
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-  """What a layout would cost.
+  """Forecast memory and time of a layout.
 
   Attributes:
-    changes: of the run, as --gin flags would say them.
-    peak_bytes: of a device.
-    seconds: of a step without overlap.
-    full_overlap: of a step with full overlap.
-    mfu: without overlap.
+    changes: the layout as changes of the run, in gin bindings.
+    peak_bytes: peak memory of a device.
+    seconds: time of a step without overlap.
+    full_overlap: time of a step with full overlap, in seconds.
+    mfu: MFU without overlap.
     bound: the busiest resource.
     warnings: rules that a forward pass of one layer breaks.
     refusal: why the layout cannot work well; None if it can.
-    state: place of its formats in `search.STATES`, 0 for the most exact.
+    state: index of its formats in `search.STATES`; 0 is the most exact.
   """
 
   changes: tuple[str, ...]
@@ -57,8 +57,8 @@ class Forecast:
   state: int = 0
 
 
-def sizes_of(run: Run, mesh: Mesh) -> memory.Sizes:
-  """What a device works on in a microbatch of the run."""
+def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
+  """Sizes of the tensors of one microbatch on one device."""
   model = anatomy(run.model)
   layout = rules.layout(rules.table(run.rules), mesh)
   shards = layout.size(layout.batch_axes) * layout.size(layout.sequence_axes)
@@ -68,24 +68,25 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.Sizes:
   parts = layout.size(layout.tensor_axes)
   attention, experts = model.attention, model.experts
   heads = max(1, attention.num_heads // parts)
-  padding = recipe.recipe_of(run, mesh.size).padding
+  padding = execution.execution_of(run, mesh.size).padding
   dense = _widest(model)
-  return memory.Sizes(
+  return memory.MicrobatchSizes(
     tokens=tokens,
     d_model=model.d_model,
-    # Its kernel may still refuse the shapes: then the forecast is too low.
+    # The kernel may still refuse the shapes. Then the forecast is too low.
     scores=0 if attention.kernel != 'xla' else heads * tokens * length,
     attention_width=attention.features // parts,
     result_width=attention.result_features // parts,
     dense_width=dense.width // parts if dense else 0,
     matrices=(dense or experts.expert).num_matrices,
     expert_width=experts.expert.width // parts if experts else 0,
-    # Evenly used, as many rows arrive as leave, and empty slots beside them.
+    # With even loads a device receives as many rows as it sends, plus empty
+    # slots.
     expert_rows=round(tokens * model.num_active * padding),
     periods=model.num_periods,
     blocks=max(1, len(model.period)),
     remat=model.remat,
-    loss_chunks=recipe.loss_chunks(run),
+    loss_chunks=execution.loss_chunks(run),
     num_microbatches=n,
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
@@ -96,20 +97,20 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.Sizes:
 
 
 def _widest(model: Anatomy) -> FeedForwardAnatomy | None:
-  """The widest dense network; a dense twin may stand beside narrower ones."""
+  """The widest dense network; the layers of a dense twin differ in width."""
   dense = [b.feed_forward for b in model.prefix + model.period if not b.experts]
   return max(dense, key=lambda network: network.width, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
-  """Where the arrays of a run live, on devices that need not exist.
+class RunPlacement:
+  """The shardings of a run's arrays, on devices that need not exist.
 
   Attributes:
-    mesh: of the devices.
+    mesh: the mesh of the devices.
     abstract: TrainState of shapes with shardings.
-    logical_axes: of the parameters.
-    batch: shapes with shardings.
+    logical_axes: logical axes of the parameters.
+    batch: shapes of a batch with shardings.
   """
 
   mesh: Mesh
@@ -118,17 +119,18 @@ class Placed:
   batch: Batch
 
 
-def placed(
+def place_run(
   run: Run, mesh: Mesh, known: tuple[TrainState, PyTree] | None = None
-) -> Placed:
-  """Places a run's arrays.
+) -> RunPlacement:
+  """Computes the shardings of a run's arrays.
 
   Args:
-    run: what is planned.
-    mesh: of the devices.
-    known: `recipe.abstract_state` of a run with the same parameters.
+    run: the planned run.
+    mesh: the mesh of the devices.
+    known: `execution.abstract_state` of a run with the same state; computed
+      here if None.
   """
-  ts, logical_axes = known or recipe.abstract_state(run)
+  ts, logical_axes = known or execution.abstract_state(run)
   table = rules.table(run.rules)
   ts = program.place(
     ts, logical_axes, table, mesh, run.storage.optimizer_on_host
@@ -138,22 +140,17 @@ def placed(
   batch = jax.tree.map(
     put, shapes_of(fields), shardings.batch_shardings(fields, table, mesh)
   )
-  return Placed(mesh, ts, logical_axes, batch)
+  return RunPlacement(mesh, ts, logical_axes, batch)
 
 
-def predict(run: Run, mesh: Mesh) -> memory.Prediction:
-  """Memory of a device."""
-  return held(run, placed(run, mesh))
-
-
-def held(run: Run, where: Placed) -> memory.Prediction:
-  """`predict` of a run that is placed already."""
+def predict_memory(run: Run, where: RunPlacement) -> memory.DeviceBytes:
+  """Predicts the memory of one device."""
   sizes = sizes_of(run, where.mesh)
   return memory.predict(where.abstract, where.logical_axes, where.batch, sizes)
 
 
 def check(run: Run, num_devices: int) -> None:
-  """Raises ValueError if something does not divide."""
+  """Raises ValueError if batch, groups or experts do not divide evenly."""
   n, data = run.settings.num_microbatches, run.data
   sizes = dict(zip(AXES, run.mesh.sizes(num_devices), strict=True))
   batch_axes = rules.table(run.rules)[axes.BATCH]
@@ -166,23 +163,25 @@ def check(run: Run, num_devices: int) -> None:
       data.batch_size // n,
       data.sequence_length,
       experts.group_size,
-      recipe.layout_of(run, num_devices),
+      execution.layout_of(run, num_devices),
     )
   if experts.num_experts % sizes[EXPERT]:
     raise ValueError(
-      f'{experts.num_experts} experts do not divide over {sizes[EXPERT]}'
-      ' devices'
+      f'NUM_EXPERTS={experts.num_experts} must be divisible by'
+      f' MESH_EXPERT={sizes[EXPERT]}.'
     )
 
 
-def _load(run: Run, where: Placed, sizes: memory.Sizes) -> forecast.Load:
-  """What a step puts on a device."""
+def _demand(
+  run: Run, where: RunPlacement, sizes: memory.MicrobatchSizes
+) -> forecast.StepDemand:
+  """FLOPs and exchanged rows of a step on one device."""
   mesh, model = where.mesh, anatomy(run.model)
   parts = cost.components(
     where.abstract.params, where.logical_axes, model.num_active
   )
   is_tpu = mesh.devices.flat[0].platform == 'tpu'
-  made = recipe.recipe_of(run, mesh.size, is_tpu)
+  made = execution.execution_of(run, mesh.size, is_tpu)
   _, step = cost.executed_flops_per_token(parts, made)
   tokens = run.data.batch_size * run.data.sequence_length
   exchanged, rows_per_expert = 0, 0.0
@@ -192,7 +191,7 @@ def _load(run: Run, where: Placed, sizes: memory.Sizes) -> forecast.Load:
     here = model.experts.num_experts / mesh.shape[EXPERT]
     rows_per_expert = rows / here
   update = orthogonal.update(where.abstract.opt_state, where.abstract.params)
-  return forecast.Load(
+  return forecast.StepDemand(
     step * tokens / mesh.size + update.flops,
     exchanged,
     model.num_sparse,
@@ -202,8 +201,8 @@ def _load(run: Run, where: Placed, sizes: memory.Sizes) -> forecast.Load:
   )
 
 
-def _host_seconds(run: Run, where: Placed) -> float:
-  """For the optimizer's state to come from the host and go back."""
+def _host_seconds(run: Run, where: RunPlacement) -> float:
+  """Seconds to read the optimizer's state from the host and write it back."""
   if not run.storage.optimizer_on_host:
     return 0.0
   num_bytes = sum(
@@ -213,28 +212,28 @@ def _host_seconds(run: Run, where: Placed) -> float:
   return 2 * num_bytes / _HOST_BANDWIDTH
 
 
-def timed(
+def forecast_placed(
   run: Run,
   slice_: Slice,
-  where: Placed,
+  where: RunPlacement,
   peak_bytes: int,
   changes: tuple[str, ...],
 ) -> Forecast:
-  """The forecast of a run that is placed already, whose memory is known.
+  """The forecast of a run whose shardings and memory are known.
 
   Args:
-    run: what is planned.
+    run: the planned run.
     slice_: the chips.
-    where: of `placed`.
-    peak_bytes: of `held`.
-    changes: of the run, as --gin flags would say them.
+    where: the shardings, from `place_run`.
+    peak_bytes: the peak, from `predict_memory`.
+    changes: the layout as changes of the run, in gin bindings.
   """
   mesh, chip = where.mesh, slice_.chip
   sizes = sizes_of(run, mesh)
-  load = _load(run, where, sizes)
+  demand = _demand(run, where, sizes)
   token_axes = rules.token_axes(rules.table(run.rules))
-  done = forecast.work(
-    where.abstract, where.logical_axes, mesh, token_axes, sizes, load
+  done = forecast.forecast_work(
+    where.abstract, where.logical_axes, mesh, token_axes, sizes, demand
   )
   devices = list(mesh.devices.flat)
   seconds = roofline.estimate(done, devices, slice_)
@@ -251,7 +250,7 @@ def timed(
     seconds.full_overlap + host,
     flops / device_peak / no_overlap,
     seconds.bound if host < seconds.full_overlap else 'host',
-    tuple(forecast.warnings(slice_, mesh, sizes, load)),
+    tuple(forecast.warnings(slice_, mesh, sizes, demand)),
     forecast.refusal(done, seconds.by_transfer, device_peak),
   )
 
@@ -262,11 +261,13 @@ def forecast_of(
   devices: Sequence[jax.Device],
   changes: tuple[str, ...] = (),
 ) -> Forecast:
-  """Memory and seconds of a run on a slice.
+  """The forecast of a run on a slice.
 
   Raises:
-    ValueError: if something does not divide.
+    ValueError: if batch, groups or experts do not divide evenly.
   """
   check(run, len(devices))
-  where = placed(run, make_mesh(run.mesh, devices))
-  return timed(run, slice_, where, held(run, where).peak, changes)
+  where = place_run(run, make_mesh(run.mesh, devices))
+  return forecast_placed(
+    run, slice_, where, predict_memory(run, where).peak, changes
+  )

@@ -1,4 +1,4 @@
-"""Models as a table: ours against the published figures, by shapes alone."""
+"""A table of models: our counts from shapes alone, beside published figures."""
 
 import pathlib
 import re
@@ -20,17 +20,17 @@ _PUBLISHED = re.compile(
   r'^# Published: (\d[\d.]*[MBT]) total(?:, (\d[\d.]*[MBT]) active)?\.$',
   re.MULTILINE,
 )
-# A sentence of the comment, over as many lines as it takes.
+# A sentence of the comment, which may span several lines.
 _WHY = re.compile(r'^# Difference: ((?:.*[^.]\n# )*.*\.)$', re.MULTILINE)
 
 
-class Published(NamedTuple):
-  """Figures of a paper as it writes them, such as '1.2T'; None: not given.
+class PublishedCounts(NamedTuple):
+  """Figures as a paper writes them, such as '1.2T'; None if it gives none.
 
   Attributes:
-    total: parameters.
-    active: of these, what one token passes through.
-    why: ours has another total; None where it has not.
+    total: number of parameters.
+    active: number of parameters that one token uses.
+    why: why our total differs; None if it does not.
   """
 
   total: str | None
@@ -38,11 +38,11 @@ class Published(NamedTuple):
   why: str | None
 
 
-def published(path: pathlib.Path) -> Published:
-  """What the comment of a model's gin file says was published.
+def read_published(path: pathlib.Path) -> PublishedCounts:
+  """Reads the published figures from the comment of a model's gin file.
 
   Raises:
-    ValueError: if a line begins with it and goes on otherwise.
+    ValueError: if the line '# Published:' has another form.
   """
   text = path.read_text(encoding='utf-8')
   found = _PUBLISHED.search(text)
@@ -52,50 +52,50 @@ def published(path: pathlib.Path) -> Published:
       " active.' or '395B total.'; write the source below it."
     )
   why = _WHY.search(text)
-  return Published(
+  return PublishedCounts(
     *(found.groups() if found else (None, None)),
     why and why.group(1).replace('\n# ', ' '),
   )
 
 
 def figure(text: str) -> float:
-  """A published figure as a number: '1.2T' is 1.2e12."""
+  """Reads a published figure as a number: '1.2T' is 1.2e12."""
   return float(text[:-1]) * _UNITS[text[-1]]
 
 
 def difference(value: int, text: str | None) -> float | None:
-  """Ours against the published figure, in percent of that; None without one."""
+  """Our count minus the published one, in percent of the latter, or None."""
   return None if text is None else 100 * (value / figure(text) - 1)
 
 
 def shapes(run: Run) -> tuple[PyTree, PyTree]:
   """(shapes of a run's parameters, their logical axes), on no device."""
-  found = {}
+  functional, found = Functional(run.model), {}
 
   def init(key: Array):
-    params, _, found['axes'] = Functional(run.model).init(
-      key, batch_shapes(1, 8)
+    params, _, found['axes'] = functional.init(
+      key, batch_shapes(1, 8, functional.extras)
     )
     return params
 
   return jax.eval_shape(init, jax.random.key(0)), found['axes']
 
 
-def describe(
+def table_row(
   path: pathlib.Path, run: Run
 ) -> dict[str, str | int | float | None]:
-  """A model's row of the table.
+  """The row of one model.
 
   Args:
-    path: of the model's gin file, with the published figures in a comment.
-    run: one with this model; its sequence length is that of the FLOPs.
+    path: the model's gin file, whose comment has the published figures.
+    run: a run of this model; FLOPs are for its sequence length.
 
   Raises:
     ValueError: if the comment cannot be read.
   """
   params, logical_axes = shapes(run)
   counts = counts_of(run, params, logical_axes)
-  paper = published(path)
+  paper = read_published(path)
   return {
     'name': path.stem,
     **counts,
@@ -112,8 +112,8 @@ def describe(
   }
 
 
-def short(value: float) -> str:
-  """Four digits and a unit: 1,748,943,388,672 is 1.749T."""
+def _as_published(value: float) -> str:
+  """A count in the style of papers: 1,748,943,388,672 is 1.749T."""
   unit = next((u for u in 'TB' if value >= _UNITS[u]), 'M')
   return f'{value / _UNITS[unit]:.4g}{unit}'
 
@@ -144,10 +144,10 @@ def table(rows: Sequence[dict]) -> rich.table.Table:
   for row in rows:
     made.add_row(
       row['name'],
-      short(row['params_total']),
+      _as_published(row['params_total']),
       row['params_total_published'] or '',
       percent(row['params_total_difference']),
-      short(row['params_active']),
+      _as_published(row['params_active']),
       row['params_active_published'] or '',
       percent(row['params_active_difference']),
       giga(row['flops_per_token_forward']),

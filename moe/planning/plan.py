@@ -1,4 +1,4 @@
-"""What a run costs: by shapes alone, and as the compiler of a slice says."""
+"""The plan of a run: its costs from shapes alone and from the compiled step."""
 
 import os
 from typing import Any
@@ -7,31 +7,31 @@ import jax
 
 from moe.data.cache_dir import default_cache_dir
 from moe.models.anatomy import anatomy
-from moe.planning import changes, recipe, report
+from moe.planning import changes, execution, report
 from moe.runs import build
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import cost, hlo, roofline, topology, work
 
-# A stated figure for chip-hours, not a promise: what good sparse runs reach.
+# The MFU that chip-hours assume. Good sparse runs reach it; it is no promise.
 STATED_MFU = 0.4
-# Of uneven loads: standard deviation over mean of the rows to an expert.
+# Standard deviation over mean of the rows per expert, for uneven loads.
 _VARIATION = 0.3
 
 
 def plan_shapes(
   run: Run, slice_: topology.Slice | None = None
 ) -> dict[str, Any]:
-  """All that is known without a compiler; on a slice, or on any devices."""
-  ts, logical_axes = recipe.abstract_state(run)
+  """The part of a plan that needs no compiler, for a slice or any devices."""
+  ts, logical_axes = execution.abstract_state(run)
   counts = counts_of(run, ts.params, logical_axes, ts.opt_state)
   active = anatomy(run.model).num_active
   parts = cost.components(ts.params, logical_axes, active)
-  devices = slice_.num_devices if slice_ else recipe.least_devices(run)
+  devices = slice_.num_devices if slice_ else execution.least_devices(run)
   is_tpu = slice_ is not None and slice_.chip.compiler is not None
   forward, step = cost.executed_flops_per_token(
-    parts, recipe.recipe_of(run, devices, is_tpu)
+    parts, execution.execution_of(run, devices, is_tpu)
   )
   step_tokens = run.data.batch_size * run.data.sequence_length
   tokens = step_tokens * run.settings.train_steps
@@ -58,16 +58,16 @@ def plan_shapes(
     'flops': flops,
     'stated_mfu': STATED_MFU,
     'chip_hours': hours,
-    'drop_rate_balanced': recipe.expected_drops(run, devices, 0.0),
-    'drop_rate_cv03': recipe.expected_drops(run, devices, _VARIATION),
+    'drop_rate_balanced': execution.expected_drops(run, devices, 0.0),
+    'drop_rate_cv03': execution.expected_drops(run, devices, _VARIATION),
   }
 
 
 def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
-  """All that is known of a run: by shapes, and compiled where there are chips.
+  """The whole plan of a run; a slice adds the figures of the compiled step.
 
-  Where the step does not fit, 'does_not_fit' says why and 'knobs' what would
-  make room.
+  If the step does not fit, 'does_not_fit' says why and 'knobs' lists changes
+  that make room.
   """
   facts = plan_shapes(run, slice_)
   if slice_ is None:
@@ -85,14 +85,14 @@ def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
 
 
 def programs_directory() -> str:
-  """Where compiled steps are kept."""
+  """The folder of compiled steps."""
   return os.path.join(default_cache_dir(), 'programs')
 
 
 def plan_topology(
   run: Run, slice_: topology.Slice, known: dict[str, Any]
 ) -> dict[str, Any]:
-  """What the compiler says of the run's step on a slice."""
+  """The part of a plan that comes from compiling the step for a slice."""
   program = build.build(run, topology.devices(slice_))
   mesh = dict(program.mesh.shape)
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
@@ -110,7 +110,7 @@ def plan_topology(
   seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
-  # Of a TPU7x it gives a number below 0, which means nothing.
+  # The compiler gives a negative number for a TPU7x, which means nothing.
   own = compiled.optimal_seconds if compiled.optimal_seconds > 0 else None
   multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
   held = {
@@ -123,7 +123,7 @@ def plan_topology(
     f'{key}_per_chip': n * slice_.chip.devices
     for key, n in (held | {'hbm_bytes': hbm}).items()
   }
-  # What is live at a time may be less than what is set aside for it.
+  # The peak counts live bytes, which may be fewer than the allocated ones.
   full = compiled.argument_bytes + compiled.temp_bytes + compiled.code_bytes
   return facts | {
     'headroom': 1 - max(compiled.peak_bytes, full) / hbm,
@@ -134,8 +134,7 @@ def plan_topology(
     'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
     'collective_bytes_per_chip': slice_.chip.devices
     * sum(t.moved * t.times for t in done.transfers),
-    # Each slice's chips would meet those of the other with their part of the
-    # gradients.
+    # Each chip would exchange its part of the gradients with the other slice.
     'network_seconds_two_slices': known['gradient_bytes']
     / (slice_.num_chips * slice_.chip.network_bandwidth),
     'collectives': report.collectives(done.transfers, seconds.by_transfer),

@@ -1,4 +1,4 @@
-"""Runs that others measured, and plans of the same runs beside them."""
+"""Runs that others measured, beside plans of the same runs in our program."""
 
 import dataclasses
 import functools
@@ -15,19 +15,19 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedRun:
   """A run that others measured.
 
   Attributes:
-    name: of the model.
-    gin_file: the same model, chips, sequence length, batch and number formats
-      in our program.
-    topology: as `launch.plan` reads it.
+    name: name of the model.
+    gin_file: our run of the same model, with the same chips, sequence length,
+      batch and number formats.
+    topology: the slice, in the notation of `launch.plan`.
     tflops: measured TFLOP/s of a chip, by their counter.
-    mfu: measured, by their counter.
-    has_all_scores: whether their counter takes all T x T scores of attention,
-      ours takes the half that is seen.
-    source: where it was published.
+    mfu: measured MFU, by their counter.
+    has_all_scores: whether their counter includes all T x T scores of
+      attention; ours includes the visible half.
+    source: the publication.
   """
 
   name: str
@@ -39,8 +39,8 @@ class Published:
   source: str
 
 
-PUBLISHED = (
-  Published(
+PUBLISHED_RUNS = (
+  PublishedRun(
     'Mixtral 8x7B',
     'gin_configs/runs/mixtral_8x7b_v5p_128.gin',
     'v5p:4x4x4',
@@ -50,7 +50,7 @@ PUBLISHED = (
     'MaxText, tests/end_to_end/tpu/mixtral/Run_Mixtral.md (2024); recipe:'
     ' tpu-recipes, training/v5p/Mixtral-8X7B-Maxtext',
   ),
-  Published(
+  PublishedRun(
     'DeepSeek-V3 671B',
     'gin_configs/runs/deepseek_v3_v5p_1024.gin',
     'v5p:8x8x8',
@@ -64,20 +64,19 @@ PUBLISHED = (
 
 
 def measured(
-  row: Published, run: Run, flops_per_token: float
+  row: PublishedRun, run: Run, flops_per_token: float
 ) -> dict[str, float]:
-  """What was measured, in their numbers and in ours.
+  """The measurement, by their FLOP counter and by ours.
 
   Args:
     row: a published run.
-    run: the same in our program.
-    flops_per_token: of a training step, by our counter.
+    run: the same run in our program.
+    flops_per_token: training FLOPs of a token by our counter.
   """
   theirs = flops_per_token
   if row.has_all_scores:
     model = anatomy(run.model)
-    # Forward and twice backward, 4 FLOPs for each feature and each key that no
-    # query sees.
+    # Each masked key costs 4 FLOPs per feature forward and twice that backward.
     unseen = run.data.sequence_length // 2
     width = model.attention.pair_width * len(model.layers)
     theirs += 3 * 4 * width * unseen
@@ -92,12 +91,12 @@ def measured(
   }
 
 
-def compared(row: Published, run: Run) -> dict[str, Any]:
-  """One row of the table: the plan of our program, and the measurement.
+def compare(row: PublishedRun, run: Run) -> dict[str, Any]:
+  """One row of the table: the plan of our program beside the measurement.
 
   Args:
     row: a published run.
-    run: the same in our program, as its gin file says.
+    run: the same run in our program, from its gin file.
   """
   _logger.info(f'compiling {row.name} for {row.topology}')
   slice_ = topology.parse(row.topology)
@@ -120,16 +119,15 @@ def compared(row: Published, run: Run) -> dict[str, Any]:
 def predictions(
   made: dict[str, Any], tokens: float, peak_seconds: float
 ) -> dict[str, dict[str, float] | None]:
-  """What a compiled plan expects of a step, by each way to estimate it.
+  """Step time, tokens/s of a chip and MFU by each estimate of a compiled plan.
 
   Args:
-    made: of `plan.plan_topology`.
-    tokens: of a step, for each chip.
-    peak_seconds: a chip would take for one of them at its published peak.
+    made: the result of `plan.plan_topology`.
+    tokens: tokens of a step per chip.
+    peak_seconds: seconds for one token at the published peak of a chip.
 
   Returns:
-    Step time, tokens/s of a chip and MFU by estimate; None where there is no
-    estimate: the compiler gives no seconds for a TPU7x.
+    Estimate -> numbers; None if the compiler gives no seconds, as for a TPU7x.
   """
   found = {}
   for name in ('step_seconds_no_overlap', 'step_seconds_full_overlap',
@@ -144,12 +142,12 @@ def predictions(
 
 
 def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
-  """What the compiler estimates for one more period of a run's stack.
+  """The compiler's estimate for one more layer of a run's stack.
 
-  Two training steps without a loop over layers, since the compiler counts a
-  loop's body once: one with one period more than the other. What does not
-  depend on the layers cancels out; the layer's optimizer update does not.
-  Seconds are None for chips of which the compiler gives none.
+  This compiles two training steps, one with one period more than the other, and
+  takes the difference: the cost of the layers with their optimizer updates.
+  Neither step has a loop over layers, because the compiler counts the body of a
+  loop once. Seconds are None if the compiler gives none for the chip.
   """
   model = anatomy(run.model)
   blocks = max(1, len(model.period))
@@ -176,7 +174,7 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
   }
 
 
-# Of the table: what, the key of its number, and how that is written.
+# Lines of the table: (title, key of the number, its format).
 _LINES = (
   ('step, s', 'step_seconds', '.2f'),
   ('tokens/s a chip', 'tokens_per_second_per_chip', ',.0f'),
@@ -185,7 +183,7 @@ _LINES = (
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-  """Measured and predicted, each in columns of its own."""
+  """Measurement and predictions, in separate columns."""
   lines = []
   head = ('', 'measured', 'without overlap', 'full overlap', 'compiler')
   for row in rows:
@@ -210,14 +208,14 @@ def text(rows: list[dict[str, Any]]) -> str:
       '',
     ]
   lines.append(
-    'Predicted is the plan of our program for the same model, chips, sequence'
-    ' length\nand batch; measured is what MaxText took with its own.'
+    'The predictions are plans of our program for the same model, chips,'
+    ' sequence\nlength and batch; the measurements are of MaxText.'
   )
   return '\n'.join(lines)
 
 
 def layer_text(found: dict[str, float | None]) -> str:
-  """What `layer_seconds` found, as a sentence."""
+  """The result of `layer_seconds` as a sentence."""
   seconds = found['compiler_seconds_per_layer']
   said = 'no seconds' if seconds is None else f'{seconds:.4f} s a layer'
   return (

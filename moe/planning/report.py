@@ -1,38 +1,23 @@
-"""A plan as text, and as a page that needs nothing else."""
+"""A plan as text, and as a self-contained page."""
 
 import collections
 import html as html_lib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from moe.scale import roofline
+from moe.scale.collectives import Transfer
+from moe.scale.quantities import in_bytes, in_hours, in_seconds, short
 from moe.scale.topology import Slice
-
-GIB = 2**30
-_UNITS = ((1e24, 'Y'), (1e21, 'Z'), (1e18, 'E'), (1e15, 'P'), (1e12, 'T'),
-          (1e9, 'G'), (1e6, 'M'), (1e3, 'k'))  # fmt: skip
-
-
-def short(value: float) -> str:
-  """Four digits and a unit: 1748943388672 is 1.749 T."""
-  for size, unit in _UNITS:
-    if abs(value) >= size:
-      return f'{value / size:.4g} {unit}'
-  return f'{value:.4g} '
-
-
-def gib(value: float) -> str:
-  """Bytes in GiB."""
-  return f'{value / GIB:,.2f} GiB'
 
 
 def collectives(
-  transfers: Sequence[roofline.Transfer], seconds: Sequence[float]
+  transfers: Sequence[Transfer], seconds: Sequence[float]
 ) -> list[dict[str, Any]]:
-  """Transfers added up by kind and mesh axes, the slowest first."""
+  """Sums of transfers by kind and mesh axes, the slowest first."""
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
   for transfer, taken in zip(transfers, seconds, strict=True):
     row = rows[transfer.kind, transfer.axes]
@@ -54,10 +39,10 @@ def collectives(
 
 
 def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
-  """Where each mesh axis lies: 'x 2 of 8; y 16 of 16, a ring' and so on."""
+  """Torus dims by mesh axis, in words: 'x 2 of 8; y 16 of 16, a ring'."""
   coords = roofline.coordinates(list(mesh.devices.flat))
   ids = np.arange(mesh.size).reshape(mesh.devices.shape)
-  placed = {}
+  found = {}
   for i, (axis, size) in enumerate(mesh.shape.items()):
     if size == 1:
       continue
@@ -70,12 +55,13 @@ def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
     ]
     if len(np.unique(coords[group][:, -1])) > 1:
       words.append('both devices of a chip')
-    placed[axis] = '; '.join(words)
-  return placed
+    found[axis] = '; '.join(words)
+  return found
 
 
 def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
   count = lambda key: f'{facts[key]:,}'
+  flops = lambda key: short(facts[key], 'FLOP')
   rows = [
     ('parameters', count('params_total')),
     ('active per token', count('params_active')),
@@ -86,19 +72,19 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
   ]
   state = ('param_bytes', 'gradient_bytes', 'optimizer_bytes')
   rows += [
-    ('bytes of parameters', gib(facts['param_bytes'])),
-    ('  gradients', gib(facts['gradient_bytes'])),
-    ('  optimizer', gib(facts['optimizer_bytes'])),
-    ('  together', gib(sum(facts[s] for s in state))),
+    ('bytes of parameters', in_bytes(facts['param_bytes'])),
+    ('  gradients', in_bytes(facts['gradient_bytes'])),
+    ('  optimizer', in_bytes(facts['optimizer_bytes'])),
+    ('  together', in_bytes(sum(facts[s] for s in state))),
     (
       'model FLOPs per token',
-      f'{short(facts["flops_per_token_forward"])}FLOP forward,'
-      f' {short(facts["flops_per_token_train"])}FLOP training',
+      f'{flops("flops_per_token_forward")} forward,'
+      f' {flops("flops_per_token_train")} training',
     ),
     (
       'executed FLOPs per token',
-      f'{short(facts["executed_flops_per_token_forward"])}FLOP forward,'
-      f' {short(facts["executed_flops_per_token_train"])}FLOP training',
+      f'{flops("executed_flops_per_token_forward")} forward,'
+      f' {flops("executed_flops_per_token_train")} training',
     ),
     (
       'optimizer FLOPs per token',
@@ -106,14 +92,11 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
       " over a step's tokens",
     ),
     ('tokens per step', count('tokens_per_step')),
+    ('the run', f'{short(facts["tokens"])} tokens, {flops("flops")}'),
     (
-      'the run',
-      f'{short(facts["tokens"])}tokens, {short(facts["flops"])}FLOP',
-    ),
-    (
-      f'chip-hours at a stated MFU of {facts["stated_mfu"]:.0%}',
+      f'chip time at a stated MFU of {facts["stated_mfu"]:.0%}',
       ', '.join(
-        f'{name} {short(h).strip()}' for name, h in facts['chip_hours'].items()
+        f'{name} {in_hours(h)}' for name, h in facts['chip_hours'].items()
       ),
     ),
     (
@@ -126,7 +109,6 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-  hbm = facts['hbm_bytes']
   rows = [
     ('chips', f'{facts["chips"]:,} ({facts["devices"]:,} devices)'),
     ('mesh', ' '.join(f'{a}={n}' for a, n in facts['mesh'].items())),
@@ -135,62 +117,21 @@ def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     (f'  {axis} lies along', where)
     for axis, where in facts['axes_on_torus'].items()
   ]
+  rows += _memory_rows(facts)
   rows += [
-    ('arguments per device', gib(facts['argument_bytes'])),
-    ('  temporaries', gib(facts['temp_bytes'])),
-    ('  the program itself', gib(facts['code_bytes'])),
-    (
-      '  peak',
-      f'{gib(facts["peak_bytes"])} of {gib(hbm)}, headroom'
-      f' {facts["headroom"]:.1%}',
-    ),
-  ]
-  if facts['devices'] > facts['chips']:
-    rows.append((
-      '  peak per chip',
-      f'{gib(facts["peak_bytes_per_chip"])} of'
-      f' {gib(facts["hbm_bytes_per_chip"])}',
-    ))  # fmt: skip
-  rows += [
-    ('executed per chip', f'{short(facts["executed_flops_per_chip"])}FLOP'),
-    ('HBM traffic per chip', f'{short(facts["hbm_traffic_per_chip"])}B'),
+    ('executed per chip', short(facts['executed_flops_per_chip'], 'FLOP')),
+    ('HBM traffic per chip', short(facts['hbm_traffic_per_chip'], 'B')),
     (
       'sent per chip',
-      f'{short(facts["collective_bytes_per_chip"])}B, and as much received',
-    ),
-    (
-      'step without overlap',
-      f'{facts["step_seconds_no_overlap"]:.4f} s,'
-      f' MFU {facts["mfu_no_overlap"]:.1%}',
-    ),
-    (
-      'step with full overlap',
-      f'{facts["step_seconds_full_overlap"]:.4f} s,'
-      f' MFU {facts["mfu_full_overlap"]:.1%}, bound by {facts["bound"]}',
+      f'{short(facts["collective_bytes_per_chip"], "B")}, and as much received',
     ),
   ]
+  rows += _time_rows(facts)
   rows += [
-    (f'  {resource} busy', f'{seconds:.4f} s')
-    for resource, seconds in facts['busy_seconds'].items()
-    if seconds
-  ]
-  own = 'none for this chip'
-  if facts['compiler_seconds'] is not None:
-    own = (
-      f'{facts["compiler_seconds"]:.4f} s, loops multiplied out'
-      f' ({facts["compiler_seconds_once"]:.4f} s as it gives it)'
-    )
-  rows += [
-    (
-      'a second slice would add',
-      f'{facts["network_seconds_two_slices"]:.4f} s for gradients over the data'
-      " centre's network, apart from these times",
-    ),
-    ("compiler's own estimate", own),
     (
       'compiled in',
       f'{facts["compile_seconds"]:.0f} s'
-      + (' (before; found again)' if facts['is_cached'] else ''),
+      + (' (earlier; read from the cache)' if facts['is_cached'] else ''),
     ),
     ('program', facts['compiled']),
   ]
@@ -199,20 +140,72 @@ def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
   return rows
 
 
+def _memory_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+  size = lambda key: in_bytes(facts[key])
+  rows = [
+    ('arguments per device', size('argument_bytes')),
+    ('  temporaries', size('temp_bytes')),
+    ('  the program itself', size('code_bytes')),
+    (
+      '  peak',
+      f'{size("peak_bytes")} of {size("hbm_bytes")}, headroom'
+      f' {facts["headroom"]:.1%}',
+    ),
+  ]
+  if facts['devices'] > facts['chips']:
+    per_chip = f'{size("peak_bytes_per_chip")} of {size("hbm_bytes_per_chip")}'
+    rows.append(('  peak per chip', per_chip))
+  return rows
+
+
+def _time_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+  time = lambda key: in_seconds(facts[key])
+  rows = [
+    (
+      'step without overlap',
+      f'{time("step_seconds_no_overlap")}, MFU {facts["mfu_no_overlap"]:.1%}',
+    ),
+    (
+      'step with full overlap',
+      f'{time("step_seconds_full_overlap")},'
+      f' MFU {facts["mfu_full_overlap"]:.1%}, bound by {facts["bound"]}',
+    ),
+  ]
+  rows += [
+    (f'  {resource} busy', in_seconds(seconds))
+    for resource, seconds in facts['busy_seconds'].items()
+    if seconds
+  ]
+  own = 'none for this chip'
+  if facts['compiler_seconds'] is not None:
+    own = (
+      f'{time("compiler_seconds")} with loops multiplied out,'
+      f' {time("compiler_seconds_once")} with each loop counted once'
+    )
+  return rows + [
+    (
+      'a second slice would add',
+      f'{time("network_seconds_two_slices")} for gradients over the data'
+      " centre's network, which these times leave out",
+    ),
+    ("compiler's own estimate", own),
+  ]
+
+
+_TRANSFER_HEAD = ('collective', 'mesh axes', 'times', 'sent', 'time')
+
+
 def _transfer_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
   return [
     (
       row['kind'],
       '+'.join(row['axes']),
       f'{row["count"]:,}',
-      f'{short(row["bytes"])}B',
-      f'{row["seconds"]:.4f} s',
+      short(row['bytes'], 'B'),
+      in_seconds(row['seconds']),
     )
     for row in facts['collectives']
   ]
-
-
-_TRANSFER_HEAD = ('collective', 'mesh axes', 'times', 'sent', 'seconds')
 
 
 _FORECAST_HEAD = ('layout', 'peak', 'step', 'MFU', 'bound', 'compiled')
@@ -221,26 +214,29 @@ _FORECAST_HEAD = ('layout', 'peak', 'step', 'MFU', 'bound', 'compiled')
 def _forecast_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
   rows = []
   for row in facts['search']['best']:
-    made = row.get('compiled')
-    said = ''
-    if made:
-      said = made.get('does_not_fit') or (
-        f'{gib(made["peak_bytes"])}, {made["step_seconds_no_overlap"]:.3f} s,'
-        f' MFU {made["mfu_no_overlap"]:.1%}'
+    compiled = row.get('compiled')
+    result = ''
+    if compiled:
+      result = compiled.get('does_not_fit') or (
+        f'{in_bytes(compiled["peak_bytes"])},'
+        f' {in_seconds(compiled["step_seconds_no_overlap"])},'
+        f' MFU {compiled["mfu_no_overlap"]:.1%}'
       )
     rows.append((
       ' '.join(row['changes']),
-      gib(row['peak_bytes']),
-      f'{row["seconds"]:.3f} s',
+      in_bytes(row['peak_bytes']),
+      in_seconds(row['seconds']),
       f'{row["mfu"]:.1%}',
       row['bound'],
-      said,
+      result,
     ))  # fmt: skip
   return rows
 
 
-def _sections(facts: dict[str, Any]):
-  """(title, head or None, rows) of each table."""
+def _sections(
+  facts: dict[str, Any],
+) -> Iterator[tuple[str, tuple[str, ...] | None, list[tuple[str, ...]]]]:
+  """Yields (title, head or None, rows) of each table."""
   yield 'The model', None, _model_rows(facts)
   if 'search' in facts:
     title = f'{facts["topology"]}: {facts["search"]["fit"]} layouts fit'
@@ -252,7 +248,7 @@ def _sections(facts: dict[str, Any]):
     warned = {w for row in facts['search']['best'] for w in row['warnings']}
     if warned:
       yield (
-        'Rules of thumb that some break',
+        'Rules of thumb that some layouts break',
         None,
         [(w,) for w in sorted(warned)],
       )
@@ -297,29 +293,31 @@ td, th { text-align: left; padding: .25rem .75rem .25rem 0;
 """
 
 
-def _bars(title: str, values: dict[str, float], unit: str) -> str:
+def _bars(
+  title: str, values: dict[str, float], as_text: Callable[[float], str]
+) -> str:
   most = max(values.values(), default=0) or 1
   rows = ''.join(
     f'<tr><td>{html_lib.escape(name)}</td><td style="width:60%"><div class=bar>'
     f'<div style="width:{100 * value / most:.1f}%"></div></div></td>'
-    f'<td>{value:.4g} {unit}</td></tr>'
+    f'<td>{as_text(value)}</td></tr>'
     for name, value in values.items()
   )
   return f'<h2>{html_lib.escape(title)}</h2><table>{rows}</table>'
 
 
 def html(facts: dict[str, Any], source: str) -> str:
-  """One page, self-contained: the tables, and bars for memory and time."""
+  """One self-contained page: the tables, and bars for memory and time."""
   body = [f'<h1>Plan</h1><p><code>{html_lib.escape(source)}</code></p>']
   if 'busy_seconds' in facts:
     busy = {k: v for k, v in facts['busy_seconds'].items() if v}
-    body.append(_bars('Busy seconds of a step', busy, 's'))
+    body.append(_bars('Busy time of a step', busy, in_seconds))
     memory = {
-      'arguments': facts['argument_bytes'] / GIB,
-      'peak': facts['peak_bytes'] / GIB,
-      'HBM': facts['hbm_bytes'] / GIB,
+      'arguments': facts['argument_bytes'],
+      'peak': facts['peak_bytes'],
+      'HBM': facts['hbm_bytes'],
     }
-    body.append(_bars('Memory of a device', memory, 'GiB'))
+    body.append(_bars('Memory of a device', memory, in_bytes))
   for title, head, rows in _sections(facts):
     cells = lambda row, tag: ''.join(
       f'<{tag}>{html_lib.escape(c)}</{tag}>' for c in row

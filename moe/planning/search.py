@@ -1,4 +1,4 @@
-"""The search over layouts of a run on a slice: which of them are the best."""
+"""The search for the best layouts of a run on a slice."""
 
 import collections
 import dataclasses
@@ -14,8 +14,8 @@ from moe.models import stack as stack_lib
 from moe.models.anatomy import anatomy
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.planning import changes, layout, plan, recipe
-from moe.planning.layout import Forecast, Placed
+from moe.planning import changes, execution, layout, plan
+from moe.planning.layout import Forecast, RunPlacement
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import topology
@@ -23,7 +23,7 @@ from moe.scale.topology import Slice
 
 _logger = logging.getLogger(__name__)
 
-# Of the memory that a forecast may fill: it errs by a tenth.
+# Share of the memory that a forecast may fill, since it errs by a tenth.
 FILLED = 0.9
 # Formats of (parameters, gradients, moments), the most exact first.
 STATES = (
@@ -35,7 +35,7 @@ STATES = (
   ('bfloat16', 'bfloat16', 'int8'),
 )
 _MICROBATCHES = (1, 2, 4, 8)
-# Layouts shown, and of these compiled: until so many fit.
+# Number of layouts shown, and how many of them must fit when compiled.
 _SHOWN, _VERIFIED = 10, 2
 
 
@@ -50,7 +50,7 @@ def _meshes(num_devices: int, experts: int) -> Iterator[MeshShape]:
 
 
 def _states(run: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
-  """(words, run) for each choice of formats, the most exact first."""
+  """Yields (gin bindings, run) by choice of formats, the most exact first."""
   seen = set()
   for params, grads, moments in STATES:
     changed = changes.with_storage(run, params=params, grads=grads)
@@ -66,12 +66,12 @@ def _states(run: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
 def _layouts(
   run: Run, num_devices: int
 ) -> Iterator[tuple[tuple[str, ...], Run]]:
-  """(words, run) for every mesh and table."""
+  """Yields (gin bindings, run) for every mesh and rule table."""
   experts = anatomy(run.model).experts
   for mesh in _meshes(num_devices, experts.num_experts if experts else 1):
     for table in sorted(rules.TABLES):
       if table == 'fsdp_over_expert' and mesh.expert == 1:
-        continue  # the same as 'standard'
+        continue  # This is the same layout as 'standard'.
       changed = dataclasses.replace(run, mesh=mesh, rules=table)
       words = [f'MESH_{a.upper()}={v}' for a, v in vars(mesh).items()
                if a != 'context']  # fmt: skip
@@ -81,27 +81,27 @@ def _layouts(
 def _best_state(
   run: Run,
   slice_: Slice,
-  at: Callable[[int], Placed],
+  at: Callable[[int], RunPlacement],
   states: Sequence[tuple[tuple[str, ...], Run]],
   words: tuple[str, ...],
 ) -> Forecast | str:
   """The forecast with the most exact state that fits, or why there is none.
 
   Args:
-    run: with mesh, rules, microbatches and remat policy.
+    run: the run with its mesh, rules, microbatches and remat policy.
     slice_: the chips.
-    at: number of a state -> the arrays of a run with this mesh and rules.
-    states: changes and runs of `_states`, which lend their formats.
-    words: changes of all else.
+    at: index of a state -> the placement of the run with that state.
+    states: all formats of the state, from `_states`.
+    words: gin bindings of everything but the formats.
   """
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
   for i, (more, formats) in enumerate(states):
     changed = dataclasses.replace(
       run, storage=formats.storage, optimizer=formats.optimizer
     )
-    held = layout.held(changed, at(i)).peak
+    held = layout.predict_memory(changed, at(i)).peak
     if held <= FILLED * hbm:
-      made = layout.timed(changed, slice_, at(i), held, words + more)
+      made = layout.forecast_placed(changed, slice_, at(i), held, words + more)
       return made.refusal or dataclasses.replace(made, state=i)
   return (
     f'needs more than {FILLED:.0%} of {hbm / topology.GIB:.1f} GiB, whatever'
@@ -112,23 +112,23 @@ def _best_state(
 def search(run: Run, slice_: Slice) -> tuple[list[Forecast], dict[str, int]]:
   """Layouts that fit, the best first, and why the others were refused.
 
-  There is one forecast of each layout, number of microbatches and remat policy,
-  with the most exact state that fits. Times within a percent of each other
-  count as one, where the more exact state wins, then the one with more room.
+  Each layout, number of microbatches and remat policy has one forecast, with
+  the most exact state that fits. If times are within about one percent, the
+  more exact state wins, then the smaller peak.
 
   Returns:
-    (forecasts, reason -> layouts); the numbers in a reason are those of the
-    first layout that it is given for.
+    (forecasts, reason -> number of layouts). The numbers in a reason are those
+    of its first layout.
   """
   devices = topology.devices(slice_)
   states = list(_states(run))
-  known = [recipe.abstract_state(formats) for _, formats in states]
+  known = [execution.abstract_state(formats) for _, formats in states]
   policies = ('none', *stack_lib.REMAT_POLICIES)
   found, refused, examples = [], collections.Counter(), {}
   for placing, changed in _layouts(run, len(devices)):
     mesh = make_mesh(changed.mesh, devices)
     at = functools.cache(
-      lambda i, r=changed, m=mesh: layout.placed(r, m, known[i])
+      lambda i, r=changed, m=mesh: layout.place_run(r, m, known[i])
     )
     for n, policy in itertools.product(_MICROBATCHES, policies):
       words = (*placing, f'NUM_MICROBATCHES={n}', f"REMAT='{policy}'")
@@ -157,14 +157,14 @@ def verify(
   wanted: int,
   most: int,
 ) -> None:
-  """Compiles the best layouts, one after the other, until enough of them fit.
+  """Compiles layouts, the best first, until enough of them fit.
 
   Args:
-    rows: forecasts, the best first; 'compiled' is added to those tried: what
-      the compiler says, or 'does_not_fit'.
-    compiled: changes of a layout -> what the compiler says.
-    wanted: layouts that are to fit.
-    most: layouts to try.
+    rows: forecasts, the best first. Each layout that is compiled gets an entry
+      'compiled' with the result, or with 'does_not_fit'.
+    compiled: gin bindings of a layout -> figures of its compiled step.
+    wanted: number of layouts that must fit.
+    most: largest number of layouts to compile.
   """
   fit = 0
   for row in rows[:most]:
@@ -180,16 +180,17 @@ def verify(
 def propose(
   run: Run, slice_: Slice, changed: Callable[[Sequence[str]], Run]
 ) -> dict[str, Any]:
-  """A run by shapes, and layouts of it for a slice, the best ones compiled.
+  """Searches layouts of a run for a slice and compiles the best ones.
 
   Args:
-    run: its mesh need not suit the slice.
+    run: the run, whose mesh need not suit the slice.
     slice_: the chips.
-    changed: the run with changes of a `Forecast`.
+    changed: changes of a `Forecast` -> the changed run.
 
   Returns:
-    Of `plan.plan_shapes`, with 'topology', and in 'search' how many layouts
-    fit, the best of them, and reasons to refuse the others -> layouts.
+    The result of `plan.plan_shapes` with 'topology' and 'search'. The latter
+    has the number of layouts that fit, the best layouts, and the number of
+    refused layouts by reason.
   """
   facts = plan.plan_shapes(run)
   found, refused = search(run, slice_)

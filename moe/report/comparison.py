@@ -1,4 +1,4 @@
-"""Runs of two kinds, paired by seed: the gain and its standard error."""
+"""Two groups of runs, paired by seed: the gain and its standard error."""
 
 import json
 import math
@@ -8,9 +8,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from scipy import special
+
+from moe.evaluate.score import Score
 from moe.train import record_log
 
-# Keys of run.json, and of the log at the end of a run, that are compared.
+# Compared keys of run.json, and of the last records in log.jsonl.
 COUNTS = (
   'params_total',
   'params_active',
@@ -20,18 +23,20 @@ COUNTS = (
 AT_END = ('dropped_fraction', 'load_imbalance')
 
 
-class Recorded(NamedTuple):
-  """What one run has written down.
+class RunRecord(NamedTuple):
+  """The files of one run, read.
 
   Attributes:
     directory: directory of the run.
     seed: seed of the run.
-    tasks: (trained on, evaluated on...).
-    tokens: tokens seen in all.
+    tasks: the training task, then the evaluation tasks.
+    tokens: number of training tokens.
     curves: task -> ((tokens, held-out bits per character), ...).
-    counts: parameters and FLOPs, None where unknown.
-    at_end: drop rate and imbalance, means of the last tenth of the steps; None
-      for a dense model.
+    held_out: task -> a hash of the scored documents at each point of its curve,
+      None if an earlier version did not write it.
+    counts: parameters and FLOPs; None if unknown.
+    at_end: drop rate and imbalance, as means over the last tenth of the steps;
+      None for a dense model.
   """
 
   directory: str
@@ -39,6 +44,7 @@ class Recorded(NamedTuple):
   tasks: tuple[str, ...]
   tokens: int
   curves: dict[str, tuple[tuple[int, float], ...]]
+  held_out: dict[str, tuple[str | None, ...]]
   counts: dict[str, int | None]
   at_end: dict[str, float | None]
 
@@ -46,60 +52,64 @@ class Recorded(NamedTuple):
 def read_run(
   directory: str,
   configured: Callable[[pathlib.Path], tuple[int, tuple[str, ...]]],
-) -> Recorded:
+) -> RunRecord:
   """Reads a work directory.
 
   Args:
     directory: directory of a run.
-    configured: reads config.gin and returns the seed and `Recorded.tasks`.
+    configured: reads config.gin and returns the seed and `RunRecord.tasks`.
 
   Raises:
-    ValueError: if a file is missing, or nothing was evaluated.
+    ValueError: if a file is missing, or the run has no evaluation.
   """
   workdir = pathlib.Path(directory)
-  for name in ('config.gin', 'log.jsonl', 'eval.jsonl'):
+  for name in ('config.gin', 'log.jsonl'):
     if not (workdir / name).is_file():
       raise ValueError(
-        f'{workdir / name} must be there, got none: give the --workdir of a'
-        ' run that has trained and was evaluated.'
+        f'{workdir / name} must exist: give the --workdir of a run that was'
+        ' trained and evaluated.'
       )
   records = record_log.read(workdir / 'log.jsonl')
   tokens = {record['step']: record['tokens'] for record in records}
   seed, tasks = configured(workdir / 'config.gin')
   curves = {task: [] for task in tasks[1:]}
+  held_out = {}
   for record in record_log.read(workdir / 'eval.jsonl'):
     for task, scores in record['eval'].items():
       point = tokens.get(record['step']), scores.get('bits_per_char')
       if None not in point:
         curves.setdefault(task, []).append(point)
+        sha256 = record.get('held_out', {}).get(task)
+        held_out.setdefault(task, []).append(sha256)
   if not any(curves.values()):
     raise ValueError(
       f'{workdir / "eval.jsonl"} must hold a held-out score, got none: set'
-      ' EVAL_TASKS, or let the run come to its first evaluation.'
+      ' EVAL_TASKS, or train the run up to its first evaluation.'
     )
   counts = {}
   if (workdir / 'run.json').is_file():
     counts = json.loads((workdir / 'run.json').read_text(encoding='utf-8'))
   last = records[-max(1, len(records) // 10) :]
-  return Recorded(
+  return RunRecord(
     directory,
     seed,
     tasks,
     max(tokens.values()),
     {task: tuple(points) for task, points in curves.items()},
+    {task: tuple(hashes) for task, hashes in held_out.items()},
     {key: counts.get(key) for key in COUNTS},
     {key: _mean([r.get(key) for r in last]) for key in AT_END},
   )
 
 
 def pair(
-  runs: Sequence[Recorded], others: Sequence[Recorded]
-) -> tuple[list[Recorded], list[Recorded]]:
-  """Both sides in the order of their seeds.
+  runs: Sequence[RunRecord], others: Sequence[RunRecord]
+) -> tuple[list[RunRecord], list[RunRecord]]:
+  """Both sides, sorted by seed.
 
   Raises:
-    ValueError: if seeds, tasks, tokens or evaluations differ, or one side holds
-      more than one kind of model.
+    ValueError: if seeds, tasks, tokens, evaluations or held-out documents
+      differ, or if one side has more than one model.
   """
   runs, others = (sorted(side, key=lambda r: r.seed) for side in (runs, others))
   seeds, other_seeds = ([r.seed for r in side] for side in (runs, others))
@@ -112,35 +122,36 @@ def pair(
   if seeds != other_seeds:
     raise ValueError(
       f'both sides must have the same seeds, got {_list(seeds)} against'
-      f' {_list(other_seeds)}: train the missing ones with --gin.SEED=N, or'
-      ' leave out those without a partner.'
+      f' {_list(other_seeds)}: train the missing seeds with --gin.SEED=N, or'
+      ' leave out runs whose seed the other side lacks.'
     )
   for other in (*runs[1:], *others):
     tasks = lambda run: run.tasks
     _check_same('train and evaluate on the same tasks', tasks, runs[0], other)
-  # The order of the rows depends on the seed, and on it the padding and the
-  # tokens up to a step; so tokens are compared within a pair.
+  # The seed sets the order of the rows, and so the padding and the number of
+  # tokens up to a step. Only the two runs of a pair must agree on tokens.
   for one, other in zip(runs, others, strict=True):
     tokens = lambda run: run.tokens
     _check_same('have seen the same number of tokens', tokens, one, other)
-    _check_same('be evaluated at the same tokens', _places, one, other)
+    _check_same('be evaluated at the same tokens', _eval_tokens, one, other)
   for other in runs[1:]:
-    times = lambda run: len(_places(run))
-    _check_same('be evaluated as often', times, runs[0], other)
+    times = lambda run: len(_eval_tokens(run))
+    _check_same('be evaluated equally often', times, runs[0], other)
+  _check_held_out([*runs, *others])
   for side in (runs, others):
     for other in side[1:]:
       if other.counts != side[0].counts:
         raise ValueError(
-          'the runs of one side must be of one model, got'
+          'all runs of one side must have the same model, got'
           f' {side[0].counts["params_total"]} parameters in'
           f' {side[0].directory} and {other.counts["params_total"]} in'
-          f' {other.directory}: sort the directories by model.'
+          f' {other.directory}: give the runs of one model on each side.'
         )
   return runs, others
 
 
 def _check_same(
-  what: str, of: Callable[[Recorded], Any], one: Recorded, other: Recorded
+  what: str, of: Callable[[RunRecord], Any], one: RunRecord, other: RunRecord
 ) -> None:
   if of(one) != of(other):
     raise ValueError(
@@ -150,21 +161,44 @@ def _check_same(
     )
 
 
-def _places(run: Recorded) -> tuple[int, ...]:
+def _check_held_out(runs: Sequence[RunRecord]) -> None:
+  """Raises ValueError unless each point is of the same documents in all runs.
+
+  A run that does not say what it has scored counts as of the same documents.
+  """
+  first = {}
+  for run in runs:
+    for task, hashes in run.held_out.items():
+      for i, sha256 in enumerate(hashes):
+        known, one = first.setdefault((task, i), (sha256, run))
+        if known is None:
+          first[task, i] = sha256, run
+        elif sha256 not in (None, known):
+          at = run.curves[task][i][0]
+          raise ValueError(
+            f'all runs must be scored on the same held-out documents of {task},'
+            f' got (SHA-256) {known[:12]} in {one.directory} and {sha256[:12]}'
+            f' in {run.directory} after {at:,} tokens: score both with `python'
+            ' -m launch.evaluate --compare`, or train one of them again.'
+          )
+
+
+def _eval_tokens(run: RunRecord) -> tuple[int, ...]:
   return tuple(sorted({at for line in run.curves.values() for at, _ in line}))
 
 
 def compare(
-  runs: Sequence[Recorded], others: Sequence[Recorded]
+  runs: Sequence[RunRecord], others: Sequence[RunRecord], command: str = ''
 ) -> dict[str, Any]:
-  """The comparison as one JSON object; a gain above 0 is in favour of `runs`.
+  """The comparison as one JSON object; a positive gain favours `runs`.
 
   Args:
     runs: the runs of one side, one for each seed.
-    others: the runs that they are compared with.
+    others: the runs of the other side, with the same seeds.
+    command: the command that compares them again.
 
   Raises:
-    ValueError: as `pair`.
+    ValueError: if the sides cannot be paired, see `pair`.
   """
   runs, others = pair(runs, others)
   tasks = {}
@@ -193,10 +227,44 @@ def compare(
     'seeds': [run.seed for run in runs],
     'tokens': runs[0].tokens,
     'tasks': tasks,
+    'scores': [
+      score.as_json()
+      for task, found in tasks.items()
+      for score in _scores(task, found, (label, other_label), command)
+    ],
   }
 
 
-def _side(label: str, runs: Sequence[Recorded]) -> dict[str, Any]:
+def _scores(
+  task: str, found: dict[str, Any], labels: Sequence[str], command: str
+) -> list[Score]:
+  """Both sides and the gain after the last token, as means over seeds."""
+  columns = zip(found['runs'], found['against'], strict=True)
+  pairs = [(ours[-1], theirs[-1]) for ours, theirs in columns]
+  sides = zip(*pairs, strict=True)
+  scores = [
+    _over_seeds(f'{task}, {label}', bits, command)
+    for label, bits in zip(labels, sides, strict=True)
+  ]
+  gains = [theirs - ours for ours, theirs in pairs]
+  return [*scores, _over_seeds(f'{task}, gain', gains, command, True)]
+
+
+def _over_seeds(
+  name: str, bits: Sequence[float], command: str, is_higher_better: bool = False
+) -> Score:
+  """A mean over seeds, with the interval of Student's t distribution."""
+  mean, error, ends = statistics.fmean(bits), _standard_error(bits), ()
+  if error is not None:
+    margin = float(special.stdtrit(len(bits) - 1, 0.975)) * error
+    ends = mean - margin, mean + margin
+  low, high = ends or (None, None)
+  return Score(
+    name, mean, low, high, len(bits), command, is_higher_better=is_higher_better
+  )
+
+
+def _side(label: str, runs: Sequence[RunRecord]) -> dict[str, Any]:
   return {
     'label': label,
     'directories': [run.directory for run in runs],
@@ -205,8 +273,8 @@ def _side(label: str, runs: Sequence[Recorded]) -> dict[str, Any]:
   }
 
 
-def _labels(*sides: Sequence[Recorded]) -> list[str]:
-  """What the directories of each side have in common, or which side it is."""
+def _labels(*sides: Sequence[RunRecord]) -> list[str]:
+  """A name for each side: the common prefix of its directories, if any."""
   labels = []
   for side in sides:
     names = [os.path.basename(os.path.abspath(r.directory)) for r in side]
@@ -222,14 +290,14 @@ def _mean(numbers: Sequence[float | None]) -> float | None:
 
 
 def _standard_error(numbers: Sequence[float]) -> float | None:
-  """Standard error of the mean; one number has none, as it shows no scatter."""
+  """Standard error of the mean; None for one number, which has no variance."""
   if len(numbers) < 2:
     return None
   return statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
 def _list(numbers: int | Sequence) -> str:
-  """Numbers or names in a sentence."""
+  """Numbers or names, as words of a sentence."""
   if isinstance(numbers, int):
     return f'{numbers:,}'
   return ', '.join(f'{n:,}' if isinstance(n, int) else str(n) for n in numbers)

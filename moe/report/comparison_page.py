@@ -1,4 +1,4 @@
-"""A comparison for people: as text, as a picture, as a page."""
+"""A comparison of runs as text, as a picture, or as a page."""
 
 import pathlib
 from typing import Any
@@ -6,24 +6,25 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from moe.evaluate import score
 from moe.report import figures as draw
 from moe.report import templates
 
-# (key of a side, name, format) of the first table.
+# Rows of the first table: (key, name, format).
 FACTS = (
   ('params_total', 'parameters', '{:,}'),
-  ('params_active', 'of them active for a token', '{:,}'),
+  ('params_active', 'active parameters per token', '{:,}'),
   ('flops_per_token_train', 'training FLOPs per token', '{:,}'),
   ('flops_per_token_optimizer', "the optimizer's FLOPs per token", '{:,}'),
-  ('dropped_fraction', 'dropped tokens, last tenth of the steps', '{:.1%}'),
-  ('load_imbalance', 'busiest expert over the mean, likewise', '{:.2f}'),
+  ('dropped_fraction', 'dropped tokens, last tenth of steps', '{:.1%}'),
+  ('load_imbalance', 'busiest expert / mean, last tenth of steps', '{:.2f}'),
 )
-# Training FLOPs per token may differ by this share without a remark.
+# A larger relative difference of training FLOPs per token gets a remark.
 EQUAL_FLOPS = 0.02
 
 
 def as_text(compared: dict[str, Any]) -> str:
-  """Tables and a sentence, from what `comparison.compare` returns."""
+  """Tables and a sentence per task, from the result of `comparison.compare`."""
   blocks = [f'{title(compared)}: {compared["tokens"]:,} tokens']
   facts, *tables = tables_of(compared)
   blocks.append(_aligned(facts))
@@ -32,17 +33,22 @@ def as_text(compared: dict[str, Any]) -> str:
       f'{task}, held out, bits per character\n{_aligned(rows)}\n'
       f'{sentence(compared, task)}'
     )
-  remark = flops_remark(compared)
-  return '\n\n'.join([*blocks, remark] if remark else blocks)
+  if remark := flops_remark(compared):
+    blocks.append(remark)
+  return '\n\n'.join([*blocks, score.as_table(_scores(compared))])
+
+
+def _scores(compared: dict[str, Any]) -> list[score.Score]:
+  return [score.from_json(entries) for entries in compared['scores']]
 
 
 def title(compared: dict[str, Any]) -> str:
-  """Who is compared with whom."""
+  """The title: the names of both sides."""
   return f'{compared["runs"]["label"]} against {compared["against"]["label"]}'
 
 
 def sentence(compared: dict[str, Any], task: str) -> str:
-  """The mean gain after the last token."""
+  """A sentence about the mean gain at the end of training."""
   found, seeds = compared['tasks'][task], compared['seeds']
   gain, error = found['gain'][-1], found['standard_error'][-1]
   words = (
@@ -58,20 +64,20 @@ def sentence(compared: dict[str, Any], task: str) -> str:
 
 
 def flops_remark(compared: dict[str, Any]) -> str:
-  """A warning where one side had more arithmetic to learn with."""
+  """A warning if one side spends more FLOPs per token; else ''."""
   ours, theirs = (
     compared[side]['flops_per_token_train'] for side in ('runs', 'against')
   )
   if not ours or not theirs or abs(ours / theirs - 1) <= EQUAL_FLOPS:
     return ''
   return (
-    f'note: training FLOPs per token differ by {ours / theirs - 1:+.1%}: part'
-    ' of the gain may be theirs.'
+    f'note: training FLOPs per token differ by {ours / theirs - 1:+.1%}, which'
+    ' may explain a part of the gain.'
   )
 
 
 def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
-  """Tables of cells, each with a header: the models, then one for each task."""
+  """Tables of cells with header rows: one of the models, one for each task."""
   sides = [compared['runs'], compared['against']]
   labels = [side['label'] for side in sides]
   facts = [['', *labels]]
@@ -120,14 +126,15 @@ def _aligned(rows: list[list[str]]) -> str:
   )
 
 
-def write(compared: dict[str, Any], path: pathlib.Path) -> None:
-  """Draws a page of all tasks, or a picture of the first one."""
+def write(compared: dict[str, Any], path: pathlib.Path) -> str:
+  """Writes a page of all tasks to a .html file, else a picture of the first.
+
+  Returns:
+    A caption for a picture: names that its font cannot draw, each with the
+    plain name that the picture shows instead; '' if there are none.
+  """
   if path.suffix != '.html':
-    task = next(iter(compared['tasks']))
-    with draw.style(draw.PAPER):
-      figure = _figure(compared, task, draw.PAPER)
-      figure.savefig(path, dpi=160)
-    return
+    return _write_picture(compared, path)
   drawn = []
   for task in compared['tasks']:
     with draw.style(draw.PAGE):
@@ -138,19 +145,42 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> None:
     title=title(compared),
     compared=compared,
     figures=drawn,
-    tables=tables_of(compared),
+    tables=[*tables_of(compared), score.as_cells(_scores(compared))],
     remark=flops_remark(compared),
   )
   path.write_text(page, encoding='utf-8')
+  return ''
+
+
+def _write_picture(compared: dict[str, Any], path: pathlib.Path) -> str:
+  task, found = next(iter(compared['tasks'].items()))
+  names = {
+    'runs': compared['runs']['label'],
+    'against': compared['against']['label'],
+    'held out': task,
+  }
+  replaced = {}
+  if path.suffix == '.png':
+    replaced = {k: name for k, name in names.items() if not draw.can_draw(name)}
+  names.update({plain: plain for plain in replaced})
+  drawn = {
+    'runs': {'label': names['runs']},
+    'against': {'label': names['against']},
+    'tasks': {names['held out']: found},
+  }
+  with draw.style(draw.PAPER), draw.without_glyph_warnings():
+    figure = _figure(drawn, names['held out'], draw.PAPER)
+    figure.savefig(path, dpi=160)
+  return ', '.join(f'{plain} = {name}' for plain, name in replaced.items())
 
 
 def _figure(compared: dict[str, Any], task: str, colors: draw.Colors) -> Figure:
-  """Both curves, and the gain under them."""
+  """Draws the curves of both sides, and the gain below them."""
   found = compared['tasks'][task]
   millions = np.array(found['tokens']) / 1e6
   figure = Figure((9.2, 5.2), layout='constrained')
   top, bottom = figure.subplots(2, sharex=True, height_ratios=(2.2, 1))
-  # Different marks keep apart lines that lie close.
+  # Different markers help to tell lines apart that are close.
   for side, color, mark in zip(
     ('runs', 'against'), colors.series, 'os', strict=False
   ):

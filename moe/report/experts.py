@@ -1,4 +1,4 @@
-"""What a page shows of the experts and the router, layer by layer."""
+"""Figures and a table of experts and router, by sparse layer."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from moe.train.watch import Watch
 _MAX_COLUMNS = 160
 _MAX_LAYERS = 12
 
-# (key in the log's layers, title of a figure, head of a column, format).
+# (key of a record's 'layers', title of the figure, column header, format).
 _NUMBERS = (
   ('max_over_mean', 'Busiest expert over the mean', 'busiest / mean', '.2f'),
   ('variation', 'Variation of the load', 'variation', '.2f'),
@@ -30,13 +30,13 @@ _NUMBERS = (
 )
 
 
-class Experts(NamedTuple):
-  """What the log says by sparse layer.
+class ExpertFigures(NamedTuple):
+  """Figures and a table by sparse layer.
 
   Attributes:
     loads: figure of the load of each expert.
     curves: figure of the other numbers.
-    header: head of a table of means over the last tenth of the steps.
+    header: column headers of a table of means over the last tenth of the steps.
     rows: rows of the table, one for each layer.
   """
 
@@ -46,7 +46,7 @@ class Experts(NamedTuple):
   rows: list[list[str]]
 
 
-def experts(records: Sequence[dict[str, Any]]) -> Experts | None:
+def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
   """Figures and table of a run's records; None for a dense model."""
   records = [r for r in records if 'load' in r.get('layers', {})]
   if not records:
@@ -56,7 +56,7 @@ def experts(records: Sequence[dict[str, Any]]) -> Experts | None:
   numbers = _numbers(records, load_SLE)
   watch = Watch(1.0)
   watch.resume(records)
-  return Experts(
+  return ExpertFigures(
     loads(steps, load_SLE), curves(steps, numbers), *_table(numbers, watch)
   )
 
@@ -73,7 +73,9 @@ def _numbers(
   for key, *_ in _NUMBERS:
     if all(key in record['layers'] for record in records):
       rows = [record['layers'][key] for record in records]
-      found[key] = np.array(rows, float)  # null, not finite, becomes NaN.
+      # The log writes null for a number that is not finite; it becomes NaN
+      # here.
+      found[key] = np.array(rows, float)
   return found
 
 
@@ -95,7 +97,7 @@ def _table(
 
 
 def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
-  """A panel for each quantity, in it a line for each sparse layer."""
+  """A figure with a panel for each quantity and a line for each layer."""
   shown = [
     (numbers[key], title, form)
     for key, title, _, form in _NUMBERS
@@ -103,7 +105,7 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
   ]
   layers = shown[0][0].shape[1]
   every = _spread(layers)
-  # The ends of the scale are left out: one is lost on white, one on black.
+  # One end of the scale is invisible on white and the other on black.
   colors = matplotlib.colormaps['viridis'](np.linspace(0.25, 0.9, len(every)))
   with style(PAGE):
     figure, panels = _panels(len(shown), 0.5)
@@ -128,7 +130,7 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
 
 
 def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
-  """A figure with this number of panels, two or three side by side."""
+  """An empty figure of so many panels, two or three side by side."""
   columns = 2 if number == 4 else min(3, number)
   rows = -(-number // columns)
   figure = Figure((9.2, 1.9 * rows + margin), layout='constrained')
@@ -141,13 +143,13 @@ def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
 
 
 def _spread(layers: int) -> np.ndarray:
-  """All layers, or _MAX_LAYERS of them from the first to the last."""
+  """All layers, or _MAX_LAYERS of them at even distances."""
   every = np.linspace(0, layers - 1, min(layers, _MAX_LAYERS))
   return every.round().astype(int)
 
 
 def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
-  """A heat map for each sparse layer: experts by step, 1 is an even share."""
+  """A heat map of expert by step for each sparse layer; 1 is an even share."""
   load_SLE = _columns(np.asarray(load_SLE, float) * np.shape(load_SLE)[2])
   layers, experts = load_SLE.shape[1:]
   every = _spread(layers)
@@ -172,6 +174,6 @@ def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
 
 
 def _columns(load_SLE: np.ndarray) -> np.ndarray:
-  """At most _MAX_COLUMNS steps, each the mean of its neighbours."""
+  """Averages neighbouring steps, so that at most _MAX_COLUMNS remain."""
   parts = np.array_split(load_SLE, min(len(load_SLE), _MAX_COLUMNS))
   return np.stack([part.mean(axis=0) for part in parts])

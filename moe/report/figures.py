@@ -1,7 +1,8 @@
 """The figures of a page, as SVG that takes its colours from the page.
 
-Matplotlib draws with the placeholder colours below; in the text of the SVG each
-becomes a CSS variable, so that one figure is readable in light and dark.
+Matplotlib draws with the placeholder colours below. In the text of the SVG each
+one becomes a CSS variable, so that the same figure works in light and dark
+mode.
 """
 
 import contextlib
@@ -9,11 +10,13 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -21,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 
 class Colors(NamedTuple):
-  """The colours of a figure."""
+  """The colours of a figure; `soft` is for labels, `series` for lines."""
 
   ink: str
   grid: str
@@ -29,7 +32,7 @@ class Colors(NamedTuple):
   series: tuple[str, ...]
 
 
-# Placeholders: in a page the style says what they are.
+# PAGE has placeholders, for which the style of the page sets the real colours.
 PAGE = Colors(
   '#010101', '#020202', '#030303', ('#040404', '#050505', '#060606', '#070707')
 )
@@ -51,7 +54,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 def style(
   colors: Colors, grid: bool = True
 ) -> contextlib.AbstractContextManager:
-  """Matplotlib's settings while a figure is drawn."""
+  """A context with Matplotlib's settings for a figure."""
   return matplotlib.rc_context({
     'figure.facecolor': 'none' if colors is PAGE else 'white',
     'axes.facecolor': 'none',
@@ -83,13 +86,13 @@ def curves(
   label: str,
   size: tuple[float, float] = (9.2, 3.7),
 ) -> str:
-  """A quantity of training beside held-out data and horizontal levels.
+  """A figure of a training curve, held-out curves and horizontal levels.
 
   Args:
-    train: one point a step, drawn faintly, with its moving average over it.
-    held_out: few points, by name.
-    levels: horizontal lines, by name.
-    label: of the y axis.
+    train: one point per step; a moving average is drawn over the faint line.
+    held_out: curves of a few points by name.
+    levels: heights of horizontal lines by name.
+    label: label of the y axis.
     size: width and height in inches.
   """
   with style(PAGE):
@@ -116,7 +119,7 @@ def curves(
 
 
 def _levels(axes: Axes, levels: dict[str, float]) -> None:
-  """Draws dashed lines whose names keep out of each other's way."""
+  """Draws dashed lines and places their names so that they do not overlap."""
   low, high = axes.get_ylim()
   above = math.inf
   for name, level in sorted(levels.items(), key=lambda pair: -pair[1]):
@@ -132,13 +135,13 @@ def _levels(axes: Axes, levels: dict[str, float]) -> None:
 
 
 def small(line: Line, label: str, ticks: str, scale: str) -> str:
-  """One quantity by step, in a small frame.
+  """A small figure of one quantity by step.
 
   Args:
-    line: one point a step.
-    label: above the frame.
-    ticks: format of the numbers at the y axis, such as {x:.0%}.
-    scale: 'fit', 'log', 'zero' (from 0 on) or 'exact' (no moving average).
+    line: one point per step.
+    label: title above the figure.
+    ticks: format of the numbers on the y axis, such as {x:.0%}.
+    scale: 'fit', 'log', 'zero' (includes 0) or 'exact' (no moving average).
   """
   with style(PAGE):
     figure, axes = _axes((4.4, 2.3))
@@ -172,7 +175,7 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
 def thin(
   x: Sequence[float], y: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """At most _MAX_POINTS points, each the mean of its neighbours."""
+  """Averages neighbouring points, so that at most _MAX_POINTS remain."""
   x, y = np.asarray(x, float), np.asarray(y, float)
   parts = min(len(x), _MAX_POINTS)
   means = [
@@ -192,7 +195,7 @@ def smooth(y: np.ndarray) -> np.ndarray:
 
 
 def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
-  """Keeps the first steps of a run from pressing the rest flat."""
+  """Sets the y range so that the first steps do not flatten the rest."""
   low = min(y.min(), *others, y[-1])
   high = max(np.quantile(y, 0.97) if len(y) > 30 else y.max(), *others, low)
   if high > low:
@@ -200,16 +203,39 @@ def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
+def can_draw(text: str) -> bool:
+  """Whether matplotlib's font has every character of a text.
+
+  Its own font has no Chinese. Text in an SVG is not drawn here: whoever shows
+  it takes a font that has the characters.
+  """
+  font = font_manager.get_font(
+    font_manager.findfont(font_manager.FontProperties())
+  )
+  return set(map(ord, text)) <= font.get_charmap().keys()
+
+
+@contextlib.contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+  """Draws an SVG without warnings of characters that its viewer will draw."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', r'Glyph \d+ .* missing from font')
+    yield
+
+
 def svg(figure: Figure, label: str) -> str:
-  """A figure drawn for a page as an <svg> element to be put inside."""
+  """A figure as an <svg> element for the text of a page."""
   stream = io.StringIO()
-  FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
+  with without_glyph_warnings():
+    FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
   text = stream.getvalue()
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
-  text = text.replace('*{', 'svg *{')  # Their style is not for our page.
+  # Matplotlib's style must not apply to the rest of the page.
+  text = text.replace('*{', 'svg *{')
   for color, variable in _VARIABLES.items():
     text = text.replace(color, variable)
-  # Scales with the page; a name for those who cannot see it.
+  # Without a fixed size the figure scales with the page. The label is for
+  # screen readers.
   text = text[text.index('<svg') :].replace(
     '<svg', f'<svg role="img" aria-label="{label}"', 1
   )

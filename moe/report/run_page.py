@@ -1,7 +1,6 @@
-"""A page about a run: figures, style, samples, configuration in one file."""
+"""A self-contained page about a run: figures, samples and configuration."""
 
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from moe.evaluate import score
 from moe.report import experts, templates
 from moe.report import figures as draw
+from moe.scale.quantities import counted, short
 from moe.train import record_log
 from moe.train.display import duration
 
@@ -17,18 +17,18 @@ Record = dict[str, Any]
 
 
 class Baselines(NamedTuple):
-  """Scores of n-grams.
+  """Scores of n-gram models.
 
   Attributes:
-    task: on whose held-out documents.
-    levels: bits per character by name.
+    task: the task whose held-out documents they score.
+    levels: bits per character by name of the model.
   """
 
   task: str
   levels: dict[str, float]
 
 
-# (key in the log, title, format of the numbers, scale) of the small figures.
+# The small figures: (key of a record, title, format of numbers, scale).
 _SMALL = (
   ('loss', 'Loss with all its terms [nats]', '{x:g}', 'fit'),
   ('grad_norm', 'Gradient norm', '{x:g}', 'log'),
@@ -39,7 +39,7 @@ _SMALL = (
   ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
 )
-# (title, file) of the texts that a page ends with.
+# The texts at the end of the page: (title, file).
 _TEXTS = (
   ('Configuration', 'config.gin'),
   ('Operative configuration', 'operative_config.gin'),
@@ -53,20 +53,20 @@ def write_report(
   """Writes the page of a run; returns its path.
 
   Args:
-    workdir: directory of the run. log.jsonl must be there; the page also shows
+    workdir: directory of the run. log.jsonl must exist. The page also shows
       eval.jsonl, run.json, baselines.json, samples.json or samples.txt,
-      config.gin, operative_config.gin and model.txt where they are there.
+      config.gin, operative_config.gin and model.txt, if they exist.
     output: file of the page, by default WORKDIR/report.html.
 
   Raises:
-    ValueError: if there is no step in the log, or a file is no JSON.
+    ValueError: if the log has no step, or a file is not JSON.
   """
   workdir = pathlib.Path(workdir)
   records = record_log.read(workdir / 'log.jsonl')
   if not records:
     raise ValueError(
       f'{workdir / "log.jsonl"} must hold at least one step, got none: give'
-      ' the --workdir of a run that has trained.'
+      ' the --workdir of a run that has been trained.'
     )
   evals = record_log.read(workdir / 'eval.jsonl')
   run = _json(workdir / 'run.json', {})
@@ -74,7 +74,8 @@ def write_report(
   page = templates.render(
     'run_page.html',
     name=workdir.resolve().name,
-    records=records,
+    steps=counted(records[-1]['step'], 'training step'),
+    num_evaluations=counted(len(evals), 'evaluation'),
     cards=_cards(records, evals, run, baselines),
     figures=_figures(records, evals, baselines),
     experts=experts.experts(records),
@@ -98,12 +99,12 @@ def _cards(
   run: dict[str, Any],
   baselines: Baselines,
 ) -> list[tuple[str, str, str]]:
-  """(title, number, remark) of what a reader wants to know first."""
+  """The cards at the top of the page: (title, number, remark)."""
   cards, last = _held_out_cards(evals, baselines), records[-1]
   recent = records[-max(1, len(records) // 10) :]
   if last.get('tokens'):
-    steps = f'in {last["step"]:,} steps'
-    cards.append(('Tokens seen', _number(last['tokens']), steps))
+    steps = f'in {counted(last["step"], "step")}'
+    cards.append(('Tokens seen', short(last['tokens']), steps))
   seconds = _value(last, 'time.elapsed')
   if seconds is not None:
     speeds = _values(records, 'time.tokens_per_second')[1]
@@ -113,8 +114,8 @@ def _cards(
     )
   if 'params_total' in run:
     active = run.get('params_active')
-    remark = f'{_number(active)} active for a token' if active else ''
-    cards.append(('Parameters', _number(run['params_total']), remark))
+    remark = f'{short(active)} active per token' if active else ''
+    cards.append(('Parameters', short(run['params_total']), remark))
   for key, title, form in (
     ('dropped_fraction', 'Dropped', '{:.2%}'),
     ('load_imbalance', 'Imbalance', '{:.2f}'),
@@ -122,14 +123,15 @@ def _cards(
     values = _values(recent, key)[1]
     if values:
       mean = sum(values) / len(values)
-      cards.append((title, form.format(mean), f'last {len(recent):,} steps'))
+      remark = f'mean of the last {counted(len(recent), "step")}'
+      cards.append((title, form.format(mean), remark))
   return cards
 
 
 def _held_out_cards(
   evals: list[Record], baselines: Baselines
 ) -> list[tuple[str, str, str]]:
-  """`_cards` of the first two tasks, and of the baselines beside theirs."""
+  """The cards of the first two held-out tasks and of their baselines."""
   cards = []
   for task in _tasks(evals)[:2]:
     steps, bits = _held_out(evals, task, 'bits_per_char')
@@ -142,7 +144,7 @@ def _held_out_cards(
     others, _ = _records(evals, task)
     if others:
       step = others[-1]['step']
-      remark += f'; up to step {step:,} other documents were scored'
+      remark += f'; scores up to step {step:,} are of other documents'
     cards.append(('Held out', f'{bits[-1]:.3f}', remark))
     if task == baselines.task:
       for name, level in baselines.levels.items():
@@ -202,7 +204,7 @@ def _tasks(evals: list[Record]) -> list[str]:
 def _held_out(
   evals: list[Record], task: str, key: str
 ) -> tuple[list[int], list[float]]:
-  """Steps and values of the evaluations that compare with the last one."""
+  """(steps, values) of the evaluations on the same documents as the last."""
   _, equal = _records(evals, task)
   scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in equal]
   return _values(scores, key)
@@ -211,9 +213,9 @@ def _held_out(
 def _records(
   evals: list[Record], task: str
 ) -> tuple[list[Record], list[Record]]:
-  """(evaluations of other documents, those of the documents of the last one).
+  """(evaluations on other documents than the last one, on the same documents).
 
-  One that does not say what it has scored counts as of the same documents.
+  An evaluation without hashes of its documents counts as on the same ones.
   """
   of = lambda r: _value(r, 'held_out').get(task) if 'held_out' in r else None
   last = next((of(r) for r in reversed(evals) if of(r)), None)
@@ -222,9 +224,9 @@ def _records(
 
 
 def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
-  """What baselines.json says, unless it is of other documents than scored now.
+  """The scores of baselines.json, or none if the held-out documents changed.
 
-  Earlier versions wrote numbers by name, of the first task.
+  Earlier versions wrote {name: bits per character} for the first task.
   """
   if 'scores' not in content:
     return Baselines(next(iter(_tasks(evals)), ''), content)
@@ -238,14 +240,14 @@ def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
 
 
 def _values(records: list[Record], key: str) -> tuple[list[int], list[float]]:
-  """(steps, values) of the records that have a number there."""
+  """(steps, values) of the records with a number at a dotted key."""
   pairs = [(r['step'], _value(r, key)) for r in records]
   pairs = [(s, v) for s, v in pairs if isinstance(v, int | float)]
   return [s for s, _ in pairs], [v for _, v in pairs]
 
 
 def _value(record: Record, key: str) -> Any:
-  """The entry at a dotted key, None if there is none."""
+  """The entry at a dotted key; None if there is none."""
   for part in key.split('.'):
     record = record.get(part) if isinstance(record, dict) else None
   return record
@@ -285,9 +287,3 @@ def _flat(entries: dict[str, Any], prefix: str = '') -> list[tuple[str, str]]:
     else:
       rows.append((prefix + key, str(value)))
   return rows
-
-
-def _number(value: float) -> str:
-  """Three digits and a letter: 950, 12.3 k, 4.56 M, 1.75 T."""
-  power = min(int(math.log10(max(value, 1)) // 3), 4)
-  return f'{value / 1000**power:.3g} {" kMGT"[power]}'.strip()

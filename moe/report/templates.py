@@ -1,4 +1,4 @@
-"""The templates of pages, which lie beside this file."""
+"""Renders the page templates, which are files in this folder."""
 
 import pathlib
 from typing import Any
@@ -7,11 +7,11 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-  """The text of a page.
+  """The HTML of a page.
 
   Args:
-    template: name of a file beside this one, such as 'run_page.html'.
-    **values: what the template shows; text is escaped.
+    template: name of a file in this folder, such as 'run_page.html'.
+    **values: variables of the template, which escapes their text.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),

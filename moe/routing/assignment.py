@@ -1,6 +1,7 @@
-"""Algorithms that assign tokens to experts with a whole group in view.
+"""Algorithms that assign tokens to experts by looking at a whole group.
 
-None of them carries a gradient: they choose, and weights are taken elsewhere.
+No gradient flows through them: they choose experts, and the router computes the
+weights.
 """
 
 import functools
@@ -11,21 +12,21 @@ import jax.numpy as jnp
 
 from moe.types import Array
 
-# An auction is held so many times, each time in steps of a quarter.
+# An auction has this many phases. Each phase bids in steps of a quarter of the
+# steps before.
 NUM_PHASES = 5
-# Rounds of a phase after which whoever is left takes what is free.
+# After this many rounds of a phase tokens without one take the free places.
 MAX_ROUNDS = 1000
 
 
 def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
   """Scores, -inf outside each token's best groups of neighbouring experts.
 
-  DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437: a group
-  counts as much as its two best experts together, so that a token visits few
-  nodes.
+  DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437: the score
+  of a group is the sum of its two best scores. A token then visits few nodes.
 
   Args:
-    scores_GME: by which experts are chosen.
+    scores_GME: scores by which experts are chosen.
     num_groups: groups of E / num_groups experts each.
     top_groups: groups that a token may use.
 
@@ -36,8 +37,8 @@ def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
   if E % num_groups or E // num_groups < 2 or top_groups > num_groups:
     raise ValueError(
       f'num_groups={num_groups} must divide NUM_EXPERTS={E} into groups of at'
-      f' least 2, and top_groups={top_groups} be no more than that: change one'
-      ' of them.'
+      f' least 2, and top_groups={top_groups} must be at most num_groups:'
+      ' change one of them.'
     )
   scores = scores_GME.reshape(*lead, num_groups, E // num_groups)
   group_scores = jax.lax.top_k(scores, 2)[0].sum(axis=-1)
@@ -51,23 +52,23 @@ def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
 def quantiles(
   scores_GME: Array, bias_E: Array, num_active: int, valid_GM: Array
 ) -> Array:
-  """The price at which each expert would have had its share of a group.
+  """The price at which each expert would get its even share of a group.
 
-  One step of coordinate descent on the dual of balanced assignment: with the
-  present bias, a token's threshold is its (k + 1)-th largest biased score; an
-  expert's price is the (floor(n k / E) + 1)-th largest excess of its scores
-  over the thresholds of the group's n valid tokens, so that n k / E of them
-  exceed it.
+  This is one step of coordinate descent on the dual of balanced assignment.
+  With the current bias, a token's threshold is its (k + 1)-th largest biased
+  score. An expert's excess is its score minus the token's threshold. Among the
+  group's n valid tokens, the expert's price is its (floor(n k / E) + 1)-th
+  largest excess, so that n k / E tokens exceed the price.
 
   Args:
-    scores_GME: without bias.
-    bias_E: the present one.
+    scores_GME: scores without bias.
+    bias_E: current bias.
     num_active: k, less than E.
     valid_GM: bool, False for padding.
 
   Returns:
-    [G, E]; where a price is not finite (experts that are masked), the present
-    one, -bias_E.
+    [G, E] prices; the current price, -bias_E, where the new one is not finite,
+    as for masked experts.
   """
   M, E = scores_GME.shape[1:]
   scores_GME = jax.lax.stop_gradient(scores_GME)
@@ -86,9 +87,9 @@ def quantiles(
 def sinkhorn(logits_GME: Array, valid_GM: Array, num_iterations: int) -> Array:
   """Logits shifted by token and expert towards a balanced soft assignment.
 
-  Sinkhorn's iteration in logarithms: in turn, the exponentials of each token
-  are scaled to sum to 1 and those of each expert to sum to n / E, with n the
-  valid tokens of the group.
+  Sinkhorn's iteration, in logarithms, repeats two steps: it scales the
+  exponentials of each token to sum to 1, then those of each expert to sum to
+  n / E, where n is the number of valid tokens of the group.
 
   Returns:
     [G, M, E] logarithms; -inf for padding.
@@ -111,13 +112,13 @@ def sinkhorn(logits_GME: Array, valid_GM: Array, num_iterations: int) -> Array:
 
 
 class _Auction(NamedTuple):
-  """Bids so far.
+  """State of an auction.
 
   Attributes:
-    price_E: what a place with each expert costs.
-    expert_M: the expert each token holds a place with, -1 for none.
-    bid_M: what the token bid for it.
-    round: rounds of this phase so far.
+    price_E: price of a place at each expert.
+    expert_M: expert at which each token holds a place, -1 for none.
+    bid_M: bid by which the token got that place.
+    round: number of finished rounds of this phase.
   """
 
   price_E: Array
@@ -127,19 +128,20 @@ class _Auction(NamedTuple):
 
 
 def balanced_assignment(benefit_GME: Array, valid_GM: Array) -> Array:
-  """One expert per token, ceil(n / E) tokens per expert at most.
+  """One expert per token, at most ceil(n / E) tokens per expert.
 
   The assignment of BASE layers (Lewis et al., 2021, section 3,
-  https://arxiv.org/abs/2103.16716), by an auction (Bertsekas, 1988): in each
-  round all tokens without a place bid for the expert that is worth most to them
-  at its price: its price, what it is worth more than their second best, and a
-  step on top; an expert keeps its highest bids. Prices start from those of an
-  auction in larger steps. The sum of benefits comes within n times the last
-  step, 1/1024 of the group's spread of benefits, of the largest possible one,
-  unless `MAX_ROUNDS` are not enough.
+  https://arxiv.org/abs/2103.16716), by an auction (Bertsekas, 1988). The value
+  of an expert to a token is its benefit minus its price. In each round every
+  token without a place bids for its most valuable expert: the expert's price,
+  plus the lead over the second most valuable one, plus a step. An expert keeps
+  its highest bids. Each phase starts from the prices of the phase before, which
+  bid in larger steps. The sum of benefits is at most n times the last step
+  below the optimum, unless `MAX_ROUNDS` is too small. The last step is 1/1024
+  of the range of the group's benefits.
 
   Args:
-    benefit_GME: float32; -inf is taken for much less than the smallest.
+    benefit_GME: float32; -inf counts as far below the smallest finite value.
     valid_GM: bool; padding takes no place.
 
   Returns:
@@ -160,14 +162,15 @@ def _balanced(benefit_ME: Array, valid_M: Array) -> Array:
   benefit_ME = jnp.where(counted_ME, benefit_ME, low - spread)
   tokens = valid_M.sum(dtype=jnp.int32)
   places = (tokens + E - 1) // E
-  # Bidders to whom all is the same make up for the n that is no multiple of E:
-  # prices of places that stay free would otherwise have to start from 0.
-  benefit_NE = jnp.pad(benefit_ME, ((0, E), (0, 0)))
+  # Idle bidders, to whom all experts are worth the same, take the places that
+  # stay free where n is no multiple of E. Without them the price of an expert
+  # with a free place would have to start from 0 in each phase.
+  benefit_ME = jnp.pad(benefit_ME, ((0, E), (0, 0)))
   idle_E = jnp.arange(E, dtype=jnp.int32) < places * E - tokens
-  bids_N = jnp.concatenate([valid_M, idle_E])
+  bids_M = jnp.concatenate([valid_M, idle_E])
 
   def is_open(auction):
-    waits = jnp.any(bids_N & (auction.expert_M < 0))
+    waits = jnp.any(bids_M & (auction.expert_M < 0))
     return waits & (auction.round < MAX_ROUNDS)
 
   def phase(i, auction):
@@ -178,16 +181,16 @@ def _balanced(benefit_ME: Array, valid_M: Array) -> Array:
       jnp.zeros(M + E, jnp.float32),
       jnp.zeros((), jnp.int32),
     )
-    bid = functools.partial(_bid, benefit_NE, bids_N, places, step)
+    bid = functools.partial(_bid, benefit_ME, bids_M, places, step)
     return jax.lax.while_loop(is_open, bid, start)
 
-  nobody = _Auction(
+  empty = _Auction(
     jnp.zeros(E, jnp.float32),
     jnp.full(M + E, -1, jnp.int32),
     jnp.zeros(M + E, jnp.float32),
     jnp.zeros((), jnp.int32),
   )
-  auction = jax.lax.fori_loop(0, NUM_PHASES, phase, nobody)
+  auction = jax.lax.fori_loop(0, NUM_PHASES, phase, empty)
   return _fill(auction.expert_M[:M], valid_M, places, E)
 
 
@@ -211,7 +214,7 @@ def _bid(
   wanted_M = jnp.where(bids_M, wanted_M, E)
   bid_M = jnp.where(holds_M, auction.bid_M, offer_M)
   tokens_M = jnp.arange(M, dtype=jnp.int32)
-  # By expert, then by falling bid; of equal bids the earlier token's.
+  # The order is by expert, then by falling bid, then by token.
   sorted_M, falling_M, order_M = jax.lax.sort(
     (wanted_M, -bid_M, tokens_M), num_keys=3
   )
@@ -229,7 +232,7 @@ def _bid(
 def _fill(
   expert_M: Array, valid_M: Array, places: Array, num_experts: int
 ) -> Array:
-  """Gives tokens without a place the free ones, in order."""
+  """Gives the free places to the tokens without one, in order."""
   experts_E = jnp.arange(num_experts, dtype=jnp.int32)
   held_E = jnp.sum(expert_M[:, None] == experts_E, axis=0, dtype=jnp.int32)
   waits_M = valid_M & (expert_M < 0)

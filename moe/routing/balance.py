@@ -1,8 +1,9 @@
-"""Losses and biases that keep a router balanced, and what it is seen to do.
+"""Losses and biases that keep a router balanced, and statistics of its choices.
 
-Every loss is a (sum, weight) pair, unscaled, whose weight is the number of
-valid tokens: known from the batch alone, so that sums over microbatches and
-devices are divided once. Products are sums of elementwise ones, in float32.
+Every loss is an unscaled (sum, weight) pair. The weight is the number of valid
+tokens, which the batch alone decides, so sums over microbatches and devices are
+divided once. Products are elementwise and then summed, so they are float32 on
+every platform.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from moe.types import Array, Pair
 
 SCOPES = ('group', 'sequence', 'global')
-# As `TokenBatch.modality` counts them.
+# Number of modalities that `TokenBatch.modality` can name.
 NUM_MODALITIES = 3
 
 
@@ -32,10 +33,10 @@ class Scope(NamedTuple):
   batch_axes: tuple[str, ...] = ()
 
   def units(self, a_GM: Array) -> Array:
-    """[G, M, ...] as [U, N, ...]: U sets of the N tokens that belong together.
+    """Regroups [G, M, ...] so that each G holds the M tokens of one unit.
 
     Raises:
-      ValueError: if sequences are divided over devices and are to be summed.
+      ValueError: if a unit is a sequence and devices hold parts of sequences.
     """
     if self.name == 'group':
       return a_GM
@@ -50,11 +51,11 @@ class Scope(NamedTuple):
       )
     return a_GM.reshape(-1, self.length, *rest)
 
-  def total(self, a_UE: Array) -> Array:
-    """Sums of units, over the devices where a unit is the whole batch."""
+  def total(self, a_GE: Array) -> Array:
+    """Sums by unit, added over devices where a unit is the whole batch."""
     if self.name == 'global' and self.batch_axes:
-      return jax.lax.psum(a_UE, self.batch_axes)
-    return a_UE
+      return jax.lax.psum(a_GE, self.batch_axes)
+    return a_GE
 
 
 GROUP = Scope()
@@ -65,7 +66,7 @@ def choice_counts(
 ) -> Array:
   """How often each expert is chosen in each group: float32 [G, E].
 
-  Compares choice by choice, so that no [G, M, A, E] array exists.
+  It takes one choice at a time, so that no [G, M, A, E] array exists.
 
   Args:
     expert_GMA: int32 in [0, E); negative where there is no choice.
@@ -92,17 +93,18 @@ def load_balance_loss(
   Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times
   the sum over experts of f (share of assignments) x P (mean probability).
   Departs from it in counting all choices of a token and in leaving padding out.
-  f and P are taken over the tokens of one unit of the scope, and units weigh as
-  much as their tokens. Of scope 'global' (Qiu et al., 2025,
-  https://arxiv.org/abs/2501.11873) the unit is the microbatch over all devices,
-  and f, through which no gradient flows, counts the assignments of the step's
-  microbatches up to this one: E * sum_e f_e * (sum over its tokens of p_e).
+  f and P are taken over the tokens of one unit of the scope, and each unit is
+  weighted by its number of tokens. No gradient flows through f. With scope
+  'global' (Qiu et al., 2025, https://arxiv.org/abs/2501.11873) the unit is the
+  microbatch over all devices. Then f counts the assignments of this step's
+  microbatches up to the current one, and the sum is E * sum_e f_e * (sum over
+  the microbatch's tokens of p_e).
 
   Args:
     probs_GME: distribution over experts, float32.
     expert_GMA: chosen experts, int32 in [0, E); negative where there is none.
     valid_GM: bool, False for padding.
-    scope: what a unit is.
+    scope: the tokens of a unit.
     load_before_E: assignments in the step's earlier microbatches.
 
   Returns:
@@ -117,14 +119,18 @@ def load_balance_loss(
       ' agree on groups and tokens: pass both as the router returned them.'
     )
   E = probs_GME.shape[-1]
-  valid_UN = scope.units(valid_GM)
-  count_UE = scope.total(choice_counts(scope.units(expert_GMA), valid_UN, E))
+  unit_valid_GM = scope.units(valid_GM)
+  count_GE = scope.total(
+    choice_counts(scope.units(expert_GMA), unit_valid_GM, E)
+  )
   if load_before_E is not None:
-    count_UE += load_before_E
+    count_GE += load_before_E
   # At least 1, so that a unit of padding alone gives 0.
-  share_UE = count_UE / jnp.maximum(count_UE.sum(axis=-1, keepdims=True), 1.0)
-  prob_UE = jnp.sum(scope.units(probs_GME), axis=1, where=valid_UN[..., None])
-  loss = E * jnp.sum(jax.lax.stop_gradient(share_UE) * prob_UE)
+  share_GE = count_GE / jnp.maximum(count_GE.sum(axis=-1, keepdims=True), 1.0)
+  prob_GE = jnp.sum(
+    scope.units(probs_GME), axis=1, where=unit_valid_GM[..., None]
+  )
+  loss = E * jnp.sum(jax.lax.stop_gradient(share_GE) * prob_GE)
   return loss, valid_GM.astype(jnp.float32).sum()
 
 
@@ -144,11 +150,11 @@ def _token_entropy(probs_GME: Array) -> Array:
 
 
 def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
-  """Mean entropy of the tokens' distributions: small where each is decided.
+  """Mean entropy of the tokens' distributions; small if tokens are decided.
 
   The local loss of LIMoE (Mustafa et al., 2022, equation 2,
-  https://arxiv.org/abs/2206.02770). Modalities weigh as much as their tokens,
-  so that their losses add up to one mean over all tokens.
+  https://arxiv.org/abs/2206.02770). Each modality is weighted by its number of
+  tokens, so the losses of all modalities add up to one mean over all tokens.
   """
   valid_GM = valid_GM.astype(jnp.float32)
   return jnp.sum(_token_entropy(probs_GME) * valid_GM), valid_GM.sum()
@@ -159,25 +165,28 @@ def global_entropy_loss(
 ) -> Pair:
   """Negative entropy of each modality's mean distribution.
 
-  The global loss of LIMoE (Mustafa et al., 2022, equation 3): small where a
+  The global loss of LIMoE (Mustafa et al., 2022, equation 3); small if a
   modality as a whole uses many experts. Departs from it in weighting modalities
   by their tokens and in having no threshold.
 
-  Of each unit of the scope, n tokens of a modality with mean P add
-  n * sum_e P_e log P_e. The logarithm carries no gradient: its part would be
-  n * sum_e dP_e, which is 0 since probabilities sum to 1. The term is then a
-  sum over tokens, and adds up over devices whatever the scope.
+  In each unit of the scope, a modality with n tokens and mean distribution P
+  adds n * sum_e P_e log P_e. The logarithm needs no gradient: its share of the
+  gradient is n * sum_e dP_e, which is 0 since probabilities sum to 1. Without
+  it the term is linear in the tokens, and adds up over devices for any scope.
   """
-  probs_UNE = scope.units(probs_GME)
-  modality_UN, valid_UN = scope.units(modality_GM), scope.units(valid_GM)
+  unit_probs_GME = scope.units(probs_GME)
+  unit_modality_GM, unit_valid_GM = (
+    scope.units(modality_GM),
+    scope.units(valid_GM),
+  )
   loss = jnp.zeros((), jnp.float32)
   for modality in range(NUM_MODALITIES):
-    mine_UN = valid_UN & (modality_UN == modality)
-    prob_UE = jnp.sum(probs_UNE, axis=1, where=mine_UN[..., None])
-    total_UE = scope.total(prob_UE)
-    tokens_U1 = jnp.maximum(total_UE.sum(axis=-1, keepdims=True), 1e-30)
-    log_UE = jnp.log(jnp.maximum(total_UE / tokens_U1, 1e-30))
-    loss += jnp.sum(jax.lax.stop_gradient(log_UE) * prob_UE)
+    mine_GM = unit_valid_GM & (unit_modality_GM == modality)
+    prob_GE = jnp.sum(unit_probs_GME, axis=1, where=mine_GM[..., None])
+    total_GE = scope.total(prob_GE)
+    tokens_G1 = jnp.maximum(total_GE.sum(axis=-1, keepdims=True), 1e-30)
+    log_GE = jnp.log(jnp.maximum(total_GE / tokens_G1, 1e-30))
+    loss += jnp.sum(jax.lax.stop_gradient(log_GE) * prob_GE)
   return loss, valid_GM.astype(jnp.float32).sum()
 
 
@@ -188,7 +197,7 @@ def _squared_variation(a_GE: Array) -> Array:
   return jnp.mean(jnp.square((a_GE - mean_G1) / safe_G1), axis=-1)
 
 
-def _of_groups(loss_G: Array, valid_GM: Array) -> Pair:
+def _weighted_by_tokens(loss_G: Array, valid_GM: Array) -> Pair:
   tokens_G = valid_GM.astype(jnp.float32).sum(axis=1)
   return jnp.sum(loss_G * tokens_G), tokens_G.sum()
 
@@ -196,11 +205,11 @@ def _of_groups(loss_G: Array, valid_GM: Array) -> Pair:
 def importance_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   """Squared coefficient of variation of the experts' summed probabilities.
 
-  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, of each
-  group.
+  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, taken in
+  each group.
   """
   importance_GE = jnp.sum(probs_GME, axis=1, where=valid_GM[..., None])
-  return _of_groups(_squared_variation(importance_GE), valid_GM)
+  return _weighted_by_tokens(_squared_variation(importance_GE), valid_GM)
 
 
 def noisy_load_loss(
@@ -218,8 +227,8 @@ def noisy_load_loss(
   over the k-th largest noisy one.
 
   Args:
-    logits_GME: without noise.
-    noisy_GME: with noise, as the choice saw them.
+    logits_GME: logits without noise.
+    noisy_GME: logits with the noise by which experts were chosen.
     noise_std: standard deviation of the noise.
     num_active: k.
     valid_GM: bool, False for padding.
@@ -228,11 +237,11 @@ def noisy_load_loss(
   needed_GME = (threshold_GM1 - logits_GME) / noise_std
   chance_GME = jax.scipy.stats.norm.sf(needed_GME)
   load_GE = jnp.sum(chance_GME, axis=1, where=valid_GM[..., None])
-  return _of_groups(_squared_variation(load_GE), valid_GM)
+  return _weighted_by_tokens(_squared_variation(load_GE), valid_GM)
 
 
 def signed_bias(bias_E: Array, load_E: Array, rate: float) -> Array:
-  """The bias of the next step: up for an expert with less than the mean load.
+  """The bias of the next step; it rises for experts below the mean load.
 
   DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437, after
   Wang et al. (2024), algorithm 1, https://arxiv.org/abs/2408.15664.
@@ -249,18 +258,17 @@ def signed_bias(bias_E: Array, load_E: Array, rate: float) -> Array:
 def choice_statistics(
   probs_GME: Array, expert_GMA: Array, valid_GM: Array
 ) -> dict[str, Pair]:
-  """What a router did, as (sum, weight) pairs over valid tokens.
+  """Statistics of a router's choices, as (sum, weight) pairs over valid tokens.
 
   Args:
     probs_GME: distribution over experts, float32.
-    expert_GMA: int32 choices, the first one first; negative where there is
-      none.
+    expert_GMA: int32 choices, the best one first; negative where there is none.
     valid_GM: bool, False for padding.
 
   Returns:
-    load: float32 [E], rows per expert; over the number of rows it is a
-      histogram.
-    entropy: nats of the router's distribution.
+    load: float32 [E] rows per expert. The weight is the number of all rows, so
+      sum / weight is a histogram.
+    entropy: entropy of the router's distribution, in nats.
     confidence: probability of the first choice.
   """
   tokens = valid_GM.astype(jnp.float32).sum()

@@ -1,11 +1,11 @@
 """Permutes tokens into rows by expert, and the experts' outputs back.
 
 A dispatch gives every row of a plan a slot, or none where capacity ran out.
-Rows go to the experts with their weights, which the experts apply to their
-hidden layer: it is narrower than their output, and unpermuting is then a plain
-sum. Slots of one expert lie together: [G, E * C] with capacity C, which the
-experts see as [E, G * C], or one run of rows per expert where nothing is ever
-dropped. Both directions, forward and backward, only gather.
+Each row goes to its expert with its weight. The expert multiplies its hidden
+layer by the weight, since that is narrower than its output. Unpermuting is then
+a plain sum. The slots of one expert are adjacent: with capacity C they are
+[G, E * C], which the experts read as [E, G * C]; without capacity there is one
+run of rows per expert. Forward and backward passes only gather.
 """
 
 import dataclasses
@@ -14,24 +14,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import slots
 from moe.routing.plan import RoutingPlan
 from moe.types import Array
 
 
 class Permuted(NamedTuple):
-  """Rows for the experts, and what brings their outputs back.
+  """Rows for the experts, and the indices that bring their outputs back.
 
   Attributes:
-    rows: [E, G * C, D] with capacity; [R', D], sorted by expert, without.
+    rows: [E, G * C, D] with capacity; without, [R', D] sorted by expert.
     weight: float32 weight of each row, 0 in empty slots.
     count_E: int32 rows of each expert; None with capacity.
-    dropped: float32 scalar, rows asked for that found no slot.
+    dropped: float32 scalar, number of requested rows that found no slot.
     slot_GMA: int32 slots of each token, -1 where it has fewer.
-    token_GS: int32 token in each slot, -1 where the slot is empty; without
+    token_GU: int32 token in each slot, -1 where the slot is empty; without
       capacity the groups are joined: [1, R'].
-    row_GS: the same for the row of the plan.
-    one_hots: of `Einsum`, which has no indices: the products of its plan.
+    row_GU: int32 row of the plan in each slot, in the same form.
+    one_hots: (token_GRM, mask_GREC) of `Einsum`, which has no indices.
   """
 
   rows: Array
@@ -39,29 +40,30 @@ class Permuted(NamedTuple):
   count_E: Array | None
   dropped: Array
   slot_GMA: Array | None = None
-  token_GS: Array | None = None
-  row_GS: Array | None = None
+  token_GU: Array | None = None
+  row_GU: Array | None = None
   one_hots: tuple[Array, Array] | None = None
 
 
 def _permuted(
-  x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GS: Array
+  x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GU: Array
 ) -> Permuted:
-  """[G, S, D] rows and [G, S] weights, by the slot of each row and its inverse.
+  """Permutes tokens and weights, given the slot of each row and its inverse.
 
-  This is the one place where slots by token and tokens by slot are derived.
+  The rows are [G, U, D] and the weights [G, U]. Only this function derives the
+  slots of each token and the token of each slot.
   """
-  token_GS = slots.gather(plan.token_GR, row_GS, -1)
+  token_GU = slots.gather(plan.token_GR, row_GU, -1)
   slot_GMA = slots.gather(slot_GR, plan.rows_GMA, -1)
-  asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
+  asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32)
   return Permuted(
-    slots.permute(x_GMD, token_GS, slot_GMA),
-    slots.permute(plan.weight_GR, row_GS, slot_GR),
+    slots.permute(x_GMD, token_GU, slot_GMA),
+    slots.permute(plan.weight_GR, row_GU, slot_GR),
     None,
     asked - jnp.sum(slot_GR >= 0, dtype=jnp.float32),
     slot_GMA,
-    token_GS,
-    row_GS,
+    token_GU,
+    row_GU,
   )
 
 
@@ -70,7 +72,7 @@ class _WithCapacity:
   """Base of the dispatches in which each expert has C slots.
 
   Attributes:
-    capacity_factor: slots per expert over an even share.
+    capacity_factor: slots per expert, as a multiple of an even share.
   """
 
   capacity_factor: float = 1.25
@@ -79,20 +81,17 @@ class _WithCapacity:
   is_dropless = False
 
   def __post_init__(self):
-    if not self.capacity_factor > 0:
-      raise ValueError(
-        f'CAPACITY_FACTOR={self.capacity_factor} must be positive: 1.0 is an'
-        ' even share of the rows for each expert, 1.25 leaves room for uneven'
-        ' ones.'
-      )
-    if self.priority not in slots.PRIORITIES:
-      raise ValueError(
-        f"dispatch.Sorted.priority='{self.priority}' must be one of"
-        f' {slots.PRIORITIES}.'
-      )
+    bounds.within(
+      'CAPACITY_FACTOR',
+      self.capacity_factor,
+      '1.0 gives each expert an even share of the rows, 1.25 allows for uneven'
+      ' loads',
+      above=0,
+    )
+    bounds.one_of('priority', self.priority, slots.PRIORITIES)
 
-  def room(self, tokens: int, active: float, num_experts: int) -> int:
-    """Slots per expert for each group of so many tokens."""
+  def capacity(self, tokens: int, active: float, num_experts: int) -> int:
+    """Slots per expert and group, for groups of `tokens` tokens."""
     return slots.capacity(tokens, active, num_experts, self.capacity_factor)
 
 
@@ -101,31 +100,31 @@ class Sorted(_WithCapacity):
   """Fixed capacity; rows are sorted by expert and gathered.
 
   Attributes:
-    capacity_factor: slots per expert over an even share.
-    priority: who is kept where an expert is full: 'position', first choices
-      before second ones and then earlier tokens; or 'probability', the largest
-      weights (batch-prioritised routing, Riquelme et al. (2021), section 4,
-      https://arxiv.org/abs/2106.05974, by expert instead of by token). Rows
-      that stand by in a plan are tried last (spill to the next choice).
+    capacity_factor: slots per expert, as a multiple of an even share.
+    priority: which rows a full expert keeps. 'position' keeps first choices
+      before second ones, and then earlier tokens. 'probability' keeps the
+      largest weights (batch-prioritised routing, Riquelme et al. (2021),
+      section 4, https://arxiv.org/abs/2106.05974, per expert instead of per
+      token). Spare rows come last (spill to the next choice).
   """
 
   priority: str = 'position'
 
   def permute(
-    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, capacity: int
   ) -> Permuted:
-    """[E, G * C, D] rows; what a full expert cannot take is dropped.
+    """[E, G * C, D] rows; rows that a full expert cannot take are dropped.
 
     Args:
       x_GMD: tokens.
-      plan: who goes where.
-      num_experts: E, experts that the plan knows.
-      room: C, slots per expert and group.
+      plan: the experts of each token.
+      num_experts: E of the plan.
+      capacity: C, slots per expert and group.
     """
-    slot_GR, row_GS = slots.assign(plan, num_experts, room, self.priority)
-    permuted = _permuted(x_GMD, plan, slot_GR, row_GS)
+    slot_GR, row_GU = slots.assign(plan, num_experts, capacity, self.priority)
+    permuted = _permuted(x_GMD, plan, slot_GR, row_GU)
     G, _, D = x_GMD.shape
-    E, C = num_experts, room
+    E, C = num_experts, capacity
     rows_EGCD = permuted.rows.reshape(G, E, C, D).swapaxes(0, 1)
     weight_EGC = permuted.weight.reshape(G, E, C).swapaxes(0, 1)
     return permuted._replace(
@@ -138,7 +137,7 @@ class Sorted(_WithCapacity):
     G, (E, _, D) = len(permuted.slot_GMA), out.shape
     out_GECD = out.reshape(E, G, -1, D).swapaxes(0, 1)
     return slots.unpermute(
-      out_GECD.reshape(G, -1, D), permuted.token_GS, permuted.slot_GMA
+      out_GECD.reshape(G, -1, D), permuted.token_GU, permuted.slot_GMA
     )
 
 
@@ -146,32 +145,32 @@ class Sorted(_WithCapacity):
 class Einsum(_WithCapacity):
   """Fixed capacity by one-hot products: slow, obvious, the reference.
 
-  It keeps by position and leaves out rows that stand by in a plan.
+  Its priority is 'position', and it ignores spare rows.
 
   Attributes:
-    capacity_factor: slots per expert over an even share.
+    capacity_factor: slots per expert, as a multiple of an even share.
   """
 
   def _mask(self, plan: RoutingPlan, E: int, C: int) -> Array:
     """float32 [G, R, E, C], 1 where a row has a slot."""
-    valid_GR1 = slots.asked_rows(plan)[..., None].astype(jnp.float32)
+    valid_GR1 = slots.requested_rows(plan)[..., None].astype(jnp.float32)
     chosen_GRE = jax.nn.one_hot(plan.expert_GR, E) * valid_GR1
     rank_GRE = jnp.cumsum(chosen_GRE, axis=1) - chosen_GRE
     rank_GR = jnp.sum(rank_GRE * chosen_GRE, axis=-1).astype(jnp.int32)
-    # one_hot is zero for ranks beyond the capacity.
+    # one_hot is zero for ranks of C and more.
     return chosen_GRE[..., None] * jax.nn.one_hot(rank_GR, C)[:, :, None]
 
   def permute(
-    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, room: int
+    self, x_GMD: Array, plan: RoutingPlan, num_experts: int, capacity: int
   ) -> Permuted:
-    """[E, G * C, D] rows, C = room; later rows of a full expert are dropped."""
-    mask_GREC = self._mask(plan, num_experts, room)
+    """[E, G * C, D] rows; later rows of a full expert are dropped."""
+    mask_GREC = self._mask(plan, num_experts, capacity)
     token_GRM = jax.nn.one_hot(plan.token_GR, x_GMD.shape[1])
     rows_GECD = jnp.einsum(
       'GREC,GRM,GMD->GECD', mask_GREC, token_GRM, x_GMD.astype(jnp.float32)
     ).astype(x_GMD.dtype)
     weight_GEC = jnp.einsum('GREC,GR->GEC', mask_GREC, plan.weight_GR)
-    asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32)
+    asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32)
     dropped = asked - mask_GREC.sum()
     G, E, C, D = rows_GECD.shape
     return Permuted(
@@ -196,13 +195,13 @@ class Einsum(_WithCapacity):
 class Dropless:
   """No capacity: the rows of all groups in one run per expert, none dropped.
 
-  It leaves out rows that stand by in a plan.
+  It ignores spare rows.
   """
 
   is_dropless = True
 
-  def room(self, tokens: int, active: float, num_experts: int) -> None:
-    """No bound but the number of rows."""
+  def capacity(self, tokens: int, active: float, num_experts: int) -> None:
+    """None, since only the number of rows bounds the load of an expert."""
     del tokens, active, num_experts
 
   def permute(
@@ -210,29 +209,30 @@ class Dropless:
     x_GMD: Array,
     plan: RoutingPlan,
     num_experts: int,
-    room: int | None = None,
+    capacity: int | None = None,
   ) -> Permuted:
     """[R', D] rows sorted by expert, zeros behind the last run.
 
     Args:
       x_GMD: tokens.
-      plan: who goes where.
-      num_experts: E, experts that the plan knows.
-      room: R', rows of the buffer, where fewer exist than the plan has room
-        for. Rows of the last experts that do not fit are dropped and counted.
-        None for all of the plan.
+      plan: the experts of each token.
+      num_experts: E of the plan.
+      capacity: R', rows of the buffer; None for all rows of the plan. Rows that
+        do not fit, those of the last experts, are dropped and counted.
     """
     G, M, D = x_GMD.shape
-    N, E = plan.expert_GR.size, num_experts
-    S = N if room is None else min(room, N)
+    R, E = plan.expert_GR.size, num_experts
+    U = R if capacity is None else min(capacity, R)
     one = self._one_group(plan)
-    _, order_1N, start_1E = slots.sort_by_expert(one, slots.asked_rows(one), E)
-    start_E = jnp.minimum(start_1E[0], S)
-    filled_1S = jnp.arange(S, dtype=jnp.int32) < start_E[None, E:]
-    row_1S = jnp.where(filled_1S, order_1N[:, :S], -1)
-    slot_1N = slots.invert(order_1N)
-    slot_1N = jnp.where(slot_1N < start_E[E], slot_1N, -1)
-    permuted = _permuted(x_GMD.reshape(1, G * M, D), one, slot_1N, row_1S)
+    _, order_1R, start_1E = slots.sort_by_expert(
+      one, slots.requested_rows(one), E
+    )
+    start_E = jnp.minimum(start_1E[0], U)
+    filled_1U = jnp.arange(U, dtype=jnp.int32) < start_E[None, E:]
+    row_1U = jnp.where(filled_1U, order_1R[:, :U], -1)
+    slot_1R = slots.invert(order_1R)
+    slot_1R = jnp.where(slot_1R < start_E[E], slot_1R, -1)
+    permuted = _permuted(x_GMD.reshape(1, G * M, D), one, slot_1R, row_1U)
     return permuted._replace(
       rows=permuted.rows[0],
       weight=permuted.weight[0],
@@ -243,9 +243,9 @@ class Dropless:
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
     """[R', D] outputs to [G, M, D]."""
     G, M, A = permuted.slot_GMA.shape
-    slot_1NA = permuted.slot_GMA.reshape(1, G * M, A)
-    y_1ND = slots.unpermute(out[None], permuted.token_GS, slot_1NA)
-    return y_1ND.reshape(G, M, out.shape[-1])
+    slot_1MA = permuted.slot_GMA.reshape(1, G * M, A)
+    y_1MD = slots.unpermute(out[None], permuted.token_GU, slot_1MA)
+    return y_1MD.reshape(G, M, out.shape[-1])
 
   def _one_group(self, plan: RoutingPlan) -> RoutingPlan:
     """The plan with its groups joined into one of G * M tokens."""

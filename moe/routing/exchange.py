@@ -1,13 +1,13 @@
 """How rows travel between devices that hold tokens and those that hold experts.
 
-An exchange runs inside `shard_map`. `send` is given tokens, their plan and a
-dispatch, and brings each row to the device of its expert; `collect` brings the
-experts' outputs back and adds them up by token. What `send` counted:
+An exchange runs inside `shard_map`. `send` takes tokens, their plan and a
+dispatch, and brings each row to the device of its expert. `collect` brings the
+experts' outputs back and adds them up by token. `send` also counts:
 
   dropped           rows that no expert sees, wherever they were lost
-  dropped_receiver  of these, rows lost for want of room where they arrived
-  bytes_exchanged   bytes that one device sends to others, there and back: rows
-                    and all that goes with them, as TPUs send them
+  dropped_receiver  the part of these that the receiver's full buffer dropped
+  bytes_exchanged   bytes that one device sends to others, there and back, with
+                    weights and counts; as on TPUs, which send no padding
 """
 
 import dataclasses
@@ -18,24 +18,25 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moe import bounds
 from moe.routing import slots, transport, visits
 from moe.routing.dispatch import Dispatch, Dropless, Permuted
 from moe.routing.plan import RoutingPlan
 from moe.types import Array, Pair
 
-# Names by which a remat policy may keep what has travelled: rows that arrived
-# at their experts, and outputs that came back.
+# A remat policy may keep these by name: the rows that arrived at their experts,
+# and the outputs that came back.
 ARRIVED, RETURNED = 'moe_packed', 'moe_out'
 
 
-class Experts(NamedTuple):
+class ExpertPlacement(NamedTuple):
   """Where the experts of a layer are.
 
   Attributes:
-    num: E, in all.
+    num: E, over all devices.
     active: rows per token when experts are used evenly.
-    axes: mesh axes that divide the experts; empty if all are here.
-    devices: devices that the experts are divided over.
+    axes: mesh axes that divide the experts; empty if each device holds all.
+    devices: number of devices over which the experts are divided.
   """
 
   num: int
@@ -45,17 +46,18 @@ class Experts(NamedTuple):
 
 
 class Arrived(NamedTuple):
-  """Rows at the experts held here, and what brings their outputs back.
+  """Rows at this device's experts, and what brings their outputs back.
 
   Attributes:
-    rows: [E', S, D] for E' experts held here, or [R', D] sorted by expert.
+    rows: [E', U, D] for the E' experts of this device, or [R', D] sorted by
+      expert.
     weight: float32 weight of each row; the experts apply it.
-    count_E: int32 rows of each expert held here; None if each has S.
-    permuted: the rows as the dispatch ordered them last.
+    count_E: int32 rows of each expert of this device; None if each has U.
+    permuted: the rows as the last dispatch ordered them.
     dispatch: the dispatch that ordered them.
     experts: where the experts are.
-    traffic: what the exchange counted, by name.
-    visit: how tokens came here, under `Ragged`.
+    traffic: the counts of the exchange, by name.
+    visit: how tokens came to this device, for `Ragged` alone.
   """
 
   rows: Array
@@ -63,7 +65,7 @@ class Arrived(NamedTuple):
   count_E: Array | None
   permuted: Permuted
   dispatch: Dispatch
-  experts: Experts
+  experts: ExpertPlacement
   traffic: dict[str, Pair]
   visit: visits.Visit | None = None
 
@@ -74,9 +76,9 @@ def _traffic(
   sent: Array | float,
   dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
-  """What an exchange counts, for the rows that this device asked for."""
-  # A choice that the router took out itself was asked for and is not served.
-  asked = jnp.sum(slots.asked_rows(plan), dtype=jnp.float32) + plan.dropped
+  """The counts of an exchange, over the rows that this device requested."""
+  # A choice that the router itself dropped counts as requested and not served.
+  asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
     'dropped': (dropped + plan.dropped, asked),
     'dropped_receiver': (jnp.float32(dropped_receiver), asked),
@@ -86,7 +88,7 @@ def _traffic(
 
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
-  """Each device sends every expert its rows; capacity fixes the shape.
+  """Each device sends every expert its rows; the capacity fixes their number.
 
   Nothing travels on an expert axis of one device.
   """
@@ -96,9 +98,9 @@ class AllToAll:
     x_GMD: Array,
     plan: RoutingPlan,
     dispatch: Dispatch,
-    experts: Experts,
+    experts: ExpertPlacement,
   ) -> Arrived:
-    """Rows of all senders at the experts held here.
+    """Rows of all senders for the experts of this device.
 
     Raises:
       ValueError: if rows must travel and their number is not fixed.
@@ -111,20 +113,20 @@ class AllToAll:
       )
     E, n = experts.num, experts.devices
     G, M, _ = x_GMD.shape
-    C = dispatch.room(M, experts.active, E)
+    C = dispatch.capacity(M, experts.active, E)
     permuted = dispatch.permute(x_GMD, plan, E, C)
     rows, weight, count_E, *_ = permuted
     sent = 0.0
     if experts.axes:
       received = []
-      for a_ESD in (rows, weight):
-        a_nEGCD = a_ESD.reshape(n, E // n, G, C, *a_ESD.shape[2:])
+      for a_EUD in (rows, weight):
+        a_nEGCD = a_EUD.reshape(n, E // n, G, C, *a_EUD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
-        # By expert held here, then by sender.
+        # The order is by expert of this device, then by sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
-        received.append(a_EnGCD.reshape(E // n, n * G * C, *a_ESD.shape[2:]))
+        received.append(a_EnGCD.reshape(E // n, n * G * C, *a_EUD.shape[2:]))
       rows, weight = received
-      # Outputs travel back as rows came, without their weights.
+      # Outputs travel back like the rows, but without weights.
       sent = (2 * permuted.rows.nbytes + permuted.weight.nbytes) * (n - 1) / n
     traffic = _traffic(plan, permuted.dropped, sent)
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
@@ -134,9 +136,9 @@ class AllToAll:
     experts = arrived.experts
     if experts.axes:
       E, n, D = experts.num, experts.devices, out.shape[-1]
-      out_EnSD = out.reshape(E // n, n, -1, D)
-      out_nESD = jax.lax.all_to_all(out_EnSD.swapaxes(0, 1), experts.axes, 0, 0)
-      out = checkpoint_name(out_nESD, RETURNED).reshape(E, -1, D)
+      out_EnUD = out.reshape(E // n, n, -1, D)
+      out_nEUD = jax.lax.all_to_all(out_EnUD.swapaxes(0, 1), experts.axes, 0, 0)
+      out = checkpoint_name(out_nEUD, RETURNED).reshape(E, -1, D)
     return arrived.dispatch.unpermute(out, arrived.permuted)
 
 
@@ -144,75 +146,76 @@ class AllToAll:
 class Ragged:
   """A token travels once to each device that holds one of its experts.
 
-  There its row is copied to each of its experts, their weighted outputs are
-  added, and one row travels back: k rows become at most min(k, devices). With
+  The receiver copies its row to each of its experts and adds up their weighted
+  outputs, and one row travels back: k rows become at most min(k, devices). With
   `dispatch.Sorted` the capacity of an expert is pooled over all tokens of the
-  expert axis; with `dispatch.Dropless` nothing but the buffer bounds it. Of
-  equal choices the receiver takes one of each sender in turn, so that no device
-  of the axis comes before the others.
+  expert axis; with `dispatch.Dropless` only the buffer bounds it. Among choices
+  of the same rank the receiver takes one of each sender in turn, so that it
+  favours no device.
 
   Attributes:
-    buffer_factor: room of a device for arriving rows, over an even share
-      (tokens x min(k, devices)); what does not fit is dropped and counted.
-      0 is room for the worst case, every token of the expert axis: with
-      `dispatch.Dropless` nothing can be dropped then. It costs rows, not
-      hidden layers: see `experts.apply`.
+    buffer_factor: rows of a device's receive buffer, as a multiple of an even
+      share (tokens x min(k, devices)). Rows that do not fit are dropped and
+      counted. 0 makes the buffer large enough for the worst case, every token
+      of the expert axis; with `dispatch.Dropless` nothing is dropped then. That
+      costs memory for rows, not for hidden layers: see `experts.apply`.
   """
 
   buffer_factor: float = 2.0
 
   def __post_init__(self):
-    if self.buffer_factor and self.buffer_factor < 1:
-      raise ValueError(
-        f'exchange.Ragged.buffer_factor={self.buffer_factor} must be at least'
-        ' 1, an even share of the rows, or 0 for room for the worst case.'
-      )
+    if self.buffer_factor:
+      meaning = '1 is an even share of the rows, 0 the worst case'
+      bounds.within('buffer_factor', self.buffer_factor, meaning, least=1)
 
   def send(
     self,
     x_GMD: Array,
     plan: RoutingPlan,
     dispatch: Dispatch,
-    experts: Experts,
+    experts: ExpertPlacement,
   ) -> Arrived:
     """Tokens of all senders at the devices of their experts, as rows."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
     G, M, D = x_GMD.shape
-    N, n, axes = G * M, experts.devices, experts.axes
-    here = experts.num // n
+    tokens, n, axes = G * M, experts.devices, experts.axes
+    num_local = experts.num // n
     choices = visits.choices_by_token(plan)
-    A = choices.expert_1NA.shape[-1]
-    plan_of_visits = visits.plan_of_visits(choices, here)
-    # Rows by device: those are the "experts" of this first dispatch.
+    A = choices.expert_1MA.shape[-1]
+    plan_of_visits = visits.plan_of_visits(choices, num_local)
+    # The first dispatch sorts by device: devices take the place of experts.
     leaving = Dropless().permute(
-      x_GMD.reshape(1, N, D), plan_of_visits, n, N * min(A, n)
+      x_GMD.reshape(1, tokens, D), plan_of_visits, n, tokens * min(A, n)
     )
-    notes = visits.make_notes(choices, plan_of_visits, leaving, here)
+    notes = visits.make_notes(choices, plan_of_visits, leaving, num_local)
     counts_nn = jax.lax.all_gather(leaving.count_E, axes)
     me = jax.lax.axis_index(axes)
-    room = self._arrivals(N, experts)
-    pieces = transport.plan_pieces(counts_nn, room, me)
-    rows_SD = transport.move(leaving.rows, pieces, room, axes, N)
-    rows_SD = checkpoint_name(rows_SD, ARRIVED)
-    notes = transport.move(notes, pieces, room, axes, N)
-    plan_here = visits.plan_of_notes(notes, pieces)
+    buffer_rows = self._arrivals(tokens, experts)
+    transfers = transport.make_transfers(counts_nn, buffer_rows, me)
+    rows_UD = transport.move(leaving.rows, transfers, buffer_rows, axes, tokens)
+    rows_UD = checkpoint_name(rows_UD, ARRIVED)
+    notes = transport.move(notes, transfers, buffer_rows, axes, tokens)
+    plan_held = visits.plan_of_notes(notes, transfers)
     permuted = dispatch.permute(
-      rows_SD[None], plan_here, here, self._rows(dispatch, N, A, experts)
+      rows_UD[None],
+      plan_held,
+      num_local,
+      self._capacity(dispatch, tokens, A, experts),
     )
-    asked = jnp.sum(choices.valid_1NA, dtype=jnp.float32)
-    came = jnp.sum(plan_here.valid_GR, dtype=jnp.float32)
-    # Summed over the devices of the axis this is right; here alone it is not,
-    # since `came` counts what others sent.
+    asked = jnp.sum(choices.valid_1MA, dtype=jnp.float32)
+    came = jnp.sum(plan_held.valid_GR, dtype=jnp.float32)
+    # Only the sum over the devices of the axis is right, since `came` counts
+    # rows that other devices sent.
     lost = asked - came + permuted.dropped
     others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
-    sent = others(pieces.send_count) * (row + note)
-    sent += others(pieces.recv_count) * row
+    sent = others(transfers.send_count) * (row + note)
+    sent += others(transfers.recv_count) * row
     sent += (n - 1) * float(counts_nn[0].nbytes)
     traffic = _traffic(plan, lost, sent, lost)
-    visit = visits.Visit(leaving, pieces, (G, M))
+    visit = visits.Visit(leaving, transfers, (G, M))
     rows, weight, count_E, *_ = permuted
     return Arrived(
       rows, weight, count_E, permuted, dispatch, experts, traffic, visit
@@ -222,76 +225,79 @@ class Ragged:
     """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
     if not arrived.experts.axes:
       return AllToAll().collect(out, arrived)
-    leaving, pieces, (G, M) = arrived.visit
-    y_1SD = arrived.dispatch.unpermute(out, arrived.permuted)
-    back_SD = transport.move(
-      y_1SD[0],
-      pieces.reversed(),
+    leaving, transfers, (G, M) = arrived.visit
+    y_1UD = arrived.dispatch.unpermute(out, arrived.permuted)
+    back_UD = transport.move(
+      y_1UD[0],
+      transfers.reversed(),
       leaving.rows.shape[0],
       arrived.experts.axes,
       G * M,
     )
-    back_SD = checkpoint_name(back_SD, RETURNED)
-    y_1ND = Dropless().unpermute(back_SD, leaving)
-    return y_1ND.reshape(G, M, -1)
+    back_UD = checkpoint_name(back_UD, RETURNED)
+    y_1MD = Dropless().unpermute(back_UD, leaving)
+    return y_1MD.reshape(G, M, -1)
 
-  def _arrivals(self, N: int, experts: Experts) -> int:
-    """Rows, one per visiting token, that a device has room for."""
+  def _arrivals(self, tokens: int, experts: ExpertPlacement) -> int:
+    """Rows of a device's receive buffer, one per visiting token."""
     n = experts.devices
     if not self.buffer_factor:
-      return n * N
-    even = N * min(experts.active, n)
-    # n more, by which `plan_pieces` stays under the room when it cuts.
-    return min(n * N, math.ceil(self.buffer_factor * even) + n)
+      return n * tokens
+    even = tokens * min(experts.active, n)
+    # `make_transfers` leaves up to n rows empty when it cuts.
+    return min(n * tokens, math.ceil(self.buffer_factor * even) + n)
 
-  def _rows(self, dispatch: Dispatch, N: int, A: int, experts: Experts) -> int:
-    """Room for the rows of the experts here; see the dispatch."""
+  def _capacity(
+    self, dispatch: Dispatch, tokens: int, A: int, experts: ExpertPlacement
+  ) -> int:
+    """The `capacity` argument of the dispatch on the receiving device."""
     n = experts.devices
     if not dispatch.is_dropless:
-      return dispatch.room(n * N, experts.active, experts.num)
-    most = self._arrivals(N, experts) * min(A, experts.num // n)
+      return dispatch.capacity(n * tokens, experts.active, experts.num)
+    most = self._arrivals(tokens, experts) * min(A, experts.num // n)
     if not self.buffer_factor:
       return most
-    return min(most, math.ceil(self.buffer_factor * N * experts.active))
+    return min(most, math.ceil(self.buffer_factor * tokens * experts.active))
 
 
 def _check_spares(plan: RoutingPlan, dispatch: Dispatch) -> None:
   if plan.num_spare and not dispatch.is_dropless:
     raise ValueError(
       f'num_spare={plan.num_spare} needs exchange.AllToAll where experts are'
-      ' divided: whether a choice that stands by is wanted is known only where'
-      ' all experts of a token are seen; use it, or set num_spare = 0.'
+      ' divided, since only a device that sees all experts of a token knows'
+      ' whether its spare choice is needed: use exchange.AllToAll, or set'
+      ' num_spare = 0.'
     )
 
 
 def _permute_held(
-  x_GMD: Array, plan: RoutingPlan, dispatch: Dispatch, experts: Experts
+  x_GMD: Array, plan: RoutingPlan, dispatch: Dispatch, experts: ExpertPlacement
 ) -> Permuted:
-  """Rows for the experts held here, of tokens that are all here already.
+  """Rows for this device's experts, from tokens that this device holds.
 
-  Rows of experts held elsewhere are taken out of the plan.
+  Rows of other devices' experts are taken out of the plan.
   """
-  here = experts.num // experts.devices
-  first = jax.lax.axis_index(experts.axes).astype(jnp.int32) * here
-  mine_GR = (plan.expert_GR >= first) & (plan.expert_GR < first + here)
+  num_local = experts.num // experts.devices
+  first = jax.lax.axis_index(experts.axes).astype(jnp.int32) * num_local
+  mine_GR = (plan.expert_GR >= first) & (plan.expert_GR < first + num_local)
   mine = plan._replace(
     expert_GR=jnp.where(mine_GR, plan.expert_GR - first, 0),
     valid_GR=plan.valid_GR & mine_GR,
   )
   G, M, A = plan.rows_GMA.shape
-  # Room for every row that these tokens can have for the experts here.
-  room = G * M * min(A, here)
+  # No more rows than this can ask for this device's experts.
+  capacity = G * M * min(A, num_local)
   if not dispatch.is_dropless:
-    room = dispatch.room(M, experts.active, experts.num)
-  return dispatch.permute(x_GMD, mine, here, room)
+    capacity = dispatch.capacity(M, experts.active, experts.num)
+  return dispatch.permute(x_GMD, mine, num_local, capacity)
 
 
 @dataclasses.dataclass(frozen=True)
 class AllGather:
   """Every device sees the tokens of its expert axis and runs its own experts.
 
-  Outputs are summed back by reduce-scatter. Costs the bytes of all tokens,
-  whatever the routing, so it suits dropless evaluation and small axes.
+  A reduce-scatter sums the outputs. The bytes of all tokens travel, whatever
+  the routing, so this suits dropless evaluation and small axes.
   """
 
   def send(
@@ -299,9 +305,9 @@ class AllGather:
     x_GMD: Array,
     plan: RoutingPlan,
     dispatch: Dispatch,
-    experts: Experts,
+    experts: ExpertPlacement,
   ) -> Arrived:
-    """Rows of all tokens of the axis for the experts held here."""
+    """Rows of all tokens of the axis for this device's experts."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -310,7 +316,7 @@ class AllGather:
     held = {name: getattr(plan, name) for name in names}
     everyone = plan._replace(**jax.tree.map(gather, held))
     permuted = _permute_held(gather(x_GMD), everyone, dispatch, experts)
-    # Tokens come and outputs go back, both of all other devices.
+    # A device sends its tokens and plan to all others, and their outputs back.
     each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
     sent = (experts.devices - 1) * float(each)
     # Each device counts the rows of its own experts, for all senders.
@@ -331,9 +337,9 @@ class AllGather:
 class Replicated:
   """Every device of the expert axis holds the same tokens and sums outputs.
 
-  For batches too small to divide, as in decoding; a layer refuses it in
-  training where the axis divides the batch. Its counts are of the whole axis,
-  the same on each of its devices.
+  It is for batches too small to divide, as in decoding; a layer refuses it in
+  training where the axis divides the batch. Its counts are those of the whole
+  axis, the same on each of its devices.
   """
 
   def send(
@@ -341,9 +347,9 @@ class Replicated:
     x_GMD: Array,
     plan: RoutingPlan,
     dispatch: Dispatch,
-    experts: Experts,
+    experts: ExpertPlacement,
   ) -> Arrived:
-    """Rows for the experts held here; nothing travels yet."""
+    """Rows for this device's experts; nothing travels yet."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -362,3 +368,6 @@ class Replicated:
       return AllToAll().collect(out, arrived)
     y_GMD = arrived.dispatch.unpermute(out, arrived.permuted)
     return jax.lax.psum(y_GMD, axes)
+
+
+Exchange = AllToAll | AllGather | Ragged | Replicated

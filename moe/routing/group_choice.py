@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.slots import capacity
@@ -24,32 +25,38 @@ from moe.types import Array
 class ExpertChoice(Router):
   """Each expert chooses its C best tokens of the group.
 
-  Zhou et al. (2022), section 3.2, https://arxiv.org/abs/2202.09368: with scores
-  S = softmax(logits) over experts, each expert takes the C = M k / E tokens of
-  its largest S, which are the weights. Balanced by construction: there is no
-  load-balance loss, and nothing is dropped at a capacity factor of 1 or more.
-  Departs from the paper in capping experts per token by keeping each token's
-  largest weights, where it solves a regularised assignment.
+  Zhou et al. (2022), section 3.2, https://arxiv.org/abs/2202.09368: with
+  probabilities = softmax(logits) over experts, each expert takes the C = M k /
+  E tokens that give it the largest probabilities, which become the weights.
+  The load is balanced by construction, so there is no load-balance loss, and
+  nothing is dropped at a capacity factor of 1 or more. The paper limits the
+  experts per token by a regularised assignment; here each token keeps its
+  largest weights.
 
-  Whether an expert takes a token depends on the tokens behind it: a decoder
-  trained so sees the future, and cannot write token by token.
+  Whether an expert takes a token depends on later tokens. So a decoder trained
+  with this router sees the future, and cannot generate token by token.
 
-  A token may be taken by all experts, so that a plan has room for A = E rows of
-  each token: with hundreds of experts set `max_per_token`, to which A shrinks.
+  All experts may take the same token, so a plan holds A = E rows per token.
+  With hundreds of experts set `max_per_token`, which is then A.
 
   Attributes:
-    num_active: k, experts per token in the mean.
-    max_per_token: experts per token at most; 0 for no cap.
+    num_active: k, mean number of experts per token.
+    max_per_token: most experts per token; 0 for no limit.
   """
 
   max_per_token: int = 0
 
   is_causal = is_causal_in_training = False
 
+  def __post_init__(self):
+    super().__post_init__()
+    meaning = 'experts per token at most, 0 for no cap'
+    bounds.at_least(0, 'max_per_token', self.max_per_token, meaning)
+
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Lets each expert choose; rows come expert after expert, best first."""
+    """Lets each expert choose; rows are sorted by expert, the best first."""
     del state, keys_G, train
     logits_GME, valid_GM = inputs.logits_GME, inputs.valid_GM
     G, M, E = logits_GME.shape
@@ -94,7 +101,7 @@ def _rows_by_expert(
   """[G, M, E]: the row of each token with each expert, -1 for none."""
   M, E = shape
   G, R = token_GR.shape
-  # Rows that do not exist go behind the end, where they are left out.
+  # Rows that do not exist get a place past the end, which `drop` ignores.
   place_GR = jnp.where(valid_GR, token_GR * E + expert_GR, M * E)
   rows_R = jnp.arange(R, dtype=jnp.int32)
   put = lambda place_R: (
@@ -106,25 +113,25 @@ def _rows_by_expert(
 def _named(rows_GMA: Array, num_rows: int) -> Array:
   """Whether each row occurs in rows_GMA: bool [G, R]."""
   G = rows_GMA.shape[0]
-  place_GK = jnp.where(rows_GMA >= 0, rows_GMA, num_rows).reshape(G, -1)
-  put = lambda place_K: (
-    jnp.zeros(num_rows, bool).at[place_K].set(True, mode='drop')
+  place_GR = jnp.where(rows_GMA >= 0, rows_GMA, num_rows).reshape(G, -1)
+  put = lambda place_R: (
+    jnp.zeros(num_rows, bool).at[place_R].set(True, mode='drop')
   )
-  return jax.vmap(put)(place_GK)
+  return jax.vmap(put)(place_GR)
 
 
 @dataclasses.dataclass(frozen=True)
 class Base(Router):
-  """One expert per token, every expert as many tokens of the group.
+  """One expert per token; each expert gets equally many tokens of the group.
 
-  BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716), the
+  BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716), also the
   balanced assignment of CPM-2 (Zhang et al., 2021,
-  https://arxiv.org/abs/2106.10715): in training the assignment with the largest
-  sum of logits, by an auction, see `assignment.balanced_assignment`; in
-  evaluation each token's best expert. The weight is sigmoid(logit), through
-  which the gradient reaches the router. There is no load-balance loss. Departs
-  from the paper in assigning within a routing group, where it shuffles tokens
-  between devices.
+  https://arxiv.org/abs/2106.10715). Training uses the assignment with the
+  largest sum of logits (`assignment.balanced_assignment`), evaluation each
+  token's best expert. The weight is sigmoid(logit), through which the gradient
+  reaches the router. There is no load-balance loss. The paper shuffles tokens
+  between devices before it assigns them; here the assignment stays within a
+  routing group.
 
   Attributes:
     num_active: always 1.
@@ -145,7 +152,7 @@ class Base(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Assigns in training, takes the best expert in evaluation."""
+    """Balances in training; evaluation takes each token's best expert."""
     del state, keys_G
     logits_GME = inputs.logits_GME
     if train:
@@ -163,20 +170,24 @@ class Base(Router):
 class Sinkhorn(Router):
   """Top-k of a soft balanced assignment of the group's tokens.
 
-  S-BASE (Clark et al., 2022, section 3.1, https://arxiv.org/abs/2202.01169): in
-  training experts are chosen by the logits after Sinkhorn's scaling, see
-  `assignment.sinkhorn`, in evaluation by the logits. The weights are the
+  S-BASE (Clark et al., 2022, section 3.1, https://arxiv.org/abs/2202.01169).
+  Training chooses experts by the logits after Sinkhorn's scaling
+  (`assignment.sinkhorn`), evaluation by the plain logits. The weights are the
   softmax of the plain logits. There is no load-balance loss. Departs from the
   paper in allowing more than one expert, and in a fixed number of iterations.
 
   Attributes:
-    num_iterations: scalings of tokens and experts; choices are as balanced as
-      these have converged.
+    num_iterations: number of scalings; more of them balance the choices better.
   """
 
   num_iterations: int = 8
 
   is_causal_in_training = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    meaning = 'scalings of tokens and experts'
+    bounds.at_least(1, 'num_iterations', self.num_iterations, meaning)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool

@@ -1,7 +1,7 @@
-"""Product of runs of rows with one matrix each, on whatever it is compiled for.
+"""Grouped matrix product: each run of rows times a matrix of its own.
 
-The kernel is chosen by the platform of the program, not of the machine: what is
-compiled for a TPU on a machine without one holds the TPU's kernel.
+The kernel is that of the platform for which the program is compiled. A program
+compiled for a TPU has the TPU's kernel even if this machine has no TPU.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from jax.interpreters import mlir
 
 from moe.types import Array
 
-# The three products: rows times matrices, gradients of the rows, and those of
-# the matrices. In the first two the dim of the rows is ragged, in the last the
-# dim that is summed over.
+# The three products: rows times matrices, gradients of the rows, and gradients
+# of the matrices. The ragged dim is the rows: a dim of the result in the first
+# two, the contracted dim in the last.
 _DIMS = {
   'forward': lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]),
   'rows': lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0]),
@@ -30,10 +30,10 @@ _DIMS = {
 def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
   """Rows of each run times the run's matrix.
 
-  TPU: `jax.lax.ragged_dot`, for which its compiler has a grouped kernel.
-  NVIDIA: the kernels of tokamax. Elsewhere, and in XLA's own program for GPUs,
-  `ragged_dot` multiplies every row by every matrix, so on CPUs a loop walks
-  over blocks of rows, as many as each run has.
+  TPUs use `jax.lax.ragged_dot`, for which their compiler has a grouped kernel.
+  NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies blocks of
+  rows, as many as each run has, since `ragged_dot` there (and in XLA's own
+  program for GPUs) multiplies every row by every matrix.
 
   Args:
     x_RD: rows, the runs one after another; zeros behind the last one.
@@ -44,7 +44,7 @@ def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
     [R, F] in the dtype of x_RD; rows behind the last run have no meaning.
 
   Raises:
-    ValueError: when it is compiled for a GPU and no kernel can be had.
+    ValueError: if it is compiled for a GPU and no kernel takes the arrays.
   """
   return _product_p.bind(x_RD, w_EDF, count_E, kind='forward')
 
@@ -85,7 +85,7 @@ def _on_cpu(a, b, count_E, *, kind):
 
 @contextlib.contextmanager
 def _without_flags():
-  """Tokamax parses the command line itself, and refuses flags of others."""
+  """Hides the command line from tokamax, which refuses flags of others."""
   argv, sys.argv = sys.argv, sys.argv[:1]
   try:
     yield
@@ -96,17 +96,17 @@ def _without_flags():
 def _on_cuda(a, b, count_E, *, kind):
   """The first kernel of tokamax that takes these arrays."""
   try:
-    # Only where it is needed: it brings a dozen packages and takes seconds.
+    # Imported where it is used: it loads a dozen packages and takes seconds.
     import tokamax
   except ImportError as error:
     raise ValueError(
-      'grouped products on NVIDIA GPUs need the package tokamax: pip install'
-      " '.[cuda]', or use dispatch.Sorted, which multiplies without it."
+      'grouped products on NVIDIA GPUs need the package tokamax: run pip'
+      " install '.[cuda]', or use dispatch.Sorted, which does not need it."
     ) from error
   out, refusals = None, []
   for name in ('triton', 'mosaic_gpu'):
     if name == 'mosaic_gpu' and any(n % 128 for n in a.shape[1:] + b.shape[1:]):
-      # It multiplies whole blocks and would leave out the rest of a sum.
+      # The kernel multiplies whole blocks and would omit the rest of a sum.
       refusals.append(f'{name}: widths must be multiples of 128')
       continue
     try:
@@ -125,15 +125,16 @@ def _on_cuda(a, b, count_E, *, kind):
     )
   zero = jnp.zeros((), out.dtype)
   if kind == 'matrices':
-    # The kernel adds rows of the run before to an empty one.
+    # For an empty run the kernel gives a sum over rows of the run before.
     return jnp.where((count_E > 0)[:, None, None], out, zero)
-  # It leaves memory behind the last run as it was, and 0 * NaN is NaN.
+  # The kernel does not write rows behind the last run. They may hold NaN, and
+  # 0 * NaN is NaN.
   row_R = jnp.arange(a.shape[0], dtype=jnp.int32)
   return jnp.where((row_R < jnp.sum(count_E))[:, None], out, zero)
 
 
-# Not `lax.platform_dependent`, which traces the program of every platform on
-# each of them, and so would need the kernels of GPUs everywhere.
+# `lax.platform_dependent` would trace the program of every platform on each of
+# them, and so would need the kernels of GPUs everywhere.
 _product_p = Primitive('grouped_product')
 _product_p.def_abstract_eval(_shape)
 _product_p.def_impl(
@@ -152,12 +153,13 @@ for _platform, _product in (
 
 
 def _block_size(rows: int, runs: int) -> int:
-  """Rows of a block: half an even run or less, so that little is in vain."""
+  """Rows of a block: at most half an even run, so that little is wasted."""
   even = max(16, min(1024, rows // runs))
   return min(rows, 1 << (even.bit_length() - 2))
 
 
 def _runs(count_E: Array) -> tuple[Array, Array]:
+  """Where each run starts and ends."""
   end_E = jnp.cumsum(count_E, dtype=jnp.int32)
   return end_E - count_E, end_E
 
@@ -165,34 +167,34 @@ def _runs(count_E: Array) -> tuple[Array, Array]:
 def _by_blocks(
   x_RD: Array, w_EDF: Array, count_E: Array, contract: int = 0
 ) -> Array:
-  """The product; `contract` is the dim of a matrix that is summed over.
+  """The product in blocks; `contract` is the contracted dim of a matrix.
 
-  Runs come in order, so that the rows by which a run's last block reaches into
-  the next run are written again by that one.
+  The last block of a run may reach into the next run. Runs are computed in
+  order, so the next run overwrites those rows.
   """
   R, D = x_RD.shape
   E = w_EDF.shape[0]
   F = w_EDF.shape[2 - contract]
-  Q = _block_size(R, E)
+  W = _block_size(R, E)
   start_E, end_E = _runs(count_E)
-  rows_Q = jnp.arange(Q, dtype=jnp.int32)
+  rows_W = jnp.arange(W, dtype=jnp.int32)
 
   def run(e, out_RF):
     w = lax.dynamic_index_in_dim(w_EDF, e, keepdims=False)
 
     def block(carry):
       row, out_RF = carry
-      at = jnp.minimum(row, R - Q)
-      x_QD = lax.dynamic_slice(x_RD, (at, 0), (Q, D))
-      y_QF = lax.dot_general(x_QD, w, (((1,), (contract,)), ((), ())))
+      at = jnp.minimum(row, R - W)
+      x_WD = lax.dynamic_slice(x_RD, (at, 0), (W, D))
+      y_WF = lax.dot_general(x_WD, w, (((1,), (contract,)), ((), ())))
 
-      # A block at the very end lies over rows of runs that are done.
+      # A block at the end of the array also covers rows that are done.
       def kept():
-        old_QF = lax.dynamic_slice(out_RF, (at, 0), (Q, F))
-        return jnp.where((at + rows_Q >= row)[:, None], y_QF, old_QF)
+        old_WF = lax.dynamic_slice(out_RF, (at, 0), (W, F))
+        return jnp.where((at + rows_W >= row)[:, None], y_WF, old_WF)
 
-      y_QF = lax.cond(row > at, kept, lambda: y_QF)
-      return row + Q, lax.dynamic_update_slice(out_RF, y_QF, (at, 0))
+      y_WF = lax.cond(row > at, kept, lambda: y_WF)
+      return row + W, lax.dynamic_update_slice(out_RF, y_WF, (at, 0))
 
     more = lambda carry: carry[0] < end_E[e]
     return lax.while_loop(more, block, (start_E[e], out_RF))[1]
@@ -201,25 +203,25 @@ def _by_blocks(
 
 
 def _weights_by_blocks(x_RD: Array, dy_RF: Array, count_E: Array) -> Array:
-  """Gradient of the matrices: each run's rows by each run's gradients."""
+  """Gradient of the matrices: the rows of each run times their gradients."""
   (R, D), F, E = x_RD.shape, dy_RF.shape[1], count_E.shape[0]
-  Q = _block_size(R, E)
+  W = _block_size(R, E)
   start_E, end_E = _runs(count_E)
-  rows_Q = jnp.arange(Q, dtype=jnp.int32)
+  rows_W = jnp.arange(W, dtype=jnp.int32)
   zero = jnp.zeros((), x_RD.dtype)
 
   def run(e, dw_EDF):
     def block(carry):
       row, sum_DF = carry
-      at = jnp.minimum(row, R - Q)
-      mine_Q = (at + rows_Q >= row) & (at + rows_Q < end_E[e])
-      x_QD = lax.dynamic_slice(x_RD, (at, 0), (Q, D))
-      x_QD = jnp.where(mine_Q[:, None], x_QD, zero)
-      dy_QF = lax.dynamic_slice(dy_RF, (at, 0), (Q, F))
+      at = jnp.minimum(row, R - W)
+      mine_W = (at + rows_W >= row) & (at + rows_W < end_E[e])
+      x_WD = lax.dynamic_slice(x_RD, (at, 0), (W, D))
+      x_WD = jnp.where(mine_W[:, None], x_WD, zero)
+      dy_WF = lax.dynamic_slice(dy_RF, (at, 0), (W, F))
       product = functools.partial(
         lax.dot_general, preferred_element_type=jnp.float32
       )
-      return row + Q, sum_DF + product(x_QD, dy_QF, (((0,), (0,)), ((), ())))
+      return row + W, sum_DF + product(x_WD, dy_WF, (((0,), (0,)), ((), ())))
 
     more = lambda carry: carry[0] < end_E[e]
     start = start_E[e], jnp.zeros((D, F), jnp.float32)

@@ -1,10 +1,11 @@
-"""Routers balanced by a bias on the choice, which carries no gradient."""
+"""Routers that a bias balances; it shifts choices and gets no gradient."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.token_choice import (
@@ -20,10 +21,10 @@ from moe.types import Array, Pair
 def _normalised_sigmoid(
   logits_GME: Array, expert_GMA: Array, num_active: int, scaling: float
 ) -> tuple[Array, Array]:
-  """Sigmoid scores over their sum: (of all experts, of the chosen ones)."""
+  """Normalised sigmoid scores: (over all experts, over the chosen ones)."""
   score_GME = jax.nn.sigmoid(logits_GME)
   score_GMA = pick(score_GME, expert_GMA)
-  # Sigmoids underflow together where a token rejects all of its experts.
+  # All sigmoids underflow if a token rejects all of its experts.
   tiny = jnp.float32(1e-20)
   chosen_GM1 = score_GMA[..., :num_active].sum(axis=-1, keepdims=True)
   probs_GME = score_GME / (score_GME.sum(axis=-1, keepdims=True) + tiny)
@@ -31,7 +32,7 @@ def _normalised_sigmoid(
 
 
 def _bias_norm(bias_E: Array, valid_GM: Array) -> Pair:
-  """Weighted by tokens, so that it adds up over devices and microbatches."""
+  """Norm of the bias, weighted by tokens so that sums over devices add up."""
   tokens = valid_GM.sum(dtype=jnp.float32)
   return jnp.sqrt(jnp.sum(jnp.square(bias_E))) * tokens, tokens
 
@@ -50,21 +51,21 @@ class Sigmoid(TokenChoice):
   """DeepSeek-V3's router: sigmoid scores, balanced by a bias on the choice.
 
   DeepSeek-AI (2024), equations 13-16 and section 2.1.2,
-  https://arxiv.org/abs/2412.19437. With scores s = sigmoid(logits), the experts
-  of the k largest s + bias are chosen; weights are s over the sum of the chosen
-  s, without the bias, times `scaling`. After a step the bias of each expert
-  moves by `bias_rate` towards the mean load of the whole batch. The
-  load-balance loss (their complementary one has scope 'sequence') and the
-  statistics use s / sum s.
+  https://arxiv.org/abs/2412.19437. With scores s = sigmoid(logits), a token
+  chooses the experts of the k largest s + bias. The weights are s, without the
+  bias, divided by the sum of the chosen s, times `scaling`. After a step each
+  expert's bias rises by `bias_rate` if its load in the whole batch is below the
+  mean, and falls by it if the load is above. The load-balance loss and the
+  statistics use s / sum s. Their complementary loss is the one with
+  balance_scope = 'sequence'.
 
   Attributes:
-    num_groups: groups of neighbouring experts, as on one node.
-    top_groups: groups that a token may use; a group counts as much as its two
-      best experts.
-    scaling: of all weights; 2.5 in DeepSeek-V3.
+    num_groups: groups of neighbouring experts, such as those of one node.
+    top_groups: groups that a token may use; the score of a group is the sum of
+      its two best scores.
+    scaling: factor of all weights; 2.5 in DeepSeek-V3.
     bias_rate: step of the bias.
-    num_spare: further choices of each token, which stand by for experts that
-      are full.
+    num_spare: spare choices of each token, used if earlier choices are full.
   """
 
   num_groups: int = 1
@@ -76,6 +77,13 @@ class Sigmoid(TokenChoice):
   def __post_init__(self):
     super().__post_init__()
     _check_several(self)
+    bounds.at_least(1, 'num_groups', self.num_groups, 'groups of experts')
+    usable = 'groups that a token may use'
+    bounds.within(
+      'top_groups', self.top_groups, usable, least=1, most=self.num_groups
+    )
+    bounds.within('scaling', self.scaling, 'of all weights', above=0)
+    bounds.within('bias_rate', self.bias_rate, 'the step of the bias', least=0)
 
   def init_state(self, num_experts: int) -> State:
     """No bias, no load."""
@@ -83,7 +91,7 @@ class Sigmoid(TokenChoice):
     return {'bias_E': zeros_E, 'load_E': zeros_E}
 
   def update(self, state: State) -> State:
-    """Moves the bias by the step's load, which is then forgotten."""
+    """Moves the bias by the step's load, then resets the load to 0."""
     bias_E = balance.signed_bias(
       state['bias_E'], state['load_E'], self.bias_rate
     )
@@ -92,12 +100,12 @@ class Sigmoid(TokenChoice):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses by biased scores and weighs by plain ones."""
+    """Chooses by biased scores; the weights are scores without bias."""
     del keys_G
     k, logits_GME = self.num_active, inputs.logits_GME
     A = k + self.num_spare
     biased_GME = jax.nn.sigmoid(logits_GME) + state['bias_E']
-    # What a mask forbids stays forbidden whatever the bias.
+    # A masked expert stays masked, whatever its bias.
     biased_GME = jnp.where(logits_GME > -jnp.inf, biased_GME, -jnp.inf)
     if self.num_groups > 1:
       E = logits_GME.shape[-1]
@@ -126,19 +134,19 @@ class Sigmoid(TokenChoice):
 class Quantile(Router):
   """Quantile balancing: the bias that would have balanced the last batch.
 
-  Su (2026), https://kexue.fm/archives/11619, as Megatron-Core has it
-  (`quantile_balancing`). The experts of the k largest logits + bias are chosen;
-  weights are sigmoids of the plain logits over the sum of the chosen ones. In
-  training each group's price of each expert is taken, see
-  `assignment.quantiles`; after a step
+  Su (2026), https://kexue.fm/archives/11619, as in Megatron-Core
+  (`quantile_balancing`). A token chooses the experts of the k largest logits +
+  bias. The weights are sigmoids of the plain logits, divided by the sum of the
+  chosen ones. Training computes each group's price of each expert
+  (`assignment.quantiles`). After a step
     bias = decay * bias - (1 - decay) * (mean price over the batch),
-  less its mean over experts. The mean weighs groups by their valid tokens,
-  where Megatron-Core weighs microbatches and devices equally: it does not
-  depend on the number of either. There is no load-balance loss.
+  from which its mean over experts is subtracted. The mean price weights groups
+  by their valid tokens, so it does not depend on the number of microbatches or
+  devices; Megatron-Core weights those equally. There is no load-balance loss.
 
   Attributes:
-    decay: share of the old bias that is kept.
-    scaling: of all weights.
+    decay: share of the old bias that a step keeps.
+    scaling: factor of all weights.
   """
 
   decay: float = 0.9
@@ -147,17 +155,18 @@ class Quantile(Router):
   def __post_init__(self):
     super().__post_init__()
     _check_several(self)
-    if not 0 <= self.decay < 1:
-      raise ValueError(f'decay={self.decay} must lie in [0, 1): change it.')
+    kept = 'share of the old bias that is kept'
+    bounds.within('decay', self.decay, kept, least=0, below=1)
+    bounds.within('scaling', self.scaling, 'of all weights', above=0)
 
   def init_state(self, num_experts: int) -> State:
-    """No bias, and nothing seen."""
+    """No bias, no prices, no tokens."""
     zeros_E = jnp.zeros(num_experts, jnp.float32)
     tokens = jnp.zeros((), jnp.float32)
     return {'bias_E': zeros_E, 'price_E': zeros_E, 'tokens': tokens}
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
-    """Adds the microbatch's prices, each times the tokens of its group."""
+    """Adds the microbatch's prices, which are weighted by tokens."""
     price_E, tokens = statistics['price']
     return dict(
       state,
@@ -166,7 +175,7 @@ class Quantile(Router):
     )
 
   def update(self, state: State) -> State:
-    """Moves the bias towards minus the step's mean price."""
+    """Moves the bias towards the negative of the step's mean price."""
     tokens = state['tokens'][..., None]
     mean_E = state['price_E'] / jnp.maximum(tokens, 1.0)
     bias_E = self.decay * state['bias_E'] - (1.0 - self.decay) * mean_E
@@ -180,13 +189,13 @@ class Quantile(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses by biased logits and weighs by plain scores."""
+    """Chooses by biased logits; the weights are scores without bias."""
     del keys_G
     k, E = self.num_active, inputs.logits_GME.shape[-1]
     if k >= E:
       raise ValueError(
-        f'Quantile needs TOP_K={k} below NUM_EXPERTS={E}: with every expert'
-        ' chosen there is nothing to balance.'
+        f'Quantile needs TOP_K={k} below NUM_EXPERTS={E}, since a token that'
+        ' chooses every expert leaves nothing to balance: lower TOP_K.'
       )
     biased_GME = inputs.logits_GME + state['bias_E']
     expert_GMA = top_k(jax.lax.stop_gradient(biased_GME), k)

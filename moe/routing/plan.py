@@ -1,9 +1,8 @@
-"""What a router is given and what it decides, for groups of tokens.
+"""The inputs of a router and the plan that it makes, for groups of tokens.
 
-Every array carries the routing groups G in front. A plan is a list of R rows,
-each one (token, expert, weight); R is static, so that routers in which tokens
-choose experts and routers in which experts choose tokens give the same kind of
-thing.
+The first dim of every array is the routing groups G. A plan is a list of R
+rows, each a token, an expert and a weight. R is static. The form of a plan is
+the same whether tokens choose experts or experts choose tokens.
 """
 
 import dataclasses
@@ -11,9 +10,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.types import Array, Pair
 
-# What a router carries and does not train, by name; every array float32.
+# Arrays that a router carries and does not train, by name; all are float32.
 State = dict[str, Array]
 
 
@@ -27,8 +27,8 @@ class RouterInputs(NamedTuple):
     token_ids_GM: int32 vocabulary ids.
     modality_GM: int32, as in `TokenBatch`.
     valid_GM: bool, False for padding, which is never routed.
-    length: T, tokens per sequence, of which groups are runs or parts; 0 where
-      no device holds whole ones.
+    length: T, tokens per sequence. A group is several sequences or a part of
+      one. 0 if no device holds whole sequences.
     batch_axes: mesh axes over which sums of the whole batch are taken.
   """
 
@@ -42,25 +42,28 @@ class RouterInputs(NamedTuple):
 
 
 class RoutingPlan(NamedTuple):
-  """Who goes where.
+  """The experts of each token.
+
+  Rows are in the order of their priority: where capacity runs out, later rows
+  are dropped.
 
   Attributes:
     token_GR: int32 in [0, M), the token of each row.
     expert_GR: int32 in [0, E), the expert of each row.
-    weight_GR: float32, what the expert's output is multiplied with.
+    weight_GR: float32 factor of the expert's output.
     valid_GR: bool, False for a row that does not exist.
-    rows_GMA: int32 in [0, R), the rows of each token, -1 where there are fewer:
-      the inverse of token_GR. Row order is priority: where capacity runs out,
-      later rows are dropped.
+    rows_GMA: int32 in [0, R), the rows of each token, -1 where it has fewer;
+      the inverse of token_GR.
     losses: name -> (sum, weight) over valid tokens, unscaled.
     statistics: name -> (sum, weight).
-    num_spare: the last so many of each token's choices stand by: one takes
-      part only where an earlier one of its token found its expert full.
-    own_weight_GM: float32, what the token itself is multiplied with in its
+    num_spare: how many of each token's choices, the last ones, are spare. A
+      spare choice is used only if an earlier choice of its token finds its
+      expert full.
+    own_weight_GM: float32 factor with which the token itself is added to its
       output (copy experts); None for 0.
-    dropped: float32, choices that the router itself took out, since their
-      expert is closed to the token: they have no valid row, and are counted
-      with the rows that found no room.
+    dropped: float32, number of choices that the router itself dropped because
+      the token may not use their expert. They have no valid row, and count as
+      dropped like rows that a full expert turns away.
   """
 
   token_GR: Array
@@ -79,9 +82,10 @@ class RoutingPlan(NamedTuple):
 class Router:
   """Decides for each token which experts see it.
 
-  A router's state is carried beside the parameters and not trained. `route`
-  reads it; what a step saw is added to it over microbatches and devices by
-  `observe`, and once a step `update` acts on the sums. All arrays float32.
+  A router may have a state, float32 arrays that are carried beside the
+  parameters and not trained. `route` reads the state. `observe` adds the
+  statistics of each microbatch to it, summed over devices. Once a step,
+  `update` acts on these sums.
 
   Attributes:
     num_active: experts per token: k, or its mean where experts choose.
@@ -89,34 +93,32 @@ class Router:
 
   num_active: int = 2
 
-  # Whether a token's experts depend on no later token, in evaluation and in
-  # training.
+  # Whether a token's experts are independent of later tokens, in evaluation and
+  # in training.
   is_causal = True
   is_causal_in_training = True
-  # Further choices of each token, which stand by for experts that are full.
+  # Spare choices of each token, used if earlier choices are full.
   num_spare = 0
-  # Experts that compute nothing, among which tokens choose beside the E.
+  # Experts that compute nothing; tokens choose among these and the E experts.
   num_added = 0
 
   def __post_init__(self):
-    if self.num_active < 1:
-      raise ValueError(
-        f'TOP_K={self.num_active} must be at least 1: each token sees so many'
-        ' experts.'
-      )
+    bounds.at_least(1, 'TOP_K', self.num_active, 'experts that see each token')
+    spare = 'spare choices of each token, for full experts'
+    bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
-    """Rows per token when experts are used evenly: what its FLOPs count."""
+    """Rows per token when experts are used evenly; FLOPs are counted by it."""
     del num_experts
     return self.num_active
 
   def init_state(self, num_experts: int) -> State:
-    """State before the first step; empty for none."""
+    """State before the first step; empty if the router has none."""
     del num_experts
     return {}
 
   def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """Tokens as the product with the router's weights sees them."""
+    """The tokens that are multiplied by the router's weights."""
     del keys_G, train
     return x_GMD
 
@@ -131,7 +133,7 @@ class Router:
     raise NotImplementedError
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
-    """State with one microbatch's statistics, summed over devices, added."""
+    """Adds one microbatch's statistics, summed over devices, to the state."""
     del statistics
     return state
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import balance
 from moe.routing.plan import (
   Router,
@@ -17,7 +18,7 @@ from moe.types import Array, Pair
 
 
 def top_k(scores_GME: Array, k: int) -> Array:
-  """The experts of the k largest scores; of equal ones the first expert.
+  """The experts of the k largest scores; the first of equal ones.
 
   Raises:
     ValueError: if there are fewer experts.
@@ -25,8 +26,8 @@ def top_k(scores_GME: Array, k: int) -> Array:
   E = scores_GME.shape[-1]
   if k > E:
     raise ValueError(
-      f'TOP_K={k} must be at most NUM_EXPERTS={E}: lower it, or the number of'
-      ' choices that stand by.'
+      f'TOP_K={k}, spare choices included, must be at most NUM_EXPERTS={E}:'
+      ' lower TOP_K or num_spare.'
     )
   return jax.lax.top_k(scores_GME, k)[1].astype(jnp.int32)
 
@@ -34,7 +35,7 @@ def top_k(scores_GME: Array, k: int) -> Array:
 def pick(a_GME: Array, expert_GMA: Array) -> Array:
   """[G, M, A] of a_GME at the chosen experts.
 
-  It compares numbers of experts, so the backward pass does not scatter.
+  It compares expert indices, so the backward pass does not scatter.
   """
   experts_E = jnp.arange(a_GME.shape[-1], dtype=expert_GMA.dtype)
   picked = []
@@ -66,7 +67,7 @@ def plan_of_choices(
   losses: dict[str, Pair],
   num_spare: int = 0,
 ) -> RoutingPlan:
-  """The plan of A choices per token; negative experts are no choices."""
+  """The plan of A choices per token; a negative expert means no choice."""
   G, M, A = expert_GMA.shape
   valid_GM = inputs.valid_GM
   token_GR, expert_GR, weight_GR, valid_GR, rows_GMA = rows_of_choices(
@@ -92,21 +93,18 @@ class TokenChoice(Router):
   """Base of the routers that are trained with a load-balance loss.
 
   Attributes:
-    balance_scope: what the load-balance loss and LIMoE's global entropy are
-      taken over: 'group', 'sequence' or 'global', see `balance.Scope`.
+    balance_scope: tokens over which the load-balance loss and LIMoE's global
+      entropy are taken: 'group', 'sequence' or 'global', see `balance.Scope`.
   """
 
   balance_scope: str = 'group'
 
   def __post_init__(self):
     super().__post_init__()
-    if self.balance_scope not in balance.SCOPES:
-      raise ValueError(
-        f"balance_scope='{self.balance_scope}' must be one of {balance.SCOPES}."
-      )
+    bounds.one_of('balance_scope', self.balance_scope, balance.SCOPES)
 
   def init_state(self, num_experts: int) -> State:
-    """Of global scope the rows of each expert in the step so far."""
+    """With global scope, the load of each expert in the step so far."""
     if self.balance_scope != 'global':
       return {}
     return {'load_E': jnp.zeros(num_experts, jnp.float32)}
@@ -118,7 +116,7 @@ class TokenChoice(Router):
     return dict(state, load_E=state['load_E'] + statistics['load'][0])
 
   def update(self, state: State) -> State:
-    """Forgets the step's load."""
+    """Resets the load to 0."""
     if 'load_E' not in state:
       return state
     return dict(state, load_E=jnp.zeros_like(state['load_E']))
@@ -155,12 +153,12 @@ class TopK(TokenChoice):
 
   Attributes:
     renormalize: whether the k weights are divided by their sum, as in Mixtral
-      (https://arxiv.org/abs/2401.04088); this is the softmax after the choice,
-      over the k chosen logits alone. Otherwise, with the softmax before the
-      choice, they are the plain probabilities. With k = 1 a renormalised weight
-      is always 1 and no gradient reaches the router: use Switch.
-    num_spare: further choices of each token, which stand by for experts that
-      are full; their weights are divided by the sum of the first k as well.
+      (https://arxiv.org/abs/2401.04088), which equals a softmax over the k
+      chosen logits. If not, the weights are the probabilities over all experts.
+      With k = 1 a renormalised weight is always 1, and no gradient reaches the
+      router: use Switch.
+    num_spare: spare choices of each token, used if earlier choices are full.
+      Their weights, too, are divided by the sum of the first k.
   """
 
   renormalize: bool = True
@@ -170,9 +168,9 @@ class TopK(TokenChoice):
     super().__post_init__()
     if self.num_active == 1 and self.renormalize:
       raise ValueError(
-        'TopK with num_active=1 needs renormalize=False: a renormalised single'
-        ' weight is always 1, so the router would get no gradient; set it, or'
-        ' use gates.Switch.'
+        'TopK with TOP_K=1 needs renormalize=False: a renormalised single'
+        ' weight is always 1, so the router would get no gradient; set'
+        ' gates.TopK.renormalize = False, or use gates.Switch.'
       )
 
   def route(
@@ -206,8 +204,8 @@ class Switch(TokenChoice):
 
   Attributes:
     num_active: always 1.
-    jitter: in training what the router reads is multiplied by uniform noise
-      from [1 - jitter, 1 + jitter]; the paper uses 0.01.
+    jitter: training multiplies the router's inputs by uniform noise from
+      [1 - jitter, 1 + jitter]; the paper uses 0.01.
   """
 
   num_active: int = 1
@@ -220,9 +218,11 @@ class Switch(TokenChoice):
         f'Switch routes each token to one expert, got TOP_K={self.num_active}:'
         ' set TOP_K = 1, or use gates.TopK.'
       )
+    noise = 'relative noise on the inputs of the router'
+    bounds.within('jitter', self.jitter, noise, least=0, below=1)
 
   def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """Jitters what the router reads; experts see the tokens as they are."""
+    """Jitters the router's inputs; experts see the tokens without jitter."""
     if not (train and self.jitter):
       return x_GMD
     noise = lambda key: jax.random.uniform(
@@ -245,13 +245,13 @@ class Switch(TokenChoice):
 
 @dataclasses.dataclass(frozen=True)
 class NoisyTopK(TokenChoice):
-  """Top-k of logits with Gaussian noise, in training.
+  """Top-k of logits, to which training adds Gaussian noise.
 
   Shazeer et al. (2017), section 2.1, https://arxiv.org/abs/1701.06538, with the
   fixed noise of V-MoE (Riquelme et al., 2021, section 2.3,
-  https://arxiv.org/abs/2106.05974): weights are probabilities under softmax of
-  the noisy logits, not renormalised. Adds the losses 'importance' and
-  'noisy_load' (in training) to those of `TokenChoice`.
+  https://arxiv.org/abs/2106.05974). The weights are the softmax of the noisy
+  logits, not renormalised. To the losses of `TokenChoice` it adds 'importance'
+  and, in training, 'noisy_load'.
 
   Attributes:
     noise_std: E times the standard deviation of the noise on the logits.
@@ -261,11 +261,8 @@ class NoisyTopK(TokenChoice):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.noise_std <= 0:
-      raise ValueError(
-        f'NoisyTopK needs noise, got noise_std={self.noise_std}: set it above'
-        ' 0, or use gates.TopK.'
-      )
+    meaning = 'gates.TopK is the router without noise'
+    bounds.within('noise_std', self.noise_std, meaning, above=0)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
@@ -294,12 +291,13 @@ class NoisyTopK(TokenChoice):
 
 @dataclasses.dataclass(frozen=True)
 class GShard(TokenChoice):
-  """Top-2 whose second expert is used at random, as often as it weighs.
+  """Top-2 that uses the second expert at random, depending on its weight.
 
   Lepikhin et al. (2020), algorithm 1, https://arxiv.org/abs/2006.16668: both
-  weights are divided by their sum; in training the second expert w_2 is used
-  with probability min(1, 2 w_2). Its load-balance loss counts first choices.
-  Departs from it in evaluation, where the second expert is always used.
+  weights are divided by their sum. Training uses the second expert, of weight
+  w_2, with probability min(1, 2 w_2). The load-balance loss counts first
+  choices alone. Departs from it in evaluation, which always uses the second
+  expert.
 
   Attributes:
     num_active: always 2.
@@ -316,7 +314,7 @@ class GShard(TokenChoice):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses the two most probable experts, and whether the second counts."""
+    """Chooses the two most probable experts; training may drop the second."""
     expert_GMA = top_k(inputs.logits_GME, 2)
     probs_GME = jax.nn.softmax(inputs.logits_GME, axis=-1)
     weight_GMA = jax.nn.softmax(pick(inputs.logits_GME, expert_GMA), axis=-1)
@@ -330,19 +328,20 @@ class GShard(TokenChoice):
     return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
 
 
-# 2^32 over the golden ratio, made odd: consecutive ids times it are spread
-# evenly over the 32 bits (Knuth, The Art of Computer Programming, 6.4).
+# This is 2^32 over the golden ratio, rounded to an odd number. Its products
+# with consecutive ids spread evenly over 32 bits (Knuth, The Art of Computer
+# Programming, 6.4).
 _GOLDEN = 2654435769
 
 
 @dataclasses.dataclass(frozen=True)
 class Hash(Router):
-  """Experts fixed by the token's id; nothing is learned.
+  """The token's id decides its experts; nothing is learned.
 
   Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
-  floor(E * frac(id / golden ratio)), under which any run of ids fills the
-  experts almost evenly; the paper draws a random table. Further experts lie
-  E // k apart. Every weight is 1 / k, so 1 with one expert.
+  floor(E * frac(id / golden ratio)), which spreads any run of ids almost evenly
+  over the experts; the paper draws a random table instead. The k experts are
+  E // k apart. Every weight is 1 / k.
 
   Attributes:
     num_active: k.
@@ -353,7 +352,7 @@ class Hash(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Looks the experts of each id up."""
+    """Computes the experts of each id."""
     del state, keys_G, train
     k, E = self.num_active, inputs.logits_GME.shape[-1]
     if k > E or E >= 2**16:
@@ -361,7 +360,7 @@ class Hash(Router):
         f'Hash needs TOP_K={k} <= NUM_EXPERTS={E} < 65536: change one of them.'
       )
     hash_GM = inputs.token_ids_GM.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    # The upper 16 bits as a fraction, in 32 bits.
+    # The upper 16 bits are a fraction of 2^16; times E they still fit 32 bits.
     first_GM = ((hash_GM >> 16) * jnp.uint32(E)) >> 16
     apart_A = jnp.arange(k, dtype=jnp.int32) * (E // k)
     expert_GMA = (first_GM.astype(jnp.int32)[..., None] + apart_A) % E

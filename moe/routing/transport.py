@@ -1,4 +1,4 @@
-"""Rows between devices in pieces of any size: ragged all-to-all."""
+"""Moves runs of rows of any length between devices: ragged all-to-all."""
 
 import functools
 from typing import NamedTuple
@@ -10,12 +10,18 @@ from jax import lax
 from moe.types import Array
 
 
-class Pieces(NamedTuple):
-  """Where the pieces of an exchange lie, as one of n devices sees it.
+class Transfers(NamedTuple):
+  """The runs of rows that one of n devices sends and receives.
 
-  All int32 [n]. Piece d goes from rows send_start[d] ... of this device to rows
-  send_to[d] ... of device d; the piece from device d was at recv_from[d] there
-  and comes to recv_start[d] here.
+  All arrays are int32 [n], one entry per device d.
+
+  Attributes:
+    send_start: first row, on this device, of the run that goes to d.
+    send_count: rows of that run.
+    send_to: first row that the run gets on d.
+    recv_start: first row that the run from d gets on this device.
+    recv_count: rows of that run.
+    recv_from: first row, on d, of that run.
   """
 
   send_start: Array
@@ -25,9 +31,9 @@ class Pieces(NamedTuple):
   recv_count: Array
   recv_from: Array
 
-  def reversed(self) -> 'Pieces':
-    """The way back."""
-    return Pieces(
+  def reversed(self) -> 'Transfers':
+    """The transfers that send every received run back."""
+    return Transfers(
       self.recv_start,
       self.recv_count,
       self.recv_from,
@@ -37,28 +43,28 @@ class Pieces(NamedTuple):
     )
 
 
-def plan_pieces(counts_nn: Array, room: int, me: Array) -> Pieces:
-  """Pieces of an exchange in which every receiver has so much room.
+def make_transfers(counts_nn: Array, buffer_rows: int, me: Array) -> Transfers:
+  """Transfers that fit the buffer of every receiver.
 
-  Where more is sent to a device than it has room for, all senders are cut by
-  the same share, from the end of their piece.
+  If a device would get more rows than its buffer holds, every sender sends it
+  the same share of its rows, the first ones.
 
   Args:
-    counts_nn: int32 rows from each device (first) to each other one; a sender's
-      rows lie in the order of their receivers.
-    room: rows that a device can receive.
-    me: int32, this device.
+    counts_nn: int32 rows from each device (first dim) to each other one; a
+      sender's rows are in the order of their receivers.
+    buffer_rows: rows of a receiver's buffer.
+    me: int32 index of this device.
   """
   n = counts_nn.shape[0]
   total_n = counts_nn.sum(axis=0)
-  # n less than the room, since float32 may round a product up to the next row.
-  share_n = jnp.minimum(1.0, max(room - n, 0) / jnp.maximum(total_n, 1))
+  # float32 may round a product up to the next row, so n rows are kept free.
+  share_n = jnp.minimum(1.0, max(buffer_rows - n, 0) / jnp.maximum(total_n, 1))
   cut_nn = jnp.floor(counts_nn.astype(jnp.float32) * share_n).astype(jnp.int32)
-  sent_nn = jnp.where(total_n <= room, counts_nn, cut_nn)
+  sent_nn = jnp.where(total_n <= buffer_rows, counts_nn, cut_nn)
   before = lambda a, axis: jnp.cumsum(a, axis=axis, dtype=jnp.int32) - a
   start_nn = before(counts_nn, 1)  # within the sender
   to_nn = before(sent_nn, 0)  # within the receiver
-  return Pieces(
+  return Transfers(
     start_nn[me],
     sent_nn[me],
     to_nn[me],
@@ -70,75 +76,76 @@ def plan_pieces(counts_nn: Array, room: int, me: Array) -> Pieces:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def move(
-  rows_SD: Array,
-  pieces: Pieces,
-  room: int,
+  rows_UD: Array,
+  transfers: Transfers,
+  buffer_rows: int,
   axis_names: tuple[str, ...],
   window: int,
 ) -> Array:
-  """Sends each piece to its device; runs inside `shard_map`.
+  """Sends each run of rows to its device; runs inside `shard_map`.
 
-  TPU and NVIDIA: `jax.lax.ragged_all_to_all`. Elsewhere, XLA:CPU having none
-  (https://github.com/jax-ml/jax/issues/34755), an all-to-all of pieces padded
-  to the largest possible size, with the same result.
+  TPUs and NVIDIA's GPUs use `jax.lax.ragged_all_to_all`. XLA:CPU has none
+  (https://github.com/jax-ml/jax/issues/34755), so other platforms pad each run
+  to `window` rows and use an all-to-all, with the same result.
 
   Args:
-    rows_SD: rows of this device.
-    pieces: what goes where.
-    room: rows of the result.
+    rows_UD: rows of this device.
+    transfers: the runs to send and to receive.
+    buffer_rows: rows of the result.
     axis_names: mesh axes of the exchange.
-    window: the most rows that one piece can have.
+    window: W, most rows that one run can have.
 
   Returns:
-    [room, D], zeros where nothing arrived. The gradient goes the way back.
+    [buffer_rows, D], zeros where nothing arrived. The backward pass sends
+    gradients the reverse way.
   """
 
-  def ragged(rows_SD, pieces):
-    out = jnp.zeros((room, rows_SD.shape[1]), rows_SD.dtype)
+  def ragged(rows_UD, transfers):
+    out = jnp.zeros((buffer_rows, rows_UD.shape[1]), rows_UD.dtype)
     return lax.ragged_all_to_all(
-      rows_SD,
+      rows_UD,
       out,
-      pieces.send_start,
-      pieces.send_count,
-      pieces.send_to,
-      pieces.recv_count,
+      transfers.send_start,
+      transfers.send_count,
+      transfers.send_to,
+      transfers.recv_count,
       axis_name=axis_names,
     )
 
-  def padded(rows_SD, pieces):
-    return _padded(rows_SD, pieces, room, axis_names, window)
+  def padded(rows_UD, transfers):
+    return _padded(rows_UD, transfers, buffer_rows, axis_names, window)
 
   return lax.platform_dependent(
-    rows_SD, pieces, tpu=ragged, cuda=ragged, default=padded
+    rows_UD, transfers, tpu=ragged, cuda=ragged, default=padded
   )
 
 
-def _padded(rows_SD, pieces, room, axis_names, window):
+def _padded(rows_UD, transfers, buffer_rows, axis_names, window):
   place_W = jnp.arange(window, dtype=jnp.int32)
-  zero = jnp.zeros((), rows_SD.dtype)
-  index_nW = pieces.send_start[:, None] + place_W
-  is_sent_nW = place_W < pieces.send_count[:, None]
-  sent_nWD = rows_SD.at[index_nW].get(mode='clip')
+  zero = jnp.zeros((), rows_UD.dtype)
+  index_nW = transfers.send_start[:, None] + place_W
+  is_sent_nW = place_W < transfers.send_count[:, None]
+  sent_nWD = rows_UD.at[index_nW].get(mode='clip')
   sent_nWD = jnp.where(is_sent_nW[..., None], sent_nWD, zero)
   got_nWD = lax.all_to_all(sent_nWD, axis_names, 0, 0)
-  row_S = jnp.arange(room, dtype=jnp.int32)
-  # The last piece that starts at this row or before.
-  source_S = jnp.searchsorted(pieces.recv_start, row_S, side='right') - 1
-  place_S = row_S - pieces.recv_start[source_S]
-  has_S = place_S < pieces.recv_count[source_S]
-  rows = got_nWD.at[source_S, place_S].get(mode='clip')
-  return jnp.where(has_S[:, None], rows, zero)
+  row_U = jnp.arange(buffer_rows, dtype=jnp.int32)
+  # A row belongs to the last run that starts at this row or before.
+  source_U = jnp.searchsorted(transfers.recv_start, row_U, side='right') - 1
+  place_U = row_U - transfers.recv_start[source_U]
+  has_U = place_U < transfers.recv_count[source_U]
+  rows = got_nWD.at[source_U, place_U].get(mode='clip')
+  return jnp.where(has_U[:, None], rows, zero)
 
 
-def _move_fwd(rows_SD, pieces, room, axis_names, window):
-  out = move(rows_SD, pieces, room, axis_names, window)
-  return out, (pieces, rows_SD.shape[0])
+def _move_fwd(rows_UD, transfers, buffer_rows, axis_names, window):
+  out = move(rows_UD, transfers, buffer_rows, axis_names, window)
+  return out, (transfers, rows_UD.shape[0])
 
 
-def _move_bwd(room, axis_names, window, residuals, dy_SD):
-  del room
-  pieces, rows = residuals
-  return move(dy_SD, pieces.reversed(), rows, axis_names, window), None
+def _move_bwd(buffer_rows, axis_names, window, residuals, dy_UD):
+  del buffer_rows
+  transfers, rows = residuals
+  return move(dy_UD, transfers.reversed(), rows, axis_names, window), None
 
 
 move.defvjp(_move_fwd, _move_bwd)

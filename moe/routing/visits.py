@@ -1,7 +1,7 @@
 """How tokens visit the devices of their experts, each device at most once.
 
-A token's row travels with notes of which experts it asks for there, and with
-what weights. The receiver makes a plan of them.
+With a token's row travel notes, which name the experts that it requests on that
+device and their weights. The receiver makes a plan from the notes.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from moe.types import Array
 
 
 class Choices(NamedTuple):
-  """What N tokens ask for, without choices that stand by; each [1, N, A]."""
+  """Choices of M tokens, without spare ones; each [1, M, A]."""
 
-  expert_1NA: Array
-  weight_1NA: Array
-  valid_1NA: Array
+  expert_1MA: Array
+  weight_1MA: Array
+  valid_1MA: Array
 
 
 class Visit(NamedTuple):
@@ -29,17 +29,17 @@ class Visit(NamedTuple):
 
   Attributes:
     permuted: the tokens in the order of their receivers.
-    pieces: what went where.
-    groups: (G, M) of the tokens.
+    transfers: the runs of rows that were sent and received.
+    groups: (G, M), the routing groups that the tokens came from.
   """
 
   permuted: Permuted
-  pieces: transport.Pieces
+  transfers: transport.Transfers
   groups: tuple[int, int]
 
 
 def choices_by_token(plan: RoutingPlan) -> Choices:
-  """The choices of all groups' tokens."""
+  """The choices of the tokens of all groups, as one group."""
   G, M, A = plan.rows_GMA.shape
   A -= plan.num_spare
   rows_GMA = plan.rows_GMA[..., :A]
@@ -53,72 +53,79 @@ def choices_by_token(plan: RoutingPlan) -> Choices:
   )
 
 
-def plan_of_visits(choices: Choices, here: int) -> RoutingPlan:
-  """Plan of tokens that visit devices, of which each holds so many experts."""
-  device_1NA = choices.expert_1NA // here
-  A = device_1NA.shape[-1]
-  same_1NAA = device_1NA[..., :, None] == device_1NA[..., None, :]
+def plan_of_visits(choices: Choices, num_local: int) -> RoutingPlan:
+  """Plan in which tokens visit devices; each device holds `num_local` experts.
+
+  Devices take the place of experts. A token visits a device once, even if
+  several of its experts are there.
+  """
+  device_1MA = choices.expert_1MA // num_local
+  A = device_1MA.shape[-1]
+  same_1MAA = device_1MA[..., :, None] == device_1MA[..., None, :]
   earlier_AA = jnp.tri(A, k=-1, dtype=bool)
-  valid_1NA = choices.valid_1NA
-  seen_1NA = jnp.any(same_1NAA & valid_1NA[..., None, :] & earlier_AA, axis=-1)
-  ones_1NA = jnp.ones(device_1NA.shape, jnp.float32)
-  rows = rows_of_choices(device_1NA, ones_1NA, valid_1NA & ~seen_1NA)
+  valid_1MA = choices.valid_1MA
+  seen_1MA = jnp.any(same_1MAA & valid_1MA[..., None, :] & earlier_AA, axis=-1)
+  ones_1MA = jnp.ones(device_1MA.shape, jnp.float32)
+  rows = rows_of_choices(device_1MA, ones_1MA, valid_1MA & ~seen_1MA)
   return RoutingPlan(*rows, {}, {})
 
 
 def make_notes(
-  choices: Choices, visits: RoutingPlan, leaving: Permuted, here: int
+  choices: Choices, visits: RoutingPlan, leaving: Permuted, num_local: int
 ) -> Array:
-  """What travels with each row: weights, and 1 + expert there or 0; [S, 2A].
+  """The notes of each row: A weights, then A expert numbers; [U, 2A].
 
-  Float32 holds expert numbers exactly, and lets weights have gradients.
+  An expert number counts from 1 on the receiving device; 0 means that the
+  choice is for another device. Float32 holds these numbers exactly, and weights
+  keep their gradients.
 
   Args:
-    choices: of all tokens.
+    choices: choices of all tokens.
     visits: their plan by device.
     leaving: the tokens in the order of their receivers.
-    here: experts of each device.
+    num_local: experts of each device.
   """
-  row_1S = leaving.row_GS
-  token_1S = jnp.where(row_1S >= 0, row_1S % choices.expert_1NA.shape[1], -1)
-  notes = lambda a_1NA: permute(a_1NA, token_1S, leaving.slot_GMA)[0]
-  device_S = gather(visits.expert_GR, row_1S)[0]
-  number_1NA = jnp.where(choices.valid_1NA, choices.expert_1NA + 1, 0)
-  number_1NA = number_1NA.astype(jnp.float32)
-  first_S1 = (device_S * here)[:, None].astype(jnp.float32)
-  number_SA = jax.lax.stop_gradient(notes(number_1NA)) - first_S1
-  is_there = (number_SA > 0) & (number_SA <= here)
+  row_1U = leaving.row_GU
+  token_1U = jnp.where(row_1U >= 0, row_1U % choices.expert_1MA.shape[1], -1)
+  notes = lambda a_1MA: permute(a_1MA, token_1U, leaving.slot_GMA)[0]
+  device_U = gather(visits.expert_GR, row_1U)[0]
+  number_1MA = jnp.where(choices.valid_1MA, choices.expert_1MA + 1, 0)
+  number_1MA = number_1MA.astype(jnp.float32)
+  first_U1 = (device_U * num_local)[:, None].astype(jnp.float32)
+  number_UA = jax.lax.stop_gradient(notes(number_1MA)) - first_U1
+  is_there = (number_UA > 0) & (number_UA <= num_local)
   return jnp.concatenate(
-    [notes(choices.weight_1NA), jnp.where(is_there, number_SA, 0.0)], axis=1
+    [notes(choices.weight_1MA), jnp.where(is_there, number_UA, 0.0)], axis=1
   )
 
 
-def _turns(pieces: transport.Pieces, S: int) -> Array:
-  """int32 [S]: the place of each row that arrived when senders take turns."""
-  row_S = jnp.arange(S, dtype=jnp.int32)
-  source_S = jnp.searchsorted(pieces.recv_start, row_S, side='right') - 1
-  place_S1 = (row_S - pieces.recv_start[source_S])[:, None]
-  senders_n = jnp.arange(len(pieces.recv_count), dtype=source_S.dtype)
-  # Rows of each sender in the rounds before, and in this one before its turn.
-  is_earlier_Sn = (senders_n < source_S[:, None]).astype(jnp.int32)
-  before_Sn = jnp.minimum(pieces.recv_count, place_S1 + is_earlier_Sn)
+def _turns(transfers: transport.Transfers, U: int) -> Array:
+  """int32 [U]: the rank of each arrived row if senders take turns."""
+  row_U = jnp.arange(U, dtype=jnp.int32)
+  source_U = jnp.searchsorted(transfers.recv_start, row_U, side='right') - 1
+  place_U1 = (row_U - transfers.recv_start[source_U])[:, None]
+  senders_n = jnp.arange(len(transfers.recv_count), dtype=source_U.dtype)
+  # Rows that each sender placed in earlier rounds, and in this round before the
+  # turn of the row's own sender.
+  is_earlier_Un = (senders_n < source_U[:, None]).astype(jnp.int32)
+  before_Un = jnp.minimum(transfers.recv_count, place_U1 + is_earlier_Un)
   return jnp.where(
-    row_S < pieces.recv_count.sum(), before_Sn.sum(axis=1), row_S
+    row_U < transfers.recv_count.sum(), before_Un.sum(axis=1), row_U
   )
 
 
-def plan_of_notes(notes: Array, pieces: transport.Pieces) -> RoutingPlan:
-  """The plan of the rows that arrived, one group of them, senders in turn."""
-  S, A = notes.shape[0], notes.shape[1] // 2
-  turn_1S = _turns(pieces, S)[None]
-  row_1S = invert(turn_1S)
-  inturn_1SA = permute(notes[None], row_1S, turn_1S[..., None])
-  number_1SA = inturn_1SA[..., A:].astype(jnp.int32)
+def plan_of_notes(notes: Array, transfers: transport.Transfers) -> RoutingPlan:
+  """The plan of the arrived rows, as one group in which senders take turns."""
+  U, A = notes.shape[0], notes.shape[1] // 2
+  turn_1U = _turns(transfers, U)[None]
+  row_1U = invert(turn_1U)
+  inturn_1UA = permute(notes[None], row_1U, turn_1U[..., None])
+  number_1UA = inturn_1UA[..., A:].astype(jnp.int32)
   rows = rows_of_choices(
-    jnp.maximum(number_1SA - 1, 0), inturn_1SA[..., :A], number_1SA > 0
+    jnp.maximum(number_1UA - 1, 0), inturn_1UA[..., :A], number_1UA > 0
   )
   plan = RoutingPlan(*rows, {}, {})
   return plan._replace(
-    token_GR=jnp.tile(row_1S, A),
-    rows_GMA=jnp.take_along_axis(plan.rows_GMA, turn_1S[..., None], axis=1),
+    token_GR=jnp.tile(row_1U, A),
+    rows_GMA=jnp.take_along_axis(plan.rows_GMA, turn_1U[..., None], axis=1),
   )

@@ -1,67 +1,68 @@
-"""Routers that change what another router sees or what becomes of its plan."""
+"""Routers that change the inputs or the plan of another router."""
 
 import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
-from moe.routing.slots import asked_rows
+from moe.routing.slots import requested_rows
 from moe.routing.token_choice import TopK
 from moe.types import Array, Pair
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Router):
-  """Base of the routers that leave the choice to another one.
+  """Base of the routers that leave the choice to an inner router.
 
   Attributes:
-    router: makes the router that chooses, given `num_active`.
+    router: makes the inner router, given `num_active`.
   """
 
   router: Callable[..., Router] = TopK
 
   def __post_init__(self):
     super().__post_init__()
-    self.inner()  # refuses what the router refuses
+    self.inner()  # Raises for options that the inner router refuses.
 
   def inner(self) -> Router:
-    """The router that chooses."""
+    """The router that chooses experts."""
     return self.router(num_active=self.num_active)
 
   @property
   def is_causal(self) -> bool:
-    """As of the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().is_causal
 
   @property
   def is_causal_in_training(self) -> bool:
-    """As of the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().is_causal_in_training
 
   @property
   def num_added(self) -> int:
-    """As of the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().num_added
 
   def mean_active(self, num_experts: int) -> float:
-    """As of the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().mean_active(num_experts)
 
   def init_state(self, num_experts: int) -> State:
-    """As of the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().init_state(num_experts)
 
   def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """As the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().perturb(x_GMD, keys_G, train)
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
-    """As the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().observe(state, statistics)
 
   def update(self, state: State) -> State:
-    """As the router that chooses."""
+    """Delegates to the inner router."""
     return self.inner().update(state)
 
 
@@ -71,11 +72,12 @@ class NullExperts(Wrapper):
 
   Zero-computation experts of MoE++ (Jin et al., 2024, section 3.1,
   https://arxiv.org/abs/2410.07348), without its constant experts; copy experts
-  alone are LongCat-Flash's (2025, https://arxiv.org/abs/2509.01322). To the E
-  experts Z = num_null + num_copy are added, among which a token chooses as
-  among all. A null expert's output is 0, a copy expert's is the token itself;
-  neither takes a row. With even use a token has k E / (E + Z) experts that
-  compute. Losses, loads, biases and statistics include the Z, behind the E.
+  alone are LongCat-Flash's (2025, https://arxiv.org/abs/2509.01322). A token
+  chooses among the E experts and num_null + num_copy added ones. The output of
+  a null expert is 0, that of a copy expert is the token itself; neither takes a
+  row. With n added experts and even use, k E / (E + n) of a token's experts
+  compute. Losses, loads, biases and statistics list the added experts after the
+  E.
 
   Attributes:
     num_null: experts whose output is 0.
@@ -87,7 +89,9 @@ class NullExperts(Wrapper):
 
   def __post_init__(self):
     super().__post_init__()
-    if min(self.num_null, self.num_copy) < 0 or not self._num_own():
+    bounds.at_least(0, 'num_null', self.num_null, 'experts that give 0')
+    bounds.at_least(0, 'num_copy', self.num_copy, 'experts that give the token')
+    if not self._num_own():
       raise ValueError(
         f'NullExperts needs experts to add, got num_null={self.num_null} and'
         f' num_copy={self.num_copy}: set one of them above 0.'
@@ -95,19 +99,19 @@ class NullExperts(Wrapper):
 
   @property
   def num_added(self) -> int:
-    """Z, and what the router that chooses adds itself."""
+    """The experts added here, and those that the inner router adds."""
     return self._num_own() + self.inner().num_added
 
   def _num_own(self) -> int:
     return self.num_null + self.num_copy
 
   def mean_active(self, num_experts: int) -> float:
-    """Choices that compute, when all E + Z experts are used evenly."""
+    """Choices that compute, if all experts and added ones are used evenly."""
     total = num_experts + self._num_own()
     return self.inner().mean_active(total) * num_experts / total
 
   def init_state(self, num_experts: int) -> State:
-    """State of E + Z experts."""
+    """State of the E experts and the added ones."""
     return self.inner().init_state(num_experts + self._num_own())
 
   def route(
@@ -129,7 +133,7 @@ class NullExperts(Wrapper):
     E = total - self._num_own()
     is_copy_GR = plan.valid_GR & (plan.expert_GR >= E + self.num_null)
     copied_GR = jnp.where(is_copy_GR, plan.weight_GR, 0.0)
-    # Rows lie choice after choice; those that stand by are the last ones.
+    # Rows are sorted by choice; the last choices are spare.
     own_GAM = copied_GR.reshape(G, A, M)[:, : A - plan.num_spare]
     is_real_GR = plan.expert_GR < E
     return plan._replace(
@@ -145,29 +149,33 @@ class ModalityGrouped(Wrapper):
 
   Modality-aware experts (Lin et al., 2024, MoMa,
   https://arxiv.org/abs/2407.21770; Bao et al., 2022, VLMo,
-  https://arxiv.org/abs/2111.02358) as a mask: logits of experts that are
+  https://arxiv.org/abs/2111.02358) by a mask: the logits of experts that are
   reserved for another modality are -inf. Departs from MoMa in that all
-  modalities share one router, and in that there may be experts for all.
+  modalities share one router, and in that some experts may be open to all.
 
-  A router that does not follow logits (a balanced assignment without another
-  place, open groups without enough experts, a hash) may still choose an expert
-  that is closed to the token. No expert sees such a choice; it is counted as
-  dropped.
+  Some routers may still choose an expert that is closed to the token: a
+  balanced assignment that has no other place, groups of experts with too few
+  open ones, a hash. No expert sees such a choice; it is counted as dropped.
 
   Attributes:
-    reserved: experts of each modality in the order of `TokenBatch.modality`,
-      from expert 0 on; the others are open to all. Tokens of a modality that is
-      not listed may use every expert.
+    reserved: number of experts reserved for each modality, from expert 0 on, in
+      the order of `TokenBatch.modality`. The remaining experts are open to all.
+      Tokens of a modality that is not listed may use every expert.
   """
 
   reserved: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    for count in self.reserved:
+      bounds.at_least(0, 'reserved', count, 'experts of one modality')
 
   def _check(self, num_experts: int) -> None:
     shared = num_experts - sum(self.reserved)
     if shared < 0 or not self.reserved:
       raise ValueError(
-        f'reserved={self.reserved} must list modalities and be no more than the'
-        f' {num_experts} experts together: change it.'
+        f'reserved={self.reserved} must name a number of experts for each'
+        f' modality, at most {num_experts} together: change it.'
       )
     inner = self.inner()
     choices = inner.num_active + inner.num_spare
@@ -181,7 +189,7 @@ class ModalityGrouped(Wrapper):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Routes by masked logits; choices that break the mask are dropped."""
+    """Routes by masked logits; drops choices of masked experts."""
     G, M, E = inputs.logits_GME.shape
     self._check(E)
     experts_E = jnp.arange(E, dtype=jnp.int32)
@@ -201,7 +209,7 @@ class ModalityGrouped(Wrapper):
     is_allowed_GR = jnp.take_along_axis(
       allowed_GME.reshape(G, M * E), place_GR, axis=1, mode='clip'
     )
-    closed_GR = asked_rows(plan) & ~is_allowed_GR
+    closed_GR = requested_rows(plan) & ~is_allowed_GR
     return plan._replace(
       valid_GR=plan.valid_GR & is_allowed_GR,
       dropped=plan.dropped + jnp.sum(closed_GR, dtype=jnp.float32),

@@ -1,4 +1,4 @@
-"""A run on devices: its program, its reader, the state it starts from."""
+"""Builds a run on devices: its program, its reader, its first state."""
 
 import dataclasses
 import functools
@@ -36,27 +36,27 @@ from moe.types import PyTree, TokenBatch
 
 _logger = logging.getLogger(__name__)
 
-# The token stores of each (task, split), and their rates.
-Found = dict[tuple[str, str], tuple[list[Store], list[float]]]
+# (task, split) -> (token stores, their mixing rates).
+FoundStores = dict[tuple[str, str], tuple[list[Store], list[float]]]
 
 
-def place(
+def place_model(
   run: Run, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Functional, rules.Table, Mesh]:
   """(functional, rule table, mesh) of a run on devices."""
   table = rules.table(run.rules)
   mesh = make_mesh(run.mesh, devices or jax.devices())
   layout = rules.layout(table, mesh)
-  functional = functional_lib.placed(
+  functional = functional_lib.make_functional(
     run.model, rules.activation_rules(table), layout
   )
   return functional, table, mesh
 
 
 def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
-  """The programs of a run on devices (default: all), by shapes alone."""
-  functional, table, mesh = place(run, devices)
-  # Microbatches must not part a routing group; dense layers have none.
+  """The program of a run on devices (default: all), built from shapes alone."""
+  functional, table, mesh = place_model(run, devices)
+  # A microbatch must hold whole routing groups; dense layers have no groups.
   experts = anatomy(run.model).experts
   group_size = experts.group_size if experts else 0
   objective = dataclasses.replace(
@@ -77,17 +77,23 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
 def resumed_state(
   program: Program, checkpointer: Checkpointer
 ) -> tuple[TrainState | None, dict[str, Any] | None]:
-  """(state, what was saved with it) of the newest sound step, else Nones."""
+  """(state, metadata) of the newest sound step; (None, None) without a step."""
   if checkpointer.latest_step() is None:
     return None, None
   return checkpointer.restore(None, program.abstract)
 
 
 def starting_state(
-  run: Run, program: Program, vocabulary_sha256: str | None
+  run: Run, program: Program, hashes: dict[str, str | None]
 ) -> TrainState:
-  """The state of a new run: of another one's parameters, or random."""
-  preflight.check_origin(run, program, vocabulary_sha256)
+  """The state of a new run, with random parameters or those of another run.
+
+  Args:
+    run: the run.
+    program: the program of the run.
+    hashes: hashes of its data, see `preflight.check_origin`.
+  """
+  preflight.check_origin(run, program, hashes)
   ts = program.init()
   if run.initial.upcycle:
     params, origin = upcycled(run, program, ts.params)
@@ -99,15 +105,17 @@ def starting_state(
     ts = ts._replace(params=params, state=state)
   else:
     return ts
-  _logger.info(f'parameters of {run.initial.checkpoint}, step {origin["step"]}')
+  _logger.info(
+    f'initial parameters: {run.initial.checkpoint}, step {origin["step"]}'
+  )
   return ts
 
 
 def upcycled(
   run: Run, program: Program, params: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
-  """Parameters made from a dense run's, and what was recorded with that."""
-  placement = upcycle.source_placement(
+  """(parameters made from those of a dense run, metadata of that run)."""
+  placement = upcycle.dense_placement(
     program.abstract.params, shardings.replicated(program.mesh)
   )
   dense, meta = restore.load_params(run.initial.checkpoint, placement=placement)
@@ -123,16 +131,16 @@ def upcycled(
 
 def find_data(
   run: Run, prepare_stores: Callable[..., str]
-) -> tuple[str, Found]:
+) -> tuple[str, FoundStores]:
   """The vocabulary directory, and the token stores of each task and split.
 
-  The stores are held: if one of them is made again while the run goes on, the
-  run reads on what was there.
+  The run holds the stores open: if a store is replaced meanwhile, the run still
+  reads the old one.
 
   Args:
     run: the run.
-    prepare_stores: makes what is missing; has the arguments and the result of
-      `tasks.stores.prepare`.
+    prepare_stores: makes missing token stores, with the arguments and the
+      result of `tasks.stores.prepare`.
   """
   data = run.data
   wanted = [(data.train, ['train'])]
@@ -153,8 +161,8 @@ def find_data(
   return directory, found
 
 
-def held_out_hashes(run: Run, found: Found) -> dict[str, str]:
-  """A hash of each held-out task's documents, in the order of the tasks."""
+def held_out_hashes(run: Run, found: FoundStores) -> dict[str, str]:
+  """Task -> hash of its held-out documents, in the order of the tasks."""
   hashes = {}
   for task in run.data.evaluation:
     stores, _ = found[task, 'validation']
@@ -164,22 +172,22 @@ def held_out_hashes(run: Run, found: Found) -> dict[str, str]:
 
 
 def open_data(
-  run: Run, program: Program, directory: str, found: Found, workdir: str
+  run: Run, program: Program, directory: str, found: FoundStores, workdir: str
 ) -> tuple[Reader, dict[str, HeldOut]]:
-  """The reader of training batches, and held-out data by task.
+  """The reader of training batches, and the held-out data by task.
 
-  Each process reads the rows of a batch that its devices hold.
+  Each process reads the rows of a batch that its devices hold. The work
+  directory gets a copy of the vocabulary.
 
   Args:
     run: the run.
-    program: of the run.
-    directory: of its vocabulary, which the work directory gets a copy of.
-    found: its token stores, as `find_data` gives them.
-    workdir: of the run.
-    objective: what is trained.
+    program: the program of the run.
+    directory: the vocabulary directory, from `find_data`.
+    found: the token stores, from `find_data`.
+    workdir: directory of the run.
 
   Raises:
-    ValueError: if data can't be read or does not fit the model.
+    ValueError: if data cannot be read or does not fit the model.
   """
   data = run.data
   path = os.path.join(directory, VOCABULARY)

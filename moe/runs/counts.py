@@ -10,7 +10,7 @@ from moe.types import PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
-  """Counts for the record, and the mesh's peak FLOP/s where it is known."""
+  """(`counts_of` the run, peak FLOP/s of the mesh or None if unknown)."""
   abstract = program.abstract
   counts = counts_of(
     run, abstract.params, program.logical_axes, abstract.opt_state

@@ -1,14 +1,16 @@
-"""One run at a time in a work directory, by a small file with a heartbeat.
+"""A lock file with a heartbeat: only one run at a time uses a work directory.
 
-The file names its run, and a number in it rises every few seconds. It needs no
-lock of the operating system, so it also holds between hosts that mount the
-directory without such locks, and on object stores. Clocks of two hosts are
-never compared: who finds a file of another host watches whether it changes.
+The file names its owner, and a counter in it rises every few seconds. It needs
+no lock of the operating system, so it also works between hosts that mount the
+directory without such locks, and on object stores. Nobody compares the clocks
+of two hosts: a run that finds the file of another host watches whether it
+changes.
 
-A file system tells who was first to make the file. An object store does not,
-and no file system tells who was first to replace one, so that is written, and
-read again after a while. Should two runs believe that they were first all the
-same, the heartbeat of one of them finds the name of the other, and it stops.
+A file system says which run created the file first. An object store does not,
+and no file system says which run replaced a file first. In these cases a run
+writes the file, waits, and reads it again. If two runs still believe that they
+own the directory, the heartbeat of one of them finds the other's name, and that
+run stops.
 """
 
 import contextlib
@@ -33,28 +35,30 @@ _logger = logging.getLogger(__name__)
 
 NAME = 'running.json'
 BEAT_SECONDS = 10.0
-# A file of another host that has not changed for so long is of a dead process.
+# The owner on another host counts as dead if its file has not changed for so
+# long.
 STALE_SECONDS = 60.0
-# Between writing and reading again: on a disk, on an object store.
+# Wait between writing and reading again: on a file system, on an object store.
 _SETTLE_SECONDS = 0.2, 2.0
 
 
 @contextlib.contextmanager
 def held(workdir: str) -> Iterator[Callable[[], None]]:
-  """Holds a work directory while the block runs.
+  """Locks a work directory while the block runs.
 
-  A file of a dead process of this host is replaced at once, one of another host
-  when it has not changed for `STALE_SECONDS`. Of several processes, the first
-  one holds the directory for all.
+  The file of a dead process on this host is replaced at once. The file of
+  another host is replaced if it does not change for `STALE_SECONDS`. If a run
+  has several processes, process 0 holds the lock for all.
 
   Args:
-    workdir: of the run, a directory that is there.
+    workdir: directory of the run, which must exist.
 
   Yields:
     A function that raises ValueError if another run has taken the directory.
 
   Raises:
-    ValueError: if another run holds it; it names host and process.
+    ValueError: if another run holds the lock; the message names its host and
+      process.
   """
   lock, error = None, None
   if jax.process_index() == 0:
@@ -67,7 +71,8 @@ def held(workdir: str) -> Iterator[Callable[[], None]]:
     is_refused = np.array(error is not None)
     if multihost_utils.broadcast_one_to_all(is_refused) and error is None:
       error = ValueError(
-        f'Another run holds {workdir}, as process 0 has found.'
+        f'--workdir={workdir} must be free, but another run uses it: see the'
+        ' message of process 0.'
       )
   if error is not None:
     raise error
@@ -79,7 +84,7 @@ def held(workdir: str) -> Iterator[Callable[[], None]]:
 
 
 class _Lock:
-  """The file of one run; a thread keeps its number rising."""
+  """The lock file of one run, with a thread for its heartbeat."""
 
   def __init__(self, workdir: str):
     self._workdir = workdir
@@ -91,7 +96,7 @@ class _Lock:
       'process': os.getpid(),
       'machine': _machine(),
       'process_start': _process_start(os.getpid()),
-      'since': time.strftime('%Y-%m-%d %H:%M:%S'),  # for people alone
+      'since': time.strftime('%Y-%m-%d %H:%M:%S'),  # Only people read this.
       'beat': 0,
     }
     self._beaten_at = 0.0
@@ -103,7 +108,11 @@ class _Lock:
     )
 
   def acquire(self) -> None:
-    """Makes the file, or replaces a stale one; ValueError if a run is alive."""
+    """Creates the file or replaces a stale one.
+
+    Raises:
+      ValueError: if the owner of the file is alive.
+    """
     watched, since = None, 0.0
     while not self._create():
       text = self._read()
@@ -114,12 +123,12 @@ class _Lock:
       if is_here and _is_alive(found):
         raise self._refusal(found)
       if not is_here and text != watched:
-        if watched is not None:  # It has changed: its run is alive.
+        if watched is not None:  # The file has changed, so its owner is alive.
           raise self._refusal(found)
         watched, since = text, time.monotonic()
         _logger.info(
-          f'{self._workdir} is held by {_named(found)}: waiting'
-          f' {STALE_SECONDS:.0f} s to see whether it is alive'
+          f'{self._workdir} is locked by {_named(found)}: waiting'
+          f' {STALE_SECONDS:.0f} s to see whether that process is alive'
         )
       if is_here or time.monotonic() - since > STALE_SECONDS:
         self._replace(found)
@@ -130,18 +139,18 @@ class _Lock:
 
   def check(self) -> None:
     """Raises ValueError if another run has taken the directory."""
-    # After a pause of the whole process, the thread may not have looked yet.
+    # If the whole process was suspended, the thread may not have looked yet.
     if time.monotonic() - self._beaten_at > STALE_SECONDS / 2:
       self._beat()
     if self._taken_by is not None:
       raise ValueError(
-        f'{self._workdir} has been taken by {_named(self._taken_by)}: this run'
-        ' stops here and writes no more; let one of the two run, or give them'
-        ' work directories of their own.'
+        f'{self._workdir} has been taken by {_named(self._taken_by)}, so this'
+        ' run stops and writes no more: run only one of the two, or give each'
+        ' its own --workdir.'
       )
 
   def release(self) -> None:
-    """Removes the file, if it is still ours."""
+    """Removes the file if this run still owns it."""
     self._is_released.set()
     self._thread.join()
     with contextlib.suppress(OSError):
@@ -149,7 +158,7 @@ class _Lock:
         self._path.unlink()
 
   def _create(self) -> bool:
-    """Makes the file; False if there is one."""
+    """Creates the file; returns False if it exists."""
     if self._is_remote:
       if self._read() is not None:
         return False
@@ -164,16 +173,16 @@ class _Lock:
     return True
 
   def _replace(self, stale: dict[str, Any]) -> None:
-    """Puts our name in the place of a dead run's."""
+    """Replaces the file of a dead owner."""
     self._write()
     self._settle()
     _logger.info(
-      f'warning: {_named(stale)} held {self._workdir} and no longer runs: this'
-      ' run takes its place.'
+      f'warning: {_named(stale)} locked {self._workdir} and no longer runs:'
+      ' this run takes over.'
     )
 
   def _settle(self) -> None:
-    """Waits, and raises ValueError if another run has written after us."""
+    """Waits, and raises ValueError if another run wrote the file meanwhile."""
     time.sleep(_SETTLE_SECONDS[self._is_remote])
     text = self._read()
     if not self._is_ours(text):
@@ -182,8 +191,8 @@ class _Lock:
   def _refusal(self, found: dict[str, Any]) -> ValueError:
     since = f', since {found["since"]}' if 'since' in found else ''
     return ValueError(
-      f'--workdir={self._workdir} must be of one run at a time, got that of'
-      f' {_named(found)}{since}: wait until it has ended, stop it, or choose'
+      f'--workdir={self._workdir} must have one run at a time, but has that of'
+      f' {_named(found)}{since}: wait until that run ends, stop it, or choose'
       ' another --workdir.'
     )
 
@@ -194,11 +203,11 @@ class _Lock:
         return
 
   def _beat(self) -> None:
-    """Raises the number, unless the file has another owner."""
+    """Raises the counter in the file, unless the file has another owner."""
     with self._mutex:
       try:
         text = self._read()
-        # A file that somebody has deleted is written again.
+        # If somebody has deleted the file, this writes it again.
         if text is not None and not self._is_ours(text):
           self._taken_by = _decode(text)
           return
@@ -209,7 +218,7 @@ class _Lock:
         _logger.info(f'warning: {self._path} could not be written: {error}')
 
   def _read(self) -> str | None:
-    """What the file holds; None if there is none."""
+    """The text of the file; None if there is no file."""
     try:
       return self._path.read_text()
     except FileNotFoundError:
@@ -227,7 +236,7 @@ class _Lock:
 
 
 def _decode(text: str) -> dict[str, Any]:
-  """The entries of a file; none if it is not whole."""
+  """The entries of a file; an incomplete file has none."""
   try:
     found = json.loads(text)
   except ValueError:
@@ -236,13 +245,13 @@ def _decode(text: str) -> dict[str, Any]:
 
 
 def _named(found: dict[str, Any]) -> str:
-  """A run, for people."""
+  """The name of a run in a message."""
   process, host = found.get('process', 'unknown'), found.get('host', 'unknown')
   return f'process {process} on host {host}'
 
 
 def _machine() -> str:
-  """Tells apart machines, boots and containers: process numbers are of one."""
+  """The machine, boot and container in which process numbers are unique."""
   try:
     with open('/proc/sys/kernel/random/boot_id') as f:
       return f'{f.read().strip()} {os.readlink("/proc/self/ns/pid")}'
@@ -251,7 +260,7 @@ def _machine() -> str:
 
 
 def _is_alive(found: dict[str, Any]) -> bool:
-  """Whether the process of a run of this machine is still there."""
+  """Whether the process that owns a file of this machine still runs."""
   process = found.get('process')
   if not isinstance(process, int):
     return True
@@ -260,18 +269,19 @@ def _is_alive(found: dict[str, Any]) -> bool:
   except ProcessLookupError:
     return False
   except PermissionError:
-    pass  # It is another user's.
+    pass  # The process exists and belongs to another user.
   return _process_start(process) == found.get('process_start')
 
 
 def _process_start(process: int) -> str | None:
-  """When a process began, in ticks since the boot; None where that is unknown.
+  """The start time of a process in ticks since boot; None if unknown.
 
-  A process that has ended and was not waited for has the answer 'ended'.
+  The result is 'ended' for a zombie, a process that ended before its parent
+  waited for it.
   """
   try:
     with open(f'/proc/{process}/stat', encoding='utf-8', errors='replace') as f:
-      # The second field is a name in brackets, which may hold anything.
+      # The second field is a name in parentheses, with any characters in it.
       fields = f.read().rpartition(')')[2].split()
   except OSError:
     return None

@@ -1,4 +1,4 @@
-"""What a run ends with: baselines to judge it by, samples, facts."""
+"""Results at the end of a run: scores of baselines, and samples."""
 
 import logging
 from collections.abc import Sequence
@@ -9,14 +9,13 @@ from moe.evaluate.score import Score
 from moe.infer import forms
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import of_manifest
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs import writing
 from moe.runs.run import TrainedRun
 
 _logger = logging.getLogger(__name__)
 
-
-# Counting n-grams of more text than this takes minutes and gigabytes.
+# Counting the n-grams of more characters would take minutes and gigabytes.
 MAX_BASELINE_CHARS = 20_000_000
 BASELINES = {'unigram': 1, 'bigram': 2, 'trigram': 3}
 SAMPLES_PER_PROMPT = 2
@@ -24,7 +23,7 @@ TEMPERATURE = 0.8
 
 
 def _texts(stores: Sequence[Store], vocabulary: Vocabulary) -> list[str]:
-  """Documents of token stores as text."""
+  """The documents of token stores as text."""
   texts = []
   for store in stores:
     for record in store.read(range(store.lengths.size)):
@@ -38,33 +37,35 @@ def baselines(
   vocabulary: Vocabulary,
   command: str = '',
 ) -> list[Score]:
-  """Bits per character of n-grams of the training texts, on held-out texts.
+  """Bits per character of n-gram models of the training texts.
 
   Args:
-    train: stores of the training texts.
-    held_out: stores of the held-out texts.
-    vocabulary: of all of them.
-    command: what counts them again.
+    train: token stores of the training texts.
+    held_out: token stores of the held-out texts, which are scored.
+    vocabulary: vocabulary of all stores.
+    command: command that computes the scores again, for the record.
 
   Returns:
-    A score for each order; none where the corpus is too big to count, and
-    where documents have a part that is given and not scored: n-grams that have
-    not read it are no match.
+    A score for each order. There is none if the corpus is too big to count, if
+    documents are not text alone, or if a part of a document is given and not
+    scored: n-grams do not read that part, so the comparison would be unfair.
   """
   chars = sum(store.manifest['counts']['chars'] for store in train)
   if chars > MAX_BASELINE_CHARS:
     _logger.info(
-      f'no n-grams: they are counted up to {MAX_BASELINE_CHARS:,} characters'
+      'no n-gram baselines: the corpus has more than'
+      f' {MAX_BASELINE_CHARS:,} characters'
     )
     return []
   for store in (*train, *held_out):
     manifest = store.manifest
     if not of_manifest(manifest).is_text:
-      _logger.info('no n-grams: documents are not text alone')
+      _logger.info('no n-gram baselines: documents are not text alone')
       return []
     if manifest['counts']['scored_tokens'] < manifest['tokens']:
       _logger.info(
-        f'no n-grams: documents of {manifest["task"]} have a part that is given'
+        f'no n-gram baselines: a part of the documents of {manifest["task"]} is'
+        ' given and not scored'
       )
       return []
   texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
@@ -82,14 +83,14 @@ def baselines(
 def samples(
   trained: TrainedRun, prompts: Sequence[str]
 ) -> list[dict[str, str]]:
-  """What a trained run writes after each prompt.
+  """Writes `SAMPLES_PER_PROMPT` samples after each prompt.
 
   Args:
-    trained: a run read back.
+    trained: the trained run.
     prompts: texts to write after.
 
   Returns:
-    {'prompt', 'text'} of each sample, text including the prompt.
+    {'prompt', 'text'} of each sample; the text includes the prompt.
   """
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)

@@ -1,4 +1,4 @@
-"""What a run is made of: plain values, all that a configuration says."""
+"""The values of a run, which hold everything that a configuration says."""
 
 import dataclasses
 import inspect
@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 import optax
 from jax.sharding import Mesh
 
+from moe import bounds
 from moe.checkpoint import upcycle as upcycle_lib
 from moe.data.transforms import Transform
 from moe.modalities.ids import UNK, IdSpace, of_ranges
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
+from moe.objectives.objective import Objective
 from moe.optim import groups as groups_lib
 from moe.optim import optimizers
 from moe.optim.groups import Factors, Group
@@ -26,23 +28,22 @@ from moe.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What is read.
+  """The data of a run.
 
   Attributes:
-    train: task or mixture, read from its 'train' split.
-    evaluation: tasks scored on their 'validation' split; the first one ranks
-      checkpoints.
+    train: task or mixture to train on; its 'train' split is read.
+    evaluation: tasks to evaluate on; their 'validation' split is read, and the
+      first one ranks checkpoints.
     sequence_length: T.
     batch_size: B, over all devices and microbatches.
-    vocabulary: file of a SentencePiece model; '' trains one of at most the
-      model's vocab_size on the train split at first use.
-    cache_dir: where token stores lie; '' is $WUDAO_CACHE or ~/.cache/wudao.
-    task_modules: Python modules or files that declare tasks, beside those of
-      the project.
-    ranges: (name, size) of what there is beside text in the id space, such as
-      ('image', 8192); see `moe.modalities.ids.IdSpace`.
-    transforms: (task, transform) of tasks whose documents change each time that
-      they are read; see `moe.data.transforms`.
+    vocabulary: file of a SentencePiece model; '' trains one on the train split
+      at first use, with at most the model's vocab_size pieces.
+    cache_dir: folder of token stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    task_modules: more Python modules or files that declare tasks.
+    ranges: (name, size) of each id range beside text, such as ('image', 8192);
+      see `moe.modalities.ids.IdSpace`.
+    transforms: (task, transform) pairs; a transform changes documents each time
+      that they are read, see `moe.data.transforms`.
   """
 
   train: str
@@ -62,27 +63,25 @@ class Data:
 
   def __post_init__(self):
     for name in ('sequence_length', 'batch_size'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'{name.upper()}={getattr(self, name)} must be at least 1.'
-        )
-    self.ids(UNK + 1)  # Refuses ranges that there are not.
+      meaning = 'a dim of every batch'
+      bounds.at_least(1, name.upper(), getattr(self, name), meaning)
+    self.ids(UNK + 1)  # This refuses unknown ranges.
 
   def ids(self, text: int) -> IdSpace:
-    """The id space, with so many pieces of text."""
+    """The id space with `text` ids for text."""
     return of_ranges(text, dict(self.ranges))
 
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-  """Parameters to start from, where they are not random.
+  """Initial parameters that come from another run.
 
   Attributes:
-    checkpoint: work directory or step directory of another run; '' for none.
-    assignment: (regular expression of our parameter's path, path there, or None
-      to keep our own) pairs; the first that matches in full counts.
-    upcycle: where the checkpoint is of a dense model and this one is sparse,
-      how its experts are made.
+    checkpoint: work directory or step directory of the other run; '' for none.
+    assignment: pairs of (regular expression of a path here, path there). None
+      in place of a path keeps our own parameter. The first full match counts.
+    upcycle: how to make experts from a dense checkpoint; None if the checkpoint
+      has the same kind of model.
   """
 
   checkpoint: str = ''
@@ -90,16 +89,18 @@ class Initial:
   upcycle: upcycle_lib.Method | None = None
 
   def __post_init__(self):
+    for pattern, _ in self.assignment:
+      bounds.regular_expression('INITIAL_ASSIGNMENT', pattern)
     if self.upcycle and (self.assignment or not self.checkpoint):
       raise ValueError(
-        'UPCYCLE needs INITIAL_CHECKPOINT, a dense run, and no'
-        ' INITIAL_ASSIGNMENT: set the one and drop the other.'
+        'UPCYCLE needs INITIAL_CHECKPOINT, the checkpoint of a dense run, and'
+        ' no INITIAL_ASSIGNMENT: set the first and drop the second.'
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All that a gin file says.
+  """A run as its configuration describes it.
 
   Attributes:
     model: the model.
@@ -109,21 +110,21 @@ class Run:
     optimizer: makes the optimizer from the schedule.
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.
-    frozen: regular expressions of parameters that are not trained.
+    frozen: regular expressions of parameter paths that are not trained.
     groups: (regular expression, factor of the learning rate, factor of the
-      weight decay) of parameters that match in full.
+      weight decay) of parameter paths that match in full.
     storage: number formats of parameters and gradients.
-    data: what is read.
-    settings: of the training loop.
-    initial: parameters to start from.
-    prompts: texts to write after at the end, for the report.
+    data: the data.
+    settings: settings of the training loop.
+    initial: initial parameters from another run.
+    prompts: prompts of the samples in the report.
   """
 
   model: Decoder
   mesh: MeshShape
-  objective: Callable
+  objective: Callable[..., Objective]
   optimizer: Callable[..., optax.GradientTransformation]
-  schedule: Callable
+  schedule: optax.Schedule
   data: Data
   settings: trainer.Settings
   rules: str = 'standard'
@@ -135,25 +136,29 @@ class Run:
   prompts: Sequence[str] = ()
 
   def __post_init__(self):
-    if self.clip_norm < 0:
-      raise ValueError(
-        f'CLIP_NORM={self.clip_norm} must be at least 0: 0 clips nothing.'
-      )
+    clips = '0 clips nothing'
+    bounds.within('CLIP_NORM', self.clip_norm, clips, least=0)
+    # Text alone needs its special ids, beside other ranges a multiple of 128.
+    least = self.data.ids(UNK + 1).size
+    ids = 'ids of text, with the other ranges'
+    bounds.at_least(least, 'VOCAB_SIZE', self.model.vocab_size, ids)
+    for pattern in self.frozen:
+      bounds.regular_expression('FROZEN', pattern)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-  """A run read back from its work directory.
+  """A trained run, read from its work directory.
 
   Attributes:
     functional: the model on the mesh.
-    mesh: of the devices that hold the parameters; set it around all calls.
-    params: its parameters.
-    state: what is carried beside them.
-    vocabulary: of the run.
-    step: of the checkpoint.
-    workdir: of the run.
-    run: its configuration.
+    mesh: mesh of the devices that hold the parameters; set it around all calls.
+    params: parameters of the model.
+    state: model state, such as router biases.
+    vocabulary: vocabulary of the run.
+    step: step of the checkpoint.
+    workdir: directory of the run.
+    run: configuration of the run.
   """
 
   functional: Functional
@@ -167,13 +172,13 @@ class TrainedRun:
 
   @property
   def row_parts(self) -> int:
-    """Parts into which the devices divide the rows of a batch."""
+    """The number of parts into which the mesh divides the rows of a batch."""
     layout = self.functional.layout
     return layout.size(layout.batch_axes)
 
   @property
   def ids(self) -> IdSpace:
-    """The id space that the run was trained in."""
+    """The id space of the run."""
     return self.run.data.ids(self.vocabulary.size)
 
 
@@ -210,6 +215,6 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
 
 
 def router_of(run: Run) -> Router | None:
-  """The router of a run's sparse layers; None where it has none."""
+  """The router of a run's sparse layers; None for a dense model."""
   experts = anatomy(run.model).experts
   return experts and experts.router

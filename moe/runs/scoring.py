@@ -1,4 +1,4 @@
-"""Trained runs scored on documents: bits per character, alone or in pairs."""
+"""Scores trained runs on documents in bits per character, one run or a pair."""
 
 import dataclasses
 import logging
@@ -17,31 +17,32 @@ from moe.data.text_file import read_texts
 from moe.evaluate import comparison, documents, likelihood, score
 from moe.evaluate.likelihood import Context, Document
 from moe.runs.run import TrainedRun
+from moe.scale.quantities import counted
 
 _logger = logging.getLogger(__name__)
 
-# A batch holds so many unless its size is given.
+# Tokens of a batch if the request gives no batch size.
 TOKENS_PER_BATCH = 8192
 _SECONDS_BETWEEN_LOGS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-  """What is scored, and how.
+class ScoringRequest:
+  """The documents to score, and how to score them.
 
   Attributes:
-    task: task or mixture, None where there is a text file.
-    text_file: file with a document a line, None where there is a task.
-    split: of the task.
-    limit: only so many documents, the first ones; None for all.
-    cache_dir: of token stores; '' for that of the run.
-    sequence_length: tokens of the longest window; None for those of the run.
-    stride: tokens that a window after the first one scores; None for half the
+    task: task or mixture; None if there is a text file.
+    text_file: file with one document per line; None if there is a task.
+    split: split of the task.
+    limit: score only the first `limit` documents; None for all.
+    cache_dir: folder of token stores; '' for that of the run.
+    sequence_length: tokens of the longest window; None for that of the run.
+    stride: tokens that each window after the first scores; None for half the
       sequence length.
-    batch_size: windows of full length in a batch; None for what holds
-      `TOKENS_PER_BATCH`. Rows are added until the devices have equally many.
+    batch_size: windows of full length in a batch; None for `TOKENS_PER_BATCH`
+      tokens. It is rounded up so that all devices have equally many rows.
     task_modules: modules that declare tasks, beside those of the run.
-    command: what asks for all this, to be shown with the scores.
+    command: command of this request, which the scores show.
   """
 
   task: str | None = None
@@ -56,8 +57,8 @@ class Wanted:
   command: str = ''
 
 
-class _Job(NamedTuple):
-  """A trained run, what it is to score, and in which windows."""
+class _Scoring(NamedTuple):
+  """A trained run with the documents that it scores and the window sizes."""
 
   trained: TrainedRun
   documents: list[Document]
@@ -66,26 +67,27 @@ class _Job(NamedTuple):
 
 def evaluate(
   checkpoints: Sequence[str],
-  wanted: Wanted,
+  wanted: ScoringRequest,
   load_run: Callable[[str], TrainedRun],
   prepare_stores: Callable[..., str],
 ) -> dict[str, Any]:
-  """Scores a checkpoint, or two of them and their difference.
+  """Scores one checkpoint, or two checkpoints and their difference.
+
+  All checks come before the first document is scored.
 
   Args:
-    checkpoints: one or two directories that `load_run` reads.
-    wanted: what is scored.
-    load_run: reads a trained run back.
-    prepare_stores: makes what is missing of token stores; has the arguments and
-      the result of `tasks.stores.prepare`.
+    checkpoints: one or two directories for `load_run`.
+    wanted: the request.
+    load_run: reads a trained run from a directory.
+    prepare_stores: makes missing token stores, with the arguments and the
+      result of `tasks.stores.prepare`.
 
   Returns:
-    Numbers and facts of the first checkpoint by name; where there are two,
-    'compare' has those of the second one and the fields of `Comparison`.
+    The report on the first checkpoint. With two checkpoints, 'compare' has the
+    report on the second one and the fields of `Comparison`.
 
   Raises:
-    ValueError: if anything asked for is missing or does not fit, before the
-      first document is scored.
+    ValueError: if something in the request is missing or does not fit.
   """
   texts = None
   if wanted.text_file:
@@ -97,12 +99,14 @@ def evaluate(
     if texts is None:
       scored = _task_documents(trained, wanted, prepare_stores)
     else:
-      scored = documents.text_documents(trained.vocabulary, texts)
-    jobs.append(_Job(trained, scored, context))
+      scored = documents.text_documents(
+        trained.vocabulary, texts, trained.functional.extras
+      )
+    jobs.append(_Scoring(trained, scored, context))
   chars, *other_chars = [[d.chars for d in job.documents] for job in jobs]
   if other_chars and other_chars != [chars]:
     raise ValueError(
-      'both models must have scored the same documents, their token stores of '
+      'both models must score the same documents, but their token stores of '
       f'{wanted.task}/{wanted.split} differ: make them again with `python -m '
       'launch.data cache --overwrite`.'
     )
@@ -127,7 +131,7 @@ def evaluate(
   }
 
 
-def _context(trained: TrainedRun, wanted: Wanted) -> Context:
+def _context(trained: TrainedRun, wanted: ScoringRequest) -> Context:
   length = wanted.sequence_length or trained.run.data.sequence_length
   batch_size = wanted.batch_size or max(1, TOKENS_PER_BATCH // length)
   parts = trained.row_parts
@@ -141,9 +145,11 @@ def _context(trained: TrainedRun, wanted: Wanted) -> Context:
 
 
 def _task_documents(
-  trained: TrainedRun, wanted: Wanted, prepare_stores: Callable[..., str]
+  trained: TrainedRun,
+  wanted: ScoringRequest,
+  prepare_stores: Callable[..., str],
 ) -> list[Document]:
-  """Documents of a split of a task or of a mixture's tasks, in order."""
+  """The documents of a split in order, for a mixture those of all tasks."""
   cache_dir = (
     wanted.cache_dir or trained.run.data.cache_dir or default_cache_dir()
   )
@@ -162,31 +168,34 @@ def _task_documents(
       left = min(left, wanted.limit - len(found))
     records = store.read(range(left))
     found += [
-      documents.record_document(trained.vocabulary, trained.ids, r)
+      documents.record_document(
+        trained.vocabulary, trained.ids, r, trained.functional.extras
+      )
       for r in records
     ]
   return found
 
 
 def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:
-  """The argument of `tasks.stores.prepare`; none where there is text alone."""
+  """Keyword arguments for `tasks.stores.prepare`; none for text alone."""
   ranges = dict(trained.run.data.ranges)
   return {'ranges': ranges} if ranges else {}
 
 
 def _vocabulary_file(cache_dir: str, trained: TrainedRun) -> str:
-  """The run's vocabulary, as the token stores know it if they do."""
+  """The vocabulary file of the run, or an equal one in the cache."""
   for path in sorted(pathlib.Path(cache_dir).glob(f'*/{VOCABULARY}')):
     if file_sha256(path) == trained.vocabulary.sha256:
       return str(path)
   return trained.vocabulary.path
 
 
-def _score(job: _Job, command: str) -> tuple[np.ndarray, dict[str, Any]]:
-  """(nats of each document, numbers and facts to report)."""
+def _score(job: _Scoring, command: str) -> tuple[np.ndarray, dict[str, Any]]:
+  """Scores the documents: (nats of each, the report)."""
   trained, scored, context = job
   _logger.info(
-    f'{trained.workdir}, step {trained.step}: {len(scored)} documents'
+    f'{trained.workdir}, step {trained.step}:'
+    f' {counted(len(scored), "document")}'
   )
   begin = time.monotonic()
   with jax.set_mesh(trained.mesh):
@@ -201,7 +210,7 @@ def _score(job: _Job, command: str) -> tuple[np.ndarray, dict[str, Any]]:
   _logger.info(f'scored in {time.monotonic() - begin:.1f} s')
   totals = likelihood.totals(scored, nats)
   scores = [
-    score.of_documents(name, nats, np.array(sizes), command, unit)
+    comparison.of_documents(name, nats, np.array(sizes), command, unit)
     for name, sizes, unit in (
       ('bits_per_char', [d.chars for d in scored], score.BITS_PER_CHAR),
       ('bits_per_byte', [d.bytes for d in scored], score.BITS_PER_BYTE),
@@ -217,27 +226,27 @@ def _score(job: _Job, command: str) -> tuple[np.ndarray, dict[str, Any]]:
   }
   if report['unknown_tokens']:
     _logger.info(
-      f'{report["unknown_tokens"]} unknown tokens: what they hide is charged '
-      'as spelt out, all code points alike'
+      f'{counted(report["unknown_tokens"], "unknown token")}: each hidden'
+      ' character costs as much as one of all code points'
     )
   return nats, report
 
 
 def _progress_log() -> Callable[[int, int], None]:
-  """A function that says from time to time how much is done."""
+  """A function that logs the progress every few seconds."""
   last = time.monotonic()
 
   def on_progress(done: int, total: int) -> None:
     nonlocal last
     if time.monotonic() - last > _SECONDS_BETWEEN_LOGS:
       last = time.monotonic()
-      _logger.info(f'{done} of {total} windows')
+      _logger.info(f'{done:,} of {counted(total, "window")}')
 
   return on_progress
 
 
 def score_table(report: dict[str, Any]) -> str:
-  """The scores of a report for people to read."""
+  """The scores of a report as a table."""
   return score.as_table(
     [score.from_json(entries) for entries in report['scores']]
   )

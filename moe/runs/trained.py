@@ -1,4 +1,4 @@
-"""A trained run, found and read back from its work directory."""
+"""Finds a trained run and reads it from its work directory."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe.checkpoint import listing, restore
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage
@@ -18,15 +18,15 @@ from moe.runs.run import Run, TrainedRun
 from moe.types import Layout, PyTree
 
 
-class Place(NamedTuple):
-  """Where a trained run lies.
+class RunFiles(NamedTuple):
+  """Files of a trained run.
 
   Attributes:
-    workdir: of the run.
-    steps_dir: its checkpoints.
-    step: the one that is asked for; None for the best or the latest.
-    config: file of its whole configuration.
-    vocabulary: file of its vocabulary.
+    workdir: directory of the run.
+    steps_dir: directory of its checkpoints.
+    step: step to read; None for the best or the latest.
+    config: file of the whole configuration.
+    vocabulary: file of the vocabulary.
   """
 
   workdir: str
@@ -36,11 +36,11 @@ class Place(NamedTuple):
   vocabulary: str
 
 
-def find(directory: str) -> Place:
-  """Finds a trained run by its directory, its checkpoints, or one step there.
+def find(directory: str) -> RunFiles:
+  """Finds a trained run by its directory, its checkpoints or one of its steps.
 
   Raises:
-    ValueError: if there is none, or files beside its checkpoints are missing.
+    ValueError: if there is no run, or files beside its checkpoints are missing.
   """
   steps_dir, step = listing.locate(directory)
   workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
@@ -49,22 +49,22 @@ def find(directory: str) -> Place:
   for path in (config, vocabulary):
     if not os.path.isfile(path):
       raise ValueError(f'{path} must lie beside the checkpoints of a run.')
-  return Place(workdir, steps_dir, step, config, vocabulary)
+  return RunFiles(workdir, steps_dir, step, config, vocabulary)
 
 
 def read_back(
-  run: Run, place: Place, devices: Sequence[jax.Device] | None = None
+  run: Run, files: RunFiles, devices: Sequence[jax.Device] | None = None
 ) -> TrainedRun:
-  """Reads the parameters of a run that has been trained.
+  """Reads the parameters of a trained run.
 
-  They lie on the devices as in training, by the run's rules. The mesh is that
-  of the run, or what `MeshShape.fitted` makes of it for other devices.
+  The parameters are sharded as in training, by the run's rules. The mesh is
+  that of the run; `MeshShape.fitted` adapts it to another number of devices.
 
   Args:
-    run: as the configuration of the place says.
-    place: as `find` gave it; where it names no step, the best one is read if
-      one was scored, else the latest.
-    devices: by default all.
+    run: the run, from the configuration in `files`.
+    files: the files, from `find`. Without a step, the best step is read if
+      steps were scored, else the latest.
+    devices: the devices, by default all.
 
   Raises:
     ValueError: if a file is damaged, or files do not fit together.
@@ -72,23 +72,32 @@ def read_back(
   # Orbax takes half a second to import, and a configuration needs none of it.
   from moe.runs import build
 
-  vocabulary = Vocabulary(place.vocabulary)
+  vocabulary = Vocabulary(files.vocabulary)
   devices = list(devices or jax.devices())
   shape = run.mesh.fitted(len(devices))
-  functional, table, mesh = build.place(
+  functional, table, mesh = build.place_model(
     dataclasses.replace(run, mesh=shape), devices
   )
-  step = place.step
+  step = files.step
   if step is None:
-    step = listing.best_step(place.steps_dir)
+    step = listing.best_step(files.steps_dir)
   loaded, meta = restore.load_params(
-    place.steps_dir, step, _placed_shapes(run, table, mesh)
+    files.steps_dir, step, _placed_shapes(run, table, mesh)
   )
   if meta['vocabulary_sha256'] != vocabulary.sha256:
     raise ValueError(
-      f'{place.vocabulary} must be the vocabulary that step {meta["step"]} was'
+      f'{files.vocabulary} must be the vocabulary that step {meta["step"]} was'
       f' trained with (SHA-256 {meta["vocabulary_sha256"][:12]}), got'
-      f' {vocabulary.sha256[:12]}: put the right file back.'
+      f' {vocabulary.sha256[:12]}: restore the right file.'
+    )
+  ids = run.data.ids(vocabulary.size)
+  # A run of text alone has saved no hash: its ids are those of the vocabulary.
+  saved_ids = meta.get('ids_sha256', ids.sha256)
+  if ids.sha256 != saved_ids:
+    raise ValueError(
+      f'{files.config} must have the id space that step {meta["step"]} was'
+      f' trained with (SHA-256 {saved_ids[:12]}), got {ids}'
+      f' ({ids.sha256[:12]}): put back the run.Data.ranges of the run.'
     )
   return TrainedRun(
     functional,
@@ -97,7 +106,7 @@ def read_back(
     loaded['state'],
     vocabulary,
     meta['step'],
-    place.workdir,
+    files.workdir,
     run,
   )
 
@@ -106,12 +115,12 @@ def _placed_shapes(
   run: Run, table: rules.Table, mesh: Mesh
 ) -> dict[str, PyTree]:
   """Shapes with shardings of what `load_params` reads: params and state."""
-  functional = functional_lib.placed(run.model, (), Layout())
+  functional = functional_lib.make_functional(run.model, (), Layout())
   found = {}
 
   def init() -> tuple[PyTree, PyTree]:
     params, state, found['axes'] = functional.init(
-      jax.random.key(0), language.batch_shapes(1, 1)
+      jax.random.key(0), language.batch_shapes(1, 1, functional.extras)
     )
     return storage.cast(params, run.storage.params), state
 

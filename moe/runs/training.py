@@ -1,4 +1,4 @@
-"""A training run, from its first check to the last file it writes."""
+"""A training run, from its first check to its last file."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ import jax
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
-from moe.data.store import file_sha256
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.ids import IdSpace
+from moe.modalities.text import Vocabulary
 from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
@@ -29,16 +29,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run with its programs: names and shapes are known to be right.
+  """A run with its program, after the checks of names and shapes.
 
   Attributes:
     run: the run.
-    workdir: directory of all that it writes.
-    program: its jitted functions.
+    workdir: directory of all files of the run.
+    program: jitted functions of the run.
     counts: parameters and FLOPs per token.
-    token_seconds: what a token takes at the published peak of all devices, None
-      where no peak is known.
-    description: the model for people to read.
+    token_seconds: seconds per token at the published peak of all devices; None
+      if no peak is known.
+    description: text about the model.
   """
 
   run: Run
@@ -50,7 +50,7 @@ class Job:
 
   @property
   def steps_dir(self) -> str:
-    """Directory of the checkpoints."""
+    """The directory of checkpoints."""
     return _steps_dir(self.workdir)
 
 
@@ -59,13 +59,13 @@ def _steps_dir(workdir: str) -> str:
 
 
 def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
-  """Checks all that a run names, and builds it by shapes alone.
+  """Checks the names of a run, and builds its program from shapes alone.
 
   Args:
     run: the run.
-    workdir: of the run, made by `preflight.open_workdir`.
-    differences: from the configuration that the work directory holds, a
-      sentence each.
+    workdir: directory of the run, from `preflight.open_workdir`.
+    differences: sentences about differences from the configuration in the work
+      directory.
 
   Raises:
     ValueError: if a name or a size does not fit.
@@ -86,8 +86,8 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
 
 
 def describe(program: Program, counts: dict[str, int]) -> str:
-  """The model for people to read: its parameters, and what a token costs."""
-  return program_lib.describe(program) + (
+  """Text about the model: its parameters, and its FLOPs per token."""
+  return program_lib.parameter_table(program) + (
     f'active parameters per token {counts["params_active"]:,}\n'
     f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
     'optimizer FLOPs per token'
@@ -103,24 +103,24 @@ def train(
   compiled: str | None = None,
   begin: float | None = None,
 ) -> int:
-  """Trains a run to its end, from where its work directory stands.
+  """Trains a run to its end, or resumes it from its work directory.
 
   Args:
-    job: as `prepare` made it.
-    config_files: the configuration, text by name of the file that is written;
+    job: the run, from `prepare`.
+    config_files: the configuration files to write, text by file name.
       'config.gin' is also saved with every checkpoint.
-    prepare_stores: makes what is missing of token stores; has the arguments and
-      the result of `tasks.stores.prepare`.
-    write_report: writes the page about a work directory, gives its path.
-    compiled: file of the step, compiled ahead for these devices.
-    begin: when the command began, by `time.monotonic`; by default now.
+    prepare_stores: makes missing token stores, with the arguments and the
+      result of `tasks.stores.prepare`.
+    write_report: writes the page about a work directory and returns its path.
+    compiled: file of a step that was compiled ahead of time; None compiles now.
+    begin: start of the command by `time.monotonic`; by default now.
 
   Returns:
-    The exit code: 0 at the end, 75 after a signal to end.
+    The exit code: 0 at the end, 75 after a signal to stop.
 
   Raises:
-    ValueError: if disk, data, or what is resumed do not fit, or if another run
-      holds the work directory.
+    ValueError: if the disk is too small, data or checkpoints do not fit the
+      run, or another run uses the work directory.
   """
   begin = time.monotonic() if begin is None else begin
   with lock.held(job.workdir) as check_held:
@@ -137,7 +137,7 @@ def train(
     code, found = _train(
       job, config_files, prepare_stores, checkpointer, compiled, begin
     )
-    # What follows waits for no other process, so one alone does it.
+    # Writing results waits for no other process, so process 0 does it alone.
     if code == 0 and jax.process_index() == 0:
       _write_results(job, found)
       _logger.info(f'report: {write_report(job.workdir)}')
@@ -151,8 +151,8 @@ def _train(
   checkpointer: Checkpointer,
   compiled: str | None,
   begin: float,
-) -> tuple[int, build.Found]:
-  """(exit code, token stores) of `train`, whose arguments these are."""
+) -> tuple[int, build.FoundStores]:
+  """Does the work of `train`; returns (exit code, token stores)."""
   run, program, settings = job.run, job.program, job.run.settings
 
   # ---- Data ------------------------------------------------------------------
@@ -166,7 +166,9 @@ def _train(
   held_out = build.held_out_hashes(run, found)
   meta = _meta(job, reader, held_out, config_files['config.gin'])
   if ts is None:
-    ts = build.starting_state(run, program, reader.vocab_sha256)
+    ts = build.starting_state(
+      run, program, _id_hashes(reader.vocab_sha256, reader.ids)
+    )
   else:
     preflight.check_saved(saved, meta, job.workdir)
     preflight.warn_of_held_out(saved, held_out, job.workdir)
@@ -196,21 +198,30 @@ def _train(
 
 def _check_files(job: Job) -> None:
   """Raises ValueError if vocabularies or the disk do not fit the run."""
-  vocabulary = job.run.data.vocabulary
-  if vocabulary:  # Else it is known when there is data.
-    preflight.check_origin(job.run, job.program, file_sha256(vocabulary))
+  data = job.run.data
+  if (
+    data.vocabulary
+  ):  # A vocabulary that must be trained first is checked later.
+    vocabulary = Vocabulary(data.vocabulary)
+    hashes = _id_hashes(vocabulary.sha256, data.ids(vocabulary.size))
+    preflight.check_origin(job.run, job.program, hashes)
   preflight.check_disk(job.program, job.steps_dir)
+
+
+def _id_hashes(vocabulary_sha256: str, ids: IdSpace) -> dict[str, str]:
+  """What says which token each id is; text alone needs no id space for it."""
+  hashes = {} if ids.is_text else {'ids_sha256': ids.sha256}
+  return {**hashes, 'vocabulary_sha256': vocabulary_sha256}
 
 
 def _meta(
   job: Job, reader: Reader, held_out: dict[str, str], config: str
 ) -> dict[str, Any]:
-  """What is saved with every checkpoint, beside the arrays."""
+  """The metadata that every checkpoint saves beside the arrays."""
   first = next(iter(held_out.items()), None)
   return {
-    **({} if reader.ids.is_text else {'ids_sha256': reader.ids.sha256}),
+    **_id_hashes(reader.vocab_sha256, reader.ids),
     'manifest_hash': reader.manifest_hash,
-    'vocabulary_sha256': reader.vocab_sha256,
     'held_out': held_out,
     'ranked_on': first and ' '.join(first),
     **preflight.run_identity(job.run),
@@ -220,7 +231,7 @@ def _meta(
 
 
 def _write_texts(job: Job, config_files: dict[str, str]) -> None:
-  """Writes what this run is, for people and for resuming it."""
+  """Writes the configuration and the text about the model."""
   if jax.process_index() == 0:
     for name, text in {**config_files, 'model.txt': job.description}.items():
       atomic_files.write_file(os.path.join(job.workdir, name), text)
@@ -229,7 +240,7 @@ def _write_texts(job: Job, config_files: dict[str, str]) -> None:
 def _compile(
   job: Job, ts: TrainState, compiled: str | None, begin: float
 ) -> None:
-  """Compiles the step, or reads it from a file, and says that all is ready."""
+  """Compiles the step or reads it from a file; logs that the run is ready."""
   begin_compile = time.monotonic()
   program, shapes = job.program, job.program.batch_shapes
   if compiled:
@@ -247,8 +258,8 @@ def _compile(
   )
 
 
-def _write_results(job: Job, found: build.Found) -> None:
-  """Writes baselines, samples and the facts of the run."""
+def _write_results(job: Job, found: build.FoundStores) -> None:
+  """Writes the counts, baselines and samples of the run."""
   data = job.run.data
 
   def write_json(name: str, content: Any) -> None:
@@ -272,24 +283,24 @@ def _write_results(job: Job, found: build.Found) -> None:
     write_json('baselines.json', content)
     for score in scores:
       _logger.info(
-        f'{score.name} of the training split: {score.value:.4f} bits/char held'
-        ' out'
+        f'{score.name} of the training split: {score.value:.4f} bits/char on'
+        ' held-out documents'
       )
   write_json('samples.json', samples_of(job.run, job.workdir))
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
-  """What the trained run writes after its prompts; none where it can't."""
+  """Samples after the run's prompts; none if the run cannot write here."""
   if not run.prompts:
     return []
   if jax.process_count() > 1:
     _logger.info(
-      'no samples: a run of several processes is sampled by launch.sample.'
+      'no samples: use launch.sample for a run with several processes.'
     )
     return []
   try:
     read = trained.read_back(run, trained.find(workdir))
     return results.samples(read, run.prompts)
-  except ValueError as error:  # Such as a layer that can't go token by token.
+  except ValueError as error:  # For example, the router needs later tokens.
     _logger.info(f'no samples: {error}')
     return []

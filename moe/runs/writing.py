@@ -1,4 +1,4 @@
-"""Text that a trained run writes after a prompt, free or in a verse form."""
+"""Samples of a trained run: text after a prompt, free or in a verse form."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from moe.infer.sampling import Sampling
 from moe.runs.run import Run, TrainedRun, router_of
 
 
-class Beginning(NamedTuple):
-  """What a sample begins with, and what it may become.
+class Prompt(NamedTuple):
+  """A prompt as tokens, and the rules for the text after it.
 
   Attributes:
     ids: tokens of the prompt.
-    table: jump table that every sample keeps to, as `forms` makes it.
+    table: jump table of allowed tokens, from `forms`.
     limit: the most tokens to write.
   """
 
@@ -26,11 +26,11 @@ class Beginning(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """One text, prompt included.
+  """One sample.
 
   Attributes:
-    text: all of it.
-    is_cut: whether it had to stop before its end.
+    text: the text, with the prompt.
+    is_cut: whether the text stops before an end mark.
   """
 
   text: str
@@ -38,34 +38,35 @@ class Sample(NamedTuple):
 
 
 def check_causal(run: Run, checkpoint: str) -> None:
-  """Raises ValueError if the run's router can't go token by token.
+  """Raises ValueError if the run's router cannot go token by token.
 
   Args:
     run: the run.
-    checkpoint: the name that the message gives it.
+    checkpoint: name of the run in the message.
   """
   router = router_of(run)
   if router and not router.is_causal:
     raise ValueError(
       f'{checkpoint} was trained with {type(router).__name__},'
-      ' which looks at later tokens and cannot write token by token: score with'
-      ' launch.evaluate, or train with another ROUTER, such as @gates.TopK.'
+      ' which looks at later tokens and cannot write token by token: score it'
+      ' with launch.evaluate, or train with another ROUTER, such as'
+      ' @gates.TopK.'
     )
 
 
-def begin(
+def read_prompt(
   trained: TrainedRun, prompt: str, form: str | None, max_tokens: int | None
-) -> Beginning:
-  """Reads a prompt.
+) -> Prompt:
+  """Encodes a prompt for `write_samples`.
 
   Args:
-    trained: the run.
+    trained: the trained run.
     prompt: text to write after, not empty.
     form: one of `forms.FORMS`, which the sample fills; None for free text.
-    max_tokens: the most tokens of free text; None for what the context leaves.
+    max_tokens: the most tokens of free text; None for the rest of the context.
 
   Raises:
-    ValueError: if the prompt is too long, or cannot start the form.
+    ValueError: if the prompt is too long, or cannot begin the form.
   """
   vocabulary = trained.vocabulary
   pieces = forms.pieces_of(vocabulary)
@@ -84,26 +85,26 @@ def begin(
   if room < wanted:
     raise ValueError(
       f'prompt and sample must fit into the context of {length} tokens, got '
-      f'{len(ids)} and up to {wanted}: shorten the prompt, or write less.'
+      f'{len(ids)} and up to {wanted}: shorten the prompt or the sample.'
     )
-  return Beginning(ids, table, wanted if form or max_tokens else room)
+  return Prompt(ids, table, wanted if form or max_tokens else room)
 
 
-def write(
+def write_samples(
   trained: TrainedRun,
-  beginning: Beginning,
+  beginning: Prompt,
   num_samples: int,
   sampling: Sampling,
   seed: int,
 ) -> Iterator[Sample]:
-  """Writes samples after one beginning.
+  """Yields samples after one prompt.
 
   Args:
-    trained: the run.
-    beginning: of every sample.
-    num_samples: so many.
+    trained: the trained run.
+    beginning: the prompt, from `read_prompt`.
+    num_samples: number of samples.
     sampling: how tokens are drawn.
-    seed: the same one gives the same samples.
+    seed: seed of the draws; equal seeds give equal samples.
   """
   ids, table, limit = beginning
   written = generate(
@@ -123,7 +124,10 @@ def generate(
   limit: int,
   seed: int,
 ) -> list[list[int]]:
-  """What `decode.generate` writes after prompts, on the mesh of the run."""
+  """The result of `decode.generate` for prompts, on the mesh of the run.
+
+  Prompts are text, which has no rows or columns: all extras are 0.
+  """
   functional, mesh = trained.functional, trained.mesh
   layers = functional.cache_shapes(trained.row_parts, 1)
   write_fn = decode.build_writer(
@@ -143,4 +147,8 @@ def generate(
       limit,
       seed,
       trained.row_parts,
+      extras={
+        extra.name: [np.zeros((0, *extra.shape), extra.dtype)] * len(prompts)
+        for extra in functional.extras
+      },
     )

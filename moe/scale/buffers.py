@@ -1,7 +1,8 @@
-"""What lies in a device's memory while a program runs, as its compiler says.
+"""The arrays in a device's memory while a program runs, by its compiler.
 
-XLA's dump has two texts about memory: the assignment of buffers says where each
-value lies, the live ranges say from when to when it is needed.
+XLA's dump has two texts about memory: the buffer assignment gives the offset of
+each value, and the live ranges give the first and last instruction that need
+it.
 """
 
 import re
@@ -39,18 +40,18 @@ class Temporary(NamedTuple):
 
 
 def temporaries(buffers: str, lifetimes: str) -> list[Temporary]:
-  """What a program keeps in a device's main memory beside input and output.
+  """The arrays in a device's main memory that are neither input nor output.
 
   Args:
-    buffers: the compiler's assignment of buffers.
+    buffers: the compiler's buffer assignment.
     lifetimes: the compiler's live ranges.
   """
   lives = {
     name.removesuffix('{}'): (int(first), int(last))
     for name, first, last in _LIFETIME.findall(lifetimes)
   }
-  # An allocation in another memory than the main one has a color, and its head
-  # does not match.
+  # The head of an allocation outside main memory has a color after its size, so
+  # it does not match.
   parts = [
     part
     for part in re.split('^allocation ', buffers, flags=re.MULTILINE)
@@ -72,10 +73,10 @@ def temporaries(buffers: str, lifetimes: str) -> list[Temporary]:
 
 
 def most_alive(values: list[Temporary]) -> list[Temporary]:
-  """The values needed when they take most bytes in all, the largest first."""
+  """The live values at the moment of peak memory, the largest first."""
 
   def alive(moment: int) -> list[Temporary]:
-    # Of values that share their memory, the largest stands for all.
+    # Values at one offset share their memory, so only the largest counts.
     at = {}
     for value in sorted(values, key=lambda v: v.bytes):
       if value.first <= moment <= value.last:
@@ -92,18 +93,18 @@ def account(
   temp_bytes: int,
   is_weight: Callable[[Temporary], bool],
 ) -> dict[str, Any]:
-  """The temporary bytes of a program on one device, by what they hold.
+  """The temporary bytes of a program on one device, by their content.
 
   Args:
     values: the temporaries.
-    temp_bytes: bytes that the compiler sets aside for them.
-    is_weight: whether a value is a gradient on its way, not rows.
+    temp_bytes: bytes that the compiler allocates for them.
+    is_weight: whether a value is a gradient of weights and not rows of tokens.
 
   Returns:
-    'temp_bytes' in all; 'weight_sized_bytes', the most that gradients take at a
-    moment; 'row_bytes', the most that all others take; 'gap_bytes', by which
-    the whole is larger than what is ever needed at once; 'at_peak', what is
-    needed then.
+    'temp_bytes': the allocated bytes; 'weight_sized_bytes': the most that
+    gradients take at one moment; 'row_bytes': the most that all other values
+    take; 'gap_bytes': allocated bytes minus the peak of live bytes; 'at_peak':
+    the largest values that are live at that peak.
   """
   peak = most_alive(values)
   most = lambda chosen: _bytes_of(most_alive(list(chosen)))

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: what moves between which devices."""
+"""The collectives of a compiled program: how many bytes go between devices."""
 
 import dataclasses
 import math
@@ -17,16 +17,16 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """One collective, as often as it runs.
+  """One collective, and how often it runs.
 
   Attributes:
     kind: one of `KINDS`.
     axes: mesh axes that its groups span.
-    bytes: what a device puts in or gets out each time, whichever is more. The
-      buffers of a ragged exchange are larger than what they hold: there it is
-      whichever is less.
+    bytes: bytes of a device's operand or result each time, whichever is larger.
+      A ragged exchange takes the smaller one, since its buffers are larger than
+      their content.
     times: how often it runs in a step.
-    group: devices of one group, by their place in the mesh.
+    group: devices of one group, by their index in the mesh.
     source: the path of JAX's operation.
   """
 
@@ -39,7 +39,7 @@ class Transfer:
 
   @property
   def moved(self) -> float:
-    """Bytes that each device sends each time; as many reach it."""
+    """Bytes that each device sends each time; it receives as many."""
     n = len(self.group)
     if self.kind == 'collective-permute':
       return self.bytes
@@ -48,14 +48,15 @@ class Transfer:
 
 
 def groups_of(attributes: str, num_devices: int) -> np.ndarray:
-  """Replica groups [groups, members], in any of the four ways they are written.
+  """Replica groups [groups, members] of an instruction.
 
-  Programs have {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), mesh['a'=2,'b'=4] {'a'}, or
-  the pairs of a permutation, each of which becomes a group of two.
+  Programs write them as {{0,1},{2,3}}, as [2,4]<=[4,2]T(1,0), as
+  mesh['a'=2,'b'=4] {'a'}, or as the pairs of a permutation. Each pair becomes a
+  group of two.
 
   Args:
     attributes: the attributes of an instruction.
-    num_devices: devices of the mesh, one group where no groups are written.
+    num_devices: devices of the mesh; they form one group if none is written.
   """
   pairs = re.search(
     r'source_target_pairs=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}', attributes
@@ -93,7 +94,7 @@ def groups_of(attributes: str, num_devices: int) -> np.ndarray:
 def axes_of(
   group: Sequence[int], mesh_shape: dict[str, int]
 ) -> tuple[str, ...]:
-  """Mesh axes along which the members of a group differ, at least in part."""
+  """Mesh axes along which at least two members of a group differ."""
   places = np.unravel_index(np.asarray(group), tuple(mesh_shape.values()))
   return tuple(
     axis
@@ -105,7 +106,10 @@ def axes_of(
 def find(
   module: hlo.Module, computation: str, i: hlo.Instruction
 ) -> tuple[str, str, hlo.Instruction] | None:
-  """(kind, computation, instruction) of the collective in an instruction."""
+  """(kind, computation, instruction) of a collective in `i` or its callee.
+
+  None if there is no collective.
+  """
   kind = i.opcode.removesuffix('-start')
   if kind in KINDS:
     return kind, computation, i
@@ -115,7 +119,8 @@ def find(
   for inner in module.computations[name].values():
     found = find(module, name, inner)
     if found:
-      # TPUs write a reduce-scatter as an all-reduce whose parts they keep.
+      # TPU programs write a reduce-scatter as an all-reduce, of whose result
+      # each device keeps a part.
       scatters = i.calls.startswith('all-reduce-scatter')
       return ('reduce-scatter' if scatters else found[0], *found[1:])
   return None
@@ -127,7 +132,7 @@ def transfer(
   times: int,
   mesh_shape: dict[str, int],
 ) -> Transfer | None:
-  """What a collective moves; None where each device is a group of its own.
+  """The transfer of a collective; None if every group is a single device.
 
   Args:
     module: the program.
@@ -150,10 +155,10 @@ def transfer(
     shapes = shapes[len(i.operands) : 2 * len(i.operands)]
   made = sum(s.bytes for s in shapes)
   if kind == 'ragged-all-to-all':
-    # The operands are rows, room for rows that arrive, and four small tables.
+    # The operands are the rows, a buffer for the result, and four small tables.
     given = made = min(sizes[0], shapes[0].bytes)
   num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
-  # The pair of a permutation that reaches furthest says what it spans.
+  # The most distant pair of a permutation decides which mesh axes it spans.
   spread = groups.max(axis=1) - groups.min(axis=1)
   group = tuple(int(d) for d in groups[int(np.argmax(spread))])
   return Transfer(

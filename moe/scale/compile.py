@@ -1,7 +1,7 @@
-"""Compiles a training step ahead of time, keeps the program and loads it.
+"""Compiles a training step ahead of time, saves it, and loads it again.
 
-The optimised text comes from XLA's dump: `compiled.as_text()` fails on programs
-with asynchronous collectives where libtpu is newer than jaxlib.
+The text of the optimised program comes from XLA's dump. `compiled.as_text()`
+fails on programs with asynchronous collectives if libtpu is newer than jaxlib.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from moe.scale import topology
 from moe.train.program import Program
 from moe.types import Batch
 
-# Variables of the environment that tell the compilers how to compile.
+# Environment variables with flags of the compilers.
 _FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -32,8 +32,8 @@ class DoesNotFit(ValueError):
   """The compiler says that the program needs more memory than a device has.
 
   Attributes:
-    needed: bytes that the program needs, 0 where the compiler does not say.
-    available: bytes that a device has, likewise.
+    needed: bytes that the program needs; 0 if the compiler does not say.
+    available: bytes that a device has; 0 if the compiler does not say.
   """
 
   def __init__(self, message: str, needed: float, available: float):
@@ -43,20 +43,23 @@ class DoesNotFit(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """A compiled step, or what is known of one from an earlier compilation.
+  """A compiled step and its measurements, from this or an earlier compilation.
+
+  All bytes are those of one device.
 
   Attributes:
-    key: hash of the content that it was made from.
-    argument_bytes: bytes of a device's parameters, optimizer state and batch.
-    temp_bytes: bytes of temporaries of the step.
+    key: hash of everything that determines the program, see `content_key`.
+    argument_bytes: bytes of parameters, optimizer state and batch.
+    temp_bytes: bytes of the step's temporaries.
     code_bytes: bytes of the program itself, which lies in the same memory.
-    peak_bytes: most bytes at a time, the program included.
+    peak_bytes: the most bytes in use at one time, the program included.
     seconds: time that the compilation took.
-    flops_once: the compiler's count, each loop's body once.
-    optimal_seconds: the compiler's estimate, each loop's body once.
+    flops_once: FLOPs by the compiler, which counts the body of a loop once.
+    optimal_seconds: the compiler's estimate of the step's time, which also
+      counts the body of a loop once.
     text: the optimised program.
-    is_cached: whether it was read back and not compiled now.
-    path: file of the program that `load` reads.
+    is_cached: whether an earlier compilation was read back.
+    path: the file that `load` reads.
   """
 
   key: str
@@ -73,7 +76,7 @@ class Compiled:
 
 
 def versions() -> dict[str, str]:
-  """Versions of what compiles; other versions make another program."""
+  """Versions of the compilers; other versions make another program."""
   import jaxlib
 
   try:
@@ -88,7 +91,7 @@ def versions() -> dict[str, str]:
 def content_key(
   lowered: jax.stages.Lowered, devices: Iterable[jax.Device]
 ) -> str:
-  """Hash of what makes a program: text, devices, versions, compiler flags."""
+  """Hash of the program before compilation, devices, versions and flags."""
   described = [
     (topology.kind_of(d.device_kind), *getattr(d, 'coords', (d.id,)))
     for d in devices
@@ -101,13 +104,13 @@ def content_key(
 def compile_step(
   program: Program, shapes: Batch, directory: str, want_program: bool = True
 ) -> Compiled:
-  """Compiles the train step of a program, or finds it compiled.
+  """Compiles the train step of a program, or reads an earlier compilation.
 
   Args:
     program: the program of a run, on devices that need not exist.
     shapes: shapes of a batch.
-    directory: where programs are kept by content.
-    want_program: whether to keep the program itself beside its facts.
+    directory: the cache, with one folder for each `content_key`.
+    want_program: whether to save the executable beside its measurements.
 
   Raises:
     DoesNotFit: if a device has too little memory.
@@ -131,7 +134,7 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
       raise _does_not_fit(error) or error from error
     seconds = time.monotonic() - begin
-    # TPUs write cycles into the text after code generation.
+    # On TPUs only the text after code generation has estimates of cycles.
     program_text = dumped(
       pathlib.Path(dump), '*after_codegen.txt', '*after_optimizations.txt'
     )
@@ -153,7 +156,7 @@ def _facts(compiled: jax.stages.Compiled, seconds: float) -> dict[str, float]:
     'argument_bytes': arguments,
     'temp_bytes': memory.temp_size_in_bytes,
     'code_bytes': memory.generated_code_size_in_bytes,
-    # CPUs do not count temporaries here.
+    # On CPUs the peak leaves temporaries out.
     'peak_bytes': max(
       memory.peak_memory_in_bytes, arguments, memory.temp_size_in_bytes
     ),
@@ -164,23 +167,23 @@ def _facts(compiled: jax.stages.Compiled, seconds: float) -> dict[str, float]:
 
 
 def dumped(folder: pathlib.Path, *patterns: str) -> str:
-  """A text about the program that XLA wrote into a folder.
+  """Reads a text about the program that XLA wrote into a folder.
 
   Args:
     folder: `xla_dump_to` of the compilation.
-    *patterns: of file names; the first one that is there is taken.
+    *patterns: patterns of file names; the first one that matches a file counts.
 
   Raises:
-    ValueError: if there is no such file.
+    ValueError: if no file matches.
   """
   for pattern in patterns:
-    # The step is the largest of the modules that one compilation makes.
+    # A compilation writes several modules; the step is the largest.
     found = sorted(folder.glob(pattern), key=lambda p: p.stat().st_size)
     if found:
       return found[-1].read_text()
   raise ValueError(
     f'XLA must write the program into {folder} (xla_dump_to), but did not:'
-    ' remove XLA_FLAGS that say otherwise.'
+    ' remove dump options from XLA_FLAGS.'
   )
 
 
@@ -200,16 +203,16 @@ def _does_not_fit(error: Exception) -> DoesNotFit | None:
 
 
 def _packed(compiled: jax.stages.Compiled, key: str) -> bytes:
-  """A header line of JSON, then the program."""
+  """The bytes of a saved program: a header line of JSON, then the program."""
   program, _, _ = serialize_executable.serialize(compiled)
   return json.dumps({'key': key, **versions()}).encode() + b'\n' + program
 
 
 def load(program: Program, shapes: Batch, path: str) -> Callable:
-  """A program that `compile_step` kept, ready to run on the program's mesh.
+  """Loads a step that `compile_step` saved, ready to run on real devices.
 
   Args:
-    program: the program of the run that is to use it, on real devices.
+    program: the program of the run, whose mesh has real devices.
     shapes: shapes of a batch.
     path: a file that `compile_step` wrote.
 
@@ -217,15 +220,15 @@ def load(program: Program, shapes: Batch, path: str) -> Callable:
     (state, batch) -> (state, metrics).
 
   Raises:
-    ValueError: if it was compiled from another program, for other devices or
-      with other versions.
+    ValueError: if the file was compiled from another program, for other devices
+      or with other versions.
   """
   try:
     header, packed = pathlib.Path(path).read_bytes().split(b'\n', 1)
     header = json.loads(header)
   except (OSError, ValueError) as error:
     raise ValueError(
-      f'--compiled={path} must be a program that launch.plan kept: {error}.'
+      f'--compiled={path} must be a program that launch.plan saved: {error}.'
     ) from error
   lowered = program.train_step.lower(program.abstract, shapes)
   devices = list(program.mesh.devices.flat)
@@ -235,8 +238,8 @@ def load(program: Program, shapes: Batch, path: str) -> Callable:
                  if header[k] != v]  # fmt: skip
     raise ValueError(
       f'--compiled={path} must be compiled from this run for these devices, but'
-      f' differs ({"; ".join(different)}): run launch.plan again with the same'
-      ' gin file, topology, versions, XLA_FLAGS and LIBTPU_INIT_ARGS.'
+      f' it differs ({"; ".join(different)}). Run launch.plan again with the'
+      ' same gin file, topology, versions, XLA_FLAGS and LIBTPU_INIT_ARGS.'
     )
   in_tree = jax.tree.structure(((program.abstract, shapes), {}))
   out_tree = jax.tree.structure(lowered.out_info)

@@ -10,7 +10,7 @@ from moe.types import PyTree
 
 # The block that predicts the token after the next one.
 AHEAD = 'block ahead'
-# Parts of a model by what its parameters' paths say, first match first.
+# (word in a parameter's path, part of the model); the first match counts.
 _PARTS = (
   ('ahead/', AHEAD),
   ('shared', 'shared experts'),
@@ -25,12 +25,12 @@ _PARTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Counted:
-  """Numbers in one part of a model.
+class ParameterCount:
+  """Parameters of one part of a model.
 
   Attributes:
-    total: parameters.
-    active: of these, what one token passes through.
+    total: number of parameters.
+    active: number of parameters that one token uses.
   """
 
   total: int
@@ -39,17 +39,17 @@ class Counted:
 
 def components(
   shapes: PyTree, logical_axes: PyTree, num_active: float
-) -> dict[str, Counted]:
+) -> dict[str, ParameterCount]:
   """Parameters by part of the model.
 
   Args:
     shapes: arrays or shapes of the parameters.
-    logical_axes: a tuple of axis names for each, as a model's `init` gives it.
-    num_active: experts that one token sees.
+    logical_axes: a tuple of axis names for each array, from a model's `init`.
+    num_active: experts that one token uses.
 
   Returns:
-    Part -> counts; of an array with an expert dim E, num_active / E is active,
-    and nothing of the block ahead, which is in training alone.
+    Part -> counts. In an array with an expert dim E, a share of num_active / E
+    is active; nothing of the block ahead is, which only training has.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
@@ -65,8 +65,8 @@ def components(
       active = round(total / E * num_active)
     if part == AHEAD:
       active = 0
-    old = counts.get(part, Counted(0, 0))
-    counts[part] = Counted(old.total + total, old.active + active)
+    old = counts.get(part, ParameterCount(0, 0))
+    counts[part] = ParameterCount(old.total + total, old.active + active)
   return counts
 
 
@@ -87,25 +87,25 @@ def flops_per_token(
 ) -> int:
   """Model FLOPs of one token's forward pass; training costs three times that.
 
-  The counter for MFU: two FLOPs for each active parameter in a product,
-  attention counted causal (half of the T x T scores), no recomputation, no
-  padding.
+  MFU uses this counter. It counts two FLOPs for each active parameter in a
+  product and half of the T x T attention scores, since attention is causal. It
+  counts neither recomputation nor padding.
 
   Args:
     active: active parameters.
-    embedding: of these, in tables that are read and not multiplied.
+    embedding: active parameters in tables that are looked up, not multiplied.
     attention_width: heads x head width.
     num_layers: attention layers.
     length: T.
   """
   products = 2 * (active - embedding)
-  # Scores and weighted values: 2 products of 2 FLOPs, over T / 2 keys each.
+  # Scores and weighted values are 2 products of 2 FLOPs, with T / 2 keys each.
   attention = 2 * 2 * attention_width * (length // 2) * num_layers
   return products + attention
 
 
 def ahead_flops_per_token(
-  parts: dict[str, Counted], head: int, attention_width: int, length: int
+  parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
 ) -> int:
   """Model FLOPs of the block ahead and its head, forward, for a training token.
 
@@ -123,23 +123,24 @@ def ahead_flops_per_token(
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-  """What a step does beyond the model's own products.
+class Execution:
+  """How a step executes a model: attention, padding, rematerialisation.
 
   Attributes:
     length: T.
     attention_width: heads x head width.
     num_layers: attention layers.
     padding: rows that the experts multiply over rows routed to them.
-    is_tied: whether the embedding table is the output head too.
-    redone: part of the model -> share of its products that are done again for
-      the gradient, see `redone`; 'scores' are those of attention.
-    is_loss_remat: whether those of the head are, as in a chunked loss.
-    attention_share: of the T x T scores that are computed: less than 1 where
-      long sequences leave out keys, or a kernel what no query sees.
+    is_tied: whether the embedding table is also the output head.
+    recomputed: part of the model -> share of its products that run again for
+      the gradient, from `recomputed_shares`; 'scores' are those of attention.
+    is_loss_remat: whether the products of the output head run again, as in a
+      chunked loss.
+    attention_share: computed share of the T x T scores. It is below 1 if long
+      sequences are computed in parts, or if a kernel skips masked tiles.
     attention_backward: products of attention's backward pass over those of its
-      forward pass: 2, or 3.5 in a kernel that makes scores and their gradient
-      again, for queries and for keys.
+      forward pass: 2, or 3.5 in a kernel that computes scores and the gradient
+      of probabilities twice, once for queries and once for keys.
   """
 
   length: int
@@ -147,40 +148,40 @@ class Recipe:
   num_layers: int
   padding: float = 1.0
   is_tied: bool = True
-  redone: dict[str, float] = dataclasses.field(default_factory=dict)
+  recomputed: dict[str, float] = dataclasses.field(default_factory=dict)
   is_loss_remat: bool = False
   attention_share: float = 1.0
   attention_backward: float = 2.0
 
 
-def redone(
+def recomputed_shares(
   policy: str, last: float, is_fused: bool, ends_sparse: bool
 ) -> dict[str, float]:
-  """Shares of a period's products that a remat policy does again.
+  """Shares of a period's products that run again under a remat policy.
 
-  The policies of `moe/models/stack.py`. Of a block that is done again, a
-  product is left out where the policy keeps its result, and where nothing needs
-  it: the last product of a period makes nothing but the period's own output.
+  A block that is recomputed skips a product if the policy keeps the result or
+  if no gradient needs it: the last product of a period gives only the output of
+  the period.
 
   Args:
-    policy: its name.
-    last: of a feed-forward network's products, the one that ends it: 1 / 3 with
-      a gate, 1 / 2 without.
-    is_fused: whether attention is a kernel.
+    policy: a policy of `moe/models/stack.py`.
+    last: share of the last product in a feed-forward network: 1 / 3 with a
+      gate, 1 / 2 without.
+    is_fused: whether a kernel computes attention.
     ends_sparse: whether experts end the period; else a dense layer does.
 
   Returns:
-    Part of `components`, or 'scores' of attention, -> share.
+    Share by part of `components`, and by 'scores' for attention.
   """
   if policy == 'none':
     return {}
   if policy == 'dots':
-    # Products without a batch dim are kept: all but scores and experts.
+    # The policy keeps products without a batch dim: all but scores and experts.
     return {'scores': 1.0, 'experts': 1 - last}
   scores = 1.0
   if 'attention' in policy:
-    # The kernel keeps what its backward pass needs; XLA's needs probabilities,
-    # half of the products.
+    # The kernel keeps all that its backward pass needs. In plain XLA the
+    # backward pass needs the probabilities, one of the two products.
     scores = 0.0 if is_fused else 0.5
   return {
     'attention': 1.0,
@@ -194,43 +195,44 @@ def redone(
 
 
 def executed_flops_per_token(
-  parts: dict[str, Counted], recipe: Recipe
+  parts: dict[str, ParameterCount], execution: Execution
 ) -> tuple[float, float]:
   """FLOPs of products that really run, per token: (forward, training step).
 
-  Capacity slots that stay empty are multiplied too, masked scores are computed,
-  what remat throws away is computed again. The block ahead counts as a whole
-  once more under remat, its attention as causal. The first layer needs no
-  gradient with respect to its input ids, but its embeddings do: every product
-  runs three times.
+  This counter includes empty capacity slots, masked scores and recomputation.
+  Every product runs three times: the first layer's too, because embeddings need
+  a gradient. With remat, the block ahead runs once more as a whole.
   """
   products = {
-    part: 2 * c.active * (recipe.padding if part == 'experts' else 1)
+    part: 2 * c.active * (execution.padding if part == 'experts' else 1)
     for part, c in parts.items()
     if part not in ('embedding', 'output head', 'norms', 'others')
   }
-  keys = recipe.length * recipe.attention_share
-  scores = 4 * recipe.attention_width * keys * recipe.num_layers
-  table = 'embedding' if recipe.is_tied else 'output head'
+  keys = execution.length * execution.attention_share
+  scores = 4 * execution.attention_width * keys * execution.num_layers
+  table = 'embedding' if execution.is_tied else 'output head'
   head = 2 * parts[table].active if table in parts else 0
   forward = sum(products.values()) + scores + head
   ahead = ahead_flops_per_token(
     parts,
     parts[table].total if table in parts else 0,
-    recipe.attention_width,
-    recipe.length,
+    execution.attention_width,
+    execution.length,
   )
   again = sum(
-    recipe.redone.get(part, 0.0) * flops
+    execution.recomputed.get(part, 0.0) * flops
     for part, flops in (products | {'scores': scores}).items()
   )
-  again += head * recipe.is_loss_remat + ahead * bool(recipe.redone)
-  backward = 2 * (forward - scores) + recipe.attention_backward * scores
+  again += head * execution.is_loss_remat + ahead * bool(execution.recomputed)
+  backward = 2 * (forward - scores) + execution.attention_backward * scores
   return forward, forward + backward + again + 3 * ahead
 
 
 def device_bytes(tree: PyTree) -> int:
-  """Bytes of shapes with shardings on one device; the host's do not count."""
+  """Bytes of arrays on one device, from shapes with shardings.
+
+  Arrays in the host's memory do not count.
+  """
   return sum(
     shardings.device_bytes(leaf, leaf.sharding)
     for leaf in jax.tree.leaves(tree)
@@ -239,5 +241,5 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def total_bytes(tree: PyTree) -> int:
-  """Bytes of all arrays, each once."""
+  """Bytes of all arrays; replicas do not count."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,8 +1,8 @@
-"""Predicts what a step holds on a device, before it is compiled.
+"""Predicts the memory of a step on one device before the step is compiled.
 
-For choosing among many layouts in seconds. What is stored from step to step is
-exact; of what comes and goes only the large tensors are counted. Checked
-against the compiler in tests/scale.
+The search compares hundreds of layouts in seconds with it. Arguments (state and
+batch) are exact; of temporaries only the large tensors are counted. tests/scale
+compares the result with the compiler's.
 """
 
 import dataclasses
@@ -17,35 +17,36 @@ from moe.scale import cost, orthogonal
 from moe.train.state import TrainState
 from moe.types import Batch, PyTree
 
-# Bytes of a number in products, and in sums.
-_HALF, _FULL = 2, 4
+_FLOAT32_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-  """What one device works on in one microbatch.
+class MicrobatchSizes:
+  """Sizes of the tensors of one microbatch on one device.
+
+  Widths and counts are those of the device, after sharding.
 
   Attributes:
-    tokens: of the device.
+    tokens: number of tokens.
     d_model: D.
-    scores: of one block's attention where they exist as a whole; 0 where a
-      kernel makes them piece by piece.
-    attention_width: features of queries, keys, values and result together, of
-      the device.
-    result_width: those of the result.
-    dense_width: F of a dense layer, of the device; 0 for none.
-    matrices: of a feed-forward network, 3 with a gate.
-    expert_width: F of an expert, of the device; 0 for a dense model.
-    expert_rows: slots of all experts held here.
-    periods: scanned periods, each of which keeps its input.
-    blocks: blocks of a period.
+    scores: number of attention scores of one block; 0 if a kernel computes them
+      tile by tile and never stores them as a whole.
+    attention_width: features of queries, keys, values and attention output
+      together.
+    result_width: features of the attention output alone.
+    dense_width: F of a dense layer; 0 if there is none.
+    matrices: weight matrices of a feed-forward network: 3 with a gate, else 2.
+    expert_width: F of an expert; 0 for a dense model.
+    expert_rows: rows in the buffers of all experts on the device.
+    periods: number of scanned periods; each keeps its input.
+    blocks: number of blocks in a period.
     remat: policy of `moe/models/stack.py`.
-    loss_chunks: pieces of the loss.
-    num_microbatches: in a step.
-    dtype_bytes: of activations.
-    grad_bytes: of a gradient.
-    sum_bytes: of a gradient's sum over microbatches.
-    prefix: unscanned dense blocks before the first period.
+    loss_chunks: number of chunks of the loss.
+    num_microbatches: microbatches of a step.
+    dtype_bytes: bytes of one number in activations.
+    grad_bytes: bytes of one number in a gradient.
+    sum_bytes: bytes of one number in the sum of gradients over microbatches.
+    prefix: number of unscanned dense blocks before the first period.
   """
 
   tokens: int
@@ -69,13 +70,13 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-  """Bytes of a device.
+class DeviceBytes:
+  """Predicted bytes of one device.
 
   Attributes:
-    arguments: parameters, optimizer state, what is carried, and the batch.
-    parts: what comes and goes, by name.
-    peak: the most at a time.
+    arguments: bytes of parameters, optimizer state, model state and batch.
+    parts: bytes of temporaries by name.
+    peak: the most bytes in use at one time.
   """
 
   arguments: int
@@ -84,9 +85,10 @@ class Prediction:
 
 
 def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int, int]:
-  """Numbers of (a period, the table, all of the prefix) as they are multiplied.
+  """Parameters on a device after gathering: (one period, table, whole prefix).
 
-  Undivided, except over experts and over what divides heads and widths.
+  Weights are gathered before a product. They stay divided over experts, heads,
+  feed-forward widths and the vocabulary.
   """
   names = jax.tree.leaves(logical_axes, is_leaf=lambda a: isinstance(a, tuple))
   period = table = prefix = 0
@@ -108,49 +110,53 @@ def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int, int]:
   return period, table, prefix
 
 
-def _hidden(sizes: Sizes, is_sparse: bool) -> int:
-  """Numbers of one hidden layer of a block."""
+def _hidden(sizes: MicrobatchSizes, is_sparse: bool) -> int:
+  """Number of elements in one hidden layer of a block."""
   if is_sparse:
     return sizes.expert_rows * sizes.expert_width
   return sizes.tokens * sizes.dense_width
 
 
-def _residuals(sizes: Sizes, is_sparse: bool) -> int:
-  """Bytes of all that a block leaves for its backward pass, nothing done twice.
+def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
+  """Bytes that a block keeps for its backward pass without rematerialisation.
 
-  A scan stacks each array that differentiation asks for as it is: nothing is
-  fused across the loop.
+  A scan stacks every array that differentiation needs: XLA fuses nothing across
+  the loop.
   """
-  half, tokens = sizes.dtype_bytes, sizes.tokens
+  dtype_bytes, tokens = sizes.dtype_bytes, sizes.tokens
   width, hidden = sizes.d_model, _hidden(sizes, is_sparse)
-  # Each of two norms keeps three float32 arrays, and so do those of queries and
-  # keys with the rotation that follows.
-  total = 3 * _FULL * tokens * (2 * width + sizes.attention_width // 2)
-  # The result of attention as the kernel writes it and, turned, as it is
-  # multiplied.
-  total += half * tokens * (sizes.attention_width + sizes.result_width + width)
-  total += sizes.scores * (_FULL + half)
-  # Products and the result; the activation is computed again.
-  total += half * sizes.matrices * hidden
+  # Each of the two norms of a block keeps three float32 arrays. So do the norms
+  # of queries and keys together with the rotation after them.
+  total = 3 * _FLOAT32_BYTES * tokens * (2 * width + sizes.attention_width // 2)
+  # The output of attention exists twice: as the kernel writes it, and
+  # transposed for the product that follows.
+  total += (
+    dtype_bytes * tokens * (sizes.attention_width + sizes.result_width + width)
+  )
+  total += sizes.scores * (_FLOAT32_BYTES + dtype_bytes)
+  # Results of the products; the activation function is computed again.
+  total += dtype_bytes * sizes.matrices * hidden
   if not is_sparse:
-    return total + half * tokens * width
-  # The router reads float32; hidden layers meet their weights in float32.
+    return total + dtype_bytes * tokens * width
+  # The router reads float32, and the hidden layer is multiplied by the combine
+  # weights in float32.
   return (
     total
-    + _FULL * (tokens * width + hidden)
-    + half * (sizes.expert_rows * width)
+    + _FLOAT32_BYTES * (tokens * width + hidden)
+    + dtype_bytes * (sizes.expert_rows * width)
   )
 
 
-def _kept_bytes(sizes: Sizes, is_sparse: bool) -> int:
-  """Of one block, what its remat policy keeps beside its period's input."""
-  half, tokens, width = sizes.dtype_bytes, sizes.tokens, sizes.d_model
+def _kept_bytes(sizes: MicrobatchSizes, is_sparse: bool) -> int:
+  """Bytes that the remat policy keeps of a block, its period's input apart."""
+  dtype_bytes, tokens, width = sizes.dtype_bytes, sizes.tokens, sizes.d_model
   if sizes.remat == 'none':
     return _residuals(sizes, is_sparse)
   kept = 0
   if sizes.remat == 'dots':
-    # Queries, keys, values, and what attention adds. The policy keeps products
-    # without batch dims: neither scores nor products of experts.
+    # The policy keeps products without batch dims: queries, keys, values and
+    # the attention output projection, but neither scores nor products of
+    # experts.
     kept += tokens * (sizes.attention_width - sizes.result_width + width)
     if not is_sparse:
       kept += (sizes.matrices - 1) * _hidden(sizes, False) + tokens * width
@@ -159,32 +165,32 @@ def _kept_bytes(sizes: Sizes, is_sparse: bool) -> int:
   if 'exchange' in sizes.remat:
     kept += tokens * width
     kept += 2 * sizes.expert_rows * width if is_sparse else 0
-  return half * kept
+  return dtype_bytes * kept
 
 
-def _recomputed(sizes: Sizes, is_sparse: bool) -> int:
-  """Bytes of a block between its second forward pass and its backward pass.
+def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
+  """Bytes that the second forward pass of a block makes for its backward pass.
 
-  Both are in one turn of a loop: what is cheap is fused into the products that
-  read it, and only their own operands and results are arrays.
+  Both passes are in one iteration of a loop. XLA fuses elementwise operations
+  into the products that read them, so only operands and results of products are
+  arrays.
   """
   if sizes.remat == 'none':
-    return 0  # read from the stack in place
-  # Residual stream before each branch; queries and keys before and after their
-  # norm and rotation.
+    return 0  # The backward pass reads the kept arrays in place.
+  # The residual stream before attention and before the feed-forward network,
+  # and queries and keys before and after their norm and rotation.
   numbers = sizes.tokens * (2 * sizes.d_model + 3 * sizes.attention_width // 2)
   numbers += (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers += sizes.expert_rows * sizes.d_model if is_sparse else 0
-  scores = sizes.scores * (_FULL + sizes.dtype_bytes)
+  scores = sizes.scores * (_FLOAT32_BYTES + sizes.dtype_bytes)
   done_again = sizes.dtype_bytes * numbers - _kept_bytes(sizes, is_sparse)
   return max(0, done_again) + scores
 
 
-def _working(sizes: Sizes, is_sparse: bool) -> int:
-  """Bytes that come on top while a block is differentiated."""
-  # Gradients of what the hidden layer is made of, which is fused into the
-  # products that read it; rows that arrive, leave, and wait in another order
-  # for both.
+def _working(sizes: MicrobatchSizes, is_sparse: bool) -> int:
+  """Bytes of the gradients of activations inside one block."""
+  # The gradients of the products that make the hidden layer, and those of rows:
+  # as they arrive at the experts, as they leave, and once more permuted.
   rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
   hidden = (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers = hidden + rows * sizes.d_model
@@ -192,69 +198,74 @@ def _working(sizes: Sizes, is_sparse: bool) -> int:
 
 
 def predict(
-  abstract: TrainState, logical_axes: PyTree, batch: Batch, sizes: Sizes
-) -> Prediction:
-  """What a device holds at most.
+  abstract: TrainState,
+  logical_axes: PyTree,
+  batch: Batch,
+  sizes: MicrobatchSizes,
+) -> DeviceBytes:
+  """Predicts the memory of a training step on one device.
 
   Args:
     abstract: TrainState of shapes with shardings.
-    logical_axes: of the parameters.
+    logical_axes: logical axes of the parameters.
     batch: shapes of the whole batch with shardings.
-    sizes: of the work.
+    sizes: sizes of a microbatch.
   """
   arguments = cost.device_bytes(abstract) + cost.device_bytes(batch)
-  half = sizes.dtype_bytes
+  dtype_bytes = sizes.dtype_bytes
   counts = [
     (shardings.device_bytes(p, p.sharding) // p.dtype.itemsize, p.dtype)
     for p in jax.tree.leaves(abstract.params)
   ]
   numbers = sum(n for n, _ in counts)
-  wider = sum(n for n, dtype in counts if dtype.itemsize > half)
+  wider = sum(n for n, dtype in counts if dtype.itemsize > dtype_bytes)
   period, table, prefix = gathered(abstract.params, logical_axes)
-  layer_in = sizes.tokens * sizes.d_model * half
+  layer_in = sizes.tokens * sizes.d_model * dtype_bytes
   if sizes.remat == 'none':
-    layer_in = 0  # its float32 copy is among what a norm keeps
-  # A period's last block is sparse, unless the model is dense.
+    layer_in = 0  # A norm keeps the float32 copy, which is counted there.
+  # The last block of a period is sparse unless the model is dense.
   kinds = [False] * (sizes.blocks - 1) + [sizes.expert_width > 0]
   kept = layer_in + sum(_kept_bytes(sizes, kind) for kind in kinds)
   prefix_kept = sizes.prefix * (layer_in + _kept_bytes(sizes, False))
   has_sums = sizes.num_microbatches > 1
   parts = {
-    # The cast to the dtype of products moves out of the loop over layers.
-    'copies of parameters': wider * half,
+    # The compiler moves the cast of all layers out of the loop over layers.
+    'copies of parameters': wider * dtype_bytes,
     'sums over microbatches': numbers * sizes.sum_bytes * has_sums,
     'kept for the backward pass': kept * sizes.periods + prefix_kept,
     'gradients': numbers * sizes.grad_bytes,
-    # Done again as a whole, then differentiated block by block.
+    # A period is recomputed as a whole, then differentiated block by block.
     'one period': sum(_recomputed(sizes, kind) for kind in kinds)
     + max(_working(sizes, kind) for kind in kinds),
-    'weights of a period': period * half,
+    'weights of a period': period * dtype_bytes,
     'logits': sizes.tokens
     // sizes.loss_chunks
     * (table // sizes.d_model)
-    * _FULL,
-    # As it is multiplied, transposed, and its gradient's sum over tokens.
-    'table': table * (2 * half + _FULL),
+    * _FLOAT32_BYTES,
+    # The table for products, the table transposed, and its float32 gradient.
+    'table': table * (2 * dtype_bytes + _FLOAT32_BYTES),
   }
   update = orthogonal.update(abstract.opt_state, abstract.params)
   if update.working_bytes:
     parts['matrices of an update'] = update.working_bytes
   if sizes.prefix:
     parts |= {
-      # Once more: it outlives what the periods kept.
+      # These bytes are also in 'kept for the backward pass'; alone, they count
+      # in the last stage of `_peak`, when the periods' arrays are freed.
       'kept of the prefix': prefix_kept,
       'one prefix block': _recomputed(sizes, False) + _working(sizes, False),
-      'weights of the prefix': prefix // sizes.prefix * half,
+      'weights of the prefix': prefix // sizes.prefix * dtype_bytes,
     }
-  return Prediction(arguments, parts, arguments + _peak(parts))
+  return DeviceBytes(arguments, parts, arguments + _peak(parts))
 
 
 def _peak(parts: dict[str, int]) -> int:
-  """The most of what comes and goes, over the stages of a step."""
+  """The most temporary bytes at one time, over the stages of a step."""
   total = lambda *names: sum(parts.get(name, 0) for name in names)
   kept = total('kept for the backward pass')
   loss = kept + total('logits', 'table')
-  # Space for the gradients of all layers is set aside before the first of them.
+  # The compiler allocates the gradients of all layers before it needs the
+  # first.
   layers = kept + total('gradients', 'one period', 'weights of a period')
   first = total(
     'kept of the prefix',

@@ -1,11 +1,12 @@
 """The time of a step on its slice, from products, memory traffic and transfers.
 
 There are two times. Without overlap, each instruction takes the longer of its
-products and its memory traffic, and every transfer waits its turn. With full
+products and its memory traffic, and transfers run one after another. With full
 overlap, the busiest resource sets the time. A measured time lies between the
-two where what `work` counts limits the program. The vector units (beyond their
-memory traffic) and the host are not counted. A program runs on one slice, whose
-chips are joined by the torus: nothing goes over the data centre's network.
+two if a resource that `work` counts limits the program. `work` counts neither
+the host nor the vector units, except for their memory traffic. A program runs
+on one slice, whose chips are joined by the torus: it sends nothing over the
+data centre's network.
 """
 
 import dataclasses
@@ -15,21 +16,21 @@ import numpy as np
 
 from moe.scale.collectives import Transfer
 from moe.scale.topology import Slice
-from moe.scale.work import Work
+from moe.scale.work import StepWork
 
-# Seconds that a message takes to pass one chip.
+# Latency of a message for each chip on its way, in seconds.
 HOP_SECONDS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """How a group lies along one dim of the torus.
+  """The places of a group along one dim of the torus.
 
   Attributes:
     dim: index of the torus dim.
-    members: places that the group takes there.
-    stride: distance of neighbours; as many groups share each link.
-    is_ring: whether the group takes the whole of a dim that wraps around.
+    members: number of places of the group along the dim.
+    stride: distance between neighbours; that many groups share each link.
+    is_ring: whether the group covers the whole dim and the dim wraps around.
   """
 
   dim: int
@@ -39,12 +40,12 @@ class Span:
 
 
 def coordinates(devices: Sequence) -> np.ndarray:
-  """Places [devices, dims] in the torus, the core on the chip last."""
+  """Coordinates [devices, dims] in the torus, and last the core of the chip."""
   return np.array([[*d.coords, d.core_on_chip] for d in devices])
 
 
 def spans(group_coords: np.ndarray, slice_: Slice) -> list[Span]:
-  """The dims of the torus that a group of devices uses."""
+  """The torus dims along which a group extends, from its coordinates."""
   found = []
   for dim, (length, wraps) in enumerate(
     zip(slice_.shape, slice_.wraps, strict=True)
@@ -65,23 +66,23 @@ def transfer_seconds(
 
   Gathers and reductions run around all rings of the group at once, in both
   directions: they take bytes / (2 x bandwidth of a link x dims), and twice that
-  along a line. In an all-to-all over a ring of n a byte travels n / 4 links on
-  average and a device has two of them, so that a dim takes
-  bytes x n / (8 x bandwidth), and twice that along a line (bisection); the
-  longest dim sets the time.
+  along a line. In an all-to-all over a ring of n, a byte travels n / 4 links on
+  average, and a device has two links. So a dim takes bytes x n / (8 x
+  bandwidth), and twice that along a line (bisection). The slowest dim sets the
+  time.
 
   Args:
     transfer: the collective.
-    coords: places of all devices, as `coordinates` gives them.
+    coords: `coordinates` of all devices.
     slice_: the chips.
   """
   chip = slice_.chip
   group = coords[list(transfer.group)]
   used = spans(group, slice_)
-  # Devices of one chip share its links.
+  # The devices of one chip share its links.
   bandwidth = chip.link_bandwidth / chip.devices
   if not used:
-    # Within a chip a transfer is as fast as the memory.
+    # A transfer between devices of one chip is as fast as the memory.
     return transfer.moved * chip.devices / chip.hbm_bandwidth, {}
   hops = sum(s.members // 2 if s.is_ring else s.members - 1 for s in used)
   latency = HOP_SECONDS * hops * (2 if transfer.kind == 'all-reduce' else 1)
@@ -102,15 +103,15 @@ def transfer_seconds(
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of a step.
+  """Estimated seconds of a step.
 
   Attributes:
     no_overlap: seconds without overlap, see the head of this file.
-    full_overlap: seconds with full overlap, likewise.
-    compute: the part of `no_overlap` that products or memory traffic take.
-    busy: resource -> seconds in which it works: 'matrix unit', 'HBM', 'torus x'
-      and so on.
-    by_transfer: seconds of each of `Work.transfers`, all its times together.
+    full_overlap: seconds with full overlap.
+    compute: the part of `no_overlap` for products and memory traffic.
+    busy: resource -> seconds in which it works; the resources are 'matrix
+      unit', 'HBM', 'torus x' and so on.
+    by_transfer: seconds of each of `StepWork.transfers`, times its count.
   """
 
   no_overlap: float
@@ -126,15 +127,15 @@ class Estimate:
 
 
 def estimate(
-  done: Work, devices: Sequence, slice_: Slice, dtype: str = 'bfloat16'
+  done: StepWork, devices: Sequence, slice_: Slice, dtype: str = 'bfloat16'
 ) -> Estimate:
-  """Seconds of a step on a slice.
+  """Estimates the seconds of a step on a slice.
 
   Args:
-    done: what a device does.
+    done: the work of one device.
     devices: the devices in the order of the mesh.
     slice_: the chips.
-    dtype: the type of the products, which sets the peak FLOP/s.
+    dtype: the dtype of the products, which sets the peak FLOP/s.
   """
   chip = slice_.chip
   peak = chip.peak[dtype] / chip.devices

@@ -1,17 +1,18 @@
-"""Chips as facts with their source, and slices of them that do not exist here.
+"""Published figures of chips, and slices of chips that this machine lacks.
 
 Sources, read in November 2026:
 TPUs: the pages v4, v5e, v5p, v6e and tpu7x of https://cloud.google.com/tpu/docs
-for HBM bandwidth, peak FLOP/s (fp8 of v5p and v6e: the page of tpu7x, which
-compares them; int8 of v5p: Google's announcement, December 2023), the largest
-slice that can be had, and the data centre's network (v5e: 6.4 Tbit/s a pod of
-256; v5p: 50 Gbit/s a chip). What a page does not give is 0 or from
-https://jax-ml.github.io/scaling-book/tpus, from which also comes what one link
-carries in one direction, as measured: v5p, v6e and tpu7x 90 GB/s, v4 and v5e 45
-GB/s, nine tenths of what the pages say. `hbm_bytes` is what the compiler leaves
-to a program, as it says when one does not fit.
-GPUs: NVIDIA's data sheets, dense, without sparsity; NVLink in one direction,
-and one 400 Gbit/s adapter for each GPU.
+give HBM bandwidth, peak FLOP/s, the largest slice on offer, and the data
+centre's network (v5e: 6.4 Tbit/s for a pod of 256; v5p: 50 Gbit/s for a chip).
+The fp8 peaks of v5p and v6e come from the page of tpu7x, which compares them;
+the int8 peak of v5p comes from Google's announcement of December 2023. A figure
+that no page gives is 0 or comes from https://jax-ml.github.io/scaling-book/tpus.
+That book also gives the measured bandwidth of one link in one direction: 90
+GB/s for v5p, v6e and tpu7x, 45 GB/s for v4 and v5e, nine tenths of the pages'
+figures. `hbm_bytes` is the limit that the compiler names when a program does
+not fit.
+GPUs: NVIDIA's data sheets give dense peaks (without sparsity) and NVLink in one
+direction; each GPU has one 400 Gbit/s adapter.
 """
 
 import dataclasses
@@ -21,10 +22,9 @@ import re
 
 GIB = 2**30
 ENVIRONMENT = {
-  # Neither asks a metadata server for the machine's own TPU, nor warns that
-  # there is none.
+  # libtpu must not ask a metadata server for this machine's TPU: there is none.
   'TPU_SKIP_MDS_QUERY': '1',
-  # Compiling takes no chip, so several processes may.
+  # Compiling uses no chip, so several processes may load libtpu.
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_ACCELERATOR_TYPE': 'v5p-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -36,21 +36,21 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip can do. Per chip, not per JAX device.
+  """Published figures of one chip; a chip may hold several JAX devices.
 
   Attributes:
     kind: `device_kind` that JAX reports.
-    peak: dense FLOP/s by type; 0 where none is published.
+    peak: dense FLOP/s by dtype; 0 where none is published.
     hbm_bytes: bytes of memory that a program can use.
     hbm_bandwidth: bytes/s.
     link_bandwidth: bytes/s of one link in one direction.
-    torus_dims: dims of the torus; 0 where a switch joins the chips.
-    wraps_at: a torus dim of a multiple of this wraps around.
-    largest: the largest slice; for a switch, the chips that share it.
-    network_bandwidth: bytes/s a chip, in one direction, between slices or
+    torus_dims: number of torus dims; 0 where a switch joins the chips.
+    wraps_at: a torus dim wraps around if its length is a multiple of this.
+    largest: shape of the largest slice; for a switch, the chips that share it.
+    network_bandwidth: bytes/s of one chip in one direction, between slices or
       switches.
-    devices: JAX devices a chip.
-    compiler: libtpu's (name, chip configuration); None where there is none.
+    devices: JAX devices per chip.
+    compiler: libtpu's (name, chip configuration); None where libtpu has none.
   """
 
   kind: str
@@ -114,7 +114,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips of one kind that are joined.
+  """Chips of one kind, joined by a torus or a switch.
 
   Attributes:
     name: key of `CHIPS`.
@@ -126,17 +126,17 @@ class Slice:
 
   @property
   def chip(self) -> Chip:
-    """Facts of the chip."""
+    """Published figures of the chip."""
     return CHIPS[self.name]
 
   @property
   def num_chips(self) -> int:
-    """Chips in all."""
+    """The number of chips."""
     return math.prod(self.shape)
 
   @property
   def num_devices(self) -> int:
-    """JAX devices in all."""
+    """The number of JAX devices."""
     return self.num_chips * self.chip.devices
 
   @property
@@ -150,10 +150,10 @@ class Slice:
 
 
 def parse(text: str) -> Slice:
-  """A slice by name, such as 'v5p:8x16x16'.
+  """Reads the name of a slice, such as 'v5p:8x16x16'.
 
   Raises:
-    ValueError: for a chip or a shape that does not exist.
+    ValueError: if there is no such chip or shape.
   """
   found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
   if not found or found[1] not in CHIPS:
@@ -184,18 +184,19 @@ def parse(text: str) -> Slice:
 
 
 def devices(wanted: Slice) -> list:
-  """JAX devices of a slice to compile for; they can't run anything.
+  """JAX devices of a slice; programs compile for them, but cannot run.
 
   The libtpu package brings the compiler; no TPU is needed.
 
   Raises:
-    ValueError: for GPUs, without libtpu, and for a shape that it refuses.
+    ValueError: if the chips are GPUs, libtpu is missing, or libtpu refuses the
+      shape.
   """
   chip = wanted.chip
   if chip.compiler is None:
     raise ValueError(
-      f'--topology={wanted} must be TPUs: a program for {chip.kind} is compiled'
-      ' where one is. Without --topology the plan holds for any machine.'
+      f'--topology={wanted} must be TPUs: only a machine with {chip.kind} can'
+      ' compile for it. Leave --topology out for a plan that holds anywhere.'
     )
   from jax.experimental import topologies
 
@@ -215,24 +216,24 @@ def devices(wanted: Slice) -> list:
   except Exception as error:
     message = str(error).strip().split('\n')[0]
     raise ValueError(
-      f'--topology={wanted} must be a slice that libtpu knows, but it says:'
-      f' {message}. Install the lock (launch/requirements.txt) where it is'
-      ' missing, or choose a shape in steps of 2x2.'
+      f'--topology={wanted} must be a slice that libtpu knows, but libtpu says:'
+      f' {message}. If libtpu is missing, install launch/requirements.txt;'
+      ' otherwise choose a shape in steps of 2x2.'
     ) from error
   finally:
-    # Left there, they would tell this process that it is part of a TPU pod.
+    # These variables would tell this process that it is part of a TPU pod.
     for name in added:
       del os.environ[name]
   return list(described.devices)
 
 
 def kind_of(device_kind: str) -> str:
-  """One name of a `device_kind`: a v5p on a pod has another one than here."""
+  """One name for each chip: JAX calls a v5p differently on a pod than here."""
   return {'TPU v5p': 'TPU v5'}.get(device_kind, device_kind)
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak bfloat16 FLOP/s of a JAX device; None where unknown, as on CPUs."""
+  """Peak bfloat16 FLOP/s of a JAX device; None if unknown, as for CPUs."""
   for chip in CHIPS.values():
     if kind_of(device_kind) == chip.kind:
       return chip.peak['bfloat16'] / chip.devices

@@ -1,7 +1,8 @@
 """The work of one device in a step, counted from the compiled program.
 
-Loops are multiplied out. Counted are matrix products, traffic to and from HBM
-and collectives; what the vector units compute is counted by its traffic alone.
+It counts matrix products, traffic to and from HBM, and collectives. The body of
+a loop counts as often as it runs. Operations of the vector units count only as
+traffic.
 """
 
 import dataclasses
@@ -9,7 +10,8 @@ import dataclasses
 from moe.scale import collectives, hlo, hlo_flops, hlo_loops
 from moe.scale.collectives import Transfer
 
-# Instructions that move nothing: they name parts of what others made.
+# Instructions without memory traffic: they rename results of others, or their
+# traffic is counted elsewhere.
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'after-all', 'partition-id', 'replica-id', 'call', 'conditional', 'iota',
@@ -18,17 +20,17 @@ _FREE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-  """What a device does in a step.
+class StepWork:
+  """The work of one device in a step.
 
   Attributes:
     flops: FLOPs of matrix products.
     bytes: bytes read from and written to HBM.
     instructions: (FLOPs, bytes, times) of each instruction.
     transfers: the collectives.
-    cycles: the compiler's estimates, loops multiplied out.
-    cycles_once: the same with each loop's body counted once.
-    unknown_loops: loops counted once because their length is not fixed.
+    cycles: the compiler's estimate of cycles, with loops multiplied out.
+    cycles_once: the same estimate, but each loop's body counts once.
+    unknown_loops: loops whose number of iterations is unknown; they count once.
   """
 
   flops: float
@@ -43,7 +45,10 @@ class Work:
 def _read(
   module: hlo.Module, i: hlo.Instruction, place: int, whole: int
 ) -> int:
-  """Bytes of one operand that a fusion reads: a slice where it slices."""
+  """Bytes that an instruction reads of its operand number `place`.
+
+  A fusion that only slices the operand reads the slices and not the `whole`.
+  """
   if not i.calls:
     return whole
   inside = module.computations[i.calls].values()
@@ -67,7 +72,7 @@ def _read(
     if user.opcode in ('dynamic-slice', 'gather', 'slice'):
       total += user.shapes[0].bytes
     elif user.opcode == 'dynamic-update-slice' and user.operands[0] in names:
-      total += 0  # written in place
+      total += 0  # The update is in place, so nothing is read.
     elif user.opcode == 'fusion':
       total += _read(
         module,
@@ -84,7 +89,7 @@ def _written(module: hlo.Module, i: hlo.Instruction) -> int:
   """Bytes that an instruction writes to HBM."""
   whole = sum(s.bytes for s in i.shapes if s.space == 0)
   if i.opcode == 'dynamic-update-slice':
-    return 0  # counted with what it reads
+    return 0  # `_hbm_bytes` counts its traffic.
   if i.opcode != 'fusion':
     return whole
   inside, root = module.computations[i.calls], module.root(i.calls)
@@ -105,8 +110,8 @@ def _written(module: hlo.Module, i: hlo.Instruction) -> int:
 
 
 def _beside(module: hlo.Module, start: hlo.Instruction) -> int:
-  """Bytes that an asynchronous start moves while others run."""
-  # After code generation the start itself shows neither operands nor result.
+  """Bytes of memory traffic of an asynchronous computation."""
+  # After code generation the start shows neither operands nor result.
   run = module.computations[start.calls].values()
   made = sum(s.bytes for s in module.root(start.calls).shapes if not s.space)
   if any(word in start.name for word in ('gather', 'scatter', 'slice')):
@@ -137,7 +142,7 @@ def _hbm_bytes(module: hlo.Module, computation: str, i: hlo.Instruction) -> int:
   return total
 
 
-def count(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
+def count(module: hlo.Module, mesh_shape: dict[str, int]) -> StepWork:
   """What one device does in a step of a compiled program.
 
   Args:
@@ -161,7 +166,7 @@ def count(module: hlo.Module, mesh_shape: dict[str, int]) -> Work:
     num_bytes = _hbm_bytes(module, computation, i)
     if flops or num_bytes:
       instructions.append((flops, num_bytes, times))
-  return Work(
+  return StepWork(
     sum(f * n for f, _, n in instructions),
     sum(b * n for _, b, n in instructions),
     tuple(instructions),

@@ -1,12 +1,13 @@
-"""What people see of a run: a live line on a terminal, or lines of text."""
+"""What people see of a run: a live line on a terminal, else lines of text."""
 
+import os
 import sys
 import time
 from typing import Any, TextIO
 
 from moe.objectives.objective import Objective
 
-# Seconds between lines of text where nobody sits at a terminal.
+# Seconds between lines of text if the stream is not a terminal.
 _SECONDS_PER_LINE = 10.0
 _SECONDS_PER_REFRESH = 0.2
 
@@ -14,11 +15,13 @@ _SECONDS_PER_REFRESH = 0.2
 def make_display(stream: TextIO | None = None) -> 'Lines':
   """The display that suits a stream, by default sys.stderr."""
   stream = stream or sys.stderr
-  return LiveLine(stream) if stream.isatty() else Lines(stream)
+  # A simple terminal says so: there rich would draw nothing until the end.
+  is_dumb = os.environ.get('TERM') in ('dumb', 'unknown')
+  return LiveLine(stream) if stream.isatty() and not is_dumb else Lines(stream)
 
 
 class Lines:
-  """A line now and then, for a file or a pipe."""
+  """Prints a line every few seconds, for a file or a pipe."""
 
   seconds_apart = _SECONDS_PER_LINE
 
@@ -28,17 +31,17 @@ class Lines:
     self._waiting = None
 
   def show(self, text: str) -> None:
-    """Takes the state of the run; shows it if the last line is old enough."""
+    """Takes a new status text; prints it if the last line is old enough."""
     self._waiting = text
     if time.monotonic() - self._shown_at >= self.seconds_apart:
       self._draw()
 
   def note(self, text: str) -> None:
-    """Prints a line in any case."""
+    """Prints a line at once."""
     print(text, file=self._stream, flush=True)
 
   def close(self) -> None:
-    """Shows the last state and ends the display."""
+    """Shows the last status and ends the display."""
     if self._waiting is not None:
       self._draw()
 
@@ -58,7 +61,7 @@ class LiveLine(Lines):
 
   def __init__(self, stream: TextIO):
     super().__init__(stream)
-    # rich is slow to import and of no use without a terminal.
+    # rich is slow to import, and only a terminal needs it.
     import rich.console
     import rich.live
 
@@ -71,7 +74,7 @@ class LiveLine(Lines):
     self._live.console.print(text, markup=False, soft_wrap=True)
 
   def close(self) -> None:
-    """Leaves the last state on the screen."""
+    """Leaves the last status on the screen."""
     super().close()
     self._live.stop()
 
@@ -85,7 +88,7 @@ class LiveLine(Lines):
 def status(
   record: dict[str, Any], total_steps: int, objective: Objective
 ) -> str:
-  """One line on a step: what matters most first, without what is unknown.
+  """One line about a step, important numbers first, unknown ones left out.
 
   Args:
     record: of the step, as in log.jsonl.

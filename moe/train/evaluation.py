@@ -1,10 +1,11 @@
-"""Evaluations between steps: their form, and that on held-out batches."""
+"""Evaluations between steps: the protocol, and the one on held-out batches."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from moe.objectives.objective import Facts, Measure
+from moe.train import ahead
 from moe.train import metrics as metrics_lib
 from moe.train.program import Program
 from moe.train.state import TrainState
@@ -12,11 +13,11 @@ from moe.types import Batch
 
 
 class Evaluation(Protocol):
-  """Judges the state of a run between two steps.
+  """Evaluates the state of a run between two steps.
 
   Attributes:
-    score: which of its metrics people are shown. If this is the first
-      evaluation of a run, that metric ranks checkpoints.
+    score: the metric that people are shown. The score of the first evaluation
+      of a run ranks checkpoints.
   """
 
   score: Measure
@@ -29,19 +30,19 @@ class Evaluation(Protocol):
     Args:
       program: of the run.
       ts: the state, which is not changed.
-      is_stopped: whether the run is to end at once. What is returned then is
-        not used.
+      is_stopped: says whether the run must end at once; the result is then not
+        used.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-  """An evaluation by the terms of the objective itself, on held-out batches.
+  """Evaluates the terms of the objective on held-out batches.
 
   Attributes:
     batches: makes an iterator over all of the data.
-    score: the number that is added to the means of terms and metrics.
-    facts: what the data tells the score.
+    score: a number that is added to the means of terms and metrics.
+    facts: what the score needs to know about the data.
   """
 
   batches: Callable[[], Iterator[Batch]]
@@ -53,9 +54,7 @@ class HeldOut:
   ) -> dict[str, Any]:
     """Means over all batches, without drops and noise, and the score."""
     mean = metrics_lib.Mean()
-    for batch in self.batches():
-      if is_stopped():
-        break
+    for batch in ahead.each(self.batches(), is_stopped):
       mean.add(program.eval_step(ts, program.put(batch)))
     pairs = mean.pairs()
     if not pairs:

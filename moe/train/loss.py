@@ -46,19 +46,18 @@ def cross_entropy(
   each chunk. XLA divides the work over the 'model' axis.
 
   Args:
-    head_fn: makes float32 logits [..., V] of hidden states [..., D].
+    head_fn: makes float32 logits [..., V] from hidden states [..., D].
     hidden_BTD: hidden states.
     targets_BT: int32.
     weights_BT: float32.
-    num_chunks: pieces of the sequence.
+    num_chunks: number of chunks of a sequence.
     layout: mesh axes by use; the default is one device.
 
   Returns:
     (nats, squared log-partition), float32 scalars.
 
   Raises:
-    ValueError: if a device's tokens of a sequence do not divide into the
-      chunks.
+    ValueError: if the chunks do not divide a device's tokens of a sequence.
   """
   if num_chunks == 1:
     return _sums(head_fn, hidden_BTD, targets_BT, weights_BT)
@@ -66,8 +65,8 @@ def cross_entropy(
   parts, spec = _parts(B, layout)
   if num_chunks < 1 or T % (num_chunks * parts[1]):
     raise ValueError(
-      f'LOSS_CHUNKS={num_chunks} must divide the {T} / {parts[1]} tokens of'
-      f' SEQUENCE_LENGTH={T} that a device has: change one.'
+      f'LOSS_CHUNKS={num_chunks} must divide the tokens of a sequence that a'
+      f' device has, SEQUENCE_LENGTH={T} / {parts[1]}: change one of them.'
     )
   b, t = B // parts[0], T // (parts[1] * num_chunks)
 
@@ -79,8 +78,8 @@ def cross_entropy(
 
   chunks = tuple(split(a) for a in (hidden_BTD, targets_BT, weights_BT))
   # The arrays of the head become arguments, with a copy for each part of the
-  # tokens. Their gradients are then summed over the chunks of each part first,
-  # and over the parts once.
+  # tokens. So their gradients are first summed over the chunks within each
+  # part, and then over the parts only once.
   head_fn, arrays = jax.closure_convert(head_fn, chunks[0][0, 0, 0])
   arrays = [_copies(a, parts, spec) for a in arrays]
   head = jax.vmap(jax.vmap(head_fn))
@@ -107,7 +106,7 @@ def _sums(
 
 
 def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
-  """How many parts the mesh makes of (rows, tokens), and by which axes."""
+  """Into how many parts the mesh divides (rows, tokens), and by which axes."""
   rows, columns = layout.batch_axes, layout.sequence_axes
   if not rows + columns or batch_size % layout.size(rows):
     return (1, 1), None
@@ -116,7 +115,7 @@ def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
 
 
 def _copies(a: Array, parts: tuple[int, int], spec: P | None) -> Array:
-  """[*parts, ...]: a copy for each part, on the devices of that part."""
+  """[*parts, ...]: a copy for each part, placed on the devices of that part."""
   copies = jnp.broadcast_to(a, (*parts, *a.shape))
   if spec is None:
     return copies

@@ -1,4 +1,4 @@
-"""From the (sum, weight) pairs of a step to the numbers people read."""
+"""Turns the (sum, weight) pairs of a step into numbers that people read."""
 
 from typing import Any
 
@@ -21,21 +21,21 @@ def summarize(
   score: Measure | None = None,
   facts: Facts | None = None,
 ) -> dict[str, Any]:
-  """One step's record.
+  """The record of one step.
 
   Args:
     metrics: name -> (sum, weight), arrays on device or host.
     score: its number is added to the record.
-    facts: what the source of the batches tells the score.
+    facts: what the score needs to know about the data.
 
   Returns:
     A record ready for JSON: scalars by name and, for a sparse model, 'layers'
     with lists by sparse layer. These are load [L][E] as shares of the rows,
     max_over_mean and variation (standard deviation over mean) of the load, and
-    each metric that is one number a layer, such as entropy and confidence.
-    dropped_fraction counts all drops and dropped_receiver_fraction those at the
-    receiver, both as shares of the valid rows. padding_fraction is a share of
-    the tokens. bytes_exchanged belongs to one forward pass of one microbatch.
+    each metric that has one number per layer, such as entropy and confidence.
+    dropped_fraction counts all drops, dropped_receiver_fraction only drops at
+    the receiver; both are shares of the valid rows. padding_fraction is a share
+    of the tokens. bytes_exchanged is for one forward pass of one microbatch.
   """
   metrics = jax.device_get(metrics)
   record = {

@@ -21,11 +21,11 @@ class Program(NamedTuple):
 
   Attributes:
     objective: what is trained.
-    mesh: where all of it runs.
+    mesh: of the devices.
     abstract: TrainState of shapes with shardings.
     logical_axes: logical axis names of each parameter.
-    batch_shapes: of the batch.
-    batch_shardings: of the batch.
+    batch_shapes: shapes of the batch.
+    batch_shardings: shardings of the batch.
     init: jitted, () -> TrainState, sharded from the start.
     train_step: jitted, (TrainState, Batch) -> (TrainState, metrics); donates
       the state.
@@ -51,7 +51,7 @@ class Program(NamedTuple):
     return multihost.own_rows(self._sharding, batch_size)
 
   def total(self, count: Callable[[Batch], int], batch: Batch) -> int | Array:
-    """What a batch counts, over all processes: see `multihost.total`."""
+    """`count` of the whole batch of all processes: see `multihost.total`."""
     return multihost.total(count, batch, self._sharding)
 
   @property
@@ -73,8 +73,7 @@ def place(
     logical_axes: of each parameter.
     table: rule table of the layout.
     mesh: of the devices.
-    optimizer_on_host: whether the optimizer's state waits in the memory of the
-      host.
+    optimizer_on_host: whether the optimizer's state is kept in host memory.
   """
   params = shardings.param_shardings(abstract.params, logical_axes, table, mesh)
   replicated = shardings.replicated(mesh)
@@ -117,7 +116,8 @@ def make_program(
     num_microbatches: parts of a batch.
 
   Raises:
-    ValueError: for sizes that do not divide; it names the first one found.
+    ValueError: if a size is not divisible as it must be; the message names the
+      first such size.
   """
   layout, shapes = rules.layout(table, mesh), objective.shapes()
   check_batch(
@@ -142,7 +142,7 @@ def make_program(
       objective, optimizer, schedule, seed, num_microbatches
     )
     eval_step = make_eval_step(objective)
-    # Tracing finds every error of sizes here, before any compilation.
+    # Tracing finds every wrong size here, before anything is compiled.
     jax.eval_shape(train_step, abstract, shapes)
     jax.eval_shape(eval_step, abstract, shapes)
 
@@ -174,7 +174,7 @@ def _under(mesh: Mesh, function: Callable, *args: PyTree) -> PyTree:
 
 
 class _Step:
-  """The train step, which can be compiled ahead of its first call."""
+  """The train step, which can be compiled before its first call."""
 
   def __init__(
     self,
@@ -221,7 +221,7 @@ class _Step:
     return _under(self._mesh, self._compiled or self._jitted, ts, batch)
 
 
-def describe(program: Program) -> str:
+def parameter_table(program: Program) -> str:
   """Every parameter: shape, logical axes, mesh axes, bytes on one device."""
   rows = [('parameter', 'shape', 'logical axes', 'mesh axes', 'bytes/device')]
   total = 0

@@ -1,11 +1,11 @@
-"""What a run tells: its logs, TensorBoard, one line for people.
+"""What a run reports: its logs, TensorBoard, one line for people.
 
 log.jsonl has a record of each step, eval.jsonl one of each evaluation, and
 quarantine.jsonl one of each record of the data that could not be read.
 
-A record of log.jsonl holds what the step computed and, under `time`, what the
-clock said. But for `time`, a run that was killed and resumed has the log of an
-unbroken run: resuming removes the records after the restored step.
+A record of log.jsonl holds what the step computed and, under `time`, how long
+it took. Except for `time`, a run that was killed and resumed has the same log
+as an unbroken run: resuming removes the records after the restored step.
 """
 
 import collections
@@ -26,22 +26,21 @@ from moe.train.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
-# Numbers of `layers` that a record holds on average. A model with n times as
-# many writes them every n steps, so that its log stays readable.
+# On average a record holds at most this many numbers of `layers`. A model with
+# n times as many writes them every n steps, so that its log stays readable.
 _MAX_VALUES = 2048
 _FLUSH_SECONDS = 30
 
-_SPEED_WINDOW = 50  # The time left is reckoned from so many steps.
+_SPEED_WINDOW = 50  # The time left is estimated from this many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-_IMAGE_SECONDS = (
-  60.0  # Between images: drawing one can take longer than a step.
-)
+# Seconds between images: drawing one can take longer than a step.
+_IMAGE_SECONDS = 60.0
 
 
 class Progress:
-  """Writes down every step and shows how the run is going.
+  """Logs every step and shows people how the run is going.
 
-  Every process makes and calls one; only that of the first process writes.
+  Every process makes and calls one; only the one of the first process writes.
 
   Attributes:
     workdir: directory of the run, on a disk or mounted.
@@ -76,9 +75,10 @@ class Progress:
     self._unit_seconds = unit_seconds
     self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.
     self._watch = Watch(drop_warning)
-    self._log = self._evals = self._bad = self._board = self._display = None
-    self._load = None  # Of the last step.
-    self._told = set()  # Places of records that could not be read.
+    self._log = self._evals = self._quarantine = None
+    self._board = self._display = None
+    self._load = None  # The loads of the last step.
+    self._reported = set()  # Unreadable records that were reported.
     self._drawn_at = time.monotonic()
     self._elapsed, self._amount = 0.0, 0  # Since the first step.
     if jax.process_index() != 0:
@@ -86,11 +86,11 @@ class Progress:
     os.makedirs(self.workdir, exist_ok=True)
     self._log = record_log.RecordLog(self._path('log.jsonl'), resume_step)
     self._evals = record_log.RecordLog(self._path('eval.jsonl'), resume_step)
-    self._bad = record_log.RecordLog(
+    self._quarantine = record_log.RecordLog(
       self._path('quarantine.jsonl'), resume_step
     )
-    self._told = set(
-      map(_place, record_log.read(self._path('quarantine.jsonl')))
+    self._reported = set(
+      map(_record_of, record_log.read(self._path('quarantine.jsonl')))
     )
     self._display = make_display(stream)
     self._board = _Board(self._path('tensorboard'))
@@ -111,11 +111,11 @@ class Progress:
 
     Args:
       step: number of the step, counted from 1.
-      metrics: scalars, one of which is named by the unit of the objective: how
-        many `tokens`, say, the step read. A sparse model also has `layers`,
-        lists by sparse layer, one of which is `load` [L][E], shares of the
-        rows.
-      seconds: that the step took.
+      metrics: scalars by name. One has the name of the objective's unit, such
+        as `tokens`, and says how many the step read. A sparse model also has
+        `layers`, lists by sparse layer; one of them is `load` [L][E], shares of
+        the rows.
+      seconds: duration of the step.
     """
     if self._log is None:
       return
@@ -162,8 +162,8 @@ class Progress:
     Args:
       step: number of the step, counted from 1.
       results: metrics by name of the evaluation.
-      scores: which metric of each evaluation people are shown.
-      held_out: a hash of the documents by task, where it is known.
+      scores: the metric of each evaluation that people are shown.
+      held_out: task -> hash of its documents, if known.
     """
     if self._evals is None:
       return
@@ -177,25 +177,25 @@ class Progress:
         self.note(f'step {step:,}: {name} {value:.4f} {unit} held out')
 
   def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
-    """Tells once in a run of each record that could not be read.
+    """Reports each record that could not be read, once in a run.
 
     Args:
-      step: the step that found the newest of them, counted from 1.
+      step: the step that found the newest entry, counted from 1.
       entries: all entries so far, {'file', 'record', 'error'}.
     """
     for entry in entries:
-      if _place(entry) in self._told:
+      if _record_of(entry) in self._reported:
         continue
-      self._told.add(_place(entry))
+      self._reported.add(_record_of(entry))
       text = (
         f'warning: step {step:,} left its row empty: record {entry["record"]}'
         f' of {entry["file"]}: {entry["error"]}'
       )
-      if self._bad is None:
-        # Each process reads rows of its own, and the first writes the files.
+      if self._quarantine is None:
+        # Each process reads its own rows, but only the first writes files.
         _logger.info(f'process {jax.process_index()}: {text}')
       else:
-        self._bad.append({'step': step, **entry})
+        self._quarantine.append({'step': step, **entry})
         self.note(text)
 
   def has_evaluation(self, step: int) -> bool:
@@ -211,12 +211,13 @@ class Progress:
       self._display.note(text)
 
   def close(self) -> None:
-    """Writes what is left and frees the terminal."""
-    logs = self._log, self._evals, self._bad
+    """Closes the logs and the display."""
+    logs = self._log, self._evals, self._quarantine
     for part in (*logs, self._board, self._display):
       if part is not None:
         part.close()
-    self._log = self._evals = self._bad = self._board = self._display = None
+    self._log = self._evals = self._quarantine = None
+    self._board = self._display = None
 
   def _draw(self, step: int) -> None:
     """Adds the heat map of the last step's loads to TensorBoard."""
@@ -228,12 +229,12 @@ class Progress:
     return os.path.join(self.workdir, name)
 
 
-def _place(entry: dict[str, Any]) -> tuple[str, int]:
+def _record_of(entry: dict[str, Any]) -> tuple[str, int]:
   return entry['file'], entry['record']
 
 
 class _Board:
-  """TensorBoard event files, which the first record opens."""
+  """TensorBoard event files; the first record opens them."""
 
   def __init__(self, path: str):
     self._path = path
@@ -241,7 +242,9 @@ class _Board:
     self._writer = None
 
   def resume(self, records: list[dict], evals: list[dict]) -> None:
-    """Writes again what a killed run may not have flushed, and hides the rest.
+    """Writes again what a killed run may not have flushed.
+
+    TensorBoard then hides the old events from the first of these steps on.
 
     Args:
       records: of all steps so far.
@@ -260,7 +263,7 @@ class _Board:
 
   def _open(self):
     if self._writer is None:
-      # The import takes a while, in which the first step can run.
+      # The import is slow; the first step runs at the same time.
       import tensorboardX
 
       self._writer = tensorboardX.SummaryWriter(
@@ -269,7 +272,7 @@ class _Board:
     return self._writer
 
   def step(self, record: dict[str, Any]) -> None:
-    """Writes the scalars of a step, and now and then those of each layer."""
+    """Writes the scalars of a step, and sometimes those of each layer."""
     for group, values in (('train', record), ('time', record['time'])):
       self._scalars(group, record['step'], values)
     if record['step'] % _LAYER_PERIOD:
@@ -290,7 +293,7 @@ class _Board:
     self._open().add_image('expert_load', pixels, step, dataformats='HWC')
 
   def close(self) -> None:
-    """Writes what is waiting."""
+    """Flushes and closes the files."""
     if self._writer is not None:
       self._writer.close()
 
@@ -301,7 +304,7 @@ class _Board:
 
 
 def _heat_map(load_LE: np.ndarray) -> np.ndarray:
-  """Pixels [height, width, 3] of loads, in which 1 is an even share."""
+  """Pixels [height, width, 3] of loads relative to an even share."""
   # matplotlib is slow to import and rarely used.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure

@@ -1,8 +1,8 @@
-"""A file of JSON objects, one a line, in ascending order of their `step`.
+"""A file of JSON objects, one per line, in ascending order of their `step`.
 
-A kill never leaves it unreadable: a line goes out in one write. What a killed
-run wrote after its last checkpoint, half a line included, is cut off before the
-run goes on.
+A log without a record has no file. A kill never leaves the file unreadable,
+because one write adds a whole line. When a killed run resumes, everything that
+it wrote after its last checkpoint is cut off, half a line included.
 """
 
 import json
@@ -20,20 +20,29 @@ class RecordLog:
   """
 
   def __init__(self, path: str | os.PathLike, resume_step: int):
-    """Opens a log and cuts off all that follows `resume_step`."""
+    """Opens a log and cuts off all records after `resume_step`.
+
+    A file that would be empty is deleted.
+    """
     records, length = _scan(path, resume_step)
     self.last = records[-1] if records else None
     self.steps = {record['step'] for record in records}
     self._path = path
-    self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.ftruncate(self._file, length)
+    self._file = None
+    if records:
+      os.truncate(path, length)
+    elif os.path.exists(path):
+      os.remove(path)
 
   def append(self, record: dict[str, Any]) -> None:
     """Writes one record; a number that is not finite becomes null."""
     line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
     content = line.encode() + b'\n'
     try:
-      while content:  # A disk that is nearly full takes only a part.
+      if self._file is None:
+        mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._file = os.open(self._path, mode, 0o644)
+      while content:  # A disk that is nearly full writes only a part.
         content = content[os.write(self._file, content) :]
     except OSError as error:
       raise ValueError(
@@ -45,19 +54,20 @@ class RecordLog:
 
   def close(self) -> None:
     """Flushes the file to the disk and closes it."""
-    os.fsync(self._file)
-    os.close(self._file)
+    if self._file is not None:
+      os.fsync(self._file)
+      os.close(self._file)
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """Every whole record of a log; no record if there is no such file."""
+  """All complete records of a log; none if the file does not exist."""
   return _scan(path, math.inf)[0]
 
 
 def _scan(
   path: str | os.PathLike, last_step: float
 ) -> tuple[list[dict[str, Any]], int]:
-  """Records up to a step, and where in the file they end."""
+  """(records up to a step, the byte of the file where they end)."""
   records, length = [], 0
   if not os.path.exists(path):
     return records, length
@@ -67,7 +77,7 @@ def _scan(
         record = json.loads(line)
         is_kept = record['step'] <= last_step and line.endswith(b'\n')
       except (ValueError, KeyError, TypeError):
-        break  # Half a line, as a kill leaves it at the end.
+        break  # A kill may leave half a line at the end.
       if not is_kept:
         break
       records.append(record)
@@ -76,7 +86,7 @@ def _scan(
 
 
 def _finite(value: Any) -> Any:
-  """A value as JSON can hold it: numpy to lists and floats, NaN to null."""
+  """A value that JSON can hold: numpy becomes lists and floats, NaN null."""
   if hasattr(value, 'tolist'):
     value = value.tolist()
   if isinstance(value, dict):

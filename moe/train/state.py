@@ -36,5 +36,5 @@ def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:
 
 
 def count(tree: PyTree) -> int:
-  """Numbers in a tree of arrays or shapes."""
+  """How many numbers a tree of arrays or shapes has."""
   return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

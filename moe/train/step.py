@@ -21,7 +21,7 @@ def check_batch(
   """Raises ValueError unless every device gets whole rows of a microbatch."""
   if batch_size % (num_microbatches * batch_shards):
     raise ValueError(
-      f'BATCH_SIZE={batch_size} must divide by NUM_MICROBATCHES='
+      f'BATCH_SIZE={batch_size} must be divisible by NUM_MICROBATCHES='
       f'{num_microbatches} times the {batch_shards} devices that share the'
       ' batch: change one of them.'
     )
@@ -33,25 +33,25 @@ def split_microbatches(
   """Splits [B, ...] arrays into [num_microbatches, B / num_microbatches, ...].
 
   Microbatch i holds every num_microbatches-th block of rows from block i on.
-  Its content does not depend on the number of devices, and so neither do noise
-  and the global scope of balance. Yet every device has rows of its own in each
-  microbatch, so that no row moves between devices.
+  Its content does not depend on the number of devices, so noise and the balance
+  loss of global scope do not either. Every device has some of its own rows in
+  each microbatch, so no row moves between devices.
 
   Args:
-    batch: the whole.
+    batch: the whole batch.
     num_microbatches: how many.
-    rows_together: rows of a block, which stay neighbours: the rows that a
-      routing group spans.
+    rows_together: rows of a block, which stay together: as many as a routing
+      group spans.
 
   Raises:
-    ValueError: if the batch does not divide.
+    ValueError: if the batch is not divisible into such blocks.
   """
   n, q = num_microbatches, rows_together
   B = num_rows(batch)
   if B % (n * q):
     raise ValueError(
-      f'BATCH_SIZE={B} must divide by NUM_MICROBATCHES={n} times the {q} rows'
-      ' of a routing group: change one of them, or lower GROUP_SIZE.'
+      f'BATCH_SIZE={B} must be divisible by NUM_MICROBATCHES={n} times the {q}'
+      ' rows of a routing group: change one of them, or lower GROUP_SIZE.'
     )
 
   def split(a: Array) -> Array:
@@ -72,7 +72,7 @@ def _update(
   seed: int,
   is_finite: Array,
 ) -> tuple[PyTree, optax.OptState]:
-  """(params, opt_state) after the update; the old ones if it is not finite."""
+  """(params, opt_state) after the update; the old ones unless `is_finite`."""
   updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
   params = rounding.apply_updates(ts.params, updates, seed, ts.step)
   keep = lambda new, old: jnp.where(is_finite, new, old)
@@ -89,12 +89,12 @@ def _update_from_host(
   seed: int,
   is_finite: Array,
 ) -> tuple[PyTree, optax.OptState]:
-  """`_update` with a state that waits on the host, one parameter after another.
+  """`_update` for an optimizer state in host memory, one parameter at a time.
 
-  One update of everything would bring the moments of all parameters to the
-  device together. Here each turn of the loop traces the whole update and uses
-  one parameter of it, and XLA leaves out the rest. The moments of a parameter
-  set out when the parameter before it is done.
+  A single update would need the moments of all parameters on the device at
+  once. Here each iteration traces the whole update and uses the result for one
+  parameter, and XLA removes the rest. The moments of a parameter are copied to
+  the device only after the parameter before it is done.
   """
   host, device = jax.memory.Space.Host, jax.memory.Space.Device
   names = jax.tree.leaves(storage.names(ts.params))
@@ -102,7 +102,7 @@ def _update_from_host(
   state, state_tree = jax.tree.flatten(ts.opt_state)
   owners = shardings.owners(ts.opt_state, names)
   assert all(a.ndim == 0 or o for a, o in zip(state, owners, strict=True)), (
-    'state of no parameter would never be updated'
+    'an optimizer state that belongs to no parameter would never be updated'
   )
   keep = lambda new, old: jnp.where(is_finite, new, old)
   new_params, new_state, done = [], list(state), is_finite
@@ -138,10 +138,11 @@ def _gradients(
   batch: Batch,
   key: Array,
 ) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
-  """(gradients, (sums of terms, metrics), state) of a batch or a part of it.
+  """(gradients, (sums of terms, metrics), state) of a batch or a microbatch.
 
-  The gradients are those of the part's share in the loss of the whole batch,
-  whose terms have the `weights`; `dtype` is their format.
+  The loss is the microbatch's share of the loss of the whole batch, so
+  `weights` are those of the whole batch. `dtype` is the format of the
+  gradients.
   """
 
   def loss(params: PyTree):
@@ -149,26 +150,26 @@ def _gradients(
     total = sum(
       objective.coefficients[name] * s / jnp.maximum(weight, 1.0)
       for name, (s, weight) in weighted(sums, weights).items()
-      if objective.coefficients[name]  # no backward pass for nothing
+      if objective.coefficients[name]  # A zero term needs no backward pass.
     )
     return total, ((sums, metrics), state)
 
-  # The cast comes before the differentiation: else gradients would be made,
-  # stacked by the scan over layers, and reduced in float32.
+  # The cast comes before the differentiation. Otherwise gradients would be
+  # computed, stacked by the scan over layers, and reduced in float32.
   params = storage.cast(params, dtype)
-  (_, (told, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  return grads, told, state
+  (_, (aux, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  return grads, aux, state
 
 
 def _accumulate(
   gradients: Callable, dtype: str, carried: PyTree, parts: Batch, key: Array
 ) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
-  """Sums of `gradients` of microbatches, one after the other, in a format."""
+  """Sums of `gradients` over the microbatches, one by one, in `dtype`."""
 
   def one(carried: PyTree, index: Array, part: Batch):
     part_key = jax.random.fold_in(key, index)
-    grads, told, carried = gradients(carried, part, part_key)
-    return storage.cast(grads, dtype), told, carried
+    grads, aux, carried = gradients(carried, part, part_key)
+    return storage.cast(grads, dtype), aux, carried
 
   indices = jnp.arange(num_rows(parts), dtype=jnp.int32)
   first = jax.tree.map(lambda a: a[0], parts)
@@ -177,25 +178,26 @@ def _accumulate(
 
   def body(carry: tuple[PyTree, PyTree], xs: tuple[Array, Batch]):
     total, carried = carry
-    grads, told, carried = one(carried, *xs)
-    return (_add(total, (grads, told)), carried), None
+    grads, aux, carried = one(carried, *xs)
+    return (_add(total, (grads, aux)), carried), None
 
-  ((grads, told), state), _ = jax.lax.scan(
+  ((grads, aux), state), _ = jax.lax.scan(
     body, (zeros, carried), (indices, parts)
   )
-  return grads, told, state
+  return grads, aux, state
 
 
 def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
-  """Whether training can go on from a state: a bool.
+  """Whether training can go on from a state, as a bool array.
 
-  The squares of parameters must be finite too, or no norm of them is. What is
-  checked is the result, and not the update before it is kept: both states would
-  have to be in memory together.
+  The squares of the parameters must be finite too, because norms need them. The
+  check reads the state after the update. If it decided which state is kept,
+  both states would have to be in memory at once.
   """
-  # Moments that wait on the host would have to come back for this.
+  # Moments in host memory are not checked: they would have to be copied back.
   rest = (None if kept.optimizer_on_host else ts.opt_state, ts.state)
-  # The barrier keeps the update from being computed once more for the check.
+  # Without the barrier XLA would compute the update a second time for the
+  # check.
   params, rest = jax.lax.optimization_barrier((ts.params, rest))
   checked = [
     jnp.isfinite(jnp.sum(jnp.square(a.astype(jnp.float32))))
@@ -220,19 +222,20 @@ def make_train_step(
 
   Args:
     objective: what is trained.
-    optimizer: see `moe.optim.optimizers`; its storage holds the formats of the
-      gradients and of their sums over microbatches, and where its state waits.
+    optimizer: see `moe.optim.optimizers`. Its storage gives the formats of the
+      gradients and of their sums over microbatches, and says where its state is
+      kept.
     schedule: learning rate by step, for the metrics.
     seed: of the run. The key of step s is fold_in(seed, s); the bits of
       stochastic rounding are a hash of both.
-    num_microbatches: parts of the batch, one after the other.
+    num_microbatches: parts of the batch, which are computed one by one.
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
-    the gradient is not finite, parameters, optimizer and carried state stay as
-    they were, the step counts all the same, and the metric 'skipped' is 1. If
-    what the update has made is not finite, the metric 'broken' is 1, and
-    nothing may go on from that state.
+    the gradient is not finite, parameters, optimizer and carried state do not
+    change, the step is counted, and the metric 'skipped' is 1. If the state
+    after the update is not finite, the metric 'broken' is 1, and training must
+    not go on from it.
   """
   kept = optimizer.storage
 
@@ -283,7 +286,7 @@ def make_train_step(
 def make_eval_step(
   objective: Objective,
 ) -> Callable[[TrainState, Batch], dict[str, Pair]]:
-  """(state, batch) -> terms and metrics as (sum, weight), dropless, noiseless.
+  """(state, batch) -> terms and metrics as (sum, weight), no drops, no noise.
 
   Args:
     objective: what is trained.

@@ -1,20 +1,20 @@
-"""Warnings about what makes a sparse model waste its experts."""
+"""Warnings about a sparse model that wastes its experts."""
 
 import collections
 from typing import Any
 
 import numpy as np
 
-WINDOW = 50  # Drops are averaged over so many steps.
-DEAD_AFTER = 100  # Logged steps without a token.
-_MAX_NAMED = 8  # Experts in a sentence.
+WINDOW = 50  # Drops are averaged over this many steps.
+DEAD_AFTER = 100  # An expert without tokens for this many logged steps is dead.
+_MAX_NAMED = 8  # A warning names at most this many experts.
 
 
 class Watch:
-  """Follows the records of a run, and warns of each trouble when it begins.
+  """Follows the records of a run, and warns of each problem when it begins.
 
   Attributes:
-    dead_LE: bool, by sparse layer the experts that got no token in the last
+    dead_LE: bool, whether an expert of a sparse layer got no token in the last
       DEAD_AFTER steps with logged loads; None for a dense model.
   """
 
@@ -22,7 +22,7 @@ class Watch:
     """Starts without any record.
 
     Args:
-      drop_warning: share of dropped tokens that is too much.
+      drop_warning: share of dropped tokens above which there is a warning.
     """
     self.dead_LE = None
     self._drop_warning = drop_warning
@@ -32,7 +32,7 @@ class Watch:
     self._idle_LE = None  # Logged steps since each expert last had a token.
 
   def resume(self, records: list[dict[str, Any]]) -> None:
-    """Reads the end of a log again, whose warnings were shown before."""
+    """Reads the end of a log whose warnings have been shown."""
     with_load = [r for r in records if 'load' in r.get('layers', {})]
     for record in with_load[-DEAD_AFTER:]:
       self._dead(record)
@@ -40,7 +40,7 @@ class Watch:
       self._drops(record)
 
   def see(self, record: dict[str, Any]) -> list[str]:
-    """Reads a record and gives the warnings that it causes."""
+    """Reads a record and returns the warnings that it causes."""
     found = []
     if record.get('skipped'):
       found.append(
@@ -85,7 +85,7 @@ class Watch:
 
 
 def _experts(dead_E: np.ndarray) -> str:
-  """Numbers of experts in a sentence."""
+  """The dead experts in words, such as 'experts 1, 2 and 3 more'."""
   numbers = np.flatnonzero(dead_E)
   named = ', '.join(map(str, numbers[:_MAX_NAMED]))
   rest = len(numbers) - _MAX_NAMED

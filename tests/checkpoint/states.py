@@ -1,4 +1,4 @@
-"""A small training state, and the saving of it, for the tests here."""
+"""A small training state, and functions that save and compare it."""
 
 from typing import Any, NamedTuple
 

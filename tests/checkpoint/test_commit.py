@@ -1,4 +1,4 @@
-"""A step becomes visible whole, whatever is killed."""
+"""A step becomes visible as a whole, even if the process is killed."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tests.checkpoint.states import (
 )
 
 
-def test_orbax_and_we_call_the_marker_the_same():
+def test_the_marker_has_the_name_that_orbax_gives_it():
   assert listing.MARKER == ocp.path.atomicity.COMMIT_SUCCESS_FILE
 
 
@@ -44,7 +44,7 @@ def test_the_hashes_are_there_before_the_step_is_visible(tmp_path, monkeypatch):
 
 def test_on_an_object_store_the_marker_commits(tmp_path, monkeypatch):
   monkeypatch.setattr(integrity, 'on_object_store', lambda _: True)
-  monkeypatch.setattr(integrity, 'seal', sealing_as_on_disk(tmp_path))
+  monkeypatch.setattr(integrity, 'seal', seal_before_commit(tmp_path))
   saver = save_steps(tmp_path, [1, 2, 3], keep_last=2, keep_best=0)
   assert listing.steps(tmp_path) == [2, 3]
   assert_same(saver.restore(3, abstract(make_state()))[0], make_state(3))
@@ -54,8 +54,8 @@ def test_on_an_object_store_the_marker_commits(tmp_path, monkeypatch):
   assert not (tmp_path / '3').exists()
 
 
-def sealing_as_on_disk(root):
-  """`seal`, asserting that the step it seals is not committed yet."""
+def seal_before_commit(root):
+  """`seal` with an assertion: the step is not committed yet."""
   seal = integrity.seal
 
   def checked(directory):
@@ -66,7 +66,7 @@ def sealing_as_on_disk(root):
   return checked
 
 
-_SAVE_FOR_EVER = """
+_SAVE_FOREVER = """
 import itertools, sys
 import jax.numpy as jnp
 from moe.checkpoint import save
@@ -88,7 +88,7 @@ def test_a_kill_at_any_moment_leaves_a_sound_newest_step(tmp_path, delays):
   target = {'params': jax.ShapeDtypeStruct((1000,), jnp.float32)}
   for delay in delays:
     process = subprocess.Popen(
-      [sys.executable, '-c', _SAVE_FOR_EVER, tmp_path],
+      [sys.executable, '-c', _SAVE_FOREVER, tmp_path],
       stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     for _ in range(3):

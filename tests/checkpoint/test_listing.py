@@ -1,4 +1,4 @@
-"""Which steps there are, which of them stay, and which is the best."""
+"""Which steps exist, which of them are kept, and which is the best."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_metadata_is_plain_json(copy):
 def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
   saver = save.Checkpointer(tmp_path, keep_last=9, best_metric='bits_per_char')
   for step, score, data in (
-    (1, 1.0, None),  # of an earlier version
+    (1, 1.0, None),  # A step of an earlier version.
     (2, 0.5, 'old'),
     (3, 2.0, 'new'),
     (4, 3.0, 'new'),
@@ -55,7 +55,7 @@ def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
     saver.save(step, make_state(step), meta, {'bits_per_char': score})
   saver.save(5, make_state(5), {**META, 'ranked_on': 'newest'})
   saver.close()
-  # Step 5 has no score, so what it would be scored on does not count yet.
+  # Step 5 has no score yet, so its data do not count yet.
   assert listing.ranking(tmp_path) == [1, 3, 4]
   listing.add_metrics(tmp_path / '5', {'bits_per_char': 9.0}, 'newest')
   assert listing.ranking(tmp_path) == [1, 5]

@@ -39,7 +39,7 @@ def test_what_is_saved_below_any_name_can_be_read(tmp_path, name):
 
 
 def test_a_step_that_cannot_be_opened_is_not_sound(copy):
-  # As earlier versions wrote it: the hashes agree, and the arrays are missing.
+  # Earlier versions wrote such steps: hashes that agree, but no arrays.
   path = save.epath.Path(copy) / '2'
   (path / 'state' / 'manifest.ocdbt').unlink()
   commit.integrity.seal(path)
@@ -52,7 +52,7 @@ def test_a_step_that_cannot_be_opened_is_not_sound(copy):
 
 
 def test_a_step_without_arrays_never_becomes_visible(tmp_path, monkeypatch):
-  # Orbax then finds no part to join.
+  # With this `glob`, Orbax finds nothing that a process has written.
   monkeypatch.setattr(literal_path.LiteralPath, 'glob', lambda *_: iter(()))
   saver = save.Checkpointer(tmp_path)
   saver.save(1, make_state(1), META)

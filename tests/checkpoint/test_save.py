@@ -1,4 +1,4 @@
-"""Saving and resuming: damage, fallback, meshes, failed saves."""
+"""Saves and restores: damage, fallback to an older step, meshes, failures."""
 
 import threading
 
@@ -87,7 +87,7 @@ def test_an_older_step_is_not_saved_beside_newer_ones(copy):
     saver.save(0, make_state(0), META)
 
 
-def test_eight_devices_to_one_and_back(tmp_path):
+def test_a_checkpoint_moves_from_eight_devices_to_one_and_back(tmp_path):
   mesh = jax.make_mesh((8,), ('data',))
   rows = NamedSharding(mesh, PartitionSpec('data'))
   wanted = jnp.arange(64.0).reshape(16, 4)
@@ -104,7 +104,7 @@ def test_eight_devices_to_one_and_back(tmp_path):
   saver.close()
 
 
-def test_other_data_than_the_checkpoint_was_trained_on_are_refused(copy):
+def test_a_checkpoint_of_other_data_is_refused(copy):
   saver = save.Checkpointer(copy)
   with pytest.raises(ValueError, match="manifest_hash='abc', got 'xyz'"):
     saver.restore(2, abstract(make_state()), {'manifest_hash': 'xyz'})

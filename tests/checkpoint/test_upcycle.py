@@ -44,7 +44,8 @@ def load(**macros):
 
 def loss_of(program, ts):
   rng = np.random.default_rng(0)
-  tokens = rng.integers(64, size=(4, 16), dtype=np.int32)
+  shape = program.batch_shapes.tokens.shape
+  tokens = rng.integers(64, size=shape, dtype=np.int32)
   batch = jax.tree.map(lambda _: np.ones_like(tokens), program.batch_shardings)
   batch = batch._replace(
     tokens=tokens,
@@ -56,27 +57,47 @@ def loss_of(program, ts):
   return float(total / weight)
 
 
-def dense_and_sparse_loss(tmp_path, method, **macros):
-  """Of a dense run, and of a sparse one that starts from it on 4 devices."""
-  program = build.build(load(MOE_EVERY=0), jax.devices()[:1])
+def save_dense(directory, num_devices, **macros):
+  """The loss of a dense run with random parameters, saved as step 3."""
+  run = load(MOE_EVERY=0, **macros)
+  program = build.build(run, jax.devices()[:num_devices])
   ts = program.init()
-  dense = loss_of(program, ts)
-  saver = save.Checkpointer(tmp_path / 'dense')
+  saver = save.Checkpointer(directory)
   saver.save(3, {'params': ts.params}, {})
   saver.close()
-  run = load(
-    INITIAL_CHECKPOINT=f"'{tmp_path / 'dense'}'",
-    UPCYCLE=method,
-    MESH_EXPERT=4,
-    **macros,
-  )
-  program = build.build(run, jax.devices()[:4])
-  ts = build.starting_state(run, program, None)
-  return dense, loss_of(program, ts)
+  return loss_of(program, ts)
+
+
+def upcycled_loss(dense, method, num_devices, **macros):
+  """The loss of a sparse run that starts from a dense one."""
+  run = load(INITIAL_CHECKPOINT=f"'{dense}'", UPCYCLE=method, **macros)
+  program = build.build(run, jax.devices()[:num_devices])
+  return loss_of(program, build.starting_state(run, program, {}))
+
+
+def dense_and_sparse_loss(tmp_path, method, **macros):
+  """Losses of a dense run and of a sparse one that starts from it."""
+  dense = save_dense(tmp_path / 'dense', 1)
+  sparse = upcycled_loss(tmp_path / 'dense', method, 4, MESH_EXPERT=4, **macros)
+  return dense, sparse
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_copies_computes_what_the_dense_one_did(
+@pytest.mark.parametrize('method', ['@upcycle.Copy()', '@upcycle.Drop()'])
+def test_eight_devices_upcycle_what_eight_have_trained_as_one_does(
+  tmp_path, method
+):
+  sizes = {'BATCH_SIZE': 8, 'NUM_EXPERTS': 8}
+  losses = [save_dense(tmp_path / f'{n}', n, **sizes) for n in (1, 8)]
+  assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+  one = upcycled_loss(tmp_path / '1', method, 1, **sizes)
+  mesh = {'MESH_DATA': 2, 'MESH_EXPERT': 4}
+  eight = upcycled_loss(tmp_path / '8', method, 8, **mesh, **sizes)
+  assert eight == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_copies_computes_the_same_as_the_dense_run(
   tmp_path,
 ):
   dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Copy()')
@@ -91,7 +112,7 @@ def test_copies_with_plain_probabilities_do_not_keep_the_function(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_from_drops_is_near_the_dense_one(tmp_path):
+def test_a_run_that_starts_from_drops_is_close_to_the_dense_run(tmp_path):
   dense, sparse = dense_and_sparse_loss(tmp_path, '@upcycle.Drop()')
   assert 1e-6 < abs(sparse - dense) < 1.0
 
@@ -109,9 +130,9 @@ def test_the_dense_model_is_divided_over_the_devices_of_the_experts():
   experts = shape((L, 8, D, F), None, 'expert')
   sparse = {'block': {'moe': {'w_up_EDF': experts}}, 'norm': shape((L, D))}
   whole = jax.NamedSharding(mesh, jax.P())
-  placement = upcycle.source_placement(sparse, whole)
+  placement = upcycle.dense_placement(sparse, whole)
   dense = jax.ShapeDtypeStruct((L, D, F), jnp.float32)
-  # Two layers do not divide by four, the width of four does.
+  # Four devices cannot divide the two layers; they divide the width D = 4.
   found = placement('params/block/feed_forward/w_up_DF', dense)
   assert found.shard_shape(dense.shape) == (L, D // 4, F)
   assert placement('params/norm', sparse['norm']) == sparse['norm'].sharding
@@ -130,7 +151,7 @@ def weights(key):
 
 
 def trees(weights):
-  """Parameters of a dense model and of a sparse one as initialised."""
+  """Parameters of a dense model, and initial ones of a sparse model."""
   dense = {
     'feed_forward': {re.sub('_E', '_', name): w for name, w in weights.items()},
     'norm': jnp.full((L, D), 2.0),
@@ -152,7 +173,7 @@ def test_each_expert_is_a_copy_and_the_rest_stays(weights, key):
 
 
 def forward(x_BTD, weights):
-  """A SwiGLU network by hand, of matrices without an expert dim."""
+  """A SwiGLU layer written by hand, from matrices without an expert dim."""
   up, gate = x_BTD @ weights['w_up_EDF'], x_BTD @ weights['w_gate_EDF']
   return (jax.nn.silu(gate) * up) @ weights['w_down_EFD']
 
@@ -182,7 +203,7 @@ def test_noise_stays_within_two_deviations_and_differs_by_expert(weights, key):
     assert jnp.abs(noise[:, 0] - noise[:, 1]).max() > 0
 
 
-def test_drop_draws_the_same_units_of_all_matrices_anew(weights, key):
+def test_drop_draws_the_same_units_again_in_every_matrix(weights, key):
   made = upcycle.Drop(share=0.3).experts(weights, E, key)
   changed = {
     name: np.asarray(made[name] != w[:, None]).any(
@@ -196,7 +217,7 @@ def test_drop_draws_the_same_units_of_all_matrices_anew(weights, key):
   assert len({tuple(row) for row in changed['w_up_EDF'].reshape(-1, F)}) > 1
 
 
-def test_what_is_drawn_anew_has_the_mean_and_deviation_of_what_it_was(key):
+def test_new_weights_have_the_mean_and_deviation_of_the_old_ones(key):
   shape = {'w_up_EDF': (64, 400), 'w_down_EFD': (400, 64)}
   old = {n: 3 + 2 * jax.random.normal(key, s) for n, s in shape.items()}
   new = upcycle.Drop(share=1.0).experts(old, 2, key)
@@ -236,7 +257,7 @@ def test_amounts_out_of_range_are_errors(make):
 def test_a_checkpoint_moves_between_expert_axis_sizes_bit_for_bit(
   tmp_path, key
 ):
-  # Expert axis of 4, then 1, then 2 devices: saved and read back each time.
+  # The expert axis has 4, then 1, then 2 devices; each saves, the next reads.
   w_EDF = jax.random.normal(key, (8, 4, 6))
   bits = np.asarray(w_EDF).tobytes()
   placed = w_EDF

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe.data import store
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 
 LINES = ['白日依山盡，黃河入海流。', '欲窮千里目，更上一層樓。', '床前明月光']
 

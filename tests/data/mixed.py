@@ -6,12 +6,12 @@ from moe.data import store
 from moe.modalities.ids import IdSpace
 
 SPACE = IdSpace(300, command=1, image=8, residue=5)
-CODES = 6  # of a picture
-LETTERS = 3  # of its caption: letter i is told by codes 2i and 2i + 1
+CODES = 6  # Codes of a picture.
+LETTERS = 3  # Letters of its caption; codes 2i and 2i + 1 determine letter i.
 
 
 def letters_of(codes):
-  """The caption of a picture, as ids of text from 10 on."""
+  """The caption of a picture, as text ids from 10 on."""
   return 10 + codes[::2] * 8 + codes[1::2]
 
 
@@ -31,7 +31,7 @@ def drawn(rng):
 
 
 def folded(rng):
-  """Residues as a block, to be predicted where they are hidden."""
+  """Residues as a block; the hidden ones are predicted."""
   start = rng.integers(0, 5)
   residues = (start + np.arange(8)) % 5
   tokens = [*SPACE.ids('residue', residues), 1]
@@ -39,6 +39,15 @@ def folded(rng):
 
 
 KINDS = {'described': described, 'drawn': drawn, 'folded': folded}
+
+
+def places(tokens):
+  """Extras: row and column, from 1 on, of the codes of a picture of 2 by 3."""
+  is_code, found = SPACE.modality(tokens.astype(np.int32)) == 1, {}
+  place = np.cumsum(is_code) - 1
+  for name, values in (('row', place // 3), ('column', place % 3)):
+    found[name] = np.where(is_code, values + 1, 0).astype(np.uint8)
+  return found
 
 
 def write(directory, kind, num_records, seed=0, extra=None, **facts):

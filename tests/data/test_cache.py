@@ -65,18 +65,19 @@ def test_documents_are_kept_in_order_and_whole(
 ):
   add_task('t_whole', TEXTS)
   manifest = run('t_whole')
-  # The empty one is left out; U+2581 survives although seqio loses it.
+  # The empty text is left out; U+2581 survives although seqio loses it.
   kept = [text for text in TEXTS if text]
   assert texts_of(tmp_path, vocabulary, 't_whole') == kept
   assert manifest['records'] == 3
   counts = manifest['counts']
   assert counts['documents'] == 4 and counts['empty'] == 1
   assert counts['respelt'] == 1 and counts['malformed'] == 0
-  # 5 + 5 + 7 characters; 15 + 7 + 20 bytes, U+2581 has 3 and the last one 4.
+  # The texts have 5 + 5 + 7 characters and 15 + 7 + 20 bytes: U+2581 has 3
+  # bytes, the last character has 4.
   assert counts['chars'] == 17 and counts['bytes'] == 42
   assert counts['unknown_tokens'] == 0
-  # Three bytes of U+2581, four of the last character, and a, b, c of which no
-  # training line had one.
+  # Three bytes of U+2581, four of the last character, and one each of a, b and
+  # c, which no training line contains.
   assert counts['byte_tokens'] == 10
   assert manifest['vocabulary_sha256'] == vocabulary.sha256
   assert verify.verify(tmp_path / 't_whole' / 'train') == []
@@ -104,12 +105,12 @@ def test_a_source_with_documents_gives_the_same_store(add_task, run, tmp_path):
   assert fast['content_sha256'] == slow['content_sha256']
 
 
-def test_documents_is_not_asked_where_a_task_does_more_than_tokenise(
+def test_documents_is_not_called_where_a_task_does_more_than_tokenise(
   add_task, run, tmp_path, vocabulary
 ):
   class Source(seqio.FunctionDataSource):
     def documents(self, split):
-      raise AssertionError('there is a filter after it')
+      raise AssertionError('the filter of the task would be skipped')
 
   def dataset_fn(split, shuffle_files):
     return tf.data.Dataset.from_tensor_slices({'targets': ['白日', '山']})
@@ -214,14 +215,14 @@ def test_an_unknown_task_names_the_nearest_ones(add_task, run):
     run('t_poem')
 
 
-def test_an_unknown_split_names_those_there_are(add_task):
+def test_an_unknown_split_names_the_known_ones(add_task):
   add_task('t_split', TEXTS)
   with pytest.raises(ValueError, match="one of train, validation, got 'test'"):
     next(cache.documents('t_split', 'test'))
 
 
 class Codes(seqio.PassThroughVocabulary):
-  """The tokenizer of a feature that has codes of a range."""
+  """The tokenizer of a feature that holds codes of a range."""
 
   def __init__(self, range, is_block):
     super().__init__(1 << 20)
@@ -268,7 +269,7 @@ def test_codes_are_put_into_their_range_as_a_block(
   assert manifest['ids']['image'] == 8 and manifest['counts']['chars'] == 4
   opened = Store(tmp_path / 'cache_pictures/train')
   first = opened.read([0])[0]
-  # 288 pieces of text are padded to 384.
+  # The 288 text ids are padded to 384, where the codes begin.
   assert first['tokens'].tolist() == [384, 391, *vocabulary.encode('白日'), 1]
   assert first['block_ids'].tolist() == [1, 1, 0, 0, 0]
   assert first['loss_weights'].tolist() == [0, 0, 1, 1, 1]
@@ -276,7 +277,7 @@ def test_codes_are_put_into_their_range_as_a_block(
   assert not verify.verify(tmp_path / 'cache_pictures/train')
 
 
-def test_a_further_feature_is_kept_and_the_end_mark_has_none_of_it(
+def test_a_further_feature_is_kept_with_zero_at_the_end_mark(
   run, tmp_path, add_pictures
 ):
   row = seqio.PassThroughVocabulary(9)
@@ -292,7 +293,7 @@ def test_a_code_out_of_its_range_is_malformed(run, add_pictures):
     run('cache_pictures', ranges={'image': 4})
 
 
-def test_a_range_that_there_is_not_is_refused(run, add_pictures):
+def test_an_unknown_range_is_refused(run, add_pictures):
   add_pictures()
   with pytest.raises(ValueError, match='got sound: change the name'):
     run('cache_pictures', ranges={'sound': 4})

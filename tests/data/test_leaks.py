@@ -1,4 +1,4 @@
-"""No target can be seen where it, or anything before it, is predicted."""
+"""A target is not visible where it, or a token before it, is predicted."""
 
 import functools
 
@@ -16,7 +16,7 @@ from moe.routing import gates
 from tests.data import mixed
 from tests.models import factories
 
-# Two documents of a row at most.
+# A row holds two documents at most.
 LENGTH, ROWS = 20, 2
 MASK = MaskBlocks(0.25)
 ROUTER = functools.partial(gates.ModalityGrouped, reserved=(1, 1, 1))
@@ -24,7 +24,7 @@ ROUTER = functools.partial(gates.ModalityGrouped, reserved=(1, 1, 1))
 
 @pytest.fixture(scope='module')
 def logits():
-  """A function that gives the logits of a batch; its weights are large."""
+  """A function from a batch to logits; large weights make changes visible."""
   moe = functools.partial(
     MoE, num_experts=5, expert_d_ff=8, group_size=LENGTH, router=ROUTER
   )
@@ -58,7 +58,7 @@ def logits():
 
 
 class Changed:
-  """Another code in the place of one token, before all else."""
+  """A transform that changes one token first and then masks."""
 
   def __init__(self, place):
     self._place = place
@@ -82,7 +82,7 @@ def batch_of(directory, place=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', mixed.KINDS)
-def test_a_target_moves_no_logit_that_predicts_it_or_what_is_before(
+def test_a_target_changes_no_logit_that_predicts_it_or_an_earlier_token(
   tmp_path, logits, kind
 ):
   directory = mixed.write(tmp_path / f'v/{kind}/train', kind, 8)
@@ -99,13 +99,13 @@ def test_a_target_moves_no_logit_that_predicts_it_or_what_is_before(
       earlier = mine & is_predicted[row] & (batch.positions[row] <= place)
       assert not moved[row, earlier].any(), (place, row, column)
     num_moved += moved.sum()
-  assert num_moved  # What is read does matter.
+  assert num_moved  # Some logits do depend on the tokens.
 
 
 @pytest.mark.slow
-def test_a_block_is_seen_before_it_is_over(tmp_path, logits):
+def test_the_first_place_of_a_block_sees_its_last_token(tmp_path, logits):
   directory = mixed.write(tmp_path / 'v/described/train', 'described', 8)
   before = logits(batch_of(directory))
-  # The last code of a picture, as the place that reads the first one sees it.
+  # The place that reads the first code of the picture sees its last code.
   after = logits(batch_of(directory, mixed.CODES - 1))
   assert np.abs(after - before)[:, 1].max() > 1e-3

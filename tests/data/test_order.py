@@ -13,7 +13,7 @@ def test_a_permutation_reaches_every_index_once(size):
     assert sorted(images.tolist()) == list(range(size))
 
 
-def test_a_part_of_a_permutation_is_that_of_the_whole():
+def test_a_part_of_a_permutation_agrees_with_the_whole():
   whole = permuted(np.arange(1000), 1000, scramble(3))
   index = np.array([999, 0, 500])
   assert np.array_equal(permuted(index, 1000, scramble(3)), whole[index])
@@ -42,38 +42,39 @@ def test_neighbours_are_not_sent_to_neighbours():
   assert abs(np.abs(np.diff(images)).mean() / 10_000 - 1 / 3) < 0.02
 
 
-def test_the_order_is_that_of_every_other_machine():
-  # Written down once: a change would change the data of running trainings.
+def test_the_order_is_the_same_on_every_machine():
+  # These values stay fixed: another order would change the data of runs that
+  # are resumed.
   assert int(scramble(1)) == 0x910A2DEC89025CC1
   assert permuted(np.arange(6), 6, scramble(7)).tolist() == [4, 2, 1, 5, 0, 3]
 
 
-def test_two_equal_sources_take_turns():
-  source, number = Mixture([1, 1]).locate(np.arange(6))
-  assert source.tolist() == [0, 1, 0, 1, 0, 1]
+def test_two_equal_stores_take_turns():
+  store, number = Mixture([1, 1]).locate(np.arange(6))
+  assert store.tolist() == [0, 1, 0, 1, 0, 1]
   assert number.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_one_source_gives_every_row():
-  source, number = Mixture([0.3]).locate(np.array([0, 5, 10**12]))
-  assert source.tolist() == [0, 0, 0]
+def test_one_store_gives_every_row():
+  store, number = Mixture([0.3]).locate(np.array([0, 5, 10**12]))
+  assert store.tolist() == [0, 0, 0]
   assert number.tolist() == [0, 5, 10**12]
 
 
-def test_every_source_is_met_to_within_two_rows_at_any_time():
+def test_every_store_has_its_share_to_within_two_rows_at_any_time():
   rates = np.array([0.61, 0.3, 0.08, 0.01])
-  source, _ = Mixture(rates).locate(np.arange(100_000))
+  store, _ = Mixture(rates).locate(np.arange(100_000))
   for index, rate in enumerate(rates):
-    given = np.cumsum(source == index)
+    given = np.cumsum(store == index)
     expected = rate * np.arange(1, 100_001)
-    # Two rows, and what is lost by rounding rates to 1 / 65536.
+    # Two rows, and the error of rates that are rounded to 1 / 65536.
     assert np.abs(given - expected).max() < 2 + 100_000 / 65536
 
 
-def test_a_source_gives_its_rows_in_order_without_gaps():
-  source, number = Mixture([5, 2, 1]).locate(np.arange(70_000, 210_000))
+def test_a_store_gives_its_rows_in_order_without_gaps():
+  store, number = Mixture([5, 2, 1]).locate(np.arange(70_000, 210_000))
   for index in range(3):
-    own = number[source == index]
+    own = number[store == index]
     assert np.array_equal(own, np.arange(own[0], own[0] + own.size))
 
 

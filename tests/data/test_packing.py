@@ -19,16 +19,18 @@ DATA = pathlib.Path(
 
 def rows_of(plan):
   """[(record, start, length), ...] of every row."""
-  pieces = list(zip(plan.record, plan.start, plan.length, strict=True))
-  pieces = [tuple(map(int, piece)) for piece in pieces]
+  segments = list(zip(plan.record, plan.start, plan.length, strict=True))
+  segments = [tuple(map(int, segment)) for segment in segments]
   bounds = zip(plan.row_start[:-1], plan.row_start[1:], strict=True)
-  return [pieces[first:last] for first, last in bounds]
+  return [segments[first:last] for first, last in bounds]
 
 
 def test_a_plan_is_worked_by_hand():
-  # Rows of 8. Document 5 fills two rows and leaves 4 at 16. Longest first:
-  # record 3 (8), record 1 (5), the 4s of records 5 and 7 together, record 0 (3)
-  # with the 5, record 2 (2) alone, record 4 (1) with the 2.
+  # A row has 8 places. Document 5 fills two rows, and its tokens 16 to 19
+  # remain. The longest segments are placed first: document 3 (8 tokens),
+  # document 1 (5), the 4 tokens of document 5 together with the 4 of document
+  # 7, document 0 (3) beside document 1, document 2 (2) in a new row, document 4
+  # (1) beside document 2.
   plan = packing.pack(np.array([3, 5, 2, 8, 1, 20, 0, 4]), 8)
   rows = rows_of(plan)
   assert [(1, 0, 5), (0, 0, 3)] in rows
@@ -43,7 +45,7 @@ def test_a_plan_is_worked_by_hand():
 
 
 @pytest.mark.parametrize('sequence_length', [1, 7, 64, 300])
-def test_every_token_is_in_one_piece_and_no_row_is_too_long(sequence_length):
+def test_every_token_is_in_one_segment_and_no_row_is_too_long(sequence_length):
   lengths = np.random.default_rng(0).integers(0, 200, 500)
   plan = packing.pack(lengths, sequence_length)
   seen = [np.zeros(length, int) for length in lengths]
@@ -54,7 +56,7 @@ def test_every_token_is_in_one_piece_and_no_row_is_too_long(sequence_length):
   assert all((places == 1).all() for places in seen)
 
 
-def test_only_the_last_piece_of_a_long_document_is_short():
+def test_only_the_last_segment_of_a_long_document_is_short():
   plan = packing.pack(np.array([25]), 10)
   assert sorted(
     zip(plan.start.tolist(), plan.length.tolist(), strict=True)
@@ -81,7 +83,7 @@ def test_rows_follow_the_order_of_the_corpus():
 def test_neighbours_in_the_corpus_are_not_neighbours_in_a_row():
   rows = rows_of(packing.pack(np.full(1000, 32), 64))
   together = sum(abs(row[0][0] - row[1][0]) == 1 for row in rows)
-  # 500 pairs at random of 1000: about one of them neighbours.
+  # Of 500 random pairs of 1000 documents, about one is a pair of neighbours.
   assert together < 10
 
 
@@ -91,7 +93,7 @@ def test_rows_of_poems_are_97_percent_full():
     pytest.skip(f'no poems at {path}')
   with gzip.open(path, 'rt', encoding='utf-8') as f:
     poems = [json.loads(line) for line in f]
-  # A token a character, the line break and the end mark.
+  # One token per character, one for the line break, one for the end mark.
   lengths = [
     len(poem['title']) + 1 + len(''.join(poem['paragraphs'])) + 1
     for poem in poems
@@ -111,44 +113,42 @@ def test_a_plan_is_kept_beside_the_store_and_used_again(
   make_store, monkeypatch
 ):
   opened = Store(make_store(['白日', '依山盡', '黃河']))
-  plan = packing.load_plan(opened, 4)
+  plan = packing.load_pack_plan(opened, 4)
 
   def pack_again(*args):
     raise AssertionError('the plan was there')
 
   monkeypatch.setattr(packing, 'pack', pack_again)
-  assert rows_of(packing.load_plan(opened, 4)) == rows_of(plan)
+  assert rows_of(packing.load_pack_plan(opened, 4)) == rows_of(plan)
   with pytest.raises(AssertionError, match='was there'):
-    packing.load_plan(opened, 5)
+    packing.load_pack_plan(opened, 5)
 
 
-def test_the_plan_of_another_content_is_not_used(make_store):
-  packing.load_plan(Store(make_store(['白日'])), 4)
+def test_a_plan_that_was_made_for_other_documents_is_not_used(make_store):
+  packing.load_pack_plan(Store(make_store(['白日'])), 4)
   kept = Store(make_store(['白'])).directory
-  # As if somebody had copied it there.
+  # Somebody may copy the plan of another store into this one.
   other = Store(make_store(['白日依山', '黃河'], 'other/train'))
-  packing.load_plan(other, 4)
+  packing.load_pack_plan(other, 4)
   shutil.copy(f'{other.directory}/plan-4-v1.npz', kept)
-  assert rows_of(packing.load_plan(Store(kept), 4)) == [[(0, 0, 2)]]
+  assert rows_of(packing.load_pack_plan(Store(kept), 4)) == [[(0, 0, 2)]]
 
 
 def test_a_damaged_plan_is_made_again(make_store):
   directory = make_store(['白日', '黃河入海'])
-  plan = packing.load_plan(Store(directory), 8)
+  plan = packing.load_pack_plan(Store(directory), 8)
   (directory / 'plan-8-v1.npz').write_bytes(b'PK damaged')
-  assert rows_of(packing.load_plan(Store(directory), 8)) == rows_of(plan)
+  assert rows_of(packing.load_pack_plan(Store(directory), 8)) == rows_of(plan)
 
 
-def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
-  make_store, monkeypatch
-):
+def test_a_plan_that_cannot_be_kept_is_still_used(make_store, monkeypatch):
   directory = make_store(['白日'])
 
   def full(*args, **kwargs):
     raise OSError('No space left on device')
 
   monkeypatch.setattr(packing.np, 'savez', full)
-  assert packing.load_plan(Store(directory), 8).num_rows == 1
+  assert packing.load_pack_plan(Store(directory), 8).num_rows == 1
   assert not [path for path in directory.iterdir() if 'tmp' in path.name]
 
 
@@ -159,17 +159,17 @@ def test_a_row_without_places_is_refused():
 
 def cuts_of(lengths, sequence_length, blocks):
   plan = packing.pack(np.array(lengths), sequence_length, np.array(blocks))
-  pieces = [piece for row in rows_of(plan) for piece in row]
-  return [(start, length) for _, start, length in sorted(pieces)]
+  segments = [segment for row in rows_of(plan) for segment in row]
+  return [(start, length) for _, start, length in sorted(segments)]
 
 
 def test_a_row_ends_before_a_block_that_it_cannot_hold():
-  # Tokens 6 to 8 are a block: a row of 8 would part it.
+  # Tokens 6 to 8 are a block, which a row of 8 tokens would cut.
   assert cuts_of([20], 8, [[0, 6, 9, 0]]) == [(0, 6), (6, 8), (14, 6)]
 
 
 def test_the_token_after_a_block_is_read_with_it():
-  # The place after tokens 5 to 7 reads the last of them.
+  # The place after the block of tokens 5 to 7 reads token 7.
   assert cuts_of([20], 8, [[0, 5, 8, 0]]) == [(0, 5), (5, 8), (13, 7)]
   assert cuts_of([20], 8, [[0, 4, 7, 0]]) == [(0, 8), (8, 8), (16, 4)]
 
@@ -181,7 +181,7 @@ def test_blocks_of_short_documents_change_no_plan():
   assert rows_of(plans[0]) == rows_of(plans[1])
 
 
-def test_no_block_is_cut_and_every_token_is_in_one_piece():
+def test_no_block_is_cut_and_every_token_is_in_one_segment():
   rng = np.random.default_rng(1)
   lengths, blocks = rng.integers(60, 200, 50), []
   for number, length in enumerate(lengths):
@@ -191,7 +191,7 @@ def test_no_block_is_cut_and_every_token_is_in_one_piece():
   seen = [np.zeros(length, int) for length in lengths]
   cuts = set()
   for number, start, length in (
-    piece for row in rows_of(plan) for piece in row
+    segment for row in rows_of(plan) for segment in row
   ):
     seen[number][start : start + length] += 1
     cuts.add((number, start))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe.data.packing import load_plan
+from moe.data.packing import load_pack_plan
 from moe.data.reader import Reader, eval_batches
 from moe.data.store import Store
 from moe.modalities.ids import IdSpace
@@ -22,7 +22,7 @@ def assert_same(first, second):
 
 
 def test_a_row_is_worked_by_hand(make_store, vocabulary):
-  # 白日 and its end mark: three tokens in a row of five.
+  # 白日 and its end mark are three tokens in a row of five places.
   (a, b) = vocabulary.encode('白日')
   reader = Reader([make_store(['白日'])], [1], 5, 1, seed=0)
   batch = reader.batch(0)
@@ -47,8 +47,8 @@ def test_documents_of_a_row_are_segments_of_their_own(make_store, vocabulary):
   assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0]]
 
 
-def test_a_piece_reads_the_token_before_it(make_store, vocabulary):
-  # Four characters and the end mark, cut into rows of three and two.
+def test_a_segment_reads_the_token_before_it(make_store, vocabulary):
+  # Four characters and the end mark are cut into rows of three and two.
   a, b, c, d = vocabulary.encode('白日依山')
   (batch,) = eval_batches(make_store(['白日依山']), 3, 2)
   assert batch.tokens.tolist() == [[0, a, b], [c, d, 0]]
@@ -68,7 +68,7 @@ def test_a_prompt_has_no_weight(make_store):
 )
 def test_an_epoch_has_every_token_once(make_store, sequence_length, batch_size):
   directory = make_store(TEXTS)
-  num_rows = load_plan(Store(directory), sequence_length).num_rows
+  num_rows = load_pack_plan(Store(directory), sequence_length).num_rows
   reader = Reader([directory], [1], sequence_length, 1, seed=3)
   for epoch in range(2):
     steps = range(epoch * num_rows, (epoch + 1) * num_rows)
@@ -113,7 +113,7 @@ def test_another_seed_gives_another_order(make_store):
 
 def test_another_epoch_has_another_order(make_store):
   directory = make_store(['白日依山盡'[: n % 5 + 1] for n in range(40)])
-  num_rows = load_plan(Store(directory), 8).num_rows
+  num_rows = load_pack_plan(Store(directory), 8).num_rows
   reader = Reader([directory], [1], 8, num_rows, seed=0)
   assert not np.array_equal(reader.batch(0).targets, reader.batch(1).targets)
 
@@ -132,7 +132,7 @@ def test_the_batch_size_does_not_change_the_order_of_rows(make_store):
   assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
 
 
-def test_some_rows_are_those_of_the_whole_batch(make_store):
+def test_the_rows_of_a_host_are_those_of_the_whole_batch(make_store):
   directory = make_store(TEXTS)
   whole = Reader([directory], [1], 8, 8, seed=0).batch(4)
   for rows in ([2, 3, 4], [0, 3, 6], [7]):
@@ -141,7 +141,7 @@ def test_some_rows_are_those_of_the_whole_batch(make_store):
     assert_same(part, jax.tree.map(lambda field, rows=rows: field[rows], whole))
 
 
-def test_hosts_score_held_out_rows_between_them(make_store):
+def test_hosts_divide_the_rows_that_they_score(make_store):
   directory = make_store(TEXTS)
   whole = list(eval_batches(directory, 8, 4))
   halves = [
@@ -182,7 +182,7 @@ def test_step_one_million_takes_less_than_a_second(make_store):
   assert time.monotonic() - begin < 1
 
 
-def test_a_bad_record_empties_its_row_and_moves_nothing(make_store, damage):
+def test_a_bad_record_empties_its_row_and_changes_no_other(make_store, damage):
   texts = ['白日依山盡'[: n % 5 + 1] for n in range(40)]
   directory = make_store(texts)
   steps = range(8)
@@ -206,7 +206,7 @@ def test_a_bad_record_empties_its_row_and_moves_nothing(make_store, damage):
 
 
 def shrink_vocabulary(directory):
-  """The manifest of a store whose highest id is beyond its vocabulary."""
+  """Makes the vocabulary in the manifest too small; returns the bad record."""
   path = directory / 'manifest.json'
   manifest = json.loads(path.read_text())
   tokens = [r['tokens'].max() for r in Store(directory).read(range(3))]
@@ -234,34 +234,36 @@ def test_evaluation_refuses_a_token_beyond_the_vocabulary(make_store):
 def test_too_many_bad_records_are_an_error(make_store, damage):
   directory = make_store(['白日'] * 10)
   damage(directory, 3)
-  # One of ten is more than one in ten thousand.
+  # One of ten is more than the default, one in ten thousand.
   reader = Reader([directory], [1], 40, 1, 0)
   with pytest.raises(ValueError, match='at most 0.001 of 10 records'):
     reader.batch(0)
 
 
-def test_evaluation_leaves_no_bad_record_out(make_store, damage):
+def test_evaluation_refuses_a_bad_record(make_store, damage):
   directory = make_store(['白日'] * 3)
   damage(directory, 2)
   with pytest.raises(ValueError, match='Record 2 of'):
     list(eval_batches(directory, 4, 2))
 
 
-def test_characters_and_bytes_per_token_count_the_end_mark_as_a_token(
+def test_characters_per_token_count_the_end_mark_as_a_token(
   make_store,
 ):
-  # Targets of 2 and 4 characters, 2 end marks: 6 characters in 8 tokens.
+  # The targets have 2 and 4 characters and an end mark each: 6 characters in 8
+  # tokens.
   reader = Reader([make_store([('千里', '白日'), '依山盡黃'])], [1], 64, 1, 0)
   assert reader.chars_per_token == pytest.approx(6 / 8)
-  assert reader.bytes_per_token == pytest.approx(18 / 8)
 
 
-def test_characters_per_token_of_a_mixture_go_by_rows(make_store):
-  # Rows of 4: a has 1 row of 3 tokens and 2 characters, b 2 rows of 4 and 3.
+def test_characters_per_token_of_a_mixture_are_weighted_by_rows(make_store):
+  # A row has 4 places. Store a has 1 row with 3 tokens and 2 characters, store
+  # b has 2 rows with 4 tokens and 3 characters each.
   first = make_store(['白日'], 'a/train')
   second = make_store(['依山盡', '黃河入'], 'b/train')
   reader = Reader([first, second], [1, 3], 4, 1, 0)
-  # (1 * 2 + 3 * 3) characters in (1 * 3 + 3 * 4) tokens of four rows.
+  # Four rows of the mixture have 1 * 2 + 3 * 3 characters and 1 * 3 + 3 * 4
+  # tokens.
   assert reader.chars_per_token == pytest.approx(11 / 15)
   assert reader.fill == pytest.approx(15 / 16)
 
@@ -331,8 +333,9 @@ assert not verify(directory), verify(directory)
 
 
 def test_a_block_that_is_read_comes_before_causal_text(tmp_path):
-  # Six codes, three letters, the end mark. Place 0 reads nothing and predicts
-  # the first code, place 6 reads the last one and predicts the first letter.
+  # The document has six codes, three letters and the end mark. Place 0 reads
+  # nothing and predicts the first code. Place 6 reads the last code and
+  # predicts the first letter.
   directory = mixed.write(tmp_path / 'v/described/train', 'described', 1)
   batch = Reader([directory], [1], 10, 1, 0).batch(0)
   assert batch.block_ids.tolist() == [[1] * 7 + [0] * 3]
@@ -374,7 +377,7 @@ def test_a_further_array_of_another_shape_is_refused(tmp_path):
     list(eval_batches(directory, 12, 1, extras=extras))
 
 
-def test_text_joins_a_mixture_of_every_space(tmp_path):
+def test_a_store_of_text_fits_into_every_id_space(tmp_path):
   text = mixed.write(tmp_path / 'v/a/train', 'described', 4)
   other = mixed.write(tmp_path / 'v/b/train', 'drawn', 4)
   path = text / 'manifest.json'

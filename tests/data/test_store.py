@@ -22,7 +22,8 @@ def test_a_record_comes_back_with_names_types_and_shapes():
 
 
 def test_the_bytes_of_a_record_are_those_documented():
-  # CRC-32, header length 22, header, then 5 and 6 as two bytes each.
+  # After the CRC-32 come the header length 22, the header, and 5 and 6 as two
+  # bytes each.
   data = store.encode_record({'tokens': np.array([5, 6], np.uint16)})
   header = b'[["tokens","<u2",[2]]]'
   assert data[4:] == b'\x16\0\0\0' + header + b'\x05\0\x06\0'
@@ -42,7 +43,7 @@ def test_records_are_read_by_number(make_store):
   assert sizes == [3, 2, 3]
 
 
-def test_two_writings_have_the_same_files(make_store):
+def test_two_writes_give_the_same_files(make_store):
   manifests = [
     store.Store(make_store(['白', '日日'], f'task/{name}')).manifest
     for name in 'ab'
@@ -50,7 +51,7 @@ def test_two_writings_have_the_same_files(make_store):
   assert manifests[0] == manifests[1]
 
 
-def test_a_failed_writing_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_nothing(tmp_path):
   def records():
     yield {'tokens': np.array([1])}
     raise KeyError('out of paper')
@@ -60,14 +61,14 @@ def test_a_failed_writing_leaves_nothing(tmp_path):
   assert not list((tmp_path / 'task').iterdir())
 
 
-def test_a_failed_writing_leaves_the_store_that_was_there(make_store):
+def test_a_failed_write_leaves_the_old_store(make_store):
   directory = make_store(['白'])
   with pytest.raises(ValueError, match='at least one document'):
     make_store([])
   assert store.Store(directory).lengths.tolist() == [2]
 
 
-def test_what_a_killed_writing_left_is_no_store_and_in_nobody_s_way(
+def test_what_a_killed_write_leaves_is_no_store_and_is_replaced(
   tmp_path, make_store
 ):
   left = tmp_path / 'task' / 'train.tmp'
@@ -113,7 +114,7 @@ def test_a_file_cut_short_is_refused(make_store):
   'change',
   [{'format': 0}, {'records': 7}],
 )
-def test_a_manifest_of_something_else_is_refused(make_store, change):
+def test_a_manifest_that_does_not_fit_is_refused(make_store, change):
   directory = make_store(['白日'])
   path = directory / store.MANIFEST
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -156,7 +157,7 @@ def test_a_missing_store_is_refused(tmp_path):
     store.find_stores(tmp_path, 'task', 'train')
 
 
-def test_a_store_that_is_held_stays_what_it_was_when_it_is_made_again(
+def test_a_store_that_is_held_does_not_change_when_it_is_made_again(
   make_store,
 ):
   directory = make_store(['白日', '依'])

@@ -27,7 +27,7 @@ def test_a_masked_record_is_worked_by_hand():
   assert (masked['inputs'][~hidden] == record['tokens'][~hidden]).all()
 
 
-def test_a_block_that_is_given_is_not_hidden():
+def test_a_block_that_is_a_condition_is_not_hidden():
   record = {
     'tokens': np.array([5, 6, 7, 1], np.uint16),
     'block_ids': np.array([1, 1, 0, 0], np.uint8),
@@ -40,7 +40,7 @@ def test_a_block_that_is_given_is_not_hidden():
 def test_only_hidden_tokens_of_a_block_are_predicted(folded):
   reader = Reader([folded], [1], 9, 4, 0, transforms=[MaskBlocks(0.25)])
   batch = reader.batch(0)
-  # A place reads the token before it: what is hidden at p is predicted there.
+  # Place p + 1 reads the token that place p predicts.
   hidden = batch.tokens[:, 1:] == mixed.SPACE.mask
   assert (hidden.sum(axis=1) == 2).all()
   assert ((batch.loss_weights[:, :-1] > 0) == hidden).all()
@@ -61,13 +61,13 @@ def test_what_is_hidden_depends_on_seed_and_step_alone(folded):
   assert sorted(order(0, 0)) != sorted(order(1, 0))
 
 
-def test_the_plan_is_that_of_the_store_where_lengths_stay(folded):
+def test_a_transform_that_keeps_lengths_keeps_the_plan(folded):
   Reader([folded], [1], 20, 1, 0, transforms=[MaskBlocks()])
   assert [path.name for path in folded.glob('plan-*')] == ['plan-20-v1.npz']
 
 
 class Doubled:
-  """Every document twice over."""
+  """A transform that repeats every document once."""
 
   def __repr__(self):
     return 'Doubled()'
@@ -99,7 +99,7 @@ def test_a_length_that_was_not_declared_is_refused(tmp_path):
 def test_shown_tokens_count_as_not_scored(folded):
   # Six documents of eight residues, two of them hidden, and an end mark.
   counts = shape_of(Store(folded), MaskBlocks(0.25)).counts
-  assert counts == {'scored_tokens': 18, 'chars': 12, 'bytes': 12}
+  assert counts == {'scored_tokens': 18, 'chars': 12}
 
 
 def test_a_block_that_is_to_be_predicted_needs_a_transform(folded):

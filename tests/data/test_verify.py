@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe.data import store, verify
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 
 TEXTS = ['白日依山盡', ('黃河\n', '入海流'), 'a𠮷\u2581 ']
 
@@ -52,16 +52,16 @@ def test_a_wrong_count_is_a_problem(make_store):
 @pytest.mark.parametrize(
   ('tokens', 'num_chars', 'problem'),
   [
-    ([5], 1, 'no end mark'),
+    ([5], 1, 'not the end mark'),
     ([400, 1], 1, 'ids from 1 to 400'),
     ([0xE7 + 4, 1], 1, 'do not survive'),
     ([0x41 + 4, 1], 7, 'num_chars is 7, the text has 1'),
   ],
 )
-def test_a_record_that_is_no_document_is_a_problem(
+def test_a_record_that_is_not_a_document_is_a_problem(
   tmp_path, vocabulary, tokens, num_chars, problem
 ):
-  # Bytes have the ids from 4: 0xE7 begins a character and does not end one.
+  # The ids of bytes begin at 4. The byte 0xE7 begins a character and ends none.
   directory = tmp_path / 'task' / 'train'
   store.write_store(
     directory,

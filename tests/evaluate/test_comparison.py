@@ -1,25 +1,27 @@
-"""The paired bootstrap on cases worked out by hand."""
+"""The paired bootstrap on hand-worked cases."""
 
 import math
 
 import numpy as np
 import pytest
 
+from moe.evaluate import comparison
 from moe.evaluate.comparison import compare
 
 LN2 = math.log(2)
 
 
 def test_the_difference_is_a_ratio_of_sums():
-  # 3 and 0 bits more on 1 and 2 characters: 3 / 3 = 1 bit a character, where a
-  # mean of ratios would give 1.5.
+  # 3 bits more for 1 character, 0 bits more for 2: 3 / 3 = 1 bit per character.
+  # A mean of ratios would be 1.5.
   result = compare(np.array([5, 4]) * LN2, np.array([2, 4]) * LN2, [1, 2])
   assert result.difference == pytest.approx(1)
 
 
 def test_every_resample_is_a_ratio_of_sums():
-  # Of the resamples 1/4 take the first document twice (3 / 1), 1/4 the second
-  # (0), half take both, 3 / 3 = 1: the middle 40 percent are all 1.
+  # A quarter of the resamples take the first document twice (3 / 1), a quarter
+  # the second one twice (0), and half take both (3 / 3 = 1). So the middle 40
+  # percent are all 1.
   result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.4)
   assert (result.low, result.high) == pytest.approx((1, 1))
   result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.95)
@@ -27,7 +29,7 @@ def test_every_resample_is_a_ratio_of_sums():
 
 
 def test_equal_gains_leave_no_doubt():
-  # Every document is better by 1 bit in 2 characters: so is every resample.
+  # Every document is better by 1 bit in 2 characters, so every resample is too.
   chars = np.full(10, 2)
   result = compare(np.arange(10) * LN2, (np.arange(10) + 1) * LN2, chars)
   assert (result.low, result.difference, result.high) == pytest.approx(
@@ -42,15 +44,17 @@ def test_pairing_removes_what_documents_have_in_common():
   result = compare(
     hard + rng.normal(-1, 0.1, 400), hard + rng.normal(0, 0.1, 400), [1] * 400
   )
-  # The mean of 400 differences of deviation sqrt(2) / 10 has 0.00707, over ln 2
-  # 0.0102: the interval is about 4 x 0.0102 wide, though scores differ by 50.
+  # The differences have the deviation sqrt(2) / 10, so their mean over 400
+  # documents has 0.00707 nats, or 0.0102 bits. The interval is about 4 x 0.0102
+  # wide, although the nats of documents have the deviation 50.
   assert result.low < -1 / LN2 < result.high
   assert result.high - result.low == pytest.approx(0.04, abs=0.008)
 
 
 def test_the_interval_is_the_normal_one_for_many_documents():
-  # Differences 0 and 2 bits, half each, 1 character: mean 1, deviation 1, so
-  # the interval is 1 +- 1.96 / sqrt(400) = 1 +- 0.098.
+  # Half of the differences are 0 bits, half are 2 bits, for 1 character each.
+  # The mean is 1 and the deviation 1, so the interval is 1 +- 1.96 / sqrt(400)
+  # = 1 +- 0.098.
   bits = np.tile([0, 2], 200)
   result = compare(bits * LN2, np.zeros(400), np.ones(400))
   assert result.low == pytest.approx(1 - 0.098, abs=0.01)
@@ -71,8 +75,28 @@ def test_a_document_without_characters_does_not_break_the_ratio():
   assert np.isfinite([result.low, result.high]).all()
 
 
+def test_one_document_gives_a_difference_and_no_interval():
+  result = compare([3 * LN2], [LN2], [4])
+  assert result.difference == pytest.approx(0.5)
+  assert (result.low, result.high, result.num_resamples) == (None, None, 0)
+
+
 def test_scores_of_different_documents_are_refused():
   with pytest.raises(ValueError, match='got 2 and 1 scores of 2 documents'):
     compare([1.0, 2.0], [1.0], [3, 4])
   with pytest.raises(ValueError, match='at least one document must hold text'):
     compare([1.0], [2.0], [0])
+
+
+def test_the_bits_of_documents_are_all_nats_over_all_characters():
+  nats, chars = math.log(2) * np.array([8.0, 2.0]), np.array([2, 2])
+  found = comparison.of_documents('bits', nats, chars, 'c')
+  # 10 bits of 4 characters; resamples are of 8, 5 or 2 bits of 2 characters.
+  assert found.value == pytest.approx(2.5)
+  assert (found.low, found.high) == pytest.approx((1.0, 4.0))
+  assert (found.n, found.command, found.unit) == (2, 'c', 'bits per character')
+
+
+def test_one_document_has_no_interval():
+  found = comparison.of_documents('bits', np.ones(1), np.ones(1), '')
+  assert found.low is None and found.high is None

@@ -1,4 +1,4 @@
-"""Every token is scored once, by hand-worked numbers, whatever the batching."""
+"""Every token is scored once with hand-worked nats, however it is batched."""
 
 import dataclasses
 import math
@@ -29,10 +29,11 @@ class Uniform:
 
 
 class Counting(Uniform):
-  """Having read c tokens of a segment, gives token 3 probability 1 / (c + 1).
+  """After c tokens of a segment, token 3 has the probability 1 / (c + 1).
 
-  The rest is for token 4. What it has read counts, not where it says it is, so
-  a window that sees too little or another document shows in the score.
+  Token 4 has the rest. The model counts the tokens that it sees and ignores
+  positions. So the score shows whether a window sees too little or sees another
+  document.
   """
 
   def apply(self, params, state, batch, rngs, train, cache=None):
@@ -49,7 +50,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """Gives the last token read the probability 1/2, the others 1/14 each."""
+  """The token that was read last has the probability 1/2, the others 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)
@@ -60,7 +61,7 @@ class Echo(Uniform):
 
 
 class Broken(Uniform):
-  """Parameters that training has ruined."""
+  """A model whose parameters are broken."""
 
   def head(self, params, hidden, section=None):
     return jnp.full((*hidden.shape[:-1], VOCAB_SIZE), jnp.nan)
@@ -77,7 +78,7 @@ def score(model, documents, length=16, stride=8, batch_size=2):
   return likelihood.score_documents(model, {}, {}, documents, context)
 
 
-def test_a_uniform_model_needs_ln_v_nats_a_token_end_mark_included():
+def test_a_uniform_model_needs_ln_v_nats_per_token_end_mark_included():
   documents = [
     document([3, 4, EOS]),
     document([EOS]),
@@ -91,12 +92,12 @@ def test_a_uniform_model_needs_ln_v_nats_a_token_end_mark_included():
 
 
 def test_the_first_token_is_predicted_from_the_start_id():
-  # 0 0 3 3: the start id makes the first 0 likely (1/2), then 1/2, 1/14, 1/2.
+  # 0 0 3 3 have the probabilities 1/2 (the start id is 0), 1/2, 1/14, 1/2.
   nats = score(Echo(), [document([0, 0, 3, 3])])
   np.testing.assert_allclose(nats, 3 * math.log(2) + math.log(14), rtol=1e-6)
 
 
-def test_windows_overlap_by_what_the_stride_leaves():
+def test_windows_overlap_by_length_minus_stride():
   assert likelihood.windows(5, 7, Context(4, 2, 1)) == [
     Window(5, 0, 0, 4),
     Window(5, 2, 4, 6),
@@ -105,8 +106,9 @@ def test_windows_overlap_by_what_the_stride_leaves():
   assert likelihood.windows(0, 4, Context(4, 2, 1)) == [Window(0, 0, 0, 4)]
 
 
-def test_a_row_holds_one_window_and_padding_of_no_segment():
-  # Tokens [2, 4) of 3 4 5 6 are read again, [4, 5) is scored: the end mark.
+def test_a_row_holds_one_window_and_padding_outside_of_segments():
+  # Of 3 4 5 6 and the end mark, tokens [2, 4) are read again, and [4, 5), the
+  # end mark, is scored.
   batch = likelihood.window_batch(
     [document([3, 4, 5, 6, EOS])], [Window(0, 2, 4, 5)], num_rows=2, width=4
   )
@@ -130,9 +132,9 @@ def test_every_token_is_scored_by_exactly_one_window(num_tokens, stride):
 
 
 def test_later_windows_see_the_context_they_reread():
-  # Length 4, stride 2: [0, 4) scores four tokens that have read 1, 2, 3, 4;
-  # [2, 6) scores two that have read 3, 4; [4, 7) scores one that has read 3.
-  # Token 3 having read c costs ln(c + 1): 2 3 4 5 . 4 5 . 4
+  # The length is 4 and the stride 2. [0, 4) scores four tokens, after 1, 2, 3
+  # and 4 tokens; [2, 6) scores two, after 3 and 4; [4, 7) scores one, after 3.
+  # Token 3 after c tokens costs ln(c + 1): 2 3 4 5 . 4 5 . 4
   nats = score(Counting(), [document([3] * 7)], length=4, stride=2)
   np.testing.assert_allclose(
     nats, math.log(2 * 3 * 4 * 5 * 4 * 5 * 4), rtol=1e-6
@@ -140,21 +142,22 @@ def test_later_windows_see_the_context_they_reread():
 
 
 def test_a_later_window_begins_with_the_token_before_it():
-  # Length 2, stride 2: [0, 2) reads the start id and 3 for ln 14 + ln 2, [2, 3)
-  # reads the second 3 for ln 2; the start id there would cost another ln 14.
+  # The length is 2 and the stride 2. [0, 2) reads the start id and a 3, which
+  # costs ln 14 + ln 2. [2, 3) reads the second 3, which costs ln 2; reading the
+  # start id there would cost ln 14.
   nats = score(Echo(), [document([3, 3, 3])], length=2, stride=2)
   np.testing.assert_allclose(nats, math.log(14 * 2 * 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 64])
-def test_scores_do_not_depend_on_batch_mates_or_their_number(batch_size):
+def test_scores_do_not_depend_on_other_documents_or_the_batch_size(batch_size):
   documents = [document([3] * n + [4]) for n in (1, 5, 2, 40, 17, 16, 3, 9)]
   together = score(Counting(), documents, batch_size=batch_size)
   alone = [score(Counting(), [one])[0] for one in documents]
   np.testing.assert_allclose(together, alone, rtol=1e-6)
 
 
-def test_a_prompt_that_is_given_costs_nothing():
+def test_a_prompt_costs_nothing():
   weights = np.array([0, 0, 1, 1], np.uint8)
   prefixed = document([3, 3, 3, EOS], weights=weights)
   nats = score(Uniform(), [prefixed])
@@ -163,8 +166,8 @@ def test_a_prompt_that_is_given_costs_nothing():
 
 
 def test_unknown_tokens_are_charged_for_what_they_hide():
-  # Two unknown tokens hide three characters: five symbols of a spelling over
-  # 1,114,112 code points and an end, on top of the tokens' own nats.
+  # Two unknown tokens hide three characters. Their spelling has five symbols,
+  # two of them ends, out of 1,114,112 code points and the end.
   hiding = document([2, 3, 2, EOS], num_unknown=2, hidden_chars=3)
   nats = score(Uniform(), [hiding])
   expected = 4 * math.log(8) + 5 * math.log(1_114_113)
@@ -176,7 +179,7 @@ def test_short_windows_share_wide_batches_only_when_they_are_few():
   context = Context(length=64, stride=32, batch_size=2)
   short = [Window(i, 0, 0, 9) for i in range(9)]
   long = [Window(9, 0, 0, 50), Window(10, 0, 0, 64)]
-  # A batch of 16 wide windows holds 2 * 64 / 16 = 8: nine fill one.
+  # A batch of windows of width 16 holds 2 * 64 / 16 = 8, so nine fill one.
   shapes = [
     (rows, width, len(members))
     for rows, width, members in likelihood.batches([*short, *long], context)
@@ -190,7 +193,8 @@ def test_short_windows_share_wide_batches_only_when_they_are_few():
 
 
 def test_totals_follow_the_definition_of_bits_per_character():
-  # 8 bits over 2 characters of 3 bytes each: 4 a character, 8/6 a byte.
+  # 8 bits for 2 characters of 3 bytes each are 4 per character and 8/6 per
+  # byte.
   documents = [Document(np.array([3, 4, EOS]), 2, 6)]
   assert likelihood.totals(documents, np.array([8 * math.log(2)])) == {
     'nats': pytest.approx(8 * math.log(2)),
@@ -226,7 +230,7 @@ def test_a_context_that_skips_tokens_is_refused(context, message):
 def test_models_that_compare_equal_keep_their_own_scores():
   @dataclasses.dataclass(frozen=True)
   class Configured(Uniform):
-    """As gin has it: what it is made of is no part of its value."""
+    """Like models from gin: a comparison of two ignores their sizes."""
 
     size: dataclasses.InitVar[int]
 
@@ -251,8 +255,8 @@ def test_documents_without_any_text_are_refused():
     score(Uniform(), [document([])])
 
 
-def test_blocks_and_modality_come_to_the_places_that_read_them():
-  # Two codes as a block, a token of text, the end mark.
+def test_blocks_modality_and_extras_come_to_the_places_that_read_them():
+  # The document is a block of two codes, a token of text and the end mark.
   document = Document(
     np.array([9, 8, 3, EOS]),
     1,
@@ -260,7 +264,9 @@ def test_blocks_and_modality_come_to_the_places_that_read_them():
     np.array([0, 0, 1, 1]),
     block_ids=np.array([1, 1, 0, 0]),
     modality=np.array([1, 1, 0, 0]),
+    extras={'row': np.array([5, 6, 0, 0], np.int32)},
   )
   batch = likelihood.window_batch([document], [Window(0, 0, 0, 4)], 1, 5)
   assert batch.block_ids.tolist() == [[1, 1, 1, 0, 0]]
   assert batch.modality.tolist() == [[0, 1, 1, 0, 0]]
+  assert batch.extras['row'].tolist() == [[0, 5, 6, 0, 0]]

@@ -1,4 +1,4 @@
-"""Two models for the tests of this folder: a tiny sparse one, and a table."""
+"""Two models for the tests of this folder: a tiny sparse one and a table."""
 
 import functools
 
@@ -43,12 +43,12 @@ def model():
   )
   init = jax.jit(lambda key: functional.init(key, batch)[:2])
   params, state = init(jax.random.key(1))
-  # Larger weights than at the start: rows and places then differ visibly.
+  # With weights larger than initial ones, rows and places differ visibly.
   return functional, jax.tree.map(lambda x: 3 * x, params), state
 
 
 class Bigram:
-  """A model that looks at the last token only: `params` are its logits."""
+  """A model that reads only the last token: `params` are its logits."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, len(params))
@@ -64,6 +64,6 @@ class Bigram:
 
 @pytest.fixture(scope='session')
 def bigram():
-  """(functional, params, state) of a model that compiles at once."""
+  """(functional, params, state) of a model that compiles fast."""
   params = jax.random.normal(jax.random.key(2), (VOCAB_SIZE, VOCAB_SIZE))
   return Bigram(), params, {}

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moe.infer import decode, forms, kv_cache
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import IdSpace
-from moe.types import Cache
+from moe.types import Cache, Outputs
 
 EOS = 1
 VOCAB_SIZE = 24
@@ -29,7 +29,7 @@ def rows(lengths, width, seed=0):
 
 @pytest.fixture(scope='module')
 def full_logits(model):
-  """Logits of every place of one row, read at once without a cache."""
+  """A function from one row to its logits, read as a whole without a cache."""
   functional, params, state = model
 
   @jax.jit
@@ -66,16 +66,15 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
   is_done = np.zeros((3,), bool)
   for step in range(steps):
     place = prompt_lengths + np.int32(step)
-    logits_BV, cache = read_token(
-      params, state, tokens[range(3), place], place, is_done, cache
-    )
+    batch = decode.token_batch(tokens[range(3), place], place, is_done)
+    logits_BV, cache = read_token(params, state, batch, cache)
     cached.append(logits_BV)
   assert int(cache.index) == width + steps
   for row, length in enumerate(prompt_lengths):
     full = full_logits(tokens[row, : length + steps])[length - 1 :]
     ours = np.stack([logits[row] for logits in cached])
     np.testing.assert_allclose(ours, full, atol=1e-4)
-    # The rows are worth comparing: the model tells places apart.
+    # The comparison means something: the logits of two places differ.
     assert np.abs(np.diff(full, axis=0)).max() > 0.1
 
 
@@ -117,8 +116,9 @@ def test_samples_differ_by_seed_and_by_row(bigram):
   assert len({tuple(row) for row in first}) == 4
 
 
-def test_every_step_draws_anew(bigram):
-  # Of 18 tokens all alike, one key for all steps would draw the same each time.
+def test_every_step_has_its_own_key(bigram):
+  # All tokens are equally likely: with one key for all steps, every draw would
+  # be the same.
   functional, params, state = bigram
   uniform = functional, jnp.zeros_like(params), state
   (written,) = generate(uniform, [[5]], Sampling(), 16, seed=1)
@@ -146,7 +146,7 @@ def test_a_sample_ends_at_the_end_mark_or_at_the_limit(bigram):
 
 
 def test_free_text_never_holds_padding_unknown_or_unused_ids(bigram):
-  # The model has 24 logits, the vocabulary 6 pieces, one of them not in use.
+  # The model has 24 logits, the vocabulary has 6 pieces, and one is unused.
   table = forms.free_table([None, None, None, 'a', 'b', None], EOS)
   written = generate(
     bigram, [[3]] * 8, Sampling(temperature=5.0), 16, tables=[table] * 8
@@ -154,7 +154,7 @@ def test_free_text_never_holds_padding_unknown_or_unused_ids(bigram):
   assert set().union(*written) == {EOS, 3, 4}
 
 
-def test_each_row_is_held_to_its_own_template(bigram):
+def test_each_row_follows_its_own_template(bigram):
   pieces = [None, None, None, '春', '秋', '風', '月', '，', '。', '春風']
   filled = ['字字，字', '字。']
   tables = [forms.form_table(pieces, EOS, text) for text in filled]
@@ -207,10 +207,37 @@ def test_a_block_of_the_prompt_is_read_as_in_training(bigram):
   assert not read[1].block_ids.any()
 
 
-def test_the_model_is_told_the_modality_of_what_it_reads():
+def test_a_batch_to_read_has_the_modality_of_its_tokens():
   modality = IdSpace(16, image=4).modality
   tokens = jnp.array([[0, 5, 128, 131]], jnp.int32)
   batch = decode.read_batch(
     tokens, jnp.full((1,), 4), jnp.zeros((1,), jnp.int32), modality=modality
   )
   assert batch.modality.tolist() == [[0, 0, 1, 1]]
+
+
+class Told:
+  """A model whose logits are high at the extra of the token it has read."""
+
+  def apply(self, params, state, batch, rngs, train, cache=None):
+    hidden = jax.nn.one_hot(batch.extras['row'], VOCAB_SIZE)
+    cache = cache._replace(index=cache.index + batch.tokens.shape[1])
+    return Outputs(hidden, state, cache, {}, {})
+
+  def head(self, params, hidden, section=None):
+    return hidden
+
+  def cache_shapes(self, batch_size, length):
+    return [jax.ShapeDtypeStruct((batch_size, length, 1, 1), jnp.float32)]
+
+
+def test_the_model_is_told_the_extras_of_each_token_it_reads():
+  write = decode.build_writer(Told(), Sampling(0.0), EOS)
+  # The first row has a prompt of two tokens, the second one of one; of what
+  # follows a token, the model knows the extra of that token alone.
+  row = [np.array([4, 5, 6, 7, EOS]), np.array([8, 9, EOS])]
+  prompts, tables = [[3, 3], [3]], [FREE] * 2
+  written = decode.generate(
+    write, {}, {}, prompts, tables, 6, extras={'row': row}
+  )
+  assert written == [[5, 6, 7, EOS], [8, 9, EOS]]

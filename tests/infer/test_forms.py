@@ -1,4 +1,4 @@
-"""Templates of verse and the tables that hold sampling to them."""
+"""Templates of verse, and the tables that keep samples within them."""
 
 import itertools
 
@@ -49,17 +49,17 @@ def test_what_cannot_start_a_form_is_refused(form, prompt, message):
 
 
 def test_pieces_fit_where_all_their_characters_do():
-  # Slots of 字字，字 and the end: 0 to 4.
+  # The offsets of 字字，字 and of its end are 0 to 4.
   table = forms.form_table(PIECES, EOS, '字字，字')
   fits = {
-    slot: {i: int(jump) for i, jump in enumerate(row) if jump != BARRED}
-    for slot, row in enumerate(table)
+    offset: {i: int(jump) for i, jump in enumerate(row) if jump != BARRED}
+    for offset, row in enumerate(table)
   }
   assert fits == {
-    0: {3: 1, 4: 1, 5: 2},  # one character, or two at once
-    1: {3: 1, 4: 1, 8: 2},  # a character, or one with its comma
+    0: {3: 1, 4: 1, 5: 2},  # One character, or two at once.
+    1: {3: 1, 4: 1, 8: 2},  # One character, or one with its comma.
     2: {6: 1},
-    3: {3: 1, 4: 1},  # 春風 would run over the end
+    3: {3: 1, 4: 1},  # 春風 would go past the end.
     4: {EOS: 0},
   }
 
@@ -68,19 +68,19 @@ def test_every_way_through_the_table_fills_the_template():
   filled = '字字，字'
   table = forms.form_table(PIECES, EOS, filled)
 
-  def texts(slot):
-    if slot == len(filled):
+  def texts(offset):
+    if offset == len(filled):
       return ['']
     return [
       PIECES[i] + rest
-      for i in (table[slot] != BARRED).nonzero()[0]
-      for rest in texts(slot + table[slot, i])
+      for i in (table[offset] != BARRED).nonzero()[0]
+      for rest in texts(offset + table[offset, i])
     ]
 
   written = texts(0)
   assert {forms.shape(text) for text in written} == {filled}
-  # By hand: 字字， is one of 春秋 twice and a comma (4), 春風 and a comma (1),
-  # one of 春秋 and 月， (2); then one of 春秋: 7 x 2.
+  # 字字， can be two of 春秋 and a comma (4 ways), 春風 and a comma (1), or one
+  # of 春秋 and 月， (2). The last character is one of 春秋: 7 x 2 texts.
   assert len(written) == 14
   assert set(written) == {
     a + b

@@ -1,4 +1,4 @@
-"""The empty cache has the model's shapes and is made where it belongs."""
+"""The empty cache has the shapes of the model and the shardings asked for."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def test_nothing_is_filled_or_visible(model):
   assert cache.segment_ids.shape == cache.block_ids.shape == (2, 16)
   assert int(cache.index) == 0
   assert not cache.segment_ids.any()
-  # One dense prefix block, and one scanned period of one block.
+  # The model has one dense prefix block and one scanned period of one block.
   assert cache.layers['prefix'][0][0].shape == (2, 16, 2, 8)
   assert cache.layers['periods'][0][1].shape == (1, 2, 16, 2, 8)
 

@@ -1,4 +1,4 @@
-"""What the verbs of a test leave in this process is forgotten."""
+"""Removes from this process what the verbs of a test leave in it."""
 
 import sys
 
@@ -9,7 +9,7 @@ from tasks import modules, registry
 
 @pytest.fixture
 def forgotten_modules(monkeypatch):
-  """Task modules that a test loads in this process are forgotten after it."""
+  """Removes the task modules that a test loads in this process after it."""
   modules.load()
   for place, name in (
     (registry, 'TASKS'),

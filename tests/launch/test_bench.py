@@ -30,11 +30,16 @@ def test_a_layer_alone_has_seconds_and_tokens_a_second(capsys):
   report = report_of(capsys, 'moe', *TINY)
   assert report['tokens_per_second'] == 64 / report['seconds']
   assert 'ratio' not in report
+  seconds, speed, dropped = report['scores']
+  assert (seconds['value'], seconds['n']) == (report['seconds'], 2)
+  assert speed['value'] == report['tokens_per_second']
+  assert (dropped['unit'], dropped['value']) == ('dropped share', 0.0)
+  assert seconds['command'].startswith('python -m launch.bench moe ')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('comparison', ['einsum', 'dropless', 'mesh'])
-def test_what_is_compared_yields_the_same_numbers(capsys, comparison):
+def test_compared_layers_give_the_same_numbers(capsys, comparison):
   report = report_of(capsys, 'moe', f'--compare={comparison}', *TINY)
   assert report['largest_difference'] < 1e-5
   assert report['ratio'] > 0
@@ -42,7 +47,7 @@ def test_what_is_compared_yields_the_same_numbers(capsys, comparison):
 
 
 @pytest.mark.slow
-def test_the_share_beyond_products_is_what_they_do_not_take(capsys):
+def test_the_share_beyond_products_is_the_rest_of_the_time(capsys):
   report = report_of(capsys, 'moe', '--compare=parts', *TINY)
   assert report['share_beyond_products'] == 1 - report['ratio']
   # 8 groups of 8 experts with room for ceil(1.25 * 8 * 2 / 8) = 3 rows.
@@ -64,7 +69,7 @@ def test_a_layer_without_empty_slots_has_one_share(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('flags', 'dispatch', 'most'),
-  # Room for 3 rows where 2 are needed: of 3 products, 2 are of use.
+  # The buffers hold 3 rows where 2 are needed: 2 of 3 products are useful.
   [([], 'Dropless', 1.0), (['--dispatch=Sorted'], 'Sorted', 2 / 3)],
 )
 def test_against_dense_products_a_layer_leaves_no_slot_empty(
@@ -96,10 +101,10 @@ def test_gin_flags_are_for_steps_alone(capsys):
   assert '--gin. flags; they are for step' in capsys.readouterr().err
 
 
-def test_without_the_compiler_of_tpus_it_says_what_to_install(
+def test_without_the_tpu_compiler_an_error_says_what_to_install(
   capsys, monkeypatch
 ):
-  monkeypatch.setitem(sys.modules, 'libtpu', None)  # its import fails
+  monkeypatch.setitem(sys.modules, 'libtpu', None)  # This makes imports fail.
   error = error_of(capsys, 'moe', '--compare=tpu')
   assert 'needs the package libtpu' in error
 

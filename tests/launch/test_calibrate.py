@@ -17,9 +17,9 @@ BLOCK = '--gin_file=gin_configs/runs/mixtral_block_v5p_16.gin'
 
 
 def compiled(monkeypatch, *steps):
-  """What the compiler says of one step after the other."""
-  said = iter(steps)
-  monkeypatch.setattr(plan, 'plan_topology', lambda *_: next(said))
+  """Replaces compiling: each call gives the next of these facts of a step."""
+  facts = iter(steps)
+  monkeypatch.setattr(plan, 'plan_topology', lambda *_: next(facts))
 
 
 def test_the_table_says_none_where_the_compiler_gives_no_seconds(
@@ -32,11 +32,12 @@ def test_the_table_says_none_where_the_compiler_gives_no_seconds(
     for line in capsys.readouterr().out.splitlines()
     if line.strip().startswith('step, s')
   ]
-  # Of Mixtral 8x7B 12.75e9 parameters multiply a token, and their counter takes
-  # all scores: 6 x 12.75e9 + 12 x 32 x 4096 x 4096 = 82.9e9 FLOP, for 147,456
-  # tokens a chip at 251.94e12 a second. Then what was said as compiled.
+  # Mixtral 8x7B multiplies a token by 12.75e9 parameters, and the published
+  # counter includes all scores: 6 x 12.75e9 + 12 x 32 x 4096 x 4096 = 82.9e9
+  # FLOP. A chip has 147,456 tokens at 251.94e12 FLOP/s: 48.54 s. The other
+  # columns come from the fake plan.
   assert steps[0] == ['48.54', '2.00', '1.00', 'none']
-  assert len(steps) == len(published.PUBLISHED)
+  assert len(steps) == len(published.PUBLISHED_RUNS)
 
 
 def test_json_has_null_where_the_compiler_gives_no_seconds(capsys, monkeypatch):
@@ -47,7 +48,7 @@ def test_json_has_null_where_the_compiler_gives_no_seconds(capsys, monkeypatch):
   assert row['predicted']['full_overlap']['step_seconds'] == 1.0
 
 
-def test_a_layer_is_what_one_more_adds(capsys, monkeypatch):
+def test_the_cost_of_a_layer_is_what_one_more_layer_adds(capsys, monkeypatch):
   one = MADE | {'compiler_seconds_once': 0.5}
   two = MADE | {'compiler_seconds_once': 0.75, 'temp_bytes': 5e9}
   compiled(monkeypatch, one, two)

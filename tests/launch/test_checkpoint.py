@@ -14,7 +14,7 @@ from moe.checkpoint import save
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """The directory of a run with the steps 5 and 10, 5 being the better one."""
+  """The directory of a run with the steps 5 and 10, of which 5 is better."""
   run = tmp_path_factory.mktemp('run')
   saver = save.Checkpointer(run / 'checkpoints', best_metric='bits_per_char')
   meta = {'manifest_hash': 'abc', 'config': 'A = 1\nB = 2\n'}
@@ -27,6 +27,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def copy(saved, tmp_path):
+  """A copy of `saved` that the test may change."""
   shutil.copytree(saved, tmp_path / 'run')
   return tmp_path / 'run'
 
@@ -59,7 +60,7 @@ def test_verify_can_check_one_step_alone(copy):
   assert command.main(['verify', str(copy / 'checkpoints' / '10')]) == 1
 
 
-def test_show_prints_the_newest_step_and_its_config_as_it_is(saved, capsys):
+def test_show_prints_the_newest_step_and_its_unchanged_config(saved, capsys):
   assert command.main(['show', str(saved)]) == 0
   seen = capsys.readouterr().out
   assert '"step": 10' in seen

@@ -41,9 +41,12 @@ def test_a_json_object_has_seeds_and_gains(argv, capsys):
   found = json.loads(capsys.readouterr().out)
   assert found['seeds'] == [3]
   assert found['tasks']['poems']['gain'] == [0.5]
+  *_, gain = found['scores']
+  assert (gain['value'], gain['n'], gain['low']) == (0.5, 1, None)
+  assert gain['command'].startswith('python -m launch.compare ')
 
 
-def test_people_are_told_the_gain_and_where_the_curves_are(
+def test_the_text_gives_the_gain_and_the_file_of_the_curves(
   argv, tmp_path, capsys
 ):
   output = tmp_path / 'curves.html'
@@ -63,5 +66,5 @@ def test_runs_that_cannot_be_compared_are_one_sentence(argv, tmp_path, capsys):
   (tmp_path / 'dense' / 'log.jsonl').unlink()
   assert compare.main(argv) == 2
   error = capsys.readouterr().err
-  assert 'dense/log.jsonl must be there, got none' in error
+  assert 'dense/log.jsonl must exist' in error
   assert error.count('\n') == 1

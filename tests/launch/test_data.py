@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from launch import data
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from tasks import modules, registry, text_files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def run(capsys):
 
 @pytest.fixture(scope='module')
 def cached(tmp_path_factory):
-  """A cache directory with the built-in couplets in it."""
+  """A cache directory that holds the stores of the built-in couplets."""
   pytest.importorskip('seqio')
   cache_dir = tmp_path_factory.mktemp('cached')
   code = data.main(
@@ -64,7 +64,7 @@ def test_a_vocabulary_is_trained_on_a_text_file(run, tmp_path):
   assert not vocabulary.is_byte(vocabulary.encode('黃')[0])
 
 
-def test_a_text_file_that_is_no_utf8_is_refused(run, tmp_path):
+def test_a_text_file_that_is_not_utf8_is_refused(run, tmp_path):
   text = tmp_path / 'texts.txt'
   text.write_bytes('好\n'.encode() + '白日'.encode('gbk'))
   code, _, err = run(
@@ -170,7 +170,9 @@ def test_a_mistake_is_one_sentence_and_code_2(run, cached, argv, message):
   assert err.count('\n') == 1 and err.startswith('error: ') and message in err
 
 
-def test_a_missing_corpus_is_said_before_any_work(run, tmp_path, monkeypatch):
+def test_a_missing_corpus_is_an_error_before_any_work(
+  run, tmp_path, monkeypatch
+):
   pytest.importorskip('seqio')
   source = text_files.plain_text({'train': tmp_path / 'no.txt'})
   modules.load()
@@ -185,7 +187,7 @@ def test_a_missing_corpus_is_said_before_any_work(run, tmp_path, monkeypatch):
 
 
 def light(*argv):
-  """(exit code, out, err) of a process that must not import TensorFlow."""
+  """(exit code, out, error) of a process that must not import TensorFlow."""
   done = subprocess.run(
     [sys.executable, '-c', LIGHT, *map(str, argv)],
     cwd=ROOT,
@@ -198,7 +200,7 @@ def light(*argv):
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch):
-  """A task module outside the tree, and its text."""
+  """A task module outside the project, and its text file."""
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
   (tmp_path / 'data').mkdir()
   text = '白日依山盡\n黃河入海流\n' * 20
@@ -209,7 +211,7 @@ def letters(tmp_path, monkeypatch):
   return path
 
 
-def test_tasks_of_ones_own_are_listed_without_importing_tensorflow(letters):
+def test_tasks_of_a_user_are_listed_without_importing_tensorflow(letters):
   code, out, err = light('list', f'--task_module={letters}')
   assert code == 0, err
   assert 't_letters' in out and 'builtin_poems' in out
@@ -223,13 +225,15 @@ def test_tasks_of_ones_own_are_listed_without_importing_tensorflow(letters):
     ('cache', 't_leters', '--vocab_size=9', '--cache_dir=none'),
   ],
 )
-def test_a_misspelt_task_is_told_without_importing_tensorflow(letters, argv):
+def test_a_misspelt_task_is_an_error_without_importing_tensorflow(
+  letters, argv
+):
   code, _, err = light(*argv, f'--task_module={letters}')
   assert code == 2 and 'did you mean t_letters' in err
   assert err.count('\n') == 1
 
 
-def test_a_task_module_outside_the_tree_reaches_every_verb(
+def test_every_verb_takes_a_task_module_outside_the_project(
   run, forgotten_modules, letters, tmp_path
 ):
   pytest.importorskip('seqio')

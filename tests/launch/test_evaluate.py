@@ -12,10 +12,11 @@ from launch import evaluate
 from launch.configs import configuration
 from moe.data.store import write_store
 from moe.infer import decode
-from moe.modalities.vocabulary import Vocabulary
+from moe.modalities.text import Vocabulary
 from moe.runs import trained
 
-UNIFORM_NATS = math.log(320)  # A token's, of a model with 320 logits all alike.
+# Nats of a token in a model whose 320 logits are all equal.
+UNIFORM_NATS = math.log(320)
 
 
 def run_main(capsys, *flags):
@@ -28,17 +29,18 @@ def run_main(capsys, *flags):
 @pytest.fixture
 def text_file(tmp_path):
   path = tmp_path / 'texts.txt'
-  # The last one is longer than the context.
+  # The last document is longer than the context.
   lines = ['春眠不覺曉', '花\\n落龘', '', '夜來風雨聲，' * 25]
   path.write_text('\n'.join(lines), encoding='utf-8')
   return path
 
 
-def test_a_uniform_model_scores_as_worked_out_by_hand(
+def test_a_uniform_model_has_the_scores_worked_out_by_hand(
   capsys, tmp_path, uniform_directory
 ):
-  # 春眠 and the end: 3 tokens. 花, line break, 落, three bytes of 龘, end: 7.
-  # Characters 2 + 4; bytes 6 + 3 + 1 + 3 + 3.
+  # The first document has 3 tokens: 春, 眠, the end mark. The second has 7: 花,
+  # a line break, 落, the three bytes of 龘, the end mark. There are 2 + 4
+  # characters and 6 + 3 + 1 + 3 + 3 bytes.
   path = tmp_path / 'texts.txt'
   path.write_text('春眠\n花\\n落龘\n', encoding='utf-8')
   code, report, _ = run_main(
@@ -125,12 +127,15 @@ def test_a_comparison_reports_both_models_and_the_difference(
   assert (last['name'], last['low']) == ('difference', other['low'])
 
 
-def test_people_get_a_table(capsys, uniform_directory, text_file):
+def test_without_json_the_scores_are_a_table(
+  capsys, uniform_directory, text_file
+):
   directory = str(uniform_directory)
   flags = [f'--checkpoint={directory}', f'--text_file={text_file}']
   assert evaluate.main([*flags, f'--compare={directory}', '--limit=2']) == 0
   out, _ = capsys.readouterr()
   assert 'documents                           2                     2' in out
+  assert 'resamples of 2 documents' in out
   assert 'difference of +0.0000 bits per character' in out
   assert out.endswith(
     f'python -m launch.evaluate {" ".join(flags)}'
@@ -138,9 +143,17 @@ def test_people_get_a_table(capsys, uniform_directory, text_file):
   )
 
 
+def test_one_document_has_a_difference_without_an_interval():
+  other = {'documents': 1, 'difference': 0.5, 'low': None, 'high': None}
+  table = evaluate.as_table({'documents': 1, 'compare': other})
+  assert table.splitlines()[-1] == (
+    'difference of +0.5000 bits per character; one document gives no interval'
+  )
+
+
 @pytest.fixture
 def store(cache_dir, run_directory):
-  """A token store of two documents, the second of them with a prompt."""
+  """A token store of two documents, of which the second has a prompt."""
   vocabulary = Vocabulary(run_directory / 'vocabulary.model')
   directory = cache_dir / 'any_name'
   tokens = [vocabulary.encode(text) for text in ('春眠不覺曉', '夜來\n風雨聲')]
@@ -172,7 +185,7 @@ def test_a_task_is_read_from_the_store_of_the_same_vocabulary(
 ):
   flags = (f'--checkpoint={uniform_directory}', '--task=made_up')
   code, report, _ = run_main(capsys, *flags)
-  # 6 tokens of the first document, 4 of the second: its prompt is given.
+  # The first document has 6 scored tokens, the second 4 after its prompt.
   assert code == 0
   assert report['nats'] == pytest.approx(10 * UNIFORM_NATS)
   assert (report['tokens'], report['chars'], report['bytes']) == (10, 8, 24)
@@ -180,7 +193,7 @@ def test_a_task_is_read_from_the_store_of_the_same_vocabulary(
   assert (report['documents'], report['chars']) == (1, 5)
 
 
-def test_a_task_and_a_text_file_of_its_documents_score_alike(
+def test_a_task_and_a_text_file_of_its_documents_have_equal_scores(
   capsys, tmp_path, run_directory, store
 ):
   path = tmp_path / 'texts.txt'
@@ -202,7 +215,8 @@ def test_a_task_without_a_store_is_tokenised_first(
   code, report, _ = run_main(capsys, *flags)
   assert code == 0
   assert report['nats'] == pytest.approx(report['tokens'] * UNIFORM_NATS)
-  # Lines of equal length and a line break: an odd number in every couplet.
+  # A couplet is two lines of equal length and a line break, so its number of
+  # characters is odd.
   assert report['chars'] % 2 == report['documents'] % 2
   assert list(cache_dir.glob('*/builtin_couplets/validation/manifest.json'))
 
@@ -275,10 +289,10 @@ def test_a_missing_checkpoint_is_refused(
   assert err.count('\n') == 1
 
 
-def test_a_vocabulary_that_is_not_the_checkpoints_is_refused(
+def test_a_vocabulary_other_than_that_of_the_checkpoint_is_refused(
   capsys, tmp_path, run_directory, text_file
 ):
-  from moe.modalities.vocabulary import train_vocabulary
+  from moe.modalities.text import train_vocabulary
 
   directory = tmp_path / 'run'
   shutil.copytree(run_directory, directory)

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as if nothing had happened."""
+"""A run that is killed many times ends with the bits of one that is not."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def final_arrays(workdir, steps):
 
 
 def records(path):
-  """Log without what the clock said."""
+  """The records of a log file, without their times."""
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   return [{k: v for k, v in r.items() if k != 'time'} for r in lines]
 
@@ -110,7 +110,7 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
     process = run(killed)
     wait_for_step(process, killed, step)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      # Anywhere within a few steps, a save or an evaluation.
+      # The kill may come in any of a few steps, in a save or in an evaluation.
       process.communicate(timeout=rng.uniform(0.0, 0.05))
     process.kill()
     process.communicate()

@@ -7,13 +7,13 @@ from launch import models
 from moe.planning import model_table
 
 
-def test_files_that_only_wire_are_no_models():
+def test_files_that_only_wire_parts_are_not_listed_as_models():
   names = models.names()
   assert {'tiny', 'wudao2_1t75', 'deepseek_v3_671b'} <= set(names)
   assert not any('decoder' in name for name in names)
 
 
-def test_the_table_says_why_a_total_is_more_than_a_hundredth_off(capsys):
+def test_the_table_says_why_a_total_is_off_by_more_than_one_percent(capsys):
   assert models.main(['glam_1t2', 'mixtral_8x7b']) == 0
   notes = capsys.readouterr().out.split('└')[-1]
   assert 'glam_1t2: 1.2T is 1.162T rounded' in ' '.join(notes.split())
@@ -30,12 +30,12 @@ def test_named_models_are_written_as_json(capsys):
   assert models.main(['--json', 'small', 'tiny']) == 0
   rows = json.loads(capsys.readouterr().out)
   assert list(rows) == ['tiny', 'small']  # by size
-  assert rows['small'] == model_table.describe(
+  assert rows['small'] == model_table.table_row(
     models.FOLDER / 'small.gin', models.loaded('small')
   )
 
 
-def test_the_table_has_ours_and_the_published_figures(capsys):
+def test_the_table_has_our_figures_and_the_published_ones(capsys):
   assert models.main(['mixtral_8x7b']) == 0
   line = next(
     line for line in capsys.readouterr().out.split('\n') if 'mixtral' in line
@@ -47,7 +47,7 @@ def test_the_table_has_ours_and_the_published_figures(capsys):
   ]
 
 
-def test_an_unknown_model_is_refused_with_those_there_are(capsys):
+def test_an_unknown_model_is_an_error_that_names_the_models(capsys):
   assert models.main(['tiny', 'huge']) == 2
   captured = capsys.readouterr()
   assert "error: 'huge' must be one of base, cpm2" in captured.err

@@ -24,13 +24,13 @@ def run(capsys, *arguments, **macros):
   return code, captured.out, captured.err
 
 
-def test_json_is_what_is_known(capsys):
+def test_json_holds_all_facts_of_the_plan(capsys):
   code, out, _ = run(capsys, '--json')
   same = configuration.load(FILES, [f'{k}={v}' for k, v in MACROS.items()])
   assert code == 0 and json.loads(out) == plan_shapes(same)
 
 
-def test_the_page_needs_nothing_else(capsys, tmp_path):
+def test_the_page_loads_no_other_file(capsys, tmp_path):
   path = tmp_path / 'plan.html'
   code, out, _ = run(capsys, f'--html={path}')
   page = path.read_text(encoding='utf-8')
@@ -47,14 +47,16 @@ def test_the_page_needs_nothing_else(capsys, tmp_path):
     ('--topology=b200:64', 'must be TPUs'),
   ],
 )
-def test_what_can_not_be_planned_is_said_in_a_sentence(capsys, argument, what):
+def test_what_cannot_be_planned_is_an_error_of_one_sentence(
+  capsys, argument, what
+):
   code, _, err = run(capsys, argument)
   assert code == 2 and what in err and 'Traceback' not in err
 
 
 @pytest.fixture(scope='module')
 def libtpu():
-  """Skips where the compiler is not installed."""
+  """Skips the test if the TPU compiler is not installed."""
   pytest.importorskip('libtpu')
 
 
@@ -81,7 +83,7 @@ def test_the_step_of_a_small_model_is_compiled_for_four_chips(
   assert facts['executed_flops_per_chip'] == pytest.approx(step, rel=0.03)
   exchange = [c for c in facts['collectives'] if c['kind'] == 'all-to-all']
   assert {tuple(c['axes']) for c in exchange} == {('expert',)}
-  # Two sparse layers: rows and their weights out, outputs back; each of these
-  # has a gradient that goes the other way.
+  # In each of two sparse layers, rows and their weights are sent and outputs
+  # come back: 3 exchanges. Each has a gradient that travels the other way.
   assert sum(c['count'] for c in exchange) == 2 * 3 * 2
   assert facts['step_seconds_full_overlap'] < facts['step_seconds_no_overlap']

@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,10 +12,10 @@ import pytest
 from launch import runtime
 
 
-def test_what_the_library_says_is_printed_once_while_a_verb_runs(
+def test_the_log_of_the_library_is_printed_once_while_a_verb_runs(
   capsys, caplog
 ):
-  # The handler of caplog stands for one that a package gives the root logger.
+  # The handler of caplog stands for one that a library gives the root logger.
   for name in ('moe.train.trainer', 'tasks.stores'):
     code = runtime.run(lambda n=name: logging.getLogger(n).info('saved') or 0)
     assert code == 0
@@ -21,7 +23,7 @@ def test_what_the_library_says_is_printed_once_while_a_verb_runs(
     assert not caplog.messages
 
 
-def test_the_log_is_as_it_was_after_a_verb(capsys, caplog):
+def test_the_log_is_restored_after_a_verb(capsys, caplog):
   runtime.run(lambda: 0)
   logging.getLogger('moe').warning('another one')
   assert caplog.messages == ['another one']
@@ -29,7 +31,7 @@ def test_the_log_is_as_it_was_after_a_verb(capsys, caplog):
 
 
 @pytest.mark.parametrize('error', [ValueError, OSError])
-def test_what_a_user_can_mend_is_one_line_and_code_2(capsys, error):
+def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
   def verb():
     raise error('SEED=x must be\n  a number.')
 
@@ -37,7 +39,91 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(capsys, error):
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
 
 
-# Page faults of a block of 64 MiB that is written a second time.
+# Prints a character as often as its argument says.
+PRINTING = """
+import sys
+from launch import runtime
+
+def verb():
+  runtime.log('begun')
+  print('\\u6625' * int(sys.argv[1]))
+  runtime.log('done')
+  return 0
+
+sys.exit(runtime.run(verb))
+"""
+
+
+def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
+  """The ended process, some of whose streams the shell has closed."""
+  environment = os.environ | {
+    'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
+    'PYTHONUNBUFFERED': '',
+    'PYTHONIOENCODING': others.pop('encoding', 'utf-8'),
+  }
+  return subprocess.run(
+    [
+      *('bash', '-c', f'exec "$@" {closed}', 'bash'),
+      *(sys.executable, '-c', PRINTING, str(num_chars)),
+    ],
+    env=environment,
+    stdout=stdout,
+    stderr=others.get('stderr', subprocess.PIPE),
+    encoding='utf-8',
+    check=False,
+  )
+
+
+@pytest.fixture
+def unread_pipe():
+  """The end of a pipe that is written to, whose other end is closed."""
+  reads, writes = os.pipe()
+  os.close(reads)
+  yield writes
+  os.close(writes)
+
+
+def test_a_character_that_the_terminal_lacks_is_printed_as_its_escape():
+  done = printed(1, encoding='ascii')
+  assert (done.returncode, done.stdout) == (0, '\\u6625\n')
+
+
+# One character is written when the process ends, many are written at once.
+@pytest.mark.parametrize('num_chars', [1, 100_000])
+def test_a_pipe_that_nobody_reads_ends_a_verb_without_a_word(
+  unread_pipe, num_chars
+):
+  done = printed(num_chars, stdout=unread_pipe)
+  assert done.returncode == 141
+  assert not set(done.stderr.split()) - {'begun', 'done'}
+
+
+def test_a_verb_goes_on_where_nobody_reads_standard_error(unread_pipe):
+  done = printed(1, stderr=unread_pipe)
+  assert (done.returncode, done.stdout) == (0, '春\n')
+
+
+def test_what_is_said_on_a_closed_standard_error_does_not_go_elsewhere():
+  done = printed(1, '2>&-')
+  assert (done.returncode, done.stdout) == (0, '春\n')
+
+
+def test_a_verb_goes_on_where_standard_output_is_closed():
+  done = printed(1, '>&-')
+  assert (done.returncode, done.stderr) == (0, 'begun\ndone\n')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_full_disk_is_one_sentence():
+  done = printed(1, '>/dev/full')
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[2:] == [
+    'error: standard output must take what is printed, got [Errno 28] No space'
+    ' left on device.'
+  ]
+
+
+# Prints the page faults of a block of 64 MiB that is allocated a second time.
 PROGRAM = """
 import resource, sys
 import numpy as np
@@ -67,7 +153,7 @@ def faults(how):
   not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no mallopt in this libc'
 )
 def test_memory_that_was_freed_is_used_again_without_page_faults():
-  # Pages of 4 KiB, or 32 huge ones.
+  # A fresh block has a fault for each page: many of 4 KiB, or 32 huge ones.
   assert faults('kept') < 16 < 32 <= faults('given back')
 
 
@@ -80,7 +166,7 @@ def test_memory_that_was_freed_is_used_again_without_page_faults():
     ('', [], True),
   ],
 )
-def test_cpus_are_told_by_what_jax_was_told_or_by_device_files(
+def test_cpus_are_recognised_by_jax_platforms_or_by_device_files(
   monkeypatch, platforms, devices, alone
 ):
   monkeypatch.setenv('JAX_PLATFORMS', platforms)

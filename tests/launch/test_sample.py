@@ -1,4 +1,4 @@
-"""The command that writes: forms, seeds, and what it refuses."""
+"""The command that writes text: forms, seeds and errors."""
 
 import re
 
@@ -15,7 +15,7 @@ def run_main(capsys, directory, *flags):
   return code, out.split('\n\n')[:-1], err
 
 
-# The line break after the title may be given or not.
+# The line break after the title is optional.
 @pytest.mark.parametrize(
   ('form', 'lines', 'prompt'),
   [
@@ -23,7 +23,7 @@ def run_main(capsys, directory, *flags):
     pytest.param('octave5', 4, '題\\n', marks=pytest.mark.slow),
   ],
 )
-def test_a_poem_fills_its_form_under_its_title(
+def test_a_poem_has_its_form_after_its_title(
   capsys, run_directory, form, lines, prompt
 ):
   flags = (f'--form={form}', f'--prompt={prompt}', '--num=3')
@@ -54,20 +54,18 @@ def test_the_same_seed_gives_the_same_samples(capsys, run_directory):
   assert run_main(capsys, run_directory, *flags, '--seed=4')[1] != first
 
 
-def test_a_cut_sample_and_the_step_are_told_on_standard_error(
-  capsys, run_directory
-):
+def test_standard_error_names_the_step_and_cut_samples(capsys, run_directory):
   flags = ('--prompt=春', '--max_tokens=2', '--num=4')
   code, samples, err = run_main(capsys, run_directory, *flags)
   assert (code, len(samples)) == (0, 4)
   assert err.split('\n')[0] == f'{run_directory}, step 7'
-  assert 'sample 1 was cut at 2 tokens' in err
+  assert 'sample 1 was cut after token 2' in err
 
 
 def test_greedy_sampling_from_equal_chances_takes_the_lowest_id(
   capsys, uniform_directory
 ):
-  # Padding, id 0, may not be drawn; the end mark, id 1, is next.
+  # Id 0 is padding and is never drawn, so the end mark, id 1, is the lowest.
   flags = ('--prompt=春眠', '--temperature=0')
   code, samples, _ = run_main(capsys, uniform_directory, *flags)
   assert (code, samples) == (0, ['春眠'])

@@ -1,4 +1,4 @@
-"""What the child is told that makes token stores, and when there is one."""
+"""The command of the child that makes token stores, and when it is started."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from tasks import modules
 
 @pytest.fixture
 def commands(monkeypatch):
-  """Commands of the children, of which none is run."""
+  """A list of the commands of child processes, which are not run."""
   commands = []
 
   def run(command, **options):
@@ -41,7 +41,7 @@ def test_the_child_gets_the_task_modules_of_the_run(commands, module, tmp_path):
   assert command[-2:] == [f'--task_module={module}', 't/train']
 
 
-def test_a_missing_task_module_is_told_before_there_is_a_child(
+def test_a_missing_task_module_is_an_error_before_a_child_starts(
   commands, tmp_path
 ):
   with pytest.raises(ValueError, match=r'no\.py must be a Python file'):
@@ -51,7 +51,7 @@ def test_a_missing_task_module_is_told_before_there_is_a_child(
   assert not commands
 
 
-def test_a_task_is_known_by_its_name_its_stores_or_left_to_a_module(
+def test_a_task_must_be_declared_or_have_stores_unless_a_module_may_declare_it(
   module, tmp_path
 ):
   (tmp_path / 'v-300' / 't_stored').mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Typical mistakes: each is one sentence and code 2, before any long work."""
+"""Typical mistakes: each is one sentence and code 2, before any slow work."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from launch import data, token_stores, train
 from moe.checkpoint import save
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.runs import build
 from moe.train import program as program_lib
 from tasks import modules, registry, text_files
@@ -26,7 +26,7 @@ SMALL = [
 
 
 def refuse(*args, **options):
-  raise AssertionError('this is long work')
+  raise AssertionError('this is slow work')
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def run_main(monkeypatch, tmp_path, capfd):
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
-  """Tasks of text files: one is no UTF-8, one has no validation split."""
+  """Tasks of text files: one is not UTF-8, one has no validation split."""
   if importlib.util.find_spec('seqio') is None:
     pytest.skip('needs the extra [data]')
   modules.load()
@@ -78,7 +78,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 def error_of(result):
-  """The one line that was said, where nothing was done."""
+  """The one line on standard error; fails unless the exit code is 2."""
   code, err = result
   lines = [line for line in err.splitlines() if line]
   assert code == 2
@@ -101,27 +101,29 @@ def error_of(result):
     ([FILE, '--gin.REMAT="most"'], "REMAT='most' must be one of"),
     (
       [*SMALL, '--gin.NUM_EXPERTS=6'],
-      "num_experts=6 must divide by the 'expert' mesh axis",
+      "NUM_EXPERTS=6 must be divisible by the 'expert' mesh axis",
     ),
   ],
 )
-def test_a_mistake_in_the_configuration_is_told(run_main, flags, fragment):
+def test_a_mistake_in_the_configuration_is_one_sentence(
+  run_main, flags, fragment
+):
   assert fragment in error_of(run_main(flags))
 
 
-def test_a_directory_that_cannot_be_written_is_told(run_main, tmp_path):
+def test_a_directory_that_cannot_be_written_is_an_error(run_main, tmp_path):
   (tmp_path / 'file').touch()
-  assert 'must be a directory that' in error_of(
+  assert 'must be a writable directory' in error_of(
     run_main([FILE], tmp_path / 'file' / 'run')
   )
 
 
-def test_a_full_disk_is_told(run_main, monkeypatch):
+def test_a_full_disk_is_an_error(run_main, monkeypatch):
   monkeypatch.setattr(save, '_free_bytes', lambda directory: 1000)
   assert 'for its checkpoints, got 1000 B free' in error_of(run_main(SMALL))
 
 
-def test_a_damaged_checkpoint_is_told(run_main, run_directory, tmp_path):
+def test_a_damaged_checkpoint_is_an_error(run_main, run_directory, tmp_path):
   workdir = shutil.copytree(run_directory, tmp_path / 'damaged')
   for path in (workdir / 'checkpoints/7/state').rglob('*'):
     if path.is_file():
@@ -133,7 +135,9 @@ def test_a_damaged_checkpoint_is_told(run_main, run_directory, tmp_path):
   assert error.startswith('error: No sound checkpoint in')
 
 
-def test_a_vocabulary_of_another_run_is_told(run_main, run_directory, tmp_path):
+def test_a_vocabulary_of_another_run_is_an_error(
+  run_main, run_directory, tmp_path
+):
   train_vocabulary(['白日依山盡'], 300, tmp_path / 'mine.model')
   vocabulary = f'--gin.VOCABULARY="{tmp_path}/mine.model"'
   workdir = shutil.copytree(run_directory, tmp_path / 'run')
@@ -145,7 +149,9 @@ def test_a_vocabulary_of_another_run_is_told(run_main, run_directory, tmp_path):
   assert "('embedding/table', None) in INITIAL_ASSIGNMENT" in error_of(result)
 
 
-def test_a_vocabulary_too_large_for_the_model_is_told(run_main, run_directory):
+def test_a_vocabulary_too_large_for_the_model_is_an_error(
+  run_main, run_directory
+):
   vocabulary = f'--gin.VOCABULARY="{run_directory}/vocabulary.model"'
   result = run_main([FILE, vocabulary, '--gin.VOCAB_SIZE=200'])
   assert 'VOCAB_SIZE=200 must be at least the' in error_of(result)
@@ -160,7 +166,7 @@ def test_a_vocabulary_too_large_for_the_model_is_told(run_main, run_directory):
     ('EVAL_TASKS=("t_good",)', "must be one of train, got 'validation'"),
   ],
 )
-def test_a_mistake_in_a_task_is_told_before_any_is_tokenised(
+def test_a_mistake_in_a_task_is_an_error_before_any_is_tokenised(
   run_main, tasks, flag, fragment
 ):
   flags = [*SMALL, '--gin.TASK="t_good"', f'--gin.{flag}']
@@ -169,7 +175,7 @@ def test_a_mistake_in_a_task_is_told_before_any_is_tokenised(
   assert fragment in error_of(run_main(flags))
 
 
-def test_a_task_module_of_the_configuration_reaches_the_child(
+def test_the_child_loads_a_task_module_of_the_configuration(
   run_main, forgotten_modules, tmp_path
 ):
   (tmp_path / 't_mine.py').write_text(
@@ -195,16 +201,19 @@ def resumed(tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'fragment'),
   [
-    (['--gin.BATCH_SIZE=32'], 'BATCH_SIZE=32 must be 16, as'),
-    (['--gin.SEQUENCE_LENGTH=64'], 'set --gin.SEQUENCE_LENGTH=128, or'),
-    (['--gin.SEED=3'], 'SEED=3 must be 0, as'),
+    (
+      ['--gin.BATCH_SIZE=32'],
+      'BATCH_SIZE=32 must be 16, the value at the start',
+    ),
+    (['--gin.SEQUENCE_LENGTH=64'], 'Set --gin.SEQUENCE_LENGTH=128, or'),
+    (['--gin.SEED=3'], 'SEED=3 must be 0, the value at the start'),
     (
       ['--gin.TRAIN_STEPS=5', '--gin.WARMUP_STEPS=1'],
       'TRAIN_STEPS=5 must be at least the 7 steps',
     ),
   ],
 )
-def test_a_run_does_not_go_on_in_another_order(
+def test_a_run_does_not_resume_with_another_order_of_data(
   run_main, resumed, flags, fragment
 ):
   assert fragment in error_of(run_main([FILE, *flags], resumed))

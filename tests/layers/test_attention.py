@@ -1,4 +1,4 @@
-"""Grouped-query attention and the rule of who sees whom."""
+"""Grouped-query attention and its mask."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe.layers import attention
-from moe.layers.attention import Attention, Description
+from moe.layers.attention import Attention, MaskSpec
 from moe.types import Cache, Layout, TokenBatch
 
 
@@ -21,16 +21,16 @@ def make_batch(segments, blocks=None, positions=None):
   return TokenBatch(zeros, zeros, weights, segments, positions, blocks, zeros)
 
 
-def described(segments, blocks=None):
-  return attention.describe(make_batch(segments, blocks), None)
+def mask_of(segments, blocks=None):
+  return attention.mask_spec(make_batch(segments, blocks), None)
 
 
-def seen(description):
-  return np.asarray(attention.visible(description)[0]).astype(int).tolist()
+def seen(mask):
+  return np.asarray(attention.visible(mask)[0]).astype(int).tolist()
 
 
 def test_a_causal_token_sees_its_own_document_up_to_itself():
-  assert seen(described([[1, 1, 2, 2]])) == [
+  assert seen(mask_of([[1, 1, 2, 2]])) == [
     [1, 0, 0, 0],
     [1, 1, 0, 0],
     [0, 0, 1, 0],
@@ -39,8 +39,8 @@ def test_a_causal_token_sees_its_own_document_up_to_itself():
 
 
 def test_tokens_of_one_block_see_each_other_and_what_came_before():
-  # Tokens 1 and 2 are block 7; tokens 0 and 3 are causal.
-  assert seen(described([[1, 1, 1, 1]], [[0, 7, 7, 0]])) == [
+  # Tokens 1 and 2 form block 7; tokens 0 and 3 are causal.
+  assert seen(mask_of([[1, 1, 1, 1]], [[0, 7, 7, 0]])) == [
     [1, 0, 0, 0],
     [1, 1, 1, 0],
     [1, 1, 1, 0],
@@ -49,7 +49,7 @@ def test_tokens_of_one_block_see_each_other_and_what_came_before():
 
 
 def test_a_block_ends_with_its_document():
-  assert seen(described([[1, 2, 2]], [[7, 7, 7]])) == [
+  assert seen(mask_of([[1, 2, 2]], [[7, 7, 7]])) == [
     [1, 0, 0],
     [0, 1, 1],
     [0, 1, 1],
@@ -57,42 +57,44 @@ def test_a_block_ends_with_its_document():
 
 
 def test_padding_is_seen_by_no_document():
-  visible = np.array(seen(described([[1, 1, 0, 0]])))
+  visible = np.array(seen(mask_of([[1, 1, 0, 0]])))
   assert not visible[:2, 2:].any() and not visible[2:, :2].any()
 
 
 def test_with_a_cache_a_token_sees_filled_slots_and_skips_padding():
-  # Four slots; a prompt of one token and one place of padding were read; now
-  # two tokens go to slots 2 and 3.
+  # The cache has four entries. A prompt of one token and one padding place was
+  # read before; now two tokens go to entries 2 and 3.
   cache = Cache(
     jnp.array([[1, 0, 0, 0]]),
     jnp.zeros((1, 4), jnp.int32),
     jnp.array(2, jnp.int32),
     {},
   )
-  description = attention.describe(make_batch([[1, 1]]), cache)
-  np.testing.assert_array_equal(description.key_segments_BS, [[1, 0, 1, 1]])
-  assert seen(description) == [[1, 0, 1, 0], [1, 0, 1, 1]]
+  mask = attention.mask_spec(make_batch([[1, 1]]), cache)
+  np.testing.assert_array_equal(mask.key_segments_BS, [[1, 0, 1, 1]])
+  assert seen(mask) == [[1, 0, 1, 0], [1, 0, 1, 1]]
 
 
 def test_attention_is_the_softmax_of_products_by_hand():
-  # One head of width 1. Query 1 = 1 has products 0 and ln 3 with its keys:
-  # softmax (1/4, 3/4); values 0 and 4 give 3. Query 0 sees itself: 0.
+  # There is one head of width 1. Query 1 has products 0 and ln 3 with its keys,
+  # so the softmax is (1/4, 3/4), and values 0 and 4 give 3. Query 0 sees only
+  # itself, so its output is 0.
   q_BTNH = np.array([5.0, 1.0], 'f4').reshape(1, 2, 1, 1)
   k_BSKH = np.array([0.0, np.log(3)], 'f4').reshape(1, 2, 1, 1)
   v_BSKH = np.array([0.0, 4.0], 'f4').reshape(1, 2, 1, 1)
-  out = jax.jit(attention.attend)(q_BTNH, k_BSKH, v_BSKH, described([[1, 1]]))
+  out = jax.jit(attention.attend)(q_BTNH, k_BSKH, v_BSKH, mask_of([[1, 1]]))
   np.testing.assert_allclose(out[0, :, 0, 0], [0, 3], rtol=1e-6)
 
 
 def test_products_are_divided_by_the_root_of_the_head_width():
-  # Width 4, q . k = 4 * ln 3 / 2 = 2 ln 3, halved: ln 3 against 0, as above.
+  # The width is 4. q . k = 4 * ln 3 / 2 = 2 ln 3 is halved, so the scores are
+  # ln 3 and 0, as in the test above.
   q_BTNH = np.ones((1, 2, 1, 4), 'f4')
   k_BSKH = np.stack([np.zeros(4), np.full(4, np.log(3) / 2)]).astype('f4')
   v_BSKH = np.array([[0.0] * 4, [4.0] * 4], 'f4')
   shape = (1, 2, 1, 4)
   out = jax.jit(attention.attend)(
-    q_BTNH, k_BSKH.reshape(shape), v_BSKH.reshape(shape), described([[1, 1]])
+    q_BTNH, k_BSKH.reshape(shape), v_BSKH.reshape(shape), mask_of([[1, 1]])
   )
   np.testing.assert_allclose(out[0, 1, 0], [3] * 4, rtol=1e-5)
 
@@ -101,23 +103,23 @@ def test_grouped_heads_equal_repeated_ones():
   random = np.random.RandomState(0)
   q_BTNH = random.randn(2, 5, 6, 4).astype('f4')
   k_BSKH, v_BSKH = random.randn(2, 2, 5, 2, 4).astype('f4')
-  description = described([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]])
+  mask = mask_of([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]])
   # Query heads 0, 1, 2 share key head 0, and 3, 4, 5 head 1.
   repeat = lambda a: np.repeat(a, 3, axis=2)
   attend = jax.jit(attention.attend)
-  grouped = attend(q_BTNH, k_BSKH, v_BSKH, description)
-  full = attend(q_BTNH, repeat(k_BSKH), repeat(v_BSKH), description)
+  grouped = attend(q_BTNH, k_BSKH, v_BSKH, mask)
+  full = attend(q_BTNH, repeat(k_BSKH), repeat(v_BSKH), mask)
   np.testing.assert_allclose(grouped, full, rtol=1e-5, atol=1e-6)
 
 
 def attended_whole_and_by_parts(longest_block):
-  """Outputs and gradients of both; row 1 has a block of 6 over a border."""
+  """Outputs and gradients of both; in row 1 a block of 6 spans two parts."""
   random = np.random.RandomState(0)
   q_BTNH = random.randn(2, 16, 4, 8).astype('f4')
   k_BTKH, v_BTKH = random.randn(2, 2, 16, 2, 8).astype('f4')
   segments = [[1] * 5 + [2] * 9 + [0] * 2, [1] * 16]
   blocks = [[0] * 16, [0] * 4 + [1] * 6 + [0] * 6]
-  d = described(segments, blocks)
+  d = mask_of(segments, blocks)
 
   def both(f):
     out, pull = jax.vjp(f, q_BTNH, k_BTKH, v_BTKH)
@@ -134,7 +136,7 @@ def test_attention_by_parts_is_attention_forward_and_backward():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_a_block_longer_than_promised_makes_parts_not_a_number():
+def test_a_block_longer_than_declared_makes_attention_by_parts_nan():
   _, by_parts = attended_whole_and_by_parts(longest_block=5)
   assert np.isnan(by_parts[0]).all()
 
@@ -152,10 +154,10 @@ B, T, D = 2, 6, 16
 
 @pytest.fixture(scope='module')
 def layer():
-  """Compiled: (x, description) -> y, with one set of parameters."""
+  """Compiled: (x, mask) -> y, with one set of parameters."""
   x_BTD = np.zeros((B, T, D), 'f4')
   shapes = jax.eval_shape(
-    LAYER.init, jax.random.key(0), x_BTD, described([[1] * T] * B)
+    LAYER.init, jax.random.key(0), x_BTD, mask_of([[1] * T] * B)
   )
   random = np.random.RandomState(0)
   variables = jax.tree.map(
@@ -173,8 +175,8 @@ def test_what_a_token_does_not_see_does_not_change_it(layer):
   segments = [[1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1]]
   x_BTD = tokens()
   changed = x_BTD.copy()
-  changed[:, 3] += 1.0  # seen by tokens 3, and by 4 and 5 in row 1
-  y, of_changed = (layer(x, described(segments))[0] for x in (x_BTD, changed))
+  changed[:, 3] += 1.0  # Token 3 sees it; so do tokens 4 and 5 of row 1.
+  y, of_changed = (layer(x, mask_of(segments))[0] for x in (x_BTD, changed))
   differs = np.abs(y - of_changed).max(axis=-1) > 1e-6
   np.testing.assert_array_equal(
     differs, [[0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 1]]
@@ -183,7 +185,7 @@ def test_what_a_token_does_not_see_does_not_change_it(layer):
 
 def test_only_differences_of_positions_matter(layer):
   segments = [[1] * T] * B
-  near = attention.describe(make_batch(segments), None)
+  near = attention.mask_spec(make_batch(segments), None)
   far = near._replace(positions_BT=near.positions_BT + 40)
   spread = near._replace(positions_BT=near.positions_BT * 3)
   x_BTD = tokens()
@@ -192,32 +194,32 @@ def test_only_differences_of_positions_matter(layer):
   assert np.abs(of_spread - y).max() > 1e-3
 
 
-def test_reading_in_two_pieces_equals_reading_at_once(layer):
+def test_reading_in_two_parts_equals_reading_at_once(layer):
   x_BTD = tokens()
-  whole, _ = layer(x_BTD, described([[1] * T] * B))
+  whole, _ = layer(x_BTD, mask_of([[1] * T] * B))
   zeros = jnp.zeros((B, T), jnp.int32)
   cache = Cache(zeros, zeros, jnp.array(0, jnp.int32), None)
   slots = (jnp.zeros((B, T, 2, 8)),) * 2
-  pieces = []
+  parts = []
   for start, end in ((0, 4), (4, T)):
     positions = np.arange(start, end, dtype=np.int32) + np.zeros((B, 1), 'i4')
     segments = [[1] * (end - start)] * B
     batch = make_batch(segments, positions=positions)
-    d = attention.describe(batch, cache)
+    d = attention.mask_spec(batch, cache)
     y_BTD, slots = layer(x_BTD[:, start:end], d, slots)
     cache = Cache(
       d.key_segments_BS, d.key_blocks_BS, jnp.array(end, jnp.int32), None
     )
-    pieces.append(y_BTD)
+    parts.append(y_BTD)
   np.testing.assert_allclose(
-    np.concatenate(pieces, axis=1), whole, rtol=1e-5, atol=1e-5
+    np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5
   )
 
 
 def test_shapes_dtypes_and_logical_axes():
   small = Attention(4, 2, 8, dtype=jnp.bfloat16)
   x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
-  d = Description(*(jax.ShapeDtypeStruct((B, T), jnp.int32),) * 5, None)
+  d = MaskSpec(*(jax.ShapeDtypeStruct((B, T), jnp.int32),) * 5, None)
   (y_BTD, cache), variables = jax.eval_shape(
     small.init_with_output, jax.random.key(0), x_BTD, d
   )
@@ -237,10 +239,10 @@ def test_shapes_dtypes_and_logical_axes():
 
 
 def test_normalised_queries_do_not_grow_with_the_input(layer):
-  # Scores of normalised queries and keys are the same for 100 x; the values,
-  # and so the outputs, are 100 times as large.
+  # If x is 100 times as large, normalised queries and keys give the same
+  # scores, so values and outputs are 100 times as large.
   x_BTD = tokens()
-  d = described([[1] * T] * B)
+  d = mask_of([[1] * T] * B)
   np.testing.assert_allclose(
     layer(100 * x_BTD, d)[0], 100 * layer(x_BTD, d)[0], rtol=1e-3, atol=1e-3
   )
@@ -249,5 +251,5 @@ def test_normalised_queries_do_not_grow_with_the_input(layer):
 def test_key_heads_must_divide_the_query_heads():
   with pytest.raises(ValueError, match='NUM_HEADS=4 must be a multiple'):
     Attention(4, 3, 8).init(
-      jax.random.key(0), jnp.zeros((1, 2, D)), described([[1, 1]])
+      jax.random.key(0), jnp.zeros((1, 2, D)), mask_of([[1, 1]])
     )

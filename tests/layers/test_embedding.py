@@ -11,7 +11,7 @@ TABLE = np.array([[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 1]], np.float32)
 
 
 def test_a_token_reads_its_row_times_the_root_of_the_width():
-  # Width 4: the row of token 1 is doubled.
+  # The width is 4, so the row of token 1 is doubled.
   embed = embedding.Embedding(vocab_size=3, d_model=4)
   x_BTD = jax.jit(embed.apply)(
     {'params': {'table': TABLE}}, np.array([[1, 2]], np.int32)
@@ -27,14 +27,14 @@ def test_vectors_start_with_features_of_unit_size():
 
 
 def test_logits_are_products_with_every_row():
-  # (1, 0, 0, 1) with each row: 1 + 4, 5 + 8, 0 + 1.
+  # The products of (1, 0, 0, 1) with the rows are 1 + 4, 5 + 8, 0 + 1.
   hidden = np.array([1, 0, 0, 1], np.float32)
   found = jax.jit(embedding.logits)(hidden, TABLE)
   np.testing.assert_array_equal(found, [5, 13, 1])
 
 
 def test_logits_of_bfloat16_are_float32_and_added_up_in_float32():
-  # Of 256 + 1 bfloat16, with 8 bits, keeps 256; float32 keeps both.
+  # bfloat16 has 8 bits and rounds 256 + 1 to 256; float32 does not.
   hidden = jnp.ones((2,), jnp.bfloat16)
   found = jax.jit(embedding.logits)(hidden, np.array([[256, 1]], np.float32))
   assert found.dtype == jnp.float32
@@ -56,3 +56,12 @@ def test_shapes_and_logical_axes():
   for found in (variables, head_variables):
     assert found['params']['table'].names == ('vocab', 'embed')
     assert found['params']['table'].value == table_VD
+
+
+def test_an_extra_outside_of_its_table_gives_nan():
+  extra = embedding.ExtraEmbedding(size=3, d_model=2)
+  params = {'params': {'table': TABLE[:, :2]}}
+  values = np.array([[2, 3, -1]], np.int32)
+  x_BTD = extra.apply(params, values)
+  np.testing.assert_array_equal(x_BTD[0, 0], TABLE[2, :2])
+  assert np.isnan(x_BTD[0, 1:]).all()

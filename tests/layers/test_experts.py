@@ -1,4 +1,4 @@
-"""Experts: runs of rows in pieces, and slots."""
+"""Experts: runs of rows in chunks, and rows by slot."""
 
 import functools
 
@@ -21,7 +21,7 @@ def random_weights(activation='swiglu'):
 
 
 def random_rows(filled):
-  """(rows, weights, what the outputs' gradients are), zeros behind `filled`."""
+  """(rows, weights, gradients of outputs); zeros behind `filled` rows."""
   random = np.random.RandomState(1)
   shapes = (R, D), (R,), (R, D)
   arrays = [random.randn(*shape).astype('f4') for shape in shapes]
@@ -31,7 +31,7 @@ def random_rows(filled):
 
 
 def reference(weights, rows_RD, weight_R, count_E, activation):
-  """Row by row, each with the matrices of its expert."""
+  """The outputs row by row, each with the matrices of its expert."""
   expert_R = np.repeat(np.arange(E), count_E)
   outputs = []
   for row, e in enumerate(expert_R):
@@ -47,13 +47,13 @@ def reference(weights, rows_RD, weight_R, count_E, activation):
 
 
 @functools.cache
-def with_gradients(activation, piece):
-  """Compiled once for all counts: outputs, and gradients by all arrays."""
+def with_gradients(activation, chunk):
+  """Outputs, and gradients by all arrays; compiled once for all counts."""
 
   def apply(arrays, count_E, dy_RD):
     def runs(weights, rows_RD, weight_R):
       y_RD = experts.apply(
-        weights, rows_RD, weight_R, count_E, activation, piece
+        weights, rows_RD, weight_R, count_E, activation, chunk
       )
       is_filled_R = jnp.arange(R) < count_E.sum()
       return jnp.where(is_filled_R[:, None], y_RD, 0.0)
@@ -64,19 +64,19 @@ def with_gradients(activation, piece):
   return jax.jit(apply)
 
 
-@pytest.mark.parametrize('piece', [R, 12, 7, 1])
+@pytest.mark.parametrize('chunk', [R, 12, 7, 1])
 @pytest.mark.parametrize('activation', ['swiglu', 'gelu'])
 @pytest.mark.parametrize(
   'count_E',
   [(8, 9, 7), (5, 0, 6), (0, 0, R), (1, 0, 0), (0, 0, 0)],
   ids=['full', 'an-empty-run', 'all-to-one', 'one-row', 'none'],
 )
-def test_runs_equal_the_reference_in_pieces_of_any_size(
-  count_E, activation, piece
+def test_runs_equal_the_reference_in_chunks_of_any_size(
+  count_E, activation, chunk
 ):
   rows_RD, weight_R, dy_RD = random_rows(sum(count_E))
   arrays = random_weights(activation), rows_RD, weight_R
-  found = with_gradients(activation, piece)(arrays, jnp.array(count_E), dy_RD)
+  found = with_gradients(activation, chunk)(arrays, jnp.array(count_E), dy_RD)
   obvious = lambda *arrays: reference(*arrays, count_E, activation)
   y_RD, backward = jax.vjp(obvious, *arrays)
   jax.tree.map(
@@ -86,7 +86,7 @@ def test_runs_equal_the_reference_in_pieces_of_any_size(
   )
 
 
-def test_hidden_layers_are_as_long_as_a_piece():
+def test_hidden_layers_are_as_long_as_a_chunk():
   rows_RD, weight_R, _ = random_rows(R)
   count_E = jnp.array((8, 9, 7))
 
@@ -100,7 +100,8 @@ def test_hidden_layers_are_as_long_as_a_piece():
 
 
 def test_gradients_of_matrices_are_summed_in_float32():
-  # 1 + 256 times 2^-9 is 1.5; in bfloat16 each term alone would be lost.
+  # The sum of 1 and 256 terms of 2^-9 is 1.5. A bfloat16 sum would lose every
+  # small term.
   weights = {
     'w_up_EDF': jnp.ones((1, 1, 1), jnp.bfloat16),
     'w_down_EFD': jnp.ones((1, 1, 1), jnp.bfloat16),

@@ -1,8 +1,8 @@
-"""Router x dispatch x exchange x mesh, whole layers: eight devices against one.
+"""Whole layers with each router, dispatch, exchange and mesh on eight devices.
 
-The one device runs every expert on every token, masked by the rows that the
-plan and the capacity keep; parts are proven where they are defined. What the
-meshes and refusals here add up to is printed by `tests.routing.matrix`.
+The reference runs on one device. It computes every expert on every token and
+masks the rows that the plan and the capacity drop. `tests.routing.matrix`
+prints tables of the meshes and of the refused combinations in this file.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ ROUTERS = {
   'global balance': P(TOP, balance_scope='global'),
   'null': P(gates.NullExperts, num_null=3, num_copy=1),
   'modality': P(gates.ModalityGrouped, reserved=(2, 2)),
-  # One of 8 experts is left to the first modality, which has half the tokens.
+  # The first modality has half of the tokens and may use one of 8 experts.
   'modality of base': P(
     gates.ModalityGrouped, router=gates.Base, reserved=(0, 7)
   ),
@@ -124,7 +124,7 @@ def make(router, dispatcher, **options):
 
 @functools.cache
 def variables(router):
-  """Random parameters and a bias, by shapes alone."""
+  """Random parameters and a bias; only their shapes come from the layer."""
   module = make(router, 'sorted')
   shapes = jax.eval_shape(
     P(module.init, train=False), jax.random.key(0), tokens(), INFO
@@ -137,7 +137,7 @@ def variables(router):
 
 
 def divided(router, params, table, mesh):
-  """Parameters on the devices of the mesh, as a training keeps them."""
+  """Parameters on the devices of the mesh, placed as in training."""
   shapes = jax.eval_shape(
     P(make(router, 'sorted').init, train=False),
     jax.random.key(0),
@@ -195,7 +195,7 @@ def sharded(router, dispatcher, exchanger, mesh_name):
 
 
 def router_key():
-  """The key that flax gives the layer's router for a run's key."""
+  """The router's key that flax derives from the key of the layer."""
 
   class Keys(nn.Module):
     @nn.compact
@@ -206,7 +206,7 @@ def router_key():
 
 
 def whole(router, dispatcher):
-  """The loss of every expert on every token: (function, rows kept, plan)."""
+  """(loss of every expert on every token, kept rows, plan)."""
   module = make(router, dispatcher)
   given = variables(router)
   gate = module.make_router()
@@ -230,7 +230,7 @@ def whole(router, dispatcher):
   rows = (
     10**6
     if dispatch_.is_dropless
-    else dispatch_.room(M, gate.mean_active(E), E)
+    else dispatch_.capacity(M, gate.mean_active(E), E)
   )
   priority = getattr(dispatch_, 'priority', 'position')
   kept_GR = oracle.kept_rows(fixed, E, rows, priority)
@@ -259,7 +259,7 @@ def whole(router, dispatcher):
 
 @functools.cache
 def expected(router, dispatcher):
-  """(of every expert on every token: loss and gradients, rows kept, plan)."""
+  """(loss and gradients of every expert on every token, kept rows, plan)."""
   loss, kept_GR, plan = whole(router, dispatcher)
   run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
   found = jax.device_get(run(variables(router)['params'], tokens()))
@@ -275,7 +275,7 @@ def assert_close(one, other):
 def test_eight_devices_equal_every_expert_on_every_token(
   router, dispatcher, exchanger, mesh_name
 ):
-  # Capacity pooled over devices is proven in tests/routing/test_exchange.py.
+  # tests/routing/test_exchange.py tests capacity that is pooled over devices.
   assert dispatcher == 'dropless' or exchanger not in ('worst case', 'ample')
   eight, eight_gradients = sharded(router, dispatcher, exchanger, mesh_name)
   (one, gradients), kept_GR, plan = expected(router, dispatcher)
@@ -342,7 +342,7 @@ def test_every_pair_of_mesh_axes_is_divided_in_some_stack():
 
 SPARE = P(TOP, num_spare=1)
 SEQUENCE = P(TOP, balance_scope='sequence')
-# What does not combine -> (layer, mesh).
+# Combination without support -> (layer, mesh).
 REFUSED = {
   '`exchange.AllToAll` with `dispatch.Dropless` on an expert axis': (
     P(MoE, dispatch=dispatch.Dropless),
@@ -394,6 +394,6 @@ def refusal(name) -> str:
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_what_does_not_combine_is_refused_when_built_and_says_what_to_do(name):
+def test_combinations_without_support_are_refused_with_advice(name):
   message = refusal(name)
   assert ': ' in message and message.endswith('.')

@@ -1,4 +1,4 @@
-"""Fused attention against plain XLA, on CPU: interpreted, or by a stand-in."""
+"""Fused attention against plain XLA on a CPU, interpreted or replaced."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ from moe.layers import attention, kernels
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.types import Layout
-from tests.layers.test_attention import described
+from tests.layers.test_attention import mask_of
 
 B, T, N, K, H = 2, 256, 4, 2, 16
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-  """Tiles of 128, so that 256 tokens have tiles that are left out."""
+  """Tiles of 128, so that 256 tokens have tiles that are not computed."""
   monkeypatch.setattr(kernels, '_TILE', 128)
 
 
@@ -28,11 +28,11 @@ def arrays(seed=0):
 
 
 def documents():
-  """Two documents and padding; in the second row a block over two tiles."""
+  """Two documents and padding; row 1 also has a block that spans two tiles."""
   segments, blocks = np.ones((B, T), 'i4'), np.zeros((B, T), 'i4')
   segments[0, 100:], segments[0, 250:] = 2, 0
   blocks[1, 120:160] = 7
-  return described(segments, blocks)
+  return mask_of(segments, blocks)
 
 
 def splash(q, k, v, d, longest_block, layout=Layout()):  # noqa: B008
@@ -61,7 +61,7 @@ def assert_close(got, wanted, tolerance=2e-5):
 
 def test_the_last_key_a_query_sees_is_itself_or_the_end_of_its_block():
   segments = [[1, 1, 1, 1, 1, 2, 2, 0]]
-  blocks = [[0, 3, 3, 4, 4, 4, 0, 0]]  # block 4 ends with its document
+  blocks = [[0, 3, 3, 4, 4, 4, 0, 0]]  # Block 4 ends with its document.
   last = kernels.last_visible(jnp.array(segments), jnp.array(blocks))
   assert last.tolist() == [[0, 2, 2, 4, 4, 5, 6, 7]]
 
@@ -83,10 +83,10 @@ def test_splash_is_attention_forward_and_backward(small_tiles):
 
 
 @pytest.mark.parametrize('longest_block, is_lost', [(40, False), (39, True)])
-def test_a_block_longer_than_was_said_makes_its_rows_no_number(
+def test_a_block_longer_than_declared_makes_its_rows_nan(
   monkeypatch, longest_block, is_lost
 ):
-  # The kernel gets queries that are no numbers; it need not run for that.
+  # The queries are NaN before the kernel gets them, so it need not run.
   monkeypatch.setattr(kernels, '_splash_local', lambda q_BTNH, *_: q_BTNH)
   q_BTNH = splash(*arrays(), documents(), longest_block)
   assert bool(np.isnan(q_BTNH).all()) == is_lost
@@ -107,21 +107,21 @@ def test_splash_over_devices_is_attention(small_tiles, shape):
   assert_close(found, wanted(*arrays()))
 
 
-def test_tiles_to_the_right_of_what_is_seen_are_left_out():
-  # 3 tiles of 512 queries by 3 of keys, causal; then blocks of two tokens, the
-  # second of which may begin a tile.
+def test_tiles_without_visible_keys_are_left_out():
+  # There are 3 x 3 tiles of 512 queries and keys. The first case is causal. The
+  # second has blocks of two tokens, and a tile may start with the second token.
   tables = lambda first, queries, span, by_keys=False: tuple(
     a[0].tolist()
     for a in kernels._tables(jnp.int32(first), queries, 1536, span, by_keys)
   )
   ahead, runs = tables(0, 1536, 0)
   assert runs == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-  # Behind the last tile that is computed nothing new is fetched.
+  # After the last computed tile the kernel fetches nothing new.
   assert ahead == [[0, 0, 0], [0, 1, 1], [0, 1, 2]]
   assert tables(0, 1536, 1)[1] == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
-  # The last third of the queries, on a device of its own.
+  # One device has the last third of the queries.
   assert tables(1024, 512, 0)[1] == [[1, 1, 1]]
-  # By keys: each column goes down its queries, first those that see it.
+  # With by_keys the kernel loops over the queries of each column of keys.
   ahead, runs = tables(0, 1536, 0, by_keys=True)
   assert runs == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
   assert ahead == [[0, 1, 2], [1, 1, 2], [2, 2, 2]]
@@ -156,9 +156,9 @@ def test_the_platform_is_that_of_the_mesh_and_none_without_one():
   'kernel, changed, reason',
   [
     ('tpu', {'T': 200}, '200 tokens of a device must be a multiple of 128'),
-    ('tpu', {'B': 3}, '3 sequences .* must divide by the 2 and 2 devices'),
-    ('tpu', {'K': 1}, '4 query and 1 key heads must divide by the 2 and 2'),
-    ('gpu', {'dtype': jnp.float32}, 'cuDNN takes bfloat16'),
+    ('tpu', {'B': 3}, '3 sequences must be divisible by 2 devices'),
+    ('tpu', {'K': 1}, '4 query heads and 1 key heads by 2 devices'),
+    ('gpu', {'dtype': jnp.float32}, 'cuDNN needs bfloat16'),
     ('gpu', {'H': 192}, 'at most 128 features'),
     ('tpu', {'H': 192, 'dtype': jnp.float32}, None),
     ('gpu', {'T': 200}, None),
@@ -190,8 +190,8 @@ def test_fused_attention_where_there_is_none_is_refused():
     attention.self_attend(*arrays(), documents(), Layout(), 'flash')
 
 
-def test_cudnn_is_told_the_attention_rule(monkeypatch):
-  # No GPU here: the same call, computed by XLA.
+def test_cudnn_gets_the_attention_mask(monkeypatch):
+  # There is no GPU, so XLA computes the same call.
   real = jax.nn.dot_product_attention
 
   def stand_in(*args, implementation, **options):

@@ -34,8 +34,8 @@ def tokens():
 
 
 def boxed():
-  described = attention.describe(make_batch(), None)
-  return jax.eval_shape(LAYER.init, jax.random.key(0), tokens(), described)
+  mask = attention.mask_spec(make_batch(), None)
+  return jax.eval_shape(LAYER.init, jax.random.key(0), tokens(), mask)
 
 
 def make_params():
@@ -47,9 +47,9 @@ def make_params():
 
 
 def apply(params, x_BTD, batch=None, cache=None):
-  described = attention.describe(batch or make_batch(), cache)
+  mask = attention.mask_spec(batch or make_batch(), cache)
   slots = None if cache is None else cache.layers
-  return LAYER.apply({'params': params}, x_BTD, described, slots)
+  return LAYER.apply({'params': params}, x_BTD, mask, slots)
 
 
 def normed(x, scale):
@@ -57,14 +57,14 @@ def normed(x, scale):
 
 
 def turned(x, position):
-  """Feature i and i + 2 as a complex number, turned by position / 100^i."""
+  """Rotates features i and i + 2, as a complex number, by position / 100^i."""
   angle = position * 10_000.0 ** (-np.arange(0, ROPE, 2) / ROPE)
   z = (x[: ROPE // 2] + 1j * x[ROPE // 2 :]) * np.exp(1j * angle)
   return np.concatenate([z.real, z.imag])
 
 
 def slow(params, x_BTD):
-  """One query, head and key after the other, in float64."""
+  """Loops over queries, heads and keys, in float64."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   y_BTD = np.zeros((B, T, D))
   for b in range(B):
@@ -97,7 +97,7 @@ def test_it_equals_loops_over_queries_heads_and_keys():
   np.testing.assert_allclose(y_BTD, slow(params, x_BTD), rtol=1e-4, atol=1e-5)
 
 
-def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
+def test_reading_in_parts_with_a_cache_equals_reading_at_once():
   params, x_BTD = make_params(), tokens()
   whole, _ = jax.jit(apply)(params, x_BTD)
   zeros = np.zeros((B, T), np.int32)
@@ -105,21 +105,21 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
     lambda s: jnp.zeros(s.shape, s.dtype), LAYER.cache_shapes(B, T)
   )
   cache = Cache(zeros, zeros, jnp.int32(0), slots)
-  pieces = []
-  # The block of row 1 lies within the first piece.
+  parts = []
+  # The block of row 1 is inside the first part.
   for start, end in ((0, 5), (5, 6), (6, T)):
     batch = make_batch(start, end)
     y_BTD, slots = jax.jit(apply)(params, x_BTD[:, start:end], batch, cache)
-    d = attention.describe(batch, cache)
+    d = attention.mask_spec(batch, cache)
     cache = Cache(d.key_segments_BS, d.key_blocks_BS, jnp.int32(end), slots)
-    pieces.append(y_BTD)
+    parts.append(y_BTD)
   np.testing.assert_allclose(
-    np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-5
+    np.concatenate(parts, axis=1), whole, rtol=1e-4, atol=1e-5
   )
 
 
 def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
-  # 8 + 4 numbers, where keys and values of 4 heads would be 4 * (10 + 5).
+  # A token has 8 + 4 numbers; keys and values of 4 heads would be 4 * (10 + 5).
   latents, keys = LAYER.cache_shapes(3, 20)
   assert latents.shape == (3, 20, 1, KV_RANK)
   assert keys.shape == (3, 20, 1, ROPE)
@@ -128,7 +128,7 @@ def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
 
 
 def loss(params, x_BTD):
-  # Random weights: a plain sum would not see the turn of the values.
+  # The weights are random, since a plain sum would hide swapped values.
   weight_BTD = np.random.RandomState(2).randn(B, T, D).astype('f4')
   return jnp.sum(apply(params, x_BTD)[0] * weight_BTD)
 
@@ -177,9 +177,9 @@ def test_eight_devices_equal_one(one_device):
 
 def test_the_softmax_is_of_float32_in_a_bfloat16_layer():
   small = LAYER.clone(dtype=jnp.bfloat16)
-  described = attention.describe(make_batch(), None)
+  mask = attention.mask_spec(make_batch(), None)
   program = jax.make_jaxpr(small.apply)(
-    {'params': make_params()}, tokens().astype(jnp.bfloat16), described
+    {'params': make_params()}, tokens().astype(jnp.bfloat16), mask
   )
   assert f'f32[{B},{N},{T},{T}] = exp' in str(program)
   assert program.out_avals[0].dtype == jnp.bfloat16
@@ -202,5 +202,6 @@ def test_shapes_and_logical_axes():
 
 
 def test_the_width_counts_scores_and_values():
-  # Of 4 heads: 6 + 4 features a score, 5 a value; the mean of 10 and 5 is 7.5.
+  # Each of 4 heads has 6 + 4 features for scores and 5 for values; their mean
+  # is 7.5.
   assert LAYER.anatomy().pair_width == 30

@@ -20,11 +20,11 @@ from moe.types import Layout
 
 B, T, D, E, F, M = 8, 8, 5, 8, 6, 4
 P = functools.partial
-# Named, since two partials of the same arguments are not equal: `compiled`
-# keeps what it compiled by its arguments.
-TIGHT = P(dispatch.Sorted, 1.5)  # capacity 1.5 * 4 * 2 / 8 = 1.5, so 2
+# `compiled` caches by its arguments, and two equal partials do not compare
+# equal, so tests share this one. Its capacity is 1.5 * 4 * 2 / 8 = 1.5, so 2.
+TIGHT = P(dispatch.Sorted, 1.5)
 
-# The ends of some rows are padding, one of them a whole group and more.
+# Some rows end in padding; in one row it fills a whole group and more.
 VALID = np.arange(T) < np.array([[8, 8, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -42,7 +42,7 @@ def tokens(seed=0):
 
 
 def make_params(module):
-  """Random parameters by shapes alone; compiling `init` takes seconds."""
+  """Random parameters of the right shapes; compiling `init` takes seconds."""
   shapes = jax.eval_shape(
     P(module.init, train=False), jax.random.key(0), tokens(), info()
   )
@@ -70,7 +70,7 @@ def expert(params, e, x_D):
 
 
 def oracle(params, x_BTD, valid, k, capacity):
-  """Every choice of every token, one after another: (y, dropped)."""
+  """(y, dropped) by a loop over every choice of every token."""
   x_GMD = x_BTD.reshape(-1, M, D)
   valid_GM = valid.reshape(-1, M)
   y_GMD = np.zeros_like(x_GMD)
@@ -97,9 +97,9 @@ def assert_close(one, other):
 
 
 def test_one_token_through_its_expert_by_hand():
-  # x = 1, router (ln 3, 0): probabilities (3/4, 1/4), so expert 0. Its hidden
-  # layer is silu(1) * 2 = .731059 * 2 = 1.462117, times 4 = 5.848468, times the
-  # probability 3/4 = 4.386351.
+  # With x = 1 the router's logits (ln 3, 0) give probabilities (3/4, 1/4), so
+  # the token chooses expert 0. The hidden layer is silu(1) * 2 = .731059 * 2 =
+  # 1.462117; times 4 it is 5.848468, and times the probability 3/4, 4.386351.
   params = {
     'router': np.array([[np.log(3), 0.0]], 'f4'),
     'w_up_EDF': np.array([2.0, 0.0], 'f4').reshape(2, 1, 1),
@@ -135,7 +135,7 @@ def test_dropless_it_equals_the_loop_without_capacity(train, dispatcher):
 
 
 def test_with_all_experts_active_it_is_the_dense_mixture():
-  # Capacity: 1.0 * 4 * 8 / 8 = 4, room for every token of a group.
+  # The capacity is 1.0 * 4 * 8 / 8 = 4, enough for every token of a group.
   params, run = compiled(top_k=E, dispatch=P(dispatch.Sorted, 1.0))
   everything = np.ones_like(VALID)
   y_BTD, _ = run(tokens(), everything)
@@ -190,10 +190,10 @@ def test_the_shared_expert_sees_every_token():
 
 @dataclasses.dataclass(frozen=True)
 class Noisy(gates.TopK):
-  """TopK with noise by the keys of the groups, to see where they come from."""
+  """TopK whose noise depends on the keys of the groups."""
 
   def route(self, inputs, state, keys_G, train):
-    # Any function of the key will do; `random.normal` takes long to compile.
+    # Any function of the key serves here; `random.normal` compiles slowly.
     seed_G11 = jax.random.key_data(keys_G)[:, :1, None] % 97
     places_ME = jnp.arange(M * E, dtype=jnp.float32).reshape(M, E)
     noise_GME = jnp.sin(seed_G11.astype(jnp.float32) * places_ME)
@@ -217,7 +217,7 @@ def trained(mesh_shape, num_devices, **options):
     total = jnp.sum(jnp.sin(scale) * y_BTD)
     for sum_, weight in outputs.losses.values():
       total += 10.0 * sum_ / weight
-    # One device has nobody to send to.
+    # One device sends nothing, so the counts differ.
     outputs.metrics.pop('bytes_exchanged')
     return total, (y_BTD, outputs)
 
@@ -260,7 +260,7 @@ def test_evaluation_on_eight_devices_equals_one():
 
 @pytest.mark.parametrize('batch', [1, 2])
 def test_a_batch_too_small_for_the_mesh_is_evaluated_all_the_same(batch):
-  # 2 rows are divided over the data axis only, 1 row over none.
+  # Two rows are divided over the data axis only, one row over no axis.
   params, run = compiled(train=False, dispatch=TIGHT)
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
   module = make(layout=rules.layout(rules.table('standard'), mesh))
@@ -314,18 +314,32 @@ def layout(**sizes):
     use('data') + use('expert'),
     use('context'),
     use('expert'),
-    (),
     use('model'),
     tuple(sizes.items()),
   )
 
 
 @pytest.mark.parametrize(
+  ('length', 'size'),
+  [
+    (16, 16),
+    (128, 128),
+    (1024, 1024),
+    (2048, 1024),
+    (1500, 750),
+    (2053, 2053),  # a prime number
+  ],
+)
+def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
+  assert moe_layer.tokens_per_group(length) == size
+
+
+@pytest.mark.parametrize(
   'batch, length, group_size, sizes',
   [
     (8, 16, 16, {}),
-    (8, 16, 4, {'data': 2, 'context': 4}),  # 4 x 4 tokens a device
-    (8, 16, 32, {'data': 4}),  # 2 x 16 tokens a device, two whole rows
+    (8, 16, 4, {'data': 2, 'context': 4}),  # 4 x 4 tokens per device
+    (8, 16, 32, {'data': 4}),  # 2 x 16 tokens per device: two whole rows
   ],
 )
 def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
@@ -339,8 +353,8 @@ def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
     (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),  # one row and a half
     (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),  # four rows of two
     (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),  # over two devices
-    (6, 16, 16, {'data': 4}, 'must divide by the 4 x 1 devices'),
-    (8, 15, 15, {'context': 2}, 'must divide by the 1 x 2 devices'),
+    (6, 16, 16, {'data': 4}, 'divisible by the 4 x 1 devices'),
+    (8, 15, 15, {'context': 2}, 'divisible by the 1 x 2 devices'),
   ],
 )
 def test_groups_that_do_not_fit_are_refused(
@@ -355,10 +369,13 @@ def test_groups_that_do_not_fit_are_refused(
   [
     (
       {'expert': 3},
-      r"num_experts=8 must divide by the 'expert' mesh axis \(3\): use a"
-      ' multiple of 3, or shrink',
+      r"NUM_EXPERTS=8 must be divisible by the 'expert' mesh axis \(3\): use a"
+      ' multiple of 3, or lower',
     ),
-    ({'model': 4}, r"EXPERT_D_FF=6 must divide by the 'model' mesh axis \(4\)"),
+    (
+      {'model': 4},
+      r"EXPERT_D_FF=6 must be divisible by the 'model' mesh axis \(4\)",
+    ),
   ],
 )
 def test_experts_that_do_not_divide_by_the_mesh_are_refused(sizes, message):
@@ -382,13 +399,13 @@ def evaluated(x_BTD, valid):
 
 
 def test_expert_choice_sees_the_groups_of_training_in_evaluation():
-  # Groups of 4 tokens; with all experts' rows kept the two are the same.
+  # Groups have 4 tokens. Dropless training and evaluation are then the same.
   _, run = compiled(train=True, router=CHOICE, dispatch=dispatch.Dropless)
   assert_close(evaluated(tokens(), VALID), run(tokens(), VALID)[0])
 
 
 def test_a_rest_of_a_group_is_filled_up_with_padding():
-  # 2 x 7 tokens are three groups of 4 and one of 2.
+  # 2 x 7 tokens make three groups of 4 and one of 2.
   x_BTD, valid = tokens()[:2, :7], np.ones((2, 7), bool)
   flat = lambda a: a.reshape(1, 14, *a.shape[2:])
   fill = lambda a: np.pad(a, [(0, 0), (0, 2), *[(0, 0)] * (a.ndim - 2)])
@@ -401,7 +418,8 @@ def test_a_rest_of_a_group_is_filled_up_with_padding():
 def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
   batch, length
 ):
-  # The groups of 4: two a row; on 4 of 8 devices; of two rows; of 12 tokens.
+  # The cases of groups of 4: two per row; groups on 4 of 8 devices; a group
+  # over two rows; 12 tokens in all.
   x_BTD = tokens()[:batch, :length]
   valid = np.ones((batch, length), bool)
   params, _ = compiled(train=False, router=CHOICE)
@@ -426,7 +444,7 @@ def test_a_router_that_needs_later_tokens_cannot_read_token_by_token():
 
 @dataclasses.dataclass(frozen=True)
 class Seen(gates.TopK):
-  """TopK that gives its logits and choices away."""
+  """TopK that returns its logits and choices as statistics."""
 
   def route(self, inputs, state, keys_G, train):
     plan = super().route(inputs, state, keys_G, train)
@@ -444,7 +462,7 @@ def test_bfloat16_tokens_are_routed_by_a_product_in_float32():
   metrics = jax.jit(run)(x_BTD).metrics
   exact = np.asarray(x_BTD, np.float64) @ np.float64(params['router'])
   exact_GME = exact.reshape(-1, M, E)
-  # A product in bfloat16 is wrong by some 1e-2.
+  # A product in bfloat16 would be off by about 1e-2.
   np.testing.assert_allclose(metrics['logits'][0], exact_GME, atol=1e-5)
   best_GM2 = np.argsort(-exact_GME, axis=-1)[..., :2]
   np.testing.assert_array_equal(
@@ -481,8 +499,8 @@ def test_the_routers_product_is_written_in_float32_at_full_precision():
 
 
 def test_choices_that_a_router_takes_out_count_as_dropped():
-  # Tokens of modality 0, all of them, may see expert 0 alone, which takes one
-  # of each group of 4 where all 8 experts take as many.
+  # All tokens have modality 0 and may use expert 0 alone. A balanced assignment
+  # gives it one token of each group of 4, and closed experts the others.
   router = P(gates.ModalityGrouped, router=gates.Base, reserved=(1, 7))
   params, _ = compiled(dispatch=TIGHT)
   module = make(router=router, top_k=1)

@@ -13,7 +13,7 @@ def normalise(x, scale, **options):
 
 
 def test_the_root_mean_square_becomes_the_scale():
-  # Mean square of (3, 4) is 12.5; 3 / 3.5355 = 0.8485, 4 / 3.5355 = 1.1314.
+  # The mean square of (3, 4) is 12.5; 3 / 3.5355 = 0.8485, 4 / 3.5355 = 1.1314.
   y = normalise(np.array([[3.0, 4.0]], 'f4'), np.array([1.0, 10.0], 'f4'))
   np.testing.assert_allclose(y, [[0.8485, 11.314]], rtol=1e-4)
 

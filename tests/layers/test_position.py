@@ -13,8 +13,9 @@ rotated = jax.jit(rotate)
 
 
 def test_the_pairs_turn_by_the_position_and_by_a_hundredth_of_it():
-  # H = 4: frequencies 10000 ** 0 = 1 and 10000 ** (-2 / 4) = 1 / 100. Feature 0
-  # pairs with 2, feature 1 with 3; (1, 0) turned by a is (cos a, sin a).
+  # With H = 4 the frequencies are 10000 ** 0 = 1 and 10000 ** (-2 / 4) = 0.01.
+  # Feature 0 pairs with 2, feature 1 with 3. (1, 0) rotated by a is (cos a,
+  # sin a).
   x_BTNH = np.array([1, 1, 0, 0], 'f4').reshape(1, 1, 1, 4)
   y = rotated(x_BTNH, np.array([[2]], np.int32))[0, 0, 0]
   expected = [math.cos(2), math.cos(0.02), math.sin(2), math.sin(0.02)]

@@ -1,4 +1,4 @@
-"""Einsum with gradients of its own."""
+"""Einsum with its own gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from moe.layers.product import einsum
 
 
 def outcome(product, subscripts, a, b):
-  """Value and both gradients of an uneven sum of the product."""
+  """Value and both gradients of a weighted sum of the product."""
 
   def loss(a, b):
     y = product(subscripts, a, b)
@@ -24,7 +24,7 @@ def outcome(product, subscripts, a, b):
   [
     ('BTD,DF->BTF', (2, 3, 4), (4, 5)),
     ('ESD,EDF->ESF', (2, 3, 4), (2, 4, 5)),  # a letter in all three
-    ('BTNH,NHD->BTD', (2, 3, 4, 5), (4, 5, 6)),  # two letters added up
+    ('BTNH,NHD->BTD', (2, 3, 4, 5), (4, 5, 6)),  # a sum over two letters
   ],
 )
 def test_value_and_gradients_are_those_of_autodiff(subscripts, first, second):
@@ -40,7 +40,7 @@ def test_value_and_gradients_are_those_of_autodiff(subscripts, first, second):
 
 
 def test_gradients_by_hand():
-  # y = a b with a = (2, 3) and b = (5, 7): y = 31; dy/da = b, dy/db = a.
+  # y = a b with a = (2, 3) and b = (5, 7), so y = 31, dy/da = b, dy/db = a.
   a, b = np.array([[2, 3]], 'f4'), np.array([[5], [7]], 'f4')
   product = lambda a, b: einsum('MD,DF->MF', a, b).sum()
   y, (da, db) = jax.value_and_grad(product, (0, 1))(a, b)

@@ -58,7 +58,7 @@ def softmax(a):
 
 
 def loops(params, x_MD, valid_M):
-  """One group, slot by slot and token by token."""
+  """The outputs of one group, by loops over slots and tokens."""
   C = M * 2 // E
   phi = np.asarray(params['router'], np.float64)
   phi = params['scale'] * phi / np.linalg.norm(phi, axis=0)
@@ -116,7 +116,7 @@ def test_permuting_the_tokens_of_a_group_permutes_its_outputs():
 
 
 def written_out(params, x_BTD):
-  """The loops above, slot by slot, in operations that have gradients."""
+  """The same sums as in `loops`, by operations that have gradients."""
   C = M * 2 // E
   unit = lambda a, dim: a / jnp.sqrt((a**2).sum(dim, keepdims=True) + 1e-6)
   phi_DEC = params['scale'] * unit(params['router'], 0)
@@ -136,7 +136,7 @@ def written_out(params, x_BTD):
 
 
 def uneven(y_BTD):
-  """A loss in which every place counts differently."""
+  """A loss in which every entry of y has a different weight."""
   scale = jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)
   return jnp.sum(jnp.sin(scale) * y_BTD)
 
@@ -150,7 +150,7 @@ def assert_same_gradients(found, expected):
 
 @functools.cache
 def gradients():
-  """Of everything, by the layer on one device."""
+  """Gradients by all parameters and tokens, on one device."""
   params, run = made()
   loss = lambda params, x: uneven(run(params, x, VALID)[0])
   return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tokens())
@@ -174,7 +174,7 @@ def test_the_statistics_are_shares_of_tokens():
 
 
 def on_eight_devices():
-  """(mesh, run as `made` has it, parameters, tokens and validity placed)."""
+  """(mesh, function of `made`, and its arguments on the mesh)."""
   params, _ = made()
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=4, model=2))
   module = make(layout=rules.layout(rules.table('standard'), mesh))

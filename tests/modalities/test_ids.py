@@ -5,7 +5,7 @@ import pytest
 from moe.modalities import ids
 from moe.modalities.ids import IdSpace
 
-# Text 0-299, image 384-393, residues 512-531, structure 640-659.
+# The ids are: text 0-299, image 384-393, residues 512-531, structure 640-659.
 SPACE = IdSpace(300, image=10, residue=20, structure=20)
 
 
@@ -34,14 +34,14 @@ def test_codes_come_back_from_their_ids():
   assert SPACE.codes('command', mixed).size == 0
 
 
-def test_the_padding_between_ranges_belongs_to_none():
+def test_the_padding_between_ranges_belongs_to_no_range():
   assert SPACE.unknown(np.array([299, 300, 383, 384, 394])).tolist() == [
     300, 383, 394,
   ]  # fmt: skip
 
 
 @pytest.mark.parametrize('array', [np.array, jnp.array])
-def test_the_modality_goes_by_range(array):
+def test_the_modality_depends_on_the_range(array):
   tokens = array([[0, 299, 384, 393], [512, 531, 640, 659]], dtype='int32')
   modality = SPACE.modality(tokens)
   assert modality.tolist() == [[0, 0, 1, 1], [2, 2, 2, 2]]
@@ -56,7 +56,7 @@ def test_commands_are_text_and_the_first_one_is_the_mask():
   ]  # fmt: skip
 
 
-def test_a_manifest_tells_the_space_back():
+def test_a_space_comes_back_from_its_manifest():
   manifest = {'vocab_size': 300, **SPACE.in_manifest()}
   assert ids.of_manifest(manifest) == SPACE
   assert IdSpace(300).in_manifest() == {}

@@ -44,7 +44,7 @@ def make_block(moe=None, **options):
 
 
 def make_decoder(block=None, num_layers=2, decoder=None, **stack):
-  """A decoder; `stack` and `decoder` are further options of the two."""
+  """A decoder; `stack` and `decoder` are options of its stack and itself."""
   return Decoder(
     functools.partial(
       Stack, block=block or make_block(), num_layers=num_layers, **stack
@@ -60,7 +60,8 @@ def make_batch(segments, seed=0):
   segments = np.asarray(segments, np.int32)
   random = np.random.RandomState(seed)
   tokens, targets = random.randint(0, VOCAB_SIZE, (2, *segments.shape))
-  # The place of a token in its document: how often its segment came before.
+  # The position of a token in its document is the number of earlier tokens in
+  # its segment.
   before_BTT = segments[:, None] == segments[:, :, None]
   positions = np.tril(before_BTT, -1).sum(axis=-1)
   zeros = np.zeros_like(segments)
@@ -76,7 +77,7 @@ def make_batch(segments, seed=0):
 
 
 def make_params(module, batch):
-  """Random parameters by shapes alone; compiling `init` takes seconds."""
+  """Random parameters of the right shapes; compiling `init` takes seconds."""
   found = {}
 
   def init():
@@ -86,7 +87,7 @@ def make_params(module, batch):
   random = np.random.RandomState(1)
 
   def draw(shape):
-    # Larger than at the start of training: what is wrong then shows.
+    # They are larger than at the start of training, so that errors show.
     return random.uniform(-0.6, 0.6, shape.shape).astype(shape.dtype)
 
   return jax.tree.map(draw, jax.eval_shape(init))

@@ -1,4 +1,4 @@
-"""What a model says of itself."""
+"""A model's description of itself."""
 
 import functools
 
@@ -35,25 +35,25 @@ def test_experts_are_described_with_what_they_cost():
   assert (experts.num_experts, experts.num_active) == (4, 2)
   assert (experts.expert.width, experts.shared_width) == (10, 6)
   assert (experts.expert.num_matrices, experts.group_size) == (3, 4)
-  # Two experts of width 10 and the shared one.
+  # A token sees two experts of width 10 and the shared one of width 6.
   assert experts.dense_twin().width == 2 * 10 + 6
 
 
 @pytest.mark.parametrize(
-  'dispatcher, exchanger, room, buffer_factor',
+  'dispatcher, exchanger, capacity, buffer_factor',
   [
-    # 1.25 * 4 * 2 / 4 slots for each expert.
+    # An expert has 1.25 * 4 * 2 / 4 = 2.5 slots, rounded up to 3.
     (dispatch.Sorted, exchange.AllToAll, 3, None),
     (dispatch.Dropless, P(exchange.Ragged, 1.5), None, 1.5),
     (dispatch.Dropless, exchange.AllGather, None, None),
   ],
 )
-def test_what_bounds_the_rows_is_described(
-  dispatcher, exchanger, room, buffer_factor
+def test_the_bounds_on_rows_are_described(
+  dispatcher, exchanger, capacity, buffer_factor
 ):
   moe = dict(dispatch=dispatcher, exchange=exchanger)
   experts = of(dict(moe=moe)).experts
-  assert experts.dispatch.room(4, 2, 4) == room
+  assert experts.dispatch.capacity(4, 2, 4) == capacity
   assert experts.buffer_factor == buffer_factor
 
 
@@ -83,7 +83,7 @@ def test_a_layer_that_mixes_sends_nothing():
 
 
 def test_key_and_value_heads_are_counted_with_those_of_queries():
-  # 4 query heads of 8, as many of results, 2 key and 2 value heads.
+  # Heads have width 8: 4 query and 4 output heads, 2 key and 2 value heads.
   attention = of().attention
   assert attention.features == (4 + 4 + 2 + 2) * 8
   assert (attention.pair_width, attention.result_features) == (32, 32)
@@ -96,13 +96,14 @@ def test_latent_attention_has_heads_of_three_widths():
   )  # fmt: skip
   block = P(factories.make_block(), attention=latent)
   attention = anatomy(factories.make_decoder(block)).attention
-  # Queries and keys of 12, values and results of 6; scores of 12, values of 6.
+  # Queries and keys of a head have 12 features, values and outputs 6. A pair of
+  # tokens takes 12 multiplications for a score and 6 for a value.
   assert attention.features == 2 * (12 + 12 + 6 + 6)
   assert attention.pair_width == 2 * (12 + 6) // 2
   assert (attention.result_features, attention.num_kv_heads) == (12, 2)
 
 
-def test_nothing_that_is_not_in_use_is_looked_at():
+def test_a_layer_that_is_not_used_is_not_checked():
   unused = dict(num_experts=0, expert_d_ff=0)
   assert of(dict(moe=unused), moe_every=0).experts is None
 

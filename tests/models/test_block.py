@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.layers.attention import Attention, describe
+from moe.layers.attention import Attention, mask_spec
 from moe.layers.feed_forward import FeedForward
 from moe.layers.moe_layer import TokenInfo
 from moe.models.block import Block
@@ -21,7 +21,7 @@ BATCH = factories.make_batch([[1, 1, 1, 2], [1, 1, 1, 0]])
 def arguments(width):
   x_BTD = np.random.RandomState(0).randn(2, 4, width).astype(np.float32)
   info = TokenInfo(BATCH.tokens, BATCH.modality, BATCH.segment_ids > 0)
-  return x_BTD, describe(BATCH, None), info, None
+  return x_BTD, mask_spec(BATCH, None), info, None
 
 
 def shapes(block):
@@ -71,7 +71,7 @@ def test_what_a_layer_reads_is_normalised_and_what_it_adds_to_is_not():
   y_BTD, cache, outputs = jax.jit(
     functools.partial(block.apply, train=False, cache=None)
   )({'params': params}, x_BTD, *rest[:2])
-  # Root mean square of (3, 4): 3.53553; normalised (.848528, 1.131371).
+  # The root mean square of (3, 4) is 3.53553; normalised (.848528, 1.131371).
   # silu(1.131371) = 1.131371 / (1 + e^-1.131371) = .855429; times .848528
   # = .725856, added to 3.
   np.testing.assert_allclose(y_BTD[0, 0], [3.725856, 4], rtol=1e-5)
@@ -81,14 +81,14 @@ def test_what_a_layer_reads_is_normalised_and_what_it_adds_to_is_not():
 def test_dropout_acts_in_training_alone():
   block = small(dropout_rate=0.5)
   params = make_params(block, 2)
-  x_BTD, description, info, _ = arguments(2)
+  x_BTD, mask, info, _ = arguments(2)
 
   @functools.partial(jax.jit, static_argnums=1)
   def run(key, train):
     return block.apply(
       {'params': params},
       x_BTD,
-      description,
+      mask,
       info,
       None,
       train,
@@ -132,7 +132,8 @@ def test_a_dense_block_keeps_its_width_beside_dense_twins():
 def test_the_dense_twin_has_the_active_flops_of_the_experts(
   shared_d_ff, width, activation
 ):
-  # Two experts of width 10 and the shared one: 2 * 10 + 0 and 2 * 10 + 6.
+  # A token sees two experts of width 10 and the shared one: 2 * 10 + 0 and
+  # 2 * 10 + 6.
   make = factories.make_block(
     moe=dict(shared_d_ff=shared_d_ff, activation=activation), is_sparse=True
   )
@@ -140,7 +141,7 @@ def test_the_dense_twin_has_the_active_flops_of_the_experts(
   assert twin['w_up_DF'].value.shape == (factories.D_MODEL, width)
   sparse = dict(shapes(make())[1]['params']['moe'])
   del sparse['router']
-  # Every parameter of these is a product of two FLOPs for each token.
+  # Each parameter of these matrices costs two FLOPs per token.
   names = lambda boxes: jax.tree.map(
     lambda box: box.names,
     boxes,

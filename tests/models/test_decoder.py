@@ -45,7 +45,8 @@ def test_documents_of_one_row_do_not_see_each_other():
 
 
 def test_cached_decoding_equals_one_pass_over_the_whole():
-  # Prompts of 3 and 5 tokens, padded on the right to 5, then 3 tokens each.
+  # Prompts of 3 and 5 tokens are padded on the right to 5; then 3 tokens follow
+  # in each row.
   lengths = np.array([3, 5])
   documents = factories.make_batch([[1] * 6 + [0] * 2, [1] * T])
   _, run = compiled()
@@ -131,7 +132,7 @@ def test_outputs_have_their_shapes(train):
   assert outputs.cache is None
   entropies = {'local_entropy', 'global_entropy'}
   assert set(outputs.losses) == {'load_balance', 'router_z', *entropies}
-  # One sparse layer, so metrics have a leading dim of 1.
+  # There is one sparse layer, so metrics have a leading dim of 1.
   assert outputs.metrics['load'][0].shape == (1, factories.NUM_EXPERTS)
   assert outputs.metrics['dropped'][0].shape == (1,)
 

@@ -17,7 +17,8 @@ from moe.parallel import rules, shardings
 from moe.routing import dispatch, gates
 from tests.models import factories
 
-# Capacity 1.5 * 4 * 2 / 4 = 3 of the 4 tokens of a group: some overflow.
+# The capacity is 1.5 * 4 * 2 / 4 = 3 slots for groups of 4 tokens, so some rows
+# are dropped.
 MODULE = factories.make_decoder(
   factories.make_block(
     moe=dict(dispatch=functools.partial(dispatch.Sorted, 1.5), shared_d_ff=4)
@@ -77,10 +78,10 @@ def test_cache_shapes_take_the_compute_dtype():
 
 
 def trained(mesh_shape, num_devices):
-  """(loss, (outputs, gradients)) with parameters where training has them."""
+  """(loss, (outputs, gradients)) with parameters placed as in training."""
   mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
   table = rules.table('standard')
-  f = functional.placed(
+  f = functional.make_functional(
     MODULE, rules.activation_rules(table), rules.layout(table, mesh)
   )
 
@@ -91,7 +92,7 @@ def trained(mesh_shape, num_devices):
     total = -jnp.sum(chosen[..., 0] * batch.loss_weights)
     for sum_, weight in outputs.losses.values():
       total += 10.0 * sum_ / weight
-    # One device has nobody to send to.
+    # One device sends nothing, so the counts differ.
     outputs.metrics.pop('bytes_exchanged')
     return total, outputs
 
@@ -112,7 +113,7 @@ def one_device():
 
 @pytest.mark.slow
 def test_eight_devices_equal_one(one_device):
-  # Every use of an axis at once; tests of the MoE layer take them in turn.
+  # All axes are used at once; tests of the MoE layer use them one by one.
   eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
@@ -124,7 +125,7 @@ def test_eight_devices_equal_one(one_device):
 def test_experts_of_a_placed_model_exchange_their_rows():
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
   table = rules.table('standard')
-  placed = functional.placed(
+  placed = functional.make_functional(
     MODULE, rules.activation_rules(table), rules.layout(table, mesh)
   )
   params = factories.make_params(MODULE, BATCH)
@@ -157,7 +158,7 @@ def test_every_parameter_gets_a_gradient(one_device):
 
 
 class Towers(nn.Module):
-  """As a model of two towers would hand its state down."""
+  """A model of two towers, which passes each tower its own state."""
 
   fast: Decoder
   slow: Decoder
@@ -179,7 +180,7 @@ def test_each_router_updates_its_own_state():
       lambda: Functional(decoder).init(jax.random.key(0), BATCH)[1]
     )
     state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    # All rows of both layers came to the first of four experts.
+    # All rows of both layers went to the first of four experts.
     node = state['stack']['periods']['block_0']['moe']['router']
     node['load_E'][:, 0] = 8
     return state
@@ -190,7 +191,8 @@ def test_each_router_updates_its_own_state():
   assert jax.tree.structure(after) == jax.tree.structure(before)
   for name, rate in (('fast', 0.5), ('slow', 0.25)):
     router = after[name]['stack']['periods']['block_0']['moe']['router']
-    # Away from the full expert, towards the empty ones, by its own rate.
+    # Biases move down for the full expert and up for the others, at the rate of
+    # the tower.
     want_LE = rate * np.array([[-1, 1, 1, 1]] * 2)
     np.testing.assert_array_equal(router['bias_E'], want_LE)
     assert not np.any(router['load_E'])

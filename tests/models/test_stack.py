@@ -1,4 +1,4 @@
-"""The tower: an unscanned prefix, then a scanned period."""
+"""The stack: an unscanned prefix, then scanned periods."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from moe.layers.attention import describe
+from moe.layers.attention import mask_spec
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import TokenInfo
 from moe.models.stack import REMAT_NAMES, Period, Stack
@@ -27,17 +27,17 @@ BLOCK = factories.make_block()
 def arguments(cache=None):
   x_BTD = np.random.RandomState(0).randn(2, 8, factories.D_MODEL).astype('f4')
   info = TokenInfo(BATCH.tokens, BATCH.modality, BATCH.segment_ids > 0)
-  return x_BTD, describe(BATCH, cache), info
+  return x_BTD, mask_spec(BATCH, cache), info
 
 
 def shapes(stack, cache=None):
   """Shapes of the outputs and of the boxed parameters."""
-  x_BTD, description, info = arguments(cache)
+  x_BTD, mask, info = arguments(cache)
   outputs, variables = jax.eval_shape(
     functools.partial(stack.init_with_output, train=False),
     jax.random.key(0),
     x_BTD,
-    description,
+    mask,
     info,
     cache and cache.layers,
   )
@@ -74,7 +74,8 @@ def test_layers_that_do_not_divide_are_refused(layers, prefix, every):
 
 
 def test_parameters_lie_in_a_prefix_and_in_stacked_periods():
-  # Five blocks: one of the prefix, two periods of a dense and a sparse one.
+  # The five blocks are one of the prefix, then two periods of a dense and a
+  # sparse block.
   _, params = shapes(Stack(BLOCK, 5, moe_every=2, num_dense_prefix=1))
   assert set(params) == {'prefix_0', 'periods'}
   assert 'feed_forward' in params['prefix_0']
@@ -96,18 +97,16 @@ def test_a_dense_stack_has_no_experts():
 def test_a_scanned_stack_equals_a_loop_over_its_parameters():
   stack = Stack(BLOCK, 5, moe_every=2, num_dense_prefix=1)
   params = make_params(stack)
-  x_BTD, description, info = arguments()
+  x_BTD, mask, info = arguments()
   y_BTD, cache, losses, metrics = jax.jit(
-    lambda x_BTD: stack.apply(
-      {'params': params}, x_BTD, description, info, None, True
-    )
+    lambda x_BTD: stack.apply({'params': params}, x_BTD, mask, info, None, True)
   )(x_BTD)
   assert cache is None
 
   prefix = BLOCK()
   expected_BTD = jax.jit(
     lambda x_BTD: prefix.apply(
-      {'params': params['prefix_0']}, x_BTD, description, info, None, True
+      {'params': params['prefix_0']}, x_BTD, mask, info, None, True
     )[0]
   )(x_BTD)
   period = Period(BLOCK, (False, True), Layout(), jnp.float32, train=True)
@@ -115,7 +114,7 @@ def test_a_scanned_stack_equals_a_loop_over_its_parameters():
   @jax.jit
   def one(i, x_BTD):
     of_period = jax.tree.map(lambda a_L: jnp.asarray(a_L)[i], params['periods'])
-    return period.apply({'params': of_period}, x_BTD, None, description, info)
+    return period.apply({'params': of_period}, x_BTD, None, mask, info)
 
   found = []
   for i in range(2):
@@ -131,12 +130,12 @@ def test_a_scanned_stack_equals_a_loop_over_its_parameters():
 
 
 def gradients(remat):
-  x_BTD, description, info = arguments()
+  x_BTD, mask, info = arguments()
   stack = Stack(BLOCK, 2, remat=remat)
 
   def loss(params):
     y_BTD, _, losses, _ = stack.apply(
-      {'params': params}, x_BTD, description, info, None, True
+      {'params': params}, x_BTD, mask, info, None, True
     )
     return jnp.sum(jnp.square(y_BTD)) + losses['load_balance'][0]
 
@@ -159,7 +158,7 @@ def test_recomputation_changes_no_gradient(plain_gradients):
 
 @pytest.mark.parametrize('remat, more', [('full', 1), ('dots', 0)])
 def test_recomputation_repeats_the_products_it_says(remat, more):
-  # 'dots' keeps products with parameters; 'full' makes the dense ones again.
+  # 'dots' keeps products with parameters; 'full' computes them again.
   def products(remat):
     stack = Stack(BLOCK, 2, moe_every=0, remat=remat)
     params = make_params(stack)
@@ -167,7 +166,7 @@ def test_recomputation_repeats_the_products_it_says(remat, more):
       {'params': params}, *arguments(), None, True
     )[0].sum()
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
-    # Products with the up matrix: [B, T, D] x [D, F].
+    # These are products with the up matrix, [B, T, D] x [D, F].
     return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
 
   assert products(remat) - products('none') == 2 * more
@@ -183,23 +182,23 @@ def test_blocks_of_the_prefix_are_computed_again_too():
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
     return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
 
-  # Up and gate of two blocks, which are not in a loop.
+  # Two blocks compute up and gate again; they are not in a loop.
   assert products('full') - products('none') == 2 * 2
 
 
 def test_a_stack_without_a_loop_gives_the_same():
-  x_BTD, description, info = arguments()
+  x_BTD, mask, info = arguments()
   loop, flat = (Stack(BLOCK, 2, remat='full', unroll=n) for n in (1, 2))
   params = make_params(loop)
   results = [
-    stack.apply({'params': params}, x_BTD, description, info, None, True)[0]
+    stack.apply({'params': params}, x_BTD, mask, info, None, True)[0]
     for stack in (loop, flat)
   ]
   np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
 
 
 def named_tensors(jaxpr):
-  """Names that a program gives to tensors, for remat policies."""
+  """Names of tensors in a program, as remat policies use them."""
   found = set()
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'name':
@@ -220,7 +219,7 @@ def program_of(remat, layout=Layout(), outputs_only=False):  # noqa: B008
 
 @pytest.fixture(scope='module')
 def named():
-  """What a sparse block over devices names; alone it exchanges nothing."""
+  """Tensor names of a sparse block on several devices, which exchange rows."""
   mesh = make_mesh(MeshShape(data=1, expert=2), jax.devices()[:2])
   layout = rules.layout(rules.table('standard'), mesh)
   with jax.set_mesh(mesh):
@@ -229,12 +228,12 @@ def named():
 
 @pytest.mark.parametrize('policy', sorted(REMAT_NAMES))
 def test_a_policy_names_only_tensors_that_a_block_names(policy, named):
-  # A name that nobody gives keeps nothing, and nobody would be told.
+  # A policy with an unknown name would silently keep nothing.
   assert set(REMAT_NAMES[policy]) <= named
 
 
 def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
-  # Attention's product with the values, [B, K, H, U] in the traced program.
+  # This is attention's product with the values, [B, K, H, u] in the program.
   products = lambda remat: str(program_of(remat)).count(
     'f32[2,2,8,16] = dot_general'
   )
@@ -259,10 +258,10 @@ def test_cache_shapes_are_those_of_the_cache_that_comes_out(
   index = jax.ShapeDtypeStruct((), jnp.int32)
 
   def run(cache):
-    x_BTD, description, info = arguments(cache)
+    x_BTD, mask, info = arguments(cache)
     x_BTD = x_BTD.astype(jnp.bfloat16)
     return stack.init_with_output(
-      jax.random.key(0), x_BTD, description, info, cache.layers, False
+      jax.random.key(0), x_BTD, mask, info, cache.layers, False
     )[0][1]
 
   found = jax.eval_shape(run, Cache(slots_BS, slots_BS, index, expected))
@@ -271,7 +270,7 @@ def test_cache_shapes_are_those_of_the_cache_that_comes_out(
   assert sum(leaf.size for leaf in leaves) == layers * 2 * (2 * 20 * 2 * 8)
 
 
-def test_blocks_with_latent_attention_read_in_pieces_what_they_read_at_once():
+def test_latent_attention_read_in_parts_equals_reading_at_once():
   latent = functools.partial(LatentAttention, 2, 6, 5, 4, 4, 3)
   block = functools.partial(BLOCK, attention=latent)
   stack = Stack(block, 2, moe_every=0, num_dense_prefix=1)
@@ -283,18 +282,18 @@ def test_blocks_with_latent_attention_read_in_pieces_what_they_read_at_once():
     lambda s: np.zeros(s.shape, s.dtype), stack.cache_shapes(2, 8)
   )
   cache = Cache(zeros, zeros, jnp.int32(0), layers)
-  pieces = []
+  parts = []
   for start in (0, 4):
     cut = functools.partial(jax.tree.map, lambda a, s=start: a[:, s : s + 4])
     x_BTD, _, info = arguments()
-    d = describe(cut(BATCH), cache)
+    d = mask_spec(cut(BATCH), cache)
     y_BTD, layers = run(cut(x_BTD), d, cut(info), cache.layers)
     cache = Cache(
       d.key_segments_BS, d.key_blocks_BS, jnp.int32(start + 4), layers
     )
-    pieces.append(y_BTD)
+    parts.append(y_BTD)
   np.testing.assert_allclose(
-    np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-4
+    np.concatenate(parts, axis=1), whole, rtol=1e-4, atol=1e-4
   )
 
 

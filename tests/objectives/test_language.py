@@ -1,10 +1,12 @@
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe.objectives import language
-from moe.types import Layout, Outputs, TokenBatch
+from moe.types import Extra, Layout, Outputs, TokenBatch
 
 BATCH = TokenBatch(
   tokens=jnp.zeros((1, 4), jnp.int32),
@@ -19,9 +21,10 @@ SHAPE = BATCH.tokens.shape
 
 
 class Uniform:
-  """Gives every token even logits, and keeps what it was called with."""
+  """Gives equal logits to all tokens, and keeps the arguments of its calls."""
 
   layout = Layout()
+  extras = (Extra('patch', (2,), 'float32'),)
 
   def apply(self, params, state, batch, rngs, train):
     self.rngs, self.train = rngs, train
@@ -45,17 +48,28 @@ def model():
   return Uniform()
 
 
-def test_terms_are_the_models_and_the_cross_entropy_of_weighted_tokens(model):
+def test_terms_are_weighted_cross_entropy_and_the_losses_of_the_model(model):
   language_model = language.language_model(model, SHAPE)
   sums, state, metrics = language_model.loss(
     jnp.zeros(()), {}, BATCH, jax.random.key(0), True
   )
-  # 1.5 weighted tokens of ln 8 nats; the log-partition is ln 8 as well.
+  # 1.5 weighted tokens cost ln 8 nats each; the log-partition is ln 8 as well.
   np.testing.assert_allclose(sums['cross_entropy'], 1.5 * np.log(8), 1e-6)
   np.testing.assert_allclose(sums['logits_z'], 1.5 * np.log(8) ** 2, 1e-6)
   assert sums['load_balance'] == 6.0
   assert state == {'carried': 1}
   assert set(metrics) == {'load'}
+
+
+def test_a_factor_of_a_loss_that_is_not_given_is_warned_of_once(model, caplog):
+  language_model = language.language_model(
+    model, SHAPE, router_z=0.5, router_losses=[('importance', 0.0)]
+  )
+  with caplog.at_level(logging.INFO, 'moe.objectives.language'):
+    for _ in range(2):
+      language_model.loss(jnp.zeros(()), {}, BATCH, jax.random.key(0), True)
+  (message,) = caplog.messages
+  assert 'no loss router_z, so its factor 0.5 does nothing' in message
 
 
 def test_weights_are_known_from_the_batch_alone(model):
@@ -99,3 +113,9 @@ def test_chunks_must_divide_the_sequence(model):
   language_model = language.language_model(model, SHAPE, num_chunks=3)
   with pytest.raises(ValueError, match='LOSS_CHUNKS=3'):
     language_model.loss(0.0, {}, BATCH, None, False)
+
+
+def test_a_batch_has_the_extras_that_the_model_reads(model):
+  shapes = language.language_model(model, SHAPE).shapes()
+  patch = jax.ShapeDtypeStruct((*SHAPE, 2), jnp.float32)
+  assert shapes.extras == {'patch': patch}

@@ -1,4 +1,4 @@
-"""The trainer as it is, on pictures: their own batches, terms and score."""
+"""The trainer on pictures, which have their own batches, terms and score."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ MESHES = {1: pictures.ONE, 8: pictures.EIGHT}
 
 
 def records(workdir, log='log.jsonl'):
-  """A log without what the clock said."""
+  """The records of a log without their times."""
   lines = (workdir / log).read_text().splitlines()
   return [
     {k: v for k, v in json.loads(line).items() if k != 'time'} for line in lines
@@ -34,7 +34,7 @@ def programs():
 
 @pytest.fixture(scope='module')
 def unbroken(programs, tmp_path_factory):
-  """By devices (final state on the host, directory) of a run to its end."""
+  """Number of devices -> (final host state, directory) of a whole run."""
   runs = {}
   for n, program in programs.items():
     workdir = tmp_path_factory.mktemp(f'on_{n}')
@@ -54,7 +54,7 @@ def stop():
 
 @pytest.mark.parametrize('num_devices', MESHES)
 @pytest.mark.parametrize('end', [fail, stop], ids=['killed', 'stopped'])
-def test_a_run_that_broke_off_resumes_bit_for_bit(
+def test_an_interrupted_run_resumes_bit_for_bit(
   programs, unbroken, tmp_path, num_devices, end
 ):
   try:
@@ -102,7 +102,7 @@ def test_the_score_of_the_objective_is_shown_with_its_unit(programs, tmp_path):
   assert 'pictures/s' in lines[-1]
 
 
-def test_the_score_is_that_of_all_held_out_pictures(programs, unbroken):
+def test_the_score_covers_all_held_out_pictures(programs, unbroken):
   ts, workdir = unbroken[1]
   params, total = ts.params, 0.0
   for seed in (100, 101):
@@ -115,7 +115,7 @@ def test_the_score_is_that_of_all_held_out_pictures(programs, unbroken):
 
 
 class Steps:
-  """An evaluation of one's own, which needs no data."""
+  """An evaluation that needs no data."""
 
   score = Measure('distance', 'steps', None)
 
@@ -128,7 +128,7 @@ class Steps:
 
 
 @pytest.mark.parametrize('is_higher_better', [False, True])
-def test_the_first_evaluation_says_what_ranks_checkpoints(
+def test_the_score_of_the_first_evaluation_ranks_checkpoints(
   programs, tmp_path, is_higher_better
 ):
   steps = Steps()
@@ -136,7 +136,7 @@ def test_the_first_evaluation_says_what_ranks_checkpoints(
     steps.score, is_higher_better=is_higher_better
   )
   pictures.train(programs[1], tmp_path, evaluation=steps)
-  # Distances of the steps 3, 6 and 8, which are scored and saved: 3, 0, 2.
+  # Steps 3, 6 and 8 are evaluated and saved; their distances are 3, 0 and 2.
   ranked = [6, 8, 3]
   wanted = ranked[::-1] if is_higher_better else ranked
   assert listing.ranking(tmp_path / 'checkpoints') == wanted

@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from launch import token_stores
 from launch.configs import configuration
 from moe.data.reader import Reader
 from moe.parallel import multihost
-from moe.runs import build
+from moe.runs import build, lock
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 CLUSTER = ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')
@@ -22,7 +23,7 @@ CLUSTER = ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')
 
 @pytest.fixture
 def calls(monkeypatch):
-  """Arguments of each call of JAX's own initialisation."""
+  """The arguments of each call of JAX's own initialisation."""
   for name in NAMES + CLUSTER:
     monkeypatch.delenv(name, raising=False)
   found = []
@@ -32,7 +33,7 @@ def calls(monkeypatch):
   return found
 
 
-def test_a_process_alone_joins_nobody(calls):
+def test_a_single_process_joins_no_others(calls):
   multihost.initialize()
   assert calls == []
 
@@ -46,7 +47,7 @@ def test_three_variables_say_which_process_this_is(calls, monkeypatch):
 
 
 @pytest.mark.parametrize('given', [NAMES[:1], NAMES[1:], NAMES[::2]])
-def test_some_of_the_three_are_not_enough(calls, monkeypatch, given):
+def test_some_of_the_three_variables_are_not_enough(calls, monkeypatch, given):
   for name in given:
     monkeypatch.setenv(name, '1')
   with pytest.raises(ValueError, match=f'got {", ".join(given)} alone'):
@@ -61,7 +62,7 @@ def test_a_cluster_is_left_to_jax(calls, monkeypatch, name):
   assert calls == [()]
 
 
-# Process 0 gets SIGTERM at step 5; both leave the loop, at the same step.
+# Process 0 gets SIGTERM at step 5; both processes leave the loop at one step.
 PROGRAM = """
 import os, signal, time
 from moe.parallel import multihost
@@ -81,7 +82,7 @@ print(len(jax.devices()), step, stop.is_set)
 
 
 def started(arguments, num_processes, num_devices):
-  """Python processes that know of each other, with CPU devices each."""
+  """Starts Python processes that form one cluster; each has CPU devices."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
@@ -107,7 +108,7 @@ def started(arguments, num_processes, num_devices):
 
 
 def words(process):
-  """Words of a process's output, without what Gloo tells of itself."""
+  """Words of the output of a process, without the lines of Gloo."""
   lines = process.communicate(timeout=120)[0].splitlines()
   return ' '.join(x for x in lines if not x.startswith('[Gloo]')).split()
 
@@ -117,11 +118,11 @@ def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
   processes = started(['-c', PROGRAM], 2, 1)
   first, second = map(words, processes)
   assert first == second
-  assert first[0] == '2'  # devices, one of each process
+  assert first[0] == '2'  # Each process has one device.
   assert 5 < int(first[1]) < 199
 
 
-# Neighbours on the mesh are of different processes, and rows so of both.
+# Neighbours on the mesh belong to different processes, so both hold rows.
 ROWS = """
 from moe.parallel import multihost
 multihost.initialize()
@@ -147,7 +148,8 @@ def test_each_process_puts_the_rows_of_its_devices():
   processes = started(['-c', ROWS], 2, 2)
   first, second = map(words, processes)
   everything, total = '0,1,2,3,4,5,6,7,True', str(sum(range(32)))
-  # Devices of a process have every row, or a half, or each a column.
+  # In the three placements a process has all rows, half of them, or columns of
+  # all rows.
   even, odd = '0,1,4,5,True', '2,3,6,7,True'
   assert first == [everything, total, even, total, everything, total]
   assert second == [everything, total, odd, total, everything, total]
@@ -177,10 +179,10 @@ def started_run(workdir, num_processes):
 
 
 def ended(processes):
-  """Standard error of each process, all of which end well."""
+  """Waits until all processes have succeeded; returns their standard errors."""
   try:
     errors = [p.communicate(timeout=300)[1] for p in processes]
-  finally:  # A process alone would wait for the other.
+  finally:  # A process that is left alone would wait for the other.
     for process in processes:
       process.kill()
   assert {p.returncode for p in processes} == {0}, errors
@@ -188,7 +190,7 @@ def ended(processes):
 
 
 def numbers(workdir, name):
-  """Numbers of a log by step and name, but for single layers and the clock."""
+  """(step, task, name) -> number of a log, without layers and times."""
   found = {}
   for line in (workdir / name).read_text().splitlines():
     record = json.loads(line)
@@ -211,7 +213,7 @@ def check_equal(workdir, expected):
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory, cache_dir):
-  """Work directory of the run in one process."""
+  """The work directory of a run in one process."""
   pytest.importorskip('seqio')
   workdir = tmp_path_factory.mktemp('runs') / 'one'
   ended(started_run(workdir, 1))
@@ -219,29 +221,62 @@ def one(tmp_path_factory, cache_dir):
 
 
 @pytest.mark.nightly
-def test_two_processes_train_like_one_and_read_half_each(tmp_path, one):
+def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
   shares = ended(started_run(tmp_path, 2))
   check_equal(tmp_path, one)
   run = configuration.load([str(one / 'config.gin')], [])
   _, found = build.find_data(run, token_stores.prepare)
   stores = found[run.data.train, 'train']
   reader = Reader(*stores, run.data.sequence_length, run.data.batch_size, 0)
-  for step in range(STEPS + 1):  # A batch is read ahead.
+  for step in range(STEPS + 1):  # One batch is read ahead.
     reader.batch(step)
   for text in shares:
     bytes_read = re.search(r'read ([\d,]+) bytes', text)[1].replace(',', '')
     assert 0.4 < int(bytes_read) / reader.bytes_read < 0.6
 
 
+def wait_for_step(processes, workdir, step):
+  log = workdir / 'log.jsonl'
+  while not (log.exists() and f'"step": {step},' in log.read_text()):
+    assert {p.poll() for p in processes} == {None}
+    time.sleep(0.01)
+
+
 @pytest.mark.nightly
 def test_two_processes_that_are_killed_go_on_like_one(tmp_path, one):
   processes = started_run(tmp_path, 2)
-  log = tmp_path / 'log.jsonl'
-  while not (log.exists() and '"step": 5,' in log.read_text()):
-    assert {p.poll() for p in processes} == {None}
-    time.sleep(0.01)
+  wait_for_step(processes, tmp_path, 5)
   for process in processes:
     process.kill()
     process.communicate()
   ended(started_run(tmp_path, 2))
   check_equal(tmp_path, one)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_one_process_saves_one_step_of_both(tmp_path, one, number):
+  processes = started_run(tmp_path, 2)
+  wait_for_step(processes, tmp_path, 5)
+  held = json.loads((tmp_path / 'running.json').read_text())
+  assert held['process'] == processes[0].pid
+  processes[1].send_signal(number)
+  for process in processes:
+    process.communicate(timeout=60)
+  assert [p.returncode for p in processes] == [75, 75]
+  last = max(step for step, *_ in numbers(tmp_path, 'log.jsonl'))
+  assert 5 < last < STEPS and (tmp_path / f'checkpoints/{last}').is_dir()
+  assert not (tmp_path / 'running.json').exists()
+  ended(started_run(tmp_path, 2))
+  check_equal(tmp_path, one)
+
+
+@pytest.mark.nightly
+def test_both_processes_of_a_second_run_are_refused(tmp_path):
+  with lock.held(str(tmp_path)):
+    processes = started_run(tmp_path, 2)
+    errors = [p.communicate(timeout=120)[1] for p in processes]
+  assert [p.returncode for p in processes] == [2, 2]
+  first, second = (text.splitlines()[-1] for text in errors)
+  assert f'got that of process {os.getpid()} on host' in first
+  assert 'as process 0 has found' in second

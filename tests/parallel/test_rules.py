@@ -10,13 +10,13 @@ LOGICAL = {v for k, v in vars(axes).items() if k.isupper()}
 
 
 @pytest.mark.parametrize('name', sorted(rules.TABLES))
-def test_a_table_places_every_logical_axis_on_axes_of_the_mesh(name):
+def test_a_table_maps_every_logical_axis_to_axes_of_the_mesh(name):
   table = rules.table(name)
   assert set(table) == LOGICAL
   assert {a for mesh_axes in table.values() for a in mesh_axes} <= set(AXES)
 
 
-def test_an_unknown_table_is_refused_with_those_there_are():
+def test_an_unknown_table_is_refused_with_the_known_ones():
   with pytest.raises(ValueError, match="RULES='standrad'.*'standard'"):
     rules.table('standrad')
 
@@ -28,14 +28,13 @@ def test_activations_keep_their_width_whole():
   assert axes.EMBED not in names
 
 
-def test_the_layout_names_the_axes_that_divide_anything():
+def test_the_layout_names_the_axes_of_more_than_one_device():
   mesh = make_mesh(MeshShape(data=2, fsdp=1, expert=2, model=2))
   layout = rules.layout(rules.table('standard'), mesh)
   assert layout == Layout(
     batch_axes=('data', 'expert'),
     sequence_axes=(),
     expert_axes=('expert',),
-    fsdp_axes=(),
     tensor_axes=('model',),
     sizes=tuple(mesh.shape.items()),
   )

@@ -41,7 +41,7 @@ def test_a_mesh_axis_divides_the_first_of_two_dims_that_name_it():
   assert got == P('expert', 'model')
 
 
-def test_a_dim_that_does_not_divide_is_named_with_its_size_and_axes():
+def test_a_dim_that_is_not_divisible_is_named_with_its_size_and_axes():
   mesh = make_mesh(MeshShape(data=2, expert=4))
   tree = {'moe': {'w_up': shape(6, 8)}}
   logical = {'moe': {'w_up': (axes.EXPERT, axes.EMBED)}}
@@ -68,7 +68,8 @@ def test_optimizer_state_is_divided_over_the_data_axis_as_well():
   opt = jax.eval_shape(optax.scale_by_adam().init, params)
   got = shardings.optimizer_shardings(opt, params, placed, mesh)
   assert got.count.spec == P()
-  # The first dim that data divides further: 2 experts are one each already.
+  # data divides the second dim, because expert has already divided the first
+  # one into parts of one expert.
   assert got.mu['w_up'].spec == P('expert', ('fsdp', 'data'), None)
   assert got.nu['w_up'].spec == got.mu['w_up'].spec
   assert got.mu['odd'].spec == P(None, 'data')
@@ -92,10 +93,10 @@ def test_factored_state_follows_the_dims_that_it_has():
   }
   assert specs[4, 64] == P('expert', 'data')
   assert specs[4, 96] == P('expert', 'data')
-  assert specs[1,] == P()  # what is not factored, of an array that is
+  assert specs[1,] == P()  # A factored array has a placeholder for the rest.
 
 
-def test_codes_of_moments_lie_as_their_parameter_and_scales_by_whole_blocks():
+def test_codes_are_divided_like_their_parameter_and_scales_by_whole_blocks():
   mesh = make_mesh(MeshShape(data=2, expert=2, model=2))
   params = {'w': shape(4, 64, 512), 'narrow': shape(4, 64, 128)}
   logical = dict.fromkeys(params, (axes.EXPERT, axes.EMBED, axes.EXPERT_MLP))
@@ -111,13 +112,13 @@ def test_codes_of_moments_lie_as_their_parameter_and_scales_by_whole_blocks():
   }
   whole = P(('expert', 'data'), None, 'model')
   assert specs['w', 'int8'] == specs['w', 'uint8'] == whole
-  assert specs['w', 'float32'] == whole  # 4 blocks: 2 on each device
-  # One block for the whole dim, of which each device has a half.
+  assert specs['w', 'float32'] == whole  # Each device has 2 of 4 blocks.
+  # The whole dim is one block, of which a device has half of the codes.
   assert specs['narrow', 'int8'] == whole
   assert specs['narrow', 'float32'] == P(('expert', 'data'), None, None)
 
 
-def test_state_belongs_to_the_parameter_with_the_longest_path_that_ends_its():
+def test_state_belongs_to_the_parameter_with_the_longest_matching_path():
   mesh = make_mesh(MeshShape(data=1, fsdp=8))
   params = {'scale': shape(8), 'norm': {'scale': shape(8)}}
   logical = {'scale': (None,), 'norm': {'scale': (axes.EMBED,)}}
@@ -128,19 +129,19 @@ def test_state_belongs_to_the_parameter_with_the_longest_path_that_ends_its():
   assert got.trace['scale'].spec == P(None)
 
 
-def test_optimizer_state_on_the_host_of_a_cpu_is_refused():
+def test_optimizer_state_in_host_memory_is_refused_on_cpus():
   mesh = make_mesh(MeshShape(data=8))
   with pytest.raises(ValueError, match='OPTIMIZER_ON_HOST=True needs devices'):
     shardings.on_host({'w': shape(8)}, {'w': shardings.replicated(mesh)}, mesh)
 
 
-def test_a_batch_is_divided_over_all_axes_that_share_it():
+def test_all_axes_of_the_batch_divide_it():
   field = Field((16, 8), np.int32, (axes.BATCH, axes.LENGTH))
   fields = {'tokens': field}
   mesh = make_mesh(MeshShape(data=2, expert=4))
   tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 6)) == (2, 6)
-  # 'context' would divide the sequence.
+  # 'context' divides the sequence.
   mesh = make_mesh(MeshShape(data=2, context=4))
   tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 8)) == (8, 2)
@@ -153,7 +154,7 @@ def test_a_field_of_a_batch_is_divided_by_the_axes_it_names():
   assert placed['pictures'].shard_shape((8, 6, 6, 3)) == (2, 6, 6, 3)
 
 
-def test_bytes_on_a_device_are_those_of_its_part():
+def test_bytes_on_a_device_are_those_of_its_shard():
   mesh = make_mesh(MeshShape(data=2, expert=4))
   sharding = jax.NamedSharding(mesh, P('expert', None))
   assert shardings.device_bytes(shape(8, 3), sharding) == 2 * 3 * 4

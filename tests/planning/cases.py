@@ -1,4 +1,4 @@
-"""A run that needs a plan: what the tests of this folder forecast."""
+"""A run whose state nearly fills four chips, for forecasts."""
 
 from launch.configs import configuration
 
@@ -8,7 +8,7 @@ FILES = [
   'tasks/builtin.gin',
   'runs/train.gin',
 ]
-# 0.9 billion parameters on 4 chips of 16 GB: 14 GB of state, replicated.
+# 0.9 billion parameters have 14 GB of state, replicated on 4 chips of 16 GB.
 MACROS = {
   'D_MODEL': 1024,
   'NUM_LAYERS': 8,

@@ -1,4 +1,4 @@
-"""What saves memory, without compiling."""
+"""Changes that save memory, by forecast."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def slice_():
 
 @pytest.fixture(scope='module')
 def offered(slice_):
-  """Everything that may save memory on replicas, not the best three alone."""
+  """Forecasts of a replicated run and of each change that may save memory."""
   run = loaded(MESH_DATA=4)
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices)
@@ -50,12 +50,12 @@ def test_smaller_moments_save_more(offered):
   assert peak("MOMENT_DTYPE='int8'") < peak("MOMENT_DTYPE='bfloat16'")
 
 
-def test_the_way_to_the_host_and_back_takes_time(offered):
+def test_an_optimizer_on_the_host_takes_time(offered):
   before, after = offered
   assert after['OPTIMIZER_ON_HOST=True'].seconds > before.seconds
 
 
-def test_every_change_is_a_flag_that_the_run_understands():
+def test_every_change_is_a_valid_gin_binding():
   names = [name for name, _ in changes.savings(loaded(MESH_DATA=4))]
   for name in names:
     configuration.load(
@@ -65,7 +65,7 @@ def test_every_change_is_a_flag_that_the_run_understands():
 
 
 @pytest.mark.slow
-def test_knobs_that_are_enough_come_first(slice_):
+def test_changes_that_suffice_come_first(slice_):
   found = changes.knobs(loaded(MESH_DATA=4), slice_)
   assert len(found) == 3
   assert all(k['knob'].startswith('--gin.') for k in found)

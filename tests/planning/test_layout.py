@@ -1,4 +1,4 @@
-"""The forecast of one layout, without compiling."""
+"""The forecast of one layout, before compilation."""
 
 import pytest
 
@@ -20,10 +20,11 @@ def test_blocks_of_the_prefix_take_memory_too(slice_):
 
   def kept(**macros):
     run = loaded(REMAT="'none'", MESH_DATA=4, **macros)
-    held = layout.predict(run, make_mesh(run.mesh, devices))
-    return held.parts['kept for the backward pass']
+    where = layout.place_run(run, make_mesh(run.mesh, devices))
+    predicted = layout.predict_memory(run, where)
+    return predicted.parts['kept for the backward pass']
 
-  # 4 blocks of 16 * 2048 tokens: their inputs, at least.
+  # At least the inputs of 4 blocks are kept, 16 * 2048 tokens each.
   more = kept(NUM_LAYERS=6, NUM_DENSE_PREFIX=4) - kept(NUM_LAYERS=2)
   assert more >= 4 * 16 * 2048 * 1024 * 2
 
@@ -31,8 +32,8 @@ def test_blocks_of_the_prefix_take_memory_too(slice_):
 TWIN = dict(DENSE_TWIN=True, MESH_DATA=4)
 
 
-def test_a_dense_twin_works_on_no_rows_of_experts(slice_):
-  # Top 2 of experts as wide as the dense layers in between, 4096.
+def test_a_dense_twin_has_no_rows_of_experts(slice_):
+  # Two active experts of width 4096 become one dense layer of twice the width.
   run = loaded(**TWIN)
   sizes = layout.sizes_of(run, make_mesh(run.mesh, topology.devices(slice_)))
   assert (sizes.expert_width, sizes.expert_rows) == (0, 0)
@@ -41,13 +42,14 @@ def test_a_dense_twin_works_on_no_rows_of_experts(slice_):
 
 def test_the_forecast_of_a_dense_twin_sends_no_rows(slice_):
   run = loaded(**TWIN)
-  where = layout.placed(run, make_mesh(run.mesh, topology.devices(slice_)))
-  load = layout._load(run, where, layout.sizes_of(run, where.mesh))
-  assert (load.exchanged, load.sparse_layers, load.rows_per_expert) == (0, 0, 0)
+  where = layout.place_run(run, make_mesh(run.mesh, topology.devices(slice_)))
+  demand = layout._demand(run, where, layout.sizes_of(run, where.mesh))
+  assert demand.exchanged == demand.sparse_layers == 0
+  assert demand.rows_per_expert == 0
 
 
 def test_a_dense_twin_needs_no_routing_groups():
-  # 64 sequences of 2,048 tokens hold no group of 3,000.
+  # Groups of 3,000 tokens do not divide sequences of 2,048.
   layout.check(loaded(**TWIN, GROUP_SIZE=3000), 4)
   with pytest.raises(ValueError, match='GROUP_SIZE=3000 must divide'):
     layout.check(loaded(MESH_DATA=4, GROUP_SIZE=3000), 4)

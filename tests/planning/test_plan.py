@@ -40,7 +40,8 @@ def test_components_add_up_to_the_parameters(facts):
 
 
 def test_tokens_and_chip_hours_of_the_run_by_hand(facts):
-  # 1000 steps of 16 rows of 128 tokens; H100: 989 TFLOP/s at 40%.
+  # The run has 1000 steps of 16 rows of 128 tokens. An H100 has 989 TFLOP/s, of
+  # which the plan assumes 40%.
   assert facts['tokens'] == 1000 * 16 * 128
   flops = facts['tokens'] * facts['flops_per_token_train']
   hours = flops / (989e12 * 0.4) / 3600
@@ -70,7 +71,9 @@ def test_empty_slots_and_recomputation_are_executed_too(facts):
 
 @pytest.mark.nightly
 @pytest.mark.optimized
-def test_wudao_fits_2048_chips_with_a_quarter_to_spare(monkeypatch, tmp_path):
+def test_wudao_fits_2048_chips_with_a_quarter_of_memory_free(
+  monkeypatch, tmp_path
+):
   pytest.importorskip('libtpu')
   monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
   wudao = configuration.load(['runs/wudao2_v5p_2048.gin'], [])

@@ -13,11 +13,12 @@ MADE = {
   'peak_bytes': 5e9,
   'bound': 'HBM',
 }
-PUBLISHED = published.PUBLISHED[0]
+PUBLISHED = published.PUBLISHED_RUNS[0]
 
 
 def test_tokens_and_mfu_follow_from_a_predicted_step_time():
-  # 100 tokens in 2 s are 50 a second; at 0.01 s each, half of the peak.
+  # 100 tokens in 2 s are 50 tokens/s. At the peak a token takes 0.01 s, so the
+  # MFU is a half.
   found = published.predictions(MADE, 100, 0.01)['no_overlap']
   assert found == {
     'step_seconds': 2.0,
@@ -26,10 +27,11 @@ def test_tokens_and_mfu_follow_from_a_predicted_step_time():
   }
 
 
-def test_a_measurement_that_counts_all_scores_is_lower_by_our_counter():
+def test_an_mfu_that_counts_all_scores_is_lower_by_our_counter():
   run = configuration.load([PUBLISHED.gin_file], [])
   counted = plan.plan_shapes(run)['flops_per_token_train']
   found = published.measured(PUBLISHED, run, counted)
-  # Unseen scores of a token: 12 FLOP x 32 heads x 128 x 2,048 keys x 32 layers.
+  # The masked scores of a token take 12 FLOP x 32 heads x 128 features x 2,048
+  # keys x 32 layers.
   theirs = counted + 12 * 32 * 128 * 2048 * 32
   assert found['mfu'] == pytest.approx(0.5489 * counted / theirs)

@@ -1,4 +1,4 @@
-"""The search over layouts, without compiling."""
+"""The search over layouts, by forecast."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def slice_():
   return topology.parse('v5e:2x2')
 
 
-def test_a_dense_twin_is_not_spread_over_experts():
+def test_a_dense_twin_has_no_expert_axis():
   words = {w for words, _ in search._layouts(loaded(DENSE_TWIN=True), 4)
            for w in words}  # fmt: skip
   assert 'MESH_EXPERT=1' in words and 'MESH_EXPERT=2' not in words
@@ -27,7 +27,7 @@ def searched(slice_):
 
 
 @pytest.mark.slow
-def test_the_search_ranges_over_policies_and_formats(searched):
+def test_the_search_tries_remat_policies_and_formats(searched):
   found, _ = searched
   words = {w for f in found for w in f.changes}
   assert {"REMAT='attention'", "REMAT='exchange'", "REMAT='full'"} <= words
@@ -38,7 +38,7 @@ def test_the_search_ranges_over_policies_and_formats(searched):
 
 
 @pytest.mark.slow
-def test_less_exact_formats_are_taken_only_where_others_do_not_fit(
+def test_less_exact_formats_are_used_only_if_others_do_not_fit(
   searched, slice_
 ):
   found, _ = searched
@@ -52,19 +52,22 @@ def test_less_exact_formats_are_taken_only_where_others_do_not_fit(
 
 
 @pytest.mark.slow
-def test_what_does_not_divide_is_refused_with_the_reason(slice_):
-  # 4 sequences in 8 microbatches.
+def test_a_batch_that_does_not_divide_is_refused_with_the_reason(slice_):
+  # 4 sequences cannot be divided into 8 microbatches.
   _, refused = search.search(loaded(NUM_LAYERS=4, BATCH_SIZE=4), slice_)
-  assert any('BATCH_SIZE=4 must divide by' in reason for reason in refused)
+  assert any(
+    'BATCH_SIZE=4 must be divisible by' in reason for reason in refused
+  )
 
 
 @pytest.mark.slow
-def test_links_that_outlast_the_products_are_refused_with_the_reason(slice_):
-  # 128 tokens a chip: gathers and sums of gradients take longer than products.
+def test_transfers_longer_than_products_are_refused_with_the_reason(slice_):
+  # With 128 tokens per chip, gathering weights and summing gradients take
+  # longer than products.
   run = loaded(NUM_LAYERS=4, BATCH_SIZE=4, SEQUENCE_LENGTH=128, GROUP_SIZE=128)
   found, refused = search.search(run, slice_)
   reasons = ' '.join(refused)
-  assert 'outlasts all products' in reasons and 's against' in reasons
+  assert 'takes longer than all products' in reasons and 's against' in reasons
   hopeless = {'MESH_DATA=4', 'MESH_FSDP=4'}
   assert not any(hopeless & set(f.changes) for f in found)
 
@@ -87,7 +90,7 @@ def test_layouts_are_compiled_until_enough_of_them_fit():
   ]
 
 
-def test_no_more_layouts_are_compiled_than_was_said():
+def test_at_most_the_given_number_of_layouts_is_compiled():
   rows = [{'changes': (str(i),)} for i in range(5)]
 
   def compiled(changes):

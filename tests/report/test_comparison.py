@@ -1,15 +1,18 @@
-"""Runs paired by seed: gains by hand, one sentence for what does not fit."""
+"""Runs paired by seed: gains by hand, and the errors for unequal runs."""
 
 import json
 import math
 
 import pytest
 
+from moe.evaluate import score
 from moe.report import comparison, comparison_page
 
 
-def write_run(directory, seed, bits, task='poems', step_tokens=100, **more):
-  """A work directory of two evaluations, ten steps apart."""
+def write_run(
+  directory, seed, bits, task='poems', step_tokens=100, held_out=(), **more
+):
+  """Writes a work directory with two evaluations, ten steps apart."""
   directory.mkdir()
   (directory / 'config.gin').write_text(f'{seed} {task}')
   with open(directory / 'log.jsonl', 'w') as log:
@@ -17,9 +20,10 @@ def write_run(directory, seed, bits, task='poems', step_tokens=100, **more):
       record = {'step': step, 'tokens': step * step_tokens, **more}
       log.write(json.dumps(record) + '\n')
   with open(directory / 'eval.jsonl', 'w') as log:
-    for step, value in zip((10, 20), bits, strict=True):
+    hashes = [{'held_out': {task: sha256}} for sha256 in held_out] or [{}, {}]
+    for step, value, of in zip((10, 20), bits, hashes, strict=True):
       scores = {task: {'bits_per_char': value}}
-      log.write(json.dumps({'step': step, 'eval': scores}) + '\n')
+      log.write(json.dumps({'step': step, 'eval': scores, **of}) + '\n')
   (directory / 'run.json').write_text('{"params_total": 1000000}')
   return str(directory)
 
@@ -38,7 +42,7 @@ def sides(tmp_path):
 
 
 def configured(path):
-  """Seed and tasks, which here are all that config.gin holds."""
+  """Seed and tasks; config.gin holds nothing else here."""
   seed, task = path.read_text().split()
   return int(seed), (task, task)
 
@@ -53,15 +57,31 @@ def test_gain_and_standard_error_are_paired_by_seed(sides):
   poems = found['tasks']['poems']
   assert found['seeds'] == [0, 1, 2]
   assert poems['tokens'] == [1000, 2000]
-  # At the end 7.1 - 7.0, 7.4 - 7.1, 7.6 - 7.2: 0.1, 0.3, 0.4, mean 0.8 / 3;
-  # variance (0.1667^2 + 0.0333^2 + 0.1333^2) / 2 = 0.02333.
+  # The last gains are 7.1 - 7.0, 7.4 - 7.1 and 7.6 - 7.2: 0.1, 0.3 and 0.4.
+  # Their mean is 0.8 / 3, their variance
+  # (0.1667^2 + 0.0333^2 + 0.1333^2) / 2 = 0.02333.
   assert poems['gain'][1] == pytest.approx(0.8 / 3)
   assert poems['standard_error'][1] == pytest.approx(math.sqrt(0.07 / 3 / 3))
   assert found['runs']['dropped_fraction'] == 0.25
   assert found['against']['dropped_fraction'] is None
 
 
-def test_people_read_labels_facts_and_a_sentence(sides):
+def test_the_scores_are_means_over_seeds_with_their_intervals(sides):
+  found = run(*sides)
+  scores = [score.from_json(entries) for entries in found['scores']]
+  names = ['poems, sparse', 'poems, dense', 'poems, gain']
+  assert [one.name for one in scores] == names
+  ours, _, gain = scores
+  assert (ours.value, ours.n, gain.n) == (pytest.approx(7.1), 3, 3)
+  # Two degrees of freedom: Student's t of 4.3027 times the standard error.
+  margin = 4.3027 * math.sqrt(0.07 / 3 / 3)
+  assert gain.value == pytest.approx(0.8 / 3)
+  assert gain.high - gain.value == pytest.approx(margin, rel=1e-4)
+  assert gain.is_higher_better and not ours.is_higher_better
+  assert score.as_table(scores) in comparison_page.as_text(found)
+
+
+def test_the_text_has_labels_numbers_and_a_sentence(sides):
   text = comparison_page.as_text(run(*sides))
   assert text.startswith('sparse against dense: 2,000 tokens')
   assert '25.0%' in text and '1,000,000' in text
@@ -77,7 +97,7 @@ def test_one_seed_has_a_gain_but_no_standard_error(sides):
   assert 'one seed gives no standard error' in text
 
 
-def test_tokens_differ_from_seed_to_seed_as_padding_does(tmp_path):
+def test_the_number_of_tokens_may_differ_between_seeds(tmp_path):
   sides = [
     [
       write_run(tmp_path / f'{name}_{s}', s, bits, step_tokens=100 + s)
@@ -90,7 +110,7 @@ def test_tokens_differ_from_seed_to_seed_as_padding_does(tmp_path):
   assert found['gain'] == [0.0, 0.5]
 
 
-def test_unequal_flops_are_remarked_on(sides, tmp_path):
+def test_unequal_flops_give_a_remark(sides, tmp_path):
   for name, flops in (('sparse', 110), ('dense', 100)):
     for seed in range(3):
       path = tmp_path / f'{name}_{seed}' / 'run.json'
@@ -110,12 +130,24 @@ def test_the_curves_are_drawn(sides, tmp_path, suffix):
     assert drawn.startswith(b'\x89PNG' if suffix == 'png' else b'<?xml')
 
 
+def test_names_that_a_picture_cannot_draw_stand_beside_it(tmp_path, recwarn):
+  runs = [write_run(tmp_path / '稀疏_0', 0, (8.0, 7.0), task='詩')]
+  others = [write_run(tmp_path / 'dense_0', 0, (8.2, 7.1), task='詩')]
+  found = run(runs, others)
+  names = comparison_page.write(found, tmp_path / 'curves.png')
+  assert names == 'runs = 稀疏, held out = 詩'
+  assert comparison_page.write(found, tmp_path / 'curves.svg') == ''
+  assert '稀疏' in (tmp_path / 'curves.svg').read_text('utf-8')
+  comparison_page.write(found, tmp_path / 'curves.html')
+  assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+
+
 def break_log(sparse, dense, tmp_path):
   (tmp_path / 'dense_1' / 'log.jsonl').unlink()
 
 
 def break_evaluation(sparse, dense, tmp_path):
-  (tmp_path / 'dense_1' / 'eval.jsonl').write_text('')
+  (tmp_path / 'dense_1' / 'eval.jsonl').unlink()
 
 
 def leave_one_out(sparse, dense, tmp_path):
@@ -144,20 +176,32 @@ def change_the_model(sparse, dense, tmp_path):
   (tmp_path / 'dense_1' / 'run.json').write_text('{"params_total": 5}')
 
 
+def score_other_documents(sparse, dense, tmp_path):
+  bits = (8.0, 7.0)
+  sparse[2] = write_run(tmp_path / 'a', 2, bits, held_out=('a' * 64, 'a' * 64))
+  dense[0] = write_run(tmp_path / 'b', 2, bits, held_out=('a' * 64, 'b' * 64))
+
+
 @pytest.mark.parametrize(
   ('spoil', 'sentence'),
   [
-    (break_log, 'dense_1/log.jsonl must be there, got none'),
+    (break_log, 'dense_1/log.jsonl must exist'),
     (break_evaluation, 'must hold a held-out score, got none'),
     (leave_one_out, 'the same seeds, got 0, 1, 2 against 0, 2'),
     (repeat_a_seed, 'must differ in seed, got seeds 0, 1, 2, 2'),
     (change_the_task, 'on the same tasks, got poems, poems in'),
     (change_the_tokens, 'the same number of tokens, got 2,000 in'),
-    (evaluate_less, 'be evaluated as often, got 2 in'),
-    (change_the_model, 'must be of one model, got 1000000 parameters'),
+    (evaluate_less, 'be evaluated equally often, got 2 in'),
+    (
+      score_other_documents,
+      'held-out documents of poems, got (SHA-256) aaaaaa',
+    ),
+    (change_the_model, 'must have the same model, got 1000000 parameters'),
   ],
 )
-def test_what_cannot_be_compared_is_said(sides, tmp_path, spoil, sentence):
+def test_unequal_runs_are_refused_with_the_reason(
+  sides, tmp_path, spoil, sentence
+):
   spoil(*sides, tmp_path)
   with pytest.raises(ValueError) as caught:
     run(*sides)

@@ -1,4 +1,4 @@
-"""The page about a run: complete, self-contained, correct in its numbers."""
+"""The page about a run is complete, self-contained and correct."""
 
 import html.parser
 import io
@@ -20,7 +20,7 @@ VOID = {'meta', 'br', 'img', 'hr', 'input', 'link'}
 
 
 class Balance(html.parser.HTMLParser):
-  """Fails on tags that do not match."""
+  """A parser that fails on tags that do not match."""
 
   def __init__(self):
     super().__init__()
@@ -77,7 +77,7 @@ def card(page, title):
   return found.groups()
 
 
-def test_the_numbers_on_top_are_those_of_the_log(page):
+def test_the_cards_show_the_numbers_of_the_log(page):
   number, remark = card(page, 'Held out')
   assert number == '7.500'
   assert remark == (
@@ -85,11 +85,11 @@ def test_the_numbers_on_top_are_those_of_the_log(page):
   )
   assert card(page, 'Below unigram') == ('2.000', 'of 9.500 on valid')
   assert card(page, 'Below bigram') == ('0.500', 'of 8.000 on valid')
-  # 40 steps of 100 tokens in half a second each.
+  # The run has 40 steps of 100 tokens and half a second.
   assert card(page, 'Tokens seen') == ('4 k', 'in 40 steps')
   assert card(page, 'Training time') == ('0:20', 'median 200 tokens/s')
-  assert card(page, 'Parameters') == ('5.36 M', '1.45 M active for a token')
-  assert card(page, 'Dropped') == ('2.00%', 'last 4 steps')
+  assert card(page, 'Parameters') == ('5.363 M', '1.45 M active per token')
+  assert card(page, 'Dropped') == ('2.00%', 'mean of the last 4 steps')
 
 
 def test_the_page_needs_no_other_file(page):
@@ -113,8 +113,8 @@ def test_texts_and_samples_are_there_and_escaped(page):
 
 def test_figures_take_their_colours_from_the_page(page):
   colors = set(re.findall(r'(?:fill|stroke): (#\w+)', page))
-  # The end of the colour bar, and the lines of two layers, are from a scale
-  # that is readable on white and on black.
+  # Only the end of the colour bar and the lines of two layers have fixed
+  # colours, which are readable on white and on black.
   assert colors == {'#fde725', '#3b528b', '#bddf26'}
   assert page.count('<svg') == 9
 
@@ -123,10 +123,10 @@ def test_a_dense_run_of_one_step_has_a_page(tmp_path):
   write_run(tmp_path, 1, layers=0)
   page = run_page.write_report(tmp_path, tmp_path / 'other.html').read_text()
   assert 'load of each expert' not in page
-  assert card(page, 'Tokens seen') == ('100', 'in 1 steps')
+  assert card(page, 'Tokens seen') == ('100', 'in 1 step')
 
 
-def test_a_log_beside_no_other_file_is_enough(tmp_path):
+def test_a_log_alone_is_enough(tmp_path):
   record = {'step': 1, 'loss': None, 'time': {}}
   (tmp_path / 'log.jsonl').write_text(json.dumps(record) + '\n{"step": 2, "lo')
   assert run_page.write_report(tmp_path) == tmp_path / 'report.html'
@@ -144,13 +144,13 @@ def test_a_long_run_of_many_layers_is_thinned(tmp_path):
 
 
 def layer_rows(page):
-  """Header and rows of the table of the layers."""
+  """Header and rows of the table of layers."""
   table = re.search('<div class="wide table">(.*?)</table>', page, re.DOTALL)
   rows = table.group(1).split('</tr>')[:-1]
   return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
 
 
-def test_a_table_tells_of_each_layer(tmp_path):
+def test_a_table_has_a_row_for_each_layer(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, 120, stream=io.StringIO())
   for step in range(1, 121):
     layers = {
@@ -166,14 +166,14 @@ def test_a_table_tells_of_each_layer(tmp_path):
     'sparse layer', 'busiest / mean', 'variation', 'entropy [nats]', 'dropped',
     'bytes exchanged', 'idle experts',
   ]  # fmt: skip
-  # Loads over their mean: 1.5, 1.5, 0 and 1.5, 0.75, 0.75.
+  # Loads over their mean are 1.5, 1.5, 0 and 1.5, 0.75, 0.75.
   assert rows == [
     ['0', '1.50', '0.71', '2.00', '0.00%', '4,096', '2'],
     ['1', '1.50', '0.35', '1.00', '12.50%', '8,192', 'none'],
   ]
 
 
-def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
+def test_a_run_with_dead_experts_has_a_figure_of_them(tmp_path):
   for name, load in (('healthy', 0.5), ('sick', 0.0)):
     shown = progress.Progress(
       tmp_path / name, OBJECTIVE, 110, stream=io.StringIO()
@@ -189,7 +189,7 @@ def test_dead_experts_have_a_figure_once_there_are_some(tmp_path):
   assert ['Experts without tokens' in page for page in pages] == [False, True]
 
 
-def test_scores_of_other_documents_are_told_apart(tmp_path):
+def test_scores_of_other_documents_do_not_count(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, 3, stream=io.StringIO())
   numbers = {'loss': 1.0, 'bits_per_char': 8.0, 'tokens': 100}
   for step, data, bits in ((1, 'old', 2.0), (2, 'new', 7.0), (3, 'new', 8.0)):
@@ -209,7 +209,7 @@ def test_scores_of_other_documents_are_told_apart(tmp_path):
   path = tmp_path / 'baselines.json'
   path.write_text(json.dumps(baselines))
   page = run_page.write_report(tmp_path).read_text(encoding='utf-8')
-  assert 'step 3; best 7.000 at step 2; up to step 1 other documents' in page
+  assert 'step 3; best 7.000 at step 2; scores up to step 1 are of' in page
   assert card(page, 'Below unigram') == ('1.500', 'of 9.500 on valid')
   path.write_text(json.dumps({**baselines, 'held_out': 'old'}))
   page = run_page.write_report(tmp_path).read_text(encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Every router with its choices by plain Python, and how tests run one."""
+"""Cases for tests of routers: each router and its choices in plain Python."""
 
 import functools
 
@@ -64,7 +64,7 @@ def uniform(g):
 
 NULL = gates.NullExperts(2, num_null=2, num_copy=1)
 MASKED = gates.ModalityGrouped(2, reserved=(4, 2))
-# A name -> (router, its state, choices of group g by the reference).
+# Name -> (router, its state, choices of group g by the reference).
 CASES = {
   'top-k': (gates.TopK(2), {}, lambda g, x, v: reference.top_k(x, v, 2)),
   'top-k, plain weights': (
@@ -146,7 +146,7 @@ INPUTS = {'token_ids': IDS, 'modality': MODALITY, 'keys': KEYS[:G]}
 
 
 def choices_of(plan, g):
-  """{(token, expert): weight} of the rows that exist, each once."""
+  """{(token, expert): weight} of the rows that exist; no pair occurs twice."""
   rows = np.flatnonzero(plan.valid_GR[g])
   columns = (plan.token_GR[g], plan.expert_GR[g], plan.weight_GR[g])
   token, expert, weight = (np.asarray(a)[rows].tolist() for a in columns)

@@ -1,7 +1,7 @@
-"""What combines with what: every dispatch x exchange x devices x plan.
+"""Every combination of dispatch, exchange, number of devices and plan.
 
-`python -m tests.routing.matrix` runs all of it and prints the table, and those
-of the mesh axes that combine and of what is refused.
+`python -m tests.routing.matrix` runs all combinations and prints three tables:
+the combinations, the mesh axes that combine, and what is refused.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# (random) -> experts [G, M, A], distinct for each token.
+# Name -> a function of a random state; it gives experts [G, M, A], distinct for
+# each token.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
@@ -47,7 +48,7 @@ VALID_GM = np.arange(M) < np.array([[M], [M - 3], [M], [M - 1]] * 2)
 
 
 class Outcome(NamedTuple):
-  """What a cell gives: outputs, what was counted, and gradients."""
+  """The result of one combination: outputs, counts and gradients."""
 
   y_GMD: np.ndarray
   traffic: dict
@@ -55,10 +56,10 @@ class Outcome(NamedTuple):
 
 
 def linear(w_EDD, rows, weight, count_E):
-  """Linear experts for either kind of rows."""
+  """Linear experts, for rows by slot or rows in runs."""
   rows = rows * weight[..., None]
   if count_E is None:
-    return jnp.einsum('ESD,EDF->ESF', rows, w_EDD)
+    return jnp.einsum('EUD,EDF->EUF', rows, w_EDD)
   return grouped_matmul(rows, w_EDD, count_E)
 
 
@@ -69,7 +70,7 @@ def plan_of(expert_GMA, weight_GMA, valid_GM):
 
 
 def uneven(y_GMD):
-  """A loss in which every place of y counts differently."""
+  """A loss in which every entry of y has a different weight."""
   scale = jnp.arange(y_GMD.size, dtype=jnp.float32).reshape(y_GMD.shape)
   return jnp.sum(jnp.sin(scale) * y_GMD)
 
@@ -79,7 +80,7 @@ def layer(exchanger, dispatcher, num_devices):
   axes = ('expert',) if num_devices > 1 else ()
 
   def local(x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM):
-    experts = exchange.Experts(E, A, axes, num_devices)
+    experts = exchange.ExpertPlacement(E, A, axes, num_devices)
     plan = plan_of(expert_GMA, weight_GMA, valid_GM)
     arrived = exchanger.send(x_GMD, plan, dispatcher, experts)
     out = linear(w_EDD, arrived.rows, arrived.weight, arrived.count_E)
@@ -124,10 +125,10 @@ def arguments(plan):
 
 
 def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
-  """One cell.
+  """Runs one combination.
 
   Raises:
-    ValueError: where the two do not go together.
+    ValueError: if dispatch and exchange do not combine.
   """
   (_, (y_GMD, traffic)), gradients = program(
     exchanger, dispatcher, num_devices
@@ -135,15 +136,15 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
   return jax.device_get(Outcome(y_GMD, traffic, gradients))
 
 
-def rooms(exchanger, dispatcher, n):
-  """What a device has room for under `exchange.Ragged`, see the oracle."""
+def limits(exchanger, dispatcher, n):
+  """Bounds of one device under `exchange.Ragged`, see `oracle.pooled_rows`."""
   tokens = G * M // n
   visits = n * tokens
   if exchanger.buffer_factor:
     share = exchanger.buffer_factor * tokens * min(A, n)
     visits = min(visits, math.ceil(share) + n)
   if not dispatcher.is_dropless:
-    return visits, dispatcher.room(n * tokens, A, E), None
+    return visits, dispatcher.capacity(n * tokens, A, E), None
   rows = visits * min(A, E // n)
   if exchanger.buffer_factor:
     rows = min(rows, math.ceil(exchanger.buffer_factor * tokens * A))
@@ -151,16 +152,16 @@ def rooms(exchanger, dispatcher, n):
 
 
 def kept_rows(exchanger, dispatcher, n, plan):
-  """Bool [G, R]: rows that some expert sees, by plain Python."""
+  """Bool [G, R]: rows that some expert sees, computed in plain Python."""
   _, _, weight_GMA, expert_GMA, valid_GM = arguments(plan)
   plan = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
   priority = getattr(dispatcher, 'priority', 'position')
   if isinstance(exchanger, exchange.Ragged) and n > 1:
-    room = rooms(exchanger, dispatcher, n)
-    return oracle.pooled_rows(plan, E, n, room, priority)
+    bounds = limits(exchanger, dispatcher, n)
+    return oracle.pooled_rows(plan, E, n, bounds, priority)
   if dispatcher.is_dropless:
     return plan.valid_GR
-  return oracle.kept_rows(plan, E, dispatcher.room(M, A, E), priority)
+  return oracle.kept_rows(plan, E, dispatcher.capacity(M, A, E), priority)
 
 
 @functools.cache
@@ -170,7 +171,7 @@ def oracle_program(plan):
   fixed = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
 
   def loss(x_GMD, w_EDD, weight_GMA, kept_GR):
-    # The choices are those of `fixed`: the oracle reads them as numbers.
+    # Choices come from `fixed`, since the oracle needs concrete numbers.
     weight_GR = plan_of(expert_GMA, weight_GMA, valid_GM).weight_GR
     fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
     masked = fixed._replace(weight_GR=weight_GR)
@@ -182,7 +183,7 @@ def oracle_program(plan):
 
 
 def expected(exchanger, dispatcher, n, plan) -> Outcome:
-  """A cell by the oracle."""
+  """The result of one combination by the oracle."""
   kept_GR = kept_rows(exchanger, dispatcher, n, plan)
   (_, y_GMD), gradients = oracle_program(plan)(kept_GR)
   rows = A * VALID_GM.sum()
@@ -196,7 +197,7 @@ def expected(exchanger, dispatcher, n, plan) -> Outcome:
 
 
 def table() -> str:
-  """Markdown: what each pair does, as run on four devices."""
+  """Markdown: what each pair of dispatch and exchange does on four devices."""
   lines = [
     '| dispatch | ' + ' | '.join(EXCHANGES) + ' |',
     '|---' * (len(EXCHANGES) + 1) + '|',
@@ -219,7 +220,7 @@ def table() -> str:
 
 def axes_table() -> str:
   """Markdown: mesh axes that the full-stack tests divide at the same time."""
-  # Imported here: those tests use this package's oracle.
+  # A top-level import would be circular: those tests use the oracle beside us.
   from tests.layers import test_full_stack as stacks
 
   pairs = set()

@@ -1,4 +1,4 @@
-"""The slow and obvious: plans in Python loops, every expert on every token."""
+"""Slow reference: capacity in Python loops, and every expert on every token."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def kept_rows(plan, num_experts, C, priority='position'):
-  """Bool [G, R]: rows of a plan that find a slot, one after another."""
+  """Bool [G, R]: rows of a plan that get a slot; rows are tried one by one."""
   token, expert, weight, valid, rows_GMA = (
     np.asarray(a)
     for a in (
@@ -45,66 +45,64 @@ def kept_rows(plan, num_experts, C, priority='position'):
   return kept
 
 
-def sent_rows(counts, room):
-  """Rows that each device sends to each other one, of those it would send.
+def sent_rows(counts, buffer_rows):
+  """The part of `counts`, rows from device to device, that is sent.
 
-  Where more come than a device has room for, all senders are cut by one share.
+  If a receiver's buffer is too small, each sender sends it the same share.
   """
   n = len(counts)
   sent = [[int(count) for count in row] for row in counts]
   for d in range(n):
     total = sum(counts[s][d] for s in range(n))
-    if total > room:
-      share = np.float32(max(room - n, 0)) / np.float32(total)
+    if total > buffer_rows:
+      share = np.float32(max(buffer_rows - n, 0)) / np.float32(total)
       for s in range(n):
         sent[s][d] = math.floor(np.float32(counts[s][d]) * share)
   return sent
 
 
-def _visits(plan, tokens, here, n):
-  """For each device the tokens that one sender would send it, in order."""
+def _visits(plan, tokens, num_local, n):
+  """For each device, the tokens that one sender would send it, in order."""
   visits = [[] for _ in range(n)]
   for a in range(plan.rows_GMA.shape[-1]):
     for g, m in tokens:
       r = plan.rows_GMA[g, m, a]
-      d = plan.expert_GR[g, r] // here
+      d = plan.expert_GR[g, r] // num_local
       if plan.valid_GR[g, r] and (g, m) not in visits[d]:
         visits[d].append((g, m))
   return visits
 
 
-def pooled_rows(plan, num_experts, num_devices, rooms, priority='position'):
-  """Bool [G, R]: rows kept where tokens visit the devices of their experts.
+def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
+  """Bool [G, R]: rows kept if tokens visit the devices of their experts.
 
   Args:
-    plan: NumPy arrays, without choices that stand by.
+    plan: NumPy arrays, without spare choices.
     num_experts: E, divided over the devices.
-    num_devices: n; each has as many groups.
-    rooms: what a device has room for: (visiting tokens, slots of each expert or
+    num_devices: n; each device holds the same number of groups.
+    limits: bounds of one device: (visiting tokens, slots of each expert or
       None, rows of all its experts together or None).
-    priority: as `dispatch.Sorted` has it.
+    priority: see `dispatch.Sorted`.
   """
   (G, M, A), n = plan.rows_GMA.shape, num_devices
-  here = num_experts // n
-  most_visits, slots, most_rows = rooms
+  num_local = num_experts // n
+  most_visits, slots, most_rows = limits
   visits = []
   for s in range(n):
     groups = range(s * G // n, (s + 1) * G // n)
     tokens = [(g, m) for g in groups for m in range(M)]
-    visits.append(_visits(plan, tokens, here, n))
+    visits.append(_visits(plan, tokens, num_local, n))
   sent = sent_rows([[len(v) for v in row] for row in visits], most_visits)
   kept = np.zeros(plan.expert_GR.shape, bool)
   for d in range(n):
-    pieces = [visits[s][d][: sent[s][d]] for s in range(n)]
+    runs = [visits[s][d][: sent[s][d]] for s in range(n)]
     # Senders take turns.
-    arrived = [
-      piece[i] for i in range(G * M) for piece in pieces if i < len(piece)
-    ]
+    arrived = [run[i] for i in range(G * M) for run in runs if i < len(run)]
     rows = [(g, plan.rows_GMA[g, m, a]) for a in range(A) for g, m in arrived]
     mine = [
       row
       for row in rows
-      if plan.valid_GR[row] and plan.expert_GR[row] // here == d
+      if plan.valid_GR[row] and plan.expert_GR[row] // num_local == d
     ]
     if priority == 'probability':
       mine.sort(key=lambda row: -plan.weight_GR[row])
@@ -120,12 +118,12 @@ def pooled_rows(plan, num_experts, num_devices, rooms, priority='position'):
 
 
 def mixture(x_GMD, plan, kept_GR, expert_fn, num_experts):
-  """Every expert on every token in x's dtype, weighted by the rows kept.
+  """Every expert on every token in x's dtype, weighted by the kept rows.
 
   Args:
     x_GMD: tokens.
-    plan: who goes where.
-    kept_GR: bool, rows that take part.
+    plan: the experts of each token.
+    kept_GR: bool, rows that are not dropped.
     expert_fn: (e, x [G, M, D]) -> [G, M, F], of any array library.
     num_experts: E.
   """

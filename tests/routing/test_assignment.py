@@ -1,4 +1,4 @@
-"""Assignments within a group, against exact and hand-worked ones."""
+"""Assignments within a group, against exact solutions and hand-worked ones."""
 
 import itertools
 
@@ -35,7 +35,7 @@ KINDS = ['random', 'ties', 'all to one', 'all alike', 'whole numbers', 'large']
 
 
 def largest_sum(benefit_ME, places):
-  """By dynamic programming over how many places of each expert are taken."""
+  """Largest sum of benefits, by dynamic programming over places taken."""
   best = {(0,) * E: 0.0}
   for row in benefit_ME:
     new = {}
@@ -78,7 +78,7 @@ def test_groups_are_assigned_independently():
     np.testing.assert_array_equal(assign(two[g : g + 1], ALL)[0], together[g])
 
 
-def test_who_waits_when_bidding_ends_gets_a_free_place(monkeypatch):
+def test_tokens_without_a_place_when_bidding_ends_get_a_free_one(monkeypatch):
   monkeypatch.setattr(assignment, 'MAX_ROUNDS', 0)
   expert_GM = jax.jit(lambda b, v: assignment.balanced_assignment(b, v))(
     benefits('random'), ALL
@@ -98,13 +98,13 @@ def test_forbidden_experts_are_taken_last():
   np.testing.assert_array_equal(expert_M[:3], 0)
 
 
-def test_one_expert_takes_all():
+def test_a_single_expert_takes_all_tokens():
   np.testing.assert_array_equal(assign(np.ones((1, M, 1), 'f4'), ALL), 0)
 
 
-def test_many_tokens_take_bounded_rounds():
-  # 256 tokens whose favourites are all the same, 16 experts: still exact
-  # balance, by bidding and not by filling up, which would give token order.
+def test_many_tokens_need_few_rounds():
+  # All 256 tokens prefer the same of 16 experts. Bidding alone still balances
+  # them exactly; filling free places would assign tokens in their order.
   random = np.random.RandomState(1)
   benefit = random.randn(1, 256, 16).astype(np.float32) + np.linspace(
     0, 8, 16, dtype=np.float32
@@ -132,14 +132,15 @@ def test_groups_that_do_not_fit_are_refused(groups):
 
 
 def test_a_price_lets_as_many_tokens_in_as_an_expert_has_places():
-  # Two experts, one choice: the threshold is the smaller logit, the excess of
-  # expert 0 is max(0, l0 - l1) = 4 3 2 1, of expert 1 it is 0; 4 * 1 / 2 = 2
-  # tokens are its share, so the third largest: 2 and 0.
+  # With two experts and one choice, the threshold is the smaller logit. The
+  # excess of expert 0 is max(0, l0 - l1) = 4 3 2 1, that of expert 1 is 0. The
+  # share of an expert is 4 * 1 / 2 = 2 tokens, so the price is the third
+  # largest excess: 2 and 0.
   logits = np.float32([[[4, 0], [3, 0], [2, 0], [1, 0], [9, 9]]])
   valid = np.array([[True] * 4 + [False]])
   price_GE = quantiles(logits, np.zeros(2, 'f4'), 1, valid)
   np.testing.assert_allclose(price_GE, [[2, 0]])
-  # With these prices taken off, expert 0 has two tokens, and one is even.
+  # After subtracting the prices two tokens prefer expert 0, and one is tied.
   biased = logits[0, :4] - np.asarray(price_GE[0])
   assert (biased[:, 0] > biased[:, 1]).sum() == 2
 

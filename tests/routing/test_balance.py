@@ -21,7 +21,7 @@ global_entropy_loss = jax.jit(
 router_z_loss = jax.jit(balance.router_z_loss)
 choice_statistics = jax.jit(balance.choice_statistics)
 
-# One group of two tokens that both choose expert 0.
+# One group of two tokens, which both choose expert 0.
 UNEVEN = np.array([[[0.9, 0.1], [0.7, 0.3]]], np.float32)
 FIRST = np.zeros((1, 2, 1), np.int32)
 BOTH = np.ones((1, 2), bool)
@@ -44,8 +44,8 @@ def test_an_even_router_pays_one():
 
 
 def test_every_choice_of_a_token_counts():
-  # Two choices each, experts (0, 1) and (0, 1): load = (1/2, 1/2), although all
-  # first choices are expert 0. loss = 2 * (.5 * .8 + .5 * .2) = 1.
+  # Both tokens choose experts 0 and 1: load = (1/2, 1/2), although all first
+  # choices are expert 0. loss = 2 * (.5 * .8 + .5 * .2) = 1.
   choices = np.array([[[0, 1], [0, 1]]], np.int32)
   total, weight = load_balance_loss(UNEVEN, choices, BOTH)
   assert float(total / weight) == pytest.approx(1.0)
@@ -53,7 +53,7 @@ def test_every_choice_of_a_token_counts():
 
 def test_padding_is_not_counted_by_the_load_balance_loss():
   padded = load_balance_loss(UNEVEN, FIRST, np.array([[False, True]]))
-  # The second token alone: 2 * (1 * .7 + 0 * .3) = 1.4.
+  # Only the second token counts: 2 * (1 * .7 + 0 * .3) = 1.4.
   assert float(padded[0]) == pytest.approx(1.4)
   assert float(padded[1]) == 1
 
@@ -91,7 +91,7 @@ def test_z_loss_is_the_squared_log_partition_of_valid_tokens():
   assert float(weight) == 2
 
 
-def test_statistics_tell_load_entropy_and_confidence():
+def test_statistics_are_load_entropy_and_confidence():
   # Probabilities (1/4, 3/4), choices 1 then 0; (1/2, 1/2) is padding.
   probs = np.array([[[0.25, 0.75], [0.5, 0.5]]], np.float32)
   choices = np.array([[[1, 0], [0, 1]]], np.int32)
@@ -135,10 +135,8 @@ def test_losses_and_statistics_are_float32_scalars_but_for_the_load():
   }
 
 
-# --- Values of other projects' tests -----------------------------------------
-
-# The tests of V-MoE's router (google-research/vmoe, vmoe/nn/routing_test.py):
-# four tokens, three experts.
+# These values are from the tests of V-MoE's router (google-research/vmoe,
+# vmoe/nn/routing_test.py): four tokens, three experts.
 VMOE_PROBS = np.array(
   [[[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.8, 0.2, 0.0]]], 'f4'
 )
@@ -146,23 +144,24 @@ FOUR = np.ones((1, 4), bool)
 
 
 def test_vmoe_gshard_loss_counts_first_choices():
-  # Sums of probabilities 1.7, 1.1, 1.2 over 4; first choices 0, 2, 2, 0:
-  # 3 * (1/2 * 1.7/4 + 1/2 * 1.2/4) = 1.0875.
+  # The probabilities sum to 1.7, 1.1, 1.2 over 4 tokens; first choices are
+  # 0, 2, 2, 0: 3 * (1/2 * 1.7/4 + 1/2 * 1.2/4) = 1.0875.
   first = VMOE_PROBS.argmax(axis=-1)[..., None].astype(np.int32)
   total, weight = load_balance_loss(VMOE_PROBS, first, FOUR)
   assert float(total / weight) == pytest.approx(1.0875, rel=1e-6)
 
 
 def test_vmoe_importance_loss():
-  # 1.7, 1.1, 1.2: mean 4/3, variance .0688889, over the squared mean .0387500.
+  # The sums 1.7, 1.1, 1.2 have mean 4/3 and variance .0688889; the variance
+  # over the squared mean is .0387500.
   total, weight = jax.jit(balance.importance_loss)(VMOE_PROBS, FOUR)
   assert float(total / weight) == pytest.approx(0.03874999, rel=1e-5)
   assert float(weight) == 4
 
 
 def test_vmoe_load_loss():
-  # Chances to be among the two best under new noise of .1, by expert: means
-  # .999, .277, .234; their squared coefficient of variation.
+  # The mean chances of the experts to be among the two best under new noise of
+  # .1 are .999, .277, .234; the loss is their squared coefficient of variation.
   logits = np.float32(
     [[[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]]]
   )
@@ -193,7 +192,7 @@ def test_importance_and_load_leave_padding_out():
 
 
 def test_deepseeks_bias_moves_by_the_sign_alone():
-  # Mean load 2: experts with 5, 2, 1, 0 rows.
+  # The experts have 5, 2, 1, 0 rows, so the mean load is 2.
   bias = balance.signed_bias(
     jnp.array([0.0, 0.1, 0.2, 0.3]), jnp.array([5.0, 2.0, 1.0, 0.0]), 0.001
   )
@@ -209,7 +208,7 @@ def random_choices(groups, tokens, experts=4):
 
 
 def by_definition(probs, choices, valid):
-  """(sum, weight) of one unit, by loops over lists of its tokens."""
+  """(sum, weight) of one unit, computed by loops over its tokens."""
   E = probs.shape[-1]
   tokens = list(zip(probs[valid], choices[valid], strict=True))
   f, p = np.zeros(E), np.zeros(E)
@@ -229,7 +228,7 @@ def by_definition(probs, choices, valid):
     ('global', (1, 24)),
   ],
 )
-def test_a_scope_takes_its_units_by_the_definition(scope, shape):
+def test_the_loss_of_each_scope_equals_its_definition(scope, shape):
   given = random_choices(4, 6)
   total, weight = load_balance_loss(
     *given, scope=balance.Scope(scope, shape[1])
@@ -302,7 +301,7 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
   def differentiated(routing_fn):
     def total(logits):
       found = routing_fn(logits, given)
-      # Each term over its weight, as a trainer adds them.
+      # A trainer adds the terms after dividing each by its weight.
       return sum(s / w for s, w in found[0].values()), found
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))(logits)
@@ -313,7 +312,7 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
 
 
 def test_the_local_entropy_is_the_mean_over_valid_tokens():
-  # ln 2 and 0; the last token is padding.
+  # The entropies are ln 2 and 0; the last token is padding.
   probs = np.float32([[[0.5, 0.5], [1, 0], [0.3, 0.7]]])
   total, weight = jax.jit(balance.local_entropy_loss)(
     probs, np.array([[True, True, False]])

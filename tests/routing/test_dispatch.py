@@ -1,4 +1,4 @@
-"""Permuting and back: the fast dispatches against the obvious one."""
+"""Permuting and unpermuting: fast dispatches against the reference."""
 
 import functools
 import re
@@ -36,10 +36,10 @@ def make_plan(expert_GMA, weight_GMA, valid_GM):
 def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
   """Tokens through linear experts and back: (y_GMF, dropped)."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
-  room = dispatcher.room(M, A, E)
-  permuted = dispatcher.permute(x_GMD, plan, E, room)
+  capacity = dispatcher.capacity(M, A, E)
+  permuted = dispatcher.permute(x_GMD, plan, E, capacity)
   if permuted.count_E is None:
-    out = jnp.einsum('ESD,EDF,ES->ESF', permuted.rows, w_EDF, permuted.weight)
+    out = jnp.einsum('EUD,EDF,EU->EUF', permuted.rows, w_EDF, permuted.weight)
   else:
     rows = permuted.rows * permuted.weight[:, None]
     out = grouped_matmul(rows, w_EDF, permuted.count_E)
@@ -52,7 +52,7 @@ def layer(dispatcher):
 
   def loss(*args):
     y_GMF, dropped = through(dispatcher, *args)
-    # An uneven loss: every place of y counts differently.
+    # The loss gives every entry of y a different weight.
     scale = jnp.arange(y_GMF.size, dtype=jnp.float32).reshape(y_GMF.shape)
     return jnp.sum(jnp.sin(scale) * y_GMF), (y_GMF, dropped)
 
@@ -83,7 +83,7 @@ def assert_same(one, other):
     (16, 2, 8, 1.0, 4),  # 16 * 2 / 8
     (16, 2, 8, 1.25, 5),  # 1.25 * 4
     (10, 1, 4, 1.0, 3),  # 2.5, rounded up
-    (100, 2, 4, 1.1, 55),  # 1.1 * 50, of which floats make a little more
+    (100, 2, 4, 1.1, 55),  # 1.1 * 50 is a little more than 55 in floats
     (4, 1, 64, 1.0, 1),  # 1/16, at least 1
     (4, 2, 2, 8.0, 4),  # 32, but an expert sees a token once
   ],
@@ -98,7 +98,7 @@ def test_capacity_is_a_factor_times_an_even_share(
 @pytest.mark.parametrize('plan', PLANS)
 @pytest.mark.parametrize('factor', [0.1, 1.0])
 def test_sorted_equals_the_reference(plan, padding, factor):
-  # 0.1 * 12 * 2 / 4 = 0.6: one slot; 1.0: six.
+  # Factor 0.1: 0.1 * 12 * 2 / 4 = 0.6, so one slot. Factor 1.0: six slots.
   expert_GMA = PLANS[plan](np.random.RandomState(3))
   one, other = (
     run(d(factor), expert_GMA, PADDING[padding])
@@ -117,28 +117,29 @@ def test_drops_are_counted_and_padding_is_no_drop():
 
 @pytest.mark.parametrize('padding', PADDING)
 @pytest.mark.parametrize('plan', PLANS)
-def test_dropless_equals_sorted_with_room_for_all(plan, padding):
-  # Of random choices both may be the same expert, which needs 2 * 12 slots;
-  # the capacity is at most 12, so choose distinct ones, as a router does.
+def test_dropless_equals_sorted_with_slots_for_all(plan, padding):
+  # Both random choices of a token may be the same expert, which would then need
+  # 2 * 12 slots. The capacity is at most 12, so the choices are made distinct,
+  # as a router's are.
   first_GM1 = PLANS[plan](np.random.RandomState(3))[..., :1]
   expert_GMA = np.concatenate([first_GM1, (first_GM1 + 2) % E], axis=-1)
   dropless = run(dispatch.Dropless(), expert_GMA, PADDING[padding])
-  room = run(dispatch.Sorted(float(E)), expert_GMA, PADDING[padding])
-  assert room[2] == 0
-  assert_same(dropless, room)
+  ample = run(dispatch.Sorted(float(E)), expert_GMA, PADDING[padding])
+  assert ample[2] == 0
+  assert_same(dropless, ample)
 
 
 @pytest.mark.parametrize(
   'dispatcher', [dispatch.Sorted(1.0), dispatch.Einsum(1.0)]
 )
 def test_a_full_expert_turns_away_second_choices_first(dispatcher):
-  # Three tokens, three experts: 1.0 * 3 * 2 / 3 = 2 slots. Expert 0 is the
-  # second choice of token 0 and the first of tokens 1 and 2.
+  # Three tokens and three experts have 1.0 * 3 * 2 / 3 = 2 slots. Expert 0 is
+  # the second choice of token 0 and the first choice of tokens 1 and 2.
   @jax.jit
   def both_ways(x_GMD, weight_GMA):
     valid_GM = np.ones((1, 3), bool)
     plan = make_plan([[[1, 0], [0, 1], [0, 2]]], weight_GMA, valid_GM)
-    permuted = dispatcher.permute(x_GMD, plan, 3, dispatcher.room(3, 2, 3))
+    permuted = dispatcher.permute(x_GMD, plan, 3, dispatcher.capacity(3, 2, 3))
     y_GMD = dispatcher.unpermute(permuted.rows, permuted)
     return permuted.rows, permuted.dropped, y_GMD
 
@@ -146,15 +147,15 @@ def test_a_full_expert_turns_away_second_choices_first(dispatcher):
   rows, dropped, y_GMD = both_ways(x_GMD, np.ones((1, 3, 2), np.float32))
   np.testing.assert_array_equal(rows[..., 0], [[2, 3], [1, 2], [3, 0]])
   assert float(dropped) == 1
-  # Experts that change nothing give back token 0 once, the others twice.
+  # Experts are the identity, so token 0 comes back once, the others twice.
   np.testing.assert_array_equal(y_GMD[0, :, 0], [1, 4, 6])
 
 
 def test_an_empty_slot_is_zero_whatever_the_first_token_holds():
   x_GMD = np.array([[[np.inf], [1.0]]], np.float32)
-  token_GS = np.array([[1, -1]], np.int32)
+  token_GU = np.array([[1, -1]], np.int32)
   slot_GMA = np.array([[[-1], [0]]], np.int32)
-  rows = jax.jit(permute)(x_GMD, token_GS, slot_GMA)
+  rows = jax.jit(permute)(x_GMD, token_GU, slot_GMA)
   np.testing.assert_array_equal(rows[0, :, 0], [1, 0])
 
 
@@ -177,7 +178,7 @@ def test_a_dropless_buffer_that_is_too_small_counts_what_it_loses():
   def permute_all(x_GMD):
     chosen = np.array([0, 2, 0, 2, 0, 1, 2, 0]).reshape(1, 8, 1)
     plan = make_plan(chosen, x_GMD, np.ones((1, 8), bool))
-    return dispatch.Dropless().permute(x_GMD, plan, 4, room=6)
+    return dispatch.Dropless().permute(x_GMD, plan, 4, capacity=6)
 
   permuted = permute_all(np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1))
   np.testing.assert_array_equal(permuted.count_E, [4, 1, 1, 0])
@@ -211,22 +212,22 @@ WIDE = 37  # a width that no other dim has
 
 
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """The same, by plain indexing with the slots that Sorted found."""
+  """`through` by plain indexing, with the slots that Sorted found."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   permuted = dispatch.Sorted(1.0).permute(x_GMD, plan, E, 6)
-  token_GS = permuted.token_GS
-  rows_GSD = jnp.take_along_axis(
-    x_GMD, jnp.maximum(token_GS, 0)[..., None], axis=1
+  token_GU = permuted.token_GU
+  rows_GUD = jnp.take_along_axis(
+    x_GMD, jnp.maximum(token_GU, 0)[..., None], axis=1
   )
-  rows_GSD = jnp.where(token_GS[..., None] >= 0, rows_GSD, 0.0)
-  rows_GECD = rows_GSD.reshape(G, E, -1, x_GMD.shape[-1])
+  rows_GUD = jnp.where(token_GU[..., None] >= 0, rows_GUD, 0.0)
+  rows_GECD = rows_GUD.reshape(G, E, -1, x_GMD.shape[-1])
   out = jnp.einsum('GECD,EDF->GECF', rows_GECD, w_EDF)
-  out_GSF = out.reshape(G, -1, w_EDF.shape[-1])
-  slot_GK = permuted.slot_GMA.reshape(G, -1)
+  out_GUF = out.reshape(G, -1, w_EDF.shape[-1])
+  slot_GR = permuted.slot_GMA.reshape(G, -1)
   got_GKF = jnp.take_along_axis(
-    out_GSF, jnp.maximum(slot_GK, 0)[..., None], axis=1
+    out_GUF, jnp.maximum(slot_GR, 0)[..., None], axis=1
   )
-  got_GKF = jnp.where(slot_GK[..., None] >= 0, got_GKF, 0.0)
+  got_GKF = jnp.where(slot_GR[..., None] >= 0, got_GKF, 0.0)
   got_GMAF = got_GKF.reshape(G, M, A, -1)
   return jnp.einsum('GMAF,GMA->GMF', got_GMAF, weight_GMA), permuted.dropped
 
@@ -260,7 +261,7 @@ def is_rows(shape):
 
 
 def test_plain_autodiff_adds_up_rows_in_scattered_places():
-  # What the next test looks for exists, and is found.
+  # This proves that the next test can find the scatters that it looks for.
   shapes = scattered_shapes(gradients_of(obvious), *wide_arguments())
   assert [s for s in shapes if is_rows(s)]
 

@@ -1,4 +1,4 @@
-"""How rows travel: every exchange against the oracle, on 1, 2, 4, 8 devices."""
+"""Every exchange against the oracle, on 1, 2, 4 and 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def assert_same(one, other):
 
 
 def cells():
-  """All pairs but the one that is refused; on one device all are the same."""
+  """All pairs except the refused one; one device needs a single exchange."""
   for dispatch_name, dispatcher in matrix.DISPATCHES.items():
     for exchange_name in matrix.EXCHANGES:
       is_all_to_all = exchange_name == 'AllToAll'
@@ -30,7 +30,7 @@ def cells():
           continue
         if n > 1 and is_all_to_all and dispatcher.is_dropless:
           continue
-        # One and four devices at every change, eight in CI.
+        # The fast suite runs one and four devices, the slow one eight.
         marks = {2: pytest.mark.nightly, 8: pytest.mark.slow}.get(n, ())
         yield pytest.param(
           dispatch_name,
@@ -65,7 +65,7 @@ def test_outputs_gradients_and_drops_are_those_of_the_oracle(
     ('Dropless', 'Ragged, bounded', 4),
   ],
 )
-def test_the_plans_put_every_bound_to_the_test(dispatch_name, exchange_name, n):
+def test_the_plans_reach_every_bound(dispatch_name, exchange_name, n):
   exchanger = matrix.EXCHANGES[exchange_name]
   dispatcher = matrix.DISPATCHES[dispatch_name]
   kept_GR = matrix.kept_rows(exchanger, dispatcher, n, 'all to one')
@@ -73,11 +73,11 @@ def test_the_plans_put_every_bound_to_the_test(dispatch_name, exchange_name, n):
 
 
 @pytest.mark.parametrize('dispatch_name', ['Sorted', 'Dropless'])
-def test_a_bounded_buffer_with_room_for_all_is_the_worst_case_one(
+def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
   dispatch_name,
 ):
-  # Four devices are visited by a token at most 3 times each... by 8 * 8 tokens
-  # in all; 4 times an even share of 16 * 3 rows is more than that.
+  # A device gets at most all 8 * 8 tokens. An even share of the four devices is
+  # 16 * 3 rows, and 4 times that is more than 8 * 8.
   dispatcher = matrix.DISPATCHES[dispatch_name]
   for plan in matrix.PLANS:
     bounded = matrix.run(exchange.Ragged(4.0), dispatcher, 4, plan)
@@ -87,8 +87,8 @@ def test_a_bounded_buffer_with_room_for_all_is_the_worst_case_one(
 
 
 def test_receivers_favour_no_sender():
-  # All tokens ask for experts 0, 1 and 2, each of which has 1.0 * 64 * 3 / 8 =
-  # 24 slots: 6 for each of four senders.
+  # All tokens choose experts 0, 1 and 2. Each of these has 1.0 * 64 * 3 / 8
+  # = 24 slots, 6 for each of four senders.
   args = list(matrix.arguments('all to one'))
   args[4] = np.ones((matrix.G, matrix.M), bool)
   step = matrix.program(exchange.Ragged(0), dispatch.Sorted(1.0), 4)
@@ -98,8 +98,8 @@ def test_receivers_favour_no_sender():
 
 
 def test_pooled_capacity_serves_rows_that_single_groups_drop():
-  # Every group sends all its tokens to other experts than the next one: alone
-  # it overflows them, but over all groups the load is even.
+  # Each group sends all of its tokens to a few experts, which overflow. Over
+  # all groups the load is even.
   random = np.random.RandomState(0)
   args = list(matrix.arguments('random'))
   first_G = np.arange(matrix.G, dtype=np.int32)[:, None, None]
@@ -113,14 +113,15 @@ def test_pooled_capacity_serves_rows_that_single_groups_drop():
   for exchanger in (exchange.AllToAll(), exchange.Ragged(0)):
     step = matrix.program(exchanger, dispatch.Sorted(1.0), 4)
     lost[type(exchanger).__name__] = float(step(*args)[0][1][1]['dropped'][0])
-  # By group: each of 3 experts has 8 rows for 1.0 * 8 * 3 / 8 = 3 slots.
+  # In a group each of 3 experts gets 8 rows and has 1.0 * 8 * 3 / 8 = 3 slots.
   assert lost == {'AllToAll': 8 * 3 * (8 - 3), 'Ragged': 0}
 
 
 def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
-  # Experts 0, 1, 2 of all tokens lie on device 0 of 2: only the tokens of
-  # device 1 travel, each once, there and back, and there with a float32 weight
-  # and number for each of its 3 choices. Each tells the other its 2 counts.
+  # All tokens choose experts 0, 1 and 2, which are on device 0 of 2. Only the
+  # tokens of device 1 travel, each once there and once back. On the way there a
+  # token has a float32 weight and number for each of its 3 choices. Each device
+  # also sends its 2 counts to the other.
   dispatcher, n = matrix.DISPATCHES['Dropless'], 2
   out = matrix.run(exchange.Ragged(0), dispatcher, n, 'all to one')
   tokens = matrix.VALID_GM[4:].sum()
@@ -130,7 +131,7 @@ def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
 
 
 def sent_bytes(jaxpr, n):
-  """Bytes that one of n devices sends in a program, statistics aside."""
+  """Bytes that one of n devices sends in a program, without statistics."""
   total = 0.0
   for eqn in jaxpr.eqns:
     for inner in core.jaxprs_in_params(eqn.params):
@@ -183,13 +184,13 @@ def test_all_to_all_refuses_rows_of_no_fixed_number():
   'exchanger',
   [exchange.Ragged(0), exchange.AllGather(), exchange.Replicated()],
 )
-def test_standing_by_is_refused_where_no_device_sees_all_experts(exchanger):
+def test_spare_choices_are_refused_where_no_device_sees_all_experts(exchanger):
   plan = matrix.plan_of(*(np.zeros((1, 8, 2), t) for t in ('i4', 'f4', bool)))
   run = lambda x_GMD: exchanger.send(
     x_GMD,
     plan._replace(num_spare=1),
     dispatch.Sorted(),
-    exchange.Experts(8, 1, ('expert',), 4),
+    exchange.ExpertPlacement(8, 1, ('expert',), 4),
   )
   mesh = Mesh(np.array(jax.devices()[:4]), ('expert',))
   with pytest.raises(ValueError, match='num_spare=1 needs exchange.AllToAll'):
@@ -205,17 +206,17 @@ def test_a_buffer_below_an_even_share_is_refused():
 
 
 def test_rows_reach_the_expert_that_was_chosen():
-  # Expert e multiplies by e + 1; token m holds 10 ** m; capacity is ample.
+  # Expert e multiplies by e + 1, and token m is 10 ** m. Nothing is dropped.
   # Token 0: 0.5 * 1 * 1 + 0.25 * 8 * 1 = 2.5; token 1: 10 * (2 + 0.5 * 3) = 35.
   def run(x_GMD, expert_GMA, weight_GMA):
     valid_GM = jnp.ones((1, 2), bool)
     plan = matrix.plan_of(expert_GMA, weight_GMA, valid_GM)
-    experts = exchange.Experts(8, 2, ('expert',), 4)
+    experts = exchange.ExpertPlacement(8, 2, ('expert',), 4)
     exchanger = exchange.AllToAll()
     arrived = exchanger.send(x_GMD, plan, dispatch.Sorted(8.0), experts)
     first = jax.lax.axis_index('expert').astype(jnp.float32) * 2
-    factor_ES = (first + jnp.array([1.0, 2.0]))[:, None] * arrived.weight
-    return exchanger.collect(arrived.rows * factor_ES[..., None], arrived)
+    factor_EU = (first + jnp.array([1.0, 2.0]))[:, None] * arrived.weight
+    return exchanger.collect(arrived.rows * factor_EU[..., None], arrived)
 
   mesh = Mesh(np.array(jax.devices()[:4]), ('expert',))
   y_GMD = jax.jit(

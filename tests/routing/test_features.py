@@ -1,4 +1,4 @@
-"""The page of features: its tests exist, and its tables are those printed."""
+"""The page of features: its tests exist, and its tables are up to date."""
 
 import ast
 import pathlib
@@ -10,7 +10,7 @@ from tests.routing import matrix
 
 PAGE = pathlib.Path(matrix.__file__).parents[2] / 'moe/routing/FEATURES.md'
 TEXT = PAGE.read_text()
-# The feature and what stands in our column, of rows in which we say yes.
+# (feature, text of our column) for each row with a yes.
 OURS = re.findall(r'^\| ([^|]*) \| (\[yes\][^|]*) \|', TEXT, flags=re.MULTILINE)
 
 

@@ -27,14 +27,14 @@ from tests.routing.cases import (
 )
 
 P = functools.partial
-# Probabilities 1/8, 2/8, 5/8 of one token.
+# One token with probabilities 1/8, 2/8, 5/8.
 LOGITS = np.log([[[1.0, 2.0, 5.0]]])
 
 
 def test_the_two_best_experts_are_taken_and_their_weights_sum_to_one():
   plan = routed(gates.TopK(2), LOGITS)
   np.testing.assert_array_equal(plan.expert_GR, [[2, 1]])
-  # 5/8 and 2/8 over their sum 7/8.
+  # The weights are 5/8 and 2/8, divided by their sum 7/8.
   np.testing.assert_allclose(plan.weight_GR, [[5 / 7, 2 / 7]], rtol=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_one_renormalised_choice_is_refused(make):
 
 
 def test_more_choices_than_experts_are_refused():
-  with pytest.raises(ValueError, match='TOP_K=4 must be at most NUM_EXPERTS=3'):
+  with pytest.raises(ValueError, match='TOP_K=4.* at most NUM_EXPERTS=3'):
     jax.eval_shape(P(route, gates.TopK(4)), LOGITS)
 
 
@@ -86,7 +86,7 @@ def test_switch_with_two_choices_is_refused():
 
 def test_of_equal_experts_the_first_are_taken():
   plan = routed(gates.TopK(2), np.zeros((2, 3, 4)))
-  # Row order: the first choices of all tokens, then the second ones.
+  # Rows list the first choices of all tokens, then the second ones.
   np.testing.assert_array_equal(plan.expert_GR, [[0] * 3 + [1] * 3] * 2)
 
 
@@ -155,7 +155,7 @@ def test_rows_of_tokens_and_load_agree_with_the_rows(name):
     named = {}
     for m, a in np.argwhere(rows_GMA[g] >= 0):
       named.setdefault(rows_GMA[g, m, a], []).append(m)
-    # Each row that exists is named once, by its own token.
+    # Each row that exists is listed once, by its own token.
     for r in np.flatnonzero(plan.valid_GR[g]):
       assert named[r] == [plan.token_GR[g, r]]
   counted = np.bincount(plan.expert_GR[plan.valid_GR], minlength=E)
@@ -201,7 +201,8 @@ def test_padding_moves_no_choice_of_another_token_and_no_statistic(name):
     )
 
 
-# Noise belongs to a place, so that tokens may not be exchanged under it.
+# Routers without noise. Noise depends on a token's place in its group, so with
+# it a permutation of tokens changes their choices.
 QUIET = sorted(set(CASES) - {'noisy top-k', 'gshard'})
 
 
@@ -290,7 +291,7 @@ def test_jitter_multiplies_what_the_router_reads_in_training_alone():
   seen = np.asarray(perturb(x, KEYS[:2], train=True))
   assert seen.min() >= 2 * 0.75 and seen.max() <= 2 * 1.25
   assert seen.min() < 2 * 0.8 and seen.max() > 2 * 1.2
-  # The second group alone has the same noise.
+  # Routed alone, the second group has the same noise.
   np.testing.assert_array_equal(perturb(x[1:], KEYS[1:2], train=True), seen[1:])
 
 
@@ -308,8 +309,9 @@ def test_noise_is_left_out_in_evaluation():
 
 
 def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
-  # Logits (ln 4, 0): weights 4/5 and 1/5, so 2/5 of 4,000 second experts, with
-  # a standard deviation of sqrt(4000 * .4 * .6) = 31; all in evaluation.
+  # Logits (ln 4, 0) give weights 4/5 and 1/5. Training uses 2/5 of the 4,000
+  # second experts, with a standard deviation of sqrt(4000 * .4 * .6) = 31;
+  # evaluation uses all.
   logits = np.tile(np.float32([math.log(4), 0]), (1, 4000, 1))
   seconds = lambda plan: int(plan.valid_GR[0, 4000:].sum())
   assert abs(seconds(routed(gates.GShard(2), logits)) - 1600) < 4 * 31
@@ -317,7 +319,8 @@ def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
 
 
 def test_the_bias_moves_choices_and_no_weights():
-  # Scores 1/2 each: without bias experts 0 and 1, with it 2 and 3, at 1/2 each.
+  # All scores are 1/2. Without bias a token chooses experts 0 and 1, with it 2
+  # and 3, always with weights 1/2.
   state = {
     'bias_E': np.float32([0, 0, 0.1, 0.1]),
     'load_E': np.zeros(4, np.float32),
@@ -325,13 +328,14 @@ def test_the_bias_moves_choices_and_no_weights():
   plan = routed(gates.Sigmoid(2), np.zeros((1, 1, 4)), None, state)
   np.testing.assert_array_equal(plan.expert_GR, [[2, 3]])
   np.testing.assert_allclose(plan.weight_GR, [[0.5, 0.5]], rtol=1e-6)
-  # sqrt(.1^2 + .1^2)
+  # The norm is sqrt(.1^2 + .1^2).
   norm, weight = plan.statistics['bias_norm']
   assert float(norm) == pytest.approx(0.141421, rel=1e-5) and weight == 1
 
 
 def test_the_bias_follows_the_load_of_two_microbatches_by_its_sign():
-  # Loads 3 + 1, 0 + 1, 1 + 1: mean 7/3, so down, up, up by .01.
+  # The loads 3 + 1, 0 + 1, 1 + 1 have mean 7/3, so biases move down, up, up by
+  # .01.
   router = gates.Sigmoid(2, bias_rate=0.01)
   state = router.init_state(3)
   for load in ([3, 0, 1], [1, 1, 1]):
@@ -360,7 +364,7 @@ def test_the_bias_balances_a_lopsided_router():
     return router.update(router.observe(state, plan.statistics)), load_E
 
   _, load_SE = jax.lax.scan(step, router.init_state(E), None, length=60)
-  # 2 * 12 * 2 rows on 8 experts: 6 each.
+  # An even share of 2 * 12 * 2 rows on 8 experts is 6.
   assert load_SE[0].max() > 20
   assert load_SE[-20:].mean(axis=0).max() <= 9
 
@@ -381,9 +385,9 @@ def test_quantile_balancing_evens_the_load_within_a_few_steps():
 
 
 def test_the_quantile_bias_is_an_average_over_tokens_and_steps():
-  # Prices (1, 3) of 1 token and (3, -1) of 3: sums (10, 0), mean (2.5, 0) over
-  # 4 tokens. Bias (1, 1) * .5 - .5 * (2.5, 0) = (-.75, .5), less its mean
-  # -.125: (-.625, .625).
+  # One token has prices (1, 3) and three have (3, -1), so the mean over tokens
+  # is (2.5, 0). The bias is (1, 1) * .5 - .5 * (2.5, 0) = (-.75, .5), and minus
+  # its mean, -.125, it is (-.625, .625).
   router = gates.Quantile(2, decay=0.5)
   state = dict(router.init_state(2), bias_E=jnp.ones(2, jnp.float32))
   for price, tokens in (([1.0, 3.0], 1.0), ([9.0, -3.0], 3.0)):
@@ -423,11 +427,11 @@ def test_hashed_experts_of_consecutive_ids_are_balanced():
 def test_expert_choice_is_not_causal_and_gives_each_expert_equal_rows():
   plan = routed(gates.ExpertChoice(2), logits_of('all to one', E))
   assert not gates.ExpertChoice(2).is_causal and gates.TopK(2).is_causal
-  # C = 12 * 2 / 8 = 3 in each of 2 groups.
+  # An expert takes C = 12 * 2 / 8 = 3 tokens in each of 2 groups.
   np.testing.assert_array_equal(plan.statistics['load'][0], np.full(E, 6))
 
 
-def test_a_cap_on_experts_per_token_is_all_the_room_that_a_plan_has():
+def test_a_cap_on_experts_per_token_bounds_the_rows_of_a_plan():
   router = gates.ExpertChoice(2, max_per_token=3)
   plan = jax.eval_shape(P(route, router), logits_of('random', E))
   assert plan.rows_GMA.shape == (G, M, 3)
@@ -448,7 +452,7 @@ def test_routers_say_whether_later_tokens_move_a_choice(name):
 
 @pytest.mark.parametrize('train', [True, False])
 @pytest.mark.parametrize('name', sorted(CASES) + ['base'])
-def test_what_they_say_of_later_tokens_is_true(name, train):
+def test_claims_about_later_tokens_are_true(name, train):
   router, state, _ = CASES.get(name, (gates.Base(), {}, None))
   logits = logits_of('random', E + router.num_added)
   other = logits.copy()
@@ -475,7 +479,8 @@ def test_base_gives_every_expert_as_many_tokens_in_training_alone():
 
 def test_base_weighs_with_the_sigmoid_of_the_chosen_logit():
   plan = routed(gates.Base(1), np.float32([[[1.0, 0.0], [3.0, 0.5]]]))
-  # 1 + .5 < 0 + 3: token 0 takes expert 1. sigmoid(0) = .5, sigmoid(3).
+  # Since 1 + .5 < 0 + 3, token 0 takes expert 1. The weights are sigmoid(0) and
+  # sigmoid(3).
   np.testing.assert_array_equal(plan.expert_GR, [[1, 0]])
   np.testing.assert_allclose(plan.weight_GR, [[0.5, 0.952574]], rtol=1e-5)
 
@@ -483,7 +488,7 @@ def test_base_weighs_with_the_sigmoid_of_the_chosen_logit():
 def test_the_gradient_of_base_reaches_the_router():
   weight = lambda logits: route(gates.Base(1), logits).weight_GR.sum()
   gradient = jax.jit(jax.grad(weight))(jnp.zeros((1, 2, 2)))
-  # d sigmoid(0) = 1/4, of one expert per token.
+  # The derivative of sigmoid at 0 is 1/4, and a token has one expert.
   np.testing.assert_allclose(gradient.sum(axis=(0, 2)), [0.25, 0.25])
 
 
@@ -499,7 +504,7 @@ REFUSED = {
   'num_noise': (lambda: gates.NoisyTopK(2, noise_std=0.0), 'above 0'),
   'sigmoid, one expert': (lambda: gates.Sigmoid(1), 'TOP_K of at least 2'),
   'quantile, one expert': (lambda: gates.Quantile(1), 'TOP_K of at least 2'),
-  'decay': (lambda: gates.Quantile(2, decay=1.0), r'must lie in \[0, 1\)'),
+  'decay': (lambda: gates.Quantile(2, decay=1.0), 'at least 0 and below 1'),
   'gshard, three': (lambda: gates.GShard(3), 'set TOP_K = 2'),
   'base, two': (lambda: gates.Base(2), 'set TOP_K = 1'),
   'nothing added': (lambda: gates.NullExperts(2), 'needs experts to add'),
@@ -509,7 +514,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_what_cannot_be_built_is_refused(name):
+def test_options_out_of_range_are_refused(name):
   make, message = REFUSED[name]
   with pytest.raises(ValueError, match=message):
     make()
@@ -522,7 +527,7 @@ ROUTED_REFUSED = {
   'hash': (gates.Hash(9), 'TOP_K=9 <= NUM_EXPERTS=8'),
   'too many reserved': (
     gates.ModalityGrouped(2, reserved=(6, 3)),
-    'no more than the 8 experts',
+    'at most 8 together',
   ),
   'too few left': (
     gates.ModalityGrouped(2, reserved=(7, 1)),
@@ -536,7 +541,7 @@ ROUTED_REFUSED = {
 
 
 @pytest.mark.parametrize('name', ROUTED_REFUSED)
-def test_what_cannot_be_routed_is_refused(name):
+def test_inputs_that_cannot_be_routed_are_refused(name):
   router, message = ROUTED_REFUSED[name]
   state = router.init_state(E)
   with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from moe.routing import grouped
 from moe.routing.grouped import grouped_matmul
 
 E, D, F = 4, 5, 3
-# Rows of each run, with R rows in all; what is left belongs to nobody.
+# Name -> (rows of each run, R); rows behind the last run belong to no run.
 CASES = {
   'uneven': ([7, 0, 12, 3], 24),
   'all to one': ([0, 24, 0, 0], 24),
@@ -59,7 +59,7 @@ def test_it_equals_the_obvious_loop(case):
 
 
 def test_gradients_of_matrices_are_added_up_in_float32():
-  # 4096 products of 1 and 1: bfloat16 sums stop at 256.
+  # The sum is 4096 times 1 * 1. A bfloat16 sum would stop at 256.
   x_RD = jnp.ones((4096, 1), jnp.bfloat16)
   w_EDF = jnp.ones((1, 1, 1), jnp.bfloat16)
   counts = jnp.array([4096], jnp.int32)
@@ -102,7 +102,7 @@ def test_the_program_for_nvidia_has_its_kernels_though_made_on_a_cpu(dtype):
   assert program.count('custom_call @__gpu$xla.gpu.triton') == 3
   for other in ('stablehlo.while', 'stablehlo.dot_general', 'chlo.ragged_dot'):
     assert other not in program
-  # Nor every row for every matrix.
+  # The program does not multiply every row by every matrix either.
   assert f'tensor<{E}x24x' not in program
 
 
@@ -113,13 +113,13 @@ def test_the_program_for_a_cpu_has_its_own():
 
 
 def test_without_kernels_for_nvidia_it_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'tokamax', None)  # its import fails
+  monkeypatch.setitem(sys.modules, 'tokamax', None)  # Its import fails.
   with pytest.raises(ValueError, match='need the package tokamax'):
     lowered('cuda')
 
 
 def kernels(monkeypatch, ragged_dot_general):
-  """In place of tokamax, whose kernels no CPU runs."""
+  """Replaces tokamax, whose kernels do not run on CPUs."""
   fake = types.SimpleNamespace(ragged_dot_general=ragged_dot_general)
   monkeypatch.setitem(sys.modules, 'tokamax', fake)
 

@@ -32,7 +32,7 @@ def test_rows_of_a_token_are_the_inverse_of_tokens_of_a_row():
     row = rows_GMA[g, m, a]
     assert token_GR[g, row] == m
     assert expert_GR[g, row] == expert_GMA[g, m, a]
-  # Every row belongs to one place.
+  # Every row belongs to one choice of one token.
   np.testing.assert_array_equal(
     np.sort(rows_GMA.reshape(2, 15)), [range(15)] * 2
   )

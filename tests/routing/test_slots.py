@@ -25,7 +25,7 @@ VALID_GM = np.arange(M) < np.array([[M - 3], [M]])
 def make_plan(choices, num_spare=0):
   random = np.random.RandomState(2)
   expert_GMA = jnp.asarray(CHOICES[choices](random), jnp.int32)
-  # Few different weights, so that some are equal.
+  # There are only four different weights, so that some are equal.
   weight_GMA = jnp.asarray(random.randint(1, 5, (G, M, A)) / 4, jnp.float32)
   rows = rows_of_choices(expert_GMA, weight_GMA, jnp.asarray(VALID_GM))
   return RoutingPlan(*rows, {}, {}, num_spare)
@@ -64,27 +64,27 @@ def test_the_rows_kept_are_those_of_a_loop(choices, C, priority, num_spare):
 def test_every_slot_holds_one_row_of_its_expert(
   choices, C, priority, num_spare
 ):
-  plan, slot_GR, row_GS = assigned(choices, C, priority, num_spare)
+  plan, slot_GR, row_GU = assigned(choices, C, priority, num_spare)
   for g in range(G):
     kept = np.flatnonzero(slot_GR[g] >= 0)
-    np.testing.assert_array_equal(row_GS[g, slot_GR[g, kept]], kept)
+    np.testing.assert_array_equal(row_GU[g, slot_GR[g, kept]], kept)
     np.testing.assert_array_equal(
       slot_GR[g, kept] // C, np.asarray(plan.expert_GR)[g, kept]
     )
-    assert np.sum(row_GS[g] >= 0) == len(kept)
+    assert np.sum(row_GU[g] >= 0) == len(kept)
 
 
 def test_spilled_rows_serve_tokens_that_a_full_expert_turned_away():
-  # Four tokens, all to expert 0 with expert 1 standing by; two slots each.
+  # Four tokens choose expert 0, with expert 1 as a spare; each has two slots.
   expert_GMA = jnp.tile(jnp.array([0, 1], jnp.int32), (1, 4, 1))
   rows = rows_of_choices(
     expert_GMA, jnp.ones((1, 4, 2), jnp.float32), jnp.ones((1, 4), bool)
   )
   plan = RoutingPlan(*rows, {}, {}, num_spare=1)
-  slot_GR, row_GS = jax.jit(lambda: slots.assign(plan, 2, 2, 'position'))()
-  # Rows 0..3 are first choices of tokens 0..3, rows 4..7 those that stand by.
+  slot_GR, row_GU = jax.jit(lambda: slots.assign(plan, 2, 2, 'position'))()
+  # Rows 0..3 are the first choices of tokens 0..3, rows 4..7 the spare ones.
   np.testing.assert_array_equal(slot_GR, [[0, 1, -1, -1, -1, -1, 2, 3]])
-  np.testing.assert_array_equal(row_GS, [[0, 1, 6, 7]])
+  np.testing.assert_array_equal(row_GU, [[0, 1, 6, 7]])
 
 
 def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
@@ -100,19 +100,19 @@ def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
   )
 
 
-# 16 choices are added in one pass, more in a loop.
+# One pass adds up to 16 choices; a loop adds more.
 @pytest.mark.parametrize('A', [1, 3, 16, 17, 40])
 @pytest.mark.parametrize('at_once', [False, True])
 def test_tokens_are_the_sums_of_their_slots(at_once, A):
-  G, M, S, D = 2, 5, 30, 3
+  G, M, U, D = 2, 5, 30, 3
   random = np.random.RandomState(0)
-  out_GSD = random.randn(G, S, D).astype('f4')
-  slot_GMA = random.randint(-1, S, (G, M, A)).astype('i4')
+  out_GUD = random.randn(G, U, D).astype('f4')
+  slot_GMA = random.randint(-1, U, (G, M, A)).astype('i4')
   slot_GMA[0, 0] = -1
   expected = np.zeros((G, M, D))
   for place in np.ndindex(G, M, A):
     if slot_GMA[place] >= 0:
-      expected[place[:2]] += out_GSD[place[0], slot_GMA[place]]
+      expected[place[:2]] += out_GUD[place[0], slot_GMA[place]]
   run = functools.partial(slots.sum_of_slots, at_once=at_once)
-  found = jax.jit(run)(out_GSD, slot_GMA)
+  found = jax.jit(run)(out_GUD, slot_GMA)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

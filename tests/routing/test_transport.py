@@ -1,4 +1,4 @@
-"""Which collective a program has, by the platform it is made for."""
+"""The collective of an exchange on each platform."""
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,21 @@ ROWS, WIDTH, DEVICES = 8, 4, 4
 
 
 def lowered(platform):
-  """The program of an exchange, there and back, and its gradients."""
+  """The program of an exchange and of its gradients, as text."""
   mesh = make_mesh(MeshShape(expert=DEVICES), jax.devices()[:DEVICES])
   axes = ('expert',)
 
-  def exchange(rows_SD, counts_n):
+  def exchange(rows_UD, counts_n):
     counts_nn = jax.lax.all_gather(counts_n, axes)
     me = jax.lax.axis_index(axes)
-    pieces = transport.plan_pieces(counts_nn, DEVICES * ROWS, me)
-    return transport.move(rows_SD, pieces, DEVICES * ROWS, axes, ROWS)
+    transfers = transport.make_transfers(counts_nn, DEVICES * ROWS, me)
+    return transport.move(rows_UD, transfers, DEVICES * ROWS, axes, ROWS)
 
-  def loss(rows_SD, counts_n):
+  def loss(rows_UD, counts_n):
     sharded = jax.shard_map(
       exchange, in_specs=P('expert'), out_specs=P('expert'), check_vma=False
     )
-    return sharded(rows_SD, counts_n).sum()
+    return sharded(rows_UD, counts_n).sum()
 
   shapes = (
     jax.ShapeDtypeStruct((DEVICES * ROWS, WIDTH), jnp.float32),
@@ -38,13 +38,13 @@ def lowered(platform):
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
-def test_accelerators_send_pieces_as_they_are(platform):
+def test_accelerators_send_runs_without_padding(platform):
   program = lowered(platform)
   assert program.count('@ragged_all_to_all') == 2
   assert 'stablehlo.all_to_all' not in program
 
 
-def test_cpus_send_padded_pieces():
+def test_cpus_send_padded_runs():
   program = lowered('cpu')
   assert 'ragged_all_to_all' not in program
   assert program.count('"stablehlo.all_to_all"') == 2

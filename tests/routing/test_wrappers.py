@@ -21,7 +21,8 @@ def test_a_wrapped_router_is_as_causal_as_the_one_that_chooses():
 
 
 def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
-  # Experts 0 1 | null 2 | copy 3 4, two choices each.
+  # Experts 0 and 1 compute, 2 is a null expert, 3 and 4 are copy experts. Each
+  # token has two choices.
   logits = np.log(
     np.float32(
       [[[6, 1, 2, 1, 1], [1, 1, 6, 2, 1], [1, 1, 1, 2, 6], [6, 2, 1, 1, 1]]]
@@ -57,7 +58,7 @@ def test_a_bias_does_not_open_an_expert_of_another_modality():
   modality = np.array([[0, 1, 2]], np.int32)
   plan = routed(router, np.zeros((1, 3, 4)), None, state, modality=modality)
   chosen = set(choices_of(plan, 0))
-  # The third modality is not listed and may use all.
+  # The third modality is not listed and may use all experts.
   assert chosen == {(0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
 
 
@@ -75,11 +76,12 @@ def test_choices_of_closed_experts_are_counted_as_dropped():
       token_ids=np.zeros((1, 12), np.int32),
     ).dropped
   )
-  # At most ceil(11 / 8) = 2 tokens of 11 for each of 4 experts.
+  # Each of the 4 open experts takes at most ceil(11 / 8) = 2 of 11 tokens.
   assert dropped(gates.Base, num_active=1) == 11 - 8
-  # Id 0: experts 0 and 0 + 8 // 2, which is closed, of 11 valid tokens.
+  # All 11 valid tokens have id 0, hence experts 0 and 8 // 2; the latter is
+  # closed.
   assert dropped(gates.Hash, num_active=2) == 11
-  # These choose by the masked logits, and find enough.
+  # This router follows the masked logits and finds enough open experts.
   grouped = P(gates.Sigmoid, num_groups=4, top_groups=1)
   assert dropped(grouped, num_active=2) == 0
   assert dropped(gates.TopK, num_active=2) == 0
@@ -87,8 +89,9 @@ def test_choices_of_closed_experts_are_counted_as_dropped():
 
 
 def test_open_groups_without_enough_allowed_experts_count_what_they_miss():
-  # Groups (0 1) and (2 3); expert 0 is for modality 0, 1 and 2 are for modality
-  # 1, 3 is for all: a token of modality 0 may use one expert of each group.
+  # The groups are (0 1) and (2 3). Expert 0 is for modality 0, experts 1 and 2
+  # are for modality 1, and 3 is for all. So a token of modality 0 may use one
+  # expert of each group.
   router = gates.ModalityGrouped(
     2, router=P(gates.Sigmoid, num_groups=2, top_groups=1), reserved=(1, 2)
   )
@@ -99,7 +102,7 @@ def test_open_groups_without_enough_allowed_experts_count_what_they_miss():
   assert len(choices_of(plan, 0)) == 1
 
 
-def test_a_wrapped_router_keeps_its_own_ways():
+def test_a_wrapper_delegates_to_its_inner_router():
   inner = P(gates.Switch, jitter=0.5)
   router = gates.ModalityGrouped(1, router=inner, reserved=(2, 2))
   x = np.ones((1, 3, 4), np.float32)

@@ -1,4 +1,4 @@
-"""What a run is built of."""
+"""Building a run: the data that it opens."""
 
 import shutil
 import types
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe.data.store import VOCABULARY
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.objectives import language
 from moe.runs import build
 from tests.data.conftest import LINES, write_texts
@@ -15,7 +15,7 @@ from tests.data.conftest import LINES, write_texts
 
 @pytest.fixture
 def run():
-  """What the data of a run are opened by."""
+  """The parts of a run that opening its data reads."""
   return types.SimpleNamespace(
     data=types.SimpleNamespace(
       train='task',
@@ -35,7 +35,7 @@ def run():
 
 @pytest.fixture
 def make(tmp_path):
-  """Writes the token stores of both splits."""
+  """A function that writes the token stores of both splits."""
   directory = tmp_path / 'cache'
   vocabulary = train_vocabulary(LINES, 300, tmp_path / VOCABULARY, 'char')
   directory.mkdir()
@@ -49,7 +49,7 @@ def make(tmp_path):
   return write
 
 
-def test_a_run_reads_on_what_it_opened_when_its_stores_are_made_again(
+def test_a_run_still_reads_its_old_stores_after_they_are_replaced(
   run, make, tmp_path
 ):
   directory = make(LINES, LINES[:2])
@@ -69,8 +69,8 @@ def test_a_run_reads_on_what_it_opened_when_its_stores_are_made_again(
   scored = sum(batch.loss_weights.sum() for batch in batches)
   chars = sum(map(len, LINES[:2]))
   assert evaluations['task'].facts['chars'] == chars
-  assert scored == chars + 2  # two end marks
+  assert scored == chars + 2  # There are two end marks.
   assert np.count_nonzero(reader.batch(0).segment_ids) > 16
-  # Another start would find other documents, and say so.
+  # A new start finds other documents, and their hash differs.
   again = build.find_data(run, lambda *_, **__: directory)[1]
   assert build.held_out_hashes(run, again) != hashes

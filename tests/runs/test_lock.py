@@ -1,4 +1,4 @@
-"""One run at a time in a work directory."""
+"""The lock of a work directory admits one run at a time."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def write(path, **entries):
 
 
 def here(process):
-  """Entries of a run of this machine."""
+  """Entries of a lock file that a process of this machine owns."""
   return {
     'host': socket.gethostname(),
     'process': process,
@@ -66,8 +66,8 @@ def test_the_lock_of_a_dead_process_of_this_host_is_taken_at_once(
   tmp_path, path, start, monkeypatch
 ):
   monkeypatch.setattr(lock, 'STALE_SECONDS', 3600.0)
-  # A process that has ended and was not waited for, and one that has the number
-  # of another one that has ended.
+  # The owner is either a zombie, or a dead process whose number another process
+  # has now.
   process = subprocess.Popen([sys.executable, '-c', ''])
   write(path, **here(process.pid))
   if start == 'another':
@@ -101,24 +101,24 @@ def test_a_lock_of_another_host_that_changes_is_respected(tmp_path, path):
   assert owner(path) == 'b'
 
 
-def test_a_file_that_is_not_whole_is_stale_unless_it_changes(tmp_path, path):
+def test_an_incomplete_file_is_stale_unless_it_changes(tmp_path, path):
   path.write_text('{"own')
   with lock.held(str(tmp_path)):
     assert owner(path)
 
 
-def test_a_run_beats_and_stops_when_another_has_taken_its_place(tmp_path, path):
+def test_a_run_stops_when_another_run_has_taken_its_lock(tmp_path, path):
   with lock.held(str(tmp_path)) as check:
     while json.loads(path.read_text())['beat'] < 2:
       time.sleep(0.01)
     check()
-    path.unlink()  # By somebody who cleans up.
+    path.unlink()  # Somebody has cleaned up.
     while not path.exists():
       time.sleep(0.01)
     check()
     taken = path.with_suffix('.new')
     write(taken)
-    # Until it is seen, a beat may write over it.
+    # A heartbeat may overwrite the other run's file before it reads it.
     with pytest.raises(ValueError, match='taken by process 7 on host far'):
       for _ in range(200):
         write(taken)
@@ -129,7 +129,9 @@ def test_a_run_beats_and_stops_when_another_has_taken_its_place(tmp_path, path):
 
 
 @pytest.mark.parametrize('is_stale', [False, True])
-def test_of_runs_that_begin_together_one_goes_on(tmp_path, path, is_stale):
+def test_one_of_several_runs_that_start_together_gets_the_lock(
+  tmp_path, path, is_stale
+):
   if is_stale:
     write(path, **{**here(os.getpid()), 'process_start': '1'})
   results, barrier = [], threading.Barrier(4)
@@ -151,7 +153,7 @@ def test_of_runs_that_begin_together_one_goes_on(tmp_path, path, is_stale):
   assert sorted(results) == ['held', 'refused', 'refused', 'refused']
 
 
-def test_on_an_object_store_who_wrote_last_is_right(tmp_path, path):
+def test_on_an_object_store_the_last_writer_gets_the_lock(tmp_path, path):
   mine = lock._Lock(str(tmp_path))
   mine._is_remote = True
   timer = threading.Timer(0.1, lambda: write(path))

@@ -1,15 +1,18 @@
-"""What is found wrong, or said, before anything long is done."""
+"""Checks and warnings before a run starts anything long."""
 
+import dataclasses
 import json
 import logging
+import types
 
 import pytest
 
 from launch.configs import configuration
 from moe.runs import preflight
+from moe.runs.run import Initial
 
 
-def test_a_run_that_goes_on_with_other_settings_says_which(tmp_path, caplog):
+def test_a_resumed_run_names_its_changed_settings(tmp_path, caplog):
   caplog.set_level(logging.INFO, 'moe')
   meta = {'step': 7, 'seed': 0, 'batch_size': 16, 'sequence_length': 128}
   path = tmp_path / 'checkpoints/7/meta/metadata'
@@ -20,15 +23,67 @@ def test_a_run_that_goes_on_with_other_settings_says_which(tmp_path, caplog):
     run, 'run', str(tmp_path / 'checkpoints'), ['LEARNING_RATE 0.25 -> 0.5']
   )
   assert caplog.messages == [
-    'warning: run goes on with other settings than its config.gin has:'
+    'warning: run resumes with settings that differ from its config.gin:'
     ' LEARNING_RATE 0.25 -> 0.5'
   ]
 
 
 @pytest.mark.parametrize('key', ['vocabulary_sha256', 'manifest_hash'])
-def test_a_run_does_not_go_on_with_other_data(key):
-  with pytest.raises(ValueError, match='must be what run was trained on'):
+def test_a_run_does_not_resume_with_other_data(key):
+  with pytest.raises(ValueError, match='must be the same as before in run'):
     preflight.check_saved({key: 'a'}, {key: 'b'}, 'run')
+
+
+@pytest.fixture
+def origin(tmp_path):
+  """A function that records what a run to start from was trained on."""
+  path = tmp_path / 'checkpoints/7/meta/metadata'
+  path.parent.mkdir(parents=True)
+
+  def record(**hashes):
+    path.write_text(json.dumps({'step': 7, **hashes}))
+    return Initial(str(tmp_path))
+
+  return record
+
+
+TABLES = {'embedding': {'table': ('vocab', 'embed')}, 'norm': ('embed',)}
+VOCABULARY = {'vocabulary_sha256': 'v' * 64}
+
+
+def check_origin(initial, **hashes):
+  run = configuration.load(['runs/quickstart.gin'], [])
+  run = dataclasses.replace(run, initial=initial)
+  program = types.SimpleNamespace(logical_axes=TABLES)
+  preflight.check_origin(run, program, hashes)
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'ours', 'what'),
+  [
+    (VOCABULARY, {'vocabulary_sha256': 'w' * 64}, 'the vocabulary'),
+    (
+      {**VOCABULARY, 'ids_sha256': 'a' * 64},
+      {**VOCABULARY, 'ids_sha256': 'b' * 64},
+      'the id space',
+    ),
+  ],
+)
+def test_a_run_does_not_start_from_rows_of_other_tokens(
+  origin, theirs, ours, what
+):
+  initial = origin(**theirs)
+  with pytest.raises(ValueError, match=f'must be of {what} of the data') as e:
+    check_origin(initial, **ours)
+  assert "('embedding/table', None)" in str(e.value)
+  anew = (('embedding/.*', None),)
+  check_origin(dataclasses.replace(initial, assignment=anew), **ours)
+  check_origin(initial, **theirs)
+
+
+def test_text_has_its_ids_in_every_id_space(origin):
+  check_origin(origin(**VOCABULARY), **VOCABULARY, ids_sha256='a' * 64)
+  check_origin(origin(**VOCABULARY, ids_sha256='a' * 64), **VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +95,7 @@ def test_a_run_does_not_go_on_with_other_data(key):
     (['ROUTER=@gates.ExpertChoice', 'DENSE_TWIN=True'], ''),
   ],
 )
-def test_a_router_that_looks_ahead_is_warned_of(caplog, overrides, warning):
+def test_a_router_that_looks_ahead_gives_a_warning(caplog, overrides, warning):
   caplog.set_level(logging.INFO, 'moe')
   run = configuration.load(['runs/quickstart.gin'], overrides)
   preflight.warn_of_router(run)
@@ -48,7 +103,7 @@ def test_a_router_that_looks_ahead_is_warned_of(caplog, overrides, warning):
   assert warning in caplog.text
 
 
-def test_a_work_directory_is_probed_without_a_trace(tmp_path):
+def test_the_check_of_a_work_directory_leaves_no_file(tmp_path):
   preflight.open_workdir(str(tmp_path / 'run'))
   assert list((tmp_path / 'run').iterdir()) == []
 
@@ -67,15 +122,13 @@ def test_a_name_that_checkpoints_cannot_have_is_refused(tmp_path, name):
     ({'held_out': {'a': '1', 'b': '2'}}, []),
     (
       {'held_out': {'a': '0', 'b': '2'}},
-      ['held-out documents of a are'],
+      ['held-out documents of a have changed since step 7'],
     ),
-    ({'held_out': {'a': '1', 'b': '0'}}, ['held-out documents of b are']),
+    ({'held_out': {'a': '1', 'b': '0'}}, ['held-out documents of b have']),
     ({'held_out': {'b': '2', 'a': '1'}}, ['ranked by b up to step 7']),
   ],
 )
-def test_held_out_documents_that_have_changed_are_warned_of(
-  caplog, saved, warnings
-):
+def test_changed_held_out_documents_give_a_warning(caplog, saved, warnings):
   caplog.set_level(logging.INFO, 'moe')
   preflight.warn_of_held_out({'step': 7, **saved}, {'a': '1', 'b': '2'}, 'run')
   assert len(caplog.messages) == len(warnings)

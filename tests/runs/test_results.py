@@ -1,4 +1,4 @@
-"""What a run ends with."""
+"""Baselines at the end of a run."""
 
 import logging
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe.data.store import Store, write_store
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from moe.runs import results
 
 LINES = ['春眠不覺曉', '處處聞啼鳥', '夜來風雨聲']
@@ -18,7 +18,7 @@ def vocabulary(tmp_path):
 
 
 def write(directory, vocabulary, num_given=0):
-  """A store of the lines, of which so many tokens each are not scored."""
+  """A store of the lines; `num_given` tokens of each are not scored."""
   records = []
   for line in LINES:
     ids = [*vocabulary.encode(line), vocabulary.eos]
@@ -33,7 +33,7 @@ def write(directory, vocabulary, num_given=0):
   return [Store(directory)]
 
 
-def test_n_grams_are_of_the_training_texts(tmp_path, vocabulary):
+def test_longer_n_grams_predict_the_training_texts_better(tmp_path, vocabulary):
   dirs = write(tmp_path / 'train', vocabulary)
   scores = results.baselines(dirs, dirs, vocabulary, 'train')
   assert {(score.n, score.command) for score in scores} == {(3, 'train')}
@@ -42,11 +42,11 @@ def test_n_grams_are_of_the_training_texts(tmp_path, vocabulary):
   assert bits['trigram'] < bits['bigram'] < bits['unigram']
 
 
-def test_n_grams_that_read_no_prompt_are_no_baseline(
+def test_documents_with_a_given_part_have_no_n_gram_baseline(
   tmp_path, vocabulary, caplog
 ):
   caplog.set_level(logging.INFO, 'moe')
   train = write(tmp_path / 'train', vocabulary)
   held_out = write(tmp_path / 'held_out', vocabulary, num_given=2)
   assert results.baselines(train, held_out, vocabulary) == []
-  assert 'documents of t have a part that is given' in caplog.text
+  assert 'a part of the documents of t is given' in caplog.text

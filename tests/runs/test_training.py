@@ -1,4 +1,4 @@
-"""What a training run ends with."""
+"""Samples at the end of a training run."""
 
 import logging
 import types
@@ -6,11 +6,11 @@ import types
 from moe.runs import trained, training
 
 
-def test_one_of_several_processes_does_not_wait_for_the_others(
+def test_a_run_of_several_processes_writes_no_samples(
   monkeypatch, tmp_path, caplog
 ):
   def read_back(run, place):
-    raise AssertionError('this waits for the others')
+    raise AssertionError('this would wait for the other processes')
 
   caplog.set_level(logging.INFO, 'moe')
   monkeypatch.setattr('jax.process_count', lambda: 2)

@@ -1,4 +1,4 @@
-"""What a trained run is asked to write."""
+"""Samples of a trained run."""
 
 import pytest
 

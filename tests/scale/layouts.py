@@ -1,6 +1,6 @@
-"""Where every array lives and what travels, as text, and its golden files.
+"""Shardings and collectives of several layouts as text, and their golden files.
 
-Rewrite the files after a change that is meant, then read their diff:
+After a deliberate change, rewrite the golden files and read their diff:
 JAX_PLATFORMS=cpu python -m tests.scale.layouts
 """
 
@@ -78,7 +78,7 @@ def built(name: str):
 
 
 def shardings(name: str) -> str:
-  """Mesh axes of every parameter, of its first moment and of activations."""
+  """Mesh axes of every parameter, its optimizer state and the activations."""
   import jax
 
   from moe.parallel import rules
@@ -105,7 +105,7 @@ def shardings(name: str) -> str:
 
 
 def collectives(name: str) -> str:
-  """Collectives of a compiled step, loops multiplied out."""
+  """Collectives of a compiled step; each loop counts all its iterations."""
   from moe.scale import hlo, work
 
   _, program = built(name)
@@ -127,7 +127,7 @@ KINDS = {'shardings': shardings, 'collectives': collectives}
 
 
 def difference(kind: str, name: str) -> str:
-  """What changed against the golden file, '' for nothing."""
+  """The diff to the golden file; '' if nothing changed."""
   path = FOLDER / f'{name}.{kind}.txt'
   wanted = path.read_text() if path.exists() else ''
   got = KINDS[kind](name)

@@ -1,4 +1,4 @@
-"""Small models on real slices: what the tests of the plan compile."""
+"""Small models on real slices, which the tests of memory compile."""
 
 from launch.configs import configuration
 
@@ -40,8 +40,8 @@ SMALL = {
   'SEQUENCE_LENGTH': 1024,
   'GROUP_SIZE': 1024,
 }
-# Name -> (topology, macros). The program itself, which lies in the same
-# memory, is not forecast: 6% of the peak of a small one, 1% of the others.
+# Name -> (topology, macros). The prediction leaves out the program, which lies
+# in the same memory: 6% of the peak for a small model, 1% for the others.
 PLANS = {
   'experts on every chip': (
     'v5p:2x2x1',
@@ -87,7 +87,7 @@ PLANS = {
     {'MESH_DATA': 1, 'MESH_EXPERT': 4, 'MESH_MODEL': 2, 'REMAT': "'dots'"},
   ),
 }
-# Those that are compiled in CI.
+# The plans that CI compiles.
 QUICK = (
   'dense, parameters divided, one piece of the loss',
   'gated experts, two microbatches',
@@ -95,7 +95,7 @@ QUICK = (
 
 
 def loaded(name: str):
-  """(topology, run) of a plan."""
+  """(topology, run) of a plan by its name."""
   topology, macros = PLANS[name]
   overrides = [f'{k}={v}' for k, v in (MODEL | macros).items()]
   return topology, configuration.load(FILES, overrides)

@@ -1,7 +1,8 @@
-"""Texts of compiled programs, as small as they can be."""
+"""The text of a small compiled program for tests."""
 
-# A loop of 3, in which another of 4 multiplies [2, 8] by [8, 16]; the inner
-# bound is passed in the tuple, as XLA does with what does not change.
+# A loop of 3 iterations contains a loop of 4, which multiplies [2, 8] by [8,
+# 16]. The bound of the inner loop is in its tuple, where XLA puts loop
+# invariants.
 LOOPS = """HloModule step, is_scheduled=true
 
 %inner_cond (p.0: (s32[], s32[])) -> pred[] {

@@ -1,4 +1,4 @@
-"""Memory by what it holds, from the compiler's own texts."""
+"""Temporary memory by content, from the compiler's own texts."""
 
 from moe.scale import buffers
 
@@ -23,7 +23,7 @@ LIFETIMES = """HloLiveRange (max 9):
 """
 
 
-def test_temporaries_are_those_of_the_main_memory():
+def test_temporaries_outside_main_memory_do_not_count():
   values = buffers.temporaries(BUFFERS, LIFETIMES)
   assert [v.name for v in values] == [
     'rows.3{1}', 'in_place.4', 'gradient.5', 'hidden.6'
@@ -31,11 +31,11 @@ def test_temporaries_are_those_of_the_main_memory():
   assert values[2] == ('gradient.5', 'bf16[2,3,4]', (2, 3, 4), 48, 32, 6, 7)
 
 
-def test_memory_is_told_apart_by_what_it_holds():
+def test_memory_of_gradients_and_of_rows_is_counted_apart():
   values = buffers.temporaries(BUFFERS, LIFETIMES)
   found = buffers.account(values, 100, lambda v: sorted(v.dims) == [2, 3, 4])
-  # At 6 and 7 the gradient and the row that was changed in place, 48 + 16; at 4
-  # the row before and after, which share 16, and the hidden layer of 40.
+  # At 6 and 7 the gradient (48) and the row changed in place (16) are live. At
+  # 4 the row before and after the change share 16, and the hidden layer has 40.
   assert found['weight_sized_bytes'] == 48
   assert found['row_bytes'] == 56
   assert found['temp_bytes'] == 100

@@ -16,7 +16,7 @@ MESH = {'data': 2, 'expert': 4}
     ('source_target_pairs={{0,4},{1,5}}', [1, 5]),
   ],
 )
-def test_groups_are_read_in_every_way_they_are_written(written, group):
+def test_groups_are_read_from_every_notation(written, group):
   groups = collectives.groups_of(f'channel_id=1, {written}, x={{1}}', 8)
   assert groups[1].tolist() == group
 

@@ -7,7 +7,7 @@ from moe.scale import compile as compile_lib
 from tests.scale import layouts
 
 
-def test_what_the_compiler_says_of_memory_is_read():
+def test_the_bytes_in_an_out_of_memory_error_are_read():
   message = (
     'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM,'
     ' the total memory required for HLO temporaries (2.50T) exceeds available'
@@ -19,7 +19,7 @@ def test_what_the_compiler_says_of_memory_is_read():
   assert '\n' not in str(found)
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory():
+def test_another_error_does_not_count_as_out_of_memory():
   assert compile_lib._does_not_fit(RuntimeError('INTERNAL: oh')) is None
 
 
@@ -55,7 +55,7 @@ def test_a_program_made_for_described_chips_is_found_by_real_ones():
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):
-  """(program, shapes, its compiled step, the same found again)."""
+  """(program, shapes, compiled step, the same step read from the cache)."""
   _, program = layouts.built('dense_fsdp')
   shapes = program.batch_shapes
   directory = tmp_path_factory.mktemp('programs')
@@ -73,7 +73,7 @@ def test_a_program_is_compiled_once_and_found_by_its_content(kept):
 
 
 @pytest.mark.slow
-def test_a_kept_program_trains_as_one_compiled_here(kept):
+def test_a_saved_program_trains_like_one_compiled_here(kept):
   program, shapes, first, _ = kept
   step = compile_lib.load(program, shapes, first.path)
   rng = np.random.default_rng(0)
@@ -98,6 +98,6 @@ def test_a_file_that_is_no_program_is_refused(tmp_path):
   path = tmp_path / 'step.bin'
   path.write_bytes(b'nothing\n')
   with pytest.raises(
-    ValueError, match='must be a program that launch.plan kept'
+    ValueError, match='must be a program that launch.plan saved'
   ):
     compile_lib.load(None, None, str(path))

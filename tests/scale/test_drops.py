@@ -4,28 +4,29 @@ import pytest
 from moe.scale import drops
 
 
-def simulated(tokens, k, E, slots, held, variation, trials, seed=0):
-  """Loads are drawn, tokens choose k experts by them, buffers overflow."""
+def simulated(tokens, A, E, slots, held, variation, trials, seed=0):
+  """Share of dropped rows: tokens choose A experts by loads drawn at random."""
   rng = np.random.default_rng(seed)
   dropped = 0
   for _ in range(trials):
     load = np.full(E, 1 / E)
     if variation:
       load = rng.dirichlet(np.full(E, ((E - 1) / variation**2 - 1) / E))
-    # Systematic sampling: k distinct experts, each with a chance of k x load.
+    # Systematic sampling gives A distinct experts, each with a chance of A x
+    # load.
     order = rng.permuted(np.tile(np.arange(E), (tokens, 1)), axis=1)
-    ends = np.cumsum(k * load[order], axis=1)
-    marks = rng.random((tokens, 1, 1)) + np.arange(k)[:, None]
+    ends = np.cumsum(A * load[order], axis=1)
+    marks = rng.random((tokens, 1, 1)) + np.arange(A)[:, None]
     place = (ends[:, None] <= marks).sum(axis=2).clip(max=E - 1)
     chosen = np.take_along_axis(order, place, axis=1)
     counts = np.bincount(chosen.ravel(), minlength=E).reshape(-1, held).sum(1)
     dropped += np.maximum(counts - slots, 0).sum()
-  return dropped / (trials * tokens * k)
+  return dropped / (trials * tokens * A)
 
 
 def test_two_tokens_that_choose_one_of_two_experts_by_hand():
-  # Both choose the same expert half the time; then one of two rows is dropped:
-  # 0.5 * 1 / 2 = 0.25.
+  # Both tokens choose the same expert half the time. Then one of two rows is
+  # dropped: 0.5 * 1 / 2 = 0.25.
   assert drops.expected_share(2, 1, 2, slots=1) == pytest.approx(0.25)
 
 
@@ -34,17 +35,17 @@ def test_nothing_is_dropped_where_every_token_has_a_slot():
 
 
 @pytest.mark.parametrize('variation', [0.0, 0.3])
-@pytest.mark.parametrize('k, E, slots', [(1, 8, 40), (2, 16, 40), (2, 64, 10)])
-def test_capacity_per_group_drops_what_a_simulation_drops(
-  k, E, slots, variation
+@pytest.mark.parametrize('A, E, slots', [(1, 8, 40), (2, 16, 40), (2, 64, 10)])
+def test_capacity_per_group_drops_as_much_as_a_simulation(
+  A, E, slots, variation
 ):
-  got = drops.expected_share(256, k, E, slots, 1, variation)
-  want = simulated(256, k, E, slots, 1, variation, trials=400)
+  got = drops.expected_share(256, A, E, slots, 1, variation)
+  want = simulated(256, A, E, slots, 1, variation, trials=400)
   assert got == pytest.approx(want, rel=0.05, abs=0.0015)
 
 
 @pytest.mark.parametrize('variation', [0.0, 0.3])
-def test_a_pooled_buffer_drops_what_a_simulation_drops(variation):
+def test_a_pooled_buffer_drops_as_much_as_a_simulation(variation):
   slots = drops.pooled_slots(512, 2, parts=8, factor=1.05)
   got = drops.expected_share(512, 2, 32, slots, held=4, variation=variation)
   want = simulated(512, 2, 32, slots, 4, variation, trials=400)
@@ -57,6 +58,6 @@ def test_pooling_over_a_device_drops_less_than_a_capacity_for_each_expert():
   assert pooled < 0.5 * apart
 
 
-def test_more_rows_than_tokens_are_refused():
+def test_more_active_experts_than_experts_are_refused():
   with pytest.raises(ValueError, match='num_active=9 <= num_experts=8'):
     drops.expected_share(16, 9, 8, slots=4)

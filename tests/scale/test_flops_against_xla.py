@@ -6,7 +6,7 @@ import pytest
 from launch.configs import configuration
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
-from moe.planning import recipe
+from moe.planning import execution
 from moe.scale import cost
 
 FILES = [
@@ -29,8 +29,8 @@ COMMON = {
   'LEARNING_RATE': 0.1,
 }
 MODELS = {
-  # Loops would hide layers from XLA's count: prefix blocks are not scanned, and
-  # one period is a loop of one.
+  # XLA counts the body of a loop once. So layers are unscanned prefix blocks,
+  # or there is one period, a loop with one iteration.
   'dense, one key head for two queries, attention in parts': {
     'SEQUENCE_LENGTH': 512,
     'NUM_LAYERS': 2,
@@ -61,7 +61,7 @@ def loaded(sizes):
 
 
 def counted_by_xla(run):
-  """FLOPs of (forward, forward and backward), as XLA compiles them."""
+  """XLA's own count of FLOPs: (forward, forward and backward)."""
   objective = run.objective(Functional(run.model), run.data.shape)
   shapes = objective.shapes()
   key = jax.random.key(0)
@@ -79,12 +79,12 @@ def counted_by_xla(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
-def test_executed_flops_are_those_that_xla_counts(name):
+def test_executed_flops_agree_with_the_count_of_xla(name):
   run = loaded(MODELS[name])
-  ts, logical_axes = recipe.abstract_state(run)
+  ts, logical_axes = execution.abstract_state(run)
   active = anatomy(run.model).num_active
   parts = cost.components(ts.params, logical_axes, active)
-  made = recipe.recipe_of(run, num_devices=1)
+  made = execution.execution_of(run, num_devices=1)
   got = cost.executed_flops_per_token(parts, made)
   tokens = run.data.batch_size * run.data.sequence_length
   want = counted_by_xla(run)

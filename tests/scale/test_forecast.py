@@ -1,4 +1,4 @@
-"""Forecasts of what travels, and the rules that refuse a layout."""
+"""Forecasts of transfers, and the rules that refuse a layout."""
 
 import types
 
@@ -24,7 +24,7 @@ def loaded(**macros):
 
 
 def placed(run):
-  return layout.placed(run, make_mesh(run.mesh, jax.devices()[:8]))
+  return layout.place_run(run, make_mesh(run.mesh, jax.devices()[:8]))
 
 
 def numbers(tree):
@@ -32,7 +32,7 @@ def numbers(tree):
 
 
 def test_gradients_are_summed_over_the_batch_axes_that_divide_no_dim():
-  # Under 'standard' only the experts' own matrices are divided over 'expert'.
+  # The rules 'standard' divide only the experts' own matrices over 'expert'.
   where = placed(loaded(MESH_DATA=2, MESH_EXPERT=4))
   params = where.abstract.params
   moe = params['stack']['periods']['block_1']['moe']
@@ -48,11 +48,12 @@ def test_gradients_are_summed_over_the_batch_axes_that_divide_no_dim():
   }
 
 
-def test_what_is_divided_as_it_is_multiplied_needs_no_sum():
+def test_parameters_divided_over_the_batch_axes_need_no_sum():
   where = placed(loaded(MESH_DATA=1, MESH_EXPERT=8, RULES="'fsdp_over_expert'"))
   found = forecast._summed(where.abstract.params, TOKEN_AXES)
   used = {a for over in found for a in over if where.mesh.shape[a] > 1}
-  # Scales of queries and keys have no 'embed' dim: they alone are replicated.
+  # Only the scales of queries and keys are replicated: they have no 'embed'
+  # dim.
   head = layouts.MODEL['HEAD_DIM']
   assert used == {EXPERT}
   assert sum(n for over, n in found.items() if EXPERT in over) == 2 * 2 * head
@@ -92,14 +93,14 @@ def test_latents_are_gathered_like_the_width():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'dots', 'exchange', 'full'])
-def test_rows_cross_the_expert_axis_as_often_as_it_is_said(remat):
+def test_rows_cross_the_expert_axis_as_often_as_forecast(remat):
   run = loaded(MESH_DATA=1, MESH_EXPERT=8, REMAT=f"'{remat}'", NUM_LAYERS=4)
   program = build.build(run, jax.devices()[:8])
   lowered = program.train_step.lower(program.abstract, program.batch_shapes)
   compiled = lowered.compile()
   done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
-  # 2 groups of a device, 8 experts, 64 * 2 / 8 * 1.25 slots of 64 numbers; the
-  # weights of the rows travel too, but are fewer.
+  # A device has 2 groups and 8 experts, each with 64 * 2 / 8 * 1.25 = 20 slots
+  # of 64 numbers. Exchanges of combine weights have fewer bytes.
   rows = 2 * 8 * 20 * 64 * 4
   times = sum(
     t.times
@@ -115,11 +116,11 @@ def refusal(seconds):
     Transfer('all-gather', ('fsdp',), 1, 1, (0, 1), forecast.WEIGHTS),
     Transfer('reduce-scatter', ('fsdp',), 1, 1, (0, 1), forecast.WEIGHTS),
   )
-  done = work.Work(4e12, 0, (), transfers, 0, 0, ())
+  done = work.StepWork(4e12, 0, (), transfers, 0, 0, ())
   return forecast.refusal(done, seconds, 1e12)  # 4 s of products
 
 
-def test_a_layout_is_refused_where_one_kind_of_transfer_outlasts_the_products():
+def test_a_layout_is_refused_if_one_kind_of_transfer_outlasts_all_products():
   assert refusal([3.9, 2.0, 1.9]) is None
   assert 'exchange of rows' in refusal([4.1, 2.0, 1.9])
   reason = refusal([3.9, 2.1, 2.0])
@@ -130,7 +131,7 @@ RING = topology.parse('v5p:4x4x4')
 
 
 def warned(axis, **sizes):
-  """Warnings of a mesh whose one axis is a ring of 4 chips."""
+  """Warnings for a mesh whose only axis is a ring of 4 chips."""
   shape = {'data': 1, 'fsdp': 1, 'expert': 1, 'context': 1, 'model': 1}
   devices = [
     types.SimpleNamespace(coords=(0, 0, i), core_on_chip=0) for i in range(4)
@@ -145,31 +146,37 @@ def warned(axis, **sizes):
     'loss_chunks': 1, 'num_microbatches': 1, 'dtype_bytes': 2,
   }  # fmt: skip
   rows = sizes.pop('rows_per_expert', 1)
-  load = forecast.Load(1.0, 1, sizes.pop('sparse_layers', 1), 1, 1, rows)
-  return forecast.warnings(RING, mesh, memory.Sizes(**known | sizes), load)
+  demand = forecast.StepDemand(
+    1.0, 1, sizes.pop('sparse_layers', 1), 1, 1, rows
+  )
+  return forecast.warnings(
+    RING, mesh, memory.MicrobatchSizes(**known | sizes), demand
+  )
 
 
 def test_an_exchange_around_a_ring_needs_wide_experts():
-  # One byte of a ring costs 459e12 / 180e9 = 2,550 FLOPs; 2 matrices: 4 F / 4.
+  # A chip does 459e12 / 180e9 = 2,550 FLOPs in the time of one byte on a ring.
+  # Two matrices give 4 F / 4 FLOPs for each byte.
   assert warned('expert', expert_width=2500)
   assert not warned('expert', expert_width=2600)
 
 
 def test_gated_experts_may_be_narrower():
-  # 6 F / 4 > 2,550 from F = 1,700 on.
+  # Three matrices give 6 F / 4 FLOPs for each byte: 2,550 at F = 1,700.
   assert warned('expert', expert_width=1650, matrices=3)
   assert not warned('expert', expert_width=1750, matrices=3)
 
 
 def test_gathered_experts_need_rows_and_not_the_tokens_of_all_devices():
-  # 3/4 of a weight come from elsewhere: 2,550 * 3 / 4 = 1,912 rows.
+  # Other devices hold 3/4 of a weight, so 2,550 * 3 / 4 = 1,912 rows are
+  # needed.
   assert warned('fsdp', rows_per_expert=1900)
   assert not warned('fsdp', rows_per_expert=1925)
 
 
 def test_divided_widths_need_columns():
-  # A token is sent as sums and as their results: twice the 1,912 FLOPs for
-  # each byte, of 2 F columns.
+  # An all-reduce sends each byte twice, so a byte needs 2 * 1,912 FLOPs, and F
+  # columns give 2 F FLOPs.
   dense = {'sparse_layers': 0}
   assert warned('model', dense_width=1900, **dense)
   assert not warned('model', dense_width=1925, **dense)

@@ -22,14 +22,15 @@ ENTRY %main (x: bf16[4,32,16], w: bf16[4,16,8]) -> bf16[4,32,8] {
 
 
 def test_a_batch_dim_written_as_a_window_costs_no_padding():
-  # A product for each of 4: 2 x 4 x 32 x 16 x 8, though the window has size 4.
+  # There are 4 products: 2 x 4 x 32 x 16 x 8 FLOPs, although the window has
+  # size 4.
   module = hlo.parse(BATCHED)
   root = module.root('main')
   assert hlo_flops.product_flops(module, 'main', root) == 2 * 4 * 32 * 16 * 8
 
 
 def kernel(name, operands, result='bf16[4,1024,64]{2,1,0}'):
-  """A module that is one custom call, and its FLOPs."""
+  """FLOPs of a module that is one custom call."""
   lines = [f'  %p.{i} = {o} parameter({i})' for i, o in enumerate(operands)]
   names = ', '.join(f'%p.{i}' for i in range(len(operands)))
   text = '\n'.join([
@@ -42,8 +43,8 @@ def kernel(name, operands, result='bf16[4,1024,64]{2,1,0}'):
   return hlo_flops.product_flops(module, 'main', module.root('main'))
 
 
-# Tables of 2 x 2 tiles, 4 query heads and 2 key heads of 1024 tokens, 64
-# features, 32 of values.
+# The operands: two tables of 2 x 2 tiles, then 4 query heads and 2 key heads of
+# 1024 tokens and 64 features, and values of 32 features.
 SPLASH = [
   's32[1,2,2]{2,1,0}', 's32[1,2,2]{2,1,0}', 'bf16[4,1024,64]{2,1,0}',
   'bf16[2,1024,64]{2,1,0}', 'bf16[2,1024,32]{2,1,0}', 's32[1024,128]{1,0}',
@@ -62,7 +63,7 @@ SPLASH = [
   ],
 )
 def test_splash_attention_is_counted_tile_by_tile(name, widths):
-  # 3 of 4 tiles of 512 x 512 scores hold something that is seen.
+  # 3 of 4 tiles of 512 x 512 scores have a visible key.
   scores = 4 * 3 * 512 * 512
   assert kernel(name, SPLASH) == 2 * scores * widths
 
@@ -73,7 +74,7 @@ def test_splash_attention_of_a_batch_counts_each_sequence():
   assert kernel(name, batched) == 8 * kernel(name, SPLASH)
 
 
-def test_tiles_that_run_of_a_causal_mask():
+def test_splash_attention_skips_the_masked_tiles_of_a_causal_mask():
   # 4 rows of tiles see 1, 2, 3 and 4 tiles: 10 of 16.
   assert hlo_flops.splash_share(2048, 2048, (4, 4)) == 10 / 16
   assert hlo_flops.splash_share(128, 128, (1, 1)) == 1
@@ -81,7 +82,7 @@ def test_tiles_that_run_of_a_causal_mask():
   assert hlo_flops.splash_share(512, 2048, (1, 4)) == 1
 
 
-def test_a_kernel_that_says_what_it_costs_is_taken_at_its_word():
+def test_a_kernel_that_states_its_flops_counts_as_stated():
   said = BATCHED.replace('convolution', 'custom-call').replace(
     'dim_labels=0bf_0io->0bf', 'backend_config={"cost":{"flops":"123"}}'
   )

@@ -9,8 +9,9 @@ def module():
   return hlo.parse(LOOPS)
 
 
-def test_bodies_of_loops_within_loops_are_multiplied_out(module):
-  # The outer loop counts 0, 2, 4; the inner one runs 4 times in each.
+def test_nested_loops_are_multiplied_out(module):
+  # The outer loop counts 0, 2, 4, and each iteration runs the inner one 4
+  # times.
   times = {i.name: n for _, i, n in hlo_loops.executed(module)}
   assert times['while.3'] == 3
   assert times['f'] == 12
@@ -18,7 +19,7 @@ def test_bodies_of_loops_within_loops_are_multiplied_out(module):
   assert not hlo_loops.loops_of_unknown_length(module)
 
 
-def test_an_annotated_trip_count_is_taken():
+def test_an_annotated_trip_count_is_used():
   text = LOOPS.replace(
     'body=%outer', 'body=%outer, backend_config={"known_trip_count":{"n":"5"}}'
   )

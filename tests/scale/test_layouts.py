@@ -3,24 +3,25 @@ import pytest
 from tests.scale import layouts
 
 MEANT = (
-  '\nIf this is meant, run: JAX_PLATFORMS=cpu python -m tests.scale.layouts'
+  '\nIf you meant to change this, run: JAX_PLATFORMS=cpu python -m'
+  ' tests.scale.layouts'
 )
 
 
 @pytest.mark.parametrize('name', layouts.LAYOUTS)
-def test_every_array_lives_where_the_golden_file_says(name):
+def test_every_array_is_sharded_as_in_the_golden_file(name):
   changed = layouts.difference('shardings', name)
   assert not changed, changed + MEANT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', layouts.LAYOUTS)
-def test_a_step_sends_what_the_golden_file_says(name):
+def test_a_step_has_the_collectives_of_the_golden_file(name):
   changed = layouts.difference('collectives', name)
   assert not changed, changed + MEANT
 
 
-def test_a_moved_axis_is_shown_as_the_line_that_changed(monkeypatch):
+def test_a_moved_axis_shows_as_a_changed_line(monkeypatch):
   from moe.parallel import rules
 
   table = dict(rules.TABLES['standard'], mlp=('fsdp',), embed=())

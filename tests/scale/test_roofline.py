@@ -3,7 +3,7 @@ import pytest
 
 from moe.scale import roofline, topology
 from moe.scale.collectives import Transfer
-from moe.scale.work import Work
+from moe.scale.work import StepWork
 
 
 @pytest.fixture(scope='module')
@@ -22,15 +22,15 @@ def seconds(kind, group, num_bytes, cube):
 
 
 def test_a_gather_around_one_ring_by_hand(cube):
-  # 8 chips along z, a ring: 7/8 of 1.8 GB arrive over two links of 90 GB/s,
-  # 8.75 ms, and a message passes 4 chips.
+  # The 8 chips along z are a ring: 7/8 of 1.8 GB arrive over two links of 90
+  # GB/s in 8.75 ms, and a message passes 4 chips.
   taken, busy = seconds('all-gather', range(8), 1.8e9, cube)
   assert busy == {2: pytest.approx(8.75e-3)}
   assert taken == pytest.approx(8.75e-3 + 4e-6)
 
 
 def test_a_gather_uses_all_rings_of_its_group_at_once(cube):
-  # y and z: 31/32 of 1.8 GB over four links.
+  # The group extends along y and z: 31/32 of 1.8 GB arrive over four links.
   _, busy = seconds('all-gather', range(32), 1.8e9, cube)
   assert busy == {d: pytest.approx(31 / 32 * 5e-3) for d in (1, 2)}
 
@@ -42,7 +42,7 @@ def test_an_all_reduce_takes_as_long_as_a_scatter_and_a_gather(cube):
 
 
 def test_an_all_to_all_is_bound_by_the_longest_ring(cube):
-  # Ring of 8: bytes x 8 / (8 x 90 GB/s); ring of 4 half of that.
+  # The ring of 8 takes bytes x 8 / (8 x 90 GB/s), the ring of 4 half of that.
   _, busy = seconds('all-to-all', range(32), 0.9e9, cube)
   assert busy == {1: pytest.approx(5e-3), 2: pytest.approx(10e-3)}
 
@@ -50,7 +50,7 @@ def test_an_all_to_all_is_bound_by_the_longest_ring(cube):
 def test_every_second_chip_of_a_ring_shares_its_links_with_the_others(cube):
   _, near = seconds('all-to-all', range(0, 4), 1e9, cube)
   _, every_second = seconds('all-to-all', range(0, 8, 2), 1e9, cube)
-  # A line of 4: 4 / 4; a ring of 4 with two groups on it: 2 x 4 / 8.
+  # A line of 4 takes 4 / 4, and a ring of 4 that two groups share 2 x 4 / 8.
   assert every_second[2] == pytest.approx(near[2])
 
 
@@ -67,16 +67,16 @@ class Device:
     self.coords, self.core_on_chip = tuple(place), 0
 
 
-def test_overlap_leaves_the_busiest_resource_and_without_it_times_add_up(cube):
+def test_a_step_takes_its_busiest_resource_with_overlap_else_the_sum(cube):
   slice_, coords = cube
   devices = [Device(c[:3]) for c in coords]
   transfer = Transfer('all-gather', ('z',), int(1.8e9), 2, tuple(range(8)), '')
-  done = Work(
+  done = StepWork(
     459e12, 2.765e12 / 2, ((459e12, 0, 1), (0, 2.765e12 / 2, 1)), (transfer,),
     0.0, 0.0, (),
   )  # fmt: skip
   made = roofline.estimate(done, devices, slice_)
-  # 1 s of products, half a second of memory, two gathers of 8.75 ms.
+  # Products take 1 s, memory traffic 0.5 s, and two gathers 8.75 ms each.
   assert made.full_overlap == pytest.approx(1.0)
   assert made.bound == 'matrix unit'
   assert made.no_overlap == pytest.approx(1.5 + 2 * (8.75e-3 + 4e-6))

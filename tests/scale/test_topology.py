@@ -9,7 +9,7 @@ def test_peaks_are_known_by_the_name_that_jax_gives_a_device():
   assert (
     topology.peak_flops('TPU v5') == topology.peak_flops('TPU v5p') == 459e12
   )
-  # A device is half a chip there, 2,307 TFLOP/s a chip.
+  # A TPU7x device is half a chip, and a chip has 2,307 TFLOP/s.
   assert topology.peak_flops('TPU7x') == 2307e12 / 2
 
 
@@ -17,13 +17,13 @@ def test_the_peak_of_a_cpu_is_not_known():
   assert topology.peak_flops('cpu') is None
 
 
-def test_a_chip_has_one_name_on_a_pod_and_in_a_description():
+def test_a_chip_has_one_name_on_a_pod_and_in_a_topology_description():
   assert topology.kind_of('TPU v5p') == topology.kind_of('TPU v5')
   assert topology.kind_of('TPU v5 lite') == 'TPU v5 lite'
 
 
 @pytest.mark.parametrize('name', topology.CHIPS)
-def test_facts_of_a_chip_are_per_chip_and_in_bytes_and_seconds(name):
+def test_figures_of_a_chip_are_per_chip_and_in_bytes_and_seconds(name):
   chip = topology.CHIPS[name]
   assert 1e14 < chip.peak['bfloat16'] < 1e16
   assert 10e9 < chip.hbm_bytes < 300e9
@@ -38,7 +38,7 @@ def test_a_slice_counts_chips_and_devices_apart():
   assert str(slice_) == 'tpu7x:4x4x8'
 
 
-def test_a_dim_wraps_around_where_it_is_made_of_whole_cubes_or_a_whole_pod():
+def test_a_dim_of_whole_cubes_or_of_a_whole_pod_wraps_around():
   assert topology.parse('v5p:2x4x8').wraps == (False, True, True)
   assert topology.parse('v5e:8x16').wraps == (False, True)
 
@@ -54,11 +54,11 @@ def test_a_dim_wraps_around_where_it_is_made_of_whole_cubes_or_a_whole_pod():
     ('h100:4x4', 'a number of GPUs'),
   ],
 )
-def test_a_slice_there_is_not_is_refused(text, what):
+def test_an_impossible_slice_is_refused(text, what):
   with pytest.raises(ValueError, match=what):
     topology.parse(text)
 
 
-def test_a_program_for_a_gpu_is_not_compiled_without_one():
+def test_a_slice_of_gpus_cannot_be_compiled_for_ahead_of_time():
   with pytest.raises(ValueError, match='must be TPUs'):
     topology.devices(topology.parse('h100:8'))

@@ -13,8 +13,9 @@ ENTRY %main (p: f32[]) -> f32[] {
 """  # noqa: E501
 
 
-def test_a_ragged_exchange_sends_its_rows_and_not_the_room_for_them():
-  # 40 rows of 16 numbers are sent, at most, into room for 62; 3 of 4 leave.
+def test_a_ragged_exchange_sends_its_rows_and_not_its_buffer():
+  # At most 40 rows of 16 numbers are sent, into a buffer of 62 rows. Three of
+  # four rows leave the device.
   (transfer,) = work.count(hlo.parse(RAGGED), MESH).transfers
   assert (transfer.kind, transfer.axes) == ('ragged-all-to-all', ('expert',))
   assert transfer.bytes == 40 * 16 * 2

@@ -1,4 +1,4 @@
-"""Tiny prepared files of every public corpus, where the real ones would be."""
+"""Tiny prepared files of every public corpus, named as the real ones are."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from tasks import modules, registry
 
-# Enough that the rule by hash puts some of them into either split.
+# Enough records that the rule by hash puts some into each split.
 NUM_RECORDS = 60
 
 
@@ -126,7 +126,7 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture
 def corpora(prepared_files, session_cache, monkeypatch):
-  """Tiny corpora where the tasks look; they are prepared once a session."""
+  """Tiny corpora where the tasks look for them, prepared once per session."""
   monkeypatch.setenv('WUDAO_DATA', str(prepared_files))
   monkeypatch.setenv('WUDAO_CACHE', str(session_cache))
   return prepared_files

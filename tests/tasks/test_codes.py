@@ -5,7 +5,7 @@ import pytest
 
 from moe.data.records import Feature
 from moe.data.store import Store
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from tasks import codes, registry
 
 
@@ -25,7 +25,7 @@ def document(record):
 
 @pytest.fixture
 def declared():
-  """The declaration of a task that is taken back."""
+  """A declared task, which is removed after the test."""
   codes.add_task(
     'drawn',
     Pictures(),
@@ -37,12 +37,12 @@ def declared():
   del registry.TASKS['drawn']
 
 
-def test_a_name_is_taken_once(declared):
+def test_a_name_can_be_declared_only_once(declared):
   with pytest.raises(ValueError, match="got 'drawn' again"):
     codes.add_task('drawn', Pictures(), document, ('targets',), {})
 
 
-def test_a_further_feature_needs_a_kind():
+def test_a_feature_of_another_name_needs_a_kind():
   with pytest.raises(ValueError, match='got none for row'):
     codes.add_task('rows', Pictures(), document, ('targets', 'row'), {})
   assert 'rows' not in registry.TASKS

@@ -1,4 +1,4 @@
-"""The built-in corpus keeps its rules of form, tone and script, and is ours."""
+"""The built-in corpus obeys rules of form, tone and script, and is original."""
 
 import collections
 import gzip
@@ -40,10 +40,10 @@ def records(name):
 
 
 def tones(character):
-  """Tone classes a character may take in verse: of 'level' and 'oblique'.
+  """The tone classes of a character in verse: 'level', 'oblique' or both.
 
-  Mandarin tones 1 and 2 are level, 3 and 4 oblique, except that every entering
-  tone is oblique; a character with readings of both classes may be either.
+  Mandarin tones 1 and 2 are level, tones 3 and 4 are oblique, except that every
+  entering tone is oblique. A character with readings of both classes has both.
   """
   import pypinyin
 
@@ -61,7 +61,7 @@ def verse_lines(text):
 
 
 def text_of(record):
-  """All the writing of a record, one string."""
+  """All text of a record in one string."""
   parts = [record.get(key, '') for key in ('up', 'down', 'title', 'text')]
   parts += record.get('paragraphs', [])
   parts += [record.get('persona', '')]
@@ -169,8 +169,8 @@ def test_no_text_is_written_twice(name):
 def test_the_script_is_traditional():
   opencc = pytest.importorskip('opencc')
   convert = opencc.OpenCC('s2t').convert
-  # Characters that traditional writing uses too, though a table of simplified
-  # forms maps them to another one.
+  # Characters that are correct in traditional script, although OpenCC's table
+  # of simplified characters replaces them.
   allowed = frozenset(
     '吃灶娘念具雇虱出群裡里后台松云余谷斗丑干征志借佣制咸岳幸御扎折游畫痴秋'
     '范致蒙表谷采錶面麵了几制卷占只吁周布系才向伙家准沖'
@@ -212,7 +212,8 @@ def test_no_line_of_verse_was_published_by_others():
     for part in re.split(r'[^\u3400-\u9fff]+', text_of(r))
     if len(part) >= 5
   }
-  # Clauses of prose such as "這是什麼意思" are anybody's; verse is not.
+  # Anybody may write a short clause of prose, such as "這是什麼意思"; lines of
+  # verse must be new.
   verse = {
     line
     for r in records('poems')

@@ -2,12 +2,12 @@
 
 import pytest
 
-from moe.modalities.vocabulary import train_vocabulary
+from moe.modalities.text import train_vocabulary
 from tasks import inspect
 
 
 def test_bars_count_doublings():
-  # 1 | 2-3 | 4-7: one, one and four values; the fullest bar has 40 signs.
+  # 1 | 2-3 | 4-7: one, one and four values; the longest bar has 40 characters.
   assert inspect.histogram([1, 3, 4, 5, 7, 7]).splitlines() == [
     '      1-1             1 ' + '█' * 10,
     '      2-3             1 ' + '█' * 10,
@@ -15,7 +15,7 @@ def test_bars_count_doublings():
   ]
 
 
-def test_nothing_is_a_range_of_its_own():
+def test_zero_is_a_range_of_its_own():
   assert inspect.histogram([0]).split()[:2] == ['0-0', '1']
 
 

@@ -1,4 +1,4 @@
-"""Every registered task gives documents of exactly the promised form."""
+"""Every registered task gives documents of exactly the documented form."""
 
 import os
 import pathlib
@@ -69,7 +69,7 @@ def test_every_task_is_known_here_and_every_corpus_file_is_imported():
 
 
 @pytest.mark.parametrize('name', PUBLIC)
-def test_a_public_task_gives_its_documents_in_the_promised_form(name, corpora):
+def test_a_public_task_gives_documents_of_the_documented_form(name, corpora):
   inputs, targets = PUBLIC[name]
   expected = {'targets': targets}
   if inputs is not None:
@@ -78,7 +78,7 @@ def test_a_public_task_gives_its_documents_in_the_promised_form(name, corpora):
 
 
 @pytest.mark.parametrize('name', PUBLIC)
-def test_a_public_task_says_from_where_and_under_which_licence(name):
+def test_a_public_task_names_its_origin_and_its_licence(name):
   text = str(registry.TASKS[name].source)
   assert 'https://github.com/' in text and 'licence' in text
 
@@ -91,11 +91,11 @@ def test_mixtures_hold_the_tasks_of_their_names():
   assert names['builtin'] == set(BUILTIN)
   mix = set(registry.MIXTURES['zh_mix'])
   assert mix == names['zh_classical'] | names['zh_prose'] | names['zh_talk']
-  # Its lyrics are in poems_shi too, some of them held out.
+  # The lyrics of huajian are also in poems_shi, which holds some of them out.
   assert 'huajian' not in mix
 
 
-def test_builtin_documents_have_the_promised_form(tmp_path, monkeypatch):
+def test_builtin_documents_have_the_documented_form(tmp_path, monkeypatch):
   from tasks import builtin
 
   monkeypatch.setattr(builtin, '_DIRECTORY', tmp_path)
@@ -133,10 +133,7 @@ def test_builtin_documents_have_the_promised_form(tmp_path, monkeypatch):
 def test_the_builtin_corpus_is_read_into_two_splits_without_a_shared_document(
   name,
 ):
-  if not (
-    TASKS / 'corpora' / f'{name.removeprefix("builtin_")}.jsonl'
-  ).is_file():
-    pytest.skip('the built-in corpus has not been written yet')
+
   train, validation = documents(name), documents(name, 'validation')
   assert train and validation
   assert not {d['targets'] for d in train} & {d['targets'] for d in validation}
@@ -160,7 +157,7 @@ def test_a_new_corpus_is_one_file_of_at_most_thirty_lines(
 @pytest.mark.parametrize(
   'name', ['poems', 'ci', 'couplets', 'prose', 'laws', 'classics', 'zh_en']
 )
-def test_the_project_keeps_to_thirty_lines_a_corpus_too(name):
+def test_a_corpus_of_the_project_is_at_most_thirty_lines_too(name):
   lines = (TASKS / f'{name}.py').read_text('utf-8').splitlines()
   assert len(lines) <= 30
 

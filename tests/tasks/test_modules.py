@@ -1,4 +1,4 @@
-"""Task modules of a user: found, loaded, and what is said if they are not."""
+"""Task modules of a user are found and loaded, or an error says why not."""
 
 import sys
 
@@ -14,7 +14,7 @@ registry.add_text_task('t_one', source, lambda r: r['text'])
 
 @pytest.fixture
 def write(tmp_path, monkeypatch, declare):
-  """Writes files of modules; Python and the tasks forget them after a test."""
+  """Writes module files; the registry and Python forget them after the test."""
   for name, empty in (('ROOTS', {}), ('MODULE_OF', {}), ('_named', [])):
     monkeypatch.setattr(modules, name, empty)
   monkeypatch.setattr(modules, '_loaded', set())
@@ -33,7 +33,7 @@ def write(tmp_path, monkeypatch, declare):
       del sys.modules[name]
 
 
-def test_a_file_declares_its_tasks_and_may_import_what_is_beside_it(
+def test_a_file_declares_its_tasks_and_may_import_its_neighbours(
   write, declare
 ):
   write('t_beside.py', ONE)

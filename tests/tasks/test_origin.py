@@ -1,4 +1,4 @@
-"""Whether what documents were made of has changed."""
+"""A record of files and code tells whether documents would change."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ def test_files_are_compared_where_the_data_directory_is_now(data, monkeypatch):
   assert origin.changed(recorded) is None
 
 
-def test_a_file_more_or_less_is_a_change_of_the_pattern(data):
+def test_a_removed_file_is_a_change_of_the_pattern(data):
   recorded = origin.record(['*.txt'])
   (data / 'b.txt').unlink()
   assert origin.changed(recorded) == str(data / '*.txt')
@@ -51,7 +51,7 @@ def test_a_large_file_is_hashed_again_only_when_its_time_changes(
   assert origin.changed(recorded) == str(data / 'a.txt')
 
 
-def test_the_code_of_a_module_is_all_that_it_takes_from_the_tasks():
+def test_the_code_of_a_module_is_what_it_imports_from_the_tasks():
   names = {os.path.basename(path) for path in origin.code('tasks.poems')}
   assert {'poems.py', 'registry.py', 'zh_corpora.py', 'splits.py'} <= names
   assert not names & {'couplets.py', 'mixtures.py', 'store.py', 'origin.py'}
@@ -59,7 +59,7 @@ def test_the_code_of_a_module_is_all_that_it_takes_from_the_tasks():
 
 @pytest.fixture
 def owned(tmp_path, monkeypatch):
-  """A user's file, what it imports, and what is not of its documents."""
+  """A user's file, modules that it imports, and one that it does not import."""
   monkeypatch.setattr(modules, 'ROOTS', {})
   monkeypatch.setattr(modules, '_named', [])
   monkeypatch.setattr(sys, 'path', [*sys.path])
@@ -82,7 +82,7 @@ def owned(tmp_path, monkeypatch):
     del sys.modules[name]
 
 
-def test_the_code_of_a_users_file_is_all_that_it_imports_from_its_folder(owned):
+def test_the_code_of_a_users_file_is_what_it_imports_from_its_folder(owned):
   mine = {p for p in origin.code('t_file') if str(owned) in p}
   names = {str(pathlib.Path(path).relative_to(owned)) for path in mine}
   assert names == {
@@ -120,7 +120,8 @@ def test_versions_of_code_that_make_the_same_documents_are_equal(
 
 @pytest.mark.parametrize('name', equal_code.EQUAL)
 def test_the_present_code_is_known_to_make_the_documents_of_old_stores(name):
-  # Add its hash to tasks/equal_code.py if a change moved no document.
+  # If a change of the code alters no document, add the new hash to
+  # tasks/equal_code.py.
   path = pathlib.Path(origin.__file__).parent / name
   now = hashlib.sha256(path.read_bytes()).hexdigest()
   assert equal_code.is_equal(now, equal_code.EQUAL[name][0])

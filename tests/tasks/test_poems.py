@@ -1,4 +1,4 @@
-"""The real poems, where they are at hand."""
+"""The real poems, on machines that have them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Declared tasks as seqio gives them, the README's five lines among them."""
+"""Declared tasks read through seqio, also with the README's five lines."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ import pytest
 seqio = pytest.importorskip('seqio')
 
 from moe.data.store import Store, find_stores  # noqa: E402
-from moe.modalities.vocabulary import train_vocabulary  # noqa: E402
+from moe.modalities.text import train_vocabulary  # noqa: E402
 from tasks import seqio_tasks, stores, text_files  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def model_path(tmp_path_factory):
 
 @pytest.fixture
 def declared(declare, tmp_path):
-  """Two tasks of the test's own; seqio has them until the next `register`."""
+  """Two tasks for a test; seqio keeps them until the next `register`."""
   path = tmp_path / 'a.txt'
   path.write_text(TEXT.replace('\n', '\\n') + '\n', 'utf-8')
   source = text_files.plain_text({'train': path})
@@ -84,7 +84,7 @@ def test_a_dataset_keeps_the_vocabulary_it_was_built_with(
   assert again['targets'].tolist() == example['targets'].tolist()
 
 
-def test_what_is_wrong_with_a_corpus_is_told_before_tensorflow_reads_it(
+def test_a_malformed_corpus_is_an_error_before_tensorflow_reads_it(
   declared, model_path, tmp_path
 ):
   (tmp_path / 'a.txt').write_bytes(b'\xff\n')
@@ -121,7 +121,7 @@ def test_a_name_that_seqio_has_is_refused(declared, model_path):
   source = declared.TASKS['t_text'].source
   declared.add_text_task('t_taken', source, lambda r: r['text'])
   try:
-    with pytest.raises(ValueError, match="got 't_taken', which one of seqio"):
+    with pytest.raises(ValueError, match="got 't_taken', which seqio has"):
       seqio_tasks.register()
   finally:
     seqio.TaskRegistry.remove('t_taken')

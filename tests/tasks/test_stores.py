@@ -1,4 +1,4 @@
-"""What is made of a task, and what is not made twice."""
+"""Which vocabularies and stores are made, and which are kept."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ pytest.importorskip('seqio')
 
 from moe.data.store import Store, find_stores  # noqa: E402
 from moe.data.verify import verify  # noqa: E402
-from moe.modalities.vocabulary import train_vocabulary  # noqa: E402
+from moe.modalities.text import train_vocabulary  # noqa: E402
 
 LETTERS = """from tasks import registry, text_files
 
@@ -31,14 +31,14 @@ registry.add_text_task('t_letters', source, document)
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
-  """The built-in mixture with a vocabulary of its own."""
+  """The vocabulary directory of the built-in mixture and its stores."""
   cache_dir = tmp_path_factory.mktemp('stores')
   return stores.prepare([('builtin', None)], cache_dir, vocab_size=1000)
 
 
 @pytest.fixture
 def copied(prepared, tmp_path):
-  """The same in a place of the test's own."""
+  """A copy of `prepared` that the test may change."""
   return shutil.copytree(prepared, tmp_path / pathlib.Path(prepared).name)
 
 
@@ -102,16 +102,14 @@ def test_a_broken_store_is_not_taken_for_prepared(copied):
   assert not outdated.is_prepared(str(copied), [('builtin_poems', ['train'])])
 
 
-def test_a_mixture_is_looked_up_again_when_its_tasks_change(
-  copied, monkeypatch
-):
+def test_a_mixture_is_outdated_when_its_tasks_change(copied, monkeypatch):
   assert outdated.is_prepared(str(copied), [('builtin', ['train'])])
   fewer = registry.MIXTURES['builtin'][1:]
   monkeypatch.setitem(registry.MIXTURES, 'builtin', fewer)
   assert not outdated.is_prepared(str(copied), [('builtin', ['train'])])
 
 
-def test_a_mixture_is_not_looked_up_again_when_other_code_changes(copied):
+def test_a_mixture_is_not_outdated_when_other_code_changes(copied):
   path = copied / 'builtin' / 'mixture.json'
   mixture = json.loads(path.read_text())
   path.write_text(json.dumps(mixture | {'tasks_sha256': 'of yesterday'}))
@@ -120,7 +118,7 @@ def test_a_mixture_is_not_looked_up_again_when_other_code_changes(copied):
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch, declare):
-  """A task of files and a module of the test's own, and its stores."""
+  """A task with its own files and module, and its stores."""
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
   (tmp_path / 'data').mkdir()
   for name in 'ab':
@@ -160,7 +158,9 @@ def change_the_code(path):
     (change_the_code, 't_letters.py'),
   ],
 )
-def test_what_documents_are_made_of_is_compared(letters, caplog, change, named):
+def test_a_change_of_files_or_code_makes_stores_again(
+  letters, caplog, change, named
+):
   caplog.set_level(logging.INFO, 'tasks')
   assert is_prepared(letters)
   change(letters)
@@ -174,13 +174,23 @@ def test_what_documents_are_made_of_is_compared(letters, caplog, change, named):
   assert store.manifest['records'] == (41 if change is add_a_file else 40)
 
 
+def test_a_bad_line_stops_the_stores_unless_so_many_are_allowed(letters):
+  with open(letters / 'data/a.txt', 'ab') as f:
+    f.write(b'\xff\n')
+  wanted = [('t_letters', ['train'])]
+  with pytest.raises(ValueError, match='1 of 21 lines'):
+    stores.prepare(wanted, letters / 'c', vocab_size=400)
+  stores.prepare(wanted, letters / 'c', vocab_size=400, max_bad_fraction=1 / 21)
+  assert is_prepared(letters)
+
+
 def test_a_file_written_again_as_it_was_changes_nothing(letters):
   path = letters / 'data/a.txt'
   path.write_bytes(path.read_bytes())
   assert is_prepared(letters)
 
 
-def test_stores_are_used_where_their_corpus_is_not(letters):
+def test_stores_are_used_on_machines_without_their_corpus(letters):
   shutil.rmtree(letters / 'data')
   assert is_prepared(letters)
 
@@ -207,7 +217,7 @@ def test_a_vocabulary_from_elsewhere_is_copied_under_name_and_hash(
     ('builtin', None, {'vocabulary': 'no.model'}, 'got nothing there'),
   ],
 )
-def test_what_is_not_there_is_said_and_leaves_nothing(
+def test_a_missing_task_split_or_vocabulary_is_an_error_and_leaves_no_file(
   tmp_path, task, splits, options, message
 ):
   with pytest.raises(ValueError, match=message):
@@ -215,7 +225,7 @@ def test_what_is_not_there_is_said_and_leaves_nothing(
   assert not (tmp_path / 'cache').exists()
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_a_cache_directory_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(ValueError, match='cache directory .* must be one'):
+  with pytest.raises(ValueError, match='cache directory .* must be writable'):
     stores.prepare([('builtin', None)], tmp_path / 'file', vocab_size=500)

@@ -52,7 +52,7 @@ conversations:
 LAYOUTS = {  # source -> (files of its repository, records of them)
   'poems_shi': (
     {'全唐诗/poet.tang.0.json': POEMS, '全唐诗/authors.tang.json': b'[]'},
-    # SHA-256 of the first line pair starts with these digits.
+    # The id holds the first digits of the SHA-256 of the first pair of lines.
     [
       {
         'id': 'tang-f263a3f67dd3',
@@ -194,7 +194,7 @@ LAYOUTS = {  # source -> (files of its repository, records of them)
 }
 
 
-def test_every_source_is_tested_here_or_says_that_it_has_no_rule():
+def test_every_corpus_is_tested_here_or_has_no_rule():
   without = {name for name, s in sources.SOURCES.items() if s.parse is None}
   assert without == {'classics', 'luxun'}
   assert set(LAYOUTS) | without == set(sources.SOURCES)
@@ -216,7 +216,7 @@ def test_files_of_the_repository_become_records(name):
   assert records == expected
 
 
-def test_a_source_names_its_repository_at_a_commit():
+def test_a_corpus_names_its_repository_at_a_commit():
   for source in sources.SOURCES.values():
     assert re.fullmatch(
       r'https://github\.com/[\w.-]+/[\w.-]+/archive/[0-9a-f]{40}\.zip',

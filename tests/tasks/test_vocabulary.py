@@ -1,10 +1,10 @@
-"""The project's vocabulary as seqio has it."""
+"""The project's vocabulary in the form that seqio expects."""
 
 import pytest
 
 pytest.importorskip('seqio')
 
-from moe.modalities.vocabulary import train_vocabulary  # noqa: E402
+from moe.modalities.text import train_vocabulary  # noqa: E402
 from tasks import vocabulary  # noqa: E402
 
 TEXT = '春眠不覺曉，處處聞啼鳥。 \n夜來風雨聲，\u2581花落知多少。'
@@ -33,7 +33,7 @@ def test_pad_eos_and_unk_are_0_1_and_2():
   assert ids == (0, 1, 2, 0)
 
 
-def test_every_text_comes_back_from_python_and_tensorflow(model_path):
+def test_every_text_is_restored_by_python_and_by_tensorflow(model_path):
   loaded = vocabulary.TaskVocabulary(model_path)
   for text in (TEXT, '', '𠮷🀄 ，\u2581\n', 'half ａ b'):
     ids = loaded.encode(text)

@@ -1,4 +1,4 @@
-"""A toy to train, and a tiny sparse model, for the tests of this folder."""
+"""A toy objective and a tiny sparse model, for the tests of this folder."""
 
 import functools
 
@@ -18,7 +18,7 @@ from moe.objectives import language
 from moe.objectives.objective import Objective
 from moe.types import TokenBatch
 
-# A token that makes the toy's loss not a number.
+# A token that makes the toy's loss NaN.
 POISON = 15
 
 
@@ -29,11 +29,11 @@ def _toy_init(key, batch_shapes):
 
 
 def _toy_loss(params, state, batch, key, train):
-  """Squares of w[token] . 1 - target / 8, with noise where there is a key."""
+  """Squares of sum(w[token]) - target / 8; a key adds noise."""
   error = params['w'].astype(jnp.float32)[batch.tokens].sum(-1)
   error -= batch.targets.astype(jnp.float32) / 8
   if key is not None:
-    # What the key holds is noise enough, and compiles faster than a draw.
+    # The bits of the key are the noise: this compiles faster than a draw.
     error += (jax.random.key_data(key)[0] % 1000).astype(jnp.float32) / 1e4
   error = jnp.where(batch.tokens == POISON, jnp.nan, error)
   sums = {'cross_entropy': jnp.sum(batch.loss_weights * jnp.square(error))}
@@ -44,7 +44,7 @@ def _toy_loss(params, state, batch, key, train):
 
 @pytest.fixture(scope='session')
 def toy():
-  """An objective that compiles at once: a table that is to predict a number.
+  """An objective that compiles fast: a table predicts a number per token.
 
   Its batches are 8 rows of 4 tokens.
   """
@@ -82,7 +82,7 @@ def make_batch():
 
 @pytest.fixture(scope='session')
 def sparse_model():
-  """A decoder of one sparse block; routing groups of 8 tokens."""
+  """A decoder of one sparse block, with routing groups of 8 tokens."""
   block = functools.partial(
     Block,
     attention=functools.partial(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from moe.models.functional import Functional, placed
+from moe.models.functional import Functional, make_functional
 from moe.objectives import language
 from moe.optim import optimizers
 from moe.parallel import rules
@@ -19,7 +19,7 @@ LENGTH = 8  # Tokens of a row.
 ONE = MeshShape(data=1)
 EIGHT = MeshShape(data=2, expert=4)
 TABLE = rules.table('standard')
-# Of a model that is never traced, for what only shows people its numbers.
+# An objective whose model is never traced, for tests of what people see.
 LANGUAGE = language.language_model(
   Functional(factories.make_decoder()), (32, LENGTH)
 )
@@ -33,14 +33,14 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
     moe: options of the sparse layer; a routing group is a row by default.
     shape: of the mesh.
     num_microbatches: parts of a batch.
-    optimizer: by default the parameters lose the gradient itself.
+    optimizer: by default gradient descent with the learning rate 1.
     **losses: coefficients, see `language.language_model`.
   """
   moe = {'group_size': LENGTH, **moe}
   block = factories.make_block()
   layer = functools.partial(block.keywords['moe'], **moe)
   mesh = make_mesh(shape, jax.devices()[: shape.data * shape.expert])
-  functional = placed(
+  functional = make_functional(
     factories.make_decoder(functools.partial(block, moe=layer), num_layers=2),
     rules.activation_rules(TABLE),
     rules.layout(TABLE, mesh),
@@ -60,7 +60,7 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
 
 
 def start(program):
-  """A first state, the same on every mesh: random parameters, zeros else."""
+  """A first state, the same on every mesh: random parameters, all else zero."""
   # Compiling a model's own initialisation takes seconds.
   random = np.random.RandomState(1)
 
@@ -77,14 +77,14 @@ def start(program):
 
 
 def make_batch(seed=0):
-  """32 rows, some of them with padding."""
+  """A batch of 32 rows, some of them with padding."""
   lengths = np.random.RandomState(seed).randint(1, 2 * LENGTH, (32, 1))
   segments = (np.arange(LENGTH) < lengths).astype(np.int32)
   return factories.make_batch(segments, seed)
 
 
 def train(program, ts=None, steps=1):
-  """(state, metrics of the last step) on the host, after steps."""
+  """(state, metrics of the last step on the host) after `steps` steps."""
   ts = start(program) if ts is None else ts
   for i in range(int(ts.step), int(ts.step) + steps):
     ts, metrics = program.train_step(ts, program.put(make_batch(i)))

@@ -16,10 +16,10 @@ from moe.train import state, step
 from tests.models import factories
 from tests.train import programs
 
-# Rows with more and less padding: microbatches differ in their tokens.
+# The rows have different padding, so microbatches differ in their tokens.
 LENGTHS = np.array([8, 8, 3, 7, 5, 8, 1, 6])[:, None]
 BATCH = factories.make_batch((np.arange(8) < LENGTHS).astype(np.int32))
-# Each alone: a term that is lost beside a larger one would not be seen.
+# Each term is tested alone: beside a larger term, a wrong one would go unseen.
 TERMS = {
   'cross_entropy': dict(load_balance=0.0, router_z=0.0),
   'z-loss': dict(load_balance=0.0, router_z=1.0),
@@ -71,15 +71,15 @@ def assert_close(one, other):
     ('sequence', 'balance'),
   ],
 )
-def test_one_and_four_microbatches_have_one_gradient(scope, term):
-  # Two, and all terms at once, are in tests of the step.
+def test_one_and_four_microbatches_have_the_same_gradient(scope, term):
+  # The tests of the step cover two microbatches, and all terms at once.
   one, four = (change(scope, term, n) for n in (1, 4))
   assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
   assert_close(four, one)
 
 
 class Shown(gates.TopK):
-  """Tells its logits."""
+  """A router that adds its logits to the statistics."""
 
   def route(self, inputs, state, keys_G, train):
     plan = super().route(inputs, state, keys_G, train)
@@ -88,10 +88,11 @@ class Shown(gates.TopK):
 
 
 def balance_by_definition(model, params):
-  """Global load-balance loss over two microbatches, as its docstring says.
+  """The global load-balance loss over two microbatches, from its definition.
 
-  E * sum_e f_e * (sum over a microbatch's tokens of p_e), f being shares of the
-  assignments of the microbatches up to this one; over the tokens of the batch.
+  A microbatch adds E * sum_e f_e * (sum of p_e over its tokens), where f_e is
+  the share of expert e in the assignments of this microbatch and of those
+  before it. The sum is divided by the number of tokens of the batch.
   """
   carried = model.module.init(jax.random.key(0), BATCH).get('state', {})
   outputs = model.apply(params, carried, BATCH, None, True)
@@ -101,7 +102,7 @@ def balance_by_definition(model, params):
   best_BTA = jnp.argsort(-logits_BTE, axis=-1)[..., :2]
   chosen_BTE = jax.nn.one_hot(best_BTA, E).sum(axis=2) * valid_BT[..., None]
   probs_BTE = jax.nn.softmax(logits_BTE, axis=-1) * valid_BT[..., None]
-  # Two microbatches: rows of even number, then rows of odd number.
+  # The first microbatch has the even rows, the second one the odd rows.
   count_E, loss = jnp.zeros(E), 0.0
   for part in (slice(0, None, 2), slice(1, None, 2)):
     count_E += chosen_BTE[part].sum(axis=(0, 1))
@@ -111,7 +112,7 @@ def balance_by_definition(model, params):
 
 
 @pytest.mark.slow
-def test_the_global_balance_loss_is_of_the_loads_so_far():
+def test_the_global_balance_loss_uses_the_loads_so_far():
   shown = functools.partial(Shown, balance_scope='global')
   block = factories.make_block(dict(router=shown))
   model = Functional(factories.make_decoder(block, num_layers=1))
@@ -125,7 +126,7 @@ def test_the_global_balance_loss_is_of_the_loads_so_far():
     change('global', 'balance', 2),
     jax.device_get(gradient),
   )
-  # Of all loads at once the gradient would be another.
+  # The loads of the whole batch at once would give another gradient.
   one, two = (change('global', 'balance', n) for n in (1, 2))
   difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, two)
   assert max(jax.tree.leaves(difference)) > 1e-5
@@ -158,7 +159,7 @@ def test_noise_of_microbatches_is_the_same_on_eight_devices_and_one(moe):
 
 @pytest.mark.slow
 def test_groups_of_two_rows_stay_whole_in_microbatches():
-  # Capacity and balance are of a group: other groups, another gradient.
+  # Capacity and balance are per group: other groups give another gradient.
   moe = dict(group_size=2 * programs.LENGTH)
   one, two = (
     changes(programs.make(moe, programs.ONE, n, load_balance=1.0))

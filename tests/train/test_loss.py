@@ -44,7 +44,7 @@ def test_nats_and_log_partition_of_two_logits_by_hand():
 
 
 def test_sums_are_weighted():
-  # Two tokens of ln 2 nats each, weights 3 and 0.5; the third does not count.
+  # Two tokens have ln 2 nats each and the weights 3 and 0.5; the third has 0.
   hidden = jnp.zeros((1, 3, D))
   nats, squares = losses(
     jnp.zeros((D, 2)),
@@ -76,7 +76,7 @@ def test_chunks_change_neither_loss_nor_gradient(inputs, num_chunks):
 
 
 def largest(jaxpr):
-  """Numbers in the largest array that a program makes."""
+  """Size of the largest array that a program makes."""
   sizes = [0]
   for equation in jaxpr.eqns:
     sizes += [v.aval.size for v in equation.outvars]
@@ -142,7 +142,7 @@ def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
     )
     if found and not name.startswith('ENTRY'):
       inside.append(math.prod(int(n) for n in found.group(1).split(',') if n))
-  # Sums over parts of the vocabulary: [2 or 4 rows, 2 tokens] with D = 8.
+  # Only sums over parts of the vocabulary: [2 or 4 rows, 2 tokens] with D = 8.
   most = 4 * 2 * 8 if shape.model > 1 else 0
   assert max(inside, default=0) <= most
   plain, _ = sharded_gradient(shape, 1)

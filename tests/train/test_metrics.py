@@ -16,7 +16,7 @@ STEP = {
   'cross_entropy': pair(12.0, 4.0),
   'loss': pair(3.5, 1.0),
   'skipped': pair(0.0, 1.0),
-  # Two layers of four experts, eight rows each.
+  # Two layers have four experts and eight rows each.
   'load': pair([[2, 2, 2, 2], [6, 2, 0, 0]], [8, 8]),
   'dropped': pair([0, 2], [8, 8]),
   'entropy': pair([5.0, 2.0], [4, 4]),
@@ -33,7 +33,7 @@ def test_scalars_are_sums_over_weights():
 
 
 def test_bits_per_character_by_hand():
-  # 3 nats a token are 3 / ln 2 bits; two characters a token.
+  # 3 nats per token are 3 / ln 2 bits; a token has two characters.
   record = metrics.summarize(STEP, BITS_PER_CHAR, {'chars_per_token': 2.0})
   assert record['bits_per_char'] == pytest.approx(3 / math.log(2) / 2)
 
@@ -49,12 +49,13 @@ def test_loads_drops_and_imbalance_by_hand():
     'confidence': [0.25, 0.75],
     'dropped_fraction': [0.0, 0.25],
   }
-  # 2 of 16 rows; fullest expert over an even share, 1 and 3, on average.
+  # 2 of 16 rows are dropped. The fullest experts have 1 and 3 times an even
+  # share, which is 2 on average.
   assert record['dropped_fraction'] == 2 / 16
   assert record['load_imbalance'] == 2.0
 
 
-def test_what_an_exchange_and_a_bias_add_by_hand():
+def test_metrics_of_an_exchange_and_of_a_bias_by_hand():
   more = {
     'dropped_receiver': pair([1, 0], [8, 8]),
     'padding': pair([3, 3], [12, 12]),
@@ -64,7 +65,7 @@ def test_what_an_exchange_and_a_bias_add_by_hand():
   }
   record = metrics.summarize({**STEP, **more})
   layers = record['layers']
-  # 'dropped' counts them already.
+  # 'dropped' counts the drops at the receiver, too.
   assert layers['dropped_fraction'] == [0.0, 0.25]
   assert layers['dropped_receiver_fraction'] == [0.125, 0.0]
   assert record['dropped_fraction'] == 2 / 16
@@ -74,13 +75,13 @@ def test_what_an_exchange_and_a_bias_add_by_hand():
   assert layers['of_a_new_router'] == [0.5, 1.0]
 
 
-def test_a_router_that_tells_its_load_alone_is_summarized():
+def test_a_router_that_reports_only_its_load_is_summarized():
   record = metrics.summarize({'load': STEP['load']})
   assert list(record) == ['load_imbalance', 'layers']
   assert list(record['layers']) == ['load', 'max_over_mean', 'variation']
 
 
-def test_a_dense_model_has_no_layers_to_tell_of():
+def test_a_dense_model_has_no_numbers_by_layer():
   record = metrics.summarize({'cross_entropy': pair(1.0, 2.0)})
   assert record == {'cross_entropy': 0.5}
 
@@ -111,7 +112,7 @@ def test_a_mean_weighs_batches_by_their_tokens():
 
 
 def test_a_mean_adds_in_double_precision():
-  # In float32, 2^24 + 1 is 2^24.
+  # In float32, 2^24 + 1 is rounded to 2^24.
   mean = metrics.Mean()
   mean.add({'nats': pair(2.0**24, 1.0)})
   for _ in range(3):

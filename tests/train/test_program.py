@@ -10,14 +10,14 @@ from jax.sharding import PartitionSpec as P
 from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
-from moe.modalities.vocabulary import train_vocabulary
-from moe.models.functional import placed
+from moe.modalities.text import train_vocabulary
+from moe.models.functional import make_functional
 from moe.objectives import language
 from moe.optim import optimizers, schedules
 from moe.optim.storage import Storage
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train.program import describe, make_program
+from moe.train.program import make_program, parameter_table
 from tests.data.conftest import LINES, write_texts
 
 CONSTANT = optax.constant_schedule(0.25)
@@ -44,11 +44,11 @@ def program(toy):
 
 @pytest.fixture(scope='module')
 def first(program):
-  """The first state on eight devices; not to be donated."""
+  """The first state on eight devices; tests must not donate it."""
   return program.init()
 
 
-def test_parameters_are_born_sharded(program, first):
+def test_parameters_are_sharded_from_the_start(program, first):
   w = first.params['w']
   assert w.shape == (16, 8)
   assert w.sharding.spec == P(None, 'fsdp')
@@ -60,11 +60,11 @@ def test_parameters_are_born_sharded(program, first):
     assert (a.shape, a.dtype) == (abstract.shape, abstract.dtype)
 
 
-def test_optimizer_state_is_shared_out_over_the_data_axis(first):
+def test_the_data_axis_divides_the_optimizer_state(first):
   moments = [a for a in jax.tree.leaves(first.opt_state) if a.shape == (16, 8)]
   assert len(moments) == 2
   for moment in moments:
-    # A quarter: half of the width by fsdp, half of the rows by data.
+    # A device has a quarter: fsdp halves the width, data halves the rows.
     assert {s.data.shape for s in moment.addressable_shards} == {(8, 4)}
 
 
@@ -114,7 +114,7 @@ def test_a_batch_of_the_reader_is_the_same_on_eight_devices_and_one(
   store = write_texts(tmp_path / 'train', vocabulary, texts)
 
   def arrived(shape, num_devices, step):
-    """Fields of a batch, put together from what lies on the devices."""
+    """Fields of a batch, put together from the shards on the devices."""
     program = toy_program(toy, shape, num_devices, batch_size=16)
     reader = Reader([store], [1], 4, 16, seed=5)
     fields = []
@@ -132,7 +132,7 @@ def test_a_batch_of_the_reader_is_the_same_on_eight_devices_and_one(
       np.testing.assert_array_equal(got, wanted)
 
 
-def test_an_evaluation_that_cannot_be_is_refused_while_building(toy):
+def test_an_error_in_evaluation_is_found_while_building(toy):
   def loss(params, carried, batch, key, train):
     if not train:
       raise ValueError('sizes do not fit in evaluation')
@@ -156,7 +156,7 @@ def test_a_step_compiled_ahead_is_the_same_step(toy, make_batch):
 @pytest.mark.parametrize(
   ('batch_size', 'num_microbatches'), [(12, 1), (8, 2), (24, 4)]
 )
-def test_a_batch_that_devices_cannot_share_is_refused(
+def test_a_batch_that_the_devices_do_not_divide_is_refused(
   toy, batch_size, num_microbatches
 ):
   wanted = f'BATCH_SIZE={batch_size} .*={num_microbatches} times the 8 devices'
@@ -175,12 +175,13 @@ def test_a_parameter_that_does_not_divide_is_refused_while_building(toy):
     toy_program(odd, MeshShape(data=1, fsdp=3, expert=2), 6, batch_size=6)
 
 
-def test_the_description_tells_of_every_parameter_and_adds_up(program):
-  text = describe(program)
+def test_the_table_has_every_parameter_and_adds_up(program):
+  text = parameter_table(program)
   header, row, *rest = [line.split() for line in text.splitlines() if line]
   assert header[:2] == ['parameter', 'shape']
-  # 16 x 8 floats are 512 bytes, half of them on each device; Adam keeps two
-  # moments, a quarter each, and two counters of 4 bytes: its own, the rate's.
+  # 16 x 8 floats are 512 bytes, of which a device has half. Adam keeps two
+  # moments, of which a device has a quarter, and two counters of 4 bytes: one
+  # for itself and one for the learning rate.
   assert row == ['w', '16x8', 'vocab,embed', '(None,', "'fsdp')", '256']
   assert rest[0] == ['parameters', '128']
   assert 'parameters 256, optimizer 264' in text
@@ -188,10 +189,12 @@ def test_the_description_tells_of_every_parameter_and_adds_up(program):
   assert 'over 8 x cpu' in text
 
 
-def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
+def test_the_table_of_a_model_names_the_axes_of_every_array(sparse_model):
   mesh = make_mesh(MeshShape(data=2, expert=4))
   layout = rules.layout(TABLE, mesh)
-  functional = placed(sparse_model, rules.activation_rules(TABLE), layout)
+  functional = make_functional(
+    sparse_model, rules.activation_rules(TABLE), layout
+  )
   program = make_program(
     language.language_model(functional, (8, 8)),
     optimizers.build(optimizers.adamw(CONSTANT)),
@@ -200,7 +203,7 @@ def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
     mesh,
     seed=0,
   )
-  lines = describe(program).splitlines()
+  lines = parameter_table(program).splitlines()
   (experts,) = [line for line in lines if 'moe/w_up_EDF' in line]
   assert experts.split() == [
     'stack/periods/block_0/moe/w_up_EDF',
@@ -210,7 +213,7 @@ def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
     "'expert',",
     'None,',
     'None)',
-    '2,048',  # 2 experts of 16 x 16 floats
+    '2,048',  # 2 experts of 16 x 16 floats.
   ]
   num_parameters = len(jax.tree.leaves(program.abstract.params))
   assert sum('/' in line.split(' ')[0] for line in lines) == num_parameters
@@ -221,7 +224,7 @@ def test_the_description_of_a_model_names_the_axes_of_every_array(sparse_model):
 def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
   sparse_model, make_batch
 ):
-  # The bar of the project: 1e-5 of the loss at each of 20 steps, float32.
+  # In float32 the losses of 20 steps must agree to 1e-5.
   schedule = schedules.wsd(1e-2, 2, 20)
   losses = []
   for shape, num_devices in (
@@ -229,7 +232,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
     (MeshShape(), 1),
   ):
     mesh = make_mesh(shape, jax.devices()[:num_devices])
-    functional = placed(
+    functional = make_functional(
       sparse_model, rules.activation_rules(TABLE), rules.layout(TABLE, mesh)
     )
     program = make_program(
@@ -243,7 +246,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
     ts, loss = program.init(), []
     for i in range(20):
       batch = program.put(make_batch(i, B=16, T=8, V=32))
-      # Not compiled ahead: the first call finds the mesh by itself.
+      # The step is not compiled ahead, so its first call must set the mesh.
       ts, metrics = program.train_step(ts, batch)
       loss.append(float(metrics['loss'][0]))
     losses.append(loss)

@@ -50,7 +50,7 @@ def timeless(path):
 
 
 def scalars(directory, tag):
-  """Values by step as TensorBoard shows them, purged steps left out."""
+  """Step -> value, as TensorBoard shows them, without the purged steps."""
   from tensorboardX.proto.event_pb2 import Event
 
   found = {}
@@ -71,13 +71,16 @@ def scalars(directory, tag):
   return found
 
 
-def test_a_record_has_the_numbers_of_the_step_and_the_clock_apart(tmp_path):
+def test_a_record_has_the_numbers_of_the_step_and_its_time_apart(
+  tmp_path,
+):
   run(tmp_path, [1], seconds=0.5, unit_seconds=1e-4)
   (record,) = record_log.read(tmp_path / 'log.jsonl')
   assert record['step'] == 1
   assert record['loss'] == 5.0
   assert record['layers']['load'] == [[0.5, 0.5], [0.75, 0.25]]
-  # 1000 tokens in 0.5 s, which the peak would do in 0.1 s; 39 steps to go.
+  # 1000 tokens take 0.5 s, at the peak they would take 0.1 s. 39 steps are
+  # left.
   assert record['time'] == {
     'seconds': 0.5,
     'tokens_per_second': 2000.0,
@@ -99,7 +102,7 @@ def test_a_killed_and_resumed_log_equals_the_unbroken_one(tmp_path):
   assert last['time']['elapsed'] == pytest.approx(10 * 0.7 + 10 * 0.5)
 
 
-def test_tokens_are_counted_on_from_those_of_the_log(tmp_path):
+def test_a_resumed_run_continues_the_token_count_of_the_log(tmp_path):
   def part(workdir, steps, resume=0):
     shown = progress.Progress(
       workdir, OBJECTIVE, TOTAL, resume, stream=io.StringIO()
@@ -119,7 +122,7 @@ def bad_record(number):
   return {'file': 'a', 'record': number, 'error': 'hash mismatch'}
 
 
-def test_records_that_cannot_be_read_are_told_of_once(tmp_path):
+def test_a_record_that_cannot_be_read_is_reported_once(tmp_path):
   stream = io.StringIO()
   shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=stream)
   for step, numbers in ((1, []), (3, [7]), (4, [7]), (6, [7, 5])):
@@ -135,12 +138,22 @@ def test_records_that_cannot_be_read_are_told_of_once(tmp_path):
   ]
 
 
-def test_a_resumed_run_tells_of_no_bad_record_twice(tmp_path):
+def test_a_log_without_a_record_has_no_file(tmp_path):
+  run(tmp_path, range(1, 3))
+  assert not (tmp_path / 'quarantine.jsonl').exists()
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
+  shown.quarantine(2, [bad_record(7)])
+  shown.close()
+  run(tmp_path, [2], resume=1)  # The record was found after the restored step.
+  assert not (tmp_path / 'quarantine.jsonl').exists()
+
+
+def test_a_resumed_run_reports_no_bad_record_twice(tmp_path):
   for resume, steps in ((0, (3, 6)), (5, (6, 8))):
     shown = progress.Progress(
       tmp_path, OBJECTIVE, TOTAL, resume, stream=io.StringIO()
     )
-    # After the start the reader knows nothing, and finds them again.
+    # A reader that has just started knows no bad record, and finds them again.
     for step, found in zip(steps, ([7], [7, 5]), strict=True):
       shown.quarantine(step, [bad_record(number) for number in found])
     shown.close()
@@ -156,7 +169,7 @@ def test_a_new_run_in_a_directory_without_checkpoint_starts_the_log(tmp_path):
   assert [r['step'] for r in record_log.read(tmp_path / 'log.jsonl')] == [1, 2]
 
 
-def test_evaluations_beyond_the_restored_step_go_too(tmp_path):
+def test_evaluations_after_the_restored_step_are_removed_too(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   for step in (10, 20):
     shown.evaluation(step, {'valid': {'bits_per_char': 7.0}}, SCORES)
@@ -176,7 +189,7 @@ def test_evaluations_beyond_the_restored_step_go_too(tmp_path):
   assert 'step 20: valid 6.5000 bits/char held out' in stream.getvalue()
 
 
-def test_a_log_that_ends_before_the_restored_step_is_said_so(tmp_path):
+def test_a_log_that_ends_before_the_restored_step_is_reported(tmp_path):
   run(tmp_path, range(1, 6))
   assert 'lacks steps 6 to 8' in run(tmp_path, [9], resume=8)
 
@@ -202,7 +215,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     log.append({'step': 3})
 
 
-def test_the_loads_of_a_big_model_come_less_often(tmp_path):
+def test_the_loads_of_a_big_model_are_logged_less_often(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   layers = {'load': np.ones((4, 2048)) / 2048}
   for step in range(1, 9):
@@ -217,7 +230,7 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
   for step in range(1, 9):
     shown.step(step, metrics(step), 0.1)
   shown.evaluation(4, {'valid': {'bits_per_char': 7.5}}, SCORES)
-  del shown  # As after a kill: what was not flushed is not there.
+  del shown  # As after a kill, what was not flushed is lost.
   run(tmp_path, range(6, 11), resume=5)
   found = scalars(tmp_path / 'tensorboard', 'train/loss')
   assert found == pytest.approx({step: 5.0 / step for step in range(1, 11)})
@@ -244,9 +257,18 @@ def test_without_a_terminal_there_are_few_plain_lines(tmp_path):
   ]
 
 
-def test_on_a_terminal_there_is_one_live_line(tmp_path):
+def test_a_terminal_that_cannot_draw_a_line_again_gets_plain_ones(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('TERM', 'dumb')
+  seen = run(tmp_path, range(1, TOTAL + 1), stream=Terminal()).splitlines()
+  assert [line[:9] for line in seen] == ['step 1/40', 'step 40/4']
+
+
+def test_on_a_terminal_there_is_one_live_line(tmp_path, monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm')
   seen = run(tmp_path, range(1, TOTAL + 1), stream=Terminal())
-  assert '\x1b[2K' in seen  # Clears the line to draw it anew.
+  assert '\x1b[2K' in seen  # Clears the line before it is drawn again.
   assert 'step 40/40' in seen
   assert seen.rindex('step 40/40') > seen.rindex('step 1/40')
   assert seen.count('\n') < TOTAL / 2
@@ -286,7 +308,7 @@ def test_dead_experts_are_counted_across_a_kill(tmp_path):
   assert timeless(whole / 'log.jsonl')[-1]['dead_experts'] == 1
 
 
-def test_tensorboard_has_numbers_by_layer_now_and_then(tmp_path):
+def test_tensorboard_has_numbers_by_layer_every_tenth_step(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
   for step in range(1, 25):
     record = metrics(step)
@@ -306,7 +328,7 @@ def test_a_long_run_draws_its_loads_without_an_evaluation(
   assert b'expert_load' in path.read_bytes()
 
 
-def test_a_skipped_step_is_said_in_words(tmp_path):
+def test_a_skipped_step_is_reported_in_words(tmp_path):
   stream = io.StringIO()
   shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=stream)
   shown.step(3, {'tokens': 1000, 'loss': float('nan'), 'skipped': 1.0}, 0.1)

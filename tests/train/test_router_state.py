@@ -1,4 +1,4 @@
-"""What routers carry: moved by steps, kept, and taken over by new runs."""
+"""State of routers: steps change it, checkpoints keep it, new runs load it."""
 
 import functools
 
@@ -20,7 +20,7 @@ ADAMW = optimizers.build(optimizers.adamw(optax.constant_schedule(0.1)))
 
 
 def bias_of(state):
-  """[L, E] of the sparse layers."""
+  """The bias of the sparse layers, [L, E]."""
   return jax.device_get(state['stack']['periods']['block_0']['moe']['router'])[
     'bias_E'
   ]
@@ -47,7 +47,8 @@ def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
   first_step, shape, num_microbatches
 ):
   ts, metrics = first_step
-  # From 0, by the rate towards the mean load of the whole batch.
+  # The bias starts at 0. The rate raises it for a load below the mean load of
+  # the whole batch, and lowers it for a load above.
   load_LE = metrics['load'][0]
   expected_LE = RATE * np.sign(load_LE.mean(axis=1, keepdims=True) - load_LE)
   assert len(np.unique(expected_LE)) >= 2
@@ -56,7 +57,7 @@ def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
   other_ts, other_metrics = programs.train(other)
   np.testing.assert_array_equal(other_metrics['load'][0], load_LE)
   np.testing.assert_array_equal(bias_of(other_ts.state), bias_of(ts.state))
-  # And is as far as the rate allows after two steps.
+  # The second step moves it by the rate again.
   after, _ = programs.train(other, other_ts)
   moved_LE = np.abs(bias_of(after.state) - expected_LE)
   assert moved_LE.max() == pytest.approx(RATE, rel=1e-4)
@@ -64,7 +65,7 @@ def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """(a state that is random throughout, where it is saved), over 4 devices."""
+  """(a random state on 4 devices, the directory of its checkpoint)."""
   program = programs.make(MOE, MeshShape(data=1, expert=4), optimizer=ADAMW)
   random = np.random.RandomState(0)
 
@@ -95,12 +96,12 @@ def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
   assert bias_of(got.state).any()
   assert_same(jax.device_get(got), ts)
   up = got.params['stack']['periods']['block_0']['moe']['w_up_EDF']
-  # [layers, experts, ...]: 4 experts in as many parts as the axis has.
+  # The dims are [layers, experts, ...], and the axis divides the 4 experts.
   assert {s.data.shape[1] for s in up.addressable_shards} == {4 // expert}
 
 
 def initial(directory, program, assignment=()):
-  """What a new run of a program begins with: (its own, what it is given)."""
+  """(initial state of a new run, the state with what a checkpoint gives it)."""
   ts = programs.start(program)
   params, state, meta = restore.load_initial(
     directory, ts.params, ts.state, assignment
@@ -116,9 +117,9 @@ def test_a_new_run_begins_with_the_bias_of_its_router(saved, alone):
   assert_same(jax.device_get(given.state), theirs.state)
 
 
-def test_what_another_router_carries_is_taken_where_it_fits(saved):
+def test_the_state_of_another_router_is_loaded_where_it_fits(saved):
   theirs, directory = saved
-  # Carries a bias, a price and a count, and no load.
+  # This router carries a bias, a price and a count, but no load.
   program = programs.make(dict(router=gates.Quantile), programs.ONE)
   _, given = initial(directory, program)
   router = given.state['stack']['periods']['block_0']['moe']['router']
@@ -126,13 +127,13 @@ def test_what_another_router_carries_is_taken_where_it_fits(saved):
   assert not np.any(router['price_E']) and not np.any(router['tokens'])
 
 
-def test_a_router_without_state_takes_none(saved):
+def test_a_router_without_state_loads_none(saved):
   program = programs.make(dict(router=gates.TopK), programs.ONE)
   _, given = initial(saved[1], program)
   assert not jax.tree.leaves(given.state)
 
 
-def test_a_router_that_begins_anew_has_no_bias_of_another(saved, alone):
+def test_a_router_with_new_weights_keeps_its_own_bias(saved, alone):
   ts, given = initial(saved[1], alone, [('.*/moe/router', None)])
   assert_same(given.state, ts.state)
   moe = given.params['stack']['periods']['block_0']['moe']

@@ -18,7 +18,7 @@ def test_training_begins_at_step_0_with_the_optimizers_first_state():
   np.testing.assert_array_equal(ts.opt_state[0][0].mu['w'], np.zeros((2, 3)))
 
 
-def test_parameters_begin_in_their_format_but_for_routers_norms_and_biases():
+def test_all_but_routers_norms_and_biases_begin_in_the_format_asked_for():
   names = ('w', 'moe/router', 'norm/scale', 'bias', 'upscale')
   params = {name: jnp.ones((2, 3)) for name in names}
   adam = optimizers.build(optax.adam(1.0), storage=Storage(params='bfloat16'))
@@ -30,7 +30,7 @@ def test_parameters_begin_in_their_format_but_for_routers_norms_and_biases():
   assert {str(a.dtype) for a in moments} == {'float32', 'int32'}
 
 
-def test_numbers_of_a_tree_are_counted():
+def test_the_numbers_in_a_tree_are_counted():
   tree = {
     'a': jnp.ones((2, 3)),
     'b': [jax.ShapeDtypeStruct((5,), jnp.int32), jnp.ones(())],

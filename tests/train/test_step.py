@@ -19,7 +19,7 @@ POISON = 15
 
 @pytest.fixture(scope='module')
 def padded(make_batch):
-  """Rows with more and less padding, and loss weights that differ."""
+  """A batch whose rows have different padding and different loss weights."""
   batch = make_batch(0, B=8, T=8, V=32)
   rng = np.random.RandomState(1)
   lengths = np.array([8, 8, 8, 7, 5, 3, 1, 0])[:, None]
@@ -31,7 +31,7 @@ def padded(make_batch):
 
 
 def two_terms(toy):
-  """The toy without noise, with a second term that weighs every token alike."""
+  """The toy without noise; every token has equal weight in a second term."""
 
   def loss(params, state, batch, key, train):
     del key, train
@@ -58,7 +58,7 @@ def changes(model, batch, num_microbatches):
   """(change of the parameters, metrics) of one step."""
   sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)
   train_step = step.make_train_step(model, sgd, CONSTANT, 0, num_microbatches)
-  # To compile a model's own initialisation takes longer than to compile a step.
+  # Compiling a model's own initialisation takes longer than compiling a step.
   rng = np.random.RandomState(0)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)[:2])
   params, carried = jax.tree.map(
@@ -84,13 +84,14 @@ def test_microbatches_give_the_gradient_of_the_whole(
   parts, part_metrics = changes(model, batch, num_microbatches)
   assert float(jnp.abs(whole['w']).max()) > 0.1
   assert_close(parts, whole, rtol=1e-5, atol=1e-7)
-  # What a microbatch says once is said as often as there are microbatches.
+  # Other metrics have a weight per microbatch, so their sums are larger.
   for name in ('cross_entropy', 'balance', 'loss', 'grad_norm'):
     assert_close(part_metrics[name], metrics[name], rtol=1e-6)
 
 
 def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
-  # d/dw of (sum of weights x (w - y)^2) / (sum of weights), by differences.
+  # Finite differences give d/dw of (sum of weights x (w - y)^2) / (sum of
+  # weights).
   model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
   change, metrics = changes(model, batch, 2)
 
@@ -109,10 +110,11 @@ def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
 
 
 @pytest.mark.slow
-def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
+def test_microbatches_of_a_sparse_model_give_the_gradient_of_the_whole(
   sparse_model, padded
 ):
-  # Cross-entropy, balance and both z-losses; padding and weights are uneven.
+  # The terms are cross-entropy, balance and both z-losses; rows differ in
+  # padding and weights.
   model = language.language_model(
     Functional(sparse_model),
     (8, 8),
@@ -126,7 +128,7 @@ def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
   wanted += 0.5 * mean('router_z') + 0.1 * mean('logits_z')
   assert mean('loss') == pytest.approx(wanted, rel=1e-5)
   assert float(metrics['cross_entropy'][1]) == padded.loss_weights.sum()
-  # 40 tokens of two choices each, in one sparse layer.
+  # One sparse layer routes 40 tokens with two choices each.
   assert float(metrics['load_balance'][1]) == 40
   assert float(metrics['load'][0].sum()) == float(metrics['load'][1][0]) == 80
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole)) > 0.1
@@ -134,7 +136,7 @@ def test_microbatches_of_a_sparse_model_give_what_the_whole_gives(
     parts, part_metrics = changes(model, padded, num_microbatches)
     assert_close(parts, whole, rtol=1e-4, atol=2e-6)
     assert set(part_metrics) == set(metrics)
-    # What travels is counted by forward pass.
+    # The exchanged bytes are counted per forward pass.
     counted = part_metrics.pop('bytes_exchanged')[1]
     assert counted.tolist() == [num_microbatches]
     assert_close(
@@ -156,7 +158,7 @@ def assert_same(got, wanted):
 
 
 @pytest.mark.parametrize('num_microbatches', [1, 2])
-def test_a_non_finite_loss_reaches_nothing_but_the_count(
+def test_a_non_finite_loss_changes_nothing_but_the_step_count(
   toy, make_batch, num_microbatches
 ):
   train_step, ts = toy_step(toy, num_microbatches)
@@ -169,7 +171,7 @@ def test_a_non_finite_loss_reaches_nothing_but_the_count(
   assert float(metrics['skipped'][0]) == 1
   assert int(after.step) == int(ts.step) + 1 == 2
   assert_same(after._replace(step=ts.step), ts)
-  # And the next good step goes on from there.
+  # The next good step goes on from the old parameters.
   after, metrics = train_step(after, make_batch(2))
   assert float(metrics['skipped'][0]) == 0
   assert float(jnp.abs(after.params['w'] - ts.params['w']).max()) > 0
@@ -178,7 +180,7 @@ def test_a_non_finite_loss_reaches_nothing_but_the_count(
 
 def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
   def loss(params, state, batch, key, train):
-    # The root of 0 is 0, its slope infinite.
+    # The square root of 0 is 0, but its slope is infinite.
     return {'cross_entropy': jnp.sqrt(params['w']).sum()}, state, {}
 
   train_step, ts = toy_step(dataclasses.replace(toy, loss=loss))
@@ -192,7 +194,7 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
 @pytest.mark.parametrize(
   ('rate', 'is_broken'), [(0.1, 0), (1e18, 0), (1e38, 1), (float('nan'), 1)]
 )
-def test_a_step_says_whether_training_can_go_on_from_what_it_made(
+def test_a_step_says_whether_training_can_go_on_from_its_result(
   toy, make_batch, rate, is_broken
 ):
   optimizer = optimizers.build(
@@ -205,7 +207,7 @@ def test_a_step_says_whether_training_can_go_on_from_what_it_made(
 
 
 def gradient_dtypes(toy, batch, storage, num_microbatches):
-  """Dtypes that the model reads and in which it is differentiated."""
+  """Dtypes of the parameters in the model, the gradients, stored parameters."""
   seen = []
 
   def loss(params, state, batch, key, train):
@@ -286,10 +288,9 @@ def test_a_skipped_step_leaves_codes_scales_and_rounded_parameters(
   assert_same(after._replace(step=ts.step), ts)
 
 
-def test_a_state_that_waits_on_the_host_is_updated_as_one_that_does_not(
-  toy, make_batch
-):
-  # CPUs have both memories by name, so that the step runs; a run is refused.
+def test_a_state_in_host_memory_gets_the_same_updates(toy, make_batch):
+  # CPUs know both kinds of memory, so the step runs here; a run would be
+  # refused.
   def trained(on_host):
     table = lambda params: params['a'] + params['b']['scale']
 
@@ -342,7 +343,7 @@ def test_the_step_reports_gradient_norm_and_learning_rate(toy, make_batch):
   assert float(metrics['learning_rate'][0]) == 0.25
 
 
-def test_what_is_carried_reaches_the_next_step(toy, make_batch):
+def test_carried_state_reaches_the_next_step(toy, make_batch):
   train_step, ts = toy_step(toy)
   for i in range(2):
     ts, _ = train_step(ts, make_batch(i))
@@ -368,7 +369,7 @@ def test_evaluation_has_no_noise_and_changes_nothing(toy, make_batch):
     (2, [[0, 1, 4, 5], [2, 3, 6, 7]]),
   ],
 )
-def test_microbatches_take_turns_with_the_rows(
+def test_microbatches_take_the_rows_in_turn(
   make_batch, rows_together, expected
 ):
   tokens = np.arange(8, dtype=np.int32)[:, None] + np.zeros((1, 4), np.int32)

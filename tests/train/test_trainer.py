@@ -4,6 +4,8 @@ import math
 import os
 import shutil
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from moe.checkpoint.save import Checkpointer
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train import trainer
+from moe.train import ahead, record_log, trainer
 from moe.train.evaluation import HeldOut
 from moe.train.program import make_program
 from moe.train.progress import Progress
@@ -45,7 +47,7 @@ def program(toy):
 
 
 class Reader:
-  """Batches by step; something may happen at steps."""
+  """Batches by step; reading a step may trigger an event."""
 
   facts = {'chars_per_token': 1.5}
 
@@ -65,7 +67,7 @@ class Reader:
 
 @pytest.fixture
 def start(program, make_batch, tmp_path):
-  """Runs the command once; again with the same name, it resumes."""
+  """A function that trains a run; called with the same name, it resumes."""
 
   def evaluations(events):
     calls = []
@@ -130,18 +132,16 @@ def reader(make_batch):
 
 @pytest.fixture
 def unbroken(start, tmp_path):
-  """Final state of a run that nothing happens to."""
+  """The final state of a run that is never interrupted."""
   ts, code = start('unbroken')
   assert code == 0
   return ts
 
 
 def records(tmp_path, name, log='log.jsonl'):
-  """A log without what the clock said."""
-  lines = (tmp_path / name / log).read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if k != 'time'} for line in lines
-  ]
+  """The records of a log without their times."""
+  found = record_log.read(tmp_path / name / log)
+  return [{k: v for k, v in r.items() if k != 'time'} for r in found]
 
 
 def steps_saved(tmp_path, name):
@@ -150,7 +150,7 @@ def steps_saved(tmp_path, name):
 
 
 def assert_same_run(tmp_path, name, ts, unbroken):
-  """Bit for bit: state, log and evaluations."""
+  """State, log and evaluations must equal the unbroken run bit for bit."""
   jax.tree.map(np.testing.assert_array_equal, ts, unbroken)
   for log in ('log.jsonl', 'eval.jsonl'):
     assert records(tmp_path, name, log) == records(tmp_path, 'unbroken', log)
@@ -211,10 +211,10 @@ def test_held_out_bits_are_all_nats_over_all_characters(
 def test_without_held_out_data_training_just_ends(start, tmp_path):
   _, code = start('run', evals=False)
   assert code == 0
-  assert records(tmp_path, 'run', 'eval.jsonl') == []
+  assert not (tmp_path / 'run' / 'eval.jsonl').exists()
 
 
-def test_a_run_that_broke_off_resumes_bit_for_bit(
+def test_an_interrupted_run_resumes_bit_for_bit(
   start, reader, unbroken, tmp_path
 ):
   def fail():
@@ -247,8 +247,45 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
+def hang(is_over):
+  """A read that ends long after the signal that comes during it."""
+  kill()
+  is_over.wait(30)
+
+
+@pytest.mark.parametrize('step', [0, 5, 6])
+def test_a_signal_ends_a_run_whose_read_hangs(
+  start, reader, unbroken, tmp_path, monkeypatch, step
+):
+  monkeypatch.setattr(ahead, '_SETTLE_SECONDS', 0.0)
+  is_over, begin = threading.Event(), time.monotonic()
+  ts, code = start('run', reader=reader({step: lambda: hang(is_over)}))
+  assert time.monotonic() - begin < 15
+  # The step before the read is saved, be it saved already as 6 is.
+  assert (code, int(ts.step)) == (75, step)
+  assert steps_saved(tmp_path, 'run')[-1] == step
+  is_over.set()
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_a_signal_ends_a_run_whose_held_out_read_hangs(
+  start, unbroken, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(ahead, '_SETTLE_SECONDS', 0.0)
+  is_over, begin = threading.Event(), time.monotonic()
+  ts, code = start('run', eval_events={1: lambda: hang(is_over)})
+  assert time.monotonic() - begin < 15
+  assert (code, int(ts.step), steps_saved(tmp_path, 'run')[-1]) == (75, 4, 4)
+  is_over.set()
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
 @pytest.mark.parametrize(('evaluation', 'step'), [(1, 4), (2, 8), (3, 10)])
-def test_an_evaluation_that_sigterm_broke_off_is_made_up_for(
+def test_an_evaluation_that_sigterm_interrupted_is_repeated(
   start, unbroken, tmp_path, evaluation, step
 ):
   ts, code = start('run', eval_events={evaluation: kill})
@@ -261,7 +298,7 @@ def test_an_evaluation_that_sigterm_broke_off_is_made_up_for(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
-def test_a_step_whose_evaluation_was_broken_off_is_ranked_all_the_same(
+def test_a_step_whose_evaluation_was_interrupted_is_still_ranked(
   start, tmp_path
 ):
   start('run', eval_events={2: kill})
@@ -271,15 +308,15 @@ def test_a_step_whose_evaluation_was_broken_off_is_ranked_all_the_same(
     r['step']: r['eval']['held_out']['bits_per_char']
     for r in records(tmp_path, 'run', 'eval.jsonl')
   }
-  # Of the evaluated steps 4, 8 and 10, those that were saved: 8 by the signal.
+  # Steps 4, 8 and 10 are evaluated. 8 is saved by the signal, 10 at the end.
   assert listing.ranking(directory) == sorted((8, 10), key=held_out.get)
 
 
 @pytest.mark.parametrize('look', [3, 4, 5, 6])
-def test_whenever_sigterm_comes_the_step_that_is_named_is_saved(
+def test_whenever_sigterm_comes_the_named_step_is_saved(
   start, unbroken, tmp_path, monkeypatch, look
 ):
-  # Step 4 is evaluated and not saved: two looks at the signal might differ.
+  # Step 4 is evaluated but not saved, so two looks at the signal might differ.
   looks = []
   real = trainer._Stop.reached
 
@@ -302,7 +339,7 @@ def test_whenever_sigterm_comes_the_step_that_is_named_is_saved(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
-def test_sigterm_during_the_last_save_does_not_break_it_off(
+def test_sigterm_during_the_last_save_does_not_interrupt_it(
   start, unbroken, tmp_path, monkeypatch
 ):
   unheeded, events = [], {}
@@ -328,7 +365,7 @@ def test_sigterm_during_the_last_save_does_not_break_it_off(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
-def test_what_cannot_be_read_is_told_of_at_its_step(start, reader, tmp_path):
+def test_a_bad_record_is_reported_at_its_step(start, reader, tmp_path):
   bad = {'file': 'a', 'record': 7, 'error': 'hash mismatch'}
   source = reader()
   source._events = {4: lambda: source.quarantine.append(bad)}
@@ -338,9 +375,7 @@ def test_what_cannot_be_read_is_told_of_at_its_step(start, reader, tmp_path):
   assert 'warning: step 5 left its row empty' in stream.getvalue()
 
 
-def test_what_cannot_be_read_is_told_of_when_it_ends_the_run(
-  start, reader, tmp_path
-):
+def test_a_bad_record_is_reported_when_it_ends_the_run(start, reader, tmp_path):
   bad = {'file': 'a', 'record': 7, 'error': 'hash mismatch'}
   source = reader()
 
@@ -359,11 +394,11 @@ def test_tokens_leave_out_padding(start, make_batch, tmp_path):
     def batch(self, step):
       batch = super().batch(step)
       batch.segment_ids[:, 3:] = 0
-      batch.loss_weights[:, 2:] = 0  # a prompt is read, and not scored
+      batch.loss_weights[:, 2:] = 0  # A prompt is read, but not scored.
       return batch
 
   start('run', trainer.Settings(2), Padded(make_batch), evals=False)
-  # Three tokens in each of eight rows of four places.
+  # Each of the eight rows has three tokens in four places.
   assert [r['tokens'] for r in records(tmp_path, 'run')] == [24, 48]
 
 
@@ -387,12 +422,12 @@ def test_training_time_leaves_out_evaluation_alone(
   start('run', eval_events=wait)
   log = (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()
   times = [json.loads(line)['time'] for line in log]
-  # Saved after steps 3, 6 and 9, and after the last one.
+  # A save comes after steps 3, 6 and 9, and after the last step.
   assert [t['seconds'] for t in times] == [0, 0, 0, 10, 0, 0, 10, 0, 0, 10]
   assert times[-1]['elapsed'] == 30
 
 
-def test_an_evaluation_that_is_broken_off_twice_is_made_up_for(
+def test_an_evaluation_that_is_interrupted_twice_is_repeated(
   start, unbroken, tmp_path
 ):
   start('run', eval_events={1: kill})
@@ -450,7 +485,7 @@ def test_a_bad_step_leaves_no_trace_in_what_is_saved(
 def test_a_state_that_an_update_has_broken_is_never_saved(
   start, toy, tmp_path, program
 ):
-  # Loss and gradient of step 5 are finite, what is made of them is too large.
+  # Loss and gradient of step 5 are finite, but its parameters get too large.
   rate = lambda step: jnp.where(step < 4, 0.1, 1e38)
   broken = make_program(
     toy,
@@ -492,7 +527,7 @@ def test_settings_that_make_no_sense_are_refused(values, fragment):
   ('first', 'calls'),
   [
     (0, [(4, 'start'), (6, 'stop')]),
-    # Resumed within, the trace has what is left.
+    # A run that resumes within the trace traces the remaining steps.
     (5, [(5, 'start'), (6, 'stop')]),
     (6, []),
   ],

@@ -1,4 +1,4 @@
-"""Troubles are told when they begin, once, with the numbers that matter."""
+"""Warnings come once, when a problem begins, with the important numbers."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from moe.train.watch import DEAD_AFTER, WINDOW, Watch
 
 
 def see(watch, steps, load=None, dropped=None):
-  """What is said while the same record comes again and again."""
+  """The warnings while the same record is repeated."""
   found = []
   for step in steps:
     record = {'step': step}
@@ -18,7 +18,7 @@ def see(watch, steps, load=None, dropped=None):
   return found
 
 
-def test_drops_are_told_once_until_they_have_ceased():
+def test_drops_are_reported_once_until_they_have_ended():
   watch = Watch(0.1)
   (said,) = see(watch, range(200), dropped=0.2)
   assert said == (
@@ -29,11 +29,11 @@ def test_drops_are_told_once_until_they_have_ceased():
   assert len(see(watch, range(200), dropped=0.2)) == 1
 
 
-def test_drops_below_the_threshold_are_not_told():
+def test_drops_below_the_threshold_are_not_reported():
   assert not see(Watch(0.3), range(200), dropped=0.2)
 
 
-def test_dead_experts_are_told_by_layer_and_number():
+def test_dead_experts_are_reported_by_layer_and_number():
   load = [[0.5, 0.5, 0.0, 0.0], [0.25] * 4]
   said = see(Watch(0.1), range(1, 300), load)
   assert said == [
@@ -42,14 +42,14 @@ def test_dead_experts_are_told_by_layer_and_number():
   ]
 
 
-def test_one_more_dead_expert_is_a_change():
+def test_one_more_dead_expert_causes_a_warning():
   watch = Watch(0.1)
   see(watch, range(1, 150), [[0.5, 0.5, 0.0]])
   (said,) = see(watch, range(150, 300), [[1.0, 0.0, 0.0]])
   assert 'experts 1, 2 got' in said
 
 
-def test_an_expert_that_comes_back_is_dead_no_longer():
+def test_an_expert_that_gets_tokens_again_is_no_longer_dead():
   watch = Watch(0.1)
   see(watch, range(1, 150), [[1.0, 0.0]])
   assert watch.dead_LE.tolist() == [[False, True]]
@@ -57,7 +57,7 @@ def test_an_expert_that_comes_back_is_dead_no_longer():
   assert not watch.dead_LE.any()
 
 
-def test_loads_logged_every_eighth_step_span_as_many_steps():
+def test_loads_that_are_logged_every_eighth_step_span_more_steps():
   (said,) = see(Watch(0.1), range(8, 808, 8), [[1.0, 0.0]])
   assert 'expert 1 got no tokens in the last 793 steps' in said
 
@@ -69,7 +69,7 @@ def test_many_dead_experts_are_counted():
   assert 'experts 1, 2, 3, 4, 5, 6, 7, 8 and 55 more got' in said
 
 
-def test_what_a_resumed_run_has_said_is_not_said_again():
+def test_a_resumed_run_does_not_repeat_its_warnings():
   records = [
     {'step': s, 'layers': {'load': [[1.0, 0.0]]}, 'dropped_fraction': 0.5}
     for s in range(1, DEAD_AFTER + 21)

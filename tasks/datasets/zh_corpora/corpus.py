@@ -15,7 +15,7 @@ class Corpus:
   """A public corpus.
 
   Attributes:
-    name: in `sources.SOURCES`.
+    name: a key of `sources.SOURCES`.
   """
 
   name: str
@@ -32,9 +32,9 @@ class Corpus:
     The first call prepares the corpus in `cache_directory()`.
 
     Raises:
-      ValueError: at once if the split is unknown, or if the corpus is neither
-        there nor downloadable, is malformed, or has changed since it was
-        prepared.
+      ValueError: at once, if the split is unknown, or if the corpus is
+        malformed, has changed since it was prepared, or is missing and cannot
+        be downloaded.
     """
     if split not in self.splits:
       raise ValueError(
@@ -46,7 +46,7 @@ class Corpus:
     return zh_corpora.read(self.name, split, cache_directory())
 
   def files_of(self, split: str) -> list[str]:
-    """Names of all prepared files, for `tasks.origin`; any may hold a split."""
+    """All prepared files, for `tasks.origin`: any file may hold the split."""
     del split
     return list(sources.SOURCES[self.name].files.values())
 

@@ -1,4 +1,4 @@
-"""The public Chinese corpora: what each is, its origin, and its splits."""
+"""The public Chinese corpora: contents, origins and splits."""
 
 import dataclasses
 import hashlib
@@ -17,32 +17,32 @@ def _id(record: Record) -> str:
 
 
 def _text(record: Record) -> str:
-  # Some aphorisms have no title, and one lyric has two.
+  # Titles cannot group records: some aphorisms have none, one lyric has two.
   return ''.join(record['paragraphs'])
 
 
 def _first_turn(record: Record) -> str:
-  # Most exchanges are there in both scripts, which must share a split.
+  # Most exchanges exist in both scripts, and both must be in the same split.
   return upstream.convert(record['turns'][0]['text'], 't2s')
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """A public corpus.
+class PublicCorpus:
+  """The facts about a public corpus.
 
   Attributes:
     description: what the records are.
-    repository: on GitHub, 'owner/name'.
-    commit: of the repository, the version that is read.
-    licence: of the data.
-    fields: what a record holds, as text_files.conform takes it.
-    files: prepared file for each split, under text_files.data_directory().
-    members: pattern of the repository's files that are read.
-    parse: makes records of those files, as (path, bytes); None if no rule makes
-      the prepared files from them.
+    repository: 'owner/name' on GitHub.
+    commit: the version of the repository that is read.
+    licence: licence of the data.
+    fields: what a record holds, as `text_files.conform` expects it.
+    files: split -> prepared file, under `text_files.data_directory()`.
+    members: regular expression for the repository's files that are read.
+    parse: (path, bytes) of those files -> records; None if no rule makes the
+      prepared files from the repository.
     group_fn: record -> key; records with the same key share a split.
     keep_apart: whether 'train' also leaves out the groups that `splits.by_hash`
-      holds out, although there is a file for 'validation'. This is so if
+      holds out, although there is a file for 'validation'. This is needed if
       another corpus has the same groups and holds those out.
   """
 
@@ -63,7 +63,7 @@ class Source:
     return f'https://github.com/{self.repository}/archive/{self.commit}.zip'
 
   def fingerprint(self) -> dict[str, str]:
-    """SHA-256 of the prepared files by name; empty if one is missing."""
+    """Name -> SHA-256 of every prepared file; {} if one is missing."""
     paths = {
       name: text_files.data_directory() / name for name in self.files.values()
     }
@@ -89,7 +89,7 @@ class Source:
     self, split: str, members: Iterator[tuple[str, bytes]]
   ) -> Iterator[Record]:
     """Records of a split, from the files of the repository's archive."""
-    # GitHub puts everything into one folder named after the commit.
+    # GitHub's archives hold one folder, which is named after the commit.
     inside = ((path.partition('/')[2], data) for path, data in members)
     matching = (
       (path, data) for path, data in inside if re.fullmatch(self.members, path)
@@ -115,7 +115,7 @@ _VERSE = {'id': str, 'title': str, 'author': str, 'paragraphs': [str]}
 _TURNS = [{'text': str}]
 
 SOURCES = {
-  'poems_shi': Source(
+  'poems_shi': PublicCorpus(
     'Tang and Song shi poems, traditional; a paragraph is a pair of lines.',
     **_POETRY,
     fields=_VERSE | {'dynasty': str},
@@ -126,7 +126,7 @@ SOURCES = {
     members=r'全唐诗/poet\.(tang|song)\.\d+\.json',
     parse=upstream.shi,
   ),
-  'couplets_verse': Source(
+  'couplets_verse': PublicCorpus(
     'The two parallel couplets in the middle of regulated verse of poems_shi.',
     **_POETRY,
     fields={'id': str, 'up': str, 'down': str},
@@ -137,7 +137,7 @@ SOURCES = {
     members=r'全唐诗/poet\.(tang|song)\.\d+\.json',
     parse=upstream.couplets,
   ),
-  'ci': Source(
+  'ci': PublicCorpus(
     'Song ci lyrics; `paragraphs` is OpenCC s2t of `paragraphs_hans`.',
     **_POETRY,
     fields={
@@ -154,7 +154,7 @@ SOURCES = {
     members=r'宋词/ci\.song\.\d+\.json',
     parse=upstream.ci,
   ),
-  'qu': Source(
+  'qu': PublicCorpus(
     'Yuan qu arias, OpenCC s2t of a simplified source.',
     **_POETRY,
     fields=_VERSE,
@@ -162,14 +162,14 @@ SOURCES = {
     members=r'元曲/yuanqu\.json',
     parse=upstream.qu,
   ),
-  'classics': Source(
+  'classics': PublicCorpus(
     'Analects, Mencius, Songs, Chuci, Huajian ji and primers, traditional.',
     **_POETRY,
     fields={'book': str, 'title': str, 'author': str, 'paragraphs': [str]},
     files={'train': 'text/classics.jsonl.gz'},
     group_fn=_text,
   ),
-  'luxun': Source(
+  'luxun': PublicCorpus(
     'Essays and stories of Lu Xun, simplified, editorial notes cut by rule.',
     repository='tallusil/luxun-novel-analysis',
     commit='432ecfaa721f3f8a08268dabfc0a301ea3ffa50e',
@@ -177,7 +177,7 @@ SOURCES = {
     fields={'id': str, 'book': str, 'title': str, 'text': str},
     files={'train': 'text/luxun_train.jsonl.xz'},
   ),
-  'novels': Source(
+  'novels': PublicCorpus(
     'Four vernacular novels of Ming and Qing by chapter, simplified.',
     repository='tennessine/corpus',
     commit='c5ce96aca36c6a3cb4da5f0ff7d2d5fa30c32aea',
@@ -188,7 +188,7 @@ SOURCES = {
     parse=upstream.novels,
     group_fn=lambda chapter: '{book}/{title}'.format(**chapter),
   ),
-  'react_docs': Source(
+  'react_docs': PublicCorpus(
     'Documentation of React, markdown, traditional.',
     repository='reactjs/zh-hant.reactjs.org',
     commit='387bcdcb7adebbb64a742fac17b4dfe6a568e829',
@@ -199,7 +199,7 @@ SOURCES = {
     parse=upstream.markdown,
     group_fn=lambda page: page['path'],
   ),
-  'laws': Source(
+  'laws': PublicCorpus(
     'Constitution and statutes of Taiwan; an article `#` is a heading.',
     **_LAWS,
     fields={'pcode': str, 'title': str, 'articles': [[str]]},
@@ -207,7 +207,7 @@ SOURCES = {
     members=r'FalV/\w+\.json',
     parse=upstream.laws,
   ),
-  'law_zh_en': Source(
+  'law_zh_en': PublicCorpus(
     'Articles of the laws of Taiwan with the official English.',
     **_LAWS,
     fields={'pcode': str, 'no': str, 'zh': str, 'en': str},
@@ -219,7 +219,7 @@ SOURCES = {
     parse=upstream.law_pairs,
     keep_apart=True,
   ),
-  'kdconv': Source(
+  'kdconv': PublicCorpus(
     'Chat about films, music and travel, two speakers in turn, simplified.',
     repository='thu-coai/KdConv',
     commit='653db76432de09a004ba708a68f8bbd5500e6bec',
@@ -233,7 +233,7 @@ SOURCES = {
     parse=upstream.kdconv,
     group_fn=lambda chat: chat['topic'],
   ),
-  'crosswoz': Source(
+  'crosswoz': PublicCorpus(
     'A user and a system plan days in Beijing, simplified.',
     repository='thu-coai/CrossWOZ',
     commit='df82c9fdff91b9b130f2d6b89110d3870ba6260e',
@@ -246,7 +246,7 @@ SOURCES = {
     members=r'data/crosswoz/(train|val|test)\.json\.zip',
     parse=upstream.crosswoz,
   ),
-  'chatterbot': Source(
+  'chatterbot': PublicCorpus(
     'Short exchanges, traditional and simplified.',
     repository='gunthercox/chatterbot-corpus',
     commit='a01efece26661309b870af0251d96f94ee09fb19',
@@ -257,7 +257,7 @@ SOURCES = {
     parse=upstream.chatterbot,
     group_fn=_first_turn,
   ),
-  'persona_prompts': Source(
+  'persona_prompts': PublicCorpus(
     'Instructions to play a part, traditional.',
     repository='PlexPt/awesome-chatgpt-prompts-zh',
     commit='367ed18b9c50b702d762c6fbc2885107141acb62',
@@ -267,7 +267,7 @@ SOURCES = {
     members=r'prompts-zh-TW\.json',
     parse=upstream.personas,
   ),
-  'tatoeba': Source(
+  'tatoeba': PublicCorpus(
     'Sentences in English and Chinese, scripts mixed; attr names writers.',
     repository='DaoChaShao/py-st-dl-translater-2.0',
     commit='620408eda1721f683e2413778ad19e4f94691053',

@@ -1,8 +1,9 @@
-"""Readers of the public repositories' files, which give records of `sources`.
+"""Readers that turn the files of public repositories into records.
 
-Each function takes (path, bytes) of the files of one repository and gives
-records. They are used if there is a network and no prepared file. Then a hash
-draws every split, so results cannot be compared with those on prepared files.
+Each function takes the (path, bytes) pairs of one repository and gives the
+records of one corpus in `sources`. It is used if there is a network and no
+prepared file. A hash then draws all splits, so results cannot be compared with
+results on prepared files.
 """
 
 import functools
@@ -35,7 +36,7 @@ def convert(text: str, conversion: str) -> str:
 
 
 def shi(files: Files) -> Records:
-  """Poems; those with the same opening share an id, and so a split."""
+  """Poems; poems with the same opening share an id, and so a split."""
   for path, data in files:
     dynasty = path.split('.')[1]
     for poem in json.loads(data):
@@ -45,7 +46,7 @@ def shi(files: Files) -> Records:
 
 
 def couplets(files: Files) -> Records:
-  """Middle couplets of poems of four couplets whose lines are equally long."""
+  """The middle couplets of poems of four couplets, all lines equally long."""
   for poem in shi(files):
     pairs = [_REGULATED.fullmatch(pair) for pair in poem['paragraphs']]
     if len(pairs) != 4 or not all(pairs):
@@ -57,7 +58,7 @@ def couplets(files: Files) -> Records:
 
 
 def ci(files: Files) -> Records:
-  """Lyrics in both scripts."""
+  """Song lyrics in both scripts."""
   for path, data in files:
     for number, lyric in enumerate(json.loads(data)):
       yield {
@@ -70,7 +71,7 @@ def ci(files: Files) -> Records:
 
 
 def qu(files: Files) -> Records:
-  """Arias, put into traditional script."""
+  """Arias, converted into traditional script."""
   for _, data in files:
     for number, aria in enumerate(json.loads(convert(data.decode(), 's2t'))):
       yield aria | {'id': f'qu-{number}'}
@@ -90,13 +91,13 @@ def novels(files: Files) -> Records:
 
 
 def markdown(files: Files) -> Records:
-  """Pages as they are."""
+  """Pages of markdown, unchanged."""
   for path, data in files:
     yield {'path': path, 'text': data.decode()}
 
 
 def laws(files: Files) -> Records:
-  """Laws; line breaks inside an article stay as they are."""
+  """Laws; line breaks inside an article are kept."""
   for path, data in files:
     law = json.loads(data.decode('utf-8-sig'))
     yield {
@@ -128,7 +129,7 @@ def law_pairs(files: Files) -> Records:
 
 
 def kdconv(files: Files) -> Records:
-  """Chats."""
+  """Chats of two speakers."""
   for path, data in files:
     _, domain, name = path.removesuffix('.json').split('/')
     for number, chat in enumerate(json.loads(data)):
@@ -138,7 +139,7 @@ def kdconv(files: Files) -> Records:
 
 
 def crosswoz(files: Files) -> Records:
-  """Dialogues, from an archive inside the archive."""
+  """Dialogues of a user and a system, from an archive inside the archive."""
   for _, data in files:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
       dialogues = json.loads(archive.read(archive.namelist()[0]))
@@ -151,8 +152,8 @@ def crosswoz(files: Files) -> Records:
 
 
 def chatterbot(files: Files) -> Records:
-  """Exchanges."""
-  import yaml  # Comes with orbax and flax; only this source needs it.
+  """Questions with their answers."""
+  import yaml  # It comes with orbax and flax; only this corpus needs it.
 
   for path, data in files:
     script = 'hant' if '/tchinese/' in path else 'hans'
@@ -167,14 +168,14 @@ def chatterbot(files: Files) -> Records:
 
 
 def personas(files: Files) -> Records:
-  """Instructions."""
+  """Instructions to play a role."""
   for _, data in files:
     for number, persona in enumerate(json.loads(data)):
       yield persona | {'id': f'persona-{number:03}'}
 
 
 def tatoeba(files: Files) -> Records:
-  """Pairs of sentences."""
+  """Pairs of an English and a Chinese sentence."""
   for _, data in files:
     for line in data.decode().splitlines():
       en, zh, credit = line.split('\t')

@@ -2,15 +2,16 @@
 
 The tasks of this project read it through `corpus.Corpus`; after an import of
 this module `tfds.load('zh_corpora/poems_shi')` works too. Prepared files under
-$WUDAO_DATA come first, so that everybody who has them has the same splits.
-Without them the repository is downloaded at its commit.
+$WUDAO_DATA are preferred, so that everybody who has them has the same splits.
+Without them, the repository is downloaded at a fixed commit.
 """
 
 import contextlib
 import dataclasses
+import io
 import itertools
+import logging
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,22 +20,25 @@ import tensorflow_datasets as tfds
 from tasks import splits, text_files
 from tasks.datasets.zh_corpora import sources
 
+_logger = logging.getLogger(__name__)
+
 _BATCH = 256
 _TIMEOUT = 10  # Seconds until a silent server counts as no network.
 
 
 @dataclasses.dataclass
 class Config(tfds.core.BuilderConfig):
-  """One corpus."""
+  """One corpus of the dataset."""
 
-  source: sources.Source | None = None
+  source: sources.PublicCorpus | None = None
 
 
 class ZhCorpora(tfds.core.GeneratorBasedBuilder):
   """Chinese poems, prose, laws, dialogues and translations."""
 
   VERSION = tfds.core.Version('1.0.0')
-  # TFDS would find the path with importlib_resources, which may be missing.
+  # Without this, TFDS finds the path with importlib_resources, which may not be
+  # installed.
   code_path = tfds.core.Path(__file__)
   BUILDER_CONFIGS = [
     Config(name=name, description=source.description, source=source)
@@ -73,25 +77,27 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
 
 
 def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
-  """Records of a corpus, which is prepared in a directory if it is not there.
+  """Records of a corpus; a directory keeps what the first call prepares.
 
   Raises:
-    ValueError: at once, as `corpus.Corpus.records`.
+    ValueError: at once, as in `corpus.Corpus.records`.
   """
   builder = ZhCorpora(config=name, data_dir=directory)
   tfds.disable_progress_bar()
-  # TFDS prints, and stdout belongs to the caller.
-  with contextlib.redirect_stdout(sys.stderr):
+  if not builder.data_path.exists():
+    _logger.info(f'preparing the corpus {name} in {builder.data_path}')
+  # TFDS prints that it downloads files of unknown size, even if it does not.
+  with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare()
   source = sources.SOURCES[name]
   fingerprint = source.fingerprint()
   if fingerprint and builder.info.metadata != fingerprint:
     raise ValueError(
-      f'The corpus {name} must be the one prepared in {builder.data_path}, but'
-      f' its files in {text_files.data_directory()} have changed: delete that'
-      ' folder to prepare it again.'
+      f'The corpus {name} must be the one that was prepared in'
+      f' {builder.data_path}, but its files in {text_files.data_directory()}'
+      f' have changed: delete {builder.data_path} to prepare it again.'
     )
-  # TensorFlow takes as long for one example as for a batch.
+  # TensorFlow is as slow for one example as for a batch.
   batches = builder.as_dataset(split=split).ragged_batch(_BATCH)
   return itertools.chain.from_iterable(
     _rows(batch, source.fields) for batch in batches
@@ -100,30 +106,30 @@ def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
 
 def _download(
   name: str,
-  source: sources.Source,
+  source: sources.PublicCorpus,
   dl_manager: tfds.download.DownloadManager,
 ) -> Any:
-  """Downloads the archive of a corpus and gives its path."""
+  """Downloads the archive of a corpus and returns its path."""
   wanted = ', '.join(
     str(text_files.data_directory() / path) for path in source.files.values()
   )
   if source.parse is None:
     raise ValueError(
-      f'The corpus {name} must be there as a prepared file, got no {wanted}:'
-      ' put it there or set $WUDAO_DATA; it cannot be made from'
-      f' https://github.com/{source.repository} by rule.'
+      f'The corpus {name} must exist as a prepared file, got no {wanted}: put'
+      ' it there or set $WUDAO_DATA; no rule makes it from'
+      f' https://github.com/{source.repository}.'
     )
   import requests  # TFDS downloads with it; only a download needs it.
 
   try:
-    # Without a network TFDS would try for minutes.
+    # Without a network, TFDS would try again for minutes.
     requests.head(source.url, timeout=_TIMEOUT).raise_for_status()
     return dl_manager.download(source.url)
   except OSError as error:  # The errors of requests are OSErrors.
     raise ValueError(
-      f'The corpus {name} must be there as {wanted} or be downloadable from'
+      f'The corpus {name} must exist as {wanted} or be downloadable from'
       f' {source.url}, got {type(error).__name__}: set $WUDAO_DATA to the'
-      ' prepared files, or try where there is a network.'
+      ' directory of prepared files, or try on a machine with a network.'
     ) from error
 
 
@@ -146,12 +152,12 @@ def _features(fields: text_files.Fields):
 
 
 def _rows(column: Any, fields: text_files.Fields) -> list[Any]:
-  """The values of a batch from what TFDS makes of them."""
+  """The values of a batch, converted back from the tensors of TFDS."""
   if isinstance(fields, dict):
     columns = [_rows(column[name], part) for name, part in fields.items()]
     return _transposed(fields, columns)
   if isinstance(fields, list) and isinstance(fields[0], dict):
-    # TFDS turns a list of dicts inside out.
+    # TFDS turns a list of dicts into a dict of lists.
     columns = [_rows(column[name], [part]) for name, part in fields[0].items()]
     lists = zip(*columns, strict=True)
     return [_transposed(fields[0], values) for values in lists]

@@ -1,4 +1,4 @@
-"""The layer that is timed."""
+"""The layer of the benchmarks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""The training step that is timed."""
+"""The training step of the benchmarks."""
 
 from launch.benchmarks import step
 
 
-def test_a_random_batch_asks_for_the_next_token():
+def test_the_targets_of_a_random_batch_are_its_next_tokens():
   batch = step.random_batch(2, 8, vocab_size=5)
   assert (batch.tokens[:, 1:] == batch.targets[:, :-1]).all()
   assert batch.tokens.max() < 5

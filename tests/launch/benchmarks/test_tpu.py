@@ -1,4 +1,4 @@
-"""Programs for TPUs, compiled on a machine that has none."""
+"""Programs for TPUs, compiled on a machine without TPUs."""
 
 import functools
 import re
@@ -20,16 +20,16 @@ from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
 from moe.scale import hlo
-from tests.layers.test_attention import described
+from tests.layers.test_attention import mask_of
 
 B, T, D, E = 4, 384, 256, 8
-# What each platform computes the same block with.
+# Operations that each platform uses for the same block.
 TPU = {'splash', 'ragged_dot', 'ragged-all-to-all'}
 CPU = {'scores', 'loop over blocks of rows', 'all-to-all'}
 
 
 def lowered(devices):
-  """Gradients of a sparse block without drops, its experts over 4 devices."""
+  """Lowers the gradients of a dropless sparse block on 4 expert devices."""
   mesh = make_mesh(MeshShape(expert=4), devices)
   block = Block(
     functools.partial(
@@ -49,17 +49,17 @@ def lowered(devices):
     dtype=jnp.bfloat16,
   )
   zeros_BT = np.zeros((B, T), np.int32)
-  description = described(zeros_BT + 1)
+  mask = mask_of(zeros_BT + 1)
   info = moe_layer.TokenInfo(zeros_BT, zeros_BT, zeros_BT == 0)
 
   def loss(params, x_BTD):
-    y_BTD, _, _ = block.apply(params, x_BTD, description, info, None, True)
+    y_BTD, _, _ = block.apply(params, x_BTD, mask, info, None, True)
     # Squared, so that the gradient needs the result too.
     return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
 
   x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
   init = lambda x_BTD: nn.meta.unbox(
-    block.init(jax.random.key(0), x_BTD, description, info, None, True)
+    block.init(jax.random.key(0), x_BTD, mask, info, None, True)
   )
   with jax.set_mesh(mesh):
     shapes = jax.tree.map(
@@ -72,7 +72,7 @@ def lowered(devices):
 
 
 def marks(text):
-  """What tells the platforms apart, and how often a program has it."""
+  """Counts the operations in a program that differ between platforms."""
   computations = hlo.parse(text).computations.values()
   found = Counter()
   for i in (i for c in computations for i in c.values()):
@@ -84,7 +84,7 @@ def marks(text):
       found[i.opcode] += 1
     elif i.opcode == 'while' and re.search(r'[/(]experts\)*/', i.op_name):
       found['loop over blocks of rows'] += 1
-    # Of [B, K, T * queries of a key, T], in whichever order.
+    # Scores are [B, K, T * queries per key, T], in any order of the first dims.
     found['scores'] += any(s.dims[-2:] == (2 * T, T) for s in i.shapes)
   return +found
 
@@ -108,7 +108,7 @@ ENTRY %main (x: bf16[2,4]) -> bf16[9] {
   assert found['all-gather']['bytes'] == 4 * 64
 
 
-def test_where_cycles_go_is_told_with_loops_multiplied_out():
+def test_the_costliest_operations_count_every_iteration_of_a_loop():
   estimate = 'backend_config={"estimated_cycles":"%d"}'
   text = f"""HloModule layer
 
@@ -151,21 +151,22 @@ def on_tpu():
 @pytest.mark.slow
 def test_a_program_for_tpus_made_on_a_cpu_has_their_kernels(on_tpu):
   assert jax.default_backend() == 'cpu'
-  # Forward, gradient of queries, gradient of keys and values.
+  # One kernel each for the forward pass, the gradient of queries, and the
+  # gradient of keys and values.
   assert on_tpu['splash'] == 3
-  # Three matrices, with gradients of rows and of matrices each, and the two of
-  # the hidden layer again.
+  # Three matrices have a product and two gradients each, and the two products
+  # of the hidden layer are recomputed.
   assert on_tpu['ragged_dot'] == 11
-  # Rows there, notes there, rows back; and the same for gradients.
+  # Rows and their notes go out and rows come back, and so do the gradients.
   assert on_tpu['ragged-all-to-all'] == 6
 
 
 @pytest.mark.slow
-def test_a_program_for_tpus_made_on_a_cpu_has_nothing_of_a_cpus(on_tpu):
+def test_a_program_for_tpus_made_on_a_cpu_has_no_cpu_operations(on_tpu):
   assert set(on_tpu) == TPU
 
 
 @pytest.mark.slow
-def test_a_program_for_cpus_is_told_apart():
+def test_a_program_for_cpus_has_only_cpu_operations():
   devices = jax.devices('cpu')[:4]
   assert set(marks(lowered(devices).compile().as_text())) == CPU

@@ -47,7 +47,7 @@ def load(macros):
 
 def hidden_states(run):
   """What the model of a run makes of a few tokens, in training."""
-  model = functional.placed(run.model, (), Layout())
+  model = functional.make_functional(run.model, (), Layout())
   batch = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), batch_shapes(2, 16))
   tokens = np.arange(32, dtype=np.int32).reshape(2, 16)
   batch = batch._replace(tokens=tokens)

@@ -1,4 +1,4 @@
-"""One store of a mixture, from which rows of batches are filled."""
+"""One store of a mixture with its pack plan; it fills rows of batches."""
 
 import os
 import threading
@@ -9,18 +9,18 @@ import numpy as np
 
 from moe.data import examples
 from moe.data.order import scramble
-from moe.data.packing import load_plan
+from moe.data.packing import load_pack_plan
 from moe.data.store import RECORDS, Record, Store
 from moe.data.transforms import Transform, shape_of
 from moe.modalities.ids import of_manifest
 from moe.types import TokenBatch
 
-# Arrays that a batch has besides: name -> shape and dtype of a token's value.
+# Further arrays of a batch: name -> shape and dtype of the value of one token.
 Extras = Mapping[str, jax.ShapeDtypeStruct]
 
 
-class Source:
-  """One store and its plan, from which rows are filled."""
+class PackedStore:
+  """A store and its pack plan, which fill rows of batches."""
 
   def __init__(
     self,
@@ -29,27 +29,28 @@ class Source:
     transform: Transform | None,
     extras: Extras,
     max_bad_fraction: float = 0.0,
-    bad: list[dict] | None = None,
+    quarantine: list[dict] | None = None,
   ):
-    """Opens the store and its plan.
+    """Opens the store and its pack plan.
 
     Args:
       directory: of the store, or the store itself.
       sequence_length: T.
       transform: of the documents, or None.
-      extras: arrays that a batch has besides.
+      extras: further arrays of a batch.
       max_bad_fraction: share of the records that may be unreadable.
-      bad: where unreadable records are noted; None makes them an error.
+      quarantine: list to which unreadable records are added; None makes an
+        unreadable record an error.
     """
     is_open = isinstance(directory, Store)
     self.store = directory if is_open else Store(directory)
     self.ids = of_manifest(self.store.manifest)
     self.shape = shape_of(self.store, transform)
-    self.plan = load_plan(self.store, sequence_length, self.shape)
+    self.plan = load_pack_plan(self.store, sequence_length, self.shape)
     self._transform = transform
     self._extras = extras
     self._max_bad = max_bad_fraction * self.store.lengths.size
-    self._quarantine = bad
+    self._quarantine = quarantine
     self._bad_records = set()
     self._lock = threading.Lock()
 
@@ -60,42 +61,42 @@ class Source:
     rows: np.ndarray,
     keys: np.ndarray,
   ):
-    """Writes rows of the plan into places of a batch of zeros.
+    """Writes rows of the plan into rows of a batch of zeros.
 
     Args:
       batch: to write into.
-      places: row of the batch for each row of the plan.
-      rows: of the plan.
-      keys: randomness of the epoch of each row.
+      places: for each row of the plan, the row of the batch.
+      rows: numbers of the rows in the plan.
+      keys: random key of the epoch of each row.
     """
     if not rows.size:
       return
     plan = self.plan
     first = plan.row_start[rows]
-    num_pieces = plan.row_start[rows + 1] - first
-    segment = _counted(num_pieces)
-    piece = np.repeat(first, num_pieces) + segment
-    length = plan.length[piece].astype(np.int64)
-    # Where each piece starts, if the batch is seen as one line of tokens.
+    num_segments = plan.row_start[rows + 1] - first
+    rank = _ranges(num_segments)
+    segment = np.repeat(first, num_segments) + rank
+    length = plan.length[segment].astype(np.int64)
+    # The first index of each segment, if all segments are one line of tokens.
     before = np.cumsum(length) - length
-    row_begin = np.cumsum(num_pieces) - num_pieces
-    column = before - np.repeat(before[row_begin], num_pieces)
+    row_begin = np.cumsum(num_segments) - num_segments
+    column = before - np.repeat(before[row_begin], num_segments)
     width = batch.tokens.shape[1]
-    begin = np.repeat(places, num_pieces) * width + column
-    position = _counted(length)
+    begin = np.repeat(places, num_segments) * width + column
+    position = _ranges(length)
     target = np.repeat(begin, length) + position
-    records, which = np.unique(plan.record[piece], return_inverse=True)
+    records, which = np.unique(plan.record[segment], return_inverse=True)
     read = self._read(records)
     documents = [read[index] for index in which]
     is_bad = np.array([document is None for document in documents])
     documents = self._transformed(
-      documents, plan.record[piece], np.repeat(keys, num_pieces)
+      documents, plan.record[segment], np.repeat(keys, num_segments)
     )
-    self._write(batch, target, documents, plan.start[piece], length)
-    batch.segment_ids.reshape(-1)[target] = np.repeat(segment + 1, length)
+    self._write(batch, target, documents, plan.start[segment], length)
+    batch.segment_ids.reshape(-1)[target] = np.repeat(rank + 1, length)
     batch.positions.reshape(-1)[target] = position
     for field in jax.tree.leaves(batch):
-      field[np.repeat(places, num_pieces)[is_bad]] = 0
+      field[np.repeat(places, num_segments)[is_bad]] = 0
 
   def _transformed(
     self,
@@ -103,9 +104,9 @@ class Source:
     records: np.ndarray,
     keys: np.ndarray,
   ) -> list[Record]:
-    """The example of each document; something empty for one that is bad."""
+    """The example of each document; zeros for a document that is bad."""
     lengths, found = self.shape.lengths[records].tolist(), []
-    # A hash of a hash, so that documents and epochs share no key.
+    # A hash of a hash, so that no two pairs of document and epoch share a key.
     keys = scramble(scramble(keys) ^ records.astype(np.uint64))
     for document, key, length in zip(documents, keys, lengths, strict=True):
       if document is None:
@@ -115,7 +116,7 @@ class Source:
         if document['tokens'].size != length:
           raise ValueError(
             f'{self._transform} must give as many tokens as it declares,'
-            f' {length}, got {document["tokens"].size}: mend it.'
+            f' {length}, got {document["tokens"].size}: correct its `declare`.'
           )
       found.append(document)
     return found
@@ -128,14 +129,15 @@ class Source:
     start: np.ndarray,
     length: np.ndarray,
   ):
-    """Writes pieces of documents to places of a batch, seen as one line.
+    """Writes segments of documents into a batch.
 
     Args:
       batch: to write into.
-      target: the places, piece after piece.
-      documents: that of each piece.
-      start: first token of each piece.
-      length: tokens of each piece.
+      target: for each token of the segments in order, the index of its place in
+        the flat batch.
+      documents: the document of each segment.
+      start: first token of each segment.
+      length: tokens of each segment.
     """
     cut = start.tolist(), length.tolist()
     tokens = [document['tokens'] for document in documents]
@@ -158,11 +160,12 @@ class Source:
       batch.block_ids.reshape(-1)[target] = examples.place_blocks(
         examples.read(blocks, *cut), own
       )
-      # A place sees its block, so it predicts only what is hidden there.
+      # A place sees its whole block, so it predicts only tokens that are
+      # hidden.
       is_shown = examples.predicted(inputs, *cut) == ids
       weights = np.where((own > 0) & is_shown, 0, weights)
     if not self.ids.is_text:
-      # A mask stands for a token whose modality is known.
+      # A mask has the modality of the token that it hides.
       hidden = examples.read(tokens, *cut)
       batch.modality.reshape(-1)[target] = self.ids.modality(hidden)
     batch.targets.reshape(-1)[target] = ids
@@ -194,8 +197,8 @@ class Source:
     return documents
 
   def _problem(self, record: Record) -> str | None:
-    """Why a record can't be used, or None."""
-    # The embedding would clamp an id past its end without a word.
+    """The reason why a record cannot be used, or None."""
+    # The embedding would silently clamp an id that is too large.
     unknown = self.ids.unknown(record['tokens'])
     if unknown.size:
       wanted = 'below' if self.ids.is_text else 'in'
@@ -223,7 +226,7 @@ class Source:
         )
 
 
-def _counted(sizes: np.ndarray) -> np.ndarray:
-  """The numbers 0 to n - 1 for each n of sizes, one after the other."""
+def _ranges(sizes: np.ndarray) -> np.ndarray:
+  """The numbers 0 to n - 1 for each n of `sizes`, concatenated."""
   ends = np.cumsum(sizes)
   return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)

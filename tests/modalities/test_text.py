@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from moe.modalities import vocabulary
+from moe.modalities.text import Vocabulary, train_vocabulary
 
 LINES = [
   '白日依山盡，黃河入海流。',
@@ -36,7 +36,7 @@ HARD = [
 @pytest.fixture(scope='module', params=['bpe', 'char', 'unigram'])
 def trained(request, tmp_path_factory):
   path = tmp_path_factory.mktemp('v') / 'vocabulary.model'
-  return vocabulary.train_vocabulary(iter(LINES), 330, path, request.param)
+  return train_vocabulary(iter(LINES), 330, path, request.param)
 
 
 @pytest.mark.parametrize('text', HARD)
@@ -79,12 +79,12 @@ def test_rare_characters_are_spelt_in_bytes(trained):
   assert trained.piece(ids[0]) == '<0xF0>'
 
 
-def test_half_a_character_is_shown_as_replacement(trained):
+def test_half_a_character_becomes_the_replacement_character(trained):
   assert trained.decode(trained.encode('𠮷')[:2]) == '\ufffd'
 
 
 def test_spaces_are_kept_although_no_line_has_one(tmp_path):
-  trained = vocabulary.train_vocabulary(['春眠不覺曉'], 300, tmp_path / 'v')
+  trained = train_vocabulary(['春眠不覺曉'], 300, tmp_path / 'v')
   assert trained.decode(trained.encode(' 春  眠')) == ' 春  眠'
 
 
@@ -101,13 +101,14 @@ def test_a_lone_surrogate_is_refused(trained):
 
 def test_the_same_lines_give_the_same_file(tmp_path):
   for name in 'ab':
-    vocabulary.train_vocabulary(LINES, 320, tmp_path / name)
+    train_vocabulary(LINES, 320, tmp_path / name)
   assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
 
 
 def test_too_large_a_size_gives_what_the_corpus_supports(tmp_path, caplog):
-  trained = vocabulary.train_vocabulary(LINES, 5000, tmp_path / 'v', 'char')
-  # 3 marks, newline, 256 bytes and the different characters (space among them).
+  trained = train_vocabulary(LINES, 5000, tmp_path / 'v', 'char')
+  # It has 3 marks, newline, 256 bytes, and each different character, the space
+  # among them.
   different = len(set(''.join(LINES)) - {'\n'})
   assert trained.size == 260 + different
   assert f'supports {trained.size} pieces, not the 5000' in caplog.text
@@ -115,16 +116,14 @@ def test_too_large_a_size_gives_what_the_corpus_supports(tmp_path, caplog):
 
 def test_a_small_size_keeps_the_most_frequent_characters(tmp_path):
   lines = ['山' * 50 + '水' * 30 + '雲' * 2] * 3
-  trained = vocabulary.train_vocabulary(lines, 263, tmp_path / 'v')
+  trained = train_vocabulary(lines, 263, tmp_path / 'v')
   assert trained.size == 263
   assert len(trained.encode('山')) == len(trained.encode('水')) == 1
   assert len(trained.encode('雲')) == 3
 
 
-def test_long_documents_are_not_left_out(tmp_path):
-  trained = vocabulary.train_vocabulary(
-    ['天地玄黃' * 30_000], 300, tmp_path / 'v'
-  )
+def test_the_text_of_long_documents_is_used(tmp_path):
+  trained = train_vocabulary(['天地玄黃' * 30_000], 300, tmp_path / 'v')
   assert not trained.is_byte(trained.encode('玄')[0])
 
 
@@ -141,19 +140,19 @@ def test_what_cannot_be_trained_is_refused(
   tmp_path, lines, size, model_type, message
 ):
   with pytest.raises(ValueError, match=message):
-    vocabulary.train_vocabulary(lines, size, tmp_path / 'v', model_type)
+    train_vocabulary(lines, size, tmp_path / 'v', model_type)
   assert not (tmp_path / 'v').exists()
 
 
 def test_a_missing_file_is_refused(tmp_path):
   with pytest.raises(ValueError, match='got nothing there'):
-    vocabulary.Vocabulary(tmp_path / 'none.model')
+    Vocabulary(tmp_path / 'none.model')
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path):
+def test_a_file_that_is_not_a_model_is_refused(tmp_path):
   (tmp_path / 'v').write_bytes(b'no model')
   with pytest.raises(ValueError, match='must be a SentencePiece model'):
-    vocabulary.Vocabulary(tmp_path / 'v')
+    Vocabulary(tmp_path / 'v')
 
 
 def test_a_model_that_changes_text_is_refused(tmp_path):
@@ -174,4 +173,4 @@ def test_a_model_that_changes_text_is_refused(tmp_path):
       minloglevel=2,
     )
   with pytest.raises(ValueError, match='must give text back intact'):
-    vocabulary.Vocabulary(tmp_path / 'v')
+    Vocabulary(tmp_path / 'v')

@@ -14,13 +14,15 @@ import sentencepiece
 from moe import atomic_files
 from moe.modalities.ids import EOS, PAD, UNK
 
-# Share of the text whose characters get a piece of their own, if there is room.
-# The rest is spelt in bytes, so that training sees the pieces of bytes too.
+# The most frequent characters get a piece each, until they cover this share of
+# the text. The rest is spelt in bytes, so that training sees byte pieces too.
 _COVERAGE = 0.9995
 _MAX_LINES = 5_000_000
 _MAX_LINE_CHARS = 4_000
 # pad, eos, unk, newline, 256 bytes, and a piece for the space.
 _NUM_FIXED = 3 + 1 + 256 + 1
+# Fewer pieces cannot be trained: one at least is a character.
+MIN_SIZE = _NUM_FIXED + 1
 # SentencePiece writes a space as this character, so the character itself must
 # be spelt in bytes.
 _SPACE_MARK = '\u2581'
@@ -35,7 +37,7 @@ class Vocabulary:
   Attributes:
     path: the model's file.
     size: number of pieces; an embedding may have more rows, never fewer.
-    sha256: of the file, kept in every token store and checkpoint.
+    sha256: hash of the file, kept in every token store and checkpoint.
     pad, eos, unk: ids 0, 1, 2.
   """
 
@@ -49,7 +51,7 @@ class Vocabulary:
         pad/eos/unk = 0/1/2 that keeps text intact.
 
     Raises:
-      ValueError: if the file is missing, is no such model, or alters text.
+      ValueError: if the file is missing, is not such a model, or alters text.
     """
     self.path = os.fspath(path)
     if not os.path.isfile(self.path):
@@ -112,7 +114,7 @@ class Vocabulary:
       Ids in [0, size).
 
     Raises:
-      ValueError: if the text has a lone surrogate, which no UTF-8 can hold.
+      ValueError: if the text has a lone surrogate, which UTF-8 cannot hold.
     """
     try:
       text.encode()
@@ -131,7 +133,8 @@ class Vocabulary:
   def decode(self, ids: Sequence[int]) -> str:
     """Text of token ids, without end marks and padding.
 
-    Bytes that are no UTF-8, such as a sampled text may end in, become U+FFFD.
+    Bytes that are not UTF-8 become U+FFFD; a sampled text may end in such
+    bytes.
 
     Args:
       ids: ids in [0, size).
@@ -151,7 +154,7 @@ class Vocabulary:
     return b''.join([pieces[id] for id in ids]).decode('utf-8', 'replace')
 
   def is_byte(self, id: int) -> bool:
-    """Whether a piece is one byte of a character without a piece of its own."""
+    """Whether a piece is a byte of a character that has no piece itself."""
     return self._processor.is_byte(id)
 
   def piece(self, id: int) -> str:
@@ -168,17 +171,17 @@ def train_vocabulary(
   """Trains a vocabulary that keeps Chinese text intact, and writes its file.
 
   It is a SentencePiece model (Kudo and Richardson, 2018,
-  https://arxiv.org/abs/1808.06226) with identity normalisation, so that
-  full-width punctuation stays, with bytes for rare characters, and with newline
-  and every other space as they are. The most frequent characters get a piece
-  each, until they cover 99.95% of the text or no room is left. The remaining
-  room goes to longer pieces. The same lines give the same file.
+  https://arxiv.org/abs/1808.06226). Identity normalisation keeps full-width
+  punctuation, newlines and all spaces as they are. Rare characters are spelt in
+  bytes. The most frequent characters get a piece each, until they cover 99.95%
+  of the text or no room is left. Longer pieces fill the remaining room. The
+  same lines give the same file.
 
   Args:
     lines: documents; at most 5,000,000 of their lines, drawn evenly, are used.
     size: number of pieces wanted; a small corpus may give fewer, which is
       logged.
-    path: where to write; parent directories are made.
+    path: the file to write; parent directories are made.
     model_type: 'bpe', 'char' or 'unigram'.
 
   Returns:
@@ -207,7 +210,7 @@ def train_vocabulary(
       ' file.'
     )
   covered = _covered(counts, size - _NUM_FIXED)
-  # SentencePiece takes no coverage below 98%, so the lines are cut at the
+  # SentencePiece refuses a coverage below 98%, so the lines are cut at the
   # characters that are left out.
   cut = {ord(char): '\n' for char in counts if char not in covered}
   parts = (
@@ -254,7 +257,7 @@ def train_vocabulary(
 
 
 def _short_lines(documents: Iterable[str]) -> Iterator[str]:
-  """Lines without their ends, cut: SentencePiece counts places in 16 bits."""
+  """Lines, cut where they are long: SentencePiece has 16 bits for positions."""
   for document in documents:
     for line in document.split('\n'):
       for start in range(0, len(line), _MAX_LINE_CHARS):

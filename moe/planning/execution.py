@@ -1,4 +1,4 @@
-"""What a step of a run executes, as far as shapes alone tell."""
+"""How a step of a run executes its model, from shapes alone."""
 
 import math
 
@@ -32,12 +32,12 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
 
 
 def least_devices(run: Run) -> int:
-  """Devices of a run's mesh; an axis that takes what is left counts as one."""
+  """The fewest devices for a run's mesh: an axis of size -1 counts as one."""
   return math.prod(n for n in vars(run.mesh).values() if n != -1)
 
 
 def layout_of(run: Run, num_devices: int) -> Layout:
-  """Mesh axes by use, on devices that need not be there."""
+  """The run's layout on a mesh of devices that need not exist."""
   sizes = run.mesh.sizes(num_devices)
   return rules.layout(
     rules.table(run.rules), jax.sharding.AbstractMesh(sizes, mesh.AXES)
@@ -45,7 +45,7 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """(tokens of an expert axis's devices in a microbatch, those devices)."""
+  """(tokens in a microbatch on the devices of an expert axis, their number)."""
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)
   # Devices of the 'model' axis work on the same tokens.
@@ -57,19 +57,21 @@ def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
 def _capacity(
   run: Run, experts: ExpertsAnatomy, num_devices: int
 ) -> tuple[int, int | None]:
-  """(tokens that share the slots of an expert, these; None without bound)."""
+  """(tokens that share an expert's slots, slots or None if unbounded)."""
   tokens, parts = _pooled(run, num_devices)
   if experts.buffer_factor is None or parts == 1:
     tokens = experts.group_size
-  slots = experts.dispatch.room(tokens, experts.num_active, experts.num_experts)
+  slots = experts.dispatch.capacity(
+    tokens, experts.num_active, experts.num_experts
+  )
   return tokens, slots
 
 
 def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
-  """Buffers that rows can overflow, as arguments of `drops.expected_share`.
+  """Buffers that can overflow, as arguments of `drops.expected_share`.
 
-  Empty where none can: a dense model, one that mixes instead of dispatching, or
-  dispatch and exchange without bounds.
+  The list is empty if no buffer can: the model is dense, it mixes tokens
+  instead of dispatching them, or dispatch and exchange are unbounded.
   """
   experts = anatomy(run.model).experts
   if not experts or not experts.dispatch:
@@ -90,7 +92,7 @@ def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
 
 
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
-  """Share of rows dropped: of the buffer that turns away most."""
+  """Expected share of dropped rows, in the buffer that drops most."""
   shares = [
     drops.expected_share(**b, variation=variation)
     for b in buffers(run, num_devices)
@@ -99,11 +101,12 @@ def expected_drops(run: Run, num_devices: int, variation: float) -> float:
 
 
 def has_splash(run: Run, num_devices: int) -> bool:
-  """Whether attention is the kernel of TPUs, on so many of them."""
+  """Whether attention runs as the splash kernel on `num_devices` TPUs."""
   attention = anatomy(run.model).attention
   B = run.data.batch_size // run.settings.num_microbatches
   shape = (B, run.data.sequence_length)
-  # Its refusals do not depend on the width of heads.
+  # The kernel's conditions do not depend on the head width, so any width will
+  # do.
   queries, keys = (
     jax.ShapeDtypeStruct((*shape, n, 128), run.model.dtype)
     for n in (attention.num_heads, attention.num_kv_heads)
@@ -112,14 +115,16 @@ def has_splash(run: Run, num_devices: int) -> bool:
   return attention.kernel != 'xla' and not refused
 
 
-def recipe_of(run: Run, num_devices: int, is_tpu: bool = False) -> cost.Recipe:
-  """What a step of the run executes.
+def execution_of(
+  run: Run, num_devices: int, is_tpu: bool = False
+) -> cost.Execution:
+  """How a step of the run executes its model.
 
   Args:
-    run: what is planned.
-    num_devices: of its mesh.
-    is_tpu: whether they are TPUs, which have an attention kernel of their own;
-      others are taken to compute it in plain XLA.
+    run: the planned run.
+    num_devices: number of devices in its mesh.
+    is_tpu: whether the devices are TPUs, which have an attention kernel. Other
+      devices compute attention in plain XLA.
   """
   model = anatomy(run.model)
   is_fused = is_tpu and has_splash(run, num_devices)
@@ -130,13 +135,13 @@ def recipe_of(run: Run, num_devices: int, is_tpu: bool = False) -> cost.Recipe:
     T = S // layout.size(layout.sequence_axes)
     tiles = T // kernels.tile(T), S // kernels.tile(S)
     share, backward = hlo_flops.splash_share(T, S, tiles), 3.5
-  return cost.Recipe(
+  return cost.Execution(
     length=run.data.sequence_length,
     attention_width=model.attention.pair_width,
     num_layers=len(model.layers),
     padding=_padding(run, model.experts, num_devices),
     is_tied=model.is_tied,
-    redone=_redone(model, is_fused),
+    recomputed=_recomputed(model, is_fused),
     is_loss_remat=loss_chunks(run) > 1,
     attention_share=share,
     attention_backward=backward,
@@ -146,7 +151,7 @@ def recipe_of(run: Run, num_devices: int, is_tpu: bool = False) -> cost.Recipe:
 def _padding(
   run: Run, experts: ExpertsAnatomy | None, num_devices: int
 ) -> float:
-  """Rows that the experts multiply over rows routed to them, evenly used."""
+  """Rows that the experts multiply over rows routed to them, at even loads."""
   if not experts or not experts.dispatch:
     return 1.0
   tokens, slots = _capacity(run, experts, num_devices)
@@ -155,13 +160,16 @@ def _padding(
   return slots * experts.num_experts / (tokens * experts.num_active)
 
 
-def _redone(model: Anatomy, is_fused: bool) -> dict[str, float]:
-  """Shares of all layers' products that are done again for the gradient."""
+def _recomputed(model: Anatomy, is_fused: bool) -> dict[str, float]:
+  """Shares of all layers' products that run again for the gradient."""
   end = model.layers[-1]
   last = 1 / end.network.num_matrices
-  again = cost.redone(model.remat, last, is_fused, end.experts is not None)
+  again = cost.recomputed_shares(
+    model.remat, last, is_fused, end.experts is not None
+  )
   if 'dense layers' in again and model.prefix:
-    # Each block of the prefix is done again by itself.
+    # Each block of the prefix is recomputed by itself, so its last product is
+    # not.
     prefix = len(model.prefix)
     periods = len(model.layers) - prefix - model.num_sparse
     share = periods * again['dense layers'] + prefix * (1 - last)
@@ -170,5 +178,5 @@ def _redone(model: Anatomy, is_fused: bool) -> dict[str, float]:
 
 
 def loss_chunks(run: Run) -> int:
-  """Pieces of the loss, as the run's objective is configured."""
+  """Number of chunks of the loss in the run's objective."""
   return getattr(run.objective, 'keywords', {}).get('num_chunks', 1)

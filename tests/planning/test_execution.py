@@ -1,0 +1,74 @@
+import pytest
+
+from launch.configs import configuration
+from moe.planning import execution
+
+FILES = [
+  'models/tiny.gin',
+  'parallel/data.gin',
+  'tasks/builtin.gin',
+  'runs/train.gin',
+]
+MACROS = {'TRAIN_STEPS': 1000, 'LEARNING_RATE': 0.1}
+
+
+def loaded(**macros):
+  return configuration.load(
+    FILES, [f'{k}={v}' for k, v in (MACROS | macros).items()]
+  )
+
+
+WUDAO = {
+  'v5p_2048': 2048, 'v5p_256': 256, 'v5p_128': 128, 'tpu7x_128': 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', WUDAO)
+def test_wudao_drops_at_most_one_percent_at_uneven_loads(name):
+  run = configuration.load([f'runs/wudao2_{name}.gin'], [])
+  assert execution.expected_drops(run, WUDAO[name], 0.3) <= 0.01
+
+
+POOLED = {
+  'MESH_EXPERT': 4,
+  'moe_layer.MoE.exchange': '@exchange.Ragged',
+}
+
+
+def test_devices_that_share_tokens_fill_the_same_pool():
+  # 16 x 128 tokens are divided over 2 x 4 devices; 4 devices fill one buffer.
+  apart = execution.buffers(loaded(MESH_DATA=2, **POOLED), 8)
+  shared = execution.buffers(loaded(MESH_DATA=2, MESH_MODEL=2, **POOLED), 16)
+  assert apart == shared
+  assert apart[0]['tokens'] == 16 * 128 * 4 // 8
+
+
+def test_an_axis_of_size_minus_one_grows_with_the_number_of_devices():
+  run = loaded(MESH_DATA=-1, **POOLED)
+  assert execution.least_devices(run) == 4
+  assert execution.buffers(run, 4)[0]['tokens'] == 16 * 128
+  assert execution.buffers(run, 16)[0]['tokens'] == 16 * 128 // 4
+
+
+def test_attention_is_a_kernel_on_tpus_only():
+  run = loaded(SEQUENCE_LENGTH=1024, BATCH_SIZE=8)
+  made = execution.execution_of(run, 1, is_tpu=True)
+  # The kernel runs 3 of 2 x 2 tiles of 512.
+  assert (made.attention_share, made.attention_backward) == (3 / 4, 3.5)
+  # Plain XLA takes a quarter of the queries at a time: 1 + 2 + 3 + 4 of 16
+  # parts.
+  made = execution.execution_of(run, 1)
+  assert (made.attention_share, made.attention_backward) == (5 / 8, 2)
+  plain = loaded(ATTENTION_KERNEL="'xla'")
+  assert execution.execution_of(plain, 1, is_tpu=True).attention_share == 1
+
+
+def test_blocks_of_the_prefix_are_recomputed_one_by_one():
+  # One prefix block, then three periods of a dense and a sparse block. The
+  # prefix block and the sparse blocks skip their last product when they are
+  # recomputed; the three dense blocks of periods run all three products again.
+  run = loaded(NUM_DENSE_PREFIX=1, NUM_LAYERS=7, MOE_EVERY=2, REMAT="'full'")
+  recomputed = execution.execution_of(run, 1).recomputed
+  assert recomputed['attention'] == 1
+  assert recomputed['dense layers'] == pytest.approx((3 + 2 / 3) / 4)
+  assert recomputed['experts'] == pytest.approx(2 / 3)
