@@ -24,7 +24,9 @@ def check(run: Run) -> None:
   rules.table(run.rules)
   optimizer_of(run)
   anatomy(run.model)
-  run.objective(functional.make_functional(run.model, (), Layout()), run.data.shape)
+  run.objective(
+    functional.make_functional(run.model, (), Layout()), run.data.shape
+  )
 
 
 def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:

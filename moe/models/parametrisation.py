@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from moe import bounds
+
 # Paths of parameters whose updates are an optimizer's for matrices inside of
 # the model: both sides grow with the width.
 _HIDDEN = re.compile(r'.*/(attention/(?!.*norm)\w+|w_\w+)')
@@ -42,12 +44,9 @@ class CompleteP:
   base_depth: int
 
   def __post_init__(self):
+    found_at = 'the size for which the learning rate was found'
     for name in ('base_width', 'base_depth'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'CompleteP.{name}={getattr(self, name)} must be at least 1: it is'
-          ' the size for which the learning rate was found.'
-        )
+      bounds.at_least(1, name, getattr(self, name), found_at)
 
   def logits_scale(self, d_model: int) -> float:
     """Factor of the hidden states that the head reads."""

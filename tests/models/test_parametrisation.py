@@ -127,5 +127,5 @@ def test_residual_branches_of_a_deeper_model_count_less():
 
 
 def test_a_base_size_of_zero_is_refused():
-  with pytest.raises(ValueError, match='CompleteP.base_depth=0 must be'):
+  with pytest.raises(ValueError, match='base_depth=0 must be'):
     CompleteP(16, 0)
