@@ -94,6 +94,11 @@ class TokenBatch(NamedTuple):
 PLACE_FIELDS = tuple(name for name in TokenBatch._fields if name != 'extras')
 
 
+def following(a_BT: Array) -> Array:
+  """The value of the next place at each place of a row; 0 at the last one."""
+  return jax.numpy.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
+
+
 class Cache(NamedTuple):
   """Keys and values of the tokens that decoding has read.
 
@@ -119,6 +124,8 @@ class Outputs(NamedTuple):
     cache: the filled `Cache`, or None if none was given.
     losses: name -> (sum, weight), unscaled.
     metrics: name -> (sum, weight), arrays of any shape.
+    ahead: [B, T, D] ready for `head`, which predicts the token after the next
+      one; None where the model does not.
   """
 
   hidden: Array
@@ -126,6 +133,7 @@ class Outputs(NamedTuple):
   cache: Cache | None
   losses: dict[str, Pair]
   metrics: dict[str, Pair]
+  ahead: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

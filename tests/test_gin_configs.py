@@ -10,7 +10,9 @@ import pytest
 
 from launch import models
 from launch.configs import configuration
+from moe import axes
 from moe.objectives import language
+from moe.optim import matrices
 from moe.parallel import shardings
 from moe.planning import model_table, plan
 from moe.runs import build, training
@@ -24,6 +26,8 @@ WIRING = {
   'models/decoder.gin',
   'models/latent_decoder.gin',
   'runs/train.gin',
+  'runs/muon.gin',
+  'runs/recipe.gin',
 }
 # Our own models, for experiments; the other models are only counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
@@ -35,7 +39,7 @@ ON_FEWER_DEVICES = {
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
 # Runs that need another number of devices than the 8 of the tests.
-NUM_DEVICES = {'runs/poems_cpu.gin': 1}
+NUM_DEVICES = {'runs/poems_cpu.gin': 1, 'runs/poems_recipe_cpu.gin': 1}
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
 
@@ -131,6 +135,28 @@ def test_a_model_has_all_sizes_as_macros(name):
   run = configuration.load([name, *REST], [*STEPS, *values])
   for macro, (value, arrives) in macros.items():
     assert float(arrives(run)) == pytest.approx(value), macro
+
+
+@pytest.mark.parametrize('name', ['tiny', 'deepseek_v3_671b'])
+def test_the_batch_dims_of_matrices_are_layers_and_experts(name):
+  names = [f'models/{name}.gin', *REST]
+  more = ['SHARED_D_FF=16', 'TIE_EMBEDDINGS=False', 'PREDICTS_AHEAD=True']
+  params, logical = model_table.shapes(configuration.load(names, STEPS + more))
+  others = set()
+  for (path, leaf), names in zip(
+    jax.tree_util.tree_flatten_with_path(params)[0],
+    jax.tree.leaves(logical, is_leaf=lambda a: isinstance(a, tuple)),
+    strict=True,
+  ):
+    name = shardings.path_name(path)
+    matrix = matrices.matrix_of(name, leaf.shape)
+    if matrix is None:
+      others.add(name.rsplit('/', 1)[-1])
+      continue
+    batch = names[: matrix.num_batch]
+    assert set(batch) <= {axes.LAYERS, axes.EXPERT}, name
+    assert not {axes.LAYERS, axes.EXPERT} & set(names[len(batch) :]), name
+  assert others == {'table', 'router', 'scale'}
 
 
 @pytest.mark.parametrize('name', files('models'))

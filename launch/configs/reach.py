@@ -15,7 +15,10 @@ from launch.configs.names import nearest, parameters
 # Arguments that their callers give whatever is bound.
 GIVEN = {
   'num_active': 'its layer tells a router how many experts a token sees; bind'
-  " 'moe_layer.MoE.top_k', or set TOP_K"
+  " 'moe_layer.MoE.top_k', or set TOP_K",
+  'output_scale': 'the stack gives it to its layers; set OUTPUT_INIT',
+  'residual_scale': 'the model gives it to its blocks; set PARAMETRISATION',
+  'router_scale': 'the model gives it to its layers; set PARAMETRISATION',
 }
 
 

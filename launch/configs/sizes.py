@@ -12,7 +12,7 @@ from moe import bounds
 from moe.models import functional
 from moe.models.anatomy import anatomy
 from moe.parallel import rules
-from moe.runs.run import Run
+from moe.runs.run import Run, optimizer_of
 from moe.types import Layout
 
 
@@ -22,9 +22,11 @@ def check(run: Run) -> None:
   Every part is made once here, and checks itself.
   """
   rules.table(run.rules)
-  run.optimizer(run.schedule)
+  optimizer_of(run)
   anatomy(run.model)
-  run.objective(functional.make_functional(run.model, (), Layout()), run.data.shape)
+  run.objective(
+    functional.make_functional(run.model, (), Layout()), run.data.shape
+  )
 
 
 def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:

@@ -265,6 +265,7 @@ class Attention(nn.Module):
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
+    output_scale: factor of the initial values of the last product.
   """
 
   num_heads: int
@@ -275,6 +276,7 @@ class Attention(nn.Module):
   longest_block: int = 0
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
+  output_scale: float = 1.0
 
   def __post_init__(self):
     check_sizes(self, ('num_heads', 'num_kv_heads', 'head_dim'))
@@ -348,7 +350,11 @@ class Attention(nn.Module):
       out_BTNH = attend(q_BTNH, keys, values, mask)
     D = x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(
-      1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1), out_axis=2
+      self.output_scale**2,
+      'fan_in',
+      'truncated_normal',
+      in_axis=(0, 1),
+      out_axis=2,
     )
     w_NHD = self.param(
       'out',

@@ -29,6 +29,7 @@ def params(
   width: int,
   activation: str,
   dtype: jnp.dtype,
+  output_scale: float = 1.0,
 ) -> Weights:
   """Matrices of E experts, stored in float32 and cast to a compute dtype.
 
@@ -39,16 +40,23 @@ def params(
     width: F.
     activation: 'swiglu' or 'gelu'.
     dtype: dtype of the result.
+    output_scale: factor of the initial values of w_down_EFD.
   """
-  init = nn.initializers.variance_scaling(
-    1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
-  )
   size = {axes.EXPERT: num_experts, axes.EMBED: d_model, axes.EXPERT_MLP: width}
   weights = {}
   # Initial values depend on this order, since flax draws one key after another.
   for name in ('w_up_EDF', 'w_down_EFD', 'w_gate_EDF'):
     if name == 'w_gate_EDF' and activation != 'swiglu':
       continue
+    scale = output_scale if name == 'w_down_EFD' else 1.0
+    init = nn.initializers.variance_scaling(
+      scale**2,
+      'fan_in',
+      'truncated_normal',
+      in_axis=-2,
+      out_axis=-1,
+      batch_axis=0,
+    )
     init_fn = nn.with_logical_partitioning(init, AXES[name])
     shape = tuple(map(size.get, AXES[name]))
     w = module.param(name, init_fn, shape, jnp.float32)

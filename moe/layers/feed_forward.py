@@ -25,11 +25,13 @@ class FeedForward(nn.Module):
     width: F.
     activation: 'swiglu' or 'gelu'.
     dtype: compute dtype; parameters are float32.
+    output_scale: factor of the initial values of the last product.
   """
 
   width: int
   activation: str = 'swiglu'
   dtype: jnp.dtype = jnp.float32
+  output_scale: float = 1.0
 
   def __post_init__(self):
     bounds.at_least(1, 'width', self.width, 'the width of a dense layer')
@@ -44,11 +46,17 @@ class FeedForward(nn.Module):
   def __call__(self, x_BTD: Array) -> Array:
     """[B, T, D] to [B, T, D]."""
     D, F = x_BTD.shape[-1], self.width
-    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
     def product(
-      name: str, x: Array, shape: tuple[int, int], names: tuple[str, str]
+      name: str,
+      x: Array,
+      shape: tuple[int, int],
+      names: tuple[str, str],
+      scale: float = 1.0,
     ) -> Array:
+      init = nn.initializers.variance_scaling(
+        scale**2, 'fan_in', 'truncated_normal'
+      )
       init_fn = nn.with_logical_partitioning(init, names)
       w = self.param(name, init_fn, shape, jnp.float32).astype(self.dtype)
       return einsum('BTD,DF->BTF', x, w)
@@ -61,4 +69,4 @@ class FeedForward(nn.Module):
     h_BTF = nn.with_logical_constraint(
       h_BTF, (axes.BATCH, axes.LENGTH, axes.MLP)
     )
-    return product('w_down_FD', h_BTF, (F, D), outer)
+    return product('w_down_FD', h_BTF, (F, D), outer, self.output_scale)

@@ -39,6 +39,7 @@ class LatentAttention(nn.Module):
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
+    output_scale: factor of the initial values of the last product.
   """
 
   num_heads: int
@@ -51,6 +52,7 @@ class LatentAttention(nn.Module):
   longest_block: int = 0
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
+  output_scale: float = 1.0
 
   def __post_init__(self):
     ranks = ('query_rank', 'kv_rank')
@@ -134,6 +136,7 @@ class LatentAttention(nn.Module):
       (N, self.value_dim, D),
       (axes.HEADS, axes.KV, axes.EMBED),
       in_axis=(0, 1),
+      scale=self.output_scale,
     )
     return einsum('BTNH,NHD->BTD', out_BTNH, w_NHD), cache
 
@@ -176,10 +179,11 @@ class LatentAttention(nn.Module):
     shape: tuple[int, ...],
     logical: tuple[str, ...],
     in_axis: tuple[int, ...] = (0,),
+    scale: float = 1.0,
   ) -> Array:
     out_axis = tuple(i for i in range(len(shape)) if i not in in_axis)
     init = nn.initializers.variance_scaling(
-      1.0, 'fan_in', 'truncated_normal', in_axis, out_axis
+      scale**2, 'fan_in', 'truncated_normal', in_axis, out_axis
     )
     init = nn.with_logical_partitioning(init, logical)
     return self.param(name, init, shape, jnp.float32).astype(self.dtype)

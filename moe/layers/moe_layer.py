@@ -120,6 +120,8 @@ class MoE(nn.Module):
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the default is one device.
     dtype: compute dtype of the experts; routing is float32.
+    output_scale: factor of the initial values of the experts' last products.
+    router_scale: factor of the router's initial values.
   """
 
   num_experts: int
@@ -133,6 +135,8 @@ class MoE(nn.Module):
   activation: str = 'swiglu'
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
+  output_scale: float = 1.0
+  router_scale: float = 1.0
 
   def __post_init__(self):
     at_least, together = bounds.at_least, 'tokens that are routed together'
@@ -188,14 +192,22 @@ class MoE(nn.Module):
     w_DE = self.param(
       'router',
       nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
+        nn.initializers.variance_scaling(
+          self.router_scale**2, 'fan_in', 'truncated_normal'
+        ),
         (axes.EMBED, None),
       ),
       (D, E + router.num_added),
       jnp.float32,
     )
     weights = experts.params(
-      self, E, D, self.expert_d_ff, self.activation, self.dtype
+      self,
+      E,
+      D,
+      self.expert_d_ff,
+      self.activation,
+      self.dtype,
+      self.output_scale,
     )
     key = (
       self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
@@ -211,7 +223,11 @@ class MoE(nn.Module):
       carried.value = router.observe(carried.value, outputs.metrics)
     if self.shared_d_ff:
       y_BTD += feed_forward.FeedForward(
-        self.shared_d_ff, self.activation, self.dtype, name='shared'
+        self.shared_d_ff,
+        self.activation,
+        self.dtype,
+        self.output_scale,
+        name='shared',
       )(x_BTD)
     return y_BTD, outputs
 

@@ -54,6 +54,9 @@ class SoftMoE(nn.Module):
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the experts may not be divided.
     dtype: compute dtype of the experts; logits and softmaxes are float32.
+    output_scale: factor of the initial values of the experts' last products.
+    router_scale: factor of the router's initial values, as in `moe_layer.MoE`;
+      no effect here, where the router's vectors are normalised.
   """
 
   num_experts: int
@@ -64,6 +67,8 @@ class SoftMoE(nn.Module):
   activation: str = 'swiglu'
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
+  output_scale: float = 1.0
+  router_scale: float = 1.0
 
   def __post_init__(self):
     at_least, shared = bounds.at_least, self.shared_d_ff
@@ -114,7 +119,13 @@ class SoftMoE(nn.Module):
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
     weights = experts.params(
-      self, E, D, self.expert_d_ff, self.activation, self.dtype
+      self,
+      E,
+      D,
+      self.expert_d_ff,
+      self.activation,
+      self.dtype,
+      self.output_scale,
     )
     x_GMD, valid_GM = x_BTD.reshape(-1, M, D), info.valid.reshape(-1, M)
     logits_GMEC = jnp.einsum(
@@ -140,7 +151,11 @@ class SoftMoE(nn.Module):
     y_BTD = y_GMD.reshape(B, T, D)
     if self.shared_d_ff:
       y_BTD += feed_forward.FeedForward(
-        self.shared_d_ff, self.activation, self.dtype, name='shared'
+        self.shared_d_ff,
+        self.activation,
+        self.dtype,
+        self.output_scale,
+        name='shared',
       )(x_BTD)
     return y_BTD, LayerOutputs({}, _statistics(share_GMEC.sum(-1), valid_GM))
 

@@ -47,6 +47,8 @@ class Anatomy:
     prefix: blocks before the first period, in order.
     period: blocks of one period; empty if there are no periods.
     num_periods: number of periods; each has its own parameters.
+    predicts_ahead: whether training has one more block, dense, that predicts
+      the token after the next one; `layers` does not include it.
   """
 
   d_model: int
@@ -57,6 +59,7 @@ class Anatomy:
   prefix: tuple[LayerAnatomy, ...]
   period: tuple[LayerAnatomy, ...]
   num_periods: int
+  predicts_ahead: bool = False
 
   @property
   def layers(self) -> tuple[LayerAnatomy, ...]:

@@ -28,6 +28,10 @@ class Block(nn.Module):
     dense_twin: whether a sparse block instead gets a dense layer of equal
       active FLOPs, as wide as all experts that one token sees.
     dropout_rate: dropout of both residual branches in training.
+    output_scale: factor of the initial values of the last product of each
+      residual branch.
+    residual_scale: factor of the output of each residual branch.
+    router_scale: factor of the router's initial values.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -38,6 +42,9 @@ class Block(nn.Module):
   is_sparse: bool = False
   dense_twin: bool = False
   dropout_rate: float = 0.0
+  output_scale: float = 1.0
+  residual_scale: float = 1.0
+  router_scale: float = 1.0
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
@@ -87,25 +94,48 @@ class Block(nn.Module):
       x, (axes.BATCH, axes.LENGTH, None)
     )
     attention = self.attention(
-      layout=self.layout, dtype=self.dtype, name='attention'
+      layout=self.layout,
+      dtype=self.dtype,
+      output_scale=self.output_scale,
+      name='attention',
     )
     y_BTD, cache = attention(norm('attention_norm')(x_BTD), mask, cache)
+    y_BTD = self._scaled(y_BTD)
     x_BTD = constrain(x_BTD + dropout('attention_dropout')(y_BTD))
     x_BTD = checkpoint_name(x_BTD, 'attention_residual')
     y_BTD = norm('feed_forward_norm')(x_BTD)
     outputs = LayerOutputs({}, {})
     if self.has_experts:
-      moe = self.moe(layout=self.layout, dtype=self.dtype, name='moe')
+      moe = self.moe(
+        layout=self.layout,
+        dtype=self.dtype,
+        output_scale=self.output_scale,
+        router_scale=self.router_scale,
+        name='moe',
+      )
       y_BTD, outputs = moe(y_BTD, info, train)
     else:
       y_BTD = self._dense()(y_BTD)
+    y_BTD = self._scaled(y_BTD)
     x_BTD = constrain(x_BTD + dropout('feed_forward_dropout')(y_BTD))
     return x_BTD, cache, outputs
 
+  def _scaled(self, y_BTD: Array) -> Array:
+    """The output of a residual branch times `residual_scale`."""
+    if self.residual_scale == 1:
+      return y_BTD
+    return y_BTD * jnp.asarray(self.residual_scale, y_BTD.dtype)
+
   def _dense(self) -> FeedForward:
     if not self.is_sparse:
-      return self.feed_forward(dtype=self.dtype, name='feed_forward')
+      return self.feed_forward(
+        dtype=self.dtype, output_scale=self.output_scale, name='feed_forward'
+      )
     twin = self.moe(parent=None).anatomy().dense_twin()
     return FeedForward(
-      twin.width, twin.activation, self.dtype, name='feed_forward'
+      twin.width,
+      twin.activation,
+      self.dtype,
+      self.output_scale,
+      name='feed_forward',
     )

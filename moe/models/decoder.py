@@ -10,9 +10,20 @@ from moe.layers import embedding
 from moe.layers.attention import mask_spec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
+from moe.models.ahead import Ahead
 from moe.models.anatomy import Anatomy
+from moe.models.parametrisation import CompleteP
 from moe.models.stack import Stack
-from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
+from moe.types import (
+  Array,
+  Cache,
+  Extra,
+  Layout,
+  Outputs,
+  PyTree,
+  TokenBatch,
+  following,
+)
 
 DTYPES = ('bfloat16', 'float16', 'float32')
 
@@ -30,6 +41,10 @@ class Decoder(nn.Module):
       vector of each is added to that of the token. Tokens without one have 0.
     layout: mesh axes by use.
     dtype: compute dtype, as a name such as 'bfloat16'.
+    parametrisation: how initial values and rates depend on width and depth;
+      None for the standard one.
+    predicts_ahead: whether training has one more block, which predicts the
+      token after the next one.
   """
 
   stack: Callable[..., Stack]
@@ -39,6 +54,8 @@ class Decoder(nn.Module):
   extra_tables: Sequence[tuple[str, int]] = ()
   layout: Layout = Layout()
   dtype: str = 'float32'
+  parametrisation: CompleteP | None = None
+  predicts_ahead: bool = False
 
   def __post_init__(self):
     bounds.one_of('DTYPE', self.dtype, DTYPES)
@@ -68,6 +85,7 @@ class Decoder(nn.Module):
       prefix=prefix,
       period=period,
       num_periods=stack.num_periods(),
+      predicts_ahead=self.predicts_ahead,
     )
 
   def extras(self) -> tuple[Extra, ...]:
@@ -93,9 +111,10 @@ class Decoder(nn.Module):
   ) -> Outputs:
     """Hidden states of a batch."""
     dtype = jnp.dtype(self.dtype)
-    x_BTD = embedding.Embedding(
+    embed = embedding.Embedding(
       self.vocab_size, self.d_model, dtype, name='embedding'
-    )(batch.tokens)
+    )
+    x_BTD = embed(batch.tokens)
     for name, size in self.extra_tables:
       table = embedding.ExtraEmbedding(
         size, self.d_model, dtype, name=f'{name}_embedding'
@@ -104,11 +123,21 @@ class Decoder(nn.Module):
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
     mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
-    stack = self.stack(layout=self.layout, dtype=dtype, name='stack')
+    stack = self._stack(layout=self.layout, dtype=dtype, name='stack')
     x_BTD, layers, losses, metrics = stack(
       x_BTD, mask, info, None if cache is None else cache.layers, train
     )
     hidden = RMSNorm(axes.EMBED, dtype=dtype, name='last_norm')(x_BTD)
+    ahead = None
+    if self.predicts_ahead and (train or self.is_initializing()):
+      ahead = Ahead(
+        stack.scaled_block(),
+        stack.moe_every > 0,
+        stack.policy(),
+        self.layout,
+        dtype,
+        name='ahead',
+      )(x_BTD, embed(following(batch.tokens)), mask, info, train)
     if not self.tie_embeddings:
       embedding.OutputHead(self.vocab_size, self.d_model, name='output')()
     if cache is not None:
@@ -118,9 +147,21 @@ class Decoder(nn.Module):
         cache.index + batch.tokens.shape[1],
         layers,
       )
-    return Outputs(hidden, {}, cache, losses, metrics)
+    return Outputs(hidden, {}, cache, losses, metrics, ahead)
+
+  def _stack(self, **options: PyTree) -> Stack:
+    """The stack, with the factors of the parametrisation."""
+    scales = self.parametrisation
+    if scales:
+      options['router_scale'] = scales.router_scale(self.d_model)
+      num_layers = self.stack(parent=None).num_layers
+      options['residual_scale'] = scales.residual_scale(num_layers)
+    return self.stack(**options)
 
   def head(self, params: PyTree, hidden: Array) -> Array:
     """Float32 logits [..., V] of hidden states [..., D]."""
     name = 'embedding' if self.tie_embeddings else 'output'
+    if self.parametrisation:
+      scale = self.parametrisation.logits_scale(self.d_model)
+      hidden = hidden * jnp.asarray(scale, hidden.dtype)
     return embedding.logits(hidden, params[name]['table'])

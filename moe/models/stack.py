@@ -41,6 +41,8 @@ REMAT_POLICIES = {
     for policy, names in REMAT_NAMES.items()
   },
 }
+# Initial values of the last product of each residual branch.
+OUTPUT_INITS = ('fan_in', 'depth', 'zero')
 
 
 class Period(nn.Module):
@@ -96,6 +98,11 @@ class Stack(nn.Module):
       stack.
     num_dense_prefix: dense blocks before the first period.
     remat: 'none', or a name of `REMAT_POLICIES`; also for the prefix's blocks.
+    output_init: initial values of the last product of each residual branch:
+      'fan_in' like all others, 'depth' smaller by the root of twice the number
+      of layers (Radford et al. 2019, GPT-2, section 2.3), 'zero'.
+    residual_scale: factor of the output of each residual branch.
+    router_scale: factor of the router's initial values.
     unroll: periods per iteration of the loop. With all of them there is no
       loop; then compiling takes longer, and the compiler's counts are complete.
     layout: mesh axes by use.
@@ -107,6 +114,9 @@ class Stack(nn.Module):
   moe_every: int = 1
   num_dense_prefix: int = 0
   remat: str = 'none'
+  output_init: str = 'fan_in'
+  residual_scale: float = 1.0
+  router_scale: float = 1.0
   unroll: int = 1
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
@@ -118,6 +128,7 @@ class Stack(nn.Module):
     at_least(0, 'MOE_EVERY', self.moe_every, '0 makes every block dense')
     at_least(1, 'UNROLL', self.unroll, 'periods that one pass runs')
     bounds.one_of('REMAT', self.remat, ('none', *REMAT_POLICIES))
+    bounds.one_of('OUTPUT_INIT', self.output_init, OUTPUT_INITS)
     super().__post_init__()
 
   def num_periods(self) -> int:
@@ -187,10 +198,10 @@ class Stack(nn.Module):
     train: bool,
   ) -> tuple[Array, PyTree | None, dict[str, Pair], dict[str, Pair]]:
     """Returns ([B, T, D], cache, mean losses, metrics by sparse layer)."""
-    policy = self._policy()
+    policy, make_block = self.policy(), self.scaled_block()
     prefix = []
     for i in range(self.num_dense_prefix):
-      block = self.block(
+      block = make_block(
         layout=self.layout, dtype=self.dtype, name=f'prefix_{i}'
       )
       layer_cache = None if cache is None else cache['prefix'][i]
@@ -217,7 +228,7 @@ class Stack(nn.Module):
       unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )(
-      block=self.block,
+      block=make_block,
       kinds=self.kinds(),
       layout=self.layout,
       dtype=self.dtype,
@@ -233,6 +244,20 @@ class Stack(nn.Module):
       new_cache = {'prefix': tuple(prefix), 'periods': scanned}
     return x_BTD, new_cache, losses, outputs.metrics
 
-  def _policy(self):
+  def scaled_block(self) -> Callable[..., Block]:
+    """Makes a block with the factors of this stack."""
+    output_scale = {
+      'fan_in': 1.0,
+      'depth': (2 * self.num_layers) ** -0.5,
+      'zero': 0.0,
+    }[self.output_init]
+    return functools.partial(
+      self.block,
+      output_scale=output_scale,
+      residual_scale=self.residual_scale,
+      router_scale=self.router_scale,
+    )
+
+  def policy(self) -> Callable | None:
     """Which tensors of a block are kept for its backward pass; None for all."""
     return REMAT_POLICIES.get(self.remat)

@@ -20,6 +20,7 @@ from moe.types import (
   Pair,
   PyTree,
   TokenBatch,
+  following,
 )
 
 _logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def _num_tokens(batch: TokenBatch) -> int:
 def _missing_warner(
   coefficients: dict[str, float],
 ) -> Callable[[dict[str, Pair]], None]:
-  """A function that warns of losses which have a factor and are not given."""
-  own = {'cross_entropy', 'logits_z'}
+  """A function that warns of losses with a factor that no router gives."""
+  own = {'cross_entropy', 'logits_z', 'ahead'}
   weighed = [n for n, f in coefficients.items() if f and n not in own]
   warned = set()
 
@@ -95,6 +96,12 @@ def _missing_warner(
   return warn
 
 
+def _ahead_weights(batch: TokenBatch) -> Array:
+  """Weight of the token after the next one, within the same document."""
+  is_same = following(batch.segment_ids) == batch.segment_ids
+  return following(batch.loss_weights) * is_same.astype(jnp.float32)
+
+
 def language_model(
   functional: Functional,
   shape: tuple[int, int],
@@ -103,6 +110,7 @@ def language_model(
   router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
+  ahead: float = 0.3,
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
@@ -118,6 +126,8 @@ def language_model(
     logits_z: coefficient of the squared log-partition of the logits (PaLM),
       at least 0.
     num_chunks: number of chunks in which the loss is computed.
+    ahead: coefficient of the loss of the token after the next one, in training,
+      if the model predicts it (DeepSeek-V3's lambda); at least 0.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
@@ -127,6 +137,7 @@ def language_model(
     'load_balance': load_balance,
     'router_z': router_z,
     'logits_z': logits_z,
+    'ahead': ahead,
   }
   for name, factor in router_losses:
     # An entropy may be made large as well.
@@ -135,14 +146,15 @@ def language_model(
     bounds.within(
       name, factor, 'a factor of a loss that is made small', least=0
     )
-  pieces = 'pieces in which logits and loss are computed'
-  bounds.at_least(1, 'num_chunks', num_chunks, pieces)
+  chunks = 'chunks in which logits and loss are computed'
+  bounds.at_least(1, 'num_chunks', num_chunks, chunks)
   coefficients = {
     'cross_entropy': 1.0,
     'load_balance': load_balance,
     'router_z': router_z,
     **dict(router_losses),
     'logits_z': logits_z,
+    'ahead': ahead,
   }
 
   warn_of_missing = _missing_warner(coefficients)
@@ -170,6 +182,15 @@ def language_model(
     if train and outputs.metrics:  # A dense model has no router to ask.
       warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
+    if outputs.ahead is not None:
+      sums['ahead'], _ = cross_entropy(
+        lambda hidden: functional.head(params, hidden),
+        outputs.ahead,
+        following(batch.targets),
+        _ahead_weights(batch),
+        num_chunks,
+        functional.layout,
+      )
     metrics = dict(outputs.metrics)
     for name, pair in outputs.losses.items():
       if name in coefficients:
@@ -185,6 +206,7 @@ def language_model(
     return {
       'cross_entropy': weight,
       'logits_z': weight,
+      'ahead': _ahead_weights(batch).sum(),
       'load_balance': tokens,
       'router_z': tokens,
       **{name: tokens for name, _ in router_losses},

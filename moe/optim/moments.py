@@ -1,8 +1,8 @@
 """Adam's moments in 16 or in 8 bits.
 
 Both are rounded stochastically. A moment changes by a few per cent in a
-training step, which is less than the spacing of these formats: rounded to the
-nearest number, it would stand still.
+training step, which is less than the spacing of these formats. Rounding to the
+nearest number would leave it as it is.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from moe.types import Array, PyTree
 DTYPES = ('float32', 'bfloat16', 'int8')
 # Numbers of the last dim that share a scale.
 BLOCK = 128
-# Code 255 of a second moment is 1.0; 8 codes less are half as much.
+# Code 255 of a second moment is 1.0; each 8 codes below halve it.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
@@ -61,7 +61,7 @@ def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
   Linear: x is about code / 127 of the largest magnitude of its block.
   """
   blocks, scale = _scaled(x)
-  # 16 bits of chance are below the resolution of the codes.
+  # 16 random bits are enough: codes are coarser.
   chance = (random >> jnp.uint32(16)).astype(jnp.float32) / 65536.0
   codes = jnp.floor(blocks.reshape(x.shape) * 127.0 + chance)
   return jnp.clip(codes, -127.0, 127.0).astype(jnp.int8), scale
@@ -78,7 +78,7 @@ def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
 
   A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
   largest number of its block, so that neighbours differ by 6 to 12 per cent
-  down to 2^-32 of that number. What is smaller becomes the smallest code: a
+  down to 2^-32 of that number. Smaller ones become the smallest code, since a
   second moment of zero would make its update infinite. Zero itself is code 0.
   """
   blocks, scale = _scaled(x)
@@ -98,12 +98,27 @@ def decode_positive(codes: Array, scale: Array) -> Array:
   return (_blocks(ratio) * scale[..., None]).reshape(codes.shape)
 
 
-def _stored(
+def zero_scales(params: PyTree) -> PyTree:
+  """Scales of codes that are all zero, in the shapes of the blocks."""
+  return jax.tree.map(
+    lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
+  )
+
+
+def pack(
   x: Array,
   is_int8: bool,
   encode: Callable[[Array, Array], tuple[Array, Array]],
   random: Array,
 ) -> tuple[Array, Array | None]:
+  """A moment in few bits, and the scales of its blocks if it is int8.
+
+  Args:
+    x: float32.
+    is_int8: whether `encode` makes codes of it; else it becomes bfloat16.
+    encode: `encode_signed` or `encode_positive`.
+    random: uint32 of the same shape.
+  """
   if is_int8:
     return encode(x, random)
   return rounding.to_bfloat16(x, random), None
@@ -133,10 +148,12 @@ def scale_by_adam(
     if not is_int8:
       zeros = code(jnp.bfloat16), code(jnp.bfloat16), (), ()
     else:
-      scale = lambda: jax.tree.map(
-        lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
+      zeros = (
+        code(jnp.int8),
+        code(jnp.uint8),
+        zero_scales(params),
+        zero_scales(params),
       )
-      zeros = code(jnp.int8), code(jnp.uint8), scale(), scale()
     return MomentState(jnp.zeros((), jnp.int32), *zeros)
 
   def one(
@@ -154,10 +171,10 @@ def scale_by_adam(
     m = b1 * m + (1.0 - b1) * g
     v = b2 * v + (1.0 - b2) * jnp.square(g)
     random = lambda stream: rounding.bits(g.shape, 0, count, index, stream)
-    mu, mu_scale = _stored(
+    mu, mu_scale = pack(
       m, is_int8, encode_signed, random(rounding.FIRST_MOMENT)
     )
-    nu, nu_scale = _stored(
+    nu, nu_scale = pack(
       v, is_int8, encode_positive, random(rounding.SECOND_MOMENT)
     )
     done = (count + 1).astype(jnp.float32)

@@ -1,15 +1,21 @@
-"""Optimizers: gradient clipping, AdamW or Adafactor, frozen parts."""
+"""Optimizers: gradient clipping, AdamW, Muon or Adafactor, frozen parts."""
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from moe import bounds
+from moe.optim import groups as groups_lib
 from moe.optim import moments
+from moe.optim import muon as muon_lib
+from moe.optim.groups import Factors, FactorsOf, Group
+from moe.optim.matrices import matrix_of
 from moe.optim.storage import FLOAT32, Storage, is_kept, names, to_float32
 from moe.types import PyTree
 
@@ -30,10 +36,71 @@ class Optimizer(NamedTuple):
 
 
 def _decayed(params: PyTree) -> PyTree:
-  """True for matrices; norm scales and biases are not decayed."""
-  return jax.tree.map(
-    lambda name: not re.search(r'(scale|bias)$', name), names(params)
+  """True for parameters that are decayed."""
+  return jax.tree.map(groups_lib.is_decayed, names(params))
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+  return matrix_of(name, shape) is not None
+
+
+def _check_adam(
+  b1: float, b2: float, weight_decay: float, moment_dtype: str
+) -> None:
+  bounds.within('b1', b1, 'decay of the first moment', least=0, below=1)
+  bounds.within('b2', b2, 'decay of the second moment', least=0, below=1)
+  taken_off = 'part of a matrix taken off, 0 for none'
+  bounds.within('weight_decay', weight_decay, taken_off, least=0)
+  bounds.one_of('moment_dtype', moment_dtype, moments.DTYPES)
+
+
+def _adam(
+  b1: float, b2: float, eps: float, moment_dtype: str
+) -> optax.GradientTransformation:
+  """Adam's direction; moments of what is always float32 are float32, too."""
+  whole = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
+  if moment_dtype == 'float32':
+    return whole
+
+  def labels(params: PyTree) -> PyTree:
+    return jax.tree.map(
+      lambda name: 'kept' if is_kept(name) else 'stored', names(params)
+    )
+
+  direction = {
+    'kept': whole,
+    'stored': moments.scale_by_adam(b1, b2, eps, moment_dtype),
+  }
+  return optax.partition(direction, labels)
+
+
+def _scheduled(
+  direction: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  weight_decay: float,
+  factors: Callable[[str], Factors] | None,
+) -> optax.GradientTransformation:
+  """A direction with weight decay, both times the learning rate."""
+  rate = optax.scale_by_learning_rate(schedule)
+  if factors is None:
+    decay = optax.add_decayed_weights(weight_decay, _decayed)
+    return optax.chain(direction, decay, rate)
+  decay = groups_lib.decay(_decay_of(weight_decay, factors))
+  scale = groups_lib.scale(lambda name: factors(name).rate)
+  return optax.chain(direction, decay, rate, scale)
+
+
+def _decay_of(
+  weight_decay: float, factors: Callable[[str], Factors]
+) -> Callable[[str], float]:
+  return lambda name: (
+    weight_decay * factors(name).decay * groups_lib.is_decayed(name)
   )
+
+
+def _elementwise(factors: FactorsOf | None) -> Callable | None:
+  """The factors of parameters whose updates are not orthogonal."""
+  return factors and (lambda name: factors(name, False))
 
 
 def adamw(
@@ -43,6 +110,7 @@ def adamw(
   eps: float = 1e-8,
   weight_decay: float = 0.1,
   moment_dtype: str = 'float32',
+  factors: FactorsOf | None = None,
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov & Hutter 2019); norm scales are not decayed.
 
@@ -55,41 +123,63 @@ def adamw(
       0.
     moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
       the moments of routers, norm scales and biases are float32.
+    factors: factors of learning rate and decay by path; None for none.
 
   Raises:
     ValueError: for a number out of range, and for another `moment_dtype`.
   """
-  bounds.within('b1', b1, 'decay of the first moment', least=0, below=1)
-  bounds.within('b2', b2, 'decay of the second moment', least=0, below=1)
+  _check_adam(b1, b2, weight_decay, moment_dtype)
   bounds.within('eps', eps, 'added to a root that may be 0', above=0)
-  taken_off = 'part of a matrix taken off, 0 for none'
-  bounds.within('weight_decay', weight_decay, taken_off, least=0)
-  bounds.one_of('moment_dtype', moment_dtype, moments.DTYPES)
-  if moment_dtype == 'float32':
-    return optax.adamw(
-      schedule,
-      b1=b1,
-      b2=b2,
-      eps=eps,
-      weight_decay=weight_decay,
-      mask=_decayed,
-      mu_dtype=jnp.float32,
-    )
+  direction = _adam(b1, b2, eps, moment_dtype)
+  return _scheduled(direction, schedule, weight_decay, _elementwise(factors))
+
+
+def muon(
+  schedule: optax.Schedule,
+  beta: float = 0.95,
+  b1: float = 0.9,
+  b2: float = 0.95,
+  weight_decay: float = 0.1,
+  moment_dtype: str = 'float32',
+  factors: FactorsOf | None = None,
+) -> optax.GradientTransformation:
+  """Muon (Jordan 2024) for matrices, AdamW for all other parameters.
+
+  The matrices are those of `moe.optim.matrices`: of attention and feed-forward
+  layers and, each by itself, of experts. Tables, routers and norm scales are
+  AdamW's. Routers are not decayed, unlike those of `adamw`.
+
+  Args:
+    schedule: learning rate by step, of both.
+    beta: decay of Muon's momentum.
+    b1: decay of Adam's first moment.
+    b2: decay of Adam's second moment.
+    weight_decay: part of a parameter taken off, times the learning rate.
+    moment_dtype: 'float32', 'bfloat16' or 'int8', as in `adamw`.
+    factors: factors of learning rate and decay by path; None for none.
+
+  Raises:
+    ValueError: for a number out of range, or another `moment_dtype`.
+  """
+  bounds.within('beta', beta, 'decay of the momentum', least=0, below=1)
+  _check_adam(b1, b2, weight_decay, moment_dtype)
 
   def labels(params: PyTree) -> PyTree:
-    return jax.tree.map(
-      lambda name: 'kept' if is_kept(name) else 'stored', names(params)
-    )
+    label = lambda name, p: 'matrix' if _is_matrix(name, p.shape) else 'other'
+    return jax.tree.map(label, names(params), params)
 
-  direction = {
-    'kept': optax.scale_by_adam(b1, b2, eps),
-    'stored': moments.scale_by_adam(b1, b2, eps, moment_dtype),
+  def chain(direction: optax.GradientTransformation, is_orthogonal: bool):
+    def of(name: str) -> Factors:
+      found = factors(name, is_orthogonal) if factors else Factors()
+      return found._replace(decay=0.0) if name.endswith('router') else found
+
+    return _scheduled(direction, schedule, weight_decay, of)
+
+  made = {
+    'matrix': chain(muon_lib.scale_by_muon(beta, moment_dtype), True),
+    'other': chain(_adam(b1, b2, 1e-8, moment_dtype), False),
   }
-  return optax.chain(
-    optax.partition(direction, labels),
-    optax.add_decayed_weights(weight_decay, _decayed),
-    optax.scale_by_learning_rate(schedule),
-  )
+  return optax.partition(made, labels)
 
 
 def adafactor(
@@ -98,6 +188,7 @@ def adafactor(
   clipping_threshold: float = 1.0,
   momentum: float | None = None,
   weight_decay: float | None = None,
+  factors: FactorsOf | None = None,
 ) -> optax.GradientTransformation:
   """Adafactor (Shazeer & Stern 2018): second moments as rows and columns.
 
@@ -108,6 +199,7 @@ def adafactor(
     momentum: of the updates; None for none, which takes no memory.
     weight_decay: part of a matrix taken off each step; unlike AdamW's, it does
       not depend on the learning rate. None for none.
+    factors: factors of learning rate and decay by path; None for none.
 
   Raises:
     ValueError: for a number out of range.
@@ -121,16 +213,23 @@ def adafactor(
   if weight_decay is not None:
     taken_off = 'part of a matrix taken off, None for none'
     bounds.within('weight_decay', weight_decay, taken_off, least=0, below=1)
-  return optax.adafactor(
+  made = functools.partial(
+    optax.adafactor,
     schedule,
     min_dim_size_to_factor=32,
     decay_rate=decay_rate,
     clipping_threshold=clipping_threshold,
     momentum=momentum,
-    weight_decay_rate=weight_decay,
-    weight_decay_mask=_decayed,
     multiply_by_parameter_scale=False,
   )
+  if factors is None:
+    return made(weight_decay_rate=weight_decay, weight_decay_mask=_decayed)
+  of = lambda name: factors(name, False)
+  steps = [made(), groups_lib.scale(lambda name: of(name).rate)]
+  if weight_decay is not None:
+    # Updates are subtracted already, so the part is too.
+    steps.append(groups_lib.decay(_decay_of(-weight_decay, of)))
+  return optax.chain(*steps)
 
 
 def build(
@@ -138,6 +237,7 @@ def build(
   clip_norm: float = 1.0,
   frozen: Sequence[str] = (),
   storage: Storage = FLOAT32,
+  groups: Sequence[Group] = (),
 ) -> Optimizer:
   """An optimizer with gradients clipped by their global norm, and frozen parts.
 
@@ -147,49 +247,74 @@ def build(
     frozen: regular expressions. A parameter is not trained, and has no
       optimizer state, if one of them matches its path 'a/b/c' in full.
     storage: formats of parameters and gradients.
+    groups: groups that `optimizer` makes a difference between: their patterns
+      are checked here.
 
   Raises:
     ValueError: for a pattern that is no regular expression; `init` raises it
       for a pattern that matches no parameter.
   """
-  for pattern in frozen:
-    bounds.regular_expression('FROZEN', pattern)
+  groups_lib.check_patterns('FROZEN', frozen)
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   chain = optax.chain(*steps, optimizer)
+  patterns = [group[0] for group in groups]
   if not frozen:
-    return _in_float32(chain, storage)
+    return _in_float32(chain, storage, patterns)
 
   def labels(params: PyTree) -> PyTree:
+    groups_lib.check_matches('FROZEN', frozen, params)
     paths = names(params)
-    for pattern in frozen:
-      if not any(re.fullmatch(pattern, n) for n in jax.tree.leaves(paths)):
-        raise ValueError(
-          f"FROZEN pattern '{pattern}' must match the path of a parameter in"
-          ' full (see model.txt of a run), but matches none.'
-        )
     is_frozen = lambda n: any(re.fullmatch(p, n) for p in frozen)
     return jax.tree.map(
       lambda n: 'frozen' if is_frozen(n) else 'trained', paths
     )
 
   transforms = {'trained': chain, 'frozen': optax.set_to_zero()}
-  return _in_float32(optax.multi_transform(transforms, labels), storage)
+  made = optax.multi_transform(transforms, labels)
+  return _in_float32(made, storage, patterns)
 
 
 def _in_float32(
-  optimizer: optax.GradientTransformation, storage: Storage
+  optimizer: optax.GradientTransformation,
+  storage: Storage,
+  patterns: Sequence[str],
 ) -> Optimizer:
   """The optimizer, which gets all arrays in float32."""
+  optimizer = optax.with_extra_args_support(optimizer)
 
   # optax mixes dtypes, which strict promotion makes an error.
   def init(params: PyTree) -> optax.OptState:
+    groups_lib.check_matches('GROUPS', patterns, params)
     with jax.numpy_dtype_promotion('standard'):
       return optimizer.init(to_float32(params))
 
   def update(
-    grads: PyTree, state: optax.OptState, params: PyTree
+    grads: PyTree,
+    state: optax.OptState,
+    params: PyTree,
+    shardings: Mapping[str, NamedSharding] | None = None,
   ) -> tuple[PyTree, optax.OptState]:
     with jax.numpy_dtype_promotion('standard'):
-      return optimizer.update(to_float32(grads), state, to_float32(params))
+      return optimizer.update(
+        to_float32(grads), state, to_float32(params), shardings=shardings
+      )
 
   return Optimizer(init, update, storage)
+
+
+def placed(optimizer: Optimizer, params: PyTree) -> Optimizer:
+  """An optimizer that divides its products as its parameters are divided.
+
+  Args:
+    optimizer: made by `build`.
+    params: shapes with shardings.
+  """
+  shardings = dict(
+    zip(
+      jax.tree.leaves(names(params)),
+      (p.sharding for p in jax.tree.leaves(params)),
+      strict=True,
+    )
+  )
+  update = functools.partial(optimizer.update, shardings=shardings)
+  return optimizer._replace(update=update)

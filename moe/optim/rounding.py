@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 from moe.types import Array, PyTree
 
-# Streams of the same seed and step that must not share their bits.
-PARAMS, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2
+# Uses of the bits. Two of them must not share bits of one seed and step.
+PARAMS, FIRST_MOMENT, SECOND_MOMENT, MOMENTUM = 0, 1, 2, 3
 
 
 def _mix(x: Array, word: Array) -> Array:
-  """A bijection of uint32 for each word, in which every bit changes the others.
+  """A hash of uint32: for each word a bijection that mixes all bits.
 
   The constants are those of the 'lowbias32' hash (Wellons 2018,
   https://nullprogram.com/blog/2018/07/31/); `word` is ours.
@@ -55,7 +55,7 @@ def bits(
 
 
 def truncate(x: Array, random: Array, dropped: int) -> Array:
-  """Float32 without its last bits, rounded up or down so that the mean stays.
+  """Float32 with the last bits set to zero, rounded without bias.
 
   Args:
     x: float32.

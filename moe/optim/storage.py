@@ -15,7 +15,7 @@ _MACROS = {
   'grads': 'GRAD_DTYPE',
   'sums': 'SUM_DTYPE',
 }
-# These arrays are small and much depends on them: they are always float32.
+# These arrays are small and sensitive, so they are always float32.
 _KEPT = re.compile(r'router|(^|/)(scale|bias)$')
 
 

@@ -9,9 +9,8 @@ from moe.layers import kernels
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.models.anatomy import Anatomy, anatomy
 from moe.models.functional import Functional
-from moe.optim import optimizers
 from moe.parallel import mesh, rules
-from moe.runs.run import Run
+from moe.runs.run import Run, optimizer_of
 from moe.scale import cost, drops, hlo_flops
 from moe.train import state
 from moe.types import Layout, PyTree
@@ -21,9 +20,7 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
   """(TrainState of shapes, logical axes of its parameters), on no device."""
   shape = 1, min(8, run.data.sequence_length)
   objective = run.objective(Functional(run.model), shape)
-  optimizer = optimizers.build(
-    run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
-  )
+  optimizer = optimizer_of(run)
   shapes = objective.shapes()
   found = {}
 

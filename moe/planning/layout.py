@@ -18,7 +18,7 @@ from moe.parallel.mesh import AXES, EXPERT, make_mesh
 from moe.planning import execution
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
-from moe.scale import cost, forecast, memory, roofline
+from moe.scale import cost, forecast, memory, orthogonal, roofline
 from moe.scale.topology import Slice
 from moe.train import program
 from moe.train.state import TrainState
@@ -91,7 +91,8 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
     sum_bytes=jax.numpy.dtype(run.storage.sums).itemsize,
-    prefix=len(model.prefix),
+    # The block ahead is not scanned either.
+    prefix=len(model.prefix) + model.predicts_ahead,
   )
 
 
@@ -189,8 +190,9 @@ def _demand(
     exchanged = round(rows * made.padding) * model.d_model * sizes.dtype_bytes
     here = model.experts.num_experts / mesh.shape[EXPERT]
     rows_per_expert = rows / here
+  update = orthogonal.update(where.abstract.opt_state, where.abstract.params)
   return forecast.StepDemand(
-    step * tokens / mesh.size,
+    step * tokens / mesh.size + update.flops,
     exchanged,
     model.num_sparse,
     model.d_model,

@@ -12,7 +12,7 @@ from moe.models.functional import Functional
 from moe.objectives.language import batch_shapes
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
-from moe.scale import cost
+from moe.scale import cost, orthogonal
 from moe.types import Array, PyTree
 
 _UNITS = {'M': 10**6, 'B': 10**9, 'T': 10**12}
@@ -106,6 +106,7 @@ def table_row(
       counts['params_active'], paper.active
     ),
     'difference_because': paper.why,
+    'flops_per_step_muon': orthogonal.flops_with_muon(params),
     'length': run.data.sequence_length,
     'param_bytes': cost.total_bytes(params),
   }
@@ -121,7 +122,8 @@ def table(rows: Sequence[dict]) -> rich.table.Table:
   """The rows as a rich table."""
   notes = [
     f'FLOPs of one token at length {rows[0]["length"]}: 2 for each active'
-    ' parameter in a product, causal attention. GB: 10^9 bytes of float32'
+    ' parameter in a product, causal attention. TFLOP Muon: of one step, of'
+    ' however many tokens. GB: 10^9 bytes of float32'
     ' parameters.'
   ]
   notes += [
@@ -134,7 +136,8 @@ def table(rows: Sequence[dict]) -> rich.table.Table:
   )
   made.add_column('model', no_wrap=True)
   columns = ['total', 'published', '%', 'active', 'published', '%']
-  for column in [*columns, 'GFLOP forward', 'GFLOP training', 'GB']:
+  columns += ['GFLOP forward', 'GFLOP training', 'TFLOP Muon', 'GB']
+  for column in columns:
     made.add_column(column, justify='right')
   percent = lambda value: '' if value is None else f'{value:+.2f}'
   giga = lambda value: f'{value / 1e9:,.{0 if value > 1e12 else 3}f}'
@@ -149,6 +152,7 @@ def table(rows: Sequence[dict]) -> rich.table.Table:
       percent(row['params_active_difference']),
       giga(row['flops_per_token_forward']),
       giga(row['flops_per_token_train']),
+      giga(row['flops_per_step_muon'] / 1e3),
       giga(row['param_bytes']),
     )
   return made

@@ -25,7 +25,7 @@ def plan_shapes(
 ) -> dict[str, Any]:
   """The part of a plan that needs no compiler, for a slice or any devices."""
   ts, logical_axes = execution.abstract_state(run)
-  counts = counts_of(run, ts.params, logical_axes)
+  counts = counts_of(run, ts.params, logical_axes, ts.opt_state)
   active = anatomy(run.model).num_active
   parts = cost.components(ts.params, logical_axes, active)
   devices = slice_.num_devices if slice_ else execution.least_devices(run)

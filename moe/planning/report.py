@@ -86,6 +86,11 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
       f'{flops("executed_flops_per_token_forward")} forward,'
       f' {flops("executed_flops_per_token_train")} training',
     ),
+    (
+      'optimizer FLOPs per token',
+      f'{short(facts["flops_per_token_optimizer"])}FLOP, by all parameters'
+      " over a step's tokens",
+    ),
     ('tokens per step', count('tokens_per_step')),
     ('the run', f'{short(facts["tokens"])} tokens, {flops("flops")}'),
     (

@@ -14,7 +14,12 @@ from moe.evaluate.score import Score
 from moe.train import record_log
 
 # Compared keys of run.json, and of the last records in log.jsonl.
-COUNTS = ('params_total', 'params_active', 'flops_per_token_train')
+COUNTS = (
+  'params_total',
+  'params_active',
+  'flops_per_token_train',
+  'flops_per_token_optimizer',
+)
 AT_END = ('dropped_fraction', 'load_imbalance')
 
 

@@ -15,6 +15,7 @@ FACTS = (
   ('params_total', 'parameters', '{:,}'),
   ('params_active', 'active parameters per token', '{:,}'),
   ('flops_per_token_train', 'training FLOPs per token', '{:,}'),
+  ('flops_per_token_optimizer', "the optimizer's FLOPs per token", '{:,}'),
   ('dropped_fraction', 'dropped tokens, last tenth of steps', '{:.1%}'),
   ('load_imbalance', 'busiest expert / mean, last tenth of steps', '{:.2f}'),
 )

@@ -30,7 +30,7 @@ class Baselines(NamedTuple):
 
 # The small figures: (key of a record, title, format of numbers, scale).
 _SMALL = (
-  ('loss', 'Loss [nats]', '{x:g}', 'fit'),
+  ('loss', 'Loss with all its terms [nats]', '{x:g}', 'fit'),
   ('grad_norm', 'Gradient norm', '{x:g}', 'log'),
   ('learning_rate', 'Learning rate', '{x:g}', 'exact'),
   ('time.tokens_per_second', 'Tokens per second', '{x:,.0f}', 'zero'),

@@ -24,11 +24,10 @@ from moe.modalities import ids
 from moe.models import functional as functional_lib
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
-from moe.optim import optimizers
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import make_mesh
 from moe.runs import preflight
-from moe.runs.run import Run
+from moe.runs.run import Run, optimizer_of
 from moe.train import program as program_lib
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
@@ -66,9 +65,7 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
   )
   return program_lib.make_program(
     objective,
-    optimizers.build(
-      run.optimizer(run.schedule), run.clip_norm, run.frozen, run.storage
-    ),
+    optimizer_of(run),
     run.schedule,
     table,
     mesh,

@@ -1,25 +1,43 @@
 """Parameters and FLOPs of a run."""
 
+import math
+
 from moe.models.anatomy import anatomy
 from moe.runs.run import Run
-from moe.scale import cost, topology
+from moe.scale import cost, orthogonal, topology
 from moe.train.program import Program
 from moe.types import PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
   """(`counts_of` the run, peak FLOP/s of the mesh or None if unknown)."""
-  counts = counts_of(run, program.abstract.params, program.logical_axes)
+  abstract = program.abstract
+  counts = counts_of(
+    run, abstract.params, program.logical_axes, abstract.opt_state
+  )
   device = program.mesh.devices.flat[0]
   peak = topology.peak_flops(device.device_kind)
   return counts, peak and peak * program.mesh.size
 
 
-def counts_of(run: Run, params: PyTree, logical_axes: PyTree) -> dict[str, int]:
-  """Parameters and FLOPs per token, from the shapes of the parameters."""
+def counts_of(
+  run: Run, params: PyTree, logical_axes: PyTree, opt_state: PyTree = ()
+) -> dict[str, int]:
+  """Parameters and FLOPs per token, from shapes.
+
+  Args:
+    run: the run.
+    params: shapes of its parameters.
+    logical_axes: logical axes of its parameters.
+    opt_state: shapes of its optimizer's state. The products of an update are
+      shared by the tokens of a step.
+  """
   model = anatomy(run.model)
-  total, active = cost.parameter_counts(params, logical_axes, model.num_active)
-  tables = 0 if model.is_tied else params['embedding']['table'].size
+  parts = cost.components(params, logical_axes, model.num_active)
+  total = sum(part.total for part in parts.values())
+  active = sum(part.active for part in parts.values())
+  table = params['embedding']['table'].size
+  tables = 0 if model.is_tied else table
   flops = cost.flops_per_token(
     active,
     tables,
@@ -27,9 +45,15 @@ def counts_of(run: Run, params: PyTree, logical_axes: PyTree) -> dict[str, int]:
     len(model.layers),
     run.data.sequence_length,
   )
+  ahead = cost.ahead_flops_per_token(
+    parts, table, model.attention.pair_width, run.data.sequence_length
+  )
   return {
     'params_total': total,
     'params_active': active,
     'flops_per_token_forward': flops,
-    'flops_per_token_train': 3 * flops,
+    'flops_per_token_train': 3 * (flops + ahead),
+    'flops_per_token_optimizer': round(
+      orthogonal.flops(opt_state) / math.prod(run.data.shape)
+    ),
   }

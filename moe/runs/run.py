@@ -1,6 +1,7 @@
 """The values of a run, which hold everything that a configuration says."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 
 import optax
@@ -15,6 +16,9 @@ from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
 from moe.objectives.objective import Objective
+from moe.optim import groups as groups_lib
+from moe.optim import optimizers
+from moe.optim.groups import Factors, Group
 from moe.optim.storage import Storage
 from moe.parallel.mesh import MeshShape
 from moe.routing.plan import Router
@@ -107,6 +111,8 @@ class Run:
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.
     frozen: regular expressions of parameter paths that are not trained.
+    groups: (regular expression, factor of the learning rate, factor of the
+      weight decay) of parameter paths that match in full.
     storage: number formats of parameters and gradients.
     data: the data.
     settings: settings of the training loop.
@@ -124,6 +130,7 @@ class Run:
   rules: str = 'standard'
   clip_norm: float = 1.0
   frozen: Sequence[str] = ()
+  groups: Sequence[Group] = ()
   storage: Storage = Storage()
   initial: Initial = Initial()
   prompts: Sequence[str] = ()
@@ -173,6 +180,38 @@ class TrainedRun:
   def ids(self) -> IdSpace:
     """The id space of the run."""
     return self.run.data.ids(self.vocabulary.size)
+
+
+def optimizer_of(run: Run) -> optimizers.Optimizer:
+  """The optimizer of a run.
+
+  Raises:
+    ValueError: if its groups are no groups, or its optimizer takes none.
+  """
+  options, scales = {}, run.model.parametrisation
+  if run.groups or scales:
+    if 'factors' not in inspect.signature(run.optimizer).parameters:
+      raise ValueError(
+        'GROUPS and PARAMETRISATION need an OPTIMIZER with `factors`, such as'
+        f' @optimizers.adamw, got {run.optimizer}: change one of them.'
+      )
+    of_groups = groups_lib.factors_of(run.groups)
+
+    def factors(name: str, is_orthogonal: bool) -> Factors:
+      found = of_groups(name, is_orthogonal)
+      if not scales:
+        return found
+      width = run.model.d_model
+      return found.times(Factors(*scales.factors(name, is_orthogonal, width)))
+
+    options['factors'] = factors
+  return optimizers.build(
+    run.optimizer(run.schedule, **options),
+    run.clip_norm,
+    run.frozen,
+    run.storage,
+    run.groups,
+  )
 
 
 def router_of(run: Run) -> Router | None:

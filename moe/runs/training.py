@@ -90,6 +90,8 @@ def describe(program: Program, counts: dict[str, int]) -> str:
   return program_lib.parameter_table(program) + (
     f'active parameters per token {counts["params_active"]:,}\n'
     f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
+    'optimizer FLOPs per token'
+    f' {counts["flops_per_token_optimizer"]:,}\n'
   )
 
 

@@ -8,8 +8,11 @@ from moe import axes
 from moe.parallel import shardings
 from moe.types import PyTree
 
+# The block that predicts the token after the next one.
+AHEAD = 'block ahead'
 # (word in a parameter's path, part of the model); the first match counts.
 _PARTS = (
+  ('ahead/', AHEAD),
   ('shared', 'shared experts'),
   ('norm', 'norms'),
   ('router', 'routers'),
@@ -46,7 +49,7 @@ def components(
 
   Returns:
     Part -> counts. In an array with an expert dim E, a share of num_active / E
-    is active.
+    is active; nothing of the block ahead is, which only training has.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
@@ -60,6 +63,8 @@ def components(
       part = 'experts'
       E = leaf.shape[logical.index(axes.EXPERT)]
       active = round(total / E * num_active)
+    if part == AHEAD:
+      active = 0
     old = counts.get(part, ParameterCount(0, 0))
     counts[part] = ParameterCount(old.total + total, old.active + active)
   return counts
@@ -97,6 +102,24 @@ def flops_per_token(
   # Scores and weighted values are 2 products of 2 FLOPs, with T / 2 keys each.
   attention = 2 * 2 * attention_width * (length // 2) * num_layers
   return products + attention
+
+
+def ahead_flops_per_token(
+  parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
+) -> int:
+  """Model FLOPs of the block ahead and its head, forward, for a training token.
+
+  Args:
+    parts: as `components` counts them.
+    head: parameters of the head.
+    attention_width: heads x head width.
+    length: T.
+  """
+  if AHEAD not in parts:
+    return 0
+  return flops_per_token(
+    parts[AHEAD].total + head, 0, attention_width, 1, length
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +201,7 @@ def executed_flops_per_token(
 
   This counter includes empty capacity slots, masked scores and recomputation.
   Every product runs three times: the first layer's too, because embeddings need
-  a gradient.
+  a gradient. With remat, the block ahead runs once more as a whole.
   """
   products = {
     part: 2 * c.active * (execution.padding if part == 'experts' else 1)
@@ -190,13 +213,19 @@ def executed_flops_per_token(
   table = 'embedding' if execution.is_tied else 'output head'
   head = 2 * parts[table].active if table in parts else 0
   forward = sum(products.values()) + scores + head
+  ahead = ahead_flops_per_token(
+    parts,
+    parts[table].total if table in parts else 0,
+    execution.attention_width,
+    execution.length,
+  )
   again = sum(
     execution.recomputed.get(part, 0.0) * flops
     for part, flops in (products | {'scores': scores}).items()
   )
-  again += head * execution.is_loss_remat
+  again += head * execution.is_loss_remat + ahead * bool(execution.recomputed)
   backward = 2 * (forward - scores) + execution.attention_backward * scores
-  return forward, forward + backward + again
+  return forward, forward + backward + again + 3 * ahead
 
 
 def device_bytes(tree: PyTree) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from moe import axes
 from moe.parallel.mesh import CONTEXT, DATA, EXPERT, FSDP, MODEL
-from moe.scale import collectives, cost, memory, roofline, work
+from moe.scale import collectives, cost, memory, orthogonal, roofline, work
 from moe.scale.topology import GIB, Slice
 from moe.train.state import TrainState
 from moe.types import PyTree
@@ -26,13 +26,14 @@ _WEIGHT_BYTES = 2
 _GATHERED = (axes.EMBED, axes.LATENT)
 # What a transfer carries: its `Transfer.source` in a forecast.
 WEIGHTS, ROWS, WIDTHS = 'weights', 'rows', 'widths'
-KEYS, GRADIENTS = 'keys', 'gradients'
+KEYS, GRADIENTS, MATRICES = 'keys', 'gradients', 'matrices'
 _WORDS = {
   WEIGHTS: 'gathering weights and scattering their gradients',
   ROWS: 'the exchange of rows between experts',
   WIDTHS: 'summing the parts of heads and widths',
   KEYS: 'gathering keys and values along the sequence',
   GRADIENTS: 'summing gradients of replicated parameters',
+  MATRICES: 'bringing parts of matrices together for Muon',
 }
 _WAYS_OUT = {
   WEIGHTS: 'more tokens per device and microbatch, a larger MESH_EXPERT, or a'
@@ -41,6 +42,7 @@ _WAYS_OUT = {
   WIDTHS: 'a smaller MESH_MODEL',
   KEYS: 'less context parallelism',
   GRADIENTS: 'more tokens per step, or MESH_FSDP instead of MESH_DATA',
+  MATRICES: 'more tokens per step, or OPTIMIZER=@optimizers.adamw',
 }
 
 
@@ -175,6 +177,8 @@ def forecast_work(
   for over, numbers in _summed(abstract.params, token_axes).items():
     add(GRADIENTS, 'all-reduce', over, numbers * sizes.grad_bytes, n)
     local += numbers
+  for moved in orthogonal.update(abstract.opt_state, abstract.params).transfers:
+    add(MATRICES, moved.kind, (moved.axis,), moved.num_bytes, moved.times)
   # The optimizer's state is divided over 'data', so updates must be gathered.
   add(GRADIENTS, 'all-gather', (DATA,), local * 4, 1)
   hidden = sizes.tokens * demand.d_model * sizes.dtype_bytes

@@ -13,7 +13,7 @@ import jax
 from moe import axes
 from moe.parallel import shardings
 from moe.parallel.mesh import EXPERT
-from moe.scale import cost
+from moe.scale import cost, orthogonal
 from moe.train.state import TrainState
 from moe.types import Batch, PyTree
 
@@ -245,6 +245,9 @@ def predict(
     # The table for products, the table transposed, and its float32 gradient.
     'table': table * (2 * dtype_bytes + _FLOAT32_BYTES),
   }
+  update = orthogonal.update(abstract.opt_state, abstract.params)
+  if update.working_bytes:
+    parts['matrices of an update'] = update.working_bytes
   if sizes.prefix:
     parts |= {
       # These bytes are also in 'kept for the backward pass'; alone, they count
@@ -270,5 +273,7 @@ def _peak(parts: dict[str, int]) -> int:
     'one prefix block',
     'weights of the prefix',
   )
+  # An update that works element by element needs no room beside its result.
+  update = total('gradients', 'matrices of an update')
   lasting = total('copies of parameters', 'sums over microbatches')
-  return lasting + max(loss, layers, first)
+  return lasting + max(loss, layers, first, update)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from moe.objectives.objective import Objective, num_rows
+from moe.optim import optimizers
 from moe.optim.optimizers import Optimizer
 from moe.parallel import multihost, rules, shardings
 from moe.train import state
@@ -135,6 +136,7 @@ def make_program(
       abstract, found['axes'], table, mesh, optimizer.storage.optimizer_on_host
     )
     placed = jax.tree.map(lambda s: s.sharding, abstract)
+    optimizer = optimizers.placed(optimizer, abstract.params)
     batch = shardings.batch_shardings(objective.fields(), table, mesh)
     train_step = make_train_step(
       objective, optimizer, schedule, seed, num_microbatches

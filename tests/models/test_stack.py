@@ -1,6 +1,7 @@
 """The stack: an unscanned prefix, then scanned periods."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from moe.layers.moe_layer import TokenInfo
 from moe.models.stack import REMAT_NAMES, Period, Stack
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.parallel.shardings import path_name
 from moe.types import Cache, Layout
 from tests.models import factories
 
@@ -293,3 +295,30 @@ def test_latent_attention_read_in_parts_equals_reading_at_once():
   np.testing.assert_allclose(
     np.concatenate(parts, axis=1), whole, rtol=1e-4, atol=1e-4
   )
+
+
+@pytest.mark.parametrize(
+  ('output_init', 'scale'), [('depth', 0.5), ('zero', 0.0)]
+)
+def test_output_projections_begin_smaller_and_all_else_stays(
+  output_init, scale
+):
+  # Two layers: the root of 2 x 2 is 2.
+  def drawn(output_init):
+    stack = Stack(
+      factories.make_block(moe=dict(shared_d_ff=6)),
+      2,
+      num_dense_prefix=1,
+      output_init=output_init,
+    )
+    init = lambda key: stack.init(key, *arguments(), None, True)['params']
+    params = nn.meta.unbox(jax.jit(init)(jax.random.key(0)))
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {path_name(path): np.asarray(a) for path, a in flat}
+
+  plain, changed = drawn('fan_in'), drawn(output_init)
+  outputs = {name for name in plain if re.search('/(out|w_down.*)$', name)}
+  assert len(outputs) == 5  # Attention twice, dense, experts, shared expert.
+  for name, a in plain.items():
+    wanted = scale * a if name in outputs else a
+    np.testing.assert_allclose(changed[name], wanted, rtol=1e-6, err_msg=name)

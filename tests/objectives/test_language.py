@@ -104,6 +104,7 @@ def test_coefficients_are_those_given(model):
     'router_z': 0.25,
     'importance': 0.75,
     'logits_z': 0.125,
+    'ahead': 0.3,
   }
   assert language_model.init(None, None) == ('params', 'state', 'axes')
 

@@ -37,7 +37,7 @@ def test_positive_codes_halve_every_eight_and_never_become_zero():
 
 
 @pytest.mark.parametrize('kind', ['signed', 'positive'])
-def test_codes_are_right_on_average(kind):
+def test_codes_are_unbiased(kind):
   encode = getattr(moments, f'encode_{kind}')
   decode = getattr(moments, f'decode_{kind}')
   row = np.random.RandomState(0).uniform(0.01, 1.0, 128).astype('f4')
@@ -90,7 +90,7 @@ def trained(moment_dtype, steps=60):
 
 
 @pytest.mark.parametrize('moment_dtype', ['bfloat16', 'int8'])
-def test_small_moments_take_the_steps_of_whole_ones(moment_dtype):
+def test_moments_in_few_bits_take_the_steps_of_float32_moments(moment_dtype):
   whole, _, target = trained('float32')
   small, _, _ = trained(moment_dtype)
   loss = lambda params: float(jnp.mean((params['w'] - target) ** 2))
@@ -103,7 +103,7 @@ def test_small_moments_take_the_steps_of_whole_ones(moment_dtype):
 
 
 @pytest.mark.parametrize('moment_dtype, most', [('bfloat16', 4), ('int8', 2.1)])
-def test_small_moments_take_the_bytes_they_say(moment_dtype, most):
+def test_moments_take_the_bytes_of_their_format(moment_dtype, most):
   optimizer = optimizers.build(
     optimizers.adamw(CONSTANT, moment_dtype=moment_dtype)
   )
@@ -114,11 +114,11 @@ def test_small_moments_take_the_bytes_they_say(moment_dtype, most):
 
 
 @pytest.mark.parametrize('moment_dtype', ['bfloat16', 'int8'])
-def test_a_second_moment_forgets_what_is_long_ago(moment_dtype):
+def test_a_second_moment_forgets_old_gradients(moment_dtype):
   # Rounded to the nearest, 0.95 of a code would be that code again for ever.
   adam = moments.scale_by_adam(0.9, 0.95, 1e-8, moment_dtype)
   params = {'w': jnp.zeros((4, 128))}
-  # One number a block keeps the scale; the others have had their gradient.
+  # One number of each block keeps the scale up; the others get no gradient.
   keeps = jnp.zeros((4, 128)).at[:, 0].set(1.0)
 
   def body(state, grads):

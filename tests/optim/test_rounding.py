@@ -13,7 +13,7 @@ def random_bits(shape, seed=0, step=STEP, index=0, stream=0):
   return rounding.bits(shape, seed, step, index, stream)
 
 
-def test_bits_are_uniform_and_places_do_not_go_together():
+def test_bits_are_uniform_and_neighbours_are_uncorrelated():
   bits = np.asarray(random_bits((64, 1024)))
   # 65,536 draws of 16 values: 4,096 each, standard deviation 62.
   for shift in (0, 12, 28):
@@ -29,7 +29,7 @@ def test_bits_are_uniform_and_places_do_not_go_together():
 @pytest.mark.parametrize(
   'change', [{'seed': 1}, {'step': STEP + 1}, {'index': 1}, {'stream': 1}]
 )
-def test_bits_of_another_seed_step_array_or_stream_do_not_go_with_them(change):
+def test_bits_of_another_seed_step_array_or_stream_are_uncorrelated(change):
   shape = (256, 256)
   a, b = random_bits(shape), random_bits(shape, **change)
   u, v = (np.asarray(x) / 2**32 - 0.5 for x in (a, b))
@@ -37,7 +37,7 @@ def test_bits_of_another_seed_step_array_or_stream_do_not_go_with_them(change):
 
 
 def test_bits_repeat_nowhere_in_an_array_of_more_than_2_to_the_32_numbers():
-  # Two layers that lie 2^32 places apart; only the corner of each is made.
+  # Two layers lie 2^32 places apart; only a corner of each is computed.
   corner = lambda layer: np.asarray(
     jax.jit(lambda: random_bits((65_537, 256, 256))[layer, :4, :4])()
   )
@@ -63,7 +63,7 @@ def test_rounding_is_unbiased_for_all_magnitudes_and_signs(scale):
   assert np.all(np.abs(error / np.asarray(x)[:, 0]) < 5 * 2**-8 / 90)
 
 
-def test_what_is_a_bfloat16_already_or_not_finite_stays():
+def test_bfloat16_numbers_and_not_finite_ones_stay():
   x = jnp.array([0.0, -1.5, 2.0**-126, jnp.inf, -jnp.inf, 3e38], jnp.float32)
   x = x.astype(jnp.bfloat16).astype(jnp.float32)
   rounded = rounding.to_bfloat16(x, jnp.full(x.shape, 0xFFFFFFFF, jnp.uint32))

@@ -3,6 +3,7 @@ import pytest
 from launch.configs import configuration
 from moe.planning import plan
 from moe.scale import topology
+from tests.planning import cases
 
 FILES = [
   'models/tiny.gin',
@@ -84,3 +85,18 @@ def test_wudao_fits_2048_chips_with_a_quarter_of_memory_free(
   a_chip = known['executed_flops_per_token_train'] * known['tokens_per_step']
   a_chip /= 2048
   assert facts['executed_flops_per_chip'] == pytest.approx(a_chip, rel=0.01)
+
+
+def test_a_plan_counts_products_and_state_of_muon():
+  files = [*cases.FILES, 'runs/muon.gin']
+  bindings = [f'{k}={v}' for k, v in cases.MACROS.items()]
+  facts = plan.plan_shapes(configuration.load(files, bindings))
+  plain = plan.plan_shapes(cases.loaded())
+  assert plain['flops_per_token_optimizer'] == 0
+  # In 4 of 8 layers 16 experts have 3 matrices of 1024 x 4096: most of it.
+  step = 5 * (4 * 1024**2 * 4096 + 2 * 1024**3)
+  experts = 4 * 16 * 3 * step / (64 * 2048)
+  assert experts < facts['flops_per_token_optimizer'] < 1.2 * experts
+  # One momentum for each matrix, two for the table of 16384 x 1024.
+  wanted = plain['optimizer_bytes'] / 2 + 4 * 16384 * 1024
+  assert facts['optimizer_bytes'] == pytest.approx(wanted, rel=0.01)

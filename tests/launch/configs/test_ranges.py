@@ -24,6 +24,7 @@ from __gin__ import dynamic_registration
 from moe.data import transforms
 from moe.layers import latent_attention
 from moe.layers import soft_moe
+from moe.models import parametrisation
 """
 WIDTHS = ('num_heads', 'query_rank', 'kv_rank', 'content_dim')
 WIDTHS += ('rope_dim', 'value_dim')
@@ -70,6 +71,12 @@ IN_USE = {
   'language_model': [],
   'adamw': [],
   'adafactor': ['OPTIMIZER=@optimizers.adafactor'],
+  'muon': ['OPTIMIZER=@optimizers.muon'],
+  'CompleteP': [
+    'PARAMETRISATION=@parametrisation.CompleteP()',
+    'parametrisation.CompleteP.base_width=64',
+    'parametrisation.CompleteP.base_depth=2',
+  ],
   'rsqrt': schedule('rsqrt'),
   'cosine': schedule('cosine'),
   'wsd': [],
@@ -85,8 +92,15 @@ IN_USE = {
 NOT_SET = {
   *('Router', 'TokenChoice', 'Wrapper', 'Mixing'),  # bases and stand-ins
   *('AttentionAnatomy', 'FeedForwardAnatomy', 'ExpertsAnatomy', 'Anatomy'),
-  *('Embedding', 'OutputHead', 'RMSNorm', 'Objective', 'scale_by_adam'),
-  *('Plan', 'Counts', 'IdSpace', 'TrainedRun', 'Wanted', 'Job'),
+  *(
+    'Embedding',
+    'ExtraEmbedding',
+    'OutputHead',
+    'RMSNorm',
+    'Objective',
+    'scale_by_adam',
+  ),
+  *('PackPlan', 'Counts', 'IdSpace', 'TrainedRun', 'ScoringRequest', 'Job'),
 }
 
 

@@ -1,0 +1,80 @@
+"""The extra block that predicts the token after the next one."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers.attention import MaskSpec
+from moe.layers.moe_layer import TokenInfo
+from moe.layers.norm import RMSNorm
+from moe.layers.product import einsum
+from moe.models.block import Block
+from moe.types import Array, Layout
+
+
+class Ahead(nn.Module):
+  """One more block, which reads hidden states and the next tokens.
+
+  DeepSeek-V3 (2024), section 2.2 with D = 1, https://arxiv.org/abs/2412.19437:
+  multi-token prediction. The embedding and the head are those of the model.
+  Departs from it in being dense, with the active FLOPs of a sparse block, so
+  that it adds nothing to the losses and statistics of routers.
+
+  Attributes:
+    block: makes the block.
+    is_sparse: whether the blocks of the model are sparse.
+    policy: what is kept of the block for its backward pass; None for all of it.
+    layout: mesh axes by use.
+    dtype: compute dtype.
+  """
+
+  block: Callable[..., Block]
+  is_sparse: bool
+  policy: Callable | None
+  layout: Layout
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: Array,
+    next_BTD: Array,
+    mask: MaskSpec,
+    info: TokenInfo,
+    train: bool,
+  ) -> Array:
+    """Hidden states [B, T, D], ready for the head.
+
+    Args:
+      x_BTD: hidden states of the model.
+      next_BTD: embeddings of the next tokens.
+      mask: which tokens see which.
+      info: of the tokens.
+      train: whether this is training.
+    """
+    norm = lambda name: RMSNorm(axes.EMBED, dtype=self.dtype, name=name)
+    both = norm('hidden_norm')(x_BTD), norm('next_norm')(next_BTD)
+    D = x_BTD.shape[-1]
+    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+    w_join = self.param(
+      'w_join',
+      nn.with_logical_partitioning(init, (axes.EMBED, None)),
+      (2 * D, D),
+      jnp.float32,
+    )
+    joined = jnp.concatenate(both, axis=-1)
+    y_BTD = einsum('BTC,CD->BTD', joined, w_join.astype(self.dtype))
+    block = self.block(
+      is_sparse=self.is_sparse,
+      dense_twin=True,
+      layout=self.layout,
+      dtype=self.dtype,
+      name='block',
+    )
+    run = lambda block, *inputs: block(*inputs, None, train)
+    if self.policy:
+      run = nn.remat(run, policy=self.policy)
+    y_BTD, _, _ = run(block, y_BTD, mask, info)
+    return norm('last_norm')(y_BTD)

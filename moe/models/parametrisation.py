@@ -1,0 +1,82 @@
+"""One learning rate for all widths and depths."""
+
+import dataclasses
+import re
+
+from moe import bounds
+
+# Paths of parameters whose updates are an optimizer's for matrices inside of
+# the model: both sides grow with the width.
+_HIDDEN = re.compile(r'.*/(attention/(?!.*norm)\w+|w_\w+)')
+_TABLE = re.compile(r'(embedding|output)/table')
+
+
+@dataclasses.dataclass(frozen=True)
+class CompleteP:
+  """Maximal update parametrisation in width (muP), and CompleteP in depth.
+
+  Yang et al. (2022), table 8, https://arxiv.org/abs/2203.03466; Dey et al.
+  (2025), table 1 with alpha = 1, https://arxiv.org/abs/2505.01618; routers are
+  like output layers, as in Malasnicki et al. (2025),
+  https://arxiv.org/abs/2508.09752. A model of the base width and depth is the
+  standard one. With w the width over the base width, and l the same for layers:
+
+    what               initial deviation   learning rate      output times
+    hidden matrices    as it is            1 / w              -
+    the same, in Muon  as it is            1 / sqrt(w)        -
+    router             1 / sqrt(w)         1 / w              -
+    tables             as it is            1 / sqrt(w)        logits 1 / sqrt(w)
+    norm scales        as it is            1                  -
+    residual branches  -                   -                  1 / l
+
+  Tables have initial deviation 1 / sqrt(width) and embeddings are multiplied by
+  sqrt(width), so that the rate of 1 / sqrt(w) moves embeddings by the same
+  amount at each width. Rate times weight decay is the same for all widths. All
+  hidden widths but that of a head grow with the model's. We depart from
+  CompleteP in leaving Adam's epsilon as it is.
+
+  Attributes:
+    base_width: width at which nothing changes.
+    base_depth: number of layers at which nothing changes.
+  """
+
+  base_width: int
+  base_depth: int
+
+  def __post_init__(self):
+    found_at = 'the size for which the learning rate was found'
+    for name in ('base_width', 'base_depth'):
+      bounds.at_least(1, name, getattr(self, name), found_at)
+
+  def logits_scale(self, d_model: int) -> float:
+    """Factor of the hidden states that the head reads."""
+    return (self.base_width / d_model) ** 0.5
+
+  def router_scale(self, d_model: int) -> float:
+    """Factor of the initial values of routers."""
+    return (self.base_width / d_model) ** 0.5
+
+  def residual_scale(self, num_layers: int) -> float:
+    """Factor of the output of a residual branch."""
+    return self.base_depth / num_layers
+
+  def factors(
+    self, name: str, is_orthogonal: bool, d_model: int
+  ) -> tuple[float, float]:
+    """(factor of the learning rate, factor of the weight decay).
+
+    Args:
+      name: path of a parameter, 'a/b/c'.
+      is_orthogonal: whether its updates are orthogonal matrices (Muon).
+      d_model: width of the model.
+    """
+    ratio = self.base_width / d_model
+    if _TABLE.fullmatch(name):
+      rate = ratio**0.5
+    elif name.endswith('/router'):
+      rate = ratio
+    elif _HIDDEN.fullmatch(name):
+      rate = ratio**0.5 if is_orthogonal else ratio
+    else:
+      rate = 1.0
+    return rate, 1 / rate

@@ -1,0 +1,204 @@
+"""Which parameters are matrices, and how devices share their products.
+
+Muon orthogonalises matrices. A parameter may hold a stack of them: one for each
+scanned layer and for each expert. These leading dims are batch dims.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moe.types import Array
+
+# (path, dims of the input, dims of the output) of the parameters that are
+# matrices. All dims before these are batch dims. Tables, routers, norm scales
+# and biases are not listed.
+_MATRICES = (
+  (r'.*/attention/(query|key|value|query_up|key_up|value_up)', 1, 2),
+  (r'.*/attention/out', 2, 1),
+  (r'.*/attention/(query_down|kv_down)', 1, 1),
+  (r'(.*/)?w_\w+', 1, 1),
+)
+
+
+class Matrix(NamedTuple):
+  """A stack of matrices [batch, rows, columns], rows at most columns.
+
+  Attributes:
+    name: path of the parameter.
+    shape: shape of the parameter.
+    num_batch: leading dims of the parameter that are batch dims.
+    num_in: dims after these that are the input of the product.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  num_batch: int
+  num_in: int
+
+  @property
+  def batch(self) -> int:
+    """Matrices of the stack."""
+    return math.prod(self.shape[: self.num_batch])
+
+  @property
+  def fan_in(self) -> int:
+    """Entries of the input."""
+    return math.prod(self.shape[self.num_batch :][: self.num_in])
+
+  @property
+  def fan_out(self) -> int:
+    """Entries of the output."""
+    return math.prod(self.shape[self.num_batch + self.num_in :])
+
+  @property
+  def is_turned(self) -> bool:
+    """Whether the rows of the stack are the output."""
+    return self.fan_in > self.fan_out
+
+  @property
+  def sides(self) -> tuple[int, int]:
+    """(rows, columns), rows at most columns."""
+    return tuple(sorted((self.fan_in, self.fan_out)))
+
+  def stack(self, a: Array) -> Array:
+    """The parameter as [batch, rows, columns].
+
+    The last batch dim comes first: it counts the experts, which devices share,
+    so that the experts of one device stay neighbours.
+    """
+    n = self.num_batch
+    if n > 1:
+      a = a.transpose(n - 1, *range(n - 1), *range(n, a.ndim))
+    a = a.reshape(self.batch, self.fan_in, self.fan_out)
+    return a.swapaxes(1, 2) if self.is_turned else a
+
+  def unstack(self, a: Array) -> Array:
+    """The inverse of `stack`."""
+    n = self.num_batch
+    if self.is_turned:
+      a = a.swapaxes(1, 2)
+    leading = self.shape[:n]
+    if n > 1:
+      leading = (leading[-1], *leading[:-1])
+    a = a.reshape(*leading, *self.shape[n:])
+    if n > 1:
+      a = a.transpose(*range(1, n), 0, *range(n, a.ndim))
+    return a
+
+
+def matrix_of(name: str, shape: tuple[int, ...]) -> Matrix | None:
+  """The stack of matrices that a parameter holds; None if it holds none.
+
+  Args:
+    name: path of the parameter, 'a/b/c'.
+    shape: shape of the parameter.
+  """
+  for pattern, num_in, num_out in _MATRICES:
+    if re.fullmatch(pattern, name) and len(shape) >= num_in + num_out:
+      return Matrix(name, shape, len(shape) - num_in - num_out, num_in)
+  return None
+
+
+# Mesh axes of each dim.
+Axes = tuple[tuple[str, ...], ...]
+
+
+class Division(NamedTuple):
+  """How devices share a stack [batch, rows, columns].
+
+  Attributes:
+    mesh: mesh of the devices.
+    stored: mesh axes of each dim, where the parameter lies.
+    used: mesh axes of each dim, where the stack is orthogonalised.
+  """
+
+  mesh: Mesh
+  stored: Axes
+  used: Axes
+
+  def steps(self) -> list[NamedSharding]:
+    """The way from `stored` to `used`, one mesh axis at a time.
+
+    XLA moves one axis from one dim to another by an all-to-all. It gathers the
+    array where several axes move together.
+    """
+    now = [list(entry) for entry in self.stored]
+    steps = [tuple(map(tuple, now))]
+    for dim, wanted in enumerate(self.used):
+      for axis in wanted:
+        if axis in now[dim]:
+          continue
+        for axes in now:
+          if axis in axes:
+            axes.remove(axis)
+        now[dim].append(axis)
+        steps.append(tuple(map(tuple, now)))
+    return [
+      NamedSharding(self.mesh, P(*(axes or None for axes in step)))
+      for step in steps
+    ]
+
+  @property
+  def num_parts(self) -> int:
+    """Devices that share the products."""
+    return math.prod(
+      self.mesh.shape[axis] for entry in self.used for axis in entry
+    )
+
+
+def division(matrix: Matrix, sharding: NamedSharding) -> Division:
+  """How the devices of a parameter share its orthogonalisation.
+
+  A device works on whole matrices where the number of matrices divides by the
+  mesh axes. The axes that are left divide the columns: each product of a matrix
+  with its transpose is then summed over them. The rows stay whole.
+
+  Args:
+    matrix: the parameter.
+    sharding: sharding of the parameter.
+
+  Raises:
+    ValueError: if a mesh axis divides the parameter, but can divide neither the
+      number of its matrices nor their columns.
+  """
+  mesh = sharding.mesh
+  entries = [
+    (e,) if isinstance(e, str) else tuple(e or ()) for e in sharding.spec
+  ]
+  entries += [()] * (len(matrix.shape) - len(entries))
+  n, m = matrix.num_batch, matrix.num_batch + matrix.num_in
+  sides = [_joined(entries[n:m]), _joined(entries[m:])]
+  if matrix.is_turned:
+    sides.reverse()
+  experts = entries[n - 1] if n else ()
+  stored = [experts, *sides]
+  divided = [axis for axes in (experts, *sides) for axis in axes]
+  others = [a for a in mesh.shape if mesh.shape[a] > 1 and a not in divided]
+  used = [[], [], []]
+  left = [matrix.batch, *matrix.sides]
+  for axis in [*divided, *others]:
+    size = mesh.shape[axis]
+    dim = next((d for d in (0, 2) if left[d] % size == 0), None)
+    if dim == 2 and axis in others:
+      continue  # The parameter has a copy along this axis.
+    if dim is None:
+      if axis in others:
+        continue
+      raise ValueError(
+        f"Muon needs the mesh axis '{axis}' ({size} devices), which divides"
+        f' parameter {matrix.name}, to divide its {matrix.batch} matrices or'
+        f' their longer side {matrix.sides[1]}, got {left[0]} matrices and'
+        f' {left[2]} columns a device: change the size or the mesh, or set'
+        ' OPTIMIZER=@optimizers.adamw.'
+      )
+    used[dim].append(axis)
+    left[dim] //= size
+  return Division(mesh, tuple(stored), tuple(map(tuple, used)))
+
+
+def _joined(entries: list[tuple[str, ...]]) -> tuple[str, ...]:
+  return tuple(axis for entry in entries for axis in entry)

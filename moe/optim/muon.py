@@ -1,0 +1,155 @@
+"""Muon: momentum whose matrices are made orthogonal."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from moe.optim import moments, rounding, storage
+from moe.optim.matrices import Division, Matrix, division, matrix_of
+from moe.types import Array, PyTree
+
+# Jordan (2024), https://kellerjordan.github.io/posts/muon: five steps bring all
+# singular values of a matrix near 1, between 0.7 and 1.2.
+STEPS = 5
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# Root mean square of an update of Adam, about: Liu et al. (2025), section 2.2,
+# https://arxiv.org/abs/2502.16982.
+_RMS = 0.2
+
+
+class MuonState(NamedTuple):
+  """The momentum as it is stored, in trees like the matrices.
+
+  Attributes:
+    count: int32 scalar, updates done.
+    mu: momentum: float32, bfloat16, or int8 codes.
+    mu_scale: float32, one for each block of codes; no arrays for the others.
+  """
+
+  count: Array
+  mu: PyTree
+  mu_scale: PyTree
+
+
+def orthogonalise(x: Array) -> Array:
+  """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
+
+  A matrix U S V^T becomes U S' V^T, with S' between 0.7 and 1.2 for singular
+  values above a thousandth of the root of their sum of squares. Matrices of
+  zeros stay zeros.
+
+  Args:
+    x: stack of matrices [batch, rows, columns], float32, rows at most columns.
+  """
+  a, b, c = _COEFFICIENTS
+  norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
+  x = x / (norm + 1e-8)
+  for _ in range(STEPS):
+    gram = jnp.einsum('brc,bsc->brs', x, x)
+    factor = b * gram + c * jnp.einsum('brs,bst->brt', gram, gram)
+    x = a * x + jnp.einsum('brs,bsc->brc', factor, x)
+  return x
+
+
+def flops(matrix: Matrix) -> int:
+  """FLOPs of the products of `orthogonalise` for a stack of matrices."""
+  rows, columns = matrix.sides
+  step = 4 * rows * rows * columns + 2 * rows**3
+  return matrix.batch * STEPS * step
+
+
+def _direction(
+  momentum: Array, matrix: Matrix, shared: Division | None
+) -> Array:
+  """The orthogonal update of a parameter, from its momentum."""
+  x = matrix.stack(momentum)
+  steps = shared.steps() if shared else []
+  for step in steps:
+    x = jax.lax.with_sharding_constraint(x, step)
+  x = orthogonalise(x)
+  for step in reversed(steps):
+    x = jax.lax.with_sharding_constraint(x, step)
+  return matrix.unstack(x) * (_RMS * matrix.sides[1] ** 0.5)
+
+
+def scale_by_muon(
+  beta: float, moment_dtype: str = 'float32'
+) -> optax.GradientTransformationExtraArgs:
+  """Muon's direction for a tree of matrices.
+
+  Jordan (2024), https://kellerjordan.github.io/posts/muon, with Nesterov
+  momentum and its bias correction as in `optax.contrib.scale_by_muon`. The
+  root mean square of an update is about that of Adam's, so that one learning
+  rate serves both (Liu et al. 2025). We depart from these in the storage of the
+  momentum, and in sharing the products among devices, see `moe.optim.matrices`.
+
+  Args:
+    beta: decay of the momentum.
+    moment_dtype: 'float32', 'bfloat16' or 'int8', format of the momentum.
+
+  Returns:
+    A transformation whose `update` also takes `shardings`, path of a parameter
+    -> its sharding; without them XLA divides the products as it likes.
+  """
+  is_int8 = moment_dtype == 'int8'
+
+  def init(params: PyTree) -> MuonState:
+    dtype = jnp.dtype(moment_dtype)
+    mu = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
+    mu_scale = moments.zero_scales(params) if is_int8 else ()
+    return MuonState(jnp.zeros((), jnp.int32), mu, mu_scale)
+
+  def momentum(
+    index: int, count: Array, g: Array, mu: Array, scale: Array | None
+  ) -> tuple[Array, Array, Array | None]:
+    """(momentum in float32, as it is stored, its scales)."""
+    m = moments.decode_signed(mu, scale) if is_int8 else mu.astype(jnp.float32)
+    m = beta * m + (1.0 - beta) * g
+    if moment_dtype == 'float32':
+      return m, m, None
+    random = rounding.bits(g.shape, 0, count, index, rounding.MOMENTUM)
+    return m, *moments.pack(m, is_int8, moments.encode_signed, random)
+
+  def update(
+    grads: PyTree,
+    state: MuonState,
+    params: PyTree | None = None,
+    *,
+    shardings: Mapping[str, NamedSharding] | None = None,
+    **extra: PyTree,
+  ) -> tuple[PyTree, MuonState]:
+    del params, extra
+    leaves, structure = jax.tree.flatten(grads)
+    names = jax.tree.leaves(storage.names(grads))
+    stored = structure.flatten_up_to(state.mu)
+    scales = (
+      structure.flatten_up_to(state.mu_scale)
+      if is_int8
+      else [None] * len(leaves)
+    )
+    done = (state.count + 1).astype(jnp.float32)
+    updates, new_mu, new_scales = [], [], []
+    for i, (name, g, mu, scale) in enumerate(
+      zip(names, leaves, stored, scales, strict=True)
+    ):
+      matrix = matrix_of(name, g.shape)
+      m, mu, scale = momentum(i, state.count, g, mu, scale)
+      # Nesterov: the momentum that the same gradient would make once more.
+      ahead = beta * m / (1.0 - beta ** (done + 1.0))
+      ahead += (1.0 - beta) * g / (1.0 - beta**done)
+      shared = division(matrix, shardings[name]) if shardings else None
+      updates.append(_direction(ahead, matrix, shared))
+      new_mu.append(mu)
+      new_scales.append(scale)
+    new = MuonState(
+      state.count + 1,
+      structure.unflatten(new_mu),
+      structure.unflatten(new_scales) if is_int8 else (),
+    )
+    return structure.unflatten(updates), new
+
+  return optax.GradientTransformationExtraArgs(init, update)
