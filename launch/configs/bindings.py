@@ -23,8 +23,8 @@ SEARCH_PATHS = (
   os.path.join(_ROOT, 'gin_configs'),
   _ROOT,
 )
-# First line of a configuration that a run has written down. What it bound for
-# choices that were overridden is in there as well.
+# The first line of a configuration that a run has written. Such a file also has
+# bindings for choices that were overridden, which nobody reads.
 WRITTEN = '# The whole configuration of a run.\n'
 
 
@@ -49,12 +49,12 @@ class Binding:
   """One line 'target.argument = value', or 'NAME = value' with target None.
 
   Attributes:
-    target: class or function.
-    argument: of the target, or name of the macro.
-    value: as written.
-    place: file and line, or the flag.
-    name: of the target, as `Bound.imports` make it known; '' for a macro.
-    may_be_unread: whether nobody has to read it.
+    target: the class or function; None for a macro.
+    argument: an argument of the target, or the name of the macro.
+    value: the value as it is written.
+    place: the file and the line, or the flag.
+    name: the name of the target under `Bound.imports`; '' for a macro.
+    may_be_unread: whether it is no mistake that nobody reads the binding.
   """
 
   target: object
@@ -66,11 +66,11 @@ class Binding:
 
 
 class Bound(typing.NamedTuple):
-  """What files and command line say.
+  """All bindings of files and command line.
 
   Attributes:
-    bindings: in their order.
-    imports: statements that make every name in them known.
+    bindings: in the order in which they were read.
+    imports: statements that import every name in the bindings.
   """
 
   bindings: list[Binding]
@@ -161,13 +161,13 @@ def _quotes(token: str, is_in_file: bool) -> str:
 def read_written(text: str, path: str) -> dict[str, object]:
   """Values of a configuration that a run has written.
 
-  Nothing that it names is imported. A key is a macro's name or the full path
-  of an argument, 'moe.runs.run.Data.train', and references have full paths,
-  too: both as they are now, where a module has moved since.
+  No module that the file names is imported. A key is the name of a macro or the
+  full path of an argument, such as 'moe.runs.run.Data.train'. References have
+  full paths as well. A module that has moved since has its present path.
 
   Args:
-    text: of the configuration.
-    path: of its file, for messages.
+    text: the configuration.
+    path: the file, for messages.
 
   Raises:
     ValueError: if it cannot be read.

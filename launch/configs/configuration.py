@@ -1,4 +1,4 @@
-"""A run as gin files say it, and a trained run found again."""
+"""The run that gin files describe, and the run that a work directory holds."""
 
 import dataclasses
 import os
@@ -16,12 +16,12 @@ from moe.runs.run import Run, TrainedRun
 
 
 class Configuration(NamedTuple):
-  """What gin files say, read once and for all.
+  """A run, and the configuration that describes it.
 
   Attributes:
     run: plain values, objects and partials of functions.
-    text: all that is bound, as one gin file that includes nothing.
-    operative_text: what of it the run uses, with the defaults.
+    text: all bindings, as one gin file that includes nothing.
+    operative_text: the bindings that the run uses, with its defaults.
   """
 
   run: Run
@@ -86,7 +86,7 @@ def _missing_argument(message: str) -> str:
 
 
 def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
-  """Arguments of the block that make layers of which the model has none."""
+  """Arguments of the block for kinds of layers that the model does not have."""
   layers = anatomy(run.model).layers
   is_sparse = [bool(layer.experts or layer.twin_of) for layer in layers]
   made = {'feed_forward': not all(is_sparse), 'moe': any(is_sparse)}
@@ -94,11 +94,11 @@ def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
 
 
 def differences(text: str, path: str) -> list[str]:
-  """What is bound otherwise now than in a written file, 'NAME old -> new'.
+  """The bindings that differ from those of a written file: 'NAME old -> new'.
 
   Args:
-    text: of the configuration.
-    path: of what was such a text once; where it is missing, nothing differs.
+    text: the configuration as it is now.
+    path: a file with an earlier one; if there is no file, nothing differs.
 
   Raises:
     ValueError: if it cannot be read.

@@ -1,4 +1,4 @@
-"""What a gin file can say, and of which types it can be."""
+"""The values that a gin file can hold, and whether they fit a type."""
 
 import collections.abc
 import dataclasses
@@ -31,7 +31,7 @@ class Macro:
 
 
 def map_references(function: collections.abc.Callable, value: object) -> object:
-  """The value with every reference in it replaced by what `function` gives."""
+  """The value, in which `function` replaces every reference."""
   if isinstance(value, Reference):
     return function(value)
   if isinstance(value, list | tuple):

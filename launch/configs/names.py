@@ -14,7 +14,7 @@ from gin.config_parser import ImportStatement
 
 from launch.configs import gin_values
 
-# Modules that configurations of before name, and where their content lies now.
+# A module that older configurations name -> the module with its content now.
 MOVED = {
   'launch.config': 'moe.runs.run',
   'moe.train.objective': 'moe.objectives.language',
@@ -66,7 +66,7 @@ def moved(statement: ImportStatement) -> ImportStatement:
 
 
 class Imports:
-  """The statements of all files, each module under one name of its own."""
+  """The import statements of all files; each module gets one name."""
 
   def __init__(self):
     self._statements = {}

@@ -1,7 +1,8 @@
-"""Which bindings are read, from the root of a configuration on.
+"""Checks bindings: each must be read, and its value must have the right type.
 
-A binding that nobody reads, a macro that is defined nowhere and a value of the
-wrong type are errors here, with file, line and the nearest right name.
+The check follows references and macros from the root of a configuration. A
+binding that nobody reads, a macro that is defined nowhere and a value of the
+wrong type are errors with the file, the line and the nearest right name.
 """
 
 import math
@@ -39,14 +40,16 @@ class InEffect(typing.NamedTuple):
 
 
 def check(bindings: list[Binding], root: object) -> list[InEffect]:
-  """Raises ValueError for what nobody reads and for values of a wrong type.
+  """Raises ValueError for bindings that nobody reads and values of wrong types.
+
+  A binding is read if references and macros lead from the root to its target.
+  It also counts as read if they did so before a later binding overrode one of
+  them: whoever chooses another optimizer in one line need not delete the lines
+  about the first one.
 
   Args:
-    bindings: as `read` returns them.
-    root: what is called first; a binding counts as read if the target can be
-      reached from it through references and macros, or could be before a later
-      binding overrode one on the way: choosing another optimizer in one line
-      need not take back what the files say about the first one.
+    bindings: as `bindings.read` returns them.
+    root: the class or function that is called first.
 
   Returns:
     The values that arguments get.

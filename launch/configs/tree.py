@@ -8,7 +8,7 @@ from launch.configs.bindings import Binding
 
 
 class Tree:
-  """What bindings say, to be made into objects.
+  """Bindings, from which objects are made.
 
   Attributes:
     macros: name -> value as written; the last binding counts.
@@ -28,10 +28,10 @@ class Tree:
       bound[b.argument] = b.value
 
   def make(self, target: Callable) -> object:
-    """What a class or function returns, called with all that is bound for it.
+    """Calls a class or function with the arguments that are bound for it.
 
-    A reference @x becomes a partial of x, one for the whole tree, and @x() what
-    x returns.
+    A reference @x becomes a partial of x, the same one in the whole tree. A
+    reference @x() becomes the object that x returns.
     """
     return target(**self._made_arguments(target))
 

@@ -1,4 +1,4 @@
-"""What a run has written into its config.gin, read without what it names."""
+"""Reads the config.gin of a run without importing the modules that it names."""
 
 import pathlib
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from launch.configs import bindings, gin_values
 
 
 def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
-  """The seed of a run, and its tasks: trained on, evaluated on...
+  """The seed of a run, and its tasks: that of training, those of evaluation.
 
   Args:
     path: a config.gin; old ones name `config.Data` instead of `run.Data`.

@@ -5,7 +5,7 @@ import pytest
 from launch.configs import bindings, reach
 from moe.runs import run
 
-# What a mistake is added to; it is the first line of the file.
+# The first line of each file; a mistake follows it.
 BASE = "include 'runs/quickstart.gin'\n"
 IMPORTS = """from __gin__ import dynamic_registration
 from moe.layers import moe_layer
@@ -13,7 +13,7 @@ from moe.optim import optimizers
 from moe.routing import gates
 """
 
-# (lines after the first one, what the message has to say; FILE is the file.)
+# Name -> (lines after the first one, parts of the message; FILE is the path.)
 IN_FILES = {
   'misspelt macro': (
     'D_MODLE = 64\n',
@@ -233,7 +233,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize('mistake', IN_FILES)
-def test_a_mistake_in_a_file_is_told_with_its_place(write, mistake):
+def test_a_mistake_in_a_file_is_reported_with_its_place(write, mistake):
   lines, fragments = IN_FILES[mistake]
   path = write(BASE + lines)
   message = message_of([path])
@@ -243,7 +243,7 @@ def test_a_mistake_in_a_file_is_told_with_its_place(write, mistake):
 
 
 @pytest.mark.parametrize('text', ON_THE_COMMAND_LINE)
-def test_a_mistake_on_the_command_line_is_told_as_it_was_given(write, text):
+def test_a_mistake_on_the_command_line_is_reported_with_its_flag(write, text):
   message = message_of([write(BASE)], [text])
   for fragment in ON_THE_COMMAND_LINE[text]:
     assert fragment in message
@@ -270,7 +270,7 @@ def test_a_wrong_value_is_placed_where_its_macro_is_set_last(write):
   assert accepted([first, second, third])[-1].value == 16
 
 
-def test_a_missing_file_is_told_with_the_nearest_one():
+def test_a_missing_file_is_reported_with_the_nearest_one():
   message = message_of(['gin_configs/runs/quikstart.gin'])
   assert "'gin_configs/runs/quikstart.gin' must exist" in message
   assert "did you mean 'runs/quickstart.gin'?" in message

@@ -147,13 +147,13 @@ def test_what_is_bound_otherwise_than_in_a_written_file_is_listed(
   assert configuration.differences(text, str(tmp_path / 'none.gin')) == []
 
 
-def test_the_operative_text_tells_what_is_used(files):
+def test_the_operative_text_holds_what_is_used(files):
   text = configuration.read(files, []).operative_text
   assert 'schedules.wsd.warmup_steps = %WARMUP_STEPS' in text
   assert 'optimizers.adamw.b1 = 0.9' in text  # bound nowhere
   # Each block of the quick start is sparse.
   assert 'FeedForward.width' not in text and 'D_FF' not in text.split()
-  # What a layer tells its router is no choice.
+  # The layer gives this to its router, so it is no choice.
   assert 'num_active' not in text
   dense = configuration.read(files, ['MOE_EVERY=0']).operative_text
   assert 'FeedForward.width' in dense and 'num_experts' not in dense
@@ -190,11 +190,11 @@ def test_an_error_of_a_configuration_waits_for_no_library_of_checkpoints():
     ' "--workdir=none"]);'
     ' print(code, sorted({"orbax", "matplotlib", "scipy"} & {*sys.modules}))'
   )
-  told = subprocess.run(
+  done = subprocess.run(
     [sys.executable, '-c', program], capture_output=True, text=True, check=True
   )
-  assert told.stdout.strip() == '2 []'
-  assert "did you mean 'D_MODEL'?" in told.stderr
+  assert done.stdout.strip() == '2 []'
+  assert "did you mean 'D_MODEL'?" in done.stderr
 
 
 def test_a_missing_argument_is_named_with_its_owner(files):

@@ -1,4 +1,4 @@
-"""A run holds all that it was told: nobody asks gin again."""
+"""A run holds all values of its configuration: nobody asks gin again."""
 
 import functools
 
