@@ -154,10 +154,14 @@ def _set_environment(comparison: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 2 for an error that the user can fix."""
-  args, overrides = parse(argv)
-  if args.verb == 'imports':
-    return runtime.run(lambda: imports.compare(args))
-  return runtime.run(lambda: compare(args, overrides))
+
+  def verb() -> int:
+    args, overrides = parse(argv)
+    if args.verb == 'imports':
+      return imports.compare(args)
+    return compare(args, overrides)
+
+  return runtime.run(verb)
 
 
 if __name__ == '__main__':

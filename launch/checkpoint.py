@@ -82,8 +82,7 @@ def _print_record(entries: dict, texts: dict[str, str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 1 for damage, 2 for an error of the user."""
-  options = parse(argv)
-  return runtime.run(lambda: inspect(options))
+  return runtime.run(lambda: inspect(parse(argv)))
 
 
 if __name__ == '__main__':

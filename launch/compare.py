@@ -64,21 +64,21 @@ def compare(options: argparse.Namespace) -> int:
     [read(directory) for directory in options.runs],
     [read(directory) for directory in options.against],
   )
-  if options.output:
-    comparison_page.write(compared, pathlib.Path(options.output))
+  output, names = options.output, ''
+  if output:
+    names = comparison_page.write(compared, pathlib.Path(output))
   if options.json:
     print(json.dumps(compared, ensure_ascii=False))
     return 0
   print(comparison_page.as_text(compared))
-  if options.output:
-    print(f'\ncurves: {options.output}')
+  if output:
+    print(f'\ncurves: {output}' + (f', where {names}' if names else ''))
   return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the comparison; the exit code is 2 if there is none."""
-  options = parse(argv)
-  return runtime.run(lambda: compare(options))
+  return runtime.run(lambda: compare(parse(argv)))
 
 
 if __name__ == '__main__':

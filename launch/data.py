@@ -98,9 +98,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   cache.add_argument(
     '--max_bad_fraction',
-    type=float,
-    default=1e-4,
-    help='share of the documents that may be malformed; default: 1e-4',
+    type=share,
+    metavar='SHARE',
+    help='share of the lines of a file, and of the documents, that may be '
+    'malformed; default: what the task allows, usually 1e-4',
   )
   add_range_flag(cache)
   verify = verb('verify', 'check token stores against their manifests')
@@ -131,6 +132,14 @@ def add_range_flag(parser: argparse.ArgumentParser) -> None:
     help='a range of ids beside text (command, image, residue or structure), '
     'and its size',
   )
+
+
+def share(text: str) -> float:
+  """A flag's number from 0 to 1."""
+  number = float(text)
+  if not 0 <= number <= 1:
+    raise argparse.ArgumentTypeError(f'must lie between 0 and 1, got {text}')
+  return number
 
 
 def named_size(text: str) -> tuple[str, int]:
@@ -192,8 +201,7 @@ def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 2 for an error that the user can fix."""
-  args = parse(argv)
-  return runtime.run(lambda: run_verb(args))
+  return runtime.run(lambda: run_verb(parse(argv)))
 
 
 if __name__ == '__main__':

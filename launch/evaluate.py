@@ -4,7 +4,8 @@ r"""Scores text with a trained model: python -m launch.evaluate ...
   --checkpoint=runs/poems --text_file=mine.txt --json
   --checkpoint=runs/poems --text_file=mine.txt --compare=runs/poems_dense
 
-A text file holds one document per line; a line break inside one is written \n.
+A text file holds one document per line; a line break inside one is written \n,
+and a backslash \\.
 """
 
 import argparse
@@ -139,25 +140,28 @@ def as_table(report: dict) -> str:
       ]
       lines.append(f'{key:16} ' + '  '.join(f'{cell:>20}' for cell in cells))
   if other is not None:
-    lines.append(
-      f'difference of {other["difference"]:+.4f} bits per character, '
-      f'{other["confidence"]:.0%} interval {other["low"]:+.4f} to '
-      f'{other["high"]:+.4f} ({other["num_resamples"]:,} bootstrap resamples); '
-      f'the first is better on {other["share_better"]:.1%} of the documents'
-    )
+    difference = f'difference of {other["difference"]:+.4f} bits per character'
+    if other['low'] is None:
+      lines.append(f'{difference}; one document gives no interval')
+    else:
+      lines.append(
+        f'{difference}, {other["confidence"]:.0%} interval {other["low"]:+.4f} '
+        f'to {other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
+        f'{report["documents"]} documents); the first is better on '
+        f'{other["share_better"]:.1%} of them'
+      )
   return '\n'.join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints scores; the exit code is 2 for an error that the user can fix."""
-  args = parse(argv)
   words = [
     'python',
     '-m',
     'launch.evaluate',
     *(sys.argv[1:] if argv is None else argv),
   ]
-  return runtime.run(lambda: evaluate(args, shlex.join(words)))
+  return runtime.run(lambda: evaluate(parse(argv), shlex.join(words)))
 
 
 if __name__ == '__main__':

@@ -74,11 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
-  args = parser.parse_args(argv)
   # Only shapes are computed, so the command neither waits for an accelerator
   # nor takes one.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args))
+  return runtime.run(lambda: show(parser.parse_args(argv)))
 
 
 if __name__ == '__main__':

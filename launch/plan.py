@@ -64,10 +64,9 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Plans; the exit code is 2 for an error that the user can fix."""
-  args, overrides = parse(argv)
   # Shapes are computed and programs compiled: nothing runs on an accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  return runtime.run(lambda: show(args, overrides))
+  return runtime.run(lambda: show(*parse(argv)))
 
 
 if __name__ == '__main__':

@@ -32,8 +32,7 @@ def write(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Writes the page; the exit code is 2 for an error that the user can fix."""
-  options = parse(argv)
-  return runtime.run(lambda: write(options))
+  return runtime.run(lambda: write(parse(argv)))
 
 
 if __name__ == '__main__':

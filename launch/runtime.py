@@ -3,8 +3,11 @@
 import contextlib
 import ctypes
 import glob
+import io
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -13,6 +16,8 @@ from moe.data.cache_dir import default_cache_dir
 
 # The exit code for an error that the user can fix.
 EXIT_USER = 2
+# The exit code that shells give to a command that a closed pipe ended.
+EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 # Device files of TPUs and of NVIDIA GPUs.
 _ACCELERATORS = ('/dev/accel*', '/dev/vfio/*', '/dev/nvidia[0-9]*')
 # Parameters of mallopt in glibc's malloc.h.
@@ -51,25 +56,101 @@ def show_log() -> Iterator[None]:
       logger.propagate = propagate
 
 
+class _ForPeople(io.FileIO):
+  """Standard error that drops what nobody can read any more.
+
+  A run continues when its terminal or the reader of its pipe is gone, because
+  its results are in files.
+  """
+
+  def write(self, data: bytes) -> int:
+    """Writes what it can, and reports everything as written."""
+    with contextlib.suppress(OSError):
+      return super().write(data)
+    return len(data)
+
+
+@contextlib.contextmanager
+def _writable_streams() -> Iterator[None]:
+  r"""Makes standard output and standard error accept everything printed.
+
+  A character that the terminal lacks is written as its escape, such as
+  \u6625. A stream that the shell has closed drops what is written to it.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      # The system gives the lowest free number, which is that of the closed
+      # stream. Otherwise a file could take the number, and get what libraries
+      # print.
+      os.open(os.devnull, os.O_RDWR)
+  if sys.stdout is None:
+    sys.stdout = open(1, 'w', closefd=False)
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
+  if sys.stderr is not sys.__stderr__:  # It is already one of another kind.
+    yield
+    return
+  stream = io.TextIOWrapper(
+    io.BufferedWriter(_ForPeople(2, 'w', closefd=False)),
+    encoding=getattr(sys.stderr, 'encoding', None),
+    errors='backslashreplace',
+    line_buffering=True,
+  )
+  with contextlib.redirect_stderr(stream):
+    yield
+
+
+def _is_read() -> bool:
+  """Whether somebody can still read standard output."""
+  poll = select.poll()
+  poll.register(1, 0)
+  return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def run(verb: Callable[[], int]) -> int:
   """Runs a verb; an error that the user can fix is one sentence and code 2.
 
   Ctrl-C, SIGTERM and SIGHUP end in one sentence and code 75; training saves
-  before it ends. A second Ctrl-C ends the process at once.
+  before it ends. A second Ctrl-C ends the process at once. If nobody reads
+  standard output any more, as after `| head -1`, the verb ends quietly.
 
   Args:
-    verb: returns the exit code.
+    verb: parses the flags, so that --help is printed in here; returns the exit
+      code.
   """
-  with show_log():
+  with _writable_streams(), show_log():
     try:
-      with stop_signals.raising():
-        return verb()
-    except stop_signals.Stopped as stop:
-      log(f'{stop}: ended; run it again to go on.')
-      return stop_signals.EXIT_STOPPED
-    except (ValueError, OSError) as error:
-      log(f'error: {" ".join(str(error).split())}')
+      try:
+        return _code(verb)
+      finally:
+        sys.stdout.flush()
+    except OSError as error:
+      is_read = _is_read()
+      # Python writes what is left once more when it ends.
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, 1)
+      os.close(null)
+      if not is_read:
+        return EXIT_CLOSED_PIPE
+      log(f'error: standard output must take what is printed, got {error}.')
       return EXIT_USER
+
+
+def _code(verb: Callable[[], int]) -> int:
+  """Runs a verb; BrokenPipeError if nobody reads standard output any more."""
+  try:
+    with stop_signals.raising():
+      return verb()
+  except stop_signals.Stopped as stop:
+    log(f'{stop}: ended; run it again to go on.')
+    return stop_signals.EXIT_STOPPED
+  except (ValueError, OSError) as error:
+    if isinstance(error, BrokenPipeError) and not _is_read():
+      raise
+    log(f'error: {" ".join(str(error).split())}')
+    return EXIT_USER
 
 
 def set_up_jax() -> None:

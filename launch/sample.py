@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.runtime import log
+from moe.data.text_file import unescaped
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     '--prompt',
     required=True,
-    help=r'text to write after; \n stands for a line break',
+    help=r'text to write after; \n stands for a line break, \\ for a backslash',
   )
   add('--num', type=int, default=1, help='samples to write')
   add(
@@ -91,7 +92,7 @@ def sample(args: argparse.Namespace) -> int:
   runtime.set_up_jax()
   trained = configuration.load_run(args.checkpoint)
   writing.check_causal(trained.run, args.checkpoint)
-  prompt = args.prompt.replace('\\n', '\n')
+  prompt = unescaped(args.prompt)
   beginning = writing.read_prompt(trained, prompt, args.form, args.max_tokens)
   log(f'{trained.workdir}, step {trained.step}')
   samples = writing.write_samples(
@@ -106,8 +107,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints samples; the exit code is 2 for an error that the user can fix."""
-  args = parse(argv)
-  return runtime.run(lambda: sample(args))
+  return runtime.run(lambda: sample(parse(argv)))
 
 
 if __name__ == '__main__':

@@ -49,15 +49,15 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   from launch.configs import configuration
 
   config = configuration.read(args.gin_file, overrides)
-  # Imported here, since an error in the configuration need not wait for it.
-  from moe.runs import preflight, training
-
   data = config.run.data
   token_stores.check_tasks(
     [data.train, *data.evaluation],
     data.cache_dir or default_cache_dir(),
     data.task_modules,
   )
+  # Imported here, since a misspelt name need not wait for Orbax.
+  from moe.runs import preflight, training
+
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   differences = configuration.differences(
@@ -86,8 +86,7 @@ def write_report(workdir: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains; the exit code is 2 for an error that the user can fix."""
-  args, overrides = parse(argv)
-  return runtime.run(lambda: train(args, overrides))
+  return runtime.run(lambda: train(*parse(argv)))
 
 
 if __name__ == '__main__':

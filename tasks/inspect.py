@@ -94,10 +94,7 @@ def inspect_task(
     itertools.islice(cache.documents(task, split), _MAX_DOCUMENTS)
   )
   if not documents:
-    raise ValueError(
-      f'{task}/{split} must have at least one document, got none:'
-      ' check its files.'
-    )
+    raise registry.no_documents(task, split)
   if vocabulary is None:
     vocabulary = _temporary_vocabulary(task)
   console = rich.console.Console()

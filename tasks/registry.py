@@ -15,7 +15,8 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from tasks.text_files import Record
+from tasks.splits import HELD_OUT_PERCENT
+from tasks.text_files import LineSource, Record, split_of
 
 
 class RecordSource(Protocol):
@@ -150,6 +151,48 @@ def splits_of(mixture: str) -> dict[str, list[str]]:
     for split in TASKS[task].source.splits:
       found.setdefault(split, []).append(task)
   return found
+
+
+def allow_malformed(name: str, share: float) -> None:
+  """Lets so many lines of the files of a task or mixture be malformed.
+
+  A source of another kind keeps its own rule.
+
+  Args:
+    name: of a declared task or mixture; of others nothing is known.
+    share: of the lines of each file, in place of what its source allows.
+  """
+  for task_name in MIXTURES.get(name, (name,)):
+    task = TASKS.get(task_name)
+    if task is not None and isinstance(task.source, LineSource):
+      source = dataclasses.replace(task.source, max_bad_fraction=share)
+      TASKS[task_name] = dataclasses.replace(task, source=source)
+
+
+def no_documents(name: str, split: str) -> ValueError:
+  """The error about a split of a task or mixture without a document."""
+  hint = 'check its files'
+  source = TASKS[name].source if name in TASKS else None
+  if source is not None:
+    num_records = sum(1 for _ in source.records(split))
+    if num_records:
+      hint = f'its document function leaves out all {num_records} records'
+    elif getattr(source, 'is_split_by_record', False):
+      num_records = sum(
+        1 for other in source.splits for _ in source.records(other)
+      )
+      rule = (
+        f'a hash of each record holds out {HELD_OUT_PERCENT}% of them'
+        if source.split_fn is split_of
+        else 'its split function says where each record goes'
+      )
+      hint = (
+        f'{rule}, and none of these {num_records} fell there; add records, or'
+        " name a file for each split: {'train': 'A', 'validation': 'B'}"
+      )
+  return ValueError(
+    f'{name}/{split} must have at least one document, got none: {hint}.'
+  )
 
 
 def _add(

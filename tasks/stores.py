@@ -24,7 +24,7 @@ def prepare(
   vocabulary: str | os.PathLike | None = None,
   vocab_size: int | None = None,
   overwrite: bool = False,
-  max_bad_fraction: float = 1e-4,
+  max_bad_fraction: float | None = None,
   ranges: Mapping[str, int] | None = None,
 ) -> str:
   """Makes missing or outdated token stores of tasks, and their vocabulary.
@@ -42,7 +42,8 @@ def prepare(
     vocab_size: pieces of a vocabulary to train on the first task, if no file is
       given.
     overwrite: make existing stores again.
-    max_bad_fraction: share of the documents that may be malformed.
+    max_bad_fraction: share of the lines of a file, and of the documents, that
+      may be malformed; None for what each source and `moe.data.cache` allow.
     ranges: sizes of the ranges of ids beside text, by name.
 
   Returns:
@@ -59,6 +60,10 @@ def prepare(
   size = vocab_size if vocabulary is None else None
   if not overwrite and outdated.is_prepared(directory, wanted, size):
     return directory
+  if max_bad_fraction is not None:
+    modules.load()
+    for task, _ in wanted:
+      registry.allow_malformed(task, max_bad_fraction)
   register_tasks([task for task, _ in wanted])
   parts = [part for pair in wanted for part in _parts(*pair)]
   with _locked(directory):
@@ -179,10 +184,7 @@ def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
   ]
   for task_name, split in parts:
     if next(cache.documents(task_name, split), None) is None:
-      raise ValueError(
-        f'{task_name}/{split} must have at least one document, got none: check'
-        ' its files.'
-      )
+      raise registry.no_documents(task_name, split)
   return parts
 
 
@@ -240,7 +242,7 @@ def _cache(
   task_name: str,
   split: str,
   directory: str,
-  max_bad_fraction: float,
+  max_bad_fraction: float | None,
   ranges: Mapping[str, int] | None,
 ) -> None:
   name, begin = f'{task_name}/{split}', time.monotonic()
@@ -259,7 +261,7 @@ def _cache(
       split,
       directory,
       os.path.join(directory, VOCABULARY),
-      max_bad_fraction,
+      cache.MAX_BAD_FRACTION if max_bad_fraction is None else max_bad_fraction,
       progress,
       ranges,
     )

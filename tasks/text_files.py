@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from moe.data.text_file import unescaped
 from tasks import splits
 
 MAX_BAD_FRACTION = 1e-4
@@ -71,6 +72,22 @@ def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
   return {key: conform(value[key], part, key) for key, part in fields.items()}
 
 
+def check_fields(fields: Fields, name: str = 'the record') -> None:
+  """ValueError if `conform` can't look for such fields."""
+  if isinstance(fields, Mapping):
+    for key, part in fields.items():
+      check_fields(part, f'the field {key!r}')
+  elif isinstance(fields, list) and len(fields) == 1:
+    check_fields(fields[0], f'an item of {name}')
+  elif fields is not str:
+    got = getattr(fields, '__name__', repr(fields))
+    raise ValueError(
+      f'{name} must be declared as str, as a list [str] or as a dict of such,'
+      f' got {got}: a document is made of text alone, so leave it out, or write'
+      ' it as a string in the file.'
+    )
+
+
 def parse_json(line: bytes, fields: Fields) -> Record:
   """A line of JSON as a record with the given fields.
 
@@ -85,8 +102,8 @@ def parse_json(line: bytes, fields: Fields) -> Record:
 
 
 def parse_text(line: bytes) -> Record:
-  r"""A line of text as a record; the two characters \n mean a line break."""
-  return {'text': line.decode('utf-8').replace('\\n', '\n')}
+  r"""A line of text as a record; \n means a line break, \\ a backslash."""
+  return {'text': unescaped(line.decode('utf-8'))}
 
 
 def split_of(record: Record) -> str:
@@ -125,6 +142,11 @@ class LineSource:
       return tuple(self.files)
     return splits.NAMES
 
+  @property
+  def is_split_by_record(self) -> bool:
+    """Whether each record says by itself in which split it is."""
+    return not isinstance(self.files, Mapping)
+
   def records(self, split: str) -> Iterator[Record]:
     """Records of a split, in the order of the files.
 
@@ -141,9 +163,8 @@ class LineSource:
     return self._records(split, [self._checked(p) for p in self._paths(split)])
 
   def files_of(self, split: str) -> list[str | os.PathLike]:
-    """Names or glob patterns of the files of a split, for `tasks.origin`."""
-    is_by_split = isinstance(self.files, Mapping)
-    return [self.files[split] if is_by_split else self.files]
+    """Names or patterns of the files of a split, for `tasks.origin`."""
+    return [self.files if self.is_split_by_record else self.files[split]]
 
   def _records(
     self, split: str, paths: Sequence[pathlib.Path]
@@ -153,8 +174,8 @@ class LineSource:
         try:
           record = self.parse(line)
         except ValueError:
-          continue  # `_check` has counted this line and warned of it.
-        if isinstance(self.files, Mapping) or self.split_fn(record) == split:
+          continue  # `_checked` has counted this line and warned of it.
+        if not self.is_split_by_record or self.split_fn(record) == split:
           yield record
 
   def _paths(self, split: str) -> list[pathlib.Path]:
@@ -187,8 +208,9 @@ class LineSource:
     if num_bad > self.max_bad_fraction * total:
       raise ValueError(
         f'{first_bad[0]}; {num_bad} of {total} lines of the file are malformed,'
-        f' and at most the fraction {self.max_bad_fraction:g} may be: correct'
-        ' the file, or raise max_bad_fraction.'
+        f' at most {100 * self.max_bad_fraction:g}% of them may be: correct the'
+        ' file, or allow more, with max_bad_fraction of the source or with'
+        ' --max_bad_fraction of `launch.data cache`.'
       )
     for message in first_bad:
       logging.getLogger(__name__).warning('Skipped: %s', message)
@@ -214,7 +236,11 @@ def json_lines(
 
   Returns:
     The source; its records have exactly these fields.
+
+  Raises:
+    ValueError: if the fields are declared as something else.
   """
+  check_fields(fields)
   parse = functools.partial(parse_json, fields=fields)
   return LineSource(files, parse, split_fn, max_bad_fraction)
 
@@ -224,7 +250,9 @@ def plain_text(
   split_fn: Callable[[Record], str] = split_of,
   max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> LineSource:
-  r"""A source of plain text: one document per line; \n stands for a line break.
+  r"""A source of plain text: one document per line.
+
+  A line break inside is written \n, and a backslash before an n is written \\.
 
   Args:
     files: as in LineSource.
@@ -246,8 +274,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
       for number, line in enumerate(f, start=1):
         if number == 1:
           line = line.removeprefix(_UTF8_MARK)
-        if line := line.rstrip(b'\r\n'):
-          yield number, line
+        if line.strip():
+          yield number, line.rstrip(b'\r\n')
   except (OSError, EOFError, lzma.LZMAError) as error:
     raise ValueError(
       f'{path}:{number + 1}: the file must be readable to its end, got {error}:'

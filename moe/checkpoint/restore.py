@@ -57,21 +57,29 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
       f'{directory} must hold a checkpoint, got none: train first, or choose'
       ' another directory.'
     )
-  damaged = []
-  for candidate in [step] if step is not None else reversed(found):
+  damaged = {}  # What is wrong with each step.
+  # After the step that is asked for, the others are looked at for the message.
+  others = [other for other in reversed(found) if other != step]
+  for candidate in others if step is None else [step, *others]:
     problems = _shared_damage(directory / str(candidate))
+    if not problems and step in damaged:
+      raise ValueError(
+        f'Step {step} in {directory} must be sound, got {damaged[step]}: step'
+        f' {candidate} is, so name {directory / str(candidate)}, or restore the'
+        ' files from a copy.'
+      )
     if not problems:
-      return candidate, damaged
+      return candidate, list(damaged)
     more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+    damaged[candidate] = problems[0] + more
     _LOG.warning(
-      'Checkpoint %d in %s is damaged: %s%s.',
-      candidate, directory, problems[0], more,
+      'Checkpoint %d in %s is damaged: %s.',
+      candidate, directory, damaged[candidate],
     )  # fmt: skip
-    damaged.append(candidate)
   raise ValueError(
-    f'No sound checkpoint in {directory}: {problems[0]} in step {damaged[-1]}'
-    f' (damaged: {damaged}): restore the files from a copy, or choose another'
-    ' step or directory.'
+    f'No sound checkpoint in {directory}: {problems[0]} in step {candidate}'
+    f' (damaged: {list(damaged)}): restore the files from a copy, or choose'
+    ' another directory.'
   )
 
 

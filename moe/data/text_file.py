@@ -1,5 +1,15 @@
 r"""A text file with one document per line; \n stands for a line break in it."""
 
+import re
+
+
+def unescaped(text: str) -> str:
+  r"""The text that is meant: \n is a line break, \\ is one backslash.
+
+  A backslash before any other character stands for itself.
+  """
+  return re.sub(r'\\([\\n])', lambda m: '\n' if m[1] == 'n' else '\\', text)
+
 
 def read_texts(path: str) -> list[str]:
   """Documents of a text file.
@@ -24,8 +34,8 @@ def read_texts(path: str) -> list[str]:
         f'{line[error.start]:#04x} at place {error.start + 1} of the line: '
         'convert the file first.'
       ) from error
-    if text:
-      texts.append(text.replace('\\n', '\n'))
+    if text.strip():
+      texts.append(unescaped(text))
   if not texts:
     raise ValueError(f'{path} must hold at least one document, got none.')
   return texts

@@ -14,17 +14,18 @@ class Comparison(NamedTuple):
 
   Attributes:
     difference: below 0 if the first model is better.
-    low: lower end of the confidence interval.
+    low: lower end of the confidence interval; None for a single document,
+      which shows no scatter.
     high: upper end.
     confidence: of the interval.
-    num_resamples: of the bootstrap.
+    num_resamples: of the bootstrap; 0 where there is no interval.
     share_better: share of documents for which the first model needs fewer nats;
       ties count half.
   """
 
   difference: float
-  low: float
-  high: float
+  low: float | None
+  high: float | None
   confidence: float
   num_resamples: int
   share_better: float
@@ -68,6 +69,27 @@ def compare(
   if not chars.sum():
     raise ValueError('at least one document must hold text, got none.')
   bits = (nats - other_nats) / math.log(2)
+  low = high = None
+  if len(bits) > 1:
+    low, high = _interval(bits, chars, num_resamples, confidence, seed)
+  return Comparison(
+    difference=float(bits.sum() / chars.sum()),
+    low=low,
+    high=high,
+    confidence=confidence,
+    num_resamples=0 if low is None else num_resamples,
+    share_better=float(np.mean(bits < 0) + np.mean(bits == 0) / 2),
+  )
+
+
+def _interval(
+  bits: np.ndarray,
+  chars: np.ndarray,
+  num_resamples: int,
+  confidence: float,
+  seed: int,
+) -> tuple[float, float]:
+  """The percentile interval of the ratio of sums, over resampled documents."""
   rng = np.random.default_rng(seed)
   rows = max(1, DRAWS_PER_CHUNK // len(bits))
   resampled = []
@@ -81,11 +103,4 @@ def compare(
   resampled = resampled[np.isfinite(resampled)]
   tail = (1 - confidence) / 2
   low, high = np.quantile(resampled, [tail, 1 - tail])
-  return Comparison(
-    difference=float(bits.sum() / chars.sum()),
-    low=float(low),
-    high=float(high),
-    confidence=confidence,
-    num_resamples=num_resamples,
-    share_better=float(np.mean(bits < 0) + np.mean(bits == 0) / 2),
-  )
+  return float(low), float(high)

@@ -108,11 +108,8 @@ def of_documents(
     A score with a bootstrap interval over documents, see `comparison.compare`;
     a single document has none.
   """
-  low = high = None
-  if len(nats) > 1:
-    found = comparison.compare(
-      nats, np.zeros(len(nats)), sizes, num_resamples=_NUM_RESAMPLES
-    )
-    low, high = found.low, found.high
+  found = comparison.compare(
+    nats, np.zeros(len(nats)), sizes, num_resamples=_NUM_RESAMPLES
+  )
   value = math.fsum(nats) / math.log(2) / float(np.sum(sizes))
-  return Score(name, value, low, high, len(nats), command, unit)
+  return Score(name, value, found.low, found.high, len(nats), command, unit)

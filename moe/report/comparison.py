@@ -52,7 +52,7 @@ def read_run(
     ValueError: if a file is missing, or the run has no evaluation.
   """
   workdir = pathlib.Path(directory)
-  for name in ('config.gin', 'log.jsonl', 'eval.jsonl'):
+  for name in ('config.gin', 'log.jsonl'):
     if not (workdir / name).is_file():
       raise ValueError(
         f'{workdir / name} must exist: give the --workdir of a run that was'

@@ -119,14 +119,15 @@ def _aligned(rows: list[list[str]]) -> str:
   )
 
 
-def write(compared: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes a page of all tasks to a .html file, else a picture of the first."""
+def write(compared: dict[str, Any], path: pathlib.Path) -> str:
+  """Writes a page of all tasks to a .html file, else a picture of the first.
+
+  Returns:
+    A caption for a picture: names that its font cannot draw, each with the
+    plain name that the picture shows instead; '' if there are none.
+  """
   if path.suffix != '.html':
-    task = next(iter(compared['tasks']))
-    with draw.style(draw.PAPER):
-      figure = _figure(compared, task, draw.PAPER)
-      figure.savefig(path, dpi=160)
-    return
+    return _write_picture(compared, path)
   drawn = []
   for task in compared['tasks']:
     with draw.style(draw.PAGE):
@@ -141,6 +142,29 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> None:
     remark=flops_remark(compared),
   )
   path.write_text(page, encoding='utf-8')
+  return ''
+
+
+def _write_picture(compared: dict[str, Any], path: pathlib.Path) -> str:
+  task, found = next(iter(compared['tasks'].items()))
+  names = {
+    'runs': compared['runs']['label'],
+    'against': compared['against']['label'],
+    'held out': task,
+  }
+  replaced = {}
+  if path.suffix == '.png':
+    replaced = {k: name for k, name in names.items() if not draw.can_draw(name)}
+  names.update({plain: plain for plain in replaced})
+  drawn = {
+    'runs': {'label': names['runs']},
+    'against': {'label': names['against']},
+    'tasks': {names['held out']: found},
+  }
+  with draw.style(draw.PAPER), draw.without_glyph_warnings():
+    figure = _figure(drawn, names['held out'], draw.PAPER)
+    figure.savefig(path, dpi=160)
+  return ', '.join(f'{plain} = {name}' for plain, name in replaced.items())
 
 
 def _figure(compared: dict[str, Any], task: str, colors: draw.Colors) -> Figure:

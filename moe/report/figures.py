@@ -10,11 +10,13 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -201,10 +203,31 @@ def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
+def can_draw(text: str) -> bool:
+  """Whether matplotlib's font has every character of a text.
+
+  Its own font has no Chinese. Text in an SVG is not drawn here: whoever shows
+  it takes a font that has the characters.
+  """
+  font = font_manager.get_font(
+    font_manager.findfont(font_manager.FontProperties())
+  )
+  return set(map(ord, text)) <= font.get_charmap().keys()
+
+
+@contextlib.contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+  """Draws an SVG without warnings of characters that its viewer will draw."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', r'Glyph \d+ .* missing from font')
+    yield
+
+
 def svg(figure: Figure, label: str) -> str:
   """A figure as an <svg> element for the text of a page."""
   stream = io.StringIO()
-  FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
+  with without_glyph_warnings():
+    FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
   text = stream.getvalue()
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
   # Matplotlib's style must not apply to the rest of the page.

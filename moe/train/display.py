@@ -1,5 +1,6 @@
 """What people see of a run: a live line on a terminal, else lines of text."""
 
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -14,7 +15,9 @@ _SECONDS_PER_REFRESH = 0.2
 def make_display(stream: TextIO | None = None) -> 'Lines':
   """The display that suits a stream, by default sys.stderr."""
   stream = stream or sys.stderr
-  return LiveLine(stream) if stream.isatty() else Lines(stream)
+  # A simple terminal says so: there rich would draw nothing until the end.
+  is_dumb = os.environ.get('TERM') in ('dumb', 'unknown')
+  return LiveLine(stream) if stream.isatty() and not is_dumb else Lines(stream)
 
 
 class Lines:

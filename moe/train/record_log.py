@@ -1,8 +1,8 @@
 """A file of JSON objects, one per line, in ascending order of their `step`.
 
-A kill never leaves the file unreadable, because one write adds a whole line.
-When a killed run resumes, everything that it wrote after its last checkpoint is
-cut off, half a line included.
+A log without a record has no file. A kill never leaves the file unreadable,
+because one write adds a whole line. When a killed run resumes, everything that
+it wrote after its last checkpoint is cut off, half a line included.
 """
 
 import json
@@ -20,19 +20,28 @@ class RecordLog:
   """
 
   def __init__(self, path: str | os.PathLike, resume_step: int):
-    """Opens a log and cuts off all records after `resume_step`."""
+    """Opens a log and cuts off all records after `resume_step`.
+
+    A file that would be empty is deleted.
+    """
     records, length = _scan(path, resume_step)
     self.last = records[-1] if records else None
     self.steps = {record['step'] for record in records}
     self._path = path
-    self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.ftruncate(self._file, length)
+    self._file = None
+    if records:
+      os.truncate(path, length)
+    elif os.path.exists(path):
+      os.remove(path)
 
   def append(self, record: dict[str, Any]) -> None:
     """Writes one record; a number that is not finite becomes null."""
     line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
     content = line.encode() + b'\n'
     try:
+      if self._file is None:
+        mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._file = os.open(self._path, mode, 0o644)
       while content:  # A disk that is nearly full writes only a part.
         content = content[os.write(self._file, content) :]
     except OSError as error:
@@ -45,8 +54,9 @@ class RecordLog:
 
   def close(self) -> None:
     """Flushes the file to the disk and closes it."""
-    os.fsync(self._file)
-    os.close(self._file)
+    if self._file is not None:
+      os.fsync(self._file)
+      os.close(self._file)
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -42,9 +42,19 @@ def test_parameters_of_a_damaged_newest_step_come_from_the_one_before(
   _, meta = restore.load_params(copy)
   assert meta['step'] == 1
   assert 'state/_METADATA is missing' in caplog.text
-  with pytest.raises(ValueError, match='state/_METADATA is missing in step 2'):
-    restore.load_params(copy / '2')
   assert listing.steps(copy) == [1, 2]  # A reader changes nothing.
+
+
+def test_of_a_damaged_step_that_is_asked_for_the_sound_one_is_named(copy):
+  (copy / '2' / 'state' / '_METADATA').unlink()
+  with pytest.raises(
+    ValueError,
+    match='Step 2 .* got state/_METADATA is missing: step 1 is, so name .*/1,',
+  ):
+    restore.load_params(copy / '2')
+  (copy / '1' / 'state' / '_METADATA').unlink()
+  with pytest.raises(ValueError, match=r'No sound .* \(damaged: \[2, 1\]\)'):
+    restore.load_params(copy / '2')
 
 
 def test_parameters_are_cast_and_placed_as_asked(copy):

@@ -74,6 +74,12 @@ def test_a_document_without_characters_does_not_break_the_ratio():
   assert np.isfinite([result.low, result.high]).all()
 
 
+def test_one_document_gives_a_difference_and_no_interval():
+  result = compare([3 * LN2], [LN2], [4])
+  assert result.difference == pytest.approx(0.5)
+  assert (result.low, result.high, result.num_resamples) == (None, None, 0)
+
+
 def test_scores_of_different_documents_are_refused():
   with pytest.raises(ValueError, match='got 2 and 1 scores of 2 documents'):
     compare([1.0, 2.0], [1.0], [3, 4])

@@ -135,10 +135,19 @@ def test_without_json_the_scores_are_a_table(
   assert evaluate.main([*flags, f'--compare={directory}', '--limit=2']) == 0
   out, _ = capsys.readouterr()
   assert 'documents                           2                     2' in out
+  assert 'resamples of 2 documents' in out
   assert 'difference of +0.0000 bits per character' in out
   assert out.endswith(
     f'python -m launch.evaluate {" ".join(flags)}'
     f' --compare={directory} --limit=2\n'
+  )
+
+
+def test_one_document_has_a_difference_without_an_interval():
+  other = {'documents': 1, 'difference': 0.5, 'low': None, 'high': None}
+  table = evaluate.as_table({'documents': 1, 'compare': other})
+  assert table.splitlines()[-1] == (
+    'difference of +0.5000 bits per character; one document gives no interval'
   )
 
 

@@ -1,5 +1,6 @@
 """Every verb answers --help at once."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def test_help_imports_nothing_heavy():
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, *VERBS],
     cwd=ROOT,
+    # A terminal may have no other letters.
+    env=os.environ | {'PYTHONIOENCODING': 'ascii'},
     capture_output=True,
     text=True,
     check=False,

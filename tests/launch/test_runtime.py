@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -35,6 +37,90 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
 
   assert runtime.run(verb) == 2
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
+
+
+# Prints a character as often as its argument says.
+PRINTING = """
+import sys
+from launch import runtime
+
+def verb():
+  runtime.log('begun')
+  print('\\u6625' * int(sys.argv[1]))
+  runtime.log('done')
+  return 0
+
+sys.exit(runtime.run(verb))
+"""
+
+
+def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
+  """The ended process, some of whose streams the shell has closed."""
+  environment = os.environ | {
+    'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
+    'PYTHONUNBUFFERED': '',
+    'PYTHONIOENCODING': others.pop('encoding', 'utf-8'),
+  }
+  return subprocess.run(
+    [
+      *('bash', '-c', f'exec "$@" {closed}', 'bash'),
+      *(sys.executable, '-c', PRINTING, str(num_chars)),
+    ],
+    env=environment,
+    stdout=stdout,
+    stderr=others.get('stderr', subprocess.PIPE),
+    encoding='utf-8',
+    check=False,
+  )
+
+
+@pytest.fixture
+def unread_pipe():
+  """The end of a pipe that is written to, whose other end is closed."""
+  reads, writes = os.pipe()
+  os.close(reads)
+  yield writes
+  os.close(writes)
+
+
+def test_a_character_that_the_terminal_lacks_is_printed_as_its_escape():
+  done = printed(1, encoding='ascii')
+  assert (done.returncode, done.stdout) == (0, '\\u6625\n')
+
+
+# One character is written when the process ends, many are written at once.
+@pytest.mark.parametrize('num_chars', [1, 100_000])
+def test_a_pipe_that_nobody_reads_ends_a_verb_without_a_word(
+  unread_pipe, num_chars
+):
+  done = printed(num_chars, stdout=unread_pipe)
+  assert done.returncode == 141
+  assert not set(done.stderr.split()) - {'begun', 'done'}
+
+
+def test_a_verb_goes_on_where_nobody_reads_standard_error(unread_pipe):
+  done = printed(1, stderr=unread_pipe)
+  assert (done.returncode, done.stdout) == (0, '春\n')
+
+
+def test_what_is_said_on_a_closed_standard_error_does_not_go_elsewhere():
+  done = printed(1, '2>&-')
+  assert (done.returncode, done.stdout) == (0, '春\n')
+
+
+def test_a_verb_goes_on_where_standard_output_is_closed():
+  done = printed(1, '>&-')
+  assert (done.returncode, done.stderr) == (0, 'begun\ndone\n')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_full_disk_is_one_sentence():
+  done = printed(1, '>/dev/full')
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[2:] == [
+    'error: standard output must take what is printed, got [Errno 28] No space'
+    ' left on device.'
+  ]
 
 
 # Prints the page faults of a block of 64 MiB that is allocated a second time.

@@ -111,12 +111,24 @@ def test_the_curves_are_drawn(sides, tmp_path, suffix):
     assert drawn.startswith(b'\x89PNG' if suffix == 'png' else b'<?xml')
 
 
+def test_names_that_a_picture_cannot_draw_stand_beside_it(tmp_path, recwarn):
+  runs = [write_run(tmp_path / '稀疏_0', 0, (8.0, 7.0), task='詩')]
+  others = [write_run(tmp_path / 'dense_0', 0, (8.2, 7.1), task='詩')]
+  found = run(runs, others)
+  names = comparison_page.write(found, tmp_path / 'curves.png')
+  assert names == 'runs = 稀疏, held out = 詩'
+  assert comparison_page.write(found, tmp_path / 'curves.svg') == ''
+  assert '稀疏' in (tmp_path / 'curves.svg').read_text('utf-8')
+  comparison_page.write(found, tmp_path / 'curves.html')
+  assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+
+
 def break_log(sparse, dense, tmp_path):
   (tmp_path / 'dense_1' / 'log.jsonl').unlink()
 
 
 def break_evaluation(sparse, dense, tmp_path):
-  (tmp_path / 'dense_1' / 'eval.jsonl').write_text('')
+  (tmp_path / 'dense_1' / 'eval.jsonl').unlink()
 
 
 def leave_one_out(sparse, dense, tmp_path):

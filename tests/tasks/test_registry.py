@@ -49,6 +49,36 @@ def test_the_script_is_converted_only_where_a_task_asks(declare):
   assert documents(declare, 'hant') == [{'targets': '漢語'}]
 
 
+@pytest.fixture
+def three_lines(declare, tmp_path):
+  """The file of a task with two good lines and a bad one, by its path."""
+  path = tmp_path / 'a.txt'
+  path.write_bytes('甲\n\\xff\n乙\n'.encode().replace(b'\\xff', b'\xff'))
+  declare.add_text_task('t', text_files.plain_text(path), lambda r: r['text'])
+  declare.add_mixture('m', ['t'])
+  return path
+
+
+def test_the_share_of_malformed_lines_reaches_the_file_through_a_mixture(
+  declare, three_lines
+):
+  with pytest.raises(ValueError, match='1 of 3 lines .* at most 0.01%'):
+    documents(declare, 't')
+  declare.allow_malformed('m', 0.5)
+  assert documents(declare, 't') == [{'targets': '甲'}, {'targets': '乙'}]
+
+
+def test_of_too_few_records_none_may_be_held_out(declare, three_lines):
+  three_lines.write_text('甲\n乙\n', 'utf-8')
+  error = str(declare.no_documents('t', 'validation'))
+  assert 'holds out 5% of them, and none of these 2 fell there' in error
+
+
+def test_a_document_function_that_leaves_all_out_is_named(declare):
+  declare.add_text_task('t', Source('a', 'b'), lambda record: None)
+  assert 'leaves out all 2 records' in str(declare.no_documents('t', 'train'))
+
+
 def test_a_malformed_corpus_is_an_error_before_its_first_document(
   declare, tmp_path
 ):

@@ -174,6 +174,16 @@ def test_a_change_of_files_or_code_makes_stores_again(
   assert store.manifest['records'] == (41 if change is add_a_file else 40)
 
 
+def test_a_bad_line_stops_the_stores_unless_so_many_are_allowed(letters):
+  with open(letters / 'data/a.txt', 'ab') as f:
+    f.write(b'\xff\n')
+  wanted = [('t_letters', ['train'])]
+  with pytest.raises(ValueError, match='1 of 21 lines'):
+    stores.prepare(wanted, letters / 'c', vocab_size=400)
+  stores.prepare(wanted, letters / 'c', vocab_size=400, max_bad_fraction=1 / 21)
+  assert is_prepared(letters)
+
+
 def test_a_file_written_again_as_it_was_changes_nothing(letters):
   path = letters / 'data/a.txt'
   path.write_bytes(path.read_bytes())

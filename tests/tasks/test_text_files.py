@@ -27,9 +27,12 @@ def test_records_of_json_lines_have_only_the_fields_asked_for(tmp_path):
 
 def test_a_line_break_in_plain_text_is_written_as_two_characters(tmp_path):
   path = tmp_path / 'a.txt'
-  path.write_bytes('\ufeff春\\n夏\r\n\n秋\n'.encode())
+  path.write_bytes('\ufeff春\\n夏\r\n\n\\\\n\n'.encode())
   source = text_files.plain_text({'train': path})
-  assert list(source.records('train')) == [{'text': '春\n夏'}, {'text': '秋'}]
+  assert list(source.records('train')) == [
+    {'text': '春\n夏'},
+    {'text': '\\n'},
+  ]
 
 
 def test_relative_names_and_patterns_start_at_the_data_directory(
@@ -76,6 +79,27 @@ def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path):
   path = write_json(tmp_path / 'a.jsonl', [record(1)])
   with pytest.raises(ValueError, match="one of train, validation, got 'test'"):
     text_files.json_lines(path, FIELDS).records('test')
+
+
+def test_lines_of_blanks_are_no_records(tmp_path):
+  path = write_json(tmp_path / 'a.jsonl', [record(1)])
+  path.write_bytes(b'   \n' + path.read_bytes() + b'\t\r\n\n')
+  source = text_files.json_lines({'train': path}, FIELDS)
+  assert len(list(source.records('train'))) == 1
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'year': int}, "the field 'year' must be declared as str, .* got int"),
+    ({'lines': []}, r"the field 'lines' must be declared as str, .* got \[\]"),
+    (int, 'the record must be declared as str, .* got int'),
+    ({'turns': [{'n': None}]}, "the field 'n' must be declared as .* got None"),
+  ],
+)
+def test_a_field_that_is_no_text_is_told_when_it_is_declared(fields, message):
+  with pytest.raises(ValueError, match=message):
+    text_files.json_lines('a.jsonl', fields)
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):

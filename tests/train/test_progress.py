@@ -138,6 +138,16 @@ def test_a_record_that_cannot_be_read_is_reported_once(tmp_path):
   ]
 
 
+def test_a_log_without_a_record_has_no_file(tmp_path):
+  run(tmp_path, range(1, 3))
+  assert not (tmp_path / 'quarantine.jsonl').exists()
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
+  shown.quarantine(2, [bad_record(7)])
+  shown.close()
+  run(tmp_path, [2], resume=1)  # The record was found after the restored step.
+  assert not (tmp_path / 'quarantine.jsonl').exists()
+
+
 def test_a_resumed_run_reports_no_bad_record_twice(tmp_path):
   for resume, steps in ((0, (3, 6)), (5, (6, 8))):
     shown = progress.Progress(
@@ -247,7 +257,16 @@ def test_without_a_terminal_there_are_few_plain_lines(tmp_path):
   ]
 
 
-def test_on_a_terminal_there_is_one_live_line(tmp_path):
+def test_a_terminal_that_cannot_draw_a_line_again_gets_plain_ones(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('TERM', 'dumb')
+  seen = run(tmp_path, range(1, TOTAL + 1), stream=Terminal()).splitlines()
+  assert [line[:9] for line in seen] == ['step 1/40', 'step 40/4']
+
+
+def test_on_a_terminal_there_is_one_live_line(tmp_path, monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm')
   seen = run(tmp_path, range(1, TOTAL + 1), stream=Terminal())
   assert '\x1b[2K' in seen  # Clears the line before it is drawn again.
   assert 'step 40/40' in seen
