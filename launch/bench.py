@@ -17,6 +17,7 @@ the median over all rounds.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -120,8 +121,10 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
   add('--json', action='store_true', help='one JSON object')
 
 
-def compare(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Runs the verbs `moe` and `step`: measures and prints."""
+def compare(
+  args: argparse.Namespace, overrides: list[str], command: str
+) -> int:
+  """Runs the verbs `moe` and `step`: measures and prints, with the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
@@ -136,7 +139,7 @@ def compare(args: argparse.Namespace, overrides: list[str]) -> int:
     report = tpu.compare(args)
   else:
     report = layer_comparisons.compare(args)
-  timing.show(report, args.json)
+  timing.show(report, args.json, command)
   return 0
 
 
@@ -154,12 +157,14 @@ def _set_environment(comparison: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.bench', *words])
 
   def verb() -> int:
     args, overrides = parse(argv)
     if args.verb == 'imports':
-      return imports.compare(args)
-    return compare(args, overrides)
+      return imports.compare(args, command)
+    return compare(args, overrides, command)
 
   return runtime.run(verb)
 

@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -52,8 +53,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return options
 
 
-def compare(options: argparse.Namespace) -> int:
-  """Draws and prints the comparison."""
+def compare(options: argparse.Namespace, command: str) -> int:
+  """Draws and prints the comparison; the command is shown with its scores."""
   # Here, since Matplotlib takes seconds to import; --help answers at once.
   from moe.report import comparison, comparison_page
 
@@ -63,6 +64,7 @@ def compare(options: argparse.Namespace) -> int:
   compared = comparison.compare(
     [read(directory) for directory in options.runs],
     [read(directory) for directory in options.against],
+    command,
   )
   output, names = options.output, ''
   if output:
@@ -78,7 +80,9 @@ def compare(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the comparison; the exit code is 2 if there is none."""
-  return runtime.run(lambda: compare(parse(argv)))
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.compare', *words])
+  return runtime.run(lambda: compare(parse(argv), command))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.runtime import log
+from moe import bounds
 from moe.data.text_file import unescaped
 
 
@@ -82,6 +83,7 @@ def sample(args: argparse.Namespace) -> int:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
   if args.max_tokens is not None and args.max_tokens < 1:
     raise ValueError(f'--max_tokens must be at least 1, got {args.max_tokens}.')
+  bounds.seed('--seed', args.seed)
   if not args.prompt:
     raise ValueError('--prompt must hold some text, got none.')
   if args.form and args.max_tokens:

@@ -65,15 +65,17 @@ def check_tasks(
   names: Sequence[str],
   cache_dir: str | os.PathLike,
   task_modules: Sequence[str] = (),
+  is_dry_run: bool = False,
 ) -> None:
   """Checks the names of tasks at once, before a model is made or read.
 
   Args:
     names: tasks and mixtures; those that have stores need not be declared.
     cache_dir: directory of all token stores.
-    task_modules: modules or files of a user. They are not imported here: if
-      there are any, only the child that makes the stores knows all names, and
-      it checks them.
+    task_modules: modules or files of a user. They may import TensorFlow, so
+      only a dry run imports them here. Otherwise the child that makes the
+      stores checks the names.
+    is_dry_run: whether this process neither makes stores nor trains.
 
   Raises:
     ValueError: if there is no such task, mixture or module.
@@ -81,8 +83,8 @@ def check_tasks(
   # Imported here, since verbs import this file and --help must answer at once.
   from tasks import modules, stores
 
-  modules.load()
-  if not modules.locate(task_modules):
+  modules.load(task_modules if is_dry_run else ())
+  if is_dry_run or not modules.locate(task_modules):
     for name in names:
       place = os.path.join(glob.escape(cache_dir), '*', glob.escape(name))
       if not glob.glob(place):

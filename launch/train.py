@@ -54,6 +54,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     [data.train, *data.evaluation],
     data.cache_dir or default_cache_dir(),
     data.task_modules,
+    args.dry_run,
   )
   # Imported here, since a misspelt name need not wait for Orbax.
   from moe.runs import preflight, training

@@ -47,6 +47,20 @@ class Field:
   axes: tuple[str | None, ...]
 
 
+class Extra(NamedTuple):
+  """A further array of a `TokenBatch`: what a model is told of each token.
+
+  Attributes:
+    name: of the array, in stores and in batches.
+    shape: of the value of a token.
+    dtype: of the array.
+  """
+
+  name: str
+  shape: tuple[int, ...] = ()
+  dtype: str = 'int32'
+
+
 class TokenBatch(NamedTuple):
   """What a language model reads, one row per sequence; fields are [B, T].
 
@@ -63,7 +77,7 @@ class TokenBatch(NamedTuple):
     modality: int32 modality of the token that is read: 0 text, 1 image,
       2 protein.
     extras: further arrays [B, T, ...] for the tokens that are read, such as
-      patches, rows and columns, or coordinates; an objective declares them.
+      patches, rows and columns, or coordinates; the model declares them.
   """
 
   tokens: Array

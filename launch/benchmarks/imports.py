@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 
+from moe.evaluate import score
+
 BASE = 'import jax, flax, optax'
 TIMED = (
   'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
@@ -34,8 +36,12 @@ def beyond(module: str) -> float:
   return seconds(f'import {module}') - base
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare(args: argparse.Namespace, command: str) -> int:
   """Runs the verb `imports`, which times each module in turn with `BASE`.
+
+  Args:
+    args: modules, runs, json.
+    command: the command that measures the same again.
 
   Raises:
     ValueError: if a module does not exist, or --runs is less than 1.
@@ -50,11 +56,17 @@ def compare(args: argparse.Namespace) -> int:
   rows = {}
   for module in args.modules or known:
     rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
-    if not args.json:
-      print(f'{rows[module]:+7.2f} s  {module}', flush=True)
+    # It takes minutes, so people are told on the way.
+    print(f'{rows[module]:+7.2f} s  {module}', file=sys.stderr, flush=True)
   worst = max(rows, key=rows.get)
+  scores = [
+    score.Score(name, value, n=args.runs, command=command, unit='seconds')
+    for name, value in rows.items()
+  ]
   if args.json:
-    print(json.dumps({'seconds': rows, 'worst': worst}))
+    listed = [one.as_json() for one in scores]
+    print(json.dumps({'seconds': rows, 'worst': worst, 'scores': listed}))
   else:
+    print(score.as_table(scores))
     print(f'worst: {worst}, {rows[worst]:+.2f} s beyond `{BASE}`')
   return 0

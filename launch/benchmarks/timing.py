@@ -1,6 +1,7 @@
 """Times programs in turn, so that other load slows all of them alike."""
 
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -9,6 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from moe.evaluate import score
+from moe.evaluate.score import Score
 
 SPEED = re.compile(r'([\d.]+(?:e[+-]?\d+)?) tokens/s')
 
@@ -92,26 +96,49 @@ def measure(
     The report for `show`: `seconds`, `tokens_per_second` and `ratio` of the
     last program, and all programs under `runs`. A ratio is the median over
     rounds of the ratios within a round; `spread` has their quartiles.
+    `interval` and `ratio_interval` are those of `median_interval`.
   """
+  what = 'speed' if is_speed else 'time'
   samples = [[p.sample() for p in programs] for _ in range(rounds)]
   runs = []
   for i, program in enumerate(programs):
-    seconds = statistics.median(s[i] for s in samples)
+    own = [s[i] for s in samples]
+    seconds = statistics.median(own)
     run = {'name': program.name, 'seconds': seconds}
+    run['interval'] = median_interval(own)
     if tokens:
       run['tokens_per_second'] = tokens / seconds
     if i:
       ratios = [s[0] / s[i] if is_speed else s[i] / s[0] for s in samples]
       run['ratio'] = statistics.median(ratios)
       run['spread'] = _quartiles(ratios)
+      run['ratio_interval'] = median_interval(ratios)
+      run['ratio_of'] = f'{what} of {program.name} over {programs[0].name}'
     if program.dropped is not None:
       run['dropped'] = program.dropped
     runs.append(run)
   last = {k: v for k, v in runs[-1].items() if k not in ('name', 'dropped')}
-  what = 'speed' if is_speed else 'time'
-  if len(runs) > 1:
-    last['ratio_of'] = f'{what} of {runs[-1]["name"]} over {runs[0]["name"]}'
-  return {'unit': unit, 'rounds': rounds, **last, 'runs': runs}
+  return {
+    'unit': unit, 'rounds': rounds, 'is_speed': is_speed, **last, 'runs': runs
+  }  # fmt: skip
+
+
+def median_interval(values: list[float]) -> list[float] | None:
+  """The 95% interval of a median, whatever the distribution.
+
+  Its ends are two of the values, as far in as the binomial distribution of how
+  many values lie below the median allows (Thompson 1936,
+  https://doi.org/10.1214/aoms/1177732563). Fewer than six values have none.
+
+  Args:
+    values: samples that do not depend on each other.
+  """
+  n, below, outside = len(values), 0, 0.5 ** len(values)
+  while outside <= 0.025:
+    below += 1
+    outside += math.comb(n, below) * 0.5**n
+  ordered = sorted(values)
+  return [ordered[below - 1], ordered[n - below]] if below else None
 
 
 def _quartiles(values: list[float]) -> list[float]:
@@ -121,18 +148,61 @@ def _quartiles(values: list[float]) -> list[float]:
   return [low, high]
 
 
-def show(report: dict[str, Any], as_json: bool) -> None:
-  """Prints a report of `measure` as one JSON object or as a table."""
+def scores_of(report: dict[str, Any], command: str = '') -> list[Score]:
+  """The scores of a report.
+
+  Args:
+    report: as `measure` returns it. One of a single program may lack `runs`;
+      one of a compiler's estimates has no intervals and no `rounds`.
+    command: the command that measures the same again.
+  """
+  n, found = report.get('rounds'), []
+
+  def add(
+    name: str,
+    value: float,
+    interval: list[float] | None,
+    unit: str,
+    is_higher_better: bool = False,
+  ) -> None:
+    low, high = interval or (None, None)
+    found.append(
+      Score(name, value, low, high, n, command, unit, is_higher_better)
+    )
+
+  for run in report.get('runs') or [{**report, 'name': report['unit']}]:
+    interval = run.get('interval')
+    add(run['name'], run['seconds'], interval, 'seconds')
+    if 'tokens_per_second' in run:
+      speed = run['tokens_per_second']
+      tokens = speed * run['seconds']
+      ends = interval and [tokens / end for end in reversed(interval)]
+      add(run['name'], speed, ends, 'tokens/s', True)
+    if 'ratio' in run:
+      is_speed = report.get('is_speed', False)
+      ends = run.get('ratio_interval')
+      add(run['ratio_of'], run['ratio'], ends, 'times', is_speed)
+    if 'dropped' in run:
+      add(run['name'], run['dropped'], None, 'dropped share')
+  return found
+
+
+# Keys of a report whose values are in its scores.
+_IN_SCORES = frozenset((
+  'runs', 'seconds', 'interval', 'tokens_per_second', 'ratio', 'spread',
+  'ratio_interval', 'ratio_of', 'is_speed', 'rounds',
+))  # fmt: skip
+
+
+def show(report: dict[str, Any], as_json: bool, command: str = '') -> None:
+  """Prints a report of `measure` as one JSON object or as a table of scores."""
+  scores = scores_of(report, command)
   if as_json:
-    print(json.dumps(report))
+    print(json.dumps({**report, 'scores': [s.as_json() for s in scores]}))
     return
-  if 'runs' in report:
-    _table(report['runs'])
-  if 'runs' in report and 'ratio' in report:
-    print(f'ratio: {report["ratio_of"]}; spread: quartiles')
-  in_table = ('runs', 'seconds', 'tokens_per_second', 'ratio', 'spread')
+  print(score.as_table(scores))
   for key, value in report.items():
-    if 'runs' in report and key in (*in_table, 'ratio_of'):
+    if key in _IN_SCORES:
       continue
     if isinstance(value, list):
       print(f'{key}:')
@@ -140,19 +210,3 @@ def show(report: dict[str, Any], as_json: bool) -> None:
         print('  ' + '  '.join(f'{k} {v}' for k, v in row.items()))
     else:
       print(f'{key}: {value}')
-
-
-def _table(runs: list[dict[str, Any]]) -> None:
-  print(
-    f'{"":<34} {"seconds":>10} {"tokens/s":>10} {"ratio":>7}'
-    f' {"spread":>15} {"dropped":>8}'
-  )
-  cell = lambda run, key, form: format(run[key], form) if key in run else '-'
-  for run in runs:
-    low_high = ' - '.join(f'{v:.3f}' for v in run.get('spread', ())) or '-'
-    print(
-      f'{run["name"]:<34} {run["seconds"]:>10.4g}'
-      f' {cell(run, "tokens_per_second", ",.0f"):>10}'
-      f' {cell(run, "ratio", ".3f"):>7} {low_high:>15}'
-      f' {cell(run, "dropped", ".2%"):>8}'
-    )

@@ -166,11 +166,11 @@ def compare_fine(
     }
     if runs:
       run['ratio'] = seconds / runs[0]['seconds']
+      run['ratio_of'] = f'time of {finer} over {runs[0]["name"]}'
     runs.append(run)
   return {
     **{k: v for k, v in runs[-1].items() if k != 'name'},
     'unit': f"{UNIT}, the compiler's estimate, loops multiplied out",
-    'ratio_of': f'time of {runs[-1]["name"]} over {runs[0]["name"]}',
     'sizes': dataclasses.asdict(sizes),
     'device': str(mesh.devices.flat[0].device_kind),
     'runs': runs,

@@ -77,26 +77,43 @@ class Bound(typing.NamedTuple):
   imports: list[ImportStatement]
 
 
-def find_file(name: str) -> str:
-  """Path of a gin file: as given, or within gin_configs.
+def find_file(name: str, including: str = '') -> str:
+  """Path of a gin file: beside the including file, here, or in gin_configs.
+
+  Args:
+    name: as it is given.
+    including: the file that includes it; '' for none.
 
   Raises:
     ValueError: if it is nowhere.
   """
-  for folder in SEARCH_PATHS:
+  beside = [os.path.dirname(including)] if including else []
+  for folder in (*beside, *SEARCH_PATHS):
     path = os.path.join(folder, name)
     if os.path.isfile(path):
       return path
-  known = sorted(
-    os.path.relpath(os.path.join(folder, file), SEARCH_PATHS[1])
-    for folder, _, files in os.walk(SEARCH_PATHS[1])
-    for file in files
-    if file.endswith('.gin')
-  )
-  hint = nearest(name, known)
+  hint = nearest(name, _own_files())
+  where = f'beside {including}, here' if including else 'here'
   raise ValueError(
-    f"gin file '{name}' must exist, here or in gin_configs{hint}"
+    f"gin file '{name}' must exist {where} or in gin_configs{hint}"
   )
+
+
+def files_that_define(macro: str) -> list[str]:
+  """Files of gin_configs that bind a macro, named from there."""
+  line = re.compile(rf'^{re.escape(macro)}\s*=', re.MULTILINE)
+  folder = pathlib.Path(SEARCH_PATHS[1])
+  return [
+    name
+    for name in _own_files()
+    if line.search((folder / name).read_text(encoding='utf-8'))
+  ]
+
+
+def _own_files() -> list[str]:
+  """The files of gin_configs."""
+  folder = pathlib.Path(SEARCH_PATHS[1])
+  return sorted(str(p.relative_to(folder)) for p in folder.rglob('*.gin'))
 
 
 def read(files: list[str], command_line: list[str]) -> Bound:
@@ -128,9 +145,17 @@ def _statements(source, name: str, path: str | None):
     token = re.search("Failed to parse token '(.*)'", reason)
     reason = f'{token.group(1)} is no value' if token else reason.rstrip('.')
     raise ValueError(
-      f'{where}: cannot be read as gin ({reason}); text values need quotes:'
-      ' NAME=\'"text"\'.'
+      f'{where}: cannot be read as gin ({reason})'
+      f'{_quotes(token.group(1), bool(path)) if token else ""}.'
     ) from error
+
+
+def _quotes(token: str, is_in_file: bool) -> str:
+  """A hint where a value is a bare word."""
+  if not re.match(r'[^\W\d]', token):
+    return ''
+  text = f"'{token}'" if is_in_file else f'\'"{token}"\''
+  return f'; text values need quotes: NAME={text}'
 
 
 def read_written(text: str, path: str) -> dict[str, object]:
@@ -185,7 +210,7 @@ def _read_file(
       text = f.read()
   except UnicodeDecodeError as error:
     raise ValueError(f'{path}: must be UTF-8 text ({error}).') from error
-  first = len(bindings)
+  first, own = len(bindings), []
   for statement in _statements(text, path, path):
     place = f'{path}:{statement.location.line_num}'
     if isinstance(statement, ImportStatement):
@@ -193,16 +218,40 @@ def _read_file(
       everything.modules.update(names.modules)
     elif isinstance(statement, config_parser.IncludeStatement):
       try:
-        included = find_file(statement.filename)
+        included = find_file(statement.filename, path)
       except ValueError as error:
         raise ValueError(f'{place}: {error}') from error
+      begin = len(bindings)
       _read_file(included, bindings, imports, everything, (*including, path))
+      _check_order(own, bindings[begin:], place)
     elif isinstance(statement, config_parser.BindingStatement):
       _add_binding(statement, place, names, bindings)
+      own.append(bindings[-1])
   if text.startswith(WRITTEN):
     bindings[first:] = [
       dataclasses.replace(b, may_be_unread=True) for b in bindings[first:]
     ]
+
+
+def _check_order(
+  own: list[Binding], included: list[Binding], place: str
+) -> None:
+  """Raises ValueError if an include overrides a line that stands above it.
+
+  Args:
+    own: bindings of the file, above the include statement.
+    included: bindings that the statement brings.
+    place: of the statement.
+  """
+  last = {(id(b.target), b.argument): b for b in included}
+  for b in own:
+    after = last.get((id(b.target), b.argument))
+    if after and after.value != b.value:
+      name = f'{b.name}.{b.argument}' if b.name else b.argument
+      raise ValueError(
+        f"{b.place}: '{name}' must stand below the include of {place}, which"
+        f' overrides it ({after.place}): move the line down.'
+      )
 
 
 def _add_binding(statement, place, names, bindings) -> None:

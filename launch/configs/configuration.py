@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from launch.configs import bindings, gin_text, gin_values, reach, sizes
 from launch.configs.tree import Tree
+from moe.bounds import OutOfRange
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
 from moe.runs import trained
@@ -45,11 +46,22 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
       f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
       ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
     )
-  sizes.check_values(reach.check(bound.bindings, Run))
+  return made(bound)
+
+
+def made(bound: bindings.Bound) -> Configuration:
+  """The configuration that bindings say.
+
+  Raises:
+    ValueError: as `read`.
+  """
+  in_effect = reach.check(bound.bindings, Run)
   tree = Tree(bound.bindings)
   try:
     run = tree.make(Run)
     sizes.check(run)
+  except OutOfRange as error:
+    raise ValueError(sizes.placed(error, in_effect)) from error
   except (TypeError, ValueError) as error:
     raise ValueError(_missing_argument(str(error))) from error
   operative = gin_text.operative(tree, Run, _unfollowed(run))

@@ -9,14 +9,12 @@ from gin.config_parser import ConfigParser, ImportStatement
 
 from launch.configs import gin_values
 from launch.configs.bindings import Delegate
+from launch.configs.reach import GIVEN
 from launch.configs.tree import Tree
 
 WIDTH = 100
 _INDENT = 4
 _RULE = '# ' + '=' * (WIDTH - 2)
-# Arguments that their callers give whatever is bound: a layer tells its router
-# how many experts a token sees.
-GIVEN = ('num_active',)
 
 
 class Section(NamedTuple):

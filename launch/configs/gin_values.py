@@ -64,8 +64,15 @@ def written(value: object) -> str:
 
 def type_name(wanted: object) -> str:
   """An annotated type, for a message."""
-  if typing.get_origin(wanted) is collections.abc.Callable:
-    return 'a reference @name'
+  if _is_callable(wanted):
+    made = [
+      t.__name__
+      for t in _alternatives(_returned(wanted))
+      if inspect.isclass(t) and t.__module__.split('.')[0] in ('moe', 'optax')
+    ]
+    if not made:
+      return 'a function'
+    return f'a reference @name, without (), to what makes {" or ".join(made)}'
   if typing.get_args(wanted):
     return re.sub(r'(typing|collections\.abc)\.', '', str(wanted))
   return getattr(wanted, '__name__', str(wanted).replace('typing.', ''))
@@ -81,10 +88,10 @@ def fits(
     return any(fits(value, a, macros) for a in arguments)
   if wanted in (None, type(None)):
     return value is None
-  if origin is collections.abc.Callable or wanted is collections.abc.Callable:
-    return isinstance(value, Reference)
   if isinstance(value, Reference):
     return _reference_fits(value, wanted)
+  if _is_callable(wanted):
+    return False
   if wanted is bool or isinstance(value, bool):
     return isinstance(value, bool) and wanted in (bool, typing.Any)
   if wanted is float:
@@ -98,6 +105,21 @@ def fits(
   return not inspect.isclass(wanted) or isinstance(value, wanted)
 
 
+def how_to_refer(
+  value: object, wanted: object, macros: collections.abc.Mapping
+) -> str:
+  """': write @name()' if parentheses alone are wrong in a value, else ''."""
+  other = map_references(
+    lambda r: dataclasses.replace(r, is_called=not r.is_called), value
+  )
+  if other == value or not fits(other, wanted, macros):
+    return ''
+  references = []
+  map_references(references.append, other)
+  with_or_without = 'with' if references[0].is_called else 'without'
+  return f': write {references[0]!r}, {with_or_without} ()'
+
+
 def _sequence_fits(value, origin, arguments, macros) -> bool:
   if not isinstance(value, list | tuple):
     return False
@@ -109,11 +131,74 @@ def _sequence_fits(value, origin, arguments, macros) -> bool:
 
 
 def _reference_fits(reference: Reference, wanted) -> bool:
-  if wanted in (int, float, str, bool):
-    return False
-  if not inspect.isclass(wanted):
+  made = _made_by(reference.target)
+  if reference.is_called:
+    # What does not say what it returns is believed, but for plain values.
+    is_plain = wanted in (int, float, str, bool)
+    return _may_be(made, wanted) and not (made is None and is_plain)
+  if wanted is typing.Any:
     return True
-  if not reference.is_called:
+  return _is_callable(wanted) and _may_be(made, _returned(wanted))
+
+
+def _is_callable(wanted) -> bool:
+  origin = typing.get_origin(wanted)
+  return collections.abc.Callable in (wanted, origin)
+
+
+def _returned(wanted):
+  """R of Callable[..., R]; None where it is not said."""
+  return (typing.get_args(wanted) or (None,))[-1]
+
+
+def _alternatives(wanted) -> tuple:
+  """The members of a union, or the type itself."""
+  is_union = typing.get_origin(wanted) in (typing.Union, types.UnionType)
+  return typing.get_args(wanted) if is_union else (wanted,)
+
+
+def _made_by(target):
+  """The type of what a class or function returns; None where it is not said."""
+  if inspect.isclass(target):
+    return target
+  try:
+    return typing.get_type_hints(target).get('return')
+  except (NameError, TypeError):
+    return None
+
+
+def _may_be(made, wanted) -> bool:
+  """Whether an object of one type can stand where another is annotated.
+
+  A class that has all methods of the wanted one counts as one: a layer of a
+  user need not inherit from the layer that it replaces.
+  """
+  if made is None or wanted in (None, typing.Any):
+    return True
+  if len(_alternatives(made)) > 1:
+    return any(_may_be(m, wanted) for m in _alternatives(made))
+  if len(_alternatives(wanted)) > 1:
+    return any(_may_be(made, w) for w in _alternatives(wanted))
+  if _is_callable(wanted):
+    if _is_callable(made):
+      return _may_be(_returned(made), _returned(wanted))
+    call = inspect.getattr_static(
+      typing.get_origin(made) or made, '__call__', None
+    )
+    return inspect.isfunction(call) and _may_be(
+      _made_by(call), _returned(wanted)
+    )
+  if _is_callable(made):
     return False
-  made = reference.target
-  return not inspect.isclass(made) or issubclass(made, wanted)
+  made, wanted = (typing.get_origin(t) or t for t in (made, wanted))
+  if not (inspect.isclass(made) and inspect.isclass(wanted)):
+    return True
+  methods = [n for n, v in vars(wanted).items() if _is_public_method(n, v)]
+  return issubclass(made, wanted) or (
+    bool(methods) and all(hasattr(made, name) for name in methods)
+  )
+
+
+def _is_public_method(name: str, value: object) -> bool:
+  is_method = inspect.isfunction(value) or isinstance(value, property)
+  return is_method and not name.startswith('_')

@@ -5,11 +5,18 @@ wrong type are errors here, with file, line and the nearest right name.
 """
 
 import math
+import os
 import typing
 
 from launch.configs import gin_values
-from launch.configs.bindings import Binding
+from launch.configs.bindings import Binding, files_that_define
 from launch.configs.names import nearest, parameters
+
+# Arguments that their callers give whatever is bound.
+GIVEN = {
+  'num_active': 'its layer tells a router how many experts a token sees; bind'
+  " 'moe_layer.MoE.top_k', or set TOP_K"
+}
 
 
 class InEffect(typing.NamedTuple):
@@ -44,7 +51,14 @@ def check(bindings: list[Binding], root: object) -> list[InEffect]:
   reach = _Reach(bindings)
   reach.visit_target(root)
   for b in bindings:
-    if b.may_be_unread or reach.is_read(b):
+    if b.may_be_unread:
+      continue
+    if b.target is not None and b.argument in GIVEN:
+      name = f'{b.target.__name__}.{b.argument}'
+      raise ValueError(
+        f"{b.place}: nobody reads '{name}': {GIVEN[b.argument]}."
+      )
+    if reach.is_read(b):
       continue
     if b.target is None and b.argument in reach.limits:
       hint = reach.replacement(b.argument)
@@ -150,10 +164,21 @@ class _Reach:
     if name not in self.macros:
       if limit < math.inf:
         return  # of something that a later line replaced: never evaluated
-      hint = nearest(name, self.macros) or f'; set --gin.{name}=VALUE.'
+      hint = _definition(name) or nearest(name, self.macros)
+      hint = hint or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
     if self._enter(name, limit):
       self._visit_history(self._bound[name][name], limit, (*chain, name))
+
+
+def _definition(macro: str) -> str:
+  """A hint on the files of gin_configs that define a macro, '' for none."""
+  files = files_that_define(macro)
+  if not files:
+    return ''
+  if len(files) > 3:
+    files = sorted({f'{os.path.dirname(name)}/*.gin' for name in files})
+  return f'; include {" or ".join(files)}, or set --gin.{macro}=VALUE.'
 
 
 def _check_type(binding: Binding, macros: dict[str, Binding]) -> InEffect:
@@ -167,8 +192,9 @@ def _check_type(binding: Binding, macros: dict[str, Binding]) -> InEffect:
   except (NameError, TypeError):
     wanted = None
   if wanted is not None and not gin_values.fits(value, wanted, macros):
+    hint = gin_values.how_to_refer(value, wanted, macros)
     raise ValueError(
       f"{place}: '{label}' must be {gin_values.type_name(wanted)}, got"
-      f' {gin_values.written(value)}.'
+      f' {gin_values.written(value)}{hint}.'
     )
   return InEffect(binding.argument, value, label, place)

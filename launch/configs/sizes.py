@@ -1,40 +1,19 @@
-"""Which numbers make a run, checked by value before anything is built.
+"""Whether the numbers of a run are in range, checked before anything is built.
 
 A gin file names the parts of a model, and they are made only where it is
 traced. Here they are made at once, so that an error comes before the first
 compile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from launch.configs.reach import InEffect
+from moe import bounds
+from moe.models import functional
 from moe.models.anatomy import anatomy
 from moe.parallel import rules
 from moe.runs.run import Run
-
-# Arguments of functions, which have no fields to look at afterwards: the least
-# value, and what it means.
-LEAST = {
-  'learning_rate': (0, 'the peak of the schedule'),
-  'weight_decay': (0, 'part of a matrix taken off, 0 for none'),
-  'load_balance': (0, 'a factor of a loss that is made small'),
-  'router_z': (0, 'a factor of a loss that is made small'),
-  'logits_z': (0, 'a factor of a loss that is made small'),
-  'num_chunks': (1, 'pieces in which logits and loss are computed'),
-}
-
-
-def check_values(in_effect: Iterable[InEffect]) -> None:
-  """Raises ValueError at the first argument out of range, with its place."""
-  for bound in in_effect:
-    least, meaning = LEAST.get(bound.argument, (0, ''))
-    if not meaning or not isinstance(bound.value, int | float):
-      continue
-    if not bound.value >= least:  # NaN is none.
-      raise ValueError(
-        f'{bound.place}: {bound.label}={bound.value} must be at least {least}'
-        f' ({meaning}): raise it.'
-      )
+from moe.types import Layout
 
 
 def check(run: Run) -> None:
@@ -45,3 +24,37 @@ def check(run: Run) -> None:
   rules.table(run.rules)
   run.optimizer(run.schedule)
   anatomy(run.model)
+  run.objective(functional.placed(run.model, (), Layout()), run.data.shape)
+
+
+def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:
+  """The message of an error, with the place where the value was set.
+
+  Args:
+    error: of a class or function that checked its own arguments; it names an
+      argument, or the macro that usually sets it.
+    in_effect: the values that arguments get.
+  """
+  name = error.name.lower()
+  for bound in in_effect:
+    names = bound.argument.lower(), bound.label.lower()
+    if name in names and _is_in(error.value, bound.value):
+      return f'{bound.place}: {bound.label}={error.value!r} {error.rule}'
+  return str(error)
+
+
+def _is_in(wanted: object, value: object) -> bool:
+  """Whether a value is the wanted one, or a list that holds it."""
+  # NaN equals nothing, and 1 equals True.
+  return any(
+    v is wanted or (type(v) is type(wanted) and v == wanted)
+    for v in _leaves(value)
+  )
+
+
+def _leaves(value: object) -> Iterator[object]:
+  if isinstance(value, list | tuple):
+    for v in value:
+      yield from _leaves(v)
+  else:
+    yield value

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
+from moe import bounds
 from moe.checkpoint import restore
 from moe.parallel.shardings import Shaped, path_name, without_dim
 from moe.types import Array, PyTree
@@ -64,11 +65,7 @@ class Noise(Method):
   scale: float = 0.1
 
   def __post_init__(self):
-    if not self.scale > 0:
-      raise ValueError(
-        f'upcycle.Noise.scale={self.scale} must be positive: use upcycle.Copy'
-        ' for no noise.'
-      )
+    bounds.within('scale', self.scale, 'upcycle.Copy adds no noise', above=0)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E copies with noise; see `Method`."""
@@ -99,11 +96,8 @@ class Drop(Method):
   share: float = 0.5
 
   def __post_init__(self):
-    if not 0 < self.share <= 1:
-      raise ValueError(
-        f'upcycle.Drop.share={self.share} must be more than 0 and at most 1:'
-        ' use upcycle.Copy to keep all.'
-      )
+    kept = 'upcycle.Copy keeps all hidden units'
+    bounds.within('share', self.share, kept, above=0, most=1)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """E copies in which some units are new; see `Method`."""

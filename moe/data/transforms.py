@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from moe import bounds
 from moe.data.order import scramble
 from moe.data.store import Record, Store
 from moe.modalities.ids import IdSpace
@@ -93,10 +94,8 @@ class MaskBlocks:
   fraction: float = 0.15
 
   def __post_init__(self):
-    if not 0 < self.fraction <= 1:
-      raise ValueError(
-        f'fraction={self.fraction} must be above 0 and at most 1.'
-      )
+    share = 'of the scored tokens of a block'
+    bounds.within('fraction', self.fraction, share, above=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
     """The same lengths and blocks; tokens that are shown are not scored."""

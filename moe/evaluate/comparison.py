@@ -1,12 +1,17 @@
-"""Comparison of two models on the same documents."""
+"""Comparison of two models on the same documents, and intervals of scores."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from moe.evaluate import score
+
 # At most this many numbers are drawn at once, which bounds the memory.
 DRAWS_PER_CHUNK = 1 << 22
+# With more resamples an end of the interval would move by a few percent of the
+# width at most.
+_RESAMPLES_OF_SCORES = 1000
 
 
 class Comparison(NamedTuple):
@@ -104,3 +109,32 @@ def _interval(
   tail = (1 - confidence) / 2
   low, high = np.quantile(resampled, [tail, 1 - tail])
   return float(low), float(high)
+
+
+def of_documents(
+  name: str,
+  nats: np.ndarray,
+  sizes: np.ndarray,
+  command: str,
+  unit: str = score.BITS_PER_CHAR,
+) -> score.Score:
+  """All nats of documents over all their characters or bytes, in bits.
+
+  Args:
+    name: of the score.
+    nats: of each document.
+    sizes: characters or bytes of each document.
+    command: the command that gives the same number again.
+    unit: of the value.
+
+  Returns:
+    A score with a bootstrap interval over documents, see `compare`;
+    a single document has none.
+  """
+  found = compare(
+    nats, np.zeros(len(nats)), sizes, num_resamples=_RESAMPLES_OF_SCORES
+  )
+  value = math.fsum(nats) / math.log(2) / float(np.sum(sizes))
+  return score.Score(
+    name, value, found.low, found.high, len(nats), command, unit
+  )

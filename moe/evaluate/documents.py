@@ -8,12 +8,15 @@ from moe.data.store import Record
 from moe.evaluate.likelihood import Document
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
+from moe.types import Extra
 
 
 def text_documents(
-  vocabulary: Vocabulary, texts: Sequence[str]
+  vocabulary: Vocabulary, texts: Sequence[str], extras: Sequence[Extra] = ()
 ) -> list[Document]:
   """Texts as documents to score, with counts of unknown and hidden characters.
+
+  Extras, which the model reads of each token, are 0 for those of text.
 
   Raises:
     ValueError: if the vocabulary alters a text: the bits would be those of
@@ -37,15 +40,25 @@ def text_documents(
         len(text.encode()),
         num_unknown=num_unknown,
         hidden_chars=len(text) - len(vocabulary.decode(known)),
+        extras=_extras_of({}, len(ids) + 1, extras),
       )
     )
   return documents
 
 
 def record_document(
-  vocabulary: Vocabulary, ids: IdSpace, record: Record
+  vocabulary: Vocabulary,
+  ids: IdSpace,
+  record: Record,
+  extras: Sequence[Extra] = (),
 ) -> Document:
   """A record of a token store as a document to score.
+
+  Args:
+    vocabulary: of the text.
+    ids: where every range lies.
+    record: of the store.
+    extras: what the model reads of each token; 0 where the store has none.
 
   Raises:
     ValueError: if tokens of a block are scored: they see each other, so they
@@ -73,4 +86,21 @@ def record_document(
     hidden_chars=text_chars - len(vocabulary.decode(known)),
     block_ids=blocks,
     modality=None if ids.is_text else ids.modality(tokens.astype(np.int32)),
+    extras=_extras_of(record, len(tokens), extras),
   )
+
+
+def _extras_of(
+  record: Record, size: int, extras: Sequence[Extra]
+) -> dict[str, np.ndarray]:
+  """The extras of a document of so many tokens."""
+  found = {}
+  for extra in extras:
+    values = record.get(extra.name, np.zeros((size, *extra.shape)))
+    if values.shape != (size, *extra.shape):
+      raise ValueError(
+        f'{extra.name} of a document must have shape {(size, *extra.shape)},'
+        f' got {values.shape}: make the store again.'
+      )
+    found[extra.name] = values.astype(extra.dtype)
+  return found

@@ -37,6 +37,8 @@ class Document(NamedTuple):
     hidden_chars: code points that the unknown tokens stand for.
     block_ids: block of each token, 0 for none; None where there is no block.
     modality: of each token; None where all are text.
+    extras: further arrays [tokens, ...] that the model reads, by name, the same
+      names in all documents.
   """
 
   tokens: np.ndarray
@@ -47,6 +49,7 @@ class Document(NamedTuple):
   hidden_chars: int = 0
   block_ids: np.ndarray | None = None
   modality: np.ndarray | None = None
+  extras: dict[str, np.ndarray] = {}
 
 
 class Window(NamedTuple):
@@ -138,7 +141,13 @@ def window_batch(
   """
   rows = np.zeros((num_rows, width), np.int32)
   batch = TokenBatch(*(rows.copy() for _ in PLACE_FIELDS))
-  batch = batch._replace(loss_weights=rows.astype(np.float32))
+  batch = batch._replace(
+    loss_weights=rows.astype(np.float32),
+    extras={
+      name: np.zeros((num_rows, width, *values.shape[1:]), values.dtype)
+      for name, values in documents[0].extras.items()
+    },
+  )
   for row, window in enumerate(members):
     document = documents[window.document]
     tokens = np.asarray(document.tokens)
@@ -160,6 +169,8 @@ def window_batch(
       )
     if document.modality is not None:
       batch.modality[row, :size] = examples.read([document.modality], *cut)
+    for name, values in document.extras.items():
+      batch.extras[name][row, :size] = examples.read([values], *cut)
   return batch
 
 

@@ -1,19 +1,11 @@
 """The one form of every score that is shown, in JSON and in tables."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from moe.evaluate import comparison
-
 BITS_PER_CHAR = 'bits per character'
 BITS_PER_BYTE = 'bits per byte'
-# With more resamples an end of the interval would move by a few percent of the
-# width at most.
-_NUM_RESAMPLES = 1000
 _COLUMNS = ('score', 'value', 'low', 'high', 'n', 'unit', 'better')
 
 
@@ -26,7 +18,7 @@ class Score:
     value: the number.
     low: lower end of its 95% interval; None if there is no interval.
     high: upper end.
-    n: number of documents, pictures or chains; None if unknown.
+    n: number of documents, pictures, runs or samples; None if unknown.
     command: the command that gives the same number again.
     unit: of the value.
     is_higher_better: the direction.
@@ -59,26 +51,38 @@ def from_json(entries: dict[str, Any]) -> Score:
   return Score(**{k: v for k, v in entries.items() if k in names})
 
 
-def as_table(scores: Sequence[Score]) -> str:
-  """Scores for people: one row per score, then the commands."""
-  number = lambda x: '–' if x is None else f'{x:,.4f}'
+def as_cells(scores: Sequence[Score]) -> list[tuple[str, ...]]:
+  """Scores as rows of cells, the first one with the names of the columns."""
   rows = [
     (
       score.name,
-      number(score.value),
-      number(score.low),
-      number(score.high),
+      _number(score.value),
+      _number(score.low),
+      _number(score.high),
       '–' if score.n is None else f'{score.n:,}',
       score.unit,
       'higher' if score.is_higher_better else 'lower',
     )
     for score in scores
   ]
-  widths = [
-    max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)
-  ]
+  return [_COLUMNS, *rows]
+
+
+def _number(value: float | None) -> str:
+  """Four decimals, as bits per character need; four digits of small numbers."""
+  if value is None:
+    return '–'
+  if value and abs(value) < 0.01:
+    return f'{value:.4g}'
+  return f'{value:,.4f}' if abs(value) < 10_000 else f'{value:,.0f}'
+
+
+def as_table(scores: Sequence[Score]) -> str:
+  """Scores for people: a row each, then the commands."""
+  rows = as_cells(scores)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []
-  for row in (_COLUMNS, *rows):
+  for row in rows:
     cells = [
       cell.rjust(width) if 0 < i < 5 else cell.ljust(width)
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -86,30 +90,3 @@ def as_table(scores: Sequence[Score]) -> str:
     lines.append('  '.join(cells).rstrip())
   lines += dict.fromkeys(score.command for score in scores if score.command)
   return '\n'.join(lines)
-
-
-def of_documents(
-  name: str,
-  nats: np.ndarray,
-  sizes: np.ndarray,
-  command: str,
-  unit: str = BITS_PER_CHAR,
-) -> Score:
-  """All nats of documents over all their characters or bytes, in bits.
-
-  Args:
-    name: of the score.
-    nats: of each document.
-    sizes: characters or bytes of each document.
-    command: the command that gives the same number again.
-    unit: of the value.
-
-  Returns:
-    A score with a bootstrap interval over documents, see `comparison.compare`;
-    a single document has none.
-  """
-  found = comparison.compare(
-    nats, np.zeros(len(nats)), sizes, num_resamples=_NUM_RESAMPLES
-  )
-  value = math.fsum(nats) / math.log(2) / float(np.sum(sizes))
-  return Score(name, value, found.low, found.high, len(nats), command, unit)

@@ -1,7 +1,7 @@
 """Decoding: a model reads prompts into a cache and writes token after token."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -53,6 +53,8 @@ class Prompts(NamedTuple):
     jump_row_B: int32, the row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
     block_BT: int32, block of the place of each token; None if all are 0.
+    extras: further arrays [B, S, ...] that the model reads, by name, of the
+      places of prompts and samples.
   """
 
   tokens_BT: Array
@@ -60,6 +62,7 @@ class Prompts(NamedTuple):
   jump_row_B: Array
   key_B: Array
   block_BT: Array | None = None
+  extras: dict[str, Array] = {}
 
 
 def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
@@ -73,6 +76,7 @@ def read_batch(
   position_B: Array,
   block_BT: Array | None = None,
   modality: Modality = jnp.zeros_like,
+  extras: dict[str, Array] | None = None,
 ) -> TokenBatch:
   """A batch of new tokens to read, with nothing to predict.
 
@@ -84,6 +88,7 @@ def read_batch(
     block_BT: int32, block of each place; None if there is none. The places of a
       block must be read together.
     modality: of ids; by default all are text.
+    extras: further arrays [B, T, ...] that the model reads, by name.
   """
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   is_real_BT = offset_T < length_B[:, None]
@@ -96,6 +101,7 @@ def read_batch(
     positions=jnp.where(is_real_BT, position_B[:, None] + offset_T, 0),
     block_ids=zeros_BT if block_BT is None else block_BT,
     modality=modality(tokens_BT),
+    extras=extras or {},
   )
 
 
@@ -113,8 +119,14 @@ def prefill(
     (logits_BV of the token after each prompt, the cache with T more entries).
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
+  T = prompts.tokens_BT.shape[1]
   batch = read_batch(
-    prompts.tokens_BT, prompts.length_B, zeros_B, prompts.block_BT, modality
+    prompts.tokens_BT,
+    prompts.length_B,
+    zeros_B,
+    prompts.block_BT,
+    modality,
+    jax.tree.map(lambda extra_BS: extra_BS[:, :T], prompts.extras),
   )
   outputs = functional.apply(params, state, batch, None, False, cache)
   last_B11 = (prompts.length_B - 1)[:, None, None]
@@ -122,23 +134,44 @@ def prefill(
   return functional.head(params, hidden_BD), outputs.cache
 
 
+def token_batch(
+  token_B: Array,
+  position_B: Array,
+  is_done_B: Array,
+  modality: Modality = jnp.zeros_like,
+  extras: dict[str, Array] | None = None,
+) -> TokenBatch:
+  """A batch of one token a row, in no block; a row that is done is padding.
+
+  Args:
+    token_B: int32, the tokens.
+    position_B: int32, place of each in its document.
+    is_done_B: which rows are done.
+    modality: of ids; by default all are text.
+    extras: further arrays [B, S, ...] of all places of the documents, by name.
+  """
+  rows_B = jnp.arange(len(token_B))
+  return read_batch(
+    token_B[:, None],
+    jnp.where(is_done_B, 0, 1),
+    position_B,
+    modality=modality,
+    extras=jax.tree.map(lambda e_BS: e_BS[rows_B, position_B][:, None], extras),
+  )
+
+
 def read_token(
   functional: Functional,
   params: PyTree,
   state: PyTree,
-  token_B: Array,
-  position_B: Array,
-  is_done_B: Array,
+  batch: TokenBatch,
   cache: Cache,
-  modality: Modality = jnp.zeros_like,
 ) -> tuple[Array, Cache]:
-  """Reads one token per row, in no block; a row that is done reads padding.
+  """Reads a `token_batch`.
 
   Returns:
     (logits_BV of the token after it, the cache with one more entry).
   """
-  length_B = jnp.where(is_done_B, 0, 1)
-  batch = read_batch(token_B[:, None], length_B, position_B, modality=modality)
   outputs = functional.apply(params, state, batch, None, False, cache)
   return functional.head(params, outputs.hidden[:, 0]), outputs.cache
 
@@ -228,15 +261,15 @@ def build_writer(
       token_B, carry = _draw_token(
         carry, prompts.key_B, jumps, settings, eos_id
       )
-      logits_BV, cache = read_token(
-        functional,
-        params,
-        state,
+      batch = token_batch(
         token_B,
         prompts.length_B + carry.step,
         carry.is_done_B,
-        carry.cache,
         modality,
+        prompts.extras,
+      )
+      logits_BV, cache = read_token(
+        functional, params, state, batch, carry.cache
       )
       return carry._replace(
         step=carry.step + 1, logits_BV=logits_BV, cache=cache
@@ -267,6 +300,7 @@ def generate(  # noqa: PLR0913
   seed: int = 0,
   row_parts: int = 1,
   blocks: Sequence[Sequence[int]] | None = None,
+  extras: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> list[list[int]]:
   """Writes one sample after each prompt.
 
@@ -282,6 +316,9 @@ def generate(  # noqa: PLR0913
       are added until the parts are equal.
     blocks: block of each token of each prompt, 0 for none; None if there is no
       block at all.
+    extras: further arrays that the model reads, by name: for each prompt the
+      values of its tokens and then, as far as they are not 0, those of the
+      tokens that are written.
 
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
@@ -297,6 +334,11 @@ def generate(  # noqa: PLR0913
     block_BT[row, : lengths[row]] = examples.place_blocks(
       np.array([0, *of_tokens]), np.array([*of_tokens, 0])
     )
+  num_places = tokens.shape[1] + bucket(limit)
+  extras = {
+    name: _of_places(values, num_rows, num_places)
+    for name, values in (extras or {}).items()
+  }
   # The tables are stacked, each one once, even if several prompts share it.
   starts, stacked, num_jump_rows = {}, [], 0
   for table in tables:
@@ -313,7 +355,7 @@ def generate(  # noqa: PLR0913
   written, counts = write(
     params,
     state,
-    Prompts(tokens, lengths, jump_rows, keys, block_BT),
+    Prompts(tokens, lengths, jump_rows, keys, block_BT, extras),
     jumps,
     np.int32(limit),
     bucket(limit),
@@ -323,3 +365,14 @@ def generate(  # noqa: PLR0913
     row[:count].tolist()
     for _, row, count in zip(prompts, written, counts, strict=False)
   ]
+
+
+def _of_places(
+  values: Sequence[np.ndarray], num_rows: int, num_places: int
+) -> np.ndarray:
+  """[rows, places, ...] of values of tokens; place 0 reads no token."""
+  shape = (num_rows, num_places, *values[0].shape[1:])
+  found = np.zeros(shape, values[0].dtype)
+  for row, own in enumerate(values):
+    found[row, 1 : 1 + len(own)] = own[: num_places - 1]
+  return found

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe import axes
-from moe.layers import bounds, kernels
+from moe import axes, bounds
+from moe.layers import kernels
 from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.norm import RMSNorm
 from moe.layers.position import rotate

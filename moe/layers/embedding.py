@@ -35,6 +35,35 @@ class Embedding(nn.Module):
     return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype)
 
 
+class ExtraEmbedding(nn.Module):
+  """A table of vectors for what a token has beside its id, such as its row.
+
+  Attributes:
+    size: rows of the table.
+    d_model: width.
+    dtype: dtype of the result; the table is float32.
+  """
+
+  size: int
+  d_model: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, values_BT: Array) -> Array:
+    """Vectors [B, T, D], with the variance of those of tokens.
+
+    A value outside of the table gives NaN, which ends a run with a sentence.
+    """
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(1.0), (None, axes.EMBED)
+    )
+    table_VD = self.param('table', init, (self.size, self.d_model), jnp.float32)
+    rows = jnp.asarray(table_VD, self.dtype).at[values_BT]
+    return rows.get(
+      mode='fill', fill_value=jnp.nan, wrap_negative_indices=False
+    )
+
+
 class OutputHead(nn.Module):
   """The output matrix of a model whose embeddings are not tied.
 

@@ -4,8 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds
+from moe import axes, bounds
 from moe.layers.anatomy import FeedForwardAnatomy
 from moe.layers.product import activate, einsum
 from moe.types import Array
@@ -33,7 +32,7 @@ class FeedForward(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    bounds.at_least(1, 'D_FF', self.width, 'the width of a dense layer')
+    bounds.at_least(1, 'width', self.width, 'the width of a dense layer')
     bounds.one_of('ACTIVATION', self.activation, ACTIVATIONS)
     super().__post_init__()
 

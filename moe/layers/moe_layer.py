@@ -25,10 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from moe import axes
-from moe.layers import bounds, experts, feed_forward
+from moe import axes, bounds
+from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.routing import dispatch, exchange, gates
+from moe.routing.dispatch import Dispatch
+from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
 from moe.types import Array, Layout, Pair
 
@@ -84,6 +86,20 @@ def check_groups(
     )
 
 
+def tokens_per_group(sequence_length: int) -> int:
+  """M where nobody sets it: a part of a sequence, whatever the devices.
+
+  Returns:
+    The greatest divisor of the length up to 1024. A length with no divisor from
+    128 to 1024 is one group, since small groups drop many tokens.
+  """
+  meaning = 'tokens per sequence'
+  bounds.at_least(1, 'sequence_length', sequence_length, meaning)
+  sizes = range(min(128, sequence_length), min(1024, sequence_length) + 1)
+  divisors = [size for size in sizes if sequence_length % size == 0]
+  return max(divisors, default=sequence_length)
+
+
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 
@@ -110,8 +126,8 @@ class MoE(nn.Module):
   expert_d_ff: int
   top_k: int = 2
   router: Callable[..., Router] = gates.TopK
-  dispatch: Callable = dispatch.Sorted
-  exchange: Callable = exchange.AllToAll
+  dispatch: Callable[..., Dispatch] = dispatch.Sorted
+  exchange: Callable[..., Exchange] = exchange.AllToAll
   group_size: int = 1024
   shared_d_ff: int = 0
   activation: str = 'swiglu'

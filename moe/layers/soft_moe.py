@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds, experts, feed_forward
+from moe import axes, bounds
+from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.layers.product import einsum
@@ -69,6 +69,7 @@ class SoftMoE(nn.Module):
     at_least, shared = bounds.at_least, self.shared_d_ff
     at_least(1, 'NUM_EXPERTS', self.num_experts, 'experts of a layer')
     at_least(1, 'EXPERT_D_FF', self.expert_d_ff, 'the width of an expert')
+    at_least(1, 'TOP_K', self.top_k, 'experts as whose slots a token costs')
     at_least(0, 'SHARED_D_FF', shared, '0 for no shared expert')
     at_least(0, 'GROUP_SIZE', self.group_size, '0 mixes whole sequences')
     bounds.one_of('ACTIVATION', self.activation, feed_forward.ACTIVATIONS)

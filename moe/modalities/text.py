@@ -21,6 +21,8 @@ _MAX_LINES = 5_000_000
 _MAX_LINE_CHARS = 4_000
 # pad, eos, unk, newline, 256 bytes, and a piece for the space.
 _NUM_FIXED = 3 + 1 + 256 + 1
+# Fewer pieces cannot be trained: one at least is a character.
+MIN_SIZE = _NUM_FIXED + 1
 # SentencePiece writes a space as this character, so the character itself must
 # be spelt in bytes.
 _SPACE_MARK = '\u2581'

@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from moe import axes
+from moe import axes, bounds
 from moe.layers.attention import Attention, MaskSpec
 from moe.layers.feed_forward import FeedForward
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import LayerOutputs, MoE, TokenInfo
 from moe.layers.norm import RMSNorm
+from moe.layers.soft_moe import SoftMoE
 from moe.models.anatomy import LayerAnatomy
 from moe.types import Array, Layout, PyTree
 
@@ -33,7 +34,7 @@ class Block(nn.Module):
 
   attention: Callable[..., Attention | LatentAttention]
   feed_forward: Callable[..., FeedForward]
-  moe: Callable[..., MoE]
+  moe: Callable[..., MoE | SoftMoE]
   is_sparse: bool = False
   dense_twin: bool = False
   dropout_rate: float = 0.0
@@ -41,11 +42,8 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(
-        f'DROPOUT_RATE={self.dropout_rate} must be at least 0 and below 1: it'
-        ' is the share of activations that training sets to 0; change it.'
-      )
+    share = 'the share of activations that training sets to 0'
+    bounds.within('DROPOUT_RATE', self.dropout_rate, share, least=0, below=1)
     super().__post_init__()
 
   @property

@@ -1,18 +1,18 @@
 """The decoder-only transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds, embedding
+from moe import axes, bounds
+from moe.layers import embedding
 from moe.layers.attention import mask_spec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
 from moe.models.anatomy import Anatomy
 from moe.models.stack import Stack
-from moe.types import Array, Cache, Layout, Outputs, PyTree, TokenBatch
+from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
 
 DTYPES = ('bfloat16', 'float16', 'float32')
 
@@ -25,6 +25,9 @@ class Decoder(nn.Module):
     vocab_size: V.
     d_model: D.
     tie_embeddings: whether the head uses the embedding table.
+    extra_tables: (name, size) of further integers below `size` that the model
+      reads of each token, such as the row and the column of a code; a learned
+      vector of each is added to that of the token. Tokens without one have 0.
     layout: mesh axes by use.
     dtype: compute dtype, as a name such as 'bfloat16'.
   """
@@ -33,6 +36,7 @@ class Decoder(nn.Module):
   vocab_size: int
   d_model: int
   tie_embeddings: bool = True
+  extra_tables: Sequence[tuple[str, int]] = ()
   layout: Layout = Layout()
   dtype: str = 'float32'
 
@@ -42,6 +46,9 @@ class Decoder(nn.Module):
     bounds.at_least(
       1, 'VOCAB_SIZE', self.vocab_size, 'entries of the vocabulary'
     )
+    for name, size in self.extra_tables:
+      what = f'the values of {name} that have a vector'
+      bounds.at_least(1, f'EXTRA_TABLES: {name}', size, what)
     super().__post_init__()
 
   def anatomy(self) -> Anatomy:
@@ -62,6 +69,10 @@ class Decoder(nn.Module):
       period=period,
       num_periods=stack.num_periods(),
     )
+
+  def extras(self) -> tuple[Extra, ...]:
+    """Further arrays of a batch that the model reads."""
+    return tuple(Extra(name) for name, _ in self.extra_tables)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for a number of rows and of entries per row."""
@@ -85,6 +96,11 @@ class Decoder(nn.Module):
     x_BTD = embedding.Embedding(
       self.vocab_size, self.d_model, dtype, name='embedding'
     )(batch.tokens)
+    for name, size in self.extra_tables:
+      table = embedding.ExtraEmbedding(
+        size, self.d_model, dtype, name=f'{name}_embedding'
+      )
+      x_BTD += table(batch.extras[name])
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
     mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)

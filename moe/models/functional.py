@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from moe.models.decoder import Decoder
-from moe.types import Array, Cache, Layout, Outputs, PyTree, TokenBatch
+from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -28,6 +28,11 @@ class Functional:
   def layout(self) -> Layout:
     """Mesh axes by use."""
     return self.module.layout
+
+  @property
+  def extras(self) -> tuple[Extra, ...]:
+    """Further arrays of a batch that the model reads."""
+    return self.module.extras()
 
   def init(
     self, key: Array, batch_shapes: TokenBatch

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds
+from moe import axes, bounds
 from moe.layers.attention import MaskSpec
 from moe.layers.moe_layer import LayerOutputs, TokenInfo
 from moe.models.anatomy import LayerAnatomy
@@ -117,6 +116,7 @@ class Stack(nn.Module):
     at_least(1, 'NUM_LAYERS', self.num_layers, 'blocks of the model')
     at_least(0, 'NUM_DENSE_PREFIX', self.num_dense_prefix, 'of these, dense')
     at_least(0, 'MOE_EVERY', self.moe_every, '0 makes every block dense')
+    at_least(1, 'UNROLL', self.unroll, 'periods that one pass runs')
     bounds.one_of('REMAT', self.remat, ('none', *REMAT_POLICIES))
     super().__post_init__()
 

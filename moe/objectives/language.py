@@ -1,24 +1,32 @@
 """Language modelling: next-token prediction with a model's balance losses."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe import axes
+from moe import axes, bounds
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
-from moe.types import PLACE_FIELDS, Array, Field, Pair, PyTree, TokenBatch
+from moe.types import (
+  PLACE_FIELDS,
+  Array,
+  Extra,
+  Field,
+  Pair,
+  PyTree,
+  TokenBatch,
+)
 
-# Further arrays of a batch: (name, shape of the value of one token, dtype).
-Extras = Sequence[tuple[str, tuple[int, ...], str]]
+_logger = logging.getLogger(__name__)
 
 
 def fields(
-  batch_size: int, sequence_length: int, extras: Extras = ()
+  batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
 ) -> TokenBatch:
   """The arrays that a language model reads: [B, T], and extras [B, T, ...]."""
   shape = (batch_size, sequence_length)
@@ -36,9 +44,11 @@ def fields(
   )
 
 
-def batch_shapes(batch_size: int, sequence_length: int) -> TokenBatch:
-  """Shapes of a batch of a language model."""
-  return shapes_of(fields(batch_size, sequence_length))
+def batch_shapes(
+  batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
+) -> TokenBatch:
+  """Shapes of a batch of a language model that reads `extras`."""
+  return shapes_of(fields(batch_size, sequence_length, extras))
 
 
 def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
@@ -64,6 +74,27 @@ def _num_tokens(batch: TokenBatch) -> int:
   return int(np.count_nonzero(batch.segment_ids))
 
 
+def _missing_warner(
+  coefficients: dict[str, float],
+) -> Callable[[dict[str, Pair]], None]:
+  """A function that warns of losses which have a factor and are not given."""
+  own = {'cross_entropy', 'logits_z'}
+  weighed = [n for n, f in coefficients.items() if f and n not in own]
+  warned = set()
+
+  def warn(given: dict[str, Pair]) -> None:
+    for name in weighed:
+      if name not in given and name not in warned:
+        warned.add(name)  # The loss is traced more than once.
+        _logger.info(
+          f'warning: the router gives no loss {name}, so its factor'
+          f' {coefficients[name]} does nothing: set {name.upper()} to 0, or'
+          ' choose another router.'
+        )
+
+  return warn
+
+
 def language_model(
   functional: Functional,
   shape: tuple[int, int],
@@ -72,28 +103,40 @@ def language_model(
   router_losses: Sequence[tuple[str, float]] = (),
   logits_z: float = 0.0,
   num_chunks: int = 1,
-  extras: Extras = (),
 ) -> Objective:
   """Next-token prediction with a sparse model's balance losses.
 
   Args:
-    functional: the model's pure functions.
+    functional: the model's pure functions; its extras come with the batches.
     shape: (B, T) of a batch.
-    load_balance: coefficient of the load-balance loss.
-    router_z: coefficient of the router's z-loss.
+    load_balance: coefficient of the load-balance loss, at least 0.
+    router_z: coefficient of the router's z-loss, at least 0.
     router_losses: (name, coefficient) of further losses that the router gives:
       'local_entropy' and 'global_entropy' (LIMoE), 'importance' and
       'noisy_load' (gates.NoisyTopK). A loss without a coefficient is only
       reported.
-    logits_z: coefficient of the squared log-partition of the logits (PaLM).
+    logits_z: coefficient of the squared log-partition of the logits (PaLM),
+      at least 0.
     num_chunks: number of chunks in which the loss is computed.
-    extras: further arrays that the model reads, as (name, shape of the value of
-      one token, dtype); stores hold them by these names.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
     score is bits per character.
   """
+  factors = {
+    'load_balance': load_balance,
+    'router_z': router_z,
+    'logits_z': logits_z,
+  }
+  for name, factor in router_losses:
+    # An entropy may be made large as well.
+    bounds.within('router_losses', factor, f'the factor of {name}')
+  for name, factor in factors.items():
+    bounds.within(
+      name, factor, 'a factor of a loss that is made small', least=0
+    )
+  pieces = 'pieces in which logits and loss are computed'
+  bounds.at_least(1, 'num_chunks', num_chunks, pieces)
   coefficients = {
     'cross_entropy': 1.0,
     'load_balance': load_balance,
@@ -101,6 +144,8 @@ def language_model(
     **dict(router_losses),
     'logits_z': logits_z,
   }
+
+  warn_of_missing = _missing_warner(coefficients)
 
   def loss(
     params: PyTree,
@@ -122,6 +167,8 @@ def language_model(
       num_chunks,
       functional.layout,
     )
+    if train and outputs.metrics:  # A dense model has no router to ask.
+      warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
     metrics = dict(outputs.metrics)
     for name, pair in outputs.losses.items():
@@ -145,7 +192,7 @@ def language_model(
 
   return Objective(
     functional.init,
-    lambda: fields(*shape, extras),
+    lambda: fields(*shape, functional.extras),
     loss,
     weights,
     coefficients,

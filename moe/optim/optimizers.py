@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe import bounds
 from moe.optim import moments
 from moe.optim.storage import FLOAT32, Storage, is_kept, names, to_float32
 from moe.types import PyTree
@@ -47,20 +48,23 @@ def adamw(
 
   Args:
     schedule: learning rate by step.
-    b1: decay of the first moment.
-    b2: decay of the second one.
-    eps: added to the root of the second moment.
-    weight_decay: part of a matrix taken off, times the learning rate.
+    b1: decay of the first moment, at least 0 and below 1.
+    b2: decay of the second one, at least 0 and below 1.
+    eps: added to the root of the second moment, above 0.
+    weight_decay: part of a matrix taken off, times the learning rate, at least
+      0.
     moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
       the moments of routers, norm scales and biases are float32.
 
   Raises:
-    ValueError: for another `moment_dtype`.
+    ValueError: for a number out of range, and for another `moment_dtype`.
   """
-  if moment_dtype not in moments.DTYPES:
-    raise ValueError(
-      f"MOMENT_DTYPE='{moment_dtype}' must be one of {moments.DTYPES}."
-    )
+  bounds.within('b1', b1, 'decay of the first moment', least=0, below=1)
+  bounds.within('b2', b2, 'decay of the second moment', least=0, below=1)
+  bounds.within('eps', eps, 'added to a root that may be 0', above=0)
+  taken_off = 'part of a matrix taken off, 0 for none'
+  bounds.within('weight_decay', weight_decay, taken_off, least=0)
+  bounds.one_of('moment_dtype', moment_dtype, moments.DTYPES)
   if moment_dtype == 'float32':
     return optax.adamw(
       schedule,
@@ -104,7 +108,19 @@ def adafactor(
     momentum: of the updates; None for none, which takes no memory.
     weight_decay: part of a matrix taken off each step; unlike AdamW's, it does
       not depend on the learning rate. None for none.
+
+  Raises:
+    ValueError: for a number out of range.
   """
+  exponent = "exponent of the second moments' decay"
+  bounds.within('decay_rate', decay_rate, exponent, above=0, most=1)
+  rms = 'largest root-mean-square of an update'
+  bounds.within('clipping_threshold', clipping_threshold, rms, above=0)
+  if momentum is not None:
+    bounds.within('momentum', momentum, 'None for none', least=0, below=1)
+  if weight_decay is not None:
+    taken_off = 'part of a matrix taken off, None for none'
+    bounds.within('weight_decay', weight_decay, taken_off, least=0, below=1)
   return optax.adafactor(
     schedule,
     min_dim_size_to_factor=32,
@@ -137,12 +153,7 @@ def build(
       for a pattern that matches no parameter.
   """
   for pattern in frozen:
-    try:
-      re.compile(pattern)
-    except re.error as error:
-      raise ValueError(
-        f"FROZEN pattern '{pattern}' must be a regular expression ({error})."
-      ) from error
+    bounds.regular_expression('FROZEN', pattern)
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   chain = optax.chain(*steps, optimizer)
   if not frozen:

@@ -3,15 +3,29 @@
 import jax.numpy as jnp
 import optax
 
+from moe import bounds
 from moe.types import Array
 
 
-def _check(warmup_steps: int, train_steps: int) -> None:
-  if not 0 <= warmup_steps <= train_steps:
-    raise ValueError(
-      f'warmup_steps={warmup_steps} must lie between 0 and TRAIN_STEPS='
-      f'{train_steps}: shorten the warm-up or train longer.'
+def _check(
+  learning_rate: float,
+  warmup_steps: int,
+  train_steps: int,
+  final_fraction: float = 0.0,
+) -> None:
+  """Raises ValueError for a number of a schedule that is out of range."""
+  bounds.within('learning_rate', learning_rate, 'the peak', least=0)
+  bounds.at_least(1, 'train_steps', train_steps, 'steps of the whole run')
+  bounds.at_least(0, 'warmup_steps', warmup_steps, '0 for no warm-up')
+  if warmup_steps > train_steps:
+    raise bounds.OutOfRange(
+      'warmup_steps',
+      warmup_steps,
+      f'must be at most TRAIN_STEPS={train_steps}, the steps of the whole run:'
+      ' shorten the warm-up, or train longer.',
     )
+  share = 'the last learning rate over the peak'
+  bounds.within('final_fraction', final_fraction, share, least=0, most=1)
 
 
 def _warm(warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
@@ -30,7 +44,7 @@ def rsqrt(
   learning_rate: float, warmup_steps: int, train_steps: int
 ) -> optax.Schedule:
   """Falls as 1 / sqrt(step) after the warm-up (T5, Raffel et al. 2020)."""
-  _check(warmup_steps, train_steps)
+  _check(learning_rate, warmup_steps, train_steps)
   first = float(max(1, warmup_steps))
   return _warm(
     warmup_steps,
@@ -45,7 +59,7 @@ def cosine(
   final_fraction: float = 0.1,
 ) -> optax.Schedule:
   """Half a cosine, from the peak to `final_fraction` of the peak at the end."""
-  _check(warmup_steps, train_steps)
+  _check(learning_rate, warmup_steps, train_steps, final_fraction)
   span = float(max(1, train_steps - warmup_steps))
 
   def after(step: Array) -> Array:
@@ -68,9 +82,9 @@ def wsd(
   Hu et al. (2024), https://arxiv.org/abs/2404.06395, with linear decay (Hägele
   et al. 2024, https://arxiv.org/abs/2405.18392).
   """
-  _check(warmup_steps, train_steps)
-  if not 0 < decay_fraction <= 1:
-    raise ValueError(f'decay_fraction={decay_fraction} must lie in (0, 1].')
+  _check(learning_rate, warmup_steps, train_steps, final_fraction)
+  part = 'the last part of the run, in which the learning rate falls'
+  bounds.within('decay_fraction', decay_fraction, part, above=0, most=1)
   span = decay_fraction * train_steps
 
   def after(step: Array) -> Array:

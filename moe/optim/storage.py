@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.types import Array, PyTree
 
 DTYPES = ('float32', 'bfloat16')
@@ -43,10 +44,7 @@ class Storage:
 
   def __post_init__(self):
     for name, macro in _MACROS.items():
-      if getattr(self, name) not in DTYPES:
-        raise ValueError(
-          f"{macro}='{getattr(self, name)}' must be one of {DTYPES}."
-        )
+      bounds.one_of(macro, getattr(self, name), DTYPES)
 
 
 FLOAT32 = Storage()

@@ -8,6 +8,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from moe import bounds
+
 STAGE = 'stage'
 DATA = 'data'
 FSDP = 'fsdp'
@@ -37,6 +39,18 @@ class MeshShape:
   context: int = 1
   model: int = 1
 
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for axis, size in sizes.items():
+      if size != -1:
+        meaning = 'devices of a mesh axis, or -1 for all that are left'
+        bounds.at_least(1, axis, size, meaning)
+    if list(sizes.values()).count(-1) > 1:
+      raise ValueError(
+        'one mesh axis at most may be -1, which is all devices that are left,'
+        f' got {sizes}: give the others a number.'
+      )
+
   def sizes(self, num_devices: int) -> tuple[int, ...]:
     """Sizes in the order of `AXES`.
 
@@ -47,16 +61,27 @@ class MeshShape:
     fixed = math.prod(s for s in given if s != -1)
     if given.count(-1) == 1 and fixed > 0 and num_devices % fixed == 0:
       given = tuple(num_devices // fixed if s == -1 else s for s in given)
-    if min(given) < 1 or math.prod(given) != num_devices:
-      named = ', '.join(
-        f'MESH_{axis.upper()}={size}'
-        for axis, size in zip(AXES[1:], given[1:], strict=True)
-      )
-      raise ValueError(
-        f'the mesh axes must multiply to the {num_devices} devices that exist,'
-        f' got {named}: change them, or set MESH_DATA=-1 to take the rest.'
-      )
+    if math.prod(given) != num_devices:
+      raise ValueError(self._refusal(num_devices))
     return given
+
+  def _refusal(self, num_devices: int) -> str:
+    """Why the axes do not fit so many devices, and what to set."""
+    axes = dataclasses.asdict(self)
+    fitted = dataclasses.asdict(self.fitted(num_devices))
+    # An axis of -1 takes what the others leave.
+    changes = {a: fitted[a] for a in axes if axes[a] not in (-1, fitted[a])}
+    shown = lambda sizes, before='': ' '.join(
+      f'{before}MESH_{axis.upper()}={size}' for axis, size in sizes.items()
+    )
+    fixed = math.prod(size for size in axes.values() if size != -1)
+    multiple = 'a multiple of ' * (-1 in axes.values())
+    return (
+      f'the mesh needs {multiple}{fixed} devices, got {num_devices} for'
+      f' {shown({a: n for a, n in axes.items() if n != 1})}: add'
+      f' {shown(changes, "--gin.")} for these devices, or set the environment'
+      f' variable JAX_NUM_CPU_DEVICES={fixed} for so many on a CPU.'
+    )
 
   def fitted(self, num_devices: int) -> 'MeshShape':
     """The shape for another number of devices, which only read parameters.

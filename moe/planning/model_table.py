@@ -70,11 +70,11 @@ def difference(value: int, text: str | None) -> float | None:
 
 def shapes(run: Run) -> tuple[PyTree, PyTree]:
   """(shapes of a run's parameters, their logical axes), on no device."""
-  found = {}
+  functional, found = Functional(run.model), {}
 
   def init(key: Array):
-    params, _, found['axes'] = Functional(run.model).init(
-      key, batch_shapes(1, 8)
+    params, _, found['axes'] = functional.init(
+      key, batch_shapes(1, 8, functional.extras)
     )
     return params
 

@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from scipy import special
+
+from moe.evaluate.score import Score
 from moe.train import record_log
 
 # Compared keys of run.json, and of the last records in log.jsonl.
@@ -24,6 +27,8 @@ class RunRecord(NamedTuple):
     tasks: the training task, then the evaluation tasks.
     tokens: number of training tokens.
     curves: task -> ((tokens, held-out bits per character), ...).
+    held_out: task -> a hash of the scored documents at each point of its curve,
+      None if an earlier version did not write it.
     counts: parameters and FLOPs; None if unknown.
     at_end: drop rate and imbalance, as means over the last tenth of the steps;
       None for a dense model.
@@ -34,6 +39,7 @@ class RunRecord(NamedTuple):
   tasks: tuple[str, ...]
   tokens: int
   curves: dict[str, tuple[tuple[int, float], ...]]
+  held_out: dict[str, tuple[str | None, ...]]
   counts: dict[str, int | None]
   at_end: dict[str, float | None]
 
@@ -62,11 +68,14 @@ def read_run(
   tokens = {record['step']: record['tokens'] for record in records}
   seed, tasks = configured(workdir / 'config.gin')
   curves = {task: [] for task in tasks[1:]}
+  held_out = {}
   for record in record_log.read(workdir / 'eval.jsonl'):
     for task, scores in record['eval'].items():
       point = tokens.get(record['step']), scores.get('bits_per_char')
       if None not in point:
         curves.setdefault(task, []).append(point)
+        sha256 = record.get('held_out', {}).get(task)
+        held_out.setdefault(task, []).append(sha256)
   if not any(curves.values()):
     raise ValueError(
       f'{workdir / "eval.jsonl"} must hold a held-out score, got none: set'
@@ -82,6 +91,7 @@ def read_run(
     tasks,
     max(tokens.values()),
     {task: tuple(points) for task, points in curves.items()},
+    {task: tuple(hashes) for task, hashes in held_out.items()},
     {key: counts.get(key) for key in COUNTS},
     {key: _mean([r.get(key) for r in last]) for key in AT_END},
   )
@@ -93,8 +103,8 @@ def pair(
   """Both sides, sorted by seed.
 
   Raises:
-    ValueError: if seeds, tasks, tokens or evaluations differ, or if one side
-      has more than one model.
+    ValueError: if seeds, tasks, tokens, evaluations or held-out documents
+      differ, or if one side has more than one model.
   """
   runs, others = (sorted(side, key=lambda r: r.seed) for side in (runs, others))
   seeds, other_seeds = ([r.seed for r in side] for side in (runs, others))
@@ -122,6 +132,7 @@ def pair(
   for other in runs[1:]:
     times = lambda run: len(_eval_tokens(run))
     _check_same('be evaluated equally often', times, runs[0], other)
+  _check_held_out([*runs, *others])
   for side in (runs, others):
     for other in side[1:]:
       if other.counts != side[0].counts:
@@ -145,18 +156,41 @@ def _check_same(
     )
 
 
+def _check_held_out(runs: Sequence[RunRecord]) -> None:
+  """Raises ValueError unless each point is of the same documents in all runs.
+
+  A run that does not say what it has scored counts as of the same documents.
+  """
+  first = {}
+  for run in runs:
+    for task, hashes in run.held_out.items():
+      for i, sha256 in enumerate(hashes):
+        known, one = first.setdefault((task, i), (sha256, run))
+        if known is None:
+          first[task, i] = sha256, run
+        elif sha256 not in (None, known):
+          at = run.curves[task][i][0]
+          raise ValueError(
+            f'all runs must be scored on the same held-out documents of {task},'
+            f' got (SHA-256) {known[:12]} in {one.directory} and {sha256[:12]}'
+            f' in {run.directory} after {at:,} tokens: score both with `python'
+            ' -m launch.evaluate --compare`, or train one of them again.'
+          )
+
+
 def _eval_tokens(run: RunRecord) -> tuple[int, ...]:
   return tuple(sorted({at for line in run.curves.values() for at, _ in line}))
 
 
 def compare(
-  runs: Sequence[RunRecord], others: Sequence[RunRecord]
+  runs: Sequence[RunRecord], others: Sequence[RunRecord], command: str = ''
 ) -> dict[str, Any]:
   """The comparison as one JSON object; a positive gain favours `runs`.
 
   Args:
     runs: the runs of one side, one for each seed.
     others: the runs of the other side, with the same seeds.
+    command: the command that compares them again.
 
   Raises:
     ValueError: if the sides cannot be paired, see `pair`.
@@ -188,7 +222,41 @@ def compare(
     'seeds': [run.seed for run in runs],
     'tokens': runs[0].tokens,
     'tasks': tasks,
+    'scores': [
+      score.as_json()
+      for task, found in tasks.items()
+      for score in _scores(task, found, (label, other_label), command)
+    ],
   }
+
+
+def _scores(
+  task: str, found: dict[str, Any], labels: Sequence[str], command: str
+) -> list[Score]:
+  """Both sides and the gain after the last token, as means over seeds."""
+  columns = zip(found['runs'], found['against'], strict=True)
+  pairs = [(ours[-1], theirs[-1]) for ours, theirs in columns]
+  sides = zip(*pairs, strict=True)
+  scores = [
+    _over_seeds(f'{task}, {label}', bits, command)
+    for label, bits in zip(labels, sides, strict=True)
+  ]
+  gains = [theirs - ours for ours, theirs in pairs]
+  return [*scores, _over_seeds(f'{task}, gain', gains, command, True)]
+
+
+def _over_seeds(
+  name: str, bits: Sequence[float], command: str, is_higher_better: bool = False
+) -> Score:
+  """A mean over seeds, with the interval of Student's t distribution."""
+  mean, error, ends = statistics.fmean(bits), _standard_error(bits), ()
+  if error is not None:
+    margin = float(special.stdtrit(len(bits) - 1, 0.975)) * error
+    ends = mean - margin, mean + margin
+  low, high = ends or (None, None)
+  return Score(
+    name, mean, low, high, len(bits), command, is_higher_better=is_higher_better
+  )
 
 
 def _side(label: str, runs: Sequence[RunRecord]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from moe.evaluate import score
 from moe.report import figures as draw
 from moe.report import templates
 
@@ -31,8 +32,13 @@ def as_text(compared: dict[str, Any]) -> str:
       f'{task}, held out, bits per character\n{_aligned(rows)}\n'
       f'{sentence(compared, task)}'
     )
-  remark = flops_remark(compared)
-  return '\n\n'.join([*blocks, remark] if remark else blocks)
+  if remark := flops_remark(compared):
+    blocks.append(remark)
+  return '\n\n'.join([*blocks, score.as_table(_scores(compared))])
+
+
+def _scores(compared: dict[str, Any]) -> list[score.Score]:
+  return [score.from_json(entries) for entries in compared['scores']]
 
 
 def title(compared: dict[str, Any]) -> str:
@@ -138,7 +144,7 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> str:
     title=title(compared),
     compared=compared,
     figures=drawn,
-    tables=tables_of(compared),
+    tables=[*tables_of(compared), score.as_cells(_scores(compared))],
     remark=flops_remark(compared),
   )
   path.write_text(page, encoding='utf-8')

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import slots
 from moe.routing.plan import RoutingPlan
 from moe.types import Array
@@ -80,16 +81,14 @@ class _WithCapacity:
   is_dropless = False
 
   def __post_init__(self):
-    if not self.capacity_factor > 0:
-      raise ValueError(
-        f'CAPACITY_FACTOR={self.capacity_factor} must be positive: 1.0 gives'
-        ' each expert an even share of the rows, 1.25 allows for uneven loads.'
-      )
-    if self.priority not in slots.PRIORITIES:
-      raise ValueError(
-        f"dispatch.Sorted.priority='{self.priority}' must be one of"
-        f' {slots.PRIORITIES}.'
-      )
+    bounds.within(
+      'CAPACITY_FACTOR',
+      self.capacity_factor,
+      '1.0 gives each expert an even share of the rows, 1.25 allows for uneven'
+      ' loads',
+      above=0,
+    )
+    bounds.one_of('priority', self.priority, slots.PRIORITIES)
 
   def capacity(self, tokens: int, active: float, num_experts: int) -> int:
     """Slots per expert and group, for groups of `tokens` tokens."""

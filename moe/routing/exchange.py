@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moe import bounds
 from moe.routing import slots, transport, visits
 from moe.routing.dispatch import Dispatch, Dropless, Permuted
 from moe.routing.plan import RoutingPlan
@@ -163,11 +164,9 @@ class Ragged:
   buffer_factor: float = 2.0
 
   def __post_init__(self):
-    if self.buffer_factor and self.buffer_factor < 1:
-      raise ValueError(
-        f'exchange.Ragged.buffer_factor={self.buffer_factor} must be at least'
-        ' 1, an even share of the rows, or 0 for the worst case: change it.'
-      )
+    if self.buffer_factor:
+      meaning = '1 is an even share of the rows, 0 the worst case'
+      bounds.within('buffer_factor', self.buffer_factor, meaning, least=1)
 
   def send(
     self,
@@ -369,3 +368,6 @@ class Replicated:
       return AllToAll().collect(out, arrived)
     y_GMD = arrived.dispatch.unpermute(out, arrived.permuted)
     return jax.lax.psum(y_GMD, axes)
+
+
+Exchange = AllToAll | AllGather | Ragged | Replicated

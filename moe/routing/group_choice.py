@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.slots import capacity
@@ -46,6 +47,11 @@ class ExpertChoice(Router):
   max_per_token: int = 0
 
   is_causal = is_causal_in_training = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    meaning = 'experts per token at most, 0 for no cap'
+    bounds.at_least(0, 'max_per_token', self.max_per_token, meaning)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
@@ -177,6 +183,11 @@ class Sinkhorn(Router):
   num_iterations: int = 8
 
   is_causal_in_training = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    meaning = 'scalings of tokens and experts'
+    bounds.at_least(1, 'num_iterations', self.num_iterations, meaning)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool

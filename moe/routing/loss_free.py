@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.token_choice import (
@@ -76,6 +77,13 @@ class Sigmoid(TokenChoice):
   def __post_init__(self):
     super().__post_init__()
     _check_several(self)
+    bounds.at_least(1, 'num_groups', self.num_groups, 'groups of experts')
+    usable = 'groups that a token may use'
+    bounds.within(
+      'top_groups', self.top_groups, usable, least=1, most=self.num_groups
+    )
+    bounds.within('scaling', self.scaling, 'of all weights', above=0)
+    bounds.within('bias_rate', self.bias_rate, 'the step of the bias', least=0)
 
   def init_state(self, num_experts: int) -> State:
     """No bias, no load."""
@@ -147,8 +155,9 @@ class Quantile(Router):
   def __post_init__(self):
     super().__post_init__()
     _check_several(self)
-    if not 0 <= self.decay < 1:
-      raise ValueError(f'decay={self.decay} must lie in [0, 1): change it.')
+    kept = 'share of the old bias that is kept'
+    bounds.within('decay', self.decay, kept, least=0, below=1)
+    bounds.within('scaling', self.scaling, 'of all weights', above=0)
 
   def init_state(self, num_experts: int) -> State:
     """No bias, no prices, no tokens."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.types import Array, Pair
 
 # Arrays that a router carries and does not train, by name; all are float32.
@@ -102,11 +103,9 @@ class Router:
   num_added = 0
 
   def __post_init__(self):
-    if self.num_active < 1:
-      raise ValueError(
-        f'TOP_K={self.num_active} must be at least 1, since it is the number of'
-        ' experts that see each token: raise it.'
-      )
+    bounds.at_least(1, 'TOP_K', self.num_active, 'experts that see each token')
+    spare = 'spare choices of each token, for full experts'
+    bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
     """Rows per token when experts are used evenly; FLOPs are counted by it."""

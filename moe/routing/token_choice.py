@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing import balance
 from moe.routing.plan import (
   Router,
@@ -100,11 +101,7 @@ class TokenChoice(Router):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.balance_scope not in balance.SCOPES:
-      raise ValueError(
-        f"balance_scope='{self.balance_scope}' must be one of {balance.SCOPES}:"
-        ' choose one.'
-      )
+    bounds.one_of('balance_scope', self.balance_scope, balance.SCOPES)
 
   def init_state(self, num_experts: int) -> State:
     """With global scope, the load of each expert in the step so far."""
@@ -221,6 +218,8 @@ class Switch(TokenChoice):
         f'Switch routes each token to one expert, got TOP_K={self.num_active}:'
         ' set TOP_K = 1, or use gates.TopK.'
       )
+    noise = 'relative noise on the inputs of the router'
+    bounds.within('jitter', self.jitter, noise, least=0, below=1)
 
   def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
     """Jitters the router's inputs; experts see the tokens without jitter."""
@@ -262,11 +261,8 @@ class NoisyTopK(TokenChoice):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.noise_std <= 0:
-      raise ValueError(
-        f'NoisyTopK needs noise, got noise_std={self.noise_std}: set it above'
-        ' 0, or use gates.TopK.'
-      )
+    meaning = 'gates.TopK is the router without noise'
+    bounds.within('noise_std', self.noise_std, meaning, above=0)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from moe import bounds
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.slots import requested_rows
 from moe.routing.token_choice import TopK
@@ -88,7 +89,9 @@ class NullExperts(Wrapper):
 
   def __post_init__(self):
     super().__post_init__()
-    if min(self.num_null, self.num_copy) < 0 or not self._num_own():
+    bounds.at_least(0, 'num_null', self.num_null, 'experts that give 0')
+    bounds.at_least(0, 'num_copy', self.num_copy, 'experts that give the token')
+    if not self._num_own():
       raise ValueError(
         f'NullExperts needs experts to add, got num_null={self.num_null} and'
         f' num_copy={self.num_copy}: set one of them above 0.'
@@ -161,6 +164,11 @@ class ModalityGrouped(Wrapper):
   """
 
   reserved: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    for count in self.reserved:
+      bounds.at_least(0, 'reserved', count, 'experts of one modality')
 
   def _check(self, num_experts: int) -> None:
     shared = num_experts - sum(self.reserved)

@@ -87,10 +87,16 @@ def resumed_state(
 
 
 def starting_state(
-  run: Run, program: Program, vocabulary_sha256: str | None
+  run: Run, program: Program, hashes: dict[str, str | None]
 ) -> TrainState:
-  """The state of a new run, with random parameters or those of another run."""
-  preflight.check_origin(run, program, vocabulary_sha256)
+  """The state of a new run, with random parameters or those of another run.
+
+  Args:
+    run: the run.
+    program: the program of the run.
+    hashes: hashes of its data, see `preflight.check_origin`.
+  """
+  preflight.check_origin(run, program, hashes)
   ts = program.init()
   if run.initial.upcycle:
     params, origin = upcycled(run, program, ts.params)

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from moe import axes
+from moe import axes, bounds
 from moe.checkpoint import listing, save
 from moe.data.store import file_sha256
-from moe.modalities.ids import IdSpace
-from moe.modalities.text import Vocabulary
+from moe.modalities.ids import IdSpace, text_room
+from moe.modalities.text import MIN_SIZE, Vocabulary
 from moe.parallel.shardings import path_name
 from moe.runs.run import Run, router_of
 from moe.train.program import Program
@@ -71,6 +71,12 @@ def check_names(
   """
   if run.data.vocabulary:
     check_vocabulary(run.data.vocabulary, workdir, run.model.vocab_size)
+  else:
+    others = dict(run.data.ranges)
+    room = text_room(run.model.vocab_size, others)
+    least = MIN_SIZE + run.model.vocab_size - room
+    meaning = 'a vocabulary is trained, with all bytes and marks'
+    bounds.at_least(least, 'VOCAB_SIZE', run.model.vocab_size, meaning)
   if run.initial.checkpoint:
     origin_of(run)
   check_resumed(run, workdir, checkpoint_dir, differences)
@@ -228,20 +234,43 @@ def origin_of(run: Run) -> dict[str, Any]:
 
 
 def check_origin(
-  run: Run, program: Program, vocabulary_sha256: str | None
+  run: Run, program: Program, hashes: dict[str, str | None]
 ) -> None:
   """Raises ValueError if initial embeddings are of another vocabulary.
 
   Args:
     run: the run; without INITIAL_CHECKPOINT there is nothing to check.
     program: the program of the run.
-    vocabulary_sha256: hash of the vocabulary of the data.
+    hashes: hashes of the data: `vocabulary_sha256` and, if there is more than
+      text, `ids_sha256`. Text has the same ids in every id space of its
+      vocabulary.
   """
   if not run.initial.checkpoint:
     return
-  theirs = origin_of(run).get('vocabulary_sha256', vocabulary_sha256)
-  if theirs == vocabulary_sha256:
+  saved, anew = origin_of(run), _first_kept_table(run, program)
+  if anew is None:
     return
+  for key, (what, setting) in _ROWS_MEAN.items():
+    ours = hashes.get(key)
+    theirs = saved.get(key, ours)
+    if None not in (ours, theirs) and ours != theirs:
+      raise ValueError(
+        f'INITIAL_CHECKPOINT={run.initial.checkpoint} must be of {what} of the'
+        f' data (SHA-256 {ours[:12]}), got {theirs[:12]}: set {setting} of its'
+        f" run, or start the embedding anew with ('{anew}', None) in"
+        ' INITIAL_ASSIGNMENT.'
+      )
+
+
+# Hashes that say what the rows of an embedding mean: what of, how to mend it.
+_ROWS_MEAN = {
+  'vocabulary_sha256': ('the vocabulary', 'VOCABULARY to the vocabulary.model'),
+  'ids_sha256': ('the id space', 'run.Data.ranges to those'),
+}
+
+
+def _first_kept_table(run: Run, program: Program) -> str | None:
+  """Path of the first table of tokens that comes from the checkpoint."""
   by_path = jax.tree_util.tree_leaves_with_path(
     program.logical_axes, is_leaf=lambda a: isinstance(a, tuple)
   )
@@ -249,12 +278,8 @@ def check_origin(
     path = path_name(key)
     is_assigned = any(re.fullmatch(p, path) for p, _ in run.initial.assignment)
     if axes.VOCAB in names and not is_assigned:
-      raise ValueError(
-        f'INITIAL_CHECKPOINT={run.initial.checkpoint} must have the vocabulary'
-        f' of the data (SHA-256 {vocabulary_sha256[:12]}), got {theirs[:12]}:'
-        ' set VOCABULARY to the vocabulary.model of its run, or keep a random'
-        f" embedding with ('{path}', None) in INITIAL_ASSIGNMENT."
-      )
+      return path
+  return None
 
 
 def check_disk(program: Program, steps_dir: str) -> None:

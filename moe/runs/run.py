@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import optax
 from jax.sharding import Mesh
 
+from moe import bounds
 from moe.checkpoint import upcycle as upcycle_lib
 from moe.data.transforms import Transform
 from moe.modalities.ids import UNK, IdSpace, of_ranges
@@ -13,6 +14,7 @@ from moe.modalities.text import Vocabulary
 from moe.models.anatomy import anatomy
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
+from moe.objectives.objective import Objective
 from moe.optim.storage import Storage
 from moe.parallel.mesh import MeshShape
 from moe.routing.plan import Router
@@ -57,10 +59,8 @@ class Data:
 
   def __post_init__(self):
     for name in ('sequence_length', 'batch_size'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'{name.upper()}={getattr(self, name)} must be at least 1.'
-        )
+      meaning = 'a dim of every batch'
+      bounds.at_least(1, name.upper(), getattr(self, name), meaning)
     self.ids(UNK + 1)  # This refuses unknown ranges.
 
   def ids(self, text: int) -> IdSpace:
@@ -85,6 +85,8 @@ class Initial:
   upcycle: upcycle_lib.Method | None = None
 
   def __post_init__(self):
+    for pattern, _ in self.assignment:
+      bounds.regular_expression('INITIAL_ASSIGNMENT', pattern)
     if self.upcycle and (self.assignment or not self.checkpoint):
       raise ValueError(
         'UPCYCLE needs INITIAL_CHECKPOINT, the checkpoint of a dense run, and'
@@ -114,9 +116,9 @@ class Run:
 
   model: Decoder
   mesh: MeshShape
-  objective: Callable
+  objective: Callable[..., Objective]
   optimizer: Callable[..., optax.GradientTransformation]
-  schedule: Callable
+  schedule: optax.Schedule
   data: Data
   settings: trainer.Settings
   rules: str = 'standard'
@@ -127,10 +129,14 @@ class Run:
   prompts: Sequence[str] = ()
 
   def __post_init__(self):
-    if self.clip_norm < 0:
-      raise ValueError(
-        f'CLIP_NORM={self.clip_norm} must be at least 0, where 0 clips nothing.'
-      )
+    clips = '0 clips nothing'
+    bounds.within('CLIP_NORM', self.clip_norm, clips, least=0)
+    # Text alone needs its special ids, beside other ranges a multiple of 128.
+    least = self.data.ids(UNK + 1).size
+    ids = 'ids of text, with the other ranges'
+    bounds.at_least(least, 'VOCAB_SIZE', self.model.vocab_size, ids)
+    for pattern in self.frozen:
+      bounds.regular_expression('FROZEN', pattern)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,9 @@ def evaluate(
     if texts is None:
       scored = _task_documents(trained, wanted, prepare_stores)
     else:
-      scored = documents.text_documents(trained.vocabulary, texts)
+      scored = documents.text_documents(
+        trained.vocabulary, texts, trained.functional.extras
+      )
     jobs.append(_Scoring(trained, scored, context))
   chars, *other_chars = [[d.chars for d in job.documents] for job in jobs]
   if other_chars and other_chars != [chars]:
@@ -166,7 +168,9 @@ def _task_documents(
       left = min(left, wanted.limit - len(found))
     records = store.read(range(left))
     found += [
-      documents.record_document(trained.vocabulary, trained.ids, r)
+      documents.record_document(
+        trained.vocabulary, trained.ids, r, trained.functional.extras
+      )
       for r in records
     ]
   return found
@@ -206,7 +210,7 @@ def _score(job: _Scoring, command: str) -> tuple[np.ndarray, dict[str, Any]]:
   _logger.info(f'scored in {time.monotonic() - begin:.1f} s')
   totals = likelihood.totals(scored, nats)
   scores = [
-    score.of_documents(name, nats, np.array(sizes), command, unit)
+    comparison.of_documents(name, nats, np.array(sizes), command, unit)
     for name, sizes, unit in (
       ('bits_per_char', [d.chars for d in scored], score.BITS_PER_CHAR),
       ('bits_per_byte', [d.bytes for d in scored], score.BITS_PER_BYTE),

@@ -90,6 +90,15 @@ def read_back(
       f' trained with (SHA-256 {meta["vocabulary_sha256"][:12]}), got'
       f' {vocabulary.sha256[:12]}: restore the right file.'
     )
+  ids = run.data.ids(vocabulary.size)
+  # A run of text alone has saved no hash: its ids are those of the vocabulary.
+  saved_ids = meta.get('ids_sha256', ids.sha256)
+  if ids.sha256 != saved_ids:
+    raise ValueError(
+      f'{files.config} must have the id space that step {meta["step"]} was'
+      f' trained with (SHA-256 {saved_ids[:12]}), got {ids}'
+      f' ({ids.sha256[:12]}): put back the run.Data.ranges of the run.'
+    )
   return TrainedRun(
     functional,
     mesh,
@@ -111,7 +120,7 @@ def _placed_shapes(
 
   def init() -> tuple[PyTree, PyTree]:
     params, state, found['axes'] = functional.init(
-      jax.random.key(0), language.batch_shapes(1, 1)
+      jax.random.key(0), language.batch_shapes(1, 1, functional.extras)
     )
     return storage.cast(params, run.storage.params), state
 

@@ -13,7 +13,7 @@ import jax
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
-from moe.data.store import file_sha256
+from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
 from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
@@ -164,7 +164,9 @@ def _train(
   held_out = build.held_out_hashes(run, found)
   meta = _meta(job, reader, held_out, config_files['config.gin'])
   if ts is None:
-    ts = build.starting_state(run, program, reader.vocab_sha256)
+    ts = build.starting_state(
+      run, program, _id_hashes(reader.vocab_sha256, reader.ids)
+    )
   else:
     preflight.check_saved(saved, meta, job.workdir)
     preflight.warn_of_held_out(saved, held_out, job.workdir)
@@ -194,10 +196,20 @@ def _train(
 
 def _check_files(job: Job) -> None:
   """Raises ValueError if vocabularies or the disk do not fit the run."""
-  vocabulary = job.run.data.vocabulary
-  if vocabulary:  # A vocabulary that must be trained first is checked later.
-    preflight.check_origin(job.run, job.program, file_sha256(vocabulary))
+  data = job.run.data
+  if (
+    data.vocabulary
+  ):  # A vocabulary that must be trained first is checked later.
+    vocabulary = Vocabulary(data.vocabulary)
+    hashes = _id_hashes(vocabulary.sha256, data.ids(vocabulary.size))
+    preflight.check_origin(job.run, job.program, hashes)
   preflight.check_disk(job.program, job.steps_dir)
+
+
+def _id_hashes(vocabulary_sha256: str, ids: IdSpace) -> dict[str, str]:
+  """What says which token each id is; text alone needs no id space for it."""
+  hashes = {} if ids.is_text else {'ids_sha256': ids.sha256}
+  return {**hashes, 'vocabulary_sha256': vocabulary_sha256}
 
 
 def _meta(
@@ -206,9 +218,8 @@ def _meta(
   """The metadata that every checkpoint saves beside the arrays."""
   first = next(iter(held_out.items()), None)
   return {
-    **({} if reader.ids.is_text else {'ids_sha256': reader.ids.sha256}),
+    **_id_hashes(reader.vocab_sha256, reader.ids),
     'manifest_hash': reader.manifest_hash,
-    'vocabulary_sha256': reader.vocab_sha256,
     'held_out': held_out,
     'ranked_on': first and ' '.join(first),
     **preflight.run_identity(job.run),

@@ -124,7 +124,10 @@ def generate(
   limit: int,
   seed: int,
 ) -> list[list[int]]:
-  """The result of `decode.generate` for prompts, on the mesh of the run."""
+  """The result of `decode.generate` for prompts, on the mesh of the run.
+
+  Prompts are text, which has no rows or columns: all extras are 0.
+  """
   functional, mesh = trained.functional, trained.mesh
   layers = functional.cache_shapes(trained.row_parts, 1)
   write_fn = decode.build_writer(
@@ -144,4 +147,8 @@ def generate(
       limit,
       seed,
       trained.row_parts,
+      extras={
+        extra.name: [np.zeros((0, *extra.shape), extra.dtype)] * len(prompts)
+        for extra in functional.extras
+      },
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from moe.objectives.objective import Facts, Measure
+from moe.train import ahead
 from moe.train import metrics as metrics_lib
 from moe.train.program import Program
 from moe.train.state import TrainState
@@ -53,9 +54,7 @@ class HeldOut:
   ) -> dict[str, Any]:
     """Means over all batches, without drops and noise, and the score."""
     mean = metrics_lib.Mean()
-    for batch in self.batches():
-      if is_stopped():
-        break
+    for batch in ahead.each(self.batches(), is_stopped):
       mean.add(program.eval_step(ts, program.put(batch)))
     pairs = mean.pairs()
     if not pairs:

@@ -2,19 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
 
-from moe import stop_signals
+from moe import bounds, stop_signals
 from moe.checkpoint import listing
 from moe.objectives.objective import Facts, Objective
 from moe.train import metrics as metrics_lib
+from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
 from moe.train.program import Program
 from moe.train.progress import Progress
@@ -39,7 +40,7 @@ class Settings:
     train_steps: steps in all.
     eval_period: steps between evaluations; 0 for one at the end only.
     save_period: steps between checkpoints; the last step is always saved.
-    seed: of parameters, data order and noise.
+    seed: of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
     keep_last: how many of the newest checkpoints stay.
     keep_best: how many of the best checkpoints stay beside them.
@@ -71,15 +72,11 @@ class Settings:
       'max_bad_steps': 1,
     }
     for name, minimum in least.items():
-      if getattr(self, name) < minimum:
-        raise ValueError(
-          f'{name.upper()}={getattr(self, name)} must be at least {minimum}.'
-        )
-    if not 0 < self.drop_warning <= 1:
-      raise ValueError(
-        f'DROP_WARNING={self.drop_warning} must be above 0 and at most 1: it is'
-        ' a share of the routed tokens.'
-      )
+      meaning = 'a number of the training loop'
+      bounds.at_least(minimum, name.upper(), getattr(self, name), meaning)
+    bounds.seed('SEED', self.seed)
+    share = 'a share of the routed tokens'
+    bounds.within('DROP_WARNING', self.drop_warning, share, above=0, most=1)
     steps = (-1, *self.profile_steps, self.train_steps)
     if len(steps) not in (2, 4) or list(steps) != sorted(set(steps)):
       raise ValueError(
@@ -179,33 +176,31 @@ def train(
     progress, objective, reader.facts, settings.max_bad_steps
   )
 
-  def evaluate_all(step: int) -> dict[str, float]:
-    """The metric that ranks checkpoints; empty if a signal came."""
-    results = {}
-    for name, evaluation in evaluations.items():
-      results[name] = evaluation.metrics(program, ts, lambda: stop.is_set)
-      if stop.is_set:
-        return {}
-    scores = {name: e.score for name, e in evaluations.items()}
-    progress.evaluation(step, results, scores, meta.get('held_out'))
-    reporter.resume()  # Saves count as training time, evaluations do not.
-    return _ranking_score(evaluations, results)
+  judge = _Judge(evaluations, settings, program, progress, stop, meta)
+
+  def leave(step: int, scores: dict[str, float]) -> tuple[TrainState, int]:
+    """Saves a run that a signal interrupts."""
+    checkpointer.save(step, ts, meta, scores)
+    checkpointer.wait()
+    progress.note(
+      f'{stop.name}: step {step:,} is saved; run the command again to go on.'
+    )
+    return ts, EXIT_PREEMPTED
 
   # ---- Loop ------------------------------------------------------------------
-  with stop.listening(), ThreadPoolExecutor(1, 'reader') as pool:
-    upcoming = pool.submit(reader.batch, first)
-    is_due = bool(evaluations) and first > 0 and settings.is_evaluated(first)
-    if is_due and not progress.has_evaluation(first):
-      scores = evaluate_all(first)
-      if not scores:  # A signal interrupted it.
-        return ts, EXIT_PREEMPTED
-      place = checkpointer.directory / str(first)
-      listing.add_metrics(place, scores, meta.get('ranked_on'))
+  scores = {}  # Of the last step.
+  with stop.listening(), Ahead() as ahead:
+    ahead.start(functools.partial(reader.batch, first))
+    if not judge.make_up_for(first, ts, checkpointer):
+      return ts, EXIT_PREEMPTED
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
-      batch = _read_ahead(upcoming, reader, progress, done)
-      upcoming = pool.submit(reader.batch, done)
+      batch = _read_ahead(ahead, stop, reader, progress, done)
+      if batch is None:
+        reporter.flush()
+        return leave(step, scores)
+      ahead.start(functools.partial(reader.batch, done))
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
       amount = program.total(objective.amount, batch)
@@ -216,21 +211,18 @@ def train(
       # The signal is read only once, because it may come at any moment.
       is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
-      is_due = bool(evaluations) and settings.is_evaluated(done)
+      is_due, scores = judge.is_due(done), {}
       if not (is_saved or is_due):
         continue
       reporter.flush()
-      scores = evaluate_all(done) if is_due else {}
+      if is_due:
+        scores = judge.scores(done, ts)
+        reporter.resume()  # Saves count as training time, evaluations do not.
       is_interrupted = is_due and not scores  # By a signal.
-      if is_saved or is_interrupted:
-        checkpointer.save(done, ts, meta, scores)
       if is_interrupted or (is_stopped and not is_last):
-        checkpointer.wait()
-        progress.note(
-          f'{stop.name}: step {done:,} is saved; run the command again to'
-          ' go on.'
-        )
-        return ts, EXIT_PREEMPTED
+        return leave(done, scores)
+      if is_saved:
+        checkpointer.save(done, ts, meta, scores)
 
     # ---- End -----------------------------------------------------------------
     checkpointer.wait()
@@ -238,13 +230,70 @@ def train(
 
 
 def _read_ahead(
-  upcoming: Future, reader: TrainingData, progress: Progress, step: int
-) -> Batch:
-  """The batch of a step; also reports records that could not be read."""
+  ahead: Ahead,
+  stop: _Stop,
+  reader: TrainingData,
+  progress: Progress,
+  step: int,
+) -> Batch | None:
+  """The batch of a step, or None if a signal came while its read hangs.
+
+  Records that could not be read are reported first.
+  """
   try:
-    return upcoming.result()
+    return ahead.result(lambda: stop.is_set)
   finally:  # The report is needed most if too many records are unreadable.
     progress.quarantine(step, reader.quarantine)
+
+
+class _Judge:
+  """Makes all evaluations of a step."""
+
+  def __init__(
+    self,
+    evaluations: dict[str, Evaluation],
+    settings: Settings,
+    program: Program,
+    progress: Progress,
+    stop: _Stop,
+    meta: dict[str, Any],
+  ):
+    self._evaluations = evaluations
+    self._settings = settings
+    self._program = program
+    self._progress = progress
+    self._stop = stop
+    self._meta = meta
+
+  def is_due(self, step: int) -> bool:
+    """Whether there is an evaluation after so many steps."""
+    return bool(self._evaluations) and self._settings.is_evaluated(step)
+
+  def scores(self, step: int, ts: TrainState) -> dict[str, float]:
+    """The metric that ranks checkpoints; empty if a signal came."""
+    results = {}
+    for name, evaluation in self._evaluations.items():
+      results[name] = evaluation.metrics(
+        self._program, ts, lambda: self._stop.is_set
+      )
+      if self._stop.is_set:
+        return {}
+    scores = {name: e.score for name, e in self._evaluations.items()}
+    held_out = self._meta.get('held_out')
+    self._progress.evaluation(step, results, scores, held_out)
+    return _ranking_score(self._evaluations, results)
+
+  def make_up_for(
+    self, step: int, ts: TrainState, checkpointer: 'Checkpointer'
+  ) -> bool:
+    """Evaluates a restored step if that is missing; False if a signal came."""
+    if not (step and self.is_due(step)) or self._progress.has_evaluation(step):
+      return True
+    scores = self.scores(step, ts)
+    if scores:
+      place = checkpointer.directory / str(step)
+      listing.add_metrics(place, scores, self._meta.get('ranked_on'))
+    return bool(scores)
 
 
 def _ranking_score(

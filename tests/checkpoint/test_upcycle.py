@@ -44,7 +44,8 @@ def load(**macros):
 
 def loss_of(program, ts):
   rng = np.random.default_rng(0)
-  tokens = rng.integers(64, size=(4, 16), dtype=np.int32)
+  shape = program.batch_shapes.tokens.shape
+  tokens = rng.integers(64, size=shape, dtype=np.int32)
   batch = jax.tree.map(lambda _: np.ones_like(tokens), program.batch_shardings)
   batch = batch._replace(
     tokens=tokens,
@@ -56,23 +57,43 @@ def loss_of(program, ts):
   return float(total / weight)
 
 
-def dense_and_sparse_loss(tmp_path, method, **macros):
-  """Losses of a dense run and of a sparse one that starts from it."""
-  program = build.build(load(MOE_EVERY=0), jax.devices()[:1])
+def save_dense(directory, num_devices, **macros):
+  """The loss of a dense run with random parameters, saved as step 3."""
+  run = load(MOE_EVERY=0, **macros)
+  program = build.build(run, jax.devices()[:num_devices])
   ts = program.init()
-  dense = loss_of(program, ts)
-  saver = save.Checkpointer(tmp_path / 'dense')
+  saver = save.Checkpointer(directory)
   saver.save(3, {'params': ts.params}, {})
   saver.close()
-  run = load(
-    INITIAL_CHECKPOINT=f"'{tmp_path / 'dense'}'",
-    UPCYCLE=method,
-    MESH_EXPERT=4,
-    **macros,
-  )
-  program = build.build(run, jax.devices()[:4])
-  ts = build.starting_state(run, program, None)
-  return dense, loss_of(program, ts)
+  return loss_of(program, ts)
+
+
+def upcycled_loss(dense, method, num_devices, **macros):
+  """The loss of a sparse run that starts from a dense one."""
+  run = load(INITIAL_CHECKPOINT=f"'{dense}'", UPCYCLE=method, **macros)
+  program = build.build(run, jax.devices()[:num_devices])
+  return loss_of(program, build.starting_state(run, program, {}))
+
+
+def dense_and_sparse_loss(tmp_path, method, **macros):
+  """Losses of a dense run and of a sparse one that starts from it."""
+  dense = save_dense(tmp_path / 'dense', 1)
+  sparse = upcycled_loss(tmp_path / 'dense', method, 4, MESH_EXPERT=4, **macros)
+  return dense, sparse
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['@upcycle.Copy()', '@upcycle.Drop()'])
+def test_eight_devices_upcycle_what_eight_have_trained_as_one_does(
+  tmp_path, method
+):
+  sizes = {'BATCH_SIZE': 8, 'NUM_EXPERTS': 8}
+  losses = [save_dense(tmp_path / f'{n}', n, **sizes) for n in (1, 8)]
+  assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+  one = upcycled_loss(tmp_path / '1', method, 1, **sizes)
+  mesh = {'MESH_DATA': 2, 'MESH_EXPERT': 4}
+  eight = upcycled_loss(tmp_path / '8', method, 8, **mesh, **sizes)
+  assert eight == pytest.approx(one, abs=1e-5)
 
 
 @pytest.mark.slow

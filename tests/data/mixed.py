@@ -41,6 +41,15 @@ def folded(rng):
 KINDS = {'described': described, 'drawn': drawn, 'folded': folded}
 
 
+def places(tokens):
+  """Extras: row and column, from 1 on, of the codes of a picture of 2 by 3."""
+  is_code, found = SPACE.modality(tokens.astype(np.int32)) == 1, {}
+  place = np.cumsum(is_code) - 1
+  for name, values in (('row', place // 3), ('column', place % 3)):
+    found[name] = np.where(is_code, values + 1, 0).astype(np.uint8)
+  return found
+
+
 def write(directory, kind, num_records, seed=0, extra=None, **facts):
   """A store of one kind; `extra` makes further arrays from the tokens."""
   rng, counts = np.random.default_rng(seed), {}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from moe.evaluate import comparison
 from moe.evaluate.comparison import compare
 
 LN2 = math.log(2)
@@ -85,3 +86,17 @@ def test_scores_of_different_documents_are_refused():
     compare([1.0, 2.0], [1.0], [3, 4])
   with pytest.raises(ValueError, match='at least one document must hold text'):
     compare([1.0], [2.0], [0])
+
+
+def test_the_bits_of_documents_are_all_nats_over_all_characters():
+  nats, chars = math.log(2) * np.array([8.0, 2.0]), np.array([2, 2])
+  found = comparison.of_documents('bits', nats, chars, 'c')
+  # 10 bits of 4 characters; resamples are of 8, 5 or 2 bits of 2 characters.
+  assert found.value == pytest.approx(2.5)
+  assert (found.low, found.high) == pytest.approx((1.0, 4.0))
+  assert (found.n, found.command, found.unit) == (2, 'c', 'bits per character')
+
+
+def test_one_document_has_no_interval():
+  found = comparison.of_documents('bits', np.ones(1), np.ones(1), '')
+  assert found.low is None and found.high is None

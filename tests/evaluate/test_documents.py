@@ -5,6 +5,7 @@ import pytest
 
 from moe.evaluate import documents
 from moe.modalities.ids import IdSpace
+from moe.types import Extra
 
 
 class Codebook:
@@ -76,3 +77,22 @@ def test_a_block_that_is_predicted_has_no_likelihood():
   }
   with pytest.raises(ValueError, match='must be scored token by token'):
     documents.record_document(Codebook(), IdSpace(5), record)
+
+
+def test_extras_are_those_of_the_record_and_0_where_it_has_none():
+  extras = Extra('row'), Extra('patch', (2,), 'float32')
+  record = {
+    'tokens': np.array([3, 4, 1]),
+    'row': np.array([1, 2, 0], np.uint8),
+    'num_chars': np.int64(2),
+    'num_bytes': np.int64(2),
+  }
+  ids = IdSpace(5)
+  found = documents.record_document(Codebook(), ids, record, extras).extras
+  assert (found['row'].tolist(), found['row'].dtype) == ([1, 2, 0], np.int32)
+  assert not found['patch'].any() and found['patch'].shape == (3, 2)
+  (text,) = documents.text_documents(Codebook(), ['ab'], extras)
+  assert text.extras['row'].tolist() == [0, 0, 0]
+  record['row'] = record['row'][:2]
+  with pytest.raises(ValueError, match=r'row of a document must have shape'):
+    documents.record_document(Codebook(), ids, record, extras)

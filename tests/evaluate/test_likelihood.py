@@ -255,7 +255,7 @@ def test_documents_without_any_text_are_refused():
     score(Uniform(), [document([])])
 
 
-def test_blocks_and_modality_come_to_the_places_that_read_them():
+def test_blocks_modality_and_extras_come_to_the_places_that_read_them():
   # The document is a block of two codes, a token of text and the end mark.
   document = Document(
     np.array([9, 8, 3, EOS]),
@@ -264,7 +264,9 @@ def test_blocks_and_modality_come_to_the_places_that_read_them():
     np.array([0, 0, 1, 1]),
     block_ids=np.array([1, 1, 0, 0]),
     modality=np.array([1, 1, 0, 0]),
+    extras={'row': np.array([5, 6, 0, 0], np.int32)},
   )
   batch = likelihood.window_batch([document], [Window(0, 0, 0, 4)], 1, 5)
   assert batch.block_ids.tolist() == [[1, 1, 1, 0, 0]]
   assert batch.modality.tolist() == [[0, 1, 1, 0, 0]]
+  assert batch.extras['row'].tolist() == [[0, 5, 6, 0, 0]]

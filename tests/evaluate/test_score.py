@@ -1,9 +1,7 @@
 """The one form of every score."""
 
 import json
-import math
 
-import numpy as np
 import pytest
 
 from moe.evaluate import score
@@ -28,18 +26,10 @@ def test_a_table_has_a_row_per_score_and_then_the_commands():
   ]
 
 
-def test_the_bits_of_documents_are_all_nats_over_all_characters():
-  nats, chars = math.log(2) * np.array([8.0, 2.0]), np.array([2, 2])
-  found = score.of_documents('bits', nats, chars, 'c')
-  # 10 bits of 4 characters; resamples are of 8, 5 or 2 bits of 2 characters.
-  assert found.value == pytest.approx(2.5)
-  assert (found.low, found.high) == pytest.approx((1.0, 4.0))
-  assert (found.n, found.command, found.unit) == (2, 'c', 'bits per character')
-
-
-def test_one_document_has_no_interval():
-  found = score.of_documents('bits', np.ones(1), np.ones(1), '')
-  assert found.low is None and found.high is None
+def test_small_numbers_keep_four_digits_and_large_ones_no_decimals():
+  scores = [score.Score('a', value) for value in (0.00123456, 123456.7, 0.0)]
+  values = [row.split()[1] for row in score.as_table(scores).splitlines()]
+  assert values == ['value', '0.001235', '123,457', '0.0000']
 
 
 def test_half_an_interval_is_refused():

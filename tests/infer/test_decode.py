@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moe.infer import decode, forms, kv_cache
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import IdSpace
-from moe.types import Cache
+from moe.types import Cache, Outputs
 
 EOS = 1
 VOCAB_SIZE = 24
@@ -66,9 +66,8 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
   is_done = np.zeros((3,), bool)
   for step in range(steps):
     place = prompt_lengths + np.int32(step)
-    logits_BV, cache = read_token(
-      params, state, tokens[range(3), place], place, is_done, cache
-    )
+    batch = decode.token_batch(tokens[range(3), place], place, is_done)
+    logits_BV, cache = read_token(params, state, batch, cache)
     cached.append(logits_BV)
   assert int(cache.index) == width + steps
   for row, length in enumerate(prompt_lengths):
@@ -215,3 +214,30 @@ def test_a_batch_to_read_has_the_modality_of_its_tokens():
     tokens, jnp.full((1,), 4), jnp.zeros((1,), jnp.int32), modality=modality
   )
   assert batch.modality.tolist() == [[0, 0, 1, 1]]
+
+
+class Told:
+  """A model whose logits are high at the extra of the token it has read."""
+
+  def apply(self, params, state, batch, rngs, train, cache=None):
+    hidden = jax.nn.one_hot(batch.extras['row'], VOCAB_SIZE)
+    cache = cache._replace(index=cache.index + batch.tokens.shape[1])
+    return Outputs(hidden, state, cache, {}, {})
+
+  def head(self, params, hidden, section=None):
+    return hidden
+
+  def cache_shapes(self, batch_size, length):
+    return [jax.ShapeDtypeStruct((batch_size, length, 1, 1), jnp.float32)]
+
+
+def test_the_model_is_told_the_extras_of_each_token_it_reads():
+  write = decode.build_writer(Told(), Sampling(0.0), EOS)
+  # The first row has a prompt of two tokens, the second one of one; of what
+  # follows a token, the model knows the extra of that token alone.
+  row = [np.array([4, 5, 6, 7, EOS]), np.array([8, 9, EOS])]
+  prompts, tables = [[3, 3], [3]], [FREE] * 2
+  written = decode.generate(
+    write, {}, {}, prompts, tables, 6, extras={'row': row}
+  )
+  assert written == [[5, 6, 7, EOS], [8, 9, EOS]]

@@ -30,6 +30,11 @@ def test_a_layer_alone_has_seconds_and_tokens_a_second(capsys):
   report = report_of(capsys, 'moe', *TINY)
   assert report['tokens_per_second'] == 64 / report['seconds']
   assert 'ratio' not in report
+  seconds, speed, dropped = report['scores']
+  assert (seconds['value'], seconds['n']) == (report['seconds'], 2)
+  assert speed['value'] == report['tokens_per_second']
+  assert (dropped['unit'], dropped['value']) == ('dropped share', 0.0)
+  assert seconds['command'].startswith('python -m launch.bench moe ')
 
 
 @pytest.mark.slow

@@ -41,6 +41,9 @@ def test_a_json_object_has_seeds_and_gains(argv, capsys):
   found = json.loads(capsys.readouterr().out)
   assert found['seeds'] == [3]
   assert found['tasks']['poems']['gain'] == [0.5]
+  *_, gain = found['scores']
+  assert (gain['value'], gain['n'], gain['low']) == (0.5, 1, None)
+  assert gain['command'].startswith('python -m launch.compare ')
 
 
 def test_the_text_gives_the_gain_and_the_file_of_the_curves(

@@ -56,3 +56,12 @@ def test_shapes_and_logical_axes():
   for found in (variables, head_variables):
     assert found['params']['table'].names == ('vocab', 'embed')
     assert found['params']['table'].value == table_VD
+
+
+def test_an_extra_outside_of_its_table_gives_nan():
+  extra = embedding.ExtraEmbedding(size=3, d_model=2)
+  params = {'params': {'table': TABLE[:, :2]}}
+  values = np.array([[2, 3, -1]], np.int32)
+  x_BTD = extra.apply(params, values)
+  np.testing.assert_array_equal(x_BTD[0, 0], TABLE[2, :2])
+  assert np.isnan(x_BTD[0, 1:]).all()

@@ -320,6 +320,21 @@ def layout(**sizes):
 
 
 @pytest.mark.parametrize(
+  ('length', 'size'),
+  [
+    (16, 16),
+    (128, 128),
+    (1024, 1024),
+    (2048, 1024),
+    (1500, 750),
+    (2053, 2053),  # a prime number
+  ],
+)
+def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
+  assert moe_layer.tokens_per_group(length) == size
+
+
+@pytest.mark.parametrize(
   'batch, length, group_size, sizes',
   [
     (8, 16, 16, {}),

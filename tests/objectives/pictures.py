@@ -13,7 +13,7 @@ from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.objectives.objective import Measure, Objective
 from moe.optim import optimizers
-from moe.parallel import rules
+from moe.parallel import multihost, rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import trainer
 from moe.train.evaluation import HeldOut
@@ -95,18 +95,28 @@ def make_batch(seed):
   return {'pictures': pictures.astype(np.float32), 'weights': weights}
 
 
+def own_batch(program, seed):
+  """The rows of a batch that the devices of this process hold."""
+  rows = program.own_rows(B)
+  return {name: array[rows] for name, array in make_batch(seed).items()}
+
+
 class Reader:
   """Pictures by step; reading a step may trigger an event."""
 
   facts = {'peak': 1.0}
 
-  def __init__(self, events=None):
+  def __init__(self, program, events=None):
     self.quarantine = []
+    self.bytes_read = 0
+    self._program = program
     self._events = events or {}
 
   def batch(self, step):
     self._events.get(step, lambda: None)()
-    return make_batch(step)
+    batch = own_batch(self._program, step)
+    self.bytes_read += sum(array.nbytes for array in batch.values())
+    return batch
 
 
 def make(shape, num_devices):
@@ -122,15 +132,16 @@ def make(shape, num_devices):
   )
 
 
-def held_out():
+def held_out(program):
   """The evaluation on two held-out batches."""
-  batches = lambda: iter([make_batch(100), make_batch(101)])
+  batches = lambda: (own_batch(program, seed) for seed in (100, 101))
   return HeldOut(batches, OBJECTIVE.score, {'peak': 1.0})
 
 
 def train(program, workdir, events=None, evaluation=None, stream=None):
   """Trains a run; called again with the same directory, it resumes."""
-  evaluation = evaluation or held_out()
+  evaluation = evaluation or held_out(program)
+  reader = Reader(program, events)
   score = evaluation.score
   checkpointer = Checkpointer(
     workdir / 'checkpoints', 9, 1, score.name, score.is_higher_better
@@ -144,7 +155,7 @@ def train(program, workdir, events=None, evaluation=None, stream=None):
     return trainer.train(
       SETTINGS,
       program,
-      Reader(events),
+      reader,
       {'pictures': evaluation},
       checkpointer,
       progress,
@@ -154,6 +165,8 @@ def train(program, workdir, events=None, evaluation=None, stream=None):
   finally:
     checkpointer.close()
     progress.close()
+    if jax.process_count() > 1:
+      print('bytes read:', reader.bytes_read)
 
 
 if __name__ == '__main__':
@@ -161,6 +174,7 @@ if __name__ == '__main__':
   import pathlib
   import signal
 
+  multihost.initialize()
   # The arguments are the directory, the number of devices, and the step at
   # which the process is killed.
   directory, number, last = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])

@@ -1,10 +1,12 @@
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe.objectives import language
-from moe.types import Layout, Outputs, TokenBatch
+from moe.types import Extra, Layout, Outputs, TokenBatch
 
 BATCH = TokenBatch(
   tokens=jnp.zeros((1, 4), jnp.int32),
@@ -22,6 +24,7 @@ class Uniform:
   """Gives equal logits to all tokens, and keeps the arguments of its calls."""
 
   layout = Layout()
+  extras = (Extra('patch', (2,), 'float32'),)
 
   def apply(self, params, state, batch, rngs, train):
     self.rngs, self.train = rngs, train
@@ -56,6 +59,17 @@ def test_terms_are_weighted_cross_entropy_and_the_losses_of_the_model(model):
   assert sums['load_balance'] == 6.0
   assert state == {'carried': 1}
   assert set(metrics) == {'load'}
+
+
+def test_a_factor_of_a_loss_that_is_not_given_is_warned_of_once(model, caplog):
+  language_model = language.language_model(
+    model, SHAPE, router_z=0.5, router_losses=[('importance', 0.0)]
+  )
+  with caplog.at_level(logging.INFO, 'moe.objectives.language'):
+    for _ in range(2):
+      language_model.loss(jnp.zeros(()), {}, BATCH, jax.random.key(0), True)
+  (message,) = caplog.messages
+  assert 'no loss router_z, so its factor 0.5 does nothing' in message
 
 
 def test_weights_are_known_from_the_batch_alone(model):
@@ -98,3 +112,9 @@ def test_chunks_must_divide_the_sequence(model):
   language_model = language.language_model(model, SHAPE, num_chunks=3)
   with pytest.raises(ValueError, match='LOSS_CHUNKS=3'):
     language_model.loss(0.0, {}, BATCH, None, False)
+
+
+def test_a_batch_has_the_extras_that_the_model_reads(model):
+  shapes = language.language_model(model, SHAPE).shapes()
+  patch = jax.ShapeDtypeStruct((*SHAPE, 2), jnp.float32)
+  assert shapes.extras == {'patch': patch}

@@ -135,5 +135,5 @@ def test_a_second_moment_forgets_what_is_long_ago(moment_dtype):
 
 
 def test_another_moment_dtype_is_refused():
-  with pytest.raises(ValueError, match="MOMENT_DTYPE='int4' must be one of"):
+  with pytest.raises(ValueError, match="moment_dtype='int4' must be one of"):
     optimizers.adamw(CONSTANT, moment_dtype='int4')

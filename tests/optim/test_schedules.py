@@ -50,10 +50,19 @@ def test_without_a_warm_up_the_first_rate_is_the_peak(name):
 
 
 @pytest.mark.parametrize('name', ['rsqrt', 'cosine', 'wsd'])
-@pytest.mark.parametrize('warmup', [-1, 51])
-def test_a_warm_up_longer_than_the_run_is_refused(name, warmup):
-  with pytest.raises(ValueError, match=f'warmup_steps={warmup}.*=50'):
-    getattr(schedules, name)(1.0, warmup, 50)
+@pytest.mark.parametrize(
+  ('warmup', 'steps', 'fragment'),
+  [
+    (-1, 50, 'warmup_steps=-1 must be at least 0'),
+    (51, 50, 'warmup_steps=51 must be at most TRAIN_STEPS=50'),
+    (2, 0, 'train_steps=0 must be at least 1'),
+  ],
+)
+def test_a_warm_up_that_is_no_part_of_the_run_is_refused(
+  name, warmup, steps, fragment
+):
+  with pytest.raises(ValueError, match=fragment):
+    getattr(schedules, name)(1.0, warmup, steps)
 
 
 @pytest.mark.parametrize('fraction', [0.0, 1.5, -0.1])

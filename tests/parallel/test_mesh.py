@@ -1,3 +1,5 @@
+import math
+
 import jax
 import pytest
 
@@ -24,20 +26,43 @@ def test_minus_one_takes_the_devices_that_are_left(shape, sizes):
 @pytest.mark.parametrize(
   ('shape', 'fragment'),
   [
-    (MeshShape(data=3), 'MESH_DATA=3'),
-    (MeshShape(expert=3), 'MESH_EXPERT=3'),
-    (MeshShape(expert=16), 'MESH_EXPERT=16'),
-    (MeshShape(data=2), 'MESH_DATA=2'),
-    (MeshShape(data=0), 'MESH_DATA=0'),
-    (MeshShape(data=8, fsdp=0), 'MESH_FSDP=0'),
-    (MeshShape(data=-2, model=-4), 'MESH_MODEL=-4'),
-    (MeshShape(data=-1, fsdp=-1), 'MESH_FSDP=-1'),
+    (MeshShape(data=3), 'needs 3 devices, got 8 for MESH_DATA=3'),
+    (MeshShape(expert=3), 'needs a multiple of 3 devices, got 8'),
+    (MeshShape(expert=16), 'add --gin.MESH_EXPERT=8 for'),
+    (MeshShape(data=2), 'add --gin.MESH_DATA=8 for'),
+    (MeshShape(expert=16), 'JAX_NUM_CPU_DEVICES=16'),
   ],
 )
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(shape, fragment):
-  with pytest.raises(ValueError, match='multiply to the 8 devices') as error:
+  with pytest.raises(ValueError, match=fragment):
     shape.sizes(8)
-  assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 6])
+def test_what_a_refusal_says_to_set_fits(num_devices):
+  with pytest.raises(ValueError, match='the mesh needs') as error:
+    MeshShape(expert=4, model=2).sizes(num_devices)
+  advice = str(error.value).split(': add ')[1].split(' for')[0]
+  sizes = dict(pair.split('=') for pair in advice.split())
+  mended = {
+    axis.removeprefix('--gin.MESH_').lower(): int(size)
+    for axis, size in sizes.items()
+  }
+  shape = MeshShape(**{'expert': 4, 'model': 2, **mended})
+  assert math.prod(shape.sizes(num_devices)) == num_devices
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'fragment'),
+  [
+    ({'data': 0}, 'data=0 must be at least 1'),
+    ({'model': -4}, 'model=-4 must be at least 1'),
+    ({'fsdp': -1}, 'one mesh axis at most may be -1'),
+  ],
+)
+def test_a_size_that_means_nothing_is_refused(sizes, fragment):
+  with pytest.raises(ValueError, match=fragment):
+    MeshShape(**sizes)
 
 
 def test_every_device_is_in_the_mesh_once_and_axes_keep_their_order():

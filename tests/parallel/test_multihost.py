@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from launch import token_stores
 from launch.configs import configuration
 from moe.data.reader import Reader
 from moe.parallel import multihost
-from moe.runs import build
+from moe.runs import build, lock
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 CLUSTER = ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')
@@ -234,15 +235,48 @@ def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
     assert 0.4 < int(bytes_read) / reader.bytes_read < 0.6
 
 
+def wait_for_step(processes, workdir, step):
+  log = workdir / 'log.jsonl'
+  while not (log.exists() and f'"step": {step},' in log.read_text()):
+    assert {p.poll() for p in processes} == {None}
+    time.sleep(0.01)
+
+
 @pytest.mark.nightly
 def test_two_processes_that_are_killed_go_on_like_one(tmp_path, one):
   processes = started_run(tmp_path, 2)
-  log = tmp_path / 'log.jsonl'
-  while not (log.exists() and '"step": 5,' in log.read_text()):
-    assert {p.poll() for p in processes} == {None}
-    time.sleep(0.01)
+  wait_for_step(processes, tmp_path, 5)
   for process in processes:
     process.kill()
     process.communicate()
   ended(started_run(tmp_path, 2))
   check_equal(tmp_path, one)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_one_process_saves_one_step_of_both(tmp_path, one, number):
+  processes = started_run(tmp_path, 2)
+  wait_for_step(processes, tmp_path, 5)
+  held = json.loads((tmp_path / 'running.json').read_text())
+  assert held['process'] == processes[0].pid
+  processes[1].send_signal(number)
+  for process in processes:
+    process.communicate(timeout=60)
+  assert [p.returncode for p in processes] == [75, 75]
+  last = max(step for step, *_ in numbers(tmp_path, 'log.jsonl'))
+  assert 5 < last < STEPS and (tmp_path / f'checkpoints/{last}').is_dir()
+  assert not (tmp_path / 'running.json').exists()
+  ended(started_run(tmp_path, 2))
+  check_equal(tmp_path, one)
+
+
+@pytest.mark.nightly
+def test_both_processes_of_a_second_run_are_refused(tmp_path):
+  with lock.held(str(tmp_path)):
+    processes = started_run(tmp_path, 2)
+    errors = [p.communicate(timeout=120)[1] for p in processes]
+  assert [p.returncode for p in processes] == [2, 2]
+  first, second = (text.splitlines()[-1] for text in errors)
+  assert f'got that of process {os.getpid()} on host' in first
+  assert 'as process 0 has found' in second

@@ -5,10 +5,13 @@ import math
 
 import pytest
 
+from moe.evaluate import score
 from moe.report import comparison, comparison_page
 
 
-def write_run(directory, seed, bits, task='poems', step_tokens=100, **more):
+def write_run(
+  directory, seed, bits, task='poems', step_tokens=100, held_out=(), **more
+):
   """Writes a work directory with two evaluations, ten steps apart."""
   directory.mkdir()
   (directory / 'config.gin').write_text(f'{seed} {task}')
@@ -17,9 +20,10 @@ def write_run(directory, seed, bits, task='poems', step_tokens=100, **more):
       record = {'step': step, 'tokens': step * step_tokens, **more}
       log.write(json.dumps(record) + '\n')
   with open(directory / 'eval.jsonl', 'w') as log:
-    for step, value in zip((10, 20), bits, strict=True):
+    hashes = [{'held_out': {task: sha256}} for sha256 in held_out] or [{}, {}]
+    for step, value, of in zip((10, 20), bits, hashes, strict=True):
       scores = {task: {'bits_per_char': value}}
-      log.write(json.dumps({'step': step, 'eval': scores}) + '\n')
+      log.write(json.dumps({'step': step, 'eval': scores, **of}) + '\n')
   (directory / 'run.json').write_text('{"params_total": 1000000}')
   return str(directory)
 
@@ -60,6 +64,21 @@ def test_gain_and_standard_error_are_paired_by_seed(sides):
   assert poems['standard_error'][1] == pytest.approx(math.sqrt(0.07 / 3 / 3))
   assert found['runs']['dropped_fraction'] == 0.25
   assert found['against']['dropped_fraction'] is None
+
+
+def test_the_scores_are_means_over_seeds_with_their_intervals(sides):
+  found = run(*sides)
+  scores = [score.from_json(entries) for entries in found['scores']]
+  names = ['poems, sparse', 'poems, dense', 'poems, gain']
+  assert [one.name for one in scores] == names
+  ours, _, gain = scores
+  assert (ours.value, ours.n, gain.n) == (pytest.approx(7.1), 3, 3)
+  # Two degrees of freedom: Student's t of 4.3027 times the standard error.
+  margin = 4.3027 * math.sqrt(0.07 / 3 / 3)
+  assert gain.value == pytest.approx(0.8 / 3)
+  assert gain.high - gain.value == pytest.approx(margin, rel=1e-4)
+  assert gain.is_higher_better and not ours.is_higher_better
+  assert score.as_table(scores) in comparison_page.as_text(found)
 
 
 def test_the_text_has_labels_numbers_and_a_sentence(sides):
@@ -157,6 +176,12 @@ def change_the_model(sparse, dense, tmp_path):
   (tmp_path / 'dense_1' / 'run.json').write_text('{"params_total": 5}')
 
 
+def score_other_documents(sparse, dense, tmp_path):
+  bits = (8.0, 7.0)
+  sparse[2] = write_run(tmp_path / 'a', 2, bits, held_out=('a' * 64, 'a' * 64))
+  dense[0] = write_run(tmp_path / 'b', 2, bits, held_out=('a' * 64, 'b' * 64))
+
+
 @pytest.mark.parametrize(
   ('spoil', 'sentence'),
   [
@@ -167,6 +192,10 @@ def change_the_model(sparse, dense, tmp_path):
     (change_the_task, 'on the same tasks, got poems, poems in'),
     (change_the_tokens, 'the same number of tokens, got 2,000 in'),
     (evaluate_less, 'be evaluated equally often, got 2 in'),
+    (
+      score_other_documents,
+      'held-out documents of poems, got (SHA-256) aaaaaa',
+    ),
     (change_the_model, 'must have the same model, got 1000000 parameters'),
   ],
 )

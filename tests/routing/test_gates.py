@@ -504,7 +504,7 @@ REFUSED = {
   'num_noise': (lambda: gates.NoisyTopK(2, noise_std=0.0), 'above 0'),
   'sigmoid, one expert': (lambda: gates.Sigmoid(1), 'TOP_K of at least 2'),
   'quantile, one expert': (lambda: gates.Quantile(1), 'TOP_K of at least 2'),
-  'decay': (lambda: gates.Quantile(2, decay=1.0), r'must lie in \[0, 1\)'),
+  'decay': (lambda: gates.Quantile(2, decay=1.0), 'at least 0 and below 1'),
   'gshard, three': (lambda: gates.GShard(3), 'set TOP_K = 2'),
   'base, two': (lambda: gates.Base(2), 'set TOP_K = 1'),
   'nothing added': (lambda: gates.NullExperts(2), 'needs experts to add'),

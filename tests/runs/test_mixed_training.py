@@ -1,7 +1,8 @@
 """A run trained on a mixture of pictures, texts and residues.
 
 The tasks are pictures as a block before their captions, captions before
-pictures code by code, and residues as a partly masked block.
+pictures code by code, and residues as a partly masked block. The model reads
+the row and the column of each code.
 """
 
 import dataclasses
@@ -18,7 +19,11 @@ import pytest
 from moe.checkpoint import listing
 from moe.data import transforms
 from moe.data.reader import Reader
+from moe.data.store import Store
+from moe.evaluate import documents, likelihood
+from moe.infer import decode, sampling
 from moe.layers.moe_layer import MoE
+from moe.modalities.ids import EOS
 from moe.modalities.text import train_vocabulary
 from moe.models.decoder import Decoder
 from moe.models.stack import Stack
@@ -26,7 +31,7 @@ from moe.objectives.language import language_model
 from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
 from moe.routing import gates
-from moe.runs import preflight, training
+from moe.runs import build, preflight, trained, training
 from moe.runs.run import Data, Run
 from moe.train import trainer
 from tests.data import mixed
@@ -50,6 +55,7 @@ MODEL = Decoder(
   ),
   vocab_size=mixed.SPACE.size,
   d_model=8,
+  extra_tables=(('row', 3), ('column', 4)),
 )
 
 
@@ -57,10 +63,15 @@ MODEL = Decoder(
 def stores(tmp_path_factory):
   """The vocabulary directory of the mixture and its three tasks."""
   directory = tmp_path_factory.mktemp('mixed')
-  train_vocabulary(['春眠不覺曉'], 290, directory / 'vocabulary.model', 'char')
+  letters = ''.join(chr(0x4E00 + i) for i in range(60))
+  path = directory / 'vocabulary.model'
+  vocabulary = train_vocabulary([letters], mixed.SPACE.text, path, 'char')
+  assert vocabulary.size == mixed.SPACE.text
   for seed, split in enumerate(('train', 'validation')):
     for kind in mixed.KINDS:
-      mixed.write(directory / kind / split, kind, 40, seed)
+      path = directory / kind / split
+      facts = {'vocabulary_sha256': vocabulary.sha256}
+      mixed.write(path, kind, 40, seed, mixed.places, **facts)
   os.makedirs(directory / 'all')
   tasks = list(mixed.KINDS)
   (directory / 'all' / 'mixture.json').write_text(
@@ -148,6 +159,91 @@ def test_a_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
   assert code == trainer.EXIT_PREEMPTED and len(before) < STEPS
   code, resumed, _ = train(job.run, tmp_path, stores, job)
   assert code == 0 and resumed == losses
+
+
+@pytest.fixture(scope='module')
+def read_back(unbroken):
+  """The trained run, on eight devices."""
+  run = run_of(MeshShape(data=2, expert=4))
+  return trained.read_back(run, trained.find(str(unbroken[0])))
+
+
+@pytest.fixture(scope='module')
+def drawn(stores):
+  """A record: a caption, then the codes of a picture."""
+  record = Store(stores / 'drawn/validation').read(range(1))[0]
+  return record | {'num_chars': mixed.CODES, 'num_bytes': mixed.CODES}
+
+
+@pytest.mark.slow
+def test_rows_and_columns_were_trained_and_count_in_a_score(read_back, drawn):
+  with jax.set_mesh(read_back.mesh):
+    initial = build.build(read_back.run).init().params
+  for name in ('row_embedding', 'column_embedding'):
+    before, after = (p[name]['table'] for p in (initial, read_back.params))
+    assert np.abs(np.asarray(after) - np.asarray(before)).max(axis=1).all()
+
+  def nats(record):
+    document = documents.record_document(
+      read_back.vocabulary, read_back.ids, record, read_back.functional.extras
+    )
+    return likelihood.score_documents(
+      read_back.functional,
+      read_back.params,
+      read_back.state,
+      [document],
+      likelihood.Context(LENGTH, LENGTH, 8),
+    )
+
+  with jax.set_mesh(read_back.mesh):
+    without = {k: v for k, v in drawn.items() if k != 'row'}
+    assert abs(nats(drawn) - nats(without)) > 1e-3
+
+
+@pytest.mark.slow
+def test_codes_are_written_with_their_rows_and_columns(read_back, drawn):
+  functional, params, state = (
+    read_back.functional, read_back.params, read_back.state
+  )  # fmt: skip
+  prompt = drawn['tokens'][: mixed.LETTERS].tolist()
+  extras = {
+    e.name: [drawn[e.name].astype(e.dtype)] * 8 for e in functional.extras
+  }
+  codes = mixed.SPACE.ids('image', np.arange(8))
+  table = np.full((1, mixed.SPACE.size), -1, np.int16)
+  table[:, codes] = 0
+  write = decode.build_writer(
+    functional, sampling.Sampling(0.0), EOS, modality=mixed.SPACE.modality
+  )
+  with jax.set_mesh(read_back.mesh):
+    written = decode.generate(
+      write,
+      params,
+      state,
+      [prompt] * 8,
+      [table] * 8,
+      mixed.CODES,
+      extras=extras,
+    )
+  # The same tokens read at once, as in training: each is the likeliest code.
+  tokens = np.array([[*prompt, *row] for row in written])
+  batch = decode.read_batch(
+    np.pad(tokens, ((0, 0), (1, 0))).astype(np.int32),
+    np.full(8, tokens.shape[1] + 1, np.int32),
+    np.zeros(8, np.int32),
+    modality=mixed.SPACE.modality,
+    extras={
+      name: np.stack([np.insert(v[: tokens.shape[1]], 0, 0) for v in values])
+      for name, values in extras.items()
+    },
+  )
+  with jax.set_mesh(read_back.mesh):
+    outputs = jax.jit(
+      lambda p, s, b: functional.apply(p, s, b, None, False).hidden
+    )(params, state, batch)
+    logits = np.asarray(functional.head(params, outputs))
+  likeliest = codes[logits[:, mixed.LETTERS : -1, codes].argmax(axis=-1)]
+  np.testing.assert_array_equal(likeliest, written)
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """Checks and warnings before a run starts anything long."""
 
+import dataclasses
 import json
 import logging
+import types
 
 import pytest
 
 from launch.configs import configuration
 from moe.runs import preflight
+from moe.runs.run import Initial
 
 
 def test_a_resumed_run_names_its_changed_settings(tmp_path, caplog):
@@ -29,6 +32,58 @@ def test_a_resumed_run_names_its_changed_settings(tmp_path, caplog):
 def test_a_run_does_not_resume_with_other_data(key):
   with pytest.raises(ValueError, match='must be the same as before in run'):
     preflight.check_saved({key: 'a'}, {key: 'b'}, 'run')
+
+
+@pytest.fixture
+def origin(tmp_path):
+  """A function that records what a run to start from was trained on."""
+  path = tmp_path / 'checkpoints/7/meta/metadata'
+  path.parent.mkdir(parents=True)
+
+  def record(**hashes):
+    path.write_text(json.dumps({'step': 7, **hashes}))
+    return Initial(str(tmp_path))
+
+  return record
+
+
+TABLES = {'embedding': {'table': ('vocab', 'embed')}, 'norm': ('embed',)}
+VOCABULARY = {'vocabulary_sha256': 'v' * 64}
+
+
+def check_origin(initial, **hashes):
+  run = configuration.load(['runs/quickstart.gin'], [])
+  run = dataclasses.replace(run, initial=initial)
+  program = types.SimpleNamespace(logical_axes=TABLES)
+  preflight.check_origin(run, program, hashes)
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'ours', 'what'),
+  [
+    (VOCABULARY, {'vocabulary_sha256': 'w' * 64}, 'the vocabulary'),
+    (
+      {**VOCABULARY, 'ids_sha256': 'a' * 64},
+      {**VOCABULARY, 'ids_sha256': 'b' * 64},
+      'the id space',
+    ),
+  ],
+)
+def test_a_run_does_not_start_from_rows_of_other_tokens(
+  origin, theirs, ours, what
+):
+  initial = origin(**theirs)
+  with pytest.raises(ValueError, match=f'must be of {what} of the data') as e:
+    check_origin(initial, **ours)
+  assert "('embedding/table', None)" in str(e.value)
+  anew = (('embedding/.*', None),)
+  check_origin(dataclasses.replace(initial, assignment=anew), **ours)
+  check_origin(initial, **theirs)
+
+
+def test_text_has_its_ids_in_every_id_space(origin):
+  check_origin(origin(**VOCABULARY), **VOCABULARY, ids_sha256='a' * 64)
+  check_origin(origin(**VOCABULARY, ids_sha256='a' * 64), **VOCABULARY)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """A run that was trained on eight devices is read on eight and on one."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from launch.configs import configuration
+from moe.checkpoint import save
 from moe.runs import build, scoring, trained, writing
 from tests.conftest import write_run
 
@@ -34,6 +37,21 @@ def test_parameters_are_sharded_as_in_training(read_back):
     assert leaf.sharding == shape.sharding
   experts = read.params['stack']['periods']['block_0']['moe']['w_up_EDF']
   assert experts.addressable_shards[0].data.size == experts.size // 8
+
+
+def test_parameters_of_another_id_space_are_not_read_back(
+  directory, read_back, tmp_path
+):
+  read = read_back(1)
+  shutil.copytree(directory, tmp_path / 'run')
+  saver = save.Checkpointer(tmp_path / 'run/checkpoints')
+  arrays = {'params': read.params, 'state': read.state}
+  hashes = {'vocabulary_sha256': read.vocabulary.sha256, 'ids_sha256': 'f' * 64}
+  saver.save(8, arrays, hashes)
+  saver.close()
+  place = trained.find(str(tmp_path / 'run'))
+  with pytest.raises(ValueError, match='must have the id space that step 8'):
+    trained.read_back(read.run, place, jax.devices()[:1])
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import math
 import os
 import shutil
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from moe.checkpoint.save import Checkpointer
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train import record_log, trainer
+from moe.train import ahead, record_log, trainer
 from moe.train.evaluation import HeldOut
 from moe.train.program import make_program
 from moe.train.progress import Progress
@@ -240,6 +242,43 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
   assert steps_saved(tmp_path, 'run')[-1] == int(ts.step)
   assert [r['step'] for r in records(tmp_path, 'run')][-1] == int(ts.step)
   assert signal.getsignal(number) == before
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def hang(is_over):
+  """A read that ends long after the signal that comes during it."""
+  kill()
+  is_over.wait(30)
+
+
+@pytest.mark.parametrize('step', [0, 5, 6])
+def test_a_signal_ends_a_run_whose_read_hangs(
+  start, reader, unbroken, tmp_path, monkeypatch, step
+):
+  monkeypatch.setattr(ahead, '_SETTLE_SECONDS', 0.0)
+  is_over, begin = threading.Event(), time.monotonic()
+  ts, code = start('run', reader=reader({step: lambda: hang(is_over)}))
+  assert time.monotonic() - begin < 15
+  # The step before the read is saved, be it saved already as 6 is.
+  assert (code, int(ts.step)) == (75, step)
+  assert steps_saved(tmp_path, 'run')[-1] == step
+  is_over.set()
+  ts, code = start('run')
+  assert code == 0
+  assert_same_run(tmp_path, 'run', ts, unbroken)
+
+
+def test_a_signal_ends_a_run_whose_held_out_read_hangs(
+  start, unbroken, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(ahead, '_SETTLE_SECONDS', 0.0)
+  is_over, begin = threading.Event(), time.monotonic()
+  ts, code = start('run', eval_events={1: lambda: hang(is_over)})
+  assert time.monotonic() - begin < 15
+  assert (code, int(ts.step), steps_saved(tmp_path, 'run')[-1]) == (75, 4, 4)
+  is_over.set()
   ts, code = start('run')
   assert code == 0
   assert_same_run(tmp_path, 'run', ts, unbroken)

@@ -26,6 +26,38 @@ def test_a_ratio_is_the_median_over_rounds_not_the_ratio_of_medians():
   assert speed['tokens_per_second'] == 24 / 8
 
 
+def test_the_interval_of_a_median_is_of_values_that_lie_far_enough_in():
+  # Of ten values at most one lies below the median with probability 11 / 1024,
+  # at most two with 56 / 1024, more than 2.5%: so the second one is the end.
+  assert timing.median_interval([float(x) for x in range(10)]) == [1.0, 8.0]
+  # Of six, none with 1 / 64; of five, none with 1 / 32.
+  assert timing.median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == [1.0, 6.0]
+  assert timing.median_interval([1.0] * 5) is None
+
+
+def test_scores_tell_times_speeds_ratios_and_drops():
+  slow, fast = [2.0] * 6, [1.0] * 6
+  programs = [playing('a', *slow), playing('b', *fast)._replace(dropped=0.25)]
+  scores = timing.scores_of(measure(programs, 6, '', 8, True), 'c')
+  assert [(s.name, s.unit, s.value, s.is_higher_better) for s in scores] == [
+    ('a', 'seconds', 2.0, False),
+    ('a', 'tokens/s', 4.0, True),
+    ('b', 'seconds', 1.0, False),
+    ('b', 'tokens/s', 8.0, True),
+    ('speed of b over a', 'times', 2.0, True),
+    ('b', 'dropped share', 0.25, False),
+  ]
+  assert {(s.n, s.command) for s in scores} == {(6, 'c')}
+  assert scores[3].low == scores[3].high == 8.0
+
+
+def test_what_people_read_is_the_table_of_scores(capsys):
+  report = measure([playing('a', 2.0)], 1, 'step')
+  timing.show(report | {'device': 'cpu'}, False, 'c')
+  table = timing.score.as_table(timing.scores_of(report, 'c'))
+  assert capsys.readouterr().out == f'{table}\nunit: step\ndevice: cpu\n'
+
+
 def test_programs_take_turns():
   order = []
   programs = [

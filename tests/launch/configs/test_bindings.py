@@ -106,7 +106,10 @@ IN_FILES = {
   ),
   'a value for a reference': (
     'ROUTER = "top_k"\n',
-    ["FILE:2: 'ROUTER' must be a reference @name, got 'top_k'"],
+    [
+      "FILE:2: 'ROUTER' must be a reference @name, without (), to what makes",
+      "Router, got 'top_k'",
+    ],
   ),
   'an object of another class': (
     IMPORTS + 'MODEL = @gates.TopK()\n',
@@ -116,9 +119,66 @@ IN_FILES = {
     IMPORTS + 'MODEL = @gates.TopK\n',
     ["FILE:6: 'MODEL' must be Decoder, got @gates.TopK"],
   ),
+  'a called router': (
+    IMPORTS + 'ROUTER = @gates.TopK()\n',
+    [
+      'to what makes Router, got @gates.TopK(): write @gates.TopK, without ()',
+    ],
+  ),
+  'a called layer': (
+    IMPORTS.replace('moe_layer', 'attention')
+    + 'ATTENTION = @attention.Attention()\n',
+    [
+      'to what makes Attention or LatentAttention, got @attention.Attention()',
+      ': write @attention.Attention, without ()',
+    ],
+  ),
+  'a called optimizer': (
+    IMPORTS + 'OPTIMIZER = @optimizers.adamw()\n',
+    ['got @optimizers.adamw(): write @optimizers.adamw, without ()'],
+  ),
+  'a called objective': (
+    'from moe.objectives import language\nfrom moe.runs import run\n'
+    'run.Run.objective = @language.language_model()\n',
+    ['to what makes Objective, got', 'language_model, without ()'],
+  ),
+  'a schedule that is not made': (
+    'from moe.optim import schedules\nfrom moe.runs import run\n'
+    'run.Run.schedule = @schedules.wsd\n',
+    [
+      "'Run.schedule' must be a function, got @schedules.wsd: write"
+      ' @schedules.wsd(), with ()',
+    ],
+  ),
+  'a transform that is not made': (
+    'from moe.data import transforms\nfrom moe.runs import run\n'
+    'run.Data.transforms = (("a", @transforms.MaskBlocks),)\n',
+    [': write @transforms.MaskBlocks(), with ()'],
+  ),
+  'a layer for a router': (
+    IMPORTS + 'ROUTER = @moe_layer.MoE\n',
+    ['without (), to what makes Router, got @moe_layer.MoE.'],
+  ),
+  'a router for an optimizer': (
+    IMPORTS + 'OPTIMIZER = @gates.TopK\n',
+    ['to what makes GradientTransformation, got @gates.TopK.'],
+  ),
+  'a layer for another one': (
+    IMPORTS.replace('moe_layer', 'feed_forward')
+    + 'ATTENTION = @feed_forward.FeedForward\n',
+    ['to what makes Attention or LatentAttention, got @feed_forward'],
+  ),
+  'what a layer gives': (
+    IMPORTS + 'gates.TopK.num_active = 1\n',
+    ["FILE:6: nobody reads 'TopK.num_active'", 'set TOP_K'],
+  ),
   'a scope': (
     IMPORTS + 'second/gates.TopK.num_active = 1\n',
     ["FILE:6: the scope 'second/' is entered nowhere"],
+  ),
+  'a number that is none': (
+    'D_MODEL = 6 4\n',
+    ['FILE:2: cannot be read as gin'],
   ),
   'missing include': (
     "include 'models/tinny.gin'\n",
@@ -216,6 +276,40 @@ def test_a_missing_file_is_told_with_the_nearest_one():
   assert "did you mean 'runs/quickstart.gin'?" in message
 
 
+@pytest.mark.parametrize('lines', ['D_MODEL =\n', 'D_MODEL 64\n'])
+def test_quotes_are_advised_only_where_a_word_lacks_them(write, lines):
+  assert 'need quotes' not in message_of([write(BASE + lines)])
+
+
+def test_an_undefined_macro_names_the_files_that_define_it(write):
+  lines = "include 'models/tiny.gin'\ninclude 'tasks/builtin.gin'\n"
+  lines += "include 'runs/train.gin'\n"
+  message = message_of([write(lines)])
+  assert 'train.gin:' in message and "'%MESH' is defined nowhere" in message
+  assert message.endswith(
+    '; include parallel/data.gin, or set --gin.MESH=VALUE.'
+  )
+
+
+def test_a_line_above_an_include_that_overrides_it_is_refused(write):
+  path = write('D_MODEL = 64\n' + BASE)
+  message = message_of([path])
+  assert message.startswith(f"{path}:1: 'D_MODEL' must stand below the include")
+  assert f'of {path}:2' in message and 'models/tiny.gin:5' in message
+  # What the include binds to the same value, or not at all, is no mistake.
+  assert accepted([write('D_MODEL = 128\n' + BASE)])
+
+
+def test_an_include_is_looked_for_beside_the_file_that_includes(
+  write, tmp_path, monkeypatch
+):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  write(BASE + 'D_MODEL = 32\n', 'inner.gin')
+  outer = write("include 'inner.gin'\n", 'outer.gin')
+  assert accepted([outer])[-1].value == 32
+
+
 def test_files_that_include_each_other_are_refused(write, tmp_path):
   write(f"include '{tmp_path}/b.gin'\n", 'a.gin')
   write(f"include '{tmp_path}/a.gin'\n", 'b.gin')
@@ -272,6 +366,35 @@ D_MODEL = %D_FF
   taken = {b.argument: b.value for b in accepted([write(BASE + good)])}
   assert (taken['LEARNING_RATE'], taken['EVAL_TASKS']) == (1, ())
   assert (taken['PROFILE_STEPS'], taken['FROZEN']) == ((3, 5), ['a', 'b'])
+
+
+OWN = """
+import dataclasses
+import optax
+
+class Alone:  # no layer of ours, but it has all methods of one
+  anatomy = update_state = make_router = None
+
+def optimizer(schedule):
+  return optax.sgd(schedule)
+
+@dataclasses.dataclass
+class Constant:
+  learning_rate: float = 0.1
+  def __call__(self, step):
+    return self.learning_rate
+"""
+
+
+def test_what_a_user_wrote_fits_if_it_answers_the_same(write, monkeypatch):
+  path = write(OWN, 'own_parts.py')
+  monkeypatch.syspath_prepend(path.removesuffix('/own_parts.py'))
+  lines = 'import own_parts\n' + IMPORTS
+  lines += 'from moe.models import block\nfrom moe.runs import run\n'
+  lines += 'block.Block.moe = @own_parts.Alone\n'
+  lines += 'OPTIMIZER = @own_parts.optimizer\n'
+  lines += 'run.Run.schedule = @own_parts.Constant()\n'
+  assert accepted([write(BASE + lines)])[-1].argument == 'schedule'
 
 
 def test_a_module_can_be_imported_as_python_does(write):

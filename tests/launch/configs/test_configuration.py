@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from launch.configs import configuration
+from moe.models.anatomy import anatomy
 from moe.optim import optimizers
 from moe.runs import build
 
@@ -208,7 +209,7 @@ def test_a_missing_argument_is_named_with_its_owner(files):
     ('BATCH_SIZE=0', 'BATCH_SIZE=0 must be at least 1'),
     ('SEQUENCE_LENGTH=-8', 'SEQUENCE_LENGTH=-8 must be at least 1'),
     ('SAVE_PERIOD=0', 'SAVE_PERIOD=0 must be at least 1'),
-    ('WARMUP_STEPS=401', 'warmup_steps=401 must lie between 0 and'),
+    ('WARMUP_STEPS=401', 'WARMUP_STEPS=401 must be at most TRAIN_STEPS=400'),
   ],
 )
 def test_a_number_that_makes_no_sense_is_one_sentence(
@@ -217,6 +218,19 @@ def test_a_number_that_makes_no_sense_is_one_sentence(
   with pytest.raises(ValueError, match=fragment) as error:
     configuration.load(files, [override])
   assert '\n' not in str(error.value)
+
+
+def test_groups_follow_the_length_of_a_sequence_unless_they_are_set():
+  files = ['models/small.gin', 'parallel/data.gin', 'tasks/builtin.gin']
+  files += ['runs/train.gin']
+  steps = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
+  for more, size in (
+    ([], 128),
+    (['SEQUENCE_LENGTH=4096'], 1024),
+    (['GROUP_SIZE=32'], 32),
+  ):
+    run = configuration.load(files, [*steps, *more])
+    assert anatomy(run.model).experts.group_size == size
 
 
 def test_a_run_is_placed_on_the_devices_that_there_are(files):

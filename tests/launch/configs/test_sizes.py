@@ -50,12 +50,45 @@ FILES = ['gin_configs/runs/quickstart.gin']
       'adamw.weight_decay=-1 must be at least 0',
     ),
     (['CLIP_NORM=-1.0'], 'CLIP_NORM=-1.0 must be at least 0'),
+    (
+      ['CAPACITY_FACTOR=1e400'],
+      'CAPACITY_FACTOR=inf must be above 0 and at mo',
+    ),
+    (['SEED=4294967296'], 'SEED=4294967296 must be at least 0 and at most'),
+    (['SEED=-1'], 'SEED=-1 must be at least 0'),
+    (['TRAIN_STEPS=0'], 'TRAIN_STEPS=0 must be at least 1'),
+    (['VOCAB_SIZE=1'], 'VOCAB_SIZE=1 must be at least 3'),
+    (["FROZEN=('a', '(')"], r"FROZEN='\(' must be a regular expression"),
+    (
+      ["INITIAL_ASSIGNMENT=(('(', None),)"],
+      r"INITIAL_ASSIGNMENT='\(' must be a regular expression",
+    ),
+    (
+      ["language.language_model.router_losses=(('importance', 1e400),)"],
+      'language_model.router_losses=inf must be at most',
+    ),
   ],
 )
 def test_a_number_out_of_range_names_the_macro(bindings, sentence):
   with pytest.raises(ValueError, match=sentence) as error:
     configuration.load(FILES, bindings)
   assert '\n' not in str(error.value)
+
+
+def test_a_number_out_of_range_has_the_place_where_it_was_set(tmp_path):
+  path = tmp_path / 'run.gin'
+  path.write_text("include 'runs/quickstart.gin'\nWEIGHT_DECAY = -1\n")
+  place = f'^{path}:2: WEIGHT_DECAY=-1 must be at least 0'
+  with pytest.raises(ValueError, match=place):
+    configuration.load([str(path)], [])
+
+
+def test_ids_of_other_ranges_need_a_larger_vocabulary():
+  ranges = ["run.Data.ranges=(('image', 8192),)"]
+  # One padded range of text and the 8,192 codes: 128 + 8,192.
+  with pytest.raises(ValueError, match='VOCAB_SIZE=2304 must be at least 8320'):
+    configuration.load(FILES, ranges)
+  assert configuration.load(FILES, [*ranges, 'VOCAB_SIZE=8320'])
 
 
 def test_every_kind_of_attention_is_checked():

@@ -1,0 +1,106 @@
+"""Ranges of what a configuration sets: each class checks its own arguments.
+
+A message names the argument, or the macro that sets it. Whoever loads a
+configuration adds the file and the line.
+"""
+
+import re
+from collections.abc import Iterable
+
+# Seeds above it would be cut to 32 bits by JAX: 2^32 would mean 0.
+MAX_SEED = 2**32 - 1
+_LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 3.4e38
+
+
+class OutOfRange(ValueError):
+  """An argument is out of its range.
+
+  Attributes:
+    name: of the argument, or of the macro that sets it.
+    value: what was set.
+    rule: what it must be, and what to do: the end of a sentence.
+  """
+
+  def __init__(self, name: str, value: object, rule: str):
+    super().__init__(f'{name}={value!r} {rule}')
+    self.name, self.value, self.rule = name, value, rule
+
+
+def at_least(least: int, name: str, value: int, meaning: str) -> None:
+  """Raises OutOfRange if a size is too small.
+
+  Args:
+    least: the smallest value that means something.
+    name: of the argument, or of the macro that sets it.
+    value: what was set.
+    meaning: what the size is, or what the least value does.
+  """
+  within(name, value, meaning, least=least)
+
+
+def within(
+  name: str,
+  value: float,
+  meaning: str,
+  *,
+  least: float | None = None,
+  above: float | None = None,
+  most: float | None = None,
+  below: float | None = None,
+) -> None:
+  """Raises OutOfRange unless a number lies within bounds.
+
+  Infinity and NaN lie within none, and neither does what an int32 or a float32
+  cannot hold.
+
+  Args:
+    name: of the argument, or of the macro that sets it.
+    value: what was set.
+    meaning: what the number is, or what one of the bounds does.
+    least: the number may not be less than it.
+    above: the number may not be this or less.
+    most: the number may not be more than it.
+    below: the number may not be this or more.
+  """
+  limit = _LARGEST_INT if isinstance(value, int) else _LARGEST_FLOAT
+  # NaN fails every comparison.
+  is_low = not value >= (-limit if least is None else least)
+  is_low = is_low or (above is not None and not value > above)
+  is_high = not value <= (limit if most is None else most)
+  is_high = is_high or (below is not None and not value < below)
+  if not is_low and not is_high:
+    return
+  if is_high and most is None and below is None:
+    most = limit
+  if is_low and least is None and above is None:
+    least = -limit
+  given = {'at least': least, 'above': above, 'at most': most, 'below': below}
+  rule = ' and '.join(f'{w} {b}' for w, b in given.items() if b is not None)
+  advice = 'lower it' if is_high else 'raise it'
+  raise OutOfRange(name, value, f'must be {rule} ({meaning}): {advice}.')
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> None:
+  """Raises OutOfRange if a choice is not among those that are known."""
+  if value not in known:
+    raise OutOfRange(
+      name, value, f'must be one of {", ".join(known)}: choose one.'
+    )
+
+
+def seed(name: str, value: int) -> None:
+  """Raises OutOfRange unless a seed is a whole number of 32 bits."""
+  within(name, value, 'a whole number of 32 bits', least=0, most=MAX_SEED)
+
+
+def regular_expression(name: str, pattern: str) -> None:
+  """Raises OutOfRange if a pattern cannot be compiled."""
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise OutOfRange(
+      name,
+      pattern,
+      f'must be a regular expression ({error}): mend it, or put a backslash'
+      ' before a character that stands for itself.',
+    ) from error

@@ -1,0 +1,173 @@
+"""Every number that a configuration sets has a range, checked at loading."""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
+import typing
+
+import optax
+import pytest
+
+import moe
+from launch.configs import bindings, configuration, names, reach
+from moe.objectives.objective import Objective
+from moe.routing import gates
+
+NUMBERS = (int, float, int | None, float | None)
+# What a function returns that a configuration names.
+MADE = (optax.Schedule, optax.GradientTransformation, Objective)
+# The base of all cases; it imports what the quick start does not.
+FILE = """include 'runs/quickstart.gin'
+from __gin__ import dynamic_registration
+from moe.data import transforms
+from moe.layers import latent_attention
+from moe.layers import soft_moe
+"""
+WIDTHS = ('num_heads', 'query_rank', 'kv_rank', 'content_dim')
+WIDTHS += ('rope_dim', 'value_dim')
+SIZES = ['num_experts=%NUM_EXPERTS', 'expert_d_ff=%EXPERT_D_FF']
+SCHEDULE = ('learning_rate', 'warmup_steps', 'train_steps')
+
+
+def schedule(name):
+  """Bindings that make a run use a schedule."""
+  bound = [f'run.Run.schedule=@schedules.{name}()']
+  return bound + [f'schedules.{name}.{a}=%{a.upper()}' for a in SCHEDULE]
+
+
+def upcycled(name):
+  """Bindings that make a run use a way to upcycle."""
+  return ["INITIAL_CHECKPOINT='runs/dense'", f'UPCYCLE=@upcycle.{name}()']
+
+
+# What makes a run use each class and function; [] for what the base uses.
+IN_USE = {
+  **{name: [f'ROUTER=@gates.{name}'] for name in gates.__all__},
+  'Base': ['ROUTER=@gates.Base', 'TOP_K=1'],
+  'Hash': ['ROUTER=@gates.Hash'],
+  'NullExperts': ['ROUTER=@gates.NullExperts', 'gates.NullExperts.num_null=1'],
+  'Switch': ['ROUTER=@gates.Switch', 'TOP_K=1'],
+  'TopK': [],
+  'Sorted': [],
+  'Einsum': ['moe_layer.MoE.dispatch=@dispatch.Einsum'],
+  'Ragged': ['moe_layer.MoE.exchange=@exchange.Ragged'],
+  'Attention': [],
+  'FeedForward': ['NUM_DENSE_PREFIX=1'],
+  'LatentAttention': [
+    'ATTENTION=@latent_attention.LatentAttention',
+    *(f'latent_attention.LatentAttention.{width}=8' for width in WIDTHS),
+  ],
+  'MoE': [],
+  'SoftMoE': [
+    'block.Block.moe=@soft_moe.SoftMoE',
+    *(f'soft_moe.SoftMoE.{size}' for size in SIZES),
+  ],
+  'Block': [],
+  'Decoder': [],
+  'Stack': [],
+  'language_model': [],
+  'adamw': [],
+  'adafactor': ['OPTIMIZER=@optimizers.adafactor'],
+  'rsqrt': schedule('rsqrt'),
+  'cosine': schedule('cosine'),
+  'wsd': [],
+  'MeshShape': [],
+  'MaskBlocks': ["run.Data.transforms=(('a', @transforms.MaskBlocks()),)"],
+  'Noise': upcycled('Noise'),
+  'Drop': upcycled('Drop'),
+  'Settings': [],
+  'Data': [],
+  'Run': [],
+}
+# Classes and functions with numbers that no configuration sets.
+NOT_SET = {
+  *('Router', 'TokenChoice', 'Wrapper', 'Mixing'),  # bases and stand-ins
+  *('AttentionAnatomy', 'FeedForwardAnatomy', 'ExpertsAnatomy', 'Anatomy'),
+  *('Embedding', 'OutputHead', 'RMSNorm', 'Objective', 'scale_by_adam'),
+  *('Plan', 'Counts', 'IdSpace', 'TrainedRun', 'Wanted', 'Job'),
+}
+
+
+def hints_of(target):
+  """Annotations of a class or function; none where one cannot be read."""
+  try:
+    return typing.get_type_hints(target)
+  except NameError:  # A name that only type checkers import.
+    return {}
+
+
+def is_configurable(target, module):
+  """Whether a run can be made of it: a dataclass, or a factory."""
+  if getattr(target, '__module__', None) != module:
+    return False
+  if inspect.isclass(target) and not target.__name__.startswith('_'):
+    return dataclasses.is_dataclass(target)
+  is_function = inspect.isfunction(target) and target.__name__[0] != '_'
+  return is_function and hints_of(target).get('return') in MADE
+
+
+def configurables():
+  """Everything in `moe` of which a run can be made, and that has a number."""
+  found = {}
+  for info in pkgutil.walk_packages(moe.__path__, 'moe.'):
+    package = info.name.split('.')[1]
+    # These are above runs, or import TensorFlow.
+    if package in ('planning', 'report', 'scale', 'evaluate', 'infer'):
+      continue
+    if info.name == 'moe.data.cache':
+      continue
+    for name, target in vars(importlib.import_module(info.name)).items():
+      if is_configurable(target, info.name):
+        numbers = [
+          n
+          for n in names.parameters(target)
+          if hints_of(target).get(n) in NUMBERS and n not in reach.GIVEN
+        ]
+        if numbers:
+          found[name] = target, numbers
+  return found
+
+
+FOUND = configurables()
+CASES = [
+  (name, argument)
+  for name, (_, arguments) in FOUND.items()
+  if name in IN_USE
+  for argument in arguments
+]
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  path = tmp_path_factory.mktemp('gin') / 'run.gin'
+  path.write_text(FILE)
+  return str(path)
+
+
+def made(base, name, *more):
+  """The configuration in which `name` is used, and further bindings."""
+  bound = bindings.read([base], IN_USE[name])
+  return configuration.made(bound._replace(bindings=[*bound.bindings, *more]))
+
+
+def test_every_class_with_a_number_is_known_here():
+  assert FOUND.keys() <= IN_USE.keys() | NOT_SET
+
+
+@pytest.mark.parametrize('name', [n for n in IN_USE if n in FOUND])
+def test_what_makes_a_run_use_it_is_no_mistake(base, name):
+  assert made(base, name).run
+
+
+@pytest.mark.parametrize(('name', 'argument'), CASES)
+def test_a_number_out_of_range_is_refused_with_its_place(base, name, argument):
+  target, _ = FOUND[name]
+  is_whole = hints_of(target)[argument] in (int, int | None)
+  wrong = [-(10**9), 10**400] if is_whole else [-1e9, math.inf, math.nan]
+  for value in wrong:
+    binding = bindings.Binding(target, argument, value, 'a.gin:1', name)
+    with pytest.raises(ValueError, match='must be') as error:
+      made(base, name, binding)
+    assert str(error.value).startswith(f'a.gin:1: {name}.{argument}=')
