@@ -2,7 +2,9 @@
 
 TensorFlow writes warnings while it is imported, before its log level applies,
 and its copy of SentencePiece writes a line for every vocabulary. Users cannot
-act on them. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows all of them.
+act on them. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows all of them; other
+levels count as unset, since importing JAX sets the level to 1 for this process
+and for its children.
 """
 
 import contextlib
@@ -13,14 +15,15 @@ from collections.abc import Iterator
 from typing import TextIO
 
 _LEVEL = 'TF_CPP_MIN_LOG_LEVEL'
-_ONLY_FATAL = '3'
+_ALL, _ONLY_FATAL = '0', '3'
 _STDERR = 2  # The file descriptor that C++ libraries write to.
 
 
 def set_up() -> None:
   """Keeps TensorFlow, which only reads files here, off devices and quiet."""
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
-  os.environ.setdefault(_LEVEL, _ONLY_FATAL)
+  if os.environ.get(_LEVEL) != _ALL:
+    os.environ[_LEVEL] = _ONLY_FATAL
 
 
 @contextlib.contextmanager

@@ -51,10 +51,12 @@ def sentence(compared: dict[str, Any], task: str) -> str:
   """A sentence about the mean gain at the end of training."""
   found, seeds = compared['tasks'][task], compared['seeds']
   gain, error = found['gain'][-1], found['standard_error'][-1]
-  words = (
-    f'{compared["runs"]["label"]} {"gains" if gain >= 0 else "loses"}'
-    f' {abs(gain):.4f} bits per character on {compared["against"]["label"]}'
-  )
+  runs, against = (compared[side]['label'] for side in ('runs', 'against'))
+  if f'{abs(gain):.4f}' == '0.0000':
+    words = f'{runs} and {against} are equal to four decimals'
+  else:
+    verb = 'gains' if gain > 0 else 'loses'
+    words = f'{runs} {verb} {abs(gain):.4f} bits per character on {against}'
   if error is None:
     return f'{words}; one seed gives no standard error.'
   return (

@@ -81,6 +81,13 @@ def test_the_scores_are_means_over_seeds_with_their_intervals(sides):
   assert score.as_table(scores) in comparison_page.as_text(found)
 
 
+def test_runs_with_equal_bits_do_not_lose(tmp_path):
+  ours = write_run(tmp_path / 'one', 0, (8.0, 7.1))
+  theirs = write_run(tmp_path / 'eight', 0, (8.0, 7.09999))
+  words = comparison_page.sentence(run([ours], [theirs]), 'poems')
+  assert words.startswith('one and eight are equal to four decimals;')
+
+
 def test_the_text_has_labels_numbers_and_a_sentence(sides):
   text = comparison_page.as_text(run(*sides))
   assert text.startswith('sparse against dense: 2,000 tokens')
