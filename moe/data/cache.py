@@ -212,10 +212,11 @@ def _provider(name: str):
 def not_registered(name: str, names: Iterable[str]) -> ValueError:
   """The error about a name that is not among the registered ones."""
   near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-  hint = f'did you mean {" or ".join(near)}?' if near else 'see them with'
+  hint = f'did you mean {" or ".join(near)}? ' if near else ''
   return ValueError(
-    f'A task or mixture must be registered, got {name!r}: {hint}'
-    + ('' if near else ' `python -m launch.data list`.')
+    f'A task or mixture must be registered, got {name!r}: {hint}`python -m'
+    ' launch.data list` shows all; name your own module with --task_module or'
+    ' TASK_MODULES.'
   )
 
 
