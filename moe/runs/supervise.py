@@ -1,0 +1,295 @@
+"""Runs a command until it has ended, through preemptions and crashes.
+
+The exit code of an attempt says what follows: 0 ends it well, 75 resumes at
+once, and 2 is a mistake of the user, which another attempt would only repeat.
+Any other code is a crash: the next attempt waits, longer each time until one of
+them gets further. A crash that comes back at the same step is not bad luck, so
+the third one ends it. Signals that come from outside, such as a kill, do not
+count as crashes.
+
+This file needs neither JAX nor what it runs, so it takes no memory from it.
+"""
+
+import collections
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from moe import stop_signals
+from moe.train import record_log
+
+_logger = logging.getLogger(__name__)
+
+EXIT_MISTAKE = 2
+# The command crashes again and again, so a person has to look.
+EXIT_GIVEN_UP = 1
+LOG = 'attempts.jsonl'
+_HOUR = 3600.0
+# Signals that a process brings on itself. All others come from outside.
+_OWN_SIGNALS = (
+  signal.SIGABRT,
+  signal.SIGBUS,
+  signal.SIGFPE,
+  signal.SIGILL,
+  signal.SIGSEGV,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """How often a command is run again, and how soon.
+
+  Attributes:
+    crashes_per_hour: after so many crashes within an hour, the next attempt
+      waits until the first of them is an hour old.
+    crashes_at_step: so many crashes at the same step end the attempts.
+    first_wait: seconds before the next attempt; doubled each time that an
+      attempt gets no further than those before it.
+    longest_wait: seconds that are never exceeded by doubling.
+  """
+
+  crashes_per_hour: int = 6
+  crashes_at_step: int = 3
+  first_wait: float = 10.0
+  longest_wait: float = 600.0
+
+  def __post_init__(self):
+    for name, value in vars(self).items():
+      least = 1 if isinstance(value, int) else 0
+      if value < least:
+        raise ValueError(f'--{name}={value} must be at least {least}.')
+
+
+class Decision(NamedTuple):
+  """What follows after an attempt.
+
+  Attributes:
+    outcome: 'done', 'preempted', 'mistake', 'crash' or 'killed'.
+    wait: seconds until the next attempt; None for no further attempt.
+    code: exit code if there is no further attempt.
+    reason: why, for people.
+  """
+
+  outcome: str
+  wait: float | None
+  code: int
+  reason: str
+
+
+class Policy:
+  """Decides after each attempt whether and when there is another one."""
+
+  def __init__(self, limits: Limits):
+    self._limits = limits
+    self._crashes_at = collections.Counter()
+    self._crash_times = collections.deque()
+    self._furthest = -1
+    self._stuck = 0  # Attempts in a row that got no further.
+
+  def after(self, code: int, step: int | None, now: float) -> Decision:
+    """The decision after one attempt.
+
+    Args:
+      code: how the attempt ended, as `subprocess` says: negative for a signal.
+      step: the last step in the log of the run; None if it cannot be known.
+      now: seconds on a clock that never jumps.
+    """
+    if code == 0:
+      return Decision('done', None, 0, 'the command has ended')
+    if code == EXIT_MISTAKE:
+      reason = 'code 2 is a mistake that another attempt would repeat'
+      return Decision('mistake', None, code, reason)
+    if code == stop_signals.EXIT_STOPPED:
+      self._stuck = 0
+      return Decision('preempted', 0.0, code, 'everything was saved')
+    wait = self._back_off(step)
+    number = signal_of(code)
+    if number is not None and number not in _OWN_SIGNALS:
+      return Decision('killed', wait, code, f'{_name(number)} from outside')
+    reason = f'code {code}' if number is None else _name(number)
+    if step is not None:
+      self._crashes_at[step] += 1
+      times = self._crashes_at[step]
+      reason += f', {times} times' if times > 1 else ''
+      reason += f' after step {step:,}'
+      if times >= self._limits.crashes_at_step:
+        reason += ': read its log before you start it again'
+        return Decision('crash', None, EXIT_GIVEN_UP, reason)
+    return Decision('crash', max(wait, self._until_allowed(now)), code, reason)
+
+  def _back_off(self, step: int | None) -> float:
+    """Seconds to wait, which grow while no attempt gets further."""
+    if step is not None and step > self._furthest:
+      self._furthest, self._stuck = step, 0
+    # The bound keeps the power small in a run that is stuck for days.
+    doubled = self._limits.first_wait * 2.0 ** min(self._stuck, 30)
+    self._stuck += 1
+    return min(doubled, self._limits.longest_wait)
+
+  def _until_allowed(self, now: float) -> float:
+    """Counts a crash; returns seconds until the hour has room for another."""
+    times = self._crash_times
+    times.append(now)
+    while times[0] <= now - _HOUR:
+      times.popleft()
+    if len(times) < self._limits.crashes_per_hour:
+      return 0.0
+    return times[-self._limits.crashes_per_hour] + _HOUR - now
+
+
+def signal_of(code: int) -> int | None:
+  """The signal that ended a process, also as a shell reports it; else None."""
+  if code < 0:
+    return -code
+  return code - 128 if 128 < code <= 128 + signal.SIGRTMAX else None
+
+
+def _name(number: int) -> str:
+  try:
+    return signal.Signals(number).name
+  except ValueError:
+    return f'signal {number}'
+
+
+def workdir_of(command: Sequence[str]) -> str | None:
+  """The value of --workdir in a command; None if there is none."""
+  for i, part in enumerate(command):
+    if part.startswith('--workdir='):
+      return part.partition('=')[2]
+    if part == '--workdir' and i + 1 < len(command):
+      return command[i + 1]
+  return None
+
+
+def last_step(workdir: str) -> int | None:
+  """The last step in the log of a run; None for an object store."""
+  if '://' in workdir:
+    return None
+  records = record_log.read(os.path.join(workdir, 'log.jsonl'))
+  return records[-1]['step'] if records else 0
+
+
+def supervise(
+  command: Sequence[str], workdir: str, log: str, limits: Limits
+) -> int:
+  """Runs a command until it ends well, or until no attempt can help.
+
+  SIGTERM, SIGHUP and Ctrl-C are passed on to the command, and after them there
+  is no further attempt: whoever stops the supervisor stops the command.
+
+  Args:
+    command: the program and its arguments.
+    workdir: directory of the run, which holds log.jsonl.
+    log: file to which each attempt adds a line of JSON.
+    limits: how often the command is run again.
+
+  Returns:
+    The exit code: 0 if the command has ended well, 2 for a mistake of the user,
+    1 if it crashes again and again, or after a signal the code of the command.
+
+  Raises:
+    OSError: if the command cannot be started, or `log` cannot be written.
+  """
+  policy, child = Policy(limits), _Child()
+  os.makedirs(os.path.dirname(os.path.abspath(log)), exist_ok=True)
+  attempt = _count_lines(log)
+  with stop_signals.handled(child.pass_on, listens=False):
+    while True:
+      attempt += 1
+      record = {
+        'attempt': attempt,
+        'host': socket.gethostname(),
+        'begin': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+        'step_before': last_step(workdir),
+      }
+      begin = time.monotonic()
+      code = child.run(command)
+      now, step = time.monotonic(), last_step(workdir)
+      decision = policy.after(code, step, now)
+      if child.signal is not None and decision.wait is not None:
+        reason = f'{child.signal} to the supervisor'
+        decision = decision._replace(wait=None, reason=reason)
+      record |= {
+        'seconds': round(now - begin, 3),
+        'code': code,
+        'step': step,
+        **decision._asdict(),
+      }
+      del record['wait']
+      _append(log, record | {'next_attempt_in': decision.wait})
+      _logger.info(_sentence(attempt, decision))
+      if decision.wait is None:
+        return _shell_code(decision.code)
+      if child.stopped.wait(decision.wait):
+        return stop_signals.EXIT_STOPPED
+
+
+class _Child:
+  """The process of the present attempt.
+
+  Attributes:
+    stopped: set once a signal to end has come.
+    signal: the name of that signal; None before.
+  """
+
+  def __init__(self):
+    self.stopped = threading.Event()
+    self.signal = None
+    self._process = None
+
+  def run(self, command: Sequence[str]) -> int:
+    """Runs the command to its end; negative codes are signals."""
+    self._process = subprocess.Popen(command)
+    if self.stopped.is_set():  # The signal came while the process started.
+      self.pass_on(self.signal)
+    try:
+      return self._process.wait()
+    finally:
+      self._process = None
+
+  def pass_on(self, name: str) -> None:
+    """Sends the signal of this name to the process."""
+    self.signal = name
+    self.stopped.set()
+    numbers = {text: number for number, text in stop_signals.NAMES.items()}
+    if self._process is not None:
+      self._process.send_signal(numbers[name])
+
+
+def _shell_code(code: int) -> int:
+  """An exit code; that of a signal is written as a shell writes it."""
+  return 128 - code if code < 0 else code
+
+
+def _sentence(attempt: int, decision: Decision) -> str:
+  text = f'attempt {attempt}: {decision.outcome}, {decision.reason}; '
+  if decision.wait is None:
+    return text + 'no further attempt'
+  if decision.wait == 0:
+    return text + 'the next attempt follows at once'
+  return text + f'the next attempt follows in {decision.wait:.0f} s'
+
+
+def _count_lines(path: str) -> int:
+  """The number of attempts that a file already holds."""
+  if not os.path.exists(path):
+    return 0
+  with open(path, 'rb') as f:
+    return sum(1 for _ in f)
+
+
+def _append(path: str, record: dict[str, Any]) -> None:
+  """Adds one line to a file; one write adds all of it."""
+  descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+  try:
+    os.write(descriptor, json.dumps(record).encode() + b'\n')
+  finally:
+    os.close(descriptor)
