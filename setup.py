@@ -18,6 +18,8 @@ TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
 TOKAMAX = 'tokamax>=0.0.12'
 TEST = [
   'chex>=0.1.92',
+  # A second reader of structures, which tests compare with the first.
+  'gemmi>=0.7.5',
   'pypinyin>=0.55',
   'pytest>=9',
   'pytest-xdist>=3.8',
@@ -47,6 +49,8 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.3',
     'array-record>=0.8.3',
+    # Reads structures of proteins, and knows the atoms of the residues.
+    'biotite>=1.6',
     'flax>=0.12.8,<0.13',
     'gcsfs>=2026.1',
     'gin-config==0.5.0',

@@ -1,0 +1,25 @@
+"""Where the shared protein data lies; the project has no copy."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+_BESIDE = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+FOLDER = pathlib.Path(os.environ.get('WUDAO_DATA') or _BESIDE) / 'protein'
+has_data = pytest.mark.skipif(
+  not FOLDER.is_dir(),
+  reason=f'the shared protein data is not at {FOLDER}: set WUDAO_DATA',
+)
+
+
+def case(name):
+  """A case of known outputs of AlphaFold 2's parts, by 'in', 'param', 'out'."""
+  with np.load(FOLDER / 'oracle.npz') as file:
+    names = [key for key in file.files if key.split('/')[0] == name]
+    found = {'in': {}, 'param': {}, 'out': {}}
+    for key in names:
+      _, kind, field = key.split('/')
+      found[kind][field] = file[key]
+  return found
