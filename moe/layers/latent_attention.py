@@ -13,7 +13,7 @@ from moe.layers.attention import (
   self_attend,
 )
 from moe.layers.norm import RMSNorm
-from moe.layers.position import rotate
+from moe.layers.position import Rope, rotate
 from moe.layers.product import einsum
 from moe.types import Array, Layout
 
@@ -25,7 +25,7 @@ class LatentAttention(nn.Module):
   keys and values come from normalised latents of width Z. Positions have
   features of their own: each query head has some, and one rotary key serves all
   heads. Departs from it in pairing rotary features half a width apart, which
-  only renames them, and in leaving out the extension to long contexts (YaRN).
+  only renames them.
 
   Attributes:
     num_heads: N.
@@ -34,6 +34,9 @@ class LatentAttention(nn.Module):
     content_dim: features of a query or key head without position.
     rope_dim: features with position; even.
     value_dim: features of a value head.
+    rope: how positions turn features; `mscale_all_dim` counts here.
+    norm_epsilon: of the latents' norms, which is 1e-6 in Hugging Face's code
+      whatever rms_norm_eps says.
     kernel: what computes attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
@@ -46,6 +49,8 @@ class LatentAttention(nn.Module):
   content_dim: int
   rope_dim: int
   value_dim: int
+  rope: Rope = Rope()
+  norm_epsilon: float = 1e-6
   kernel: str = 'auto'
   longest_block: int = 0
   layout: Layout = Layout()
@@ -142,16 +147,18 @@ class LatentAttention(nn.Module):
     """Content and rotary queries of every head."""
     D, Z, H = x_BTD.shape[-1], self.query_rank, self.content_dim
     w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
-    latent_BTZ = RMSNorm(axes.LATENT, dtype=self.dtype, name='query_norm')(
-      einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
-    )
+    latent_BTZ = self._norm('query_norm')(einsum('BTD,DZ->BTZ', x_BTD, w_DZ))
     w_ZNH = self._matrix(
       'query_up',
       (Z, self.num_heads, H + self.rope_dim),
       (axes.LATENT, axes.HEADS, axes.KV),
     )
-    q_BTNH, rope_BTNH = jnp.split(self._heads(latent_BTZ, w_ZNH), [H], axis=-1)
-    return q_BTNH, rotate(rope_BTNH, description.positions_BT)
+    q_BTNH = self._heads(latent_BTZ, w_ZNH)
+    scale = self.rope.latent_score_scale
+    if scale != 1.0:
+      q_BTNH *= jnp.asarray(scale, self.dtype)
+    q_BTNH, rope_BTNH = jnp.split(q_BTNH, [H], axis=-1)
+    return q_BTNH, rotate(rope_BTNH, description.positions_BT, self.rope)
 
   def _latents(
     self, x_BTD: Array, description: Description
@@ -163,9 +170,14 @@ class LatentAttention(nn.Module):
     )
     both_BTZ = einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
     latent_BTZ, rope_BTH = jnp.split(both_BTZ, [Z], axis=-1)
-    norm = RMSNorm(axes.LATENT, dtype=self.dtype, name='kv_norm')
-    rope_BTKH = rotate(rope_BTH[:, :, None], description.positions_BT)
+    norm = self._norm('kv_norm')
+    rope_BTKH = rotate(
+      rope_BTH[:, :, None], description.positions_BT, self.rope
+    )
     return norm(latent_BTZ)[:, :, None], rope_BTKH
+
+  def _norm(self, name: str) -> RMSNorm:
+    return RMSNorm(axes.LATENT, self.norm_epsilon, self.dtype, name=name)
 
   def _heads(self, latent_BTZ: Array, w_ZNH: Array) -> Array:
     y_BTNH = einsum('BTZ,ZNH->BTNH', latent_BTZ, w_ZNH)

@@ -27,6 +27,7 @@ class Block(nn.Module):
     dense_twin: whether a sparse block gets a dense layer of equal active FLOPs
       instead: as wide as all experts one token sees.
     dropout_rate: on both residual branches, in training.
+    norm_epsilon: of both norms. Hugging Face: rms_norm_eps.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -37,6 +38,7 @@ class Block(nn.Module):
   is_sparse: bool = False
   dense_twin: bool = False
   dropout_rate: float = 0.0
+  norm_epsilon: float = 1e-6
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
@@ -81,7 +83,9 @@ class Block(nn.Module):
     train: bool,
   ) -> tuple[Array, tuple[Array, Array] | None, LayerOutputs]:
     """Returns ([B, T, D], updated cache, losses and metrics)."""
-    norm = lambda name: RMSNorm(axes.EMBED, dtype=self.dtype, name=name)
+    norm = lambda name: RMSNorm(
+      axes.EMBED, self.norm_epsilon, self.dtype, name=name
+    )
     dropout = lambda name: nn.Dropout(
       self.dropout_rate, deterministic=not train, name=name
     )

@@ -24,7 +24,11 @@ class Decoder(nn.Module):
     stack: makes the tower of blocks.
     vocab_size: V.
     d_model: D.
-    tie_embeddings: whether the head uses the embedding table.
+    tie_embeddings: whether the head uses the embedding table. Hugging Face:
+      tie_word_embeddings.
+    embedding_scale: what embeddings are multiplied with; by default the square
+      root of D. Models of Hugging Face's formats have 1.
+    norm_epsilon: of the last norm. Hugging Face: rms_norm_eps.
     layout: mesh axes by use.
     dtype: compute dtype, as a name such as 'bfloat16'.
   """
@@ -33,6 +37,8 @@ class Decoder(nn.Module):
   vocab_size: int
   d_model: int
   tie_embeddings: bool = True
+  embedding_scale: float | None = None
+  norm_epsilon: float = 1e-6
   layout: Layout = Layout()
   dtype: str = 'float32'
 
@@ -83,7 +89,11 @@ class Decoder(nn.Module):
     """Hidden states of a batch."""
     dtype = jnp.dtype(self.dtype)
     x_BTD = embedding.Embedding(
-      self.vocab_size, self.d_model, dtype, name='embedding'
+      self.vocab_size,
+      self.d_model,
+      self.embedding_scale,
+      dtype,
+      name='embedding',
     )(batch.tokens)
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
     description = describe(batch, cache)
@@ -92,7 +102,9 @@ class Decoder(nn.Module):
     x_BTD, layers, losses, metrics = stack(
       x_BTD, description, info, None if cache is None else cache.layers, train
     )
-    hidden = RMSNorm(axes.EMBED, dtype=dtype, name='last_norm')(x_BTD)
+    hidden = RMSNorm(axes.EMBED, self.norm_epsilon, dtype, name='last_norm')(
+      x_BTD
+    )
     if not self.tie_embeddings:
       embedding.OutputHead(self.vocab_size, self.d_model, name='output')()
     if cache is not None:
