@@ -1,0 +1,145 @@
+r"""Weights out to Hugging Face's formats, and in: python -m launch.convert ...
+
+  to-hf runs/poems poems_hf
+  to-hf runs/poems poems_hf --dtype=bfloat16 --fused
+  from-hf Mixtral-8x7B-v0.1 runs/mixtral --gin.MESH_EXPERT=8
+
+What each format can say: moe/checkpoint/IN_AND_OUT.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import flags
+
+GIB = 2**30
+
+
+def parse(
+  argv: Sequence[str] | None,
+) -> tuple[argparse.Namespace, list[str]]:
+  """Command-line flags, and what --gin. flags bind."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.convert',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  out = verbs.add_parser('to-hf', help='a trained run as a model directory')
+  out.add_argument('checkpoint', metavar='RUN', help='or one step in there')
+  out.add_argument('directory', metavar='DIR', help='to make')
+  out.add_argument(
+    '--dtype',
+    default='float32',
+    help='of the weights: float32 (default, loses nothing), bfloat16, float16',
+  )
+  out.add_argument(
+    '--fused',
+    action='store_true',
+    help='the experts of a layer as one array, as transformers 5 holds them; '
+    'default: one array an expert',
+  )
+  out.add_argument(
+    '--shard_gib',
+    type=float,
+    default=2.0,
+    help='the most GiB of a file; default: 2',
+  )
+  into = verbs.add_parser('from-hf', help='a model directory as a run')
+  into.add_argument('directory', metavar='DIR', help='of the model')
+  into.add_argument('workdir', metavar='RUN', help='to make')
+  into.add_argument(
+    '--gin.NAME=VALUE',
+    dest='override',
+    help='binds a macro or a parameter, such as the mesh: --gin.MESH_EXPERT=8',
+  )
+  return flags.parse(parser, argv)
+
+
+def to_hf(options: argparse.Namespace) -> int:
+  """Writes a model directory."""
+  # JAX and Orbax take seconds to import; --help needs none of it.
+  from launch.configs import configuration
+  from moe.runs import hugging_face
+
+  run = configuration.load_run(options.checkpoint)
+  files = hugging_face.export(
+    run,
+    options.directory,
+    hugging_face.Options(
+      options.dtype, options.fused, int(options.shard_gib * GIB)
+    ),
+  )
+  runtime.log(f'{options.directory}: {", ".join(files)}')
+  return 0
+
+
+def configured(imported, overrides: Sequence[str]):
+  """What gin says of a model of theirs, with what a run needs beside it.
+
+  Args:
+    imported: of `hugging_face.read_config`.
+    overrides: bindings of the command line.
+  """
+  # As above.
+  from launch.configs import configuration
+
+  model = 'latent_decoder' if imported.is_latent else 'decoder'
+  return configuration.read(
+    [
+      f'models/{model}.gin',
+      'parallel/data.gin',
+      'tasks/builtin.gin',
+      'runs/train.gin',
+    ],
+    [
+      *(f'{name}={_written(v)}' for name, v in imported.bindings.items()),
+      f'SEQUENCE_LENGTH={imported.length}',
+      'TRAIN_STEPS=1000',
+      'LEARNING_RATE=1e-5',
+      *overrides,
+    ],
+  )
+
+
+def from_hf(options: argparse.Namespace, overrides: list[str]) -> int:
+  """Writes the directory of a run."""
+  # As above.
+  from moe.runs import hugging_face
+
+  imported = hugging_face.read_config(options.directory)
+  read = configured(imported, overrides)
+  params = hugging_face.write_run(
+    imported, read.run, read.text, options.directory, options.workdir
+  )
+  runtime.log(f'{options.workdir}: step 0, {params:,} parameters')
+  return 0
+
+
+def _written(value: object) -> str:
+  """A value as gin writes it; one that begins with @ is a reference."""
+  is_reference = isinstance(value, str) and value.startswith('@')
+  return value if is_reference else repr(value)
+
+
+def convert(options: argparse.Namespace, overrides: list[str]) -> int:
+  """Converts in either direction."""
+  runtime.set_up_jax()
+  if options.verb == 'to-hf':
+    if overrides:
+      raise ValueError('--gin. flags go with from-hf alone.')
+    return to_hf(options)
+  return from_hf(options, overrides)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Converts; 2 if it cannot be, with one sentence that says why."""
+  options, overrides = parse(argv)
+  return runtime.run(lambda: convert(options, overrides))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
