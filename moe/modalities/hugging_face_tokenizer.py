@@ -1,9 +1,10 @@
 """A vocabulary as the files from which transformers makes a tokenizer.
 
 `tokenizer.json` has the pieces of the SentencePiece model with spaces in place
-of SentencePiece's mark, so that no step before or after has to exchange them:
-ids are ours for every text, one that has the mark or the name of a special
-token in it too.
+of SentencePiece's mark, so that no step before or after has to exchange them.
+So ids are ours for a text that has the mark in it, too. Where a text has the
+name of a special token or of a byte, such as </s>, that is text for models of
+kind bpe and char; unigram models of their library read the token.
 """
 
 from typing import Any
@@ -32,41 +33,20 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
   """
   with open(vocabulary.path, 'rb') as f:
     model = sentencepiece_model_pb2.ModelProto.FromString(f.read())
-  names = [vocabulary.piece(i) for i in (vocabulary.pad, vocabulary.eos)]
-  unknown = vocabulary.piece(vocabulary.unk)
-  special = [*names, unknown]
-  begin = {'SpecialToken': {'id': names[0], 'type_id': 0}}
-  pair = [{'Sequence': {'id': which, 'type_id': 0}} for which in ('A', 'B')]
+  begin, end, unknown = (
+    vocabulary.piece(i)
+    for i in (vocabulary.pad, vocabulary.eos, vocabulary.unk)
+  )
   tokenizer = {
     'version': '1.0',
     'truncation': None,
     'padding': None,
     'added_tokens': [
-      {
-        'id': i,
-        'content': name,
-        'single_word': False,
-        'lstrip': False,
-        'rstrip': False,
-        'normalized': False,
-        'special': True,
-      }
-      for i, name in enumerate(special)
+      _special(i, name) for i, name in enumerate((begin, end, unknown))
     ],
     'normalizer': None,
     'pre_tokenizer': None,
-    'post_processor': {
-      'type': 'TemplateProcessing',
-      'single': [begin, pair[0]],
-      'pair': [begin, *pair],
-      'special_tokens': {
-        names[0]: {
-          'id': names[0],
-          'ids': [vocabulary.pad],
-          'tokens': [names[0]],
-        }
-      },
-    },
+    'post_processor': _beginning(begin, vocabulary.pad),
     'decoder': {
       'type': 'Sequence',
       'decoders': [{'type': 'ByteFallback'}, {'type': 'Fuse'}],
@@ -75,16 +55,41 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
   }
   config = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'bos_token': names[0],
-    'eos_token': names[1],
+    'bos_token': begin,
+    'eos_token': end,
     'unk_token': unknown,
-    'pad_token': names[1],
+    'pad_token': end,
     'clean_up_tokenization_spaces': False,
     # The name of a special token in a text is text.
     'split_special_tokens': True,
     'model_max_length': length,
   }
   return {'tokenizer.json': tokenizer, 'tokenizer_config.json': config}
+
+
+def _special(id: int, name: str) -> dict[str, Any]:
+  """A token that no text is spelt with."""
+  return {
+    'id': id,
+    'content': name,
+    'single_word': False,
+    'lstrip': False,
+    'rstrip': False,
+    'normalized': False,
+    'special': True,
+  }
+
+
+def _beginning(name: str, id: int) -> dict[str, Any]:
+  """Puts a token before every text, or pair of texts."""
+  token = {'SpecialToken': {'id': name, 'type_id': 0}}
+  texts = [{'Sequence': {'id': which, 'type_id': 0}} for which in ('A', 'B')]
+  return {
+    'type': 'TemplateProcessing',
+    'single': [token, texts[0]],
+    'pair': [token, *texts],
+    'special_tokens': {name: {'id': name, 'ids': [id], 'tokens': [name]}},
+  }
 
 
 def _model(model, unknown: str) -> dict[str, Any]:
@@ -99,7 +104,10 @@ def _model(model, unknown: str) -> dict[str, Any]:
     return {
       'type': 'Unigram',
       'unk_id': pieces.index(unknown),
-      'vocab': _scored(model, pieces),
+      'vocab': [
+        [text, piece.score]
+        for text, piece in zip(pieces, model.pieces, strict=True)
+      ],
       'byte_fallback': True,
     }
   if kind not in (_BPE, _CHAR):
@@ -137,13 +145,3 @@ def _merges(model, pieces: list[str]) -> list[list[str]]:
     cuts = [(text[:i], text[i:]) for i in range(1, len(text))]
     merges += [list(cut) for cut in cuts if set(cut) <= score.keys()]
   return merges
-
-
-def _scored(model, pieces: list[str]) -> list[list]:
-  """Pieces with scores; the name of a byte is worse than its characters."""
-  worst = min(piece.score for piece in model.pieces)
-  low = 10 * worst - 100
-  return [
-    [text, piece.score if piece.type in (_NORMAL, _USER) else low]
-    for text, piece in zip(pieces, model.pieces, strict=True)
-  ]

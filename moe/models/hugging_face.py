@@ -175,7 +175,9 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
       f'D_FF must be the same of all dense layers, got {sorted(widths)}: no'
       ' format has several.'
     )
-  found = {'D_FF': min(widths, default=None)}
+  # Where no layer is dense, formats still ask for the width of one.
+  unused = block.feed_forward(parent=None).width
+  found = {'D_FF': min(widths, default=unused)}
   if model.anatomy().experts is None:
     return found | _NO_EXPERTS
   moe, experts = block.moe(parent=None), model.anatomy().experts

@@ -52,6 +52,8 @@ _ALIASES = {
   'num_experts': 'num_local_experts',
 }
 _BASE = {'mixtral': 1e6}
+# No file of a stranger makes us list more layers than this.
+_MAX_LAYERS, _MAX_SIZE = 4096, 2**31 - 1
 
 
 class Imported(NamedTuple):
@@ -82,6 +84,14 @@ def from_config(config: Mapping[str, Any]) -> Imported:
     ValueError: for a field that is missing, wrong, unknown, or says what our
       model has not; it names the field.
   """
+  try:
+    return _read(config)
+  # What a stranger's file puts where a number or a list belongs.
+  except (TypeError, OverflowError, AttributeError) as error:
+    raise ValueError(f'a field is of the wrong type ({error})') from error
+
+
+def _read(config: Mapping[str, Any]) -> Imported:
   kind = config.get('model_type')
   if kind not in CLASSES:
     raise ValueError(
@@ -112,14 +122,17 @@ def from_config(config: Mapping[str, Any]) -> Imported:
   bindings |= {'EMBEDDING_SCALE': 1.0, 'DTYPE': _dtype(config)}
   is_latent = 'KV_RANK' in bindings
   is_interleaved = config.get('rope_interleave', True)
-  extra = config.get('num_nextn_predict_layers', config.get('num_mtp_layers'))
+  extra = max(
+    _count({field: 0, **config}, field, 0)
+    for field in ('num_nextn_predict_layers', 'num_mtp_layers')
+  )
   return Imported(
     kind,
     is_latent,
     bindings,
     _count(config, 'max_position_embeddings', 1),
     bindings['ROPE_DIM'] if is_latent and is_interleaved else 0,
-    extra or 0,
+    extra,
   )
 
 
@@ -187,13 +200,14 @@ def _check_types(kind: str, config: Mapping[str, Any]) -> None:
     is_right = isinstance(value, wanted) and (
       wanted is bool or not isinstance(value, bool)
     )
-    if value is not None and not (is_right and value >= 0):
+    most = _MAX_LAYERS if macro == 'NUM_LAYERS' else _MAX_SIZE
+    if value is not None and not (is_right and 0 <= value <= most):
       raise ValueError(f'{field}={value!r} must be a number or a choice.')
 
 
 def _count(config: Mapping[str, Any], field: str, least: int) -> int:
   value = config.get(field)
-  if type(value) is not int or value < least:
+  if type(value) is not int or not least <= value <= _MAX_SIZE:
     raise ValueError(f'{field}={value!r} must be a number, at least {least}.')
   return value
 
@@ -201,22 +215,21 @@ def _count(config: Mapping[str, Any], field: str, least: int) -> int:
 def _sparse_layers(config: Mapping[str, Any]) -> dict[str, int]:
   """Dense prefix and period of the layers that have experts."""
   layers = _count(config, 'num_hidden_layers', 1)
-  step = config.get('decoder_sparse_step', 1)
-  dense_too = config.get('mlp_only_layers') or []
+  step = _count({'decoder_sparse_step': 1, **config}, 'decoder_sparse_step', 0)
+  dense_too = set(config.get('mlp_only_layers') or [])
   is_sparse = [
     bool(step) and (i + 1) % step == 0 and i not in dense_too
     for i in range(layers)
   ]
-  for prefix in range(layers):
-    for every in range(1, layers - prefix + 1):
-      ours = [
-        i >= prefix and (i - prefix + 1) % every == 0 for i in range(layers)
-      ]
-      if ours == is_sparse and (layers - prefix) % every == 0:
-        return {'NUM_DENSE_PREFIX': prefix, 'MOE_EVERY': every}
+  places = [i for i in range(layers) if is_sparse[i]]
+  every = places[1] - places[0] if len(places) > 1 else 1
+  prefix = places[0] + 1 - every if places else layers
+  ours = [i >= prefix and (i - prefix + 1) % every == 0 for i in range(layers)]
+  if places and prefix >= 0 and ours == is_sparse and ours[-1]:
+    return {'NUM_DENSE_PREFIX': prefix, 'MOE_EVERY': every}
   raise ValueError(
-    f'mlp_only_layers={dense_too} with decoder_sparse_step={step} cannot be'
-    ' said here: after a dense prefix every so-manieth layer has experts.'
+    f'mlp_only_layers={sorted(dense_too)} with decoder_sparse_step={step}'
+    ' cannot be said here: experts must come at equal distances.'
   )
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
   }
   contents = {
     'config.json': config | ends,
-    'generation_config.json': ends | {'max_length': length},
+    'generation_config.json': ends,
     **hugging_face_tokenizer.files(vocabulary, length),
   }
   for name, content in contents.items():
@@ -122,7 +123,8 @@ def write_weights(
   found = sizes_lib.sizes(run.model)
   for path, factor in sizes_lib.fold(found, run.model.embedding_scale).items():
     if factor != 1.0:
-      arrays[path] = arrays[path] * np.float32(factor)
+      table = arrays[path].astype(np.float32)
+      arrays[path] = table * np.float32(factor)
   tensors = arrays_lib.plan(
     config['model_type'],
     {path: array.shape for path, array in arrays.items()},
@@ -183,18 +185,26 @@ def read_weights(
       another shape; it names the array.
   """
   devices = list(devices or jax.devices())
-  _, table, mesh = build.place(run, devices)
-  shapes = trained.placed_shapes(run, table, mesh)
-  wanted = restore.leaves(shapes['params']) | restore.leaves(shapes['state'])
   found = {
     name: entry
     for name, entry in arrays_lib.find(directory).items()
     if not _is_extra(name, imported)
   }
+  is_fused = arrays_lib.is_fused(found)
+  for macro in ('NUM_LAYERS', *(() if is_fused else ('NUM_EXPERTS',))):
+    # Before anything is listed for each of them.
+    if imported.bindings.get(macro, 0) > len(found):
+      raise ValueError(
+        f'the {len(found)} arrays of {directory} are too few for'
+        f' {macro}={imported.bindings[macro]} in its config.json.'
+      )
+  _, table, mesh = build.place(run, devices)
+  shapes = trained.placed_shapes(run, table, mesh)
+  wanted = restore.leaves(shapes['params']) | restore.leaves(shapes['state'])
   tensors = arrays_lib.plan(
     imported.model_type,
     {path: shape.shape for path, shape in wanted.items()},
-    arrays_lib.is_fused(found),
+    is_fused,
     imported.rope_dim,
   )
   arrays_lib.check(directory, tensors, found)
@@ -207,9 +217,9 @@ def read_weights(
 
 def _is_extra(name: str, imported: Imported) -> bool:
   """Whether an array is of a layer that predicts further tokens."""
-  first = imported.bindings['NUM_LAYERS']
-  extra = range(first, first + imported.num_extra_layers)
-  return any(name.startswith(f'model.layers.{i}.') for i in extra)
+  number = re.match(r'model\.layers\.(\d{1,9})\.', name)
+  past = number and int(number.group(1)) - imported.bindings['NUM_LAYERS']
+  return past is not None and 0 <= past < imported.num_extra_layers
 
 
 def write_run(
