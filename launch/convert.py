@@ -59,80 +59,31 @@ def parse(
   return flags.parse(parser, argv)
 
 
-def to_hf(options: argparse.Namespace) -> int:
-  """Writes a model directory."""
+def convert(options: argparse.Namespace, overrides: list[str]) -> int:
+  """Converts in either direction."""
   # JAX and Orbax take seconds to import; --help needs none of it.
-  from launch.configs import configuration
+  from launch.configs import configuration, imported_model
   from moe.runs import hugging_face
 
-  run = configuration.load_run(options.checkpoint)
+  runtime.set_up_jax()
+  if options.verb == 'from-hf':
+    theirs = hugging_face.read_config(options.directory)
+    read = imported_model.configured(theirs, overrides)
+    params = hugging_face.write_run(
+      theirs, read.run, read.text, options.directory, options.workdir
+    )
+    runtime.log(f'{options.workdir}: step 0, {params:,} parameters')
+    return 0
+  if overrides:
+    raise ValueError('--gin. flags go with from-hf alone.')
+  shard_bytes = int(options.shard_gib * GIB)
   files = hugging_face.export(
-    run,
+    configuration.load_run(options.checkpoint),
     options.directory,
-    hugging_face.Options(
-      options.dtype, options.fused, int(options.shard_gib * GIB)
-    ),
+    hugging_face.Options(options.dtype, options.fused, shard_bytes),
   )
   runtime.log(f'{options.directory}: {", ".join(files)}')
   return 0
-
-
-def configured(imported, overrides: Sequence[str]):
-  """What gin says of a model of theirs, with what a run needs beside it.
-
-  Args:
-    imported: of `hugging_face.read_config`.
-    overrides: bindings of the command line.
-  """
-  # As above.
-  from launch.configs import configuration
-
-  model = 'latent_decoder' if imported.is_latent else 'decoder'
-  return configuration.read(
-    [
-      f'models/{model}.gin',
-      'parallel/data.gin',
-      'tasks/builtin.gin',
-      'runs/train.gin',
-    ],
-    [
-      *(f'{name}={_written(v)}' for name, v in imported.bindings.items()),
-      f'SEQUENCE_LENGTH={imported.length}',
-      'TRAIN_STEPS=1000',
-      'LEARNING_RATE=1e-5',
-      *overrides,
-    ],
-  )
-
-
-def from_hf(options: argparse.Namespace, overrides: list[str]) -> int:
-  """Writes the directory of a run."""
-  # As above.
-  from moe.runs import hugging_face
-
-  imported = hugging_face.read_config(options.directory)
-  read = configured(imported, overrides)
-  params = hugging_face.write_run(
-    imported, read.run, read.text, options.directory, options.workdir
-  )
-  runtime.log(f'{options.workdir}: step 0, {params:,} parameters')
-  return 0
-
-
-def _written(value: object) -> str:
-  """A value as gin writes it; one that begins with @ is a reference."""
-  is_reference = isinstance(value, str) and value.startswith('@')
-  return value if is_reference else repr(value)
-
-
-def convert(options: argparse.Namespace, overrides: list[str]) -> int:
-  """Converts in either direction."""
-  runtime.set_up_jax()
-  if options.verb == 'to-hf':
-    if overrides:
-      raise ValueError('--gin. flags go with from-hf alone.')
-    return to_hf(options)
-  return from_hf(options, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,22 +1,16 @@
 """Arrays of a model as Hugging Face's formats lay them out, both ways.
 
 `plan` pairs every array there with what it is made of here, from the table of
-names and from shapes alone. Each array is then read or written by itself, so
-that no more than one of them has to fit into memory beside the model.
+names and from shapes alone. `hugging_face_files` then reads or writes each
+array by itself.
 """
 
-import json
 import math
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from moe import atomic_files
-from moe.checkpoint import safetensors_file
 from moe.checkpoint.hugging_face_names import (
   FUSED_LAYERS,
   LAYERS,
@@ -24,11 +18,7 @@ from moe.checkpoint.hugging_face_names import (
   WHOLE,
   Row,
 )
-from moe.checkpoint.safetensors_file import Entry, ToWrite
 
-SINGLE = 'model.safetensors'
-INDEX = 'model.safetensors.index.json'
-_MAX_INDEX_BYTES = 100_000_000
 # Paths of ours that are not divided into layers of the stack.
 _PREFIX, _PERIODS = 'stack/prefix_', 'stack/periods/block_'
 
@@ -196,174 +186,3 @@ def to_ours(
     return [whole]
   cuts = np.cumsum(tensor.widths)[:-1]
   return np.split(whole, cuts, axis=dims.index(row.joined))
-
-
-def save(
-  directory: str,
-  tensors: Sequence[Tensor],
-  arrays: Mapping[str, jax.Array],
-  dtype: str,
-  shard_bytes: int,
-) -> list[str]:
-  """Writes arrays as safetensors: one file, or several with an index.
-
-  Args:
-    directory: to write into.
-    tensors: of `plan`.
-    arrays: ours by path, on any devices; one part after another is fetched.
-    dtype: of weights, a name of `safetensors_file.DTYPES`. Biases of routers
-      stay float32: they are compared, not multiplied.
-    shard_bytes: the most bytes of a file, unless one array is larger.
-
-  Returns:
-    Names of the files.
-  """
-
-  def made(tensor: Tensor) -> np.ndarray:
-    parts = [np.asarray(arrays[path][tensor.place]) for path in tensor.paths]
-    return to_theirs(tensor, parts)
-
-  shards, filled = [[]], 0
-  for t in tensors:
-    kind = 'F32' if t.row.theirs.endswith('bias') else dtype
-    array = ToWrite(t.name, kind, t.shape, lambda t=t: made(t))
-    if filled and filled + array.num_bytes > shard_bytes:
-      shards.append([])
-      filled = 0
-    shards[-1].append(array)
-    filled += array.num_bytes
-  if len(shards) == 1:
-    safetensors_file.write(os.path.join(directory, SINGLE), shards[0])
-    return [SINGLE]
-  files, weight_map = [], {}
-  for number, shard in enumerate(shards, start=1):
-    files.append(f'model-{number:05}-of-{len(shards):05}.safetensors')
-    safetensors_file.write(os.path.join(directory, files[-1]), shard)
-    weight_map |= {array.name: files[-1] for array in shard}
-  total = sum(array.num_bytes for shard in shards for array in shard)
-  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-  atomic_files.write_json(os.path.join(directory, INDEX), index)
-  return files
-
-
-def find(directory: str) -> dict[str, tuple[str, Entry]]:
-  """(file, entry) of every array in a directory, by name.
-
-  Raises:
-    ValueError: if a file is damaged, or the index does not say what files hold.
-    OSError: if a file is missing.
-  """
-  index = os.path.join(directory, INDEX)
-  if not os.path.isfile(index):
-    path = os.path.join(directory, SINGLE)
-    return {n: (path, e) for n, e in safetensors_file.read_header(path).items()}
-  weight_map = _weight_map(index)
-  found = {}
-  for name in sorted(set(weight_map.values())):
-    path = os.path.join(directory, name)
-    for array, entry in safetensors_file.read_header(path).items():
-      if weight_map.get(array) != name:
-        raise ValueError(
-          f'{index} must say where every array lies, got none for {array!r} in'
-          f' {name}: fetch the directory again.'
-        )
-      found[array] = path, entry
-  missing = sorted(weight_map.keys() - found.keys())
-  if missing:
-    raise ValueError(
-      f'{index} names {missing[0]!r}, which is in none of its files: fetch the'
-      ' directory again.'
-    )
-  return found
-
-
-def _weight_map(index: str) -> dict[str, str]:
-  """File of each array, as an index says it: plain names of files beside it."""
-  with open(index, 'rb') as f:
-    content = f.read(_MAX_INDEX_BYTES + 1)
-  try:
-    if len(content) > _MAX_INDEX_BYTES:
-      raise ValueError(f'more than {_MAX_INDEX_BYTES} bytes')
-    weight_map = json.loads(content)['weight_map']
-    for file in set(weight_map.values()):
-      # Nothing outside of the directory is opened, whatever the index says.
-      if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file):
-        raise ValueError(f'the file name {file!r}')
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-    raise ValueError(
-      f'{index} must be an index of safetensors files, got {e!r}: fetch it'
-      ' again.'
-    ) from e
-  return weight_map
-
-
-def is_fused(names: Iterable[str]) -> bool:
-  """Whether files have the experts of a layer as one array."""
-  return any(name.endswith('.mlp.experts.down_proj') for name in names)
-
-
-def check(
-  directory: str, tensors: Sequence[Tensor], found: Mapping[str, tuple]
-) -> None:
-  """Raises ValueError unless files hold exactly the arrays of a plan."""
-  wanted = {tensor.name: tensor for tensor in tensors}
-  problems = [f'{n} is missing' for n in sorted(wanted.keys() - found.keys())]
-  problems += [f'{n} has no use' for n in sorted(found.keys() - wanted.keys())]
-  for name in sorted(wanted.keys() & found.keys()):
-    shape = found[name][1].shape
-    if shape != wanted[name].shape:
-      problems.append(f'{name} is {shape} and must be {wanted[name].shape}')
-  if problems:
-    more = f'; and {len(problems) - 6} more' if len(problems) > 6 else ''
-    raise ValueError(
-      f'the arrays of {directory} do not fit its config.json:'
-      f' {"; ".join(problems[:6])}{more}.'
-    )
-
-
-def load(
-  tensors: Sequence[Tensor],
-  found: Mapping[str, tuple[str, Entry]],
-  wanted: Mapping[str, jax.ShapeDtypeStruct],
-) -> dict[str, jax.Array]:
-  """Reads our arrays, each device's part by itself.
-
-  Args:
-    tensors: of `plan`; `check` has passed.
-    found: of `find`.
-    wanted: ours by path, with shardings. Those that no tensor holds are zeros:
-      they are what the next training step begins anew.
-  """
-  sources = {}
-  for tensor in tensors:
-    for part, path in enumerate(tensor.paths):
-      sources.setdefault(path, {})[tensor.place] = tensor, part
-
-  def read(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
-    fetch = lambda index: _part(sources.get(path, {}), found, shape, index)
-    return jax.make_array_from_callback(shape.shape, shape.sharding, fetch)
-
-  return {path: read(path, shape) for path, shape in wanted.items()}
-
-
-def _part(
-  sources: Mapping[tuple[int, ...], tuple[Tensor, int]],
-  found: Mapping[str, tuple[str, Entry]],
-  shape: jax.ShapeDtypeStruct,
-  index: tuple[slice, ...],
-) -> np.ndarray:
-  """What one device holds of one of our arrays."""
-  whole = [s.indices(n) for s, n in zip(index, shape.shape, strict=True)]
-  part = np.zeros([stop - start for start, stop, _ in whole], shape.dtype)
-  for place, (tensor, number) in sources.items():
-    lead = len(place)
-    if not all(
-      start <= i < stop
-      for i, (start, stop, _) in zip(place, whole[:lead], strict=True)
-    ):
-      continue
-    array = safetensors_file.read_array(*found[tensor.name])
-    ours = to_ours(tensor, array, shape.shape[lead:])[number]
-    inside = tuple(i - whole[d][0] for d, i in enumerate(place))
-    part[inside] = ours[tuple(index[lead:])]
-  return part

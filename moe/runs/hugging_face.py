@@ -15,7 +15,7 @@ import numpy as np
 
 from moe import atomic_files
 from moe.checkpoint import hugging_face as arrays_lib
-from moe.checkpoint import restore
+from moe.checkpoint import hugging_face_files, restore
 from moe.checkpoint.save import Checkpointer
 from moe.data.store import VOCABULARY
 from moe.modalities import hugging_face_tokenizer
@@ -132,7 +132,9 @@ def write_weights(
     found.get('ROPE_DIM', 0),
   )
   dtype = _FORMAT_DTYPES[options.dtype]
-  return arrays_lib.save(directory, tensors, arrays, dtype, options.shard_bytes)
+  return hugging_face_files.save(
+    directory, tensors, arrays, dtype, options.shard_bytes
+  )
 
 
 def _licence() -> str:
@@ -187,10 +189,10 @@ def read_weights(
   devices = list(devices or jax.devices())
   found = {
     name: entry
-    for name, entry in arrays_lib.find(directory).items()
+    for name, entry in hugging_face_files.find(directory).items()
     if not _is_extra(name, imported)
   }
-  is_fused = arrays_lib.is_fused(found)
+  is_fused = hugging_face_files.is_fused(found)
   for macro in ('NUM_LAYERS', *(() if is_fused else ('NUM_EXPERTS',))):
     # Before anything is listed for each of them.
     if imported.bindings.get(macro, 0) > len(found):
@@ -207,8 +209,8 @@ def read_weights(
     is_fused,
     imported.rope_dim,
   )
-  arrays_lib.check(directory, tensors, found)
-  arrays = arrays_lib.load(tensors, found, wanted)
+  hugging_face_files.check(directory, tensors, found)
+  arrays = hugging_face_files.load(tensors, found, wanted)
   fill = lambda tree: jax.tree_util.tree_map_with_path(
     lambda path, _: arrays[path_name(path)], tree
   )

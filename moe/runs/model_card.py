@@ -10,7 +10,7 @@ from moe.runs.run import TrainedRun
 
 LICENCE = 'apache-2.0'
 # Licences of the texts that come with the project.
-_LICENCES = {'builtin': LICENCE}
+_LICENCES = {'builtin': 'CC0-1.0, see tasks/corpora/README.md'}
 
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,7 +105,8 @@ def _room(run, prompt: str) -> int:
 
 
 def _table(rows: dict[str, Any]) -> str:
-  lines = [f'| {name} | {value} |' for name, value in rows.items()]
+  shown = lambda value: f'{value:.4f}' if isinstance(value, float) else value
+  lines = [f'| {name} | {shown(value)} |' for name, value in rows.items()]
   return '\n'.join(['| what | |', '|---|---|', *lines])
 
 

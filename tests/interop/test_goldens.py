@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import convert
+from launch.configs import imported_model
 from moe.checkpoint import safetensors_file
 from moe.infer import decode
 from moe.models.functional import Functional
@@ -24,7 +24,7 @@ def read(directory, devices=1):
   """(imported, run, params, state) of a model directory."""
   imported = hugging_face.read_config(str(directory))
   mesh = ['MESH_DATA=1'] if devices == 1 else ['MESH_DATA=2', 'MESH_EXPERT=2']
-  run = convert.configured(imported, mesh).run
+  run = imported_model.configured(imported, mesh).run
   return (
     imported,
     run,

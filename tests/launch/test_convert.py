@@ -8,11 +8,12 @@ import pytest
 
 from launch import convert
 from launch.configs import configuration
-from moe.checkpoint import hugging_face, safetensors_file
+from moe.checkpoint import hugging_face_files, safetensors_file
 from moe.checkpoint.restore import leaves
+from moe.infer import decode
 from moe.runs import trained
 
-SMALL = 1e-5  # GiB of a file: 10.7 kB
+SMALL = 4e-6  # GiB of a file: 4.3 kB
 
 
 @pytest.fixture(scope='module')
@@ -84,8 +85,6 @@ def test_what_comes_in_computes_what_went_out(run_directory, imported):
 
 
 def logits_of(run, tokens):
-  from moe.infer import decode
-
   @jax.jit
   def forward(params, tokens_BT):
     length_B = jax.numpy.full(1, tokens_BT.shape[1], 'int32')
@@ -112,8 +111,8 @@ def test_fused_experts_are_the_same_weights(run_directory, exported, tmp_path):
   directory = tmp_path / 'model'
   flags = ['to-hf', str(run_directory), str(directory), '--fused']
   assert convert.main(flags) == 0
-  found = hugging_face.find(str(directory))
-  singles = hugging_face.find(str(exported))
+  found = hugging_face_files.find(str(directory))
+  singles = hugging_face_files.find(str(exported))
   layer = 'model.layers.0.mlp.experts.'
   fused = safetensors_file.read_array(*found[f'{layer}gate_up_proj'])
   parts = [
@@ -131,7 +130,7 @@ def test_an_index_opens_nothing_outside_of_its_directory(tmp_path, file):
   path = tmp_path / 'model.safetensors.index.json'
   path.write_text(json.dumps(index))
   with pytest.raises(ValueError, match='the file name'):
-    hugging_face.find(str(tmp_path))
+    hugging_face_files.find(str(tmp_path))
 
 
 def test_a_directory_with_files_is_not_written_into(
