@@ -16,6 +16,14 @@ TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
 # Grouped matrix products on NVIDIA GPUs. Python 3.11 gets 0.0.12, the last
 # version for it, which has Triton kernels; newer versions have Mosaic kernels.
 TOKAMAX = 'tokamax>=0.0.12'
+# What the nightly comparison of converted weights runs against. It is outside
+# of the lock: CI compares with goldens that were made with it.
+INTEROP = [
+  'lm_eval>=0.4.13',
+  'safetensors>=0.8',
+  'torch>=2.9',
+  'transformers>=5.20',
+]
 TEST = [
   'chex>=0.1.92',
   # A second reader of structures, which tests compare with the first.
@@ -66,6 +74,7 @@ setuptools.setup(
   ],
   extras_require={
     'data': DATA,
+    'interop': INTEROP,
     'test': TEST,
     # The TPU compiler; launch.plan runs it on machines without a TPU.
     'tpu': [TPU],

@@ -12,7 +12,7 @@ from moe import axes, bounds
 from moe.layers import kernels
 from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.norm import RMSNorm
-from moe.layers.position import rotate
+from moe.layers.position import Rope, rotate
 from moe.layers.product import einsum
 from moe.types import Array, Cache, Layout, TokenBatch
 
@@ -261,6 +261,8 @@ class Attention(nn.Module):
     num_kv_heads: K; divides N.
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
+    rope: how positions rotate queries and keys.
+    norm_epsilon: epsilon of these norms. Hugging Face: rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
@@ -272,6 +274,8 @@ class Attention(nn.Module):
   num_kv_heads: int
   head_dim: int
   use_qk_norm: bool = True
+  rope: Rope = Rope()
+  norm_epsilon: float = 1e-6
   kernel: str = 'auto'
   longest_block: int = 0
   layout: Layout = Layout()
@@ -280,6 +284,9 @@ class Attention(nn.Module):
 
   def __post_init__(self):
     check_sizes(self, ('num_heads', 'num_kv_heads', 'head_dim'))
+    bounds.within(
+      'norm_epsilon', self.norm_epsilon, 'keeps roots above 0', above=0
+    )
     super().__post_init__()
 
   def anatomy(self) -> AttentionAnatomy:
@@ -327,10 +334,13 @@ class Attention(nn.Module):
     k_BTKH = self._project('key', x_BTD, K)
     v_BTKH = self._project('value', x_BTD, K)
     if self.use_qk_norm:
-      q_BTNH = RMSNorm(axes.KV, dtype=self.dtype, name='query_norm')(q_BTNH)
-      k_BTKH = RMSNorm(axes.KV, dtype=self.dtype, name='key_norm')(k_BTKH)
-    q_BTNH = rotate(q_BTNH, mask.positions_BT)
-    k_BTKH = rotate(k_BTKH, mask.positions_BT)
+      norm = lambda name: RMSNorm(
+        axes.KV, self.norm_epsilon, self.dtype, name=name
+      )
+      q_BTNH = norm('query_norm')(q_BTNH)
+      k_BTKH = norm('key_norm')(k_BTKH)
+    q_BTNH = rotate(q_BTNH, mask.positions_BT, self.rope)
+    k_BTKH = rotate(k_BTKH, mask.positions_BT, self.rope)
     if cache is None:
       out_BTNH = self_attend(
         q_BTNH,

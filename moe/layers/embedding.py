@@ -14,25 +14,28 @@ class Embedding(nn.Module):
   Attributes:
     vocab_size: rows of the table.
     d_model: width.
+    scale: what the vectors are multiplied with; None for sqrt(D).
     dtype: dtype of the result; the table is float32.
   """
 
   vocab_size: int
   d_model: int
+  scale: float | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, tokens_BT: Array) -> Array:
-    """Vectors [B, T, D] with features of about unit variance."""
+    """Vectors [B, T, D]; by default features have about unit variance."""
     # The variance 1/D suits the table as an output head; the factor sqrt(D)
     # brings the vectors back to unit scale (as in Gemma and T5).
+    scale = self.d_model**0.5 if self.scale is None else self.scale
     init = nn.with_logical_partitioning(
       nn.initializers.normal(self.d_model**-0.5), (axes.VOCAB, axes.EMBED)
     )
     shape = (self.vocab_size, self.d_model)
     table_VD = self.param('table', init, shape, jnp.float32)
     x_BTD = table_VD.astype(self.dtype)[tokens_BT]
-    return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype)
+    return x_BTD * jnp.asarray(scale, self.dtype)
 
 
 class ExtraEmbedding(nn.Module):

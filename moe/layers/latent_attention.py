@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
+from moe import axes, bounds
 from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.attention import (
   MaskSpec,
@@ -13,7 +13,7 @@ from moe.layers.attention import (
   self_attend,
 )
 from moe.layers.norm import RMSNorm
-from moe.layers.position import rotate
+from moe.layers.position import Rope, rotate
 from moe.layers.product import einsum
 from moe.types import Array, Layout
 
@@ -25,8 +25,7 @@ class LatentAttention(nn.Module):
   keys and values are computed from normalised latents of width Z. Positions
   have separate features: every query head has some, and one rotary key serves
   all heads. Departs from it in pairing rotary features half a width apart,
-  which only reorders them, and in leaving out the extension to long contexts
-  (YaRN).
+  which only reorders them.
 
   Attributes:
     num_heads: N.
@@ -35,6 +34,9 @@ class LatentAttention(nn.Module):
     content_dim: features of a query or key head without position.
     rope_dim: features with position; even.
     value_dim: features of a value head.
+    rope: how positions rotate features; `mscale_all_dim` has an effect here.
+    norm_epsilon: epsilon of the latents' norms; it is always 1e-6 in Hugging
+      Face's code, whatever rms_norm_eps says.
     kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
@@ -48,6 +50,8 @@ class LatentAttention(nn.Module):
   content_dim: int
   rope_dim: int
   value_dim: int
+  rope: Rope = Rope()
+  norm_epsilon: float = 1e-6
   kernel: str = 'auto'
   longest_block: int = 0
   layout: Layout = Layout()
@@ -58,6 +62,9 @@ class LatentAttention(nn.Module):
     ranks = ('query_rank', 'kv_rank')
     widths = ('content_dim', 'rope_dim', 'value_dim')
     check_sizes(self, ('num_heads', *ranks, *widths))
+    bounds.within(
+      'norm_epsilon', self.norm_epsilon, 'keeps roots above 0', above=0
+    )
     super().__post_init__()
 
   def anatomy(self) -> AttentionAnatomy:
@@ -144,16 +151,18 @@ class LatentAttention(nn.Module):
     """Content and rotary queries of every head."""
     D, Z, H = x_BTD.shape[-1], self.query_rank, self.content_dim
     w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
-    latent_BTZ = RMSNorm(axes.LATENT, dtype=self.dtype, name='query_norm')(
-      einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
-    )
+    latent_BTZ = self._norm('query_norm')(einsum('BTD,DZ->BTZ', x_BTD, w_DZ))
     w_ZNH = self._matrix(
       'query_up',
       (Z, self.num_heads, H + self.rope_dim),
       (axes.LATENT, axes.HEADS, axes.KV),
     )
-    q_BTNH, rope_BTNH = jnp.split(self._heads(latent_BTZ, w_ZNH), [H], axis=-1)
-    return q_BTNH, rotate(rope_BTNH, mask.positions_BT)
+    q_BTNH = self._heads(latent_BTZ, w_ZNH)
+    scale = self.rope.latent_score_scale
+    if scale != 1.0:
+      q_BTNH *= jnp.asarray(scale, self.dtype)
+    q_BTNH, rope_BTNH = jnp.split(q_BTNH, [H], axis=-1)
+    return q_BTNH, rotate(rope_BTNH, mask.positions_BT, self.rope)
 
   def _latents(self, x_BTD: Array, mask: MaskSpec) -> tuple[Array, Array]:
     """The entries of a cache: normalised latents and shared rotary keys."""
@@ -163,9 +172,12 @@ class LatentAttention(nn.Module):
     )
     both_BTZ = einsum('BTD,DZ->BTZ', x_BTD, w_DZ)
     latent_BTZ, rope_BTH = jnp.split(both_BTZ, [Z], axis=-1)
-    norm = RMSNorm(axes.LATENT, dtype=self.dtype, name='kv_norm')
-    rope_BTKH = rotate(rope_BTH[:, :, None], mask.positions_BT)
+    norm = self._norm('kv_norm')
+    rope_BTKH = rotate(rope_BTH[:, :, None], mask.positions_BT, self.rope)
     return norm(latent_BTZ)[:, :, None], rope_BTKH
+
+  def _norm(self, name: str) -> RMSNorm:
+    return RMSNorm(axes.LATENT, self.norm_epsilon, self.dtype, name=name)
 
   def _heads(self, latent_BTZ: Array, w_ZNH: Array) -> Array:
     y_BTNH = einsum('BTZ,ZNH->BTNH', latent_BTZ, w_ZNH)

@@ -25,7 +25,7 @@ _NUM_FIXED = 3 + 1 + 256 + 1
 MIN_SIZE = _NUM_FIXED + 1
 # SentencePiece writes a space as this character, so the character itself must
 # be spelt in bytes.
-_SPACE_MARK = '\u2581'
+SPACE_MARK = '\u2581'
 # Marks that SentencePiece reserves in its training text.
 _RESERVED = '\t\0\u2581\u2585'
 _PROBE = 'a 中  ，\n\n\t\u2581字 '
@@ -73,7 +73,7 @@ class Vocabulary:
     self._bytes = [self._piece_bytes(id) for id in range(self.size)]
     self._space_mark_ids = [
       self._processor.piece_to_id(f'<0x{byte:02X}>')
-      for byte in _SPACE_MARK.encode()
+      for byte in SPACE_MARK.encode()
     ]
     self._check()
 
@@ -102,7 +102,7 @@ class Vocabulary:
       return '\ufffd'.encode()
     if processor.is_control(id):
       return b''
-    return processor.id_to_piece(id).replace(_SPACE_MARK, ' ').encode()
+    return processor.id_to_piece(id).replace(SPACE_MARK, ' ').encode()
 
   def encode(self, text: str) -> list[int]:
     """Token ids of a text, without an end mark.
@@ -124,7 +124,7 @@ class Vocabulary:
         f' {text[error.start]!r} at character {error.start}: remove it, or'
         ' decode the file with the right encoding.'
       ) from error
-    first, *rest = text.split(_SPACE_MARK)
+    first, *rest = text.split(SPACE_MARK)
     ids = self._processor.encode(first)
     for part in rest:
       ids += self._space_mark_ids + self._processor.encode(part)

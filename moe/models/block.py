@@ -32,6 +32,7 @@ class Block(nn.Module):
       residual branch.
     residual_scale: factor of the output of each residual branch.
     router_scale: factor of the router's initial values.
+    norm_epsilon: epsilon of both norms. Hugging Face: rms_norm_eps.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -45,12 +46,16 @@ class Block(nn.Module):
   output_scale: float = 1.0
   residual_scale: float = 1.0
   router_scale: float = 1.0
+  norm_epsilon: float = 1e-6
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
   def __post_init__(self):
     share = 'the share of activations that training sets to 0'
     bounds.within('DROPOUT_RATE', self.dropout_rate, share, least=0, below=1)
+    bounds.within(
+      'norm_epsilon', self.norm_epsilon, 'keeps roots above 0', above=0
+    )
     super().__post_init__()
 
   @property
@@ -86,7 +91,9 @@ class Block(nn.Module):
     train: bool,
   ) -> tuple[Array, tuple[Array, Array] | None, LayerOutputs]:
     """Returns ([B, T, D], updated cache, losses and metrics)."""
-    norm = lambda name: RMSNorm(axes.EMBED, dtype=self.dtype, name=name)
+    norm = lambda name: RMSNorm(
+      axes.EMBED, self.norm_epsilon, self.dtype, name=name
+    )
     dropout = lambda name: nn.Dropout(
       self.dropout_rate, deterministic=not train, name=name
     )

@@ -35,10 +35,14 @@ class Decoder(nn.Module):
     stack: makes the stack of blocks.
     vocab_size: V.
     d_model: D.
-    tie_embeddings: whether the head uses the embedding table.
+    tie_embeddings: whether the head uses the embedding table. Hugging Face:
+      tie_word_embeddings.
     extra_tables: (name, size) of further integers below `size` that the model
       reads of each token, such as the row and the column of a code; a learned
       vector of each is added to that of the token. Tokens without one have 0.
+    embedding_scale: factor of embeddings; by default the square root of D.
+      Models of Hugging Face's formats have 1.
+    norm_epsilon: epsilon of the last norm. Hugging Face: rms_norm_eps.
     layout: mesh axes by use.
     dtype: compute dtype, as a name such as 'bfloat16'.
     parametrisation: how initial values and rates depend on width and depth;
@@ -52,6 +56,8 @@ class Decoder(nn.Module):
   d_model: int
   tie_embeddings: bool = True
   extra_tables: Sequence[tuple[str, int]] = ()
+  embedding_scale: float | None = None
+  norm_epsilon: float = 1e-6
   layout: Layout = Layout()
   dtype: str = 'float32'
   parametrisation: CompleteP | None = None
@@ -59,6 +65,12 @@ class Decoder(nn.Module):
 
   def __post_init__(self):
     bounds.one_of('DTYPE', self.dtype, DTYPES)
+    bounds.within(
+      'norm_epsilon', self.norm_epsilon, 'keeps roots above 0', above=0
+    )
+    if self.embedding_scale is not None:
+      scale = 'factor of embeddings'
+      bounds.within('embedding_scale', self.embedding_scale, scale, above=0)
     bounds.at_least(1, 'D_MODEL', self.d_model, 'the width of the model')
     bounds.at_least(
       1, 'VOCAB_SIZE', self.vocab_size, 'entries of the vocabulary'
@@ -112,7 +124,11 @@ class Decoder(nn.Module):
     """Hidden states of a batch."""
     dtype = jnp.dtype(self.dtype)
     embed = embedding.Embedding(
-      self.vocab_size, self.d_model, dtype, name='embedding'
+      self.vocab_size,
+      self.d_model,
+      self.embedding_scale,
+      dtype,
+      name='embedding',
     )
     x_BTD = embed(batch.tokens)
     for name, size in self.extra_tables:
@@ -127,7 +143,9 @@ class Decoder(nn.Module):
     x_BTD, layers, losses, metrics = stack(
       x_BTD, mask, info, None if cache is None else cache.layers, train
     )
-    hidden = RMSNorm(axes.EMBED, dtype=dtype, name='last_norm')(x_BTD)
+    hidden = RMSNorm(axes.EMBED, self.norm_epsilon, dtype, name='last_norm')(
+      x_BTD
+    )
     ahead = None
     if self.predicts_ahead and (train or self.is_initializing()):
       ahead = Ahead(

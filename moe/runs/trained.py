@@ -82,7 +82,7 @@ def read_back(
   if step is None:
     step = listing.best_step(files.steps_dir)
   loaded, meta = restore.load_params(
-    files.steps_dir, step, _placed_shapes(run, table, mesh)
+    files.steps_dir, step, placed_shapes(run, table, mesh)
   )
   if meta['vocabulary_sha256'] != vocabulary.sha256:
     raise ValueError(
@@ -111,7 +111,7 @@ def read_back(
   )
 
 
-def _placed_shapes(
+def placed_shapes(
   run: Run, table: rules.Table, mesh: Mesh
 ) -> dict[str, PyTree]:
   """Shapes with shardings of what `load_params` reads: params and state."""

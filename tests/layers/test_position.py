@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.layers.position import rotate
+from moe.layers.position import Rope, rotate
 
 rotated = jax.jit(rotate)
 
@@ -46,3 +46,53 @@ def test_shape_and_dtype_are_kept():
 def test_an_odd_head_width_is_refused():
   with pytest.raises(ValueError, match='HEAD_DIM=5 must be even'):
     rotate(jnp.zeros((1, 1, 1, 5)), jnp.zeros((1, 1), jnp.int32))
+
+
+def turn(rope, position, width=8):
+  x_BTNH = np.random.RandomState(0).randn(1, 1, 1, width).astype('f4')
+  positions_BT = np.array([[position]], np.int32)
+  return x_BTNH, jax.jit(rotate, static_argnums=2)(x_BTNH, positions_BT, rope)
+
+
+def test_linear_scaling_makes_every_place_so_much_nearer():
+  rope = Rope(scaling='linear', factor=4.0)
+  np.testing.assert_allclose(
+    turn(rope, 20)[1], turn(Rope(), 5)[1], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_a_share_leaves_the_other_features_as_they_are():
+  x, turned = turn(Rope(share=0.5), 3)
+  np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+  np.testing.assert_array_equal(
+    turned[..., :4], rotated(x[..., :4], np.array([[3]], np.int32))
+  )
+
+
+def test_yarn_keeps_fast_pairs_and_slows_slow_ones_down():
+  # 64 features, base 10000, original length 128. Pair i turns 128 / (2 pi
+  # 10000 ** (i / 32)) times within it. Pair 0 turns 20.4 times, more than 8;
+  # pair 31 less than once. Pairs up to floor(32 ln(128 / 16 pi) / ln 10000) =
+  # 3 are kept, those from ceil(32 ln(128 / 2 pi) / ln 10000) = 11 slow down.
+  rope = Rope(scaling='yarn', factor=4.0, original_length=128, beta_fast=8.0)
+  ratio = np.asarray(rope.frequencies(64) / Rope().frequencies(64))
+  np.testing.assert_allclose(ratio[:4], 1.0, rtol=1e-6)
+  np.testing.assert_allclose(ratio[11:], 0.25, rtol=1e-6)
+  assert (np.diff(ratio[3:12]) < 0).all()
+  # The paper's temperature: 0.1 ln(4) + 1 = 1.1386.
+  assert rope.amplitude == pytest.approx(1.1386, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'scaling': 'ntk'}, "Rope.scaling='ntk' must be one of"),
+    ({'scaling': 'linear', 'factor': 0.5}, 'Rope.factor=0.5 must be at least'),
+    ({'scaling': 'yarn', 'factor': 2.0}, 'needs Rope.original_length'),
+    ({'base': 1.0}, 'ROPE_BASE=1.0 must be more than 1'),
+    ({'share': 0.0}, 'Rope.share=0.0 must be more than 0'),
+  ],
+)
+def test_positions_that_mean_nothing_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    Rope(**options)

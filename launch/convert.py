@@ -1,0 +1,96 @@
+r"""Weights out to Hugging Face's formats, and in: python -m launch.convert ...
+
+  to-hf runs/poems poems_hf
+  to-hf runs/poems poems_hf --dtype=bfloat16 --fused
+  from-hf Mixtral-8x7B-v0.1 runs/mixtral --gin.MESH_EXPERT=8
+
+What each format can say: moe/checkpoint/IN_AND_OUT.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import flags
+
+GIB = 2**30
+
+
+def parse(
+  argv: Sequence[str] | None,
+) -> tuple[argparse.Namespace, list[str]]:
+  """Command-line flags, and what --gin. flags bind."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.convert',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  out = verbs.add_parser('to-hf', help='a trained run as a model directory')
+  out.add_argument('checkpoint', metavar='RUN', help='or one step in there')
+  out.add_argument('directory', metavar='DIR', help='to make')
+  out.add_argument(
+    '--dtype',
+    default='float32',
+    help='of the weights: float32 (default, loses nothing), bfloat16, float16',
+  )
+  out.add_argument(
+    '--fused',
+    action='store_true',
+    help='the experts of a layer as one array, as transformers 5 holds them; '
+    'default: one array an expert',
+  )
+  out.add_argument(
+    '--shard_gib',
+    type=float,
+    default=2.0,
+    help='the most GiB of a file; default: 2',
+  )
+  into = verbs.add_parser('from-hf', help='a model directory as a run')
+  into.add_argument('directory', metavar='DIR', help='of the model')
+  into.add_argument('workdir', metavar='RUN', help='to make')
+  into.add_argument(
+    '--gin.NAME=VALUE',
+    dest='override',
+    help='binds a macro or a parameter, such as the mesh: --gin.MESH_EXPERT=8',
+  )
+  return flags.parse(parser, argv)
+
+
+def convert(options: argparse.Namespace, overrides: list[str]) -> int:
+  """Converts in either direction."""
+  # JAX and Orbax take seconds to import; --help needs none of it.
+  from launch.configs import configuration, imported_model
+  from moe.runs import hugging_face
+
+  runtime.set_up_jax()
+  if options.verb == 'from-hf':
+    theirs = hugging_face.read_config(options.directory)
+    read = imported_model.configured(theirs, overrides)
+    params = hugging_face.write_run(
+      theirs, read.run, read.text, options.directory, options.workdir
+    )
+    runtime.log(f'{options.workdir}: step 0, {params:,} parameters')
+    return 0
+  if overrides:
+    raise ValueError('--gin. flags go with from-hf alone.')
+  shard_bytes = int(options.shard_gib * GIB)
+  files = hugging_face.export(
+    configuration.load_run(options.checkpoint),
+    options.directory,
+    hugging_face.Options(options.dtype, options.fused, shard_bytes),
+  )
+  runtime.log(f'{options.directory}: {", ".join(files)}')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Converts; 2 if it cannot be, with one sentence that says why."""
+  options, overrides = parse(argv)
+  return runtime.run(lambda: convert(options, overrides))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,188 @@
+"""Arrays of a model as Hugging Face's formats lay them out, both ways.
+
+`plan` pairs every array there with what it is made of here, from the table of
+names and from shapes alone. `hugging_face_files` then reads or writes each
+array by itself.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.checkpoint.hugging_face_names import (
+  FUSED_LAYERS,
+  LAYERS,
+  TRANSIENT,
+  WHOLE,
+  Row,
+)
+
+# Paths of ours that are not divided into layers of the stack.
+_PREFIX, _PERIODS = 'stack/prefix_', 'stack/periods/block_'
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Tensor(NamedTuple):
+  """An array there, and what it is made of here.
+
+  Attributes:
+    name: there.
+    shape: there.
+    row: its row in the table of names.
+    paths: of our arrays, side by side.
+    place: where in the leading dims of ours it lies: (), (period,), (expert,)
+      or (period, expert).
+    widths: of our arrays in the dim along which they lie side by side.
+    rope_dim: features that are turned, for a row with pairs.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  row: Row
+  paths: tuple[str, ...]
+  place: tuple[int, ...]
+  widths: tuple[int, ...]
+  rope_dim: int
+
+
+def plan(
+  model_type: str, shapes: Shapes, is_fused: bool, rope_dim: int = 0
+) -> list[Tensor]:
+  """Every array of a model there, layer after layer.
+
+  Args:
+    model_type: a key of `LAYERS`.
+    shapes: of our parameters and state by path.
+    is_fused: whether the experts of a layer are one array.
+    rope_dim: features of a head that are turned, in latent attention.
+
+  Raises:
+    ValueError: if an array of ours has no name in the format; it names it.
+  """
+  table = (FUSED_LAYERS if is_fused else LAYERS)[model_type]
+  tensors, used = [], []
+  blocks = [('', (), '', WHOLE)]
+  for number, (block, place) in enumerate(_layers(shapes)):
+    blocks.append((block, place, f'model.layers.{number}.', table))
+  for block, place, prefix, rows in blocks:
+    for row in rows:
+      paths = tuple(block + path for path in row.paths)
+      if not set(paths) <= shapes.keys():
+        continue
+      used += paths
+      tensors += _of_row(row, prefix, paths, place, shapes, rope_dim)
+  unsaid = [
+    path
+    for path in shapes
+    if path not in used and path.rpartition('/')[2] not in TRANSIENT
+  ]
+  if unsaid:
+    raise ValueError(
+      f'{", ".join(sorted(unsaid)[:4])} has no name in the format {model_type}:'
+      ' the model cannot be said in it.'
+    )
+  return tensors
+
+
+def _layers(shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
+  """(path of the block, its place among periods) of every layer, in order."""
+  number = lambda start: {
+    int(path.removeprefix(start).partition('/')[0])
+    for path in shapes
+    if path.startswith(start)
+  }
+  found = [(f'{_PREFIX}{i}/', ()) for i in sorted(number(_PREFIX))]
+  blocks = sorted(number(_PERIODS))
+  if blocks:
+    norm = f'{_PERIODS}0/attention_norm/scale'
+    for period in range(shapes[norm][0]):
+      found += [(f'{_PERIODS}{i}/', (period,)) for i in blocks]
+  return found
+
+
+def _of_row(
+  row: Row,
+  prefix: str,
+  paths: tuple[str, ...],
+  place: tuple[int, ...],
+  shapes: Shapes,
+  rope_dim: int,
+) -> list[Tensor]:
+  """The arrays of one row in one layer: one, or one for each expert."""
+  ours = [shapes[path][len(place) :] for path in paths]
+  sizes = dict(zip(row.our_dims, ours[0], strict=True))
+  widths = (0,)
+  if row.joined:
+    axis = row.our_dims.index(row.joined)
+    widths = tuple(shape[axis] for shape in ours)
+    sizes[row.joined] = sum(widths)
+  shape = tuple(
+    math.prod(sizes[letter] for letter in word)
+    for word in row.their_dims.split()
+  )
+  rope_dim = rope_dim if row.paired else 0
+  if not row.is_of_one_expert:
+    name = prefix + row.theirs
+    return [Tensor(name, shape, row, paths, place, widths, rope_dim)]
+  return [
+    Tensor(
+      prefix + row.theirs.format(e=e),
+      shape, row, paths, (*place, e), widths, rope_dim,
+    )
+    for e in range(sizes['E'])
+  ]  # fmt: skip
+
+
+def _dims(row: Row) -> str:
+  """Letters of one of our arrays, without those of its place."""
+  return row.our_dims.replace('E', '') if row.is_of_one_expert else row.our_dims
+
+
+def _paired(width: int, rope_dim: int) -> np.ndarray:
+  """Places there of our features: of turned ones even first, then odd."""
+  rest, turned = np.arange(width - rope_dim), np.arange(width - rope_dim, width)
+  return np.concatenate([rest, turned[::2], turned[1::2]])
+
+
+def to_theirs(tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """The array there, of the parts of ours that lie at its place."""
+  row, dims = tensor.row, _dims(tensor.row)
+  whole = arrays[0]
+  if row.joined:
+    whole = np.concatenate(arrays, axis=dims.index(row.joined))
+  if row.paired:
+    axis = dims.index(row.paired)
+    order = _paired(whole.shape[axis], tensor.rope_dim)
+    whole = np.take(whole, np.argsort(order), axis=axis)
+  letters = tensor.row.their_dims.replace(' ', '')
+  return whole.transpose([dims.index(x) for x in letters]).reshape(tensor.shape)
+
+
+def to_ours(
+  tensor: Tensor, array: np.ndarray, sizes: Sequence[int]
+) -> list[np.ndarray]:
+  """The parts of ours that an array there holds; the other way round.
+
+  Args:
+    tensor: of the array.
+    array: as it is there.
+    sizes: of one of our arrays, without the dims of its place.
+  """
+  row, dims = tensor.row, _dims(tensor.row)
+  size = dict(zip(dims, sizes, strict=True))
+  if row.joined:
+    size[row.joined] = sum(tensor.widths)
+  letters = row.their_dims.replace(' ', '')
+  whole = array.reshape([size[x] for x in letters])
+  whole = whole.transpose([letters.index(x) for x in dims])
+  if row.paired:
+    axis = dims.index(row.paired)
+    order = _paired(whole.shape[axis], tensor.rope_dim)
+    whole = np.take(whole, order, axis=axis)
+  if not row.joined:
+    return [whole]
+  cuts = np.cumsum(tensor.widths)[:-1]
+  return np.split(whole, cuts, axis=dims.index(row.joined))

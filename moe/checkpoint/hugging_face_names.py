@@ -1,0 +1,146 @@
+"""Names of arrays in Hugging Face's formats, and what they are called here.
+
+A row reads: name there, its dims in our letters, our path, our dims. Theirs are
+of `torch.nn.Linear`, [out, in]; letters of one word are merged into one dim, in
+this order: 'NH D' is a matrix with a row for each feature of each head. Rows of
+layers have `model.layers.<number>.` in front there, and the path of the block
+here. Ours are in Python's `jax.tree_util` paths of parameters and state.
+
+Letters are those of `moe/types.py`; F is the width of whatever network it is.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+  """One kind of array.
+
+  Attributes:
+    theirs: name; {e} is the number of an expert.
+    their_dims: letters of each dim, see above.
+    ours: path; paths that lie side by side in one array of theirs, with ' + '.
+    our_dims: letters of ours, without the dim over periods of layers.
+    joined: the letter along which several of ours lie side by side.
+    paired: the letter whose last features are turned by positions: there i and
+      i + 1 are a pair, here i and i + half.
+  """
+
+  theirs: str
+  their_dims: str
+  ours: str
+  our_dims: str
+  joined: str = ''
+  paired: str = ''
+
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """Our paths, below the block."""
+    return tuple(self.ours.split(' + '))
+
+  @property
+  def is_of_one_expert(self) -> bool:
+    """Whether each expert has an array of its own there."""
+    return '{e}' in self.theirs
+
+
+# Beside the layers. Tied models have no lm_head.
+WHOLE = (
+  Row('model.embed_tokens.weight', 'V D', 'embedding/table', 'VD'),
+  Row('model.norm.weight', 'D', 'last_norm/scale', 'D'),
+  Row('lm_head.weight', 'V D', 'output/table', 'VD'),
+)
+
+_NORMS = (
+  Row('input_layernorm.weight', 'D', 'attention_norm/scale', 'D'),
+  Row('post_attention_layernorm.weight', 'D', 'feed_forward_norm/scale', 'D'),
+)
+_ATTENTION = (
+  Row('self_attn.q_proj.weight', 'NH D', 'attention/query', 'DNH'),
+  Row('self_attn.k_proj.weight', 'KH D', 'attention/key', 'DKH'),
+  Row('self_attn.v_proj.weight', 'KH D', 'attention/value', 'DKH'),
+  Row('self_attn.o_proj.weight', 'D NH', 'attention/out', 'NHD'),
+)
+_QK_NORM = (
+  Row('self_attn.q_norm.weight', 'H', 'attention/query_norm/scale', 'H'),
+  Row('self_attn.k_norm.weight', 'H', 'attention/key_norm/scale', 'H'),
+)
+_LATENT = (
+  Row('self_attn.q_a_proj.weight', 'Z D', 'attention/query_down', 'DZ'),
+  Row('self_attn.q_a_layernorm.weight', 'Z', 'attention/query_norm/scale', 'Z'),
+  Row(
+    'self_attn.q_b_proj.weight', 'NH Z',
+    'attention/query_up', 'ZNH', paired='H',
+  ),
+  Row(
+    'self_attn.kv_a_proj_with_mqa.weight', 'Z D',
+    'attention/kv_down', 'DZ', paired='Z',
+  ),
+  Row('self_attn.kv_a_layernorm.weight', 'Z', 'attention/kv_norm/scale', 'Z'),
+  Row(
+    'self_attn.kv_b_proj.weight', 'NH Z',
+    'attention/key_up + attention/value_up', 'ZNH', joined='H',
+  ),
+  Row('self_attn.o_proj.weight', 'D NH', 'attention/out', 'NHD'),
+)  # fmt: skip
+_DENSE = (
+  Row('mlp.gate_proj.weight', 'F D', 'feed_forward/w_gate_DF', 'DF'),
+  Row('mlp.up_proj.weight', 'F D', 'feed_forward/w_up_DF', 'DF'),
+  Row('mlp.down_proj.weight', 'D F', 'feed_forward/w_down_FD', 'FD'),
+)
+_ROUTER = (Row('mlp.gate.weight', 'E D', 'moe/router', 'DE'),)
+_BIAS = (
+  # State here: a bias on the choice, which is not trained.
+  Row('mlp.gate.e_score_correction_bias', 'E', 'moe/router/bias_E', 'E'),
+)
+_SHARED = (
+  Row(
+    'mlp.shared_experts.gate_proj.weight', 'F D', 'moe/shared/w_gate_DF', 'DF'
+  ),
+  Row('mlp.shared_experts.up_proj.weight', 'F D', 'moe/shared/w_up_DF', 'DF'),
+  Row(
+    'mlp.shared_experts.down_proj.weight', 'D F', 'moe/shared/w_down_FD', 'FD'
+  ),
+)
+_EXPERTS = (
+  Row('mlp.experts.{e}.gate_proj.weight', 'F D', 'moe/w_gate_EDF', 'EDF'),
+  Row('mlp.experts.{e}.up_proj.weight', 'F D', 'moe/w_up_EDF', 'EDF'),
+  Row('mlp.experts.{e}.down_proj.weight', 'D F', 'moe/w_down_EFD', 'EFD'),
+)
+_MIXTRAL = (
+  Row('block_sparse_moe.gate.weight', 'E D', 'moe/router', 'DE'),
+  Row('block_sparse_moe.experts.{e}.w1.weight', 'F D', 'moe/w_gate_EDF', 'EDF'),
+  Row('block_sparse_moe.experts.{e}.w3.weight', 'F D', 'moe/w_up_EDF', 'EDF'),
+  Row('block_sparse_moe.experts.{e}.w2.weight', 'D F', 'moe/w_down_EFD', 'EFD'),
+)
+# The layout that transformers 5 holds in memory, the same for all.
+_FUSED = (
+  Row(
+    'mlp.experts.gate_up_proj', 'E F D',
+    'moe/w_gate_EDF + moe/w_up_EDF', 'EDF', joined='F',
+  ),
+  Row('mlp.experts.down_proj', 'E D F', 'moe/w_down_EFD', 'EFD'),
+)  # fmt: skip
+
+# Layers by model_type, with experts one by one and fused.
+LAYERS = {
+  'llama': _NORMS + _ATTENTION + _DENSE,
+  'qwen3': _NORMS + _ATTENTION + _QK_NORM + _DENSE,
+  'mixtral': _NORMS + _ATTENTION + _MIXTRAL,
+  'qwen3_moe': _NORMS + _ATTENTION + _QK_NORM + _DENSE + _ROUTER + _EXPERTS,
+  'glm4_moe': (
+    _NORMS + _ATTENTION + _QK_NORM + _DENSE
+    + _ROUTER + _BIAS + _SHARED + _EXPERTS
+  ),
+  'deepseek_v3': (
+    _NORMS + _LATENT + _DENSE + _ROUTER + _BIAS + _SHARED + _EXPERTS
+  ),
+}  # fmt: skip
+FUSED_LAYERS = {
+  'mixtral': _NORMS + _ATTENTION + _ROUTER + _FUSED,
+  **{
+    kind: tuple(row for row in LAYERS[kind] if row not in _EXPERTS) + _FUSED
+    for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v3')
+  },
+}
+# State that the next training step begins anew.
+TRANSIENT = ('load_E',)

@@ -1,0 +1,331 @@
+"""A model's sizes as Hugging Face's config.json says them, both ways.
+
+Each format has a table: their field, our macro or the argument that a gin file
+binds. What a format takes for granted is a table too: on the way out anything
+else is refused by name, on the way in it is what the model gets.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from moe.layers.attention import Attention
+from moe.models.decoder import Decoder
+from moe.routing.gates import Sigmoid, Switch, TopK
+
+CLASSES = {
+  'llama': 'LlamaForCausalLM',
+  'qwen3': 'Qwen3ForCausalLM',
+  'mixtral': 'MixtralForCausalLM',
+  'qwen3_moe': 'Qwen3MoeForCausalLM',
+  'glm4_moe': 'Glm4MoeForCausalLM',
+  'deepseek_v3': 'DeepseekV3ForCausalLM',
+}
+
+_ALL = {
+  'vocab_size': 'VOCAB_SIZE',
+  'hidden_size': 'D_MODEL',
+  'num_hidden_layers': 'NUM_LAYERS',
+  'num_attention_heads': 'NUM_HEADS',
+  'rms_norm_eps': 'NORM_EPSILON',
+  'tie_word_embeddings': 'TIE_EMBEDDINGS',
+}
+_GROUPED = {'num_key_value_heads': 'NUM_KV_HEADS', 'head_dim': 'HEAD_DIM'}
+_LATENT = {
+  'q_lora_rank': 'QUERY_RANK',
+  'kv_lora_rank': 'KV_RANK',
+  'qk_nope_head_dim': 'CONTENT_DIM',
+  'qk_rope_head_dim': 'ROPE_DIM',
+  'v_head_dim': 'VALUE_DIM',
+}
+_DENSE = {'intermediate_size': 'D_FF'}
+_SIGMOID = {
+  'moe_intermediate_size': 'EXPERT_D_FF',
+  'n_routed_experts': 'NUM_EXPERTS',
+  'num_experts_per_tok': 'TOP_K',
+  'first_k_dense_replace': 'NUM_DENSE_PREFIX',
+  'routed_scaling_factor': 'gates.Sigmoid.scaling',
+  'n_group': 'gates.Sigmoid.num_groups',
+  'topk_group': 'gates.Sigmoid.top_groups',
+}
+FIELDS = {
+  'llama': _ALL | _GROUPED | _DENSE,
+  'qwen3': _ALL | _GROUPED | _DENSE,
+  'mixtral': _ALL
+  | _GROUPED
+  | {
+    'intermediate_size': 'EXPERT_D_FF',
+    'num_local_experts': 'NUM_EXPERTS',
+    'num_experts_per_tok': 'TOP_K',
+  },
+  'qwen3_moe': _ALL
+  | _GROUPED
+  | _DENSE
+  | {
+    'moe_intermediate_size': 'EXPERT_D_FF',
+    'num_experts': 'NUM_EXPERTS',
+    'num_experts_per_tok': 'TOP_K',
+    'norm_topk_prob': 'gates.TopK.renormalize',
+  },
+  'glm4_moe': _ALL | _GROUPED | _DENSE | _SIGMOID | {'use_qk_norm': 'QK_NORM'},
+  'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
+}
+
+# What a format takes for granted. Where a macro has no meaning in a model, its
+# value is None.
+_PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
+_NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
+_BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
+GRANTED = {
+  'llama': _PLAIN | _NO_EXPERTS | {'QK_NORM': False},
+  'qwen3': _PLAIN | _NO_EXPERTS | {'QK_NORM': True},
+  'mixtral': _PLAIN
+  | {
+    'MOE_EVERY': 1,
+    'NUM_DENSE_PREFIX': 0,
+    'ROUTER': '@gates.TopK',
+    'gates.TopK.renormalize': True,
+    'SHARED_D_FF': 0,
+    'QK_NORM': False,
+  },
+  'qwen3_moe': _PLAIN
+  | {'ROUTER': '@gates.TopK', 'SHARED_D_FF': 0, 'QK_NORM': True},
+  'glm4_moe': _PLAIN | _BY_BIAS,
+  'deepseek_v3': _PLAIN | _BY_BIAS,
+}
+
+# Their fields of the scaling of positions, and ours; see `position.Rope`.
+ROPE_FIELDS = {
+  'linear': ('factor',),
+  'yarn': (
+    'factor',
+    'original_max_position_embeddings',
+    'beta_fast',
+    'beta_slow',
+    'attention_factor',
+    'mscale',
+    'mscale_all_dim',
+  ),
+}
+_OUR_ROPE = {'original_max_position_embeddings': 'original_length'}
+HAS_SHARED = ('glm4_moe', 'deepseek_v3')
+
+
+def our_rope(field: str) -> str:
+  """The argument that a gin file binds for a field of their scaling."""
+  return f'position.Rope.{_OUR_ROPE.get(field, field)}'
+
+
+def sizes(model: Decoder) -> dict[str, Any]:
+  """A model's sizes and choices, by macro or by argument.
+
+  Raises:
+    ValueError: for a part that no format can say; it names the part.
+  """
+  # parent=None: inert descriptions to read sizes from, not submodules.
+  stack = model.stack(parent=None)
+  block = stack.block(parent=None)
+  attention = block.attention(parent=None)
+  layers = model.anatomy().layers
+  epsilons = {model.norm_epsilon, block.norm_epsilon}
+  found = {
+    'VOCAB_SIZE': model.vocab_size,
+    'D_MODEL': model.d_model,
+    'TIE_EMBEDDINGS': model.tie_embeddings,
+    'NUM_LAYERS': stack.num_layers,
+    'NUM_HEADS': attention.num_heads,
+    'LONGEST_BLOCK': attention.longest_block,
+    'ROPE_BASE': attention.rope.base,
+    'position.Rope.share': attention.rope.share,
+    'position.Rope.scaling': attention.rope.scaling,
+    **{
+      our_rope(field): getattr(attention.rope, _OUR_ROPE.get(field, field))
+      for field in ROPE_FIELDS['yarn']
+    },
+    'ACTIVATION': layers[0].network.activation,
+  }
+  if isinstance(attention, Attention):
+    found |= {
+      'NUM_KV_HEADS': attention.num_kv_heads,
+      'HEAD_DIM': attention.head_dim,
+      'QK_NORM': attention.use_qk_norm,
+    }
+    epsilons.add(attention.norm_epsilon)
+  else:
+    found |= {m: getattr(attention, m.lower()) for m in _LATENT.values()}
+    if attention.norm_epsilon != 1e-6:
+      raise ValueError(
+        'LatentAttention.norm_epsilon must be 1e-6, as in the format'
+        f' deepseek_v3, got {attention.norm_epsilon}.'
+      )
+  if len(epsilons) > 1:
+    raise ValueError(
+      f'NORM_EPSILON must be the same of all norms, got {sorted(epsilons)}: no'
+      ' format has several.'
+    )
+  found['NORM_EPSILON'] = model.norm_epsilon
+  return found | _networks(model, layers, stack, block)
+
+
+def _networks(model, layers, stack, block) -> dict[str, Any]:
+  """Sizes of dense networks and experts."""
+  widths = {layer.feed_forward.width for layer in layers if layer.feed_forward}
+  if len(widths) > 1:
+    raise ValueError(
+      f'D_FF must be the same of all dense layers, got {sorted(widths)}: no'
+      ' format has several.'
+    )
+  # Where no layer is dense, formats still ask for the width of one.
+  unused = block.feed_forward(parent=None).width
+  found = {'D_FF': min(widths, default=unused)}
+  if model.anatomy().experts is None:
+    return found | _NO_EXPERTS
+  moe, experts = block.moe(parent=None), model.anatomy().experts
+  router, gate = experts.router, None
+  if type(router) is Sigmoid:
+    gate = '@gates.Sigmoid'
+    for name in ('num_groups', 'top_groups', 'scaling'):
+      found[f'gates.Sigmoid.{name}'] = getattr(router, name)
+  elif type(router) in (TopK, Switch):
+    gate = '@gates.TopK'
+    is_switch = type(router) is Switch
+    found['gates.TopK.renormalize'] = not is_switch and router.renormalize
+  if gate is None or experts.dispatch is None:
+    name = type(moe if experts.dispatch is None else router).__name__
+    raise ValueError(
+      f'{name} cannot be said in a format of Hugging Face: they know token'
+      ' choice alone, gates.TopK, gates.Switch and gates.Sigmoid.'
+    )
+  return found | {
+    'ROUTER': gate,
+    'MOE_EVERY': stack.moe_every,
+    'NUM_DENSE_PREFIX': stack.num_dense_prefix,
+    'NUM_EXPERTS': experts.num_experts,
+    'TOP_K': router.num_active,
+    'EXPERT_D_FF': experts.expert.width,
+    'SHARED_D_FF': experts.shared_width,
+  }
+
+
+def format_of(found: Mapping[str, Any]) -> str:
+  """The format that suits sizes best: a key of `CLASSES`."""
+  if 'KV_RANK' in found:
+    return 'deepseek_v3'
+  if found['ROUTER'] is None:
+    return 'qwen3' if found['QK_NORM'] else 'llama'
+  if found['ROUTER'] == '@gates.Sigmoid':
+    return 'glm4_moe'
+  return 'qwen3_moe' if found['QK_NORM'] else 'mixtral'
+
+
+def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
+  """The content of config.json, without what is not the model's.
+
+  Args:
+    model: the model.
+    length: the longest text that it was trained on.
+    dtype: of the weights, such as 'float32'.
+
+  Raises:
+    ValueError: for what the format cannot say; it names the macro.
+  """
+  found = sizes(model)
+  kind = format_of(found)
+  for macro, granted in GRANTED[kind].items():
+    if found[macro] != granted:
+      raise ValueError(
+        f'{macro}={found[macro]} cannot be said in the format {kind}, which'
+        f' suits this model best: it takes {granted} for granted.'
+      )
+  config = {
+    'architectures': [CLASSES[kind]],
+    'model_type': kind,
+    **{
+      field: found[macro]
+      for field, macro in FIELDS[kind].items()
+      if found.get(macro) is not None
+    },
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'max_position_embeddings': length,
+    'dtype': dtype,
+    'torch_dtype': dtype,  # the name before transformers 5
+    **_rope_config(found),
+  }
+  if kind == 'llama' and model.d_model % found['NUM_HEADS']:
+    raise ValueError(
+      f'D_MODEL={model.d_model} must be a multiple of'
+      f' NUM_HEADS={found["NUM_HEADS"]} in the format llama.'
+    )
+  if kind == 'qwen3_moe':
+    config |= _sparse_layers(model, found)
+  if kind in HAS_SHARED:
+    config |= _sigmoid_config(kind, found)
+  return config
+
+
+def _rope_config(found: Mapping[str, Any]) -> dict[str, Any]:
+  config = {'rope_theta': found['ROPE_BASE']}
+  if 'KV_RANK' not in found:
+    # Said even if it is 1: GLM-4-MoE takes one half where it is missing.
+    config['partial_rotary_factor'] = found['position.Rope.share']
+  elif found['position.Rope.share'] != 1:
+    raise ValueError(
+      f'position.Rope.share={found["position.Rope.share"]} cannot be said in'
+      ' the format deepseek_v3: choose ROPE_DIM and CONTENT_DIM instead.'
+    )
+  scaling = found['position.Rope.scaling']
+  if scaling == 'none':
+    return config
+  fields = {f: found[our_rope(f)] for f in ROPE_FIELDS[scaling]}
+  # 0 and None are what a missing field means.
+  fields = {field: value for field, value in fields.items() if value}
+  return config | {'rope_scaling': {'rope_type': scaling, **fields}}
+
+
+def _sparse_layers(model: Decoder, found: Mapping[str, Any]) -> dict[str, Any]:
+  """Which layers of Qwen3-MoE have experts."""
+  layers = model.anatomy().layers
+  dense = [i for i, layer in enumerate(layers) if not layer.experts]
+  if found['NUM_DENSE_PREFIX']:
+    return {'decoder_sparse_step': 1, 'mlp_only_layers': dense}
+  return {'decoder_sparse_step': found['MOE_EVERY'], 'mlp_only_layers': []}
+
+
+def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
+  shared, width = found['SHARED_D_FF'], found['EXPERT_D_FF']
+  if not shared or shared % width:
+    raise ValueError(
+      f'SHARED_D_FF={shared} cannot be said in the format {kind}: it must be a'
+      f' multiple of EXPERT_D_FF={width}, and at least that.'
+    )
+  config = {
+    'n_shared_experts': shared // width,
+    'norm_topk_prob': True,
+    'num_nextn_predict_layers': 0,
+  }
+  if kind == 'deepseek_v3':
+    config |= {
+      'num_key_value_heads': found['NUM_HEADS'],
+      'rope_interleave': True,
+      'scoring_func': 'sigmoid',
+      'topk_method': 'noaux_tc',
+    }
+  return config
+
+
+def fold(found: Mapping[str, Any], scale: float | None) -> dict[str, float]:
+  """What arrays are multiplied with, so that embeddings need no scale.
+
+  No format has one. It goes into the embedding table; where that is the output
+  head too, the last norm gets the inverse.
+
+  Args:
+    found: of `sizes`.
+    scale: `Decoder.embedding_scale`.
+  """
+  scale = math.sqrt(found['D_MODEL']) if scale is None else scale
+  factors = {'embedding/table': scale}
+  if found['TIE_EMBEDDINGS']:
+    factors['last_norm/scale'] = 1.0 / scale
+  return factors

@@ -1,0 +1,276 @@
+"""Hugging Face's config.json as what a gin file of ours binds.
+
+A field that changes what a model computes and that we cannot say is refused by
+name, and so is one that nobody here knows.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from moe.models.decoder import DTYPES
+from moe.models.hugging_face import (
+  CLASSES,
+  FIELDS,
+  GRANTED,
+  HAS_SHARED,
+  ROPE_FIELDS,
+  our_rope,
+)
+
+# What a field must be where a model has it.
+_REQUIRED = {
+  'hidden_act': ('silu',),
+  'attention_bias': (False,),
+  'mlp_bias': (False,),
+  'use_sliding_window': (False,),
+  'moe_layer_freq': (1,),
+  'scoring_func': ('sigmoid',),
+  'topk_method': ('noaux_tc',),
+  'quantization_config': (None,),
+}
+# What says nothing of what a model computes for a text that fits.
+_IGNORED = {
+  '_name_or_path', 'architectures', 'attention_dropout', 'auto_map',
+  'aux_loss_alpha', 'bos_token_id', 'dtype', 'eos_token_id', 'ep_size',
+  'initializer_range', 'max_position_embeddings', 'max_window_layers',
+  'model_type', 'output_router_logits', 'pad_token_id', 'pretraining_tp',
+  'qk_head_dim', 'rope_parameters', 'rope_scaling', 'rope_theta',
+  'router_aux_loss_coef', 'router_jitter_noise', 'seq_aux', 'torch_dtype',
+  'transformers_version', 'use_cache', 'num_nextn_predict_layers',
+  'num_mtp_layers',
+}  # fmt: skip
+# Read below.
+_READ = {
+  'decoder_sparse_step', 'layer_types', 'mlp_only_layers', 'n_shared_experts',
+  'norm_topk_prob', 'partial_rotary_factor', 'rope_interleave',
+  'sliding_window',
+}  # fmt: skip
+# Derived fields that transformers writes beside those that they repeat.
+_REPEATED = {'deepseek_v3': {'head_dim', 'num_key_value_heads'}}
+_ALIASES = {
+  'num_local_experts': 'num_experts',
+  'num_experts': 'num_local_experts',
+}
+_BASE = {'mixtral': 1e6}
+# No file of a stranger makes us list more layers than this.
+_MAX_LAYERS, _MAX_SIZE = 4096, 2**31 - 1
+
+
+class Imported(NamedTuple):
+  """A model of theirs, as ours.
+
+  Attributes:
+    model_type: the format.
+    is_latent: whether it has latent attention, which has a wiring of its own.
+    bindings: macro or argument -> value of a gin file.
+    length: the longest text that it reads.
+    rope_dim: features of a latent head whose pairs lie side by side in files.
+    num_extra_layers: layers behind the last one, for predicting more tokens,
+      which are left out.
+  """
+
+  model_type: str
+  is_latent: bool
+  bindings: dict[str, Any]
+  length: int
+  rope_dim: int
+  num_extra_layers: int
+
+
+def from_config(config: Mapping[str, Any]) -> Imported:
+  """Reads the content of a config.json.
+
+  Raises:
+    ValueError: for a field that is missing, wrong, unknown, or says what our
+      model has not; it names the field.
+  """
+  try:
+    return _read(config)
+  # What a stranger's file puts where a number or a list belongs.
+  except (TypeError, OverflowError, AttributeError) as error:
+    raise ValueError(f'a field is of the wrong type ({error})') from error
+
+
+def _read(config: Mapping[str, Any]) -> Imported:
+  kind = config.get('model_type')
+  if kind not in CLASSES:
+    raise ValueError(
+      f'model_type={kind!r} must be one of {", ".join(CLASSES)}: other'
+      ' architectures are not known here.'
+    )
+  config = {
+    _alias(kind, field): value for field, value in _filled(kind, config).items()
+  }
+  _check(kind, config)
+  _check_types(kind, config)
+  bindings = {m: v for m, v in GRANTED[kind].items() if v is not None}
+  for field, macro in FIELDS[kind].items():
+    if config.get(field) is None:
+      raise ValueError(f'{field} must be in config.json of a {kind}.')
+    bindings[macro] = config[field]
+  if kind == 'mixtral':
+    bindings['D_FF'] = bindings['EXPERT_D_FF']
+  elif kind in ('llama', 'qwen3'):
+    # Of no layer, but a gin file wires experts all the same.
+    bindings |= {'NUM_EXPERTS': 2, 'TOP_K': 2, 'EXPERT_D_FF': bindings['D_FF']}
+  elif kind == 'qwen3_moe':
+    bindings |= _sparse_layers(config)
+  if kind in HAS_SHARED:
+    shared = _count(config, 'n_shared_experts', 1)
+    bindings['SHARED_D_FF'] = shared * bindings['EXPERT_D_FF']
+  bindings |= _rope(config)
+  bindings |= {'EMBEDDING_SCALE': 1.0, 'DTYPE': _dtype(config)}
+  is_latent = 'KV_RANK' in bindings
+  is_interleaved = config.get('rope_interleave', True)
+  extra = max(
+    _count({field: 0, **config}, field, 0)
+    for field in ('num_nextn_predict_layers', 'num_mtp_layers')
+  )
+  return Imported(
+    kind,
+    is_latent,
+    bindings,
+    _count(config, 'max_position_embeddings', 1),
+    bindings['ROPE_DIM'] if is_latent and is_interleaved else 0,
+    extra,
+  )
+
+
+def _alias(kind: str, field: str) -> str:
+  other = _ALIASES.get(field)
+  return other if other in FIELDS[kind] else field
+
+
+def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config with the defaults of fields that may be missing in older files."""
+  config = dict(config)
+  config.setdefault('tie_word_embeddings', False)
+  heads, width = config.get('num_attention_heads'), config.get('hidden_size')
+  if kind != 'deepseek_v3' and type(heads) is type(width) is int and heads > 0:
+    if config.get('num_key_value_heads') is None:
+      config['num_key_value_heads'] = heads
+    if config.get('head_dim') is None:
+      config['head_dim'] = width // heads
+  if kind == 'glm4_moe':
+    config.setdefault('use_qk_norm', False)
+  return config
+
+
+def _check(kind: str, config: Mapping[str, Any]) -> None:
+  """Raises ValueError at the first field that we cannot say."""
+  for field, allowed in _REQUIRED.items():
+    if field in config and config[field] not in allowed:
+      raise ValueError(
+        f'{field}={config[field]!r} cannot be said here: it must be'
+        f' {" or ".join(map(repr, allowed))}.'
+      )
+  if config.get('sliding_window') is not None and config.get(
+    'use_sliding_window', True
+  ):
+    raise ValueError(
+      f'sliding_window={config["sliding_window"]} cannot be said here:'
+      ' attention sees all that is before it.'
+    )
+  for layer in config.get('layer_types') or ():
+    if layer != 'full_attention':
+      raise ValueError(f'layer_types with {layer!r} cannot be said here.')
+  if kind in HAS_SHARED and config.get('norm_topk_prob') is not True:
+    raise ValueError(
+      f'norm_topk_prob={config.get("norm_topk_prob")} cannot be said here:'
+      ' gates.Sigmoid divides the weights of a token by their sum.'
+    )
+  known = FIELDS[kind].keys() | _REQUIRED.keys() | _IGNORED | _READ
+  unknown = sorted(config.keys() - known - _REPEATED.get(kind, set()))
+  if unknown:
+    raise ValueError(
+      f'{unknown[0]}={config[unknown[0]]!r} is a field that nobody here knows:'
+      ' it may change what the model computes.'
+    )
+
+
+def _check_types(kind: str, config: Mapping[str, Any]) -> None:
+  """Raises ValueError at the first size that is no number, or below 0."""
+  for field, macro in FIELDS[kind].items():
+    value = config.get(field)
+    wanted = (int, float) if field == 'routed_scaling_factor' else int
+    if field == 'rms_norm_eps':
+      wanted = float
+    if macro in ('TIE_EMBEDDINGS', 'QK_NORM', 'gates.TopK.renormalize'):
+      wanted = bool
+    is_right = isinstance(value, wanted) and (
+      wanted is bool or not isinstance(value, bool)
+    )
+    most = _MAX_LAYERS if macro == 'NUM_LAYERS' else _MAX_SIZE
+    if value is not None and not (is_right and 0 <= value <= most):
+      raise ValueError(f'{field}={value!r} must be a number or a choice.')
+
+
+def _count(config: Mapping[str, Any], field: str, least: int) -> int:
+  value = config.get(field)
+  if type(value) is not int or not least <= value <= _MAX_SIZE:
+    raise ValueError(f'{field}={value!r} must be a number, at least {least}.')
+  return value
+
+
+def _sparse_layers(config: Mapping[str, Any]) -> dict[str, int]:
+  """Dense prefix and period of the layers that have experts."""
+  layers = _count(config, 'num_hidden_layers', 1)
+  step = _count({'decoder_sparse_step': 1, **config}, 'decoder_sparse_step', 0)
+  dense_too = set(config.get('mlp_only_layers') or [])
+  is_sparse = [
+    bool(step) and (i + 1) % step == 0 and i not in dense_too
+    for i in range(layers)
+  ]
+  places = [i for i in range(layers) if is_sparse[i]]
+  every = places[1] - places[0] if len(places) > 1 else 1
+  prefix = places[0] + 1 - every if places else layers
+  ours = [i >= prefix and (i - prefix + 1) % every == 0 for i in range(layers)]
+  if places and prefix >= 0 and ours == is_sparse and ours[-1]:
+    return {'NUM_DENSE_PREFIX': prefix, 'MOE_EVERY': every}
+  raise ValueError(
+    f'mlp_only_layers={sorted(dense_too)} with decoder_sparse_step={step}'
+    ' cannot be said here: experts must come at equal distances.'
+  )
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+  """How positions turn features, in the old way of saying it or the new."""
+  said = config.get('rope_parameters') or config.get('rope_scaling') or {}
+  if not isinstance(said, dict):
+    raise ValueError(f'rope_parameters={said!r} must be fields by name.')
+  said = dict(said)
+  name = said.pop('rope_type', said.pop('type', 'default'))
+  said.pop('type', None)
+  kind = config['model_type']
+  base = said.pop('rope_theta', config.get('rope_theta'))
+  share = said.pop('partial_rotary_factor', config.get('partial_rotary_factor'))
+  default_share = 0.5 if kind == 'glm4_moe' else 1.0
+  bindings = {
+    'ROPE_BASE': float(_BASE.get(kind, 1e4) if base is None else base),
+    'position.Rope.share': float(default_share if share is None else share),
+  }
+  if name == 'default':
+    said = {}
+  elif name not in ROPE_FIELDS:
+    raise ValueError(
+      f'rope_type={name!r} cannot be said here: it must be default,'
+      f' {" or ".join(ROPE_FIELDS)}.'
+    )
+  else:
+    bindings['position.Rope.scaling'] = name
+  for field, value in said.items():
+    if field not in ROPE_FIELDS[name] or isinstance(value, str | list | dict):
+      raise ValueError(
+        f'{field}={value!r} of a rope_type={name!r} cannot be said here.'
+      )
+    if value is not None:
+      whole = field == 'original_max_position_embeddings'
+      bindings[our_rope(field)] = int(value) if whole else float(value)
+  return bindings
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+  dtype = config.get('dtype', config.get('torch_dtype')) or 'float32'
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype={dtype!r} must be one of {", ".join(DTYPES)}.')
+  return dtype

@@ -1,0 +1,277 @@
+"""Trained runs out to Hugging Face's formats, and models of theirs in."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from moe import atomic_files
+from moe.checkpoint import hugging_face as arrays_lib
+from moe.checkpoint import hugging_face_files, restore
+from moe.checkpoint.save import Checkpointer
+from moe.data.store import VOCABULARY
+from moe.modalities import hugging_face_tokenizer
+from moe.modalities.text import Vocabulary
+from moe.models import hugging_face as sizes_lib
+from moe.models import hugging_face_import
+from moe.models.hugging_face_import import Imported
+from moe.parallel.shardings import path_name
+from moe.runs import build, model_card, trained
+from moe.runs.run import Run, TrainedRun
+from moe.types import PyTree
+
+_LOG = logging.getLogger(__name__)
+
+_FORMAT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
+_MAX_CONFIG_BYTES = 10_000_000
+
+
+class Options(NamedTuple):
+  """How weights are written.
+
+  Attributes:
+    dtype: 'float32', which loses nothing, 'bfloat16' or 'float16'.
+    is_fused: whether the experts of a layer are one array, as transformers 5
+      holds them, and not one array each, as most programs expect them.
+    shard_bytes: the most bytes of a file.
+  """
+
+  dtype: str = 'float32'
+  is_fused: bool = False
+  shard_bytes: int = 2 * 2**30
+
+
+def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
+  """Writes a trained run as a model directory of transformers.
+
+  Args:
+    run: read back onto any devices.
+    directory: to make, or one that is empty.
+    options: how weights are written.
+
+  Returns:
+    Names of the files, weights first.
+
+  Raises:
+    ValueError: if the format cannot say the model, or the directory has files.
+  """
+  config = config_of(run, options.dtype)
+  if not run.ids.is_text:
+    raise ValueError(
+      'Data.ranges cannot be said in a format of Hugging Face: a tokenizer of'
+      ' theirs knows text alone.'
+    )
+  os.makedirs(directory, exist_ok=True)
+  if os.listdir(directory):
+    raise ValueError(f'{directory} must be empty: choose another directory.')
+  length = run.run.data.sequence_length
+  files = write_weights(
+    run.run, run.params, run.state, directory, config, options
+  )
+  vocabulary = run.vocabulary
+  ends = {
+    'bos_token_id': vocabulary.pad,
+    'eos_token_id': vocabulary.eos,
+    'pad_token_id': vocabulary.eos,
+  }
+  contents = {
+    'config.json': config | ends,
+    'generation_config.json': ends,
+    **hugging_face_tokenizer.files(vocabulary, length),
+  }
+  for name, content in contents.items():
+    atomic_files.write_json(os.path.join(directory, name), content)
+  folder = os.path.basename(os.path.abspath(directory))
+  texts = {
+    'tokenizer.model': pathlib.Path(vocabulary.path).read_bytes(),
+    'README.md': model_card.card(run, config['model_type'], folder),
+    'LICENSE': _licence(),
+  }
+  for name, content in texts.items():
+    atomic_files.write_file(os.path.join(directory, name), content)
+  return [*files, *contents, *texts]
+
+
+def config_of(run: TrainedRun, dtype: str) -> dict[str, Any]:
+  """config.json of a run, without the ids of marks."""
+  if dtype not in _FORMAT_DTYPES:
+    raise ValueError(
+      f'dtype={dtype!r} must be one of {", ".join(_FORMAT_DTYPES)}.'
+    )
+  length = run.run.data.sequence_length
+  return sizes_lib.to_config(run.run.model, length, dtype)
+
+
+def write_weights(
+  run: Run,
+  params: PyTree,
+  state: PyTree,
+  directory: str,
+  config: dict[str, Any],
+  options: Options,
+) -> list[str]:
+  """Writes the safetensors files of a model; see `export`."""
+  arrays = restore.leaves(params) | restore.leaves(state)
+  found = sizes_lib.sizes(run.model)
+  for path, factor in sizes_lib.fold(found, run.model.embedding_scale).items():
+    if factor != 1.0:
+      table = arrays[path].astype(np.float32)
+      arrays[path] = table * np.float32(factor)
+  tensors = arrays_lib.plan(
+    config['model_type'],
+    {path: array.shape for path, array in arrays.items()},
+    options.is_fused and 'NUM_EXPERTS' in found,
+    found.get('ROPE_DIM', 0),
+  )
+  dtype = _FORMAT_DTYPES[options.dtype]
+  return hugging_face_files.save(
+    directory, tensors, arrays, dtype, options.shard_bytes
+  )
+
+
+def _licence() -> str:
+  """The text of Apache-2.0, of the source tree or of the installed package."""
+  path = pathlib.Path(__file__).parents[2] / 'LICENSE'
+  if path.is_file():
+    return path.read_text(encoding='utf-8')
+  return metadata.distribution('wudao-moe').read_text('licenses/LICENSE')
+
+
+def read_config(directory: str) -> Imported:
+  """The model that a directory of theirs describes.
+
+  Raises:
+    ValueError: if there is no config.json, or it says what we cannot.
+  """
+  path = os.path.join(directory, 'config.json')
+  try:
+    with open(path, 'rb') as f:
+      content = f.read(_MAX_CONFIG_BYTES)
+    config = json.loads(content)
+    if not isinstance(config, dict):
+      raise ValueError('it has no fields')
+    return hugging_face_import.from_config(config)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'{directory} must be a model directory of transformers, got one without'
+      ' config.json.'
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def read_weights(
+  imported: Imported,
+  run: Run,
+  directory: str,
+  devices: Sequence[jax.Device] | None = None,
+) -> tuple[PyTree, PyTree]:
+  """(params, state) of a model of theirs, straight to their places on a mesh.
+
+  Args:
+    imported: of `read_config`.
+    run: made of its bindings.
+    directory: of the files.
+    devices: by default all.
+
+  Raises:
+    ValueError: if files are damaged, or an array is missing, has no use or has
+      another shape; it names the array.
+  """
+  devices = list(devices or jax.devices())
+  found = {
+    name: entry
+    for name, entry in hugging_face_files.find(directory).items()
+    if not _is_extra(name, imported)
+  }
+  is_fused = hugging_face_files.is_fused(found)
+  for macro in ('NUM_LAYERS', *(() if is_fused else ('NUM_EXPERTS',))):
+    # Before anything is listed for each of them.
+    if imported.bindings.get(macro, 0) > len(found):
+      raise ValueError(
+        f'the {len(found)} arrays of {directory} are too few for'
+        f' {macro}={imported.bindings[macro]} in its config.json.'
+      )
+  _, table, mesh = build.place(run, devices)
+  shapes = trained.placed_shapes(run, table, mesh)
+  wanted = restore.leaves(shapes['params']) | restore.leaves(shapes['state'])
+  tensors = arrays_lib.plan(
+    imported.model_type,
+    {path: shape.shape for path, shape in wanted.items()},
+    is_fused,
+    imported.rope_dim,
+  )
+  hugging_face_files.check(directory, tensors, found)
+  arrays = hugging_face_files.load(tensors, found, wanted)
+  fill = lambda tree: jax.tree_util.tree_map_with_path(
+    lambda path, _: arrays[path_name(path)], tree
+  )
+  return fill(shapes['params']), fill(shapes['state'])
+
+
+def _is_extra(name: str, imported: Imported) -> bool:
+  """Whether an array is of a layer that predicts further tokens."""
+  number = re.match(r'model\.layers\.(\d{1,9})\.', name)
+  past = number and int(number.group(1)) - imported.bindings['NUM_LAYERS']
+  return past is not None and 0 <= past < imported.num_extra_layers
+
+
+def write_run(
+  imported: Imported, run: Run, text: str, directory: str, workdir: str
+) -> int:
+  """Writes a model of theirs as a run of ours: its step 0.
+
+  Args:
+    imported: of `read_config`.
+    run: made of its bindings.
+    text: of the whole configuration.
+    directory: of the model.
+    workdir: of the run; must be new or empty.
+
+  Returns:
+    The number of parameters.
+
+  Raises:
+    ValueError: see `read_weights`; and if the work directory has files.
+  """
+  if os.path.isdir(workdir) and os.listdir(workdir):
+    raise ValueError(f'{workdir} must be empty: choose another --workdir.')
+  params, state = read_weights(imported, run, directory)
+  os.makedirs(workdir, exist_ok=True)
+  if imported.num_extra_layers:
+    _LOG.info(
+      '%d layer(s) that predict further tokens are left out.',
+      imported.num_extra_layers,
+    )
+  meta = {'vocabulary_sha256': _copy_vocabulary(directory, workdir)}
+  atomic_files.write_file(os.path.join(workdir, 'config.gin'), text)
+  saver = Checkpointer(os.path.join(os.path.abspath(workdir), 'checkpoints'))
+  saver.save(0, {'params': params, 'state': state}, meta)
+  saver.close()
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _copy_vocabulary(directory: str, workdir: str) -> str | None:
+  """Copies tokenizer.model if it keeps text intact; returns its SHA-256."""
+  path = os.path.join(directory, 'tokenizer.model')
+  try:
+    vocabulary = Vocabulary(path)
+  except ValueError as error:
+    _LOG.warning(
+      'No vocabulary is written, so only programs that bring ids can use this'
+      ' run: %s',
+      error,
+    )
+    return None
+  atomic_files.write_file(
+    os.path.join(workdir, VOCABULARY), pathlib.Path(path).read_bytes()
+  )
+  return vocabulary.sha256

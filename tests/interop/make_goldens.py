@@ -1,0 +1,77 @@
+"""Makes the goldens of this folder with transformers: python make_goldens.py.
+
+It needs the extra `interop`. Each golden is a tiny model of one architecture:
+its config.json, the names and shapes of its arrays as `save_pretrained` writes
+them, and logits and greedy text for some tokens. Weights are not stored: they
+are drawn from the names, here and in the tests, by `tiny_models.weights`.
+"""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+
+from tests.interop import tiny_models
+
+FOLDER = pathlib.Path(__file__).parent / 'goldens'
+TOKENS = np.random.RandomState(3).randint(3, 40, (2, 10))
+NUM_GREEDY = 8
+
+
+def read_names(folder: pathlib.Path) -> dict[str, list[int]]:
+  """Names and shapes of all arrays of a saved model."""
+  with safe_open(folder / 'model.safetensors', 'np') as f:
+    return {name: f.get_slice(name).get_shape() for name in sorted(f.keys())}
+
+
+def answer(model) -> tuple[np.ndarray, np.ndarray]:
+  """(logits of the tokens, greedy text after the first row)."""
+  with torch.no_grad():
+    tokens = torch.tensor(TOKENS)
+    logits = model(tokens).logits.numpy()
+    greedy = tokens[:1]
+    for _ in range(NUM_GREEDY):
+      chosen = model(greedy).logits[:, -1].argmax(-1, keepdim=True)
+      greedy = torch.cat([greedy, chosen], dim=1)
+  return logits, greedy.numpy()[0, TOKENS.shape[1] :]
+
+
+def make(name: str) -> None:
+  """Writes one golden, and what its names would be in the fused layout."""
+  config = tiny_models.config(name)
+  model = transformers.AutoModelForCausalLM.from_config(
+    transformers.AutoConfig.for_model(**config), dtype=torch.float32
+  )
+  shapes, whole = [], None
+  with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    for is_original in (True, False):
+      model.save_pretrained(folder, save_original_format=is_original)
+      shapes.append(read_names(folder))
+    tiny_models.write(folder, shapes[0])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+      folder, dtype=torch.float32, attn_implementation='eager'
+    ).eval()
+    whole = json.loads((folder / 'config.json').read_text())
+  logits, greedy = answer(model)
+  whole.pop('transformers_version')
+  np.savez_compressed(
+    FOLDER / f'{name}.npz',
+    config=json.dumps(whole),
+    shapes=json.dumps(shapes[0]),
+    fused_shapes=json.dumps(shapes[1]),
+    tokens=TOKENS,
+    logits=logits.astype(np.float32),
+    greedy=greedy,
+  )
+  print(name, logits.std(), len(shapes[0]), len(shapes[1]))
+
+
+if __name__ == '__main__':
+  FOLDER.mkdir(exist_ok=True)
+  for golden in tiny_models.CONFIGS:
+    make(golden)
