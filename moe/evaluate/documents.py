@@ -74,3 +74,8 @@ def record_document(
     block_ids=blocks,
     modality=None if ids.is_text else ids.modality(tokens.astype(np.int32)),
   )
+
+
+def record_text(vocabulary: Vocabulary, ids: IdSpace, record: Record) -> str:
+  """The text of a record, without its end mark and without other codes."""
+  return vocabulary.decode(ids.codes('text', record['tokens']).tolist())
