@@ -50,20 +50,24 @@ def encode_pair(
   vocabularies join a space with the word after it. The whole text is encoded
   at once; the continuation is what is left after as many tokens as the context
   alone has. An empty context has no token: the model reads only the start id.
+  Where nothing is left, because a piece of the vocabulary holds the end of the
+  context and all of the continuation, the harness fails; here both are then
+  encoded alone.
 
   Raises:
-    ValueError: if no token is left for the continuation.
+    ValueError: if the continuation is empty.
   """
   stripped = context.rstrip()
   continuation = context[len(stripped) :] + continuation
+  given = vocabulary.encode(stripped)
   whole = vocabulary.encode(stripped + continuation)
-  num_given = len(vocabulary.encode(stripped))
-  if num_given >= len(whole):
+  scored = whole[len(given) :] or vocabulary.encode(continuation)
+  if not scored:
     raise ValueError(
-      f'the continuation {continuation[:20]!r} must have a token of its own,'
-      f' but the vocabulary joins it to the context ...{stripped[-20:]!r}.'
+      'the continuation must hold some text, got none after the context'
+      f' ...{stripped[-20:]!r}.'
     )
-  return whole[:num_given], whole[num_given:]
+  return whole[: len(given)] if len(whole) > len(given) else given, scored
 
 
 def request_document(vocabulary: Vocabulary, request: Request) -> Document:
@@ -97,6 +101,21 @@ def request_windows(
   return [window for window in cut if window.end > first]
 
 
+def rolling_windows(
+  number: int, document: Document, context: Context
+) -> list[Window]:
+  """The windows of a whole text, as the harness rolls them over it.
+
+  Each window scores what no window before it has scored. The last one reads as
+  many tokens before that as it has room for.
+  """
+  size, cut = len(document.tokens), []
+  for first in range(0, size, context.length):
+    end = min(size, first + context.length)
+    cut.append(Window(number, max(0, end - context.length), first, end))
+  return cut
+
+
 def build_answerer(functional: Functional) -> Callable[..., Array]:
   """The jitted `answer(params, state, batch) -> (nats_BT, is_greedy_BT)`."""
 
@@ -123,6 +142,7 @@ def answer_requests(
   documents: Sequence[Document],
   context: Context,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
+  windows: Callable[..., list[Window]] = request_windows,
 ) -> list[Answer]:
   """Answers requests, in batches of similar length on the mesh that is set.
 
@@ -133,6 +153,7 @@ def answer_requests(
     documents: requests, from `request_document`.
     context: how long a window may be, and how many a batch has.
     on_progress: called with (windows done, all windows) after each batch.
+    windows: cuts a document; `rolling_windows` for texts without a context.
 
   Raises:
     ValueError: if the context cannot be used, or an answer is not finite.
@@ -141,7 +162,7 @@ def answer_requests(
   cut = [
     window
     for number, document in enumerate(documents)
-    for window in request_windows(number, document, context)
+    for window in windows(number, document, context)
   ]
   nats = np.zeros(len(documents), np.float64)
   is_greedy = np.ones(len(documents), bool)

@@ -249,8 +249,9 @@ def short_answers(
   prompts: Sequence[str],
   limit: int,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
+  stops: Sequence[str] = (reading_lib.STOP,),
 ) -> Iterator[str]:
-  """Yields what a model writes after each prompt, up to a line break.
+  """Yields what a model writes after each prompt, up to the first stop.
 
   Args:
     trained: the trained run.
@@ -258,6 +259,7 @@ def short_answers(
     prompts: texts; one that is too long loses its beginning.
     limit: the most tokens to write.
     on_progress: called with (prompts done, all prompts) after each batch.
+    stops: texts that end an answer and do not belong to it.
   """
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
@@ -268,7 +270,10 @@ def short_answers(
       for prompt in prompts[start : start + _PROMPTS_PER_BATCH]
     ]
     for written in write(ids, [table] * len(ids), limit, 0):
-      yield vocabulary.decode(written).split(reading_lib.STOP)[0]
+      text = vocabulary.decode(written)
+      for stop in stops:
+        text = text.split(stop)[0]
+      yield text
     on_progress(start + len(ids), len(prompts))
 
 
