@@ -224,7 +224,7 @@ def _number(value: float) -> str:
 
 def _poem_table(card: Card) -> Rows:
   poet = card.get('poet')
-  if not poet:
+  if not poet or 'skipped' in poet:
     return []
   rows = [['', *poet['writers']]]
   for measure, values in poet['measures'].items():

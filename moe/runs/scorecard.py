@@ -16,7 +16,7 @@ from moe import atomic_files
 from moe.checkpoint import listing
 from moe.data.store import file_sha256
 from moe.evaluate import aligned, benchmarks, comparison, reading, score
-from moe.runs import scorecard_facts, scorecard_scores, trained
+from moe.runs import scorecard_facts, scorecard_poems, scorecard_scores, trained
 from moe.runs.run import TrainedRun
 from moe.runs.scorecard_scores import Asked
 
@@ -122,6 +122,8 @@ def _measure(
       run, asked, prepare_stores, texts
     )
     card['licences'] = scorecard_facts.licences(stores)
+    if asked.suite.poems:
+      card['poet'] = _poet(run, asked, texts)
     scorecard_facts.add_contamination(sets, texts)
     card['searched'] = {
       'chars': sum(map(len, texts)),
@@ -134,6 +136,15 @@ def _measure(
   for entry in sets:
     entry.pop('texts', None)
   return card
+
+
+def _poet(
+  run: TrainedRun, asked: Asked, train_texts: list[str]
+) -> dict[str, Any]:
+  try:
+    return scorecard_poems.score_poems(run, asked, train_texts)
+  except ValueError as error:
+    return {'skipped': str(error)}
 
 
 def differences(card: Card, other: Card) -> list[dict[str, Any]]:
@@ -235,6 +246,11 @@ def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
         lines.append(f'{entry["name"]} skipped: {entry["skipped"]}')
     if 'skipped' in card['loss']:
       lines.append(f'loss skipped: {card["loss"]["skipped"]}')
+    if 'skipped' in card.get('poet', ()):
+      lines.append(f'poems skipped: {card["poet"]["skipped"]}')
+    for name, values in card.get('poet', {}).get('measures', {}).items():
+      writers = zip(card['poet']['writers'], values, strict=True)
+      lines.append(f'{name}: ' + ', '.join(f'{w} {v}' for w, v in writers))
     lines += [f'{key}: {value:,.6g}' for key, value in card['cost'].items()]
     parts.append('\n'.join(lines))
   if paired:
