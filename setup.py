@@ -52,7 +52,7 @@ setuptools.setup(
   package_data={
     'tasks': ['corpora/*.jsonl', 'corpora/*.md'],
     'launch': ['*.sh', '*.txt'],
-    'moe': ['report/*.html'],
+    'moe': ['report/*.html', 'evaluate/*.txt'],
   },
   install_requires=[
     'absl-py>=2.3',

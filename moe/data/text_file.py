@@ -1,4 +1,13 @@
-r"""A text file with one document per line; \n stands for a line break in it."""
+"""Text files: one document per line, or one JSON object per line."""
+
+import gzip
+import json
+import lzma
+import os
+from typing import Any
+
+# The function that opens a compressed file, by the end of its name.
+_OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
 
 import re
 
@@ -12,7 +21,7 @@ def unescaped(text: str) -> str:
 
 
 def read_texts(path: str) -> list[str]:
-  """Documents of a text file.
+  r"""Documents of a text file; \n stands for a line break in one.
 
   Raises:
     ValueError: if it is missing, empty or not UTF-8, with the line number.
@@ -39,3 +48,24 @@ def read_texts(path: str) -> list[str]:
   if not texts:
     raise ValueError(f'{path} must hold at least one document, got none.')
   return texts
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The objects of a file with one JSON object per line.
+
+  Args:
+    path: the file; one that ends in `.gz` or `.xz` is decompressed.
+
+  Raises:
+    ValueError: if a line is not JSON or the file is cut short.
+    OSError: if the file cannot be opened.
+  """
+  opener = _OPENERS.get(os.path.splitext(path)[1], open)
+  try:
+    with opener(path, 'rt', encoding='utf-8') as f:
+      return [json.loads(line) for line in f if line.strip()]
+  except (ValueError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    raise ValueError(
+      f'{path} must hold one JSON object per line, got {error}: get the file'
+      ' again.'
+    ) from error

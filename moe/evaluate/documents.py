@@ -90,6 +90,11 @@ def record_document(
   )
 
 
+def record_text(vocabulary: Vocabulary, ids: IdSpace, record: Record) -> str:
+  """The text of a record, without its end mark and without other codes."""
+  return vocabulary.decode(ids.codes('text', record['tokens']).tolist())
+
+
 def _extras_of(
   record: Record, size: int, extras: Sequence[Extra]
 ) -> dict[str, np.ndarray]:

@@ -177,28 +177,45 @@ def window_batch(
 def build_scorer(functional: Functional) -> Callable[..., Array]:
   """The jitted `score(params, state, batch) -> nats_BT`: nats times weights."""
 
+  def token_nats(logits: Array, targets: Array) -> Array:
+    return loss.token_nats(logits, targets)[0]
+
   def score(params: PyTree, state: PyTree, batch: TokenBatch) -> Array:
-    outputs = functional.apply(params, state, batch, None, False)
-    B, T = batch.tokens.shape
-    num_chunks = _num_chunks(B, T)
-
-    def chunks(x_BT: Array) -> Array:
-      # Chunks are parts of the sequence, so that rows stay on their devices.
-      split = x_BT.reshape(B, num_chunks, T // num_chunks, *x_BT.shape[2:])
-      return jnp.moveaxis(split, 1, 0)
-
-    def chunk_nats(chunk: tuple[Array, Array]) -> Array:
-      hidden, targets = chunk
-      return loss.token_nats(functional.head(params, hidden), targets)[0]
-
-    nats = jax.lax.map(
-      chunk_nats, (chunks(outputs.hidden), chunks(batch.targets))
-    )
-    nats_BT = jnp.moveaxis(nats, 0, 1).reshape(B, T)
+    nats_BT = measure_tokens(functional, params, state, batch, token_nats)
     # The nats of padding may be anything, even NaN, and must not reach a sum.
     return jnp.where(batch.loss_weights > 0, nats_BT * batch.loss_weights, 0.0)
 
   return jax.jit(score)
+
+
+def measure_tokens(
+  functional: Functional,
+  params: PyTree,
+  state: PyTree,
+  batch: TokenBatch,
+  measure: Callable[[Array, Array], PyTree],
+) -> PyTree:
+  """The tree of `measure(logits, targets)` for every token, arrays [B, T].
+
+  Only `TOKENS_PER_CHUNK` tokens have logits at once.
+  """
+  outputs = functional.apply(params, state, batch, None, False)
+  B, T = batch.tokens.shape
+  num_chunks = _num_chunks(B, T)
+
+  def chunks(x_BT: Array) -> Array:
+    # Chunks are parts of the sequence, so that rows stay on their devices.
+    split = x_BT.reshape(B, num_chunks, T // num_chunks, *x_BT.shape[2:])
+    return jnp.moveaxis(split, 1, 0)
+
+  def measure_chunk(chunk: tuple[Array, Array]) -> PyTree:
+    hidden, targets = chunk
+    return measure(functional.head(params, hidden), targets)
+
+  measured = jax.lax.map(
+    measure_chunk, (chunks(outputs.hidden), chunks(batch.targets))
+  )
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), measured)
 
 
 def _num_chunks(B: int, T: int) -> int:

@@ -1,5 +1,7 @@
 """Character n-grams: the baseline that a language model must beat."""
 
+import collections
+import random
 from collections.abc import Iterable
 
 import numpy as np
@@ -97,3 +99,33 @@ def _symbols(texts: Iterable[str]) -> np.ndarray:
   # Lone surrogates are code points too and count like any other.
   encoded = ''.join(texts).encode('utf-32-le', 'surrogatepass')
   return np.insert(np.frombuffer(encoded, '<u4').astype(np.int64), ends, _END)
+
+
+class TrigramWriter:
+  """Writes text by drawing each character after the two before it."""
+
+  def __init__(self, texts: Iterable[str]):
+    """Counts the characters after every pair, and after every single one."""
+    self._after = collections.defaultdict(list)
+    for text in texts:
+      for i, char in enumerate(text):
+        for size in (1, 2):
+          if i >= size:
+            self._after[text[i - size : i]].append(char)
+        if i + 1 == len(text):
+          self._after[text[max(0, i - 1) :]].append('')
+
+  def write(self, prompt: str, limit: int, seed: str) -> str:
+    """Text after a prompt, at most `limit` characters.
+
+    The text ends where a training text ended, or where nothing is known to
+    follow.
+    """
+    draw, text = random.Random(seed), prompt
+    for _ in range(limit):
+      choices = self._after.get(text[-2:]) or self._after.get(text[-1:])
+      char = draw.choice(choices) if choices else ''
+      if not char:
+        break
+      text += char
+    return text[len(prompt) :]

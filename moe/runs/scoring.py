@@ -150,19 +150,16 @@ def _task_documents(
   prepare_stores: Callable[..., str],
 ) -> list[Document]:
   """The documents of a split in order, for a mixture those of all tasks."""
-  cache_dir = (
-    wanted.cache_dir or trained.run.data.cache_dir or default_cache_dir()
+  stores = task_stores(
+    trained,
+    wanted.task,
+    wanted.split,
+    prepare_stores,
+    wanted.cache_dir,
+    wanted.task_modules,
   )
-  directory = prepare_stores(
-    [(wanted.task, [wanted.split])],
-    cache_dir,
-    _vocabulary_file(cache_dir, trained),
-    task_modules=[*trained.run.data.task_modules, *wanted.task_modules],
-    **_ranges(trained),
-  )
-  stores, _ = find_stores(directory, wanted.task, wanted.split)
   found = []
-  for store in [Store(directory).hold() for directory in stores]:
+  for store in stores:
     left = store.lengths.size
     if wanted.limit is not None:
       left = min(left, wanted.limit - len(found))
@@ -174,6 +171,36 @@ def _task_documents(
       for r in records
     ]
   return found
+
+
+def task_stores(
+  trained: TrainedRun,
+  task: str,
+  split: str,
+  prepare_stores: Callable[..., str],
+  cache_dir: str = '',
+  task_modules: Sequence[str] = (),
+) -> list[Store]:
+  """The token stores of a split, made first where they are missing.
+
+  Args:
+    trained: the run whose vocabulary made the tokens.
+    task: task or mixture.
+    split: its split.
+    prepare_stores: as for `evaluate`.
+    cache_dir: folder of token stores; '' for that of the run.
+    task_modules: modules that declare tasks, beside those of the run.
+  """
+  cache_dir = cache_dir or trained.run.data.cache_dir or default_cache_dir()
+  directory = prepare_stores(
+    [(task, [split])],
+    cache_dir,
+    _vocabulary_file(cache_dir, trained),
+    task_modules=[*trained.run.data.task_modules, *task_modules],
+    **_ranges(trained),
+  )
+  stores, _ = find_stores(directory, task, split)
+  return [Store(directory).hold() for directory in stores]
 
 
 def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:

@@ -1,6 +1,6 @@
 """Samples of a trained run: text after a prompt, free or in a verse form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -128,6 +128,16 @@ def generate(
 
   Prompts are text, which has no rows or columns: all extras are 0.
   """
+  return writer(trained, sampling)(prompts, tables, limit, seed)
+
+
+def writer(
+  trained: TrainedRun, sampling: Sampling
+) -> Callable[..., list[list[int]]]:
+  """A function of (prompts, tables, limit, seed) like `generate`.
+
+  It compiles a program only once for each shape of its prompts.
+  """
   functional, mesh = trained.functional, trained.mesh
   layers = functional.cache_shapes(trained.row_parts, 1)
   write_fn = decode.build_writer(
@@ -137,18 +147,27 @@ def generate(
     kv_cache.shardings(layers, functional.layout, mesh),
     trained.ids.modality,
   )
-  with jax.set_mesh(mesh):
-    return decode.generate(
-      write_fn,
-      trained.params,
-      trained.state,
-      prompts,
-      tables,
-      limit,
-      seed,
-      trained.row_parts,
-      extras={
-        extra.name: [np.zeros((0, *extra.shape), extra.dtype)] * len(prompts)
-        for extra in functional.extras
-      },
-    )
+
+  def write(
+    prompts: Sequence[Sequence[int]],
+    tables: Sequence[np.ndarray],
+    limit: int,
+    seed: int,
+  ) -> list[list[int]]:
+    with jax.set_mesh(mesh):
+      return decode.generate(
+        write_fn,
+        trained.params,
+        trained.state,
+        prompts,
+        tables,
+        limit,
+        seed,
+        trained.row_parts,
+        extras={
+          extra.name: [np.zeros((0, *extra.shape), extra.dtype)] * len(prompts)
+          for extra in functional.extras
+        },
+      )
+
+  return write

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from moe.evaluate.ngram import NUM_SYMBOLS, ngram_bits
+from moe.evaluate.ngram import NUM_SYMBOLS, TrigramWriter, ngram_bits
 
 DATA = pathlib.Path(
   os.environ.get(
@@ -107,3 +107,10 @@ def test_poems_give_the_published_baselines_in_half_a_minute(
   begin = time.process_time()
   assert round(ngram_bits(*poems, order), 2) == bits
   assert time.process_time() - begin < 30
+
+
+def test_a_trigram_writes_what_can_follow():
+  writer = TrigramWriter(['abc', 'abc'])
+  assert writer.write('a', 10, 'seed') == 'bc'
+  assert writer.write('a', 1, 'seed') == 'b'
+  assert writer.write('x', 10, 'seed') == ''

@@ -18,7 +18,7 @@ SHARED = pathlib.Path(
 ENTERING = frozenset(
   ''.join(
     line
-    for line in (pathlib.Path(__file__).parent / 'entering_tone.txt')
+    for line in (ROOT / 'moe' / 'evaluate' / 'entering_tone.txt')
     .read_text(encoding='utf-8')
     .splitlines()
     if not line.startswith('#')

@@ -1,0 +1,115 @@
+"""The scorecard of a checkpoint: python -m launch.scorecard --checkpoint=DIR.
+
+  --checkpoint=runs/poems --html=scorecard.html
+  --checkpoint=runs/poems --against=runs/poems_dense --suite=full --json
+
+Benchmarks with intervals and the score of guessing, languages on one scale,
+loss per character beside baselines, what the run has cost, and which items
+stand in its training text. A second run reads what the first one has measured.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from launch import runtime, token_stores
+
+SHOTS = (0, 1, 4, 8)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.scorecard',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add(
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help='work directory of a run, or one step in its checkpoints; for a run, '
+    'the best step if one is recorded, else the latest',
+  )
+  add(
+    '--against',
+    metavar='DIR',
+    help='another checkpoint, such as the dense twin: adds the differences '
+    'with paired intervals',
+  )
+  add(
+    '--suite',
+    choices=('quick', 'full'),
+    default='quick',
+    help='how much is asked; default: quick',
+  )
+  add(
+    '--shots',
+    type=int,
+    choices=SHOTS,
+    default=0,
+    help='solved examples before each item of a benchmark; default: 0',
+  )
+  add(
+    '--data',
+    metavar='DIR',
+    help='folder of shared data; default: $WUDAO_DATA',
+  )
+  add('--json', action='store_true', help='print one JSON object')
+  add('--html', metavar='FILE', help='write a page, which is one file')
+  return parser.parse_args(argv)
+
+
+def show(options: argparse.Namespace, words: Sequence[str]) -> int:
+  """Measures or reads the scorecards, and prints them."""
+  # Here, since --help answers at once.
+  from launch.configs import configuration
+  from moe.runs import scorecard, scorecard_scores
+  from tasks import text_files
+
+  runtime.set_up_jax()
+  suite = scorecard_scores.SUITES[options.suite]
+  data = pathlib.Path(options.data or text_files.data_directory())
+  cards = []
+  for checkpoint in filter(None, (options.checkpoint, options.against)):
+    command = [*words, f'--checkpoint={checkpoint}', f'--suite={suite.name}']
+    command += [f'--shots={options.shots}']
+    asked = scorecard_scores.Asked(
+      suite, options.shots, data, shlex.join(command)
+    )
+    cards.append(
+      scorecard.scorecard(
+        checkpoint, asked, configuration.load_run, token_stores.prepare
+      )
+    )
+  paired = scorecard.differences(*cards) if len(cards) == 2 else []
+  if options.html:
+    # Here, since Matplotlib takes seconds to import.
+    from moe.report import scorecard_page
+
+    scorecard_page.write(cards, paired, pathlib.Path(options.html))
+  if options.json:
+    shown = [scorecard.without_items(card) for card in cards]
+    report = shown[0] | {'against': shown[1:], 'differences': paired}
+    print(json.dumps(report, ensure_ascii=False))
+    return 0
+  print(scorecard.as_text(cards, paired))
+  if options.html:
+    print(f'\npage: {options.html}')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints a scorecard; the exit code is 2 for an error of the user."""
+  options = parse(argv)
+  words = ['python', '-m', 'launch.scorecard']
+  return runtime.run(lambda: show(options, words))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

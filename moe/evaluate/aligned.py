@@ -1,0 +1,116 @@
+"""Languages on one scale: bits per English character of aligned text.
+
+All bits that a model needs for a language's side of some sentences are divided
+by the characters of the English side of the same sentences. Every language
+then says the same and is divided by the same number, so that neither the
+vocabulary nor the script enters (Mielke et al. 2019,
+https://arxiv.org/abs/1906.04726; Goldfish, Chang et al. 2024,
+https://arxiv.org/abs/2408.10441).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.evaluate import comparison, score
+
+BITS_PER_ENGLISH_CHAR = 'bits per English character'
+ENGLISH = 'English'
+# Why the numbers of two languages may be compared, and what they hide.
+EXPLANATION = (
+  'Each row divides all bits of one language by the same number: the characters'
+  ' of the English sentences.',
+  'The sentences of a set say the same in every language, so equal numbers mean'
+  ' that the same content costs equally many bits.',
+  'Tokens, bytes and characters of the language itself cancel out: a vocabulary'
+  ' or a script gains nothing by being counted otherwise.',
+  'Hidden are translation (which side was written first, how freely the other'
+  ' follows) and the genre of the set.',
+  'Hidden too is how much of each language the model was trained on: the gap'
+  ' between two languages is of this model, not of the languages.',
+)
+
+
+class AlignedSet(NamedTuple):
+  """Sentences that say the same in several languages.
+
+  Attributes:
+    name: of the set.
+    file: the file of its rows, below the folder of shared data.
+    fields: field of a row by language; one language is `ENGLISH`.
+    licence: of the text.
+  """
+
+  name: str
+  file: str
+  fields: Mapping[str, str]
+  licence: str
+
+
+SETS = (
+  AlignedSet(
+    'FLORES-200 dev',
+    'parallel/flores200_dev.jsonl.xz',
+    {
+      ENGLISH: 'eng_Latn',
+      'Traditional Chinese': 'zho_Hant',
+      'Simplified Chinese': 'zho_Hans',
+      'Cantonese': 'yue_Hant',
+      'Japanese': 'jpn_Jpan',
+    },
+    'CC BY-SA 4.0',
+  ),
+  AlignedSet(
+    'PUD',
+    'parallel/pud_zh_hant_en.jsonl.gz',
+    {ENGLISH: 'en', 'Traditional Chinese': 'zh_hant'},
+    'CC BY-SA 3.0',
+  ),
+  AlignedSet(
+    'Law of Taiwan',
+    'parallel/law_zh_hant_en_valid.jsonl.gz',
+    {ENGLISH: 'en', 'Traditional Chinese': 'zh'},
+    'no copyright (ROC Copyright Act, article 9)',
+  ),
+)
+
+
+def language_score(
+  language: str, nats: np.ndarray, english_chars: np.ndarray, command: str
+) -> score.Score:
+  """Bits per English character of one language's side.
+
+  Args:
+    language: name of the score.
+    nats: of each sentence in the language, end marks included.
+    english_chars: code points of each English sentence.
+    command: the command that gives the same number again.
+  """
+  return score.of_documents(
+    language, nats, english_chars, command, BITS_PER_ENGLISH_CHAR
+  )
+
+
+def difference(
+  language: str,
+  nats: np.ndarray,
+  english_nats: np.ndarray,
+  english_chars: np.ndarray,
+  command: str,
+) -> score.Score:
+  """A language minus English, by a bootstrap that draws whole sentences.
+
+  A resample has the same sentences on both sides, so that what is hard in all
+  languages cancels out of the interval.
+  """
+  found = comparison.compare(nats, english_nats, english_chars, 1000)
+  return score.Score(
+    f'{language} minus English',
+    found.difference,
+    found.low,
+    found.high,
+    len(nats),
+    command,
+    BITS_PER_ENGLISH_CHAR,
+  )

@@ -1,0 +1,310 @@
+"""Benchmarks that are scored by likelihood: LAMBADA, Winograd sets, XCOPA.
+
+Every request is, character for character, the one that lm-evaluation-harness
+0.4.13 makes for its task of the same name: the delimiter between context and
+continuation is one space, in Chinese too, and solved examples are joined by an
+empty line. `PROTOCOLS` says for each benchmark what is asked and where the
+files at hand differ from those of the harness.
+
+Sources: LAMBADA, Paperno et al. 2016, https://arxiv.org/abs/1606.06031, in the
+text of Radford et al. 2019; WSC273, Levesque et al. 2012, with partial scoring,
+Trinh and Le 2018, https://arxiv.org/abs/1806.02847; WinoGrande, Sakaguchi et
+al. 2019, https://arxiv.org/abs/1907.10641; XCOPA, Ponti et al. 2020,
+https://arxiv.org/abs/2005.00333; XWinograd, Tikhonov and Ryabinin 2021,
+https://arxiv.org/abs/2106.12066.
+"""
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe.evaluate import score
+from moe.evaluate.choices import Answer, Request
+
+HARNESS = '0.4.13'
+TARGET_DELIMITER = ' '
+SHOT_DELIMITER = '\n\n'
+SHOTS_SEED = 1234
+
+# Units of the metrics where less is better; all others are shares.
+UNITS = {'perplexity': 'perplexity', 'bits_per_char': score.BITS_PER_CHAR}
+
+Row = dict[str, Any]
+
+
+class Item(NamedTuple):
+  """One question.
+
+  Attributes:
+    requests: one for each choice; a single one if there is nothing to choose.
+    choices: the texts whose lengths normalise the likelihoods of the choices.
+    gold: index of the right choice.
+    group: items of one group say nearly the same, so none of them may be a
+      solved example for another.
+    solved: the question with its answer, as a solved example.
+  """
+
+  requests: tuple[Request, ...]
+  choices: tuple[str, ...]
+  gold: int
+  group: str
+  solved: str
+
+
+class Benchmark(NamedTuple):
+  """A set of questions.
+
+  Attributes:
+    name: of the task in the harness.
+    file: the file of its rows, below the folder of shared data.
+    read: makes an item of a row.
+    metrics: names of its scores, see `item_values`.
+    guess: accuracy of guessing.
+    text: the text of a row that must not stand in training data.
+    licence: of the data.
+  """
+
+  name: str
+  file: str
+  read: Callable[[Row], Item]
+  metrics: tuple[str, ...]
+  guess: float
+  text: Callable[[Row], str]
+  licence: str
+
+
+def read_lambada(row: Row) -> Item:
+  """The last word after the text before it."""
+  context, _, word = row['text'].rpartition(' ')
+  target = f' {word}'
+  return Item(
+    (Request(context, target),), (word,), 0, row['id'],
+    context + TARGET_DELIMITER + target,
+  )  # fmt: skip
+
+
+def _partial(
+  before: str, options: Sequence[str], after: str, gold: int, group: str
+) -> Item:
+  """Partial scoring: the rest of a sentence after each option."""
+  contexts = [before + option for option in options]
+  rest = TARGET_DELIMITER + after
+  return Item(
+    tuple(Request(context, rest) for context in contexts),
+    tuple(contexts),
+    gold,
+    group,
+    contexts[gold] + rest,
+  )
+
+
+def read_winogrande(row: Row) -> Item:
+  """The rest of the sentence after the blank, for both options."""
+  before, _, after = row['sentence'].partition('_')
+  options = row['option1'], row['option2']
+  # The two sentences of a pair differ in a word, and share their options.
+  group = '|'.join(sorted(options))
+  return _partial(before, options, after.strip(), int(row['answer']) - 1, group)
+
+
+_CAPITALISED = {
+  'A', 'An', 'The', 'She', 'He', 'It', 'They', 'My', 'His', 'Her', 'Their',
+}  # fmt: skip
+
+
+def read_wsc273(row: Row) -> Item:
+  """The rest of the sentence after the pronoun, for both candidates.
+
+  A candidate begins in lower case inside a sentence. The harness also writes
+  's after a candidate that replaces a possessive pronoun; these rows do not say
+  which pronoun was there, so it is left out.
+  """
+  sentence = row['sentence'].replace('  ', ' ')
+  before, _, after = sentence.partition('[MASK]')
+  options = []
+  for option in row['candidates']:
+    first = option.split()[0]
+    if before[-2:-1] != '.' and first in _CAPITALISED:
+      option = option.replace(first, first.lower())
+    options.append(option)
+  return _partial(before, options, after, row['label'], str(row['schema']))
+
+
+def read_xwinograd(row: Row) -> Item:
+  """The rest of the sentence after the pronoun, for both candidates."""
+  before, _, after = row['text'].rpartition(row['pronoun'])
+  options = [name for name, _ in row['candidates']]
+  gold = [is_right for _, is_right in row['candidates']].index(True)
+  group = '|'.join(sorted(options))
+  return _partial(before, options, after.strip(), gold, group)
+
+
+_CONNECTORS = {'cause': '因为', 'effect': '所以'}
+
+
+def read_xcopa(row: Row) -> Item:
+  """Cause or effect of a premise, one of two."""
+  connector = _CONNECTORS[row['question']]
+  context = f'{row["premise"].strip()[:-1]} {connector}'
+  lower = lambda text: text[0].lower() + text[1:]
+  options = lower(row['choice1']), lower(row['choice2'])
+  gold = int(row['label'])
+  return Item(
+    tuple(Request(context, TARGET_DELIMITER + option) for option in options),
+    options,
+    gold,
+    row['premise'],
+    context + TARGET_DELIMITER + options[gold],
+  )
+
+
+BENCHMARKS = (
+  Benchmark(
+    'lambada_openai',
+    'eval/lambada_test_openai.jsonl.xz',
+    read_lambada,
+    ('acc', 'perplexity', 'bits_per_char'),
+    0.0,
+    lambda row: row['text'],
+    'CC BY 4.0 (LAMBADA), MIT (this variant)',
+  ),
+  Benchmark(
+    'wsc273',
+    'eval/wsc273.jsonl.gz',
+    read_wsc273,
+    ('acc',),
+    0.5,
+    lambda row: row['sentence'].replace('[MASK]', ''),
+    'CC BY 4.0',
+  ),
+  Benchmark(
+    'winogrande',
+    'eval/winogrande_dev.jsonl.gz',
+    read_winogrande,
+    ('acc',),
+    0.5,
+    lambda row: row['sentence'].replace('_', ''),
+    'CC BY',
+  ),
+  Benchmark(
+    'xcopa_zh',
+    'eval/xcopa_zh.jsonl.gz',
+    read_xcopa,
+    ('acc', 'acc_norm', 'acc_bytes'),
+    0.5,
+    lambda row: row['premise'] + row[f'choice{row["label"] + 1}'],
+    'CC BY 4.0',
+  ),
+  Benchmark(
+    'xwinograd_zh',
+    'eval/xwinograd_zh.jsonl',
+    read_xwinograd,
+    ('acc',),
+    0.5,
+    lambda row: row['text'],
+    'Apache-2.0',
+  ),
+)
+PROTOCOLS = {
+  'lambada_openai': 'The last word after the text before it. acc: greedy'
+  ' decoding writes it. perplexity: exp of the mean nats of a word.'
+  ' bits_per_char: all bits over all characters of the words and the spaces'
+  ' before them, which no vocabulary changes.',
+  'wsc273': 'Partial scoring: the likelihood of the rest of the sentence after'
+  ' either candidate. The file has 233 of the 273 sentences and does not name'
+  " the pronouns, so no candidate gets a possessive 's.",
+  'winogrande': 'Partial scoring, as WSC273. The file has 1,076 of the 1,267'
+  ' sentences of the development side.',
+  'xcopa_zh': 'The choice whose likelihood is higher; acc_norm divides it by'
+  ' characters, acc_bytes by bytes. The file has 522 of the 600 items of both'
+  ' sides.',
+  'xwinograd_zh': 'Partial scoring, as WSC273. The file has 16 sentences: no'
+  ' claim rests on them.',
+}
+
+
+def with_shots(items: Sequence[Item], num_shots: int) -> list[Item]:
+  """Items whose contexts begin with solved examples of the same set.
+
+  The sets at hand have no training side. So the examples of an item are drawn
+  from the others of its set, without its own group, with a seed of their own
+  for every item. The harness draws in the same way where a task has one side,
+  but with a generator that depends on the order of the tasks.
+  """
+  if not num_shots:
+    return list(items)
+  taught = []
+  for number, item in enumerate(items):
+    draw = random.Random(f'{SHOTS_SEED}/{num_shots}/{number}')
+    order = draw.sample(range(len(items)), len(items))
+    others = [items[i] for i in order if items[i].group != item.group]
+    lesson = ''.join(
+      other.solved + SHOT_DELIMITER for other in others[:num_shots]
+    )
+    requests = tuple(
+      request._replace(context=lesson + request.context)
+      for request in item.requests
+    )
+    taught.append(item._replace(requests=requests))
+  return taught
+
+
+def item_values(
+  metric: str, items: Sequence[Item], answers: Sequence[Sequence[Answer]]
+) -> tuple[np.ndarray, np.ndarray]:
+  """(numerators, denominators) of a metric, one pair for each item.
+
+  The metric is the sum of the first over the sum of the second; perplexity is
+  the exponential of that.
+  """
+  if metric in ('perplexity', 'bits_per_char'):
+    nats = np.array([answer.nats for (answer,) in answers])
+    if metric == 'perplexity':
+      return nats, np.ones(len(items))
+    sizes = [len(item.requests[0].continuation) for item in items]
+    return nats / math.log(2), np.array(sizes, float)
+  right = [
+    _is_right(metric, item, answer)
+    for item, answer in zip(items, answers, strict=True)
+  ]
+  return np.array(right, float), np.ones(len(items))
+
+
+def _is_right(metric: str, item: Item, answers: Sequence[Answer]) -> bool:
+  if len(answers) == 1:
+    return answers[0].is_greedy
+  size = {
+    'acc': lambda choice: 1,
+    'acc_norm': len,
+    'acc_bytes': lambda choice: len(choice.encode()),
+  }[metric]
+  nats = [
+    answer.nats / size(choice)
+    for answer, choice in zip(answers, item.choices, strict=True)
+  ]
+  return int(np.argmin(nats)) == item.gold
+
+
+def metric_score(
+  metric: str, numerators: np.ndarray, denominators: np.ndarray, command: str
+) -> score.Score:
+  """The score of a metric with a bootstrap interval over items.
+
+  Args:
+    metric: its name.
+    numerators: one for each item, from `item_values` or a reading score.
+    denominators: likewise.
+    command: the command that gives the same number again.
+  """
+  nats = np.asarray(numerators, np.float64) * math.log(2)
+  unit = UNITS.get(metric, 'share')
+  found = score.of_documents(metric, nats, denominators, command, unit)
+  if metric == 'perplexity':
+    ends = (found.value, found.low, found.high)
+    value, low, high = (None if x is None else math.exp(x) for x in ends)
+    return dataclasses.replace(found, value=value, low=low, high=high)
+  return dataclasses.replace(found, is_higher_better=metric not in UNITS)

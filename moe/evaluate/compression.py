@@ -1,0 +1,65 @@
+"""General compressors as baselines of bits per character."""
+
+import gzip
+import importlib.util
+import lzma
+from collections.abc import Callable, Sequence
+
+# Marks the end of a document; it is one byte that no text has.
+_END = b'\xff'
+# xz finds what it has seen this many bytes before.
+_XZ_WINDOW = 1 << 26
+
+
+def _xz(data: bytes) -> bytes:
+  filters = [
+    {'id': lzma.FILTER_LZMA2, 'preset': 9 | lzma.PRESET_EXTREME}
+    | {'dict_size': _XZ_WINDOW}
+  ]
+  return lzma.compress(data, lzma.FORMAT_RAW, filters=filters)
+
+
+def _compressors() -> dict[str, Callable[[bytes], bytes]]:
+  """The compressors that Python has: zstd comes with Python 3.14."""
+  found = {
+    'gzip -9': lambda data: gzip.compress(data, 9, mtime=0),
+    'xz -9e': _xz,
+  }
+  if importlib.util.find_spec('compression'):
+    from compression import zstd  # Python 3.11 to 3.13 lack the module.
+
+    found['zstd -19'] = lambda data: zstd.compress(data, 19)
+  return found
+
+
+def joined(texts: Sequence[str]) -> bytes:
+  """Documents as bytes, an end mark after each."""
+  return b''.join(text.encode() + _END for text in texts)
+
+
+def compressed_bits(
+  texts: Sequence[str], train_texts: Sequence[str] = ()
+) -> dict[str, float]:
+  """Bits per character of documents under each compressor.
+
+  Args:
+    texts: documents to compress together, each with an end mark.
+    train_texts: text that xz has read before: what the documents add to its
+      compressed size counts. The other windows are too small for it.
+
+  Raises:
+    ValueError: if there is no character to divide by.
+  """
+  chars = sum(map(len, texts))
+  if not chars:
+    raise ValueError('texts must hold at least one character, got none.')
+  data = joined(texts)
+  bits = lambda size: 8 * size / chars
+  found = {
+    name: bits(len(compress(data))) for name, compress in _compressors().items()
+  }
+  if train_texts:
+    before = joined(train_texts)[-_XZ_WINDOW // 2 :]
+    added = len(_xz(before + data)) - len(_xz(before))
+    found['xz -9e after the training text'] = bits(added)
+  return found

@@ -1,0 +1,114 @@
+"""Which items of a benchmark share a run of text with the training text.
+
+An item is contaminated if 13 characters in a row, or 8 words in a row of a text
+in Latin letters, stand in a training document too. Case, punctuation and spaces
+do not count. Brown et al. (2020, https://arxiv.org/abs/2005.14165, appendix C)
+look for 13 words; Chinese has no spaces, and short items need shorter runs. The
+script is not converted: a traditional copy of a simplified item is not found.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+RUN_CHARS = 13
+RUN_WORDS = 8
+# A text is read by words if at least this share of its letters is Latin.
+_LATIN_SHARE = 0.8
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+def is_by_words(text: str) -> bool:
+  """Whether runs of a text are counted in words."""
+  letters = [c for c in text if c.isalpha()]
+  latin = sum(c < '\u0250' for c in letters)
+  return bool(letters) and latin >= _LATIN_SHARE * len(letters)
+
+
+def characters(text: str) -> str:
+  """The letters and digits of a text, in lower case and side by side."""
+  return ''.join(c for c in text.lower() if c.isalnum())
+
+
+def run_hashes(symbols: np.ndarray, length: int) -> np.ndarray:
+  """A 64-bit hash of every run of `length` symbols, by a polynomial.
+
+  Two of a billion different runs have the same hash with a chance of a few
+  percent, so a false hit is rare; nothing else rests on it.
+  """
+  if len(symbols) < length:
+    return np.zeros(0, np.uint64)
+  spread = (symbols.astype(np.uint64) + np.uint64(1)) * _BASE
+  spread ^= spread >> np.uint64(31)
+  hashes = np.zeros(len(symbols) - length + 1, np.uint64)
+  for start in range(length):
+    part = spread[start : start + len(hashes)]
+    hashes = hashes * _BASE + part
+  return hashes
+
+
+def _code_points(text: str) -> np.ndarray:
+  data = text.encode('utf-32-le', 'surrogatepass')
+  return np.frombuffer(data, '<u4')
+
+
+class _Words:
+  """Numbers for words, 0 for one that no item has."""
+
+  def __init__(self):
+    self._numbers = {}
+
+  def learn(self, text: str) -> np.ndarray:
+    """The numbers of a text's words, new ones for new words."""
+    numbers = self._numbers
+    found = [
+      numbers.setdefault(word, len(numbers) + 1)
+      for word in _WORD.findall(text.lower())
+    ]
+    return np.array(found, np.int64)
+
+  def read(self, text: str) -> np.ndarray:
+    """The numbers of a text's words."""
+    found = [self._numbers.get(word, 0) for word in _WORD.findall(text.lower())]
+    return np.array(found, np.int64)
+
+
+def find(items: Sequence[str], train_texts: Iterable[str]) -> np.ndarray:
+  """Which items share a run with any training text: bool [items].
+
+  An item that is shorter than a run shares none.
+  """
+  words, owners, hashes = _Words(), [], []
+  by_words = np.array([is_by_words(item) for item in items], bool)
+  for number, item in enumerate(items):
+    if by_words[number]:
+      found = run_hashes(words.learn(item), RUN_WORDS)
+    else:
+      found = run_hashes(_code_points(characters(item)), RUN_CHARS)
+    hashes.append(found)
+    owners.append(np.full(len(found), number))
+  hashes, owners = np.concatenate(hashes), np.concatenate(owners)
+  kinds = by_words[owners]
+  sought = {kind: np.unique(hashes[kinds == kind]) for kind in (False, True)}
+  seen = {False: [], True: []}
+  for text in train_texts:
+    if len(sought[False]):
+      runs = run_hashes(_code_points(characters(text)), RUN_CHARS)
+      seen[False].append(runs[_is_member(runs, sought[False])])
+    if len(sought[True]):
+      runs = run_hashes(words.read(text), RUN_WORDS)
+      seen[True].append(runs[_is_member(runs, sought[True])])
+  is_shared = np.zeros(len(items), bool)
+  for kind, found in seen.items():
+    if found:
+      hit = np.isin(hashes, np.unique(np.concatenate(found)))
+      is_shared[owners[hit & (kinds == kind)]] = True
+  return is_shared
+
+
+def _is_member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+  """Whether each value is among the ordered ones."""
+  place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+  return ordered[place] == values

@@ -1,0 +1,217 @@
+"""What can be counted in verse: form, tones, rhyme, copies, variety.
+
+Tones and rhymes are those of modern Mandarin by the readings that the caller
+gives, with one correction: characters of the old entering tone are oblique.
+Rhyme classes are the fourteen of the New Chinese Rhyme table (中華新韻, Chinese
+Poetry Society 2005), which is a public list of finals.
+"""
+
+import collections
+import functools
+import importlib.util
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from moe.infer.forms import CHINESE
+
+# Readings of a character: pairs of final and tone, such as ('ang', 2).
+Readings = Callable[[str], Sequence[tuple[str, int]]]
+
+# Finals of each rhyme class of 中華新韻.
+RHYMES = {
+  '麻': ('a', 'ia', 'ua'),
+  '波': ('o', 'e', 'uo'),
+  '皆': ('ie', 've', 'ue'),
+  '開': ('ai', 'uai'),
+  '微': ('ei', 'ui', 'uei'),
+  '豪': ('ao', 'iao'),
+  '尤': ('ou', 'iu', 'iou'),
+  '寒': ('an', 'ian', 'uan', 'van'),
+  '文': ('en', 'in', 'un', 'uen', 'vn'),
+  '唐': ('ang', 'iang', 'uang'),
+  '庚': ('eng', 'ing', 'ueng', 'ong', 'iong'),
+  '齊': ('i', 'er', 'v'),
+  '支': ('-i',),
+  '姑': ('u',),
+}
+_CLASS_OF = {final: name for name, finals in RHYMES.items() for final in finals}
+_BREAK = re.compile('[，。？！；、：\n]')
+
+
+class Tones(NamedTuple):
+  """Tone classes of a character; one with several readings may have both."""
+
+  level: bool
+  oblique: bool
+
+
+def lines_of(poem: str) -> list[str]:
+  """The lines of a poem without punctuation."""
+  return [line for line in _BREAK.split(poem) if line]
+
+
+def is_form_kept(poem: str, num_lines: int, length: int) -> bool:
+  """Whether a poem has so many lines of so many Chinese characters."""
+  lines = lines_of(poem)
+  return len(lines) == num_lines and all(
+    len(line) == length and all(CHINESE.fullmatch(c) for c in line)
+    for line in lines
+  )
+
+
+def tones(
+  character: str, readings: Readings, entering: frozenset[str]
+) -> Tones:
+  """The tone classes of a character: tones 1 and 2 are level, 3 and 4 oblique.
+
+  A character without a reading has both, so that it breaks no rule.
+  """
+  if character in entering:
+    return Tones(False, True)
+  found = [tone for _, tone in readings(character) if tone]
+  if not found:
+    return Tones(True, True)
+  return Tones(any(t < 3 for t in found), any(t > 2 for t in found))
+
+
+def is_tone_pattern_kept(
+  line: str, readings: Readings, entering: frozenset[str]
+) -> bool:
+  """Whether the second, fourth and sixth characters alternate in tone."""
+  found = [tones(c, readings, entering) for c in line[1:7:2]]
+  starts = [Tones(True, False), Tones(False, True)]
+  return any(
+    all(tone[(start.oblique + place) % 2] for place, tone in enumerate(found))
+    for start in starts
+  )
+
+
+def are_tones_opposed(
+  up: str, down: str, readings: Readings, entering: frozenset[str]
+) -> bool:
+  """Whether the even characters and the last one of two lines are opposed."""
+  if len(up) != len(down):
+    return False
+  places = [*range(1, len(up) - 1, 2), len(up) - 1]
+  for place in places:
+    a = tones(up[place], readings, entering)
+    b = tones(down[place], readings, entering)
+    if not ((a.level and b.oblique) or (a.oblique and b.level)):
+      return False
+  return True
+
+
+def rhyme_classes(character: str, readings: Readings) -> set[str]:
+  """The classes of 中華新韻 to which the readings of a character belong."""
+  found = {_CLASS_OF.get(final) for final, _ in readings(character)}
+  return found - {None}
+
+
+def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
+  """Whether all even lines end in one rhyme class."""
+  ends = [rhyme_classes(line[-1], readings) for line in lines[1::2]]
+  return len(ends) > 1 and bool(set.intersection(*ends))
+
+
+def distinct(texts: Iterable[str], size: int = 2) -> float:
+  """The share of different n-grams among all n-grams of the texts."""
+  counts = collections.Counter(
+    text[i : i + size] for text in texts for i in range(len(text) - size + 1)
+  )
+  return len(counts) / counts.total() if counts else 0.0
+
+
+def longest_copied_run(text: str, train_text: str) -> int:
+  """Characters of the longest run of a text that is in the training text."""
+  longest = start = 0
+  for end in range(1, len(text) + 1):
+    # The run ends at `end` and is as long as it can be.
+    while start < end and text[start:end] not in train_text:
+      start += 1
+    longest = max(longest, end - start)
+  return longest
+
+
+def load_entering() -> frozenset[str]:
+  """Characters of the entering tone that Mandarin reads as level."""
+  text = pathlib.Path(__file__).with_name('entering_tone.txt')
+  lines = text.read_text(encoding='utf-8').splitlines()
+  return frozenset(''.join(line for line in lines if line[:1] != '#'))
+
+
+def load_readings() -> Readings:
+  """Mandarin readings by pypinyin.
+
+  Raises:
+    ValueError: if pypinyin is not installed.
+  """
+  if not importlib.util.find_spec('pypinyin'):
+    raise ValueError('pypinyin must be installed, got none: pip install it.')
+  # These are an extra.
+  import pypinyin
+  from pypinyin.contrib import tone_convert
+
+  @functools.cache
+  def readings(character: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    syllables = pypinyin.pinyin(
+      character, style=pypinyin.Style.TONE3, heteronym=True, errors='ignore'
+    )
+    for syllable in syllables[0] if syllables else ():
+      tone = int(syllable[-1]) if syllable[-1:].isdigit() else 0
+      plain = tone_convert.to_finals(syllable, strict=True)
+      # The vowel of zhi chi shi ri zi ci si is not the i of the others.
+      buzzing = re.fullmatch('(zh|ch|sh|r|z|c|s)i[1-5]?', syllable)
+      plain = '-i' if buzzing else plain.replace('ü', 'v')
+      found.append((plain, tone))
+    return tuple(found)
+
+  return readings
+
+
+def measure(
+  poems: Sequence[str],
+  forms: Sequence[tuple[int, int]],
+  train_text: str,
+  readings: Readings,
+  entering: frozenset[str],
+) -> dict[str, float]:
+  """The figures of the poet's card, each between 0 and 1 but for the run.
+
+  Args:
+    poems: without titles.
+    forms: (lines, characters in a line) that each poem should have.
+    train_text: all training text.
+    readings: of a character.
+    entering: characters of the entering tone.
+  """
+  mean = lambda values: sum(values) / len(values) if values else 0.0
+  split = [lines_of(poem) for poem in poems]
+  lines = [line for poem in split for line in poem]
+  pairs = [
+    pair for poem in split for pair in zip(poem[::2], poem[1::2], strict=False)
+  ]
+  is_kept = [
+    is_form_kept(poem, *form) for poem, form in zip(poems, forms, strict=True)
+  ]
+  return {
+    'form kept, share of poems': mean(is_kept),
+    'level and oblique alternate, share of lines': mean(
+      [is_tone_pattern_kept(line, readings, entering) for line in lines]
+    ),
+    'rhyme by 中華新韻, share of poems': mean(
+      [is_rhymed(poem, readings) for poem in split]
+    ),
+    'tones of a couplet opposed, share of couplets': mean(
+      [are_tones_opposed(*pair, readings, entering) for pair in pairs]
+    ),
+    'lines that stand in the training text': mean(
+      [line in train_text for line in lines]
+    ),
+    'longest copied run, mean characters': mean(
+      [longest_copied_run(poem, train_text) for poem in poems]
+    ),
+    'distinct pairs of characters': distinct(lines),
+  }

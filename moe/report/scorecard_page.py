@@ -1,0 +1,302 @@
+"""A self-contained page of a scorecard, which answers eight questions."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from moe.evaluate import aligned
+from moe.report import figures as draw
+from moe.report import templates
+from moe.scale.quantities import short
+
+Card = dict[str, Any]
+Rows = list[list[str]]
+
+
+def write(
+  cards: Sequence[Card], paired: Sequence[dict[str, Any]], path: pathlib.Path
+) -> None:
+  """Writes the page of the first card.
+
+  Args:
+    cards: a card of `moe.runs.scorecard`, and perhaps the one it is compared
+      with.
+    paired: their differences, from `moe.runs.scorecard.differences`.
+    path: the file.
+  """
+  card, *others = cards
+  page = templates.render(
+    'scorecard_page.html',
+    title=f'Scorecard of {pathlib.Path(card["checkpoint"]).name}',
+    card=card,
+    cards=_cards(card),
+    questions=_questions(card),
+    figures={
+      'benchmarks': _benchmark_figure(card),
+      'languages': _language_figure(card),
+      'loss': _loss_figure(card),
+    },
+    tables={
+      'benchmarks': _benchmark_table(card),
+      'languages': _language_table(card),
+      'loss': _loss_table(card),
+      'cost': _cost_table(cards),
+      'poems': _poem_table(card),
+      'differences': _difference_table(paired),
+      'licences': [['what', 'licence or source'], *card['licences']],
+    },
+    explanation=aligned.EXPLANATION,
+    poet=card.get('poet'),
+    against=others and pathlib.Path(others[0]['checkpoint']).name,
+  )
+  path.write_text(page, encoding='utf-8')
+
+
+def _metric(card: Card, name: str, metric: str) -> dict[str, Any] | None:
+  for entry in (*card['benchmarks'], *card['readings']):
+    for found in entry.get('metrics', ()):
+      if (entry['name'], found['name']) == (name, metric):
+        return found
+  return None
+
+
+def with_interval(found: dict[str, Any] | None, form: str = '.3g') -> str:
+  """A score for people: value, interval, number of items."""
+  if found is None:
+    return 'not measured'
+  text = f'{found["value"]:{form}}'
+  if found['low'] is not None:
+    text += f' ({found["low"]:{form}} to {found["high"]:{form}})'
+  return text if found['n'] is None else f'{text}, n = {found["n"]:,}'
+
+
+def _cards(card: Card) -> list[tuple[str, str, str]]:
+  """The cards at the top of the page: (title, number, remark)."""
+  cards = []
+  for score in card['loss'].get('scores', ())[:1]:
+    remark = f'bits per character on {card["loss"]["task"]}'
+    cards.append(('Held out', f'{score["value"]:.3f}', remark))
+  for name in ('lambada_openai', 'wsc273', 'winogrande', 'xcopa_zh'):
+    found = _metric(card, name, 'acc')
+    if found:
+      remark = f'guessing {found["guess"]:.1%}, n = {found["n"]:,}'
+      cards.append((name, f'{found["value"]:.1%}', remark))
+  total = card['cost'].get('parameters, total')
+  if total:
+    active = card['cost'].get('parameters, active per token', total)
+    remark = f'{short(active)} active per token'
+    cards.append(('Parameters', short(total), remark))
+  return cards
+
+
+def _questions(card: Card) -> list[tuple[str, str, str]]:
+  """(question of a reader, answer, where on the page)."""
+  accuracy = lambda name: with_interval(_metric(card, name, 'acc'), '.1%')
+  cost = card['cost']
+  names = [entry['name'] for entry in (*card['benchmarks'], *card['readings'])]
+  languages = [
+    side['score']
+    for entry in card['languages'][:1]
+    for side in entry.get('languages', ())
+  ]
+  scale = ', '.join(f'{s["name"]} {s["value"]:.2f}' for s in languages)
+  loss = next(iter(card['loss'].get('scores', ())), None)
+  sized = lambda key: short(cost[key]) if key in cost else 'unknown'
+  spent = [
+    f'{v:.3g} {k}' for k, v in cost.items() if 'hours' in k or 'kWh' in k
+  ]
+  return [
+    ('LAMBADA?', accuracy('lambada_openai'), 'benchmarks'),
+    (
+      'Winograd?',
+      f'WSC273 {accuracy("wsc273")}; WinoGrande {accuracy("winogrande")};'
+      f' XWinograd-zh {accuracy("xwinograd_zh")}',
+      'benchmarks',
+    ),
+    ('The standard benchmarks?', ', '.join(names), 'benchmarks'),
+    (
+      'Loss per character, since vocabularies differ?',
+      f'{with_interval(loss, ".4f")} bits per character',
+      'loss',
+    ),
+    (
+      'Comparable across languages?',
+      f'bits per English character: {scale or "not measured"}',
+      'languages',
+    ),
+    (
+      'Parameters against FLOPs?',
+      f'{sized("parameters, total")} parameters,'
+      f' {sized("parameters, active per token")} active,'
+      f' {sized("FLOPs per token, forward")} FLOPs per token',
+      'cost',
+    ),
+    ('What did it cost?', '; '.join(spent) or 'unknown', 'cost'),
+    (
+      'Who can use it?',
+      '; '.join(f'{what}: {licence}' for what, licence in card['licences'][:1]),
+      'licences',
+    ),
+  ]
+
+
+def _benchmark_table(card: Card) -> Rows:
+  rows = [
+    ['set', 'score', 'value', '95% interval', 'guessing', 'n', 'shots']
+    + ['in training', 'without']
+  ]
+  for entry in (*card['benchmarks'], *card['readings']):
+    if 'skipped' in entry:
+      rows.append([entry['name'], 'skipped', *[''] * 7])
+    share = entry.get('contaminated')
+    for found in entry.get('metrics', ()):
+      form = '{:.1%}' if found['unit'] == 'share' else '{:.4g}'
+      clean = found.get('clean')
+      rows.append([
+        entry['name'],
+        found['name'],
+        form.format(found['value']),
+        _interval(found, form),
+        '–' if found['guess'] is None else f'{found["guess"]:.1%}',
+        f'{found["n"]:,}',
+        str(entry['shots']),
+        '–' if share is None else f'{share:.1%}',
+        '–' if clean is None else form.format(clean['value']),
+      ])  # fmt: skip
+  return rows
+
+
+def _interval(found: dict[str, Any], form: str) -> str:
+  if found['low'] is None:
+    return '–'
+  return f'{form.format(found["low"])} to {form.format(found["high"])}'
+
+
+def _language_table(card: Card) -> Rows:
+  rows = [['set', 'language', 'bits per English character', '95% interval']]
+  rows[0] += ['minus English', '95% interval', 'n', 'in training']
+  for entry in card['languages']:
+    if 'skipped' in entry:
+      rows.append([entry['name'], 'skipped', *[''] * 6])
+    share = entry.get('contaminated')
+    for side in entry.get('languages', ()):
+      found, gap = side['score'], side.get('difference')
+      rows.append([
+        entry['name'],
+        found['name'],
+        f'{found["value"]:.4f}',
+        _interval(found, '{:.4f}'),
+        f'{gap["value"]:+.4f}' if gap else '–',
+        _interval(gap, '{:+.4f}') if gap else '–',
+        f'{found["n"]:,}',
+        '–' if share is None else f'{share:.1%}',
+      ])  # fmt: skip
+  return rows
+
+
+def _loss_table(card: Card) -> Rows:
+  rows = [['what', 'value', '95% interval', 'n', 'unit']]
+  for found in card['loss'].get('scores', ()):
+    rows.append([
+      found['name'],
+      f'{found["value"]:.4f}',
+      _interval(found, '{:.4f}'),
+      f'{found["n"]:,}',
+      found['unit'],
+    ])  # fmt: skip
+  return rows
+
+
+def _cost_table(cards: Sequence[Card]) -> Rows:
+  names = [pathlib.Path(card['checkpoint']).name for card in cards]
+  rows = [['', *names]]
+  for key in dict.fromkeys(key for card in cards for key in card['cost']):
+    cells = [card['cost'].get(key) for card in cards]
+    rows.append([key, *('–' if x is None else _number(x) for x in cells)])
+  return rows
+
+
+def _number(value: float) -> str:
+  return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
+
+
+def _poem_table(card: Card) -> Rows:
+  poet = card.get('poet')
+  if not poet or 'skipped' in poet:
+    return []
+  rows = [['', *poet['writers']]]
+  for measure, values in poet['measures'].items():
+    rows.append([measure, *values])
+  return rows
+
+
+def _difference_table(paired: Sequence[dict[str, Any]]) -> Rows:
+  if not paired:
+    return []
+  rows = [['score', 'difference', '95% interval', 'n', 'better is']]
+  for found in paired:
+    better = 'higher' if found['is_higher_better'] else 'lower'
+    rows.append([
+      found['name'],
+      f'{found["value"]:+.4f}',
+      _interval(found, '{:+.4f}'),
+      f'{found["n"]:,}',
+      better,
+    ])  # fmt: skip
+  return rows
+
+
+def _benchmark_figure(card: Card) -> str | None:
+  bars = [
+    (entry['name'], found, found['guess'])
+    for entry in (*card['benchmarks'], *card['readings'])
+    for found in entry.get('metrics', ())
+    if found['name'] in ('acc', 'f1')
+  ]
+  return _bars(bars, 'share of right answers')
+
+
+def _language_figure(card: Card) -> str | None:
+  bars = [
+    (f'{entry["name"]}, {side["score"]["name"]}', side['score'], None)
+    for entry in card['languages']
+    for side in entry.get('languages', ())
+  ]
+  return _bars(bars, aligned.BITS_PER_ENGLISH_CHAR)
+
+
+def _loss_figure(card: Card) -> str | None:
+  bars = [
+    (found['name'], found, None)
+    for found in card['loss'].get('scores', ())
+    if found['unit'] == 'bits per character'
+  ]
+  return _bars(bars, 'bits per character')
+
+
+def _bars(
+  bars: Sequence[tuple[str, dict[str, Any], float | None]], label: str
+) -> str | None:
+  """Horizontal bars with intervals and the score of guessing, top to bottom."""
+  if not bars:
+    return None
+  with draw.style(draw.PAGE):
+    figure = Figure((9.2, 0.7 + 0.32 * len(bars)), layout='constrained')
+    axes = figure.subplots()
+    colors = draw.PAGE
+    for place, (_, found, guess) in enumerate(bars):
+      value = found['value']
+      axes.barh(place, value, 0.62, color=colors.series[0], alpha=0.75)
+      if found['low'] is not None:
+        ends = [found['low'], found['high']]
+        axes.plot(ends, [place, place], color=colors.ink, linewidth=1.6)
+      if guess is not None:
+        line = [place - 0.4, place + 0.4]
+        axes.plot([guess, guess], line, color=colors.series[1], linewidth=2)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
+    axes.invert_yaxis()
+    axes.grid(axis='y', visible=False)
+    axes.set_xlabel(label)
+    return draw.svg(figure, label)

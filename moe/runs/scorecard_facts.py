@@ -1,0 +1,198 @@
+"""What a scorecard says beside benchmarks: loss, baselines, cost, licences."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe.data.store import Store
+from moe.evaluate import (
+  benchmarks,
+  compression,
+  contamination,
+  documents,
+  ngram,
+  score,
+)
+from moe.runs import scorecard_scores, scoring
+from moe.runs.results import BASELINES
+from moe.runs.run import TrainedRun
+from moe.runs.scorecard_scores import Asked
+from moe.scale import topology
+from moe.train import record_log
+
+# Planned chip-hours assume this chip at this share of its peak, and energy this
+# power, the limit in NVIDIA's data sheet of the H100 SXM.
+CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
+WEIGHTS_LICENCE = 'Apache-2.0'
+_BUILTIN = 'corpora/'
+_RECORDS_AT_ONCE = 1000
+
+
+def train_stores(
+  trained: TrainedRun, prepare_stores: Callable[..., str]
+) -> list[Store]:
+  """The token stores of the training side of a run."""
+  return scoring.task_stores(
+    trained, trained.run.data.train, 'train', prepare_stores
+  )
+
+
+def texts_of(
+  trained: TrainedRun, stores: Sequence[Store], max_chars: int
+) -> Iterator[str]:
+  """Yields the texts of stores until they have `max_chars` characters.
+
+  Each store gives the same share of its records.
+  """
+  total = sum(store.manifest['counts']['chars'] for store in stores)
+  share = min(1.0, max_chars / max(total, 1))
+  for store in stores:
+    size = round(share * store.lengths.size)
+    for start in range(0, size, _RECORDS_AT_ONCE):
+      indices = range(start, min(size, start + _RECORDS_AT_ONCE))
+      for record in store.read(indices):
+        yield documents.record_text(trained.vocabulary, trained.ids, record)
+
+
+def loss_per_character(
+  trained: TrainedRun,
+  asked: Asked,
+  prepare_stores: Callable[..., str],
+  train_texts: Sequence[str],
+) -> dict[str, Any]:
+  """Bits per character of held-out text, beside n-grams and compressors.
+
+  The text is the validation side of the first evaluated task of the run. All
+  baselines score the same documents, end marks included. N-grams are counted on
+  `train_texts`.
+  """
+  task = trained.run.data.evaluation[0]
+  stores = scoring.task_stores(trained, task, 'validation', prepare_stores)
+  held_out = [
+    record
+    for store in stores
+    for record in store.read(range(store.lengths.size))
+  ]
+  held_out = scorecard_scores.cut(held_out, asked.suite.items)
+  scored = [
+    documents.record_document(trained.vocabulary, trained.ids, record)
+    for record in held_out
+  ]
+  nats = scorecard_scores.nats_of_sides(trained, {'': scored})['']
+  sizes = np.array([document.chars for document in scored])
+  model = score.of_documents('this model', nats, sizes, asked.command)
+  entry = {
+    'task': task,
+    'scores': [
+      model.as_json(),
+      score.of_documents(
+        'this model',
+        nats,
+        np.array([document.bytes for document in scored]),
+        asked.command,
+        score.BITS_PER_BYTE,
+      ).as_json(),
+    ],
+    'nats': [round(float(x), 4) for x in nats],
+    'chars': sizes.tolist(),
+    'train_chars': sum(map(len, train_texts)),
+  }
+  has_given = any(d.weights is not None and not d.weights.all() for d in scored)
+  if has_given or not trained.ids.is_text:
+    entry['no_baselines'] = (
+      'a part of the documents is given or is not text, which n-grams and'
+      ' compressors do not know'
+    )
+    return entry
+  texts = [
+    documents.record_text(trained.vocabulary, trained.ids, record)
+    for record in held_out
+  ]
+  bits = {
+    f'{name}, characters': ngram.ngram_bits(train_texts, texts, order)
+    for name, order in BASELINES.items()
+  } | compression.compressed_bits(texts, train_texts)
+  entry['scores'] += [
+    score.Score(name, value, n=len(texts), command=asked.command).as_json()
+    for name, value in bits.items()
+  ]
+  return entry
+
+
+def cost_of(workdir: str, step: int) -> dict[str, Any]:
+  """Parameters, FLOPs, tokens and time of a run, from what it has written."""
+  folder = pathlib.Path(workdir)
+  facts = {}
+  if (folder / 'run.json').is_file():
+    facts = json.loads((folder / 'run.json').read_text(encoding='utf-8'))
+  records = [r for r in record_log.read(folder / 'log.jsonl')]
+  record = next((r for r in reversed(records) if r['step'] <= step), {})
+  tokens = record.get('tokens')
+  found = {
+    'parameters, total': facts.get('params_total'),
+    'parameters, active per token': facts.get('params_active'),
+    'FLOPs per token, forward': facts.get('flops_per_token_forward'),
+    'training steps': step,
+    'training tokens': tokens,
+    'hours of training, measured': _hours(record.get('time', {})),
+  }
+  if tokens and facts.get('flops_per_token_train'):
+    flops = tokens * facts['flops_per_token_train']
+    peak = topology.CHIPS[CHIP].peak['bfloat16']
+    hours = flops / (SHARE_OF_PEAK * peak) / 3600
+    found |= {
+      'FLOPs of training': flops,
+      f'{CHIP.upper()}-hours at {SHARE_OF_PEAK:.0%} of its peak': hours,
+      f'kWh of these at {WATTS} W, without cooling': hours * WATTS / 1000,
+    }
+  return {key: value for key, value in found.items() if value is not None}
+
+
+def _hours(time: dict[str, Any]) -> float | None:
+  return time['elapsed'] / 3600 if time.get('elapsed') else None
+
+
+def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
+  """(what, its licence) of the weights and of every corpus of the training."""
+  rows = [('weights', WEIGHTS_LICENCE)]
+  for store in stores:
+    source = store.manifest.get('source', 'unknown source')
+    if _BUILTIN in source:
+      source = 'built-in corpus, no rights reserved (tasks/corpora/README.md)'
+    rows.append((store.manifest['task'], source))
+  return rows
+
+
+def add_contamination(
+  entries: Sequence[dict[str, Any]], train_texts: Sequence[str]
+) -> None:
+  """Adds to every set the items that stand in the training text.
+
+  A set gets 'contaminated', the share of its items. A metric gets 'clean', its
+  score without them, if some items are left.
+  """
+  asked = [entry for entry in entries if entry.get('texts')]
+  texts = [text for entry in asked for text in entry['texts']]
+  if not texts:
+    return
+  is_shared = contamination.find(texts, train_texts)
+  start = 0
+  for entry in asked:
+    size = len(entry.pop('texts'))
+    shared = is_shared[start : start + size]
+    start += size
+    entry['contaminated'] = float(shared.mean())
+    for metric in entry.get('metrics', ()):
+      if shared.any() and not shared.all():
+        metric['clean'] = dataclasses.asdict(
+          benchmarks.metric_score(
+            metric['name'],
+            np.array(metric['numerators'])[~shared],
+            np.array(metric['denominators'])[~shared],
+            metric['command'],
+          )
+        )

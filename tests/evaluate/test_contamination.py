@@ -1,0 +1,30 @@
+"""Runs that a benchmark shares with the training text."""
+
+import pytest
+
+from moe.evaluate import contamination
+
+CHINESE = '春眠不覺曉處處聞啼鳥夜來風雨聲花落知多少'
+ENGLISH = 'one two three four five six seven eight nine'
+
+
+@pytest.mark.parametrize(
+  'item, train, shared',
+  [
+    # 13 characters in a row, whatever stands between them.
+    (CHINESE, '春眠不覺曉，處處聞啼鳥。\n夜來風！', True),
+    (CHINESE, '春眠不覺曉，處處聞啼鳥。\n夜來', False),
+    # 8 words in a row, in any case.
+    (ENGLISH, 'One, two three four five six SEVEN eight; ten', True),
+    (ENGLISH, 'one two three four five six seven nine eight', False),
+    # Thirteen letters of a Latin text are no run.
+    (ENGLISH, 'one two three four five', False),
+  ],
+)
+def test_a_run_is_found_and_a_shorter_one_is_not(item, train, shared):
+  found = contamination.find(['外', item], ['別的', train])
+  assert found.tolist() == [False, shared]
+
+
+def test_a_run_does_not_cross_documents():
+  assert not contamination.find([CHINESE], [CHINESE[:10], CHINESE[10:]]).any()

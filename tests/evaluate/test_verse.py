@@ -1,0 +1,87 @@
+"""Form, tones, rhyme, copies and variety of verse, worked out by hand."""
+
+import pytest
+
+from moe.evaluate import verse
+
+READINGS = {
+  '平': [('ing', 2)],
+  '仄': [('e', 4)],
+  '兩': [('ang', 1), ('ang', 4)],
+  '入': [('u', 1)],
+  '星': [('ing', 1)],
+  '風': [('eng', 1)],
+  '光': [('uang', 1)],
+}
+ENTERING = frozenset('入')
+
+
+def readings(character):
+  return READINGS.get(character, [])
+
+
+@pytest.mark.parametrize(
+  'character, level, oblique',
+  [
+    ('平', True, False),
+    ('仄', False, True),
+    ('兩', True, True),
+    ('入', False, True),
+    ('？', True, True),
+  ],
+)
+def test_tones_are_those_of_mandarin_but_for_the_entering_tone(
+  character, level, oblique
+):
+  assert verse.tones(character, readings, ENTERING) == (level, oblique)
+
+
+@pytest.mark.parametrize(
+  'line, is_kept',
+  [
+    ('平平仄仄平', True),
+    ('平仄仄平仄', True),
+    ('平平仄平平', False),
+    ('仄入仄平仄仄平', True),
+    # The two-fold character is read as level, then as oblique.
+    ('平兩仄入平', True),
+    ('平兩仄平平', True),
+    ('仄平仄兩仄仄平', False),
+  ],
+)
+def test_even_characters_alternate(line, is_kept):
+  assert verse.is_tone_pattern_kept(line, readings, ENTERING) == is_kept
+
+
+def test_couplets_are_opposed_in_even_places_and_at_the_end():
+  opposed = lambda up, down: verse.are_tones_opposed(
+    up, down, readings, ENTERING
+  )
+  assert opposed('仄仄平平仄', '平平仄仄平')
+  assert not opposed('仄仄平平平', '平平仄仄平')
+  assert not opposed('仄仄平平仄', '平平仄平')
+
+
+def test_even_lines_rhyme_by_class():
+  # ing and eng are one class, ang another.
+  assert verse.is_rhymed(['仄', '星', '仄', '風'], readings)
+  assert not verse.is_rhymed(['仄', '星', '仄', '光'], readings)
+  assert not verse.is_rhymed(['仄', '星'], readings)
+
+
+def test_no_final_is_in_two_classes():
+  finals = [final for found in verse.RHYMES.values() for final in found]
+  assert len(finals) == len(set(finals))
+  assert len(verse.RHYMES) == 14
+
+
+def test_a_form_is_lines_of_chinese_characters():
+  assert verse.is_form_kept('春眠。夜來，', 2, 2)
+  assert not verse.is_form_kept('春眠。夜來，', 2, 3)
+  assert not verse.is_form_kept('春a。夜來，', 2, 2)
+
+
+def test_the_longest_copied_run_and_distinct_pairs():
+  assert verse.longest_copied_run('春眠不覺曉', '他眠不覺。覺曉') == 3
+  # ab, ba, ab: two different ones of three.
+  assert verse.distinct(['abab']) == pytest.approx(2 / 3)
