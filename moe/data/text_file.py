@@ -4,12 +4,11 @@ import gzip
 import json
 import lzma
 import os
+import re
 from typing import Any
 
 # The function that opens a compressed file, by the end of its name.
 _OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
-
-import re
 
 
 def unescaped(text: str) -> str:

@@ -61,6 +61,7 @@ IN_USE = {
     *(f'latent_attention.LatentAttention.{width}=8' for width in WIDTHS),
   ],
   'MoE': [],
+  'Rope': [],
   'SoftMoE': [
     'block.Block.moe=@soft_moe.SoftMoE',
     *(f'soft_moe.SoftMoE.{size}' for size in SIZES),
@@ -100,7 +101,15 @@ NOT_SET = {
     'Objective',
     'scale_by_adam',
   ),
-  *('PackPlan', 'Counts', 'IdSpace', 'TrainedRun', 'ScoringRequest', 'Job'),
+  *(
+    'PackPlan',
+    'Counts',
+    'IdSpace',
+    'TrainedRun',
+    'ScoringRequest',
+    'Job',
+    'Limits',
+  ),
 }
 
 
