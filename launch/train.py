@@ -50,8 +50,24 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
   config = configuration.read(args.gin_file, overrides)
   # Imported here, since an error in the configuration need not wait for it.
-  from moe.runs import preflight, training
+  from moe.runs import image_tokenizer, preflight, training
 
+  texts = {
+    'config.gin': config.text,
+    'operative_config.gin': config.operative_text,
+  }
+  if isinstance(config.run, image_tokenizer.TokenizerRun):
+    # Imported here, since runs of language models read no pictures.
+    from tasks.pictures import stores
+
+    preflight.open_workdir(args.workdir)
+    runtime.set_up_jax()
+    if args.dry_run:
+      print(image_tokenizer.describe(config.run), end='')
+      return 0
+    return image_tokenizer.train(
+      config.run, args.workdir, texts, stores.prepare
+    )
   data = config.run.data
   token_stores.check_tasks(
     [data.train, *data.evaluation],
@@ -67,10 +83,6 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.dry_run:
     print(job.description, end='')
     return 0
-  texts = {
-    'config.gin': config.text,
-    'operative_config.gin': config.operative_text,
-  }
   return training.train(
     job, texts, token_stores.prepare, write_report, args.compiled, begin
   )

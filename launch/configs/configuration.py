@@ -11,7 +11,11 @@ from launch.configs.tree import Tree
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
 from moe.runs import trained
+from moe.runs.image_tokenizer import TokenizerRun
 from moe.runs.run import Run, TrainedRun
+
+# What a configuration may describe.
+_ROOTS = (Run, TokenizerRun)
 
 
 class Configuration(NamedTuple):
@@ -23,7 +27,7 @@ class Configuration(NamedTuple):
     operative_text: what of it the run uses, with the defaults.
   """
 
-  run: Run
+  run: Run | TokenizerRun
   text: str
   operative_text: str
 
@@ -40,19 +44,28 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
   bound = bindings.read(list(files), list(overrides))
-  if not any(b.target is Run for b in bound.bindings):
+  roots = [r for r in _ROOTS if any(b.target is r for b in bound.bindings)]
+  if not roots:
     raise ValueError(
       f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
       ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
     )
-  sizes.check_values(reach.check(bound.bindings, Run))
+  if len(roots) > 1:
+    raise ValueError(
+      f"{', '.join(files)} must include one of 'runs/train.gin' and"
+      " 'runs/image_tokenizer.gin', got both: take one away."
+    )
+  root = roots[0]
+  sizes.check_values(reach.check(bound.bindings, root))
   tree = Tree(bound.bindings)
   try:
-    run = tree.make(Run)
-    sizes.check(run)
+    run = tree.make(root)
+    if root is Run:
+      sizes.check(run)
   except (TypeError, ValueError) as error:
     raise ValueError(_missing_argument(str(error))) from error
-  operative = gin_text.operative(tree, Run, _unfollowed(run))
+  unfollowed = _unfollowed(run) if root is Run else []
+  operative = gin_text.operative(tree, root, unfollowed)
   return Configuration(
     run,
     bindings.WRITTEN + gin_text.text(bound.imports, *gin_text.written(tree)),
@@ -61,8 +74,18 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
 
 
 def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
-  """The run of `read`."""
-  return read(files, overrides).run
+  """The run of `read`, which must be the run of a language model.
+
+  Raises:
+    ValueError: if it is the run of an image tokenizer, or as `read` does.
+  """
+  run = read(files, overrides).run
+  if not isinstance(run, Run):
+    raise ValueError(
+      f'{", ".join(files)} must describe a language model, got an image'
+      ' tokenizer: give another file, or use `python -m launch.images`.'
+    )
+  return run
 
 
 def _missing_argument(message: str) -> str:
