@@ -152,3 +152,19 @@ def load_run(directory: str) -> TrainedRun:
   """
   place = trained.find(directory)
   return trained.read_back(load([place.config], []), place)
+
+
+def load_tokenizer_run(directory: str) -> TokenizerRun:
+  """The run of an image tokenizer, from its work directory.
+
+  Raises:
+    ValueError: if there is no configuration, or that of another kind of run.
+  """
+  path = os.path.join(directory, 'config.gin')
+  run = read([path], []).run
+  if not isinstance(run, TokenizerRun):
+    raise ValueError(
+      f'{path} must describe the run of an image tokenizer, got that of a'
+      ' language model: name another directory.'
+    )
+  return run

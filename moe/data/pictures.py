@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moe.data.order import Mixture, permuted, scramble
-from moe.data.store import Record, Store
+from moe.data.store import Store
 from moe.types import Batch
 
 
@@ -92,11 +92,6 @@ def picture_batches(
     places = np.flatnonzero(number < store.lengths.size)
     _fill(batch, places, store, number[places], None)
     yield batch
-
-
-def facts_of(record: Record) -> dict:
-  """What is known of a picture beside its pixels, such as its caption."""
-  return json.loads(record['facts'].tobytes())
 
 
 def _empty(num_rows: int, shape: tuple[int, int]) -> Batch:

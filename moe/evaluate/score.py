@@ -116,3 +116,43 @@ def of_documents(
     low, high = found.low, found.high
   value = math.fsum(nats) / math.log(2) / float(np.sum(sizes))
   return Score(name, value, low, high, len(nats), command, unit)
+
+
+def of_mean(
+  name: str,
+  values: np.ndarray,
+  command: str,
+  unit: str,
+  is_higher_better: bool = True,
+) -> Score:
+  """The mean of one value for each picture or document.
+
+  Args:
+    name: of the score.
+    values: [n].
+    command: the command that gives the same number again.
+    unit: of the value.
+    is_higher_better: the direction.
+
+  Returns:
+    A score with a bootstrap interval; a single value has none.
+  """
+  values = np.asarray(values, np.float64)
+  low = high = None
+  if values.size > 1:
+    rng = np.random.default_rng(0)
+    means = [
+      values[rng.integers(values.size, size=values.size)].mean()
+      for _ in range(_NUM_RESAMPLES)
+    ]
+    low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
+  return Score(
+    name,
+    float(values.mean()),
+    low,
+    high,
+    values.size,
+    command,
+    unit,
+    is_higher_better,
+  )

@@ -27,6 +27,7 @@ from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.runs import build, lock, preflight
+from moe.runs.run import IMAGE_TOKENIZER
 from moe.train import program as program_lib
 from moe.train import progress, trainer
 from moe.train.evaluation import HeldOut
@@ -35,7 +36,6 @@ from moe.types import Array, Batch, PyTree
 
 _logger = logging.getLogger(__name__)
 
-FROZEN = 'image_tokenizer.bin'
 # Pictures that are encoded or decoded at a time.
 _CHUNK = 128
 # The key of the configuration in a frozen file, where all others are paths.
@@ -195,7 +195,7 @@ def train(
     if code == 0 and jax.process_index() == 0:
       frozen = freeze(run, workdir)
       _logger.info(
-        f'{os.path.join(workdir, FROZEN)}: {frozen.num_codes:,} codes,'
+        f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
         f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
         f' SHA-256 {frozen.sha256[:12]}'
       )
@@ -262,6 +262,19 @@ class ImageTokenizer:
   def grid(self) -> tuple[int, int]:
     """Rows and columns of the codes of a picture."""
     return self.functional.module.grid(self.pixels, self.pixels)
+
+  @property
+  def facts(self) -> dict[str, str]:
+    """What is known of the tokenizer, for people."""
+    module, (height, width) = self.functional.module, self.grid
+    count = sum(array.size for array in jax.tree.leaves(self.params))
+    return {
+      'SHA-256': self.sha256,
+      'picture': f'{self.pixels} x {self.pixels} pixels',
+      'codes of a picture': f'{height} x {width}',
+      'codes': f'{self.num_codes:,}, levels {tuple(module.levels)}',
+      'parameters': f'{count:,}',
+    }
 
   def encode(self, pictures: np.ndarray) -> np.ndarray:
     """Codes int32 [N, codes], row by row, of uint8 pictures [N, Y, X, 3]."""
@@ -336,9 +349,15 @@ def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
   }
   encoded = json.dumps(config, sort_keys=True).encode()
   record = {_CONFIG: np.frombuffer(encoded, np.uint8), **arrays}
-  path = os.path.join(workdir, FROZEN)
+  path = os.path.join(workdir, IMAGE_TOKENIZER)
   atomic_files.write_file(path, encode_record(record))
   return load(path)
+
+
+def path_of(place: str | os.PathLike) -> pathlib.Path:
+  """The file of a frozen tokenizer: itself, or the one in a directory."""
+  path = pathlib.Path(place)
+  return path / IMAGE_TOKENIZER if path.is_dir() else path
 
 
 def load(path: str | os.PathLike) -> ImageTokenizer:
@@ -350,9 +369,7 @@ def load(path: str | os.PathLike) -> ImageTokenizer:
   Raises:
     ValueError: if it is missing or damaged.
   """
-  path = pathlib.Path(path)
-  if path.is_dir():
-    path = path / FROZEN
+  path = path_of(path)
   if not path.is_file():
     raise ValueError(
       f'A frozen image tokenizer must be at {path}, got nothing there: train'
