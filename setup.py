@@ -47,6 +47,8 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.3',
     'array-record>=0.8.3',
+    # SSIM in the report on an image tokenizer.
+    'dm-pix>=0.4.4',
     'flax>=0.12.8,<0.13',
     'gcsfs>=2026.1',
     'gin-config==0.5.0',
@@ -56,6 +58,7 @@ setuptools.setup(
     'numpy>=2.2',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.4',
+    'pillow>=12',
     'rich>=14',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6.4',

@@ -105,7 +105,8 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
   for thing, (x, y) in zip(things, _centres(scene, rng), strict=True):
     x, y = np.array([x, y]) + rng.uniform(-0.02, 0.02, 2)
     radius = _RADIUS[thing.size] * rng.uniform(0.95, 1.05)
-    colour = np.clip(scenes.COLOURS[thing.colour] + rng.normal(0, 6), 0, 255)
+    shade = rng.normal(0, 6)
+    colour = np.clip(np.array(scenes.COLOURS[thing.colour]) + shade, 0, 255)
     drawing.paint(picture, _cover(thing.form, x, y, radius), colour)
   return drawing.finished(picture)
 

@@ -186,6 +186,7 @@ class Folder:
       ValueError: if the captions are missing or malformed.
     """
     _file_part(split)
+    self.quarantine.clear()
     root = pathlib.Path(self.directory).expanduser()
     lines = text_files.json_lines(
       (root / CAPTIONS).absolute(),
