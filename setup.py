@@ -57,6 +57,8 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.3',
     'array-record>=0.8.3',
+    # SSIM in the report on an image tokenizer.
+    'dm-pix>=0.4.4',
     # Reads structures of proteins, and knows the atoms of the residues.
     'biotite>=1.6',
     'flax>=0.12.8,<0.13',
@@ -68,6 +70,7 @@ setuptools.setup(
     'numpy>=2.2',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.4',
+    'pillow>=12',
     'rich>=14',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6.4',

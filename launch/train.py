@@ -49,6 +49,26 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   from launch.configs import configuration
 
   config = configuration.read(args.gin_file, overrides)
+  texts = {
+    'config.gin': config.text,
+    'operative_config.gin': config.operative_text,
+  }
+  # Imported here, since --help must answer at once.
+  from moe.runs import image_tokenizer
+
+  if isinstance(config.run, image_tokenizer.TokenizerRun):
+    # Imported here, since runs of language models read no pictures.
+    from moe.runs import preflight
+    from tasks.pictures import stores
+
+    preflight.open_workdir(args.workdir)
+    runtime.set_up_jax()
+    if args.dry_run:
+      print(image_tokenizer.describe(config.run), end='')
+      return 0
+    return image_tokenizer.train(
+      config.run, args.workdir, texts, stores.prepare
+    )
   data = config.run.data
   token_stores.check_tasks(
     [data.train, *data.evaluation],
@@ -68,10 +88,6 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.dry_run:
     print(job.description, end='')
     return 0
-  texts = {
-    'config.gin': config.text,
-    'operative_config.gin': config.operative_text,
-  }
   return training.train(
     job, texts, token_stores.prepare, write_report, args.compiled, begin
   )

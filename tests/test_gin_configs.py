@@ -28,7 +28,12 @@ WIRING = {
   'runs/train.gin',
   'runs/muon.gin',
   'runs/recipe.gin',
+  'runs/image_tokenizer.gin',
 }
+# Runs of image tokenizers, which have other macros.
+TOKENIZERS = [
+  f'runs/image_tokenizer_{n}.gin' for n in ('emoji', 'fashion', 'shapes')
+]
 # Our own models, for experiments; the other models are only counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 # Runs for large slices -> overrides that make them fit 8 devices.
@@ -46,7 +51,7 @@ STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
 
 def files(folder):
   found = sorted(f'{folder}/{p.name}' for p in (ROOT / folder).glob('*.gin'))
-  return [name for name in found if name not in WIRING]
+  return [name for name in found if name not in {*WIRING, *TOKENIZERS}]
 
 
 def stack(run):
@@ -177,6 +182,18 @@ def test_a_run_has_its_numbers_as_macros(name):
   ]
   np.testing.assert_allclose(2 * rates[0], rates[1], rtol=1e-6)
   assert rates[1].max() > 0.1
+
+
+@pytest.mark.parametrize('name', TOKENIZERS)
+def test_the_run_of_a_tokenizer_is_built_by_shapes(name):
+  run = configuration.read([name], ['BATCH_SIZE=8', 'SEED=5']).run
+  program = run.program()
+  assert run.settings.seed == 5 and program.mesh.size == 8
+  side = 64 if 'emoji' in name else 32
+  assert program.batch_shapes['pictures'].shape == (8, side, side, 3)
+  assert run.model.grid(side, side) == (side // 4, side // 4)
+  with pytest.raises(ValueError, match='must describe a language model'):
+    configuration.load([name], [])
 
 
 @pytest.mark.parametrize('name', files('parallel'))

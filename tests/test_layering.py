@@ -32,7 +32,7 @@ MAY_IMPORT = {
   'report': BUILT | {'runs'},
 }
 HEAVY = {'tensorflow', 'seqio', 'tensorflow_datasets', 'tensorflow_text'}
-FLAX = {'routing', 'layers', 'models'}
+FLAX = {'routing', 'layers', 'models', 'modalities'}
 FILES = sorted(
   str(p.relative_to(ROOT))
   for folder in ('moe', 'tasks', 'launch')

@@ -12,7 +12,11 @@ from moe.bounds import OutOfRange
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
 from moe.runs import trained
+from moe.runs.image_tokenizer import TokenizerRun
 from moe.runs.run import Run, TrainedRun
+
+# What a configuration may describe.
+_ROOTS = (Run, TokenizerRun)
 
 
 class Configuration(NamedTuple):
@@ -24,7 +28,7 @@ class Configuration(NamedTuple):
     operative_text: the bindings that the run uses, with its defaults.
   """
 
-  run: Run
+  run: Run | TokenizerRun
   text: str
   operative_text: str
 
@@ -41,30 +45,42 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
   bound = bindings.read(list(files), list(overrides))
-  if not any(b.target is Run for b in bound.bindings):
+  roots = [r for r in _ROOTS if any(b.target is r for b in bound.bindings)]
+  if not roots:
     raise ValueError(
       f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
       ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
     )
-  return made(bound)
+  if len(roots) > 1:
+    raise ValueError(
+      f"{', '.join(files)} must include one of 'runs/train.gin' and"
+      " 'runs/image_tokenizer.gin', got both: take one away."
+    )
+  return made(bound, roots[0])
 
 
-def made(bound: bindings.Bound) -> Configuration:
+def made(bound: bindings.Bound, root: type = Run) -> Configuration:
   """The configuration that bindings say.
+
+  Args:
+    bound: the bindings.
+    root: the class of the run.
 
   Raises:
     ValueError: as `read`.
   """
-  in_effect = reach.check(bound.bindings, Run)
+  in_effect = reach.check(bound.bindings, root)
   tree = Tree(bound.bindings)
   try:
-    run = tree.make(Run)
-    sizes.check(run)
+    run = tree.make(root)
+    if root is Run:
+      sizes.check(run)
   except OutOfRange as error:
     raise ValueError(sizes.placed(error, in_effect)) from error
   except (TypeError, ValueError) as error:
     raise ValueError(_missing_argument(str(error))) from error
-  operative = gin_text.operative(tree, Run, _unfollowed(run))
+  unfollowed = _unfollowed(run) if root is Run else []
+  operative = gin_text.operative(tree, root, unfollowed)
   return Configuration(
     run,
     bindings.WRITTEN + gin_text.text(bound.imports, *gin_text.written(tree)),
@@ -73,8 +89,18 @@ def made(bound: bindings.Bound) -> Configuration:
 
 
 def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
-  """The run of `read`."""
-  return read(files, overrides).run
+  """The run of `read`, which must be the run of a language model.
+
+  Raises:
+    ValueError: if it is the run of an image tokenizer, or as `read` does.
+  """
+  run = read(files, overrides).run
+  if not isinstance(run, Run):
+    raise ValueError(
+      f'{", ".join(files)} must describe a language model, got an image'
+      ' tokenizer: give another file, or use `python -m launch.images`.'
+    )
+  return run
 
 
 def _missing_argument(message: str) -> str:
@@ -141,3 +167,19 @@ def load_run(directory: str) -> TrainedRun:
   """
   place = trained.find(directory)
   return trained.read_back(load([place.config], []), place)
+
+
+def load_tokenizer_run(directory: str) -> TokenizerRun:
+  """The run of an image tokenizer, from its work directory.
+
+  Raises:
+    ValueError: if there is no configuration, or that of another kind of run.
+  """
+  path = os.path.join(directory, 'config.gin')
+  run = read([path], []).run
+  if not isinstance(run, TokenizerRun):
+    raise ValueError(
+      f'{path} must describe the run of an image tokenizer, got that of a'
+      ' language model: name another directory.'
+    )
+  return run

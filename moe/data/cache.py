@@ -117,7 +117,8 @@ def cache_task(
   whose target is empty is left out and counted.
 
   A feature whose vocabulary has the attributes `range` and `is_block` holds the
-  codes of that range of the id space; see `moe.data.records.Feature`. Features
+  codes of that range of the id space, and perhaps has `tokenizer`; see
+  `moe.data.records.Feature`. Features
   other than inputs and targets are kept as arrays with one value per token.
 
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
@@ -144,15 +145,17 @@ def cache_task(
   import tensorflow as tf
 
   vocabulary = Vocabulary(vocabulary_path)
-  ids = of_ranges(vocabulary.size, ranges or {})
   tasks_with(task_name, split)
+  features = _features(task_name)
+  tokenizers = {f.range: f.tokenizer for f in features.values() if f.tokenizer}
+  ids = of_ranges(vocabulary.size, ranges or {}, tokenizers)
   tokeniser = Tokeniser(
     f'{task_name}/{split}',
     vocabulary,
     max_bad_fraction,
     on_progress,
     ids,
-    _features(task_name),
+    features,
   )
   examples = _examples(
     task_name, split, seqio.SentencePieceVocabulary(vocabulary.path)
@@ -191,7 +194,9 @@ def _features(task_name: str) -> dict[str, Feature]:
   }
   return {
     name: Feature(
-      getattr(vocabulary, 'range', ''), getattr(vocabulary, 'is_block', False)
+      getattr(vocabulary, 'range', ''),
+      getattr(vocabulary, 'is_block', False),
+      getattr(vocabulary, 'tokenizer', ''),
     )
     for name, vocabulary in vocabularies.items()
     if hasattr(vocabulary, 'range') or name not in ('inputs', 'targets')

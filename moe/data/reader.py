@@ -11,7 +11,7 @@ from moe.data.order import Mixture, permuted, scramble
 from moe.data.packed_store import Extras, PackedStore
 from moe.data.store import Store
 from moe.data.transforms import Transform
-from moe.modalities.ids import IdSpace
+from moe.modalities import ids
 from moe.types import PLACE_FIELDS, TokenBatch
 
 
@@ -105,7 +105,7 @@ class Reader:
           f' in {directory} than in {self._stores[0].store.directory}: cache'
           ' them with the same --vocabulary.'
         )
-    self.ids = _shared_space(self._stores)
+    self.ids = ids.shared(packed.ids for packed in self._stores)
     for packed in self._stores:
       packed.ids = self.ids
     self.vocab_size = manifests[0]['vocab_size']
@@ -204,18 +204,6 @@ def eval_batches(
     keys = np.zeros(places.size, np.uint64)
     packed.fill(batch, places, number[places], keys)
     yield batch
-
-
-def _shared_space(stores: Sequence[PackedStore]) -> IdSpace:
-  """The id space of all stores; a space of text alone fits into any other."""
-  found = {packed.ids.sha256: packed.ids for packed in stores}
-  spaces = [space for space in found.values() if not space.is_text]
-  if len(spaces) > 1:
-    raise ValueError(
-      'All stores of a mixture must share one id space, got'
-      f' {"; and ".join(map(str, spaces))}: cache them with the same ranges.'
-    )
-  return spaces[0] if spaces else stores[0].ids
 
 
 def _empty_batch(

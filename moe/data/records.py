@@ -25,10 +25,12 @@ class Feature(NamedTuple):
     is_block: whether the whole feature is one block, whose tokens see each
       other. A block in the inputs is a condition. In a block in the targets, a
       transform must hide the tokens that are predicted.
+    tokenizer: SHA-256 of the trained tokenizer that made the codes, if one did.
   """
 
   range: str = ''
   is_block: bool = False
+  tokenizer: str = ''
 
 
 @dataclasses.dataclass

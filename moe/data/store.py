@@ -3,7 +3,8 @@
 A store is a directory <vocabulary directory>/<task>/<split>/ with
 
   records.array_record  one record per document, as `encode_record` writes it
-  lengths.npy           int32, tokens of each record
+  lengths.npy           int32, tokens of each record; 1 if it has none, as a
+                        picture
   manifest.json         counts, hashes, where the documents came from
   blocks.npy            int32 [blocks, 4], only where records have `block_ids`:
                         record, first token, one past the last, scored tokens
@@ -93,7 +94,7 @@ def write_store(
 
   Args:
     directory: of the store.
-    records: each with `tokens`, in the order of their numbers.
+    records: in the order of their numbers.
     manifest_fn: gives the rest of the manifest; called after the last record.
 
   Raises:
@@ -159,11 +160,16 @@ def _write_records(
       data = encode_record(record)
       content.update(len(data).to_bytes(8, 'little') + data)
       blocks += [(len(lengths), *span) for span in _block_spans(record)]
-      lengths.append(record['tokens'].size)
+      lengths.append(_length(record))
       _or_no_room(writer.write, data)
   finally:
     _or_no_room(writer.close)
   return lengths, blocks, content.hexdigest()
+
+
+def _length(record: Record) -> int:
+  """Tokens of a record; 1 if it has none."""
+  return record['tokens'].size if 'tokens' in record else 1
 
 
 def _block_spans(record: Record) -> list[tuple[int, int, int]]:
@@ -382,7 +388,7 @@ class Store:
       if data is None:
         data = self._reader.read([index])[0]
       record = decode_record(data)
-      if record['tokens'].size != self.lengths[index]:
+      if _length(record) != self.lengths[index]:
         raise ValueError('the record is not as long as lengths.npy says')
       return record
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:

@@ -121,3 +121,47 @@ class MaskBlocks:
   def _num_hidden(self, num_scored: np.ndarray) -> np.ndarray:
     rounded = np.rint(self.fraction * num_scored).astype(np.int64)
     return np.maximum(rounded, num_scored > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DropCondition:
+  """Hides the whole condition of a document now and then.
+
+  A model trained on both knows the target with and without its condition, as
+  classifier-free guidance (Ho and Salimans 2022,
+  https://arxiv.org/abs/2207.12598) and the information gain of a caption need
+  it. All tokens of the condition are read as the mask, so a document keeps its
+  length, and both branches share one cache.
+
+  Attributes:
+    fraction: share of the times a document is read without its condition.
+  """
+
+  fraction: float = 0.1
+
+  def __post_init__(self):
+    if not 0 <= self.fraction <= 1:
+      raise ValueError(f'fraction={self.fraction} must be from 0 to 1.')
+
+  def declare(self, shape: Shape) -> Shape:
+    """The same shape.
+
+    Raises:
+      ValueError: if a block is to be predicted, which this does not hide.
+    """
+    if shape.blocks[:, 3].any():
+      raise ValueError(
+        'Documents of transforms.DropCondition must have no block that is to be'
+        ' predicted, got some: give them transforms.MaskBlocks.'
+      )
+    return shape
+
+  def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
+    """The record, with `inputs` in which masks replace the condition."""
+    if float(scramble(key)) >= self.fraction * 2.0**64:
+      return record
+    if 'loss_weights' not in record:
+      return record
+    is_condition = np.cumsum(record['loss_weights'] > 0) == 0
+    inputs = np.where(is_condition, ids.mask, record['tokens'])
+    return {**record, 'inputs': inputs.astype(np.int32)}

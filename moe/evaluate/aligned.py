@@ -87,7 +87,7 @@ def language_score(
     english_chars: code points of each English sentence.
     command: the command that gives the same number again.
   """
-  return score.of_documents(
+  return comparison.of_documents(
     language, nats, english_chars, command, BITS_PER_ENGLISH_CHAR
   )
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe.evaluate import score
+from moe.evaluate import comparison, score
 from moe.evaluate.choices import Answer, Request
 
 HARNESS = '0.4.13'
@@ -302,7 +302,7 @@ def metric_score(
   """
   nats = np.asarray(numerators, np.float64) * math.log(2)
   unit = UNITS.get(metric, 'share')
-  found = score.of_documents(metric, nats, denominators, command, unit)
+  found = comparison.of_documents(metric, nats, denominators, command, unit)
   if metric == 'perplexity':
     ends = (found.value, found.low, found.high)
     value, low, high = (None if x is None else math.exp(x) for x in ends)

@@ -138,3 +138,40 @@ def of_documents(
   return score.Score(
     name, value, found.low, found.high, len(nats), command, unit
   )
+
+
+def of_mean(
+  name: str,
+  values: np.ndarray,
+  command: str,
+  unit: str,
+  is_higher_better: bool = True,
+) -> score.Score:
+  """The mean of one value for each picture or document.
+
+  Args:
+    name: of the score.
+    values: [n].
+    command: the command that gives the same number again.
+    unit: of the value.
+    is_higher_better: the direction.
+
+  Returns:
+    A score with a bootstrap interval; a single value has none.
+  """
+  values = np.asarray(values, np.float64)
+  low = high = None
+  if values.size > 1:
+    low, high = _interval(
+      values, np.ones(values.size), _RESAMPLES_OF_SCORES, 0.95, 0
+    )
+  return score.Score(
+    name,
+    float(values.mean()),
+    low,
+    high,
+    values.size,
+    command,
+    unit,
+    is_higher_better,
+  )

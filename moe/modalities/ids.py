@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ MASK = 0
 _MULTIPLE = 128
 # The key of the id space in a manifest; text alone has none.
 _KEY = 'ids'
+# The key of the hashes of tokenizers below it.
+_TOKENIZERS = 'tokenizers'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class IdSpace:
     image: codes of an image tokenizer.
     residue: amino acids.
     structure: letters of a structure alphabet.
+    tokenizers: (range, SHA-256) of each tokenizer that was trained: codes of
+      another one mean something else, though they are the same numbers.
   """
 
   text: int
@@ -52,20 +56,26 @@ class IdSpace:
   image: int = 0
   residue: int = 0
   structure: int = 0
+  tokenizers: tuple[tuple[str, str], ...] = ()
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    sizes = self.sizes
     if self.text <= UNK or min(sizes.values()) < 0:
       raise ValueError(
         f'An id space must have more than {UNK} ids of text and no negative'
         f' size, got {sizes}: change the sizes.'
       )
 
+  @property
+  def sizes(self) -> dict[str, int]:
+    """The number of ids of each range."""
+    return {name: getattr(self, name) for name in RANGES}
+
   @functools.cached_property
   def _spans(self) -> dict[str, tuple[int, int]]:
     """(first id, one past the last id) of each range that is not empty."""
     spans, begin = {}, 0
-    for name, size in dataclasses.asdict(self).items():
+    for name, size in self.sizes.items():
       if size:
         spans[name] = begin, begin + size
         begin += -(-size // _MULTIPLE) * _MULTIPLE
@@ -91,8 +101,9 @@ class IdSpace:
 
   @property
   def sha256(self) -> str:
-    """Hash of where every range lies."""
+    """Hash of where every range lies, and of the trained tokenizers."""
     spans = [[name, *span] for name, span in self._spans.items()]
+    spans += [list(pair) for pair in sorted(self.tokenizers)]
     return hashlib.sha256(json.dumps(spans).encode()).hexdigest()
 
   def __str__(self) -> str:
@@ -164,15 +175,23 @@ class IdSpace:
     """What a store's manifest holds of the space; nothing for text alone."""
     if self.is_text:
       return {}
-    return {_KEY: {**dataclasses.asdict(self), 'sha256': self.sha256}}
+    found = {**self.sizes, 'sha256': self.sha256}
+    if self.tokenizers:
+      found[_TOKENIZERS] = dict(self.tokenizers)
+    return {_KEY: found}
 
 
-def of_ranges(text: int, ranges: Mapping[str, int]) -> IdSpace:
+def of_ranges(
+  text: int,
+  ranges: Mapping[str, int],
+  tokenizers: Mapping[str, str] | None = None,
+) -> IdSpace:
   """The id space of a vocabulary and of other ranges.
 
   Args:
     text: number of pieces of the vocabulary.
     ranges: sizes of the other ranges by name.
+    tokenizers: SHA-256 of trained tokenizers by range.
 
   Raises:
     ValueError: if a name or a size is out of range.
@@ -183,7 +202,8 @@ def of_ranges(text: int, ranges: Mapping[str, int]) -> IdSpace:
       f'Ranges beside text must be among {", ".join(list(RANGES)[1:])}, got'
       f' {", ".join(sorted(wrong))}: change the name.'
     )
-  return IdSpace(text, **ranges)
+  pairs = tuple(sorted((tokenizers or {}).items()))
+  return IdSpace(text, **ranges, tokenizers=pairs)
 
 
 def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
@@ -212,10 +232,46 @@ def of_manifest(manifest: Mapping[str, Any]) -> IdSpace:
     return IdSpace(manifest['vocab_size'])
   sizes = dict(manifest[_KEY])
   sha256 = sizes.pop('sha256')
-  space = IdSpace(**sizes)
+  tokenizers = tuple(sorted(sizes.pop(_TOKENIZERS, {}).items()))
+  space = IdSpace(**sizes, tokenizers=tokenizers)
   if space.sha256 != sha256:
     raise ValueError(
       f'The ids of a store must lie in {space} (SHA-256 {space.sha256[:12]}),'
       f' got those of another layout ({sha256[:12]}): make the store again.'
     )
   return space
+
+
+def shared(spaces: Iterable[IdSpace]) -> IdSpace:
+  """The id space of several stores.
+
+  A space of text alone fits into any other. A store without pictures need not
+  know the tokenizer of those of another one.
+
+  Raises:
+    ValueError: if ranges or tokenizers differ.
+  """
+  spaces = list(spaces)
+  mixed = [space for space in spaces if not space.is_text]
+  if not mixed:
+    return spaces[0]
+  tokenizers = {}
+  for space in mixed:
+    if space.sizes != mixed[0].sizes:
+      raise ValueError(
+        'All stores of a mixture must share one id space, got'
+        f' {mixed[0]}; and {space}: cache them with the same ranges.'
+      )
+    for name, sha256 in space.tokenizers:
+      other = tokenizers.setdefault(name, sha256)
+      if other != sha256:
+        raise ValueError(
+          f'All codes of the range {name!r} must be of one tokenizer, got those'
+          f' of {other[:12]} and of {sha256[:12]}: encode them with the same'
+          ' tokenizer.'
+        )
+  return of_ranges(
+    mixed[0].text,
+    {name: n for name, n in mixed[0].sizes.items() if name != 'text'},
+    tokenizers,
+  )

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from moe.modalities.image import Autoencoder
 from moe.models.decoder import Decoder
 from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
 
@@ -52,13 +53,7 @@ class Functional:
     )
     with nn.logical_axis_rules(self.rules):
       variables = self.module.init({'params': key}, batch)
-    params, state = variables['params'], variables.get('state', {})
-    # These specs hold logical axes, since no rules are in use here.
-    specs = nn.get_partition_spec(params)
-    logical_axes = jax.tree.map(
-      tuple, specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)
-    )
-    return nn.meta.unbox(params), nn.meta.unbox(state), logical_axes
+    return _unboxed(variables)
 
   def apply(
     self,
@@ -99,6 +94,55 @@ class Functional:
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for a number of rows and of entries per row."""
     return self.module.cache_shapes(batch_size, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFunctional:
+  """Pure functions of an image tokenizer.
+
+  Attributes:
+    module: the autoencoder.
+  """
+
+  module: Autoencoder
+
+  def init(self, key: Array, pixels: Array) -> tuple[PyTree, PyTree, PyTree]:
+    """(params, state, logical axes), as `Functional.init` gives them.
+
+    Args:
+      key: random key.
+      pixels: [B, Y, X, 3], or the shape of such an array.
+    """
+    pixels = jax.numpy.zeros(pixels.shape, jax.numpy.float32)
+    return _unboxed(self.module.init({'params': key}, pixels))
+
+  def reconstruct(self, params: PyTree, pixels: Array) -> Array:
+    """Pixels [B, Y, X, 3] as they come back from the bottleneck."""
+    return self.module.apply({'params': params}, pixels)[0]
+
+  def encode(self, params: PyTree, pixels: Array) -> Array:
+    """Codes int32 [B, Y', X'] of pixels from 0 to 1."""
+    return self.module.apply({'params': params}, pixels, method='encode')
+
+  def decode(self, params: PyTree, codes: Array) -> Array:
+    """Pixels [B, Y, X, 3] from 0 to 1 of codes."""
+    return self.module.apply({'params': params}, codes, method='decode')
+
+
+def _unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+  """(params, state, logical axes) of what a module initialises."""
+  params, state = variables['params'], variables.get('state', {})
+  # These specs hold logical axes, since no rules are in use here.
+  specs = nn.get_partition_spec(params)
+  is_spec = lambda s: isinstance(s, jax.sharding.PartitionSpec)
+  logical_axes = jax.tree.map(
+    # An array without names has an empty spec: none of its dims is divided.
+    lambda s, a: tuple(s) or (None,) * nn.meta.unbox(a).ndim,
+    specs,
+    params,
+    is_leaf=is_spec,
+  )
+  return nn.meta.unbox(params), nn.meta.unbox(state), logical_axes
 
 
 def make_functional(

@@ -27,7 +27,7 @@ from moe.models.functional import Functional
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import make_mesh
 from moe.runs import preflight
-from moe.runs.run import Run, optimizer_of
+from moe.runs.run import IMAGE_TOKENIZER, Run, optimizer_of
 from moe.train import program as program_lib
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
@@ -222,6 +222,12 @@ def open_data(
     extras=extras,
   )
   preflight.check_ids(reader.ids, run.model.vocab_size)
+  preflight.check_tokenizer(reader.ids, data.image_tokenizer)
+  if data.image_tokenizer and jax.process_index() == 0:
+    atomic_files.write_file(
+      os.path.join(workdir, IMAGE_TOKENIZER),
+      pathlib.Path(data.image_tokenizer).read_bytes(),
+    )
 
   def evaluation(name: str) -> HeldOut:
     stores, _ = found[name, 'validation']

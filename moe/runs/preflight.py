@@ -155,6 +155,30 @@ def check_ids(space: IdSpace, vocab_size: int) -> None:
     )
 
 
+def check_tokenizer(space: IdSpace, path: str) -> None:
+  """Raises ValueError unless a file is the tokenizer of the image codes.
+
+  Args:
+    space: id space of the data.
+    path: of the frozen tokenizer; '' for none.
+  """
+  wanted = dict(space.tokenizers).get('image', '')
+  if path and not os.path.isfile(path):
+    raise ValueError(
+      f'IMAGE_TOKENIZER={path} must be the file of a frozen tokenizer, got'
+      ' nothing there: `python -m launch.images encode` writes one beside the'
+      ' codes.'
+    )
+  found = file_sha256(path) if path else ''
+  if wanted != found:
+    show = lambda sha256: sha256[:12] or 'none'
+    raise ValueError(
+      'IMAGE_TOKENIZER must be the tokenizer that made the image codes of TASK'
+      f' (SHA-256 {show(wanted)}), got {show(found)}: name the file beside the'
+      ' codes.'
+    )
+
+
 def check_saved(
   saved: dict[str, Any], wanted: dict[str, Any], workdir: str
 ) -> None:

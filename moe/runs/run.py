@@ -25,6 +25,9 @@ from moe.routing.plan import Router
 from moe.train import trainer
 from moe.types import PyTree
 
+# The name of a frozen image tokenizer in the work directory of a run.
+IMAGE_TOKENIZER = 'image_tokenizer.bin'
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -44,6 +47,8 @@ class Data:
       see `moe.modalities.ids.IdSpace`.
     transforms: (task, transform) pairs; a transform changes documents each time
       that they are read, see `moe.data.transforms`.
+    image_tokenizer: file of the frozen tokenizer of the image codes; '' if
+      there are none, or if no tokenizer made them.
   """
 
   train: str
@@ -55,6 +60,7 @@ class Data:
   task_modules: Sequence[str] = ()
   ranges: Sequence[tuple[str, int]] = ()
   transforms: Sequence[tuple[str, Transform]] = ()
+  image_tokenizer: str = ''
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -67,9 +73,15 @@ class Data:
       bounds.at_least(1, name.upper(), getattr(self, name), meaning)
     self.ids(UNK + 1)  # This refuses unknown ranges.
 
-  def ids(self, text: int) -> IdSpace:
-    """The id space with `text` ids for text."""
-    return of_ranges(text, dict(self.ranges))
+  def ids(self, text: int, image_tokenizer: str = '') -> IdSpace:
+    """The id space with `text` ids for text.
+
+    Args:
+      text: pieces of the vocabulary.
+      image_tokenizer: SHA-256 of the tokenizer of the image codes, if any.
+    """
+    tokenizers = {'image': image_tokenizer} if image_tokenizer else {}
+    return of_ranges(text, dict(self.ranges), tokenizers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +171,8 @@ class TrainedRun:
     step: step of the checkpoint.
     workdir: directory of the run.
     run: configuration of the run.
+    image_tokenizer: SHA-256 of the tokenizer of the image codes; '' if there is
+      none.
   """
 
   functional: Functional
@@ -169,6 +183,7 @@ class TrainedRun:
   step: int
   workdir: str
   run: Run
+  image_tokenizer: str = ''
 
   @property
   def row_parts(self) -> int:
@@ -179,7 +194,7 @@ class TrainedRun:
   @property
   def ids(self) -> IdSpace:
     """The id space of the run."""
-    return self.run.data.ids(self.vocabulary.size)
+    return self.run.data.ids(self.vocabulary.size, self.image_tokenizer)
 
 
 def optimizer_of(run: Run) -> optimizers.Optimizer:

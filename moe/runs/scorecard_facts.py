@@ -11,6 +11,7 @@ import numpy as np
 from moe.data.store import Store
 from moe.evaluate import (
   benchmarks,
+  comparison,
   compression,
   contamination,
   documents,
@@ -84,12 +85,12 @@ def loss_per_character(
   ]
   nats = scorecard_scores.nats_of_sides(trained, {'': scored})['']
   sizes = np.array([document.chars for document in scored])
-  model = score.of_documents('this model', nats, sizes, asked.command)
+  model = comparison.of_documents('this model', nats, sizes, asked.command)
   entry = {
     'task': task,
     'scores': [
       model.as_json(),
-      score.of_documents(
+      comparison.of_documents(
         'this model',
         nats,
         np.array([document.bytes for document in scored]),

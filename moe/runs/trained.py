@@ -3,18 +3,19 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from moe.checkpoint import listing, restore
+from moe.data.store import file_sha256
 from moe.modalities.text import Vocabulary
 from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage
 from moe.parallel import rules, shardings
-from moe.runs.run import Run, TrainedRun
+from moe.runs.run import IMAGE_TOKENIZER, Run, TrainedRun
 from moe.types import Layout, PyTree
 
 
@@ -90,7 +91,8 @@ def read_back(
       f' trained with (SHA-256 {meta["vocabulary_sha256"][:12]}), got'
       f' {vocabulary.sha256[:12]}: restore the right file.'
     )
-  ids = run.data.ids(vocabulary.size)
+  image_tokenizer = _image_tokenizer(run, files, meta, vocabulary.size)
+  ids = run.data.ids(vocabulary.size, image_tokenizer)
   # A run of text alone has saved no hash: its ids are those of the vocabulary.
   saved_ids = meta.get('ids_sha256', ids.sha256)
   if ids.sha256 != saved_ids:
@@ -108,7 +110,35 @@ def read_back(
     meta['step'],
     files.workdir,
     run,
+    image_tokenizer,
   )
+
+
+def _image_tokenizer(
+  run: Run, files: RunFiles, meta: dict[str, Any], num_pieces: int
+) -> str:
+  """SHA-256 of the tokenizer beside a run's checkpoints; '' if it needs none.
+
+  Raises:
+    ValueError: if the tokenizer is missing, or if it is another one.
+  """
+  if not run.data.image_tokenizer:
+    return ''
+  path = os.path.join(files.workdir, IMAGE_TOKENIZER)
+  if not os.path.isfile(path):
+    raise ValueError(
+      f'The image tokenizer {path} must lie beside the checkpoints of a run'
+      ' that reads image codes, got nothing there: restore the file.'
+    )
+  sha256 = file_sha256(path)
+  wanted = meta.get('ids_sha256')
+  if run.data.ids(num_pieces, sha256).sha256 != wanted:
+    raise ValueError(
+      f'The image tokenizer {path} must be the one that step {meta["step"]} was'
+      f' trained with, got another one (SHA-256 {sha256[:12]}): restore the'
+      ' right file.'
+    )
+  return sha256
 
 
 def placed_shapes(

@@ -3,7 +3,7 @@ import pytest
 
 from moe.data.reader import Reader
 from moe.data.store import Store
-from moe.data.transforms import MaskBlocks, shape_of
+from moe.data.transforms import DropCondition, MaskBlocks, shape_of
 from tests.data import mixed
 
 
@@ -119,3 +119,22 @@ def test_the_hash_of_the_data_tells_transforms_apart(folded):
 def test_a_fraction_out_of_range_is_refused(fraction):
   with pytest.raises(ValueError, match='fraction='):
     MaskBlocks(fraction)
+
+
+def test_a_condition_is_hidden_as_a_whole_or_not_at_all():
+  record = {
+    'tokens': np.array([5, 6, 7, 8, 1], np.uint16),
+    'loss_weights': np.array([0, 0, 1, 1, 1], np.uint8),
+  }
+  drop, hidden = DropCondition(0.25), 0
+  for key in range(1000):
+    inputs = drop(record, np.uint64(key), mixed.SPACE).get('inputs')
+    if inputs is not None:
+      hidden += 1
+      assert inputs.tolist() == [mixed.SPACE.mask] * 2 + [7, 8, 1]
+  assert 200 < hidden < 300
+
+
+def test_dropping_is_refused_where_a_block_is_predicted(folded):
+  with pytest.raises(ValueError, match='give them transforms.MaskBlocks'):
+    shape_of(Store(folded), DropCondition())

@@ -92,3 +92,21 @@ def test_codes_out_of_range_are_refused(name, codes, message):
 def test_sizes_out_of_range_are_refused(sizes):
   with pytest.raises(ValueError, match='change the sizes'):
     IdSpace(**sizes)
+
+
+def with_tokenizer(sha256):
+  return IdSpace(300, image=10, tokenizers=(('image', sha256),))
+
+
+def test_the_tokenizer_of_codes_is_part_of_the_hash_and_of_the_manifest():
+  plain, known = IdSpace(300, image=10), with_tokenizer('a1')
+  assert known.sha256 not in (plain.sha256, with_tokenizer('b2').sha256)
+  assert ids.of_manifest(known.in_manifest()) == known
+  assert 'tokenizers' not in plain.in_manifest()['ids']
+
+
+def test_codes_of_two_tokenizers_share_no_space():
+  plain, known = IdSpace(300, image=10), with_tokenizer('a1')
+  assert ids.shared([IdSpace(300), plain, known]) == known
+  with pytest.raises(ValueError, match='one tokenizer, got those of a1 and'):
+    ids.shared([known, with_tokenizer('b2')])

@@ -1,0 +1,130 @@
+"""Batches of pictures by number, from stores of decoded pictures."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from moe.data.order import Mixture, permuted, scramble
+from moe.data.store import Store
+from moe.types import Batch
+
+
+class PictureReader:
+  """Endless training batches of a mixture of picture stores.
+
+  What a step reads depends on the seed and the step alone, as with
+  `moe.data.reader.Reader`. A record that cannot be read leaves its row black
+  with the weight 0, and is noted in `quarantine`.
+
+  Attributes:
+    shape: (Y, X) of the pictures.
+    manifest_hash: SHA-256 of the stores' content and their rates.
+    quarantine: {'file', 'record', 'error'} of each record that could not be
+      read.
+    facts: what the score of an objective needs to know: nothing.
+  """
+
+  def __init__(
+    self,
+    stores: Sequence[Store],
+    rates: Sequence[float],
+    batch_size: int,
+    seed: int,
+    shape: tuple[int, int],
+    rows: np.ndarray | None = None,
+  ):
+    """Opens the stores.
+
+    Args:
+      stores: of pictures.
+      rates: how many rows come from each store, relative to the others.
+      batch_size: B, rows of the whole batch over all hosts.
+      seed: of the shuffles.
+      shape: (Y, X); all pictures must have it.
+      rows: numbers of the rows that this host reads; None for all.
+    """
+    self._mixture = Mixture(rates)
+    self._stores, self.shape, self._seed = list(stores), shape, seed
+    self._batch_size = batch_size
+    self._rows = np.arange(batch_size) if rows is None else rows
+    self.quarantine, self.facts = [], {}
+    contents = [store.manifest['content_sha256'] for store in self._stores]
+    identity = json.dumps([contents, self._mixture.shares.tolist()])
+    self.manifest_hash = hashlib.sha256(identity.encode()).hexdigest()
+
+  def batch(self, step: int) -> Batch:
+    """The rows of a step's batch that this host reads."""
+    number = step * self._batch_size + self._rows
+    store_B, number_B = self._mixture.locate(number)
+    batch = _empty(number.size, self.shape)
+    for index, store in enumerate(self._stores):
+      places = np.flatnonzero(store_B == index)
+      epoch, place = np.divmod(number_B[places], store.lengths.size)
+      key = scramble(scramble(self._seed) ^ np.uint64(index))
+      key = scramble(key ^ epoch.astype(np.uint64))
+      indices = permuted(place, store.lengths.size, key)
+      _fill(batch, places, store, indices, self.quarantine)
+    return batch
+
+
+def picture_batches(
+  store: Store,
+  batch_size: int,
+  shape: tuple[int, int],
+  rows: np.ndarray | None = None,
+) -> Iterator[Batch]:
+  """Every picture of a store once; the last batch is filled up with black.
+
+  Args:
+    store: of pictures.
+    batch_size: B, rows of the whole batch over all hosts.
+    shape: (Y, X) of the pictures.
+    rows: numbers of the rows that this host reads; None for all.
+
+  Raises:
+    ValueError: if a picture cannot be read: a score must cover all of them.
+  """
+  for first in range(0, store.lengths.size, batch_size):
+    number = first + (np.arange(batch_size) if rows is None else rows)
+    batch = _empty(number.size, shape)
+    places = np.flatnonzero(number < store.lengths.size)
+    _fill(batch, places, store, number[places], None)
+    yield batch
+
+
+def _empty(num_rows: int, shape: tuple[int, int]) -> Batch:
+  return {
+    'pictures': np.zeros((num_rows, *shape, 3), np.uint8),
+    'weights': np.zeros(num_rows, np.float32),
+  }
+
+
+def _fill(
+  batch: Batch,
+  places: np.ndarray,
+  store: Store,
+  indices: np.ndarray,
+  quarantine: list | None,
+) -> None:
+  """Puts pictures into rows; without a quarantine, a bad record raises."""
+
+  def note(index: int, error: Exception) -> None:
+    quarantine.append(
+      {'file': store.directory, 'record': index, 'error': str(error)}
+    )
+
+  on_error = None if quarantine is None else note
+  records = store.read(indices, on_error)
+  for place, record in zip(places, records, strict=True):
+    if record is None:
+      continue
+    pixels = record['pixels']
+    if pixels.shape[:2] != batch['pictures'].shape[1:3]:
+      raise ValueError(
+        f'Pictures of {store.directory} must be of the shape'
+        f' {batch["pictures"].shape[1:]}, got {pixels.shape}: change PIXELS.'
+      )
+    batch['pictures'][place] = pixels
+    batch['weights'][place] = 1

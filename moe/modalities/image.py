@@ -1,0 +1,266 @@
+"""The image tokenizer: an autoencoder whose bottleneck is a grid of codes.
+
+Finite scalar quantisation (Mentzer et al. 2023,
+https://arxiv.org/abs/2309.15505) rounds each channel of the bottleneck to one
+of a few levels. The code of a place is the number that the levels of its
+channels spell, so there is no codebook to learn and none that could collapse.
+Quantisation is in float32: in bfloat16 the arithmetic of codes loses half of
+them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.types import Array
+
+# The bound of a channel lies so far beyond its outermost level.
+_MARGIN = 1e-3
+_LEAST_LEVELS = 3
+
+
+def num_codes(levels: Sequence[int]) -> int:
+  """How many codes there are: the product of the levels of all channels.
+
+  Raises:
+    ValueError: if a channel has fewer than three levels.
+  """
+  if not levels or min(levels) < _LEAST_LEVELS:
+    raise ValueError(
+      f'levels={tuple(levels)} must be at least {_LEAST_LEVELS} for each'
+      ' channel, and there must be a channel: raise them.'
+    )
+  return math.prod(levels)
+
+
+def quantise(z: Array, levels: Sequence[int]) -> Array:
+  """Rounds each channel to its levels; gradients pass the rounding unchanged.
+
+  This departs from the published code in the shift for even numbers of levels:
+  atanh sends an input of 0 exactly to a level, where tan only comes near.
+
+  Args:
+    z: [..., Q], any float.
+    levels: number of levels of each channel, at least 3.
+
+  Returns:
+    float32 [..., Q], values from -1 to 1.
+  """
+  z = z.astype(jnp.float32)
+  count = jnp.array(levels, jnp.float32)
+  bound = (count - 1) * (1 + _MARGIN) / 2
+  # An even number of levels has none in its middle, so the lower one is taken.
+  offset = jnp.where(count % 2 == 0, 0.5, 0.0)
+  bounded = jnp.tanh(z + jnp.arctanh(offset / bound)) * bound - offset
+  rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
+  return rounded / (count // 2)
+
+
+def codes_of(values: Array, levels: Sequence[int]) -> Array:
+  """Codes of quantised values; the first channel is the lowest digit.
+
+  Args:
+    values: [..., Q], as `quantise` gives them.
+    levels: as for `quantise`.
+
+  Returns:
+    int32 [...] in [0, num_codes).
+  """
+  half = jnp.array(levels, jnp.int32) // 2
+  scaled = values.astype(jnp.float32) * half.astype(jnp.float32)
+  # Without rounding, a cast would send 2.9999998 to the digit 2.
+  digits = jnp.round(scaled).astype(jnp.int32) + half
+  return jnp.sum(digits * _places(levels), axis=-1, dtype=jnp.int32)
+
+
+def values_of(codes: Array, levels: Sequence[int]) -> Array:
+  """Quantised values of codes, the inverse of `codes_of`.
+
+  Args:
+    codes: integers [...] in [0, num_codes).
+    levels: as for `quantise`.
+
+  Returns:
+    float32 [..., Q].
+  """
+  count = jnp.array(levels, jnp.int32)
+  digits = codes.astype(jnp.int32)[..., None] // _places(levels) % count
+  half = count // 2
+  return (digits - half).astype(jnp.float32) / half.astype(jnp.float32)
+
+
+def _places(levels: Sequence[int]) -> Array:
+  """What the digit of each channel counts."""
+  return jnp.array([math.prod(levels[:n]) for n in range(len(levels))])
+
+
+class Autoencoder(nn.Module):
+  """Convolutional autoencoder with a quantised bottleneck.
+
+  The encoder halves height and width once for each entry of `widths`; the
+  decoder doubles them as often. Halving moves each 2 x 2 pixels into channels,
+  since strided convolutions of few channels are slow on CPUs.
+
+  Attributes:
+    levels: levels of each channel of the bottleneck.
+    widths: channels at each scale, the finest first.
+    num_blocks: residual blocks at each scale, in encoder and decoder each.
+    dtype: of the convolutions; quantisation is always in float32.
+  """
+
+  levels: Sequence[int] = (8, 5, 5, 5)
+  widths: Sequence[int] = (32, 96)
+  num_blocks: Sequence[int] = (0, 2)
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    num_codes(self.levels)
+    if len(self.widths) != len(self.num_blocks) or not self.widths:
+      raise ValueError(
+        f'widths={self.widths} and num_blocks={self.num_blocks} must have an'
+        ' entry for each scale: make them equally long.'
+      )
+    super().__post_init__()
+
+  @property
+  def num_codes(self) -> int:
+    """How many codes there are."""
+    return num_codes(self.levels)
+
+  def grid(self, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the codes of a picture.
+
+    Raises:
+      ValueError: if the picture cannot be halved often enough.
+    """
+    factor = 2 ** len(self.widths)
+    if height % factor or width % factor or not height or not width:
+      raise ValueError(
+        f'Pictures of {height} x {width} pixels must be multiples of {factor}'
+        ' pixels high and wide: choose another size, or fewer WIDTHS.'
+      )
+    return height // factor, width // factor
+
+  def setup(self):
+    """Makes the encoder and the decoder."""
+    self.encoder = _Encoder(
+      self.widths, self.num_blocks, len(self.levels), jnp.dtype(self.dtype)
+    )
+    self.decoder = _Decoder(self.widths, self.num_blocks, jnp.dtype(self.dtype))
+
+  def __call__(self, pixels: Array) -> tuple[Array, Array]:
+    """(reconstructions [B, Y, X, 3], quantised values [B, Y', X', Q]).
+
+    Args:
+      pixels: float32 [B, Y, X, 3] from 0 to 1. Reconstructions may lie
+        slightly outside of this range.
+    """
+    values = quantise(self.encoder(2 * pixels - 1), self.levels)
+    return self._pixels(values), values
+
+  def encode(self, pixels: Array) -> Array:
+    """Codes int32 [B, Y', X'] of pixels [B, Y, X, 3] from 0 to 1."""
+    values = quantise(self.encoder(2 * pixels - 1), self.levels)
+    return codes_of(values, self.levels)
+
+  def decode(self, codes: Array) -> Array:
+    """Pixels float32 [B, Y, X, 3] from 0 to 1 of codes [B, Y', X']."""
+    return jnp.clip(self._pixels(values_of(codes, self.levels)), 0, 1)
+
+  def _pixels(self, values: Array) -> Array:
+    return (self.decoder(values).astype(jnp.float32) + 1) / 2
+
+
+class _Encoder(nn.Module):
+  """From pixels to the bottleneck before it is quantised."""
+
+  widths: Sequence[int]
+  num_blocks: Sequence[int]
+  num_channels: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    x = x.astype(self.dtype)
+    for scale, width in enumerate(self.widths):
+      x = _dense(width, self.dtype, f'down_{scale}')(_halved(x))
+      for number in range(self.num_blocks[scale]):
+        x = _Residual(width, self.dtype, name=f'block_{scale}_{number}')(x)
+    x = nn.swish(_norm(self.dtype, 'norm')(x))
+    return _dense(self.num_channels, jnp.float32, 'bottleneck')(
+      x.astype(jnp.float32)
+    )
+
+
+class _Decoder(nn.Module):
+  """From quantised values to pixels, the mirror of the encoder."""
+
+  widths: Sequence[int]
+  num_blocks: Sequence[int]
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    x = x.astype(self.dtype)
+    x = _dense(self.widths[-1], self.dtype, 'bottleneck')(x)
+    for scale in reversed(range(len(self.widths))):
+      width = self.widths[scale]
+      for number in range(self.num_blocks[scale]):
+        x = _Residual(width, self.dtype, name=f'block_{scale}_{number}')(x)
+      finer = self.widths[scale - 1] if scale else 3
+      x = nn.swish(_norm(self.dtype, f'norm_{scale}')(x))
+      x = _doubled(_dense(4 * finer, self.dtype, f'up_{scale}')(x))
+    return x
+
+
+class _Residual(nn.Module):
+  """Two 3 x 3 convolutions after norm and swish, added to what they read."""
+
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    y = x
+    for number in range(2):
+      y = nn.swish(_norm(self.dtype, f'norm_{number}')(y))
+      y = nn.Conv(
+        self.width,
+        (3, 3),
+        dtype=self.dtype,
+        kernel_init=nn.with_logical_partitioning(
+          nn.initializers.lecun_normal(), (None, None, axes.EMBED, axes.MLP)
+        ),
+        name=f'conv_{number}',
+      )(y)
+    return x + y
+
+
+def _dense(width: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+  return nn.Dense(width, dtype=dtype, name=name)
+
+
+def _norm(dtype: jnp.dtype, name: str) -> nn.GroupNorm:
+  return nn.GroupNorm(8, dtype=dtype, name=name)
+
+
+def _halved(x: Array) -> Array:
+  """[B, Y, X, C] -> [B, Y / 2, X / 2, 4 C]."""
+  rows, height, width, channels = x.shape
+  x = x.reshape(rows, height // 2, 2, width // 2, 2, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+    rows, height // 2, width // 2, 4 * channels
+  )
+
+
+def _doubled(x: Array) -> Array:
+  """[B, Y, X, 4 C] -> [B, 2 Y, 2 X, C], the inverse of `_halved`."""
+  rows, height, width, channels = x.shape
+  x = x.reshape(rows, height, width, 2, 2, channels // 4)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+    rows, 2 * height, 2 * width, channels // 4
+  )

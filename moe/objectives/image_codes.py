@@ -1,0 +1,134 @@
+"""Reconstruction of pictures through codes: what trains an image tokenizer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe import axes
+from moe.models.functional import PictureFunctional
+from moe.objectives.objective import Facts, Measure, Objective
+from moe.types import Array, Batch, Field, Pair, PyTree
+
+# Pixels that differ from the ground by more than this belong to the foreground.
+_GROUND = 0.1
+
+
+def _psnr(sums: dict[str, Pair], facts: Facts) -> float:
+  del facts
+  total, weight = sums['decibels']
+  return float(total / np.maximum(weight, 1e-9))
+
+
+PSNR = Measure('psnr', 'dB', _psnr, is_higher_better=True)
+
+
+def decibels(made: Array, pixels: Array) -> Array:
+  """Peak signal-to-noise ratio [B] of pictures [B, Y, X, 3] from 0 to 1."""
+  error_B = jnp.mean(jnp.square(jnp.clip(made, 0, 1) - pixels), axis=(1, 2, 3))
+  return -10 * jnp.log10(jnp.maximum(error_B, 1e-10))
+
+
+def foreground(pixels: Array) -> Array:
+  """Which pixels differ from the ground, the mean colour of the corners.
+
+  Args:
+    pixels: float32 [B, Y, X, 3] from 0 to 1.
+
+  Returns:
+    bool [B, Y, X].
+  """
+  corners = pixels[:, :: pixels.shape[1] - 1, :: pixels.shape[2] - 1]
+  ground = corners.mean(axis=(1, 2), keepdims=True)
+  return jnp.abs(pixels - ground).max(axis=-1) > _GROUND
+
+
+def image_codes(
+  functional: PictureFunctional,
+  shape: tuple[int, int, int],
+  l1: float = 0.5,
+  mse: float = 4.0,
+  colour: float = 1.0,
+  foreground_weight: float = 1.0,
+) -> Objective:
+  """Reconstruction of pictures, in absolute and squared error.
+
+  Plain errors are small where a picture is small on a large ground, and where
+  only the hue is wrong: such a tokenizer turns purple into grey. So pixels of
+  the foreground weigh more, and the error of the hue, which is what remains of
+  the error without its mean over the channels, is a term of its own.
+
+  Args:
+    functional: the tokenizer's pure functions.
+    shape: (B, Y, X) of a batch.
+    l1: coefficient of the absolute error; pixels are from 0 to 1.
+    mse: coefficient of the squared error.
+    colour: coefficient of the absolute error of the hue.
+    foreground_weight: added to the weight 1 of pixels that differ from the
+      ground.
+
+  Returns:
+    The objective. Its score is the mean PSNR of a picture.
+  """
+  num_rows, height, width = shape
+  functional.module.grid(height, width)
+
+  def pixel_weights(batch: Batch) -> tuple[Array, Array]:
+    pixels = batch['pictures'].astype(jnp.float32) / 255
+    is_front = foreground(pixels).astype(jnp.float32)
+    weights = 1 + foreground_weight * is_front
+    return pixels, weights * batch['weights'][:, None, None]
+
+  def loss(
+    params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
+  ) -> tuple[dict[str, Array], PyTree, dict[str, Pair]]:
+    del key, train  # The tokenizer has neither noise nor dropout.
+    pixels, weight_BYX = pixel_weights(batch)
+    made = functional.reconstruct(params, pixels)
+    error = made - pixels
+    hue = error - error.mean(axis=-1, keepdims=True)
+    total = lambda errors: jnp.sum(errors.mean(axis=-1) * weight_BYX)
+    sums = {
+      'l1': total(jnp.abs(error)),
+      'mse': total(jnp.square(error)),
+      'colour': total(jnp.abs(hue)),
+    }
+    rows_B = batch['weights']
+    metrics = {
+      'decibels': (jnp.sum(decibels(made, pixels) * rows_B), rows_B.sum())
+    }
+    return sums, state, metrics
+
+  def weights(batch: Batch) -> dict[str, Array]:
+    weight = pixel_weights(batch)[1].sum()
+    return {'l1': weight, 'mse': weight, 'colour': weight}
+
+  return Objective(
+    lambda key, shapes: functional.init(key, shapes['pictures']),
+    functools.partial(fields, num_rows, height, width),
+    loss,
+    weights,
+    {'l1': l1, 'mse': mse, 'colour': colour},
+    PSNR,
+    unit='pictures',
+    count=lambda batch: int(np.count_nonzero(batch['weights'])),
+  )
+
+
+def fields(num_rows: int, height: int, width: int) -> dict[str, Field]:
+  """The arrays of a batch: pictures [B, Y, X, 3], and weights [B], 0 or 1."""
+  return {
+    'pictures': Field(
+      (num_rows, height, width, 3), jnp.uint8, (axes.BATCH, None, None, None)
+    ),
+    'weights': Field((num_rows,), jnp.float32, (axes.BATCH,)),
+  }
+
+
+def batch_shapes(num_rows: int, height: int, width: int) -> Batch:
+  """Shapes of a batch of pictures."""
+  return jax.tree.map(
+    lambda f: jax.ShapeDtypeStruct(f.shape, f.dtype),
+    fields(num_rows, height, width),
+  )

@@ -1,0 +1,105 @@
+"""A page about an image tokenizer: scores, and what pictures come back as."""
+
+import base64
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moe import atomic_files
+from moe.evaluate.reconstruction import Reconstruction
+from moe.evaluate.score import Score
+from moe.report import templates
+
+PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
+# Pictures in a row of a sheet, and how many rows; each row is two rows high.
+_COLUMNS, _ROWS = 12, 4
+_GAP = 2
+# A sheet is enlarged so that a picture has at least so many pixels.
+_LEAST_PIXELS = 64
+
+
+def sheet(found: Reconstruction) -> np.ndarray:
+  """Rows of originals, each above the row of their reconstructions.
+
+  Args:
+    found: at least one picture; those shown are spread over all of them.
+
+  Returns:
+    uint8 [Y, X, 3].
+  """
+  count = min(len(found.pictures), _COLUMNS * _ROWS)
+  chosen = np.linspace(0, len(found.pictures) - 1, count).astype(int)
+  height, width = found.pictures.shape[1:3]
+  num_rows = -(-count // _COLUMNS)
+  made = np.full(
+    (
+      num_rows * (2 * height + 3 * _GAP),
+      min(count, _COLUMNS) * (width + _GAP),
+      3,
+    ),
+    128,
+    np.uint8,
+  )
+  for place, index in enumerate(chosen):
+    row, column = divmod(place, _COLUMNS)
+    top, left = row * (2 * height + 3 * _GAP), column * (width + _GAP)
+    made[top : top + height, left : left + width] = found.pictures[index]
+    top += height + _GAP
+    made[top : top + height, left : left + width] = found.made[index]
+  scale = -(-_LEAST_PIXELS // height)
+  return made.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def png(picture: np.ndarray) -> bytes:
+  """A picture, uint8 [Y, X, 3], as a PNG file."""
+  from PIL import Image  # Figures are drawn with Matplotlib elsewhere.
+
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+def write(
+  directory: pathlib.Path,
+  title: str,
+  facts: Mapping[str, str],
+  found: Mapping[str, Reconstruction],
+  scores: Sequence[Score],
+) -> pathlib.Path:
+  """Writes the page, the scores as JSON, and a PNG for each kind of pictures.
+
+  Args:
+    directory: where the files are written.
+    title: of the page.
+    facts: what is known of the tokenizer, for the head of the page.
+    found: reconstructions by the name of the pictures.
+    scores: of all of them.
+
+  Returns:
+    The file of the page.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  sheets = {}
+  for name, one in found.items():
+    data = png(sheet(one))
+    file_name = name.strip('./').replace('/', '_')
+    atomic_files.write_file(
+      directory / f'reconstructions_{file_name}.png', data
+    )
+    sheets[name] = base64.b64encode(data).decode()
+  content = {'facts': dict(facts), 'scores': [s.as_json() for s in scores]}
+  atomic_files.write_file(
+    directory / SCORES, json.dumps(content, indent=2, ensure_ascii=False)
+  )
+  text = templates.render(
+    'tokenizer_page.html',
+    title=title,
+    facts=facts,
+    scores=scores,
+    sheets=sheets,
+  )
+  atomic_files.write_file(directory / PAGE, text)
+  return directory / PAGE

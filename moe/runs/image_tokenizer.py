@@ -1,0 +1,398 @@
+"""The run that trains an image tokenizer, and the tokenizer frozen after it."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from moe import atomic_files
+from moe.checkpoint import listing, restore
+from moe.checkpoint.save import Checkpointer
+from moe.data.cache_dir import default_cache_dir
+from moe.data.pictures import PictureReader, picture_batches
+from moe.data.store import Store, decode_record, encode_record
+from moe.modalities.image import Autoencoder
+from moe.models.functional import PictureFunctional
+from moe.optim import optimizers
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.runs import build, lock, preflight
+from moe.runs.run import IMAGE_TOKENIZER
+from moe.train import program as program_lib
+from moe.train import progress, trainer
+from moe.train.evaluation import HeldOut
+from moe.train.program import Program
+from moe.types import Array, Batch, PyTree
+
+_logger = logging.getLogger(__name__)
+
+# Pictures that are encoded or decoded at a time.
+_CHUNK = 128
+# The key of the configuration in a frozen file, where all others are paths.
+_CONFIG = 'config'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """The pictures of a run.
+
+  Attributes:
+    names: of the sources, such as 'fashion_mnist', or folders of a user, such
+      as './my_pictures'; the first one ranks checkpoints.
+    pixels: height and width of a picture.
+    batch_size: B, over all devices and microbatches.
+    rates: how many pictures come from each source, relative to the others; ()
+      for their numbers of pictures.
+    cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
+  """
+
+  names: Sequence[str]
+  pixels: int
+  batch_size: int
+  rates: Sequence[float] = ()
+  cache_dir: str = ''
+
+  def __post_init__(self):
+    if not self.names or min(self.pixels, self.batch_size) < 1:
+      raise ValueError(
+        f'PICTURES={self.names} must name a source, and PIXELS={self.pixels}'
+        f' and BATCH_SIZE={self.batch_size} must be at least 1.'
+      )
+    if self.rates and len(self.rates) != len(self.names):
+      raise ValueError(
+        f'PICTURE_RATES={self.rates} must have a rate for each of'
+        f' {", ".join(self.names)}, or be ().'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerRun:
+  """A run of an image tokenizer as its configuration describes it.
+
+  Attributes:
+    model: the autoencoder.
+    mesh: devices per mesh axis.
+    objective: makes the objective from the model's functions and (B, Y, X).
+    optimizer: makes the optimizer from the schedule.
+    schedule: learning rate by step.
+    data: the pictures.
+    settings: settings of the training loop.
+    rules: name of a table in moe/parallel/rules.py.
+    clip_norm: largest norm of the gradient; 0 for no clipping.
+  """
+
+  model: Autoencoder
+  mesh: MeshShape
+  objective: Callable
+  optimizer: Callable[..., optax.GradientTransformation]
+  schedule: Callable
+  data: Pictures
+  settings: trainer.Settings
+  rules: str = 'standard'
+  clip_norm: float = 1.0
+
+  def __post_init__(self):
+    self.model.grid(self.data.pixels, self.data.pixels)
+    rules.table(self.rules)
+
+  def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of the run on devices (default: all), from shapes alone."""
+    side = self.data.pixels
+    return program_lib.make_program(
+      self.objective(
+        PictureFunctional(self.model), (self.data.batch_size, side, side)
+      ),
+      optimizers.build(self.optimizer(self.schedule), self.clip_norm),
+      self.schedule,
+      rules.table(self.rules),
+      make_mesh(self.mesh, list(devices or jax.devices())),
+      self.settings.seed,
+      self.settings.num_microbatches,
+    )
+
+
+def describe(run: TokenizerRun) -> str:
+  """Text about the parameters and codes of a tokenizer."""
+  side = run.data.pixels
+  height, width = run.model.grid(side, side)
+  return program_lib.parameter_table(run.program()) + (
+    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
+    f' {side} x {side} pixels\n'
+  )
+
+
+# (names, pixels, cache directory) -> name -> split -> directory of a store.
+PreparePictures = Callable[
+  [Sequence[str], int, str | os.PathLike], dict[str, dict[str, str]]
+]
+
+
+def train(
+  run: TokenizerRun,
+  workdir: str,
+  config_files: dict[str, str],
+  prepare_pictures: PreparePictures,
+) -> int:
+  """Trains a tokenizer to its end and freezes it, or resumes its run.
+
+  Args:
+    run: the run.
+    workdir: directory of all files of the run.
+    config_files: the configuration files to write, text by file name.
+    prepare_pictures: makes missing stores of pictures.
+
+  Returns:
+    The exit code: 0 at the end, 75 after a signal to stop.
+
+  Raises:
+    ValueError: if pictures cannot be used, or if checkpoints do not fit.
+  """
+  program, settings = run.program(), run.settings
+  steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  score = program.objective.score
+  with lock.held(workdir) as check_held:
+    preflight.check_disk(program, steps_dir)
+    checkpointer = Checkpointer(
+      steps_dir,
+      settings.keep_last,
+      settings.keep_best,
+      score.name,
+      score.is_higher_better,
+      check_held,
+    )
+    ts, saved = build.resumed_state(program, checkpointer)
+    reader, evaluations = open_pictures(run, program, prepare_pictures)
+    meta = {
+      'manifest_hash': reader.manifest_hash,
+      'seed': settings.seed,
+      'batch_size': run.data.batch_size,
+      'config': config_files['config.gin'],
+    }
+    if ts is None:
+      ts = program.init()
+    else:
+      preflight.check_saved(saved, meta, workdir)
+    if jax.process_index() == 0:
+      for name, text in config_files.items():
+        atomic_files.write_file(os.path.join(workdir, name), text)
+    shown = progress.Progress(
+      workdir, program.objective, settings.train_steps, int(ts.step)
+    )
+    with contextlib.closing(shown), contextlib.closing(checkpointer):
+      _, code = trainer.train(
+        settings, program, reader, evaluations, checkpointer, shown, meta, ts
+      )
+    if code == 0 and jax.process_index() == 0:
+      frozen = freeze(run, workdir)
+      _logger.info(
+        f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
+        f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
+        f' SHA-256 {frozen.sha256[:12]}'
+      )
+  return code
+
+
+def open_pictures(
+  run: TokenizerRun, program: Program, prepare_pictures: PreparePictures
+) -> tuple[PictureReader, dict[str, HeldOut]]:
+  """The reader of training batches, and the held-out pictures by name."""
+  data = run.data
+  shape = (data.pixels, data.pixels)
+  dirs = prepare_pictures(
+    data.names, data.pixels, data.cache_dir or default_cache_dir()
+  )
+  rows = program.own_rows(data.batch_size)
+  stores = [Store(dirs[name]['train']).hold() for name in data.names]
+  reader = PictureReader(
+    stores,
+    data.rates or [float(store.lengths.size) for store in stores],
+    data.batch_size,
+    run.settings.seed,
+    shape,
+    rows,
+  )
+
+  def evaluation(store: Store) -> HeldOut:
+    def batches() -> Iterator[Batch]:
+      return picture_batches(store, data.batch_size, shape, rows)
+
+    return HeldOut(batches, program.objective.score)
+
+  evaluations = {}
+  for name in data.names:
+    for split, directory in dirs[name].items():
+      if split != 'train':
+        label = name if split == 'validation' else f'{name}_{split}'
+        evaluations[label] = evaluation(Store(directory).hold())
+  return reader, evaluations
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokenizer:
+  """A frozen tokenizer, which is known by its hash.
+
+  Attributes:
+    functional: the autoencoder's pure functions.
+    params: its parameters.
+    pixels: height and width of a picture.
+    sha256: hash of its file.
+  """
+
+  functional: PictureFunctional
+  params: PyTree
+  pixels: int
+  sha256: str
+
+  @property
+  def num_codes(self) -> int:
+    """How many codes there are."""
+    return self.functional.module.num_codes
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of the codes of a picture."""
+    return self.functional.module.grid(self.pixels, self.pixels)
+
+  @property
+  def facts(self) -> dict[str, str]:
+    """What is known of the tokenizer, for people."""
+    module, (height, width) = self.functional.module, self.grid
+    count = sum(array.size for array in jax.tree.leaves(self.params))
+    return {
+      'SHA-256': self.sha256,
+      'picture': f'{self.pixels} x {self.pixels} pixels',
+      'codes of a picture': f'{height} x {width}',
+      'codes': f'{self.num_codes:,}, levels {tuple(module.levels)}',
+      'parameters': f'{count:,}',
+    }
+
+  def encode(self, pictures: np.ndarray) -> np.ndarray:
+    """Codes int32 [N, codes], row by row, of uint8 pictures [N, Y, X, 3]."""
+    codes = _in_chunks(self._encode, pictures)
+    return codes.reshape(len(pictures), -1)
+
+  def decode(self, codes: np.ndarray) -> np.ndarray:
+    """Pictures uint8 [N, Y, X, 3] of codes [N, codes].
+
+    Raises:
+      ValueError: if a code is out of range, or if there are too few of them.
+    """
+    codes = np.asarray(codes, np.int32)
+    height, width = self.grid
+    if codes.shape[1:] != (height * width,) or (
+      codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes
+    ):
+      raise ValueError(
+        f'A picture must have {height * width} codes from 0 to'
+        f' {self.num_codes - 1}, got codes of the shape {codes.shape}: use the'
+        ' tokenizer that made them.'
+      )
+    return _in_chunks(self._decode, codes.reshape(-1, height, width))
+
+  @functools.cached_property
+  def _encode(self) -> Callable[[Array], Array]:
+    return jax.jit(
+      lambda pixels: self.functional.encode(
+        self.params, pixels.astype(jnp.float32) / 255
+      )
+    )
+
+  @functools.cached_property
+  def _decode(self) -> Callable[[Array], Array]:
+    def decode(codes: Array) -> Array:
+      pixels = self.functional.decode(self.params, codes)
+      return jnp.rint(255 * pixels).astype(jnp.uint8)
+
+    return jax.jit(decode)
+
+
+def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:
+  """A function over chunks of one size, so that it is compiled once."""
+  made = []
+  for first in range(0, len(array), _CHUNK):
+    chunk = array[first : first + _CHUNK]
+    padded = np.zeros((_CHUNK, *array.shape[1:]), array.dtype)
+    padded[: len(chunk)] = chunk
+    made.append(np.asarray(fn(padded))[: len(chunk)])
+  if not made:
+    shape = jax.eval_shape(
+      fn, jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype)
+    )
+    return np.zeros((0, *shape.shape[1:]), shape.dtype)
+  return np.concatenate(made)
+
+
+def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
+  """Writes the best parameters of a run into one file, and reads it back."""
+  steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  loaded, _ = restore.load_params(steps_dir, listing.best_step(steps_dir))
+  arrays = {
+    name: np.asarray(array, np.float32)
+    for name, array in sorted(restore.leaves(loaded['params']).items())
+  }
+  model = run.model
+  config = {
+    'levels': list(model.levels),
+    'widths': list(model.widths),
+    'num_blocks': list(model.num_blocks),
+    'pixels': run.data.pixels,
+  }
+  encoded = json.dumps(config, sort_keys=True).encode()
+  record = {_CONFIG: np.frombuffer(encoded, np.uint8), **arrays}
+  path = os.path.join(workdir, IMAGE_TOKENIZER)
+  atomic_files.write_file(path, encode_record(record))
+  return load(path)
+
+
+def path_of(place: str | os.PathLike) -> pathlib.Path:
+  """The file of a frozen tokenizer: itself, or the one in a directory."""
+  path = pathlib.Path(place)
+  return path / IMAGE_TOKENIZER if path.is_dir() else path
+
+
+def load(path: str | os.PathLike) -> ImageTokenizer:
+  """Reads a frozen tokenizer.
+
+  Args:
+    path: its file, or the work directory of its run.
+
+  Raises:
+    ValueError: if it is missing or damaged.
+  """
+  path = path_of(path)
+  if not path.is_file():
+    raise ValueError(
+      f'A frozen image tokenizer must be at {path}, got nothing there: train'
+      ' one with `python -m launch.train'
+      ' --gin_file=runs/image_tokenizer_fashion.gin`, or name the directory of'
+      ' such a run.'
+    )
+  data = path.read_bytes()
+  try:
+    arrays = dict(decode_record(data))
+    config = json.loads(arrays.pop(_CONFIG).tobytes())
+    pixels = config.pop('pixels')
+    model = Autoencoder(**{name: tuple(v) for name, v in config.items()})
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'The image tokenizer {path} must be sound, got {error}: copy it again.'
+    ) from error
+  params = {}
+  for name, array in arrays.items():
+    *parents, last = name.split('/')
+    place = params
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[last] = jnp.asarray(array)
+  sha256 = hashlib.sha256(data).hexdigest()
+  return ImageTokenizer(PictureFunctional(model), params, pixels, sha256)

@@ -1,0 +1,47 @@
+"""What a trained image tokenizer makes of held-out pictures."""
+
+import numpy as np
+
+from moe.data.pictures import picture_batches
+from moe.data.store import Store
+from moe.evaluate import reconstruction
+from moe.evaluate.reconstruction import Reconstruction
+from moe.evaluate.score import Score
+from moe.runs.image_tokenizer import ImageTokenizer
+
+# More pictures would not fit into the memory of a small machine.
+MAX_PICTURES = 4096
+
+
+def report(
+  tokenizer: ImageTokenizer, stores: dict[str, Store], command: str
+) -> tuple[dict[str, Reconstruction], list[Score]]:
+  """Reconstructions and scores of the pictures of stores.
+
+  Args:
+    tokenizer: the frozen tokenizer.
+    stores: by the name of their pictures; of each store the first pictures are
+      read, at most `MAX_PICTURES`.
+    command: the command that gives the same numbers again.
+  """
+  found, scores = {}, []
+  for name, store in stores.items():
+    pictures = first_pictures(store, tokenizer.pixels, MAX_PICTURES)
+    found[name] = reconstruction.reconstruct(
+      pictures, tokenizer.encode, tokenizer.decode
+    )
+    scores += reconstruction.scores(
+      found[name], tokenizer.num_codes, name, command
+    )
+  return found, scores
+
+
+def first_pictures(store: Store, pixels: int, limit: int) -> np.ndarray:
+  """The first pictures of a store, uint8 [N, pixels, pixels, 3]."""
+  parts, count = [], 0
+  for batch in picture_batches(store, 256, (pixels, pixels)):
+    parts.append(batch['pictures'][batch['weights'] > 0])
+    count += len(parts[-1])
+    if count >= limit:
+      break
+  return np.concatenate(parts)[:limit]

@@ -1,0 +1,125 @@
+"""Tasks of pictures as codes: drawing from a sentence, and describing.
+
+`python -m launch.images encode` writes a folder with a store of codes for each
+source of pictures, and a module that calls `add` for it. Each source gives two
+tasks: `draw_NAME` reads the sentence and predicts the codes one by one;
+`describe_NAME` reads the codes as a block and predicts the sentence. The
+mixture `NAME_both` has both, equally often.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe.data.records import Feature
+from moe.data.store import LENGTHS, MANIFEST, RECORDS, Store, is_store
+from tasks import codes, registry
+
+# The entry of a manifest with the hash of the tokenizer.
+TOKENIZER = 'image_tokenizer'
+# Records that are read at a time.
+_CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeSource:
+  """A source of encoded pictures.
+
+  Attributes:
+    directory: a folder with a store for each split.
+  """
+
+  directory: str
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """Names of the splits."""
+    root = pathlib.Path(self.directory)
+    return tuple(sorted(p.name for p in root.iterdir() if is_store(p)))
+
+  def records(self, split: str) -> Iterator[dict[str, Any]]:
+    """{'codes', 'caption', ...} of each picture, in the order of the store.
+
+    Raises:
+      ValueError: at once, if there is no such store.
+    """
+    return _records(Store(os.path.join(self.directory, split)))
+
+  def files_of(self, split: str) -> list[str]:
+    """The files of a split, for `tasks.origin`."""
+    names = (RECORDS, LENGTHS, MANIFEST)
+    return [os.path.join(self.directory, split, name) for name in names]
+
+
+def _records(store: Store) -> Iterator[dict[str, Any]]:
+  for first in range(0, store.lengths.size, _CHUNK):
+    indices = np.arange(first, min(first + _CHUNK, store.lengths.size))
+    for record in store.read(indices):
+      yield {
+        **json.loads(record['facts'].tobytes()),
+        'codes': record['tokens'].astype(np.int32),
+      }
+
+
+def drawing(record: dict[str, Any]) -> tuple[str, np.ndarray]:
+  """The sentence in a line of its own, then the codes."""
+  return record['caption'] + '\n', record['codes']
+
+
+def description(record: dict[str, Any]) -> tuple[np.ndarray, str]:
+  """The codes, then the sentence."""
+  return record['codes'], record['caption']
+
+
+def add(directory: str | os.PathLike) -> list[str]:
+  """Declares the tasks of a folder of codes.
+
+  Args:
+    directory: what `launch.images encode` wrote.
+
+  Returns:
+    The names of the mixtures.
+
+  Raises:
+    ValueError: if no codes are there, or those of several tokenizers.
+  """
+  root = pathlib.Path(directory).absolute()
+  sources = {
+    path.name: CodeSource(str(path))
+    for path in sorted(root.iterdir())
+    if path.is_dir() and CodeSource(str(path)).splits
+  }
+  hashes = {
+    Store(os.path.join(source.directory, split)).manifest[TOKENIZER]
+    for source in sources.values()
+    for split in source.splits
+  }
+  if len(hashes) != 1:
+    raise ValueError(
+      f'{root} must hold the codes of one tokenizer, got'
+      f' {len(hashes) or "none"}: write them again with `python -m'
+      ' launch.images encode`.'
+    )
+  sha256 = hashes.pop()
+  for name, source in sources.items():
+    codes.add_task(
+      f'draw_{name}',
+      source,
+      drawing,
+      ('inputs', 'targets'),
+      {'targets': Feature('image', tokenizer=sha256)},
+    )
+    codes.add_task(
+      f'describe_{name}',
+      source,
+      description,
+      ('inputs', 'targets'),
+      {'inputs': Feature('image', is_block=True, tokenizer=sha256)},
+    )
+    registry.add_mixture(f'{name}_both', [f'draw_{name}', f'describe_{name}'])
+  return [f'{name}_both' for name in sources]

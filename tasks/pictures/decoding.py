@@ -1,0 +1,129 @@
+"""Files of pictures as arrays: any kind is decoded safely or refused.
+
+A picture is turned as its EXIF data says, laid on white where it is
+transparent, and made RGB of 8 bits. Of an animation the first frame counts.
+"""
+
+import io
+import warnings
+
+import numpy as np
+
+# A picture that claims more pixels is refused before they are decoded.
+MAX_PIXELS = 50_000_000
+_MAX_BYTES = 100_000_000
+_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+# Modes with one channel of more than 8 bits.
+_DEEP = ('I', 'I;16', 'I;16B', 'I;16L', 'F')
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+  """The pixels of a picture file.
+
+  Args:
+    data: bytes of the file.
+    name: of the file, for messages.
+
+  Returns:
+    uint8 [Y, X, 3].
+
+  Raises:
+    ValueError: if the file is no picture, damaged, cut short or too large.
+  """
+  # Pillow is imported here, since verbs that read no picture load this file.
+  from PIL import Image
+
+  if not data:
+    raise ValueError(f'The picture {name} must not be empty.')
+  if len(data) > _MAX_BYTES:
+    raise ValueError(
+      f'The picture {name} must have at most {_MAX_BYTES:,} bytes, got'
+      f' {len(data):,}: make it smaller.'
+    )
+  try:
+    with warnings.catch_warnings():
+      # Pillow only warns of pictures that are large; we check the size below.
+      warnings.simplefilter('ignore')
+      with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_size(image.size, name)
+        return _pixels(image)
+  except ValueError as error:
+    if str(error).startswith('The picture'):
+      raise
+    raise _damaged(name, error) from error
+  # Pillow raises many kinds of errors for damaged files, SyntaxError among
+  # them.
+  except Exception as error:
+    raise _damaged(name, error) from error
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+  width, height = size
+  if width * height > MAX_PIXELS or min(size) < 1:
+    raise ValueError(
+      f'The picture {name} must have 1 to {MAX_PIXELS:,} pixels, got {width} x'
+      f' {height}: make it smaller.'
+    )
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+  return ValueError(
+    f'The picture {name} must be a sound file of {", ".join(_FORMATS)}, got'
+    f' {type(error).__name__} ({str(error)[:80]}): replace it.'
+  )
+
+
+def _pixels(image) -> np.ndarray:
+  from PIL import Image, ImageOps
+
+  image.seek(0)
+  image.load()
+  image = ImageOps.exif_transpose(image)
+  if image.mode in _DEEP:
+    # Pillow would clip these to 255.
+    deep = np.asarray(image).astype(np.float64)
+    scale = 65535 if image.mode != 'F' else max(float(deep.max()), 1.0)
+    if image.mode == 'I' and deep.max() <= 255:
+      scale = 255
+    grey = np.clip(deep / scale, 0, 1)
+    return np.repeat(np.rint(255 * grey).astype(np.uint8)[..., None], 3, -1)
+  has_alpha = 'transparency' in image.info or image.mode in ('LA', 'PA', 'RGBA')
+  if has_alpha or image.mode in ('La', 'RGBa'):
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, image)
+  return np.asarray(image.convert('RGB'))
+
+
+def fit(picture: np.ndarray, size: int) -> np.ndarray:
+  """A picture in a square: made smaller or larger as a whole, then centred.
+
+  The margins take the mean colour of the corners.
+
+  Args:
+    picture: uint8 [Y, X] or [Y, X, 3].
+    size: pixels of height and width.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  if picture.ndim == 2:
+    picture = np.repeat(picture[..., None], 3, axis=-1)
+  height, width, _ = picture.shape
+  if (height, width) == (size, size):
+    return picture
+  corners = picture[:: max(height - 1, 1), :: max(width - 1, 1)]
+  ground = corners.reshape(-1, 3).mean(axis=0)
+  square = np.tile(np.rint(ground).astype(np.uint8), (size, size, 1))
+  # Small pictures keep their pixels, so that sharp edges stay sharp.
+  if max(height, width) > size or 2 * max(height, width) <= size:
+    from PIL import Image
+
+    scale = size / max(height, width)
+    shape = [max(1, round(side * scale)) for side in (width, height)]
+    resized = Image.fromarray(picture).resize(shape, Image.Resampling.BOX)
+    picture = np.asarray(resized)
+    height, width, _ = picture.shape
+  top, left = (size - height) // 2, (size - width) // 2
+  square[top : top + height, left : left + width] = picture
+  return square

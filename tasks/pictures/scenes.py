@@ -1,0 +1,199 @@
+"""Scenes of coloured shapes: what is in a picture, and what a caption says.
+
+A scene has one object, two objects side by side or one above the other, or
+several equal objects. `caption` writes one of several sentences about a scene,
+`read` understands any of them, and `agreement` tells which attributes of a
+scene a sentence gets right.
+"""
+
+import dataclasses
+import re
+
+COLOURS = {
+  '紅': (220, 40, 40),
+  '橙': (245, 150, 30),
+  '黃': (240, 220, 40),
+  '綠': (40, 160, 70),
+  '藍': (40, 90, 220),
+  '紫': (150, 60, 190),
+  '灰': (140, 140, 140),
+  '黑': (25, 25, 25),
+}
+FORMS = ('圓形', '方形', '三角形', '菱形', '十字', '五角星')
+SIZES = ('小', '中等', '大')
+# Row and column of each place in a grid of 3 x 3.
+PLACES = {
+  '左上角': (0, 0),
+  '上方': (0, 1),
+  '右上角': (0, 2),
+  '左側': (1, 0),
+  '正中央': (1, 1),
+  '右側': (1, 2),
+  '左下角': (2, 0),
+  '下方': (2, 1),
+  '右下角': (2, 2),
+}
+# The first object lies there, seen from the second one.
+RELATIONS = ('左邊', '右邊', '上面', '下面')
+NUMBERS = {2: '兩個', 3: '三個', 4: '四個'}
+# One triple of colour, form and size out of so many is held out.
+_ONE_OF = 6
+_THING = r'(?P<size{n}>[小大]|中等)(?P<colour{n}>\w)色(?P<form{n}>{forms})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+  """An object: its colour, form and size, in the words of captions."""
+
+  colour: str
+  form: str
+  size: str
+
+  def __str__(self) -> str:
+    return f'{self.size}{self.colour}色{self.form}'
+
+  @property
+  def is_held_out(self) -> bool:
+    """Whether no training picture has this triple of attributes.
+
+    Each pair of its attributes occurs in training: if two of the numbers are
+    given, then the third one must have one certain remainder to be held out.
+    """
+    number = list(COLOURS).index(self.colour) + FORMS.index(self.form)
+    return (number + SIZES.index(self.size)) % _ONE_OF == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """What is in a picture.
+
+  Attributes:
+    things: one object or two.
+    place: of the only object, a key of `PLACES`.
+    relation: where the first of two objects lies, one of `RELATIONS`.
+    number: how many times the object is there; above 1, it has no place.
+  """
+
+  things: tuple[Thing, ...]
+  place: str = ''
+  relation: str = ''
+  number: int = 1
+
+  @property
+  def kind(self) -> str:
+    """'one', 'two' (objects with a relation) or 'many' (a number of them)."""
+    if self.number > 1:
+      return 'many'
+    return 'one' if len(self.things) == 1 else 'two'
+
+  @property
+  def attributes(self) -> dict[str, str | int]:
+    """Every attribute by name, such as 'colour_0'."""
+    found = {}
+    for n, thing in enumerate(self.things):
+      found |= {f'{k}_{n}': v for k, v in dataclasses.asdict(thing).items()}
+    rest = {
+      'one': {'place': self.place},
+      'two': {'relation': self.relation},
+      'many': {'number': self.number},
+    }
+    return found | rest[self.kind]
+
+
+# Sentences by kind of scene; the first parts of a pattern are those of `read`.
+TEMPLATES = {
+  'one': (
+    '{place}有一個{thing0}',
+    '一個{thing0}在{place}',
+    '圖中{place}畫著{thing0}',
+    '{thing0}，位於{place}',
+  ),
+  'two': (
+    '{thing0}在{thing1}的{relation}',
+    '{thing1}的{relation}有一個{thing0}',
+    '兩個圖形：{thing0}在{thing1}{relation}',
+  ),
+  'many': (
+    '{number}{thing0}',
+    '圖中有{number}{thing0}',
+    '白底上畫著{number}{thing0}',
+  ),
+}
+
+
+def caption(scene: Scene, template: int) -> str:
+  """A sentence about a scene.
+
+  Args:
+    scene: the scene.
+    template: any number; it chooses one of the sentences of this kind.
+  """
+  templates = TEMPLATES[scene.kind]
+  things = {f'thing{n}': str(thing) for n, thing in enumerate(scene.things)}
+  return templates[template % len(templates)].format(
+    **things,
+    place=scene.place,
+    relation=scene.relation,
+    number=NUMBERS.get(scene.number, ''),
+  )
+
+
+def read(text: str) -> Scene | None:
+  """The scene that a sentence describes; None if it follows no template."""
+  for kind, patterns in _PATTERNS.items():
+    for pattern in patterns:
+      found = pattern.fullmatch(text.strip())
+      if found is None:
+        continue
+      parts = found.groupdict()
+      things = tuple(
+        Thing(parts[f'colour{n}'], parts[f'form{n}'], parts[f'size{n}'])
+        for n in range(2 if kind == 'two' else 1)
+      )
+      if not all(thing.colour in COLOURS for thing in things):
+        return None
+      numbers = {word: number for number, word in NUMBERS.items()}
+      return Scene(
+        things,
+        parts.get('place') or '',
+        parts.get('relation') or '',
+        numbers.get(parts.get('number') or '', 1),
+      )
+  return None
+
+
+def agreement(text: str, scene: Scene) -> dict[str, bool]:
+  """Which attributes of a scene a sentence gets right, and whether all.
+
+  Args:
+    text: a sentence, perhaps of a model.
+    scene: the truth.
+
+  Returns:
+    Attribute -> whether the sentence agrees, then 'all'. A sentence that
+    follows no template, or describes another kind of scene, is wrong in all.
+  """
+  described = read(text)
+  if described is None or described.kind != scene.kind:
+    right = dict.fromkeys(scene.attributes, False)
+  else:
+    said = described.attributes
+    right = {k: said[k] == v for k, v in scene.attributes.items()}
+  return {**right, 'all': all(right.values())}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+  forms = '|'.join(FORMS)
+  parts = {f'thing{n}': _THING.format(n=n, forms=forms) for n in range(2)}
+  parts |= {
+    'place': f'(?P<place>{"|".join(PLACES)})',
+    'relation': f'(?P<relation>{"|".join(RELATIONS)})',
+    'number': f'(?P<number>{"|".join(NUMBERS.values())})',
+  }
+  return re.compile(template.format(**parts))
+
+
+_PATTERNS = {
+  kind: [_pattern(template) for template in templates]
+  for kind, templates in TEMPLATES.items()
+}

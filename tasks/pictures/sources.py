@@ -1,0 +1,268 @@
+"""Where pictures with captions come from: data files, a user's own folder.
+
+A source has `splits` and `records(split)`, which gives dictionaries with
+'picture' (uint8 [size, size, 3]), 'caption' and 'facts' (further values, ready
+for JSON).
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tasks import splits, text_files
+from tasks.pictures import decoding, drawing
+
+_logger = logging.getLogger(__name__)
+
+CAPTIONS = 'captions.jsonl'
+EMOJI_STYLES = {'noto': '諾托', 'emojitwo': '雙彩', 'blobmoji': '水滴'}
+_FILE_OF = {'train': 'train', 'validation': 'valid'}
+_FASHION = ('一件{}的圖片', '圖中是{}', '{}', '這是{}')
+# Each glyph is drawn so many times for training, with other jitter each time.
+_HANZI_REPEATS = 8
+# Side of the square in which strokes are given, and the height of its top.
+_EM, _TOP = 1024, 900
+
+
+@dataclasses.dataclass(frozen=True)
+class FashionMnist:
+  """Fashion-MNIST (Xiao et al. 2017), grey pictures of ten kinds of clothes.
+
+  Attributes:
+    size: pixels of height and width.
+  """
+
+  size: int = 32
+  splits: ClassVar[tuple[str, ...]] = splits.NAMES
+
+  def records(self, split: str) -> Iterator[dict[str, Any]]:
+    """Pictures of a split, in the order of the file."""
+    arrays = _arrays(f'fashion_mnist_{_file_part(split)}.npz')
+    names = [line['zh_hant'] for line in _lines('fashion_mnist_labels.jsonl')]
+    labels = arrays['labels']
+    for number, picture in enumerate(arrays['images']):
+      label = int(labels[number])
+      yield {
+        'picture': decoding.fit(picture, self.size),
+        'caption': _FASHION[number % len(_FASHION)].format(names[label]),
+        'facts': {'label': label, 'name': names[label]},
+      }
+
+  def files_of(self, split: str) -> list[str]:
+    """The files of a split, for `tasks.origin`."""
+    part = _file_part(split)
+    return [f'images/fashion_mnist_{part}.npz']
+
+
+@dataclasses.dataclass(frozen=True)
+class Emoji:
+  """Emoji of three designers, with their names from Unicode CLDR.
+
+  Attributes:
+    styles: which of `EMOJI_STYLES`.
+    size: pixels of height and width.
+  """
+
+  styles: Sequence[str] = tuple(EMOJI_STYLES)
+  size: int = 64
+  splits: ClassVar[tuple[str, ...]] = splits.NAMES
+
+  def records(self, split: str) -> Iterator[dict[str, Any]]:
+    """Pictures of a split, one style after the other."""
+    part = _file_part(split)
+    for style in self.styles:
+      pictures = _arrays(f'emoji_{style}_{part}.npz')['images']
+      entries = _lines(f'emoji_{style}_{part}.jsonl.gz')
+      for picture, entry in zip(pictures, entries, strict=True):
+        yield {
+          'picture': decoding.fit(picture, self.size),
+          'caption': f'{EMOJI_STYLES[style]}風格：{entry["zh_hant"]}',
+          'facts': {
+            'style': style,
+            'name': entry['zh_hant'],
+            'tags': entry['tags_zh_hant'],
+          },
+        }
+
+  def files_of(self, split: str) -> list[str]:
+    """The files of a split, for `tasks.origin`."""
+    part = _file_part(split)
+    return [f'images/emoji_{style}_{part}.*' for style in self.styles]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hanzi:
+  """Characters drawn from their strokes, each time a little differently.
+
+  Place, size, slant and width of the strokes vary. Both splits have all
+  characters, but with other jitter.
+
+  Attributes:
+    num_characters: how many of the most frequent characters.
+    size: pixels of height and width.
+  """
+
+  num_characters: int = 200
+  size: int = 32
+  splits: ClassVar[tuple[str, ...]] = splits.NAMES
+
+  def records(self, split: str) -> Iterator[dict[str, Any]]:
+    """Pictures of a split, all characters once and then again."""
+    part = list(_FILE_OF).index(split) if _file_part(split) else 0
+    glyphs = sorted(_lines(_STROKES), key=lambda glyph: -glyph['freq'])
+    for repeat in range(_HANZI_REPEATS if split == 'train' else 1):
+      for number, glyph in enumerate(glyphs[: self.num_characters]):
+        rng = np.random.default_rng([part, repeat, number])
+        yield {
+          'picture': draw_strokes(glyph['medians'], self.size, rng),
+          'caption': f'寫一個「{glyph["char"]}」字',
+          'facts': {'name': glyph['char']},
+        }
+
+  def files_of(self, split: str) -> list[str]:
+    """The files of a split, for `tasks.origin`."""
+    del split
+    return [f'images/{_STROKES}']
+
+
+_STROKES = 'hanzi_strokes.jsonl.xz'
+
+
+def draw_strokes(
+  medians: Sequence[Sequence[Sequence[float]]],
+  size: int,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """A character in black on white, uint8 [size, size, 3].
+
+  Args:
+    medians: the points of each stroke, in a square of 1,024 with y upwards.
+    size: pixels of height and width.
+    rng: shifts, scales and slants the character, and widens its strokes.
+  """
+  scale, slant = rng.uniform(0.75, 0.95), rng.uniform(-0.2, 0.2)
+  shift = rng.uniform(-0.04, 0.04, 2)
+  width = rng.uniform(0.05, 0.09)
+  picture = drawing.ground(size, (255, 255, 255))
+  for median in medians:
+    points = np.array(median, np.float64)
+    points = np.stack([points[:, 0], _TOP - points[:, 1]], axis=1) / _EM - 0.5
+    points[:, 0] -= slant * points[:, 1]
+    drawing.paint(
+      picture, drawing.stroke(scale * points + 0.5 + shift, width), (0, 0, 0)
+    )
+  return drawing.finished(picture)
+
+
+@dataclasses.dataclass
+class Folder:
+  """A user's own pictures: a folder with files and `captions.jsonl`.
+
+  Each line of the captions is {"file": name, "caption": sentence}; the split of
+  a picture depends on the name of its file. A picture that cannot be decoded is
+  left out, and `quarantine` says why.
+
+  Attributes:
+    directory: the folder.
+    size: pixels of height and width.
+    quarantine: {'file', 'error'} of each picture that was left out.
+  """
+
+  directory: str
+  size: int = 32
+  quarantine: list[dict[str, str]] = dataclasses.field(default_factory=list)
+  splits: ClassVar[tuple[str, ...]] = splits.NAMES
+
+  def records(self, split: str) -> Iterator[dict[str, Any]]:
+    """Pictures of a split, in the order of the captions.
+
+    Raises:
+      ValueError: if the captions are missing or malformed.
+    """
+    _file_part(split)
+    self.quarantine.clear()
+    root = pathlib.Path(self.directory).expanduser()
+    lines = text_files.json_lines(
+      (root / CAPTIONS).absolute(),
+      {'file': str, 'caption': str},
+      split_fn=lambda record: splits.by_hash(record['file']),
+    )
+    for record in lines.records(split):
+      try:
+        picture = decoding.decode(_bytes(root, record['file']), record['file'])
+      except ValueError as error:
+        self.quarantine.append({'file': record['file'], 'error': str(error)})
+        _logger.info(f'warning: {error}')
+        continue
+      yield {
+        'picture': decoding.fit(picture, self.size),
+        'caption': record['caption'],
+        'facts': {'file': record['file']},
+      }
+
+  def files_of(self, split: str) -> list[str]:
+    """All files of the folder, for `tasks.origin`."""
+    del split
+    return [str(pathlib.Path(self.directory).expanduser().absolute() / '**')]
+
+
+def _bytes(root: pathlib.Path, name: str) -> bytes:
+  """Bytes of a file in a folder.
+
+  Raises:
+    ValueError: if it is missing, or lies outside of the folder.
+  """
+  path = (root / name).resolve()
+  if not path.is_relative_to(root.resolve()):
+    raise ValueError(
+      f'The picture {name} must lie in the folder {root}, got a file outside:'
+      ' move it there.'
+    )
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise ValueError(
+      f'The picture {name} must be readable, got {error.strerror}.'
+    ) from error
+
+
+def _file_part(split: str) -> str:
+  """How data files name a split."""
+  if split not in _FILE_OF:
+    raise ValueError(
+      f'A split must be one of {", ".join(_FILE_OF)}, got {split!r}.'
+    )
+  return _FILE_OF[split]
+
+
+def _path(name: str) -> pathlib.Path:
+  path = text_files.data_directory() / 'images' / name
+  if not path.is_file():
+    raise ValueError(
+      f'The data file {path} must be there: put it there, or set $WUDAO_DATA to'
+      ' the directory that has it.'
+    )
+  return path
+
+
+def _arrays(name: str) -> dict[str, np.ndarray]:
+  path = _path(name)
+  try:
+    with np.load(path) as file:
+      return dict(file)
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    raise ValueError(
+      f'The data file {path} must be sound, got {error}: restore it.'
+    ) from error
+
+
+def _lines(name: str) -> Iterator[Any]:
+  """The values in a file of JSON lines."""
+  source = text_files.LineSource({'all': _path(name)}, json.loads)
+  return source.records('all')

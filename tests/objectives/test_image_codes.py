@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.modalities.image import Autoencoder
+from moe.models.functional import PictureFunctional
+from moe.objectives import image_codes
+
+
+class Fixed:
+  """A tokenizer that gives pictures back with a fixed error."""
+
+  module = Autoencoder()
+
+  def __init__(self, error):
+    self.error = error
+
+  def reconstruct(self, params, pixels):
+    return pixels + jnp.array(self.error, jnp.float32)
+
+
+def batch(weights=(1.0, 1.0)):
+  """Two white pictures, the first with a black quarter."""
+  pictures = np.full((2, 4, 4, 3), 255, np.uint8)
+  pictures[0, 1:3, 1:3] = 0
+  return {'pictures': pictures, 'weights': np.array(weights, np.float32)}
+
+
+def terms(error, given):
+  objective = image_codes.image_codes(Fixed(error), (2, 4, 4))
+  sums, _, metrics = objective.loss({}, {}, given, None, True)
+  weights = objective.weights(given)
+  means = {name: float(sums[name] / weights[name]) for name in sums}
+  return means, weights, metrics, objective
+
+
+def test_the_terms_of_a_grey_and_of_a_coloured_error():
+  means, weights, _, _ = terms([-0.3, -0.3, -0.3], batch())
+  # 32 pixels, of which 4 are foreground and count twice.
+  assert float(weights['l1']) == 36
+  assert means['l1'] == pytest.approx(0.3, rel=1e-5)
+  assert means['mse'] == pytest.approx(0.09, rel=1e-5)
+  assert means['colour'] == pytest.approx(0, abs=1e-6)
+  # The mean -0.1 of the channels leaves (-0.2, 0.1, 0.1): 0.4 / 3.
+  means, *_ = terms([-0.3, 0, 0], batch())
+  assert means['colour'] == pytest.approx(0.4 / 3, rel=1e-5)
+
+
+def test_a_picture_of_weight_0_counts_for_nothing():
+  _, weights, metrics, objective = terms([-0.1] * 3, batch((1.0, 0.0)))
+  assert float(weights['l1']) == 20
+  assert float(metrics['decibels'][1]) == 1
+  assert objective.amount(batch((1.0, 0.0))) == 1
+
+
+def test_the_score_is_the_mean_psnr_of_a_picture():
+  _, _, metrics, objective = terms([-0.1] * 3, batch())
+  # White pixels lose 0.1, black ones stay black after clipping: errors of
+  # 0.01 x 12 / 16 and 0.01, which are 21.249 and 20 dB.
+  psnr = objective.score.value(metrics, {})
+  assert psnr == pytest.approx((21.2494 + 20) / 2, abs=1e-3)
+  assert objective.score.is_higher_better
+
+
+def test_the_foreground_is_what_differs_from_the_corners():
+  pixels = jnp.asarray(batch()['pictures'], jnp.float32) / 255
+  front = image_codes.foreground(pixels)
+  assert front[0].sum() == 4 and not front[1].any()
+
+
+def test_parameters_have_a_logical_axis_for_each_dim():
+  functional = PictureFunctional(Autoencoder(widths=(8,), num_blocks=(1,)))
+  objective = image_codes.image_codes(functional, (2, 4, 4))
+  found = {}
+
+  def init():
+    params, _, found['axes'] = objective.init(
+      jax.random.key(0), objective.shapes()
+    )
+    return params
+
+  params = jax.eval_shape(init)
+  ranks = jax.tree.map(lambda p: p.ndim, params)
+  is_axes = lambda a: isinstance(a, tuple)
+  assert ranks == jax.tree.map(len, found['axes'], is_leaf=is_axes)

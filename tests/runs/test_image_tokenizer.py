@@ -1,0 +1,138 @@
+"""A tokenizer from its training to the tasks of its codes."""
+
+import functools
+
+import numpy as np
+import optax
+import pytest
+
+from moe.data.store import Store
+from moe.evaluate import reconstruction
+from moe.modalities.ids import IdSpace
+from moe.modalities.image import Autoencoder
+from moe.objectives.image_codes import image_codes
+from moe.optim import optimizers
+from moe.parallel.mesh import MeshShape
+from moe.report import tokenizer_page
+from moe.runs import image_tokenizer, picture_codes, preflight, tokenizer_report
+from moe.runs.image_tokenizer import Pictures, TokenizerRun
+from moe.train import trainer
+from tasks import registry
+from tasks.pictures import code_tasks, shapes, stores
+
+SETTINGS = trainer.Settings(4, eval_period=2, save_period=2)
+RUN = TokenizerRun(
+  Autoencoder((5, 5), widths=(8,), num_blocks=(1,)),
+  MeshShape(data=-1),
+  image_codes,
+  optimizers.adamw,
+  optax.constant_schedule(0.01),
+  Pictures(['shapes'], 8, 8),
+  SETTINGS,
+)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with a trained run and the stores of its pictures."""
+  root = tmp_path_factory.mktemp('tokenizer')
+  few = functools.partial(shapes.Shapes, num_pictures=40)
+  prepare = lambda names, size, _: stores.prepare(names, size, root / 'cache')
+  (root / 'run').mkdir()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(stores.SOURCES, 'shapes', few)
+    code = image_tokenizer.train(
+      RUN, str(root / 'run'), {'config.gin': ''}, prepare
+    )
+    assert code == 0
+    pictures = prepare(['shapes'], 8, '')
+  return root, pictures
+
+
+def test_a_frozen_tokenizer_is_known_by_its_hash(place):
+  root, _ = place
+  frozen = image_tokenizer.load(root / 'run')
+  again = image_tokenizer.freeze(RUN, str(root / 'run'))
+  assert frozen.sha256 == again.sha256
+  assert frozen.num_codes == 25 and frozen.grid == (4, 4)
+  pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+  codes = frozen.encode(pictures)
+  assert codes.shape == (3, 16) and np.array_equal(
+    codes, again.encode(pictures)
+  )
+  assert frozen.decode(codes).shape == pictures.shape
+  with pytest.raises(ValueError, match='16 codes from 0 to 24'):
+    frozen.decode(codes + 25)
+
+
+def test_a_missing_or_damaged_tokenizer_is_refused(place, tmp_path):
+  root, _ = place
+  with pytest.raises(ValueError, match='nothing there: train one'):
+    image_tokenizer.load(tmp_path)
+  path = image_tokenizer.path_of(root / 'run')
+  (tmp_path / path.name).write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ValueError, match='must be sound'):
+    image_tokenizer.load(tmp_path)
+
+
+def test_the_report_shows_held_out_pictures(place, tmp_path):
+  root, pictures = place
+  held_out = {'shapes': Store(pictures['shapes']['validation'])}
+  frozen = image_tokenizer.load(root / 'run')
+  found, scores = tokenizer_report.report(frozen, held_out, 'the command')
+  page = tokenizer_page.write(tmp_path, 'Title', frozen.facts, found, scores)
+  assert scores[0].name == 'shapes: PSNR' and scores[0].n == 2
+  assert frozen.sha256 in page.read_text() and 'the command' in page.read_text()
+  assert (tmp_path / 'reconstructions_shapes.png').stat().st_size
+
+
+def test_a_perfect_tokenizer_has_perfect_scores():
+  pictures = np.arange(2 * 16 * 16 * 3, dtype=np.uint8).reshape(2, 16, 16, 3)
+  codes = np.array([[0, 1], [2, 3]])
+  found = reconstruction.Reconstruction(pictures, pictures, codes, codes)
+  scores = reconstruction.scores(found, 8, 'p', '')
+  value = {score.name: score.value for score in scores}
+  assert value['p: PSNR'] == pytest.approx(100)
+  assert value['p: SSIM'] == pytest.approx(1)
+  assert value['p: codes used'] == 0.5
+  assert value['p: perplexity of codes'] == pytest.approx(4)
+  assert value['p: codes that survive'] == 1
+
+
+@pytest.fixture
+def declared(monkeypatch):
+  monkeypatch.setattr(registry, 'TASKS', {})
+  monkeypatch.setattr(registry, 'MIXTURES', {})
+
+
+def test_codes_become_tasks_in_both_orders(place, tmp_path, declared):
+  root, pictures = place
+  frozen = image_tokenizer.load(root / 'run')
+  path = image_tokenizer.path_of(root / 'run')
+  counts = picture_codes.encode(frozen, path, pictures, tmp_path)
+  assert counts['shapes_8/train'] == 40
+  assert code_tasks.add(tmp_path) == ['shapes_8_both']
+  draw, describe = registry.TASKS.values()
+  assert draw.kinds['targets'].tokenizer == frozen.sha256
+  assert describe.kinds['inputs'].is_block
+  assert not draw.kinds['targets'].is_block
+  (drawn, *_), (described, *_) = (
+    list(task.documents('unseen')) for task in (draw, describe)
+  )
+  assert drawn['inputs'] == described['targets'] + '\n'
+  assert np.array_equal(drawn['targets'], described['inputs'])
+  (wanted,) = Store(pictures['shapes']['unseen']).read([0])
+  codes = frozen.encode(wanted['pixels'][None])[0]
+  assert np.array_equal(drawn['targets'], codes)
+
+
+def test_codes_of_another_tokenizer_are_refused(place):
+  root, _ = place
+  path = str(image_tokenizer.path_of(root / 'run'))
+  sha256 = image_tokenizer.load(path).sha256
+  space = lambda sha: IdSpace(300, image=25, tokenizers=(('image', sha),))
+  preflight.check_tokenizer(space(sha256), path)
+  preflight.check_tokenizer(IdSpace(300), '')
+  for found, file in ((space('0' * 64), path), (space(sha256), '')):
+    with pytest.raises(ValueError, match='the tokenizer that made'):
+      preflight.check_tokenizer(found, file)

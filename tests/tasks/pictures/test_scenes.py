@@ -1,0 +1,51 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from tasks.pictures import scenes, shapes
+from tasks.pictures.scenes import Scene, Thing
+
+THINGS = [
+  Thing(*parts)
+  for parts in itertools.product(scenes.COLOURS, scenes.FORMS, scenes.SIZES)
+]
+
+
+def test_held_out_triples_have_only_pairs_that_occur_in_training():
+  held_out = [thing for thing in THINGS if thing.is_held_out]
+  seen = [thing for thing in THINGS if not thing.is_held_out]
+  assert len(held_out) == len(THINGS) / 6
+  pairs = lambda t: {(t.colour, t.form), (t.form, t.size), (t.size, t.colour)}
+  in_training = set.union(*map(pairs, seen))
+  assert all(pairs(thing) <= in_training for thing in held_out)
+
+
+@pytest.mark.parametrize('number', range(30))
+def test_every_sentence_is_read_back_as_its_scene(number):
+  scene = shapes.random_scene(np.random.default_rng(number), False)
+  for template in range(12):
+    text = scenes.caption(scene, template)
+    assert scenes.read(text) == scene, text
+
+
+def test_a_sentence_is_checked_attribute_by_attribute():
+  scene = Scene((Thing('紅', '圓形', '大'),), place='左上角')
+  right = scenes.agreement('右上角有一個大紅色圓形', scene)
+  assert right == {
+    'colour_0': True,
+    'form_0': True,
+    'size_0': True,
+    'place': False,
+    'all': False,
+  }
+  assert scenes.agreement('一個大紅色圓形在左上角', scene)['all']
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['', '左上角有一個大紅色圓', '三個大紅色圓形', '左上角有一個大粉色圓形'],
+)
+def test_a_sentence_of_another_kind_is_wrong_in_everything(text):
+  scene = Scene((Thing('紅', '圓形', '大'),), place='左上角')
+  assert not any(scenes.agreement(text, scene).values())

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moe.data.store import Store
+from tasks import splits
+from tasks.pictures import sources, stores
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+  """A data folder with two pictures of clothes and one emoji."""
+  images = tmp_path / 'data' / 'images'
+  images.mkdir(parents=True)
+  monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
+  np.savez(
+    images / 'fashion_mnist_valid.npz',
+    images=np.full((2, 28, 28), 9, np.uint8),
+    labels=np.array([1, 0], np.uint8),
+  )
+  names = [{'label': 0, 'zh_hant': '上衣'}, {'label': 1, 'zh_hant': '長褲'}]
+  write_lines(images / 'fashion_mnist_labels.jsonl', names)
+  return images
+
+
+def write_lines(path, values):
+  path.write_text(''.join(json.dumps(value) + '\n' for value in values))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A user's folder: nine sound pictures and a damaged one, for training."""
+  root = tmp_path / 'mine'
+  root.mkdir()
+  names = [f'{n}.png' for n in range(30)]
+  names = [name for name in names if splits.by_hash(name) == 'train'][:10]
+  for n, name in enumerate(names):
+    Image.new('RGB', (9, 5), (n, 0, 0)).save(root / name)
+  (root / names[3]).write_bytes(b'damaged')
+  captions = [{'file': name, 'caption': f'第{name}張'} for name in names]
+  write_lines(root / sources.CAPTIONS, captions)
+  return root
+
+
+def test_clothes_have_their_label_and_name(data):
+  first, second = sources.FashionMnist(32).records('validation')
+  assert first['caption'] == '一件長褲的圖片' and first['facts']['label'] == 1
+  assert '上衣' in second['caption']
+  assert first['picture'].shape == (32, 32, 3)
+
+
+def test_a_missing_data_file_is_named(data):
+  with pytest.raises(ValueError, match='fashion_mnist_train.npz must be there'):
+    list(sources.FashionMnist().records('train'))
+
+
+def test_a_character_varies_in_place_size_slant_and_width():
+  medians = [[[100, 400], [900, 400]], [[500, 800], [500, 0]]]
+  draw = lambda seed: sources.draw_strokes(
+    medians, 32, np.random.default_rng(seed)
+  )
+  assert np.array_equal(draw(0), draw(0))
+  assert not np.array_equal(draw(0), draw(1))
+  assert 0.05 < (draw(0) < 128).mean() < 0.4
+
+
+def test_a_damaged_picture_is_quarantined_with_its_name(folder):
+  source = sources.Folder(str(folder), 16)
+  found = list(source.records('train'))
+  assert len(found) == 9
+  assert found[0]['picture'].shape == (16, 16, 3)
+  (entry,) = source.quarantine
+  assert entry['file'] not in [record['facts']['file'] for record in found]
+  assert 'must be a sound file' in entry['error']
+
+
+def test_a_file_outside_of_the_folder_is_not_read(folder):
+  Image.new('RGB', (2, 2)).save(folder.parent / 'secret.png')
+  name = '../secret.png'
+  write_lines(folder / sources.CAPTIONS, [{'file': name, 'caption': '密'}])
+  source = sources.Folder(str(folder), 16)
+  assert not list(source.records(splits.by_hash(name)))
+  assert 'must lie in the folder' in source.quarantine[0]['error']
+
+
+def test_a_folder_becomes_a_store_that_is_made_again_when_it_changes(
+  folder, tmp_path
+):
+  name = f'{folder}/'
+  dirs = stores.prepare([name], 16, tmp_path / 'cache')[name]
+  store = Store(dirs['train'])
+  (record,) = store.read([0])
+  assert record['pixels'].shape == (16, 16, 3)
+  assert json.loads(record['facts'].tobytes())['caption'].startswith('第')
+  before = store.manifest['content_sha256']
+  again = stores.prepare([name], 16, tmp_path / 'cache')[name]
+  assert Store(again['train']).manifest['content_sha256'] == before
+  for path in folder.glob('*.png'):
+    Image.new('RGB', (9, 5), (0, 0, 200)).save(path)
+  again = stores.prepare([name], 16, tmp_path / 'cache')[name]
+  assert Store(again['train']).manifest['content_sha256'] != before
+
+
+def test_an_unknown_name_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='fashion_mnist, shapes'):
+    stores.prepare(['fashion'], 32, tmp_path)
