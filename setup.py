@@ -41,7 +41,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['moe*', 'tasks*', 'launch*']),
   package_data={
     'tasks': ['corpora/*.jsonl', 'corpora/*.md'],
-    'launch': ['*.sh', '*.sbatch', '*.txt', '*.md', 'Dockerfile*'],
+    'launch': ['*.sh', '*.sbatch', '*.yaml', '*.txt', '*.md', 'Dockerfile*'],
     'moe': ['report/*.html'],
   },
   install_requires=[

@@ -105,3 +105,16 @@ def test_a_dry_run_of_slurm_prints_the_command_of_each_node():
     ' --log=/tmp/attempts.jsonl -- .venv/bin/python -m launch.train'
     ' --workdir=w\nafter code 75: scontrol requeue JOB\n'
   )
+
+
+def test_the_jobset_of_gke_is_filled_in():
+  values = 'NAME=a IMAGE=i ACCELERATOR=tpu7x TOPOLOGY=2x2x2 WORKERS=2 SLICES=3'
+  done = subprocess.run(
+    ['bash', ROOT / 'launch' / 'gke.sh', '--dry-run', "--gin.TASK='ci'"],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**os.environ, **dict(v.split('=') for v in values.split())},
+  )
+  expected = (GOLDEN / 'jobset.yaml').read_text(encoding='utf-8')
+  assert done.stdout == expected
