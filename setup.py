@@ -51,7 +51,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['moe*', 'tasks*', 'launch*']),
   package_data={
     'tasks': ['corpora/*.jsonl', 'corpora/*.md'],
-    'launch': ['*.sh', '*.txt'],
+    'launch': ['*.sh', '*.sbatch', '*.yaml', '*.txt', '*.md', 'Dockerfile*'],
     'moe': ['report/*.html', 'evaluate/*.txt'],
   },
   install_requires=[

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ def supervisor(tmp_path, script, *flags):
   process = subprocess.Popen(
     [sys.executable, '-m', 'launch.supervise', *flags]
     + [f'--workdir={tmp_path}', '--', 'sh', '-c', script],
+    cwd=pathlib.Path(__file__).parents[2],
     stderr=subprocess.PIPE,
     text=True,
   )

@@ -1,0 +1,120 @@
+"""The commands that create TPUs and run on them, with a stand-in for gcloud."""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+COMMAND = [
+  'python', '-m', 'launch.train', '--gin_file=gin_configs/runs/poems_cpu.gin',
+  '--workdir=../bucket/my poems',
+]  # fmt: skip
+
+
+def tpu_vm(verb, *flags, command=(), environment=None):
+  return subprocess.run(
+    ['bash', ROOT / 'launch' / 'tpu_vm.sh', verb, '--name=a', '--zone=z']
+    + [*flags, *(['--', *command] if command else [])],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'TMPDIR': '/tmp', **(environment or {})},
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'verb', 'flags'),
+  [
+    ('spot', 'run', ['--type=v6e-16', '--spot', '--bucket=gs://b']),
+    ('two_slices', 'run', ['--type=v5p-32', '--slices=2', '--reserved']),
+    ('delete', 'delete', []),
+  ],
+)
+def test_a_dry_run_prints_all_commands(name, verb, flags):
+  command = COMMAND if verb == 'run' else ()
+  done = tpu_vm(verb, '--dry-run', *flags, command=command)
+  assert done.returncode == 0, done.stderr
+  expected = (GOLDEN / f'tpu_vm_{name}.txt').read_text(encoding='utf-8')
+  assert done.stdout == expected
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--type=tpu7x-8'], 'tpu7x is offered on GKE alone'),
+    (['--type=v9-8'], '--type=v9-8 must be'),
+    (['--type=v4-8', '--spt'], 'unknown flag --spt'),
+  ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(flags, message):
+  done = tpu_vm('run', '--dry-run', *flags, command=COMMAND)
+  assert done.returncode == 2 and message in done.stderr
+
+
+# Each answer to `describe` is the next line of a file; the command has ended
+# with code 0 as soon as somebody asks for it.
+GCLOUD = """#!/bin/bash
+echo "$*" >> "$FAKE/calls"
+case "$*" in
+  *queued-resources*describe*)
+    head -n 1 "$FAKE/states"
+    sed -i 1d "$FAKE/states" ;;
+  *networkEndpoints*) echo 10.0.0.1 ;;
+  *tpu_worker.sh' 'code) echo 0 ;;
+esac
+"""
+
+
+def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
+  tmp_path,
+):
+  (tmp_path / 'gcloud').write_text(GCLOUD)
+  (tmp_path / 'gcloud').chmod(0o755)
+  # Active at first, then gone while the command runs; deleted, made anew.
+  states = 'ACTIVE SUSPENDED SUSPENDED ' + 'SUSPENDED ACTIVE' + ' ACTIVE' * 9
+  (tmp_path / 'states').write_text(states.replace(' ', '\n') + '\n')
+  environment = {
+    'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+    'FAKE': str(tmp_path),
+    'TMPDIR': str(tmp_path),
+    'POLL_SECONDS': '0',
+    'LOGS': str(tmp_path / 'logs'),
+  }
+  done = tpu_vm(
+    'run', '--type=v4-8', '--spot', command=COMMAND, environment=environment
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  calls = (tmp_path / 'calls').read_text().splitlines()
+  kinds = ('queued-resources delete', 'queued-resources create', ' start 0 1')
+  order = [kind for call in calls for kind in kinds if kind in call]
+  assert order == [kinds[2], kinds[0], kinds[1], kinds[2]]
+
+
+def test_a_dry_run_of_slurm_prints_the_command_of_each_node():
+  done = subprocess.run(
+    ['bash', ROOT / 'launch' / 'slurm.sbatch', '--dry-run', '--workdir=w'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == (
+    'srun --kill-on-bad-exit=1 .venv/bin/python -m launch.supervise'
+    ' --log=/tmp/attempts.jsonl -- .venv/bin/python -m launch.train'
+    ' --workdir=w\nafter code 75: scontrol requeue JOB\n'
+  )
+
+
+def test_the_jobset_of_gke_is_filled_in():
+  values = 'NAME=a IMAGE=i ACCELERATOR=tpu7x TOPOLOGY=2x2x2 WORKERS=2 SLICES=3'
+  done = subprocess.run(
+    ['bash', ROOT / 'launch' / 'gke.sh', '--dry-run', "--gin.TASK='ci'"],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**os.environ, **dict(v.split('=') for v in values.split())},
+  )
+  expected = (GOLDEN / 'jobset.yaml').read_text(encoding='utf-8')
+  assert done.stdout == expected
