@@ -50,20 +50,20 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
   config = configuration.read(args.gin_file, overrides)
   # Imported here, since an error in the configuration need not wait for it.
-  from moe.runs import image_tokenizer, preflight, training
+  from moe.runs import image_tokenizer, preflight, tokenizer_run, training
 
   texts = {
     'config.gin': config.text,
     'operative_config.gin': config.operative_text,
   }
-  if isinstance(config.run, image_tokenizer.TokenizerRun):
+  if isinstance(config.run, tokenizer_run.TokenizerRun):
     # Imported here, since runs of language models read no pictures.
     from tasks.pictures import stores
 
     preflight.open_workdir(args.workdir)
     runtime.set_up_jax()
     if args.dry_run:
-      print(image_tokenizer.describe(config.run), end='')
+      print(tokenizer_run.describe(config.run), end='')
       return 0
     return image_tokenizer.train(
       config.run, args.workdir, texts, stores.prepare

@@ -11,8 +11,8 @@ from launch.configs.tree import Tree
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
 from moe.runs import trained
-from moe.runs.image_tokenizer import TokenizerRun
 from moe.runs.run import Run, TrainedRun
+from moe.runs.tokenizer_run import TokenizerRun
 
 # What a configuration may describe.
 _ROOTS = (Run, TokenizerRun)
