@@ -54,17 +54,17 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     'operative_config.gin': config.operative_text,
   }
   # Imported here, since --help must answer at once.
-  from moe.runs import image_tokenizer
+  from moe.runs import tokenizer_run
 
-  if isinstance(config.run, image_tokenizer.TokenizerRun):
+  if isinstance(config.run, tokenizer_run.TokenizerRun):
     # Imported here, since runs of language models read no pictures.
-    from moe.runs import preflight
+    from moe.runs import image_tokenizer, preflight
     from tasks.pictures import stores
 
     preflight.open_workdir(args.workdir)
     runtime.set_up_jax()
     if args.dry_run:
-      print(image_tokenizer.describe(config.run), end='')
+      print(tokenizer_run.describe(config.run), end='')
       return 0
     return image_tokenizer.train(
       config.run, args.workdir, texts, stores.prepare

@@ -12,8 +12,8 @@ from moe.bounds import OutOfRange
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
 from moe.runs import trained
-from moe.runs.image_tokenizer import TokenizerRun
 from moe.runs.run import Run, TrainedRun
+from moe.runs.tokenizer_run import TokenizerRun
 
 # What a configuration may describe.
 _ROOTS = (Run, TokenizerRun)

@@ -140,8 +140,8 @@ class DropCondition:
   fraction: float = 0.1
 
   def __post_init__(self):
-    if not 0 <= self.fraction <= 1:
-      raise ValueError(f'fraction={self.fraction} must be from 0 to 1.')
+    share = 'share of the times a document is read without its condition'
+    bounds.within('fraction', self.fraction, share, least=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
     """The same shape.

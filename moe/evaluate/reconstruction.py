@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -101,11 +102,17 @@ def _by_picture(found: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
   import dm_pix  # Only this function needs it.
 
   psnr, ssim = [], []
+  side = min(found.pictures.shape[1:3])
+  # The window must be odd and fit into the picture.
+  window = min(11, side - 1 + side % 2)
   for first in range(0, len(found.pictures), _CHUNK):
     there, back = (
       jnp.asarray(array[first : first + _CHUNK], jnp.float32) / 255
       for array in (found.pictures, found.made)
     )
     psnr.append(np.asarray(image_codes.decibels(back, there)))
-    ssim.append(np.asarray(dm_pix.ssim(there, back)))
+    # dm-pix mixes integers and floats.
+    with jax.numpy_dtype_promotion('standard'):
+      similar = dm_pix.ssim(there, back, filter_size=window)
+    ssim.append(np.asarray(similar))
   return np.concatenate(psnr), np.concatenate(ssim)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe import axes
+from moe import axes, bounds
 from moe.models.functional import PictureFunctional
 from moe.objectives.objective import Facts, Measure, Objective
 from moe.types import Array, Batch, Field, Pair, PyTree
@@ -73,6 +73,12 @@ def image_codes(
   """
   num_rows, height, width = shape
   functional.module.grid(height, width)
+
+  factors = {'l1': l1, 'mse': mse, 'colour': colour}
+  for name, factor in (
+    factors | {'foreground_weight': foreground_weight}
+  ).items():
+    bounds.within(name, factor, 'a factor of an error', least=0)
 
   def pixel_weights(batch: Batch) -> tuple[Array, Array]:
     pixels = batch['pictures'].astype(jnp.float32) / 255

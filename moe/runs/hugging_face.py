@@ -200,7 +200,7 @@ def read_weights(
         f'the {len(found)} arrays of {directory} are too few for'
         f' {macro}={imported.bindings[macro]} in its config.json.'
       )
-  _, table, mesh = build.place(run, devices)
+  _, table, mesh = build.place_model(run, devices)
   shapes = trained.placed_shapes(run, table, mesh)
   wanted = restore.leaves(shapes['params']) | restore.leaves(shapes['state'])
   tensors = arrays_lib.plan(

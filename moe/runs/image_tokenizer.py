@@ -1,4 +1,4 @@
-"""The run that trains an image tokenizer, and the tokenizer frozen after it."""
+"""Trains an image tokenizer, and freezes it afterwards."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from moe import atomic_files
 from moe.checkpoint import listing, restore
@@ -23,12 +22,9 @@ from moe.data.pictures import PictureReader, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
 from moe.models.functional import PictureFunctional
-from moe.optim import optimizers
-from moe.parallel import rules
-from moe.parallel.mesh import MeshShape, make_mesh
 from moe.runs import build, lock, preflight
 from moe.runs.run import IMAGE_TOKENIZER
-from moe.train import program as program_lib
+from moe.runs.tokenizer_run import TokenizerRun
 from moe.train import progress, trainer
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
@@ -40,95 +36,6 @@ _logger = logging.getLogger(__name__)
 _CHUNK = 128
 # The key of the configuration in a frozen file, where all others are paths.
 _CONFIG = 'config'
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-  """The pictures of a run.
-
-  Attributes:
-    names: of the sources, such as 'fashion_mnist', or folders of a user, such
-      as './my_pictures'; the first one ranks checkpoints.
-    pixels: height and width of a picture.
-    batch_size: B, over all devices and microbatches.
-    rates: how many pictures come from each source, relative to the others; ()
-      for their numbers of pictures.
-    cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
-  """
-
-  names: Sequence[str]
-  pixels: int
-  batch_size: int
-  rates: Sequence[float] = ()
-  cache_dir: str = ''
-
-  def __post_init__(self):
-    if not self.names or min(self.pixels, self.batch_size) < 1:
-      raise ValueError(
-        f'PICTURES={self.names} must name a source, and PIXELS={self.pixels}'
-        f' and BATCH_SIZE={self.batch_size} must be at least 1.'
-      )
-    if self.rates and len(self.rates) != len(self.names):
-      raise ValueError(
-        f'PICTURE_RATES={self.rates} must have a rate for each of'
-        f' {", ".join(self.names)}, or be ().'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerRun:
-  """A run of an image tokenizer as its configuration describes it.
-
-  Attributes:
-    model: the autoencoder.
-    mesh: devices per mesh axis.
-    objective: makes the objective from the model's functions and (B, Y, X).
-    optimizer: makes the optimizer from the schedule.
-    schedule: learning rate by step.
-    data: the pictures.
-    settings: settings of the training loop.
-    rules: name of a table in moe/parallel/rules.py.
-    clip_norm: largest norm of the gradient; 0 for no clipping.
-  """
-
-  model: Autoencoder
-  mesh: MeshShape
-  objective: Callable
-  optimizer: Callable[..., optax.GradientTransformation]
-  schedule: Callable
-  data: Pictures
-  settings: trainer.Settings
-  rules: str = 'standard'
-  clip_norm: float = 1.0
-
-  def __post_init__(self):
-    self.model.grid(self.data.pixels, self.data.pixels)
-    rules.table(self.rules)
-
-  def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """The program of the run on devices (default: all), from shapes alone."""
-    side = self.data.pixels
-    return program_lib.make_program(
-      self.objective(
-        PictureFunctional(self.model), (self.data.batch_size, side, side)
-      ),
-      optimizers.build(self.optimizer(self.schedule), self.clip_norm),
-      self.schedule,
-      rules.table(self.rules),
-      make_mesh(self.mesh, list(devices or jax.devices())),
-      self.settings.seed,
-      self.settings.num_microbatches,
-    )
-
-
-def describe(run: TokenizerRun) -> str:
-  """Text about the parameters and codes of a tokenizer."""
-  side = run.data.pixels
-  height, width = run.model.grid(side, side)
-  return program_lib.parameter_table(run.program()) + (
-    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
-    f' {side} x {side} pixels\n'
-  )
 
 
 # (names, pixels, cache directory) -> name -> split -> directory of a store.

@@ -27,6 +27,7 @@ def run():
       task_modules=(),
       ranges=(),
       transforms=(),
+      image_tokenizer='',
     ),
     model=types.SimpleNamespace(vocab_size=400),
     settings=types.SimpleNamespace(seed=0),

@@ -15,7 +15,7 @@ from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
 from moe.report import tokenizer_page
 from moe.runs import image_tokenizer, picture_codes, preflight, tokenizer_report
-from moe.runs.image_tokenizer import Pictures, TokenizerRun
+from moe.runs.tokenizer_run import Pictures, TokenizerRun
 from moe.train import trainer
 from tasks import registry
 from tasks.pictures import code_tasks, shapes, stores

@@ -82,6 +82,9 @@ IN_USE = {
   'cosine': schedule('cosine'),
   'wsd': [],
   'MeshShape': [],
+  'DropCondition': [
+    "run.Data.transforms=(('a', @transforms.DropCondition()),)"
+  ],
   'MaskBlocks': ["run.Data.transforms=(('a', @transforms.MaskBlocks()),)"],
   'Noise': upcycled('Noise'),
   'Drop': upcycled('Drop'),

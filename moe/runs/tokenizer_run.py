@@ -1,0 +1,107 @@
+"""The run that trains an image tokenizer, as its configuration says it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import optax
+
+from moe import bounds
+from moe.modalities.image import Autoencoder
+from moe.models.functional import PictureFunctional
+from moe.optim import optimizers
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.train import program as program_lib
+from moe.train import trainer
+from moe.train.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """The pictures of a run.
+
+  Attributes:
+    names: of the sources, such as 'fashion_mnist', or folders of a user, such
+      as './my_pictures'; the first one ranks checkpoints.
+    pixels: height and width of a picture.
+    batch_size: B, over all devices and microbatches.
+    rates: how many pictures come from each source, relative to the others; ()
+      for their numbers of pictures.
+    cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
+  """
+
+  names: Sequence[str]
+  pixels: int
+  batch_size: int
+  rates: Sequence[float] = ()
+  cache_dir: str = ''
+
+  def __post_init__(self):
+    if not self.names:
+      raise ValueError(f'PICTURES={self.names} must name a source: add one.')
+    side = 'height and width of a picture'
+    bounds.at_least(1, 'PIXELS', self.pixels, side)
+    bounds.at_least(1, 'BATCH_SIZE', self.batch_size, 'pictures of a step')
+    if self.rates and len(self.rates) != len(self.names):
+      raise ValueError(
+        f'PICTURE_RATES={self.rates} must have a rate for each of'
+        f' {", ".join(self.names)}, or be ().'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerRun:
+  """A run of an image tokenizer as its configuration describes it.
+
+  Attributes:
+    model: the autoencoder.
+    mesh: devices per mesh axis.
+    objective: makes the objective from the model's functions and (B, Y, X).
+    optimizer: makes the optimizer from the schedule.
+    schedule: learning rate by step.
+    data: the pictures.
+    settings: settings of the training loop.
+    rules: name of a table in moe/parallel/rules.py.
+    clip_norm: largest norm of the gradient; 0 for no clipping.
+  """
+
+  model: Autoencoder
+  mesh: MeshShape
+  objective: Callable
+  optimizer: Callable[..., optax.GradientTransformation]
+  schedule: Callable
+  data: Pictures
+  settings: trainer.Settings
+  rules: str = 'standard'
+  clip_norm: float = 1.0
+
+  def __post_init__(self):
+    bounds.within('CLIP_NORM', self.clip_norm, '0 clips nothing', least=0)
+    self.model.grid(self.data.pixels, self.data.pixels)
+    rules.table(self.rules)
+
+  def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of the run on devices (default: all), from shapes alone."""
+    side = self.data.pixels
+    return program_lib.make_program(
+      self.objective(
+        PictureFunctional(self.model), (self.data.batch_size, side, side)
+      ),
+      optimizers.build(self.optimizer(self.schedule), self.clip_norm),
+      self.schedule,
+      rules.table(self.rules),
+      make_mesh(self.mesh, list(devices or jax.devices())),
+      self.settings.seed,
+      self.settings.num_microbatches,
+    )
+
+
+def describe(run: TokenizerRun) -> str:
+  """Text about the parameters and codes of a tokenizer."""
+  side = run.data.pixels
+  height, width = run.model.grid(side, side)
+  return program_lib.parameter_table(run.program()) + (
+    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
+    f' {side} x {side} pixels\n'
+  )
