@@ -64,7 +64,9 @@ def test_no_sound_step_at_all_is_an_error_that_removes_nothing(copy):
 
 def test_a_damaged_step_asked_for_by_number_is_an_error(copy):
   (copy / '2' / 'meta' / 'metadata').unlink()
-  with pytest.raises(ValueError, match='meta/metadata is missing in step 2'):
+  with pytest.raises(
+    ValueError, match='got meta/metadata is missing: step 1 is'
+  ):
     save.Checkpointer(copy).restore(2, abstract(make_state()))
 
 

@@ -192,7 +192,9 @@ def test_a_dropless_buffer_that_is_too_small_counts_what_it_loses():
 @pytest.mark.parametrize('factor', [0.0, -1.0])
 @pytest.mark.parametrize('kind', [dispatch.Sorted, dispatch.Einsum])
 def test_a_capacity_must_be_positive(kind, factor):
-  with pytest.raises(ValueError, match=f'CAPACITY_FACTOR={factor} must be pos'):
+  with pytest.raises(
+    ValueError, match=f'CAPACITY_FACTOR={factor} must be above 0'
+  ):
     kind(factor)
 
 

@@ -112,6 +112,11 @@ NOT_SET = {
     'ScoringRequest',
     'Job',
     'Limits',
+    # Parts of runs of image tokenizers, which check themselves.
+    'image_codes',
+    'Pictures',
+    'ImageTokenizer',
+    'TokenizerRun',
   ),
 }
 
