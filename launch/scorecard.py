@@ -75,19 +75,21 @@ def show(options: argparse.Namespace, words: Sequence[str]) -> int:
   runtime.set_up_jax()
   suite = scorecard_scores.SUITES[options.suite]
   data = pathlib.Path(options.data or text_files.data_directory())
+  how = [f'--suite={suite.name}', f'--shots={options.shots}']
   cards = []
   for checkpoint in filter(None, (options.checkpoint, options.against)):
-    command = [*words, f'--checkpoint={checkpoint}', f'--suite={suite.name}']
-    command += [f'--shots={options.shots}']
-    asked = scorecard_scores.Asked(
-      suite, options.shots, data, shlex.join(command)
-    )
+    command = shlex.join([*words, f'--checkpoint={checkpoint}', *how])
+    asked = scorecard_scores.Asked(suite, options.shots, data, command)
     cards.append(
       scorecard.scorecard(
         checkpoint, asked, configuration.load_run, token_stores.prepare
       )
     )
-  paired = scorecard.differences(*cards) if len(cards) == 2 else []
+  paired = []
+  if options.against:
+    command = [*words, f'--checkpoint={options.checkpoint}']
+    command += [f'--against={options.against}', *how]
+    paired = scorecard.differences(*cards, shlex.join(command))
   if options.html:
     # Here, since Matplotlib takes seconds to import.
     from moe.report import scorecard_page

@@ -147,11 +147,16 @@ def _poet(
     return {'skipped': str(error)}
 
 
-def differences(card: Card, other: Card) -> list[dict[str, Any]]:
+def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
   """Every score of a card minus that of another card on the same items.
 
   The interval is a paired bootstrap over items. The difference of perplexities
   is that of their logarithms.
+
+  Args:
+    card: a scorecard.
+    other: the one that is subtracted.
+    command: the command that gives the same numbers again.
   """
   theirs = {name: values for name, *values in _paired(other)}
   found = []
@@ -167,7 +172,7 @@ def differences(card: Card, other: Card) -> list[dict[str, Any]]:
         name,
         *comparison.compare(nats, other_nats, sizes, 1000)[:3],
         n=len(sizes),
-        command=card['command'],
+        command=command,
         unit=unit,
         is_higher_better='share' in unit,
       ).as_json()

@@ -202,6 +202,7 @@ def test_a_checkpoint_against_itself_differs_by_nothing(
     'PUD: Traditional Chinese',
     'builtin: held-out loss',
   }
+  assert f'--against={directory}' in card['differences'][0]['command']
   text = page.read_text(encoding='utf-8')
   for question, _, anchor in scorecard_page._questions(card):
     assert question in text

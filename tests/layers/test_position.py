@@ -86,11 +86,11 @@ def test_yarn_keeps_fast_pairs_and_slows_slow_ones_down():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'scaling': 'ntk'}, "Rope.scaling='ntk' must be one of"),
-    ({'scaling': 'linear', 'factor': 0.5}, 'Rope.factor=0.5 must be at least'),
+    ({'scaling': 'ntk'}, "scaling='ntk' must be one of"),
+    ({'scaling': 'linear', 'factor': 0.5}, 'factor=0.5 must be at least'),
     ({'scaling': 'yarn', 'factor': 2.0}, 'needs Rope.original_length'),
-    ({'base': 1.0}, 'ROPE_BASE=1.0 must be more than 1'),
-    ({'share': 0.0}, 'Rope.share=0.0 must be more than 0'),
+    ({'base': 1.0}, 'base=1.0 must be above 1'),
+    ({'share': 0.0}, 'share=0.0 must be above 0'),
   ],
 )
 def test_positions_that_mean_nothing_are_refused(options, message):

@@ -76,6 +76,7 @@ def change_of_logits(width, num_layers, parametrisation, made):
   return float(np.mean([run(jax.random.key(seed)) for seed in range(3)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('made', [optimizers.adamw, optimizers.muon])
 def test_a_step_changes_logits_by_as_much_at_each_width(made):
   same = CompleteP(base_width=32, base_depth=2)
