@@ -1,0 +1,86 @@
+"""A linear layer with a bias, as structure prediction uses it."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from moe.types import Array
+
+INITS = {
+  'linear': nn.initializers.lecun_normal(),
+  'relu': nn.initializers.he_normal(),
+  'zero': nn.initializers.zeros_init(),
+}
+
+
+class Linear(nn.Module):
+  """x w + b over the last dim, with any shape of the result.
+
+  Attributes:
+    features: shape of the result's last dims.
+    logical: logical axes of the kernel, the input's first; None is undivided.
+    start: 'linear', 'relu' before a ReLU, or 'zero' for what starts at nothing.
+    dtype: compute dtype; parameters are float32.
+  """
+
+  features: tuple[int, ...]
+  logical: tuple[str | None, ...]
+  start: str = 'linear'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[..., in] to [..., *features]."""
+    shape = (x.shape[-1], math.prod(self.features))
+
+    def init_kernel(key, whole, dtype):
+      return INITS[self.start](key, shape, dtype).reshape(whole)
+
+    named = nn.with_logical_partitioning
+    kernel = self.param(
+      'kernel',
+      named(init_kernel, self.logical),
+      (x.shape[-1], *self.features),
+      jnp.float32,
+    )
+    bias = self.param(
+      'bias',
+      named(nn.initializers.zeros_init(), self.logical[1:]),
+      self.features,
+      jnp.float32,
+    )
+    # Coordinates come of it, so no accelerator may round the factors.
+    y = jnp.dot(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype).reshape(shape),
+      precision='highest',
+    )
+    y = y.reshape(*x.shape[:-1], *self.features)
+    return y + bias.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Layer norm with a learned scale and shift, at least in float32.
+
+  Attributes:
+    axis: logical axis of the normalised dim.
+    dtype: compute dtype.
+  """
+
+  axis: str
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last dim."""
+    named = nn.with_logical_partitioning
+    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    size = x.shape[-1:]
+    scale = self.param('scale', named(ones, (self.axis,)), size, jnp.float32)
+    bias = self.param('bias', named(zeros, (self.axis,)), size, jnp.float32)
+    x = x.astype(self.dtype)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    x = x / jnp.sqrt(variance + 1e-5)
+    return x * scale.astype(self.dtype) + bias.astype(self.dtype)

@@ -1,0 +1,146 @@
+"""Rigid motions, rotations, and frames of rigid groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.layers import rigid
+from moe.layers.rigid import Rigid
+from tests import protein_data
+
+QUATERNION = np.array([-2.0, 5.0, -1.0, 4.0], 'f4')
+# AlphaFold's own test of this quaternion.
+ROTATION = [
+  [0.26087, 0.130435, 0.956522],
+  [-0.565217, -0.782609, 0.26087],
+  [0.782609, -0.608696, -0.130435],
+]
+
+
+def motion(seed, *shape):
+  random = np.random.RandomState(seed)
+  rotation = rigid.from_quaternion(jnp.asarray(random.randn(*shape, 4), 'f4'))
+  return Rigid(rotation, jnp.asarray(random.randn(*shape, 3), 'f4'))
+
+
+def matrices(motions):
+  whole = np.zeros((*motions.translation.shape[:-1], 4, 4))
+  whole[..., :3, :3] = motions.rotation
+  whole[..., :3, 3] = motions.translation
+  whole[..., 3, 3] = 1
+  return whole
+
+
+def of_matrices(whole):
+  return Rigid(jnp.asarray(whole[..., :3, :3]), jnp.asarray(whole[..., :3, 3]))
+
+
+def test_a_quaternion_gives_the_rotation_that_alphafold_states():
+  rotation = rigid.from_quaternion(QUATERNION)
+  np.testing.assert_allclose(rotation, ROTATION, atol=1e-6)
+
+
+def test_a_quaternion_and_its_negative_are_one_rotation():
+  np.testing.assert_array_equal(
+    rigid.from_quaternion(QUATERNION), rigid.from_quaternion(-QUATERNION)
+  )
+
+
+def test_the_product_of_quaternions_is_the_product_of_rotations():
+  p, q = np.random.RandomState(0).randn(2, 4).astype('f4')
+  product = rigid.from_quaternion(rigid.multiply_quaternions(p, q))
+  expected = rigid.from_quaternion(p) @ rigid.from_quaternion(q)
+  np.testing.assert_allclose(product, expected, atol=1e-6)
+
+
+def test_composing_is_the_product_of_matrices_and_the_inverse_undoes_it():
+  one, two = motion(0, 5), motion(1, 5)
+  np.testing.assert_allclose(
+    matrices(one.compose(two)), matrices(one) @ matrices(two), atol=1e-6
+  )
+  nothing = matrices(one.compose(one.inverse()))
+  np.testing.assert_allclose(nothing, np.tile(np.eye(4), (5, 1, 1)), atol=1e-6)
+  points = jnp.ones((5, 3))
+  back = one.apply_inverse(one.apply(points))
+  np.testing.assert_allclose(back, points, atol=1e-6)
+
+
+def test_an_update_of_zeros_moves_nothing_and_of_one_b_turns_by_a_right_angle():
+  still = rigid.from_update(jnp.zeros(6))
+  np.testing.assert_array_equal(matrices(still), np.eye(4))
+  # (1, 1, 0, 0) turns by 2 atan(1 / 1) = 90 degrees about x: y becomes z.
+  turned = rigid.from_update(jnp.array([1.0, 0, 0, 5, 6, 7]))
+  y = turned.apply(jnp.array([0.0, 1, 0]))
+  np.testing.assert_allclose(y, [5, 6, 8], atol=1e-6)
+
+
+def test_the_backbone_lies_in_the_plane_of_its_frame():
+  n, ca, c = jnp.asarray(np.random.RandomState(2).randn(3, 3), 'f4')
+  frame = rigid.from_backbone(n, ca, c)
+  local = frame.apply_inverse(jnp.stack([n, ca, c]))
+  np.testing.assert_allclose(local[1], 0, atol=1e-6)
+  np.testing.assert_allclose(local[2, 1:], 0, atol=1e-6)
+  assert abs(local[0, 2]) < 1e-6 < local[0, 1] and local[2, 0] > 0
+
+
+def test_points_on_one_line_give_a_finite_gradient():
+  def last(x):
+    return rigid.from_backbone(x, jnp.zeros(3), 2 * x).rotation.sum()
+
+  assert np.isfinite(jax.grad(last)(jnp.ones(3))).all()
+
+
+def test_atoms_follow_the_frames_of_their_groups():
+  # A quarter turn about x takes y to z; group 5 stands in group 4, which is
+  # moved by 1 along x.
+  default = rigid.identity((8,), jnp.float32)
+  default = default._replace(
+    translation=default.translation.at[4:6, 0].set(1.0)
+  )
+  torsion = (
+    jnp.tile(jnp.array([1.0, 0.0]), (7, 1)).at[3].set(jnp.array([0.0, 2.0]))
+  )
+  frames = rigid.group_frames(rigid.identity((), jnp.float32), torsion, default)
+  local = jnp.array([[0.0, 1, 0], [0.0, 1, 0], [0.0, 1, 0]])
+  atoms = rigid.place_atoms(frames, jnp.array([0, 4, 5]), local)
+  np.testing.assert_allclose(
+    atoms, [[0, 1, 0], [1, 0, 1], [2, 0, 1]], atol=1e-6
+  )
+
+
+@protein_data.has_data
+def test_quaternions_and_frames_are_those_of_the_known_outputs():
+  known = protein_data.case('geometry')
+  given, out = known['in'], known['out']
+  with jax.enable_x64(True):
+    half = given['quat_axis_phi'] / 2
+    axis = given['quat_axis_n'] / np.linalg.norm(given['quat_axis_n'])
+    turned = jnp.asarray([np.cos(half), *np.sin(half) * axis])
+    np.testing.assert_allclose(turned, out['quat_from_axis'], atol=1e-6)
+    product = rigid.multiply_quaternions(jnp.asarray(given['quat_p']), turned)
+    np.testing.assert_allclose(product, out['quat_p_mul_axis'], rtol=1e-6)
+    vectors = [given['frame_ex'], given['frame_ey'], given['frame_t']]
+    frame = rigid.from_vectors(*map(jnp.asarray, vectors))
+    np.testing.assert_allclose(matrices(frame), out['frame'], atol=1e-6)
+    np.testing.assert_allclose(
+      matrices(frame.inverse()), out['frame_inverse'], atol=1e-6
+    )
+
+
+@protein_data.has_data
+def test_torsions_give_the_known_frames_of_all_groups():
+  known = protein_data.case('geometry')
+  default = known['out']['rigid_group_transforms'][known['in']['residues']]
+  for dtype, error in (('float64', 1e-6), ('float32', 1e-4)):
+    with jax.enable_x64(True):
+      frames = rigid.group_frames(
+        of_matrices(known['in']['T'].astype(dtype)),
+        jnp.asarray(known['in']['alpha'], dtype),
+        of_matrices(default.astype(dtype)),
+      )
+    assert frames.rotation.dtype == dtype
+    # The last row of the case's 4 x 4 matrices is not (0, 0, 0, 1).
+    expected = known['out']['global_transforms'][..., :3, :]
+    np.testing.assert_allclose(
+      matrices(frames)[..., :3, :], expected, rtol=error, atol=error
+    )
