@@ -6,7 +6,7 @@ from tasks.text_files import Record
 
 
 def pair(couplet: Record) -> tuple[str, str]:
-  """The first line with a line break, which is given, and the second line."""
+  """(prompt, answer): the first line with a line break, and the second line."""
   return couplet['up'] + '\n', couplet['down']
 
 

@@ -1,4 +1,7 @@
-"""Dialogues, one line per turn after its speaker's mark; and personas."""
+"""Dialogues and personas.
+
+In a dialogue each turn is a line that begins with the mark of its speaker.
+"""
 
 from collections.abc import Sequence
 

@@ -100,7 +100,7 @@ def find_file(name: str, including: str = '') -> str:
 
 
 def files_that_define(macro: str) -> list[str]:
-  """Files of gin_configs that bind a macro, named from there."""
+  """Paths, relative to gin_configs, of its files that bind a macro."""
   line = re.compile(rf'^{re.escape(macro)}\s*=', re.MULTILINE)
   folder = pathlib.Path(SEARCH_PATHS[1])
   return [

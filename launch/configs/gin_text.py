@@ -101,7 +101,8 @@ class _Used:
       behind = self.macros[value.name] = self._tree.macros[value.name]
       self._visit(behind, value.name)
     elif isinstance(value, gin_values.Reference):
-      # What is not called while the value of a macro is made is called later.
+      # A reference without () is called later, when the scope of the macro has
+      # ended.
       scope = scope if value.is_called else ''
       self.visit_target(value.target, value.name, scope)
     elif isinstance(value, list | tuple):

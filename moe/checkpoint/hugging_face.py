@@ -148,7 +148,7 @@ def _paired(width: int, rope_dim: int) -> np.ndarray:
 
 
 def to_theirs(tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """The array there, of the parts of ours that lie at its place."""
+  """Makes Hugging Face's array from the matching parts of our arrays."""
   row, dims = tensor.row, _dims(tensor.row)
   whole = arrays[0]
   if row.joined:

@@ -89,7 +89,7 @@ _DENSE = (
 )
 _ROUTER = (Row('mlp.gate.weight', 'E D', 'moe/router', 'DE'),)
 _BIAS = (
-  # State here: a bias on the choice, which is not trained.
+  # In this project this bias is router state, not a trained parameter.
   Row('mlp.gate.e_score_correction_bias', 'E', 'moe/router/bias_E', 'E'),
 )
 _SHARED = (

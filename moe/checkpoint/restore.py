@@ -58,7 +58,8 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
       ' another directory.'
     )
   damaged = {}  # What is wrong with each step.
-  # After the step that is asked for, the others are looked at for the message.
+  # If the requested step is damaged, we check the other steps too, so that the
+  # error message can name a sound one.
   others = [other for other in reversed(found) if other != step]
   for candidate in others if step is None else [step, *others]:
     problems = _shared_damage(directory / str(candidate))

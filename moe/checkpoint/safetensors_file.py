@@ -77,8 +77,9 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
   """Entries of all arrays of a file, checked, in the order of their bytes.
 
   Raises:
-    ValueError: if the file is not what the format says; it names what is wrong.
-    OSError: if it cannot be read.
+    ValueError: if the file does not follow the format; the message says what is
+      wrong.
+    OSError: if the file cannot be read.
   """
   try:
     with open(path, 'rb') as f:

@@ -1,9 +1,9 @@
 """Languages on one scale: bits per English character of aligned text.
 
 All bits that a model needs for a language's side of some sentences are divided
-by the characters of the English side of the same sentences. Every language
-then says the same and is divided by the same number, so that neither the
-vocabulary nor the script enters (Mielke et al. 2019,
+by the characters of the English side of the same sentences. The sentences mean
+the same in every language, and the bits are divided by the same number, so the
+score does not depend on the vocabulary or the script (Mielke et al. 2019,
 https://arxiv.org/abs/1906.04726; Goldfish, Chang et al. 2024,
 https://arxiv.org/abs/2408.10441).
 """

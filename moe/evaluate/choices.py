@@ -106,8 +106,8 @@ def rolling_windows(
 ) -> list[Window]:
   """The windows of a whole text, as the harness rolls them over it.
 
-  Each window scores what no window before it has scored. The last one reads as
-  many tokens before that as it has room for.
+  Each window scores what no window before it has scored. The last window also
+  reads tokens before those that it scores, as many as fit in its length.
   """
   size, cut = len(document.tokens), []
   for first in range(0, size, context.length):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 # Marks the end of a document; it is one byte that no text has.
 _END = b'\xff'
-# xz finds what it has seen this many bytes before.
+# xz can refer back to data that is at most this many bytes earlier.
 _XZ_WINDOW = 1 << 26
 
 

@@ -53,8 +53,8 @@ class Prompts(NamedTuple):
     jump_row_B: int32, the row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
     block_BT: int32, block of the place of each token; None if all are 0.
-    extras: further arrays [B, S, ...] that the model reads, by name, of the
-      places of prompts and samples.
+    extras: name -> further array [B, S, ...] that the model reads; dim S covers
+      the places of the prompt and the sample.
   """
 
   tokens_BT: Array

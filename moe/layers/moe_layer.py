@@ -332,8 +332,8 @@ class MoE(nn.Module):
     )
     arrived = exchanger.send(x_GMD, plan, dispatcher, where)
 
-    # 4. Experts. A buffer that is longer than an even share is computed in
-    # chunks of that length.
+    # 4. Experts. If a buffer is longer than an even share, it is computed in
+    # chunks of equal length, none longer than an even share.
     out = experts.apply(
       weights,
       arrived.rows,

@@ -19,8 +19,9 @@ class Ahead(nn.Module):
 
   DeepSeek-V3 (2024), section 2.2 with D = 1, https://arxiv.org/abs/2412.19437:
   multi-token prediction. The embedding and the head are those of the model.
-  Departs from it in being dense, with the active FLOPs of a sparse block, so
-  that it adds nothing to the losses and statistics of routers.
+  Unlike in the paper, this block is dense, so it adds nothing to the losses and
+  statistics of routers. In a sparse model it has the active FLOPs of a sparse
+  block.
 
   Attributes:
     block: makes the block.

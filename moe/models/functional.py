@@ -125,7 +125,7 @@ class PictureFunctional:
     return self.module.apply({'params': params}, pixels, method='encode')
 
   def decode(self, params: PyTree, codes: Array) -> Array:
-    """Pixels [B, Y, X, 3] from 0 to 1 of codes."""
+    """Decodes codes into pixels [B, Y, X, 3] with values from 0 to 1."""
     return self.module.apply({'params': params}, codes, method='decode')
 
 

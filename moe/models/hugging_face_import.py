@@ -86,7 +86,8 @@ def from_config(config: Mapping[str, Any]) -> Imported:
   """
   try:
     return _read(config)
-  # What a stranger's file puts where a number or a list belongs.
+  # These errors come from a file that has a value of another type where we
+  # expect a number or a list.
   except (TypeError, OverflowError, AttributeError) as error:
     raise ValueError(f'a field is of the wrong type ({error})') from error
 

@@ -106,7 +106,7 @@ def scale_by_muon(
   def momentum(
     index: int, count: Array, g: Array, mu: Array, scale: Array | None
   ) -> tuple[Array, Array, Array | None]:
-    """(momentum in float32, as it is stored, its scales)."""
+    """(float32 momentum, momentum in stored format, scales of that format)."""
     m = moments.decode_signed(mu, scale) if is_int8 else mu.astype(jnp.float32)
     m = beta * m + (1.0 - beta) * g
     if moment_dtype == 'float32':

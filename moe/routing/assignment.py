@@ -136,9 +136,9 @@ def balanced_assignment(benefit_GME: Array, valid_GM: Array) -> Array:
   token without a place bids for its most valuable expert: the expert's price,
   plus the lead over the second most valuable one, plus a step. An expert keeps
   its highest bids. Each phase starts from the prices of the phase before, which
-  bid in larger steps. The sum of benefits is at most n times the last step
-  below the optimum, unless `MAX_ROUNDS` is too small. The last step is 1/1024
-  of the range of the group's benefits.
+  bid in larger steps. The sum of benefits is smaller than the optimum by at
+  most n times the last step, unless `MAX_ROUNDS` is too small. The last step is
+  1/1024 of the range of the group's benefits.
 
   Args:
     benefit_GME: float32; -inf counts as far below the smallest finite value.

@@ -132,7 +132,7 @@ class AllToAll:
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
-    """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
+    """Sends the rows' outputs back to the tokens' devices, as [G, M, D]."""
     experts = arrived.experts
     if experts.axes:
       E, n, D = experts.num, experts.devices, out.shape[-1]
@@ -222,7 +222,7 @@ class Ragged:
     )
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
-    """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
+    """Sends the rows' outputs back to the tokens' devices, as [G, M, D]."""
     if not arrived.experts.axes:
       return AllToAll().collect(out, arrived)
     leaving, transfers, (G, M) = arrived.visit
@@ -325,7 +325,7 @@ class AllGather:
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
-    """Outputs of the rows that arrived to [G, M, D] at the tokens' devices."""
+    """Sends the rows' outputs back to the tokens' devices, as [G, M, D]."""
     axes = arrived.experts.axes
     if not axes:
       return AllToAll().collect(out, arrived)
@@ -362,7 +362,7 @@ class Replicated:
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
-    """Outputs of the rows that arrived to [G, M, D], on every device."""
+    """Gives the rows' outputs as [G, M, D] to every device."""
     axes = arrived.experts.axes
     if not axes:
       return AllToAll().collect(out, arrived)

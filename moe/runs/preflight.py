@@ -20,7 +20,8 @@ from moe.train.program import Program
 
 _logger = logging.getLogger(__name__)
 
-# A warning lists at most so many settings that differ from the saved ones.
+# A warning lists at most this many of the settings that differ from the saved
+# ones.
 MAX_DIFFERENCES = 8
 # A checkpoint records these numbers. A resumed run must have the same.
 ORDER = ('seed', 'batch_size', 'sequence_length')
@@ -87,7 +88,7 @@ def check_resumed(
 ) -> None:
   """Compares a run with the checkpoints in its work directory, if any.
 
-  Other differences of the configuration are logged.
+  Differences in the configuration that raise no error are only logged.
 
   Raises:
     ValueError: if the order of the data would change, or the checkpoints have

@@ -177,7 +177,10 @@ def metric_entry(
 
 
 def _rows(asked: Asked, file: str, entry: dict) -> list[dict] | None:
-  """The rows of a set; None if its file is missing, which the entry says."""
+  """The rows of a set.
+
+  If its file is missing, returns None and writes the reason into the entry.
+  """
   path = asked.data_directory / file
   if not path.is_file():
     entry['skipped'] = (

@@ -1,8 +1,9 @@
 """What a run reads ahead, in a thread that never keeps the run from ending.
 
 A disk or a network can hold up a read for good, and no signal gets a thread out
-of that. So the thread that reads is not the one that hears of signals, and it
-is a daemon: a process that has saved its state leaves it behind.
+of that. So a thread of its own does the reading, and another one receives
+signals. The reading thread is a daemon, so a process that has saved its state
+can end while a read hangs.
 """
 
 import concurrent.futures

@@ -100,7 +100,7 @@ class Scene:
     return found | rest[self.kind]
 
 
-# Sentences by kind of scene; the first parts of a pattern are those of `read`.
+# Sentence templates by kind of scene; `read` matches a sentence against them.
 TEMPLATES = {
   'one': (
     '{place}有一個{thing0}',

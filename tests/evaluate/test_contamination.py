@@ -17,7 +17,7 @@ ENGLISH = 'one two three four five six seven eight nine'
     # 8 words in a row, in any case.
     (ENGLISH, 'One, two three four five six SEVEN eight; ten', True),
     (ENGLISH, 'one two three four five six seven nine eight', False),
-    # Thirteen letters of a Latin text are no run.
+    # A Latin text is compared by words, so 13 shared letters are not enough.
     (ENGLISH, 'one two three four five', False),
   ],
 )

@@ -9,7 +9,7 @@ from tasks import modules, registry
 
 @pytest.fixture
 def forgotten_modules(monkeypatch):
-  """Removes the task modules that a test loads in this process after it."""
+  """After a test, removes the task modules that it loaded in this process."""
   modules.load()
   for place, name in (
     (registry, 'TASKS'),

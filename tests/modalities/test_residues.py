@@ -118,7 +118,8 @@ def test_frames_of_all_residues_are_alphafolds_to_three_hundredths():
   ours = TABLES.frames[:20]
   apart = np.linalg.norm(ours[..., :3, 3] - known[..., :3, 3], axis=-1)
   assert apart.max() <= 0.03
-  # An axis that is off by .02 moves an atom 1.5 Angstrom away by .03.
+  # If an axis is off by 0.02, an atom at a distance of 1.5 Angstrom is off by
+  # 0.03 Angstrom.
   assert np.abs(ours - known)[..., :3, :3].max() <= 0.02
 
 

@@ -45,7 +45,7 @@ def test_bits_repeat_nowhere_in_an_array_of_more_than_2_to_the_32_numbers():
 
 
 def test_rounding_goes_up_as_often_as_the_remainder_says():
-  # Between 1 and 1 + 1/128, the next bfloat16: a quarter of the way.
+  # x lies a quarter of the way from 1 to the next bfloat16, which is 1 + 1/128.
   x = jnp.full((256, 256), 1 + 1 / 512, jnp.float32)
   rounded = np.asarray(rounding.to_bfloat16(x, random_bits(x.shape)), 'f4')
   assert set(np.unique(rounded)) == {1.0, 1 + 1 / 128}
