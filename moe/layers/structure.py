@@ -16,8 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe import axes
-from moe.layers import bounds
+from moe import axes, bounds
 from moe.layers.linear import LayerNorm, Linear
 from moe.layers.rigid import Rigid, from_update, identity
 from moe.types import Array
