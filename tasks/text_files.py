@@ -9,7 +9,6 @@ If more than `max_bad_fraction` of the lines are malformed, that is an error.
 import dataclasses
 import functools
 import glob
-import gzip
 import json
 import logging
 import lzma
@@ -18,11 +17,10 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moe.data.text_file import unescaped
+from moe.data.text_file import OPENERS, unescaped
 from tasks import splits
 
 MAX_BAD_FRACTION = 1e-4
-_OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
 _MAX_WARNINGS = 10
 _UTF8_MARK = b'\xef\xbb\xbf'
 
@@ -267,7 +265,7 @@ def plain_text(
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """(number, line without its end) of each line that is not blank."""
-  opener = _OPENERS.get(path.suffix, open)
+  opener = OPENERS.get(path.suffix, open)
   number = 0
   try:
     with opener(path, 'rb') as f:

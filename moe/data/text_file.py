@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 # The function that opens a compressed file, by the end of its name.
-_OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
+OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
 
 
 def unescaped(text: str) -> str:
@@ -59,7 +59,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     ValueError: if a line is not JSON or the file is cut short.
     OSError: if the file cannot be opened.
   """
-  opener = _OPENERS.get(os.path.splitext(path)[1], open)
+  opener = OPENERS.get(os.path.splitext(path)[1], open)
   try:
     with opener(path, 'rt', encoding='utf-8') as f:
       return [json.loads(line) for line in f if line.strip()]

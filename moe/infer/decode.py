@@ -44,6 +44,24 @@ class Functional(Protocol):
     """Tree of `jax.ShapeDtypeStruct` for `Cache.layers`."""
 
 
+class RowPrompt(NamedTuple):
+  """What one sample begins with.
+
+  Attributes:
+    tokens: ids, without the start id; may be empty.
+    table: jump table, as `forms` makes it.
+    blocks: block of each token, 0 for none; () if there is no block.
+    extras: further arrays that the model reads, by name: the values of the
+      prompt's tokens and then, as far as they are not 0, those of the tokens
+      that are written. All prompts have the same names.
+  """
+
+  tokens: Sequence[int]
+  table: np.ndarray
+  blocks: Sequence[int] = ()
+  extras: Mapping[str, np.ndarray] = {}
+
+
 class Prompts(NamedTuple):
   """The rows to be continued, one per sample.
 
@@ -290,17 +308,14 @@ def build_writer(
   return jax.jit(write, static_argnums=5)
 
 
-def generate(  # noqa: PLR0913
+def generate(
   write: Callable[..., tuple[Array, Array]],
   params: PyTree,
   state: PyTree,
-  prompts: Sequence[Sequence[int]],
-  tables: Sequence[np.ndarray],
+  prompts: Sequence[RowPrompt],
   limit: int,
   seed: int = 0,
   row_parts: int = 1,
-  blocks: Sequence[Sequence[int]] | None = None,
-  extras: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> list[list[int]]:
   """Writes one sample after each prompt.
 
@@ -308,47 +323,46 @@ def generate(  # noqa: PLR0913
     write: as `build_writer` made it.
     params: of the model.
     state: of the model.
-    prompts: ids of each prompt, without the start id; may be empty.
-    tables: jump table of each prompt, as `forms` makes them.
+    prompts: what the samples begin with.
     limit: the largest number of tokens to write.
     seed: a sample depends on it and on the index of its prompt in the list.
     row_parts: number of parts into which devices divide the rows; unused rows
       are added until the parts are equal.
-    blocks: block of each token of each prompt, 0 for none; None if there is no
-      block at all.
-    extras: further arrays that the model reads, by name: for each prompt the
-      values of its tokens and then, as far as they are not 0, those of the
-      tokens that are written.
 
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
   """
   num_rows = math.ceil(len(prompts) / row_parts) * row_parts
   lengths = np.zeros(num_rows, np.int32)
-  lengths[: len(prompts)] = [1 + len(prompt) for prompt in prompts]
+  lengths[: len(prompts)] = [1 + len(p.tokens) for p in prompts]
   tokens = np.full((num_rows, bucket(lengths.max())), START_ID, np.int32)
   for row, prompt in enumerate(prompts):
-    tokens[row, 1 : lengths[row]] = prompt
-  block_BT = None if blocks is None else np.zeros_like(tokens)
-  for row, of_tokens in enumerate(blocks or ()):
-    block_BT[row, : lengths[row]] = examples.place_blocks(
-      np.array([0, *of_tokens]), np.array([*of_tokens, 0])
-    )
+    tokens[row, 1 : lengths[row]] = prompt.tokens
+  block_BT = None
+  if any(prompt.blocks for prompt in prompts):
+    block_BT = np.zeros_like(tokens)
+  for row, prompt in enumerate(prompts):
+    if prompt.blocks:
+      block_BT[row, : lengths[row]] = examples.place_blocks(
+        np.array([0, *prompt.blocks]), np.array([*prompt.blocks, 0])
+      )
   num_places = tokens.shape[1] + bucket(limit)
   extras = {
-    name: _of_places(values, num_rows, num_places)
-    for name, values in (extras or {}).items()
+    name: _of_places([p.extras[name] for p in prompts], num_rows, num_places)
+    for name in prompts[0].extras
   }
   # The tables are stacked, each one once, even if several prompts share it.
   starts, stacked, num_jump_rows = {}, [], 0
-  for table in tables:
+  for table in (prompt.table for prompt in prompts):
     if id(table) not in starts:
       starts[id(table)] = num_jump_rows
       stacked.append(table)
       num_jump_rows += len(table)
   jump_rows = np.zeros(num_rows, np.int32)
-  jump_rows[: len(prompts)] = [starts[id(table)] for table in tables]
-  jumps = np.full((bucket(num_jump_rows), tables[0].shape[1]), -1, np.int16)
+  jump_rows[: len(prompts)] = [starts[id(p.table)] for p in prompts]
+  jumps = np.full(
+    (bucket(num_jump_rows), prompts[0].table.shape[1]), -1, np.int16
+  )
   jumps[:num_jump_rows] = np.concatenate(stacked)
   rows = np.arange(num_rows, dtype=np.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)

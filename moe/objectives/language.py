@@ -1,5 +1,6 @@
 """Language modelling: next-token prediction with a model's balance losses."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -96,6 +97,26 @@ def _missing_warner(
   return warn
 
 
+def _coefficients(
+  first: dict[str, float],
+  router_losses: Sequence[tuple[str, float]],
+  last: dict[str, float],
+) -> dict[str, float]:
+  """Coefficients of all terms, in the order in which a step adds them.
+
+  Raises:
+    OutOfRange: if a factor is not finite, or makes a loss large.
+  """
+  for name, factor in router_losses:
+    # An entropy may be made large as well.
+    bounds.within('router_losses', factor, f'the factor of {name}')
+  for name, factor in (first | last).items():
+    bounds.within(
+      name, factor, 'a factor of a loss that is made small', least=0
+    )
+  return {'cross_entropy': 1.0, **first, **dict(router_losses), **last}
+
+
 def _ahead_weights(batch: TokenBatch) -> Array:
   """Weight of the token after the next one, within the same document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
@@ -133,30 +154,13 @@ def language_model(
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
     score is bits per character.
   """
-  factors = {
-    'load_balance': load_balance,
-    'router_z': router_z,
-    'logits_z': logits_z,
-    'ahead': ahead,
-  }
-  for name, factor in router_losses:
-    # An entropy may be made large as well.
-    bounds.within('router_losses', factor, f'the factor of {name}')
-  for name, factor in factors.items():
-    bounds.within(
-      name, factor, 'a factor of a loss that is made small', least=0
-    )
+  coefficients = _coefficients(
+    {'load_balance': load_balance, 'router_z': router_z},
+    router_losses,
+    {'logits_z': logits_z, 'ahead': ahead},
+  )
   chunks = 'chunks in which logits and loss are computed'
   bounds.at_least(1, 'num_chunks', num_chunks, chunks)
-  coefficients = {
-    'cross_entropy': 1.0,
-    'load_balance': load_balance,
-    'router_z': router_z,
-    **dict(router_losses),
-    'logits_z': logits_z,
-    'ahead': ahead,
-  }
-
   warn_of_missing = _missing_warner(coefficients)
 
   def loss(
@@ -171,25 +175,21 @@ def language_model(
       router_key, dropout_key = jax.random.split(key)
       rngs = {'router': router_key, 'dropout': dropout_key}
     outputs = functional.apply(params, state, batch, rngs, train)
-    nats, log_z_squared = cross_entropy(
+    score = functools.partial(
+      cross_entropy,
       lambda hidden: functional.head(params, hidden),
-      outputs.hidden,
-      batch.targets,
-      batch.loss_weights,
-      num_chunks,
-      functional.layout,
+      num_chunks=num_chunks,
+      layout=functional.layout,
+    )
+    nats, log_z_squared = score(
+      outputs.hidden, batch.targets, batch.loss_weights
     )
     if train and outputs.metrics:  # A dense model has no router to ask.
       warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
     if outputs.ahead is not None:
-      sums['ahead'], _ = cross_entropy(
-        lambda hidden: functional.head(params, hidden),
-        outputs.ahead,
-        following(batch.targets),
-        _ahead_weights(batch),
-        num_chunks,
-        functional.layout,
+      sums['ahead'], _ = score(
+        outputs.ahead, following(batch.targets), _ahead_weights(batch)
       )
     metrics = dict(outputs.metrics)
     for name, pair in outputs.losses.items():

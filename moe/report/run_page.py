@@ -73,7 +73,7 @@ def write_report(
   baselines = _baselines(_json(workdir / 'baselines.json', {}), evals)
   page = templates.render(
     'run_page.html',
-    name=workdir.resolve().name,
+    title=workdir.resolve().name,
     steps=counted(records[-1]['step'], 'training step'),
     num_evaluations=counted(len(evals), 'evaluation'),
     cards=_cards(records, evals, run, baselines),

@@ -10,7 +10,7 @@ import numpy as np
 
 from moe import atomic_files
 from moe.evaluate.reconstruction import Reconstruction
-from moe.evaluate.score import Score
+from moe.evaluate.score import Score, as_cells
 from moe.report import templates
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
@@ -98,7 +98,8 @@ def write(
     'tokenizer_page.html',
     title=title,
     facts=facts,
-    scores=scores,
+    scores=as_cells(scores),
+    command=scores[0].command if scores else '',
     sheets=sheets,
   )
   atomic_files.write_file(directory / PAGE, text)

@@ -147,6 +147,10 @@ def writer(
     kv_cache.shardings(layers, functional.layout, mesh),
     trained.ids.modality,
   )
+  extras = {
+    extra.name: np.zeros((0, *extra.shape), extra.dtype)
+    for extra in functional.extras
+  }
 
   def write(
     prompts: Sequence[Sequence[int]],
@@ -159,15 +163,13 @@ def writer(
         write_fn,
         trained.params,
         trained.state,
-        prompts,
-        tables,
+        [
+          decode.RowPrompt(tokens, table, extras=extras)
+          for tokens, table in zip(prompts, tables, strict=True)
+        ],
         limit,
         seed,
         trained.row_parts,
-        extras={
-          extra.name: [np.zeros((0, *extra.shape), extra.dtype)] * len(prompts)
-          for extra in functional.extras
-        },
       )
 
   return write

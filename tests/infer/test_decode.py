@@ -82,7 +82,8 @@ def generate(model, prompts, settings, limit, seed=0, tables=None):
   functional, params, state = model
   write = decode.build_writer(functional, settings, EOS)
   tables = tables or [FREE] * len(prompts)
-  return decode.generate(write, params, state, prompts, tables, limit, seed)
+  rows = map(decode.RowPrompt, prompts, tables)
+  return decode.generate(write, params, state, [*rows], limit, seed)
 
 
 def test_greedy_decoding_takes_the_argmax_of_the_full_pass_each_time(
@@ -133,7 +134,9 @@ def test_a_sharded_cache_changes_no_sample(bigram):
   prompts = [[5, 6]] * 4
   params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
   write = decode.build_writer(functional, Sampling(), EOS, shardings)
-  sharded = decode.generate(write, params, state, prompts, [FREE] * 4, 8)
+  sharded = decode.generate(
+    write, params, state, [decode.RowPrompt(p, FREE) for p in prompts], 8
+  )
   assert sharded == generate(bigram, prompts, Sampling(), 8)
 
 
@@ -178,7 +181,8 @@ def test_few_programs_are_compiled_for_many_lengths(bigram):
   functional, params, state = bigram
   write = decode.build_writer(functional, Sampling(), EOS)
   for length in (1, 5, 15):
-    decode.generate(write, params, state, [[5] * length], [FREE], length)
+    prompt = decode.RowPrompt([5] * length, FREE)
+    decode.generate(write, params, state, [prompt], length)
   assert write._cache_size() == 1
 
 
@@ -200,10 +204,12 @@ def test_a_block_of_the_prompt_is_read_as_in_training(bigram):
 
   # Place 1 reads token 5 and predicts the block, places 2 to 4 read the block.
   prompts, blocks = [[5, 6, 7, 8, 9], [5]], [[0, 1, 1, 1, 0], [0]]
-  decode.generate(prefill, params, state, prompts, [FREE] * 2, 1, blocks=blocks)
+  rows = [*map(decode.RowPrompt, prompts, [FREE] * 2, blocks)]
+  decode.generate(prefill, params, state, rows, 1)
   assert read[0].block_ids[0, :7].tolist() == [0, 1, 1, 1, 1, 0, 0]
   assert not read[0].block_ids[1].any()
-  decode.generate(prefill, params, state, prompts, [FREE] * 2, 1)
+  rows = [*map(decode.RowPrompt, prompts, [FREE] * 2)]
+  decode.generate(prefill, params, state, rows, 1)
   assert not read[1].block_ids.any()
 
 
@@ -235,9 +241,9 @@ def test_the_model_is_told_the_extras_of_each_token_it_reads():
   write = decode.build_writer(Told(), Sampling(0.0), EOS)
   # The first row has a prompt of two tokens, the second one of one; of what
   # follows a token, the model knows the extra of that token alone.
-  row = [np.array([4, 5, 6, 7, EOS]), np.array([8, 9, EOS])]
-  prompts, tables = [[3, 3], [3]], [FREE] * 2
-  written = decode.generate(
-    write, {}, {}, prompts, tables, 6, extras={'row': row}
-  )
+  prompts = [
+    decode.RowPrompt([3, 3], FREE, (), {'row': np.array([4, 5, 6, 7, EOS])}),
+    decode.RowPrompt([3], FREE, (), {'row': np.array([8, 9, EOS])}),
+  ]
+  written = decode.generate(write, {}, {}, prompts, 6)
   assert written == [[5, 6, 7, EOS], [8, 9, EOS]]

@@ -11,10 +11,8 @@ import pytest
 
 from launch.configs import imported_model
 from moe.checkpoint import safetensors_file
-from moe.infer import decode
-from moe.models.functional import Functional
 from moe.runs import hugging_face
-from tests.interop import tiny_models
+from tests.interop import answers, tiny_models
 
 NAMES = list(tiny_models.CONFIGS)
 FUSED = [n for n in NAMES if 'moe' in n or n in ('mixtral', 'deepseek_v3')]
@@ -57,34 +55,14 @@ def theirs(tmp_path_factory):
   return make
 
 
-def logits_of(run, params, state, tokens, num_greedy=0):
-  """(logits [B, T, V], tokens that greedy decoding adds to the first row)."""
-  functional = Functional(run.model)
-
-  @jax.jit
-  def forward(params, state, tokens_BT, length_B):
-    batch = decode.read_batch(tokens_BT, length_B, 0 * length_B)
-    outputs = functional.apply(params, state, batch, None, False)
-    return functional.head(params, outputs.hidden)
-
-  length = tokens.shape[1]
-  padded = np.zeros((len(tokens), length + num_greedy), np.int32)
-  padded[:, :length] = tokens
-  call = lambda n: np.asarray(
-    forward(params, state, padded, np.full(len(tokens), n, np.int32))
-  )
-  logits = call(length)[:, :length]
-  for place in range(length, length + num_greedy):
-    padded[0, place] = call(place)[0, place - 1].argmax()
-  return logits, padded[0, length:]
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_and_greedy_text_are_those_of_transformers(theirs, name):
   golden, directory = theirs(name)
   _, run, params, state = read(directory)
   num_greedy = len(golden['greedy'])
-  logits, greedy = logits_of(run, params, state, golden['tokens'], num_greedy)
+  logits, greedy = answers.answer(
+    run.model, params, state, golden['tokens'], num_greedy
+  )
   assert np.abs(golden['logits']).max() > 0.5
   np.testing.assert_allclose(logits, golden['logits'], atol=1e-4, rtol=0)
   np.testing.assert_array_equal(greedy, golden['greedy'])
@@ -148,7 +126,7 @@ def test_exchanged_experts_are_noticed(theirs, tmp_path):
     content[spans[0]], content[spans[1]] = content[spans[1]], content[spans[0]]
   path.write_bytes(content)
   _, run, params, state = read(tmp_path)
-  logits, _ = logits_of(run, params, state, golden['tokens'])
+  logits, _ = answers.answer(run.model, params, state, golden['tokens'])
   assert np.abs(logits - golden['logits']).max() > 1e-2
 
 

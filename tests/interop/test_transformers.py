@@ -9,7 +9,6 @@ import pytest
 
 from launch import convert
 from launch.configs import configuration, imported_model
-from moe.infer import decode
 from moe.modalities import hugging_face_tokenizer
 from moe.modalities.text import train_vocabulary
 from moe.models import hugging_face as sizes_lib
@@ -17,7 +16,7 @@ from moe.models.functional import Functional
 from moe.objectives import language
 from moe.runs import hugging_face
 from tasks import mixtures, registry
-from tests.interop import tiny_models
+from tests.interop import answers, tiny_models
 
 pytestmark = pytest.mark.nightly
 transformers = pytest.importorskip(
@@ -60,27 +59,6 @@ def their_answer(model, tokens):
   return logits, greedy.numpy()[0, tokens.shape[1] :]
 
 
-def our_answer(model, params, state, tokens):
-  functional = Functional(model)
-
-  @jax.jit
-  def forward(params, state, tokens_BT, length_B):
-    batch = decode.read_batch(tokens_BT, length_B, 0 * length_B)
-    outputs = functional.apply(params, state, batch, None, False)
-    return functional.head(params, outputs.hidden)
-
-  length = tokens.shape[1]
-  padded = np.zeros((len(tokens), length + NUM_GREEDY), np.int32)
-  padded[:, :length] = tokens
-  call = lambda n: np.asarray(
-    forward(params, state, padded, np.full(len(tokens), n, np.int32))
-  )
-  logits = call(length)[:, :length]
-  for place in range(length, length + NUM_GREEDY):
-    padded[0, place] = call(place)[0, place - 1].argmax()
-  return logits, padded[0, length:]
-
-
 def compare(theirs, ours):
   assert theirs[0].std() > 0.1
   np.testing.assert_allclose(ours[0], theirs[0], atol=1e-4, rtol=0)
@@ -109,7 +87,7 @@ def test_a_model_of_theirs_computes_the_same_here(tmp_path, name, is_original):
   params, state = hugging_face.read_weights(
     imported, run, str(tmp_path), devices
   )
-  ours = our_answer(run.model, params, state, TOKENS)
+  ours = answers.answer(run.model, params, state, TOKENS, NUM_GREEDY)
   compare(their_answer(loaded(tmp_path), TOKENS), ours)
 
 
@@ -133,7 +111,7 @@ def test_a_model_of_ours_computes_the_same_there(tmp_path, name, is_fused):
   state = jax.tree.map(lambda a: a.astype(np.float32), state)
   compare(
     their_answer(loaded(tmp_path), TOKENS),
-    our_answer(run.model, params, state, TOKENS),
+    answers.answer(run.model, params, state, TOKENS, NUM_GREEDY),
   )
 
 
@@ -153,7 +131,7 @@ def test_a_run_of_ours_writes_the_same_there(exported):
   params, state = jax.device_get((run.params, run.state))
   compare(
     their_answer(loaded(directory), tokens),
-    our_answer(run.run.model, params, state, tokens),
+    answers.answer(run.run.model, params, state, tokens, NUM_GREEDY),
   )
 
 

@@ -209,6 +209,7 @@ def test_codes_are_written_with_their_rows_and_columns(read_back, drawn):
   extras = {
     e.name: [drawn[e.name].astype(e.dtype)] * 8 for e in functional.extras
   }
+  told = {name: values[0] for name, values in extras.items()}
   codes = mixed.SPACE.ids('image', np.arange(8))
   table = np.full((1, mixed.SPACE.size), -1, np.int16)
   table[:, codes] = 0
@@ -220,10 +221,8 @@ def test_codes_are_written_with_their_rows_and_columns(read_back, drawn):
       write,
       params,
       state,
-      [prompt] * 8,
-      [table] * 8,
+      [decode.RowPrompt(prompt, table, extras=told)] * 8,
       mixed.CODES,
-      extras=extras,
     )
   # The same tokens read at once, as in training: each is the likeliest code.
   tokens = np.array([[*prompt, *row] for row in written])

@@ -112,6 +112,10 @@ NOT_SET = {
     'ScoringRequest',
     'Job',
     'Limits',
+    # Layers of proteins, which no run has yet.
+    'StructureModule',
+    'TorsionAngles',
+    'InvariantPointAttention',
     # Parts of runs of image tokenizers, which check themselves.
     'image_codes',
     'Pictures',
