@@ -188,7 +188,10 @@ def _eval_tokens(run: RunRecord) -> tuple[int, ...]:
 
 
 def compare(
-  runs: Sequence[RunRecord], others: Sequence[RunRecord], command: str = ''
+  runs: Sequence[RunRecord],
+  others: Sequence[RunRecord],
+  command: str = '',
+  labels: Sequence[str] = (),
 ) -> dict[str, Any]:
   """The comparison as one JSON object; a positive gain favours `runs`.
 
@@ -196,6 +199,8 @@ def compare(
     runs: the runs of one side, one for each seed.
     others: the runs of the other side, with the same seeds.
     command: the command that compares them again.
+    labels: names of both sides; by default, what the names of their directories
+      have in common.
 
   Raises:
     ValueError: if the sides cannot be paired, see `pair`.
@@ -220,7 +225,7 @@ def compare(
         _standard_error(column) for column in zip(*gains, strict=True)
       ],
     }
-  label, other_label = _labels(runs, others)
+  label, other_label = labels or _labels(runs, others)
   return {
     'runs': _side(label, runs),
     'against': _side(other_label, others),

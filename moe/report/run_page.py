@@ -7,7 +7,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from moe.evaluate import score
-from moe.report import experts, templates
+from moe.report import corpora, experts, templates
 from moe.report import figures as draw
 from moe.scale.quantities import counted, short
 from moe.train import record_log
@@ -79,6 +79,7 @@ def write_report(
     cards=_cards(records, evals, run, baselines),
     figures=_figures(records, evals, baselines),
     experts=experts.experts(records),
+    corpora=corpora.corpora(evals[-1]['eval']) if evals else None,
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
     run=_flat(run),

@@ -1,8 +1,12 @@
 """Results at the end of a run: scores of baselines, and samples."""
 
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Sequence
 
+from moe import atomic_files
 from moe.data.store import Store
 from moe.evaluate.ngram import ngram_bits
 from moe.evaluate.score import Score
@@ -35,6 +39,7 @@ def baselines(
   train: Sequence[Store],
   held_out: Sequence[Store],
   vocabulary: Vocabulary,
+  cache_dir: str,
   command: str = '',
 ) -> list[Score]:
   """Bits per character of n-gram models of the training texts.
@@ -43,6 +48,8 @@ def baselines(
     train: token stores of the training texts.
     held_out: token stores of the held-out texts, which are scored.
     vocabulary: vocabulary of all stores.
+    cache_dir: directory that keeps the scores, since a large corpus takes
+      minutes to count.
     command: command that computes the scores again, for the record.
 
   Returns:
@@ -68,16 +75,36 @@ def baselines(
         ' given and not scored'
       )
       return []
-  texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
-  return [
-    Score(
-      name,
-      round(ngram_bits(texts, scored, order), 4),
-      n=len(scored),
-      command=command,
-    )
-    for name, order in BASELINES.items()
+  bits = _cached_bits(train, held_out, vocabulary, cache_dir)
+  n = sum(store.lengths.size for store in held_out)
+  return [Score(name, bits[name], n=n, command=command) for name in BASELINES]
+
+
+def _cached_bits(
+  train: Sequence[Store],
+  held_out: Sequence[Store],
+  vocabulary: Vocabulary,
+  cache_dir: str,
+) -> dict[str, float]:
+  """The scores by name, from the cache if it has those of these stores."""
+  contents = [
+    [store.manifest['content_sha256'] for store in stores]
+    for stores in (train, held_out)
   ]
+  key = json.dumps([contents, vocabulary.sha256, BASELINES])
+  name = hashlib.sha256(key.encode()).hexdigest()
+  path = os.path.join(cache_dir, 'baselines', f'{name}.json')
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as f:
+      return json.load(f)
+  texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
+  bits = {
+    name: round(ngram_bits(texts, scored, order), 4)
+    for name, order in BASELINES.items()
+  }
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  atomic_files.write_json(path, bits)
+  return bits
 
 
 def samples(

@@ -12,6 +12,7 @@ import jax
 
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
+from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
@@ -273,6 +274,7 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
       found[data.train, 'train'][0],
       found[task, 'validation'][0],
       Vocabulary(os.path.join(job.workdir, 'vocabulary.model')),
+      data.cache_dir or default_cache_dir(),
       f'python -m launch.train --gin_file={config} --workdir={job.workdir}',
     )
     content = {

@@ -112,6 +112,7 @@ NOT_SET = {
     'ScoringRequest',
     'Job',
     'Limits',
+    'Ladder',
     # Layers of proteins, which no run has yet.
     'StructureModule',
     'TorsionAngles',
