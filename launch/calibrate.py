@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags
 from moe.scale import topology
 
 
@@ -42,8 +42,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the comparison of a verb."""
-  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
-  from launch.configs import configuration
+  # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import published
 
   if args.verb == 'published':

@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(options: argparse.Namespace, command: str) -> int:
   """Draws and prints the comparison; the command is shown with its scores."""
-  # Here, since Matplotlib takes seconds to import; --help answers at once.
+  # Here, since --help needs no Matplotlib.
   from moe.report import comparison, comparison_page
 
   read = functools.partial(

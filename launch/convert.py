@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags
 
 GIB = 2**30
 
@@ -61,14 +61,12 @@ def parse(
 
 def convert(options: argparse.Namespace, overrides: list[str]) -> int:
   """Converts in either direction."""
-  # JAX and Orbax take seconds to import; --help needs none of it.
-  from launch.configs import configuration, imported_model
-  from moe.runs import hugging_face
+  from moe.runs import hugging_face  # Here, since --help needs no JAX.
 
   runtime.set_up_jax()
   if options.verb == 'from-hf':
     theirs = hugging_face.read_config(options.directory)
-    read = imported_model.configured(theirs, overrides)
+    read = configuration.read(*theirs.as_gin(overrides))
     params = hugging_face.write_run(
       theirs, read.run, read.text, options.directory, options.workdir
     )

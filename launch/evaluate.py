@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import flags, written
+from launch.configs import configuration, flags, written
 from moe.data.cache_dir import default_cache_dir
 
 
@@ -98,8 +98,7 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
       args.cache_dir or cache_dir or default_cache_dir(),
       [*task_modules, *args.task_module],
     )
-  # Imported here, since the error for a misspelt task need not wait for it.
-  from launch.configs import configuration
+  # Here, since --help and the error for a misspelt task need no JAX.
   from moe.runs import scoring
 
   runtime.set_up_jax()

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
 # Files that turn a model into a run.
@@ -35,9 +36,6 @@ def loaded(name: str):
   Raises:
     ValueError: if there is no such model.
   """
-  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
-  from launch.configs import configuration
-
   if name not in names():
     raise ValueError(f"'{name}' must be one of {', '.join(names())}.")
   overrides = ['TRAIN_STEPS=200', 'LEARNING_RATE=1e-3']
@@ -49,7 +47,7 @@ def show(args: argparse.Namespace) -> int:
   """Prints the table."""
   import rich.console  # Here, since it takes a tenth of a second.
 
-  # Here, since --help needs no JAX.
+  # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import model_table
 
   rows = [

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags
 from moe.scale import topology
 
 
@@ -43,8 +43,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the plan; the exit code is 1 if the step does not fit."""
-  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
-  from launch.configs import configuration
+  # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import plan, report, search
 
   if args.search and not args.topology:

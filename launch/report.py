@@ -22,11 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write(options: argparse.Namespace) -> int:
   """Writes the page and prints its path."""
-  # Here, since figures and templates take seconds to import, and --help answers
-  # at once.
-  from moe.report import run_page
-
-  print(run_page.write_report(options.directory, options.output))
+  print(runtime.write_page('run', options.directory, options.output))
   return 0
 
 

@@ -10,9 +10,11 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
+from moe.parallel import processes
 
 # The exit code for an error that the user can fix.
 EXIT_USER = 2
@@ -159,21 +161,39 @@ def set_up_jax() -> None:
   Compiled programs are kept in the default cache directory, unless JAX is
   already told another place.
   """
-  # Here, since --help and errors of configuration need no JAX.
-  import jax
-
-  from moe.parallel import multihost
+  import jax  # Here, since --help needs no JAX.
 
   if _is_cpu_alone():
     # No thread may run yet: a thread that starts before this gets a memory
     # arena of its own.
     keep_freed_memory()
   stop_signals.listen()
-  multihost.initialize()
+  processes.initialize()
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def write_page(about: str, *content: Any) -> Any:
+  """Writes a page.
+
+  Args:
+    about: 'run', 'scorecard' or 'tokenizer'.
+    *content: the arguments of the function below that writes it.
+
+  Returns:
+    What that function returns.
+  """
+  # Here, since Matplotlib takes seconds to import, and few commands draw.
+  from moe.report import run_page, scorecard_page, tokenizer_page
+
+  write = {
+    'run': run_page.write_report,
+    'scorecard': scorecard_page.write,
+    'tokenizer': tokenizer_page.write,
+  }
+  return write[about](*content)
 
 
 def _is_cpu_alone() -> bool:

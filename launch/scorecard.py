@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
+from launch.configs import configuration
+from tasks import text_files
 
 SHOTS = (0, 1, 4, 8)
 
@@ -67,10 +69,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def show(options: argparse.Namespace, words: Sequence[str]) -> int:
   """Measures or reads the scorecards, and prints them."""
-  # Here, since --help answers at once.
-  from launch.configs import configuration
+  # Here, since --help needs no JAX.
   from moe.runs import scorecard, scorecard_scores
-  from tasks import text_files
 
   runtime.set_up_jax()
   suite = scorecard_scores.SUITES[options.suite]
@@ -91,10 +91,7 @@ def show(options: argparse.Namespace, words: Sequence[str]) -> int:
     command += [f'--against={options.against}', *how]
     paired = scorecard.differences(*cards, shlex.join(command))
   if options.html:
-    # Here, since Matplotlib takes seconds to import.
-    from moe.report import scorecard_page
-
-    scorecard_page.write(cards, paired, pathlib.Path(options.html))
+    runtime.write_page('scorecard', cards, paired, pathlib.Path(options.html))
   if options.json:
     shown = [scorecard.without_items(card) for card in cards]
     report = shown[0] | {'against': shown[1:], 'differences': paired}

@@ -1,6 +1,7 @@
-"""Makes the token stores that a verb needs, in a child process.
+"""Makes the stores that a verb needs.
 
-Making them needs TensorFlow, which no process with a model imports.
+Token stores are made in a child process, because that needs TensorFlow, which
+no process with a model imports.
 """
 
 import glob
@@ -8,6 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+
+from tasks import modules
 
 
 def prepare(
@@ -38,11 +41,10 @@ def prepare(
     SystemExit: if a store cannot be made.
     ValueError: if the vocabulary cannot be used, or if a module is missing.
   """
-  # Imported here, since verbs import this file and --help must answer at once.
-  from tasks import modules, outdated
+  # Here, since it imports NumPy, and --help must answer at once.
+  from tasks import outdated
 
   modules.locate(task_modules)
-
   size = vocab_size if vocabulary is None else None
   directory = outdated.vocabulary_directory(
     wanted[0][0], cache_dir, vocabulary, size, ranges
@@ -59,6 +61,19 @@ def prepare(
     if made.returncode:
       sys.exit(made.returncode)  # The child has said why.
   return directory
+
+
+def prepare_pictures(
+  names: Sequence[str], pixels: int, cache_dir: str | os.PathLike
+) -> dict[str, dict[str, str]]:
+  """Makes missing stores of pictures, as `tasks.pictures.stores.prepare` does.
+
+  They need no TensorFlow, so this process makes them.
+  """
+  # Here, since it imports NumPy, and --help must answer at once.
+  from tasks.pictures import stores
+
+  return stores.prepare(names, pixels, cache_dir)
 
 
 def check_tasks(
@@ -80,12 +95,9 @@ def check_tasks(
   Raises:
     ValueError: if there is no such task, mixture or module.
   """
-  # Imported here, since verbs import this file and --help must answer at once.
-  from tasks import modules, stores
-
   modules.load(task_modules if is_dry_run else ())
   if is_dry_run or not modules.locate(task_modules):
     for name in names:
       place = os.path.join(glob.escape(cache_dir), '*', glob.escape(name))
       if not glob.glob(place):
-        stores.check_declared(name)
+        modules.check_declared(name)

@@ -5,12 +5,12 @@ import both when they are called, and a training process calls none of them.
 """
 
 import dataclasses
-import difflib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from moe.data import task_names
 from moe.data.records import Feature, Tokeniser, texts_of
 from moe.data.store import Store, write_store
 from moe.modalities.ids import of_ranges
@@ -207,22 +207,9 @@ def _provider(name: str):
   """A registered task or mixture; ValueError with the nearest names if none."""
   import seqio
 
-  for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-    if name in registry.names():
-      return registry.get(name)
-  names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  raise not_registered(name, names)
-
-
-def not_registered(name: str, names: Iterable[str]) -> ValueError:
-  """The error about a name that is not among the registered ones."""
-  near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-  hint = f'did you mean {" or ".join(near)}? ' if near else ''
-  return ValueError(
-    f'A task or mixture must be registered, got {name!r}: {hint}`python -m'
-    ' launch.data list` shows all; name your own module with --task_module or'
-    ' TASK_MODULES.'
-  )
+  tasks, mixtures = seqio.TaskRegistry, seqio.MixtureRegistry
+  task_names.check(name, {*tasks.names(), *mixtures.names()})
+  return (tasks if name in tasks.names() else mixtures).get(name)
 
 
 def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:

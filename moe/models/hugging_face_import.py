@@ -4,7 +4,7 @@ A field that changes what a model computes and that we cannot say is refused by
 name, and so is one that nobody here knows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe.models.decoder import DTYPES
@@ -75,6 +75,25 @@ class Imported(NamedTuple):
   length: int
   rope_dim: int
   num_extra_layers: int
+
+  def as_gin(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The gin files and bindings of a run of this model.
+
+    Args:
+      overrides: further bindings, such as those of the mesh.
+    """
+    model = 'latent_decoder' if self.is_latent else 'decoder'
+    parts = [f'models/{model}', 'parallel/data', 'tasks/builtin', 'runs/train']
+    bindings = [f'{name}={_written(v)}' for name, v in self.bindings.items()]
+    bindings += [f'SEQUENCE_LENGTH={self.length}', 'TRAIN_STEPS=1000']
+    bindings += ['LEARNING_RATE=1e-5', *overrides]
+    return [f'{part}.gin' for part in parts], bindings
+
+
+def _written(value: object) -> str:
+  """A value as gin writes it; a text that begins with @ is a reference."""
+  is_reference = isinstance(value, str) and value.startswith('@')
+  return value if is_reference else repr(value)
 
 
 def from_config(config: Mapping[str, Any]) -> Imported:

@@ -25,6 +25,7 @@ from moe.models.functional import PictureFunctional
 from moe.runs import build, lock, preflight
 from moe.runs.run import IMAGE_TOKENIZER
 from moe.runs.tokenizer_run import TokenizerRun
+from moe.train import program as program_lib
 from moe.train import progress, trainer
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
@@ -42,6 +43,16 @@ _CONFIG = 'config'
 PreparePictures = Callable[
   [Sequence[str], int, str | os.PathLike], dict[str, dict[str, str]]
 ]
+
+
+def describe(run: TokenizerRun) -> str:
+  """Text about the parameters and codes of a tokenizer."""
+  side = run.data.pixels
+  height, width = run.model.grid(side, side)
+  return program_lib.parameter_table(run.program()) + (
+    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
+    f' {side} x {side} pixels\n'
+  )
 
 
 def train(

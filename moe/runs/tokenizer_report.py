@@ -1,5 +1,7 @@
 """What a trained image tokenizer makes of held-out pictures."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from moe.data.pictures import picture_batches
@@ -14,18 +16,30 @@ MAX_PICTURES = 4096
 
 
 def report(
-  tokenizer: ImageTokenizer, stores: dict[str, Store], command: str
+  tokenizer: ImageTokenizer,
+  stores: Mapping[str, Mapping[str, str]],
+  command: str,
 ) -> tuple[dict[str, Reconstruction], list[Score]]:
-  """Reconstructions and scores of the pictures of stores.
+  """Reconstructions and scores of held-out pictures.
 
   Args:
     tokenizer: the frozen tokenizer.
-    stores: by the name of their pictures; of each store the first pictures are
-      read, at most `MAX_PICTURES`.
+    stores: name of the pictures -> split -> directory of a store. Every split
+      but 'train' is held out; of each at most `MAX_PICTURES` are read.
     command: the command that gives the same numbers again.
+
+  Returns:
+    Reconstructions by the name of the pictures, with the split if it is not
+    'validation', and the scores of all of them.
   """
+  held_out = {
+    name if split == 'validation' else f'{name}_{split}': Store(directory)
+    for name, by_split in stores.items()
+    for split, directory in by_split.items()
+    if split != 'train'
+  }
   found, scores = {}, []
-  for name, store in stores.items():
+  for name, store in held_out.items():
     pictures = first_pictures(store, tokenizer.pixels, MAX_PICTURES)
     found[name] = reconstruction.reconstruct(
       pictures, tokenizer.encode, tokenizer.decode

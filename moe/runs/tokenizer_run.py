@@ -95,13 +95,3 @@ class TokenizerRun:
       self.settings.seed,
       self.settings.num_microbatches,
     )
-
-
-def describe(run: TokenizerRun) -> str:
-  """Text about the parameters and codes of a tokenizer."""
-  side = run.data.pixels
-  height, width = run.model.grid(side, side)
-  return program_lib.parameter_table(run.program()) + (
-    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
-    f' {side} x {side} pixels\n'
-  )

@@ -15,6 +15,7 @@ from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage
 from moe.parallel import rules, shardings
+from moe.runs import build
 from moe.runs.run import IMAGE_TOKENIZER, Run, TrainedRun
 from moe.types import Layout, PyTree
 
@@ -70,9 +71,6 @@ def read_back(
   Raises:
     ValueError: if a file is damaged, or files do not fit together.
   """
-  # Orbax takes half a second to import, and a configuration needs none of it.
-  from moe.runs import build
-
   vocabulary = Vocabulary(files.vocabulary)
   devices = list(devices or jax.devices())
   shape = run.mesh.fitted(len(devices))

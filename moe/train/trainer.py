@@ -6,9 +6,10 @@ import functools
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 
 from moe import bounds, stop_signals
@@ -20,10 +21,7 @@ from moe.train.evaluation import Evaluation
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
-from moe.types import Array, Batch, Pair
-
-if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
-  from moe.checkpoint.save import Checkpointer
+from moe.types import Array, Batch, Pair, PyTree
 
 EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
 
@@ -106,6 +104,27 @@ class TrainingData(Protocol):
     """The batch of a step, counted from 0."""
 
 
+class Saver(Protocol):
+  """What the loop needs of `moe.checkpoint.save.Checkpointer`.
+
+  Attributes:
+    directory: where the steps lie.
+  """
+
+  directory: epath.Path
+
+  def save(
+    self, step: int, state: PyTree, meta: dict[str, Any], metrics: dict
+  ) -> bool:
+    """Starts to save a step."""
+
+  def check(self) -> None:
+    """Raises the error of a save that failed in the background."""
+
+  def wait(self) -> None:
+    """Waits for the last save."""
+
+
 class _Stop:
   """Notices signals to end; all processes agree on the step to stop at.
 
@@ -144,7 +163,7 @@ def train(
   program: Program,
   reader: TrainingData,
   evaluations: dict[str, Evaluation],
-  checkpointer: 'Checkpointer',
+  checkpointer: Saver,
   progress: Progress,
   meta: dict[str, Any],
   ts: TrainState,
@@ -283,9 +302,7 @@ class _Judge:
     self._progress.evaluation(step, results, scores, held_out)
     return _ranking_score(self._evaluations, results)
 
-  def make_up_for(
-    self, step: int, ts: TrainState, checkpointer: 'Checkpointer'
-  ) -> bool:
+  def make_up_for(self, step: int, ts: TrainState, checkpointer: Saver) -> bool:
     """Evaluates a restored step if that is missing; False if a signal came."""
     if not (step and self.is_due(step)) or self._progress.has_evaluation(step):
       return True
