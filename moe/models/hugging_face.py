@@ -299,8 +299,8 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
   shared, width = found['SHARED_D_FF'], found['EXPERT_D_FF']
   if not shared or shared % width:
     raise ValueError(
-      f'SHARED_D_FF={shared} is not supported by the format {kind}: it must be a'
-      f' multiple of EXPERT_D_FF={width}, and at least that.'
+      f'SHARED_D_FF={shared} is not supported by the format {kind}: it must be'
+      f' EXPERT_D_FF={width} or a multiple of it.'
     )
   config = {
     'n_shared_experts': shared // width,
