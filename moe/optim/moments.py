@@ -43,7 +43,7 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """Splits [..., n] into [..., blocks, size]; one block if BLOCK does not fit."""
+  """Splits the last dim into blocks; one block if not a multiple of BLOCK."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)
