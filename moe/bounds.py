@@ -1,4 +1,4 @@
-"""Checks of ranges, with which each class checks its own arguments.
+"""Functions with which each class checks the ranges of its own arguments.
 
 An error message names the argument, or the macro that sets it. The code that
 loads a configuration adds the file and the line.

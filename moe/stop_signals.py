@@ -153,7 +153,7 @@ def listen() -> None:
 
   It does nothing outside a block of `raising` or `handled`.
 
-  A verb calls this after it has configured the memory allocator, which must
+  A command calls this after it has configured the memory allocator, which must
   happen before a second thread starts.
   """
   global _listener

@@ -76,7 +76,7 @@ class Mixture:
   The pattern repeats.
 
   Attributes:
-    shares: float64 [stores], the rates of the pattern; they sum to 1.
+    shares: float64 [stores], share of each store in the pattern; the sum is 1.
   """
 
   def __init__(self, rates: Sequence[float]):

@@ -1,4 +1,4 @@
-"""One store of a mixture with its pack plan; it fills rows of batches."""
+"""Fills rows of batches from one store of a mixture, by its pack plan."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ Extras = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class PackedStore:
-  """A store and its pack plan, which fill rows of batches."""
+  """Fills rows of batches with the documents of a store, by its pack plan."""
 
   def __init__(
     self,

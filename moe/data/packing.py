@@ -89,8 +89,7 @@ def pack(
   is_last = np.append(record[1:] != record[:-1], True)[: record.size]
   length = np.where(is_last, lengths[record], end[: record.size]) - start
   row, rank = _place(length, sequence_length)
-  # Rows are numbered in the order in which their first segments are in the
-  # corpus.
+  # Rows are numbered by the place of their first segments in the corpus.
   first_segment = np.full(row.max(initial=-1) + 1, record.size)
   is_first = rank == 0
   first_segment[row[is_first]] = np.flatnonzero(is_first)
@@ -150,8 +149,9 @@ def _cuts_between(
   cuts = [0]
   while length - cuts[-1] > sequence_length:
     cut = cuts[-1] + sequence_length
-    # A cut through a block moves to the begin of the block. There it may touch
-    # only an earlier block, so we go through the blocks from the last one.
+    # A cut inside a block or right after it moves to the begin of the block.
+    # That may be right after an earlier block, so we go from the last block to
+    # the first.
     for begin, end in reversed(spans):
       if begin < cut <= end:
         cut = begin

@@ -20,8 +20,8 @@ class Reader:
 
   Each epoch shuffles the rows of every store's pack plan in another way. The
   pattern of the mixture says which store gives the next row. Batch s holds the
-  rows [s * batch_size, (s + 1) * batch_size) of that sequence. There is no
-  iterator and no state, so any host can read any batch at any time.
+  rows [s * batch_size, (s + 1) * batch_size) of this endless mixture. There is
+  no iterator and no state, so any host can read any batch at any time.
 
   A record that cannot be read makes its row empty (weight 0, segment 0) and is
   noted in `quarantine`; no other row changes.
@@ -154,7 +154,7 @@ class Reader:
       A batch of numpy arrays [rows, T].
 
     Raises:
-      ValueError: if more records than `max_bad_fraction` are unreadable.
+      ValueError: if the share of unreadable records exceeds `max_bad_fraction`.
     """
     number = step * self._batch_size + self._rows
     store_B, number_B = self._mixture.locate(number)

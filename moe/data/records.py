@@ -19,9 +19,9 @@ class Feature(NamedTuple):
   """A feature of a task that is not text.
 
   Attributes:
-    range: range of `moe.modalities.ids.RANGES` of the codes in inputs or
-      targets. Any other feature is an array with one value per token, which
-      does not change.
+    range: name of a range in `moe.modalities.ids.RANGES`. Inputs or targets are
+      codes of this range. For any other feature it has no effect: the feature
+      is an array with one value per token, which does not change.
     is_block: whether the whole feature is one block: its tokens see each other.
       A block in the inputs is a condition. For a block in the targets, a
       transform must hide the tokens that are predicted.
@@ -48,8 +48,8 @@ class Counts:
     chars: Unicode code points of the scored text, end marks not counted; a code
       of another range counts as one.
     bytes: bytes of the scored text in UTF-8; a code counts as one.
-    unknown_tokens: tokens of all documents that are the unknown token.
-    byte_tokens: tokens of all documents that are one byte of a character.
+    unknown_tokens: how often the unknown token occurs in all documents.
+    byte_tokens: how often tokens for a single byte occur in all documents.
   """
 
   documents: int = 0
@@ -106,7 +106,7 @@ class Tokeniser:
         record = self._record(example)
         if record is not None:
           yield record
-      except ValueError as error:  # UnicodeDecodeError is one.
+      except ValueError as error:  # This includes UnicodeDecodeError.
         counts.malformed += 1
         if self._first_bad is None:
           self._first_bad = f'document {counts.documents}: {error}'
@@ -211,7 +211,7 @@ class Tokeniser:
     return {'block_ids': block_ids} if block_ids.any() else {}
 
   def _rest(self, example: dict, record: Record) -> Record:
-    """The other arrays of an example, with a value per token; 0 for the end."""
+    """Other arrays of an example, one value per token; 0 for the end mark."""
     size, rest = record['tokens'].size, {}
     for name in self._features.keys() - set(_FEATURES):
       array = np.asarray(example[name])
@@ -225,7 +225,7 @@ class Tokeniser:
 
 
 def texts_of(example: dict) -> Iterator[tuple[str, str | None]]:
-  """(feature, its text or None); UnicodeDecodeError if it is not UTF-8."""
+  """(feature, its text or None); UnicodeDecodeError if a text is not UTF-8."""
   for feature in _FEATURES:
     text = example.get(f'{feature}_pretokenized')
     if isinstance(text, bytes):

@@ -260,7 +260,7 @@ class Store:
     """Opens the manifest and the lengths; the first read opens the records.
 
     Raises:
-      ValueError: if no finished store is there, or one of another version.
+      ValueError: if there is no finished store, or it has another version.
     """
     self.directory = os.fspath(directory)
     if not is_store(self.directory):

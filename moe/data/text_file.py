@@ -20,7 +20,7 @@ def unescaped(text: str) -> str:
 
 
 def read_texts(path: str) -> list[str]:
-  r"""Reads a text file with one document per line; \n is a line break in one.
+  r"""Reads a text file with a document per line; \n stands for a line break.
 
   Raises:
     ValueError: if the file is missing, empty or not UTF-8; the message names

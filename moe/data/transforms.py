@@ -48,7 +48,7 @@ class Transform(Protocol):
     Args:
       record: `tokens` and the other arrays of the store.
       key: random key of this document in this epoch.
-      ids: the id space, which says where each range lies.
+      ids: the id space, which has the id of the mask.
 
     Returns:
       A record of the declared length. If it has an array `inputs`, the model

@@ -1,4 +1,4 @@
-"""A check that a token store is what its manifest says."""
+"""Checks that a token store agrees with its manifest and its vocabulary."""
 
 import collections
 import hashlib

@@ -74,7 +74,7 @@ class ExpertsAnatomy:
 
   @property
   def num_active(self) -> float:
-    """Mean number of experts per token, if all experts get equally many."""
+    """Mean number of experts of a token, if all experts are used evenly."""
     return self.router.mean_active(self.num_experts)
 
   def dense_twin(self) -> FeedForwardAnatomy:

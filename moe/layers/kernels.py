@@ -83,7 +83,8 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
 def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
   """Factor of the scores: NaN if a query sees keys beyond the span, else 1.
 
-  Keys beyond the span are left out, so the result would be silently wrong.
+  The caller leaves out keys beyond the span. So a query that needs such a key
+  gets NaN instead of a wrong result.
 
   Args:
     last_BT: the result of `last_visible`.
@@ -95,7 +96,7 @@ def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
 
 
 def tile(length: int) -> int:
-  """The largest tile, a multiple of the lanes, that divides the length."""
+  """The largest side of a tile that divides `length` and fits the lanes."""
   return next(t for t in range(_TILE, 0, -_LANES) if length % t == 0)
 
 

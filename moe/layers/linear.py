@@ -19,7 +19,8 @@ class Linear(nn.Module):
 
   Attributes:
     features: shape of the result's last dims.
-    logical: logical axes of the kernel, the input's first; None is undivided.
+    logical: logical axes of the kernel, first that of the input; None for a dim
+      that is not divided.
     start: initial values of the kernel: 'linear', 'relu' if a ReLU follows, or
       'zero'.
     dtype: compute dtype; parameters are float32.

@@ -118,7 +118,7 @@ def from_quaternion(quaternion: Array) -> Array:
 
 
 def from_update(update: Array) -> Rigid:
-  """The motion of a backbone update [..., 6]; 0 moves nothing.
+  """The motion of a backbone update [..., 6]; an update of zeros moves nothing.
 
   Algorithm 23 of Jumper et al. (2021): the first three numbers are b, c, d of
   the quaternion (1, b, c, d), the others the translation.
@@ -168,7 +168,7 @@ def place_atoms(frames: Rigid, group: Array, local: Array) -> Array:
   """Coordinates [..., P, 3] of atoms from the frames of their groups.
 
   Args:
-    frames: [..., 8], of the rigid groups.
+    frames: [..., 8], frames of the rigid groups.
     group: int32 [..., P], group of each atom.
     local: [..., P, 3], coordinates of each atom in the frame of its group.
   """

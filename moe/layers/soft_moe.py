@@ -117,8 +117,8 @@ class SoftMoE(nn.Module):
       (D, E, C),
       jnp.float32,
     )
-    # A scalar needs an empty tuple of axis names, to which a scan over layers
-    # adds one.
+    # The scale is a scalar, so its tuple of axis names is empty. A scan over
+    # layers adds a name to it.
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
     weights = experts.params(

@@ -78,7 +78,7 @@ def point_attention(
 def point_results(
   x: Points, weights_BNIJ: Array, pair_BIJZ: Array, frames: Rigid
 ) -> dict[str, Array]:
-  """Weighted sums that each residue gets, in its frame (lines 8 to 10).
+  """Weighted sums over residues, in the frame of each residue (lines 8 to 10).
 
   Returns:
     value [B, I, N, H], points [B, I, N, P, 3], norm [B, I, N, P] of the points,
@@ -99,7 +99,7 @@ def point_results(
 
 
 class InvariantPointAttention(nn.Module):
-  """Attention of residues that rigid motions do not change (Algorithm 22).
+  """Attention of residues, invariant under rigid motions (Algorithm 22).
 
   Unlike in the paper, the linear layers have biases.
 
@@ -123,7 +123,7 @@ class InvariantPointAttention(nn.Module):
   def __call__(
     self, s_BID: Array, pair_BIJZ: Array, frames: Rigid, valid_BI: Array
   ) -> Array:
-    """Attends; returns [B, I, D]. The frames are [B, I]."""
+    """Attends, and returns an array [B, I, D]; the frames are [B, I]."""
     N, D = self.num_heads, s_BID.shape[-1]
 
     def project(name, *shape):
@@ -161,7 +161,7 @@ class InvariantPointAttention(nn.Module):
 
 
 class Transition(nn.Module):
-  """Adds three linear layers with ReLU, then a norm (Algorithm 20, line 8)."""
+  """A residual branch of three linear layers, then a norm (Algorithm 20)."""
 
   dtype: jnp.dtype = jnp.float32
 
@@ -186,7 +186,7 @@ class BackboneUpdate(nn.Module):
 
   @nn.compact
   def __call__(self, s_BID: Array) -> Rigid:
-    """[B, I, D] to motions [B, I]."""
+    """Computes motions [B, I] from residues [B, I, D]."""
     layer = Linear((6,), (axes.EMBED, None), 'zero', self.dtype, name='linear')
     return from_update(layer(s_BID))
 

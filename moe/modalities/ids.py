@@ -101,7 +101,7 @@ class IdSpace:
 
   @property
   def sha256(self) -> str:
-    """Hash of where every range lies, and of the trained tokenizers."""
+    """Hash of the ids of every range, and of the trained tokenizers."""
     spans = [[name, *span] for name, span in self._spans.items()]
     spans += [list(pair) for pair in sorted(self.tokenizers)]
     return hashlib.sha256(json.dumps(spans).encode()).hexdigest()

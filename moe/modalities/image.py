@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from moe import axes
 from moe.types import Array
 
-# The range of a channel before rounding is larger than its levels by this part.
+# Before rounding, a channel may exceed its outermost level by this fraction.
 _MARGIN = 1e-3
 _LEAST_LEVELS = 3
 

@@ -131,7 +131,7 @@ def codes(sequence: str) -> np.ndarray:
   """Codes of one-letter names; a letter that is none of the twenty is unknown.
 
   Args:
-    sequence: of capital letters.
+    sequence: names of residues, one capital letter each.
 
   Returns:
     int32, one code per letter.
@@ -180,7 +180,7 @@ def residues() -> Residues:
     _fill_names(tables, code)
     _fill_geometry(tables, code)
   for table in tables[1:]:
-    table.flags.writeable = False  # They are shared by all callers.
+    table.flags.writeable = False  # All callers share the tables.
   return tables
 
 
@@ -300,7 +300,7 @@ def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _backbone(name: str) -> dict[str, np.ndarray]:
-  """N, CA, C, O and CB after Engh and Huber."""
+  """Coordinates of N, CA, C, O and CB, with angles of Engh and Huber."""
   n_ca, ca_c, n_ca_c = 1.458, 1.525, 111.2
   if name == 'GLY':
     n_ca, ca_c, n_ca_c = 1.451, 1.516, 112.5

@@ -64,7 +64,7 @@ class Functional:
     train: bool,
     cache: Cache | None = None,
   ) -> Outputs:
-    """Hidden states, new state and cache, losses, metrics."""
+    """Applies the model: hidden states, state, cache, losses and metrics."""
     with nn.logical_axis_rules(self.rules):
       outputs, updates = self.module.apply(
         {'params': params, 'state': state},

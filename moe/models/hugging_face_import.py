@@ -28,8 +28,8 @@ _REQUIRED = {
   'topk_method': ('noaux_tc',),
   'quantization_config': (None,),
 }
-# Fields with any value. They do not change the results for a text that fits the
-# model's length, or functions below read and check them.
+# Fields that may have any value: they do not change the results for a text that
+# fits the model's length, or functions below read and check them.
 _IGNORED = {
   '_name_or_path', 'architectures', 'attention_dropout', 'auto_map',
   'aux_loss_alpha', 'bos_token_id', 'dtype', 'eos_token_id', 'ep_size',

@@ -214,9 +214,9 @@ class Stack(nn.Module):
       prefix.append(layer_cache)
     if not self.num_periods():
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
-    # A compiler that sees both may merge the recomputation with the forward
-    # pass, which keeps all tensors. With one period per iteration of a loop it
-    # cannot, so nothing has to prevent it.
+    # If the compiler sees the recomputation and the forward pass together, it
+    # may merge them, and all tensors are kept. In a loop with one period per
+    # iteration it does not see both, so nothing has to prevent this.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible

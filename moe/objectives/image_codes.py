@@ -32,7 +32,7 @@ def decibels(made: Array, pixels: Array) -> Array:
 
 
 def foreground(pixels: Array) -> Array:
-  """Whether each pixel differs from the ground: the mean colour of the corners.
+  """Finds the pixels that differ from the ground, the corners' mean colour.
 
   Args:
     pixels: float32 [B, Y, X, 3] from 0 to 1.
@@ -66,8 +66,8 @@ def image_codes(
     l1: coefficient of the absolute error; pixels are from 0 to 1.
     mse: coefficient of the squared error.
     colour: coefficient of the absolute error of the hue.
-    foreground_weight: added to the weight 1 of pixels that differ from the
-      ground.
+    foreground_weight: pixels that differ from the ground have the weight
+      1 + foreground_weight, all others 1.
 
   Returns:
     The objective. Its score is the mean PSNR of a picture.

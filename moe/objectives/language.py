@@ -119,7 +119,7 @@ def _coefficients(
 
 
 def _ahead_weights(batch: TokenBatch) -> Array:
-  """Weight of the token after the next one; 0 if its document is another."""
+  """Weight of the token after the next one; 0 if it is in another document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 

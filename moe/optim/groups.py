@@ -101,7 +101,7 @@ def check_matches(macro: str, patterns: Iterable[str], params: PyTree) -> None:
 
 
 def is_decayed(name: str) -> bool:
-  """Whether weight decay applies to a parameter: not to norm scales, biases."""
+  """Whether a parameter has weight decay; norm scales and biases have none."""
   return not re.search(r'(scale|bias)$', name)
 
 

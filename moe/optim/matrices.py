@@ -1,4 +1,4 @@
-"""Which parameters are matrices, and how devices share their products.
+"""Which parameters are matrices, and how devices share the work on them.
 
 Muon orthogonalises matrices. A parameter may hold a stack of them: one for each
 scanned layer and for each expert. These leading dims are batch dims.
@@ -56,7 +56,7 @@ class Matrix(NamedTuple):
 
   @property
   def is_turned(self) -> bool:
-    """Whether rows count the output, since it is smaller than the input."""
+    """Whether the rows are the output, because it is smaller than the input."""
     return self.fan_in > self.fan_out
 
   @property
@@ -151,7 +151,7 @@ class Division(NamedTuple):
 
 
 def division(matrix: Matrix, sharding: NamedSharding) -> Division:
-  """How the devices of a parameter share its orthogonalisation.
+  """How devices share the orthogonalisation of a parameter.
 
   A mesh axis divides the matrices if their number is divisible by its size, so
   that a device works on whole matrices. Otherwise it divides the columns: each

@@ -1,8 +1,8 @@
 """Adam's moments in 16 or in 8 bits.
 
-Both are rounded stochastically. A training step changes a moment by a few per
-cent, which is less than the spacing of these formats. So rounding to the
-nearest number would never change the moment.
+Moments in both formats are rounded stochastically. A training step changes a
+moment by a few per cent at most, which may be less than the spacing of the
+format. Rounding to the nearest number would then never change the moment.
 """
 
 from collections.abc import Callable

@@ -39,8 +39,8 @@ def orthogonalise(x: Array) -> Array:
   """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
 
   A matrix U S V^T becomes U S' V^T. An entry of S' is between 0.7 and 1.2 if
-  the singular value is above a thousandth of the Frobenius norm. Matrices of
-  zeros stay zeros.
+  the same entry of S is above a thousandth of the matrix's Frobenius norm. A
+  matrix of zeros does not change.
 
   Args:
     x: stack of matrices [batch, rows, columns], float32, rows at most columns.

@@ -244,7 +244,7 @@ def build(
   """Adds clipping by the global norm and frozen parameters to an optimizer.
 
   Args:
-    optimizer: what turns clipped gradients into updates.
+    optimizer: transformation of clipped gradients into updates.
     clip_norm: largest global norm; 0 for no clipping.
     frozen: regular expressions. A parameter is not trained, and has no
       optimizer state, if one of them matches its path 'a/b/c' in full.
@@ -305,7 +305,9 @@ def _in_float32(
 
 
 def placed(optimizer: Optimizer, params: PyTree) -> Optimizer:
-  """Gives an optimizer the shardings of the parameters, for its products.
+  """Tells an optimizer how the parameters are divided over devices.
+
+  Muon divides its matrix products accordingly.
 
   Args:
     optimizer: made by `build`.

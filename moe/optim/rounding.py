@@ -56,7 +56,7 @@ def bits(
 
 
 def truncate(x: Array, random: Array, dropped: int) -> Array:
-  """Float32 with the last bits set to zero, rounded without bias.
+  """Rounds float32 stochastically to numbers whose last bits are zero.
 
   Args:
     x: float32.
@@ -81,7 +81,7 @@ def to_bfloat16(x: Array, random: Array) -> Array:
 
 
 def add(p: Array, update: Array, seed: int, step: Array, index: int) -> Array:
-  """A parameter and its update, added in float32.
+  """Adds an update to a parameter, in float32.
 
   Args:
     p: float32 or bfloat16; for bfloat16 the sum is rounded stochastically.

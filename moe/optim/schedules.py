@@ -58,7 +58,7 @@ def cosine(
   train_steps: int,
   final_fraction: float = 0.1,
 ) -> optax.Schedule:
-  """Falls from the peak to `final_fraction` of it along half a cosine."""
+  """Falls from the peak to `final_fraction` of the peak along half a cosine."""
   _check(learning_rate, warmup_steps, train_steps, final_fraction)
   span = float(max(1, train_steps - warmup_steps))
 

@@ -66,7 +66,7 @@ def is_kept(name: str) -> bool:
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-  """Converts a tree like the parameters, except the arrays that `is_kept`."""
+  """Converts arrays to `dtype`; those of `is_kept` become float32."""
   return jax.tree.map(
     lambda name, a: a.astype(jnp.float32 if is_kept(name) else dtype),
     names(tree),

@@ -101,8 +101,8 @@ def total(
   if jax.process_count() == 1:
     return count(batch)
   _, own = _parts(sharding)
-  # Each part is counted separately and summed once per part, because two
-  # processes can hold columns of the same rows.
+  # Each part is counted separately, because two processes can hold columns of
+  # the same part, and the sum must contain each part only once.
   numbers = [
     count(jax.tree.map(lambda a, i=i: np.split(a, len(own))[i], batch))
     for i in range(len(own))

@@ -50,7 +50,7 @@ class Ahead:
     """Waits for the read; None if a signal comes before the read has ended.
 
     Args:
-      is_stopped: whether a signal has come.
+      is_stopped: () -> whether a signal has come.
 
     Raises:
       Exception: the error of the read.

@@ -88,11 +88,11 @@ class LiveLine(Lines):
 def status(
   record: dict[str, Any], total_steps: int, objective: Objective
 ) -> str:
-  """One line about a step, important numbers first, unknown ones left out.
+  """A line about a step, with important numbers first and without missing ones.
 
   Args:
-    record: of the step, as in log.jsonl.
-    total_steps: of the run.
+    record: record of the step, as in log.jsonl.
+    total_steps: number of steps of the run.
     objective: what is trained; its score and its unit are shown.
   """
   score, speed = objective.score, f'{objective.unit}_per_second'

@@ -107,7 +107,7 @@ def _sums(
 
 
 def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
-  """(number of parts of rows and of tokens, mesh axes that divide them)."""
+  """((number of parts of the rows, of the tokens), mesh axes of the parts)."""
   rows, columns = layout.batch_axes, layout.sequence_axes
   if not rows + columns or batch_size % layout.size(rows):
     return (1, 1), None
@@ -116,7 +116,7 @@ def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
 
 
 def _copies(a: Array, parts: tuple[int, int], spec: P | None) -> Array:
-  """Copies a to [*parts, ...], with each copy on the devices of its part."""
+  """Makes a copy for each part, [*parts, ...], on the devices of the part."""
   copies = jnp.broadcast_to(a, (*parts, *a.shape))
   if spec is None:
     return copies

@@ -47,7 +47,7 @@ class Program(NamedTuple):
     return jax.tree.map(multihost.put_rows, batch, self.batch_shardings)
 
   def own_rows(self, batch_size: int) -> np.ndarray:
-    """Numbers of the rows of a batch that this process reads and puts."""
+    """Numbers of the rows of a batch that this process must read."""
     return multihost.own_rows(self._sharding, batch_size)
 
   def total(self, count: Callable[[Batch], int], batch: Batch) -> int | Array:

@@ -26,8 +26,8 @@ from moe.train.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
-# Most numbers of `layers` per step, on average. A model with n times as many
-# numbers writes them only every n steps, so that its log stays readable.
+# Limit on the numbers in `layers` per step, on average. A model with n times as
+# many numbers writes them only every n steps, so that its log stays readable.
 _MAX_VALUES = 2048
 _FLUSH_SECONDS = 30
 
@@ -203,7 +203,7 @@ class Progress:
         self.note(text)
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether the log has an evaluation of a step; all processes call this."""
+    """Whether a step has a logged evaluation; all processes must call this."""
     known = self._evals is not None and step in self._evals.steps
     if jax.process_count() > 1:
       known = bool(multihost_utils.broadcast_one_to_all(np.array(known)))

@@ -32,11 +32,11 @@ def split_microbatches(
 ) -> Batch:
   """Splits [B, ...] arrays into [num_microbatches, B / num_microbatches, ...].
 
-  Microbatch i holds the blocks of rows i, i + num_microbatches, and so on. So
-  its content does not depend on the number of devices. Noise and balance losses
-  of global scope are therefore the same on any number of devices. Each device
-  has a share of its own rows in each microbatch, so no row moves between
-  devices.
+  Blocks are groups of `rows_together` neighbouring rows. Microbatch i holds the
+  blocks i, i + num_microbatches, and so on. So its content does not depend on
+  the number of devices, and neither do noise and balance losses of global
+  scope. Each device has some of its own rows in each microbatch, so no row
+  moves between devices.
 
   Args:
     batch: the whole batch.

@@ -209,7 +209,7 @@ def train(
       checkpointer.check()
 
       is_last = done == settings.train_steps
-      # The signal may come at any moment, so we look for it once per step.
+      # A signal may come at any moment. We ask once, so that all uses agree.
       is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
       is_due, scores = judge.is_due(done), {}
@@ -237,9 +237,9 @@ def _read_ahead(
   progress: Progress,
   step: int,
 ) -> Batch | None:
-  """The batch of a step, or None if a signal came before it was read.
+  """The batch of a step, or None if a signal came before the batch was read.
 
-  Before it returns, it reports records that could not be read.
+  It also reports the records that could not be read.
   """
   try:
     return ahead.result(lambda: stop.is_set)
@@ -377,7 +377,7 @@ class _Reporter:
 def _profile(
   steps: tuple[int, ...], first: int, step: int, workdir: str
 ) -> None:
-  """Starts or stops the profiler trace if this is the step to do so."""
+  """Starts or stops the profiler trace; a resumed run starts it again."""
   if not steps or first >= steps[1]:
     return
   if step == max(first, steps[0]):

@@ -32,7 +32,7 @@ class Watch:
     self._idle_LE = None  # Number of these steps since an expert's last token.
 
   def resume(self, records: list[dict[str, Any]]) -> None:
-    """Reads the end of a log, without its warnings: they were shown before."""
+    """Reads the end of an old log, whose warnings were already shown."""
     with_load = [r for r in records if 'load' in r.get('layers', {})]
     for record in with_load[-DEAD_AFTER:]:
       self._dead(record)
