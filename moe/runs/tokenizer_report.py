@@ -1,4 +1,4 @@
-"""What a trained image tokenizer makes of held-out pictures."""
+"""Reconstructs held-out pictures with a trained image tokenizer."""
 
 import numpy as np
 
@@ -9,19 +9,19 @@ from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score
 from moe.runs.image_tokenizer import ImageTokenizer
 
-# More pictures would not fit into the memory of a small machine.
+# More pictures would not fit in the memory of a small machine.
 MAX_PICTURES = 4096
 
 
 def report(
   tokenizer: ImageTokenizer, stores: dict[str, Store], command: str
 ) -> tuple[dict[str, Reconstruction], list[Score]]:
-  """Reconstructions and scores of the pictures of stores.
+  """Reconstructs and scores pictures of stores.
 
   Args:
     tokenizer: the frozen tokenizer.
-    stores: by the name of their pictures; of each store the first pictures are
-      read, at most `MAX_PICTURES`.
+    stores: name of pictures -> their store. The first `MAX_PICTURES` pictures
+      of each store are read.
     command: the command that gives the same numbers again.
   """
   found, scores = {}, []
@@ -37,7 +37,7 @@ def report(
 
 
 def first_pictures(store: Store, pixels: int, limit: int) -> np.ndarray:
-  """The first pictures of a store, uint8 [N, pixels, pixels, 3]."""
+  """Reads the first pictures of a store, uint8 [N, pixels, pixels, 3]."""
   parts, count = [], 0
   for batch in picture_batches(store, 256, (pixels, pixels)):
     parts.append(batch['pictures'][batch['weights'] > 0])
