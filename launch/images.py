@@ -4,7 +4,7 @@ r"""Image tokenizers: python -m launch.images VERB ...
   encode --checkpoint=runs/fashion_codes --output=runs/fashion_codes/codes
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains one.
+--workdir=runs/fashion_codes` trains an image tokenizer.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.images',
     description=__doc__,
@@ -91,7 +91,7 @@ def report(
   pictures: dict[str, dict[str, str]],
   command: str,
 ) -> int:
-  """Prints the scores of held-out pictures, and writes the page."""
+  """Prints the tokenizer's scores on held-out pictures, and writes a page."""
   # Imported here, since --help must answer at once.
   from moe.data.store import Store
   from moe.evaluate import score
@@ -122,7 +122,7 @@ def encode(
   tokenizer: 'ImageTokenizer',  # noqa: F821  See `run_verb`.
   pictures: dict[str, dict[str, str]],
 ) -> int:
-  """Writes the codes of pictures, and prints how to train on them."""
+  """Stores the codes of pictures, and prints how to train a model on them."""
   # Imported here, since --help must answer at once.
   from moe.runs import image_tokenizer, picture_codes
 

@@ -19,7 +19,7 @@ from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.train',
     description=__doc__,
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Trains; the exit code is 0, or 75 after a signal to end."""
+  """Trains; the exit code is 0, or 75 if a signal ended the training."""
   begin = time.monotonic()
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   from moe.runs import tokenizer_run
 
   if isinstance(config.run, tokenizer_run.TokenizerRun):
-    # Imported here, since runs of language models read no pictures.
+    # Imported here, since a run of a language model needs no code for pictures.
     from moe.runs import image_tokenizer, preflight
     from tasks.pictures import stores
 
@@ -76,7 +76,8 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     data.task_modules,
     args.dry_run,
   )
-  # Imported here, since a misspelt name need not wait for Orbax.
+  # Imported here, so that the error for a misspelt name comes before the slow
+  # import of Orbax.
   from moe.runs import preflight, training
 
   preflight.open_workdir(args.workdir)
@@ -95,7 +96,8 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def write_report(workdir: str) -> str:
   """Writes the page about a run that has ended; returns its path."""
-  # Here, since figures take a second to import, and a run starts without them.
+  # Imported here, since figures take a second to import, and training starts
+  # without them.
   from moe.report import run_page
 
   return run_page.write_report(workdir)

@@ -1,4 +1,4 @@
-"""The run that gin files describe, and the run that a work directory holds."""
+"""Makes a run from gin files, or from the configuration in a work directory."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from moe.runs import trained
 from moe.runs.run import Run, TrainedRun
 from moe.runs.tokenizer_run import TokenizerRun
 
-# What a configuration may describe.
+# The classes whose objects a configuration can describe.
 _ROOTS = (Run, TokenizerRun)
 
 
@@ -23,7 +23,7 @@ class Configuration(NamedTuple):
   """A run, and the configuration that describes it.
 
   Attributes:
-    run: plain values, objects and partials of functions.
+    run: the run, made of plain values, objects and partials of functions.
     text: all bindings, as one gin file that includes nothing.
     operative_text: the bindings that the run uses, with its defaults.
   """
@@ -37,8 +37,8 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
   """Reads gin files, then bindings of the command line; later ones override.
 
   Raises:
-    ValueError: for anything that `bindings.read`, `reach.check` or a class of
-      the run objects to.
+    ValueError: if `bindings.read`, `reach.check` or a class of the run finds an
+      error.
   """
   if not files:
     raise ValueError(
@@ -60,10 +60,10 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
 
 
 def made(bound: bindings.Bound, root: type = Run) -> Configuration:
-  """The configuration that bindings say.
+  """Makes the configuration from bindings.
 
   Args:
-    bound: the bindings.
+    bound: bindings of the files and of the command line.
     root: the class of the run.
 
   Raises:
@@ -89,7 +89,7 @@ def made(bound: bindings.Bound, root: type = Run) -> Configuration:
 
 
 def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
-  """The run of `read`, which must be the run of a language model.
+  """Reads as `read` does; the run must train a language model.
 
   Raises:
     ValueError: if it is the run of an image tokenizer, or as `read` does.
@@ -112,7 +112,11 @@ def _missing_argument(message: str) -> str:
 
 
 def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
-  """Arguments of the block for kinds of layers that the model does not have."""
+  """Arguments of `Block` that this model ignores, as (Block, argument) pairs.
+
+  A model whose blocks are all sparse makes no dense feed-forward layer, and a
+  dense model makes no MoE layer.
+  """
   layers = anatomy(run.model).layers
   is_sparse = [bool(layer.experts or layer.twin_of) for layer in layers]
   made = {'feed_forward': not all(is_sparse), 'moe': any(is_sparse)}
@@ -120,11 +124,12 @@ def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
 
 
 def differences(text: str, path: str) -> list[str]:
-  """The bindings that differ from those of a written file: 'NAME old -> new'.
+  """Compares a configuration with a written file: a list of 'NAME old -> new'.
 
   Args:
-    text: the configuration as it is now.
-    path: a file with an earlier one; if there is no file, nothing differs.
+    text: the present configuration.
+    path: a file with an earlier configuration. If it is missing, the list is
+      empty.
 
   Raises:
     ValueError: if it cannot be read.
@@ -142,7 +147,7 @@ def differences(text: str, path: str) -> list[str]:
 
 
 def _shortened(name: str, num_parts: int) -> str:
-  """The last parts of a full path: 'gates.TopK' of 'moe.routing.gates.TopK'."""
+  """The last parts of a path: 'moe.routing.gates.TopK' becomes 'gates.TopK'."""
   return '.'.join(name.split('.')[-num_parts:])
 
 
@@ -159,8 +164,9 @@ def load_run(directory: str) -> TrainedRun:
   """Reads a trained model back.
 
   Args:
-    directory: work directory of a run, its checkpoints, or one step in there;
-      of a run the best step is taken if one was scored, else the latest.
+    directory: work directory of a run, its checkpoints, or one step in there.
+      Without a step, the best scored step is read; if none has a score, the
+      latest is read.
 
   Raises:
     ValueError: if something is missing, damaged, or does not fit together.
@@ -170,10 +176,11 @@ def load_run(directory: str) -> TrainedRun:
 
 
 def load_tokenizer_run(directory: str) -> TokenizerRun:
-  """The run of an image tokenizer, from its work directory.
+  """Reads the run of an image tokenizer from its work directory.
 
   Raises:
-    ValueError: if there is no configuration, or that of another kind of run.
+    ValueError: if the configuration is missing, or describes another kind of
+      run.
   """
   path = os.path.join(directory, 'config.gin')
   run = read([path], []).run

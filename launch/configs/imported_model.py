@@ -1,4 +1,4 @@
-"""The configuration of a model that comes from Hugging Face's format."""
+"""Configures a run for a model that is imported from Hugging Face's format."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from moe.models.hugging_face_import import Imported
 
 
 def configured(imported: Imported, overrides: Sequence[str]) -> Configuration:
-  """What gin says of a model of theirs, with what a run needs beside it.
+  """The configuration of a run with an imported model.
 
   Args:
-    imported: what its config.json says.
-    overrides: bindings of the command line, such as the mesh.
+    imported: bindings and sequence length that were read from config.json.
+    overrides: bindings of the command line, such as the sizes of the mesh.
 
   Raises:
-    ValueError: for what `configuration.read` objects to.
+    ValueError: as `configuration.read` does.
   """
   model = 'latent_decoder' if imported.is_latent else 'decoder'
   files = [f'models/{model}.gin', 'parallel/data.gin', 'tasks/builtin.gin']
@@ -33,6 +33,6 @@ def configured(imported: Imported, overrides: Sequence[str]) -> Configuration:
 
 
 def _written(value: object) -> str:
-  """A value as gin writes it; a text that begins with @ is a reference."""
+  """A value in gin's syntax; a string that begins with @ is a reference."""
   is_reference = isinstance(value, str) and value.startswith('@')
   return value if is_reference else repr(value)
