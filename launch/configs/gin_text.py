@@ -127,7 +127,7 @@ def _order(section: Section) -> tuple[list[str], str]:
 
 
 def _defaults(target: Callable) -> dict[str, object]:
-  """argument -> default value, for defaults that a gin file can write."""
+  """Argument -> default value, for defaults that a gin file can write."""
   return {
     name: parameter.default
     for name, parameter in inspect.signature(target).parameters.items()

@@ -152,7 +152,7 @@ class Names:
 def parameters(
   target: collections.abc.Callable,
 ) -> dict[str, inspect.Parameter]:
-  """name -> parameter of a class or function that a gin file may bind."""
+  """Name -> parameter of a class or function that a gin file may bind."""
   found = dict(inspect.signature(target).parameters)
   for internal in ('parent', 'name'):  # Flax adds these to every module.
     found.pop(internal, None)
