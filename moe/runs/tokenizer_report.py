@@ -24,8 +24,9 @@ def report(
 
   Args:
     tokenizer: the frozen tokenizer.
-    stores: name of the pictures -> split -> directory of a store. Every split
-      but 'train' is held out; the first `MAX_PICTURES` pictures of each are read.
+    stores: name of the pictures -> split -> directory of a store. All splits
+      but 'train' are held out. The first `MAX_PICTURES` pictures of each are
+      read.
     command: the command that gives the same numbers again.
 
   Returns:
