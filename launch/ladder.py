@@ -10,6 +10,7 @@ command goes on where it was stopped.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags, written
 
 PAGE, JSON = 'ladder.html', 'ladder.json'
 
@@ -73,21 +74,20 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   """Trains what is missing, and writes the page."""
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration, written
+  # Here, since --help needs neither JAX nor Matplotlib.
   from moe.report import comparison, ladder_page
   from moe.report import ladder as ladder_report
   from moe.runs import ladder
 
-  config = configuration.read(args.gin_file, overrides)
+  run = configuration.load(args.gin_file, overrides)
   arms = ladder.arms(args.experts, args.arm, args.seeds)
   # A mistake in the binding of any arm ends the ladder before it starts.
   expansions = {}
   for arm in arms:
     bound = [*overrides, *arm.bindings]
-    model = configuration.read(args.gin_file, bound).run.model
+    model = configuration.load(args.gin_file, bound).model
     expansions[arm.name] = ladder.expansion(model)
-  data = config.run.data
+  data = run.data
   plan = ladder.Ladder(
     arms,
     tuple(args.learning_rates),
@@ -102,8 +102,8 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   found = ladder.run(
     plan, lambda own: [*train, *(f'--gin.{b}' for b in own)], args.workdir
   )
-  read = lambda directory: comparison.read_run(
-    directory, configured=written.seed_and_tasks
+  read = functools.partial(
+    comparison.read_run, configured=written.seed_and_tasks
   )
   summary = ladder_report.summarise(found, read, expansions, command)
   workdir = pathlib.Path(args.workdir)

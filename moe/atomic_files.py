@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file to write to; it replaces `path` when the block ends.
+  """Opens a temporary file, which replaces `path` when the block ends.
 
   Args:
     path: the file to replace or create; its directory must exist.

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from moe.data import task_names
 from tasks import registry
 
 # Top-level name of each module that a user named -> the folder of that name.
@@ -147,6 +148,11 @@ def declared() -> set[str]:
   """Names of all tasks and mixtures; those of seqio only if it is imported."""
   of_seqio_alone = {provider.name for provider in of_seqio()}
   return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
+
+
+def check_declared(name: str) -> None:
+  """Raises ValueError with the nearest names if a task is not declared."""
+  task_names.check(name, declared())
 
 
 def of_seqio() -> list[Any]:

@@ -143,7 +143,7 @@ def register_tasks(names: Sequence[str] = ()) -> None:
   """
   modules.load()
   for name in names:
-    check_declared(name)
+    modules.check_declared(name)
   tensorflow_log.set_up()
   with tensorflow_log.dropped():
     # Here, since it imports TensorFlow.
@@ -163,13 +163,6 @@ def load_modules(task_modules: Sequence[str]) -> None:
   tensorflow_log.set_up()
   with tensorflow_log.dropped():
     modules.load(task_modules)
-
-
-def check_declared(name: str) -> None:
-  """Raises ValueError with the nearest names if a task is not declared."""
-  names = modules.declared()
-  if name not in names:
-    raise cache.not_registered(name, names)
 
 
 def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:

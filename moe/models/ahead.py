@@ -26,7 +26,7 @@ class Ahead(nn.Module):
   Attributes:
     block: makes the block.
     is_sparse: whether the blocks of the model are sparse.
-    policy: what is kept of the block for its backward pass; None for all of it.
+    policy: rematerialisation policy of the block; None keeps all its tensors.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -46,13 +46,13 @@ class Ahead(nn.Module):
     info: TokenInfo,
     train: bool,
   ) -> Array:
-    """Hidden states [B, T, D], ready for the head.
+    """Hidden states [B, T, D], from which the head predicts that token.
 
     Args:
       x_BTD: hidden states of the model.
       next_BTD: embeddings of the next tokens.
       mask: which tokens see which.
-      info: of the tokens.
+      info: what routers read about the tokens.
       train: whether this is training.
     """
     norm = lambda name: RMSNorm(axes.EMBED, dtype=self.dtype, name=name)

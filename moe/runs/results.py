@@ -1,4 +1,4 @@
-"""Results at the end of a run: scores of baselines, and samples."""
+"""Computes the results at the end of a run: baseline scores, and samples."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from moe.runs.run import TrainedRun
 
 _logger = logging.getLogger(__name__)
 
-# Counting the n-grams of more characters would take minutes and gigabytes.
+# For a longer text, counting n-grams would take minutes and gigabytes.
 MAX_BASELINE_CHARS = 20_000_000
 BASELINES = {'unigram': 1, 'bigram': 2, 'trigram': 3}
 SAMPLES_PER_PROMPT = 2
@@ -27,7 +27,7 @@ TEMPERATURE = 0.8
 
 
 def _texts(stores: Sequence[Store], vocabulary: Vocabulary) -> list[str]:
-  """The documents of token stores as text."""
+  """The documents of token stores, decoded into text."""
   texts = []
   for store in stores:
     for record in store.read(range(store.lengths.size)):
@@ -50,12 +50,13 @@ def baselines(
     vocabulary: vocabulary of all stores.
     cache_dir: directory that keeps the scores, since a large corpus takes
       minutes to count.
-    command: command that computes the scores again, for the record.
+    command: command that computes the scores again; the scores show it.
 
   Returns:
-    A score for each order. There is none if the corpus is too big to count, if
-    documents are not text alone, or if a part of a document is given and not
-    scored: n-grams do not read that part, so the comparison would be unfair.
+    A score for each order of the n-grams. There are no scores if the corpus is
+    too big to count, if documents are not text alone, or if documents have
+    parts that are not scored, such as prompts. The model reads such a part but
+    n-grams do not, so the comparison would be unfair.
   """
   chars = sum(store.manifest['counts']['chars'] for store in train)
   if chars > MAX_BASELINE_CHARS:
@@ -114,7 +115,7 @@ def samples(
 
   Args:
     trained: the trained run.
-    prompts: texts to write after.
+    prompts: texts that the samples continue.
 
   Returns:
     {'prompt', 'text'} of each sample; the text includes the prompt.

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.configs import imported_model
+from launch.configs import configuration
 from moe.checkpoint import safetensors_file
 from moe.runs import hugging_face
 from tests.interop import answers, tiny_models
@@ -22,7 +22,7 @@ def read(directory, devices=1):
   """(imported, run, params, state) of a model directory."""
   imported = hugging_face.read_config(str(directory))
   mesh = ['MESH_DATA=1'] if devices == 1 else ['MESH_DATA=2', 'MESH_EXPERT=2']
-  run = imported_model.configured(imported, mesh).run
+  run = configuration.read(*imported.as_gin(mesh)).run
   return (
     imported,
     run,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch.configs import configuration, imported_model
+from launch.configs import configuration
 from moe.models import hugging_face as sizes_lib
 from moe.models.functional import Functional
 from moe.objectives import language
@@ -74,7 +74,7 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
   assert memory('VmHWM') - before < 2 * SHARD
   del params
   imported = hugging_face.read_config(str(tmp_path))
-  run = imported_model.configured(imported, ['MESH_DATA=1']).run
+  run = configuration.read(*imported.as_gin(['MESH_DATA=1'])).run
   before = start()
   read = hugging_face.read_weights(
     imported, run, str(tmp_path), jax.devices()[:1]

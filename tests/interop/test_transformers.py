@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch import convert
-from launch.configs import configuration, imported_model
+from launch.configs import configuration
 from moe.modalities import hugging_face_tokenizer
 from moe.modalities.text import train_vocabulary
 from moe.models import hugging_face as sizes_lib
@@ -82,7 +82,7 @@ def random_model(name):
 def test_a_model_of_theirs_computes_the_same_here(tmp_path, name, is_original):
   random_model(name).save_pretrained(tmp_path, save_original_format=is_original)
   imported = hugging_face.read_config(str(tmp_path))
-  run = imported_model.configured(imported, []).run
+  run = configuration.read(*imported.as_gin([])).run
   devices = jax.devices()[:1]
   params, state = hugging_face.read_weights(
     imported, run, str(tmp_path), devices
@@ -98,7 +98,7 @@ def test_a_model_of_ours_computes_the_same_there(tmp_path, name, is_fused):
   (tmp_path / 'config.json').write_text(json.dumps(golden['config']))
   imported = hugging_face.read_config(str(tmp_path))
   # Embeddings scaled as ours are; the tied table of `llama_linear` too.
-  run = imported_model.configured(imported, ['EMBEDDING_SCALE=None']).run
+  run = configuration.read(*imported.as_gin(['EMBEDDING_SCALE=None'])).run
   init = Functional(run.model).init
   shapes = language.batch_shapes(1, 8)
   params, state = jax.jit(lambda key: init(key, shapes)[:2])(jax.random.key(0))

@@ -13,7 +13,7 @@ from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.objectives.objective import Measure, Objective
 from moe.optim import optimizers
-from moe.parallel import multihost, rules
+from moe.parallel import processes, rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import trainer
 from moe.train.evaluation import HeldOut
@@ -174,7 +174,7 @@ if __name__ == '__main__':
   import pathlib
   import signal
 
-  multihost.initialize()
+  processes.initialize()
   # The arguments are the directory, the number of devices, and the step at
   # which the process is killed.
   directory, number, last = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])

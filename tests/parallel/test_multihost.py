@@ -14,7 +14,7 @@ import pytest
 from launch import token_stores
 from launch.configs import configuration
 from moe.data.reader import Reader
-from moe.parallel import multihost
+from moe.parallel import processes
 from moe.runs import build, lock
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
@@ -34,7 +34,7 @@ def calls(monkeypatch):
 
 
 def test_a_single_process_joins_no_others(calls):
-  multihost.initialize()
+  processes.initialize()
   assert calls == []
 
 
@@ -42,7 +42,7 @@ def test_three_variables_say_which_process_this_is(calls, monkeypatch):
   values = ('4', '3', 'host:1234')
   for name, value in zip(NAMES, values, strict=True):
     monkeypatch.setenv(name, value)
-  multihost.initialize()
+  processes.initialize()
   assert calls == [('host:1234', 4, 3)]
 
 
@@ -51,22 +51,22 @@ def test_some_of_the_three_variables_are_not_enough(calls, monkeypatch, given):
   for name in given:
     monkeypatch.setenv(name, '1')
   with pytest.raises(ValueError, match=f'got {", ".join(given)} alone'):
-    multihost.initialize()
+    processes.initialize()
   assert calls == []
 
 
 @pytest.mark.parametrize('name', CLUSTER)
 def test_a_cluster_is_left_to_jax(calls, monkeypatch, name):
   monkeypatch.setenv(name, 'x')
-  multihost.initialize()
+  processes.initialize()
   assert calls == [()]
 
 
 # Process 0 gets SIGTERM at step 5; both processes leave the loop at one step.
 PROGRAM = """
 import os, signal, time
-from moe.parallel import multihost
-multihost.initialize()
+from moe.parallel import processes
+processes.initialize()
 import jax
 from moe.train.trainer import _Stop
 stop = _Stop()
@@ -124,8 +124,8 @@ def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
 
 # Neighbours on the mesh belong to different processes, so both hold rows.
 ROWS = """
-from moe.parallel import multihost
-multihost.initialize()
+from moe.parallel import multihost, processes
+processes.initialize()
 import jax
 import numpy as np
 devices = np.array(jax.devices()).reshape(2, 2).T

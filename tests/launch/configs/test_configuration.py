@@ -118,7 +118,7 @@ OVERRIDES = [
 def test_the_text_of_a_configuration_is_the_configuration(
   files, tmp_path, overrides
 ):
-  run, text, _ = configuration.read(files, overrides)
+  run, text, *_ = configuration.read(files, overrides)
   before = fields_of(run)
   assert 'include' not in text
   path = tmp_path / 'config.gin'

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import moe
-from launch.configs import bindings, configuration, names, reach
+from launch.configs import assembly, bindings, names, reach
 from moe.objectives.objective import Objective
 from moe.routing import gates
 
@@ -185,7 +185,7 @@ def base(tmp_path_factory):
 def made(base, name, *more):
   """The configuration in which `name` is used, and further bindings."""
   bound = bindings.read([base], IN_USE[name])
-  return configuration.made(bound._replace(bindings=[*bound.bindings, *more]))
+  return assembly.assemble(bound._replace(bindings=[*bound.bindings, *more]))
 
 
 def test_every_class_with_a_number_is_known_here():
