@@ -1,4 +1,4 @@
-"""Files of safetensors: what is written is read, what is unsound is refused."""
+"""A written safetensors file is read back, and a malformed one is refused."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
 
 def test_what_is_written_is_read(path):
   entries = lib.read_header(path)
-  assert list(entries) == ['a', 'b']  # wide ones first
+  assert list(entries) == ['a', 'b']  # The wider dtype comes first.
   for name, (_, shape) in ARRAYS.items():
     array = lib.read_array(path, entries[name])
     wanted = np.arange(np.prod(shape)).reshape(shape)
