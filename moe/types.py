@@ -27,8 +27,8 @@ PyTree = Any
 # first dim of each array counts rows.
 Batch = PyTree
 
-# A loss or a metric as (sum, weight). Both are added over microbatches and
-# devices first, and divided once at the end.
+# A loss or a metric as (sum, weight). Sums and weights are first added over
+# microbatches and devices; only the totals are divided.
 Pair = tuple[Array, Array]
 
 

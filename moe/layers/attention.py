@@ -262,7 +262,7 @@ class Attention(nn.Module):
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
     rope: how positions rotate queries and keys.
-    norm_epsilon: epsilon of these norms. Hugging Face: rms_norm_eps.
+    norm_epsilon: epsilon of these two norms. Hugging Face: rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
@@ -316,7 +316,7 @@ class Attention(nn.Module):
     mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Attends to the batch, or to the cache after the batch is written into it.
+    """Attends to the batch; with a cache, to the cached tokens and the batch.
 
     Returns:
       ([B, T, D], updated (k_BSKH, v_BSKH) or None).

@@ -90,7 +90,7 @@ class OutputHead(nn.Module):
 
 
 def logits(hidden: Array, table_VD: Array) -> Array:
-  """Float32 logits [..., V] of hidden [..., D]; products in hidden's dtype."""
+  """Float32 logits [..., V] of hidden states [..., D] in any dtype."""
   if hidden.dtype == jnp.float32:
     lead = 'ABCEFGHI'[: hidden.ndim - 1]
     return einsum(f'{lead}D,VD->{lead}V', hidden, table_VD.astype(hidden.dtype))

@@ -96,7 +96,7 @@ class LatentAttention(nn.Module):
     mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Attends to the batch, or to the cache after the batch is written into it.
+    """Attends to the batch; with a cache, to the cached tokens and the batch.
 
     Returns:
       ([B, T, D], updated (latent_BSKZ, rope_key_BSKH) with K = 1, or None).

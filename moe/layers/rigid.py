@@ -15,7 +15,7 @@ _TINY = 1e-16
 
 
 class Rigid(NamedTuple):
-  """x -> rotation x + translation, with any leading dims.
+  """The motion x -> rotation x + translation; arrays may have leading dims.
 
   Attributes:
     rotation: [..., 3, 3], orthogonal with determinant 1.

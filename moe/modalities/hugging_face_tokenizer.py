@@ -60,7 +60,7 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
     'unk_token': unknown,
     'pad_token': end,
     'clean_up_tokenization_spaces': False,
-    # A text that contains the name of a special token is plain text.
+    # If the name of a special token occurs in a text, it is plain text.
     'split_special_tokens': True,
     'model_max_length': length,
   }
@@ -81,7 +81,7 @@ def _special(id: int, name: str) -> dict[str, Any]:
 
 
 def _beginning(name: str, id: int) -> dict[str, Any]:
-  """Puts a token before every text, or pair of texts."""
+  """The post-processor that puts a token before a text or a pair of texts."""
   token = {'SpecialToken': {'id': name, 'type_id': 0}}
   texts = [{'Sequence': {'id': which, 'type_id': 0}} for which in ('A', 'B')]
   return {

@@ -105,7 +105,7 @@ class Residues(NamedTuple):
       given in the frame of group 0 for groups 0 to 4, and in the frame of the
       group before it for groups 5 to 7.
     chi: int32 [21, 4, 4], slots of the four atoms of each chi angle.
-    has_chi: bool [21, 4].
+    has_chi: bool [21, 4], whether the residue has the chi angle.
     is_pi_periodic: bool [21, 4], whether a turn by pi gives the same atoms.
     swap: int32 [21, 14], slot of the atom with which each atom may swap names;
       its own slot for most atoms.

@@ -17,8 +17,8 @@ from moe.types import Array, Layout
 class Ahead(nn.Module):
   """One more block, which reads hidden states and the next tokens.
 
-  DeepSeek-V3 (2024), section 2.2 with D = 1, https://arxiv.org/abs/2412.19437:
-  multi-token prediction. The embedding and the head are those of the model.
+  This is multi-token prediction with depth 1: DeepSeek-V3 (2024), section 2.2,
+  https://arxiv.org/abs/2412.19437. Embedding and head are those of the model.
   Unlike in the paper, this block is dense, so it adds nothing to the losses and
   statistics of routers. In a sparse model it has the active FLOPs of a sparse
   block.
@@ -46,7 +46,7 @@ class Ahead(nn.Module):
     info: TokenInfo,
     train: bool,
   ) -> Array:
-    """Hidden states [B, T, D], from which the head predicts that token.
+    """Hidden states [B, T, D], for predicting the token after the next one.
 
     Args:
       x_BTD: hidden states of the model.

@@ -238,7 +238,7 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
     if found[macro] != granted:
       raise ValueError(
         f'{macro}={found[macro]} is not supported by the format {kind}, which'
-        f' suits this model best: it takes {granted} for granted.'
+        f' suits this model best: it must be {granted}.'
       )
   config = {
     'architectures': [CLASSES[kind]],

@@ -192,7 +192,7 @@ def _check(kind: str, config: Mapping[str, Any]) -> None:
   ):
     raise ValueError(
       f'sliding_window={config["sliding_window"]} is not supported here:'
-      ' attention must see all tokens before a token.'
+      ' our attention sees all earlier tokens.'
     )
   for layer in config.get('layer_types') or ():
     if layer != 'full_attention':

@@ -1,7 +1,8 @@
 """Which parameters are matrices, and how devices share the work on them.
 
-Muon orthogonalises matrices. A parameter may hold a stack of them: one for each
-scanned layer and for each expert. These leading dims are batch dims.
+Muon orthogonalises matrices. A parameter may hold a stack of matrices: one for
+each scanned layer and each expert. The leading dims that count layers and
+experts are called batch dims.
 """
 
 import math

@@ -48,7 +48,7 @@ class MeshShape:
         bounds.at_least(1, axis, size, meaning)
     if list(sizes.values()).count(-1) > 1:
       raise ValueError(
-        'one mesh axis at most may be -1, which is all devices that are left,'
+        'at most one mesh axis may be -1, which means all remaining devices,'
         f' got {sizes}: give the others a number.'
       )
 

@@ -57,7 +57,7 @@ def test_what_a_refusal_says_to_set_fits(num_devices):
   [
     ({'data': 0}, 'data=0 must be at least 1'),
     ({'model': -4}, 'model=-4 must be at least 1'),
-    ({'fsdp': -1}, 'one mesh axis at most may be -1'),
+    ({'fsdp': -1}, 'at most one mesh axis may be -1'),
   ],
 )
 def test_a_size_that_means_nothing_is_refused(sizes, fragment):
