@@ -1,4 +1,4 @@
-"""Writes a self-contained page about a scorecard; it answers eight questions."""
+"""Writes a self-contained page about a scorecard, with eight answers."""
 
 import pathlib
 from collections.abc import Sequence
