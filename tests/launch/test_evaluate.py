@@ -39,8 +39,8 @@ def test_a_uniform_model_has_the_scores_worked_out_by_hand(
   capsys, tmp_path, uniform_directory
 ):
   # The first document has 3 tokens: 春, 眠 and the end mark. The second has 7:
-  # 花, a line break, 落, the three bytes of 龘 and the end mark. There are 2 + 4
-  # characters and 6 + (3 + 1 + 3 + 3) bytes.
+  # 花, a line break, 落, the three bytes of 龘 and the end mark. There are
+  # 2 + 4 characters and 6 + (3 + 1 + 3 + 3) bytes.
   path = tmp_path / 'texts.txt'
   path.write_text('春眠\n花\\n落龘\n', encoding='utf-8')
   code, report, _ = run_main(

@@ -20,8 +20,8 @@ from moe.types import Layout
 
 B, T, D, E, F, M = 8, 8, 5, 8, 6, 4
 P = functools.partial
-# Tests share this partial: `compiled` caches by its arguments, and no two
-# partials are equal. Its capacity is 1.5 * 4 * 2 / 8 = 1.5, rounded up to 2.
+# Tests share this partial, since `compiled` caches by its arguments. Its
+# capacity is 1.5 * 4 * 2 / 8 = 1.5, rounded up to 2.
 TIGHT = P(dispatch.Sorted, 1.5)
 
 # Number of valid tokens per row. One row has 3, so its second group is padding.
