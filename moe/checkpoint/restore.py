@@ -125,7 +125,8 @@ def load_params(
       Paths are written like params/decoder/embedding.
     optional: regular expression that must match a whole path. An array with
       such a path keeps its value in `target` if the checkpoint has no array
-      that fits, and the checkpoint may have it without a use.
+      that fits. If the checkpoint has such an array and the target does not, it
+      is ignored.
 
   Returns:
     ({'params': ..., 'state': ...}, meta).
@@ -275,14 +276,14 @@ def _shared_damage(step_directory: epath.Path) -> list[str]:
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
   """Opens each array of a step; returns a tree of their shapes and dtypes."""
-  import orbax.checkpoint as ocp  # As in `_load`.
+  import orbax.checkpoint as ocp  # It takes half a second.
 
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(literal_path.of(step_directory / 'state')).tree
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
-  import orbax.checkpoint as ocp  # As in `_load`.
+  import orbax.checkpoint as ocp  # It takes half a second.
 
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(
