@@ -223,7 +223,7 @@ def keep_freed_memory() -> None:
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
-    return  # This is another C library.
+    return  # The C library is not glibc.
   # Only the main arena can grow to any size without mapping blocks.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)
