@@ -3,9 +3,9 @@
 Jumper et al. (2021), supplement 1.8, https://doi.org/10.1038/s41586-021-03819-2:
 invariant point attention (Algorithm 22), backbone update (23), torsion angles
 (20, lines 11 to 14) and frames that start at the identity. Everything here is
-computed in float32 or above, whatever the rest of the model uses. Letters as in
-moe/types.py: B chains, I and J residues, N heads, H head width, P points of a
-head, D width of a residue, Z width of a pair.
+computed in float32 or above, whatever the rest of the model uses. The letters
+are B chains, I and J residues, N heads, H head width, P points of a head, D
+width of a residue, Z width of a pair.
 """
 
 import math

@@ -290,8 +290,9 @@ def check_origin(
       )
 
 
-# Hash of what the rows of an embedding mean -> (name of what is hashed, setting
-# to change if the hashes differ). Both are for the error message.
+# These hashes define the meaning of the rows of an embedding table. Key of a
+# hash -> (name of what is hashed, setting to change if the hashes differ). Both
+# are for the error message.
 _ROWS_MEAN = {
   'vocabulary_sha256': ('the vocabulary', 'VOCABULARY to the vocabulary.model'),
   'ids_sha256': ('the id space', 'run.Data.ranges to those'),

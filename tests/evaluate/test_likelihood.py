@@ -234,7 +234,7 @@ def test_a_context_that_skips_tokens_is_refused(context, message):
 def test_models_that_compare_equal_keep_their_own_scores():
   @dataclasses.dataclass(frozen=True)
   class Configured(Uniform):
-    """Equal to every other one, as models made by gin are when compared."""
+    """Any two instances are equal, as are models that gin has made."""
 
     size: dataclasses.InitVar[int]
 
