@@ -114,7 +114,10 @@ def rhyme_classes(character: str, readings: Readings) -> set[str]:
 
 
 def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
-  """Whether lines 2, 4, ... all end in the same rhyme class."""
+  """Whether lines 2, 4, ... all end in the same rhyme class.
+
+  False if there are fewer than two such lines.
+  """
   ends = [rhyme_classes(line[-1], readings) for line in lines[1::2]]
   return len(ends) > 1 and bool(set.intersection(*ends))
 

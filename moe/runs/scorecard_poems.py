@@ -87,7 +87,7 @@ def score_poems(
 def _chosen(
   rows: Sequence[dict[str, Any]], num_per_form: int
 ) -> list[tuple[str, str, tuple[int, int]]]:
-  """Chooses the first poems of each form that have short titles.
+  """Chooses the first poems of each form with a short, unpunctuated title.
 
   Returns:
     (title, poem, form) of each poem.
