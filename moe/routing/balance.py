@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe.routing.plan import RouterInputs
 from moe.types import Array, Pair
 
 SCOPES = ('group', 'sequence', 'global')
@@ -134,51 +135,41 @@ def load_balance_loss(
   return loss, valid_GM.astype(jnp.float32).sum()
 
 
-def router_z_loss(logits_GME: Array, valid_GM: Array) -> Pair:
-  """Squared log-partition of the router's logits, which keeps them small.
+def logit_losses(
+  inputs: RouterInputs, probs_GME: Array, scope: Scope = GROUP
+) -> dict[str, Pair]:
+  """The losses of a learned router that do not depend on its choices.
 
-  Zoph et al. (2022), equation 5, https://arxiv.org/abs/2202.08906.
+  The global entropy departs from LIMoE in weighting modalities by their tokens
+  and in having no threshold. In each unit of the scope, a modality with n
+  tokens and mean distribution P adds n * sum_e P_e log P_e. The logarithm needs
+  no gradient: its share of the gradient is n * sum_e dP_e, which is 0 since
+  probabilities sum to 1. Without it the term is linear in the tokens, and adds
+  up over devices for any scope.
+
+  Args:
+    inputs: of the router.
+    probs_GME: its distribution over experts, float32.
+    scope: the tokens of a unit of the global entropy.
+
+  Returns:
+    router_z: squared log-partition of the logits, which keeps them small; Zoph
+      et al. (2022), equation 5, https://arxiv.org/abs/2202.08906.
+    local_entropy: entropy of each token's distribution, small if tokens are
+      decided; LIMoE (Mustafa et al., 2022, equation 2,
+      https://arxiv.org/abs/2206.02770), where each modality is weighted by its
+      number of tokens.
+    global_entropy: negative entropy of each modality's mean distribution, small
+      if a modality as a whole uses many experts; LIMoE, equation 3.
   """
-  log_z_GM = jax.nn.logsumexp(logits_GME, axis=-1)
-  valid_GM = valid_GM.astype(jnp.float32)
-  return jnp.sum(jnp.square(log_z_GM) * valid_GM), valid_GM.sum()
-
-
-def _token_entropy(probs_GME: Array) -> Array:
-  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
-  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
-
-
-def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
-  """Mean entropy of the tokens' distributions; small if tokens are decided.
-
-  The local loss of LIMoE (Mustafa et al., 2022, equation 2,
-  https://arxiv.org/abs/2206.02770). Each modality is weighted by its number of
-  tokens, so the losses of all modalities add up to one mean over all tokens.
-  """
-  valid_GM = valid_GM.astype(jnp.float32)
-  return jnp.sum(_token_entropy(probs_GME) * valid_GM), valid_GM.sum()
-
-
-def global_entropy_loss(
-  probs_GME: Array, modality_GM: Array, valid_GM: Array, scope: Scope = GROUP
-) -> Pair:
-  """Negative entropy of each modality's mean distribution.
-
-  The global loss of LIMoE (Mustafa et al., 2022, equation 3); small if a
-  modality as a whole uses many experts. Departs from it in weighting modalities
-  by their tokens and in having no threshold.
-
-  In each unit of the scope, a modality with n tokens and mean distribution P
-  adds n * sum_e P_e log P_e. The logarithm needs no gradient: its share of the
-  gradient is n * sum_e dP_e, which is 0 since probabilities sum to 1. Without
-  it the term is linear in the tokens, and adds up over devices for any scope.
-  """
+  valid_GM = inputs.valid_GM.astype(jnp.float32)
+  tokens = valid_GM.sum()
+  log_z_GM = jax.nn.logsumexp(inputs.logits_GME, axis=-1)
+  router_z = jnp.sum(jnp.square(log_z_GM) * valid_GM)
+  local = jnp.sum(entropy(probs_GME) * valid_GM)
   unit_probs_GME = scope.units(probs_GME)
-  unit_modality_GM, unit_valid_GM = (
-    scope.units(modality_GM),
-    scope.units(valid_GM),
-  )
+  unit_modality_GM = scope.units(inputs.modality_GM)
+  unit_valid_GM = scope.units(inputs.valid_GM)
   loss = jnp.zeros((), jnp.float32)
   for modality in range(NUM_MODALITIES):
     mine_GM = unit_valid_GM & (unit_modality_GM == modality)
@@ -187,7 +178,17 @@ def global_entropy_loss(
     tokens_G1 = jnp.maximum(total_GE.sum(axis=-1, keepdims=True), 1e-30)
     log_GE = jnp.log(jnp.maximum(total_GE / tokens_G1, 1e-30))
     loss += jnp.sum(jax.lax.stop_gradient(log_GE) * prob_GE)
-  return loss, valid_GM.astype(jnp.float32).sum()
+  return {
+    'router_z': (router_z, tokens),
+    'local_entropy': (local, tokens),
+    'global_entropy': (loss, tokens),
+  }
+
+
+def entropy(probs_GME: Array) -> Array:
+  """Entropy of each token's distribution, in nats: [G, M]."""
+  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
+  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
 
 
 def _squared_variation(a_GE: Array) -> Array:
@@ -275,10 +276,10 @@ def choice_statistics(
   load_E = choice_counts(expert_GMA, valid_GM, probs_GME.shape[-1]).sum(axis=0)
   first_GM1 = jnp.maximum(expert_GMA[..., :1], 0)
   first_GM = jnp.take_along_axis(probs_GME, first_GM1, axis=-1)[..., 0]
-  entropy = jnp.sum(jnp.where(valid_GM, _token_entropy(probs_GME), 0.0))
+  total_entropy = jnp.sum(jnp.where(valid_GM, entropy(probs_GME), 0.0))
   confidence = jnp.sum(jnp.where(valid_GM, first_GM, 0.0))
   return {
     'load': (load_E, load_E.sum()),
-    'entropy': (entropy, tokens),
+    'entropy': (total_entropy, tokens),
     'confidence': (confidence, tokens),
   }

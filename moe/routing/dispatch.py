@@ -121,10 +121,25 @@ class Sorted(_WithCapacity):
       num_experts: E of the plan.
       capacity: C, slots per expert and group.
     """
-    slot_GR, row_GU = slots.assign(plan, num_experts, capacity, self.priority)
+    E, C, R = num_experts, capacity, plan.expert_GR.shape[1]
+    sorted_GR, order_GR, start_GE = slots.sort_by_expert(
+      plan, slots.requested_rows(plan), E, self.priority
+    )
+    count_GE = jnp.diff(start_GE, axis=1)
+    place_C = jnp.arange(C, dtype=jnp.int32)
+    filled_GEC = place_C < jnp.minimum(count_GE, C)[..., None]
+    index_GEC = jnp.where(filled_GEC, start_GE[:, :E, None] + place_C, -1)
+    row_GU = slots.gather(order_GR, index_GEC.reshape(-1, E * C), -1)
+    rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
+      start_GE, sorted_GR, axis=1
+    )
+    kept_GR = (rank_GR < C) & (sorted_GR < E)
+    slot_GR = jnp.where(kept_GR, sorted_GR * C + rank_GR, -1)
+    slot_GR = jnp.take_along_axis(slot_GR, slots.invert(order_GR), axis=1)
+    for a in range(plan.num_spare):
+      slot_GR, row_GU = slots.spill(plan, a, C, slot_GR, row_GU)
     permuted = _permuted(x_GMD, plan, slot_GR, row_GU)
     G, _, D = x_GMD.shape
-    E, C = num_experts, capacity
     rows_EGCD = permuted.rows.reshape(G, E, C, D).swapaxes(0, 1)
     weight_EGC = permuted.weight.reshape(G, E, C).swapaxes(0, 1)
     return permuted._replace(

@@ -13,7 +13,6 @@ from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.slots import capacity
 from moe.routing.token_choice import (
-  logit_losses,
   pick,
   plan_of_choices,
   top_k,
@@ -90,7 +89,7 @@ class ExpertChoice(Router):
       jnp.maximum(score_GR, 0.0),
       valid_GR,
       rows_GMA,
-      logit_losses(inputs, probs_GME),
+      balance.logit_losses(inputs, probs_GME),
       statistics,
     )
 
@@ -162,7 +161,7 @@ class Base(Router):
       expert_GMA = top_k(logits_GME, 1)
     probs_GME = jax.nn.softmax(logits_GME, axis=-1)
     weight_GMA = jax.nn.sigmoid(pick(logits_GME, expert_GMA))
-    losses = logit_losses(inputs, probs_GME)
+    losses = balance.logit_losses(inputs, probs_GME)
     return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
 
 
@@ -202,5 +201,5 @@ class Sinkhorn(Router):
     expert_GMA = top_k(scores_GME, self.num_active)
     probs_GME = jax.nn.softmax(logits_GME, axis=-1)
     weight_GMA = pick(probs_GME, expert_GMA)
-    losses = logit_losses(inputs, probs_GME)
+    losses = balance.logit_losses(inputs, probs_GME)
     return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)

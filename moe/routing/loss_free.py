@@ -10,7 +10,6 @@ from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.token_choice import (
   TokenChoice,
-  logit_losses,
   pick,
   plan_of_choices,
   top_k,
@@ -202,7 +201,7 @@ class Quantile(Router):
     probs_GME, weight_GMA = _normalised_sigmoid(
       inputs.logits_GME, expert_GMA, k, self.scaling
     )
-    losses = logit_losses(inputs, probs_GME)
+    losses = balance.logit_losses(inputs, probs_GME)
     plan = plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
     plan.statistics['bias_norm'] = _bias_norm(state['bias_E'], inputs.valid_GM)
     if train:

@@ -8,6 +8,7 @@ the same whether tokens choose experts or experts choose tokens.
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from moe import bounds
@@ -101,6 +102,8 @@ class Router:
   num_spare = 0
   # Experts that compute nothing; tokens choose among these and the E experts.
   num_added = 0
+  # Relative noise on the inputs of the router in training.
+  jitter = 0.0
 
   def __post_init__(self):
     bounds.at_least(1, 'TOP_K', self.num_active, 'experts that see each token')
@@ -117,10 +120,16 @@ class Router:
     del num_experts
     return {}
 
-  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """The tokens that are multiplied by the router's weights."""
-    del keys_G, train
-    return x_GMD
+  def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
+    """Jitters the inputs of the router; experts see the tokens without it."""
+    noise = lambda key: jax.random.uniform(
+      key,
+      x_GMD.shape[1:],
+      jnp.float32,
+      1.0 - self.jitter,
+      1.0 + self.jitter,
+    )
+    return x_GMD.astype(jnp.float32) * jax.vmap(noise)(keys_G)
 
   def route(
     self,
@@ -140,35 +149,3 @@ class Router:
   def update(self, state: State) -> State:
     """State for the next step; arrays may carry leading dims, one per layer."""
     return state
-
-
-def rows_of_choices(
-  expert_GMA: Array, weight_GMA: Array, valid: Array
-) -> tuple[Array, Array, Array, Array, Array]:
-  """Rows of a plan in which every token chooses A experts.
-
-  First choices of all tokens come before second choices, as in GShard
-  (https://arxiv.org/abs/2006.16668, algorithm 1), so that a full expert turns
-  away second choices first, and later tokens before earlier ones.
-
-  Args:
-    expert_GMA: int32 in [0, E).
-    weight_GMA: float32.
-    valid: bool [G, M] by token, or [G, M, A] by choice.
-
-  Returns:
-    (token_GR, expert_GR, weight_GR, valid_GR, rows_GMA) with R = A * M.
-  """
-  G, M, A = expert_GMA.shape
-  tokens_M = jnp.arange(M, dtype=jnp.int32)
-  token_GR = jnp.broadcast_to(jnp.tile(tokens_M, A), (G, A * M))
-  rows_MA = tokens_M[:, None] + M * jnp.arange(A, dtype=jnp.int32)
-  by_choice = valid if valid.ndim == 3 else valid[..., None]
-  valid_GMA = jnp.broadcast_to(by_choice, (G, M, A))
-  return (
-    token_GR,
-    expert_GMA.swapaxes(1, 2).reshape(G, A * M),
-    weight_GMA.swapaxes(1, 2).reshape(G, A * M),
-    valid_GMA.swapaxes(1, 2).reshape(G, A * M),
-    jnp.broadcast_to(rows_MA, (G, M, A)),
-  )

@@ -119,37 +119,7 @@ def invert(order_R: Array) -> Array:
   return inverse_R.at[order_R].set(place_R, unique_indices=True)
 
 
-def assign(
-  plan: RoutingPlan, num_experts: int, C: int, priority: str
-) -> tuple[Array, Array]:
-  """Gives slots to rows, C for each expert, by sorting rows by expert.
-
-  Returns:
-    slot_GR, the slot of each row, and row_GU, the row of each slot; -1 where
-    there is none.
-  """
-  E = num_experts
-  R = plan.expert_GR.shape[1]
-  sorted_GR, order_GR, start_GE = sort_by_expert(
-    plan, requested_rows(plan), E, priority
-  )
-  count_GE = jnp.diff(start_GE, axis=1)
-  place_C = jnp.arange(C, dtype=jnp.int32)
-  filled_GEC = place_C < jnp.minimum(count_GE, C)[..., None]
-  index_GEC = jnp.where(filled_GEC, start_GE[:, :E, None] + place_C, -1)
-  row_GU = gather(order_GR, index_GEC.reshape(-1, E * C), -1)
-  rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
-    start_GE, sorted_GR, axis=1
-  )
-  kept_GR = (rank_GR < C) & (sorted_GR < E)
-  slot_GR = jnp.where(kept_GR, sorted_GR * C + rank_GR, -1)
-  slot_GR = jnp.take_along_axis(slot_GR, invert(order_GR), axis=1)
-  for a in range(plan.num_spare):
-    slot_GR, row_GU = _spill(plan, a, C, slot_GR, row_GU)
-  return slot_GR, row_GU
-
-
-def _spill(
+def spill(
   plan: RoutingPlan, a: int, C: int, slot_GR: Array, row_GU: Array
 ) -> tuple[Array, Array]:
   """Gives slots that are still free to spare rows (spill to the next choice).
@@ -243,19 +213,6 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
   return total_GMD + add(passes * 16, rest) if rest else total_GMD
 
 
-def _combine(out_GUD: Array, slot_GMA: Array) -> Array:
-  # TPUs gather on separate cores, which write to memory. One long gather there
-  # takes as long as many short ones, but starts only once. On other platforms
-  # XLA fuses gathers with the sum and never writes the gathered rows.
-  total_GMD = lax.platform_dependent(
-    out_GUD,
-    slot_GMA,
-    tpu=functools.partial(sum_of_slots, at_once=True),
-    default=functools.partial(sum_of_slots, at_once=False),
-  )
-  return total_GMD.astype(out_GUD.dtype)
-
-
 @jax.custom_vjp
 def permute(a: Array, index_GU: Array, inverse: Array) -> Array:
   """Puts entries into slots, zeros into empty slots; `unpermute` reverses it.
@@ -275,13 +232,18 @@ def permute(a: Array, index_GU: Array, inverse: Array) -> Array:
   return gather(a, index_GU)
 
 
-def _permute_bwd(inverse, dy):
-  back = _combine if inverse.ndim == 3 else gather
-  return back(dy, inverse), None, None
+def _permute_bwd(
+  residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, None, None]:
+  index_GU, inverse = residuals
+  if inverse.ndim == 3:
+    return unpermute(dy, index_GU, inverse), None, None
+  return gather(dy, inverse), None, None
 
 
 permute.defvjp(
-  lambda a, index_GU, inverse: (gather(a, index_GU), inverse), _permute_bwd
+  lambda a, index_GU, inverse: (gather(a, index_GU), (index_GU, inverse)),
+  _permute_bwd,
 )
 
 
@@ -298,10 +260,22 @@ def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
     [G, M, D] in the dtype of out_GUD.
   """
   del token_GU
-  return _combine(out_GUD, slot_GMA)
+  # TPUs gather on separate cores, which write to memory. One long gather there
+  # takes as long as many short ones, but starts only once. On other platforms
+  # XLA fuses gathers with the sum and never writes the gathered rows.
+  total_GMD = lax.platform_dependent(
+    out_GUD,
+    slot_GMA,
+    tpu=functools.partial(sum_of_slots, at_once=True),
+    default=functools.partial(sum_of_slots, at_once=False),
+  )
+  return total_GMD.astype(out_GUD.dtype)
 
 
 unpermute.defvjp(
-  lambda out_GUD, token_GU, slot_GMA: (_combine(out_GUD, slot_GMA), token_GU),
+  lambda out_GUD, token_GU, slot_GMA: (
+    unpermute(out_GUD, token_GU, slot_GMA),
+    token_GU,
+  ),
   lambda token_GU, dy_GMD: (gather(dy_GMD, token_GU), None, None),
 )

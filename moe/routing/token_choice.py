@@ -7,13 +7,7 @@ import jax.numpy as jnp
 
 from moe import bounds
 from moe.routing import balance
-from moe.routing.plan import (
-  Router,
-  RouterInputs,
-  RoutingPlan,
-  State,
-  rows_of_choices,
-)
+from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.types import Array, Pair
 
 
@@ -45,18 +39,36 @@ def pick(a_GME: Array, expert_GMA: Array) -> Array:
   return jnp.stack(picked, axis=-1)
 
 
-def logit_losses(
-  inputs: RouterInputs, probs_GME: Array, scope: balance.Scope = balance.GROUP
-) -> dict[str, Pair]:
-  """The losses of a learned router that do not depend on its choices."""
-  valid_GM = inputs.valid_GM
-  return {
-    'router_z': balance.router_z_loss(inputs.logits_GME, valid_GM),
-    'local_entropy': balance.local_entropy_loss(probs_GME, valid_GM),
-    'global_entropy': balance.global_entropy_loss(
-      probs_GME, inputs.modality_GM, valid_GM, scope
-    ),
-  }
+def rows_of_choices(
+  expert_GMA: Array, weight_GMA: Array, valid: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+  """Rows of a plan in which every token chooses A experts.
+
+  First choices of all tokens come before second choices, as in GShard
+  (https://arxiv.org/abs/2006.16668, algorithm 1), so that a full expert turns
+  away second choices first, and later tokens before earlier ones.
+
+  Args:
+    expert_GMA: int32 in [0, E).
+    weight_GMA: float32.
+    valid: bool [G, M] by token, or [G, M, A] by choice.
+
+  Returns:
+    (token_GR, expert_GR, weight_GR, valid_GR, rows_GMA) with R = A * M.
+  """
+  G, M, A = expert_GMA.shape
+  tokens_M = jnp.arange(M, dtype=jnp.int32)
+  token_GR = jnp.broadcast_to(jnp.tile(tokens_M, A), (G, A * M))
+  rows_MA = tokens_M[:, None] + M * jnp.arange(A, dtype=jnp.int32)
+  by_choice = valid if valid.ndim == 3 else valid[..., None]
+  valid_GMA = jnp.broadcast_to(by_choice, (G, M, A))
+  return (
+    token_GR,
+    expert_GMA.swapaxes(1, 2).reshape(G, A * M),
+    weight_GMA.swapaxes(1, 2).reshape(G, A * M),
+    valid_GMA.swapaxes(1, 2).reshape(G, A * M),
+    jnp.broadcast_to(rows_MA, (G, M, A)),
+  )
 
 
 def plan_of_choices(
@@ -141,7 +153,7 @@ class TokenChoice(Router):
     )
     return {
       'load_balance': load_balance,
-      **logit_losses(inputs, probs_GME, scope),
+      **balance.logit_losses(inputs, probs_GME, scope),
     }
 
 
@@ -220,19 +232,6 @@ class Switch(TokenChoice):
       )
     noise = 'relative noise on the inputs of the router'
     bounds.within('jitter', self.jitter, noise, least=0, below=1)
-
-  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """Jitters the router's inputs; experts see the tokens without jitter."""
-    if not (train and self.jitter):
-      return x_GMD
-    noise = lambda key: jax.random.uniform(
-      key,
-      x_GMD.shape[1:],
-      jnp.float32,
-      1.0 - self.jitter,
-      1.0 + self.jitter,
-    )
-    return x_GMD.astype(jnp.float32) * jax.vmap(noise)(keys_G)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from moe.routing import transport
 from moe.routing.dispatch import Permuted
-from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.plan import RoutingPlan
 from moe.routing.slots import gather, invert, permute
+from moe.routing.token_choice import rows_of_choices
 from moe.types import Array
 
 

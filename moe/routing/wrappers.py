@@ -1,6 +1,7 @@
 """Routers that change the inputs or the plan of another router."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ class Wrapper(Router):
 
   def __post_init__(self):
     super().__post_init__()
-    self.inner()  # Raises for options that the inner router refuses.
+    _ = self.inner  # Raises for options that the inner router refuses.
 
+  @functools.cached_property
   def inner(self) -> Router:
     """The router that chooses experts."""
     return self.router(num_active=self.num_active)
@@ -33,37 +35,38 @@ class Wrapper(Router):
   @property
   def is_causal(self) -> bool:
     """Delegates to the inner router."""
-    return self.inner().is_causal
+    return self.inner.is_causal
 
   @property
   def is_causal_in_training(self) -> bool:
     """Delegates to the inner router."""
-    return self.inner().is_causal_in_training
+    return self.inner.is_causal_in_training
 
   @property
   def num_added(self) -> int:
     """Delegates to the inner router."""
-    return self.inner().num_added
+    return self.inner.num_added
+
+  @property
+  def jitter(self) -> float:
+    """Delegates to the inner router."""
+    return self.inner.jitter
 
   def mean_active(self, num_experts: int) -> float:
     """Delegates to the inner router."""
-    return self.inner().mean_active(num_experts)
+    return self.inner.mean_active(num_experts)
 
   def init_state(self, num_experts: int) -> State:
     """Delegates to the inner router."""
-    return self.inner().init_state(num_experts)
-
-  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """Delegates to the inner router."""
-    return self.inner().perturb(x_GMD, keys_G, train)
+    return self.inner.init_state(num_experts)
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
     """Delegates to the inner router."""
-    return self.inner().observe(state, statistics)
+    return self.inner.observe(state, statistics)
 
   def update(self, state: State) -> State:
     """Delegates to the inner router."""
-    return self.inner().update(state)
+    return self.inner.update(state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ class NullExperts(Wrapper):
   @property
   def num_added(self) -> int:
     """The experts added here, and those that the inner router adds."""
-    return self._num_own() + self.inner().num_added
+    return self._num_own() + self.inner.num_added
 
   def _num_own(self) -> int:
     return self.num_null + self.num_copy
@@ -108,11 +111,11 @@ class NullExperts(Wrapper):
   def mean_active(self, num_experts: int) -> float:
     """Choices that compute, if all experts and added ones are used evenly."""
     total = num_experts + self._num_own()
-    return self.inner().mean_active(total) * num_experts / total
+    return self.inner.mean_active(total) * num_experts / total
 
   def init_state(self, num_experts: int) -> State:
     """State of the E experts and the added ones."""
-    return self.inner().init_state(num_experts + self._num_own())
+    return self.inner.init_state(num_experts + self._num_own())
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
@@ -122,13 +125,13 @@ class NullExperts(Wrapper):
     Raises:
       ValueError: if experts choose tokens.
     """
-    plan = self.inner().route(inputs, state, keys_G, train)
+    plan = self.inner.route(inputs, state, keys_G, train)
     G, M, total = inputs.logits_GME.shape
     A = plan.rows_GMA.shape[-1]
     if plan.expert_GR.shape[1] != A * M:
       raise ValueError(
         'NullExperts needs a router in which tokens choose, got'
-        f' {type(self.inner()).__name__}: use gates.TopK.'
+        f' {type(self.inner).__name__}: use gates.TopK.'
       )
     E = total - self._num_own()
     is_copy_GR = plan.valid_GR & (plan.expert_GR >= E + self.num_null)
@@ -177,7 +180,7 @@ class ModalityGrouped(Wrapper):
         f'reserved={self.reserved} must name a number of experts for each'
         f' modality, at most {num_experts} together: change it.'
       )
-    inner = self.inner()
+    inner = self.inner
     choices = inner.num_active + inner.num_spare
     if min(self.reserved) + shared < choices:
       raise ValueError(
@@ -202,7 +205,7 @@ class ModalityGrouped(Wrapper):
       allowed_GME &= ~mine_E | ~is_listed_GM1 | (modality_GM1 == modality)
       first += count
     logits_GME = jnp.where(allowed_GME, inputs.logits_GME, -jnp.inf)
-    plan = self.inner().route(
+    plan = self.inner.route(
       inputs._replace(logits_GME=logits_GME), state, keys_G, train
     )
     place_GR = plan.token_GR * E + plan.expert_GR
