@@ -4,7 +4,7 @@ r"""Image tokenizers: python -m launch.images VERB ...
   encode --checkpoint=runs/fashion_codes --output=runs/fashion_codes/codes
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains one.
+--workdir=runs/fashion_codes` trains an image tokenizer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from moe.evaluate import score
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.images',
     description=__doc__,

@@ -17,7 +17,7 @@ from moe.data.text_file import unescaped
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.sample',
     description='Writes after a prompt with a trained model.',

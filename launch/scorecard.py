@@ -1,11 +1,12 @@
-"""The scorecard of a checkpoint: python -m launch.scorecard --checkpoint=DIR.
+"""Prints a checkpoint's scorecard: python -m launch.scorecard --checkpoint=DIR.
 
   --checkpoint=runs/poems --html=scorecard.html
   --checkpoint=runs/poems --against=runs/poems_dense --suite=full --json
 
-Benchmarks with intervals and the score of guessing, languages on one scale,
-loss per character beside baselines, what the run has cost, and which items
-stand in its training text. A second run reads what the first one has measured.
+A scorecard has benchmarks with intervals and the score of guessing, languages
+on one scale, loss per character beside baselines, the cost of the run, and the
+benchmark items that occur in the training text. Scores are stored, so a second
+call reads them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ SHOTS = (0, 1, 4, 8)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.scorecard',
     description=__doc__,

@@ -21,18 +21,19 @@ def prepare(
   task_modules: Sequence[str] = (),
   ranges: Mapping[str, int] | None = None,
 ) -> str:
-  """Makes what is missing or out of date, as `tasks.stores.prepare` does.
+  """Makes token stores that are missing or out of date.
 
-  Processes on other hosts find it made, or wait for it.
+  One process makes a store with `tasks.stores.prepare`. The processes on other
+  hosts wait for it.
 
   Args:
     wanted: (task or mixture, its splits) pairs.
     cache_dir: directory of all token stores.
     vocabulary: file of the vocabulary that tokenises.
-    vocab_size: pieces of a vocabulary to train on the first task, if no file is
-      given.
+    vocab_size: number of pieces of the vocabulary. Without a file, a vocabulary
+      of this size is trained on the first task.
     task_modules: modules or files of a user that declare tasks.
-    ranges: sizes of the ranges of ids beside text, by name.
+    ranges: name -> size of each id range that follows the text range.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
@@ -59,7 +60,7 @@ def prepare(
       command += [f'{task}/{split}' for split in splits]
     made = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
-      sys.exit(made.returncode)  # The child has said why.
+      sys.exit(made.returncode)  # The child has printed the reason.
   return directory
 
 
@@ -85,12 +86,12 @@ def check_tasks(
   """Checks the names of tasks at once, before a model is made or read.
 
   Args:
-    names: tasks and mixtures; those that have stores need not be declared.
+    names: tasks and mixtures; one that has a store need not be declared.
     cache_dir: directory of all token stores.
     task_modules: modules or files of a user. They may import TensorFlow, so
       only a dry run imports them here. Otherwise the child that makes the
       stores checks the names.
-    is_dry_run: whether this process neither makes stores nor trains.
+    is_dry_run: whether this process only checks the configuration.
 
   Raises:
     ValueError: if there is no such task, mixture or module.

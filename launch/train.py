@@ -20,7 +20,7 @@ from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.train',
     description=__doc__,
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Trains; the exit code is 0, or 75 after a signal to end."""
+  """Trains; the exit code is 0, or 75 if a signal ended the training."""
   begin = time.monotonic()
   config = configuration.read(args.gin_file, overrides)
   texts = {

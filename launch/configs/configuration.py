@@ -37,8 +37,8 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
   """Reads gin files, then bindings of the command line; later ones override.
 
   Raises:
-    ValueError: for anything that `bindings.read`, `reach.check` or a class of
-      the run objects to.
+    ValueError: if `bindings.read`, `reach.check` or a class of the run finds an
+      error.
   """
   if not files:
     raise ValueError(
@@ -98,11 +98,12 @@ def load_tokenizer_run(directory: str) -> Any:
 
 
 def differences(text: str, path: str) -> list[str]:
-  """The bindings that differ from those of a written file: 'NAME old -> new'.
+  """Compares a configuration with a written file: a list of 'NAME old -> new'.
 
   Args:
-    text: the configuration as it is now.
-    path: a file with an earlier one; if there is no file, nothing differs.
+    text: the present configuration.
+    path: a file with an earlier configuration. If it is missing, the list is
+      empty.
 
   Raises:
     ValueError: if it cannot be read.
@@ -120,7 +121,7 @@ def differences(text: str, path: str) -> list[str]:
 
 
 def _shortened(name: str, num_parts: int) -> str:
-  """The last parts of a full path: 'gates.TopK' of 'moe.routing.gates.TopK'."""
+  """The last parts of a path: 'moe.routing.gates.TopK' becomes 'gates.TopK'."""
   return '.'.join(name.split('.')[-num_parts:])
 
 

@@ -1,4 +1,4 @@
-"""What a trained image tokenizer makes of held-out pictures."""
+"""Reconstructs held-out pictures with a trained image tokenizer."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score
 from moe.runs.image_tokenizer import ImageTokenizer
 
-# More pictures would not fit into the memory of a small machine.
+# More pictures would not fit in the memory of a small machine.
 MAX_PICTURES = 4096
 
 
@@ -20,12 +20,13 @@ def report(
   stores: Mapping[str, Mapping[str, str]],
   command: str,
 ) -> tuple[dict[str, Reconstruction], list[Score]]:
-  """Reconstructions and scores of held-out pictures.
+  """Reconstructs and scores held-out pictures.
 
   Args:
     tokenizer: the frozen tokenizer.
-    stores: name of the pictures -> split -> directory of a store. Every split
-      but 'train' is held out; of each at most `MAX_PICTURES` are read.
+    stores: name of the pictures -> split -> directory of a store. All splits
+      but 'train' are held out. The first `MAX_PICTURES` pictures of each are
+      read.
     command: the command that gives the same numbers again.
 
   Returns:
@@ -51,7 +52,7 @@ def report(
 
 
 def first_pictures(store: Store, pixels: int, limit: int) -> np.ndarray:
-  """The first pictures of a store, uint8 [N, pixels, pixels, 3]."""
+  """Reads the first pictures of a store, uint8 [N, pixels, pixels, 3]."""
   parts, count = [], 0
   for batch in picture_batches(store, 256, (pixels, pixels)):
     parts.append(batch['pictures'][batch['weights'] > 0])

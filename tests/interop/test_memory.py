@@ -1,4 +1,4 @@
-"""What converting needs beside the model itself, on Linux."""
+"""Memory that a conversion needs beside the model itself, on Linux."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from moe.runs import hugging_face
 
 MIB = 2**20
 SHARD = 64 * MIB
-# 560 MiB in all; no array of a file is larger than a file may be.
+# The model has 560 MiB. No array exceeds the largest size of a file.
 SIZES = {
   'VOCAB_SIZE': 16_000,
   'D_MODEL': 1024,
@@ -43,7 +43,7 @@ def memory(field):
 
 
 def start():
-  """Forgets the peak; returns what is in use."""
+  """Resets the recorded peak of memory, and returns the memory in use."""
   gc.collect()
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   return memory('VmRSS')
