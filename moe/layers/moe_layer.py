@@ -109,7 +109,7 @@ class MoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: experts per token, or their mean where experts choose.
+    top_k: experts per token; the mean of that where experts choose.
     router: makes the router, given `num_active`.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
@@ -316,8 +316,8 @@ class MoE(nn.Module):
     )
     arrived = exchanger.send(x_GMD, plan, dispatcher, where)
 
-    # 4. Experts. If a buffer is longer than an even share, it is computed in
-    # chunks of equal length, none longer than an even share.
+    # 4. Experts. A buffer that is longer than an even share is computed in
+    # chunks of equal length, which are at most an even share.
     out = experts.apply(
       weights,
       arrived.rows,

@@ -1,7 +1,7 @@
 """Losses and biases that keep a router balanced, and statistics of its choices.
 
 Every loss is an unscaled (sum, weight) pair. The weight is the number of valid
-tokens, which the batch alone decides, so sums over microbatches and devices are
+tokens. It depends on the batch alone, so sums over microbatches and devices are
 divided once. Products are elementwise and then summed, so they are float32 on
 every platform.
 """
@@ -34,7 +34,7 @@ class Scope(NamedTuple):
   batch_axes: tuple[str, ...] = ()
 
   def units(self, a_GM: Array) -> Array:
-    """Regroups [G, M, ...] so that each G holds the M tokens of one unit.
+    """Regroups [G, M, ...] so that each group holds the tokens of one unit.
 
     Raises:
       ValueError: if a unit is a sequence and devices hold parts of sequences.
@@ -53,7 +53,7 @@ class Scope(NamedTuple):
     return a_GM.reshape(-1, self.length, *rest)
 
   def total(self, a_GE: Array) -> Array:
-    """Sums by unit, added over devices where a unit is the whole batch."""
+    """Adds sums by unit over all devices if a unit is the whole batch."""
     if self.name == 'global' and self.batch_axes:
       return jax.lax.psum(a_GE, self.batch_axes)
     return a_GE
@@ -67,7 +67,7 @@ def choice_counts(
 ) -> Array:
   """How often each expert is chosen in each group: float32 [G, E].
 
-  It takes one choice at a time, so that no [G, M, A, E] array exists.
+  The loop takes one choice at a time, so that no [G, M, A, E] array exists.
 
   Args:
     expert_GMA: int32 in [0, E); negative where there is no choice.
@@ -91,15 +91,15 @@ def load_balance_loss(
 ) -> Pair:
   """Switch load-balance loss, weighted by tokens.
 
-  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times
-  the sum over experts of f (share of assignments) x P (mean probability).
-  Departs from it in counting all choices of a token and in leaving padding out.
-  f and P are taken over the tokens of one unit of the scope, and each unit is
-  weighted by its number of tokens. No gradient flows through f. With scope
-  'global' (Qiu et al., 2025, https://arxiv.org/abs/2501.11873) the unit is the
-  microbatch over all devices. Then f counts the assignments of this step's
-  microbatches up to the current one, and the sum is E * sum_e f_e * (sum over
-  the microbatch's tokens of p_e).
+  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: the loss
+  is E times the sum over experts of f * P, where f is the expert's share of the
+  assignments and P its mean probability. Unlike the paper, f counts all choices
+  of a token, and padding is left out. f and P are taken over the tokens of one
+  unit of the scope, and each unit is weighted by its number of tokens. No
+  gradient flows through f. With scope 'global' (Qiu et al., 2025,
+  https://arxiv.org/abs/2501.11873) the unit is the microbatch over all devices.
+  Then f counts the assignments in this step up to the current microbatch, and
+  the sum is E * sum_e f_e * (sum over the microbatch's tokens of p_e).
 
   Args:
     probs_GME: distribution over experts, float32.
@@ -140,27 +140,26 @@ def logit_losses(
 ) -> dict[str, Pair]:
   """The losses of a learned router that do not depend on its choices.
 
-  The global entropy departs from LIMoE in weighting modalities by their tokens
-  and in having no threshold. In each unit of the scope, a modality with n
-  tokens and mean distribution P adds n * sum_e P_e log P_e. The logarithm needs
-  no gradient: its share of the gradient is n * sum_e dP_e, which is 0 since
-  probabilities sum to 1. Without it the term is linear in the tokens, and adds
-  up over devices for any scope.
+  Unlike in LIMoE, the global entropy weights modalities by their tokens and has
+  no threshold. In each unit of the scope, a modality with n tokens and mean
+  distribution P adds n * sum_e P_e log P_e. The logarithm needs no gradient:
+  its share of the gradient is n * sum_e dP_e, which is 0 because probabilities
+  sum to 1. Without this share the term is linear in the tokens, so it adds up
+  over devices for any scope.
 
   Args:
-    inputs: of the router.
-    probs_GME: its distribution over experts, float32.
+    inputs: what the router reads.
+    probs_GME: the router's distribution over experts, float32.
     scope: the tokens of a unit of the global entropy.
 
   Returns:
-    router_z: squared log-partition of the logits, which keeps them small; Zoph
-      et al. (2022), equation 5, https://arxiv.org/abs/2202.08906.
-    local_entropy: entropy of each token's distribution, small if tokens are
-      decided; LIMoE (Mustafa et al., 2022, equation 2,
-      https://arxiv.org/abs/2206.02770), where each modality is weighted by its
-      number of tokens.
-    global_entropy: negative entropy of each modality's mean distribution, small
-      if a modality as a whole uses many experts; LIMoE, equation 3.
+    router_z: squared log-partition of the logits. This loss keeps logits small
+      (Zoph et al., 2022, equation 5, https://arxiv.org/abs/2202.08906).
+    local_entropy: entropy of each token's distribution. It is small if each
+      token prefers few experts (LIMoE, Mustafa et al., 2022, equation 2,
+      https://arxiv.org/abs/2206.02770).
+    global_entropy: negative entropy of each modality's mean distribution. It is
+      small if a modality as a whole uses many experts (LIMoE, equation 3).
   """
   valid_GM = inputs.valid_GM.astype(jnp.float32)
   tokens = valid_GM.sum()
@@ -206,8 +205,8 @@ def _weighted_by_tokens(loss_G: Array, valid_GM: Array) -> Pair:
 def importance_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   """Squared coefficient of variation of the experts' summed probabilities.
 
-  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, taken in
-  each group.
+  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, for each
+  group.
   """
   importance_GE = jnp.sum(probs_GME, axis=1, where=valid_GM[..., None])
   return _weighted_by_tokens(_squared_variation(importance_GE), valid_GM)
@@ -223,9 +222,9 @@ def noisy_load_loss(
   """Squared coefficient of variation of the experts' smooth loads.
 
   Shazeer et al. (2017), appendix A, as in V-MoE (Riquelme et al., 2021,
-  https://arxiv.org/abs/2106.05974, appendix A): an expert's load is the mean
-  over a group's tokens of the probability that new noise would lift its logit
-  over the k-th largest noisy one.
+  https://arxiv.org/abs/2106.05974, appendix A). A token counts towards the load
+  of an expert with a probability: that new noise would lift the expert's logit
+  above the k-th largest noisy logit of the token.
 
   Args:
     logits_GME: logits without noise.

@@ -28,8 +28,8 @@ class RouterInputs(NamedTuple):
     token_ids_GM: int32 vocabulary ids.
     modality_GM: int32, as in `TokenBatch`.
     valid_GM: bool, False for padding, which is never routed.
-    length: T, tokens per sequence. A group is several sequences or a part of
-      one. 0 if no device holds whole sequences.
+    length: T, tokens per sequence; 0 if no device holds whole sequences. A
+      group is several sequences or a part of one.
     batch_axes: mesh axes over which sums of the whole batch are taken.
   """
 
@@ -45,8 +45,8 @@ class RouterInputs(NamedTuple):
 class RoutingPlan(NamedTuple):
   """The experts of each token.
 
-  Rows are in the order of their priority: where capacity runs out, later rows
-  are dropped.
+  Rows are in the order of their priority: an expert without free slots drops
+  the later rows.
 
   Attributes:
     token_GR: int32 in [0, M), the token of each row.
@@ -57,14 +57,13 @@ class RoutingPlan(NamedTuple):
       the inverse of token_GR.
     losses: name -> (sum, weight) over valid tokens, unscaled.
     statistics: name -> (sum, weight).
-    num_spare: how many of each token's choices, the last ones, are spare. A
-      spare choice is used only if an earlier choice of its token finds its
-      expert full.
-    own_weight_GM: float32 factor with which the token itself is added to its
-      output (copy experts); None for 0.
+    num_spare: the last `num_spare` choices of each token are spare. A spare
+      choice is used only if an expert of an earlier choice is full.
+    own_weight_GM: float32 factor of the token itself in its output, which copy
+      experts add; None for 0.
     dropped: float32, number of choices that the router itself dropped because
-      the token may not use their expert. They have no valid row, and count as
-      dropped like rows that a full expert turns away.
+      the token may not use the expert. Such choices have no valid row. They
+      count as dropped, like rows that a full expert turns away.
   """
 
   token_GR: Array
@@ -89,7 +88,7 @@ class Router:
   `update` acts on these sums.
 
   Attributes:
-    num_active: experts per token: k, or its mean where experts choose.
+    num_active: k, experts per token; the mean of that where experts choose.
   """
 
   num_active: int = 2
@@ -111,7 +110,7 @@ class Router:
     bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
-    """Rows per token when experts are used evenly; FLOPs are counted by it."""
+    """Rows per token when experts are used evenly; it decides the FLOPs."""
     del num_experts
     return self.num_active
 
@@ -138,7 +137,7 @@ class Router:
     keys_G: Array,
     train: bool,
   ) -> RoutingPlan:
-    """Makes the plan; `keys_G` are keys by global group index."""
+    """Makes the plan; `keys_G` holds a key for each group of the batch."""
     raise NotImplementedError
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:

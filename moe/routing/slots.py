@@ -1,4 +1,4 @@
-"""Slots: which slot each row of a plan gets, and gathers into slots and back.
+"""Slots: sorts rows to find their slots, gathers into slots, and back.
 
 A slot is a place for one row in the buffer of an expert. Rows are sorted by
 expert and counted. An index of -1 means none: no slot for a row, or no row in a
@@ -35,8 +35,8 @@ def gather(a: Array, index: Array, fill: float | bool = 0) -> Array:
   Args:
     a: [G, N] or [G, N, D].
     index: int32 [G, ...] below N.
-    fill: the value for negative indices. `where` puts it in, not a product, so
-      an empty slot is 0 even if entry 0 is not finite.
+    fill: the value for negative indices. `where` selects it. A product with 0
+      would give NaN in empty slots if entry 0 is not finite.
 
   Returns:
     [G, ...] or [G, ..., D], in the dtype of a.
@@ -61,8 +61,8 @@ def _is_choice(plan: RoutingPlan, choices: range) -> Array:
   """Whether each row is one of these choices of its token: bool [G, R]."""
   G, R = plan.valid_GR.shape
   rows_GR = plan.rows_GMA[..., choices.start : choices.stop].reshape(G, -1)
-  # Absent rows are -1, which would count from the end. An index past the end is
-  # ignored instead.
+  # Absent rows have index -1, which would count from the end. An index past the
+  # end is ignored.
   rows_GR = jnp.where(rows_GR >= 0, rows_GR, R)
   return jax.vmap(
     lambda rows_R: jnp.zeros(R, bool).at[rows_R].set(True, mode='drop')
@@ -85,8 +85,8 @@ def sort_by_expert(
 
   Returns:
     sorted_GR, the experts in sorted order; order_GR, the rows in sorted order;
-    and start_GE of E + 1 columns, where the run of each expert starts and the
-    last run ends.
+    and start_GE with E + 1 columns: the first place of each expert's run, and
+    in the last column the end of the last run.
   """
   E, R = num_experts, valid_GR.shape[1]
   key_GR = jnp.where(valid_GR, plan.expert_GR, E)
@@ -122,9 +122,9 @@ def invert(order_R: Array) -> Array:
 def spill(
   plan: RoutingPlan, a: int, C: int, slot_GR: Array, row_GU: Array
 ) -> tuple[Array, Array]:
-  """Gives slots that are still free to spare rows (spill to the next choice).
+  """Gives free slots to spare rows (spill to the next choice).
 
-  Only tokens for which a full expert had no slot get one.
+  A token gets one only if a full expert had no slot for an earlier choice.
 
   Args:
     plan: the experts of each token.
@@ -174,8 +174,8 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
   Args:
     out_GUD: outputs by slot.
     slot_GMA: int32 slots of each token, -1 where it has fewer.
-    at_once: whether one gather reads the slots of all choices; if not, there is
-      one gather for each choice, which XLA fuses with the sum.
+    at_once: whether one gather reads the slots of all choices. Otherwise each
+      choice has its own gather, and XLA fuses these with the sum.
   """
   G, M, A = slot_GMA.shape
   slot_GAM = slot_GMA.swapaxes(1, 2)
@@ -260,9 +260,9 @@ def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
     [G, M, D] in the dtype of out_GUD.
   """
   del token_GU
-  # TPUs gather on separate cores, which write to memory. One long gather there
-  # takes as long as many short ones, but starts only once. On other platforms
-  # XLA fuses gathers with the sum and never writes the gathered rows.
+  # TPUs gather on separate cores, and these write to memory. One long gather
+  # takes as long there as many short ones, but starts only once. On other
+  # platforms XLA fuses gathers with the sum and never writes the gathered rows.
   total_GMD = lax.platform_dependent(
     out_GUD,
     slot_GMA,

@@ -77,10 +77,10 @@ class NullExperts(Wrapper):
   https://arxiv.org/abs/2410.07348), without its constant experts; copy experts
   alone are LongCat-Flash's (2025, https://arxiv.org/abs/2509.01322). A token
   chooses among the E experts and num_null + num_copy added ones. The output of
-  a null expert is 0, that of a copy expert is the token itself; neither takes a
-  row. With n added experts and even use, k E / (E + n) of a token's experts
-  compute. Losses, loads, biases and statistics list the added experts after the
-  E.
+  a null expert is 0. The output of a copy expert is the token itself. Neither
+  takes a row. With n added experts and even use, k E / (E + n) of a token's
+  experts compute. Losses, loads, biases and statistics list the added experts
+  after the E others.
 
   Attributes:
     num_null: experts whose output is 0.
@@ -153,17 +153,18 @@ class ModalityGrouped(Wrapper):
   Modality-aware experts (Lin et al., 2024, MoMa,
   https://arxiv.org/abs/2407.21770; Bao et al., 2022, VLMo,
   https://arxiv.org/abs/2111.02358) by a mask: the logits of experts that are
-  reserved for another modality are -inf. Departs from MoMa in that all
-  modalities share one router, and in that some experts may be open to all.
+  reserved for another modality are -inf. Unlike in MoMa, all modalities share
+  one router, and some experts may be open to all.
 
-  Some routers may still choose an expert that is closed to the token: a
-  balanced assignment that has no other place, groups of experts with too few
-  open ones, a hash. No expert sees such a choice; it is counted as dropped.
+  Some routers may still choose an expert that is closed to the token. This
+  happens if a balanced assignment has no other place, if a group of experts has
+  too few open ones, or with a hash. No expert sees such a choice; it counts as
+  dropped.
 
   Attributes:
-    reserved: number of experts reserved for each modality, from expert 0 on, in
-      the order of `TokenBatch.modality`. The remaining experts are open to all.
-      Tokens of a modality that is not listed may use every expert.
+    reserved: number of experts that each modality has for itself, from expert 0
+      on, in the order of `TokenBatch.modality`. The remaining experts are open
+      to all. Tokens of a modality that is not listed may use every expert.
   """
 
   reserved: tuple[int, ...] = ()
