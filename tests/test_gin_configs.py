@@ -82,7 +82,7 @@ MODEL_MACROS = {
   'MOE_EVERY': (5, lambda run: stack(run).moe_every),
   'NUM_DENSE_PREFIX': (7, lambda run: stack(run).num_dense_prefix),
   'NUM_EXPERTS': (12, lambda run: moe(run).num_experts),
-  'TOP_K': (3, lambda run: moe(run).make_router().num_active),
+  'TOP_K': (3, lambda run: moe(run).anatomy().router.num_active),
   'EXPERT_D_FF': (20, lambda run: moe(run).expert_d_ff),
   'CAPACITY_FACTOR': (1.75, lambda run: moe(run).dispatch().capacity_factor),
   'VOCAB_SIZE': (333, lambda run: run.model.vocab_size),
@@ -286,7 +286,7 @@ def counts(name, *overrides):
   run = configuration.load([name, *REST], [*STEPS, *overrides])
   params, logical, _, _ = shapes_of(run, jax.devices()[:1])
   return cost.parameter_counts(
-    params, logical, moe(run).make_router().num_active
+    params, logical, moe(run).anatomy().router.num_active
   )
 
 
