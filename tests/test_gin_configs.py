@@ -45,7 +45,9 @@ ON_FEWER_DEVICES = {
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
 # Runs that need another number of devices than the 8 of the tests.
-NUM_DEVICES = {'runs/poems_cpu.gin': 1, 'runs/poems_recipe_cpu.gin': 1}
+NUM_DEVICES = {
+  f'runs/{n}_cpu.gin': 1 for n in ('poems', 'poems_recipe', 'verse', 'zh_en')
+}
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
 
