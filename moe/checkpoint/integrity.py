@@ -13,6 +13,8 @@ import os
 
 from etils import epath
 
+from moe import failpoints
+
 NAME = 'integrity.json'
 
 # Reading and hashing release the interpreter lock. A local disk needs no more
@@ -44,6 +46,7 @@ def seal(directory: epath.PathLike) -> None:
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     entries = pool.map(lambda path: _digest(path, flush), files.values())
     manifest = dict(zip(files, entries, strict=True))
+  failpoints.reach('commit.hashed')
   (directory / NAME).write_bytes(_encode(manifest))
   if flush:
     sync(directory / NAME)

@@ -27,6 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from moe import failpoints
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.types import PyTree
 
@@ -210,6 +211,7 @@ class Checkpointer:
     self, step: int, state: PyTree, num_bytes: int, meta: dict[str, Any]
   ) -> None:
     """The part of a save that the training loop waits for."""
+    failpoints.reach('save.begin')
     # Orbax prints tracebacks when the disk is full, so we check that first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
@@ -240,6 +242,7 @@ class Checkpointer:
     except Exception as error:
       self._abandon(step, num_bytes, error)
       return
+    failpoints.reach('commit.done')
     try:
       if jax.process_index() == 0:
         for old in listing.superseded(

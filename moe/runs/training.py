@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from moe import atomic_files
+from moe import atomic_files, failpoints
 from moe.checkpoint.save import Checkpointer
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
@@ -123,7 +123,10 @@ def train(
       run, or another run uses the work directory.
   """
   begin = time.monotonic() if begin is None else begin
+  failpoints.reach('run.start')
   with lock.held(job.workdir) as check_held:
+    if jax.process_index() == 0:
+      atomic_files.sweep(job.workdir)
     _check_files(job)
     settings, score = job.run.settings, job.program.objective.score
     checkpointer = Checkpointer(
@@ -175,6 +178,7 @@ def _train(
   _write_texts(job, config_files)
 
   # ---- Training --------------------------------------------------------------
+  failpoints.reach('run.compile')
   _compile(job, ts, compiled, begin)
   shown = progress.Progress(
     job.workdir,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 from jax.experimental import multihost_utils
 
-from moe import bounds, stop_signals
+from moe import bounds, failpoints, stop_signals
 from moe.checkpoint import listing
 from moe.objectives.objective import Facts, Objective
 from moe.train import metrics as metrics_lib
@@ -190,7 +190,7 @@ def train(
   # ---- Loop ------------------------------------------------------------------
   scores = {}  # Of the last step.
   with stop.listening(), Ahead() as ahead:
-    ahead.start(functools.partial(reader.batch, first))
+    ahead.start(functools.partial(_read, reader, first))
     if not judge.make_up_for(first, ts, checkpointer):
       return ts, EXIT_PREEMPTED
     reporter.resume()
@@ -200,9 +200,10 @@ def train(
       if batch is None:
         reporter.flush()
         return leave(step, scores)
-      ahead.start(functools.partial(reader.batch, done))
+      ahead.start(functools.partial(_read, reader, done))
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
+      failpoints.reach('run.step')
       amount = program.total(objective.amount, batch)
       reporter.step_started(done, device_metrics, amount)
       checkpointer.check()
@@ -227,6 +228,11 @@ def train(
     # ---- End -----------------------------------------------------------------
     checkpointer.wait()
   return ts, 0
+
+
+def _read(reader: TrainingData, step: int) -> Batch:
+  failpoints.reach('run.read')
+  return reader.batch(step)
 
 
 def _read_ahead(
@@ -271,17 +277,10 @@ class _Judge:
 
   def scores(self, step: int, ts: TrainState) -> dict[str, float]:
     """The metric that ranks checkpoints; empty if a signal came."""
-    results = {}
-    for name, evaluation in self._evaluations.items():
-      results[name] = evaluation.metrics(
-        self._program, ts, lambda: self._stop.is_set
-      )
-      if self._stop.is_set:
-        return {}
-    scores = {name: e.score for name, e in self._evaluations.items()}
-    held_out = self._meta.get('held_out')
-    self._progress.evaluation(step, results, scores, held_out)
-    return _ranking_score(self._evaluations, results)
+    results = self._results(ts)
+    if results:
+      self._record(step, results)
+    return results and _ranking_score(self._evaluations, results)
 
   def make_up_for(
     self, step: int, ts: TrainState, checkpointer: 'Checkpointer'
@@ -289,11 +288,32 @@ class _Judge:
     """Evaluates a restored step if that is missing; False if a signal came."""
     if not (step and self.is_due(step)) or self._progress.has_evaluation(step):
       return True
-    scores = self.scores(step, ts)
-    if scores:
+    results = self._results(ts)
+    if results:
+      # The log comes last: a step that is in it is not evaluated again.
       place = checkpointer.directory / str(step)
+      scores = _ranking_score(self._evaluations, results)
       listing.add_metrics(place, scores, self._meta.get('ranked_on'))
-    return bool(scores)
+      failpoints.reach('run.score')
+      self._record(step, results)
+    return bool(results)
+
+  def _results(self, ts: TrainState) -> dict[str, dict[str, Any]]:
+    """The metrics of every evaluation by its name; empty if a signal came."""
+    results = {}
+    for name, evaluation in self._evaluations.items():
+      results[name] = evaluation.metrics(
+        self._program, ts, lambda: self._stop.is_set
+      )
+      if self._stop.is_set:
+        return {}
+    return results
+
+  def _record(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+    """Writes the results to the log."""
+    scores = {name: e.score for name, e in self._evaluations.items()}
+    held_out = self._meta.get('held_out')
+    self._progress.evaluation(step, results, scores, held_out)
 
 
 def _ranking_score(

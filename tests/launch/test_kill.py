@@ -1,15 +1,21 @@
-"""A run that is killed many times ends with the bits of one that is not."""
+"""A run that is killed many times ends with the bits of one that is not.
+
+tests/train/test_kill.py does the same with a toy, which starts sooner.
+"""
 
 import contextlib
 import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from moe import failpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOW_MEMORY = [
@@ -79,8 +85,7 @@ def wait_for_step(process, workdir, step):
 @pytest.mark.parametrize(
   'formats, steps, num_kills',
   [
-    pytest.param(LOW_MEMORY, 40, 1, id='once', marks=pytest.mark.slow),
-    pytest.param([], 200, 10, id='float32', marks=pytest.mark.nightly),
+    pytest.param([], 200, 20, id='float32', marks=pytest.mark.nightly),
     pytest.param(
       LOW_MEMORY, 200, 3, id='low_memory', marks=pytest.mark.nightly
     ),
@@ -90,11 +95,11 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   pytest.importorskip('seqio')
   env = environment(tmp_path / 'cache')
 
-  def run(workdir):
+  def run(workdir, request=''):
     return subprocess.Popen(
       command(workdir, steps, formats),
       cwd=ROOT,
-      env=env,
+      env=env | ({failpoints.VARIABLE: request} if request else {}),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
     )
@@ -105,6 +110,10 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
 
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   finish(run(whole))
+  for place in ('run.start', 'run.compile', 'file.written'):
+    process = run(killed, f'{place}=kill')
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
   rng = random.Random(0)
   for step in sorted(rng.sample(range(1, steps), num_kills)):
     process = run(killed)
@@ -121,3 +130,4 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   assert not different
   assert records(whole / 'log.jsonl') == records(killed / 'log.jsonl')
   assert records(whole / 'eval.jsonl') == records(killed / 'eval.jsonl')
+  assert not [path for path in killed.rglob('*') if 'tmp' in path.name]
