@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from launch import runtime, token_stores
 from launch.configs import flags
 from moe.data.cache_dir import default_cache_dir
+from moe.train import goodput
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -42,9 +43,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return flags.parse(parser, argv)
 
 
-def train(args: argparse.Namespace, overrides: list[str]) -> int:
+def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   """Trains; the exit code is 0, or 75 after a signal to end."""
-  begin = time.monotonic()
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
 
@@ -103,7 +103,8 @@ def write_report(workdir: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains; the exit code is 2 for an error that the user can fix."""
-  return runtime.run(lambda: train(*parse(argv)))
+  begin = goodput.process_begin() if argv is None else time.monotonic()
+  return runtime.run(lambda: train(*parse(argv), begin))
 
 
 if __name__ == '__main__':

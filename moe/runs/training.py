@@ -19,8 +19,8 @@ from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
+from moe.train import goodput, progress, record_log, trainer
 from moe.train import program as program_lib
-from moe.train import progress, trainer
 from moe.train.program import Program
 from moe.train.state import TrainState
 
@@ -124,9 +124,12 @@ def train(
   """
   begin = time.monotonic() if begin is None else begin
   failpoints.reach('run.start')
-  with lock.held(job.workdir) as check_held:
+  with lock.held(job.workdir) as check_held, contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       atomic_files.sweep(job.workdir)
+    workdir = job.workdir if jax.process_index() == 0 else None
+    spent = goodput.Goodput(workdir, begin)
+    stack.enter_context(contextlib.closing(spent))
     _check_files(job)
     settings, score = job.run.settings, job.program.objective.score
     checkpointer = Checkpointer(
@@ -138,12 +141,14 @@ def train(
       check_held,
     )
     code, found = _train(
-      job, config_files, prepare_stores, checkpointer, compiled, begin
+      job, config_files, prepare_stores, checkpointer, compiled, begin, spent
     )
     # Writing results waits for no other process, so process 0 does it alone.
     if code == 0 and jax.process_index() == 0:
-      _write_results(job, found)
-      _logger.info(f'report: {write_report(job.workdir)}')
+      with spent.spent('reporting'):
+        _write_results(job, found, spent)
+        _logger.info(f'report: {write_report(job.workdir)}')
+      _write_facts(job, spent)
   return code
 
 
@@ -154,6 +159,7 @@ def _train(
   checkpointer: Checkpointer,
   compiled: str | None,
   begin: float,
+  spent: goodput.Goodput,
 ) -> tuple[int, build.FoundStores]:
   """Does the work of `train`; returns (exit code, token stores)."""
   run, program, settings = job.run, job.program, job.run.settings
@@ -179,7 +185,10 @@ def _train(
 
   # ---- Training --------------------------------------------------------------
   failpoints.reach('run.compile')
-  _compile(job, ts, compiled, begin)
+  with spent.spent('compiling'):
+    _compile(job, ts, compiled, begin)
+  spent.lose(_lost_seconds(job.workdir, int(ts.step)))
+  spent.write()  # Next the log loses those steps.
   shown = progress.Progress(
     job.workdir,
     program.objective,
@@ -187,8 +196,13 @@ def _train(
     int(ts.step),
     job.token_seconds,
     settings.drop_warning,
+    goodput=spent,
   )
-  with contextlib.closing(shown), contextlib.closing(checkpointer):
+  with (
+    contextlib.closing(shown),
+    contextlib.closing(checkpointer),
+    spent.spent('productive'),
+  ):
     ts, code = trainer.train(
       settings, program, reader, evaluations, checkpointer, shown, meta, ts
     )
@@ -262,14 +276,29 @@ def _compile(
   )
 
 
-def _write_results(job: Job, found: build.FoundStores) -> None:
+def _lost_seconds(workdir: str, step: int) -> float:
+  """The time of the logged steps after the restored one."""
+  records = record_log.read(os.path.join(workdir, 'log.jsonl'))
+  return sum(r['time']['seconds'] for r in records if r['step'] > step)
+
+
+def _write_facts(job: Job, spent: goodput.Goodput) -> None:
+  """Writes run.json, and the file of the time that was spent."""
+  spent.write()
+  path = os.path.join(job.workdir, 'run.json')
+  facts = {**job.counts, 'goodput': spent.summary()}
+  atomic_files.write_json(path, facts)
+
+
+def _write_results(
+  job: Job, found: build.FoundStores, spent: goodput.Goodput
+) -> None:
   """Writes the counts, baselines and samples of the run."""
   data = job.run.data
 
   def write_json(name: str, content: Any) -> None:
     atomic_files.write_json(os.path.join(job.workdir, name), content)
 
-  write_json('run.json', job.counts)
   if data.evaluation:
     task = data.evaluation[0]
     config = os.path.join(job.workdir, 'config.gin')
@@ -291,6 +320,7 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
         ' held-out documents'
       )
   write_json('samples.json', samples_of(job.run, job.workdir))
+  _write_facts(job, spent)
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:

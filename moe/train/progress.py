@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from moe.objectives.objective import Measure, Objective
 from moe.train import record_log
 from moe.train.display import make_display, status
+from moe.train.goodput import Goodput
 from moe.train.watch import Watch
 
 _logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Progress:
   Attributes:
     workdir: directory of the run, on a disk or mounted.
     total_steps: the last step.
+    goodput: where the time of the run goes.
   """
 
   def __init__(
@@ -56,6 +58,7 @@ class Progress:
     unit_seconds: float | None = None,
     drop_warning: float = 0.1,
     stream: TextIO | None = None,
+    goodput: Goodput | None = None,
   ):
     """Opens the logs of a run and cuts them off after the restored step.
 
@@ -68,9 +71,11 @@ class Progress:
         take at the published peak of all chips; None if the peak is not known.
       drop_warning: share of dropped tokens above which people are warned.
       stream: where people look, by default sys.stderr.
+      goodput: where the time of the run goes; by default a new one.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
+    self.goodput = goodput or Goodput()
     self._objective = objective
     self._unit_seconds = unit_seconds
     self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.

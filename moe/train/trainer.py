@@ -180,8 +180,9 @@ def train(
 
   def leave(step: int, scores: dict[str, float]) -> tuple[TrainState, int]:
     """Saves a run that a signal interrupts."""
-    checkpointer.save(step, ts, meta, scores)
-    checkpointer.wait()
+    with progress.goodput.spent('checkpointing'):
+      checkpointer.save(step, ts, meta, scores)
+      checkpointer.wait()
     progress.note(
       f'{stop.name}: step {step:,} is saved; run the command again to go on.'
     )
@@ -223,10 +224,12 @@ def train(
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:
-        checkpointer.save(done, ts, meta, scores)
+        with progress.goodput.spent('checkpointing'):
+          checkpointer.save(done, ts, meta, scores)
 
     # ---- End -----------------------------------------------------------------
-    checkpointer.wait()
+    with progress.goodput.spent('checkpointing'):
+      checkpointer.wait()
   return ts, 0
 
 
@@ -247,7 +250,8 @@ def _read_ahead(
   Records that could not be read are reported first.
   """
   try:
-    return ahead.result(lambda: stop.is_set)
+    with progress.goodput.spent('loading'):
+      return ahead.result(lambda: stop.is_set)
   finally:  # The report is needed most if too many records are unreadable.
     progress.quarantine(step, reader.quarantine)
 
@@ -302,9 +306,10 @@ class _Judge:
     """The metrics of every evaluation by its name; empty if a signal came."""
     results = {}
     for name, evaluation in self._evaluations.items():
-      results[name] = evaluation.metrics(
-        self._program, ts, lambda: self._stop.is_set
-      )
+      with self._progress.goodput.spent('evaluating'):
+        results[name] = evaluation.metrics(
+          self._program, ts, lambda: self._stop.is_set
+        )
       if self._stop.is_set:
         return {}
     return results

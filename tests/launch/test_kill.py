@@ -11,11 +11,13 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from moe import failpoints
+from moe.train import goodput
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOW_MEMORY = [
@@ -114,8 +116,9 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
     process = run(killed, f'{place}=kill')
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-  rng = random.Random(0)
+  rng, wall = random.Random(0), 0.0
   for step in sorted(rng.sample(range(1, steps), num_kills)):
+    begin = time.monotonic()
     process = run(killed)
     wait_for_step(process, killed, step)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,7 +126,10 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
       process.communicate(timeout=rng.uniform(0.0, 0.05))
     process.kill()
     process.communicate()
+    wall += time.monotonic() - begin
+  begin = time.monotonic()
   finish(run(killed))
+  wall += time.monotonic() - begin
   expected, got = (final_arrays(w, steps) for w in (whole, killed))
   assert expected.keys() == got.keys()
   different = [k for k in expected if not np.array_equal(expected[k], got[k])]
@@ -131,3 +137,9 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   assert records(whole / 'log.jsonl') == records(killed / 'log.jsonl')
   assert records(whole / 'eval.jsonl') == records(killed / 'eval.jsonl')
   assert not [path for path in killed.rglob('*') if 'tmp' in path.name]
+  # The first kills come before the time of an attempt is written anywhere.
+  spent = goodput.summary(goodput.read(killed))
+  assert len(spent['attempts']) == num_kills + 1 + 2
+  counted = sum(sum(a.values()) for a in spent['attempts'][2:])
+  assert counted == pytest.approx(wall, rel=0.01)
+  assert spent['parts']['lost'] > 0
