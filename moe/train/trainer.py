@@ -12,14 +12,15 @@ import jax
 from jax.experimental import multihost_utils
 
 from moe import bounds, failpoints, stop_signals
-from moe.checkpoint import listing
 from moe.objectives.objective import Facts, Objective
 from moe.train import metrics as metrics_lib
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
+from moe.train.judge import Judge
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
+from moe.train.watchdog import Watchdog
 from moe.types import Array, Batch, Pair
 
 if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
@@ -46,6 +47,8 @@ class Settings:
     keep_best: how many of the best checkpoints stay beside them.
     max_bad_steps: consecutive steps of non-finite loss that end the run.
     drop_warning: share of dropped tokens above which people are warned.
+    hang_seconds: a run that shows no sign of life for so long is ended; 0 for
+      never.
     profile_steps: (first, last): a profiler trace begins with the first step
       and ends before the last; empty for no trace.
   """
@@ -59,6 +62,7 @@ class Settings:
   keep_best: int = 1
   max_bad_steps: int = 3
   drop_warning: float = 0.1
+  hang_seconds: float = 1800.0
   profile_steps: tuple[int, ...] = ()
 
   def __post_init__(self):
@@ -77,6 +81,8 @@ class Settings:
     bounds.seed('SEED', self.seed)
     share = 'a share of the routed tokens'
     bounds.within('DROP_WARNING', self.drop_warning, share, above=0, most=1)
+    never = '0 waits for ever'
+    bounds.within('HANG_SECONDS', self.hang_seconds, never, least=0)
     steps = (-1, *self.profile_steps, self.train_steps)
     if len(steps) not in (2, 4) or list(steps) != sorted(set(steps)):
       raise ValueError(
@@ -176,10 +182,15 @@ def train(
     progress, objective, reader.facts, settings.max_bad_steps
   )
 
-  judge = _Judge(evaluations, settings, program, progress, stop, meta)
+  watchdog = Watchdog(settings.hang_seconds, progress.workdir)
+  judge = Judge(
+    evaluations, program, progress, lambda: stop.is_set, meta, watchdog
+  )
+  is_judged = lambda step: bool(evaluations) and settings.is_evaluated(step)
 
   def leave(step: int, scores: dict[str, float]) -> tuple[TrainState, int]:
     """Saves a run that a signal interrupts."""
+    watchdog.sees('a checkpoint')
     with progress.goodput.spent('checkpointing'):
       checkpointer.save(step, ts, meta, scores)
       checkpointer.wait()
@@ -190,14 +201,16 @@ def train(
 
   # ---- Loop ------------------------------------------------------------------
   scores = {}  # Of the last step.
-  with stop.listening(), Ahead() as ahead:
+  with stop.listening(), watchdog, Ahead() as ahead:
     ahead.start(functools.partial(_read, reader, first))
-    if not judge.make_up_for(first, ts, checkpointer):
+    if (first and is_judged(first)) and not judge.make_up_for(
+      first, ts, checkpointer
+    ):
       return ts, EXIT_PREEMPTED
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
-      batch = _read_ahead(ahead, stop, reader, progress, done)
+      batch = _read_ahead(ahead, stop, reader, progress, watchdog, done)
       if batch is None:
         reporter.flush()
         return leave(step, scores)
@@ -213,7 +226,7 @@ def train(
       # The signal is read only once, because it may come at any moment.
       is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
-      is_due, scores = judge.is_due(done), {}
+      is_due, scores = is_judged(done), {}
       if not (is_saved or is_due):
         continue
       reporter.flush()
@@ -224,10 +237,12 @@ def train(
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:
+        watchdog.sees('a checkpoint')
         with progress.goodput.spent('checkpointing'):
           checkpointer.save(done, ts, meta, scores)
 
     # ---- End -----------------------------------------------------------------
+    watchdog.sees('a checkpoint')
     with progress.goodput.spent('checkpointing'):
       checkpointer.wait()
   return ts, 0
@@ -243,97 +258,20 @@ def _read_ahead(
   stop: _Stop,
   reader: TrainingData,
   progress: Progress,
+  watchdog: Watchdog,
   step: int,
 ) -> Batch | None:
   """The batch of a step, or None if a signal came while its read hangs.
 
   Records that could not be read are reported first.
   """
+  watchdog.sees('the data')
   try:
     with progress.goodput.spent('loading'):
       return ahead.result(lambda: stop.is_set)
   finally:  # The report is needed most if too many records are unreadable.
+    watchdog.sees('the devices')
     progress.quarantine(step, reader.quarantine)
-
-
-class _Judge:
-  """Makes all evaluations of a step."""
-
-  def __init__(
-    self,
-    evaluations: dict[str, Evaluation],
-    settings: Settings,
-    program: Program,
-    progress: Progress,
-    stop: _Stop,
-    meta: dict[str, Any],
-  ):
-    self._evaluations = evaluations
-    self._settings = settings
-    self._program = program
-    self._progress = progress
-    self._stop = stop
-    self._meta = meta
-
-  def is_due(self, step: int) -> bool:
-    """Whether there is an evaluation after so many steps."""
-    return bool(self._evaluations) and self._settings.is_evaluated(step)
-
-  def scores(self, step: int, ts: TrainState) -> dict[str, float]:
-    """The metric that ranks checkpoints; empty if a signal came."""
-    results = self._results(ts)
-    if results:
-      self._record(step, results)
-    return results and _ranking_score(self._evaluations, results)
-
-  def make_up_for(
-    self, step: int, ts: TrainState, checkpointer: 'Checkpointer'
-  ) -> bool:
-    """Evaluates a restored step if that is missing; False if a signal came."""
-    if not (step and self.is_due(step)) or self._progress.has_evaluation(step):
-      return True
-    results = self._results(ts)
-    if results:
-      # The log comes last: a step that is in it is not evaluated again.
-      place = checkpointer.directory / str(step)
-      scores = _ranking_score(self._evaluations, results)
-      listing.add_metrics(place, scores, self._meta.get('ranked_on'))
-      failpoints.reach('run.score')
-      self._record(step, results)
-    return bool(results)
-
-  def _results(self, ts: TrainState) -> dict[str, dict[str, Any]]:
-    """The metrics of every evaluation by its name; empty if a signal came."""
-    results = {}
-    for name, evaluation in self._evaluations.items():
-      with self._progress.goodput.spent('evaluating'):
-        results[name] = evaluation.metrics(
-          self._program, ts, lambda: self._stop.is_set
-        )
-      if self._stop.is_set:
-        return {}
-    return results
-
-  def _record(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-    """Writes the results to the log."""
-    scores = {name: e.score for name, e in self._evaluations.items()}
-    held_out = self._meta.get('held_out')
-    self._progress.evaluation(step, results, scores, held_out)
-
-
-def _ranking_score(
-  evaluations: dict[str, Evaluation], results: dict[str, dict[str, Any]]
-) -> dict[str, float]:
-  """The score of the first evaluation, by its name."""
-  first = next(iter(evaluations))
-  name = evaluations[first].score.name
-  if name not in results[first]:
-    raise ValueError(
-      f"The evaluation '{first}' ranks checkpoints by '{name}', which is not"
-      f' among its metrics {sorted(results[first])}: return it, or name another'
-      ' metric as its score.'
-    )
-  return {name: results[first][name]}
 
 
 class _Reporter:

@@ -5,6 +5,7 @@ tests/launch/test_kill.py.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -32,6 +33,16 @@ FEW = [
   'remove.half=kill',
   'log.append=kill@2',
 ]
+# A signal while a step runs, while a save is written, and while a read hangs.
+TERM = [
+  'run.step=term@2',
+  'commit.sealed=term',
+  'run.read=term@3,run.read=hang@4',
+]
+# A read and an evaluation that never end.
+HANG = ['run.read=hang@3', 'run.evaluate=hang']
+REST = LATE + TERM + HANG
+EXIT_HUNG = 70
 # The toy is no command, so it does not get to these places.
 NOT_HERE = {'run.start', 'run.compile'}
 IN_LATE = {request.partition('=')[0] for request in LATE}
@@ -83,8 +94,8 @@ def fingerprint(workdir, steps):
 @pytest.mark.parametrize(
   ('steps', 'requests'),
   [
-    pytest.param(24, FEW + LATE, id='few', marks=pytest.mark.slow),
-    pytest.param(120, ALL + LATE, id='all', marks=pytest.mark.nightly),
+    pytest.param(36, FEW + REST, id='few', marks=pytest.mark.slow),
+    pytest.param(150, ALL + REST, id='all', marks=pytest.mark.nightly),
   ],
 )
 def test_a_run_killed_at_named_places_equals_an_unbroken_one(
@@ -94,9 +105,14 @@ def test_a_run_killed_at_named_places_equals_an_unbroken_one(
   *broken, last, unbroken = found
   codes = {r['request']: r['code'] for r in broken}
   assert codes == {
-    request: 75 if request.endswith('term') else -signal.SIGKILL
-    for request in requests
+    **dict.fromkeys(requests, -signal.SIGKILL),
+    **dict.fromkeys(HANG, EXIT_HUNG),
+    **dict.fromkeys([LATE[0], *TERM], 75),
   }
+  for attempt, after in itertools.pairwise([*broken, last]):
+    if attempt['code'] == 75:  # The step that the signal came in is saved.
+      assert after['redone'] == 0
+      assert attempt['seconds'] < 25
   assert last['code'] == unbroken['code'] == 0
   assert fingerprint(tmp_path, steps) == fingerprint(
     tmp_path / 'unbroken', steps

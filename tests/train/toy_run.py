@@ -46,7 +46,9 @@ class Reader:
 
 
 def settings_of(steps):
-  return trainer.Settings(steps, eval_period=4, save_period=3, keep_last=2)
+  return trainer.Settings(
+    steps, eval_period=4, save_period=3, keep_last=2, hang_seconds=5.0
+  )
 
 
 def train(workdir, settings, told=lambda step: None):
@@ -110,6 +112,7 @@ def attempt(workdir, steps, request):
   """One attempt in a fork: what became of it, as an entry for the output."""
   before = record_log.read(os.path.join(workdir, 'log.jsonl'))
   read, write = os.pipe()
+  begin = time.monotonic()
   process = os.fork()
   if not process:
     os.environ[failpoints.VARIABLE] = request
@@ -125,12 +128,17 @@ def attempt(workdir, steps, request):
       os._exit(train(workdir, settings_of(steps), told))
   os.close(write)
   _, status = os.waitpid(process, 0)
+  seconds = time.monotonic() - begin
   with os.fdopen(read) as pipe:
-    told = json.loads(pipe.read() or '{}')
+    told = json.loads(pipe.read())
   last = before[-1]['step'] if before else 0
-  return {'request': request, 'code': os.waitstatus_to_exitcode(status)} | (
-    told and {**told, 'redone': last - told['start']}
-  )
+  return {
+    'request': request,
+    'code': os.waitstatus_to_exitcode(status),
+    'seconds': seconds,
+    **told,
+    'redone': last - told['start'],
+  }
 
 
 def main(workdir, steps, *requests):
