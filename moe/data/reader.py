@@ -9,6 +9,7 @@ import numpy as np
 
 from moe.data.order import Mixture, permuted, scramble
 from moe.data.packed_store import Extras, PackedStore
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.data.transforms import Transform
 from moe.modalities import ids
@@ -38,6 +39,7 @@ class Reader:
     fill: share of the places of a batch that hold a token.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
+    skips: batches that are left out; by default none.
   """
 
   def __init__(  # noqa: PLR0913
@@ -79,6 +81,7 @@ class Reader:
       raise ValueError(f'batch_size={batch_size} must be at least 1.')
     self._mixture = Mixture(rates)
     self.quarantine = []
+    self.skips = Skips()
     transforms = list(transforms) or [None] * len(dirs)
     self._extras = dict(extras or {})
     self._stores = [
@@ -155,7 +158,7 @@ class Reader:
     Raises:
       ValueError: if more records than `max_bad_fraction` are unreadable.
     """
-    number = step * self._batch_size + self._rows
+    number = self.skips.number(step) * self._batch_size + self._rows
     store_B, number_B = self._mixture.locate(number)
     batch = _empty_batch(number.size, self._sequence_length, self._extras)
     for index, packed in enumerate(self._stores):

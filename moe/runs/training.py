@@ -12,6 +12,7 @@ import jax
 
 from moe import atomic_files, failpoints
 from moe.checkpoint.save import Checkpointer
+from moe.data import skips
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
@@ -171,6 +172,8 @@ def _train(
     run, program, directory, found, job.workdir
   )
 
+  reader.skips = skips.read(job.workdir)
+
   # ---- State -----------------------------------------------------------------
   held_out = build.held_out_hashes(run, found)
   meta = _meta(job, reader, held_out, config_files['config.gin'])
@@ -180,6 +183,12 @@ def _train(
     )
   else:
     preflight.check_saved(saved, meta, job.workdir)
+    skips.check_resumed(
+      reader.skips,
+      saved.get('skipped_batches', ()),
+      int(ts.step),
+      job.workdir,
+    )
     preflight.warn_of_held_out(saved, held_out, job.workdir)
   _write_texts(job, config_files)
 
@@ -237,7 +246,9 @@ def _meta(
 ) -> dict[str, Any]:
   """The metadata that every checkpoint saves beside the arrays."""
   first = next(iter(held_out.items()), None)
+  left_out = reader.skips.ranges
   return {
+    **({'skipped_batches': left_out} if left_out else {}),
     **_id_hashes(reader.vocab_sha256, reader.ids),
     'manifest_hash': reader.manifest_hash,
     'held_out': held_out,
