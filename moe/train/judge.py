@@ -1,7 +1,9 @@
 """Evaluations between two steps: their log, and what ranks a checkpoint."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from etils import epath
 
 from moe import failpoints
 from moe.checkpoint import listing
@@ -10,9 +12,6 @@ from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
 from moe.train.watchdog import Watchdog
-
-if TYPE_CHECKING:  # Orbax takes half a second to import.
-  from moe.checkpoint.save import Checkpointer
 
 
 class Judge:
@@ -47,24 +46,25 @@ class Judge:
     self._meta = meta
 
   def scores(self, step: int, ts: TrainState) -> dict[str, float]:
-    """The metric that ranks checkpoints; empty if a signal came."""
+    """Evaluates, and returns the ranking metric; {} after a signal."""
     results = self._results(ts)
     if results:
       self._record(step, results)
     return results and _ranking_score(self._evaluations, results)
 
   def make_up_for(
-    self, step: int, ts: TrainState, checkpointer: 'Checkpointer'
+    self, step: int, ts: TrainState, directory: epath.Path
   ) -> bool:
-    """Evaluates a restored step if that is missing; False if a signal came."""
+    """Evaluates the restored step if this is missing; False after a signal."""
     if self._progress.has_evaluation(step):
       return True
     results = self._results(ts)
     if results:
       # The log comes last: a step that is in it is not evaluated again.
-      place = checkpointer.directory / str(step)
       scores = _ranking_score(self._evaluations, results)
-      listing.add_metrics(place, scores, self._meta.get('ranked_on'))
+      listing.add_metrics(
+        directory / str(step), scores, self._meta.get('ranked_on')
+      )
       failpoints.reach('run.score')
       self._record(step, results)
     return bool(results)
@@ -89,7 +89,7 @@ class Judge:
 def _ranking_score(
   evaluations: dict[str, Evaluation], results: dict[str, dict[str, Any]]
 ) -> dict[str, float]:
-  """The score of the first evaluation, by its name."""
+  """{name: value} of the first evaluation's score."""
   first = next(iter(evaluations))
   name = evaluations[first].score.name
   if name not in results[first]:

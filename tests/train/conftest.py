@@ -21,7 +21,7 @@ def toy():
 
 @pytest.fixture(scope='session')
 def make_batch():
-  """(seed, B, T, V) -> a batch."""
+  """A function (seed, B, T, V) -> batch of NumPy arrays without padding."""
   return toy_lib.make_batch
 
 
