@@ -22,7 +22,7 @@ ADDING = [
 
 
 def files_of_the_tree():
-  """Yields (folder, file without its ending) for the files of the README's tree.
+  """Yields (folder, file without its ending) for files of the README's tree.
 
   A line that begins with 'folder/' opens a folder. The words of this line and
   of the lines below are files of the folder, except for words in parentheses.

@@ -111,7 +111,7 @@ def _partial(
 
 
 def read_winogrande(row: Row) -> Item:
-  """Makes an item whose requests fill the blank with each of both options."""
+  """Makes an item with a request for each option, which fills the blank."""
   before, _, after = row['sentence'].partition('_')
   options = row['option1'], row['option2']
   # WinoGrande has pairs of sentences that differ in one word and have the same

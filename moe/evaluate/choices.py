@@ -74,7 +74,7 @@ def encode_pair(
 
 
 def request_document(vocabulary: Vocabulary, request: Request) -> Document:
-  """Makes a document whose tokens of the continuation alone are scored.
+  """Makes a document from a request, in which only the continuation is scored.
 
   The document has no end mark.
   """

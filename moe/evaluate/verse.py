@@ -166,8 +166,8 @@ def load_readings() -> Readings:
     for syllable in syllables[0] if syllables else ():
       tone = int(syllable[-1]) if syllable[-1:].isdigit() else 0
       plain = tone_convert.to_finals(syllable, strict=True)
-      # The i of zhi chi shi ri zi ci si is another vowel than that of other
-      # syllables, so it has a final of its own.
+      # In zhi chi shi ri zi ci si, the letter i stands for another vowel than
+      # in other syllables. So these syllables get a separate final.
       buzzing = re.fullmatch('(zh|ch|sh|r|z|c|s)i[1-5]?', syllable)
       plain = '-i' if buzzing else plain.replace('ü', 'v')
       found.append((plain, tone))

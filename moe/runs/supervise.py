@@ -257,7 +257,7 @@ class _Child:
     self._process = None
 
   def run(self, command: Sequence[str]) -> int:
-    """Runs the command; returns its code, which is below 0 after a signal."""
+    """Runs the command; returns its exit code, below 0 after a signal."""
     self._process = subprocess.Popen(command)
     if self.stopped.is_set():  # A signal arrived while the process started.
       self.pass_on(self.signal)

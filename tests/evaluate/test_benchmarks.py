@@ -1,4 +1,4 @@
-"""Requests equal those of lm-evaluation-harness, and scores hand-worked ones."""
+"""Requests are those of lm-evaluation-harness; scores are hand-worked."""
 
 import json
 import math

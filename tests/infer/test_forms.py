@@ -79,9 +79,9 @@ def test_every_way_through_the_table_fills_the_template():
 
   written = texts(0)
   assert {forms.shape(text) for text in written} == {filled}
-  # For 字字， there are 4 ways with two pieces 春 or 秋 and a comma, 1 way with 春風
-  # and a comma, and 2 ways with 春 or 秋 and then 月，. The last character is 春 or
-  # 秋. So there are 7 x 2 texts.
+  # For 字字， there are 4 ways with two pieces 春 or 秋 and a comma, 1 way with
+  # 春風 and a comma, and 2 ways with 春 or 秋 and then 月，. The last character
+  # is 春 or 秋. So there are 7 x 2 texts.
   assert len(written) == 14
   assert set(written) == {
     a + b

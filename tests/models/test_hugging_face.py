@@ -1,4 +1,4 @@
-"""Sizes as Hugging Face's config.json says them, both ways."""
+"""Converts sizes from and to Hugging Face's config.json."""
 
 import functools
 
@@ -21,7 +21,7 @@ partial = functools.partial
 
 
 def model(attention=None, moe=None, block=None, stack=None, **decoder):
-  """A sparse decoder without QK norms; options of each part."""
+  """A sparse decoder without QK norms, with options for each part."""
   attention = attention or {}
   latent = attention.pop('latent', None)
   make_attention = (
@@ -89,8 +89,8 @@ def test_what_is_said_is_understood(kind):
   assert imported.length == 64
   assert imported.bindings['EMBEDDING_SCALE'] == 1.0
   found = hugging_face.sizes(made)
-  # A gin file wires experts of a dense model too, which no layer has; and
-  # Mixtral says no width of dense layers, which it has none of.
+  # Some macros have no counterpart: a dense model has no experts, though the
+  # gin file wires them, and Mixtral has no dense layers, so no width of them.
   for macro, value in imported.bindings.items():
     if macro in found and (macro, kind) != ('D_FF', 'mixtral'):
       assert value == found[macro], macro
@@ -171,7 +171,8 @@ def test_what_we_cannot_say_is_refused_by_its_field(kind, change, message):
 
 def test_the_scale_of_a_tied_table_goes_into_the_last_norm():
   found = hugging_face.sizes(model())
-  # sqrt(16) = 4
+  # The exported embedding has the factor sqrt(16) = 4, which the norm takes
+  # back.
   factors = {'embedding/table': 4.0, 'last_norm/scale': 0.25}
   assert hugging_face.fold(found, None) == factors
 

@@ -1,4 +1,4 @@
-"""An objective without tokens, a denoiser of pictures, and runs of it."""
+"""An objective without tokens, which denoises pictures, and runs of it."""
 
 import io
 import math
@@ -102,7 +102,7 @@ def own_batch(program, seed):
 
 
 class Reader:
-  """Pictures by step; reading a step may trigger an event."""
+  """A reader of pictures; to read a certain step can trigger an event."""
 
   facts = {'peak': 1.0}
 

@@ -89,10 +89,12 @@ def test_a_mesh_can_use_some_of_the_devices():
     (MeshShape(data=2, fsdp=1, expert=4), 1, (1, 1, 1, 1, 1, 1)),
     (MeshShape(data=1, fsdp=2, expert=4), 4, (1, 1, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=1, expert=6), 4, (1, 2, 1, 2, 1, 1)),
-    # There are more devices: the axis of -1 takes them, or else data.
+    # There are more devices: the axis of size -1 takes them, or else the data
+    # axis.
     (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
     (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
-    # Tokens are written one at a time, so context gets no devices.
+    # In sampling, tokens are written one by one, so the context axis is not
+    # used.
     (MeshShape(data=2, context=4), 8, (1, 8, 1, 1, 1, 1)),
   ],
 )

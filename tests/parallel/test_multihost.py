@@ -117,7 +117,8 @@ def test_a_process_that_was_not_started_is_named_by_all(missing, monkeypatch):
     assert 'not started after' in text.splitlines()[-1]
 
 
-# Process 0 gets SIGTERM at step 5; both processes leave the loop at one step.
+# Process 0 gets SIGTERM at step 5. Both processes must leave the loop at the
+# same step.
 PROGRAM = """
 import os, signal, time
 from moe.parallel import processes
@@ -180,7 +181,7 @@ def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
   assert 5 < int(first[1]) < 199
 
 
-# Neighbours on the mesh belong to different processes, so both hold rows.
+# Neighbouring devices of the mesh belong to different processes.
 ROWS = """
 from moe.parallel import multihost, processes
 processes.initialize()
@@ -206,8 +207,8 @@ def test_each_process_puts_the_rows_of_its_devices():
   processes = started(['-c', ROWS], 2, 2)
   first, second = map(words, processes)
   everything, total = '0,1,2,3,4,5,6,7,True', str(sum(range(32)))
-  # In the three placements a process has all rows, half of them, or columns of
-  # all rows.
+  # In the three placements a process has all rows, half of the rows, or some
+  # columns of all rows.
   even, odd = '0,1,4,5,True', '2,3,6,7,True'
   assert first == [everything, total, even, total, everything, total]
   assert second == [everything, total, odd, total, everything, total]
@@ -240,7 +241,7 @@ def ended(processes):
   """Waits until all processes have succeeded; returns their standard errors."""
   try:
     errors = [p.communicate(timeout=300)[1] for p in processes]
-  finally:  # A process that is left alone would wait for the other.
+  finally:  # If one process fails, the other one would wait for it forever.
     for process in processes:
       process.kill()
   assert {p.returncode for p in processes} == {0}, errors
@@ -248,7 +249,7 @@ def ended(processes):
 
 
 def numbers(workdir, name):
-  """(step, task, name) -> number of a log, without layers and times."""
+  """(step, task, name) -> number in a log, without times and layers."""
   found = {}
   for line in (workdir / name).read_text().splitlines():
     record = json.loads(line)
@@ -271,7 +272,7 @@ def check_equal(workdir, expected):
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory, cache_dir):
-  """The work directory of a run in one process."""
+  """The work directory of a run that used one process."""
   pytest.importorskip('seqio')
   workdir = tmp_path_factory.mktemp('runs') / 'one'
   ended(started_run(workdir, 1))
@@ -286,7 +287,7 @@ def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
   _, found = build.find_data(run, token_stores.prepare)
   stores = found[run.data.train, 'train']
   reader = Reader(*stores, run.data.sequence_length, run.data.batch_size, 0)
-  for step in range(STEPS + 1):  # One batch is read ahead.
+  for step in range(STEPS + 1):  # The trainer reads one batch ahead.
     reader.batch(step)
   for text in shares:
     bytes_read = re.search(r'read ([\d,]+) bytes', text)[1].replace(',', '')

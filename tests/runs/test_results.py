@@ -1,4 +1,4 @@
-"""Baselines at the end of a run."""
+"""A run computes baselines at its end."""
 
 import logging
 
@@ -18,7 +18,7 @@ def vocabulary(tmp_path):
 
 
 def write(directory, vocabulary, num_given=0):
-  """A store of the lines; `num_given` tokens of each are not scored."""
+  """Writes a store of lines; the first `num_given` tokens are not scored."""
   records = []
   for line in LINES:
     ids = [*vocabulary.encode(line), vocabulary.eos]
