@@ -232,8 +232,8 @@ FLAGS = [
 ]
 
 
-def started_run(workdir, num_processes):
-  arguments = ['-m', 'launch.train', *FLAGS, f'--workdir={workdir}']
+def started_run(workdir, num_processes, more=()):
+  arguments = ['-m', 'launch.train', *FLAGS, *more, f'--workdir={workdir}']
   return started(arguments, num_processes, 8 // num_processes)
 
 
@@ -281,7 +281,8 @@ def one(tmp_path_factory, cache_dir):
 
 @pytest.mark.nightly
 def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
-  shares = ended(started_run(tmp_path, 2))
+  # Each process is a slice of four devices.
+  shares = ended(started_run(tmp_path, 2, ['--gin.NUM_SLICES=2']))
   check_equal(tmp_path, one)
   run = configuration.load([str(one / 'config.gin')], [])
   _, found = build.find_data(run, token_stores.prepare)
