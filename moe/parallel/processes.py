@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from moe.parallel import roll_call
 
@@ -16,7 +17,9 @@ PATIENCE = 300.0
 _watch: roll_call.Hub | roll_call.Member | None = None
 
 
-def initialize(patience: float | None = None) -> dict[int, str]:
+def initialize(
+  patience: float | None = None, report: dict[str, Any] | None = None
+) -> dict[int, roll_call.Guest]:
   """Joins the other processes, if there are any; call it first, and once.
 
   NUM_PROCESSES, PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0)
@@ -27,9 +30,10 @@ def initialize(patience: float | None = None) -> dict[int, str]:
   Args:
     patience: seconds to wait for the others; None takes JOIN_SECONDS of the
       environment, or else 300.
+    report: what process 0 shall know of this process, in a few kilobytes.
 
   Returns:
-    The hosts of the other processes by number; {} on all but process 0.
+    The other processes by number; {} on all but process 0.
 
   Raises:
     ValueError: if only some of the three variables are set, a number is wrong,
@@ -42,11 +46,11 @@ def initialize(patience: float | None = None) -> dict[int, str]:
     return {}
   if patience is None:
     patience = float(os.environ.get('JOIN_SECONDS', PATIENCE))
-  hosts = {}
+  guests = {}
   if place.num_processes > 1:
     is_first = place.process_id == 0
     watch = roll_call.Hub(place) if is_first else roll_call.Member(place)
-    hosts = watch.call(patience)
+    guests = watch.call(patience, report or {})
     _watch = watch
   # Here, since verbs import this file, and --help must answer at once.
   import jax
@@ -58,7 +62,7 @@ def initialize(patience: float | None = None) -> dict[int, str]:
     local_devices,
     cluster_detection_method='deactivate',
   )
-  return hosts
+  return guests
 
 
 def _find() -> tuple[roll_call.Place | None, list[int] | None]:

@@ -37,11 +37,35 @@ _ERROR_GRACE = 5.0
 # After a signal all processes save together, and some take longer.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
-_LONGEST_LINE = 4096
+# A process that has connected says at once who it is.
+_GREETING_SECONDS = 1.0
+_LONGEST_LINE = 2**16
+
+
+class Guest(NamedTuple):
+  """Another process, as process 0 knows it.
+
+  Attributes:
+    host: name of its machine.
+    clock: seconds by which its clock is ahead of that of process 0.
+    report: what the process said of itself.
+  """
+
+  host: str
+  clock: float
+  report: dict[str, Any]
 
 
 class Missing(Exception):
-  """A process has not come to the roll call; the message names it."""
+  """A process has not come to the roll call; the message names it.
+
+  Attributes:
+    guests: the processes that have come, by number.
+  """
+
+  def __init__(self, text: str, guests: dict[int, Guest] | None = None):
+    super().__init__(text)
+    self.guests = guests or {}
 
 
 class Place(NamedTuple):
@@ -84,6 +108,8 @@ class _Peer:
     self._data = b''
     self.process = None
     self.host = ''
+    self.clock = 0.0
+    self.report = {}
     self.has_left = False
     # The socket has no limit on the time of a message: keep-alive ends it.
     connection.settimeout(None)
@@ -118,6 +144,16 @@ class _Peer:
     if not data or len(self._data) > _LONGEST_LINE:
       return None
     return messages if all(isinstance(m, dict) for m in messages) else None
+
+  def greeting(self) -> dict[str, Any]:
+    """Waits for the first message; {} if a stranger sends something else."""
+    end = time.monotonic() + _GREETING_SECONDS
+    while time.monotonic() < end:
+      if select.select([self], [], [], _GREETING_SECONDS)[0]:
+        messages = self.receive()
+        if messages or messages is None:
+          return messages[0] if messages else {}
+    return {}
 
   def close(self) -> None:
     """Closes the connection."""
@@ -169,12 +205,13 @@ class Hub:
     self._thread = threading.Thread(target=self._watch, daemon=True)
     self._left = threading.Event()
 
-  def call(self, patience: float) -> dict[int, str]:
-    """Waits until all have come; returns the host of each other process.
+  def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
+    """Waits until all have come; returns the others by number.
 
     Raises:
       Missing: if a process has not come after `patience` seconds.
     """
+    del report  # Nobody reads what process 0 says.
     begin, is_told, guests = time.monotonic(), False, []
     while len(self._peers) < self._place.num_processes - 1:
       waited = time.monotonic() - begin
@@ -185,7 +222,7 @@ class Hub:
         )
         for peer in self._peers.values():
           peer.send(missing=text)
-        raise Missing(text)
+        raise Missing(text, self._guests())
       if waited >= TELL_SECONDS and not is_told:
         is_told = True
         _logger.info(f'waiting: {self.absent()} not started yet')
@@ -204,7 +241,13 @@ class Hub:
       peer.send(go=True)
     self._server.close()
     self._thread.start()
-    return {i: peer.host for i, peer in self._peers.items()}
+    return self._guests()
+
+  def _guests(self) -> dict[int, Guest]:
+    return {
+      i: Guest(peer.host, peer.clock, peer.report)
+      for i, peer in sorted(self._peers.items())
+    }
 
   def absent(self) -> str:
     """The processes that have not come, as text for people."""
@@ -220,7 +263,7 @@ class Hub:
 
   def _welcome(self, guest: _Peer) -> None:
     """Reads who has connected, and refuses a wrong one."""
-    hello = next(iter(guest.receive() or ()), {})
+    hello = guest.greeting()
     process, size = hello.get('process'), self._place.num_processes
     if type(process) is not int or not 0 < process < size:
       guest.close()
@@ -233,6 +276,10 @@ class Hub:
       guest.close()
     else:
       guest.process, guest.host = process, str(hello.get('host', ''))[:100]
+      report, clock = hello.get('report'), hello.get('time')
+      guest.report = report if isinstance(report, dict) else {}
+      if isinstance(clock, float):
+        guest.clock = clock - time.time()
       self._peers[process] = guest
 
   def _watch(self) -> None:
@@ -279,10 +326,11 @@ class Member:
     self._place = place
     self._hub: _Peer | None = None
     self._is_over = False
+    self._early: list[dict[str, Any]] = []  # News that came with the start.
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
-  def call(self, patience: float) -> dict[int, str]:
-    """Waits until all have come.
+  def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
+    """Waits until all have come; returns {}.
 
     Raises:
       Missing: if a process has not come after `patience` seconds.
@@ -291,7 +339,7 @@ class Member:
     end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
     while self._hub is None:
       # Process 0 names the missing ones, so this wait is a little longer.
-      self._hub = self._answer(end + 5)
+      self._hub = self._answer(end + 5, report)
       now = time.monotonic()
       if self._hub is None and now >= end:
         raise Missing(
@@ -304,7 +352,7 @@ class Member:
     self._thread.start()
     return {}
 
-  def _answer(self, end: float) -> _Peer | None:
+  def _answer(self, end: float, report: dict[str, Any]) -> _Peer | None:
     """Connects to process 0 and waits for all; None to try again."""
     try:
       connection = socket.create_connection(self._place.endpoint, timeout=2)
@@ -316,10 +364,12 @@ class Member:
       process=place.process_id,
       of=place.num_processes,
       host=socket.gethostname(),
+      time=time.time(),
+      report=report,
     )
     left = max(0.0, end - time.monotonic())
     reply = hub.receive() if select.select([hub], [], [], left)[0] else None
-    reply = next(iter(reply or ()), {})
+    reply, *self._early = reply or [{}]
     if 'missing' in reply:
       raise Missing(reply['missing'])
     if 'error' in reply:
@@ -335,7 +385,7 @@ class Member:
 
   def _watch(self) -> None:
     while not self._is_over:
-      messages = self._hub.receive()
+      messages, self._early = self._early or self._hub.receive(), []
       if messages is None:
         if not self._is_over:
           _end_after(_vanished(self._place.name(0)))

@@ -1,11 +1,7 @@
 import json
 import os
-import pathlib
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -16,6 +12,7 @@ from launch.configs import configuration
 from moe.data.reader import Reader
 from moe.parallel import processes, roll_call
 from moe.runs import build, lock
+from tests.parallel.cluster import started
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 SLURM = {
@@ -34,8 +31,8 @@ class Answered:
   def __init__(self, place):
     self.place = place
 
-  def call(self, patience):
-    assert patience == 300
+  def call(self, patience, report):
+    assert (patience, report) == (300, {})
     return {}
 
 
@@ -135,35 +132,6 @@ with stop.listening():
     time.sleep(0.05)
 print(len(jax.devices()), step, stop.is_set)
 """
-
-
-def started(arguments, num_processes, num_devices, numbers=None):
-  """Starts Python processes that form one cluster; each has CPU devices.
-
-  If `numbers` are given, only these processes are started.
-  """
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  processes = []
-  for i in numbers or range(num_processes):
-    own = {
-      'NUM_PROCESSES': str(num_processes),
-      'PROCESS_ID': str(i),
-      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(num_devices),
-    }
-    process = subprocess.Popen(
-      [sys.executable, *arguments],
-      env={**os.environ, **own},
-      cwd=pathlib.Path(__file__).parents[2],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    processes.append(process)
-  return processes
 
 
 def words(process):

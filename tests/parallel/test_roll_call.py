@@ -38,7 +38,7 @@ def connected(place, number, **hello):
 def hub(place, ends):
   """Process 0 while it calls the roll in another thread."""
   hub = roll_call.Hub(place)
-  hub.thread = threading.Thread(target=hub.call, args=(10,), daemon=True)
+  hub.thread = threading.Thread(target=hub.call, args=(10, {}), daemon=True)
   hub.thread.start()
   yield hub
   # No news may come after the test, when they would end this process.
@@ -142,11 +142,12 @@ def test_a_process_that_ended_before_the_start_may_come_again(place, hub):
 
 def test_members_leave_when_process_0_dies(place, hub, ends):
   member = roll_call.Member(place._replace(process_id=1))
-  thread = threading.Thread(target=member.call, args=(10,))
+  thread = threading.Thread(target=member.call, args=(10, {'a': 1}))
   thread.start()
   other = connected(place, 2)
   thread.join(10)
   assert other
+  assert hub._peers[1].report == {'a': 1} and abs(hub._peers[1].clock) < 1
   for peer in hub._peers.values():
     peer._socket.shutdown(socket.SHUT_RDWR)
   until(lambda: any('process 0 (a) was killed' in e['lost'] for e in ends))
