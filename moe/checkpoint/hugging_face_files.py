@@ -54,7 +54,10 @@ def save(
   """
 
   def made(tensor: Tensor) -> np.ndarray:
-    parts = [np.asarray(arrays[path][tensor.place]) for path in tensor.paths]
+    # An index without a place would copy the array.
+    place = tensor.place
+    part = lambda array: array[place] if place else array
+    parts = [np.asarray(part(arrays[path])) for path in tensor.paths]
     return to_theirs(tensor, parts)
 
   shards, filled = [[]], 0

@@ -10,8 +10,9 @@ import pytest
 
 from moe.routing import dispatch, slots
 from moe.routing.grouped import grouped_matmul
-from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.plan import RoutingPlan
 from moe.routing.slots import permute
+from moe.routing.token_choice import rows_of_choices
 
 G, M, A, E, D, F = 2, 12, 2, 4, 5, 3
 PLANS = {
