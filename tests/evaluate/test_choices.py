@@ -76,7 +76,8 @@ def test_only_the_continuation_costs_nats():
 
 
 def test_a_long_context_loses_its_left_end():
-  # The context has 7 tokens. Of all 12 tokens the last 8 are targets.
+  # The context has 10 tokens, the continuation 2. The window has 8 tokens, so
+  # it leaves out the first 4 tokens of the context.
   (window,) = choices.request_windows(
     0, request(range(3, 13), [13, 14]), Context(8, 4, 2)
   )
