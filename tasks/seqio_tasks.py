@@ -99,13 +99,14 @@ class Codes(seqio.PassThroughVocabulary):
     range: name of the range of ids, as in `moe.data.records.Feature`.
     is_block: whether the feature is a block.
     tokenizer: SHA-256 of the tokenizer that made the codes, if one did.
+    grid: (rows, columns) of the codes of a picture.
   """
 
   def __init__(self, kind: Feature):
     # The true size is that of the range in a run, which is not known here.
     super().__init__(size=1 << 31)
     self.range, self.is_block = kind.range, kind.is_block
-    self.tokenizer = kind.tokenizer
+    self.tokenizer, self.grid = kind.tokenizer, kind.grid
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:

@@ -117,13 +117,14 @@ def cache_task(
   whose target is empty is left out and counted.
 
   A feature whose vocabulary has the attributes `range` and `is_block` holds the
-  codes of that range of the id space, and perhaps has `tokenizer`; see
-  `moe.data.records.Feature`. Features
-  other than inputs and targets are kept as arrays with one value per token.
+  codes of that range of the id space, and perhaps has `tokenizer` and `grid`;
+  see `moe.data.records.Feature`. Features other than inputs and targets are
+  kept as arrays with one value per token.
 
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
-  `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs, and
-  `block_ids` (uint8) if it has a block.
+  `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs,
+  `block_ids` (uint8) if it has a block, and `row` and `column` (uint8) if it
+  has codes in a grid.
 
   Args:
     task_name: of a registered seqio task.
@@ -197,6 +198,7 @@ def _features(task_name: str) -> dict[str, Feature]:
       getattr(vocabulary, 'range', ''),
       getattr(vocabulary, 'is_block', False),
       getattr(vocabulary, 'tokenizer', ''),
+      getattr(vocabulary, 'grid', ()),
     )
     for name, vocabulary in vocabularies.items()
     if hasattr(vocabulary, 'range') or name not in ('inputs', 'targets')

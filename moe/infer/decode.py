@@ -40,6 +40,9 @@ class Functional(Protocol):
   ) -> Array:
     """Float32 logits [.., V] of hidden [.., D]."""
 
+  def restrict(self, logits: Array, targets: Array) -> Array:
+    """Logits of which only those in the range of the target compete."""
+
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Tree of `jax.ShapeDtypeStruct` for `Cache.layers`."""
 

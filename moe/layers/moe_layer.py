@@ -28,11 +28,11 @@ from jax.sharding import PartitionSpec as P
 from moe import axes, bounds
 from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
-from moe.routing import dispatch, exchange, gates
+from moe.routing import dispatch, exchange, gates, slots
 from moe.routing.dispatch import Dispatch
 from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
-from moe.types import Array, Layout, Pair
+from moe.types import MODALITIES, Array, Layout, Pair
 
 
 class LayerOutputs(NamedTuple):
@@ -122,6 +122,8 @@ class MoE(nn.Module):
     dtype: compute dtype of the experts; routing is float32.
     output_scale: factor of the initial values of the experts' last products.
     router_scale: factor of the router's initial values.
+    num_modalities: losses and counts of the router are also reported for each
+      of the first so many modalities; 1 for the whole alone.
   """
 
   num_experts: int
@@ -137,6 +139,7 @@ class MoE(nn.Module):
   dtype: jnp.dtype = jnp.float32
   output_scale: float = 1.0
   router_scale: float = 1.0
+  num_modalities: int = 1
 
   def __post_init__(self):
     at_least, together = bounds.at_least, 'tokens that are routed together'
@@ -144,6 +147,10 @@ class MoE(nn.Module):
     at_least(1, 'EXPERT_D_FF', self.expert_d_ff, 'the width of an expert')
     at_least(0, 'SHARED_D_FF', self.shared_d_ff, '0 for no shared expert')
     at_least(1, 'GROUP_SIZE', self.group_size, together)
+    meaning = f'of {len(MODALITIES)} modalities, those that are told apart'
+    bounds.within(
+      'num_modalities', self.num_modalities, meaning, least=1, most=3
+    )
     bounds.one_of('ACTIVATION', self.activation, feed_forward.ACTIVATIONS)
     super().__post_init__()
 
@@ -358,6 +365,7 @@ class MoE(nn.Module):
     metrics = {
       **plan.statistics,
       **arrived.traffic,
+      **self._drops_by_modality(inputs, plan, arrived),
       'padding': (padding, jnp.float32(info.valid.size)),
     }
     outputs = LayerOutputs(plan.losses, metrics)
@@ -391,8 +399,30 @@ class MoE(nn.Module):
       _in_groups(info.valid, M),
       0 if lay.sequence_axes else T,
       lay.batch_axes + lay.sequence_axes,
+      self.num_modalities,
     )
     return inputs, keys_G
+
+  def _drops_by_modality(self, inputs, plan, arrived) -> dict[str, Pair]:
+    """'dropped_text' and so on, where the sender knows which rows have a slot.
+
+    A device that sends its tokens away before they get slots does not know it.
+    """
+    slot_GMA = arrived.permuted.slot_GMA
+    shape = inputs.valid_GM.shape
+    if self.num_modalities == 1 or slot_GMA is None or arrived.visit:
+      return {}
+    if slot_GMA.shape[:2] != shape:
+      return {}
+    asked_GR = slots.requested_rows(plan)
+    of_row_GR = jnp.take_along_axis(inputs.modality_GM, plan.token_GR, axis=1)
+    found = {}
+    for number, name in enumerate(MODALITIES[: self.num_modalities]):
+      mine_GM1 = (inputs.modality_GM == number)[..., None]
+      kept = jnp.sum((slot_GMA >= 0) & mine_GM1, dtype=jnp.float32)
+      asked = jnp.sum(asked_GR & (of_row_GR == number), dtype=jnp.float32)
+      found[f'dropped_{name}'] = asked - kept, asked
+    return found
 
 
 def _in_groups(a: Array, M: int) -> Array:

@@ -11,11 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moe.types import Array, Pair
+from moe.types import MODALITIES, Array, Pair
 
 SCOPES = ('group', 'sequence', 'global')
-# Number of modalities that `TokenBatch.modality` can name.
-NUM_MODALITIES = 3
 
 
 class Scope(NamedTuple):
@@ -180,7 +178,7 @@ def global_entropy_loss(
     scope.units(valid_GM),
   )
   loss = jnp.zeros((), jnp.float32)
-  for modality in range(NUM_MODALITIES):
+  for modality in range(len(MODALITIES)):
     mine_GM = unit_valid_GM & (unit_modality_GM == modality)
     prob_GE = jnp.sum(unit_probs_GME, axis=1, where=mine_GM[..., None])
     total_GE = scope.total(prob_GE)
@@ -282,3 +280,30 @@ def choice_statistics(
     'entropy': (entropy, tokens),
     'confidence': (confidence, tokens),
   }
+
+
+def modality_statistics(
+  probs_GME: Array,
+  expert_GMA: Array,
+  valid_GM: Array,
+  modality_GM: Array,
+  num_modalities: int,
+) -> dict[str, Pair]:
+  """`choice_statistics` of each modality; {} where there is one.
+
+  Args:
+    probs_GME: distribution over experts, float32.
+    expert_GMA: int32 choices, the best one first; negative where there is none.
+    valid_GM: bool, False for padding.
+    modality_GM: int32, a number of `MODALITIES`.
+    num_modalities: the first so many are told apart.
+
+  Returns:
+    Pairs by names such as 'load_text' and 'entropy_image'.
+  """
+  found = {}
+  for number in range(num_modalities if num_modalities > 1 else 0):
+    mine_GM = valid_GM & (modality_GM == number)
+    of_tokens = choice_statistics(probs_GME, expert_GMA, mine_GM)
+    found |= {f'{k}_{MODALITIES[number]}': v for k, v in of_tokens.items()}
+  return found

@@ -30,6 +30,7 @@ class RouterInputs(NamedTuple):
     length: T, tokens per sequence. A group is several sequences or a part of
       one. 0 if no device holds whole sequences.
     batch_axes: mesh axes over which sums of the whole batch are taken.
+    num_modalities: statistics tell so many modalities apart; 1 for none.
   """
 
   x_GMD: Array
@@ -39,6 +40,7 @@ class RouterInputs(NamedTuple):
   valid_GM: Array
   length: int
   batch_axes: tuple[str, ...] = ()
+  num_modalities: int = 1
 
 
 class RoutingPlan(NamedTuple):

@@ -73,9 +73,17 @@ def plan_of_choices(
   token_GR, expert_GR, weight_GR, valid_GR, rows_GMA = rows_of_choices(
     expert_GMA, weight_GMA, valid_GM
   )
-  statistics = balance.choice_statistics(
-    probs_GME, expert_GMA[..., : A - num_spare], valid_GM
-  )
+  chosen_GMA = expert_GMA[..., : A - num_spare]
+  statistics = {
+    **balance.choice_statistics(probs_GME, chosen_GMA, valid_GM),
+    **balance.modality_statistics(
+      probs_GME,
+      chosen_GMA,
+      valid_GM,
+      inputs.modality_GM,
+      inputs.num_modalities,
+    ),
+  }
   return RoutingPlan(
     token_GR,
     jnp.maximum(expert_GR, 0),
