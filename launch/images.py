@@ -1,10 +1,12 @@
-r"""Image tokenizers: python -m launch.images VERB ...
+r"""Image tokenizers and scores of pictures: python -m launch.images VERB ...
 
   tokenizer-report --checkpoint=runs/fashion_codes
   encode --checkpoint=runs/fashion_codes --output=runs/fashion_codes/codes
+  score --checkpoint=runs/pictures --num=200
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains one.
+--workdir=runs/fashion_codes` trains a tokenizer, and
+--gin_file=runs/pictures_cpu.gin a model that draws and describes.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from moe import bounds
 from moe.data.cache_dir import default_cache_dir
 
 
@@ -36,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       '--checkpoint',
       required=True,
       metavar='DIR',
-      help='work directory of a run that trained an image tokenizer',
+      help='work directory of the run',
     )
     command.add_argument(
       '--pictures',
@@ -62,11 +65,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'encode', 'write pictures as codes, with the tasks to read them'
   )
   encode.add_argument('--output', required=True, metavar='DIR')
+  score = verb('score', 'score drawing, describing and recognising')
+  score.add_argument(
+    '--num', type=int, default=200, help='sentences to draw of each source'
+  )
+  score.add_argument(
+    '--limit', type=int, default=1500, help='held-out pictures of each source'
+  )
+  score.add_argument(
+    '--guidance', type=float, default=2.0, help='default %(default)s'
+  )
+  score.add_argument('--rerank', type=int, default=1, metavar='K')
+  score.add_argument('--seed', type=int, default=0)
+  score.add_argument(
+    '--judge_epochs', type=int, default=4, help='of the independent network'
+  )
+  score.add_argument(
+    '--output', metavar='DIR', help='default: the work directory'
+  )
   return parser.parse_args(argv)
 
 
 def run_verb(args: argparse.Namespace, command: str) -> int:
   """Runs a verb."""
+  if args.verb == 'score':
+    return score(args, command)
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
   from moe.runs import image_tokenizer
@@ -132,6 +155,54 @@ def encode(
     print(f'{name}: {count:,} pictures')
   module = os.path.join(args.output, picture_codes.MODULE)
   print(f"TASK_MODULES = ('{module}',)")
+  return 0
+
+
+def score(args: argparse.Namespace, command: str) -> int:
+  """Prints the scores of a model of pictures, and writes the page."""
+  # Imported here, since --help must answer at once.
+  from launch.configs import configuration
+  from moe.data.store import Store
+  from moe.evaluate import score as score_lib
+  from moe.report import pictures_page
+  from moe.runs import picture_model, picture_scores
+  from tasks.pictures import scenes, stores
+
+  bounds.at_least(2, '--num', args.num, 'sentences to draw')
+  bounds.at_least(16, '--limit', args.limit, 'held-out pictures')
+  bounds.at_least(1, '--judge_epochs', args.judge_epochs, 'passes of training')
+  drawing = picture_model.Drawing(args.guidance, args.rerank, seed=args.seed)
+  runtime.set_up_jax()
+  model = picture_model.of_run(configuration.load_run(args.checkpoint))
+  pixels = model.tokenizer.pixels
+  cache_dir = args.cache_dir or default_cache_dir()
+  names = args.pictures or picture_model.names_of(model)
+  found = {}
+  for name, by_split in stores.prepare(names, pixels, cache_dir).items():
+    judge = picture_scores.train_judge(
+      Store(by_split['train']), pixels, args.judge_epochs
+    )
+    for split, directory in by_split.items():
+      if split == 'train':
+        continue
+      label = name if split == 'validation' else f'{name} {split}'
+      found[label] = picture_scores.score(
+        model,
+        picture_scores.held_out(label, Store(directory), pixels, args.limit),
+        judge,
+        scenes.agreement_with_facts,
+        drawing,
+        args.num,
+        command,
+      )
+      print(score_lib.as_table(found[label].scores), flush=True)
+  page = pictures_page.write(
+    pathlib.Path(args.output or model.trained.workdir),
+    f'Pictures of {os.path.basename(model.trained.workdir)}',
+    {'step': str(model.trained.step), **model.tokenizer.facts},
+    found,
+  )
+  print(f'\npage: {page}')
   return 0
 
 

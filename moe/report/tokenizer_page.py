@@ -1,7 +1,6 @@
 """A page about an image tokenizer: scores, and what pictures come back as."""
 
 import base64
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from moe import atomic_files
 from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score, as_cells
-from moe.report import templates
+from moe.report import picture_files, templates
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
 # Pictures in a row of a sheet, and how many rows; each row is two rows high.
@@ -53,15 +52,6 @@ def sheet(found: Reconstruction) -> np.ndarray:
   return made.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def png(picture: np.ndarray) -> bytes:
-  """A picture, uint8 [Y, X, 3], as a PNG file."""
-  from PIL import Image  # Figures are drawn with Matplotlib elsewhere.
-
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, 'PNG')
-  return buffer.getvalue()
-
-
 def write(
   directory: pathlib.Path,
   title: str,
@@ -84,7 +74,7 @@ def write(
   directory.mkdir(parents=True, exist_ok=True)
   sheets = {}
   for name, one in found.items():
-    data = png(sheet(one))
+    data = picture_files.png(sheet(one))
     file_name = name.strip('./').replace('/', '_')
     atomic_files.write_file(
       directory / f'reconstructions_{file_name}.png', data
