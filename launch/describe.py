@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
 from launch.runtime import log
 from moe import bounds
 
@@ -67,8 +68,7 @@ def describe(args: argparse.Namespace) -> int:
     ValueError: if flags are out of range or do not suit the checkpoint, or if
       a picture cannot be read.
   """
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
+  # Here, since --help needs no JAX.
   from moe.infer.sampling import Sampling
   from moe.runs import picture_model, recognition
   from tasks.pictures import decoding

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
 from launch.runtime import log
-from moe import bounds
+from moe import atomic_files, bounds
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,9 +72,7 @@ def draw(args: argparse.Namespace) -> int:
   Raises:
     ValueError: if flags are out of range or do not suit the checkpoint.
   """
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
-  from moe import atomic_files
+  # Here, since --help needs no JAX.
   from moe.infer.sampling import Sampling
   from moe.report import picture_files
   from moe.runs import picture_model

@@ -97,6 +97,12 @@ class PictureModel:
       digest.update(np.ascontiguousarray(jax.device_get(array)).tobytes())
     return digest.hexdigest()
 
+  @property
+  def facts(self) -> dict[str, str]:
+    """What is known of the model, for people."""
+    step = str(self.trained.step)
+    return {'step': step, 'model': self.sha256, **self.tokenizer.facts}
+
   def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
     """Codes int32 [N, codes] of pictures of the tokenizer's size."""
     return self.tokenizer.encode(np.stack(pixels))

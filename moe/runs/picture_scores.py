@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from moe import bounds
 from moe.data.store import Store
 from moe.evaluate import captions, comparison, likelihood
 from moe.evaluate import judge as judge_lib
@@ -15,6 +17,8 @@ from moe.evaluate.score import Score
 from moe.runs import recognition
 from moe.runs.picture_model import Drawing, PictureModel
 from moe.runs.tokenizer_report import first_pictures
+
+_logger = logging.getLogger(__name__)
 
 # A picture's sentence is compared with those of so many pictures.
 _RIVALS = 16
@@ -26,6 +30,33 @@ SHOWN = 12
 
 # (sentence, facts of a picture) -> attribute -> whether the sentence is right.
 Agreement = Callable[[str, Mapping], Mapping[str, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is scored, and how.
+
+  Attributes:
+    agreement: says which attributes a sentence gets right.
+    drawing: how pictures are drawn.
+    num_drawn: the first so many sentences of each source are drawn.
+    limit: the first so many held-out pictures of each source are read.
+    judge_epochs: how often the independent network sees each picture.
+    command: the command that gives the same numbers again.
+  """
+
+  agreement: Agreement
+  drawing: Drawing = Drawing()
+  num_drawn: int = 200
+  limit: int = 1500
+  judge_epochs: int = 4
+  command: str = ''
+
+  def __post_init__(self):
+    bounds.at_least(2, '--num', self.num_drawn, 'sentences to draw')
+    bounds.at_least(_RIVALS, '--limit', self.limit, 'held-out pictures')
+    meaning = 'passes of the judge over its pictures'
+    bounds.at_least(1, '--judge_epochs', self.judge_epochs, meaning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +108,34 @@ def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
   return HeldOut(name, made, [one.pop('caption') for one in facts], facts)
 
 
-def score(
+def score_sources(
   model: PictureModel,
-  pictures: HeldOut,
-  judge: Judge,
-  agreement: Agreement,
-  drawing: Drawing,
-  num_drawn: int,
-  command: str,
+  pictures: Mapping[str, Mapping[str, str]],
+  wanted: Request,
+) -> dict[str, Found]:
+  """Scores of all held-out splits of sources of pictures, by their names.
+
+  Args:
+    model: the model.
+    pictures: name -> split -> store of pictures.
+    wanted: what is scored.
+  """
+  found, pixels = {}, model.tokenizer.pixels
+  for name, by_split in pictures.items():
+    store = Store(by_split['train'])
+    known = held_out(name, store, pixels, int(store.lengths.size))
+    judge = judge_lib.train(known.pixels, known.facts, wanted.judge_epochs)
+    for split, directory in by_split.items():
+      if split != 'train':
+        label = name if split == 'validation' else f'{name} {split}'
+        mine = held_out(label, Store(directory), pixels, wanted.limit)
+        found[label] = score(model, mine, judge, wanted)
+        _logger.info(f'{label}: {len(mine.pixels)} pictures scored')
+  return found
+
+
+def score(
+  model: PictureModel, pictures: HeldOut, judge: Judge, wanted: Request
 ) -> Found:
   """All scores of the held-out pictures of a source.
 
@@ -92,29 +143,25 @@ def score(
     model: the model.
     pictures: at least two.
     judge: an independent network.
-    agreement: says which attributes a sentence gets right.
-    drawing: how pictures are drawn.
-    num_drawn: the first so many sentences are drawn.
-    command: the command that gives the same numbers again.
+    wanted: what is scored.
   """
-  mean = _Mean(pictures.name, command)
+  mean = _Mean(pictures.name, wanted.command)
   codes = model.encode(pictures.pixels)
-  wanted = pictures.first(num_drawn)
-  drawn = model.draw(wanted.captions, drawing)
+  first = pictures.first(wanted.num_drawn)
+  drawn = model.draw(first.captions, wanted.drawing)
   written = model.write(codes)
   scores = [
     *_judged(mean, model, pictures, codes, judge),
-    *_drawn(mean, wanted, np.stack([one.pixels for one in drawn]), judge),
-    *_described(mean, pictures, written, agreement),
+    *_drawn(mean, first, np.stack([one.pixels for one in drawn]), judge),
+    *_described(mean, pictures, written, wanted.agreement),
     *_alignment(mean, model, pictures, codes),
     *_recognised(mean, model, pictures, codes),
   ]
+  made = [one.pixels for one in drawn]
   shown = zip(pictures.pixels, pictures.captions, written, strict=True)
   return Found(
     scores,
-    [(t, one.pixels) for t, one in zip(wanted.captions, drawn, strict=True)][
-      :SHOWN
-    ],
+    list(zip(first.captions, made, strict=True))[:SHOWN],
     list(shown)[:SHOWN],
   )
 
@@ -343,15 +390,3 @@ def _calibration_error(
     mine = bins == number
     error += mine.mean() * abs(confidence[mine].mean() - right[mine].mean())
   return float(error)
-
-
-def train_judge(store: Store, pixels: int, epochs: int) -> Judge:
-  """Trains a judge on the training pictures of a source.
-
-  Args:
-    store: of pictures.
-    pixels: height and width.
-    epochs: how often it sees each picture.
-  """
-  known = held_out('', store, pixels, int(store.lengths.size))
-  return judge_lib.train(known.pixels, known.facts, epochs)
