@@ -181,10 +181,12 @@ class _Mean:
       f'{self._name}: {what}', known, self._command, unit, higher
     )
 
-  def single(self, what: str, value: float, n: int, unit: str) -> Score:
-    """A number that is no mean, without an interval."""
-    name = f'{self._name}: {what}'
-    return Score(name, float(value), None, None, n, self._command, unit)
+  def single(
+    self, what: str, value: float, n: int, unit: str = 'share', higher=False
+  ) -> Score:
+    """A number without an interval, since it is no mean over pictures."""
+    name, value = f'{self._name}: {what}', float(value)
+    return Score(name, value, None, None, n, self._command, unit, higher)
 
 
 def _judged(
@@ -355,10 +357,10 @@ def _recognised(
   answers = gains.argmax(axis=1)
   count = len(truth)
   scores.append(
-    mean.single('macro-F1', _macro_f1(answers, truth), count, 'share')
+    mean.single('macro-F1', _macro_f1(answers, truth), count, higher=True)
   )
   error = _calibration_error(gains, truth)
-  scores.append(mean.single('calibration error', error, count, 'share'))
+  scores.append(mean.single('calibration error', error, count))
   for number, template in enumerate(templates):
     one = captions.information_gain(
       given[..., number : number + 1], without[..., number : number + 1], 0.5
