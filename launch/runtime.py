@@ -210,19 +210,25 @@ def write_page(about: str, *content: Any) -> Any:
   """Writes a page.
 
   Args:
-    about: 'run', 'scorecard' or 'tokenizer'.
+    about: 'run', 'scorecard', 'tokenizer' or 'pictures'.
     *content: the arguments of the function below that writes it.
 
   Returns:
     What that function returns.
   """
   # Here, since Matplotlib takes seconds to import, and few commands draw.
-  from moe.report import run_page, scorecard_page, tokenizer_page
+  from moe.report import (
+    pictures_page,
+    run_page,
+    scorecard_page,
+    tokenizer_page,
+  )
 
   write = {
     'run': run_page.write_report,
     'scorecard': scorecard_page.write,
     'tokenizer': tokenizer_page.write,
+    'pictures': pictures_page.write,
   }
   return write[about](*content)
 

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
 from moe.models.decoder import Decoder
 from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
@@ -34,6 +35,11 @@ class Functional:
   def extras(self) -> tuple[Extra, ...]:
     """Further arrays of a batch that the model reads."""
     return self.module.extras()
+
+  @property
+  def ids(self) -> IdSpace | None:
+    """The ranges that have a softmax of their own; None for one softmax."""
+    return self.module.ids
 
   def init(
     self, key: Array, batch_shapes: TokenBatch
@@ -80,16 +86,21 @@ class Functional:
     """State after a step: routers update it from the statistics of the step."""
     return self.module.update_state(state) if state else state
 
-  def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
+  def head(
+    self, params: PyTree, hidden: Array, section: str | None = None
+  ) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
 
     Args:
       params: parameters of the model.
       hidden: [..., D].
-      section: part of the vocabulary; only None, the whole, is supported.
+      section: a range of ids, whose codes alone get logits; None for all ids.
     """
-    del section
-    return self.module.head(params, hidden)
+    return self.module.head(params, hidden, section)
+
+  def restrict(self, logits: Array, targets: Array) -> Array:
+    """Logits [..., V] in which only ids of the target's range compete."""
+    return self.module.restrict(logits, targets)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for a number of rows and of entries per row."""
