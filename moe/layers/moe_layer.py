@@ -138,7 +138,7 @@ class MoE(nn.Module):
   router_scale: float = 1.0
 
   def __post_init__(self):
-    sizes = moe_parts.LayerSizes(
+    sizes = moe_parts.MoESizes(
       self.num_experts,
       self.expert_d_ff,
       self.shared_d_ff,
