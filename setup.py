@@ -19,6 +19,8 @@ TOKAMAX = 'tokamax>=0.0.12'
 # What the nightly comparison of converted weights runs against. It is outside
 # of the lock: CI compares with goldens that were made with it.
 INTEROP = [
+  # The harness reads models of transformers with it.
+  'accelerate>=1.10',
   'lm_eval>=0.4.13',
   'safetensors>=0.8',
   'torch>=2.9',

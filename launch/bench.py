@@ -94,9 +94,9 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     '--compare',
-    choices=('mesh', 'compile'),
+    choices=('mesh', 'compile', 'muon'),
     help='mesh: 8 devices and 1; compile: seconds to compile with 64 and with'
-    ' 8 experts',
+    ' 8 experts; muon: a step with Muon and one with AdamW',
   )
   add(
     '--against',

@@ -203,7 +203,7 @@ def _shares(report: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-  """The report of the verb `moe` on the devices of this machine."""
+  """The report of the command `moe` on the devices of this machine."""
   sizes = sizes_of(args, SIZES)
   classes = choices(args)
   timed, extra = COMPARISONS[args.compare](sizes, *classes)

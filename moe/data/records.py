@@ -201,7 +201,7 @@ class Tokeniser:
     return record
 
   def _blocks(self, prompt: list[int], target: list[int]) -> Record:
-    """The array `block_ids` of a document; {} if it has no block."""
+    """{'block_ids': array} of a document; {} if it has no block."""
     block_ids = np.zeros(len(prompt) + len(target) + 1, np.uint8)
     for number, feature in enumerate(_FEATURES, start=1):
       if feature in self._features and self._features[feature].is_block:
@@ -211,7 +211,7 @@ class Tokeniser:
     return {'block_ids': block_ids} if block_ids.any() else {}
 
   def _rest(self, example: dict, record: Record) -> Record:
-    """Other arrays of an example, one value per token; 0 for the end mark."""
+    """Name -> array, for all other features; the end mark has the value 0."""
     size, rest = record['tokens'].size, {}
     for name in self._features.keys() - set(_FEATURES):
       array = np.asarray(example[name])

@@ -32,7 +32,8 @@ class Matrix(NamedTuple):
     name: path of the parameter.
     shape: shape of the parameter.
     num_batch: leading dims of the parameter that are batch dims.
-    num_in: number of dims after the batch dims that the input is summed over.
+    num_in: number of input dims; they follow the batch dims, and the product
+      with the input sums over them.
   """
 
   name: str

@@ -18,8 +18,8 @@ from moe.types import Array, PyTree
 DTYPES = ('float32', 'bfloat16', 'int8')
 # Number of neighbours in the last dim that share a scale.
 BLOCK = 128
-# Code 255 of a second moment stands for 1.0, code 247 for 0.5, and so on. A
-# code is a float32 without its last 20 bits.
+# A code of a second moment is a float32 without its last 20 bits, as an integer
+# minus `_OFFSET`. So code 255 stands for 1.0, code 247 for 0.5, and so on.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
@@ -43,7 +43,7 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """Splits the last dim into blocks; one block if not a multiple of BLOCK."""
+  """Splits the last dim into blocks of `BLOCK`, or into one if none fit it."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)

@@ -122,7 +122,7 @@ def make_layer(
     mesh: mesh of the devices, by default of one device.
 
   Raises:
-    ValueError: if the sizes do not divide.
+    ValueError: if a size is not divisible by its mesh axes.
   """
   mesh = mesh or make_mesh(MeshShape(), jax.devices()[:1])
   table = rules.table('standard')

@@ -1,7 +1,5 @@
 """Describes how a step of a run executes its model, from shapes alone."""
 
-import math
-
 import jax
 
 from moe.layers import attention as attention_lib
@@ -33,7 +31,7 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
 
 def least_devices(run: Run) -> int:
   """The smallest number of devices of a run's mesh; size -1 counts as 1."""
-  return math.prod(n for n in vars(run.mesh).values() if n != -1)
+  return run.mesh.fixed
 
 
 def layout_of(run: Run, num_devices: int) -> Layout:
@@ -45,7 +43,10 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """(tokens of a microbatch along the expert axis, devices along this axis)."""
+  """(tokens on all devices along the expert axis, number of these devices).
+
+  Only the tokens of one microbatch count.
+  """
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)
   # Devices along the 'model' axis work on the same tokens, so they count once.
@@ -152,7 +153,10 @@ def execution_of(
 def _padding(
   run: Run, experts: ExpertsAnatomy | None, num_devices: int
 ) -> float:
-  """Rows that experts multiply over rows routed to them, at even loads."""
+  """Rows that experts multiply, divided by the rows that are routed to them.
+
+  The loads of the experts are assumed to be even.
+  """
   if not experts or not experts.dispatch:
     return 1.0
   tokens, slots = _capacity(run, experts, num_devices)

@@ -65,7 +65,11 @@ def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
 def _numbers(
   records: list[dict[str, Any]], load_SLE: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Values [steps, layers] of each key that every record has."""
+  """Key -> values [steps, layers].
+
+  Two keys are computed from the loads. The others are the keys of `_NUMBERS`
+  that every record has.
+  """
   mean_SL = np.maximum(load_SLE.mean(2), 1e-9)
   found = {
     'max_over_mean': load_SLE.max(2) / mean_SL,

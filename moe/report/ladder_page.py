@@ -80,7 +80,7 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def models_table(summary: dict[str, Any]) -> list[list[str]]:
-  """A row of cells for each arm, below a header."""
+  """Rows of cells, the header first; each other row is an arm."""
   header = [
     'arm', 'parameters', 'active', 'training FLOPs per token',
     "optimizer's FLOPs per token", 'learning rate', 'seeds', 'tokens',
@@ -112,7 +112,7 @@ def models_table(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
-  """Bits and gain of each arm at the end, below a header."""
+  """Rows of cells, the header first: bits and gain of each arm at the end."""
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [
@@ -161,7 +161,7 @@ def _swept(summary: dict[str, Any]) -> bool:
 
 
 def _curves(summary: dict[str, Any], task: str) -> str:
-  """A figure of all curves of a task, and of their gains below."""
+  """A figure with the curves of all arms on a task, and the gains below."""
   found, base = summary['tasks'][task], summary['base']
   millions = np.array(found['tokens']) / 1e6
   with draw.style(draw.PAGE):

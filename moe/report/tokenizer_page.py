@@ -57,7 +57,7 @@ def sheet(found: Reconstruction) -> np.ndarray:
 
 def png(picture: np.ndarray) -> bytes:
   """Encodes a picture, uint8 [Y, X, 3], as the bytes of a PNG file."""
-  from PIL import Image  # Figures are drawn with Matplotlib elsewhere.
+  from PIL import Image  # Only this function needs Pillow.
 
   buffer = io.BytesIO()
   Image.fromarray(picture).save(buffer, 'PNG')

@@ -355,7 +355,8 @@ def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
   'batch, length, group_size, sizes, message',
   [
     (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
-    # A group is 1.5 rows, or 4 rows on devices with 2, or a row cut in half.
+    # In these three cases, a group is 1.5 rows; or 4 rows, but a device has 2;
+    # or a row, but a device has half of it.
     (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),
     (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),
     (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),
@@ -423,8 +424,8 @@ def test_a_rest_of_a_group_is_filled_up_with_padding():
 def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
   batch, length
 ):
-  # Groups have 4 tokens. In the cases a row has two groups, groups are on only
-  # 4 of 8 devices, a group spans two rows, or there are only 12 tokens.
+  # Groups have 4 tokens. There are four cases: a row has two groups; only 4 of
+  # 8 devices have groups; a group spans two rows; there are only 12 tokens.
   x_BTD = tokens()[:batch, :length]
   valid = np.ones((batch, length), bool)
   params, _ = compiled(train=False, router=CHOICE)
