@@ -24,12 +24,7 @@ from moe.evaluate import score
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.images',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('images', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
   def verb(name: str, text: str) -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Code that every verb shares: start of JAX, log, memory, errors."""
 
+import argparse
 import contextlib
 import ctypes
 import glob
@@ -35,6 +36,25 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def log(message: str) -> None:
   """Prints one line for people; standard output is for the result."""
   print(message, file=sys.stderr, flush=True)
+
+
+def parser(
+  verb: str, description: str, **options: Any
+) -> argparse.ArgumentParser:
+  """A parser for the flags of a verb, which prints its description unchanged.
+
+  Args:
+    verb: name of the module in launch.
+    description: what --help prints before the flags.
+    **options: of `argparse.ArgumentParser`, such as `usage`.
+  """
+  return argparse.ArgumentParser(
+    prog=f'python -m launch.{verb}',
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    **options,
+  )
 
 
 class _Log(logging.Handler):

@@ -141,7 +141,7 @@ class MoE(nn.Module):
   num_modalities: int = 1
 
   def __post_init__(self):
-    sizes = moe_parts.LayerSizes(
+    sizes = moe_parts.MoESizes(
       self.num_experts,
       self.expert_d_ff,
       self.shared_d_ff,

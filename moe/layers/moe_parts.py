@@ -18,7 +18,7 @@ from moe.routing.plan import Router
 from moe.types import MODALITIES, Layout
 
 
-class LayerSizes(NamedTuple):
+class MoESizes(NamedTuple):
   """Settings of `moe_layer.MoE` with the same names."""
 
   num_experts: int
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
 
 @functools.cache
 def make_parts(
-  sizes: LayerSizes,
+  sizes: MoESizes,
   top_k: int,
   router: Callable[..., Router],
   dispatch: Callable[..., Dispatch],

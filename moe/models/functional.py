@@ -59,7 +59,7 @@ class Functional:
     )
     with nn.logical_axis_rules(self.rules):
       variables = self.module.init({'params': key}, batch)
-    return _unboxed(variables)
+    return unboxed(variables)
 
   def apply(
     self,
@@ -125,7 +125,7 @@ class PictureFunctional:
       pixels: [B, Y, X, 3], or the shape of such an array.
     """
     pixels = jax.numpy.zeros(pixels.shape, jax.numpy.float32)
-    return _unboxed(self.module.init({'params': key}, pixels))
+    return unboxed(self.module.init({'params': key}, pixels))
 
   def reconstruct(self, params: PyTree, pixels: Array) -> Array:
     """Encodes and decodes pixels; returns reconstructions [B, Y, X, 3]."""
@@ -140,7 +140,7 @@ class PictureFunctional:
     return self.module.apply({'params': params}, codes, method='decode')
 
 
-def _unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+def unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
   """Splits the variables of a module into (params, state, logical axes)."""
   params, state = variables['params'], variables.get('state', {})
   # The specs hold logical axes, since no rules are set that map these to mesh
