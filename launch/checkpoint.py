@@ -16,11 +16,7 @@ EXIT_DAMAGED = 1
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.checkpoint',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = runtime.parser('checkpoint', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for verb, text in (
     ('list', 'list steps with sizes and metrics, and mark the best step'),

@@ -18,10 +18,8 @@ from moe.data.text_file import unescaped
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.sample',
-    description='Writes after a prompt with a trained model.',
-    allow_abbrev=False,
+  parser = runtime.parser(
+    'sample', 'Writes after a prompt with a trained model.'
   )
   add = parser.add_argument
   add(

@@ -22,12 +22,7 @@ from moe.train import goodput
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.train',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('train', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
   add('--workdir', required=True, metavar='DIR', help='where the run writes')

@@ -29,10 +29,13 @@ WIRING = {
   'runs/muon.gin',
   'runs/recipe.gin',
   'runs/image_tokenizer.gin',
+  'runs/pictures.gin',
+  *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
 }
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
-  f'runs/image_tokenizer_{n}.gin' for n in ('emoji', 'fashion', 'shapes')
+  f'runs/image_tokenizer_{n}.gin'
+  for n in ('emoji', 'fashion', 'pictures', 'shapes')
 ]
 # Our own models for experiments. Of the other models only parameters are
 # counted.
@@ -47,7 +50,8 @@ ON_FEWER_DEVICES = {
 }
 # Runs that need another number of devices than the 8 of the tests.
 NUM_DEVICES = {
-  f'runs/{n}_cpu.gin': 1 for n in ('poems', 'poems_recipe', 'verse', 'zh_en')
+  f'runs/{n}_cpu.gin': 1
+  for n in ('pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
 }
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
@@ -88,7 +92,7 @@ MODEL_MACROS = {
   'TOP_K': (3, lambda run: moe(run).anatomy().router.num_active),
   'EXPERT_D_FF': (20, lambda run: moe(run).expert_d_ff),
   'CAPACITY_FACTOR': (1.75, lambda run: moe(run).dispatch().capacity_factor),
-  'VOCAB_SIZE': (333, lambda run: run.model.vocab_size),
+  'VOCAB_SIZE': (99_999, lambda run: run.model.vocab_size),
 }
 RUN_MACROS = {
   'TRAIN_STEPS': (12_345, lambda run: run.settings.train_steps),

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from launch.benchmarks import devices
-from launch.benchmarks.layer import (
+from moe.evaluate.timing import Timed, measure
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning.benchmark_layer import (
   UNIT,
   JittedLayer,
   LayerSizes,
@@ -18,8 +20,6 @@ from launch.benchmarks.layer import (
   timed_layer,
   timed_products,
 )
-from launch.benchmarks.timing import Timed, measure
-from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
 
 # These sizes suit two CPU cores; tpu.py has sizes for TPUs.

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from launch.benchmarks import devices as device_lib
-from launch.benchmarks.timing import Timed, clock, command, measure
 from launch.configs import configuration
+from moe.evaluate.timing import Timed, clock, command, measure
 from moe.runs import build
 from moe.runs.counts import flops_of
 from moe.runs.run import Run

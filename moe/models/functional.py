@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
 from moe.models.decoder import Decoder
 from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
@@ -35,6 +36,11 @@ class Functional:
     """Further arrays of a batch that the model reads."""
     return self.module.extras()
 
+  @property
+  def ids(self) -> IdSpace | None:
+    """The ranges that have a softmax of their own; None for one softmax."""
+    return self.module.ids
+
   def init(
     self, key: Array, batch_shapes: TokenBatch
   ) -> tuple[PyTree, PyTree, PyTree]:
@@ -53,7 +59,7 @@ class Functional:
     )
     with nn.logical_axis_rules(self.rules):
       variables = self.module.init({'params': key}, batch)
-    return _unboxed(variables)
+    return unboxed(variables)
 
   def apply(
     self,
@@ -80,16 +86,21 @@ class Functional:
     """State after a step: routers update it from the statistics of the step."""
     return self.module.update_state(state) if state else state
 
-  def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
+  def head(
+    self, params: PyTree, hidden: Array, section: str | None = None
+  ) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
 
     Args:
       params: parameters of the model.
       hidden: [..., D].
-      section: part of the vocabulary; only None, the whole, is supported.
+      section: a range of ids, whose codes alone get logits; None for all ids.
     """
-    del section
-    return self.module.head(params, hidden)
+    return self.module.head(params, hidden, section)
+
+  def restrict(self, logits: Array, targets: Array) -> Array:
+    """Logits [..., V] in which only ids of the target's range compete."""
+    return self.module.restrict(logits, targets)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for a number of rows and of entries per row."""
@@ -114,7 +125,7 @@ class PictureFunctional:
       pixels: [B, Y, X, 3], or the shape of such an array.
     """
     pixels = jax.numpy.zeros(pixels.shape, jax.numpy.float32)
-    return _unboxed(self.module.init({'params': key}, pixels))
+    return unboxed(self.module.init({'params': key}, pixels))
 
   def reconstruct(self, params: PyTree, pixels: Array) -> Array:
     """Encodes and decodes pixels; returns reconstructions [B, Y, X, 3]."""
@@ -129,7 +140,7 @@ class PictureFunctional:
     return self.module.apply({'params': params}, codes, method='decode')
 
 
-def _unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+def unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
   """Splits the variables of a module into (params, state, logical axes)."""
   params, state = variables['params'], variables.get('state', {})
   # The specs hold logical axes, since no rules are set that map these to mesh

@@ -22,6 +22,9 @@ class Echo:
     hidden = jax.nn.one_hot(batch.tokens, SIZE)
     return Outputs(hidden, state, cache, {}, {})
 
+  def restrict(self, logits, targets):
+    return logits
+
   def head(self, params, hidden, section=None):
     return jnp.log(jnp.where(hidden > 0, 1 / 2, 1 / (2 * (SIZE - 1))))
 
@@ -106,6 +109,9 @@ def test_rolling_windows_score_every_token_once():
 
 def test_a_broken_model_is_refused():
   class Broken(Echo):
+    def restrict(self, logits, targets):
+      return logits
+
     def head(self, params, hidden, section=None):
       return jnp.full((*hidden.shape[:-1], SIZE), jnp.nan)
 

@@ -24,6 +24,9 @@ class Uniform:
     hidden = jnp.zeros((*batch.tokens.shape, 1))
     return Outputs(hidden, state, cache, {}, {})
 
+  def restrict(self, logits, targets):
+    return logits
+
   def head(self, params, hidden, section=None):
     return jnp.zeros((*hidden.shape[:-1], VOCAB_SIZE))
 
@@ -240,6 +243,9 @@ def test_models_that_compare_equal_keep_their_own_scores():
 
     def __post_init__(self, size):
       object.__setattr__(self, '_size', size)
+
+    def restrict(self, logits, targets):
+      return logits
 
     def head(self, params, hidden, section=None):
       return jnp.zeros((*hidden.shape[:-1], self._size))

@@ -517,6 +517,18 @@ def test_choices_that_a_router_takes_out_count_as_dropped():
   assert tuple(map(float, outputs.metrics['dropped'])) == (48, 64)
 
 
+def test_jitter_is_left_out_in_evaluation():
+  module = make(router=P(gates.Switch, jitter=0.5), top_k=1)
+  params, _ = compiled(dispatch=TIGHT)
+  draws = {}
+  for train in (False, True):
+    run = lambda x, train=train: module.apply(
+      {'params': params}, x, info(), train
+    )
+    draws[train] = 'random_bits' in str(jax.make_jaxpr(run)(tokens()))
+  assert draws == {False: False, True: True}
+
+
 def test_groups_are_checked_in_training():
   module = MoE(E, F, group_size=5)
   with pytest.raises(ValueError, match='GROUP_SIZE=5'):
