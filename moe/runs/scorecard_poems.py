@@ -1,4 +1,7 @@
-"""The poet's card: verse by held-out titles, of the model and of others."""
+"""The poet's card, the part of a scorecard on verse with held-out titles.
+
+Texts of the model are compared with those of a trigram model and of poets.
+"""
 
 import pathlib
 import random
@@ -17,10 +20,11 @@ from moe.runs.scorecard_scores import Asked, cut, progress
 FILE = 'text/poems_shi_valid.jsonl.gz'
 COUPLETS = 'text/couplets_verse_valid.jsonl.gz'
 LYRICS, KNOWN_LYRICS = 'text/ci_valid.jsonl.gz', 'text/ci_train.jsonl.xz'
-# (lines, characters in a line): quatrains and octaves.
+# (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
-# Tokens of the longest form with its punctuation and its end mark.
+# A poem of the longest form has at most this many tokens, with its punctuation
+# and its end mark.
 _MAX_TOKENS = 80
 _LONGEST_TITLE, _LONGEST_LYRIC = 12, 75
 _NUM_SHOWN = 6
@@ -63,10 +67,11 @@ class Group(NamedTuple):
 def score_poems(
   trained: TrainedRun, asked: Asked, train_texts: Sequence[str]
 ) -> dict[str, Any]:
-  """The figures of verse for the model, the n-gram and real poems.
+  """Measures poems of the model, of a trigram model and of real poets.
 
   Raises:
-    ValueError: if the poems, pypinyin or a causal model are missing.
+    ValueError: if the file of poems or pypinyin is missing, or if the model is
+      not causal.
   """
   if not (asked.data_directory / FILE).is_file():
     raise ValueError(f'{FILE} is missing below {asked.data_directory}.')
@@ -169,7 +174,11 @@ def _lyric_group(
 def _chosen(
   rows: Sequence[dict[str, Any]], num_per_form: int
 ) -> list[tuple[str, str, tuple[int, int]]]:
-  """(title, poem, form) of the first poems of each form with short titles."""
+  """Chooses the first poems of each form that have short titles.
+
+  Returns:
+    (title, poem, form) of each poem.
+  """
   chosen = []
   for form in FORMS:
     found = []
@@ -197,7 +206,7 @@ def held_out_titles(folder: pathlib.Path, count: int) -> list[str]:
 
 
 def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
-  """A text of the model for each title, free of any rule."""
+  """Writes a text for each title; no rule of a form restricts the tokens."""
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
   prompts = [vocabulary.encode(f'{title}\n') for title in titles]

@@ -12,16 +12,16 @@ LN2 = math.log(2)
 
 
 def test_the_difference_is_a_ratio_of_sums():
-  # 3 bits more for 1 character, 0 bits more for 2: 3 / 3 = 1 bit per character.
-  # A mean of ratios would be 1.5.
+  # The differences are 3 bits for 1 character and 0 bits for 2 characters, so
+  # 3 / 3 = 1 bit per character. The mean of the two ratios would be 1.5.
   result = compare(np.array([5, 4]) * LN2, np.array([2, 4]) * LN2, [1, 2])
   assert result.difference == pytest.approx(1)
 
 
 def test_every_resample_is_a_ratio_of_sums():
-  # A quarter of the resamples take the first document twice (3 / 1), a quarter
-  # the second one twice (0), and half take both (3 / 3 = 1). So the middle 40
-  # percent are all 1.
+  # A quarter of the resamples take the first document twice (3 bits / 1
+  # character), a quarter the second one twice (0), and half take both (3 / 3 =
+  # 1). So the middle 40 percent of the results are all 1.
   result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.4)
   assert (result.low, result.high) == pytest.approx((1, 1))
   result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.95)
@@ -29,7 +29,8 @@ def test_every_resample_is_a_ratio_of_sums():
 
 
 def test_equal_gains_leave_no_doubt():
-  # Every document is better by 1 bit in 2 characters, so every resample is too.
+  # The first model needs 1 bit less for each document of 2 characters. So the
+  # difference is -0.5 bits per character in every resample.
   chars = np.full(10, 2)
   result = compare(np.arange(10) * LN2, (np.arange(10) + 1) * LN2, chars)
   assert (result.low, result.difference, result.high) == pytest.approx(
@@ -44,17 +45,18 @@ def test_pairing_removes_what_documents_have_in_common():
   result = compare(
     hard + rng.normal(-1, 0.1, 400), hard + rng.normal(0, 0.1, 400), [1] * 400
   )
-  # The differences have the deviation sqrt(2) / 10, so their mean over 400
-  # documents has 0.00707 nats, or 0.0102 bits. The interval is about 4 x 0.0102
-  # wide, although the nats of documents have the deviation 50.
+  # The standard deviation of a difference is sqrt(2) / 10 nats. The mean of 400
+  # differences has the standard deviation sqrt(2) / 10 / 20 = 0.00707 nats, or
+  # 0.0102 bits. So the interval is about 4 x 0.0102 wide, although the nats of
+  # the documents have a standard deviation of 50.
   assert result.low < -1 / LN2 < result.high
   assert result.high - result.low == pytest.approx(0.04, abs=0.008)
 
 
 def test_the_interval_is_the_normal_one_for_many_documents():
   # Half of the differences are 0 bits, half are 2 bits, for 1 character each.
-  # The mean is 1 and the deviation 1, so the interval is 1 +- 1.96 / sqrt(400)
-  # = 1 +- 0.098.
+  # The mean and the standard deviation are 1. So the 95% interval of the mean
+  # of 400 documents is 1 +- 1.96 / sqrt(400) = 1 +- 0.098.
   bits = np.tile([0, 2], 200)
   result = compare(bits * LN2, np.zeros(400), np.ones(400))
   assert result.low == pytest.approx(1 - 0.098, abs=0.01)
@@ -91,7 +93,8 @@ def test_scores_of_different_documents_are_refused():
 def test_the_bits_of_documents_are_all_nats_over_all_characters():
   nats, chars = math.log(2) * np.array([8.0, 2.0]), np.array([2, 2])
   found = comparison.of_documents('bits', nats, chars, 'c')
-  # 10 bits of 4 characters; resamples are of 8, 5 or 2 bits of 2 characters.
+  # The documents have 8 and 2 bits, and 2 characters each: 10 / 4 bits per
+  # character. A resample has 16, 10 or 4 bits for 4 characters.
   assert found.value == pytest.approx(2.5)
   assert (found.low, found.high) == pytest.approx((1.0, 4.0))
   assert (found.n, found.command, found.unit) == (2, 'c', 'bits per character')

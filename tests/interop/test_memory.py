@@ -1,4 +1,4 @@
-"""What converting needs beside the model itself, on Linux."""
+"""Memory that a conversion needs beside the model itself, on Linux."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from moe.runs import build, hugging_face, trained
 ROOT = pathlib.Path(__file__).parents[2]
 MIB = 2**20
 SHARD = 96 * MIB
-# 447 MiB in all; no array of a file is larger than a file may be.
+# The model has 447 MiB. No array exceeds the largest size of a file.
 SIZES = {
   'VOCAB_SIZE': 16_000,
   'D_MODEL': 1024,
@@ -49,7 +49,7 @@ def memory(field):
 
 
 def start():
-  """Forgets the peak; returns what is in use."""
+  """Resets the recorded peak of memory, and returns the memory in use."""
   gc.collect()
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   return memory('VmRSS')
@@ -80,7 +80,7 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
   assert memory('VmHWM') - before < 2 * SHARD
   del params
   imported = hugging_face.read_config(str(tmp_path))
-  run = imported_model.configured(imported, ['MESH_DATA=1']).run
+  run = configuration.read(*imported.as_gin(['MESH_DATA=1'])).run
   before = start()
   read = hugging_face.read_weights(
     imported, run, str(tmp_path), jax.devices()[:1]

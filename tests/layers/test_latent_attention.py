@@ -15,7 +15,8 @@ from moe.types import Cache, TokenBatch
 N, H, ROPE, V, D = 4, 6, 4, 5, 16
 QUERY_RANK, KV_RANK = 12, 8
 LAYER = LatentAttention(N, QUERY_RANK, KV_RANK, H, ROPE, V)
-# Two documents and padding; one document with a block of tokens 2 to 4.
+# Row 0 has two documents and padding. Row 1 has one document. Its tokens 2 to 4
+# are a block.
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1] * 8], np.int32)
 BLOCKS = np.array([[0] * 8, [0, 0, 7, 7, 7, 0, 0, 0]], np.int32)
 B, T = SEGMENTS.shape
@@ -119,7 +120,8 @@ def test_reading_in_parts_with_a_cache_equals_reading_at_once():
 
 
 def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
-  # A token has 8 + 4 numbers; keys and values of 4 heads would be 4 * (10 + 5).
+  # The cache has 8 + 4 numbers per token. Keys and values of 4 heads would have
+  # 4 * (10 + 5).
   latents, keys = LAYER.cache_shapes(3, 20)
   assert latents.shape == (3, 20, 1, KV_RANK)
   assert keys.shape == (3, 20, 1, ROPE)
@@ -128,7 +130,7 @@ def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
 
 
 def loss(params, x_BTD):
-  # The weights are random, since a plain sum would hide swapped values.
+  # The weights are random, since a plain sum would not show swapped entries.
   weight_BTD = np.random.RandomState(2).randn(B, T, D).astype('f4')
   return jnp.sum(apply(params, x_BTD)[0] * weight_BTD)
 
@@ -202,6 +204,6 @@ def test_shapes_and_logical_axes():
 
 
 def test_the_width_counts_scores_and_values():
-  # Each of 4 heads has 6 + 4 features for scores and 5 for values; their mean
-  # is 7.5.
+  # Each of 4 heads has 6 + 4 features for scores and 5 for values. The mean of
+  # 10 and 5 is 7.5, and 4 * 7.5 = 30.
   assert LAYER.anatomy().pair_width == 30

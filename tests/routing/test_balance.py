@@ -1,4 +1,4 @@
-"""Balance losses and statistics, against arithmetic done by hand."""
+"""Balance losses and statistics equal numbers worked out by hand."""
 
 import functools
 import math
@@ -15,16 +15,20 @@ from moe.routing.plan import RouterInputs
 
 P = functools.partial
 load_balance_loss = jax.jit(balance.load_balance_loss, static_argnames='scope')
-global_entropy_loss = jax.jit(
-  balance.global_entropy_loss, static_argnames='scope'
-)
-router_z_loss = jax.jit(balance.router_z_loss)
+logit_losses = jax.jit(balance.logit_losses, static_argnames='scope')
 choice_statistics = jax.jit(balance.choice_statistics)
 
 # One group of two tokens, which both choose expert 0.
 UNEVEN = np.array([[[0.9, 0.1], [0.7, 0.3]]], np.float32)
 FIRST = np.zeros((1, 2, 1), np.int32)
 BOTH = np.ones((1, 2), bool)
+
+
+def read(logits, valid, modality=None):
+  """Inputs of a router, of which the losses read logits, padding, modality."""
+  ids = np.zeros(valid.shape, np.int32)
+  modality = ids if modality is None else modality
+  return RouterInputs(ids, logits, ids, modality, valid, valid.shape[1])
 
 
 def test_an_uneven_router_pays_more_than_an_even_one():
@@ -44,8 +48,8 @@ def test_an_even_router_pays_one():
 
 
 def test_every_choice_of_a_token_counts():
-  # Both tokens choose experts 0 and 1: load = (1/2, 1/2), although all first
-  # choices are expert 0. loss = 2 * (.5 * .8 + .5 * .2) = 1.
+  # Both tokens choose expert 0 first and expert 1 second. All choices count, so
+  # load = (1/2, 1/2) and loss = 2 * (.5 * .8 + .5 * .2) = 1.
   choices = np.array([[[0, 1], [0, 1]]], np.int32)
   total, weight = load_balance_loss(UNEVEN, choices, BOTH)
   assert float(total / weight) == pytest.approx(1.0)
@@ -86,17 +90,18 @@ def test_z_loss_is_the_squared_log_partition_of_valid_tokens():
   # the last one is padding.
   logits = np.log(np.array([[[1, 3], [2, 2], [7, 9]]], np.float32))
   valid = np.array([[True, True, False]])
-  total, weight = router_z_loss(logits, valid)
+  total, weight = logit_losses(read(logits, valid), logits)['router_z']
   assert float(total) == pytest.approx(2 * math.log(4) ** 2)
   assert float(weight) == 2
 
 
 def test_statistics_are_load_entropy_and_confidence():
-  # Probabilities (1/4, 3/4), choices 1 then 0; (1/2, 1/2) is padding.
+  # The valid token has probabilities (1/4, 3/4), so it chooses expert 1, then
+  # 0. The token with (1/2, 1/2) is padding.
   probs = np.array([[[0.25, 0.75], [0.5, 0.5]]], np.float32)
   choices = np.array([[[1, 0], [0, 1]]], np.int32)
   found = choice_statistics(probs, choices, np.array([[True, False]]))
-  # One valid token gives each expert one row, two rows in all.
+  # The valid token gives each expert one row.
   np.testing.assert_array_equal(found['load'][0], [1, 1])
   assert float(found['load'][1]) == 2
   # -(1/4 ln 1/4 + 3/4 ln 3/4) = .3466 + .2158 = .5623
@@ -127,7 +132,10 @@ def test_losses_and_statistics_are_float32_scalars_but_for_the_load():
     scalar,
     scalar,
   )
-  assert jax.eval_shape(router_z_loss, probs, valid) == (scalar, scalar)
+  ids = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+  inputs = RouterInputs(ids, probs, ids, ids, valid, 4)
+  losses = jax.eval_shape(logit_losses, inputs, probs)
+  assert set(losses.values()) == {(scalar, scalar)}
   assert jax.eval_shape(choice_statistics, probs, choices, valid) == {
     'load': (loads, scalar),
     'entropy': (scalar, scalar),
@@ -160,8 +168,9 @@ def test_vmoe_importance_loss():
 
 
 def test_vmoe_load_loss():
-  # The mean chances of the experts to be among the two best under new noise of
-  # .1 are .999, .277, .234; the loss is their squared coefficient of variation.
+  # With new noise of .1, the experts are among the two best with the mean
+  # probabilities .999, .277 and .234. The loss is the squared coefficient of
+  # variation of these.
   logits = np.float32(
     [[[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]]]
   )
@@ -301,7 +310,7 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
   def differentiated(routing_fn):
     def total(logits):
       found = routing_fn(logits, given)
-      # A trainer adds the terms after dividing each by its weight.
+      # Like the trainer, this divides each term by its weight and adds them.
       return sum(s / w for s, w in found[0].values()), found
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))(logits)
@@ -314,19 +323,20 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
 def test_the_local_entropy_is_the_mean_over_valid_tokens():
   # The entropies are ln 2 and 0; the last token is padding.
   probs = np.float32([[[0.5, 0.5], [1, 0], [0.3, 0.7]]])
-  total, weight = jax.jit(balance.local_entropy_loss)(
-    probs, np.array([[True, True, False]])
-  )
+  inputs = read(probs, np.array([[True, True, False]]))
+  total, weight = logit_losses(inputs, probs)['local_entropy']
   assert float(total) == pytest.approx(math.log(2)) and float(weight) == 2
 
 
 def test_the_global_entropy_is_of_each_modalitys_mean():
-  # Modality 0: (1, 0) and (0, 1), mean (1/2, 1/2): -ln 2, 2 tokens.
-  # Modality 1: (3/4, 1/4): 3/4 ln 3/4 + 1/4 ln 1/4 = -.562335, 1 token.
+  # Modality 0 has 2 tokens with (1, 0) and (0, 1). Their mean (1/2, 1/2) gives
+  # -ln 2. Modality 1 has 1 valid token with (3/4, 1/4), which gives 3/4 ln 3/4
+  # + 1/4 ln 1/4 = -.562335.
   probs = np.float32([[[1, 0], [0.75, 0.25], [0, 1], [0.2, 0.8]]])
   modality = np.array([[0, 1, 0, 1]], np.int32)
   valid = np.array([[True, True, True, False]])
-  total, weight = global_entropy_loss(probs, modality, valid)
+  inputs = read(probs, valid, modality)
+  total, weight = logit_losses(inputs, probs)['global_entropy']
   assert float(total) == pytest.approx(-2 * math.log(2) - 0.562335, rel=1e-5)
   assert float(weight) == 3
 
@@ -353,9 +363,9 @@ def test_the_gradient_of_the_global_entropy_is_that_of_its_definition(name):
 
   def found(logits):
     probs = jax.nn.softmax(logits, axis=-1)
-    return balance.global_entropy_loss(
-      probs, modality, valid, balance.Scope(name)
-    )[0]
+    inputs = read(logits, valid, modality)
+    scope = balance.Scope(name)
+    return balance.logit_losses(inputs, probs, scope)['global_entropy'][0]
 
   pairs = [jax.jit(jax.value_and_grad(f))(logits) for f in (found, definition)]
   jax.tree.map(P(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *pairs)
@@ -383,5 +393,6 @@ def test_counting_makes_no_array_of_choices_times_experts():
     )
     .compile()
   )
-  # [G, M, A, E] would take 537 million elements; [G, M, E] takes 4.2 million.
+  # An array [G, M, A, E] would have 537 million numbers, one [G, M, E] has 4.2
+  # million.
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6
