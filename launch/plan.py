@@ -6,6 +6,8 @@ r"""Predicts what a run costs: python -m launch.plan .
 --gin_file=FILE --topology=v5p:8x16x16
     compiles the training step for those chips, on this machine, and says what
     each chip holds, sends and computes, and how long that takes
+--gin_file=FILE --topology=v5p:8x16x16 --slices=2
+    does the same for two slices, and says what crosses the network between them
 --gin_file=FILE --topology=v5p:8x8x8 --search
     proposes a mesh with its settings, and says why other meshes cannot work
 
@@ -35,6 +37,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
   add('--topology', metavar='SLICE', help='chips, such as v5p:8x16x16')
+  add('--slices', type=int, default=1, metavar='N', help='number of slices')
   add('--search', action='store_true', help='propose a mesh for the topology')
   add('--json', action='store_true', help='one JSON object on standard output')
   add('--html', metavar='FILE', help='write the plan as a page, in one file')
@@ -48,7 +51,11 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
   if args.search and not args.topology:
     raise ValueError('--search needs --topology=SLICE, such as v5p:8x8x8.')
-  slice_ = topology.parse(args.topology) if args.topology else None
+  if args.slices > 1 and (args.search or not args.topology):
+    raise ValueError('--slices needs --topology=SLICE, and no --search.')
+  slice_ = topology.parse(args.topology, args.slices) if args.topology else None
+  if args.slices > 1:
+    overrides = [*overrides, f'NUM_SLICES={args.slices}']
   load = lambda more: configuration.load(args.gin_file, [*overrides, *more])
   if args.search:
     facts = search.propose(load([]), slice_, load)

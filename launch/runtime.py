@@ -9,15 +9,21 @@ import os
 import select
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
-from moe.parallel import processes
+from moe.parallel import processes, roll_call
 
 # The exit code for an error that the user can fix.
 EXIT_USER = 2
+# Python gives this exit code to a command that an exception has ended.
+EXIT_CRASHED = 1
+# Time within which the news of a dead process arrives.
+_NEWS_SECONDS = 3.0
 # Shells give this exit code to a command that ended because its pipe closed.
 EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 # Device files of TPUs and of NVIDIA GPUs.
@@ -146,20 +152,38 @@ def run(verb: Callable[[], int]) -> int:
 def _code(verb: Callable[[], int]) -> int:
   """Runs a verb and returns its exit code.
 
+  The other processes of the program learn of it, too.
+
   Raises:
     BrokenPipeError: if nobody reads standard output any more.
   """
+  text = ''
   try:
     with stop_signals.raising():
-      return verb()
+      code = verb()
   except stop_signals.Stopped as stop:
-    log(f'{stop}: ended; run it again to go on.')
-    return stop_signals.EXIT_STOPPED
+    text, code = (
+      f'{stop}: ended; run it again to go on.',
+      stop_signals.EXIT_STOPPED,
+    )
+  except roll_call.Missing as error:
+    text, code = f'error: {error}', roll_call.EXIT_LOST
   except (ValueError, OSError) as error:
     if isinstance(error, BrokenPipeError) and not _is_read():
       raise
-    log(f'error: {" ".join(str(error).split())}')
-    return EXIT_USER
+    text, code = f'error: {" ".join(str(error).split())}', EXIT_USER
+  except Exception as error:
+    if processes.are_joined():
+      traceback.print_exc()
+      # A collective fails when another process has died. Then the watch names
+      # that process and ends this one before the sleep is over.
+      time.sleep(_NEWS_SECONDS)
+      processes.leave(EXIT_CRASHED, f'{type(error).__name__}: {error}')
+    raise
+  if text:
+    log(text)
+  processes.leave(code, text.removeprefix('error: '))
+  return code
 
 
 def set_up_jax() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from launch import runtime, token_stores
 from launch.configs import configuration, flags
 from moe.data.cache_dir import default_cache_dir
+from moe.train import goodput
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -43,9 +44,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return flags.parse(parser, argv)
 
 
-def train(args: argparse.Namespace, overrides: list[str]) -> int:
+def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   """Trains; the exit code is 0, or 75 if a signal ended the training."""
-  begin = time.monotonic()
   config = configuration.read(args.gin_file, overrides)
   texts = {
     'config.gin': config.text,
@@ -90,7 +90,8 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains; the exit code is 2 for an error that the user can fix."""
-  return runtime.run(lambda: train(*parse(argv)))
+  begin = goodput.process_begin() if argv is None else time.monotonic()
+  return runtime.run(lambda: train(*parse(argv), begin))
 
 
 if __name__ == '__main__':

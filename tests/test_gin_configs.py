@@ -40,6 +40,7 @@ LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 # Runs for large slices -> overrides that make them fit 8 devices.
 ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
+  'runs/wudao2_2x_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=4'],
   'runs/wudao2_v5p_256.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
@@ -103,6 +104,7 @@ LAYOUT_MACROS = {
   'MESH_EXPERT': (7, lambda run: run.mesh.expert),
   'MESH_CONTEXT': (11, lambda run: run.mesh.context),
   'MESH_MODEL': (9, lambda run: run.mesh.model),
+  'NUM_SLICES': (3, lambda run: run.mesh.num_slices),
 }
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CORE = {'types', 'axes', 'bounds', 'atomic_files', 'stop_signals'}
+CORE = {'types', 'axes', 'bounds', 'atomic_files', 'failpoints'}
+CORE |= {'stop_signals'}
 BASE = CORE | {'parallel', 'optim', 'data'}
 TRAINED = BASE | {'modalities', 'objectives', 'train', 'checkpoint', 'infer'}
 BUILT = TRAINED | {'models', 'routing', 'layers', 'evaluate', 'scale'}

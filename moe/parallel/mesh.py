@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -32,6 +33,9 @@ class MeshShape:
     expert: number of parts of the experts.
     context: number of parts of the sequence.
     model: number of parts of heads and feed-forward width.
+    num_slices: number of TPU slices, which the data centre's network joins. The
+      first axis of several devices spans them; it must be data or fsdp. Slices
+      of other devices are equal parts in the order of their numbers.
   """
 
   data: int = -1
@@ -39,9 +43,12 @@ class MeshShape:
   expert: int = 1
   context: int = 1
   model: int = 1
+  num_slices: int = 1
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    meaning = 'slices that a network joins'
+    bounds.at_least(1, 'NUM_SLICES', self.num_slices, meaning)
+    sizes = self.axes
     for axis, size in sizes.items():
       if size != -1:
         meaning = 'devices of a mesh axis, or -1 for all that are left'
@@ -52,30 +59,41 @@ class MeshShape:
         f' got {sizes}: give the others a number.'
       )
 
+  @property
+  def axes(self) -> dict[str, int]:
+    """The sizes by axis, without the stage axis."""
+    sizes = dataclasses.asdict(self)
+    del sizes['num_slices']
+    return sizes
+
+  @property
+  def fixed(self) -> int:
+    """The product of the axes that have a size."""
+    return math.prod(size for size in self.axes.values() if size != -1)
+
   def sizes(self, num_devices: int) -> tuple[int, ...]:
     """Sizes in the order of `AXES`.
 
     Raises:
       ValueError: if the axes do not multiply to `num_devices`.
     """
-    given = (1, self.data, self.fsdp, self.expert, self.context, self.model)
-    fixed = math.prod(s for s in given if s != -1)
-    if given.count(-1) == 1 and fixed > 0 and num_devices % fixed == 0:
-      given = tuple(num_devices // fixed if s == -1 else s for s in given)
+    given = (1, *self.axes.values())
+    if given.count(-1) == 1 and num_devices % self.fixed == 0:
+      left = num_devices // self.fixed
+      given = tuple(left if s == -1 else s for s in given)
     if math.prod(given) != num_devices:
       raise ValueError(self._refusal(num_devices))
     return given
 
   def _refusal(self, num_devices: int) -> str:
     """The message that says why the axes do not fit, and what to set."""
-    axes = dataclasses.asdict(self)
-    fitted = dataclasses.asdict(self.fitted(num_devices))
+    axes, fitted = self.axes, self.fitted(num_devices).axes
     # An axis of -1 takes the devices that the others leave, so it stays -1.
     changes = {a: fitted[a] for a in axes if axes[a] not in (-1, fitted[a])}
     shown = lambda sizes, before='': ' '.join(
       f'{before}MESH_{axis.upper()}={size}' for axis, size in sizes.items()
     )
-    fixed = math.prod(size for size in axes.values() if size != -1)
+    fixed = self.fixed
     multiple = 'a multiple of ' * (-1 in axes.values())
     return (
       f'the mesh needs {multiple}{fixed} devices, got {num_devices} for'
@@ -84,7 +102,7 @@ class MeshShape:
       f' variable JAX_NUM_CPU_DEVICES={fixed} for so many on a CPU.'
     )
 
-  def fitted(self, num_devices: int) -> 'MeshShape':
+  def fitted(self, num_devices: int, num_slices: int = 1) -> 'MeshShape':
     """The shape for evaluation or sampling on another number of devices.
 
     A run that was trained on eight devices can be scored on one, or on 64. The
@@ -103,24 +121,97 @@ class MeshShape:
       left //= sizes[axis]
     takers = [a for a in (EXPERT, MODEL, FSDP) if getattr(self, a) == -1]
     sizes[takers[0] if takers else DATA] *= left
-    return MeshShape(**sizes)
+    return MeshShape(**sizes, num_slices=num_slices)
+
+  def spanning(self, num_devices: int) -> str | None:
+    """The axis that spans the slices; None if there is one slice.
+
+    Raises:
+      ValueError: if no axis can span them.
+    """
+    n = self.num_slices
+    if n == 1:
+      return None
+    used = [
+      (axis, size)
+      for axis, size in zip(AXES, self.sizes(num_devices), strict=True)
+      if size > 1
+    ]
+    axis, size = used[0] if used else (DATA, 1)
+    if axis not in (DATA, FSDP) or size % n:
+      raise ValueError(
+        f'NUM_SLICES={n} must divide MESH_DATA, or MESH_FSDP if MESH_DATA=1,'
+        f' since the other axes send too much for the network between slices,'
+        f' got MESH_{axis.upper()}={size}: set MESH_DATA={n}, or change'
+        ' NUM_SLICES.'
+      )
+    return axis
 
 
 def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   """Makes a mesh whose axes follow the links between devices.
 
+  With several slices, each one gets a mesh of its own, and the axis that spans
+  them joins these meshes, as in `mesh_utils.create_hybrid_device_mesh`. That
+  function knows slices of TPUs alone.
+
   Args:
-    shape: devices per axis.
+    shape: devices per axis, and the number of slices.
     devices: the devices to use, by default all.
 
   Raises:
-    ValueError: if the axes do not multiply to the number of devices.
+    ValueError: if the axes do not multiply to the number of devices, or the
+      devices lie on another number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = shape.sizes(len(devices))
+  sizes = list(shape.sizes(len(devices)))
+  slices = slices_of(devices, shape.num_slices)
+  spanning = shape.spanning(len(devices))
+  at = AXES.index(spanning or DATA)
+  sizes[at] //= len(slices)
   # A mesh axis may need a part of a physical axis: on a torus of 8x16x16, an
   # axis of 512 devices takes a quarter of the first ring.
-  grid = mesh_utils.create_device_mesh(
-    sizes, devices=devices, allow_split_physical_axes=True
-  )
+  grids = [
+    mesh_utils.create_device_mesh(
+      sizes, devices=part, allow_split_physical_axes=True
+    )
+    for part in slices
+  ]
+  grid = np.concatenate(grids, axis=at)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slices_of(devices: Sequence, num_slices: int) -> list[list]:
+  """The devices of each slice.
+
+  Raises:
+    ValueError: if TPUs lie on another number of slices, or other devices cannot
+      be divided into so many.
+  """
+  size, rest = divmod(len(devices), num_slices)
+  parts = [devices[i * size : (i + 1) * size] for i in range(num_slices)]
+  numbers = _slice_numbers(devices)
+  if numbers:
+    parts = [
+      [d for d, number in zip(devices, numbers, strict=True) if number == i]
+      for i in sorted(set(numbers))
+    ]
+  if rest or len(parts) != num_slices or any(len(p) != size for p in parts):
+    raise ValueError(
+      f'NUM_SLICES={num_slices} must be the number of slices of the'
+      f' {len(devices)} devices, got {len(parts)} of'
+      f' {sorted({len(p) for p in parts})} devices: set NUM_SLICES.'
+    )
+  return parts
+
+
+def count_slices(devices: Sequence) -> int:
+  """The number of TPU slices; 1 for other devices, which do not know."""
+  return len(set(_slice_numbers(devices))) or 1
+
+
+def _slice_numbers(devices: Sequence) -> list[int]:
+  """The slice of each TPU; [] for other devices."""
+  if devices[0].platform != 'tpu':
+    return []
+  return [getattr(device, 'slice_index', 0) for device in devices]

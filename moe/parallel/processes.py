@@ -1,32 +1,146 @@
-"""How a process joins the others of a program."""
+"""How a process joins the others of a program, and leaves them."""
 
 import os
+import sys
+from typing import Any
+
+from moe.parallel import roll_call
+
+_NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
+# Hosts of a slice on GKE, in the order of the process numbers.
+_HOSTS = 'TPU_WORKER_HOSTNAMES'
+# Processes on one machine, by Slurm as '2' or '2(x4)', and by Open MPI.
+_BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
+# JAX gives up after these seconds, and so does the roll call.
+PATIENCE = 300.0
+
+_watch: roll_call.Hub | roll_call.Member | None = None
 
 
-def initialize() -> None:
+def initialize(
+  patience: float | None = None, report: dict[str, Any] | None = None
+) -> dict[int, roll_call.Guest]:
   """Joins the other processes, if there are any; call it first, and once.
 
-  TPU pods, SLURM and GKE are recognised by JAX. Elsewhere set NUM_PROCESSES,
-  PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0).
+  NUM_PROCESSES, PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0)
+  say which process this is. Without them JAX asks Slurm, GKE, Open MPI or the
+  metadata of a TPU VM. JAX_COORDINATOR_PORT sets another port for these. The
+  port after the coordinator's must be open, too.
+
+  Args:
+    patience: seconds to wait for the others; None takes JOIN_SECONDS of the
+      environment, or else 300.
+    report: what process 0 shall know of this process, in a few kilobytes.
+
+  Returns:
+    The other processes by number; {} on all but process 0.
 
   Raises:
-    ValueError: if only some of the three are set.
+    ValueError: if only some of the three variables are set, a number is wrong,
+      or the port is in use.
+    roll_call.Missing: if a process has not come in time.
   """
-  names = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
-  given = [n for n in names if n in os.environ]
-  if given and len(given) < len(names):
-    raise ValueError(
-      f'{", ".join(names)} must be set together, got {", ".join(given)} alone:'
-      ' set all or none.'
-    )
+  global _watch
+  place, local_devices = _find()
+  if place is None:
+    return {}
+  if patience is None:
+    patience = float(os.environ.get('JOIN_SECONDS', PATIENCE))
+  guests = {}
+  if place.num_processes > 1:
+    is_first = place.process_id == 0
+    watch = roll_call.Hub(place) if is_first else roll_call.Member(place)
+    guests = watch.call(patience, report or {})
+    _watch = watch
   # Here, since verbs import this file, and --help must answer at once.
   import jax
 
-  if given:
-    jax.distributed.initialize(
-      os.environ['JAX_COORDINATOR_ADDRESS'],
-      int(os.environ['NUM_PROCESSES']),
-      int(os.environ['PROCESS_ID']),
+  jax.distributed.initialize(
+    place.address,
+    place.num_processes,
+    place.process_id,
+    local_devices,
+    cluster_detection_method='deactivate',
+  )
+  return guests
+
+
+def _find() -> tuple[roll_call.Place | None, list[int] | None]:
+  """(place of this process, its devices); None for one process, all devices."""
+  given = [n for n in _NAMES if n in os.environ]
+  if given and len(given) < len(_NAMES):
+    raise ValueError(
+      f'{", ".join(_NAMES)} must be set together, got {", ".join(given)} alone:'
+      ' set all or none.'
     )
-  elif any(n in os.environ for n in ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')):
-    jax.distributed.initialize()
+  if given:
+    size, process = (int(os.environ[n]) for n in _NAMES[:2])
+    if not 0 <= process < size:
+      raise ValueError(
+        f'PROCESS_ID={process} must be from 0 to {size - 1}, since'
+        f' NUM_PROCESSES={size}: correct it.'
+      )
+    return _place(os.environ[_NAMES[2]], size, process), None
+  cluster = _cluster()
+  if cluster is None:
+    return None, None
+  address = cluster.get_coordinator_address(
+    timeout_secs=int(PATIENCE),
+    override_coordinator_port=os.environ.get('JAX_COORDINATOR_PORT'),
+  )
+  beside = next((os.environ[n] for n in _BESIDE if n in os.environ), '1')
+  local = cluster.get_local_process_id()
+  # A process that is alone on its machine uses all devices of it.
+  devices = (
+    [local] if local is not None and beside.split('(')[0] != '1' else None
+  )
+  place = _place(address, cluster.get_process_count(), cluster.get_process_id())
+  return place, devices
+
+
+def _place(address: str, size: int, process: int) -> roll_call.Place:
+  hosts = tuple(filter(None, os.environ.get(_HOSTS, '').split(',')))
+  return roll_call.Place(
+    address, size, process, hosts if len(hosts) == size else ()
+  )
+
+
+def _cluster():
+  """JAX's class for the cluster of this process; None if there is none."""
+  import jax  # Here, as above.
+  from jax._src import clusters
+
+  del jax
+  # JAX has no public way to learn its place without joining.
+  return next(
+    (
+      found
+      for found in clusters.ClusterEnv._cluster_types
+      if not found.opt_in_only_method and found.is_env_present()
+    ),
+    None,
+  )
+
+
+def are_joined() -> bool:
+  """Whether this process has joined others."""
+  return _watch is not None
+
+
+def leave(code: int, text: str = '') -> None:
+  """Tells the other processes that this one ends; does nothing if it is alone.
+
+  After an error the process ends here: what JAX does at the end of Python would
+  wait for minutes for the others.
+
+  Args:
+    code: exit code of this process.
+    text: the last line for people, such as the error.
+  """
+  if _watch is None:
+    return
+  _watch.leave(code, text)
+  if code:
+    for stream in (sys.stdout, sys.stderr):
+      stream.flush()
+    os._exit(code)

@@ -1,7 +1,5 @@
 """Describes how a step of a run executes its model, from shapes alone."""
 
-import math
-
 import jax
 
 from moe.layers import attention as attention_lib
@@ -33,7 +31,7 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
 
 def least_devices(run: Run) -> int:
   """The smallest number of devices of a run's mesh; size -1 counts as 1."""
-  return math.prod(n for n in vars(run.mesh).values() if n != -1)
+  return run.mesh.fixed
 
 
 def layout_of(run: Run, num_devices: int) -> Layout:

@@ -1,6 +1,8 @@
 """The plan of a run: its costs from shapes alone and from the compiled step."""
 
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import cost, hlo, roofline, topology, work
+from moe.scale.collectives import Transfer
 
 # Planned chip-hours assume this MFU. Good sparse runs reach it; other runs need
 # more hours.
@@ -97,6 +100,8 @@ def plan_topology(
   """Compiles the step for a slice and makes the part of a plan about it."""
   program = build.build(run, topology.devices(slice_))
   mesh = dict(program.mesh.shape)
+  axis = run.mesh.spanning(program.mesh.size)
+  spanning = (axis, slice_.num_slices) if axis else None
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
   facts = {
     'topology': str(slice_),
@@ -108,8 +113,11 @@ def plan_topology(
   compiled = compile_lib.compile_step(
     program, program.batch_shapes, programs_directory()
   )
-  done = work.count(hlo.parse(compiled.text), mesh)
-  seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
+  # The program numbers the devices of its own slice alone.
+  inside = mesh | ({axis: mesh[axis] // slice_.num_slices} if axis else {})
+  done = work.count(hlo.parse(compiled.text), inside, spanning)
+  devices = list(program.mesh.devices.flat)[: math.prod(inside.values())]
+  seconds = roofline.estimate(done, devices, slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
   # The compiler gives a negative number for a TPU7x, so it has no estimate.
@@ -134,8 +142,7 @@ def plan_topology(
     'compiled': compiled.path,
     'executed_flops_per_chip': done.flops * slice_.chip.devices,
     'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
-    'collective_bytes_per_chip': slice_.chip.devices
-    * sum(t.moved * t.times for t in done.transfers),
+    **_sent_per_chip(done.transfers, slice_),
     # With two slices, each chip would exchange its part of the gradients with a
     # chip of the other slice.
     'network_seconds_two_slices': known['gradient_bytes']
@@ -153,3 +160,20 @@ def plan_topology(
     'compiler_seconds_once': own,
     'unknown_loops': list(done.unknown_loops),
   }
+
+
+def _sent_per_chip(
+  transfers: Sequence[Transfer], slice_: topology.Slice
+) -> dict[str, float]:
+  """Bytes that a chip sends in a step, on the torus and between slices."""
+  total = lambda is_network: (
+    slice_.chip.devices
+    * sum(t.moved * t.times for t in transfers if t.is_network == is_network)
+  )
+  sent = {'collective_bytes_per_chip': total(False)}
+  if slice_.num_slices > 1:
+    sent |= {
+      'num_slices': slice_.num_slices,
+      'network_bytes_per_chip': total(True),
+    }
+  return sent

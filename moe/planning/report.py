@@ -20,7 +20,7 @@ def collectives(
   """Adds up transfers of equal kind and mesh axes; the slowest come first."""
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
   for transfer, taken in zip(transfers, seconds, strict=True):
-    row = rows[transfer.kind, transfer.axes]
+    row = rows[transfer.kind, transfer.axes, transfer.is_network]
     row[0] += transfer.times
     row[1] += transfer.moved * transfer.times
     row[2] += taken
@@ -31,8 +31,9 @@ def collectives(
       'count': count,
       'bytes': moved,
       'seconds': taken,
+      'is_network': is_network,
     }
-    for (kind, axes), (count, moved, taken) in sorted(
+    for (kind, axes, is_network), (count, moved, taken) in sorted(
       rows.items(), key=lambda item: -item[1][2]
     )
   ]
@@ -41,13 +42,17 @@ def collectives(
 def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
   """Mesh axis -> its torus dims as text: 'x 2 of 8; y 16 of 16, a ring'."""
   coords = roofline.coordinates(list(mesh.devices.flat))
+  numbers = np.array([getattr(d, 'slice_index', 0) for d in mesh.devices.flat])
   ids = np.arange(mesh.size).reshape(mesh.devices.shape)
   found = {}
   for i, (axis, size) in enumerate(mesh.shape.items()):
     if size == 1:
       continue
     group = np.moveaxis(ids, i, 0).reshape(size, -1)[:, 0]
-    words = [
+    across = len(np.unique(numbers[group]))
+    group = group[: size // across]
+    words = [f'{across} slices'] if across > 1 else []
+    words += [
       f'{"xyz"[s.dim]} {s.members} of {slice_.shape[s.dim]}'
       + (f', one in {s.stride}' if s.stride > 1 else '')
       + (', a ring' if s.is_ring else '')
@@ -126,6 +131,9 @@ def _slice_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
       f'{short(facts["collective_bytes_per_chip"], "B")}, and as much received',
     ),
   ]
+  if 'num_slices' in facts:
+    sent = short(facts['network_bytes_per_chip'], 'B')
+    rows.append(('  to other slices', f"{sent} over the data centre's network"))
   rows += _time_rows(facts)
   rows += [
     (
@@ -182,14 +190,13 @@ def _time_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
       f'{time("compiler_seconds")} with loops multiplied out,'
       f' {time("compiler_seconds_once")} with each loop counted once'
     )
-  return rows + [
-    (
+  if 'num_slices' not in facts:
+    rows.append((
       'a second slice would add',
       f'{time("network_seconds_two_slices")} for gradients over the data'
       " centre's network, which these times leave out",
-    ),
-    ("compiler's own estimate", own),
-  ]
+    ))  # fmt: skip
+  return rows + [("compiler's own estimate", own)]
 
 
 _TRANSFER_HEAD = ('collective', 'mesh axes', 'times', 'sent', 'time')
@@ -199,7 +206,7 @@ def _transfer_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
   return [
     (
       row['kind'],
-      '+'.join(row['axes']),
+      '+'.join(row['axes']) + ' between slices' * row['is_network'],
       f'{row["count"]:,}',
       short(row['bytes'], 'B'),
       in_seconds(row['seconds']),

@@ -10,7 +10,7 @@ from moe.evaluate import score
 from moe.report import corpora, experts, templates
 from moe.report import figures as draw
 from moe.scale.quantities import counted, short
-from moe.train import record_log
+from moe.train import goodput, record_log
 from moe.train.display import duration
 
 Record = dict[str, Any]
@@ -54,8 +54,9 @@ def write_report(
 
   Args:
     workdir: directory of the run. log.jsonl must exist. The page also shows
-      eval.jsonl, run.json, baselines.json, samples.json or samples.txt,
-      config.gin, operative_config.gin and model.txt, if they exist.
+      eval.jsonl, goodput.json, run.json, baselines.json, samples.json or
+      samples.txt, config.gin, operative_config.gin and model.txt, if they
+      exist.
     output: file of the page, by default WORKDIR/report.html.
 
   Raises:
@@ -82,7 +83,8 @@ def write_report(
     corpora=corpora.corpora(evals[-1]['eval']) if evals else None,
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
-    run=_flat(run),
+    time=_time(workdir),
+    run=_flat({k: v for k, v in run.items() if k != 'goodput'}),
     texts=[
       (title, file, (workdir / file).read_text(encoding='utf-8'))
       for title, file in _TEXTS
@@ -92,6 +94,22 @@ def write_report(
   path = pathlib.Path(output or workdir / 'report.html')
   path.write_text(page, encoding='utf-8')
   return path
+
+
+def _time(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """A table of where the time went: attempts by parts, and their sums."""
+  attempts = goodput.read(workdir)
+  if not attempts:
+    return None
+  whole = goodput.summary(attempts)
+  rows = [[*a.values(), sum(a.values())] for a in attempts]
+  total = [*whole['parts'].values(), whole['seconds']]
+  return {
+    'parts': goodput.PARTS,
+    'rows': [(str(number), row) for number, row in enumerate(rows, 1)],
+    'total': total,
+    'shares': [value / max(whole['seconds'], 1e-9) for value in total],
+  }
 
 
 def _cards(

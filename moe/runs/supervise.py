@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moe import stop_signals
+from moe.parallel import roll_call
 from moe.train import record_log
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Decision(NamedTuple):
   """The outcome of an attempt, and whether another attempt follows.
 
   Attributes:
-    outcome: 'done', 'preempted', 'mistake', 'crash' or 'killed'.
+    outcome: 'done', 'preempted', 'mistake', 'crash', 'killed' or 'lost', which
+      means that another process of the program was killed or is missing.
     wait: seconds until the next attempt; None if there is none.
     code: exit code of the supervisor if there is no further attempt.
     reason: the reason as text for people.
@@ -117,6 +119,8 @@ class Policy:
     number = signal_of(code)
     if number is not None and number not in _OWN_SIGNALS:
       return Decision('killed', wait, code, f'{_name(number)} from outside')
+    if code == roll_call.EXIT_LOST:
+      return Decision('lost', wait, code, 'another process was lost')
     reason = f'code {code}' if number is None else _name(number)
     if step is not None:
       self._crashes_at[step] += 1

@@ -14,6 +14,7 @@ from moe.modalities.text import Vocabulary
 from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage
+from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules, shardings
 from moe.runs import build
 from moe.runs.run import IMAGE_TOKENIZER, Run, TrainedRun
@@ -75,7 +76,7 @@ def read_back(
   """
   vocabulary = Vocabulary(files.vocabulary)
   devices = list(devices or jax.devices())
-  shape = run.mesh.fitted(len(devices))
+  shape = run.mesh.fitted(len(devices), mesh_lib.count_slices(devices))
   functional, table, mesh = build.place_model(
     dataclasses.replace(run, mesh=shape), devices
   )

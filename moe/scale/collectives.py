@@ -26,8 +26,10 @@ class Transfer:
       larger. For a ragged all-to-all it is the smaller one, because the buffers
       of a ragged all-to-all are larger than their content.
     times: how often it runs in a step.
-    group: devices of one group, as indices in the mesh.
+    group: devices of one group, as indices in the mesh. If slices exchange with
+      each other, these are the numbers of the slices.
     source: path of the JAX operation that caused it.
+    is_network: whether slices exchange over the data centre's network.
   """
 
   kind: str
@@ -36,6 +38,7 @@ class Transfer:
   times: int
   group: tuple[int, ...]
   source: str
+  is_network: bool = False
 
   @property
   def moved(self) -> float:
@@ -166,4 +169,47 @@ def transfer(
   group = tuple(int(d) for d in groups[int(np.argmax(spread))])
   return Transfer(
     kind, axes_of(group, mesh_shape), num_bytes, times, group, i.op_name
+  )
+
+
+_NETWORK_KINDS = {
+  'ALL_REDUCE': 'all-reduce',
+  'ALL_GATHER': 'all-gather',
+  'REDUCE_SCATTER': 'reduce-scatter',
+  'ALL_TO_ALL': 'all-to-all',
+}
+
+
+def network_transfer(
+  module: hlo.Module,
+  computation: str,
+  i: hlo.Instruction,
+  times: int,
+  spanning: tuple[str, int],
+) -> Transfer | None:
+  """The exchange between slices that an instruction starts, if it starts one.
+
+  The compiler splits a collective of all slices in two. One part runs inside
+  each slice, on its torus. In the other part each device sends its share
+  through its host to the other slices. The program contains that part as a
+  `send` instruction, which names the kind of the exchange.
+
+  Args:
+    module: the program.
+    computation: name of the computation that contains the instruction.
+    i: the instruction.
+    times: how often it runs in a step.
+    spanning: (mesh axis that spans the slices, number of slices).
+  """
+  found = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
+  if i.opcode != 'send' or not found:
+    return None
+  axis, num_slices = spanning
+  kind = _NETWORK_KINDS.get(found[1], 'collective-permute')
+  # The first array of the result is the one that is sent.
+  size = i.shapes[0].bytes
+  if kind == 'all-gather':  # The result has the shares of all slices.
+    size *= num_slices
+  return Transfer(
+    kind, (axis,), size, times, tuple(range(num_slices)), i.op_name, True
   )

@@ -5,8 +5,8 @@ products or its memory traffic, whichever is longer, and transfers run one after
 another. With full overlap, the step takes as long as the busiest resource
 works. A measured time lies between the two estimates if a resource that `work`
 counts limits the program. `work` does not count the host, and counts only the
-memory traffic of the vector units. We assume that a program runs on one slice,
-so it uses only the links of the torus and not the data centre's network.
+memory traffic of the vector units. Slices exchange over the data centre's
+network, in which each chip has its share of the bandwidth.
 """
 
 import dataclasses
@@ -20,6 +20,8 @@ from moe.scale.work import StepWork
 
 # Latency of a message in seconds, for each link on its way.
 HOP_SECONDS = 1e-6
+# Latency of an exchange between slices in seconds; assumed, not measured.
+NETWORK_SECONDS = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,9 @@ def transfer_seconds(
     slice_: the chips.
   """
   chip = slice_.chip
+  if transfer.is_network:
+    seconds = transfer.moved * chip.devices / chip.network_bandwidth
+    return seconds + NETWORK_SECONDS, {}
   group = coords[list(transfer.group)]
   used = spans(group, slice_)
   # The devices of one chip share its links.
@@ -111,7 +116,7 @@ class Estimate:
     full_overlap: seconds with full overlap.
     compute: the part of `no_overlap` for products and memory traffic.
     busy: resource -> seconds in which it works; the resources are 'matrix
-      unit', 'HBM', 'torus x' and so on.
+      unit', 'HBM', 'network', 'torus x' and so on.
     by_transfer: seconds of each of `StepWork.transfers`, summed over its runs.
   """
 
@@ -134,7 +139,7 @@ def estimate(
 
   Args:
     done: the work of one device.
-    devices: the devices in the order of the mesh.
+    devices: the devices of one slice in the order of the mesh.
     slice_: the chips.
     dtype: the dtype of the products, which sets the peak FLOP/s.
   """
@@ -149,6 +154,8 @@ def estimate(
   for transfer in done.transfers:
     seconds, dims = transfer_seconds(transfer, coords, slice_)
     by_transfer.append(seconds * transfer.times)
+    if transfer.is_network:
+      busy['network'] = busy.get('network', 0.0) + seconds * transfer.times
     for dim, taken in dims.items():
       busy[f'torus {"xyz"[dim]}'] += taken * transfer.times
   return Estimate(

@@ -20,6 +20,8 @@ import math
 import os
 import re
 
+from moe import bounds
+
 GIB = 2**30
 ENVIRONMENT = {
   # This machine has no TPU, so libtpu must not ask a metadata server for it.
@@ -116,13 +118,17 @@ CHIPS = {
 class Slice:
   """Chips of one kind, joined by a torus or a switch.
 
+  Several slices of this shape may work together over the data centre's network.
+
   Attributes:
     name: key of `CHIPS`.
     shape: chips along each dim of the torus.
+    num_slices: number of slices.
   """
 
   name: str
   shape: tuple[int, ...]
+  num_slices: int = 1
 
   @property
   def chip(self) -> Chip:
@@ -131,8 +137,8 @@ class Slice:
 
   @property
   def num_chips(self) -> int:
-    """The number of chips."""
-    return math.prod(self.shape)
+    """The number of chips of all slices."""
+    return math.prod(self.shape) * self.num_slices
 
   @property
   def num_devices(self) -> int:
@@ -146,15 +152,21 @@ class Slice:
     return tuple(d % at == 0 and d > 1 for d in self.shape)
 
   def __str__(self) -> str:
-    return f'{self.name}:{"x".join(map(str, self.shape))}'
+    several = f'{self.num_slices} x ' if self.num_slices > 1 else ''
+    return f'{several}{self.name}:{"x".join(map(str, self.shape))}'
 
 
-def parse(text: str) -> Slice:
+def parse(text: str, num_slices: int = 1) -> Slice:
   """Reads the name of a slice, such as 'v5p:8x16x16'.
+
+  Args:
+    text: the name.
+    num_slices: number of such slices.
 
   Raises:
     ValueError: if there is no such chip or shape.
   """
+  bounds.at_least(1, '--slices', num_slices, 'slices that a network joins')
   found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
   if not found or found[1] not in CHIPS:
     raise ValueError(
@@ -168,7 +180,7 @@ def parse(text: str) -> Slice:
       raise ValueError(
         f'--topology={text} must be a number of GPUs, such as {found[1]}:256.'
       )
-    return Slice(found[1], shape)
+    return Slice(found[1], shape, num_slices)
   if len(shape) != chip.torus_dims or min(shape) < 1:
     raise ValueError(
       f'--topology={text} must have {chip.torus_dims} dims, as the torus of'
@@ -180,7 +192,7 @@ def parse(text: str) -> Slice:
       f'--topology={text} must lie within the largest slice,'
       f' {"x".join(map(str, chip.largest))}: choose a smaller one.'
     )
-  return Slice(found[1], shape)
+  return Slice(found[1], shape, num_slices)
 
 
 def devices(wanted: Slice) -> list:
@@ -210,7 +222,7 @@ def devices(wanted: Slice) -> list:
       topology_name=f'{config_name}:{"x".join(map(str, wanted.shape))}',
       chip_config_name=chip_config,
       chips_per_host_bounds=(2, 2, 1),
-      num_slices=1,
+      num_slices=wanted.num_slices,
       wrap=wanted.wraps + (False,) * len(missing),
     )
   except Exception as error:

@@ -144,13 +144,19 @@ def _hbm_bytes(module: hlo.Module, computation: str, i: hlo.Instruction) -> int:
   return total
 
 
-def count(module: hlo.Module, mesh_shape: dict[str, int]) -> StepWork:
+def count(
+  module: hlo.Module,
+  mesh_shape: dict[str, int],
+  spanning: tuple[str, int] | None = None,
+) -> StepWork:
   """Counts the work of one device in a step of a compiled program.
 
   Args:
     module: the optimised program. It has estimates of cycles only if its text
       was written after code generation.
-    mesh_shape: devices by mesh axis, in the order of the mesh.
+    mesh_shape: devices of one slice by mesh axis, in the order of the mesh.
+    spanning: (mesh axis that spans the slices, number of slices); None if there
+      is one slice.
   """
   instructions, transfers = [], []
   cycles = cycles_once = 0.0
@@ -164,6 +170,11 @@ def count(module: hlo.Module, mesh_shape: dict[str, int]) -> StepWork:
         transfers.append(transfer)
       if i.opcode != 'fusion':
         continue
+    if spanning:
+      sent = collectives.network_transfer(
+        module, computation, i, times, spanning
+      )
+      transfers += [sent] if sent else []
     flops = hlo_flops.product_flops(module, computation, i)
     num_bytes = _hbm_bytes(module, computation, i)
     if flops or num_bytes:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.configs import configuration, imported_model
+from launch.configs import configuration
 from moe.checkpoint import hugging_face as arrays_lib
 from moe.checkpoint import hugging_face_files, restore
 from moe.models import hugging_face as sizes_lib
@@ -116,7 +116,7 @@ def write_model(directory, vocabulary, **sizes):
   (directory / 'config.json').write_text(text)
   (directory / 'tokenizer.model').write_bytes(vocabulary.read_bytes())
   imported = hugging_face.read_config(str(directory))
-  run = imported_model.configured(imported, []).run
+  run = configuration.read(*imported.as_gin([])).run
   _, table, mesh = build.place_model(run, jax.devices()[:1])
   shapes = restore.leaves(trained.placed_shapes(run, table, mesh)['params'])
   tensors = arrays_lib.plan(

@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
-from moe.parallel.mesh import AXES, MeshShape, make_mesh
+from moe.parallel.mesh import AXES, MeshShape, count_slices, make_mesh
 
 
 def test_by_default_all_devices_replicate_the_parameters():
@@ -100,3 +102,62 @@ def test_a_mesh_can_use_some_of_the_devices():
 )
 def test_a_mesh_is_fitted_to_the_devices_at_hand(shape, num_devices, sizes):
   assert shape.fitted(num_devices).sizes(num_devices) == sizes
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'axis'),
+  [
+    ({'data': 4, 'expert': 2}, 'data'),
+    ({'data': 1, 'fsdp': 4, 'model': 2}, 'fsdp'),
+  ],
+)
+def test_the_first_axis_spans_two_emulated_slices_of_4_devices(sizes, axis):
+  shape = MeshShape(**sizes, num_slices=2)
+  assert shape.spanning(8) == axis
+  first, second = np.split(make_mesh(shape).devices, 2, AXES.index(axis))
+  assert set(first.flat) == set(jax.devices()[:4])
+  assert set(second.flat) == set(jax.devices()[4:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A TPU of a slice; the slices may come in any order."""
+
+  id: int
+  slice_index: int
+  platform: str = 'tpu'
+  device_kind: str = 'another'
+  core_on_chip: int = 0
+  process_index: int = 0
+
+  @property
+  def coords(self):
+    """The place in a slice of 2x2x1."""
+    return self.id // 2 % 2, self.id // 4, 0
+
+
+def test_each_slice_has_its_own_chips_in_any_order():
+  chips = [Chip(i, i % 2) for i in range(8)]
+  assert count_slices(chips) == 2
+  mesh = make_mesh(MeshShape(data=2, expert=4, num_slices=2), chips)
+  numbers = [[c.slice_index for c in row.flat] for row in mesh.devices[0]]
+  assert numbers == [[0] * 4, [1] * 4]
+
+
+@pytest.mark.parametrize(
+  ('shape', 'devices', 'fragment'),
+  [
+    (MeshShape(expert=8, num_slices=2), None, 'must divide MESH_DATA'),
+    (
+      MeshShape(data=3, num_slices=2),
+      jax.devices()[:3],
+      'NUM_SLICES=2 must be',
+    ),
+    (MeshShape(), [Chip(0, 0), Chip(1, 1)], 'NUM_SLICES=1 must be'),
+  ],
+)
+def test_a_number_of_slices_that_does_not_fit_is_refused(
+  shape, devices, fragment
+):
+  with pytest.raises(ValueError, match=fragment):
+    make_mesh(shape, devices)

@@ -1,11 +1,7 @@
 import json
 import os
-import pathlib
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -14,22 +10,44 @@ import pytest
 from launch import token_stores
 from launch.configs import configuration
 from moe.data.reader import Reader
-from moe.parallel import processes
+from moe.parallel import processes, roll_call
 from moe.runs import build, lock
+from tests.parallel.cluster import started
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
-CLUSTER = ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')
+SLURM = {
+  'SLURM_JOB_ID': '4096',
+  'SLURM_STEP_NODELIST': 'node[03-04]',
+  'SLURM_NTASKS': '2',
+  'SLURM_PROCID': '1',
+  'SLURM_LOCALID': '0',
+  'SLURM_STEP_TASKS_PER_NODE': '1(x2)',
+}
+
+
+class Answered:
+  """A roll call to which all processes have come."""
+
+  def __init__(self, place):
+    self.place = place
+
+  def call(self, patience, report):
+    assert (patience, report) == (300, {})
+    return {}
 
 
 @pytest.fixture
 def calls(monkeypatch):
   """The arguments of each call of JAX's own initialisation."""
-  for name in NAMES + CLUSTER:
+  for name in (*NAMES, *SLURM, 'TPU_WORKER_HOSTNAMES', 'JOIN_SECONDS'):
     monkeypatch.delenv(name, raising=False)
   found = []
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *args: found.append(args)
+    jax.distributed, 'initialize', lambda *args, **_: found.append(args)
   )
+  for name in ('Hub', 'Member'):
+    monkeypatch.setattr(roll_call, name, Answered)
+  monkeypatch.setattr(processes, '_watch', None)
   return found
 
 
@@ -43,7 +61,7 @@ def test_three_variables_say_which_process_this_is(calls, monkeypatch):
   for name, value in zip(NAMES, values, strict=True):
     monkeypatch.setenv(name, value)
   processes.initialize()
-  assert calls == [('host:1234', 4, 3)]
+  assert calls == [('host:1234', 4, 3, None)]
 
 
 @pytest.mark.parametrize('given', [NAMES[:1], NAMES[1:], NAMES[::2]])
@@ -55,11 +73,45 @@ def test_some_of_the_three_variables_are_not_enough(calls, monkeypatch, given):
   assert calls == []
 
 
-@pytest.mark.parametrize('name', CLUSTER)
-def test_a_cluster_is_left_to_jax(calls, monkeypatch, name):
-  monkeypatch.setenv(name, 'x')
+def test_a_process_number_outside_the_program_is_refused(calls, monkeypatch):
+  for name, value in zip(NAMES, ('4', '4', 'host:1234'), strict=True):
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match='PROCESS_ID=4 must be from 0 to 3'):
+    processes.initialize()
+
+
+@pytest.mark.parametrize(
+  ('per_node', 'devices'), [('1(x2)', None), ('2(x1)', [0])]
+)
+def test_slurm_says_which_process_this_is(
+  calls, monkeypatch, per_node, devices
+):
+  for name, value in (SLURM | {'SLURM_STEP_TASKS_PER_NODE': per_node}).items():
+    monkeypatch.setenv(name, value)
   processes.initialize()
-  assert calls == [()]
+  # JAX adds the job's number, modulo 2^12, to 65535 - 2^12 + 1. A process that
+  # is alone on its node uses all devices of the node.
+  assert calls == [('node03:61440', 2, 1, devices)]
+
+
+# It joins the others, and prints what they were called.
+JOIN = """
+import sys
+from launch import runtime
+from moe.parallel import processes
+sys.exit(runtime.run(lambda: print(processes.initialize()) or 0))
+"""
+
+
+@pytest.mark.parametrize('missing', [0, 1])
+def test_a_process_that_was_not_started_is_named_by_all(missing, monkeypatch):
+  monkeypatch.setenv('JOIN_SECONDS', '1')
+  running = started(['-c', JOIN], 3, 1, {0, 1, 2} - {missing})
+  errors = [p.communicate(timeout=60)[1] for p in running]
+  assert [p.returncode for p in running] == [69, 69], errors
+  for text in errors:
+    assert f'error: process {missing}' in text.splitlines()[-1]
+    assert 'not started after' in text.splitlines()[-1]
 
 
 # Process 0 gets SIGTERM at step 5. Both processes must leave the loop at the
@@ -80,32 +132,6 @@ with stop.listening():
     time.sleep(0.05)
 print(len(jax.devices()), step, stop.is_set)
 """
-
-
-def started(arguments, num_processes, num_devices):
-  """Starts Python processes that form one cluster; each has CPU devices."""
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  processes = []
-  for i in range(num_processes):
-    own = {
-      'NUM_PROCESSES': str(num_processes),
-      'PROCESS_ID': str(i),
-      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(num_devices),
-    }
-    process = subprocess.Popen(
-      [sys.executable, *arguments],
-      env={**os.environ, **own},
-      cwd=pathlib.Path(__file__).parents[2],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    processes.append(process)
-  return processes
 
 
 def words(process):
@@ -174,8 +200,8 @@ FLAGS = [
 ]
 
 
-def started_run(workdir, num_processes):
-  arguments = ['-m', 'launch.train', *FLAGS, f'--workdir={workdir}']
+def started_run(workdir, num_processes, more=()):
+  arguments = ['-m', 'launch.train', *FLAGS, *more, f'--workdir={workdir}']
   return started(arguments, num_processes, 8 // num_processes)
 
 
@@ -223,7 +249,8 @@ def one(tmp_path_factory, cache_dir):
 
 @pytest.mark.nightly
 def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
-  shares = ended(started_run(tmp_path, 2))
+  # Each process is a slice of four devices.
+  shares = ended(started_run(tmp_path, 2, ['--gin.NUM_SLICES=2']))
   check_equal(tmp_path, one)
   run = configuration.load([str(one / 'config.gin')], [])
   _, found = build.find_data(run, token_stores.prepare)
@@ -281,3 +308,16 @@ def test_both_processes_of_a_second_run_are_refused(tmp_path):
   first, second = (text.splitlines()[-1] for text in errors)
   assert f'got that of process {os.getpid()} on host' in first
   assert 'as process 0 has found' in second
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_is_named_within_15_seconds(tmp_path, victim):
+  processes = started_run(tmp_path, 2)
+  wait_for_step(processes, tmp_path, 5)
+  processes[victim].kill()
+  begin = time.monotonic()
+  error = processes[1 - victim].communicate(timeout=60)[1]
+  assert time.monotonic() - begin < 15
+  assert processes[1 - victim].returncode == roll_call.EXIT_LOST
+  assert f'error: process {victim} (' in error.splitlines()[-1]

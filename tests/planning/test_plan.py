@@ -1,7 +1,7 @@
 import pytest
 
 from launch.configs import configuration
-from moe.planning import plan
+from moe.planning import plan, report
 from moe.scale import topology
 from tests.planning import cases
 
@@ -85,6 +85,29 @@ def test_wudao_fits_2048_chips_with_a_quarter_of_memory_free(
   a_chip = known['executed_flops_per_token_train'] * known['tokens_per_step']
   a_chip /= 2048
   assert facts['executed_flops_per_chip'] == pytest.approx(a_chip, rel=0.01)
+
+
+@pytest.mark.nightly
+@pytest.mark.optimized
+def test_two_slices_exchange_gradients_over_the_network(monkeypatch, tmp_path):
+  pytest.importorskip('libtpu')
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
+  run = cases.loaded(
+    MESH_DATA=4, MESH_EXPERT=2, NUM_SLICES=2, BATCH_SIZE=8, SEQUENCE_LENGTH=256
+  )
+  slice_ = topology.parse('v5p:2x2x1', 2)
+  facts = plan.plan(run, slice_)
+  assert (
+    facts['chips'] == 8 and facts['axes_on_torus']['data'][:8] == '2 slices'
+  )
+  across = [row for row in facts['collectives'] if row['is_network']]
+  assert {tuple(row['axes']) for row in across} == {('data',)}
+  # A device sends its part of the gradients, and gets its part of the
+  # parameters, which both lie on the 4 devices of its slice.
+  sent = facts['gradient_bytes'] + facts['param_bytes']
+  assert facts['network_bytes_per_chip'] == pytest.approx(sent / 8, rel=0.5)
+  assert 'network' in facts['busy_seconds']
+  assert 'to other slices' in report.text(facts)
 
 
 def test_a_plan_counts_products_and_state_of_muon():

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,17 @@ def test_a_step_takes_its_busiest_resource_with_overlap_else_the_sum(cube):
   assert made.full_overlap == pytest.approx(1.0)
   assert made.bound == 'matrix unit'
   assert made.no_overlap == pytest.approx(1.5 + 2 * (8.75e-3 + 4e-6))
+
+
+def test_slices_share_the_network_by_chips(cube):
+  # A chip of v5p has 6.25 GB/s, and sends half of 1 GB out and half back.
+  slice_, coords = cube
+  transfer = Transfer('all-reduce', ('data',), 1e9, 3, (0, 1), '', True)
+  taken, busy = roofline.transfer_seconds(transfer, coords, slice_)
+  assert taken == pytest.approx(0.16 + roofline.NETWORK_SECONDS)
+  assert not busy  # It uses no link of the torus.
+  done = StepWork(0.0, 0.0, (), (transfer,), 0.0, 0.0, ())
+  devices = [SimpleNamespace(coords=c[:3], core_on_chip=0) for c in coords]
+  found = roofline.estimate(done, devices, slice_)
+  assert found.bound == 'network'
+  assert found.no_overlap == found.full_overlap == pytest.approx(3 * taken)

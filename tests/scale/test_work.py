@@ -1,3 +1,5 @@
+import pytest
+
 from moe.scale import hlo, work
 
 MESH = {'data': 2, 'expert': 4}
@@ -52,3 +54,33 @@ def test_a_copy_on_a_sparse_core_reads_and_writes_once():
   text = text.replace('all-gather(%a)', 'copy(%a)')
   done = work.count(hlo.parse(text), MESH)
   assert done.bytes == 2 * 8 * 16 * 2 and not done.transfers
+
+
+# Each device of a slice gives 512 numbers to its partner in the other slice.
+ACROSS = """HloModule a
+
+ENTRY %main (p: f32[512]) -> f32[512] {
+  %p = f32[512]{0} parameter(0)
+  %after = token[] after-all()
+  %sent = (f32[512]{0}, u32[], token[]) send(%p, %after), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  %done = token[] send-done(%sent), channel_id=1, is_host_transfer=true
+  ROOT %q = f32[512]{0} copy(%p)
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  ('written', 'kind', 'moved'),
+  [
+    ('ALL_REDUCE', 'all-reduce', 2048),  # Half of it out, and half back.
+    ('ALL_GATHER', 'all-gather', 2048),
+    ('REDUCE_SCATTER', 'reduce-scatter', 1024),
+    ('ONE_TO_ONE', 'collective-permute', 2048),
+  ],
+)
+def test_an_exchange_between_two_slices_is_counted(written, kind, moved):
+  module = hlo.parse(ACROSS.replace('KIND', written))
+  (transfer,) = work.count(module, MESH, ('data', 2)).transfers
+  assert (transfer.kind, transfer.axes) == (kind, ('data',))
+  assert transfer.is_network and transfer.moved == moved
+  assert not work.count(module, MESH).transfers

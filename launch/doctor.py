@@ -1,0 +1,68 @@
+"""Examines the machines of a run: python -m launch.doctor [--hosts] ...
+
+python -m launch.doctor --gin_file=FILE --workdir=DIR
+    this host: versions, disk, the work directory, chips that another process
+    holds, and its devices against the mesh of FILE
+python -m launch.doctor --hosts --gin_file=FILE --workdir=DIR
+    on every host at once: also which hosts are missing after --patience
+    seconds, and where versions, clocks, token stores and vocabularies differ
+
+Each finding is a line, the worst first. The exit code is 1 if one is BAD.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import configuration, flags
+from moe.data.cache_dir import default_cache_dir
+from moe.parallel import processes
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.doctor',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  flags.add_gin_flags(parser, default=[])
+  add('--workdir', default='', metavar='DIR', help='where the run will write')
+  add('--hosts', action='store_true', help='examine all hosts of the program')
+  add(
+    '--patience',
+    type=float,
+    default=45.0,
+    metavar='SECONDS',
+    help='how long --hosts waits for a host; default: 45',
+  )
+  return flags.parse(parser, argv)
+
+
+def examine(args: argparse.Namespace, overrides: list[str]) -> int:
+  """Prints the findings; the exit code is 1 if one of them is bad."""
+  # Here, since --help needs no JAX.
+  from moe.runs import doctor
+
+  run = None
+  if args.gin_file:
+    run = configuration.load(args.gin_file, overrides)
+  cache_dir = (run and run.data.cache_dir) or default_cache_dir()
+  request = doctor.Request(run, args.workdir, cache_dir, args.patience)
+  join = processes.initialize if args.hosts else lambda patience, report: {}
+  found = doctor.visit(request, join)
+  for finding in found:
+    print(finding)
+  return int(any(finding.grade == doctor.BAD for finding in found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Examines the machines; the exit code is 2 for a mistake in a flag."""
+  return runtime.run(lambda: examine(*parse(argv)))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

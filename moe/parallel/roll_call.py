@@ -1,0 +1,420 @@
+"""The processes of a program know each other: a roll call, then a watch.
+
+JAX waits for minutes for a process that nobody has started, and then aborts
+without its number. If a process dies, the others wait in their next collective.
+So every process first connects to process 0, which counts them. The connections
+stay open: the kernel closes that of a dead process at once, and finds a lost
+machine within `_LOST_SECONDS` by TCP's keep-alive messages.
+
+Messages are lines of JSON, on the port after the coordinator's. They carry no
+secrets, and an unknown line closes its connection.
+"""
+
+import collections
+import contextlib
+import json
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from moe import stop_signals
+
+_logger = logging.getLogger(__name__)
+
+# EX_UNAVAILABLE: another process is missing or was lost.
+EXIT_LOST = 69
+# After so many seconds the log says who is missing; the wait goes on.
+TELL_SECONDS = 30.0
+_LOST_SECONDS = 14
+# A process that ends with an error warns the others, which often end with the
+# same error by themselves. After so many seconds they end in any case.
+_ERROR_GRACE = 5.0
+# After a signal all processes save together, and some take longer.
+_SIGNAL_GRACE = 60.0
+_RETRY_SECONDS = 0.2
+# A process that has connected says at once who it is.
+_GREETING_SECONDS = 1.0
+_LONGEST_LINE = 2**16
+
+
+class Guest(NamedTuple):
+  """Another process, as process 0 knows it.
+
+  Attributes:
+    host: name of its machine.
+    clock: seconds by which its clock is ahead of that of process 0.
+    report: what the process said of itself.
+  """
+
+  host: str
+  clock: float
+  report: dict[str, Any]
+
+
+class Missing(Exception):
+  """A process has not come to the roll call; the message names it.
+
+  Attributes:
+    guests: the processes that have come, by number.
+  """
+
+  def __init__(self, text: str, guests: dict[int, Guest] | None = None):
+    super().__init__(text)
+    self.guests = guests or {}
+
+
+class Place(NamedTuple):
+  """The place of this process among all of a program.
+
+  Attributes:
+    address: host:port of JAX's coordinator, which is process 0.
+    num_processes: number of processes.
+    process_id: number of this process.
+    hosts: host of each process, in order; () if they are not known.
+  """
+
+  address: str
+  num_processes: int
+  process_id: int
+  hosts: Sequence[str] = ()
+
+  @property
+  def endpoint(self) -> tuple[str, int]:
+    """(host, port) of the roll call."""
+    host, port = self.address.rsplit(':', 1)
+    # The last port has none after it.
+    beside = int(port) + 1 if int(port) < 65535 else int(port) - 1
+    return host.strip('[]'), beside
+
+  def name(self, process: int, host: str = '') -> str:
+    """The name of a process for people, with its host if that is known."""
+    if not host and process < len(self.hosts):
+      host = self.hosts[process]
+    if not host and process == 0:
+      host = self.address
+    return f'process {process}' + (f' ({host})' if host else '')
+
+
+class _Peer:
+  """A connection to another process."""
+
+  def __init__(self, connection: socket.socket):
+    self._socket = connection
+    self._data = b''
+    self.process = None
+    self.host = ''
+    self.clock = 0.0
+    self.report = {}
+    self.has_left = False
+    # The socket has no limit on the time of a message: keep-alive ends it.
+    connection.settimeout(None)
+    option = connection.setsockopt
+    option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+      ('TCP_KEEPIDLE', 5),
+      ('TCP_KEEPINTVL', 3),
+      ('TCP_KEEPCNT', 3),
+      ('TCP_USER_TIMEOUT', 1000 * _LOST_SECONDS),
+    ):
+      if hasattr(socket, name):  # Some of them exist on Linux alone.
+        option(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+  def fileno(self) -> int:
+    """The file descriptor, for `select`."""
+    return self._socket.fileno()
+
+  def send(self, **message: Any) -> None:
+    """Sends a message; a lost connection is noticed by `receive`."""
+    with contextlib.suppress(OSError):
+      self._socket.sendall(json.dumps(message).encode() + b'\n')
+
+  def receive(self) -> list[dict[str, Any]] | None:
+    """Waits for messages; None if the connection is closed or misused."""
+    try:
+      data = self._socket.recv(_LONGEST_LINE)
+      *lines, self._data = (self._data + data).split(b'\n')
+      messages = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError):
+      return None
+    if not data or len(self._data) > _LONGEST_LINE:
+      return None
+    return messages if all(isinstance(m, dict) for m in messages) else None
+
+  def greeting(self) -> dict[str, Any]:
+    """Waits for the first message; {} if a stranger sends something else."""
+    end = time.monotonic() + _GREETING_SECONDS
+    while time.monotonic() < end:
+      if select.select([self], [], [], _GREETING_SECONDS)[0]:
+        messages = self.receive()
+        if messages or messages is None:
+          return messages[0] if messages else {}
+    return {}
+
+  def close(self) -> None:
+    """Closes the connection."""
+    self._socket.close()
+
+
+def _die(code: int, text: str) -> None:
+  """Ends the process at once; its main thread may hang in a collective."""
+  with contextlib.suppress(OSError):
+    os.write(2, f'error: {text}\n'.encode())
+  os._exit(code)
+
+
+def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
+  """What the others do when a process has left: a sentence, a wait, a code."""
+  if code == stop_signals.EXIT_STOPPED:
+    why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
+  else:
+    why, grace, code = f'ended with code {code}', _ERROR_GRACE, EXIT_LOST
+  return {'lost': f'{who} {why}' + f': {text}' * bool(text), 'grace': grace,
+          'code': code}  # fmt: skip
+
+
+def _vanished(who: str) -> dict[str, Any]:
+  text = f'{who} was killed, or its machine is lost: run the command again'
+  return {'lost': text, 'grace': 0.0, 'code': EXIT_LOST}
+
+
+class Hub:
+  """Process 0: calls the roll and watches the others."""
+
+  def __init__(self, place: Place):
+    host, port = place.endpoint
+    is_local = host in ('localhost', '127.0.0.1')
+    try:
+      if is_local or not socket.has_dualstack_ipv6():
+        self._server = socket.create_server((host if is_local else '', port))
+      else:
+        self._server = socket.create_server(
+          ('', port), family=socket.AF_INET6, dualstack_ipv6=True
+        )
+    except OSError as error:
+      raise ValueError(
+        f'port {port} of {host} must be free for process 0, got {error}: end'
+        ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
+      ) from error
+    self._place = place
+    self._peers: dict[int, _Peer] = {}
+    self._thread = threading.Thread(target=self._watch, daemon=True)
+    self._left = threading.Event()
+
+  def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
+    """Waits until all have come; returns the others by number.
+
+    Raises:
+      Missing: if a process has not come after `patience` seconds.
+    """
+    del report  # Nobody reads what process 0 says.
+    begin, is_told, guests = time.monotonic(), False, []
+    while len(self._peers) < self._place.num_processes - 1:
+      waited = time.monotonic() - begin
+      if waited >= patience:
+        text = (
+          f'{self.absent()} not started after {waited:.0f} s: start the same'
+          ' command on every host'
+        )
+        for peer in self._peers.values():
+          peer.send(missing=text)
+        raise Missing(text, self._guests())
+      if waited >= TELL_SECONDS and not is_told:
+        is_told = True
+        _logger.info(f'waiting: {self.absent()} not started yet')
+      known = list(self._peers.values())
+      waiting = [self._server, *guests, *known]
+      for ready in select.select(waiting, [], [], 0.1)[0]:
+        if ready is self._server:
+          guests.append(_Peer(self._server.accept()[0]))
+        elif ready in known:  # It has ended, and may come again.
+          del self._peers[ready.process]
+          ready.close()
+        else:
+          guests.remove(ready)
+          self._welcome(ready)
+    for peer in self._peers.values():
+      peer.send(go=True)
+    self._server.close()
+    self._thread.start()
+    return self._guests()
+
+  def _guests(self) -> dict[int, Guest]:
+    return {
+      i: Guest(peer.host, peer.clock, peer.report)
+      for i, peer in sorted(self._peers.items())
+    }
+
+  def absent(self) -> str:
+    """The processes that have not come, as text for people."""
+    place = self._place
+    missing = [
+      place.name(i)
+      for i in range(1, place.num_processes)
+      if i not in self._peers
+    ]
+    more = len(missing) - 16
+    names = ', '.join(missing[:16]) + (f' and {more} more' if more > 0 else '')
+    return f'{names} of {place.num_processes}'
+
+  def _welcome(self, guest: _Peer) -> None:
+    """Reads who has connected, and refuses a wrong one."""
+    hello = guest.greeting()
+    process, size = hello.get('process'), self._place.num_processes
+    if type(process) is not int or not 0 < process < size:
+      guest.close()
+    elif hello.get('of') != size:
+      guest.send(error=f'process 0 waits for {size} processes')
+      guest.close()
+    elif process in self._peers:
+      other = self._peers[process].host
+      guest.send(error=f'{other} has already come as process {process}')
+      guest.close()
+    else:
+      guest.process, guest.host = process, str(hello.get('host', ''))[:100]
+      report, clock = hello.get('report'), hello.get('time')
+      guest.report = report if isinstance(report, dict) else {}
+      if isinstance(clock, float):
+        guest.clock = clock - time.time()
+      self._peers[process] = guest
+
+  def _watch(self) -> None:
+    present = dict(self._peers)
+    while present:
+      ready = select.select(list(present.values()), [], [])[0]
+      # A process that was killed takes others with it: it is named first.
+      news = [(peer, peer.receive()) for peer in ready]
+      for peer, messages in sorted(news, key=lambda n: n[1] is not None):
+        who = self._place.name(peer.process, peer.host)
+        if messages is None:
+          del present[peer.process]
+          if not peer.has_left:
+            self._spread(_vanished(who), present.values())
+        for message in messages or ():
+          if 'leaves' in message:
+            peer.has_left = True
+            code, text = message['leaves'], message.get('text', '')
+            if code:
+              news_of = _farewell(who, code, text)
+              self._spread(news_of, present.values())
+    self._left.set()
+
+  def _spread(self, news: dict[str, Any], peers: Sequence[_Peer]) -> None:
+    for peer in peers:
+      peer.send(**news)
+    _end_after(news)
+
+  def leave(self, code: int, text: str) -> None:
+    """Tells the others that this process ends, and waits until they have."""
+    who = self._place.name(0, socket.gethostname())
+    for peer in self._peers.values():
+      peer.send(**(_farewell(who, code, text) if code else {'bye': True}))
+    if code:
+      is_signal = code == stop_signals.EXIT_STOPPED
+      # JAX ends all processes at once when process 0 is gone.
+      self._left.wait((_SIGNAL_GRACE if is_signal else _ERROR_GRACE) + 2)
+
+
+class Member:
+  """Any other process: answers the roll, and hears of losses from process 0."""
+
+  def __init__(self, place: Place):
+    self._place = place
+    self._hub: _Peer | None = None
+    self._is_over = False
+    self._early: list[dict[str, Any]] = []  # News that came with the start.
+    self._thread = threading.Thread(target=self._watch, daemon=True)
+
+  def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
+    """Waits until all have come; returns {}.
+
+    Raises:
+      Missing: if a process has not come after `patience` seconds.
+      ValueError: if process 0 refuses this process.
+    """
+    end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
+    while self._hub is None:
+      # Process 0 names the missing ones, so this wait is a little longer.
+      self._hub = self._answer(end + 5, report)
+      now = time.monotonic()
+      if self._hub is None and now >= end:
+        raise Missing(
+          f'{self._place.name(0)} not started after {patience:.0f} s, or its'
+          f' port {self._place.endpoint[1]} is closed to this host'
+        )
+      if self._hub is None and now >= tells:
+        tells = end
+        _logger.info(f'waiting: {self._place.name(0)} not started yet')
+    self._thread.start()
+    return {}
+
+  def _answer(self, end: float, report: dict[str, Any]) -> _Peer | None:
+    """Connects to process 0 and waits for all; None to try again."""
+    try:
+      connection = socket.create_connection(self._place.endpoint, timeout=2)
+    except OSError:
+      time.sleep(_RETRY_SECONDS)
+      return None
+    hub, place = _Peer(connection), self._place
+    hub.send(
+      process=place.process_id,
+      of=place.num_processes,
+      host=socket.gethostname(),
+      time=time.time(),
+      report=report,
+    )
+    left = max(0.0, end - time.monotonic())
+    reply = hub.receive() if select.select([hub], [], [], left)[0] else None
+    reply, *self._early = reply or [{}]
+    if 'missing' in reply:
+      raise Missing(reply['missing'])
+    if 'error' in reply:
+      raise ValueError(
+        f'NUM_PROCESSES={place.num_processes} and PROCESS_ID={place.process_id}'
+        f' must fit the other processes, but {reply["error"]}: correct them.'
+      )
+    if 'go' in reply:
+      return hub
+    hub.close()
+    time.sleep(_RETRY_SECONDS)
+    return None
+
+  def _watch(self) -> None:
+    while not self._is_over:
+      messages, self._early = self._early or self._hub.receive(), []
+      if messages is None:
+        if not self._is_over:
+          _end_after(_vanished(self._place.name(0)))
+        return
+      for message in messages:
+        self._is_over |= 'bye' in message
+        if 'lost' in message:
+          _end_after(message)
+
+  def leave(self, code: int, text: str) -> None:
+    """Tells process 0 that this process ends."""
+    self._is_over = True
+    self._hub.send(leaves=code, text=text[:1000])
+
+
+_ends = collections.deque(maxlen=1)
+
+
+def _end_after(news: dict[str, Any]) -> None:
+  """Ends the process when the grace of the news is over; the first counts."""
+  if _ends:
+    return
+  _ends.append(news)
+
+  def end() -> None:
+    time.sleep(news['grace'])
+    _die(news['code'], news['lost'])
+
+  if news['grace']:
+    threading.Thread(target=end, daemon=True).start()
+  else:
+    end()

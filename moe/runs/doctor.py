@@ -1,0 +1,265 @@
+"""Checks the machines of a run before the run: one line for each finding.
+
+Each host examines itself. Process 0 calls the roll, and compares what the hosts
+found. So a host that was not started, or has other versions, is named.
+"""
+
+import glob
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from moe.data.store import file_sha256
+from moe.parallel import roll_call
+from moe.runs.run import Run
+
+BAD, DOUBT, GOOD = 0, 1, 2
+_WORDS = {BAD: 'BAD', DOUBT: 'doubt', GOOD: 'good'}
+# All of these decide which program is compiled, or how checkpoints are written.
+_PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint')
+_MOST_CLOCK_SECONDS = 5.0
+# A compiled pod program and the caches of the packages need this much.
+_LEAST_FREE_BYTES = 10 * 2**30
+_LOCK = '/tmp/libtpu_lockfile'
+_CHIPS = ('/dev/accel*', '/dev/vfio/[0-9]*')
+
+
+class Finding(NamedTuple):
+  """The result of one check.
+
+  Attributes:
+    grade: BAD, DOUBT or GOOD.
+    check: name of the check.
+    text: what was found, and what to do.
+    host: name of the host; '' if the finding is about all of them.
+  """
+
+  grade: int
+  check: str
+  text: str
+  host: str = ''
+
+  def __str__(self) -> str:
+    where = f'  {self.host}' if self.host else ''
+    return f'{_WORDS[self.grade]:5}  {self.check:9}{where}  {self.text}'
+
+
+class Request(NamedTuple):
+  """What to examine.
+
+  Attributes:
+    run: the run; None if only the machine is examined.
+    workdir: directory of the run, which may be in a bucket; '' for none.
+    cache_dir: directory of token stores.
+    patience: seconds to wait for the other hosts.
+  """
+
+  run: Run | None
+  workdir: str
+  cache_dir: str
+  patience: float
+
+
+def examine(request: Request) -> dict[str, Any]:
+  """What this host says of itself, ready for JSON."""
+  checks = [
+    *_disk(request.cache_dir),
+    *_writing(request.workdir),
+    *_chips(),
+  ]
+  return {
+    'host': socket.gethostname(),
+    'versions': versions(),
+    'hashes': hashes(request.run, request.cache_dir) if request.run else {},
+    'findings': [finding[:3] for finding in checks],
+  }
+
+
+def versions() -> dict[str, str]:
+  """The versions of Python and of the packages that decide the program."""
+  found = {'python': platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = 'none'
+  return found
+
+
+def hashes(run: Run, cache_dir: str) -> dict[str, str]:
+  """The hashes of the vocabulary and of the token stores of a run's tasks."""
+  found = {}
+  if run.data.vocabulary:
+    found['vocabulary'] = (
+      file_sha256(run.data.vocabulary)[:12]
+      if os.path.exists(run.data.vocabulary)
+      else 'missing'
+    )
+  for task in (run.data.train, *run.data.evaluation):
+    pattern = os.path.join(
+      glob.escape(cache_dir), '*', glob.escape(task), '**', '*.json'
+    )
+    # A mixture has a file that names its parts, and no manifest.
+    files = sorted(glob.glob(pattern, recursive=True))
+    content = b''.join(pathlib.Path(file).read_bytes() for file in files)
+    found[task] = hashlib.sha256(content).hexdigest()[:12] if files else 'none'
+  return found
+
+
+def _disk(cache_dir: str) -> Iterable[Finding]:
+  for place in dict.fromkeys((cache_dir, '/tmp')):
+    # The folder may not exist yet, but one above it does.
+    path = pathlib.Path(place).absolute()
+    path = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(path).free
+    text = f'{free / 2**30:.0f} GiB free at {path}'
+    if free < _LEAST_FREE_BYTES:
+      needed = _LEAST_FREE_BYTES // 2**30
+      yield Finding(DOUBT, 'disk', f'{text}; {needed} GiB are safe')
+    else:
+      yield Finding(GOOD, 'disk', text)
+
+
+def _writing(workdir: str) -> Iterable[Finding]:
+  if not workdir:
+    return
+  path = epath.Path(workdir) / f'.probe-{uuid.uuid4().hex}'
+  begin = time.monotonic()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'x' * 2**20)
+    is_same = path.read_bytes() == b'x' * 2**20
+    path.unlink()
+  # A client of a bucket has errors of its own.
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200]
+    yield Finding(BAD, 'write', f'{workdir} cannot be written: {reason}')
+    return
+  text = f'{workdir} took a MiB in {time.monotonic() - begin:.2f} s'
+  if is_same:
+    yield Finding(GOOD, 'write', text)
+  else:
+    yield Finding(BAD, 'write', f'{workdir} gives back other bytes')
+
+
+def _chips() -> Iterable[Finding]:
+  """Whether another process holds the TPU, or has left its lock behind."""
+  chips = [path for pattern in _CHIPS for path in glob.glob(pattern)]
+  holders = holders_of([*chips, _LOCK])
+  for process, (path, name) in holders.items():
+    text = f'process {process} ({name}) holds {path}: end it first'
+    yield Finding(BAD, 'chips', text)
+  if os.path.exists(_LOCK) and not holders:
+    text = f'{_LOCK} is left from a process that has ended: remove it'
+    yield Finding(BAD if chips else DOUBT, 'chips', text)
+  elif chips and not holders:
+    yield Finding(GOOD, 'chips', f'{len(chips)} TPU devices are free')
+
+
+def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
+  """Process -> (file, name of the process) of those that have a file open.
+
+  Processes of other users stay unknown, unless we are root.
+  """
+  wanted, found = {os.path.realpath(path) for path in paths}, {}
+  for folder in glob.glob('/proc/[0-9]*/fd'):
+    process = int(folder.split('/')[2])
+    try:
+      opened = {os.readlink(f'{folder}/{n}') for n in os.listdir(folder)}
+      name = pathlib.Path(f'/proc/{process}/comm').read_text().strip()
+    except OSError:
+      continue  # It has ended, or is another user's.
+    if opened & wanted and process != os.getpid():
+      found[process] = min(opened & wanted), name
+  return found
+
+
+def compared(
+  own: dict[str, Any], guests: Mapping[int, roll_call.Guest]
+) -> list[Finding]:
+  """The findings of all hosts, and where they differ from this one."""
+  found = [Finding(*finding, own['host']) for finding in own['findings']]
+  for number, guest in guests.items():
+    name, report = f'{guest.host} (process {number})', guest.report
+    found += [Finding(*f[:3], name) for f in report.get('findings', ())]
+    for kind in ('versions', 'hashes'):
+      there = report.get(kind, {})
+      found += [
+        Finding(
+          BAD,
+          kind,
+          f'{key} {there.get(key)}, but {here} on {own["host"]}',
+          name,
+        )
+        for key, here in own[kind].items()
+        if there.get(key) != here
+      ]
+    if abs(guest.clock) > _MOST_CLOCK_SECONDS:
+      text = f'is {guest.clock:+.0f} s from that of {own["host"]}'
+      found.append(Finding(DOUBT, 'clock', text, name))
+  several = f' on {len(guests) + 1} hosts' if guests else ''
+  for kind in ('versions', 'hashes'):
+    if own[kind] and not any(f.check == kind for f in found):
+      text = ' '.join(f'{key} {value}' for key, value in own[kind].items())
+      found.append(Finding(GOOD, kind, text + several))
+  if guests and not any(f.check == 'clock' for f in found):
+    text = f'within {_MOST_CLOCK_SECONDS:.0f} s{several}'
+    found.append(Finding(GOOD, 'clock', text))
+  return found
+
+
+def visit(
+  request: Request, join: Callable[..., Mapping[int, roll_call.Guest]]
+) -> list[Finding]:
+  """Examines this host, and the others if the program has several processes.
+
+  Args:
+    request: what to examine.
+    join: `processes.initialize`, or a function like it.
+
+  Returns:
+    The findings, the worst first.
+  """
+  own, missing = examine(request), []
+  try:
+    guests = join(request.patience, own)
+    if guests:
+      missing = [Finding(GOOD, 'hosts', f'all {len(guests) + 1} have come')]
+  except roll_call.Missing as error:
+    guests, missing = error.guests, [Finding(BAD, 'hosts', str(error))]
+  except ValueError as error:
+    guests, missing = {}, [Finding(BAD, 'port', str(error))]
+  found = compared(own, guests) + missing
+  # Devices of a pod start together, so they wait for the missing hosts.
+  if all(f.grade == GOOD for f in missing) and not _is_held(found):
+    found.append(_devices(request.run))
+  return sorted(found, key=lambda f: f.grade)
+
+
+def _is_held(found: Iterable[Finding]) -> bool:
+  return any(f.check == 'chips' and f.grade == BAD for f in found)
+
+
+def _devices(run: Run | None) -> Finding:
+  """Whether the devices of all hosts fit the mesh of the run."""
+  devices = jax.devices()
+  text = f'{len(devices)} x {devices[0].device_kind}'
+  if run is None:
+    return Finding(GOOD, 'devices', text)
+  try:
+    sizes = run.mesh.sizes(len(devices))
+    run.mesh.spanning(len(devices))
+  except ValueError as error:
+    return Finding(BAD, 'devices', f'{text}: {error}')
+  return Finding(GOOD, 'devices', f'{text}; mesh {"x".join(map(str, sizes))}')

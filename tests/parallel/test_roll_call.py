@@ -1,0 +1,153 @@
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from moe.parallel import roll_call
+
+
+@pytest.fixture
+def place():
+  """The place of process 0 among three, on free ports of this machine."""
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    port = probe.getsockname()[1]
+  return roll_call.Place(f'localhost:{port - 1}', 3, 0, ('a', 'b', 'c'))
+
+
+@pytest.fixture(autouse=True)
+def ends(monkeypatch):
+  """News after which the process would end."""
+  found = []
+  monkeypatch.setattr(roll_call, '_end_after', found.append)
+  return found
+
+
+def connected(place, number, **hello):
+  """A connection that says it is a process: (socket, file of its replies)."""
+  connection = socket.create_connection(place.endpoint)
+  words = {'process': number, 'of': place.num_processes, 'host': 'x', **hello}
+  connection.sendall(json.dumps(words).encode() + b'\n')
+  return connection, connection.makefile()
+
+
+@pytest.fixture
+def hub(place, ends):
+  """Process 0 while it calls the roll in another thread."""
+  hub = roll_call.Hub(place)
+  hub.thread = threading.Thread(target=hub.call, args=(10, {}), daemon=True)
+  hub.thread.start()
+  yield hub
+  # No news may come after the test, when they would end this process.
+  for peer in list(hub._peers.values()):
+    peer.has_left = True
+    with contextlib.suppress(OSError):
+      peer._socket.shutdown(socket.SHUT_RDWR)
+  hub.thread.join()
+  if hub._thread.is_alive():
+    assert hub._left.wait(10)
+
+
+def joined(place, hub):
+  members = [connected(place, i) for i in (1, 2)]
+  for _, replies in members:
+    assert json.loads(replies.readline()) == {'go': True}
+  hub.thread.join()
+  return members
+
+
+def until(condition):
+  end = time.monotonic() + 10
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.01)
+
+
+def test_a_closed_connection_is_a_death_of_which_all_others_learn(
+  place, hub, ends
+):
+  (first, file), (_, replies) = joined(place, hub)
+  file.close()
+  first.close()
+  news = json.loads(replies.readline())
+  assert news['lost'].startswith('process 1 (x) was killed')
+  assert news['code'] == roll_call.EXIT_LOST and news['grace'] == 0
+  until(lambda: ends == [news])
+
+
+def test_a_process_that_ends_well_is_not_missed(place, hub, ends):
+  members = joined(place, hub)
+  for connection, replies in members:
+    connection.sendall(b'{"leaves": 0}\n')
+    replies.close()
+    connection.close()
+  assert hub._left.wait(10)
+  assert ends == []
+
+
+def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
+  (first, _), (_, replies) = joined(place, hub)
+  first.sendall(b'{"leaves": 2, "text": "D_MODEL=3 must be even."}\n')
+  news = json.loads(replies.readline())
+  assert (
+    news['lost'] == 'process 1 (x) ended with code 2: D_MODEL=3 must be even.'
+  )
+  assert news['grace'] > 0  # The others may have the same error to tell.
+  until(lambda: ends == [news])
+
+
+@pytest.mark.parametrize(
+  ('hello', 'reply'),
+  [
+    ({'of': 4}, 'process 0 waits for 3 processes'),
+    ({'process': 1}, 'x has already come as process 1'),
+  ],
+)
+def test_a_process_with_a_wrong_number_is_refused(place, hub, hello, reply):
+  first = connected(place, 1)
+  until(lambda: hub.absent().startswith('process 2 (c) of 3'))
+  _, replies = connected(place, 2, **hello)
+  assert json.loads(replies.readline()) == {'error': reply}
+  second = connected(place, 2)  # The roll call goes on without it.
+  for _, replies in (first, second):
+    assert json.loads(replies.readline()) == {'go': True}
+
+
+@pytest.mark.parametrize(
+  'line', [b'GET / HTTP/1.1\r\n\r\n', b'[' * 4000 + b'\n', b'x' * 9000, b'{}\n']
+)
+def test_a_stranger_on_the_port_disturbs_nobody(place, hub, line):
+  stranger = socket.create_connection(place.endpoint)
+  stranger.sendall(line)
+  joined(place, hub)
+
+
+def test_a_port_in_use_is_refused(place):
+  with socket.create_server(place.endpoint):
+    with pytest.raises(ValueError, match=f'port {place.endpoint[1]} of'):
+      roll_call.Hub(place)
+
+
+def test_a_process_that_ended_before_the_start_may_come_again(place, hub):
+  first, replies = connected(place, 1)
+  until(lambda: hub.absent().startswith('process 2 (c) of 3'))
+  replies.close()
+  first.close()
+  until(lambda: hub.absent().startswith('process 1 (b), process 2 (c) of 3'))
+  joined(place, hub)
+
+
+def test_members_leave_when_process_0_dies(place, hub, ends):
+  member = roll_call.Member(place._replace(process_id=1))
+  thread = threading.Thread(target=member.call, args=(10, {'a': 1}))
+  thread.start()
+  other = connected(place, 2)
+  thread.join(10)
+  assert other
+  assert hub._peers[1].report == {'a': 1} and abs(hub._peers[1].clock) < 1
+  for peer in hub._peers.values():
+    peer._socket.shutdown(socket.SHUT_RDWR)
+  until(lambda: any('process 0 (a) was killed' in e['lost'] for e in ends))
