@@ -92,6 +92,16 @@ def _kept(path: pathlib.Path) -> Card | None:
     return None  # The file is missing or incomplete, so we measure again.
 
 
+def stored(workdir: str, step: int) -> Card | None:
+  """The stored scorecard of a step, with no shots; suite full is preferred."""
+  for suite in ('full', 'quick'):
+    path = pathlib.Path(workdir) / FOLDER / f'{step}_{suite}_0shot.json'
+    found = _kept(path)
+    if found and found['format'] == FORMAT:
+      return found
+  return None
+
+
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
   """Name -> SHA-256 of every data file; '' if the file is missing."""
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
