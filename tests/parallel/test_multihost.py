@@ -321,3 +321,28 @@ def test_a_killed_process_is_named_within_15_seconds(tmp_path, victim):
   assert time.monotonic() - begin < 15
   assert processes[1 - victim].returncode == roll_call.EXIT_LOST
   assert f'error: process {victim} (' in error.splitlines()[-1]
+
+
+# Process 1 reads its batches slowly.
+SLOW = """
+import os, sys, time
+from launch import train
+from moe.data import reader
+quick = reader.Reader.batch
+def batch(self, step):
+  time.sleep(1.0)
+  return quick(self, step)
+if os.environ['PROCESS_ID'] == '1':
+  reader.Reader.batch = batch
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.nightly
+def test_a_slow_process_is_named_by_process_0(tmp_path):
+  arguments = ['-c', SLOW, *FLAGS, f'--workdir={tmp_path}']
+  first, _ = ended(started(arguments, 2, 4))
+  assert re.search(
+    r'warning: process 1 \(\S+\) is slow: its devices wait', first
+  )
+  assert not re.search(r'warning: process 0 .* is slow', first)
