@@ -176,7 +176,7 @@ class Hub:
           guests.remove(ready)
           self._welcome(ready)
     for peer in self._peers.values():
-      peer.send(go=True)
+      peer.send(go=socket.gethostname())
     self._server.close()
     self._thread.start()
     return self._guests()
@@ -326,6 +326,7 @@ class Member:
         f' must fit the other processes, but {reply["error"]}: correct them.'
       )
     if 'go' in reply:
+      hub.host = str(reply['go'])
       return hub
     hub.close()
     time.sleep(_RETRY_SECONDS)
@@ -336,7 +337,7 @@ class Member:
       messages, self._early = self._early or self._hub.receive(), []
       if messages is None:
         if not self._is_over:
-          _end_after(_vanished(self._place.name(0)))
+          _end_after(_vanished(self._place.name(0, self._hub.host)))
         return
       for message in messages:
         self._is_over |= 'bye' in message
@@ -370,3 +371,16 @@ def _end_after(news: dict[str, Any]) -> None:
     threading.Thread(target=end, daemon=True).start()
   else:
     end()
+
+
+def end_by_news(patience: float) -> None:
+  """Ends the process if news of a lost process is there, or arrives in time.
+
+  Args:
+    patience: seconds to wait for the news.
+  """
+  end = time.monotonic() + patience
+  while time.monotonic() < end:
+    if _ends:
+      _die(_ends[0]['code'], _ends[0]['lost'])
+    time.sleep(0.05)
