@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from moe import axes, bounds
 from moe.layers.linear import LayerNorm, Linear
-from moe.layers.rigid import Rigid, from_update, identity
+from moe.modalities.rigid import Rigid, from_update, identity
 from moe.types import Array
 
 NUM_TORSIONS = 7
