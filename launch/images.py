@@ -70,10 +70,11 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
   # Imported here, since --help must answer at once.
   from launch.configs import configuration
   from moe.runs import image_tokenizer
+  from moe.runs.tokenizer_run import TokenizerRun
   from tasks.pictures import stores
 
   tokenizer = image_tokenizer.load(args.checkpoint)
-  data = configuration.load_tokenizer_run(args.checkpoint).data
+  data = configuration.load_other_run(args.checkpoint, TokenizerRun).data
   runtime.set_up_jax()
   pictures = stores.prepare(
     args.pictures or data.names,

@@ -54,21 +54,10 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     'operative_config.gin': config.operative_text,
   }
   # Imported here, since --help must answer at once.
-  from moe.runs import tokenizer_run
+  from moe.runs.run import Run
 
-  if isinstance(config.run, tokenizer_run.TokenizerRun):
-    # Imported here, since runs of language models read no pictures.
-    from moe.runs import image_tokenizer, preflight
-    from tasks.pictures import stores
-
-    preflight.open_workdir(args.workdir)
-    runtime.set_up_jax()
-    if args.dry_run:
-      print(tokenizer_run.describe(config.run), end='')
-      return 0
-    return image_tokenizer.train(
-      config.run, args.workdir, texts, stores.prepare
-    )
+  if not isinstance(config.run, Run):
+    return train_other(args, config.run, texts)
   data = config.run.data
   token_stores.check_tasks(
     [data.train, *data.evaluation],
@@ -91,6 +80,35 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
   return training.train(
     job, texts, token_stores.prepare, write_report, args.compiled, begin
   )
+
+
+def train_other(
+  args: argparse.Namespace,
+  run: 'AnyRun',  # noqa: F821  See `launch.configs.configuration`.
+  texts: dict[str, str],
+) -> int:
+  """Trains an image tokenizer or a folding model."""
+  # Imported here, since runs of language models read neither.
+  from moe.runs import (
+    folding,
+    folding_run,
+    image_tokenizer,
+    preflight,
+    tokenizer_run,
+  )
+  from tasks import proteins
+  from tasks.pictures import stores
+
+  preflight.open_workdir(args.workdir)
+  runtime.set_up_jax()
+  is_folding = isinstance(run, folding_run.FoldingRun)
+  if args.dry_run:
+    describe = (folding_run if is_folding else tokenizer_run).describe
+    print(describe(run), end='')
+    return 0
+  if is_folding:
+    return folding.train(run, args.workdir, texts, proteins.prepare)
+  return image_tokenizer.train(run, args.workdir, texts, stores.prepare)
 
 
 def write_report(workdir: str) -> str:

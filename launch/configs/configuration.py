@@ -12,11 +12,17 @@ from moe.bounds import OutOfRange
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
 from moe.runs import trained
+from moe.runs.folding_run import FoldingRun
 from moe.runs.run import Run, TrainedRun
 from moe.runs.tokenizer_run import TokenizerRun
 
 # What a configuration may describe.
-_ROOTS = (Run, TokenizerRun)
+_ROOTS = {
+  Run: 'a language model',
+  TokenizerRun: 'an image tokenizer',
+  FoldingRun: 'a folding model',
+}
+AnyRun = Run | TokenizerRun | FoldingRun
 
 
 class Configuration(NamedTuple):
@@ -28,7 +34,7 @@ class Configuration(NamedTuple):
     operative_text: the bindings that the run uses, with its defaults.
   """
 
-  run: Run | TokenizerRun
+  run: AnyRun
   text: str
   operative_text: str
 
@@ -53,8 +59,9 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
     )
   if len(roots) > 1:
     raise ValueError(
-      f"{', '.join(files)} must include one of 'runs/train.gin' and"
-      " 'runs/image_tokenizer.gin', got both: take one away."
+      f"{', '.join(files)} must include one of 'runs/train.gin',"
+      " 'runs/image_tokenizer.gin' and 'runs/folding.gin', got"
+      f' {len(roots)} of them: keep one.'
     )
   return made(bound, roots[0])
 
@@ -92,13 +99,13 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
   """The run of `read`, which must be the run of a language model.
 
   Raises:
-    ValueError: if it is the run of an image tokenizer, or as `read` does.
+    ValueError: if it is the run of something else, or as `read` does.
   """
   run = read(files, overrides).run
   if not isinstance(run, Run):
     raise ValueError(
-      f'{", ".join(files)} must describe a language model, got an image'
-      ' tokenizer: give another file, or use `python -m launch.images`.'
+      f'{", ".join(files)} must describe a language model, got'
+      f' {_ROOTS[type(run)]}: give another file.'
     )
   return run
 
@@ -169,17 +176,21 @@ def load_run(directory: str) -> TrainedRun:
   return trained.read_back(load([place.config], []), place)
 
 
-def load_tokenizer_run(directory: str) -> TokenizerRun:
-  """The run of an image tokenizer, from its work directory.
+def load_other_run(directory: str, kind: type) -> AnyRun:
+  """The run of a work directory, which is no language model's.
+
+  Args:
+    directory: work directory of the run.
+    kind: the class of the run.
 
   Raises:
     ValueError: if there is no configuration, or that of another kind of run.
   """
   path = os.path.join(directory, 'config.gin')
   run = read([path], []).run
-  if not isinstance(run, TokenizerRun):
+  if not isinstance(run, kind):
     raise ValueError(
-      f'{path} must describe the run of an image tokenizer, got that of a'
-      ' language model: name another directory.'
+      f'{path} must describe the run of {_ROOTS[kind]}, got that of'
+      f' {_ROOTS[type(run)]}: name another directory.'
     )
   return run

@@ -95,7 +95,7 @@ def all_atoms(
   """All heavy atoms of residues (Algorithm 24).
 
   Args:
-    codes_I: int32 [..., I].
+    codes_I: int32 [..., I]; an unknown residue gets its backbone alone.
     backbone: [..., I], frames of the residues.
     torsion: [..., I, 7, 2], (cos, sin) of any length but 0.
 
@@ -104,6 +104,9 @@ def all_atoms(
   """
   tables = residues.residues()
   dtype = torsion.dtype
+  # Whatever kind a residue is, it has the backbone that glycine has.
+  glycine = int(residues.codes('G')[0])
+  codes_I = jnp.where(codes_I == residues.UNKNOWN, glycine, codes_I)
   whole = jnp.asarray(tables.frames, dtype)[codes_I]
   default = Rigid(whole[..., :3, :3], whole[..., :3, 3])
   frames = rigid.group_frames(backbone, torsion, default)

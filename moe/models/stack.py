@@ -54,6 +54,7 @@ class Period(nn.Module):
     layout: mesh axes by use.
     dtype: compute dtype.
     train: whether this is training.
+    keeps_state: whether the activations after the period are kept.
   """
 
   block: Callable[..., Block]
@@ -61,6 +62,7 @@ class Period(nn.Module):
   layout: Layout
   dtype: jnp.dtype
   train: bool
+  keeps_state: bool = False
 
   @nn.compact
   def __call__(
@@ -85,7 +87,9 @@ class Period(nn.Module):
         x_BTD, mask, info, layer_cache, self.train
       )
       caches.append(layer_cache)
-    return x_BTD, (None if cache is None else tuple(caches), outputs)
+    state_BTD = x_BTD if self.keeps_state else None
+    caches = None if cache is None else tuple(caches)
+    return x_BTD, (caches, outputs, state_BTD)
 
 
 class Stack(nn.Module):
@@ -105,6 +109,8 @@ class Stack(nn.Module):
     router_scale: factor of the router's initial values.
     unroll: periods per iteration of the loop. With all of them there is no
       loop; then compiling takes longer, and the compiler's counts are complete.
+    mixes_states: whether the result is a learned mean of the activations after
+      each period, in place of the last ones.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -118,6 +124,7 @@ class Stack(nn.Module):
   residual_scale: float = 1.0
   router_scale: float = 1.0
   unroll: int = 1
+  mixes_states: bool = False
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
@@ -233,16 +240,28 @@ class Stack(nn.Module):
       layout=self.layout,
       dtype=self.dtype,
       train=train,
+      keeps_state=self.mixes_states,
       name='periods',
     )
     scanned = None if cache is None else cache['periods']
-    x_BTD, (scanned, outputs) = period(x_BTD, scanned, mask, info)
+    x_BTD, (scanned, outputs, x_LBTD) = period(x_BTD, scanned, mask, info)
+    if self.mixes_states:
+      x_BTD = self._mixed(x_LBTD)
     # A loss has the same weight in each layer, so the mean does not change it.
     losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
     new_cache = None
     if cache is not None:
       new_cache = {'prefix': tuple(prefix), 'periods': scanned}
     return x_BTD, new_cache, losses, outputs.metrics
+
+  def _mixed(self, x_LBTD: Array) -> Array:
+    """The mean over layers by weights that are learned, equal at the start."""
+    init = nn.with_logical_partitioning(
+      nn.initializers.zeros_init(), (axes.LAYERS,)
+    )
+    share_L = self.param('state_mix', init, x_LBTD.shape[:1], jnp.float32)
+    weight_L = jax.nn.softmax(share_L).astype(self.dtype)
+    return jnp.einsum('l,lbtd->btd', weight_L, x_LBTD)
 
   def scaled_block(self) -> Callable[..., Block]:
     """Makes a block with the factors of this stack."""
