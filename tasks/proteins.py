@@ -121,6 +121,20 @@ class Folder:
     return [path for path in found if structure_files.is_structure(path)]
 
 
+def all_of(directory: str) -> list[Chain]:
+  """The chains of all files of a folder, centred.
+
+  Raises:
+    ValueError: if there is no structure in the folder.
+  """
+  source = Folder(directory)
+  return [
+    protein.centred(chain)
+    for split in source.splits
+    for chain in source.chains(split)
+  ]
+
+
 def source_of(name: str) -> ChainSource:
   """The source of a name: 'chains', or a folder, which has a slash in its name.
 

@@ -52,9 +52,9 @@ def torsions(
     dihedral(earlier[..., 2, :], n, ca, c),
     psi,
   ]
-  backbone = known(jnp.arange(3))
+  backbone = known(slice(3))
   masks = [
-    last & known_before[..., 1] & known_before[..., 2] & known(jnp.arange(2)),
+    last & known_before[..., 1] & known_before[..., 2] & known(slice(2)),
     last & known_before[..., 2] & backbone,
     backbone & (has_o | has_next_n),
   ]

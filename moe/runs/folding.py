@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from moe.data.cache_dir import default_cache_dir
-from moe.data.chains import ChainReader, chain_batches
+from moe.data.chains import ChainReader, all_chains, chain_batches
 from moe.data.store import Store
+from moe.modalities.protein import Chain
 from moe.runs import own_training
 from moe.runs.folding_run import FoldingRun
 from moe.train.evaluation import HeldOut
@@ -64,6 +65,25 @@ def stores_of(
   data = run.data
   cache_dir = data.cache_dir or default_cache_dir()
   return prepare_chains(data.names, data.longest, cache_dir)
+
+
+def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
+  """All chains of a split.
+
+  Args:
+    stores: from `stores_of`.
+    split: its name.
+
+  Raises:
+    ValueError: if no source has this split.
+  """
+  found = [splits[split] for splits in stores.values() if split in splits]
+  if not found:
+    known = sorted({name for splits in stores.values() for name in splits})
+    raise ValueError(
+      f'The split must be one of {", ".join(known)}, got {split!r}.'
+    )
+  return [chain for place in found for chain in all_chains(Store(place))]
 
 
 def open_chains(
