@@ -13,10 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
+from moe.modalities import sequences
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.fold',
     description=__doc__,
@@ -44,23 +46,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def fold(args: argparse.Namespace) -> int:
-  """Folds and writes; the exit code is 0."""
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
-  from moe.modalities import sequences
+  """Folds sequences and writes the files; the exit code is 0."""
+  if args.sequence is not None:
+    given = {'sequence': sequences.cleaned(args.sequence, '--sequence')}
+  else:
+    given = sequences.of_fasta(text_of(pathlib.Path(args.fasta)))
+  run = configuration.load_other_run(
+    args.checkpoint, configuration.FOLDING_MODEL
+  )
+  runtime.set_up_jax()
+  # Here, since it imports JAX, and --help must answer at once.
   from moe.report import fold_files
   from moe.runs import folded
-  from moe.runs.folding_run import FoldingRun
 
-  if args.fasta:
-    path = pathlib.Path(args.fasta)
-    if not path.is_file():
-      raise ValueError(f'--fasta={path} must be a file, got none there.')
-    given = sequences.of_fasta(path.read_text('utf-8'))
-  else:
-    given = {'sequence': sequences.cleaned(args.sequence, '--sequence')}
-  run = configuration.load_other_run(args.checkpoint, FoldingRun)
-  runtime.set_up_jax()
   model = folded.load(run, args.checkpoint)
   needed = model.check_memory(given, args.memory)
   runtime.log(f'{len(given)} chains; the longest needs about {needed:.1f} GB')
@@ -69,6 +67,13 @@ def fold(args: argparse.Namespace) -> int:
   for line in fold_files.write(pathlib.Path(args.out), model.origin, found):
     print(line, flush=True)
   return 0
+
+
+def text_of(path: pathlib.Path) -> str:
+  """The text of a file; ValueError if there is none."""
+  if not path.is_file():
+    raise ValueError(f'--fasta={path} must be a file, got none there.')
+  return path.read_text('utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ r"""Image tokenizers: python -m launch.images VERB ...
   encode --checkpoint=runs/fashion_codes --output=runs/fashion_codes/codes
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains one.
+--workdir=runs/fashion_codes` trains an image tokenizer.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from launch import runtime
+from launch import runtime, token_stores
+from launch.configs import configuration
 from moe.data.cache_dir import default_cache_dir
+from moe.evaluate import score
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.images',
     description=__doc__,
@@ -66,67 +68,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_verb(args: argparse.Namespace, command: str) -> int:
-  """Runs a verb."""
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
-  from moe.runs import image_tokenizer
-  from moe.runs.tokenizer_run import TokenizerRun
-  from tasks.pictures import stores
+  """Scores reconstructions, or writes codes."""
+  # Here, since --help needs no JAX.
+  from moe.runs import image_tokenizer, picture_codes, tokenizer_report
 
   tokenizer = image_tokenizer.load(args.checkpoint)
-  data = configuration.load_other_run(args.checkpoint, TokenizerRun).data
+  trains = configuration.IMAGE_TOKENIZER
+  data = configuration.load_other_run(args.checkpoint, trains).data
   runtime.set_up_jax()
-  pictures = stores.prepare(
+  pictures = token_stores.prepare_pictures(
     args.pictures or data.names,
     tokenizer.pixels,
     args.cache_dir or data.cache_dir or default_cache_dir(),
   )
-  if args.verb == 'encode':
-    return encode(args, tokenizer, pictures)
-  return report(args, tokenizer, pictures, command)
-
-
-def report(
-  args: argparse.Namespace,
-  tokenizer: 'ImageTokenizer',  # noqa: F821  See `run_verb`.
-  pictures: dict[str, dict[str, str]],
-  command: str,
-) -> int:
-  """Prints the scores of held-out pictures, and writes the page."""
-  # Imported here, since --help must answer at once.
-  from moe.data.store import Store
-  from moe.evaluate import score
-  from moe.report import tokenizer_page
-  from moe.runs import tokenizer_report
-
-  held_out = {
-    name if split == 'validation' else f'{name}_{split}': Store(directory)
-    for name, by_split in pictures.items()
-    for split, directory in by_split.items()
-    if split != 'train'
-  }
-  found, scores = tokenizer_report.report(tokenizer, held_out, command)
-  page = tokenizer_page.write(
-    pathlib.Path(args.output or args.checkpoint),
-    f'Image tokenizer {os.path.basename(os.path.abspath(args.checkpoint))}',
-    tokenizer.facts,
-    found,
-    scores,
-  )
-  print(score.as_table(scores))
-  print(f'\npage: {page}')
-  return 0
-
-
-def encode(
-  args: argparse.Namespace,
-  tokenizer: 'ImageTokenizer',  # noqa: F821  See `run_verb`.
-  pictures: dict[str, dict[str, str]],
-) -> int:
-  """Writes the codes of pictures, and prints how to train on them."""
-  # Imported here, since --help must answer at once.
-  from moe.runs import image_tokenizer, picture_codes
-
+  if args.verb == 'tokenizer-report':
+    found, scores = tokenizer_report.report(tokenizer, pictures, command)
+    directory = pathlib.Path(args.output or args.checkpoint)
+    name = os.path.basename(os.path.abspath(args.checkpoint))
+    title = f'Image tokenizer {name}'
+    page = runtime.write_page(
+      'tokenizer', directory, title, tokenizer.facts, found, scores
+    )
+    print(f'{score.as_table(scores)}\n\npage: {page}')
+    return 0
   path = image_tokenizer.path_of(args.checkpoint)
   counts = picture_codes.encode(tokenizer, path, pictures, args.output)
   for name, count in counts.items():

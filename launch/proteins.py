@@ -14,10 +14,11 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.proteins',
     description=__doc__,
@@ -45,15 +46,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def score(args: argparse.Namespace, command: str) -> int:
   """Scores, prints the means and writes the page."""
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
+  run = configuration.load_other_run(
+    args.checkpoint, configuration.FOLDING_MODEL
+  )
+  runtime.set_up_jax()
+  # Here, since they import JAX, and --help must answer at once.
   from moe.report import protein_scores_page
   from moe.runs import folded, folding, protein_scores
-  from moe.runs.folding_run import FoldingRun
   from tasks import proteins
 
-  run = configuration.load_other_run(args.checkpoint, FoldingRun)
-  runtime.set_up_jax()
   stores = folding.stores_of(run, proteins.prepare)
   if args.structures:
     given = proteins.all_of(args.structures)

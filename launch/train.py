@@ -8,18 +8,19 @@ The same command, given again, resumes from the latest checkpoint in DIR.
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import flags
+from launch.configs import configuration, flags
 from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.train',
     description=__doc__,
@@ -43,33 +44,38 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Trains; the exit code is 0, or 75 after a signal to end."""
+  """Trains; the exit code is 0, or 75 if a signal ended the training."""
   begin = time.monotonic()
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
-
   config = configuration.read(args.gin_file, overrides)
   texts = {
     'config.gin': config.text,
     'operative_config.gin': config.operative_text,
   }
-  # Imported here, since --help must answer at once.
-  from moe.runs.run import Run
-
-  if not isinstance(config.run, Run):
-    return train_other(args, config.run, texts)
-  data = config.run.data
-  token_stores.check_tasks(
-    [data.train, *data.evaluation],
-    data.cache_dir or default_cache_dir(),
-    data.task_modules,
-    args.dry_run,
-  )
-  # Imported here, since a misspelt name need not wait for Orbax.
-  from moe.runs import preflight, training
+  if config.trains == configuration.LANGUAGE_MODEL:
+    data = config.run.data
+    token_stores.check_tasks(
+      [data.train, *data.evaluation],
+      data.cache_dir or default_cache_dir(),
+      data.task_modules,
+      args.dry_run,
+    )
+  # Here, since a misspelt name need not wait for Orbax.
+  from moe.runs import folding, image_tokenizer, preflight, training
 
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
+  if config.trains != configuration.LANGUAGE_MODEL:
+    other, prepare = {
+      configuration.IMAGE_TOKENIZER: (
+        image_tokenizer,
+        token_stores.prepare_pictures,
+      ),
+      configuration.FOLDING_MODEL: (folding, token_stores.prepare_chains),
+    }[config.trains]
+    if args.dry_run:
+      print(other.describe(config.run), end='')
+      return 0
+    return other.train(config.run, args.workdir, texts, prepare)
   differences = configuration.differences(
     config.text, os.path.join(args.workdir, 'config.gin')
   )
@@ -78,45 +84,13 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     print(job.description, end='')
     return 0
   return training.train(
-    job, texts, token_stores.prepare, write_report, args.compiled, begin
+    job,
+    texts,
+    token_stores.prepare,
+    functools.partial(runtime.write_page, 'run'),
+    args.compiled,
+    begin,
   )
-
-
-def train_other(
-  args: argparse.Namespace,
-  run: 'AnyRun',  # noqa: F821  See `launch.configs.configuration`.
-  texts: dict[str, str],
-) -> int:
-  """Trains an image tokenizer or a folding model."""
-  # Imported here, since runs of language models read neither.
-  from moe.runs import (
-    folding,
-    folding_run,
-    image_tokenizer,
-    preflight,
-    tokenizer_run,
-  )
-  from tasks import proteins
-  from tasks.pictures import stores
-
-  preflight.open_workdir(args.workdir)
-  runtime.set_up_jax()
-  is_folding = isinstance(run, folding_run.FoldingRun)
-  if args.dry_run:
-    describe = (folding_run if is_folding else tokenizer_run).describe
-    print(describe(run), end='')
-    return 0
-  if is_folding:
-    return folding.train(run, args.workdir, texts, proteins.prepare)
-  return image_tokenizer.train(run, args.workdir, texts, stores.prepare)
-
-
-def write_report(workdir: str) -> str:
-  """Writes the page about a run that has ended; returns its path."""
-  # Here, since figures take a second to import, and a run starts without them.
-  from moe.report import run_page
-
-  return run_page.write_report(workdir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

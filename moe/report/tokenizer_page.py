@@ -1,4 +1,4 @@
-"""A page about an image tokenizer: scores, and what pictures come back as."""
+"""Writes a page about an image tokenizer: scores and reconstructed pictures."""
 
 import base64
 import io
@@ -14,18 +14,20 @@ from moe.evaluate.score import Score, as_cells
 from moe.report import templates
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
-# Pictures in a row of a sheet, and how many rows; each row is two rows high.
+# A sheet has at most this many columns and rows of originals. Below each row of
+# originals is the row of their reconstructions.
 _COLUMNS, _ROWS = 12, 4
 _GAP = 2
-# A sheet is enlarged so that a picture has at least so many pixels.
+# A sheet is enlarged so that each picture is at least this many pixels high.
 _LEAST_PIXELS = 64
 
 
 def sheet(found: Reconstruction) -> np.ndarray:
-  """Rows of originals, each above the row of their reconstructions.
+  """Makes a sheet: each row of originals is above its reconstructions.
 
   Args:
-    found: at least one picture; those shown are spread over all of them.
+    found: at least one picture. If there are too many for a sheet, it shows
+      pictures at equal distances.
 
   Returns:
     uint8 [Y, X, 3].
@@ -54,7 +56,7 @@ def sheet(found: Reconstruction) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> bytes:
-  """A picture, uint8 [Y, X, 3], as a PNG file."""
+  """Encodes a picture, uint8 [Y, X, 3], as the bytes of a PNG file."""
   from PIL import Image  # Figures are drawn with Matplotlib elsewhere.
 
   buffer = io.BytesIO()
@@ -73,10 +75,10 @@ def write(
 
   Args:
     directory: where the files are written.
-    title: of the page.
-    facts: what is known of the tokenizer, for the head of the page.
-    found: reconstructions by the name of the pictures.
-    scores: of all of them.
+    title: title of the page.
+    facts: facts about the tokenizer by name, for the head of the page.
+    found: name of the pictures -> their reconstruction.
+    scores: scores of all reconstructions.
 
   Returns:
     The file of the page.

@@ -11,6 +11,7 @@ from moe.data.store import Store
 from moe.modalities.protein import Chain
 from moe.runs import own_training
 from moe.runs.folding_run import FoldingRun
+from moe.train import program as program_lib
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
 from moe.types import Batch
@@ -56,6 +57,11 @@ def train(
       ' folds sequences'
     )
   return code
+
+
+def describe(run: FoldingRun) -> str:
+  """Text about the parameters of a folding model."""
+  return program_lib.parameter_table(run.program())
 
 
 def stores_of(

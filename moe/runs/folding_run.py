@@ -128,8 +128,3 @@ class FoldingRun:
       self.settings.seed,
       self.settings.num_microbatches,
     )
-
-
-def describe(run: FoldingRun) -> str:
-  """Text about the parameters of a folding model."""
-  return program_lib.parameter_table(run.program())

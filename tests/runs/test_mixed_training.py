@@ -40,7 +40,7 @@ from tests.models import factories
 LENGTH, ROWS, STEPS = 20, 16, 8
 MASK = transforms.MaskBlocks(0.25)
 RANGES = (('command', 1), ('image', 8), ('residue', 5))
-# Each of three modalities has two experts, and all share two.
+# Each of three modalities has two experts, and two more are for all.
 ROUTER = functools.partial(gates.ModalityGrouped, reserved=(2, 2, 2))
 MODEL = Decoder(
   functools.partial(
@@ -61,7 +61,7 @@ MODEL = Decoder(
 
 @pytest.fixture(scope='module')
 def stores(tmp_path_factory):
-  """The vocabulary directory of the mixture and its three tasks."""
+  """The vocabulary directory with the stores of the mixture's three tasks."""
   directory = tmp_path_factory.mktemp('mixed')
   letters = ''.join(chr(0x4E00 + i) for i in range(60))
   path = directory / 'vocabulary.model'
@@ -224,7 +224,8 @@ def test_codes_are_written_with_their_rows_and_columns(read_back, drawn):
       [decode.RowPrompt(prompt, table, extras=told)] * 8,
       mixed.CODES,
     )
-  # The same tokens read at once, as in training: each is the likeliest code.
+  # The model reads all tokens at once, as in training. Each written code must
+  # be its likeliest one.
   tokens = np.array([[*prompt, *row] for row in written])
   batch = decode.read_batch(
     np.pad(tokens, ((0, 0), (1, 0))).astype(np.int32),
