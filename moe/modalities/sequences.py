@@ -2,11 +2,10 @@
 
 import re
 
-from moe.modalities import residues
-
 # One-letter names beside the twenty, and what they are read as.
 _UNKNOWN = 'XBZJUO'
-_ALLOWED = set(residues.LETTERS + _UNKNOWN)
+# The twenty are those of `moe.modalities.residues`, which imports NumPy.
+_ALLOWED = set('ACDEFGHIKLMNPQRSTVWY' + _UNKNOWN)
 
 
 def cleaned(sequence: str, name: str = 'the sequence') -> str:

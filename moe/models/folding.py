@@ -215,6 +215,12 @@ class Folding(nn.Module):
     bounds.one_of('FOLDING_DTYPE', self.dtype, DTYPES)
     super().__post_init__()
 
+  def check(self):
+    """Raises ValueError if a number of a part is out of range."""
+    self.trunk.anatomy()
+    self.block(parent=None)
+    self.structure(parent=None).attention(parent=None)
+
   def setup(self):
     """Makes all parts."""
     dtype, D, Z = jnp.dtype(self.dtype), self.width, self.pair_width

@@ -98,6 +98,7 @@ class FoldingRun:
     vocab_size = self.model.trunk.vocab_size
     bounds.at_least(least, 'VOCAB_SIZE', vocab_size, 'ids with the residues')
     rules.table(self.rules)
+    self.model.check()
 
   @property
   def ids(self) -> IdSpace:
