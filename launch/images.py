@@ -90,7 +90,8 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
   from moe.runs import image_tokenizer, picture_codes, tokenizer_report
 
   tokenizer = image_tokenizer.load(args.checkpoint)
-  data = configuration.load_tokenizer_run(args.checkpoint).data
+  trains = configuration.IMAGE_TOKENIZER
+  data = configuration.load_other_run(args.checkpoint, trains).data
   runtime.set_up_jax()
   pictures = token_stores.prepare_pictures(
     args.pictures or data.names,

@@ -11,7 +11,7 @@ import pytest
 from launch import models
 from launch.configs import configuration
 from moe import axes
-from moe.objectives import language
+from moe.objectives import folding, language
 from moe.optim import matrices
 from moe.parallel import shardings
 from moe.planning import model_table, plan
@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
 # a line for each macro, so they may exceed 60 lines.
 WIRING = {
   'models/decoder.gin',
+  'models/folding.gin',
+  'models/trunk.gin',
   'models/latent_decoder.gin',
   'runs/train.gin',
   'runs/muon.gin',
@@ -31,12 +33,17 @@ WIRING = {
   'runs/image_tokenizer.gin',
   'runs/pictures.gin',
   *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
+  'runs/folding.gin',
 }
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
   f'runs/image_tokenizer_{n}.gin'
   for n in ('emoji', 'fashion', 'pictures', 'shapes')
 ]
+# Models that fold proteins, and their runs.
+FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
+FOLDERS.append('models/esmfold_690m.gin')
+FOLDING_RUNS = ['runs/fold_cpu.gin', 'runs/fold_overfit.gin']
 # Our own models for experiments. Of the other models only parameters are
 # counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
@@ -59,7 +66,8 @@ STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
 
 def files(folder):
   found = sorted(f'{folder}/{p.name}' for p in (ROOT / folder).glob('*.gin'))
-  return [name for name in found if name not in {*WIRING, *TOKENIZERS}]
+  others = {*WIRING, *TOKENIZERS, *FOLDERS, *FOLDING_RUNS}
+  return [name for name in found if name not in others]
 
 
 def stack(run):
@@ -201,6 +209,53 @@ def test_the_run_of_a_tokenizer_is_built_by_shapes(name):
   side = 64 if 'emoji' in name else 32
   assert program.batch_shapes['pictures'].shape == (8, side, side, 3)
   assert run.model.grid(side, side) == (side // 4, side // 4)
+  with pytest.raises(ValueError, match='must describe a language model'):
+    configuration.load([name], [])
+
+
+def folding_parameters(name):
+  """Path -> number of parameters of a folding model."""
+  files = [name, 'parallel/data.gin', 'runs/folding.gin']
+  sizes = ['CROP=8', 'BATCH_SIZE=1', 'TRAIN_STEPS=200', "CHAINS=('chains',)"]
+  run = configuration.read(files, sizes).run
+  functional, _, mesh = run.functional(jax.devices()[:1])
+  shapes = jax.tree.map(
+    lambda f: jax.ShapeDtypeStruct(f.shape, f.dtype), folding.fields(1, 8)
+  )
+  with jax.set_mesh(mesh):
+    params = jax.eval_shape(
+      lambda: functional.init(jax.random.key(0), shapes)[0]
+    )
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  return {shardings.path_name(path): leaf.size for path, leaf in flat}
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_a_folding_model_is_built_by_shapes(name):
+  found = folding_parameters(name)
+  assert any(path.startswith('trunk/') for path in found)
+  assert any('triangles' in path for path in found)
+
+
+def test_esmfold_has_the_parameters_of_the_paper_beside_its_trunk():
+  found = folding_parameters('models/esmfold_690m.gin')
+  total = sum(n for path, n in found.items() if not path.startswith('trunk/'))
+  assert math.isclose(total, 690e6, rel_tol=0.03)
+
+
+@pytest.mark.parametrize('name', FOLDING_RUNS)
+def test_a_folding_run_has_its_numbers_as_macros(name):
+  macros = [
+    'TRAIN_STEPS=123',
+    'BATCH_SIZE=8',
+    'CROP=40',
+    'SEED=5',
+    'RECYCLES=2',
+  ]
+  run = configuration.read([name], [*macros, 'MESH_DATA=1']).run
+  assert run.settings.train_steps == 123 and run.settings.seed == 5
+  assert run.data.batch_size == 8 and run.data.crop == 40
+  assert run.objective.keywords['recycles'] == 2
   with pytest.raises(ValueError, match='must describe a language model'):
     configuration.load([name], [])
 
