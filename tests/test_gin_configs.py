@@ -11,6 +11,7 @@ import pytest
 from launch import models
 from launch.configs import configuration
 from moe import axes
+from moe.modalities import residues
 from moe.objectives import language
 from moe.optim import matrices
 from moe.parallel import shardings
@@ -39,6 +40,7 @@ LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 # Runs for large slices -> overrides that make them fit 8 devices.
 ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
+  'runs/wudao2_pictures_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
   'runs/wudao2_v5p_256.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
@@ -194,6 +196,15 @@ def test_the_run_of_a_tokenizer_is_built_by_shapes(name):
   assert run.model.grid(side, side) == (side // 4, side // 4)
   with pytest.raises(ValueError, match='must describe a language model'):
     configuration.load([name], [])
+
+
+def test_the_ids_of_wudao_are_text_codes_and_residues():
+  model = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], []).model
+  sizes = {name: size for name, size in model.ids.sizes.items() if size}
+  assert list(sizes) == ['text', 'command', 'image', 'residue']
+  assert (sizes['text'], sizes['image']) == (143_616, 32 * 32 * 8)
+  assert sizes['residue'] == residues.NUM_CODES
+  assert model.ids.size == model.vocab_size == 152_064
 
 
 @pytest.mark.parametrize('name', files('parallel'))

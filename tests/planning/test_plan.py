@@ -1,7 +1,7 @@
 import pytest
 
 from launch.configs import configuration
-from moe.planning import plan
+from moe.planning import plan, report
 from moe.scale import topology
 from tests.planning import cases
 
@@ -85,6 +85,31 @@ def test_wudao_fits_2048_chips_with_a_quarter_of_memory_free(
   a_chip = known['executed_flops_per_token_train'] * known['tokens_per_step']
   a_chip /= 2048
   assert facts['executed_flops_per_chip'] == pytest.approx(a_chip, rel=0.01)
+
+
+@pytest.mark.nightly
+@pytest.mark.optimized
+def test_text_and_pictures_fit_2048_chips(monkeypatch, tmp_path):
+  pytest.importorskip('libtpu')
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
+  run = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], [])
+  slice_ = topology.parse('v5p:8x16x16')
+  facts = plan.plan_topology(run, slice_, plan.plan_shapes(run, slice_))
+  assert facts['headroom'] >= 0.25
+  assert facts['mfu_no_overlap'] >= 0.35
+
+
+def test_a_plan_tells_modalities_apart(facts):
+  assert 'modalities' not in facts
+  mixed = plan.plan_shapes(loaded(**{'run.Data.shares': (0.25, 0.75)}))
+  found = mixed['modalities']
+  assert {name: f['share'] for name, f in found.items()} == {
+    'text': 0.25,
+    'image': 0.75,
+  }
+  assert found['image']['drop_rate_cv03'] > found['image']['drop_rate_balanced']
+  lines = report.text(mixed).splitlines()
+  assert any('image' in line and '75.0% of tokens' in line for line in lines)
 
 
 def test_a_plan_counts_products_and_state_of_muon():
