@@ -1,18 +1,18 @@
 r"""Measures the project: python -m launch.bench imports|moe|step.
 
-imports   seconds to import each module of moe after jax, flax and optax
-moe       one MoE layer, forward and backward, alone or beside a variant of it
-step      a training step, alone, on 8 devices beside 1, or beside another
-          program; --gin.NAME=VALUE as in launch.train
+imports   times the import of each module of moe after jax, flax and optax
+moe       times one MoE layer, forward and backward, alone or against a variant
+step      times a training step, alone, on 8 devices against 1, or against
+          another program; --gin.NAME=VALUE as in launch.train
 
 imports moe.train.trainer --runs=9
 moe --compare=einsum --experts=64
-moe --compare=tpu                  (needs no TPU, but the package libtpu)
+moe --compare=tpu                  (needs the package libtpu, but no TPU)
 step --compare=mesh
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
-In each round, the things that are compared run one after the other; a ratio is
-the median over all rounds.
+In each round the compared programs run one after the other. A ratio is the
+median over all rounds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from launch.configs import flags
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.bench',
     description=__doc__,
@@ -124,13 +124,13 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
 def compare(
   args: argparse.Namespace, overrides: list[str], command: str
 ) -> int:
-  """Runs the verbs `moe` and `step`: measures and prints, with the command."""
+  """Runs the verb `moe` or `step`, and prints its report with the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
   runtime.keep_freed_memory()
-  # Here, since JAX reads the environment when it is imported, and --help needs
-  # no JAX.
+  # Imported here, since JAX reads the environment when it is imported, and the
+  # lines above set it. Also, --help needs no JAX.
   from launch.benchmarks import layer_comparisons, step, timing, tpu
 
   if args.verb == 'step':
@@ -144,7 +144,7 @@ def compare(
 
 
 def _set_environment(comparison: str | None) -> None:
-  """Sets the devices that a comparison needs; JAX reads them at its import."""
+  """Sets the environment that a comparison needs, before JAX is imported."""
   if 'jax' in sys.modules:
     return
   if comparison == 'mesh':

@@ -1,14 +1,14 @@
-r"""Our estimates beside what others measured: python -m launch.calibrate .
+r"""Compares our estimates with measurements: python -m launch.calibrate .
 
 published
     the step times and MFU that `launch.plan` predicts, beside measurements that
     others published; each run is a gin file
 layer --gin_file=FILE --topology=v5p:2x2x2
-    the seconds that the compiler estimates for one more layer, with its forward
-    pass, backward pass and update: the difference between training steps with
-    two layers and with one, both without a loop over layers
+    the compiler's estimate of the seconds that one more layer adds to a step:
+    the estimate with two layers minus that with one, both without a loop over
+    layers
 
-No TPU is needed. Compiled programs are kept and used again.
+No TPU is needed. Compiled programs are stored and reused.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags
 from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.calibrate',
     description=__doc__,
@@ -42,8 +42,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the comparison of a verb."""
-  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
-  from launch.configs import configuration
+  # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import published
 
   if args.verb == 'published':
@@ -61,8 +60,9 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Calibrates; the exit code is 2 for an error that the user can fix."""
-  # Shapes are computed and programs compiled: nothing runs on an accelerator.
+  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  # The verbs only compute shapes and compile programs, so they need no
+  # accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: python -m launch.checkpoint list|verify|show DIR.
 
-DIR is the directory of a run, its folder `checkpoints`, or one step in that.
+DIR is the directory of a run, its folder `checkpoints`, or the folder of one
+step inside `checkpoints`.
 """
 
 import argparse
@@ -14,7 +15,7 @@ EXIT_DAMAGED = 1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.checkpoint',
     description=__doc__,
@@ -35,9 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inspect(options: argparse.Namespace) -> int:
-  """Lists, verifies or shows; the exit code is 1 if a file is damaged."""
-  # Here, since Orbax takes seconds to import; --help and misspelt flags do not
-  # need it.
+  """Runs the verb; the exit code is 1 if it finds a damaged file."""
+  # Imported here, since Orbax takes seconds to import, and --help does not need
+  # it.
   from moe.checkpoint import contents
 
   step = getattr(options, 'step', None)
@@ -73,7 +74,7 @@ def _print_damage(found: Iterable[tuple[int, list[str]]]) -> int:
 
 
 def _print_record(entries: dict, texts: dict[str, str]) -> int:
-  """Prints the entries as JSON, then each text unchanged."""
+  """Prints the entries as JSON, then each text without JSON's escapes."""
   print(json.dumps(entries, indent=2, ensure_ascii=False))
   for key, text in texts.items():
     print(f'\n{key}:\n{text.rstrip()}')
@@ -81,7 +82,7 @@ def _print_record(entries: dict, texts: dict[str, str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 1 for damage, 2 for an error of the user."""
+  """Runs a verb: exit code 1 for a damaged file, 2 for an error of the user."""
   return runtime.run(lambda: inspect(parse(argv)))
 
 

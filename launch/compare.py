@@ -22,7 +22,7 @@ FIGURES = ('.html', '.png', '.svg')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.compare',
     description=__doc__,
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(options: argparse.Namespace, command: str) -> int:
   """Draws and prints the comparison; the command is shown with its scores."""
-  # Here, since Matplotlib takes seconds to import; --help answers at once.
+  # Here, since --help needs no Matplotlib.
   from moe.report import comparison, comparison_page
 
   read = functools.partial(
@@ -79,7 +79,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the comparison; the exit code is 2 if there is none."""
+  """Prints the comparison; the exit code is 2 if runs cannot be compared."""
   words = sys.argv[1:] if argv is None else argv
   command = shlex.join(['python', '-m', 'launch.compare', *words])
   return runtime.run(lambda: compare(parse(argv), command))

@@ -1,10 +1,10 @@
-r"""Weights out to Hugging Face's formats, and in: python -m launch.convert ...
+r"""Converts weights to or from Hugging Face: python -m launch.convert ...
 
   to-hf runs/poems poems_hf
   to-hf runs/poems poems_hf --dtype=bfloat16 --fused
   from-hf Mixtral-8x7B-v0.1 runs/mixtral --gin.MESH_EXPERT=8
 
-What each format can say: moe/checkpoint/IN_AND_OUT.md.
+moe/checkpoint/IN_AND_OUT.md says what each format can hold.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags
 
 GIB = 2**30
 
@@ -20,7 +20,7 @@ GIB = 2**30
 def parse(
   argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and what --gin. flags bind."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.convert',
     description=__doc__,
@@ -61,14 +61,12 @@ def parse(
 
 def convert(options: argparse.Namespace, overrides: list[str]) -> int:
   """Converts in either direction."""
-  # JAX and Orbax take seconds to import; --help needs none of it.
-  from launch.configs import configuration, imported_model
-  from moe.runs import hugging_face
+  from moe.runs import hugging_face  # Here, since --help needs no JAX.
 
   runtime.set_up_jax()
   if options.verb == 'from-hf':
     theirs = hugging_face.read_config(options.directory)
-    read = imported_model.configured(theirs, overrides)
+    read = configuration.read(*theirs.as_gin(overrides))
     params = hugging_face.write_run(
       theirs, read.run, read.text, options.directory, options.workdir
     )
@@ -87,7 +85,7 @@ def convert(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Converts; 2 if it cannot be, with one sentence that says why."""
+  """Runs a verb; the exit code is 2 for an error that the user can fix."""
   options, overrides = parse(argv)
   return runtime.run(lambda: convert(options, overrides))
 

@@ -1,7 +1,7 @@
 r"""Corpora, vocabularies and token stores: python -m launch.data VERB ...
 
   list                              every task and mixture
-  inspect poems_shi                 what its documents look like
+  inspect poems_shi                 some documents of this task
   vocabulary --task=poems_shi --size=8192 --output=poems.model
   cache poems_shi --vocab_size=8192   train a vocabulary, then tokenise with it
   cache zh_mix --vocabulary=poems.model
@@ -22,7 +22,7 @@ from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.data',
     description=__doc__,
@@ -122,7 +122,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_range_flag(parser: argparse.ArgumentParser) -> None:
-  """Adds --range, a list of (name, size) that is empty by default."""
+  """Adds the flag --range, a list of (name, size) that is empty by default."""
   parser.add_argument(
     '--range',
     action='append',
@@ -135,7 +135,7 @@ def add_range_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def share(text: str) -> float:
-  """A flag's number from 0 to 1."""
+  """Parses a flag's number, which must be from 0 to 1."""
   number = float(text)
   if not 0 <= number <= 1:
     raise argparse.ArgumentTypeError(f'must lie between 0 and 1, got {text}')
@@ -183,13 +183,13 @@ def run_verb(args: argparse.Namespace) -> int:
 
 
 def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
-  """(task, splits) of TASK[/SPLIT]; the given splits if it names none."""
+  """Parses TASK or TASK/SPLIT: (task, splits); TASK alone gets all `splits`."""
   task, _, split = text.partition('/')
   return task, [split] if split else splits
 
 
 def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
-  """Prints each store with its problems; the exit code is 1 if one has any."""
+  """Prints stores with their problems; the exit code is 1 if there are any."""
   code = 0
   for store, problems in checked:
     print(f'{"UNSOUND" if problems else "sound  "} {store}')

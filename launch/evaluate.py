@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import flags, written
+from launch.configs import configuration, flags, written
 from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.evaluate',
     description='Bits per character and per byte of a trained model.',
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-  """The whole number of a flag, which must be at least 1."""
+  """Parses a flag's whole number, which must be at least 1."""
   number = int(text)
   if number < 1:
     raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
@@ -90,7 +90,7 @@ def positive(text: str) -> int:
 
 
 def evaluate(args: argparse.Namespace, command: str) -> int:
-  """Prints the scores, and with them the command that gave them."""
+  """Prints the scores and the command that computes them again."""
   if args.task:
     task_modules, cache_dir = written.task_modules_and_cache(args.checkpoint)
     token_stores.check_tasks(
@@ -98,8 +98,7 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
       args.cache_dir or cache_dir or default_cache_dir(),
       [*task_modules, *args.task_module],
     )
-  # Imported here, since the error for a misspelt task need not wait for it.
-  from launch.configs import configuration
+  # Here, since --help and the error for a misspelt task need no JAX.
   from moe.runs import scoring
 
   runtime.set_up_jax()
@@ -128,7 +127,7 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
 
 
 def as_table(report: dict) -> str:
-  """A report for people to read."""
+  """Formats a report as a table; a compared run is a second column."""
   other = report.get('compare')
   reports = [report] if other is None else [report, other]
   lines = []

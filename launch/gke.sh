@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fills in launch/jobset.yaml and hands it to GKE:
+# Fills in launch/jobset.yaml and submits it to GKE:
 #   NAME=poems IMAGE=IMAGE ACCELERATOR=tpu7x TOPOLOGY=2x2x2 WORKERS=2 \
 #     bash launch/gke.sh [--dry-run] --gin_file=FILE --workdir=DIR
-# ACCELERATOR and TOPOLOGY are those of the node pool, WORKERS the machines of a
-# slice, CHIPS the chips of a machine (default 4), SLICES by default 1.
-# --dry-run prints the filled file.
+# ACCELERATOR and TOPOLOGY are those of the node pool. WORKERS is the number of
+# machines of a slice, CHIPS that of chips of a machine (default 4), and SLICES
+# that of slices (default 1). --dry-run only prints the filled file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export CHIPS="${CHIPS:-4}" SLICES="${SLICES:-1}" ARGUMENTS=''

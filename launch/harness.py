@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with our model: python -m launch.harness run ...
+"""Runs lm-evaluation-harness on our model: python -m launch.harness run ...
 
   run --model wudao --model_args checkpoint=runs/poems --tasks wsc273
   run --model wudao --model_args checkpoint=runs/poems --include_path my_tasks
@@ -15,13 +15,13 @@ from launch import runtime
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the harness's command after it has learnt the model `wudao`."""
+  """Registers the model `wudao`, then runs the command of the harness."""
   words = list(sys.argv[1:] if argv is None else argv)
   if words in (['-h'], ['--help']):
     print(f'usage: python -m launch.harness FLAG...\n\n{__doc__}')
     return 0
-  # The harness ends its own child processes with SIGTERM, so it keeps Python's
-  # handling of signals, which `runtime.run` would replace.
+  # `runtime.run` is not used here, since it replaces Python's handling of
+  # signals, and the harness ends its own child processes with SIGTERM.
   with runtime.show_log():
     try:
       return evaluate(words)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(words: Sequence[str]) -> int:
-  """Hands the flags to the harness.
+  """Runs the harness with these command-line words.
 
   Raises:
     ValueError: if the harness is not installed.
@@ -40,10 +40,10 @@ def evaluate(words: Sequence[str]) -> int:
     raise ValueError(
       'lm_eval must be installed, got none: pip install "wudao-moe[interop]".'
     )
-  # Here, since the harness takes seconds to import and is an extra.
+  # Imported here, since the harness takes seconds to import and may be missing.
   import lm_eval.__main__
 
-  # Here, since it imports the harness; the import registers the model.
+  # Imported here, since it imports the harness. The import registers the model.
   from launch import harness_model  # noqa: F401
 
   sys.argv[1:] = words

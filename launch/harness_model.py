@@ -20,16 +20,16 @@ from moe.evaluate.likelihood import Document
 from moe.infer.sampling import Sampling
 from moe.runs import scorecard_scores, writing
 
-# The harness's number where a task names none.
+# Most new tokens of an answer if a task sets no limit, as in the harness.
 MAX_TOKENS = 256
 
 
 @register_model('wudao')
 class Wudao(LM):
-  """A trained run that answers the harness.
+  """A trained run that answers the requests of the harness.
 
   Attributes:
-    trained: the run.
+    trained: the run with its parameters and vocabulary.
   """
 
   def __init__(self, checkpoint: str, **ignored: Any):
@@ -45,13 +45,13 @@ class Wudao(LM):
 
   @property
   def tokenizer_name(self) -> str:
-    """Tells the vocabulary apart from others, for the harness's cache."""
+    """SHA-256 of the vocabulary; the harness uses it as a key of its cache."""
     return self.trained.vocabulary.sha256
 
   def loglikelihood(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """(log-likelihood, whether it is greedy) of each continuation."""
+    """(log-likelihood, whether greedy decoding gives it) per continuation."""
     vocabulary = self.trained.vocabulary
     answers = self._answer(
       [
@@ -77,10 +77,10 @@ class Wudao(LM):
   def generate_until(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[str]:
-    """What the run writes after each context, up to the first stop.
+    """The text that the run writes after each context, up to a stop string.
 
-    A context that is too long loses its beginning. A task may ask for at most
-    half of the run's context.
+    The new text has at most half as many tokens as the model reads. A prompt
+    that does not fit beside it loses its beginning.
     """
     del disable_tqdm
     writing.check_causal(self.trained.run, self.trained.workdir)
@@ -119,7 +119,7 @@ class Wudao(LM):
 def _by_settings(
   requests: Sequence[Instance],
 ) -> dict[tuple[tuple[str, ...], int, Sampling], list[int]]:
-  """Places of the requests by (stops, most tokens, sampling)."""
+  """(stop strings, most new tokens, sampling) -> indices of its requests."""
   found = {}
   for place, request in enumerate(requests):
     wanted = request.args[1]

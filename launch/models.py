@@ -1,10 +1,11 @@
-"""Models as a table: python -m launch.models [--json] [NAME ...].
+"""Prints a table of models: python -m launch.models [--json] [NAME ...].
 
-Lists the models of gin_configs/models, or those named: total parameters and
-active ones (those that one token passes through), beside the published figures
-in the file's comment; FLOPs per token; bytes of the parameters. If our total
-differs from the published one by more than 1%, the table gives the reason that
-the file states. All numbers come from shapes: no array is made.
+A row is a model of gin_configs/models, or only the named ones. It has the total
+parameters, the active ones (those that one token passes through), the published
+numbers from the comment of the gin file, FLOPs per token, and bytes of the
+parameters. If our total differs from the published one by more than 1%, the
+table gives the reason that the gin file states. All numbers come from shapes,
+so no array is made.
 """
 
 import argparse
@@ -15,29 +16,27 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
-# Files that turn a model into a run.
+# A model file becomes a run together with these files.
 _REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
-# The sequence length of the FLOPs, which in attention grow with it.
+# FLOPs are counted at this sequence length, since attention's depend on it.
 LENGTH = 2048
 
 
 def names() -> list[str]:
-  """Names of all models; files that only wire a decoder are no models."""
+  """Names of all models; `*decoder.gin` is left out, since it sets no sizes."""
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
   return [name for name in found if not name.endswith('decoder')]
 
 
 def loaded(name: str):
-  """A run with this model; its corpus does not matter.
+  """Loads a run with this model; the run has a small corpus that is not read.
 
   Raises:
     ValueError: if there is no such model.
   """
-  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
-  from launch.configs import configuration
-
   if name not in names():
     raise ValueError(f"'{name}' must be one of {', '.join(names())}.")
   overrides = ['TRAIN_STEPS=200', 'LEARNING_RATE=1e-3']
@@ -47,9 +46,9 @@ def loaded(name: str):
 
 def show(args: argparse.Namespace) -> int:
   """Prints the table."""
-  import rich.console  # Here, since it takes a tenth of a second.
+  import rich.console  # Imported here, since it takes a tenth of a second.
 
-  # Here, since --help needs no JAX.
+  # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import model_table
 
   rows = [
@@ -74,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
-  # Only shapes are computed, so the command neither waits for an accelerator
-  # nor takes one.
+  # Only shapes are computed, so JAX must not occupy an accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(parser.parse_args(argv)))
 

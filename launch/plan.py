@@ -1,16 +1,16 @@
-r"""What a run costs, before a chip is rented: python -m launch.plan .
+r"""Predicts what a run costs: python -m launch.plan .
 
 --gin_file=gin_configs/runs/poems_cpu.gin
-    parameters, FLOPs, bytes, chip-hours and expected drops, by shapes alone
+    prints parameters, FLOPs, bytes, chip-hours and expected drops, which it
+    computes from shapes alone
 --gin_file=FILE --topology=v5p:8x16x16
     compiles the training step for those chips, on this machine, and says what
     each chip holds, sends and computes, and how long that takes
 --gin_file=FILE --topology=v5p:8x8x8 --search
-    proposes a mesh and the settings that it needs, and says of other meshes why
-    they cannot work
+    proposes a mesh with its settings, and says why other meshes cannot work
 
-Topologies: v4, v5p and tpu7x in three dims, v5e and v6e in two. No TPU is
-needed.
+A topology of v4, v5p or tpu7x has three dims, one of v5e or v6e has two. No TPU
+is needed.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import flags
+from launch.configs import configuration, flags
 from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.plan',
     description=__doc__,
@@ -43,8 +43,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the plan; the exit code is 1 if the step does not fit."""
-  # Here, since --help needs no JAX, which reads JAX_PLATFORMS when imported.
-  from launch.configs import configuration
+  # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import plan, report, search
 
   if args.search and not args.topology:
@@ -63,8 +62,9 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Plans; the exit code is 2 for an error that the user can fix."""
-  # Shapes are computed and programs compiled: nothing runs on an accelerator.
+  """Prints the plan; the exit code is 2 for an error that the user can fix."""
+  # The verb only computes shapes and compiles programs, so it needs no
+  # accelerator.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))
 

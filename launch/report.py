@@ -1,6 +1,6 @@
-"""A page about a run: python -m launch.report DIR [--output=FILE].
+"""Writes a page about a run: python -m launch.report DIR [--output=FILE].
 
-The page is one file, which holds figures, style, samples and configuration.
+The page is one HTML file with figures, samples and the configuration.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from launch import runtime
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.report', description=__doc__.splitlines()[0]
   )
@@ -22,11 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write(options: argparse.Namespace) -> int:
   """Writes the page and prints its path."""
-  # Here, since figures and templates take seconds to import, and --help answers
-  # at once.
-  from moe.report import run_page
-
-  print(run_page.write_report(options.directory, options.output))
+  print(runtime.write_page('run', options.directory, options.output))
   return 0
 
 

@@ -1,4 +1,4 @@
-"""What every verb does before and around its work: JAX, log, memory, errors."""
+"""Code that every verb shares: start of JAX, log, memory, errors."""
 
 import contextlib
 import ctypes
@@ -10,13 +10,15 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
+from moe.parallel import processes
 
 # The exit code for an error that the user can fix.
 EXIT_USER = 2
-# The exit code that shells give to a command that a closed pipe ended.
+# Shells give this exit code to a command that ended because its pipe closed.
 EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 # Device files of TPUs and of NVIDIA GPUs.
 _ACCELERATORS = ('/dev/accel*', '/dev/vfio/*', '/dev/nvidia[0-9]*')
@@ -30,7 +32,7 @@ def log(message: str) -> None:
 
 
 class _Log(logging.Handler):
-  """Prints the log of the library, as `log` does."""
+  """A log handler that prints each record with `log`."""
 
   def emit(self, record: logging.LogRecord) -> None:
     log(self.format(record))
@@ -45,7 +47,8 @@ def show_log() -> Iterator[None]:
   for logger in loggers:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # If a library gives the root logger a handler, that must not print it too.
+    # A library may give the root logger a handler. Without this line, that
+    # handler would print each message a second time.
     logger.propagate = False
   try:
     yield
@@ -57,14 +60,14 @@ def show_log() -> Iterator[None]:
 
 
 class _ForPeople(io.FileIO):
-  """Standard error that drops what nobody can read any more.
+  """Standard error that drops output if it can no longer be written.
 
   A run continues when its terminal or the reader of its pipe is gone, because
   its results are in files.
   """
 
   def write(self, data: bytes) -> int:
-    """Writes what it can, and reports everything as written."""
+    """Writes the data if possible, and always reports it as written."""
     with contextlib.suppress(OSError):
       return super().write(data)
     return len(data)
@@ -81,15 +84,15 @@ def _writable_streams() -> Iterator[None]:
     try:
       os.fstat(number)
     except OSError:
-      # The system gives the lowest free number, which is that of the closed
-      # stream. Otherwise a file could take the number, and get what libraries
-      # print.
+      # `open` returns the lowest free number, which is that of the closed
+      # stream. If the number stayed free, the next opened file would get it,
+      # and libraries would print into that file.
       os.open(os.devnull, os.O_RDWR)
   if sys.stdout is None:
     sys.stdout = open(1, 'w', closefd=False)
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')
-  if sys.stderr is not sys.__stderr__:  # It is already one of another kind.
+  if sys.stderr is not sys.__stderr__:  # A caller has already replaced it.
     yield
     return
   stream = io.TextIOWrapper(
@@ -110,15 +113,16 @@ def _is_read() -> bool:
 
 
 def run(verb: Callable[[], int]) -> int:
-  """Runs a verb; an error that the user can fix is one sentence and code 2.
+  """Runs a verb, and turns errors and signals into a sentence and an exit code.
 
-  Ctrl-C, SIGTERM and SIGHUP end in one sentence and code 75; training saves
-  before it ends. A second Ctrl-C ends the process at once. If nobody reads
-  standard output any more, as after `| head -1`, the verb ends quietly.
+  The exit code is 2 for an error that the user can fix, and 75 after Ctrl-C,
+  SIGTERM or SIGHUP. After such a signal training saves before it ends. A second
+  Ctrl-C ends the process at once. If nobody reads standard output any more, as
+  after `| head -1`, the verb ends without a message.
 
   Args:
-    verb: parses the flags, so that --help is printed in here; returns the exit
-      code.
+    verb: function that does everything and returns the exit code. It also
+      parses the flags, so that errors in printing --help are handled, too.
   """
   with _writable_streams(), show_log():
     try:
@@ -128,7 +132,8 @@ def run(verb: Callable[[], int]) -> int:
         sys.stdout.flush()
     except OSError as error:
       is_read = _is_read()
-      # Python writes what is left once more when it ends.
+      # When Python ends, it tries again to write what is left in its buffer.
+      # So standard output becomes the null device.
       null = os.open(os.devnull, os.O_WRONLY)
       os.dup2(null, 1)
       os.close(null)
@@ -139,7 +144,11 @@ def run(verb: Callable[[], int]) -> int:
 
 
 def _code(verb: Callable[[], int]) -> int:
-  """Runs a verb; BrokenPipeError if nobody reads standard output any more."""
+  """Runs a verb and returns its exit code.
+
+  Raises:
+    BrokenPipeError: if nobody reads standard output any more.
+  """
   try:
     with stop_signals.raising():
       return verb()
@@ -154,30 +163,54 @@ def _code(verb: Callable[[], int]) -> int:
 
 
 def set_up_jax() -> None:
-  """Starts JAX: joins the other processes, keeps memory and compiled programs.
+  """Starts JAX: joins other processes, keeps freed memory, caches programs.
 
-  Compiled programs are kept in the default cache directory, unless JAX is
-  already told another place.
+  Compiled programs are stored in the default cache directory, unless JAX is
+  already configured with another one.
   """
-  # Here, since --help and errors of configuration need no JAX.
-  import jax
-
-  from moe.parallel import multihost
+  import jax  # Here, since --help needs no JAX.
 
   if _is_cpu_alone():
     # No thread may run yet: a thread that starts before this gets a memory
     # arena of its own.
     keep_freed_memory()
   stop_signals.listen()
-  multihost.initialize()
+  processes.initialize()
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
+def write_page(about: str, *content: Any) -> Any:
+  """Writes a page.
+
+  Args:
+    about: 'run', 'scorecard', 'tokenizer' or 'pictures'.
+    *content: the arguments of the function below that writes it.
+
+  Returns:
+    What that function returns.
+  """
+  # Here, since Matplotlib takes seconds to import, and few commands draw.
+  from moe.report import (
+    pictures_page,
+    run_page,
+    scorecard_page,
+    tokenizer_page,
+  )
+
+  write = {
+    'run': run_page.write_report,
+    'scorecard': scorecard_page.write,
+    'tokenizer': tokenizer_page.write,
+    'pictures': pictures_page.write,
+  }
+  return write[about](*content)
+
+
 def _is_cpu_alone() -> bool:
-  """Whether JAX will run on CPUs alone; finds out without starting JAX."""
+  """Whether JAX will run on CPUs alone; this does not start JAX."""
   platforms = os.environ.get('JAX_PLATFORMS')
   if platforms:
     return platforms == 'cpu'
@@ -200,4 +233,4 @@ def keep_freed_memory() -> None:
   # Only the main arena can grow to any size without mapping blocks.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)
-  mallopt(_TRIM_THRESHOLD, -1)  # -1 means never.
+  mallopt(_TRIM_THRESHOLD, -1)  # -1: never return freed memory to the kernel.

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.configs import configuration
 from launch.runtime import log
 from moe import bounds
 from moe.data.text_file import unescaped
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.sample',
     description='Writes after a prompt with a trained model.',
@@ -75,9 +76,7 @@ def sample(args: argparse.Namespace) -> int:
   Raises:
     ValueError: if flags contradict each other or do not suit the checkpoint.
   """
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
-  from moe.runs import writing
+  from moe.runs import writing  # Here, since --help needs no JAX.
 
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')

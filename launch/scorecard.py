@@ -1,11 +1,12 @@
-"""The scorecard of a checkpoint: python -m launch.scorecard --checkpoint=DIR.
+"""Prints a checkpoint's scorecard: python -m launch.scorecard --checkpoint=DIR.
 
   --checkpoint=runs/poems --html=scorecard.html
   --checkpoint=runs/poems --against=runs/poems_dense --suite=full --json
 
-Benchmarks with intervals and the score of guessing, languages on one scale,
-loss per character beside baselines, what the run has cost, and which items
-stand in its training text. A second run reads what the first one has measured.
+A scorecard has benchmarks with intervals and the score of guessing, languages
+on one scale, loss per character beside baselines, the cost of the run, and the
+benchmark items that occur in the training text. Scores are stored, so a second
+call reads them.
 """
 
 import argparse
@@ -16,12 +17,14 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
+from launch.configs import configuration
+from tasks import text_files
 
 SHOTS = (0, 1, 4, 8)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.scorecard',
     description=__doc__,
@@ -67,10 +70,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def show(options: argparse.Namespace, words: Sequence[str]) -> int:
   """Measures or reads the scorecards, and prints them."""
-  # Here, since --help answers at once.
-  from launch.configs import configuration
+  # Here, since --help needs no JAX.
   from moe.runs import scorecard, scorecard_scores
-  from tasks import text_files
 
   runtime.set_up_jax()
   suite = scorecard_scores.SUITES[options.suite]
@@ -91,10 +92,7 @@ def show(options: argparse.Namespace, words: Sequence[str]) -> int:
     command += [f'--against={options.against}', *how]
     paired = scorecard.differences(*cards, shlex.join(command))
   if options.html:
-    # Here, since Matplotlib takes seconds to import.
-    from moe.report import scorecard_page
-
-    scorecard_page.write(cards, paired, pathlib.Path(options.html))
+    runtime.write_page('scorecard', cards, paired, pathlib.Path(options.html))
   if options.json:
     shown = [scorecard.without_items(card) for card in cards]
     report = shown[0] | {'against': shown[1:], 'differences': paired}

@@ -1,11 +1,12 @@
-"""Runs a command until it ends: python -m launch.supervise [FLAGS] -- COMMAND.
+"""Restarts a command until done: python -m launch.supervise [FLAGS] -- COMMAND.
 
 python -m launch.supervise -- python -m launch.train --gin_file=F --workdir=DIR
 
-Exit code 0 of COMMAND ends it, 75 resumes at once, 2 (a mistake of the user) is
-never repeated. After a crash the next attempt waits. Three crashes at the same
-step end it; kills and preemptions do not count. DIR/attempts.jsonl has a line
-for each attempt. The exit code is that of COMMAND, or 1 if it keeps crashing.
+COMMAND runs again at once after exit code 75, and after a pause if it crashed.
+It does not run again after exit code 0, after 2 (a mistake of the user), or
+after three crashes at the same step; kills and preemptions are no crashes.
+DIR/attempts.jsonl has a line for each attempt. The exit code is that of
+COMMAND, or 1 if COMMAND keeps crashing.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from moe.runs import supervise
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the command after `--`."""
+  """Parses the command line: (flags, the command after `--`)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.supervise',
     usage='%(prog)s [FLAGS] -- COMMAND',
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command until it ends; the exit code is 2 for a mistake."""
+  """Supervises a command; the exit code is 2 for a mistake of the user."""
   options, command = parse(argv)
   return runtime.run(lambda: run(options, command))
 

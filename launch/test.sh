@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and tests: bash launch/test.sh [--fast | --all]
+# Runs the linter and the tests: bash launch/test.sh [--fast | --all]
 # --fast leaves out tests marked `slow`, --all adds those marked `nightly`.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 case "${1:-}" in
@@ -15,6 +15,6 @@ say "lint"
 "$PYTHON" -m ruff format --check .
 
 say "tests"
-# With worksteal, neighbouring tests run on the same worker, so that they share
-# what their fixtures compile.
+# With worksteal, neighbouring tests run on the same worker. So they share the
+# programs that their fixtures compile.
 "$PYTHON" -m pytest -q -n 2 --dist worksteal -m "$chosen" --durations=5

@@ -1,6 +1,7 @@
-"""Makes the token stores that a verb needs, in a child process.
+"""Makes the stores that a verb needs.
 
-Making them needs TensorFlow, which no process with a model imports.
+Token stores are made in a child process, because that needs TensorFlow, which
+no process with a model imports.
 """
 
 import glob
@@ -8,6 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+
+from tasks import modules
 
 
 def prepare(
@@ -18,18 +21,19 @@ def prepare(
   task_modules: Sequence[str] = (),
   ranges: Mapping[str, int] | None = None,
 ) -> str:
-  """Makes what is missing or out of date, as `tasks.stores.prepare` does.
+  """Makes token stores that are missing or out of date.
 
-  Processes on other hosts find it made, or wait for it.
+  One process makes a store with `tasks.stores.prepare`. The processes on other
+  hosts wait for it.
 
   Args:
     wanted: (task or mixture, its splits) pairs.
     cache_dir: directory of all token stores.
     vocabulary: file of the vocabulary that tokenises.
-    vocab_size: pieces of a vocabulary to train on the first task, if no file is
-      given.
+    vocab_size: number of pieces of the vocabulary. Without a file, a vocabulary
+      of this size is trained on the first task.
     task_modules: modules or files of a user that declare tasks.
-    ranges: sizes of the ranges of ids beside text, by name.
+    ranges: name -> size of each id range that follows the text range.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
@@ -38,11 +42,10 @@ def prepare(
     SystemExit: if a store cannot be made.
     ValueError: if the vocabulary cannot be used, or if a module is missing.
   """
-  # Imported here, since verbs import this file and --help must answer at once.
-  from tasks import modules, outdated
+  # Here, since it imports NumPy, and --help must answer at once.
+  from tasks import outdated
 
   modules.locate(task_modules)
-
   size = vocab_size if vocabulary is None else None
   directory = outdated.vocabulary_directory(
     wanted[0][0], cache_dir, vocabulary, size, ranges
@@ -57,8 +60,21 @@ def prepare(
       command += [f'{task}/{split}' for split in splits]
     made = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
-      sys.exit(made.returncode)  # The child has said why.
+      sys.exit(made.returncode)  # The child has printed the reason.
   return directory
+
+
+def prepare_pictures(
+  names: Sequence[str], pixels: int, cache_dir: str | os.PathLike
+) -> dict[str, dict[str, str]]:
+  """Makes missing stores of pictures, as `tasks.pictures.stores.prepare` does.
+
+  They need no TensorFlow, so this process makes them.
+  """
+  # Here, since it imports NumPy, and --help must answer at once.
+  from tasks.pictures import stores
+
+  return stores.prepare(names, pixels, cache_dir)
 
 
 def check_tasks(
@@ -70,22 +86,19 @@ def check_tasks(
   """Checks the names of tasks at once, before a model is made or read.
 
   Args:
-    names: tasks and mixtures; those that have stores need not be declared.
+    names: tasks and mixtures; one that has a store need not be declared.
     cache_dir: directory of all token stores.
     task_modules: modules or files of a user. They may import TensorFlow, so
       only a dry run imports them here. Otherwise the child that makes the
       stores checks the names.
-    is_dry_run: whether this process neither makes stores nor trains.
+    is_dry_run: whether this process only checks the configuration.
 
   Raises:
     ValueError: if there is no such task, mixture or module.
   """
-  # Imported here, since verbs import this file and --help must answer at once.
-  from tasks import modules, stores
-
   modules.load(task_modules if is_dry_run else ())
   if is_dry_run or not modules.locate(task_modules):
     for name in names:
       place = os.path.join(glob.escape(cache_dir), '*', glob.escape(name))
       if not glob.glob(place):
-        stores.check_declared(name)
+        modules.check_declared(name)

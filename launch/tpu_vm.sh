@@ -71,7 +71,7 @@ read_flags() {
   WHERE=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 }
 
-# The image that Google names for each kind of TPU.
+# Google recommends this image for each kind of TPU.
 runtime_version() {
   case "$TYPE" in
     v4-*) echo tpu-ubuntu2204-base ;;
@@ -115,7 +115,8 @@ create() {
   queue create "$NAME" "${nodes[@]}" "--accelerator-type=$TYPE" "--runtime-version=$image" ${TIER:+"$TIER"}
 }
 
-# Ends when the TPU is there; a request that has ended is made anew.
+# Waits until the TPU is ready. If a request has failed or expired, a new one is
+# made.
 ensure_active() {
   local now
   while true; do
@@ -150,12 +151,12 @@ deploy() {
 # Shows the log of the first worker until its command ends.
 follow() { on_workers 0 0 'bash wudao/launch/tpu_worker.sh follow'; }
 
-# The exit code of the command; empty if the worker does not answer.
+# Prints the exit code of the command, or nothing if the worker does not answer.
 code() { on_workers 0 0 'bash wudao/launch/tpu_worker.sh code' | tail -n 1; }
 
 collect() {
   act mkdir -p "$LOGS/$NAME/$1"
-  # One copy for all workers would write each of them over the one before.
+  # One scp for all workers would write every log to the same file.
   local workers worker
   workers="$(count_workers "$1")"
   for ((worker = 0; worker < workers; worker++)); do
@@ -210,8 +211,8 @@ run() {
 
 is_active() { [ "$(state)" = ACTIVE ]; }
 
-# Whether the command or the TPU has ended. A preemption ends the command first,
-# with code 75, so a TPU of such a command is watched for a while.
+# Succeeds if the command or the TPU has ended. A preemption ends the command
+# before the TPU, with code 75. So after code 75 the TPU is watched for a while.
 ended() {
   local now i
   is_active || return 0

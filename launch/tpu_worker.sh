@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh runs on each worker: bash launch/tpu_worker.sh VERB ARGS
+# launch/tpu_vm.sh runs this on each worker: bash launch/tpu_worker.sh VERB ARGS
 #   install [BUCKET]  installs the lock, and mounts the bucket as ~/bucket
 #   start SLICE SLICES COORDINATOR COMMAND   starts COMMAND in the background
 #   follow            shows its log until it ends
@@ -12,7 +12,7 @@ METADATA="${METADATA:-http://metadata.google.internal/computeMetadata/v1/instanc
 
 attribute() { curl -sf -H Metadata-Flavor:Google "$METADATA/$1"; }
 
-# The images have Python 3.10; uv brings the Python that the lock is for.
+# The images have Python 3.10. uv installs the Python that the lock is made for.
 install() {
   if ! command -v python3.11 > /dev/null; then
     python3 -m pip install --user --quiet \
@@ -26,7 +26,7 @@ install() {
   fi
 }
 
-# Processes are numbered slice by slice, as the workers of a slice are.
+# Process numbers count the workers of the first slice, then those of the next.
 start() {
   local slice="$1" slices="$2" coordinator="$3" workers
   shift 3

@@ -8,18 +8,19 @@ The same command, given again, resumes from the latest checkpoint in DIR.
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import flags
+from launch.configs import configuration, flags
 from moe.data.cache_dir import default_cache_dir
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
   parser = argparse.ArgumentParser(
     prog='python -m launch.train',
     description=__doc__,
@@ -43,44 +44,33 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Trains; the exit code is 0, or 75 after a signal to end."""
+  """Trains; the exit code is 0, or 75 if a signal ended the training."""
   begin = time.monotonic()
-  # Imported here, since --help must answer at once.
-  from launch.configs import configuration
-
   config = configuration.read(args.gin_file, overrides)
   texts = {
     'config.gin': config.text,
     'operative_config.gin': config.operative_text,
   }
-  # Imported here, since --help must answer at once.
-  from moe.runs import tokenizer_run
-
-  if isinstance(config.run, tokenizer_run.TokenizerRun):
-    # Imported here, since runs of language models read no pictures.
-    from moe.runs import image_tokenizer, preflight
-    from tasks.pictures import stores
-
-    preflight.open_workdir(args.workdir)
-    runtime.set_up_jax()
-    if args.dry_run:
-      print(tokenizer_run.describe(config.run), end='')
-      return 0
-    return image_tokenizer.train(
-      config.run, args.workdir, texts, stores.prepare
+  if config.trains == configuration.LANGUAGE_MODEL:
+    data = config.run.data
+    token_stores.check_tasks(
+      [data.train, *data.evaluation],
+      data.cache_dir or default_cache_dir(),
+      data.task_modules,
+      args.dry_run,
     )
-  data = config.run.data
-  token_stores.check_tasks(
-    [data.train, *data.evaluation],
-    data.cache_dir or default_cache_dir(),
-    data.task_modules,
-    args.dry_run,
-  )
-  # Imported here, since a misspelt name need not wait for Orbax.
-  from moe.runs import preflight, training
+  # Here, since a misspelt name need not wait for Orbax.
+  from moe.runs import image_tokenizer, preflight, training
 
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
+  if config.trains == configuration.IMAGE_TOKENIZER:
+    if args.dry_run:
+      print(image_tokenizer.describe(config.run), end='')
+      return 0
+    return image_tokenizer.train(
+      config.run, args.workdir, texts, token_stores.prepare_pictures
+    )
   differences = configuration.differences(
     config.text, os.path.join(args.workdir, 'config.gin')
   )
@@ -89,16 +79,13 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     print(job.description, end='')
     return 0
   return training.train(
-    job, texts, token_stores.prepare, write_report, args.compiled, begin
+    job,
+    texts,
+    token_stores.prepare,
+    functools.partial(runtime.write_page, 'run'),
+    args.compiled,
+    begin,
   )
-
-
-def write_report(workdir: str) -> str:
-  """Writes the page about a run that has ended; returns its path."""
-  # Here, since figures take a second to import, and a run starts without them.
-  from moe.report import run_page
-
-  return run_page.write_report(workdir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

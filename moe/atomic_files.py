@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file to write to; it replaces `path` when the block ends.
+  """Opens a temporary file, which replaces `path` when the block ends.
 
   Args:
     path: the file to replace or create; its directory must exist.
@@ -41,11 +41,11 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes text as UTF-8, or bytes, as the whole of a file."""
+  """Replaces or creates a file with this content; text becomes UTF-8."""
   with replacing(path) as f:
     f.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-  """Writes a value as the whole of a JSON file, indented by two."""
+  """Replaces or creates a JSON file with this value, indented by two."""
   write_file(path, json.dumps(content, ensure_ascii=False, indent=2))

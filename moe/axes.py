@@ -1,4 +1,4 @@
-"""Every logical axis name, once; t5x's words."""
+"""The names of all logical axes, after the names in t5x."""
 
 BATCH = 'batch'
 LENGTH = 'length'

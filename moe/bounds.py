@@ -1,13 +1,13 @@
-"""Ranges of what a configuration sets: each class checks its own arguments.
+"""Functions with which each class checks the ranges of its own arguments.
 
-A message names the argument, or the macro that sets it. Whoever loads a
-configuration adds the file and the line.
+An error message names the argument, or the macro that sets it. The code that
+loads a configuration adds the file and the line.
 """
 
 import re
 from collections.abc import Iterable
 
-# Seeds above it would be cut to 32 bits by JAX: 2^32 would mean 0.
+# The largest seed. JAX cuts larger ones to 32 bits, so 2^32 would mean 0.
 MAX_SEED = 2**32 - 1
 _LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 3.4e38
 
@@ -16,9 +16,9 @@ class OutOfRange(ValueError):
   """An argument is out of its range.
 
   Attributes:
-    name: of the argument, or of the macro that sets it.
-    value: what was set.
-    rule: what it must be, and what to do: the end of a sentence.
+    name: name of the argument, or of the macro that sets it.
+    value: the value that was set.
+    rule: end of the message: what the value must be, and what to change.
   """
 
   def __init__(self, name: str, value: object, rule: str):
@@ -30,10 +30,10 @@ def at_least(least: int, name: str, value: int, meaning: str) -> None:
   """Raises OutOfRange if a size is too small.
 
   Args:
-    least: the smallest value that means something.
-    name: of the argument, or of the macro that sets it.
-    value: what was set.
-    meaning: what the size is, or what the least value does.
+    least: smallest allowed value.
+    name: name of the argument, or of the macro that sets it.
+    value: the value that was set.
+    meaning: words for the message: what the size is, or what `least` does.
   """
   within(name, value, meaning, least=least)
 
@@ -50,20 +50,20 @@ def within(
 ) -> None:
   """Raises OutOfRange unless a number lies within bounds.
 
-  Infinity and NaN lie within none, and neither does what an int32 or a float32
-  cannot hold.
+  Infinity, NaN and numbers that do not fit an int32 or a float32 are always out
+  of range.
 
   Args:
-    name: of the argument, or of the macro that sets it.
-    value: what was set.
-    meaning: what the number is, or what one of the bounds does.
-    least: the number may not be less than it.
-    above: the number may not be this or less.
-    most: the number may not be more than it.
-    below: the number may not be this or more.
+    name: name of the argument, or of the macro that sets it.
+    value: the value that was set.
+    meaning: words for the message: what the number is, or what a bound does.
+    least: smallest allowed value.
+    above: the number must be larger than this.
+    most: largest allowed value.
+    below: the number must be smaller than this.
   """
   limit = _LARGEST_INT if isinstance(value, int) else _LARGEST_FLOAT
-  # NaN fails every comparison.
+  # `not >=` instead of `<`, since every comparison with NaN is false.
   is_low = not value >= (-limit if least is None else least)
   is_low = is_low or (above is not None and not value > above)
   is_high = not value <= (limit if most is None else most)
@@ -81,7 +81,7 @@ def within(
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
-  """Raises OutOfRange if a choice is not among those that are known."""
+  """Raises OutOfRange unless a value is one of the known choices."""
   if value not in known:
     raise OutOfRange(
       name, value, f'must be one of {", ".join(known)}: choose one.'

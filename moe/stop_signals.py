@@ -2,9 +2,9 @@
 
 Python calls a handler only between two operations of the main thread, which may
 be inside a compilation for minutes. So a second thread learns of each signal at
-once. It ends the process at a second Ctrl-C; where nothing has to be saved, it
-also ends it some seconds after the first signal. A kill at any moment is safe,
-since files are written whole or not at all.
+once. This thread ends the process at a second Ctrl-C. If nothing has to be
+saved, it also ends the process some seconds after the first signal. A kill at
+any moment is safe, since files are written whole or not at all.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ NAMES = {
 }
 EXIT_STOPPED = 75  # EX_TEMPFAIL: run the same command again
 _EXIT_CTRL_C = 128 + signal.SIGINT
-# A wrapper may pass on a Ctrl-C that the terminal has also sent to us: signals
-# this close together are one press.
+# Two Ctrl-C signals within this time count as one press, since the terminal and
+# a wrapper may both send us the signal of the same press.
 _ONE_PRESS_SECONDS = 0.2
-# A command with nothing to save must end by itself within this time.
+# Time within which a command with nothing to save must end after a signal.
 _PATIENCE_SECONDS = 5.0
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal came and nothing had to be saved; holds the signal's name."""
+  """Raised at a signal if nothing has to be saved; holds the signal's name."""
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
   """Raises `Stopped` in the block at the first signal; ignores later ones.
 
-  After a call of `listen` in the block, the process ends with `EXIT_STOPPED` if
-  the block still runs some seconds after the signal. A second Ctrl-C ends the
-  process at once.
+  If the block calls `listen`, two more rules hold: The process ends with
+  `EXIT_STOPPED` if the block still runs some seconds after the signal. A second
+  Ctrl-C ends the process at once.
   """
   seen = []
 
@@ -60,7 +60,7 @@ def handled(
   patience: float | None = None,
   listens: bool = True,
 ) -> Iterator[None]:
-  """Calls a function with the name of each signal that comes in the block.
+  """While the block runs, calls a function with the name of each signal.
 
   A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell that
   starts a job in the background ignores Ctrl-C for it. Blocks may be nested;
@@ -96,7 +96,7 @@ def handled(
 
 
 class _Listener:
-  """A thread that learns of signals at once."""
+  """A thread that learns of each signal at once, by reading from a pipe."""
 
   def __init__(self):
     self._read, self._write = os.pipe()
@@ -108,7 +108,7 @@ class _Listener:
 
   @property
   def descriptor(self) -> int:
-    """Where Python writes the number of each signal."""
+    """File descriptor to which Python writes the number of each signal."""
     return self._write
 
   def close(self) -> None:
@@ -122,7 +122,7 @@ class _Listener:
     while True:
       left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
       if not select.select([self._read], [], [], left)[0]:
-        if _patience[-1] is not None:  # Else a block without a limit began.
+        if _patience[-1] is not None:  # None: the new block has no limit.
           _say('ended in the middle of its work; run it again to go on.')
           os._exit(EXIT_STOPPED)
         ends_at = None
@@ -149,10 +149,12 @@ _patience: list[float | None] = [None]
 
 
 def listen() -> None:
-  """Starts the thread that learns of signals at once; needs a block around it.
+  """Starts the thread that learns of signals at once.
 
-  A verb calls this after it has set up its memory, since that must happen
-  before a second thread exists.
+  It does nothing outside a block of `raising` or `handled`.
+
+  A command calls this after it has configured the memory allocator, which must
+  happen before a second thread starts.
   """
   global _listener
   is_main = threading.current_thread() is threading.main_thread()
@@ -163,7 +165,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def _waiting(patience: float | None) -> Iterator[None]:
-  """Records a block's `patience`; the thread ends with the outermost block."""
+  """Keeps a block's `patience`; the outermost block also ends the thread."""
   global _listener
   _patience.append(patience)
   try:
@@ -177,6 +179,6 @@ def _waiting(patience: float | None) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-  """Writes to stderr past Python's buffers, which the main thread may lock."""
+  """Writes to stderr without its buffer, which the main thread may lock."""
   with contextlib.suppress(OSError):
     os.write(2, f'\n{text}\n'.encode())

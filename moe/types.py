@@ -30,8 +30,8 @@ Batch = PyTree
 # The modalities of tokens, by their numbers in `TokenBatch.modality`.
 MODALITIES = ('text', 'image', 'protein')
 
-# A loss or a metric as (sum, weight). Both are added over microbatches and
-# devices first, and divided once at the end.
+# A loss or a metric as (sum, weight). Sums and weights are first added over
+# microbatches and devices; only the totals are divided.
 Pair = tuple[Array, Array]
 
 
@@ -51,12 +51,12 @@ class Field:
 
 
 class Extra(NamedTuple):
-  """A further array of a `TokenBatch`: what a model is told of each token.
+  """A further array of a `TokenBatch`, with one value for each token.
 
   Attributes:
-    name: of the array, in stores and in batches.
-    shape: of the value of a token.
-    dtype: of the array.
+    name: name of the array in stores and in batches.
+    shape: shape of the value of one token.
+    dtype: dtype of the array.
   """
 
   name: str
@@ -71,8 +71,8 @@ class TokenBatch(NamedTuple):
   (k <= q, or both have the same non-zero block).
 
   Attributes:
-    tokens: int32 ids the model reads; 0 at the first token of a document.
-    targets: int32 ids to predict at each place.
+    tokens: int32 ids that the model reads; 0 at the first place of a document.
+    targets: int32, id that the model must predict at each place.
     loss_weights: float32, weight of each target; 0 for padding and prompts.
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
@@ -98,7 +98,7 @@ PLACE_FIELDS = tuple(name for name in TokenBatch._fields if name != 'extras')
 
 
 def following(a_BT: Array) -> Array:
-  """The value of the next place at each place of a row; 0 at the last one."""
+  """The value of the next place, for each place of a row; 0 for the last."""
   return jax.numpy.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
 
 
@@ -123,12 +123,13 @@ class Outputs(NamedTuple):
 
   Attributes:
     hidden: [B, T, D] after the last norm, ready for `head`.
-    state: what is carried but not trained (router bias, averages).
+    state: arrays that each step updates without training (router bias,
+      averages).
     cache: the filled `Cache`, or None if none was given.
     losses: name -> (sum, weight), unscaled.
     metrics: name -> (sum, weight), arrays of any shape.
-    ahead: [B, T, D] ready for `head`, which predicts the token after the next
-      one; None where the model does not.
+    ahead: [B, T, D] from which `head` predicts the token after the next one;
+      None if the model does not predict it.
   """
 
   hidden: Array
@@ -141,7 +142,7 @@ class Outputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Mesh axes by their use, for what runs inside `shard_map`.
+  """Mesh axes by their use, for code inside `shard_map`.
 
   Attributes:
     batch_axes: axes that divide the batch dim of activations.
@@ -161,7 +162,8 @@ class Layout:
     """The layout for a batch that may be too small for all axes.
 
     It keeps as many leading batch axes as divide `batch` rows, and the sequence
-    axes if they divide `length` columns. Tokens are replicated over the rest.
+    axes if they divide `length` columns. The other axes hold copies of the
+    tokens.
     """
     rows = self.batch_axes
     while rows and batch % self.size(rows):

@@ -1,4 +1,4 @@
-"""The corpus that ships with the project (tasks/corpora/README.md)."""
+"""Declares the corpus that ships with the project (tasks/corpora/README.md)."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ _MARKS = {'user': '問：', 'persona': '答：'}
 
 
 def corpus(name: str, **fields: Fields) -> text_files.LineSource:
-  """A file of the built-in corpus, in which each record names its split."""
+  """The source of a file of the built-in corpus; a record names its split."""
   return text_files.json_lines(
     _DIRECTORY / f'{name}.jsonl',
     {'id': str, 'split': str} | fields,

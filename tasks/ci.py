@@ -1,4 +1,4 @@
-"""Song ci lyrics and Yuan qu arias: the tune, then all verses in one line."""
+"""Declares tasks of Song ci lyrics and Yuan qu arias."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

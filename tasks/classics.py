@@ -1,6 +1,7 @@
-"""Philosophical classics, songs and primers; Huajian ji is a task of its own.
+"""Declares a task of philosophical classics, songs and primers, and Huajian ji.
 
-poems_shi holds the lyrics of Huajian ji too: no mixture may have both tasks.
+Huajian ji is a task of its own. The task poems_shi has the same lyrics, so no
+mixture may have both.
 """
 
 from tasks import registry

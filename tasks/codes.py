@@ -1,4 +1,4 @@
-"""Tasks whose documents hold codes beside text, such as the codes of images.
+"""Declares tasks whose documents hold codes beside text, such as image codes.
 
 The codes of a feature count from 0 inside a named range of ids.
 """
@@ -15,10 +15,10 @@ from tasks.text_files import Record
 
 @dataclasses.dataclass(eq=False)
 class CodeTask(registry.Task):
-  """A declared task that has features which are not text.
+  """A declared task with features that are not text.
 
   Attributes:
-    kinds: describes each feature that is not text, by name.
+    kinds: name of each feature that is not text -> its description.
   """
 
   kinds: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
@@ -36,11 +36,11 @@ def add_task(
   Args:
     name: the task's name.
     source: gives the records.
-    document_fn: record -> for each feature, a text or an array of codes from 0;
-      None leaves the record out.
-    features: 'targets' alone, or 'inputs' (given, not scored) and 'targets';
+    document_fn: record -> dict with a text or an array of codes from 0 for each
+      feature, or None to leave the record out.
+    features: 'targets' alone, or 'inputs' (a prompt, not scored) and 'targets';
       then the names of arrays that have one value for each token.
-    kinds: describes each feature that is not text, by name.
+    kinds: name of each feature that is not text -> its description.
 
   Raises:
     ValueError: if the name is taken, or if a feature other than 'inputs' and

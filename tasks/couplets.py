@@ -1,4 +1,4 @@
-"""Couplets of regulated verse, whole or with the first line given."""
+"""Declares tasks of couplets: to write both lines, or only the second one."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

@@ -1,4 +1,4 @@
-"""Dialogues and personas.
+"""Declares tasks of dialogues and personas.
 
 In a dialogue each turn is a line that begins with the mark of its speaker.
 """
@@ -11,7 +11,7 @@ from tasks.text_files import Record
 
 
 def mark_turns(turns: Sequence[Record], marks: Sequence[str]) -> str:
-  """One line per turn; each begins with one of two marks, which alternate."""
+  """Joins turns as lines that begin with one of two marks in turn."""
   lines = [marks[i % 2] + turn['text'] for i, turn in enumerate(turns)]
   return '\n'.join(lines)
 
@@ -22,18 +22,18 @@ def chat(dialogue: Record) -> str:
 
 
 def exchange(dialogue: Record) -> str:
-  """One or more questions, each with its answer."""
+  """The questions of a record, each followed by its answer."""
   return mark_turns(dialogue['turns'], ['問：', '答：'])
 
 
 def service(dialogue: Record) -> str:
-  """A user and a system, each turn with the mark of its speaker."""
+  """A dialogue of a user and a system, whose turns begin with their marks."""
   marks = {'usr': '用户：', 'sys': '系统：'}
   return '\n'.join(marks[t['role']] + t['text'] for t in dialogue['turns'])
 
 
 def persona(record: Record) -> str:
-  """The role to play, then the instruction."""
+  """The role that a model should play, then the instruction."""
   return record['act'] + '\n' + record['prompt'].strip()
 
 

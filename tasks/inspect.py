@@ -1,4 +1,4 @@
-"""Prints which tasks there are and what their documents look like."""
+"""Prints lists of tasks, and documents of a task with their statistics."""
 
 import itertools
 import logging
@@ -30,9 +30,9 @@ def list_tasks() -> None:
   console = rich.console.Console()
   header, rows = ('task', 'features', 'splits', 'source'), sorted(_task_rows())
   table = rich.table.Table(title='tasks')
-  free = console.width - 13  # The columns that borders and spaces leave.
+  free = console.width - 13  # Borders and spaces take 13 columns.
   for cells in zip(header, *rows, strict=True):
-    # On a narrow terminal the last column, the source, is cut first.
+    # If a terminal is too narrow, the last column (the source) is shortened.
     width = min(max(map(len, cells)), max(free, len(cells[0])))
     table.add_column(cells[0], no_wrap=True, width=width)
     free -= width
@@ -52,7 +52,7 @@ def _task_rows() -> Iterator[tuple[str, str, str, str]]:
   ] + [
     (task.name, task.output_features, task.splits, task.source)
     for task in modules.of_seqio()
-    if not hasattr(task, 'get_rate')  # Only mixtures have rates.
+    if not hasattr(task, 'get_rate')  # A mixture has rates, a task has none.
   ]
   for name, features, splits, source in parts:
     yield name, ' '.join(features), ' '.join(splits), str(source)[:60]
@@ -82,7 +82,8 @@ def inspect_task(
   Raises:
     ValueError: if there is no such task, split or vocabulary, or no document.
   """
-  # A vocabulary that cannot be used is an error at once; TensorFlow is slow.
+  # The vocabulary is read first, so that its errors come before the slow import
+  # of TensorFlow.
   vocabulary = Vocabulary(vocabulary_file) if vocabulary_file else None
   register_tasks([task])
   import rich.console
@@ -99,7 +100,8 @@ def inspect_task(
     vocabulary = _temporary_vocabulary(task)
   console = rich.console.Console()
   for number, document in enumerate(documents[:num_shown]):
-    # Given text is dim. In a string, rich would read brackets as markup.
+    # The prompt is printed dim. Text objects are used, since rich would read
+    # brackets in a string as markup.
     text = rich.text.Text()
     for feature, part in document.items():
       style = 'dim' if feature == 'inputs' else ''
@@ -116,7 +118,7 @@ def inspect_task(
 
 
 def _temporary_vocabulary(task: str) -> Vocabulary:
-  """A vocabulary trained on the task's training documents; no file is kept."""
+  """A vocabulary trained on the task's training documents, in memory only."""
   documents = itertools.islice(cache.documents(task, 'train'), _MAX_DOCUMENTS)
   texts = (''.join(document.values()) for document in documents)
   with tempfile.TemporaryDirectory() as directory:
@@ -172,7 +174,7 @@ def measures(texts: Sequence[str], vocabulary: Vocabulary):
 
 
 def histogram(values: Sequence[int]) -> str:
-  """Counts of values as bars, with a bar for each doubling of the values.
+  """Draws a histogram; the ranges of its bars double: 0, 1, 2-3, 4-7, ...
 
   Args:
     values: at least one; each is at least 0.
@@ -180,7 +182,7 @@ def histogram(values: Sequence[int]) -> str:
   Returns:
     Text with one line for each range, from the least to the greatest value.
   """
-  # 0, 1, 2-3, 4-7, ...: the number of binary digits.
+  # Values with the same number of binary digits share a bar.
   digits = np.array([int(value).bit_length() for value in values])
   counts = np.bincount(digits)
   lines = []

@@ -1,4 +1,4 @@
-"""Constitution and statutes of Taiwan; each law is a document."""
+"""Declares a task of the constitution and statutes of Taiwan, one law each."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

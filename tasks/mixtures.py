@@ -1,13 +1,13 @@
-"""Every task and every mixture of the project; importing this registers them.
+"""Declares every task and every mixture of the project when it is imported.
 
-A new corpus is one file beside this one and one name in the import below; a
-mixture is one line. A rate is the size of a corpus in characters, so that every
-document is seen equally often. Inside a mixture, no corpus trains on what
-another one holds out, with one exception: of the 3,588 poems and lyrics that
-poems_shi and ci hold out, four lyrics are in both corpora.
+To add a corpus, add a file beside this one and its name in the import below. A
+mixture is one line. The rate of a corpus is its size in characters, so that
+every document is seen equally often. No corpus of a mixture trains on documents
+that another one holds out, with one exception: poems_shi and ci hold out 3,588
+poems and lyrics, and four of these lyrics are in both corpora.
 """
 
-from tasks import (  # noqa: F401  These imports register the tasks.
+from tasks import (  # noqa: F401  These imports declare the tasks.
   builtin,
   ci,
   classics,

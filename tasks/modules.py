@@ -1,8 +1,9 @@
-"""Modules that declare tasks: those of the project and those that users name.
+"""Finds and loads modules that declare tasks: the project's and the users'.
 
-A user names a module that Python can import, 'my.module', or a file,
-'my/letters.py'. `locate` finds it without running it, which is enough to tell
-whether its code has changed; `load` declares its tasks.
+A user names a module that Python can import, such as 'my.module', or a file,
+such as 'my/letters.py'. `locate` finds the module without running it. This is
+enough to tell whether its code has changed. `load` runs it, which declares its
+tasks.
 """
 
 import importlib
@@ -13,9 +14,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from moe.data import task_names
 from tasks import registry
 
-# Top-level name of each module that a user named -> the folder of that name.
+# Top-level name of each module that a user named -> the folder that holds it.
 ROOTS: dict[str, pathlib.Path] = {}
 # Task or mixture that a user's module declared -> that module.
 MODULE_OF: dict[str, str] = {}
@@ -24,12 +26,12 @@ _loaded: set[str] = set()
 
 
 def named() -> list[str]:
-  """Importable names of all modules that were located, in order."""
+  """Importable names of all modules that `locate` has found, in order."""
   return list(_named)
 
 
 def locate(task_modules: Sequence[str]) -> list[str]:
-  """Finds modules without running them; only parent packages are imported.
+  """Finds modules without running them; it imports only their parent packages.
 
   Args:
     task_modules: importable names, or files that end in '.py'. The folder of a
@@ -37,7 +39,7 @@ def locate(task_modules: Sequence[str]) -> list[str]:
       its neighbours.
 
   Returns:
-    The names under which Python imports them.
+    The names under which Python can import the modules.
 
   Raises:
     ValueError: if a module is missing, or if Python finds another module of the
@@ -63,8 +65,8 @@ def load(task_modules: Sequence[str] = ()) -> None:
     ValueError: if a module is missing, cannot be imported or declares no task,
       or if the name of a task is taken.
   """
-  # This import declares the project's tasks, so it must not happen earlier,
-  # when `tasks.modules` itself is imported.
+  # This import declares the project's tasks. It is not at the head of the file,
+  # since an import of `tasks.modules` must not declare any.
   importlib.import_module('tasks.mixtures')
   for module, name in zip(task_modules, locate(task_modules), strict=True):
     if name not in _loaded:
@@ -112,7 +114,7 @@ def _locate_name(module: str) -> str:
 
 
 def _origin(name: str) -> str | None:
-  """The file of a module, None if there is none; imports a parent package."""
+  """The file of a module or None; this imports the parent package."""
   try:
     spec = importlib.util.find_spec(name)
   except ModuleNotFoundError:
@@ -127,11 +129,11 @@ def _load(module: str, name: str) -> None:
   try:
     importlib.import_module(name)
   except ValueError:
-    raise  # Its message says what to fix, as those of `registry` do.
+    raise  # A ValueError of `registry` already says what to fix.
   except Exception as error:
     raise ValueError(_unfit(module, error)) from error
   new = declared() - before
-  # A program may have imported the module before this call.
+  # If the module was imported before this call, its tasks are not new.
   own = [t for t, task in registry.TASKS.items() if name in task.modules]
   if not new and not own:
     raise ValueError(
@@ -144,13 +146,18 @@ def _load(module: str, name: str) -> None:
 
 
 def declared() -> set[str]:
-  """Names of all tasks and mixtures; those of seqio only if it is imported."""
+  """Names of all tasks and mixtures, seqio's included if seqio is imported."""
   of_seqio_alone = {provider.name for provider in of_seqio()}
   return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
 
 
+def check_declared(name: str) -> None:
+  """Raises ValueError with the nearest names if a task is not declared."""
+  task_names.check(name, declared())
+
+
 def of_seqio() -> list[Any]:
-  """Tasks and mixtures that only seqio has; none if it is not imported."""
+  """Tasks and mixtures that only seqio has; none if seqio is not imported."""
   seqio = sys.modules.get('seqio')
   if seqio is None:
     return []
@@ -163,7 +170,7 @@ def of_seqio() -> list[Any]:
 
 
 def _unfit(module: str, error: Exception) -> str:
-  """A sentence that says what went wrong in a module, and in which line."""
+  """An error message that names a module, its faulty line and the error."""
   frames = traceback.extract_tb(error.__traceback__)
   place = f'{frames[-1].filename}:{frames[-1].lineno}' if frames else ''
   if isinstance(error, SyntaxError):

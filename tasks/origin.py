@@ -1,8 +1,8 @@
-"""What documents were made of: their files, and the code that read them.
+"""Records the files that documents came from, and the code that read them.
 
-A token store keeps a `record` of these. `changed` tells whether the store would
-differ if it were made today; it imports neither TensorFlow nor seqio, and reads
-no document.
+A token store keeps the result of `record`. `changed` compares it with today's
+files, and so tells whether the store is outdated. This imports neither
+TensorFlow nor seqio, and reads no document.
 """
 
 import ast
@@ -21,27 +21,29 @@ from tasks import equal_code, modules, registry, text_files
 # A larger file is hashed again only if its size or modification time changed.
 _ALWAYS_HASHED_BYTES = 1 << 26
 _PACKAGE = pathlib.Path(__file__).resolve().parent
-# Packages that make no documents, although they may lie in a user's folder.
+# Packages that make no documents. They are listed, since they may lie in the
+# folder of a user's module.
 _FOREIGN = {'', 'moe', 'launch', *sys.stdlib_module_names}
-# Code on which no document depends, although old stores name it.
+# Files of code on which no document depends. Old stores record them, so
+# `changed` skips them.
 _NOT_OF_DOCUMENTS = {'$TASKS/origin.py', '$TASKS/vocabulary.py'}
 
 
 def of_task(task: registry.Task, split: str) -> dict[str, Any]:
-  """The record of the files and the code behind the documents of a split."""
+  """Records the data files and the code that give the documents of a split."""
   files_of = getattr(task.source, 'files_of', lambda split: [])
   return record([*files_of(split), *code(*task.modules)])
 
 
 def code(*names: str) -> list[str]:
-  """Files of modules and of the modules that they import, directly or not.
+  """Files of modules and of all modules that they import, also indirectly.
 
   Only modules of this package and modules in the folders of users' modules
-  count. Imports are read from the text of a module, so no module is run but the
-  packages that hold it.
+  count. Imports are read from the text of a module, so the module is not run.
+  Python only runs the packages that contain it.
 
   Args:
-    *names: importable modules; those without a file are left out.
+    *names: names of importable modules; modules without a file are left out.
   """
   found, left = {}, [n for n in names if n.split('.')[0] not in _FOREIGN]
   while left:
@@ -55,7 +57,7 @@ def code(*names: str) -> list[str]:
 
 
 def _imports(name: str, path: str) -> Iterator[str]:
-  """Names that a module imports; some may be functions and not modules."""
+  """Names that a module imports, be they modules, functions or classes."""
   is_package = pathlib.Path(path).name == '__init__.py'
   package = name if is_package else name.rpartition('.')[0]
   for node in ast.walk(ast.parse(pathlib.Path(path).read_bytes())):
@@ -86,7 +88,7 @@ def _is_own(name: str) -> bool:
 
 
 def _file_of(name: str) -> str | None:
-  """The file of a module of Python code; None if there is no such module."""
+  """The .py file of a module; None if the module or the file does not exist."""
   spec = _spec(name)
   is_code = spec and spec.origin and spec.origin.endswith('.py')
   return spec.origin if is_code else None
@@ -95,21 +97,21 @@ def _file_of(name: str) -> str | None:
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
   try:
     return importlib.util.find_spec(name)
-  except (ImportError, ValueError):  # Not a module, or a module without a file.
+  except (ImportError, ValueError):  # The name is no module, or has no file.
     return None
 
 
 def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
-  """The record of files that a store keeps, ready for JSON.
+  """Records files by size, time and hash, in a form that JSON can hold.
 
   Args:
     patterns: names or glob patterns of files; relative ones start at
       `text_files.data_directory()`.
 
   Returns:
-    pattern -> file -> [size in bytes, modification time in ns, SHA-256]. Files
-    in this package, in the data directory or in the folder of a user's module
-    are named relative to it, so that a copy elsewhere can be compared.
+    pattern -> file -> [size in bytes, modification time in ns, SHA-256]. The
+    name of a file is relative to this package, the data directory or the folder
+    of a user's module, so that a copy elsewhere can be compared.
   """
   return {
     _portable(pattern): {
@@ -121,11 +123,11 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
 
 
 def changed(recorded: dict[str, Any]) -> str | None:
-  """The first file or pattern that differs from the record; None if none does.
+  """The first file or pattern that differs from the record, or None.
 
-  A pattern that matches no file is skipped: a machine may have the stores but
-  not the files of the corpora, or not the user's module. Two versions of code
-  count as equal if `tasks.equal_code` says that they make the same documents.
+  A pattern that matches no file is skipped, since a machine may have the stores
+  but not the corpora or the user's module. Two versions of code count as equal
+  if `tasks.equal_code` lists both as making the same documents.
   """
   for pattern, files in recorded.items():
     if pattern in _NOT_OF_DOCUMENTS:

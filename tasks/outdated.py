@@ -1,6 +1,6 @@
-"""Which vocabularies and token stores exist and are up to date.
+"""Tells which vocabularies and token stores exist and are up to date.
 
-Nothing here imports TensorFlow.
+This module must not import TensorFlow, since training processes use it.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from moe.data.store import (
 from moe.modalities.text import Vocabulary
 from tasks import modules, origin, registry
 
-# A file beside a trained vocabulary: the `origin.record` of its texts.
+# This file beside a trained vocabulary has the `origin.record` of its texts.
 TRAINED_ON = 'trained_on.json'
-# The splits that are cached if none is named and the task has them.
+# These splits of a task are cached by default.
 DEFAULT_SPLITS = ('train', 'validation')
 
 
@@ -34,23 +34,23 @@ def vocabulary_directory(
   vocab_size: int | None,
   ranges: Mapping[str, int] | None = None,
 ) -> str:
-  """The directory of a vocabulary and its stores, which need not exist yet.
+  """The path for a vocabulary and its stores, which need not exist yet.
 
   Args:
-    task: the vocabulary is trained on this task if no file is given.
+    task: without a file, the vocabulary is trained on this task.
     cache_dir: directory of all token stores.
     vocabulary: file of a vocabulary, or None.
-    vocab_size: pieces of a vocabulary that is to be trained.
-    ranges: sizes of the ranges of ids beside text, by name.
+    vocab_size: number of pieces of the vocabulary that is trained.
+    ranges: name -> size of each id range that follows the text range.
 
   Returns:
     Without a file, <cache_dir>/<task>-<vocab_size>. For a file in the cache,
-    the directory that it is in. For any other file, <cache_dir>/<name of the
+    the directory of the file. For any other file, <cache_dir>/<name of the
     file>-<start of its hash>. The names and sizes of ranges are appended.
 
   Raises:
-    ValueError: if there is neither a vocabulary nor a size, or if the file
-      cannot be used.
+    ValueError: if neither a vocabulary nor a size is given, or if the file of
+      the vocabulary cannot be used.
   """
   cache_dir = os.path.abspath(cache_dir)
   ending = ''.join(f'-{name}{n}' for name, n in sorted((ranges or {}).items()))
@@ -66,7 +66,7 @@ def vocabulary_directory(
   if path.name == VOCABULARY and str(path.parent.parent) == cache_dir:
     name = str(path.parent)
     return name if name.endswith(ending) else name + ending
-  # Different files may have the same name: the hash tells their stores apart.
+  # Different files may have the same name, so a hash keeps their stores apart.
   name = path.parent.name if path.name == VOCABULARY else path.stem
   return os.path.join(cache_dir, f'{name}-{sha256[:8]}{ending}')
 
@@ -81,10 +81,10 @@ def is_prepared(
   Args:
     directory: directory of the vocabulary.
     wanted: (task or mixture, its splits) pairs, as in `tasks.stores.prepare`.
-    vocab_size: pieces of a vocabulary that is trained on the first task.
+    vocab_size: number of pieces of the vocabulary; None if it is not trained.
 
   Returns:
-    False if `tasks.stores.prepare` may have something to do.
+    False if `tasks.stores.prepare` may have to make something.
   """
   if vocab_size is not None and vocabulary_outdated(directory):
     return False
@@ -114,15 +114,16 @@ def _has_stores(
 
 
 def _mixture_changed(name: str, mixture: dict) -> bool:
-  """Whether a mixture may have other tasks or splits now than its file says.
+  """Whether the tasks or splits of a mixture may differ from those in its file.
 
-  Its rates need no check: they are the sizes of its tasks, and a task whose
-  size may have changed has an outdated store.
+  The rates need no check. A rate is the size of a task, and if that size may
+  have changed, the store of the task is outdated.
   """
   modules.load()
   if name not in registry.MIXTURES or name in modules.MODULE_OF:
     # A training process imports neither users' modules nor seqio, so it cannot
-    # look up the mixture's tasks: it compares all code that declares tasks.
+    # look up the tasks of the mixture. It compares the hash of all code that
+    # declares tasks.
     return mixture['tasks_sha256'] != tasks_sha256()
   splits = registry.splits_of(name)
   return {*mixture['rates']} != {*registry.MIXTURES[name]} or any(
@@ -132,7 +133,7 @@ def _mixture_changed(name: str, mixture: dict) -> bool:
 
 
 def store_outdated(directory: str, task_name: str, split: str) -> str | None:
-  """Why a store has to be made, or made again; None if it is up to date."""
+  """The reason why a store has to be made (again); None if it is up to date."""
   store = os.path.join(directory, task_name, split)
   vocabulary = os.path.join(directory, VOCABULARY)
   if not is_store(store) or not os.path.isfile(vocabulary):
@@ -147,7 +148,7 @@ def store_outdated(directory: str, task_name: str, split: str) -> str | None:
 
 
 def vocabulary_outdated(directory: str) -> str | None:
-  """Why a task's vocabulary has to be trained; None if it is up to date."""
+  """The reason why a vocabulary must be trained; None if it is up to date."""
   if not os.path.isfile(os.path.join(directory, VOCABULARY)):
     return 'it is not there'
   try:

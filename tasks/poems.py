@@ -1,4 +1,4 @@
-"""Tang and Song shi poems: the title, then all verses in one line."""
+"""Declares a task of Tang and Song shi poems."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

@@ -1,4 +1,4 @@
-"""Prose: Lu Xun, the great novels by chapter, and pages of documentation."""
+"""Declares tasks of prose: Lu Xun, the great novels, and documentation."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

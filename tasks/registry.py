@@ -1,13 +1,13 @@
-"""How a corpus becomes a task: a source of records and one function.
+"""Declares tasks; a task is a source of records and one function.
 
 A source has `splits` and `records(split)`, which gives dictionaries. A document
 function turns a record into text; it returns None to leave the record out. A
-corpus needs nothing else: tokenising, end marks and features are the same for
-all. A source may also have `files_of(split)`, which gives the names of its
-files; its token stores are then made again when a file changes.
+corpus needs no other code, since tokenising, end marks and features are the
+same for all corpora. A source may also have `files_of(split)`, which gives the
+names of its files. Then its token stores are made again when a file changes.
 
-Tasks are declared here without seqio and TensorFlow, which take half a minute
-to import on a slow machine; `tasks.seqio_tasks` registers them with seqio.
+This module does not use seqio and TensorFlow, which take half a minute to
+import on a slow machine. `tasks.seqio_tasks` registers the tasks with seqio.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tasks.text_files import LineSource, Record, split_of
 
 
 class RecordSource(Protocol):
-  """Where the records of a task come from."""
+  """An object that gives the records of a task."""
 
   splits: Sequence[str]
 
@@ -37,8 +37,8 @@ class Task:
   """A declared task.
 
   Attributes:
-    name: differs from those of all other tasks and mixtures.
-    source: gives the records.
+    name: a name that no other task or mixture has.
+    source: the source of the records.
     features: names of the texts of a document.
     document_fn: record -> a text for each feature, or None to leave the record
       out.
@@ -53,7 +53,7 @@ class Task:
   modules: list[str]
 
   def documents(self, split: str) -> Iterator[dict[str, str]]:
-    """The documents of a split: texts by feature, not tokenised.
+    """The documents of a split, each as feature -> text before tokenising.
 
     Raises:
       ValueError: at once, if the split is unknown or its files cannot be used.
@@ -68,12 +68,12 @@ class Task:
 
   @functools.cached_property
   def num_chars(self) -> int:
-    """Unicode code points of the training documents; reads all of them."""
+    """Number of code points in the training documents; reads all of them."""
     documents = self.documents('train')
     return sum(len(text) for doc in documents for text in doc.values())
 
 
-# Everything declared so far, by name; a mixture lists the names of its tasks.
+# Name -> task, and name of a mixture -> names of its tasks, as declared so far.
 TASKS: dict[str, Task] = {}
 MIXTURES: dict[str, tuple[str, ...]] = {}
 
@@ -84,14 +84,14 @@ def add_text_task(
   document_fn: Callable[[Record], str | None],
   convert: str | None = None,
 ) -> None:
-  """Declares a task whose documents are scored as a whole.
+  """Declares a task in which every token of a document is scored.
 
   Args:
     name: the task's name.
     source: gives the records.
     document_fn: record -> the document, or None to leave the record out.
-    convert: an OpenCC conversion of the text, such as 's2t', which loses
-      information; None keeps the script of the source.
+    convert: an OpenCC conversion of the text, such as 's2t'; None keeps the
+      script of the source. A conversion loses information.
 
   Raises:
     ValueError: if the name is taken.
@@ -111,14 +111,13 @@ def add_prefix_task(
   pair_fn: Callable[[Record], tuple[str, str] | None],
   convert: str | None = None,
 ) -> None:
-  """Declares a task whose documents start with a part that is not scored.
+  """Declares a task whose documents start with a prompt, which is not scored.
 
   Args:
     name: the task's name.
     source: gives the records.
-    pair_fn: record -> (given text, text to write), or None to leave the record
-      out. The document joins the two texts, so the given text must end in a
-      separator.
+    pair_fn: record -> (prompt, answer), or None to leave the record out. The
+      document joins the two texts, so the prompt must end in a separator.
     convert: as in `add_text_task`.
 
   Raises:
@@ -129,7 +128,7 @@ def add_prefix_task(
 
 
 def add_mixture(name: str, tasks: Sequence[str]) -> None:
-  """Declares a mixture of tasks whose rates are their sizes in characters.
+  """Declares a mixture; the rate of a task is its size in characters.
 
   Raises:
     ValueError: if the name is taken or a task is not declared.
@@ -145,7 +144,7 @@ def add_mixture(name: str, tasks: Sequence[str]) -> None:
 
 
 def splits_of(mixture: str) -> dict[str, list[str]]:
-  """Each split of a declared mixture, with the tasks that have it."""
+  """Split -> names of the tasks that have it, for a declared mixture."""
   found = {}
   for task in MIXTURES[mixture]:
     for split in TASKS[task].source.splits:
@@ -154,13 +153,13 @@ def splits_of(mixture: str) -> dict[str, list[str]]:
 
 
 def allow_malformed(name: str, share: float) -> None:
-  """Lets so many lines of the files of a task or mixture be malformed.
+  """Sets the share of lines that may be malformed in the files of a task.
 
-  A source of another kind keeps its own rule.
+  A task without a `LineSource` is left unchanged.
 
   Args:
-    name: of a declared task or mixture; of others nothing is known.
-    share: of the lines of each file, in place of what its source allows.
+    name: name of a task or mixture; one that is not declared is ignored.
+    share: the largest share of malformed lines of a file.
   """
   for task_name in MIXTURES.get(name, (name,)):
     task = TASKS.get(task_name)
@@ -170,7 +169,7 @@ def allow_malformed(name: str, share: float) -> None:
 
 
 def no_documents(name: str, split: str) -> ValueError:
-  """The error about a split of a task or mixture without a document."""
+  """The error for a split that has no document."""
   hint = 'check its files'
   source = TASKS[name].source if name in TASKS else None
   if source is not None:
@@ -232,11 +231,11 @@ def _module_of(value: Any) -> str:
 def _converted(
   document_fn: Callable[[Record], Sequence[str] | None], convert: str
 ) -> Callable[[Record], tuple[str, ...] | None]:
-  """A document function that converts its texts into another script."""
+  """Makes a document function whose texts are converted into another script."""
 
   @functools.cache
   def converter():
-    import opencc  # Only tasks with a conversion need it.
+    import opencc  # Imported here, since only tasks with a conversion need it.
 
     return opencc.OpenCC(convert)
 

@@ -1,4 +1,4 @@
-"""Gives declared tasks to seqio, for seqio.get_mixture_or_task(name)."""
+"""Registers declared tasks with seqio, for seqio.get_mixture_or_task(name)."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ import tensorflow as tf
 from moe.data.records import Feature
 from tasks import codes, modules, registry, vocabulary
 
-# Mixtures that `register` has given to seqio.
+# Names of the mixtures that `register` has registered with seqio.
 _mixtures: set[str] = set()
 
 
 class DocumentSource(seqio.FunctionDataSource):
-  """A seqio source of a declared task's documents; also as Python strings."""
+  """A seqio source of the documents of a declared task."""
 
   def __init__(self, task: registry.Task):
     super().__init__(dataset_fn=self._dataset, splits=task.source.splits)
@@ -22,7 +22,7 @@ class DocumentSource(seqio.FunctionDataSource):
     self.source = task.source
 
   def documents(self, split: str) -> Iterator[dict[str, str]]:
-    """Texts of a split by feature, without TensorFlow and without tokenising.
+    """The documents of a split as Python strings, without TensorFlow.
 
     Raises:
       ValueError: at once, if the split is unknown or its files cannot be used.
@@ -33,8 +33,8 @@ class DocumentSource(seqio.FunctionDataSource):
     self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
     del shuffle_files, seed  # The token store fixes the order.
-    # Errors of a corpus are raised here: inside tf.data they become a page of
-    # traceback.
+    # The first document is read here, so that errors of a corpus are raised
+    # here. Inside tf.data they would become a page of traceback.
     next(self.documents(split), None)
     return tf.data.Dataset.from_generator(
       lambda: self.documents(split),
@@ -51,12 +51,13 @@ def register(
 ) -> None:
   """Registers every declared task and mixture with seqio.
 
-  Afterwards `seqio.get_mixture_or_task(name).get_dataset(...)` gives the tokens
-  that a token store of that vocabulary has. Another call replaces the
-  vocabulary; a dataset keeps the one that it was built with.
+  Afterwards `seqio.get_mixture_or_task(name).get_dataset(...)` gives the same
+  tokens as a token store with this vocabulary. Another call replaces the
+  vocabulary for new datasets; existing ones keep theirs.
 
   Args:
-    vocabulary_file: tokenises; with None, documents can be read as text only.
+    vocabulary_file: file of the vocabulary; with None, documents can only be
+      read as text.
     task_modules: a user's modules to load first, see `tasks.modules.locate`.
 
   Raises:
@@ -96,21 +97,21 @@ class Codes(seqio.PassThroughVocabulary):
   """Takes the place of the tokeniser for a feature that is not text.
 
   Attributes:
-    range: name of the range of ids, as in `moe.data.records.Feature`.
-    is_block: whether the feature is a block.
-    tokenizer: SHA-256 of the tokenizer that made the codes, if one did.
-    grid: (rows, columns) of the codes of a picture.
+    range: name of the id range of the codes, as in `moe.data.records.Feature`.
+    is_block: whether all tokens of the feature see each other.
+    tokenizer: SHA-256 of the tokenizer that made the codes, or ''.
+    grid: (rows, columns) of the codes of a picture, or ().
   """
 
   def __init__(self, kind: Feature):
-    # The true size is that of the range in a run, which is not known here.
+    # The run decides the size of the range, so this is only an upper bound.
     super().__init__(size=1 << 31)
     self.range, self.is_block = kind.range, kind.is_block
     self.tokenizer, self.grid = kind.tokenizer, kind.grid
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
-  """The kind of each feature of a task that is not text, by name."""
+  """Name -> description of each feature of a task that is not text."""
   return task.kinds if isinstance(task, codes.CodeTask) else {}
 
 
@@ -131,7 +132,7 @@ def _feature(
 
 
 def _forget() -> None:
-  """Removes from seqio what an earlier call registered."""
+  """Removes from seqio the tasks and mixtures of an earlier call."""
   for name in _mixtures & {*seqio.MixtureRegistry.names()}:
     seqio.MixtureRegistry.remove(name)
   _mixtures.clear()

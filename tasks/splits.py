@@ -1,4 +1,4 @@
-"""Which records are held out: a rule that looks at one record alone."""
+"""Chooses held-out records by a rule that looks at one record alone."""
 
 import hashlib
 
@@ -7,15 +7,15 @@ HELD_OUT_PERCENT = 5
 
 
 def by_hash(key: str) -> str:
-  """The split of a record whose source has no held-out file of its own.
+  """The split of a record, for sources without a separate held-out file.
 
   A key is held out if the first 8 bytes of its SHA-256, as a big-endian number
   modulo 100, are less than HELD_OUT_PERCENT. Records with the same key are
-  always in the same split, and no other record changes that.
+  always in the same split, whatever other records there are.
 
   Args:
-    key: shared by the records that must stay together, such as a record's id,
-      a law's code or a first line.
+    key: a string that is equal for records that must share a split, such as a
+      record's id, a law's code or a first line.
 
   Returns:
     'train' or 'validation'.

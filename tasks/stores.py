@@ -29,29 +29,31 @@ def prepare(
 ) -> str:
   """Makes missing or outdated token stores of tasks, and their vocabulary.
 
-  A store is outdated if the files or the task code that it was made from have
-  changed. The check needs no TensorFlow. Making a store imports it, so a
-  training process calls this in a child process. Of several processes that
-  call this at a time, one works and the others wait.
+  A store is outdated if its data files or its task code have changed. The check
+  needs no TensorFlow, but making a store does. So a training process calls this
+  function in a child process. If several processes call it at the same time,
+  one works and the others wait.
 
   Args:
-    wanted: (task or mixture, its splits) pairs; None for those of train and
-      validation that exist. Tasks of a mixture without the split are left out.
+    wanted: (task or mixture, its splits) pairs. Splits of None mean train and
+      validation, if they exist. If a task of a mixture lacks a split, it is
+      left out of that split.
     cache_dir: directory of all token stores.
     vocabulary: file of the vocabulary that tokenises.
-    vocab_size: pieces of a vocabulary to train on the first task, if no file is
-      given.
-    overwrite: make existing stores again.
-    max_bad_fraction: share of the lines of a file, and of the documents, that
-      may be malformed; None for what each source and `moe.data.cache` allow.
-    ranges: sizes of the ranges of ids beside text, by name.
+    vocab_size: number of pieces of the vocabulary. Without a file, a vocabulary
+      of this size is trained on the first task.
+    overwrite: whether existing stores are made again.
+    max_bad_fraction: largest share of malformed lines of a file, and of
+      malformed documents. With None, the limits of each source and of
+      `moe.data.cache` hold.
+    ranges: name -> size of each id range that follows the text range.
 
   Returns:
     The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
 
   Raises:
-    ValueError: if a task, a split, a corpus or the vocabulary is missing or
-      cannot be used; at once, before the slow work.
+    ValueError: before any slow work, if a task, a split, a corpus or the
+      vocabulary is missing or cannot be used.
   """
   first = wanted[0][0]
   directory = outdated.vocabulary_directory(
@@ -71,7 +73,7 @@ def prepare(
     for task, _ in wanted:
       _prepare_mixture(directory, task)
     for task_name, split in dict.fromkeys(parts):
-      # Another process may have made it while this one waited.
+      # Another process may have made the store while this one waited.
       reason = outdated.store_outdated(directory, task_name, split)
       if reason and is_store(os.path.join(directory, task_name, split)):
         _logger.info(f'{task_name}/{split} is made again: {reason}')
@@ -87,7 +89,7 @@ def make_vocabulary(
   output: str | os.PathLike,
   model_type: str = 'bpe',
 ) -> Vocabulary:
-  """Trains a vocabulary that belongs to no store.
+  """Trains a vocabulary without making a store.
 
   Args:
     task: the task whose train split is the text.
@@ -109,7 +111,7 @@ def make_vocabulary(
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[None]:
-  """Lets one process at a time write below a directory."""
+  """Holds a lock, so that only one process at a time writes to a directory."""
   cache_dir, name = os.path.split(directory)
   try:
     os.makedirs(cache_dir, exist_ok=True)
@@ -125,7 +127,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def _origin(task_name: str, split: str) -> dict:
-  """The record of what a split is made of; {} for tasks of other packages."""
+  """Records the files and code of a split; {} for a task of another package."""
   if task_name in registry.TASKS:
     return origin.of_task(registry.TASKS[task_name], split)
   module = modules.MODULE_OF.get(task_name)
@@ -143,16 +145,16 @@ def register_tasks(names: Sequence[str] = ()) -> None:
   """
   modules.load()
   for name in names:
-    check_declared(name)
+    modules.check_declared(name)
   tensorflow_log.set_up()
   with tensorflow_log.dropped():
-    # Here, since it imports TensorFlow.
+    # Imported here, since it imports TensorFlow.
     from tasks import seqio_tasks
   seqio_tasks.register()
 
 
 def load_modules(task_modules: Sequence[str]) -> None:
-  """Declares all tasks; modules of a user may import TensorFlow.
+  """Declares all tasks, without TensorFlow's messages if a module imports it.
 
   Args:
     task_modules: as in `tasks.modules.locate`.
@@ -165,15 +167,8 @@ def load_modules(task_modules: Sequence[str]) -> None:
     modules.load(task_modules)
 
 
-def check_declared(name: str) -> None:
-  """Raises ValueError with the nearest names if a task is not declared."""
-  names = modules.declared()
-  if name not in names:
-    raise cache.not_registered(name, names)
-
-
 def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
-  """(task, split) of every store; each is checked to have a document."""
+  """(task, split) of every store; raises ValueError if one has no document."""
   found = cache.splits(task)
   if splits is None:
     splits = [split for split in outdated.DEFAULT_SPLITS if split in found]
@@ -211,8 +206,8 @@ def _prepare_vocabulary(
 
 
 def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
-  # The files are recorded before they are read: if one changes in between, the
-  # vocabulary counts as outdated.
+  # The files are recorded before they are read. So if one changes in between,
+  # the vocabulary counts as outdated.
   trained_on = {}
   for task_name in cache.tasks_with(task, 'train'):
     trained_on |= _origin(task_name, 'train')
@@ -265,8 +260,8 @@ def _cache(
       progress,
       ranges,
     )
-  # A store without this entry counts as outdated, so a kill before this line
-  # costs time only.
+  # A store without this entry counts as outdated. So if the process is killed
+  # before this line, the store is made again.
   path = os.path.join(directory, task_name, split, MANIFEST)
   write_json(path, manifest | {'origin': made_of})
   counts = manifest['counts']

@@ -2,9 +2,9 @@
 
 TensorFlow writes warnings while it is imported, before its log level applies,
 and its copy of SentencePiece writes a line for every vocabulary. Users cannot
-act on them. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows all of them; other
-levels count as unset, since importing JAX sets the level to 1 for this process
-and for its children.
+act on these messages. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows all of
+them. Other levels have no effect, since the import of JAX sets the level to 1
+for this process and its children.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _STDERR = 2  # The file descriptor that C++ libraries write to.
 
 
 def set_up() -> None:
-  """Keeps TensorFlow, which only reads files here, off devices and quiet."""
+  """Keeps TensorFlow off GPUs, since it only reads files, and hides its log."""
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   if os.environ.get(_LEVEL) != _ALL:
     os.environ[_LEVEL] = _ONLY_FATAL
@@ -28,7 +28,7 @@ def set_up() -> None:
 
 @contextlib.contextmanager
 def dropped() -> Iterator[None]:
-  """Drops what C++ libraries write to standard error; Python still writes."""
+  """Drops the output of C++ libraries to standard error, but not Python's."""
   if os.environ.get(_LEVEL) != _ONLY_FATAL:
     yield
     return
@@ -56,7 +56,7 @@ def _is_standard_error(stream: TextIO) -> bool:
 
 @functools.cache
 def _python_stderr(encoding: str, errors: str | None) -> TextIO:
-  """Standard error for Python alone; stays open, since loggers may keep it."""
+  """A copy of standard error for Python; never closed, since loggers use it."""
   return open(
     os.dup(_STDERR), 'w', buffering=1, encoding=encoding, errors=errors
   )

@@ -1,9 +1,10 @@
-"""Records from local files: plain text and JSON lines, compressed or not.
+"""Reads records from local files: plain text or JSON lines, also compressed.
 
 A file is checked from beginning to end before its first record is given, so
-that no slow work starts on a broken file. A line that is not UTF-8, is not JSON
-or lacks a field is malformed: it is skipped, and a warning names file and line.
-If more than `max_bad_fraction` of the lines are malformed, that is an error.
+that no slow work starts on a broken file. A line is malformed if it is not
+UTF-8, is not JSON or lacks a field. A malformed line is skipped, and a warning
+names file and line. If more than `max_bad_fraction` of the lines are malformed,
+an error is raised.
 """
 
 import dataclasses
@@ -25,12 +26,12 @@ _MAX_WARNINGS = 10
 _UTF8_MARK = b'\xef\xbb\xbf'
 
 Record = dict[str, Any]
-# What a record must hold: `str`, `[fields]` for a list, `{name: fields}`.
+# The type of a record: `str`, `[fields]` for a list, or `{name: fields}`.
 Fields = Any
 
 
 def data_directory() -> pathlib.Path:
-  """Where relative file names start: $WUDAO_DATA, or ../shared/data."""
+  """The directory of relative file names: $WUDAO_DATA, or ../shared/data."""
   project = pathlib.Path(__file__).resolve().parents[1]
   default = project.parent / 'shared' / 'data'
   return pathlib.Path(os.environ.get('WUDAO_DATA', default))
@@ -42,7 +43,7 @@ def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
   Args:
     value: as `json.loads` gives it.
     fields: `str`, `[fields]` or `{name: fields}`; other keys are left out.
-    name: what messages call the value.
+    name: name of the value in error messages.
 
   Returns:
     A new value with exactly those fields.
@@ -71,7 +72,7 @@ def conform(value: Any, fields: Fields, name: str = 'the record') -> Any:
 
 
 def check_fields(fields: Fields, name: str = 'the record') -> None:
-  """ValueError if `conform` can't look for such fields."""
+  """Raises ValueError if `fields` is not a type that `conform` understands."""
   if isinstance(fields, Mapping):
     for key, part in fields.items():
       check_fields(part, f'the field {key!r}')
@@ -100,12 +101,12 @@ def parse_json(line: bytes, fields: Fields) -> Record:
 
 
 def parse_text(line: bytes) -> Record:
-  r"""A line of text as a record; \n means a line break, \\ a backslash."""
+  r"""A line as a record; it writes \n for a line break, \\ for a backslash."""
   return {'text': unescaped(line.decode('utf-8'))}
 
 
 def split_of(record: Record) -> str:
-  """The split of a record: by its `id`, or by all of it if it has no `id`."""
+  """The split of a record by its `id`, or by the whole record without one."""
   key = record.get('id')
   return splits.by_hash(key or json.dumps(record, sort_keys=True))
 
@@ -115,9 +116,9 @@ class LineSource:
   """A source of records that are lines of files.
 
   Attributes:
-    files: a file name or glob pattern for all splits together, or one for each
-      split by name; relative ones start at `data_directory()`. Files that end
-      in `.gz` or `.xz` are decompressed.
+    files: a file name or glob pattern, or a dict with one for each split. A
+      relative name starts at `data_directory()`. Files that end in `.gz` or
+      `.xz` are decompressed.
     parse: bytes of a line -> record; its ValueError says what is malformed.
     split_fn: record -> its split, used if the files hold all splits together.
     max_bad_fraction: share of the lines of a file that may be malformed.
@@ -142,7 +143,7 @@ class LineSource:
 
   @property
   def is_split_by_record(self) -> bool:
-    """Whether each record says by itself in which split it is."""
+    """Whether `split_fn` decides the split of each record."""
     return not isinstance(self.files, Mapping)
 
   def records(self, split: str) -> Iterator[Record]:
@@ -156,8 +157,8 @@ class LineSource:
       raise ValueError(
         f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
       )
-    # Files are checked here: a generator would find a broken file only when its
-    # first record is asked for, somewhere inside tf.data.
+    # Files are checked here, outside of the generator. A generator would check
+    # them only when its first record is read, somewhere inside tf.data.
     return self._records(split, [self._checked(p) for p in self._paths(split)])
 
   def files_of(self, split: str) -> list[str | os.PathLike]:
@@ -172,7 +173,7 @@ class LineSource:
         try:
           record = self.parse(line)
         except ValueError:
-          continue  # `_checked` has counted this line and warned of it.
+          continue  # `_checked` has already counted and reported this line.
         if not self.is_split_by_record or self.split_fn(record) == split:
           yield record
 
@@ -236,7 +237,7 @@ def json_lines(
     The source; its records have exactly these fields.
 
   Raises:
-    ValueError: if the fields are declared as something else.
+    ValueError: if `fields` is not a valid declaration.
   """
   check_fields(fields)
   parse = functools.partial(parse_json, fields=fields)

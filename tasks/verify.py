@@ -1,4 +1,4 @@
-"""Finds token stores in a cache, by directory or task, and verifies them."""
+"""Finds token stores by directory or task, and verifies their contents."""
 
 import difflib
 import json

@@ -1,8 +1,8 @@
-"""The project's vocabulary in the form that seqio expects.
+"""Adapts the project's vocabulary to the interface of seqio.
 
-`moe.modalities.text`, the project's only tokeniser, does all tokenising,
-here and in token stores. The tokeniser of tf_text is not used: it does not keep
-U+2581, and sampling could not share its code. Ours runs in Python, outside of
+`moe.modalities.text` is the project's only tokeniser, here and in token stores.
+The tokeniser of tf_text is not used, since it does not keep U+2581, and since
+sampling could not share its code. Our tokeniser runs in Python, outside of
 TensorFlow's graph.
 """
 
@@ -18,7 +18,7 @@ from moe.modalities.text import Vocabulary
 
 
 class TaskVocabulary(seqio.Vocabulary):
-  """A vocabulary for seqio; it may be empty, since documents need none."""
+  """A vocabulary for seqio; without a model it serves tasks read as text."""
 
   def __init__(self, path: str | os.PathLike | None = None):
     """Loads the model.
@@ -50,7 +50,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def bos_id(self) -> int:
-    """The padding id: every document starts with it, as in t5x."""
+    """The padding id; as in t5x, a model reads it before each document."""
     return PAD
 
   @property
@@ -60,7 +60,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def unk_id(self) -> int:
-    """The id of unknown pieces; byte fallback never uses it."""
+    """The id of unknown pieces; with byte fallback, no text contains it."""
     return UNK
 
   @property
@@ -77,7 +77,7 @@ class TaskVocabulary(seqio.Vocabulary):
     model = self.model
 
     def encode(text: bytes | np.ndarray) -> np.ndarray:
-      # The text is bytes inside tf.data and an array outside of it.
+      # The text is bytes inside tf.data, and a NumPy array elsewhere.
       text = text if isinstance(text, bytes) else text.item()
       return np.array(model.encode(text.decode('utf-8')), np.int32)
 

@@ -1,4 +1,4 @@
-"""Translation between Chinese and English: each direction is a prefix task."""
+"""Declares translation between Chinese and English, a task per direction."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus
@@ -6,12 +6,12 @@ from tasks.text_files import Record
 
 
 def to_chinese(pair: Record) -> tuple[str, str]:
-  """The English text, which is given, and the Chinese text to write."""
+  """(prompt, answer): the English text, and its Chinese translation."""
   return f'英文：{pair["en"]}\n中文：', pair['zh']
 
 
 def to_english(pair: Record) -> tuple[str, str]:
-  """The Chinese text, which is given, and the English text to write."""
+  """(prompt, answer): the Chinese text, and its English translation."""
   return f'中文：{pair["zh"]}\n英文：', pair['en']
 
 

@@ -1,4 +1,4 @@
-"""Eight CPU devices and strict dtypes for every test."""
+"""Gives every test eight CPU devices and strict dtype promotion."""
 
 import importlib.metadata
 import os
@@ -6,13 +6,13 @@ import pathlib
 import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# A shell ignores Ctrl-C for tests that it starts in the background, and nohup
-# ignores SIGHUP. Commands under test would inherit this.
+# If a shell starts the tests in the background, they ignore Ctrl-C, and under
+# nohup they ignore SIGHUP. The commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Most tests spend their time compiling, and XLA's older code generator compiles
-# twice as fast. XLA ends a process on an unknown flag, so other versions of jax
-# do not get it, nor do child processes or the compiler of TPUs.
+# twice as fast. An unknown flag would end the process, so only the jax version
+# that knows the flag gets it; child processes and the TPU compiler do not.
 FLAG = '--xla_cpu_use_fusion_emitters=false'
 IS_QUICK = 'XLA_FLAGS' not in os.environ and importlib.metadata.version(
   'jaxlib'
@@ -26,13 +26,13 @@ import pytest  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 if IS_QUICK:
-  jax.jit(lambda: 0)()  # XLA reads the flags here.
+  jax.jit(lambda: 0)()  # XLA reads the flags in the first compilation.
   del os.environ['XLA_FLAGS']
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-  """Turns most optimisations off: tests compile much and compute little."""
+  """Turns most optimisations off, as tests compile much and compute little."""
   is_optimized = item.get_closest_marker('optimized') is not None
   jax.config.update('jax_disable_most_optimizations', not is_optimized)
 
@@ -68,7 +68,7 @@ SIZES = {
 def write_run(
   directory: pathlib.Path, seed: int = 0, scale: float = 1.0, **macros
 ) -> pathlib.Path:
-  """Writes configuration, vocabulary and random parameters as step 7."""
+  """Writes a work directory with random parameters as step 7."""
   from launch.configs import configuration
   from moe.checkpoint import save
   from moe.modalities.text import train_vocabulary
@@ -103,7 +103,7 @@ def write_run(
 
 @pytest.fixture(scope='session', autouse=True)
 def cache_dir(tmp_path_factory):
-  """An empty cache, so that no test reads or fills the user's own."""
+  """An empty cache directory, so that tests do not use that of the user."""
   path = tmp_path_factory.mktemp('cache')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('WUDAO_CACHE', str(path))

@@ -1,4 +1,4 @@
-"""Where the shared protein data lies; the project has no copy."""
+"""Finds the shared protein data, which is not part of the project."""
 
 import os
 import pathlib
@@ -15,7 +15,10 @@ has_data = pytest.mark.skipif(
 
 
 def case(name):
-  """A case of known outputs of AlphaFold 2's parts, by 'in', 'param', 'out'."""
+  """Known inputs, parameters and outputs of a part of AlphaFold 2.
+
+  The keys are 'in', 'param' and 'out'.
+  """
   with np.load(FOLDER / 'oracle.npz') as file:
     names = [key for key in file.files if key.split('/')[0] == name]
     found = {'in': {}, 'param': {}, 'out': {}}

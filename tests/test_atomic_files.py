@@ -1,4 +1,4 @@
-"""A file is whole, old or new, and no temporary file remains."""
+"""A written file is complete, either old or new; no temporary file remains."""
 
 import pytest
 

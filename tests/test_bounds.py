@@ -1,4 +1,4 @@
-"""Ranges: what lies outside is one sentence with the bounds that there are."""
+"""A number out of range raises one sentence that names the bounds."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every file of gin_configs, built by shapes alone."""
+"""Builds every file of gin_configs by shapes alone."""
 
 import functools
 import math
@@ -21,8 +21,8 @@ from moe.runs.counts import flops_of
 from moe.scale import cost
 
 ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
-# These files only bind macros to arguments, and the other files of their folder
-# include them. They have a line for each macro, so they may exceed 60 lines.
+# These files only bind macros to arguments; other files include them. They have
+# a line for each macro, so they may exceed 60 lines.
 WIRING = {
   'models/decoder.gin',
   'models/latent_decoder.gin',
@@ -30,12 +30,16 @@ WIRING = {
   'runs/muon.gin',
   'runs/recipe.gin',
   'runs/image_tokenizer.gin',
+  'runs/pictures.gin',
+  *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
 }
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
-  f'runs/image_tokenizer_{n}.gin' for n in ('emoji', 'fashion', 'shapes')
+  f'runs/image_tokenizer_{n}.gin'
+  for n in ('emoji', 'fashion', 'pictures', 'shapes')
 ]
-# Our own models, for experiments; the other models are only counted.
+# Our own models for experiments. Of the other models only parameters are
+# counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 # Runs for large slices -> overrides that make them fit 8 devices.
 ON_FEWER_DEVICES = {
@@ -46,7 +50,9 @@ ON_FEWER_DEVICES = {
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
 # Runs that need another number of devices than the 8 of the tests.
-NUM_DEVICES = {'runs/poems_cpu.gin': 1, 'runs/poems_recipe_cpu.gin': 1}
+NUM_DEVICES = {
+  f'runs/{n}_cpu.gin': 1 for n in ('pictures', 'poems', 'poems_recipe')
+}
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
 
@@ -72,7 +78,7 @@ def moe(run):
   return block(run).moe(parent=None)
 
 
-# Macro -> (a value that no file has, where it must arrive).
+# Macro -> (a value that no file has, path of the attribute that must get it).
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
   'NUM_LAYERS': (62, lambda run: stack(run).num_layers),
@@ -86,7 +92,7 @@ MODEL_MACROS = {
   'TOP_K': (3, lambda run: moe(run).make_router().num_active),
   'EXPERT_D_FF': (20, lambda run: moe(run).expert_d_ff),
   'CAPACITY_FACTOR': (1.75, lambda run: moe(run).dispatch().capacity_factor),
-  'VOCAB_SIZE': (333, lambda run: run.model.vocab_size),
+  'VOCAB_SIZE': (99_999, lambda run: run.model.vocab_size),
 }
 RUN_MACROS = {
   'TRAIN_STEPS': (12_345, lambda run: run.settings.train_steps),
@@ -136,8 +142,8 @@ def test_a_model_has_all_sizes_as_macros(name):
     macros |= LATENT_MACROS
   text = (ROOT / name).read_text()
   if 'gates.Switch' in text or 'gates.Base' in text:
-    del macros['TOP_K']  # always 1
-  # No two values are equal, so one run can check all macros.
+    del macros['TOP_K']  # The router of this model always chooses 1 expert.
+  # All values differ, so one run can check all macros at once.
   values = [f'{macro}={value}' for macro, (value, _) in macros.items()]
   run = configuration.load([name, *REST], [*STEPS, *values])
   for macro, (value, arrives) in macros.items():
@@ -251,7 +257,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   assert type(moe(run)).__name__ == 'SoftMoE'
   program = build.build(run, jax.devices()[:1])
   total = flops_of(run, program)[0]['params_total']
-  assert total > 8 * 3 * 128 * 128  # The experts alone have this many.
+  assert total > 8 * 3 * 128 * 128  # The experts alone have so many parameters.
   facts = plan.plan_shapes(run)
   assert facts['drop_rate_cv03'] == 0  # Nothing is sent, so nothing is dropped.
 
@@ -271,7 +277,7 @@ def shapes_of(run, devices):
   return params, found['axes'], table, mesh
 
 
-# Every model in the layout that divides it most, and every layout.
+# Cases: every model in its most sharded layout, and every layout.
 @pytest.mark.parametrize(
   'model, layout',
   [(model, 'parallel/fsdp_expert.gin') for model in files('models')]
@@ -315,7 +321,7 @@ def test_the_dense_twin_has_the_active_parameters_of_the_sparse_model(name):
 def test_a_model_of_the_literature_has_its_parameters(name):
   row = describe(pathlib.Path(name).stem)
   total, published = row['params_total'], row['params_total_published']
-  # A paper rounds its counts to about 1%; models of our own must be closer.
+  # A paper rounds its counts to about 1%; our own model must be closer.
   within = 0.5 if 'wudao' in name else 1.0
   is_close = abs(row['params_total_difference']) <= within
   assert is_close or row['difference_because'], (total, published)
@@ -334,8 +340,8 @@ def test_a_model_of_the_literature_has_its_parameters(name):
 def test_released_weights_are_counted_to_the_last_one(
   name, sparse_layers, num_experts, released
 ):
-  # The released weights include a bias per routed expert, which is no parameter
-  # here, since we do not train it.
+  # The released weights include a bias per routed expert. Here the bias is
+  # state, not a parameter, so it is added to our total.
   total = describe(name)['params_total']
   assert total + sparse_layers * num_experts == released
 
@@ -345,7 +351,7 @@ def test_wudao_suits_the_devices_it_is_meant_for():
   layer = moe(run)
   assert layer.num_experts % 512 == 0
   assert layer.expert_d_ff % 256 == 0
-  # Dense parameters are also divided over an expert axis of 512.
+  # Dense parameters are also sharded over an expert axis of 512.
   assert run.model.vocab_size % 512 == 0
   assert block(run).feed_forward(parent=None).width % 512 == 0
   assert 151_500 <= run.model.vocab_size <= 152_500

@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Each package imports only the packages that it may import."""
 
 import ast
 import pathlib
@@ -105,7 +105,7 @@ def test_no_module_imports_itself_in_a_circle():
   while free := [name for name, below in left.items() if not below & set(left)]:
     for name in free:
       del left[name]
-  assert not left  # Each of these is in a circle, or imports one that is.
+  assert not left  # Any module left is in an import cycle, or imports one.
 
 
 def test_no_verb_is_imported():
@@ -119,7 +119,7 @@ def test_no_verb_is_imported():
     assert not verbs & set(modules_of(imports(path))), path
 
 
-# A training process on a machine without the packages of the [data] extra.
+# This program imports all of moe without the packages of the [data] extra.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in {blocked}:

@@ -1,4 +1,4 @@
-"""The README and the pages that it links: what they name exists and runs."""
+"""Files and commands that the README and its pages name exist and run."""
 
 import pathlib
 import re
@@ -22,10 +22,10 @@ ADDING = [
 
 
 def files_of_the_tree():
-  """(folder, name of a file in it) as the README's tree has them.
+  """Yields (folder, file without its ending) for files of the README's tree.
 
-  A line 'folder/' opens a folder; what it names outside of parentheses are
-  files of that folder, and so are the names of the lines below it.
+  A line that begins with 'folder/' opens a folder. The words of this line and
+  of the lines below are files of the folder, except for words in parentheses.
   """
   text = README.read_text('utf-8')
   tree = text.partition('## The tree')[2].split('```')[1]
@@ -62,7 +62,7 @@ def test_every_link_to_a_file_leads_somewhere(page):
 
 
 def blocks(page, kind):
-  """(file that the text before a block names last, the block)."""
+  """Yields (file name, block); the last name before a block is its file."""
   parts = page.read_text('utf-8').split('```')
   for before, block in zip(parts[::2], parts[1::2], strict=False):
     language, _, code = block.partition('\n')
@@ -80,7 +80,7 @@ def test_the_examples_of_a_page_make_a_run(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
   [example] = (tmp_path / 'my').glob('*.gin')
-  # The examples of another page lie in another folder of this name.
+  # An earlier page has examples in another folder 'my'; its modules must go.
   monkeypatch.delitem(sys.modules, 'my', raising=False)
   run = configuration.load([f'my/{example.name}'], ['MESH_EXPERT=1'])
   assert build.build(run, jax.devices()[:1]).mesh.size == 1

@@ -1,4 +1,4 @@
-"""Signals end a command, which first saves what it has to save."""
+"""A signal ends a command, but lets it save first."""
 
 import os
 import signal
@@ -50,8 +50,8 @@ def test_the_inner_block_takes_the_signals_and_gives_them_back():
   assert [signal.getsignal(number) for number in ALL] == before
 
 
-# The main thread waits in C for a lock that it already holds. As in a
-# compilation, no signal interrupts it.
+# The main thread waits in C code for a lock that it already holds. Python
+# cannot handle a signal then, as during a compilation.
 BLOCKED = """
 import ctypes, sys
 from moe import stop_signals
@@ -74,14 +74,14 @@ def blocked(block, num_arguments):
     text=True,
   )
   assert process.stdout.readline() == 'ready\n'
-  time.sleep(0.3)  # It is ready, and a moment later it is blocked.
+  time.sleep(0.3)  # The process blocks a moment after it says that it is ready.
   return process
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_one_press_is_one():
   process = blocked('handled', 1)
   process.send_signal(signal.SIGINT)
-  process.send_signal(signal.SIGINT)  # A wrapper passes the signal on.
+  process.send_signal(signal.SIGINT)  # As if a wrapper sent the signal again.
   with pytest.raises(subprocess.TimeoutExpired):
     process.wait(0.5)
   process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The devices of benchmarks: those of this machine, or described TPUs."""
+"""Devices for benchmarks: those of this machine, or TPUs to compile for."""
 
 import jax
 
@@ -21,13 +21,13 @@ def eight() -> list[jax.Device]:
 
 
 def v5p(shape: str) -> list:
-  """Devices of a v5p slice such as '2x2x1'; programs compile for them only.
+  """Devices of a v5p slice such as '2x2x1', to compile programs for.
 
   Raises:
     ValueError: if the TPU's compiler is not installed.
   """
   try:
-    import libtpu  # noqa: F401 -- only to see whether it is there
+    import libtpu  # noqa: F401 -- This only checks that it is installed.
   except ImportError as error:
     raise ValueError(
       "compiling for TPUs needs the package libtpu: pip install '.[tpu]'."

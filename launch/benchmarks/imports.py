@@ -31,16 +31,16 @@ def seconds(statement: str) -> float:
 
 
 def beyond(module: str) -> float:
-  """Seconds that a module takes beyond `BASE`, measured just before."""
+  """Seconds that a module takes to import after the imports of `BASE`."""
   base = seconds(BASE)
   return seconds(f'import {module}') - base
 
 
 def compare(args: argparse.Namespace, command: str) -> int:
-  """Runs the verb `imports`, which times each module in turn with `BASE`.
+  """Runs the verb `imports`, which times each module and prints a table.
 
   Args:
-    args: modules, runs, json.
+    args: flags with the fields modules, runs and json.
     command: the command that measures the same again.
 
   Raises:
@@ -56,7 +56,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
   rows = {}
   for module in args.modules or known:
     rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
-    # It takes minutes, so people are told on the way.
+    # All modules take minutes, so each result is also printed at once.
     print(f'{rows[module]:+7.2f} s  {module}', file=sys.stderr, flush=True)
   worst = max(rows, key=rows.get)
   scores = [

@@ -1,4 +1,4 @@
-"""One MoE layer with its gradients, and the bare products of its experts."""
+"""One MoE layer with its gradients, and its experts' matrix products alone."""
 
 import dataclasses
 import functools
@@ -35,8 +35,8 @@ class LayerSizes:
     top_k: experts per token.
     tokens: total number of tokens.
     group_size: M, also the length of a sequence.
-    capacity_factor: slots per expert over an even share, for dispatches with
-      capacity.
+    capacity_factor: slots per expert divided by an even share of the rows; only
+      dispatches with capacity use it.
     dtype: dtype of the activations and of the experts' matrices.
   """
 
@@ -141,7 +141,7 @@ def make_layer(
 
   def forward(params: PyTree, x_BTD: Array) -> tuple:
     y_BTD, outputs = moe.apply({'params': params}, x_BTD, info, True)
-    # As in training, the balance losses have gradients of their own.
+    # In training the gradient includes that of the balance losses, so here too.
     loss = 0.01 * sum(total for total, _ in outputs.losses.values())
     lost, rows = outputs.metrics['dropped']
     return (y_BTD, loss), lost / rows
@@ -164,7 +164,7 @@ def make_layer(
       (params, x_BTD, x_BTD),
       place,
     )
-    jax.eval_shape(both_ways, *abstract)  # This raises all errors of sizes.
+    jax.eval_shape(both_ways, *abstract)  # Wrong sizes raise their errors here.
 
   def init(key: Array) -> tuple[PyTree, Array, Array]:
     normal = lambda k: jax.random.normal(k, x_BTD.shape, dtype)
@@ -199,7 +199,7 @@ def _configured(dispatcher: type, sizes: LayerSizes) -> Callable:
 
 
 def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
-  """Rows that the experts multiply; with capacity, empty slots count too."""
+  """Number of rows that the experts multiply, empty capacity slots included."""
   capacity = _configured(dispatcher, sizes)().capacity(
     sizes.group_size, sizes.top_k, sizes.experts
   )
@@ -209,7 +209,7 @@ def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
 
 
 def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
-  """(the layer, compiled and warm, its output)."""
+  """Compiles the layer and runs it once: (what to time, output [B, T, D])."""
   with jax.set_mesh(layer.mesh):
     arguments = layer.init(jax.random.key(0))
     compiled = layer.jitted.lower(*arguments).compile()
@@ -219,13 +219,13 @@ def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
 
 
 def timed_products(name: str, sizes: LayerSizes, rows: int, runs: int) -> Timed:
-  """Only the nine matrix products of experts and their gradients.
+  """The matrix products of experts alone: three forward, six backward.
 
   Args:
     name: name in the table.
     sizes: sizes of the layer.
-    rows: rows of all experts.
-    runs: number of experts, among which the rows are divided evenly.
+    rows: number of rows of all experts together.
+    runs: number of experts; each gets an even share of the rows.
   """
   E, S, D, F = runs, rows // runs, sizes.d_model, sizes.d_ff
   x, w, h = (E, S, D), (E, D, F), (E, S, F)

@@ -22,7 +22,7 @@ from launch.benchmarks.timing import Timed, measure
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
 
-# The sizes suit two CPU cores; `tpu` has sizes for TPUs.
+# These sizes suit two CPU cores; tpu.py has sizes for TPUs.
 SIZES = {
   'd_model': 512,
   'd_ff': 1024,
@@ -46,7 +46,8 @@ def choices(args: argparse.Namespace) -> tuple[type, type]:
     ValueError: if no class has the name.
   """
   found = []
-  # A layer without empty slots has the FLOPs of the dense products.
+  # `compare_dense` needs a layer without empty slots, since only such a layer
+  # has exactly the FLOPs of the dense products.
   default = {'dispatch': 'Dropless' if args.compare == 'dense' else 'Sorted'}
   default['exchange'] = 'AllToAll'
   for flag, module in (('dispatch', dispatch), ('exchange', exchange)):
@@ -115,10 +116,10 @@ def compare_fine(
 def compare_parts(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """Compares the layer with only the matrix products of its experts.
+  """Compares the layer with the matrix products of its experts alone.
 
   With capacity the experts also multiply empty slots. The first row of the
-  report counts these products, the second one does not.
+  report includes the products of empty slots, the second one does not.
   """
   rows = sizes.tokens * sizes.top_k
   slots = num_slots(sizes, dispatcher)
@@ -137,7 +138,7 @@ def compare_dense(
   """Compares the layer with dense products of equally many FLOPs.
 
   Only the FLOPs of routed rows count. A layer with capacity also multiplies
-  empty slots, so its ratio cannot exceed 0.8 at a capacity factor of 1.25.
+  empty slots. At a capacity factor of 1.25 its ratio is then at most 1 / 1.25.
   """
   rows = sizes.tokens * sizes.top_k
   products = timed_products('dense products', sizes, rows, 1)
@@ -158,7 +159,7 @@ def compare_none(
 
 
 def _compiled(named: Iterable[tuple[str, JittedLayer]]) -> Compared:
-  """Compiles each layer; if there are two, it also compares their outputs."""
+  """Compiles each layer; if there are two, also compares their outputs."""
   compiled, outputs = [], []
   for name, layer in named:
     timed, y_BTD = timed_layer(name, layer)
@@ -193,7 +194,7 @@ def sizes_of(args: argparse.Namespace, defaults: dict[str, Any]) -> LayerSizes:
 
 
 def _shares(report: dict[str, Any]) -> dict[str, float]:
-  """Shares of the layer's time outside all products and outside needed ones."""
+  """Shares of time outside all products, and outside those of routed rows."""
   needed, layer = report['runs'][-2:]
   return {
     'share_beyond_products': 1 - report['ratio'],
@@ -218,7 +219,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     'device': device,
   }
   if args.compare == 'dense' or not args.compare:
-    # A row takes 2 FLOPs per weight of three matrices, and twice that backward.
+    # A routed row takes 2 FLOPs per weight in the forward pass and 4 in the
+    # backward pass. An expert has three matrices.
     weights = 3 * sizes.d_model * sizes.d_ff
     flops = 6 * weights * sizes.tokens * sizes.top_k
     extra['tflops_per_second'] = flops / report['seconds'] / 1e12

@@ -23,8 +23,8 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# The model if no gin file is given. Other programs have been timed at this
-# size; they do not normalise queries and keys.
+# The model if no gin file is given. Other programs have been timed with this
+# model, so it normalises neither queries nor keys, as they do not.
 MACROS = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,
@@ -43,8 +43,8 @@ MACROS = {
   'LEARNING_RATE': 1e-3,
 }
 UNIT = 'training step'
-# Steps of our program per sample against another program, which runs many
-# steps.
+# When another program is compared, it runs many steps per sample. Our program
+# then runs this many.
 STEPS = 6
 
 
@@ -74,7 +74,7 @@ def load(
   Args:
     args: flags.
     overrides: NAME=VALUE bindings of the command line.
-    **macros: bindings of the comparison, which override the user's.
+    **macros: bindings of the comparison; they override those of the user.
   """
   sizes = {} if args.gin_file else MACROS
   bind = lambda given: [f'{name}={value}' for name, value in given.items()]
@@ -84,7 +84,7 @@ def load(
 
 
 def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
-  """The training step of a run, compiled and warm.
+  """Compiles the training step of a run, and runs it once before timing.
 
   Args:
     name: name in the table.
@@ -113,7 +113,8 @@ def compare_mesh(
   devices = device_lib.eight()
   run = load(args, overrides)
   share = run.data.batch_size * run.data.sequence_length // 8
-  # A group must fit into one device, and the work must be the same on both.
+  # A routing group must fit into one of the 8 devices. The run on 1 device must
+  # do the same work, so it has groups of the same size.
   groups = {} if _binds(overrides, 'GROUP_SIZE') else {'GROUP_SIZE': share}
   programs = []
   for name, data, expert in (
@@ -130,7 +131,7 @@ def compare_mesh(
 def compare_compile(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Compares the seconds to trace and compile the step: 64 experts with 8."""
+  """Compares the seconds to trace and compile: 64 experts against 8."""
   jax.config.update('jax_enable_compilation_cache', False)
 
   def seconds(experts: int) -> float:
@@ -142,7 +143,7 @@ def compare_compile(
     Timed(f'{n} experts', functools.partial(seconds, n)) for n in (8, 64)
   ]
   for program in programs:
-    program.sample()  # The first sample has imports and traces that occur once.
+    program.sample()  # Only the first sample also pays for imports.
   return measure(programs, args.rounds, 'compilation of the training step')
 
 
@@ -157,7 +158,7 @@ def clock_once(program: Program) -> float:
 def compare_command(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Compares the tokens/s of our step with those of another program."""
+  """Compares the tokens/s of our training step and of another program."""
   run = load(args, overrides)
   theirs = Timed('theirs', command(args.against, _tokens(run)))
   ours = timed_step('ours', run, jax.devices(), STEPS)

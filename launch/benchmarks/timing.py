@@ -1,4 +1,4 @@
-"""Times programs in turn, so that other load slows all of them alike."""
+"""Times programs in turn, so that other processes slow all of them alike."""
 
 import json
 import math
@@ -32,10 +32,10 @@ class Timed(NamedTuple):
 
 
 def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-  """A sample function: median seconds of a few calls until arrays are ready.
+  """Makes a sample function: median seconds of calls until arrays are ready.
 
-  Two calls come first, so that no sample compiles or allocates memory for the
-  first time.
+  Two calls come first, so that no sample includes compilation or the first
+  allocation of memory.
 
   Args:
     function: returns arrays.
@@ -52,11 +52,11 @@ def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
 
 
 def command(text: str, tokens: int) -> Callable[[], float]:
-  """A sample function: seconds per step of another program.
+  """Makes a sample function: seconds per step of another program.
 
   Args:
-    text: a shell command that prints 'N tokens/s'. If it prints several, the
-      largest counts.
+    text: a shell command that prints 'N tokens/s'. If it prints several such
+      numbers, the largest counts.
     tokens: tokens per step.
   """
 
@@ -124,11 +124,12 @@ def measure(
 
 
 def median_interval(values: list[float]) -> list[float] | None:
-  """The 95% interval of a median, whatever the distribution.
+  """The 95% interval of a median; it assumes no distribution.
 
-  Its ends are two of the values, as far in as the binomial distribution of how
-  many values lie below the median allows (Thompson 1936,
-  https://doi.org/10.1214/aoms/1177732563). Fewer than six values have none.
+  The number of values below the median has a binomial distribution, which says
+  which two of the sorted values are the ends (Thompson 1936,
+  https://doi.org/10.1214/aoms/1177732563). Fewer than six values have no such
+  interval; the result is then None.
 
   Args:
     values: samples that do not depend on each other.
@@ -152,8 +153,8 @@ def scores_of(report: dict[str, Any], command: str = '') -> list[Score]:
   """The scores of a report.
 
   Args:
-    report: as `measure` returns it. One of a single program may lack `runs`;
-      one of a compiler's estimates has no intervals and no `rounds`.
+    report: as `measure` returns it. A report on one program may lack `runs`. A
+      report of a compiler's estimates has no intervals and no `rounds`.
     command: the command that measures the same again.
   """
   n, found = report.get('rounds'), []
@@ -187,7 +188,7 @@ def scores_of(report: dict[str, Any], command: str = '') -> list[Score]:
   return found
 
 
-# Keys of a report whose values are in its scores.
+# Keys that the table leaves out, since the scores already show their values.
 _IN_SCORES = frozenset((
   'runs', 'seconds', 'interval', 'tokens_per_second', 'ratio', 'spread',
   'ratio_interval', 'ratio_of', 'is_speed', 'rounds',

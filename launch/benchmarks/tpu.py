@@ -53,9 +53,11 @@ def collectives(text: str) -> list[dict[str, Any]]:
       if kind not in collective_lib.KINDS:
         continue
       if i.opcode.endswith('-start'):
-        # A start also returns its operand; the last array is the result.
+        # An instruction such as all-gather-start returns its operand, too; the
+        # last array is the result.
         shapes = [s for s in shapes if s.dims][-1:]
-      # Results in different memories count as equal.
+      # New shapes drop the memory space, so that results are counted together
+      # whatever memory holds them.
       found[kind, tuple(hlo.Shape(s.dtype, s.dims) for s in shapes)] += 1
   rows = [
     {
@@ -74,10 +76,10 @@ class Dumped(NamedTuple):
 
   Attributes:
     compiled: the program.
-    optimized: the text of the program. `compiled.as_text` fails if collectives
-      are asynchronous.
+    optimized: the text of the program, from the dump, since `compiled.as_text`
+      fails if collectives are asynchronous.
     generated: the text after code generation, with estimates of cycles.
-    temporaries: temporary arrays of the program.
+    temporaries: the temporary arrays that the program allocates.
   """
 
   compiled: jax.stages.Compiled
@@ -116,10 +118,10 @@ def dump_layer(
 
 
 def estimate(dumped: Dumped, mesh: jax.sharding.Mesh) -> float:
-  """The compiler's estimate of seconds, with loops multiplied out.
+  """The compiler's estimate of seconds, with every iteration of loops counted.
 
-  `optimal_seconds` counts the body of a loop once: a sum over 16 choices in a
-  loop would seem to cost less than a sum over 4 choices without a loop.
+  XLA's `optimal_seconds` counts the body of a loop only once. With it, a loop
+  over 16 choices would seem to cost less than 4 choices without a loop.
   """
   seconds = dumped.compiled.cost_analysis()['optimal_seconds']
   work = work_lib.count(hlo.parse(dumped.generated), dict(mesh.shape))
@@ -134,8 +136,8 @@ def costliest(generated: str, num: int = 8) -> list[dict[str, Any]]:
     num: number of operations.
 
   Returns:
-    Dicts with the path of JAX's operation as 'name', 'cycles' with loops
-    multiplied out, and 'share' of all cycles; most first.
+    Dicts with the path of JAX's operation as 'name', 'cycles' of all iterations
+    of its loops, and 'share' of all cycles; most first.
   """
   found = Counter()
   for _, i, times in hlo_loops.executed(hlo.parse(generated)):
@@ -179,12 +181,12 @@ def compare_fine(
 
 
 def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
-  """The temporary bytes of a program on one device, see `buffers.account`.
+  """The temporary bytes of a program on one device, by kind of array.
 
   Args:
     dumped: the program.
-    weight: shape of one matrix of all experts on a device. Arrays with these
-      dims count as gradients of weights and not as rows.
+    weight: shape of one matrix of all experts on a device. An array with these
+      dims counts as a gradient of weights and not as rows.
   """
   return buffers.account(
     dumped.temporaries,
@@ -196,11 +198,11 @@ def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
 def compare_memory(
   args: argparse.Namespace, dispatcher: type, exchanger: type
 ) -> dict[str, Any]:
-  """Bytes of a layer on 32 chips, with its experts divided over 16.
+  """Bytes of a layer on 32 chips, with its experts sharded over 16 of them.
 
-  The report has the forward pass alone and both passes. With SwiGLU the
-  backward pass holds up to four arrays as wide as the hidden layer: its two
-  factors, its gradient, and the gradient of one factor.
+  The report covers the forward pass alone, and both passes. With SwiGLU the
+  backward pass holds up to four arrays of width F: the two factors of the
+  hidden layer, the gradient of this layer, and the gradient of one factor.
   """
   sizes = layer_comparisons.sizes_of(args, MEMORY_SIZES)
   shape = MeshShape(data=-1, expert=EXPERT_DEVICES)

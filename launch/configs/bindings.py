@@ -1,7 +1,7 @@
-"""What gin files and the command line bind, with file and line.
+"""Reads the bindings of gin files and of the command line.
 
-gin's parser reads the files. A name that does not exist is an error here, with
-its place and the nearest right name.
+gin's parser splits the files into statements. A name that does not exist raises
+an error with the file, the line and the most similar name.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ SEARCH_PATHS = (
   os.path.join(_ROOT, 'gin_configs'),
   _ROOT,
 )
-# The first line of a configuration that a run has written. Such a file also has
-# bindings for choices that were overridden, which nobody reads.
+# The first line of a configuration that a run has written. In such a file it is
+# no error if a binding is not read: it also has those of overridden choices.
 WRITTEN = '# The whole configuration of a run.\n'
 
 
 class Delegate(config_parser.ParserDelegate):
-  """Keeps references and macros as they are written."""
+  """Makes gin's parser return references and macros instead of their values."""
 
   def configurable_reference(
     self, scoped_configurable_name: str, evaluate: bool
@@ -51,10 +51,10 @@ class Binding:
   Attributes:
     target: the class or function; None for a macro.
     argument: an argument of the target, or the name of the macro.
-    value: the value as it is written.
+    value: the value, with references and macros not yet replaced.
     place: the file and the line, or the flag.
-    name: the name of the target under `Bound.imports`; '' for a macro.
-    may_be_unread: whether it is no mistake that nobody reads the binding.
+    name: the name of the target after `Bound.imports`; '' for a macro.
+    may_be_unread: whether no error is raised if nothing reads the binding.
   """
 
   target: object
@@ -78,14 +78,14 @@ class Bound(typing.NamedTuple):
 
 
 def find_file(name: str, including: str = '') -> str:
-  """Path of a gin file: beside the including file, here, or in gin_configs.
+  """Finds a gin file beside the including file, here, or in gin_configs.
 
   Args:
-    name: as it is given.
-    including: the file that includes it; '' for none.
+    name: path that the user or an include statement gives.
+    including: the file that includes this one; '' for none.
 
   Raises:
-    ValueError: if it is nowhere.
+    ValueError: if none of these folders has the file.
   """
   beside = [os.path.dirname(including)] if including else []
   for folder in (*beside, *SEARCH_PATHS):
@@ -100,7 +100,7 @@ def find_file(name: str, including: str = '') -> str:
 
 
 def files_that_define(macro: str) -> list[str]:
-  """Paths, relative to gin_configs, of its files that bind a macro."""
+  """Files of gin_configs that bind this macro, as paths inside that folder."""
   line = re.compile(rf'^{re.escape(macro)}\s*=', re.MULTILINE)
   folder = pathlib.Path(SEARCH_PATHS[1])
   return [
@@ -111,7 +111,7 @@ def files_that_define(macro: str) -> list[str]:
 
 
 def _own_files() -> list[str]:
-  """The files of gin_configs."""
+  """All files of gin_configs, as paths inside that folder."""
   folder = pathlib.Path(SEARCH_PATHS[1])
   return sorted(str(p.relative_to(folder)) for p in folder.rglob('*.gin'))
 
@@ -120,7 +120,7 @@ def read(files: list[str], command_line: list[str]) -> Bound:
   """All bindings of the files and of the command line, in their order.
 
   Raises:
-    ValueError: for syntax, missing files, and names that do not exist.
+    ValueError: for wrong syntax, a missing file, or a name that does not exist.
   """
   bindings, imports, everything = [], Imports(), Names()
   for name in files:
@@ -139,7 +139,7 @@ def _statements(source, name: str, path: str | None):
     return list(config_parser.ConfigParser(source, Delegate()))
   except (SyntaxError, tokenize.TokenError) as error:
     reason, location = error.args
-    # (file, line, ...) of a SyntaxError, (line, column) of the other.
+    # A SyntaxError has (file, line, ...), a TokenError has (line, column).
     line = location[1 if isinstance(error, SyntaxError) else 0]
     where = f'{path}:{line}' if path else name
     token = re.search("Failed to parse token '(.*)'", reason)
@@ -151,7 +151,7 @@ def _statements(source, name: str, path: str | None):
 
 
 def _quotes(token: str, is_in_file: bool) -> str:
-  """A hint where a value is a bare word."""
+  """A hint to write quotes if a value is a word without them; '' otherwise."""
   if not re.match(r'[^\W\d]', token):
     return ''
   text = f"'{token}'" if is_in_file else f'\'"{token}"\''
@@ -159,15 +159,15 @@ def _quotes(token: str, is_in_file: bool) -> str:
 
 
 def read_written(text: str, path: str) -> dict[str, object]:
-  """Values of a configuration that a run has written.
+  """Reads the values of a configuration that a run has written.
 
   No module that the file names is imported. A key is the name of a macro or the
   full path of an argument, such as 'moe.runs.run.Data.train'. References have
-  full paths as well. A module that has moved since has its present path.
+  full paths as well. If a module has moved since then, its new path is used.
 
   Args:
     text: the configuration.
-    path: the file, for messages.
+    path: the file, for error messages.
 
   Raises:
     ValueError: if it cannot be read.
@@ -201,7 +201,7 @@ def _read_file(
   everything: Names,
   including: tuple[str, ...],
 ) -> None:
-  """Adds a file's bindings and names, and those of what it includes."""
+  """Adds the bindings and names of a file and of the files that it includes."""
   if path in including:
     raise ValueError(f'{path}: includes itself.')
   names = Names()
@@ -241,7 +241,7 @@ def _check_order(
   Args:
     own: bindings of the file, above the include statement.
     included: bindings that the statement brings.
-    place: of the statement.
+    place: file and line of the include statement.
   """
   last = {(id(b.target), b.argument): b for b in included}
   for b in own:

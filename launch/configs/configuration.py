@@ -1,130 +1,109 @@
-"""The run that gin files describe, and the run that a work directory holds."""
+"""The run that gin files describe, and the run that a work directory holds.
+
+Verbs import this file, and --help must answer at once: what needs JAX is
+imported when it is called.
+"""
 
 import dataclasses
 import os
-import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from launch.configs import bindings, gin_text, gin_values, reach, sizes
-from launch.configs.tree import Tree
-from moe.bounds import OutOfRange
-from moe.models.anatomy import anatomy
-from moe.models.block import Block
-from moe.runs import trained
-from moe.runs.run import Run, TrainedRun
-from moe.runs.tokenizer_run import TokenizerRun
+from launch.configs import bindings, gin_values
 
-# What a configuration may describe.
-_ROOTS = (Run, TokenizerRun)
+# What a run may train.
+LANGUAGE_MODEL = 'a language model'
+IMAGE_TOKENIZER = 'an image tokenizer'
 
 
 class Configuration(NamedTuple):
   """A run, and the configuration that describes it.
 
   Attributes:
-    run: plain values, objects and partials of functions.
+    run: a `moe.runs.run.Run` or `moe.runs.tokenizer_run.TokenizerRun`, made of
+      plain values, objects and partials of functions.
     text: all bindings, as one gin file that includes nothing.
     operative_text: the bindings that the run uses, with its defaults.
+    trains: what the run trains, such as `LANGUAGE_MODEL`.
   """
 
-  run: Run | TokenizerRun
+  run: Any
   text: str
   operative_text: str
+  trains: str
 
 
 def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
   """Reads gin files, then bindings of the command line; later ones override.
 
   Raises:
-    ValueError: for anything that `bindings.read`, `reach.check` or a class of
-      the run objects to.
+    ValueError: if `bindings.read`, `reach.check` or a class of the run finds an
+      error.
   """
   if not files:
     raise ValueError(
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
   bound = bindings.read(list(files), list(overrides))
-  roots = [r for r in _ROOTS if any(b.target is r for b in bound.bindings)]
-  if not roots:
-    raise ValueError(
-      f"{', '.join(files)} must include 'runs/train.gin', which wires a run:"
-      ' give a file of gin_configs/runs, or add --gin_file=runs/train.gin.'
-    )
-  if len(roots) > 1:
-    raise ValueError(
-      f"{', '.join(files)} must include one of 'runs/train.gin' and"
-      " 'runs/image_tokenizer.gin', got both: take one away."
-    )
-  return made(bound, roots[0])
+  from launch.configs import assembly  # Here, since it imports JAX.
+
+  return assembly.assemble(bound, assembly.root_of(bound, ', '.join(files)))
 
 
-def made(bound: bindings.Bound, root: type = Run) -> Configuration:
-  """The configuration that bindings say.
+def load(files: Sequence[str], overrides: Sequence[str]) -> Any:
+  """The run of `read`, which must be a `moe.runs.run.Run`.
+
+  Raises:
+    ValueError: if it trains something else, or as `read` does.
+  """
+  found = read(files, overrides)
+  if found.trains != LANGUAGE_MODEL:
+    raise ValueError(
+      f'{", ".join(files)} must describe {LANGUAGE_MODEL}, got {found.trains}:'
+      ' give another file, or use `python -m launch.images`.'
+    )
+  return found.run
+
+
+def load_run(directory: str) -> Any:
+  """Reads a trained model back, as a `moe.runs.run.TrainedRun`.
 
   Args:
-    bound: the bindings.
-    root: the class of the run.
+    directory: work directory of a run, its checkpoints, or one step in there;
+      of a run the best step is taken if one was scored, else the latest.
 
   Raises:
-    ValueError: as `read`.
+    ValueError: if something is missing, damaged, or does not fit together.
   """
-  in_effect = reach.check(bound.bindings, root)
-  tree = Tree(bound.bindings)
-  try:
-    run = tree.make(root)
-    if root is Run:
-      sizes.check(run)
-  except OutOfRange as error:
-    raise ValueError(sizes.placed(error, in_effect)) from error
-  except (TypeError, ValueError) as error:
-    raise ValueError(_missing_argument(str(error))) from error
-  unfollowed = _unfollowed(run) if root is Run else []
-  operative = gin_text.operative(tree, root, unfollowed)
-  return Configuration(
-    run,
-    bindings.WRITTEN + gin_text.text(bound.imports, *gin_text.written(tree)),
-    gin_text.text(bound.imports, *operative),
-  )
+  from moe.runs import trained  # Here, since it imports JAX and Orbax.
+
+  place = trained.find(directory)
+  return trained.read_back(load([place.config], []), place)
 
 
-def load(files: Sequence[str], overrides: Sequence[str]) -> Run:
-  """The run of `read`, which must be the run of a language model.
+def load_tokenizer_run(directory: str) -> Any:
+  """The `moe.runs.tokenizer_run.TokenizerRun` of a work directory.
 
   Raises:
-    ValueError: if it is the run of an image tokenizer, or as `read` does.
+    ValueError: if there is no configuration, or that of another kind of run.
   """
-  run = read(files, overrides).run
-  if not isinstance(run, Run):
+  path = os.path.join(directory, 'config.gin')
+  found = read([path], [])
+  if found.trains != IMAGE_TOKENIZER:
     raise ValueError(
-      f'{", ".join(files)} must describe a language model, got an image'
-      ' tokenizer: give another file, or use `python -m launch.images`.'
+      f'{path} must describe the run of {IMAGE_TOKENIZER}, got that of'
+      f' {found.trains}: name another directory.'
     )
-  return run
-
-
-def _missing_argument(message: str) -> str:
-  found = re.search(r'([\w.]+)\(\) missing .* arguments?: (.*)', message)
-  if not found:
-    return message
-  owner = found.group(1).removesuffix('.__init__')
-  return f'{owner} needs {found.group(2)}: bind it in a gin file.'
-
-
-def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
-  """Arguments of the block for kinds of layers that the model does not have."""
-  layers = anatomy(run.model).layers
-  is_sparse = [bool(layer.experts or layer.twin_of) for layer in layers]
-  made = {'feed_forward': not all(is_sparse), 'moe': any(is_sparse)}
-  return [(Block, argument) for argument in made if not made[argument]]
+  return found.run
 
 
 def differences(text: str, path: str) -> list[str]:
-  """The bindings that differ from those of a written file: 'NAME old -> new'.
+  """Compares a configuration with a written file: a list of 'NAME old -> new'.
 
   Args:
-    text: the configuration as it is now.
-    path: a file with an earlier one; if there is no file, nothing differs.
+    text: the present configuration.
+    path: a file with an earlier configuration. If it is missing, the list is
+      empty.
 
   Raises:
     ValueError: if it cannot be read.
@@ -142,7 +121,7 @@ def differences(text: str, path: str) -> list[str]:
 
 
 def _shortened(name: str, num_parts: int) -> str:
-  """The last parts of a full path: 'gates.TopK' of 'moe.routing.gates.TopK'."""
+  """The last parts of a path: 'moe.routing.gates.TopK' becomes 'gates.TopK'."""
   return '.'.join(name.split('.')[-num_parts:])
 
 
@@ -153,33 +132,3 @@ def _shown(values: dict[str, object], name: str) -> str:
     reference, name=_shortened(reference.name, 2)
   )
   return repr(gin_values.map_references(shorten, values[name]))
-
-
-def load_run(directory: str) -> TrainedRun:
-  """Reads a trained model back.
-
-  Args:
-    directory: work directory of a run, its checkpoints, or one step in there;
-      of a run the best step is taken if one was scored, else the latest.
-
-  Raises:
-    ValueError: if something is missing, damaged, or does not fit together.
-  """
-  place = trained.find(directory)
-  return trained.read_back(load([place.config], []), place)
-
-
-def load_tokenizer_run(directory: str) -> TokenizerRun:
-  """The run of an image tokenizer, from its work directory.
-
-  Raises:
-    ValueError: if there is no configuration, or that of another kind of run.
-  """
-  path = os.path.join(directory, 'config.gin')
-  run = read([path], []).run
-  if not isinstance(run, TokenizerRun):
-    raise ValueError(
-      f'{path} must describe the run of an image tokenizer, got that of a'
-      ' language model: name another directory.'
-    )
-  return run

@@ -8,11 +8,11 @@ _BINDING = '--gin.'
 
 
 def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
-  """Adds --gin_file and the help of --gin.NAME=VALUE; `parse` reads them.
+  """Adds --gin_file, and a line about --gin.NAME=VALUE to the help.
 
   Args:
-    parser: of the verb.
-    **options: of --gin_file, where they differ, such as `required`.
+    parser: the parser of the verb.
+    **options: options of `add_argument` for --gin_file, such as `required`.
   """
   parser.add_argument(
     '--gin_file',
@@ -31,7 +31,7 @@ def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
 
 
 def add_task_module_flag(parser: argparse.ArgumentParser) -> None:
-  """Adds --task_module, a list that is empty by default."""
+  """Adds the flag --task_module, a list that is empty by default."""
   parser.add_argument(
     '--task_module',
     action='append',
@@ -45,11 +45,11 @@ def add_task_module_flag(parser: argparse.ArgumentParser) -> None:
 def parse(
   parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and what --gin. flags bind.
+  """Parses a command line: (flags, the NAME=VALUE texts of --gin. flags).
 
   Args:
-    parser: of the command.
-    argv: its arguments, by default those of the process.
+    parser: the parser of the verb; it does not see the --gin. flags.
+    argv: words of the command line, by default those of this process.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   bound = [a.removeprefix(_BINDING) for a in argv if a.startswith(_BINDING)]

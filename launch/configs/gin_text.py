@@ -1,4 +1,4 @@
-"""A configuration as one gin file that includes nothing."""
+"""Writes a configuration as one gin file that includes no other file."""
 
 import inspect
 import pprint
@@ -21,9 +21,10 @@ class Section(NamedTuple):
   """Arguments of one class or function.
 
   Attributes:
-    name: as the imports make it known.
+    name: name of the class or function in the written file.
     arguments: argument -> value as written.
-    scope: macro for whose value the target is called; '' for none.
+    scope: the macro whose value contains a call of the class or function; '' if
+      no macro does.
   """
 
   name: str
@@ -36,7 +37,7 @@ def text(
   macros: Mapping[str, object],
   sections: Sequence[Section],
 ) -> str:
-  """The file: imports, then macros, then arguments, in alphabetical order."""
+  """The text of the file: imports, then macros, then arguments, each sorted."""
   lines = ['from __gin__ import dynamic_registration']
   lines += [statement.format() for statement in imports]
   if macros:
@@ -54,7 +55,7 @@ def text(
 
 
 def written(tree: Tree) -> tuple[Mapping[str, object], list[Section]]:
-  """All (macros, sections) that are bound, used or not."""
+  """(macros, sections) of all bindings, also of those that are not used."""
   return tree.macros, [
     Section(tree.names[key], bound)
     for key, (_, bound) in tree.arguments.items()
@@ -64,12 +65,13 @@ def written(tree: Tree) -> tuple[Mapping[str, object], list[Section]]:
 def operative(
   tree: Tree, root: Callable, unfollowed: Collection[tuple[Callable, str]]
 ) -> tuple[Mapping[str, object], list[Section]]:
-  """The (macros, sections) in use, with the defaults of what is not bound.
+  """(macros, sections) of what the run uses, default values included.
 
   Args:
     tree: the configuration.
-    root: what it makes.
-    unfollowed: (target, argument) pairs whose values nothing is made of.
+    root: the class of the run.
+    unfollowed: (target, argument) pairs. References in the values of these
+      arguments are not followed, since the run does not use them.
   """
   used = _Used(tree, unfollowed)
   used.visit_target(root, root.__name__, '')
@@ -77,7 +79,7 @@ def operative(
 
 
 class _Used:
-  """Collects what can be reached from the root."""
+  """Collects the macros and sections that references reach from the root."""
 
   def __init__(self, tree, unfollowed):
     self.macros, self.sections = {}, {}
@@ -120,12 +122,12 @@ def _line(name: str, value: object) -> str:
 
 
 def _order(section: Section) -> tuple[list[str], str]:
-  """Class or function first, then its module."""
+  """Key to sort by: the name of the class or function, then its module."""
   return section.name.lower().split('.')[::-1], section.scope.lower()
 
 
 def _defaults(target: Callable) -> dict[str, object]:
-  """Default values that a gin file can say, by argument."""
+  """Argument -> default value, for defaults that a gin file can write."""
   return {
     name: parameter.default
     for name, parameter in inspect.signature(target).parameters.items()

@@ -47,7 +47,7 @@ def map_references(function: collections.abc.Callable, value: object) -> object:
 def resolved(
   value: object, macros: collections.abc.Mapping
 ) -> tuple[object, str | None]:
-  """The value behind macros, and the place of the last one, None for none."""
+  """(the value after following macros, place of the last macro or None)."""
   place = None
   while isinstance(value, Macro):
     place = macros[value.name].place
@@ -56,14 +56,14 @@ def resolved(
 
 
 def written(value: object) -> str:
-  """A value as the user knows it, for a message."""
+  """A value and its type for an error message, as in '3 (int)' or '%NAME'."""
   if isinstance(value, Reference | Macro):
     return repr(value)
   return f'{value!r} ({type(value).__name__})'
 
 
 def type_name(wanted: object) -> str:
-  """An annotated type, for a message."""
+  """An annotated type for an error message, shorter than Python writes it."""
   if _is_callable(wanted):
     made = [
       t.__name__
@@ -108,7 +108,7 @@ def fits(
 def how_to_refer(
   value: object, wanted: object, macros: collections.abc.Mapping
 ) -> str:
-  """': write @name()' if parentheses alone are wrong in a value, else ''."""
+  """A hint if a value would fit with or without (); '' for other mistakes."""
   other = map_references(
     lambda r: dataclasses.replace(r, is_called=not r.is_called), value
   )
@@ -133,7 +133,8 @@ def _sequence_fits(value, origin, arguments, macros) -> bool:
 def _reference_fits(reference: Reference, wanted) -> bool:
   made = _made_by(reference.target)
   if reference.is_called:
-    # What does not say what it returns is believed, but for plain values.
+    # A target without a return annotation is accepted, unless a plain value is
+    # wanted.
     is_plain = wanted in (int, float, str, bool)
     return _may_be(made, wanted) and not (made is None and is_plain)
   if wanted is typing.Any:
@@ -147,7 +148,7 @@ def _is_callable(wanted) -> bool:
 
 
 def _returned(wanted):
-  """R of Callable[..., R]; None where it is not said."""
+  """R of Callable[..., R]; None of a Callable without arguments."""
   return (typing.get_args(wanted) or (None,))[-1]
 
 
@@ -158,7 +159,7 @@ def _alternatives(wanted) -> tuple:
 
 
 def _made_by(target):
-  """The type of what a class or function returns; None where it is not said."""
+  """The type that a call of the target returns; None if it is not annotated."""
   if inspect.isclass(target):
     return target
   try:
@@ -168,10 +169,10 @@ def _made_by(target):
 
 
 def _may_be(made, wanted) -> bool:
-  """Whether an object of one type can stand where another is annotated.
+  """Whether an object of type `made` may be given for the annotation `wanted`.
 
-  A class that has all methods of the wanted one counts as one: a layer of a
-  user need not inherit from the layer that it replaces.
+  A class fits if it has all methods of the wanted class. So the layer of a user
+  need not inherit from the layer that it replaces.
   """
   if made is None or wanted in (None, typing.Any):
     return True

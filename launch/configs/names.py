@@ -1,6 +1,7 @@
-"""Names in gin files: what the import statements make known.
+"""Resolves names in gin files by the import statements of these files.
 
-A name that does not exist is an error with its place and the nearest right one.
+A name that does not exist raises an error with its place and the most similar
+name.
 """
 
 import collections.abc
@@ -14,7 +15,7 @@ from gin.config_parser import ImportStatement
 
 from launch.configs import gin_values
 
-# A module that older configurations name -> the module with its content now.
+# Old path of a module -> its new path, so that old configurations still work.
 MOVED = {
   'launch.config': 'moe.runs.run',
   'moe.train.objective': 'moe.objectives.language',
@@ -23,13 +24,13 @@ MOVED = {
 
 
 def nearest(name: str, known: collections.abc.Iterable[str]) -> str:
-  """', did you mean x?' where something is near, else ''."""
+  """A hint '; did you mean ...?' if a known name is similar; '' otherwise."""
   close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f"; did you mean '{close[0]}'?" if close else ''
 
 
 def _import(name: str, place: str):
-  """A module, or what its parent holds under the last part of the name."""
+  """Imports 'a.b.c' as a module, or as the attribute c of the module a.b."""
   try:
     return importlib.import_module(name)
   except ImportError as error:
@@ -44,7 +45,7 @@ def _import(name: str, place: str):
 
 
 def _nearest_module(name: str) -> str:
-  """A hint on the first part of a dotted name that does not exist."""
+  """A hint with a similar name for the first part of a path that is wrong."""
   parts, known = name.split('.'), ['launch', 'moe', 'tasks']
   for i in range(len(parts)):
     prefix = '.'.join(parts[: i + 1])
@@ -58,7 +59,7 @@ def _nearest_module(name: str) -> str:
 
 
 def moved(statement: ImportStatement) -> ImportStatement:
-  """The statement, with the module's present name."""
+  """The statement with the new path of the module, if the module has moved."""
   now = MOVED.get(statement.module)
   if not now or not (statement.is_from or statement.alias):
     return statement
@@ -72,9 +73,9 @@ class Imports:
     self._statements = {}
 
   def add(self, statement: ImportStatement) -> str:
-    """Takes a statement in; returns the name that it makes known."""
+    """Adds a statement; returns the name by which bindings refer to it."""
     is_path = not statement.is_from and not statement.alias
-    # 'import moe.routing.gates' makes 'moe' known, as in Python.
+    # 'import moe.routing.gates' binds the name 'moe', as in Python.
     key = statement.module, is_path and '.' in statement.module
     if key not in self._statements:
       known = {s.bound_name() for s in self._statements.values()}
@@ -87,12 +88,12 @@ class Imports:
     return self._statements[key].bound_name()
 
   def sorted(self) -> list[ImportStatement]:
-    """The statements by module."""
+    """The statements, sorted by module."""
     return sorted(self._statements.values(), key=lambda s: s.module)
 
 
 class Names:
-  """What the import statements of one file make known.
+  """The names that the import statements of one file define.
 
   Attributes:
     modules: name -> (module, its name in `Imports`).
@@ -104,7 +105,7 @@ class Names:
   def add(
     self, statement: ImportStatement, imports: Imports, place: str
   ) -> None:
-    """Imports what a statement names."""
+    """Imports the module of a statement, and adds its name."""
     if statement.module.startswith('__gin__'):
       return
     present = moved(statement)
@@ -112,11 +113,11 @@ class Names:
     if not statement.is_from and not statement.alias:
       module = importlib.import_module(name)
     self.modules[name] = module, imports.add(present)
-    # A module that has moved is known by its present name, too.
+    # A module that has moved can also be used by its new name.
     self.modules.setdefault(present.bound_name(), self.modules[name])
 
   def resolve(self, selector: str, place: str) -> tuple[object, str]:
-    """(class or function of that name, its name in `Imports`)."""
+    """Resolves a dotted name: (class or function, its name in `Imports`)."""
     first, *parts = selector.split('.')
     if first not in self.modules:
       hint = nearest(first, self.modules)
@@ -139,7 +140,7 @@ class Names:
     return found, '.'.join([name, *parts])
 
   def resolve_value(self, value: object, place: str) -> object:
-    """The value with every reference's target filled in."""
+    """Sets the target of each reference in a value to its class or function."""
 
     def resolved(reference):
       target, name = self.resolve(reference.name, place)
@@ -151,8 +152,8 @@ class Names:
 def parameters(
   target: collections.abc.Callable,
 ) -> dict[str, inspect.Parameter]:
-  """What can be bound of a class or function, by name."""
+  """Name -> parameter of a class or function that a gin file may bind."""
   found = dict(inspect.signature(target).parameters)
-  for internal in ('parent', 'name'):  # of every flax module
+  for internal in ('parent', 'name'):  # Flax adds these to every module.
     found.pop(internal, None)
   return found

@@ -2,7 +2,7 @@
 
 The check follows references and macros from the root of a configuration. A
 binding that nobody reads, a macro that is defined nowhere and a value of the
-wrong type are errors with the file, the line and the nearest right name.
+wrong type are errors with the file, the line and the most similar name.
 """
 
 import math
@@ -13,7 +13,8 @@ from launch.configs import gin_values
 from launch.configs.bindings import Binding, files_that_define
 from launch.configs.names import nearest, parameters
 
-# Arguments that their callers give whatever is bound.
+# Argument that the calling code always passes, so that binding it has no effect
+# -> who passes it, and what a user can set instead.
 GIVEN = {
   'num_active': 'its layer tells a router how many experts a token sees; bind'
   " 'moe_layer.MoE.top_k', or set TOP_K",
@@ -24,13 +25,13 @@ GIVEN = {
 
 
 class InEffect(typing.NamedTuple):
-  """A value that an argument gets.
+  """The value that an argument has after all overrides.
 
   Attributes:
-    argument: its name.
-    value: behind all macros.
+    argument: name of the argument.
+    value: the value after macros are replaced.
     label: what the user sets: a macro, or 'target.argument'.
-    place: where it was set last.
+    place: file and line, or flag, that set the value.
   """
 
   argument: str
@@ -52,7 +53,7 @@ def check(bindings: list[Binding], root: object) -> list[InEffect]:
     root: the class or function that is called first.
 
   Returns:
-    The values that arguments get.
+    The final values of the arguments that are read.
   """
   reach = _Reach(bindings)
   reach.visit_target(root)
@@ -88,10 +89,11 @@ class _Reach:
   """Follows references and macros from the root.
 
   Attributes:
-    macros: the binding of each macro that counts.
-    limits: macro name or id of a target -> infinity if it is read; else the
-      place in the order of bindings up to which it was, before an override.
-    in_effect: values that arguments get, of the right types.
+    macros: macro name -> its last binding, which is the one in effect.
+    limits: macro name or id of a target -> infinity if it is read. If a later
+      binding overrode the one that read it, this is the place of that later
+      binding in the order of bindings.
+    in_effect: the final values of arguments, whose types have been checked.
   """
 
   def __init__(self, bindings: list[Binding]):
@@ -100,7 +102,8 @@ class _Reach:
     self.in_effect = []
     self._references = {}
     in_files = [b for b in bindings if not b.place.startswith('--gin.')]
-    # What the command line says is said at once: all of it has to be read.
+    # All bindings of the command line share one place in the order. So none of
+    # them can count as read only because it stands before an override.
     self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
     self._bound = {}
     for b in bindings:
@@ -111,11 +114,15 @@ class _Reach:
     return b.argument if b.target is None else id(b.target)
 
   def is_read(self, b: Binding) -> bool:
-    """Whether the binding is of use, or was where it stands."""
+    """Whether the binding is read, or was read before an override after it."""
     return self._order[id(b)] < self.limits.get(self._key(b), -1)
 
   def replacement(self, macro: str) -> str:
-    """What takes the same argument as what once read a macro, as a hint."""
+    """A hint for a macro that is no longer read: what to bind instead.
+
+    Some target read this macro for an argument. If a target in use has an
+    argument of the same name, the hint names that one.
+    """
     wanted = {
       b.argument
       for histories in self._bound.values()
@@ -130,7 +137,7 @@ class _Reach:
     return '; delete the line.'
 
   def visit_target(self, target, limit: float = math.inf) -> None:
-    """Follows all that is bound for a class or function."""
+    """Follows the bindings of all arguments of a class or function."""
     if self._enter(id(target), limit):
       for history in self._bound.get(id(target), {}).values():
         self._visit_history(history, limit, ())
@@ -144,7 +151,7 @@ class _Reach:
     return True
 
   def _visit_history(self, history: list[Binding], limit, chain) -> None:
-    """Follows the binding that counts, and those that it overrode."""
+    """Follows the last binding of an argument, and those that it overrode."""
     *old, last = history
     self._visit(last.value, last.place, limit, chain)
     for b, after in zip(old, history[1:], strict=True):
@@ -169,7 +176,7 @@ class _Reach:
       raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
     if name not in self.macros:
       if limit < math.inf:
-        return  # of something that a later line replaced: never evaluated
+        return  # A later line replaced the binding, so it is never evaluated.
       hint = _definition(name) or nearest(name, self.macros)
       hint = hint or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
@@ -178,7 +185,7 @@ class _Reach:
 
 
 def _definition(macro: str) -> str:
-  """A hint on the files of gin_configs that define a macro, '' for none."""
+  """A hint that names the files of gin_configs that define a macro, or ''."""
   files = files_that_define(macro)
   if not files:
     return ''

@@ -1,8 +1,7 @@
-"""Whether the numbers of a run are in range, checked before anything is built.
+"""Checks that the numbers of a run are in range, before the first compile.
 
-A gin file names the parts of a model, and they are made only where it is
-traced. Here they are made at once, so that an error comes before the first
-compile.
+The layers of a model check their own numbers when they are made. Normally they
+are made while the model is traced, which is late. So they are made once here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,10 +16,7 @@ from moe.types import Layout
 
 
 def check(run: Run) -> None:
-  """Raises ValueError at the first number of a run that is out of range.
-
-  Every part is made once here, and checks itself.
-  """
+  """Raises ValueError at the first number of a run that is out of range."""
   rules.table(run.rules)
   optimizer_of(run)
   anatomy(run.model)
@@ -33,9 +29,9 @@ def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:
   """The message of an error, with the place where the value was set.
 
   Args:
-    error: of a class or function that checked its own arguments; it names an
-      argument, or the macro that usually sets it.
-    in_effect: the values that arguments get.
+    error: error of a class or function that checked its own arguments. It names
+      an argument, or the macro that usually sets the argument.
+    in_effect: the final values of all arguments.
   """
   name = error.name.lower()
   for bound in in_effect:
@@ -46,8 +42,8 @@ def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:
 
 
 def _is_in(wanted: object, value: object) -> bool:
-  """Whether a value is the wanted one, or a list that holds it."""
-  # NaN equals nothing, and 1 equals True.
+  """Whether `value` is `wanted`, or a list or tuple that contains it."""
+  # `is` finds NaN, which equals nothing. Types are compared, since 1 == True.
   return any(
     v is wanted or (type(v) is type(wanted) and v == wanted)
     for v in _leaves(value)

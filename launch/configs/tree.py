@@ -1,4 +1,4 @@
-"""A configuration as a tree of objects."""
+"""Makes the objects of a configuration from its bindings."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -8,12 +8,12 @@ from launch.configs.bindings import Binding
 
 
 class Tree:
-  """Bindings, from which objects are made.
+  """Bindings, and the objects that they describe.
 
   Attributes:
     macros: name -> value as written; the last binding counts.
     arguments: (target, argument -> value as written) by id of the target.
-    names: of the target, by its id.
+    names: id of the target -> its name in gin.
   """
 
   def __init__(self, bindings: Iterable[Binding]):

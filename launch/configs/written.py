@@ -7,10 +7,10 @@ from launch.configs import bindings, gin_values
 
 
 def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
-  """The seed of a run, and its tasks: that of training, those of evaluation.
+  """(seed, tasks) of a run; the training task precedes those of evaluation.
 
   Args:
-    path: a config.gin; old ones name `config.Data` instead of `run.Data`.
+    path: a config.gin.
 
   Raises:
     ValueError: if the file cannot be read.
@@ -26,8 +26,8 @@ def task_modules_and_cache(directory: str) -> tuple[tuple[str, ...], str]:
   """The task modules of a run, and where its token stores lie.
 
   Args:
-    directory: work directory of a run, its checkpoints, or one step in there;
-      where there is no config.gin, a run has no modules.
+    directory: work directory of a run, its checkpoints, or one step in there.
+      Without a config.gin the result is ((), '').
 
   Raises:
     ValueError: if the file cannot be read.
@@ -42,7 +42,7 @@ def task_modules_and_cache(directory: str) -> tuple[tuple[str, ...], str]:
 
 
 def _values(path: pathlib.Path) -> Callable[[str, object], object]:
-  """A function of (full name of an argument, default) that gives its value."""
+  """Makes a function (full name of an argument, default) -> value."""
   written = bindings.read_written(path.read_text(encoding='utf-8'), str(path))
 
   def value(name: str, default: object) -> object:

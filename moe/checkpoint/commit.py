@@ -1,9 +1,9 @@
-"""How a step becomes visible as a whole, and how it is removed as a whole.
+"""Commits and removes checkpoint steps, so that no half of a step is visible.
 
-Orbax writes into `<step>.orbax-checkpoint-tmp`; when every array is there,
-`integrity.json` is written and flushed, and one rename makes the step visible.
-An object store has no rename: there `commit_success.txt` is written last
-instead. That file is empty, so it needs no hash.
+Orbax writes a step into `<step>.orbax-checkpoint-tmp`. When every array is
+written, we write and flush `integrity.json`. Then one rename makes the step
+visible. An object store has no rename, so `commit_success.txt` is written there
+as the last file. This file is empty, so it needs no hash.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from etils import epath
 from moe.checkpoint import integrity, listing, literal_path
 
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
-# The index of a step's arrays; without it no array can be read.
+# OCDBT's index of the arrays of a step. No array can be read without this file.
 _MANIFEST = 'manifest.ocdbt'
 
 
 class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """Commit on a file system: seal, then rename."""
+  """Commits a step on a file system: seals its directory, then renames it."""
 
   async def finalize(self) -> None:
     _check_whole(self.get())
@@ -32,7 +32,7 @@ class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
-  """Commit on an object store: seal, then write the marker."""
+  """Commits a step on an object store: seals it, then writes the marker."""
 
   async def finalize(self) -> None:
     _check_whole(self.get())
@@ -41,54 +41,56 @@ class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
 
 
 def _check_whole(directory: epath.Path) -> None:
-  """Raises ValueError unless the arrays of a step can be found."""
+  """Raises ValueError if the index of a step's arrays is missing."""
   if not (directory / 'state' / _MANIFEST).exists():
     raise ValueError(f'Orbax has written no state/{_MANIFEST}')
 
 
 class _StateHandler(ocp.PyTreeCheckpointHandler):
-  """Writes the arrays, whatever characters the directory's name has."""
+  """Writes the arrays, even if the directory's name has glob characters."""
 
   def finalize(self, directory: epath.Path) -> None:
-    """Joins what the processes have written."""
+    """Merges the files of all processes into one index."""
     super().finalize(literal_path.of(directory))
 
 
 @ocp.args.register_with_handler(_StateHandler, for_save=True)
 @dataclasses.dataclass
 class StateSave(ocp.args.PyTreeSave):
-  """The arrays to write; Orbax finds the handler by this type."""
+  """The arrays to write; Orbax chooses `_StateHandler` by this type."""
 
 
 @ocp.args.register_with_handler(_StateHandler, for_restore=True)
 @dataclasses.dataclass
 class _StateRestore(ocp.args.PyTreeRestore):
-  """Never used, but Orbax refuses a handler that can only save."""
+  """We never use this class, but Orbax refuses a handler that can only save."""
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-  """False for a log line of an Orbax thread: it repeats an error we raise."""
+  """False for log lines of Orbax's threads, since we raise the same errors."""
   is_main = record.threadName == threading.main_thread().name
   return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
 def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
-  """The Orbax object that writes and commits steps, in its own threads."""
+  """Makes the Orbax object that writes and commits steps in its own threads."""
   logging.getLogger('absl').addFilter(_is_wanted)
   is_remote = integrity.on_object_store(directory)
   handler = ocp.CompositeCheckpointHandler(
-    # Compression shrinks trained weights by a fifth at most, and on a small
-    # machine it takes half of the processor from the training steps.
+    # Compression makes trained weights at most a fifth smaller. On a small
+    # machine it would use half of the CPU time that training needs.
     state=_StateHandler(use_ocdbt=True, use_compression=False),
     meta=ocp.JsonCheckpointHandler(),
   )
   return ocp.AsyncCheckpointer(
     handler,
     temporary_path_class=_MarkerCommit if is_remote else _RenameCommit,
-    # The directory is made in the foreground: if that failed in the background,
-    # the writers would wait five minutes for it and keep the process alive.
+    # We create the directory before the background save starts. If this failed
+    # in the background, the writers would wait five minutes for the directory,
+    # and the process could not end.
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-    # The write blocks, because nothing may change in a step after it is sealed.
+    # `save` waits until Orbax has written this metadata, because no file of a
+    # step may change after the step is sealed.
     checkpoint_metadata_store=ocp.metadata.metadata_store(
       enable_write=True, blocking_write=True
     ),
@@ -96,7 +98,7 @@ def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
 
 
 def sweep(directory: epath.Path) -> None:
-  """Removes what killed or failed saves and removals have left behind."""
+  """Removes the incomplete steps that killed or failed processes have left."""
   if not directory.exists():
     return
   is_remote = integrity.on_object_store(directory)
@@ -108,9 +110,9 @@ def sweep(directory: epath.Path) -> None:
 
 
 def remove(directory: epath.Path, step: int) -> None:
-  """Removes a step; a kill leaves nothing that looks like a step."""
+  """Removes a step; if it is killed half-way, no broken step stays visible."""
   path = directory / str(step)
-  # First the step becomes invisible, then its files are removed.
+  # The step becomes invisible before its files are removed.
   if integrity.on_object_store(path):
     (path / listing.MARKER).unlink()
   else:

@@ -1,4 +1,4 @@
-"""What the checkpoints of a run hold: steps, sizes, damage, records."""
+"""Summaries of the checkpoints of a run: steps, sizes, damage, metadata."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ class StepSummary(NamedTuple):
   Attributes:
     step: number of the step.
     bytes: size of its files.
-    metrics: name -> number; one of them ranks the step.
-    is_best: whether the step has the first rank.
-    is_damaged: whether its record cannot be read.
+    metrics: name -> number; the steps are ranked by one of these metrics.
+    is_best: whether the step is the best one by this metric.
+    is_damaged: whether the metadata of the step cannot be read.
   """
 
   step: int
@@ -29,15 +29,15 @@ class StepSummary(NamedTuple):
 def chosen(
   path: epath.PathLike, step: int | None
 ) -> tuple[epath.Path, list[int]]:
-  """The directory of the steps, and the steps that the user means.
+  """The directory of the steps, and the steps that the user has chosen.
 
   Args:
-    path: directory of a run, its `checkpoints`, or one step in there.
-    step: the step that is asked for; by default the one that `path` names, or
-      all steps in ascending order.
+    path: directory of a run, its folder `checkpoints`, or one of its steps.
+    step: number of the chosen step. None chooses the step that `path` names, or
+      all steps in ascending order if `path` is no step.
 
   Raises:
-    ValueError: if there is no such step.
+    ValueError: if the chosen step does not exist.
   """
   directory, named = listing.locate(path)
   steps = listing.steps(directory)
@@ -52,7 +52,7 @@ def chosen(
 
 
 def listed(directory: epath.Path) -> list[StepSummary]:
-  """The steps in a directory, in ascending order."""
+  """Summaries of all steps in a directory, in ascending order."""
   best = listing.best_step(directory)
   found = []
   for step in listing.steps(directory):
@@ -66,11 +66,14 @@ def listed(directory: epath.Path) -> list[StepSummary]:
 def damage(
   directory: epath.Path, steps: list[int]
 ) -> Iterator[tuple[int, list[str]]]:
-  """The problems of each step, a phrase per file; none if the step is sound.
+  """Checks steps: yields the number of each step and a list of its problems.
+
+  The list has a phrase for each damaged file and is empty for a sound step. The
+  check reads every byte and opens every array.
 
   Args:
     directory: directory of the steps.
-    steps: the steps to check. Every byte is read and every array is opened.
+    steps: numbers of the steps to check.
   """
   for step in steps:
     yield step, restore.damage(directory / str(step))
@@ -79,7 +82,7 @@ def damage(
 def recorded(
   directory: epath.Path, step: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-  """The record of a step, as (short entries, texts of several lines)."""
+  """The metadata of a step, as (short entries, texts of several lines)."""
   meta = listing.read_meta(directory / str(step))
   is_text = lambda value: isinstance(value, str) and '\n' in value
   texts = {key: value for key, value in meta.items() if is_text(value)}

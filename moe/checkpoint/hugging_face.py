@@ -1,8 +1,8 @@
-"""Arrays of a model as Hugging Face's formats lay them out, both ways.
+"""Converts arrays between our layout and the layouts of Hugging Face's formats.
 
-`plan` pairs every array there with what it is made of here, from the table of
-names and from shapes alone. `hugging_face_files` then reads or writes each
-array by itself.
+`plan` lists every array of a Hugging Face file, with the arrays of ours that it
+consists of. It needs only the table of names and our shapes. With this list,
+`hugging_face_files` reads or writes one array at a time.
 """
 
 import math
@@ -19,24 +19,25 @@ from moe.checkpoint.hugging_face_names import (
   Row,
 )
 
-# Paths of ours that are not divided into layers of the stack.
+# How our paths begin in the unscanned first layers and in the scanned layers.
 _PREFIX, _PERIODS = 'stack/prefix_', 'stack/periods/block_'
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Tensor(NamedTuple):
-  """An array there, and what it is made of here.
+  """An array in a Hugging Face file, with our arrays that it consists of.
 
   Attributes:
-    name: there.
-    shape: there.
+    name: its name in the file.
+    shape: its shape in the file.
     row: its row in the table of names.
-    paths: of our arrays, side by side.
-    place: where in the leading dims of ours it lies: (), (period,), (expert,)
+    paths: paths of our arrays, in the order in which they are concatenated.
+    place: index into the leading dims of our arrays: (), (period,), (expert,)
       or (period, expert).
-    widths: of our arrays in the dim along which they lie side by side.
-    rope_dim: features that are turned, for a row with pairs.
+    widths: sizes of our arrays in the dim along which they are concatenated.
+    rope_dim: number of features that rotary embeddings rotate, if the row has
+      `paired`.
   """
 
   name: str
@@ -51,16 +52,18 @@ class Tensor(NamedTuple):
 def plan(
   model_type: str, shapes: Shapes, is_fused: bool, rope_dim: int = 0
 ) -> list[Tensor]:
-  """Every array of a model there, layer after layer.
+  """Lists every array of a model in a Hugging Face format, layer after layer.
 
   Args:
     model_type: a key of `LAYERS`.
-    shapes: of our parameters and state by path.
-    is_fused: whether the experts of a layer are one array.
-    rope_dim: features of a head that are turned, in latent attention.
+    shapes: shapes of our parameters and state by path.
+    is_fused: whether the file has all experts of a layer in one array.
+    rope_dim: features of a head that rotary embeddings rotate, in latent
+      attention.
 
   Raises:
-    ValueError: if an array of ours has no name in the format; it names it.
+    ValueError: if the format has no name for an array of ours; the message
+      says for which one.
   """
   table = (FUSED_LAYERS if is_fused else LAYERS)[model_type]
   tensors, used = [], []
@@ -82,13 +85,13 @@ def plan(
   if unsaid:
     raise ValueError(
       f'{", ".join(sorted(unsaid)[:4])} has no name in the format {model_type}:'
-      ' the model cannot be said in it.'
+      ' the format cannot describe this model.'
     )
   return tensors
 
 
 def _layers(shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
-  """(path of the block, its place among periods) of every layer, in order."""
+  """(path of the block, index of its period) of every layer, in order."""
   number = lambda start: {
     int(path.removeprefix(start).partition('/')[0])
     for path in shapes
@@ -111,7 +114,10 @@ def _of_row(
   shapes: Shapes,
   rope_dim: int,
 ) -> list[Tensor]:
-  """The arrays of one row in one layer: one, or one for each expert."""
+  """The file's arrays for one row of the table in one layer.
+
+  There is one array, or one for each expert.
+  """
   ours = [shapes[path][len(place) :] for path in paths]
   sizes = dict(zip(row.our_dims, ours[0], strict=True))
   widths = (0,)
@@ -137,12 +143,16 @@ def _of_row(
 
 
 def _dims(row: Row) -> str:
-  """Letters of one of our arrays, without those of its place."""
+  """Letters of the dims that remain after an array is indexed by its place."""
   return row.our_dims.replace('E', '') if row.is_of_one_expert else row.our_dims
 
 
 def _paired(width: int, rope_dim: int) -> np.ndarray:
-  """Places there of our features: of turned ones even first, then odd."""
+  """For each feature in our order, its index in the order of the file.
+
+  The file rotates features i and i + 1 as a pair. We rotate i and i + half, so
+  the even features come first here and the odd ones follow.
+  """
   rest, turned = np.arange(width - rope_dim), np.arange(width - rope_dim, width)
   return np.concatenate([rest, turned[::2], turned[1::2]])
 
@@ -164,12 +174,12 @@ def to_theirs(tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def to_ours(
   tensor: Tensor, array: np.ndarray, sizes: Sequence[int]
 ) -> list[np.ndarray]:
-  """The parts of ours that an array there holds; the other way round.
+  """Makes the parts of our arrays from an array of Hugging Face's layout.
 
   Args:
-    tensor: of the array.
-    array: as it is there.
-    sizes: of one of our arrays, without the dims of its place.
+    tensor: description of the array.
+    array: the array as the file has it.
+    sizes: shape of one of our arrays, without the dims of `Tensor.place`.
   """
   row, dims = tensor.row, _dims(tensor.row)
   size = dict(zip(dims, sizes, strict=True))

@@ -1,6 +1,7 @@
-"""Files of weights in Hugging Face's formats, one array at a time.
+"""Reads and writes files of weights in Hugging Face's formats.
 
-Neither direction holds more of the model on the host than one array of a file.
+Both directions handle one array of a file at a time, so the host never holds
+more of the model than this array.
 """
 
 import functools
@@ -22,9 +23,10 @@ SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 _MAX_INDEX_BYTES = 100_000_000
 
-# (file, entry) of every array there, by name.
+# Name of an array in the files -> (file, entry in the file's header).
 Found = Mapping[str, tuple[str, Entry]]
-# Of one of our arrays, by place: what holds it, and which part of that it is.
+# For one array of ours: `Tensor.place` -> (the file's array with this part, the
+# index of our array among those that the file's array consists of).
 Sources = Mapping[tuple[int, ...], tuple[Tensor, int]]
 
 
@@ -38,12 +40,14 @@ def save(
   """Writes arrays as safetensors: one file, or several with an index.
 
   Args:
-    directory: to write into.
-    tensors: of `plan`.
-    arrays: ours by path, on any devices; one part after another is fetched.
-    dtype: of weights, a name of `safetensors_file.DTYPES`. Biases of routers
-      stay float32: they are compared, not multiplied.
-    shard_bytes: the most bytes of a file, unless one array is larger.
+    directory: directory of the new files.
+    tensors: the arrays to write, from `plan`.
+    arrays: our arrays by path, on any devices. The host fetches one part after
+      another.
+    dtype: dtype of the weights, a name of `safetensors_file.DTYPES`. Router
+      biases stay float32, because rounded biases can change which experts are
+      chosen.
+    shard_bytes: largest size of a file. A larger array gets its own file.
 
   Returns:
     Names of the files.
@@ -77,10 +81,11 @@ def save(
 
 
 def find(directory: str) -> Found:
-  """(file, entry) of every array in a directory, by name.
+  """Finds every array in the files of a directory, by name.
 
   Raises:
-    ValueError: if a file is damaged, or the index does not say what files hold.
+    ValueError: if a file is damaged, or if the index does not agree with the
+      arrays in the files.
     OSError: if a file is missing.
   """
   index = os.path.join(directory, INDEX)
@@ -108,7 +113,7 @@ def find(directory: str) -> Found:
 
 
 def _weight_map(index: str) -> dict[str, str]:
-  """File of each array, as an index says it: plain names of files beside it."""
+  """Reads an index: name of an array -> name of a file in its directory."""
   with open(index, 'rb') as f:
     content = f.read(_MAX_INDEX_BYTES + 1)
   try:
@@ -116,7 +121,7 @@ def _weight_map(index: str) -> dict[str, str]:
       raise ValueError(f'more than {_MAX_INDEX_BYTES} bytes')
     weight_map = json.loads(content)['weight_map']
     for file in set(weight_map.values()):
-      # Nothing outside of the directory is opened, whatever the index says.
+      # A name with a slash could make us open a file outside the directory.
       if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file):
         raise ValueError(f'the file name {file!r}')
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
@@ -128,12 +133,12 @@ def _weight_map(index: str) -> dict[str, str]:
 
 
 def is_fused(names: Iterable[str]) -> bool:
-  """Whether files have the experts of a layer as one array."""
+  """Whether files have all experts of a layer in one array."""
   return any(name.endswith('.mlp.experts.down_proj') for name in names)
 
 
 def check(directory: str, tensors: Sequence[Tensor], found: Found) -> None:
-  """Raises ValueError unless files hold exactly the arrays of a plan."""
+  """Raises ValueError unless the files have exactly the arrays of `plan`."""
   wanted = {tensor.name: tensor for tensor in tensors}
   problems = [f'{n} is missing' for n in sorted(wanted.keys() - found.keys())]
   problems += [f'{n} has no use' for n in sorted(found.keys() - wanted.keys())]
@@ -154,13 +159,14 @@ def load(
   found: Found,
   wanted: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, jax.Array]:
-  """Reads our arrays, each device's part by itself.
+  """Reads files into our arrays, each device's part separately.
 
   Args:
-    tensors: of `plan`; `check` has passed.
-    found: of `find`.
-    wanted: ours by path, with shardings. Those that no tensor holds are zeros:
-      they are what the next training step begins anew.
+    tensors: the arrays of the files, from `plan`; `check` has accepted them.
+    found: where the arrays lie, from `find`.
+    wanted: path -> shape and sharding of our array. An array that the files
+      lack becomes zeros; it is `TRANSIENT` state, which the next training step
+      overwrites.
   """
   sources = {}
   for tensor in tensors:
@@ -176,9 +182,10 @@ def load(
 def _read(
   sources: Sources, found: Found, shape: jax.ShapeDtypeStruct
 ) -> jax.Array:
-  """One of our arrays on its devices.
+  """Reads one of our arrays onto its devices.
 
-  Each device's part grows there, so that the host holds one array of a file.
+  Each device fills its own part step by step. So the host holds only one array
+  of a file at a time.
   """
   parts = []
   places = shape.sharding.addressable_devices_indices_map(shape.shape)
@@ -209,5 +216,5 @@ def _read(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(part: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
-  """The part with a piece of it written at a place."""
+  """Writes `piece` into a device's part, beginning at the index `start`."""
   return jax.lax.dynamic_update_slice(part, piece, list(start))

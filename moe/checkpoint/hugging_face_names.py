@@ -1,12 +1,14 @@
-"""Names of arrays in Hugging Face's formats, and what they are called here.
+"""Tables of array names: those of Hugging Face's formats, and our paths.
 
-A row reads: name there, its dims in our letters, our path, our dims. Theirs are
-of `torch.nn.Linear`, [out, in]; letters of one word are merged into one dim, in
-this order: 'NH D' is a matrix with a row for each feature of each head. Rows of
-layers have `model.layers.<number>.` in front there, and the path of the block
-here. Ours are in Python's `jax.tree_util` paths of parameters and state.
+A row has four columns: their name, their dims, our path, our dims. Their
+matrices are those of `torch.nn.Linear`, [out, in]. The letters of one word
+stand for one merged dim: 'NH D' is a matrix with a row for each feature of each
+head. In a row of a layer, their name follows `model.layers.<number>.` and our
+path follows the path of the block. Our paths name parameters and state as
+`jax.tree_util` does.
 
-Letters are those of `moe/types.py`; F is the width of whatever network it is.
+The letters are those of `moe/types.py`. F is the width of the feed-forward
+network that the row belongs to: dense, shared or expert.
 """
 
 from typing import NamedTuple
@@ -16,13 +18,16 @@ class Row(NamedTuple):
   """One kind of array.
 
   Attributes:
-    theirs: name; {e} is the number of an expert.
-    their_dims: letters of each dim, see above.
-    ours: path; paths that lie side by side in one array of theirs, with ' + '.
-    our_dims: letters of ours, without the dim over periods of layers.
-    joined: the letter along which several of ours lie side by side.
-    paired: the letter whose last features are turned by positions: there i and
-      i + 1 are a pair, here i and i + half.
+    theirs: their name; {e} is the number of an expert.
+    their_dims: letters of each of their dims, see the head of this file.
+    ours: our path. If one array of theirs concatenates several of ours, their
+      paths are joined with ' + '.
+    our_dims: letters of our dims, without the dim over periods of layers.
+    joined: letter of the dim along which several arrays of ours are
+      concatenated; '' for a single one.
+    paired: letter of the dim whose last features rotary embeddings rotate; ''
+      for none. They rotate features i and i + 1 as a pair, we rotate i and i +
+      half.
   """
 
   theirs: str
@@ -34,16 +39,16 @@ class Row(NamedTuple):
 
   @property
   def paths(self) -> tuple[str, ...]:
-    """Our paths, below the block."""
+    """Our paths, relative to the block."""
     return tuple(self.ours.split(' + '))
 
   @property
   def is_of_one_expert(self) -> bool:
-    """Whether each expert has an array of its own there."""
+    """Whether their file has a separate array for each expert."""
     return '{e}' in self.theirs
 
 
-# Beside the layers. Tied models have no lm_head.
+# Arrays outside the layers. Models with tied embeddings have no lm_head.
 WHOLE = (
   Row('model.embed_tokens.weight', 'V D', 'embedding/table', 'VD'),
   Row('model.norm.weight', 'D', 'last_norm/scale', 'D'),
@@ -112,7 +117,7 @@ _MIXTRAL = (
   Row('block_sparse_moe.experts.{e}.w3.weight', 'F D', 'moe/w_up_EDF', 'EDF'),
   Row('block_sparse_moe.experts.{e}.w2.weight', 'D F', 'moe/w_down_EFD', 'EFD'),
 )
-# The layout that transformers 5 holds in memory, the same for all.
+# Experts as transformers 5 has them in memory, the same for all model types.
 _FUSED = (
   Row(
     'mlp.experts.gate_up_proj', 'E F D',
@@ -121,7 +126,8 @@ _FUSED = (
   Row('mlp.experts.down_proj', 'E D F', 'moe/w_down_EFD', 'EFD'),
 )  # fmt: skip
 
-# Layers by model_type, with experts one by one and fused.
+# model_type -> rows of a layer: with one array for each expert, and below with
+# all experts of a layer in one array.
 LAYERS = {
   'llama': _NORMS + _ATTENTION + _DENSE,
   'qwen3': _NORMS + _ATTENTION + _QK_NORM + _DENSE,
@@ -142,5 +148,5 @@ FUSED_LAYERS = {
     for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v3')
   },
 }
-# State that the next training step begins anew.
+# State that the next training step overwrites, so no file stores it.
 TRANSIENT = ('load_E',)

@@ -1,9 +1,10 @@
-"""Integrity of a directory: the size and SHA-256 of every file, in one file.
+"""Detects damaged files by their size and SHA-256, which one file records.
 
-`seal` writes `integrity.json` into a directory that is about to be committed;
-`check` reads every byte again and says what differs. It finds a flipped byte, a
-truncated file and a missing file. It finds damage of `integrity.json` too: that
-file holds a hash of its own entries and must be exactly what `seal` writes.
+`seal` writes `integrity.json` into a directory just before its commit. `check`
+reads every byte again and reports each difference: a flipped byte, a truncated
+file or a missing file. `check` also finds damage of `integrity.json`, because
+this file holds a hash of its own entries and must have exactly the format that
+`seal` writes.
 """
 
 import concurrent.futures
@@ -15,27 +16,29 @@ from etils import epath
 
 NAME = 'integrity.json'
 
-# Reading and hashing release the interpreter lock. A local disk needs no more
-# threads than this; on an object store they hide the latency.
+# Python can read and hash several files in parallel, since both release the
+# interpreter lock. More threads do not make a local disk faster. On an object
+# store they hide the latency.
 _THREADS = 8
 
 
 def on_object_store(directory: epath.PathLike) -> bool:
-  """Whether a path is a URL such as gs://, where nothing can be renamed."""
+  """Whether a path is a URL such as gs://; no file can be renamed there."""
   return '://' in os.fspath(directory)
 
 
 def seal(directory: epath.PathLike) -> None:
-  """Writes `integrity.json` for every file below a directory, and flushes all.
+  """Writes `integrity.json` with an entry for every file below a directory.
 
   On a local disk every file and directory is flushed with fsync, so that a
-  power failure after the commit cannot undo it.
+  power failure after the commit cannot lose data.
 
   Args:
-    directory: complete, but not yet visible under its final name.
+    directory: a complete directory that is not yet visible under its final
+      name.
 
   Raises:
-    OSError: if something cannot be read or written.
+    OSError: if a file cannot be read or written.
   """
   directory = epath.Path(directory)
   flush = not on_object_store(directory)
@@ -54,10 +57,10 @@ def seal(directory: epath.PathLike) -> None:
 def check(
   directory: epath.PathLike, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-  """The problems of a sealed directory, a phrase per file; none if it is sound.
+  """Lists the problems of a sealed directory, one phrase for each damaged file.
 
   Args:
-    directory: a directory that `seal` has sealed; it may have been renamed.
+    directory: a directory that `seal` has sealed. A rename does no harm.
     share: (index, count). Only the files index, index + count, ... are checked,
       so that the processes of a run can divide the work.
   """
@@ -112,7 +115,7 @@ def _digest(path: epath.Path, flush: bool = False) -> list:
 
 
 def _compare(directory: epath.Path, name: str, manifest: dict) -> str | None:
-  """The difference between a file and its entry as a phrase, None if equal."""
+  """Says in a phrase how a file differs from its entry; None if it is sound."""
   length, digest = manifest[name]
   try:
     found_length, found_digest = _digest(directory / name)
@@ -134,7 +137,7 @@ def _encode(files: dict[str, list]) -> bytes:
 
 
 def _decode(content: bytes) -> dict[str, list]:
-  """The entries, or ValueError unless `_encode` has written exactly this."""
+  """Reads the entries; raises ValueError if `_encode` did not write them."""
   manifest = json.loads(content)
   if not isinstance(manifest, dict) or 'files' not in manifest:
     raise ValueError('it lists no files')

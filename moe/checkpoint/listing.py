@@ -1,8 +1,9 @@
-"""Which checkpoints a directory holds: their steps, records and ranks.
+"""Lists the checkpoints in a directory: their steps, metadata and ranks.
 
-The directory itself is the only truth: a step is committed if its folder is
-there and, on an object store, if the marker is in it. Nothing here needs a
-`Checkpointer`, so that other programs can look into a run that still trains.
+No other file says which steps exist. A step is committed if its folder exists;
+on an object store the folder must also contain the marker. This file needs no
+`Checkpointer`, so other programs can read the checkpoints of a run that still
+trains.
 """
 
 import json
@@ -15,14 +16,14 @@ from etils import epath
 
 from moe.checkpoint import integrity
 
-# Orbax's name of the file that commits a step on an object store.
+# Name of the file that commits a step on an object store; Orbax has chosen it.
 MARKER = 'commit_success.txt'
-# Metrics of a step that was scored after it had been committed.
+# File with the metrics of a step that was scored after its commit.
 LATE_METRICS = 'late_metrics.json'
 
 
 def steps(directory: epath.PathLike) -> list[int]:
-  """Committed steps in ascending order."""
+  """Numbers of the committed steps in ascending order."""
   directory = epath.Path(directory)
   if not directory.is_dir():
     return []
@@ -37,16 +38,16 @@ def steps(directory: epath.PathLike) -> list[int]:
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
-  """Finds what a user calls a checkpoint.
+  """Finds the checkpoints to which a path of the user refers.
 
   Args:
-    path: the directory of a run, its `checkpoints`, or one step in there.
+    path: directory of a run, its folder `checkpoints`, or one of its steps.
 
   Returns:
-    (directory of the steps, step); the step is None unless `path` is one.
+    (directory of the steps, step); the step is None if `path` is no step.
 
   Raises:
-    ValueError: if there is no step.
+    ValueError: if the directory has no step.
   """
   if '://' not in os.fspath(path):
     path = os.path.abspath(path)  # Orbax takes no relative paths.
@@ -64,7 +65,7 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 
 
 def read_meta(step_directory: epath.PathLike) -> dict[str, Any]:
-  """What was recorded with a step; empty if that file is damaged."""
+  """Reads the metadata of a step; it is empty if its file is damaged."""
   step_directory = epath.Path(step_directory)
   try:
     meta = dict(json.loads((step_directory / 'meta/metadata').read_text()))
@@ -84,17 +85,18 @@ def add_metrics(
   metrics: dict[str, float],
   ranked_on: str | None = None,
 ) -> None:
-  """Records metrics of a committed step that was evaluated after its save.
+  """Adds metrics to a committed step that was evaluated after its save.
 
-  The metrics go to a file that is not sealed, so the step stays sound.
+  The metrics go into a separate file without an entry in `integrity.json`, so
+  the check of the step still passes.
 
   Args:
-    step_directory: of the step.
+    step_directory: directory of the step.
     metrics: numbers of the step by name.
-    ranked_on: identifies the data on which they were measured.
+    ranked_on: identifies the data on which the metrics were measured.
   """
   if jax.process_index() == 0:
-    # `atomic_files` needs a local disk; the step may lie on an object store.
+    # The step may be on an object store, and `atomic_files` needs a local disk.
     path = epath.Path(step_directory) / LATE_METRICS
     temporary = path.with_suffix('.tmp')
     entries = (
@@ -105,18 +107,19 @@ def add_metrics(
 
 
 def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
-  """Steps by a metric, the best first; among equals the newer one first.
+  """Ranks steps by a metric, the best first; of two equal ones the newer first.
 
-  The smallest is the best, unless the newest step says that the largest is.
+  The smallest value is the best, unless the metadata of the newest step says
+  that the largest value is.
 
-  Numbers that were measured on different data cannot be compared. So only steps
+  Values that were measured on different data cannot be compared. So only steps
   that were measured on the same data as the newest one are ranked. Earlier
-  versions did not record the data: their steps are ranked as well.
+  versions did not record the data, so their steps are ranked as well.
 
   Args:
-    directory: of the steps.
-    metric: its name; None takes the metric that the newest step names. A step
-      without that metric is left out.
+    directory: directory of the steps.
+    metric: name of the metric; None takes the one that the metadata of the
+      newest step names. A step without this metric is left out.
   """
   directory = epath.Path(directory)
   metas = {step: read_meta(directory / str(step)) for step in steps(directory)}
@@ -137,17 +140,19 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
 
 
 def best_step(directory: epath.PathLike) -> int | None:
-  """The first of `ranking`; None if no step has been scored."""
+  """The best step by `ranking`; None if no step has been scored."""
   return next(iter(ranking(directory)), None)
 
 
 def superseded(
   directory: epath.PathLike, keep_last: int, keep_best: int, metric: str | None
 ) -> list[int]:
-  """Steps that neither `keep_last` nor `keep_best` keeps, in ascending order.
+  """Steps that can be removed, in ascending order.
+
+  These are the steps that neither `keep_last` nor `keep_best` keeps.
 
   Args:
-    directory: of the steps.
+    directory: directory of the steps.
     keep_last: how many of the newest steps stay.
     keep_best: how many of the best steps stay beside them.
     metric: see `ranking`.

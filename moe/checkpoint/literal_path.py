@@ -1,4 +1,4 @@
-"""Local paths whose names are never read as glob patterns."""
+"""A local path for Orbax that is safe if names contain glob characters."""
 
 import glob
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from moe.checkpoint import integrity
 
 
 class LiteralPath(type(epath.Path())):
-  """A local path whose `glob` takes the path itself literally.
+  """A local path whose `glob` does not read the path itself as a pattern.
 
-  Orbax calls `directory.glob` to find what each process has written. epath
-  joins the directory and the pattern first, so the name of the directory
-  becomes part of the pattern. In a directory such as `lr[3e-3]` nothing
+  Orbax calls `directory.glob` to find the files of each process. The `glob` of
+  epath joins the directory and the pattern, so it reads the name of the
+  directory as a part of the pattern. In a directory such as `lr[3e-3]` nothing
   matches, and Orbax commits a checkpoint without weights.
   """
 
   def glob(self, pattern: str) -> Iterator[epath.Path]:
-    """Files below this directory that match a pattern relative to it."""
+    """Files below this directory whose relative paths match a pattern."""
     return (self / name for name in glob.glob(pattern, root_dir=self))
 
 
 def of(directory: epath.Path) -> epath.Path:
-  """The path to give to Orbax; a path on an object store stays as it is."""
+  """Makes a local path a `LiteralPath`; returns a URL unchanged."""
   if integrity.on_object_store(directory):
     return directory
   return LiteralPath(directory)

@@ -1,6 +1,6 @@
-"""Reading checkpoints: the newest sound step, and its arrays.
+"""Reads checkpoints: finds the newest sound step, and reads its arrays.
 
-Nothing here needs a `Checkpointer`, so that evaluation and sampling can read a
+This file needs no `Checkpointer`, so that evaluation and sampling can read a
 run that still trains.
 """
 
@@ -27,9 +27,9 @@ _LOG = logging.getLogger(__name__)
 
 
 # Pairs of (pattern, stored name). The pattern is a regular expression that must
-# match a whole path in the target. The stored name is a path in the checkpoint,
-# which may refer to groups as \1, or None: then the array keeps its value in
-# the target.
+# match a whole path in the target. The stored name is a path in the checkpoint
+# and may refer to groups of the pattern as \1. If the stored name is None, the
+# array keeps its value in the target.
 Assignment = Sequence[tuple[str, str | None]]
 
 # Gives the sharding of an array from its path, such as
@@ -38,13 +38,13 @@ Placement = Callable[[str, Shaped], jax.sharding.Sharding]
 
 
 def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
-  """The newest step in which every file verifies, or the step asked for.
+  """Finds the newest sound step, or checks that the requested step is sound.
 
   Returns:
-    (step, newer steps that are damaged); a warning has named each of those.
+    (step, damaged steps that are newer). A warning names each damaged step.
 
   Raises:
-    ValueError: if `step` is absent or damaged, or if no step is good.
+    ValueError: if `step` is absent or damaged, or if no step is sound.
   """
   found = steps(directory)
   if step is not None and step not in found:
@@ -57,7 +57,7 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
       f'{directory} must hold a checkpoint, got none: train first, or choose'
       ' another directory.'
     )
-  damaged = {}  # What is wrong with each step.
+  damaged = {}  # Step -> its problems.
   # If the requested step is damaged, we check the other steps too, so that the
   # error message can name a sound one.
   others = [other for other in reversed(found) if other != step]
@@ -88,8 +88,8 @@ def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
   """Reads every array of a step into the given structure and shardings.
 
   Raises:
-    ValueError: if one side lacks an array, or a shape or dtype differs. The
-      message names the arrays.
+    ValueError: if the structure or the checkpoint lacks an array, or if a shape
+      or dtype differs. The message names the arrays.
   """
   wanted = leaves(abstract)
   stored = leaves(_stored_tree(step_directory))
@@ -113,27 +113,28 @@ def load_params(
   """Reads `params` and `state` of a step, without the optimizer.
 
   Args:
-    directory: of a run, of its checkpoints, or of one step.
-    step: which step, None for the newest that verifies.
+    directory: directory of a run, of its checkpoints, or of one step.
+    step: number of the step; None for the newest sound one.
     target: {'params': ..., 'state': ...}, or one of the two, with leaves as in
-      `Checkpointer.restore`; None reads both as they were saved. Floating
-      dtypes are converted to the target's.
-    placement: gives the sharding of leaves that name none; by default they lie
-      on the first device.
-    assignment: where each array comes from; the first match counts, and without
-      a match an array has the same path in the checkpoint. Paths are those of
-      the error messages, such as params/decoder/embedding.
-    optional: regular expression that an array's path must match as a whole.
-      Such an array keeps its value in `target` where the checkpoint has none
-      that fits, and may stay unused in the checkpoint.
+      `Checkpointer.restore`; None reads both with their saved shapes and
+      dtypes. Floating-point arrays are converted to the target's dtypes.
+    placement: gives the sharding of a leaf that has none. By default such a
+      leaf goes to the first device.
+    assignment: says which array of the checkpoint each target array gets. The
+      first match counts. Without a match an array has the same path in both.
+      Paths are written like params/decoder/embedding.
+    optional: regular expression that must match a whole path. An array with
+      such a path keeps its value in `target` if the checkpoint has no array
+      that fits, and the checkpoint may have it without a use.
 
   Returns:
     ({'params': ..., 'state': ...}, meta).
 
   Raises:
-    ValueError: if an array is missing or has another shape, if an array is kept
-      but has no value in `target`, or if an array of the checkpoint is unused
-      and there is no assignment. The message names the arrays.
+    ValueError: if an array is missing or has another shape; if an array should
+      keep its value but `target` has only its shape; or if there is no
+      assignment and an array of the checkpoint has no use. The message names
+      the arrays.
   """
   directory, located = locate(directory)
   step, _ = choose(directory, located if step is None else step)
@@ -142,7 +143,7 @@ def load_params(
   if target is None:
     target = {key: tree[key] for key in ('params', 'state') if key in tree}
   stored, problems = leaves(tree), []
-  stored_names = {}  # Path in the checkpoint of each target path that is read.
+  stored_names = {}  # Target path -> path in the checkpoint.
   for name, leaf in leaves(target).items():
     stored_name = _stored_name(name, assignment)
     found = stored_name and _mismatch(
@@ -175,14 +176,15 @@ def load_initial(
   state: PyTree,
   assignment: Assignment = (),
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-  """Reads what a new run starts from: parameters and the state beside them.
+  """Reads the initial parameters and model state of a new run.
 
   Args:
-    directory: of a run, of its checkpoints, or of one step.
-    params: as `target` of `load_params`.
-    state: likewise. The bias of a router comes from the same layer as its
-      weights; it keeps its value if that layer has no bias of its shape.
-    assignment: see `load_params`; paths have no 'params/' in front.
+    directory: directory of a run, of its checkpoints, or of one step.
+    params: the target's parameters, see `load_params`.
+    state: the target's state, see `load_params`. The bias of a router is read
+      from the same layer as the router's weights. If this layer has no bias of
+      the right shape, the bias keeps its value.
+    assignment: see `load_params`, but paths do not begin with 'params/'.
 
   Returns:
     (params, state, meta).
@@ -193,7 +195,7 @@ def load_initial(
   rules = []
   for ours, theirs in assignment:
     rules.append((f'params/(?:{ours})', theirs and f'params/{theirs}'))
-    # State lies under the path of the parameter that it goes with.
+    # The path of a state array begins with the path of its parameter.
     stored_name = theirs and rf'state/{theirs}/\g<_state>'
     rules.append((f'state/(?:{ours})/(?P<_state>[^/]+)', stored_name))
   loaded, meta = load_params(
@@ -212,8 +214,8 @@ def _load(
   stored_names: dict[str, str],
   placement: Placement | None,
 ) -> dict[str, Array]:
-  """Arrays by target path; each array of the checkpoint is read once."""
-  import orbax.checkpoint as ocp  # Half a second; loading a run needs none.
+  """Reads arrays by target path; each array of the checkpoint is read once."""
+  import orbax.checkpoint as ocp  # It takes half a second; most runs need none.
 
   wanted = {
     name: _placed(leaf, placement and placement(name, leaf))
@@ -239,13 +241,13 @@ def _load(
 def damage(
   step_directory: epath.Path, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-  """The problems of a step, a phrase each; none if the step is sound.
+  """Checks a step and returns a phrase for each problem; none if it is sound.
 
-  Every byte is read again, and every array is opened.
+  The check reads every byte again and opens every array.
 
   Args:
-    step_directory: of the step.
-    share: (index, count) of the files whose bytes are read; see
+    step_directory: directory of the step.
+    share: (index, count): the part of the files that this process reads, see
       `integrity.check`.
   """
   found = integrity.check(step_directory, share)
@@ -261,7 +263,7 @@ def damage(
 
 
 def _shared_damage(step_directory: epath.Path) -> list[str]:
-  """`damage` for all processes: they divide the files and share the result."""
+  """Like `damage`, but the processes divide the files and share the result."""
   share = (jax.process_index(), jax.process_count())
   found = damage(step_directory, share)
   if share[1] > 1:
@@ -272,7 +274,7 @@ def _shared_damage(step_directory: epath.Path) -> list[str]:
 
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
-  """The tree of a step, whose leaves have shape and dtype; opens each array."""
+  """Opens each array of a step; returns a tree of their shapes and dtypes."""
   import orbax.checkpoint as ocp  # As in `_load`.
 
   handler = ocp.PyTreeCheckpointHandler()
@@ -290,7 +292,7 @@ def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
 
 
 def leaves(tree: PyTree) -> dict[str, Any]:
-  """Every leaf by its path 'a/b/c'."""
+  """Path such as 'a/b/c' -> leaf, for every leaf of a tree."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {path_name(path): leaf for path, leaf in flat}
 
@@ -306,7 +308,7 @@ def _placed(
 
 
 def _stored_name(name: str, assignment: Assignment) -> str | None:
-  """The checkpoint's path for a path in the target; None keeps the value."""
+  """The checkpoint's path for a target path; None if the array is not read."""
   for pattern, replacement in assignment:
     match = re.fullmatch(pattern, name)
     if match:
@@ -321,7 +323,7 @@ def _mismatch(
   stored: Shaped | None,
   is_exact: bool = False,
 ) -> list[str]:
-  """Why an array cannot be read, as a list of at most one phrase."""
+  """A list with one phrase if an array cannot be read, else an empty list."""
   if stored is None:
     origin = '' if stored_name == name else f' (looked for {stored_name})'
     return [f'{name} is not in the checkpoint{origin}']

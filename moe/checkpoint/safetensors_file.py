@@ -1,9 +1,9 @@
-"""Files of safetensors: a header in JSON, then the bytes of all arrays.
+"""Reads and writes safetensors files: a JSON header, then the arrays' bytes.
 
-https://huggingface.co/docs/safetensors. A file may come from a stranger, so
-nothing of its header is believed before it is checked: length, names, dtypes,
-shapes, and that the arrays fill the rest of the file without gap or overlap.
-Nothing in such a file is ever run.
+Source of the format: https://huggingface.co/docs/safetensors. A file may come
+from an unknown person. So the reader checks the whole header first: its length,
+names, dtypes and shapes, and that the arrays fill the rest of the file without
+gap or overlap. No code from a file is ever run.
 """
 
 import json
@@ -18,11 +18,12 @@ import numpy as np
 
 from moe import atomic_files
 
-# Of the format; a longer header is an attack on memory.
+# The format's limit. A longer header could use up our memory on purpose.
 MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMS = 8
 _METADATA = '__metadata__'
-# Bytes of an element. Only those of `DTYPES` can be read here.
+# Bytes of an element. We check arrays of all these dtypes in a header, but read
+# only arrays of `DTYPES`.
 _ITEM_BYTES = {
   'BOOL': 1, 'U8': 1, 'I8': 1, 'F8_E4M3': 1, 'F8_E5M2': 1,
   'U16': 2, 'I16': 2, 'F16': 2, 'BF16': 2,
@@ -37,13 +38,13 @@ DTYPES = {
 
 
 class Entry(NamedTuple):
-  """Where an array lies.
+  """Dtype, shape and place of an array in a file.
 
   Attributes:
-    dtype: by the format's name, such as 'BF16'.
-    shape: of the array.
-    start: its first byte in the file.
-    num_bytes: its length.
+    dtype: the format's name of the dtype, such as 'BF16'.
+    shape: shape of the array.
+    start: index of the array's first byte in the file.
+    num_bytes: number of bytes of the array.
   """
 
   dtype: str
@@ -53,13 +54,13 @@ class Entry(NamedTuple):
 
 
 class ToWrite(NamedTuple):
-  """An array that is made when it is written.
+  """An array to write; its values are computed only while it is written.
 
   Attributes:
-    name: in the file.
-    dtype: a name of `DTYPES`.
-    shape: of the array.
-    make: gives the array, in any float dtype.
+    name: name of the array in the file.
+    dtype: dtype of the array in the file, a name of `DTYPES`.
+    shape: shape of the array.
+    make: computes the array, in any float dtype.
   """
 
   name: str
@@ -74,7 +75,7 @@ class ToWrite(NamedTuple):
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Entry]:
-  """Entries of all arrays of a file, checked, in the order of their bytes.
+  """Reads and checks the header of a file: entries in the order of their bytes.
 
   Raises:
     ValueError: if the file does not follow the format; the message says what is
@@ -85,16 +86,16 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
     with open(path, 'rb') as f:
       status = os.fstat(f.fileno())
       if not stat.S_ISREG(status.st_mode):
-        raise ValueError('it is no regular file')
+        raise ValueError('a path that is no regular file')
       first = f.read(8)
       length = int.from_bytes(first, 'little')
       if len(first) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
         raise ValueError(f'a header of {length} bytes')
       header = f.read(length)
       if len(header) < length:
-        raise ValueError('it ends within its header')
+        raise ValueError('a file that ends within its header')
     return _checked(header, 8 + length, status.st_size)
-  # A deeply nested header ends the parser with RecursionError.
+  # The JSON parser raises RecursionError for a deeply nested header.
   except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} must be a sound safetensors file, got {error}: fetch it again.'
@@ -102,13 +103,13 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
 
 
 def _checked(header: bytes, start: int, size: int) -> dict[str, Entry]:
-  """The entries of a header; `start` is the first byte behind it."""
+  """Checks a header and returns its entries; arrays begin at byte `start`."""
   if not header.startswith(b'{'):
     raise ValueError('a header that does not begin with {')
   parsed = json.loads(header, object_pairs_hook=_without_repetition)
   metadata = parsed.pop(_METADATA, {})
   if not _is_text_to_text(metadata):
-    raise ValueError(f'{_METADATA} that is not text by text')
+    raise ValueError(f'{_METADATA} that does not map text to text')
   entries = {n: _entry(n, fields, start) for n, fields in parsed.items()}
   order = sorted(
     entries, key=lambda n: (entries[n].start, entries[n].num_bytes)
@@ -119,14 +120,14 @@ def _checked(header: bytes, start: int, size: int) -> dict[str, Entry]:
       raise ValueError(f'a gap or an overlap before {name!r}')
     expected += entries[name].num_bytes
   if expected != size:
-    raise ValueError(f'{size} bytes where its header speaks of {expected}')
+    raise ValueError(f'{size} bytes instead of {expected} by its header')
   return {name: entries[name] for name in order}
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
-    raise ValueError('a name that stands in its header twice')
+    raise ValueError('a name that occurs twice in its header')
   return found
 
 
@@ -137,7 +138,7 @@ def _is_text_to_text(value: Any) -> bool:
 
 
 def _entry(name: str, fields: Any, start: int) -> Entry:
-  """One checked entry; its offsets count from `start`."""
+  """Checks and returns one entry; offsets in the header count from `start`."""
   keys = {'dtype', 'shape', 'data_offsets'}
   if not isinstance(fields, dict) or set(fields) != keys:
     raise ValueError(f'{name!r} without dtype, shape and data_offsets')
@@ -163,15 +164,16 @@ def _are_counts(values: Any) -> bool:
 
 
 def read_array(path: str | os.PathLike, entry: Entry) -> np.ndarray:
-  """One array of a file whose header was read.
+  """Reads one array, whose entry `read_header` has returned.
 
   Raises:
-    ValueError: if its dtype is no float, or the file has become shorter.
+    ValueError: if the dtype is not in `DTYPES`, or if the file has become
+      shorter.
   """
   if entry.dtype not in DTYPES:
     raise ValueError(
-      f'{path} has an array of {entry.dtype}, and weights must be of'
-      f' {", ".join(DTYPES)}: convert it first.'
+      f'{path} has an array of {entry.dtype}, but the dtype of weights must be'
+      f' one of {", ".join(DTYPES)}: convert the file first.'
     )
   content = bytearray(entry.num_bytes)
   with open(path, 'rb') as f:
@@ -182,10 +184,10 @@ def read_array(path: str | os.PathLike, entry: Entry) -> np.ndarray:
 
 
 def write(path: str | os.PathLike, arrays: Iterable[ToWrite]) -> None:
-  """Writes a file whole, one array at a time.
+  """Writes a file atomically, one array at a time.
 
-  The same arrays give the same bytes. Wide dtypes come first, so that every
-  array is aligned.
+  The same arrays always give the same bytes. Arrays with wide dtypes come
+  first, so that every array is aligned.
   """
   arrays = sorted(arrays, key=lambda a: -_ITEM_BYTES[a.dtype])
   header, end = {_METADATA: {'format': 'pt'}}, 0

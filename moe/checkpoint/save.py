@@ -1,4 +1,4 @@
-"""Checkpoints: one Orbax directory a step, committed whole or not at all.
+"""Saves checkpoints: one Orbax directory for each step, committed atomically.
 
   DIRECTORY/<step>/state/          the training state (Orbax, OCDBT)
                   /meta/metadata   JSON: step, metrics, versions, and what the
@@ -6,9 +6,9 @@
                   /integrity.json  size and SHA-256 of each file above
                   /late_metrics.json  metrics measured after the commit
 
-`moe.checkpoint.commit` makes a step visible when all of it is written. The next
-start removes what a killed save has left. A step is good only if every hash
-agrees; the directory listing is the only truth.
+`moe.checkpoint.commit` makes a step visible when all its files are written. If
+a save is killed, the next start of the run removes its files. A step is sound
+only if every hash agrees. No other file says which steps exist.
 """
 
 import errno
@@ -35,19 +35,20 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'wudao-moe')
 
 
 class SaveError(ValueError):
-  """A checkpoint could not be written; the earlier ones are untouched."""
+  """A checkpoint could not be written; earlier checkpoints did not change."""
 
 
 class Checkpointer:
   """Saves the state of a run in the background, and restores it.
 
-  Every process of a run makes one and makes the same calls. The next call of
-  any method raises the error of a background save, so call `check` once a step.
+  Every process of a run makes one and makes the same calls. If a background
+  save fails, the next call of any method raises its error. So call `check`
+  after every training step.
 
   Attributes:
-    directory: where the steps lie, usually WORKDIR/checkpoints.
-    keep_last: how many of the newest steps stay.
-    keep_best: how many of the best steps stay beside them.
+    directory: directory of the steps, usually WORKDIR/checkpoints.
+    keep_last: how many of the newest steps are kept.
+    keep_best: how many of the best steps are kept besides the newest ones.
     best_metric: the metric of `save` that ranks steps.
     is_higher_better: whether the step with the largest value is the best.
   """
@@ -61,12 +62,12 @@ class Checkpointer:
     is_higher_better: bool = False,
     check_held: Callable[[], None] = lambda: None,
   ):
-    """Removes what a killed run has left in the directory.
+    """Removes incomplete steps that a killed run has left in the directory.
 
     Args:
-      directory: where the steps lie.
-      keep_last: how many of the newest steps stay.
-      keep_best: how many of the best steps stay beside them.
+      directory: directory of the steps.
+      keep_last: how many of the newest steps are kept.
+      keep_best: how many of the best steps are kept besides the newest ones.
       best_metric: the metric of `save` that ranks steps; None ranks none.
       is_higher_better: whether the largest value is the best.
       check_held: raises an error if another run has taken the directory.
@@ -100,24 +101,25 @@ class Checkpointer:
     meta: dict[str, Any],
     metrics: dict[str, float] | None = None,
   ) -> bool:
-    """Starts a save; the arrays may be donated as soon as this returns.
+    """Starts a save; the caller may donate the arrays when this returns.
 
-    Waits for the save before it, copies the arrays to the host, and leaves the
-    writing, the hashes, the commit and the removal of old steps to a thread.
+    The method waits for the previous save and copies the arrays to the host. A
+    thread then writes and hashes the files, commits the step and removes old
+    steps.
 
     Args:
-      step: number of the next step to run, the name of the directory.
+      step: number of the next step to run; it is also the directory's name.
       state: tree of arrays; NamedTuples and dicts become path components.
-      meta: what else a resumed run needs, as JSON; `step`, `metrics`,
+      meta: metadata that a resumed run needs, as JSON; `step`, `metrics`,
         `best_metric`, `is_higher_better` and `versions` are added.
-      metrics: numbers of this step; the one named `best_metric` ranks it.
+      metrics: metrics of this step; `best_metric` names the one that ranks it.
 
     Returns:
       False if this object has saved or restored that step already.
 
     Raises:
-      SaveError: if this or the save before it failed.
-      ValueError: if there is a newer step, which a restart would resume from.
+      SaveError: if this save or the previous one failed.
+      ValueError: if a newer step exists, because a restart would resume there.
     """
     self.wait()
     if step in self._own:
@@ -146,23 +148,23 @@ class Checkpointer:
     abstract_state: PyTree,
     expect: dict[str, Any] | None = None,
   ) -> tuple[PyTree, dict[str, Any]]:
-    """Reads the newest good step, or the step asked for.
+    """Reads the newest sound step, or the requested step.
 
     A step with a damaged file is skipped, and a warning names the step and the
-    file. Once an older step is found good, the damaged ones are renamed to
+    file. If an older step is sound, the damaged steps are renamed to
     `<step>.corrupt`.
 
     Args:
-      step: which step, None for the newest that verifies.
-      abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the
-        shardings wanted; the mesh need not be the one of the save.
+      step: number of the step; None for the newest sound one.
+      abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the wanted
+        shardings; they may belong to another mesh than at the save.
       expect: entries that `meta` must have, e.g. the data manifest hash.
 
     Returns:
       (state, meta); the state has the structure of `abstract_state`.
 
     Raises:
-      ValueError: if no step is good, or if `expect` or a shape disagrees.
+      ValueError: if no step is sound, or if `expect` or a shape disagrees.
     """
     self.wait()
     step, damaged = restore.choose(self.directory, step)
@@ -180,7 +182,7 @@ class Checkpointer:
     return state, meta
 
   def latest_step(self) -> int | None:
-    """The newest committed step, verified or not; None if there is none."""
+    """The newest committed step, which may be damaged; None without a step."""
     return max(listing.steps(self.directory), default=None)
 
   def check(self) -> None:
@@ -191,7 +193,7 @@ class Checkpointer:
       raise failure
 
   def wait(self) -> None:
-    """Waits until the running save is committed; raises as `check` does."""
+    """Waits until the running save is committed; raises errors like `check`."""
     if self._thread is not None:
       self._thread.join()
       self._thread = None
@@ -210,7 +212,7 @@ class Checkpointer:
     self, step: int, state: PyTree, num_bytes: int, meta: dict[str, Any]
   ) -> None:
     """The part of a save that the training loop waits for."""
-    # Orbax prints tracebacks when the disk is full, so we check that first.
+    # If the disk is full, Orbax prints tracebacks. So we check the space first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -228,7 +230,7 @@ class Checkpointer:
       args=ocp.args.Composite(
         state=commit.StateSave(state), meta=ocp.args.JsonSave(meta)
       ),
-      # An earlier attempt may have left the same step.
+      # An earlier attempt may have left a directory of the same step.
       force=True,
     )
 
@@ -250,7 +252,7 @@ class Checkpointer:
       _LOG.warning('Old checkpoints could not be removed: %s.', error)
 
   def _abandon(self, step: int, num_bytes: int, error: Exception) -> None:
-    """Keeps the error for `check` and frees the space of the step."""
+    """Keeps the error for `check`, and removes the files of the failed step."""
     reason = _reason(error)
     free = _free_bytes(self.directory)
     space = '' if free is None else f', {_size(free)} free'
@@ -264,8 +266,8 @@ class Checkpointer:
       ' resume with a --workdir that can be written.'
     )
     self._failure.__cause__ = error
-    # After a failed save an Orbax checkpointer keeps a part of it, which the
-    # next save must not find.
+    # After a failed save an Orbax checkpointer still holds some of its data, so
+    # the next save makes a new checkpointer.
     self._orbax = None
     if jax.process_index() == 0:
       commit.sweep(self.directory)
@@ -287,13 +289,14 @@ def versions() -> dict[str, str]:
 
 
 def check_writable(directory: epath.PathLike, needed_bytes: int) -> None:
-  """Makes a directory and proves that `needed_bytes` can be written there.
+  """Makes a directory and checks that it has space for `needed_bytes`.
 
   Raises:
-    ValueError: if it cannot be made or written, or has too little space.
+    ValueError: if the directory cannot be made, is not writable or has too
+      little space.
   """
   directory = epath.Path(directory)
-  # The name is unique, because other hosts test the same directory.
+  # The name is unique, because other hosts check the same directory.
   probe = directory / f'.write-test-{uuid.uuid4().hex}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -327,7 +330,7 @@ def _reason(error: BaseException) -> str:
   """The first cause of an exception, on one line."""
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
-  # TensorStore puts the number of a system error into its message like this.
+  # TensorStore's messages contain the number of a system error in this form.
   code = re.search(r"os_error_code='(\d+)'", str(error))
   number = int(code.group(1)) if code else getattr(error, 'errno', None)
   if number:

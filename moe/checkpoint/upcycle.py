@@ -1,12 +1,13 @@
-"""Parameters of a sparse model from a dense one: every expert is a copy.
+"""Makes the parameters of a sparse model from those of a dense model.
 
-Komatsuzaki et al. (2022), https://arxiv.org/abs/2212.05055. Routers are new.
+Every expert begins as a copy of the dense layer (Komatsuzaki et al. 2022,
+https://arxiv.org/abs/2212.05055). The routers are initialised at random.
 
-Equal experts compute what the dense layer computed, if the weights of a token's
-experts add up to 1 and none of its rows is dropped. So `Copy` with gates.TopK
-and renormalize = True is exact up to rounding. Four cases are not exact:
-  plain probabilities (Switch, renormalize = False), whose sum scales the
-  output;
+Equal experts give the same output as the dense layer, if the combine weights of
+a token add up to 1 and no row is dropped. So `Copy` with gates.TopK and
+renormalize = True is exact up to rounding. Four cases are not exact:
+  plain probabilities (Switch, renormalize = False), because they do not add up
+  to 1;
   zero-computation experts;
   training steps that drop rows;
   `Noise` and `Drop`, which change the experts so that they can diverge.
@@ -27,18 +28,19 @@ Weights = dict[str, Array]
 
 
 class Method:
-  """How the experts of a sparse layer are made from a dense one."""
+  """A way to make the experts of a sparse layer from a dense layer."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """E experts from the matrices of a dense layer.
+    """Makes the matrices of E experts from those of a dense layer.
 
     Args:
-      weights: [..., D, F]; a matrix with 'down' in its name is [..., F, D].
+      weights: name -> matrix [..., D, F]; a matrix with 'down' in its name is
+        [..., F, D].
       num_experts: E.
       key: random key.
 
     Returns:
-      The same names, [..., E, D, F] or [..., E, F, D].
+      Name -> matrices of all experts, [..., E, D, F] or [..., E, F, D].
     """
     raise NotImplementedError
 
@@ -48,18 +50,18 @@ class Copy(Method):
   """Equal experts; only the gradient of the router makes them differ."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """E copies; see `Method`."""
+    """Makes E equal copies; see `Method`."""
     del key
     return {name: _copies(w, num_experts) for name, w in weights.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Method):
-  """Copies, each with its own noise.
+  """Copies with noise, which differs between experts.
 
   Attributes:
-    scale: ratio of two standard deviations, of the noise and of the matrix. The
-      noise has a normal distribution that is truncated at two deviations.
+    scale: standard deviation of the noise over that of the matrix. The noise
+      has a normal distribution that is truncated at two standard deviations.
   """
 
   scale: float = 0.1
@@ -68,7 +70,7 @@ class Noise(Method):
     bounds.within('scale', self.scale, 'upcycle.Copy adds no noise', above=0)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """E copies with noise; see `Method`."""
+    """Makes E copies with noise; see `Method`."""
     made = {}
     for i, (name, w) in enumerate(sorted(weights.items())):
       copies = _copies(w, num_experts)
@@ -82,15 +84,15 @@ class Noise(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Drop(Method):
-  """Copies in which each expert has some new hidden units.
+  """Copies in which some hidden units of each expert are initialised again.
 
   Drop-Upcycling, Nakamura et al. (2025), https://arxiv.org/abs/2502.19261: each
   expert chooses hidden units at random. The weights into and out of these units
-  are drawn from a normal distribution that has the mean and the deviation of
-  the old weights.
+  are drawn from a normal distribution with the mean and the standard deviation
+  of the old weights.
 
   Attributes:
-    share: share of the hidden units that are drawn again.
+    share: share of the hidden units that are initialised again.
   """
 
   share: float = 0.5
@@ -100,7 +102,7 @@ class Drop(Method):
     bounds.within('share', self.share, kept, above=0, most=1)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """E copies in which some units are new; see `Method`."""
+    """Makes E copies and initialises some of their units; see `Method`."""
     lead = next(iter(weights.values())).shape[:-2]
     F = next(w.shape[-1] for n, w in weights.items() if 'down' not in n)
     order = jax.random.uniform(key, (*lead, num_experts, F)).argsort()
@@ -126,12 +128,12 @@ def _copies(w: Array, num_experts: int) -> Array:
 def upcycle(
   dense: PyTree, sparse: PyTree, method: Method, key: Array
 ) -> PyTree:
-  """Parameters of a sparse model from those of a dense one.
+  """Makes the parameters of a sparse model from those of a dense one.
 
   Args:
-    dense: parameters like those of the sparse model, but with 'feed_forward'
-      instead of 'moe' in every layer that becomes sparse.
-    sparse: parameters as initialised; the routers come from here.
+    dense: parameters with the paths of the sparse model, except that a layer
+      that becomes sparse has 'feed_forward' instead of 'moe'.
+    sparse: initial parameters of the sparse model; its routers are kept.
     method: `Copy`, `Noise` or `Drop`.
     key: random key.
 
@@ -139,7 +141,7 @@ def upcycle(
     A tree like `sparse`.
 
   Raises:
-    ValueError: if the two do not fit; the message names the arrays.
+    ValueError: if the two models do not fit; the message names the arrays.
   """
   given, wanted = restore.leaves(dense), restore.leaves(sparse)
   made, used, problems = {}, set(), []
@@ -182,12 +184,11 @@ def upcycle(
 
 
 def dense_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
-  """The shardings of the dense model's arrays while `upcycle` copies them.
+  """Shardings of the dense model's arrays, which `upcycle` copies.
 
-  An array that both models have gets the sharding of the sparse model. An array
-  that is copied into experts is divided like the experts, and the devices that
-  divide the experts divide it as well. So no device holds the whole dense
-  model.
+  An array that both models have gets the sharding of the sparse model. A matrix
+  that is copied into experts is sharded like one expert, and also over the mesh
+  axes that divide the dim of experts. So no device holds the whole dense model.
 
   Args:
     sparse: shapes with shardings of the sparse model's parameters.
@@ -205,19 +206,19 @@ def dense_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
       return kept.sharding
     if expert is not None and expert.shape[:-3] + expert.shape[-2:] == shape:
       return without_dim(expert, expert.ndim - 3)
-    return whole  # `upcycle` will say what does not fit.
+    return whole  # `upcycle` will raise an error that names this array.
 
   return place
 
 
 def _is_expert(name: str) -> bool:
-  """Whether a path is that of a matrix of experts: .../moe/w_up_EDF."""
+  """Whether a path belongs to a matrix of experts, such as .../moe/w_up_EDF."""
   layer, _, leaf = name.rpartition('/')
   return layer.endswith('/moe') and leaf.startswith('w_')
 
 
 def _dense_name(name: str) -> str:
-  """Path in the dense model: .../feed_forward/w_up_DF for .../moe/w_up_EDF."""
+  """Path of the dense matrix: .../feed_forward/w_up_DF for .../moe/w_up_EDF."""
   layer, leaf = name.rsplit('/', 1)
   stem, letters = leaf.rsplit('_', 1)
   layer = layer.removesuffix('moe') + 'feed_forward'

@@ -1,16 +1,16 @@
-"""From a seqio task to a token store: the one file of `moe` that knows seqio.
+"""Tokenises a seqio task into a token store; no other file of `moe` uses seqio.
 
 seqio imports TensorFlow, which training must not need. So the functions here
 import both when they are called, and a training process calls none of them.
 """
 
 import dataclasses
-import difflib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from moe.data import task_names
 from moe.data.records import Feature, Tokeniser, texts_of
 from moe.data.store import Store, write_store
 from moe.modalities.ids import of_ranges
@@ -23,11 +23,11 @@ def resolve(name: str) -> list[tuple[str, float]]:
   """The tasks of a registered mixture with their rates; a task has the rate 1.
 
   Args:
-    name: of a seqio task or mixture.
+    name: name of a seqio task or mixture.
 
   Returns:
-    (task name, rate) for each task. A rate may be a function: it is called, and
-    may read the corpora.
+    (task name, rate) for each task. If a mixture gives a function as a rate,
+    this calls the function, which may read the corpora.
 
   Raises:
     ValueError: if there is neither a task nor a mixture of that name.
@@ -39,10 +39,10 @@ def resolve(name: str) -> list[tuple[str, float]]:
 
 
 def splits(name: str) -> dict[str, list[str]]:
-  """Splits of a task or mixture, and the tasks that have each of them.
+  """Splits of a task or mixture, and the tasks that have each split.
 
   Args:
-    name: of a seqio task or mixture.
+    name: name of a seqio task or mixture.
 
   Returns:
     split -> task names.
@@ -78,7 +78,7 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
   """Texts of a task, or of all tasks of a mixture, one task after the other.
 
   Args:
-    name: of a seqio task or mixture.
+    name: name of a seqio task or mixture.
     split: name of the split.
 
   Yields:
@@ -91,7 +91,7 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
   import seqio
 
   for task_name in tasks_with(name, split):
-    # Bytes stand in for a vocabulary, which may not be trained yet.
+    # A vocabulary of bytes suffices, since the trained one may not exist yet.
     for example in _examples(task_name, split, seqio.ByteVocabulary()):
       try:
         yield {key: text for key, text in texts_of(example) if text is not None}
@@ -110,16 +110,15 @@ def cache_task(
 ) -> dict:
   """Tokenises a split of a task into the store <cache_dir>/<task>/<split>.
 
-  The features of the task are tokenised with `vocabulary_path` in place of the
-  vocabulary that the task names; features of ids are kept as they are. A
-  document is ids(inputs) + ids(targets) + [eos], and the inputs have weight 0.
-  The ids of every document are decoded and compared with its text. A document
-  whose target is empty is left out and counted.
+  Texts of the task are tokenised with `vocabulary_path` instead of the task's
+  own vocabulary. A document is ids(inputs) + ids(targets) + [eos], and the
+  inputs have weight 0. The ids of every document are decoded and compared with
+  its text. A document with an empty target is left out and counted.
 
-  A feature whose vocabulary has the attributes `range` and `is_block` holds the
-  codes of that range of the id space, and perhaps has `tokenizer` and `grid`;
-  see `moe.data.records.Feature`. Features other than inputs and targets are
-  kept as arrays with one value per token.
+  A feature holds codes of another range of the id space if its vocabulary has
+  the attributes `range` and `is_block`, and perhaps `tokenizer` and `grid`; see
+  `moe.data.records.Feature`. Features other than inputs and targets are kept as
+  arrays with one value per token.
 
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
   `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs,
@@ -127,7 +126,7 @@ def cache_task(
   has codes in a grid.
 
   Args:
-    task_name: of a registered seqio task.
+    task_name: name of a registered seqio task.
     split: name of the split.
     cache_dir: directory of the stores of this vocabulary.
     vocabulary_path: file of the vocabulary.
@@ -206,33 +205,20 @@ def _features(task_name: str) -> dict[str, Feature]:
 
 
 def _provider(name: str):
-  """A registered task or mixture; ValueError with the nearest names if none."""
+  """Finds a registered task or mixture; the ValueError lists similar names."""
   import seqio
 
-  for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-    if name in registry.names():
-      return registry.get(name)
-  names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  raise not_registered(name, names)
-
-
-def not_registered(name: str, names: Iterable[str]) -> ValueError:
-  """The error about a name that is not among the registered ones."""
-  near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-  hint = f'did you mean {" or ".join(near)}? ' if near else ''
-  return ValueError(
-    f'A task or mixture must be registered, got {name!r}: {hint}`python -m'
-    ' launch.data list` shows all; name your own module with --task_module or'
-    ' TASK_MODULES.'
-  )
+  tasks, mixtures = seqio.TaskRegistry, seqio.MixtureRegistry
+  task_names.check(name, {*tasks.names(), *mixtures.names()})
+  return (tasks if name in tasks.names() else mixtures).get(name)
 
 
 def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   """Examples of a task in order; its texts are tokenised with `vocabulary`.
 
-  A source may have `documents(split)`, which gives its texts by feature as
-  Python strings. A task that only tokenises is read that way: its examples have
-  texts but no ids.
+  A source may have a method `documents(split)`, which gives its texts as Python
+  strings. If the task does nothing but tokenise, the examples come from this
+  method, and have texts but no ids.
   """
   import seqio
   import tensorflow as tf
@@ -246,7 +232,7 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   if hasattr(task.source, 'documents') and only_tokenise >= {
     *task.preprocessors
   }:
-    # With tf.data in between, reading would take a hundred times as long.
+    # Reading through tf.data would take a hundred times as long.
     for parts in task.source.documents(split):
       yield {
         f'{name}_pretokenized' if isinstance(part, str) else name: part
@@ -265,7 +251,7 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   try:
     yield from dataset.as_numpy_iterator()
   except tf.errors.OpError as error:
-    # The last line says what happened; those before it say where.
+    # The last line says what happened; the lines before it say where.
     reason = (str(error.message).strip().splitlines() or [repr(error)])[-1]
     raise ValueError(
       f'{task_name}/{split} must be readable to its end, got {reason}: repair'

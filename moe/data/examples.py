@@ -1,10 +1,9 @@
-"""From the tokens of documents to the places of a batch.
+"""Turns arrays with a value per token into arrays with a value per place.
 
 A place is one entry of a batch [B, T]: it reads one token and predicts the next
-one. So an array with one value per token becomes an array with one value per
-place in two ways. `predicted` takes the values of the tokens that the places
-predict, `read` those of the tokens that they read. The first place of a
-document reads no token.
+one. `predicted` gives each place the value of the token that it predicts.
+`read` gives each place the value of the token that it reads. The first place of
+a document reads no token.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from moe.data.store import Record
 def predicted(
   arrays: Sequence[np.ndarray], starts: Sequence[int], sizes: Sequence[int]
 ) -> np.ndarray:
-  """Values of the tokens that places predict, one segment after the other.
+  """For each place, the value of the token that it predicts.
 
   Args:
     arrays: [tokens, ...], values of all tokens of the document of each segment.
@@ -25,7 +24,7 @@ def predicted(
     sizes: tokens of each segment.
 
   Returns:
-    [places, ...].
+    [places, ...], one segment after the other.
   """
   return np.concatenate(
     [
@@ -38,10 +37,11 @@ def predicted(
 def read(
   arrays: Sequence[np.ndarray], starts: Sequence[int], sizes: Sequence[int]
 ) -> np.ndarray:
-  """Values of the tokens that places read; 0 at the first place of a document.
+  """For each place, the value of the token that it reads.
 
-  A segment that continues a document reads the token before the segment first,
-  so the first token of the segment is scored too. Arguments as for `predicted`.
+  The first place of a document reads no token and gets 0. The first place of
+  any other segment reads the token before the segment, so the segment's first
+  token is scored too. The arguments are the same as for `predicted`.
   """
   own = predicted(arrays, starts, sizes)
   shifted = np.empty_like(own)
@@ -57,19 +57,19 @@ def read(
 def place_blocks(read_ids: np.ndarray, predicted_ids: np.ndarray) -> np.ndarray:
   """The block of each place.
 
-  A place is in the block of the token that it reads. If that token has no
-  block, the place is in the block of the token that it predicts: so the first
-  token of a block, too, is predicted from the whole block. Tokens of one block
+  A place is in the block of the token that it reads. If this token has no
+  block, the place is in the block of the token that it predicts. So the first
+  token of a block is also predicted from the whole block. Tokens of one block
   are neighbours, so no place sees a later token outside its block.
 
   Args:
-    read_ids: blocks of the tokens that are read, 0 for none.
-    predicted_ids: blocks of the tokens that are predicted.
+    read_ids: for each place, block of the token that it reads; 0 for none.
+    predicted_ids: for each place, block of the token that it predicts.
   """
   return np.where(read_ids > 0, read_ids, predicted_ids)
 
 
 def block_ids(record: Record) -> np.ndarray:
-  """Blocks of a document's tokens; zeros where it has none."""
+  """The block of each token of a document; 0 for a token without a block."""
   found = record.get('block_ids')
   return np.zeros(record['tokens'].size, np.int32) if found is None else found

@@ -1,7 +1,7 @@
 """The order of rows: shuffles and mixtures are functions of the index alone.
 
 Nothing here has a state. So the rows of step 1,000,000 are found as fast as
-those of step 0, and they are the same on any machine with any numpy.
+those of step 0, and they do not depend on the machine or on numpy's version.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 _ROUNDS = 6
-# The pattern of a mixture repeats after this many rows, so rates are exact to
-# 1 / _PERIOD.
+# The pattern of a mixture repeats after this many rows, so the share of a store
+# in it is exact to about 1 / _PERIOD.
 _PERIOD = 1 << 16
 
 
@@ -21,13 +21,13 @@ def scramble(x: np.ndarray | int) -> np.ndarray:
   https://doi.org/10.1145/2714064.2660195).
 
   Args:
-    x: integers, which are taken modulo 2^64.
+    x: integers; they are reduced modulo 2^64.
 
   Returns:
     uint64 of the same shape.
   """
   x = np.asarray(x).astype(np.uint64)
-  with np.errstate(over='ignore'):  # Arithmetic modulo 2^64 is meant.
+  with np.errstate(over='ignore'):  # Overflow gives the wanted result mod 2^64.
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -35,19 +35,21 @@ def scramble(x: np.ndarray | int) -> np.ndarray:
 
 
 def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-  """Where a keyed permutation of range(size) sends each index.
+  """Applies a permutation of range(size), which the key chooses, to indices.
 
-  A Feistel network on the next power of four is applied until the value is in
-  range (Black and Rogaway, 2002, https://doi.org/10.1007/3-540-45760-7_9). So
-  any part of a permutation can be computed without the rest.
+  A Feistel network permutes the numbers below the next power of four. It is
+  applied again until the result is in range (Black and Rogaway, 2002,
+  https://doi.org/10.1007/3-540-45760-7_9). So any part of a permutation can be
+  computed without the rest.
 
   Args:
     index: int64 in [0, size).
     size: number of values, at least 1.
-    key: uint64, chooses the permutation; broadcast against index.
+    key: uint64, chooses the permutation; it is broadcast to the shape of index.
 
   Returns:
-    int64 in [0, size), different for different indices of one key.
+    int64 in [0, size). With the same key, different indices give different
+    results.
   """
   half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
   mask = np.uint64((1 << int(half)) - 1)
@@ -57,8 +59,8 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
   while todo.size:
     left, right = value[todo] >> half, value[todo] & mask
     for round_number in range(_ROUNDS):
-      # The hash comes before the mask, so that even a small half depends on all
-      # bits of the key.
+      # We hash before we mask, so that even a small half of the network depends
+      # on all bits of the key.
       mixed = scramble(key[todo] ^ np.uint64(round_number))
       left, right = right, left ^ (scramble(mixed ^ right) & mask)
     value[todo] = (left << half) | right
@@ -69,11 +71,12 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 class Mixture:
   """Which store each row of an endless mixture comes from.
 
-  The rows of each store are spread evenly: for any n, its share of the first n
-  rows is exact to within a few rows. The pattern repeats.
+  The rows of each store are spread evenly: in the first n rows of the mixture,
+  the number of rows of a store differs from its share by a few rows at most.
+  The pattern repeats.
 
   Attributes:
-    shares: float64 [stores], the rates of the pattern; they sum to 1.
+    shares: float64 [stores], share of each store in the pattern; the sum is 1.
   """
 
   def __init__(self, rates: Sequence[float]):
@@ -94,8 +97,9 @@ class Mixture:
     period = _PERIOD if rates.size > 1 else 1
     exact = rates / rates.sum() * period
     counts = np.maximum(1, np.floor(exact)).astype(np.int64)
-    # Rounding down leaves rows over, which go to the largest remainders. A
-    # store that was raised to one row takes that row from the largest store.
+    # Rounding down leaves some rows without a store. They go to the stores with
+    # the largest remainders. A store with less than one row gets one row, which
+    # the largest store gives up.
     for store in np.argsort(counts - exact, kind='stable'):
       if counts.sum() < period:
         counts[store] += 1
@@ -108,13 +112,13 @@ class Mixture:
     self._counts, self._store, self._rank = counts, store[order], rank[order]
 
   def locate(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The store of each row, and how many rows that store gave before it.
+    """The store of each row, and the number of the row within this store.
 
     Args:
       row: int64, numbers of rows in the mixture, from 0.
 
     Returns:
-      (store, number of the row within the store), int64.
+      (store, number of rows of this store before this row), int64.
     """
     period, place = np.divmod(np.asarray(row, np.int64), self._store.size)
     store = self._store[place]

@@ -1,4 +1,4 @@
-"""One store of a mixture with its pack plan; it fills rows of batches."""
+"""Fills rows of batches from one store of a mixture, by its pack plan."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ Extras = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class PackedStore:
-  """A store and its pack plan, which fill rows of batches."""
+  """Fills rows of batches with the documents of a store, by its pack plan."""
 
   def __init__(
     self,
@@ -34,9 +34,9 @@ class PackedStore:
     """Opens the store and its pack plan.
 
     Args:
-      directory: of the store, or the store itself.
+      directory: directory of the store, or the store itself.
       sequence_length: T.
-      transform: of the documents, or None.
+      transform: transform of the documents; None for none.
       extras: further arrays of a batch.
       max_bad_fraction: share of the records that may be unreadable.
       quarantine: list to which unreadable records are added; None makes an
@@ -61,13 +61,13 @@ class PackedStore:
     rows: np.ndarray,
     keys: np.ndarray,
   ):
-    """Writes rows of the plan into rows of a batch of zeros.
+    """Writes rows of the plan into rows of a batch.
 
     Args:
-      batch: to write into.
-      places: for each row of the plan, the row of the batch.
-      rows: numbers of the rows in the plan.
-      keys: random key of the epoch of each row.
+      batch: the batch to fill, with zeros in it.
+      places: for each row to write, its index in the batch.
+      rows: for each row to write, its number in the plan.
+      keys: for each row to write, the random key of its epoch.
     """
     if not rows.size:
       return
@@ -77,7 +77,8 @@ class PackedStore:
     rank = _ranges(num_segments)
     segment = np.repeat(first, num_segments) + rank
     length = plan.length[segment].astype(np.int64)
-    # The first index of each segment, if all segments are one line of tokens.
+    # Index of the first token of each segment, if all segments to write are
+    # concatenated.
     before = np.cumsum(length) - length
     row_begin = np.cumsum(num_segments) - num_segments
     column = before - np.repeat(before[row_begin], num_segments)
@@ -104,7 +105,7 @@ class PackedStore:
     records: np.ndarray,
     keys: np.ndarray,
   ) -> list[Record]:
-    """The example of each document; zeros for a document that is bad."""
+    """The example of each document; zeros for an unreadable document."""
     lengths, found = self.shape.lengths[records].tolist(), []
     # A hash of a hash, so that no two pairs of document and epoch share a key.
     keys = scramble(scramble(keys) ^ records.astype(np.uint64))
@@ -132,9 +133,9 @@ class PackedStore:
     """Writes segments of documents into a batch.
 
     Args:
-      batch: to write into.
+      batch: the batch to fill.
       target: for each token of the segments in order, the index of its place in
-        the flat batch.
+        the flattened batch.
       documents: the document of each segment.
       start: first token of each segment.
       length: tokens of each segment.
@@ -160,8 +161,8 @@ class PackedStore:
       batch.block_ids.reshape(-1)[target] = examples.place_blocks(
         examples.read(blocks, *cut), own
       )
-      # A place sees its whole block, so it predicts only tokens that are
-      # hidden.
+      # A place sees all tokens of its block. So only tokens that the mask hides
+      # are scored.
       is_shown = examples.predicted(inputs, *cut) == ids
       weights = np.where((own > 0) & is_shown, 0, weights)
     if not self.ids.is_text:
@@ -180,7 +181,7 @@ class PackedStore:
       flat[target] = examples.read(whole, *cut)
 
   def _read(self, records: np.ndarray) -> list[Record | None]:
-    """Documents by number; None for one that cannot be used."""
+    """Reads documents by number; None for a document that cannot be used."""
     on_error = None if self._quarantine is None else self._on_error
     documents = self.store.read(records, on_error)
     for place, document in enumerate(documents):

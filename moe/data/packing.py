@@ -16,8 +16,8 @@ from moe.data.order import scramble
 from moe.data.store import Store
 from moe.data.transforms import Shape
 
-# Version of the method of packing: it is part of the name of a saved plan,
-# because another method gives another data order.
+# Version of the packing method. It is part of the name of a saved plan, because
+# another method gives another data order.
 _METHOD = 1
 
 
@@ -31,8 +31,8 @@ class PackPlan:
   Attributes:
     record: int64 [segments], number of the document.
     start: int32 [segments], index in the document of the segment's first token.
-    length: int32 [segments], tokens of the segment.
-    row_start: int64 [rows + 1].
+    length: int32 [segments], number of tokens of the segment.
+    row_start: int64 [rows + 1], index of the first segment of each row.
     sequence_length: T.
   """
 
@@ -59,14 +59,14 @@ def pack(
   sequence_length: int,
   blocks: np.ndarray | None = None,
 ) -> PackPlan:
-  """Plans the rows of documents, the same way for the same lengths.
+  """Plans the rows of documents; the same lengths always give the same plan.
 
-  A document that is longer than a row is cut into whole rows and a rest. No cut
-  goes through a block: the row ends before the block instead. The segments that
-  are shorter than a row are placed from the longest to the shortest, each in
-  the row where it leaves the least room (best-fit decreasing, Johnson 1973).
-  All segments of one length are placed together, in a hashed order, so that
-  neighbours in a corpus are not neighbours in a row.
+  A document that is longer than a row is cut into whole rows and a rest. If a
+  cut would go through a block, the segment ends before the block instead.
+  Segments shorter than a row are placed from the longest to the shortest, each
+  in the row where it leaves the least room (best-fit decreasing, Johnson 1973).
+  Segments of the same length are placed in a hashed order, so that neighbours
+  in a corpus are not neighbours in a row.
 
   Args:
     lengths: int32, tokens of each document; empty documents are left out.
@@ -89,7 +89,7 @@ def pack(
   is_last = np.append(record[1:] != record[:-1], True)[: record.size]
   length = np.where(is_last, lengths[record], end[: record.size]) - start
   row, rank = _place(length, sequence_length)
-  # Rows are numbered by their first segments, in the order of the corpus.
+  # Rows are numbered by the place of their first segments in the corpus.
   first_segment = np.full(row.max(initial=-1) + 1, record.size)
   is_first = rank == 0
   first_segment[row[is_first]] = np.flatnonzero(is_first)
@@ -115,8 +115,8 @@ def _cuts(
   by_record = {}
   if blocks is not None and len(blocks):
     for number, begin, end, _ in blocks[lengths[blocks[:, 0]] > 0].tolist():
-      # The place after a block reads the block's last token, so it is part of
-      # the block.
+      # The place that predicts the token after a block reads the block's last
+      # token, so this place is in the block too.
       if min(end + 1, lengths[number]) - begin > sequence_length:
         raise ValueError(
           f'sequence_length={sequence_length} must hold the block of tokens'
@@ -149,8 +149,9 @@ def _cuts_between(
   cuts = [0]
   while length - cuts[-1] > sequence_length:
     cut = cuts[-1] + sequence_length
-    # A block moves the cut to its begin. The blocks are in order, so the cut
-    # can then fall only into a block before it.
+    # A cut inside a block or right after it moves to the begin of the block.
+    # That may be right after an earlier block, so we go from the last block to
+    # the first.
     for begin, end in reversed(spans):
       if begin < cut <= end:
         cut = begin
@@ -167,15 +168,15 @@ def _cuts_between(
 def _place(
   length: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(row of each segment, its rank among the segments of that row from 0)."""
+  """(row of each segment, place of the segment in its row, from 0)."""
   row = np.empty(length.size, np.int64)
   rank = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
   bounds = np.searchsorted(
     -length[order], -np.arange(sequence_length, -1, -1), side='right'
   )
-  # rows[s] are the open rows with room for s tokens; room[s] says whether there
-  # is one.
+  # rows[s] are the rows with room left for s tokens; room[s] says whether there
+  # is such a row.
   rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
   room = np.zeros(sequence_length + 1, bool)
   held = np.zeros(length.size, np.int64)  # Segments of each row so far.
@@ -196,7 +197,7 @@ def _place(
       segments = order[begin : begin + taken]
       row[segments] = np.repeat(chosen, per_row)[:taken]
       rank[segments] = held[row[segments]] + np.arange(taken) % per_row
-      # All rows get per_row segments, but the last one may get fewer.
+      # Each chosen row gets per_row segments; only the last one may get fewer.
       given = np.full(chosen.size, per_row)
       given[-1] = taken - per_row * (chosen.size - 1)
       held[chosen] += given
@@ -214,9 +215,9 @@ def load_pack_plan(
   """The plan of a store: read from its directory, or made and kept there.
 
   Args:
-    store: whose documents are packed.
+    store: store of the documents.
     sequence_length: tokens of a row.
-    shape: of the documents after a transform; None if there is no transform.
+    shape: shape of the documents after a transform; None without a transform.
 
   Returns:
     The plan.
@@ -246,7 +247,8 @@ def load_pack_plan(
 
 
 def _save(plan: PackPlan, path: str, content_sha256: str):
-  # A store on a read-only or full disk can still be read: the plan is not kept.
+  # If the disk is read-only or full, the plan is not kept, and the next run
+  # makes it again.
   with contextlib.suppress(OSError), atomic_files.replacing(path) as f:
     np.savez(
       f,

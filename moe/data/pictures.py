@@ -1,4 +1,4 @@
-"""Batches of pictures by number, from stores of decoded pictures."""
+"""Batches of pictures by their number, from stores of decoded pictures."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class PictureReader:
     manifest_hash: SHA-256 of the stores' content and their rates.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
-    facts: what the score of an objective needs to know: nothing.
+    facts: facts for the score of an objective; empty, since it needs none.
   """
 
   def __init__(
@@ -38,10 +38,10 @@ class PictureReader:
     """Opens the stores.
 
     Args:
-      stores: of pictures.
+      stores: stores of pictures.
       rates: how many rows come from each store, relative to the others.
       batch_size: B, rows of the whole batch over all hosts.
-      seed: of the shuffles.
+      seed: seed of the shuffles.
       shape: (Y, X); all pictures must have it.
       rows: numbers of the rows that this host reads; None for all.
     """
@@ -78,13 +78,14 @@ def picture_batches(
   """Every picture of a store once; the last batch is filled up with black.
 
   Args:
-    store: of pictures.
+    store: store of pictures.
     batch_size: B, rows of the whole batch over all hosts.
     shape: (Y, X) of the pictures.
     rows: numbers of the rows that this host reads; None for all.
 
   Raises:
-    ValueError: if a picture cannot be read: a score must cover all of them.
+    ValueError: if a picture cannot be read, since a score must cover all
+      pictures.
   """
   for first in range(0, store.lengths.size, batch_size):
     number = first + (np.arange(batch_size) if rows is None else rows)
@@ -108,7 +109,7 @@ def _fill(
   indices: np.ndarray,
   quarantine: list | None,
 ) -> None:
-  """Puts pictures into rows; without a quarantine, a bad record raises."""
+  """Puts pictures into rows; unreadable ones raise, or go to the quarantine."""
 
   def note(index: int, error: Exception) -> None:
     quarantine.append(

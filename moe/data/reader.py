@@ -1,4 +1,4 @@
-"""Batches by number: what a step reads depends only on seed and step."""
+"""Batches by their number: what a step reads depends on seed and step only."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ class Reader:
 
   Each epoch shuffles the rows of every store's pack plan in another way. The
   pattern of the mixture says which store gives the next row. Batch s holds the
-  rows [s * batch_size, (s + 1) * batch_size) of that sequence. There is no
-  iterator and no state, so any host can read any batch at any time.
+  rows [s * batch_size, (s + 1) * batch_size) of this endless mixture. There is
+  no iterator and no state, so any host can read any batch at any time.
 
   A record that cannot be read makes its row empty (weight 0, segment 0) and is
   noted in `quarantine`; no other row changes.
@@ -29,11 +29,12 @@ class Reader:
   Attributes:
     ids: the id space of all stores.
     vocab_size: number of ids of the vocabulary that all stores share.
-    vocab_sha256: of the vocabulary's file.
-    manifest_hash: SHA-256 of the stores' content, their vocabulary and rates,
-      and of the id space and the transforms if there are any.
-    chars_per_token: characters of the text for each scored token; end marks are
-      tokens but no characters. Bits per character are bits per scored token
+    vocab_sha256: SHA-256 of the vocabulary's file.
+    manifest_hash: SHA-256 of what decides the data: content, vocabulary and
+      rates of the stores, transforms, and the id space if it has more than
+      text.
+    chars_per_token: mean number of characters per scored token; an end mark is
+      a token without characters. Bits per character are bits per scored token
       divided by this.
     fill: share of the places of a batch that hold a token.
     quarantine: {'file', 'record', 'error'} of each record that could not be
@@ -55,15 +56,15 @@ class Reader:
     """Opens the stores and their pack plans.
 
     Args:
-      dirs: of the stores, or the stores themselves.
+      dirs: directories of the stores, or the stores themselves.
       rates: how many rows come from each store, relative to the others.
       sequence_length: T.
       batch_size: B, rows of the whole batch over all hosts.
-      seed: of the shuffles.
+      seed: seed of the shuffles.
       max_bad_fraction: share of a store's records that may be unreadable.
-      rows: numbers of the rows of a batch that this host reads, as
-        `multihost.own_rows` gives them; None for all.
-      transforms: one for each store, None where there is none; () for none.
+      rows: numbers of the rows of a batch that this host reads, from
+        `multihost.own_rows`; None for all.
+      transforms: a transform or None for each store; () for no transforms.
       extras: further arrays of a batch; zeros where a store lacks one.
 
     Raises:
@@ -147,13 +148,13 @@ class Reader:
     """The rows of a step's batch that this host reads.
 
     Args:
-      step: from 0.
+      step: number of the step, counted from 0.
 
     Returns:
       A batch of numpy arrays [rows, T].
 
     Raises:
-      ValueError: if more records than `max_bad_fraction` are unreadable.
+      ValueError: if the share of unreadable records exceeds `max_bad_fraction`.
     """
     number = step * self._batch_size + self._rows
     store_B, number_B = self._mixture.locate(number)
@@ -180,11 +181,12 @@ def eval_batches(
   """Every document of a store once, in the order of its packed rows.
 
   Args:
-    directory: of the store, or the store itself.
+    directory: directory of the store, or the store itself.
     sequence_length: T.
     batch_size: B, rows of the whole batch over all hosts.
     rows: see `Reader`.
-    transform: of the documents; its randomness is the same each time.
+    transform: transform of the documents; its random choices are the same in
+      every evaluation.
     extras: further arrays of a batch.
 
   Yields:
@@ -192,8 +194,8 @@ def eval_batches(
     rows.
 
   Raises:
-    ValueError: if the store is missing, or if a record cannot be read: a score
-      must cover all documents.
+    ValueError: if the store is missing, or if a record cannot be read, since a
+      score must cover all documents.
   """
   extras = dict(extras or {})
   packed = PackedStore(directory, sequence_length, transform, extras)

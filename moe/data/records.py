@@ -1,4 +1,4 @@
-"""From the examples of a task to the records of a store, and their counts."""
+"""Turns the examples of a task into records of a store, and counts them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,13 +19,14 @@ class Feature(NamedTuple):
   """A feature of a task that is not text.
 
   Attributes:
-    range: name of one of `moe.modalities.ids.RANGES`; the feature holds codes
-      of this range. It matters for inputs and targets only: every other feature
-      is an array with one value per token, and is kept as it is.
-    is_block: whether the whole feature is one block, whose tokens see each
-      other. A block in the inputs is a condition. In a block in the targets, a
+    range: name of a range in `moe.modalities.ids.RANGES`. Inputs or targets are
+      codes of this range. For any other feature it has no effect: the feature
+      is an array with one value per token, which does not change.
+    is_block: whether the whole feature is one block: its tokens see each other.
+      A block in the inputs is a condition. For a block in the targets, a
       transform must hide the tokens that are predicted.
-    tokenizer: SHA-256 of the trained tokenizer that made the codes, if one did.
+    tokenizer: SHA-256 of the trained tokenizer that made the codes, if one was
+      trained.
     grid: (rows, columns) of the codes of a picture. The record then has the
       arrays `row` and `column`, counted from 1 for codes and 0 for other
       tokens. () if the codes lie in no grid.
@@ -39,20 +40,20 @@ class Feature(NamedTuple):
 
 @dataclasses.dataclass
 class Counts:
-  """What became of the documents of a source.
+  """Counts of the documents of a source, and of what they contain.
 
   Attributes:
-    documents: read from the source.
-    empty: left out because nothing is to be scored.
-    malformed: left out because they are not UTF-8, or because the vocabulary
-      does not give their text back.
-    respelt: tokenised again because the task lost a U+2581 of their text.
+    documents: documents that were read.
+    empty: documents left out because they have nothing to score.
+    malformed: documents left out because they are not UTF-8, or because their
+      ids do not decode to their text.
+    respelt: documents tokenised again because the task lost a U+2581.
     scored_tokens: tokens with weight 1, end marks included.
     chars: Unicode code points of the scored text, end marks not counted; a code
       of another range counts as one.
     bytes: bytes of the scored text in UTF-8; a code counts as one.
-    unknown_tokens: tokens of all documents that are the unknown token.
-    byte_tokens: tokens of all documents that are one byte of a character.
+    unknown_tokens: how often the unknown token occurs in all documents.
+    byte_tokens: how often tokens for a single byte occur in all documents.
   """
 
   documents: int = 0
@@ -78,15 +79,15 @@ class Tokeniser:
     ids: IdSpace,
     features: Mapping[str, Feature],
   ):
-    """Starts with counts of zero.
+    """Makes a tokeniser with all counts at zero.
 
     Args:
-      name: of the store, for messages.
+      name: name of the store, for messages.
       vocabulary: tokenises the texts.
       max_bad_fraction: share of the documents that may be malformed.
       on_progress: called from time to time with the number of documents read.
-      ids: where every range lies.
-      features: name -> feature, of the features that are not text.
+      ids: the id space, which maps codes to ids.
+      features: name -> feature, for the features that are not text.
     """
     self.counts = Counts()
     self._name = name
@@ -109,7 +110,7 @@ class Tokeniser:
         record = self._record(example)
         if record is not None:
           yield record
-      except ValueError as error:  # UnicodeDecodeError is one.
+      except ValueError as error:  # This includes UnicodeDecodeError.
         counts.malformed += 1
         if self._first_bad is None:
           self._first_bad = f'document {counts.documents}: {error}'
@@ -167,11 +168,11 @@ class Tokeniser:
     )
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """Ids that decode to the text: the given ones, if they do."""
+    """The given ids if they decode to the text; else the text's ids anew."""
     decoded = self._vocabulary.decode(ids)
     if decoded == text:
       return ids
-    # TensorFlow's SentencePiece takes U+2581 for a space.
+    # TensorFlow's SentencePiece reads U+2581 as a space, so its ids are wrong.
     if decoded == text.replace('\u2581', ' '):
       self.counts.respelt += 1
       return self._vocabulary.encode(text)
@@ -182,7 +183,7 @@ class Tokeniser:
   def _counted(
     self, prompt: list[int], target: list[int], num_chars: int, num_bytes: int
   ) -> Record:
-    """The record of a document, which is added to the counts."""
+    """Makes the record of a document, and adds the document to the counts."""
     counts = self.counts
     tokens = np.array(prompt + target)
     if self._ids.unknown(tokens).size:
@@ -209,7 +210,7 @@ class Tokeniser:
     return record
 
   def _blocks(self, prompt: list[int], target: list[int]) -> Record:
-    """The blocks of a document; nothing if it has none."""
+    """The array `block_ids` of a document; {} if it has no block."""
     block_ids = np.zeros(len(prompt) + len(target) + 1, np.uint8)
     for number, feature in enumerate(_FEATURES, start=1):
       if feature in self._features and self._features[feature].is_block:
@@ -232,7 +233,7 @@ class Tokeniser:
     return {'row': row, 'column': column}
 
   def _rest(self, example: dict, record: Record) -> Record:
-    """Further arrays of an example, one value per token; 0 at the end mark."""
+    """Other arrays of an example, one value per token; 0 for the end mark."""
     size, rest = record['tokens'].size, {}
     for name in self._features.keys() - set(_FEATURES):
       array = np.asarray(example[name])
@@ -265,7 +266,7 @@ def places(size: int, grid: tuple[int, ...]) -> np.ndarray:
 
 
 def texts_of(example: dict) -> Iterator[tuple[str, str | None]]:
-  """(feature, its text or None); UnicodeDecodeError if it is not UTF-8."""
+  """(feature, its text or None); UnicodeDecodeError if a text is not UTF-8."""
   for feature in _FEATURES:
     text = example.get(f'{feature}_pretokenized')
     if isinstance(text, bytes):

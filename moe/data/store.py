@@ -2,16 +2,15 @@
 
 A store is a directory <vocabulary directory>/<task>/<split>/ with
 
-  records.array_record  one record per document, as `encode_record` writes it
-  lengths.npy           int32, tokens of each record; 1 if it has none, as a
-                        picture
+  records.array_record  one record per document, in the form of `encode_record`
+  lengths.npy           int32, tokens of each record; 1 for a picture
   manifest.json         counts, hashes, where the documents came from
-  blocks.npy            int32 [blocks, 4], only where records have `block_ids`:
+  blocks.npy            int32 [blocks, 4], only if records have `block_ids`:
                         record, first token, one past the last, scored tokens
 
-After the first read it also holds pack plans of `moe.data.packing`. All stores
-share the vocabulary <vocabulary directory>/vocabulary.model. A mixture is not a
-store but a file with its tasks and rates:
+A run also keeps pack plans of `moe.data.packing` there. All stores in a
+vocabulary directory share the file vocabulary.model in it. A mixture has no
+store, but a file with its tasks and rates:
 <vocabulary directory>/<mixture>/mixture.json.
 """
 
@@ -37,17 +36,14 @@ Record = dict[str, np.ndarray]
 
 
 def encode_record(arrays: Record) -> bytes:
-  """Named arrays as bytes.
+  """Encodes named arrays as bytes, which `decode_record` reads.
 
   The bytes are the CRC-32 of the rest (uint32), the length of the header
   (uint32), the header, and the arrays one after the other, in C order; numbers
   are little-endian. The header is JSON: a list of [name, dtype, shape].
 
   Args:
-    arrays: of numbers; a scalar is an array without dimensions.
-
-  Returns:
-    What `decode_record` reads.
+    arrays: name -> array of numbers; a scalar is an array without dims.
   """
   arrays = {
     name: np.asarray(array, np.asarray(array).dtype.newbyteorder('<'))
@@ -65,7 +61,7 @@ def encode_record(arrays: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-  """Read-only named arrays from bytes; ValueError if the bytes are damaged."""
+  """Decodes read-only named arrays; ValueError if the bytes are damaged."""
   body = memoryview(data)[4:]
   if zlib.crc32(body) != int.from_bytes(data[:4], 'little'):
     raise ValueError('the checksum of the record is wrong')
@@ -93,8 +89,8 @@ def write_store(
   """Writes a store whole or not at all; it replaces an existing store.
 
   Args:
-    directory: of the store.
-    records: in the order of their numbers.
+    directory: directory of the store.
+    records: the records, in the order of their numbers.
     manifest_fn: gives the rest of the manifest; called after the last record.
 
   Raises:
@@ -145,13 +141,13 @@ def _write_records(
   path: str, records: Iterable[Record]
 ) -> tuple[list[int], list[tuple[int, ...]], str]:
   """Writes records; returns lengths, blocks and the hash of the bytes."""
-  # The C++ library is imported here and below, because a program that only
-  # counts documents does not need it.
+  # The C++ library is imported here and below, because a program that reads and
+  # writes no records does not need it.
   from array_record.python import array_record_module
 
   lengths, blocks, content = [], [], hashlib.sha256()
-  # Each record is a chunk of its own. So damage stays in one record, and a
-  # random read reads no other record.
+  # Each record is a separate chunk. So damage to one record leaves the others
+  # readable, and reading a record at random reads no other one.
   writer = array_record_module.ArrayRecordWriter(
     path, 'group_size:1,uncompressed'
   )
@@ -168,7 +164,7 @@ def _write_records(
 
 
 def _length(record: Record) -> int:
-  """Tokens of a record; 1 if it has none."""
+  """Number of tokens of a record; 1 for a picture, which has none."""
   return record['tokens'].size if 'tokens' in record else 1
 
 
@@ -176,8 +172,8 @@ def _block_spans(record: Record) -> list[tuple[int, int, int]]:
   """(first token, one past the last, scored tokens) of each block.
 
   Raises:
-    ValueError: if the tokens of a block are not neighbours: tokens between its
-      parts would be read before they are predicted.
+    ValueError: if the tokens of a block are not neighbours: a place in its
+      first part would see tokens between the parts, and then predict them.
   """
   if 'block_ids' not in record:
     return []
@@ -218,8 +214,8 @@ def find_stores(
 
   Args:
     vocabulary_dir: directory of the vocabulary and its stores.
-    name: of the task or mixture.
-    split: its name; tasks of a mixture that have no such split are left out.
+    name: name of the task or mixture.
+    split: name of the split; tasks of a mixture without it are left out.
 
   Returns:
     (directories, rates).
@@ -249,10 +245,10 @@ def find_stores(
 
 
 class Store:
-  """A store whose records are read by number, from any thread.
+  """Reads the records of a store by number, from any thread.
 
   Attributes:
-    directory: of the store.
+    directory: directory of the store.
     manifest: what `write_store` wrote.
     lengths: int32 [records], tokens of each record.
     blocks: int32 [blocks, 4]: record, first token, one past the last one, and
@@ -264,7 +260,7 @@ class Store:
     """Opens the manifest and the lengths; the first read opens the records.
 
     Raises:
-      ValueError: if no finished store is there, or one of another version.
+      ValueError: if there is no finished store, or it has another version.
     """
     self.directory = os.fspath(directory)
     if not is_store(self.directory):
@@ -296,7 +292,7 @@ class Store:
     self._reader = None
 
   def hold(self) -> 'Store':
-    """Opens the records too: a new store in the directory then changes nothing.
+    """Opens the records too, so that a new store in its place has no effect.
 
     An open file keeps its content when another file replaces it.
 
@@ -305,7 +301,7 @@ class Store:
 
     Raises:
       ValueError: if the records are missing, or if the store was made again
-        since its manifest was read.
+        after its manifest was read.
     """
     self._open()
     before, now = self.manifest, Store(self.directory).manifest
@@ -329,15 +325,15 @@ class Store:
     indices: Sequence[int],
     on_error: Callable[[int, Exception], None] | None = None,
   ) -> list[Record | None]:
-    """Records by number.
+    """Reads records by number.
 
     Args:
       indices: numbers in [0, records).
-      on_error: called with number and error of each record that cannot be read,
-        whose result is None. Without `on_error` the first such record raises.
+      on_error: called with number and error for each record that cannot be
+        read. Without `on_error` the first such record raises.
 
     Returns:
-      A record, read-only arrays by name, for each index.
+      A record, read-only arrays by name, for each index; None if unreadable.
 
     Raises:
       ValueError: if a record is damaged and there is no `on_error`.
@@ -347,7 +343,7 @@ class Store:
     try:
       data = reader.read(indices) if indices else []
     except (RuntimeError, IndexError):
-      # One bad record fails the whole read: try them one by one.
+      # One bad record makes the whole read fail, so we read one by one below.
       data = [None] * len(indices)
     with self._lock:
       self.bytes_read += sum(len(datum or b'') for datum in data)
@@ -367,7 +363,7 @@ class Store:
           num_records = reader.num_records()
         except RuntimeError as error:
           num_records = error
-        # A file that was cut short can be opened, and has no records.
+        # A file that was cut short may still open, but has no records.
         if num_records != self.lengths.size:
           raise ValueError(
             f'{path} must have {self.lengths.size} records, got {num_records}:'
@@ -383,7 +379,7 @@ class Store:
     data: bytes | None,
     on_error: Callable[[int, Exception], None] | None,
   ) -> Record | None:
-    """The record that `data` holds; None stands for data still to be read."""
+    """Decodes the record in `data`, or reads it first if `data` is None."""
     try:
       if data is None:
         data = self._reader.read([index])[0]

@@ -7,12 +7,12 @@ import os
 import re
 from typing import Any
 
-# The function that opens a compressed file, by the end of its name.
+# End of the name of a compressed file -> the function that opens the file.
 OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
 
 
 def unescaped(text: str) -> str:
-  r"""The text that is meant: \n is a line break, \\ is one backslash.
+  r"""Replaces escapes in a text: \n by a line break, \\ by one backslash.
 
   A backslash before any other character stands for itself.
   """
@@ -20,10 +20,11 @@ def unescaped(text: str) -> str:
 
 
 def read_texts(path: str) -> list[str]:
-  r"""Documents of a text file; \n stands for a line break in one.
+  r"""Reads a text file with a document per line; \n stands for a line break.
 
   Raises:
-    ValueError: if it is missing, empty or not UTF-8, with the line number.
+    ValueError: if the file is missing, empty or not UTF-8; the message names
+      the first line that is not UTF-8.
   """
   try:
     with open(path, 'rb') as f:
@@ -50,13 +51,14 @@ def read_texts(path: str) -> list[str]:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The objects of a file with one JSON object per line.
+  """Reads a file with one JSON object per line.
 
   Args:
-    path: the file; one that ends in `.gz` or `.xz` is decompressed.
+    path: path of the file; if it ends in `.gz` or `.xz`, the file is
+      decompressed.
 
   Raises:
-    ValueError: if a line is not JSON or the file is cut short.
+    ValueError: if a line is not JSON, or if the file is cut short.
     OSError: if the file cannot be opened.
   """
   opener = OPENERS.get(os.path.splitext(path)[1], open)

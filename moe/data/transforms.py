@@ -1,9 +1,9 @@
-"""Transforms: what happens to a record between the store and the batch.
+"""Transforms, which change a record between the store and the batch.
 
-A transform changes a document each time it is read. Its random key depends on
-the seed, the epoch and the document alone, so every batch can be made again,
-and the segments of one document agree. A transform declares the lengths of its
-results, so that the rows are planned once, before any record is read.
+A transform changes a document each time it is read. Its random key depends only
+on the seed, the epoch and the document. So every batch can be made again, and
+all segments of a document come from the same result. A transform declares the
+lengths of its results, so that rows are planned before any record is read.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class Shape(NamedTuple):
 
   Attributes:
     lengths: int [records], tokens of each document.
-    blocks: int [blocks, 4], as `Store.blocks`.
-    counts: 'scored_tokens' and 'chars', added over all documents.
+    blocks: int [blocks, 4], in the form of `Store.blocks`.
+    counts: 'scored_tokens' and 'chars', summed over all documents.
   """
 
   lengths: np.ndarray
@@ -31,24 +31,24 @@ class Shape(NamedTuple):
   counts: dict[str, int]
 
 
-@runtime_checkable  # So that a configuration can be checked.
+@runtime_checkable  # The check of a configuration uses isinstance.
 class Transform(Protocol):
   """A function from a record to the example that a batch reads.
 
-  The hash of the data contains `repr` of the transform, so different transforms
-  must differ in it.
+  The hash of the data contains the `repr` of the transform, so two different
+  transforms must have different ones.
   """
 
   def declare(self, shape: Shape) -> Shape:
-    """The shape of the examples that come from a store of the given shape."""
+    """The shape of the examples, for a store with documents of this shape."""
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """The example.
+    """Turns a record into an example.
 
     Args:
       record: `tokens` and the other arrays of the store.
       key: random key of this document in this epoch.
-      ids: the id space, which says where each range lies.
+      ids: the id space, which has the id of the mask.
 
     Returns:
       A record of the declared length. If it has an array `inputs`, the model
@@ -57,10 +57,10 @@ class Transform(Protocol):
 
 
 def shape_of(store: Store, transform: Transform | None = None) -> Shape:
-  """The shape of the examples of a store, with a transform or without.
+  """The shape of the examples of a store, with or without a transform.
 
   Raises:
-    ValueError: if a block is to be predicted and nothing hides its tokens.
+    ValueError: if tokens of a block are scored, but no transform hides them.
   """
   counts = store.manifest['counts']
   counts = {name: counts[name] for name in ('scored_tokens', 'chars')}
@@ -78,17 +78,17 @@ def shape_of(store: Store, transform: Transform | None = None) -> Shape:
 
 @dataclasses.dataclass(frozen=True)
 class MaskBlocks:
-  """Hides a share of the scored tokens of a block; they alone are predicted.
+  """Hides a share of the scored tokens of a block; only these are predicted.
 
   This is masked modelling (Devlin et al. 2018,
-  https://arxiv.org/abs/1810.04805) with two changes. A block has the same
-  number of hidden tokens each time, so that the number of scored tokens is
-  known. All hidden tokens are read as the mask. A block that is not scored is a
-  condition, and nothing in it is hidden.
+  https://arxiv.org/abs/1810.04805) with two changes. The number of hidden
+  tokens of a block is always the same, so that the number of scored tokens is
+  known. The model always reads the mask in place of a hidden token. A block
+  that is not scored is a condition, and nothing in it is hidden.
 
   Attributes:
-    fraction: share of the scored tokens of a block that is hidden; at least one
-      is.
+    fraction: share of the scored tokens of a block to hide; at least one token
+      is hidden.
   """
 
   fraction: float = 0.15
@@ -98,14 +98,14 @@ class MaskBlocks:
     bounds.within('fraction', self.fraction, share, above=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
-    """The same lengths and blocks; tokens that are shown are not scored."""
+    """The same lengths and blocks; counts without the tokens that are shown."""
     scored = shape.blocks[:, 3].astype(np.int64)
     num_shown = int((scored - self._num_hidden(scored)).sum())
     counts = {name: count - num_shown for name, count in shape.counts.items()}
     return shape._replace(counts=counts)
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """The record, with `inputs` in which the mask replaces hidden tokens."""
+    """Adds `inputs` to the record, in which masks replace hidden tokens."""
     if 'block_ids' not in record:
       return record
     block_ids = record['block_ids']
@@ -125,16 +125,16 @@ class MaskBlocks:
 
 @dataclasses.dataclass(frozen=True)
 class DropCondition:
-  """Hides the whole condition of a document now and then.
+  """Hides the whole condition of a document in a random share of its reads.
 
-  A model trained on both knows the target with and without its condition, as
-  classifier-free guidance (Ho and Salimans 2022,
+  So the model learns to predict the target both with and without its condition.
+  Classifier-free guidance (Ho and Salimans 2022,
   https://arxiv.org/abs/2207.12598) and the information gain of a caption need
-  it. All tokens of the condition are read as the mask, so a document keeps its
-  length, and both branches share one cache.
+  both predictions. A mask replaces each token of the condition, so the document
+  keeps its length, and decoding can do both predictions with one cache.
 
   Attributes:
-    fraction: share of the times a document is read without its condition.
+    fraction: probability that a document is read without its condition.
   """
 
   fraction: float = 0.1
@@ -144,10 +144,10 @@ class DropCondition:
     bounds.within('fraction', self.fraction, share, least=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
-    """The same shape.
+    """The same shape, since the length does not change.
 
     Raises:
-      ValueError: if a block is to be predicted, which this does not hide.
+      ValueError: if tokens of a block are scored, since they are not hidden.
     """
     if shape.blocks[:, 3].any():
       raise ValueError(
@@ -157,7 +157,7 @@ class DropCondition:
     return shape
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """The record, with `inputs` in which masks replace the condition."""
+    """Adds `inputs` to the record, in which masks replace the condition."""
     if float(scramble(key)) >= self.fraction * 2.0**64:
       return record
     if 'loss_weights' not in record:

@@ -1,4 +1,4 @@
-"""A check that a token store is what its manifest says."""
+"""Checks that a token store agrees with its manifest and its vocabulary."""
 
 import collections
 import hashlib
@@ -15,15 +15,15 @@ _MAX_PROBLEMS = 20
 def verify(directory: str | os.PathLike) -> list[str]:
   """Checks a store against its manifest and its vocabulary, record by record.
 
-  Files and vocabulary are hashed, every record is read, and everything is
-  counted again. The ids of a record must be in range, must end with the end
-  mark, and must be the ids that the vocabulary gives to the text of the record.
+  It hashes the files and the vocabulary, reads every record, and counts tokens
+  and characters again. The ids of a record must be in range, must end with the
+  end mark, and must be the ids that the vocabulary gives to the record's text.
 
   Args:
-    directory: of the store.
+    directory: directory of the store.
 
   Returns:
-    At most 20 problems, a sentence each; none if the store is sound.
+    At most 20 problems, one sentence each; empty if the store has no problem.
   """
   try:
     store = Store(directory)
@@ -99,7 +99,7 @@ def _record_problem(
   space: IdSpace,
   totals: collections.Counter,
 ) -> str | None:
-  """The problem of a record, or None; its counts are added to `totals`."""
+  """The problem of a record, or None; adds the record's counts to `totals`."""
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:
     return 'the last token is not the end mark'

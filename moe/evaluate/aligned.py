@@ -1,9 +1,10 @@
-"""Languages on one scale: bits per English character of aligned text.
+"""Compares languages by the bits per English character of translated sentences.
 
-All bits that a model needs for a language's side of some sentences are divided
-by the characters of the English side of the same sentences. The sentences mean
-the same in every language, and the bits are divided by the same number, so the
-score does not depend on the vocabulary or the script (Mielke et al. 2019,
+The score of a language is a ratio. The numerator is all bits that a model needs
+for some sentences in this language. The denominator is the number of characters
+of the same sentences in English. Since the sentences mean the same in every
+language and the denominator is the same, languages can be compared whatever
+their vocabulary and script (Mielke et al. 2019,
 https://arxiv.org/abs/1906.04726; Goldfish, Chang et al. 2024,
 https://arxiv.org/abs/2408.10441).
 """
@@ -17,7 +18,7 @@ from moe.evaluate import comparison, score
 
 BITS_PER_ENGLISH_CHAR = 'bits per English character'
 ENGLISH = 'English'
-# Why the numbers of two languages may be compared, and what they hide.
+# This text says why two languages can be compared, and what the scores hide.
 EXPLANATION = (
   'Each row divides all bits of one language by the same number: the characters'
   ' of the English sentences.',
@@ -33,13 +34,13 @@ EXPLANATION = (
 
 
 class AlignedSet(NamedTuple):
-  """Sentences that say the same in several languages.
+  """A set of sentences with their translations.
 
   Attributes:
-    name: of the set.
-    file: the file of its rows, below the folder of shared data.
-    fields: field of a row by language; one language is `ENGLISH`.
-    licence: of the text.
+    name: name of the set.
+    file: file of its rows, relative to the folder of shared data.
+    fields: language -> field of a row; one language is `ENGLISH`.
+    licence: licence of the text.
   """
 
   name: str
@@ -79,11 +80,11 @@ SETS = (
 def language_score(
   language: str, nats: np.ndarray, english_chars: np.ndarray, command: str
 ) -> score.Score:
-  """Bits per English character of one language's side.
+  """The score of one language: bits per English character.
 
   Args:
     language: name of the score.
-    nats: of each sentence in the language, end marks included.
+    nats: nats of each sentence in this language, end marks included.
     english_chars: code points of each English sentence.
     command: the command that gives the same number again.
   """
@@ -99,10 +100,11 @@ def difference(
   english_chars: np.ndarray,
   command: str,
 ) -> score.Score:
-  """A language minus English, by a bootstrap that draws whole sentences.
+  """The score of a language minus that of English, with a bootstrap interval.
 
-  A resample has the same sentences on both sides, so that what is hard in all
-  languages cancels out of the interval.
+  A resample has the same sentences in both languages. Some sentences are hard
+  in every language; this effect cancels in the difference and does not widen
+  the interval.
   """
   found = comparison.compare(nats, english_nats, english_chars, 1000)
   return score.Score(

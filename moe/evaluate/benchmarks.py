@@ -1,10 +1,10 @@
 """Benchmarks that are scored by likelihood: LAMBADA, Winograd sets, XCOPA.
 
-Every request is, character for character, the one that lm-evaluation-harness
-0.4.13 makes for its task of the same name: the delimiter between context and
-continuation is one space, in Chinese too, and solved examples are joined by an
-empty line. `PROTOCOLS` says for each benchmark what is asked and where the
-files at hand differ from those of the harness.
+Every request has exactly the characters of lm-evaluation-harness 0.4.13 for the
+task with the same name. One space separates context and continuation, in
+Chinese too, and an empty line follows each solved example. `PROTOCOLS` says for
+each benchmark what the model is asked, and how our data files differ from those
+of the harness.
 
 Sources: LAMBADA, Paperno et al. 2016, https://arxiv.org/abs/1606.06031, in the
 text of Radford et al. 2019; WSC273, Levesque et al. 2012, with partial scoring,
@@ -30,7 +30,8 @@ TARGET_DELIMITER = ' '
 SHOT_DELIMITER = '\n\n'
 SHOTS_SEED = 1234
 
-# Units of the metrics where less is better; all others are shares.
+# Units of the metrics of which a lower value is better. All other metrics are
+# shares, and a higher value is better.
 UNITS = {'perplexity': 'perplexity', 'bits_per_char': score.BITS_PER_CHAR}
 
 Row = dict[str, Any]
@@ -40,12 +41,14 @@ class Item(NamedTuple):
   """One question.
 
   Attributes:
-    requests: one for each choice; a single one if there is nothing to choose.
-    choices: the texts whose lengths normalise the likelihoods of the choices.
+    requests: one request for each choice; a single one if there is no choice.
+    choices: the texts of the choices. The metrics 'acc_norm' and 'acc_bytes'
+      divide the log-likelihood of a choice by the length of its text.
     gold: index of the right choice.
-    group: items of one group say nearly the same, so none of them may be a
-      solved example for another.
-    solved: the question with its answer, as a solved example.
+    group: name of a group of items with nearly the same text. No item of a
+      group may be a solved example for another item of this group.
+    solved: the text of the question with its answer, for use as a solved
+      example.
   """
 
   requests: tuple[Request, ...]
@@ -59,13 +62,14 @@ class Benchmark(NamedTuple):
   """A set of questions.
 
   Attributes:
-    name: of the task in the harness.
-    file: the file of its rows, below the folder of shared data.
-    read: makes an item of a row.
+    name: name of the task in the harness.
+    file: file of its rows, relative to the folder of shared data.
+    read: makes an item from a row.
     metrics: names of its scores, see `item_values`.
-    guess: accuracy of guessing.
-    text: the text of a row that must not stand in training data.
-    licence: of the data.
+    guess: accuracy of random guessing.
+    text: gives the text of a row with which we search the training data for
+      contamination.
+    licence: licence of the data.
   """
 
   name: str
@@ -78,7 +82,7 @@ class Benchmark(NamedTuple):
 
 
 def read_lambada(row: Row) -> Item:
-  """The last word after the text before it."""
+  """Makes an item that asks for the last word of a text."""
   context, _, word = row['text'].rpartition(' ')
   target = f' {word}'
   return Item(
@@ -90,7 +94,11 @@ def read_lambada(row: Row) -> Item:
 def _partial(
   before: str, options: Sequence[str], after: str, gold: int, group: str
 ) -> Item:
-  """Partial scoring: the rest of a sentence after each option."""
+  """Makes an item for partial scoring, with a request for each option.
+
+  The context of a request is the sentence up to the option, with the option.
+  The continuation is the rest of the sentence.
+  """
   contexts = [before + option for option in options]
   rest = TARGET_DELIMITER + after
   return Item(
@@ -103,10 +111,11 @@ def _partial(
 
 
 def read_winogrande(row: Row) -> Item:
-  """The rest of the sentence after the blank, for both options."""
+  """Makes an item with a request for each option, which fills the blank."""
   before, _, after = row['sentence'].partition('_')
   options = row['option1'], row['option2']
-  # The two sentences of a pair differ in a word, and share their options.
+  # WinoGrande has pairs of sentences that differ in one word and have the same
+  # options.
   group = '|'.join(sorted(options))
   return _partial(before, options, after.strip(), int(row['answer']) - 1, group)
 
@@ -117,11 +126,11 @@ _CAPITALISED = {
 
 
 def read_wsc273(row: Row) -> Item:
-  """The rest of the sentence after the pronoun, for both candidates.
+  """Makes an item whose requests replace the pronoun by each candidate.
 
-  A candidate begins in lower case inside a sentence. The harness also writes
-  's after a candidate that replaces a possessive pronoun; these rows do not say
-  which pronoun was there, so it is left out.
+  Inside a sentence a candidate begins with a small letter. The harness also
+  writes 's after a candidate that replaces a possessive pronoun. Our rows do
+  not say which pronoun was replaced, so we never write 's.
   """
   sentence = row['sentence'].replace('  ', ' ')
   before, _, after = sentence.partition('[MASK]')
@@ -135,7 +144,7 @@ def read_wsc273(row: Row) -> Item:
 
 
 def read_xwinograd(row: Row) -> Item:
-  """The rest of the sentence after the pronoun, for both candidates."""
+  """Makes an item whose requests replace the pronoun by each candidate."""
   before, _, after = row['text'].rpartition(row['pronoun'])
   options = [name for name, _ in row['candidates']]
   gold = [is_right for _, is_right in row['candidates']].index(True)
@@ -147,7 +156,7 @@ _CONNECTORS = {'cause': '因为', 'effect': '所以'}
 
 
 def read_xcopa(row: Row) -> Item:
-  """Cause or effect of a premise, one of two."""
+  """Makes an item that asks which of two texts is the cause or effect."""
   connector = _CONNECTORS[row['question']]
   context = f'{row["premise"].strip()[:-1]} {connector}'
   lower = lambda text: text[0].lower() + text[1:]
@@ -228,12 +237,12 @@ PROTOCOLS = {
 
 
 def with_shots(items: Sequence[Item], num_shots: int) -> list[Item]:
-  """Items whose contexts begin with solved examples of the same set.
+  """Puts solved examples from the same set before the context of each item.
 
-  The sets at hand have no training side. So the examples of an item are drawn
-  from the others of its set, without its own group, with a seed of their own
-  for every item. The harness draws in the same way where a task has one side,
-  but with a generator that depends on the order of the tasks.
+  Our sets have no training split. So the examples of an item are other items of
+  its set that are not in its group. Each item has its own seed for this draw.
+  The harness does the same for a task with a single split, but the state of its
+  random generator depends on the order of the tasks.
   """
   if not num_shots:
     return list(items)
@@ -258,8 +267,8 @@ def item_values(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(numerators, denominators) of a metric, one pair for each item.
 
-  The metric is the sum of the first over the sum of the second; perplexity is
-  the exponential of that.
+  The metric is the sum of all numerators over the sum of all denominators.
+  Perplexity is the exponential of this ratio.
   """
   if metric in ('perplexity', 'bits_per_char'):
     nats = np.array([answer.nats for (answer,) in answers])
@@ -292,12 +301,13 @@ def _is_right(metric: str, item: Item, answers: Sequence[Answer]) -> bool:
 def metric_score(
   metric: str, numerators: np.ndarray, denominators: np.ndarray, command: str
 ) -> score.Score:
-  """The score of a metric with a bootstrap interval over items.
+  """The score of a metric, with a bootstrap interval over items.
 
   Args:
-    metric: its name.
-    numerators: one for each item, from `item_values` or a reading score.
-    denominators: likewise.
+    metric: name of the metric.
+    numerators: one number for each item, from `item_values` or from a reading
+      set.
+    denominators: one number for each item.
     command: the command that gives the same number again.
   """
   nats = np.asarray(numerators, np.float64) * math.log(2)

@@ -2,9 +2,10 @@
 
 The harness (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness)
 asks for the log-likelihood of a continuation after a context, and whether
-greedy decoding would write it. The two functions that decide what is measured,
-where the text is cut into tokens and how a long context is shortened, do as
-its version 0.4.13 does.
+greedy decoding would write this continuation. Two functions decide what is
+measured: `encode_pair` splits the tokens into context and continuation, and
+`request_windows` shortens a long context. Both follow version 0.4.13 of the
+harness.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +24,18 @@ from moe.types import Array, PyTree, TokenBatch
 
 
 class Request(NamedTuple):
-  """A continuation whose likelihood after a context is wanted."""
+  """A context and a continuation; the model gives the latter's likelihood."""
 
   context: str
   continuation: str
 
 
 class Answer(NamedTuple):
-  """What a model says of a request.
+  """The likelihood that a model gives to the continuation of a request.
 
   Attributes:
     nats: minus the log-likelihood of the continuation.
-    is_greedy: whether each of its tokens is the likeliest one.
+    is_greedy: whether each token of the continuation is the likeliest one.
   """
 
   nats: float
@@ -46,13 +47,15 @@ def encode_pair(
 ) -> tuple[list[int], list[int]]:
   """The tokens of a context and of its continuation.
 
-  Spaces at the end of the context belong to the continuation, because most
-  vocabularies join a space with the word after it. The whole text is encoded
-  at once; the continuation is what is left after as many tokens as the context
-  alone has. An empty context has no token: the model reads only the start id.
-  Where nothing is left, because a piece of the vocabulary holds the end of the
-  context and all of the continuation, the harness fails; here both are then
-  encoded alone.
+  Spaces at the end of the context are moved to the continuation, because most
+  vocabularies join a space with the word after it. Context and continuation are
+  encoded as one text. If the context alone has n tokens, the first n tokens of
+  this text are the context and the others are the continuation. An empty
+  context has no token, so the model reads only the start id.
+
+  If one piece of the vocabulary contains the end of the context and the whole
+  continuation, no token remains for the continuation. The harness fails then;
+  we encode context and continuation separately.
 
   Raises:
     ValueError: if the continuation is empty.
@@ -71,7 +74,10 @@ def encode_pair(
 
 
 def request_document(vocabulary: Vocabulary, request: Request) -> Document:
-  """A request as a document without an end mark, whose context is given."""
+  """Makes a document from a request, in which only the continuation is scored.
+
+  The document has no end mark.
+  """
   given, scored = encode_pair(vocabulary, *request)
   weights = np.zeros(len(given) + len(scored), np.float32)
   weights[len(given) :] = 1
@@ -87,11 +93,11 @@ def request_document(vocabulary: Vocabulary, request: Request) -> Document:
 def request_windows(
   number: int, document: Document, context: Context
 ) -> list[Window]:
-  """The windows that score a continuation.
+  """The windows that score the continuation of a request.
 
-  A text that is longer than the context loses tokens on its left. Where the
-  continuation alone is longer, which the harness refuses, it is read in windows
-  like a long document.
+  If the text is longer than a window, its first tokens are cut off. If the
+  continuation alone is longer than a window, the text is read in several
+  windows like a long document. The harness refuses such a continuation.
   """
   size = len(document.tokens)
   first = size - int(np.count_nonzero(document.weights))
@@ -104,10 +110,11 @@ def request_windows(
 def rolling_windows(
   number: int, document: Document, context: Context
 ) -> list[Window]:
-  """The windows of a whole text, as the harness rolls them over it.
+  """The windows of a text without a context, as the harness cuts them.
 
-  Each window scores what no window before it has scored. The last window also
-  reads tokens before those that it scores, as many as fit in its length.
+  Each window scores the tokens after those of the window before. The last
+  window has fewer tokens to score, so it also reads earlier tokens, as many as
+  fit in its length.
   """
   size, cut = len(document.tokens), []
   for first in range(0, size, context.length):
@@ -117,7 +124,10 @@ def rolling_windows(
 
 
 def build_answerer(functional: Functional) -> Callable[..., Array]:
-  """The jitted `answer(params, state, batch) -> (nats_BT, is_greedy_BT)`."""
+  """Builds the jitted `answer(params, state, batch)`.
+
+  It returns (nats_BT, is_greedy_BT).
+  """
 
   def measure(logits: Array, targets: Array) -> tuple[Array, Array]:
     nats = loss.token_nats(logits, targets)[0]
@@ -144,16 +154,17 @@ def answer_requests(
   on_progress: Callable[[int, int], None] = lambda done, total: None,
   windows: Callable[..., list[Window]] = request_windows,
 ) -> list[Answer]:
-  """Answers requests, in batches of similar length on the mesh that is set.
+  """Answers requests on the current mesh, in batches of similar length.
 
   Args:
     functional: the model.
     params: parameters of the model.
-    state: what the model carries but does not train.
+    state: model state, such as router biases.
     documents: requests, from `request_document`.
-    context: how long a window may be, and how many a batch has.
+    context: length of a window, and number of windows in a batch.
     on_progress: called with (windows done, all windows) after each batch.
-    windows: cuts a document; `rolling_windows` for texts without a context.
+    windows: cuts a document into windows; use `rolling_windows` for texts
+      without a context.
 
   Raises:
     ValueError: if the context cannot be used, or an answer is not finite.

@@ -1,4 +1,4 @@
-"""Comparison of two models on the same documents, and intervals of scores."""
+"""Compares two models on the same documents, and gives intervals of scores."""
 
 import math
 from typing import NamedTuple
@@ -7,10 +7,10 @@ import numpy as np
 
 from moe.evaluate import score
 
-# At most this many numbers are drawn at once, which bounds the memory.
+# At most this many numbers are drawn at once, to bound the memory.
 DRAWS_PER_CHUNK = 1 << 22
-# With more resamples an end of the interval would move by a few percent of the
-# width at most.
+# This number is enough: with more resamples, the ends of an interval would move
+# by at most a few percent of its width.
 _RESAMPLES_OF_SCORES = 1000
 
 
@@ -19,11 +19,11 @@ class Comparison(NamedTuple):
 
   Attributes:
     difference: below 0 if the first model is better.
-    low: lower end of the confidence interval; None for a single document,
-      which shows no scatter.
-    high: upper end.
-    confidence: of the interval.
-    num_resamples: of the bootstrap; 0 where there is no interval.
+    low: lower end of the confidence interval. It is None for a single document,
+      since one document shows no variation.
+    high: upper end of the interval, or None.
+    confidence: probability of the interval, such as 0.95.
+    num_resamples: number of resamples of the bootstrap; 0 without an interval.
     share_better: share of documents for which the first model needs fewer nats;
       ties count half.
   """
@@ -44,20 +44,22 @@ def compare(
   confidence: float = 0.95,
   seed: int = 0,
 ) -> Comparison:
-  """Paired bootstrap over documents of the difference in bits per character.
+  """Difference of two models in bits per character, with a bootstrap interval.
 
-  Each resample draws as many documents as there are, with replacement. It takes
-  the ratio of sums, all nats over all characters, as the score itself does. The
-  interval is the percentile interval of Efron (1979),
+  Each resample draws documents with replacement, as many as there are. Both
+  models get the same documents (paired bootstrap). A resample's value is
+  computed like the score itself: all nats over all characters. The interval is
+  the percentile interval of Efron (1979),
   https://doi.org/10.1214/aos/1176344552.
 
   Args:
-    nats: of the first model, one number per document.
-    other_nats: of the second model, for the same documents in the same order.
+    nats: nats of the first model, one number per document.
+    other_nats: nats of the second model, for the same documents in the same
+      order.
     chars: code points of each document.
-    num_resamples: how often to draw.
-    confidence: of the interval.
-    seed: of the draws, so that the interval is the same every time.
+    num_resamples: number of resamples.
+    confidence: probability of the interval, such as 0.95.
+    seed: seed of the draws, so that the interval is the same every time.
 
   Raises:
     ValueError: if the arrays differ in their number of documents, or if no
@@ -101,7 +103,8 @@ def _interval(
   for start in range(0, num_resamples, rows):
     size = (min(rows, num_resamples - start), len(bits))
     drawn = rng.integers(len(bits), size=size)
-    # A resample of only empty documents has no ratio, and is left out.
+    # A resample that has only empty documents is left out, because its number
+    # of characters is 0.
     with np.errstate(invalid='ignore', divide='ignore'):
       resampled.append(bits[drawn].sum(axis=1) / chars[drawn].sum(axis=1))
   resampled = np.concatenate(resampled)
@@ -118,18 +121,18 @@ def of_documents(
   command: str,
   unit: str = score.BITS_PER_CHAR,
 ) -> score.Score:
-  """All nats of documents over all their characters or bytes, in bits.
+  """The score of documents: all their bits over all their characters or bytes.
 
   Args:
-    name: of the score.
-    nats: of each document.
+    name: name of the score.
+    nats: nats of each document.
     sizes: characters or bytes of each document.
     command: the command that gives the same number again.
-    unit: of the value.
+    unit: unit of the value.
 
   Returns:
-    A score with a bootstrap interval over documents, see `compare`;
-    a single document has none.
+    A score with a bootstrap interval over documents, see `compare`. A single
+    document has no interval.
   """
   found = compare(
     nats, np.zeros(len(nats)), sizes, num_resamples=_RESAMPLES_OF_SCORES
@@ -150,14 +153,14 @@ def of_mean(
   """The mean of one value for each picture or document.
 
   Args:
-    name: of the score.
-    values: [n].
+    name: name of the score.
+    values: one value for each picture or document, [n].
     command: the command that gives the same number again.
-    unit: of the value.
-    is_higher_better: the direction.
+    unit: unit of the value.
+    is_higher_better: whether a higher value is better.
 
   Returns:
-    A score with a bootstrap interval; a single value has none.
+    A score with a bootstrap interval. A single value has no interval.
   """
   values = np.asarray(values, np.float64)
   low = high = None

@@ -1,11 +1,11 @@
-"""General compressors as baselines of bits per character."""
+"""Baselines for bits per character: general compressors such as xz."""
 
 import gzip
 import importlib.util
 import lzma
 from collections.abc import Callable, Sequence
 
-# Marks the end of a document; it is one byte that no text has.
+# Marks the end of a document. UTF-8 text never has this byte.
 _END = b'\xff'
 # xz can refer back to data that is at most this many bytes earlier.
 _XZ_WINDOW = 1 << 26
@@ -20,7 +20,7 @@ def _xz(data: bytes) -> bytes:
 
 
 def _compressors() -> dict[str, Callable[[bytes], bytes]]:
-  """The compressors that Python has: zstd comes with Python 3.14."""
+  """The compressors of this Python version; zstd is included from 3.14 on."""
   found = {
     'gzip -9': lambda data: gzip.compress(data, 9, mtime=0),
     'xz -9e': _xz,
@@ -33,19 +33,20 @@ def _compressors() -> dict[str, Callable[[bytes], bytes]]:
 
 
 def joined(texts: Sequence[str]) -> bytes:
-  """Documents as bytes, an end mark after each."""
+  """Joins documents as UTF-8 bytes, with an end mark after each."""
   return b''.join(text.encode() + _END for text in texts)
 
 
 def compressed_bits(
   texts: Sequence[str], train_texts: Sequence[str] = ()
 ) -> dict[str, float]:
-  """Bits per character of documents under each compressor.
+  """Bits per character of documents, compressed by each compressor.
 
   Args:
-    texts: documents to compress together, each with an end mark.
-    train_texts: text that xz has read before: what the documents add to its
-      compressed size counts. The other windows are too small for it.
+    texts: documents, which are compressed together. Each one gets an end mark.
+    train_texts: training text that xz reads before the documents. Only the
+      bytes that the documents add to the compressed size count. The other
+      compressors do not read it, because they look back too few bytes.
 
   Raises:
     ValueError: if there is no character to divide by.

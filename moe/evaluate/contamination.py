@@ -1,10 +1,12 @@
-"""Which items of a benchmark share a run of text with the training text.
+"""Finds the items of a benchmark that share a run of text with training text.
 
-An item is contaminated if 13 characters in a row, or 8 words in a row of a text
-in Latin letters, stand in a training document too. Case, punctuation and spaces
-do not count. Brown et al. (2020, https://arxiv.org/abs/2005.14165, appendix C)
-look for 13 words; Chinese has no spaces, and short items need shorter runs. The
-script is not converted: a traditional copy of a simplified item is not found.
+An item is contaminated if a training document contains a run of it: 13
+characters in a row, or 8 words in a row for a text in Latin letters. Case,
+punctuation and spaces do not count. Brown et al. (2020,
+https://arxiv.org/abs/2005.14165, appendix C) look for 13 words. We count
+characters in Chinese, because Chinese has no spaces between words, and take
+shorter runs, because our items are short. We do not convert scripts, so an item
+in simplified Chinese is not found in a text in traditional Chinese.
 """
 
 import re
@@ -14,29 +16,30 @@ import numpy as np
 
 RUN_CHARS = 13
 RUN_WORDS = 8
-# A text is read by words if at least this share of its letters is Latin.
+# Runs of a text are counted in words if at least this share of its letters is
+# Latin, else in characters.
 _LATIN_SHARE = 0.8
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def is_by_words(text: str) -> bool:
-  """Whether runs of a text are counted in words."""
+  """Whether runs of a text are counted in words rather than in characters."""
   letters = [c for c in text if c.isalpha()]
   latin = sum(c < '\u0250' for c in letters)
   return bool(letters) and latin >= _LATIN_SHARE * len(letters)
 
 
 def characters(text: str) -> str:
-  """The letters and digits of a text, in lower case and side by side."""
+  """The letters and digits of a text in lower case; all else is removed."""
   return ''.join(c for c in text.lower() if c.isalnum())
 
 
 def run_hashes(symbols: np.ndarray, length: int) -> np.ndarray:
-  """A 64-bit hash of every run of `length` symbols, by a polynomial.
+  """A 64-bit hash of every run of `length` symbols, computed as a polynomial.
 
-  Two of a billion different runs have the same hash with a chance of a few
-  percent, so a false hit is rare; nothing else rests on it.
+  Among a billion different runs, the chance that any two have the same hash is
+  a few percent. So an item is rarely called contaminated by mistake.
   """
   if len(symbols) < length:
     return np.zeros(0, np.uint64)
@@ -55,13 +58,13 @@ def _code_points(text: str) -> np.ndarray:
 
 
 class _Words:
-  """Numbers for words, 0 for one that no item has."""
+  """Gives a number to each word of the items; all other words have 0."""
 
   def __init__(self):
     self._numbers = {}
 
   def learn(self, text: str) -> np.ndarray:
-    """The numbers of a text's words, new ones for new words."""
+    """The numbers of an item's words; new words get new numbers."""
     numbers = self._numbers
     found = [
       numbers.setdefault(word, len(numbers) + 1)
@@ -70,15 +73,15 @@ class _Words:
     return np.array(found, np.int64)
 
   def read(self, text: str) -> np.ndarray:
-    """The numbers of a text's words."""
+    """The numbers of a training text's words; 0 for unknown words."""
     found = [self._numbers.get(word, 0) for word in _WORD.findall(text.lower())]
     return np.array(found, np.int64)
 
 
 def find(items: Sequence[str], train_texts: Iterable[str]) -> np.ndarray:
-  """Which items share a run with any training text: bool [items].
+  """Whether each item shares a run with any training text, bool [items].
 
-  An item that is shorter than a run shares none.
+  An item that is shorter than a run never does.
   """
   words, owners, hashes = _Words(), [], []
   by_words = np.array([is_by_words(item) for item in items], bool)
@@ -109,6 +112,6 @@ def find(items: Sequence[str], train_texts: Iterable[str]) -> np.ndarray:
 
 
 def _is_member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-  """Whether each value is among the ordered ones."""
+  """Whether each value occurs in the sorted array `ordered`."""
   place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
   return ordered[place] == values

@@ -1,4 +1,4 @@
-"""Documents to score, made from texts or from records of a token store."""
+"""Makes documents to score, from texts or from records of a token store."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,14 @@ from moe.types import Extra
 def text_documents(
   vocabulary: Vocabulary, texts: Sequence[str], extras: Sequence[Extra] = ()
 ) -> list[Document]:
-  """Texts as documents to score, with counts of unknown and hidden characters.
+  """Makes documents to score from texts.
 
-  Extras, which the model reads of each token, are 0 for those of text.
+  The documents count unknown tokens, and the characters that these hide. The
+  `extras` of text tokens are 0.
 
   Raises:
-    ValueError: if the vocabulary alters a text: the bits would be those of
-      another text.
+    ValueError: if the vocabulary alters a text, since the score would then
+      belong to another text.
   """
   documents = []
   for number, text in enumerate(texts, start=1):
@@ -52,24 +53,26 @@ def record_document(
   record: Record,
   extras: Sequence[Extra] = (),
 ) -> Document:
-  """A record of a token store as a document to score.
+  """Makes a document to score from a record of a token store.
 
   Args:
-    vocabulary: of the text.
-    ids: where every range lies.
-    record: of the store.
-    extras: what the model reads of each token; 0 where the store has none.
+    vocabulary: vocabulary of the text.
+    ids: the id space, which says where each id range begins.
+    record: a record of the store.
+    extras: further arrays with a value for each token, which the model reads.
+      An array that the store lacks is 0.
 
   Raises:
-    ValueError: if tokens of a block are scored: they see each other, so they
-      have no likelihood.
+    ValueError: if tokens of a block are scored. They attend to each other, so
+      their likelihood is not defined.
   """
   tokens, weights = record['tokens'], record.get('loss_weights')
   is_scored = slice(None) if weights is None else weights > 0
   scored, blocks = tokens[is_scored], record.get('block_ids')
   text = ids.codes('text', scored)
   known = text[text != vocabulary.unk].tolist()
-  # A code of another range is one character.
+  # An id outside the range of text, such as an image code, counts as one
+  # character.
   chars = int(record['num_chars'])
   text_chars = chars - (len(scored) - len(text))
   if blocks is not None and blocks[is_scored].any():
@@ -91,14 +94,14 @@ def record_document(
 
 
 def record_text(vocabulary: Vocabulary, ids: IdSpace, record: Record) -> str:
-  """The text of a record, without its end mark and without other codes."""
+  """The text of a record, without its end mark and ids that are not text."""
   return vocabulary.decode(ids.codes('text', record['tokens']).tolist())
 
 
 def _extras_of(
   record: Record, size: int, extras: Sequence[Extra]
 ) -> dict[str, np.ndarray]:
-  """The extras of a document of so many tokens."""
+  """The extras of a document with `size` tokens."""
   found = {}
   for extra in extras:
     values = record.get(extra.name, np.zeros((size, *extra.shape)))

@@ -1,7 +1,8 @@
-"""How many nats a model needs for each of a list of documents.
+"""Measures the nats that a model needs for each document of a list.
 
 Every token of a document is scored exactly once, the end mark included. No
-document sees another. A document longer than the context is read in windows.
+token attends to another document. A document that is longer than the context is
+read in windows.
 """
 
 import math
@@ -17,10 +18,10 @@ from moe.infer.decode import START_ID, Functional, bucket
 from moe.train import loss
 from moe.types import PLACE_FIELDS, Array, PyTree, TokenBatch
 
-# At most this many tokens have logits at once, which bounds the memory.
+# Logits of at most this many tokens exist at once, to bound the memory.
 TOKENS_PER_CHUNK = 2048
-# Characters that unknown tokens hide are charged as a spelling in equally
-# likely symbols: the code points of Unicode and an end of the spelling.
+# A character that an unknown token hides costs as much as one of this many
+# equally likely symbols: all code points of Unicode, and an end symbol.
 NUM_SPELLING_SYMBOLS = 0x110000 + 1
 
 
@@ -31,14 +32,14 @@ class Document(NamedTuple):
     tokens: int32 ids, the end mark last.
     chars: Unicode code points of the scored text, end mark not counted.
     bytes: bytes of the scored text in UTF-8.
-    weights: for each token 1 if it is scored, 0 if it is given (a prompt);
-      None scores all.
+    weights: for each token 1 if it is scored, 0 if it is not (as in a prompt);
+      None scores all tokens.
     num_unknown: scored tokens that are the unknown token.
     hidden_chars: code points that the unknown tokens stand for.
-    block_ids: block of each token, 0 for none; None where there is no block.
-    modality: of each token; None where all are text.
-    extras: further arrays [tokens, ...] that the model reads, by name, the same
-      names in all documents.
+    block_ids: block of each token, 0 for none; None if there is no block.
+    modality: modality of each token; None if all are text.
+    extras: name -> further array [tokens, ...] that the model reads. All
+      documents have the same names.
   """
 
   tokens: np.ndarray
@@ -53,7 +54,7 @@ class Document(NamedTuple):
 
 
 class Window(NamedTuple):
-  """Reads tokens [start, end) of a document and scores [first, end)."""
+  """A part of a document: tokens [start, end) are read, [first, end) scored."""
 
   document: int
   start: int
@@ -62,14 +63,15 @@ class Window(NamedTuple):
 
 
 class Context(NamedTuple):
-  """How documents are cut and batched; only `stride` changes the scores.
+  """Settings for the windows and batches of documents.
 
   Attributes:
     length: tokens of the longest window.
-    stride: tokens that each window after the first of a document scores; before
-      them it reads length - stride tokens again.
+    stride: tokens that each window scores, except the first one of a document.
+      Before these tokens, the window reads length - stride tokens again, as
+      their context.
     batch_size: windows of full length in a batch. A batch of shorter windows
-      has more of them, so that the number of tokens is the same.
+      has more windows, so that it has as many tokens.
   """
 
   length: int
@@ -78,7 +80,7 @@ class Context(NamedTuple):
 
 
 def check_context(context: Context) -> None:
-  """Raises ValueError if documents cannot be cut and batched like this."""
+  """Raises ValueError if a setting of `Context` is out of range."""
   if context.length < 1 or context.batch_size < 1:
     raise ValueError(
       'sequence length and batch size must be at least 1, got '
@@ -92,7 +94,7 @@ def check_context(context: Context) -> None:
 
 
 def windows(document: int, num_tokens: int, context: Context) -> list[Window]:
-  """The windows of one document; exactly one of them scores each token."""
+  """Cuts a document into windows; exactly one window scores each token."""
   start, end = 0, min(num_tokens, context.length)
   cut = [Window(document, 0, 0, end)]
   while end < num_tokens:
@@ -105,13 +107,13 @@ def windows(document: int, num_tokens: int, context: Context) -> list[Window]:
 def batches(
   cut: Sequence[Window], context: Context
 ) -> Iterator[tuple[int, int, list[Window]]]:
-  """Batches of windows of similar length, the longest first.
+  """Groups windows of similar length into batches, the longest first.
 
   Yields:
     (B, T, at most B windows that fit in T). B is a multiple of the batch size,
-    T a power of two or the length of the context. If a length has too few
-    windows for a batch, they join longer ones, because every T costs a
-    compilation.
+    and T is a power of two or the length of the context. Every T costs a
+    compilation. So if too few windows have a length, they go into a batch of
+    longer windows.
   """
   by_width = {}
   for window in cut:
@@ -134,10 +136,11 @@ def window_batch(
   num_rows: int,
   width: int,
 ) -> TokenBatch:
-  """One window per row; the remaining rows and places are padding.
+  """Makes a batch with one window per row; unused rows and places are padding.
 
-  A later window begins with the token before its first target. Its positions
-  begin at 0, so the model meets no larger positions than in training.
+  The first window of a document begins with the start id, a later one with the
+  token before its first target. Positions begin at 0 in every window, so they
+  are never larger than in training.
   """
   rows = np.zeros((num_rows, width), np.int32)
   batch = TokenBatch(*(rows.copy() for _ in PLACE_FIELDS))
@@ -175,14 +178,18 @@ def window_batch(
 
 
 def build_scorer(functional: Functional) -> Callable[..., Array]:
-  """The jitted `score(params, state, batch) -> nats_BT`: nats times weights."""
+  """Builds the jitted `score(params, state, batch) -> nats_BT`.
+
+  The nats are multiplied by the loss weights.
+  """
 
   def token_nats(logits: Array, targets: Array) -> Array:
     return loss.token_nats(logits, targets)[0]
 
   def score(params: PyTree, state: PyTree, batch: TokenBatch) -> Array:
     nats_BT = measure_tokens(functional, params, state, batch, token_nats)
-    # The nats of padding may be anything, even NaN, and must not reach a sum.
+    # The nats of padding can have any value, even NaN. We set them to 0, so
+    # that no sum includes them.
     return jnp.where(batch.loss_weights > 0, nats_BT * batch.loss_weights, 0.0)
 
   return jax.jit(score)
@@ -195,16 +202,17 @@ def measure_tokens(
   batch: TokenBatch,
   measure: Callable[[Array, Array], PyTree],
 ) -> PyTree:
-  """The tree of `measure(logits, targets)` for every token, arrays [B, T].
+  """Computes `measure(logits, targets)` of every token, as arrays [B, T].
 
-  Only `TOKENS_PER_CHUNK` tokens have logits at once.
+  Logits of at most `TOKENS_PER_CHUNK` tokens exist at once.
   """
   outputs = functional.apply(params, state, batch, None, False)
   B, T = batch.tokens.shape
   num_chunks = _num_chunks(B, T)
 
   def chunks(x_BT: Array) -> Array:
-    # Chunks are parts of the sequence, so that rows stay on their devices.
+    # We split the sequence and not the batch, so that no row moves to another
+    # device.
     split = x_BT.reshape(B, num_chunks, T // num_chunks, *x_BT.shape[2:])
     return jnp.moveaxis(split, 1, 0)
 
@@ -220,7 +228,7 @@ def measure_tokens(
 
 
 def _num_chunks(B: int, T: int) -> int:
-  """The fewest equal chunks of T with at most `TOKENS_PER_CHUNK` tokens."""
+  """The smallest number of equal chunks of T that keeps the limit of tokens."""
   for num_chunks in range(1, T):
     if T % num_chunks == 0 and B * T <= num_chunks * TOKENS_PER_CHUNK:
       return num_chunks
@@ -235,27 +243,30 @@ def score_documents(
   context: Context,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-  """Nats of every document: the sum over its scored tokens and the end mark.
+  """The nats of every document: the sum over its scored tokens.
 
-  An unknown token costs more than its own nats: the characters that it hides,
-  and an end, are spelt in `NUM_SPELLING_SYMBOLS` equally likely symbols. So a
-  vocabulary gains nothing by not knowing a character.
+  An unknown token costs more than its own nats. The characters that it hides,
+  and an end symbol, are added as draws from `NUM_SPELLING_SYMBOLS` equally
+  likely symbols. So a vocabulary does not score better because it lacks a
+  character.
 
   Args:
     functional: the model; evaluation is dropless and has one window per row.
     params: parameters of the model.
-    state: what the model carries but does not train.
-    documents: what to score.
-    context: how documents are cut and batched.
+    state: model state, such as router biases.
+    documents: the documents to score.
+    context: settings for windows and batches. Only `stride` and `length` change
+      the scores.
     on_progress: called with (windows scored, all windows) after each batch.
 
   Returns:
-    float64 [documents], added up on the host. Other batch sizes and numbers of
-    devices change the sums only by the rounding of float32 logits.
+    float64 [documents]; the host adds up the nats of tokens. Another batch size
+    or number of devices changes the sums only by the rounding of float32
+    logits.
 
   Raises:
-    ValueError: if the context cannot be used, a document has no token, or a
-      score is not finite.
+    ValueError: if a setting of `context` is out of range, a document has no
+      token, or a score is not finite.
   """
   check_context(context)
   for i, document in enumerate(documents):
@@ -304,10 +315,11 @@ def score_documents(
 
 
 def totals(documents: Sequence[Document], nats: np.ndarray) -> dict[str, float]:
-  """Sums over documents, and bits per character and per byte.
+  """Sums over all documents, and their bits per character and per byte.
 
   Bits per character are all nats, end marks included, divided by ln 2 and by
-  the code points of the text, end marks not counted; bits per byte likewise.
+  the number of code points without end marks. Bits per byte are divided by the
+  number of bytes instead.
 
   Raises:
     ValueError: if there is no character to divide by.

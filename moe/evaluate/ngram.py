@@ -1,4 +1,4 @@
-"""Character n-grams: the baseline that a language model must beat."""
+"""Character n-gram models, a baseline that every language model should beat."""
 
 import collections
 import random
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# The uniform distribution below the unigrams covers every Unicode code point
-# and the end mark, so that any text has a finite score.
+# Unigrams are interpolated with a uniform distribution over all Unicode code
+# points and the end mark. So every text has a finite score.
 _END = 0x110000
 NUM_SYMBOLS = _END + 1
 
@@ -17,14 +17,14 @@ def ngram_bits(
 ) -> float:
   """Bits per character of a Witten-Bell interpolated character n-gram.
 
-  Witten and Bell (1991), https://doi.org/10.1109/18.87000, method C,
+  Method C of Witten and Bell (1991), https://doi.org/10.1109/18.87000,
   interpolated: P(w | h) = (count(h, w) + kinds(h) P(w | h')) / (count(h) +
-  kinds(h)), where kinds(h) is the number of different characters that follow
-  the context h in training and h' is h without its first character. For a
-  context that training does not have, P(w | h) is P(w | h'). A document begins
-  with one begin mark. Below the unigrams lies the uniform distribution over
-  `NUM_SYMBOLS`. A character that training does not have is never left out: it
-  gets its share of that distribution and costs about 30 bits in a large corpus.
+  kinds(h)). kinds(h) is the number of different characters that follow the
+  context h in the training texts; h' is h without its first character. If h
+  does not occur in the training texts, P(w | h) is P(w | h'). A document begins
+  with one begin mark. Unigrams are interpolated with the uniform distribution
+  over `NUM_SYMBOLS`. So a character that does not occur in the training texts
+  is scored too; with a large corpus it costs about 30 bits.
 
   Args:
     train_texts: texts to count.
@@ -53,8 +53,9 @@ def ngram_bits(
     np.concatenate([train, held_out]), return_inverse=True
   )
   is_start = np.concatenate([[True], (alphabet[char] == _END)[:-1]])
-  # A context is the id of the n-gram that ends before this place. It grows by
-  # one character at a time, so a key of context and character fits 64 bits.
+  # `context` has for each place the id of the n-gram that ends before it. Ids
+  # are numbered anew when the context grows by a character, so that an id and a
+  # character together fit 64 bits.
   context = np.zeros(char.size, np.int64)
   prob = np.full(held_out.size, 1.0 / NUM_SYMBOLS)
   for _ in range(order):
@@ -67,21 +68,20 @@ def ngram_bits(
 def _interpolate(
   prob: np.ndarray, context: np.ndarray, gram: np.ndarray, num_train: int
 ) -> np.ndarray:
-  """One order of Witten-Bell on top of the order below.
+  """Computes the probabilities of one order from those of the order below.
 
   Args:
-    prob: P(w | h') at every held-out place.
-    context: id of h at every place, training places first.
-    gram: id of (h, w) at every place.
-    num_train: number of training places.
+    prob: P(w | h') for every held-out character.
+    context: id of h for every character, those of training first.
+    gram: id of (h, w) for every character.
+    num_train: number of training characters.
 
   Returns:
-    P(w | h) at every held-out place.
+    P(w | h) for every held-out character.
   """
   count = np.bincount(gram[:num_train], minlength=gram.max() + 1)
   total = np.bincount(context[:num_train], minlength=context.max() + 1)
-  # Each n-gram of training counts once, at its first place, as a kind of its
-  # context.
+  # kinds(h) counts each different n-gram once, at its first place in training.
   first = np.unique(gram[:num_train], return_index=True)[1]
   kinds = np.bincount(context[first], minlength=context.max() + 1)
   here = context[num_train:]
@@ -93,19 +93,19 @@ def _interpolate(
 
 
 def _symbols(texts: Iterable[str]) -> np.ndarray:
-  """Code points of all texts, `_END` after each."""
+  """Code points of all texts, with `_END` after each text."""
   texts = list(texts)
   ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-  # Lone surrogates are code points too and count like any other.
+  # 'surrogatepass' keeps lone surrogates, which count like other code points.
   encoded = ''.join(texts).encode('utf-32-le', 'surrogatepass')
   return np.insert(np.frombuffer(encoded, '<u4').astype(np.int64), ends, _END)
 
 
 class TrigramWriter:
-  """Writes text by drawing each character after the two before it."""
+  """Writes text with a trigram model: two characters predict the next one."""
 
   def __init__(self, texts: Iterable[str]):
-    """Counts the characters after every pair, and after every single one."""
+    """Counts the next characters after one and after two characters."""
     self._after = collections.defaultdict(list)
     for text in texts:
       for i, char in enumerate(text):
@@ -116,10 +116,10 @@ class TrigramWriter:
           self._after[text[max(0, i - 1) :]].append('')
 
   def write(self, prompt: str, limit: int, seed: str) -> str:
-    """Text after a prompt, at most `limit` characters.
+    """Writes at most `limit` characters after a prompt.
 
-    The text ends where a training text ended, or where nothing is known to
-    follow.
+    The text ends if the end of a training text is drawn, or if nothing follows
+    the last character in the training texts.
     """
     draw, text = random.Random(seed), prompt
     for _ in range(limit):

@@ -1,10 +1,11 @@
-"""Reading comprehension by generation: DRCD, CMRC 2018 and XQuAD.
+"""Reading comprehension with generated answers: DRCD, CMRC 2018 and XQuAD.
 
-XQuAD (Artetxe et al. 2020, https://arxiv.org/abs/1910.11856) is asked and
-scored as tasks `xquad_zh` and `xquad_en` of lm-evaluation-harness 0.4.13. DRCD
+Prompts and scores of XQuAD (Artetxe et al. 2020,
+https://arxiv.org/abs/1910.11856) are those of the tasks `xquad_zh` and
+`xquad_en` of lm-evaluation-harness 0.4.13. The harness has no tasks for DRCD
 (Shao et al. 2018, https://arxiv.org/abs/1806.00920) and CMRC 2018 (Cui et al.
-2019, https://arxiv.org/abs/1810.07366) have no task there: they get the same
-prompt, in their own script, and the scores of CMRC 2018.
+2019, https://arxiv.org/abs/1810.07366). Both get the prompt of XQuAD in their
+own script, and are scored as in the paper on CMRC 2018.
 """
 
 import collections
@@ -29,7 +30,7 @@ class Question(NamedTuple):
   Attributes:
     prompt: text, question and the word before the answer.
     answers: right answers.
-    text: what must not stand in training data.
+    text: text with which we search the training data for contamination.
   """
 
   prompt: str
@@ -41,12 +42,12 @@ class Reading(NamedTuple):
   """A set of questions about texts.
 
   Attributes:
-    name: of the set, or of the task in the harness.
-    file: the file of its rows, below the folder of shared data.
-    questions: makes questions of a row.
-    exact: 1 or 0 from (right answer, given answer).
-    f1: from 0 to 1 from (right answer, given answer).
-    licence: of the data.
+    name: name of the task in the harness, or else of the set.
+    file: file of its rows, relative to the folder of shared data.
+    questions: makes questions from a row.
+    exact: (right answer, given answer) -> 1 or 0.
+    f1: (right answer, given answer) -> number from 0 to 1.
+    licence: licence of the data.
   """
 
   name: str
@@ -91,7 +92,10 @@ def _xquad_questions(language: str) -> Callable[[dict], list[Question]]:
 
 
 def squad_words(text: str) -> list[str]:
-  """Words for SQuAD's scores: lower case, no punctuation, no articles."""
+  """The words that SQuAD's scores compare: lower case, without articles.
+
+  Punctuation is removed.
+  """
   kept = ''.join(c for c in text.lower() if c not in string.punctuation)
   return re.sub(r'\b(a|an|the)\b', ' ', kept).split()
 
@@ -102,7 +106,7 @@ def squad_exact(right: str, given: str) -> float:
 
 
 def squad_f1(right: str, given: str) -> float:
-  """Harmonic mean of precision and recall of the words."""
+  """F1 of the words that both have, regardless of their order."""
   right_words, words = squad_words(right), squad_words(given)
   if not right_words or not words:
     return float(right_words == words)
@@ -111,9 +115,10 @@ def squad_f1(right: str, given: str) -> float:
 
 
 def character_units(text: str) -> list[str]:
-  """Units for CMRC's scores: Chinese characters, and words of other scripts.
+  """Splits a text into the units that CMRC's scores compare.
 
-  Punctuation of any script and spaces are no unit.
+  A unit is a Chinese character or a word of another script. Punctuation and
+  spaces are left out.
   """
   kept = ''.join(
     ' ' if unicodedata.category(c)[0] in 'PSZ' else c for c in text.lower()
@@ -131,7 +136,7 @@ def character_exact(right: str, given: str) -> float:
 
 
 def character_f1(right: str, given: str) -> float:
-  """F1 of the longest run of units that both have, as CMRC 2018 scores."""
+  """F1 of CMRC 2018: it counts the longest run of units that both have."""
   a, b = character_units(right), character_units(given)
   if not a or not b:
     return float(a == b)
@@ -147,7 +152,7 @@ def character_f1(right: str, given: str) -> float:
 def best(
   score: Callable[[str, str], float], answers: Sequence[str], given: str
 ) -> float:
-  """The best score of an answer among several right ones."""
+  """The highest score of an answer over all right answers."""
   return max(score(right, given) for right in answers)
 
 

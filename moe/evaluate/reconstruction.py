@@ -1,4 +1,7 @@
-"""How well an image tokenizer gives pictures back, and uses its codes."""
+"""Scores of an image tokenizer: quality of its pictures, and use of its codes.
+
+The pictures are decoded from the codes of the originals.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,12 +18,12 @@ _CHUNK = 256
 
 
 class Reconstruction(NamedTuple):
-  """Pictures and what a tokenizer makes of them.
+  """Pictures, their codes, and the pictures decoded from these codes.
 
   Attributes:
-    pictures: uint8 [N, Y, X, 3].
-    made: uint8 [N, Y, X, 3], the pictures of their codes.
-    codes: int32 [N, codes].
+    pictures: uint8 [N, Y, X, 3], the original pictures.
+    made: uint8 [N, Y, X, 3], the pictures decoded from `codes`.
+    codes: int32 [N, codes], the codes of `pictures`.
     codes_again: int32 [N, codes], the codes of `made`.
   """
 
@@ -53,16 +56,19 @@ def scores(
   """Scores of a reconstruction.
 
   Args:
-    found: the pictures and what came back.
-    num_codes: how many codes there are.
-    name: of the pictures, which begins the name of each score.
+    found: the pictures and their reconstructions.
+    num_codes: number of codes that the tokenizer has.
+    name: name of the pictures; the name of each score begins with it.
     command: the command that gives the same numbers again.
 
   Returns:
-    PSNR as the mean over pictures, of the mean squared error of all pictures,
-    and of the foreground alone, since a plain ground flatters the first two;
-    SSIM; the share of codes that occur and their perplexity; the share of codes
-    that stay the same if the decoded picture is encoded again.
+    - PSNR in three ways: the mean over pictures, the PSNR of the mean squared
+      error of all pictures, and the PSNR of the foreground alone. A plain
+      background is easy to decode, so it raises the first two.
+    - SSIM.
+    - The share of codes that occur, and the perplexity of the codes.
+    - The share of codes that stay the same if the decoded picture is encoded
+      again.
   """
   psnr, ssim = _by_picture(found)
   error = np.square(
@@ -103,7 +109,7 @@ def _by_picture(found: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
 
   psnr, ssim = [], []
   side = min(found.pictures.shape[1:3])
-  # The window must be odd and fit into the picture.
+  # The window of SSIM must have an odd size and fit into the picture.
   window = min(11, side - 1 + side % 2)
   for first in range(0, len(found.pictures), _CHUNK):
     there, back = (
@@ -111,7 +117,7 @@ def _by_picture(found: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
       for array in (found.pictures, found.made)
     )
     psnr.append(np.asarray(image_codes.decibels(back, there)))
-    # dm-pix mixes integers and floats.
+    # dm-pix mixes integers and floats, which strict promotion forbids.
     with jax.numpy_dtype_promotion('standard'):
       similar = dm_pix.ssim(there, back, filter_size=window)
     ssim.append(np.asarray(similar))

@@ -1,4 +1,4 @@
-"""The one form of every score that is shown, in JSON and in tables."""
+"""The class of all scores that are shown, with their JSON and their tables."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ _COLUMNS = ('score', 'value', 'low', 'high', 'n', 'unit', 'better')
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A number that says how good something is, and how it was measured.
+  """A score with its interval, its unit and the command that measures it.
 
   Attributes:
-    name: of the score.
-    value: the number.
-    low: lower end of its 95% interval; None if there is no interval.
-    high: upper end.
+    name: name of the score.
+    value: the measured value.
+    low: lower end of the 95% interval; None if there is no interval.
+    high: upper end of the interval, or None.
     n: number of documents, pictures, runs or samples; None if unknown.
     command: the command that gives the same number again.
-    unit: of the value.
-    is_higher_better: the direction.
+    unit: unit of the value.
+    is_higher_better: whether a higher value is better.
   """
 
   name: str
@@ -41,18 +41,18 @@ class Score:
       )
 
   def as_json(self) -> dict[str, Any]:
-    """The score as a JSON object, which `from_json` reads."""
+    """Makes a JSON object of the score, which `from_json` reads."""
     return dataclasses.asdict(self)
 
 
 def from_json(entries: dict[str, Any]) -> Score:
-  """The score that `as_json` has written; other entries are ignored."""
+  """Reads a score that `as_json` has written; ignores all other entries."""
   names = {field.name for field in dataclasses.fields(Score)}
   return Score(**{k: v for k, v in entries.items() if k in names})
 
 
 def as_cells(scores: Sequence[Score]) -> list[tuple[str, ...]]:
-  """Scores as rows of cells, the first one with the names of the columns."""
+  """Makes rows of cells from scores; the first row has the column names."""
   rows = [
     (
       score.name,
@@ -69,7 +69,7 @@ def as_cells(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 
 def _number(value: float | None) -> str:
-  """Four decimals, as bits per character need; four digits of small numbers."""
+  """Formats a number with four decimals; a small one with four digits."""
   if value is None:
     return '–'
   if value and abs(value) < 0.01:
@@ -78,7 +78,7 @@ def _number(value: float | None) -> str:
 
 
 def as_table(scores: Sequence[Score]) -> str:
-  """Scores for people: a row each, then the commands."""
+  """A table for people: one row for each score, then the commands."""
   rows = as_cells(scores)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []

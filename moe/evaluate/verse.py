@@ -1,9 +1,10 @@
-"""What can be counted in verse: form, tones, rhyme, copies, variety.
+"""Counts features of Chinese verse: form, tones, rhyme, copies, variety.
 
-Tones and rhymes are those of modern Mandarin by the readings that the caller
-gives, with one correction: characters of the old entering tone are oblique.
-Rhyme classes are the fourteen of the New Chinese Rhyme table (中華新韻, Chinese
-Poetry Society 2005), which is a public list of finals.
+The caller gives the readings of characters in modern Mandarin; they decide
+tones and rhymes. There is one exception: characters that had the entering tone
+in Middle Chinese are oblique. The fourteen rhyme classes come from the New
+Chinese Rhyme table (中華新韻, Chinese Poetry Society 2005), a public list of
+finals. A final is a syllable without its first consonant.
 """
 
 import collections
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from moe.infer.forms import CHINESE
 
-# Readings of a character: pairs of final and tone, such as ('ang', 2).
+# Gives the readings of a character as pairs (final, tone), such as ('ang', 2).
 Readings = Callable[[str], Sequence[tuple[str, int]]]
 
 # Finals of each rhyme class of 中華新韻.
@@ -41,19 +42,19 @@ _BREAK = re.compile('[，。？！；、：\n]')
 
 
 class Tones(NamedTuple):
-  """Tone classes of a character; one with several readings may have both."""
+  """The tone classes that a character can have, by its different readings."""
 
   level: bool
   oblique: bool
 
 
 def lines_of(poem: str) -> list[str]:
-  """The lines of a poem without punctuation."""
+  """Splits a poem into its lines, without punctuation."""
   return [line for line in _BREAK.split(poem) if line]
 
 
 def is_form_kept(poem: str, num_lines: int, length: int) -> bool:
-  """Whether a poem has so many lines of so many Chinese characters."""
+  """Whether a poem has `num_lines` lines of `length` Chinese characters."""
   lines = lines_of(poem)
   return len(lines) == num_lines and all(
     len(line) == length and all(CHINESE.fullmatch(c) for c in line)
@@ -66,7 +67,7 @@ def tones(
 ) -> Tones:
   """The tone classes of a character: tones 1 and 2 are level, 3 and 4 oblique.
 
-  A character without a reading has both, so that it breaks no rule.
+  A character without a reading has both classes, so that it breaks no rule.
   """
   if character in entering:
     return Tones(False, True)
@@ -79,7 +80,7 @@ def tones(
 def is_tone_pattern_kept(
   line: str, readings: Readings, entering: frozenset[str]
 ) -> bool:
-  """Whether the second, fourth and sixth characters alternate in tone."""
+  """Whether characters 2, 4 and 6 of a line alternate between tone classes."""
   found = [tones(c, readings, entering) for c in line[1:7:2]]
   starts = [Tones(True, False), Tones(False, True)]
   return any(
@@ -91,7 +92,10 @@ def is_tone_pattern_kept(
 def are_tones_opposed(
   up: str, down: str, readings: Readings, entering: frozenset[str]
 ) -> bool:
-  """Whether the even characters and the last one of two lines are opposed."""
+  """Whether two lines have opposite tone classes at all places that count.
+
+  These are characters 2, 4, ... and the last one.
+  """
   if len(up) != len(down):
     return False
   places = [*range(1, len(up) - 1, 2), len(up) - 1]
@@ -104,19 +108,19 @@ def are_tones_opposed(
 
 
 def rhyme_classes(character: str, readings: Readings) -> set[str]:
-  """The classes of 中華新韻 to which the readings of a character belong."""
+  """The rhyme classes to which the readings of a character belong."""
   found = {_CLASS_OF.get(final) for final, _ in readings(character)}
   return found - {None}
 
 
 def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
-  """Whether all even lines end in one rhyme class."""
+  """Whether lines 2, 4, ... all end in the same rhyme class."""
   ends = [rhyme_classes(line[-1], readings) for line in lines[1::2]]
   return len(ends) > 1 and bool(set.intersection(*ends))
 
 
 def distinct(texts: Iterable[str], size: int = 2) -> float:
-  """The share of different n-grams among all n-grams of the texts."""
+  """The number of different n-grams over the number of all n-grams."""
   counts = collections.Counter(
     text[i : i + size] for text in texts for i in range(len(text) - size + 1)
   )
@@ -124,10 +128,10 @@ def distinct(texts: Iterable[str], size: int = 2) -> float:
 
 
 def longest_copied_run(text: str, train_text: str) -> int:
-  """Characters of the longest run of a text that is in the training text."""
+  """Length of the longest run of a text that the training text contains."""
   longest = start = 0
   for end in range(1, len(text) + 1):
-    # The run ends at `end` and is as long as it can be.
+    # Move the start until the training text contains text[start:end].
     while start < end and text[start:end] not in train_text:
       start += 1
     longest = max(longest, end - start)
@@ -135,21 +139,21 @@ def longest_copied_run(text: str, train_text: str) -> int:
 
 
 def load_entering() -> frozenset[str]:
-  """Characters of the entering tone that Mandarin reads as level."""
+  """Loads the characters of the entering tone that Mandarin reads as level."""
   text = pathlib.Path(__file__).with_name('entering_tone.txt')
   lines = text.read_text(encoding='utf-8').splitlines()
   return frozenset(''.join(line for line in lines if line[:1] != '#'))
 
 
 def load_readings() -> Readings:
-  """Mandarin readings by pypinyin.
+  """Loads a function that gives Mandarin readings, from pypinyin.
 
   Raises:
     ValueError: if pypinyin is not installed.
   """
   if not importlib.util.find_spec('pypinyin'):
     raise ValueError('pypinyin must be installed, got none: pip install it.')
-  # These are an extra.
+  # The package is optional.
   import pypinyin
   from pypinyin.contrib import tone_convert
 
@@ -162,7 +166,8 @@ def load_readings() -> Readings:
     for syllable in syllables[0] if syllables else ():
       tone = int(syllable[-1]) if syllable[-1:].isdigit() else 0
       plain = tone_convert.to_finals(syllable, strict=True)
-      # The vowel of zhi chi shi ri zi ci si is not the i of the others.
+      # In zhi chi shi ri zi ci si, the letter i stands for another vowel than
+      # in other syllables. So these syllables get a separate final.
       buzzing = re.fullmatch('(zh|ch|sh|r|z|c|s)i[1-5]?', syllable)
       plain = '-i' if buzzing else plain.replace('ü', 'v')
       found.append((plain, tone))
@@ -178,13 +183,15 @@ def measure(
   readings: Readings,
   entering: frozenset[str],
 ) -> dict[str, float]:
-  """The figures of the poet's card, each between 0 and 1 but for the run.
+  """Computes the numbers of the poet's card, the part of a scorecard on verse.
+
+  All numbers are from 0 to 1, except the length of the longest copied run.
 
   Args:
-    poems: without titles.
+    poems: poems without titles.
     forms: (lines, characters in a line) that each poem should have.
     train_text: all training text.
-    readings: of a character.
+    readings: gives the readings of a character.
     entering: characters of the entering tone.
   """
   mean = lambda values: sum(values) / len(values) if values else 0.0

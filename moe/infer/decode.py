@@ -1,4 +1,4 @@
-"""Decoding: a model reads prompts into a cache and writes token after token."""
+"""Decoding: a model reads prompts into a cache and draws token after token."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +14,11 @@ from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
 # The modality of ids, as `IdSpace.modality` gives it.
 Modality = Callable[[Array], Array]
-# The id before every document. Rows are padded with it too; no token sees that.
+# The id before every document. Rows are padded with it too. No token attends to
+# the padding.
 START_ID = 0
-# The widths of prompts and samples are rounded up to a power of two, at least
-# this one, so that few programs are compiled.
+# The widths of prompts and samples are rounded up to a power of two, so that
+# few programs are compiled. This is the smallest width.
 SMALLEST_BUCKET = 16
 
 
@@ -33,7 +34,7 @@ class Functional(Protocol):
     train: bool,
     cache: Cache | None = None,
   ) -> Outputs:
-    """Reads a batch."""
+    """Runs the layers on a batch."""
 
   def head(
     self, params: PyTree, hidden: Array, section: str | None = None
@@ -44,19 +45,19 @@ class Functional(Protocol):
     """Logits of which only those in the range of the target compete."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
-    """Tree of `jax.ShapeDtypeStruct` for `Cache.layers`."""
+    """Shapes and dtypes of `Cache.layers`, as a tree."""
 
 
 class RowPrompt(NamedTuple):
-  """What one sample begins with.
+  """The prompt of one sample, with the rules for the text after it.
 
   Attributes:
     tokens: ids, without the start id; may be empty.
     table: jump table, as `forms` makes it.
     blocks: block of each token, 0 for none; () if there is no block.
-    extras: further arrays that the model reads, by name: the values of the
-      prompt's tokens and then, as far as they are not 0, those of the tokens
-      that are written. All prompts have the same names.
+    extras: name -> further array [tokens, ...] that the model reads, first for
+      the tokens of the prompt and then for those of the sample. Missing values
+      at the end are 0. All prompts have the same names.
   """
 
   tokens: Sequence[int]
@@ -66,16 +67,16 @@ class RowPrompt(NamedTuple):
 
 
 class Prompts(NamedTuple):
-  """The rows to be continued, one per sample.
+  """A batch of prompts, one row per sample.
 
   Attributes:
     tokens_BT: int32, right padded; each row starts with `START_ID`.
     length_B: int32, tokens of each row without padding; 0 for an unused row.
     jump_row_B: int32, the row of the jump table at which each sample starts.
     key_B: typed PRNG keys.
-    block_BT: int32, block of the place of each token; None if all are 0.
-    extras: name -> further array [B, S, ...] that the model reads; dim S covers
-      the places of the prompt and the sample.
+    block_BT: int32, block of each token; None if all are 0.
+    extras: name -> further array [B, S, ...] that the model reads; S counts the
+      tokens of the prompt and of the sample.
   """
 
   tokens_BT: Array
@@ -99,17 +100,17 @@ def read_batch(
   modality: Modality = jnp.zeros_like,
   extras: dict[str, Array] | None = None,
 ) -> TokenBatch:
-  """A batch of new tokens to read, with nothing to predict.
+  """Makes a batch of tokens that the model reads, without targets.
 
   Args:
     tokens_BT: int32, right padded.
-    length_B: int32, how many tokens of each row are real; 0 for a row that is
-      done, whose tokens no expert processes.
+    length_B: int32, tokens of each row without padding. It is 0 for a row that
+      is done; no expert processes the tokens of such a row.
     position_B: int32, position of each row's first token in its document.
-    block_BT: int32, block of each place; None if there is none. The places of a
-      block must be read together.
-    modality: of ids; by default all are text.
-    extras: further arrays [B, T, ...] that the model reads, by name.
+    block_BT: int32, block of each token; None if there is no block. All tokens
+      of a block must be in the same batch.
+    modality: gives the modality of ids; by default all are text.
+    extras: name -> further array [B, T, ...] that the model reads.
   """
   offset_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   is_real_BT = offset_T < length_B[:, None]
@@ -133,11 +134,13 @@ def prefill(
   prompts: Prompts,
   cache: Cache,
   modality: Modality = jnp.zeros_like,
+  section: str | None = None,
 ) -> tuple[Array, Cache]:
-  """Reads whole prompts.
+  """Reads whole prompts into the cache.
 
   Returns:
     (logits_BV of the token after each prompt, the cache with T more entries).
+    With a section, V are the codes of that range of ids.
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
   T = prompts.tokens_BT.shape[1]
@@ -152,7 +155,7 @@ def prefill(
   outputs = functional.apply(params, state, batch, None, False, cache)
   last_B11 = (prompts.length_B - 1)[:, None, None]
   hidden_BD = jnp.take_along_axis(outputs.hidden, last_B11, axis=1)[:, 0]
-  return functional.head(params, hidden_BD), outputs.cache
+  return functional.head(params, hidden_BD, section), outputs.cache
 
 
 def token_batch(
@@ -162,14 +165,16 @@ def token_batch(
   modality: Modality = jnp.zeros_like,
   extras: dict[str, Array] | None = None,
 ) -> TokenBatch:
-  """A batch of one token a row, in no block; a row that is done is padding.
+  """Makes a batch with one token per row; rows that are done count as padding.
+
+  No token is in a block.
 
   Args:
     token_B: int32, the tokens.
-    position_B: int32, place of each in its document.
+    position_B: int32, position of each token in its document.
     is_done_B: which rows are done.
-    modality: of ids; by default all are text.
-    extras: further arrays [B, S, ...] of all places of the documents, by name.
+    modality: gives the modality of ids; by default all are text.
+    extras: name -> further array [B, S, ...] of all tokens of the documents.
   """
   rows_B = jnp.arange(len(token_B))
   return read_batch(
@@ -187,18 +192,21 @@ def read_token(
   state: PyTree,
   batch: TokenBatch,
   cache: Cache,
+  section: str | None = None,
 ) -> tuple[Array, Cache]:
-  """Reads a `token_batch`.
+  """Reads a batch of `token_batch` into the cache.
 
   Returns:
-    (logits_BV of the token after it, the cache with one more entry).
+    (logits_BV of the next tokens, the cache with one more entry). With a
+    section, V are the codes of that range of ids.
   """
   outputs = functional.apply(params, state, batch, None, False, cache)
-  return functional.head(params, outputs.hidden[:, 0]), outputs.cache
+  logits_BV = functional.head(params, outputs.hidden[:, 0], section)
+  return logits_BV, outputs.cache
 
 
 class _Carry(NamedTuple):
-  """The carry of the loop; `logits_BV` are those of the token to draw next."""
+  """The state of the decoding loop; `logits_BV` belong to the next token."""
 
   step: Array
   logits_BV: Array
@@ -216,15 +224,15 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Carry]:
-  """Draws and stores one token per row, which the model then reads."""
+  """Draws one token per row and stores it in the carry."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
-  # The key of a row, and so its draw, depends on no other row of the batch.
+  # Each row has its own key, so its draw does not depend on the other rows.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
   token_B = sampling.draw(key_B, carry.logits_BV, settings, jump_BV >= 0)
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
   carry = carry._replace(
-    # The end mark jumps by 0: a row that is done stays where it is.
+    # The end mark has a jump of 0, so a row that is done keeps its table row.
     jump_row_B=carry.jump_row_B + jump_B,
     is_done_B=carry.is_done_B | (token_B == eos_id),
     length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),
@@ -240,21 +248,21 @@ def build_writer(
   shardings: Cache | None = None,
   modality: Modality = jnp.zeros_like,
 ) -> Callable[..., tuple[Array, Array]]:
-  """The jitted loop that continues prompts.
+  """Builds the jitted function that samples the tokens after prompts.
 
   Args:
     functional: the model.
     settings: temperature, top-k, top-p.
     eos_id: the id that ends a document.
-    shardings: of the cache, or None.
-    modality: of ids; by default all are text.
+    shardings: shardings of the cache, or None.
+    modality: gives the modality of ids; by default all are text.
 
   Returns:
     `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,
-    length_B)`. jumps is int16 [rows, pieces] as `forms` makes it, limit is the
-    largest number of tokens to write, and width (static, at least limit) is the
-    T of tokens_BT.
-    length_B counts the end mark, if the sample has one.
+    length_B)`. jumps is a jump table of `forms`, int16 [rows, pieces]. limit is
+    the largest number of tokens of a sample. width is the T of tokens_BT; it is
+    static and at least limit. length_B counts the end mark if the sample has
+    one.
   """
 
   def write(
@@ -323,12 +331,13 @@ def generate(
   """Writes one sample after each prompt.
 
   Args:
-    write: as `build_writer` made it.
-    params: of the model.
-    state: of the model.
-    prompts: what the samples begin with.
-    limit: the largest number of tokens to write.
-    seed: a sample depends on it and on the index of its prompt in the list.
+    write: the function that `build_writer` has returned.
+    params: parameters of the model.
+    state: model state, such as router biases.
+    prompts: the prompts.
+    limit: the largest number of tokens of a sample.
+    seed: seed of the draws. A sample depends on the seed and on the index of
+      its prompt in the list.
     row_parts: number of parts into which devices divide the rows; unused rows
       are added until the parts are equal.
 
@@ -354,7 +363,7 @@ def generate(
     name: _of_places([p.extras[name] for p in prompts], num_rows, num_places)
     for name in prompts[0].extras
   }
-  # The tables are stacked, each one once, even if several prompts share it.
+  # All different jump tables are stacked; prompts with equal tables share one.
   starts, stacked, num_jump_rows = {}, [], 0
   for table in (prompt.table for prompt in prompts):
     if id(table) not in starts:
@@ -387,7 +396,10 @@ def generate(
 def _of_places(
   values: Sequence[np.ndarray], num_rows: int, num_places: int
 ) -> np.ndarray:
-  """[rows, places, ...] of values of tokens; place 0 reads no token."""
+  """Stacks the values of each row's tokens as [rows, places, ...].
+
+  Place 0 is the start id; its value and all missing values are 0.
+  """
   shape = (num_rows, num_places, *values[0].shape[1:])
   found = np.zeros(shape, values[0].dtype)
   for row, own in enumerate(values):

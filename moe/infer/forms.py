@@ -1,10 +1,11 @@
-"""Verse forms as templates, and the automaton that keeps samples within them.
+"""Verse forms as templates, and tables of the tokens that a template allows.
 
-In a template a Chinese character (we write 字) stands for any Chinese
-character, and every other character for itself. The document ends where the
-template ends.
-An offset is an index into the template; the last offset is its end. A piece of
-the vocabulary fits at an offset if all its characters fit.
+A template is a text. In a template, 字 stands for any Chinese character, and
+every other character stands for itself. The document ends where the template
+ends. An offset is an index into the template; the last offset is its end. A
+piece of the vocabulary fits at an offset if all its characters fit. In a jump
+table, each offset has a row that says which pieces fit and how many characters
+they fill.
 """
 
 import re
@@ -13,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-# Unicode's Chinese characters: 〇, extension A, unified, compatibility, and the
-# two planes of extensions.
+# Unicode's Chinese characters: 〇, extension A, the unified ideographs, the
+# compatibility ideographs, and planes 2 and 3 with the other extensions.
 CHINESE = re.compile(
   '[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
 )
@@ -22,12 +23,12 @@ _VERSES = {'quatrain5': (5, 2), 'quatrain7': (7, 2)}
 _VERSES |= {'octave5': (5, 4), 'octave7': (7, 4)}
 FORMS = ('couplet', *_VERSES)
 
-# Marks a barred piece in a jump table.
+# The entry of a piece that does not fit, in a jump table.
 BARRED = -1
 
 
 class Vocabulary(Protocol):
-  """The part of `moe.modalities.text.Vocabulary` that is used here.
+  """The methods of `moe.modalities.text.Vocabulary` that this file needs.
 
   Attributes:
     pad, eos, unk: ids of padding, end mark and unknown pieces.
@@ -43,27 +44,27 @@ class Vocabulary(Protocol):
     """Whether a piece is one byte of a character."""
 
   def piece(self, id: int) -> str:
-    """How SentencePiece writes a piece."""
+    """The text of a piece as SentencePiece writes it."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of token ids."""
+    """The text of ids."""
 
 
 def shape(text: str) -> str:
-  """The template that `text` fills: its Chinese characters become 字."""
+  """The template of a text: each Chinese character becomes 字."""
   return CHINESE.sub('字', text)
 
 
 def template(form: str, prompt: str) -> str:
-  """The template of the text after a prompt and a line break.
+  """The template of the text that follows a prompt and a line break.
 
   Args:
     form: one of `FORMS`.
-    prompt: the title of a poem, or the first line of a couplet, whose second
-      line has as many characters and the same punctuation.
+    prompt: the title of a poem, or the first line of a couplet. The second line
+      of a couplet has as many characters and the same punctuation.
 
   Raises:
-    ValueError: if the form is unknown or cannot start with the prompt.
+    ValueError: if the form is unknown or the prompt does not suit it.
   """
   if form not in FORMS:
     raise ValueError(f'form must be one of {", ".join(FORMS)}; got {form!r}.')
@@ -93,11 +94,11 @@ def template(form: str, prompt: str) -> str:
 
 
 def pieces_of(vocabulary: Vocabulary) -> list[str | bytes | None]:
-  """What every id of a vocabulary stands for.
+  """The text that each id of a vocabulary stands for.
 
   Returns:
-    For each id: its text; or its byte, if that byte alone is not a character;
-    or None, for padding, end mark, unknown and control pieces.
+    For each id its text. A piece of one byte that is no character by itself has
+    this byte instead. Padding, end mark, unknown and control pieces have None.
   """
   special = (vocabulary.pad, vocabulary.eos, vocabulary.unk)
   pieces = []
@@ -115,18 +116,18 @@ def pieces_of(vocabulary: Vocabulary) -> list[str | bytes | None]:
 def form_table(
   pieces: Sequence[str | bytes | None], eos_id: int, filled: str
 ) -> np.ndarray:
-  """Which pieces fit at which offset of a template, and how far each one leads.
+  """Makes the jump table of a template.
 
   Args:
-    pieces: what every id stands for, as `pieces_of` gives it.
+    pieces: the text of each id, from `pieces_of`.
     eos_id: the id that ends a document.
     filled: the template.
 
   Returns:
-    int16 [len(filled) + 1, V], a row for each offset: the number of characters
-    that a piece fills, `BARRED` if it does not fit, 0 for the end mark at the
-    last offset. At every offset at least one piece fits, so there is no dead
-    end.
+    int16 [len(filled) + 1, V], a row for each offset. An entry is the number of
+    characters that a piece fills, or `BARRED` if the piece does not fit. The
+    end mark fits only at the last offset; its entry is 0. At every offset at
+    least one piece fits, so a sample can always go on.
 
   Raises:
     ValueError: if no piece fits at some offset.
@@ -152,11 +153,10 @@ def form_table(
 
 
 def free_table(pieces: Sequence[str | bytes | None], eos_id: int) -> np.ndarray:
-  """The table of free text: one row, which no piece leaves.
+  """Makes the jump table of free text, which has only one row.
 
   Returns:
-    int16 [1, V]: 0 for the end mark and all pieces, `BARRED` for an id whose
-    piece is None.
+    int16 [1, V]: 0 for the end mark and for ids with text, else `BARRED`.
   """
   jumps = np.zeros((1, len(pieces)), np.int16)
   jumps[0, [i for i, piece in enumerate(pieces) if not piece]] = BARRED

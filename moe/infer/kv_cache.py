@@ -9,16 +9,16 @@ from moe.types import Cache, Layout, PyTree
 
 
 def empty_cache(layers: PyTree, shardings: Cache | None = None) -> Cache:
-  """A cache without any entry.
+  """Makes a cache without entries.
 
   Args:
-    layers: tree of `jax.ShapeDtypeStruct`, leaves [.., B, S, K, H], as
-      `Functional.cache_shapes(B, S)` gives it.
-    shardings: a `Cache` of shardings; with it each device makes only its own
-      part of an array.
+    layers: tree of `jax.ShapeDtypeStruct` with leaves [.., B, S, K, H], from
+      `Functional.cache_shapes(B, S)`.
+    shardings: a `Cache` of shardings. If it is given, each device makes only
+      its own part of an array.
 
   Returns:
-    Zeros; the segment of every entry is 0, so no query sees one.
+    A cache of zeros. Its entries have segment 0, so no query attends to them.
 
   Raises:
     ValueError: if the leaves do not agree on B and S.
@@ -42,9 +42,10 @@ def shardings(layers: PyTree, layout: Layout, mesh: Mesh) -> Cache:
   """Shardings of a cache: batch axes divide its rows, tensor axes its heads.
 
   Args:
-    layers: see `empty_cache`; a latent has one head, which is not divided.
+    layers: see `empty_cache`. The cache of latent attention has one head, so
+      tensor axes do not divide it.
     layout: mesh axes by use.
-    mesh: of the devices.
+    mesh: mesh of the devices.
   """
   put = lambda *names: NamedSharding(mesh, P(*(n or None for n in names)))
   rows = layout.batch_axes

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: mask, temperature, top-k, top-p."""
+"""Draws the next token from logits, by mask, temperature, top-k and top-p."""
 
 import dataclasses
 
@@ -7,23 +7,23 @@ import jax.numpy as jnp
 
 from moe.types import Array
 
-# A temperature below this takes the likeliest token: logits divided by it would
-# overflow float32.
+# Below this temperature we take the likeliest token, because the logits divided
+# by the temperature would overflow float32.
 SMALLEST_TEMPERATURE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is drawn; the defaults draw from the model itself.
+  """Settings of sampling; the defaults keep the model's distribution unchanged.
 
-  The order is: barred tokens, temperature, top-k, top-p.
+  They apply in this order: barred tokens, temperature, top-k, top-p.
 
   Attributes:
     temperature: divides the logits; 0 takes the likeliest token.
-    top_k: only the k likeliest tokens may be drawn; 0 for all.
-    top_p: only the smallest set of likeliest tokens whose probabilities add up
-      to at least this may be drawn (nucleus sampling, Holtzman et al. 2020,
-      https://arxiv.org/abs/1904.09751); 1 for all.
+    top_k: only the k likeliest tokens can be drawn; 0 for all.
+    top_p: nucleus sampling (Holtzman et al. 2020,
+      https://arxiv.org/abs/1904.09751). The likeliest tokens can be drawn, as
+      few as have a total probability of at least top_p; 1 for all.
   """
 
   temperature: float = 1.0
@@ -50,7 +50,7 @@ class Sampling:
 def next_token_logits(
   logits_BV: Array, sampling: Sampling, allowed_BV: Array | None = None
 ) -> Array:
-  """Logits of the distribution that `draw` draws from.
+  """Logits of the distribution from which `draw` takes tokens.
 
   Args:
     logits_BV: float32.
@@ -58,8 +58,8 @@ def next_token_logits(
     allowed_BV: bool, False where a token is barred; at least one True per row.
 
   Returns:
-    float32 [B, V], -inf where a token cannot be drawn. Of equal logits that
-    with the smaller id ranks first, so that top-k keeps exactly k tokens.
+    float32 [B, V], -inf where a token cannot be drawn. If two tokens have equal
+    logits, the smaller id ranks first. So top-k keeps exactly k tokens.
   """
   if allowed_BV is not None:
     logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
@@ -77,8 +77,8 @@ def next_token_logits(
     is_top_V = jnp.arange(vocab_size) < sampling.top_k
     ranked_BV = jnp.where(is_top_V, ranked_BV, -jnp.inf)
   probs_BV = jax.nn.softmax(ranked_BV, axis=-1)
-  # A token stays if the tokens before it have not reached top_p. So the first
-  # one always stays.
+  # A token can be drawn if the sum over all likelier tokens is below top_p. So
+  # the likeliest token can always be drawn.
   before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
   ranked_BV = jnp.where(before_BV < sampling.top_p, ranked_BV, -jnp.inf)
   rank_BV = jnp.argsort(order_BV, axis=-1)

@@ -17,11 +17,11 @@ class AttentionAnatomy:
   Attributes:
     num_heads: N.
     num_kv_heads: K.
-    pair_width: multiplications per pair of tokens: the mean of those for the
-      scores and those for the weighted values.
-    features: features of queries, keys, values and the heads' outputs together.
-    result_features: features of the heads' outputs.
-    kernel: which kernel computes it, see `attention.self_attend`.
+    pair_width: multiplications per pair of tokens, averaged over the two
+      products: the scores, and the weighted sum of values.
+    features: sum of the features of queries, keys, values and head outputs.
+    result_features: features of the head outputs.
+    kernel: kernel that computes attention, see `attention.self_attend`.
   """
 
   num_heads: int
@@ -57,11 +57,11 @@ class ExpertsAnatomy:
     shared_width: F of the shared expert, 0 for none.
     group_size: M, tokens that are routed together; 0 for a whole sequence.
     router: the router.
-    dispatch: the dispatch of training; None if the layer mixes tokens and sends
-      none.
-    buffer_factor: size of the receive buffer as a multiple of an even share,
-      for an exchange that pools the tokens of its devices. 0 fits all rows that
-      can arrive; None if the exchange does not pool tokens.
+    dispatch: the dispatch of training; None for a layer that mixes tokens
+      instead of sending them to experts.
+    buffer_factor: size of the receive buffer as a multiple of an even share of
+      the rows, if the exchange pools the tokens of its devices; else None. With
+      0 the buffer fits all rows that can arrive.
   """
 
   num_experts: int
@@ -74,7 +74,7 @@ class ExpertsAnatomy:
 
   @property
   def num_active(self) -> float:
-    """Experts that compute for one token, if all are used evenly."""
+    """Mean number of experts of a token, if all experts are used evenly."""
     return self.router.mean_active(self.num_experts)
 
   def dense_twin(self) -> FeedForwardAnatomy:

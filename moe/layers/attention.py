@@ -18,7 +18,7 @@ from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
 # Plain XLA computes the queries in parts, and each part leaves out the keys
-# that come after it. A part must be at least this long to be worth it.
+# that come after it. Shorter parts than this would not save time.
 _PARTS, _SHORTEST_PART = 4, 128
 
 
@@ -46,7 +46,7 @@ class MaskSpec(NamedTuple):
 
 
 def mask_spec(batch: TokenBatch, cache: Cache | None) -> MaskSpec:
-  """The mask of a batch; with a cache, the batch follows the cached tokens."""
+  """The mask of a batch; tokens of a cache come before those of the batch."""
   if cache is None:
     keys = batch.segment_ids, batch.block_ids
     index = None
@@ -65,7 +65,7 @@ def mask_spec(batch: TokenBatch, cache: Cache | None) -> MaskSpec:
 
 
 def visible(mask: MaskSpec) -> Array:
-  """The mask itself, whether each query sees each key: bool [B, T, S]."""
+  """The full mask, bool [B, T, S]: whether each query sees each key."""
   d = mask
   T, S = d.query_segments_BT.shape[1], d.key_segments_BS.shape[1]
   first = jnp.zeros((), jnp.int32) if d.index is None else d.index
@@ -113,7 +113,7 @@ def attend(
   )
   seen_B1TS = visible(mask)[:, None]
   seen_B1uS = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
-  # The floor is finite, since softmax of a row of -inf alone is NaN.
+  # -1e30 instead of -inf, since the softmax of a row with only -inf is NaN.
   scores_BKuS = jnp.where(seen_B1uS, scores_BKuS, -1e30)
   probs_BKuS = jax.nn.softmax(scores_BKuS, axis=-1).astype(v_BSKH.dtype)
   out_BuKH = jnp.einsum('BKuS,BSKH->BuKH', probs_BKuS, v_BSKH)
@@ -121,7 +121,7 @@ def attend(
 
 
 def num_parts(length: int, layout: Layout) -> int:
-  """Number of parts of the queries in plain XLA; 1 where parts do not pay."""
+  """Number of parts of the queries in plain XLA; 1 if parts save no time."""
   is_whole = layout.size(layout.sequence_axes) == 1
   is_long = length % _PARTS == 0 and length // _PARTS >= _SHORTEST_PART
   return _PARTS if is_whole and is_long else 1
@@ -135,7 +135,7 @@ def attend_by_parts(
   parts: int,
   longest_block: int,
 ) -> Array:
-  """`attend` of a batch to itself, without most of the masked scores.
+  """`attend` of a batch to itself, which skips most of the masked scores.
 
   Args:
     q_BTNH: queries.
@@ -189,8 +189,8 @@ def self_attend(
     v_BTKH: values.
     mask: which keys each query sees, without a cache.
     layout: mesh axes by use.
-    kernel: 'auto' for the above; 'fused' for an error instead of plain XLA;
-      'xla' for plain XLA.
+    kernel: 'auto' chooses as said above; 'fused' raises an error where 'auto'
+      would use plain XLA; 'xla' always uses plain XLA.
     longest_block: most tokens of a block in the data. A longer block makes the
       result of splash, and of plain XLA in parts, NaN.
 
@@ -198,7 +198,7 @@ def self_attend(
     [B, T, N, H of the values], named 'attention_out' for remat policies.
 
   Raises:
-    ValueError: for another `kernel`, and for 'fused' where there is no kernel.
+    ValueError: if `kernel` is unknown, or is 'fused' and no kernel fits.
   """
   if kernel not in KERNELS:
     raise ValueError(
@@ -262,7 +262,7 @@ class Attention(nn.Module):
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
     rope: how positions rotate queries and keys.
-    norm_epsilon: epsilon of these norms. Hugging Face: rms_norm_eps.
+    norm_epsilon: epsilon of these two norms. Hugging Face: rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
@@ -316,7 +316,7 @@ class Attention(nn.Module):
     mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Attends to the batch, or to the cache after the batch is written into it.
+    """Attends to the batch; with a cache, to the cached tokens and the batch.
 
     Returns:
       ([B, T, D], updated (k_BSKH, v_BSKH) or None).

@@ -14,7 +14,7 @@ class Embedding(nn.Module):
   Attributes:
     vocab_size: rows of the table.
     d_model: width.
-    scale: what the vectors are multiplied with; None for sqrt(D).
+    scale: factor of the vectors; None for sqrt(D).
     dtype: dtype of the result; the table is float32.
   """
 
@@ -39,7 +39,7 @@ class Embedding(nn.Module):
 
 
 class ExtraEmbedding(nn.Module):
-  """A table of vectors for what a token has beside its id, such as its row.
+  """A table of vectors for a further integer of each token, such as its row.
 
   Attributes:
     size: rows of the table.
@@ -53,9 +53,9 @@ class ExtraEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, values_BT: Array) -> Array:
-    """Vectors [B, T, D], with the variance of those of tokens.
+    """Vectors [B, T, D], with the same variance as token vectors.
 
-    A value outside of the table gives NaN, which ends a run with a sentence.
+    A value outside the table gives NaN, so that a run ends with an error.
     """
     init = nn.with_logical_partitioning(
       nn.initializers.normal(1.0), (None, axes.EMBED)
@@ -90,7 +90,7 @@ class OutputHead(nn.Module):
 
 
 def logits(hidden: Array, table_VD: Array) -> Array:
-  """Float32 logits [..., V] of hidden [..., D]; products in hidden's dtype."""
+  """Float32 logits [..., V] of hidden states [..., D] in any dtype."""
   if hidden.dtype == jnp.float32:
     lead = 'ABCEFGHI'[: hidden.ndim - 1]
     return einsum(f'{lead}D,VD->{lead}V', hidden, table_VD.astype(hidden.dtype))

@@ -44,7 +44,7 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
-    """[B, T, D] to [B, T, D]."""
+    """Applies the network to [B, T, D]; the result has the same shape."""
     D, F = x_BTD.shape[-1], self.width
 
     def product(

@@ -1,7 +1,7 @@
 """Attention kernels of accelerators: splash on TPUs, cuDNN on NVIDIA's GPUs.
 
-Both compute what `attention.attend` does, without scores of [T, S] in memory.
-They serve a batch that attends to itself, and do not read a cache.
+Both compute the same as `attention.attend`, but hold no scores [T, S] in
+memory. They serve a batch that attends to itself, and do not read a cache.
 """
 
 import functools
@@ -12,15 +12,16 @@ from jax.sharding import PartitionSpec as P
 
 from moe.types import Array, Layout
 
-# Rows and columns of the scores that a TPU computes at a time.
+# Largest side of a tile of scores, and the lanes of a TPU: a side of a tile is
+# a multiple of the lanes.
 _TILE, _LANES = 512, 128
 
 
 def platform() -> str | None:
   """Platform of the devices of the mesh in use; None without a mesh.
 
-  The default backend does not count: a program for a TPU that is compiled on
-  another machine must be the program that the TPU runs.
+  The mesh decides, not the default backend: a program for a TPU may be compiled
+  on another machine, and must then be the same program.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device is not None else None
@@ -67,8 +68,8 @@ def refusal(
 def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
   """Place of the last key that each query sees: its own, or its block's end.
 
-  With it a query sees a key if both have the same segment and key <=
-  last_visible of the query. The tokens of a block must be consecutive.
+  A query sees a key if both have the same segment and the key's place is not
+  after this place. The tokens of a block must be consecutive.
   """
   T = segments_BT.shape[1]
   place_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
@@ -80,7 +81,10 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
 
 
 def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
-  """1, or NaN if any query sees a key more than `span` places after itself.
+  """Factor of the scores: NaN if a query sees keys beyond the span, else 1.
+
+  The caller leaves out keys beyond the span. So a query that needs such a key
+  gets NaN instead of a wrong result.
 
   Args:
     last_BT: the result of `last_visible`.
@@ -92,7 +96,7 @@ def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
 
 
 def tile(length: int) -> int:
-  """The largest tile, a multiple of the lanes, that divides the length."""
+  """The largest side of a tile that divides `length` and fits the lanes."""
   return next(t for t in range(_TILE, 0, -_LANES) if length % t == 0)
 
 
@@ -118,8 +122,8 @@ def _tables(
   i, j = (jax.lax.broadcasted_iota(jnp.int32, shape, d) for d in (0, 1))
   runs = first + (i + 1) * bq - 1 + span >= j * bk
   along, axis = (i, 0) if by_keys else (j, 1)
-  # Where nothing is computed, the kernel fetches the tile that it needs next;
-  # after the last tile it fetches nothing new.
+  # While it skips a tile, the kernel fetches the next tile that it needs. After
+  # the last tile that it computes, it fetches nothing new.
   ahead = jax.lax.cummin(
     jnp.where(runs, along, shape[axis]), axis=axis, reverse=True
   )
@@ -211,8 +215,8 @@ def splash(
 
   The kernel is splash attention of jax.experimental.pallas; other platforms
   interpret it. Its causal mask compares a key with the last place that the
-  query sees, instead of the query's own place. So a block costs nothing more
-  than the tiles right of the diagonal.
+  query sees, instead of the query's own place. So blocks only add the cost of
+  the tiles right of the diagonal.
 
   Args:
     q_BTNH: queries.

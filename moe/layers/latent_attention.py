@@ -24,8 +24,8 @@ class LatentAttention(nn.Module):
   DeepSeek-V2 (2024), section 2.1, https://arxiv.org/abs/2405.04434. Queries,
   keys and values are computed from normalised latents of width Z. Positions
   have separate features: every query head has some, and one rotary key serves
-  all heads. Departs from it in pairing rotary features half a width apart,
-  which only reorders them.
+  all heads. Unlike in the paper, two rotary features that are half a width
+  apart form a pair. This only changes the order of features.
 
   Attributes:
     num_heads: N.
@@ -35,8 +35,8 @@ class LatentAttention(nn.Module):
     rope_dim: features with position; even.
     value_dim: features of a value head.
     rope: how positions rotate features; `mscale_all_dim` has an effect here.
-    norm_epsilon: epsilon of the latents' norms; it is always 1e-6 in Hugging
-      Face's code, whatever rms_norm_eps says.
+    norm_epsilon: epsilon of the norms of latents. Hugging Face's code always
+      uses 1e-6 here and ignores rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.
@@ -96,7 +96,7 @@ class LatentAttention(nn.Module):
     mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """Attends to the batch, or to the cache after the batch is written into it.
+    """Attends to the batch; with a cache, to the cached tokens and the batch.
 
     Returns:
       ([B, T, D], updated (latent_BSKZ, rope_key_BSKH) with K = 1, or None).

@@ -1,4 +1,4 @@
-"""A linear layer with a bias, as structure prediction uses it."""
+"""A linear layer with a bias, and a layer norm, for structure prediction."""
 
 import math
 
@@ -19,8 +19,10 @@ class Linear(nn.Module):
 
   Attributes:
     features: shape of the result's last dims.
-    logical: logical axes of the kernel, the input's first; None is undivided.
-    start: 'linear', 'relu' before a ReLU, or 'zero' for what starts at nothing.
+    logical: logical axes of the kernel, first that of the input; None for a dim
+      that is not divided.
+    start: initial values of the kernel: 'linear', 'relu' if a ReLU follows, or
+      'zero'.
     dtype: compute dtype; parameters are float32.
   """
 
@@ -31,7 +33,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """[..., in] to [..., *features]."""
+    """Applies the layer to [..., in]; the result is [..., *features]."""
     shape = (x.shape[-1], math.prod(self.features))
 
     def init_kernel(key, whole, dtype):
@@ -50,7 +52,7 @@ class Linear(nn.Module):
       self.features,
       jnp.float32,
     )
-    # Coordinates come of it, so no accelerator may round the factors.
+    # Coordinates are computed from y, so no accelerator may round the factors.
     y = jnp.dot(
       x.astype(self.dtype),
       kernel.astype(self.dtype).reshape(shape),
@@ -61,7 +63,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Layer norm with a learned scale and shift, at least in float32.
+  """Layer norm with a learned scale and shift.
 
   Attributes:
     axis: logical axis of the normalised dim.

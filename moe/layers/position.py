@@ -19,27 +19,28 @@ class Rope:
   """The angles by which positions rotate features.
 
   'linear' divides all frequencies by `factor` (Chen et al., 2023,
-  https://arxiv.org/abs/2306.15595). 'yarn' does so only to the slow ones: those
-  that rotate less than `beta_slow` times within `original_length`. Those that
-  rotate more than `beta_fast` times stay, with a ramp in between (Peng et
-  al., 2023, section 3.2, https://arxiv.org/abs/2309.00071).
+  https://arxiv.org/abs/2306.15595). 'yarn' divides only slow frequencies, which
+  rotate less than `beta_slow` times within `original_length`. Frequencies that
+  rotate more than `beta_fast` times do not change, and a ramp joins the two
+  ranges (Peng et al., 2023, section 3.2, https://arxiv.org/abs/2309.00071).
 
   Attributes:
     base: base of the wave lengths. Hugging Face: rope_theta.
     share: leading part of a head's features that is rotated; the others do not
       depend on the position. Hugging Face: partial_rotary_factor.
     scaling: 'none', 'linear' or 'yarn'. Hugging Face: rope_type.
-    factor: how many times longer texts may be. Hugging Face: factor.
+    factor: how many times longer texts may be than before the extension.
+      Hugging Face: factor.
     original_length: longest text before the extension, for 'yarn'. Hugging
       Face: original_max_position_embeddings.
-    beta_fast: rotations, see above. Hugging Face: beta_fast.
-    beta_slow: rotations, see above. Hugging Face: beta_slow.
-    attention_factor: factor of rotated features under 'yarn'; by default that
-      of the paper, 0.1 ln(factor) + 1. Hugging Face:
-      attention_factor.
-    mscale: DeepSeek's weight of the logarithm there. Hugging Face: mscale.
-    mscale_all_dim: that weight in latent attention, where it counts for all
-      features, not only for rotated ones. Hugging Face: mscale_all_dim.
+    beta_fast: number of rotations, see above. Hugging Face: beta_fast.
+    beta_slow: number of rotations, see above. Hugging Face: beta_slow.
+    attention_factor: factor of rotated features under 'yarn'; the default is
+      the paper's, 0.1 ln(factor) + 1. Hugging Face: attention_factor.
+    mscale: DeepSeek's weight of that logarithm. Hugging Face: mscale.
+    mscale_all_dim: DeepSeek's weight of the logarithm in a factor of all
+      features of latent attention, not only of rotated ones. Hugging Face:
+      mscale_all_dim.
   """
 
   base: float = 10_000.0
@@ -99,7 +100,7 @@ class Rope:
     return self._logarithmic(self.mscale_all_dim) ** 2
 
   def frequencies(self, width: int) -> Array:
-    """Angle per position of each pair of `width` features, float32."""
+    """Angles per position, float32, one for each pair of `width` features."""
     pairs = jnp.arange(0, width, 2, dtype=jnp.float32)
     frequency_H = self.base ** (-pairs / width)
     if self.scaling == 'linear':
@@ -110,7 +111,7 @@ class Rope:
     return frequency_H
 
   def _kept(self, width: int) -> np.ndarray:
-    """Under 'yarn': 1 for pairs that rotate as before, 0 for scaled ones."""
+    """Under 'yarn': 1 for pairs that do not change, 0 for divided ones."""
 
     def pair_that_rotates(times: float) -> float:
       wave_length = self.original_length / (times * 2 * math.pi)
@@ -126,8 +127,8 @@ class Rope:
 def rotate(x_BTNH: Array, positions_BT: Array, rope: Rope = Rope()) -> Array:
   """Rotates each pair of features by an angle proportional to the position.
 
-  Su et al. (2021), equation 34, https://arxiv.org/abs/2104.09864. Of the H
-  features that are turned, i and i + H/2 are a pair. Angles are float32.
+  Su et al. (2021), equation 34, https://arxiv.org/abs/2104.09864. Features i
+  and i + H/2 of the H rotated features are a pair. Angles are float32.
 
   Raises:
     ValueError: if H is odd.

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from moe.types import Array
 
-# It is added below a square root, whose gradient at 0 would be infinite.
+# Lower bound of a squared length: the gradient of its root is infinite at 0.
 _TINY = 1e-16
 
 
 class Rigid(NamedTuple):
-  """x -> rotation x + translation, with any leading dims.
+  """The motion x -> rotation x + translation; arrays may have leading dims.
 
   Attributes:
     rotation: [..., 3, 3], orthogonal with determinant 1.
@@ -26,16 +26,16 @@ class Rigid(NamedTuple):
   translation: Array
 
   def apply(self, x: Array) -> Array:
-    """Points [..., 3] of the frame in the space around it."""
+    """Points [..., 3] from the frame's own coordinates to the outer ones."""
     return turn(self.rotation, x) + self.translation
 
   def apply_inverse(self, x: Array) -> Array:
-    """Points [..., 3] of the space in the frame."""
+    """Points [..., 3] from the outer coordinates to the frame's own ones."""
     transposed = jnp.swapaxes(self.rotation, -1, -2)
     return turn(transposed, x - self.translation)
 
   def compose(self, inner: 'Rigid') -> 'Rigid':
-    """The motion that does `inner` first."""
+    """The motion that does `inner` first and then this one."""
     columns = jnp.swapaxes(inner.rotation, -1, -2)
     turned = turn(self.rotation[..., None, :, :], columns)
     return Rigid(jnp.swapaxes(turned, -1, -2), self.apply(inner.translation))
@@ -46,7 +46,10 @@ class Rigid(NamedTuple):
     return Rigid(transposed, -turn(transposed, self.translation))
 
   def expand(self, num_dims: int = 1) -> 'Rigid':
-    """The same with dims of 1 after the leading dims, for a set of points."""
+    """The same motion with `num_dims` dims of size 1 after the leading dims.
+
+    It then broadcasts over sets of points.
+    """
     ones = (1,) * num_dims
     lead = self.translation.shape[:-1]
     return Rigid(
@@ -55,7 +58,7 @@ class Rigid(NamedTuple):
     )
 
   def at(self, index: int) -> 'Rigid':
-    """One motion along the last leading dim."""
+    """The motion at an index of the last leading dim."""
     return Rigid(
       self.rotation[..., index, :, :], self.translation[..., index, :]
     )
@@ -82,7 +85,8 @@ def from_vectors(x: Array, xy: Array, origin: Array) -> Rigid:
   """Frames from vectors along x and in the xy plane, by Gram-Schmidt.
 
   Algorithm 21 of Jumper et al. (2021), supplement,
-  https://doi.org/10.1038/s41586-021-03819-2, of vectors in place of points.
+  https://doi.org/10.1038/s41586-021-03819-2, but with vectors as arguments
+  instead of points.
   """
   e1 = unit(x)
   e2 = unit(xy - e1 * jnp.sum(e1 * xy, axis=-1, keepdims=True))
@@ -95,7 +99,7 @@ def from_backbone(n: Array, ca: Array, c: Array) -> Rigid:
 
 
 def multiply_quaternions(p: Array, q: Array) -> Array:
-  """Product [..., 4] of quaternions with the real part first: q, then p."""
+  """Product p q [..., 4] of quaternions, real part first; q rotates first."""
   p, v = p[..., :1], p[..., 1:]
   q, w = q[..., :1], q[..., 1:]
   real = p * q - jnp.sum(v * w, axis=-1, keepdims=True)
@@ -114,7 +118,7 @@ def from_quaternion(quaternion: Array) -> Array:
 
 
 def from_update(update: Array) -> Rigid:
-  """The motion of a backbone update [..., 6]; 0 moves nothing.
+  """The motion of a backbone update [..., 6]; an update of zeros moves nothing.
 
   Algorithm 23 of Jumper et al. (2021): the first three numbers are b, c, d of
   the quaternion (1, b, c, d), the others the translation.
@@ -139,11 +143,12 @@ def group_frames(backbone: Rigid, torsion: Array, default: Rigid) -> Rigid:
     backbone: [...], frames of the residues.
     torsion: [..., 7, 2], (cos, sin) of omega, phi, psi and four chi angles, of
       any length but 0.
-    default: [..., 8], frames of the groups where all torsions are 0, see
-      `moe.modalities.residues`: the last three stand each in the one before.
+    default: [..., 8], frames of the groups if all torsions are 0, see
+      `moe.modalities.residues`. Each of the last three is given in the frame of
+      the group before it.
 
   Returns:
-    [..., 8], frames in the space around.
+    [..., 8], frames in the outer coordinates.
   """
   still = jnp.broadcast_to(
     jnp.array([1, 0], torsion.dtype), (*torsion.shape[:-2], 1, 2)
@@ -163,9 +168,9 @@ def place_atoms(frames: Rigid, group: Array, local: Array) -> Array:
   """Coordinates [..., P, 3] of atoms from the frames of their groups.
 
   Args:
-    frames: [..., 8], of the rigid groups.
+    frames: [..., 8], frames of the rigid groups.
     group: int32 [..., P], group of each atom.
-    local: [..., P, 3], the atom in its group.
+    local: [..., P, 3], coordinates of each atom in the frame of its group.
   """
   rotation = jnp.take_along_axis(
     frames.rotation, group[..., None, None], axis=-3

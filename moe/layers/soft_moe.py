@@ -19,7 +19,7 @@ from moe.types import Array, Layout, Pair
 
 @dataclasses.dataclass(frozen=True)
 class Mixing(Router):
-  """Takes the place of a router where the cost of a layer is computed."""
+  """Stands for a router in code that computes the cost of a layer."""
 
   is_causal = is_causal_in_training = False
 
@@ -38,8 +38,8 @@ class SoftMoE(nn.Module):
   unit(x) . scale unit(phi). A slot is the mean of the tokens, weighted by the
   softmax over tokens. The output of a token is the mean of the slots' outputs,
   weighted by the softmax over slots. No token is dropped and no expert is
-  chosen. Departs from it in leaving padding out. The layer has the interface of
-  `moe_layer.MoE` and can replace it.
+  chosen. Unlike in the paper, padding is left out. The layer has the interface
+  of `moe_layer.MoE` and can replace it.
 
   The output of a token depends on all tokens of its group, including later ones
   and those of other documents, so the layer cannot be used to generate text.
@@ -56,7 +56,7 @@ class SoftMoE(nn.Module):
     dtype: compute dtype of the experts; logits and softmaxes are float32.
     output_scale: factor of the initial values of the experts' last products.
     router_scale: factor of the router's initial values, as in `moe_layer.MoE`;
-      no effect here, where the router's vectors are normalised.
+      no effect here, since the router's vectors are normalised.
   """
 
   num_experts: int
@@ -94,7 +94,10 @@ class SoftMoE(nn.Module):
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
-    """[B, T, D] to [B, T, D]; the same in training and evaluation."""
+    """Applies the layer to [B, T, D]; the result has the same shape.
+
+    Training and evaluation do not differ.
+    """
     B, T, D = x_BTD.shape
     M = self.group_size or T
     self._check(T, M)
@@ -114,8 +117,8 @@ class SoftMoE(nn.Module):
       (D, E, C),
       jnp.float32,
     )
-    # A scalar needs an empty tuple of axis names, to which a scan over layers
-    # adds one.
+    # The scale is a scalar, so its tuple of axis names is empty. A scan over
+    # layers adds a name to it.
     ones = nn.with_logical_partitioning(nn.initializers.ones, ())
     scale = self.param('scale', ones, (), jnp.float32)
     weights = experts.params(
@@ -134,7 +137,7 @@ class SoftMoE(nn.Module):
       scale * _unit(phi_DEC, 0),
       precision=jax.lax.Precision.HIGHEST,
     )
-    # The floor is finite, so that a group of padding alone gives no NaN.
+    # -1e30 instead of -inf, so that a group with only padding gives no NaN.
     seen_GMEC = jnp.where(valid_GM[..., None, None], logits_GMEC, -1e30)
     mix_GMEC = jax.nn.softmax(seen_GMEC, axis=1).astype(self.dtype)
     G = x_GMD.shape[0]
@@ -160,7 +163,7 @@ class SoftMoE(nn.Module):
     return y_BTD, LayerOutputs({}, _statistics(share_GMEC.sum(-1), valid_GM))
 
   def make_router(self) -> Router:
-    """A router that stands for the cost of this layer."""
+    """A stand-in for the router, with which the cost of this layer is found."""
     return Mixing(num_active=self.top_k)
 
   def _check(self, length: int, group_size: int) -> None:

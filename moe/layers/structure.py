@@ -26,11 +26,12 @@ _EPSILON = 1e-8
 
 
 class Points(NamedTuple):
-  """What a residue asks and offers, in its own frame.
+  """Queries, keys and values of residues; points are in a residue's own frame.
 
   Attributes:
-    query: [B, I, N, H]. key and value: the same of the other residues.
-    query_points: [B, I, N, P, 3], and so for keys and values.
+    query: [B, I, N, H]; key and value have the same shape.
+    query_points: [B, I, N, P, 3]; so have key_points and value_points, but P of
+      value_points may differ.
   """
 
   query: Array
@@ -48,9 +49,9 @@ def point_attention(
 
   Args:
     x: queries and keys.
-    bias_BIJN: from the pairs.
-    weight_N: of the distances of each head, before softplus.
-    frames: [B, I].
+    bias_BIJN: bias of the scores, computed from the pairs.
+    weight_N: weight of the distances in each head, before softplus.
+    frames: [B, I], frames of the residues.
     valid_BI: bool, False for padding, which no residue attends to.
   """
   head_dim, num_points = x.query.shape[-1], x.query_points.shape[-2]
@@ -60,8 +61,8 @@ def point_attention(
   around = frames.expand(2)
   q_BINP3 = around.apply(x.query_points)
   k_BJNP3 = around.apply(x.key_points)
-  # Differences first: the sum of squares minus twice the product would lose all
-  # digits for residues that are near each other and far from the origin.
+  # We square the differences, because expanding (q - k)^2 loses all digits for
+  # residues that are near each other and far from the origin.
   apart = jnp.square(q_BINP3[:, :, None] - k_BJNP3[:, None])
   distance_BNIJ = jnp.moveaxis(jnp.sum(apart, axis=(-1, -2)), -1, 1)
   weight_N = jax.nn.softplus(weight_N) * math.sqrt(2 / (9 * num_points)) / 2
@@ -77,7 +78,7 @@ def point_attention(
 def point_results(
   x: Points, weights_BNIJ: Array, pair_BIJZ: Array, frames: Rigid
 ) -> dict[str, Array]:
-  """What the attention gathers, in the frame of each residue (lines 8 to 10).
+  """Weighted sums over residues, in the frame of each residue (lines 8 to 10).
 
   Returns:
     value [B, I, N, H], points [B, I, N, P, 3], norm [B, I, N, P] of the points,
@@ -98,17 +99,16 @@ def point_results(
 
 
 class InvariantPointAttention(nn.Module):
-  """Attention of residues in space that no rigid motion changes (Algorithm 22).
+  """Attention of residues, invariant under rigid motions (Algorithm 22).
 
-  Departs from the paper in a kernel for each kind of result in place of one for
-  all of them side by side, which is the same sum.
+  Unlike in the paper, the linear layers have biases.
 
   Attributes:
     num_heads: N.
     head_dim: H of queries, keys and values.
     num_query_points: P of queries and keys.
     num_value_points: P of values.
-    start: of the output's kernel, see `Linear`.
+    start: initial values of the output's kernel, see `Linear`.
     dtype: compute dtype.
   """
 
@@ -123,7 +123,7 @@ class InvariantPointAttention(nn.Module):
   def __call__(
     self, s_BID: Array, pair_BIJZ: Array, frames: Rigid, valid_BI: Array
   ) -> Array:
-    """[B, I, D] from residues, pairs, and frames [B, I]."""
+    """Attends, and returns an array [B, I, D]; the frames are [B, I]."""
     N, D = self.num_heads, s_BID.shape[-1]
 
     def project(name, *shape):
@@ -142,7 +142,7 @@ class InvariantPointAttention(nn.Module):
     bias_BIJN = Linear(
       (N,), (None, axes.HEADS), dtype=self.dtype, name='pair_bias'
     )(pair_BIJZ)
-    # softplus of it is 1.
+    # softplus(log(e - 1)) = 1, so each head first gives distances the weight 1.
     start = nn.initializers.constant(math.log(math.e - 1))
     weight_N = self.param(
       'point_weight',
@@ -161,13 +161,13 @@ class InvariantPointAttention(nn.Module):
 
 
 class Transition(nn.Module):
-  """s + three linear layers with ReLU, then a norm (Algorithm 20, line 8)."""
+  """A residual branch of three linear layers, then a norm (Algorithm 20)."""
 
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, s_BID: Array) -> Array:
-    """[B, I, D] to the same shape."""
+    """Applies the layers to [B, I, D]; the result has the same shape."""
     D, h = s_BID.shape[-1], s_BID
     for i, init in enumerate(('relu', 'relu', 'zero')):
       h = Linear(
@@ -186,7 +186,7 @@ class BackboneUpdate(nn.Module):
 
   @nn.compact
   def __call__(self, s_BID: Array) -> Rigid:
-    """[B, I, D] to motions [B, I]."""
+    """Computes motions [B, I] from residues [B, I, D]."""
     layer = Linear((6,), (axes.EMBED, None), 'zero', self.dtype, name='linear')
     return from_update(layer(s_BID))
 
@@ -195,7 +195,7 @@ class TorsionAngles(nn.Module):
   """(cos, sin) of the seven torsions (Algorithm 20, lines 11 to 14).
 
   Attributes:
-    width: of the hidden layers.
+    width: width of the hidden layers.
     num_blocks: residual blocks of two linear layers.
     dtype: compute dtype.
   """
@@ -206,7 +206,7 @@ class TorsionAngles(nn.Module):
 
   @nn.compact
   def __call__(self, s_BID: Array, first_BID: Array) -> Array:
-    """[B, I, 7, 2] that are not normalised yet.
+    """(cos, sin) of the torsions, [B, I, 7, 2], not normalised yet.
 
     Args:
       s_BID: residues after a layer of the structure module.
@@ -226,12 +226,12 @@ class TorsionAngles(nn.Module):
 
 
 class Structure(NamedTuple):
-  """What the structure module finds; the first dim L counts its layers.
+  """Results of the structure module; the first dim L counts its layers.
 
   Attributes:
     frames: [L, B, I], Angstrom.
-    torsions: [L, B, I, 7, 2], (cos, sin) as they were predicted.
-    states: [L, B, I, D].
+    torsions: [L, B, I, 7, 2], (cos, sin), not normalised.
+    states: [L, B, I, D], features of the residues.
   """
 
   frames: Rigid
@@ -246,7 +246,7 @@ class StructureModule(nn.Module):
     attention: makes the invariant point attention.
     num_layers: L.
     torsion_width: hidden width of the torsion angles.
-    unit_length: Angstrom of one unit inside of the module.
+    unit_length: length in Angstrom of the unit in which the module computes.
     dtype: compute dtype.
   """
 
@@ -266,8 +266,8 @@ class StructureModule(nn.Module):
   ) -> Structure:
     """Frames, torsions and states of every layer.
 
-    Rotations are stopped between layers, as in AlphaFold: their gradient
-    through a chain of frames is unstable.
+    No gradient passes from layer to layer through rotations, as in AlphaFold:
+    their gradient through a chain of frames is unstable.
     """
     D = s_BID.shape[-1]
     norm = lambda axis, name: LayerNorm(axis, self.dtype, name=name)

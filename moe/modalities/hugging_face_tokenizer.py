@@ -1,10 +1,10 @@
-"""A vocabulary as the files from which transformers makes a tokenizer.
+"""Exports a vocabulary to the files from which transformers makes a tokenizer.
 
-`tokenizer.json` has the pieces of the SentencePiece model with spaces in place
-of SentencePiece's mark, so that no step before or after has to exchange them.
-So ids are ours for a text that has the mark in it, too. Where a text has the
-name of a special token or of a byte, such as </s>, that is text for models of
-kind bpe and char; unigram models of their library read the token.
+SentencePiece writes a space as a mark. In `tokenizer.json` the pieces have
+spaces instead, so no further step has to replace them. So a text that contains
+the mark itself also gets the same ids as in our vocabulary. A text may contain
+the name of a special token or of a byte, such as </s>. BPE and char models read
+such a name as plain text, like our vocabulary. Unigram models read the token.
 """
 
 from typing import Any
@@ -13,20 +13,20 @@ from sentencepiece import sentencepiece_model_pb2
 
 from moe.modalities.text import SPACE_MARK, Vocabulary
 
-# Of sentencepiece_model.proto: kinds of models, and of pieces.
+# Kinds of models and kinds of pieces in sentencepiece_model.proto.
 _UNIGRAM, _BPE, _CHAR = 1, 2, 4
 _NORMAL, _USER = 1, 4
 
 
 def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
-  """Contents of JSON files by name.
+  """The contents of the tokenizer's JSON files, by file name.
 
-  A text begins with the padding's id, which is what our models read before the
-  first token; batches are padded with end marks.
+  The tokenizer puts the padding id before every text, since our models read it
+  before the first token. It pads batches with end marks.
 
   Args:
-    vocabulary: of the run.
-    length: the longest text that the model reads.
+    vocabulary: vocabulary of the run.
+    length: number of tokens of the longest text that the model reads.
 
   Raises:
     ValueError: if the SentencePiece model is of a kind that is not known.
@@ -60,7 +60,7 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
     'unk_token': unknown,
     'pad_token': end,
     'clean_up_tokenization_spaces': False,
-    # The name of a special token in a text is text.
+    # If the name of a special token occurs in a text, it is plain text.
     'split_special_tokens': True,
     'model_max_length': length,
   }
@@ -68,7 +68,7 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
 
 
 def _special(id: int, name: str) -> dict[str, Any]:
-  """A token that no text is spelt with."""
+  """The entry of a special token, which stands for no part of a text."""
   return {
     'id': id,
     'content': name,
@@ -81,7 +81,7 @@ def _special(id: int, name: str) -> dict[str, Any]:
 
 
 def _beginning(name: str, id: int) -> dict[str, Any]:
-  """Puts a token before every text, or pair of texts."""
+  """The post-processor that puts a token before a text or a pair of texts."""
   token = {'SpecialToken': {'id': name, 'type_id': 0}}
   texts = [{'Sequence': {'id': which, 'type_id': 0}} for which in ('A', 'B')]
   return {
@@ -130,10 +130,10 @@ def _model(model, unknown: str) -> dict[str, Any]:
 
 
 def _merges(model, pieces: list[str]) -> list[list[str]]:
-  """Pairs in the order in which SentencePiece merges them.
+  """Pairs of pieces in the order in which SentencePiece merges them.
 
-  SentencePiece merges the pair whose whole has the best score; so each way to
-  cut a piece in two gets the piece's rank.
+  SentencePiece first merges the pair that gives the piece with the best score.
+  So all pairs that give the same piece come together, at the piece's rank.
   """
   score = {
     text: piece.score

@@ -1,11 +1,11 @@
 """One id space for all that a model reads: text, commands, codes, residues.
 
-The ids of a kind of token are one range. The ranges come in the order of
-`RANGES`, and text is always the first: its ids are those of the vocabulary, so
-that a store of text is valid in every space with the same vocabulary. Where
-there is more than text, each range is padded to a multiple of 128. Text alone
-is one range without padding. A new range is appended to `RANGES`, never put
-between others, so that old ids stay what they are.
+Each kind of token has one range of ids. The ranges come in the order of
+`RANGES`. Text is always first and has the ids of the vocabulary, so a store of
+text is valid in every space with the same vocabulary. If there are other
+ranges, each range is padded to a multiple of 128; text alone is not padded. A
+new range is appended to `RANGES`, never put between others, so that old ids
+keep their meaning.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ RANGES = {
   'residue': PROTEIN,
   'structure': PROTEIN,
 }
-# The first command: a model reads it in place of a hidden token.
+# Code of the first command. A model reads it in place of a hidden token.
 MASK = 0
 _MULTIPLE = 128
-# The key of the id space in a manifest; text alone has none.
+# Key of the id space in the manifest of a store; a store of text has no entry.
 _KEY = 'ids'
-# The key of the hashes of tokenizers below it.
+# Key of the hashes of tokenizers, inside the entry of the id space.
 _TOKENIZERS = 'tokenizers'
 
 
@@ -47,8 +47,8 @@ class IdSpace:
     image: codes of an image tokenizer.
     residue: amino acids.
     structure: letters of a structure alphabet.
-    tokenizers: (range, SHA-256) of each tokenizer that was trained: codes of
-      another one mean something else, though they are the same numbers.
+    tokenizers: (range, SHA-256) of each trained tokenizer. In another tokenizer
+      the same code means something else.
   """
 
   text: int
@@ -83,12 +83,12 @@ class IdSpace:
 
   @property
   def is_text(self) -> bool:
-    """Whether there is nothing but text."""
+    """Whether text is the only range."""
     return list(self._spans) == ['text']
 
   @property
   def size(self) -> int:
-    """Number of ids with padding, which is how many rows an embedding needs."""
+    """Number of ids with padding: the number of rows of an embedding table."""
     if self.is_text:
       return self.text
     last = max(end for _, end in self._spans.values())
@@ -121,7 +121,7 @@ class IdSpace:
 
   @property
   def sha256(self) -> str:
-    """Hash of where every range lies, and of the trained tokenizers."""
+    """Hash of the ids of every range, and of the trained tokenizers."""
     spans = [[name, *span] for name, span in self._spans.items()]
     spans += [list(pair) for pair in sorted(self.tokenizers)]
     return hashlib.sha256(json.dumps(spans).encode()).hexdigest()
@@ -134,11 +134,11 @@ class IdSpace:
     )
 
   def ids(self, name: str, codes: np.ndarray) -> np.ndarray:
-    """Ids of the codes of a range.
+    """Converts codes of a range into ids.
 
     Args:
-      name: of the range.
-      codes: integers from 0, as the tokenizer of the range counts them.
+      name: name of the range.
+      codes: codes from the tokenizer of the range, which start at 0.
 
     Returns:
       int64 of the same shape.
@@ -161,13 +161,13 @@ class IdSpace:
     return codes + begin
 
   def codes(self, name: str, ids: np.ndarray) -> np.ndarray:
-    """Codes of those ids that belong to a range, in their order."""
+    """Converts the ids of a range into codes; all other ids are left out."""
     begin, end = self._spans.get(name, (0, 0))
     ids = np.asarray(ids, np.int64)
     return ids[(ids >= begin) & (ids < end)] - begin
 
   def unknown(self, ids: np.ndarray) -> np.ndarray:
-    """Those of the ids that belong to no range."""
+    """The ids that belong to no range."""
     ids = np.asarray(ids)
     is_known = np.zeros(ids.shape, bool)
     for begin, end in self._spans.values():
@@ -192,7 +192,7 @@ class IdSpace:
     return modality
 
   def in_manifest(self) -> dict[str, Any]:
-    """What a store's manifest holds of the space; nothing for text alone."""
+    """The entry for a store's manifest; empty if text is the only range."""
     if self.is_text:
       return {}
     found = {**self.sizes, 'sha256': self.sha256}
@@ -227,7 +227,7 @@ def of_ranges(
 
 
 def text_room(num_ids: int, ranges: Mapping[str, int]) -> int:
-  """The most pieces that a vocabulary may have beside other ranges.
+  """The largest vocabulary that fits into a space beside other ranges.
 
   Args:
     num_ids: number of ids of the whole space.
@@ -243,7 +243,7 @@ def of_manifest(manifest: Mapping[str, Any]) -> IdSpace:
   """The id space of a store.
 
   Args:
-    manifest: of the store.
+    manifest: manifest of the store.
 
   Raises:
     ValueError: if the ranges began at other ids when the store was made.
@@ -263,10 +263,10 @@ def of_manifest(manifest: Mapping[str, Any]) -> IdSpace:
 
 
 def shared(spaces: Iterable[IdSpace]) -> IdSpace:
-  """The id space of several stores.
+  """The id space that several stores have in common.
 
-  A space of text alone fits into any other. A store without pictures need not
-  know the tokenizer of those of another one.
+  A space that has only text fits any other. A store without pictures need not
+  name an image tokenizer, even if another store does.
 
   Raises:
     ValueError: if ranges or tokenizers differ.

@@ -2,10 +2,10 @@
 
 Finite scalar quantisation (Mentzer et al. 2023,
 https://arxiv.org/abs/2309.15505) rounds each channel of the bottleneck to one
-of a few levels. The code of a place is the number that the levels of its
-channels spell, so there is no codebook to learn and none that could collapse.
-Quantisation is in float32: in bfloat16 the arithmetic of codes loses half of
-them.
+of a few levels. The levels of all channels at a place are the digits of its
+code. So there is no codebook that must be learnt or could collapse.
+Quantisation is in float32, because bfloat16 arithmetic would lose half of the
+codes.
 """
 
 import math
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from moe import axes
 from moe.types import Array
 
-# The bound of a channel lies so far beyond its outermost level.
+# Before rounding, a channel may exceed its outermost level by this fraction.
 _MARGIN = 1e-3
 _LEAST_LEVELS = 3
 
@@ -40,8 +40,9 @@ def num_codes(levels: Sequence[int]) -> int:
 def quantise(z: Array, levels: Sequence[int]) -> Array:
   """Rounds each channel to its levels; gradients pass the rounding unchanged.
 
-  This departs from the published code in the shift for even numbers of levels:
-  atanh sends an input of 0 exactly to a level, where tan only comes near.
+  For even numbers of levels the published code shifts the input by a tangent,
+  which sends an input of 0 only near a level. We depart from it: the inverse of
+  tanh sends 0 exactly to a level.
 
   Args:
     z: [..., Q], any float.
@@ -53,7 +54,8 @@ def quantise(z: Array, levels: Sequence[int]) -> Array:
   z = z.astype(jnp.float32)
   count = jnp.array(levels, jnp.float32)
   bound = (count - 1) * (1 + _MARGIN) / 2
-  # An even number of levels has none in its middle, so the lower one is taken.
+  # An even number of levels has no middle, so rounding gives one more level
+  # below 0 than above: four levels are -2, -1, 0 and 1.
   offset = jnp.where(count % 2 == 0, 0.5, 0.0)
   bounded = jnp.tanh(z + jnp.arctanh(offset / bound)) * bound - offset
   rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
@@ -64,7 +66,7 @@ def codes_of(values: Array, levels: Sequence[int]) -> Array:
   """Codes of quantised values; the first channel is the lowest digit.
 
   Args:
-    values: [..., Q], as `quantise` gives them.
+    values: [..., Q], results of `quantise`.
     levels: as for `quantise`.
 
   Returns:
@@ -94,7 +96,7 @@ def values_of(codes: Array, levels: Sequence[int]) -> Array:
 
 
 def _places(levels: Sequence[int]) -> Array:
-  """What the digit of each channel counts."""
+  """The place value of each channel's digit in a code."""
   return jnp.array([math.prod(levels[:n]) for n in range(len(levels))])
 
 
@@ -108,8 +110,9 @@ class Autoencoder(nn.Module):
   Attributes:
     levels: levels of each channel of the bottleneck.
     widths: channels at each scale, the finest first.
-    num_blocks: residual blocks at each scale, in encoder and decoder each.
-    dtype: of the convolutions; quantisation is always in float32.
+    num_blocks: residual blocks at each scale of the encoder; the decoder has as
+      many.
+    dtype: dtype of the convolutions; quantisation is always in float32.
   """
 
   levels: Sequence[int] = (8, 5, 5, 5)
@@ -132,7 +135,7 @@ class Autoencoder(nn.Module):
     return num_codes(self.levels)
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the codes of a picture.
+    """Number of rows and columns of codes for a picture of this size.
 
     Raises:
       ValueError: if the picture cannot be halved often enough.
@@ -153,7 +156,7 @@ class Autoencoder(nn.Module):
     self.decoder = _Decoder(self.widths, self.num_blocks, jnp.dtype(self.dtype))
 
   def __call__(self, pixels: Array) -> tuple[Array, Array]:
-    """(reconstructions [B, Y, X, 3], quantised values [B, Y', X', Q]).
+    """Returns (reconstructions [B, Y, X, 3], quantised values [B, Y', X', Q]).
 
     Args:
       pixels: float32 [B, Y, X, 3] from 0 to 1. Reconstructions may lie
@@ -163,12 +166,12 @@ class Autoencoder(nn.Module):
     return self._pixels(values), values
 
   def encode(self, pixels: Array) -> Array:
-    """Codes int32 [B, Y', X'] of pixels [B, Y, X, 3] from 0 to 1."""
+    """Encodes pixels [B, Y, X, 3] from 0 to 1 into codes int32 [B, Y', X']."""
     values = quantise(self.encoder(2 * pixels - 1), self.levels)
     return codes_of(values, self.levels)
 
   def decode(self, codes: Array) -> Array:
-    """Pixels float32 [B, Y, X, 3] from 0 to 1 of codes [B, Y', X']."""
+    """Decodes codes [B, Y', X'] into float32 pixels [B, Y, X, 3], 0 to 1."""
     return jnp.clip(self._pixels(values_of(codes, self.levels)), 0, 1)
 
   def _pixels(self, values: Array) -> Array:
@@ -176,7 +179,7 @@ class Autoencoder(nn.Module):
 
 
 class _Encoder(nn.Module):
-  """From pixels to the bottleneck before it is quantised."""
+  """Maps pixels to the bottleneck, which is not quantised yet."""
 
   widths: Sequence[int]
   num_blocks: Sequence[int]
@@ -197,7 +200,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-  """From quantised values to pixels, the mirror of the encoder."""
+  """Maps quantised values to pixels; its layers mirror those of the encoder."""
 
   widths: Sequence[int]
   num_blocks: Sequence[int]
@@ -218,7 +221,7 @@ class _Decoder(nn.Module):
 
 
 class _Residual(nn.Module):
-  """Two 3 x 3 convolutions after norm and swish, added to what they read."""
+  """A residual branch of two 3 x 3 convolutions, each after norm and swish."""
 
   width: int
   dtype: jnp.dtype
@@ -249,7 +252,7 @@ def _norm(dtype: jnp.dtype, name: str) -> nn.GroupNorm:
 
 
 def _halved(x: Array) -> Array:
-  """[B, Y, X, C] -> [B, Y / 2, X / 2, 4 C]."""
+  """Halves the size: [B, Y, X, C] to [B, Y / 2, X / 2, 4 C]."""
   rows, height, width, channels = x.shape
   x = x.reshape(rows, height // 2, 2, width // 2, 2, channels)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(
@@ -258,7 +261,7 @@ def _halved(x: Array) -> Array:
 
 
 def _doubled(x: Array) -> Array:
-  """[B, Y, X, 4 C] -> [B, 2 Y, 2 X, C], the inverse of `_halved`."""
+  """The inverse of `_halved`: [B, Y, X, 4 C] to [B, 2 Y, 2 X, C]."""
   rows, height, width, channels = x.shape
   x = x.reshape(rows, height, width, 2, 2, channels // 4)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(

@@ -1,9 +1,10 @@
 """The twenty amino acids: names, atoms, torsions, symmetries, ideal geometry.
 
-Atoms and bonds are those of the Chemical Component Dictionary, as biotite ships
-it. Its ideal coordinates have tetrahedral angles where crystals have others, so
-`_ANGLES` gives mean angles after Engh & Huber (1991), Acta Cryst. A47, 392-400,
-and every residue is built anew from bond lengths, angles and torsions.
+Atoms and bonds are those of the Chemical Component Dictionary, which biotite
+contains. The dictionary's ideal coordinates have tetrahedral angles, which
+differ from the angles in crystals. So `_ANGLES` has mean angles from Engh &
+Huber (1991), Acta Cryst. A47, 392-400, and this file builds every residue from
+bond lengths, angles and torsions.
 
 Rigid groups are AlphaFold's (Jumper et al. 2021, supplement 1.8.4): 0 backbone,
 1 pre-omega, 2 phi, 3 psi, 4 to 7 the side chain beyond each chi angle.
@@ -25,15 +26,15 @@ UNKNOWN = len(LETTERS)
 NUM_CODES = UNKNOWN + 1
 NUM_GROUPS = 8
 PSI_GROUP, CHI_GROUP = 3, 4
-# Dims of the atom axis: the slots of one residue, and all names there are.
+# Sizes of the atom dim: the slots of one residue, or all `ATOM_NAMES`.
 ATOM14, ATOM37 = 14, 37
 ATOM_NAMES = (
   'N CA C CB O CG CG1 CG2 OG OG1 SG CD CD1 CD2 ND1 ND2 OD1 OD2 SD CE CE1 CE2'
   ' CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH CZ CZ2 CZ3 NZ OXT'
 ).split()
 BACKBONE = ('N', 'CA', 'C', 'O')
-# The fourth atom of each chi angle. The first three are the atoms before it in
-# N, CA, CB and this list.
+# The atoms that follow N, CA and CB along the side chain. Each four neighbours
+# in the whole list define a chi angle.
 _CHI = {
   'ARG': 'CG CD NE CZ',
   'ASN': 'CG OD1',
@@ -54,14 +55,16 @@ _CHI = {
   'TYR': 'CG CD1',
   'VAL': 'CG1',
 }
-# Atoms that are the same but for their names; each swap turns a chi by pi.
+# Pairs of atoms that differ only in their names. Swapping the names changes the
+# last chi angle by pi.
 _SYMMETRIC = {
   'ASP': (('OD1', 'OD2'),),
   'GLU': (('OE1', 'OE2'),),
   'PHE': (('CD1', 'CD2'), ('CE1', 'CE2')),
   'TYR': (('CD1', 'CD2'), ('CE1', 'CE2')),
 }
-# Degrees between an atom, the atom that it is bound to, and the one before.
+# Bond angles in degrees: between an atom, its parent, and the parent's parent.
+# The parent of an atom is its neighbour on the way to the backbone.
 _ANGLES = {
   'ARG': {'CG': 114.1, 'CD': 111.3, 'NE': 112.0, 'CZ': 124.2},
   'ASN': {'CG': 112.6, 'OD1': 120.8, 'ND2': 116.4},
@@ -82,7 +85,7 @@ _ANGLES = {
   'TYR': {'CG': 113.8},
   'VAL': {'CG1': 110.5, 'CG2': 110.5},
 }
-# Angstrom, where the dictionary's ideal bond is not that of crystals.
+# Bond lengths of crystals in Angstrom, where the dictionary's length differs.
 _LENGTHS = {('PRO', 'CG'): 1.495}
 
 
@@ -96,13 +99,16 @@ class Residues(NamedTuple):
     to_14: int32 [21, 37], slot of the atom; 0 where the residue lacks it.
     mask_37: bool [21, 37], whether the residue has the atom.
     group: int32 [21, 14], rigid group of the atom.
-    local: float32 [21, 14, 3], Angstrom, the atom in the frame of its group.
-    frames: float32 [21, 8, 4, 4], each group's frame in the one before it with
-      a torsion of 0: groups 0 to 4 stand in the backbone, 5 to 7 in a chain.
+    local: float32 [21, 14, 3], Angstrom, coordinates of the atom in the frame
+      of its group.
+    frames: float32 [21, 8, 4, 4], frame of each group at a torsion of 0. It is
+      given in the frame of group 0 for groups 0 to 4, and in the frame of the
+      group before it for groups 5 to 7.
     chi: int32 [21, 4, 4], slots of the four atoms of each chi angle.
-    has_chi: bool [21, 4].
+    has_chi: bool [21, 4], whether the residue has the chi angle.
     is_pi_periodic: bool [21, 4], whether a turn by pi gives the same atoms.
-    swap: int32 [21, 14], the slot that each slot is renamed to.
+    swap: int32 [21, 14], slot of the atom with which each atom may swap names;
+      its own slot for most atoms.
     radius: float32 [21, 14], van der Waals radius in Angstrom.
   """
 
@@ -125,7 +131,7 @@ def codes(sequence: str) -> np.ndarray:
   """Codes of one-letter names; a letter that is none of the twenty is unknown.
 
   Args:
-    sequence: of capital letters.
+    sequence: names of residues, one capital letter each.
 
   Returns:
     int32, one code per letter.
@@ -174,18 +180,18 @@ def residues() -> Residues:
     _fill_names(tables, code)
     _fill_geometry(tables, code)
   for table in tables[1:]:
-    table.flags.writeable = False  # They are shared by all callers.
+    table.flags.writeable = False  # All callers share the tables.
   return tables
 
 
 def _chi_path(name: str) -> list[str]:
-  """Atoms along the chi angles; each four in a row span one."""
+  """The atoms along the chi angles; each four neighbours define an angle."""
   return ['N', 'CA', 'CB', *_CHI.get(name, '').split()]
 
 
 def _fill_names(tables: Residues, code: int):
-  """Fills what depends on the names of the atoms alone."""
-  # The import takes a second, which programs without proteins need not wait.
+  """Fills the tables that depend only on the names of the atoms."""
+  # The import takes a second, which programs without proteins save.
   from biotite.structure import info
 
   name, atoms = NAMES[code], tables.atoms[code]
@@ -206,12 +212,12 @@ def _fill_names(tables: Residues, code: int):
 
 
 def _fill_geometry(tables: Residues, code: int):
-  """Fills frames of rigid groups and places of atoms in them."""
+  """Fills the frames of rigid groups and the coordinates of atoms in them."""
   name, atoms = NAMES[code], tables.atoms[code]
   place, parents = _build(name)
   path = _chi_path(name)
-  # The plane of psi holds CA, C and O, that of chi the four atoms of the angle
-  # with both outer atoms on the same side: this is a torsion of 0.
+  # A torsion of 0 means for psi that CA, C and O lie in the xy plane. For chi,
+  # the four atoms of the angle do, with both outer atoms on the same side.
   base = {0: frame(place['C'], place['N'], place['CA'])}
   base[1] = base[0]
   base[2] = frame(place['N'], place['C'], place['N'])
@@ -231,7 +237,7 @@ def _fill_geometry(tables: Residues, code: int):
       local[1:] = turn @ local[1:]
     tables.group[code, slot] = group
     tables.local[code, slot] = local
-  # A later group stands on the atom that the chi before it turns.
+  # The origin of a later group is the atom that the chi angle before it turns.
   for k in range(1, len(path) - 3):
     lead = tables.local[code, atoms.index(path[k + 2])].astype(np.float64)
     tables.frames[code, CHI_GROUP + k] = frame(
@@ -240,7 +246,7 @@ def _fill_geometry(tables: Residues, code: int):
 
 
 def _group(atom: str, parents: dict[str, str], path: list[str]) -> int:
-  """The rigid group of an atom: that of the last chi that moves it."""
+  """The rigid group of an atom: the group of the last torsion that moves it."""
   if atom in ('N', 'CA', 'C', 'CB'):
     return 0
   if atom == 'O':
@@ -266,7 +272,7 @@ def _component(name: str) -> tuple[list[str], dict, list[tuple[str, str]]]:
 
 
 def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Ideal atoms with CA at 0, C on x, N in the xy plane; and their parents."""
+  """(ideal coordinates, parents); CA is at 0, C on x, N in the xy plane."""
   names, ideal, bonds = _component(name)
   near = {atom: set() for atom in names}
   for one, two in bonds:
@@ -275,7 +281,7 @@ def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   place = _backbone(name)
   parents = {'C': 'CA', 'CB': 'CA', 'CA': 'N'}
   order = ['CB'] if 'CB' in names else []
-  for atom in order:  # It grows while it is read.
+  for atom in order:  # The loop appends to the list that it reads.
     for child in sorted(near[atom] - set(parents) - {'N'}):
       parents[child] = atom
       order.append(child)
@@ -294,7 +300,7 @@ def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _backbone(name: str) -> dict[str, np.ndarray]:
-  """N, CA, C, O and CB after Engh and Huber."""
+  """Coordinates of N, CA, C, O and CB, with angles of Engh and Huber."""
   n_ca, ca_c, n_ca_c = 1.458, 1.525, 111.2
   if name == 'GLY':
     n_ca, ca_c, n_ca_c = 1.451, 1.516, 112.5
@@ -308,10 +314,11 @@ def _backbone(name: str) -> dict[str, np.ndarray]:
     'C': np.array([ca_c, 0.0, 0.0]),
     'N': n_ca * np.array([np.cos(angle), np.sin(angle), 0.0]),
   }
-  # The torsion of the oxygen is free: psi turns it.
+  # O gets a torsion of 0, since it has no ideal one: psi turns O.
   place['O'] = attach((place['N'], place['CA'], place['C']), 1.231, 120.5, 0.0)
   if name != 'GLY':
-    # C-CA-CB of isoleucine and valine is the mean of both editions.
+    # The angle C-CA-CB of isoleucine and of valine is the mean of the values in
+    # the two editions of Engh and Huber.
     cb_n, cb_c = {
       'ALA': (110.4, 110.5),
       'ILE': (111.5, 110.35),
@@ -320,8 +327,8 @@ def _backbone(name: str) -> dict[str, np.ndarray]:
       'VAL': (111.5, 110.3),
     }.get(name, (110.5, 110.1))
     length = 1.54 if name in ('ILE', 'VAL') else 1.53
-    # Two cosines and the length fix the bond up to a sign, which is that of
-    # L-amino acids.
+    # The two angles and the length leave two places for CB, one on each side of
+    # the xy plane. The negative z gives the L-amino acid.
     x, u, v = np.cos(np.deg2rad([cb_c, cb_n, n_ca_c]))
     y = (u - x * v) / np.sin(angle)
     place['CB'] = length * np.array([x, y, -np.sqrt(1 - x * x - y * y)])
@@ -338,7 +345,7 @@ def _angle(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
 def torsion(
   a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray
 ) -> float:
-  """Degrees by which the bond c-d is turned about b-c against b-a (IUPAC)."""
+  """Torsion angle of a-b-c-d in degrees, with the sign of IUPAC."""
   axis = (c - b) / np.linalg.norm(c - b)
   one = np.cross(b - a, axis)
   two = np.cross(axis, d - c)
@@ -351,13 +358,13 @@ def attach(
   angle: float,
   turn: float,
 ) -> np.ndarray:
-  """The place of an atom from its bond, its angle and its torsion.
+  """Coordinates of a new atom from its bond length, bond angle and torsion.
 
   Args:
-    before: three atoms a, b and c; the new one is bound to c.
-    length: of the bond.
-    angle: degrees between the bonds at c.
-    turn: torsion about b-c in degrees.
+    before: coordinates of three atoms a, b and c; the new one is bound to c.
+    length: length of this bond.
+    angle: angle at c between b and the new atom, in degrees.
+    turn: torsion about b-c between a and the new atom, in degrees.
   """
   a, b, c = before
   base = frame(c - b, a - b, c)

@@ -1,4 +1,4 @@
-"""Text as token ids: a SentencePiece model that gives back every string."""
+"""Text as token ids, by a SentencePiece model that restores every string."""
 
 import collections
 import hashlib
@@ -19,14 +19,14 @@ from moe.modalities.ids import EOS, PAD, UNK
 _COVERAGE = 0.9995
 _MAX_LINES = 5_000_000
 _MAX_LINE_CHARS = 4_000
-# pad, eos, unk, newline, 256 bytes, and a piece for the space.
+# Pieces of every vocabulary: pad, eos, unk, 256 bytes, newline and space.
 _NUM_FIXED = 3 + 1 + 256 + 1
-# Fewer pieces cannot be trained: one at least is a character.
+# The smallest vocabulary has one character beside these pieces.
 MIN_SIZE = _NUM_FIXED + 1
 # SentencePiece writes a space as this character, so the character itself must
 # be spelt in bytes.
 SPACE_MARK = '\u2581'
-# Marks that SentencePiece reserves in its training text.
+# Characters that may not get a piece: SentencePiece reserves them in training.
 _RESERVED = '\t\0\u2581\u2585'
 _PROBE = 'a 中  ，\n\n\t\u2581字 '
 
@@ -154,11 +154,11 @@ class Vocabulary:
     return b''.join([pieces[id] for id in ids]).decode('utf-8', 'replace')
 
   def is_byte(self, id: int) -> bool:
-    """Whether a piece is a byte of a character that has no piece itself."""
+    """Whether a piece is a byte; rare characters are spelt in such pieces."""
     return self._processor.is_byte(id)
 
   def piece(self, id: int) -> str:
-    """How SentencePiece writes a piece, for people to read."""
+    """A piece as SentencePiece writes it, for people to read."""
     return self._processor.id_to_piece(id)
 
 
@@ -210,14 +210,14 @@ def train_vocabulary(
       ' file.'
     )
   covered = _covered(counts, size - _NUM_FIXED)
-  # SentencePiece refuses a coverage below 98%, so the lines are cut at the
-  # characters that are left out.
+  # SentencePiece refuses a coverage below 98%. So it gets a coverage of 100%,
+  # and we cut the lines at the characters that get no piece.
   cut = {ord(char): '\n' for char in counts if char not in covered}
   parts = (
     part for line in lines for part in line.translate(cut).split('\n') if part
   )
-  # Without a space in the text there would be no piece for it, and bytes cannot
-  # stand for a space.
+  # We add a space, because a text without one gives no piece for it, and bytes
+  # cannot stand for a space.
   parts = itertools.chain([' '], parts)
   model = io.BytesIO()
   sentencepiece.set_random_generator_seed(0)
@@ -240,7 +240,7 @@ def train_vocabulary(
     unk_id=UNK,
     bos_id=-1,
     max_sentence_length=4 * _MAX_LINE_CHARS + 1,
-    num_threads=8,  # The result depends on it, so it is the same everywhere.
+    num_threads=8,  # Fixed, since the result depends on the number.
     minloglevel=2,
   )
   _write(model.getvalue(), path)
@@ -257,7 +257,7 @@ def train_vocabulary(
 
 
 def _short_lines(documents: Iterable[str]) -> Iterator[str]:
-  """Lines, cut where they are long: SentencePiece has 16 bits for positions."""
+  """Lines with long ones cut, as SentencePiece has 16 bits for positions."""
   for document in documents:
     for line in document.split('\n'):
       for start in range(0, len(line), _MAX_LINE_CHARS):

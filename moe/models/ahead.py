@@ -17,8 +17,8 @@ from moe.types import Array, Layout
 class Ahead(nn.Module):
   """One more block, which reads hidden states and the next tokens.
 
-  DeepSeek-V3 (2024), section 2.2 with D = 1, https://arxiv.org/abs/2412.19437:
-  multi-token prediction. The embedding and the head are those of the model.
+  This is multi-token prediction with depth 1: DeepSeek-V3 (2024), section 2.2,
+  https://arxiv.org/abs/2412.19437. Embedding and head are those of the model.
   Unlike in the paper, this block is dense, so it adds nothing to the losses and
   statistics of routers. In a sparse model it has the active FLOPs of a sparse
   block.
@@ -26,7 +26,7 @@ class Ahead(nn.Module):
   Attributes:
     block: makes the block.
     is_sparse: whether the blocks of the model are sparse.
-    policy: what is kept of the block for its backward pass; None for all of it.
+    policy: rematerialisation policy of the block; None keeps all its tensors.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -46,13 +46,13 @@ class Ahead(nn.Module):
     info: TokenInfo,
     train: bool,
   ) -> Array:
-    """Hidden states [B, T, D], ready for the head.
+    """Hidden states [B, T, D], for predicting the token after the next one.
 
     Args:
       x_BTD: hidden states of the model.
       next_BTD: embeddings of the next tokens.
       mask: which tokens see which.
-      info: of the tokens.
+      info: what routers read about the tokens.
       train: whether this is training.
     """
     norm = lambda name: RMSNorm(axes.EMBED, dtype=self.dtype, name=name)

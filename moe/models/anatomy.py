@@ -45,7 +45,7 @@ class Anatomy:
     dtype: dtype of activations, such as 'bfloat16'.
     remat: rematerialisation policy, a name of `stack.REMAT_POLICIES` or 'none'.
     prefix: blocks before the first period, in order.
-    period: blocks of one period; empty if there are no periods.
+    period: the group of blocks that repeats, in order; empty if none repeats.
     num_periods: number of periods; each has its own parameters.
     predicts_ahead: whether training has one more block, dense, that predicts
       the token after the next one; `layers` does not include it.
@@ -89,7 +89,7 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-  """A model's description of itself.
+  """Returns the model's description of itself, and so checks all its sizes.
 
   Args:
     model: a model with an `anatomy` method, such as `decoder.Decoder`.

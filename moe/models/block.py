@@ -25,8 +25,8 @@ class Block(nn.Module):
     feed_forward: makes the dense feed-forward layer.
     moe: makes the sparse feed-forward layer.
     is_sparse: whether this block has the sparse layer.
-    dense_twin: whether a sparse block instead gets a dense layer of equal
-      active FLOPs, as wide as all experts that one token sees.
+    dense_twin: whether a dense layer with the same active FLOPs replaces the
+      sparse layer. It is as wide as all experts of one token together.
     dropout_rate: dropout of both residual branches in training.
     output_scale: factor of the initial values of the last product of each
       residual branch.

@@ -42,21 +42,21 @@ class Decoder(nn.Module):
     d_model: D.
     tie_embeddings: whether the head uses the embedding table. Hugging Face:
       tie_word_embeddings.
-    extra_tables: (name, size) of further integers below `size` that the model
-      reads of each token, such as the row and the column of a code; a learned
-      vector of each is added to that of the token. Tokens without one have 0.
-    ranges: (name, size) of the ranges of ids beside text, if each range has a
-      softmax of its own; see `moe.modalities.ids`. () for one softmax of all.
-    code_levels: levels of the channels of an image code. If given, a linear
-      image of the code's quantised values is added to its vector, so that the
-      model knows which codes look alike.
+    extra_tables: (name, size) of further integers of each token, from 0 to
+      size - 1, such as the row and the column of an image code. The model adds
+      a learned vector for each of them to the token's vector. Text has zeros.
+    ranges: (name, size) of each range of ids beside text. Each range then has
+      its own softmax; see `moe.modalities.ids`. () for one softmax over all.
+    code_levels: levels of the channels of an image code. The model then adds a
+      linear map of the code's quantised values to its vector, so that similar
+      codes have similar vectors.
     embedding_scale: factor of embeddings; by default the square root of D.
-      Models of Hugging Face's formats have 1.
+      Models in Hugging Face's formats use 1.
     norm_epsilon: epsilon of the last norm. Hugging Face: rms_norm_eps.
     layout: mesh axes by use.
     dtype: compute dtype, as a name such as 'bfloat16'.
-    parametrisation: how initial values and rates depend on width and depth;
-      None for the standard one.
+    parametrisation: how initial values and learning rates depend on width and
+      depth; None if they do not.
     predicts_ahead: whether training has one more block, which predicts the
       token after the next one.
   """
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
     return stack.cache_shapes(batch_size, length)
 
   def update_state(self, state: PyTree) -> PyTree:
-    """State after a step; each router acts on the statistics of the step.
+    """State after a step: routers update it from the statistics of the step.
 
     Args:
       state: state of the model; not empty.

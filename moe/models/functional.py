@@ -70,7 +70,7 @@ class Functional:
     train: bool,
     cache: Cache | None = None,
   ) -> Outputs:
-    """Hidden states, new state and cache, losses, metrics."""
+    """Applies the model: hidden states, state, cache, losses and metrics."""
     with nn.logical_axis_rules(self.rules):
       outputs, updates = self.module.apply(
         {'params': params, 'state': state},
@@ -83,7 +83,7 @@ class Functional:
     return outputs._replace(state=updates.get('state', state))
 
   def update(self, state: PyTree) -> PyTree:
-    """State after a step; each router acts on the statistics of the step."""
+    """State after a step: routers update it from the statistics of the step."""
     return self.module.update_state(state) if state else state
 
   def head(
@@ -118,7 +118,7 @@ class PictureFunctional:
   module: Autoencoder
 
   def init(self, key: Array, pixels: Array) -> tuple[PyTree, PyTree, PyTree]:
-    """(params, state, logical axes), as `Functional.init` gives them.
+    """(params, state, logical axes), in the form of `Functional.init`.
 
     Args:
       key: random key.
@@ -128,11 +128,11 @@ class PictureFunctional:
     return _unboxed(self.module.init({'params': key}, pixels))
 
   def reconstruct(self, params: PyTree, pixels: Array) -> Array:
-    """Pixels [B, Y, X, 3] as they come back from the bottleneck."""
+    """Encodes and decodes pixels; returns reconstructions [B, Y, X, 3]."""
     return self.module.apply({'params': params}, pixels)[0]
 
   def encode(self, params: PyTree, pixels: Array) -> Array:
-    """Codes int32 [B, Y', X'] of pixels from 0 to 1."""
+    """Encodes pixels with values from 0 to 1 into codes int32 [B, Y', X']."""
     return self.module.apply({'params': params}, pixels, method='encode')
 
   def decode(self, params: PyTree, codes: Array) -> Array:
@@ -141,9 +141,10 @@ class PictureFunctional:
 
 
 def _unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-  """(params, state, logical axes) of what a module initialises."""
+  """Splits the variables of a module into (params, state, logical axes)."""
   params, state = variables['params'], variables.get('state', {})
-  # These specs hold logical axes, since no rules are in use here.
+  # The specs hold logical axes, since no rules are set that map these to mesh
+  # axes.
   specs = nn.get_partition_spec(params)
   is_spec = lambda s: isinstance(s, jax.sharding.PartitionSpec)
   logical_axes = jax.tree.map(
@@ -159,5 +160,5 @@ def _unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
 def make_functional(
   module: Decoder, rules: Rules, layout: Layout
 ) -> Functional:
-  """The functions of a model in a layout; its MoE layers run on that mesh."""
+  """Makes a model's functions; its MoE layers run on the mesh of `layout`."""
   return Functional(module.clone(layout=layout), rules)

@@ -1,8 +1,9 @@
-"""A model's sizes as Hugging Face's config.json says them, both ways.
+"""Converts a model's sizes to Hugging Face's config.json.
 
-Each format has a table: their field, our macro or the argument that a gin file
-binds. What a format takes for granted is a table too: on the way out anything
-else is refused by name, on the way in it is what the model gets.
+The table `FIELDS` maps the fields of each format to our macros, or to arguments
+that a gin file binds. The table `GRANTED` holds values that a format fixes
+without a field. An import sets these values; an export of a model with another
+value is an error that names the macro.
 """
 
 import math
@@ -71,8 +72,8 @@ FIELDS = {
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
-# What a format takes for granted. Where a macro has no meaning in a model, its
-# value is None.
+# Values that a format fixes without a field. None stands for a macro that has
+# no meaning in a model of the format.
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
@@ -94,7 +95,8 @@ GRANTED = {
   'deepseek_v3': _PLAIN | _BY_BIAS,
 }
 
-# Their fields of the scaling of positions, and ours; see `position.Rope`.
+# Fields of config.json that describe the scaling of positions. `_OUR_ROPE` maps
+# a field to the argument of `position.Rope` if their names differ.
 ROPE_FIELDS = {
   'linear': ('factor',),
   'yarn': (
@@ -112,7 +114,7 @@ HAS_SHARED = ('glm4_moe', 'deepseek_v3')
 
 
 def our_rope(field: str) -> str:
-  """The argument that a gin file binds for a field of their scaling."""
+  """The argument that a gin file binds for one of the `ROPE_FIELDS`."""
   return f'position.Rope.{_OUR_ROPE.get(field, field)}'
 
 
@@ -120,9 +122,9 @@ def sizes(model: Decoder) -> dict[str, Any]:
   """A model's sizes and choices, by macro or by argument.
 
   Raises:
-    ValueError: for a part that no format can say; it names the part.
+    ValueError: for a part that no format supports; the message names the part.
   """
-  # parent=None: inert descriptions to read sizes from, not submodules.
+  # With parent=None these are not submodules; only their sizes are read.
   stack = model.stack(parent=None)
   block = stack.block(parent=None)
   attention = block.attention(parent=None)
@@ -172,10 +174,10 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
   widths = {layer.feed_forward.width for layer in layers if layer.feed_forward}
   if len(widths) > 1:
     raise ValueError(
-      f'D_FF must be the same of all dense layers, got {sorted(widths)}: no'
+      f'D_FF must be the same for all dense layers, got {sorted(widths)}: no'
       ' format has several.'
     )
-  # Where no layer is dense, formats still ask for the width of one.
+  # Formats need the width of a dense layer even if there is none.
   unused = block.feed_forward(parent=None).width
   found = {'D_FF': min(widths, default=unused)}
   if model.anatomy().experts is None:
@@ -193,8 +195,8 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
   if gate is None or experts.dispatch is None:
     name = type(moe if experts.dispatch is None else router).__name__
     raise ValueError(
-      f'{name} cannot be said in a format of Hugging Face: they know token'
-      ' choice alone, gates.TopK, gates.Switch and gates.Sigmoid.'
+      f'{name} is not supported by any format of Hugging Face: use gates.TopK,'
+      ' gates.Switch or gates.Sigmoid.'
     )
   return found | {
     'ROUTER': gate,
@@ -219,23 +221,24 @@ def format_of(found: Mapping[str, Any]) -> str:
 
 
 def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
-  """The content of config.json, without what is not the model's.
+  """The fields of config.json that describe a model.
 
   Args:
     model: the model.
-    length: the longest text that it was trained on.
-    dtype: of the weights, such as 'float32'.
+    length: number of tokens of the longest text in its training.
+    dtype: dtype of the weights, such as 'float32'.
 
   Raises:
-    ValueError: for what the format cannot say; it names the macro.
+    ValueError: for a value that the format does not support; the message names
+      the macro.
   """
   found = sizes(model)
   kind = format_of(found)
   for macro, granted in GRANTED[kind].items():
     if found[macro] != granted:
       raise ValueError(
-        f'{macro}={found[macro]} cannot be said in the format {kind}, which'
-        f' suits this model best: it takes {granted} for granted.'
+        f'{macro}={found[macro]} is not supported by the format {kind}, which'
+        f' suits this model best: it must be {granted}.'
       )
   config = {
     'architectures': [CLASSES[kind]],
@@ -267,24 +270,24 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
 def _rope_config(found: Mapping[str, Any]) -> dict[str, Any]:
   config = {'rope_theta': found['ROPE_BASE']}
   if 'KV_RANK' not in found:
-    # Said even if it is 1: GLM-4-MoE takes one half where it is missing.
+    # Written even if it is 1: GLM-4-MoE uses 0.5 if the field is missing.
     config['partial_rotary_factor'] = found['position.Rope.share']
   elif found['position.Rope.share'] != 1:
     raise ValueError(
-      f'position.Rope.share={found["position.Rope.share"]} cannot be said in'
+      f'position.Rope.share={found["position.Rope.share"]} is not supported by'
       ' the format deepseek_v3: choose ROPE_DIM and CONTENT_DIM instead.'
     )
   scaling = found['position.Rope.scaling']
   if scaling == 'none':
     return config
   fields = {f: found[our_rope(f)] for f in ROPE_FIELDS[scaling]}
-  # 0 and None are what a missing field means.
+  # A missing field means 0 or None, so these values are left out.
   fields = {field: value for field, value in fields.items() if value}
   return config | {'rope_scaling': {'rope_type': scaling, **fields}}
 
 
 def _sparse_layers(model: Decoder, found: Mapping[str, Any]) -> dict[str, Any]:
-  """Which layers of Qwen3-MoE have experts."""
+  """The fields that say which layers of Qwen3-MoE have experts."""
   layers = model.anatomy().layers
   dense = [i for i, layer in enumerate(layers) if not layer.experts]
   if found['NUM_DENSE_PREFIX']:
@@ -296,8 +299,8 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
   shared, width = found['SHARED_D_FF'], found['EXPERT_D_FF']
   if not shared or shared % width:
     raise ValueError(
-      f'SHARED_D_FF={shared} cannot be said in the format {kind}: it must be a'
-      f' multiple of EXPERT_D_FF={width}, and at least that.'
+      f'SHARED_D_FF={shared} is not supported by the format {kind}: it must be'
+      f' EXPERT_D_FF={width} or a multiple of it.'
     )
   config = {
     'n_shared_experts': shared // width,
@@ -315,13 +318,14 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fold(found: Mapping[str, Any], scale: float | None) -> dict[str, float]:
-  """What arrays are multiplied with, so that embeddings need no scale.
+  """Factors of arrays that replace the scale of embeddings.
 
-  No format has one. It goes into the embedding table; where that is the output
-  head too, the last norm gets the inverse.
+  No format has such a scale, so the embedding table is multiplied by it. If the
+  table is also the output head, the last norm is divided by the scale, so that
+  logits stay the same.
 
   Args:
-    found: of `sizes`.
+    found: the result of `sizes`.
     scale: `Decoder.embedding_scale`.
   """
   scale = math.sqrt(found['D_MODEL']) if scale is None else scale

@@ -1,10 +1,10 @@
-"""Hugging Face's config.json as what a gin file of ours binds.
+"""Converts Hugging Face's config.json to bindings of a gin file.
 
-A field that changes what a model computes and that we cannot say is refused by
-name, and so is one that nobody here knows.
+An unknown field is an error that names the field, since it may change what the
+model computes. A value that our models do not support is an error, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe.models.decoder import DTYPES
@@ -17,7 +17,7 @@ from moe.models.hugging_face import (
   our_rope,
 )
 
-# What a field must be where a model has it.
+# The allowed values of some fields; each field may be missing.
 _REQUIRED = {
   'hidden_act': ('silu',),
   'attention_bias': (False,),
@@ -28,7 +28,8 @@ _REQUIRED = {
   'topk_method': ('noaux_tc',),
   'quantization_config': (None,),
 }
-# What says nothing of what a model computes for a text that fits.
+# Fields that may have any value: they do not change the results for a text that
+# fits the model's length, or functions below read and check them.
 _IGNORED = {
   '_name_or_path', 'architectures', 'attention_dropout', 'auto_map',
   'aux_loss_alpha', 'bos_token_id', 'dtype', 'eos_token_id', 'ep_size',
@@ -39,34 +40,36 @@ _IGNORED = {
   'transformers_version', 'use_cache', 'num_nextn_predict_layers',
   'num_mtp_layers',
 }  # fmt: skip
-# Read below.
+# Further fields that functions below read and check.
 _READ = {
   'decoder_sparse_step', 'layer_types', 'mlp_only_layers', 'n_shared_experts',
   'norm_topk_prob', 'partial_rotary_factor', 'rope_interleave',
   'sliding_window',
 }  # fmt: skip
-# Derived fields that transformers writes beside those that they repeat.
+# Fields that transformers writes although they follow from other fields.
 _REPEATED = {'deepseek_v3': {'head_dim', 'num_key_value_heads'}}
 _ALIASES = {
   'num_local_experts': 'num_experts',
   'num_experts': 'num_local_experts',
 }
 _BASE = {'mixtral': 1e6}
-# No file of a stranger makes us list more layers than this.
+# Limits of the numbers in a file, so that no file can fill the memory.
 _MAX_LAYERS, _MAX_SIZE = 4096, 2**31 - 1
 
 
 class Imported(NamedTuple):
-  """A model of theirs, as ours.
+  """A model of Hugging Face, described in our terms.
 
   Attributes:
     model_type: the format.
-    is_latent: whether it has latent attention, which has a wiring of its own.
-    bindings: macro or argument -> value of a gin file.
-    length: the longest text that it reads.
-    rope_dim: features of a latent head whose pairs lie side by side in files.
-    num_extra_layers: layers behind the last one, for predicting more tokens,
-      which are left out.
+    is_latent: whether it has latent attention, for which another gin file is
+      included.
+    bindings: macro or argument -> value for a gin file.
+    length: number of tokens of the longest text that the model reads.
+    rope_dim: number of rotary features of a latent head, if the two features of
+      a pair are neighbours in the files; else 0.
+    num_extra_layers: number of layers after the last one that predict further
+      tokens; the import leaves them out.
   """
 
   model_type: str
@@ -76,13 +79,32 @@ class Imported(NamedTuple):
   rope_dim: int
   num_extra_layers: int
 
+  def as_gin(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The gin files and bindings of a run of this model.
+
+    Args:
+      overrides: further bindings, such as those of the mesh.
+    """
+    model = 'latent_decoder' if self.is_latent else 'decoder'
+    parts = [f'models/{model}', 'parallel/data', 'tasks/builtin', 'runs/train']
+    bindings = [f'{name}={_written(v)}' for name, v in self.bindings.items()]
+    bindings += [f'SEQUENCE_LENGTH={self.length}', 'TRAIN_STEPS=1000']
+    bindings += ['LEARNING_RATE=1e-5', *overrides]
+    return [f'{part}.gin' for part in parts], bindings
+
+
+def _written(value: object) -> str:
+  """A value as gin writes it; a text that begins with @ is a reference."""
+  is_reference = isinstance(value, str) and value.startswith('@')
+  return value if is_reference else repr(value)
+
 
 def from_config(config: Mapping[str, Any]) -> Imported:
   """Reads the content of a config.json.
 
   Raises:
-    ValueError: for a field that is missing, wrong, unknown, or says what our
-      model has not; it names the field.
+    ValueError: for a field that is missing, wrong or unknown, or whose value
+      our models do not support; the message names the field.
   """
   try:
     return _read(config)
@@ -112,7 +134,7 @@ def _read(config: Mapping[str, Any]) -> Imported:
   if kind == 'mixtral':
     bindings['D_FF'] = bindings['EXPERT_D_FF']
   elif kind in ('llama', 'qwen3'):
-    # Of no layer, but a gin file wires experts all the same.
+    # No layer has experts, but the gin file needs values for their macros.
     bindings |= {'NUM_EXPERTS': 2, 'TOP_K': 2, 'EXPERT_D_FF': bindings['D_FF']}
   elif kind == 'qwen3_moe':
     bindings |= _sparse_layers(config)
@@ -143,7 +165,7 @@ def _alias(kind: str, field: str) -> str:
 
 
 def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config with the defaults of fields that may be missing in older files."""
+  """Adds defaults for the fields that older files may lack."""
   config = dict(config)
   config.setdefault('tie_word_embeddings', False)
   heads, width = config.get('num_attention_heads'), config.get('hidden_size')
@@ -158,39 +180,39 @@ def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(kind: str, config: Mapping[str, Any]) -> None:
-  """Raises ValueError at the first field that we cannot say."""
+  """Raises ValueError at the first field that is unknown or not supported."""
   for field, allowed in _REQUIRED.items():
     if field in config and config[field] not in allowed:
       raise ValueError(
-        f'{field}={config[field]!r} cannot be said here: it must be'
+        f'{field}={config[field]!r} is not supported here: it must be'
         f' {" or ".join(map(repr, allowed))}.'
       )
   if config.get('sliding_window') is not None and config.get(
     'use_sliding_window', True
   ):
     raise ValueError(
-      f'sliding_window={config["sliding_window"]} cannot be said here:'
-      ' attention sees all that is before it.'
+      f'sliding_window={config["sliding_window"]} is not supported here:'
+      ' our attention sees all earlier tokens.'
     )
   for layer in config.get('layer_types') or ():
     if layer != 'full_attention':
-      raise ValueError(f'layer_types with {layer!r} cannot be said here.')
+      raise ValueError(f'layer_types with {layer!r} is not supported here.')
   if kind in HAS_SHARED and config.get('norm_topk_prob') is not True:
     raise ValueError(
-      f'norm_topk_prob={config.get("norm_topk_prob")} cannot be said here:'
+      f'norm_topk_prob={config.get("norm_topk_prob")} is not supported here:'
       ' gates.Sigmoid divides the weights of a token by their sum.'
     )
   known = FIELDS[kind].keys() | _REQUIRED.keys() | _IGNORED | _READ
   unknown = sorted(config.keys() - known - _REPEATED.get(kind, set()))
   if unknown:
     raise ValueError(
-      f'{unknown[0]}={config[unknown[0]]!r} is a field that nobody here knows:'
-      ' it may change what the model computes.'
+      f'{unknown[0]}={config[unknown[0]]!r} is an unknown field: it may change'
+      ' what the model computes.'
     )
 
 
 def _check_types(kind: str, config: Mapping[str, Any]) -> None:
-  """Raises ValueError at the first size that is no number, or below 0."""
+  """Raises ValueError at the first field of a wrong type or out of range."""
   for field, macro in FIELDS[kind].items():
     value = config.get(field)
     wanted = (int, float) if field == 'routed_scaling_factor' else int
@@ -230,12 +252,12 @@ def _sparse_layers(config: Mapping[str, Any]) -> dict[str, int]:
     return {'NUM_DENSE_PREFIX': prefix, 'MOE_EVERY': every}
   raise ValueError(
     f'mlp_only_layers={sorted(dense_too)} with decoder_sparse_step={step}'
-    ' cannot be said here: experts must come at equal distances.'
+    ' is not supported here: experts must come at equal distances.'
   )
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-  """How positions turn features, in the old way of saying it or the new."""
+  """Bindings for rotary positions, from the old or the new form of fields."""
   said = config.get('rope_parameters') or config.get('rope_scaling') or {}
   if not isinstance(said, dict):
     raise ValueError(f'rope_parameters={said!r} must be fields by name.')
@@ -254,7 +276,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     said = {}
   elif name not in ROPE_FIELDS:
     raise ValueError(
-      f'rope_type={name!r} cannot be said here: it must be default,'
+      f'rope_type={name!r} is not supported here: it must be default,'
       f' {" or ".join(ROPE_FIELDS)}.'
     )
   else:
@@ -262,7 +284,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
   for field, value in said.items():
     if field not in ROPE_FIELDS[name] or isinstance(value, str | list | dict):
       raise ValueError(
-        f'{field}={value!r} of a rope_type={name!r} cannot be said here.'
+        f'{field}={value!r} of a rope_type={name!r} is not supported here.'
       )
     if value is not None:
       whole = field == 'original_max_position_embeddings'

@@ -5,8 +5,7 @@ import re
 
 from moe import bounds
 
-# Paths of parameters whose updates are an optimizer's for matrices inside of
-# the model: both sides grow with the width.
+# Paths of hidden matrices: both of their sides grow with the width.
 _HIDDEN = re.compile(r'.*/(attention/(?!.*norm)\w+|w_\w+)')
 _TABLE = re.compile(r'(embedding|output)/table')
 
@@ -18,22 +17,24 @@ class CompleteP:
   Yang et al. (2022), table 8, https://arxiv.org/abs/2203.03466; Dey et al.
   (2025), table 1 with alpha = 1, https://arxiv.org/abs/2505.01618; routers are
   like output layers, as in Malasnicki et al. (2025),
-  https://arxiv.org/abs/2508.09752. A model of the base width and depth is the
-  standard one. With w the width over the base width, and l the same for layers:
+  https://arxiv.org/abs/2508.09752. The table has factors of three quantities. w
+  is the width divided by the base width; l is the number of layers divided by
+  the base depth. So nothing changes at the base width and depth.
 
-    what               initial deviation   learning rate      output times
-    hidden matrices    as it is            1 / w              -
-    the same, in Muon  as it is            1 / sqrt(w)        -
+    parameters         initial deviation   learning rate      output
+    hidden matrices    1                   1 / w              -
+    the same, in Muon  1                   1 / sqrt(w)        -
     router             1 / sqrt(w)         1 / w              -
-    tables             as it is            1 / sqrt(w)        logits 1 / sqrt(w)
-    norm scales        as it is            1                  -
+    tables             1                   1 / sqrt(w)        logits 1 / sqrt(w)
+    norm scales        1                   1                  -
     residual branches  -                   -                  1 / l
 
-  Tables have initial deviation 1 / sqrt(width) and embeddings are multiplied by
-  sqrt(width), so that the rate of 1 / sqrt(w) moves embeddings by the same
-  amount at each width. Rate times weight decay is the same for all widths. All
-  hidden widths but that of a head grow with the model's. We depart from
-  CompleteP in leaving Adam's epsilon as it is.
+  The initial deviation of tables is 1 / sqrt(width), and embeddings are
+  multiplied by sqrt(width). So the factor 1 / sqrt(w) of the learning rate
+  moves embeddings by the same amount at each width. The product of learning
+  rate and weight decay is the same for all widths. Every hidden width grows
+  with the model's width, except the width of a head. Unlike in CompleteP,
+  Adam's epsilon does not change.
 
   Attributes:
     base_width: width at which nothing changes.

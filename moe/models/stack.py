@@ -1,4 +1,4 @@
-"""The stack of blocks: an unscanned dense prefix, then scanned periods."""
+"""The stack of blocks: a dense prefix, then a scan over repeated periods."""
 
 import functools
 from collections.abc import Callable
@@ -14,16 +14,17 @@ from moe.models.anatomy import LayerAnatomy
 from moe.models.block import Block
 from moe.types import Array, Layout, Pair, PyTree
 
-# Rematerialisation policy -> names of the tensors that it keeps of each block.
-# The backward pass computes all others again. `checkpoint_name` names a tensor
-# where it is made.
+# Rematerialisation policy -> names of the tensors of each block that it keeps.
+# The backward pass computes all other tensors again. The code that makes a
+# tensor names it by `checkpoint_name`.
 REMAT_NAMES = {
-  # The output of attention before its last product, so its kernel runs once.
+  # The output of attention before its last product, so that the backward pass
+  # does not run the kernel again.
   'attention': ('attention_out',),
-  # Tensors that came from other devices, so no exchange is repeated: sums over
-  # divided heads, and rows before and after the experts.
+  # Tensors that came from other devices, so that no exchange is repeated: sums
+  # over divided heads, and rows before and after the experts.
   'exchange': ('attention_residual', 'moe_packed', 'moe_out'),
-  # Both: the cheapest backward pass that does not keep hidden layers.
+  # Both of the above. Hidden layers, which are large, are still recomputed.
   'attention_exchange': (
     'attention_out',
     'attention_residual',
@@ -41,7 +42,7 @@ REMAT_POLICIES = {
     for policy, names in REMAT_NAMES.items()
   },
 }
-# Initial values of the last product of each residual branch.
+# Choices for the initial values of the last product of each residual branch.
 OUTPUT_INITS = ('fan_in', 'depth', 'zero')
 
 
@@ -99,12 +100,13 @@ class Stack(nn.Module):
     num_dense_prefix: dense blocks before the first period.
     remat: 'none', or a name of `REMAT_POLICIES`; also for the prefix's blocks.
     output_init: initial values of the last product of each residual branch:
-      'fan_in' like all others, 'depth' smaller by the root of twice the number
-      of layers (Radford et al. 2019, GPT-2, section 2.3), 'zero'.
+      'fan_in' as for all other products; 'depth' divides these values by
+      sqrt(2 * num_layers) (Radford et al. 2019, GPT-2, section 2.3); 'zero'.
     residual_scale: factor of the output of each residual branch.
     router_scale: factor of the router's initial values.
-    unroll: periods per iteration of the loop. With all of them there is no
-      loop; then compiling takes longer, and the compiler's counts are complete.
+    unroll: periods per iteration of the loop. If one iteration has all periods,
+      there is no loop: compiling takes longer, and the compiler's FLOP counts
+      are complete.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -212,8 +214,9 @@ class Stack(nn.Module):
       prefix.append(layer_cache)
     if not self.num_periods():
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
-    # In the body of a loop over single periods no compiler can merge the
-    # recomputation with the forward pass, so nothing has to prevent it.
+    # If the compiler sees the recomputation and the forward pass together, it
+    # may merge them, and all tensors are kept. In a loop with one period per
+    # iteration it does not see both, so nothing has to prevent this.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible
@@ -237,7 +240,8 @@ class Stack(nn.Module):
     )
     scanned = None if cache is None else cache['periods']
     x_BTD, (scanned, outputs) = period(x_BTD, scanned, mask, info)
-    # A loss has the same weight in each layer, so the mean does not change it.
+    # We average sums and weights over layers. The weight is the same in each
+    # layer, so sum / weight becomes the mean loss.
     losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
     new_cache = None
     if cache is not None:
@@ -245,7 +249,7 @@ class Stack(nn.Module):
     return x_BTD, new_cache, losses, outputs.metrics
 
   def scaled_block(self) -> Callable[..., Block]:
-    """Makes a block with the factors of this stack."""
+    """A function that makes a block with the factors of this stack."""
     output_scale = {
       'fan_in': 1.0,
       'depth': (2 * self.num_layers) ** -0.5,

@@ -11,7 +11,8 @@ from moe.models.functional import PictureFunctional
 from moe.objectives.objective import Facts, Measure, Objective
 from moe.types import Array, Batch, Field, Pair, PyTree
 
-# Pixels that differ from the ground by more than this belong to the foreground.
+# A pixel belongs to the foreground if a channel differs from the ground by more
+# than this; channels are from 0 to 1.
 _GROUND = 0.1
 
 
@@ -31,7 +32,7 @@ def decibels(made: Array, pixels: Array) -> Array:
 
 
 def foreground(pixels: Array) -> Array:
-  """Which pixels differ from the ground, the mean colour of the corners.
+  """Finds the pixels that differ from the ground, the corners' mean colour.
 
   Args:
     pixels: float32 [B, Y, X, 3] from 0 to 1.
@@ -54,10 +55,10 @@ def image_codes(
 ) -> Objective:
   """Reconstruction of pictures, in absolute and squared error.
 
-  Plain errors are small where a picture is small on a large ground, and where
-  only the hue is wrong: such a tokenizer turns purple into grey. So pixels of
-  the foreground weigh more, and the error of the hue, which is what remains of
-  the error without its mean over the channels, is a term of its own.
+  Plain errors hardly count small objects on a large ground, or a wrong hue: a
+  tokenizer that is trained on them turns purple into grey. So pixels of the
+  foreground have a larger weight, and the error of the hue is a term of its
+  own. The error of the hue is the error minus its mean over the channels.
 
   Args:
     functional: the tokenizer's pure functions.
@@ -65,8 +66,8 @@ def image_codes(
     l1: coefficient of the absolute error; pixels are from 0 to 1.
     mse: coefficient of the squared error.
     colour: coefficient of the absolute error of the hue.
-    foreground_weight: added to the weight 1 of pixels that differ from the
-      ground.
+    foreground_weight: pixels that differ from the ground have the weight
+      1 + foreground_weight, all others 1.
 
   Returns:
     The objective. Its score is the mean PSNR of a picture.

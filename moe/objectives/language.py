@@ -56,10 +56,10 @@ def batch_shapes(
 
 
 def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
-  """Nats over ln 2 and over characters: of all data, or of the mean token.
+  """Nats divided by ln 2 and by the number of characters.
 
-  Held-out data knows how many characters it scores ('chars'); training data
-  knows the characters of a scored token ('chars_per_token').
+  Held-out data gives the number of all scored characters ('chars'). Training
+  data gives the mean number of characters per scored token ('chars_per_token').
   """
   nats, weight = sums['cross_entropy']
   if 'chars' in facts:
@@ -81,7 +81,7 @@ def _num_tokens(batch: TokenBatch) -> int:
 def _missing_warner(
   coefficients: dict[str, float],
 ) -> Callable[[dict[str, Pair]], None]:
-  """A function that warns of losses with a factor that no router gives."""
+  """Makes a function that warns of factors of losses that no router gives."""
   own = {'logits_z', 'ahead'}
   weighed = [
     name
@@ -93,7 +93,7 @@ def _missing_warner(
   def warn(given: dict[str, Pair]) -> None:
     for name in weighed:
       if name not in given and name not in warned:
-        warned.add(name)  # The loss is traced more than once.
+        warned.add(name)  # JAX traces the loss more than once.
         _logger.info(
           f'warning: the router gives no loss {name}, so its factor'
           f' {coefficients[name]} does nothing: set {name.upper()} to 0, or'
@@ -135,10 +135,11 @@ def _coefficients(
   """Coefficients of all terms, in the order in which a step adds them.
 
   Raises:
-    OutOfRange: if a factor is not finite, or makes a loss large.
+    OutOfRange: if a factor is not finite, or if it is negative and the loss may
+      only be made small.
   """
   for name, factor in router_losses:
-    # An entropy may be made large as well.
+    # These factors may be negative, since an entropy may also be made large.
     bounds.within('router_losses', factor, f'the factor of {name}')
   for name, factor in (first | last).items():
     bounds.within(
@@ -148,7 +149,7 @@ def _coefficients(
 
 
 def _ahead_weights(batch: TokenBatch) -> Array:
-  """Weight of the token after the next one, within the same document."""
+  """Weight of the token after the next one; 0 if it is in another document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
@@ -166,7 +167,7 @@ def language_model(
   """Next-token prediction with a sparse model's balance losses.
 
   Args:
-    functional: the model's pure functions; its extras come with the batches.
+    functional: the model's pure functions; batches contain its extras.
     shape: (B, T) of a batch.
     load_balance: coefficient of the load-balance loss, at least 0.
     router_z: coefficient of the router's z-loss, at least 0.
@@ -177,8 +178,9 @@ def language_model(
     logits_z: coefficient of the squared log-partition of the logits (PaLM),
       at least 0.
     num_chunks: number of chunks in which the loss is computed.
-    ahead: coefficient of the loss of the token after the next one, in training,
-      if the model predicts it (DeepSeek-V3's lambda); at least 0.
+    ahead: coefficient of the loss of the token after the next one, at least 0
+      (DeepSeek-V3's lambda). It counts in training, if the model predicts this
+      token.
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
@@ -225,7 +227,7 @@ def language_model(
     if of_modality:
       by_modality = dict(zip(of_modality.values(), nats[1:], strict=True))
       nats, log_z_squared = nats[0], log_z_squared[0]
-    if train and outputs.metrics:  # A dense model has no router to ask.
+    if train and outputs.metrics:  # A dense model has no router and no metrics.
       warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared, **by_modality}
     if outputs.ahead is not None:
@@ -245,7 +247,8 @@ def language_model(
     columns = ()
     if of_modality:
       columns = _target_weights(batch, functional).sum(axis=(0, 1))[1:]
-    # The weight of the model's own losses is its tokens without padding.
+    # The model's own losses are weighted by the number of tokens that are not
+    # padding.
     tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
     return {
       'cross_entropy': weight,

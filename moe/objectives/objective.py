@@ -1,4 +1,4 @@
-"""Objectives: the form of everything that can be trained."""
+"""Objectives: what a training run must know about what it trains."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ class Measure:
   """A number that people are shown and that ranks checkpoints.
 
   Attributes:
-    name: of the number in the logs, such as 'bits_per_char'.
-    unit: for people, such as 'bits/char'.
+    name: name of the number in the logs, such as 'bits_per_char'.
+    unit: unit that people are shown, such as 'bits/char'.
     value: (sums, facts) -> the number, or None if the facts do not suffice.
-      `sums` is name -> (sum, weight) of the terms and metrics, on the host;
-      `facts` is what the data knows and a single batch does not.
+      `sums` is name -> (sum, weight) of the terms and metrics, on the host.
+      `facts` are properties of the whole data, which a batch does not show.
     is_higher_better: whether a larger number is better.
   """
 
@@ -42,15 +42,16 @@ class Objective:
     fields: () -> tree of `Field`s, the arrays of a batch.
     loss: (params, state, batch, key, train) -> (sums, state, metrics); sums is
       name -> sum of each term, metrics is name -> (sum, weight).
-    weights: batch -> name -> weight of each term, known from the batch alone:
-      microbatches are scaled by the weight of the whole batch.
+    weights: batch -> name -> weight of each term. It depends on the batch
+      alone: the weights of the whole batch are needed before its microbatches
+      are computed.
     coefficients: name -> factor of each term.
     score: the number that is shown at each step and ranks checkpoints.
     update: state -> state, called once per step, after all microbatches.
     unit: what the progress of training is counted in, such as 'tokens'.
     count: batch on the host -> how many units it holds; None counts rows.
-    rows_together: how many neighbouring rows of a batch stay in one microbatch:
-      those of one routing group, which may span several.
+    rows_together: how many neighbouring rows of a batch must stay in the same
+      microbatch, because one routing group may span them.
   """
 
   init: Callable[[Array, Batch], tuple[PyTree, PyTree, PyTree]]

@@ -12,7 +12,7 @@ from moe.types import PyTree
 
 
 class Factors(NamedTuple):
-  """What the optimizer's settings are multiplied by for one parameter.
+  """Factors of the optimizer's settings for one parameter.
 
   Attributes:
     rate: factor of the learning rate.
@@ -23,7 +23,7 @@ class Factors(NamedTuple):
   decay: float = 1.0
 
   def times(self, other: 'Factors') -> 'Factors':
-    """Both together."""
+    """The product of both, factor by factor."""
     return Factors(self.rate * other.rate, self.decay * other.decay)
 
 
@@ -34,9 +34,10 @@ FactorsOf = Callable[[str, bool], Factors]
 
 
 def factors_of(groups: Sequence[Group]) -> FactorsOf:
-  """Factors by regular expressions that match the path 'a/b/c' in full.
+  """A function that gives a parameter the factors of its groups.
 
-  The factors of all groups that match a path are multiplied.
+  A parameter is in a group if the regular expression matches its whole path
+  'a/b/c'. The factors of all its groups are multiplied.
 
   Args:
     groups: (regular expression, factor of the learning rate, factor of the
@@ -70,8 +71,8 @@ def check_patterns(macro: str, patterns: Iterable[str]) -> None:
   """Raises ValueError for a pattern that is no regular expression.
 
   Args:
-    macro: name of the setting.
-    patterns: its regular expressions.
+    macro: name of the setting, for the message.
+    patterns: the regular expressions of the setting.
   """
   for pattern in patterns:
     try:
@@ -86,8 +87,8 @@ def check_matches(macro: str, patterns: Iterable[str], params: PyTree) -> None:
   """Raises ValueError for a pattern that matches no parameter.
 
   Args:
-    macro: name of the setting.
-    patterns: its regular expressions.
+    macro: name of the setting, for the message.
+    patterns: the regular expressions of the setting.
     params: arrays or shapes.
   """
   names = jax.tree.leaves(storage.names(params))
@@ -100,15 +101,15 @@ def check_matches(macro: str, patterns: Iterable[str], params: PyTree) -> None:
 
 
 def is_decayed(name: str) -> bool:
-  """Whether a parameter is decayed: norm scales and biases are not."""
+  """Whether a parameter has weight decay; norm scales and biases have none."""
   return not re.search(r'(scale|bias)$', name)
 
 
 def decay(decay_of: Callable[[str], float]) -> optax.GradientTransformation:
-  """Adds a part of each parameter to its update.
+  """Adds a fraction of each parameter to its update, as weight decay.
 
   Args:
-    decay_of: path of a parameter -> the part.
+    decay_of: path of a parameter -> the fraction.
   """
 
   def update(
@@ -121,7 +122,7 @@ def decay(decay_of: Callable[[str], float]) -> optax.GradientTransformation:
 
 
 def scale(rate_of: Callable[[str], float]) -> optax.GradientTransformation:
-  """Multiplies each update.
+  """Multiplies the update of each parameter by a factor.
 
   Args:
     rate_of: path of a parameter -> the factor.

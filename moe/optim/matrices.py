@@ -1,7 +1,8 @@
-"""Which parameters are matrices, and how devices share their products.
+"""Which parameters are matrices, and how devices share the work on them.
 
-Muon orthogonalises matrices. A parameter may hold a stack of them: one for each
-scanned layer and for each expert. These leading dims are batch dims.
+Muon orthogonalises matrices. A parameter may hold a stack of matrices: one for
+each scanned layer and each expert. The leading dims that count layers and
+experts are called batch dims.
 """
 
 import math
@@ -13,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from moe.types import Array
 
-# (path, dims of the input, dims of the output) of the parameters that are
-# matrices. All dims before these are batch dims. Tables, routers, norm scales
-# and biases are not listed.
+# (path, number of input dims, number of output dims) of the parameters that are
+# matrices. All dims before the input dims are batch dims. Tables, routers, norm
+# scales and biases are not listed.
 _MATRICES = (
   (r'.*/attention/(query|key|value|query_up|key_up|value_up)', 1, 2),
   (r'.*/attention/out', 2, 1),
@@ -31,7 +32,7 @@ class Matrix(NamedTuple):
     name: path of the parameter.
     shape: shape of the parameter.
     num_batch: leading dims of the parameter that are batch dims.
-    num_in: dims after these that are the input of the product.
+    num_in: number of dims after the batch dims that the input is summed over.
   """
 
   name: str
@@ -41,22 +42,22 @@ class Matrix(NamedTuple):
 
   @property
   def batch(self) -> int:
-    """Matrices of the stack."""
+    """Number of matrices in the stack."""
     return math.prod(self.shape[: self.num_batch])
 
   @property
   def fan_in(self) -> int:
-    """Entries of the input."""
+    """Size of the input of a matrix."""
     return math.prod(self.shape[self.num_batch :][: self.num_in])
 
   @property
   def fan_out(self) -> int:
-    """Entries of the output."""
+    """Size of the output of a matrix."""
     return math.prod(self.shape[self.num_batch + self.num_in :])
 
   @property
   def is_turned(self) -> bool:
-    """Whether the rows of the stack are the output."""
+    """Whether the rows are the output, because it is smaller than the input."""
     return self.fan_in > self.fan_out
 
   @property
@@ -67,8 +68,8 @@ class Matrix(NamedTuple):
   def stack(self, a: Array) -> Array:
     """The parameter as [batch, rows, columns].
 
-    The last batch dim comes first: it counts the experts, which devices share,
-    so that the experts of one device stay neighbours.
+    The last batch dim counts the experts, which are divided over devices. It
+    comes first, so that the experts of one device stay neighbours.
     """
     n = self.num_batch
     if n > 1:
@@ -103,7 +104,7 @@ def matrix_of(name: str, shape: tuple[int, ...]) -> Matrix | None:
   return None
 
 
-# Mesh axes of each dim.
+# For each dim, the mesh axes that divide it.
 Axes = tuple[tuple[str, ...], ...]
 
 
@@ -112,8 +113,8 @@ class Division(NamedTuple):
 
   Attributes:
     mesh: mesh of the devices.
-    stored: mesh axes of each dim, where the parameter lies.
-    used: mesh axes of each dim, where the stack is orthogonalised.
+    stored: mesh axes of each dim while the parameter is stored.
+    used: mesh axes of each dim while the stack is orthogonalised.
   """
 
   mesh: Mesh
@@ -121,10 +122,10 @@ class Division(NamedTuple):
   used: Axes
 
   def steps(self) -> list[NamedSharding]:
-    """The way from `stored` to `used`, one mesh axis at a time.
+    """Shardings on the way from `stored` to `used`; each moves one mesh axis.
 
-    XLA moves one axis from one dim to another by an all-to-all. It gathers the
-    array where several axes move together.
+    XLA moves a single axis to another dim by an all-to-all. If several axes
+    move at once, it gathers the whole array.
     """
     now = [list(entry) for entry in self.stored]
     steps = [tuple(map(tuple, now))]
@@ -144,26 +145,27 @@ class Division(NamedTuple):
 
   @property
   def num_parts(self) -> int:
-    """Devices that share the products."""
+    """Number of devices that share the matrix products."""
     return math.prod(
       self.mesh.shape[axis] for entry in self.used for axis in entry
     )
 
 
 def division(matrix: Matrix, sharding: NamedSharding) -> Division:
-  """How the devices of a parameter share its orthogonalisation.
+  """How devices share the orthogonalisation of a parameter.
 
-  A device works on whole matrices where the number of matrices divides by the
-  mesh axes. The axes that are left divide the columns: each product of a matrix
-  with its transpose is then summed over them. The rows stay whole.
+  A mesh axis divides the matrices if their number is divisible by its size, so
+  that a device works on whole matrices. Otherwise it divides the columns: each
+  product of a matrix with its transpose is then a sum over this axis. No axis
+  divides the rows.
 
   Args:
     matrix: the parameter.
     sharding: sharding of the parameter.
 
   Raises:
-    ValueError: if a mesh axis divides the parameter, but can divide neither the
-      number of its matrices nor their columns.
+    ValueError: if the size of a mesh axis that divides the parameter divides
+      neither the number of matrices nor their columns.
   """
   mesh = sharding.mesh
   entries = [
@@ -184,7 +186,7 @@ def division(matrix: Matrix, sharding: NamedSharding) -> Division:
     size = mesh.shape[axis]
     dim = next((d for d in (0, 2) if left[d] % size == 0), None)
     if dim == 2 and axis in others:
-      continue  # The parameter has a copy along this axis.
+      continue  # Each device along this axis has a copy, which suffices.
     if dim is None:
       if axis in others:
         continue

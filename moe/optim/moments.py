@@ -1,8 +1,8 @@
 """Adam's moments in 16 or in 8 bits.
 
-Both are rounded stochastically. A moment changes by a few per cent in a
-training step, which is less than the spacing of these formats. Rounding to the
-nearest number would leave it as it is.
+Moments in both formats are rounded stochastically. A training step changes a
+moment by a few per cent at most, which may be less than the spacing of the
+format. Rounding to the nearest number would then never change the moment.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from moe.optim import rounding
 from moe.types import Array, PyTree
 
 DTYPES = ('float32', 'bfloat16', 'int8')
-# Numbers of the last dim that share a scale.
+# Number of neighbours in the last dim that share a scale.
 BLOCK = 128
-# Code 255 of a second moment is 1.0; each 8 codes below halve it.
+# Code 255 of a second moment stands for 1.0, code 247 for 0.5, and so on. A
+# code is a float32 without its last 20 bits.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
 
 class MomentState(NamedTuple):
-  """Moments as they are stored, in trees like the parameters.
+  """The stored moments, in trees like the parameters.
 
   Attributes:
     count: int32 scalar, updates done.
@@ -42,44 +43,46 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """[..., n] to [..., n / BLOCK, BLOCK]; one block if BLOCK does not divide."""
+  """Splits the last dim into blocks; one block if not a multiple of BLOCK."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)
 
 
 def _scaled(x: Array) -> tuple[Array, Array]:
-  """Blocks divided by their largest magnitude, and that magnitude."""
+  """(blocks divided by their largest magnitude, this magnitude)."""
   blocks = _blocks(x)
   scale = jnp.max(jnp.abs(blocks), axis=-1)
   return blocks / jnp.where(scale > 0, scale, 1.0)[..., None], scale
 
 
 def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
-  """Float32 [..., n] to int8 codes of the same shape and scales of blocks.
+  """Float32 [..., n] to (int8 codes of the same shape, scales of blocks).
 
-  Linear: x is about code / 127 of the largest magnitude of its block.
+  The code is linear: x is about code / 127 times the scale, which is the
+  largest magnitude of the block.
   """
   blocks, scale = _scaled(x)
-  # 16 random bits are enough: codes are coarser.
+  # 16 random bits are enough, since codes have only 8 bits.
   chance = (random >> jnp.uint32(16)).astype(jnp.float32) / 65536.0
   codes = jnp.floor(blocks.reshape(x.shape) * 127.0 + chance)
   return jnp.clip(codes, -127.0, 127.0).astype(jnp.int8), scale
 
 
 def decode_signed(codes: Array, scale: Array) -> Array:
-  """The float32 numbers of `encode_signed`."""
+  """The inverse of `encode_signed`: float32 numbers from codes."""
   blocks = _blocks(codes.astype(jnp.float32))
   return (blocks * (scale / 127.0)[..., None]).reshape(codes.shape)
 
 
 def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
-  """Float32 >= 0 [..., n] to uint8 codes of the same shape and block scales.
+  """Float32 >= 0 [..., n] to (uint8 codes of the same shape, block scales).
 
   A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
-  largest number of its block, so that neighbours differ by 6 to 12 per cent
-  down to 2^-32 of that number. Smaller ones become the smallest code, since a
-  second moment of zero would make its update infinite. Zero itself is code 0.
+  largest number of its block. So neighbouring codes differ by 6 to 12 per cent,
+  and the smallest is about 2^-32 of the largest number. Still smaller numbers
+  get the smallest code, not zero, since a second moment of zero would make the
+  update infinite. Only zero itself gets code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)
@@ -91,7 +94,7 @@ def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
 
 
 def decode_positive(codes: Array, scale: Array) -> Array:
-  """The float32 numbers of `encode_positive`."""
+  """The inverse of `encode_positive`: float32 numbers from codes."""
   pattern = (codes.astype(jnp.int32) + jnp.int32(_OFFSET)) << _DROPPED
   ratio = jax.lax.bitcast_convert_type(pattern, jnp.float32)
   ratio = jnp.where(codes > 0, ratio, 0.0)
@@ -99,7 +102,7 @@ def decode_positive(codes: Array, scale: Array) -> Array:
 
 
 def zero_scales(params: PyTree) -> PyTree:
-  """Scales of codes that are all zero, in the shapes of the blocks."""
+  """Scales of zero, one for each block of each parameter."""
   return jax.tree.map(
     lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
   )
@@ -111,13 +114,13 @@ def pack(
   encode: Callable[[Array, Array], tuple[Array, Array]],
   random: Array,
 ) -> tuple[Array, Array | None]:
-  """A moment in few bits, and the scales of its blocks if it is int8.
+  """(a moment in its stored format, scales of its blocks if these are int8).
 
   Args:
-    x: float32.
-    is_int8: whether `encode` makes codes of it; else it becomes bfloat16.
+    x: float32, the moment.
+    is_int8: whether `encode` turns x into 8-bit codes; else x becomes bfloat16.
     encode: `encode_signed` or `encode_positive`.
-    random: uint32 of the same shape.
+    random: uint32 of the same shape, bits for the rounding.
   """
   if is_int8:
     return encode(x, random)
@@ -130,12 +133,13 @@ def scale_by_adam(
   """Adam's direction (Kingma & Ba 2015) from moments stored in few bits.
 
   The moments are unpacked, updated and used in float32, and packed again. Block
-  scales follow Dettmers et al. (2022), https://arxiv.org/abs/2110.02861; we
-  depart from it in the codes of second moments and in rounding stochastically.
+  scales follow Dettmers et al. (2022), https://arxiv.org/abs/2110.02861. Unlike
+  in the paper, second moments have codes of another kind, and rounding is
+  stochastic.
 
   Args:
     b1: decay of the first moment.
-    b2: decay of the second one.
+    b2: decay of the second moment.
     eps: added to the root of the second moment.
     moment_dtype: 'bfloat16' or 'int8'.
   """
@@ -165,7 +169,7 @@ def scale_by_adam(
     mu_scale: Array | None,
     nu_scale: Array | None,
   ) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """(update, stored moments) of one array."""
+    """(update, new stored moments and scales) of one array."""
     m = decode_signed(mu, mu_scale) if is_int8 else mu.astype(jnp.float32)
     v = decode_positive(nu, nu_scale) if is_int8 else nu.astype(jnp.float32)
     m = b1 * m + (1.0 - b1) * g

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal."""
+"""Muon: an optimizer that makes the momentum of each matrix orthogonal."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,18 +16,18 @@ from moe.types import Array, PyTree
 # singular values of a matrix near 1, between 0.7 and 1.2.
 STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Root mean square of an update of Adam, about: Liu et al. (2025), section 2.2,
-# https://arxiv.org/abs/2502.16982.
+# An update of Adam has about this root mean square: Liu et al. (2025), section
+# 2.2, https://arxiv.org/abs/2502.16982.
 _RMS = 0.2
 
 
 class MuonState(NamedTuple):
-  """The momentum as it is stored, in trees like the matrices.
+  """The stored momentum, in trees like the matrices.
 
   Attributes:
     count: int32 scalar, updates done.
     mu: momentum: float32, bfloat16, or int8 codes.
-    mu_scale: float32, one for each block of codes; no arrays for the others.
+    mu_scale: float32, one for each block of int8 codes; else no arrays.
   """
 
   count: Array
@@ -38,9 +38,9 @@ class MuonState(NamedTuple):
 def orthogonalise(x: Array) -> Array:
   """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
 
-  A matrix U S V^T becomes U S' V^T, with S' between 0.7 and 1.2 for singular
-  values above a thousandth of the root of their sum of squares. Matrices of
-  zeros stay zeros.
+  A matrix U S V^T becomes U S' V^T. An entry of S' is between 0.7 and 1.2 if
+  the same entry of S is above a thousandth of the matrix's Frobenius norm. A
+  matrix of zeros does not change.
 
   Args:
     x: stack of matrices [batch, rows, columns], float32, rows at most columns.
@@ -56,7 +56,7 @@ def orthogonalise(x: Array) -> Array:
 
 
 def flops(matrix: Matrix) -> int:
-  """FLOPs of the products of `orthogonalise` for a stack of matrices."""
+  """FLOPs of the matrix products in `orthogonalise` for a stack of matrices."""
   rows, columns = matrix.sides
   step = 4 * rows * rows * columns + 2 * rows**3
   return matrix.batch * STEPS * step
@@ -65,7 +65,7 @@ def flops(matrix: Matrix) -> int:
 def _direction(
   momentum: Array, matrix: Matrix, shared: Division | None
 ) -> Array:
-  """The orthogonal update of a parameter, from its momentum."""
+  """Turns the momentum of a parameter into its orthogonal update."""
   x = matrix.stack(momentum)
   steps = shared.steps() if shared else []
   for step in steps:
@@ -83,17 +83,19 @@ def scale_by_muon(
 
   Jordan (2024), https://kellerjordan.github.io/posts/muon, with Nesterov
   momentum and its bias correction as in `optax.contrib.scale_by_muon`. The
-  root mean square of an update is about that of Adam's, so that one learning
-  rate serves both (Liu et al. 2025). We depart from these in the storage of the
-  momentum, and in sharing the products among devices, see `moe.optim.matrices`.
+  updates have about the same root mean square as Adam's, so that one learning
+  rate serves both (Liu et al. 2025). Unlike in these sources, the momentum may
+  be stored in few bits, and devices share the matrix products, see
+  `moe.optim.matrices`.
 
   Args:
     beta: decay of the momentum.
     moment_dtype: 'float32', 'bfloat16' or 'int8', format of the momentum.
 
   Returns:
-    A transformation whose `update` also takes `shardings`, path of a parameter
-    -> its sharding; without them XLA divides the products as it likes.
+    A transformation whose `update` also takes `shardings`: path of a parameter
+    -> its sharding. Without `shardings`, XLA decides how devices share the
+    products.
   """
   is_int8 = moment_dtype == 'int8'
 
@@ -138,7 +140,7 @@ def scale_by_muon(
     ):
       matrix = matrix_of(name, g.shape)
       m, mu, scale = momentum(i, state.count, g, mu, scale)
-      # Nesterov: the momentum that the same gradient would make once more.
+      # Nesterov: the momentum after one more step with the same gradient.
       ahead = beta * m / (1.0 - beta ** (done + 1.0))
       ahead += (1.0 - beta) * g / (1.0 - beta**done)
       shared = division(matrix, shardings[name]) if shardings else None

@@ -1,4 +1,4 @@
-"""Optimizers: gradient clipping, AdamW, Muon or Adafactor, frozen parts."""
+"""Optimizers: AdamW, Muon or Adafactor, with clipping and frozen parameters."""
 
 import functools
 import re
@@ -21,7 +21,7 @@ from moe.types import PyTree
 
 
 class Optimizer(NamedTuple):
-  """What turns gradients into updates, and how its arrays are kept.
+  """Functions that turn gradients into updates, and the formats of arrays.
 
   Attributes:
     init: params -> state.
@@ -36,7 +36,7 @@ class Optimizer(NamedTuple):
 
 
 def _decayed(params: PyTree) -> PyTree:
-  """True for parameters that are decayed."""
+  """A tree with True for each parameter that has weight decay."""
   return jax.tree.map(groups_lib.is_decayed, names(params))
 
 
@@ -57,7 +57,7 @@ def _check_adam(
 def _adam(
   b1: float, b2: float, eps: float, moment_dtype: str
 ) -> optax.GradientTransformation:
-  """Adam's direction; moments of what is always float32 are float32, too."""
+  """Adam's direction; always-float32 parameters have float32 moments."""
   whole = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
   if moment_dtype == 'float32':
     return whole
@@ -80,7 +80,7 @@ def _scheduled(
   weight_decay: float,
   factors: Callable[[str], Factors] | None,
 ) -> optax.GradientTransformation:
-  """A direction with weight decay, both times the learning rate."""
+  """Adds weight decay to a direction and multiplies the sum by the rate."""
   rate = optax.scale_by_learning_rate(schedule)
   if factors is None:
     decay = optax.add_decayed_weights(weight_decay, _decayed)
@@ -99,7 +99,7 @@ def _decay_of(
 
 
 def _elementwise(factors: FactorsOf | None) -> Callable | None:
-  """The factors of parameters whose updates are not orthogonal."""
+  """Path -> factors, for parameters whose updates are not orthogonal."""
   return factors and (lambda name: factors(name, False))
 
 
@@ -117,10 +117,10 @@ def adamw(
   Args:
     schedule: learning rate by step.
     b1: decay of the first moment, at least 0 and below 1.
-    b2: decay of the second one, at least 0 and below 1.
+    b2: decay of the second moment, at least 0 and below 1.
     eps: added to the root of the second moment, above 0.
-    weight_decay: part of a matrix taken off, times the learning rate, at least
-      0.
+    weight_decay: each step subtracts this fraction of a matrix, times the
+      learning rate; at least 0.
     moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
       the moments of routers, norm scales and biases are float32.
     factors: factors of learning rate and decay by path; None for none.
@@ -145,16 +145,17 @@ def muon(
 ) -> optax.GradientTransformation:
   """Muon (Jordan 2024) for matrices, AdamW for all other parameters.
 
-  The matrices are those of `moe.optim.matrices`: of attention and feed-forward
-  layers and, each by itself, of experts. Tables, routers and norm scales are
-  AdamW's. Routers are not decayed, unlike those of `adamw`.
+  Muon updates the matrices that `moe.optim.matrices` lists: those of attention
+  layers, feed-forward layers and each single expert. AdamW updates tables,
+  routers and norm scales. Unlike in `adamw`, routers have no weight decay.
 
   Args:
-    schedule: learning rate by step, of both.
+    schedule: learning rate by step, for both optimizers.
     beta: decay of Muon's momentum.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
-    weight_decay: part of a parameter taken off, times the learning rate.
+    weight_decay: each step subtracts this fraction of a parameter, times the
+      learning rate.
     moment_dtype: 'float32', 'bfloat16' or 'int8', as in `adamw`.
     factors: factors of learning rate and decay by path; None for none.
 
@@ -190,15 +191,16 @@ def adafactor(
   weight_decay: float | None = None,
   factors: FactorsOf | None = None,
 ) -> optax.GradientTransformation:
-  """Adafactor (Shazeer & Stern 2018): second moments as rows and columns.
+  """Adafactor (Shazeer & Stern 2018), with second moments per row and column.
 
   Args:
     schedule: learning rate by step.
     decay_rate: exponent of the second moments' decay.
     clipping_threshold: largest root-mean-square of one array's update.
-    momentum: of the updates; None for none, which takes no memory.
-    weight_decay: part of a matrix taken off each step; unlike AdamW's, it does
-      not depend on the learning rate. None for none.
+    momentum: decay of the momentum of updates; None for no momentum, which
+      saves memory.
+    weight_decay: each step subtracts this fraction of a matrix. Unlike in
+      AdamW, it does not depend on the learning rate. None for no decay.
     factors: factors of learning rate and decay by path; None for none.
 
   Raises:
@@ -227,7 +229,7 @@ def adafactor(
   of = lambda name: factors(name, False)
   steps = [made(), groups_lib.scale(lambda name: of(name).rate)]
   if weight_decay is not None:
-    # Updates are subtracted already, so the part is too.
+    # The sign is negative, since optax adds these updates to the parameters.
     steps.append(groups_lib.decay(_decay_of(-weight_decay, of)))
   return optax.chain(*steps)
 
@@ -239,16 +241,16 @@ def build(
   storage: Storage = FLOAT32,
   groups: Sequence[Group] = (),
 ) -> Optimizer:
-  """An optimizer with gradients clipped by their global norm, and frozen parts.
+  """Adds clipping by the global norm and frozen parameters to an optimizer.
 
   Args:
-    optimizer: what turns clipped gradients into updates.
+    optimizer: transformation of clipped gradients into updates.
     clip_norm: largest global norm; 0 for no clipping.
     frozen: regular expressions. A parameter is not trained, and has no
       optimizer state, if one of them matches its path 'a/b/c' in full.
     storage: formats of parameters and gradients.
-    groups: groups that `optimizer` makes a difference between: their patterns
-      are checked here.
+    groups: groups of parameters for which `optimizer` has factors; only their
+      patterns are used, for a check.
 
   Raises:
     ValueError: for a pattern that is no regular expression; `init` raises it
@@ -279,10 +281,10 @@ def _in_float32(
   storage: Storage,
   patterns: Sequence[str],
 ) -> Optimizer:
-  """The optimizer, which gets all arrays in float32."""
+  """Wraps an optimizer so that it gets all arrays in float32."""
   optimizer = optax.with_extra_args_support(optimizer)
 
-  # optax mixes dtypes, which strict promotion makes an error.
+  # optax mixes dtypes, which would be an error under strict promotion.
   def init(params: PyTree) -> optax.OptState:
     groups_lib.check_matches('GROUPS', patterns, params)
     with jax.numpy_dtype_promotion('standard'):
@@ -303,7 +305,9 @@ def _in_float32(
 
 
 def placed(optimizer: Optimizer, params: PyTree) -> Optimizer:
-  """An optimizer that divides its products as its parameters are divided.
+  """Tells an optimizer how the parameters are divided over devices.
+
+  Muon divides its matrix products accordingly.
 
   Args:
     optimizer: made by `build`.

@@ -1,11 +1,12 @@
-"""Stochastic rounding, with bits that are a hash of the place of a number.
+"""Stochastic rounding, with random bits that are a hash of a number's place.
 
-Rounding to the nearest loses every update smaller than half the spacing of the
-format; rounding up with the probability of the remainder keeps it on average
-(Gupta et al. 2015, https://arxiv.org/abs/1502.02551). The random bits are a
-function of (seed, step, array, stream, place in the whole array). They take a
-few integer operations for each number, which XLA does inside the update, and
-they do not depend on how the array is divided over devices.
+Rounding to the nearest number loses every update that is smaller than half the
+spacing of the format. Stochastic rounding rounds up with a probability equal to
+the remainder, so updates are kept on average (Gupta et al. 2015,
+https://arxiv.org/abs/1502.02551). The random bits are a function of (seed,
+step, array, stream, place in the whole array). So they do not depend on how
+devices share the array. They cost a few integer operations per number, which
+XLA fuses with the update.
 """
 
 import jax
@@ -13,15 +14,15 @@ import jax.numpy as jnp
 
 from moe.types import Array, PyTree
 
-# Uses of the bits. Two of them must not share bits of one seed and step.
+# Streams: uses of the random bits. Each use gets its own bits in each step.
 PARAMS, FIRST_MOMENT, SECOND_MOMENT, MOMENTUM = 0, 1, 2, 3
 
 
 def _mix(x: Array, word: Array) -> Array:
-  """A hash of uint32: for each word a bijection that mixes all bits.
+  """A hash of uint32 x; for each `word` it is a bijection that mixes all bits.
 
   The constants are those of the 'lowbias32' hash (Wellons 2018,
-  https://nullprogram.com/blog/2018/07/31/); `word` is ours.
+  https://nullprogram.com/blog/2018/07/31/); adding `word` is our change.
   """
   x ^= x >> jnp.uint32(16)
   x *= jnp.uint32(0x7FEB352D)
@@ -37,8 +38,8 @@ def bits(
   """Uniform uint32 in the shape of an array, each a hash of its place.
 
   Args:
-    shape: of the whole array.
-    seed: of the run.
+    shape: shape of the whole array.
+    seed: seed of the run.
     step: int32 scalar.
     index: number of the array.
     stream: what the bits are for, such as `PARAMS`.
@@ -47,26 +48,27 @@ def bits(
   word = _mix(word, jnp.uint32(4 * index + stream))
   place = jnp.zeros(shape, jnp.uint32)
   for dim in range(len(shape)):
-    # The factor is odd and not the size of the dim, so that the bits of an
-    # array of more than 2^32 numbers do not repeat.
+    # A fixed odd factor, not the size of the dim: otherwise the bits would
+    # repeat in an array of more than 2^32 numbers.
     place *= jnp.uint32(0x9E3779B1)
     place += jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
   return _mix(place ^ word, _mix(word, jnp.uint32(0x3C6EF372)))
 
 
 def truncate(x: Array, random: Array, dropped: int) -> Array:
-  """Float32 with the last bits set to zero, rounded without bias.
+  """Rounds float32 stochastically to numbers whose last bits are zero.
 
   Args:
     x: float32.
     random: uint32 of the same shape.
-    dropped: bits of the mantissa that become zero, below 23.
+    dropped: number of bits of the mantissa that become zero, below 23.
 
   Returns:
-    float32; infinite and not-a-number values stay as they are.
+    float32; infinity and NaN do not change.
   """
   pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  # This format keeps sign and magnitude apart: adding moves away from zero.
+  # float32 has a separate bit for the sign, so adding to the lower bits moves a
+  # number away from zero.
   pattern += random >> jnp.uint32(32 - dropped)
   pattern &= jnp.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
   rounded = jax.lax.bitcast_convert_type(pattern, jnp.float32)
@@ -74,17 +76,17 @@ def truncate(x: Array, random: Array, dropped: int) -> Array:
 
 
 def to_bfloat16(x: Array, random: Array) -> Array:
-  """Float32 to bfloat16, equal to x on average."""
+  """Rounds float32 x to bfloat16 stochastically: equal to x on average."""
   return truncate(x, random, 16).astype(jnp.bfloat16)
 
 
 def add(p: Array, update: Array, seed: int, step: Array, index: int) -> Array:
-  """A parameter and its update, added in float32.
+  """Adds an update to a parameter, in float32.
 
   Args:
-    p: float32, or bfloat16, whose sum is rounded stochastically.
+    p: float32 or bfloat16; for bfloat16 the sum is rounded stochastically.
     update: float32.
-    seed: of the run.
+    seed: seed of the run.
     step: int32 scalar, steps done.
     index: number of the parameter.
 
@@ -100,7 +102,7 @@ def add(p: Array, update: Array, seed: int, step: Array, index: int) -> Array:
 def apply_updates(
   params: PyTree, updates: PyTree, seed: int, step: Array
 ) -> PyTree:
-  """`add` for every parameter of a tree."""
+  """Adds its update to every parameter of a tree, see `add`."""
   leaves, structure = jax.tree.flatten(params)
   new = [
     add(p, u, seed, step, i)

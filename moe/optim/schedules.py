@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then different ways to fall."""
+"""Learning-rate schedules: a linear warm-up, then a decay of some shape."""
 
 import jax.numpy as jnp
 import optax
@@ -29,7 +29,7 @@ def _check(
 
 
 def _warm(warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
-  """Linear warm-up, multiplied by `after` of the step counted from 0."""
+  """The schedule `after`, times a linear warm-up; steps count from 0."""
 
   def schedule(step: Array) -> Array:
     step = jnp.asarray(step, jnp.float32)
@@ -58,7 +58,7 @@ def cosine(
   train_steps: int,
   final_fraction: float = 0.1,
 ) -> optax.Schedule:
-  """Half a cosine, from the peak to `final_fraction` of the peak at the end."""
+  """Falls from the peak to `final_fraction` of the peak along half a cosine."""
   _check(learning_rate, warmup_steps, train_steps, final_fraction)
   span = float(max(1, train_steps - warmup_steps))
 
@@ -77,7 +77,7 @@ def wsd(
   decay_fraction: float = 0.3,
   final_fraction: float = 0.0,
 ) -> optax.Schedule:
-  """Warm-up, stable, then a linear decay over the last part of the run.
+  """Warm-up, then a constant rate, then a linear decay at the end of the run.
 
   Hu et al. (2024), https://arxiv.org/abs/2404.06395, with linear decay (Hägele
   et al. 2024, https://arxiv.org/abs/2405.18392).

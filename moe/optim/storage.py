@@ -1,4 +1,4 @@
-"""The number formats of the arrays of training, and where they are kept."""
+"""Number formats of the arrays in training, and the memory that holds them."""
 
 import dataclasses
 import re
@@ -23,18 +23,19 @@ _KEPT = re.compile(r'router|(^|/)(scale|bias)$')
 class Storage:
   """Formats of the arrays that a training step reads, makes and writes.
 
-  Routers, norm scales and biases are float32 in each of them. The optimizer
-  chooses the format of its moments, see `optimizers.adamw`.
+  Routers, norm scales and biases are always float32, and so are their gradients
+  and sums. The optimizer chooses the format of its moments, see
+  `optimizers.adamw`.
 
   Attributes:
-    params: format of the parameters: 'float32', or 'bfloat16', where each
-      update is rounded stochastically.
+    params: format of the parameters: 'float32' or 'bfloat16'. With 'bfloat16'
+      each update is rounded stochastically.
     grads: format of the gradients in the backward pass and in its reductions:
       'float32' or 'bfloat16'. The model reads parameters in this format.
     sums: format in which the gradients of microbatches are added: 'float32' or
       'bfloat16'.
-    optimizer_on_host: whether the optimizer's state waits in the memory of the
-      host; for TPUs and GPUs only.
+    optimizer_on_host: whether the optimizer's state is in the memory of the
+      host between updates; for TPUs and GPUs only.
   """
 
   params: str = 'float32'
@@ -65,7 +66,7 @@ def is_kept(name: str) -> bool:
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-  """A tree like the parameters in another format, but for what `is_kept`."""
+  """Converts arrays to `dtype`; those of `is_kept` become float32."""
   return jax.tree.map(
     lambda name, a: a.astype(jnp.float32 if is_kept(name) else dtype),
     names(tree),
@@ -74,5 +75,5 @@ def cast(tree: PyTree, dtype: str) -> PyTree:
 
 
 def to_float32(tree: PyTree) -> PyTree:
-  """A tree whose arrays are all float32, as optimizers compute."""
+  """Converts all arrays of a tree to float32, in which optimizers compute."""
   return jax.tree.map(lambda a: a.astype(jnp.float32), tree)

@@ -16,7 +16,7 @@ FSDP = 'fsdp'
 EXPERT = 'expert'
 CONTEXT = 'context'
 MODEL = 'model'
-# Ordered by the speed of their links, slowest first: the last axes connect
+# Axes with the slowest links come first. Devices along the last axes are
 # neighbours.
 AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
 
@@ -26,7 +26,8 @@ class MeshShape:
   """Devices per mesh axis; all axes exist, and unused ones have one device.
 
   Attributes:
-    data: number of replicas of the parameters; -1 takes all devices left.
+    data: number of replicas of the parameters; -1 takes all devices that the
+      other axes leave.
     fsdp: number of parts of the parameters, which are gathered before use.
     expert: number of parts of the experts.
     context: number of parts of the sequence.
@@ -47,7 +48,7 @@ class MeshShape:
         bounds.at_least(1, axis, size, meaning)
     if list(sizes.values()).count(-1) > 1:
       raise ValueError(
-        'one mesh axis at most may be -1, which is all devices that are left,'
+        'at most one mesh axis may be -1, which means all remaining devices,'
         f' got {sizes}: give the others a number.'
       )
 
@@ -66,10 +67,10 @@ class MeshShape:
     return given
 
   def _refusal(self, num_devices: int) -> str:
-    """Why the axes do not fit so many devices, and what to set."""
+    """The message that says why the axes do not fit, and what to set."""
     axes = dataclasses.asdict(self)
     fitted = dataclasses.asdict(self.fitted(num_devices))
-    # An axis of -1 takes what the others leave.
+    # An axis of -1 takes the devices that the others leave, so it stays -1.
     changes = {a: fitted[a] for a in axes if axes[a] not in (-1, fitted[a])}
     shown = lambda sizes, before='': ' '.join(
       f'{before}MESH_{axis.upper()}={size}' for axis, size in sizes.items()
@@ -84,21 +85,21 @@ class MeshShape:
     )
 
   def fitted(self, num_devices: int) -> 'MeshShape':
-    """The shape for another number of devices, which only read parameters.
+    """The shape for evaluation or sampling on another number of devices.
 
     A run that was trained on eight devices can be scored on one, or on 64. The
     axes take devices in the order expert, model, fsdp, data. Each one takes the
     greatest common divisor of its size and the number of devices left, so an
     array that can be divided in training can be divided here. The devices that
-    are left go to the axis whose size is -1, or else to data. None go to
-    context: tokens are written one at a time, and cannot be divided.
+    are left go to the axis with size -1, or else to data. None go to context:
+    sampling makes one token at a time, and one token cannot be divided.
 
-    On the number of devices of the training, parameters have the same shardings
-    as in training, unless context was used.
+    If the number of devices is the same as in training, parameters have the
+    same shardings, unless training used context.
     """
     sizes, left = {CONTEXT: 1}, num_devices
     for axis in (EXPERT, MODEL, FSDP, DATA):
-      sizes[axis] = math.gcd(getattr(self, axis), left)  # Is 1 for -1.
+      sizes[axis] = math.gcd(getattr(self, axis), left)  # gcd(-1, left) is 1.
       left //= sizes[axis]
     takers = [a for a in (EXPERT, MODEL, FSDP) if getattr(self, a) == -1]
     sizes[takers[0] if takers else DATA] *= left
@@ -106,19 +107,19 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
-  """A mesh whose axes follow the links of its devices.
+  """Makes a mesh whose axes follow the links between devices.
 
   Args:
     shape: devices per axis.
-    devices: by default all.
+    devices: the devices to use, by default all.
 
   Raises:
     ValueError: if the axes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = shape.sizes(len(devices))
-  # An axis may need a part of a physical axis: 512 devices on a torus of
-  # 8x16x16 take a quarter of the first ring.
+  # A mesh axis may need a part of a physical axis: on a torus of 8x16x16, an
+  # axis of 512 devices takes a quarter of the first ring.
   grid = mesh_utils.create_device_mesh(
     sizes, devices=devices, allow_split_physical_axes=True
   )

@@ -1,8 +1,7 @@
-"""Several processes as one program."""
+"""Several processes that run one program together, each on its own devices."""
 
 import functools
 import math
-import os
 from collections.abc import Callable
 
 import jax
@@ -13,39 +12,13 @@ from jax.sharding import PartitionSpec as P
 from moe.types import Array, Batch
 
 
-def initialize() -> None:
-  """Joins the other processes, if there are any; call it first, and once.
-
-  TPU pods, SLURM and GKE are recognised by JAX. Elsewhere set NUM_PROCESSES,
-  PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0).
-
-  Raises:
-    ValueError: if only some of the three are set.
-  """
-  names = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
-  given = [n for n in names if n in os.environ]
-  if given and len(given) < len(names):
-    raise ValueError(
-      f'{", ".join(names)} must be set together, got {", ".join(given)} alone:'
-      ' set all or none.'
-    )
-  if given:
-    jax.distributed.initialize(
-      os.environ['JAX_COORDINATOR_ADDRESS'],
-      int(os.environ['NUM_PROCESSES']),
-      int(os.environ['PROCESS_ID']),
-    )
-  elif any(n in os.environ for n in ('TPU_WORKER_HOSTNAMES', 'SLURM_JOB_ID')):
-    jax.distributed.initialize()
-
-
 def _parts(sharding: NamedSharding) -> tuple[int, list[int]]:
-  """(number of parts of the rows, numbers of those that this process holds)."""
+  """(number of parts of the rows, indices of the parts on this process)."""
   names = sharding.spec[0] if len(sharding.spec) else None
   names = (names,) if isinstance(names, str) else names or ()
   num_parts = math.prod(sharding.mesh.shape[a] for a in names)
-  # The other dims may be divided too. Their size here is the number of devices,
-  # which every number of parts divides.
+  # The other dims may be divided too. We give them the number of devices as
+  # their size, since it is divisible by any number of parts.
   others = (sharding.mesh.size,) * (len(sharding.spec) - 1)
   indices = sharding.addressable_devices_indices_map((num_parts, *others))
   return num_parts, sorted({rows.start or 0 for rows, *_ in indices.values()})
@@ -55,8 +28,8 @@ def own_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:
   """The rows of a batch that the devices of this process hold.
 
   Args:
-    sharding: of an array of the batch, whose first dim counts rows.
-    num_rows: of the whole batch; the sharding divides them.
+    sharding: sharding of an array of the batch, whose first dim counts rows.
+    num_rows: number of rows of the whole batch; the sharding must divide it.
 
   Returns:
     int64 row numbers, ascending; they need not be neighbours.
@@ -66,11 +39,11 @@ def own_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:
 
 
 def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
-  """The array of a whole batch, to which each process adds its own rows.
+  """Makes the array of a whole batch from the rows of each process.
 
   Args:
-    rows: the rows that `own_rows` names, in that order, with all columns.
-    sharding: of the whole array.
+    rows: the rows that `own_rows` names, in the same order, with all columns.
+    sharding: sharding of the whole array.
   """
   num_parts, own = _parts(sharding)
   assert len(rows) % len(own) == 0, 'a part of the batch lacks rows'
@@ -91,18 +64,18 @@ def total(
   """The sum of `count` over a whole batch; all processes must call this.
 
   With several processes the result is an array that the devices compute later,
-  so that no process waits for it here.
+  so that no process has to wait here.
 
   Args:
-    count: counts something in some rows.
+    count: rows of a batch -> number, such as the number of tokens.
     batch: the rows of this process.
-    sharding: of an array of the batch.
+    sharding: sharding of an array of the batch.
   """
   if jax.process_count() == 1:
     return count(batch)
   _, own = _parts(sharding)
-  # Each part is counted by itself, because two processes can hold columns of
-  # the same rows.
+  # Each part is counted separately, because two processes can hold columns of
+  # the same part, and the sum must contain each part only once.
   numbers = [
     count(jax.tree.map(lambda a, i=i: np.split(a, len(own))[i], batch))
     for i in range(len(own))

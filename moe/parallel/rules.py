@@ -1,4 +1,4 @@
-"""Which mesh axes divide which logical axes: one named table per layout."""
+"""Which mesh axes divide each logical axis: one named table per layout."""
 
 from jax.sharding import Mesh
 
@@ -10,8 +10,9 @@ MeshAxes = tuple[str, ...]
 Table = dict[str, MeshAxes]
 
 TABLES: dict[str, Table] = {
-  # 'expert' divides the experts, 'model' widths and heads, 'fsdp' the rest of a
-  # parameter. Outside MoE layers the expert axis divides the batch.
+  # 'expert' divides the experts, 'model' divides widths and heads, and 'fsdp'
+  # divides another dim of each parameter. Outside MoE layers the expert axis
+  # divides the batch.
   'standard': {
     axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),
@@ -25,9 +26,10 @@ TABLES: dict[str, Table] = {
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
   },
-  # As above, but the expert axis divides all other parameters too: for models
-  # whose attention and embeddings do not fit beside their experts. In an array
-  # of experts the expert dim takes that axis, and 'fsdp' divides the width.
+  # Like 'standard', but the expert axis also divides all other parameters. It
+  # is for models in which attention and embeddings do not fit beside the
+  # experts. In an array of experts, 'expert' divides the expert dim, and only
+  # 'fsdp' divides the width.
   'fsdp_over_expert': {
     axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),
@@ -45,7 +47,7 @@ TABLES: dict[str, Table] = {
 
 
 def table(name: str) -> Table:
-  """A table by name.
+  """Finds a table by its name.
 
   Raises:
     ValueError: if no table has that name.
@@ -63,8 +65,8 @@ def activation_rules(
 ) -> tuple[tuple[str, MeshAxes | None], ...]:
   """The table in the form that flax reads for activations.
 
-  Activations keep their width whole: 'embed' and 'latent' divide parameters
-  only.
+  The axes 'embed' and 'latent' are left out: they divide parameters only, not
+  the width of activations.
   """
   return tuple(
     (name, mesh_axes or None)
@@ -74,7 +76,7 @@ def activation_rules(
 
 
 def token_axes(rules: Table) -> MeshAxes:
-  """Mesh axes along which devices have different tokens: rows or columns."""
+  """Mesh axes along which devices hold different rows or columns of tokens."""
   return (*rules[axes.BATCH], *rules[axes.LENGTH])
 
 

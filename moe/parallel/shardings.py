@@ -38,8 +38,8 @@ def param_spec(
   entries, taken = [], set()
   for dim, logical_axis in zip(shape, logical, strict=True):
     mesh_axes = rules[logical_axis] if logical_axis else ()
-    # An array cannot use a mesh axis twice: the first dim that names it gets
-    # it.
+    # An array cannot use a mesh axis twice, so only the first dim that names an
+    # axis uses it.
     mesh_axes = tuple(
       a for a in mesh_axes if mesh.shape[a] > 1 and a not in taken
     )
@@ -68,13 +68,13 @@ def param_shardings(
 
 
 def _entries(spec: P, num_dims: int) -> list[tuple[str, ...]]:
-  """The mesh axes of each dim, as tuples; P unpacks tuples of one axis."""
+  """The mesh axes of each dim as tuples; P keeps a single axis as a string."""
   entries = [(e,) if isinstance(e, str) else e or () for e in spec]
   return entries + [()] * (num_dims - len(entries))
 
 
 def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
-  """The spec in which `axis` divides the first dim that it can, as well."""
+  """Adds `axis` to the first dim of a spec that it can divide."""
   if mesh.shape[axis] == 1:
     return spec
   entries = _entries(spec, len(shape))
@@ -88,11 +88,12 @@ def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
 def without_dim(leaf: jax.ShapeDtypeStruct, dim: int) -> NamedSharding:
   """The sharding of an array that is like `leaf` but lacks one dim.
 
-  The mesh axes that divide this dim divide the first other dim that they can.
+  Each mesh axis that divides the missing dim moves to the first other dim that
+  it can divide.
 
   Args:
-    leaf: the array with all dims and its sharding.
-    dim: index of the dim.
+    leaf: shape with all dims, and its sharding.
+    dim: index of the missing dim.
   """
   mesh, entries = leaf.sharding.mesh, _entries(leaf.sharding.spec, leaf.ndim)
   freed = entries.pop(dim)
@@ -108,12 +109,12 @@ def optimizer_shardings(
 ) -> PyTree:
   """Shardings of optimizer state, divided over the data axis as well.
 
-  A state array belongs to the parameter whose path is the end of its own path.
-  An array in the shape of the parameter is divided like the parameter. A
-  factored array, which lacks a dim, is divided over the remaining dims. Scales
-  of blocks of the last dim are divided like that dim, if every device has whole
-  blocks. Then the data axis divides the first dim that it can (ZeRO stage 1,
-  Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
+  The path of a state array ends with the path of its parameter. A state array
+  with the shape of the parameter is divided like the parameter. A factored
+  array lacks a dim; its other dims are divided like those of the parameter.
+  Scales of blocks of the last dim are divided like this dim, if every device
+  has whole blocks. The data axis also divides the first dim that it can (ZeRO
+  stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
   """
   flat = jax.tree_util.tree_flatten_with_path(param_shapes)[0]
   specs = {
@@ -142,8 +143,8 @@ def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
     names: paths of the parameters, 'a/b/c'.
 
   Returns:
-    For each leaf of the state the longest of the names with which its path
-    ends; None if there is none.
+    For each leaf of the state, the longest name that is the end of its path;
+    None if no name is.
   """
   by_length = sorted(names, key=len, reverse=True)
   return [
@@ -162,14 +163,14 @@ def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
 def _spec_of_part(
   part: tuple[int, ...], whole: tuple[int, ...], spec: P, mesh: Mesh
 ) -> P:
-  """The spec of an array that is made from another.
+  """The spec of a state array, from the spec of its parameter.
 
   Args:
-    part: shape of the array. It equals the shape of the other array, or lacks
-      one of its dims, or its last dim counts blocks of the other's last dim.
-    whole: shape of the other array.
-    spec: of the other array.
-    mesh: of the devices.
+    part: shape of the state array. It is the shape of the parameter, or lacks
+      one dim, or its last dim counts blocks of the parameter's last dim.
+    whole: shape of the parameter.
+    spec: spec of the parameter.
+    mesh: mesh of the devices.
   """
   entries = _entries(spec, len(whole))
   if part == whole:
@@ -184,10 +185,10 @@ def _spec_of_part(
 
 
 def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
-  """The same shardings in host memory; scalars stay on the device.
+  """Moves shardings to host memory, except those of scalars.
 
   Raises:
-    ValueError: if the devices share the memory of the host.
+    ValueError: if the devices have no memory of their own.
   """
   platform = mesh.devices.flat[0].platform
   if platform not in ('tpu', 'gpu'):

@@ -1,4 +1,4 @@
-"""Single changes of a run, and which of them save memory."""
+"""Makes single changes of a run, and finds those that save memory."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from moe.scale.topology import Slice
 
 
 def with_remat(run: Run, policy: str) -> Run:
-  """The run with another remat policy."""
+  """A copy of the run with another remat policy."""
   model = run.model
   return dataclasses.replace(
     run, model=model.clone(stack=functools.partial(model.stack, remat=policy))
@@ -23,25 +23,25 @@ def with_remat(run: Run, policy: str) -> Run:
 
 
 def with_microbatches(run: Run, n: int) -> Run:
-  """The run with `n` microbatches in a step."""
+  """A copy of the run with `n` microbatches in a step."""
   settings = dataclasses.replace(run.settings, num_microbatches=n)
   return dataclasses.replace(run, settings=settings)
 
 
 def with_chunks(run: Run, n: int) -> Run:
-  """The run with its loss in `n` chunks."""
+  """A copy of the run whose loss is computed in `n` chunks."""
   objective = functools.partial(run.objective, num_chunks=n)
   return dataclasses.replace(run, objective=objective)
 
 
 def with_moments(run: Run, dtype: str) -> Run:
-  """The run with the optimizer's moments in another format."""
+  """A copy of the run that stores the optimizer's moments in another format."""
   optimizer = functools.partial(run.optimizer, moment_dtype=dtype)
   return dataclasses.replace(run, optimizer=optimizer)
 
 
 def with_storage(run: Run, **formats: str | bool) -> Run:
-  """The run with other fields of its `Storage`."""
+  """A copy of the run with other values of fields of its `Storage`."""
   storage = dataclasses.replace(run.storage, **formats)
   return dataclasses.replace(run, storage=storage)
 
@@ -78,7 +78,10 @@ def savings(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
-  """The changes of `savings` that alter the format or place of the state."""
+  """The changes of `savings` to the format of the state or to its place.
+
+  The place is the memory of the device or of the host.
+  """
   stored = functools.partial(functools.partial, with_storage, run)
   if run.storage.grads == 'float32':
     yield "GRAD_DTYPE='bfloat16'", stored(grads='bfloat16')
@@ -101,7 +104,7 @@ def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
 def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
   """The three changes that save memory at the least cost in time.
 
-  Changes that suffice alone come first.
+  If a change alone makes the step fit, it comes before those that do not.
   """
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices, ())

@@ -1,4 +1,4 @@
-"""How a step of a run executes its model, from shapes alone."""
+"""Describes how a step of a run executes its model, from shapes alone."""
 
 import math
 
@@ -17,7 +17,7 @@ from moe.types import MODALITIES, Layout, PyTree
 
 
 def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
-  """(TrainState of shapes, logical axes of its parameters), on no device."""
+  """(TrainState of shapes, logical axes of its parameters), without devices."""
   shape = 1, min(8, run.data.sequence_length)
   objective = run.objective(Functional(run.model), shape)
   optimizer = optimizer_of(run)
@@ -32,12 +32,12 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
 
 
 def least_devices(run: Run) -> int:
-  """The fewest devices for a run's mesh: an axis of size -1 counts as one."""
+  """The smallest number of devices of a run's mesh; size -1 counts as 1."""
   return math.prod(n for n in vars(run.mesh).values() if n != -1)
 
 
 def layout_of(run: Run, num_devices: int) -> Layout:
-  """The run's layout on a mesh of devices that need not exist."""
+  """The run's mesh axes by use, on a mesh of devices that need not exist."""
   sizes = run.mesh.sizes(num_devices)
   return rules.layout(
     rules.table(run.rules), jax.sharding.AbstractMesh(sizes, mesh.AXES)
@@ -45,10 +45,10 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """(tokens in a microbatch on the devices of an expert axis, their number)."""
+  """(tokens of a microbatch along the expert axis, devices along this axis)."""
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)
-  # Devices of the 'model' axis work on the same tokens.
+  # Devices along the 'model' axis work on the same tokens, so they count once.
   shards = layout.size(layout.batch_axes) * layout.size(layout.sequence_axes)
   tokens = run.data.batch_size * run.data.sequence_length
   return tokens // run.settings.num_microbatches // shards * parts, parts
@@ -57,7 +57,7 @@ def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
 def _capacity(
   run: Run, experts: ExpertsAnatomy, num_devices: int
 ) -> tuple[int, int | None]:
-  """(tokens that share an expert's slots, slots or None if unbounded)."""
+  """(tokens that share an expert's slots, number of slots or None)."""
   tokens, parts = _pooled(run, num_devices)
   if experts.buffer_factor is None or parts == 1:
     tokens = experts.group_size
@@ -70,8 +70,9 @@ def _capacity(
 def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
   """Buffers that can overflow, as arguments of `drops.expected_share`.
 
-  The list is empty if no buffer can: the model is dense, it mixes tokens
-  instead of dispatching them, or dispatch and exchange are unbounded.
+  No buffer can overflow in three cases: the model is dense; it mixes tokens
+  instead of dispatching them (soft MoE); or neither the experts' slots nor the
+  buffers of the exchange have a limit.
   """
   experts = anatomy(run.model).experts
   if not experts or not experts.dispatch:
@@ -135,7 +136,7 @@ def drops_by_modality(
 
 
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
-  """Expected share of dropped rows, in the buffer that drops most."""
+  """Expected share of dropped rows in the buffer with the largest share."""
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:
     shares = dict(zip(MODALITIES, run.data.shares, strict=False))
@@ -148,12 +149,12 @@ def expected_drops(run: Run, num_devices: int, variation: float) -> float:
 
 
 def has_splash(run: Run, num_devices: int) -> bool:
-  """Whether attention runs as the splash kernel on `num_devices` TPUs."""
+  """Whether `num_devices` TPUs compute attention with the splash kernel."""
   attention = anatomy(run.model).attention
   B = run.data.batch_size // run.settings.num_microbatches
   shape = (B, run.data.sequence_length)
-  # The kernel's conditions do not depend on the head width, so any width will
-  # do.
+  # Whether the kernel can be used does not depend on the head width, so we take
+  # any width.
   queries, keys = (
     jax.ShapeDtypeStruct((*shape, n, 128), run.model.dtype)
     for n in (attention.num_heads, attention.num_kv_heads)
@@ -165,12 +166,12 @@ def has_splash(run: Run, num_devices: int) -> bool:
 def execution_of(
   run: Run, num_devices: int, is_tpu: bool = False
 ) -> cost.Execution:
-  """How a step of the run executes its model.
+  """Describes how a step of the run executes its model.
 
   Args:
     run: the planned run.
     num_devices: number of devices in its mesh.
-    is_tpu: whether the devices are TPUs, which have an attention kernel. Other
+    is_tpu: whether the devices are TPUs. TPUs have an attention kernel; other
       devices compute attention in plain XLA.
   """
   model = anatomy(run.model)
@@ -198,7 +199,7 @@ def execution_of(
 def _padding(
   run: Run, experts: ExpertsAnatomy | None, num_devices: int
 ) -> float:
-  """Rows that the experts multiply over rows routed to them, at even loads."""
+  """Rows that experts multiply over rows routed to them, at even loads."""
   if not experts or not experts.dispatch:
     return 1.0
   tokens, slots = _capacity(run, experts, num_devices)
@@ -208,15 +209,15 @@ def _padding(
 
 
 def _recomputed(model: Anatomy, is_fused: bool) -> dict[str, float]:
-  """Shares of all layers' products that run again for the gradient."""
+  """Shares of products that run again for the gradient, over all layers."""
   end = model.layers[-1]
   last = 1 / end.network.num_matrices
   again = cost.recomputed_shares(
     model.remat, last, is_fused, end.experts is not None
   )
   if 'dense layers' in again and model.prefix:
-    # Each block of the prefix is recomputed by itself, so its last product is
-    # not.
+    # Each block of the prefix is recomputed separately. So in each of them, the
+    # last product is not recomputed.
     prefix = len(model.prefix)
     periods = len(model.layers) - prefix - model.num_sparse
     share = periods * again['dense layers'] + prefix * (1 - last)

@@ -1,4 +1,4 @@
-"""The forecast of one layout of a run on a slice, before compilation."""
+"""Forecasts memory and time of one layout of a run on a slice."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ from moe.train.step import check_batch
 from moe.types import Batch, PyTree
 
 # Bytes/s between a TPU chip and its host in one direction, on a v5p; a v6e has
-# twice that. Source: https://jax-ml.github.io/scaling-book/tpus.
+# twice as many. Source: https://jax-ml.github.io/scaling-book/tpus.
 _HOST_BANDWIDTH = 1.6e10
 
 
@@ -35,15 +35,15 @@ class Forecast:
   """Forecast memory and time of a layout.
 
   Attributes:
-    changes: the layout as changes of the run, in gin bindings.
+    changes: gin bindings that change the run to this layout.
     peak_bytes: peak memory of a device.
     seconds: time of a step without overlap.
     full_overlap: time of a step with full overlap, in seconds.
     mfu: MFU without overlap.
     bound: the busiest resource.
-    warnings: rules that a forward pass of one layer breaks.
-    refusal: why the layout cannot work well; None if it can.
-    state: index of its formats in `search.STATES`; 0 is the most exact.
+    warnings: rules that the forward pass of one layer breaks, as sentences.
+    refusal: reason for which the layout is refused; None if it is not.
+    state: index of the state's formats in `search.STATES`; 0 is the most exact.
   """
 
   changes: tuple[str, ...]
@@ -73,15 +73,16 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
   return memory.MicrobatchSizes(
     tokens=tokens,
     d_model=model.d_model,
-    # The kernel may still refuse the shapes. Then the forecast is too low.
+    # A kernel stores no scores. If the kernel cannot be used with these shapes,
+    # plain XLA stores them, and this forecast is too low.
     scores=0 if attention.kernel != 'xla' else heads * tokens * length,
     attention_width=attention.features // parts,
     result_width=attention.result_features // parts,
     dense_width=dense.width // parts if dense else 0,
     matrices=(dense or experts.expert).num_matrices,
     expert_width=experts.expert.width // parts if experts else 0,
-    # With even loads a device receives as many rows as it sends, plus empty
-    # slots.
+    # If loads are even, a device receives as many rows as it sends. `padding`
+    # adds the empty slots.
     expert_rows=round(tokens * model.num_active * padding),
     periods=model.num_periods,
     blocks=max(1, len(model.period)),
@@ -91,13 +92,13 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
     sum_bytes=jax.numpy.dtype(run.storage.sums).itemsize,
-    # The block ahead is not scanned either.
+    # The block ahead is outside the scan like the blocks of the prefix.
     prefix=len(model.prefix) + model.predicts_ahead,
   )
 
 
 def _widest(model: Anatomy) -> FeedForwardAnatomy | None:
-  """The widest dense network; the layers of a dense twin differ in width."""
+  """The widest dense feed-forward network; widths can differ between layers."""
   dense = [b.feed_forward for b in model.prefix + model.period if not b.experts]
   return max(dense, key=lambda network: network.width, default=None)
 
@@ -127,8 +128,8 @@ def place_run(
   Args:
     run: the planned run.
     mesh: the mesh of the devices.
-    known: `execution.abstract_state` of a run with the same state; computed
-      here if None.
+    known: result of `execution.abstract_state` for a run with the same state;
+      None computes it.
   """
   ts, logical_axes = known or execution.abstract_state(run)
   table = rules.table(run.rules)
@@ -225,8 +226,8 @@ def forecast_placed(
     run: the planned run.
     slice_: the chips.
     where: the shardings, from `place_run`.
-    peak_bytes: the peak, from `predict_memory`.
-    changes: the layout as changes of the run, in gin bindings.
+    peak_bytes: peak memory of a device, from `predict_memory`.
+    changes: gin bindings that change the run to this layout.
   """
   mesh, chip = where.mesh, slice_.chip
   sizes = sizes_of(run, mesh)

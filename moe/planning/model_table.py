@@ -1,4 +1,4 @@
-"""A table of models: our counts from shapes alone, beside published figures."""
+"""A table of models: our counts from shapes, next to published figures."""
 
 import pathlib
 import re
@@ -20,17 +20,18 @@ _PUBLISHED = re.compile(
   r'^# Published: (\d[\d.]*[MBT]) total(?:, (\d[\d.]*[MBT]) active)?\.$',
   re.MULTILINE,
 )
-# A sentence of the comment, which may span several lines.
+# Matches the sentence '# Difference: ...' in a comment; it can span several
+# lines.
 _WHY = re.compile(r'^# Difference: ((?:.*[^.]\n# )*.*\.)$', re.MULTILINE)
 
 
 class PublishedCounts(NamedTuple):
-  """Figures as a paper writes them, such as '1.2T'; None if it gives none.
+  """Numbers of parameters in a paper's notation, such as '1.2T'.
 
   Attributes:
-    total: number of parameters.
-    active: number of parameters that one token uses.
-    why: why our total differs; None if it does not.
+    total: number of parameters; None if the paper gives none.
+    active: number of parameters that one token uses; None if not given.
+    why: reason for which our total differs; None if it does not differ.
   """
 
   total: str | None
@@ -42,7 +43,7 @@ def read_published(path: pathlib.Path) -> PublishedCounts:
   """Reads the published figures from the comment of a model's gin file.
 
   Raises:
-    ValueError: if the line '# Published:' has another form.
+    ValueError: if the line '# Published:' has an unknown form.
   """
   text = path.read_text(encoding='utf-8')
   found = _PUBLISHED.search(text)
@@ -64,12 +65,15 @@ def figure(text: str) -> float:
 
 
 def difference(value: int, text: str | None) -> float | None:
-  """Our count minus the published one, in percent of the latter, or None."""
+  """Our count minus the published one, in percent of the published one.
+
+  None if no count is published.
+  """
   return None if text is None else 100 * (value / figure(text) - 1)
 
 
 def shapes(run: Run) -> tuple[PyTree, PyTree]:
-  """(shapes of a run's parameters, their logical axes), on no device."""
+  """(shapes of a run's parameters, their logical axes), without devices."""
   functional, found = Functional(run.model), {}
 
   def init(key: Array):
@@ -84,11 +88,11 @@ def shapes(run: Run) -> tuple[PyTree, PyTree]:
 def table_row(
   path: pathlib.Path, run: Run
 ) -> dict[str, str | int | float | None]:
-  """The row of one model.
+  """Makes the row of one model.
 
   Args:
-    path: the model's gin file, whose comment has the published figures.
-    run: a run of this model; FLOPs are for its sequence length.
+    path: the model's gin file; its comment has the published figures.
+    run: a run of this model; its sequence length determines the FLOPs.
 
   Raises:
     ValueError: if the comment cannot be read.
@@ -113,7 +117,7 @@ def table_row(
 
 
 def _as_published(value: float) -> str:
-  """A count in the style of papers: 1,748,943,388,672 is 1.749T."""
+  """Formats a count in the style of papers: 1,748,943,388,672 is 1.749T."""
   unit = next((u for u in 'TB' if value >= _UNITS[u]), 'M')
   return f'{value / _UNITS[unit]:.4g}{unit}'
 

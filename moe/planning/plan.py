@@ -15,16 +15,18 @@ from moe.scale import compile as compile_lib
 from moe.scale import cost, hlo, roofline, topology, work
 from moe.types import MODALITIES
 
-# The MFU that chip-hours assume. Good sparse runs reach it; it is no promise.
+# Planned chip-hours assume this MFU. Good sparse runs reach it; other runs need
+# more hours.
 STATED_MFU = 0.4
-# Standard deviation over mean of the rows per expert, for uneven loads.
+# For uneven loads, this is the standard deviation of the experts' loads over
+# their mean.
 _VARIATION = 0.3
 
 
 def plan_shapes(
   run: Run, slice_: topology.Slice | None = None
 ) -> dict[str, Any]:
-  """The part of a plan that needs no compiler, for a slice or any devices."""
+  """Makes the part of a plan that needs no compiler; a slice is optional."""
   ts, logical_axes = execution.abstract_state(run)
   counts = counts_of(run, ts.params, logical_axes, ts.opt_state)
   active = anatomy(run.model).num_active
@@ -89,10 +91,10 @@ def modalities(run: Run, num_devices: int) -> dict[str, Any]:
 
 
 def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
-  """The whole plan of a run; a slice adds the figures of the compiled step.
+  """Makes the whole plan of a run; with a slice, it compiles the step too.
 
-  If the step does not fit, 'does_not_fit' says why and 'knobs' lists changes
-  that make room.
+  If the step does not fit in memory, 'does_not_fit' gives the reason and
+  'knobs' lists changes that save memory.
   """
   facts = plan_shapes(run, slice_)
   if slice_ is None:
@@ -117,7 +119,7 @@ def programs_directory() -> str:
 def plan_topology(
   run: Run, slice_: topology.Slice, known: dict[str, Any]
 ) -> dict[str, Any]:
-  """The part of a plan that comes from compiling the step for a slice."""
+  """Compiles the step for a slice and makes the part of a plan about it."""
   program = build.build(run, topology.devices(slice_))
   mesh = dict(program.mesh.shape)
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
@@ -135,7 +137,7 @@ def plan_topology(
   seconds = roofline.estimate(done, list(program.mesh.devices.flat), slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
-  # The compiler gives a negative number for a TPU7x, which means nothing.
+  # The compiler gives a negative number for a TPU7x, so it has no estimate.
   own = compiled.optimal_seconds if compiled.optimal_seconds > 0 else None
   multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
   held = {
@@ -148,7 +150,7 @@ def plan_topology(
     f'{key}_per_chip': n * slice_.chip.devices
     for key, n in (held | {'hbm_bytes': hbm}).items()
   }
-  # The peak counts live bytes, which may be fewer than the allocated ones.
+  # The compiler's peak counts live bytes. The allocated bytes can be more.
   full = compiled.argument_bytes + compiled.temp_bytes + compiled.code_bytes
   return facts | {
     'headroom': 1 - max(compiled.peak_bytes, full) / hbm,
@@ -159,7 +161,8 @@ def plan_topology(
     'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
     'collective_bytes_per_chip': slice_.chip.devices
     * sum(t.moved * t.times for t in done.transfers),
-    # Each chip would exchange its part of the gradients with the other slice.
+    # With two slices, each chip would exchange its part of the gradients with a
+    # chip of the other slice.
     'network_seconds_two_slices': known['gradient_bytes']
     / (slice_.num_chips * slice_.chip.network_bandwidth),
     'collectives': report.collectives(done.transfers, seconds.by_transfer),

@@ -1,4 +1,4 @@
-"""Runs that others measured, beside plans of the same runs in our program."""
+"""Compares measured runs of other projects with our plans of the same runs."""
 
 import dataclasses
 import functools
@@ -16,17 +16,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRun:
-  """A run that others measured.
+  """A run that another project has measured and published.
 
   Attributes:
     name: name of the model.
-    gin_file: our run of the same model, with the same chips, sequence length,
-      batch and number formats.
+    gin_file: file of our run of the same model, with the same chips, sequence
+      length, batch and number formats.
     topology: the slice, in the notation of `launch.plan`.
-    tflops: measured TFLOP/s of a chip, by their counter.
-    mfu: measured MFU, by their counter.
-    has_all_scores: whether their counter includes all T x T scores of
-      attention; ours includes the visible half.
+    tflops: measured TFLOP/s of a chip, with the project's FLOP counter.
+    mfu: measured MFU, with the project's FLOP counter.
+    has_all_scores: whether the project's counter includes all T x T scores of
+      attention. Ours includes half of them, those that are not masked.
     source: the publication.
   """
 
@@ -66,17 +66,18 @@ PUBLISHED_RUNS = (
 def measured(
   row: PublishedRun, run: Run, flops_per_token: float
 ) -> dict[str, float]:
-  """The measurement, by their FLOP counter and by ours.
+  """The measurement, with the project's FLOP counter and with ours.
 
   Args:
     row: a published run.
-    run: the same run in our program.
+    run: our run of the same model.
     flops_per_token: training FLOPs of a token by our counter.
   """
   theirs = flops_per_token
   if row.has_all_scores:
     model = anatomy(run.model)
-    # Each masked key costs 4 FLOPs per feature forward and twice that backward.
+    # A masked key costs 4 FLOPs per feature in the forward pass and 8 in the
+    # backward pass.
     unseen = run.data.sequence_length // 2
     width = model.attention.pair_width * len(model.layers)
     theirs += 3 * 4 * width * unseen
@@ -92,11 +93,11 @@ def measured(
 
 
 def compare(row: PublishedRun, run: Run) -> dict[str, Any]:
-  """One row of the table: the plan of our program beside the measurement.
+  """Makes a row of the table: the measurement, and our plan of the same run.
 
   Args:
     row: a published run.
-    run: the same run in our program, from its gin file.
+    run: our run of the same model, from `row.gin_file`.
   """
   _logger.info(f'compiling {row.name} for {row.topology}')
   slice_ = topology.parse(row.topology)
@@ -127,7 +128,8 @@ def predictions(
     peak_seconds: seconds for one token at the published peak of a chip.
 
   Returns:
-    Estimate -> numbers; None if the compiler gives no seconds, as for a TPU7x.
+    Name of the estimate -> numbers. The compiler's numbers are None if the
+    compiler gives no seconds, as for a TPU7x.
   """
   found = {}
   for name in ('step_seconds_no_overlap', 'step_seconds_full_overlap',
@@ -142,12 +144,13 @@ def predictions(
 
 
 def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
-  """The compiler's estimate for one more layer of a run's stack.
+  """The compiler's estimate of the time of one more layer in a run's stack.
 
-  This compiles two training steps, one with one period more than the other, and
-  takes the difference: the cost of the layers with their optimizer updates.
-  Neither step has a loop over layers, because the compiler counts the body of a
-  loop once. Seconds are None if the compiler gives none for the chip.
+  We compile two training steps; one has one period more than the other. The
+  difference of their times is the time of the period's layers, with the updates
+  of their parameters. Both steps are compiled without a loop over layers,
+  because the compiler counts the body of a loop only once. Seconds are None if
+  the compiler gives no estimate for the chip.
   """
   model = anatomy(run.model)
   blocks = max(1, len(model.period))
@@ -174,7 +177,7 @@ def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
   }
 
 
-# Lines of the table: (title, key of the number, its format).
+# Lines of the table: (title, key of the number, format of the number).
 _LINES = (
   ('step, s', 'step_seconds', '.2f'),
   ('tokens/s a chip', 'tokens_per_second_per_chip', ',.0f'),
@@ -183,7 +186,7 @@ _LINES = (
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-  """Measurement and predictions, in separate columns."""
+  """A text table with the measurement and the predictions as columns."""
   lines = []
   head = ('', 'measured', 'without overlap', 'full overlap', 'compiler')
   for row in rows:

@@ -1,4 +1,4 @@
-"""A plan as text, and as a self-contained page."""
+"""Writes a plan as text or as a self-contained page."""
 
 import collections
 import html as html_lib
@@ -17,7 +17,7 @@ from moe.scale.topology import Slice
 def collectives(
   transfers: Sequence[Transfer], seconds: Sequence[float]
 ) -> list[dict[str, Any]]:
-  """Sums of transfers by kind and mesh axes, the slowest first."""
+  """Adds up transfers of equal kind and mesh axes; the slowest come first."""
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
   for transfer, taken in zip(transfers, seconds, strict=True):
     row = rows[transfer.kind, transfer.axes]
@@ -39,7 +39,7 @@ def collectives(
 
 
 def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
-  """Torus dims by mesh axis, in words: 'x 2 of 8; y 16 of 16, a ring'."""
+  """Mesh axis -> its torus dims as text: 'x 2 of 8; y 16 of 16, a ring'."""
   coords = roofline.coordinates(list(mesh.devices.flat))
   ids = np.arange(mesh.size).reshape(mesh.devices.shape)
   found = {}
@@ -316,7 +316,7 @@ def _bars(
 
 
 def html(facts: dict[str, Any], source: str) -> str:
-  """One self-contained page: the tables, and bars for memory and time."""
+  """Makes a self-contained page: tables, and bars for memory and time."""
   body = [f'<h1>Plan</h1><p><code>{html_lib.escape(source)}</code></p>']
   if 'busy_seconds' in facts:
     busy = {k: v for k, v in facts['busy_seconds'].items() if v}

@@ -1,4 +1,4 @@
-"""The search for the best layouts of a run on a slice."""
+"""Searches the best layouts of a run on a slice."""
 
 import collections
 import dataclasses
@@ -23,9 +23,10 @@ from moe.scale.topology import Slice
 
 _logger = logging.getLogger(__name__)
 
-# Share of the memory that a forecast may fill, since it errs by a tenth.
+# A layout must fit in this share of the memory, because the forecast can be a
+# tenth too low.
 FILLED = 0.9
-# Formats of (parameters, gradients, moments), the most exact first.
+# Number formats of (parameters, gradients, moments), the most exact first.
 STATES = (
   ('float32', 'float32', 'float32'),
   ('float32', 'float32', 'bfloat16'),
@@ -35,7 +36,7 @@ STATES = (
   ('bfloat16', 'bfloat16', 'int8'),
 )
 _MICROBATCHES = (1, 2, 4, 8)
-# Number of layouts shown, and how many of them must fit when compiled.
+# Number of layouts in the result, and how many of them must fit when compiled.
 _SHOWN, _VERIFIED = 10, 2
 
 
@@ -50,7 +51,7 @@ def _meshes(num_devices: int, experts: int) -> Iterator[MeshShape]:
 
 
 def _states(run: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
-  """Yields (gin bindings, run) by choice of formats, the most exact first."""
+  """Yields (gin bindings, run) for all state formats, the most exact first."""
   seen = set()
   for params, grads, moments in STATES:
     changed = changes.with_storage(run, params=params, grads=grads)
@@ -66,12 +67,12 @@ def _states(run: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
 def _layouts(
   run: Run, num_devices: int
 ) -> Iterator[tuple[tuple[str, ...], Run]]:
-  """Yields (gin bindings, run) for every mesh and rule table."""
+  """Yields (gin bindings, run) for every mesh and sharding table."""
   experts = anatomy(run.model).experts
   for mesh in _meshes(num_devices, experts.num_experts if experts else 1):
     for table in sorted(rules.TABLES):
       if table == 'fsdp_over_expert' and mesh.expert == 1:
-        continue  # This is the same layout as 'standard'.
+        continue  # The table 'standard' gives the same layout.
       changed = dataclasses.replace(run, mesh=mesh, rules=table)
       words = [f'MESH_{a.upper()}={v}' for a, v in vars(mesh).items()
                if a != 'context']  # fmt: skip
@@ -85,14 +86,17 @@ def _best_state(
   states: Sequence[tuple[tuple[str, ...], Run]],
   words: tuple[str, ...],
 ) -> Forecast | str:
-  """The forecast with the most exact state that fits, or why there is none.
+  """Forecasts a layout with the most exact state formats that fit in memory.
 
   Args:
-    run: the run with its mesh, rules, microbatches and remat policy.
+    run: the run with its mesh, sharding table, microbatches and remat policy.
     slice_: the chips.
-    at: index of a state -> the placement of the run with that state.
+    at: index of state formats -> the placement of the run with these formats.
     states: all formats of the state, from `_states`.
     words: gin bindings of everything but the formats.
+
+  Returns:
+    The forecast, or a reason if no formats fit or the layout is refused.
   """
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
   for i, (more, formats) in enumerate(states):
@@ -110,15 +114,16 @@ def _best_state(
 
 
 def search(run: Run, slice_: Slice) -> tuple[list[Forecast], dict[str, int]]:
-  """Layouts that fit, the best first, and why the others were refused.
+  """Finds the layouts that fit, the best first, and reasons against the others.
 
-  Each layout, number of microbatches and remat policy has one forecast, with
-  the most exact state that fits. If times are within about one percent, the
-  more exact state wins, then the smaller peak.
+  Each combination of layout, number of microbatches and remat policy has one
+  forecast, with the most exact state formats that fit. Forecasts whose times
+  differ by less than about one percent are sorted by exactness of the state,
+  and then by peak memory.
 
   Returns:
-    (forecasts, reason -> number of layouts). The numbers in a reason are those
-    of its first layout.
+    (forecasts, reason -> number of refused layouts). A reason contains numbers;
+    they belong to the first layout that it refused.
   """
   devices = topology.devices(slice_)
   states = list(_states(run))
@@ -160,9 +165,9 @@ def verify(
   """Compiles layouts, the best first, until enough of them fit.
 
   Args:
-    rows: forecasts, the best first. Each layout that is compiled gets an entry
+    rows: forecasts, the best first. The row of a compiled layout gets an entry
       'compiled' with the result, or with 'does_not_fit'.
-    compiled: gin bindings of a layout -> figures of its compiled step.
+    compiled: compiles a layout: its gin bindings -> figures of its step.
     wanted: number of layouts that must fit.
     most: largest number of layouts to compile.
   """
@@ -183,14 +188,14 @@ def propose(
   """Searches layouts of a run for a slice and compiles the best ones.
 
   Args:
-    run: the run, whose mesh need not suit the slice.
+    run: the run; its mesh need not suit the slice.
     slice_: the chips.
-    changed: changes of a `Forecast` -> the changed run.
+    changed: makes a run from `Forecast.changes`.
 
   Returns:
-    The result of `plan.plan_shapes` with 'topology' and 'search'. The latter
-    has the number of layouts that fit, the best layouts, and the number of
-    refused layouts by reason.
+    The result of `plan.plan_shapes` with 'topology' and 'search'. 'search' has
+    the number of layouts that fit, the best layouts, and the number of refused
+    layouts by reason.
   """
   facts = plan.plan_shapes(run)
   found, refused = search(run, slice_)

@@ -1,4 +1,4 @@
-"""Two groups of runs, paired by seed: the gain and its standard error."""
+"""Compares two groups of runs, paired by seed: gain and standard error."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from scipy import special
 from moe.evaluate.score import Score
 from moe.train import record_log
 
-# Compared keys of run.json, and of the last records in log.jsonl.
+# Keys that are compared: in run.json, and in the last records of log.jsonl.
 COUNTS = (
   'params_total',
   'params_active',
@@ -24,7 +24,7 @@ AT_END = ('dropped_fraction', 'load_imbalance')
 
 
 class RunRecord(NamedTuple):
-  """The files of one run, read.
+  """The contents of the files of one run.
 
   Attributes:
     directory: directory of the run.
@@ -32,8 +32,9 @@ class RunRecord(NamedTuple):
     tasks: the training task, then the evaluation tasks.
     tokens: number of training tokens.
     curves: task -> ((tokens, held-out bits per character), ...).
-    held_out: task -> a hash of the scored documents at each point of its curve,
-      None if an earlier version did not write it.
+    held_out: task -> a hash of the scored documents for each point of its
+      curve. The hash is None if an earlier version of this project wrote the
+      file without it.
     counts: parameters and FLOPs; None if unknown.
     at_end: drop rate and imbalance, as means over the last tenth of the steps;
       None for a dense model.
@@ -57,7 +58,8 @@ def read_run(
 
   Args:
     directory: directory of a run.
-    configured: reads config.gin and returns the seed and `RunRecord.tasks`.
+    configured: a function that reads config.gin and returns the seed and
+      `RunRecord.tasks`.
 
   Raises:
     ValueError: if a file is missing, or the run has no evaluation.
@@ -105,11 +107,11 @@ def read_run(
 def pair(
   runs: Sequence[RunRecord], others: Sequence[RunRecord]
 ) -> tuple[list[RunRecord], list[RunRecord]]:
-  """Both sides, sorted by seed.
+  """Checks that two groups can be compared; returns both, sorted by seed.
 
   Raises:
     ValueError: if seeds, tasks, tokens, evaluations or held-out documents
-      differ, or if one side has more than one model.
+      differ, or if one group has more than one model.
   """
   runs, others = (sorted(side, key=lambda r: r.seed) for side in (runs, others))
   seeds, other_seeds = ([r.seed for r in side] for side in (runs, others))
@@ -128,8 +130,9 @@ def pair(
   for other in (*runs[1:], *others):
     tasks = lambda run: run.tasks
     _check_same('train and evaluate on the same tasks', tasks, runs[0], other)
-  # The seed sets the order of the rows, and so the padding and the number of
-  # tokens up to a step. Only the two runs of a pair must agree on tokens.
+  # The seed determines the order of the rows. This changes the padding, and so
+  # the number of tokens up to a step. So only the two runs with the same seed
+  # must have equal numbers of tokens.
   for one, other in zip(runs, others, strict=True):
     tokens = lambda run: run.tokens
     _check_same('have seen the same number of tokens', tokens, one, other)
@@ -162,9 +165,9 @@ def _check_same(
 
 
 def _check_held_out(runs: Sequence[RunRecord]) -> None:
-  """Raises ValueError unless each point is of the same documents in all runs.
+  """Raises ValueError unless all runs have scored the same documents.
 
-  A run that does not say what it has scored counts as of the same documents.
+  A run whose files have no hashes of the documents counts as equal.
   """
   first = {}
   for run in runs:
@@ -188,17 +191,24 @@ def _eval_tokens(run: RunRecord) -> tuple[int, ...]:
 
 
 def compare(
-  runs: Sequence[RunRecord], others: Sequence[RunRecord], command: str = ''
+  runs: Sequence[RunRecord],
+  others: Sequence[RunRecord],
+  command: str = '',
+  labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """The comparison as one JSON object; a positive gain favours `runs`.
+  """Compares two groups of runs; returns a JSON object.
+
+  If the gain is positive, `runs` is better.
 
   Args:
-    runs: the runs of one side, one for each seed.
-    others: the runs of the other side, with the same seeds.
-    command: the command that compares them again.
+    runs: the runs of the first group, one for each seed.
+    others: the runs of the second group, with the same seeds.
+    command: the command that makes the comparison again.
+    labels: names of both groups; by default, what the names of their
+      directories have in common.
 
   Raises:
-    ValueError: if the sides cannot be paired, see `pair`.
+    ValueError: if the groups cannot be compared, see `pair`.
   """
   runs, others = pair(runs, others)
   tasks = {}
@@ -220,7 +230,7 @@ def compare(
         _standard_error(column) for column in zip(*gains, strict=True)
       ],
     }
-  label, other_label = _labels(runs, others)
+  label, other_label = labels or _labels(runs, others)
   return {
     'runs': _side(label, runs),
     'against': _side(other_label, others),
@@ -238,7 +248,7 @@ def compare(
 def _scores(
   task: str, found: dict[str, Any], labels: Sequence[str], command: str
 ) -> list[Score]:
-  """Both sides and the gain after the last token, as means over seeds."""
+  """Scores of both groups and the gain at the end, as means over seeds."""
   columns = zip(found['runs'], found['against'], strict=True)
   pairs = [(ours[-1], theirs[-1]) for ours, theirs in columns]
   sides = zip(*pairs, strict=True)
@@ -274,7 +284,7 @@ def _side(label: str, runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _labels(*sides: Sequence[RunRecord]) -> list[str]:
-  """A name for each side: the common prefix of its directories, if any."""
+  """A name for each group: the common prefix of its directories, if any."""
   labels = []
   for side in sides:
     names = [os.path.basename(os.path.abspath(r.directory)) for r in side]
@@ -297,7 +307,7 @@ def _standard_error(numbers: Sequence[float]) -> float | None:
 
 
 def _list(numbers: int | Sequence) -> str:
-  """Numbers or names, as words of a sentence."""
+  """Joins numbers or names for a sentence."""
   if isinstance(numbers, int):
     return f'{numbers:,}'
   return ', '.join(f'{n:,}' if isinstance(n, int) else str(n) for n in numbers)

@@ -1,4 +1,4 @@
-"""A comparison of runs as text, as a picture, or as a page."""
+"""Writes a comparison of runs as text, as a picture or as a page."""
 
 import pathlib
 from typing import Any
@@ -19,12 +19,16 @@ FACTS = (
   ('dropped_fraction', 'dropped tokens, last tenth of steps', '{:.1%}'),
   ('load_imbalance', 'busiest expert / mean, last tenth of steps', '{:.2f}'),
 )
-# A larger relative difference of training FLOPs per token gets a remark.
+# If the training FLOPs per token differ by more than this share, the page says
+# so.
 EQUAL_FLOPS = 0.02
 
 
 def as_text(compared: dict[str, Any]) -> str:
-  """Tables and a sentence per task, from the result of `comparison.compare`."""
+  """Makes text from the result of `comparison.compare`.
+
+  It has tables, and a sentence for each task.
+  """
   blocks = [f'{title(compared)}: {compared["tokens"]:,} tokens']
   facts, *tables = tables_of(compared)
   blocks.append(_aligned(facts))
@@ -43,7 +47,7 @@ def _scores(compared: dict[str, Any]) -> list[score.Score]:
 
 
 def title(compared: dict[str, Any]) -> str:
-  """The title: the names of both sides."""
+  """The title, which has the names of both groups."""
   return f'{compared["runs"]["label"]} against {compared["against"]["label"]}'
 
 
@@ -66,7 +70,7 @@ def sentence(compared: dict[str, Any], task: str) -> str:
 
 
 def flops_remark(compared: dict[str, Any]) -> str:
-  """A warning if one side spends more FLOPs per token; else ''."""
+  """A warning if one group has more FLOPs per token; else ''."""
   ours, theirs = (
     compared[side]['flops_per_token_train'] for side in ('runs', 'against')
   )
@@ -79,7 +83,7 @@ def flops_remark(compared: dict[str, Any]) -> str:
 
 
 def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
-  """Tables of cells with header rows: one of the models, one for each task."""
+  """Tables of cells with header rows: one for the models, one per task."""
   sides = [compared['runs'], compared['against']]
   labels = [side['label'] for side in sides]
   facts = [['', *labels]]
@@ -132,8 +136,8 @@ def write(compared: dict[str, Any], path: pathlib.Path) -> str:
   """Writes a page of all tasks to a .html file, else a picture of the first.
 
   Returns:
-    A caption for a picture: names that its font cannot draw, each with the
-    plain name that the picture shows instead; '' if there are none.
+    A caption for the picture. If the picture's font lacks characters of a name,
+    the picture shows a substitute, and the caption explains it. Otherwise ''.
   """
   if path.suffix != '.html':
     return _write_picture(compared, path)
@@ -177,12 +181,12 @@ def _write_picture(compared: dict[str, Any], path: pathlib.Path) -> str:
 
 
 def _figure(compared: dict[str, Any], task: str, colors: draw.Colors) -> Figure:
-  """Draws the curves of both sides, and the gain below them."""
+  """Draws the curves of both groups, and the gain below them."""
   found = compared['tasks'][task]
   millions = np.array(found['tokens']) / 1e6
   figure = Figure((9.2, 5.2), layout='constrained')
   top, bottom = figure.subplots(2, sharex=True, height_ratios=(2.2, 1))
-  # Different markers help to tell lines apart that are close.
+  # Different markers help to distinguish lines that are close.
   for side, color, mark in zip(
     ('runs', 'against'), colors.series, 'os', strict=False
   ):

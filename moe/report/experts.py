@@ -1,4 +1,4 @@
-"""Figures and a table of experts and router, by sparse layer."""
+"""Makes figures and a table about experts and routers, by sparse layer."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,12 +35,13 @@ _NUMBERS = (
 
 
 class ExpertFigures(NamedTuple):
-  """Figures and a table by sparse layer.
+  """Figures and a table, both with a part for each sparse layer.
 
   Attributes:
     loads: figure of the load of each expert.
-    curves: figure of the other numbers.
-    header: column headers of a table of means over the last tenth of the steps.
+    curves: figure of the other quantities.
+    header: column headers of the table. Its numbers are means over the last
+      tenth of the steps.
     rows: rows of the table, one for each layer.
   """
 
@@ -51,7 +52,7 @@ class ExpertFigures(NamedTuple):
 
 
 def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
-  """Figures and table of a run's records; None for a dense model."""
+  """Makes figures and table from a run's records; None for a dense model."""
   records = [r for r in records if 'load' in r.get('layers', {})]
   if not records:
     return None
@@ -77,8 +78,7 @@ def _numbers(
   for key, *_ in _NUMBERS:
     if all(key in record['layers'] for record in records):
       rows = [record['layers'][key] for record in records]
-      # The log writes null for a number that is not finite; it becomes NaN
-      # here.
+      # The log has null for a number that is not finite; null becomes NaN.
       found[key] = np.array(rows, float)
   return found
 
@@ -101,7 +101,7 @@ def _table(
 
 
 def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
-  """A figure with a panel for each quantity and a line for each layer."""
+  """Draws a figure with a panel for each quantity and a line for each layer."""
   shown = [
     (numbers[key], title, form)
     for key, title, _, form in _NUMBERS
@@ -109,7 +109,8 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
   ]
   layers = shown[0][0].shape[1]
   every = _spread(layers)
-  # One end of the scale is invisible on white and the other on black.
+  # We leave out both ends of the colour scale: one is invisible on a white
+  # page, the other on a black page.
   colors = matplotlib.colormaps['viridis'](np.linspace(0.25, 0.9, len(every)))
   with style(PAGE):
     figure, panels = _panels(len(shown), 0.5)
@@ -134,7 +135,7 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
 
 
 def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
-  """An empty figure of so many panels, two or three side by side."""
+  """Makes an empty figure with `number` panels, two or three in a row."""
   columns = 2 if number == 4 else min(3, number)
   rows = -(-number // columns)
   figure = Figure((9.2, 1.9 * rows + margin), layout='constrained')
@@ -147,13 +148,16 @@ def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
 
 
 def _spread(layers: int) -> np.ndarray:
-  """All layers, or _MAX_LAYERS of them at even distances."""
+  """All layers, or _MAX_LAYERS of them at equal distances."""
   every = np.linspace(0, layers - 1, min(layers, _MAX_LAYERS))
   return every.round().astype(int)
 
 
 def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
-  """A heat map of expert by step for each sparse layer; 1 is an even share."""
+  """Draws a heat map for each sparse layer: load by expert and step.
+
+  A load of 1 is an even share.
+  """
   load_SLE = _columns(np.asarray(load_SLE, float) * np.shape(load_SLE)[2])
   layers, experts = load_SLE.shape[1:]
   every = _spread(layers)

@@ -1,8 +1,8 @@
-"""The figures of a page, as SVG that takes its colours from the page.
+"""Draws the figures of a page as SVG, with the colours of the page.
 
-Matplotlib draws with the placeholder colours below. In the text of the SVG each
-one becomes a CSS variable, so that the same figure works in light and dark
-mode.
+Matplotlib draws with the placeholder colours below. In the text of the SVG, we
+replace each placeholder by a CSS variable. So the same figure works in light
+and dark mode.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 
 class Colors(NamedTuple):
-  """The colours of a figure; `soft` is for labels, `series` for lines."""
+  """Colours of a figure; `soft` is for labels, `series` for lines."""
 
   ink: str
   grid: str
@@ -32,7 +32,7 @@ class Colors(NamedTuple):
   series: tuple[str, ...]
 
 
-# PAGE has placeholders, for which the style of the page sets the real colours.
+# These are the placeholders; page_style.html defines the real colours.
 PAGE = Colors(
   '#010101', '#020202', '#030303', ('#040404', '#050505', '#060606', '#070707')
 )
@@ -54,7 +54,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 def style(
   colors: Colors, grid: bool = True
 ) -> contextlib.AbstractContextManager:
-  """A context with Matplotlib's settings for a figure."""
+  """Makes a context that sets Matplotlib's style for a figure."""
   return matplotlib.rc_context({
     'figure.facecolor': 'none' if colors is PAGE else 'white',
     'axes.facecolor': 'none',
@@ -86,12 +86,13 @@ def curves(
   label: str,
   size: tuple[float, float] = (9.2, 3.7),
 ) -> str:
-  """A figure of a training curve, held-out curves and horizontal levels.
+  """Draws a training curve, held-out curves and horizontal levels.
 
   Args:
-    train: one point per step; a moving average is drawn over the faint line.
-    held_out: curves of a few points by name.
-    levels: heights of horizontal lines by name.
+    train: the training curve, one point per step. It is drawn as a faint line,
+      with its moving average over it.
+    held_out: name -> held-out curve, which has few points.
+    levels: name -> height of a horizontal line.
     label: label of the y axis.
     size: width and height in inches.
   """
@@ -119,7 +120,7 @@ def curves(
 
 
 def _levels(axes: Axes, levels: dict[str, float]) -> None:
-  """Draws dashed lines and places their names so that they do not overlap."""
+  """Draws dashed horizontal lines; their names are moved if they overlap."""
   low, high = axes.get_ylim()
   above = math.inf
   for name, level in sorted(levels.items(), key=lambda pair: -pair[1]):
@@ -135,13 +136,14 @@ def _levels(axes: Axes, levels: dict[str, float]) -> None:
 
 
 def small(line: Line, label: str, ticks: str, scale: str) -> str:
-  """A small figure of one quantity by step.
+  """Draws a small figure of one quantity by step.
 
   Args:
     line: one point per step.
     label: title above the figure.
     ticks: format of the numbers on the y axis, such as {x:.0%}.
-    scale: 'fit', 'log', 'zero' (includes 0) or 'exact' (no moving average).
+    scale: scale of the y axis: 'fit' (fits the values), 'log', 'zero' (includes
+      0), or 'exact' (fits the values, and no moving average is drawn).
   """
   with style(PAGE):
     figure, axes = _axes((4.4, 2.3))
@@ -195,7 +197,7 @@ def smooth(y: np.ndarray) -> np.ndarray:
 
 
 def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
-  """Sets the y range so that the first steps do not flatten the rest."""
+  """Sets the y range so that high values of the first steps are cut off."""
   low = min(y.min(), *others, y[-1])
   high = max(np.quantile(y, 0.97) if len(y) > 30 else y.max(), *others, low)
   if high > low:
@@ -206,8 +208,8 @@ def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
 def can_draw(text: str) -> bool:
   """Whether matplotlib's font has every character of a text.
 
-  Its own font has no Chinese. Text in an SVG is not drawn here: whoever shows
-  it takes a font that has the characters.
+  The font has no Chinese characters. This matters only for PNG pictures: the
+  program that shows an SVG draws the text with a font of its own.
   """
   font = font_manager.get_font(
     font_manager.findfont(font_manager.FontProperties())
@@ -217,25 +219,28 @@ def can_draw(text: str) -> bool:
 
 @contextlib.contextmanager
 def without_glyph_warnings() -> Iterator[None]:
-  """Draws an SVG without warnings of characters that its viewer will draw."""
+  """A context without warnings about missing characters, for drawing an SVG.
+
+  The program that shows the SVG has a font with these characters.
+  """
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', r'Glyph \d+ .* missing from font')
     yield
 
 
 def svg(figure: Figure, label: str) -> str:
-  """A figure as an <svg> element for the text of a page."""
+  """Makes an <svg> element of a figure, for the HTML of a page."""
   stream = io.StringIO()
   with without_glyph_warnings():
     FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
   text = stream.getvalue()
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
-  # Matplotlib's style must not apply to the rest of the page.
+  # This limits Matplotlib's CSS to the SVG; it must not change the page.
   text = text.replace('*{', 'svg *{')
   for color, variable in _VARIABLES.items():
     text = text.replace(color, variable)
-  # Without a fixed size the figure scales with the page. The label is for
-  # screen readers.
+  # We remove the fixed size, so that the figure scales with the page. The label
+  # is for screen readers.
   text = text[text.index('<svg') :].replace(
     '<svg', f'<svg role="img" aria-label="{label}"', 1
   )

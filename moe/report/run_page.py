@@ -1,4 +1,4 @@
-"""A self-contained page about a run: figures, samples and configuration."""
+"""Writes a self-contained page about a run: figures, samples, configuration."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from moe.evaluate import score
-from moe.report import experts, templates
+from moe.report import corpora, experts, templates
 from moe.report import figures as draw
 from moe.scale.quantities import counted, short
 from moe.train import record_log
@@ -20,8 +20,8 @@ class Baselines(NamedTuple):
   """Scores of n-gram models.
 
   Attributes:
-    task: the task whose held-out documents they score.
-    levels: bits per character by name of the model.
+    task: name of the task whose held-out documents were scored.
+    levels: name of the n-gram model -> bits per character.
   """
 
   task: str
@@ -85,6 +85,7 @@ def write_report(
     cards=_cards(records, evals, run, baselines),
     figures=_figures(records, evals, baselines),
     experts=experts.experts(records),
+    corpora=corpora.corpora(evals[-1]['eval']) if evals else None,
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
     run=_flat(run),
@@ -137,7 +138,7 @@ def _cards(
 def _held_out_cards(
   evals: list[Record], baselines: Baselines
 ) -> list[tuple[str, str, str]]:
-  """The cards of the first two held-out tasks and of their baselines."""
+  """The cards of the first two held-out tasks, and of the baselines."""
   cards = []
   for task in _tasks(evals)[:2]:
     steps, bits = _held_out(evals, task, 'bits_per_char')
@@ -210,7 +211,7 @@ def _tasks(evals: list[Record]) -> list[str]:
 def _held_out(
   evals: list[Record], task: str, key: str
 ) -> tuple[list[int], list[float]]:
-  """(steps, values) of the evaluations on the same documents as the last."""
+  """(steps, values) of evaluations on the same documents as the last one."""
   _, equal = _records(evals, task)
   scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in equal]
   return _values(scores, key)
@@ -219,9 +220,13 @@ def _held_out(
 def _records(
   evals: list[Record], task: str
 ) -> tuple[list[Record], list[Record]]:
-  """(evaluations on other documents than the last one, on the same documents).
+  """Divides evaluations by their documents.
 
-  An evaluation without hashes of its documents counts as on the same ones.
+  An evaluation without hashes of its documents counts as one on the same
+  documents as the last one.
+
+  Returns:
+    (evaluations on other documents than the last one, on the same documents).
   """
   of = lambda r: _value(r, 'held_out').get(task) if 'held_out' in r else None
   last = next((of(r) for r in reversed(evals) if of(r)), None)
@@ -230,9 +235,12 @@ def _records(
 
 
 def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
-  """The scores of baselines.json, or none if the held-out documents changed.
+  """Reads the scores of baselines.json.
 
-  Earlier versions wrote {name: bits per character} for the first task.
+  There are no scores if the held-out documents have changed since.
+
+  Earlier versions of this project wrote {name: bits per character}, for the
+  first task.
   """
   if 'scores' not in content:
     return Baselines(next(iter(_tasks(evals)), ''), content)
@@ -246,21 +254,21 @@ def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
 
 
 def _values(records: list[Record], key: str) -> tuple[list[int], list[float]]:
-  """(steps, values) of the records with a number at a dotted key."""
+  """(steps, values) of records that have a number at a key such as 'a.b'."""
   pairs = [(r['step'], _value(r, key)) for r in records]
   pairs = [(s, v) for s, v in pairs if isinstance(v, int | float)]
   return [s for s, _ in pairs], [v for _, v in pairs]
 
 
 def _value(record: Record, key: str) -> Any:
-  """The entry at a dotted key; None if there is none."""
+  """The entry of nested objects at a key such as 'a.b'; None if missing."""
   for part in key.split('.'):
     record = record.get(part) if isinstance(record, dict) else None
   return record
 
 
 def _samples(workdir: pathlib.Path) -> list[dict[str, str]]:
-  """The samples of a run, each text without its prompt."""
+  """Reads the samples of a run; removes the prompt from each text."""
   samples = _json(workdir / 'samples.json', [])
   plain = workdir / 'samples.txt'
   if not samples and plain.exists():
@@ -283,7 +291,7 @@ def _json(path: pathlib.Path, missing: Any) -> Any:
 
 
 def _flat(entries: dict[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-  """Rows (key, value) of a table; nested keys are joined with dots."""
+  """Makes rows (key, value) of nested objects; keys are joined with dots."""
   rows = []
   for key, value in entries.items():
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A self-contained page of a scorecard, which answers eight questions."""
+"""Writes a self-contained page about a scorecard, with eight answers."""
 
 import pathlib
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ def write(
   """Writes the page of the first card.
 
   Args:
-    cards: a card of `moe.runs.scorecard`, and perhaps the one it is compared
-      with.
-    paired: their differences, from `moe.runs.scorecard.differences`.
-    path: the file.
+    cards: a card of `moe.runs.scorecard`, and optionally a second card for
+      comparison.
+    paired: differences of the two cards, from `moe.runs.scorecard.differences`.
+    path: file of the page.
   """
   card, *others = cards
   page = templates.render(
@@ -63,7 +63,7 @@ def _metric(card: Card, name: str, metric: str) -> dict[str, Any] | None:
 
 
 def with_interval(found: dict[str, Any] | None, form: str = '.3g') -> str:
-  """A score for people: value, interval, number of items."""
+  """Formats a score for people: value, interval, number of items."""
   if found is None:
     return 'not measured'
   text = f'{found["value"]:{form}}'
@@ -92,7 +92,7 @@ def _cards(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _questions(card: Card) -> list[tuple[str, str, str]]:
-  """(question of a reader, answer, where on the page)."""
+  """The rows of eight questions: (question, answer, anchor on the page)."""
   accuracy = lambda name: with_interval(_metric(card, name, 'acc'), '.1%')
   cost = card['cost']
   names = [entry['name'] for entry in (*card['benchmarks'], *card['readings'])]
@@ -279,7 +279,7 @@ def _loss_figure(card: Card) -> str | None:
 def _bars(
   bars: Sequence[tuple[str, dict[str, Any], float | None]], label: str
 ) -> str | None:
-  """Horizontal bars with intervals and the score of guessing, top to bottom."""
+  """Draws a bar for each score, with its interval and the score of guessing."""
   if not bars:
     return None
   with draw.style(draw.PAGE):

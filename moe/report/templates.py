@@ -11,7 +11,7 @@ def render(template: str, **values: Any) -> str:
 
   Args:
     template: name of a file in this folder, such as 'run_page.html'.
-    **values: variables of the template, which escapes their text.
+    **values: variables of the template. The template escapes text for HTML.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),

@@ -1,7 +1,6 @@
-"""A page about an image tokenizer: scores, and what pictures come back as."""
+"""Writes a page about an image tokenizer: scores and reconstructed pictures."""
 
 import base64
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,21 +10,23 @@ import numpy as np
 from moe import atomic_files
 from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score, as_cells
-from moe.report import templates
+from moe.report import picture_files, templates
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
-# Pictures in a row of a sheet, and how many rows; each row is two rows high.
+# A sheet has at most this many columns and rows of originals. Below each row of
+# originals is the row of their reconstructions.
 _COLUMNS, _ROWS = 12, 4
 _GAP = 2
-# A sheet is enlarged so that a picture has at least so many pixels.
+# A sheet is enlarged so that each picture is at least this many pixels high.
 _LEAST_PIXELS = 64
 
 
 def sheet(found: Reconstruction) -> np.ndarray:
-  """Rows of originals, each above the row of their reconstructions.
+  """Makes a sheet: each row of originals is above its reconstructions.
 
   Args:
-    found: at least one picture; those shown are spread over all of them.
+    found: at least one picture. If there are too many for a sheet, it shows
+      pictures at equal distances.
 
   Returns:
     uint8 [Y, X, 3].
@@ -53,15 +54,6 @@ def sheet(found: Reconstruction) -> np.ndarray:
   return made.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def png(picture: np.ndarray) -> bytes:
-  """A picture, uint8 [Y, X, 3], as a PNG file."""
-  from PIL import Image  # Figures are drawn with Matplotlib elsewhere.
-
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, 'PNG')
-  return buffer.getvalue()
-
-
 def write(
   directory: pathlib.Path,
   title: str,
@@ -73,10 +65,10 @@ def write(
 
   Args:
     directory: where the files are written.
-    title: of the page.
-    facts: what is known of the tokenizer, for the head of the page.
-    found: reconstructions by the name of the pictures.
-    scores: of all of them.
+    title: title of the page.
+    facts: facts about the tokenizer by name, for the head of the page.
+    found: name of the pictures -> their reconstruction.
+    scores: scores of all reconstructions.
 
   Returns:
     The file of the page.
@@ -84,7 +76,7 @@ def write(
   directory.mkdir(parents=True, exist_ok=True)
   sheets = {}
   for name, one in found.items():
-    data = png(sheet(one))
+    data = picture_files.png(sheet(one))
     file_name = name.strip('./').replace('/', '_')
     atomic_files.write_file(
       directory / f'reconstructions_{file_name}.png', data

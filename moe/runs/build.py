@@ -1,4 +1,4 @@
-"""Builds a run on devices: its program, its reader, its first state."""
+"""Builds the parts of a run on devices: program, reader, initial state."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ FoundStores = dict[tuple[str, str], tuple[list[Store], list[float]]]
 def place_model(
   run: Run, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Functional, rules.Table, Mesh]:
-  """(functional, rule table, mesh) of a run on devices."""
+  """Makes the mesh of a run; returns (functional, rule table, mesh)."""
   table = rules.table(run.rules)
   mesh = make_mesh(run.mesh, devices or jax.devices())
   layout = rules.layout(table, mesh)
@@ -54,9 +54,9 @@ def place_model(
 
 
 def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
-  """The program of a run on devices (default: all), built from shapes alone."""
+  """Builds the program of a run from shapes alone (default: all devices)."""
   functional, table, mesh = place_model(run, devices)
-  # A microbatch must hold whole routing groups; dense layers have no groups.
+  # A microbatch must contain whole routing groups. Dense models have no groups.
   experts = anatomy(run.model).experts
   group_size = experts.group_size if experts else 0
   objective = dataclasses.replace(
@@ -77,7 +77,7 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
 def resumed_state(
   program: Program, checkpointer: Checkpointer
 ) -> tuple[TrainState | None, dict[str, Any] | None]:
-  """(state, metadata) of the newest sound step; (None, None) without a step."""
+  """Reads (state, metadata) of the newest sound step; (None, None) if none."""
   if checkpointer.latest_step() is None:
     return None, None
   return checkpointer.restore(None, program.abstract)
@@ -86,12 +86,12 @@ def resumed_state(
 def starting_state(
   run: Run, program: Program, hashes: dict[str, str | None]
 ) -> TrainState:
-  """The state of a new run, with random parameters or those of another run.
+  """Makes the state of a new run: random parameters, or those of another run.
 
   Args:
     run: the run.
     program: the program of the run.
-    hashes: hashes of its data, see `preflight.check_origin`.
+    hashes: hashes of the run's data, see `preflight.check_origin`.
   """
   preflight.check_origin(run, program, hashes)
   ts = program.init()
@@ -114,7 +114,11 @@ def starting_state(
 def upcycled(
   run: Run, program: Program, params: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
-  """(parameters made from those of a dense run, metadata of that run)."""
+  """Makes sparse parameters from those of a dense run.
+
+  Returns:
+    (parameters, metadata of the dense run).
+  """
   placement = upcycle.dense_placement(
     program.abstract.params, shardings.replicated(program.mesh)
   )
@@ -132,10 +136,10 @@ def upcycled(
 def find_data(
   run: Run, prepare_stores: Callable[..., str]
 ) -> tuple[str, FoundStores]:
-  """The vocabulary directory, and the token stores of each task and split.
+  """Finds the vocabulary directory and the token stores of each task and split.
 
-  The run holds the stores open: if a store is replaced meanwhile, the run still
-  reads the old one.
+  The files of the stores stay open. So if another process replaces a store, the
+  run still reads the old one.
 
   Args:
     run: the run.
@@ -174,10 +178,10 @@ def held_out_hashes(run: Run, found: FoundStores) -> dict[str, str]:
 def open_data(
   run: Run, program: Program, directory: str, found: FoundStores, workdir: str
 ) -> tuple[Reader, dict[str, HeldOut]]:
-  """The reader of training batches, and the held-out data by task.
+  """Opens the reader of training batches, and the held-out data by task.
 
-  Each process reads the rows of a batch that its devices hold. The work
-  directory gets a copy of the vocabulary.
+  Each process reads only the rows of its own devices. The vocabulary is copied
+  into the work directory.
 
   Args:
     run: the run.

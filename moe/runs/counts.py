@@ -10,7 +10,7 @@ from moe.types import PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
-  """(`counts_of` the run, peak FLOP/s of the mesh or None if unknown)."""
+  """(result of `counts_of`, peak FLOP/s of the mesh or None if unknown)."""
   abstract = program.abstract
   counts = counts_of(
     run, abstract.params, program.logical_axes, abstract.opt_state
@@ -23,14 +23,15 @@ def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
 def counts_of(
   run: Run, params: PyTree, logical_axes: PyTree, opt_state: PyTree = ()
 ) -> dict[str, int]:
-  """Parameters and FLOPs per token, from shapes.
+  """Counts parameters, and FLOPs per token, from shapes.
+
+  The FLOPs of an optimizer update are divided by the tokens of a step.
 
   Args:
     run: the run.
-    params: shapes of its parameters.
-    logical_axes: logical axes of its parameters.
-    opt_state: shapes of its optimizer's state. The products of an update are
-      shared by the tokens of a step.
+    params: shapes of the run's parameters.
+    logical_axes: logical axes of the run's parameters.
+    opt_state: shapes of the optimizer's state.
   """
   model = anatomy(run.model)
   parts = cost.components(params, logical_axes, model.num_active)

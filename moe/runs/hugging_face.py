@@ -1,4 +1,4 @@
-"""Trained runs out to Hugging Face's formats, and models of theirs in."""
+"""Exports trained runs to Hugging Face's formats, and imports their models."""
 
 import json
 import logging
@@ -35,13 +35,15 @@ _MAX_CONFIG_BYTES = 10_000_000
 
 
 class Options(NamedTuple):
-  """How weights are written.
+  """Options of the written files.
 
   Attributes:
-    dtype: 'float32', which loses nothing, 'bfloat16' or 'float16'.
-    is_fused: whether the experts of a layer are one array, as transformers 5
-      holds them, and not one array each, as most programs expect them.
-    shard_bytes: the most bytes of a file.
+    dtype: dtype of the weights: 'float32', which is exact, 'bfloat16' or
+      'float16'.
+    is_fused: True writes all experts of a layer as one array, the layout that
+      transformers 5 has in memory. False writes an array for each expert, which
+      most programs expect.
+    shard_bytes: largest size of a file.
   """
 
   dtype: str = 'float32'
@@ -50,18 +52,19 @@ class Options(NamedTuple):
 
 
 def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
-  """Writes a trained run as a model directory of transformers.
+  """Writes a trained run as a model directory that transformers can read.
 
   Args:
-    run: read back onto any devices.
-    directory: to make, or one that is empty.
-    options: how weights are written.
+    run: the trained run, on any devices.
+    directory: a directory that is new or empty.
+    options: options of the files.
 
   Returns:
     Names of the files, weights first.
 
   Raises:
-    ValueError: if the format cannot say the model, or the directory has files.
+    ValueError: if the format cannot describe the model, or if the directory has
+      files.
   """
   config = config_of(run, options.dtype)
   if not run.ids.is_text:
@@ -101,7 +104,7 @@ def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
 
 
 def config_of(run: TrainedRun, dtype: str) -> dict[str, Any]:
-  """config.json of a run, without the ids of marks."""
+  """The entries of config.json, without the ids of start and end marks."""
   if dtype not in _FORMAT_DTYPES:
     raise ValueError(
       f'dtype={dtype!r} must be one of {", ".join(_FORMAT_DTYPES)}.'
@@ -138,7 +141,7 @@ def write_weights(
 
 
 def _licence() -> str:
-  """The text of Apache-2.0, of the source tree or of the installed package."""
+  """The text of Apache-2.0, from the source tree or the installed package."""
   path = pathlib.Path(__file__).parents[2] / 'LICENSE'
   if path.is_file():
     return path.read_text(encoding='utf-8')
@@ -146,10 +149,11 @@ def _licence() -> str:
 
 
 def read_config(directory: str) -> Imported:
-  """The model that a directory of theirs describes.
+  """Reads the configuration of a model directory in a Hugging Face format.
 
   Raises:
-    ValueError: if there is no config.json, or it says what we cannot.
+    ValueError: if there is no config.json, or if it describes a model that we
+      do not have.
   """
   path = os.path.join(directory, 'config.json')
   try:
@@ -174,17 +178,17 @@ def read_weights(
   directory: str,
   devices: Sequence[jax.Device] | None = None,
 ) -> tuple[PyTree, PyTree]:
-  """(params, state) of a model of theirs, straight to their places on a mesh.
+  """Reads (params, state) of a Hugging Face model onto the mesh of a run.
 
   Args:
-    imported: of `read_config`.
-    run: made of its bindings.
-    directory: of the files.
-    devices: by default all.
+    imported: the configuration, from `read_config`.
+    run: the run that the bindings of `imported` describe.
+    directory: directory of the files.
+    devices: devices of the mesh; None takes all.
 
   Raises:
-    ValueError: if files are damaged, or an array is missing, has no use or has
-      another shape; it names the array.
+    ValueError: if a file is damaged, or if an array is missing, has no use or
+      has another shape. The message names the array.
   """
   devices = list(devices or jax.devices())
   found = {
@@ -194,7 +198,8 @@ def read_weights(
   }
   is_fused = hugging_face_files.is_fused(found)
   for macro in ('NUM_LAYERS', *(() if is_fused else ('NUM_EXPERTS',))):
-    # Before anything is listed for each of them.
+    # A huge number in config.json would make `plan` list as many arrays. So we
+    # compare the number with the arrays first.
     if imported.bindings.get(macro, 0) > len(found):
       raise ValueError(
         f'the {len(found)} arrays of {directory} are too few for'
@@ -218,7 +223,7 @@ def read_weights(
 
 
 def _is_extra(name: str, imported: Imported) -> bool:
-  """Whether an array is of a layer that predicts further tokens."""
+  """Whether an array belongs to a layer that predicts later tokens."""
   number = re.match(r'model\.layers\.(\d{1,9})\.', name)
   past = number and int(number.group(1)) - imported.bindings['NUM_LAYERS']
   return past is not None and 0 <= past < imported.num_extra_layers
@@ -227,20 +232,21 @@ def _is_extra(name: str, imported: Imported) -> bool:
 def write_run(
   imported: Imported, run: Run, text: str, directory: str, workdir: str
 ) -> int:
-  """Writes a model of theirs as a run of ours: its step 0.
+  """Writes a Hugging Face model as step 0 of a new run.
 
   Args:
-    imported: of `read_config`.
-    run: made of its bindings.
-    text: of the whole configuration.
-    directory: of the model.
-    workdir: of the run; must be new or empty.
+    imported: the configuration, from `read_config`.
+    run: the run that the bindings of `imported` describe.
+    text: text of the run's config.gin.
+    directory: directory of the model.
+    workdir: directory of the run, which must be new or empty.
 
   Returns:
     The number of parameters.
 
   Raises:
-    ValueError: see `read_weights`; and if the work directory has files.
+    ValueError: in the cases of `read_weights`, or if the work directory has
+      files.
   """
   if os.path.isdir(workdir) and os.listdir(workdir):
     raise ValueError(f'{workdir} must be empty: choose another --workdir.')
@@ -260,7 +266,10 @@ def write_run(
 
 
 def _copy_vocabulary(directory: str, workdir: str) -> str | None:
-  """Copies tokenizer.model if it keeps text intact; returns its SHA-256."""
+  """Copies tokenizer.model, and returns its SHA-256.
+
+  A vocabulary that alters texts is not copied; then the result is None.
+  """
   path = os.path.join(directory, 'tokenizer.model')
   try:
     vocabulary = Vocabulary(path)

@@ -25,6 +25,7 @@ from moe.models.functional import PictureFunctional
 from moe.runs import build, lock, preflight
 from moe.runs.run import IMAGE_TOKENIZER
 from moe.runs.tokenizer_run import TokenizerRun
+from moe.train import program as program_lib
 from moe.train import progress, trainer
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
@@ -32,9 +33,10 @@ from moe.types import Array, Batch, PyTree
 
 _logger = logging.getLogger(__name__)
 
-# Pictures that are encoded or decoded at a time.
+# Number of pictures that are encoded or decoded at a time.
 _CHUNK = 128
-# The key of the configuration in a frozen file, where all others are paths.
+# The key of the configuration in a frozen file. All other keys are paths of
+# parameters.
 _CONFIG = 'config'
 
 
@@ -44,19 +46,29 @@ PreparePictures = Callable[
 ]
 
 
+def describe(run: TokenizerRun) -> str:
+  """Text about the parameters and codes of a tokenizer."""
+  side = run.data.pixels
+  height, width = run.model.grid(side, side)
+  return program_lib.parameter_table(run.program()) + (
+    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
+    f' {side} x {side} pixels\n'
+  )
+
+
 def train(
   run: TokenizerRun,
   workdir: str,
   config_files: dict[str, str],
   prepare_pictures: PreparePictures,
 ) -> int:
-  """Trains a tokenizer to its end and freezes it, or resumes its run.
+  """Trains a tokenizer, or resumes its run, and freezes it at the end.
 
   Args:
     run: the run.
     workdir: directory of all files of the run.
     config_files: the configuration files to write, text by file name.
-    prepare_pictures: makes missing stores of pictures.
+    prepare_pictures: makes the stores of pictures that are missing.
 
   Returns:
     The exit code: 0 at the end, 75 after a signal to stop.
@@ -112,7 +124,7 @@ def train(
 def open_pictures(
   run: TokenizerRun, program: Program, prepare_pictures: PreparePictures
 ) -> tuple[PictureReader, dict[str, HeldOut]]:
-  """The reader of training batches, and the held-out pictures by name."""
+  """Opens the reader of training batches, and the held-out pictures by name."""
   data = run.data
   shape = (data.pixels, data.pixels)
   dirs = prepare_pictures(
@@ -146,13 +158,13 @@ def open_pictures(
 
 @dataclasses.dataclass(frozen=True)
 class ImageTokenizer:
-  """A frozen tokenizer, which is known by its hash.
+  """A frozen tokenizer; the hash of its file identifies it.
 
   Attributes:
-    functional: the autoencoder's pure functions.
-    params: its parameters.
+    functional: pure functions of the autoencoder.
+    params: parameters of the autoencoder.
     pixels: height and width of a picture.
-    sha256: hash of its file.
+    sha256: hash of the tokenizer's file.
   """
 
   functional: PictureFunctional
@@ -162,17 +174,17 @@ class ImageTokenizer:
 
   @property
   def num_codes(self) -> int:
-    """How many codes there are."""
+    """Number of different codes."""
     return self.functional.module.num_codes
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Rows and columns of the codes of a picture."""
+    """(rows, columns) of the codes of a picture."""
     return self.functional.module.grid(self.pixels, self.pixels)
 
   @property
   def facts(self) -> dict[str, str]:
-    """What is known of the tokenizer, for people."""
+    """Facts about the tokenizer for a page, as texts by name."""
     module, (height, width) = self.functional.module, self.grid
     count = sum(array.size for array in jax.tree.leaves(self.params))
     return {
@@ -184,15 +196,18 @@ class ImageTokenizer:
     }
 
   def encode(self, pictures: np.ndarray) -> np.ndarray:
-    """Codes int32 [N, codes], row by row, of uint8 pictures [N, Y, X, 3]."""
+    """Encodes uint8 pictures [N, Y, X, 3] as codes, int32 [N, codes].
+
+    The codes of a picture are in the order of its rows.
+    """
     codes = _in_chunks(self._encode, pictures)
     return codes.reshape(len(pictures), -1)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
-    """Pictures uint8 [N, Y, X, 3] of codes [N, codes].
+    """Decodes codes [N, codes] into pictures, uint8 [N, Y, X, 3].
 
     Raises:
-      ValueError: if a code is out of range, or if there are too few of them.
+      ValueError: if a code is out of range, or if a picture has too few codes.
     """
     codes = np.asarray(codes, np.int32)
     height, width = self.grid
@@ -224,7 +239,7 @@ class ImageTokenizer:
 
 
 def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:
-  """A function over chunks of one size, so that it is compiled once."""
+  """Applies a function to chunks of equal size, so that it is compiled once."""
   made = []
   for first in range(0, len(array), _CHUNK):
     chunk = array[first : first + _CHUNK]
@@ -240,7 +255,7 @@ def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:
 
 
 def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
-  """Writes the best parameters of a run into one file, and reads it back."""
+  """Writes the best parameters of a run into one file and loads this file."""
   steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
   loaded, _ = restore.load_params(steps_dir, listing.best_step(steps_dir))
   arrays = {
@@ -262,7 +277,7 @@ def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
 
 
 def path_of(place: str | os.PathLike) -> pathlib.Path:
-  """The file of a frozen tokenizer: itself, or the one in a directory."""
+  """The file of a frozen tokenizer, given this file or its directory."""
   path = pathlib.Path(place)
   return path / IMAGE_TOKENIZER if path.is_dir() else path
 
@@ -271,10 +286,10 @@ def load(path: str | os.PathLike) -> ImageTokenizer:
   """Reads a frozen tokenizer.
 
   Args:
-    path: its file, or the work directory of its run.
+    path: file of the tokenizer, or work directory of its run.
 
   Raises:
-    ValueError: if it is missing or damaged.
+    ValueError: if the file is missing or damaged.
   """
   path = path_of(path)
   if not path.is_file():

@@ -1,16 +1,17 @@
 """A lock file with a heartbeat: only one run at a time uses a work directory.
 
-The file names its owner, and a counter in it rises every few seconds. It needs
-no lock of the operating system, so it also works between hosts that mount the
-directory without such locks, and on object stores. Nobody compares the clocks
-of two hosts: a run that finds the file of another host watches whether it
-changes.
+The file names its owner, and the owner raises a counter in the file every few
+seconds (the heartbeat). The file is not locked by the operating system. So it
+also works between hosts whose shared file system has no locks, and on object
+stores. The clocks of two hosts are never compared. If a run finds the file of
+another host, the run waits and looks whether the file changes.
 
-A file system says which run created the file first. An object store does not,
-and no file system says which run replaced a file first. In these cases a run
-writes the file, waits, and reads it again. If two runs still believe that they
-own the directory, the heartbeat of one of them finds the other's name, and that
-run stops.
+If two runs create the file at the same time, a file system lets only one of
+them succeed. An object store lets both succeed. If two runs replace the file at
+the same time, both succeed everywhere. In these cases a run writes the file,
+waits, and reads the file again. If two runs still believe that they own the
+directory, the heartbeat of one of them finds the name of the other one, and
+this run stops.
 """
 
 import contextlib
@@ -35,10 +36,11 @@ _logger = logging.getLogger(__name__)
 
 NAME = 'running.json'
 BEAT_SECONDS = 10.0
-# The owner on another host counts as dead if its file has not changed for so
-# long.
+# The owner on another host counts as dead if its file does not change during
+# this time.
 STALE_SECONDS = 60.0
-# Wait between writing and reading again: on a file system, on an object store.
+# Seconds between writing the file and reading it again: (on a file system, on
+# an object store).
 _SETTLE_SECONDS = 0.2, 2.0
 
 
@@ -46,9 +48,9 @@ _SETTLE_SECONDS = 0.2, 2.0
 def held(workdir: str) -> Iterator[Callable[[], None]]:
   """Locks a work directory while the block runs.
 
-  The file of a dead process on this host is replaced at once. The file of
-  another host is replaced if it does not change for `STALE_SECONDS`. If a run
-  has several processes, process 0 holds the lock for all.
+  The lock file of a dead process on this host is replaced at once. The lock
+  file of another host is replaced if it does not change for `STALE_SECONDS`. If
+  a run has several processes, process 0 holds the lock for all of them.
 
   Args:
     workdir: directory of the run, which must exist.
@@ -123,7 +125,7 @@ class _Lock:
       if is_here and _is_alive(found):
         raise self._refusal(found)
       if not is_here and text != watched:
-        if watched is not None:  # The file has changed, so its owner is alive.
+        if watched is not None:  # The file has changed: its owner is alive.
           raise self._refusal(found)
         watched, since = text, time.monotonic()
         _logger.info(
@@ -139,7 +141,8 @@ class _Lock:
 
   def check(self) -> None:
     """Raises ValueError if another run has taken the directory."""
-    # If the whole process was suspended, the thread may not have looked yet.
+    # If the whole process was suspended, the heartbeat thread may not have read
+    # the file since then.
     if time.monotonic() - self._beaten_at > STALE_SECONDS / 2:
       self._beat()
     if self._taken_by is not None:
@@ -173,7 +176,7 @@ class _Lock:
     return True
 
   def _replace(self, stale: dict[str, Any]) -> None:
-    """Replaces the file of a dead owner."""
+    """Replaces the lock file of a dead owner."""
     self._write()
     self._settle()
     _logger.info(
@@ -182,7 +185,7 @@ class _Lock:
     )
 
   def _settle(self) -> None:
-    """Waits, and raises ValueError if another run wrote the file meanwhile."""
+    """Waits; raises ValueError if another run writes the file meanwhile."""
     time.sleep(_SETTLE_SECONDS[self._is_remote])
     text = self._read()
     if not self._is_ours(text):
@@ -203,11 +206,11 @@ class _Lock:
         return
 
   def _beat(self) -> None:
-    """Raises the counter in the file, unless the file has another owner."""
+    """Increases the counter in the file, unless the file has another owner."""
     with self._mutex:
       try:
         text = self._read()
-        # If somebody has deleted the file, this writes it again.
+        # If somebody has deleted the file, we write it again.
         if text is not None and not self._is_ours(text):
           self._taken_by = _decode(text)
           return
@@ -236,7 +239,7 @@ class _Lock:
 
 
 def _decode(text: str) -> dict[str, Any]:
-  """The entries of a file; an incomplete file has none."""
+  """The entries of a lock file; no entries if the file is incomplete."""
   try:
     found = json.loads(text)
   except ValueError:
@@ -245,13 +248,13 @@ def _decode(text: str) -> dict[str, Any]:
 
 
 def _named(found: dict[str, Any]) -> str:
-  """The name of a run in a message."""
+  """Host and process of a run, for a message."""
   process, host = found.get('process', 'unknown'), found.get('host', 'unknown')
   return f'process {process} on host {host}'
 
 
 def _machine() -> str:
-  """The machine, boot and container in which process numbers are unique."""
+  """Names the machine, boot and container that number processes together."""
   try:
     with open('/proc/sys/kernel/random/boot_id') as f:
       return f'{f.read().strip()} {os.readlink("/proc/self/ns/pid")}'

@@ -1,4 +1,4 @@
-"""The page that goes with exported weights: what they are, and what not."""
+"""Makes the README.md of exported weights: the model, its data, its limits."""
 
 import json
 import os
@@ -26,12 +26,12 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 
 
 def card(trained: TrainedRun, model_type: str, folder: str) -> str:
-  """README.md of an exported model.
+  """The text of README.md for an exported model.
 
   Args:
     trained: the run.
-    model_type: the format.
-    folder: name of the directory, for the example.
+    model_type: `model_type` of the format.
+    folder: name of the model directory, which the example loads.
   """
   run, model = trained.run, anatomy(trained.run.model)
   counts = _read(trained.workdir, 'run.json')
@@ -111,7 +111,7 @@ def _table(rows: dict[str, Any]) -> str:
 
 
 def _read(workdir: str, name: str) -> dict[str, Any]:
-  """A JSON file of a run; empty where it has none."""
+  """Reads a JSON file of a run; empty if the run has no such file."""
   try:
     with open(os.path.join(workdir, name), encoding='utf-8') as f:
       return json.load(f)

@@ -1,4 +1,4 @@
-"""Stores of codes: pictures as a frozen tokenizer sees them."""
+"""Writes stores of image codes, which a frozen tokenizer makes of pictures."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from moe.data.store import Record, Store, write_store
 from moe.runs.image_tokenizer import ImageTokenizer
 from moe.runs.run import IMAGE_TOKENIZER
 
-# The module beside the stores that declares their tasks.
+# Name of the Python module that declares the tasks of the stores.
 MODULE = 'picture_tasks.py'
 _MODULE_TEXT = '''"""Tasks of the codes here; name this file in TASK_MODULES."""
 
@@ -31,19 +31,20 @@ def encode(
   pictures: Mapping[str, Mapping[str, str]],
   directory: str | os.PathLike,
 ) -> dict[str, int]:
-  """Writes the codes of pictures, a copy of the tokenizer, and their tasks.
+  """Writes the codes of pictures, their tasks, and a copy of the tokenizer.
 
   Args:
     tokenizer: the frozen tokenizer.
-    tokenizer_file: its file.
+    tokenizer_file: file of the tokenizer.
     pictures: name -> split -> store of pictures.
-    directory: a folder, which is made if it is missing.
+    directory: a folder, which is created if it is missing.
 
   Returns:
     'name/split' -> number of pictures.
 
   Raises:
-    ValueError: if pictures have another size, or cannot be read.
+    ValueError: if pictures cannot be read, or if their size is not that of the
+      tokenizer.
   """
   root = pathlib.Path(directory)
   counts = {}

@@ -1,4 +1,4 @@
-"""Checks of a run before it starts anything long."""
+"""Checks a run before it starts work that takes long."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 # A warning lists at most this many of the settings that differ from the saved
 # ones.
 MAX_DIFFERENCES = 8
-# A checkpoint records these numbers. A resumed run must have the same.
+# A checkpoint records these settings. A resumed run must have the same values.
 ORDER = ('seed', 'batch_size', 'sequence_length')
 DATA_HASHES = {
   'ids_sha256': 'the id space of TASK',
@@ -36,11 +36,11 @@ def open_workdir(workdir: str) -> None:
   """Creates the work directory and checks that it is writable.
 
   Raises:
-    ValueError: if it is not writable, or has a name that checkpoints cannot
-      have.
+    ValueError: if the directory is not writable, or if TensorStore cannot write
+      into a directory of this name.
   """
   path = os.path.abspath(workdir)
-  # TensorStore reads a backslash as a slash, and accepts only names in UTF-8.
+  # TensorStore takes a backslash for a slash, and accepts only names in UTF-8.
   if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):
     raise ValueError(
       f'--workdir={ascii(workdir)} must be UTF-8 without a backslash, since'
@@ -64,7 +64,8 @@ def check_names(
 ) -> None:
   """Checks the files that a run names, and its work directory.
 
-  `build.find_data` checks the tasks, all of them before it tokenises the first.
+  The tasks are checked later: `build.find_data` checks all of them before it
+  tokenises the first.
 
   Raises:
     ValueError: if a file is missing or does not fit, or if the run in the work
@@ -115,18 +116,20 @@ def check_resumed(
 
 
 def run_identity(run: Run) -> dict[str, int]:
-  """The settings that determine the order of the data."""
+  """The values of the settings that determine the order of the data."""
   numbers = {**vars(run.settings), **vars(run.data)}
   return {key: numbers[key] for key in ORDER}
 
 
 def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:
-  """Raises ValueError if a vocabulary is damaged, too big or of another run.
+  """Raises ValueError if a vocabulary is damaged or does not fit the run.
 
   Args:
     path: file of the vocabulary.
-    workdir: directory of the run; its copy of the vocabulary must be equal.
-    vocab_size: number of rows in the model's table.
+    workdir: directory of the run. If it has a copy of the vocabulary, the copy
+      must be equal.
+    vocab_size: rows in the model's embedding table. The vocabulary must not
+      have more pieces.
   """
   vocabulary = Vocabulary(path)
   if vocabulary.size > vocab_size:
@@ -143,11 +146,11 @@ def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:
 
 
 def check_ids(space: IdSpace, vocab_size: int) -> None:
-  """Raises ValueError unless the model has a row for every id.
+  """Raises ValueError unless the embedding table has a row for every id.
 
   Args:
     space: id space of the data.
-    vocab_size: number of rows in the model's table.
+    vocab_size: rows in the model's embedding table.
   """
   if space.size > vocab_size:
     raise ValueError(
@@ -180,11 +183,11 @@ def check_ranges(space: IdSpace, model: IdSpace | None) -> None:
 
 
 def check_tokenizer(space: IdSpace, path: str) -> None:
-  """Raises ValueError unless a file is the tokenizer of the image codes.
+  """Raises ValueError unless a tokenizer is the one that made the image codes.
 
   Args:
-    space: id space of the data.
-    path: of the frozen tokenizer; '' for none.
+    space: id space of the data, which names the right tokenizer.
+    path: file of a frozen tokenizer; '' for none.
   """
   wanted = dict(space.tokenizers).get('image', '')
   if path and not os.path.isfile(path):
@@ -206,12 +209,12 @@ def check_tokenizer(space: IdSpace, path: str) -> None:
 def check_saved(
   saved: dict[str, Any], wanted: dict[str, Any], workdir: str
 ) -> None:
-  """Raises ValueError unless a run resumes with the same data in its order.
+  """Raises ValueError unless a run resumes with the same data and order.
 
   Args:
-    saved: metadata of a checkpoint. A key that earlier versions did not save
-      counts as equal.
-    wanted: values now, with keys of `run_identity` and `DATA_HASHES`.
+    saved: metadata of a checkpoint. A missing key counts as equal, because
+      earlier versions did not save all keys.
+    wanted: the present values, with keys of `run_identity` and `DATA_HASHES`.
     workdir: directory of the run.
   """
   for key, value in wanted.items():
@@ -240,12 +243,12 @@ def warn_of_held_out(
 
   Args:
     saved: metadata of the newest checkpoint.
-    held_out: task -> hash of its documents now; the first task ranks
-      checkpoints.
+    held_out: task -> hash of its present documents. Checkpoints are ranked by
+      the first task.
     workdir: directory of the run.
   """
   before = saved.get('held_out')
-  if before is None:  # Earlier versions did not save it.
+  if before is None:  # Earlier versions did not save these hashes.
     return
   for task in held_out.keys() & before.keys():
     if held_out[task] != before[task]:
@@ -284,13 +287,13 @@ def origin_of(run: Run) -> dict[str, Any]:
 def check_origin(
   run: Run, program: Program, hashes: dict[str, str | None]
 ) -> None:
-  """Raises ValueError if initial embeddings are of another vocabulary.
+  """Raises ValueError if initial embeddings belong to another vocabulary.
 
   Args:
-    run: the run; without INITIAL_CHECKPOINT there is nothing to check.
+    run: the run. Without INITIAL_CHECKPOINT there is nothing to check.
     program: the program of the run.
-    hashes: hashes of the data: `vocabulary_sha256` and, if there is more than
-      text, `ids_sha256`. Text has the same ids in every id space of its
+    hashes: hashes of the data: `vocabulary_sha256` and, unless the data is text
+      alone, `ids_sha256`. Text has the same ids in every id space with its
       vocabulary.
   """
   if not run.initial.checkpoint:
@@ -310,7 +313,8 @@ def check_origin(
       )
 
 
-# Hashes that say what the rows of an embedding mean: what of, how to mend it.
+# Hash of what the rows of an embedding mean -> (name of what is hashed, setting
+# to change if the hashes differ). Both are for the error message.
 _ROWS_MEAN = {
   'vocabulary_sha256': ('the vocabulary', 'VOCABULARY to the vocabulary.model'),
   'ids_sha256': ('the id space', 'run.Data.ranges to those'),
@@ -318,7 +322,7 @@ _ROWS_MEAN = {
 
 
 def _first_kept_table(run: Run, program: Program) -> str | None:
-  """Path of the first table of tokens that comes from the checkpoint."""
+  """Path of the first embedding table that is read from the checkpoint."""
   by_path = jax.tree_util.tree_leaves_with_path(
     program.logical_axes, is_leaf=lambda a: isinstance(a, tuple)
   )

@@ -1,8 +1,12 @@
-"""Results at the end of a run: scores of baselines, and samples."""
+"""Computes the results at the end of a run: baseline scores, and samples."""
 
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Sequence
 
+from moe import atomic_files
 from moe.data.store import Store
 from moe.evaluate.ngram import ngram_bits
 from moe.evaluate.score import Score
@@ -15,7 +19,7 @@ from moe.runs.run import TrainedRun
 
 _logger = logging.getLogger(__name__)
 
-# Counting the n-grams of more characters would take minutes and gigabytes.
+# For a longer text, counting n-grams would take minutes and gigabytes.
 MAX_BASELINE_CHARS = 20_000_000
 BASELINES = {'unigram': 1, 'bigram': 2, 'trigram': 3}
 SAMPLES_PER_PROMPT = 2
@@ -23,7 +27,7 @@ TEMPERATURE = 0.8
 
 
 def _texts(stores: Sequence[Store], vocabulary: Vocabulary) -> list[str]:
-  """The documents of token stores as text."""
+  """The documents of token stores, decoded into text."""
   texts = []
   for store in stores:
     for record in store.read(range(store.lengths.size)):
@@ -35,6 +39,7 @@ def baselines(
   train: Sequence[Store],
   held_out: Sequence[Store],
   vocabulary: Vocabulary,
+  cache_dir: str,
   command: str = '',
 ) -> list[Score]:
   """Bits per character of n-gram models of the training texts.
@@ -43,12 +48,15 @@ def baselines(
     train: token stores of the training texts.
     held_out: token stores of the held-out texts, which are scored.
     vocabulary: vocabulary of all stores.
-    command: command that computes the scores again, for the record.
+    cache_dir: directory that keeps the scores, since a large corpus takes
+      minutes to count.
+    command: command that computes the scores again; the scores show it.
 
   Returns:
-    A score for each order. There is none if the corpus is too big to count, if
-    documents are not text alone, or if a part of a document is given and not
-    scored: n-grams do not read that part, so the comparison would be unfair.
+    A score for each order of the n-grams. There are no scores if the corpus is
+    too big to count, if documents are not text alone, or if documents have
+    parts that are not scored, such as prompts. The model reads such a part but
+    n-grams do not, so the comparison would be unfair.
   """
   chars = sum(store.manifest['counts']['chars'] for store in train)
   if chars > MAX_BASELINE_CHARS:
@@ -68,16 +76,36 @@ def baselines(
         ' given and not scored'
       )
       return []
-  texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
-  return [
-    Score(
-      name,
-      round(ngram_bits(texts, scored, order), 4),
-      n=len(scored),
-      command=command,
-    )
-    for name, order in BASELINES.items()
+  bits = _cached_bits(train, held_out, vocabulary, cache_dir)
+  n = sum(store.lengths.size for store in held_out)
+  return [Score(name, bits[name], n=n, command=command) for name in BASELINES]
+
+
+def _cached_bits(
+  train: Sequence[Store],
+  held_out: Sequence[Store],
+  vocabulary: Vocabulary,
+  cache_dir: str,
+) -> dict[str, float]:
+  """The scores by name, from the cache if it has those of these stores."""
+  contents = [
+    [store.manifest['content_sha256'] for store in stores]
+    for stores in (train, held_out)
   ]
+  key = json.dumps([contents, vocabulary.sha256, BASELINES])
+  name = hashlib.sha256(key.encode()).hexdigest()
+  path = os.path.join(cache_dir, 'baselines', f'{name}.json')
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as f:
+      return json.load(f)
+  texts, scored = _texts(train, vocabulary), _texts(held_out, vocabulary)
+  bits = {
+    name: round(ngram_bits(texts, scored, order), 4)
+    for name, order in BASELINES.items()
+  }
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  atomic_files.write_json(path, bits)
+  return bits
 
 
 def samples(
@@ -87,7 +115,7 @@ def samples(
 
   Args:
     trained: the trained run.
-    prompts: texts to write after.
+    prompts: texts that the samples continue.
 
   Returns:
     {'prompt', 'text'} of each sample; the text includes the prompt.

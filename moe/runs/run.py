@@ -1,4 +1,4 @@
-"""The values of a run, which hold everything that a configuration says."""
+"""The classes of a run, whose fields are the settings of a configuration."""
 
 import dataclasses
 import inspect
@@ -25,7 +25,7 @@ from moe.routing.plan import Router
 from moe.train import trainer
 from moe.types import PyTree
 
-# The name of a frozen image tokenizer in the work directory of a run.
+# File name of the frozen image tokenizer in the work directory of a run.
 IMAGE_TOKENIZER = 'image_tokenizer.bin'
 
 
@@ -35,20 +35,20 @@ class Data:
 
   Attributes:
     train: task or mixture to train on; its 'train' split is read.
-    evaluation: tasks to evaluate on; their 'validation' split is read, and the
-      first one ranks checkpoints.
+    evaluation: tasks to evaluate on; their 'validation' split is read.
+      Checkpoints are ranked by the score of the first task.
     sequence_length: T.
     batch_size: B, over all devices and microbatches.
-    vocabulary: file of a SentencePiece model; '' trains one on the train split
-      at first use, with at most the model's vocab_size pieces.
+    vocabulary: file of a SentencePiece model. '' trains a vocabulary on the
+      train split before its first use, with at most vocab_size pieces.
     cache_dir: folder of token stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
     task_modules: more Python modules or files that declare tasks.
-    ranges: (name, size) of each id range beside text, such as ('image', 8192);
+    ranges: (name, size) of each id range besides text, such as ('image', 8192);
       see `moe.modalities.ids.IdSpace`.
-    transforms: (task, transform) pairs; a transform changes documents each time
-      that they are read, see `moe.data.transforms`.
-    image_tokenizer: file of the frozen tokenizer of the image codes; '' if
-      there are none, or if no tokenizer made them.
+    transforms: (task, transform) pairs. A transform changes a document each
+      time it is read, see `moe.data.transforms`.
+    image_tokenizer: file of the frozen tokenizer that made the image codes; ''
+      if there are no image codes, or if no tokenizer made them.
     shares: share of the tokens of each modality, in the order of
       `moe.types.MODALITIES`; () for text alone. Only plans use it: the corpus
       of a run decides the real shares.
@@ -80,16 +80,15 @@ class Data:
       bounds.within('shares', share, meaning, least=0, most=1)
     if self.shares and abs(sum(self.shares) - 1) > 1e-6:
       raise ValueError(
-        f'shares={tuple(self.shares)} must add up to 1, got'
-        f' {sum(self.shares):g}: change one.'
+        f'shares must add up to 1, got {tuple(self.shares)}: change one.'
       )
-    self.ids(UNK + 1)  # This refuses unknown ranges.
+    self.ids(UNK + 1)  # This raises an error if a range is unknown.
 
   def ids(self, text: int, image_tokenizer: str = '') -> IdSpace:
-    """The id space with `text` ids for text.
+    """Makes the id space of the data.
 
     Args:
-      text: pieces of the vocabulary.
+      text: number of pieces in the vocabulary.
       image_tokenizer: SHA-256 of the tokenizer of the image codes, if any.
     """
     tokenizers = {'image': image_tokenizer} if image_tokenizer else {}
@@ -102,10 +101,11 @@ class Initial:
 
   Attributes:
     checkpoint: work directory or step directory of the other run; '' for none.
-    assignment: pairs of (regular expression of a path here, path there). None
-      in place of a path keeps our own parameter. The first full match counts.
-    upcycle: how to make experts from a dense checkpoint; None if the checkpoint
-      has the same kind of model.
+    assignment: pairs (regular expression of a path in this run, path in the
+      other run). If the second one is None, the parameter keeps its random
+      value. The first full match counts.
+    upcycle: method that makes experts from a dense checkpoint; None if the
+      checkpoint has the same kind of model.
   """
 
   checkpoint: str = ''
@@ -124,19 +124,20 @@ class Initial:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run as its configuration describes it.
+  """The configuration of a run.
 
   Attributes:
     model: the model.
     mesh: devices per mesh axis.
-    rules: name of a table in moe/parallel/rules.py.
+    rules: name of a sharding table in moe/parallel/rules.py.
     objective: makes the objective from the model's functions and (B, T).
     optimizer: makes the optimizer from the schedule.
     schedule: learning rate by step.
     clip_norm: largest norm of the gradient; 0 for no clipping.
     frozen: regular expressions of parameter paths that are not trained.
     groups: (regular expression, factor of the learning rate, factor of the
-      weight decay) of parameter paths that match in full.
+      weight decay) of each parameter group. The expression must match a whole
+      parameter path.
     storage: number formats of parameters and gradients.
     data: the data.
     settings: settings of the training loop.
@@ -162,7 +163,8 @@ class Run:
   def __post_init__(self):
     clips = '0 clips nothing'
     bounds.within('CLIP_NORM', self.clip_norm, clips, least=0)
-    # Text alone needs its special ids, beside other ranges a multiple of 128.
+    # The vocabulary has at least its special ids. If there are other ranges,
+    # the id space rounds the number of text ids up to a multiple of 128.
     least = self.data.ids(UNK + 1).size
     ids = 'ids of text, with the other ranges'
     bounds.at_least(least, 'VOCAB_SIZE', self.model.vocab_size, ids)
@@ -176,7 +178,8 @@ class TrainedRun:
 
   Attributes:
     functional: the model on the mesh.
-    mesh: mesh of the devices that hold the parameters; set it around all calls.
+    mesh: mesh of the devices that hold the parameters. Callers must set it, for
+      example by `jax.set_mesh`, around all calls of the model.
     params: parameters of the model.
     state: model state, such as router biases.
     vocabulary: vocabulary of the run.
@@ -214,7 +217,8 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
   """The optimizer of a run.
 
   Raises:
-    ValueError: if its groups are no groups, or its optimizer takes none.
+    ValueError: if a group is malformed, or if the optimizer does not support
+      groups.
   """
   options, scales = {}, run.model.parametrisation
   if run.groups or scales:

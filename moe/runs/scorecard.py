@@ -1,4 +1,4 @@
-"""The scorecard of a checkpoint: measured once, kept, and compared."""
+"""Measures, stores and compares scorecards: all scores of a checkpoint."""
 
 import datetime
 import json
@@ -22,7 +22,7 @@ from moe.runs.scorecard_scores import Asked
 
 _logger = logging.getLogger(__name__)
 
-# Raise this when the meaning of a number in a kept scorecard changes.
+# Increase this number if the meaning of a value in a stored scorecard changes.
 FORMAT = 1
 FOLDER = 'scorecards'
 
@@ -35,14 +35,14 @@ def scorecard(
   load_run: Callable[[str], TrainedRun],
   prepare_stores: Callable[..., str],
 ) -> Card:
-  """The scorecard of a checkpoint, read from its file if it is there.
+  """Reads the scorecard of a checkpoint from its file, or measures it.
 
-  The file lies in folder `scorecards` of the run, one for each step, suite and
-  number of shots. It is measured again if a data file has changed.
+  The folder `scorecards` of the run has a file for each step, suite and number
+  of shots. If a data file has changed since, the scorecard is measured again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.
-    asked: what to measure.
+    asked: the suite and the settings of the measurement.
     load_run: reads a trained run from a directory.
     prepare_stores: makes missing token stores, with the arguments and the
       result of `tasks.stores.prepare`.
@@ -82,11 +82,11 @@ def _kept(path: pathlib.Path) -> Card | None:
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError):
-    return None  # There is none, or a kill has cut it: it is measured again.
+    return None  # The file is missing or incomplete, so we measure again.
 
 
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of every data file; '' for one that is missing."""
+  """Name -> SHA-256 of every data file; '' if the file is missing."""
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
   found = {}
   for file in sorted({one.file for one in sets}):
@@ -98,7 +98,7 @@ def _data_digest(directory: pathlib.Path) -> dict[str, str]:
 def _measure(
   run: TrainedRun, asked: Asked, prepare_stores: Callable[..., str]
 ) -> Card:
-  """Measures everything; a part that cannot be measured says why."""
+  """Measures all parts; a part that cannot be measured gets the reason."""
   _logger.info(f'{run.workdir}, step {run.step}, suite {asked.suite.name}')
   card = {
     'checkpoint': run.workdir,
@@ -148,14 +148,15 @@ def _poet(
 
 
 def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
-  """Every score of a card minus that of another card on the same items.
+  """Differences of two scorecards: each score of `card` minus that of `other`.
 
-  The interval is a paired bootstrap over items. The difference of perplexities
-  is that of their logarithms.
+  Only scores on the same items are compared. The intervals come from a paired
+  bootstrap over items. For perplexities, the difference of the logarithms is
+  taken.
 
   Args:
     card: a scorecard.
-    other: the one that is subtracted.
+    other: another scorecard, whose scores are subtracted.
     command: the command that gives the same numbers again.
   """
   theirs = {name: values for name, *values in _paired(other)}
@@ -181,7 +182,10 @@ def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
 
 
 def _paired(card: Card) -> Iterator[tuple[str, str, list, list]]:
-  """Yields (name, unit, numerators, denominators) of every score by item."""
+  """Yields (name, unit, numerators, denominators) of every score.
+
+  There is one numerator and one denominator for each item.
+  """
   for entry in (*card['benchmarks'], *card['readings']):
     for metric in entry.get('metrics', ()):
       name, unit = metric['name'], metric['unit']
@@ -224,7 +228,7 @@ def without_items(card: Card) -> Card:
 
 
 def scores_of(card: Card) -> list[score.Score]:
-  """All scores of a card, with names that say of what they are."""
+  """All scores of a card; each name begins with the name of its set."""
   found = []
   for entry in (*card['benchmarks'], *card['readings']):
     for metric in entry.get('metrics', ()):
@@ -241,7 +245,7 @@ def scores_of(card: Card) -> list[score.Score]:
 
 
 def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
-  """Cards for people: tables of scores, what was skipped, differences."""
+  """Text for people: tables of scores, skipped parts, and differences."""
   parts = []
   for card in cards:
     lines = [f'{card["checkpoint"]}, step {card["step"]}', '']

@@ -1,4 +1,7 @@
-"""What a scorecard says beside benchmarks: loss, baselines, cost, licences."""
+"""The parts of a scorecard besides benchmarks: loss, cost, licences.
+
+Another part marks benchmark items that occur in the training text.
+"""
 
 import dataclasses
 import json
@@ -25,8 +28,9 @@ from moe.runs.scorecard_scores import Asked
 from moe.scale import topology
 from moe.train import record_log
 
-# Planned chip-hours assume this chip at this share of its peak, and energy this
-# power, the limit in NVIDIA's data sheet of the H100 SXM.
+# Planned chip-hours assume this chip, which reaches this share of its peak
+# FLOP/s. Planned energy assumes this power, the limit of the H100 SXM in
+# NVIDIA's data sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
 _BUILTIN = 'corpora/'
@@ -36,7 +40,7 @@ _RECORDS_AT_ONCE = 1000
 def train_stores(
   trained: TrainedRun, prepare_stores: Callable[..., str]
 ) -> list[Store]:
-  """The token stores of the training side of a run."""
+  """The token stores of the training split of a run."""
   return scoring.task_stores(
     trained, trained.run.data.train, 'train', prepare_stores
   )
@@ -65,11 +69,11 @@ def loss_per_character(
   prepare_stores: Callable[..., str],
   train_texts: Sequence[str],
 ) -> dict[str, Any]:
-  """Bits per character of held-out text, beside n-grams and compressors.
+  """Bits per character of held-out text: of the model and of baselines.
 
-  The text is the validation side of the first evaluated task of the run. All
-  baselines score the same documents, end marks included. N-grams are counted on
-  `train_texts`.
+  The text is the validation split of the run's first evaluation task. The
+  baselines are n-grams, counted on `train_texts`, and compressors. They score
+  the same documents as the model, end marks included.
   """
   task = trained.run.data.evaluation[0]
   stores = scoring.task_stores(trained, task, 'validation', prepare_stores)
@@ -125,7 +129,7 @@ def loss_per_character(
 
 
 def cost_of(workdir: str, step: int) -> dict[str, Any]:
-  """Parameters, FLOPs, tokens and time of a run, from what it has written."""
+  """Parameters, FLOPs, tokens and time of a run, read from its files."""
   folder = pathlib.Path(workdir)
   facts = {}
   if (folder / 'run.json').is_file():
@@ -158,7 +162,7 @@ def _hours(time: dict[str, Any]) -> float | None:
 
 
 def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
-  """(what, its licence) of the weights and of every corpus of the training."""
+  """(name, licence) of the weights and of every training corpus."""
   rows = [('weights', WEIGHTS_LICENCE)]
   for store in stores:
     source = store.manifest.get('source', 'unknown source')
@@ -171,10 +175,10 @@ def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
 def add_contamination(
   entries: Sequence[dict[str, Any]], train_texts: Sequence[str]
 ) -> None:
-  """Adds to every set the items that stand in the training text.
+  """Adds contamination to every set: the share of items in the training text.
 
-  A set gets 'contaminated', the share of its items. A metric gets 'clean', its
-  score without them, if some items are left.
+  A set gets this share as 'contaminated'. A metric gets 'clean', its score over
+  the other items, if there are any.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]

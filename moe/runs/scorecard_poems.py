@@ -1,4 +1,7 @@
-"""The poet's card: poems by held-out titles, of the model and of others."""
+"""The poet's card, the part of a scorecard on poems with held-out titles.
+
+The poems of the model are compared with those of a trigram model and of poets.
+"""
 
 import re
 from collections.abc import Sequence
@@ -13,10 +16,11 @@ from moe.runs.run import TrainedRun
 from moe.runs.scorecard_scores import Asked
 
 FILE = 'text/poems_shi_valid.jsonl.gz'
-# (lines, characters in a line): quatrains and octaves.
+# (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
-# Tokens of the longest form with its punctuation and its end mark.
+# A poem of the longest form has at most this many tokens, with its punctuation
+# and its end mark.
 _MAX_TOKENS = 80
 _LONGEST_TITLE = 12
 _NUM_SHOWN = 6
@@ -36,10 +40,11 @@ _EXPLANATION = (
 def score_poems(
   trained: TrainedRun, asked: Asked, train_texts: Sequence[str]
 ) -> dict[str, Any]:
-  """The figures of verse for the model, the n-gram and real poems.
+  """Measures poems of the model, of a trigram model and of real poets.
 
   Raises:
-    ValueError: if the poems, pypinyin or a causal model are missing.
+    ValueError: if the file of poems or pypinyin is missing, or if the model is
+      not causal.
   """
   path = asked.data_directory / FILE
   if not path.is_file():
@@ -82,7 +87,11 @@ def score_poems(
 def _chosen(
   rows: Sequence[dict[str, Any]], num_per_form: int
 ) -> list[tuple[str, str, tuple[int, int]]]:
-  """(title, poem, form) of the first poems of each form with short titles."""
+  """Chooses the first poems of each form that have short titles.
+
+  Returns:
+    (title, poem, form) of each poem.
+  """
   chosen = []
   for form in FORMS:
     found = []
@@ -100,7 +109,7 @@ def _chosen(
 
 
 def _written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
-  """A poem of the model for each title, free of any rule."""
+  """Writes a poem for each title; no rule of a form restricts the tokens."""
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
   prompts = [vocabulary.encode(f'{title}\n') for title in titles]

@@ -1,4 +1,4 @@
-"""What a scorecard asks of a trained model: benchmarks, reading, languages."""
+"""Scores a trained model on benchmarks, reading sets and aligned languages."""
 
 import math
 import pathlib
@@ -19,22 +19,24 @@ from moe.runs import scoring, writing
 from moe.runs.run import TrainedRun
 from moe.train.display import make_display
 
-# Prompts that are continued together.
+# Number of prompts that are decoded in one batch.
 _PROMPTS_PER_BATCH = 32
 _CUT_SEED = 0
 
 
 class Suite(NamedTuple):
-  """How much of each set is asked; None is all of it.
+  """Limits for how much of each set a scorecard measures; None is no limit.
 
   Attributes:
-    name: of the suite.
-    items: most items of a benchmark.
-    questions: most questions of a reading set.
-    sentences: most sentences of an aligned set.
-    answer_tokens: most tokens of a generated answer.
-    train_chars: characters of training text that are searched and counted.
-    poems: poems of each form that are written; 0 for no poet's card.
+    name: name of the suite.
+    items: largest number of items of a benchmark.
+    questions: largest number of questions of a reading set.
+    sentences: largest number of sentences of an aligned set.
+    answer_tokens: largest number of tokens of a generated answer.
+    train_chars: largest number of characters of training text. This text is
+      searched for contamination, and n-grams are counted on it.
+    poems: number of poems that the model writes of each form; 0 leaves out the
+      poet's card.
   """
 
   name: str
@@ -56,13 +58,13 @@ SUITES = {
 
 
 class Asked(NamedTuple):
-  """Where and how a scorecard is measured.
+  """Settings of the measurement of a scorecard.
 
   Attributes:
-    suite: how much is asked.
-    num_shots: solved examples before each item of a benchmark.
+    suite: how much of each set is measured.
+    num_shots: number of solved examples before each item of a benchmark.
     data_directory: folder of shared data.
-    command: the command that measures the same again.
+    command: the command that measures the same scorecard again.
   """
 
   suite: Suite
@@ -72,7 +74,7 @@ class Asked(NamedTuple):
 
 
 def cut(rows: Sequence[Any], size: int | None) -> list[Any]:
-  """At most `size` rows, drawn evenly and the same ones every time."""
+  """Draws at most `size` rows at random, the same ones every time."""
   if size is None or len(rows) <= size:
     return list(rows)
   drawn = random.Random(_CUT_SEED).sample(range(len(rows)), size)
@@ -80,7 +82,7 @@ def cut(rows: Sequence[Any], size: int | None) -> list[Any]:
 
 
 def context_of(trained: TrainedRun) -> Context:
-  """Windows of the length of the run, and batches of an even size."""
+  """Makes windows of the run's length, and batches that divide over devices."""
   length = trained.run.data.sequence_length
   parts = trained.row_parts
   num_rows = max(1, scoring.TOKENS_PER_BATCH // length)
@@ -90,7 +92,7 @@ def context_of(trained: TrainedRun) -> Context:
 
 
 def progress(what: str) -> Callable[[int, int], None]:
-  """A function that shows how much of something is done."""
+  """Makes a function that shows the progress of a task by a bar."""
   display = make_display()
 
   def on_progress(done: int, total: int) -> None:
@@ -103,9 +105,10 @@ def progress(what: str) -> Callable[[int, int], None]:
 
 
 def score_benchmarks(trained: TrainedRun, asked: Asked) -> list[dict[str, Any]]:
-  """The scores of all benchmarks: likelihoods of all items in one go.
+  """Scores all benchmarks; the requests of all items share batches.
 
-  A benchmark whose file is missing gets a 'skipped' entry that says so.
+  If the file of a benchmark is missing, its entry has 'skipped' with the
+  reason.
   """
   entries, sets, requests = [], [], []
   for benchmark in benchmarks.BENCHMARKS:
@@ -121,7 +124,8 @@ def score_benchmarks(trained: TrainedRun, asked: Asked) -> list[dict[str, Any]]:
     rows = _rows(asked, benchmark.file, entry)
     if rows is None:
       continue
-    # Examples are drawn from the whole set, whatever part of it is asked.
+    # Solved examples are drawn from the whole set, even if the suite measures
+    # only a part of it.
     items = benchmarks.with_shots(
       [benchmark.read(row) for row in rows], asked.num_shots
     )
@@ -167,7 +171,7 @@ def metric_entry(
   command: str,
   guess: float | None,
 ) -> dict[str, Any]:
-  """A score with the values of its items, from which it can be made again."""
+  """A score with the values of its items, for comparison with other cards."""
   found = benchmarks.metric_score(metric, numerators, denominators, command)
   return found.as_json() | {
     'guess': guess,
@@ -177,9 +181,9 @@ def metric_entry(
 
 
 def _rows(asked: Asked, file: str, entry: dict) -> list[dict] | None:
-  """The rows of a set.
+  """Reads the rows of a set.
 
-  If its file is missing, returns None and writes the reason into the entry.
+  If the file is missing, the result is None, and the entry gets the reason.
   """
   path = asked.data_directory / file
   if not path.is_file():
@@ -192,7 +196,7 @@ def _rows(asked: Asked, file: str, entry: dict) -> list[dict] | None:
 
 
 def score_readings(trained: TrainedRun, asked: Asked) -> list[dict[str, Any]]:
-  """Exact match and F1 of the answers that a model writes to questions."""
+  """Scores reading sets: exact match and F1 of the model's answers."""
   entries = []
   write = None
   for reading in reading_lib.READINGS:
@@ -254,15 +258,15 @@ def short_answers(
   on_progress: Callable[[int, int], None] = lambda done, total: None,
   stops: Sequence[str] = (reading_lib.STOP,),
 ) -> Iterator[str]:
-  """Yields what a model writes after each prompt, up to the first stop.
+  """Yields the model's text after each prompt, up to the first stop.
 
   Args:
     trained: the trained run.
-    write: from `writing.writer`.
-    prompts: texts; one that is too long loses its beginning.
-    limit: the most tokens to write.
+    write: a function of `writing.writer`.
+    prompts: texts. If a prompt is too long, its first tokens are cut off.
+    limit: the largest number of tokens to write.
     on_progress: called with (prompts done, all prompts) after each batch.
-    stops: texts that end an answer and do not belong to it.
+    stops: texts that end an answer. They are not a part of the answer.
   """
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
@@ -281,7 +285,7 @@ def short_answers(
 
 
 def score_languages(trained: TrainedRun, asked: Asked) -> list[dict[str, Any]]:
-  """Bits per English character of every language of every aligned set."""
+  """Scores each language of each aligned set in bits per English character."""
   entries = []
   for aligned_set in aligned.SETS:
     entry = {'name': aligned_set.name, 'licence': aligned_set.licence}
@@ -319,7 +323,7 @@ def nats_of_sides(
   sides: dict[str, list[Document]],
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
-  """Nats of every document by side, all of them scored in one go."""
+  """Name -> nats of each document in a list; the lists share batches."""
   joined = [document for side in sides.values() for document in side]
   with jax.set_mesh(trained.mesh):
     nats = likelihood.score_documents(

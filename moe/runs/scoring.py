@@ -1,4 +1,4 @@
-"""Scores trained runs on documents in bits per character, one run or a pair."""
+"""Scores one or two trained runs on documents, in bits per character."""
 
 import dataclasses
 import logging
@@ -28,21 +28,24 @@ _SECONDS_BETWEEN_LOGS = 10
 
 @dataclasses.dataclass(frozen=True)
 class ScoringRequest:
-  """The documents to score, and how to score them.
+  """The documents to score, and the settings of scoring.
 
   Attributes:
     task: task or mixture; None if there is a text file.
     text_file: file with one document per line; None if there is a task.
     split: split of the task.
-    limit: score only the first `limit` documents; None for all.
-    cache_dir: folder of token stores; '' for that of the run.
-    sequence_length: tokens of the longest window; None for that of the run.
-    stride: tokens that each window after the first scores; None for half the
-      sequence length.
-    batch_size: windows of full length in a batch; None for `TOKENS_PER_BATCH`
-      tokens. It is rounded up so that all devices have equally many rows.
-    task_modules: modules that declare tasks, beside those of the run.
-    command: command of this request, which the scores show.
+    limit: largest number of documents; None scores all. The first documents are
+      scored.
+    cache_dir: folder of token stores; '' takes the folder of the run.
+    sequence_length: tokens of the longest window; None takes the sequence
+      length of the run.
+    stride: tokens that each window scores, except the first one of a document;
+      None takes half the sequence length.
+    batch_size: windows of full length in a batch; None takes as many as have
+      `TOKENS_PER_BATCH` tokens. The number is rounded up so that all devices
+      have equally many rows.
+    task_modules: modules that declare tasks, besides those of the run.
+    command: the command of this request; the scores show it.
   """
 
   task: str | None = None
@@ -58,7 +61,7 @@ class ScoringRequest:
 
 
 class _Scoring(NamedTuple):
-  """A trained run with the documents that it scores and the window sizes."""
+  """A trained run, the documents that it scores, and the sizes of windows."""
 
   trained: TrainedRun
   documents: list[Document]
@@ -73,7 +76,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Scores one checkpoint, or two checkpoints and their difference.
 
-  All checks come before the first document is scored.
+  All arguments are checked before the first document is scored.
 
   Args:
     checkpoints: one or two directories for `load_run`.
@@ -83,11 +86,11 @@ def evaluate(
       result of `tasks.stores.prepare`.
 
   Returns:
-    The report on the first checkpoint. With two checkpoints, 'compare' has the
-    report on the second one and the fields of `Comparison`.
+    The report on the first checkpoint. With two checkpoints, its entry
+    'compare' has the report on the second one and the fields of `Comparison`.
 
   Raises:
-    ValueError: if something in the request is missing or does not fit.
+    ValueError: if a file or task is missing, or if a setting does not fit.
   """
   texts = None
   if wanted.text_file:
@@ -149,7 +152,7 @@ def _task_documents(
   wanted: ScoringRequest,
   prepare_stores: Callable[..., str],
 ) -> list[Document]:
-  """The documents of a split in order, for a mixture those of all tasks."""
+  """The documents of a split in order; a mixture has those of all its tasks."""
   stores = task_stores(
     trained,
     wanted.task,
@@ -181,15 +184,15 @@ def task_stores(
   cache_dir: str = '',
   task_modules: Sequence[str] = (),
 ) -> list[Store]:
-  """The token stores of a split, made first where they are missing.
+  """Opens the token stores of a split; makes those that are missing.
 
   Args:
-    trained: the run whose vocabulary made the tokens.
+    trained: the run, whose vocabulary makes the tokens.
     task: task or mixture.
-    split: its split.
-    prepare_stores: as for `evaluate`.
-    cache_dir: folder of token stores; '' for that of the run.
-    task_modules: modules that declare tasks, beside those of the run.
+    split: split of the task.
+    prepare_stores: see `evaluate`.
+    cache_dir: folder of token stores; '' takes the folder of the run.
+    task_modules: modules that declare tasks, besides those of the run.
   """
   cache_dir = cache_dir or trained.run.data.cache_dir or default_cache_dir()
   directory = prepare_stores(
@@ -204,13 +207,13 @@ def task_stores(
 
 
 def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:
-  """Keyword arguments for `tasks.stores.prepare`; none for text alone."""
+  """The argument `ranges` of `tasks.stores.prepare`; none for text alone."""
   ranges = dict(trained.run.data.ranges)
   return {'ranges': ranges} if ranges else {}
 
 
 def _vocabulary_file(cache_dir: str, trained: TrainedRun) -> str:
-  """The vocabulary file of the run, or an equal one in the cache."""
+  """An equal vocabulary file in the cache, or else the file of the run."""
   for path in sorted(pathlib.Path(cache_dir).glob(f'*/{VOCABULARY}')):
     if file_sha256(path) == trained.vocabulary.sha256:
       return str(path)
@@ -218,7 +221,7 @@ def _vocabulary_file(cache_dir: str, trained: TrainedRun) -> str:
 
 
 def _score(job: _Scoring, command: str) -> tuple[np.ndarray, dict[str, Any]]:
-  """Scores the documents: (nats of each, the report)."""
+  """Scores the documents; returns (nats of each document, the report)."""
   trained, scored, context = job
   _logger.info(
     f'{trained.workdir}, step {trained.step}:'
@@ -260,7 +263,7 @@ def _score(job: _Scoring, command: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _progress_log() -> Callable[[int, int], None]:
-  """A function that logs the progress every few seconds."""
+  """Makes a function that logs the progress every few seconds."""
   last = time.monotonic()
 
   def on_progress(done: int, total: int) -> None:

@@ -1,13 +1,15 @@
-"""Runs a command until it has ended, through preemptions and crashes.
+"""Runs a command again after preemptions and crashes, until it has finished.
 
-The exit code of an attempt says what follows: 0 ends it well, 75 resumes at
-once, and 2 is a mistake of the user, which another attempt would only repeat.
-Any other code is a crash: the next attempt waits, longer each time until one of
-them gets further. A crash that comes back at the same step is not bad luck, so
-the third one ends it. Signals that come from outside, such as a kill, do not
-count as crashes.
+The exit code of an attempt decides. After code 0 the command has finished.
+After code 75 (preempted) the command starts again at once. Code 2 is a mistake
+of the user, so another attempt would fail in the same way. Any other code is a
+crash. After a crash the supervisor waits; the wait grows until an attempt gets
+further. The third crash at the same step ends the attempts, since a cause that
+repeats does not go away. Signals from outside, such as a kill, do not count as
+crashes.
 
-This file needs neither JAX nor what it runs, so it takes no memory from it.
+This file imports neither JAX nor the code of the command. So the supervisor
+needs little memory.
 """
 
 import collections
@@ -29,11 +31,12 @@ from moe.train import record_log
 _logger = logging.getLogger(__name__)
 
 EXIT_MISTAKE = 2
-# The command crashes again and again, so a person has to look.
+# Exit code if the command crashes again and again, so that a person must help.
 EXIT_GIVEN_UP = 1
 LOG = 'attempts.jsonl'
 _HOUR = 3600.0
-# Signals that a process brings on itself. All others come from outside.
+# Signals that a process causes by an error of its own. All other signals come
+# from outside.
 _OWN_SIGNALS = (
   signal.SIGABRT,
   signal.SIGBUS,
@@ -45,15 +48,15 @@ _OWN_SIGNALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How often a command is run again, and how soon.
+  """Settings for the number of attempts and for the time between them.
 
   Attributes:
-    crashes_per_hour: after so many crashes within an hour, the next attempt
-      waits until the first of them is an hour old.
-    crashes_at_step: so many crashes at the same step end the attempts.
-    first_wait: seconds before the next attempt; doubled each time that an
-      attempt gets no further than those before it.
-    longest_wait: seconds that are never exceeded by doubling.
+    crashes_per_hour: limit of crashes in an hour. At the limit, the next
+      attempt waits until the first of these crashes is an hour old.
+    crashes_at_step: number of crashes at the same step that ends the attempts.
+    first_wait: seconds of the first wait. The wait doubles after each attempt
+      that gets no further than earlier ones.
+    longest_wait: seconds of the longest wait that doubling can reach.
   """
 
   crashes_per_hour: int = 6
@@ -69,13 +72,13 @@ class Limits:
 
 
 class Decision(NamedTuple):
-  """What follows after an attempt.
+  """The outcome of an attempt, and whether another attempt follows.
 
   Attributes:
     outcome: 'done', 'preempted', 'mistake', 'crash' or 'killed'.
-    wait: seconds until the next attempt; None for no further attempt.
-    code: exit code if there is no further attempt.
-    reason: why, for people.
+    wait: seconds until the next attempt; None if there is none.
+    code: exit code of the supervisor if there is no further attempt.
+    reason: the reason as text for people.
   """
 
   outcome: str
@@ -95,12 +98,12 @@ class Policy:
     self._stuck = 0  # Attempts in a row that got no further.
 
   def after(self, code: int, step: int | None, now: float) -> Decision:
-    """The decision after one attempt.
+    """Decides what follows after an attempt.
 
     Args:
-      code: how the attempt ended, as `subprocess` says: negative for a signal.
-      step: the last step in the log of the run; None if it cannot be known.
-      now: seconds on a clock that never jumps.
+      code: return code of `subprocess`; negative after a signal.
+      step: the last step in the log of the run; None if it is unknown.
+      now: seconds on a monotonic clock.
     """
     if code == 0:
       return Decision('done', None, 0, 'the command has ended')
@@ -126,16 +129,16 @@ class Policy:
     return Decision('crash', max(wait, self._until_allowed(now)), code, reason)
 
   def _back_off(self, step: int | None) -> float:
-    """Seconds to wait, which grow while no attempt gets further."""
+    """Seconds to wait; they double until an attempt gets further."""
     if step is not None and step > self._furthest:
       self._furthest, self._stuck = step, 0
-    # The bound keeps the power small in a run that is stuck for days.
+    # The bound of the exponent avoids an overflow after very many attempts.
     doubled = self._limits.first_wait * 2.0 ** min(self._stuck, 30)
     self._stuck += 1
     return min(doubled, self._limits.longest_wait)
 
   def _until_allowed(self, now: float) -> float:
-    """Counts a crash; returns seconds until the hour has room for another."""
+    """Counts a crash; returns the seconds that `crashes_per_hour` demands."""
     times = self._crash_times
     times.append(now)
     while times[0] <= now - _HOUR:
@@ -146,7 +149,10 @@ class Policy:
 
 
 def signal_of(code: int) -> int | None:
-  """The signal that ended a process, also as a shell reports it; else None."""
+  """The number of the signal that ended a process; None if there was none.
+
+  A code below 0 is a signal by `subprocess`, a code above 128 by a shell.
+  """
   if code < 0:
     return -code
   return code - 128 if 128 < code <= 128 + signal.SIGRTMAX else None
@@ -182,8 +188,8 @@ def supervise(
 ) -> int:
   """Runs a command until it ends well, or until no attempt can help.
 
-  SIGTERM, SIGHUP and Ctrl-C are passed on to the command, and after them there
-  is no further attempt: whoever stops the supervisor stops the command.
+  The supervisor sends SIGTERM, SIGHUP and Ctrl-C on to the command, and starts
+  no further attempt. So to stop the supervisor is to stop the command.
 
   Args:
     command: the program and its arguments.
@@ -192,8 +198,9 @@ def supervise(
     limits: how often the command is run again.
 
   Returns:
-    The exit code: 0 if the command has ended well, 2 for a mistake of the user,
-    1 if it crashes again and again, or after a signal the code of the command.
+    The exit code: 0 if the command has finished, 2 after a mistake of the user,
+    1 if the command crashes again and again. After a signal it is the exit code
+    of the command.
 
   Raises:
     OSError: if the command cannot be started, or `log` cannot be written.
@@ -236,8 +243,8 @@ class _Child:
   """The process of the present attempt.
 
   Attributes:
-    stopped: set once a signal to end has come.
-    signal: the name of that signal; None before.
+    stopped: an event, which is set when a signal to stop has arrived.
+    signal: name of this signal; None if there was none.
   """
 
   def __init__(self):
@@ -246,9 +253,9 @@ class _Child:
     self._process = None
 
   def run(self, command: Sequence[str]) -> int:
-    """Runs the command to its end; negative codes are signals."""
+    """Runs the command; returns its exit code, below 0 after a signal."""
     self._process = subprocess.Popen(command)
-    if self.stopped.is_set():  # The signal came while the process started.
+    if self.stopped.is_set():  # A signal arrived while the process started.
       self.pass_on(self.signal)
     try:
       return self._process.wait()
@@ -265,7 +272,7 @@ class _Child:
 
 
 def _shell_code(code: int) -> int:
-  """An exit code; that of a signal is written as a shell writes it."""
+  """The exit code of a process; a signal becomes a shell's code, above 128."""
   return 128 - code if code < 0 else code
 
 
@@ -279,7 +286,7 @@ def _sentence(attempt: int, decision: Decision) -> str:
 
 
 def _count_lines(path: str) -> int:
-  """The number of attempts that a file already holds."""
+  """The number of attempts that a log file already has."""
   if not os.path.exists(path):
     return 0
   with open(path, 'rb') as f:
@@ -287,7 +294,7 @@ def _count_lines(path: str) -> int:
 
 
 def _append(path: str, record: dict[str, Any]) -> None:
-  """Adds one line to a file; one write adds all of it."""
+  """Adds one line to a file by a single write, so that no kill can split it."""
   descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
   try:
     os.write(descriptor, json.dumps(record).encode() + b'\n')

@@ -1,4 +1,6 @@
-"""What a trained image tokenizer makes of held-out pictures."""
+"""Reconstructs held-out pictures with a trained image tokenizer."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,23 +11,36 @@ from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score
 from moe.runs.image_tokenizer import ImageTokenizer
 
-# More pictures would not fit into the memory of a small machine.
+# More pictures would not fit in the memory of a small machine.
 MAX_PICTURES = 4096
 
 
 def report(
-  tokenizer: ImageTokenizer, stores: dict[str, Store], command: str
+  tokenizer: ImageTokenizer,
+  stores: Mapping[str, Mapping[str, str]],
+  command: str,
 ) -> tuple[dict[str, Reconstruction], list[Score]]:
-  """Reconstructions and scores of the pictures of stores.
+  """Reconstructs and scores held-out pictures.
 
   Args:
     tokenizer: the frozen tokenizer.
-    stores: by the name of their pictures; of each store the first pictures are
-      read, at most `MAX_PICTURES`.
+    stores: name of the pictures -> split -> directory of a store. All splits
+      but 'train' are held out. The first `MAX_PICTURES` pictures of each are
+      read.
     command: the command that gives the same numbers again.
+
+  Returns:
+    Reconstructions by the name of the pictures, with the split if it is not
+    'validation', and the scores of all of them.
   """
+  held_out = {
+    name if split == 'validation' else f'{name}_{split}': Store(directory)
+    for name, by_split in stores.items()
+    for split, directory in by_split.items()
+    if split != 'train'
+  }
   found, scores = {}, []
-  for name, store in stores.items():
+  for name, store in held_out.items():
     pictures = first_pictures(store, tokenizer.pixels, MAX_PICTURES)
     found[name] = reconstruction.reconstruct(
       pictures, tokenizer.encode, tokenizer.decode
@@ -37,7 +52,7 @@ def report(
 
 
 def first_pictures(store: Store, pixels: int, limit: int) -> np.ndarray:
-  """The first pictures of a store, uint8 [N, pixels, pixels, 3]."""
+  """Reads the first pictures of a store, uint8 [N, pixels, pixels, 3]."""
   parts, count = [], 0
   for batch in picture_batches(store, 256, (pixels, pixels)):
     parts.append(batch['pictures'][batch['weights'] > 0])

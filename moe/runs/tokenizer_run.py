@@ -1,4 +1,4 @@
-"""The run that trains an image tokenizer, as its configuration says it."""
+"""The classes of a run that trains an image tokenizer: its settings."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ class Pictures:
   """The pictures of a run.
 
   Attributes:
-    names: of the sources, such as 'fashion_mnist', or folders of a user, such
-      as './my_pictures'; the first one ranks checkpoints.
+    names: names of sources, such as 'fashion_mnist', or folders of a user, such
+      as './my_pictures'. Checkpoints are ranked by the first source.
     pixels: height and width of a picture.
     batch_size: B, over all devices and microbatches.
-    rates: how many pictures come from each source, relative to the others; ()
-      for their numbers of pictures.
+    rates: relative rate at which pictures are drawn from each source. () draws
+      in proportion to the number of pictures.
     cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
   """
 
@@ -52,7 +52,7 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerRun:
-  """A run of an image tokenizer as its configuration describes it.
+  """The configuration of a run that trains an image tokenizer.
 
   Attributes:
     model: the autoencoder.
@@ -82,7 +82,7 @@ class TokenizerRun:
     rules.table(self.rules)
 
   def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """The program of the run on devices (default: all), from shapes alone."""
+    """Builds the program from shapes alone, by default on all devices."""
     side = self.data.pixels
     return program_lib.make_program(
       self.objective(
@@ -95,13 +95,3 @@ class TokenizerRun:
       self.settings.seed,
       self.settings.num_microbatches,
     )
-
-
-def describe(run: TokenizerRun) -> str:
-  """Text about the parameters and codes of a tokenizer."""
-  side = run.data.pixels
-  height, width = run.model.grid(side, side)
-  return program_lib.parameter_table(run.program()) + (
-    f'{run.model.num_codes:,} codes, {height} x {width} for a picture of'
-    f' {side} x {side} pixels\n'
-  )

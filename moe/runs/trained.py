@@ -15,6 +15,7 @@ from moe.models import functional as functional_lib
 from moe.objectives import language
 from moe.optim import storage
 from moe.parallel import rules, shardings
+from moe.runs import build
 from moe.runs.run import IMAGE_TOKENIZER, Run, TrainedRun
 from moe.types import Layout, PyTree
 
@@ -24,8 +25,8 @@ class RunFiles(NamedTuple):
 
   Attributes:
     workdir: directory of the run.
-    steps_dir: directory of its checkpoints.
-    step: step to read; None for the best or the latest.
+    steps_dir: directory of the run's checkpoints.
+    step: the step that the user has named; None if the user has named none.
     config: file of the whole configuration.
     vocabulary: file of the vocabulary.
   """
@@ -41,7 +42,8 @@ def find(directory: str) -> RunFiles:
   """Finds a trained run by its directory, its checkpoints or one of its steps.
 
   Raises:
-    ValueError: if there is no run, or files beside its checkpoints are missing.
+    ValueError: if there is no run, or if its configuration or vocabulary is
+      missing.
   """
   steps_dir, step = listing.locate(directory)
   workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
@@ -58,21 +60,19 @@ def read_back(
 ) -> TrainedRun:
   """Reads the parameters of a trained run.
 
-  The parameters are sharded as in training, by the run's rules. The mesh is
-  that of the run; `MeshShape.fitted` adapts it to another number of devices.
+  The parameters are sharded as in training, by the run's sharding table and
+  mesh. If there are more or fewer devices than in training, `MeshShape.fitted`
+  adapts the mesh.
 
   Args:
     run: the run, from the configuration in `files`.
-    files: the files, from `find`. Without a step, the best step is read if
-      steps were scored, else the latest.
-    devices: the devices, by default all.
+    files: the files, from `find`. If their step is None, the best step is read,
+      or the newest one if no step was scored.
+    devices: the devices; None takes all.
 
   Raises:
     ValueError: if a file is damaged, or files do not fit together.
   """
-  # Orbax takes half a second to import, and a configuration needs none of it.
-  from moe.runs import build
-
   vocabulary = Vocabulary(files.vocabulary)
   devices = list(devices or jax.devices())
   shape = run.mesh.fitted(len(devices))
@@ -93,7 +93,8 @@ def read_back(
     )
   image_tokenizer = _image_tokenizer(run, files, meta, vocabulary.size)
   ids = run.data.ids(vocabulary.size, image_tokenizer)
-  # A run of text alone has saved no hash: its ids are those of the vocabulary.
+  # A run of text alone has saved no hash of its id space, because its
+  # vocabulary defines all ids.
   saved_ids = meta.get('ids_sha256', ids.sha256)
   if ids.sha256 != saved_ids:
     raise ValueError(
@@ -117,10 +118,10 @@ def read_back(
 def _image_tokenizer(
   run: Run, files: RunFiles, meta: dict[str, Any], num_pieces: int
 ) -> str:
-  """SHA-256 of the tokenizer beside a run's checkpoints; '' if it needs none.
+  """SHA-256 of the image tokenizer in a run's directory; '' if it needs none.
 
   Raises:
-    ValueError: if the tokenizer is missing, or if it is another one.
+    ValueError: if the tokenizer is missing, or if its hash is wrong.
   """
   if not run.data.image_tokenizer:
     return ''
@@ -144,7 +145,7 @@ def _image_tokenizer(
 def placed_shapes(
   run: Run, table: rules.Table, mesh: Mesh
 ) -> dict[str, PyTree]:
-  """Shapes with shardings of what `load_params` reads: params and state."""
+  """Shapes with shardings of params and state, which `load_params` reads."""
   functional = functional_lib.make_functional(run.model, (), Layout())
   found = {}
 

@@ -1,4 +1,4 @@
-"""A training run, from its first check to its last file."""
+"""Carries out a training run, from its first check to its last file."""
 
 import contextlib
 import dataclasses
@@ -12,6 +12,7 @@ import jax
 
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
+from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
@@ -29,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run with its program, after the checks of names and shapes.
+  """A run and its program; their names and shapes have been checked.
 
   Attributes:
     run: the run.
@@ -64,8 +65,8 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
   Args:
     run: the run.
     workdir: directory of the run, from `preflight.open_workdir`.
-    differences: sentences about differences from the configuration in the work
-      directory.
+    differences: sentences that say how the settings differ from the
+      configuration in the work directory.
 
   Raises:
     ValueError: if a name or a size does not fit.
@@ -86,7 +87,7 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
 
 
 def describe(program: Program, counts: dict[str, int]) -> str:
-  """Text about the model: its parameters, and its FLOPs per token."""
+  """A text about the parameters of the model and its FLOPs per token."""
   return program_lib.parameter_table(program) + (
     f'active parameters per token {counts["params_active"]:,}\n'
     f'model FLOPs per token, forward {counts["flops_per_token_forward"]:,}\n'
@@ -113,7 +114,8 @@ def train(
       result of `tasks.stores.prepare`.
     write_report: writes the page about a work directory and returns its path.
     compiled: file of a step that was compiled ahead of time; None compiles now.
-    begin: start of the command by `time.monotonic`; by default now.
+    begin: time at which the command started, by `time.monotonic`; None takes
+      the present time.
 
   Returns:
     The exit code: 0 at the end, 75 after a signal to stop.
@@ -137,7 +139,7 @@ def train(
     code, found = _train(
       job, config_files, prepare_stores, checkpointer, compiled, begin
     )
-    # Writing results waits for no other process, so process 0 does it alone.
+    # Results need no other process, so process 0 writes them alone.
     if code == 0 and jax.process_index() == 0:
       _write_results(job, found)
       _logger.info(f'report: {write_report(job.workdir)}')
@@ -201,7 +203,7 @@ def _check_files(job: Job) -> None:
   data = job.run.data
   if (
     data.vocabulary
-  ):  # A vocabulary that must be trained first is checked later.
+  ):  # Without a file the vocabulary is trained first, and checked later.
     vocabulary = Vocabulary(data.vocabulary)
     hashes = _id_hashes(vocabulary.sha256, data.ids(vocabulary.size))
     preflight.check_origin(job.run, job.program, hashes)
@@ -209,7 +211,10 @@ def _check_files(job: Job) -> None:
 
 
 def _id_hashes(vocabulary_sha256: str, ids: IdSpace) -> dict[str, str]:
-  """What says which token each id is; text alone needs no id space for it."""
+  """The hashes that define the meaning of ids.
+
+  For text alone, the hash of the vocabulary is enough.
+  """
   hashes = {} if ids.is_text else {'ids_sha256': ids.sha256}
   return {**hashes, 'vocabulary_sha256': vocabulary_sha256}
 
@@ -217,7 +222,7 @@ def _id_hashes(vocabulary_sha256: str, ids: IdSpace) -> dict[str, str]:
 def _meta(
   job: Job, reader: Reader, held_out: dict[str, str], config: str
 ) -> dict[str, Any]:
-  """The metadata that every checkpoint saves beside the arrays."""
+  """The metadata that every checkpoint saves together with the arrays."""
   first = next(iter(held_out.items()), None)
   return {
     **_id_hashes(reader.vocab_sha256, reader.ids),
@@ -273,6 +278,7 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
       found[data.train, 'train'][0],
       found[task, 'validation'][0],
       Vocabulary(os.path.join(job.workdir, 'vocabulary.model')),
+      data.cache_dir or default_cache_dir(),
       f'python -m launch.train --gin_file={config} --workdir={job.workdir}',
     )
     content = {
@@ -290,7 +296,11 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
-  """Samples after the run's prompts; none if the run cannot write here."""
+  """Writes samples after the run's prompts.
+
+  There are no samples if the run has several processes, or if the model cannot
+  write token by token.
+  """
   if not run.prompts:
     return []
   if jax.process_count() > 1:
@@ -301,6 +311,6 @@ def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
   try:
     read = trained.read_back(run, trained.find(workdir))
     return results.samples(read, run.prompts)
-  except ValueError as error:  # For example, the router needs later tokens.
+  except ValueError as error:  # For example, if the router needs later tokens.
     _logger.info(f'no samples: {error}')
     return []

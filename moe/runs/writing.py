@@ -1,4 +1,4 @@
-"""Samples of a trained run: text after a prompt, free or in a verse form."""
+"""Writes samples of a trained run: free text or a verse form after a prompt."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Prompt(NamedTuple):
   Attributes:
     ids: tokens of the prompt.
     table: jump table of allowed tokens, from `forms`.
-    limit: the most tokens to write.
+    limit: the largest number of tokens to write.
   """
 
   ids: list[int]
@@ -29,8 +29,8 @@ class Sample(NamedTuple):
   """One sample.
 
   Attributes:
-    text: the text, with the prompt.
-    is_cut: whether the text stops before an end mark.
+    text: the text, which begins with the prompt.
+    is_cut: whether the text stopped at the limit, without an end mark.
   """
 
   text: str
@@ -38,11 +38,13 @@ class Sample(NamedTuple):
 
 
 def check_causal(run: Run, checkpoint: str) -> None:
-  """Raises ValueError if the run's router cannot go token by token.
+  """Raises ValueError if the run's router needs later tokens.
+
+  Such a model cannot write text token by token.
 
   Args:
     run: the run.
-    checkpoint: name of the run in the message.
+    checkpoint: name of the run for the message.
   """
   router = router_of(run)
   if router and not router.is_causal:
@@ -61,9 +63,10 @@ def read_prompt(
 
   Args:
     trained: the trained run.
-    prompt: text to write after, not empty.
-    form: one of `forms.FORMS`, which the sample fills; None for free text.
-    max_tokens: the most tokens of free text; None for the rest of the context.
+    prompt: text that the sample continues; must not be empty.
+    form: verse form of the sample, one of `forms.FORMS`; None for free text.
+    max_tokens: the largest number of tokens of free text; None for as many as
+      the context still holds.
 
   Raises:
     ValueError: if the prompt is too long, or cannot begin the form.
@@ -97,7 +100,7 @@ def write_samples(
   sampling: Sampling,
   seed: int,
 ) -> Iterator[Sample]:
-  """Yields samples after one prompt.
+  """Yields samples that continue one prompt.
 
   Args:
     trained: the trained run.
@@ -124,9 +127,10 @@ def generate(
   limit: int,
   seed: int,
 ) -> list[list[int]]:
-  """The result of `decode.generate` for prompts, on the mesh of the run.
+  """Calls `decode.generate` for prompts, on the mesh of the run.
 
-  Prompts are text, which has no rows or columns: all extras are 0.
+  The prompts are text. Extras, such as rows and columns of a picture, are 0 for
+  text.
   """
   return writer(trained, sampling)(prompts, tables, limit, seed)
 
@@ -134,9 +138,9 @@ def generate(
 def writer(
   trained: TrainedRun, sampling: Sampling
 ) -> Callable[..., list[list[int]]]:
-  """A function of (prompts, tables, limit, seed) like `generate`.
+  """Makes a function of (prompts, tables, limit, seed) like `generate`.
 
-  It compiles a program only once for each shape of its prompts.
+  Many calls share compiled programs: one for each shape of the prompts.
   """
   functional, mesh = trained.functional, trained.mesh
   layers = functional.cache_shapes(trained.row_parts, 1)

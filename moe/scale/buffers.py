@@ -1,15 +1,15 @@
-"""The arrays in a device's memory while a program runs, by its compiler.
+"""Lists the arrays in a device's memory while a program runs, from XLA's dump.
 
-XLA's dump has two texts about memory: the buffer assignment gives the offset of
-each value, and the live ranges give the first and last instruction that need
-it.
+The dump has two texts about memory. The buffer assignment gives the offset of
+each value. The live ranges give the first and the last instruction between
+which a value exists.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-# '<number name @place> (size=bytes,offset=bytes): dtype[dims]'
+# Matches '<number name @place> (size=bytes,offset=bytes): dtype[dims]'.
 _VALUE = re.compile(
   r'value: <\d+ (\S+)[^>]*> \(size=(\d+),offset=(\d+)\):'
   r' ([a-z]+\d*)\[([\d,]*)\]'
@@ -26,8 +26,8 @@ class Temporary(NamedTuple):
     shape: type and dims as HLO writes them.
     dims: the dims as numbers.
     bytes: its bytes with padding.
-    offset: bytes before it; arrays at one offset share their memory.
-    first, last: instructions between which it is needed.
+    offset: offset of its first byte; arrays with the same offset share memory.
+    first, last: numbers of the instructions between which it exists.
   """
 
   name: str
@@ -40,7 +40,7 @@ class Temporary(NamedTuple):
 
 
 def temporaries(buffers: str, lifetimes: str) -> list[Temporary]:
-  """The arrays in a device's main memory that are neither input nor output.
+  """Reads the arrays in a device's main memory that are no input or output.
 
   Args:
     buffers: the compiler's buffer assignment.
@@ -50,8 +50,8 @@ def temporaries(buffers: str, lifetimes: str) -> list[Temporary]:
     name.removesuffix('{}'): (int(first), int(last))
     for name, first, last in _LIFETIME.findall(lifetimes)
   }
-  # The head of an allocation outside main memory has a color after its size, so
-  # it does not match.
+  # The first line of an allocation outside main memory has a color after the
+  # size, so it does not match `_TEMPORARY`.
   parts = [
     part
     for part in re.split('^allocation ', buffers, flags=re.MULTILINE)
@@ -76,14 +76,14 @@ def most_alive(values: list[Temporary]) -> list[Temporary]:
   """The live values at the moment of peak memory, the largest first."""
 
   def alive(moment: int) -> list[Temporary]:
-    # Values at one offset share their memory, so only the largest counts.
+    # Values with the same offset share memory, so only the largest counts.
     at = {}
     for value in sorted(values, key=lambda v: v.bytes):
       if value.first <= moment <= value.last:
         at[value.offset] = value
     return sorted(at.values(), key=lambda v: -v.bytes)
 
-  # The sum can only grow where a value begins.
+  # The sum of bytes is largest at a moment where a value begins to exist.
   moments = {value.first for value in values}
   return max(map(alive, moments), key=_bytes_of, default=[])
 
@@ -93,18 +93,20 @@ def account(
   temp_bytes: int,
   is_weight: Callable[[Temporary], bool],
 ) -> dict[str, Any]:
-  """The temporary bytes of a program on one device, by their content.
+  """Sums the temporary bytes of a program on one device, by their content.
 
   Args:
     values: the temporaries.
-    temp_bytes: bytes that the compiler allocates for them.
-    is_weight: whether a value is a gradient of weights and not rows of tokens.
+    temp_bytes: bytes that the compiler allocates for the temporaries.
+    is_weight: whether a value is a gradient of weights; all other values are
+      rows of tokens.
 
   Returns:
-    'temp_bytes': the allocated bytes; 'weight_sized_bytes': the most that
-    gradients take at one moment; 'row_bytes': the most that all other values
-    take; 'gap_bytes': allocated bytes minus the peak of live bytes; 'at_peak':
-    the largest values that are live at that peak.
+    'temp_bytes': the allocated bytes.
+    'weight_sized_bytes': peak bytes of gradients alone.
+    'row_bytes': peak bytes of all other values alone.
+    'gap_bytes': allocated bytes minus peak bytes of all values.
+    'at_peak': the largest values that exist at the peak of all values.
   """
   peak = most_alive(values)
   most = lambda chosen: _bytes_of(most_alive(list(chosen)))

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: how many bytes go between devices."""
+"""Finds the collectives of a compiled program, and the bytes that they move."""
 
 import dataclasses
 import math
@@ -22,12 +22,12 @@ class Transfer:
   Attributes:
     kind: one of `KINDS`.
     axes: mesh axes that its groups span.
-    bytes: bytes of a device's operand or result each time, whichever is larger.
-      A ragged exchange takes the smaller one, since its buffers are larger than
-      their content.
+    bytes: bytes of the operand or of the result on a device, whichever is
+      larger. For a ragged all-to-all it is the smaller one, because the buffers
+      of a ragged all-to-all are larger than their content.
     times: how often it runs in a step.
-    group: devices of one group, by their index in the mesh.
-    source: the path of JAX's operation.
+    group: devices of one group, as indices in the mesh.
+    source: path of the JAX operation that caused it.
   """
 
   kind: str
@@ -39,7 +39,7 @@ class Transfer:
 
   @property
   def moved(self) -> float:
-    """Bytes that each device sends each time; it receives as many."""
+    """Bytes that each device sends at each run; it receives equally many."""
     n = len(self.group)
     if self.kind == 'collective-permute':
       return self.bytes
@@ -48,7 +48,7 @@ class Transfer:
 
 
 def groups_of(attributes: str, num_devices: int) -> np.ndarray:
-  """Replica groups [groups, members] of an instruction.
+  """Reads the replica groups of an instruction, [groups, members].
 
   Programs write them as {{0,1},{2,3}}, as [2,4]<=[4,2]T(1,0), as
   mesh['a'=2,'b'=4] {'a'}, or as the pairs of a permutation. Each pair becomes a
@@ -56,7 +56,8 @@ def groups_of(attributes: str, num_devices: int) -> np.ndarray:
 
   Args:
     attributes: the attributes of an instruction.
-    num_devices: devices of the mesh; they form one group if none is written.
+    num_devices: devices of the mesh. They form one group if the instruction
+      names no groups.
   """
   pairs = re.search(
     r'source_target_pairs=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}', attributes
@@ -94,7 +95,7 @@ def groups_of(attributes: str, num_devices: int) -> np.ndarray:
 def axes_of(
   group: Sequence[int], mesh_shape: dict[str, int]
 ) -> tuple[str, ...]:
-  """Mesh axes along which at least two members of a group differ."""
+  """Mesh axes along which the members of a group have different places."""
   places = np.unravel_index(np.asarray(group), tuple(mesh_shape.values()))
   return tuple(
     axis
@@ -106,9 +107,10 @@ def axes_of(
 def find(
   module: hlo.Module, computation: str, i: hlo.Instruction
 ) -> tuple[str, str, hlo.Instruction] | None:
-  """(kind, computation, instruction) of a collective in `i` or its callee.
+  """Finds a collective in the instruction `i` or in the computation it calls.
 
-  None if there is no collective.
+  Returns:
+    (kind, computation, instruction), or None if there is no collective.
   """
   kind = i.opcode.removesuffix('-start')
   if kind in KINDS:
@@ -119,8 +121,8 @@ def find(
   for inner in module.computations[name].values():
     found = find(module, name, inner)
     if found:
-      # TPU programs write a reduce-scatter as an all-reduce, of whose result
-      # each device keeps a part.
+      # TPU programs write a reduce-scatter as an all-reduce, after which each
+      # device keeps only its part of the result.
       scatters = i.calls.startswith('all-reduce-scatter')
       return ('reduce-scatter' if scatters else found[0], *found[1:])
   return None
@@ -132,11 +134,11 @@ def transfer(
   times: int,
   mesh_shape: dict[str, int],
 ) -> Transfer | None:
-  """The transfer of a collective; None if every group is a single device.
+  """Describes a collective as a `Transfer`; None if all groups are one device.
 
   Args:
     module: the program.
-    found: the collective, as `find` returns it.
+    found: the collective, from `find`.
     times: how often it runs in a step.
     mesh_shape: devices by mesh axis, in the order of the mesh.
   """
@@ -155,7 +157,8 @@ def transfer(
     shapes = shapes[len(i.operands) : 2 * len(i.operands)]
   made = sum(s.bytes for s in shapes)
   if kind == 'ragged-all-to-all':
-    # The operands are the rows, a buffer for the result, and four small tables.
+    # A ragged all-to-all has the rows, a buffer for the result, and four small
+    # tables as operands.
     given = made = min(sizes[0], shapes[0].bytes)
   num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
   # The most distant pair of a permutation decides which mesh axes it spans.

@@ -1,7 +1,8 @@
 """Compiles a training step ahead of time, saves it, and loads it again.
 
-The text of the optimised program comes from XLA's dump. `compiled.as_text()`
-fails on programs with asynchronous collectives if libtpu is newer than jaxlib.
+We read the text of the optimised program from XLA's dump, because
+`compiled.as_text()` can fail: it does so for programs with asynchronous
+collectives if libtpu is newer than jaxlib.
 """
 
 import dataclasses
@@ -23,13 +24,13 @@ from moe.scale import topology
 from moe.train.program import Program
 from moe.types import Batch
 
-# Environment variables with flags of the compilers.
+# Environment variables that hold compiler flags.
 _FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 class DoesNotFit(ValueError):
-  """The compiler says that the program needs more memory than a device has.
+  """Error: the compiler says that a program does not fit in a device's memory.
 
   Attributes:
     needed: bytes that the program needs; 0 if the compiler does not say.
@@ -51,15 +52,15 @@ class Compiled:
     key: hash of everything that determines the program, see `content_key`.
     argument_bytes: bytes of parameters, optimizer state and batch.
     temp_bytes: bytes of the step's temporaries.
-    code_bytes: bytes of the program itself, which lies in the same memory.
+    code_bytes: bytes of the program's code, which uses the same memory.
     peak_bytes: the most bytes in use at one time, the program included.
     seconds: time that the compilation took.
     flops_once: FLOPs by the compiler, which counts the body of a loop once.
     optimal_seconds: the compiler's estimate of the step's time, which also
       counts the body of a loop once.
     text: the optimised program.
-    is_cached: whether an earlier compilation was read back.
-    path: the file that `load` reads.
+    is_cached: whether the result was read from an earlier compilation.
+    path: file of the executable, which `load` reads.
   """
 
   key: str
@@ -76,7 +77,7 @@ class Compiled:
 
 
 def versions() -> dict[str, str]:
-  """Versions of the compilers; other versions make another program."""
+  """Versions of the compilers, on which the compiled program depends."""
   import jaxlib
 
   try:
@@ -91,7 +92,11 @@ def versions() -> dict[str, str]:
 def content_key(
   lowered: jax.stages.Lowered, devices: Iterable[jax.Device]
 ) -> str:
-  """Hash of the program before compilation, devices, versions and flags."""
+  """Hash of all that determines a compiled step.
+
+  It covers the program before compilation, the devices, the versions and the
+  flags of the compilers.
+  """
   described = [
     (topology.kind_of(d.device_kind), *getattr(d, 'coords', (d.id,)))
     for d in devices
@@ -110,7 +115,8 @@ def compile_step(
     program: the program of a run, on devices that need not exist.
     shapes: shapes of a batch.
     directory: the cache, with one folder for each `content_key`.
-    want_program: whether to save the executable beside its measurements.
+    want_program: whether to save the executable too, and not only its
+      measurements.
 
   Raises:
     DoesNotFit: if a device has too little memory.
@@ -134,7 +140,8 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
       raise _does_not_fit(error) or error from error
     seconds = time.monotonic() - begin
-    # On TPUs only the text after code generation has estimates of cycles.
+    # TPU compilers write estimates of cycles only into the text after code
+    # generation.
     program_text = dumped(
       pathlib.Path(dump), '*after_codegen.txt', '*after_optimizations.txt'
     )
@@ -156,7 +163,7 @@ def _facts(compiled: jax.stages.Compiled, seconds: float) -> dict[str, float]:
     'argument_bytes': arguments,
     'temp_bytes': memory.temp_size_in_bytes,
     'code_bytes': memory.generated_code_size_in_bytes,
-    # On CPUs the peak leaves temporaries out.
+    # The peak of a CPU program does not include temporaries.
     'peak_bytes': max(
       memory.peak_memory_in_bytes, arguments, memory.temp_size_in_bytes
     ),
@@ -167,17 +174,18 @@ def _facts(compiled: jax.stages.Compiled, seconds: float) -> dict[str, float]:
 
 
 def dumped(folder: pathlib.Path, *patterns: str) -> str:
-  """Reads a text about the program that XLA wrote into a folder.
+  """Reads a text about the program from XLA's dump.
 
   Args:
-    folder: `xla_dump_to` of the compilation.
-    *patterns: patterns of file names; the first one that matches a file counts.
+    folder: folder of the dump, `xla_dump_to` of the compilation.
+    *patterns: glob patterns of file names. The first pattern that matches a
+      file is used.
 
   Raises:
     ValueError: if no file matches.
   """
   for pattern in patterns:
-    # A compilation writes several modules; the step is the largest.
+    # A compilation dumps several modules. The largest one is the step.
     found = sorted(folder.glob(pattern), key=lambda p: p.stat().st_size)
     if found:
       return found[-1].read_text()
@@ -203,7 +211,7 @@ def _does_not_fit(error: Exception) -> DoesNotFit | None:
 
 
 def _packed(compiled: jax.stages.Compiled, key: str) -> bytes:
-  """The bytes of a saved program: a header line of JSON, then the program."""
+  """The bytes of an executable's file: a JSON line, then the executable."""
   program, _, _ = serialize_executable.serialize(compiled)
   return json.dumps({'key': key, **versions()}).encode() + b'\n' + program
 

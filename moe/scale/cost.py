@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and bytes of a model, from shapes alone."""
+"""Counts parameters, FLOPs and bytes of a model from shapes alone."""
 
 import dataclasses
 
@@ -8,9 +8,10 @@ from moe import axes
 from moe.parallel import shardings
 from moe.types import PyTree
 
-# The block that predicts the token after the next one.
+# Name of the extra block that predicts the token after the next one (multi-
+# token prediction).
 AHEAD = 'block ahead'
-# (word in a parameter's path, part of the model); the first match counts.
+# (word in a parameter's path, part of the model) pairs; the first match counts.
 _PARTS = (
   ('ahead/', AHEAD),
   ('shared', 'shared experts'),
@@ -40,12 +41,12 @@ class ParameterCount:
 def components(
   shapes: PyTree, logical_axes: PyTree, num_active: float
 ) -> dict[str, ParameterCount]:
-  """Parameters by part of the model.
+  """Counts the parameters of each part of the model.
 
   Args:
     shapes: arrays or shapes of the parameters.
     logical_axes: a tuple of axis names for each array, from a model's `init`.
-    num_active: experts that one token uses.
+    num_active: number of experts that one token uses.
 
   Returns:
     Part -> counts. In an array with an expert dim E, a share of num_active / E
@@ -74,7 +75,7 @@ def components(
 def parameter_counts(
   shapes: PyTree, logical_axes: PyTree, num_active: float
 ) -> tuple[int, int]:
-  """(total, active) over all `components`."""
+  """(total, active) parameters of the whole model."""
   parts = components(shapes, logical_axes, num_active).values()
   return sum(p.total for p in parts), sum(p.active for p in parts)
 
@@ -86,21 +87,22 @@ def flops_per_token(
   num_layers: int,
   length: int,
 ) -> int:
-  """Model FLOPs of one token's forward pass; training costs three times that.
+  """Model FLOPs per token of a forward pass; a training step has three times.
 
-  MFU uses this counter. It counts two FLOPs for each active parameter in a
-  product and half of the T x T attention scores, since attention is causal. It
-  counts neither recomputation nor padding.
+  MFU is computed from this number. It includes two FLOPs for each active
+  parameter in a product, and half of the T x T attention scores, since
+  attention is causal. It includes neither recomputation nor padding.
 
   Args:
     active: active parameters.
     embedding: active parameters in tables that are looked up, not multiplied.
     attention_width: heads x head width.
-    num_layers: attention layers.
+    num_layers: number of attention layers.
     length: T.
   """
   products = 2 * (active - embedding)
-  # Scores and weighted values are 2 products of 2 FLOPs, with T / 2 keys each.
+  # There are 2 products, for the scores and for the sum of values. Each has 2
+  # FLOPs per feature and key, and T / 2 keys on average.
   attention = 2 * 2 * attention_width * (length // 2) * num_layers
   return products + attention
 
@@ -108,11 +110,13 @@ def flops_per_token(
 def ahead_flops_per_token(
   parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
 ) -> int:
-  """Model FLOPs of the block ahead and its head, forward, for a training token.
+  """Model FLOPs per token in the forward pass of the block ahead and its head.
+
+  Only training runs this block; without one the result is 0.
 
   Args:
-    parts: as `components` counts them.
-    head: parameters of the head.
+    parts: parameter counts, from `components`.
+    head: parameters of the output head.
     attention_width: heads x head width.
     length: T.
   """
@@ -125,23 +129,26 @@ def ahead_flops_per_token(
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-  """How a step executes a model: attention, padding, rematerialisation.
+  """Properties of a step's execution: attention, padding, rematerialisation.
 
   Attributes:
     length: T.
     attention_width: heads x head width.
-    num_layers: attention layers.
-    padding: rows that the experts multiply over rows routed to them.
+    num_layers: number of attention layers.
+    padding: number of rows that the experts multiply, divided by the number of
+      rows that are routed to them.
     is_tied: whether the embedding table is also the output head.
     recomputed: part of the model -> share of its products that run again for
-      the gradient, from `recomputed_shares`; 'scores' are those of attention.
+      the gradient, from `recomputed_shares`. The key 'scores' is for attention.
     is_loss_remat: whether the products of the output head run again, as in a
       chunked loss.
-    attention_share: computed share of the T x T scores. It is below 1 if long
-      sequences are computed in parts, or if a kernel skips masked tiles.
-    attention_backward: products of attention's backward pass over those of its
-      forward pass: 2, or 3.5 in a kernel that computes scores and the gradient
-      of probabilities twice, once for queries and once for keys.
+    attention_share: share of the T x T scores that is computed. It is below 1
+      if long sequences are computed in parts, or if a kernel skips masked
+      tiles.
+    attention_backward: number of products in attention's backward pass, divided
+      by that in its forward pass. It is 2, or 3.5 for a kernel that computes
+      the scores and the gradient of the probabilities twice, once for queries
+      and once for keys.
   """
 
   length: int
@@ -158,31 +165,33 @@ class Execution:
 def recomputed_shares(
   policy: str, last: float, is_fused: bool, ends_sparse: bool
 ) -> dict[str, float]:
-  """Shares of a period's products that run again under a remat policy.
+  """Shares of a period's products that are recomputed under a remat policy.
 
-  A block that is recomputed skips a product if the policy keeps the result or
-  if no gradient needs it: the last product of a period gives only the output of
-  the period.
+  The recomputation skips a product in two cases: the policy keeps its result,
+  or no gradient needs its result. The latter holds for the last product of a
+  period, because its result is only the output of the period.
 
   Args:
     policy: a policy of `moe/models/stack.py`.
-    last: share of the last product in a feed-forward network: 1 / 3 with a
-      gate, 1 / 2 without.
+    last: share of the last product among the products of a feed-forward
+      network: 1 / 3 with a gate, 1 / 2 without.
     is_fused: whether a kernel computes attention.
-    ends_sparse: whether experts end the period; else a dense layer does.
+    ends_sparse: whether the last layer of the period is sparse.
 
   Returns:
-    Share by part of `components`, and by 'scores' for attention.
+    Share for each part of `components`, and 'scores' for attention.
   """
   if policy == 'none':
     return {}
   if policy == 'dots':
-    # The policy keeps products without a batch dim: all but scores and experts.
+    # The policy keeps the results of products without a batch dim. Only the
+    # products of scores and of experts have one.
     return {'scores': 1.0, 'experts': 1 - last}
   scores = 1.0
   if 'attention' in policy:
-    # The kernel keeps all that its backward pass needs. In plain XLA the
-    # backward pass needs the probabilities, one of the two products.
+    # The kernel keeps everything that its backward pass needs. In plain XLA the
+    # backward pass needs the probabilities, so one of the two products runs
+    # again.
     scores = 0.0 if is_fused else 0.5
   return {
     'attention': 1.0,
@@ -198,11 +207,12 @@ def recomputed_shares(
 def executed_flops_per_token(
   parts: dict[str, ParameterCount], execution: Execution
 ) -> tuple[float, float]:
-  """FLOPs of products that really run, per token: (forward, training step).
+  """Executed FLOPs of products per token: (forward pass, training step).
 
-  This counter includes empty capacity slots, masked scores and recomputation.
-  Every product runs three times: the first layer's too, because embeddings need
-  a gradient. With remat, the block ahead runs once more as a whole.
+  These FLOPs include empty capacity slots, masked scores and recomputation.
+  Every product runs three times in training: once forward, and twice for the
+  gradients of inputs and weights. This holds for the first layer too, because
+  embeddings need a gradient. With remat, the whole block ahead runs once more.
   """
   products = {
     part: 2 * c.active * (execution.padding if part == 'experts' else 1)
@@ -232,7 +242,7 @@ def executed_flops_per_token(
 def device_bytes(tree: PyTree) -> int:
   """Bytes of arrays on one device, from shapes with shardings.
 
-  Arrays in the host's memory do not count.
+  Arrays in the host's memory are left out.
   """
   return sum(
     shardings.device_bytes(leaf, leaf.sharding)
@@ -242,5 +252,5 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def total_bytes(tree: PyTree) -> int:
-  """Bytes of all arrays; replicas do not count."""
+  """Bytes of all arrays, each array counted once whatever its sharding."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

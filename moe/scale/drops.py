@@ -1,9 +1,10 @@
-"""Expected share of rows that are dropped, before anything is trained.
+"""Predicts the share of dropped rows without training.
 
 A token sends A rows to A different experts. The load of an expert is its share
-of all rows. Loads follow a Dirichlet distribution with mean 1 / E and a given
-coefficient of variation: 0 is perfect balance, 0.3 a router that is not quite
-balanced. With the loads fixed, the rows of one buffer vary by chance alone.
+of all rows. We assume that loads follow a Dirichlet distribution with mean 1 /
+E and a given coefficient of variation: 0 is perfect balance, 0.3 is a router
+that is not quite balanced. For given loads, the number of rows in a buffer
+still varies, since tokens choose at random.
 """
 
 import math
@@ -15,9 +16,10 @@ _POINTS = 400
 
 
 def _overflow(trials: np.ndarray, chance: np.ndarray, slots: int) -> np.ndarray:
-  """Mean of max(0, X - slots) for binomial X; `trials` may be fractional."""
-  # E[X; X > s] = n q P(X' >= s), where X' has n - 1 trials. P(X >= s) with n
-  # trials is the incomplete beta function I_q(s, n - s + 1) for any real n.
+  """Mean of max(0, X - slots) for a binomial X; `trials` can be fractional."""
+  # E[X; X > s] = n q P(X' >= s), where X' has n - 1 trials. For n trials,
+  # P(X >= s) is the incomplete beta function I_q(s, n - s + 1). It is defined
+  # for any real n.
   at_least = lambda n, s: np.where(
     n - s + 1 > 0, special.betainc(s, np.maximum(n - s + 1, 1e-9), chance), 0.0
   )
@@ -33,20 +35,22 @@ def expected_share(
   held: int = 1,
   variation: float = 0.0,
 ) -> float:
-  """Share of rows that a buffer of `slots` rows drops.
+  """Expected share of rows that are dropped, because a buffer is full.
 
-  There are two cases. A fixed capacity per expert and routing group: `tokens`
-  is M, `slots` is C and `held` is 1. Or one buffer for the `held` experts of a
-  device, which all senders of the expert axis fill: `tokens` counts the tokens
-  of all senders and `slots` the rows of the buffer. The summed load of h
-  experts varies about 1 / sqrt(h) as much as that of one.
+  There are two cases:
+  - Each expert has a fixed capacity in each routing group. Then `tokens` is M,
+    `slots` is C and `held` is 1.
+  - The `held` experts of a device share one buffer, which receives rows from
+    all devices of the expert axis. Then `tokens` counts the tokens of all these
+    devices, and `slots` counts the rows of the buffer. The summed load of h
+    experts has about 1 / sqrt(h) times the relative variation of one load.
 
   Args:
     tokens: number of tokens that choose among the experts.
     num_active: A, experts of a token.
     num_experts: E.
     slots: rows in a buffer.
-    held: experts that share the buffer.
+    held: number of experts that share the buffer.
     variation: standard deviation of the experts' loads over their mean.
 
   Returns:
@@ -72,18 +76,20 @@ def expected_share(
     # (E - 1) / (E a + 1). The sum of h shares follows Beta(h a, (E - h) a).
     a = ((E - 1) / variation**2 - 1) / E
     if h < E:
-      # The medians of _POINTS intervals of equal probability.
+      # We average over _POINTS loads: the medians of intervals of equal
+      # probability.
       parts = (np.arange(_POINTS) + 0.5) / _POINTS
       share = special.betaincinv(h * a, (E - h) * a, parts)
       share *= h / E / share.mean()
-  # A token sends at most one row to each expert of the buffer.
+  # The share is limited, since a token sends at most one row to each expert of
+  # the buffer.
   share = np.minimum(share, min(A, h) / A)
   mean = A * share
-  # The mean of X (X - 1), where X rows of a token come to this buffer; 0 if h =
-  # 1.
+  # Let X be the number of rows that one token sends to the buffer. This is the
+  # mean of X (X - 1); it is 0 if h = 1.
   pairs = A * (A - 1) * share**2 * (h - 1) / h * E / max(1, E - 1)
-  # The binomial distribution with the mean and variance of the sum of X over
-  # all tokens.
+  # We approximate the sum of X over all tokens by a binomial distribution with
+  # the same mean and variance.
   chance = np.clip(mean - pairs / mean, 1e-12, 1.0)
   trials = tokens * mean / chance
   dropped = _overflow(trials, chance, slots).mean()
@@ -93,5 +99,5 @@ def expected_share(
 def pooled_slots(
   tokens: int, num_active: int, parts: int, factor: float
 ) -> int:
-  """Rows of a buffer that is `factor` times a device's even share."""
+  """Rows of a buffer: `factor` times the even share of rows of a device."""
   return math.ceil(round(factor * tokens * num_active / parts, 6))

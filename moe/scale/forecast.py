@@ -1,8 +1,8 @@
-"""The work of a step on a layout, forecast before anything is compiled.
+"""Forecasts the work of a step on a layout, without compiling.
 
-`work.count` reads the same figures from a compiled program; here they come from
-sizes alone, so that a search can compare hundreds of layouts. This file also
-has the rules that refuse a layout or warn of it.
+`work.count` reads the same numbers from a compiled program. Here they are
+computed from sizes alone, so that a search can compare hundreds of layouts.
+This file also has the rules that refuse a layout or warn of it.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from moe.scale.topology import GIB, Slice
 from moe.train.state import TrainState
 from moe.types import PyTree
 
-# Bytes of one number of a weight in a product.
+# Bytes of one weight in a product, which uses bfloat16.
 _WEIGHT_BYTES = 2
-# Logical axes that divide a parameter only in memory: a step gathers the
-# parameter along them before the product.
+# Along these logical axes, a parameter is divided only in memory. A step
+# gathers the parameter before the product.
 _GATHERED = (axes.EMBED, axes.LATENT)
-# What a transfer carries: its `Transfer.source` in a forecast.
+# In a forecast, `Transfer.source` is one of these names for the moved content.
 WEIGHTS, ROWS, WIDTHS = 'weights', 'rows', 'widths'
 KEYS, GRADIENTS, MATRICES = 'keys', 'gradients', 'matrices'
 _WORDS = {
@@ -48,12 +48,12 @@ _WAYS_OUT = {
 
 @dataclasses.dataclass(frozen=True)
 class StepDemand:
-  """FLOPs and rows of one device, from which its work is forecast.
+  """FLOPs and rows of one device in a step, the input of the forecast.
 
   Attributes:
     flops: executed FLOPs of a step on one device.
     exchanged: bytes that a device sends to experts in one exchange.
-    sparse_layers: number of layers with an exchange.
+    sparse_layers: number of sparse layers; each exchanges rows.
     d_model: D.
     num_layers: number of all layers.
     rows_per_expert: rows of a microbatch that one expert of a device gets,
@@ -73,7 +73,7 @@ def _axes(entry) -> tuple[str, ...]:
 
 
 def _group(mesh, names: tuple[str, ...]) -> tuple[int, ...]:
-  """One group over the mesh axes `names`, as indices of devices in the mesh."""
+  """The first device group over mesh axes `names`, as indices in the mesh."""
   shape = tuple(mesh.shape.values())
   index = [range(n) if a in names else (0,) for a, n in mesh.shape.items()]
   places = [0]
@@ -85,10 +85,13 @@ def _group(mesh, names: tuple[str, ...]) -> tuple[int, ...]:
 def _gathers(
   params: PyTree, logical_axes: PyTree
 ) -> dict[tuple[tuple[str, ...], int], int]:
-  """Bytes of weights to gather: (mesh axes, gathers per pass) -> bytes.
+  """Bytes of weights that a device gathers in a pass over the layers.
 
   A step gathers a parameter that is divided over 'embed' or 'latent'. The dims
   of experts, heads and feed-forward widths stay divided in products.
+
+  Returns:
+    (mesh axes, number of gathers) -> bytes of one gather.
   """
   found = {}
   names = jax.tree.leaves(logical_axes, is_leaf=lambda a: isinstance(a, tuple))
@@ -111,10 +114,14 @@ def _gathers(
 def _summed(
   params: PyTree, token_axes: tuple[str, ...]
 ) -> dict[tuple[str, ...], int]:
-  """Parameters on a device whose gradients are summed, by mesh axes of the sum.
+  """Numbers of parameters whose gradients are summed over the same mesh axes.
 
-  The sum goes over those of `token_axes` that do not divide the parameter:
-  devices along them have other tokens but the same parameter.
+  The gradient of a parameter is summed over the axes of `token_axes` that do
+  not divide this parameter: devices along these axes have the same parameter
+  and different tokens.
+
+  Returns:
+    Mesh axes -> number of parameters on a device.
   """
   found = {}
   for leaf in jax.tree.leaves(params):
@@ -127,14 +134,15 @@ def _summed(
 
 
 def exchanges(remat: str) -> int:
-  """How often the rows of a sparse layer cross the expert axis in a step.
+  """Number of times that the rows of a sparse layer are exchanged in a step.
 
-  Rows go out and come back in the forward and in the backward pass: 4 times. A
-  recomputed layer sends them out once more, because the experts' gradients need
-  the rows that arrived. It does not send them back again: combining is a sum,
-  whose gradient needs none of its terms, and the output of the period is kept
-  as the input of the next. 'dots' keeps no product of experts, because these
-  have a batch dim.
+  Rows are sent to the experts and back, in the forward and in the backward
+  pass: 4 times. A recomputed layer sends rows to the experts once more, because
+  the gradients of the experts need the received rows. It does not send them
+  back once more, for two reasons. Combining is a sum, and the gradient of a sum
+  does not need its terms. The output of the period is kept as the input of the
+  next period. The policy 'dots' is no exception: products of experts have a
+  batch dim, so it does not keep them.
   """
   return 4 if remat == 'none' or 'exchange' in remat else 5
 
@@ -153,7 +161,7 @@ def forecast_work(
     abstract: TrainState of shapes with shardings on the mesh.
     logical_axes: logical axes of the parameters.
     mesh: a mesh of devices that need not exist.
-    token_axes: mesh axes that divide the tokens.
+    token_axes: mesh axes that divide the tokens of a batch.
     sizes: sizes of one microbatch on one device.
     demand: FLOPs and rows of one step on one device.
   """
@@ -179,16 +187,17 @@ def forecast_work(
     local += numbers
   for moved in orthogonal.update(abstract.opt_state, abstract.params).transfers:
     add(MATRICES, moved.kind, (moved.axis,), moved.num_bytes, moved.times)
-  # The optimizer's state is divided over 'data', so updates must be gathered.
+  # The optimizer's state is divided over 'data', so each device computes a part
+  # of the updates and all parts must be gathered.
   add(GRADIENTS, 'all-gather', (DATA,), local * 4, 1)
   hidden = sizes.tokens * demand.d_model * sizes.dtype_bytes
   add(WIDTHS, 'all-reduce', (MODEL,), hidden, 4 * demand.num_layers * n)
   add(KEYS, 'all-gather', (CONTEXT,), 2 * hidden, 3 * demand.num_layers * n)
   period, table, prefix = memory.gathered(abstract.params, logical_axes)
   weights = (period * sizes.periods + table + prefix) * _WEIGHT_BYTES
-  # A step reads weights four times: forward, recomputed, and for the gradients
-  # of activations and of weights. It reads and writes the state once. A layer
-  # reads or writes activations some thirty times.
+  # A step reads weights four times: in the forward pass, in the recomputation,
+  # and for the gradients of activations and of weights. It reads and writes the
+  # state once. A layer reads or writes activations about thirty times.
   num_bytes = 4 * n * weights + 2 * cost.device_bytes(abstract)
   num_bytes += 30 * hidden * demand.num_layers * n
   return work.StepWork(
@@ -205,20 +214,20 @@ def forecast_work(
 def refusal(
   done: work.StepWork, by_transfer: Sequence[float], peak: float
 ) -> str | None:
-  """Why a layout cannot work well even with full overlap; None if it can.
+  """Says why a layout is too slow even with full overlap; None if it is not.
 
   A layout is refused if one kind of transfer takes longer than all products of
-  the step. `warnings` checks stricter rules, for one forward pass of one layer
-  of experts in bfloat16. Let C be the peak in FLOP/s, W the bytes/s of a link
-  in one direction, and I = C / 2W the FLOPs in the time of one byte on a ring
-  (2,550 on a v5p, 5,100 on a v6e, 12,800 on a tpu7x). An expert has m matrices.
+  the step. `warnings` checks stricter rules, for the forward pass of one sparse
+  layer in bfloat16. Let C be the peak in FLOP/s and W the bytes/s of a link in
+  one direction. A ring moves one byte in the time of I = C / 2W FLOPs (2,550 on
+  a v5p, 5,100 on a v6e, 12,800 on a tpu7x). An expert has m matrices.
 
   - Gathered weights (FSDP): t A EP / E > I. A device multiplies t A rows, A for
-    each of its t tokens, and gathers its E / EP experts: 2 m D F t A FLOPs for
-    2 m D F E / EP bytes over both links of a ring. MaxText's guide uses the
-    tokens of a device for mixed layouts, but the 'global batch' for pure FSDP.
-    The latter is too generous by the number of devices, since each device
-    gathers all weights.
+    each of its t tokens, which takes 2 m D F t A FLOPs. It gathers its E / EP
+    experts, 2 m D F E / EP bytes, over both links of a ring. MaxText's guide
+    takes the tokens of a device for mixed layouts, but the 'global batch' for
+    pure FSDP. With the global batch, the ratio is too large by a factor of the
+    number of devices, since each device gathers all weights.
   - Exchange (EP): 2 m F / n > I. A row has 2 D bytes each way and 2 m D F
     FLOPs. On a ring of n, a byte travels n / 4 links on average and a device
     has two links, so V bytes take V n / 8W. A GELU expert has m = 2, which
@@ -226,11 +235,12 @@ def refusal(
     several sides of the torus, n is the longest side and not EP.
   - Divided widths (TP): m F / 2 TP > I. One all-reduce has 2 D bytes for each
     token and 2 m D F / TP FLOPs. With m = 2 this is the guide's F / TP.
-  - Pipelines do not exist here.
+  - Pipelines have no rule, since this project has none.
 
-  A whole step does better than a forward pass: products triple, or quadruple
-  with recomputation, while exchanges only double (`exchanges`), and attention
-  and dense layers count too. So a refused layout is hopeless.
+  A whole step has more products per byte than a forward pass. Products triple,
+  or quadruple with recomputation, while exchanges only double (`exchanges`).
+  Attention and dense layers add products without such transfers. So if even a
+  whole step breaks a rule, no overlap can make the layout fast.
 
   Source: MaxText, docs/guides/optimization/custom_model.md, section "Choose
   efficient sharding strategies"; the times of collectives are those of
@@ -238,7 +248,7 @@ def refusal(
 
   Args:
     done: forecast work of a step.
-    by_transfer: seconds of each transfer of `done`, times its count.
+    by_transfer: seconds of each transfer of `done`, summed over its runs.
     peak: FLOP/s of a device.
   """
   products = done.flops / peak
@@ -255,7 +265,7 @@ def refusal(
 
 
 def _flops_of_a_byte(kind: str, names, mesh, slice_: Slice, coords) -> float:
-  """FLOPs that a device could do while one byte of a collective arrives."""
+  """FLOPs that a device could do in the time of one byte of a collective."""
   group = _group(mesh, names)
   transfer = collectives.Transfer(kind, names, GIB, 1, group, '')
   seconds, _ = roofline.transfer_seconds(transfer, coords, slice_)
@@ -266,10 +276,11 @@ def _flops_of_a_byte(kind: str, names, mesh, slice_: Slice, coords) -> float:
 def warnings(
   slice_: Slice, mesh: Mesh, sizes: memory.MicrobatchSizes, demand: StepDemand
 ) -> list[str]:
-  """The rules in `refusal` that one layer's forward pass breaks, as sentences.
+  """Lists the rules of `refusal` that the forward pass of one layer breaks.
 
-  The rules use the real place of each mesh axis on the torus: an axis along two
-  rings has twice the bandwidth. A transfer that breaks a rule can only overlap
+  Each rule is a sentence. The rules use the real place of each mesh axis on the
+  torus: an axis along two rings has twice the bandwidth. If a transfer breaks a
+  rule, the products of its layer are too short to hide it, so it must overlap
   with products of other layers.
   """
   coords = roofline.coordinates(list(mesh.devices.flat))

@@ -1,4 +1,4 @@
-"""The text of a compiled program, read: computations and their instructions."""
+"""Reads the text of a compiled program: computations and their instructions."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ _CALLS = re.compile(r'\bcalls=%?([^\s,]+)')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """One array: dtype name, dims, and the memory it lies in (0 is HBM)."""
+  """An array: name of its dtype, dims, and number of its memory (0 is HBM)."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -27,12 +27,12 @@ class Shape:
 
   @property
   def size(self) -> int:
-    """How many numbers the array holds."""
+    """The number of elements."""
     return math.prod(self.dims)
 
   @property
   def bytes(self) -> int:
-    """How many bytes the array takes without the padding of tiles."""
+    """The number of bytes, without the padding of tiles."""
     bits = _DTYPE_BITS.get(self.dtype, 8 if self.dtype.startswith('f8') else 0)
     return -(-self.size * bits // 8)
 
@@ -46,12 +46,12 @@ class Instruction:
 
   Attributes:
     name: a name that is unique in the computation.
-    opcode: what it does, such as 'fusion'.
-    shapes: the arrays of the result, several for a tuple.
-    operands: names of the instructions that it reads.
-    attributes: the rest of the line; for constants and parameters, what stands
-      in the brackets.
-    is_root: whether the computation returns it.
+    opcode: name of the operation, such as 'fusion'.
+    shapes: the arrays of the result; a tuple has several.
+    operands: names of the instructions whose results it reads.
+    attributes: the rest of the line. For constants and parameters it is the
+      text in the brackets: the value or the number.
+    is_root: whether the computation returns its result.
   """
 
   name: str
@@ -68,19 +68,22 @@ class Instruction:
     return found and found.group(1)
 
   def attribute(self, name: str) -> str | None:
-    """What follows 'name=' up to a comma or a space."""
+    """The text after 'name=' up to a comma or a space."""
     found = re.search(rf'\b{name}=%?([^\s,]+)', self.attributes)
     return found and found.group(1)
 
   @property
   def op_name(self) -> str:
-    """The path of JAX's operation, '' where the compiler made its own."""
+    """The path of JAX's operation; '' if the compiler added the instruction."""
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found.group(1) if found else ''
 
   @property
   def estimated_cycles(self) -> int | None:
-    """The compiler's estimate; None before code generation and on CPUs."""
+    """The compiler's estimate of cycles.
+
+    It is None before code generation and on CPUs.
+    """
     found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
     return int(found.group(1)) if found else None
 
@@ -90,7 +93,7 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A compiled program: computations by name, and the one it begins with."""
+  """A compiled program: computations by name, and the name of the first one."""
 
   computations: dict[str, Computation]
   entry: str
@@ -101,9 +104,10 @@ class Module:
     return next(i for i in reversed(instructions) if i.is_root)
 
   def behind(self, start: Instruction) -> str:
-    """The computation that an asynchronous start leads to.
+    """Finds the computation that an asynchronous start runs in the end.
 
-    A program for a sparse core is wrapped in calls, one inside another.
+    The computation for a sparse core lies behind a chain of calls; we follow
+    this chain.
     """
     name = start.calls
     while True:
@@ -118,7 +122,7 @@ class Module:
 
 
 def _closing(text: str, start: int) -> int:
-  """The index of the bracket that closes the one at `start`."""
+  """The index of the closing bracket for the opening bracket at `start`."""
   depth = 0
   for found in re.finditer(r'[()]', text[start:]):
     depth += 1 if found.group() == '(' else -1
@@ -128,7 +132,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-  """All arrays of a type such as '(bf16[2,4]{1,0:T(8,128)S(1)}, s32[])'."""
+  """Reads all arrays of a type like '(bf16[2,4]{1,0:T(8,128)S(1)}, s32[])'."""
   shapes = []
   for dtype, dims, layout in _SHAPE.findall(text):
     space = re.search(r'S\((\d+)\)', layout)

@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products in a compiled program."""
+"""Counts the FLOPs of the matrix products in a compiled program."""
 
 import functools
 import math
@@ -20,7 +20,11 @@ def _numbers(window: str, key: str, dims: int, default: int) -> list[int]:
 def _valid_pairs(
   out: int, kernel: int, base: int, stride: int, pad: int, dilations: tuple
 ) -> int:
-  """How many (output, kernel) places meet an element of the input."""
+  """Counts products of a convolution along one dim, without padding.
+
+  These are the pairs (output place, kernel place) that read a real element of
+  the input.
+  """
   base_dilation, window_dilation = dilations
   first_K1 = np.arange(kernel)[:, None] * window_dilation - pad
   place_KO = first_K1 + np.arange(out) * stride
@@ -61,23 +65,25 @@ def _convolution_flops(
 
 
 _SPLASH = re.compile(r'splash_m[hq]a_(fwd|dq|dkv)')
-# Products in each kernel of splash attention: (those that sum over or yield the
-# width of queries and keys, those of the width of values). All three kernels
-# compute the scores, both backward ones the gradient of the probabilities.
+# Number of products in each kernel of splash attention: (products over the
+# width of queries and keys, products over the width of values). All three
+# kernels compute the scores. Both backward kernels also compute the gradient of
+# the probabilities.
 _SPLASH_PRODUCTS = {'fwd': (1, 1), 'dq': (2, 1), 'dkv': (2, 2)}
 
 
 def splash_share(T: int, S: int, tiles: tuple[int, int]) -> float:
-  """The share of [T, S] scores that lies in tiles that splash attention runs.
+  """The share of the [T, S] scores that splash attention computes.
 
-  The queries are the last T of the S tokens, and each sees itself and the
-  tokens before it. The kernel skips tiles without a visible key. Later tokens
-  that a query sees in its own block are not counted.
+  The kernel skips a tile if all its scores are masked. The queries are the last
+  T of the S tokens. We assume a causal mask: each query attends to itself and
+  to earlier tokens. Queries can also attend to later tokens of their own block;
+  the share does not include these.
 
   Args:
     T: number of queries.
     S: number of keys.
-    tiles: (tiles of queries, tiles of keys) of the kernel.
+    tiles: (number of tiles along the queries, number along the keys).
   """
   rows, columns = T // tiles[0], S // tiles[1]
   last = S - T + (np.arange(tiles[0]) + 1) * rows - 1
@@ -85,10 +91,11 @@ def splash_share(T: int, S: int, tiles: tuple[int, int]) -> float:
 
 
 def _splash_flops(module: Module, computation: str, i: Instruction) -> int:
-  """FLOPs of a splash attention kernel, of which the program says nothing.
+  """FLOPs of a splash attention kernel, from the shapes of its operands.
 
-  The first operands are two tables of integers with a number for each tile of
-  scores; queries, keys and values [..., heads, tokens, width] follow.
+  The program does not state them. The first operands are two tables of integers
+  with an entry for each tile of scores. Then follow queries, keys and values
+  [..., heads, tokens, width].
   """
   kind = _SPLASH.search(i.name).group(1)
   inside = module.computations[computation]
@@ -102,11 +109,12 @@ def _splash_flops(module: Module, computation: str, i: Instruction) -> int:
 
 
 def product_flops(module: Module, computation: str, i: Instruction) -> int:
-  """FLOPs of the matrix products in one instruction and in what it calls.
+  """FLOPs of the matrix products in one instruction and its callees.
 
-  A TPU's products are convolutions; the batch dims of an einsum become spatial
-  dims in which most places of the window meet padding, which costs nothing.
-  Shapes give the FLOPs of splash attention; other kernels state their own.
+  TPU programs write products as convolutions. The batch dims of an einsum
+  become spatial dims, in which most products read padding; these cost nothing,
+  so we do not count them. The FLOPs of splash attention come from its shapes;
+  other kernels state their FLOPs in the program.
   """
   if i.opcode in ('convolution', 'dot'):
     inside = module.computations[computation]

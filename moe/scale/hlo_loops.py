@@ -1,8 +1,8 @@
-"""The loops of a compiled program: how often each instruction runs.
+"""Finds how often each instruction of a compiled program runs.
 
-XLA's own `cost_analysis()` counts the body of a loop once, so that a model
-scanned over its layers looks one layer deep. The text of the program says
-enough to multiply the bodies by their trip counts.
+XLA's own `cost_analysis()` counts the body of a loop once. So a model with a
+scan over its layers seems to have one layer. We read the trip count of each
+loop from the text of the program, and multiply the body by it.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Literal
 
 from moe.scale.hlo import Instruction, Module
 
-# Where a number in a program comes from: ('constant', value), ('tuple', index)
-# or ('parameter', index).
+# The origin of a number in a program: ('constant', value), ('tuple', index) or
+# ('parameter', index).
 _Source = tuple[Literal['constant', 'tuple', 'parameter'], int]
 
 _PASSED_ON = (
@@ -26,13 +26,13 @@ _PASSED_ON = (
 
 
 class _Loops:
-  """Trip counts of loops, from their annotation or from start and bound."""
+  """Trip counts of loops, from an annotation or from start, bound and step."""
 
   def __init__(self, module: Module):
     self._module = module
 
   def trips(self, loop: Instruction, caller: str) -> int | None:
-    """How often the body runs; None where the program does not say."""
+    """The number of times that the body runs; None if it is unknown."""
     known = re.search(r'known_trip_count[^\d]*(\d+)', loop.attributes)
     if known:
       return int(known.group(1))
@@ -54,7 +54,10 @@ class _Loops:
     return max(0, -(-(bound - start + (direction == 'LE')) // step))
 
   def _compared(self, condition: str) -> tuple[list[_Source], str] | None:
-    """([left, right], direction) of the comparison that ends a loop."""
+    """([origin of the left side, of the right side], direction) of a condition.
+
+    None if the condition of the loop is no simple comparison.
+    """
     root = self._module.root(condition)
     sides = [self._source(condition, o) for o in root.operands]
     if root.opcode == 'fusion':
@@ -67,7 +70,7 @@ class _Loops:
     return sides, root.attribute('direction')
 
   def _source(self, computation: str, name: str) -> _Source | None:
-    """Where the value of an instruction comes from, through mere copies."""
+    """The origin of an instruction's value; copies on the way are skipped."""
     instruction = self._module.computations[computation].get(name)
     while instruction is not None:
       if instruction.opcode == 'constant':
@@ -92,7 +95,7 @@ class _Loops:
     return instruction.operands if instruction.opcode == 'tuple' else None
 
   def _step(self, body: str, index: int) -> int:
-    """What the body adds to the counter; 1 where the text does not say."""
+    """The number that the body adds to the counter; 1 if it is unknown."""
     root = self._module.root(body)
     if root.opcode != 'tuple':
       return 1
@@ -104,11 +107,12 @@ class _Loops:
 
 
 def executed(module: Module) -> Iterator[tuple[str, Instruction, int]]:
-  """Every instruction that runs, as (computation, instruction, times).
+  """Yields every instruction that runs, as (computation, instruction, times).
 
-  Bodies of loops are multiplied out, and every branch of a conditional counts.
-  The caller looks into fusions and asynchronous starts. A loop of unknown
-  length counts once.
+  An instruction in a loop has the trip count in its `times`; a loop of unknown
+  length counts once. Every branch of a conditional counts. The instructions
+  inside fusions and asynchronous starts are not yielded; the caller reads them
+  itself.
   """
   loops = _Loops(module)
 
@@ -138,7 +142,7 @@ def executed(module: Module) -> Iterator[tuple[str, Instruction, int]]:
 
 
 def loops_of_unknown_length(module: Module) -> list[str]:
-  """Names of the loops that `executed` counts once: they have no trip count."""
+  """Names of loops without a known trip count, which `executed` counts once."""
   loops = _Loops(module)
   return [
     i.name

@@ -1,8 +1,8 @@
-"""Predicts the memory of a step on one device before the step is compiled.
+"""Predicts the memory of a step on one device, without compiling.
 
-The search compares hundreds of layouts in seconds with it. Arguments (state and
-batch) are exact; of temporaries only the large tensors are counted. tests/scale
-compares the result with the compiler's.
+So the search can compare hundreds of layouts in seconds. The bytes of arguments
+(state and batch) are exact. The bytes of temporaries include only the large
+tensors. tests/scale compares the prediction with the compiler's numbers.
 """
 
 import dataclasses
@@ -38,7 +38,8 @@ class MicrobatchSizes:
     matrices: weight matrices of a feed-forward network: 3 with a gate, else 2.
     expert_width: F of an expert; 0 for a dense model.
     expert_rows: rows in the buffers of all experts on the device.
-    periods: number of scanned periods; each keeps its input.
+    periods: number of scanned periods. The input of each period is kept for the
+      backward pass.
     blocks: number of blocks in a period.
     remat: policy of `moe/models/stack.py`.
     loss_chunks: number of chunks of the loss.
@@ -85,10 +86,13 @@ class DeviceBytes:
 
 
 def gathered(params: PyTree, logical_axes: PyTree) -> tuple[int, int, int]:
-  """Parameters on a device after gathering: (one period, table, whole prefix).
+  """Number of parameters on a device after they are gathered.
 
-  Weights are gathered before a product. They stay divided over experts, heads,
-  feed-forward widths and the vocabulary.
+  Weights are gathered before a product. But the dims of experts, heads,
+  feed-forward widths and vocabulary stay divided.
+
+  Returns:
+    (parameters of one period, of the largest table, of the whole prefix).
   """
   names = jax.tree.leaves(logical_axes, is_leaf=lambda a: isinstance(a, tuple))
   period = table = prefix = 0
@@ -120,26 +124,28 @@ def _hidden(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   """Bytes that a block keeps for its backward pass without rematerialisation.
 
-  A scan stacks every array that differentiation needs: XLA fuses nothing across
-  the loop.
+  The scan over layers stores every array that the backward pass needs, since
+  XLA cannot fuse operations of the forward loop with those of the backward
+  loop.
   """
   dtype_bytes, tokens = sizes.dtype_bytes, sizes.tokens
   width, hidden = sizes.d_model, _hidden(sizes, is_sparse)
-  # Each of the two norms of a block keeps three float32 arrays. So do the norms
-  # of queries and keys together with the rotation after them.
+  # Each of the two norms of a block keeps three float32 arrays of its width.
+  # Queries and keys keep three as well, for their norms and rotary embeddings.
   total = 3 * _FLOAT32_BYTES * tokens * (2 * width + sizes.attention_width // 2)
-  # The output of attention exists twice: as the kernel writes it, and
-  # transposed for the product that follows.
+  # The output of attention exists twice: in the kernel's layout, and transposed
+  # for the next product.
   total += (
     dtype_bytes * tokens * (sizes.attention_width + sizes.result_width + width)
   )
   total += sizes.scores * (_FLOAT32_BYTES + dtype_bytes)
-  # Results of the products; the activation function is computed again.
+  # The results of products are kept. The result of the activation function is
+  # not; it is computed again.
   total += dtype_bytes * sizes.matrices * hidden
   if not is_sparse:
     return total + dtype_bytes * tokens * width
-  # The router reads float32, and the hidden layer is multiplied by the combine
-  # weights in float32.
+  # Two arrays are float32: the input of the router, and the hidden layer, which
+  # is multiplied by the combine weights.
   return (
     total
     + _FLOAT32_BYTES * (tokens * width + hidden)
@@ -148,15 +154,15 @@ def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 
 
 def _kept_bytes(sizes: MicrobatchSizes, is_sparse: bool) -> int:
-  """Bytes that the remat policy keeps of a block, its period's input apart."""
+  """Bytes that the remat policy keeps inside a block, without its input."""
   dtype_bytes, tokens, width = sizes.dtype_bytes, sizes.tokens, sizes.d_model
   if sizes.remat == 'none':
     return _residuals(sizes, is_sparse)
   kept = 0
   if sizes.remat == 'dots':
-    # The policy keeps products without batch dims: queries, keys, values and
-    # the attention output projection, but neither scores nor products of
-    # experts.
+    # The policy keeps the results of products without batch dims: queries,
+    # keys, values and the output projection of attention. Scores and products
+    # of experts have batch dims.
     kept += tokens * (sizes.attention_width - sizes.result_width + width)
     if not is_sparse:
       kept += (sizes.matrices - 1) * _hidden(sizes, False) + tokens * width
@@ -169,16 +175,17 @@ def _kept_bytes(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 
 
 def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
-  """Bytes that the second forward pass of a block makes for its backward pass.
+  """Bytes of a block that are recomputed for its backward pass.
 
-  Both passes are in one iteration of a loop. XLA fuses elementwise operations
-  into the products that read them, so only operands and results of products are
-  arrays.
+  The recomputation and the backward pass are in the same iteration of a loop.
+  So XLA fuses elementwise operations into the next product, and only operands
+  and results of products exist as arrays.
   """
   if sizes.remat == 'none':
     return 0  # The backward pass reads the kept arrays in place.
-  # The residual stream before attention and before the feed-forward network,
-  # and queries and keys before and after their norm and rotation.
+  # These numbers are the residual stream before attention and before the
+  # feed-forward network, and queries and keys before and after their norm and
+  # rotary embedding.
   numbers = sizes.tokens * (2 * sizes.d_model + 3 * sizes.attention_width // 2)
   numbers += (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers += sizes.expert_rows * sizes.d_model if is_sparse else 0
@@ -189,8 +196,9 @@ def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 
 def _working(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   """Bytes of the gradients of activations inside one block."""
-  # The gradients of the products that make the hidden layer, and those of rows:
-  # as they arrive at the experts, as they leave, and once more permuted.
+  # There are the gradients of the hidden layer before its activation function,
+  # and three gradients of rows: of the inputs of experts, of their outputs, and
+  # of the permuted rows.
   rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
   hidden = (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers = hidden + rows * sizes.d_model
@@ -222,19 +230,21 @@ def predict(
   period, table, prefix = gathered(abstract.params, logical_axes)
   layer_in = sizes.tokens * sizes.d_model * dtype_bytes
   if sizes.remat == 'none':
-    layer_in = 0  # A norm keeps the float32 copy, which is counted there.
+    layer_in = 0  # `_residuals` counts the input: a norm keeps it in float32.
   # The last block of a period is sparse unless the model is dense.
   kinds = [False] * (sizes.blocks - 1) + [sizes.expert_width > 0]
   kept = layer_in + sum(_kept_bytes(sizes, kind) for kind in kinds)
   prefix_kept = sizes.prefix * (layer_in + _kept_bytes(sizes, False))
   has_sums = sizes.num_microbatches > 1
   parts = {
-    # The compiler moves the cast of all layers out of the loop over layers.
+    # The compiler casts the parameters of all layers before the loop over
+    # layers, so all copies exist at once.
     'copies of parameters': wider * dtype_bytes,
     'sums over microbatches': numbers * sizes.sum_bytes * has_sums,
     'kept for the backward pass': kept * sizes.periods + prefix_kept,
     'gradients': numbers * sizes.grad_bytes,
-    # A period is recomputed as a whole, then differentiated block by block.
+    # First the whole period is recomputed. Then the backward pass goes block by
+    # block, so only the largest block's gradients count.
     'one period': sum(_recomputed(sizes, kind) for kind in kinds)
     + max(_working(sizes, kind) for kind in kinds),
     'weights of a period': period * dtype_bytes,
@@ -242,7 +252,7 @@ def predict(
     // sizes.loss_chunks
     * (table // sizes.d_model)
     * _FLOAT32_BYTES,
-    # The table for products, the table transposed, and its float32 gradient.
+    # There are the table for products, its transpose, and its float32 gradient.
     'table': table * (2 * dtype_bytes + _FLOAT32_BYTES),
   }
   update = orthogonal.update(abstract.opt_state, abstract.params)
@@ -250,8 +260,8 @@ def predict(
     parts['matrices of an update'] = update.working_bytes
   if sizes.prefix:
     parts |= {
-      # These bytes are also in 'kept for the backward pass'; alone, they count
-      # in the last stage of `_peak`, when the periods' arrays are freed.
+      # These bytes are also in 'kept for the backward pass'. `_peak` needs them
+      # separately for the stage in which the arrays of the periods are freed.
       'kept of the prefix': prefix_kept,
       'one prefix block': _recomputed(sizes, False) + _working(sizes, False),
       'weights of the prefix': prefix // sizes.prefix * dtype_bytes,
@@ -260,12 +270,12 @@ def predict(
 
 
 def _peak(parts: dict[str, int]) -> int:
-  """The most temporary bytes at one time, over the stages of a step."""
+  """The peak of temporary bytes, as the maximum over the stages of a step."""
   total = lambda *names: sum(parts.get(name, 0) for name in names)
   kept = total('kept for the backward pass')
   loss = kept + total('logits', 'table')
-  # The compiler allocates the gradients of all layers before it needs the
-  # first.
+  # The compiler allocates the gradients of all layers before the backward pass
+  # of the first layer.
   layers = kept + total('gradients', 'one period', 'weights of a period')
   first = total(
     'kept of the prefix',
@@ -273,7 +283,8 @@ def _peak(parts: dict[str, int]) -> int:
     'one prefix block',
     'weights of the prefix',
   )
-  # An update that works element by element needs no room beside its result.
+  # An elementwise update needs no memory besides its result. Only an update
+  # with matrix products, such as Muon's, does.
   update = total('gradients', 'matrices of an update')
   lasting = total('copies of parameters', 'sums over microbatches')
   return lasting + max(loss, layers, first, update)

@@ -1,4 +1,4 @@
-"""What Muon costs: products, memory and transfers, from shapes alone."""
+"""Counts Muon's cost from shapes alone: products, memory and transfers."""
 
 import dataclasses
 import math
@@ -9,19 +9,19 @@ from moe.optim import muon, storage
 from moe.optim.matrices import Matrix, division, matrix_of
 from moe.types import PyTree
 
-# Bytes of a number: products are float32.
+# Bytes of one number in a product of Muon, which is float32.
 _FULL = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """Bytes of a device that cross a mesh axis in an update.
+  """A collective of an update.
 
   Attributes:
     kind: 'all-to-all' or 'all-reduce'.
-    axis: the mesh axis.
-    num_bytes: of a device, each time.
-    times: in an update.
+    axis: the mesh axis over which it runs.
+    num_bytes: bytes of a device's operand.
+    times: how often it runs in an update.
   """
 
   kind: str
@@ -32,12 +32,13 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """What orthogonalisation asks of one device in an update.
+  """The cost of orthogonalisation in an update, for one device.
 
   Attributes:
-    flops: FLOPs of its products.
-    working_bytes: the most that one parameter's products hold at a time.
-    transfers: what crosses mesh axes.
+    flops: FLOPs of the products.
+    working_bytes: the largest number of bytes that the products of one
+      parameter need at a time.
+    transfers: the collectives.
   """
 
   flops: float
@@ -46,7 +47,7 @@ class Update:
 
 
 def _matrices(opt_state: PyTree) -> list[Matrix]:
-  """The matrices whose momentum is in an optimizer's state."""
+  """The matrices that Muon updates: those with a `MuonState` in the state."""
   is_muon = lambda node: isinstance(node, muon.MuonState)
   found = []
   for state in jax.tree.leaves(opt_state, is_leaf=is_muon):
@@ -58,22 +59,22 @@ def _matrices(opt_state: PyTree) -> list[Matrix]:
 
 
 def flops(opt_state: PyTree) -> int:
-  """FLOPs of the products of one update, over all devices.
+  """FLOPs of Muon's products in one update, summed over all devices.
 
-  They grow with all parameters, not with the active ones, and not with the
-  tokens of a batch. An optimizer that works element by element has none.
+  They depend on all parameters, not only on the active ones, and do not depend
+  on the number of tokens. An elementwise optimizer has none.
 
   Args:
-    opt_state: arrays or shapes.
+    opt_state: arrays or shapes of the optimizer's state.
   """
   return sum(muon.flops(matrix) for matrix in _matrices(opt_state))
 
 
 def flops_with_muon(params: PyTree) -> int:
-  """`flops` of a model that Muon would train.
+  """The result of `flops` if Muon trained the given parameters.
 
   Args:
-    params: arrays or shapes.
+    params: arrays or shapes of the parameters.
   """
   names = jax.tree.leaves(storage.names(params))
   found = (
@@ -84,11 +85,11 @@ def flops_with_muon(params: PyTree) -> int:
 
 
 def update(opt_state: PyTree, params: PyTree) -> Update:
-  """The account of one update on one device.
+  """Counts the cost of one update on one device.
 
   Args:
-    opt_state: shapes.
-    params: shapes with shardings.
+    opt_state: shapes of the optimizer's state.
+    params: shapes of the parameters, with shardings.
   """
   names = jax.tree.leaves(storage.names(params))
   shardings = {
@@ -104,8 +105,9 @@ def update(opt_state: PyTree, params: PyTree) -> Update:
     own = batch * rows * (matrix.sides[1] // parts[2])
     gram = batch * rows * rows
     total += muon.flops(matrix) / shared.num_parts
-    # The momentum as it lies, the matrix and the sum that follows it; the
-    # product with the transpose, its square and their sum.
+    # Three arrays have the size of the matrix X: the stored momentum, X, and
+    # the next X. Three have the size of X X^T: this product, its square, and
+    # the weighted sum of both.
     working = max(working, _FULL * 3 * (own + gram))
     moved = [
       axis

@@ -1,4 +1,4 @@
-"""Numbers as text, in the unit that leaves a few digits before the point."""
+"""Formats numbers as text, in units that keep the numbers short."""
 
 from moe.scale.topology import GIB
 
@@ -9,7 +9,7 @@ _SECONDS = ((1.0, 's'), (1e-3, 'ms'), (1e-6, 'us'))
 
 
 def short(value: float, unit: str = '') -> str:
-  """Four digits with a decimal prefix: 1748943388672 FLOP are '1.749 TFLOP'."""
+  """Formats four digits and a prefix: 1748943388672 FLOP are '1.749 TFLOP'."""
   for size, prefix in _PREFIXES:
     if abs(value) >= size:
       return f'{value / size:.4g} {prefix}{unit}'
@@ -36,5 +36,5 @@ def in_hours(value: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-  """A number and its noun in the right form: '1 step', '2,000 steps'."""
+  """A number with its noun, singular or plural: '1 step', '2,000 steps'."""
   return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'

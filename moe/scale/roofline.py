@@ -1,12 +1,12 @@
-"""The time of a step on its slice, from products, memory traffic and transfers.
+"""Estimates the time of a step on its slice (roofline model).
 
-There are two times. Without overlap, each instruction takes the longer of its
-products and its memory traffic, and transfers run one after another. With full
-overlap, the busiest resource sets the time. A measured time lies between the
-two if a resource that `work` counts limits the program. `work` counts neither
-the host nor the vector units, except for their memory traffic. A program runs
-on one slice, whose chips are joined by the torus: it sends nothing over the
-data centre's network.
+There are two estimates. Without overlap, each instruction takes as long as its
+products or its memory traffic, whichever is longer, and transfers run one after
+another. With full overlap, the step takes as long as the busiest resource
+works. A measured time lies between the two estimates if a resource that `work`
+counts limits the program. `work` does not count the host, and counts only the
+memory traffic of the vector units. We assume that a program runs on one slice,
+so it uses only the links of the torus and not the data centre's network.
 """
 
 import dataclasses
@@ -18,18 +18,19 @@ from moe.scale.collectives import Transfer
 from moe.scale.topology import Slice
 from moe.scale.work import StepWork
 
-# Latency of a message for each chip on its way, in seconds.
+# Latency of a message in seconds, for each link on its way.
 HOP_SECONDS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """The places of a group along one dim of the torus.
+  """The part of a torus dim along which a device group extends.
 
   Attributes:
     dim: index of the torus dim.
-    members: number of places of the group along the dim.
-    stride: distance between neighbours; that many groups share each link.
+    members: number of places that the group has along the dim.
+    stride: distance between neighbours of the group. It is also the number of
+      groups that share each link.
     is_ring: whether the group covers the whole dim and the dim wraps around.
   """
 
@@ -40,12 +41,12 @@ class Span:
 
 
 def coordinates(devices: Sequence) -> np.ndarray:
-  """Coordinates [devices, dims] in the torus, and last the core of the chip."""
+  """Coordinates [devices, dims] in the torus; the last one is the core."""
   return np.array([[*d.coords, d.core_on_chip] for d in devices])
 
 
 def spans(group_coords: np.ndarray, slice_: Slice) -> list[Span]:
-  """The torus dims along which a group extends, from its coordinates."""
+  """Finds the torus dims along which a group extends, from its coordinates."""
   found = []
   for dim, (length, wraps) in enumerate(
     zip(slice_.shape, slice_.wraps, strict=True)
@@ -62,14 +63,14 @@ def spans(group_coords: np.ndarray, slice_: Slice) -> list[Span]:
 def transfer_seconds(
   transfer: Transfer, coords: np.ndarray, slice_: Slice
 ) -> tuple[float, dict[int, float]]:
-  """Seconds of one collective, and seconds that it keeps each torus dim busy.
+  """Seconds of one collective, and seconds in which it uses each torus dim.
 
-  Gathers and reductions run around all rings of the group at once, in both
-  directions: they take bytes / (2 x bandwidth of a link x dims), and twice that
-  along a line. In an all-to-all over a ring of n, a byte travels n / 4 links on
-  average, and a device has two links. So a dim takes bytes x n / (8 x
-  bandwidth), and twice that along a line (bisection). The slowest dim sets the
-  time.
+  Gathers and reductions use all rings of the group at once, in both directions.
+  They take bytes / (2 x bandwidth of a link x dims). In an all-to-all over a
+  ring of n, a byte travels n / 4 links on average, and a device has two links.
+  So a dim takes bytes x n / (8 x bandwidth). If the group is a line and no
+  ring, both times double; the all-to-all has half the bisection bandwidth then.
+  The slowest dim sets the time of the collective.
 
   Args:
     transfer: the collective.
@@ -82,7 +83,7 @@ def transfer_seconds(
   # The devices of one chip share its links.
   bandwidth = chip.link_bandwidth / chip.devices
   if not used:
-    # A transfer between devices of one chip is as fast as the memory.
+    # Devices of one chip exchange data at the speed of its memory.
     return transfer.moved * chip.devices / chip.hbm_bandwidth, {}
   hops = sum(s.members // 2 if s.is_ring else s.members - 1 for s in used)
   latency = HOP_SECONDS * hops * (2 if transfer.kind == 'all-reduce' else 1)
@@ -111,7 +112,7 @@ class Estimate:
     compute: the part of `no_overlap` for products and memory traffic.
     busy: resource -> seconds in which it works; the resources are 'matrix
       unit', 'HBM', 'torus x' and so on.
-    by_transfer: seconds of each of `StepWork.transfers`, times its count.
+    by_transfer: seconds of each of `StepWork.transfers`, summed over its runs.
   """
 
   no_overlap: float

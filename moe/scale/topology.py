@@ -1,4 +1,4 @@
-"""Published figures of chips, and slices of chips that this machine lacks.
+"""Published figures of chips, and slices of chips for compiling without a TPU.
 
 Sources, read in November 2026:
 TPUs: the pages v4, v5e, v5p, v6e and tpu7x of https://cloud.google.com/tpu/docs
@@ -22,9 +22,9 @@ import re
 
 GIB = 2**30
 ENVIRONMENT = {
-  # libtpu must not ask a metadata server for this machine's TPU: there is none.
+  # This machine has no TPU, so libtpu must not ask a metadata server for it.
   'TPU_SKIP_MDS_QUERY': '1',
-  # Compiling uses no chip, so several processes may load libtpu.
+  # Compiling uses no chip, so several processes may load libtpu at once.
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_ACCELERATOR_TYPE': 'v5p-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published figures of one chip; a chip may hold several JAX devices.
+  """Published figures of one chip; a chip can consist of several JAX devices.
 
   Attributes:
     kind: `device_kind` that JAX reports.
@@ -126,7 +126,7 @@ class Slice:
 
   @property
   def chip(self) -> Chip:
-    """Published figures of the chip."""
+    """Published figures of the slice's chips."""
     return CHIPS[self.name]
 
   @property
@@ -221,14 +221,18 @@ def devices(wanted: Slice) -> list:
       ' otherwise choose a shape in steps of 2x2.'
     ) from error
   finally:
-    # These variables would tell this process that it is part of a TPU pod.
+    # If these variables stayed, JAX would take this process for a part of a TPU
+    # pod.
     for name in added:
       del os.environ[name]
   return list(described.devices)
 
 
 def kind_of(device_kind: str) -> str:
-  """One name for each chip: JAX calls a v5p differently on a pod than here."""
+  """The same name for all devices of a kind of chip.
+
+  JAX has two names for a v5p: one on a TPU pod, one for compiling without TPU.
+  """
   return {'TPU v5p': 'TPU v5'}.get(device_kind, device_kind)
 
 

@@ -1,8 +1,8 @@
-"""The work of one device in a step, counted from the compiled program.
+"""Counts the work of one device in a step, from the compiled program.
 
-It counts matrix products, traffic to and from HBM, and collectives. The body of
-a loop counts as often as it runs. Operations of the vector units count only as
-traffic.
+The work consists of matrix products, traffic to and from HBM, and collectives.
+The body of a loop counts as often as it runs. Operations of the vector units
+count only as memory traffic.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import dataclasses
 from moe.scale import collectives, hlo, hlo_flops, hlo_loops
 from moe.scale.collectives import Transfer
 
-# Instructions without memory traffic: they rename results of others, or their
-# traffic is counted elsewhere.
+# Instructions that we count without memory traffic: some only rename the result
+# of another instruction; the traffic of the others is counted elsewhere.
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'after-all', 'partition-id', 'replica-id', 'call', 'conditional', 'iota',
@@ -29,7 +29,7 @@ class StepWork:
     instructions: (FLOPs, bytes, times) of each instruction.
     transfers: the collectives.
     cycles: the compiler's estimate of cycles, with loops multiplied out.
-    cycles_once: the same estimate, but each loop's body counts once.
+    cycles_once: the same estimate, but the body of each loop counts once.
     unknown_loops: loops whose number of iterations is unknown; they count once.
   """
 
@@ -45,9 +45,10 @@ class StepWork:
 def _read(
   module: hlo.Module, i: hlo.Instruction, place: int, whole: int
 ) -> int:
-  """Bytes that an instruction reads of its operand number `place`.
+  """Bytes that an instruction reads from its operand number `place`.
 
-  A fusion that only slices the operand reads the slices and not the `whole`.
+  The operand has `whole` bytes. If a fusion only slices the operand, the fusion
+  reads the slices alone.
   """
   if not i.calls:
     return whole
@@ -111,7 +112,8 @@ def _written(module: hlo.Module, i: hlo.Instruction) -> int:
 
 def _beside(module: hlo.Module, start: hlo.Instruction) -> int:
   """Bytes of memory traffic of an asynchronous computation."""
-  # After code generation the start shows neither operands nor result.
+  # After code generation the start instruction has no operands and no result,
+  # so we read the called computation.
   run = module.computations[start.calls].values()
   made = sum(s.bytes for s in module.root(start.calls).shapes if not s.space)
   if any(word in start.name for word in ('gather', 'scatter', 'slice')):
@@ -143,11 +145,11 @@ def _hbm_bytes(module: hlo.Module, computation: str, i: hlo.Instruction) -> int:
 
 
 def count(module: hlo.Module, mesh_shape: dict[str, int]) -> StepWork:
-  """What one device does in a step of a compiled program.
+  """Counts the work of one device in a step of a compiled program.
 
   Args:
-    module: the optimised program; only the text after code generation has
-      estimates of cycles.
+    module: the optimised program. It has estimates of cycles only if its text
+      was written after code generation.
     mesh_shape: devices by mesh axis, in the order of the mesh.
   """
   instructions, transfers = [], []

@@ -1,9 +1,9 @@
-"""What a run reads ahead, in a thread that never keeps the run from ending.
+"""Reading ahead in a thread that cannot prevent the end of the run.
 
-A disk or a network can hold up a read for good, and no signal gets a thread out
-of that. So a thread of its own does the reading, and another one receives
-signals. The reading thread is a daemon, so a process that has saved its state
-can end while a read hangs.
+A read from a disk or a network can hang forever, and no signal interrupts it.
+So a separate thread reads, and the main thread receives signals. The reading
+thread is a daemon, so a process that has saved its state can end while a read
+hangs.
 """
 
 import concurrent.futures
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-# How soon a signal is seen while a read is waited for.
+# A thread that waits for a read looks for a signal this often.
 _POLL_SECONDS = 0.2
-# A process that ends in the middle of a read may crash. So the last read has
-# this time, which only one that hangs does not keep to.
+# A process that ends in the middle of a read may crash. So the end of the run
+# waits this long for the last read; only a read that hangs takes longer.
 _SETTLE_SECONDS = 2.0
 
 
 class Ahead:
-  """One read at a time, while this thread does other work."""
+  """Does one read at a time in a thread, while the caller does other work."""
 
   def __init__(self):
     self._upcoming: Future | None = None
@@ -33,13 +33,13 @@ class Ahead:
       concurrent.futures.wait([self._upcoming], _SETTLE_SECONDS)
 
   def start(self, read: Callable[[], Any]) -> None:
-    """Begins a read; the one before it has ended."""
+    """Begins a read; the read before it must have ended."""
     future = self._upcoming = Future()
 
     def work() -> None:
       try:
         found = read()
-      except BaseException as error:  # It is raised where it is waited for.
+      except BaseException as error:  # `result` raises it in the main thread.
         future.set_exception(error)
       else:
         future.set_result(found)
@@ -47,13 +47,13 @@ class Ahead:
     threading.Thread(target=work, name='reader', daemon=True).start()
 
   def result(self, is_stopped: Callable[[], bool]) -> Any | None:
-    """What was read; None if the run is to stop and the read has not ended.
+    """Waits for the read; None if a signal comes before the read has ended.
 
     Args:
-      is_stopped: whether a signal has come.
+      is_stopped: () -> whether a signal has come.
 
     Raises:
-      Exception: what the read has raised.
+      Exception: the error of the read.
     """
     while not concurrent.futures.wait([self._upcoming], _POLL_SECONDS).done:
       if is_stopped():
@@ -62,7 +62,7 @@ class Ahead:
 
 
 def each(items: Iterator[Any], is_stopped: Callable[[], bool]) -> Iterator[Any]:
-  """The items of an iterator, none of them None; ends if the run is to stop."""
+  """Reads an iterator ahead, up to its end or a signal; no item may be None."""
   with Ahead() as ahead:
     ahead.start(lambda: next(items, None))
     while (item := ahead.result(is_stopped)) is not None and not is_stopped():

@@ -1,4 +1,4 @@
-"""What people see of a run: a live line on a terminal, else lines of text."""
+"""Shows people a run: one live line on a terminal, else lines of text."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ _SECONDS_PER_REFRESH = 0.2
 def make_display(stream: TextIO | None = None) -> 'Lines':
   """The display that suits a stream, by default sys.stderr."""
   stream = stream or sys.stderr
-  # A simple terminal says so: there rich would draw nothing until the end.
+  # On a terminal that cannot move its cursor, rich would draw only at the end.
   is_dumb = os.environ.get('TERM') in ('dumb', 'unknown')
   return LiveLine(stream) if stream.isatty() and not is_dumb else Lines(stream)
 
@@ -31,7 +31,7 @@ class Lines:
     self._waiting = None
 
   def show(self, text: str) -> None:
-    """Takes a new status text; prints it if the last line is old enough."""
+    """Keeps a status text, and prints it if the last line is old enough."""
     self._waiting = text
     if time.monotonic() - self._shown_at >= self.seconds_apart:
       self._draw()
@@ -88,11 +88,11 @@ class LiveLine(Lines):
 def status(
   record: dict[str, Any], total_steps: int, objective: Objective
 ) -> str:
-  """One line about a step, important numbers first, unknown ones left out.
+  """A line about a step, with important numbers first and without missing ones.
 
   Args:
-    record: of the step, as in log.jsonl.
-    total_steps: of the run.
+    record: record of the step, as in log.jsonl.
+    total_steps: number of steps of the run.
     objective: what is trained; its score and its unit are shown.
   """
   score, speed = objective.score, f'{objective.unit}_per_second'

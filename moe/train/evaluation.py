@@ -1,4 +1,4 @@
-"""Evaluations between steps: the protocol, and the one on held-out batches."""
+"""Evaluations between steps: their protocol, and one on held-out batches."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -28,10 +28,10 @@ class Evaluation(Protocol):
     """Metrics by name, ready for JSON.
 
     Args:
-      program: of the run.
-      ts: the state, which is not changed.
-      is_stopped: says whether the run must end at once; the result is then not
-        used.
+      program: program of the run.
+      ts: training state; the evaluation does not change it.
+      is_stopped: () -> whether the run must end at once. The caller then
+        ignores the result.
     """
 
 
@@ -41,7 +41,7 @@ class HeldOut:
 
   Attributes:
     batches: makes an iterator over all of the data.
-    score: a number that is added to the means of terms and metrics.
+    score: number that is reported beside the means of terms and metrics.
     facts: what the score needs to know about the data.
   """
 
@@ -52,7 +52,10 @@ class HeldOut:
   def metrics(
     self, program: Program, ts: TrainState, is_stopped: Callable[[], bool]
   ) -> dict[str, Any]:
-    """Means over all batches, without drops and noise, and the score."""
+    """Means over all batches, and the score.
+
+    Routers drop no token and add no noise.
+    """
     mean = metrics_lib.Mean()
     for batch in ahead.each(self.batches(), is_stopped):
       mean.add(program.eval_step(ts, program.put(batch)))

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks: the logits of a whole batch never exist at once."""
+"""Cross-entropy in chunks, so that a batch's logits never exist all at once."""
 
 from collections.abc import Callable
 
@@ -41,12 +41,12 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
   """Weighted sums over all tokens: of nats, and of squared log-partitions.
 
-  With more than one chunk, the backward pass recomputes the logits of a chunk:
-  [B, T / num_chunks, V] is the most that exists at a time.
+  With more than one chunk, the backward pass recomputes the logits of each
+  chunk, so at most [B, T / num_chunks, V] of them exist at a time.
 
-  On a mesh each device goes through the chunks of its own tokens. The head and
-  its gradient, which all devices share, are gathered and summed once, not in
-  each chunk. XLA divides the work over the 'model' axis.
+  On a mesh each device computes chunks of its own tokens. All devices need the
+  head: it is gathered once and its gradient is summed once, not in each chunk.
+  XLA divides the work over the 'model' axis.
 
   Args:
     head_fn: makes float32 logits [..., V] from hidden states [..., D].
@@ -62,7 +62,8 @@ def cross_entropy(
     W].
 
   Raises:
-    ValueError: if the chunks do not divide a device's tokens of a sequence.
+    ValueError: if num_chunks does not divide the number of tokens that a device
+      has of a sequence.
   """
   if num_chunks == 1:
     return _sums(head_fn, hidden_BTD, targets_BT, weights_BT, restrict)
@@ -76,15 +77,15 @@ def cross_entropy(
   b, t = B // parts[0], T // (parts[1] * num_chunks)
 
   def split(a_BT: Array) -> Array:
-    """[B, T, ...] to [chunks, *parts, rows, tokens, ...]."""
+    """Splits [B, T, ...] into [chunks, *parts, rows, tokens, ...]."""
     rest = a_BT.shape[2:]
     a = a_BT.reshape(parts[0], b, parts[1], num_chunks, t, *rest)
     return a.transpose(3, 0, 2, 1, 4, *range(5, a.ndim))
 
   chunks = tuple(split(a) for a in (hidden_BTD, targets_BT, weights_BT))
   # The arrays of the head become arguments, with a copy for each part of the
-  # tokens. So their gradients are first summed over the chunks within each
-  # part, and then over the parts only once.
+  # tokens. So each part sums the gradients of its own copy over the chunks, and
+  # the sum over the parts is needed only once.
   head_fn, arrays = jax.closure_convert(head_fn, chunks[0][0, 0, 0])
   arrays = [_copies(a, parts, spec) for a in arrays]
   head = jax.vmap(jax.vmap(head_fn))
@@ -122,7 +123,7 @@ def _total(values: Array, weights: Array) -> Array:
 
 
 def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
-  """Into how many parts the mesh divides (rows, tokens), and by which axes."""
+  """((number of parts of the rows, of the tokens), mesh axes of the parts)."""
   rows, columns = layout.batch_axes, layout.sequence_axes
   if not rows + columns or batch_size % layout.size(rows):
     return (1, 1), None
@@ -131,7 +132,7 @@ def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:
 
 
 def _copies(a: Array, parts: tuple[int, int], spec: P | None) -> Array:
-  """[*parts, ...]: a copy for each part, placed on the devices of that part."""
+  """Makes a copy for each part, [*parts, ...], on the devices of the part."""
   copies = jnp.broadcast_to(a, (*parts, *a.shape))
   if spec is None:
     return copies

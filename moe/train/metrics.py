@@ -1,4 +1,4 @@
-"""Turns the (sum, weight) pairs of a step into numbers that people read."""
+"""Turns the (sum, weight) pairs of a step into numbers for people."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from moe.objectives.objective import Facts, Measure
 from moe.types import MODALITIES, Pair
 
-# A metric of sparse layers -> its name in the record.
+# Name of a metric of sparse layers -> its name in the record of a step.
 RENAMED = {
   'dropped': 'dropped_fraction',
   'dropped_receiver': 'dropped_receiver_fraction',
@@ -28,14 +28,14 @@ def summarize(
 
   Args:
     metrics: name -> (sum, weight), arrays on device or host.
-    score: its number is added to the record.
+    score: measure whose number is added to the record.
     facts: what the score needs to know about the data.
 
   Returns:
-    A record ready for JSON: scalars by name and, for a sparse model, 'layers'
-    with lists by sparse layer. These are load [L][E] as shares of the rows,
-    max_over_mean and variation (standard deviation over mean) of the load, and
-    each metric that has one number per layer, such as entropy and confidence.
+    A record ready for JSON: scalars by name. For a sparse model it also has
+    'layers', lists with an entry for each sparse layer: load [L][E] as shares
+    of the rows, max_over_mean and variation (standard deviation over mean) of
+    the load, and each metric with one number per layer, such as entropy.
     dropped_fraction counts all drops, dropped_receiver_fraction only drops at
     the receiver; both are shares of the valid rows. padding_fraction is a share
     of the tokens. bytes_exchanged is for one forward pass of one microbatch.
@@ -98,7 +98,7 @@ def _rounded(a: np.ndarray) -> list:
 
 
 class Mean:
-  """Sums of the pairs of many batches, in float64 on the host."""
+  """Adds up the (sum, weight) pairs of many batches, in float64 on the host."""
 
   def __init__(self):
     self._sums = {}
@@ -113,5 +113,5 @@ class Mean:
       )
 
   def pairs(self) -> dict[str, Any]:
-    """The sums."""
+    """The added-up pairs of all batches."""
     return self._sums

@@ -1,4 +1,4 @@
-"""The jitted programs of a run, and where their arrays live."""
+"""The jitted programs of a run, and the shardings of their arrays."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from moe.types import Array, Batch, Pair, PyTree
 
 
 class Program(NamedTuple):
-  """What the training loop calls.
+  """The compiled functions that the training loop calls.
 
   Attributes:
     objective: what is trained.
-    mesh: of the devices.
+    mesh: mesh of the devices.
     abstract: TrainState of shapes with shardings.
     logical_axes: logical axis names of each parameter.
     batch_shapes: shapes of the batch.
@@ -43,15 +43,15 @@ class Program(NamedTuple):
   eval_step: Callable
 
   def put(self, batch: Batch) -> Batch:
-    """Puts the rows of this process, numpy arrays, on its devices."""
+    """Puts the rows of this process, as numpy arrays, on its devices."""
     return jax.tree.map(multihost.put_rows, batch, self.batch_shardings)
 
   def own_rows(self, batch_size: int) -> np.ndarray:
-    """Numbers of the rows of a batch that this process reads and puts."""
+    """Numbers of the rows of a batch that this process must read."""
     return multihost.own_rows(self._sharding, batch_size)
 
   def total(self, count: Callable[[Batch], int], batch: Batch) -> int | Array:
-    """`count` of the whole batch of all processes: see `multihost.total`."""
+    """Sums `count` over the rows of all processes, see `multihost.total`."""
     return multihost.total(count, batch, self._sharding)
 
   @property
@@ -66,13 +66,13 @@ def place(
   mesh: Mesh,
   optimizer_on_host: bool,
 ) -> state.TrainState:
-  """Shapes of a training state with its shardings on a mesh.
+  """Adds shardings on a mesh to the shapes of a training state.
 
   Args:
     abstract: TrainState of shapes.
-    logical_axes: of each parameter.
+    logical_axes: logical axis names of each parameter.
     table: rule table of the layout.
-    mesh: of the devices.
+    mesh: mesh of the devices.
     optimizer_on_host: whether the optimizer's state is kept in host memory.
   """
   params = shardings.param_shardings(abstract.params, logical_axes, table, mesh)
@@ -111,13 +111,13 @@ def make_program(
     optimizer: see `moe.optim.optimizers.build`.
     schedule: learning rate by step.
     table: rule table of the layout.
-    mesh: of the devices.
-    seed: of parameters and of every step's randomness.
-    num_microbatches: parts of a batch.
+    mesh: mesh of the devices.
+    seed: seed of the parameters and of the randomness in every step.
+    num_microbatches: number of parts of a batch.
 
   Raises:
-    ValueError: if a size is not divisible as it must be; the message names the
-      first such size.
+    ValueError: if a size is not divisible by its mesh axes; the message names
+      the first such size.
   """
   layout, shapes = rules.layout(table, mesh), objective.shapes()
   check_batch(
@@ -168,7 +168,7 @@ def make_program(
 
 
 def _under(mesh: Mesh, function: Callable, *args: PyTree) -> PyTree:
-  """Calls a function with the mesh set."""
+  """Calls a function while `mesh` is JAX's current mesh."""
   with jax.set_mesh(mesh):
     return function(*args)
 
@@ -189,7 +189,7 @@ class _Step:
       train_step: (TrainState, Batch) -> (TrainState, metrics).
       placed: shardings of the state.
       batch: shardings of the batch.
-      mesh: of the devices.
+      mesh: mesh of the devices.
     """
     self._mesh = mesh
     self._compiled = None
@@ -203,7 +203,7 @@ class _Step:
   def lower(
     self, abstract: state.TrainState, shapes: Batch
   ) -> jax.stages.Lowered:
-    """The program of one step, for `compile` or for planning."""
+    """Lowers the step without compiling it, for `compile` or for planning."""
     with jax.set_mesh(self._mesh):
       return self._jitted.lower(abstract, shapes)
 
@@ -212,7 +212,7 @@ class _Step:
     self._compiled = self.lower(abstract, shapes).compile()
 
   def use(self, compiled: Callable) -> None:
-    """Takes a program that was compiled elsewhere."""
+    """Uses a program from elsewhere in place of compiling the step."""
     self._compiled = compiled
 
   def __call__(

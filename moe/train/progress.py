@@ -1,11 +1,11 @@
-"""What a run reports: its logs, TensorBoard, one line for people.
+"""What a run reports: logs, TensorBoard, and one line for people.
 
-log.jsonl has a record of each step, eval.jsonl one of each evaluation, and
-quarantine.jsonl one of each record of the data that could not be read.
+log.jsonl has a record for each step and eval.jsonl one for each evaluation.
+quarantine.jsonl has one for each record of the data that could not be read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
-it took. Except for `time`, a run that was killed and resumed has the same log
-as an unbroken run: resuming removes the records after the restored step.
+the step took. A resumed run first removes the records after the restored step.
+So its log is the same as that of an unbroken run, except for `time`.
 """
 
 import collections
@@ -26,25 +26,26 @@ from moe.train.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
-# On average a record holds at most this many numbers of `layers`. A model with
-# n times as many writes them every n steps, so that its log stays readable.
+# Limit on the numbers in `layers` per step, on average. A model with n times as
+# many numbers writes them only every n steps, so that its log stays readable.
 _MAX_VALUES = 2048
 _FLUSH_SECONDS = 30
 
 _SPEED_WINDOW = 50  # The time left is estimated from this many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-# Seconds between images: drawing one can take longer than a step.
+# Seconds between images, since drawing one can take longer than a step.
 _IMAGE_SECONDS = 60.0
 
 
 class Progress:
   """Logs every step and shows people how the run is going.
 
-  Every process makes and calls one; only the one of the first process writes.
+  Every process makes and calls its own `Progress`, but only the first process
+  writes logs and shows lines.
 
   Attributes:
-    workdir: directory of the run, on a disk or mounted.
-    total_steps: the last step.
+    workdir: directory of the run.
+    total_steps: number of the last step.
   """
 
   def __init__(
@@ -62,25 +63,28 @@ class Progress:
     Args:
       workdir: directory of the run; made if it is missing.
       objective: what is trained.
-      total_steps: the last step.
-      resume_step: the restored step, 0 for a new run.
-      unit_seconds: seconds that the model FLOPs of one unit of the objective
-        take at the published peak of all chips; None if the peak is not known.
+      total_steps: number of the last step.
+      resume_step: number of the restored step, 0 for a new run.
+      unit_seconds: seconds that all chips together need at their published peak
+        for the model FLOPs of one unit of the objective, such as a token; None
+        if the peak is not known.
       drop_warning: share of dropped tokens above which people are warned.
-      stream: where people look, by default sys.stderr.
+      stream: stream for the lines, by default sys.stderr.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
     self._objective = objective
     self._unit_seconds = unit_seconds
-    self._recent = collections.deque(maxlen=_SPEED_WINDOW)  # Seconds of steps.
+    # Durations of the last steps, in seconds.
+    self._recent = collections.deque(maxlen=_SPEED_WINDOW)
     self._watch = Watch(drop_warning)
     self._log = self._evals = self._quarantine = None
     self._board = self._display = None
     self._load = None  # The loads of the last step.
     self._reported = set()  # Unreadable records that were reported.
     self._drawn_at = time.monotonic()
-    self._elapsed, self._amount = 0.0, 0  # Since the first step.
+    # Seconds and units, summed over all steps of the run.
+    self._elapsed, self._amount = 0.0, 0
     if jax.process_index() != 0:
       return
     os.makedirs(self.workdir, exist_ok=True)
@@ -112,9 +116,9 @@ class Progress:
     Args:
       step: number of the step, counted from 1.
       metrics: scalars by name. One has the name of the objective's unit, such
-        as `tokens`, and says how many the step read. A sparse model also has
-        `layers`, lists by sparse layer; one of them is `load` [L][E], shares of
-        the rows.
+        as `tokens`: the number of units that the step read. A sparse model also
+        has `layers`, lists with an entry for each sparse layer. One of the
+        lists is `load` [L][E], shares of the rows.
       seconds: duration of the step.
     """
     if self._log is None:
@@ -161,9 +165,9 @@ class Progress:
 
     Args:
       step: number of the step, counted from 1.
-      results: metrics by name of the evaluation.
-      scores: the metric of each evaluation that people are shown.
-      held_out: task -> hash of its documents, if known.
+      results: name of an evaluation -> its metrics by name.
+      scores: name of an evaluation -> the metric that people are shown.
+      held_out: task -> hash of its held-out documents, if known.
     """
     if self._evals is None:
       return
@@ -180,7 +184,7 @@ class Progress:
     """Reports each record that could not be read, once in a run.
 
     Args:
-      step: the step that found the newest entry, counted from 1.
+      step: number of the step that found the newest entry, counted from 1.
       entries: all entries so far, {'file', 'record', 'error'}.
     """
     for entry in entries:
@@ -199,14 +203,14 @@ class Progress:
         self.note(text)
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether a step was evaluated; every process gets the same answer."""
+    """Whether a step has a logged evaluation; all processes must call this."""
     known = self._evals is not None and step in self._evals.steps
     if jax.process_count() > 1:
       known = bool(multihost_utils.broadcast_one_to_all(np.array(known)))
     return known
 
   def note(self, text: str) -> None:
-    """Shows people a sentence."""
+    """Shows people a sentence beside the status line."""
     if self._display is not None:
       self._display.note(text)
 
@@ -234,7 +238,7 @@ def _record_of(entry: dict[str, Any]) -> tuple[str, int]:
 
 
 class _Board:
-  """TensorBoard event files; the first record opens them."""
+  """Writes TensorBoard event files, which the first record opens."""
 
   def __init__(self, path: str):
     self._path = path
@@ -242,13 +246,13 @@ class _Board:
     self._writer = None
 
   def resume(self, records: list[dict], evals: list[dict]) -> None:
-    """Writes again what a killed run may not have flushed.
+    """Writes the last events again, since a killed run may have lost them.
 
-    TensorBoard then hides the old events from the first of these steps on.
+    TensorBoard then hides the old events of these steps.
 
     Args:
-      records: of all steps so far.
-      evals: of all evaluations so far.
+      records: records of all steps so far.
+      evals: records of all evaluations so far.
     """
     if not records:
       return
@@ -263,7 +267,7 @@ class _Board:
 
   def _open(self):
     if self._writer is None:
-      # The import is slow; the first step runs at the same time.
+      # The import is slow, but here the first step runs at the same time.
       import tensorboardX
 
       self._writer = tensorboardX.SummaryWriter(
@@ -304,7 +308,7 @@ class _Board:
 
 
 def _heat_map(load_LE: np.ndarray) -> np.ndarray:
-  """Pixels [height, width, 3] of loads relative to an even share."""
+  """Draws loads, as multiples of an even share, into [height, width, 3]."""
   # matplotlib is slow to import and rarely used.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure

@@ -1,8 +1,8 @@
 """A file of JSON objects, one per line, in ascending order of their `step`.
 
-A log without a record has no file. A kill never leaves the file unreadable,
-because one write adds a whole line. When a killed run resumes, everything that
-it wrote after its last checkpoint is cut off, half a line included.
+A log without a record has no file. A kill leaves the file readable, because one
+write adds a whole line. When a killed run resumes, it cuts off everything after
+its last checkpoint, including an incomplete line.
 """
 
 import json
@@ -42,7 +42,7 @@ class RecordLog:
       if self._file is None:
         mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._file = os.open(self._path, mode, 0o644)
-      while content:  # A disk that is nearly full writes only a part.
+      while content:  # On a disk that is nearly full, only a part is written.
         content = content[os.write(self._file, content) :]
     except OSError as error:
       raise ValueError(
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _scan(
   path: str | os.PathLike, last_step: float
 ) -> tuple[list[dict[str, Any]], int]:
-  """(records up to a step, the byte of the file where they end)."""
+  """(records up to a step, number of bytes from the start to their end)."""
   records, length = [], 0
   if not os.path.exists(path):
     return records, length
@@ -86,7 +86,7 @@ def _scan(
 
 
 def _finite(value: Any) -> Any:
-  """A value that JSON can hold: numpy becomes lists and floats, NaN null."""
+  """Converts a value for JSON: numpy to lists and floats, NaN to null."""
   if hasattr(value, 'tolist'):
     value = value.tolist()
   if isinstance(value, dict):

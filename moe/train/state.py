@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The arrays that training passes from step to step."""
 
 from typing import NamedTuple
 
@@ -16,9 +16,10 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: int32 scalar, steps done.
-    params: what is trained.
+    params: the trained parameters.
     opt_state: state of the optimizer.
-    state: what is carried but not trained (router bias, averages).
+    state: arrays of the model that steps update without training (router bias,
+      averages).
   """
 
   step: Array
@@ -36,5 +37,5 @@ def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:
 
 
 def count(tree: PyTree) -> int:
-  """How many numbers a tree of arrays or shapes has."""
+  """The number of entries of all arrays or shapes in a tree."""
   return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))

@@ -18,7 +18,7 @@ from moe.types import Array, Batch, Pair, PyTree
 def check_batch(
   batch_size: int, num_microbatches: int, batch_shards: int
 ) -> None:
-  """Raises ValueError unless every device gets whole rows of a microbatch."""
+  """Raises ValueError unless a microbatch has whole rows for every device."""
   if batch_size % (num_microbatches * batch_shards):
     raise ValueError(
       f'BATCH_SIZE={batch_size} must be divisible by NUM_MICROBATCHES='
@@ -32,16 +32,16 @@ def split_microbatches(
 ) -> Batch:
   """Splits [B, ...] arrays into [num_microbatches, B / num_microbatches, ...].
 
-  Microbatch i holds every num_microbatches-th block of rows from block i on.
-  Its content does not depend on the number of devices, so noise and the balance
-  loss of global scope do not either. Every device has some of its own rows in
-  each microbatch, so no row moves between devices.
+  Blocks are groups of `rows_together` neighbouring rows. Microbatch i holds the
+  blocks i, i + num_microbatches, and so on. So its content does not depend on
+  the number of devices, and neither do noise and balance losses of global
+  scope. Each device has some of its own rows in each microbatch, so no row
+  moves between devices.
 
   Args:
     batch: the whole batch.
-    num_microbatches: how many.
-    rows_together: rows of a block, which stay together: as many as a routing
-      group spans.
+    num_microbatches: number of parts.
+    rows_together: number of rows of a block: as many as a routing group spans.
 
   Raises:
     ValueError: if the batch is not divisible into such blocks.
@@ -72,7 +72,7 @@ def _update(
   seed: int,
   is_finite: Array,
 ) -> tuple[PyTree, optax.OptState]:
-  """(params, opt_state) after the update; the old ones unless `is_finite`."""
+  """(params, opt_state) after the update, or unchanged if not `is_finite`."""
   updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
   params = rounding.apply_updates(ts.params, updates, seed, ts.step)
   keep = lambda new, old: jnp.where(is_finite, new, old)
@@ -89,12 +89,12 @@ def _update_from_host(
   seed: int,
   is_finite: Array,
 ) -> tuple[PyTree, optax.OptState]:
-  """`_update` for an optimizer state in host memory, one parameter at a time.
+  """Like `_update`, but updates one parameter at a time from host memory.
 
   A single update would need the moments of all parameters on the device at
-  once. Here each iteration traces the whole update and uses the result for one
-  parameter, and XLA removes the rest. The moments of a parameter are copied to
-  the device only after the parameter before it is done.
+  once. Here each iteration traces the whole update, but uses only the result
+  for one parameter, and XLA removes the rest. The moments of a parameter are
+  copied to the device only after the update of the parameter before it.
   """
   host, device = jax.memory.Space.Host, jax.memory.Space.Device
   names = jax.tree.leaves(storage.names(ts.params))
@@ -140,8 +140,8 @@ def _gradients(
 ) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
   """(gradients, (sums of terms, metrics), state) of a batch or a microbatch.
 
-  The loss is the microbatch's share of the loss of the whole batch, so
-  `weights` are those of the whole batch. `dtype` is the format of the
+  The loss of a microbatch is its share of the loss of the whole batch, so
+  `weights` are the weights of the whole batch. `dtype` is the format of the
   gradients.
   """
 
@@ -154,7 +154,7 @@ def _gradients(
     )
     return total, ((sums, metrics), state)
 
-  # The cast comes before the differentiation. Otherwise gradients would be
+  # We cast the parameters before we differentiate. Otherwise gradients would be
   # computed, stacked by the scan over layers, and reduced in float32.
   params = storage.cast(params, dtype)
   (_, (aux, state)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -164,7 +164,7 @@ def _gradients(
 def _accumulate(
   gradients: Callable, dtype: str, carried: PyTree, parts: Batch, key: Array
 ) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
-  """Sums of `gradients` over the microbatches, one by one, in `dtype`."""
+  """Adds up the results of `gradients` for all microbatches, in `dtype`."""
 
   def one(carried: PyTree, index: Array, part: Batch):
     part_key = jax.random.fold_in(key, index)
@@ -191,10 +191,11 @@ def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
   """Whether training can go on from a state, as a bool array.
 
   The squares of the parameters must be finite too, because norms need them. The
-  check reads the state after the update. If it decided which state is kept,
-  both states would have to be in memory at once.
+  check only reads the state after the update. If it chose between the old and
+  the new state, both would have to be in memory at once.
   """
-  # Moments in host memory are not checked: they would have to be copied back.
+  # Moments in host memory are not checked, since the check would have to copy
+  # them to the device again.
   rest = (None if kept.optimizer_on_host else ts.opt_state, ts.state)
   # Without the barrier XLA would compute the update a second time for the
   # check.
@@ -222,20 +223,19 @@ def make_train_step(
 
   Args:
     objective: what is trained.
-    optimizer: see `moe.optim.optimizers`. Its storage gives the formats of the
-      gradients and of their sums over microbatches, and says where its state is
-      kept.
+    optimizer: see `moe.optim.optimizers`. Its `storage` has the formats of the
+      gradients and of their sums over microbatches, and the memory of the
+      optimizer's state.
     schedule: learning rate by step, for the metrics.
-    seed: of the run. The key of step s is fold_in(seed, s); the bits of
-      stochastic rounding are a hash of both.
+    seed: seed of the run. The key of step s is fold_in(seed, s). The bits of
+      stochastic rounding are a hash of seed and s.
     num_microbatches: parts of the batch, which are computed one by one.
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
-    the gradient is not finite, parameters, optimizer and carried state do not
-    change, the step is counted, and the metric 'skipped' is 1. If the state
-    after the update is not finite, the metric 'broken' is 1, and training must
-    not go on from it.
+    the gradient is not finite, only the step number changes, and the metric
+    'skipped' is 1. If the state after the update is not finite, the metric
+    'broken' is 1, and training must not go on from this state.
   """
   kept = optimizer.storage
 
@@ -286,7 +286,9 @@ def make_train_step(
 def make_eval_step(
   objective: Objective,
 ) -> Callable[[TrainState, Batch], dict[str, Pair]]:
-  """(state, batch) -> terms and metrics as (sum, weight), no drops, no noise.
+  """Makes the evaluation step, in which routers drop no token and add no noise.
+
+  It maps (state, batch) to the terms and metrics, as name -> (sum, weight).
 
   Args:
     objective: what is trained.

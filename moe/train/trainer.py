@@ -6,9 +6,10 @@ import functools
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 
 from moe import bounds, stop_signals
@@ -20,10 +21,7 @@ from moe.train.evaluation import Evaluation
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
-from moe.types import Array, Batch, Pair
-
-if TYPE_CHECKING:  # Orbax takes half a second, and `Settings` needs none of it.
-  from moe.checkpoint.save import Checkpointer
+from moe.types import Array, Batch, Pair, PyTree
 
 EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
 
@@ -37,14 +35,15 @@ class Settings:
   """How long to train and what to do on the way.
 
   Attributes:
-    train_steps: steps in all.
-    eval_period: steps between evaluations; 0 for one at the end only.
+    train_steps: number of steps of the whole run.
+    eval_period: steps between evaluations; with 0 there is one at the end only.
     save_period: steps between checkpoints; the last step is always saved.
-    seed: of parameters, data order and noise; 0 to 2^32 - 1.
+    seed: seed of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
     keep_last: how many of the newest checkpoints stay.
     keep_best: how many of the best checkpoints stay beside them.
-    max_bad_steps: consecutive steps of non-finite loss that end the run.
+    max_bad_steps: number of consecutive steps with a non-finite loss or
+      gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
     profile_steps: (first, last): a profiler trace begins with the first step
       and ends before the last; empty for no trace.
@@ -106,13 +105,34 @@ class TrainingData(Protocol):
     """The batch of a step, counted from 0."""
 
 
+class Saver(Protocol):
+  """What the loop needs of `moe.checkpoint.save.Checkpointer`.
+
+  Attributes:
+    directory: where the steps lie.
+  """
+
+  directory: epath.Path
+
+  def save(
+    self, step: int, state: PyTree, meta: dict[str, Any], metrics: dict
+  ) -> bool:
+    """Starts to save a step."""
+
+  def check(self) -> None:
+    """Raises the error of a save that failed in the background."""
+
+  def wait(self) -> None:
+    """Waits for the last save."""
+
+
 class _Stop:
-  """Notices signals to end; all processes agree on the step to stop at.
+  """Notices signals to end, and lets all processes stop after the same step.
 
   Attributes:
     is_set: whether a signal has come. With several processes it stays False,
       because no process may leave a step in which the others take part.
-    name: of the signal.
+    name: name of the signal.
   """
 
   def __init__(self):
@@ -123,8 +143,8 @@ class _Stop:
     """Notices the signals that come inside the block."""
     if jax.process_count() == 1:
       return stop_signals.handled(self._set)
-    # JAX handles SIGTERM itself: all processes learn of a signal that one of
-    # them got. A handler of ours would replace that of JAX.
+    # JAX has a handler of SIGTERM, which tells all processes of the signal. A
+    # handler of ours would replace it. So we turn other signals into SIGTERM.
     return stop_signals.handled(
       lambda _: os.kill(os.getpid(), signal.SIGTERM),
       (signal.SIGINT, signal.SIGHUP),
@@ -144,7 +164,7 @@ def train(
   program: Program,
   reader: TrainingData,
   evaluations: dict[str, Evaluation],
-  checkpointer: 'Checkpointer',
+  checkpointer: Saver,
   progress: Progress,
   meta: dict[str, Any],
   ts: TrainState,
@@ -155,18 +175,18 @@ def train(
     settings: how long to train and what to do on the way.
     program: the jitted steps.
     reader: the training data.
-    evaluations: by name; the first one ranks checkpoints.
+    evaluations: evaluations by name; the first one ranks checkpoints.
     checkpointer: saves the state.
     progress: writes the logs and shows the state of the run.
-    meta: is saved with every checkpoint.
-    ts: state to start from; donated.
+    meta: facts about the run that are saved with every checkpoint.
+    ts: state to start from; its arrays are donated to the first step.
 
   Returns:
     (state, exit code): 0 at the end, 75 after a signal with everything saved.
 
   Raises:
-    TrainingError: if the loss stays non-finite, or if an update makes a state
-      from which training cannot go on.
+    TrainingError: if the loss stays non-finite, or if the state after an update
+      is not finite.
   """
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)
@@ -179,7 +199,7 @@ def train(
   judge = _Judge(evaluations, settings, program, progress, stop, meta)
 
   def leave(step: int, scores: dict[str, float]) -> tuple[TrainState, int]:
-    """Saves a run that a signal interrupts."""
+    """Saves the state after a signal, and returns the result of `train`."""
     checkpointer.save(step, ts, meta, scores)
     checkpointer.wait()
     progress.note(
@@ -188,7 +208,7 @@ def train(
     return ts, EXIT_PREEMPTED
 
   # ---- Loop ------------------------------------------------------------------
-  scores = {}  # Of the last step.
+  scores = {}  # The scores of the last step, if it was evaluated.
   with stop.listening(), Ahead() as ahead:
     ahead.start(functools.partial(reader.batch, first))
     if not judge.make_up_for(first, ts, checkpointer):
@@ -208,7 +228,7 @@ def train(
       checkpointer.check()
 
       is_last = done == settings.train_steps
-      # The signal is read only once, because it may come at any moment.
+      # A signal may come at any moment. We ask once, so that all uses agree.
       is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
       is_due, scores = judge.is_due(done), {}
@@ -218,7 +238,7 @@ def train(
       if is_due:
         scores = judge.scores(done, ts)
         reporter.resume()  # Saves count as training time, evaluations do not.
-      is_interrupted = is_due and not scores  # By a signal.
+      is_interrupted = is_due and not scores  # A signal ended the evaluation.
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:
@@ -236,13 +256,13 @@ def _read_ahead(
   progress: Progress,
   step: int,
 ) -> Batch | None:
-  """The batch of a step, or None if a signal came while its read hangs.
+  """The batch of a step, or None if a signal came before the batch was read.
 
-  Records that could not be read are reported first.
+  It also reports the records that could not be read.
   """
   try:
     return ahead.result(lambda: stop.is_set)
-  finally:  # The report is needed most if too many records are unreadable.
+  finally:  # Also after an error, since unreadable records may be its cause.
     progress.quarantine(step, reader.quarantine)
 
 
@@ -266,11 +286,11 @@ class _Judge:
     self._meta = meta
 
   def is_due(self, step: int) -> bool:
-    """Whether there is an evaluation after so many steps."""
+    """Whether an evaluation follows after `step` steps."""
     return bool(self._evaluations) and self._settings.is_evaluated(step)
 
   def scores(self, step: int, ts: TrainState) -> dict[str, float]:
-    """The metric that ranks checkpoints; empty if a signal came."""
+    """Evaluates, and returns the ranking metric; {} after a signal."""
     results = {}
     for name, evaluation in self._evaluations.items():
       results[name] = evaluation.metrics(
@@ -283,10 +303,8 @@ class _Judge:
     self._progress.evaluation(step, results, scores, held_out)
     return _ranking_score(self._evaluations, results)
 
-  def make_up_for(
-    self, step: int, ts: TrainState, checkpointer: 'Checkpointer'
-  ) -> bool:
-    """Evaluates a restored step if that is missing; False if a signal came."""
+  def make_up_for(self, step: int, ts: TrainState, checkpointer: Saver) -> bool:
+    """Evaluates the restored step if this is missing; False after a signal."""
     if not (step and self.is_due(step)) or self._progress.has_evaluation(step):
       return True
     scores = self.scores(step, ts)
@@ -299,7 +317,7 @@ class _Judge:
 def _ranking_score(
   evaluations: dict[str, Evaluation], results: dict[str, dict[str, Any]]
 ) -> dict[str, float]:
-  """The score of the first evaluation, by its name."""
+  """{name: value} of the first evaluation's score."""
   first = next(iter(evaluations))
   name = evaluations[first].score.name
   if name not in results[first]:
@@ -336,17 +354,17 @@ class _Reporter:
   def step_started(
     self, step: int, device_metrics: dict[str, Pair], amount: int | Array
   ) -> None:
-    """Reports the step before this one.
+    """Keeps the metrics of a new step, and reports the step before it.
 
     Raises:
-      TrainingError: if too many steps in a row were not finite, or if a step
-        has made a state from which training cannot go on.
+      TrainingError: if too many steps in a row were not finite, or if the state
+        after a step is not finite.
     """
     self.flush()
     self._waiting = step, device_metrics, amount
 
   def flush(self) -> None:
-    """Reports the step that is waiting; blocks until it has ended."""
+    """Reports the step whose metrics are kept; waits until it has ended."""
     if self._waiting is None:
       return
     (step, device_metrics, amount), self._waiting = self._waiting, None
@@ -376,7 +394,7 @@ class _Reporter:
 def _profile(
   steps: tuple[int, ...], first: int, step: int, workdir: str
 ) -> None:
-  """Starts and stops the profiler trace; a resumed run starts it again."""
+  """Starts or stops the profiler trace; a resumed run starts it again."""
   if not steps or first >= steps[1]:
     return
   if step == max(first, steps[0]):

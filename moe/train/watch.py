@@ -1,4 +1,4 @@
-"""Warnings about a sparse model that wastes its experts."""
+"""Warnings about skipped steps, dropped tokens and unused experts."""
 
 import collections
 from typing import Any
@@ -15,11 +15,11 @@ class Watch:
 
   Attributes:
     dead_LE: bool, whether an expert of a sparse layer got no token in the last
-      DEAD_AFTER steps with logged loads; None for a dense model.
+      DEAD_AFTER steps that logged loads; None for a dense model.
   """
 
   def __init__(self, drop_warning: float):
-    """Starts without any record.
+    """Makes a watch that has seen no record.
 
     Args:
       drop_warning: share of dropped tokens above which there is a warning.
@@ -28,11 +28,11 @@ class Watch:
     self._drop_warning = drop_warning
     self._dropped = collections.deque(maxlen=WINDOW)
     self._is_dropping = False
-    self._steps = collections.deque(maxlen=DEAD_AFTER)  # With logged loads.
-    self._idle_LE = None  # Logged steps since each expert last had a token.
+    self._steps = collections.deque(maxlen=DEAD_AFTER)  # Steps with loads.
+    self._idle_LE = None  # Number of these steps since an expert's last token.
 
   def resume(self, records: list[dict[str, Any]]) -> None:
-    """Reads the end of a log whose warnings have been shown."""
+    """Reads the end of an old log, whose warnings were already shown."""
     with_load = [r for r in records if 'load' in r.get('layers', {})]
     for record in with_load[-DEAD_AFTER:]:
       self._dead(record)

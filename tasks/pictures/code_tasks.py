@@ -1,11 +1,11 @@
-"""Tasks of pictures as codes: drawing from a sentence, and describing.
+"""Declares two tasks of pictures as codes: drawing and describing.
 
 `python -m launch.images encode` writes a folder with a store of codes for each
-source of pictures, and a module that calls `add` for it. Each source gives two
-tasks: `draw_NAME` reads the sentence and predicts the codes one by one;
+source of pictures, and a module that calls `add` for this folder. Each source
+gets two tasks. `draw_NAME` reads a sentence and predicts the codes one by one.
 `describe_NAME` reads the codes as a block and predicts the sentence. The
-mixture `NAME_both` has both, equally often, and `pictures` has those of all
-sources.
+mixture `NAME_both` has both tasks with the same rate. If there are several
+sources, the mixture `pictures` has the tasks of all of them.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from moe.data.records import Feature
 from moe.data.store import LENGTHS, MANIFEST, RECORDS, Store, is_store
 from tasks import codes, registry
 
-# The mixture of all sources of a folder, if there are several.
+# Name of the mixture of all sources, if there are several.
 ALL = 'pictures'
-# The entry of a manifest with the hash of the tokenizer.
+# This entry of a store's manifest has the hash of the image tokenizer.
 TOKENIZER = 'image_tokenizer'
-# Records that are read at a time.
+# Number of records that are read at a time.
 _CHUNK = 256
 
 
@@ -70,12 +70,12 @@ def _records(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def drawing(record: dict[str, Any]) -> tuple[str, np.ndarray]:
-  """The sentence in a line of its own, then the codes."""
+  """The document of `draw_NAME`: the sentence in a line, then the codes."""
   return record['caption'] + '\n', record['codes']
 
 
 def description(record: dict[str, Any]) -> tuple[np.ndarray, str]:
-  """The codes, then the sentence."""
+  """The document of `describe_NAME`: the codes, then the sentence."""
   return record['codes'], record['caption']
 
 
@@ -83,13 +83,13 @@ def add(directory: str | os.PathLike) -> list[str]:
   """Declares the tasks of a folder of codes.
 
   Args:
-    directory: what `launch.images encode` wrote.
+    directory: the folder that `launch.images encode` has written.
 
   Returns:
     The names of the mixtures.
 
   Raises:
-    ValueError: if no codes are there, or those of several tokenizers.
+    ValueError: if the folder has no codes, or codes of several tokenizers.
   """
   root = pathlib.Path(directory).absolute()
   sources = {

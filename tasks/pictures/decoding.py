@@ -1,19 +1,21 @@
-"""Files of pictures as arrays: any kind is decoded safely or refused.
+"""Decodes picture files of any kind into arrays, or refuses them.
 
-A picture is turned as its EXIF data says, laid on white where it is
-transparent, and made RGB of 8 bits. Of an animation the first frame counts.
+The result is RGB with 8 bits per channel. A picture is rotated as its EXIF data
+says, and transparent parts become white. Only the first frame of an animation
+is read.
 """
 
 import io
+import os
 import warnings
 
 import numpy as np
 
-# A picture that claims more pixels is refused before they are decoded.
+# A picture whose header states more pixels is refused before it is decoded.
 MAX_PIXELS = 50_000_000
 _MAX_BYTES = 100_000_000
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
-# Modes with one channel of more than 8 bits.
+# Pillow's modes for pictures with one channel of more than 8 bits.
 _DEEP = ('I', 'I;16', 'I;16B', 'I;16L', 'F')
 
 
@@ -22,7 +24,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
   Args:
     data: bytes of the file.
-    name: of the file, for messages.
+    name: name of the file for error messages.
 
   Returns:
     uint8 [Y, X, 3].
@@ -30,7 +32,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
   Raises:
     ValueError: if the file is no picture, damaged, cut short or too large.
   """
-  # Pillow is imported here, since verbs that read no picture load this file.
+  # Imported here, since this file is also imported by verbs that read no
+  # picture.
   from PIL import Image
 
   if not data:
@@ -42,7 +45,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     )
   try:
     with warnings.catch_warnings():
-      # Pillow only warns of pictures that are large; we check the size below.
+      # Pillow only warns about large pictures. The size is checked below.
       warnings.simplefilter('ignore')
       with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_size(image.size, name)
@@ -51,10 +54,31 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if str(error).startswith('The picture'):
       raise
     raise _damaged(name, error) from error
-  # Pillow raises many kinds of errors for damaged files, SyntaxError among
-  # them.
+  # Any error is caught, since Pillow raises many kinds of errors for damaged
+  # files, even SyntaxError.
   except Exception as error:
     raise _damaged(name, error) from error
+
+
+def read(path: str | os.PathLike, size: int) -> np.ndarray:
+  """A picture file as uint8 [size, size, 3].
+
+  Args:
+    path: of the file.
+    size: pixels of height and width.
+
+  Raises:
+    ValueError: if it is missing, or as `decode` raises it.
+  """
+  try:
+    with open(path, 'rb') as file:
+      # One byte more than allowed shows that a file is too large.
+      data = file.read(_MAX_BYTES + 1)
+  except OSError as error:
+    raise ValueError(
+      f'The picture {path} must be readable, got {error.strerror}.'
+    ) from error
+  return fit(decode(data, str(path)), size)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -80,7 +104,7 @@ def _pixels(image) -> np.ndarray:
   image.load()
   image = ImageOps.exif_transpose(image)
   if image.mode in _DEEP:
-    # Pillow would clip these to 255.
+    # Pillow would clip values above 255, so they are scaled here.
     deep = np.asarray(image).astype(np.float64)
     scale = 65535 if image.mode != 'F' else max(float(deep.max()), 1.0)
     if image.mode == 'I' and deep.max() <= 255:
@@ -96,9 +120,9 @@ def _pixels(image) -> np.ndarray:
 
 
 def fit(picture: np.ndarray, size: int) -> np.ndarray:
-  """A picture in a square: made smaller or larger as a whole, then centred.
+  """Fits a picture into a square: scales it without distortion, and centres it.
 
-  The margins take the mean colour of the corners.
+  The margins get the mean colour of the four corners.
 
   Args:
     picture: uint8 [Y, X] or [Y, X, 3].
@@ -115,7 +139,8 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
   corners = picture[:: max(height - 1, 1), :: max(width - 1, 1)]
   ground = corners.reshape(-1, 3).mean(axis=0)
   square = np.tile(np.rint(ground).astype(np.uint8), (size, size, 1))
-  # Small pictures keep their pixels, so that sharp edges stay sharp.
+  # A picture that is a little smaller than the square is not scaled, so that
+  # its edges stay sharp.
   if max(height, width) > size or 2 * max(height, width) <= size:
     from PIL import Image
 

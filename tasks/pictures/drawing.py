@@ -1,14 +1,14 @@
-"""Draws filled shapes and strokes into pictures, with smooth edges.
+"""Draws filled shapes and strokes with smooth edges into pictures.
 
-A shape is a function of coordinates that says which points it covers. Each
-pixel is covered by the share of its sample points that lie inside.
+A shape is a function that says which points of the picture it covers. If it
+covers a share of a pixel's sample points, its colour is blended by this share.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Sample points of a pixel in each direction.
+# Number of sample points of a pixel in each direction.
 _SAMPLES = 3
 Cover = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -19,11 +19,12 @@ def ground(size: int, colour: Sequence[int]) -> np.ndarray:
 
 
 def paint(picture: np.ndarray, cover: Cover, colour: Sequence[int]) -> None:
-  """Paints what a function covers over a picture, in place.
+  """Paints the points that a shape covers, in place.
 
   Args:
     picture: float64 [Y, X, 3].
-    cover: (x, y) -> bool; both are from 0 to 1 over the picture, y downwards.
+    cover: (x, y) -> whether the shape covers the point. x and y go from 0 to 1
+      over the picture; y points downwards.
     colour: three numbers from 0 to 255.
   """
   height, width, _ = picture.shape
@@ -35,7 +36,7 @@ def paint(picture: np.ndarray, cover: Cover, colour: Sequence[int]) -> None:
 
 
 def polygon(corners: np.ndarray) -> Cover:
-  """Covers the inside of a polygon, by the even-odd rule.
+  """Makes a shape that covers a polygon, by the even-odd rule.
 
   Args:
     corners: [N, 2], x and y of each corner in order.
@@ -55,16 +56,16 @@ def polygon(corners: np.ndarray) -> Cover:
 
 
 def disc(x0: float, y0: float, radius: float) -> Cover:
-  """Covers a disc."""
+  """Makes a shape that covers a disc."""
   return lambda x, y: (x - x0) ** 2 + (y - y0) ** 2 <= radius**2
 
 
 def stroke(points: np.ndarray, width: float) -> Cover:
-  """Covers a line through points, with round ends.
+  """Makes a shape that covers a line through points, with round ends.
 
   Args:
     points: [N, 2], x and y of each point in order.
-    width: of the line.
+    width: width of the line, as a share of the picture.
   """
 
   def cover(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -82,5 +83,5 @@ def stroke(points: np.ndarray, width: float) -> Cover:
 
 
 def finished(picture: np.ndarray) -> np.ndarray:
-  """The picture as uint8."""
+  """Rounds a painted picture to uint8."""
   return np.rint(np.clip(picture, 0, 255)).astype(np.uint8)

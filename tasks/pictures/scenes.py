@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes: what is in a picture, and what a caption says.
+"""Describes scenes of coloured shapes, and writes and reads their captions.
 
 A scene has one object, two objects side by side or one above the other, or
 several equal objects. `caption` writes one of several sentences about a scene,
@@ -8,6 +8,7 @@ scene a sentence gets right.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 COLOURS = {
   '紅': (220, 40, 40),
@@ -21,7 +22,7 @@ COLOURS = {
 }
 FORMS = ('圓形', '方形', '三角形', '菱形', '十字', '五角星')
 SIZES = ('小', '中等', '大')
-# Row and column of each place in a grid of 3 x 3.
+# Place in a grid of 3 x 3 -> (row, column).
 PLACES = {
   '左上角': (0, 0),
   '上方': (0, 1),
@@ -33,10 +34,10 @@ PLACES = {
   '下方': (2, 1),
   '右下角': (2, 2),
 }
-# The first object lies there, seen from the second one.
+# Where the first object lies: left of, right of, above or below the second one.
 RELATIONS = ('左邊', '右邊', '上面', '下面')
 NUMBERS = {2: '兩個', 3: '三個', 4: '四個'}
-# One triple of colour, form and size out of so many is held out.
+# One of this many triples of (colour, form, size) is held out.
 _ONE_OF = 6
 _THING = r'(?P<size{n}>[小大]|中等)(?P<colour{n}>\w)色(?P<form{n}>{forms})'
 
@@ -56,8 +57,9 @@ class Thing:
   def is_held_out(self) -> bool:
     """Whether no training picture has this triple of attributes.
 
-    Each pair of its attributes occurs in training: if two of the numbers are
-    given, then the third one must have one certain remainder to be held out.
+    A triple is held out if the indices of its attributes add up to a multiple
+    of `_ONE_OF`. For any two attributes some third ones avoid that, so each
+    pair of attributes occurs in training.
     """
     number = list(COLOURS).index(self.colour) + FORMS.index(self.form)
     return (number + SIZES.index(self.size)) % _ONE_OF == 0
@@ -65,13 +67,13 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """What is in a picture.
+  """The contents of a picture.
 
   Attributes:
     things: one object or two.
-    place: of the only object, a key of `PLACES`.
-    relation: where the first of two objects lies, one of `RELATIONS`.
-    number: how many times the object is there; above 1, it has no place.
+    place: place of a single object, a key of `PLACES`; else ''.
+    relation: where the first of two objects lies, one of `RELATIONS`; else ''.
+    number: how many equal objects there are; above 1, they have no place.
   """
 
   things: tuple[Thing, ...]
@@ -88,7 +90,7 @@ class Scene:
 
   @property
   def attributes(self) -> dict[str, str | int]:
-    """Every attribute by name, such as 'colour_0'."""
+    """Name of every attribute, such as 'colour_0', -> its value."""
     found = {}
     for n, thing in enumerate(self.things):
       found |= {f'{k}_{n}': v for k, v in dataclasses.asdict(thing).items()}
@@ -100,7 +102,23 @@ class Scene:
     return found | rest[self.kind]
 
 
-# Sentence templates by kind of scene; `read` matches a sentence against them.
+def of_facts(facts: Mapping[str, str | int]) -> Scene:
+  """The scene of a picture, from the facts that are stored with it."""
+  things = tuple(
+    Thing(facts[f'colour_{n}'], facts[f'form_{n}'], facts[f'size_{n}'])
+    for n in range(2)
+    if f'colour_{n}' in facts
+  )
+  return Scene(
+    things,
+    facts.get('place', ''),
+    facts.get('relation', ''),
+    facts.get('number', 1),
+  )
+
+
+# Kind of scene -> sentence templates. `caption` fills them in, and `read`
+# matches a sentence against them.
 TEMPLATES = {
   'one': (
     '{place}有一個{thing0}',
@@ -122,11 +140,11 @@ TEMPLATES = {
 
 
 def caption(scene: Scene, template: int) -> str:
-  """A sentence about a scene.
+  """Writes a sentence about a scene.
 
   Args:
     scene: the scene.
-    template: any number; it chooses one of the sentences of this kind.
+    template: number of the template, modulo the number of templates.
   """
   templates = TEMPLATES[scene.kind]
   things = {f'thing{n}': str(thing) for n, thing in enumerate(scene.things)}
@@ -163,15 +181,16 @@ def read(text: str) -> Scene | None:
 
 
 def agreement(text: str, scene: Scene) -> dict[str, bool]:
-  """Which attributes of a scene a sentence gets right, and whether all.
+  """Tells which attributes of a scene a sentence gets right.
 
   Args:
-    text: a sentence, perhaps of a model.
-    scene: the truth.
+    text: any sentence, such as one that a model has written.
+    scene: the scene that the picture shows.
 
   Returns:
-    Attribute -> whether the sentence agrees, then 'all'. A sentence that
-    follows no template, or describes another kind of scene, is wrong in all.
+    Attribute -> whether the sentence gets it right; 'all' -> whether all are
+    right. If a sentence follows no template or describes another kind of scene,
+    every attribute counts as wrong.
   """
   described = read(text)
   if described is None or described.kind != scene.kind:
@@ -180,6 +199,21 @@ def agreement(text: str, scene: Scene) -> dict[str, bool]:
     said = described.attributes
     right = {k: said[k] == v for k, v in scene.attributes.items()}
   return {**right, 'all': all(right.values())}
+
+
+def agreement_with_facts(
+  text: str, facts: Mapping[str, str | int]
+) -> dict[str, bool]:
+  """Which attributes of a picture a sentence gets right, and whether all.
+
+  Args:
+    text: a sentence.
+    facts: those of a scene, or `name`, which the sentence must then hold.
+  """
+  if 'kind' in facts:
+    return agreement(text, of_facts(facts))
+  is_right = str(facts.get('name', '')) in text and bool(text)
+  return {'all': is_right}
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -1,8 +1,8 @@
-"""Pictures of coloured shapes with captions, made by rule and not by hand.
+"""Generates pictures of coloured shapes with captions.
 
-A picture depends on its split and its number alone, so every machine makes the
-same ones. The split 'unseen' has pictures with an object whose triple of
-colour, form and size never occurs in training, though all its pairs do.
+A picture depends only on its split and its number, so every machine makes the
+same pictures. In the split 'unseen', each picture has an object whose triple of
+colour, form and size never occurs in training. Each pair of these three does.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from tasks.pictures import drawing, scenes
 from tasks.pictures.scenes import Scene, Thing
 
 _WHITE = (255, 255, 255)
-# Half of the height of an object, as a share of the picture.
+# Size word -> half of the height of an object, as a share of the picture.
 _RADIUS = {'小': 0.09, '中等': 0.13, '大': 0.17}
-# Centres of the places along a row or column.
+# Coordinates of the three places along a row or column.
 _CENTRES = (0.2, 0.5, 0.8)
 _KINDS, _RATES = ('one', 'two', 'many'), (0.5, 0.3, 0.2)
 
@@ -62,12 +62,12 @@ class Shapes:
 
 
 def random_scene(rng: np.random.Generator, is_unseen: bool) -> Scene:
-  """A random scene.
+  """Draws a random scene.
 
   Args:
-    rng: the source of chance.
-    is_unseen: whether its first object is of a held-out triple; otherwise no
-      object is.
+    rng: random generator.
+    is_unseen: whether the first object has a held-out triple of attributes. If
+      not, no object has one.
   """
   kind = rng.choice(_KINDS, p=_RATES)
   first = _random_thing(rng, is_unseen)
@@ -93,12 +93,12 @@ def _random_thing(rng: np.random.Generator, is_held_out: bool) -> Thing:
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
-  """The picture of a scene, uint8 [size, size, 3] on white.
+  """Draws a scene on white, uint8 [size, size, 3].
 
   Args:
-    scene: what is in it.
+    scene: the contents of the picture.
     size: pixels of height and width.
-    rng: shifts and shades each object a little.
+    rng: random generator for small shifts and shades of each object.
   """
   picture = drawing.ground(size, _WHITE)
   things = scene.things * scene.number if scene.number > 1 else scene.things
@@ -131,7 +131,7 @@ def _centres(
 
 
 def _cover(form: str, x: float, y: float, radius: float) -> drawing.Cover:
-  """What a form covers."""
+  """Makes the shape of a form at a centre, to be painted."""
   if form == '圓形':
     return drawing.disc(x, y, radius)
   if form == '十字':
@@ -151,7 +151,7 @@ def _cover(form: str, x: float, y: float, radius: float) -> drawing.Cover:
     unit = 0.88 * np.array([(1, 1), (1, -1), (-1, -1), (-1, 1)])
   elif form == '三角形':
     unit = 1.15 * _circle(3)
-  else:  # 菱形
+  else:  # The form is 菱形, a diamond.
     unit = np.array([(0, -1.15), (0.72, 0), (0, 1.15), (-0.72, 0)])
   return drawing.polygon(unit * radius + np.array([x, y]))
 

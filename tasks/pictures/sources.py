@@ -1,8 +1,8 @@
-"""Where pictures with captions come from: data files, a user's own folder.
+"""Reads pictures with captions from data files or from a user's folder.
 
 A source has `splits` and `records(split)`, which gives dictionaries with
-'picture' (uint8 [size, size, 3]), 'caption' and 'facts' (further values, ready
-for JSON).
+'picture' (uint8 [size, size, 3]), 'caption' and 'facts' (further values that
+JSON can hold).
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ CAPTIONS = 'captions.jsonl'
 EMOJI_STYLES = {'noto': '諾托', 'emojitwo': '雙彩', 'blobmoji': '水滴'}
 _FILE_OF = {'train': 'train', 'validation': 'valid'}
 _FASHION = ('一件{}的圖片', '圖中是{}', '{}', '這是{}')
-# Each glyph is drawn so many times for training, with other jitter each time.
+# The training split draws each character this many times, each with new jitter.
 _HANZI_REPEATS = 8
-# Side of the square in which strokes are given, and the height of its top.
+# Strokes are given in a square with sides of _EM, whose top is at y = _TOP.
 _EM, _TOP = 1024, 900
 
 
 @dataclasses.dataclass(frozen=True)
 class FashionMnist:
-  """Fashion-MNIST (Xiao et al. 2017), grey pictures of ten kinds of clothes.
+  """Fashion-MNIST (Xiao et al. 2017): grey pictures of ten kinds of clothes.
 
   Attributes:
     size: pixels of height and width.
@@ -62,10 +62,10 @@ class FashionMnist:
 
 @dataclasses.dataclass(frozen=True)
 class Emoji:
-  """Emoji of three designers, with their names from Unicode CLDR.
+  """Emoji in the styles of three designers, with names from Unicode CLDR.
 
   Attributes:
-    styles: which of `EMOJI_STYLES`.
+    styles: the styles to read, a part of `EMOJI_STYLES`.
     size: pixels of height and width.
   """
 
@@ -100,11 +100,11 @@ class Emoji:
 class Hanzi:
   """Characters drawn from their strokes, each time a little differently.
 
-  Place, size, slant and width of the strokes vary. Both splits have all
-  characters, but with other jitter.
+  Place, size, slant and width of the strokes vary at random. Both splits have
+  all characters, but with different random values.
 
   Attributes:
-    num_characters: how many of the most frequent characters.
+    num_characters: number of characters; the most frequent ones are drawn.
     size: pixels of height and width.
   """
 
@@ -113,7 +113,7 @@ class Hanzi:
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
-    """Pictures of a split, all characters once and then again."""
+    """Pictures of a split; each round has every character once."""
     part = list(_FILE_OF).index(split) if _file_part(split) else 0
     glyphs = sorted(_lines(_STROKES), key=lambda glyph: -glyph['freq'])
     for repeat in range(_HANZI_REPEATS if split == 'train' else 1):
@@ -139,12 +139,13 @@ def draw_strokes(
   size: int,
   rng: np.random.Generator,
 ) -> np.ndarray:
-  """A character in black on white, uint8 [size, size, 3].
+  """Draws a character in black on white, uint8 [size, size, 3].
 
   Args:
-    medians: the points of each stroke, in a square of 1,024 with y upwards.
+    medians: the points of each stroke, in a square of 1,024 units; y points
+      upwards.
     size: pixels of height and width.
-    rng: shifts, scales and slants the character, and widens its strokes.
+    rng: random generator for place, size, slant and width of the strokes.
   """
   scale, slant = rng.uniform(0.75, 0.95), rng.uniform(-0.2, 0.2)
   shift = rng.uniform(-0.04, 0.04, 2)
@@ -162,16 +163,17 @@ def draw_strokes(
 
 @dataclasses.dataclass
 class Folder:
-  """A user's own pictures: a folder with files and `captions.jsonl`.
+  """A user's pictures: a folder with picture files and `captions.jsonl`.
 
-  Each line of the captions is {"file": name, "caption": sentence}; the split of
-  a picture depends on the name of its file. A picture that cannot be decoded is
-  left out, and `quarantine` says why.
+  Each line of `captions.jsonl` is {"file": name, "caption": sentence}. The
+  split of a picture depends on the name of its file. A picture that cannot be
+  decoded is left out, and `quarantine` has the reason.
 
   Attributes:
     directory: the folder.
     size: pixels of height and width.
-    quarantine: {'file', 'error'} of each picture that was left out.
+    quarantine: a dict with 'file' and 'error' for each picture that was left
+      out.
   """
 
   directory: str
@@ -183,7 +185,7 @@ class Folder:
     """Pictures of a split, in the order of the captions.
 
     Raises:
-      ValueError: if the captions are missing or malformed.
+      ValueError: if `captions.jsonl` is missing or malformed.
     """
     _file_part(split)
     self.quarantine.clear()
@@ -213,10 +215,10 @@ class Folder:
 
 
 def _bytes(root: pathlib.Path, name: str) -> bytes:
-  """Bytes of a file in a folder.
+  """Reads a file of a folder.
 
   Raises:
-    ValueError: if it is missing, or lies outside of the folder.
+    ValueError: if the file is missing, or lies outside of the folder.
   """
   path = (root / name).resolve()
   if not path.is_relative_to(root.resolve()):
@@ -233,7 +235,7 @@ def _bytes(root: pathlib.Path, name: str) -> bytes:
 
 
 def _file_part(split: str) -> str:
-  """How data files name a split."""
+  """The name that data files use for a split."""
   if split not in _FILE_OF:
     raise ValueError(
       f'A split must be one of {", ".join(_FILE_OF)}, got {split!r}.'
@@ -263,6 +265,6 @@ def _arrays(name: str) -> dict[str, np.ndarray]:
 
 
 def _lines(name: str) -> Iterator[Any]:
-  """The values in a file of JSON lines."""
+  """Reads the values in a file of JSON lines."""
   source = text_files.LineSource({'all': _path(name)}, json.loads)
   return source.records('all')

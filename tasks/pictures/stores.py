@@ -1,8 +1,8 @@
-"""Stores of decoded pictures, made once from their sources.
+"""Makes stores of decoded pictures, so that each source is decoded only once.
 
 A store lies in <cache_dir>/pictures/<name>/<split>. Its records hold `pixels`,
-uint8 [Y, X, 3], and `facts`, JSON in UTF-8 with the caption and what else is
-known of the picture.
+uint8 [Y, X, 3], and `facts`, JSON in UTF-8 with the caption and the other facts
+of the source.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ QUARANTINE = 'quarantine.json'
 
 
 class PictureSource(Protocol):
-  """Where pictures come from, see `tasks.pictures.sources`."""
+  """A source of pictures; tasks/pictures/sources.py has some."""
 
   splits: Sequence[str]
   size: int
@@ -36,7 +36,7 @@ class PictureSource(Protocol):
     """Pictures of a split."""
 
 
-# Name -> makes the source.
+# Name of a source -> function that makes it.
 SOURCES: dict[str, Callable[[], PictureSource]] = {
   'fashion_mnist': sources.FashionMnist,
   'shapes': shapes.Shapes,
@@ -46,7 +46,7 @@ SOURCES: dict[str, Callable[[], PictureSource]] = {
 
 
 def source_of(name: str, size: int) -> PictureSource:
-  """The source of a name, with pictures of a size.
+  """Makes the source with this name.
 
   Args:
     name: a key of `SOURCES`, or a folder of a user, which has a slash in its
@@ -72,7 +72,7 @@ def prepare(
   """Makes the stores that are missing or out of date.
 
   Args:
-    names: of the sources, as for `source_of`.
+    names: names of the sources, as for `source_of`.
     size: pixels of height and width.
     cache_dir: directory of all stores.
 
@@ -97,7 +97,11 @@ def prepare(
 
 
 def _folder_name(name: str, size: int) -> str:
-  """A user's folder is known by its last part and a hash of its whole path."""
+  """Name of a source's folder in the cache.
+
+  For a folder of a user it has the last part of the path, and a hash of the
+  whole path, since two folders may have the same last part.
+  """
   if '/' not in name:
     return f'{name}_{size}'
   path = pathlib.Path(name).expanduser().absolute()
@@ -131,7 +135,8 @@ def _write(
 
   made = records()
   first = next(made, None)
-  # A small folder may hold nothing out.
+  # In a small folder of a user, perhaps no picture is held out. Then no store
+  # is made for the split.
   if first is None and split != 'train':
     return
   first = [] if first is None else [first]

@@ -1,4 +1,4 @@
-"""A step becomes visible as a whole, even if the process is killed."""
+"""A step is either complete or invisible, even if the process is killed."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_on_an_object_store_the_marker_commits(tmp_path, monkeypatch):
 
 
 def seal_before_commit(root):
-  """`seal` with an assertion: the step is not committed yet."""
+  """Calls `seal`, and checks first that the step is not committed yet."""
   seal = integrity.seal
 
   def checked(directory):

@@ -1,4 +1,4 @@
-"""Which steps exist, which of them are kept, and which is the best."""
+"""Tells which steps exist, which are kept, and which is the best."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
     saver.save(step, make_state(step), meta, {'bits_per_char': score})
   saver.save(5, make_state(5), {**META, 'ranked_on': 'newest'})
   saver.close()
-  # Step 5 has no score yet, so its data do not count yet.
+  # Step 5 has no score, so its evaluation data need not match.
   assert listing.ranking(tmp_path) == [1, 3, 4]
   listing.add_metrics(tmp_path / '5', {'bits_per_char': 9.0}, 'newest')
   assert listing.ranking(tmp_path) == [1, 5]

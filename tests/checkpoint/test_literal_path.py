@@ -1,4 +1,4 @@
-"""Any name of a work directory works, or is refused before a step counts."""
+"""Work directories with special characters in their names."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_what_is_saved_below_any_name_can_be_read(tmp_path, name):
 
 
 def test_a_step_that_cannot_be_opened_is_not_sound(copy):
-  # Earlier versions wrote such steps: hashes that agree, but no arrays.
+  # Earlier versions wrote such steps, which have correct hashes but no arrays.
   path = save.epath.Path(copy) / '2'
   (path / 'state' / 'manifest.ocdbt').unlink()
   commit.integrity.seal(path)
@@ -52,7 +52,7 @@ def test_a_step_that_cannot_be_opened_is_not_sound(copy):
 
 
 def test_a_step_without_arrays_never_becomes_visible(tmp_path, monkeypatch):
-  # With this `glob`, Orbax finds nothing that a process has written.
+  # With this `glob`, Orbax does not find the files that it has written.
   monkeypatch.setattr(literal_path.LiteralPath, 'glob', lambda *_: iter(()))
   saver = save.Checkpointer(tmp_path)
   saver.save(1, make_state(1), META)

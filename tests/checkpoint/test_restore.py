@@ -1,4 +1,4 @@
-"""Partial reads of a checkpoint: shapes, dtypes, shardings, assignments."""
+"""Reads parts of a checkpoint into other shapes, dtypes and shardings."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_parameters_of_a_damaged_newest_step_come_from_the_one_before(
   _, meta = restore.load_params(copy)
   assert meta['step'] == 1
   assert 'state/_METADATA is missing' in caplog.text
-  assert listing.steps(copy) == [1, 2]  # A reader changes nothing.
+  assert listing.steps(copy) == [1, 2]  # Reading deletes no damaged step.
 
 
 def test_of_a_damaged_step_that_is_asked_for_the_sound_one_is_named(copy):

@@ -1,4 +1,4 @@
-"""Files of safetensors: what is written is read, what is unsound is refused."""
+"""A written safetensors file is read back, and a malformed one is refused."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
 
 def test_what_is_written_is_read(path):
   entries = lib.read_header(path)
-  assert list(entries) == ['a', 'b']  # wide ones first
+  assert list(entries) == ['a', 'b']  # The wider dtype comes first.
   for name, (_, shape) in ARRAYS.items():
     array = lib.read_array(path, entries[name])
     wanted = np.arange(np.prod(shape)).reshape(shape)
@@ -57,7 +57,7 @@ def test_the_same_arrays_give_the_same_bytes(path, tmp_path):
     ({'a': entry(offsets=(0, 4))}, 'shape and offsets differ'),
     ({'a': entry(), 'b': entry(offsets=(4, 12))}, 'a gap or an overlap'),
     ({'a': entry(offsets=(8, 16))}, 'a gap or an overlap'),
-    ({'a': entry(shape=(4,), offsets=(0, 16))}, 'speaks of'),
+    ({'a': entry(shape=(4,), offsets=(0, 16))}, 'by its header'),
     ({'a': entry(shape=(-2,))}, 'impossible shape'),
     ({'a': entry(shape=(True, 2))}, 'impossible shape'),
     ({'a': entry(shape=(1,) * 9, offsets=(0, 4))}, 'impossible shape'),
@@ -66,10 +66,10 @@ def test_the_same_arrays_give_the_same_bytes(path, tmp_path):
     ({'a': entry(dtype='C64')}, 'unknown dtype'),
     ({'a': entry(dtype=['F32'])}, 'unknown dtype'),
     ({'a': [1]}, 'without dtype'),
-    ({'__metadata__': {'a': 1}, 'a': entry()}, 'not text by text'),
+    ({'__metadata__': {'a': 1}, 'a': entry()}, 'not map text to text'),
     (b'[1]', 'does not begin with {'),
     (b'{"a":' + b'[' * 50_000, 'must be a sound safetensors file'),
-    (b'{"a": {}, "a": {}}', 'stands in its header twice'),
+    (b'{"a": {}, "a": {}}', 'occurs twice in its header'),
     (b'{"a": \xff}', 'must be a sound safetensors file'),
     (b'{"a": 1' + b'0' * 5000 + b'}', 'must be a sound safetensors file'),
   ],
@@ -89,7 +89,7 @@ def test_a_header_longer_than_the_limit_is_not_read(tmp_path):
 
 def test_a_file_that_ends_too_early_is_refused(path):
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(ValueError, match='speaks of'):
+  with pytest.raises(ValueError, match='by its header'):
     lib.read_header(path)
 
 

@@ -1,4 +1,4 @@
-"""Sparse models from dense ones."""
+"""Upcycling makes the experts of a sparse model from a dense model."""
 
 import re
 
@@ -132,7 +132,7 @@ def test_the_dense_model_is_divided_over_the_devices_of_the_experts():
   whole = jax.NamedSharding(mesh, jax.P())
   placement = upcycle.dense_placement(sparse, whole)
   dense = jax.ShapeDtypeStruct((L, D, F), jnp.float32)
-  # Four devices cannot divide the two layers; they divide the width D = 4.
+  # The 2 layers cannot be sharded over 4 devices, so the width D = 4 is.
   found = placement('params/block/feed_forward/w_up_DF', dense)
   assert found.shard_shape(dense.shape) == (L, D // 4, F)
   assert placement('params/norm', sparse['norm']) == sparse['norm'].sharding
@@ -210,7 +210,7 @@ def test_drop_draws_the_same_units_again_in_every_matrix(weights, key):
       axis=-1 if 'down' in name else -2
     )
     for name, w in weights.items()
-  }  # each [L, E, F]
+  }  # Each array has the dims [L, E, F].
   assert (changed['w_up_EDF'].sum(axis=-1) == 3).all()  # 0.3 of 10 units
   for name in ('w_gate_EDF', 'w_down_EFD'):
     np.testing.assert_array_equal(changed[name], changed['w_up_EDF'])
@@ -257,7 +257,8 @@ def test_amounts_out_of_range_are_errors(make):
 def test_a_checkpoint_moves_between_expert_axis_sizes_bit_for_bit(
   tmp_path, key
 ):
-  # The expert axis has 4, then 1, then 2 devices; each saves, the next reads.
+  # Each mesh reads what the one before has saved. The expert axis has 4, 1 and
+  # 2 devices.
   w_EDF = jax.random.normal(key, (8, 4, 6))
   bits = np.asarray(w_EDF).tobytes()
   placed = w_EDF

@@ -1,4 +1,4 @@
-"""Token stores made without seqio."""
+"""Makes token stores without seqio."""
 
 import numpy as np
 import pytest

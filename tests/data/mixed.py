@@ -1,4 +1,4 @@
-"""Stores of three synthetic tasks: codes and text, text and codes, residues."""
+"""Stores of three synthetic tasks: describing, drawing, and hidden residues."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from moe.modalities.ids import IdSpace
 
 SPACE = IdSpace(300, command=1, image=8, residue=5)
 CODES = 6  # Codes of a picture.
-LETTERS = 3  # Letters of its caption; codes 2i and 2i + 1 determine letter i.
+LETTERS = 3  # Caption letters; codes 2i and 2i + 1 determine letter i.
 
 
 def letters_of(codes):
@@ -42,7 +42,7 @@ KINDS = {'described': described, 'drawn': drawn, 'folded': folded}
 
 
 def places(tokens):
-  """Extras: row and column, from 1 on, of the codes of a picture of 2 by 3."""
+  """Extras: row and column of each code in a 2 x 3 picture, counted from 1."""
   is_code, found = SPACE.modality(tokens.astype(np.int32)) == 1, {}
   place = np.cumsum(is_code) - 1
   for name, values in (('row', place // 3), ('column', place % 3)):
@@ -51,7 +51,7 @@ def places(tokens):
 
 
 def write(directory, kind, num_records, seed=0, extra=None, **facts):
-  """A store of one kind; `extra` makes further arrays from the tokens."""
+  """Writes a store of one kind; `extra` makes further arrays from tokens."""
   rng, counts = np.random.default_rng(seed), {}
 
   def records():

@@ -65,7 +65,7 @@ def test_documents_are_kept_in_order_and_whole(
 ):
   add_task('t_whole', TEXTS)
   manifest = run('t_whole')
-  # The empty text is left out; U+2581 survives although seqio loses it.
+  # The empty text is left out. U+2581 must survive; seqio's tokeniser drops it.
   kept = [text for text in TEXTS if text]
   assert texts_of(tmp_path, vocabulary, 't_whole') == kept
   assert manifest['records'] == 3
@@ -76,8 +76,8 @@ def test_documents_are_kept_in_order_and_whole(
   # bytes, the last character has 4.
   assert counts['chars'] == 17 and counts['bytes'] == 42
   assert counts['unknown_tokens'] == 0
-  # Three bytes of U+2581, four of the last character, and one each of a, b and
-  # c, which no training line contains.
+  # The byte tokens are 3 of U+2581, 4 of the last character, and 1 each of a, b
+  # and c, which no training line contains.
   assert counts['byte_tokens'] == 10
   assert manifest['vocabulary_sha256'] == vocabulary.sha256
   assert verify.verify(tmp_path / 't_whole' / 'train') == []
@@ -191,7 +191,7 @@ def test_a_mixture_is_resolved_to_tasks_and_rates(add_task):
     )
     seqio.MixtureRegistry.add('t_all', [('t_mix', 1), ('t_three', 2)])
     assert cache.resolve('t_mix') == [('t_one', 1), ('t_two', 3)]
-    # A quarter and three quarters of the inner mixture's rate of 1.
+    # The inner mixture has rate 1, and its tasks get 1/4 and 3/4 of that.
     assert dict(cache.resolve('t_all')) == {
       't_one': 0.25,
       't_two': 0.75,
@@ -222,7 +222,7 @@ def test_an_unknown_split_names_the_known_ones(add_task):
 
 
 class Codes(seqio.PassThroughVocabulary):
-  """The tokenizer of a feature that holds codes of a range."""
+  """Stands for the tokenizer of a feature of codes."""
 
   def __init__(self, range, is_block):
     super().__init__(1 << 20)

@@ -1,4 +1,4 @@
-"""A target is not visible where it, or a token before it, is predicted."""
+"""No prediction of a target, or of a token before it, sees the target."""
 
 import functools
 
@@ -24,7 +24,7 @@ ROUTER = functools.partial(gates.ModalityGrouped, reserved=(1, 1, 1))
 
 @pytest.fixture(scope='module')
 def logits():
-  """A function from a batch to logits; large weights make changes visible."""
+  """A function from a batch to logits; large weights amplify changes."""
   moe = functools.partial(
     MoE, num_experts=5, expert_d_ff=8, group_size=LENGTH, router=ROUTER
   )
@@ -69,7 +69,8 @@ class Changed:
   def __call__(self, record, key, ids):
     tokens = record['tokens'].astype(np.int32)
     if self._place is not None:
-      tokens[self._place] ^= 1  # Every range begins with an even id.
+      # Every range begins with an even id, so the new id is in the same range.
+      tokens[self._place] ^= 1
     return MASK({**record, 'tokens': tokens}, key, ids)
 
 
@@ -88,24 +89,24 @@ def test_a_target_changes_no_logit_that_predicts_it_or_an_earlier_token(
   directory = mixed.write(tmp_path / f'v/{kind}/train', kind, 8)
   batch = batch_of(directory)
   before, num_moved = logits(batch), 0
-  for place in range(int(batch.positions.max())):  # All but the end mark.
+  for place in range(int(batch.positions.max())):  # The end mark is left out.
     changed = batch_of(directory, place)
     moved = np.abs(logits(changed) - before).max(axis=-1) > 1e-4
     is_predicted = (batch.loss_weights > 0) & (batch.segment_ids > 0)
     asked = is_predicted & (batch.positions == place)
-    # Documents in which this token is a target.
+    # Loops over the documents in which this token is a target.
     for row, column in np.argwhere(asked):
       mine = batch.segment_ids[row] == batch.segment_ids[row, column]
       earlier = mine & is_predicted[row] & (batch.positions[row] <= place)
       assert not moved[row, earlier].any(), (place, row, column)
     num_moved += moved.sum()
-  assert num_moved  # Some logits do depend on the tokens.
+  assert num_moved  # Without this, a model that ignores tokens would pass.
 
 
 @pytest.mark.slow
 def test_the_first_place_of_a_block_sees_its_last_token(tmp_path, logits):
   directory = mixed.write(tmp_path / 'v/described/train', 'described', 8)
   before = logits(batch_of(directory))
-  # The place that reads the first code of the picture sees its last code.
+  # In a block, the place of the first code of the picture sees the last code.
   after = logits(batch_of(directory, mixed.CODES - 1))
   assert np.abs(after - before)[:, 1].max() > 1e-3

@@ -32,19 +32,19 @@ def test_permutations_of_three_are_all_about_as_frequent():
     for key in range(1200)
   ]
   for order in itertools.permutations(range(3)):
-    # 200 expected, standard deviation 13.
+    # The expected count is 200, with a standard deviation of 13.
     assert 130 < seen.count(order) < 270
 
 
 def test_neighbours_are_not_sent_to_neighbours():
   images = permuted(np.arange(10_000), 10_000, scramble(0))
-  # Independent draws have differences of a third of the size on average.
+  # The distance of two independent uniform draws is 1/3 of the range on
+  # average.
   assert abs(np.abs(np.diff(images)).mean() / 10_000 - 1 / 3) < 0.02
 
 
 def test_the_order_is_the_same_on_every_machine():
-  # These values stay fixed: another order would change the data of runs that
-  # are resumed.
+  # These values must not change, since resumed runs would then read other data.
   assert int(scramble(1)) == 0x910A2DEC89025CC1
   assert permuted(np.arange(6), 6, scramble(7)).tolist() == [4, 2, 1, 5, 0, 3]
 
@@ -67,7 +67,7 @@ def test_every_store_has_its_share_to_within_two_rows_at_any_time():
   for index, rate in enumerate(rates):
     given = np.cumsum(store == index)
     expected = rate * np.arange(1, 100_001)
-    # Two rows, and the error of rates that are rounded to 1 / 65536.
+    # Counts may be off by two rows, and by the rounding of rates to 1 / 65536.
     assert np.abs(given - expected).max() < 2 + 100_000 / 65536
 
 

@@ -26,11 +26,11 @@ def rows_of(plan):
 
 
 def test_a_plan_is_worked_by_hand():
-  # A row has 8 places. Document 5 fills two rows, and its tokens 16 to 19
-  # remain. The longest segments are placed first: document 3 (8 tokens),
-  # document 1 (5), the 4 tokens of document 5 together with the 4 of document
-  # 7, document 0 (3) beside document 1, document 2 (2) in a new row, document 4
-  # (1) beside document 2.
+  # A row has 8 places. Document 5 fills two rows, and its last 4 tokens remain.
+  # Then the longest segments are placed first. Document 3 (8 tokens) fills a
+  # row, document 1 (5) begins one, and the 4 tokens of document 5 share one
+  # with the 4 of document 7. Document 0 (3) is put beside document 1, document
+  # 2 (2) into a new row, and document 4 (1) beside document 2.
   plan = packing.pack(np.array([3, 5, 2, 8, 1, 20, 0, 4]), 8)
   rows = rows_of(plan)
   assert [(1, 0, 5), (0, 0, 3)] in rows
@@ -40,7 +40,7 @@ def test_a_plan_is_worked_by_hand():
   last = [row for row in rows if len(row) == 2 and (5, 16, 4) in row]
   assert len(last) == 1 and (7, 0, 4) in last[0]
   assert plan.num_rows == 6
-  # 43 tokens in 6 rows of 8 places.
+  # There are 43 tokens in 6 rows of 8 places.
   assert plan.fill == pytest.approx(43 / 48)
 
 
@@ -83,7 +83,8 @@ def test_rows_follow_the_order_of_the_corpus():
 def test_neighbours_in_the_corpus_are_not_neighbours_in_a_row():
   rows = rows_of(packing.pack(np.full(1000, 32), 64))
   together = sum(abs(row[0][0] - row[1][0]) == 1 for row in rows)
-  # Of 500 random pairs of 1000 documents, about one is a pair of neighbours.
+  # The 1000 documents are in 500 rows of two. By chance about one row has two
+  # neighbours.
   assert together < 10
 
 
@@ -93,7 +94,8 @@ def test_rows_of_poems_are_97_percent_full():
     pytest.skip(f'no poems at {path}')
   with gzip.open(path, 'rt', encoding='utf-8') as f:
     poems = [json.loads(line) for line in f]
-  # One token per character, one for the line break, one for the end mark.
+  # A document has one token per character, for the line break, and the end
+  # mark.
   lengths = [
     len(poem['title']) + 1 + len(''.join(poem['paragraphs'])) + 1
     for poem in poems
@@ -127,7 +129,7 @@ def test_a_plan_is_kept_beside_the_store_and_used_again(
 def test_a_plan_that_was_made_for_other_documents_is_not_used(make_store):
   packing.load_pack_plan(Store(make_store(['白日'])), 4)
   kept = Store(make_store(['白'])).directory
-  # Somebody may copy the plan of another store into this one.
+  # The plan of another store is copied into this one, as a user may do.
   other = Store(make_store(['白日依山', '黃河'], 'other/train'))
   packing.load_pack_plan(other, 4)
   shutil.copy(f'{other.directory}/plan-4-v1.npz', kept)
@@ -164,12 +166,14 @@ def cuts_of(lengths, sequence_length, blocks):
 
 
 def test_a_row_ends_before_a_block_that_it_cannot_hold():
-  # Tokens 6 to 8 are a block, which a row of 8 tokens would cut.
+  # Tokens 6 to 8 are a block. Rows of 8 tokens would cut it, so it moves as a
+  # whole.
   assert cuts_of([20], 8, [[0, 6, 9, 0]]) == [(0, 6), (6, 8), (14, 6)]
 
 
 def test_the_token_after_a_block_is_read_with_it():
-  # The place after the block of tokens 5 to 7 reads token 7.
+  # Tokens 5 to 7 are a block. Place 8 reads token 7, so it belongs to the
+  # block.
   assert cuts_of([20], 8, [[0, 5, 8, 0]]) == [(0, 5), (5, 8), (13, 7)]
   assert cuts_of([20], 8, [[0, 4, 7, 0]]) == [(0, 8), (8, 8), (16, 4)]
 

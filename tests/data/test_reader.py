@@ -154,7 +154,7 @@ def test_hosts_divide_the_rows_that_they_score(make_store):
 
 
 def test_a_host_reads_the_bytes_of_its_own_rows(make_store):
-  # Each document fills a row of 8, and its record is as long as the others.
+  # Each document fills a row of 8 places, and all records have equal length.
   directory = make_store(['白日依山盡入海'] * 8)
   read = []
   for rows in (None, np.arange(2), np.arange(2, 8)):
@@ -234,7 +234,7 @@ def test_evaluation_refuses_a_token_beyond_the_vocabulary(make_store):
 def test_too_many_bad_records_are_an_error(make_store, damage):
   directory = make_store(['白日'] * 10)
   damage(directory, 3)
-  # One of ten is more than the default, one in ten thousand.
+  # One bad record of ten is more than the default limit of one in ten thousand.
   reader = Reader([directory], [1], 40, 1, 0)
   with pytest.raises(ValueError, match='at most 0.001 of 10 records'):
     reader.batch(0)
@@ -250,8 +250,8 @@ def test_evaluation_refuses_a_bad_record(make_store, damage):
 def test_characters_per_token_count_the_end_mark_as_a_token(
   make_store,
 ):
-  # The targets have 2 and 4 characters and an end mark each: 6 characters in 8
-  # tokens.
+  # The targets have 2 and 4 characters, and each has an end mark. So there are
+  # 6 characters in 8 tokens.
   reader = Reader([make_store([('千里', '白日'), '依山盡黃'])], [1], 64, 1, 0)
   assert reader.chars_per_token == pytest.approx(6 / 8)
 
@@ -262,8 +262,8 @@ def test_characters_per_token_of_a_mixture_are_weighted_by_rows(make_store):
   first = make_store(['白日'], 'a/train')
   second = make_store(['依山盡', '黃河入'], 'b/train')
   reader = Reader([first, second], [1, 3], 4, 1, 0)
-  # Four rows of the mixture have 1 * 2 + 3 * 3 characters and 1 * 3 + 3 * 4
-  # tokens.
+  # The rates are 1 and 3, so four rows of the mixture have 1 * 2 + 3 * 3 = 11
+  # characters and 1 * 3 + 3 * 4 = 15 tokens.
   assert reader.chars_per_token == pytest.approx(11 / 15)
   assert reader.fill == pytest.approx(15 / 16)
 
@@ -334,7 +334,7 @@ assert not verify(directory), verify(directory)
 
 def test_a_block_that_is_read_comes_before_causal_text(tmp_path):
   # The document has six codes, three letters and the end mark. Place 0 reads
-  # nothing and predicts the first code. Place 6 reads the last code and
+  # the start id and predicts the first code. Place 6 reads the last code and
   # predicts the first letter.
   directory = mixed.write(tmp_path / 'v/described/train', 'described', 1)
   batch = Reader([directory], [1], 10, 1, 0).batch(0)

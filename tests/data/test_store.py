@@ -22,8 +22,8 @@ def test_a_record_comes_back_with_names_types_and_shapes():
 
 
 def test_the_bytes_of_a_record_are_those_documented():
-  # After the CRC-32 come the header length 22, the header, and 5 and 6 as two
-  # bytes each.
+  # A record is its CRC-32, the length of the header (22), the header, and then
+  # the numbers 5 and 6 with two bytes each.
   data = store.encode_record({'tokens': np.array([5, 6], np.uint16)})
   header = b'[["tokens","<u2",[2]]]'
   assert data[4:] == b'\x16\0\0\0' + header + b'\x05\0\x06\0'

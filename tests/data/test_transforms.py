@@ -57,7 +57,7 @@ def test_what_is_hidden_depends_on_seed_and_step_alone(folded):
 
   assert np.array_equal(tokens(0, 1), tokens(0, 1))
   order = lambda seed, step: (tokens(seed, step) == mixed.SPACE.mask).tolist()
-  assert sorted(order(0, 0)) != sorted(order(0, 1))  # Another epoch.
+  assert sorted(order(0, 0)) != sorted(order(0, 1))  # The second epoch differs.
   assert sorted(order(0, 0)) != sorted(order(1, 0))
 
 
@@ -97,7 +97,8 @@ def test_a_length_that_was_not_declared_is_refused(tmp_path):
 
 
 def test_shown_tokens_count_as_not_scored(folded):
-  # Six documents of eight residues, two of them hidden, and an end mark.
+  # Each of six documents has eight residues, two of them hidden, and an end
+  # mark.
   counts = shape_of(Store(folded), MaskBlocks(0.25)).counts
   assert counts == {'scored_tokens': 18, 'chars': 12}
 

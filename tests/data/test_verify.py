@@ -45,7 +45,7 @@ def test_a_wrong_count_is_a_problem(make_store):
   manifest = json.loads(path.read_text())
   manifest['counts']['chars'] += 1
   path.write_text(json.dumps(manifest))
-  # 5 + 3 + 4 characters are scored.
+  # The documents have 5 + 3 + 4 scored characters.
   assert verify.verify(directory) == ['The manifest says 13 chars, got 12.']
 
 
@@ -61,7 +61,7 @@ def test_a_wrong_count_is_a_problem(make_store):
 def test_a_record_that_is_not_a_document_is_a_problem(
   tmp_path, vocabulary, tokens, num_chars, problem
 ):
-  # The ids of bytes begin at 4. The byte 0xE7 begins a character and ends none.
+  # The ids of bytes begin at 4. The byte 0xE7 alone is an incomplete character.
   directory = tmp_path / 'task' / 'train'
   store.write_store(
     directory,

@@ -1,4 +1,4 @@
-"""Bits per English character, worked out by hand."""
+"""Checks bits per English character against numbers worked out by hand."""
 
 import math
 
@@ -16,8 +16,8 @@ def test_all_bits_of_a_language_are_divided_by_english_characters():
 
 
 def test_the_difference_draws_whole_sentences():
-  # Each sentence costs exactly 1 bit per English character more than English,
-  # so every resample has the same difference, however hard its sentences are.
+  # Each sentence costs exactly 1 bit per English character more than in
+  # English. So every bootstrap resample has the same difference.
   english = np.array([5.0, 90.0, 20.0, 300.0]) * math.log(2)
   chars = np.array([10, 20, 30, 40])
   found = aligned.difference(

@@ -1,4 +1,4 @@
-"""Requests as the harness writes them, and hand-worked scores."""
+"""Requests are those of lm-evaluation-harness; scores are hand-worked."""
 
 import json
 import math
@@ -57,12 +57,12 @@ def test_winograd_sets_ask_for_the_rest_after_each_option():
     Request('Ann taught Bea, so Ann', ' learnt much.'),
     Request('Ann taught Bea, so Bea', ' learnt much.'),
   )
-  # The harness writes the delimiter and then the space of the sentence.
+  # The harness writes its delimiter, and the sentence also begins with a space.
   assert read('wsc273').requests == (
     Request('The cup fell off the tray because the cup', '  was wet.'),
     Request('The cup fell off the tray because the tray', '  was wet.'),
   )
-  # The last of the three is the pronoun in question.
+  # The pronoun occurs three times; the item asks about the last one.
   assert read('xwinograd_zh').requests[1] == Request(
     '他爸爸扶著他，因為孩子', ' 累了。'
   )
@@ -86,7 +86,8 @@ def test_the_right_choice_is_known(name, gold):
 def test_normalised_accuracies_divide_by_characters_and_bytes():
   row = ROWS['xcopa_zh'] | {'choice1': 'abcd', 'choice2': '亮了'}
   item = BENCHMARKS['xcopa_zh'].read(row)
-  # Per character 5/4 against 4/2, per byte 5/4 against 4/6.
+  # The nats per character are 5/4 and 4/2, those per byte 5/4 and 4/6. So the
+  # two measures choose different answers.
   answers = [[Answer(5.0, False), Answer(4.0, False)]]
   right = {
     metric: benchmarks.item_values(metric, [item], answers)[0].tolist()
@@ -101,7 +102,7 @@ def test_perplexity_and_bits_of_words_worked_out_by_hand():
   score = lambda metric: benchmarks.metric_score(
     metric, *benchmarks.item_values(metric, [item, item], answers), 'command'
   )
-  # The words have 5 characters each with their space, and 1 + 5 bits.
+  # Both words have 5 characters with their space. They cost 1 and 5 bits.
   assert score('perplexity').value == pytest.approx(8)
   assert score('bits_per_char').value == pytest.approx(6 / 10)
   assert score('acc').value == pytest.approx(1 / 2)

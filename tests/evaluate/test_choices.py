@@ -1,4 +1,4 @@
-"""Likelihoods of continuations: where texts are cut, and hand-worked nats."""
+"""Likelihoods of continuations equal hand-worked ones."""
 
 import math
 
@@ -16,7 +16,7 @@ SIZE = 400
 
 
 class Echo:
-  """The token that was read last is repeated with probability 1/2."""
+  """A model that repeats the last token with probability 1/2."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, SIZE)
@@ -70,7 +70,8 @@ def test_an_empty_continuation_is_refused(vocabulary):
 
 
 def test_only_the_continuation_costs_nats():
-  # 5 after 5 has probability 1/2, 6 after 5 has 1 / (2 * 399).
+  # After token 5, token 5 has probability 1/2, and each of the 399 others has
+  # 1 / (2 * 399).
   same, other = answers([request([3, 5], [5, 5]), request([3, 5], [5, 6])])
   assert same.nats == pytest.approx(2 * math.log(2))
   assert other.nats == pytest.approx(math.log(2) + math.log(2 * 399))
@@ -78,7 +79,7 @@ def test_only_the_continuation_costs_nats():
 
 
 def test_a_long_context_loses_its_left_end():
-  # Of 12 tokens the last 8 are targets and 7 of the context are read.
+  # The context has 7 tokens. Of all 12 tokens the last 8 are targets.
   (window,) = choices.request_windows(
     0, request(range(3, 13), [13, 14]), Context(8, 4, 2)
   )
@@ -101,7 +102,7 @@ def test_batches_of_other_lengths_give_the_same_answers():
 
 def test_rolling_windows_score_every_token_once():
   windows = choices.rolling_windows(0, request([], range(21)), Context(8, 4, 2))
-  # The last window has 5 new tokens and reads 3 before them again.
+  # The last window has 5 new tokens and reads 3 earlier ones again.
   assert [w[1:] for w in windows] == [(0, 0, 8), (8, 8, 16), (13, 16, 21)]
 
 

@@ -12,16 +12,16 @@ LN2 = math.log(2)
 
 
 def test_the_difference_is_a_ratio_of_sums():
-  # 3 bits more for 1 character, 0 bits more for 2: 3 / 3 = 1 bit per character.
-  # A mean of ratios would be 1.5.
+  # The differences are 3 bits for 1 character and 0 bits for 2 characters, so
+  # 3 / 3 = 1 bit per character. The mean of the two ratios would be 1.5.
   result = compare(np.array([5, 4]) * LN2, np.array([2, 4]) * LN2, [1, 2])
   assert result.difference == pytest.approx(1)
 
 
 def test_every_resample_is_a_ratio_of_sums():
-  # A quarter of the resamples take the first document twice (3 / 1), a quarter
-  # the second one twice (0), and half take both (3 / 3 = 1). So the middle 40
-  # percent are all 1.
+  # A quarter of the resamples take the first document twice (3 bits / 1
+  # character), a quarter the second one twice (0), and half take both (3 / 3 =
+  # 1). So the middle 40 percent of the results are all 1.
   result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.4)
   assert (result.low, result.high) == pytest.approx((1, 1))
   result = compare(np.array([3, 0]) * LN2, np.zeros(2), [1, 2], confidence=0.95)
@@ -44,9 +44,10 @@ def test_pairing_removes_what_documents_have_in_common():
   result = compare(
     hard + rng.normal(-1, 0.1, 400), hard + rng.normal(0, 0.1, 400), [1] * 400
   )
-  # The differences have the deviation sqrt(2) / 10, so their mean over 400
-  # documents has 0.00707 nats, or 0.0102 bits. The interval is about 4 x 0.0102
-  # wide, although the nats of documents have the deviation 50.
+  # The standard deviation of a difference is sqrt(2) / 10 nats. That of their
+  # mean over 400 documents is 0.00707 nats, or 0.0102 bits. So the interval is
+  # about 4 x 0.0102 wide, although the documents' own nats have a deviation of
+  # 50.
   assert result.low < -1 / LN2 < result.high
   assert result.high - result.low == pytest.approx(0.04, abs=0.008)
 
@@ -91,7 +92,8 @@ def test_scores_of_different_documents_are_refused():
 def test_the_bits_of_documents_are_all_nats_over_all_characters():
   nats, chars = math.log(2) * np.array([8.0, 2.0]), np.array([2, 2])
   found = comparison.of_documents('bits', nats, chars, 'c')
-  # 10 bits of 4 characters; resamples are of 8, 5 or 2 bits of 2 characters.
+  # The documents have 8 and 2 bits, and 2 characters each: 10 / 4 bits per
+  # character. A resample has 16, 10 or 4 bits for 4 characters.
   assert found.value == pytest.approx(2.5)
   assert (found.low, found.high) == pytest.approx((1.0, 4.0))
   assert (found.n, found.command, found.unit) == (2, 'c', 'bits per character')

@@ -1,4 +1,4 @@
-"""Runs that a benchmark shares with the training text."""
+"""Finds runs of words or characters of a benchmark in the training text."""
 
 import pytest
 
@@ -11,10 +11,10 @@ ENGLISH = 'one two three four five six seven eight nine'
 @pytest.mark.parametrize(
   'item, train, shared',
   [
-    # 13 characters in a row, whatever stands between them.
+    # 13 Chinese characters in a row count; punctuation between them does not.
     (CHINESE, '春眠不覺曉，處處聞啼鳥。\n夜來風！', True),
     (CHINESE, '春眠不覺曉，處處聞啼鳥。\n夜來', False),
-    # 8 words in a row, in any case.
+    # 8 words in a row count, in upper or lower case.
     (ENGLISH, 'One, two three four five six SEVEN eight; ten', True),
     (ENGLISH, 'one two three four five six seven nine eight', False),
     # A Latin text is compared by words, so 13 shared letters are not enough.

@@ -1,4 +1,4 @@
-"""Texts and records as documents to score."""
+"""Makes documents to score from texts and records."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from moe.types import Extra
 
 
 class Codebook:
-  """A vocabulary without bytes: a is 3, b is 4, all else is unknown."""
+  """A vocabulary without bytes: a has id 3, b has 4, other text is unknown."""
 
   eos, unk = 1, 2
 
@@ -27,7 +27,7 @@ def test_unknown_tokens_and_what_they_hide_are_counted():
   record = {
     'tokens': np.array([2, 2, 3, 2, 1]),
     'loss_weights': np.array([0, 1, 1, 1, 1]),
-    # Two unknown tokens, which hide four characters, and a are scored.
+    # Two unknown tokens, which stand for four characters, and 'a' are scored.
     'num_chars': np.int64(5),
     'num_bytes': np.int64(13),
   }
@@ -45,8 +45,8 @@ def test_a_vocabulary_that_alters_text_is_refused():
 
 
 def test_codes_are_scored_beside_text_and_are_not_unknown_tokens():
-  # The ids of text are 0-4, those of images 128-131. A picture is a block
-  # before its caption.
+  # Text has the ids 0-4, image codes have 128-131. The picture is a block, and
+  # its caption follows.
   space = IdSpace(5, image=4)
   record = {
     'tokens': np.array([128, 131, 3, 2, 1], np.uint16),

@@ -1,4 +1,4 @@
-"""Every token is scored once with hand-worked nats, however it is batched."""
+"""Every token is scored once, whatever the windows and batches are."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ VOCAB_SIZE = 8
 
 
 class Uniform:
-  """Every token is as likely as any other."""
+  """A model in which all tokens are equally likely."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     assert not train
@@ -32,11 +32,10 @@ class Uniform:
 
 
 class Counting(Uniform):
-  """After c tokens of a segment, token 3 has the probability 1 / (c + 1).
+  """A model in which token 3 has probability 1 / (c + 1) after c tokens.
 
-  Token 4 has the rest. The model counts the tokens that it sees and ignores
-  positions. So the score shows whether a window sees too little or sees another
-  document.
+  Token 4 has the rest. The model counts the tokens of the segment that it sees.
+  So a wrong score shows that a window sees too few tokens, or another document.
   """
 
   def apply(self, params, state, batch, rngs, train, cache=None):
@@ -53,7 +52,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """The token that was read last has the probability 1/2, the others 1/14."""
+  """A model that gives the last token probability 1/2, each other one 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)
@@ -64,7 +63,7 @@ class Echo(Uniform):
 
 
 class Broken(Uniform):
-  """A model whose parameters are broken."""
+  """A model whose logits are NaN, as after a failed training."""
 
   def head(self, params, hidden, section=None):
     return jnp.full((*hidden.shape[:-1], VOCAB_SIZE), jnp.nan)
@@ -95,7 +94,8 @@ def test_a_uniform_model_needs_ln_v_nats_per_token_end_mark_included():
 
 
 def test_the_first_token_is_predicted_from_the_start_id():
-  # 0 0 3 3 have the probabilities 1/2 (the start id is 0), 1/2, 1/14, 1/2.
+  # The start id is 0. So the tokens 0 0 3 3 have probabilities 1/2, 1/2, 1/14,
+  # 1/2.
   nats = score(Echo(), [document([0, 0, 3, 3])])
   np.testing.assert_allclose(nats, 3 * math.log(2) + math.log(14), rtol=1e-6)
 
@@ -110,8 +110,8 @@ def test_windows_overlap_by_length_minus_stride():
 
 
 def test_a_row_holds_one_window_and_padding_outside_of_segments():
-  # Of 3 4 5 6 and the end mark, tokens [2, 4) are read again, and [4, 5), the
-  # end mark, is scored.
+  # The document is 3 4 5 6 and the end mark. The window reads the tokens [2, 4)
+  # again, and scores only [4, 5), the end mark.
   batch = likelihood.window_batch(
     [document([3, 4, 5, 6, EOS])], [Window(0, 2, 4, 5)], num_rows=2, width=4
   )
@@ -135,9 +135,10 @@ def test_every_token_is_scored_by_exactly_one_window(num_tokens, stride):
 
 
 def test_later_windows_see_the_context_they_reread():
-  # The length is 4 and the stride 2. [0, 4) scores four tokens, after 1, 2, 3
-  # and 4 tokens; [2, 6) scores two, after 3 and 4; [4, 7) scores one, after 3.
-  # Token 3 after c tokens costs ln(c + 1): 2 3 4 5 . 4 5 . 4
+  # Windows have length 4 and stride 2. The window [0, 4) scores four tokens,
+  # after 1, 2, 3 and 4 tokens; [2, 6) scores two, after 3 and 4; [4, 7) scores
+  # one, after 3. After c tokens, token 3 costs ln(c + 1) nats. So the costs are
+  # the logarithms of 2, 3, 4, 5, then 4, 5, then 4.
   nats = score(Counting(), [document([3] * 7)], length=4, stride=2)
   np.testing.assert_allclose(
     nats, math.log(2 * 3 * 4 * 5 * 4 * 5 * 4), rtol=1e-6
@@ -145,9 +146,10 @@ def test_later_windows_see_the_context_they_reread():
 
 
 def test_a_later_window_begins_with_the_token_before_it():
-  # The length is 2 and the stride 2. [0, 2) reads the start id and a 3, which
-  # costs ln 14 + ln 2. [2, 3) reads the second 3, which costs ln 2; reading the
-  # start id there would cost ln 14.
+  # Windows have length 2 and stride 2. In [0, 2) the two tokens are predicted
+  # from the start id and from a 3, which costs ln 14 + ln 2. In [2, 3) the
+  # token is predicted from a 3, which costs ln 2; from the start id it would
+  # cost ln 14.
   nats = score(Echo(), [document([3, 3, 3])], length=2, stride=2)
   np.testing.assert_allclose(nats, math.log(14 * 2 * 2), rtol=1e-6)
 
@@ -169,8 +171,9 @@ def test_a_prompt_costs_nothing():
 
 
 def test_unknown_tokens_are_charged_for_what_they_hide():
-  # Two unknown tokens hide three characters. Their spelling has five symbols,
-  # two of them ends, out of 1,114,112 code points and the end.
+  # Two unknown tokens stand for three characters. To spell these takes five
+  # symbols: three characters and an end symbol for each token. A symbol is one
+  # of 1,114,112 code points or the end symbol.
   hiding = document([2, 3, 2, EOS], num_unknown=2, hidden_chars=3)
   nats = score(Uniform(), [hiding])
   expected = 4 * math.log(8) + 5 * math.log(1_114_113)
@@ -182,7 +185,8 @@ def test_short_windows_share_wide_batches_only_when_they_are_few():
   context = Context(length=64, stride=32, batch_size=2)
   short = [Window(i, 0, 0, 9) for i in range(9)]
   long = [Window(9, 0, 0, 50), Window(10, 0, 0, 64)]
-  # A batch of windows of width 16 holds 2 * 64 / 16 = 8, so nine fill one.
+  # A batch holds 2 * 64 / 16 = 8 windows of width 16, so nine need a second
+  # batch.
   shapes = [
     (rows, width, len(members))
     for rows, width, members in likelihood.batches([*short, *long], context)
@@ -196,8 +200,8 @@ def test_short_windows_share_wide_batches_only_when_they_are_few():
 
 
 def test_totals_follow_the_definition_of_bits_per_character():
-  # 8 bits for 2 characters of 3 bytes each are 4 per character and 8/6 per
-  # byte.
+  # The cost is 8 bits for 2 characters of 3 bytes each: 4 bits per character
+  # and 8/6 per byte.
   documents = [Document(np.array([3, 4, EOS]), 2, 6)]
   assert likelihood.totals(documents, np.array([8 * math.log(2)])) == {
     'nats': pytest.approx(8 * math.log(2)),
@@ -233,7 +237,7 @@ def test_a_context_that_skips_tokens_is_refused(context, message):
 def test_models_that_compare_equal_keep_their_own_scores():
   @dataclasses.dataclass(frozen=True)
   class Configured(Uniform):
-    """Like models from gin: a comparison of two ignores their sizes."""
+    """Equal to every other one, as models made by gin are when compared."""
 
     size: dataclasses.InitVar[int]
 

@@ -19,23 +19,24 @@ DATA = pathlib.Path(
 
 
 def test_unigram_is_worked_by_hand():
-  # a, b and the end mark are seen once each, so N = 3, with three kinds.
-  # P(any of them) = (1 + 3 / NUM_SYMBOLS) / (3 + 3); two characters are scored.
+  # Training has a, b and the end mark once each: N = 3 tokens of 3 kinds. Each
+  # has P = (1 + 3 / NUM_SYMBOLS) / (3 + 3). The text has two characters.
   prob = (1 + 3 / NUM_SYMBOLS) / 6
   expected = 3 * -math.log2(prob) / 2
   assert ngram_bits(['ab'], ['ab'], 1) == pytest.approx(expected, rel=1e-12)
 
 
 def test_bigram_is_worked_by_hand():
-  # Each context (begin mark, a, b) is seen once, before one kind. So P(w | h) =
-  # (1 + 1 * P(w)) / (1 + 1), with P(w) of the test above.
+  # Each context h (begin mark, a, b) is seen once, before one kind of token. So
+  # P(w | h) = (1 + 1 * P(w)) / (1 + 1), with P(w) of the test above.
   prob = (1 + (1 + 3 / NUM_SYMBOLS) / 6) / 2
   expected = 3 * -math.log2(prob) / 2
   assert ngram_bits(['ab'], ['ab'], 2) == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_unseen_character_costs_its_share_of_the_uniform_distribution():
-  # The kinds are a and the end mark, so 'c' gets 2 / (2 + 2) / NUM_SYMBOLS.
+  # Training has 2 tokens of 2 kinds, a and the end mark. So 'c', which is
+  # unseen, has probability 2 / (2 + 2) / NUM_SYMBOLS.
   unseen = 2 / 4 / NUM_SYMBOLS
   end = (1 + 2 / NUM_SYMBOLS) / 4
   expected = -math.log2(unseen) - math.log2(end)
@@ -43,23 +44,24 @@ def test_an_unseen_character_costs_its_share_of_the_uniform_distribution():
 
 
 def test_an_unseen_context_falls_back_to_the_lower_order():
-  # Nothing was seen after 'c', so the end mark costs the same as in a unigram.
+  # No token was seen after 'c', so the end mark costs as much as in a unigram.
   begin_c = ngram_bits(['a'], ['c'], 2)
   unigram = ngram_bits(['a'], ['c'], 1)
-  # 'c' itself comes after the begin mark, which was seen once before one kind:
-  # P = (0 + 1 * P1) / 2 costs 1 bit more than P1.
+  # 'c' follows the begin mark, which was seen once, before one kind of token.
+  # So P = (0 + 1 * P1) / 2 with the unigram's P1, which costs 1 bit more than
+  # P1.
   assert begin_c == pytest.approx(unigram + 1, rel=1e-12)
 
 
 def test_probabilities_of_all_symbols_sum_to_one():
-  # The held-out text 'x' has the probability P(x) P(end). Over all x, seen and
-  # unseen, P(x) must sum to 1. Every text has one character, so the division by
-  # characters changes nothing.
+  # A held-out text of one character x has probability P(x) P(end). P(x) must
+  # sum to 1 over all x, seen and unseen. Bits per character are then bits per
+  # text.
   train = ['abac', 'ba']
   end = 2 ** -ngram_bits(train, ['a'], 1)
   p_a = end  # P(a) P(end)
   others = [2 ** -ngram_bits(train, [x], 1) for x in 'bcd']
-  # The counts are a 3, b 2, c 1, end 2: N = 8, with 4 kinds.
+  # The counts are a 3, b 2, c 1 and end 2, so there are 8 tokens of 4 kinds.
   p_end = (2 + 4 / NUM_SYMBOLS) / 12
   seen = (p_a + others[0] + others[1]) / p_end + p_end
   unseen = others[2] / p_end * (NUM_SYMBOLS - 4)
@@ -68,7 +70,8 @@ def test_probabilities_of_all_symbols_sum_to_one():
 
 def test_an_empty_text_costs_only_its_end_mark():
   with_empty = ngram_bits(['ab', ''], ['ab', ''], 1)
-  # The counts are a 1, b 1, end 2, so P(end) = (2 + 3u) / 7.
+  # The counts are a 1, b 1 and end 2, so there are 4 tokens of 3 kinds. P(end)
+  # is (2 + 3u) / (4 + 3).
   u = 1 / NUM_SYMBOLS
   bits = 2 * -math.log2((1 + 3 * u) / 7) + 2 * -math.log2((2 + 3 * u) / 7)
   assert with_empty == pytest.approx(bits / 2, rel=1e-12)

@@ -9,7 +9,7 @@ from moe.evaluate import reading
   'right, given, exact, f1',
   [
     ('the Cat', 'a cat!', 1, 1),
-    # 1 of 2 given words is right, and 1 of 3 right words is given.
+    # The precision is 1 of 2 words, the recall 1 of 3, so F1 is 2 / 5.
     ('red blue green', 'red house', 0, 2 / 5),
     ('cat', 'dog', 0, 0),
     ('cat', '', 0, 0),
@@ -24,7 +24,7 @@ def test_squad_compares_words(right, given, exact, f1):
   'right, given, exact, f1',
   [
     ('光榮和ω-force', '光榮和 ω-FORCE。', 1, 1),
-    # 2 of 3 given characters and 2 of 4 right ones stand in one run.
+    # The longest common run has 2 of the 3 given and of the 4 right characters.
     ('春眠不覺', '眠不知', 0, 4 / 7),
     ('春', '秋', 0, 0),
   ],

@@ -1,4 +1,4 @@
-"""The one form of every score."""
+"""Every score has the same fields."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Form, tones, rhyme, copies and variety of verse, worked out by hand."""
+"""Measures of verse: form, tones, rhyme, copied runs and variety."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_tones_are_those_of_mandarin_but_for_the_entering_tone(
     ('平仄仄平仄', True),
     ('平平仄平平', False),
     ('仄入仄平仄仄平', True),
-    # The two-fold character is read as level, then as oblique.
+    # 兩 may be level or oblique, and the pattern needs one reading each time.
     ('平兩仄入平', True),
     ('平兩仄平平', True),
     ('仄平仄兩仄仄平', False),
@@ -63,7 +63,7 @@ def test_couplets_are_opposed_in_even_places_and_at_the_end():
 
 
 def test_even_lines_rhyme_by_class():
-  # ing and eng are one class, ang another.
+  # The finals ing and eng are in one rhyme class, ang is in another.
   assert verse.is_rhymed(['仄', '星', '仄', '風'], readings)
   assert not verse.is_rhymed(['仄', '星', '仄', '光'], readings)
   assert not verse.is_rhymed(['仄', '星'], readings)
@@ -83,5 +83,5 @@ def test_a_form_is_lines_of_chinese_characters():
 
 def test_the_longest_copied_run_and_distinct_pairs():
   assert verse.longest_copied_run('春眠不覺曉', '他眠不覺。覺曉') == 3
-  # ab, ba, ab: two different ones of three.
+  # The pairs are ab, ba and ab, so 2 of 3 are different.
   assert verse.distinct(['abab']) == pytest.approx(2 / 3)

@@ -43,7 +43,7 @@ def model():
   )
   init = jax.jit(lambda key: functional.init(key, batch)[:2])
   params, state = init(jax.random.key(1))
-  # With weights larger than initial ones, rows and places differ visibly.
+  # Weights are larger than initial ones, so that the logits of places differ.
   return functional, jax.tree.map(lambda x: 3 * x, params), state
 
 

@@ -1,4 +1,4 @@
-"""Decoding with a cache: same logits, same samples, right ends."""
+"""Decoding with a cache gives the logits and samples of decoding without."""
 
 import functools
 
@@ -29,7 +29,7 @@ def rows(lengths, width, seed=0):
 
 @pytest.fixture(scope='module')
 def full_logits(model):
-  """A function from one row to its logits, read as a whole without a cache."""
+  """A function that computes the logits of a row at once, without a cache."""
   functional, params, state = model
 
   @jax.jit
@@ -74,7 +74,7 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
     full = full_logits(tokens[row, : length + steps])[length - 1 :]
     ours = np.stack([logits[row] for logits in cached])
     np.testing.assert_allclose(ours, full, atol=1e-4)
-    # The comparison means something: the logits of two places differ.
+    # The logits of two places differ, so the comparison above can fail.
     assert np.abs(np.diff(full, axis=0)).max() > 0.1
 
 
@@ -118,8 +118,8 @@ def test_samples_differ_by_seed_and_by_row(bigram):
 
 
 def test_every_step_has_its_own_key(bigram):
-  # All tokens are equally likely: with one key for all steps, every draw would
-  # be the same.
+  # All tokens are equally likely. If all steps used the same key, all draws
+  # would be equal.
   functional, params, state = bigram
   uniform = functional, jnp.zeros_like(params), state
   (written,) = generate(uniform, [[5]], Sampling(), 16, seed=1)
@@ -223,7 +223,7 @@ def test_a_batch_to_read_has_the_modality_of_its_tokens():
 
 
 class Told:
-  """A model whose logits are high at the extra of the token it has read."""
+  """A model that predicts the number in the extra 'row' of the last token."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.extras['row'], VOCAB_SIZE)
@@ -239,8 +239,8 @@ class Told:
 
 def test_the_model_is_told_the_extras_of_each_token_it_reads():
   write = decode.build_writer(Told(), Sampling(0.0), EOS)
-  # The first row has a prompt of two tokens, the second one of one; of what
-  # follows a token, the model knows the extra of that token alone.
+  # The prompts have two tokens and one. The model only sees extras, so it
+  # predicts the right numbers only if each token gets its own extra.
   prompts = [
     decode.RowPrompt([3, 3], FREE, (), {'row': np.array([4, 5, 6, 7, EOS])}),
     decode.RowPrompt([3], FREE, (), {'row': np.array([8, 9, EOS])}),

@@ -1,4 +1,4 @@
-"""Templates of verse, and the tables that keep samples within them."""
+"""Templates of verse, and tables of the tokens that a template allows."""
 
 import itertools
 
@@ -56,10 +56,10 @@ def test_pieces_fit_where_all_their_characters_do():
     for offset, row in enumerate(table)
   }
   assert fits == {
-    0: {3: 1, 4: 1, 5: 2},  # One character, or two at once.
-    1: {3: 1, 4: 1, 8: 2},  # One character, or one with its comma.
+    0: {3: 1, 4: 1, 5: 2},  # A piece of one character, or of two.
+    1: {3: 1, 4: 1, 8: 2},  # A character, or a character with the comma.
     2: {6: 1},
-    3: {3: 1, 4: 1},  # 春風 would go past the end.
+    3: {3: 1, 4: 1},  # The piece 春風 would be longer than the template.
     4: {EOS: 0},
   }
 
@@ -79,8 +79,9 @@ def test_every_way_through_the_table_fills_the_template():
 
   written = texts(0)
   assert {forms.shape(text) for text in written} == {filled}
-  # 字字， can be two of 春秋 and a comma (4 ways), 春風 and a comma (1), or one
-  # of 春秋 and 月， (2). The last character is one of 春秋: 7 x 2 texts.
+  # For 字字， there are 4 ways with two pieces 春 or 秋 and a comma, 1 way with
+  # 春風 and a comma, and 2 ways with 春 or 秋 and then 月，. The last character
+  # is 春 or 秋. So there are 7 x 2 texts.
   assert len(written) == 14
   assert set(written) == {
     a + b

@@ -1,4 +1,4 @@
-"""Which tokens may be drawn, and how often, by hand-worked distributions."""
+"""Distributions of drawn tokens, compared with hand-worked ones."""
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ def test_defaults_leave_the_model_as_it_is():
 
 
 def test_temperature_half_squares_the_probabilities():
-  # The squares 1/16, 1/64, 1/4, 1/64 divided by their sum 22/64 are 4/22, 1/22,
-  # 16/22, 1/22.
+  # Temperature 1/2 squares the probabilities: 1/16, 1/64, 1/4, 1/64. Divided by
+  # their sum 22/64 they are 4/22, 1/22, 16/22, 1/22.
   expected = np.array([4, 1, 16, 1]) / 22
   np.testing.assert_allclose(
     probs(Sampling(temperature=0.5)), expected, rtol=1e-5
@@ -44,20 +44,21 @@ def test_a_tiny_temperature_is_no_different_from_zero():
 
 
 def test_top_k_keeps_exactly_k_of_equally_likely_tokens():
-  # 1/2, 1/4 and the first of the two 1/8 stay, divided by their sum 7/8.
+  # The tokens with 1/2, 1/4 and the first 1/8 stay; their sum is 7/8.
   expected = np.array([2, 1, 4, 0]) / 7
   np.testing.assert_allclose(probs(Sampling(top_k=3)), expected, rtol=1e-6)
 
 
 def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
-  # 1/2 alone reaches 0.5; 0.51 needs the next token, 1/4, as well.
+  # The token with 1/2 alone reaches 0.5. For 0.51 that with 1/4 is needed, too.
   assert probs(Sampling(top_p=0.5)).tolist() == [0, 0, 1, 0]
   expected = np.array([1, 0, 2, 0]) / 3
   np.testing.assert_allclose(probs(Sampling(top_p=0.51)), expected, rtol=1e-6)
 
 
 def test_top_p_counts_what_top_k_left():
-  # top_k=2 leaves 2/3 and 1/3. So the first token reaches 0.6; 1/2 would not.
+  # top_k=2 leaves two tokens with 2/3 and 1/3. So the first one reaches 0.6,
+  # which it would not with its original 1/2.
   assert probs(Sampling(top_k=2, top_p=0.6)).tolist() == [0, 0, 1, 0]
 
 
@@ -69,8 +70,9 @@ def test_a_barred_token_is_never_kept_however_likely():
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
-  # Of 4000 draws, the count of a token of probability p has the deviation
-  # sqrt(4000 p (1 - p)), at most 32; five deviations are 160.
+  # In 4000 draws, the count of a token with probability p has a standard
+  # deviation of sqrt(4000 p (1 - p)), which is at most 32. Five of them are
+  # 160.
   key_B = jax.random.split(jax.random.key(0), 4000)
   logits = jnp.broadcast_to(LOGITS, (4000, 4))
   drawn = sampling.draw(key_B, logits, Sampling())

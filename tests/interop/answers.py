@@ -1,4 +1,4 @@
-"""What a model of ours answers, to compare with transformers."""
+"""Computes answers of our models, to compare them with transformers."""
 
 import jax
 import numpy as np

@@ -41,7 +41,7 @@ def answer(model) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make(name: str) -> None:
-  """Writes one golden, and what its names would be in the fused layout."""
+  """Writes one golden, with the names and shapes of the fused layout, too."""
   config = tiny_models.config(name)
   model = transformers.AutoModelForCausalLM.from_config(
     transformers.AutoConfig.for_model(**config), dtype=torch.float32

@@ -1,6 +1,6 @@
-"""Models of transformers, read here: the same logits, and written as they were.
+"""Models of transformers give the same logits here, and are written unchanged.
 
-What transformers itself computed lies in `goldens/`, see `make_goldens.py`.
+`goldens/` has the results of transformers itself; `make_goldens.py` made them.
 """
 
 import json
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.configs import imported_model
+from launch.configs import configuration
 from moe.checkpoint import safetensors_file
 from moe.runs import hugging_face
 from tests.interop import answers, tiny_models
@@ -22,7 +22,7 @@ def read(directory, devices=1):
   """(imported, run, params, state) of a model directory."""
   imported = hugging_face.read_config(str(directory))
   mesh = ['MESH_DATA=1'] if devices == 1 else ['MESH_DATA=2', 'MESH_EXPERT=2']
-  run = imported_model.configured(imported, mesh).run
+  run = configuration.read(*imported.as_gin(mesh)).run
   return (
     imported,
     run,
@@ -43,7 +43,7 @@ def write(directory, golden, is_fused=False):
 
 @pytest.fixture(scope='session')
 def theirs(tmp_path_factory):
-  """A function that gives a golden and its directory."""
+  """A function from a name to (golden, directory of its model)."""
   made = {}
 
   def make(name):
@@ -108,7 +108,8 @@ def test_a_mesh_of_four_devices_gets_the_same_arrays(theirs):
   jax.tree.map(np.testing.assert_array_equal, one, four)
   placed = four[0]['stack']['periods']['block_0']['moe']['w_up_EDF']
   assert len(placed.sharding.device_set) == 4
-  assert placed.addressable_shards[0].data.shape[1] == 4  # of 8 experts
+  # Each device has 4 of 8 experts.
+  assert placed.addressable_shards[0].data.shape[1] == 4
 
 
 def test_exchanged_experts_are_noticed(theirs, tmp_path):

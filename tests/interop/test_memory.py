@@ -1,4 +1,4 @@
-"""What converting needs beside the model itself, on Linux."""
+"""Memory that a conversion needs beside the model itself, on Linux."""
 
 import gc
 import json
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch.configs import configuration, imported_model
+from launch.configs import configuration
 from moe.models import hugging_face as sizes_lib
 from moe.models.functional import Functional
 from moe.objectives import language
@@ -16,7 +16,7 @@ from moe.runs import hugging_face
 
 MIB = 2**20
 SHARD = 64 * MIB
-# 560 MiB in all; no array of a file is larger than a file may be.
+# The model has 560 MiB. No array exceeds the largest size of a file.
 SIZES = {
   'VOCAB_SIZE': 16_000,
   'D_MODEL': 1024,
@@ -43,7 +43,7 @@ def memory(field):
 
 
 def start():
-  """Forgets the peak; returns what is in use."""
+  """Resets the recorded peak of memory, and returns the memory in use."""
   gc.collect()
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   return memory('VmRSS')
@@ -74,7 +74,7 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
   assert memory('VmHWM') - before < 2 * SHARD
   del params
   imported = hugging_face.read_config(str(tmp_path))
-  run = imported_model.configured(imported, ['MESH_DATA=1']).run
+  run = configuration.read(*imported.as_gin(['MESH_DATA=1'])).run
   before = start()
   read = hugging_face.read_weights(
     imported, run, str(tmp_path), jax.devices()[:1]

@@ -1,4 +1,4 @@
-"""The live comparison with transformers, both ways; it needs `interop`."""
+"""Compares with transformers in both directions; needs the extra `interop`."""
 
 import json
 import warnings
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch import convert
-from launch.configs import configuration, imported_model
+from launch.configs import configuration
 from moe.modalities import hugging_face_tokenizer
 from moe.modalities.text import train_vocabulary
 from moe.models import hugging_face as sizes_lib
@@ -30,7 +30,7 @@ NUM_GREEDY = 8
 
 
 def loaded(directory):
-  """A model of transformers that used every array and missed none."""
+  """Loads a model with transformers; no array may be missing or left over."""
   with warnings.catch_warnings():
     warnings.simplefilter('error', UserWarning)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -71,7 +71,7 @@ def random_model(name):
   model = transformers.AutoModelForCausalLM.from_config(config)
   with torch.no_grad():
     for parameter in model.parameters():
-      # Larger than at the start of training; norms become uneven.
+      # Weights are larger than initial ones, and norms are not all 1.
       scale = 5.0 if parameter.ndim > 1 else 1.0
       parameter.mul_(scale).add_(torch.randn_like(parameter) * 0.05)
   return model
@@ -82,7 +82,7 @@ def random_model(name):
 def test_a_model_of_theirs_computes_the_same_here(tmp_path, name, is_original):
   random_model(name).save_pretrained(tmp_path, save_original_format=is_original)
   imported = hugging_face.read_config(str(tmp_path))
-  run = imported_model.configured(imported, []).run
+  run = configuration.read(*imported.as_gin([])).run
   devices = jax.devices()[:1]
   params, state = hugging_face.read_weights(
     imported, run, str(tmp_path), devices
@@ -97,8 +97,8 @@ def test_a_model_of_ours_computes_the_same_there(tmp_path, name, is_fused):
   golden = tiny_models.golden(name)
   (tmp_path / 'config.json').write_text(json.dumps(golden['config']))
   imported = hugging_face.read_config(str(tmp_path))
-  # Embeddings scaled as ours are; the tied table of `llama_linear` too.
-  run = imported_model.configured(imported, ['EMBEDDING_SCALE=None']).run
+  # The export must also hold our scale of the embeddings, in a tied table, too.
+  run = configuration.read(*imported.as_gin(['EMBEDDING_SCALE=None'])).run
   init = Functional(run.model).init
   shapes = language.batch_shapes(1, 8)
   params, state = jax.jit(lambda key: init(key, shapes)[:2])(jax.random.key(0))
@@ -149,7 +149,7 @@ HARD = [
 
 
 def texts(task):
-  """Validation texts of a task; none where this machine lacks its files."""
+  """Validation texts of a task; none if this machine lacks its files."""
   try:
     for document in registry.TASKS[task].documents('validation'):
       yield '\n'.join(document.values())
@@ -174,7 +174,7 @@ def test_ids_are_ours_for_all_validation_texts(tmp_path, all_texts, kind):
   assert len(all_texts) > 200
   for text in all_texts:
     if kind == 'unigram' and '<' in text:
-      continue  # Their unigram models read the name of a token as the token.
+      continue  # A unigram model of theirs reads '<s>' in a text as the token.
     ids = tokenizer(text, add_special_tokens=False)['input_ids']
     assert ids == vocabulary.encode(text), text
     assert tokenizer.decode(ids) == text

@@ -1,4 +1,4 @@
-"""Tiny models of Hugging Face's formats, whose weights are drawn from names."""
+"""Tiny models in Hugging Face's formats; names of arrays seed their weights."""
 
 import functools
 import json
@@ -92,7 +92,7 @@ CONFIGS = {
 
 
 def config(name: str) -> dict:
-  """What a configuration of transformers is made with."""
+  """Arguments for a configuration of transformers."""
   found = _ALL | CONFIGS[name]
   if found['model_type'] == 'deepseek_v3':
     del found['head_dim']
@@ -100,11 +100,12 @@ def config(name: str) -> dict:
 
 
 def weights(name: str, shape: list[int]) -> np.ndarray:
-  """Weights of an array, by its name alone."""
+  """Random weights of an array; its name is the seed."""
   random = np.random.RandomState(zlib.crc32(name.encode()))
   if name.endswith('norm.weight'):
     return random.uniform(0.5, 1.5, shape).astype(np.float32)
-  # Large enough that each layer matters, and routers choose firmly.
+  # The weights are large, so that each layer changes logits and no router is
+  # close to a tie.
   scale = 0.5 if 'gate.' in name or 'embed' in name else 0.25
   return random.uniform(-scale, scale, shape).astype(np.float32)
 
@@ -119,7 +120,7 @@ def write(directory: pathlib.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def write_fused(directory: pathlib.Path, golden: dict) -> None:
-  """Writes the same weights in the layout that has an array for all experts."""
+  """Writes the same weights in the layout with one array for all experts."""
   arrays = []
   for name, shape in golden['fused_shapes'].items():
     make = functools.partial(_fused, name, shape, golden['shapes'])

@@ -1,4 +1,4 @@
-"""Removes from this process what the verbs of a test leave in it."""
+"""Removes the modules and tasks that a test has loaded into this process."""
 
 import sys
 

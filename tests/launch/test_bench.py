@@ -50,7 +50,8 @@ def test_compared_layers_give_the_same_numbers(capsys, comparison):
 def test_the_share_beyond_products_is_the_rest_of_the_time(capsys):
   report = report_of(capsys, 'moe', '--compare=parts', *TINY)
   assert report['share_beyond_products'] == 1 - report['ratio']
-  # 8 groups of 8 experts with room for ceil(1.25 * 8 * 2 / 8) = 3 rows.
+  # There are 8 groups and 8 experts. An expert has ceil(1.25 * 8 * 2 / 8) = 3
+  # slots in each group.
   assert report['slots'] == 8 * 8 * 3
   assert report['rows'] == 64 * 2
   _, needed, layer = report['runs']
@@ -69,7 +70,7 @@ def test_a_layer_without_empty_slots_has_one_share(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('flags', 'dispatch', 'most'),
-  # The buffers hold 3 rows where 2 are needed: 2 of 3 products are useful.
+  # Sorted has 3 slots where 2 are needed, so at most 2/3 of its products count.
   [([], 'Dropless', 1.0), (['--dispatch=Sorted'], 'Sorted', 2 / 3)],
 )
 def test_against_dense_products_a_layer_leaves_no_slot_empty(
@@ -126,7 +127,7 @@ def test_steps_are_compared(capsys, comparison):
     capsys, 'step', '--rounds=1', '--json', f'--compare={comparison}', *STEP
   )
   assert report['ratio'] > 0
-  # The same work is done on one device and on eight.
+  # Equal drop rates show that one device and eight do the same work.
   assert len({run.get('dropped') for run in report['runs']}) == 1
 
 

@@ -1,4 +1,4 @@
-"""The command that converts weights: a run out, in again, and out again."""
+"""The command that converts weights exports a run and imports it again."""
 
 import json
 
@@ -13,7 +13,7 @@ from moe.checkpoint.restore import leaves
 from moe.infer import decode
 from moe.runs import trained
 
-SMALL = 4e-6  # GiB of a file: 4.3 kB
+SMALL = 4e-6  # Largest size of a file in GiB, which is 4.3 kB.
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ def exported(run_directory, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def imported(exported, tmp_path_factory):
-  """That model as a run."""
+  """A run made from the exported model."""
   directory = tmp_path_factory.mktemp('runs') / 'imported'
   assert convert.main(['from-hf', str(exported), str(directory)]) == 0
   return directory
@@ -69,7 +69,7 @@ def test_out_in_and_out_again_gives_the_same_bytes(
   flags = ['to-hf', str(imported), str(again), f'--shard_gib={SMALL}']
   assert convert.main(flags) == 0
   for path in exported.iterdir():
-    if path.name != 'README.md':  # names the steps of a run
+    if path.name != 'README.md':  # README.md names the run, which differs.
       assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 

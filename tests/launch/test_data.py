@@ -187,7 +187,7 @@ def test_a_missing_corpus_is_an_error_before_any_work(
 
 
 def light(*argv):
-  """(exit code, out, error) of a process that must not import TensorFlow."""
+  """Runs a command that must not import TensorFlow: (exit code, out, error)."""
   done = subprocess.run(
     [sys.executable, '-c', LIGHT, *map(str, argv)],
     cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The command that scores text: numbers, JSON, and what it refuses."""
+"""The command that scores text prints scores or refuses bad input."""
 
 import json
 import math
@@ -38,9 +38,9 @@ def text_file(tmp_path):
 def test_a_uniform_model_has_the_scores_worked_out_by_hand(
   capsys, tmp_path, uniform_directory
 ):
-  # The first document has 3 tokens: 春, 眠, the end mark. The second has 7: 花,
-  # a line break, 落, the three bytes of 龘, the end mark. There are 2 + 4
-  # characters and 6 + 3 + 1 + 3 + 3 bytes.
+  # The first document has 3 tokens: 春, 眠 and the end mark. The second has 7:
+  # 花, a line break, 落, the three bytes of 龘 and the end mark. There are
+  # 2 + 4 characters and 6 + (3 + 1 + 3 + 3) bytes.
   path = tmp_path / 'texts.txt'
   path.write_text('春眠\n花\\n落龘\n', encoding='utf-8')
   code, report, _ = run_main(
@@ -215,8 +215,8 @@ def test_a_task_without_a_store_is_tokenised_first(
   code, report, _ = run_main(capsys, *flags)
   assert code == 0
   assert report['nats'] == pytest.approx(report['tokens'] * UNIFORM_NATS)
-  # A couplet is two lines of equal length and a line break, so its number of
-  # characters is odd.
+  # Both lines of a couplet have the same length. With the line break a couplet
+  # has an odd number of characters, so the parity shows what was counted.
   assert report['chars'] % 2 == report['documents'] % 2
   assert list(cache_dir.glob('*/builtin_couplets/validation/manifest.json'))
 

@@ -63,7 +63,7 @@ def test_three_tasks_have_the_scores_worked_out_by_hand(
     bootstrap_iters=0,
   )['results']
   assert found['likelihoods']['acc,none'] == 1
-  # 2 tokens of 320 equally likely ones over 6 bytes.
+  # The text has 2 tokens, each with probability 1/320, and 6 bytes.
   assert found['texts']['byte_perplexity,none'] == pytest.approx(
     math.exp(2 * math.log(320) / 6), rel=1e-4
   )

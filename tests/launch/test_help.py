@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy():
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, *VERBS],
     cwd=ROOT,
-    # A terminal may have no other letters.
+    # A terminal may be able to print ASCII only.
     env=os.environ | {'PYTHONIOENCODING': 'ascii'},
     capture_output=True,
     text=True,

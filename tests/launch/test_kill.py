@@ -1,4 +1,4 @@
-"""A run that is killed many times ends with the bits of one that is not."""
+"""A run that is killed many times ends with exactly the same state."""
 
 import contextlib
 import json
@@ -65,7 +65,7 @@ def records(path):
 
 
 def wait_for_step(process, workdir, step):
-  """Returns when the log holds the step; fails if the run ends before."""
+  """Waits until the log holds the step; fails if the run ends before that."""
   log = workdir / 'log.jsonl'
   while True:
     try:
@@ -110,7 +110,7 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
     process = run(killed)
     wait_for_step(process, killed, step)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      # The kill may come in any of a few steps, in a save or in an evaluation.
+      # The random delay makes the kill hit a step, a save or an evaluation.
       process.communicate(timeout=rng.uniform(0.0, 0.05))
     process.kill()
     process.communicate()

@@ -29,7 +29,7 @@ def test_models_are_described_without_looking_for_an_accelerator(monkeypatch):
 def test_named_models_are_written_as_json(capsys):
   assert models.main(['--json', 'small', 'tiny']) == 0
   rows = json.loads(capsys.readouterr().out)
-  assert list(rows) == ['tiny', 'small']  # by size
+  assert list(rows) == ['tiny', 'small']  # Models are sorted by size.
   assert rows['small'] == model_table.table_row(
     models.FOLDER / 'small.gin', models.loaded('small')
   )

@@ -83,7 +83,7 @@ def test_the_step_of_a_small_model_is_compiled_for_four_chips(
   assert facts['executed_flops_per_chip'] == pytest.approx(step, rel=0.03)
   exchange = [c for c in facts['collectives'] if c['kind'] == 'all-to-all']
   assert {tuple(c['axes']) for c in exchange} == {('expert',)}
-  # In each of two sparse layers, rows and their weights are sent and outputs
-  # come back: 3 exchanges. Each has a gradient that travels the other way.
+  # Each of two sparse layers has 3 exchanges: rows, their weights, and outputs.
+  # In the backward pass the gradient of each is exchanged, too.
   assert sum(c['count'] for c in exchange) == 2 * 3 * 2
   assert facts['step_seconds_full_overlap'] < facts['step_seconds_no_overlap']

@@ -1,4 +1,4 @@
-"""What every verb does around its work."""
+"""Tests of the code that every verb shares."""
 
 import ctypes
 import logging
@@ -15,7 +15,7 @@ from launch import runtime
 def test_the_log_of_the_library_is_printed_once_while_a_verb_runs(
   capsys, caplog
 ):
-  # The handler of caplog stands for one that a library gives the root logger.
+  # The handler of caplog is on the root logger, like one of a library.
   for name in ('moe.train.trainer', 'tasks.stores'):
     code = runtime.run(lambda n=name: logging.getLogger(n).info('saved') or 0)
     assert code == 0
@@ -39,7 +39,7 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
 
 
-# Prints a character as often as its argument says.
+# This program prints a character as many times as its argument says.
 PRINTING = """
 import sys
 from launch import runtime
@@ -55,7 +55,7 @@ sys.exit(runtime.run(verb))
 
 
 def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
-  """The ended process, some of whose streams the shell has closed."""
+  """Runs the program with some streams closed by the shell."""
   environment = os.environ | {
     'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
     'PYTHONUNBUFFERED': '',
@@ -76,7 +76,7 @@ def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
 
 @pytest.fixture
 def unread_pipe():
-  """The end of a pipe that is written to, whose other end is closed."""
+  """The end of a pipe for writing; the end for reading is closed."""
   reads, writes = os.pipe()
   os.close(reads)
   yield writes
@@ -88,7 +88,8 @@ def test_a_character_that_the_terminal_lacks_is_printed_as_its_escape():
   assert (done.returncode, done.stdout) == (0, '\\u6625\n')
 
 
-# One character is written when the process ends, many are written at once.
+# A single character stays in Python's buffer until the process ends. Many are
+# written at once.
 @pytest.mark.parametrize('num_chars', [1, 100_000])
 def test_a_pipe_that_nobody_reads_ends_a_verb_without_a_word(
   unread_pipe, num_chars
@@ -123,7 +124,8 @@ def test_a_full_disk_is_one_sentence():
   ]
 
 
-# Prints the page faults of a block of 64 MiB that is allocated a second time.
+# This program allocates a block of 64 MiB twice, and prints the page faults of
+# the second time.
 PROGRAM = """
 import resource, sys
 import numpy as np
@@ -153,7 +155,8 @@ def faults(how):
   not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no mallopt in this libc'
 )
 def test_memory_that_was_freed_is_used_again_without_page_faults():
-  # A fresh block has a fault for each page: many of 4 KiB, or 32 huge ones.
+  # A new block has a fault per page: 16,384 pages of 4 KiB, or 32 huge ones. A
+  # block that was kept has few faults.
   assert faults('kept') < 16 < 32 <= faults('given back')
 
 

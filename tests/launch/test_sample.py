@@ -65,7 +65,8 @@ def test_standard_error_names_the_step_and_cut_samples(capsys, run_directory):
 def test_greedy_sampling_from_equal_chances_takes_the_lowest_id(
   capsys, uniform_directory
 ):
-  # Id 0 is padding and is never drawn, so the end mark, id 1, is the lowest.
+  # All logits are equal, so the lowest id is chosen. Id 0 is padding, which is
+  # never drawn, so this is id 1, the end mark.
   flags = ('--prompt=春眠', '--temperature=0')
   code, samples, _ = run_main(capsys, uniform_directory, *flags)
   assert (code, samples) == (0, ['春眠'])

@@ -129,18 +129,19 @@ def test_a_uniform_model_has_the_numbers_worked_out_by_hand(
   capsys, directory, data
 ):
   card, _ = card_of(capsys, directory, data)
-  # The last words are ' 曉' and ' 聲': 2 tokens each, all equally likely.
+  # The last words are ' 曉' and ' 聲'. Each has 2 tokens of probability 1/320.
   lambada = entry(card, 'benchmarks', 'lambada_openai')
   accuracy, perplexity, bits = lambada['metrics']
   assert accuracy['value'] == 0
   assert perplexity['value'] == pytest.approx(320**2, rel=1e-4)
   assert bits['value'] == pytest.approx(math.log2(320), rel=1e-4)
-  # Both choices cost equally much a token, so the shorter one is chosen, which
-  # is wrong; a character costs equally much too, but the space counts.
+  # All tokens cost the same. So the total chooses the shorter answer, which is
+  # wrong. Per character the longer answer wins, since its space counts, too.
   xcopa = entry(card, 'benchmarks', 'xcopa_zh')
   assert [one['value'] for one in xcopa['metrics']] == [0, 1, 1]
   assert entry(card, 'readings', 'drcd')['n'] == 1
-  # 5 digits, spelt in bytes, and an end mark; 17 characters and an end mark.
+  # The English sentence has 5 digits, each one byte token, and an end mark. The
+  # Chinese one has 17 characters and an end mark.
   english, chinese = entry(card, 'languages', 'PUD')['languages']
   assert english['score']['value'] == pytest.approx(
     6 * math.log2(320) / 5, rel=1e-4
@@ -151,7 +152,7 @@ def test_a_uniform_model_has_the_numbers_worked_out_by_hand(
   assert chinese['difference']['value'] == pytest.approx(
     12 * math.log2(320) / 5, rel=1e-4
   )
-  # 22 characters and 2 end marks.
+  # The documents have 22 characters and 2 end marks.
   loss = card['loss']['scores'][0]
   assert loss['value'] == pytest.approx(24 * math.log2(320) / 22, rel=1e-4)
   names = [one['name'] for one in card['loss']['scores']]

@@ -13,7 +13,7 @@ from moe.runs.supervise import LOG
 
 
 def supervisor(tmp_path, script, *flags):
-  """A supervisor in a process of its own, whose command has written a file."""
+  """Starts a supervisor process, and waits until its command writes a file."""
   process = subprocess.Popen(
     [sys.executable, '-m', 'launch.supervise', *flags]
     + [f'--workdir={tmp_path}', '--', 'sh', '-c', script],

@@ -1,4 +1,4 @@
-"""The command of the child that makes token stores, and when it is started."""
+"""When the child process that makes token stores starts, and its command."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from tasks import modules
 
 @pytest.fixture
 def commands(monkeypatch):
-  """A list of the commands of child processes, which are not run."""
+  """Records the commands of child processes instead of running them."""
   commands = []
 
   def run(command, **options):

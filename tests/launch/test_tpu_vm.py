@@ -1,4 +1,4 @@
-"""The commands that create TPUs and run on them, with a stand-in for gcloud."""
+"""The script that creates TPUs and runs commands there, with a fake gcloud."""
 
 import os
 import pathlib
@@ -54,8 +54,8 @@ def test_a_mistake_is_one_sentence_and_code_2(flags, message):
   assert done.returncode == 2 and message in done.stderr
 
 
-# Each answer to `describe` is the next line of a file; the command has ended
-# with code 0 as soon as somebody asks for it.
+# A fake gcloud: `describe` prints the next line of a file, and the exit code of
+# the command is always 0.
 GCLOUD = """#!/bin/bash
 echo "$*" >> "$FAKE/calls"
 case "$*" in
@@ -73,7 +73,8 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
 ):
   (tmp_path / 'gcloud').write_text(GCLOUD)
   (tmp_path / 'gcloud').chmod(0o755)
-  # Active at first, then gone while the command runs; deleted, made anew.
+  # The TPU is active at first, and is lost while the command runs. Then it is
+  # deleted and created again.
   states = 'ACTIVE SUSPENDED SUSPENDED ' + 'SUSPENDED ACTIVE' + ' ACTIVE' * 9
   (tmp_path / 'states').write_text(states.replace(' ', '\n') + '\n')
   environment = {

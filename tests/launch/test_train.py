@@ -31,9 +31,10 @@ def refuse(*args, **options):
 
 @pytest.fixture
 def run_main(monkeypatch, tmp_path, capfd):
-  """launch.train that may neither train a vocabulary, tokenise nor compile.
+  """Runs launch.train, which fails if it tokenises or compiles.
 
-  The child that looks up tasks runs in this process.
+  Nor may it train a vocabulary. The child process that looks up tasks is
+  replaced by a call in this process.
   """
   real_build = build.build
 
@@ -56,7 +57,7 @@ def run_main(monkeypatch, tmp_path, capfd):
     argv = [*flags, f'--workdir={workdir or tmp_path / "run"}']
     try:
       code = train.main(argv)
-    except SystemExit as error:  # The child has said why.
+    except SystemExit as error:  # The child has printed the reason.
       code = error.code
     return code, capfd.readouterr().err
 

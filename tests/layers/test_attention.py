@@ -76,9 +76,9 @@ def test_with_a_cache_a_token_sees_filled_slots_and_skips_padding():
 
 
 def test_attention_is_the_softmax_of_products_by_hand():
-  # There is one head of width 1. Query 1 has products 0 and ln 3 with its keys,
-  # so the softmax is (1/4, 3/4), and values 0 and 4 give 3. Query 0 sees only
-  # itself, so its output is 0.
+  # There is one head of width 1. The products of query 1 with the two keys are
+  # 0 and ln 3, so the softmax is (1/4, 3/4). The values are 0 and 4, so the
+  # output is 3. Query 0 sees only token 0, so its output is 0.
   q_BTNH = np.array([5.0, 1.0], 'f4').reshape(1, 2, 1, 1)
   k_BSKH = np.array([0.0, np.log(3)], 'f4').reshape(1, 2, 1, 1)
   v_BSKH = np.array([0.0, 4.0], 'f4').reshape(1, 2, 1, 1)
@@ -87,8 +87,8 @@ def test_attention_is_the_softmax_of_products_by_hand():
 
 
 def test_products_are_divided_by_the_root_of_the_head_width():
-  # The width is 4. q . k = 4 * ln 3 / 2 = 2 ln 3 is halved, so the scores are
-  # ln 3 and 0, as in the test above.
+  # The head has width 4, so products are divided by sqrt(4) = 2. The product
+  # 4 * ln 3 / 2 = 2 ln 3 then gives the score ln 3. The other score is 0.
   q_BTNH = np.ones((1, 2, 1, 4), 'f4')
   k_BSKH = np.stack([np.zeros(4), np.full(4, np.log(3) / 2)]).astype('f4')
   v_BSKH = np.array([[0.0] * 4, [4.0] * 4], 'f4')
@@ -113,7 +113,10 @@ def test_grouped_heads_equal_repeated_ones():
 
 
 def attended_whole_and_by_parts(longest_block):
-  """Outputs and gradients of both; in row 1 a block of 6 spans two parts."""
+  """(outputs, gradients) of whole attention, and of attention by parts.
+
+  In row 1 a block of 6 tokens lies in two parts.
+  """
   random = np.random.RandomState(0)
   q_BTNH = random.randn(2, 16, 4, 8).astype('f4')
   k_BTKH, v_BTKH = random.randn(2, 2, 16, 2, 8).astype('f4')
@@ -175,7 +178,7 @@ def test_what_a_token_does_not_see_does_not_change_it(layer):
   segments = [[1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1]]
   x_BTD = tokens()
   changed = x_BTD.copy()
-  changed[:, 3] += 1.0  # Token 3 sees it; so do tokens 4 and 5 of row 1.
+  changed[:, 3] += 1.0  # In row 1, tokens 4 and 5 also see token 3.
   y, of_changed = (layer(x, mask_of(segments))[0] for x in (x_BTD, changed))
   differs = np.abs(y - of_changed).max(axis=-1) > 1e-6
   np.testing.assert_array_equal(

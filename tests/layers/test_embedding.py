@@ -27,7 +27,7 @@ def test_vectors_start_with_features_of_unit_size():
 
 
 def test_logits_are_products_with_every_row():
-  # The products of (1, 0, 0, 1) with the rows are 1 + 4, 5 + 8, 0 + 1.
+  # The products of (1, 0, 0, 1) with the three rows are 1 + 4, 5 + 8 and 0 + 1.
   hidden = np.array([1, 0, 0, 1], np.float32)
   found = jax.jit(embedding.logits)(hidden, TABLE)
   np.testing.assert_array_equal(found, [5, 13, 1])

@@ -1,4 +1,4 @@
-"""Experts: runs of rows in chunks, and rows by slot."""
+"""Experts on runs of rows, in chunks, and on slots."""
 
 import functools
 
@@ -21,7 +21,7 @@ def random_weights(activation='swiglu'):
 
 
 def random_rows(filled):
-  """(rows, weights, gradients of outputs); zeros behind `filled` rows."""
+  """(rows, weights, gradients of outputs); rows after the filled ones are 0."""
   random = np.random.RandomState(1)
   shapes = (R, D), (R,), (R, D)
   arrays = [random.randn(*shape).astype('f4') for shape in shapes]
@@ -31,7 +31,7 @@ def random_rows(filled):
 
 
 def reference(weights, rows_RD, weight_R, count_E, activation):
-  """The outputs row by row, each with the matrices of its expert."""
+  """Computes the output of each row with the matrices of its expert."""
   expert_R = np.repeat(np.arange(E), count_E)
   outputs = []
   for row, e in enumerate(expert_R):
@@ -48,7 +48,7 @@ def reference(weights, rows_RD, weight_R, count_E, activation):
 
 @functools.cache
 def with_gradients(activation, chunk):
-  """Outputs, and gradients by all arrays; compiled once for all counts."""
+  """(outputs, gradients by all arrays); compiled once for all row counts."""
 
   def apply(arrays, count_E, dy_RD):
     def runs(weights, rows_RD, weight_R):

@@ -20,14 +20,16 @@ def scalar_network(activation, up, gate, down, x):
 
 
 def test_swiglu_by_hand():
-  # silu(1 * 2) = 2 / (1 + e^-2) = 1.76159, times 3 * 2 is 10.5696, times 0.5.
+  # silu(1 * 2) = 2 / (1 + e^-2) = 1.76159. Times 3 * 2 = 6 this is 10.5696, and
+  # times 0.5 it is the output.
   assert scalar_network('swiglu', 3.0, 1.0, 0.5, 2.0) == pytest.approx(
     5.28478, rel=1e-5
   )
 
 
 def test_gelu_by_hand():
-  # 3 * 0.5 = 1.5; gelu is 1.5 * Phi(1.5) = 1.5 * 0.93319 = 1.39979, times 2.
+  # gelu(3 * 0.5) = 1.5 * Phi(1.5) = 1.5 * 0.93319 = 1.39979. Times 2 it is the
+  # output.
   assert scalar_network('gelu', 3.0, None, 2.0, 0.5) == pytest.approx(
     2.79957, rel=1e-3
   )

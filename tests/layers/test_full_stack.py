@@ -1,4 +1,4 @@
-"""Whole layers with each router, dispatch, exchange and mesh on eight devices.
+"""MoE layers with each router, dispatch, exchange and mesh on eight devices.
 
 The reference runs on one device. It computes every expert on every token and
 masks the rows that the plan and the capacity drop. `tests.routing.matrix`
@@ -45,7 +45,7 @@ ROUTERS = {
   'global balance': P(TOP, balance_scope='global'),
   'null': P(gates.NullExperts, num_null=3, num_copy=1),
   'modality': P(gates.ModalityGrouped, reserved=(2, 2)),
-  # The first modality has half of the tokens and may use one of 8 experts.
+  # Half of the tokens have the first modality, which may use one of 8 experts.
   'modality of base': P(
     gates.ModalityGrouped, router=gates.Base, reserved=(0, 7)
   ),
@@ -124,7 +124,7 @@ def make(router, dispatcher, **options):
 
 @functools.cache
 def variables(router):
-  """Random parameters and a bias; only their shapes come from the layer."""
+  """Random parameters and a random bias, with the shapes of the layer."""
   module = make(router, 'sorted')
   shapes = jax.eval_shape(
     P(module.init, train=False), jax.random.key(0), tokens(), INFO
@@ -137,7 +137,7 @@ def variables(router):
 
 
 def divided(router, params, table, mesh):
-  """Parameters on the devices of the mesh, placed as in training."""
+  """Puts parameters on the devices of the mesh as training does."""
   shapes = jax.eval_shape(
     P(make(router, 'sorted').init, train=False),
     jax.random.key(0),
@@ -158,7 +158,7 @@ def total(y_BTD, losses):
 
 
 def sharded(router, dispatcher, exchanger, mesh_name):
-  """((loss, (y, losses, metrics, state)), gradients) on eight devices."""
+  """((loss, (y, losses, metrics, state)), gradients), on eight devices."""
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   table = rules.table('standard')
   layout = rules.layout(table, mesh)
@@ -342,7 +342,7 @@ def test_every_pair_of_mesh_axes_is_divided_in_some_stack():
 
 SPARE = P(TOP, num_spare=1)
 SEQUENCE = P(TOP, balance_scope='sequence')
-# Combination without support -> (layer, mesh).
+# Name of an unsupported combination -> (layer, mesh).
 REFUSED = {
   '`exchange.AllToAll` with `dispatch.Dropless` on an expert axis': (
     P(MoE, dispatch=dispatch.Dropless),
@@ -377,7 +377,7 @@ REFUSED = {
 
 
 def refusal(name) -> str:
-  """Why a layer is refused when it is built."""
+  """The error message when a layer is built that is not supported."""
   layer, mesh_name = REFUSED[name]
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   layout = rules.layout(rules.table('standard'), mesh)

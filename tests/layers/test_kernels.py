@@ -1,4 +1,4 @@
-"""Fused attention against plain XLA on a CPU, interpreted or replaced."""
+"""Fused attention equals plain XLA; on a CPU, kernels are interpreted."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ B, T, N, K, H = 2, 256, 4, 2, 16
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-  """Tiles of 128, so that 256 tokens have tiles that are not computed."""
+  """Sets tiles of 128, so that with 256 tokens some tiles are skipped."""
   monkeypatch.setattr(kernels, '_TILE', 128)
 
 
@@ -86,7 +86,8 @@ def test_splash_is_attention_forward_and_backward(small_tiles):
 def test_a_block_longer_than_declared_makes_its_rows_nan(
   monkeypatch, longest_block, is_lost
 ):
-  # The queries are NaN before the kernel gets them, so it need not run.
+  # The function before the kernel makes the queries NaN, so a fake kernel that
+  # returns its queries is enough.
   monkeypatch.setattr(kernels, '_splash_local', lambda q_BTNH, *_: q_BTNH)
   q_BTNH = splash(*arrays(), documents(), longest_block)
   assert bool(np.isnan(q_BTNH).all()) == is_lost
@@ -108,20 +109,20 @@ def test_splash_over_devices_is_attention(small_tiles, shape):
 
 
 def test_tiles_without_visible_keys_are_left_out():
-  # There are 3 x 3 tiles of 512 queries and keys. The first case is causal. The
-  # second has blocks of two tokens, and a tile may start with the second token.
+  # There are 3 x 3 tiles of 512 queries and 512 keys. The first case is causal.
+  # In the second one, blocks of two tokens may cross the border of two tiles.
   tables = lambda first, queries, span, by_keys=False: tuple(
     a[0].tolist()
     for a in kernels._tables(jnp.int32(first), queries, 1536, span, by_keys)
   )
   ahead, runs = tables(0, 1536, 0)
   assert runs == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-  # After the last computed tile the kernel fetches nothing new.
+  # After the last tile of a row the kernel must not fetch another one.
   assert ahead == [[0, 0, 0], [0, 1, 1], [0, 1, 2]]
   assert tables(0, 1536, 1)[1] == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
-  # One device has the last third of the queries.
+  # This device has the last third of the queries.
   assert tables(1024, 512, 0)[1] == [[1, 1, 1]]
-  # With by_keys the kernel loops over the queries of each column of keys.
+  # With by_keys the kernel loops over the queries for each column of keys.
   ahead, runs = tables(0, 1536, 0, by_keys=True)
   assert runs == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
   assert ahead == [[0, 1, 2], [1, 1, 2], [2, 2, 2]]
@@ -191,7 +192,7 @@ def test_fused_attention_where_there_is_none_is_refused():
 
 
 def test_cudnn_gets_the_attention_mask(monkeypatch):
-  # There is no GPU, so XLA computes the same call.
+  # There is no GPU, so the call is made with XLA's implementation.
   real = jax.nn.dot_product_attention
 
   def stand_in(*args, implementation, **options):

@@ -119,7 +119,8 @@ def test_reading_in_parts_with_a_cache_equals_reading_at_once():
 
 
 def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
-  # A token has 8 + 4 numbers; keys and values of 4 heads would be 4 * (10 + 5).
+  # The cache has 8 + 4 numbers per token. Keys and values of 4 heads would have
+  # 4 * (10 + 5).
   latents, keys = LAYER.cache_shapes(3, 20)
   assert latents.shape == (3, 20, 1, KV_RANK)
   assert keys.shape == (3, 20, 1, ROPE)
@@ -128,7 +129,7 @@ def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
 
 
 def loss(params, x_BTD):
-  # The weights are random, since a plain sum would hide swapped values.
+  # The weights are random, since a plain sum would not show swapped entries.
   weight_BTD = np.random.RandomState(2).randn(B, T, D).astype('f4')
   return jnp.sum(apply(params, x_BTD)[0] * weight_BTD)
 
@@ -202,6 +203,6 @@ def test_shapes_and_logical_axes():
 
 
 def test_the_width_counts_scores_and_values():
-  # Each of 4 heads has 6 + 4 features for scores and 5 for values; their mean
-  # is 7.5.
+  # Each of 4 heads has 6 + 4 features for scores and 5 for values. The mean of
+  # 10 and 5 is 7.5, and 4 * 7.5 = 30.
   assert LAYER.anatomy().pair_width == 30

@@ -1,4 +1,4 @@
-"""The MoE layer against plain loops, by its properties, and over devices."""
+"""The MoE layer: plain loops, properties, and several devices."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ from moe.types import Layout
 
 B, T, D, E, F, M = 8, 8, 5, 8, 6, 4
 P = functools.partial
-# `compiled` caches by its arguments, and two equal partials do not compare
-# equal, so tests share this one. Its capacity is 1.5 * 4 * 2 / 8 = 1.5, so 2.
+# Tests share this partial, since `compiled` caches by its arguments. Its
+# capacity is 1.5 * 4 * 2 / 8 = 1.5, rounded up to 2.
 TIGHT = P(dispatch.Sorted, 1.5)
 
-# Some rows end in padding; in one row it fills a whole group and more.
+# Number of valid tokens per row. One row has 3, so its second group is padding.
 VALID = np.arange(T) < np.array([[8, 8, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -97,9 +97,9 @@ def assert_close(one, other):
 
 
 def test_one_token_through_its_expert_by_hand():
-  # With x = 1 the router's logits (ln 3, 0) give probabilities (3/4, 1/4), so
-  # the token chooses expert 0. The hidden layer is silu(1) * 2 = .731059 * 2 =
-  # 1.462117; times 4 it is 5.848468, and times the probability 3/4, 4.386351.
+  # The logits for x = 1 are (ln 3, 0), so expert 0 has the probability 3/4. The
+  # hidden layer is silu(1) * 2 = .731059 * 2 = 1.462117. Times 4 it is
+  # 5.848468. Times the probability, the output is 4.386351.
   params = {
     'router': np.array([[np.log(3), 0.0]], 'f4'),
     'w_up_EDF': np.array([2.0, 0.0], 'f4').reshape(2, 1, 1),
@@ -193,7 +193,7 @@ class Noisy(gates.TopK):
   """TopK whose noise depends on the keys of the groups."""
 
   def route(self, inputs, state, keys_G, train):
-    # Any function of the key serves here; `random.normal` compiles slowly.
+    # Any function of the key is noise here; `random.normal` compiles slowly.
     seed_G11 = jax.random.key_data(keys_G)[:, :1, None] % 97
     places_ME = jnp.arange(M * E, dtype=jnp.float32).reshape(M, E)
     noise_GME = jnp.sin(seed_G11.astype(jnp.float32) * places_ME)
@@ -217,7 +217,7 @@ def trained(mesh_shape, num_devices, **options):
     total = jnp.sum(jnp.sin(scale) * y_BTD)
     for sum_, weight in outputs.losses.values():
       total += 10.0 * sum_ / weight
-    # One device sends nothing, so the counts differ.
+    # One device sends no bytes, so this count must differ.
     outputs.metrics.pop('bytes_exchanged')
     return total, (y_BTD, outputs)
 
@@ -260,7 +260,7 @@ def test_evaluation_on_eight_devices_equals_one():
 
 @pytest.mark.parametrize('batch', [1, 2])
 def test_a_batch_too_small_for_the_mesh_is_evaluated_all_the_same(batch):
-  # Two rows are divided over the data axis only, one row over no axis.
+  # Two rows can only be sharded over the data axis, one row over no axis.
   params, run = compiled(train=False, dispatch=TIGHT)
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
   module = make(layout=rules.layout(rules.table('standard'), mesh))
@@ -327,7 +327,7 @@ def layout(**sizes):
     (1024, 1024),
     (2048, 1024),
     (1500, 750),
-    (2053, 2053),  # a prime number
+    (2053, 2053),  # This length is a prime number.
   ],
 )
 def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
@@ -338,8 +338,8 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
   'batch, length, group_size, sizes',
   [
     (8, 16, 16, {}),
-    (8, 16, 4, {'data': 2, 'context': 4}),  # 4 x 4 tokens per device
-    (8, 16, 32, {'data': 4}),  # 2 x 16 tokens per device: two whole rows
+    (8, 16, 4, {'data': 2, 'context': 4}),  # A device has 4 x 4 tokens.
+    (8, 16, 32, {'data': 4}),  # A device has 2 x 16 tokens, so one group.
   ],
 )
 def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
@@ -350,9 +350,10 @@ def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
   'batch, length, group_size, sizes, message',
   [
     (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
-    (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),  # one row and a half
-    (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),  # four rows of two
-    (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),  # over two devices
+    # A group is 1.5 rows, or 4 rows on devices with 2, or a row cut in half.
+    (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),
+    (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),
+    (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),
     (6, 16, 16, {'data': 4}, 'divisible by the 4 x 1 devices'),
     (8, 15, 15, {'context': 2}, 'divisible by the 1 x 2 devices'),
   ],
@@ -405,7 +406,7 @@ def test_expert_choice_sees_the_groups_of_training_in_evaluation():
 
 
 def test_a_rest_of_a_group_is_filled_up_with_padding():
-  # 2 x 7 tokens make three groups of 4 and one of 2.
+  # 2 x 7 tokens are divided into three groups of 4 and one of 2.
   x_BTD, valid = tokens()[:2, :7], np.ones((2, 7), bool)
   flat = lambda a: a.reshape(1, 14, *a.shape[2:])
   fill = lambda a: np.pad(a, [(0, 0), (0, 2), *[(0, 0)] * (a.ndim - 2)])
@@ -418,8 +419,8 @@ def test_a_rest_of_a_group_is_filled_up_with_padding():
 def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
   batch, length
 ):
-  # The cases of groups of 4: two per row; groups on 4 of 8 devices; a group
-  # over two rows; 12 tokens in all.
+  # Groups have 4 tokens. In the cases a row has two groups, groups are on only
+  # 4 of 8 devices, a group spans two rows, or there are only 12 tokens.
   x_BTD = tokens()[:batch, :length]
   valid = np.ones((batch, length), bool)
   params, _ = compiled(train=False, router=CHOICE)
@@ -444,7 +445,7 @@ def test_a_router_that_needs_later_tokens_cannot_read_token_by_token():
 
 @dataclasses.dataclass(frozen=True)
 class Seen(gates.TopK):
-  """TopK that returns its logits and choices as statistics."""
+  """TopK that also returns its logits and choices as statistics."""
 
   def route(self, inputs, state, keys_G, train):
     plan = super().route(inputs, state, keys_G, train)
@@ -471,7 +472,7 @@ def test_bfloat16_tokens_are_routed_by_a_product_in_float32():
 
 
 def products(jaxpr):
-  """Every dot_general of a program."""
+  """All dot_general operations of a program."""
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
       yield eqn
@@ -499,8 +500,8 @@ def test_the_routers_product_is_written_in_float32_at_full_precision():
 
 
 def test_choices_that_a_router_takes_out_count_as_dropped():
-  # All tokens have modality 0 and may use expert 0 alone. A balanced assignment
-  # gives it one token of each group of 4, and closed experts the others.
+  # All tokens may only use expert 0. A balanced assignment gives it one token
+  # of each group of 4, and gives the others to closed experts, which drop them.
   router = P(gates.ModalityGrouped, router=gates.Base, reserved=(1, 7))
   params, _ = compiled(dispatch=TIGHT)
   module = make(router=router, top_k=1)

@@ -70,16 +70,18 @@ def test_a_share_leaves_the_other_features_as_they_are():
 
 
 def test_yarn_keeps_fast_pairs_and_slows_slow_ones_down():
-  # 64 features, base 10000, original length 128. Pair i turns 128 / (2 pi
-  # 10000 ** (i / 32)) times within it. Pair 0 turns 20.4 times, more than 8;
-  # pair 31 less than once. Pairs up to floor(32 ln(128 / 16 pi) / ln 10000) =
-  # 3 are kept, those from ceil(32 ln(128 / 2 pi) / ln 10000) = 11 slow down.
+  # There are 64 features, so 32 pairs, with base 10000. Within the original
+  # length of 128, pair i turns 128 / (2 pi 10000 ** (i / 32)) times. Pair 0
+  # turns 20.4 times, which is more than beta_fast = 8; pair 31 turns less than
+  # once. So the pairs up to floor(32 ln(128 / (16 pi)) / ln 10000) = 3 are
+  # unchanged. The pairs from ceil(32 ln(128 / (2 pi)) / ln 10000) = 11 on turn
+  # 4 times slower.
   rope = Rope(scaling='yarn', factor=4.0, original_length=128, beta_fast=8.0)
   ratio = np.asarray(rope.frequencies(64) / Rope().frequencies(64))
   np.testing.assert_allclose(ratio[:4], 1.0, rtol=1e-6)
   np.testing.assert_allclose(ratio[11:], 0.25, rtol=1e-6)
   assert (np.diff(ratio[3:12]) < 0).all()
-  # The paper's temperature: 0.1 ln(4) + 1 = 1.1386.
+  # The temperature of the YaRN paper is 0.1 ln(4) + 1 = 1.1386.
   assert rope.amplitude == pytest.approx(1.1386, abs=1e-4)
 
 

@@ -23,8 +23,8 @@ def outcome(product, subscripts, a, b):
   'subscripts, first, second',
   [
     ('BTD,DF->BTF', (2, 3, 4), (4, 5)),
-    ('ESD,EDF->ESF', (2, 3, 4), (2, 4, 5)),  # a letter in all three
-    ('BTNH,NHD->BTD', (2, 3, 4, 5), (4, 5, 6)),  # a sum over two letters
+    ('ESD,EDF->ESF', (2, 3, 4), (2, 4, 5)),  # E is in all three arrays.
+    ('BTNH,NHD->BTD', (2, 3, 4, 5), (4, 5, 6)),  # N and H are summed over.
   ],
 )
 def test_value_and_gradients_are_those_of_autodiff(subscripts, first, second):

@@ -9,7 +9,7 @@ from moe.layers.rigid import Rigid
 from tests import protein_data
 
 QUATERNION = np.array([-2.0, 5.0, -1.0, 4.0], 'f4')
-# AlphaFold's own test of this quaternion.
+# A quaternion and its rotation from the tests of AlphaFold.
 ROTATION = [
   [0.26087, 0.130435, 0.956522],
   [-0.565217, -0.782609, 0.26087],
@@ -68,7 +68,8 @@ def test_composing_is_the_product_of_matrices_and_the_inverse_undoes_it():
 def test_an_update_of_zeros_moves_nothing_and_of_one_b_turns_by_a_right_angle():
   still = rigid.from_update(jnp.zeros(6))
   np.testing.assert_array_equal(matrices(still), np.eye(4))
-  # (1, 1, 0, 0) turns by 2 atan(1 / 1) = 90 degrees about x: y becomes z.
+  # The quaternion (1, 1, 0, 0) turns by 2 atan(1 / 1) = 90 degrees about x, so
+  # y becomes z.
   turned = rigid.from_update(jnp.array([1.0, 0, 0, 5, 6, 7]))
   y = turned.apply(jnp.array([0.0, 1, 0]))
   np.testing.assert_allclose(y, [5, 6, 8], atol=1e-6)
@@ -91,8 +92,8 @@ def test_points_on_one_line_give_a_finite_gradient():
 
 
 def test_atoms_follow_the_frames_of_their_groups():
-  # A quarter turn about x takes y to z; group 5 stands in group 4, which is
-  # moved by 1 along x.
+  # A quarter turn about x takes y to z. Group 5 is given relative to group 4,
+  # which is moved by 1 along x.
   default = rigid.identity((8,), jnp.float32)
   default = default._replace(
     translation=default.translation.at[4:6, 0].set(1.0)
@@ -139,7 +140,8 @@ def test_torsions_give_the_known_frames_of_all_groups():
         of_matrices(default.astype(dtype)),
       )
     assert frames.rotation.dtype == dtype
-    # The last row of the case's 4 x 4 matrices is not (0, 0, 0, 1).
+    # The last row of the known 4 x 4 matrices is not (0, 0, 0, 1), so it is
+    # left out.
     expected = known['out']['global_transforms'][..., :3, :]
     np.testing.assert_allclose(
       matrices(frames)[..., :3, :], expected, rtol=error, atol=error

@@ -17,7 +17,7 @@ from tests.models import factories
 
 B, T, D, E, F, M = 8, 8, 5, 4, 6, 4
 P = functools.partial
-# The second half of row 1 is a group of padding alone.
+# Number of valid tokens per row. Row 1 has 4, so its second group is padding.
 VALID = np.arange(T) < np.array([[8, 4, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -58,7 +58,7 @@ def softmax(a):
 
 
 def loops(params, x_MD, valid_M):
-  """The outputs of one group, by loops over slots and tokens."""
+  """Computes the outputs of one group by loops over slots and tokens."""
   C = M * 2 // E
   phi = np.asarray(params['router'], np.float64)
   phi = params['scale'] * phi / np.linalg.norm(phi, axis=0)
@@ -116,7 +116,7 @@ def test_permuting_the_tokens_of_a_group_permutes_its_outputs():
 
 
 def written_out(params, x_BTD):
-  """The same sums as in `loops`, by operations that have gradients."""
+  """Computes the sums of `loops` with operations that have gradients."""
   C = M * 2 // E
   unit = lambda a, dim: a / jnp.sqrt((a**2).sum(dim, keepdims=True) + 1e-6)
   phi_DEC = params['scale'] * unit(params['router'], 0)
@@ -174,7 +174,7 @@ def test_the_statistics_are_shares_of_tokens():
 
 
 def on_eight_devices():
-  """(mesh, function of `made`, and its arguments on the mesh)."""
+  """(mesh, the function of `made`, its arguments on the mesh)."""
   params, _ = made()
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=4, model=2))
   module = make(layout=rules.layout(rules.table('standard'), mesh))

@@ -20,11 +20,11 @@ ATTENTION = SMALL(start='linear')
 
 
 def linear(param, name, *shape, order=None):
-  """Our parameters from those of PyTorch, whose weights are [out, in]."""
+  """Converts parameters of PyTorch, whose weights are [out, in]."""
   kernel, bias = param[f'{name}.weight'], param[f'{name}.bias']
   kernel = kernel.T.reshape(-1, *shape) if shape else kernel.T
   bias = bias.reshape(shape) if shape else bias
-  if order:  # The known projections have (xyz, head, point).
+  if order:  # The dims of known projections are (xyz, head, point).
     kernel = kernel.transpose(0, *(1 + i for i in order))
     bias = bias.transpose(order)
   return {'kernel': kernel, 'bias': bias}
@@ -41,7 +41,7 @@ def attention_params(param):
     )
     params[f'{name}_points'] = points
   out = linear(param, 'linear_out')
-  # Values, points (xyz, head, point), their norms, pairs.
+  # The features are values, points (xyz, head, point), norms of points, pairs.
   cuts = np.cumsum([N * C, 3 * N * VALUE, N * VALUE])
   value, points, norm, pair = np.split(out['kernel'], cuts)
   points = points.reshape(3, N, VALUE, -1).transpose(1, 2, 0, 3)
@@ -63,7 +63,7 @@ def of_matrices(whole):
 
 
 def known_points(given):
-  """[N, P, I, 3] to [1, I, N, P, 3], and so for features."""
+  """Moves dim I to the front: [N, P, I, 3] becomes [1, I, N, P, 3]."""
   point = lambda x: jnp.moveaxis(x, 2, 0)[None]
   feature = lambda x: jnp.moveaxis(x, 1, 0)[None]
   found = {k: given.get(k) for k in ('q', 'k', 'v', 'qp', 'kp', 'vp')}
@@ -210,8 +210,9 @@ def test_the_torsions_are_the_known_ones(dtype):
 def test_a_block_of_the_torsions_gives_the_known_output(dtype):
   known = protein_data.case('angle_layer')
   a, param = known['in']['a'], known['param']
-  # The hidden layer is relu(s): an input of a and -a, and a kernel that takes
-  # their difference, make it a. The output reads the positive part alone.
+  # The layer applies relu to its input (a, -a), and the kernel subtracts the
+  # two halves, which gives a again. The output is the positive part of the
+  # result.
   eye, none = np.eye(6), np.zeros(6)
   params = {
     'state': {'kernel': np.concatenate([eye, -eye]), 'bias': none},
@@ -264,7 +265,7 @@ def test_a_rigid_motion_of_ten_angstrom_does_not_change_the_attention(inputs):
   whole = motion(4, 2, 1)
   moved = apply(params, s, pair, whole.compose(frames), valid)
   assert np.abs(y - moved).max() <= 1e-5
-  # And a mirror image is not the same.
+  # A mirror image must not give the same result.
   flip = jnp.array([1.0, 1, -1])
   mirrored = Rigid(frames.rotation, frames.translation * flip)
   assert np.abs(y - apply(params, s, pair, mirrored, valid)).max() > 1e-3

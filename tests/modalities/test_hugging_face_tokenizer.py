@@ -1,6 +1,6 @@
-"""tokenizer.json, read by the few lines that its kind of model needs.
+"""tokenizer.json that we write, read by a small decoder in the test.
 
-The live comparison with transformers is in tests/interop.
+tests/interop compares it with transformers itself.
 """
 
 import pytest

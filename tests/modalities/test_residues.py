@@ -15,7 +15,7 @@ def atoms(name):
 
 
 def whole(code):
-  """All atoms of a residue with every torsion at 0, CA at the origin."""
+  """All atoms of a residue with torsions of 0 and CA at the origin."""
   frames = list(TABLES.frames[code].astype(np.float64))
   for group in range(residues.CHI_GROUP + 1, residues.NUM_GROUPS):
     frames[group] = frames[group - 1] @ frames[group]
@@ -31,8 +31,8 @@ def test_codes_and_letters_are_inverses_and_others_are_unknown():
 
 
 def test_the_twenty_have_167_heavy_atoms():
-  # 4 of the backbone in 20 residues, and side chains of 0 (glycine) to 10
-  # (tryptophan) atoms: 80 + 87.
+  # The backbones of 20 residues have 4 atoms each, 80 in all. The side chains,
+  # from glycine with 0 to tryptophan with 10 atoms, have 87.
   assert TABLES.mask.sum() == TABLES.mask_37.sum() == 167
   assert not TABLES.mask[residues.UNKNOWN].any()
   assert atoms('TRP')[-1] == 'CH2' and len(atoms('TRP')) == 14
@@ -46,8 +46,8 @@ def test_slots_and_the_37_names_lead_to_each_other():
 
 
 def test_arginine_has_four_chi_angles_and_alanine_none():
-  # All but alanine and glycine have chi 1; not C, S, T and V among them chi 2;
-  # E, Q, M, K and R have chi 3; K and R have chi 4.
+  # Chi 1 exists in all residues but A and G, which is 18. Of these, C, S, T and
+  # V have no chi 2. E, Q, M, K and R have chi 3, and K and R have chi 4.
   assert TABLES.has_chi.sum(axis=0).tolist() == [18, 14, 5, 2]
   names = [atoms('ARG')[slot] for slot in TABLES.chi[CODE['ARG'], 3]]
   assert names == ['CG', 'CD', 'NE', 'CZ']
@@ -81,7 +81,8 @@ def test_every_bond_of_a_built_residue_has_a_length_of_chemistry():
 
 
 def test_residues_are_left_handed_at_the_alpha_carbon():
-  # Seen with the hydrogen towards the reader, CO, R and N run clockwise.
+  # In an L amino acid, CO, R and N run clockwise if the hydrogen of CA points
+  # to the viewer.
   for code, name in enumerate(residues.NAMES):
     if name != 'GLY':
       n, c, cb = (whole(code)[atom][:3] for atom in ('N', 'C', 'CB'))
@@ -128,7 +129,8 @@ def test_atoms_of_residues_are_alphafolds_to_three_hundredths():
   known = protein_data.case('geometry')
   frames = known['out']['global_transforms']
   for i, code in enumerate(known['in']['residues']):
-    # The frames of the case stretch space, and differences with it.
+    # The known frames are not exact rotations. They stretch space, so
+    # differences are compared with the stretched size.
     stretch = np.linalg.norm(known['in']['T'][i, :3, :3], ord=2)
     for slot, atom in enumerate(TABLES.atoms[code]):
       place = known['out']['atom_positions'][i, residues.ATOM_NAMES.index(atom)]

@@ -20,7 +20,7 @@ WIDTH, NUM_EXPERTS, EXPERT_D_FF, GROUP_SIZE = 24, 4, 10, 4
 
 
 def make_block(moe=None, **options):
-  """A function that makes blocks."""
+  """Returns a factory of blocks with these options."""
   return functools.partial(
     Block,
     attention=functools.partial(
@@ -44,7 +44,7 @@ def make_block(moe=None, **options):
 
 
 def make_decoder(block=None, num_layers=2, decoder=None, **stack):
-  """A decoder; `stack` and `decoder` are options of its stack and itself."""
+  """A decoder; `stack` has options of its stack, `decoder` its own options."""
   return Decoder(
     functools.partial(
       Stack, block=block or make_block(), num_layers=num_layers, **stack
@@ -56,12 +56,11 @@ def make_decoder(block=None, num_layers=2, decoder=None, **stack):
 
 
 def make_batch(segments, seed=0):
-  """Random tokens in documents of the given segments, [B, T]."""
+  """A batch of random tokens with the given segment ids [B, T]."""
   segments = np.asarray(segments, np.int32)
   random = np.random.RandomState(seed)
   tokens, targets = random.randint(0, VOCAB_SIZE, (2, *segments.shape))
-  # The position of a token in its document is the number of earlier tokens in
-  # its segment.
+  # The position of a token is the number of earlier tokens in its segment.
   before_BTT = segments[:, None] == segments[:, :, None]
   positions = np.tril(before_BTT, -1).sum(axis=-1)
   zeros = np.zeros_like(segments)
@@ -87,7 +86,7 @@ def make_params(module, batch):
   random = np.random.RandomState(1)
 
   def draw(shape):
-    # They are larger than at the start of training, so that errors show.
+    # Parameters are larger than initial ones, so that errors show.
     return random.uniform(-0.6, 0.6, shape.shape).astype(shape.dtype)
 
   return jax.tree.map(draw, jax.eval_shape(init))

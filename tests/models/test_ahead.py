@@ -16,7 +16,7 @@ SHAPE = BATCH.tokens.shape
 
 @pytest.fixture(scope='module')
 def model():
-  # Drops would let tokens of one document act on another.
+  # With drops, the tokens of one document could change those of another.
   block = factories.make_block({'dispatch': dispatch.Dropless})
   module = factories.make_decoder(block, decoder={'predicts_ahead': True})
   functional = Functional(module)
@@ -34,7 +34,7 @@ def test_only_training_has_the_block_ahead(model):
   functional, params, run = model
   assert run(params, BATCH, True).ahead.shape == (*SHAPE, factories.D_MODEL)
   assert run(params, BATCH, False).ahead is None
-  # Nothing else reads its parameters.
+  # The rest of the model needs no parameters of the block ahead.
   left = {k: v for k, v in params.items() if k != 'ahead'}
   np.testing.assert_array_equal(
     run(left, BATCH, False).hidden, run(params, BATCH, False).hidden
@@ -60,7 +60,8 @@ def test_the_term_ahead_scores_the_target_after_the_next_one(model):
   )
   logits = functional.head(params, run(params, BATCH, True).ahead)
   log_probs = np.asarray(jax.nn.log_softmax(logits))
-  # Places 0, 1 and 3, 4: the last one of a document has none after it.
+  # The last place of a document predicts no token after the next one. So only
+  # the places 0, 1, 3 and 4 count.
   wanted = sum(
     -log_probs[row, place, BATCH.targets[row, place + 1]]
     for row in range(2)

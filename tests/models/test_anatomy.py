@@ -1,4 +1,4 @@
-"""A model's description of itself."""
+"""A model describes its own layers and sizes."""
 
 import functools
 
@@ -83,7 +83,7 @@ def test_a_layer_that_mixes_sends_nothing():
 
 
 def test_key_and_value_heads_are_counted_with_those_of_queries():
-  # Heads have width 8: 4 query and 4 output heads, 2 key and 2 value heads.
+  # Heads have width 8. There are 4 query, 4 output, 2 key and 2 value heads.
   attention = of().attention
   assert attention.features == (4 + 4 + 2 + 2) * 8
   assert (attention.pair_width, attention.result_features) == (32, 32)
@@ -96,8 +96,8 @@ def test_latent_attention_has_heads_of_three_widths():
   )  # fmt: skip
   block = P(factories.make_block(), attention=latent)
   attention = anatomy(factories.make_decoder(block)).attention
-  # Queries and keys of a head have 12 features, values and outputs 6. A pair of
-  # tokens takes 12 multiplications for a score and 6 for a value.
+  # In a head, queries and keys have 12 features, values and outputs 6. For each
+  # pair of tokens, a score takes 12 multiplications, and its value 6.
   assert attention.features == 2 * (12 + 12 + 6 + 6)
   assert attention.pair_width == 2 * (12 + 6) // 2
   assert (attention.result_features, attention.num_kv_heads) == (12, 2)

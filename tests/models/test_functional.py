@@ -92,7 +92,7 @@ def trained(mesh_shape, num_devices):
     total = -jnp.sum(chosen[..., 0] * batch.loss_weights)
     for sum_, weight in outputs.losses.values():
       total += 10.0 * sum_ / weight
-    # One device sends nothing, so the counts differ.
+    # One device sends no bytes, so this count must differ.
     outputs.metrics.pop('bytes_exchanged')
     return total, outputs
 
@@ -113,7 +113,7 @@ def one_device():
 
 @pytest.mark.slow
 def test_eight_devices_equal_one(one_device):
-  # All axes are used at once; tests of the MoE layer use them one by one.
+  # This mesh uses several axes at once; tests of the MoE layer use single ones.
   eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
@@ -180,7 +180,7 @@ def test_each_router_updates_its_own_state():
       lambda: Functional(decoder).init(jax.random.key(0), BATCH)[1]
     )
     state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    # All rows of both layers went to the first of four experts.
+    # Pretends that all rows of both layers went to the first of four experts.
     node = state['stack']['periods']['block_0']['moe']['router']
     node['load_E'][:, 0] = 8
     return state
@@ -191,8 +191,8 @@ def test_each_router_updates_its_own_state():
   assert jax.tree.structure(after) == jax.tree.structure(before)
   for name, rate in (('fast', 0.5), ('slow', 0.25)):
     router = after[name]['stack']['periods']['block_0']['moe']['router']
-    # Biases move down for the full expert and up for the others, at the rate of
-    # the tower.
+    # The bias of the full expert falls and the others rise, by the rate of the
+    # tower.
     want_LE = rate * np.array([[-1, 1, 1, 1]] * 2)
     np.testing.assert_array_equal(router['bias_E'], want_LE)
     assert not np.any(router['load_E'])

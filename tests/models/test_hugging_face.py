@@ -1,4 +1,4 @@
-"""Sizes as Hugging Face's config.json says them, both ways."""
+"""Converts sizes from and to Hugging Face's config.json."""
 
 import functools
 
@@ -21,7 +21,7 @@ partial = functools.partial
 
 
 def model(attention=None, moe=None, block=None, stack=None, **decoder):
-  """A sparse decoder without QK norms; options of each part."""
+  """A sparse decoder without QK norms, with options for each part."""
   attention = attention or {}
   latent = attention.pop('latent', None)
   make_attention = (
@@ -89,8 +89,8 @@ def test_what_is_said_is_understood(kind):
   assert imported.length == 64
   assert imported.bindings['EMBEDDING_SCALE'] == 1.0
   found = hugging_face.sizes(made)
-  # A gin file wires experts of a dense model too, which no layer has; and
-  # Mixtral says no width of dense layers, which it has none of.
+  # Some macros have no counterpart: a dense model has no experts, though the
+  # gin file wires them, and Mixtral has no dense layers, so no width of them.
   for macro, value in imported.bindings.items():
     if macro in found and (macro, kind) != ('D_FF', 'mixtral'):
       assert value == found[macro], macro
@@ -99,31 +99,31 @@ def test_what_is_said_is_understood(kind):
 @pytest.mark.parametrize(
   ('made', 'message'),
   [
-    (lambda: model(moe={'router': gates.ExpertChoice}), 'ExpertChoice cannot'),
+    (lambda: model(moe={'router': gates.ExpertChoice}), 'ExpertChoice is not'),
     (
       lambda: model(moe={'router': partial(gates.NullExperts, num_null=2)}),
-      'NullExperts cannot be said',
+      'NullExperts is not supported',
     ),
-    (lambda: model(moe={'router': gates.Quantile}), 'Quantile cannot be said'),
-    (lambda: model(moe={'layer': SoftMoE}), 'SoftMoE cannot be said'),
-    (lambda: model(moe={'activation': 'gelu'}), 'ACTIVATION=gelu cannot'),
-    (lambda: model(moe={'shared_d_ff': 12}), 'SHARED_D_FF=12 cannot be said'),
+    (lambda: model(moe={'router': gates.Quantile}), 'Quantile is not'),
+    (lambda: model(moe={'layer': SoftMoE}), 'SoftMoE is not supported'),
+    (lambda: model(moe={'activation': 'gelu'}), 'ACTIVATION=gelu is not'),
+    (lambda: model(moe={'shared_d_ff': 12}), 'SHARED_D_FF=12 is not supported'),
     (
       lambda: model(moe=SIGMOID | {'shared_d_ff': 13}),
-      'SHARED_D_FF=13 cannot be said in the format glm4_moe',
+      'SHARED_D_FF=13 is not supported by the format glm4_moe',
     ),
     (
       lambda: model(moe=SIGMOID, stack={'moe_every': 2}),
-      'MOE_EVERY=2 cannot be said',
+      'MOE_EVERY=2 is not supported',
     ),
-    (lambda: model(stack={'moe_every': 2}), 'MOE_EVERY=2 cannot be said'),
-    (lambda: model({'longest_block': 9}), 'LONGEST_BLOCK=9 cannot be said'),
+    (lambda: model(stack={'moe_every': 2}), 'MOE_EVERY=2 is not supported'),
+    (lambda: model({'longest_block': 9}), 'LONGEST_BLOCK=9 is not supported'),
     (lambda: model(norm_epsilon=1e-5), 'NORM_EPSILON must be the same'),
     (
       lambda: model(
         moe={'router': partial(gates.TopK, renormalize=False)}
       ),
-      'gates.TopK.renormalize=False cannot be said in the format mixtral',
+      'gates.TopK.renormalize=False is not supported by the format mixtral',
     ),
   ],
 )  # fmt: skip
@@ -136,22 +136,30 @@ def test_what_a_format_cannot_say_is_refused_by_name(made, message):
   ('kind', 'change', 'message'),
   [
     ('llama', {'model_type': 'gpt2'}, "model_type='gpt2' must be one of"),
-    ('llama', {'hidden_act': 'gelu'}, "hidden_act='gelu' cannot be said"),
-    ('llama', {'attention_bias': True}, 'attention_bias=True cannot'),
-    ('llama', {'logit_scale': 2.0}, 'logit_scale=2.0 is a field that nobody'),
+    ('llama', {'hidden_act': 'gelu'}, "hidden_act='gelu' is not supported"),
+    ('llama', {'attention_bias': True}, 'attention_bias=True is not supported'),
+    ('llama', {'logit_scale': 2.0}, 'logit_scale=2.0 is an unknown field'),
     ('llama', {'hidden_size': 'a'}, "hidden_size='a' must be a number"),
     ('llama', {'vocab_size': None}, 'vocab_size must be in config.json'),
     ('llama', {'rope_scaling': {'type': 'longrope'}}, "rope_type='longrope'"),
-    ('mixtral', {'sliding_window': 4096}, 'sliding_window=4096 cannot be said'),
-    ('qwen3_moe', {'mlp_only_layers': [1, 2]}, 'cannot be said here'),
+    (
+      'mixtral',
+      {'sliding_window': 4096},
+      'sliding_window=4096 is not supported',
+    ),
+    ('qwen3_moe', {'mlp_only_layers': [1, 2]}, 'is not supported here'),
     ('qwen3', {'layer_types': ['sliding_attention']}, 'layer_types with'),
-    ('glm4_moe', {'norm_topk_prob': False}, 'norm_topk_prob=False cannot'),
-    ('deepseek_v3', {'topk_method': 'greedy'}, "topk_method='greedy' cannot"),
+    (
+      'glm4_moe',
+      {'norm_topk_prob': False},
+      'norm_topk_prob=False is not supported',
+    ),
+    ('deepseek_v3', {'topk_method': 'greedy'}, "topk_method='greedy' is not"),
     ('deepseek_v3', {'q_lora_rank': None}, 'q_lora_rank must be in'),
     (
       'deepseek_v3',
       {'quantization_config': {'quant_method': 'fp8'}},
-      'quantization_config=.* cannot be said',
+      'quantization_config=.* is not supported',
     ),
   ],
 )
@@ -163,7 +171,8 @@ def test_what_we_cannot_say_is_refused_by_its_field(kind, change, message):
 
 def test_the_scale_of_a_tied_table_goes_into_the_last_norm():
   found = hugging_face.sizes(model())
-  # sqrt(16) = 4
+  # The exported embedding has the factor sqrt(16) = 4, which the norm takes
+  # back.
   factors = {'embedding/table': 4.0, 'last_norm/scale': 0.25}
   assert hugging_face.fold(found, None) == factors
 

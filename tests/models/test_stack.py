@@ -57,8 +57,8 @@ def make_params(stack):
   [
     (6, 0, 1, 6),
     (6, 0, 2, 3),
-    (7, 1, 2, 3),  # (7 - 1) / 2
-    (3, 0, 0, 3),  # dense: every block is a period
+    (7, 1, 2, 3),  # There are (7 - 1) / 2 periods.
+    (3, 0, 0, 3),  # In a dense model every block is a period.
     (2, 2, 1, 0),
   ],
 )
@@ -158,7 +158,8 @@ def test_recomputation_changes_no_gradient(plain_gradients):
 
 @pytest.mark.parametrize('remat, more', [('full', 1), ('dots', 0)])
 def test_recomputation_repeats_the_products_it_says(remat, more):
-  # 'dots' keeps products with parameters; 'full' computes them again.
+  # 'dots' stores the results of products with parameters; 'full' computes them
+  # again.
   def products(remat):
     stack = Stack(BLOCK, 2, moe_every=0, remat=remat)
     params = make_params(stack)
@@ -166,7 +167,7 @@ def test_recomputation_repeats_the_products_it_says(remat, more):
       {'params': params}, *arguments(), None, True
     )[0].sum()
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
-    # These are products with the up matrix, [B, T, D] x [D, F].
+    # Such results come from products with the up matrix, [B, T, D] x [D, F].
     return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
 
   assert products(remat) - products('none') == 2 * more
@@ -182,7 +183,7 @@ def test_blocks_of_the_prefix_are_computed_again_too():
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
     return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
 
-  # Two blocks compute up and gate again; they are not in a loop.
+  # In both blocks, up and gate are computed again.
   assert products('full') - products('none') == 2 * 2
 
 
@@ -198,7 +199,7 @@ def test_a_stack_without_a_loop_gives_the_same():
 
 
 def named_tensors(jaxpr):
-  """Names of tensors in a program, as remat policies use them."""
+  """The names of tensors in a program, which remat policies refer to."""
   found = set()
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'name':
@@ -233,7 +234,7 @@ def test_a_policy_names_only_tensors_that_a_block_names(policy, named):
 
 
 def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
-  # This is attention's product with the values, [B, K, H, u] in the program.
+  # Counts attention's products with the values, which are [B, K, H, u].
   products = lambda remat: str(program_of(remat)).count(
     'f32[2,2,8,16] = dot_general'
   )
@@ -303,7 +304,7 @@ def test_latent_attention_read_in_parts_equals_reading_at_once():
 def test_output_projections_begin_smaller_and_all_else_stays(
   output_init, scale
 ):
-  # Two layers: the root of 2 x 2 is 2.
+  # With two layers 'depth' divides by the square root of 2 x 2, which is 2.
   def drawn(output_init):
     stack = Stack(
       factories.make_block(moe=dict(shared_d_ff=6)),
@@ -318,7 +319,8 @@ def test_output_projections_begin_smaller_and_all_else_stays(
 
   plain, changed = drawn('fan_in'), drawn(output_init)
   outputs = {name for name in plain if re.search('/(out|w_down.*)$', name)}
-  assert len(outputs) == 5  # Attention twice, dense, experts, shared expert.
+  # Two attentions, a dense layer, experts and a shared expert have outputs.
+  assert len(outputs) == 5
   for name, a in plain.items():
     wanted = scale * a if name in outputs else a
     np.testing.assert_allclose(changed[name], wanted, rtol=1e-6, err_msg=name)

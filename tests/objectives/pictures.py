@@ -1,4 +1,4 @@
-"""An objective without tokens, a denoiser of pictures, and runs of it."""
+"""An objective without tokens, which denoises pictures, and runs of it."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from moe import axes
 from moe.checkpoint.save import Checkpointer
 from moe.objectives.objective import Measure, Objective
 from moe.optim import optimizers
-from moe.parallel import multihost, rules
+from moe.parallel import processes, rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import trainer
 from moe.train.evaluation import HeldOut
@@ -102,7 +102,7 @@ def own_batch(program, seed):
 
 
 class Reader:
-  """Pictures by step; reading a step may trigger an event."""
+  """A reader of pictures; to read a certain step can trigger an event."""
 
   facts = {'peak': 1.0}
 
@@ -174,7 +174,7 @@ if __name__ == '__main__':
   import pathlib
   import signal
 
-  multihost.initialize()
+  processes.initialize()
   # The arguments are the directory, the number of devices, and the step at
   # which the process is killed.
   directory, number, last = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])

@@ -76,7 +76,7 @@ def test_a_factor_of_a_loss_that_is_not_given_is_warned_of_once(model, caplog):
 def test_weights_are_known_from_the_batch_alone(model):
   weights = language.language_model(model, SHAPE).weights(BATCH)
   assert float(weights['cross_entropy']) == float(weights['logits_z']) == 1.5
-  # Three of four places hold a token, whatever its loss weight.
+  # Three of four places hold a token. All three count, even with loss weight 0.
   assert float(weights['load_balance']) == float(weights['router_z']) == 3
 
 

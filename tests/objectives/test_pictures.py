@@ -1,4 +1,4 @@
-"""The trainer on pictures, which have their own batches, terms and score."""
+"""The trainer works with an objective on pictures that has no tokens."""
 
 import dataclasses
 import io
@@ -136,7 +136,7 @@ def test_the_score_of_the_first_evaluation_ranks_checkpoints(
     steps.score, is_higher_better=is_higher_better
   )
   pictures.train(programs[1], tmp_path, evaluation=steps)
-  # Steps 3, 6 and 8 are evaluated and saved; their distances are 3, 0 and 2.
+  # Steps 3, 6 and 8 are evaluated and saved, with the scores 3, 0 and 2.
   ranked = [6, 8, 3]
   wanted = ranked[::-1] if is_higher_better else ranked
   assert listing.ranking(tmp_path / 'checkpoints') == wanted

@@ -1,4 +1,4 @@
-"""What a sparse model's loss is: the dense one's, and without other terms."""
+"""The reported loss of a sparse model has no router losses in it."""
 
 import functools
 
@@ -35,7 +35,8 @@ def test_one_expert_with_the_parameters_of_the_dense_twin_has_its_loss():
   params = factories.make_params(sparse, BATCH)
   layer = dict(params['stack']['periods']['block_0'])
   experts = layer.pop('moe')
-  # The router is left out: its only expert has weight 1. Dims are [L, E, ...].
+  # A router with one expert always gives it weight 1. So the sparse model
+  # equals a dense one with these arrays, whose dims are [L, E, ...].
   layer['feed_forward'] = {
     'w_up_DF': experts['w_up_EDF'][:, 0],
     'w_gate_DF': experts['w_gate_EDF'][:, 0],
@@ -60,7 +61,7 @@ def test_the_score_of_training_is_that_of_evaluation_without_other_terms(
   others = ('load_balance', 'router_z', 'logits_z', 'ahead')
   coefficients = dict.fromkeys(others, coefficient)
   terms, trained = sums_of(module, params, True, **coefficients)
-  # Each of these has something to add, and adds nothing to the score.
+  # Each of these terms is above 0, but none is in the score.
   assert all(float(terms[name][0]) > 0 for name in others)
   _, evaluated = sums_of(module, params, False, **coefficients)
   np.testing.assert_allclose(trained, evaluated, rtol=1e-6)

@@ -37,7 +37,7 @@ def draw(*shape, seed=0):
 
 
 def direction(name, grad):
-  """The first direction of one parameter."""
+  """The update direction of one parameter in the first step."""
   muon_direction, grads = muon.scale_by_muon(0.95), tree_of({name: grad})
   updates, _ = muon_direction.update(grads, muon_direction.init(grads))
   return jax.tree.leaves(updates)[0]
@@ -59,7 +59,7 @@ def test_singular_values_come_near_one_and_their_vectors_stay():
   x = draw(3, 16, 40)
   got = np.asarray(jax.jit(muon.orthogonalise)(x))
   u, _, v = np.linalg.svd(x, full_matrices=False)
-  # In the vectors of x the result is diagonal.
+  # In the basis of the singular vectors of x the result is diagonal.
   values = np.einsum('bri,brc,bjc->bij', u, got, v)
   diagonal = np.einsum('bii->bi', values)
   assert 0.65 < diagonal.min() and diagonal.max() < 1.25
@@ -102,8 +102,9 @@ def test_heads_are_columns_of_one_matrix():
 
 
 def test_an_update_is_as_large_as_one_of_adam():
-  # Of 16 x 64 the orthogonal matrix has 16 / (16 x 64) squared on average; with
-  # 0.2 x sqrt(64) the root mean square is 0.2 times singular values near 1.
+  # An entry of an orthogonal 16 x 64 matrix has the mean square 16 / (16 x 64)
+  # = 1 / 64. Times 0.2 x sqrt(64), the root mean square is 0.2 times singular
+  # values near 1.
   got = direction('w_DF', draw(16, 64))
   rms = float(jnp.sqrt(jnp.mean(jnp.square(got))))
   assert rms == pytest.approx(0.2 * 0.9, rel=0.15)
@@ -129,7 +130,7 @@ def test_the_momentum_takes_the_bytes_of_its_format(moment_dtype):
   params = {'w_DF': jax.ShapeDtypeStruct((64, 1024), jnp.float32)}
   state = jax.eval_shape(optimizer.init, params)
   num_bytes = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
-  # Codes have a float32 scale for 128 of them.
+  # Bytes per number; 128 int8 codes share one float32 scale.
   wanted = {'float32': 4, 'bfloat16': 2, 'int8': 1 + 4 / 128}[moment_dtype]
   assert num_bytes / params['w_DF'].size == pytest.approx(wanted, abs=0.001)
 
@@ -229,13 +230,14 @@ def test_devices_together_make_the_update_of_one(sizes, moment_dtype):
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
   if sizes.get('data') == 1:
-    # Nothing is gathered but numbers and scales: no stack on one device.
+    # Only single numbers and scales are gathered, so no device has a whole
+    # stack.
     assert 'all-to-all' in text
     assert largest_gather(text) < D * F
 
 
 def largest_gather(text):
-  """Numbers of the largest result of an all-gather in a compiled program."""
+  """Size of the largest result of an all-gather in a compiled program."""
   found = re.findall(r'= [a-z0-9]+\[([0-9,]*)\]\S* all-gather\(', text)
   sizes = [np.prod([int(n) for n in dims.split(',') if n]) for dims in found]
   return max(sizes, default=0)
@@ -255,7 +257,7 @@ def test_whole_matrices_are_shared_before_columns_are_divided():
 
 def test_a_layout_that_leaves_a_matrix_in_parts_is_refused_with_a_reason():
   mesh = make_mesh(MeshShape(data=1, fsdp=8))
-  # 8 rows divide by 8 devices; 3 matrices and 12 columns do not.
+  # 8 rows can be sharded over 8 devices; 3 matrices or 12 columns cannot.
   stack = matrices.matrix_of(EXPERTS, (1, 3, 8, 12))
   sharding = jax.NamedSharding(mesh, P(None, None, 'fsdp', None))
   with pytest.raises(ValueError) as error:
@@ -266,12 +268,13 @@ def test_a_layout_that_leaves_a_matrix_in_parts_is_refused_with_a_reason():
 
 def test_flops_are_those_of_five_steps_of_three_products():
   stack = matrices.matrix_of(EXPERTS, (1, 3, 8, 12))
-  # Gram 2 x 8 x 8 x 12, its square 2 x 8^3, the product 2 x 8 x 8 x 12.
+  # Each of 5 iterations on each of 3 matrices has three products: Gram matrix
+  # 2 x 8 x 8 x 12 = 1536, its square 2 x 8^3 = 1024, product with x 1536.
   assert muon.flops(stack) == 3 * 5 * (1536 + 1024 + 1536)
 
 
 def test_matrices_and_tables_are_decayed_and_routers_are_not():
-  # Without a gradient only the decay moves a parameter: 1 - 0.1 x 0.5.
+  # If the gradient is 0, only the decay changes a parameter: 1 - 0.1 x 0.5.
   names = ('embedding/table', 'a/moe/router', 'a/last_norm/scale', DENSE)
   params = tree_of({name: jnp.ones((D, F)) for name in names})
   grads = jax.tree.map(jnp.zeros_like, params)

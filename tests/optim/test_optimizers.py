@@ -22,7 +22,7 @@ def updated(optimizer, params, grads, steps=1):
 
 
 def test_a_long_gradient_is_clipped_to_the_norm():
-  # Norm of (3, 4) is 5; clipped to 2 it is (1.2, 1.6).
+  # The norm of (3, 4) is 5. Clipped to norm 2 the gradient is (1.2, 1.6).
   optimizer = optimizers.build(optax.sgd(1.0), clip_norm=2.0)
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
   grads = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
@@ -39,7 +39,8 @@ def test_a_short_gradient_and_no_clipping_leave_it_alone(clip_norm, gradient):
 
 
 def test_the_first_step_of_adamw_is_the_sign_and_the_decay_of_matrices():
-  # m / sqrt(v) of the first step is g / |g|. Matrices: w - 0.5 (sign + 0.1 w).
+  # In the first step m / sqrt(v) is the sign of the gradient. So a matrix
+  # becomes w - 0.5 (sign + 0.1 w).
   optimizer = optimizers.build(optimizers.adamw(CONSTANT), clip_norm=0)
   params = {
     'w': jnp.array([[2.0, -4.0]]),
@@ -73,7 +74,8 @@ def test_adafactor_keeps_rows_and_columns_of_large_arrays_only():
 
 
 def test_the_first_step_of_adafactor_goes_by_the_sign():
-  # The second moment of the first step is g^2 itself; root mean square 1.
+  # In the first step the second moment is g^2, so the update has the root mean
+  # square 1.
   optimizer = optimizers.build(optimizers.adafactor(CONSTANT), clip_norm=0)
   got = updated(
     optimizer, {'w': jnp.zeros((2, 2))}, {'w': jnp.array([[9.0, -1], [2, -3]])}
@@ -102,7 +104,8 @@ def test_frozen_parts_stay_and_have_no_state():
   grads = jax.tree.map(jnp.ones_like, params)
   got = updated(optimizer, params, grads, steps=3)
   np.testing.assert_array_equal(got['embedding']['table'], np.ones((4, 2)))
-  # The pattern matches 'stack/embedding/table' in part, not in full.
+  # The pattern matches only a part of 'stack/embedding/table', so it does not
+  # apply.
   for array in jax.tree.leaves(got['stack']):
     assert np.all(np.asarray(array) < 0.5)
   state = jax.eval_shape(optimizer.init, params)

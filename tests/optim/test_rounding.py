@@ -15,15 +15,17 @@ def random_bits(shape, seed=0, step=STEP, index=0, stream=0):
 
 def test_bits_are_uniform_and_neighbours_are_uncorrelated():
   bits = np.asarray(random_bits((64, 1024)))
-  # 65,536 draws of 16 values: 4,096 each, standard deviation 62.
+  # Each of 16 values is expected 4,096 times in 65,536 draws, with a standard
+  # deviation of 62.
   for shift in (0, 12, 28):
     counts = np.bincount((bits >> shift & 15).ravel(), minlength=16)
     assert np.abs(counts - 4096).max() < 5 * 62
   u = bits / 2**32 - 0.5
   for dim in (0, 1):
     neighbours = np.mean(u * np.roll(u, 1, axis=dim)) * 12
-    assert abs(neighbours) < 5 / 256  # 1 / sqrt(65,536) is 1 / 256
-  assert len(np.unique(bits)) > 65_500  # by chance about half a pair is lost
+    assert abs(neighbours) < 5 / 256  # The deviation is 1 / sqrt(65,536).
+  # If draws are independent, about half a pair of equal bits is expected.
+  assert len(np.unique(bits)) > 65_500
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,8 @@ def test_bits_of_another_seed_step_array_or_stream_are_uncorrelated(change):
 
 
 def test_bits_repeat_nowhere_in_an_array_of_more_than_2_to_the_32_numbers():
-  # Two layers lie 2^32 places apart; only a corner of each is computed.
+  # The places of the two layers are 2^32 apart, which overflows a 32-bit
+  # counter. Only a corner of each layer is computed.
   corner = lambda layer: np.asarray(
     jax.jit(lambda: random_bits((65_537, 256, 256))[layer, :4, :4])()
   )
@@ -49,7 +52,7 @@ def test_rounding_goes_up_as_often_as_the_remainder_says():
   x = jnp.full((256, 256), 1 + 1 / 512, jnp.float32)
   rounded = np.asarray(rounding.to_bfloat16(x, random_bits(x.shape)), 'f4')
   assert set(np.unique(rounded)) == {1.0, 1 + 1 / 128}
-  # 65,536 draws: standard deviation of the share is 0.0017.
+  # In 65,536 draws the share has a standard deviation of 0.0017.
   assert np.mean(rounded > 1) == pytest.approx(0.25, abs=5 * 0.0017)
 
 
@@ -59,7 +62,9 @@ def test_rounding_is_unbiased_for_all_magnitudes_and_signs(scale):
   x = jnp.broadcast_to(x, (16, 8192))
   rounded = rounding.to_bfloat16(x, random_bits(x.shape)).astype(jnp.float32)
   error = np.mean(np.asarray(rounded, 'f8') - np.asarray(x, 'f8'), axis=1)
-  # A step is at most 2^-7 of x; its deviation at most half, over 90 = sqrt(N).
+  # The distance of bfloat16 numbers is at most 2^-7 of x, and the deviation of
+  # a rounded number at most half of that. For the mean it is divided by 90 =
+  # sqrt(N).
   assert np.all(np.abs(error / np.asarray(x)[:, 0]) < 5 * 2**-8 / 90)
 
 
@@ -73,7 +78,8 @@ def test_bfloat16_numbers_and_not_finite_ones_stay():
 
 
 def test_updates_below_half_a_step_of_the_format_arrive_on_average():
-  # A step at 1.0 is 2^-7 upwards; 20 updates of 1/4096 make 0.0049 together.
+  # The next bfloat16 above 1.0 is 2^-7 away. 20 updates of 1/4096 add up to
+  # 0.0049, which is less.
   params = {'w': jnp.ones((64, 64), jnp.bfloat16)}
   updates = {'w': jnp.full((64, 64), 2.0**-12)}
 
@@ -84,7 +90,8 @@ def test_updates_below_half_a_step_of_the_format_arrive_on_average():
   after = jax.jit(lambda p: jax.lax.scan(body, p, steps)[0])(params)['w']
   assert after.dtype == jnp.bfloat16
   moved = np.asarray(after, 'f4').mean() - 1
-  # Each of 20 steps moves with chance 1/32; over 4,096 numbers.
+  # Each of 20 steps moves a number by 2^-7 with probability 1/32. The mean of
+  # 4,096 numbers is compared.
   assert moved == pytest.approx(20 * 2**-12, abs=5 * 2**-7 * 0.79 / 64)
 
 

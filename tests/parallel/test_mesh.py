@@ -57,7 +57,7 @@ def test_what_a_refusal_says_to_set_fits(num_devices):
   [
     ({'data': 0}, 'data=0 must be at least 1'),
     ({'model': -4}, 'model=-4 must be at least 1'),
-    ({'fsdp': -1}, 'one mesh axis at most may be -1'),
+    ({'fsdp': -1}, 'at most one mesh axis may be -1'),
   ],
 )
 def test_a_size_that_means_nothing_is_refused(sizes, fragment):
@@ -89,10 +89,12 @@ def test_a_mesh_can_use_some_of_the_devices():
     (MeshShape(data=2, fsdp=1, expert=4), 1, (1, 1, 1, 1, 1, 1)),
     (MeshShape(data=1, fsdp=2, expert=4), 4, (1, 1, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=1, expert=6), 4, (1, 2, 1, 2, 1, 1)),
-    # There are more devices: the axis of -1 takes them, or else data.
+    # There are more devices: the axis of size -1 takes them, or else the data
+    # axis.
     (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
     (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
-    # Tokens are written one at a time, so context gets no devices.
+    # In sampling, tokens are written one by one, so the context axis is not
+    # used.
     (MeshShape(data=2, context=4), 8, (1, 8, 1, 1, 1, 1)),
   ],
 )

@@ -14,7 +14,7 @@ import pytest
 from launch import token_stores
 from launch.configs import configuration
 from moe.data.reader import Reader
-from moe.parallel import multihost
+from moe.parallel import processes
 from moe.runs import build, lock
 
 NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
@@ -34,7 +34,7 @@ def calls(monkeypatch):
 
 
 def test_a_single_process_joins_no_others(calls):
-  multihost.initialize()
+  processes.initialize()
   assert calls == []
 
 
@@ -42,7 +42,7 @@ def test_three_variables_say_which_process_this_is(calls, monkeypatch):
   values = ('4', '3', 'host:1234')
   for name, value in zip(NAMES, values, strict=True):
     monkeypatch.setenv(name, value)
-  multihost.initialize()
+  processes.initialize()
   assert calls == [('host:1234', 4, 3)]
 
 
@@ -51,22 +51,23 @@ def test_some_of_the_three_variables_are_not_enough(calls, monkeypatch, given):
   for name in given:
     monkeypatch.setenv(name, '1')
   with pytest.raises(ValueError, match=f'got {", ".join(given)} alone'):
-    multihost.initialize()
+    processes.initialize()
   assert calls == []
 
 
 @pytest.mark.parametrize('name', CLUSTER)
 def test_a_cluster_is_left_to_jax(calls, monkeypatch, name):
   monkeypatch.setenv(name, 'x')
-  multihost.initialize()
+  processes.initialize()
   assert calls == [()]
 
 
-# Process 0 gets SIGTERM at step 5; both processes leave the loop at one step.
+# Process 0 gets SIGTERM at step 5. Both processes must leave the loop at the
+# same step.
 PROGRAM = """
 import os, signal, time
-from moe.parallel import multihost
-multihost.initialize()
+from moe.parallel import processes
+processes.initialize()
 import jax
 from moe.train.trainer import _Stop
 stop = _Stop()
@@ -122,10 +123,10 @@ def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
   assert 5 < int(first[1]) < 199
 
 
-# Neighbours on the mesh belong to different processes, so both hold rows.
+# Neighbouring devices of the mesh belong to different processes.
 ROWS = """
-from moe.parallel import multihost
-multihost.initialize()
+from moe.parallel import multihost, processes
+processes.initialize()
 import jax
 import numpy as np
 devices = np.array(jax.devices()).reshape(2, 2).T
@@ -148,8 +149,8 @@ def test_each_process_puts_the_rows_of_its_devices():
   processes = started(['-c', ROWS], 2, 2)
   first, second = map(words, processes)
   everything, total = '0,1,2,3,4,5,6,7,True', str(sum(range(32)))
-  # In the three placements a process has all rows, half of them, or columns of
-  # all rows.
+  # In the three placements a process has all rows, half of the rows, or some
+  # columns of all rows.
   even, odd = '0,1,4,5,True', '2,3,6,7,True'
   assert first == [everything, total, even, total, everything, total]
   assert second == [everything, total, odd, total, everything, total]
@@ -182,7 +183,7 @@ def ended(processes):
   """Waits until all processes have succeeded; returns their standard errors."""
   try:
     errors = [p.communicate(timeout=300)[1] for p in processes]
-  finally:  # A process that is left alone would wait for the other.
+  finally:  # If one process fails, the other one would wait for it forever.
     for process in processes:
       process.kill()
   assert {p.returncode for p in processes} == {0}, errors
@@ -190,7 +191,7 @@ def ended(processes):
 
 
 def numbers(workdir, name):
-  """(step, task, name) -> number of a log, without layers and times."""
+  """(step, task, name) -> number in a log, without times and layers."""
   found = {}
   for line in (workdir / name).read_text().splitlines():
     record = json.loads(line)
@@ -213,7 +214,7 @@ def check_equal(workdir, expected):
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory, cache_dir):
-  """The work directory of a run in one process."""
+  """The work directory of a run that used one process."""
   pytest.importorskip('seqio')
   workdir = tmp_path_factory.mktemp('runs') / 'one'
   ended(started_run(workdir, 1))
@@ -228,7 +229,7 @@ def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
   _, found = build.find_data(run, token_stores.prepare)
   stores = found[run.data.train, 'train']
   reader = Reader(*stores, run.data.sequence_length, run.data.batch_size, 0)
-  for step in range(STEPS + 1):  # One batch is read ahead.
+  for step in range(STEPS + 1):  # The trainer reads one batch ahead.
     reader.batch(step)
   for text in shares:
     bytes_read = re.search(r'read ([\d,]+) bytes', text)[1].replace(',', '')

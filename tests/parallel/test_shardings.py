@@ -36,7 +36,7 @@ def test_axes_of_one_device_and_dims_without_a_name_divide_nothing():
 
 def test_a_mesh_axis_divides_the_first_of_two_dims_that_name_it():
   mesh = make_mesh(MeshShape(data=1, expert=4, model=2))
-  logical = (axes.EXPERT, axes.MLP)  # both name 'expert' in this table
+  logical = (axes.EXPERT, axes.MLP)  # This table maps both to 'expert'.
   got = spec((8, 8), logical, mesh, 'fsdp_over_expert')
   assert got == P('expert', 'model')
 
@@ -68,13 +68,13 @@ def test_optimizer_state_is_divided_over_the_data_axis_as_well():
   opt = jax.eval_shape(optax.scale_by_adam().init, params)
   got = shardings.optimizer_shardings(opt, params, placed, mesh)
   assert got.count.spec == P()
-  # data divides the second dim, because expert has already divided the first
-  # one into parts of one expert.
+  # 'data' shards the second dim, because 'expert' has already sharded the first
+  # one down to one expert per device.
   assert got.mu['w_up'].spec == P('expert', ('fsdp', 'data'), None)
   assert got.nu['w_up'].spec == got.mu['w_up'].spec
   assert got.mu['odd'].spec == P(None, 'data')
   assert got.mu['prime'].spec == P(None)
-  # Parameters themselves are replicated over data.
+  # Unlike the moments, parameters are replicated over 'data'.
   assert placed['w_up'].spec == P('expert', 'fsdp', None)
 
 
@@ -93,7 +93,7 @@ def test_factored_state_follows_the_dims_that_it_has():
   }
   assert specs[4, 64] == P('expert', 'data')
   assert specs[4, 96] == P('expert', 'data')
-  assert specs[1,] == P()  # A factored array has a placeholder for the rest.
+  assert specs[1,] == P()  # Adafactor puts a placeholder of size 1 here.
 
 
 def test_codes_are_divided_like_their_parameter_and_scales_by_whole_blocks():
@@ -113,7 +113,7 @@ def test_codes_are_divided_like_their_parameter_and_scales_by_whole_blocks():
   whole = P(('expert', 'data'), None, 'model')
   assert specs['w', 'int8'] == specs['w', 'uint8'] == whole
   assert specs['w', 'float32'] == whole  # Each device has 2 of 4 blocks.
-  # The whole dim is one block, of which a device has half of the codes.
+  # The whole dim is one block of codes. Each device has half of it.
   assert specs['narrow', 'int8'] == whole
   assert specs['narrow', 'float32'] == P(('expert', 'data'), None, None)
 
@@ -141,7 +141,7 @@ def test_all_axes_of_the_batch_divide_it():
   mesh = make_mesh(MeshShape(data=2, expert=4))
   tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 6)) == (2, 6)
-  # 'context' divides the sequence.
+  # The axis 'context' shards the sequence.
   mesh = make_mesh(MeshShape(data=2, context=4))
   tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 8)) == (8, 2)

@@ -1,4 +1,4 @@
-"""A run whose state nearly fills four chips, for forecasts."""
+"""A run for forecasts whose state nearly fills four chips."""
 
 from launch.configs import configuration
 
@@ -8,7 +8,8 @@ FILES = [
   'tasks/builtin.gin',
   'runs/train.gin',
 ]
-# 0.9 billion parameters have 14 GB of state, replicated on 4 chips of 16 GB.
+# 0.9 billion parameters have 14 GB of state. It is replicated on 4 chips, which
+# have 16 GB each.
 MACROS = {
   'D_MODEL': 1024,
   'NUM_LAYERS': 8,

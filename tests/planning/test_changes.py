@@ -1,4 +1,4 @@
-"""Changes that save memory, by forecast."""
+"""The plan proposes changes that save memory according to the forecast."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def slice_():
 
 @pytest.fixture(scope='module')
 def offered(slice_):
-  """Forecasts of a replicated run and of each change that may save memory."""
+  """Forecasts for a replicated run and for each change that may save memory."""
   run = loaded(MESH_DATA=4)
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices)

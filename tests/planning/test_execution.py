@@ -73,7 +73,7 @@ POOLED = {
 
 
 def test_devices_that_share_tokens_fill_the_same_pool():
-  # 16 x 128 tokens are divided over 2 x 4 devices; 4 devices fill one buffer.
+  # 16 x 128 tokens are sharded over 2 x 4 devices. 4 devices share one buffer.
   apart = execution.buffers(loaded(MESH_DATA=2, **POOLED), 8)
   shared = execution.buffers(loaded(MESH_DATA=2, MESH_MODEL=2, **POOLED), 16)
   assert apart == shared
@@ -90,10 +90,10 @@ def test_an_axis_of_size_minus_one_grows_with_the_number_of_devices():
 def test_attention_is_a_kernel_on_tpus_only():
   run = loaded(SEQUENCE_LENGTH=1024, BATCH_SIZE=8)
   made = execution.execution_of(run, 1, is_tpu=True)
-  # The kernel runs 3 of 2 x 2 tiles of 512.
+  # Of 2 x 2 tiles of 512, the kernel computes 3.
   assert (made.attention_share, made.attention_backward) == (3 / 4, 3.5)
-  # Plain XLA takes a quarter of the queries at a time: 1 + 2 + 3 + 4 of 16
-  # parts.
+  # Plain XLA computes a quarter of the queries at a time, which see 1, 2, 3 and
+  # 4 quarters of the keys. These are 10 of 16 parts.
   made = execution.execution_of(run, 1)
   assert (made.attention_share, made.attention_backward) == (5 / 8, 2)
   plain = loaded(ATTENTION_KERNEL="'xla'")

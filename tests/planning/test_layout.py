@@ -1,4 +1,4 @@
-"""The forecast of one layout, before compilation."""
+"""Forecasts for one layout before it is compiled."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_blocks_of_the_prefix_take_memory_too(slice_):
     predicted = layout.predict_memory(run, where)
     return predicted.parts['kept for the backward pass']
 
-  # At least the inputs of 4 blocks are kept, 16 * 2048 tokens each.
+  # At least the inputs of 4 more blocks are stored, each with 16 * 2048 tokens.
   more = kept(NUM_LAYERS=6, NUM_DENSE_PREFIX=4) - kept(NUM_LAYERS=2)
   assert more >= 4 * 16 * 2048 * 1024 * 2
 

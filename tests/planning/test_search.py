@@ -1,4 +1,4 @@
-"""The search over layouts, by forecast."""
+"""The search compares layouts by their forecasts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Runs paired by seed: gains by hand, and the errors for unequal runs."""
+"""Compares runs of the same seed; gains are worked out by hand."""
 
 import json
 import math
@@ -57,9 +57,9 @@ def test_gain_and_standard_error_are_paired_by_seed(sides):
   poems = found['tasks']['poems']
   assert found['seeds'] == [0, 1, 2]
   assert poems['tokens'] == [1000, 2000]
-  # The last gains are 7.1 - 7.0, 7.4 - 7.1 and 7.6 - 7.2: 0.1, 0.3 and 0.4.
-  # Their mean is 0.8 / 3, their variance
-  # (0.1667^2 + 0.0333^2 + 0.1333^2) / 2 = 0.02333.
+  # At the last step the gains are 7.1 - 7.0 = 0.1, 7.4 - 7.1 = 0.3 and 7.6 -
+  # 7.2 = 0.4. Their mean is 0.8 / 3 = 0.2667. Their variance is (0.1667^2 +
+  # 0.0333^2 + 0.1333^2) / 2 = 0.02333 = 0.07 / 3.
   assert poems['gain'][1] == pytest.approx(0.8 / 3)
   assert poems['standard_error'][1] == pytest.approx(math.sqrt(0.07 / 3 / 3))
   assert found['runs']['dropped_fraction'] == 0.25
@@ -73,7 +73,8 @@ def test_the_scores_are_means_over_seeds_with_their_intervals(sides):
   assert [one.name for one in scores] == names
   ours, _, gain = scores
   assert (ours.value, ours.n, gain.n) == (pytest.approx(7.1), 3, 3)
-  # Two degrees of freedom: Student's t of 4.3027 times the standard error.
+  # With two degrees of freedom the interval is 4.3027 (Student's t) times the
+  # standard error.
   margin = 4.3027 * math.sqrt(0.07 / 3 / 3)
   assert gain.value == pytest.approx(0.8 / 3)
   assert gain.high - gain.value == pytest.approx(margin, rel=1e-4)

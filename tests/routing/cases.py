@@ -1,4 +1,4 @@
-"""Cases for tests of routers: each router and its choices in plain Python."""
+"""Cases for tests: each router with its choices in plain Python."""
 
 import functools
 
@@ -35,7 +35,7 @@ routed = jax.jit(route, static_argnums=0, static_argnames='train')
 
 
 def logits_of(kind, columns):
-  """[G, M, columns] logits of one kind."""
+  """Logits [G, M, columns] of a kind, such as random or equal ones."""
   random = np.random.RandomState(7)
   logits = random.randn(G, M, columns).astype(np.float32)
   if kind == 'ties':
@@ -64,7 +64,7 @@ def uniform(g):
 
 NULL = gates.NullExperts(2, num_null=2, num_copy=1)
 MASKED = gates.ModalityGrouped(2, reserved=(4, 2))
-# Name -> (router, its state, choices of group g by the reference).
+# Name -> (router, its state, reference function: group g -> choices).
 CASES = {
   'top-k': (gates.TopK(2), {}, lambda g, x, v: reference.top_k(x, v, 2)),
   'top-k, plain weights': (
@@ -146,7 +146,7 @@ INPUTS = {'token_ids': IDS, 'modality': MODALITY, 'keys': KEYS[:G]}
 
 
 def choices_of(plan, g):
-  """{(token, expert): weight} of the rows that exist; no pair occurs twice."""
+  """{(token, expert): weight} of valid rows; fails if a pair occurs twice."""
   rows = np.flatnonzero(plan.valid_GR[g])
   columns = (plan.token_GR[g], plan.expert_GR[g], plan.weight_GR[g])
   token, expert, weight = (np.asarray(a)[rows].tolist() for a in columns)

@@ -1,4 +1,4 @@
-"""Every combination of dispatch, exchange, number of devices and plan.
+"""Runs every combination of dispatch, exchange, number of devices and plan.
 
 `python -m tests.routing.matrix` runs all combinations and prints three tables:
 the combinations, the mesh axes that combine, and what is refused.
@@ -37,8 +37,7 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# Name -> a function of a random state; it gives experts [G, M, A], distinct for
-# each token.
+# Name -> function: random state -> experts [G, M, A], distinct for each token.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
@@ -64,7 +63,7 @@ def linear(w_EDD, rows, weight, count_E):
 
 
 def plan_of(expert_GMA, weight_GMA, valid_GM):
-  """A token-choice plan."""
+  """A plan in which tokens choose these experts with these weights."""
   rows = rows_of_choices(expert_GMA, weight_GMA, valid_GM)
   return RoutingPlan(*rows, {}, {})
 
@@ -105,7 +104,7 @@ def layer(exchanger, dispatcher, num_devices):
 
 @functools.cache
 def program(exchanger, dispatcher, num_devices):
-  """Compiled: loss, outputs and gradients by tokens, experts and weights."""
+  """Compiles loss, outputs, and gradients by tokens, experts and weights."""
   run = layer(exchanger, dispatcher, num_devices)
 
   def loss(*args):
@@ -137,7 +136,7 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
 
 
 def limits(exchanger, dispatcher, n):
-  """Bounds of one device under `exchange.Ragged`, see `oracle.pooled_rows`."""
+  """The bounds of a device in `exchange.Ragged`, for `oracle.pooled_rows`."""
   tokens = G * M // n
   visits = n * tokens
   if exchanger.buffer_factor:
@@ -166,12 +165,13 @@ def kept_rows(exchanger, dispatcher, n, plan):
 
 @functools.cache
 def oracle_program(plan):
-  """Compiled: loss, outputs and gradients of every expert on every token."""
+  """Compiles the reference, which computes every expert on every token."""
   x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM = arguments(plan)
   fixed = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
 
   def loss(x_GMD, w_EDD, weight_GMA, kept_GR):
-    # Choices come from `fixed`, since the oracle needs concrete numbers.
+    # Only the weights are traced. The choices are NumPy arrays in `fixed`,
+    # since the oracle needs concrete numbers.
     weight_GR = plan_of(expert_GMA, weight_GMA, valid_GM).weight_GR
     fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
     masked = fixed._replace(weight_GR=weight_GR)
@@ -183,7 +183,7 @@ def oracle_program(plan):
 
 
 def expected(exchanger, dispatcher, n, plan) -> Outcome:
-  """The result of one combination by the oracle."""
+  """The result that the oracle gives for one combination."""
   kept_GR = kept_rows(exchanger, dispatcher, n, plan)
   (_, y_GMD), gradients = oracle_program(plan)(kept_GR)
   rows = A * VALID_GM.sum()
@@ -197,7 +197,7 @@ def expected(exchanger, dispatcher, n, plan) -> Outcome:
 
 
 def table() -> str:
-  """Markdown: what each pair of dispatch and exchange does on four devices."""
+  """Table: outcome of each pair of dispatch and exchange on four devices."""
   lines = [
     '| dispatch | ' + ' | '.join(EXCHANGES) + ' |',
     '|---' * (len(EXCHANGES) + 1) + '|',
@@ -219,8 +219,8 @@ def table() -> str:
 
 
 def axes_table() -> str:
-  """Markdown: mesh axes that the full-stack tests divide at the same time."""
-  # A top-level import would be circular: those tests use the oracle beside us.
+  """Table: mesh axes that the full-stack tests use at the same time."""
+  # A top-level import would be circular, since these tests import this module.
   from tests.layers import test_full_stack as stacks
 
   pairs = set()
@@ -237,7 +237,7 @@ def axes_table() -> str:
 
 
 def refused_table() -> str:
-  """Markdown: what is refused when a layer is built, and why."""
+  """Table: combinations that are refused when a layer is built, and why."""
   from tests.layers import test_full_stack as stacks
 
   lines = ['| refused | because |', '|---|---|']

@@ -1,4 +1,4 @@
-"""Slow reference: capacity in Python loops, and every expert on every token."""
+"""A slow reference: capacity by Python loops, every expert on every token."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def kept_rows(plan, num_experts, C, priority='position'):
-  """Bool [G, R]: rows of a plan that get a slot; rows are tried one by one."""
+  """Bool [G, R]: which rows of a plan get a slot, computed row by row."""
   token, expert, weight, valid, rows_GMA = (
     np.asarray(a)
     for a in (
@@ -46,9 +46,9 @@ def kept_rows(plan, num_experts, C, priority='position'):
 
 
 def sent_rows(counts, buffer_rows):
-  """The part of `counts`, rows from device to device, that is sent.
+  """How many of the `counts` of rows from device to device are sent.
 
-  If a receiver's buffer is too small, each sender sends it the same share.
+  If the buffer of a receiver is too small, each sender sends the same share.
   """
   n = len(counts)
   sent = [[int(count) for count in row] for row in counts]
@@ -62,7 +62,7 @@ def sent_rows(counts, buffer_rows):
 
 
 def _visits(plan, tokens, num_local, n):
-  """For each device, the tokens that one sender would send it, in order."""
+  """For each device, the tokens that one sender wants to send, in order."""
   visits = [[] for _ in range(n)]
   for a in range(plan.rows_GMA.shape[-1]):
     for g, m in tokens:
@@ -74,7 +74,7 @@ def _visits(plan, tokens, num_local, n):
 
 
 def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
-  """Bool [G, R]: rows kept if tokens visit the devices of their experts.
+  """Bool [G, R]: rows that are kept if a token is sent once to each device.
 
   Args:
     plan: NumPy arrays, without spare choices.
@@ -96,7 +96,8 @@ def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
   kept = np.zeros(plan.expert_GR.shape, bool)
   for d in range(n):
     runs = [visits[s][d][: sent[s][d]] for s in range(n)]
-    # Senders take turns.
+    # The first tokens of all senders come first, then the second ones, and so
+    # on.
     arrived = [run[i] for i in range(G * M) for run in runs if i < len(run)]
     rows = [(g, plan.rows_GMA[g, m, a]) for a in range(A) for g, m in arrived]
     mine = [
@@ -118,13 +119,13 @@ def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
 
 
 def mixture(x_GMD, plan, kept_GR, expert_fn, num_experts):
-  """Every expert on every token in x's dtype, weighted by the kept rows.
+  """The outputs of all experts on all tokens, summed with the kept weights.
 
   Args:
     x_GMD: tokens.
     plan: the experts of each token.
     kept_GR: bool, rows that are not dropped.
-    expert_fn: (e, x [G, M, D]) -> [G, M, F], of any array library.
+    expert_fn: (e, x [G, M, D]) -> [G, M, F], for NumPy or JAX arrays.
     num_experts: E.
   """
   y = 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def best(scores, count):
-  """Indices of the largest scores; the first of equal ones."""
+  """Indices of the largest scores; among equal ones the first is taken."""
   return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
 
 
@@ -36,7 +36,7 @@ def top_k(logits, valid, k, renormalize=True):
 
 
 def gshard(logits, valid, draws):
-  """`draws` has a uniform number per token; None in evaluation."""
+  """GShard; `draws` has a uniform number per token, None means evaluation."""
   choices = top_k(logits, valid, 2)
   for m in range(len(logits)):
     second = best(logits[m], 2)[1]
@@ -138,7 +138,7 @@ def hashed(token_ids, valid, k, num_experts):
 
 
 def without_added(choices, num_experts, num_null):
-  """(choices of experts that compute, weight of each token's own copy)."""
+  """(choices of real experts, weight of each token's copy of its input)."""
   kept, own = {}, {}
   for (m, e), weight in choices.items():
     if e < num_experts:
@@ -149,7 +149,7 @@ def without_added(choices, num_experts, num_null):
 
 
 def masked(logits, modality, reserved):
-  """Logits; large negative numbers for experts of other modalities."""
+  """Logits with large negative numbers for experts of other modalities."""
   owner = [i for i, count in enumerate(reserved) for _ in range(count)]
   rows = []
   for m, row in enumerate(logits):

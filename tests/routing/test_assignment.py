@@ -1,4 +1,4 @@
-"""Assignments within a group, against exact solutions and hand-worked ones."""
+"""Assignments within a group equal exact solutions and hand-worked ones."""
 
 import itertools
 
@@ -35,7 +35,7 @@ KINDS = ['random', 'ties', 'all to one', 'all alike', 'whole numbers', 'large']
 
 
 def largest_sum(benefit_ME, places):
-  """Largest sum of benefits, by dynamic programming over places taken."""
+  """The largest sum of benefits, by dynamic programming over free places."""
   best = {(0,) * E: 0.0}
   for row in benefit_ME:
     new = {}
@@ -93,7 +93,7 @@ def test_padding_and_groups_of_padding_alone_are_assigned_nothing():
 
 def test_forbidden_experts_are_taken_last():
   benefit = benefits('random').copy()
-  benefit[0, :3, 1:] = -np.inf  # three tokens that may only use expert 0
+  benefit[0, :3, 1:] = -np.inf  # Three tokens may only use expert 0.
   expert_M = np.asarray(assign(benefit, ALL))[0]
   np.testing.assert_array_equal(expert_M[:3], 0)
 
@@ -103,8 +103,8 @@ def test_a_single_expert_takes_all_tokens():
 
 
 def test_many_tokens_need_few_rounds():
-  # All 256 tokens prefer the same of 16 experts. Bidding alone still balances
-  # them exactly; filling free places would assign tokens in their order.
+  # All 256 tokens prefer the same one of 16 experts. Bidding alone must balance
+  # them. If it ended early, tokens would get the free places in their order.
   random = np.random.RandomState(1)
   benefit = random.randn(1, 256, 16).astype(np.float32) + np.linspace(
     0, 8, 16, dtype=np.float32
@@ -117,7 +117,8 @@ def test_many_tokens_need_few_rounds():
 
 
 def test_groups_of_experts_count_as_much_as_their_two_best():
-  # Groups (0 1 2), (3 4 5), (6 7 8): sums of two 5 + 4, 6 + 0, 4 + 4.
+  # The groups of experts are (0 1 2), (3 4 5) and (6 7 8). The sums of their
+  # two best scores are 5 + 4, 6 + 0 and 4 + 4.
   scores = np.float32([[[5, 4, 0, 6, 0, 0, 4, 4, 4]]])
   found = within_groups(scores, 3, 2)
   expected = scores.copy()
@@ -132,10 +133,10 @@ def test_groups_that_do_not_fit_are_refused(groups):
 
 
 def test_a_price_lets_as_many_tokens_in_as_an_expert_has_places():
-  # With two experts and one choice, the threshold is the smaller logit. The
-  # excess of expert 0 is max(0, l0 - l1) = 4 3 2 1, that of expert 1 is 0. The
-  # share of an expert is 4 * 1 / 2 = 2 tokens, so the price is the third
-  # largest excess: 2 and 0.
+  # A token chooses one of two experts, so its threshold is the smaller logit.
+  # For the four valid tokens the excess of expert 0 is max(0, l0 - l1) = 4 3 2
+  # 1, that of expert 1 is 0. An even share is 4 * 1 / 2 = 2 tokens, so the
+  # price is the third largest excess: 2 for expert 0, and 0 for expert 1.
   logits = np.float32([[[4, 0], [3, 0], [2, 0], [1, 0], [9, 9]]])
   valid = np.array([[True] * 4 + [False]])
   price_GE = quantiles(logits, np.zeros(2, 'f4'), 1, valid)

@@ -1,4 +1,4 @@
-"""Balance losses and statistics, against arithmetic done by hand."""
+"""Balance losses and statistics equal numbers worked out by hand."""
 
 import functools
 import math
@@ -44,8 +44,8 @@ def test_an_even_router_pays_one():
 
 
 def test_every_choice_of_a_token_counts():
-  # Both tokens choose experts 0 and 1: load = (1/2, 1/2), although all first
-  # choices are expert 0. loss = 2 * (.5 * .8 + .5 * .2) = 1.
+  # Both tokens choose expert 0 first and expert 1 second. All choices count, so
+  # load = (1/2, 1/2) and loss = 2 * (.5 * .8 + .5 * .2) = 1.
   choices = np.array([[[0, 1], [0, 1]]], np.int32)
   total, weight = load_balance_loss(UNEVEN, choices, BOTH)
   assert float(total / weight) == pytest.approx(1.0)
@@ -92,11 +92,12 @@ def test_z_loss_is_the_squared_log_partition_of_valid_tokens():
 
 
 def test_statistics_are_load_entropy_and_confidence():
-  # Probabilities (1/4, 3/4), choices 1 then 0; (1/2, 1/2) is padding.
+  # The valid token has probabilities (1/4, 3/4), so it chooses expert 1, then
+  # 0. The token with (1/2, 1/2) is padding.
   probs = np.array([[[0.25, 0.75], [0.5, 0.5]]], np.float32)
   choices = np.array([[[1, 0], [0, 1]]], np.int32)
   found = choice_statistics(probs, choices, np.array([[True, False]]))
-  # One valid token gives each expert one row, two rows in all.
+  # The valid token gives each expert one row.
   np.testing.assert_array_equal(found['load'][0], [1, 1])
   assert float(found['load'][1]) == 2
   # -(1/4 ln 1/4 + 3/4 ln 3/4) = .3466 + .2158 = .5623
@@ -160,8 +161,9 @@ def test_vmoe_importance_loss():
 
 
 def test_vmoe_load_loss():
-  # The mean chances of the experts to be among the two best under new noise of
-  # .1 are .999, .277, .234; the loss is their squared coefficient of variation.
+  # With new noise of .1, the experts are among the two best with the mean
+  # probabilities .999, .277 and .234. The loss is the squared coefficient of
+  # variation of these.
   logits = np.float32(
     [[[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]]]
   )
@@ -301,7 +303,7 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
   def differentiated(routing_fn):
     def total(logits):
       found = routing_fn(logits, given)
-      # A trainer adds the terms after dividing each by its weight.
+      # Like the trainer, this divides each term by its weight and adds them.
       return sum(s / w for s, w in found[0].values()), found
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))(logits)
@@ -321,8 +323,9 @@ def test_the_local_entropy_is_the_mean_over_valid_tokens():
 
 
 def test_the_global_entropy_is_of_each_modalitys_mean():
-  # Modality 0: (1, 0) and (0, 1), mean (1/2, 1/2): -ln 2, 2 tokens.
-  # Modality 1: (3/4, 1/4): 3/4 ln 3/4 + 1/4 ln 1/4 = -.562335, 1 token.
+  # Modality 0 has 2 tokens with (1, 0) and (0, 1). Their mean (1/2, 1/2) gives
+  # -ln 2. Modality 1 has 1 valid token with (3/4, 1/4), which gives 3/4 ln 3/4
+  # + 1/4 ln 1/4 = -.562335.
   probs = np.float32([[[1, 0], [0.75, 0.25], [0, 1], [0.2, 0.8]]])
   modality = np.array([[0, 1, 0, 1]], np.int32)
   valid = np.array([[True, True, True, False]])
@@ -383,5 +386,23 @@ def test_counting_makes_no_array_of_choices_times_experts():
     )
     .compile()
   )
-  # [G, M, A, E] would take 537 million elements; [G, M, E] takes 4.2 million.
+  # An array [G, M, A, E] would have 537 million numbers, one [G, M, E] has 4.2
+  # million.
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6
+
+
+def test_statistics_of_a_modality_count_its_tokens():
+  # Text chooses expert 0 twice, an image expert 1 once; the last is padding.
+  probs = jnp.array([[[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]])
+  found = balance.modality_statistics(
+    probs,
+    jnp.array([[[0], [0], [1], [1]]]),
+    jnp.array([[True, True, True, False]]),
+    jnp.array([[0, 0, 1, 1]]),
+    2,
+  )
+  np.testing.assert_allclose(found['load_text'][0], [2, 0])
+  np.testing.assert_allclose(found['load_image'][0], [0, 1])
+  np.testing.assert_allclose(found['confidence_text'], (1.75, 2))
+  np.testing.assert_allclose(found['entropy_image'], (np.log(2), 1), rtol=1e-6)
+  assert 'load_protein' not in found

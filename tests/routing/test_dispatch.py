@@ -1,4 +1,4 @@
-"""Permuting and unpermuting: fast dispatches against the reference."""
+"""Fast dispatches permute and unpermute rows as the reference does."""
 
 import functools
 import re
@@ -34,7 +34,7 @@ def make_plan(expert_GMA, weight_GMA, valid_GM):
 
 
 def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """Tokens through linear experts and back: (y_GMF, dropped)."""
+  """Sends tokens through linear experts and back: (y_GMF, dropped)."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   capacity = dispatcher.capacity(M, A, E)
   permuted = dispatcher.permute(x_GMD, plan, E, capacity)
@@ -48,7 +48,7 @@ def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
 
 @functools.cache
 def layer(dispatcher):
-  """Compiled: (y, dropped) and gradients by tokens, experts and weights."""
+  """Compiles: (y, dropped), and gradients by tokens, experts and weights."""
 
   def loss(*args):
     y_GMF, dropped = through(dispatcher, *args)
@@ -80,12 +80,12 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
   'tokens, active, experts, factor, expected',
   [
-    (16, 2, 8, 1.0, 4),  # 16 * 2 / 8
-    (16, 2, 8, 1.25, 5),  # 1.25 * 4
-    (10, 1, 4, 1.0, 3),  # 2.5, rounded up
-    (100, 2, 4, 1.1, 55),  # 1.1 * 50 is a little more than 55 in floats
-    (4, 1, 64, 1.0, 1),  # 1/16, at least 1
-    (4, 2, 2, 8.0, 4),  # 32, but an expert sees a token once
+    (16, 2, 8, 1.0, 4),  # The share is 16 * 2 / 8 = 4 rows.
+    (16, 2, 8, 1.25, 5),  # The share 4 is multiplied with 1.25.
+    (10, 1, 4, 1.0, 3),  # The share 10 * 1 / 4 = 2.5 is rounded up.
+    (100, 2, 4, 1.1, 55),  # In floats 1.1 * 50 is a little more than 55.
+    (4, 1, 64, 1.0, 1),  # The share is 1/16, but there is at least 1 slot.
+    (4, 2, 2, 8.0, 4),  # An expert sees each of 4 tokens at most once.
   ],
 )
 def test_capacity_is_a_factor_times_an_even_share(
@@ -98,7 +98,7 @@ def test_capacity_is_a_factor_times_an_even_share(
 @pytest.mark.parametrize('plan', PLANS)
 @pytest.mark.parametrize('factor', [0.1, 1.0])
 def test_sorted_equals_the_reference(plan, padding, factor):
-  # Factor 0.1: 0.1 * 12 * 2 / 4 = 0.6, so one slot. Factor 1.0: six slots.
+  # A factor of 0.1 gives 0.1 * 12 * 2 / 4 = 0.6, so one slot; 1.0 gives six.
   expert_GMA = PLANS[plan](np.random.RandomState(3))
   one, other = (
     run(d(factor), expert_GMA, PADDING[padding])
@@ -108,8 +108,9 @@ def test_sorted_equals_the_reference(plan, padding, factor):
 
 
 def test_drops_are_counted_and_padding_is_no_drop():
-  # All 12 + 12 rows of a group go to expert 0, which has 6 slots. Group 0 has
-  # 9 tokens: 18 - 6 = 12; group 1 has 12: 24 - 6 = 18.
+  # All rows go to expert 0, which has 6 slots in each group. Group 0 has 9
+  # tokens and 18 rows, so 12 are dropped. Group 1 has 12 tokens and 24 rows, so
+  # 18 are.
   nobody_else = np.zeros((G, M, A), int)
   dropped = run(dispatch.Sorted(1.0), nobody_else, PADDING['end'])[2]
   assert dropped == 12 + 18
@@ -118,9 +119,9 @@ def test_drops_are_counted_and_padding_is_no_drop():
 @pytest.mark.parametrize('padding', PADDING)
 @pytest.mark.parametrize('plan', PLANS)
 def test_dropless_equals_sorted_with_slots_for_all(plan, padding):
-  # Both random choices of a token may be the same expert, which would then need
-  # 2 * 12 slots. The capacity is at most 12, so the choices are made distinct,
-  # as a router's are.
+  # A router gives a token distinct experts, so the second choice is changed if
+  # it equals the first. Otherwise an expert could need more than 12 slots,
+  # which is the largest capacity.
   first_GM1 = PLANS[plan](np.random.RandomState(3))[..., :1]
   expert_GMA = np.concatenate([first_GM1, (first_GM1 + 2) % E], axis=-1)
   dropless = run(dispatch.Dropless(), expert_GMA, PADDING[padding])
@@ -147,7 +148,8 @@ def test_a_full_expert_turns_away_second_choices_first(dispatcher):
   rows, dropped, y_GMD = both_ways(x_GMD, np.ones((1, 3, 2), np.float32))
   np.testing.assert_array_equal(rows[..., 0], [[2, 3], [1, 2], [3, 0]])
   assert float(dropped) == 1
-  # Experts are the identity, so token 0 comes back once, the others twice.
+  # Experts are the identity and weights are 1. Token 0 keeps one row, so it
+  # comes back once; tokens 1 and 2 come back twice, as their sums.
   np.testing.assert_array_equal(y_GMD[0, :, 0], [1, 4, 6])
 
 
@@ -210,11 +212,11 @@ def scattered_shapes(function, *args):
   return re.findall(pattern, text, flags=re.DOTALL)
 
 
-WIDE = 37  # a width that no other dim has
+WIDE = 37  # No other dim has this size.
 
 
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """`through` by plain indexing, with the slots that Sorted found."""
+  """Computes `through` by plain indexing, with the slots of Sorted."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   permuted = dispatch.Sorted(1.0).permute(x_GMD, plan, E, 6)
   token_GU = permuted.token_GU
@@ -263,7 +265,7 @@ def is_rows(shape):
 
 
 def test_plain_autodiff_adds_up_rows_in_scattered_places():
-  # This proves that the next test can find the scatters that it looks for.
+  # This shows that the next test could find scatters if there were any.
   shapes = scattered_shapes(gradients_of(obvious), *wide_arguments())
   assert [s for s in shapes if is_rows(s)]
 

@@ -1,4 +1,4 @@
-"""Every exchange against the oracle, on 1, 2, 4 and 8 devices."""
+"""Every exchange gives the result of the oracle on 1, 2, 4 and 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def assert_same(one, other):
 
 
 def cells():
-  """All pairs except the refused one; one device needs a single exchange."""
+  """All supported pairs; on one device all exchanges are equal."""
   for dispatch_name, dispatcher in matrix.DISPATCHES.items():
     for exchange_name in matrix.EXCHANGES:
       is_all_to_all = exchange_name == 'AllToAll'
@@ -76,8 +76,8 @@ def test_the_plans_reach_every_bound(dispatch_name, exchange_name, n):
 def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
   dispatch_name,
 ):
-  # A device gets at most all 8 * 8 tokens. An even share of the four devices is
-  # 16 * 3 rows, and 4 times that is more than 8 * 8.
+  # A device gets at most all 8 * 8 tokens. An even share of rows for one of
+  # four devices is 16 * 3, and 4 times that is more than 8 * 8.
   dispatcher = matrix.DISPATCHES[dispatch_name]
   for plan in matrix.PLANS:
     bounded = matrix.run(exchange.Ragged(4.0), dispatcher, 4, plan)
@@ -98,8 +98,8 @@ def test_receivers_favour_no_sender():
 
 
 def test_pooled_capacity_serves_rows_that_single_groups_drop():
-  # Each group sends all of its tokens to a few experts, which overflow. Over
-  # all groups the load is even.
+  # Each group sends all of its tokens to a few experts, which overflow. Summed
+  # over all groups, the load is even.
   random = np.random.RandomState(0)
   args = list(matrix.arguments('random'))
   first_G = np.arange(matrix.G, dtype=np.int32)[:, None, None]
@@ -113,15 +113,16 @@ def test_pooled_capacity_serves_rows_that_single_groups_drop():
   for exchanger in (exchange.AllToAll(), exchange.Ragged(0)):
     step = matrix.program(exchanger, dispatch.Sorted(1.0), 4)
     lost[type(exchanger).__name__] = float(step(*args)[0][1][1]['dropped'][0])
-  # In a group each of 3 experts gets 8 rows and has 1.0 * 8 * 3 / 8 = 3 slots.
+  # With AllToAll each of 3 experts gets 8 rows of a group and has 1.0 * 8 * 3 /
+  # 8 = 3 slots for them.
   assert lost == {'AllToAll': 8 * 3 * (8 - 3), 'Ragged': 0}
 
 
 def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
-  # All tokens choose experts 0, 1 and 2, which are on device 0 of 2. Only the
-  # tokens of device 1 travel, each once there and once back. On the way there a
-  # token has a float32 weight and number for each of its 3 choices. Each device
-  # also sends its 2 counts to the other.
+  # All tokens choose experts 0, 1 and 2, which are on device 0 of 2. So only
+  # the tokens of device 1 are sent, once to device 0 and once back. To device 0
+  # they take a float32 weight and a number for each of 3 choices. Each device
+  # also sends 2 counts to the other one.
   dispatcher, n = matrix.DISPATCHES['Dropless'], 2
   out = matrix.run(exchange.Ragged(0), dispatcher, n, 'all to one')
   tokens = matrix.VALID_GM[4:].sum()

@@ -1,4 +1,4 @@
-"""Routers: what they choose, with what weight, and what they refuse."""
+"""Routers: their choices, weights and error messages."""
 
 import functools
 import math
@@ -53,8 +53,8 @@ def test_switch_takes_one_expert_with_its_probability():
   'router', [gates.Switch(), gates.TopK(1, renormalize=False)]
 )
 def test_the_gradient_of_one_choice_reaches_the_router(router):
-  # p = (1/8, 2/8, 5/8); d p_2 / d logits = p_2 (delta - p)
-  #   = 5/8 * (-1/8, -2/8, 3/8) = (-5, -10, 15) / 64.
+  # The gradient of p_2 by the logits is p_2 ((0, 0, 1) - p). With p = (1/8,
+  # 2/8, 5/8) it is 5/8 * (-1/8, -2/8, 3/8) = (-5, -10, 15) / 64.
   weight = lambda logits: route(router, logits).weight_GR.sum()
   gradient = jax.jit(jax.grad(weight))(jnp.asarray(LOGITS, jnp.float32))
   np.testing.assert_allclose(
@@ -155,7 +155,7 @@ def test_rows_of_tokens_and_load_agree_with_the_rows(name):
     named = {}
     for m, a in np.argwhere(rows_GMA[g] >= 0):
       named.setdefault(rows_GMA[g, m, a], []).append(m)
-    # Each row that exists is listed once, by its own token.
+    # Each valid row is in the list of its token, and in no other one.
     for r in np.flatnonzero(plan.valid_GR[g]):
       assert named[r] == [plan.token_GR[g, r]]
   counted = np.bincount(plan.expert_GR[plan.valid_GR], minlength=E)
@@ -291,7 +291,7 @@ def test_jitter_multiplies_what_the_router_reads_in_training_alone():
   seen = np.asarray(perturb(x, KEYS[:2], train=True))
   assert seen.min() >= 2 * 0.75 and seen.max() <= 2 * 1.25
   assert seen.min() < 2 * 0.8 and seen.max() > 2 * 1.2
-  # Routed alone, the second group has the same noise.
+  # The second group has the same noise if it is routed alone.
   np.testing.assert_array_equal(perturb(x[1:], KEYS[1:2], train=True), seen[1:])
 
 
@@ -309,9 +309,9 @@ def test_noise_is_left_out_in_evaluation():
 
 
 def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
-  # Logits (ln 4, 0) give weights 4/5 and 1/5. Training uses 2/5 of the 4,000
-  # second experts, with a standard deviation of sqrt(4000 * .4 * .6) = 31;
-  # evaluation uses all.
+  # Logits (ln 4, 0) give the weights 4/5 and 1/5. In training a second expert
+  # is used with probability 2 * 1/5, so 1,600 of 4,000 with a standard
+  # deviation of sqrt(4000 * .4 * .6) = 31. In evaluation all are used.
   logits = np.tile(np.float32([math.log(4), 0]), (1, 4000, 1))
   seconds = lambda plan: int(plan.valid_GR[0, 4000:].sum())
   assert abs(seconds(routed(gates.GShard(2), logits)) - 1600) < 4 * 31
@@ -319,8 +319,8 @@ def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
 
 
 def test_the_bias_moves_choices_and_no_weights():
-  # All scores are 1/2. Without bias a token chooses experts 0 and 1, with it 2
-  # and 3, always with weights 1/2.
+  # All scores are 1/2. Without the bias a token would choose experts 0 and 1,
+  # with it 2 and 3. The weights are 1/2 in both cases.
   state = {
     'bias_E': np.float32([0, 0, 0.1, 0.1]),
     'load_E': np.zeros(4, np.float32),
@@ -328,14 +328,14 @@ def test_the_bias_moves_choices_and_no_weights():
   plan = routed(gates.Sigmoid(2), np.zeros((1, 1, 4)), None, state)
   np.testing.assert_array_equal(plan.expert_GR, [[2, 3]])
   np.testing.assert_allclose(plan.weight_GR, [[0.5, 0.5]], rtol=1e-6)
-  # The norm is sqrt(.1^2 + .1^2).
+  # The norm of the bias is sqrt(.1^2 + .1^2).
   norm, weight = plan.statistics['bias_norm']
   assert float(norm) == pytest.approx(0.141421, rel=1e-5) and weight == 1
 
 
 def test_the_bias_follows_the_load_of_two_microbatches_by_its_sign():
-  # The loads 3 + 1, 0 + 1, 1 + 1 have mean 7/3, so biases move down, up, up by
-  # .01.
+  # The loads are 3 + 1, 0 + 1 and 1 + 1, with the mean 7/3. So the first bias
+  # falls by .01, and the others rise by .01.
   router = gates.Sigmoid(2, bias_rate=0.01)
   state = router.init_state(3)
   for load in ([3, 0, 1], [1, 1, 1]):
@@ -364,7 +364,7 @@ def test_the_bias_balances_a_lopsided_router():
     return router.update(router.observe(state, plan.statistics)), load_E
 
   _, load_SE = jax.lax.scan(step, router.init_state(E), None, length=60)
-  # An even share of 2 * 12 * 2 rows on 8 experts is 6.
+  # An even share of 2 * 12 * 2 rows for 8 experts would be 6.
   assert load_SE[0].max() > 20
   assert load_SE[-20:].mean(axis=0).max() <= 9
 
@@ -385,9 +385,9 @@ def test_quantile_balancing_evens_the_load_within_a_few_steps():
 
 
 def test_the_quantile_bias_is_an_average_over_tokens_and_steps():
-  # One token has prices (1, 3) and three have (3, -1), so the mean over tokens
-  # is (2.5, 0). The bias is (1, 1) * .5 - .5 * (2.5, 0) = (-.75, .5), and minus
-  # its mean, -.125, it is (-.625, .625).
+  # One token has prices (1, 3) and three have (3, -1), with the mean (2.5, 0).
+  # The new bias is .5 * (1, 1) - .5 * (2.5, 0) = (-.75, .5). Its mean -.125 is
+  # subtracted, which gives (-.625, .625).
   router = gates.Quantile(2, decay=0.5)
   state = dict(router.init_state(2), bias_E=jnp.ones(2, jnp.float32))
   for price, tokens in (([1.0, 3.0], 1.0), ([9.0, -3.0], 3.0)):

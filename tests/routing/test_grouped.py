@@ -1,4 +1,4 @@
-"""Grouped products: values, gradients, and the program of each platform."""
+"""Grouped products: values, gradients, and operations on each platform."""
 
 import sys
 import types
@@ -12,7 +12,7 @@ from moe.routing import grouped
 from moe.routing.grouped import grouped_matmul
 
 E, D, F = 4, 5, 3
-# Name -> (rows of each run, R); rows behind the last run belong to no run.
+# Name -> (rows of each run, R). Rows after the last run belong to no run.
 CASES = {
   'uneven': ([7, 0, 12, 3], 24),
   'all to one': ([0, 24, 0, 0], 24),
@@ -102,7 +102,7 @@ def test_the_program_for_nvidia_has_its_kernels_though_made_on_a_cpu(dtype):
   assert program.count('custom_call @__gpu$xla.gpu.triton') == 3
   for other in ('stablehlo.while', 'stablehlo.dot_general', 'chlo.ragged_dot'):
     assert other not in program
-  # The program does not multiply every row by every matrix either.
+  # The program must not multiply every row by every matrix.
   assert f'tensor<{E}x24x' not in program
 
 
@@ -113,7 +113,7 @@ def test_the_program_for_a_cpu_has_its_own():
 
 
 def test_without_kernels_for_nvidia_it_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'tokamax', None)  # Its import fails.
+  monkeypatch.setitem(sys.modules, 'tokamax', None)  # Its import now fails.
   with pytest.raises(ValueError, match='need the package tokamax'):
     lowered('cuda')
 

@@ -1,4 +1,4 @@
-"""Rows of a plan."""
+"""A plan lists one row for each choice of a token."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from moe.routing import plan
 
 
 def test_first_choices_of_all_tokens_come_before_second_ones():
-  # Token 0 chooses experts 4 and 5, token 1, which is padding, 6 and 7.
+  # Token 0 chooses experts 4 and 5. Token 1 is padding and has experts 6 and 7.
   rows = plan.rows_of_choices(
     jnp.array([[[4, 5], [6, 7]]], jnp.int32),
     jnp.array([[[0.4, 0.5], [0.6, 0.7]]], jnp.float32),
@@ -32,7 +32,7 @@ def test_rows_of_a_token_are_the_inverse_of_tokens_of_a_row():
     row = rows_GMA[g, m, a]
     assert token_GR[g, row] == m
     assert expert_GR[g, row] == expert_GMA[g, m, a]
-  # Every row belongs to one choice of one token.
+  # Each row is one choice of one token.
   np.testing.assert_array_equal(
     np.sort(rows_GMA.reshape(2, 15)), [range(15)] * 2
   )

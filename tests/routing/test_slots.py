@@ -1,4 +1,4 @@
-"""Slots: the sort against a loop over rows, and sums of slots by token."""
+"""Slots by sorting equal those by a loop; slots are summed by token."""
 
 import functools
 
@@ -25,7 +25,7 @@ VALID_GM = np.arange(M) < np.array([[M - 3], [M]])
 def make_plan(choices, num_spare=0):
   random = np.random.RandomState(2)
   expert_GMA = jnp.asarray(CHOICES[choices](random), jnp.int32)
-  # There are only four different weights, so that some are equal.
+  # There are only four different weights, so some rows have equal weights.
   weight_GMA = jnp.asarray(random.randint(1, 5, (G, M, A)) / 4, jnp.float32)
   rows = rows_of_choices(expert_GMA, weight_GMA, jnp.asarray(VALID_GM))
   return RoutingPlan(*rows, {}, {}, num_spare)
@@ -75,14 +75,16 @@ def test_every_slot_holds_one_row_of_its_expert(
 
 
 def test_spilled_rows_serve_tokens_that_a_full_expert_turned_away():
-  # Four tokens choose expert 0, with expert 1 as a spare; each has two slots.
+  # Four tokens choose expert 0 first, and expert 1 if expert 0 is full. Each
+  # expert has two slots.
   expert_GMA = jnp.tile(jnp.array([0, 1], jnp.int32), (1, 4, 1))
   rows = rows_of_choices(
     expert_GMA, jnp.ones((1, 4, 2), jnp.float32), jnp.ones((1, 4), bool)
   )
   plan = RoutingPlan(*rows, {}, {}, num_spare=1)
   slot_GR, row_GU = jax.jit(lambda: slots.assign(plan, 2, 2, 'position'))()
-  # Rows 0..3 are the first choices of tokens 0..3, rows 4..7 the spare ones.
+  # Rows 0..3 are the first choices of tokens 0..3. Rows 4..7 are their second
+  # ones.
   np.testing.assert_array_equal(slot_GR, [[0, 1, -1, -1, -1, -1, 2, 3]])
   np.testing.assert_array_equal(row_GU, [[0, 1, 6, 7]])
 
@@ -100,7 +102,7 @@ def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
   )
 
 
-# One pass adds up to 16 choices; a loop adds more.
+# Up to 16 choices are added in one pass, more of them in a loop.
 @pytest.mark.parametrize('A', [1, 3, 16, 17, 40])
 @pytest.mark.parametrize('at_once', [False, True])
 def test_tokens_are_the_sums_of_their_slots(at_once, A):

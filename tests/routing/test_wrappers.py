@@ -1,4 +1,4 @@
-"""Null and copy experts, and experts of one modality."""
+"""Routers with null and copy experts, or with experts for one modality."""
 
 import functools
 
@@ -38,7 +38,7 @@ def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
 
 def test_null_experts_lower_the_experts_that_compute():
   router = gates.NullExperts(2, router=gates.Sigmoid, num_null=6, num_copy=2)
-  assert router.mean_active(8) == 1.0  # 2 * 8 / 16
+  assert router.mean_active(8) == 1.0  # A share 8 / 16 of 2 choices computes.
   assert router.num_added == 8
   assert router.init_state(8)['bias_E'].shape == (16,)
 
@@ -76,12 +76,13 @@ def test_choices_of_closed_experts_are_counted_as_dropped():
       token_ids=np.zeros((1, 12), np.int32),
     ).dropped
   )
-  # Each of the 4 open experts takes at most ceil(11 / 8) = 2 of 11 tokens.
+  # An expert takes at most ceil(11 / 8) = 2 of 11 tokens, and 4 experts are
+  # open.
   assert dropped(gates.Base, num_active=1) == 11 - 8
-  # All 11 valid tokens have id 0, hence experts 0 and 8 // 2; the latter is
-  # closed.
+  # All 11 valid tokens have id 0, so the hash gives them experts 0 and 8 // 2 =
+  # 4. Expert 4 is closed.
   assert dropped(gates.Hash, num_active=2) == 11
-  # This router follows the masked logits and finds enough open experts.
+  # This router chooses by the masked logits, and enough experts are open.
   grouped = P(gates.Sigmoid, num_groups=4, top_groups=1)
   assert dropped(grouped, num_active=2) == 0
   assert dropped(gates.TopK, num_active=2) == 0
@@ -89,9 +90,9 @@ def test_choices_of_closed_experts_are_counted_as_dropped():
 
 
 def test_open_groups_without_enough_allowed_experts_count_what_they_miss():
-  # The groups are (0 1) and (2 3). Expert 0 is for modality 0, experts 1 and 2
-  # are for modality 1, and 3 is for all. So a token of modality 0 may use one
-  # expert of each group.
+  # The groups of experts are (0 1) and (2 3). Expert 0 is for modality 0,
+  # experts 1 and 2 are for modality 1, and 3 is for all. So a token of modality
+  # 0 may use one expert of each group.
   router = gates.ModalityGrouped(
     2, router=P(gates.Sigmoid, num_groups=2, top_groups=1), reserved=(1, 2)
   )

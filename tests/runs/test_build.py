@@ -1,4 +1,4 @@
-"""Building a run: the data that it opens."""
+"""A run opens the right data when it is built."""
 
 import shutil
 import types
@@ -72,6 +72,6 @@ def test_a_run_still_reads_its_old_stores_after_they_are_replaced(
   assert evaluations['task'].facts['chars'] == chars
   assert scored == chars + 2  # There are two end marks.
   assert np.count_nonzero(reader.batch(0).segment_ids) > 16
-  # A new start finds other documents, and their hash differs.
+  # A run that starts now finds other documents with another hash.
   again = build.find_data(run, lambda *_, **__: directory)[1]
   assert build.held_out_hashes(run, again) != hashes

@@ -38,7 +38,7 @@ def write(path, **entries):
 
 
 def here(process):
-  """Entries of a lock file that a process of this machine owns."""
+  """Entries of a lock file whose owner is a process of this machine."""
   return {
     'host': socket.gethostname(),
     'process': process,
@@ -66,8 +66,8 @@ def test_the_lock_of_a_dead_process_of_this_host_is_taken_at_once(
   tmp_path, path, start, monkeypatch
 ):
   monkeypatch.setattr(lock, 'STALE_SECONDS', 3600.0)
-  # The owner is either a zombie, or a dead process whose number another process
-  # has now.
+  # The owner has ended. It is a zombie, or its process id now belongs to
+  # another process.
   process = subprocess.Popen([sys.executable, '-c', ''])
   write(path, **here(process.pid))
   if start == 'another':
@@ -112,13 +112,14 @@ def test_a_run_stops_when_another_run_has_taken_its_lock(tmp_path, path):
     while json.loads(path.read_text())['beat'] < 2:
       time.sleep(0.01)
     check()
-    path.unlink()  # Somebody has cleaned up.
+    path.unlink()  # As if a user had deleted the file.
     while not path.exists():
       time.sleep(0.01)
     check()
     taken = path.with_suffix('.new')
     write(taken)
-    # A heartbeat may overwrite the other run's file before it reads it.
+    # The heartbeat may overwrite the file of the other run before it reads it,
+    # so this is tried again.
     with pytest.raises(ValueError, match='taken by process 7 on host far'):
       for _ in range(200):
         write(taken)

@@ -36,7 +36,7 @@ def test_a_run_does_not_resume_with_other_data(key):
 
 @pytest.fixture
 def origin(tmp_path):
-  """A function that records what a run to start from was trained on."""
+  """A function that writes the record of the data of an earlier run."""
   path = tmp_path / 'checkpoints/7/meta/metadata'
   path.parent.mkdir(parents=True)
 

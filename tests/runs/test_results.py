@@ -1,4 +1,4 @@
-"""Baselines at the end of a run."""
+"""A run computes baselines at its end."""
 
 import logging
 
@@ -18,7 +18,7 @@ def vocabulary(tmp_path):
 
 
 def write(directory, vocabulary, num_given=0):
-  """A store of the lines; `num_given` tokens of each are not scored."""
+  """Writes a store of lines; the first `num_given` tokens are not scored."""
   records = []
   for line in LINES:
     ids = [*vocabulary.encode(line), vocabulary.eos]
@@ -35,11 +35,20 @@ def write(directory, vocabulary, num_given=0):
 
 def test_longer_n_grams_predict_the_training_texts_better(tmp_path, vocabulary):
   dirs = write(tmp_path / 'train', vocabulary)
-  scores = results.baselines(dirs, dirs, vocabulary, 'train')
+  scores = results.baselines(dirs, dirs, vocabulary, tmp_path, 'train')
   assert {(score.n, score.command) for score in scores} == {(3, 'train')}
   bits = {score.name: score.value for score in scores}
   assert bits.keys() == set(results.BASELINES)
   assert bits['trigram'] < bits['bigram'] < bits['unigram']
+
+
+def test_n_grams_of_the_same_texts_are_counted_once(
+  tmp_path, vocabulary, monkeypatch
+):
+  dirs = write(tmp_path / 'train', vocabulary)
+  first = results.baselines(dirs, dirs, vocabulary, tmp_path)
+  monkeypatch.setattr(results, 'ngram_bits', None)  # A call would fail.
+  assert results.baselines(dirs, dirs, vocabulary, tmp_path) == first
 
 
 def test_documents_with_a_given_part_have_no_n_gram_baseline(
@@ -48,5 +57,5 @@ def test_documents_with_a_given_part_have_no_n_gram_baseline(
   caplog.set_level(logging.INFO, 'moe')
   train = write(tmp_path / 'train', vocabulary)
   held_out = write(tmp_path / 'held_out', vocabulary, num_given=2)
-  assert results.baselines(train, held_out, vocabulary) == []
+  assert results.baselines(train, held_out, vocabulary, tmp_path) == []
   assert 'a part of the documents of t is given' in caplog.text

@@ -33,13 +33,13 @@ def test_a_model_stands_beside_a_trigram_and_real_poems(
   assert card['n'] == 1
   assert card['writers'] == ['this model', 'trigram', 'held-out poems']
   measures = card['measures']
-  # The trigram knows one text, which is the held-out poem.
+  # The trigram was trained on one text, the held-out poem, so it repeats this.
   assert measures['form kept, share of poems'][1:] == ['1.000', '1.000']
   assert measures['lines that stand in the training text'][1:] == [
     '1.000',
     '1.000',
   ]
-  # All of the poem and its punctuation is one run.
+  # The whole poem with its punctuation is copied, which is one run of 24.
   assert measures['longest copied run, mean characters'][2] == '24.000'
 
 

@@ -1,4 +1,4 @@
-"""When a command is run again, and when it is not."""
+"""The supervisor decides by the exit code whether a command runs again."""
 
 import json
 import signal
@@ -57,8 +57,10 @@ def test_the_wait_doubles_until_an_attempt_gets_further():
 
 def test_an_hour_has_room_for_a_fixed_number_of_crashes():
   policy = supervise.Policy(supervise.Limits(2, first_wait=0.0))
-  # The second crash fills the hour that began at 100: 100 + 3600 - 200. The
-  # third one sees that of 200 alone: 200 + 3600 - 3750.
+  # Two crashes per hour are allowed. The second one, at 200, waits until an
+  # hour after the first one, at 100: 100 + 3600 - 200 seconds. For the third
+  # one, at 3750, only that at 200 is in the last hour: 200 + 3600 - 3750
+  # seconds.
   times = (100.0, 200.0, 3750.0, 9000.0)
   waits = [policy.after(1, i, now).wait for i, now in enumerate(times)]
   assert waits == [0, 3500, 50, 0]
@@ -72,7 +74,7 @@ def test_the_work_directory_is_that_of_the_command(command):
   assert supervise.workdir_of(['x', 'workdir=a']) is None
 
 
-# Each attempt takes the next exit code of a list, after one more step.
+# Each attempt trains one step, and ends with the next exit code of a list.
 ATTEMPT = """
 import json, os, signal, sys
 workdir, codes = sys.argv[1], json.loads(sys.argv[2])

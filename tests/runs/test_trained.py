@@ -16,7 +16,7 @@ MESH = {'MESH_DATA': 1, 'MESH_FSDP': -1, 'MESH_EXPERT': 2}
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory):
-  # With weights larger than at the start, rows and positions differ visibly.
+  # Weights are larger than initial ones, so that logits of positions differ.
   return write_run(tmp_path_factory.mktemp('runs') / 'meshes', scale=3, **MESH)
 
 
@@ -59,7 +59,7 @@ def test_eight_devices_score_like_one(read_back, tmp_path):
   path = tmp_path / 'texts.txt'
   lines = ['春眠不覺曉', '花落', '夜來風雨聲，' * 25]
   path.write_text('\n'.join(lines), encoding='utf-8')
-  # A batch has three windows, and is filled up to eight for eight devices.
+  # A batch has three windows. On eight devices it is padded to eight.
   wanted = scoring.ScoringRequest(text_file=str(path), batch_size=3)
   one, eight = (
     scoring.evaluate([''], wanted, lambda _, n=n: read_back(n), None)['nats']

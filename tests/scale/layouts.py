@@ -1,4 +1,4 @@
-"""Shardings and collectives of several layouts as text, and their golden files.
+"""Writes shardings and collectives of several layouts, for golden files.
 
 After a deliberate change, rewrite the golden files and read their diff:
 JAX_PLATFORMS=cpu python -m tests.scale.layouts
@@ -105,7 +105,7 @@ def shardings(name: str) -> str:
 
 
 def collectives(name: str) -> str:
-  """Collectives of a compiled step; each loop counts all its iterations."""
+  """Collectives of a compiled step; all iterations of loops are counted."""
   from moe.scale import hlo, work
 
   _, program = built(name)
@@ -127,7 +127,7 @@ KINDS = {'shardings': shardings, 'collectives': collectives}
 
 
 def difference(kind: str, name: str) -> str:
-  """The diff to the golden file; '' if nothing changed."""
+  """The difference from the golden file as text; '' if there is none."""
   path = FOLDER / f'{name}.{kind}.txt'
   wanted = path.read_text() if path.exists() else ''
   got = KINDS[kind](name)

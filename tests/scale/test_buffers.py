@@ -1,4 +1,4 @@
-"""Temporary memory by content, from the compiler's own texts."""
+"""Temporary memory by content, read from the texts of the compiler."""
 
 from moe.scale import buffers
 
@@ -34,8 +34,9 @@ def test_temporaries_outside_main_memory_do_not_count():
 def test_memory_of_gradients_and_of_rows_is_counted_apart():
   values = buffers.temporaries(BUFFERS, LIFETIMES)
   found = buffers.account(values, 100, lambda v: sorted(v.dims) == [2, 3, 4])
-  # At 6 and 7 the gradient (48) and the row changed in place (16) are live. At
-  # 4 the row before and after the change share 16, and the hidden layer has 40.
+  # At times 6 and 7 the gradient (48 bytes) and a row (16) are live. At time 4
+  # the hidden layer (40) and the row are live. The row is changed in place, so
+  # it has 16 bytes before and after that together.
   assert found['weight_sized_bytes'] == 48
   assert found['row_bytes'] == 56
   assert found['temp_bytes'] == 100

@@ -34,8 +34,9 @@ def test_all_parameters_are_active_if_all_experts_are():
 
 
 def test_flops_of_a_token_by_hand():
-  # Products: 2 * (256 - 40) = 432. Attention has 16 / 2 keys on average, two
-  # products of 2 FLOPs, width 6 and 3 layers: 2 * 2 * 8 * 6 * 3 = 576.
+  # A token takes 2 * (256 - 40) = 432 FLOPs in products with parameters. It
+  # sees 16 / 2 = 8 keys on average. Attention has two products of 2 FLOPs,
+  # width 6 and 3 layers, so it takes 2 * 2 * 8 * 6 * 3 = 576.
   assert (
     cost.flops_per_token(
       active=256, embedding=40, attention_width=6, num_layers=3, length=16
@@ -44,8 +45,9 @@ def test_flops_of_a_token_by_hand():
   )
 
 
-# One sparse layer after one dense layer. FLOPs of a token: 100 in attention, 40
-# in its output, 300 in the dense layer, 600 in the experts.
+# A dense layer, then a sparse one. A token takes 2 FLOPs per active parameter:
+# 100 in attention, 40 in its output, 300 in the dense layer, 600 in the
+# experts, and 20 in the head.
 PARTS = {
   'attention': cost.ParameterCount(50, 50),
   'attention output': cost.ParameterCount(20, 20),
@@ -53,7 +55,7 @@ PARTS = {
   'experts': cost.ParameterCount(2400, 300),
   'embedding': cost.ParameterCount(10, 10),
 }
-# Scores and values take 4 * 2 * 16 * 2 = 256 FLOPs, the head takes 20.
+# With these sizes, scores and values take 4 * 2 * 16 * 2 = 256 FLOPs per token.
 SIZES = {'length': 16, 'attention_width': 2, 'num_layers': 2}
 FORWARD = 100 + 40 + 300 + 600 + 256 + 20
 
@@ -71,10 +73,11 @@ def test_without_remat_every_product_runs_three_times():
 @pytest.mark.parametrize(
   'policy, is_fused, again',
   [
-    # Everything runs again but the last product of the experts, since no
-    # gradient needs its result.
+    # All is computed again except the last product of the experts (200), since
+    # no gradient needs its result.
     ('full', False, 100 + 40 + 256 + 300 + 400),
-    # Plain XLA computes the scores again, but not the product with values.
+    # Plain XLA computes the scores (128) again, but not the product with
+    # values.
     ('attention', False, 100 + 40 + 128 + 300 + 400),
     ('attention', True, 100 + 40 + 300 + 400),
     # The residual stream after attention is kept, so 'attention output' is not
@@ -99,8 +102,8 @@ def test_a_dense_layer_that_ends_a_period_recomputes_two_of_three_products():
 
 
 def test_a_kernel_computes_fewer_scores_but_more_products():
-  # The kernel computes 10 of 16 tiles. The forward pass has 2 products and the
-  # backward pass 7 instead of 4.
+  # The kernel computes 10 of 16 tiles. Its forward pass has 2 products, and its
+  # backward pass has 7, where plain attention has 4.
   forward, step = executed(attention_share=10 / 16, attention_backward=3.5)
   rest = FORWARD - 256
   assert forward == rest + 160

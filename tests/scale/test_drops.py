@@ -5,15 +5,15 @@ from moe.scale import drops
 
 
 def simulated(tokens, A, E, slots, held, variation, trials, seed=0):
-  """Share of dropped rows: tokens choose A experts by loads drawn at random."""
+  """Simulates the share of dropped rows, with random loads of experts."""
   rng = np.random.default_rng(seed)
   dropped = 0
   for _ in range(trials):
     load = np.full(E, 1 / E)
     if variation:
       load = rng.dirichlet(np.full(E, ((E - 1) / variation**2 - 1) / E))
-    # Systematic sampling gives A distinct experts, each with a chance of A x
-    # load.
+    # Systematic sampling draws A distinct experts, each with probability A
+    # times its load.
     order = rng.permuted(np.tile(np.arange(E), (tokens, 1)), axis=1)
     ends = np.cumsum(A * load[order], axis=1)
     marks = rng.random((tokens, 1, 1)) + np.arange(A)[:, None]
@@ -25,8 +25,8 @@ def simulated(tokens, A, E, slots, held, variation, trials, seed=0):
 
 
 def test_two_tokens_that_choose_one_of_two_experts_by_hand():
-  # Both tokens choose the same expert half the time. Then one of two rows is
-  # dropped: 0.5 * 1 / 2 = 0.25.
+  # With probability 0.5 both tokens choose the same expert, and then 1 of 2
+  # rows is dropped: 0.5 * 1 / 2 = 0.25.
   assert drops.expected_share(2, 1, 2, slots=1) == pytest.approx(0.25)
 
 

@@ -1,4 +1,4 @@
-"""Executed FLOPs of the cost model against XLA's own count, without loops."""
+"""The cost model counts the FLOPs that XLA counts in programs without loops."""
 
 import jax
 import pytest
@@ -29,8 +29,8 @@ COMMON = {
   'LEARNING_RATE': 0.1,
 }
 MODELS = {
-  # XLA counts the body of a loop once. So layers are unscanned prefix blocks,
-  # or there is one period, a loop with one iteration.
+  # XLA counts the body of a loop only once. So all layers are prefix blocks,
+  # which are in no loop, or there is one period, whose loop has one iteration.
   'dense, one key head for two queries, attention in parts': {
     'SEQUENCE_LENGTH': 512,
     'NUM_LAYERS': 2,

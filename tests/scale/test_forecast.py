@@ -1,4 +1,4 @@
-"""Forecasts of transfers, and the rules that refuse a layout."""
+"""Forecasts of transfers, and reasons to refuse a layout."""
 
 import types
 
@@ -32,7 +32,7 @@ def numbers(tree):
 
 
 def test_gradients_are_summed_over_the_batch_axes_that_divide_no_dim():
-  # The rules 'standard' divide only the experts' own matrices over 'expert'.
+  # The rules 'standard' shard only the matrices of experts over 'expert'.
   where = placed(loaded(MESH_DATA=2, MESH_EXPERT=4))
   params = where.abstract.params
   moe = params['stack']['periods']['block_1']['moe']
@@ -52,8 +52,8 @@ def test_parameters_divided_over_the_batch_axes_need_no_sum():
   where = placed(loaded(MESH_DATA=1, MESH_EXPERT=8, RULES="'fsdp_over_expert'"))
   found = forecast._summed(where.abstract.params, TOKEN_AXES)
   used = {a for over in found for a in over if where.mesh.shape[a] > 1}
-  # Only the scales of queries and keys are replicated: they have no 'embed'
-  # dim.
+  # Only the scales of queries and keys are replicated, since they have no
+  # 'embed' dim.
   head = layouts.MODEL['HEAD_DIM']
   assert used == {EXPERT}
   assert sum(n for over, n in found.items() if EXPERT in over) == 2 * 2 * head
@@ -99,8 +99,8 @@ def test_rows_cross_the_expert_axis_as_often_as_forecast(remat):
   lowered = program.train_step.lower(program.abstract, program.batch_shapes)
   compiled = lowered.compile()
   done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
-  # A device has 2 groups and 8 experts, each with 64 * 2 / 8 * 1.25 = 20 slots
-  # of 64 numbers. Exchanges of combine weights have fewer bytes.
+  # A device sends 2 groups of 8 experts. Each has 64 * 2 / 8 * 1.25 = 20 slots
+  # of 64 numbers. The exchange of combine weights has fewer bytes.
   rows = 2 * 8 * 20 * 64 * 4
   times = sum(
     t.times
@@ -155,28 +155,30 @@ def warned(axis, **sizes):
 
 
 def test_an_exchange_around_a_ring_needs_wide_experts():
-  # A chip does 459e12 / 180e9 = 2,550 FLOPs in the time of one byte on a ring.
-  # Two matrices give 4 F / 4 FLOPs for each byte.
+  # While one byte is sent on a ring, a chip does 459e12 / 180e9 = 2,550 FLOPs.
+  # Experts with two matrices do 4 F / 4 = F FLOPs per byte, so F = 2,500 is too
+  # small.
   assert warned('expert', expert_width=2500)
   assert not warned('expert', expert_width=2600)
 
 
 def test_gated_experts_may_be_narrower():
-  # Three matrices give 6 F / 4 FLOPs for each byte: 2,550 at F = 1,700.
+  # Experts with three matrices do 6 F / 4 FLOPs per byte, so 2,550 at F =
+  # 1,700.
   assert warned('expert', expert_width=1650, matrices=3)
   assert not warned('expert', expert_width=1750, matrices=3)
 
 
 def test_gathered_experts_need_rows_and_not_the_tokens_of_all_devices():
-  # Other devices hold 3/4 of a weight, so 2,550 * 3 / 4 = 1,912 rows are
-  # needed.
+  # A device gathers 3/4 of each weight from others, so an expert needs 2,550 *
+  # 3 / 4 = 1,912 rows.
   assert warned('fsdp', rows_per_expert=1900)
   assert not warned('fsdp', rows_per_expert=1925)
 
 
 def test_divided_widths_need_columns():
-  # An all-reduce sends each byte twice, so a byte needs 2 * 1,912 FLOPs, and F
-  # columns give 2 F FLOPs.
+  # An all-reduce sends each byte twice, so a byte needs 2 * 1,912 FLOPs. F
+  # columns do 2 F FLOPs per byte.
   dense = {'sparse_layers': 0}
   assert warned('model', dense_width=1900, **dense)
   assert not warned('model', dense_width=1925, **dense)

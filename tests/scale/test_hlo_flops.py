@@ -22,15 +22,15 @@ ENTRY %main (x: bf16[4,32,16], w: bf16[4,16,8]) -> bf16[4,32,8] {
 
 
 def test_a_batch_dim_written_as_a_window_costs_no_padding():
-  # There are 4 products: 2 x 4 x 32 x 16 x 8 FLOPs, although the window has
-  # size 4.
+  # The window of size 4 stands for a batch dim. So there are 4 products with 2
+  # x 32 x 16 x 8 FLOPs each.
   module = hlo.parse(BATCHED)
   root = module.root('main')
   assert hlo_flops.product_flops(module, 'main', root) == 2 * 4 * 32 * 16 * 8
 
 
 def kernel(name, operands, result='bf16[4,1024,64]{2,1,0}'):
-  """FLOPs of a module that is one custom call."""
+  """FLOPs of a module that has only this custom call."""
   lines = [f'  %p.{i} = {o} parameter({i})' for i, o in enumerate(operands)]
   names = ', '.join(f'%p.{i}' for i in range(len(operands)))
   text = '\n'.join([
@@ -43,8 +43,8 @@ def kernel(name, operands, result='bf16[4,1024,64]{2,1,0}'):
   return hlo_flops.product_flops(module, 'main', module.root('main'))
 
 
-# The operands: two tables of 2 x 2 tiles, then 4 query heads and 2 key heads of
-# 1024 tokens and 64 features, and values of 32 features.
+# The operands are two tables of 2 x 2 tiles, queries of 4 heads and keys of 2
+# heads with 1024 tokens and 64 features, and values with 32 features.
 SPLASH = [
   's32[1,2,2]{2,1,0}', 's32[1,2,2]{2,1,0}', 'bf16[4,1024,64]{2,1,0}',
   'bf16[2,1024,64]{2,1,0}', 'bf16[2,1024,32]{2,1,0}', 's32[1024,128]{1,0}',
@@ -54,9 +54,9 @@ SPLASH = [
 @pytest.mark.parametrize(
   'name, widths',
   [
-    # Scores and weighted values.
+    # Features of the two products: scores and weighted values.
     ('splash_mha_fwd_segmented_residuals.3', 64 + 32),
-    # Scores, gradient of probabilities, gradient of queries.
+    # Scores, gradient of probabilities, and gradient of queries.
     ('splash_mha_dq_segmented_no_residuals.1', 64 + 32 + 64),
     # Scores, gradients of probabilities, of values and of keys.
     ('splash_mha_dkv_segmented_no_residuals.1', 64 + 32 + 32 + 64),
@@ -75,7 +75,7 @@ def test_splash_attention_of_a_batch_counts_each_sequence():
 
 
 def test_splash_attention_skips_the_masked_tiles_of_a_causal_mask():
-  # 4 rows of tiles see 1, 2, 3 and 4 tiles: 10 of 16.
+  # The 4 rows of tiles see 1, 2, 3 and 4 tiles, which is 10 of 16.
   assert hlo_flops.splash_share(2048, 2048, (4, 4)) == 10 / 16
   assert hlo_flops.splash_share(128, 128, (1, 1)) == 1
   # The last 512 of 2048 tokens see all four tiles of keys.

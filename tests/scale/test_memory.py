@@ -1,4 +1,4 @@
-"""Predicted memory, by hand and against the compiler on real slices."""
+"""Predicted memory equals hand-worked bytes and is near the compiler's."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ from moe.scale import memory, topology
 from moe.train.state import TrainState
 from tests.scale import plans
 
-# The prediction is a fifth too high here. The stack has one period, which is no
-# loop, so the compiler does not allocate the gradients of all layers in
-# advance.
+# The prediction is a fifth too high for this plan. Its stack has one period, so
+# there is no loop over periods. Then the compiler does not allocate the
+# gradients of all layers in advance.
 NOT_YET = ('experts beside replicas, after a dense prefix, keeping attention',)
 # Three periods, each with a dense and a sparse block.
 SIZES = memory.MicrobatchSizes(
@@ -39,7 +39,7 @@ SIZES = memory.MicrobatchSizes(
 
 
 def held(**changes) -> memory.DeviceBytes:
-  """Predicted bytes of a model whose only parameter is a table of 100 rows."""
+  """Predicted bytes of a model that has only a table of 100 rows."""
   mesh = make_mesh(MeshShape(), jax.devices()[:1])
   whole = NamedSharding(mesh, PartitionSpec())
   table = jax.ShapeDtypeStruct((100, 4), jnp.float32, sharding=whole)
@@ -57,17 +57,17 @@ def test_full_remat_keeps_the_input_of_each_period():
 
 
 def test_products_of_experts_are_not_kept_with_those_of_parameters():
-  # Each of two blocks keeps queries, keys and values (12) and the attention
-  # output (4). The dense network keeps its hidden layer (8) and its result (4),
-  # the experts keep nothing.
+  # Numbers per token: each of two blocks stores queries, keys and values (12)
+  # and the attention output (4). The dense layer stores its hidden layer (8)
+  # and its output (4). Experts store nothing.
   more = 10 * (12 + 4) * 2 + 10 * (8 + 4)
   assert kept(remat='dots') - kept() == 3 * more * 2
   assert kept(remat='dots', expert_width=60) == kept(remat='dots')
 
 
 def test_exchanged_rows_are_kept_before_and_after_the_experts():
-  # 10 tokens of the residual stream in both blocks, and 20 rows before and
-  # after the experts of one.
+  # Both blocks store the residual stream of 10 tokens. One block also stores 20
+  # rows before and after its experts. The width is 4.
   more = 2 * 10 * 4 + 2 * 20 * 4
   assert kept(remat='exchange') - kept() == 3 * more * 2
 
@@ -78,8 +78,8 @@ def test_kept_arrays_are_not_computed_again():
 
 
 def test_gradients_of_layers_do_not_exist_while_the_loss_is_computed():
-  # With 10 tokens and 100 columns of float32, the loss takes more bytes than
-  # the layers.
+  # The loss has logits of 10 tokens and 100 columns in float32, and takes more
+  # bytes than the layers.
   loss = held(periods=1)
   without = loss.arguments + sum(
     loss.parts[name]
@@ -91,7 +91,7 @@ def test_gradients_of_layers_do_not_exist_while_the_loss_is_computed():
     )
   )
   assert loss.peak == without
-  # In 10 chunks the loss takes less than the layers, so their gradients count.
+  # In 10 chunks the loss takes fewer bytes than the layers, so theirs count.
   layers = held(loss_chunks=10, tokens=100, expert_rows=200)
   more = held(loss_chunks=10, tokens=100, expert_rows=200, grad_bytes=8)
   assert more.peak - layers.peak == 4 * 400

@@ -13,7 +13,8 @@ SHAPES = {
   'moe': {'w_up_EDF': (4, 2, 8, 12), 'router': (4, 8, 2)},
   'prefix': {'w_up_DF': (8, 12)},
 }
-# Five steps: 2 x (2 x 8 x 8 x 12) for two products, 2 x 8^3 for the square.
+# FLOPs of five iterations on a matrix [8, 12]. An iteration has two products of
+# 2 x 8 x 8 x 12 = 1536, and a square of 2 x 8^3 = 1024.
 ONE = 5 * (2 * 1536 + 1024)
 
 
@@ -51,13 +52,15 @@ def test_frozen_matrices_cost_nothing():
 def test_devices_share_the_products_and_exchange_parts_of_matrices():
   mesh = make_mesh(MeshShape(data=1, fsdp=2, expert=2), jax.devices()[:4])
   done = orthogonal.update(state(optimizers.muon(RATE)), params(mesh))
-  # 8 matrices of experts over 4 devices. The one of the prefix is divided over
-  # fsdp, and the devices of the expert axis do the same.
+  # 8 matrices of experts are sharded over 4 devices. The matrix of the prefix
+  # is sharded only over the 2 devices of fsdp, so the expert axis does it
+  # twice.
   assert done.flops == 8 * ONE / 4 + ONE / 2
-  # Three copies of 2 matrices of 8 x 12 and of their 8 x 8 products, float32.
+  # Three float32 copies of 2 matrices [8, 12] and of their products [8, 8].
   assert done.working_bytes == 3 * 4 * 2 * (8 * 12 + 8 * 8)
   kinds = [(t.kind, t.axis, t.num_bytes, t.times) for t in done.transfers]
-  # There and back; and the sums of one 8 x 8 product in each of five steps.
+  # Matrices are sent there and back, and each of five iterations sums an [8, 8]
+  # product over devices.
   assert kinds == [
     ('all-to-all', 'fsdp', 4 * 2 * 8 * 12, 2),
     ('all-to-all', 'fsdp', 4 * 8 * 6, 2),

@@ -1,4 +1,4 @@
-"""Numbers as text: no value is written as 0.00 or with an exponent."""
+"""No number is shown as 0.00 or with an exponent."""
 
 import pytest
 

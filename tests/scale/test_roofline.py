@@ -22,15 +22,16 @@ def seconds(kind, group, num_bytes, cube):
 
 
 def test_a_gather_around_one_ring_by_hand(cube):
-  # The 8 chips along z are a ring: 7/8 of 1.8 GB arrive over two links of 90
-  # GB/s in 8.75 ms, and a message passes 4 chips.
+  # The 8 chips along z are a ring. A chip receives 7/8 of 1.8 GB over two links
+  # of 90 GB/s in 8.75 ms. A message passes at most 4 chips.
   taken, busy = seconds('all-gather', range(8), 1.8e9, cube)
   assert busy == {2: pytest.approx(8.75e-3)}
   assert taken == pytest.approx(8.75e-3 + 4e-6)
 
 
 def test_a_gather_uses_all_rings_of_its_group_at_once(cube):
-  # The group extends along y and z: 31/32 of 1.8 GB arrive over four links.
+  # The group extends along y and z, so a chip receives 31/32 of 1.8 GB over
+  # four links.
   _, busy = seconds('all-gather', range(32), 1.8e9, cube)
   assert busy == {d: pytest.approx(31 / 32 * 5e-3) for d in (1, 2)}
 
@@ -50,7 +51,8 @@ def test_an_all_to_all_is_bound_by_the_longest_ring(cube):
 def test_every_second_chip_of_a_ring_shares_its_links_with_the_others(cube):
   _, near = seconds('all-to-all', range(0, 4), 1e9, cube)
   _, every_second = seconds('all-to-all', range(0, 8, 2), 1e9, cube)
-  # A line of 4 takes 4 / 4, and a ring of 4 that two groups share 2 x 4 / 8.
+  # In units of bytes / link bandwidth, a line of 4 chips takes 4 / 4. A ring
+  # that two groups of 4 share takes 2 x 4 / 8, which is as long.
   assert every_second[2] == pytest.approx(near[2])
 
 
@@ -76,7 +78,7 @@ def test_a_step_takes_its_busiest_resource_with_overlap_else_the_sum(cube):
     0.0, 0.0, (),
   )  # fmt: skip
   made = roofline.estimate(done, devices, slice_)
-  # Products take 1 s, memory traffic 0.5 s, and two gathers 8.75 ms each.
+  # Products take 1 s, memory traffic 0.5 s, and two gathers take 8.75 ms each.
   assert made.full_overlap == pytest.approx(1.0)
   assert made.bound == 'matrix unit'
   assert made.no_overlap == pytest.approx(1.5 + 2 * (8.75e-3 + 4e-6))

@@ -28,7 +28,7 @@ def test_figures_of_a_chip_are_per_chip_and_in_bytes_and_seconds(name):
   assert 1e14 < chip.peak['bfloat16'] < 1e16
   assert 10e9 < chip.hbm_bytes < 300e9
   assert 5e11 < chip.hbm_bandwidth < 2e13
-  # A link is slower than memory and faster than the data centre's network.
+  # A chip's link is slower than its memory, and faster than the network.
   assert chip.network_bandwidth < chip.link_bandwidth < chip.hbm_bandwidth
 
 

@@ -14,8 +14,8 @@ ENTRY %main (p: f32[]) -> f32[] {
 
 
 def test_a_ragged_exchange_sends_its_rows_and_not_its_buffer():
-  # At most 40 rows of 16 numbers are sent, into a buffer of 62 rows. Three of
-  # four rows leave the device.
+  # At most 40 rows of 16 numbers are sent into a buffer of 62 rows. Of these,
+  # 3/4 go to other devices.
   (transfer,) = work.count(hlo.parse(RAGGED), MESH).transfers
   assert (transfer.kind, transfer.axes) == ('ragged-all-to-all', ('expert',))
   assert transfer.bytes == 40 * 16 * 2

@@ -1,4 +1,4 @@
-"""Tiny prepared files of every public corpus, named as the real ones are."""
+"""Tiny prepared files for all public corpora, with the names of real ones."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from tasks import modules, registry
 
-# Enough records that the rule by hash puts some into each split.
+# With this many records, the rule by hash puts some into each split.
 NUM_RECORDS = 60
 
 
@@ -111,7 +111,7 @@ def prepared_files(tmp_path_factory):
     path = directory / name
     path.parent.mkdir(exist_ok=True)
     open_fn = gzip.open if name.endswith('.gz') else lzma.open
-    # Validation files hold other records than the training files.
+    # Validation files have records that training files do not have.
     first = NUM_RECORDS * ('valid' in name)
     with open_fn(path, 'wt', encoding='utf-8') as f:
       for i in range(first, first + NUM_RECORDS):
@@ -134,7 +134,7 @@ def corpora(prepared_files, session_cache, monkeypatch):
 
 @pytest.fixture
 def declare(monkeypatch):
-  """Lets a test declare tasks and mixtures, which are forgotten after it."""
+  """Lets a test declare tasks and mixtures; removes them after the test."""
   modules.load()
   monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   monkeypatch.setattr(registry, 'MIXTURES', dict(registry.MIXTURES))

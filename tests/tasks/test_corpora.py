@@ -169,8 +169,8 @@ def test_no_text_is_written_twice(name):
 def test_the_script_is_traditional():
   opencc = pytest.importorskip('opencc')
   convert = opencc.OpenCC('s2t').convert
-  # Characters that are correct in traditional script, although OpenCC's table
-  # of simplified characters replaces them.
+  # These characters are correct in traditional script, but OpenCC would replace
+  # them as simplified ones.
   allowed = frozenset(
     '吃灶娘念具雇虱出群裡里后台松云余谷斗丑干征志借佣制咸岳幸御扎折游畫痴秋'
     '范致蒙表谷采錶面麵了几制卷占只吁周布系才向伙家准沖'
@@ -212,8 +212,8 @@ def test_no_line_of_verse_was_published_by_others():
     for part in re.split(r'[^\u3400-\u9fff]+', text_of(r))
     if len(part) >= 5
   }
-  # Anybody may write a short clause of prose, such as "這是什麼意思"; lines of
-  # verse must be new.
+  # Only lines of verse must be original, since a short clause of prose such as
+  # "這是什麼意思" is common property.
   verse = {
     line
     for r in records('poems')

@@ -7,7 +7,8 @@ from tasks import inspect
 
 
 def test_bars_count_doublings():
-  # 1 | 2-3 | 4-7: one, one and four values; the longest bar has 40 characters.
+  # The ranges 1, 2-3 and 4-7 have one, one and four values. The longest bar has
+  # 40 characters.
   assert inspect.histogram([1, 3, 4, 5, 7, 7]).splitlines() == [
     '      1-1             1 ' + '█' * 10,
     '      2-3             1 ' + '█' * 10,
@@ -28,5 +29,5 @@ def test_measures_count_tokens_and_bytes(tmp_path):
   )
   console.print(table)
   text = console.export_text()
-  # 3 characters in 2 + 4 tokens, 4 of them bytes.
+  # The texts have 3 characters and 2 + 4 tokens, of which 4 are bytes.
   assert '0.500' in text and '66.6667%' in text

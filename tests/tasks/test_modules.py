@@ -1,4 +1,4 @@
-"""Task modules of a user are found and loaded, or an error says why not."""
+"""Task modules of a user are loaded, or an error gives the reason."""
 
 import sys
 
@@ -41,7 +41,7 @@ def test_a_file_declares_its_tasks_and_may_import_its_neighbours(
   modules.load([path])
   assert declare.TASKS['t_one'].modules[-1] == 't_mine'
   assert modules.MODULE_OF == {'t_one': 't_mine'}
-  modules.load([path])  # A second time changes nothing.
+  modules.load([path])  # A second load must change nothing.
   assert declare.TASKS['t_one'].modules.count('t_mine') == 1
 
 

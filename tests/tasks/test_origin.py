@@ -1,4 +1,4 @@
-"""A record of files and code tells whether documents would change."""
+"""The record of files and code shows whether documents would change."""
 
 import hashlib
 import os
@@ -34,7 +34,8 @@ def test_a_removed_file_is_a_change_of_the_pattern(data):
   (data / 'b.txt').unlink()
   assert origin.changed(recorded) == str(data / '*.txt')
   (data / 'a.txt').unlink()
-  assert origin.changed(recorded) is None  # a machine without the corpus
+  # A machine may have the store, but not the corpus.
+  assert origin.changed(recorded) is None
 
 
 def test_a_large_file_is_hashed_again_only_when_its_time_changes(

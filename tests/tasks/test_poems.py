@@ -1,4 +1,4 @@
-"""The real poems, on machines that have them."""
+"""Tests on the real poems, which are skipped if the poems are missing."""
 
 import pytest
 

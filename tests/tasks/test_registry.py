@@ -6,7 +6,7 @@ from tasks import text_files
 
 
 class Source:
-  """A source of records that a test gives."""
+  """A source whose records a test passes in."""
 
   splits = ('train', 'validation')
 
@@ -51,7 +51,7 @@ def test_the_script_is_converted_only_where_a_task_asks(declare):
 
 @pytest.fixture
 def three_lines(declare, tmp_path):
-  """The file of a task with two good lines and a bad one, by its path."""
+  """Path of the file of a task; it has two good lines and a bad one."""
   path = tmp_path / 'a.txt'
   path.write_bytes('甲\n\\xff\n乙\n'.encode().replace(b'\\xff', b'\xff'))
   declare.add_text_task('t', text_files.plain_text(path), lambda r: r['text'])

@@ -1,4 +1,4 @@
-"""Which vocabularies and stores are made, and which are kept."""
+"""Vocabularies and stores are made if they are missing or outdated."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What reaches standard error while TensorFlow's messages are dropped."""
+"""TensorFlow's messages are dropped, and other output is not."""
 
 import os
 import subprocess

@@ -63,7 +63,7 @@ def test_one_file_is_split_by_the_hash_of_the_id_wherever_a_record_stands(
   }
   assert not trained & held_out[0]
   assert len(trained | held_out[0]) == 300
-  # 5% of 300 is 15, with a standard deviation of 3.8.
+  # 5% of 300 records is 15, with a standard deviation of 3.8.
   assert 3 < len(held_out[0]) < 28
 
 

@@ -18,7 +18,7 @@ from moe.objectives import language
 from moe.objectives.objective import Objective
 from moe.types import TokenBatch
 
-# A token that makes the toy's loss NaN.
+# This token makes the loss of the toy NaN.
 POISON = 15
 
 
@@ -29,11 +29,11 @@ def _toy_init(key, batch_shapes):
 
 
 def _toy_loss(params, state, batch, key, train):
-  """Squares of sum(w[token]) - target / 8; a key adds noise."""
+  """Sums the squares of sum(w[token]) - target / 8; a key adds noise."""
   error = params['w'].astype(jnp.float32)[batch.tokens].sum(-1)
   error -= batch.targets.astype(jnp.float32) / 8
   if key is not None:
-    # The bits of the key are the noise: this compiles faster than a draw.
+    # Noise comes from the bits of the key, since a random draw compiles slowly.
     error += (jax.random.key_data(key)[0] % 1000).astype(jnp.float32) / 1e4
   error = jnp.where(batch.tokens == POISON, jnp.nan, error)
   sums = {'cross_entropy': jnp.sum(batch.loss_weights * jnp.square(error))}
@@ -62,7 +62,7 @@ def toy():
 
 @pytest.fixture(scope='session')
 def make_batch():
-  """(seed, B, T, V) -> a batch of numpy arrays without padding."""
+  """A function (seed, B, T, V) -> batch of NumPy arrays without padding."""
 
   def make(seed, B=8, T=4, V=POISON):
     rng = np.random.RandomState(seed)

@@ -19,7 +19,7 @@ LENGTH = 8  # Tokens of a row.
 ONE = MeshShape(data=1)
 EIGHT = MeshShape(data=2, expert=4)
 TABLE = rules.table('standard')
-# An objective whose model is never traced, for tests of what people see.
+# An objective for tests of logs; its model is never traced.
 LANGUAGE = language.language_model(
   Functional(factories.make_decoder()), (32, LENGTH)
 )
@@ -31,8 +31,8 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
 
   Args:
     moe: options of the sparse layer; a routing group is a row by default.
-    shape: of the mesh.
-    num_microbatches: parts of a batch.
+    shape: sizes of the mesh axes.
+    num_microbatches: number of parts of a batch.
     optimizer: by default gradient descent with the learning rate 1.
     **losses: coefficients, see `language.language_model`.
   """
@@ -60,8 +60,9 @@ def make(moe, shape, num_microbatches=1, optimizer=SGD, **losses):
 
 
 def start(program):
-  """A first state, the same on every mesh: random parameters, all else zero."""
-  # Compiling a model's own initialisation takes seconds.
+  """An initial state with random parameters that are the same on every mesh."""
+  # NumPy makes the parameters, since the model's initialisation compiles
+  # slowly.
   random = np.random.RandomState(1)
 
   def fill(shape, draw):

@@ -1,4 +1,4 @@
-"""Every loss term of a sparse model under accumulation over microbatches."""
+"""Gradients are exact for each loss term when microbatches are accumulated."""
 
 import functools
 
@@ -19,7 +19,7 @@ from tests.train import programs
 # The rows have different padding, so microbatches differ in their tokens.
 LENGTHS = np.array([8, 8, 3, 7, 5, 8, 1, 6])[:, None]
 BATCH = factories.make_batch((np.arange(8) < LENGTHS).astype(np.int32))
-# Each term is tested alone: beside a larger term, a wrong one would go unseen.
+# Each term is tested alone, since beside a larger one a wrong one is not seen.
 TERMS = {
   'cross_entropy': dict(load_balance=0.0, router_z=0.0),
   'z-loss': dict(load_balance=0.0, router_z=1.0),
@@ -72,7 +72,8 @@ def assert_close(one, other):
   ],
 )
 def test_one_and_four_microbatches_have_the_same_gradient(scope, term):
-  # The tests of the step cover two microbatches, and all terms at once.
+  # The tests of the step cover two microbatches and all terms at once, so here
+  # are four microbatches.
   one, four = (change(scope, term, n) for n in (1, 4))
   assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
   assert_close(four, one)
@@ -126,7 +127,7 @@ def test_the_global_balance_loss_uses_the_loads_so_far():
     change('global', 'balance', 2),
     jax.device_get(gradient),
   )
-  # The loads of the whole batch at once would give another gradient.
+  # With the loads of the whole batch the gradient would differ.
   one, two = (change('global', 'balance', n) for n in (1, 2))
   difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, two)
   assert max(jax.tree.leaves(difference)) > 1e-5
@@ -159,7 +160,7 @@ def test_noise_of_microbatches_is_the_same_on_eight_devices_and_one(moe):
 
 @pytest.mark.slow
 def test_groups_of_two_rows_stay_whole_in_microbatches():
-  # Capacity and balance are per group: other groups give another gradient.
+  # Capacity and balance are per group, so other groups give another gradient.
   moe = dict(group_size=2 * programs.LENGTH)
   one, two = (
     changes(programs.make(moe, programs.ONE, n, load_balance=1.0))

@@ -1,4 +1,4 @@
-"""Reads in a thread of their own."""
+"""A thread of its own reads batches ahead."""
 
 import subprocess
 import sys

@@ -36,7 +36,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 
 
 def test_nats_and_log_partition_of_two_logits_by_hand():
-  # softmax(0, ln 3) = (1/4, 3/4), partition 4.
+  # softmax(0, ln 3) = (1/4, 3/4), and the partition function is 4.
   logits = jnp.array([[0.0, math.log(3)], [0.0, math.log(3)]])
   nats, log_z = token_nats(logits, jnp.array([0, 1]))
   np.testing.assert_allclose(nats, [math.log(4), math.log(4 / 3)], rtol=1e-6)
@@ -44,7 +44,8 @@ def test_nats_and_log_partition_of_two_logits_by_hand():
 
 
 def test_sums_are_weighted():
-  # Two tokens have ln 2 nats each and the weights 3 and 0.5; the third has 0.
+  # Two tokens cost ln 2 nats each, with weights 3 and 0.5. The third has weight
+  # 0.
   hidden = jnp.zeros((1, 3, D))
   nats, squares = losses(
     jnp.zeros((D, 2)),
@@ -142,7 +143,8 @@ def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
     )
     if found and not name.startswith('ENTRY'):
       inside.append(math.prod(int(n) for n in found.group(1).split(',') if n))
-  # Only sums over parts of the vocabulary: [2 or 4 rows, 2 tokens] with D = 8.
+  # The loop may only contain sums of hidden states over parts of the
+  # vocabulary. These have 2 or 4 rows of 2 tokens with D = 8.
   most = 4 * 2 * 8 if shape.model > 1 else 0
   assert max(inside, default=0) <= most
   plain, _ = sharded_gradient(shape, 1)

@@ -33,7 +33,7 @@ def test_scalars_are_sums_over_weights():
 
 
 def test_bits_per_character_by_hand():
-  # 3 nats per token are 3 / ln 2 bits; a token has two characters.
+  # A token costs 3 nats, which are 3 / ln 2 bits, and has two characters.
   record = metrics.summarize(STEP, BITS_PER_CHAR, {'chars_per_token': 2.0})
   assert record['bits_per_char'] == pytest.approx(3 / math.log(2) / 2)
 
@@ -49,8 +49,8 @@ def test_loads_drops_and_imbalance_by_hand():
     'confidence': [0.25, 0.75],
     'dropped_fraction': [0.0, 0.25],
   }
-  # 2 of 16 rows are dropped. The fullest experts have 1 and 3 times an even
-  # share, which is 2 on average.
+  # 2 of 16 rows are dropped. The fullest experts of the two layers have 1 and 3
+  # times an even share; the mean is 2.
   assert record['dropped_fraction'] == 2 / 16
   assert record['load_imbalance'] == 2.0
 

@@ -44,7 +44,7 @@ def program(toy):
 
 @pytest.fixture(scope='module')
 def first(program):
-  """The first state on eight devices; tests must not donate it."""
+  """The initial state on eight devices; tests must not donate its buffers."""
   return program.init()
 
 
@@ -64,7 +64,7 @@ def test_the_data_axis_divides_the_optimizer_state(first):
   moments = [a for a in jax.tree.leaves(first.opt_state) if a.shape == (16, 8)]
   assert len(moments) == 2
   for moment in moments:
-    # A device has a quarter: fsdp halves the width, data halves the rows.
+    # A device has a quarter: fsdp shards the width, and data shards the rows.
     assert {s.data.shape for s in moment.addressable_shards} == {(8, 4)}
 
 
@@ -179,9 +179,9 @@ def test_the_table_has_every_parameter_and_adds_up(program):
   text = parameter_table(program)
   header, row, *rest = [line.split() for line in text.splitlines() if line]
   assert header[:2] == ['parameter', 'shape']
-  # 16 x 8 floats are 512 bytes, of which a device has half. Adam keeps two
-  # moments, of which a device has a quarter, and two counters of 4 bytes: one
-  # for itself and one for the learning rate.
+  # 16 x 8 floats are 512 bytes, and a device has half of them. A device has a
+  # quarter of each of Adam's two moments. There are two counters of 4 bytes,
+  # for Adam and for the learning rate.
   assert row == ['w', '16x8', 'vocab,embed', '(None,', "'fsdp')", '256']
   assert rest[0] == ['parameters', '128']
   assert 'parameters 256, optimizer 264' in text
@@ -246,7 +246,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
     ts, loss = program.init(), []
     for i in range(20):
       batch = program.put(make_batch(i, B=16, T=8, V=32))
-      # The step is not compiled ahead, so its first call must set the mesh.
+      # The step has not been compiled yet, so its first call needs the mesh.
       ts, metrics = program.train_step(ts, batch)
       loss.append(float(metrics['loss'][0]))
     losses.append(loss)

@@ -1,4 +1,4 @@
-"""Logs that survive kills, what people see, and warnings in words."""
+"""Logs survive a kill; the terminal shows progress and warnings."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def metrics(step, dropped=0.0, load=((0.5, 0.5), (0.75, 0.25))):
 
 
 def run(workdir, steps, resume=0, seconds=0.5, **options):
-  """Logs the steps as a training loop would; returns what people saw."""
+  """Logs the steps as a training loop does; returns the terminal's text."""
   stream = options.pop('stream', io.StringIO())
   shown = progress.Progress(
     workdir, OBJECTIVE, TOTAL, resume, stream=stream, **options
@@ -79,8 +79,8 @@ def test_a_record_has_the_numbers_of_the_step_and_its_time_apart(
   assert record['step'] == 1
   assert record['loss'] == 5.0
   assert record['layers']['load'] == [[0.5, 0.5], [0.75, 0.25]]
-  # 1000 tokens take 0.5 s, at the peak they would take 0.1 s. 39 steps are
-  # left.
+  # A step has 1000 tokens and takes 0.5 s. At the peak of the chip it would
+  # take 0.1 s. 39 steps are left.
   assert record['time'] == {
     'seconds': 0.5,
     'tokens_per_second': 2000.0,
@@ -112,7 +112,7 @@ def test_a_resumed_run_continues_the_token_count_of_the_log(tmp_path):
     shown.close()
     return [r['tokens'] for r in record_log.read(workdir / 'log.jsonl')]
 
-  # 999 + 998 + 997 + 996.
+  # The numbers are the sums of 999, 998, 997 and 996 up to each step.
   assert part(tmp_path / 'whole', range(1, 5)) == [999, 1997, 2994, 3990]
   part(tmp_path / 'killed', range(1, 4))
   assert part(tmp_path / 'killed', [3, 4], 2) == [999, 1997, 2994, 3990]
@@ -153,7 +153,7 @@ def test_a_resumed_run_reports_no_bad_record_twice(tmp_path):
     shown = progress.Progress(
       tmp_path, OBJECTIVE, TOTAL, resume, stream=io.StringIO()
     )
-    # A reader that has just started knows no bad record, and finds them again.
+    # A new reader does not know the bad records, and finds them again.
     for step, found in zip(steps, ([7], [7, 5]), strict=True):
       shown.quarantine(step, [bad_record(number) for number in found])
     shown.close()
@@ -230,7 +230,7 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
   for step in range(1, 9):
     shown.step(step, metrics(step), 0.1)
   shown.evaluation(4, {'valid': {'bits_per_char': 7.5}}, SCORES)
-  del shown  # As after a kill, what was not flushed is lost.
+  del shown  # Lines that were not flushed are lost, as after a kill.
   run(tmp_path, range(6, 11), resume=5)
   found = scalars(tmp_path / 'tensorboard', 'train/loss')
   assert found == pytest.approx({step: 5.0 / step for step in range(1, 11)})
@@ -268,7 +268,7 @@ def test_a_terminal_that_cannot_draw_a_line_again_gets_plain_ones(
 def test_on_a_terminal_there_is_one_live_line(tmp_path, monkeypatch):
   monkeypatch.setenv('TERM', 'xterm')
   seen = run(tmp_path, range(1, TOTAL + 1), stream=Terminal())
-  assert '\x1b[2K' in seen  # Clears the line before it is drawn again.
+  assert '\x1b[2K' in seen  # This code clears the line before a new one.
   assert 'step 40/40' in seen
   assert seen.rindex('step 40/40') > seen.rindex('step 1/40')
   assert seen.count('\n') < TOTAL / 2

@@ -1,4 +1,4 @@
-"""State of routers: steps change it, checkpoints keep it, new runs load it."""
+"""Steps change the state of routers, and checkpoints hold it."""
 
 import functools
 
@@ -57,7 +57,7 @@ def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
   other_ts, other_metrics = programs.train(other)
   np.testing.assert_array_equal(other_metrics['load'][0], load_LE)
   np.testing.assert_array_equal(bias_of(other_ts.state), bias_of(ts.state))
-  # The second step moves it by the rate again.
+  # The second step changes the bias by the rate again.
   after, _ = programs.train(other, other_ts)
   moved_LE = np.abs(bias_of(after.state) - expected_LE)
   assert moved_LE.max() == pytest.approx(RATE, rel=1e-4)
@@ -101,7 +101,7 @@ def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
 
 
 def initial(directory, program, assignment=()):
-  """(initial state of a new run, the state with what a checkpoint gives it)."""
+  """(initial state of a new run, the same after a checkpoint is loaded)."""
   ts = programs.start(program)
   params, state, meta = restore.load_initial(
     directory, ts.params, ts.state, assignment
@@ -119,7 +119,7 @@ def test_a_new_run_begins_with_the_bias_of_its_router(saved, alone):
 
 def test_the_state_of_another_router_is_loaded_where_it_fits(saved):
   theirs, directory = saved
-  # This router carries a bias, a price and a count, but no load.
+  # The state of this router is a bias, a price and a count, without a load.
   program = programs.make(dict(router=gates.Quantile), programs.ONE)
   _, given = initial(directory, program)
   router = given.state['stack']['periods']['block_0']['moe']['router']

@@ -31,7 +31,7 @@ def padded(make_batch):
 
 
 def two_terms(toy):
-  """The toy without noise; every token has equal weight in a second term."""
+  """The toy without noise, with a second term in which all tokens weigh 1."""
 
   def loss(params, state, batch, key, train):
     del key, train
@@ -58,7 +58,7 @@ def changes(model, batch, num_microbatches):
   """(change of the parameters, metrics) of one step."""
   sgd = optimizers.build(optax.sgd(1.0), clip_norm=0)
   train_step = step.make_train_step(model, sgd, CONSTANT, 0, num_microbatches)
-  # Compiling a model's own initialisation takes longer than compiling a step.
+  # NumPy makes parameters, since the model's initialisation compiles slowly.
   rng = np.random.RandomState(0)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)[:2])
   params, carried = jax.tree.map(
@@ -84,14 +84,14 @@ def test_microbatches_give_the_gradient_of_the_whole(
   parts, part_metrics = changes(model, batch, num_microbatches)
   assert float(jnp.abs(whole['w']).max()) > 0.1
   assert_close(parts, whole, rtol=1e-5, atol=1e-7)
-  # Other metrics have a weight per microbatch, so their sums are larger.
+  # The sums of other metrics are larger: they have a weight per microbatch.
   for name in ('cross_entropy', 'balance', 'loss', 'grad_norm'):
     assert_close(part_metrics[name], metrics[name], rtol=1e-6)
 
 
 def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
-  # Finite differences give d/dw of (sum of weights x (w - y)^2) / (sum of
-  # weights).
+  # The gradient of (sum of weights x (w - y)^2) / (sum of weights) by w is
+  # computed by finite differences.
   model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
   change, metrics = changes(model, batch, 2)
 
@@ -136,7 +136,7 @@ def test_microbatches_of_a_sparse_model_give_the_gradient_of_the_whole(
     parts, part_metrics = changes(model, padded, num_microbatches)
     assert_close(parts, whole, rtol=1e-4, atol=2e-6)
     assert set(part_metrics) == set(metrics)
-    # The exchanged bytes are counted per forward pass.
+    # The exchanged bytes are counted once per microbatch.
     counted = part_metrics.pop('bytes_exchanged')[1]
     assert counted.tolist() == [num_microbatches]
     assert_close(
@@ -171,7 +171,7 @@ def test_a_non_finite_loss_changes_nothing_but_the_step_count(
   assert float(metrics['skipped'][0]) == 1
   assert int(after.step) == int(ts.step) + 1 == 2
   assert_same(after._replace(step=ts.step), ts)
-  # The next good step goes on from the old parameters.
+  # The next good step starts from the parameters before the bad one.
   after, metrics = train_step(after, make_batch(2))
   assert float(metrics['skipped'][0]) == 0
   assert float(jnp.abs(after.params['w'] - ts.params['w']).max()) > 0
@@ -180,7 +180,7 @@ def test_a_non_finite_loss_changes_nothing_but_the_step_count(
 
 def test_a_non_finite_gradient_of_a_finite_loss_is_skipped_too(toy, make_batch):
   def loss(params, state, batch, key, train):
-    # The square root of 0 is 0, but its slope is infinite.
+    # The square root of 0 is 0, but its gradient is infinite.
     return {'cross_entropy': jnp.sqrt(params['w']).sum()}, state, {}
 
   train_step, ts = toy_step(dataclasses.replace(toy, loss=loss))
@@ -289,8 +289,8 @@ def test_a_skipped_step_leaves_codes_scales_and_rounded_parameters(
 
 
 def test_a_state_in_host_memory_gets_the_same_updates(toy, make_batch):
-  # CPUs know both kinds of memory, so the step runs here; a run would be
-  # refused.
+  # JAX knows both kinds of memory on CPUs, so the step can run here. A real run
+  # on CPUs would be refused.
   def trained(on_host):
     table = lambda params: params['a'] + params['b']['scale']
 

@@ -47,7 +47,7 @@ def program(toy):
 
 
 class Reader:
-  """Batches by step; reading a step may trigger an event."""
+  """A reader of batches; to read a certain step can trigger an event."""
 
   facts = {'chars_per_token': 1.5}
 
@@ -237,7 +237,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
   before = signal.getsignal(number)
   ts, code = start('run', reader=reader({5: lambda: kill(number)}))
   assert code == trainer.EXIT_PREEMPTED == 75
-  # The signal comes while step 5 or the one before it runs.
+  # A thread reads step 5 ahead, so the signal comes in step 5 or just before.
   assert int(ts.step) in (5, 6)
   assert steps_saved(tmp_path, 'run')[-1] == int(ts.step)
   assert [r['step'] for r in records(tmp_path, 'run')][-1] == int(ts.step)
@@ -248,7 +248,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
 
 
 def hang(is_over):
-  """A read that ends long after the signal that comes during it."""
+  """Sends a signal, and returns from the read only much later."""
   kill()
   is_over.wait(30)
 
@@ -261,7 +261,7 @@ def test_a_signal_ends_a_run_whose_read_hangs(
   is_over, begin = threading.Event(), time.monotonic()
   ts, code = start('run', reader=reader({step: lambda: hang(is_over)}))
   assert time.monotonic() - begin < 15
-  # The step before the read is saved, be it saved already as 6 is.
+  # The state before the hanging read is saved; at 6 it was saved already.
   assert (code, int(ts.step)) == (75, step)
   assert steps_saved(tmp_path, 'run')[-1] == step
   is_over.set()
@@ -316,7 +316,7 @@ def test_a_step_whose_evaluation_was_interrupted_is_still_ranked(
 def test_whenever_sigterm_comes_the_named_step_is_saved(
   start, unbroken, tmp_path, monkeypatch, look
 ):
-  # Step 4 is evaluated but not saved, so two looks at the signal might differ.
+  # After the evaluation of step 4, two looks at the signal might differ.
   looks = []
   real = trainer._Stop.reached
 
@@ -394,7 +394,7 @@ def test_tokens_leave_out_padding(start, make_batch, tmp_path):
     def batch(self, step):
       batch = super().batch(step)
       batch.segment_ids[:, 3:] = 0
-      batch.loss_weights[:, 2:] = 0  # A prompt is read, but not scored.
+      batch.loss_weights[:, 2:] = 0  # These tokens are read but not scored.
       return batch
 
   start('run', trainer.Settings(2), Padded(make_batch), evals=False)
@@ -422,7 +422,7 @@ def test_training_time_leaves_out_evaluation_alone(
   start('run', eval_events=wait)
   log = (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()
   times = [json.loads(line)['time'] for line in log]
-  # A save comes after steps 3, 6 and 9, and after the last step.
+  # Each save takes 10 s; saves come after steps 3, 6 and 9, and at the end.
   assert [t['seconds'] for t in times] == [0, 0, 0, 10, 0, 0, 10, 0, 0, 10]
   assert times[-1]['elapsed'] == 30
 
@@ -485,7 +485,7 @@ def test_a_bad_step_leaves_no_trace_in_what_is_saved(
 def test_a_state_that_an_update_has_broken_is_never_saved(
   start, toy, tmp_path, program
 ):
-  # Loss and gradient of step 5 are finite, but its parameters get too large.
+  # Loss and gradient of step 5 are finite, but the update overflows.
   rate = lambda step: jnp.where(step < 4, 0.1, 1e38)
   broken = make_program(
     toy,
@@ -527,7 +527,7 @@ def test_settings_that_make_no_sense_are_refused(values, fragment):
   ('first', 'calls'),
   [
     (0, [(4, 'start'), (6, 'stop')]),
-    # A run that resumes within the trace traces the remaining steps.
+    # A run that resumes between first and last traced step traces the rest.
     (5, [(5, 'start'), (6, 'stop')]),
     (6, []),
   ],

@@ -1,4 +1,4 @@
-"""Warnings come once, when a problem begins, with the important numbers."""
+"""A warning comes once when a problem begins, and has the important numbers."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from moe.train.watch import DEAD_AFTER, WINDOW, Watch
 
 
 def see(watch, steps, load=None, dropped=None):
-  """The warnings while the same record is repeated."""
+  """Repeats the same record, and returns the warnings."""
   found = []
   for step in steps:
     record = {'step': step}

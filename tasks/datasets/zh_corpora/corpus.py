@@ -1,4 +1,4 @@
-"""Public Chinese corpora as sources of records for `tasks.registry`."""
+"""Makes public Chinese corpora sources of records for `tasks.registry`."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from tasks.datasets.zh_corpora import sources
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """A public corpus.
+  """A public corpus as a source of records.
 
   Attributes:
     name: a key of `sources.SOURCES`.
@@ -33,25 +33,25 @@ class Corpus:
 
     Raises:
       ValueError: at once, if the split is unknown, or if the corpus is
-        malformed, has changed since it was prepared, or is missing and cannot
-        be downloaded.
+        malformed or has changed since it was prepared; also if it is missing
+        and cannot be downloaded.
     """
     if split not in self.splits:
       raise ValueError(
         f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
       )
-    # Here, since it imports TensorFlow.
+    # Imported here, since it imports TensorFlow.
     from tasks.datasets.zh_corpora import zh_corpora
 
     return zh_corpora.read(self.name, split, cache_directory())
 
   def files_of(self, split: str) -> list[str]:
-    """All prepared files, for `tasks.origin`: any file may hold the split."""
+    """All prepared files, for `tasks.origin`, since any may have the split."""
     del split
     return list(sources.SOURCES[self.name].files.values())
 
 
 def cache_directory() -> pathlib.Path:
-  """Where corpora are prepared: $WUDAO_CACHE/tfds or ~/.cache/wudao/tfds."""
+  """Folder of prepared corpora: $WUDAO_CACHE/tfds or ~/.cache/wudao/tfds."""
   default = pathlib.Path.home() / '.cache' / 'wudao'
   return pathlib.Path(os.environ.get('WUDAO_CACHE', default)) / 'tfds'

@@ -1,4 +1,4 @@
-"""The public Chinese corpora: contents, origins and splits."""
+"""Lists the public Chinese corpora with their contents, origins and splits."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,14 @@ def _id(record: Record) -> str:
 
 
 def _text(record: Record) -> str:
-  # Titles cannot group records: some aphorisms have none, one lyric has two.
+  # Records cannot be grouped by title, since some aphorisms have none and one
+  # lyric has two.
   return ''.join(record['paragraphs'])
 
 
 def _first_turn(record: Record) -> str:
-  # Most exchanges exist in both scripts, and both must be in the same split.
+  # Most exchanges exist in both scripts, and both versions must be in the same
+  # split.
   return upstream.convert(record['turns'][0]['text'], 't2s')
 
 
@@ -31,19 +33,19 @@ class PublicCorpus:
   """The facts about a public corpus.
 
   Attributes:
-    description: what the records are.
+    description: a sentence about the records.
     repository: 'owner/name' on GitHub.
     commit: the version of the repository that is read.
     licence: licence of the data.
-    fields: what a record holds, as `text_files.conform` expects it.
+    fields: the type of a record, as `text_files.conform` expects it.
     files: split -> prepared file, under `text_files.data_directory()`.
-    members: regular expression for the repository's files that are read.
-    parse: (path, bytes) of those files -> records; None if no rule makes the
-      prepared files from the repository.
+    members: regular expression for paths of the repository's files to read.
+    parse: (path, bytes) of these files -> records; None if the prepared files
+      cannot be made from the repository.
     group_fn: record -> key; records with the same key share a split.
-    keep_apart: whether 'train' also leaves out the groups that `splits.by_hash`
-      holds out, although there is a file for 'validation'. This is needed if
-      another corpus has the same groups and holds those out.
+    keep_apart: whether 'train' leaves out the groups that `splits.by_hash`
+      holds out, although 'validation' has a file. This is needed if another
+      corpus has the same groups and holds out those.
   """
 
   description: str
@@ -75,7 +77,7 @@ class PublicCorpus:
     }
 
   def prepared(self, split: str) -> Iterator[Record]:
-    """Records of a split, from the prepared files."""
+    """Reads the records of a split from the prepared files."""
     lines = text_files.json_lines(self.files, self.fields)
     if 'validation' in self.files:
       records = lines.records(split)
@@ -88,8 +90,9 @@ class PublicCorpus:
   def downloaded(
     self, split: str, members: Iterator[tuple[str, bytes]]
   ) -> Iterator[Record]:
-    """Records of a split, from the files of the repository's archive."""
-    # GitHub's archives hold one folder, which is named after the commit.
+    """Reads the records of a split from an archive of the repository."""
+    # An archive of GitHub has one top folder, named after the commit, which is
+    # cut off here.
     inside = ((path.partition('/')[2], data) for path, data in members)
     matching = (
       (path, data) for path, data in inside if re.fullmatch(self.members, path)

@@ -1,9 +1,9 @@
-"""Readers that turn the files of public repositories into records.
+"""Turns the files of public repositories into records.
 
 Each function takes the (path, bytes) pairs of one repository and gives the
-records of one corpus in `sources`. It is used if there is a network and no
-prepared file. A hash then draws all splits, so results cannot be compared with
-results on prepared files.
+records of one corpus in `sources`. It is used if no prepared file exists and
+the repository can be downloaded. A hash then chooses all splits. They differ
+from those of prepared files, so scores on the two cannot be compared.
 """
 
 import functools
@@ -25,7 +25,7 @@ _CHAPTER = re.compile(r'第[一二三四五六七八九十百零〇○]+回\s')
 
 @functools.cache
 def _converter(conversion: str):
-  import opencc  # Only sources in two scripts need it.
+  import opencc  # Imported here, since only sources in two scripts need it.
 
   return opencc.OpenCC(conversion)
 
@@ -36,7 +36,7 @@ def convert(text: str, conversion: str) -> str:
 
 
 def shi(files: Files) -> Records:
-  """Poems; poems with the same opening share an id, and so a split."""
+  """Poems; those with the same first line share an id, and so a split."""
   for path, data in files:
     dynasty = path.split('.')[1]
     for poem in json.loads(data):
@@ -46,7 +46,7 @@ def shi(files: Files) -> Records:
 
 
 def couplets(files: Files) -> Records:
-  """The middle couplets of poems of four couplets, all lines equally long."""
+  """The two middle couplets of each poem of four couplets with equal lines."""
   for poem in shi(files):
     pairs = [_REGULATED.fullmatch(pair) for pair in poem['paragraphs']]
     if len(pairs) != 4 or not all(pairs):
@@ -97,7 +97,7 @@ def markdown(files: Files) -> Records:
 
 
 def laws(files: Files) -> Records:
-  """Laws; line breaks inside an article are kept."""
+  """Laws; an article keeps its line breaks."""
   for path, data in files:
     law = json.loads(data.decode('utf-8-sig'))
     yield {
@@ -139,7 +139,7 @@ def kdconv(files: Files) -> Records:
 
 
 def crosswoz(files: Files) -> Records:
-  """Dialogues of a user and a system, from an archive inside the archive."""
+  """Dialogues of a user and a system, from a zip file inside the repository."""
   for _, data in files:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
       dialogues = json.loads(archive.read(archive.namelist()[0]))
@@ -153,7 +153,7 @@ def crosswoz(files: Files) -> Records:
 
 def chatterbot(files: Files) -> Records:
   """Questions with their answers."""
-  import yaml  # It comes with orbax and flax; only this corpus needs it.
+  import yaml  # Imported here, since only this corpus needs it.
 
   for path, data in files:
     script = 'hant' if '/tchinese/' in path else 'hans'

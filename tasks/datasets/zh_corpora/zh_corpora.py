@@ -1,9 +1,9 @@
-"""Public Chinese corpora as a TFDS dataset; each corpus is a config.
+"""Makes the public Chinese corpora a TFDS dataset; each corpus is a config.
 
-The tasks of this project read it through `corpus.Corpus`; after an import of
-this module `tfds.load('zh_corpora/poems_shi')` works too. Prepared files under
-$WUDAO_DATA are preferred, so that everybody who has them has the same splits.
-Without them, the repository is downloaded at a fixed commit.
+The tasks of this project read it through `corpus.Corpus`. After an import of
+this module `tfds.load('zh_corpora/poems_shi')` works, too. Prepared files under
+$WUDAO_DATA are read if they exist, so that everybody with these files has the
+same splits. Otherwise the repository is downloaded at a fixed commit.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from tasks.datasets.zh_corpora import sources
 _logger = logging.getLogger(__name__)
 
 _BATCH = 256
-_TIMEOUT = 10  # Seconds until a silent server counts as no network.
+_TIMEOUT = 10  # After these seconds without an answer there is no network.
 
 
 @dataclasses.dataclass
 class Config(tfds.core.BuilderConfig):
-  """One corpus of the dataset."""
+  """The TFDS config of one corpus."""
 
   source: sources.PublicCorpus | None = None
 
@@ -77,7 +77,7 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
 
 
 def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
-  """Records of a corpus; a directory keeps what the first call prepares.
+  """Reads the records of a corpus; the first call prepares it in a directory.
 
   Raises:
     ValueError: at once, as in `corpus.Corpus.records`.
@@ -86,7 +86,8 @@ def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
   tfds.disable_progress_bar()
   if not builder.data_path.exists():
     _logger.info(f'preparing the corpus {name} in {builder.data_path}')
-  # TFDS prints that it downloads files of unknown size, even if it does not.
+  # TFDS prints that it downloads files of unknown size, even if it downloads
+  # none, so its output is dropped.
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare()
   source = sources.SOURCES[name]
@@ -97,7 +98,7 @@ def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
       f' {builder.data_path}, but its files in {text_files.data_directory()}'
       f' have changed: delete {builder.data_path} to prepare it again.'
     )
-  # TensorFlow is as slow for one example as for a batch.
+  # Batches are read, since one example takes TensorFlow as long as a batch.
   batches = builder.as_dataset(split=split).ragged_batch(_BATCH)
   return itertools.chain.from_iterable(
     _rows(batch, source.fields) for batch in batches
@@ -119,13 +120,13 @@ def _download(
       ' it there or set $WUDAO_DATA; no rule makes it from'
       f' https://github.com/{source.repository}.'
     )
-  import requests  # TFDS downloads with it; only a download needs it.
+  import requests  # Imported here, since only a download needs it.
 
   try:
-    # Without a network, TFDS would try again for minutes.
+    # This finds out whether there is a network. TFDS would retry for minutes.
     requests.head(source.url, timeout=_TIMEOUT).raise_for_status()
     return dl_manager.download(source.url)
-  except OSError as error:  # The errors of requests are OSErrors.
+  except OSError as error:  # requests raises subclasses of OSError.
     raise ValueError(
       f'The corpus {name} must exist as {wanted} or be downloadable from'
       f' {source.url}, got {type(error).__name__}: set $WUDAO_DATA to the'
@@ -152,12 +153,12 @@ def _features(fields: text_files.Fields):
 
 
 def _rows(column: Any, fields: text_files.Fields) -> list[Any]:
-  """The values of a batch, converted back from the tensors of TFDS."""
+  """Converts a batch from the tensors of TFDS back to a list of values."""
   if isinstance(fields, dict):
     columns = [_rows(column[name], part) for name, part in fields.items()]
     return _transposed(fields, columns)
   if isinstance(fields, list) and isinstance(fields[0], dict):
-    # TFDS turns a list of dicts into a dict of lists.
+    # TFDS stores a list of dicts as a dict of lists, so this reverses that.
     columns = [_rows(column[name], [part]) for name, part in fields[0].items()]
     lists = zip(*columns, strict=True)
     return [_transposed(fields[0], values) for values in lists]

@@ -1,4 +1,4 @@
-"""The layer of the benchmarks."""
+"""Tests of the MoE layer that the benchmarks time."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The training step of the benchmarks."""
+"""Tests of the training step that the benchmarks time."""
 
 from launch.benchmarks import step
 

@@ -23,7 +23,7 @@ from moe.scale import hlo
 from tests.layers.test_attention import mask_of
 
 B, T, D, E = 4, 384, 256, 8
-# Operations that each platform uses for the same block.
+# Names of the operations that a platform uses for the same block.
 TPU = {'splash', 'ragged_dot', 'ragged-all-to-all'}
 CPU = {'scores', 'loop over blocks of rows', 'all-to-all'}
 
@@ -54,7 +54,7 @@ def lowered(devices):
 
   def loss(params, x_BTD):
     y_BTD, _, _ = block.apply(params, x_BTD, mask, info, None, True)
-    # Squared, so that the gradient needs the result too.
+    # The result is squared, so that the gradient depends on it.
     return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
 
   x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16)
@@ -84,7 +84,7 @@ def marks(text):
       found[i.opcode] += 1
     elif i.opcode == 'while' and re.search(r'[/(]experts\)*/', i.op_name):
       found['loop over blocks of rows'] += 1
-    # Scores are [B, K, T * queries per key, T], in any order of the first dims.
+    # An array of attention scores is [B, K, T * queries per key, T].
     found['scores'] += any(s.dims[-2:] == (2 * T, T) for s in i.shapes)
   return +found
 
@@ -154,10 +154,11 @@ def test_a_program_for_tpus_made_on_a_cpu_has_their_kernels(on_tpu):
   # One kernel each for the forward pass, the gradient of queries, and the
   # gradient of keys and values.
   assert on_tpu['splash'] == 3
-  # Three matrices have a product and two gradients each, and the two products
-  # of the hidden layer are recomputed.
+  # Three matrices take a product and two gradients each, which is 9. The two
+  # products of the hidden layer are computed again.
   assert on_tpu['ragged_dot'] == 11
-  # Rows and their notes go out and rows come back, and so do the gradients.
+  # Rows and their weights and numbers are sent, and rows come back: 3. The
+  # gradients take as many.
   assert on_tpu['ragged-all-to-all'] == 6
 
 

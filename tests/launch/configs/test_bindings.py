@@ -1,4 +1,4 @@
-"""Mistakes in gin files: each is one sentence with its place and a way out."""
+"""A mistake in a gin file raises one sentence with its place and a remedy."""
 
 import pytest
 
@@ -217,7 +217,7 @@ def message_of(files, overrides=()):
 
 
 def accepted(files, overrides=()):
-  """What files and overrides bind, in order; nothing is wrong with it."""
+  """The bindings of files and overrides, which must be without mistakes."""
   bound = bindings.read(files, list(overrides)).bindings
   reach.check(bound, run.Run)
   return bound
@@ -265,7 +265,7 @@ def test_a_wrong_value_is_placed_where_its_macro_is_set_last(write):
   first = write(BASE + 'D_MODEL = 1.5\n')
   second = write('# nothing\nD_MODEL = 2.5\n', 'second.gin')
   assert f"{second}:2: 'D_MODEL' must be int" in message_of([first, second])
-  # What a later file mends is no mistake.
+  # It is no mistake if a later file corrects it.
   third = write('D_MODEL = 16\n', 'third.gin')
   assert accepted([first, second, third])[-1].value == 16
 
@@ -296,7 +296,7 @@ def test_a_line_above_an_include_that_overrides_it_is_refused(write):
   message = message_of([path])
   assert message.startswith(f"{path}:1: 'D_MODEL' must stand below the include")
   assert f'of {path}:2' in message and 'models/tiny.gin:5' in message
-  # What the include binds to the same value, or not at all, is no mistake.
+  # A line above an include is accepted if the include binds the same value.
   assert accepted([write('D_MODEL = 128\n' + BASE)])
 
 
@@ -330,7 +330,7 @@ def test_windows_line_ends_and_comments_are_no_mistake(tmp_path):
 
 
 def test_a_choice_can_be_overridden_without_what_was_bound_for_it(write):
-  # The files bind adamw.weight_decay.
+  # The files still bind adamw.weight_decay, which adafactor does not read.
   choice = 'run.Run.optimizer=@optimizers.adafactor'
   assert accepted([write(BASE)], [choice])[-1].argument == 'optimizer'
   imports = IMPORTS + 'from moe.runs import run\n'
@@ -413,7 +413,7 @@ def test_two_modules_of_one_name_get_two_names(write):
   statements = [s.format() for s in imports]
   assert 'from moe.routing import dispatch' in statements
   assert 'from moe.layers import norm as dispatch_2' in statements
-  # A module has one name, however many files import it.
+  # Several files import this module, but it is imported once, with one name.
   assert 'from moe.routing import gates' in statements
 
 

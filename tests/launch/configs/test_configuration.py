@@ -23,7 +23,7 @@ LEARNING_RATE = 3e-3
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-  """The quick start, with numbers that stay what they are."""
+  """The files of the quick start, with fixed values for some macros."""
   path = tmp_path_factory.mktemp('gin') / 'run.gin'
   path.write_text(NUMBERS)
   return [str(path)]
@@ -44,7 +44,7 @@ def test_later_files_and_then_the_command_line_override(files, tmp_path):
   run = configuration.load([*files, str(second)], ['D_MODEL=32'])
   assert run.model.d_model == 32
   assert run.settings.train_steps == 50
-  # What was loaded before leaves nothing behind.
+  # The first load has no effect on the second one.
   assert configuration.load(files, []).model.d_model == 128
 
 
@@ -79,7 +79,7 @@ def test_a_choice_can_be_made_on_the_command_line(files):
   run = configuration.load(files, overrides)
   moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
   assert type(moe.make_router()).__name__ == 'Switch'
-  # The peak of 3e-3 after 20 steps, half of it after 80.
+  # The peak is 3e-3 after 20 steps, and half of it after 80.
   assert float(run.schedule(79)) == pytest.approx(1.5e-3)
   params = {'w': jax.ShapeDtypeStruct((64, 64), 'float32')}
   state = jax.eval_shape(
@@ -89,7 +89,7 @@ def test_a_choice_can_be_made_on_the_command_line(files):
 
 
 def fields_of(run):
-  """What of a run can be compared: all but functions."""
+  """The values of a run that can be compared, so no functions."""
   comparable = (run.mesh, run.data, run.settings, run.initial)
   stack = run.model.stack(parent=None)
   moe = stack.block(parent=None).moe(parent=None)
@@ -118,7 +118,7 @@ OVERRIDES = [
 def test_the_text_of_a_configuration_is_the_configuration(
   files, tmp_path, overrides
 ):
-  run, text, _ = configuration.read(files, overrides)
+  run, text, *_ = configuration.read(files, overrides)
   before = fields_of(run)
   assert 'include' not in text
   path = tmp_path / 'config.gin'
@@ -126,7 +126,7 @@ def test_the_text_of_a_configuration_is_the_configuration(
   again = configuration.read([str(path)], [])
   assert fields_of(again.run) == before
   assert again.text == text
-  # And a size can still be changed by its macro, but no other name is known.
+  # The file still allows a size to be changed by its macro.
   assert configuration.load([str(path)], ['D_MODEL=48']).model.d_model == 48
   with pytest.raises(ValueError, match="nobody reads 'D_MODLE'"):
     configuration.load([str(path)], ['D_MODLE=48'])
@@ -150,10 +150,10 @@ def test_what_is_bound_otherwise_than_in_a_written_file_is_listed(
 def test_the_operative_text_holds_what_is_used(files):
   text = configuration.read(files, []).operative_text
   assert 'schedules.wsd.warmup_steps = %WARMUP_STEPS' in text
-  assert 'optimizers.adamw.b1 = 0.9' in text  # bound nowhere
-  # Each block of the quick start is sparse.
+  assert 'optimizers.adamw.b1 = 0.9' in text  # This is a default value.
+  # Each block of the quick start is sparse, so dense sizes have no effect.
   assert 'FeedForward.width' not in text and 'D_FF' not in text.split()
-  # The layer gives this to its router, so it is no choice.
+  # The layer always passes this argument to its router, so gin cannot bind it.
   assert 'num_active' not in text
   dense = configuration.read(files, ['MOE_EVERY=0']).operative_text
   assert 'FeedForward.width' in dense and 'num_experts' not in dense

@@ -1,10 +1,10 @@
-"""The text of a configuration, as it was written before and as it is read."""
+"""Configurations that older versions have written can still be read."""
 
 import pytest
 
 from launch.configs import configuration
 
-# What a configuration says now, and what it said where modules lay elsewhere.
+# Text of a configuration now -> its text when modules had other paths.
 BEFORE = {
   'from moe.checkpoint import upcycle': 'from moe.train import upcycle',
   'from moe.objectives import language': 'from moe.train import objective',
@@ -18,7 +18,7 @@ BEFORE = {
 
 @pytest.fixture(scope='module')
 def texts():
-  """(as a run writes it now, as one wrote it before)."""
+  """(text that a run writes now, text that an older version wrote)."""
   files, bound = ['runs/quickstart.gin'], ['SEED=3', 'UPCYCLE=@upcycle.Copy()']
   bound.append('INITIAL_CHECKPOINT="dense"')
   now = before = configuration.read(files, bound).text

@@ -1,4 +1,4 @@
-"""Every number that a configuration sets has a range, checked at loading."""
+"""Every number that a configuration sets has a range; loading checks it."""
 
 import dataclasses
 import importlib
@@ -11,20 +11,22 @@ import optax
 import pytest
 
 import moe
-from launch.configs import bindings, configuration, names, reach
+from launch.configs import assembly, bindings, names, reach
 from moe.objectives.objective import Objective
 from moe.routing import gates
 
 NUMBERS = (int, float, int | None, float | None)
-# What a function returns that a configuration names.
+# Return types of the functions that a configuration can name.
 MADE = (optax.Schedule, optax.GradientTransformation, Objective)
-# The base of all cases; it imports what the quick start does not.
+# All cases start from this file; it imports modules that the quick start does
+# not import.
 FILE = """include 'runs/quickstart.gin'
 from __gin__ import dynamic_registration
 from moe.data import transforms
 from moe.layers import latent_attention
 from moe.layers import soft_moe
 from moe.models import parametrisation
+from moe.objectives import modalities
 """
 WIDTHS = ('num_heads', 'query_rank', 'kv_rank', 'content_dim')
 WIDTHS += ('rope_dim', 'value_dim')
@@ -43,7 +45,7 @@ def upcycled(name):
   return ["INITIAL_CHECKPOINT='runs/dense'", f'UPCYCLE=@upcycle.{name}()']
 
 
-# What makes a run use each class and function; [] for what the base uses.
+# Class or function -> bindings with which a run uses it; [] if FILE uses it.
 IN_USE = {
   **{name: [f'ROUTER=@gates.{name}'] for name in gates.__all__},
   'Base': ['ROUTER=@gates.Base', 'TOP_K=1'],
@@ -70,6 +72,12 @@ IN_USE = {
   'Decoder': [],
   'Stack': [],
   'language_model': [],
+  'by_modality': [
+    'run.Run.objective=@modalities.by_modality',
+    'modalities.by_modality.language=@language.language_model',
+    "decoder.Decoder.ranges=(('image', 100),)",
+    "run.Data.ranges=(('image', 100),)",
+  ],
   'adamw': [],
   'adafactor': ['OPTIMIZER=@optimizers.adafactor'],
   'muon': ['OPTIMIZER=@optimizers.muon'],
@@ -94,7 +102,8 @@ IN_USE = {
 }
 # Classes and functions with numbers that no configuration sets.
 NOT_SET = {
-  *('Router', 'TokenChoice', 'Wrapper', 'Mixing'),  # bases and stand-ins
+  # Base classes of routers, and a class that takes the place of a router.
+  *('Router', 'TokenChoice', 'Wrapper', 'Mixing'),
   *('AttentionAnatomy', 'FeedForwardAnatomy', 'ExpertsAnatomy', 'Anatomy'),
   *(
     'Embedding',
@@ -112,29 +121,33 @@ NOT_SET = {
     'ScoringRequest',
     'Job',
     'Limits',
-    # Layers of proteins, which no run has yet.
+    'Ladder',
+    # No run uses layers of proteins yet.
     'StructureModule',
     'TorsionAngles',
     'InvariantPointAttention',
-    # Parts of runs of image tokenizers, which check themselves.
+    # Image tokenizers have another kind of run, whose parts check themselves.
     'image_codes',
     'Pictures',
     'ImageTokenizer',
+    # What verbs say about pictures, which checks itself.
+    'Drawing',
+    'Request',
     'TokenizerRun',
   ),
 }
 
 
 def hints_of(target):
-  """Annotations of a class or function; none where one cannot be read."""
+  """Annotations of a class or function; {} if they cannot be resolved."""
   try:
     return typing.get_type_hints(target)
-  except NameError:  # A name that only type checkers import.
+  except NameError:  # Only type checkers import this name.
     return {}
 
 
 def is_configurable(target, module):
-  """Whether a run can be made of it: a dataclass, or a factory."""
+  """Whether a run can use it: whether it is a dataclass or a factory."""
   if getattr(target, '__module__', None) != module:
     return False
   if inspect.isclass(target) and not target.__name__.startswith('_'):
@@ -144,11 +157,11 @@ def is_configurable(target, module):
 
 
 def configurables():
-  """Everything in `moe` of which a run can be made, and that has a number."""
+  """Classes and functions of `moe` that a run can use and that have numbers."""
   found = {}
   for info in pkgutil.walk_packages(moe.__path__, 'moe.'):
     package = info.name.split('.')[1]
-    # These are above runs, or import TensorFlow.
+    # No run uses these packages, and some import TensorFlow.
     if package in ('planning', 'report', 'scale', 'evaluate', 'infer'):
       continue
     if info.name == 'moe.data.cache':
@@ -184,7 +197,7 @@ def base(tmp_path_factory):
 def made(base, name, *more):
   """The configuration in which `name` is used, and further bindings."""
   bound = bindings.read([base], IN_USE[name])
-  return configuration.made(bound._replace(bindings=[*bound.bindings, *more]))
+  return assembly.assemble(bound._replace(bindings=[*bound.bindings, *more]))
 
 
 def test_every_class_with_a_number_is_known_here():

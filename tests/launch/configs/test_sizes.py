@@ -1,4 +1,4 @@
-"""A number out of range is one sentence, before anything is built."""
+"""A number out of range raises one sentence before the model is built."""
 
 import pytest
 
@@ -85,7 +85,7 @@ def test_a_number_out_of_range_has_the_place_where_it_was_set(tmp_path):
 
 def test_ids_of_other_ranges_need_a_larger_vocabulary():
   ranges = ["run.Data.ranges=(('image', 8192),)"]
-  # One padded range of text and the 8,192 codes: 128 + 8,192.
+  # The text range is padded to 128 ids, and 8,192 codes follow: 8,320 in all.
   with pytest.raises(ValueError, match='VOCAB_SIZE=2304 must be at least 8320'):
     configuration.load(FILES, ranges)
   assert configuration.load(FILES, [*ranges, 'VOCAB_SIZE=8320'])

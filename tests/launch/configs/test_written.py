@@ -1,4 +1,4 @@
-"""What a run has written into its config.gin."""
+"""Reads values from the config.gin that a run has written."""
 
 import pytest
 
@@ -17,7 +17,7 @@ trainer.Settings.seed = %SEED
 """
 
 
-# 'config' of 'launch' held `Data` before 'run' did.
+# `Data` was once in launch/config.py, and is now in moe/runs/run.py.
 @pytest.mark.parametrize(
   ('package', 'module'), [('moe.runs', 'run'), ('launch', 'config')]
 )

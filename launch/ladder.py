@@ -1,0 +1,126 @@
+"""Shows when sparsity pays: python -m launch.ladder --gin_file=F --workdir=DIR.
+
+--gin_file=gin_configs/runs/ladder_cpu.gin --experts=1,8,16,64 --seeds=3,1,3,1
+--gin_file=F --arm='dense:DENSE_TWIN=True' --arm='shared:SHARED_D_FF=64'
+
+Trains every arm at several learning rates, then with several seeds at its best
+one, and writes DIR/ladder.html and DIR/ladder.json: held-out bits per character
+against tokens, and the gain on the first arm with its standard error. The same
+command goes on where it was stopped.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import configuration, flags, written
+
+PAGE, JSON = 'ladder.html', 'ladder.json'
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """Command-line flags, and the bindings of --gin. flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.ladder',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  numbers = lambda kind: lambda text: [kind(n) for n in text.split(',')]
+  tokens = lambda text: round(float(text))
+  flags.add_gin_flags(parser, required=True)
+  add = parser.add_argument
+  add('--workdir', required=True, metavar='DIR', help='where all runs write')
+  add(
+    '--experts',
+    type=numbers(int),
+    default=[],
+    metavar='N,N',
+    help='an arm for each number of experts; 1 is the dense twin',
+  )
+  add(
+    '--arm',
+    action='append',
+    default=[],
+    metavar='NAME:BINDING;..',
+    help='an arm by what it binds; may be given several times',
+  )
+  add('--tokens', type=tokens, default=10_000_000, metavar='N')
+  add('--sweep_tokens', type=tokens, default=2_000_000, metavar='N')
+  add(
+    '--seeds',
+    type=numbers(int),
+    default=[3],
+    metavar='N,..',
+    help='runs of every arm, or of each one, at its best rate; default 3',
+  )
+  add(
+    '--learning_rates',
+    type=numbers(float),
+    default=[0.005, 0.01, 0.02],
+    metavar='R,..',
+    help='rates that each arm tries; one rate means no sweep',
+  )
+  add('--at_once', type=int, default=1, help='runs beside each other')
+  add('--json', action='store_true', help='print the JSON instead of a table')
+  return flags.parse(parser, argv)
+
+
+def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
+  """Trains what is missing, and writes the page."""
+  # Here, since --help needs neither JAX nor Matplotlib.
+  from moe.report import comparison, ladder_page
+  from moe.report import ladder as ladder_report
+  from moe.runs import ladder
+
+  run = configuration.load(args.gin_file, overrides)
+  arms = ladder.arms(args.experts, args.arm, args.seeds)
+  # A mistake in the binding of any arm ends the ladder before it starts.
+  expansions = {}
+  for arm in arms:
+    bound = [*overrides, *arm.bindings]
+    model = configuration.load(args.gin_file, bound).model
+    expansions[arm.name] = ladder.expansion(model)
+  data = run.data
+  plan = ladder.Ladder(
+    arms,
+    tuple(args.learning_rates),
+    args.tokens,
+    args.sweep_tokens,
+    data.batch_size * data.sequence_length,
+    at_once=args.at_once,
+  )
+  train = [sys.executable, '-m', 'launch.train']
+  train += [f'--gin_file={file}' for file in args.gin_file]
+  train += [f'--gin.{binding}' for binding in overrides]
+  found = ladder.run(
+    plan, lambda own: [*train, *(f'--gin.{b}' for b in own)], args.workdir
+  )
+  read = functools.partial(
+    comparison.read_run, configured=written.seed_and_tasks
+  )
+  summary = ladder_report.summarise(found, read, expansions, command)
+  workdir = pathlib.Path(args.workdir)
+  ladder_page.write(summary, workdir / PAGE)
+  text = json.dumps(summary, ensure_ascii=False)
+  (workdir / JSON).write_text(text, encoding='utf-8')
+  print(text if args.json else ladder_page.as_text(summary))
+  runtime.log(f'page: {os.path.join(args.workdir, PAGE)}')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Shows the ladder; the exit code is 2 for an error of the user."""
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.ladder', *words])
+  return runtime.run(lambda: climb(*parse(argv), command))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,90 @@
+"""Which experts serve which corpus: loads of the experts, measured apart."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from moe.report.figures import PAGE, style, svg
+
+_MAX_LAYERS = 4
+_NAMED = 3  # Experts of a corpus that the table names.
+
+
+class Corpora(NamedTuple):
+  """Loads by corpus.
+
+  Attributes:
+    figure: a heat map of corpus by expert for each sparse layer.
+    rows: a table with its header: for each corpus the share of its tokens that
+      would have to change their expert to get the mean load of all corpora,
+      and the experts that serve it more than others.
+  """
+
+  figure: str
+  rows: list[list[str]]
+
+
+def corpora(evaluation: dict[str, Any]) -> Corpora | None:
+  """Loads by corpus; None for a dense model or fewer than two corpora.
+
+  Args:
+    evaluation: task -> its scores, from a record of eval.jsonl. The evaluation
+      drops no tokens, so a load is what the router chose.
+  """
+  loads = {
+    task: np.array(scores['layers']['load'], float)
+    for task, scores in evaluation.items()
+    if 'load' in scores.get('layers', {})
+  }
+  if len(loads) < 2:
+    return None
+  # [corpora, layers, experts], each row with sum 1.
+  share = np.stack(list(loads.values()))
+  share /= np.maximum(share.sum(-1, keepdims=True), 1e-9)
+  return Corpora(_figure(list(loads), share), _table(list(loads), share))
+
+
+def _table(names: list[str], share: np.ndarray) -> list[list[str]]:
+  mean = share.mean(0)
+  moved = 0.5 * np.abs(share - mean).sum(-1)
+  ratio = share / np.maximum(mean, 1e-9)
+  layers = _shown(share.shape[1])
+  header = ['corpus', *(f'layer {layer}' for layer in layers)]
+  rows = [header]
+  for i, name in enumerate(names):
+    cells = []
+    for layer in layers:
+      top = np.argsort(-ratio[i, layer])[:_NAMED]
+      experts = ', '.join(f'{e} ({ratio[i, layer, e]:.1f}x)' for e in top)
+      cells.append(f'{moved[i, layer]:.0%}: {experts}')
+    rows.append([name, *cells])
+  return rows
+
+
+def _shown(layers: int) -> np.ndarray:
+  return (
+    np.linspace(0, layers - 1, min(layers, _MAX_LAYERS)).round().astype(int)
+  )
+
+
+def _figure(names: list[str], share: np.ndarray) -> str:
+  experts = share.shape[-1]
+  layers = _shown(share.shape[1])
+  with style(PAGE, grid=False):
+    height = 0.5 + len(layers) * (0.35 + 0.22 * len(names))
+    figure = Figure((9.2, height), layout='constrained')
+    panels = figure.subplots(len(layers), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, layer in zip(panels, layers, strict=True):
+      image = axes.imshow(
+        share[:, layer] * experts, aspect='auto', vmin=0, vmax=3,
+        cmap='viridis', interpolation='none',
+      )  # fmt: skip
+      axes.set_yticks(range(len(names)), names)
+      axes.set_title(f'sparse layer {layer}', loc='left', size=9.5)
+      axes.spines[:].set_visible(False)
+    panels[-1].set_xlabel('expert')
+    bar = figure.colorbar(image, ax=panels, extend='max', shrink=0.9, pad=0.015)
+    bar.outline.set_visible(False)
+    bar.set_label('load, 1 = even share')
+    return svg(figure, 'load of each expert by corpus')

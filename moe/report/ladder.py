@@ -1,0 +1,182 @@
+"""What a ladder has found: gains on its first arm, at equal tokens."""
+
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe.report import comparison
+from moe.report.comparison import RunRecord
+from moe.runs.ladder import Finished
+from moe.scale import joint_law
+from moe.train import record_log
+
+# A gain counts as shown when it exceeds so many standard errors.
+_ERRORS = 2.0
+
+
+def summarise(
+  found: Finished,
+  read: Callable[[str], RunRecord],
+  expansions: dict[str, float],
+  command: str,
+) -> dict[str, Any]:
+  """The ladder as one JSON object.
+
+  Args:
+    found: rates and directories of the runs.
+    read: reads a work directory.
+    expansions: of each arm, see `moe.runs.ladder.expansion`.
+    command: the command that shows the ladder again.
+
+  Returns:
+    'base': name of the first arm, on which the others gain.
+    'arms': name -> facts of the model, its learning rate and its seconds.
+    'rates': name -> what the sweep has found.
+    'tasks': task -> 'tokens' and 'arms': name -> its curve, gain, standard
+      error, the law's gain, steps saved, and where the gain is shown.
+    'loads': name -> directory whose evaluation has loads by corpus.
+    'scores': final scores and gains.
+  """
+  runs = {
+    name: [read(d) for d in dirs] for name, dirs in found.directories.items()
+  }
+  base, *others = runs
+  compared = {name: _compare(runs, name, base, command) for name in others}
+  summary = {
+    'command': command,
+    'base': base,
+    'arms': {name: _facts(runs[name], found.best[name]) for name in runs},
+    'rates': found.rates,
+    'tasks': {},
+    'loads': {name: runs[name][0].directory for name in runs},
+    'scores': _scores(compared),
+  }
+  for task, points in runs[base][0].curves.items():
+    tokens = [at for at, _ in points]
+    arms = {base: {'bits': _mean_curve(runs[base], task)}}
+    for name in others:
+      gained = compared[name]['tasks'][task]
+      law = _law(
+        expansions[base], expansions[name], runs[name][0], task, tokens
+      )
+      arms[name] = {
+        'bits': _mean_curve(runs[name], task),
+        'gain': gained['gain'],
+        'standard_error': gained['standard_error'],
+        'seeds': len(compared[name]['seeds']),
+        'law_gain': law,
+        'tokens_needed': tokens_needed(
+          tokens, _mean_curve(runs[name], task), arms[base]['bits'][-1]
+        ),
+        'shown_from': shown_from(
+          tokens, gained['gain'], gained['standard_error']
+        ),
+      }
+    summary['tasks'][task] = {'tokens': tokens, 'arms': arms}
+  return summary
+
+
+def _compare(
+  runs: dict[str, list[RunRecord]], name: str, base: str, command: str
+) -> dict[str, Any]:
+  """The comparison of an arm with the first one, over their common seeds."""
+  seeds = {run.seed for run in runs[name]} & {run.seed for run in runs[base]}
+  sides = [[r for r in runs[of] if r.seed in seeds] for of in (name, base)]
+  return comparison.compare(*sides, command, labels=(name, base))
+
+
+def _scores(compared: dict[str, Any]) -> list[dict[str, Any]]:
+  """The final scores; those of the first arm only once."""
+  found = {}
+  for one in compared.values():
+    label = one['runs']['label']
+    for score in one['scores']:
+      if score['name'].endswith(', gain'):
+        score = {**score, 'name': f'{score["name"]} of {label}'}
+      found.setdefault(score['name'], score)
+  return list(found.values())
+
+
+def _facts(runs: Sequence[RunRecord], learning_rate: float) -> dict[str, Any]:
+  return {
+    **runs[0].counts,
+    **runs[0].at_end,
+    'learning_rate': learning_rate,
+    'seeds': len(runs),
+    'tokens': runs[0].tokens,
+    'seconds': statistics.fmean(_seconds(run.directory) for run in runs),
+  }
+
+
+def _seconds(directory: str) -> float:
+  """Seconds of training, without compilation and evaluation."""
+  last = record_log.read(pathlib.Path(directory) / 'log.jsonl')[-1]
+  return last['time']['elapsed']
+
+
+def _mean_curve(runs: Sequence[RunRecord], task: str) -> list[float]:
+  lines = [[bits for _, bits in run.curves[task]] for run in runs]
+  return [statistics.fmean(column) for column in zip(*lines, strict=True)]
+
+
+def _law(
+  base: float,
+  expansion: float,
+  run: RunRecord,
+  task: str,
+  tokens: Sequence[int],
+) -> list[float] | None:
+  """The gain that the joint law predicts; None if the first arm is sparse."""
+  active = run.counts['params_active']
+  if base != 1 or active is None:
+    return None
+  # The law gives nats per token; the last evaluation has both units.
+  path = pathlib.Path(run.directory) / 'eval.jsonl'
+  scores = record_log.read(path)[-1]['eval'][task]
+  unit = scores['bits_per_char'] / scores['cross_entropy']
+  return [unit * joint_law.gain(active, at, expansion) for at in tokens]
+
+
+def tokens_needed(
+  tokens: Sequence[int], bits: Sequence[float], level: float
+) -> float | None:
+  """Tokens after which a curve reaches a level; None if it never does.
+
+  Between two evaluations the curve is a line. Before the first one it is
+  unknown, so the answer is never less than the tokens of the first evaluation.
+  """
+  if bits[0] <= level:
+    return float(tokens[0])
+  for i in range(1, len(bits)):
+    if bits[i] <= level:
+      return float(
+        np.interp(-level, [-bits[i - 1], -bits[i]], tokens[i - 1 : i + 1])
+      )
+  return None
+
+
+def shown_from(
+  tokens: Sequence[int],
+  gains: Sequence[float],
+  errors: Sequence[float | None],
+) -> int | None:
+  """Tokens from which on the gain stays above two standard errors.
+
+  None if it does not at the end, or if one seed gives no standard error.
+  """
+  first = None
+  for at, gain, error in reversed(
+    list(zip(tokens, gains, errors, strict=True))
+  ):
+    if error is None or gain <= _ERRORS * error:
+      break
+    first = at
+  return first
+
+
+def evaluation(directory: str) -> dict[str, Any]:
+  """The last record of a run's eval.jsonl, by task."""
+  return record_log.read(pathlib.Path(directory) / 'eval.jsonl')[-1]['eval']

@@ -1,0 +1,184 @@
+"""A ladder as text, or as a page: when does sparsity pay, and how much?"""
+
+import itertools
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from moe.evaluate import score
+from moe.report import corpora, templates
+from moe.report import figures as draw
+from moe.report.ladder import evaluation
+from moe.scale.quantities import in_seconds, short
+
+_MARKS = 'osD^vPX'
+
+
+def as_text(summary: dict[str, Any]) -> str:
+  """The tables of the page, and a sentence for each task."""
+  blocks = [_aligned(models_table(summary))]
+  for task in summary['tasks']:
+    blocks.append(f'{task}, held out\n{_aligned(gains_table(summary, task))}')
+  return '\n\n'.join([*blocks, score.as_table(_scores(summary))])
+
+
+def write(summary: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes the page of a summary from `ladder.summarise`."""
+  tasks = []
+  for task in summary['tasks']:
+    tasks.append((task, _curves(summary, task), gains_table(summary, task)))
+  loads = []
+  for name, directory in summary['loads'].items():
+    found = corpora.corpora(evaluation(directory))
+    if found:
+      loads.append((name, found))
+  page = templates.render(
+    'ladder_page.html',
+    title='When does sparsity pay?',
+    summary=summary,
+    models=models_table(summary),
+    tasks=tasks,
+    rates=_rates(summary) if _swept(summary) else '',
+    loads=loads,
+    scores=score.as_cells(_scores(summary)),
+  )
+  path.write_text(page, encoding='utf-8')
+
+
+def models_table(summary: dict[str, Any]) -> list[list[str]]:
+  """A row of cells for each arm, below a header."""
+  header = [
+    'arm', 'parameters', 'active', 'training FLOPs per token',
+    "optimizer's FLOPs per token", 'learning rate', 'seeds', 'tokens',
+    'training', 'dropped',
+  ]  # fmt: skip
+  rows = [header]
+  for name, arm in summary['arms'].items():
+    dropped = arm['dropped_fraction']
+    rows.append(
+      [
+        name,
+        *(
+          '–' if arm[key] is None else short(arm[key])
+          for key in (
+            'params_total',
+            'params_active',
+            'flops_per_token_train',
+            'flops_per_token_optimizer',
+          )
+        ),
+        f'{arm["learning_rate"]:g}',
+        str(arm['seeds']),
+        short(arm['tokens']),
+        in_seconds(arm['seconds']),
+        '–' if dropped is None else f'{dropped:.1%}',
+      ]
+    )
+  return rows
+
+
+def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
+  """Bits and gain of each arm at the end, below a header."""
+  found, base = summary['tasks'][task], summary['base']
+  end = found['tokens'][-1]
+  rows = [
+    ['arm', 'bits per character', f'gain on {base}', 'standard error', 'seeds']
+    + ['shown from', f'share of tokens for the last score of {base}']
+    + ["joint law's gain"]
+  ]
+  for name, arm in found['arms'].items():
+    if name == base:
+      rows.append([name, f'{arm["bits"][-1]:.4f}', *['–'] * 6])
+      continue
+    error, law = arm['standard_error'][-1], arm['law_gain']
+    needed, shown = arm['tokens_needed'], arm['shown_from']
+    rows.append(
+      [
+        name,
+        f'{arm["bits"][-1]:.4f}',
+        f'{arm["gain"][-1]:+.4f}',
+        '–' if error is None else f'{error:.4f}',
+        str(arm['seeds']),
+        '–' if shown is None else f'{short(shown)} tokens',
+        '–' if needed is None else f'{needed / end:.0%}',
+        '–' if law is None else f'{law[-1]:+.3f}',
+      ]
+    )
+  return rows
+
+
+def _scores(summary: dict[str, Any]) -> list[score.Score]:
+  return [score.from_json(entries) for entries in summary['scores']]
+
+
+def _aligned(rows: list[list[str]]) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  )
+
+
+def _swept(summary: dict[str, Any]) -> bool:
+  return any(summary['rates'].values())
+
+
+def _curves(summary: dict[str, Any], task: str) -> str:
+  """A figure of all curves of a task, and of their gains below."""
+  found, base = summary['tasks'][task], summary['base']
+  millions = np.array(found['tokens']) / 1e6
+  with draw.style(draw.PAGE):
+    figure = Figure((9.2, 5.6), layout='constrained')
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=(1.4, 1))
+    looks = zip(
+      found['arms'].items(),
+      itertools.cycle(draw.PAGE.series),
+      itertools.cycle(_MARKS),
+      strict=False,
+    )
+    bottom.axhline(0, color=draw.PAGE.soft, linewidth=1)
+    for (name, arm), color, mark in looks:
+      top.plot(
+        millions, arm['bits'], f'{mark}-', color=color, lw=1.8, ms=5, label=name
+      )
+      if name == base:
+        continue
+      errors = [error or 0 for error in arm['standard_error']]
+      bottom.errorbar(
+        millions, arm['gain'], errors, fmt=f'{mark}-', color=color, lw=1.6,
+        ms=4.5, capsize=4,
+      )  # fmt: skip
+      if arm['law_gain'] is not None:
+        bottom.plot(
+          millions, arm['law_gain'], color=color, lw=1, ls=(0, (4, 4))
+        )
+    top.set_ylabel(f'{task}, bits per character')
+    top.legend(loc='upper right')
+    bottom.set(xlabel='million tokens', ylabel=f'gain on {base}')
+    return draw.svg(figure, f'{task} by tokens')
+
+
+def _rates(summary: dict[str, Any]) -> str:
+  """A figure of bits per character against the learning rate."""
+  with draw.style(draw.PAGE):
+    figure = Figure((9.2, 3.2), layout='constrained')
+    axes = figure.subplots()
+    looks = zip(
+      summary['rates'].items(),
+      itertools.cycle(draw.PAGE.series),
+      itertools.cycle(_MARKS),
+      strict=False,
+    )
+    for (name, rows), color, mark in looks:
+      points = [(rate, bits) for rate, _, bits in rows if bits is not None]
+      axes.plot(*zip(*points, strict=True), f'{mark}-', color=color, label=name)
+    axes.set_xscale('log', base=2)
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.set(xlabel='learning rate', ylabel='bits per character')
+    axes.legend(loc='upper right')
+    return draw.svg(figure, 'bits per character by learning rate')

@@ -1,0 +1,378 @@
+"""Trains the runs of a ladder: several models, each at its own learning rate.
+
+An arm is a model. All arms train on the same tokens. First, each arm trains on
+a few tokens at several learning rates. If its best rate is the lowest or the
+highest one, a rate twice as low or twice as high is tried, and so on. Then each
+arm trains on all tokens at its best rate, with several seeds.
+
+Each run is a process of its own with a work directory of its own. So a ladder
+that is stopped goes on where it was, and several runs can share one device.
+"""
+
+import collections
+import dataclasses
+import logging
+import os
+import pathlib
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from moe import atomic_files, stop_signals
+from moe.models.anatomy import anatomy
+from moe.models.decoder import Decoder
+from moe.runs.supervise import EXIT_MISTAKE
+from moe.scale import quantities
+from moe.train import record_log
+
+_logger = logging.getLogger(__name__)
+
+# How often the rates of an arm go on beyond those that were asked for.
+MAX_EXTENSIONS = 3
+_WARMUP = 0.01
+_LOG, _COMMAND, _DIVERGED = 'log.txt', 'command.txt', 'diverged.txt'
+
+
+class Arm(NamedTuple):
+  """One model of a ladder.
+
+  Attributes:
+    name: of the arm, and of its directory.
+    bindings: what its runs bind, such as 'NUM_EXPERTS=16'.
+    seeds: number of runs at its best learning rate.
+  """
+
+  name: str
+  bindings: tuple[str, ...]
+  seeds: int
+
+
+def arms(
+  experts: Sequence[int], bound: Sequence[str], seeds: Sequence[int]
+) -> tuple[Arm, ...]:
+  """The arms that flags describe, those of `experts` first.
+
+  Args:
+    experts: numbers of experts; 1 stands for the dense twin, which has as many
+      active FLOPs as the sparse models.
+    bound: 'NAME:BINDING;BINDING' for each other arm.
+    seeds: one number for all arms, or one for each.
+
+  Raises:
+    ValueError: if there are not two arms at least, if one cannot be read, or if
+      the seeds do not fit.
+  """
+  found = [
+    ('dense', ('DENSE_TWIN=True',))
+    if number == 1
+    else (f'experts_{number}', (f'NUM_EXPERTS={number}',))
+    for number in experts
+  ]
+  for text in bound:
+    name, colon, bindings = text.partition(':')
+    if not colon or not name or '/' in name:
+      raise ValueError(
+        f'--arm={text} must be a name, a colon and bindings: write'
+        " --arm='dense:DENSE_TWIN=True'."
+      )
+    found.append((name, tuple(b for b in bindings.split(';') if b)))
+  if len(found) < 2:
+    raise ValueError(
+      f'a ladder must have at least two arms to compare, got {len(found)}: add'
+      ' --experts=1,16 or --arm.'
+    )
+  each = list(seeds) * len(found) if len(seeds) == 1 else seeds
+  if len(each) != len(found) or min(each) < 1:
+    raise ValueError(
+      f'--seeds must be one number for all {len(found)} arms or one for each,'
+      f' each at least 1, got {",".join(map(str, seeds))}.'
+    )
+  return tuple(Arm(*arm, n) for arm, n in zip(found, each, strict=True))
+
+
+def expansion(model: Decoder) -> float:
+  """Experts of a layer over those that act on a token; 1 for a dense model."""
+  experts = anatomy(model).experts
+  return experts.num_experts / experts.num_active if experts else 1.0
+
+
+class Entry(NamedTuple):
+  """One run of a ladder."""
+
+  arm: Arm
+  learning_rate: float
+  tokens: int
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+  """All that decides which runs a ladder has.
+
+  Attributes:
+    arms: the models.
+    learning_rates: rates that every arm tries; with one rate there is no sweep.
+    tokens: training tokens of each run after the sweep.
+    sweep_tokens: training tokens of each run of the sweep.
+    tokens_per_step: B x T.
+    evaluations: number of evaluations of each run after the sweep, all after
+      equal numbers of steps.
+    at_once: number of runs beside each other.
+  """
+
+  arms: tuple[Arm, ...]
+  learning_rates: tuple[float, ...]
+  tokens: int
+  sweep_tokens: int
+  tokens_per_step: int
+  evaluations: int = 5
+  at_once: int = 1
+
+  def __post_init__(self):
+    least = self.evaluations * self.tokens_per_step
+    for name in ('tokens', 'sweep_tokens'):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f'--{name}={getattr(self, name):,} must be at least {least:,}, which'
+          f' is one step for each of {self.evaluations} evaluations: raise it.'
+        )
+    for name in ('evaluations', 'at_once'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'--{name}={getattr(self, name)} must be at least 1.')
+    names = [arm.name for arm in self.arms]
+    if len(set(names)) != len(names):
+      raise ValueError(f'arms must differ in name, got {", ".join(names)}.')
+    rates = self.learning_rates
+    if not rates or min(rates) <= 0 or len(set(rates)) != len(rates):
+      raise ValueError(
+        f'--learning_rates={rates} must be different numbers above 0.'
+      )
+
+  @property
+  def sweep(self) -> list[Entry]:
+    """The runs that try the learning rates."""
+    if len(self.learning_rates) == 1:
+      return []
+    return [
+      Entry(arm, rate, self.sweep_tokens, 0)
+      for arm in self.arms
+      for rate in sorted(self.learning_rates)
+    ]
+
+  def bindings(self, entry: Entry) -> list[str]:
+    """What a run binds beside the flags of the user."""
+    steps = entry.tokens // self.tokens_per_step
+    # The sweep needs the score at the end alone.
+    is_sweep = entry.tokens != self.tokens
+    period = steps if is_sweep else steps // self.evaluations
+    steps = period * (1 if is_sweep else self.evaluations)
+    return [
+      *entry.arm.bindings,
+      f'LEARNING_RATE={entry.learning_rate:g}',
+      f'SEED={entry.seed}',
+      f'TRAIN_STEPS={steps}',
+      f'WARMUP_STEPS={max(1, round(_WARMUP * steps))}',
+      f'EVAL_PERIOD={period}',
+      f'SAVE_PERIOD={period}',
+    ]
+
+
+class Finished(NamedTuple):
+  """What a ladder has found.
+
+  Attributes:
+    rates: arm name -> ((learning rate, tokens of its run, bits per character),
+      ...); the bits are the mean over the held-out tasks, None if the run has
+      diverged.
+    best: arm name -> its best learning rate.
+    directories: arm name -> work directories at the best rate, by seed.
+  """
+
+  rates: dict[str, tuple[tuple[float, int, float | None], ...]]
+  best: dict[str, float]
+  directories: dict[str, list[str]]
+
+
+def run(
+  ladder: Ladder, train: Callable[[list[str]], list[str]], workdir: str
+) -> Finished:
+  """Trains all runs that are missing.
+
+  Args:
+    ladder: which runs there are.
+    train: makes the command of a run from its bindings, without --workdir.
+    workdir: directory of the ladder.
+
+  Raises:
+    ValueError: if a run ends with an error, or if its command is not that of
+      the run in its directory.
+  """
+  runner = _Runner(ladder, train, pathlib.Path(workdir))
+  swept = list(ladder.sweep)
+  runner.run(swept)
+  for _ in range(MAX_EXTENSIONS):
+    more = [
+      Entry(arm, rate, ladder.sweep_tokens, 0)
+      for arm in ladder.arms
+      if (rate := _next_rate(runner.rates(swept, arm))) is not None
+    ]
+    if not more:
+      break
+    runner.run(more)
+    swept += more
+  rates = {arm.name: runner.rates(swept, arm) for arm in ladder.arms}
+  best = {name: _best(ladder, found) for name, found in rates.items()}
+  chosen = [
+    Entry(arm, best[arm.name], ladder.tokens, seed)
+    for seed in range(max(arm.seeds for arm in ladder.arms))
+    for arm in ladder.arms
+    if seed < arm.seeds
+  ]
+  runner.run(chosen)
+  directories = collections.defaultdict(list)
+  for entry in chosen:
+    if runner.score(entry) is None:
+      raise ValueError(
+        f'{runner.directory(entry)} has diverged at the rate that was best in'
+        ' the sweep: remove the directory, and raise --sweep_tokens or lower'
+        ' --learning_rates.'
+      )
+    directories[entry.arm.name].append(str(runner.directory(entry)))
+  return Finished(rates, best, dict(directories))
+
+
+def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
+  """The rate with the lowest score, or the only one."""
+  scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
+  if rates and not scored:
+    raise ValueError(
+      'every learning rate of an arm has diverged: lower --learning_rates.'
+    )
+  return min(scored)[1] if scored else ladder.learning_rates[0]
+
+
+def _next_rate(rates: Sequence[tuple]) -> float | None:
+  """The rate to try next if the best one has no neighbour on one side."""
+  if not rates:
+    return None
+  every = [rate for rate, *_ in rates]
+  scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
+  # A larger rate that has diverged is a neighbour, too.
+  best = min(scored)[1] if scored else min(every)
+  if best == min(every):
+    return best / 2
+  return 2 * best if best == max(every) else None
+
+
+class _Runner:
+  """Starts the processes of a ladder's runs."""
+
+  def __init__(
+    self,
+    ladder: Ladder,
+    train: Callable[[list[str]], list[str]],
+    workdir: pathlib.Path,
+  ):
+    self._ladder = ladder
+    self._train = train
+    self._workdir = workdir
+
+  def directory(self, entry: Entry) -> pathlib.Path:
+    """The work directory of a run."""
+    tokens = quantities.short(entry.tokens).replace(' ', '')
+    name = f'{tokens}_rate_{entry.learning_rate:g}_seed_{entry.seed}'
+    return self._workdir / entry.arm.name / name
+
+  def score(self, entry: Entry) -> float | None:
+    """Mean bits per character over the held-out tasks, at the end.
+
+    None if the run has diverged.
+    """
+    directory = self.directory(entry)
+    if (directory / _DIVERGED).exists():
+      return None
+    last = record_log.read(directory / 'eval.jsonl')[-1]['eval']
+    return statistics.fmean(task['bits_per_char'] for task in last.values())
+
+  def rates(self, entries: Iterable[Entry], arm: Arm) -> tuple[tuple, ...]:
+    """`Finished.rates` of one arm."""
+    found = [
+      (entry.learning_rate, entry.tokens, self.score(entry))
+      for entry in entries
+      if entry.arm == arm
+    ]
+    return tuple(sorted(found))
+
+  def run(self, entries: Sequence[Entry]) -> None:
+    """Trains those of the runs that have not ended, several at once."""
+    waiting = [entry for entry in entries if not self._is_done(entry)]
+    total, number = len(waiting), 0
+    running, stopped = {}, []
+
+    def stop(name: str) -> None:
+      stopped.append(name)
+      for process, _ in running.values():
+        process.terminate()
+
+    with stop_signals.handled(stop, listens=False):
+      while running or (waiting and not stopped):
+        while waiting and len(running) < self._ladder.at_once and not stopped:
+          entry, number = waiting.pop(0), number + 1
+          _logger.info(f'run {number} of {total}: {self.directory(entry)}')
+          running[entry] = self._start(entry), time.monotonic()
+        time.sleep(0.2)
+        for entry, (process, begin) in list(running.items()):
+          if process.poll() is not None:
+            del running[entry]
+            if not stopped:
+              self._end(entry, process.returncode, time.monotonic() - begin)
+    if stopped:
+      raise stop_signals.Stopped(stopped[0])
+
+  def _is_done(self, entry: Entry) -> bool:
+    directory = self.directory(entry)
+    path = directory / _COMMAND
+    command = '\n'.join(self._command(entry)[1:])
+    if not path.exists():
+      directory.mkdir(parents=True, exist_ok=True)
+      atomic_files.write_file(path, command)
+    elif path.read_text(encoding='utf-8') != command:
+      raise ValueError(
+        f'{path} must hold the command of this ladder, got another one: give'
+        ' the flags and bindings of before, or another --workdir.'
+      )
+    return any((directory / n).exists() for n in ('run.json', _DIVERGED))
+
+  def _command(self, entry: Entry) -> list[str]:
+    bindings = self._ladder.bindings(entry)
+    return [*self._train(bindings), f'--workdir={self.directory(entry)}']
+
+  def _start(self, entry: Entry) -> subprocess.Popen:
+    share = 0.9 / self._ladder.at_once
+    environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{share:.2f}'}
+    with open(self.directory(entry) / _LOG, 'ab') as log:
+      return subprocess.Popen(
+        self._command(entry),
+        stdout=log,
+        stderr=log,
+        env={**environment, **os.environ},
+      )
+
+  def _end(self, entry: Entry, code: int, seconds: float) -> None:
+    """Logs the score of a run that has ended, or raises its error."""
+    directory = self.directory(entry)
+    took = quantities.in_seconds(seconds)
+    if code:
+      text = (directory / _LOG).read_text(encoding='utf-8', errors='replace')
+      last = (text.strip().splitlines() or ['without a word'])[-1]
+      if code != EXIT_MISTAKE or 'not finite' not in last:
+        raise ValueError(
+          f'{directory} has ended with code {code}: {last} (its log is'
+          f' {directory / _LOG}; the same command goes on)'
+        )
+      atomic_files.write_file(directory / _DIVERGED, last)
+      _logger.info(f'  diverged after {took}')
+      return
+    _logger.info(f'  {self.score(entry):.4f} bits per character, {took}')

@@ -1,0 +1,392 @@
+"""Scores of a model that draws, describes and recognises pictures."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from moe import bounds
+from moe.data.store import Store
+from moe.evaluate import captions, comparison, likelihood
+from moe.evaluate import judge as judge_lib
+from moe.evaluate.judge import Judge
+from moe.evaluate.score import Score
+from moe.runs import recognition
+from moe.runs.picture_model import Drawing, PictureModel
+from moe.runs.tokenizer_report import first_pictures
+
+_logger = logging.getLogger(__name__)
+
+# A picture's sentence is compared with those of so many pictures.
+_RIVALS = 16
+# More different names are no labels to choose from.
+_MAX_LABELS = 50
+# The share of the expectation that is taken away from a label.
+ALPHAS = (0.0, 0.5, 1.0)
+SHOWN = 12
+
+# (sentence, facts of a picture) -> attribute -> whether the sentence is right.
+Agreement = Callable[[str, Mapping], Mapping[str, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is scored, and how.
+
+  Attributes:
+    agreement: says which attributes a sentence gets right.
+    drawing: how pictures are drawn.
+    num_drawn: the first so many sentences of each source are drawn.
+    limit: the first so many held-out pictures of each source are read.
+    judge_epochs: how often the independent network sees each picture.
+    command: the command that gives the same numbers again.
+  """
+
+  agreement: Agreement
+  drawing: Drawing = Drawing()
+  num_drawn: int = 200
+  limit: int = 1500
+  judge_epochs: int = 4
+  command: str = ''
+
+  def __post_init__(self):
+    bounds.at_least(2, '--num', self.num_drawn, 'sentences to draw')
+    bounds.at_least(_RIVALS, '--limit', self.limit, 'held-out pictures')
+    meaning = 'passes of the judge over its pictures'
+    bounds.at_least(1, '--judge_epochs', self.judge_epochs, meaning)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Held-out pictures with what is known of them.
+
+  Attributes:
+    name: of the pictures, which begins the name of each score.
+    pixels: uint8 [N, Y, X, 3].
+    captions: the sentence of each.
+    facts: what each shows.
+  """
+
+  name: str
+  pixels: np.ndarray
+  captions: list[str]
+  facts: list[dict]
+
+  def first(self, count: int) -> 'HeldOut':
+    """The first pictures."""
+    return HeldOut(
+      self.name,
+      self.pixels[:count],
+      self.captions[:count],
+      self.facts[:count],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a model made of held-out pictures.
+
+  Attributes:
+    scores: of all kinds.
+    drawn: (sentence, pixels) of the first drawn pictures.
+    described: (pixels, its sentence, the model's) of the first pictures.
+  """
+
+  scores: list[Score]
+  drawn: list[tuple[str, np.ndarray]]
+  described: list[tuple[np.ndarray, str, str]]
+
+
+def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
+  """The first pictures of a store of pictures."""
+  made = first_pictures(store, pixels, limit)
+  records = store.read(np.arange(len(made)))
+  facts = [json.loads(record['facts'].tobytes()) for record in records]
+  return HeldOut(name, made, [one.pop('caption') for one in facts], facts)
+
+
+def score_sources(
+  model: PictureModel,
+  pictures: Mapping[str, Mapping[str, str]],
+  wanted: Request,
+) -> dict[str, Found]:
+  """Scores of all held-out splits of sources of pictures, by their names.
+
+  Args:
+    model: the model.
+    pictures: name -> split -> store of pictures.
+    wanted: what is scored.
+  """
+  found, pixels = {}, model.tokenizer.pixels
+  for name, by_split in pictures.items():
+    store = Store(by_split['train'])
+    known = held_out(name, store, pixels, int(store.lengths.size))
+    judge = judge_lib.train(known.pixels, known.facts, wanted.judge_epochs)
+    for split, directory in by_split.items():
+      if split != 'train':
+        label = name if split == 'validation' else f'{name} {split}'
+        mine = held_out(label, Store(directory), pixels, wanted.limit)
+        found[label] = score(model, mine, judge, wanted)
+        _logger.info(f'{label}: {len(mine.pixels)} pictures scored')
+  return found
+
+
+def score(
+  model: PictureModel, pictures: HeldOut, judge: Judge, wanted: Request
+) -> Found:
+  """All scores of the held-out pictures of a source.
+
+  Args:
+    model: the model.
+    pictures: at least two.
+    judge: an independent network.
+    wanted: what is scored.
+  """
+  mean = _Mean(pictures.name, wanted.command)
+  codes = model.encode(pictures.pixels)
+  first = pictures.first(wanted.num_drawn)
+  drawn = model.draw(first.captions, wanted.drawing)
+  written = model.write(codes)
+  scores = [
+    *_judged(mean, model, pictures, codes, judge),
+    *_drawn(mean, first, np.stack([one.pixels for one in drawn]), judge),
+    *_described(mean, pictures, written, wanted.agreement),
+    *_alignment(mean, model, pictures, codes),
+    *_recognised(mean, model, pictures, codes),
+  ]
+  made = [one.pixels for one in drawn]
+  shown = zip(pictures.pixels, pictures.captions, written, strict=True)
+  return Found(
+    scores,
+    list(zip(first.captions, made, strict=True))[:SHOWN],
+    list(shown)[:SHOWN],
+  )
+
+
+class _Mean:
+  """Makes scores that are means over pictures."""
+
+  def __init__(self, name: str, command: str):
+    self._name, self._command = name, command
+
+  def __call__(
+    self, what: str, values: np.ndarray, unit: str = 'share', higher=True
+  ) -> Score:
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return comparison.of_mean(
+      f'{self._name}: {what}', known, self._command, unit, higher
+    )
+
+  def single(self, what: str, value: float, n: int, unit: str) -> Score:
+    """A number that is no mean, without an interval."""
+    name = f'{self._name}: {what}'
+    return Score(name, float(value), None, None, n, self._command, unit)
+
+
+def _judged(
+  mean: _Mean,
+  model: PictureModel,
+  pictures: HeldOut,
+  codes: np.ndarray,
+  judge: Judge,
+) -> list[Score]:
+  """The two ceilings: what the judge says of real and of decoded pictures."""
+  scores = []
+  made = model.tokenizer.decode(codes)
+  for what, pixels in (('real', pictures.pixels), ('reconstructed', made)):
+    answers, _ = judge_lib.judge(judge, pixels)
+    right = judge_lib.right(judge, answers, pictures.facts)
+    scores.append(mean(f'{what} pictures judged, all attributes', right['all']))
+  return scores
+
+
+def _drawn(
+  mean: _Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
+) -> list[Score]:
+  """What the judge says of drawn pictures, and how far their features lie."""
+  answers, features = judge_lib.judge(judge, pixels)
+  right = judge_lib.right(judge, answers, wanted.facts)
+  scores = [
+    mean(f'drawn pictures judged, {name}', values)
+    for name, values in right.items()
+    if not np.isnan(values).all()
+  ]
+  kinds = [one.get('kind') for one in wanted.facts]
+  for kind in sorted({kind for kind in kinds if kind}):
+    mine = np.array([one == kind for one in kinds])
+    scores.append(
+      mean(f'drawn pictures judged, all of kind {kind}', right['all'][mine])
+    )
+  if len(pixels) < 8:
+    return scores
+  _, real = judge_lib.judge(judge, wanted.pixels)
+  half = len(real) // 2
+  distance = judge_lib.frechet_distance
+  return [
+    *scores,
+    mean.single('FD-own, drawn', distance(features, real), len(real), ''),
+    mean.single(
+      'FD-own, real halves', distance(real[:half], real[half:]), half, ''
+    ),
+  ]
+
+
+def _described(
+  mean: _Mean, pictures: HeldOut, written: list[str], agreement: Agreement
+) -> list[Score]:
+  """How many attributes the model's own captions get right."""
+  right = [
+    agreement(text, facts)
+    for text, facts in zip(written, pictures.facts, strict=True)
+  ]
+  names = list(dict.fromkeys(name for one in right for name in one))
+  scores = [
+    mean(
+      f'caption right, {name}',
+      np.array([float(one.get(name, np.nan)) for one in right]),
+    )
+    for name in names
+  ]
+  kinds = [one.get('kind') for one in pictures.facts]
+  for kind in sorted({kind for kind in kinds if kind}):
+    exact = [
+      float(one['all'])
+      for one, its_kind in zip(right, kinds, strict=True)
+      if its_kind == kind
+    ]
+    scores.append(mean(f'caption right, all of kind {kind}', np.array(exact)))
+  return scores
+
+
+def _alignment(
+  mean: _Mean, model: PictureModel, pictures: HeldOut, codes: np.ndarray
+) -> list[Score]:
+  """Whether the model connects sentences and pictures."""
+  count = len(codes) // _RIVALS * _RIVALS
+  losses = np.zeros((count, _RIVALS))
+  for first in range(0, count, _RIVALS):
+    part = slice(first, first + _RIVALS)
+    ids = [model.caption(text) for text in pictures.captions[part]]
+    sizes = np.array([len(i) for i in ids])
+    losses[part] = model.nats(codes[part], ids) / sizes
+  own = np.arange(count) % _RIVALS
+  true = losses[np.arange(count), own]
+  other = losses[np.arange(count), (own + 1) % _RIVALS]
+  # Rivals with the same sentence are no mistake.
+  best = losses.min(axis=1) >= true - 1e-6
+  with_it = code_nats(model, codes, pictures.captions, is_hidden=False)
+  without = code_nats(model, codes, pictures.captions, is_hidden=True)
+  unit = 'nats per code'
+  return [
+    mean(
+      'caption loss of the true sentence below that of another', true < other
+    ),
+    mean(f'sentence found among {_RIVALS}', best),
+    mean('loss of codes with their sentence', with_it, unit, higher=False),
+    mean('loss of codes without a sentence', without, unit, higher=False),
+    mean('what the sentence saves', without - with_it, unit),
+  ]
+
+
+def code_nats(
+  model: PictureModel,
+  codes: np.ndarray,
+  sentences: Sequence[str],
+  is_hidden: bool,
+) -> np.ndarray:
+  """Mean nats [N] of the codes of each picture after its sentence.
+
+  Args:
+    model: the model.
+    codes: int32 [N, codes].
+    sentences: one for each picture.
+    is_hidden: whether the sentence is hidden.
+  """
+  trained, size = model.trained, model.canvas.num_codes
+  documents = []
+  for row, sentence in zip(codes, sentences, strict=True):
+    prompt = trained.vocabulary.encode(sentence + '\n')
+    first, total = len(prompt), len(prompt) + size
+    places = model.canvas.extras_of(np.array([first]), total)
+    if is_hidden:
+      prompt = [model.canvas.mask] * first
+    is_code = np.arange(total) >= first
+    documents.append(
+      likelihood.Document(
+        np.array([*prompt, *(row + model.canvas.begin)], np.int32),
+        size,
+        size,
+        is_code,
+        modality=is_code.astype(np.int32),
+        extras={name: values[0] for name, values in places.items()},
+      )
+    )
+  length = max(len(document.tokens) for document in documents)
+  parts = trained.row_parts
+  context = likelihood.Context(length, length, -(-32 // parts) * parts)
+  with jax.set_mesh(trained.mesh):
+    nats = likelihood.score_documents(
+      trained.functional, trained.params, trained.state, documents, context
+    )
+  return nats / size
+
+
+def _recognised(
+  mean: _Mean, model: PictureModel, pictures: HeldOut, codes: np.ndarray
+) -> list[Score]:
+  """Recognition of names; nothing where pictures have none or too many."""
+  names = [one.get('name', '') for one in pictures.facts]
+  labels = sorted({*names})
+  if not 1 < len(labels) <= _MAX_LABELS or not all(labels):
+    return []
+  templates = recognition.TEMPLATES
+  given, without = recognition.label_nats(model, codes, labels, templates)
+  truth = np.array([labels.index(name) for name in names])
+  scores = []
+  for alpha in ALPHAS:
+    gains = captions.information_gain(given, without, alpha)
+    right = gains.argmax(axis=1) == truth
+    scores.append(mean(f'recognised, alpha {alpha:g}', right))
+  gains = captions.information_gain(given, without, ALPHAS[1])
+  answers = gains.argmax(axis=1)
+  count = len(truth)
+  scores.append(
+    mean.single('macro-F1', _macro_f1(answers, truth), count, 'share')
+  )
+  error = _calibration_error(gains, truth)
+  scores.append(mean.single('calibration error', error, count, 'share'))
+  for number, template in enumerate(templates):
+    one = captions.information_gain(
+      given[..., number : number + 1], without[..., number : number + 1], 0.5
+    )
+    right = one.argmax(axis=1) == truth
+    scores.append(mean(f'recognised by {template}', right))
+  return scores
+
+
+def _macro_f1(answers: np.ndarray, truth: np.ndarray) -> float:
+  """The mean over labels of the harmonic mean of precision and recall."""
+  found = []
+  for label in np.unique(truth):
+    hits = np.sum((answers == label) & (truth == label))
+    found.append(2 * hits / (np.sum(answers == label) + np.sum(truth == label)))
+  return float(np.mean(found))
+
+
+def _calibration_error(
+  gains: np.ndarray, truth: np.ndarray, num_bins: int = 10
+) -> float:
+  """Expected calibration error: of confidence against accuracy, in bins."""
+  probs = np.exp(gains - gains.max(axis=1, keepdims=True))
+  probs /= probs.sum(axis=1, keepdims=True)
+  confidence, right = probs.max(axis=1), probs.argmax(axis=1) == truth
+  bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+  error = 0.0
+  for number in np.unique(bins):
+    mine = bins == number
+    error += mine.mean() * abs(confidence[mine].mean() - right[mine].mean())
+  return float(error)

@@ -1,0 +1,54 @@
+"""A judge of pictures."""
+
+import numpy as np
+
+from moe.evaluate import judge
+
+FACTS = [
+  {'kind': 'one', 'label': 0, 'name': 'boot', 'tags': ['a']},
+  {'kind': 'two', 'label': 1, 'name': 'coat', 'place': 'left'},
+  {'kind': 'one', 'label': 1, 'name': 'coat', 'place': 'right'},
+]
+
+
+def test_attributes_have_several_values_and_are_named_once():
+  # The name says the same as the label, and tags are no class.
+  assert judge.attributes_of(FACTS) == {
+    'kind': ['one', 'two'],
+    'label': [0, 1],
+    'place': ['left', 'right'],
+  }
+
+
+def test_an_attribute_that_a_picture_lacks_does_not_count():
+  one = judge.Judge({}, {'kind': ['one', 'two'], 'place': ['left', 'right']})
+  answers = {'kind': np.array([0, 1, 1]), 'place': np.array([0, 1, 1])}
+  right = judge.right(one, answers, FACTS)
+  np.testing.assert_array_equal(right['kind'], [1, 1, 0])
+  np.testing.assert_array_equal(right['place'], [np.nan, 0, 1])
+  np.testing.assert_array_equal(right['all'], [1, 0, 0])
+
+
+def test_the_distance_of_normal_distributions():
+  rng = np.random.default_rng(0)
+  features = rng.standard_normal((400, 3))
+  assert abs(judge.frechet_distance(features, features)) < 1e-9
+  # A shift by (1, 2, 0) costs 5; twice the deviation costs one variance each.
+  shifted = judge.frechet_distance(features, features + np.array([1, 2, 0]))
+  np.testing.assert_allclose(shifted, 5, atol=1e-9)
+  variance = np.trace(np.cov(features.T))
+  mean = np.square(features.mean(axis=0)).sum()
+  doubled = judge.frechet_distance(features, 2 * features)
+  np.testing.assert_allclose(doubled, variance + mean, atol=1e-9)
+
+
+def test_a_judge_learns_what_is_plain_to_see():
+  rng = np.random.default_rng(1)
+  dark = rng.integers(0, 60, (128, 8, 8, 3), np.uint8)
+  light = rng.integers(190, 256, (128, 8, 8, 3), np.uint8)
+  pictures = np.concatenate([dark, light])
+  facts = [{'name': 'dark'}] * 128 + [{'name': 'light'}] * 128
+  made = judge.train(pictures, facts, epochs=4)
+  answers, features = judge.judge(made, pictures)
+  assert judge.right(made, answers, facts)['all'].mean() > 0.95
+  assert features.shape[0] == 256

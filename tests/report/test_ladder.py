@@ -1,0 +1,107 @@
+"""The summary and the page of a ladder, from the files of its runs."""
+
+import json
+
+import pytest
+
+from moe.report import comparison, corpora, ladder, ladder_page
+from moe.runs.ladder import Finished
+from moe.scale import joint_law
+
+BITS = {'dense': (8.0, 7.0, 6.5), 'sparse': (7.9, 6.5, 5.9)}
+
+
+def write_run(directory, seed, bits, is_sparse):
+  """A run of three evaluations on two corpora, the second one bit higher."""
+  directory.mkdir(parents=True)
+  (directory / 'config.gin').write_text(str(seed))
+  time = {'elapsed': 60.0}
+  with open(directory / 'log.jsonl', 'w') as f:
+    for step in (1, 2, 3):
+      record = {'step': step, 'tokens': step * 1000, 'time': time}
+      f.write(json.dumps(record) + '\n')
+  with open(directory / 'eval.jsonl', 'w') as f:
+    for step, value in enumerate(bits, 1):
+      scores = {}
+      for task, more, load in (('verse', 0, [[3, 1]]), ('law', 1, [[1, 3]])):
+        scores[task] = {'bits_per_char': value + more, 'cross_entropy': 4.0}
+        if is_sparse:
+          scores[task]['layers'] = {'load': load}
+      f.write(json.dumps({'step': step, 'eval': scores}) + '\n')
+  counts = {'params_total': 30, 'params_active': 10}
+  (directory / 'run.json').write_text(json.dumps(counts))
+  return str(directory)
+
+
+@pytest.fixture
+def summary(tmp_path):
+  directories = {
+    arm: [
+      # The second seed is 0.2 bits worse for the sparse arm, equal for the
+      # dense one.
+      write_run(
+        tmp_path / arm / str(seed),
+        seed,
+        [b + 0.2 * seed * (arm == 'sparse') for b in bits],
+        arm == 'sparse',
+      )
+      for seed in range(2)
+    ]
+    for arm, bits in BITS.items()
+  }
+  rates = {arm: ((0.01, 100, 7.0), (0.02, 100, None)) for arm in BITS}
+  found = Finished(rates, dict.fromkeys(BITS, 0.01), directories)
+  configured = lambda path: (int(path.read_text()), ('mix', 'verse', 'law'))
+  read = lambda directory: comparison.read_run(directory, configured)
+  return ladder.summarise(found, read, {'dense': 1, 'sparse': 8}, 'ladder')
+
+
+def test_gains_are_paired_and_have_standard_errors(summary):
+  arm = summary['tasks']['verse']['arms']['sparse']
+  # Gains at the end: 6.5 - 5.9 and 6.5 - 6.1, so the mean is .5 and the
+  # standard error is half their distance.
+  assert arm['gain'][-1] == pytest.approx(0.5)
+  assert arm['standard_error'][-1] == pytest.approx(0.1)
+  # Mean gains of 0.0, 0.4 and 0.5 with errors of 0.1.
+  assert arm['shown_from'] == 2000
+  # The mean curve is 8.0, 6.6, 6.0: it reaches 6.5 a sixth of the way from the
+  # second point to the third.
+  assert arm['tokens_needed'] == pytest.approx(2000 + 1000 / 6)
+
+
+def test_the_law_is_given_in_bits_per_character(summary):
+  arm = summary['tasks']['law']['arms']['sparse']
+  # The last evaluation has 6.9 bits per character for 4 nats per token.
+  nats = joint_law.gain(10, 3000, 8)
+  assert arm['law_gain'][-1] == pytest.approx(nats * 6.9 / 4)
+
+
+@pytest.mark.parametrize(
+  ('bits', 'needed'), [((5.0, 4.0), 10.0), ((9.0, 8.0), None)]
+)
+def test_tokens_needed_stay_inside_the_curve(bits, needed):
+  assert ladder.tokens_needed((10, 20), bits, 7.0) == needed
+
+
+def test_a_gain_that_is_lost_again_is_not_shown():
+  assert ladder.shown_from((1, 2, 3), (1, 0.1, 1), (0.1, 0.1, 0.1)) == 3
+  assert ladder.shown_from((1, 2), (1, 0.1), (0.1, 0.1)) is None
+  assert ladder.shown_from((1, 2), (1, 1), (None, None)) is None
+
+
+def test_the_page_has_curves_tables_and_loads(summary, tmp_path):
+  ladder_page.write(summary, tmp_path / 'ladder.html')
+  page = (tmp_path / 'ladder.html').read_text(encoding='utf-8')
+  assert page.count('<svg') == 4  # Two corpora, the rates, the loads.
+  assert '2 k tokens' in page and '72%' in page
+  assert 'verse, gain of sparse' in page
+  assert ladder_page.as_text(summary).startswith('arm')
+
+
+def test_the_loads_say_which_experts_serve_a_corpus(summary):
+  found = corpora.corpora(ladder.evaluation(summary['loads']['sparse']))
+  # Shares of 3/4 and 1/4 against a mean of 1/2: a quarter of the tokens would
+  # have to move, and the busy expert has 1.5 times the mean.
+  assert found.rows[1] == ['verse', '25%: 0 (1.5x), 1 (0.5x)']
+  assert found.rows[2] == ['law', '25%: 1 (1.5x), 0 (0.5x)']
+  assert corpora.corpora({'verse': {'layers': {}}}) is None

@@ -1,0 +1,121 @@
+"""Which runs a ladder has, and how it goes on."""
+
+import sys
+
+import pytest
+
+from moe.runs import ladder
+
+DENSE = ladder.Arm('dense', ('DENSE_TWIN=True',), 2)
+SPARSE = ladder.Arm('sparse', ('NUM_EXPERTS=4',), 1)
+
+# Stands in for a training. The score is |log2(rate / best)| + 5, and a rate of
+# more than 8 diverges.
+TRAIN = """
+import json, math, pathlib, sys
+bound = dict(a.split('=', 1) for a in sys.argv[1:])
+rate, workdir = float(bound['LEARNING_RATE']), pathlib.Path(bound['--workdir'])
+with open(workdir / 'started.txt', 'a') as f:
+  print('started', file=f)
+if rate > 8:
+  sys.exit(print('error: The loss was not finite') or 2)
+if bound.get('NUM_EXPERTS') == '3':
+  sys.exit(print('error: no disk') or 2)
+best = 4 if bound.get('DENSE_TWIN') else 1
+bits = abs(math.log2(rate / best)) + 5
+scores = {'step': 1, 'eval': {'verse': {'bits_per_char': bits}}}
+(workdir / 'eval.jsonl').write_text(json.dumps(scores) + '\\n')
+(workdir / 'run.json').write_text('{}')
+"""
+
+
+@pytest.fixture
+def train(tmp_path):
+  script = tmp_path / 'train.py'
+  script.write_text(TRAIN)
+  return lambda bindings: [sys.executable, str(script), *bindings]
+
+
+def made(rates=(1.0, 2.0), arms=(DENSE, SPARSE), **more):
+  """A ladder of 10 tokens a step: 20 steps in the sweep, 103 after it."""
+  return ladder.Ladder(arms, rates, 1030, 200, 10, **more)
+
+
+def test_each_arm_gets_its_own_best_rate_beyond_those_given(train, tmp_path):
+  found = ladder.run(made(), train, str(tmp_path / 'out'))
+  # The dense arm goes on to 4 and to 8, which shows that 4 is best. The sparse
+  # one goes on to 1/2.
+  assert [rate for rate, *_ in found.rates['dense']] == [1, 2, 4, 8]
+  assert [rate for rate, *_ in found.rates['sparse']] == [0.5, 1, 2]
+  assert found.best == {'dense': 4, 'sparse': 1}
+  assert [len(found.directories[arm]) for arm in found.best] == [2, 1]
+
+
+def test_a_rate_that_diverges_is_a_neighbour(train, tmp_path):
+  found = ladder.run(made((8.0, 16.0)), train, str(tmp_path / 'out'))
+  assert found.rates['dense'][-1] == (16.0, 200, None)
+  assert found.best['dense'] == 4
+
+
+def test_a_ladder_that_is_run_again_starts_nothing(train, tmp_path):
+  first = ladder.run(made(at_once=2), train, str(tmp_path / 'out'))
+  assert ladder.run(made(), train, str(tmp_path / 'out')) == first
+  for path in (tmp_path / 'out').glob('*/*/started.txt'):
+    assert path.read_text() == 'started\n', path
+
+
+def test_a_run_of_another_command_is_not_taken_for_this_one(train, tmp_path):
+  ladder.run(made(), train, str(tmp_path / 'out'))
+  other = lambda bindings: train([*bindings, 'BATCH_SIZE=2'])
+  with pytest.raises(ValueError, match=r'command.txt must hold .* --workdir'):
+    ladder.run(made(), other, str(tmp_path / 'out'))
+
+
+def test_an_error_of_a_run_ends_the_ladder_with_its_last_words(train, tmp_path):
+  arms = (DENSE, ladder.Arm('broken', ('NUM_EXPERTS=3',), 1))
+  with pytest.raises(ValueError, match='code 2: error: no disk'):
+    ladder.run(made(arms=arms), train, str(tmp_path / 'out'))
+
+
+def test_the_steps_are_those_of_whole_evaluations():
+  entry = ladder.Entry(SPARSE, 0.5, 1030, 7)
+  # 103 steps are 5 evaluations of 20 steps; the warm-up is 1% of 100 steps.
+  assert made().bindings(entry) == [
+    'NUM_EXPERTS=4', 'LEARNING_RATE=0.5', 'SEED=7', 'TRAIN_STEPS=100',
+    'WARMUP_STEPS=1', 'EVAL_PERIOD=20', 'SAVE_PERIOD=20',
+  ]  # fmt: skip
+
+
+def test_one_rate_needs_no_sweep():
+  assert made((1.0,)).sweep == []
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (((1,), (), (3,)), 'at least two arms'),
+    (((1, 8), (), (3, 1, 1)), 'one number for all 2 arms'),
+    (((1, 8), ('x',), (3,)), 'a name, a colon'),
+  ],
+)
+def test_arms_that_cannot_be_read_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    ladder.arms(*arguments)
+
+
+def test_flags_make_arms():
+  arms = ladder.arms((1, 16), ('shared:SHARED_D_FF=64;TOP_K=1',), (3, 2, 1))
+  assert arms == (
+    ladder.Arm('dense', ('DENSE_TWIN=True',), 3),
+    ladder.Arm('experts_16', ('NUM_EXPERTS=16',), 2),
+    ladder.Arm('shared', ('SHARED_D_FF=64', 'TOP_K=1'), 1),
+  )
+
+
+@pytest.mark.parametrize(
+  'wrong', [{'tokens': 40}, {'at_once': 0}, {'learning_rates': (0.0,)}]
+)
+def test_numbers_out_of_range_are_refused(wrong):
+  good = {'arms': (DENSE, SPARSE), 'learning_rates': (1.0,), 'tokens': 1000}
+  with pytest.raises(ValueError, match='must be'):
+    ladder.Ladder(**good | {'sweep_tokens': 200, 'tokens_per_step': 10} | wrong)
