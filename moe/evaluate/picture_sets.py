@@ -100,6 +100,36 @@ def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
   return Floor(frechet_distance(one, other), kernel_distance(one, other))
 
 
+def scores(
+  drawn_NF: np.ndarray, real_NF: np.ndarray, name: str, command: str
+) -> list[Score]:
+  """FD-own and KID of drawn pictures, each with its floor.
+
+  All sets have the same number of pictures: that of the drawn ones, or half of
+  the real ones if these are too few.
+
+  Args:
+    drawn_NF: features of at least 2 drawn pictures.
+    real_NF: features of at least 4 real held-out pictures.
+    name: of the pictures, which begins each score.
+    command: the command that gives the same numbers again.
+  """
+  num = min(len(drawn_NF), len(real_NF) // 2)
+  least = floor(real_NF, num)
+  chosen = np.random.default_rng(1).permutation(len(real_NF))[:num]
+  pair = drawn_NF[:num], real_NF[chosen]
+  values = {
+    'FD-own, drawn against real': frechet_distance(*pair),
+    'FD-own, real against real': least.frechet,
+    'KID, drawn against real': kernel_distance(*pair),
+    'KID, real against real': least.kernel,
+  }
+  return [
+    Score(f'{name}: {what}', value, None, None, num, command, 'distance')
+    for what, value in values.items()
+  ]
+
+
 def nearest(
   pictures: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -113,74 +143,35 @@ def nearest(
     The root of the mean squared difference, and the number among `others`.
   """
   flat = lambda a: np.asarray(a, np.float32).reshape(len(a), -1)
-  a, b = flat(pictures), flat(others)
-  squares = np.square(b).sum(axis=1)
-  distances, numbers = [], []
-  for first in range(0, len(a), _ROWS):
-    rows = a[first : first + _ROWS]
-    # The square of each row is the same for all others, so it can wait.
-    number = (squares - 2 * rows @ b.T).argmin(axis=1)
-    distances.append(np.sqrt(np.square(rows - b[number]).mean(axis=1)))
-    numbers.append(number)
-  return np.concatenate(distances), np.concatenate(numbers)
+  a = flat(pictures)
+  best, number = np.full(len(a), np.inf), np.zeros(len(a), int)
+  for first in range(0, len(others), _ROWS):
+    b = flat(others[first : first + _ROWS])
+    # The square of each picture is the same for all others, so it is left out.
+    distances = np.square(b).sum(axis=1) - 2 * a @ b.T
+    at = distances.argmin(axis=1)
+    found = distances[np.arange(len(a)), at]
+    number = np.where(found < best, first + at, number)
+    best = np.minimum(found, best)
+  difference = a - flat(others[number])
+  return np.sqrt(np.square(difference).mean(axis=1)), number
 
 
-class Copying(NamedTuple):
-  """Whether drawn pictures repeat training pictures.
+def is_nearer(drawn_N: np.ndarray, held_out_M: np.ndarray) -> np.ndarray:
+  """Whether each drawn picture is suspiciously near to a training picture.
 
-  Attributes:
-    drawn: distance of each drawn picture to the nearest training picture.
-    held_out: the same of real held-out pictures.
-    share: share of drawn pictures that are nearer than 95% of the held-out
-      ones. A model that copies nothing has about 0.05, one that draws smooth
-      prototypes has more.
-  """
-
-  drawn: np.ndarray
-  held_out: np.ndarray
-  share: float
-
-
-def copying(
-  drawn: np.ndarray, held_out: np.ndarray, training: np.ndarray
-) -> Copying:
-  """Compares distances to the nearest training picture.
+  That is, nearer than 95% of the held-out pictures are. A model that copies
+  nothing has a share of about 0.05. One that draws smooth prototypes has more,
+  so the pairs must be looked at.
 
   Args:
-    drawn: [N, ...], pixels or features.
-    held_out: [M, ...] real pictures that were not trained on.
-    training: real pictures that were.
+    drawn_N: distances of drawn pictures to the nearest training picture.
+    held_out_M: the same of real held-out pictures.
+
+  Returns:
+    bool [N].
   """
-  ours, theirs = (nearest(a, training)[0] for a in (drawn, held_out))
-  limit = np.percentile(theirs, _PERCENT)
-  return Copying(ours, theirs, float(np.mean(ours < limit)))
-
-
-def scores(
-  drawn_NF: np.ndarray, real_NF: np.ndarray, name: str, command: str
-) -> list[Score]:
-  """FD-own and KID of drawn pictures, each beside its floor.
-
-  Args:
-    drawn_NF: features of N drawn pictures.
-    real_NF: features of at least 2 N real held-out pictures.
-    name: of the pictures, which begins each score.
-    command: the command that gives the same numbers again.
-  """
-  num = len(drawn_NF)
-  least = floor(real_NF, num)
-  chosen = np.random.default_rng(1).permutation(len(real_NF))[:num]
-  real = real_NF[chosen]
-  values = {
-    'FD-own': frechet_distance(drawn_NF, real),
-    'FD-own, real against real': least.frechet,
-    'KID': kernel_distance(drawn_NF, real),
-    'KID, real against real': least.kernel,
-  }
-  return [
-    Score(f'{name}: {what}', value, None, None, num, command, 'distance')
-    for what, value in values.items()
-  ]
+  return drawn_N < np.percentile(held_out_M, _PERCENT)
 
 
 def _checked(features: np.ndarray) -> np.ndarray:
