@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from moe import axes, bounds
 from moe.layers import experts, feed_forward
 from moe.layers.anatomy import ExpertsAnatomy
-from moe.routing import dispatch, exchange, gates, slots
+from moe.routing import dispatch, exchange, gates, modality
 from moe.routing.dispatch import Dispatch
 from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
@@ -365,7 +365,7 @@ class MoE(nn.Module):
     metrics = {
       **plan.statistics,
       **arrived.traffic,
-      **self._drops_by_modality(inputs, plan, arrived),
+      **modality.drops(inputs, plan, arrived),
       'padding': (padding, jnp.float32(info.valid.size)),
     }
     outputs = LayerOutputs(plan.losses, metrics)
@@ -402,27 +402,6 @@ class MoE(nn.Module):
       self.num_modalities,
     )
     return inputs, keys_G
-
-  def _drops_by_modality(self, inputs, plan, arrived) -> dict[str, Pair]:
-    """'dropped_text' and so on, where the sender knows which rows have a slot.
-
-    A device that sends its tokens away before they get slots does not know it.
-    """
-    slot_GMA = arrived.permuted.slot_GMA
-    shape = inputs.valid_GM.shape
-    if self.num_modalities == 1 or slot_GMA is None or arrived.visit:
-      return {}
-    if slot_GMA.shape[:2] != shape:
-      return {}
-    asked_GR = slots.requested_rows(plan)
-    of_row_GR = jnp.take_along_axis(inputs.modality_GM, plan.token_GR, axis=1)
-    found = {}
-    for number, name in enumerate(MODALITIES[: self.num_modalities]):
-      mine_GM1 = (inputs.modality_GM == number)[..., None]
-      kept = jnp.sum((slot_GMA >= 0) & mine_GM1, dtype=jnp.float32)
-      asked = jnp.sum(asked_GR & (of_row_GR == number), dtype=jnp.float32)
-      found[f'dropped_{name}'] = asked - kept, asked
-    return found
 
 
 def _in_groups(a: Array, M: int) -> Array:

@@ -280,30 +280,3 @@ def choice_statistics(
     'entropy': (entropy, tokens),
     'confidence': (confidence, tokens),
   }
-
-
-def modality_statistics(
-  probs_GME: Array,
-  expert_GMA: Array,
-  valid_GM: Array,
-  modality_GM: Array,
-  num_modalities: int,
-) -> dict[str, Pair]:
-  """`choice_statistics` of each modality; {} where there is one.
-
-  Args:
-    probs_GME: distribution over experts, float32.
-    expert_GMA: int32 choices, the best one first; negative where there is none.
-    valid_GM: bool, False for padding.
-    modality_GM: int32, a number of `MODALITIES`.
-    num_modalities: the first so many are told apart.
-
-  Returns:
-    Pairs by names such as 'load_text' and 'entropy_image'.
-  """
-  found = {}
-  for number in range(num_modalities if num_modalities > 1 else 0):
-    mine_GM = valid_GM & (modality_GM == number)
-    of_tokens = choice_statistics(probs_GME, expert_GMA, mine_GM)
-    found |= {f'{k}_{MODALITIES[number]}': v for k, v in of_tokens.items()}
-  return found

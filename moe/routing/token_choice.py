@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moe import bounds
-from moe.routing import balance
+from moe.routing import balance, modality
 from moe.routing.plan import (
   Router,
   RouterInputs,
@@ -76,13 +76,7 @@ def plan_of_choices(
   chosen_GMA = expert_GMA[..., : A - num_spare]
   statistics = {
     **balance.choice_statistics(probs_GME, chosen_GMA, valid_GM),
-    **balance.modality_statistics(
-      probs_GME,
-      chosen_GMA,
-      valid_GM,
-      inputs.modality_GM,
-      inputs.num_modalities,
-    ),
+    **modality.statistics(probs_GME, chosen_GMA, inputs),
   }
   return RoutingPlan(
     token_GR,

@@ -200,7 +200,7 @@ class _Mean:
   def single(
     self, what: str, value: float, n: int, unit: str, higher: bool
   ) -> Score:
-    """A number that is no mean, without an interval."""
+    """A number without an interval, since it is no mean over pictures."""
     name = f'{self._name}: {what}'
     return Score(name, float(value), None, None, n, self.command, unit, higher)
 

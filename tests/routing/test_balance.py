@@ -389,20 +389,3 @@ def test_counting_makes_no_array_of_choices_times_experts():
   # An array [G, M, A, E] would have 537 million numbers, one [G, M, E] has 4.2
   # million.
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6
-
-
-def test_statistics_of_a_modality_count_its_tokens():
-  # Text chooses expert 0 twice, an image expert 1 once; the last is padding.
-  probs = jnp.array([[[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]])
-  found = balance.modality_statistics(
-    probs,
-    jnp.array([[[0], [0], [1], [1]]]),
-    jnp.array([[True, True, True, False]]),
-    jnp.array([[0, 0, 1, 1]]),
-    2,
-  )
-  np.testing.assert_allclose(found['load_text'][0], [2, 0])
-  np.testing.assert_allclose(found['load_image'][0], [0, 1])
-  np.testing.assert_allclose(found['confidence_text'], (1.75, 2))
-  np.testing.assert_allclose(found['entropy_image'], (np.log(2), 1), rtol=1e-6)
-  assert 'load_protein' not in found
