@@ -11,6 +11,7 @@ import pytest
 from launch import models
 from launch.configs import configuration
 from moe import axes
+from moe.modalities import residues
 from moe.objectives import folding, language
 from moe.optim import matrices
 from moe.parallel import shardings
@@ -51,6 +52,7 @@ LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
   'runs/wudao2_2x_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=4'],
+  'runs/wudao2_pictures_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
   'runs/wudao2_v5p_256.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
@@ -258,6 +260,15 @@ def test_a_folding_run_has_its_numbers_as_macros(name):
   assert run.objective.keywords['recycles'] == 2
   with pytest.raises(ValueError, match='must describe a language model'):
     configuration.load([name], [])
+
+
+def test_the_ids_of_wudao_are_text_codes_and_residues():
+  model = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], []).model
+  sizes = {name: size for name, size in model.ids.sizes.items() if size}
+  assert list(sizes) == ['text', 'command', 'image', 'residue']
+  assert (sizes['text'], sizes['image']) == (143_616, 32 * 32 * 8)
+  assert sizes['residue'] == residues.NUM_CODES
+  assert model.ids.size == model.vocab_size == 152_064
 
 
 @pytest.mark.parametrize('name', files('parallel'))

@@ -158,22 +158,6 @@ def right(
   return {**found, 'all': np.nanmin(np.stack([*found.values()]), axis=0)}
 
 
-def frechet_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
-  """Fréchet distance of two sets of features, seen as normal distributions.
-
-  Heusel et al. (2017), https://arxiv.org/abs/1706.08500, in our own network's
-  features, so it compares with no published FID. The root of the product of
-  covariances is taken by eigenvalues, which are real and not negative.
-  """
-  mean_a, mean_b = a_NF.mean(axis=0), b_NF.mean(axis=0)
-  cov_a, cov_b = np.cov(a_NF.T), np.cov(b_NF.T)
-  values, vectors = np.linalg.eigh(cov_a)
-  root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-  cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-  gap = float(np.square(mean_a - mean_b).sum())
-  return gap + float(np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-
-
 def _init(
   rng: np.random.Generator, size: int, classes: Mapping[str, int]
 ) -> PyTree:

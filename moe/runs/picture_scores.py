@@ -3,18 +3,23 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import jax
 import numpy as np
 
 from moe import bounds
 from moe.data.store import Store
-from moe.evaluate import captions, comparison, likelihood
+from moe.evaluate import (
+  caption_scores,
+  captions,
+  comparison,
+  picture_sets,
+)
 from moe.evaluate import judge as judge_lib
+from moe.evaluate import labels as labels_lib
 from moe.evaluate.judge import Judge
 from moe.evaluate.score import Score
-from moe.runs import recognition
+from moe.runs import picture_losses, recognition
 from moe.runs.picture_model import Drawing, PictureModel
 from moe.runs.tokenizer_report import first_pictures
 
@@ -129,19 +134,24 @@ def score_sources(
       if split != 'train':
         label = name if split == 'validation' else f'{name} {split}'
         mine = held_out(label, Store(directory), pixels, wanted.limit)
-        found[label] = score(model, mine, judge, wanted)
+        found[label] = score(model, mine, known, judge, wanted)
         _logger.info(f'{label}: {len(mine.pixels)} pictures scored')
   return found
 
 
 def score(
-  model: PictureModel, pictures: HeldOut, judge: Judge, wanted: Request
+  model: PictureModel,
+  pictures: HeldOut,
+  training: HeldOut,
+  judge: Judge,
+  wanted: Request,
 ) -> Found:
   """All scores of the held-out pictures of a source.
 
   Args:
     model: the model.
     pictures: at least two.
+    training: the pictures that the model was trained on.
     judge: an independent network.
     wanted: what is scored.
   """
@@ -150,10 +160,16 @@ def score(
   first = pictures.first(wanted.num_drawn)
   drawn = model.draw(first.captions, wanted.drawing)
   written = model.write(codes)
+  pixels = np.stack([one.pixels for one in drawn])
+  near, number = picture_sets.nearest(pictures.pixels, training.pixels)
+  borrowed = [training.captions[i] for i in number]
   scores = [
     *_judged(mean, model, pictures, codes, judge),
-    *_drawn(mean, first, np.stack([one.pixels for one in drawn]), judge),
+    *_drawn(mean, first, pixels, judge),
+    *_distances(mean, pixels, pictures, judge),
+    _copied(mean, pixels, training, near),
     *_described(mean, pictures, written, wanted.agreement),
+    *_overlap(mean, pictures.captions, written, borrowed),
     *_alignment(mean, model, pictures, codes),
     *_recognised(mean, model, pictures, codes),
   ]
@@ -170,7 +186,7 @@ class _Mean:
   """Makes scores that are means over pictures."""
 
   def __init__(self, name: str, command: str):
-    self._name, self._command = name, command
+    self._name, self.command = name, command
 
   def __call__(
     self, what: str, values: np.ndarray, unit: str = 'share', higher=True
@@ -178,15 +194,15 @@ class _Mean:
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     return comparison.of_mean(
-      f'{self._name}: {what}', known, self._command, unit, higher
+      f'{self._name}: {what}', known, self.command, unit, higher
     )
 
   def single(
-    self, what: str, value: float, n: int, unit: str = 'share', higher=False
+    self, what: str, value: float, n: int, unit: str, higher: bool
   ) -> Score:
     """A number without an interval, since it is no mean over pictures."""
-    name, value = f'{self._name}: {what}', float(value)
-    return Score(name, value, None, None, n, self._command, unit, higher)
+    name = f'{self._name}: {what}'
+    return Score(name, float(value), None, None, n, self.command, unit, higher)
 
 
 def _judged(
@@ -223,18 +239,48 @@ def _drawn(
     scores.append(
       mean(f'drawn pictures judged, all of kind {kind}', right['all'][mine])
     )
-  if len(pixels) < 8:
-    return scores
-  _, real = judge_lib.judge(judge, wanted.pixels)
-  half = len(real) // 2
-  distance = judge_lib.frechet_distance
-  return [
-    *scores,
-    mean.single('FD-own, drawn', distance(features, real), len(real), ''),
-    mean.single(
-      'FD-own, real halves', distance(real[:half], real[half:]), half, ''
-    ),
-  ]
+  return scores
+
+
+def _distances(
+  mean: _Mean, pixels: np.ndarray, pictures: HeldOut, judge: Judge
+) -> list[Score]:
+  """How far drawn pictures lie from real ones, in the judge's features."""
+  drawn, real = (
+    judge_lib.judge(judge, some)[1] for some in (pixels, pictures.pixels)
+  )
+  return picture_sets.scores(drawn, real, pictures.name, mean.command)
+
+
+def _copied(
+  mean: _Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
+) -> Score:
+  """How many drawn pictures repeat a training picture, see `is_nearer`."""
+  drawn, _ = picture_sets.nearest(pixels, training.pixels)
+  return mean(
+    'drawn pictures nearer to a training picture than 95% of held-out ones',
+    picture_sets.is_nearer(drawn, near),
+    higher=False,
+  )
+
+
+def _overlap(
+  mean: _Mean, wanted: list[str], written: list[str], borrowed: list[str]
+) -> list[Score]:
+  """BLEU and CIDEr-D of the model's captions, and of the nearest picture's."""
+  scores, references = [], [[text] for text in wanted]
+  sources = (
+    ('captions', written),
+    ('captions of the nearest training picture', borrowed),
+  )
+  for what, texts in sources:
+    bleu = caption_scores.bleu(texts, references)
+    scores.append(
+      mean.single(f'{what}, BLEU of characters', bleu, len(texts), '', True)
+    )
+    cider = caption_scores.cider_d(texts, references)
+    scores.append(mean(f'{what}, CIDEr-D', cider, ''))
+  return scores
 
 
 def _described(
@@ -280,8 +326,10 @@ def _alignment(
   other = losses[np.arange(count), (own + 1) % _RIVALS]
   # Rivals with the same sentence are no mistake.
   best = losses.min(axis=1) >= true - 1e-6
-  with_it = code_nats(model, codes, pictures.captions, is_hidden=False)
-  without = code_nats(model, codes, pictures.captions, is_hidden=True)
+  with_it, without = (
+    picture_losses.code_nats(model, codes, pictures.captions, is_hidden)
+    for is_hidden in (False, True)
+  )
   unit = 'nats per code'
   return [
     mean(
@@ -292,49 +340,6 @@ def _alignment(
     mean('loss of codes without a sentence', without, unit, higher=False),
     mean('what the sentence saves', without - with_it, unit),
   ]
-
-
-def code_nats(
-  model: PictureModel,
-  codes: np.ndarray,
-  sentences: Sequence[str],
-  is_hidden: bool,
-) -> np.ndarray:
-  """Mean nats [N] of the codes of each picture after its sentence.
-
-  Args:
-    model: the model.
-    codes: int32 [N, codes].
-    sentences: one for each picture.
-    is_hidden: whether the sentence is hidden.
-  """
-  trained, size = model.trained, model.canvas.num_codes
-  documents = []
-  for row, sentence in zip(codes, sentences, strict=True):
-    prompt = trained.vocabulary.encode(sentence + '\n')
-    first, total = len(prompt), len(prompt) + size
-    places = model.canvas.extras_of(np.array([first]), total)
-    if is_hidden:
-      prompt = [model.canvas.mask] * first
-    is_code = np.arange(total) >= first
-    documents.append(
-      likelihood.Document(
-        np.array([*prompt, *(row + model.canvas.begin)], np.int32),
-        size,
-        size,
-        is_code,
-        modality=is_code.astype(np.int32),
-        extras={name: values[0] for name, values in places.items()},
-      )
-    )
-  length = max(len(document.tokens) for document in documents)
-  parts = trained.row_parts
-  context = likelihood.Context(length, length, -(-32 // parts) * parts)
-  with jax.set_mesh(trained.mesh):
-    nats = likelihood.score_documents(
-      trained.functional, trained.params, trained.state, documents, context
-    )
-  return nats / size
 
 
 def _recognised(
@@ -356,11 +361,10 @@ def _recognised(
   gains = captions.information_gain(given, without, ALPHAS[1])
   answers = gains.argmax(axis=1)
   count = len(truth)
-  scores.append(
-    mean.single('macro-F1', _macro_f1(answers, truth), count, higher=True)
-  )
-  error = _calibration_error(gains, truth)
-  scores.append(mean.single('calibration error', error, count))
+  f1 = labels_lib.macro_f1(answers, truth)
+  scores.append(mean.single('macro-F1', f1, count, 'share', True))
+  error = labels_lib.calibration_error(gains, truth)
+  scores.append(mean.single('calibration error', error, count, 'share', False))
   for number, template in enumerate(templates):
     one = captions.information_gain(
       given[..., number : number + 1], without[..., number : number + 1], 0.5
@@ -368,27 +372,3 @@ def _recognised(
     right = one.argmax(axis=1) == truth
     scores.append(mean(f'recognised by {template}', right))
   return scores
-
-
-def _macro_f1(answers: np.ndarray, truth: np.ndarray) -> float:
-  """The mean over labels of the harmonic mean of precision and recall."""
-  found = []
-  for label in np.unique(truth):
-    hits = np.sum((answers == label) & (truth == label))
-    found.append(2 * hits / (np.sum(answers == label) + np.sum(truth == label)))
-  return float(np.mean(found))
-
-
-def _calibration_error(
-  gains: np.ndarray, truth: np.ndarray, num_bins: int = 10
-) -> float:
-  """Expected calibration error: of confidence against accuracy, in bins."""
-  probs = np.exp(gains - gains.max(axis=1, keepdims=True))
-  probs /= probs.sum(axis=1, keepdims=True)
-  confidence, right = probs.max(axis=1), probs.argmax(axis=1) == truth
-  bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-  error = 0.0
-  for number in np.unique(bins):
-    mine = bins == number
-    error += mine.mean() * abs(confidence[mine].mean() - right[mine].mean())
-  return float(error)
