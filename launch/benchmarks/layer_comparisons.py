@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.benchmarks import devices
 from moe.evaluate.timing import Timed, measure
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning import benchmark_devices as devices
 from moe.planning.benchmark_layer import (
   UNIT,
   JittedLayer,

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.benchmarks import devices, layer_comparisons
+from launch.benchmarks import layer_comparisons
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning import benchmark_devices as devices
 from moe.planning.benchmark_layer import UNIT, LayerSizes, make_layer, num_slots
 from moe.scale.dumps import (
   Dumped,
