@@ -73,6 +73,8 @@ setuptools.setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.4',
     'pillow>=12',
+    # Draws structures that can be turned, on the page of folded chains.
+    'plotly>=6',
     'rich>=14',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6.4',

@@ -28,7 +28,12 @@ LENGTH = 2048
 def names() -> list[str]:
   """Names of all models; `*decoder.gin` is left out, since it sets no sizes."""
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
-  return [name for name in found if not name.endswith('decoder')]
+  others = ('decoder', 'trunk', 'folding')
+  return [
+    name
+    for name in found
+    if not name.endswith(others) and not name.startswith(('fold_', 'esmfold'))
+  ]
 
 
 def loaded(name: str):

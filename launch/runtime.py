@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +22,7 @@ from moe.parallel import processes, roll_call
 EXIT_USER = 2
 # Python gives this exit code to a command that an exception has ended.
 EXIT_CRASHED = 1
-# Time within which the news of a dead process arrives.
+# Time within which the news of an ended process arrives.
 _NEWS_SECONDS = 3.0
 # Shells give this exit code to a command that ended because its pipe closed.
 EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -191,13 +190,14 @@ def _code(verb: Callable[[], int]) -> int:
   except (ValueError, OSError) as error:
     if isinstance(error, BrokenPipeError) and not _is_read():
       raise
+    if processes.are_joined() and 'Gloo' in str(error):
+      # A collective has failed, since another process has ended.
+      roll_call.end_by_news(_NEWS_SECONDS)
     text, code = f'error: {" ".join(str(error).split())}', EXIT_USER
   except Exception as error:
     if processes.are_joined():
       traceback.print_exc()
-      # A collective fails when another process has died. Then the watch names
-      # that process and ends this one before the sleep is over.
-      time.sleep(_NEWS_SECONDS)
+      roll_call.end_by_news(_NEWS_SECONDS)
       processes.leave(EXIT_CRASHED, f'{type(error).__name__}: {error}')
     raise
   if text:
@@ -230,19 +230,25 @@ def write_page(about: str, *content: Any) -> Any:
   """Writes a page.
 
   Args:
-    about: 'run', 'scorecard' or 'tokenizer'.
+    about: 'run', 'scorecard', 'tokenizer' or 'pictures'.
     *content: the arguments of the function below that writes it.
 
   Returns:
     What that function returns.
   """
   # Here, since Matplotlib takes seconds to import, and few commands draw.
-  from moe.report import run_page, scorecard_page, tokenizer_page
+  from moe.report import (
+    pictures_page,
+    run_page,
+    scorecard_page,
+    tokenizer_page,
+  )
 
   write = {
     'run': run_page.write_report,
     'scorecard': scorecard_page.write,
     'tokenizer': tokenizer_page.write,
+    'pictures': pictures_page.write,
   }
   return write[about](*content)
 

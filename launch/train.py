@@ -55,17 +55,22 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
       args.dry_run,
     )
   # Here, since a misspelt name need not wait for Orbax.
-  from moe.runs import image_tokenizer, preflight, training
+  from moe.runs import folding, image_tokenizer, preflight, training
 
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
-  if config.trains == configuration.IMAGE_TOKENIZER:
+  if config.trains != configuration.LANGUAGE_MODEL:
+    other, prepare = {
+      configuration.IMAGE_TOKENIZER: (
+        image_tokenizer,
+        token_stores.prepare_pictures,
+      ),
+      configuration.FOLDING_MODEL: (folding, token_stores.prepare_chains),
+    }[config.trains]
     if args.dry_run:
-      print(image_tokenizer.describe(config.run), end='')
+      print(other.describe(config.run), end='')
       return 0
-    return image_tokenizer.train(
-      config.run, args.workdir, texts, token_stores.prepare_pictures
-    )
+    return other.train(config.run, args.workdir, texts, prepare)
   differences = configuration.differences(
     config.text, os.path.join(args.workdir, 'config.gin')
   )

@@ -1,6 +1,6 @@
-"""Tang and Song shi poems: the title, then all verses in one line, or reversed.
+"""Declares tasks of Tang and Song shi poems.
 
-The reversed task teaches a model which title a poem has. Sampling then ranks
+The inverse task teaches a model which title a poem has. Sampling then ranks
 poems by it: Li et al. 2016, https://arxiv.org/abs/1510.03055.
 """
 

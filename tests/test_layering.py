@@ -16,7 +16,7 @@ BUILT = TRAINED | {'models', 'routing', 'layers', 'evaluate', 'scale'}
 # Package of moe -> the packages, or single modules, that its files may import.
 MAY_IMPORT = {
   'routing': CORE,
-  'layers': CORE | {'routing'},
+  'layers': CORE | {'routing', 'modalities'},
   'models': CORE | {'routing', 'layers', 'modalities'},
   'modalities': CORE,
   'parallel': CORE,

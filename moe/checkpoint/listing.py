@@ -119,9 +119,10 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
   The smallest value is the best, unless the metadata of the newest step says
   that the largest value is.
 
-  Values that were measured on different data cannot be compared. So only steps
-  that were measured on the same data as the newest one are ranked. Earlier
-  versions did not record the data, so their steps are ranked as well.
+  Values that were measured on different data cannot be compared. So a step is
+  ranked only if it was measured on the same data as the newest step with a
+  value. Earlier versions did not record the data, so their steps are ranked as
+  well.
 
   Args:
     directory: directory of the steps.

@@ -218,7 +218,8 @@ def measure_tokens(
 
   def measure_chunk(chunk: tuple[Array, Array]) -> PyTree:
     hidden, targets = chunk
-    return measure(functional.head(params, hidden), targets)
+    logits = functional.head(params, hidden)
+    return measure(functional.restrict(logits, targets), targets)
 
   measured = jax.lax.map(
     measure_chunk, (chunks(outputs.hidden), chunks(batch.targets))

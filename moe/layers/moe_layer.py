@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from moe import axes, bounds
 from moe.layers import experts, feed_forward, moe_parts
 from moe.layers.anatomy import ExpertsAnatomy
-from moe.routing import dispatch, exchange, gates
+from moe.routing import dispatch, exchange, gates, modality
 from moe.routing.dispatch import Dispatch
 from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
@@ -121,6 +121,8 @@ class MoE(nn.Module):
     dtype: compute dtype of the experts; routing is float32.
     output_scale: factor of the initial values of the experts' last products.
     router_scale: factor of the router's initial values.
+    num_modalities: losses and counts of the router are also reported for each
+      of the first so many modalities; 1 for the whole alone.
   """
 
   num_experts: int
@@ -136,6 +138,7 @@ class MoE(nn.Module):
   dtype: jnp.dtype = jnp.float32
   output_scale: float = 1.0
   router_scale: float = 1.0
+  num_modalities: int = 1
 
   def __post_init__(self):
     sizes = moe_parts.MoESizes(
@@ -144,6 +147,7 @@ class MoE(nn.Module):
       self.shared_d_ff,
       self.group_size,
       self.activation,
+      self.num_modalities,
     )
     factories = self.router, self.dispatch, self.exchange
     parts = moe_parts.make_parts(sizes, self.top_k, *factories, self.layout)
@@ -344,6 +348,10 @@ class MoE(nn.Module):
       **arrived.traffic,
       'padding': (padding, jnp.float32(info.valid.size)),
     }
+    # A device that sends its tokens away before they get slots does not know
+    # which rows are dropped.
+    if self.num_modalities > 1 and arrived.visit is None:
+      metrics |= modality.drops(inputs, plan, arrived.permuted.slot_GMA)
     outputs = LayerOutputs(plan.losses, metrics)
     if inputs.batch_axes:
       outputs = jax.lax.psum(outputs, inputs.batch_axes)
@@ -387,6 +395,7 @@ class MoE(nn.Module):
       _in_groups(info.valid, M),
       0 if lay.sequence_axes else T,
       lay.batch_axes + lay.sequence_axes,
+      self.num_modalities,
     )
     return inputs, keys_G
 

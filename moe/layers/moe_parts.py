@@ -15,7 +15,7 @@ from moe.layers import feed_forward
 from moe.routing.dispatch import Dispatch
 from moe.routing.exchange import Exchange
 from moe.routing.plan import Router
-from moe.types import Layout
+from moe.types import MODALITIES, Layout
 
 
 class MoESizes(NamedTuple):
@@ -26,6 +26,7 @@ class MoESizes(NamedTuple):
   shared_d_ff: int
   group_size: int
   activation: str
+  num_modalities: int
 
 
 class Parts(NamedTuple):
@@ -78,6 +79,9 @@ def make_parts(
   at_least(0, 'SHARED_D_FF', sizes.shared_d_ff, '0 for no shared expert')
   at_least(1, 'GROUP_SIZE', sizes.group_size, together)
   bounds.one_of('ACTIVATION', sizes.activation, feed_forward.ACTIVATIONS)
+  meaning, most = 'modalities that are told apart', len(MODALITIES)
+  number = sizes.num_modalities
+  bounds.within('num_modalities', number, meaning, least=1, most=most)
   experts, tensor = map(layout.size, (layout.expert_axes, layout.tensor_axes))
   if sizes.num_experts % experts:
     raise ValueError(

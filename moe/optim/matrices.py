@@ -69,8 +69,9 @@ class Matrix(NamedTuple):
   def stack(self, a: Array) -> Array:
     """The parameter as [batch, rows, columns].
 
-    The last batch dim counts the experts, which are divided over devices. It
-    comes first, so that the experts of one device stay neighbours.
+    If the parameter has several batch dims, the last one counts the experts,
+    which are divided over devices. We move it to the front, so that the experts
+    of one device stay neighbours.
     """
     n = self.num_batch
     if n > 1:

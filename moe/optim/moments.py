@@ -57,7 +57,7 @@ def _scaled(x: Array) -> tuple[Array, Array]:
 
 
 def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
-  """Float32 [..., n] to (int8 codes of the same shape, scales of blocks).
+  """Encodes float32 [..., n] as (int8 codes of the same shape, block scales).
 
   The code is linear: x is about code / 127 times the scale, which is the
   largest magnitude of the block.
@@ -76,13 +76,13 @@ def decode_signed(codes: Array, scale: Array) -> Array:
 
 
 def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
-  """Float32 >= 0 [..., n] to (uint8 codes of the same shape, block scales).
+  """Encodes float32 >= 0 [..., n] as (uint8 codes, block scales).
 
   A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
-  largest number of its block. So neighbouring codes differ by 6 to 12 per cent,
-  and the smallest is about 2^-32 of the largest number. Still smaller numbers
-  get the smallest code, not zero, since a second moment of zero would make the
-  update infinite. Only zero itself gets code 0.
+  largest number of its block. So neighbouring codes stand for numbers that
+  differ by 6 to 12 per cent. Code 1 stands for about 2^-32 of the largest
+  number. Smaller numbers get code 1 too, since a second moment of zero would
+  make the update infinite. Only zero itself gets code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from moe.parallel import roll_call
+from moe.parallel import pace, roll_call
 
 _NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 # Hosts of a slice on GKE, in the order of the process numbers.
@@ -15,6 +15,7 @@ _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
 PATIENCE = 300.0
 
 _watch: roll_call.Hub | roll_call.Member | None = None
+_clock = pace.Clock()
 
 
 def initialize(
@@ -125,6 +126,21 @@ def _cluster():
 def are_joined() -> bool:
   """Whether this process has joined others."""
   return _watch is not None
+
+
+def tell_step(step: int, host: float, whole: float) -> None:
+  """Tells process 0 the seconds of a step, so that it can name a slow process.
+
+  Args:
+    step: number of the step, counted from 1.
+    host: seconds for which the devices waited for this host.
+    whole: seconds of the whole step.
+  """
+  if _watch is None:
+    return
+  times = _clock.add(step, host, whole)
+  if times:
+    _watch.tell(times)
 
 
 def leave(code: int, text: str = '') -> None:

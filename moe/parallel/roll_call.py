@@ -4,7 +4,7 @@ JAX waits for minutes for a process that nobody has started, and then aborts
 without its number. If a process dies, the others wait in their next collective.
 So every process first connects to process 0, which counts them. The connections
 stay open: the kernel closes that of a dead process at once, and finds a lost
-machine within `_LOST_SECONDS` by TCP's keep-alive messages.
+machine within `peer.LOST_SECONDS` by TCP's keep-alive messages.
 
 Messages are lines of JSON, on the port after the coordinator's. They carry no
 secrets, and an unknown line closes its connection.
@@ -12,7 +12,6 @@ secrets, and an unknown line closes its connection.
 
 import collections
 import contextlib
-import json
 import logging
 import os
 import select
@@ -23,6 +22,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moe import stop_signals
+from moe.parallel import pace
+from moe.parallel.peer import Peer
 
 _logger = logging.getLogger(__name__)
 
@@ -30,16 +31,12 @@ _logger = logging.getLogger(__name__)
 EXIT_LOST = 69
 # After so many seconds the log says who is missing; the wait goes on.
 TELL_SECONDS = 30.0
-_LOST_SECONDS = 14
 # A process that ends with an error warns the others, which often end with the
 # same error by themselves. After so many seconds they end in any case.
 _ERROR_GRACE = 5.0
 # After a signal all processes save together, and some take longer.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
-# A process that has connected says at once who it is.
-_GREETING_SECONDS = 1.0
-_LONGEST_LINE = 2**16
 
 
 class Guest(NamedTuple):
@@ -100,66 +97,6 @@ class Place(NamedTuple):
     return f'process {process}' + (f' ({host})' if host else '')
 
 
-class _Peer:
-  """A connection to another process."""
-
-  def __init__(self, connection: socket.socket):
-    self._socket = connection
-    self._data = b''
-    self.process = None
-    self.host = ''
-    self.clock = 0.0
-    self.report = {}
-    self.has_left = False
-    # The socket has no limit on the time of a message: keep-alive ends it.
-    connection.settimeout(None)
-    option = connection.setsockopt
-    option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-      ('TCP_KEEPIDLE', 5),
-      ('TCP_KEEPINTVL', 3),
-      ('TCP_KEEPCNT', 3),
-      ('TCP_USER_TIMEOUT', 1000 * _LOST_SECONDS),
-    ):
-      if hasattr(socket, name):  # Some of them exist on Linux alone.
-        option(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-  def fileno(self) -> int:
-    """The file descriptor, for `select`."""
-    return self._socket.fileno()
-
-  def send(self, **message: Any) -> None:
-    """Sends a message; a lost connection is noticed by `receive`."""
-    with contextlib.suppress(OSError):
-      self._socket.sendall(json.dumps(message).encode() + b'\n')
-
-  def receive(self) -> list[dict[str, Any]] | None:
-    """Waits for messages; None if the connection is closed or misused."""
-    try:
-      data = self._socket.recv(_LONGEST_LINE)
-      *lines, self._data = (self._data + data).split(b'\n')
-      messages = [json.loads(line) for line in lines]
-    except (OSError, ValueError, RecursionError):
-      return None
-    if not data or len(self._data) > _LONGEST_LINE:
-      return None
-    return messages if all(isinstance(m, dict) for m in messages) else None
-
-  def greeting(self) -> dict[str, Any]:
-    """Waits for the first message; {} if a stranger sends something else."""
-    end = time.monotonic() + _GREETING_SECONDS
-    while time.monotonic() < end:
-      if select.select([self], [], [], _GREETING_SECONDS)[0]:
-        messages = self.receive()
-        if messages or messages is None:
-          return messages[0] if messages else {}
-    return {}
-
-  def close(self) -> None:
-    """Closes the connection."""
-    self._socket.close()
-
-
 def _die(code: int, text: str) -> None:
   """Ends the process at once; its main thread may hang in a collective."""
   with contextlib.suppress(OSError):
@@ -201,9 +138,10 @@ class Hub:
         ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
       ) from error
     self._place = place
-    self._peers: dict[int, _Peer] = {}
+    self._peers: dict[int, Peer] = {}
     self._thread = threading.Thread(target=self._watch, daemon=True)
     self._left = threading.Event()
+    self._pace = pace.Pace(place.num_processes, self._say)
 
   def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
     """Waits until all have come; returns the others by number.
@@ -230,7 +168,7 @@ class Hub:
       waiting = [self._server, *guests, *known]
       for ready in select.select(waiting, [], [], 0.1)[0]:
         if ready is self._server:
-          guests.append(_Peer(self._server.accept()[0]))
+          guests.append(Peer(self._server.accept()[0]))
         elif ready in known:  # It has ended, and may come again.
           del self._peers[ready.process]
           ready.close()
@@ -238,7 +176,7 @@ class Hub:
           guests.remove(ready)
           self._welcome(ready)
     for peer in self._peers.values():
-      peer.send(go=True)
+      peer.send(go=socket.gethostname())
     self._server.close()
     self._thread.start()
     return self._guests()
@@ -261,7 +199,7 @@ class Hub:
     names = ', '.join(missing[:16]) + (f' and {more} more' if more > 0 else '')
     return f'{names} of {place.num_processes}'
 
-  def _welcome(self, guest: _Peer) -> None:
+  def _welcome(self, guest: Peer) -> None:
     """Reads who has connected, and refuses a wrong one."""
     hello = guest.greeting()
     process, size = hello.get('process'), self._place.num_processes
@@ -295,6 +233,8 @@ class Hub:
           if not peer.has_left:
             self._spread(_vanished(who), present.values())
         for message in messages or ():
+          if 'times' in message:
+            self._pace.add(peer.process, *message['times'])
           if 'leaves' in message:
             peer.has_left = True
             code, text = message['leaves'], message.get('text', '')
@@ -303,10 +243,18 @@ class Hub:
               self._spread(news_of, present.values())
     self._left.set()
 
-  def _spread(self, news: dict[str, Any], peers: Sequence[_Peer]) -> None:
+  def _spread(self, news: dict[str, Any], peers: Sequence[Peer]) -> None:
     for peer in peers:
       peer.send(**news)
     _end_after(news)
+
+  def tell(self, times: tuple[int, float, float]) -> None:
+    """Compares the times of this process, see `pace.Pace`."""
+    self._pace.add(0, *times)
+
+  def _say(self, process: int, text: str) -> None:
+    host = self._peers[process].host if process else socket.gethostname()
+    _logger.info(f'warning: {self._place.name(process, host)} {text}')
 
   def leave(self, code: int, text: str) -> None:
     """Tells the others that this process ends, and waits until they have."""
@@ -324,7 +272,7 @@ class Member:
 
   def __init__(self, place: Place):
     self._place = place
-    self._hub: _Peer | None = None
+    self._hub: Peer | None = None
     self._is_over = False
     self._early: list[dict[str, Any]] = []  # News that came with the start.
     self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -352,14 +300,14 @@ class Member:
     self._thread.start()
     return {}
 
-  def _answer(self, end: float, report: dict[str, Any]) -> _Peer | None:
+  def _answer(self, end: float, report: dict[str, Any]) -> Peer | None:
     """Connects to process 0 and waits for all; None to try again."""
     try:
       connection = socket.create_connection(self._place.endpoint, timeout=2)
     except OSError:
       time.sleep(_RETRY_SECONDS)
       return None
-    hub, place = _Peer(connection), self._place
+    hub, place = Peer(connection), self._place
     hub.send(
       process=place.process_id,
       of=place.num_processes,
@@ -378,6 +326,7 @@ class Member:
         f' must fit the other processes, but {reply["error"]}: correct them.'
       )
     if 'go' in reply:
+      hub.host = str(reply['go'])
       return hub
     hub.close()
     time.sleep(_RETRY_SECONDS)
@@ -388,12 +337,16 @@ class Member:
       messages, self._early = self._early or self._hub.receive(), []
       if messages is None:
         if not self._is_over:
-          _end_after(_vanished(self._place.name(0)))
+          _end_after(_vanished(self._place.name(0, self._hub.host)))
         return
       for message in messages:
         self._is_over |= 'bye' in message
         if 'lost' in message:
           _end_after(message)
+
+  def tell(self, times: tuple[int, float, float]) -> None:
+    """Tells process 0 the times of this process, see `pace.Pace`."""
+    self._hub.send(times=times)
 
   def leave(self, code: int, text: str) -> None:
     """Tells process 0 that this process ends."""
@@ -418,3 +371,16 @@ def _end_after(news: dict[str, Any]) -> None:
     threading.Thread(target=end, daemon=True).start()
   else:
     end()
+
+
+def end_by_news(patience: float) -> None:
+  """Ends the process if news of a lost process is there, or arrives in time.
+
+  Args:
+    patience: seconds to wait for the news.
+  """
+  end = time.monotonic() + patience
+  while time.monotonic() < end:
+    if _ends:
+      _die(_ends[0]['code'], _ends[0]['lost'])
+    time.sleep(0.05)

@@ -31,11 +31,17 @@ class Baselines(NamedTuple):
 # The small figures: (key of a record, title, format of numbers, scale).
 _SMALL = (
   ('loss', 'Loss with all its terms [nats]', '{x:g}', 'fit'),
+  ('cross_entropy_text', 'Loss of text [nats per token]', '{x:g}', 'fit'),
+  ('cross_entropy_image', 'Loss of image codes [nats]', '{x:g}', 'fit'),
   ('grad_norm', 'Gradient norm', '{x:g}', 'log'),
   ('learning_rate', 'Learning rate', '{x:g}', 'exact'),
   ('time.tokens_per_second', 'Tokens per second', '{x:,.0f}', 'zero'),
   ('dropped_fraction', 'Dropped tokens', '{x:.1%}', 'zero'),
   ('load_imbalance', 'Load of the busiest expert', '{x:g}', 'fit'),
+  ('dropped_fraction_text', 'Dropped tokens of text', '{x:.1%}', 'zero'),
+  ('dropped_fraction_image', 'Dropped tokens of images', '{x:.1%}', 'zero'),
+  ('experts_used_text', 'Experts of a layer that see text', '{x:g}', 'zero'),
+  ('experts_used_image', 'Experts that see images', '{x:g}', 'zero'),
   ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
 )

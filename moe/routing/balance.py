@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from moe.routing.plan import RouterInputs
-from moe.types import Array, Pair
+from moe.types import MODALITIES, Array, Pair
 
 SCOPES = ('group', 'sequence', 'global')
-# Number of modalities that `TokenBatch.modality` can name.
-NUM_MODALITIES = 3
 
 
 class Scope(NamedTuple):
@@ -170,7 +168,7 @@ def logit_losses(
   unit_modality_GM = scope.units(inputs.modality_GM)
   unit_valid_GM = scope.units(inputs.valid_GM)
   loss = jnp.zeros((), jnp.float32)
-  for modality in range(NUM_MODALITIES):
+  for modality in range(len(MODALITIES)):
     mine_GM = unit_valid_GM & (unit_modality_GM == modality)
     prob_GE = jnp.sum(unit_probs_GME, axis=1, where=mine_GM[..., None])
     total_GE = scope.total(prob_GE)

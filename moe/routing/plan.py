@@ -31,6 +31,7 @@ class RouterInputs(NamedTuple):
     length: T, tokens per sequence; 0 if no device holds whole sequences. A
       group is several sequences or a part of one.
     batch_axes: mesh axes over which sums of the whole batch are taken.
+    num_modalities: statistics tell so many modalities apart; 1 for none.
   """
 
   x_GMD: Array
@@ -40,6 +41,7 @@ class RouterInputs(NamedTuple):
   valid_GM: Array
   length: int
   batch_axes: tuple[str, ...] = ()
+  num_modalities: int = 1
 
 
 class RoutingPlan(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moe import bounds
-from moe.routing import balance
+from moe.routing import balance, modality
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.types import Array, Pair
 
@@ -85,9 +85,10 @@ def plan_of_choices(
   token_GR, expert_GR, weight_GR, valid_GR, rows_GMA = rows_of_choices(
     expert_GMA, weight_GMA, valid_GM
   )
-  statistics = balance.choice_statistics(
-    probs_GME, expert_GMA[..., : A - num_spare], valid_GM
-  )
+  chosen_GMA = expert_GMA[..., : A - num_spare]
+  statistics = balance.choice_statistics(probs_GME, chosen_GMA, valid_GM)
+  if inputs.num_modalities > 1:
+    statistics |= modality.statistics(probs_GME, chosen_GMA, inputs)
   return RoutingPlan(
     token_GR,
     jnp.maximum(expert_GR, 0),

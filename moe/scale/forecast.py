@@ -239,7 +239,8 @@ def refusal(
   - Pipelines have no rule, since this project has none.
 
   A whole step has more products per byte than a forward pass. Products triple,
-  or quadruple with recomputation, while exchanges only double (`exchanges`).
+  or quadruple with recomputation. Exchanges only double, or become 2.5 times as
+  many with recomputation (`exchanges`).
   Attention and dense layers add products without such transfers. So if even a
   whole step breaks a rule, no overlap can make the layout fast.
 

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from moe import bounds, failpoints, stop_signals
 from moe.objectives.objective import Facts, Objective
+from moe.parallel import processes
 from moe.train import metrics as metrics_lib
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
@@ -332,6 +333,7 @@ class _Reporter:
     """Reports the step whose metrics are kept; waits until it has ended."""
     if self._waiting is None:
       return
+    asked = time.perf_counter()
     (step, device_metrics, amount), self._waiting = self._waiting, None
     record = metrics_lib.summarize(
       device_metrics, self._objective.score, self._facts
@@ -340,6 +342,7 @@ class _Reporter:
     is_broken = record.pop('broken', 0)
     now = time.perf_counter()
     self._progress.step(step, record, now - self._mark)
+    processes.tell_step(step, asked - self._mark, now - self._mark)
     self._mark = now
     if is_broken:
       raise TrainingError(

@@ -24,6 +24,7 @@ class Uniform:
   """Gives equal logits to all tokens, and keeps the arguments of its calls."""
 
   layout = Layout()
+  ids = None
   extras = (Extra('patch', (2,), 'float32'),)
 
   def apply(self, params, state, batch, rngs, train):

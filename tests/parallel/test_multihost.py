@@ -271,6 +271,33 @@ def wait_for_step(processes, workdir, step):
 
 
 @pytest.mark.nightly
+def test_four_processes_train_like_one(tmp_path, one):
+  ended(started_run(tmp_path, 4))
+  check_equal(tmp_path, one)
+
+
+@pytest.mark.nightly
+def test_a_run_moves_from_8_devices_to_4_to_2_to_1(tmp_path, one):
+  # The expert axis changes, too.
+  for devices, expert, last in (
+    (8, 2, 4),
+    (4, 4, 8),
+    (2, 1, 12),
+    (1, 1, STEPS),
+  ):
+    more = [f'--gin.MESH_EXPERT={expert}', f'--workdir={tmp_path}']
+    processes = started(['-m', 'launch.train', *FLAGS, *more], 1, devices)
+    if last == STEPS:
+      ended(processes)
+    else:
+      wait_for_step(processes, tmp_path, last)
+      processes[0].send_signal(signal.SIGTERM)
+      processes[0].communicate(timeout=60)
+      assert processes[0].returncode == 75
+  check_equal(tmp_path, one)
+
+
+@pytest.mark.nightly
 def test_two_processes_that_are_killed_go_on_like_one(tmp_path, one):
   processes = started_run(tmp_path, 2)
   wait_for_step(processes, tmp_path, 5)
@@ -321,3 +348,28 @@ def test_a_killed_process_is_named_within_15_seconds(tmp_path, victim):
   assert time.monotonic() - begin < 15
   assert processes[1 - victim].returncode == roll_call.EXIT_LOST
   assert f'error: process {victim} (' in error.splitlines()[-1]
+
+
+# Process 1 reads its batches slowly.
+SLOW = """
+import os, sys, time
+from launch import train
+from moe.data import reader
+quick = reader.Reader.batch
+def batch(self, step):
+  time.sleep(1.0)
+  return quick(self, step)
+if os.environ['PROCESS_ID'] == '1':
+  reader.Reader.batch = batch
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.nightly
+def test_a_slow_process_is_named_by_process_0(tmp_path):
+  arguments = ['-c', SLOW, *FLAGS, f'--workdir={tmp_path}']
+  first, _ = ended(started(arguments, 2, 4))
+  assert re.search(
+    r'warning: process 1 \(\S+\) is slow: its devices wait', first
+  )
+  assert not re.search(r'warning: process 0 .* is slow', first)

@@ -54,7 +54,7 @@ def hub(place, ends):
 def joined(place, hub):
   members = [connected(place, i) for i in (1, 2)]
   for _, replies in members:
-    assert json.loads(replies.readline()) == {'go': True}
+    assert json.loads(replies.readline()) == {'go': socket.gethostname()}
   hub.thread.join()
   return members
 
@@ -113,7 +113,7 @@ def test_a_process_with_a_wrong_number_is_refused(place, hub, hello, reply):
   assert json.loads(replies.readline()) == {'error': reply}
   second = connected(place, 2)  # The roll call goes on without it.
   for _, replies in (first, second):
-    assert json.loads(replies.readline()) == {'go': True}
+    assert json.loads(replies.readline()) == {'go': socket.gethostname()}
 
 
 @pytest.mark.parametrize(

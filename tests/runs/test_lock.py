@@ -112,7 +112,7 @@ def test_a_run_stops_when_another_run_has_taken_its_lock(tmp_path, path):
     while json.loads(path.read_text())['beat'] < 2:
       time.sleep(0.01)
     check()
-    path.unlink()  # As if a user had deleted the file.
+    path.unlink()  # A user may delete the file.
     while not path.exists():
       time.sleep(0.01)
     check()

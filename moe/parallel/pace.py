@@ -1,0 +1,82 @@
+"""Which process of a program holds the others up."""
+
+import statistics
+import threading
+from collections.abc import Callable
+
+# A process is slow if its host takes this many times as long as the others,
+_TIMES = 2.0
+# and if this share of each step is lost by that.
+_SHARE = 0.1
+# Mean over so many steps, since single ones vary.
+WINDOW = 20
+
+
+class Pace:
+  """Compares the time that each process needs between two steps.
+
+  All processes end a step together, since they exchange in it. So the time of a
+  step does not tell who is slow. What tells is the time for which a host keeps
+  its devices waiting: it reads its batch, and starts the next step. The times
+  of a slow device stay hidden.
+  """
+
+  def __init__(self, num_processes: int, say: Callable[[int, str], None]):
+    """Initialises without any times.
+
+    Args:
+      num_processes: how many processes report.
+      say: is called with (process, sentence about it).
+    """
+    self._size = num_processes
+    self._say = say
+    # The main thread and the one that watches add times.
+    self._lock = threading.Lock()
+    self._windows: dict[int, dict[int, tuple[float, float]]] = {}
+
+  def add(self, process: int, window: int, host: float, step: float) -> None:
+    """Adds the mean seconds of a process in a window of steps.
+
+    Args:
+      process: number of the process.
+      window: number of the window.
+      host: seconds of a step that the devices waited for the host.
+      step: seconds of a whole step.
+    """
+    with self._lock:
+      times = self._windows.setdefault(window, {})
+      times[process] = host, step
+      if len(times) < self._size:
+        return
+      self._windows = {w: t for w, t in self._windows.items() if w > window}
+    for slow, (own, whole) in times.items():
+      others = [h for p, (h, _) in times.items() if p != slow]
+      usual = statistics.median(others) if others else own
+      if own > _TIMES * usual and own - usual > _SHARE * whole:
+        self._say(
+          slow,
+          f'is slow: its devices wait {own:.2g} s of each step of {whole:.2g} s'
+          f' for it, those of the others {usual:.2g} s (steps'
+          f' {window * WINDOW + 1:,} to {(window + 1) * WINDOW:,})',
+        )
+
+
+class Clock:
+  """Adds up the times of this process until a window is full."""
+
+  def __init__(self):
+    self._window, self._times = -1, []
+
+  def add(
+    self, step: int, host: float, whole: float
+  ) -> tuple[int, float, float] | None:
+    """Adds a step; returns (window, host, step) when a window is full."""
+    window = (step - 1) // WINDOW
+    if window != self._window:
+      self._window, self._times = window, []
+    self._times.append((host, whole))
+    if len(self._times) < WINDOW:
+      return None
+    hosts, wholes = zip(*self._times, strict=True)
+    # The first step also compiles, and evaluations stop some others.
+    return window, statistics.median(hosts), statistics.median(wholes)

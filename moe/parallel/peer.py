@@ -1,0 +1,74 @@
+"""A connection between two processes of a program, for lines of JSON."""
+
+import contextlib
+import json
+import select
+import socket
+import time
+from typing import Any
+
+# TCP's keep-alive messages find a lost machine within these seconds.
+LOST_SECONDS = 14
+_LONGEST_LINE = 2**16
+# A process that has connected says at once who it is.
+_GREETING_SECONDS = 1.0
+
+
+class Peer:
+  """A connection to another process."""
+
+  def __init__(self, connection: socket.socket):
+    self._socket = connection
+    self._data = b''
+    self.process = None
+    self.host = ''
+    self.clock = 0.0
+    self.report = {}
+    self.has_left = False
+    # The socket has no limit on the time of a message: keep-alive ends it.
+    connection.settimeout(None)
+    option = connection.setsockopt
+    option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+      ('TCP_KEEPIDLE', 5),
+      ('TCP_KEEPINTVL', 3),
+      ('TCP_KEEPCNT', 3),
+      ('TCP_USER_TIMEOUT', 1000 * LOST_SECONDS),
+    ):
+      if hasattr(socket, name):  # Some of them exist on Linux alone.
+        option(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+  def fileno(self) -> int:
+    """The file descriptor, for `select`."""
+    return self._socket.fileno()
+
+  def send(self, **message: Any) -> None:
+    """Sends a message; a lost connection is noticed by `receive`."""
+    with contextlib.suppress(OSError):
+      self._socket.sendall(json.dumps(message).encode() + b'\n')
+
+  def receive(self) -> list[dict[str, Any]] | None:
+    """Waits for messages; None if the connection is closed or misused."""
+    try:
+      data = self._socket.recv(_LONGEST_LINE)
+      *lines, self._data = (self._data + data).split(b'\n')
+      messages = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError):
+      return None
+    if not data or len(self._data) > _LONGEST_LINE:
+      return None
+    return messages if all(isinstance(m, dict) for m in messages) else None
+
+  def greeting(self) -> dict[str, Any]:
+    """Waits for the first message; {} if a stranger sends something else."""
+    end = time.monotonic() + _GREETING_SECONDS
+    while time.monotonic() < end:
+      if select.select([self], [], [], _GREETING_SECONDS)[0]:
+        messages = self.receive()
+        if messages or messages is None:
+          return messages[0] if messages else {}
+    return {}
+
+  def close(self) -> None:
+    """Closes the connection."""
+    self._socket.close()
