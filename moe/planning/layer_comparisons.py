@@ -22,7 +22,7 @@ from moe.planning.benchmark_layer import (
 )
 from moe.routing import dispatch, exchange
 
-# These sizes suit two CPU cores; tpu.py has sizes for TPUs.
+# These sizes suit two CPU cores; launch/benchmarks/layer.py has sizes for TPUs.
 SIZES = {
   'd_model': 512,
   'd_ff': 1024,
