@@ -127,14 +127,12 @@ def compare(
   runtime.keep_freed_memory()
   # Imported here, since JAX reads the environment when it is imported, and the
   # lines above set it. Also, --help needs no JAX.
-  from launch.benchmarks import layer_comparisons, step, tpu
+  from launch.benchmarks import layer, step
 
   if args.verb == 'step':
     report = step.compare(args, overrides)
-  elif args.compare in tpu.COMPARISONS:
-    report = tpu.compare(args)
   else:
-    report = layer_comparisons.compare(args)
+    report = layer.compare(args)
   timing.show(report, args.json, command)
   return 0
 

@@ -50,8 +50,7 @@ def inspect(options: argparse.Namespace) -> int:
   """Runs the verb; the exit code is 1 if it finds a damaged file."""
   # Imported here, since Orbax takes seconds to import, and --help does not need
   # it.
-  from moe.checkpoint import contents
-  from moe.runs import rewind
+  from moe.runs import contents, rewind
 
   if options.verb == 'rewind':
     rewind.rewind(options.directory, options.to, options.skip)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch import runtime
+from launch import runtime, token_stores
 from launch.configs import configuration
 from launch.runtime import log
 from moe import bounds
@@ -69,19 +69,18 @@ def describe(args: argparse.Namespace) -> int:
       a picture cannot be read.
   """
   # Here, since --help needs no JAX.
-  from moe.infer.sampling import Sampling
   from moe.runs import picture_model, recognition
-  from tasks.pictures import decoding
 
   bounds.at_least(1, '--num', args.num, 'captions to show')
   bounds.at_least(1, '--samples', args.samples, 'captions to draw')
   bounds.seed('--seed', args.seed)
   labels = recognition.labels_of(args.labels) if args.labels else []
   templates = args.template or recognition.TEMPLATES
-  sampling = Sampling(args.temperature)
+  sampling = picture_model.Sampling(args.temperature)
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
-  pixels = [decoding.read(name, model.tokenizer.pixels) for name in args.images]
+  size = model.tokenizer.pixels
+  pixels = [token_stores.read_picture(name, size) for name in args.images]
   log(f'{model.trained.workdir}, step {model.trained.step}')
   codes = model.encode(pixels)
   if labels:

@@ -22,12 +22,7 @@ from moe.parallel import processes
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.doctor',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('doctor', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
   add('--workdir', default='', metavar='DIR', help='where the run will write')

@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from launch import runtime
+from launch import runtime, token_stores
 from launch.configs import configuration
 from launch.runtime import log
 from moe import atomic_files, bounds
@@ -73,14 +73,12 @@ def draw(args: argparse.Namespace) -> int:
     ValueError: if flags are out of range or do not suit the checkpoint.
   """
   # Here, since --help needs no JAX.
-  from moe.infer.sampling import Sampling
   from moe.report import picture_files
   from moe.runs import picture_model
-  from tasks.pictures import decoding
 
   bounds.at_least(1, '--num', args.num, 'pictures to draw')
   bounds.seed('--seed', args.seed)
-  sampling = Sampling(args.temperature, args.top_k)
+  sampling = picture_model.Sampling(args.temperature, args.top_k)
   options = picture_model.Drawing(
     args.guidance, args.rerank, sampling, args.seed
   )
@@ -93,7 +91,7 @@ def draw(args: argparse.Namespace) -> int:
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
   given = None
   if args.upper_half:
-    picture = decoding.read(args.upper_half, model.tokenizer.pixels)
+    picture = token_stores.read_picture(args.upper_half, model.tokenizer.pixels)
     given = model.upper_half(picture, args.num)
   log(f'{model.trained.workdir}, step {model.trained.step}')
   drawn = model.draw([args.prompt] * args.num, options, given)

@@ -120,45 +120,15 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
   if args.json:
     print(json.dumps(report))
   else:
-    print(f'{as_table(report)}\n\n{scoring.score_table(report)}')
+    print(scoring.as_text(report))
   return 0
-
-
-def as_table(report: dict) -> str:
-  """Formats a report as a table; a compared run is a second column."""
-  other = report.get('compare')
-  reports = [report] if other is None else [report, other]
-  lines = []
-  for key in report:
-    if key not in ('compare', 'scores'):
-      cells = [
-        f'{one[key]:,.4f}' if isinstance(one[key], float) else f'{one[key]}'
-        for one in reports
-      ]
-      lines.append(f'{key:16} ' + '  '.join(f'{cell:>20}' for cell in cells))
-  if other is not None:
-    difference = f'difference of {other["difference"]:+.4f} bits per character'
-    if other['low'] is None:
-      lines.append(f'{difference}; one document gives no interval')
-    else:
-      lines.append(
-        f'{difference}, {other["confidence"]:.0%} interval {other["low"]:+.4f} '
-        f'to {other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
-        f'{report["documents"]} documents); the first is better on '
-        f'{other["share_better"]:.1%} of them'
-      )
-  return '\n'.join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints scores; the exit code is 2 for an error that the user can fix."""
-  words = [
-    'python',
-    '-m',
-    'launch.evaluate',
-    *(sys.argv[1:] if argv is None else argv),
-  ]
-  return runtime.run(lambda: evaluate(parse(argv), shlex.join(words)))
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.evaluate', *words])
+  return runtime.run(lambda: evaluate(parse(argv), command))
 
 
 if __name__ == '__main__':

@@ -19,12 +19,7 @@ from moe.modalities import sequences
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.fold',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('fold', __doc__)
   add = parser.add_argument
   add(
     '--checkpoint',

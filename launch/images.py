@@ -20,6 +20,7 @@ from launch import runtime, token_stores
 from launch.configs import configuration
 from moe.data.cache_dir import default_cache_dir
 from moe.evaluate import score
+from tasks.pictures import scenes
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,7 +122,6 @@ def score_model(args: argparse.Namespace, command: str) -> int:
   """Prints the scores of a model of pictures, and writes the page."""
   # Here, since --help needs no JAX.
   from moe.runs import picture_model, picture_scores
-  from tasks.pictures import scenes
 
   wanted = picture_scores.Request(
     scenes.agreement_with_facts,

@@ -19,12 +19,7 @@ from launch.configs import configuration
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.proteins',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('proteins', __doc__)
   parser.add_argument('verb', choices=['score'])
   add = parser.add_argument
   add(

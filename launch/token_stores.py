@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tasks import modules
 
@@ -75,6 +76,14 @@ def prepare_pictures(
   from tasks.pictures import stores
 
   return stores.prepare(names, pixels, cache_dir)
+
+
+def read_picture(path: str, size: int) -> Any:
+  """A picture file as uint8 [size, size, 3], see `tasks.pictures.decoding`."""
+  # Here, since it imports NumPy, and --help must answer at once.
+  from tasks.pictures import decoding
+
+  return decoding.read(path, size)
 
 
 def prepare_chains(

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.benchmarks import devices as device_lib
 from launch.configs import configuration
 from moe.evaluate.timing import Timed, clock, command, measure
+from moe.planning import benchmark_devices as device_lib
 from moe.runs import build
 from moe.runs.counts import flops_of
 from moe.runs.run import Run

@@ -275,8 +275,28 @@ def _progress_log() -> Callable[[int, int], None]:
   return on_progress
 
 
-def score_table(report: dict[str, Any]) -> str:
-  """The scores of a report as a table."""
-  return score.as_table(
-    [score.from_json(entries) for entries in report['scores']]
-  )
+def as_text(report: dict[str, Any]) -> str:
+  """Formats a report; a compared run is a second column of its first table."""
+  other = report.get('compare')
+  reports = [report] if other is None else [report, other]
+  lines = []
+  for key in report:
+    if key not in ('compare', 'scores'):
+      cells = [
+        f'{one[key]:,.4f}' if isinstance(one[key], float) else f'{one[key]}'
+        for one in reports
+      ]
+      lines.append(f'{key:16} ' + '  '.join(f'{cell:>20}' for cell in cells))
+  if other is not None:
+    difference = f'difference of {other["difference"]:+.4f} bits per character'
+    if other['low'] is None:
+      lines.append(f'{difference}; one document gives no interval')
+    else:
+      lines.append(
+        f'{difference}, {other["confidence"]:.0%} interval {other["low"]:+.4f} '
+        f'to {other["high"]:+.4f} ({other["num_resamples"]:,} resamples of '
+        f'{report["documents"]} documents); the first is better on '
+        f'{other["share_better"]:.1%} of them'
+      )
+  scores = [score.from_json(entries) for entries in report['scores']]
+  return '\n'.join([*lines, '', score.as_table(scores)])

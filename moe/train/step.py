@@ -197,9 +197,13 @@ def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
   # Moments in host memory are not checked, since the check would have to copy
   # them to the device again.
   rest = (None if kept.optimizer_on_host else ts.opt_state, ts.state)
-  # Without the barrier XLA would compute the update a second time for the
-  # check.
-  params, rest = jax.lax.optimization_barrier((ts.params, rest))
+  # XLA for TPUs fuses the check with the update, so no array is read again. On
+  # other platforms XLA would compute the update twice without a barrier.
+  params, rest = jax.lax.platform_dependent(
+    (ts.params, rest),
+    tpu=lambda updated: updated,
+    default=jax.lax.optimization_barrier,
+  )
   checked = [
     jnp.isfinite(jnp.sum(jnp.square(a.astype(jnp.float32))))
     for a in jax.tree.leaves(params)

@@ -13,7 +13,7 @@ from launch.configs import configuration
 from moe.data.store import write_store
 from moe.infer import decode
 from moe.modalities.text import Vocabulary
-from moe.runs import trained
+from moe.runs import scoring, trained
 
 # Nats of a token in a model whose 320 logits are all equal.
 UNIFORM_NATS = math.log(320)
@@ -145,8 +145,8 @@ def test_without_json_the_scores_are_a_table(
 
 def test_one_document_has_a_difference_without_an_interval():
   other = {'documents': 1, 'difference': 0.5, 'low': None, 'high': None}
-  table = evaluate.as_table({'documents': 1, 'compare': other})
-  assert table.splitlines()[-1] == (
+  text = scoring.as_text({'documents': 1, 'compare': other, 'scores': []})
+  assert text.splitlines()[1] == (
     'difference of +0.5000 bits per character; one document gives no interval'
   )
 

@@ -12,11 +12,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.benchmarks import devices as device_lib
 from moe.layers import attention, feed_forward, moe_layer
 from moe.models.block import Block
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning import benchmark_devices as device_lib
 from moe.routing import dispatch, exchange
 from moe.scale import dumps, hlo
 from tests.layers.test_attention import mask_of

@@ -1,6 +1,7 @@
-"""Compiles one MoE layer for TPUs on a machine without TPUs.
+"""Compares one MoE layer with variants, here or compiled for TPUs.
 
-Times are estimates of the compiler, not measurements.
+Compiling for TPUs needs no TPU. Its times are estimates of the compiler, not
+measurements.
 """
 
 import argparse
@@ -10,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.benchmarks import devices, layer_comparisons
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning import benchmark_devices as devices
+from moe.planning import layer_comparisons
 from moe.planning.benchmark_layer import UNIT, LayerSizes, make_layer, num_slots
 from moe.scale.dumps import (
   Dumped,
@@ -139,5 +141,7 @@ COMPARISONS = {'tpu': compare_fine, 'memory': compare_memory}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-  """The report of the verb `moe` for TPUs."""
+  """The report of the verb `moe`, from this machine or from the compiler."""
+  if args.compare not in COMPARISONS:
+    return layer_comparisons.compare(args)
   return COMPARISONS[args.compare](args, *layer_comparisons.choices(args))

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.benchmarks import devices
 from moe.evaluate.timing import Timed, measure
 from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning import benchmark_devices as devices
 from moe.planning.benchmark_layer import (
   UNIT,
   JittedLayer,
@@ -22,7 +22,7 @@ from moe.planning.benchmark_layer import (
 )
 from moe.routing import dispatch, exchange
 
-# These sizes suit two CPU cores; tpu.py has sizes for TPUs.
+# These sizes suit two CPU cores; launch/benchmarks/layer.py has sizes for TPUs.
 SIZES = {
   'd_model': 512,
   'd_ff': 1024,
