@@ -19,6 +19,8 @@ TOKAMAX = 'tokamax>=0.0.12'
 # What the nightly comparison of converted weights runs against. It is outside
 # of the lock: CI compares with goldens that were made with it.
 INTEROP = [
+  # The harness reads models of transformers with it.
+  'accelerate>=1.10',
   'lm_eval>=0.4.13',
   'safetensors>=0.8',
   'torch>=2.9',
@@ -71,6 +73,8 @@ setuptools.setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.4',
     'pillow>=12',
+    # Draws structures that can be turned, on the page of folded chains.
+    'plotly>=6',
     'rich>=14',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6.4',

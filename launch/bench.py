@@ -24,16 +24,12 @@ from collections.abc import Sequence
 from launch import runtime
 from launch.benchmarks import imports
 from launch.configs import flags
+from moe.evaluate import timing
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.bench',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('bench', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   _imports_flags(
     verbs.add_parser('imports', help='seconds to import each module')
@@ -98,9 +94,9 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     '--compare',
-    choices=('mesh', 'compile'),
+    choices=('mesh', 'compile', 'muon'),
     help='mesh: 8 devices and 1; compile: seconds to compile with 64 and with'
-    ' 8 experts',
+    ' 8 experts; muon: a step with Muon and one with AdamW',
   )
   add(
     '--against',
@@ -131,7 +127,7 @@ def compare(
   runtime.keep_freed_memory()
   # Imported here, since JAX reads the environment when it is imported, and the
   # lines above set it. Also, --help needs no JAX.
-  from launch.benchmarks import layer_comparisons, step, timing, tpu
+  from launch.benchmarks import layer_comparisons, step, tpu
 
   if args.verb == 'step':
     report = step.compare(args, overrides)

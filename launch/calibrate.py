@@ -24,12 +24,7 @@ from moe.scale import topology
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.calibrate',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('calibrate', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True)
   published = verbs.add_parser('published', help='runs that others measured')
   layer = verbs.add_parser('layer', help='seconds of a layer by the compiler')

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: python -m launch.checkpoint list|verify|show DIR.
+"""Checkpoints of a run: python -m launch.checkpoint VERB DIR.
 
 DIR is the directory of a run, its folder `checkpoints`, or the folder of one
 step inside `checkpoints`.
@@ -16,11 +16,7 @@ EXIT_DAMAGED = 1
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.checkpoint',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = runtime.parser('checkpoint', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for verb, text in (
     ('list', 'list steps with sizes and metrics, and mark the best step'),
@@ -32,7 +28,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if verb != 'list':
       which = 'all' if verb == 'verify' else 'the newest'
       sub.add_argument('--step', type=int, help=f'default: {which}')
+  text = 'make an earlier step the newest, so that the run goes on from it'
+  sub = verbs.add_parser('rewind', help=text, description=text)
+  sub.add_argument('directory', metavar='DIR', help='directory of the run')
+  sub.add_argument('--to', type=int, required=True, metavar='STEP')
+  sub.add_argument(
+    '--skip',
+    type=_steps,
+    metavar='A:B',
+    help='leave out the batches of the logged steps A to B - 1',
+  )
   return parser.parse_args(argv)
+
+
+def _steps(text: str) -> tuple[int, int]:
+  first, end = map(int, text.split(':'))
+  return first, end
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -40,7 +51,11 @@ def inspect(options: argparse.Namespace) -> int:
   # Imported here, since Orbax takes seconds to import, and --help does not need
   # it.
   from moe.checkpoint import contents
+  from moe.runs import rewind
 
+  if options.verb == 'rewind':
+    rewind.rewind(options.directory, options.to, options.skip)
+    return 0
   step = getattr(options, 'step', None)
   directory, steps = contents.chosen(options.directory, step)
   if options.verb == 'list':

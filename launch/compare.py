@@ -23,12 +23,7 @@ FIGURES = ('.html', '.png', '.svg')
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.compare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('compare', __doc__)
   add = parser.add_argument
   add('runs', nargs='+', metavar='DIR', help='work directories, one per seed')
   add(

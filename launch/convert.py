@@ -21,12 +21,7 @@ def parse(
   argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.convert',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('convert', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   out = verbs.add_parser('to-hf', help='a trained run as a model directory')
   out.add_argument('checkpoint', metavar='RUN', help='or one step in there')

@@ -23,12 +23,7 @@ from moe.data.cache_dir import default_cache_dir
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.data',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('data', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
   def verb(name: str, text: str) -> argparse.ArgumentParser:

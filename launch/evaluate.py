@@ -21,10 +21,8 @@ from moe.data.cache_dir import default_cache_dir
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.evaluate',
-    description='Bits per character and per byte of a trained model.',
-    allow_abbrev=False,
+  parser = runtime.parser(
+    'evaluate', 'Bits per character and per byte of a trained model.'
   )
   add = parser.add_argument
   add(

@@ -1,10 +1,12 @@
-r"""Image tokenizers: python -m launch.images VERB ...
+r"""Image tokenizers and scores of pictures: python -m launch.images VERB ...
 
   tokenizer-report --checkpoint=runs/fashion_codes
   encode --checkpoint=runs/fashion_codes --output=runs/fashion_codes/codes
+  score --checkpoint=runs/pictures --num=200
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains an image tokenizer.
+--workdir=runs/fashion_codes` trains a tokenizer, and
+--gin_file=runs/pictures_cpu.gin a model that draws and describes.
 """
 
 import argparse
@@ -22,12 +24,7 @@ from moe.evaluate import score
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.images',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('images', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
   def verb(name: str, text: str) -> argparse.ArgumentParser:
@@ -38,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       '--checkpoint',
       required=True,
       metavar='DIR',
-      help='work directory of a run that trained an image tokenizer',
+      help='work directory of the run',
     )
     command.add_argument(
       '--pictures',
@@ -64,16 +61,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'encode', 'write pictures as codes, with the tasks to read them'
   )
   encode.add_argument('--output', required=True, metavar='DIR')
+  scored = verb('score', 'score drawing, describing and recognising')
+  scored.add_argument(
+    '--num', type=int, default=200, help='sentences to draw of each source'
+  )
+  scored.add_argument(
+    '--limit', type=int, default=1500, help='held-out pictures of each source'
+  )
+  scored.add_argument(
+    '--guidance', type=float, default=2.0, help='default %(default)s'
+  )
+  scored.add_argument('--rerank', type=int, default=1, metavar='K')
+  scored.add_argument('--seed', type=int, default=0)
+  scored.add_argument(
+    '--judge_epochs', type=int, default=4, help='of the independent network'
+  )
+  scored.add_argument(
+    '--output', metavar='DIR', help='default: the work directory'
+  )
   return parser.parse_args(argv)
 
 
 def run_verb(args: argparse.Namespace, command: str) -> int:
-  """Scores reconstructions, or writes codes."""
+  """Runs a verb."""
+  if args.verb == 'score':
+    return score_model(args, command)
   # Here, since --help needs no JAX.
   from moe.runs import image_tokenizer, picture_codes, tokenizer_report
 
   tokenizer = image_tokenizer.load(args.checkpoint)
-  data = configuration.load_tokenizer_run(args.checkpoint).data
+  trains = configuration.IMAGE_TOKENIZER
+  data = configuration.load_other_run(args.checkpoint, trains).data
   runtime.set_up_jax()
   pictures = token_stores.prepare_pictures(
     args.pictures or data.names,
@@ -96,6 +114,36 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
     print(f'{name}: {count:,} pictures')
   module = os.path.join(args.output, picture_codes.MODULE)
   print(f"TASK_MODULES = ('{module}',)")
+  return 0
+
+
+def score_model(args: argparse.Namespace, command: str) -> int:
+  """Prints the scores of a model of pictures, and writes the page."""
+  # Here, since --help needs no JAX.
+  from moe.runs import picture_model, picture_scores
+  from tasks.pictures import scenes
+
+  wanted = picture_scores.Request(
+    scenes.agreement_with_facts,
+    picture_model.Drawing(args.guidance, args.rerank, seed=args.seed),
+    args.num,
+    args.limit,
+    args.judge_epochs,
+    command,
+  )
+  runtime.set_up_jax()
+  model = picture_model.of_run(configuration.load_run(args.checkpoint))
+  pictures = token_stores.prepare_pictures(
+    args.pictures or picture_model.names_of(model),
+    model.tokenizer.pixels,
+    args.cache_dir or default_cache_dir(),
+  )
+  found = picture_scores.score_sources(model, pictures, wanted)
+  directory = pathlib.Path(args.output or model.trained.workdir)
+  title = f'Pictures of {os.path.basename(model.trained.workdir)}'
+  page = runtime.write_page('pictures', directory, title, model.facts, found)
+  scores = [one for source in found.values() for one in source.scores]
+  print(f'{score.as_table(scores)}\n\npage: {page}')
   return 0
 
 

@@ -10,10 +10,7 @@ command goes on where it was stopped.
 """
 
 import argparse
-import functools
 import json
-import os
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,17 +18,10 @@ from collections.abc import Sequence
 from launch import runtime
 from launch.configs import configuration, flags, written
 
-PAGE, JSON = 'ladder.html', 'ladder.json'
-
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Command-line flags, and the bindings of --gin. flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.ladder',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('ladder', __doc__)
   numbers = lambda kind: lambda text: [kind(n) for n in text.split(',')]
   tokens = lambda text: round(float(text))
   flags.add_gin_flags(parser, required=True)
@@ -75,8 +65,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   """Trains what is missing, and writes the page."""
   # Here, since --help needs neither JAX nor Matplotlib.
-  from moe.report import comparison, ladder_page
-  from moe.report import ladder as ladder_report
+  from moe.report import ladder_page
   from moe.runs import ladder
 
   run = configuration.load(args.gin_file, overrides)
@@ -102,16 +91,12 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   found = ladder.run(
     plan, lambda own: [*train, *(f'--gin.{b}' for b in own)], args.workdir
   )
-  read = functools.partial(
-    comparison.read_run, configured=written.seed_and_tasks
+  summary, page = ladder_page.report(
+    found, written.seed_and_tasks, expansions, command, args.workdir
   )
-  summary = ladder_report.summarise(found, read, expansions, command)
-  workdir = pathlib.Path(args.workdir)
-  ladder_page.write(summary, workdir / PAGE)
   text = json.dumps(summary, ensure_ascii=False)
-  (workdir / JSON).write_text(text, encoding='utf-8')
   print(text if args.json else ladder_page.as_text(summary))
-  runtime.log(f'page: {os.path.join(args.workdir, PAGE)}')
+  runtime.log(f'page: {page}')
   return 0
 
 

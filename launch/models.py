@@ -28,7 +28,12 @@ LENGTH = 2048
 def names() -> list[str]:
   """Names of all models; `*decoder.gin` is left out, since it sets no sizes."""
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
-  return [name for name in found if not name.endswith('decoder')]
+  others = ('decoder', 'trunk', 'folding')
+  return [
+    name
+    for name in found
+    if not name.endswith(others) and not name.startswith(('fold_', 'esmfold'))
+  ]
 
 
 def loaded(name: str):
@@ -65,12 +70,7 @@ def show(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table; the exit code is 2 for an error that the user can fix."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.models',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('models', __doc__)
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
   # Only shapes are computed, so JAX must not occupy an accelerator.

@@ -28,12 +28,7 @@ from moe.scale import topology
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.plan',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('plan', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
   add('--topology', metavar='SLICE', help='chips, such as v5p:8x16x16')

@@ -12,9 +12,7 @@ from launch import runtime
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.report', description=__doc__.splitlines()[0]
-  )
+  parser = runtime.parser('report', __doc__.splitlines()[0])
   parser.add_argument('directory', metavar='DIR', help='directory of a run')
   parser.add_argument('--output', help='default: DIR/report.html')
   return parser.parse_args(argv)

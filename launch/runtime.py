@@ -1,5 +1,6 @@
 """Code that every verb shares: start of JAX, log, memory, errors."""
 
+import argparse
 import contextlib
 import ctypes
 import glob
@@ -34,6 +35,25 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def log(message: str) -> None:
   """Prints one line for people; standard output is for the result."""
   print(message, file=sys.stderr, flush=True)
+
+
+def parser(
+  verb: str, description: str, **options: Any
+) -> argparse.ArgumentParser:
+  """A parser for the flags of a verb, which prints its description unchanged.
+
+  Args:
+    verb: name of the module in launch.
+    description: what --help prints before the flags.
+    **options: of `argparse.ArgumentParser`, such as `usage`.
+  """
+  return argparse.ArgumentParser(
+    prog=f'python -m launch.{verb}',
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    **options,
+  )
 
 
 class _Log(logging.Handler):
@@ -210,19 +230,25 @@ def write_page(about: str, *content: Any) -> Any:
   """Writes a page.
 
   Args:
-    about: 'run', 'scorecard' or 'tokenizer'.
+    about: 'run', 'scorecard', 'tokenizer' or 'pictures'.
     *content: the arguments of the function below that writes it.
 
   Returns:
     What that function returns.
   """
   # Here, since Matplotlib takes seconds to import, and few commands draw.
-  from moe.report import run_page, scorecard_page, tokenizer_page
+  from moe.report import (
+    pictures_page,
+    run_page,
+    scorecard_page,
+    tokenizer_page,
+  )
 
   write = {
     'run': run_page.write_report,
     'scorecard': scorecard_page.write,
     'tokenizer': tokenizer_page.write,
+    'pictures': pictures_page.write,
   }
   return write[about](*content)
 
@@ -247,7 +273,7 @@ def keep_freed_memory() -> None:
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
-    return  # This is another C library.
+    return  # The C library is not glibc.
   # Only the main arena can grow to any size without mapping blocks.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)

@@ -3,6 +3,7 @@ r"""Writes text with a trained model: python -m launch.sample ...
 --checkpoint=runs/poems --prompt='春曉\n' --num=3 --top_p=0.9
 --checkpoint=runs/poems --prompt=春曉 --form=quatrain5
 --checkpoint=runs/poems --prompt=白日依山盡 --form=couplet
+--checkpoint=runs/verse --prompt=春曉 --num=16 --rerank=inverse
 """
 
 import argparse
@@ -14,14 +15,13 @@ from launch.configs import configuration
 from launch.runtime import log
 from moe import bounds
 from moe.data.text_file import unescaped
+from tasks import mixtures
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.sample',
-    description='Writes after a prompt with a trained model.',
-    allow_abbrev=False,
+  parser = runtime.parser(
+    'sample', 'Writes after a prompt with a trained model.'
   )
   add = parser.add_argument
   add(
@@ -67,6 +67,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help='write lines of this length and punctuation; the prompt is then the '
     'first line of the couplet, or the title of the poem',
   )
+  add(
+    '--rerank',
+    choices=['inverse'],
+    help='print the samples first after which the prompt is likeliest; needs a '
+    'task such as poems_inverse in training',
+  )
   return parser.parse_args(argv)
 
 
@@ -76,7 +82,7 @@ def sample(args: argparse.Namespace) -> int:
   Raises:
     ValueError: if flags contradict each other or do not suit the checkpoint.
   """
-  from moe.runs import writing  # Here, since --help needs no JAX.
+  from moe.runs import reranking, writing  # Here, since --help needs no JAX.
 
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
@@ -93,12 +99,18 @@ def sample(args: argparse.Namespace) -> int:
   runtime.set_up_jax()
   trained = configuration.load_run(args.checkpoint)
   writing.check_causal(trained.run, args.checkpoint)
+  if args.rerank:
+    task = trained.run.data.train
+    tasks = mixtures.registry.MIXTURES.get(task, (task,))
+    reranking.check_inverse(args.checkpoint, tasks)
   prompt = unescaped(args.prompt)
   beginning = writing.read_prompt(trained, prompt, args.form, args.max_tokens)
   log(f'{trained.workdir}, step {trained.step}')
   samples = writing.write_samples(
     trained, beginning, args.num, sampling, args.seed
   )
+  if args.rerank:
+    samples = reranking.reranked(trained, prompt, samples)
   for number, (text, is_cut) in enumerate(samples, start=1):
     if is_cut:
       log(f'sample {number} was cut after token {beginning.limit}')

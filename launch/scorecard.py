@@ -25,12 +25,7 @@ SHOTS = (0, 1, 4, 8)
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.scorecard',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('scorecard', __doc__)
   add = parser.add_argument
   add(
     '--checkpoint',

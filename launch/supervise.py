@@ -21,12 +21,8 @@ from moe.runs import supervise
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the command after `--`)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.supervise',
-    usage='%(prog)s [FLAGS] -- COMMAND',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
+  parser = runtime.parser(
+    'supervise', __doc__, usage='%(prog)s [FLAGS] -- COMMAND'
   )
   add = parser.add_argument
   add('--workdir', metavar='DIR', help='default: --workdir of COMMAND')

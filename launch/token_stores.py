@@ -77,6 +77,16 @@ def prepare_pictures(
   return stores.prepare(names, pixels, cache_dir)
 
 
+def prepare_chains(
+  names: Sequence[str], longest: int, cache_dir: str | os.PathLike
+) -> dict[str, dict[str, str]]:
+  """Makes missing stores of chains, as `tasks.proteins.prepare` does."""
+  # Here, since it imports NumPy, and --help must answer at once.
+  from tasks import proteins
+
+  return proteins.prepare(names, longest, cache_dir)
+
+
 def check_tasks(
   names: Sequence[str],
   cache_dir: str | os.PathLike,

@@ -17,16 +17,12 @@ from collections.abc import Sequence
 from launch import runtime, token_stores
 from launch.configs import configuration, flags
 from moe.data.cache_dir import default_cache_dir
+from moe.train import goodput
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.train',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = runtime.parser('train', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
   add('--workdir', required=True, metavar='DIR', help='where the run writes')
@@ -43,9 +39,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return flags.parse(parser, argv)
 
 
-def train(args: argparse.Namespace, overrides: list[str]) -> int:
+def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   """Trains; the exit code is 0, or 75 if a signal ended the training."""
-  begin = time.monotonic()
   config = configuration.read(args.gin_file, overrides)
   texts = {
     'config.gin': config.text,
@@ -60,17 +55,22 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
       args.dry_run,
     )
   # Here, since a misspelt name need not wait for Orbax.
-  from moe.runs import image_tokenizer, preflight, training
+  from moe.runs import folding, image_tokenizer, preflight, training
 
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
-  if config.trains == configuration.IMAGE_TOKENIZER:
+  if config.trains != configuration.LANGUAGE_MODEL:
+    other, prepare = {
+      configuration.IMAGE_TOKENIZER: (
+        image_tokenizer,
+        token_stores.prepare_pictures,
+      ),
+      configuration.FOLDING_MODEL: (folding, token_stores.prepare_chains),
+    }[config.trains]
     if args.dry_run:
-      print(image_tokenizer.describe(config.run), end='')
+      print(other.describe(config.run), end='')
       return 0
-    return image_tokenizer.train(
-      config.run, args.workdir, texts, token_stores.prepare_pictures
-    )
+    return other.train(config.run, args.workdir, texts, prepare)
   differences = configuration.differences(
     config.text, os.path.join(args.workdir, 'config.gin')
   )
@@ -90,7 +90,8 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains; the exit code is 2 for an error that the user can fix."""
-  return runtime.run(lambda: train(*parse(argv)))
+  begin = goodput.process_begin() if argv is None else time.monotonic()
+  return runtime.run(lambda: train(*parse(argv), begin))
 
 
 if __name__ == '__main__':

@@ -9,9 +9,14 @@ power failure the file may be old, new or empty.
 import contextlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from moe import failpoints
+
+_TEMPORARY = re.compile(r'.+\.[0-9a-f]{32}\.tmp')
 
 
 @contextlib.contextmanager
@@ -33,6 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   try:
     with open(temporary, 'wb') as f:
       yield f
+    failpoints.reach('file.written')
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(OSError):
@@ -49,3 +55,16 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 def write_json(path: str | os.PathLike, content: Any) -> None:
   """Replaces or creates a JSON file with this value, indented by two."""
   write_file(path, json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def sweep(directory: str | os.PathLike) -> None:
+  """Removes the temporary files that killed processes have left.
+
+  Args:
+    directory: in which no other process writes now.
+  """
+  for name in os.listdir(directory):
+    if _TEMPORARY.fullmatch(name):
+      # The thread of the run's lock may rename its own file meanwhile.
+      with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, name))

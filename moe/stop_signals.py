@@ -74,7 +74,7 @@ def handled(
     listens: whether to call `listen`.
   """
   if threading.current_thread() is not threading.main_thread():
-    yield  # Python lets no other thread set a handler.
+    yield  # Only the main thread may set a handler.
     return
 
   def handler(number: int, frame: types.FrameType | None) -> None:

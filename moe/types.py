@@ -27,6 +27,9 @@ PyTree = Any
 # first dim of each array counts rows.
 Batch = PyTree
 
+# The modalities of tokens, by their numbers in `TokenBatch.modality`.
+MODALITIES = ('text', 'image', 'protein')
+
 # A loss or a metric as (sum, weight). Sums and weights are first added over
 # microbatches and devices; only the totals are divided.
 Pair = tuple[Array, Array]
@@ -74,8 +77,8 @@ class TokenBatch(NamedTuple):
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
     block_ids: int32, 0 for causal tokens; tokens of one block see each other.
-    modality: int32 modality of the token that is read: 0 text, 1 image,
-      2 protein.
+    modality: int32 modality of the token that is read, a number of
+      `MODALITIES`.
     extras: further arrays [B, T, ...] for the tokens that are read, such as
       patches, rows and columns, or coordinates; the model declares them.
   """

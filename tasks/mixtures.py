@@ -26,12 +26,14 @@ BUILTIN = (
   'builtin_essays',
   'builtin_dialogues',
 )
+VERSE = ('poems_shi', 'poems_inverse', 'ci', 'couplets_verse_lm')
 CLASSICAL = ('poems_shi', 'ci', 'qu', 'classics')
 MODERN = ('luxun_hant', 'novels_hant', 'react_docs', 'laws', 'persona_prompts')
 TALK = ('kdconv', 'crosswoz', 'chatterbot')
 PAIRS = ('tatoeba_en_zh', 'tatoeba_zh_en', 'law_en_zh', 'law_zh_en')
 
 registry.add_mixture('builtin', BUILTIN)
+registry.add_mixture('verse', VERSE)
 registry.add_mixture('zh_classical', CLASSICAL)
 registry.add_mixture('zh_prose', MODERN)
 registry.add_mixture('zh_talk', TALK)

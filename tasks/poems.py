@@ -1,4 +1,8 @@
-"""Declares a task of Tang and Song shi poems."""
+"""Declares tasks of Tang and Song shi poems.
+
+The inverse task teaches a model which title a poem has. Sampling then ranks
+poems by it: Li et al. 2016, https://arxiv.org/abs/1510.03055.
+"""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus
@@ -10,4 +14,10 @@ def document(poem: Record) -> str:
   return poem['title'] + '\n' + ''.join(poem['paragraphs'])
 
 
+def inverse_document(poem: Record) -> str:
+  """All verses in one line, and below them the title."""
+  return ''.join(poem['paragraphs']) + '\n' + poem['title']
+
+
 registry.add_text_task('poems_shi', Corpus('poems_shi'), document)
+registry.add_text_task('poems_inverse', Corpus('poems_shi'), inverse_document)

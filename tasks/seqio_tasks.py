@@ -100,13 +100,14 @@ class Codes(seqio.PassThroughVocabulary):
     range: name of the id range of the codes, as in `moe.data.records.Feature`.
     is_block: whether all tokens of the feature see each other.
     tokenizer: SHA-256 of the tokenizer that made the codes, or ''.
+    grid: (rows, columns) of the codes of a picture, or ().
   """
 
   def __init__(self, kind: Feature):
     # The run decides the size of the range, so this is only an upper bound.
     super().__init__(size=1 << 31)
     self.range, self.is_block = kind.range, kind.is_block
-    self.tokenizer = kind.tokenizer
+    self.tokenizer, self.grid = kind.tokenizer, kind.grid
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:

@@ -39,3 +39,12 @@ def test_a_file_can_be_read_by_whoever_the_umask_lets(tmp_path):
     (tmp_path / name).stat().st_mode for name in ('plain', 'written')
   )
   assert written == plain
+
+
+def test_what_killed_processes_have_left_is_removed(tmp_path):
+  left = tmp_path / f'run.json.{"0a" * 16}.tmp'
+  others = [tmp_path / name for name in ('run.json', 'mine.tmp', 'a.tmp')]
+  for path in (left, *others):
+    path.write_text('{}')
+  atomic_files.sweep(tmp_path)
+  assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -11,7 +11,8 @@ import pytest
 from launch import models
 from launch.configs import configuration
 from moe import axes
-from moe.objectives import language
+from moe.modalities import residues
+from moe.objectives import folding, language
 from moe.optim import matrices
 from moe.parallel import shardings
 from moe.planning import model_table, plan
@@ -24,16 +25,26 @@ ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
 # a line for each macro, so they may exceed 60 lines.
 WIRING = {
   'models/decoder.gin',
+  'models/folding.gin',
+  'models/trunk.gin',
   'models/latent_decoder.gin',
   'runs/train.gin',
   'runs/muon.gin',
   'runs/recipe.gin',
   'runs/image_tokenizer.gin',
+  'runs/pictures.gin',
+  *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
+  'runs/folding.gin',
 }
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
-  f'runs/image_tokenizer_{n}.gin' for n in ('emoji', 'fashion', 'shapes')
+  f'runs/image_tokenizer_{n}.gin'
+  for n in ('emoji', 'fashion', 'pictures', 'shapes')
 ]
+# Models that fold proteins, and their runs.
+FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
+FOLDERS.append('models/esmfold_690m.gin')
+FOLDING_RUNS = ['runs/fold_cpu.gin', 'runs/fold_overfit.gin']
 # Our own models for experiments. Of the other models only parameters are
 # counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
@@ -41,19 +52,24 @@ LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
   'runs/wudao2_2x_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=4'],
+  'runs/wudao2_pictures_v5p_2048.gin': ['MESH_FSDP=1', 'MESH_EXPERT=8'],
   'runs/wudao2_v5p_256.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
 # Runs that need another number of devices than the 8 of the tests.
-NUM_DEVICES = {'runs/poems_cpu.gin': 1, 'runs/poems_recipe_cpu.gin': 1}
+NUM_DEVICES = {
+  f'runs/{n}_cpu.gin': 1
+  for n in ('pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
+}
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
 
 
 def files(folder):
   found = sorted(f'{folder}/{p.name}' for p in (ROOT / folder).glob('*.gin'))
-  return [name for name in found if name not in {*WIRING, *TOKENIZERS}]
+  others = {*WIRING, *TOKENIZERS, *FOLDERS, *FOLDING_RUNS}
+  return [name for name in found if name not in others]
 
 
 def stack(run):
@@ -83,10 +99,10 @@ MODEL_MACROS = {
   'MOE_EVERY': (5, lambda run: stack(run).moe_every),
   'NUM_DENSE_PREFIX': (7, lambda run: stack(run).num_dense_prefix),
   'NUM_EXPERTS': (12, lambda run: moe(run).num_experts),
-  'TOP_K': (3, lambda run: moe(run).make_router().num_active),
+  'TOP_K': (3, lambda run: moe(run).anatomy().router.num_active),
   'EXPERT_D_FF': (20, lambda run: moe(run).expert_d_ff),
   'CAPACITY_FACTOR': (1.75, lambda run: moe(run).dispatch().capacity_factor),
-  'VOCAB_SIZE': (333, lambda run: run.model.vocab_size),
+  'VOCAB_SIZE': (99_999, lambda run: run.model.vocab_size),
 }
 RUN_MACROS = {
   'TRAIN_STEPS': (12_345, lambda run: run.settings.train_steps),
@@ -199,6 +215,62 @@ def test_the_run_of_a_tokenizer_is_built_by_shapes(name):
     configuration.load([name], [])
 
 
+def folding_parameters(name):
+  """Path -> number of parameters of a folding model."""
+  files = [name, 'parallel/data.gin', 'runs/folding.gin']
+  sizes = ['CROP=8', 'BATCH_SIZE=1', 'TRAIN_STEPS=200', "CHAINS=('chains',)"]
+  run = configuration.read(files, sizes).run
+  functional, _, mesh = run.functional(jax.devices()[:1])
+  shapes = jax.tree.map(
+    lambda f: jax.ShapeDtypeStruct(f.shape, f.dtype), folding.fields(1, 8)
+  )
+  with jax.set_mesh(mesh):
+    params = jax.eval_shape(
+      lambda: functional.init(jax.random.key(0), shapes)[0]
+    )
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  return {shardings.path_name(path): leaf.size for path, leaf in flat}
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_a_folding_model_is_built_by_shapes(name):
+  found = folding_parameters(name)
+  assert any(path.startswith('trunk/') for path in found)
+  assert any('triangles' in path for path in found)
+
+
+def test_esmfold_has_the_parameters_of_the_paper_beside_its_trunk():
+  found = folding_parameters('models/esmfold_690m.gin')
+  total = sum(n for path, n in found.items() if not path.startswith('trunk/'))
+  assert math.isclose(total, 690e6, rel_tol=0.03)
+
+
+@pytest.mark.parametrize('name', FOLDING_RUNS)
+def test_a_folding_run_has_its_numbers_as_macros(name):
+  macros = [
+    'TRAIN_STEPS=123',
+    'BATCH_SIZE=8',
+    'CROP=40',
+    'SEED=5',
+    'RECYCLES=2',
+  ]
+  run = configuration.read([name], [*macros, 'MESH_DATA=1']).run
+  assert run.settings.train_steps == 123 and run.settings.seed == 5
+  assert run.data.batch_size == 8 and run.data.crop == 40
+  assert run.objective.keywords['recycles'] == 2
+  with pytest.raises(ValueError, match='must describe a language model'):
+    configuration.load([name], [])
+
+
+def test_the_ids_of_wudao_are_text_codes_and_residues():
+  model = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], []).model
+  sizes = {name: size for name, size in model.ids.sizes.items() if size}
+  assert list(sizes) == ['text', 'command', 'image', 'residue']
+  assert (sizes['text'], sizes['image']) == (143_616, 32 * 32 * 8)
+  assert sizes['residue'] == residues.NUM_CODES
+  assert model.ids.size == model.vocab_size == 152_064
+
+
 @pytest.mark.parametrize('name', files('parallel'))
 def test_a_layout_has_its_axes_as_macros(name):
   names = ['models/tiny.gin', name, 'tasks/builtin.gin', 'runs/train.gin']
@@ -288,7 +360,7 @@ def counts(name, *overrides):
   run = configuration.load([name, *REST], [*STEPS, *overrides])
   params, logical, _, _ = shapes_of(run, jax.devices()[:1])
   return cost.parameter_counts(
-    params, logical, moe(run).make_router().num_active
+    params, logical, moe(run).anatomy().router.num_active
   )
 
 

@@ -8,14 +8,15 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CORE = {'types', 'axes', 'bounds', 'atomic_files', 'stop_signals'}
+CORE = {'types', 'axes', 'bounds', 'atomic_files', 'failpoints'}
+CORE |= {'stop_signals'}
 BASE = CORE | {'parallel', 'optim', 'data'}
 TRAINED = BASE | {'modalities', 'objectives', 'train', 'checkpoint', 'infer'}
 BUILT = TRAINED | {'models', 'routing', 'layers', 'evaluate', 'scale'}
 # Package of moe -> the packages, or single modules, that its files may import.
 MAY_IMPORT = {
   'routing': CORE,
-  'layers': CORE | {'routing'},
+  'layers': CORE | {'routing', 'modalities'},
   'models': CORE | {'routing', 'layers', 'modalities'},
   'modalities': CORE,
   'parallel': CORE,

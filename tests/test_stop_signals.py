@@ -81,7 +81,7 @@ def blocked(block, num_arguments):
 def test_a_second_ctrl_c_leaves_at_once_and_one_press_is_one():
   process = blocked('handled', 1)
   process.send_signal(signal.SIGINT)
-  process.send_signal(signal.SIGINT)  # As if a wrapper sent the signal again.
+  process.send_signal(signal.SIGINT)  # A wrapper may send the signal again.
   with pytest.raises(subprocess.TimeoutExpired):
     process.wait(0.5)
   process.send_signal(signal.SIGINT)

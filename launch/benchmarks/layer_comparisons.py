@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from launch.benchmarks import devices
-from launch.benchmarks.layer import (
+from moe.evaluate.timing import Timed, measure
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.planning.benchmark_layer import (
   UNIT,
   JittedLayer,
   LayerSizes,
@@ -18,8 +20,6 @@ from launch.benchmarks.layer import (
   timed_layer,
   timed_products,
 )
-from launch.benchmarks.timing import Timed, measure
-from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
 
 # These sizes suit two CPU cores; tpu.py has sizes for TPUs.
@@ -203,7 +203,7 @@ def _shares(report: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-  """The report of the verb `moe` on the devices of this machine."""
+  """The report of the command `moe` on the devices of this machine."""
   sizes = sizes_of(args, SIZES)
   classes = choices(args)
   timed, extra = COMPARISONS[args.compare](sizes, *classes)

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from launch.benchmarks import devices as device_lib
-from launch.benchmarks.timing import Timed, clock, command, measure
 from launch.configs import configuration
+from moe.evaluate.timing import Timed, clock, command, measure
 from moe.runs import build
+from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.train.program import Program
 from moe.types import TokenBatch
@@ -147,6 +148,24 @@ def compare_compile(
   return measure(programs, args.rounds, 'compilation of the training step')
 
 
+def compare_muon(
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
+  """Compares steps with Muon and with AdamW, in time and in FLOPs."""
+  files = args.gin_file or FILES
+  with_muon = argparse.Namespace(gin_file=[*files, 'runs/muon.gin'])
+  sizes = [] if args.gin_file else [f'{k}={v}' for k, v in MACROS.items()]
+  muon = load(with_muon, [*sizes, *overrides])
+  counts, _ = flops_of(muon, build.build(muon, jax.devices()))
+  of_step = counts['flops_per_token_train']
+  times = 1 + counts['flops_per_token_optimizer'] / of_step
+  programs = [
+    timed_step('AdamW', load(args, overrides), jax.devices()),
+    timed_step(f'Muon, {times:.3f} times the FLOPs', muon, jax.devices()),
+  ]
+  return measure(programs, args.rounds, UNIT, _tokens(muon))
+
+
 def clock_once(program: Program) -> float:
   """Seconds to trace and compile a step, once."""
   start = time.perf_counter()
@@ -165,7 +184,9 @@ def compare_command(
   return measure([theirs, ours], args.rounds, UNIT, _tokens(run), True)
 
 
-COMPARISONS = {'mesh': compare_mesh, 'compile': compare_compile}
+COMPARISONS = {
+  'mesh': compare_mesh, 'compile': compare_compile, 'muon': compare_muon
+}  # fmt: skip
 
 
 def _tokens(run: Run) -> int:

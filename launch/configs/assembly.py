@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from launch.configs import bindings, gin_text, reach, sizes
 from launch.configs.configuration import (
+  FOLDING_MODEL,
   IMAGE_TOKENIZER,
   LANGUAGE_MODEL,
   Configuration,
@@ -13,11 +14,16 @@ from launch.configs.tree import Tree
 from moe.bounds import OutOfRange
 from moe.models.anatomy import anatomy
 from moe.models.block import Block
+from moe.runs.folding_run import FoldingRun
 from moe.runs.run import Run
 from moe.runs.tokenizer_run import TokenizerRun
 
 # The class of a run -> what it trains.
-_ROOTS = {Run: LANGUAGE_MODEL, TokenizerRun: IMAGE_TOKENIZER}
+_ROOTS = {
+  Run: LANGUAGE_MODEL,
+  TokenizerRun: IMAGE_TOKENIZER,
+  FoldingRun: FOLDING_MODEL,
+}
 
 
 def root_of(bound: bindings.Bound, files: str) -> type:
@@ -28,7 +34,7 @@ def root_of(bound: bindings.Bound, files: str) -> type:
     files: names of the gin files, for the error.
 
   Raises:
-    ValueError: if the bindings describe no run, or two.
+    ValueError: if the bindings describe no run, or several.
   """
   roots = [r for r in _ROOTS if any(b.target is r for b in bound.bindings)]
   if not roots:
@@ -38,8 +44,9 @@ def root_of(bound: bindings.Bound, files: str) -> type:
     )
   if len(roots) > 1:
     raise ValueError(
-      f"{files} must include one of 'runs/train.gin' and"
-      " 'runs/image_tokenizer.gin', got both: take one away."
+      f"{files} must include one of 'runs/train.gin',"
+      " 'runs/image_tokenizer.gin' and 'runs/folding.gin', got"
+      f' {len(roots)} of them: keep one.'
     )
   return roots[0]
 

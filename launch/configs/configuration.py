@@ -14,14 +14,15 @@ from launch.configs import bindings, gin_values
 # What a run may train.
 LANGUAGE_MODEL = 'a language model'
 IMAGE_TOKENIZER = 'an image tokenizer'
+FOLDING_MODEL = 'a folding model'
 
 
 class Configuration(NamedTuple):
   """A run, and the configuration that describes it.
 
   Attributes:
-    run: a `moe.runs.run.Run` or `moe.runs.tokenizer_run.TokenizerRun`, made of
-      plain values, objects and partials of functions.
+    run: a `Run`, `TokenizerRun` or `FoldingRun` of `moe.runs`, made of plain
+      values, objects and partials of functions.
     text: all bindings, as one gin file that includes nothing.
     operative_text: the bindings that the run uses, with its defaults.
     trains: what the run trains, such as `LANGUAGE_MODEL`.
@@ -60,7 +61,7 @@ def load(files: Sequence[str], overrides: Sequence[str]) -> Any:
   if found.trains != LANGUAGE_MODEL:
     raise ValueError(
       f'{", ".join(files)} must describe {LANGUAGE_MODEL}, got {found.trains}:'
-      ' give another file, or use `python -m launch.images`.'
+      ' give another file.'
     )
   return found.run
 
@@ -81,18 +82,22 @@ def load_run(directory: str) -> Any:
   return trained.read_back(load([place.config], []), place)
 
 
-def load_tokenizer_run(directory: str) -> Any:
-  """The `moe.runs.tokenizer_run.TokenizerRun` of a work directory.
+def load_other_run(directory: str, trains: str) -> Any:
+  """The run of a work directory that trains no language model.
+
+  Args:
+    directory: work directory of the run.
+    trains: what it must train, such as `IMAGE_TOKENIZER`.
 
   Raises:
     ValueError: if there is no configuration, or that of another kind of run.
   """
   path = os.path.join(directory, 'config.gin')
   found = read([path], [])
-  if found.trains != IMAGE_TOKENIZER:
+  if found.trains != trains:
     raise ValueError(
-      f'{path} must describe the run of {IMAGE_TOKENIZER}, got that of'
-      f' {found.trains}: name another directory.'
+      f'{path} must describe the run of {trains}, got that of {found.trains}:'
+      ' name another directory.'
     )
   return found.run
 

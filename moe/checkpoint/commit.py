@@ -14,6 +14,7 @@ import threading
 import orbax.checkpoint as ocp
 from etils import epath
 
+from moe import failpoints
 from moe.checkpoint import integrity, listing, literal_path
 
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
@@ -27,7 +28,9 @@ class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
   async def finalize(self) -> None:
     _check_whole(self.get())
     integrity.seal(self.get())
+    failpoints.reach('commit.sealed')
     self.get().rename(self.get_final())
+    failpoints.reach('commit.visible')
     integrity.sync(self.get_final().parent)
 
 
@@ -37,6 +40,7 @@ class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
   async def finalize(self) -> None:
     _check_whole(self.get())
     integrity.seal(self.get())
+    failpoints.reach('commit.sealed')
     (self.get() / listing.MARKER).write_text('')
 
 
@@ -44,14 +48,25 @@ def _check_whole(directory: epath.Path) -> None:
   """Raises ValueError if the index of a step's arrays is missing."""
   if not (directory / 'state' / _MANIFEST).exists():
     raise ValueError(f'Orbax has written no state/{_MANIFEST}')
+  failpoints.reach('commit.whole')
 
 
 class _StateHandler(ocp.PyTreeCheckpointHandler):
   """Writes the arrays, even if the directory's name has glob characters."""
 
+  async def async_save(
+    self, directory: epath.Path, args: ocp.args.PyTreeSave
+  ) -> list[ocp.future.Future]:
+    """Copies the arrays to the host and starts to write them."""
+    futures = await super().async_save(directory, args=args)
+    failpoints.reach('save.arrays')
+    return futures
+
   def finalize(self, directory: epath.Path) -> None:
     """Merges the files of all processes into one index."""
+    failpoints.reach('save.written')
     super().finalize(literal_path.of(directory))
+    failpoints.reach('save.merged')
 
 
 @ocp.args.register_with_handler(_StateHandler, for_save=True)
@@ -107,14 +122,21 @@ def sweep(directory: epath.Path) -> None:
     unmarked = unmarked and not (path / listing.MARKER).exists()
     if _TEMPORARY in path.name or unmarked:
       path.rmtree()
+    elif path.name.isdigit():
+      listing.late_temporary(path).unlink(missing_ok=True)
 
 
 def remove(directory: epath.Path, step: int) -> None:
   """Removes a step; if it is killed half-way, no broken step stays visible."""
   path = directory / str(step)
+  failpoints.reach('remove.begin')
   # The step becomes invisible before its files are removed.
   if integrity.on_object_store(path):
     (path / listing.MARKER).unlink()
   else:
     path = path.rename(directory / f'{step}{_TEMPORARY}')
+  failpoints.reach('remove.hidden')
+  for part in path.iterdir():
+    part.rmtree() if part.is_dir() else part.unlink()
+    failpoints.reach('remove.half')
   path.rmtree()

@@ -25,8 +25,8 @@ _MAX_INDEX_BYTES = 100_000_000
 
 # Name of an array in the files -> (file, entry in the file's header).
 Found = Mapping[str, tuple[str, Entry]]
-# For one array of ours: `Tensor.place` -> (the file's array with this part, the
-# index of our array among those that the file's array consists of).
+# The sources of one array of ours: `Tensor.place` -> (the file's array that
+# holds this part, index of our array in `Tensor.paths`).
 Sources = Mapping[tuple[int, ...], tuple[Tensor, int]]
 
 
@@ -54,7 +54,10 @@ def save(
   """
 
   def made(tensor: Tensor) -> np.ndarray:
-    parts = [np.asarray(arrays[path][tensor.place]) for path in tensor.paths]
+    # An index without a place would copy the array.
+    place = tensor.place
+    part = lambda array: array[place] if place else array
+    parts = [np.asarray(part(arrays[path])) for path in tensor.paths]
     return to_theirs(tensor, parts)
 
   shards, filled = [[]], 0

@@ -14,6 +14,8 @@ import os
 
 from etils import epath
 
+from moe import failpoints
+
 NAME = 'integrity.json'
 
 # Python can read and hash several files in parallel, since both release the
@@ -47,6 +49,7 @@ def seal(directory: epath.PathLike) -> None:
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     entries = pool.map(lambda path: _digest(path, flush), files.values())
     manifest = dict(zip(files, entries, strict=True))
+  failpoints.reach('commit.hashed')
   (directory / NAME).write_bytes(_encode(manifest))
   if flush:
     sync(directory / NAME)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from moe import failpoints
 from moe.checkpoint import integrity
 
 # Name of the file that commits a step on an object store; Orbax has chosen it.
@@ -98,12 +99,18 @@ def add_metrics(
   if jax.process_index() == 0:
     # The step may be on an object store, and `atomic_files` needs a local disk.
     path = epath.Path(step_directory) / LATE_METRICS
-    temporary = path.with_suffix('.tmp')
+    temporary = late_temporary(path.parent)
     entries = (
       metrics if ranked_on is None else {**metrics, 'ranked_on': ranked_on}
     )
     temporary.write_text(json.dumps(entries))
+    failpoints.reach('late.written')
     temporary.replace(path)
+
+
+def late_temporary(step_directory: epath.Path) -> epath.Path:
+  """The file that becomes `LATE_METRICS` when it is whole."""
+  return (step_directory / LATE_METRICS).with_suffix('.tmp')
 
 
 def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
@@ -112,9 +119,10 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
   The smallest value is the best, unless the metadata of the newest step says
   that the largest value is.
 
-  Values that were measured on different data cannot be compared. So only steps
-  that were measured on the same data as the newest one are ranked. Earlier
-  versions did not record the data, so their steps are ranked as well.
+  Values that were measured on different data cannot be compared. So a step is
+  ranked only if it was measured on the same data as the newest step with a
+  value. Earlier versions did not record the data, so their steps are ranked as
+  well.
 
   Args:
     directory: directory of the steps.

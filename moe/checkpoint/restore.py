@@ -6,7 +6,7 @@ run that still trains.
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ from moe.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
 
+# Arrays are read together up to this size: small models need one reading.
+GROUP_BYTES = 64 * 2**20
 
 # Pairs of (pattern, stored name). The pattern is a regular expression that must
 # match a whole path in the target. The stored name is a path in the checkpoint
@@ -125,7 +127,8 @@ def load_params(
       Paths are written like params/decoder/embedding.
     optional: regular expression that must match a whole path. An array with
       such a path keeps its value in `target` if the checkpoint has no array
-      that fits, and the checkpoint may have it without a use.
+      that fits. If the checkpoint has such an array and the target does not, it
+      is ignored.
 
   Returns:
     ({'params': ..., 'state': ...}, meta).
@@ -225,10 +228,13 @@ def _load(
   first = {}
   for name, stored_name in stored_names.items():
     first.setdefault(stored_name, wanted[name])
-  item = jax.tree_util.tree_map_with_path(
-    lambda key, _: first.get(path_name(key), ocp.PLACEHOLDER), tree
-  )
-  read_arrays = leaves(_restore(path, item))
+  read_arrays = {}
+  for group in _groups(first):
+    item = jax.tree_util.tree_map_with_path(
+      lambda key, _, g=group: g.get(path_name(key), ocp.PLACEHOLDER), tree
+    )
+    found = leaves(_restore(path, item))
+    read_arrays |= {name: found[name] for name in group}
   # Two targets may read one array with different shardings or dtypes.
   return {
     name: jax.device_put(
@@ -236,6 +242,26 @@ def _load(
     )
     for name, leaf in wanted.items()
   }
+
+
+def _groups(
+  shapes: dict[str, jax.ShapeDtypeStruct],
+) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
+  """Yields the arrays that are read together, the largest ones first.
+
+  While Orbax reads an array, the host holds it twice. So large arrays are read
+  one after the other, and while few others are in memory.
+  """
+  size = lambda name: shapes[name].size * shapes[name].dtype.itemsize
+  group, filled = {}, 0
+  for name in sorted(shapes, key=lambda name: (-size(name), name)):
+    if group and filled + size(name) > GROUP_BYTES:
+      yield group
+      group, filled = {}, 0
+    group[name] = shapes[name]
+    filled += size(name)
+  if group:
+    yield group
 
 
 def damage(
@@ -275,14 +301,14 @@ def _shared_damage(step_directory: epath.Path) -> list[str]:
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
   """Opens each array of a step; returns a tree of their shapes and dtypes."""
-  import orbax.checkpoint as ocp  # As in `_load`.
+  import orbax.checkpoint as ocp  # It takes half a second.
 
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(literal_path.of(step_directory / 'state')).tree
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
-  import orbax.checkpoint as ocp  # As in `_load`.
+  import orbax.checkpoint as ocp  # It takes half a second.
 
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(

@@ -27,6 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from moe import failpoints
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.types import PyTree
 
@@ -212,6 +213,7 @@ class Checkpointer:
     self, step: int, state: PyTree, num_bytes: int, meta: dict[str, Any]
   ) -> None:
     """The part of a save that the training loop waits for."""
+    failpoints.reach('save.begin')
     # If the disk is full, Orbax prints tracebacks. So we check the space first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
@@ -242,6 +244,7 @@ class Checkpointer:
     except Exception as error:
       self._abandon(step, num_bytes, error)
       return
+    failpoints.reach('commit.done')
     try:
       if jax.process_index() == 0:
         for old in listing.superseded(

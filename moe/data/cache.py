@@ -116,13 +116,14 @@ def cache_task(
   its text. A document with an empty target is left out and counted.
 
   A feature holds codes of another range of the id space if its vocabulary has
-  the attributes `range` and `is_block`, and `tokenizer` if one was trained; see
+  the attributes `range` and `is_block`, and perhaps `tokenizer` and `grid`; see
   `moe.data.records.Feature`. Features other than inputs and targets are kept as
   arrays with one value per token.
 
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
-  `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs, and
-  `block_ids` (uint8) if it has a block.
+  `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs,
+  `block_ids` (uint8) if it has a block, and `row` and `column` (uint8) if it
+  has codes in a grid.
 
   Args:
     task_name: name of a registered seqio task.
@@ -196,6 +197,7 @@ def _features(task_name: str) -> dict[str, Feature]:
       getattr(vocabulary, 'range', ''),
       getattr(vocabulary, 'is_block', False),
       getattr(vocabulary, 'tokenizer', ''),
+      getattr(vocabulary, 'grid', ()),
     )
     for name, vocabulary in vocabularies.items()
     if hasattr(vocabulary, 'range') or name not in ('inputs', 'targets')

@@ -149,9 +149,9 @@ def _cuts_between(
   cuts = [0]
   while length - cuts[-1] > sequence_length:
     cut = cuts[-1] + sequence_length
-    # A cut inside a block or right after it moves to the begin of the block.
-    # That may be right after an earlier block, so we go from the last block to
-    # the first.
+    # If a cut is inside a block or directly after one, we move it to the start
+    # of that block. The new place may be directly after an earlier block, so we
+    # visit the blocks from the last to the first.
     for begin, end in reversed(spans):
       if begin < cut <= end:
         cut = begin
@@ -168,7 +168,7 @@ def _cuts_between(
 def _place(
   length: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(row of each segment, place of the segment in its row, from 0)."""
+  """(row of each segment, its rank among the segments of the row, from 0)."""
   row = np.empty(length.size, np.int64)
   rank = np.zeros(length.size, np.int64)
   order = np.lexsort((scramble(np.arange(length.size)), -length))
@@ -197,7 +197,7 @@ def _place(
       segments = order[begin : begin + taken]
       row[segments] = np.repeat(chosen, per_row)[:taken]
       rank[segments] = held[row[segments]] + np.arange(taken) % per_row
-      # Each chosen row gets per_row segments; only the last one may get fewer.
+      # Each chosen row gets per_row segments; only the last row may get fewer.
       given = np.full(chosen.size, per_row)
       given[-1] = taken - per_row * (chosen.size - 1)
       held[chosen] += given

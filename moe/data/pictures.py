@@ -23,7 +23,8 @@ class PictureReader:
     manifest_hash: SHA-256 of the stores' content and their rates.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
-    facts: facts for the score of an objective; empty, since it needs none.
+    facts: facts for the score of an objective; empty, since the score of
+      pictures needs none.
   """
 
   def __init__(

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe.data.order import Mixture, permuted, scramble
 from moe.data.packed_store import Extras, PackedStore
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.data.transforms import Transform
 from moe.modalities import ids
@@ -39,6 +40,7 @@ class Reader:
     fill: share of the places of a batch that hold a token.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
+    skips: batches that are left out; by default none.
   """
 
   def __init__(  # noqa: PLR0913
@@ -80,6 +82,7 @@ class Reader:
       raise ValueError(f'batch_size={batch_size} must be at least 1.')
     self._mixture = Mixture(rates)
     self.quarantine = []
+    self.skips = Skips()
     transforms = list(transforms) or [None] * len(dirs)
     self._extras = dict(extras or {})
     self._stores = [
@@ -156,7 +159,7 @@ class Reader:
     Raises:
       ValueError: if the share of unreadable records exceeds `max_bad_fraction`.
     """
-    number = step * self._batch_size + self._rows
+    number = self.skips.number(step) * self._batch_size + self._rows
     store_B, number_B = self._mixture.locate(number)
     batch = _empty_batch(number.size, self._sequence_length, self._extras)
     for index, packed in enumerate(self._stores):

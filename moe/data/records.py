@@ -27,11 +27,15 @@ class Feature(NamedTuple):
       transform must hide the tokens that are predicted.
     tokenizer: SHA-256 of the trained tokenizer that made the codes, if one was
       trained.
+    grid: (rows, columns) of the codes of a picture. The record then has the
+      arrays `row` and `column`, counted from 1 for codes and 0 for other
+      tokens. () if the codes lie in no grid.
   """
 
   range: str = ''
   is_block: bool = False
   tokenizer: str = ''
+  grid: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -156,7 +160,12 @@ class Tokeniser:
         scored = self._vocabulary.decode(target)
       size, num_bytes = len(scored), len(scored.encode())
     record = self._counted(prompt, target + [EOS], size, num_bytes)
-    return record | self._blocks(prompt, target) | self._rest(example, record)
+    return (
+      record
+      | self._blocks(prompt, target)
+      | self._places(prompt, target)
+      | self._rest(example, record)
+    )
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
     """The given ids if they decode to the text; else the text's ids anew."""
@@ -201,7 +210,7 @@ class Tokeniser:
     return record
 
   def _blocks(self, prompt: list[int], target: list[int]) -> Record:
-    """The array `block_ids` of a document; {} if it has no block."""
+    """{'block_ids': array} of a document; {} if it has no block."""
     block_ids = np.zeros(len(prompt) + len(target) + 1, np.uint8)
     for number, feature in enumerate(_FEATURES, start=1):
       if feature in self._features and self._features[feature].is_block:
@@ -210,8 +219,21 @@ class Tokeniser:
         block_ids[first : first + size] = number
     return {'block_ids': block_ids} if block_ids.any() else {}
 
+  def _places(self, prompt: list[int], target: list[int]) -> Record:
+    """Rows and columns of the codes of a document; nothing without a grid."""
+    parts, has_grid = [], False
+    for feature, ids in zip(_FEATURES, (prompt, target), strict=True):
+      grid = self._features.get(feature, Feature()).grid
+      has_grid |= bool(grid)
+      parts.append(places(len(ids), grid))
+    if not has_grid:
+      return {}
+    # The end mark lies in no grid.
+    row, column = np.concatenate([*parts, places(1, ())], axis=1)
+    return {'row': row, 'column': column}
+
   def _rest(self, example: dict, record: Record) -> Record:
-    """Other arrays of an example, one value per token; 0 for the end mark."""
+    """Name -> array, for all other features; the end mark has the value 0."""
     size, rest = record['tokens'].size, {}
     for name in self._features.keys() - set(_FEATURES):
       array = np.asarray(example[name])
@@ -222,6 +244,25 @@ class Tokeniser:
         )
       rest[name] = np.concatenate([array, np.zeros_like(array[:1])])
     return dict(sorted(rest.items()))
+
+
+def places(size: int, grid: tuple[int, ...]) -> np.ndarray:
+  """Row and column of each code of a picture, uint8 [2, size], from 1.
+
+  Args:
+    size: number of codes.
+    grid: (rows, columns); () gives zeros.
+
+  Raises:
+    ValueError: if the codes do not fill the grid.
+  """
+  if not grid:
+    return np.zeros((2, size), np.uint8)
+  if size != grid[0] * grid[1]:
+    raise ValueError(
+      f'{size} codes of a picture, but its grid has {grid[0]} x {grid[1]}'
+    )
+  return 1 + np.stack(np.divmod(np.arange(size), grid[1])).astype(np.uint8)
 
 
 def texts_of(example: dict) -> Iterator[tuple[str, str | None]]:

@@ -292,7 +292,7 @@ class Store:
     self._reader = None
 
   def hold(self) -> 'Store':
-    """Opens the records too, so that a new store in its place has no effect.
+    """Opens the records too, so that a new version of the store has no effect.
 
     An open file keeps its content when another file replaces it.
 
@@ -333,7 +333,8 @@ class Store:
         read. Without `on_error` the first such record raises.
 
     Returns:
-      A record, read-only arrays by name, for each index; None if unreadable.
+      For each index a record (a dict of read-only arrays), or None if the
+      record cannot be read.
 
     Raises:
       ValueError: if a record is damaged and there is no `on_error`.

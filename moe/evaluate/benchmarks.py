@@ -30,8 +30,8 @@ TARGET_DELIMITER = ' '
 SHOT_DELIMITER = '\n\n'
 SHOTS_SEED = 1234
 
-# Units of the metrics of which a lower value is better. All other metrics are
-# shares, and a higher value is better.
+# Units of the metrics for which a lower value is better. All other metrics are
+# shares; for them a higher value is better.
 UNITS = {'perplexity': 'perplexity', 'bits_per_char': score.BITS_PER_CHAR}
 
 Row = dict[str, Any]
@@ -240,9 +240,10 @@ def with_shots(items: Sequence[Item], num_shots: int) -> list[Item]:
   """Puts solved examples from the same set before the context of each item.
 
   Our sets have no training split. So the examples of an item are other items of
-  its set that are not in its group. Each item has its own seed for this draw.
-  The harness does the same for a task with a single split, but the state of its
-  random generator depends on the order of the tasks.
+  its set that are not in its group. They are drawn with a separate seed for
+  each item. The harness also takes examples from the same set if a task has a
+  single split. But the state of its random generator depends on the order of
+  the tasks.
   """
   if not num_shots:
     return list(items)

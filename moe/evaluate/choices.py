@@ -74,7 +74,7 @@ def encode_pair(
 
 
 def request_document(vocabulary: Vocabulary, request: Request) -> Document:
-  """Makes a document from a request, in which only the continuation is scored.
+  """Makes a document from a request; only the continuation is scored.
 
   The document has no end mark.
   """
@@ -112,9 +112,9 @@ def rolling_windows(
 ) -> list[Window]:
   """The windows of a text without a context, as the harness cuts them.
 
-  Each window scores the tokens after those of the window before. The last
-  window has fewer tokens to score, so it also reads earlier tokens, as many as
-  fit in its length.
+  Each window scores the tokens that follow the previous window. The last window
+  has fewer tokens to score, so it also reads earlier tokens, as many as fit in
+  its length.
   """
   size, cut = len(document.tokens), []
   for first in range(0, size, context.length):

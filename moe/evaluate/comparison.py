@@ -56,7 +56,7 @@ def compare(
     nats: nats of the first model, one number per document.
     other_nats: nats of the second model, for the same documents in the same
       order.
-    chars: code points of each document.
+    chars: number of code points of each document.
     num_resamples: number of resamples.
     confidence: probability of the interval, such as 0.95.
     seed: seed of the draws, so that the interval is the same every time.

@@ -112,8 +112,8 @@ def batches(
   Yields:
     (B, T, at most B windows that fit in T). B is a multiple of the batch size,
     and T is a power of two or the length of the context. Every T costs a
-    compilation. So if too few windows have a length, they go into a batch of
-    longer windows.
+    compilation. So if too few windows have the same T, they join the windows of
+    the next larger T.
   """
   by_width = {}
   for window in cut:
@@ -218,7 +218,8 @@ def measure_tokens(
 
   def measure_chunk(chunk: tuple[Array, Array]) -> PyTree:
     hidden, targets = chunk
-    return measure(functional.head(params, hidden), targets)
+    logits = functional.head(params, hidden)
+    return measure(functional.restrict(logits, targets), targets)
 
   measured = jax.lax.map(
     measure_chunk, (chunks(outputs.hidden), chunks(batch.targets))

@@ -105,7 +105,10 @@ class TrigramWriter:
   """Writes text with a trigram model: two characters predict the next one."""
 
   def __init__(self, texts: Iterable[str]):
-    """Counts the next characters after one and after two characters."""
+    """Lists the characters that follow each context of one or two characters.
+
+    '' in a list stands for the end of a text.
+    """
     self._after = collections.defaultdict(list)
     for text in texts:
       for i, char in enumerate(text):

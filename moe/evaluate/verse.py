@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from moe.infer.forms import CHINESE
@@ -114,7 +114,10 @@ def rhyme_classes(character: str, readings: Readings) -> set[str]:
 
 
 def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
-  """Whether lines 2, 4, ... all end in the same rhyme class."""
+  """Whether lines 2, 4, ... all end in the same rhyme class.
+
+  False if there are fewer than two such lines.
+  """
   ends = [rhyme_classes(line[-1], readings) for line in lines[1::2]]
   return len(ends) > 1 and bool(set.intersection(*ends))
 
@@ -136,6 +139,45 @@ def longest_copied_run(text: str, train_text: str) -> int:
       start += 1
     longest = max(longest, end - start)
   return longest
+
+
+def class_agreement(
+  up: str, down: str, classes: Mapping[str, str]
+) -> tuple[int, int]:
+  """(places of two lines with one class, places where a class is known).
+
+  Only places count where at least one of the two characters has a class.
+  """
+  known = [
+    (classes.get(a), classes.get(b)) for a, b in zip(up, down, strict=False)
+  ]
+  known = [pair for pair in known if pair != (None, None)]
+  return sum(a == b for a, b in known), len(known)
+
+
+def shape_of(lyric: str) -> tuple[int, ...]:
+  """Lengths of the lines of a lyric."""
+  return tuple(map(len, lines_of(lyric)))
+
+
+def shared_rhyme(lyric: str, readings: Readings) -> float:
+  """The share of sentence ends in the rhyme class that most of them have."""
+  ends = [part[-1] for part in lyric.split('。') if part]
+  counts = collections.Counter(
+    name for end in ends for name in rhyme_classes(end, readings)
+  )
+  return max(counts.values(), default=0) / len(ends) if ends else 0.0
+
+
+def load_classes() -> dict[str, str]:
+  """The class of each character of `word_classes.txt`."""
+  text = pathlib.Path(__file__).with_name('word_classes.txt')
+  found = {}
+  for line in text.read_text(encoding='utf-8').splitlines():
+    if line[:1] != '#':
+      name, characters = line.split()
+      found |= dict.fromkeys(characters, name)
+  return found
 
 
 def load_entering() -> frozenset[str]:
@@ -194,7 +236,6 @@ def measure(
     readings: gives the readings of a character.
     entering: characters of the entering tone.
   """
-  mean = lambda values: sum(values) / len(values) if values else 0.0
   split = [lines_of(poem) for poem in poems]
   lines = [line for poem in split for line in poem]
   pairs = [
@@ -204,21 +245,94 @@ def measure(
     is_form_kept(poem, *form) for poem, form in zip(poems, forms, strict=True)
   ]
   return {
-    'form kept, share of poems': mean(is_kept),
-    'level and oblique alternate, share of lines': mean(
+    'form kept, share of poems': _mean(is_kept),
+    'level and oblique alternate, share of lines': _mean(
       [is_tone_pattern_kept(line, readings, entering) for line in lines]
     ),
-    'rhyme by 中華新韻, share of poems': mean(
+    'rhyme by 中華新韻, share of poems': _mean(
       [is_rhymed(poem, readings) for poem in split]
     ),
-    'tones of a couplet opposed, share of couplets': mean(
+    'tones of a couplet opposed, share of couplets': _mean(
       [are_tones_opposed(*pair, readings, entering) for pair in pairs]
     ),
-    'lines that stand in the training text': mean(
+    **_originality(poems, lines, train_text),
+  }
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values) if values else 0.0
+
+
+def _originality(
+  texts: Sequence[str], lines: Sequence[str], train_text: str
+) -> dict[str, float]:
+  """What is copied, and how varied the lines are."""
+  return {
+    'lines that stand in the training text': _mean(
       [line in train_text for line in lines]
     ),
-    'longest copied run, mean characters': mean(
-      [longest_copied_run(poem, train_text) for poem in poems]
+    'longest copied run, mean characters': _mean(
+      [longest_copied_run(text, train_text) for text in texts]
     ),
     'distinct pairs of characters': distinct(lines),
+  }
+
+
+def measure_couplets(
+  firsts: Sequence[str],
+  seconds: Sequence[str],
+  train_text: str,
+  readings: Readings,
+  entering: frozenset[str],
+) -> dict[str, float]:
+  """The figures of second lines whose first lines were given."""
+  pairs = list(zip(firsts, seconds, strict=True))
+  classes = load_classes()
+  found = [class_agreement(*pair, classes) for pair in pairs]
+  agreeing, known = (sum(column) for column in zip(*found, strict=True))
+  return {
+    'as long as the first line, share of couplets': _mean(
+      [is_form_kept(down, 1, len(up)) for up, down in pairs]
+    ),
+    'tones opposed, share of couplets': _mean(
+      [are_tones_opposed(*pair, readings, entering) for pair in pairs]
+    ),
+    'word classes agree, share of places': agreeing / max(known, 1),
+    'characters of the first line in the second': _mean(
+      [_mean([char in up for char in down]) for up, down in pairs]
+    ),
+    **_originality(seconds, seconds, train_text),
+  }
+
+
+def measure_lyrics(
+  lyrics: Sequence[str],
+  shapes: Sequence[Container[tuple[int, ...]]],
+  train_text: str,
+  readings: Readings,
+) -> dict[str, float]:
+  """The figures of ci.
+
+  Args:
+    lyrics: without the names of their tunes.
+    shapes: for each one the lengths of lines that lyrics of its tune have.
+    train_text: all training text.
+    readings: of a character.
+  """
+  return {
+    'a form of its tune, share of lyrics': _mean(
+      [shape_of(x) in known for x, known in zip(lyrics, shapes, strict=True)]
+    ),
+    'first line as long as its tune has it, share of lyrics': _mean(
+      [
+        shape_of(x)[:1] in {shape[:1] for shape in known}
+        for x, known in zip(lyrics, shapes, strict=True)
+      ]
+    ),
+    'sentence ends in one class of 中華新韻, mean share': _mean(
+      [shared_rhyme(lyric, readings) for lyric in lyrics]
+    ),
+    **_originality(
+      lyrics, [line for x in lyrics for line in lines_of(x)], train_text
+    ),
   }

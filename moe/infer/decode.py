@@ -41,6 +41,9 @@ class Functional(Protocol):
   ) -> Array:
     """Float32 logits [.., V] of hidden [.., D]."""
 
+  def restrict(self, logits: Array, targets: Array) -> Array:
+    """Logits of which only those in the range of the target compete."""
+
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""
 
@@ -131,11 +134,13 @@ def prefill(
   prompts: Prompts,
   cache: Cache,
   modality: Modality = jnp.zeros_like,
+  section: str | None = None,
 ) -> tuple[Array, Cache]:
   """Reads whole prompts into the cache.
 
   Returns:
     (logits_BV of the token after each prompt, the cache with T more entries).
+    With a section, V are the codes of that range of ids.
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
   T = prompts.tokens_BT.shape[1]
@@ -150,7 +155,7 @@ def prefill(
   outputs = functional.apply(params, state, batch, None, False, cache)
   last_B11 = (prompts.length_B - 1)[:, None, None]
   hidden_BD = jnp.take_along_axis(outputs.hidden, last_B11, axis=1)[:, 0]
-  return functional.head(params, hidden_BD), outputs.cache
+  return functional.head(params, hidden_BD, section), outputs.cache
 
 
 def token_batch(
@@ -187,14 +192,17 @@ def read_token(
   state: PyTree,
   batch: TokenBatch,
   cache: Cache,
+  section: str | None = None,
 ) -> tuple[Array, Cache]:
   """Reads a batch of `token_batch` into the cache.
 
   Returns:
-    (logits_BV of the next tokens, the cache with one more entry).
+    (logits_BV of the next tokens, the cache with one more entry). With a
+    section, V are the codes of that range of ids.
   """
   outputs = functional.apply(params, state, batch, None, False, cache)
-  return functional.head(params, outputs.hidden[:, 0]), outputs.cache
+  logits_BV = functional.head(params, outputs.hidden[:, 0], section)
+  return logits_BV, outputs.cache
 
 
 class _Carry(NamedTuple):

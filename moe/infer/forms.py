@@ -156,7 +156,8 @@ def free_table(pieces: Sequence[str | bytes | None], eos_id: int) -> np.ndarray:
   """Makes the jump table of free text, which has only one row.
 
   Returns:
-    int16 [1, V]: 0 for the end mark and for ids with text, else `BARRED`.
+    int16 [1, V]: 0 for the end mark and for ids with a text or a byte, else
+    `BARRED`.
   """
   jumps = np.zeros((1, len(pieces)), np.int16)
   jumps[0, [i for i, piece in enumerate(pieces) if not piece]] = BARRED

@@ -262,7 +262,8 @@ class Attention(nn.Module):
     head_dim: H, even.
     use_qk_norm: whether queries and keys are normalised.
     rope: how positions rotate queries and keys.
-    norm_epsilon: epsilon of these two norms. Hugging Face: rms_norm_eps.
+    norm_epsilon: epsilon of the norms of queries and keys. Hugging Face:
+      rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
     longest_block: most tokens of a block in the data; 0 for causal data.
     layout: mesh axes by use.

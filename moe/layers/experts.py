@@ -74,9 +74,9 @@ def apply(
 ) -> Array:
   """Outputs of the experts; each row's weight multiplies its hidden layer.
 
-  A buffer for uneven loads is computed in chunks, one at a time, and only the
-  chunks that hold rows. Hidden layers then need memory for one chunk instead of
-  the whole buffer. The backward pass computes them again.
+  A buffer for uneven loads is computed chunk by chunk, without the chunks that
+  hold no rows. Hidden layers then need memory for one chunk, not for the whole
+  buffer. The backward pass computes hidden layers again.
 
   Args:
     weights: matrices from `params`, in the dtype of the rows.
@@ -89,7 +89,7 @@ def apply(
       None for one chunk.
 
   Returns:
-    Outputs in the shape of rows; those behind the last run have no meaning.
+    Outputs in the shape of rows. Rows behind the last run have no meaning.
   """
   if count_E is not None and chunk and len(rows) > chunk:
     return _in_chunks(weights, rows, weight, count_E, activation, chunk)
@@ -135,7 +135,7 @@ def _put(a_RD: Array, a_WD: Array, i: Array) -> Array:
 
 
 def _counts(count_E: Array, i: Array, W: int) -> Array:
-  """Rows of each run that lie in chunk i of W rows."""
+  """How many rows of each run lie in chunk i of W rows."""
   end_E = jnp.cumsum(count_E, dtype=jnp.int32)
   inside = lambda row_E: jnp.clip(row_E - i * W, 0, W)
   return inside(end_E) - inside(end_E - count_E)

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from moe import axes, bounds
-from moe.layers import experts, feed_forward
+from moe.layers import experts, feed_forward, moe_parts
 from moe.layers.anatomy import ExpertsAnatomy
-from moe.routing import dispatch, exchange, gates
+from moe.routing import dispatch, exchange, gates, modality
 from moe.routing.dispatch import Dispatch
 from moe.routing.exchange import Exchange
 from moe.routing.plan import Router, RouterInputs, State
@@ -56,7 +56,7 @@ class TokenInfo(NamedTuple):
 
 
 def check_groups(
-  batch: int, length: int, group_size: int, layout: Layout
+  batch: int, length: int, group_size: int, rows: int, columns: int
 ) -> None:
   """Raises ValueError unless whole routing groups fit on each device.
 
@@ -64,10 +64,9 @@ def check_groups(
     batch: sequences of one microbatch, over all devices.
     length: tokens per sequence.
     group_size: M, tokens per routing group.
-    layout: how the batch is divided.
+    rows: devices that divide the sequences of a batch.
+    columns: devices that divide the tokens of a sequence.
   """
-  rows = layout.size(layout.batch_axes)
-  columns = layout.size(layout.sequence_axes)
   if batch % rows or length % columns:
     raise ValueError(
       f'a microbatch of {batch} sequences of {length} tokens must be divisible'
@@ -110,7 +109,7 @@ class MoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: experts per token, or their mean where experts choose.
+    top_k: experts per token; the mean of that where experts choose.
     router: makes the router, given `num_active`.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
@@ -122,6 +121,8 @@ class MoE(nn.Module):
     dtype: compute dtype of the experts; routing is float32.
     output_scale: factor of the initial values of the experts' last products.
     router_scale: factor of the router's initial values.
+    num_modalities: losses and counts of the router are also reported for each
+      of the first so many modalities; 1 for the whole alone.
   """
 
   num_experts: int
@@ -137,14 +138,21 @@ class MoE(nn.Module):
   dtype: jnp.dtype = jnp.float32
   output_scale: float = 1.0
   router_scale: float = 1.0
+  num_modalities: int = 1
 
   def __post_init__(self):
-    at_least, together = bounds.at_least, 'tokens that are routed together'
-    at_least(1, 'NUM_EXPERTS', self.num_experts, 'experts of a layer')
-    at_least(1, 'EXPERT_D_FF', self.expert_d_ff, 'the width of an expert')
-    at_least(0, 'SHARED_D_FF', self.shared_d_ff, '0 for no shared expert')
-    at_least(1, 'GROUP_SIZE', self.group_size, together)
-    bounds.one_of('ACTIVATION', self.activation, feed_forward.ACTIVATIONS)
+    sizes = moe_parts.MoESizes(
+      self.num_experts,
+      self.expert_d_ff,
+      self.shared_d_ff,
+      self.group_size,
+      self.activation,
+      self.num_modalities,
+    )
+    factories = self.router, self.dispatch, self.exchange
+    parts = moe_parts.make_parts(sizes, self.top_k, *factories, self.layout)
+    # This is no field, so flax neither copies nor compares it.
+    object.__setattr__(self, '_parts', parts)
     super().__post_init__()
 
   def anatomy(self) -> ExpertsAnatomy:
@@ -154,7 +162,7 @@ class MoE(nn.Module):
       ValueError: if router, dispatch or exchange refuse their settings, or if
         TOP_K is larger than the number of experts.
     """
-    router, exchanger = self.make_router(), self.exchange()
+    router, exchanger = self._parts.router, self._parts.exchange
     choices = self.num_experts + router.num_added
     if router.num_active > choices:
       raise ValueError(
@@ -168,7 +176,7 @@ class MoE(nn.Module):
       shared_width=self.shared_d_ff,
       group_size=self.group_size,
       router=router,
-      dispatch=self.dispatch(),
+      dispatch=self._parts.dispatch,
       buffer_factor=exchanger.buffer_factor if is_pooled else None,
     )
 
@@ -179,24 +187,21 @@ class MoE(nn.Module):
       state: 'router' -> the router's state; arrays may have a leading dim that
         counts layers with these settings.
     """
-    return {'router': self.make_router().update(state['router'])}
+    return {'router': self._parts.router.update(state['router'])}
 
   @nn.compact
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
     """[B, T, D] to [B, T, D]; dropless unless training."""
-    self._check(*x_BTD.shape[:2], train)
-    router = self.make_router()
+    router = self._parts.router
     E, D = self.num_experts, x_BTD.shape[-1]
+    init = nn.initializers.variance_scaling(
+      self.router_scale**2, 'fan_in', 'truncated_normal'
+    )
     w_DE = self.param(
       'router',
-      nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(
-          self.router_scale**2, 'fan_in', 'truncated_normal'
-        ),
-        (axes.EMBED, None),
-      ),
+      nn.with_logical_partitioning(init, (axes.EMBED, None)),
       (D, E + router.num_added),
       jnp.float32,
     )
@@ -213,7 +218,7 @@ class MoE(nn.Module):
       self.make_rng('router') if self.has_rng('router') else jax.random.key(0)
     )
     # The state is not trained. A router without state has no variable.
-    carried = router.init_state(E) and self.variable(
+    carried = self._parts.has_state and self.variable(
       'state', 'router', router.init_state, E
     )
     y_BTD, outputs = self._on_devices(
@@ -231,51 +236,36 @@ class MoE(nn.Module):
       )(x_BTD)
     return y_BTD, outputs
 
-  def make_router(self) -> Router:
-    """The router of this layer."""
-    return self.router(num_active=self.top_k)
+  def _layout_of(self, batch: int, length: int, train: bool) -> Layout:
+    """The layout of a batch.
 
-  def _check(self, batch: int, length: int, train: bool) -> None:
-    """Raises ValueError unless sizes, mesh and choices go together."""
-    lay = self.layout
-    devices, tensor = lay.size(lay.expert_axes), lay.size(lay.tensor_axes)
-    if self.num_experts % devices:
-      raise ValueError(
-        f"NUM_EXPERTS={self.num_experts} must be divisible by the 'expert' mesh"
-        f' axis ({devices}): use a multiple of {devices}, or lower MESH_EXPERT.'
-      )
-    if self.expert_d_ff % tensor:
-      raise ValueError(
-        f"EXPERT_D_FF={self.expert_d_ff} must be divisible by the 'model' mesh"
-        f' axis ({tensor}): use a multiple of {tensor}, or lower MESH_MODEL.'
-      )
-    router = self.make_router()
-    if not train:
-      if length == 1 and not router.is_causal:
-        raise ValueError(
-          f'{type(router).__name__} chooses among all tokens of a group and'
-          ' cannot read token by token, got sequences of 1: score whole'
-          ' sequences, or generate with another ROUTER, such as @gates.TopK.'
-        )
-      return
-    check_groups(batch, length, self.group_size, lay)
-    shared = set(lay.expert_axes) & set(lay.batch_axes)
-    if shared and isinstance(self.exchange(), exchange.Replicated):
-      raise ValueError(
-        'exchange.Replicated needs the same tokens on all devices of the expert'
-        f' axis, got {sorted(shared)}, which divides the batch in training: use'
-        ' exchange.AllToAll, exchange.Ragged or exchange.AllGather.'
-      )
+    In evaluation a batch may be too small for all mesh axes. If the router
+    needs whole groups, axes that would divide a group are left out, too. The
+    devices of such an axis see the same tokens.
 
-  def _evaluated(self, batch: int, length: int) -> Layout:
-    """The layout of a batch in evaluation.
-
-    If the router needs whole groups, mesh axes that would divide a group are
-    left out. The devices of such an axis then see the same tokens.
+    Raises:
+      ValueError: unless the batch, the mesh and the choices go together.
     """
-    lay = self.layout.dividing(batch, length)
-    if self.make_router().is_causal:
+    lay, parts = self.layout, self._parts
+    if train:
+      check_groups(batch, length, self.group_size, *parts.devices)
+      shared = set(lay.expert_axes) & set(lay.batch_axes)
+      if shared and isinstance(parts.exchange, exchange.Replicated):
+        raise ValueError(
+          'exchange.Replicated needs the same tokens on all devices of the'
+          f' expert axis, got {sorted(shared)}, which divides the batch in'
+          ' training: use AllToAll, Ragged or AllGather.'
+        )
       return lay
+    lay = lay.dividing(batch, length)
+    if parts.router.is_causal:
+      return lay
+    if length == 1:
+      raise ValueError(
+        f'{type(parts.router).__name__} chooses among all tokens of a group and'
+        ' cannot read token by token, got sequences of 1: score whole'
+        ' sequences, or generate with another ROUTER, such as @gates.TopK.'
+      )
     tokens = lambda: batch // lay.size(lay.batch_axes) * length
     columns = lay.size(lay.sequence_axes)
     if columns > 1 and (length // columns) % self.group_size:
@@ -286,7 +276,7 @@ class MoE(nn.Module):
 
   def _on_devices(self, x_BTD, w_DE, weights, info, state, key, train):
     """Runs `_forward` on each device, on its part of batch and experts."""
-    lay = self.layout if train else self._evaluated(*x_BTD.shape[:2])
+    lay = self._layout_of(*x_BTD.shape[:2], train)
     forward = functools.partial(self._forward, lay, train)
     if lay.sizes:
       tokens = P(lay.batch_axes or None, lay.sequence_axes or None)
@@ -308,39 +298,37 @@ class MoE(nn.Module):
   def _forward(self, lay, train, x_BTD, w_DE, weights, info, state, key):
     """The six steps at the top of this file, on one device."""
     B, T, D = x_BTD.shape
-    router = self.make_router()
-    active = router.mean_active(self.num_experts)
+    parts = self._parts
 
     # 1. Group.
-    inputs, keys_G = self._router_inputs(
-      router, lay, train, x_BTD, w_DE, info, key
-    )
+    inputs, keys_G = self._router_inputs(lay, train, x_BTD, w_DE, info, key)
     x_GMD = inputs.x_GMD
     G, M, _ = x_GMD.shape
 
     # 2. Route.
-    plan = router.route(inputs, state, keys_G, train)
+    plan = parts.router.route(inputs, state, keys_G, train)
 
     # 3. Send. Evaluation drops nothing.
     dispatcher, exchanger = dispatch.Dropless(), exchange.Replicated()
     if train:
-      dispatcher, exchanger = self.dispatch(), self.exchange()
+      dispatcher, exchanger = parts.dispatch, parts.exchange
     elif set(lay.expert_axes) <= set(lay.batch_axes):
       exchanger = exchange.AllGather()
+    devices = jax.lax.axis_size(lay.expert_axes) if lay.expert_axes else 1
     where = exchange.ExpertPlacement(
-      self.num_experts, active, lay.expert_axes, lay.size(lay.expert_axes)
+      self.num_experts, parts.active, lay.expert_axes, devices
     )
     arrived = exchanger.send(x_GMD, plan, dispatcher, where)
 
-    # 4. Experts. If a buffer is longer than an even share, it is computed in
-    # chunks of equal length, none longer than an even share.
+    # 4. Experts. A buffer that is longer than an even share is computed in
+    # chunks of equal length, which are at most an even share.
     out = experts.apply(
       weights,
       arrived.rows,
       arrived.weight,
       arrived.count_E,
       self.activation,
-      chunk=math.ceil(G * M * active),
+      chunk=math.ceil(G * M * parts.active),
     )
 
     # 5. Collect. Devices of a tensor axis each have a part of the hidden layer,
@@ -360,26 +348,42 @@ class MoE(nn.Module):
       **arrived.traffic,
       'padding': (padding, jnp.float32(info.valid.size)),
     }
+    # A device that sends its tokens away before they get slots does not know
+    # which rows are dropped.
+    if self.num_modalities > 1 and arrived.visit is None:
+      metrics |= modality.drops(inputs, plan, arrived.permuted.slot_GMA)
     outputs = LayerOutputs(plan.losses, metrics)
     if inputs.batch_axes:
       outputs = jax.lax.psum(outputs, inputs.batch_axes)
     return y_BTD, outputs
 
-  def _router_inputs(self, router, lay, train, x_BTD, w_DE, info, key):
+  def _router_inputs(self, lay, train, x_BTD, w_DE, info, key):
     """The router's inputs, in groups of M tokens, and a key for each group."""
+    router, M = self._parts.router, self.group_size
     B, T, _ = x_BTD.shape
-    M = self.group_size
     if (B * T) % M and router.is_causal:
       M = B * T
     x_GMD = _in_groups(x_BTD, M)
     # A key depends on the group's index in the whole batch, so a group has the
     # same noise on any number of devices.
-    index_G = _group_indices(len(x_GMD), B, lay)
+    row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
+    column, columns = 0, 1
+    if lay.sequence_axes:
+      column = jax.lax.axis_index(lay.sequence_axes)
+      columns = jax.lax.axis_size(lay.sequence_axes)
+    G = len(x_GMD)
+    per_row = max(1, G // B)
+    local_G = jnp.arange(G, dtype=jnp.int32)
+    row_G = row * (G // per_row) + local_G // per_row
+    index_G = (row_G * columns + column) * per_row + local_G % per_row
     keys_G = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_G)
+    routed_GMD = x_GMD
+    if train and router.jitter:
+      routed_GMD = router.perturb(x_GMD, keys_G)
     # Without HIGHEST, TPUs would multiply float32 numbers in bfloat16.
     logits_GME = jnp.einsum(
       'GMD,DE->GME',
-      router.perturb(x_GMD, keys_G, train).astype(jnp.float32),
+      routed_GMD.astype(jnp.float32),
       w_DE,
       precision=jax.lax.Precision.HIGHEST,
     )
@@ -391,6 +395,7 @@ class MoE(nn.Module):
       _in_groups(info.valid, M),
       0 if lay.sequence_axes else T,
       lay.batch_axes + lay.sequence_axes,
+      self.num_modalities,
     )
     return inputs, keys_G
 
@@ -402,14 +407,3 @@ def _in_groups(a: Array, M: int) -> Array:
   if fill:
     flat = jnp.pad(flat, [(0, fill), *[(0, 0)] * (flat.ndim - 1)])
   return flat.reshape(-1, M, *flat.shape[1:])
-
-
-def _group_indices(num_groups: int, rows: int, lay: Layout) -> Array:
-  """Index of each group of this device among the groups of the whole batch."""
-  row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
-  column = jax.lax.axis_index(lay.sequence_axes) if lay.sequence_axes else 0
-  per_row = max(1, num_groups // rows)
-  local_G = jnp.arange(num_groups, dtype=jnp.int32)
-  row_G = row * (num_groups // per_row) + local_G // per_row
-  part_G = row_G * lay.size(lay.sequence_axes) + column
-  return part_G * per_row + local_G % per_row

@@ -37,9 +37,10 @@ class Rope:
     beta_slow: number of rotations, see above. Hugging Face: beta_slow.
     attention_factor: factor of rotated features under 'yarn'; the default is
       the paper's, 0.1 ln(factor) + 1. Hugging Face: attention_factor.
-    mscale: DeepSeek's weight of that logarithm. Hugging Face: mscale.
-    mscale_all_dim: DeepSeek's weight of the logarithm in a factor of all
-      features of latent attention, not only of rotated ones. Hugging Face:
+    mscale: DeepSeek's weight of ln(factor) in the factor of rotated features;
+      it has no effect if mscale_all_dim is 0. Hugging Face: mscale.
+    mscale_all_dim: DeepSeek's weight of ln(factor) in a factor of all features
+      of latent attention, not only of rotated ones. Hugging Face:
       mscale_all_dim.
   """
 

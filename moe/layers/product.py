@@ -42,9 +42,8 @@ def _einsum_bwd(
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
   da = jnp.einsum(f'{result},{second}->{first}', dy, b)
-  # The dims are in the order in which the product gives them. For another order
-  # `jnp.einsum` would swap the operands, and XLA:CPU would transpose dy, which
-  # is large if b is an output head.
+  # In this order `jnp.einsum` does not swap its operands. With another order
+  # XLA:CPU would transpose dy, which is large if b is an output head.
   kept = [letter for letter in first if letter in second]
   kept += [x for x in result if x in second and x not in first]
   order = ''.join(kept)
@@ -60,8 +59,8 @@ def activate(products: dict[str, Array], activation: str) -> Array:
   """Hidden layer from the products with w_up and, for SwiGLU, w_gate.
 
   Shazeer (2020), https://arxiv.org/abs/2002.05202. The backward pass recomputes
-  it from the products. That is cheaper than writing and reading intermediate
-  values such as the sigmoid, which are as large as the products.
+  the hidden layer from the products. That is cheaper than to write and read
+  intermediate values such as the sigmoid, which are as large as the products.
   """
   if activation == 'swiglu':
     return jax.nn.silu(products['gate']) * products['up']

@@ -87,7 +87,8 @@ class SoftMoE(nn.Module):
       expert=feed_forward.network_anatomy(self.expert_d_ff, self.activation),
       shared_width=self.shared_d_ff,
       group_size=self.group_size,
-      router=self.make_router(),
+      # It stands for the cost of this layer.
+      router=Mixing(num_active=self.top_k),
     )
 
   @nn.compact
@@ -162,10 +163,6 @@ class SoftMoE(nn.Module):
       )(x_BTD)
     return y_BTD, LayerOutputs({}, _statistics(share_GMEC.sum(-1), valid_GM))
 
-  def make_router(self) -> Router:
-    """A stand-in for the router, with which the cost of this layer is found."""
-    return Mixing(num_active=self.top_k)
-
   def _check(self, length: int, group_size: int) -> None:
     devices = self.layout.size(self.layout.expert_axes)
     if devices > 1:
@@ -188,7 +185,10 @@ def _statistics(share_GME: Array, valid_GM: Array) -> dict[str, Pair]:
   load_E = jnp.sum(jnp.where(valid_GM[..., None], share_GME, 0.0), axis=(0, 1))
   return {
     'load': (load_E, tokens),
-    'entropy': balance.local_entropy_loss(share_GME, valid_GM),
+    'entropy': (
+      jnp.sum(balance.entropy(share_GME) * valid_GM.astype(jnp.float32)),
+      tokens,
+    ),
     'confidence': (summed(share_GME.max(axis=-1), valid_GM), tokens),
     'dropped': (jnp.zeros((), jnp.float32), tokens),
   }

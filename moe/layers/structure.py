@@ -3,9 +3,9 @@
 Jumper et al. (2021), supplement 1.8, https://doi.org/10.1038/s41586-021-03819-2:
 invariant point attention (Algorithm 22), backbone update (23), torsion angles
 (20, lines 11 to 14) and frames that start at the identity. Everything here is
-computed in float32 or above, whatever the rest of the model uses. Letters as in
-moe/types.py: B chains, I and J residues, N heads, H head width, P points of a
-head, D width of a residue, Z width of a pair.
+computed in float32 or above, whatever the rest of the model uses. The letters
+are B chains, I and J residues, N heads, H head width, P points of a head, D
+width of a residue, Z width of a pair.
 """
 
 import math
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from moe import axes, bounds
 from moe.layers.linear import LayerNorm, Linear
-from moe.layers.rigid import Rigid, from_update, identity
+from moe.modalities.rigid import Rigid, from_update, identity
 from moe.types import Array
 
 NUM_TORSIONS = 7
@@ -118,6 +118,15 @@ class InvariantPointAttention(nn.Module):
   num_value_points: int = 8
   start: str = 'zero'
   dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    at_least = bounds.at_least
+    at_least(1, 'POINT_HEADS', self.num_heads, 'heads of point attention')
+    at_least(1, 'POINT_HEAD_DIM', self.head_dim, 'the width of a head')
+    points = 'points of a head'
+    at_least(1, 'num_query_points', self.num_query_points, points)
+    at_least(1, 'num_value_points', self.num_value_points, points)
+    super().__post_init__()
 
   @nn.compact
   def __call__(
@@ -258,6 +267,9 @@ class StructureModule(nn.Module):
 
   def __post_init__(self):
     bounds.at_least(1, 'STRUCTURE_LAYERS', self.num_layers, 'the layers')
+    bounds.at_least(1, 'TORSION_WIDTH', self.torsion_width, 'a hidden layer')
+    unit = 'Angstrom of one unit'
+    bounds.within('unit_length', self.unit_length, unit, above=0)
     super().__post_init__()
 
   @nn.compact

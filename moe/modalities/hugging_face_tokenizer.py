@@ -1,10 +1,11 @@
 """Exports a vocabulary to the files from which transformers makes a tokenizer.
 
 SentencePiece writes a space as a mark. In `tokenizer.json` the pieces have
-spaces instead, so no further step has to replace them. So a text that contains
-the mark itself also gets the same ids as in our vocabulary. A text may contain
-the name of a special token or of a byte, such as </s>. BPE and char models read
-such a name as plain text, like our vocabulary. Unigram models read the token.
+spaces instead, so the tokenizer need not replace spaces by marks. A text that
+contains the mark itself then gets the same ids as in our vocabulary. A text may
+contain the name of a special token or of a byte, such as </s>. BPE and char
+models read such a name as plain text, like our vocabulary. Unigram models read
+it as the token.
 """
 
 from typing import Any

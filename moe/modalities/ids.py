@@ -94,6 +94,26 @@ class IdSpace:
     last = max(end for _, end in self._spans.values())
     return -(-last // _MULTIPLE) * _MULTIPLE
 
+  def begin(self, name: str) -> int:
+    """The first id of a range that is not empty."""
+    return self._spans[name][0]
+
+  def range_of(self, ids: Any) -> Any:
+    """The number of the range of each id, among those that are not empty.
+
+    Args:
+      ids: integers, an array of numpy or of jax. Padding counts to the range
+        before it.
+
+    Returns:
+      int32 of the same kind and shape.
+    """
+    begins = [begin for begin, _ in self._spans.values()]
+    number = (ids * 0).astype('int32')
+    for begin in begins[1:]:
+      number = number + (ids >= begin).astype('int32')
+    return number
+
   @property
   def mask(self) -> int:
     """The id that is read in place of a hidden token."""

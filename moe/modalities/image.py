@@ -27,7 +27,8 @@ def num_codes(levels: Sequence[int]) -> int:
   """How many codes there are: the product of the levels of all channels.
 
   Raises:
-    ValueError: if a channel has fewer than three levels.
+    ValueError: if there is no channel, or if a channel has fewer than three
+      levels.
   """
   if not levels or min(levels) < _LEAST_LEVELS:
     raise ValueError(

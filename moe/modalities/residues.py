@@ -216,8 +216,9 @@ def _fill_geometry(tables: Residues, code: int):
   name, atoms = NAMES[code], tables.atoms[code]
   place, parents = _build(name)
   path = _chi_path(name)
-  # A torsion of 0 means for psi that CA, C and O lie in the xy plane. For chi,
-  # the four atoms of the angle do, with both outer atoms on the same side.
+  # For psi, a torsion of 0 means that CA, C and O lie in the xy plane. For chi,
+  # it means that the four atoms of the angle lie in this plane, with both outer
+  # atoms on the same side.
   base = {0: frame(place['C'], place['N'], place['CA'])}
   base[1] = base[0]
   base[2] = frame(place['N'], place['C'], place['N'])

@@ -18,7 +18,7 @@ class Ahead(nn.Module):
   """One more block, which reads hidden states and the next tokens.
 
   This is multi-token prediction with depth 1: DeepSeek-V3 (2024), section 2.2,
-  https://arxiv.org/abs/2412.19437. Embedding and head are those of the model.
+  https://arxiv.org/abs/2412.19437. It uses the embedding and head of the model.
   Unlike in the paper, this block is dense, so it adds nothing to the losses and
   statistics of routers. In a sparse model it has the active FLOPs of a sparse
   block.

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from moe import axes, bounds
 from moe.layers import embedding
 from moe.layers.attention import mask_spec
 from moe.layers.moe_layer import TokenInfo
 from moe.layers.norm import RMSNorm
+from moe.modalities import ids as ids_lib
+from moe.modalities import image
 from moe.models.ahead import Ahead
 from moe.models.anatomy import Anatomy
 from moe.models.parametrisation import CompleteP
@@ -26,6 +29,8 @@ from moe.types import (
 )
 
 DTYPES = ('bfloat16', 'float16', 'float32')
+# The logit of an id that does not compete; a finite number keeps sums finite.
+_BARRED = -1e9
 
 
 class Decoder(nn.Module):
@@ -40,6 +45,11 @@ class Decoder(nn.Module):
     extra_tables: (name, size) of further integers of each token, from 0 to
       size - 1, such as the row and the column of an image code. The model adds
       a learned vector for each of them to the token's vector. Text has zeros.
+    ranges: (name, size) of each range of ids beside text. Each range then has
+      its own softmax; see `moe.modalities.ids`. () for one softmax over all.
+    code_levels: levels of the channels of an image code. The model then adds a
+      linear map of the code's quantised values to its vector, so that similar
+      codes have similar vectors.
     embedding_scale: factor of embeddings; by default the square root of D.
       Models in Hugging Face's formats use 1.
     norm_epsilon: epsilon of the last norm. Hugging Face: rms_norm_eps.
@@ -56,6 +66,8 @@ class Decoder(nn.Module):
   d_model: int
   tie_embeddings: bool = True
   extra_tables: Sequence[tuple[str, int]] = ()
+  ranges: Sequence[tuple[str, int]] = ()
+  code_levels: Sequence[int] = ()
   embedding_scale: float | None = None
   norm_epsilon: float = 1e-6
   layout: Layout = Layout()
@@ -75,10 +87,33 @@ class Decoder(nn.Module):
     bounds.at_least(
       1, 'VOCAB_SIZE', self.vocab_size, 'entries of the vocabulary'
     )
+    if self.ranges:
+      self._check_ranges()
     for name, size in self.extra_tables:
       what = f'the values of {name} that have a vector'
       bounds.at_least(1, f'EXTRA_TABLES: {name}', size, what)
     super().__post_init__()
+
+  def _check_ranges(self) -> None:
+    least = ids_lib.of_ranges(ids_lib.UNK + 1, dict(self.ranges)).size
+    what = 'ids of text, with the other ranges'
+    bounds.at_least(least, 'VOCAB_SIZE', self.vocab_size, what)
+    num_codes = dict(self.ranges).get('image', 0)
+    if self.code_levels and image.num_codes(self.code_levels) != num_codes:
+      raise ValueError(
+        f'CODE_LEVELS={tuple(self.code_levels)} must have the product'
+        f' {num_codes}, the ids of the image range: take the LEVELS of the'
+        ' tokenizer.'
+      )
+
+  @property
+  def ids(self) -> ids_lib.IdSpace | None:
+    """Where the ranges lie; None where one softmax has all ids."""
+    if not self.ranges:
+      return None
+    others = dict(self.ranges)
+    room = ids_lib.text_room(self.vocab_size, others)
+    return ids_lib.of_ranges(room, others)
 
   def anatomy(self) -> Anatomy:
     """The sizes of this model.
@@ -136,6 +171,8 @@ class Decoder(nn.Module):
         size, self.d_model, dtype, name=f'{name}_embedding'
       )
       x_BTD += table(batch.extras[name])
+    if self.code_levels:
+      x_BTD += self._code_vectors(batch.tokens, dtype)
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
     mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
@@ -176,10 +213,56 @@ class Decoder(nn.Module):
       options['residual_scale'] = scales.residual_scale(num_layers)
     return self.stack(**options)
 
-  def head(self, params: PyTree, hidden: Array) -> Array:
-    """Float32 logits [..., V] of hidden states [..., D]."""
+  def _code_vectors(self, tokens_BT: Array, dtype: jnp.dtype) -> Array:
+    """Vectors [B, T, D] of the values of image codes; 0 for other tokens."""
+    begin, size = self.ids.begin('image'), self.ids.image
+    is_code_BT = (tokens_BT >= begin) & (tokens_BT < begin + size)
+    codes_BT = jnp.where(is_code_BT, tokens_BT - begin, 0)
+    values_BTQ = image.values_of(codes_BT, self.code_levels)
+    # The values are of unit size, as the vectors of tokens are.
+    x_BTD = nn.Dense(
+      self.d_model,
+      use_bias=False,
+      dtype=dtype,
+      kernel_init=nn.with_logical_partitioning(
+        nn.initializers.lecun_normal(), (None, axes.EMBED)
+      ),
+      name='code_values',
+    )(values_BTQ.astype(dtype))
+    return jnp.where(is_code_BT[..., None], x_BTD, 0)
+
+  def restrict(self, logits: Array, targets: Array) -> Array:
+    """Logits in which only ids of the target's range compete.
+
+    Args:
+      logits: float32 [..., V].
+      targets: int32 [...].
+    """
+    if not self.ranges:
+      return logits
+    number_V = self.ids.range_of(np.arange(self.vocab_size))
+    known_V = np.ones(self.vocab_size, bool)
+    known_V[self.ids.unknown(np.arange(self.vocab_size))] = False
+    competes = number_V == self.ids.range_of(targets)[..., None]
+    return jnp.where(competes & known_V, logits, _BARRED)
+
+  def head(
+    self, params: PyTree, hidden: Array, section: str | None = None
+  ) -> Array:
+    """Float32 logits [..., V] of hidden states [..., D].
+
+    Args:
+      params: of the model.
+      hidden: [..., D].
+      section: a range of `ranges`, whose codes alone get logits; None for all
+        ids.
+    """
     name = 'embedding' if self.tie_embeddings else 'output'
     if self.parametrisation:
       scale = self.parametrisation.logits_scale(self.d_model)
       hidden = hidden * jnp.asarray(scale, hidden.dtype)
-    return embedding.logits(hidden, params[name]['table'])
+    table_VD = params[name]['table']
+    if section:
+      begin = self.ids.begin(section)
+      table_VD = table_VD[begin : begin + self.ids.sizes[section]]
+    return embedding.logits(hidden, table_VD)

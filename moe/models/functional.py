@@ -5,9 +5,20 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
 from moe.models.decoder import Decoder
-from moe.types import Array, Cache, Extra, Layout, Outputs, PyTree, TokenBatch
+from moe.models.folding import Folded, Folding, Recycled
+from moe.types import (
+  Array,
+  Batch,
+  Cache,
+  Extra,
+  Layout,
+  Outputs,
+  PyTree,
+  TokenBatch,
+)
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -35,6 +46,11 @@ class Functional:
     """Further arrays of a batch that the model reads."""
     return self.module.extras()
 
+  @property
+  def ids(self) -> IdSpace | None:
+    """The ranges that have a softmax of their own; None for one softmax."""
+    return self.module.ids
+
   def init(
     self, key: Array, batch_shapes: TokenBatch
   ) -> tuple[PyTree, PyTree, PyTree]:
@@ -53,7 +69,7 @@ class Functional:
     )
     with nn.logical_axis_rules(self.rules):
       variables = self.module.init({'params': key}, batch)
-    return _unboxed(variables)
+    return unboxed(variables)
 
   def apply(
     self,
@@ -80,16 +96,21 @@ class Functional:
     """State after a step: routers update it from the statistics of the step."""
     return self.module.update_state(state) if state else state
 
-  def head(self, params: PyTree, hidden: Array, section: None = None) -> Array:
+  def head(
+    self, params: PyTree, hidden: Array, section: str | None = None
+  ) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
 
     Args:
       params: parameters of the model.
       hidden: [..., D].
-      section: part of the vocabulary; only None, the whole, is supported.
+      section: a range of ids, whose codes alone get logits; None for all ids.
     """
-    del section
-    return self.module.head(params, hidden)
+    return self.module.head(params, hidden, section)
+
+  def restrict(self, logits: Array, targets: Array) -> Array:
+    """Logits [..., V] in which only ids of the target's range compete."""
+    return self.module.restrict(logits, targets)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for a number of rows and of entries per row."""
@@ -114,7 +135,7 @@ class PictureFunctional:
       pixels: [B, Y, X, 3], or the shape of such an array.
     """
     pixels = jax.numpy.zeros(pixels.shape, jax.numpy.float32)
-    return _unboxed(self.module.init({'params': key}, pixels))
+    return unboxed(self.module.init({'params': key}, pixels))
 
   def reconstruct(self, params: PyTree, pixels: Array) -> Array:
     """Encodes and decodes pixels; returns reconstructions [B, Y, X, 3]."""
@@ -129,7 +150,79 @@ class PictureFunctional:
     return self.module.apply({'params': params}, codes, method='decode')
 
 
-def _unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+@dataclasses.dataclass(frozen=True)
+class FoldingFunctional:
+  """Pure functions of a model that folds proteins.
+
+  Attributes:
+    module: the model.
+    rules: see `Functional`.
+  """
+
+  module: Folding
+  rules: Rules = ()
+
+  def init(self, key: Array, shapes: Batch) -> tuple[PyTree, PyTree, PyTree]:
+    """(params, state, logical axes), as `Functional.init` gives them.
+
+    Args:
+      key: random key.
+      shapes: a batch of chains, or shapes of one.
+    """
+    batch = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shapes)
+    with nn.logical_axis_rules(self.rules):
+      return unboxed(self.module.init({'params': key}, batch))
+
+  def read(
+    self,
+    params: PyTree,
+    state: PyTree,
+    batch: Batch,
+    rngs: dict[str, Array] | None,
+    train: bool,
+  ) -> tuple[Array, Array, Outputs]:
+    """(residues, pairs, outputs of the trunk with the new state)."""
+    with nn.logical_axis_rules(self.rules):
+      (s, pair, outputs), updates = self.module.apply(
+        {'params': params, 'state': state},
+        batch,
+        train,
+        rngs=rngs,
+        mutable=['state'],
+        method='read',
+      )
+    return s, pair, outputs._replace(state=updates.get('state', state))
+
+  def fold(
+    self,
+    params: PyTree,
+    given: tuple[Array, Array, Batch],
+    last: Recycled | None,
+    rngs: dict[str, Array] | None,
+    train: bool,
+  ) -> Folded:
+    """One pass of the folding blocks and the structure module.
+
+    Args:
+      params: parameters of the model.
+      given: residues, pairs, and the batch.
+      last: what the pass before found; None before the first one.
+      rngs: random keys by use.
+      train: whether this is training.
+    """
+    last = last or self.module.nothing(given[2])
+    with nn.logical_axis_rules(self.rules):
+      return self.module.apply(
+        {'params': params}, *given, last, train, rngs=rngs, method='fold'
+      )
+
+  def update(self, state: PyTree) -> PyTree:
+    """State after a step; each router acts on the statistics of the step."""
+    trunk = self.module.trunk
+    return {'trunk': trunk.update_state(state['trunk'])} if state else state
+
+
+def unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
   """Splits the variables of a module into (params, state, logical axes)."""
   params, state = variables['params'], variables.get('state', {})
   # The specs hold logical axes, since no rules are set that map these to mesh
@@ -151,3 +244,11 @@ def make_functional(
 ) -> Functional:
   """Makes a model's functions; its MoE layers run on the mesh of `layout`."""
   return Functional(module.clone(layout=layout), rules)
+
+
+def make_folding_functional(
+  module: Folding, rules: Rules, layout: Layout
+) -> FoldingFunctional:
+  """The functions of a folding model; its MoE layers run on that mesh."""
+  trunk = module.trunk.clone(layout=layout)
+  return FoldingFunctional(module.clone(trunk=trunk), rules)

@@ -55,6 +55,7 @@ class Period(nn.Module):
     layout: mesh axes by use.
     dtype: compute dtype.
     train: whether this is training.
+    keeps_state: whether the activations after the period are kept.
   """
 
   block: Callable[..., Block]
@@ -62,6 +63,7 @@ class Period(nn.Module):
   layout: Layout
   dtype: jnp.dtype
   train: bool
+  keeps_state: bool = False
 
   @nn.compact
   def __call__(
@@ -86,7 +88,9 @@ class Period(nn.Module):
         x_BTD, mask, info, layer_cache, self.train
       )
       caches.append(layer_cache)
-    return x_BTD, (None if cache is None else tuple(caches), outputs)
+    state_BTD = x_BTD if self.keeps_state else None
+    caches = None if cache is None else tuple(caches)
+    return x_BTD, (caches, outputs, state_BTD)
 
 
 class Stack(nn.Module):
@@ -107,6 +111,8 @@ class Stack(nn.Module):
     unroll: periods per iteration of the loop. If one iteration has all periods,
       there is no loop: compiling takes longer, and the compiler's FLOP counts
       are complete.
+    mixes_states: whether the result is a learned mean of the activations after
+      each period, in place of the last ones.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -120,6 +126,7 @@ class Stack(nn.Module):
   residual_scale: float = 1.0
   router_scale: float = 1.0
   unroll: int = 1
+  mixes_states: bool = False
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
 
@@ -236,10 +243,13 @@ class Stack(nn.Module):
       layout=self.layout,
       dtype=self.dtype,
       train=train,
+      keeps_state=self.mixes_states,
       name='periods',
     )
     scanned = None if cache is None else cache['periods']
-    x_BTD, (scanned, outputs) = period(x_BTD, scanned, mask, info)
+    x_BTD, (scanned, outputs, x_LBTD) = period(x_BTD, scanned, mask, info)
+    if self.mixes_states:
+      x_BTD = self._mixed(x_LBTD)
     # We average sums and weights over layers. The weight is the same in each
     # layer, so sum / weight becomes the mean loss.
     losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
@@ -247,6 +257,15 @@ class Stack(nn.Module):
     if cache is not None:
       new_cache = {'prefix': tuple(prefix), 'periods': scanned}
     return x_BTD, new_cache, losses, outputs.metrics
+
+  def _mixed(self, x_LBTD: Array) -> Array:
+    """The mean over layers by weights that are learned, equal at the start."""
+    init = nn.with_logical_partitioning(
+      nn.initializers.zeros_init(), (axes.LAYERS,)
+    )
+    share_L = self.param('state_mix', init, x_LBTD.shape[:1], jnp.float32)
+    weight_L = jax.nn.softmax(share_L).astype(self.dtype)
+    return jnp.einsum('l,lbtd->btd', weight_L, x_LBTD)
 
   def scaled_block(self) -> Callable[..., Block]:
     """A function that makes a block with the factors of this stack."""

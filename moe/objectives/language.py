@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe import axes, bounds
+from moe.modalities.ids import RANGES
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
 from moe.train.loss import cross_entropy
 from moe.types import (
+  MODALITIES,
   PLACE_FIELDS,
   Array,
   Extra,
@@ -80,8 +82,12 @@ def _missing_warner(
   coefficients: dict[str, float],
 ) -> Callable[[dict[str, Pair]], None]:
   """Makes a function that warns of factors of losses that no router gives."""
-  own = {'cross_entropy', 'logits_z', 'ahead'}
-  weighed = [n for n, f in coefficients.items() if f and n not in own]
+  own = {'logits_z', 'ahead'}
+  weighed = [
+    name
+    for name, factor in coefficients.items()
+    if factor and name not in own and not name.startswith('cross_entropy')
+  ]
   warned = set()
 
   def warn(given: dict[str, Pair]) -> None:
@@ -95,6 +101,30 @@ def _missing_warner(
         )
 
   return warn
+
+
+def _names_by_modality(functional: Functional) -> dict[int, str]:
+  """Modality of the model's tokens -> its term; {} for text alone."""
+  if functional.ids is None:
+    return {}
+  ranges = [name for name, size in functional.ids.sizes.items() if size]
+  found = dict.fromkeys(RANGES[name] for name in ranges)
+  return {number: f'cross_entropy_{MODALITIES[number]}' for number in found}
+
+
+def _target_weights(batch: TokenBatch, functional: Functional) -> Array:
+  """Weights of the targets [B, T]; with ranges [B, T, W].
+
+  The first of the W columns has all targets, the others those of a modality.
+  """
+  if functional.ids is None:
+    return batch.loss_weights
+  modality_BT = functional.ids.modality(batch.targets)
+  columns = [
+    jnp.where(modality_BT == number, batch.loss_weights, 0)
+    for number in _names_by_modality(functional)
+  ]
+  return jnp.stack([batch.loss_weights, *columns], axis=-1)
 
 
 def _coefficients(
@@ -154,13 +184,19 @@ def language_model(
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
-    score is bits per character.
+    score is bits per character. If ranges of ids have a softmax of their own,
+    the terms 'cross_entropy_text', 'cross_entropy_image' and so on are those of
+    the targets of a modality. They have no factor here, see
+    `modalities.by_modality`.
   """
   coefficients = _coefficients(
     {'load_balance': load_balance, 'router_z': router_z},
     router_losses,
     {'logits_z': logits_z, 'ahead': ahead},
   )
+  of_modality = _names_by_modality(functional)
+  coefficients |= dict.fromkeys(of_modality.values(), 0.0)
+  restrict = functional.restrict if of_modality else None
   chunks = 'chunks in which logits and loss are computed'
   bounds.at_least(1, 'num_chunks', num_chunks, chunks)
   warn_of_missing = _missing_warner(coefficients)
@@ -182,13 +218,18 @@ def language_model(
       lambda hidden: functional.head(params, hidden),
       num_chunks=num_chunks,
       layout=functional.layout,
+      restrict=restrict,
     )
     nats, log_z_squared = score(
-      outputs.hidden, batch.targets, batch.loss_weights
+      outputs.hidden, batch.targets, _target_weights(batch, functional)
     )
+    by_modality = {}
+    if of_modality:
+      by_modality = dict(zip(of_modality.values(), nats[1:], strict=True))
+      nats, log_z_squared = nats[0], log_z_squared[0]
     if train and outputs.metrics:  # A dense model has no router and no metrics.
       warn_of_missing(outputs.losses)
-    sums = {'cross_entropy': nats, 'logits_z': log_z_squared}
+    sums = {'cross_entropy': nats, 'logits_z': log_z_squared, **by_modality}
     if outputs.ahead is not None:
       sums['ahead'], _ = score(
         outputs.ahead, following(batch.targets), _ahead_weights(batch)
@@ -203,6 +244,9 @@ def language_model(
 
   def weights(batch: TokenBatch) -> dict[str, Array]:
     weight = batch.loss_weights.sum()
+    columns = ()
+    if of_modality:
+      columns = _target_weights(batch, functional).sum(axis=(0, 1))[1:]
     # The model's own losses are weighted by the number of tokens that are not
     # padding.
     tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
@@ -213,6 +257,7 @@ def language_model(
       'load_balance': tokens,
       'router_z': tokens,
       **{name: tokens for name, _ in router_losses},
+      **dict(zip(of_modality.values(), columns, strict=True)),
     }
 
   return Objective(

@@ -32,7 +32,8 @@ class Matrix(NamedTuple):
     name: path of the parameter.
     shape: shape of the parameter.
     num_batch: leading dims of the parameter that are batch dims.
-    num_in: number of dims after the batch dims that the input is summed over.
+    num_in: number of input dims; they follow the batch dims, and the product
+      with the input sums over them.
   """
 
   name: str
@@ -68,8 +69,9 @@ class Matrix(NamedTuple):
   def stack(self, a: Array) -> Array:
     """The parameter as [batch, rows, columns].
 
-    The last batch dim counts the experts, which are divided over devices. It
-    comes first, so that the experts of one device stay neighbours.
+    If the parameter has several batch dims, the last one counts the experts,
+    which are divided over devices. We move it to the front, so that the experts
+    of one device stay neighbours.
     """
     n = self.num_batch
     if n > 1:

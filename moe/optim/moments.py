@@ -18,8 +18,8 @@ from moe.types import Array, PyTree
 DTYPES = ('float32', 'bfloat16', 'int8')
 # Number of neighbours in the last dim that share a scale.
 BLOCK = 128
-# Code 255 of a second moment stands for 1.0, code 247 for 0.5, and so on. A
-# code is a float32 without its last 20 bits.
+# A code of a second moment is a float32 without its last 20 bits, as an integer
+# minus `_OFFSET`. So code 255 stands for 1.0, code 247 for 0.5, and so on.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
@@ -43,7 +43,7 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """Splits the last dim into blocks; one block if not a multiple of BLOCK."""
+  """Splits the last dim into blocks of `BLOCK`, or into one if none fit it."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)
@@ -57,7 +57,7 @@ def _scaled(x: Array) -> tuple[Array, Array]:
 
 
 def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
-  """Float32 [..., n] to (int8 codes of the same shape, scales of blocks).
+  """Encodes float32 [..., n] as (int8 codes of the same shape, block scales).
 
   The code is linear: x is about code / 127 times the scale, which is the
   largest magnitude of the block.
@@ -76,13 +76,13 @@ def decode_signed(codes: Array, scale: Array) -> Array:
 
 
 def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
-  """Float32 >= 0 [..., n] to (uint8 codes of the same shape, block scales).
+  """Encodes float32 >= 0 [..., n] as (uint8 codes, block scales).
 
   A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
-  largest number of its block. So neighbouring codes differ by 6 to 12 per cent,
-  and the smallest is about 2^-32 of the largest number. Still smaller numbers
-  get the smallest code, not zero, since a second moment of zero would make the
-  update infinite. Only zero itself gets code 0.
+  largest number of its block. So neighbouring codes stand for numbers that
+  differ by 6 to 12 per cent. Code 1 stands for about 2^-32 of the largest
+  number. Smaller numbers get code 1 too, since a second moment of zero would
+  make the update infinite. Only zero itself gets code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)

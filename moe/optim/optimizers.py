@@ -57,7 +57,7 @@ def _check_adam(
 def _adam(
   b1: float, b2: float, eps: float, moment_dtype: str
 ) -> optax.GradientTransformation:
-  """Adam's direction; always-float32 parameters have float32 moments."""
+  """Adam's direction; the moments of `is_kept` parameters are float32."""
   whole = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
   if moment_dtype == 'float32':
     return whole

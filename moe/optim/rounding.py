@@ -48,8 +48,8 @@ def bits(
   word = _mix(word, jnp.uint32(4 * index + stream))
   place = jnp.zeros(shape, jnp.uint32)
   for dim in range(len(shape)):
-    # A fixed odd factor, not the size of the dim: otherwise the bits would
-    # repeat in an array of more than 2^32 numbers.
+    # The factor is a fixed odd number. If it were the size of the dim, the bits
+    # would repeat in an array of more than 2^32 numbers.
     place *= jnp.uint32(0x9E3779B1)
     place += jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
   return _mix(place ^ word, _mix(word, jnp.uint32(0x3C6EF372)))

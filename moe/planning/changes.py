@@ -78,9 +78,10 @@ def savings(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
-  """The changes of `savings` to the format of the state or to its place.
+  """The changes of `savings` to the optimizer and to the formats of arrays.
 
-  The place is the memory of the device or of the host.
+  They store gradients, parameters or moments in fewer bits, keep the
+  optimizer's state in the host's memory, or choose Adafactor.
   """
   stored = functools.partial(functools.partial, with_storage, run)
   if run.storage.grads == 'float32':

@@ -8,10 +8,10 @@ from moe.layers.anatomy import ExpertsAnatomy
 from moe.models.anatomy import Anatomy, anatomy
 from moe.models.functional import Functional
 from moe.parallel import mesh, rules
-from moe.runs.run import Run, optimizer_of
+from moe.runs.run import Run, optimizer_of, router_of
 from moe.scale import cost, drops, hlo_flops
 from moe.train import state
-from moe.types import Layout, PyTree
+from moe.types import MODALITIES, Layout, PyTree
 
 
 def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
@@ -43,7 +43,10 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """(tokens of a microbatch along the expert axis, devices along this axis)."""
+  """(tokens on all devices along the expert axis, number of these devices).
+
+  Only the tokens of one microbatch count.
+  """
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)
   # Devices along the 'model' axis work on the same tokens, so they count once.
@@ -90,8 +93,55 @@ def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
   return found
 
 
+def _reserved(run: Run) -> tuple[int, ...]:
+  """Experts of each modality; () unless every expert is of one modality."""
+  experts = anatomy(run.model).experts
+  reserved = getattr(router_of(run), 'reserved', ())
+  if not reserved or sum(reserved) != experts.num_experts:
+    return ()
+  return tuple(reserved)
+
+
+def drops_by_modality(
+  run: Run, num_devices: int, variation: float
+) -> dict[str, float]:
+  """Expected share of dropped rows of each modality that has tokens.
+
+  If experts are reserved, the tokens of a modality choose among its own
+  experts. Their buffers were sized for even loads of all experts, so a modality
+  with more tokens than experts drops more.
+
+  Returns:
+    The shares by name, in the buffer that drops most; {} for text alone.
+
+  Raises:
+    ValueError: if a device has experts of two modalities.
+  """
+  found, reserved = {}, _reserved(run) if run.data.shares else ()
+  for number, share in enumerate(run.data.shares):
+    dropped = []
+    for buffer in buffers(run, num_devices) if share else ():
+      if reserved:
+        own = reserved[number]
+        if own % buffer['held']:
+          raise ValueError(
+            f'RESERVED={reserved} must be multiples of {buffer["held"]}, the'
+            ' experts of a device: change it.'
+          )
+        tokens = max(1, round(share * buffer['tokens']))
+        buffer = buffer | {'tokens': tokens, 'num_experts': own}
+      dropped.append(drops.expected_share(**buffer, variation=variation))
+    if share:
+      found[MODALITIES[number]] = max(dropped, default=0.0)
+  return found
+
+
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
   """Expected share of dropped rows in the buffer with the largest share."""
+  by_modality = drops_by_modality(run, num_devices, variation)
+  if by_modality:
+    shares = dict(zip(MODALITIES, run.data.shares, strict=False))
+    return sum(shares[name] * share for name, share in by_modality.items())
   shares = [
     drops.expected_share(**b, variation=variation)
     for b in buffers(run, num_devices)
@@ -150,7 +200,10 @@ def execution_of(
 def _padding(
   run: Run, experts: ExpertsAnatomy | None, num_devices: int
 ) -> float:
-  """Rows that experts multiply over rows routed to them, at even loads."""
+  """Rows that experts multiply, divided by the rows that are routed to them.
+
+  The loads of the experts are assumed to be even.
+  """
   if not experts or not experts.dispatch:
     return 1.0
   tokens, slots = _capacity(run, experts, num_devices)

@@ -160,11 +160,13 @@ def check(run: Run, num_devices: int) -> None:
   if not experts:
     return
   if experts.group_size:
+    layout = execution.layout_of(run, num_devices)
     check_groups(
       data.batch_size // n,
       data.sequence_length,
       experts.group_size,
-      execution.layout_of(run, num_devices),
+      layout.size(layout.batch_axes),
+      layout.size(layout.sequence_axes),
     )
   if experts.num_experts % sizes[EXPERT]:
     raise ValueError(

@@ -16,6 +16,7 @@ from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import cost, hlo, roofline, topology, work
 from moe.scale.collectives import Transfer
+from moe.types import MODALITIES
 
 # Planned chip-hours assume this MFU. Good sparse runs reach it; other runs need
 # more hours.
@@ -65,7 +66,31 @@ def plan_shapes(
     'chip_hours': hours,
     'drop_rate_balanced': execution.expected_drops(run, devices, 0.0),
     'drop_rate_cv03': execution.expected_drops(run, devices, _VARIATION),
+    **modalities(run, devices),
   }
+
+
+def modalities(run: Run, num_devices: int) -> dict[str, Any]:
+  """Tokens and drops of each modality; {} for text alone.
+
+  A token of each modality passes through equal products, and its logits are
+  those of all ids. So a modality's share of the FLOPs is that of its tokens.
+  """
+  even, uneven = (
+    execution.drops_by_modality(run, num_devices, variation)
+    for variation in (0.0, _VARIATION)
+  )
+  shares = zip(MODALITIES, run.data.shares, strict=False)
+  found = {
+    name: {
+      'share': share,
+      'drop_rate_balanced': even[name],
+      'drop_rate_cv03': uneven[name],
+    }
+    for name, share in shares
+    if share
+  }
+  return {'modalities': found} if found else {}
 
 
 def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:

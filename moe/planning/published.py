@@ -144,13 +144,13 @@ def predictions(
 
 
 def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
-  """The compiler's estimate of the time of one more layer in a run's stack.
+  """Seconds, FLOPs and temporary bytes of one more layer, by the compiler.
 
-  We compile two training steps; one has one period more than the other. The
-  difference of their times is the time of the period's layers, with the updates
-  of their parameters. Both steps are compiled without a loop over layers,
-  because the compiler counts the body of a loop only once. Seconds are None if
-  the compiler gives no estimate for the chip.
+  We compile two training steps; one has one period more than the other. Their
+  differences are the costs of the period's layers, with the updates of their
+  parameters. Both steps are compiled without a loop over layers, because the
+  compiler counts the body of a loop only once. Seconds are None if the compiler
+  gives no estimate for the chip.
   """
   model = anatomy(run.model)
   blocks = max(1, len(model.period))

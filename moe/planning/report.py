@@ -110,6 +110,15 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
       f' {facts["drop_rate_cv03"]:.3%} at a load variation of 0.3',
     ),
   ]
+  rows += [
+    (
+      f'  {name}',
+      f'{facts_of["share"]:.1%} of tokens and FLOPs, drops'
+      f' {facts_of["drop_rate_balanced"]:.3%} balanced,'
+      f' {facts_of["drop_rate_cv03"]:.3%} at a load variation of 0.3',
+    )
+    for name, facts_of in facts.get('modalities', {}).items()
+  ]
   return rows
 
 

@@ -1,4 +1,4 @@
-"""Which experts serve which corpus: loads of the experts, measured apart."""
+"""Shows which experts serve which corpus, by the loads of each corpus."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,16 @@ _NAMED = 3  # Experts of a corpus that the table names.
 
 
 class Corpora(NamedTuple):
-  """Loads by corpus.
+  """A figure and a table of the loads of the experts, by corpus.
 
   Attributes:
-    figure: a heat map of corpus by expert for each sparse layer.
-    rows: a table with its header: for each corpus the share of its tokens that
-      would have to change their expert to get the mean load of all corpora,
-      and the experts that serve it more than others.
+    figure: for each of at most four sparse layers a heat map, with a row for
+      each corpus and a column for each expert.
+    rows: rows of cells, the header first. Each other row is a corpus. It has a
+      cell for each of these layers, with two facts. One is the share of the
+      corpus's load that would have to move to other experts to give the mean
+      load of all corpora. The other is the experts that have the largest load
+      relative to this mean.
   """
 
   figure: str
@@ -26,7 +29,7 @@ class Corpora(NamedTuple):
 
 
 def corpora(evaluation: dict[str, Any]) -> Corpora | None:
-  """Loads by corpus; None for a dense model or fewer than two corpora.
+  """Makes figure and table; None for a dense model or fewer than two corpora.
 
   Args:
     evaluation: task -> its scores, from a record of eval.jsonl. The evaluation

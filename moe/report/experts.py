@@ -25,6 +25,10 @@ _NUMBERS = (
   ('dropped_fraction', 'Dropped tokens', 'dropped', '.2%'),
   ('dropped_receiver_fraction', 'Dropped by receiver', 'by receiver', '.2%'),
   ('padding_fraction', 'Padding', 'padding', '.1%'),
+  ('entropy_text', 'Entropy of the router, text', 'entropy of text', '.2f'),
+  ('entropy_image', 'Entropy, image codes', 'entropy of images', '.2f'),
+  ('dropped_fraction_text', None, 'dropped text', '.2%'),
+  ('dropped_fraction_image', None, 'dropped images', '.2%'),
   ('bias_norm', 'Norm of the router bias', 'bias norm', '.3g'),
   ('bytes_exchanged', None, 'bytes exchanged', ',.0f'),
 )
@@ -65,7 +69,11 @@ def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
 def _numbers(
   records: list[dict[str, Any]], load_SLE: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Values [steps, layers] of each key that every record has."""
+  """Key -> values [steps, layers].
+
+  Two keys are computed from the loads. The others are the keys of `_NUMBERS`
+  that every record has.
+  """
   mean_SL = np.maximum(load_SLE.mean(2), 1e-9)
   found = {
     'max_over_mean': load_SLE.max(2) / mean_SL,

@@ -1,4 +1,4 @@
-"""What a ladder has found: gains on its first arm, at equal tokens."""
+"""Summarises a ladder: the gains of its arms over the first arm."""
 
 import pathlib
 import statistics
@@ -13,7 +13,7 @@ from moe.runs.ladder import Finished
 from moe.scale import joint_law
 from moe.train import record_log
 
-# A gain counts as shown when it exceeds so many standard errors.
+# A gain counts as shown if it exceeds this many standard errors.
 _ERRORS = 2.0
 
 
@@ -28,16 +28,19 @@ def summarise(
   Args:
     found: rates and directories of the runs.
     read: reads a work directory.
-    expansions: of each arm, see `moe.runs.ladder.expansion`.
+    expansions: arm name -> its expansion, see `moe.runs.ladder.expansion`.
     command: the command that shows the ladder again.
 
   Returns:
-    'base': name of the first arm, on which the others gain.
+    'base': name of the first arm. The gains of the others are relative to it.
     'arms': name -> facts of the model, its learning rate and its seconds.
-    'rates': name -> what the sweep has found.
-    'tasks': task -> 'tokens' and 'arms': name -> its curve, gain, standard
-      error, the law's gain, steps saved, and where the gain is shown.
-    'loads': name -> directory whose evaluation has loads by corpus.
+    'rates': name -> learning rates of the sweep, as in `Finished.rates`.
+    'tasks': task -> 'tokens' of each evaluation, and 'arms'. 'arms' is name ->
+      'bits', the mean curve. All arms but the first also have their gain and
+      its standard error, the gain of the law, the tokens that they need for the
+      last score of the first arm, and the tokens from which the gain is shown.
+    'loads': name -> directory of the arm's first run; its evaluation has loads
+      by corpus.
     'scores': final scores and gains.
   """
   runs = {
@@ -89,7 +92,7 @@ def _compare(
 
 
 def _scores(compared: dict[str, Any]) -> list[dict[str, Any]]:
-  """The final scores; those of the first arm only once."""
+  """The final scores of all arms; each score of the first arm occurs once."""
   found = {}
   for one in compared.values():
     label = one['runs']['label']
@@ -143,7 +146,7 @@ def _law(
 def tokens_needed(
   tokens: Sequence[int], bits: Sequence[float], level: float
 ) -> float | None:
-  """Tokens after which a curve reaches a level; None if it never does.
+  """Number of tokens at which a curve reaches a level; None if it never does.
 
   Between two evaluations the curve is a line. Before the first one it is
   unknown, so the answer is never less than the tokens of the first evaluation.
@@ -163,9 +166,10 @@ def shown_from(
   gains: Sequence[float],
   errors: Sequence[float | None],
 ) -> int | None:
-  """Tokens from which on the gain stays above two standard errors.
+  """Number of tokens from which the gain stays above two standard errors.
 
-  None if it does not at the end, or if one seed gives no standard error.
+  None if the last gain is not above this limit, or if it has no standard error
+  because there is only one seed.
   """
   first = None
   for at, gain, error in reversed(

@@ -1,19 +1,51 @@
 """A ladder as text, or as a page: when does sparsity pay, and how much?"""
 
+import functools
 import itertools
+import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from moe.evaluate import score
-from moe.report import corpora, templates
+from moe.report import comparison, corpora, ladder, templates
 from moe.report import figures as draw
-from moe.report.ladder import evaluation
+from moe.runs.ladder import Finished
 from moe.scale.quantities import in_seconds, short
 
+PAGE, JSON = 'ladder.html', 'ladder.json'
 _MARKS = 'osD^vPX'
+
+
+def report(
+  found: Finished,
+  configured: Callable[[pathlib.Path], tuple[int, tuple[str, ...]]],
+  expansions: dict[str, float],
+  command: str,
+  workdir: str,
+) -> tuple[dict[str, Any], pathlib.Path]:
+  """Summarises a ladder; writes its page and the summary as JSON.
+
+  Args:
+    found: rates and directories of the runs.
+    configured: reads a config.gin, as in `comparison.read_run`.
+    expansions: of each arm, by name; see `moe.runs.ladder.expansion`.
+    command: the command that makes the same ladder again.
+    workdir: where the files are written.
+
+  Returns:
+    The summary, and the file of the page.
+  """
+  read = functools.partial(comparison.read_run, configured=configured)
+  summary = ladder.summarise(found, read, expansions, command)
+  directory = pathlib.Path(workdir)
+  write(summary, directory / PAGE)
+  text = json.dumps(summary, ensure_ascii=False)
+  (directory / JSON).write_text(text, encoding='utf-8')
+  return summary, directory / PAGE
 
 
 def as_text(summary: dict[str, Any]) -> str:
@@ -31,7 +63,7 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
     tasks.append((task, _curves(summary, task), gains_table(summary, task)))
   loads = []
   for name, directory in summary['loads'].items():
-    found = corpora.corpora(evaluation(directory))
+    found = corpora.corpora(ladder.evaluation(directory))
     if found:
       loads.append((name, found))
   page = templates.render(
@@ -48,7 +80,7 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def models_table(summary: dict[str, Any]) -> list[list[str]]:
-  """A row of cells for each arm, below a header."""
+  """Rows of cells, the header first; each other row is an arm."""
   header = [
     'arm', 'parameters', 'active', 'training FLOPs per token',
     "optimizer's FLOPs per token", 'learning rate', 'seeds', 'tokens',
@@ -80,7 +112,7 @@ def models_table(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
-  """Bits and gain of each arm at the end, below a header."""
+  """Rows of cells, the header first: bits and gain of each arm at the end."""
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [
@@ -129,7 +161,7 @@ def _swept(summary: dict[str, Any]) -> bool:
 
 
 def _curves(summary: dict[str, Any], task: str) -> str:
-  """A figure of all curves of a task, and of their gains below."""
+  """A figure with the curves of all arms on a task, and the gains below."""
   found, base = summary['tasks'][task], summary['base']
   millions = np.array(found['tokens']) / 1e6
   with draw.style(draw.PAGE):

@@ -10,7 +10,7 @@ from moe.evaluate import score
 from moe.report import corpora, experts, templates
 from moe.report import figures as draw
 from moe.scale.quantities import counted, short
-from moe.train import record_log
+from moe.train import goodput, record_log
 from moe.train.display import duration
 
 Record = dict[str, Any]
@@ -31,11 +31,17 @@ class Baselines(NamedTuple):
 # The small figures: (key of a record, title, format of numbers, scale).
 _SMALL = (
   ('loss', 'Loss with all its terms [nats]', '{x:g}', 'fit'),
+  ('cross_entropy_text', 'Loss of text [nats per token]', '{x:g}', 'fit'),
+  ('cross_entropy_image', 'Loss of image codes [nats]', '{x:g}', 'fit'),
   ('grad_norm', 'Gradient norm', '{x:g}', 'log'),
   ('learning_rate', 'Learning rate', '{x:g}', 'exact'),
   ('time.tokens_per_second', 'Tokens per second', '{x:,.0f}', 'zero'),
   ('dropped_fraction', 'Dropped tokens', '{x:.1%}', 'zero'),
   ('load_imbalance', 'Load of the busiest expert', '{x:g}', 'fit'),
+  ('dropped_fraction_text', 'Dropped tokens of text', '{x:.1%}', 'zero'),
+  ('dropped_fraction_image', 'Dropped tokens of images', '{x:.1%}', 'zero'),
+  ('experts_used_text', 'Experts of a layer that see text', '{x:g}', 'zero'),
+  ('experts_used_image', 'Experts that see images', '{x:g}', 'zero'),
   ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
 )
@@ -54,8 +60,9 @@ def write_report(
 
   Args:
     workdir: directory of the run. log.jsonl must exist. The page also shows
-      eval.jsonl, run.json, baselines.json, samples.json or samples.txt,
-      config.gin, operative_config.gin and model.txt, if they exist.
+      eval.jsonl, goodput.json, run.json, baselines.json, samples.json or
+      samples.txt, config.gin, operative_config.gin and model.txt, if they
+      exist.
     output: file of the page, by default WORKDIR/report.html.
 
   Raises:
@@ -82,7 +89,8 @@ def write_report(
     corpora=corpora.corpora(evals[-1]['eval']) if evals else None,
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
-    run=_flat(run),
+    time=_time(workdir),
+    run=_flat({k: v for k, v in run.items() if k != 'goodput'}),
     texts=[
       (title, file, (workdir / file).read_text(encoding='utf-8'))
       for title, file in _TEXTS
@@ -92,6 +100,22 @@ def write_report(
   path = pathlib.Path(output or workdir / 'report.html')
   path.write_text(page, encoding='utf-8')
   return path
+
+
+def _time(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """A table of where the time went: attempts by parts, and their sums."""
+  attempts = goodput.read(workdir)
+  if not attempts:
+    return None
+  whole = goodput.summary(attempts)
+  rows = [[*a.values(), sum(a.values())] for a in attempts]
+  total = [*whole['parts'].values(), whole['seconds']]
+  return {
+    'parts': goodput.PARTS,
+    'rows': [(str(number), row) for number, row in enumerate(rows, 1)],
+    'total': total,
+    'shares': [value / max(whole['seconds'], 1e-9) for value in total],
+  }
 
 
 def _cards(

@@ -43,12 +43,13 @@ def write(
       'languages': _language_table(card),
       'loss': _loss_table(card),
       'cost': _cost_table(cards),
-      'poems': _poem_table(card),
+      'relevance': _relevance_table(card),
       'differences': _difference_table(paired),
       'licences': [['what', 'licence or source'], *card['licences']],
     },
     explanation=aligned.EXPLANATION,
     poet=card.get('poet'),
+    verse_table=verse_table,
     against=others and pathlib.Path(others[0]['checkpoint']).name,
   )
   path.write_text(page, encoding='utf-8')
@@ -222,13 +223,24 @@ def _number(value: float) -> str:
   return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
 
 
-def _poem_table(card: Card) -> Rows:
-  poet = card.get('poet')
-  if not poet or 'skipped' in poet:
+def verse_table(group: dict[str, Any]) -> Rows:
+  """The figures of one kind of verse, a column for each writer."""
+  measures = group['measures'].items()
+  return [
+    ['', *group['writers']],
+    *([name, *values] for name, values in measures),
+  ]
+
+
+def _relevance_table(card: Card) -> Rows:
+  found = (card.get('poet') or {}).get('relevance', {}).get('scores', ())
+  if not found:
     return []
-  rows = [['', *poet['writers']]]
-  for measure, values in poet['measures'].items():
-    rows.append([measure, *values])
+  rows = [['poems of the model', 'share matched', '95% interval', 'titles']]
+  for one in found:
+    form = '{:+.1%}' if 'gain' in one['name'] else '{:.1%}'
+    value = form.format(one['value'])
+    rows.append([one['name'], value, _interval(one, form), str(one['n'])])
   return rows
 
 

@@ -1,7 +1,6 @@
 """Writes a page about an image tokenizer: scores and reconstructed pictures."""
 
 import base64
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from moe import atomic_files
 from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score, as_cells
-from moe.report import templates
+from moe.report import picture_files, templates
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
 # A sheet has at most this many columns and rows of originals. Below each row of
@@ -55,15 +54,6 @@ def sheet(found: Reconstruction) -> np.ndarray:
   return made.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def png(picture: np.ndarray) -> bytes:
-  """Encodes a picture, uint8 [Y, X, 3], as the bytes of a PNG file."""
-  from PIL import Image  # Figures are drawn with Matplotlib elsewhere.
-
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, 'PNG')
-  return buffer.getvalue()
-
-
 def write(
   directory: pathlib.Path,
   title: str,
@@ -86,7 +76,7 @@ def write(
   directory.mkdir(parents=True, exist_ok=True)
   sheets = {}
   for name, one in found.items():
-    data = png(sheet(one))
+    data = picture_files.png(sheet(one))
     file_name = name.strip('./').replace('/', '_')
     atomic_files.write_file(
       directory / f'reconstructions_{file_name}.png', data

@@ -15,19 +15,19 @@ from moe.types import Array
 # An auction has this many phases. Each phase bids in steps of a quarter of the
 # steps before.
 NUM_PHASES = 5
-# After this many rounds of a phase tokens without one take the free places.
+# After this many rounds of a phase, tokens without a place take the free ones.
 MAX_ROUNDS = 1000
 
 
 def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
-  """Scores, -inf outside each token's best groups of neighbouring experts.
+  """Sets scores to -inf outside of each token's best groups of experts.
 
   DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437: the score
   of a group is the sum of its two best scores. A token then visits few nodes.
 
   Args:
     scores_GME: scores by which experts are chosen.
-    num_groups: groups of E / num_groups experts each.
+    num_groups: groups of E / num_groups neighbouring experts each.
     top_groups: groups that a token may use.
 
   Raises:
@@ -67,8 +67,8 @@ def quantiles(
     valid_GM: bool, False for padding.
 
   Returns:
-    [G, E] prices; the current price, -bias_E, where the new one is not finite,
-    as for masked experts.
+    [G, E] prices. The current price -bias_E stays where the new one is not
+    finite, as for masked experts.
   """
   M, E = scores_GME.shape[1:]
   scores_GME = jax.lax.stop_gradient(scores_GME)
@@ -130,18 +130,18 @@ class _Auction(NamedTuple):
 def balanced_assignment(benefit_GME: Array, valid_GM: Array) -> Array:
   """One expert per token, at most ceil(n / E) tokens per expert.
 
-  The assignment of BASE layers (Lewis et al., 2021, section 3,
-  https://arxiv.org/abs/2103.16716), by an auction (Bertsekas, 1988). The value
-  of an expert to a token is its benefit minus its price. In each round every
-  token without a place bids for its most valuable expert: the expert's price,
-  plus the lead over the second most valuable one, plus a step. An expert keeps
-  its highest bids. Each phase starts from the prices of the phase before, which
-  bid in larger steps. The sum of benefits is smaller than the optimum by at
-  most n times the last step, unless `MAX_ROUNDS` is too small. The last step is
-  1/1024 of the range of the group's benefits.
+  BASE layers use this assignment (Lewis et al., 2021, section 3,
+  https://arxiv.org/abs/2103.16716). An auction finds it (Bertsekas, 1988). The
+  value of an expert to a token is the benefit minus the expert's price. In each
+  round every token without a place bids for its most valuable expert. The bid
+  is the expert's price, plus the lead over the second most valuable expert,
+  plus a step. An expert keeps its highest bids. Later phases bid in smaller
+  steps, and start from the prices of the phase before. The sum of benefits is
+  smaller than the optimum by at most n times the last step, unless `MAX_ROUNDS`
+  is too small. The last step is 1/1024 of the range of the group's benefits.
 
   Args:
-    benefit_GME: float32; -inf counts as far below the smallest finite value.
+    benefit_GME: float32; -inf counts as a value far below all finite ones.
     valid_GM: bool; padding takes no place.
 
   Returns:
@@ -162,9 +162,9 @@ def _balanced(benefit_ME: Array, valid_M: Array) -> Array:
   benefit_ME = jnp.where(counted_ME, benefit_ME, low - spread)
   tokens = valid_M.sum(dtype=jnp.int32)
   places = (tokens + E - 1) // E
-  # Idle bidders, to whom all experts are worth the same, take the places that
-  # stay free where n is no multiple of E. Without them the price of an expert
-  # with a free place would have to start from 0 in each phase.
+  # If n is no multiple of E, some places stay free. Idle bidders take them; to
+  # such a bidder all experts are worth the same. Without idle bidders the price
+  # of an expert with a free place would have to start from 0 in each phase.
   benefit_ME = jnp.pad(benefit_ME, ((0, E), (0, 0)))
   idle_E = jnp.arange(E, dtype=jnp.int32) < places * E - tokens
   bids_M = jnp.concatenate([valid_M, idle_E])

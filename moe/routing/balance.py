@@ -1,7 +1,7 @@
 """Losses and biases that keep a router balanced, and statistics of its choices.
 
 Every loss is an unscaled (sum, weight) pair. The weight is the number of valid
-tokens, which the batch alone decides, so sums over microbatches and devices are
+tokens. It depends on the batch alone, so sums over microbatches and devices are
 divided once. Products are elementwise and then summed, so they are float32 on
 every platform.
 """
@@ -11,11 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moe.types import Array, Pair
+from moe.routing.plan import RouterInputs
+from moe.types import MODALITIES, Array, Pair
 
 SCOPES = ('group', 'sequence', 'global')
-# Number of modalities that `TokenBatch.modality` can name.
-NUM_MODALITIES = 3
 
 
 class Scope(NamedTuple):
@@ -33,7 +32,7 @@ class Scope(NamedTuple):
   batch_axes: tuple[str, ...] = ()
 
   def units(self, a_GM: Array) -> Array:
-    """Regroups [G, M, ...] so that each G holds the M tokens of one unit.
+    """Regroups [G, M, ...] so that each group holds the tokens of one unit.
 
     Raises:
       ValueError: if a unit is a sequence and devices hold parts of sequences.
@@ -52,7 +51,7 @@ class Scope(NamedTuple):
     return a_GM.reshape(-1, self.length, *rest)
 
   def total(self, a_GE: Array) -> Array:
-    """Sums by unit, added over devices where a unit is the whole batch."""
+    """Adds sums by unit over all devices if a unit is the whole batch."""
     if self.name == 'global' and self.batch_axes:
       return jax.lax.psum(a_GE, self.batch_axes)
     return a_GE
@@ -66,7 +65,7 @@ def choice_counts(
 ) -> Array:
   """How often each expert is chosen in each group: float32 [G, E].
 
-  It takes one choice at a time, so that no [G, M, A, E] array exists.
+  The loop takes one choice at a time, so that no [G, M, A, E] array exists.
 
   Args:
     expert_GMA: int32 in [0, E); negative where there is no choice.
@@ -90,15 +89,15 @@ def load_balance_loss(
 ) -> Pair:
   """Switch load-balance loss, weighted by tokens.
 
-  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: E times
-  the sum over experts of f (share of assignments) x P (mean probability).
-  Departs from it in counting all choices of a token and in leaving padding out.
-  f and P are taken over the tokens of one unit of the scope, and each unit is
-  weighted by its number of tokens. No gradient flows through f. With scope
-  'global' (Qiu et al., 2025, https://arxiv.org/abs/2501.11873) the unit is the
-  microbatch over all devices. Then f counts the assignments of this step's
-  microbatches up to the current one, and the sum is E * sum_e f_e * (sum over
-  the microbatch's tokens of p_e).
+  Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: the loss
+  is E times the sum over experts of f * P, where f is the expert's share of the
+  assignments and P its mean probability. Unlike the paper, f counts all choices
+  of a token, and padding is left out. f and P are taken over the tokens of one
+  unit of the scope, and each unit is weighted by its number of tokens. No
+  gradient flows through f. With scope 'global' (Qiu et al., 2025,
+  https://arxiv.org/abs/2501.11873) the unit is the microbatch over all devices.
+  Then f counts the assignments in this step up to the current microbatch, and
+  the sum is E * sum_e f_e * (sum over the microbatch's tokens of p_e).
 
   Args:
     probs_GME: distribution over experts, float32.
@@ -134,60 +133,59 @@ def load_balance_loss(
   return loss, valid_GM.astype(jnp.float32).sum()
 
 
-def router_z_loss(logits_GME: Array, valid_GM: Array) -> Pair:
-  """Squared log-partition of the router's logits, which keeps them small.
+def logit_losses(
+  inputs: RouterInputs, probs_GME: Array, scope: Scope = GROUP
+) -> dict[str, Pair]:
+  """The losses of a learned router that do not depend on its choices.
 
-  Zoph et al. (2022), equation 5, https://arxiv.org/abs/2202.08906.
+  Unlike in LIMoE, the global entropy weights modalities by their tokens and has
+  no threshold. In each unit of the scope, a modality with n tokens and mean
+  distribution P adds n * sum_e P_e log P_e. The logarithm needs no gradient:
+  its share of the gradient is n * sum_e dP_e, which is 0 because probabilities
+  sum to 1. Without this share the term is linear in the tokens, so it adds up
+  over devices for any scope.
+
+  Args:
+    inputs: what the router reads.
+    probs_GME: the router's distribution over experts, float32.
+    scope: the tokens of a unit of the global entropy.
+
+  Returns:
+    router_z: squared log-partition of the logits. This loss keeps logits small
+      (Zoph et al., 2022, equation 5, https://arxiv.org/abs/2202.08906).
+    local_entropy: entropy of each token's distribution. It is small if each
+      token prefers few experts (LIMoE, Mustafa et al., 2022, equation 2,
+      https://arxiv.org/abs/2206.02770).
+    global_entropy: negative entropy of each modality's mean distribution. It is
+      small if a modality as a whole uses many experts (LIMoE, equation 3).
   """
-  log_z_GM = jax.nn.logsumexp(logits_GME, axis=-1)
-  valid_GM = valid_GM.astype(jnp.float32)
-  return jnp.sum(jnp.square(log_z_GM) * valid_GM), valid_GM.sum()
-
-
-def _token_entropy(probs_GME: Array) -> Array:
-  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
-  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
-
-
-def local_entropy_loss(probs_GME: Array, valid_GM: Array) -> Pair:
-  """Mean entropy of the tokens' distributions; small if tokens are decided.
-
-  The local loss of LIMoE (Mustafa et al., 2022, equation 2,
-  https://arxiv.org/abs/2206.02770). Each modality is weighted by its number of
-  tokens, so the losses of all modalities add up to one mean over all tokens.
-  """
-  valid_GM = valid_GM.astype(jnp.float32)
-  return jnp.sum(_token_entropy(probs_GME) * valid_GM), valid_GM.sum()
-
-
-def global_entropy_loss(
-  probs_GME: Array, modality_GM: Array, valid_GM: Array, scope: Scope = GROUP
-) -> Pair:
-  """Negative entropy of each modality's mean distribution.
-
-  The global loss of LIMoE (Mustafa et al., 2022, equation 3); small if a
-  modality as a whole uses many experts. Departs from it in weighting modalities
-  by their tokens and in having no threshold.
-
-  In each unit of the scope, a modality with n tokens and mean distribution P
-  adds n * sum_e P_e log P_e. The logarithm needs no gradient: its share of the
-  gradient is n * sum_e dP_e, which is 0 since probabilities sum to 1. Without
-  it the term is linear in the tokens, and adds up over devices for any scope.
-  """
+  valid_GM = inputs.valid_GM.astype(jnp.float32)
+  tokens = valid_GM.sum()
+  log_z_GM = jax.nn.logsumexp(inputs.logits_GME, axis=-1)
+  router_z = jnp.sum(jnp.square(log_z_GM) * valid_GM)
+  local = jnp.sum(entropy(probs_GME) * valid_GM)
   unit_probs_GME = scope.units(probs_GME)
-  unit_modality_GM, unit_valid_GM = (
-    scope.units(modality_GM),
-    scope.units(valid_GM),
-  )
+  unit_modality_GM = scope.units(inputs.modality_GM)
+  unit_valid_GM = scope.units(inputs.valid_GM)
   loss = jnp.zeros((), jnp.float32)
-  for modality in range(NUM_MODALITIES):
+  for modality in range(len(MODALITIES)):
     mine_GM = unit_valid_GM & (unit_modality_GM == modality)
     prob_GE = jnp.sum(unit_probs_GME, axis=1, where=mine_GM[..., None])
     total_GE = scope.total(prob_GE)
     tokens_G1 = jnp.maximum(total_GE.sum(axis=-1, keepdims=True), 1e-30)
     log_GE = jnp.log(jnp.maximum(total_GE / tokens_G1, 1e-30))
     loss += jnp.sum(jax.lax.stop_gradient(log_GE) * prob_GE)
-  return loss, valid_GM.astype(jnp.float32).sum()
+  return {
+    'router_z': (router_z, tokens),
+    'local_entropy': (local, tokens),
+    'global_entropy': (loss, tokens),
+  }
+
+
+def entropy(probs_GME: Array) -> Array:
+  """Entropy of each token's distribution, in nats: [G, M]."""
+  log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
+  return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
 
 
 def _squared_variation(a_GE: Array) -> Array:
@@ -205,8 +203,8 @@ def _weighted_by_tokens(loss_G: Array, valid_GM: Array) -> Pair:
 def importance_loss(probs_GME: Array, valid_GM: Array) -> Pair:
   """Squared coefficient of variation of the experts' summed probabilities.
 
-  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, taken in
-  each group.
+  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, for each
+  group.
   """
   importance_GE = jnp.sum(probs_GME, axis=1, where=valid_GM[..., None])
   return _weighted_by_tokens(_squared_variation(importance_GE), valid_GM)
@@ -222,9 +220,9 @@ def noisy_load_loss(
   """Squared coefficient of variation of the experts' smooth loads.
 
   Shazeer et al. (2017), appendix A, as in V-MoE (Riquelme et al., 2021,
-  https://arxiv.org/abs/2106.05974, appendix A): an expert's load is the mean
-  over a group's tokens of the probability that new noise would lift its logit
-  over the k-th largest noisy one.
+  https://arxiv.org/abs/2106.05974, appendix A). A token counts towards the load
+  of an expert with a probability: that new noise would lift the expert's logit
+  above the k-th largest noisy logit of the token.
 
   Args:
     logits_GME: logits without noise.
@@ -275,10 +273,10 @@ def choice_statistics(
   load_E = choice_counts(expert_GMA, valid_GM, probs_GME.shape[-1]).sum(axis=0)
   first_GM1 = jnp.maximum(expert_GMA[..., :1], 0)
   first_GM = jnp.take_along_axis(probs_GME, first_GM1, axis=-1)[..., 0]
-  entropy = jnp.sum(jnp.where(valid_GM, _token_entropy(probs_GME), 0.0))
+  total_entropy = jnp.sum(jnp.where(valid_GM, entropy(probs_GME), 0.0))
   confidence = jnp.sum(jnp.where(valid_GM, first_GM, 0.0))
   return {
     'load': (load_E, load_E.sum()),
-    'entropy': (entropy, tokens),
+    'entropy': (total_entropy, tokens),
     'confidence': (confidence, tokens),
   }

@@ -1,4 +1,4 @@
-"""Permutes tokens into rows by expert, and the experts' outputs back.
+"""Permutes tokens into rows sorted by expert, and outputs back into tokens.
 
 A dispatch gives every row of a plan a slot, or none where capacity ran out.
 Each row goes to its expert with its weight. The expert multiplies its hidden
@@ -24,7 +24,7 @@ class Permuted(NamedTuple):
   """Rows for the experts, and the indices that bring their outputs back.
 
   Attributes:
-    rows: [E, G * C, D] with capacity; without, [R', D] sorted by expert.
+    rows: [E, G * C, D] with capacity; [R', D] sorted by expert without it.
     weight: float32 weight of each row, 0 in empty slots.
     count_E: int32 rows of each expert; None with capacity.
     dropped: float32 scalar, number of requested rows that found no slot.
@@ -48,10 +48,16 @@ class Permuted(NamedTuple):
 def _permuted(
   x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GU: Array
 ) -> Permuted:
-  """Permutes tokens and weights, given the slot of each row and its inverse.
+  """Permutes tokens and weights.
 
   The rows are [G, U, D] and the weights [G, U]. Only this function derives the
   slots of each token and the token of each slot.
+
+  Args:
+    x_GMD: tokens.
+    plan: the experts of each token.
+    slot_GR: the slot of each row, -1 for none.
+    row_GU: the row of each slot, -1 for none.
   """
   token_GU = slots.gather(plan.token_GR, row_GU, -1)
   slot_GMA = slots.gather(slot_GR, plan.rows_GMA, -1)
@@ -97,7 +103,7 @@ class _WithCapacity:
 
 @dataclasses.dataclass(frozen=True)
 class Sorted(_WithCapacity):
-  """Fixed capacity; rows are sorted by expert and gathered.
+  """Fixed capacity; a sort by expert finds the rows, and gathers move them.
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.
@@ -121,10 +127,25 @@ class Sorted(_WithCapacity):
       num_experts: E of the plan.
       capacity: C, slots per expert and group.
     """
-    slot_GR, row_GU = slots.assign(plan, num_experts, capacity, self.priority)
+    E, C, R = num_experts, capacity, plan.expert_GR.shape[1]
+    sorted_GR, order_GR, start_GE = slots.sort_by_expert(
+      plan, slots.requested_rows(plan), E, self.priority
+    )
+    count_GE = jnp.diff(start_GE, axis=1)
+    place_C = jnp.arange(C, dtype=jnp.int32)
+    filled_GEC = place_C < jnp.minimum(count_GE, C)[..., None]
+    index_GEC = jnp.where(filled_GEC, start_GE[:, :E, None] + place_C, -1)
+    row_GU = slots.gather(order_GR, index_GEC.reshape(-1, E * C), -1)
+    rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
+      start_GE, sorted_GR, axis=1
+    )
+    kept_GR = (rank_GR < C) & (sorted_GR < E)
+    slot_GR = jnp.where(kept_GR, sorted_GR * C + rank_GR, -1)
+    slot_GR = jnp.take_along_axis(slot_GR, slots.invert(order_GR), axis=1)
+    for a in range(plan.num_spare):
+      slot_GR, row_GU = slots.spill(plan, a, C, slot_GR, row_GU)
     permuted = _permuted(x_GMD, plan, slot_GR, row_GU)
     G, _, D = x_GMD.shape
-    E, C = num_experts, capacity
     rows_EGCD = permuted.rows.reshape(G, E, C, D).swapaxes(0, 1)
     weight_EGC = permuted.weight.reshape(G, E, C).swapaxes(0, 1)
     return permuted._replace(
@@ -143,9 +164,9 @@ class Sorted(_WithCapacity):
 
 @dataclasses.dataclass(frozen=True)
 class Einsum(_WithCapacity):
-  """Fixed capacity by one-hot products: slow, obvious, the reference.
+  """Fixed capacity by one-hot products: the reference, slow and simple.
 
-  Its priority is 'position', and it ignores spare rows.
+  The priority is 'position', and spare rows are ignored.
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.
@@ -193,9 +214,9 @@ class Einsum(_WithCapacity):
 
 @dataclasses.dataclass(frozen=True)
 class Dropless:
-  """No capacity: the rows of all groups in one run per expert, none dropped.
+  """No capacity: each expert gets one run of rows, and none is dropped.
 
-  It ignores spare rows.
+  A run holds rows of all groups. Spare rows are ignored.
   """
 
   is_dropless = True
@@ -217,8 +238,8 @@ class Dropless:
       x_GMD: tokens.
       plan: the experts of each token.
       num_experts: E of the plan.
-      capacity: R', rows of the buffer; None for all rows of the plan. Rows that
-        do not fit, those of the last experts, are dropped and counted.
+      capacity: R', rows of the buffer; None for all rows of the plan. If the
+        buffer is too short, rows of the last experts are dropped and counted.
     """
     G, M, D = x_GMD.shape
     R, E = plan.expert_GR.size, num_experts

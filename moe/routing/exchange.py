@@ -5,9 +5,9 @@ dispatch, and brings each row to the device of its expert. `collect` brings the
 experts' outputs back and adds them up by token. `send` also counts:
 
   dropped           rows that no expert sees, wherever they were lost
-  dropped_receiver  the part of these that the receiver's full buffer dropped
-  bytes_exchanged   bytes that one device sends to others, there and back, with
-                    weights and counts; as on TPUs, which send no padding
+  dropped_receiver  those of them that a receiver's full buffer dropped
+  bytes_exchanged   bytes that one device sends to others in both directions,
+                    with weights and counts, without padding: TPUs send none
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from moe.routing.dispatch import Dispatch, Dropless, Permuted
 from moe.routing.plan import RoutingPlan
 from moe.types import Array, Pair
 
-# A remat policy may keep these by name: the rows that arrived at their experts,
-# and the outputs that came back.
+# Names by which a remat policy keeps arrays: the rows that arrived at their
+# experts, and the outputs that came back.
 ARRIVED, RETURNED = 'moe_packed', 'moe_out'
 
 
@@ -46,7 +46,7 @@ class ExpertPlacement(NamedTuple):
 
 
 class Arrived(NamedTuple):
-  """Rows at this device's experts, and what brings their outputs back.
+  """Rows at the experts of this device, and how their outputs travel back.
 
   Attributes:
     rows: [E', U, D] for the E' experts of this device, or [R', D] sorted by
@@ -77,7 +77,7 @@ def _traffic(
   dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
   """The counts of an exchange, over the rows that this device requested."""
-  # A choice that the router itself dropped counts as requested and not served.
+  # A choice that the router itself dropped counts as requested and as dropped.
   asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
     'dropped': (dropped + plan.dropped, asked),
@@ -146,18 +146,18 @@ class AllToAll:
 class Ragged:
   """A token travels once to each device that holds one of its experts.
 
-  The receiver copies its row to each of its experts and adds up their weighted
-  outputs, and one row travels back: k rows become at most min(k, devices). With
-  `dispatch.Sorted` the capacity of an expert is pooled over all tokens of the
-  expert axis; with `dispatch.Dropless` only the buffer bounds it. Among choices
-  of the same rank the receiver takes one of each sender in turn, so that it
-  favours no device.
+  The receiver copies the token to each of its experts and adds up their
+  weighted outputs, and one row travels back. So k rows become at most
+  min(k, devices). With `dispatch.Sorted` the capacity of an expert is pooled
+  over all tokens of the expert axis; with `dispatch.Dropless` only the buffer
+  bounds it. Among choices of the same rank the receiver takes one of each
+  sender in turn, so it favours no device.
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
       share (tokens x min(k, devices)). Rows that do not fit are dropped and
-      counted. 0 makes the buffer large enough for the worst case, every token
-      of the expert axis; with `dispatch.Dropless` nothing is dropped then. That
+      counted. With 0 the buffer has room for every token of the expert axis,
+      the worst case; then `dispatch.Dropless` drops nothing. The larger buffer
       costs memory for rows, not for hidden layers: see `experts.apply`.
   """
 
@@ -175,7 +175,7 @@ class Ragged:
     dispatch: Dispatch,
     experts: ExpertPlacement,
   ) -> Arrived:
-    """Tokens of all senders at the devices of their experts, as rows."""
+    """Brings tokens to the devices of their experts, as rows by expert."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -206,8 +206,8 @@ class Ragged:
     )
     asked = jnp.sum(choices.valid_1MA, dtype=jnp.float32)
     came = jnp.sum(plan_held.valid_GR, dtype=jnp.float32)
-    # Only the sum over the devices of the axis is right, since `came` counts
-    # rows that other devices sent.
+    # `came` counts rows that other devices sent, so `lost` is right only as a
+    # sum over the devices of the axis.
     lost = asked - came + permuted.dropped
     others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
@@ -239,7 +239,7 @@ class Ragged:
     return y_1MD.reshape(G, M, -1)
 
   def _arrivals(self, tokens: int, experts: ExpertPlacement) -> int:
-    """Rows of a device's receive buffer, one per visiting token."""
+    """Number of rows in a receive buffer; each visiting token takes one."""
     n = experts.devices
     if not self.buffer_factor:
       return n * tokens
@@ -273,9 +273,9 @@ def _check_spares(plan: RoutingPlan, dispatch: Dispatch) -> None:
 def _permute_held(
   x_GMD: Array, plan: RoutingPlan, dispatch: Dispatch, experts: ExpertPlacement
 ) -> Permuted:
-  """Rows for this device's experts, from tokens that this device holds.
+  """Permutes tokens that this device holds into rows for its own experts.
 
-  Rows of other devices' experts are taken out of the plan.
+  Rows for experts of other devices are taken out of the plan.
   """
   num_local = experts.num // experts.devices
   first = jax.lax.axis_index(experts.axes).astype(jnp.int32) * num_local
@@ -285,7 +285,7 @@ def _permute_held(
     valid_GR=plan.valid_GR & mine_GR,
   )
   G, M, A = plan.rows_GMA.shape
-  # No more rows than this can ask for this device's experts.
+  # At most this many rows can ask for experts of this device.
   capacity = G * M * min(A, num_local)
   if not dispatch.is_dropless:
     capacity = dispatch.capacity(M, experts.active, experts.num)
@@ -307,7 +307,7 @@ class AllGather:
     dispatch: Dispatch,
     experts: ExpertPlacement,
   ) -> Arrived:
-    """Rows of all tokens of the axis for this device's experts."""
+    """Gathers all tokens of the axis, as rows for this device's experts."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -316,7 +316,7 @@ class AllGather:
     held = {name: getattr(plan, name) for name in names}
     everyone = plan._replace(**jax.tree.map(gather, held))
     permuted = _permute_held(gather(x_GMD), everyone, dispatch, experts)
-    # A device sends its tokens and plan to all others, and their outputs back.
+    # A device sends its tokens and its plan to all others, and outputs back.
     each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
     sent = (experts.devices - 1) * float(each)
     # Each device counts the rows of its own experts, for all senders.
@@ -337,9 +337,9 @@ class AllGather:
 class Replicated:
   """Every device of the expert axis holds the same tokens and sums outputs.
 
-  It is for batches too small to divide, as in decoding; a layer refuses it in
-  training where the axis divides the batch. Its counts are those of the whole
-  axis, the same on each of its devices.
+  This suits batches that are too small to divide, as in decoding. If the axis
+  divides the batch, a layer refuses this exchange in training. Each device of
+  the axis returns the counts of the whole axis.
   """
 
   def send(

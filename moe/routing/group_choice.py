@@ -13,7 +13,6 @@ from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.slots import capacity
 from moe.routing.token_choice import (
-  logit_losses,
   pick,
   plan_of_choices,
   top_k,
@@ -27,7 +26,7 @@ class ExpertChoice(Router):
 
   Zhou et al. (2022), section 3.2, https://arxiv.org/abs/2202.09368: with
   probabilities = softmax(logits) over experts, each expert takes the C = M k /
-  E tokens that give it the largest probabilities, which become the weights.
+  E tokens that give it the largest probabilities. These become the weights.
   The load is balanced by construction, so there is no load-balance loss, and
   nothing is dropped at a capacity factor of 1 or more. The paper limits the
   experts per token by a regularised assignment; here each token keeps its
@@ -37,7 +36,7 @@ class ExpertChoice(Router):
   with this router sees the future, and cannot generate token by token.
 
   All experts may take the same token, so a plan holds A = E rows per token.
-  With hundreds of experts set `max_per_token`, which is then A.
+  With hundreds of experts set `max_per_token`, which then takes the place of E.
 
   Attributes:
     num_active: k, mean number of experts per token.
@@ -56,7 +55,7 @@ class ExpertChoice(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Lets each expert choose; rows are sorted by expert, the best first."""
+    """Lets each expert choose; an expert's rows start with its best token."""
     del state, keys_G, train
     logits_GME, valid_GM = inputs.logits_GME, inputs.valid_GM
     G, M, E = logits_GME.shape
@@ -90,7 +89,7 @@ class ExpertChoice(Router):
       jnp.maximum(score_GR, 0.0),
       valid_GR,
       rows_GMA,
-      logit_losses(inputs, probs_GME),
+      balance.logit_losses(inputs, probs_GME),
       statistics,
     )
 
@@ -98,7 +97,7 @@ class ExpertChoice(Router):
 def _rows_by_expert(
   token_GR: Array, expert_GR: Array, valid_GR: Array, shape: tuple[int, int]
 ) -> Array:
-  """[G, M, E]: the row of each token with each expert, -1 for none."""
+  """[G, M, E]: the row of each pair of token and expert, -1 for none."""
   M, E = shape
   G, R = token_GR.shape
   # Rows that do not exist get a place past the end, which `drop` ignores.
@@ -124,14 +123,14 @@ def _named(rows_GMA: Array, num_rows: int) -> Array:
 class Base(Router):
   """One expert per token; each expert gets equally many tokens of the group.
 
-  BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716), also the
-  balanced assignment of CPM-2 (Zhang et al., 2021,
+  BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716); CPM-2 has
+  the same balanced assignment (Zhang et al., 2021,
   https://arxiv.org/abs/2106.10715). Training uses the assignment with the
-  largest sum of logits (`assignment.balanced_assignment`), evaluation each
-  token's best expert. The weight is sigmoid(logit), through which the gradient
-  reaches the router. There is no load-balance loss. The paper shuffles tokens
-  between devices before it assigns them; here the assignment stays within a
-  routing group.
+  largest sum of logits (`assignment.balanced_assignment`); evaluation uses each
+  token's best expert. The weight is sigmoid(logit), and the gradient reaches
+  the router through it. There is no load-balance loss. The paper shuffles
+  tokens between devices before it assigns them; here the assignment stays
+  within a routing group.
 
   Attributes:
     num_active: always 1.
@@ -162,7 +161,7 @@ class Base(Router):
       expert_GMA = top_k(logits_GME, 1)
     probs_GME = jax.nn.softmax(logits_GME, axis=-1)
     weight_GMA = jax.nn.sigmoid(pick(logits_GME, expert_GMA))
-    losses = logit_losses(inputs, probs_GME)
+    losses = balance.logit_losses(inputs, probs_GME)
     return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
 
 
@@ -173,8 +172,9 @@ class Sinkhorn(Router):
   S-BASE (Clark et al., 2022, section 3.1, https://arxiv.org/abs/2202.01169).
   Training chooses experts by the logits after Sinkhorn's scaling
   (`assignment.sinkhorn`), evaluation by the plain logits. The weights are the
-  softmax of the plain logits. There is no load-balance loss. Departs from the
-  paper in allowing more than one expert, and in a fixed number of iterations.
+  softmax of the plain logits. There is no load-balance loss. Unlike in the
+  paper, a token may have several experts, and the number of iterations is
+  fixed.
 
   Attributes:
     num_iterations: number of scalings; more of them balance the choices better.
@@ -202,5 +202,5 @@ class Sinkhorn(Router):
     expert_GMA = top_k(scores_GME, self.num_active)
     probs_GME = jax.nn.softmax(logits_GME, axis=-1)
     weight_GMA = pick(probs_GME, expert_GMA)
-    losses = logit_losses(inputs, probs_GME)
+    losses = balance.logit_losses(inputs, probs_GME)
     return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)

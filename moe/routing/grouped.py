@@ -1,6 +1,6 @@
 """Grouped matrix product: each run of rows times a matrix of its own.
 
-The kernel is that of the platform for which the program is compiled. A program
+The platform for which the program is compiled decides the kernel. A program
 compiled for a TPU has the TPU's kernel even if this machine has no TPU.
 """
 
@@ -17,8 +17,8 @@ from jax.interpreters import mlir
 from moe.types import Array
 
 # The three products: rows times matrices, gradients of the rows, and gradients
-# of the matrices. The ragged dim is the rows: a dim of the result in the first
-# two, the contracted dim in the last.
+# of the matrices. The ragged dim is the rows. It is a dim of the result in the
+# first two products, and the contracted dim in the last.
 _DIMS = {
   'forward': lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]),
   'rows': lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0]),
@@ -31,9 +31,9 @@ def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
   """Rows of each run times the run's matrix.
 
   TPUs use `jax.lax.ragged_dot`, for which their compiler has a grouped kernel.
-  NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies blocks of
-  rows, as many as each run has, since `ragged_dot` there (and in XLA's own
-  program for GPUs) multiplies every row by every matrix.
+  NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies the blocks
+  of rows that each run has: `ragged_dot` there would multiply every row by
+  every matrix, as XLA's own program for GPUs does.
 
   Args:
     x_RD: rows, the runs one after another; zeros behind the last one.
@@ -153,7 +153,7 @@ for _platform, _product in (
 
 
 def _block_size(rows: int, runs: int) -> int:
-  """Rows of a block: at most half an even run, so that little is wasted."""
+  """Rows of a block: at most half an even run, so little work is wasted."""
   even = max(16, min(1024, rows // runs))
   return min(rows, 1 << (even.bit_length() - 2))
 
@@ -167,7 +167,7 @@ def _runs(count_E: Array) -> tuple[Array, Array]:
 def _by_blocks(
   x_RD: Array, w_EDF: Array, count_E: Array, contract: int = 0
 ) -> Array:
-  """The product in blocks; `contract` is the contracted dim of a matrix.
+  """Computes the product in blocks; `contract` is a matrix's contracted dim.
 
   The last block of a run may reach into the next run. Runs are computed in
   order, so the next run overwrites those rows.

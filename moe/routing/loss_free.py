@@ -1,4 +1,4 @@
-"""Routers that a bias balances; it shifts choices and gets no gradient."""
+"""Routers that a bias on the choice balances; no gradient reaches the bias."""
 
 import dataclasses
 
@@ -10,7 +10,6 @@ from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.token_choice import (
   TokenChoice,
-  logit_losses,
   pick,
   plan_of_choices,
   top_k,
@@ -21,7 +20,7 @@ from moe.types import Array, Pair
 def _normalised_sigmoid(
   logits_GME: Array, expert_GMA: Array, num_active: int, scaling: float
 ) -> tuple[Array, Array]:
-  """Normalised sigmoid scores: (over all experts, over the chosen ones)."""
+  """Sigmoid scores, normalised (over all experts, over the chosen experts)."""
   score_GME = jax.nn.sigmoid(logits_GME)
   score_GMA = pick(score_GME, expert_GMA)
   # All sigmoids underflow if a token rejects all of its experts.
@@ -55,9 +54,9 @@ class Sigmoid(TokenChoice):
   chooses the experts of the k largest s + bias. The weights are s, without the
   bias, divided by the sum of the chosen s, times `scaling`. After a step each
   expert's bias rises by `bias_rate` if its load in the whole batch is below the
-  mean, and falls by it if the load is above. The load-balance loss and the
-  statistics use s / sum s. Their complementary loss is the one with
-  balance_scope = 'sequence'.
+  mean, and falls by `bias_rate` if the load is above. The load-balance loss and
+  the statistics use s / sum s. With balance_scope = 'sequence' it is the
+  complementary loss of the paper.
 
   Attributes:
     num_groups: groups of neighbouring experts, such as those of one node.
@@ -140,9 +139,10 @@ class Quantile(Router):
   chosen ones. Training computes each group's price of each expert
   (`assignment.quantiles`). After a step
     bias = decay * bias - (1 - decay) * (mean price over the batch),
-  from which its mean over experts is subtracted. The mean price weights groups
-  by their valid tokens, so it does not depend on the number of microbatches or
-  devices; Megatron-Core weights those equally. There is no load-balance loss.
+  and the mean of the bias over experts is subtracted from it. The mean price
+  weights groups by their valid tokens, so it does not depend on the number of
+  microbatches or devices. Megatron-Core weights microbatches and devices
+  equally. There is no load-balance loss.
 
   Attributes:
     decay: share of the old bias that a step keeps.
@@ -202,7 +202,7 @@ class Quantile(Router):
     probs_GME, weight_GMA = _normalised_sigmoid(
       inputs.logits_GME, expert_GMA, k, self.scaling
     )
-    losses = logit_losses(inputs, probs_GME)
+    losses = balance.logit_losses(inputs, probs_GME)
     plan = plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
     plan.statistics['bias_norm'] = _bias_norm(state['bias_E'], inputs.valid_GM)
     if train:

@@ -8,6 +8,7 @@ the same whether tokens choose experts or experts choose tokens.
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from moe import bounds
@@ -27,9 +28,10 @@ class RouterInputs(NamedTuple):
     token_ids_GM: int32 vocabulary ids.
     modality_GM: int32, as in `TokenBatch`.
     valid_GM: bool, False for padding, which is never routed.
-    length: T, tokens per sequence. A group is several sequences or a part of
-      one. 0 if no device holds whole sequences.
+    length: T, tokens per sequence; 0 if no device holds whole sequences. A
+      group is several sequences or a part of one.
     batch_axes: mesh axes over which sums of the whole batch are taken.
+    num_modalities: statistics tell so many modalities apart; 1 for none.
   """
 
   x_GMD: Array
@@ -39,13 +41,14 @@ class RouterInputs(NamedTuple):
   valid_GM: Array
   length: int
   batch_axes: tuple[str, ...] = ()
+  num_modalities: int = 1
 
 
 class RoutingPlan(NamedTuple):
   """The experts of each token.
 
-  Rows are in the order of their priority: where capacity runs out, later rows
-  are dropped.
+  Rows are in the order of their priority: an expert without free slots drops
+  the later rows.
 
   Attributes:
     token_GR: int32 in [0, M), the token of each row.
@@ -56,14 +59,13 @@ class RoutingPlan(NamedTuple):
       the inverse of token_GR.
     losses: name -> (sum, weight) over valid tokens, unscaled.
     statistics: name -> (sum, weight).
-    num_spare: how many of each token's choices, the last ones, are spare. A
-      spare choice is used only if an earlier choice of its token finds its
-      expert full.
-    own_weight_GM: float32 factor with which the token itself is added to its
-      output (copy experts); None for 0.
+    num_spare: the last `num_spare` choices of each token are spare. A spare
+      choice is used only if an expert of an earlier choice is full.
+    own_weight_GM: float32 factor of the token itself in its output, which copy
+      experts add; None for 0.
     dropped: float32, number of choices that the router itself dropped because
-      the token may not use their expert. They have no valid row, and count as
-      dropped like rows that a full expert turns away.
+      the token may not use the expert. Such choices have no valid row. They
+      count as dropped, like rows that a full expert turns away.
   """
 
   token_GR: Array
@@ -88,7 +90,7 @@ class Router:
   `update` acts on these sums.
 
   Attributes:
-    num_active: experts per token: k, or its mean where experts choose.
+    num_active: k, experts per token; the mean of that where experts choose.
   """
 
   num_active: int = 2
@@ -101,6 +103,8 @@ class Router:
   num_spare = 0
   # Experts that compute nothing; tokens choose among these and the E experts.
   num_added = 0
+  # Relative noise on the inputs of the router in training.
+  jitter = 0.0
 
   def __post_init__(self):
     bounds.at_least(1, 'TOP_K', self.num_active, 'experts that see each token')
@@ -108,7 +112,7 @@ class Router:
     bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
-    """Rows per token when experts are used evenly; FLOPs are counted by it."""
+    """Rows per token when experts are used evenly; it decides the FLOPs."""
     del num_experts
     return self.num_active
 
@@ -117,10 +121,16 @@ class Router:
     del num_experts
     return {}
 
-  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """The tokens that are multiplied by the router's weights."""
-    del keys_G, train
-    return x_GMD
+  def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
+    """Jitters the inputs of the router; experts see the tokens without it."""
+    noise = lambda key: jax.random.uniform(
+      key,
+      x_GMD.shape[1:],
+      jnp.float32,
+      1.0 - self.jitter,
+      1.0 + self.jitter,
+    )
+    return x_GMD.astype(jnp.float32) * jax.vmap(noise)(keys_G)
 
   def route(
     self,
@@ -129,7 +139,7 @@ class Router:
     keys_G: Array,
     train: bool,
   ) -> RoutingPlan:
-    """Makes the plan; `keys_G` are keys by global group index."""
+    """Makes the plan; `keys_G` holds a key for each group of the batch."""
     raise NotImplementedError
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
@@ -140,35 +150,3 @@ class Router:
   def update(self, state: State) -> State:
     """State for the next step; arrays may carry leading dims, one per layer."""
     return state
-
-
-def rows_of_choices(
-  expert_GMA: Array, weight_GMA: Array, valid: Array
-) -> tuple[Array, Array, Array, Array, Array]:
-  """Rows of a plan in which every token chooses A experts.
-
-  First choices of all tokens come before second choices, as in GShard
-  (https://arxiv.org/abs/2006.16668, algorithm 1), so that a full expert turns
-  away second choices first, and later tokens before earlier ones.
-
-  Args:
-    expert_GMA: int32 in [0, E).
-    weight_GMA: float32.
-    valid: bool [G, M] by token, or [G, M, A] by choice.
-
-  Returns:
-    (token_GR, expert_GR, weight_GR, valid_GR, rows_GMA) with R = A * M.
-  """
-  G, M, A = expert_GMA.shape
-  tokens_M = jnp.arange(M, dtype=jnp.int32)
-  token_GR = jnp.broadcast_to(jnp.tile(tokens_M, A), (G, A * M))
-  rows_MA = tokens_M[:, None] + M * jnp.arange(A, dtype=jnp.int32)
-  by_choice = valid if valid.ndim == 3 else valid[..., None]
-  valid_GMA = jnp.broadcast_to(by_choice, (G, M, A))
-  return (
-    token_GR,
-    expert_GMA.swapaxes(1, 2).reshape(G, A * M),
-    weight_GMA.swapaxes(1, 2).reshape(G, A * M),
-    valid_GMA.swapaxes(1, 2).reshape(G, A * M),
-    jnp.broadcast_to(rows_MA, (G, M, A)),
-  )

@@ -1,4 +1,4 @@
-"""Slots: which slot each row of a plan gets, and gathers into slots and back.
+"""Slots: sorts rows to find their slots, gathers into slots, and back.
 
 A slot is a place for one row in the buffer of an expert. Rows are sorted by
 expert and counted. An index of -1 means none: no slot for a row, or no row in a
@@ -35,8 +35,8 @@ def gather(a: Array, index: Array, fill: float | bool = 0) -> Array:
   Args:
     a: [G, N] or [G, N, D].
     index: int32 [G, ...] below N.
-    fill: the value for negative indices. `where` puts it in, not a product, so
-      an empty slot is 0 even if entry 0 is not finite.
+    fill: the value for negative indices. `where` selects it. A product with 0
+      would give NaN in empty slots if entry 0 is not finite.
 
   Returns:
     [G, ...] or [G, ..., D], in the dtype of a.
@@ -61,8 +61,8 @@ def _is_choice(plan: RoutingPlan, choices: range) -> Array:
   """Whether each row is one of these choices of its token: bool [G, R]."""
   G, R = plan.valid_GR.shape
   rows_GR = plan.rows_GMA[..., choices.start : choices.stop].reshape(G, -1)
-  # Absent rows are -1, which would count from the end. An index past the end is
-  # ignored instead.
+  # Absent rows have index -1, which would count from the end. An index past the
+  # end is ignored.
   rows_GR = jnp.where(rows_GR >= 0, rows_GR, R)
   return jax.vmap(
     lambda rows_R: jnp.zeros(R, bool).at[rows_R].set(True, mode='drop')
@@ -85,8 +85,8 @@ def sort_by_expert(
 
   Returns:
     sorted_GR, the experts in sorted order; order_GR, the rows in sorted order;
-    and start_GE of E + 1 columns, where the run of each expert starts and the
-    last run ends.
+    and start_GE with E + 1 columns: the first place of each expert's run, and
+    in the last column the end of the last run.
   """
   E, R = num_experts, valid_GR.shape[1]
   key_GR = jnp.where(valid_GR, plan.expert_GR, E)
@@ -119,42 +119,12 @@ def invert(order_R: Array) -> Array:
   return inverse_R.at[order_R].set(place_R, unique_indices=True)
 
 
-def assign(
-  plan: RoutingPlan, num_experts: int, C: int, priority: str
-) -> tuple[Array, Array]:
-  """Gives slots to rows, C for each expert, by sorting rows by expert.
-
-  Returns:
-    slot_GR, the slot of each row, and row_GU, the row of each slot; -1 where
-    there is none.
-  """
-  E = num_experts
-  R = plan.expert_GR.shape[1]
-  sorted_GR, order_GR, start_GE = sort_by_expert(
-    plan, requested_rows(plan), E, priority
-  )
-  count_GE = jnp.diff(start_GE, axis=1)
-  place_C = jnp.arange(C, dtype=jnp.int32)
-  filled_GEC = place_C < jnp.minimum(count_GE, C)[..., None]
-  index_GEC = jnp.where(filled_GEC, start_GE[:, :E, None] + place_C, -1)
-  row_GU = gather(order_GR, index_GEC.reshape(-1, E * C), -1)
-  rank_GR = jnp.arange(R, dtype=jnp.int32) - jnp.take_along_axis(
-    start_GE, sorted_GR, axis=1
-  )
-  kept_GR = (rank_GR < C) & (sorted_GR < E)
-  slot_GR = jnp.where(kept_GR, sorted_GR * C + rank_GR, -1)
-  slot_GR = jnp.take_along_axis(slot_GR, invert(order_GR), axis=1)
-  for a in range(plan.num_spare):
-    slot_GR, row_GU = _spill(plan, a, C, slot_GR, row_GU)
-  return slot_GR, row_GU
-
-
-def _spill(
+def spill(
   plan: RoutingPlan, a: int, C: int, slot_GR: Array, row_GU: Array
 ) -> tuple[Array, Array]:
-  """Gives slots that are still free to spare rows (spill to the next choice).
+  """Gives free slots to spare rows (spill to the next choice).
 
-  Only tokens for which a full expert had no slot get one.
+  A token gets one only if a full expert had no slot for an earlier choice.
 
   Args:
     plan: the experts of each token.
@@ -204,8 +174,8 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
   Args:
     out_GUD: outputs by slot.
     slot_GMA: int32 slots of each token, -1 where it has fewer.
-    at_once: whether one gather reads the slots of all choices; if not, there is
-      one gather for each choice, which XLA fuses with the sum.
+    at_once: whether one gather reads the slots of all choices. Otherwise each
+      choice has its own gather, and XLA fuses these with the sum.
   """
   G, M, A = slot_GMA.shape
   slot_GAM = slot_GMA.swapaxes(1, 2)
@@ -243,19 +213,6 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
   return total_GMD + add(passes * 16, rest) if rest else total_GMD
 
 
-def _combine(out_GUD: Array, slot_GMA: Array) -> Array:
-  # TPUs gather on separate cores, which write to memory. One long gather there
-  # takes as long as many short ones, but starts only once. On other platforms
-  # XLA fuses gathers with the sum and never writes the gathered rows.
-  total_GMD = lax.platform_dependent(
-    out_GUD,
-    slot_GMA,
-    tpu=functools.partial(sum_of_slots, at_once=True),
-    default=functools.partial(sum_of_slots, at_once=False),
-  )
-  return total_GMD.astype(out_GUD.dtype)
-
-
 @jax.custom_vjp
 def permute(a: Array, index_GU: Array, inverse: Array) -> Array:
   """Puts entries into slots, zeros into empty slots; `unpermute` reverses it.
@@ -275,13 +232,18 @@ def permute(a: Array, index_GU: Array, inverse: Array) -> Array:
   return gather(a, index_GU)
 
 
-def _permute_bwd(inverse, dy):
-  back = _combine if inverse.ndim == 3 else gather
-  return back(dy, inverse), None, None
+def _permute_bwd(
+  residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, None, None]:
+  index_GU, inverse = residuals
+  if inverse.ndim == 3:
+    return unpermute(dy, index_GU, inverse), None, None
+  return gather(dy, inverse), None, None
 
 
 permute.defvjp(
-  lambda a, index_GU, inverse: (gather(a, index_GU), inverse), _permute_bwd
+  lambda a, index_GU, inverse: (gather(a, index_GU), (index_GU, inverse)),
+  _permute_bwd,
 )
 
 
@@ -298,10 +260,22 @@ def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
     [G, M, D] in the dtype of out_GUD.
   """
   del token_GU
-  return _combine(out_GUD, slot_GMA)
+  # TPUs gather on separate cores, and these write to memory. One long gather
+  # takes as long there as many short ones, but starts only once. On other
+  # platforms XLA fuses gathers with the sum and never writes the gathered rows.
+  total_GMD = lax.platform_dependent(
+    out_GUD,
+    slot_GMA,
+    tpu=functools.partial(sum_of_slots, at_once=True),
+    default=functools.partial(sum_of_slots, at_once=False),
+  )
+  return total_GMD.astype(out_GUD.dtype)
 
 
 unpermute.defvjp(
-  lambda out_GUD, token_GU, slot_GMA: (_combine(out_GUD, slot_GMA), token_GU),
+  lambda out_GUD, token_GU, slot_GMA: (
+    unpermute(out_GUD, token_GU, slot_GMA),
+    token_GU,
+  ),
   lambda token_GU, dy_GMD: (gather(dy_GMD, token_GU), None, None),
 )

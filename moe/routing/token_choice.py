@@ -6,19 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from moe import bounds
-from moe.routing import balance
-from moe.routing.plan import (
-  Router,
-  RouterInputs,
-  RoutingPlan,
-  State,
-  rows_of_choices,
-)
+from moe.routing import balance, modality
+from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.types import Array, Pair
 
 
 def top_k(scores_GME: Array, k: int) -> Array:
-  """The experts of the k largest scores; the first of equal ones.
+  """The experts of the k largest scores; of equal scores the first counts.
 
   Raises:
     ValueError: if there are fewer experts.
@@ -35,7 +29,7 @@ def top_k(scores_GME: Array, k: int) -> Array:
 def pick(a_GME: Array, expert_GMA: Array) -> Array:
   """[G, M, A] of a_GME at the chosen experts.
 
-  It compares expert indices, so the backward pass does not scatter.
+  The choice compares expert indices, so the backward pass does not scatter.
   """
   experts_E = jnp.arange(a_GME.shape[-1], dtype=expert_GMA.dtype)
   picked = []
@@ -45,18 +39,36 @@ def pick(a_GME: Array, expert_GMA: Array) -> Array:
   return jnp.stack(picked, axis=-1)
 
 
-def logit_losses(
-  inputs: RouterInputs, probs_GME: Array, scope: balance.Scope = balance.GROUP
-) -> dict[str, Pair]:
-  """The losses of a learned router that do not depend on its choices."""
-  valid_GM = inputs.valid_GM
-  return {
-    'router_z': balance.router_z_loss(inputs.logits_GME, valid_GM),
-    'local_entropy': balance.local_entropy_loss(probs_GME, valid_GM),
-    'global_entropy': balance.global_entropy_loss(
-      probs_GME, inputs.modality_GM, valid_GM, scope
-    ),
-  }
+def rows_of_choices(
+  expert_GMA: Array, weight_GMA: Array, valid: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+  """Rows of a plan in which every token chooses A experts.
+
+  First choices of all tokens come before second choices, as in GShard
+  (https://arxiv.org/abs/2006.16668, algorithm 1). So a full expert turns away
+  second choices before first ones, and later tokens before earlier ones.
+
+  Args:
+    expert_GMA: int32 in [0, E).
+    weight_GMA: float32.
+    valid: bool [G, M] by token, or [G, M, A] by choice.
+
+  Returns:
+    (token_GR, expert_GR, weight_GR, valid_GR, rows_GMA) with R = A * M.
+  """
+  G, M, A = expert_GMA.shape
+  tokens_M = jnp.arange(M, dtype=jnp.int32)
+  token_GR = jnp.broadcast_to(jnp.tile(tokens_M, A), (G, A * M))
+  rows_MA = tokens_M[:, None] + M * jnp.arange(A, dtype=jnp.int32)
+  by_choice = valid if valid.ndim == 3 else valid[..., None]
+  valid_GMA = jnp.broadcast_to(by_choice, (G, M, A))
+  return (
+    token_GR,
+    expert_GMA.swapaxes(1, 2).reshape(G, A * M),
+    weight_GMA.swapaxes(1, 2).reshape(G, A * M),
+    valid_GMA.swapaxes(1, 2).reshape(G, A * M),
+    jnp.broadcast_to(rows_MA, (G, M, A)),
+  )
 
 
 def plan_of_choices(
@@ -73,9 +85,10 @@ def plan_of_choices(
   token_GR, expert_GR, weight_GR, valid_GR, rows_GMA = rows_of_choices(
     expert_GMA, weight_GMA, valid_GM
   )
-  statistics = balance.choice_statistics(
-    probs_GME, expert_GMA[..., : A - num_spare], valid_GM
-  )
+  chosen_GMA = expert_GMA[..., : A - num_spare]
+  statistics = balance.choice_statistics(probs_GME, chosen_GMA, valid_GM)
+  if inputs.num_modalities > 1:
+    statistics |= modality.statistics(probs_GME, chosen_GMA, inputs)
   return RoutingPlan(
     token_GR,
     jnp.maximum(expert_GR, 0),
@@ -141,7 +154,7 @@ class TokenChoice(Router):
     )
     return {
       'load_balance': load_balance,
-      **logit_losses(inputs, probs_GME, scope),
+      **balance.logit_losses(inputs, probs_GME, scope),
     }
 
 
@@ -153,8 +166,8 @@ class TopK(TokenChoice):
 
   Attributes:
     renormalize: whether the k weights are divided by their sum, as in Mixtral
-      (https://arxiv.org/abs/2401.04088), which equals a softmax over the k
-      chosen logits. If not, the weights are the probabilities over all experts.
+      (https://arxiv.org/abs/2401.04088). This equals a softmax over the k
+      chosen logits. Otherwise the weights are probabilities over all experts.
       With k = 1 a renormalised weight is always 1, and no gradient reaches the
       router: use Switch.
     num_spare: spare choices of each token, used if earlier choices are full.
@@ -221,19 +234,6 @@ class Switch(TokenChoice):
     noise = 'relative noise on the inputs of the router'
     bounds.within('jitter', self.jitter, noise, least=0, below=1)
 
-  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """Jitters the router's inputs; experts see the tokens without jitter."""
-    if not (train and self.jitter):
-      return x_GMD
-    noise = lambda key: jax.random.uniform(
-      key,
-      x_GMD.shape[1:],
-      jnp.float32,
-      1.0 - self.jitter,
-      1.0 + self.jitter,
-    )
-    return x_GMD.astype(jnp.float32) * jax.vmap(noise)(keys_G)
-
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
@@ -250,8 +250,8 @@ class NoisyTopK(TokenChoice):
   Shazeer et al. (2017), section 2.1, https://arxiv.org/abs/1701.06538, with the
   fixed noise of V-MoE (Riquelme et al., 2021, section 2.3,
   https://arxiv.org/abs/2106.05974). The weights are the softmax of the noisy
-  logits, not renormalised. To the losses of `TokenChoice` it adds 'importance'
-  and, in training, 'noisy_load'.
+  logits, not renormalised. This router adds the loss 'importance' and, in
+  training, the loss 'noisy_load' to those of `TokenChoice`.
 
   Attributes:
     noise_std: E times the standard deviation of the noise on the logits.
@@ -291,13 +291,12 @@ class NoisyTopK(TokenChoice):
 
 @dataclasses.dataclass(frozen=True)
 class GShard(TokenChoice):
-  """Top-2 that uses the second expert at random, depending on its weight.
+  """Top-2; chance decides whether a token uses its second expert.
 
   Lepikhin et al. (2020), algorithm 1, https://arxiv.org/abs/2006.16668: both
   weights are divided by their sum. Training uses the second expert, of weight
   w_2, with probability min(1, 2 w_2). The load-balance loss counts first
-  choices alone. Departs from it in evaluation, which always uses the second
-  expert.
+  choices alone. Unlike the paper, evaluation always uses the second expert.
 
   Attributes:
     num_active: always 2.
@@ -339,9 +338,9 @@ class Hash(Router):
   """The token's id decides its experts; nothing is learned.
 
   Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
-  floor(E * frac(id / golden ratio)), which spreads any run of ids almost evenly
-  over the experts; the paper draws a random table instead. The k experts are
-  E // k apart. Every weight is 1 / k.
+  floor(E * frac(id / golden ratio)). This spreads any run of ids almost evenly
+  over the experts; the paper draws a random table instead. The k experts of a
+  token are E // k apart. Every weight is 1 / k.
 
   Attributes:
     num_active: k.

@@ -18,10 +18,10 @@ class Transfers(NamedTuple):
   Attributes:
     send_start: first row, on this device, of the run that goes to d.
     send_count: rows of that run.
-    send_to: first row that the run gets on d.
-    recv_start: first row that the run from d gets on this device.
-    recv_count: rows of that run.
-    recv_from: first row, on d, of that run.
+    send_to: place of its first row on d.
+    recv_start: place on this device of the first row that d sends.
+    recv_count: rows that d sends.
+    recv_from: place on d of the first of these rows.
   """
 
   send_start: Array
@@ -46,12 +46,12 @@ class Transfers(NamedTuple):
 def make_transfers(counts_nn: Array, buffer_rows: int, me: Array) -> Transfers:
   """Transfers that fit the buffer of every receiver.
 
-  If a device would get more rows than its buffer holds, every sender sends it
-  the same share of its rows, the first ones.
+  If a device would get more rows than its buffer holds, each sender cuts its
+  run for that device to the same share, and keeps the first rows.
 
   Args:
-    counts_nn: int32 rows from each device (first dim) to each other one; a
-      sender's rows are in the order of their receivers.
+    counts_nn: int32 rows from each device (first dim) to each other device. A
+      sender keeps its rows in the order of their receivers.
     buffer_rows: rows of a receiver's buffer.
     me: int32 index of this device.
   """

@@ -1,7 +1,8 @@
 """How tokens visit the devices of their experts, each device at most once.
 
-With a token's row travel notes, which name the experts that it requests on that
-device and their weights. The receiver makes a plan from the notes.
+Notes travel with the row of a token. They name the experts that the token
+requests on the receiving device, and their weights. The receiver makes a plan
+from the notes.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 
 from moe.routing import transport
 from moe.routing.dispatch import Permuted
-from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.plan import RoutingPlan
 from moe.routing.slots import gather, invert, permute
+from moe.routing.token_choice import rows_of_choices
 from moe.types import Array
 
 
@@ -39,7 +41,7 @@ class Visit(NamedTuple):
 
 
 def choices_by_token(plan: RoutingPlan) -> Choices:
-  """The choices of the tokens of all groups, as one group."""
+  """The choices of all tokens; the groups are joined into one."""
   G, M, A = plan.rows_GMA.shape
   A -= plan.num_spare
   rows_GMA = plan.rows_GMA[..., :A]
@@ -76,8 +78,8 @@ def make_notes(
   """The notes of each row: A weights, then A expert numbers; [U, 2A].
 
   An expert number counts from 1 on the receiving device; 0 means that the
-  choice is for another device. Float32 holds these numbers exactly, and weights
-  keep their gradients.
+  choice is for another device. Float32 holds these numbers exactly, and
+  gradients flow through the weights.
 
   Args:
     choices: choices of all tokens.
@@ -100,13 +102,13 @@ def make_notes(
 
 
 def _turns(transfers: transport.Transfers, U: int) -> Array:
-  """int32 [U]: the rank of each arrived row if senders take turns."""
+  """int32 [U]: the rank of each arrived row when senders take turns."""
   row_U = jnp.arange(U, dtype=jnp.int32)
   source_U = jnp.searchsorted(transfers.recv_start, row_U, side='right') - 1
   place_U1 = (row_U - transfers.recv_start[source_U])[:, None]
   senders_n = jnp.arange(len(transfers.recv_count), dtype=source_U.dtype)
-  # Rows that each sender placed in earlier rounds, and in this round before the
-  # turn of the row's own sender.
+  # A row comes after the rows that each sender placed in earlier rounds, and
+  # after those of this round whose senders have their turn before.
   is_earlier_Un = (senders_n < source_U[:, None]).astype(jnp.int32)
   before_Un = jnp.minimum(transfers.recv_count, place_U1 + is_earlier_Un)
   return jnp.where(
@@ -115,7 +117,7 @@ def _turns(transfers: transport.Transfers, U: int) -> Array:
 
 
 def plan_of_notes(notes: Array, transfers: transport.Transfers) -> RoutingPlan:
-  """The plan of the arrived rows, as one group in which senders take turns."""
+  """The plan of the arrived rows: one group, in which senders take turns."""
   U, A = notes.shape[0], notes.shape[1] // 2
   turn_1U = _turns(transfers, U)[None]
   row_1U = invert(turn_1U)

@@ -1,6 +1,7 @@
 """Routers that change the inputs or the plan of another router."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ class Wrapper(Router):
 
   def __post_init__(self):
     super().__post_init__()
-    self.inner()  # Raises for options that the inner router refuses.
+    _ = self.inner  # Raises for options that the inner router refuses.
 
+  @functools.cached_property
   def inner(self) -> Router:
     """The router that chooses experts."""
     return self.router(num_active=self.num_active)
@@ -33,37 +35,38 @@ class Wrapper(Router):
   @property
   def is_causal(self) -> bool:
     """Delegates to the inner router."""
-    return self.inner().is_causal
+    return self.inner.is_causal
 
   @property
   def is_causal_in_training(self) -> bool:
     """Delegates to the inner router."""
-    return self.inner().is_causal_in_training
+    return self.inner.is_causal_in_training
 
   @property
   def num_added(self) -> int:
     """Delegates to the inner router."""
-    return self.inner().num_added
+    return self.inner.num_added
+
+  @property
+  def jitter(self) -> float:
+    """Delegates to the inner router."""
+    return self.inner.jitter
 
   def mean_active(self, num_experts: int) -> float:
     """Delegates to the inner router."""
-    return self.inner().mean_active(num_experts)
+    return self.inner.mean_active(num_experts)
 
   def init_state(self, num_experts: int) -> State:
     """Delegates to the inner router."""
-    return self.inner().init_state(num_experts)
-
-  def perturb(self, x_GMD: Array, keys_G: Array, train: bool) -> Array:
-    """Delegates to the inner router."""
-    return self.inner().perturb(x_GMD, keys_G, train)
+    return self.inner.init_state(num_experts)
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
     """Delegates to the inner router."""
-    return self.inner().observe(state, statistics)
+    return self.inner.observe(state, statistics)
 
   def update(self, state: State) -> State:
     """Delegates to the inner router."""
-    return self.inner().update(state)
+    return self.inner.update(state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +77,10 @@ class NullExperts(Wrapper):
   https://arxiv.org/abs/2410.07348), without its constant experts; copy experts
   alone are LongCat-Flash's (2025, https://arxiv.org/abs/2509.01322). A token
   chooses among the E experts and num_null + num_copy added ones. The output of
-  a null expert is 0, that of a copy expert is the token itself; neither takes a
-  row. With n added experts and even use, k E / (E + n) of a token's experts
-  compute. Losses, loads, biases and statistics list the added experts after the
-  E.
+  a null expert is 0. The output of a copy expert is the token itself. Neither
+  takes a row. With n added experts and even use, k E / (E + n) of a token's
+  experts compute. Losses, loads, biases and statistics list the added experts
+  after the E others.
 
   Attributes:
     num_null: experts whose output is 0.
@@ -100,7 +103,7 @@ class NullExperts(Wrapper):
   @property
   def num_added(self) -> int:
     """The experts added here, and those that the inner router adds."""
-    return self._num_own() + self.inner().num_added
+    return self._num_own() + self.inner.num_added
 
   def _num_own(self) -> int:
     return self.num_null + self.num_copy
@@ -108,11 +111,11 @@ class NullExperts(Wrapper):
   def mean_active(self, num_experts: int) -> float:
     """Choices that compute, if all experts and added ones are used evenly."""
     total = num_experts + self._num_own()
-    return self.inner().mean_active(total) * num_experts / total
+    return self.inner.mean_active(total) * num_experts / total
 
   def init_state(self, num_experts: int) -> State:
     """State of the E experts and the added ones."""
-    return self.inner().init_state(num_experts + self._num_own())
+    return self.inner.init_state(num_experts + self._num_own())
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
@@ -122,13 +125,13 @@ class NullExperts(Wrapper):
     Raises:
       ValueError: if experts choose tokens.
     """
-    plan = self.inner().route(inputs, state, keys_G, train)
+    plan = self.inner.route(inputs, state, keys_G, train)
     G, M, total = inputs.logits_GME.shape
     A = plan.rows_GMA.shape[-1]
     if plan.expert_GR.shape[1] != A * M:
       raise ValueError(
         'NullExperts needs a router in which tokens choose, got'
-        f' {type(self.inner()).__name__}: use gates.TopK.'
+        f' {type(self.inner).__name__}: use gates.TopK.'
       )
     E = total - self._num_own()
     is_copy_GR = plan.valid_GR & (plan.expert_GR >= E + self.num_null)
@@ -150,17 +153,18 @@ class ModalityGrouped(Wrapper):
   Modality-aware experts (Lin et al., 2024, MoMa,
   https://arxiv.org/abs/2407.21770; Bao et al., 2022, VLMo,
   https://arxiv.org/abs/2111.02358) by a mask: the logits of experts that are
-  reserved for another modality are -inf. Departs from MoMa in that all
-  modalities share one router, and in that some experts may be open to all.
+  reserved for another modality are -inf. Unlike in MoMa, all modalities share
+  one router, and some experts may be open to all.
 
-  Some routers may still choose an expert that is closed to the token: a
-  balanced assignment that has no other place, groups of experts with too few
-  open ones, a hash. No expert sees such a choice; it is counted as dropped.
+  Some routers may still choose an expert that is closed to the token. This
+  happens if a balanced assignment has no other place, if a group of experts has
+  too few open ones, or with a hash. No expert sees such a choice; it counts as
+  dropped.
 
   Attributes:
-    reserved: number of experts reserved for each modality, from expert 0 on, in
-      the order of `TokenBatch.modality`. The remaining experts are open to all.
-      Tokens of a modality that is not listed may use every expert.
+    reserved: number of experts that each modality has for itself, from expert 0
+      on, in the order of `TokenBatch.modality`. The remaining experts are open
+      to all. Tokens of a modality that is not listed may use every expert.
   """
 
   reserved: tuple[int, ...] = ()
@@ -177,7 +181,7 @@ class ModalityGrouped(Wrapper):
         f'reserved={self.reserved} must name a number of experts for each'
         f' modality, at most {num_experts} together: change it.'
       )
-    inner = self.inner()
+    inner = self.inner
     choices = inner.num_active + inner.num_spare
     if min(self.reserved) + shared < choices:
       raise ValueError(
@@ -202,7 +206,7 @@ class ModalityGrouped(Wrapper):
       allowed_GME &= ~mine_E | ~is_listed_GM1 | (modality_GM1 == modality)
       first += count
     logits_GME = jnp.where(allowed_GME, inputs.logits_GME, -jnp.inf)
-    plan = self.inner().route(
+    plan = self.inner.route(
       inputs._replace(logits_GME=logits_GME), state, keys_G, train
     )
     place_GR = plan.token_GR * E + plan.expert_GR

@@ -226,6 +226,7 @@ def open_data(
     extras=extras,
   )
   preflight.check_ids(reader.ids, run.model.vocab_size)
+  preflight.check_ranges(reader.ids, run.model.ids)
   preflight.check_tokenizer(reader.ids, data.image_tokenizer)
   if data.image_tokenizer and jax.process_index() == 0:
     atomic_files.write_file(

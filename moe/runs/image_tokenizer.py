@@ -1,6 +1,5 @@
 """Trains an image tokenizer, and freezes it afterwards."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,17 +15,15 @@ import numpy as np
 
 from moe import atomic_files
 from moe.checkpoint import listing, restore
-from moe.checkpoint.save import Checkpointer
 from moe.data.cache_dir import default_cache_dir
 from moe.data.pictures import PictureReader, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
 from moe.models.functional import PictureFunctional
-from moe.runs import build, lock, preflight
+from moe.runs import own_training
 from moe.runs.run import IMAGE_TOKENIZER
 from moe.runs.tokenizer_run import TokenizerRun
 from moe.train import program as program_lib
-from moe.train import progress, trainer
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
 from moe.types import Array, Batch, PyTree
@@ -76,48 +73,22 @@ def train(
   Raises:
     ValueError: if pictures cannot be used, or if checkpoints do not fit.
   """
-  program, settings = run.program(), run.settings
-  steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
-  score = program.objective.score
-  with lock.held(workdir) as check_held:
-    preflight.check_disk(program, steps_dir)
-    checkpointer = Checkpointer(
-      steps_dir,
-      settings.keep_last,
-      settings.keep_best,
-      score.name,
-      score.is_higher_better,
-      check_held,
+  program = run.program()
+  code = own_training.train(
+    run.settings,
+    program,
+    open_pictures(run, program, prepare_pictures),
+    workdir,
+    config_files,
+    run.data.batch_size,
+  )
+  if code == 0 and jax.process_index() == 0:
+    frozen = freeze(run, workdir)
+    _logger.info(
+      f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
+      f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
+      f' SHA-256 {frozen.sha256[:12]}'
     )
-    ts, saved = build.resumed_state(program, checkpointer)
-    reader, evaluations = open_pictures(run, program, prepare_pictures)
-    meta = {
-      'manifest_hash': reader.manifest_hash,
-      'seed': settings.seed,
-      'batch_size': run.data.batch_size,
-      'config': config_files['config.gin'],
-    }
-    if ts is None:
-      ts = program.init()
-    else:
-      preflight.check_saved(saved, meta, workdir)
-    if jax.process_index() == 0:
-      for name, text in config_files.items():
-        atomic_files.write_file(os.path.join(workdir, name), text)
-    shown = progress.Progress(
-      workdir, program.objective, settings.train_steps, int(ts.step)
-    )
-    with contextlib.closing(shown), contextlib.closing(checkpointer):
-      _, code = trainer.train(
-        settings, program, reader, evaluations, checkpointer, shown, meta, ts
-      )
-    if code == 0 and jax.process_index() == 0:
-      frozen = freeze(run, workdir)
-      _logger.info(
-        f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
-        f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
-        f' SHA-256 {frozen.sha256[:12]}'
-      )
   return code
 
 

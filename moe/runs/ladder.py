@@ -1,9 +1,10 @@
 """Trains the runs of a ladder: several models, each at its own learning rate.
 
 An arm is a model. All arms train on the same tokens. First, each arm trains on
-a few tokens at several learning rates. If its best rate is the lowest or the
-highest one, a rate twice as low or twice as high is tried, and so on. Then each
-arm trains on all tokens at its best rate, with several seeds.
+a few tokens at several learning rates. If its best rate is the lowest one, it
+tries half of this rate; if the best rate is the highest one, it tries twice
+this rate; and so on. Then each arm trains on all tokens at its best rate, with
+several seeds.
 
 Each run is a process of its own with a work directory of its own. So a ladder
 that is stopped goes on where it was, and several runs can share one device.
@@ -29,7 +30,7 @@ from moe.train import record_log
 
 _logger = logging.getLogger(__name__)
 
-# How often the rates of an arm go on beyond those that were asked for.
+# Number of learning rates that an arm may try besides the given ones.
 MAX_EXTENSIONS = 3
 _WARMUP = 0.01
 _LOG, _COMMAND, _DIVERGED = 'log.txt', 'command.txt', 'diverged.txt'
@@ -39,8 +40,8 @@ class Arm(NamedTuple):
   """One model of a ladder.
 
   Attributes:
-    name: of the arm, and of its directory.
-    bindings: what its runs bind, such as 'NUM_EXPERTS=16'.
+    name: name of the arm and of its directory.
+    bindings: gin bindings of its runs, such as 'NUM_EXPERTS=16'.
     seeds: number of runs at its best learning rate.
   """
 
@@ -52,17 +53,17 @@ class Arm(NamedTuple):
 def arms(
   experts: Sequence[int], bound: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Arm, ...]:
-  """The arms that flags describe, those of `experts` first.
+  """Makes the arms that flags describe; the arms of `experts` come first.
 
   Args:
-    experts: numbers of experts; 1 stands for the dense twin, which has as many
-      active FLOPs as the sparse models.
-    bound: 'NAME:BINDING;BINDING' for each other arm.
-    seeds: one number for all arms, or one for each.
+    experts: number of experts of each arm; 1 stands for the dense twin, which
+      has as many active FLOPs as the sparse models.
+    bound: 'NAME:BINDING;BINDING' for each further arm.
+    seeds: numbers of seeds: one number for all arms, or one for each arm.
 
   Raises:
-    ValueError: if there are not two arms at least, if one cannot be read, or if
-      the seeds do not fit.
+    ValueError: if there are fewer than two arms, if an arm cannot be read, or
+      if `seeds` does not have one number or as many as there are arms.
   """
   found = [
     ('dense', ('DENSE_TWIN=True',))
@@ -93,7 +94,7 @@ def arms(
 
 
 def expansion(model: Decoder) -> float:
-  """Experts of a layer over those that act on a token; 1 for a dense model."""
+  """Experts of a layer divided by experts of a token; 1 for a dense model."""
   experts = anatomy(model).experts
   return experts.num_experts / experts.num_active if experts else 1.0
 
@@ -109,7 +110,7 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-  """All that decides which runs a ladder has.
+  """The settings that determine the runs of a ladder.
 
   Attributes:
     arms: the models.
@@ -117,9 +118,9 @@ class Ladder:
     tokens: training tokens of each run after the sweep.
     sweep_tokens: training tokens of each run of the sweep.
     tokens_per_step: B x T.
-    evaluations: number of evaluations of each run after the sweep, all after
-      equal numbers of steps.
-    at_once: number of runs beside each other.
+    evaluations: number of evaluations of each run after the sweep, at equal
+      distances.
+    at_once: number of runs that train at the same time.
   """
 
   arms: tuple[Arm, ...]
@@ -162,9 +163,9 @@ class Ladder:
     ]
 
   def bindings(self, entry: Entry) -> list[str]:
-    """What a run binds beside the flags of the user."""
+    """The gin bindings of a run besides the flags of the user."""
     steps = entry.tokens // self.tokens_per_step
-    # The sweep needs the score at the end alone.
+    # The sweep needs only the score at the end.
     is_sweep = entry.tokens != self.tokens
     period = steps if is_sweep else steps // self.evaluations
     steps = period * (1 if is_sweep else self.evaluations)
@@ -206,8 +207,8 @@ def run(
     workdir: directory of the ladder.
 
   Raises:
-    ValueError: if a run ends with an error, or if its command is not that of
-      the run in its directory.
+    ValueError: if a run ends with an error, or if its directory has a run with
+      another command.
   """
   runner = _Runner(ladder, train, pathlib.Path(workdir))
   swept = list(ladder.sweep)
@@ -306,7 +307,7 @@ class _Runner:
     return tuple(sorted(found))
 
   def run(self, entries: Sequence[Entry]) -> None:
-    """Trains those of the runs that have not ended, several at once."""
+    """Trains the runs that have not ended yet, several at a time."""
     waiting = [entry for entry in entries if not self._is_done(entry)]
     total, number = len(waiting), 0
     running, stopped = {}, []

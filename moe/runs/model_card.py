@@ -6,6 +6,7 @@ from typing import Any
 
 from moe.checkpoint import listing
 from moe.models.anatomy import anatomy
+from moe.runs import scorecard
 from moe.runs.run import TrainedRun
 
 LICENCE = 'apache-2.0'
@@ -44,9 +45,12 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
       f', {model.num_sparse} of them sparse: {experts.num_experts} experts,'
       f' {experts.num_active:g} of them active'
     )
+  measured = scorecard.stored(trained.workdir, trained.step)
   tasks = [run.data.train, *run.data.evaluation]
   licences = {task: _LICENCES.get(task, 'not recorded') for task in tasks}
-  scores = {**_read(trained.workdir, 'baselines.json')}
+  if measured:
+    licences = dict(measured['licences'])
+  scores = {**_read(trained.workdir, 'baselines.json'), **_scores(measured)}
   prompt = next(iter(run.prompts), '')
   header = {
     'license': LICENCE,
@@ -69,9 +73,9 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
         **{f'licence of {task}': text for task, text in licences.items()},
       }
     ),
-    '## Evaluation\n\nBits per character of held-out texts; n-grams of the'
-    ' training texts beside it.\n\n'
-    + _table({**(meta.get('metrics') or {}), **scores}),
+    '## Evaluation\n\nBits per character of held-out texts, with n-grams of the'
+    ' training texts. If the run has a scorecard, its scores follow with their'
+    ' 95% intervals.\n\n' + _table({**(meta.get('metrics') or {}), **scores}),
     '## Use\n\n'
     + USE.format(folder=folder, prompt=prompt, tokens=_room(run, prompt)),
     '## Limits\n\n'
@@ -84,6 +88,17 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
     f' the SHA-256 of the vocabulary, {trained.vocabulary.sha256}.',
   ]
   return '\n\n'.join(sections).replace('\n\n---\n', '\n---\n', 1) + '\n'
+
+
+def _scores(measured: scorecard.Card | None) -> dict[str, str]:
+  """The scores of a scorecard by name, as text."""
+  found = {}
+  for one in scorecard.scores_of(measured) if measured else ():
+    text = f'{one.value:.4f}'
+    if one.low is not None:
+      text += f' ({one.low:.4f} to {one.high:.4f})'
+    found[one.name] = f'{text} {one.unit}, n = {one.n:,}'
+  return found
 
 
 def _sizes(counts: dict[str, Any], run) -> dict[str, Any]:

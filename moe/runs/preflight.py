@@ -159,6 +159,29 @@ def check_ids(space: IdSpace, vocab_size: int) -> None:
     )
 
 
+def check_ranges(space: IdSpace, model: IdSpace | None) -> None:
+  """Raises ValueError unless the ranges of data and model begin alike.
+
+  Args:
+    space: id space of the data.
+    model: that of a model with a softmax for each range; None for one softmax.
+  """
+  if model is None:
+    return
+  wanted = {name: size for name, size in space.sizes.items() if name != 'text'}
+  got = {name: size for name, size in model.sizes.items() if name != 'text'}
+  if wanted != got:
+    raise ValueError(
+      f'decoder.Decoder.ranges must be those of run.Data.ranges, got {got} and'
+      f' {wanted}: set RANGES.'
+    )
+  if space.size != model.size:
+    raise ValueError(
+      f'VOCAB_SIZE={model.size} must be {space.size}, the end of the ids'
+      f' {space}, since each range has a softmax of its own: set it.'
+    )
+
+
 def check_tokenizer(space: IdSpace, path: str) -> None:
   """Raises ValueError unless a tokenizer is the one that made the image codes.
 
@@ -290,8 +313,9 @@ def check_origin(
       )
 
 
-# Hash of what the rows of an embedding mean -> (name of what is hashed, setting
-# to change if the hashes differ). Both are for the error message.
+# These hashes define the meaning of the rows of an embedding table. Key of a
+# hash -> (name of what is hashed, setting to change if the hashes differ). Both
+# are for the error message.
 _ROWS_MEAN = {
   'vocabulary_sha256': ('the vocabulary', 'VOCABULARY to the vocabulary.model'),
   'ids_sha256': ('the id space', 'run.Data.ranges to those'),

@@ -87,7 +87,7 @@ def _cached_bits(
   vocabulary: Vocabulary,
   cache_dir: str,
 ) -> dict[str, float]:
-  """The scores by name, from the cache if it has those of these stores."""
+  """Scores by name, from the cache if it has the scores of these stores."""
   contents = [
     [store.manifest['content_sha256'] for store in stores]
     for stores in (train, held_out)

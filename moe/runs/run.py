@@ -49,6 +49,9 @@ class Data:
       time it is read, see `moe.data.transforms`.
     image_tokenizer: file of the frozen tokenizer that made the image codes; ''
       if there are no image codes, or if no tokenizer made them.
+    shares: share of the tokens of each modality, in the order of
+      `moe.types.MODALITIES`; () for text alone. Only plans use it: the corpus
+      of a run decides the real shares.
   """
 
   train: str
@@ -61,6 +64,7 @@ class Data:
   ranges: Sequence[tuple[str, int]] = ()
   transforms: Sequence[tuple[str, Transform]] = ()
   image_tokenizer: str = ''
+  shares: Sequence[float] = ()
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -71,6 +75,13 @@ class Data:
     for name in ('sequence_length', 'batch_size'):
       meaning = 'a dim of every batch'
       bounds.at_least(1, name.upper(), getattr(self, name), meaning)
+    for share in self.shares:
+      meaning = 'share of the tokens of a modality'
+      bounds.within('shares', share, meaning, least=0, most=1)
+    if self.shares and abs(sum(self.shares) - 1) > 1e-6:
+      raise ValueError(
+        f'shares must add up to 1, got {tuple(self.shares)}: change one.'
+      )
     self.ids(UNK + 1)  # This raises an error if a range is unknown.
 
   def ids(self, text: int, image_tokenizer: str = '') -> IdSpace:
@@ -188,6 +199,7 @@ class TrainedRun:
   workdir: str
   run: Run
   image_tokenizer: str = ''
+  shares: Sequence[float] = ()
 
   @property
   def row_parts(self) -> int:

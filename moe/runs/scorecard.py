@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,21 @@ from moe import atomic_files
 from moe.checkpoint import listing
 from moe.data.store import file_sha256
 from moe.evaluate import aligned, benchmarks, comparison, reading, score
-from moe.runs import scorecard_facts, scorecard_poems, scorecard_scores, trained
+from moe.runs import (
+  reranking,
+  scorecard_facts,
+  scorecard_poems,
+  scorecard_scores,
+  title_relevance,
+  trained,
+)
 from moe.runs.run import TrainedRun
 from moe.runs.scorecard_scores import Asked
 
 _logger = logging.getLogger(__name__)
 
 # Increase this number if the meaning of a value in a stored scorecard changes.
-FORMAT = 1
+FORMAT = 2
 FOLDER = 'scorecards'
 
 Card = dict[str, Any]
@@ -85,6 +92,16 @@ def _kept(path: pathlib.Path) -> Card | None:
     return None  # The file is missing or incomplete, so we measure again.
 
 
+def stored(workdir: str, step: int) -> Card | None:
+  """The stored scorecard of a step, with no shots; suite full is preferred."""
+  for suite in ('full', 'quick'):
+    path = pathlib.Path(workdir) / FOLDER / f'{step}_{suite}_0shot.json'
+    found = _kept(path)
+    if found and found['format'] == FORMAT:
+      return found
+  return None
+
+
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
   """Name -> SHA-256 of every data file; '' if the file is missing."""
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
@@ -123,7 +140,8 @@ def _measure(
     )
     card['licences'] = scorecard_facts.licences(stores)
     if asked.suite.poems:
-      card['poet'] = _poet(run, asked, texts)
+      tasks = [store.manifest['task'] for store in stores]
+      card['poet'] = _poet(run, asked, texts, tasks)
     scorecard_facts.add_contamination(sets, texts)
     card['searched'] = {
       'chars': sum(map(len, texts)),
@@ -139,10 +157,17 @@ def _measure(
 
 
 def _poet(
-  run: TrainedRun, asked: Asked, train_texts: list[str]
+  run: TrainedRun,
+  asked: Asked,
+  train_texts: list[str],
+  tasks: Sequence[str],
 ) -> dict[str, Any]:
+  """The poet's card; title relevance too if the run has learnt titles."""
   try:
-    return scorecard_poems.score_poems(run, asked, train_texts)
+    found = scorecard_poems.score_poems(run, asked, train_texts)
+    if any(task.endswith(reranking.INVERSE) for task in tasks):
+      found['relevance'] = title_relevance.measure(run, asked)
+    return found
   except ValueError as error:
     return {'skipped': str(error)}
 
@@ -241,6 +266,8 @@ def scores_of(card: Card) -> list[score.Score]:
         found.append((name, side['difference']))
   for one in card['loss'].get('scores', ()):
     found.append((f'{card["loss"]["task"]}: {one["name"]}', one))
+  for one in card.get('poet', {}).get('relevance', {}).get('scores', ()):
+    found.append((f'titles matched among 16: {one["name"]}', one))
   return [score.from_json(entries | {'name': name}) for name, entries in found]
 
 
@@ -257,9 +284,11 @@ def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
       lines.append(f'loss skipped: {card["loss"]["skipped"]}')
     if 'skipped' in card.get('poet', ()):
       lines.append(f'poems skipped: {card["poet"]["skipped"]}')
-    for name, values in card.get('poet', {}).get('measures', {}).items():
-      writers = zip(card['poet']['writers'], values, strict=True)
-      lines.append(f'{name}: ' + ', '.join(f'{w} {v}' for w, v in writers))
+    for group in card.get('poet', {}).get('groups', ()):
+      for name, values in group['measures'].items():
+        writers = zip(group['writers'], values, strict=True)
+        shown = ', '.join(f'{w} {v}' for w, v in writers)
+        lines.append(f'{group["name"]}: {name}: {shown}')
     lines += [f'{key}: {value:,.6g}' for key, value in card['cost'].items()]
     parts.append('\n'.join(lines))
   if paired:

@@ -49,7 +49,7 @@ def train_stores(
 def texts_of(
   trained: TrainedRun, stores: Sequence[Store], max_chars: int
 ) -> Iterator[str]:
-  """Yields the texts of stores until they have `max_chars` characters.
+  """Yields texts of stores, about `max_chars` characters in all.
 
   Each store gives the same share of its records.
   """

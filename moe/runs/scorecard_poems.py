@@ -1,11 +1,13 @@
-"""The poet's card, the part of a scorecard on poems with held-out titles.
+"""The poet's card, the part of a scorecard on verse with held-out titles.
 
-The poems of the model are compared with those of a trigram model and of poets.
+Texts of the model are compared with those of a trigram model and of poets.
 """
 
+import pathlib
+import random
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from moe.data.text_file import read_json_lines
 from moe.evaluate import ngram, verse
@@ -13,28 +15,53 @@ from moe.infer import forms
 from moe.infer.sampling import Sampling
 from moe.runs import writing
 from moe.runs.run import TrainedRun
-from moe.runs.scorecard_scores import Asked
+from moe.runs.scorecard_scores import Asked, cut, progress
 
 FILE = 'text/poems_shi_valid.jsonl.gz'
+COUPLETS = 'text/couplets_verse_valid.jsonl.gz'
+LYRICS, KNOWN_LYRICS = 'text/ci_valid.jsonl.gz', 'text/ci_train.jsonl.xz'
 # (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
 # A poem of the longest form has at most this many tokens, with its punctuation
 # and its end mark.
 _MAX_TOKENS = 80
-_LONGEST_TITLE = 12
+_LONGEST_TITLE, _LONGEST_LYRIC = 12, 75
 _NUM_SHOWN = 6
+_ROWS = 128
 _EXPLANATION = (
-  'The titles are of held-out poems in four forms: quatrains and octaves of'
-  ' five and of seven characters. Nothing but the title asks for a form.',
+  'Poems: the titles are of held-out poems in four forms: quatrains and octaves'
+  ' of five and of seven characters. Nothing but the title asks for a form.',
   'Tones are by pypinyin with a list of entering-tone characters; a line keeps'
   ' its pattern if its second, fourth and sixth characters alternate.',
   'A poem rhymes if all its even lines end in one class of 中華新韻.',
-  'The n-gram is a character trigram of the same training text. Held-out poems'
-  ' are the real ones of the same titles.',
-  'Parallelism is measured by tones alone, because no tagger of parts of speech'
-  ' is among our packages; ci are not measured.',
+  'Couplets: the first lines are of held-out couplets. Word classes are 16'
+  ' closed ones, such as numbers, colours, negations, sky and land'
+  ' (moe/evaluate/word_classes.txt). A place counts where one of the two'
+  ' characters is in the list. The list is short, so the number stands for'
+  ' parts of speech only in part; held-out couplets show what good ones reach.',
+  'Ci: the tunes are of held-out lyrics of at most 75 characters. A form is the'
+  ' lengths of all lines; it is kept if a lyric of this tune in the training'
+  ' side has it.',
+  'The n-gram is a character trigram of the same training text. Held-out texts'
+  ' are the real ones of the same titles, first lines or tunes.',
 )
+
+
+class Group(NamedTuple):
+  """Texts of one kind.
+
+  Attributes:
+    name: of the kind.
+    prompts: what is given, without its line break.
+    real: the held-out texts after the prompts.
+    measure: gives the figures of as many texts.
+  """
+
+  name: str
+  prompts: list[str]
+  real: list[str]
+  measure: Callable[[Sequence[str]], dict[str, float]]
 
 
 def score_poems(
@@ -46,48 +73,108 @@ def score_poems(
     ValueError: if the file of poems or pypinyin is missing, or if the model is
       not causal.
   """
-  path = asked.data_directory / FILE
-  if not path.is_file():
+  if not (asked.data_directory / FILE).is_file():
     raise ValueError(f'{FILE} is missing below {asked.data_directory}.')
   writing.check_causal(trained.run, trained.workdir)
-  readings, entering = verse.load_readings(), verse.load_entering()
-  chosen = _chosen(read_json_lines(path), asked.suite.poems)
-  titles = [title for title, _, _ in chosen]
-  wanted = [form for *_, form in chosen]
-  train_text = '\n'.join(train_texts)
   trigrams = ngram.TrigramWriter(train_texts)
-  by_writer = {
-    'this model': _written(trained, titles),
-    'trigram': [
-      trigrams.write(f'{title}\n', _MAX_TOKENS, title) for title in titles
-    ],
-    'held-out poems': [poem for _, poem, _ in chosen],
-  }
-  measured = [
-    verse.measure(poems, wanted, train_text, readings, entering)
-    for poems in by_writer.values()
-  ]
+  groups = _groups(asked, '\n'.join(train_texts))
+  entries = []
+  for group in groups:
+    by_writer = {
+      'this model': written(trained, group.prompts),
+      'trigram': [
+        trigrams.write(f'{prompt}\n', _MAX_TOKENS, prompt)
+        for prompt in group.prompts
+      ],
+      'held-out texts': group.real,
+    }
+    measured = [group.measure(texts) for texts in by_writer.values()]
+    shown = range(0, len(group.real), max(1, len(group.real) // _NUM_SHOWN))
+    entries.append(
+      {
+        'name': group.name,
+        'n': len(group.real),
+        'writers': list(by_writer),
+        'measures': {
+          name: [f'{one[name]:.3f}' for one in measured] for name in measured[0]
+        },
+        'samples': [
+          f'{group.prompts[i]}\n{by_writer["this model"][i]}' for i in shown
+        ],
+      }
+    )
   return {
-    'n': len(chosen),
     'command': asked.command,
-    'writers': list(by_writer),
-    'measures': {
-      name: [f'{one[name]:.3f}' for one in measured] for name in measured[0]
-    },
+    'groups': entries,
     'explanation': _EXPLANATION,
-    'samples': [
-      f'{title}\n{poem}'
-      for title, poem in list(
-        zip(titles, by_writer['this model'], strict=True)
-      )[:: max(1, len(titles) // _NUM_SHOWN)]
-    ],
   }
+
+
+def _groups(asked: Asked, train_text: str) -> list[Group]:
+  """Poems, and couplets and ci where their files are there."""
+  folder, count = asked.data_directory, asked.suite.poems
+  readings, entering = verse.load_readings(), verse.load_entering()
+  chosen = _chosen(read_json_lines(folder / FILE), count)
+  wanted = [form for *_, form in chosen]
+  groups = [
+    Group(
+      'poems',
+      [title for title, _, _ in chosen],
+      [poem for _, poem, _ in chosen],
+      lambda poems: verse.measure(
+        poems, wanted, train_text, readings, entering
+      ),
+    )
+  ]
+  if (folder / COUPLETS).is_file():
+    rows = cut(read_json_lines(folder / COUPLETS), count * len(FORMS))
+    firsts = [row['up'] for row in rows]
+    groups.append(
+      Group(
+        'couplets',
+        firsts,
+        [row['down'] for row in rows],
+        lambda seconds: verse.measure_couplets(
+          firsts, seconds, train_text, readings, entering
+        ),
+      )
+    )
+  if all((folder / name).is_file() for name in (LYRICS, KNOWN_LYRICS)):
+    groups.append(_lyric_group(folder, count, train_text, readings))
+  return groups
+
+
+def _lyric_group(
+  folder: pathlib.Path, count: int, train_text: str, readings: verse.Readings
+) -> Group:
+  """Short held-out ci, with the forms that the training side has."""
+  known = {}
+  for row in read_json_lines(folder / KNOWN_LYRICS):
+    shape = verse.shape_of(''.join(row['paragraphs']))
+    known.setdefault(row['rhythmic'], set()).add(shape)
+  rows = [
+    (row['rhythmic'], ''.join(row['paragraphs']))
+    for row in read_json_lines(folder / LYRICS)
+  ]
+  rows = [
+    (tune, text)
+    for tune, text in rows
+    if tune in known and len(text) <= _LONGEST_LYRIC
+  ]
+  rows = cut(rows, count)
+  shapes = [known[tune] for tune, _ in rows]
+  return Group(
+    'ci',
+    [tune for tune, _ in rows],
+    [text for _, text in rows],
+    lambda lyrics: verse.measure_lyrics(lyrics, shapes, train_text, readings),
+  )
 
 
 def _chosen(
   rows: Sequence[dict[str, Any]], num_per_form: int
 ) -> list[tuple[str, str, tuple[int, int]]]:
-  """Chooses the first poems of each form that have short titles.
+  """Chooses the first poems of each form with a short, unpunctuated title.
 
   Returns:
     (title, poem, form) of each poem.
@@ -97,19 +184,29 @@ def _chosen(
     found = []
     for row in rows:
       poem = ''.join(row['paragraphs'])
-      is_plain = re.fullmatch(r'[^，。（(]+', row['title'] or '')
-      if (
-        is_plain
-        and len(row['title']) <= _LONGEST_TITLE
-        and verse.is_form_kept(poem, *form)
-      ):
+      if is_plain(row['title']) and verse.is_form_kept(poem, *form):
         found.append((row['title'], poem, form))
     chosen += found[:num_per_form]
   return chosen
 
 
-def _written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
-  """Writes a poem for each title; no rule of a form restricts the tokens."""
+def is_plain(title: str | None) -> bool:
+  """Whether a title is short and has no remark in it."""
+  text = title or ''
+  return len(text) <= _LONGEST_TITLE and bool(re.fullmatch('[^，。（(]+', text))
+
+
+def held_out_titles(folder: pathlib.Path, count: int) -> list[str]:
+  """Different plain titles of held-out poems, drawn with a fixed seed."""
+  rows = read_json_lines(folder / FILE)
+  titles = list(dict.fromkeys(r['title'] for r in rows if is_plain(r['title'])))
+  titles = [title for title in titles if len(title) > 2]
+  random.Random(0).shuffle(titles)
+  return titles[:count]
+
+
+def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
+  """Writes a text for each title; no rule of a form restricts the tokens."""
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
   prompts = [vocabulary.encode(f'{title}\n') for title in titles]
@@ -119,12 +216,13 @@ def _written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
       f'titles must fit into the context of {trained.run.data.sequence_length}'
       f' tokens, got one of {max(map(len, prompts))}.'
     )
-  written = writing.generate(
-    trained,
-    Sampling(TEMPERATURE),
-    prompts,
-    [table] * len(prompts),
-    min(room, _MAX_TOKENS),
-    trained.run.settings.seed,
-  )
-  return [vocabulary.decode(ids) for ids in written]
+  write = writing.writer(trained, Sampling(TEMPERATURE))
+  limit, seed = min(room, _MAX_TOKENS), trained.run.settings.seed
+  on_progress, texts = progress('verse'), []
+  for start in range(0, len(prompts), _ROWS):
+    rows = prompts[start : start + _ROWS]
+    # Each batch has a seed of its own, or equal prompts would be written alike.
+    found = write(rows, [table] * len(rows), limit, seed + start)
+    texts += [vocabulary.decode(ids) for ids in found]
+    on_progress(len(texts), len(prompts))
+  return texts

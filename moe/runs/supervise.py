@@ -155,7 +155,7 @@ class Policy:
 def signal_of(code: int) -> int | None:
   """The number of the signal that ended a process; None if there was none.
 
-  A code below 0 is a signal by `subprocess`, a code above 128 by a shell.
+  `subprocess` gives a code below 0 for a signal, a shell a code above 128.
   """
   if code < 0:
     return -code
@@ -192,8 +192,9 @@ def supervise(
 ) -> int:
   """Runs a command until it ends well, or until no attempt can help.
 
-  The supervisor sends SIGTERM, SIGHUP and Ctrl-C on to the command, and starts
-  no further attempt. So to stop the supervisor is to stop the command.
+  If the supervisor gets SIGTERM, SIGHUP or Ctrl-C, it passes the signal on to
+  the command and starts no further attempt. So stopping the supervisor stops
+  the command.
 
   Args:
     command: the program and its arguments.

@@ -30,8 +30,8 @@ def report(
     command: the command that gives the same numbers again.
 
   Returns:
-    Reconstructions by the name of the pictures, with the split if it is not
-    'validation', and the scores of all of them.
+    (name -> reconstruction, scores of all reconstructions). A name is the name
+    of the pictures, followed by the split if it is not 'validation'.
   """
   held_out = {
     name if split == 'validation' else f'{name}_{split}': Store(directory)

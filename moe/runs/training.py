@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from moe import atomic_files
+from moe import atomic_files, failpoints
 from moe.checkpoint.save import Checkpointer
+from moe.data import skips
 from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
@@ -20,8 +21,8 @@ from moe.runs import build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
+from moe.train import goodput, progress, record_log, trainer
 from moe.train import program as program_lib
-from moe.train import progress, trainer
 from moe.train.program import Program
 from moe.train.state import TrainState
 
@@ -125,7 +126,13 @@ def train(
       run, or another run uses the work directory.
   """
   begin = time.monotonic() if begin is None else begin
-  with lock.held(job.workdir) as check_held:
+  failpoints.reach('run.start')
+  with lock.held(job.workdir) as check_held, contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      atomic_files.sweep(job.workdir)
+    workdir = job.workdir if jax.process_index() == 0 else None
+    spent = goodput.Goodput(workdir, begin)
+    stack.enter_context(contextlib.closing(spent))
     _check_files(job)
     settings, score = job.run.settings, job.program.objective.score
     checkpointer = Checkpointer(
@@ -137,12 +144,14 @@ def train(
       check_held,
     )
     code, found = _train(
-      job, config_files, prepare_stores, checkpointer, compiled, begin
+      job, config_files, prepare_stores, checkpointer, compiled, begin, spent
     )
     # Results need no other process, so process 0 writes them alone.
     if code == 0 and jax.process_index() == 0:
-      _write_results(job, found)
-      _logger.info(f'report: {write_report(job.workdir)}')
+      with spent.spent('reporting'):
+        _write_results(job, found, spent)
+        _logger.info(f'report: {write_report(job.workdir)}')
+      _write_facts(job, spent)
   return code
 
 
@@ -153,6 +162,7 @@ def _train(
   checkpointer: Checkpointer,
   compiled: str | None,
   begin: float,
+  spent: goodput.Goodput,
 ) -> tuple[int, build.FoundStores]:
   """Does the work of `train`; returns (exit code, token stores)."""
   run, program, settings = job.run, job.program, job.run.settings
@@ -164,6 +174,8 @@ def _train(
     run, program, directory, found, job.workdir
   )
 
+  reader.skips = skips.read(job.workdir)
+
   # ---- State -----------------------------------------------------------------
   held_out = build.held_out_hashes(run, found)
   meta = _meta(job, reader, held_out, config_files['config.gin'])
@@ -173,11 +185,21 @@ def _train(
     )
   else:
     preflight.check_saved(saved, meta, job.workdir)
+    skips.check_resumed(
+      reader.skips,
+      saved.get('skipped_batches', ()),
+      int(ts.step),
+      job.workdir,
+    )
     preflight.warn_of_held_out(saved, held_out, job.workdir)
   _write_texts(job, config_files)
 
   # ---- Training --------------------------------------------------------------
-  _compile(job, ts, compiled, begin)
+  failpoints.reach('run.compile')
+  with spent.spent('compiling'):
+    _compile(job, ts, compiled, begin)
+  spent.lose(_lost_seconds(job.workdir, int(ts.step)))
+  spent.write()  # Next the log loses those steps.
   shown = progress.Progress(
     job.workdir,
     program.objective,
@@ -185,8 +207,13 @@ def _train(
     int(ts.step),
     job.token_seconds,
     settings.drop_warning,
+    goodput=spent,
   )
-  with contextlib.closing(shown), contextlib.closing(checkpointer):
+  with (
+    contextlib.closing(shown),
+    contextlib.closing(checkpointer),
+    spent.spent('productive'),
+  ):
     ts, code = trainer.train(
       settings, program, reader, evaluations, checkpointer, shown, meta, ts
     )
@@ -224,7 +251,9 @@ def _meta(
 ) -> dict[str, Any]:
   """The metadata that every checkpoint saves together with the arrays."""
   first = next(iter(held_out.items()), None)
+  left_out = reader.skips.ranges
   return {
+    **({'skipped_batches': left_out} if left_out else {}),
     **_id_hashes(reader.vocab_sha256, reader.ids),
     'manifest_hash': reader.manifest_hash,
     'held_out': held_out,
@@ -263,14 +292,29 @@ def _compile(
   )
 
 
-def _write_results(job: Job, found: build.FoundStores) -> None:
+def _lost_seconds(workdir: str, step: int) -> float:
+  """The time of the logged steps after the restored one."""
+  records = record_log.read(os.path.join(workdir, 'log.jsonl'))
+  return sum(r['time']['seconds'] for r in records if r['step'] > step)
+
+
+def _write_facts(job: Job, spent: goodput.Goodput) -> None:
+  """Writes run.json, and the file of the time that was spent."""
+  spent.write()
+  path = os.path.join(job.workdir, 'run.json')
+  facts = {**job.counts, 'goodput': spent.summary()}
+  atomic_files.write_json(path, facts)
+
+
+def _write_results(
+  job: Job, found: build.FoundStores, spent: goodput.Goodput
+) -> None:
   """Writes the counts, baselines and samples of the run."""
   data = job.run.data
 
   def write_json(name: str, content: Any) -> None:
     atomic_files.write_json(os.path.join(job.workdir, name), content)
 
-  write_json('run.json', job.counts)
   if data.evaluation:
     task = data.evaluation[0]
     config = os.path.join(job.workdir, 'config.gin')
@@ -293,6 +337,7 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
         ' held-out documents'
       )
   write_json('samples.json', samples_of(job.run, job.workdir))
+  _write_facts(job, spent)
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:

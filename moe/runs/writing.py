@@ -138,7 +138,7 @@ def generate(
 def writer(
   trained: TrainedRun, sampling: Sampling
 ) -> Callable[..., list[list[int]]]:
-  """Makes a function of (prompts, tables, limit, seed) like `generate`.
+  """Returns a function (prompts, tables, limit, seed) -> ids of the samples.
 
   Many calls share compiled programs: one for each shape of the prompts.
   """

@@ -42,8 +42,8 @@ def expected_share(
     `slots` is C and `held` is 1.
   - The `held` experts of a device share one buffer, which receives rows from
     all devices of the expert axis. Then `tokens` counts the tokens of all these
-    devices, and `slots` counts the rows of the buffer. The summed load of h
-    experts has about 1 / sqrt(h) times the relative variation of one load.
+    devices, and `slots` counts the rows of the buffer. The summed load of these
+    experts has about 1 / sqrt(held) times the relative variation of one load.
 
   Args:
     tokens: number of tokens that choose among the experts.
@@ -85,8 +85,8 @@ def expected_share(
   # the buffer.
   share = np.minimum(share, min(A, h) / A)
   mean = A * share
-  # Let X be the number of rows that one token sends to the buffer. This is the
-  # mean of X (X - 1); it is 0 if h = 1.
+  # Let X be the number of rows that one token sends to the buffer. `pairs` is
+  # the mean of X (X - 1), which is 0 if h = 1.
   pairs = A * (A - 1) * share**2 * (h - 1) / h * E / max(1, E - 1)
   # We approximate the sum of X over all tokens by a binomial distribution with
   # the same mean and variance.

@@ -24,7 +24,7 @@ _WEIGHT_BYTES = 2
 # Along these logical axes, a parameter is divided only in memory. A step
 # gathers the parameter before the product.
 _GATHERED = (axes.EMBED, axes.LATENT)
-# In a forecast, `Transfer.source` is one of these names for the moved content.
+# In a forecast, `Transfer.source` is one of these names. It says what is moved.
 WEIGHTS, ROWS, WIDTHS = 'weights', 'rows', 'widths'
 KEYS, GRADIENTS, MATRICES = 'keys', 'gradients', 'matrices'
 _WORDS = {
@@ -220,7 +220,8 @@ def refusal(
   the step. `warnings` checks stricter rules, for the forward pass of one sparse
   layer in bfloat16. Let C be the peak in FLOP/s and W the bytes/s of a link in
   one direction. A ring moves one byte in the time of I = C / 2W FLOPs (2,550 on
-  a v5p, 5,100 on a v6e, 12,800 on a tpu7x). An expert has m matrices.
+  a v5p, 5,100 on a v6e, 12,800 on a tpu7x). An expert has m matrices. EP and TP
+  are the numbers of devices along the axes 'expert' and 'model'.
 
   - Gathered weights (FSDP): t A EP / E > I. A device multiplies t A rows, A for
     each of its t tokens, which takes 2 m D F t A FLOPs. It gathers its E / EP
@@ -238,7 +239,8 @@ def refusal(
   - Pipelines have no rule, since this project has none.
 
   A whole step has more products per byte than a forward pass. Products triple,
-  or quadruple with recomputation, while exchanges only double (`exchanges`).
+  or quadruple with recomputation. Exchanges only double, or become 2.5 times as
+  many with recomputation (`exchanges`).
   Attention and dense layers add products without such transfers. So if even a
   whole step breaks a rule, no overlap can make the layout fast.
 

@@ -1,10 +1,10 @@
-"""A scaling law of dense and sparse models, to set beside what is measured.
+"""A scaling law of dense and sparse models, to compare with measured losses.
 
 Ludziejewski et al. (2025), "Joint MoE Scaling Laws", arXiv 2502.05172, equation
 (6) and table 3. The law is about a model with N active parameters, embeddings
 included, and E experts of equal size, one of which acts on each token. It gives
-the loss after D tokens of web text. Other texts and tokenizers have another
-loss, so only differences between two losses are used here.
+the loss after D tokens of web text. Other texts and tokenizers have different
+losses, so this project uses only differences between two losses.
 """
 
 import math
@@ -21,8 +21,8 @@ def loss(active: float, tokens: float, experts: float) -> float:
   Args:
     active: N, active parameters.
     tokens: D, training tokens.
-    experts: E; 1 for a dense model. A model with several active experts has
-      the number of its experts, divided by the number of active ones.
+    experts: E; 1 for a dense model. For a model with several active experts, E
+      is the number of experts divided by the number of active experts.
   """
   start = 1 / (1 / _E_START - 1 / _E_MAX)
   effective = 1 / (1 / (experts - 1 + start) + 1 / _E_MAX)
@@ -33,7 +33,7 @@ def loss(active: float, tokens: float, experts: float) -> float:
 
 
 def gain(active: float, tokens: float, experts: float) -> float:
-  """How much lower the loss of a sparse model is than that of a dense one.
+  """The loss of a dense model minus the loss of a sparse model.
 
   The arguments and the unit are those of `loss`.
   """

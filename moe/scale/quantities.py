@@ -31,7 +31,7 @@ def in_seconds(value: float) -> str:
 
 
 def in_hours(value: float) -> str:
-  """Hours with a decimal prefix, or seconds if they are less than 0.1 hours."""
+  """Hours with a decimal prefix, or seconds if the time is below 0.1 hours."""
   return short(value, 'h') if value >= 0.1 else in_seconds(3600 * value)
 
 

@@ -88,7 +88,7 @@ class LiveLine(Lines):
 def status(
   record: dict[str, Any], total_steps: int, objective: Objective
 ) -> str:
-  """A line about a step, with important numbers first and without missing ones.
+  """A line about a step, the important numbers first; it omits missing numbers.
 
   Args:
     record: record of the step, as in log.jsonl.

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from moe import failpoints
 from moe.objectives.objective import Facts, Measure
 from moe.train import ahead
 from moe.train import metrics as metrics_lib
@@ -58,6 +59,7 @@ class HeldOut:
     """
     mean = metrics_lib.Mean()
     for batch in ahead.each(self.batches(), is_stopped):
+      failpoints.reach('run.evaluate')
       mean.add(program.eval_step(ts, program.put(batch)))
     pairs = mean.pairs()
     if not pairs:

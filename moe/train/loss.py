@@ -10,6 +10,8 @@ from moe.types import Array, Layout
 
 # Hidden states, targets and weights of a chunk.
 Chunk = tuple[Array, Array, Array]
+# (logits, targets) -> logits, of which each target sees only some.
+Restrict = Callable[[Array, Array], Array]
 ONE_DEVICE = Layout()
 
 
@@ -35,6 +37,7 @@ def cross_entropy(
   weights_BT: Array,
   num_chunks: int = 1,
   layout: Layout = ONE_DEVICE,
+  restrict: Restrict | None = None,
 ) -> tuple[Array, Array]:
   """Weighted sums over all tokens: of nats, and of squared log-partitions.
 
@@ -49,19 +52,21 @@ def cross_entropy(
     head_fn: makes float32 logits [..., V] from hidden states [..., D].
     hidden_BTD: hidden states.
     targets_BT: int32.
-    weights_BT: float32.
+    weights_BT: float32; a further dim gives several sums.
     num_chunks: number of chunks of a sequence.
     layout: mesh axes by use; the default is one device.
+    restrict: bars logits that do not compete with a target; None bars none.
 
   Returns:
-    (nats, squared log-partition), float32 scalars.
+    (nats, squared log-partition), float32 scalars, or [W] for weights [B, T,
+    W].
 
   Raises:
     ValueError: if num_chunks does not divide the number of tokens that a device
       has of a sequence.
   """
   if num_chunks == 1:
-    return _sums(head_fn, hidden_BTD, targets_BT, weights_BT)
+    return _sums(head_fn, hidden_BTD, targets_BT, weights_BT, restrict)
   B, T, _ = hidden_BTD.shape
   parts, spec = _parts(B, layout)
   if num_chunks < 1 or T % (num_chunks * parts[1]):
@@ -87,12 +92,12 @@ def cross_entropy(
 
   @jax.checkpoint
   def sums(chunk: Chunk, arrays: list[Array]) -> tuple[Array, Array]:
-    return _sums(lambda hidden: head(hidden, *arrays), *chunk)
+    return _sums(lambda hidden: head(hidden, *arrays), *chunk, restrict)
 
   def add(carry: tuple[Array, Array], chunk: Chunk):
     return jax.tree.map(jnp.add, carry, sums(chunk, arrays)), None
 
-  zero = jnp.zeros((), jnp.float32)
+  zero = jnp.zeros(weights_BT.shape[2:], jnp.float32)
   return jax.lax.scan(add, (zero, zero), chunks)[0]
 
 
@@ -101,9 +106,20 @@ def _sums(
   hidden: Array,
   targets: Array,
   weights: Array,
+  restrict: Restrict | None,
 ) -> tuple[Array, Array]:
-  nats, log_z = token_nats(head_fn(hidden), targets)
-  return jnp.sum(nats * weights), jnp.sum(jnp.square(log_z) * weights)
+  logits = head_fn(hidden)
+  if restrict is not None:
+    logits = restrict(logits, targets)
+  nats, log_z = token_nats(logits, targets)
+  return _total(nats, weights), _total(jnp.square(log_z), weights)
+
+
+def _total(values: Array, weights: Array) -> Array:
+  """The weighted sum, or one for each column of the weights."""
+  if weights.ndim == values.ndim:
+    return jnp.sum(values * weights)
+  return jnp.sum(values[..., None] * weights, axis=tuple(range(values.ndim)))
 
 
 def _parts(batch_size: int, layout: Layout) -> tuple[tuple[int, int], P | None]:

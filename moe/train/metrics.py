@@ -6,14 +6,17 @@ import jax
 import numpy as np
 
 from moe.objectives.objective import Facts, Measure
-from moe.types import Pair
+from moe.types import MODALITIES, Pair
 
 # Name of a metric of sparse layers -> its name in the record of a step.
 RENAMED = {
   'dropped': 'dropped_fraction',
   'dropped_receiver': 'dropped_receiver_fraction',
   'padding': 'padding_fraction',
+  **{f'dropped_{m}': f'dropped_fraction_{m}' for m in MODALITIES},
 }
+
+_LOADS = {f'load_{m}' for m in MODALITIES}
 
 
 def summarize(
@@ -36,6 +39,8 @@ def summarize(
     dropped_fraction counts all drops, dropped_receiver_fraction only drops at
     the receiver; both are shares of the valid rows. padding_fraction is a share
     of the tokens. bytes_exchanged is for one forward pass of one microbatch.
+    Where the router tells modalities apart, experts_used_text and so on count
+    the experts of a layer that see a modality, and load_text is its load.
   """
   metrics = jax.device_get(metrics)
   record = {
@@ -54,6 +59,7 @@ def summarize(
   if 'dropped' in metrics:
     lost, rows = (np.sum(a, dtype=np.float64) for a in metrics['dropped'])
     record['dropped_fraction'] = float(lost / max(rows, 1.0))
+  record |= _by_modality(metrics)
   if 'load' in metrics:
     sums_LE, rows_L = (np.asarray(a, np.float64) for a in metrics['load'])
     load_LE = sums_LE / np.maximum(rows_L, 1.0)[:, None]
@@ -62,9 +68,25 @@ def summarize(
     record['load_imbalance'] = float(max_L.mean())
     balance = {'max_over_mean': max_L, 'variation': load_LE.std(1) / mean_L}
     layers = {'load': load_LE, **balance, **layers}
+    for name in _LOADS & metrics.keys():
+      sums_LE, rows_L = (np.asarray(a, np.float64) for a in metrics[name])
+      layers[name] = sums_LE / np.maximum(rows_L, 1.0)[:, None]
   if layers:
     record['layers'] = {key: _rounded(a) for key, a in layers.items()}
   return record
+
+
+def _by_modality(metrics: dict[str, Any]) -> dict[str, float]:
+  """Drops and used experts of each modality that the router tells apart."""
+  found = {}
+  for name in MODALITIES:
+    if f'dropped_{name}' in metrics:
+      lost, rows = (np.sum(a) for a in metrics[f'dropped_{name}'])
+      found[f'dropped_fraction_{name}'] = float(lost / max(rows, 1.0))
+    if f'load_{name}' in metrics:
+      sums_LE = np.asarray(metrics[f'load_{name}'][0])
+      found[f'experts_used_{name}'] = float((sums_LE > 0).sum(axis=1).mean())
+  return found
 
 
 def _mean(pair: Pair) -> np.ndarray:

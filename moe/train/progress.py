@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from moe.objectives.objective import Measure, Objective
 from moe.train import record_log
 from moe.train.display import make_display, status
+from moe.train.goodput import Goodput
 from moe.train.watch import Watch
 
 _logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Progress:
   Attributes:
     workdir: directory of the run.
     total_steps: number of the last step.
+    goodput: the time of the run by what it is spent on.
   """
 
   def __init__(
@@ -57,6 +59,7 @@ class Progress:
     unit_seconds: float | None = None,
     drop_warning: float = 0.1,
     stream: TextIO | None = None,
+    goodput: Goodput | None = None,
   ):
     """Opens the logs of a run and cuts them off after the restored step.
 
@@ -70,9 +73,11 @@ class Progress:
         if the peak is not known.
       drop_warning: share of dropped tokens above which people are warned.
       stream: stream for the lines, by default sys.stderr.
+      goodput: the time of the run so far; by default a new one.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
+    self.goodput = goodput or Goodput()
     self._objective = objective
     self._unit_seconds = unit_seconds
     # Durations of the last steps, in seconds.

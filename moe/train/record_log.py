@@ -10,6 +10,8 @@ import math
 import os
 from typing import Any
 
+from moe import failpoints
+
 
 class RecordLog:
   """An open log to which records are appended.
@@ -39,11 +41,13 @@ class RecordLog:
     line = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
     content = line.encode() + b'\n'
     try:
+      failpoints.reach('log.append')
       if self._file is None:
         mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._file = os.open(self._path, mode, 0o644)
       while content:  # On a disk that is nearly full, only a part is written.
         content = content[os.write(self._file, content) :]
+      failpoints.reach('log.appended')
     except OSError as error:
       raise ValueError(
         f'{self._path} must be writable, got "{error.strerror}" at step'

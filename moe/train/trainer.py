@@ -12,16 +12,17 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from moe import bounds, stop_signals
-from moe.checkpoint import listing
+from moe import bounds, failpoints, stop_signals
 from moe.objectives.objective import Facts, Objective
 from moe.parallel import processes
 from moe.train import metrics as metrics_lib
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
+from moe.train.judge import Judge
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
+from moe.train.watchdog import Watchdog
 from moe.types import Array, Batch, Pair, PyTree
 
 EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
@@ -46,6 +47,8 @@ class Settings:
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
+    hang_seconds: a run that shows no sign of life for so long is ended; 0 for
+      never.
     profile_steps: (first, last): a profiler trace begins with the first step
       and ends before the last; empty for no trace.
   """
@@ -59,6 +62,7 @@ class Settings:
   keep_best: int = 1
   max_bad_steps: int = 3
   drop_warning: float = 0.1
+  hang_seconds: float = 1800.0
   profile_steps: tuple[int, ...] = ()
 
   def __post_init__(self):
@@ -77,6 +81,8 @@ class Settings:
     bounds.seed('SEED', self.seed)
     share = 'a share of the routed tokens'
     bounds.within('DROP_WARNING', self.drop_warning, share, above=0, most=1)
+    never = '0 waits for ever'
+    bounds.within('HANG_SECONDS', self.hang_seconds, never, least=0)
     steps = (-1, *self.profile_steps, self.train_steps)
     if len(steps) not in (2, 4) or list(steps) != sorted(set(steps)):
       raise ValueError(
@@ -197,12 +203,18 @@ def train(
     progress, objective, reader.facts, settings.max_bad_steps
   )
 
-  judge = _Judge(evaluations, settings, program, progress, stop, meta)
+  watchdog = Watchdog(settings.hang_seconds, progress.workdir)
+  judge = Judge(
+    evaluations, program, progress, lambda: stop.is_set, meta, watchdog
+  )
+  is_judged = lambda step: bool(evaluations) and settings.is_evaluated(step)
 
   def leave(step: int, scores: dict[str, float]) -> tuple[TrainState, int]:
     """Saves the state after a signal, and returns the result of `train`."""
-    checkpointer.save(step, ts, meta, scores)
-    checkpointer.wait()
+    watchdog.sees('a checkpoint')
+    with progress.goodput.spent('checkpointing'):
+      checkpointer.save(step, ts, meta, scores)
+      checkpointer.wait()
     progress.note(
       f'{stop.name}: step {step:,} is saved; run the command again to go on.'
     )
@@ -210,20 +222,23 @@ def train(
 
   # ---- Loop ------------------------------------------------------------------
   scores = {}  # The scores of the last step, if it was evaluated.
-  with stop.listening(), Ahead() as ahead:
-    ahead.start(functools.partial(reader.batch, first))
-    if not judge.make_up_for(first, ts, checkpointer):
+  with stop.listening(), watchdog, Ahead() as ahead:
+    ahead.start(functools.partial(_read, reader, first))
+    if (first and is_judged(first)) and not judge.make_up_for(
+      first, ts, checkpointer.directory
+    ):
       return ts, EXIT_PREEMPTED
     reporter.resume()
     for step in range(first, settings.train_steps):
       done = step + 1
-      batch = _read_ahead(ahead, stop, reader, progress, done)
+      batch = _read_ahead(ahead, stop, reader, progress, watchdog, done)
       if batch is None:
         reporter.flush()
         return leave(step, scores)
-      ahead.start(functools.partial(reader.batch, done))
+      ahead.start(functools.partial(_read, reader, done))
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
+      failpoints.reach('run.step')
       amount = program.total(objective.amount, batch)
       reporter.step_started(done, device_metrics, amount)
       checkpointer.check()
@@ -232,7 +247,7 @@ def train(
       # A signal may come at any moment. We ask once, so that all uses agree.
       is_stopped = stop.reached(done)
       is_saved = is_last or is_stopped or done % settings.save_period == 0
-      is_due, scores = judge.is_due(done), {}
+      is_due, scores = is_judged(done), {}
       if not (is_saved or is_due):
         continue
       reporter.flush()
@@ -243,11 +258,20 @@ def train(
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:
-        checkpointer.save(done, ts, meta, scores)
+        watchdog.sees('a checkpoint')
+        with progress.goodput.spent('checkpointing'):
+          checkpointer.save(done, ts, meta, scores)
 
     # ---- End -----------------------------------------------------------------
-    checkpointer.wait()
+    watchdog.sees('a checkpoint')
+    with progress.goodput.spent('checkpointing'):
+      checkpointer.wait()
   return ts, 0
+
+
+def _read(reader: TrainingData, step: int) -> Batch:
+  failpoints.reach('run.read')
+  return reader.batch(step)
 
 
 def _read_ahead(
@@ -255,79 +279,20 @@ def _read_ahead(
   stop: _Stop,
   reader: TrainingData,
   progress: Progress,
+  watchdog: Watchdog,
   step: int,
 ) -> Batch | None:
   """The batch of a step, or None if a signal came before the batch was read.
 
   It also reports the records that could not be read.
   """
+  watchdog.sees('the data')
   try:
-    return ahead.result(lambda: stop.is_set)
+    with progress.goodput.spent('loading'):
+      return ahead.result(lambda: stop.is_set)
   finally:  # Also after an error, since unreadable records may be its cause.
+    watchdog.sees('the devices')
     progress.quarantine(step, reader.quarantine)
-
-
-class _Judge:
-  """Makes all evaluations of a step."""
-
-  def __init__(
-    self,
-    evaluations: dict[str, Evaluation],
-    settings: Settings,
-    program: Program,
-    progress: Progress,
-    stop: _Stop,
-    meta: dict[str, Any],
-  ):
-    self._evaluations = evaluations
-    self._settings = settings
-    self._program = program
-    self._progress = progress
-    self._stop = stop
-    self._meta = meta
-
-  def is_due(self, step: int) -> bool:
-    """Whether an evaluation follows after `step` steps."""
-    return bool(self._evaluations) and self._settings.is_evaluated(step)
-
-  def scores(self, step: int, ts: TrainState) -> dict[str, float]:
-    """Evaluates, and returns the ranking metric; {} after a signal."""
-    results = {}
-    for name, evaluation in self._evaluations.items():
-      results[name] = evaluation.metrics(
-        self._program, ts, lambda: self._stop.is_set
-      )
-      if self._stop.is_set:
-        return {}
-    scores = {name: e.score for name, e in self._evaluations.items()}
-    held_out = self._meta.get('held_out')
-    self._progress.evaluation(step, results, scores, held_out)
-    return _ranking_score(self._evaluations, results)
-
-  def make_up_for(self, step: int, ts: TrainState, checkpointer: Saver) -> bool:
-    """Evaluates the restored step if this is missing; False after a signal."""
-    if not (step and self.is_due(step)) or self._progress.has_evaluation(step):
-      return True
-    scores = self.scores(step, ts)
-    if scores:
-      place = checkpointer.directory / str(step)
-      listing.add_metrics(place, scores, self._meta.get('ranked_on'))
-    return bool(scores)
-
-
-def _ranking_score(
-  evaluations: dict[str, Evaluation], results: dict[str, dict[str, Any]]
-) -> dict[str, float]:
-  """{name: value} of the first evaluation's score."""
-  first = next(iter(evaluations))
-  name = evaluations[first].score.name
-  if name not in results[first]:
-    raise ValueError(
-      f"The evaluation '{first}' ranks checkpoints by '{name}', which is not"
-      f' among its metrics {sorted(results[first])}: return it, or name another'
-      ' metric as its score.'
-    )
-  return {name: results[first][name]}
 
 
 class _Reporter:

@@ -4,7 +4,8 @@
 source of pictures, and a module that calls `add` for this folder. Each source
 gets two tasks. `draw_NAME` reads a sentence and predicts the codes one by one.
 `describe_NAME` reads the codes as a block and predicts the sentence. The
-mixture `NAME_both` has both tasks with the same rate.
+mixture `NAME_both` has both tasks with the same rate. If there are several
+sources, the mixture `pictures` has the tasks of all of them.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ from moe.data.records import Feature
 from moe.data.store import LENGTHS, MANIFEST, RECORDS, Store, is_store
 from tasks import codes, registry
 
+# Name of the mixture of all sources, if there are several.
+ALL = 'pictures'
 # This entry of a store's manifest has the hash of the image tokenizer.
 TOKENIZER = 'image_tokenizer'
 # Number of records that are read at a time.
@@ -94,32 +97,37 @@ def add(directory: str | os.PathLike) -> list[str]:
     for path in sorted(root.iterdir())
     if path.is_dir() and CodeSource(str(path)).splits
   }
-  hashes = {
-    Store(os.path.join(source.directory, split)).manifest[TOKENIZER]
+  manifests = [
+    Store(os.path.join(source.directory, split)).manifest
     for source in sources.values()
     for split in source.splits
-  }
-  if len(hashes) != 1:
+  ]
+  made_by = {(m[TOKENIZER], tuple(m['grid'])) for m in manifests}
+  if len(made_by) != 1:
     raise ValueError(
       f'{root} must hold the codes of one tokenizer, got'
-      f' {len(hashes) or "none"}: write them again with `python -m'
+      f' {len(made_by) or "none"}: write them again with `python -m'
       ' launch.images encode`.'
     )
-  sha256 = hashes.pop()
+  sha256, grid = made_by.pop()
   for name, source in sources.items():
     codes.add_task(
       f'draw_{name}',
       source,
       drawing,
       ('inputs', 'targets'),
-      {'targets': Feature('image', tokenizer=sha256)},
+      {'targets': Feature('image', tokenizer=sha256, grid=grid)},
     )
     codes.add_task(
       f'describe_{name}',
       source,
       description,
       ('inputs', 'targets'),
-      {'inputs': Feature('image', is_block=True, tokenizer=sha256)},
+      {'inputs': Feature('image', True, sha256, grid)},
     )
     registry.add_mixture(f'{name}_both', [f'draw_{name}', f'describe_{name}'])
-  return [f'{name}_both' for name in sources]
+  if len(sources) == 1:
+    return [f'{name}_both' for name in sources]
+  both = [f'{verb}_{name}' for name in sources for verb in ('draw', 'describe')]
+  registry.add_mixture(ALL, both)
+  return [*(f'{name}_both' for name in sources), ALL]

@@ -6,6 +6,7 @@ is read.
 """
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -57,6 +58,27 @@ def decode(data: bytes, name: str) -> np.ndarray:
   # files, even SyntaxError.
   except Exception as error:
     raise _damaged(name, error) from error
+
+
+def read(path: str | os.PathLike, size: int) -> np.ndarray:
+  """A picture file as uint8 [size, size, 3].
+
+  Args:
+    path: of the file.
+    size: pixels of height and width.
+
+  Raises:
+    ValueError: if it is missing, or as `decode` raises it.
+  """
+  try:
+    with open(path, 'rb') as file:
+      # One byte more than allowed shows that a file is too large.
+      data = file.read(_MAX_BYTES + 1)
+  except OSError as error:
+    raise ValueError(
+      f'The picture {path} must be readable, got {error.strerror}.'
+    ) from error
+  return fit(decode(data, str(path)), size)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -8,6 +8,7 @@ scene a sentence gets right.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 COLOURS = {
   '紅': (220, 40, 40),
@@ -101,6 +102,21 @@ class Scene:
     return found | rest[self.kind]
 
 
+def of_facts(facts: Mapping[str, str | int]) -> Scene:
+  """The scene of a picture, from the facts that are stored with it."""
+  things = tuple(
+    Thing(facts[f'colour_{n}'], facts[f'form_{n}'], facts[f'size_{n}'])
+    for n in range(2)
+    if f'colour_{n}' in facts
+  )
+  return Scene(
+    things,
+    facts.get('place', ''),
+    facts.get('relation', ''),
+    facts.get('number', 1),
+  )
+
+
 # Kind of scene -> sentence templates. `caption` fills them in, and `read`
 # matches a sentence against them.
 TEMPLATES = {
@@ -183,6 +199,21 @@ def agreement(text: str, scene: Scene) -> dict[str, bool]:
     said = described.attributes
     right = {k: said[k] == v for k, v in scene.attributes.items()}
   return {**right, 'all': all(right.values())}
+
+
+def agreement_with_facts(
+  text: str, facts: Mapping[str, str | int]
+) -> dict[str, bool]:
+  """Which attributes of a picture a sentence gets right, and whether all.
+
+  Args:
+    text: a sentence.
+    facts: those of a scene, or `name`, which the sentence must then hold.
+  """
+  if 'kind' in facts:
+    return agreement(text, of_facts(facts))
+  is_right = str(facts.get('name', '')) in text and bool(text)
+  return {'all': is_right}
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -172,8 +172,8 @@ def test_a_row_ends_before_a_block_that_it_cannot_hold():
 
 
 def test_the_token_after_a_block_is_read_with_it():
-  # Tokens 5 to 7 are a block. Place 8 reads token 7, so it belongs to the
-  # block.
+  # Tokens 5 to 7 are a block. Place 8 reads token 7, so place 8 belongs to the
+  # block, too.
   assert cuts_of([20], 8, [[0, 5, 8, 0]]) == [(0, 5), (5, 8), (13, 7)]
   assert cuts_of([20], 8, [[0, 4, 7, 0]]) == [(0, 8), (8, 8), (16, 4)]
 

@@ -10,6 +10,7 @@ import pytest
 
 from moe.data.packing import load_pack_plan
 from moe.data.reader import Reader, eval_batches
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.modalities.ids import IdSpace
 from tests.data import mixed
@@ -101,6 +102,14 @@ def test_batches_depend_on_seed_and_step_alone(make_store):
   second = Reader([directory], [1], 8, 2, seed=5)
   for step in (6, 0, 3):
     assert_same(first.batch(step), second.batch(step))
+
+
+def test_skipped_batches_are_left_out_and_no_other_row_changes(make_store):
+  store = make_store(TEXTS)
+  whole, without = (Reader([store], [1], 4, 2, seed=3) for _ in range(2))
+  without.skips = Skips(((1, 3),))
+  for step, number in enumerate([0, 3, 4, 5]):
+    assert_same(without.batch(step), whole.batch(number))
 
 
 def test_another_seed_gives_another_order(make_store):
@@ -234,7 +243,7 @@ def test_evaluation_refuses_a_token_beyond_the_vocabulary(make_store):
 def test_too_many_bad_records_are_an_error(make_store, damage):
   directory = make_store(['白日'] * 10)
   damage(directory, 3)
-  # One bad record of ten is more than the default limit of one in ten thousand.
+  # The default limit is one bad record in ten thousand.
   reader = Reader([directory], [1], 40, 1, 0)
   with pytest.raises(ValueError, match='at most 0.001 of 10 records'):
     reader.batch(0)
@@ -320,6 +329,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from moe.data.reader import Reader, eval_batches
+from moe.data.skips import Skips
 from moe.data.verify import verify
 directory = {str(make_store(TEXTS))!r}
 assert Reader([directory], [1], 8, 2, 0).batch(0).targets.any()

@@ -22,6 +22,9 @@ class Echo:
     hidden = jax.nn.one_hot(batch.tokens, SIZE)
     return Outputs(hidden, state, cache, {}, {})
 
+  def restrict(self, logits, targets):
+    return logits
+
   def head(self, params, hidden, section=None):
     return jnp.log(jnp.where(hidden > 0, 1 / 2, 1 / (2 * (SIZE - 1))))
 
@@ -76,7 +79,8 @@ def test_only_the_continuation_costs_nats():
 
 
 def test_a_long_context_loses_its_left_end():
-  # The context has 7 tokens. Of all 12 tokens the last 8 are targets.
+  # The context has 10 tokens, the continuation 2. The window has 8 tokens, so
+  # it leaves out the first 4 tokens of the context.
   (window,) = choices.request_windows(
     0, request(range(3, 13), [13, 14]), Context(8, 4, 2)
   )
@@ -105,6 +109,9 @@ def test_rolling_windows_score_every_token_once():
 
 def test_a_broken_model_is_refused():
   class Broken(Echo):
+    def restrict(self, logits, targets):
+      return logits
+
     def head(self, params, hidden, section=None):
       return jnp.full((*hidden.shape[:-1], SIZE), jnp.nan)
 

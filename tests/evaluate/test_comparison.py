@@ -29,7 +29,8 @@ def test_every_resample_is_a_ratio_of_sums():
 
 
 def test_equal_gains_leave_no_doubt():
-  # Every document is better by 1 bit in 2 characters, so every resample is too.
+  # The first model needs 1 bit less for each document of 2 characters. So the
+  # difference is -0.5 bits per character in every resample.
   chars = np.full(10, 2)
   result = compare(np.arange(10) * LN2, (np.arange(10) + 1) * LN2, chars)
   assert (result.low, result.difference, result.high) == pytest.approx(
@@ -44,18 +45,18 @@ def test_pairing_removes_what_documents_have_in_common():
   result = compare(
     hard + rng.normal(-1, 0.1, 400), hard + rng.normal(0, 0.1, 400), [1] * 400
   )
-  # The standard deviation of a difference is sqrt(2) / 10 nats. That of their
-  # mean over 400 documents is 0.00707 nats, or 0.0102 bits. So the interval is
-  # about 4 x 0.0102 wide, although the documents' own nats have a deviation of
-  # 50.
+  # The standard deviation of a difference is sqrt(2) / 10 nats. The mean of 400
+  # differences has the standard deviation sqrt(2) / 10 / 20 = 0.00707 nats, or
+  # 0.0102 bits. So the interval is about 4 x 0.0102 wide, although the nats of
+  # the documents have a standard deviation of 50.
   assert result.low < -1 / LN2 < result.high
   assert result.high - result.low == pytest.approx(0.04, abs=0.008)
 
 
 def test_the_interval_is_the_normal_one_for_many_documents():
   # Half of the differences are 0 bits, half are 2 bits, for 1 character each.
-  # The mean is 1 and the deviation 1, so the interval is 1 +- 1.96 / sqrt(400)
-  # = 1 +- 0.098.
+  # The mean and the standard deviation are 1. So the 95% interval of the mean
+  # of 400 documents is 1 +- 1.96 / sqrt(400) = 1 +- 0.098.
   bits = np.tile([0, 2], 200)
   result = compare(bits * LN2, np.zeros(400), np.ones(400))
   assert result.low == pytest.approx(1 - 0.098, abs=0.01)

@@ -24,6 +24,9 @@ class Uniform:
     hidden = jnp.zeros((*batch.tokens.shape, 1))
     return Outputs(hidden, state, cache, {}, {})
 
+  def restrict(self, logits, targets):
+    return logits
+
   def head(self, params, hidden, section=None):
     return jnp.zeros((*hidden.shape[:-1], VOCAB_SIZE))
 
@@ -234,12 +237,15 @@ def test_a_context_that_skips_tokens_is_refused(context, message):
 def test_models_that_compare_equal_keep_their_own_scores():
   @dataclasses.dataclass(frozen=True)
   class Configured(Uniform):
-    """Equal to every other one, as models made by gin are when compared."""
+    """Any two instances are equal, as are models that gin has made."""
 
     size: dataclasses.InitVar[int]
 
     def __post_init__(self, size):
       object.__setattr__(self, '_size', size)
+
+    def restrict(self, logits, targets):
+      return logits
 
     def head(self, params, hidden, section=None):
       return jnp.zeros((*hidden.shape[:-1], self._size))

@@ -54,9 +54,9 @@ def test_an_unseen_context_falls_back_to_the_lower_order():
 
 
 def test_probabilities_of_all_symbols_sum_to_one():
-  # A held-out text of one character x has probability P(x) P(end). P(x) must
-  # sum to 1 over all x, seen and unseen. Bits per character are then bits per
-  # text.
+  # A held-out text of one character x has probability P(x) P(end), and its bits
+  # per character are the bits of the whole text. P(x) must sum to 1 over all
+  # symbols x, seen and unseen.
   train = ['abac', 'ba']
   end = 2 ** -ngram_bits(train, ['a'], 1)
   p_a = end  # P(a) P(end)

@@ -1,5 +1,7 @@
 """Measures of verse: form, tones, rhyme, copied runs and variety."""
 
+import pathlib
+
 import pytest
 
 from moe.evaluate import verse
@@ -85,3 +87,28 @@ def test_the_longest_copied_run_and_distinct_pairs():
   assert verse.longest_copied_run('春眠不覺曉', '他眠不覺。覺曉') == 3
   # The pairs are ab, ba and ab, so 2 of 3 are different.
   assert verse.distinct(['abab']) == pytest.approx(2 / 3)
+
+
+CLASSES = {'白': 'colour', '黃': 'colour', '日': 'sky', '河': 'land'}
+
+
+@pytest.mark.parametrize(
+  ('up', 'down', 'found'),
+  [('白日依', '黃河入', (1, 2)), ('依', '入', (0, 0)), ('白', '入', (0, 1))],
+)
+def test_word_classes_agree_where_one_of_them_is_known(up, down, found):
+  assert verse.class_agreement(up, down, CLASSES) == found
+
+
+def test_no_character_has_two_word_classes():
+  lines = pathlib.Path(verse.__file__).with_name('word_classes.txt')
+  text = lines.read_text(encoding='utf-8').splitlines()
+  characters = ''.join(x.split()[1] for x in text if x[:1] != '#')
+  assert len(characters) == len(set(characters)) == len(verse.load_classes())
+
+
+def test_sentence_ends_share_the_rhyme_that_most_of_them_have():
+  lyric = '平風。仄平，星。光。仄星。'
+  # 風 and 星 are of the class 庚, 光 is not: 3 of 4.
+  assert verse.shared_rhyme(lyric, readings) == 0.75
+  assert verse.shape_of(lyric) == (2, 2, 1, 1, 2)

@@ -239,8 +239,8 @@ class Told:
 
 def test_the_model_is_told_the_extras_of_each_token_it_reads():
   write = decode.build_writer(Told(), Sampling(0.0), EOS)
-  # The prompts have two tokens and one. The model only sees extras, so it
-  # predicts the right numbers only if each token gets its own extra.
+  # The first prompt has two tokens, the second has one. The model only sees
+  # extras, so it predicts the right numbers only if each token gets its own.
   prompts = [
     decode.RowPrompt([3, 3], FREE, (), {'row': np.array([4, 5, 6, 7, EOS])}),
     decode.RowPrompt([3], FREE, (), {'row': np.array([8, 9, EOS])}),

@@ -50,15 +50,15 @@ def test_top_k_keeps_exactly_k_of_equally_likely_tokens():
 
 
 def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
-  # The token with 1/2 alone reaches 0.5. For 0.51 that with 1/4 is needed, too.
+  # The token with 1/2 alone reaches 0.5. For 0.51 the one with 1/4 is needed.
   assert probs(Sampling(top_p=0.5)).tolist() == [0, 0, 1, 0]
   expected = np.array([1, 0, 2, 0]) / 3
   np.testing.assert_allclose(probs(Sampling(top_p=0.51)), expected, rtol=1e-6)
 
 
 def test_top_p_counts_what_top_k_left():
-  # top_k=2 leaves two tokens with 2/3 and 1/3. So the first one reaches 0.6,
-  # which it would not with its original 1/2.
+  # top_k=2 leaves two tokens, and their probabilities become 2/3 and 1/3. So
+  # the first one alone reaches 0.6. With its original 1/2 it would not.
   assert probs(Sampling(top_k=2, top_p=0.6)).tolist() == [0, 0, 1, 0]
 
 

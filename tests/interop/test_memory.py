@@ -3,20 +3,26 @@
 import gc
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from launch.configs import configuration
+from moe.checkpoint import hugging_face as arrays_lib
+from moe.checkpoint import hugging_face_files, restore
 from moe.models import hugging_face as sizes_lib
 from moe.models.functional import Functional
 from moe.objectives import language
-from moe.runs import hugging_face
+from moe.runs import build, hugging_face, trained
 
+ROOT = pathlib.Path(__file__).parents[2]
 MIB = 2**20
-SHARD = 64 * MIB
-# The model has 560 MiB. No array exceeds the largest size of a file.
+SHARD = 96 * MIB
+# The model has 447 MiB. No array exceeds the largest size of a file.
 SIZES = {
   'VOCAB_SIZE': 16_000,
   'D_MODEL': 1024,
@@ -59,7 +65,7 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
     lambda s: jnp.full(s.shape, 0.5, s.dtype), jax.eval_shape(init)
   )
   size = sum(a.nbytes for a in jax.tree.leaves(jax.block_until_ready(params)))
-  assert size > 8 * SHARD
+  assert size > 4 * SHARD
   config = sizes_lib.to_config(run.model, 128, 'float32')
   (tmp_path / 'config.json').write_text(json.dumps(config))
   before = start()
@@ -81,3 +87,85 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
   )
   jax.block_until_ready(read)
   assert memory('VmHWM') - before < size + 2 * SHARD
+
+
+# Four files for a model of 2 GB.
+COMMAND_SHARD = 512 * MIB
+# 17 layers of this are 1,962 MiB, and most of that is three arrays of ours.
+LAYER = {
+  'vocab_size': 16_000,
+  'hidden_size': 1024,
+  'intermediate_size': 2048,
+  'num_attention_heads': 8,
+  'num_key_value_heads': 4,
+  'head_dim': 128,
+  'max_position_embeddings': 128,
+  'rms_norm_eps': 1e-6,
+  'model_type': 'qwen3_moe',
+  'num_experts': 8,
+  'num_experts_per_tok': 2,
+  'moe_intermediate_size': 1024,
+  'norm_topk_prob': True,
+}
+
+
+def write_model(directory, vocabulary, **sizes):
+  """A model directory with equal weights; returns its bytes."""
+  directory.mkdir()
+  text = json.dumps(LAYER | sizes)
+  (directory / 'config.json').write_text(text)
+  (directory / 'tokenizer.model').write_bytes(vocabulary.read_bytes())
+  imported = hugging_face.read_config(str(directory))
+  run = configuration.read(*imported.as_gin([])).run
+  _, table, mesh = build.place_model(run, jax.devices()[:1])
+  shapes = restore.leaves(trained.placed_shapes(run, table, mesh)['params'])
+  tensors = arrays_lib.plan(
+    'qwen3_moe', {path: shape.shape for path, shape in shapes.items()}, False
+  )
+  arrays = {
+    path: np.broadcast_to(np.float32(0.01), shape.shape)
+    for path, shape in shapes.items()
+  }
+  hugging_face_files.save(directory, tensors, arrays, 'F32', COMMAND_SHARD)
+  return sum(shape.size * 4 for shape in shapes.values())
+
+
+# The commands run in processes of their own, which print their peak.
+PEAK = f"""
+import pathlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+from launch import convert
+assert convert.main(sys.argv[1:]) == 0
+for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+  if line.startswith('VmHWM'):
+    print(int(line.split()[1]) * 1024)
+"""
+
+
+def peak(*words):
+  """Bytes that `launch.convert` needs at its peak."""
+  command = [sys.executable, '-c', PEAK, *map(str, words)]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  return int(done.stdout.split()[-1])
+
+
+@pytest.mark.nightly
+def test_whole_commands_need_two_files_beside_a_model_of_2_gb(
+  run_directory, tmp_path
+):
+  vocabulary = run_directory / 'vocabulary.model'
+  least = {'hidden_size': 16, 'num_hidden_layers': 1, 'vocab_size': 2000}
+  peaks, size = {}, 0
+  for name, sizes in (('tiny', least), ('large', {'num_hidden_layers': 17})):
+    theirs, ours = tmp_path / name, tmp_path / f'{name}_run'
+    size = write_model(theirs, vocabulary, **sizes)
+    shard = f'--shard_gib={COMMAND_SHARD / 2**30}'
+    peaks[name] = (
+      peak('from-hf', theirs, ours, '--gin.MESH_DATA=1'),
+      peak('to-hf', ours, tmp_path / f'{name}_again', shard),
+    )
+  assert size > 1900 * MIB
+  for large, tiny in zip(peaks['large'], peaks['tiny'], strict=True):
+    beside = large - tiny - size
+    print(f'{beside / MIB:,.0f} MiB beside a model of {size / MIB:,.0f} MiB')
+    assert beside < 2 * COMMAND_SHARD

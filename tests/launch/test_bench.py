@@ -138,3 +138,11 @@ def test_help_needs_no_jax():
     'except SystemExit: sys.exit("jax" in sys.modules)\n'
   )
   assert subprocess.run([sys.executable, '-c', program]).returncode == 0
+
+
+@pytest.mark.slow
+def test_muon_is_compared_with_adamw_in_time_and_in_flops(capsys):
+  argv = ['step', '--compare=muon', '--rounds=2', '--json', *STEP]
+  adamw, muon = report_of(capsys, *argv)['runs']
+  assert adamw['name'] == 'AdamW'
+  assert float(muon['name'].split()[1]) > 1  # times the FLOPs of AdamW's step

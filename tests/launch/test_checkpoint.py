@@ -91,3 +91,11 @@ def test_help_needs_no_jax(module):
   start = time.perf_counter()
   subprocess.run([sys.executable, '-c', program], check=True)
   assert time.perf_counter() - start < 5
+
+
+def test_rewind_makes_an_earlier_step_the_newest(copy, capsys):
+  command_line = ['rewind', str(copy), '--to=5', '--skip=7:9']
+  assert command.main(command_line) == 0
+  assert 'batches 6 to 7 are left out' in capsys.readouterr().err
+  assert command.main(['list', str(copy)]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 2

@@ -10,8 +10,9 @@ from launch import convert
 from launch.configs import configuration
 from moe.checkpoint import hugging_face_files, safetensors_file
 from moe.checkpoint.restore import leaves
+from moe.evaluate import score
 from moe.infer import decode
-from moe.runs import trained
+from moe.runs import model_card, scorecard, trained
 
 SMALL = 4e-6  # Largest size of a file in GiB, which is 4.3 kB.
 
@@ -105,6 +106,21 @@ def test_the_card_says_size_data_and_limits(exported):
     '## Cite',
   ):
     assert words in card
+
+
+def test_the_card_has_the_scores_and_licences_of_a_stored_scorecard(
+  run_directory, monkeypatch
+):
+  licences = [('weights', 'Apache-2.0'), ('builtin', 'no rights reserved')]
+  one = score.Score('acc', 0.25, 0.2, 0.3, n=8, unit='share').as_json()
+  entries = [{'name': 'wsc273', 'metrics': [one]}]
+  measured = {'licences': licences, 'benchmarks': entries, 'readings': []}
+  measured |= {'languages': [], 'loss': {}}
+  monkeypatch.setattr(scorecard, 'stored', lambda workdir, step: measured)
+  run = configuration.load_run(str(run_directory))
+  card = model_card.card(run, 'qwen3_moe', 'folder')
+  assert '| wsc273: acc | 0.2500 (0.2000 to 0.3000) share, n = 8 |' in card
+  assert '| licence of builtin | no rights reserved |' in card
 
 
 def test_fused_experts_are_the_same_weights(run_directory, exported, tmp_path):

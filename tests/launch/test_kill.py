@@ -1,15 +1,23 @@
-"""A run that is killed many times ends with exactly the same state."""
+"""A run that is killed many times ends with exactly the same state.
+
+tests/train/test_kill.py does the same with a toy, which starts sooner.
+"""
 
 import contextlib
 import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+
+from moe import failpoints
+from moe.train import goodput
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOW_MEMORY = [
@@ -79,8 +87,7 @@ def wait_for_step(process, workdir, step):
 @pytest.mark.parametrize(
   'formats, steps, num_kills',
   [
-    pytest.param(LOW_MEMORY, 40, 1, id='once', marks=pytest.mark.slow),
-    pytest.param([], 200, 10, id='float32', marks=pytest.mark.nightly),
+    pytest.param([], 200, 20, id='float32', marks=pytest.mark.nightly),
     pytest.param(
       LOW_MEMORY, 200, 3, id='low_memory', marks=pytest.mark.nightly
     ),
@@ -90,11 +97,11 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   pytest.importorskip('seqio')
   env = environment(tmp_path / 'cache')
 
-  def run(workdir):
+  def run(workdir, request=''):
     return subprocess.Popen(
       command(workdir, steps, formats),
       cwd=ROOT,
-      env=env,
+      env=env | ({failpoints.VARIABLE: request} if request else {}),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
     )
@@ -105,8 +112,13 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
 
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   finish(run(whole))
-  rng = random.Random(0)
+  for place in ('run.start', 'run.compile', 'file.written'):
+    process = run(killed, f'{place}=kill')
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+  rng, wall = random.Random(0), 0.0
   for step in sorted(rng.sample(range(1, steps), num_kills)):
+    begin = time.monotonic()
     process = run(killed)
     wait_for_step(process, killed, step)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -114,10 +126,20 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
       process.communicate(timeout=rng.uniform(0.0, 0.05))
     process.kill()
     process.communicate()
+    wall += time.monotonic() - begin
+  begin = time.monotonic()
   finish(run(killed))
+  wall += time.monotonic() - begin
   expected, got = (final_arrays(w, steps) for w in (whole, killed))
   assert expected.keys() == got.keys()
   different = [k for k in expected if not np.array_equal(expected[k], got[k])]
   assert not different
   assert records(whole / 'log.jsonl') == records(killed / 'log.jsonl')
   assert records(whole / 'eval.jsonl') == records(killed / 'eval.jsonl')
+  assert not [path for path in killed.rglob('*') if 'tmp' in path.name]
+  # The first kills come before the time of an attempt is written anywhere.
+  spent = goodput.summary(goodput.read(killed))
+  assert len(spent['attempts']) == num_kills + 1 + 2
+  counted = sum(sum(a.values()) for a in spent['attempts'][2:])
+  assert counted == pytest.approx(wall, rel=0.01)
+  assert spent['parts']['lost'] > 0

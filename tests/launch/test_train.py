@@ -31,10 +31,9 @@ def refuse(*args, **options):
 
 @pytest.fixture
 def run_main(monkeypatch, tmp_path, capfd):
-  """Runs launch.train, which fails if it tokenises or compiles.
+  """Runs launch.train, which must not tokenise, compile or train a vocabulary.
 
-  Nor may it train a vocabulary. The child process that looks up tasks is
-  replaced by a call in this process.
+  The child process that looks up tasks is replaced by a call in this process.
   """
   real_build = build.build
 

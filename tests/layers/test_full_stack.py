@@ -209,7 +209,7 @@ def whole(router, dispatcher):
   """(loss of every expert on every token, kept rows, plan)."""
   module = make(router, dispatcher)
   given = variables(router)
-  gate = module.make_router()
+  gate = module.anatomy().router
   state = given.get('state', {}).get('router', {})
   groups = lambda a: jnp.asarray(a).reshape(-1, M, *a.shape[2:])
   index_G = jnp.arange(B * T // M, dtype=jnp.int32)
@@ -218,7 +218,7 @@ def whole(router, dispatcher):
   def routed(params, x_GMD):
     logits_GME = jnp.einsum(
       'GMD,DE->GME',
-      gate.perturb(x_GMD, keys_G, True),
+      gate.perturb(x_GMD, keys_G) if gate.jitter else x_GMD,
       params['router'],
       precision='highest',
     )
@@ -382,9 +382,9 @@ def refusal(name) -> str:
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   layout = rules.layout(rules.table('standard'), mesh)
   options = dict(num_experts=E, expert_d_ff=F, group_size=M, layout=layout)
-  module = layer(**{**options, **getattr(layer, 'keywords', {})})
   with jax.set_mesh(mesh):
     try:
+      module = layer(**{**options, **getattr(layer, 'keywords', {})})
       jax.eval_shape(
         P(module.init, train=True), jax.random.key(0), tokens(), INFO
       )

@@ -15,7 +15,8 @@ from moe.types import Cache, TokenBatch
 N, H, ROPE, V, D = 4, 6, 4, 5, 16
 QUERY_RANK, KV_RANK = 12, 8
 LAYER = LatentAttention(N, QUERY_RANK, KV_RANK, H, ROPE, V)
-# Two documents and padding; one document with a block of tokens 2 to 4.
+# Row 0 has two documents and padding. Row 1 has one document. Its tokens 2 to 4
+# are a block.
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1] * 8], np.int32)
 BLOCKS = np.array([[0] * 8, [0, 0, 7, 7, 7, 0, 0, 0]], np.int32)
 B, T = SEGMENTS.shape

@@ -334,6 +334,11 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
   assert moe_layer.tokens_per_group(length) == size
 
 
+def divided(sizes):
+  """The devices that divide the sequences of a batch, and those of tokens."""
+  return sizes.get('data', 1), sizes.get('context', 1)
+
+
 @pytest.mark.parametrize(
   'batch, length, group_size, sizes',
   [
@@ -343,14 +348,15 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
   ],
 )
 def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
-  moe_layer.check_groups(batch, length, group_size, layout(**sizes))
+  moe_layer.check_groups(batch, length, group_size, *divided(sizes))
 
 
 @pytest.mark.parametrize(
   'batch, length, group_size, sizes, message',
   [
     (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
-    # A group is 1.5 rows, or 4 rows on devices with 2, or a row cut in half.
+    # In these three cases, a group is 1.5 rows; or 4 rows, but a device has 2;
+    # or a row, but a device has half of it.
     (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),
     (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),
     (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),
@@ -362,7 +368,7 @@ def test_groups_that_do_not_fit_are_refused(
   batch, length, group_size, sizes, message
 ):
   with pytest.raises(ValueError, match=message):
-    moe_layer.check_groups(batch, length, group_size, layout(**sizes))
+    moe_layer.check_groups(batch, length, group_size, *divided(sizes))
 
 
 @pytest.mark.parametrize(
@@ -380,9 +386,8 @@ def test_groups_that_do_not_fit_are_refused(
   ],
 )
 def test_experts_that_do_not_divide_by_the_mesh_are_refused(sizes, message):
-  module = make(layout=layout(**sizes))
   with pytest.raises(ValueError, match=message):
-    module.init(jax.random.key(0), tokens(), info(), train=False)
+    make(layout=layout(**sizes))
 
 
 def test_replicated_tokens_are_refused_in_training_where_they_are_divided():
@@ -419,8 +424,8 @@ def test_a_rest_of_a_group_is_filled_up_with_padding():
 def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
   batch, length
 ):
-  # Groups have 4 tokens. In the cases a row has two groups, groups are on only
-  # 4 of 8 devices, a group spans two rows, or there are only 12 tokens.
+  # Groups have 4 tokens. There are four cases: a row has two groups; only 4 of
+  # 8 devices have groups; a group spans two rows; there are only 12 tokens.
   x_BTD = tokens()[:batch, :length]
   valid = np.ones((batch, length), bool)
   params, _ = compiled(train=False, router=CHOICE)
@@ -510,6 +515,18 @@ def test_choices_that_a_router_takes_out_count_as_dropped():
     {'params': params}, tokens(), info(valid)
   )
   assert tuple(map(float, outputs.metrics['dropped'])) == (48, 64)
+
+
+def test_jitter_is_left_out_in_evaluation():
+  module = make(router=P(gates.Switch, jitter=0.5), top_k=1)
+  params, _ = compiled(dispatch=TIGHT)
+  draws = {}
+  for train in (False, True):
+    run = lambda x, train=train: module.apply(
+      {'params': params}, x, info(), train
+    )
+    draws[train] = 'random_bits' in str(jax.make_jaxpr(run)(tokens()))
+  assert draws == {False: False, True: True}
 
 
 def test_groups_are_checked_in_training():

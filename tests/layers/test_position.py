@@ -73,9 +73,9 @@ def test_yarn_keeps_fast_pairs_and_slows_slow_ones_down():
   # There are 64 features, so 32 pairs, with base 10000. Within the original
   # length of 128, pair i turns 128 / (2 pi 10000 ** (i / 32)) times. Pair 0
   # turns 20.4 times, which is more than beta_fast = 8; pair 31 turns less than
-  # once. So the pairs up to floor(32 ln(128 / (16 pi)) / ln 10000) = 3 are
-  # unchanged. The pairs from ceil(32 ln(128 / (2 pi)) / ln 10000) = 11 on turn
-  # 4 times slower.
+  # once. Pair floor(32 ln(128 / (16 pi)) / ln 10000) = 3 and all earlier pairs
+  # do not change. Pair ceil(32 ln(128 / (2 pi)) / ln 10000) = 11 and all later
+  # pairs turn 4 times slower.
   rope = Rope(scaling='yarn', factor=4.0, original_length=128, beta_fast=8.0)
   ratio = np.asarray(rope.frequencies(64) / Rope().frequencies(64))
   np.testing.assert_allclose(ratio[:4], 1.0, rtol=1e-6)

@@ -251,5 +251,5 @@ def test_it_takes_the_place_of_the_sparse_layer_in_a_model():
       P(decoder.init_with_output), jax.random.key(0), batch
     )
     assert outputs.hidden.shape == (2, 4, factories.D_MODEL)
-  router = sparse(parent=None).make_router()
+  router = sparse(parent=None).anatomy().router
   assert router.mean_active(4) == 2 and not router.is_causal

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.layers import rigid, structure
-from moe.layers.rigid import Rigid
+from moe.layers import structure
+from moe.modalities import rigid
+from moe.modalities.rigid import Rigid
 from tests import protein_data
 
 DTYPES = {'float64': 1e-6, 'float32': 1e-4}

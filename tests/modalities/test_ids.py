@@ -110,3 +110,12 @@ def test_codes_of_two_tokenizers_share_no_space():
   assert ids.shared([IdSpace(300), plain, known]) == known
   with pytest.raises(ValueError, match='one tokenizer, got those of a1 and'):
     ids.shared([known, with_tokenizer('b2')])
+
+
+def test_every_id_has_the_number_of_its_range():
+  # Text 0-127, commands 128-255, codes from 256 on; padding is of the range
+  # before it.
+  space = IdSpace(10, command=1, image=8)
+  ids = np.array([0, 9, 127, 128, 200, 256, 383])
+  np.testing.assert_array_equal(space.range_of(ids), [0, 0, 0, 1, 1, 2, 2])
+  assert space.begin('image') == 256

@@ -108,7 +108,7 @@ def test_the_same_lines_give_the_same_file(tmp_path):
 def test_too_large_a_size_gives_what_the_corpus_supports(tmp_path, caplog):
   trained = train_vocabulary(LINES, 5000, tmp_path / 'v', 'char')
   # The vocabulary has 3 marks, the line break, 256 bytes, and each different
-  # character. The space is one of these.
+  # character. The space is one of these characters.
   different = len(set(''.join(LINES)) - {'\n'})
   assert trained.size == 260 + different
   assert f'supports {trained.size} pieces, not the 5000' in caplog.text

@@ -89,8 +89,8 @@ def test_what_is_said_is_understood(kind):
   assert imported.length == 64
   assert imported.bindings['EMBEDDING_SCALE'] == 1.0
   found = hugging_face.sizes(made)
-  # Some macros have no counterpart: a dense model has no experts, though the
-  # gin file wires them, and Mixtral has no dense layers, so no width of them.
+  # Some macros have no counterpart. A dense model has no experts, but the gin
+  # file needs values for them. Mixtral has no dense layers, so it has no D_FF.
   for macro, value in imported.bindings.items():
     if macro in found and (macro, kind) != ('D_FF', 'mixtral'):
       assert value == found[macro], macro

@@ -102,7 +102,7 @@ def own_batch(program, seed):
 
 
 class Reader:
-  """A reader of pictures; to read a certain step can trigger an event."""
+  """A reader of pictures; reading a certain step can trigger an event."""
 
   facts = {'peak': 1.0}
 

@@ -24,6 +24,7 @@ class Uniform:
   """Gives equal logits to all tokens, and keeps the arguments of its calls."""
 
   layout = Layout()
+  ids = None
   extras = (Extra('patch', (2,), 'float32'),)
 
   def apply(self, params, state, batch, rngs, train):
@@ -53,7 +54,8 @@ def test_terms_are_weighted_cross_entropy_and_the_losses_of_the_model(model):
   sums, state, metrics = language_model.loss(
     jnp.zeros(()), {}, BATCH, jax.random.key(0), True
   )
-  # 1.5 weighted tokens cost ln 8 nats each; the log-partition is ln 8 as well.
+  # Each token costs ln 8 nats, and the weights of the tokens add up to 1.5. The
+  # log-partition of each token is ln 8, too.
   np.testing.assert_allclose(sums['cross_entropy'], 1.5 * np.log(8), 1e-6)
   np.testing.assert_allclose(sums['logits_z'], 1.5 * np.log(8) ** 2, 1e-6)
   assert sums['load_balance'] == 6.0

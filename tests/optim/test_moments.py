@@ -47,8 +47,8 @@ def test_codes_are_unbiased(kind):
   x = np.broadcast_to(row, (4096, 128))
   back = np.asarray(decode(*encode(x, draws(x.shape))), 'f8')
   step = 1 / 127 if kind == 'signed' else np.abs(row) / 8
-  # The standard deviation is at most half a step, and that of the mean of 4,096
-  # rows is 64 times smaller.
+  # The standard deviation of a number is at most half a step. The standard
+  # deviation of the mean of 4,096 rows is 64 times smaller.
   assert np.all(np.abs(back.mean(axis=0) - row) < 5 * step / 2 / 64)
   assert np.all(np.abs(back - x) <= step * 1.001)
 

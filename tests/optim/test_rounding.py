@@ -23,8 +23,9 @@ def test_bits_are_uniform_and_neighbours_are_uncorrelated():
   u = bits / 2**32 - 0.5
   for dim in (0, 1):
     neighbours = np.mean(u * np.roll(u, 1, axis=dim)) * 12
-    assert abs(neighbours) < 5 / 256  # The deviation is 1 / sqrt(65,536).
-  # If draws are independent, about half a pair of equal bits is expected.
+    # The standard deviation is 1 / sqrt(65,536) = 1 / 256.
+    assert abs(neighbours) < 5 / 256
+  # Of 65,536 independent draws of 32 bits, few are equal: 0.5 pairs on average.
   assert len(np.unique(bits)) > 65_500
 
 
@@ -62,9 +63,9 @@ def test_rounding_is_unbiased_for_all_magnitudes_and_signs(scale):
   x = jnp.broadcast_to(x, (16, 8192))
   rounded = rounding.to_bfloat16(x, random_bits(x.shape)).astype(jnp.float32)
   error = np.mean(np.asarray(rounded, 'f8') - np.asarray(x, 'f8'), axis=1)
-  # The distance of bfloat16 numbers is at most 2^-7 of x, and the deviation of
-  # a rounded number at most half of that. For the mean it is divided by 90 =
-  # sqrt(N).
+  # Neighbouring bfloat16 numbers differ by at most 2^-7 of x. The standard
+  # deviation of a rounded number is at most half of that, 2^-8. The standard
+  # deviation of the mean of 8192 numbers is sqrt(8192) = 90 times smaller.
   assert np.all(np.abs(error / np.asarray(x)[:, 0]) < 5 * 2**-8 / 90)
 
 
@@ -90,8 +91,9 @@ def test_updates_below_half_a_step_of_the_format_arrive_on_average():
   after = jax.jit(lambda p: jax.lax.scan(body, p, steps)[0])(params)['w']
   assert after.dtype == jnp.bfloat16
   moved = np.asarray(after, 'f4').mean() - 1
-  # Each of 20 steps moves a number by 2^-7 with probability 1/32. The mean of
-  # 4,096 numbers is compared.
+  # Each of 20 steps moves a number by 2^-7 with probability 1/32, so the number
+  # of moves has a standard deviation of at most sqrt(20 / 32) = 0.79. The mean
+  # of 4,096 numbers has a standard deviation that is 64 times smaller.
   assert moved == pytest.approx(20 * 2**-12, abs=5 * 2**-7 * 0.79 / 64)
 
 

@@ -29,6 +29,43 @@ def test_wudao_drops_at_most_one_percent_at_uneven_loads(name):
   assert execution.expected_drops(run, WUDAO[name], 0.3) <= 0.01
 
 
+PICTURES = 'runs/wudao2_pictures_v5p_2048.gin'
+
+
+def test_groups_of_modalities_drop_alike_if_they_fit_their_tokens():
+  run = configuration.load([PICTURES], [])
+  found = execution.drops_by_modality(run, 2048, 0.3)
+  assert set(found) == {'text', 'image'}
+  assert 0 < found['text'] == found['image'] <= 0.01
+  assert execution.expected_drops(run, 2048, 0.3) == found['text']
+
+
+def test_a_modality_with_twice_the_tokens_of_its_experts_overflows():
+  # An expert has space for 1.55 times its even share. Of all tokens, 95% are
+  # codes, which get half of the experts, so these get 1.9 times that share. Of
+  # the rows of codes, 1 - 1.55 / 1.9 = 18.4% are lost, but none of text.
+  run = configuration.load([PICTURES], ['run.Data.shares=(0.05, 0.95)'])
+  found = execution.drops_by_modality(run, 2048, 0.0)
+  assert found['image'] == pytest.approx(1 - 1.55 / 1.9, abs=1e-3)
+  assert found['text'] == 0
+  wanted = 0.95 * found['image']
+  assert execution.expected_drops(run, 2048, 0.0) == pytest.approx(wanted)
+
+
+def test_experts_of_two_modalities_on_a_device_cannot_be_planned():
+  changes = ['MESH_EXPERT=128', 'MESH_FSDP=16', 'RESERVED=(254, 258)']
+  run = configuration.load([PICTURES], changes)
+  with pytest.raises(ValueError, match='must be multiples of 4'):
+    execution.drops_by_modality(run, 2048, 0.0)
+
+
+def test_without_reserved_experts_all_modalities_drop_alike():
+  run = loaded(**{'run.Data.shares': (0.25, 0.75)})
+  found = execution.drops_by_modality(run, 1, 0.3)
+  plain = execution.expected_drops(loaded(), 1, 0.3)
+  assert found == {'text': plain, 'image': plain}
+
+
 POOLED = {
   'MESH_EXPERT': 4,
   'moe_layer.MoE.exchange': '@exchange.Ragged',

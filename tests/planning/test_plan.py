@@ -110,6 +110,31 @@ def test_two_slices_exchange_gradients_over_the_network(monkeypatch, tmp_path):
   assert 'to other slices' in report.text(facts)
 
 
+@pytest.mark.nightly
+@pytest.mark.optimized
+def test_text_and_pictures_fit_2048_chips(monkeypatch, tmp_path):
+  pytest.importorskip('libtpu')
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
+  run = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], [])
+  slice_ = topology.parse('v5p:8x16x16')
+  facts = plan.plan_topology(run, slice_, plan.plan_shapes(run, slice_))
+  assert facts['headroom'] >= 0.25
+  assert facts['mfu_no_overlap'] >= 0.35
+
+
+def test_a_plan_tells_modalities_apart(facts):
+  assert 'modalities' not in facts
+  mixed = plan.plan_shapes(loaded(**{'run.Data.shares': (0.25, 0.75)}))
+  found = mixed['modalities']
+  assert {name: f['share'] for name, f in found.items()} == {
+    'text': 0.25,
+    'image': 0.75,
+  }
+  assert found['image']['drop_rate_cv03'] > found['image']['drop_rate_balanced']
+  lines = report.text(mixed).splitlines()
+  assert any('image' in line and '75.0% of tokens' in line for line in lines)
+
+
 def test_a_plan_counts_products_and_state_of_muon():
   files = [*cases.FILES, 'runs/muon.gin']
   bindings = [f'{k}={v}' for k, v in cases.MACROS.items()]

@@ -60,7 +60,14 @@ def page(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'small'
   write_run(workdir, 40)
   (workdir / 'baselines.json').write_text('{"unigram": 9.5, "bigram": 8.0}')
-  run = {'params_total': 5363200, 'params_active': 1450000, 'mesh': {'a': 2}}
+  attempts = [{'productive': 30.0, 'lost': 5.0}, {'productive': 60.0}]
+  (workdir / 'goodput.json').write_text(json.dumps({'attempts': attempts}))
+  run = {
+    'goodput': {},
+    'params_total': 5363200,
+    'params_active': 1450000,
+    'mesh': {'a': 2},
+  }
   (workdir / 'run.json').write_text(json.dumps(run))
   samples = [{'prompt': '春風', 'text': '春風又綠江南岸'}]
   (workdir / 'samples.json').write_text(json.dumps(samples))
@@ -75,6 +82,18 @@ def card(page, title):
     f'<h3>{title}</h3><b>(.*?)</b><p class="remark">(.*?)</p>', page
   )
   return found.groups()
+
+
+def test_a_table_shows_where_the_time_of_each_attempt_went(page):
+  table = page[page.index('<h2>Time</h2>') :].partition('</table>')[0]
+  rows = re.findall('<tr><td>(.*?)</tr>', table)
+  cells = [re.split('</td>(?:<td class="number">)?', row)[:-1] for row in rows]
+  assert [[r[0], r[1], r[2], r[-1]] for r in cells] == [
+    ['1', '30.0', '5.0', '35.0'],
+    ['2', '60.0', '0.0', '60.0'],
+    ['all', '90.0', '5.0', '95.0'],
+    ['share', '94.7%', '5.3%', '100.0%'],
+  ]
 
 
 def test_the_cards_show_the_numbers_of_the_log(page):

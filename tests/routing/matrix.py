@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from moe.routing import dispatch, exchange
 from moe.routing.grouped import grouped_matmul
-from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.plan import RoutingPlan
+from moe.routing.token_choice import rows_of_choices
 from tests.routing import oracle
 
 G, M, A, E, D = 8, 8, 3, 8, 6

@@ -103,8 +103,9 @@ def test_a_single_expert_takes_all_tokens():
 
 
 def test_many_tokens_need_few_rounds():
-  # All 256 tokens prefer the same one of 16 experts. Bidding alone must balance
-  # them. If it ended early, tokens would get the free places in their order.
+  # All 256 tokens prefer one of the last 6 of 16 experts. Bidding alone must
+  # balance them. If it ended early, tokens would get the free places in their
+  # order.
   random = np.random.RandomState(1)
   benefit = random.randn(1, 256, 16).astype(np.float32) + np.linspace(
     0, 8, 16, dtype=np.float32

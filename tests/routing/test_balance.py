@@ -15,16 +15,20 @@ from moe.routing.plan import RouterInputs
 
 P = functools.partial
 load_balance_loss = jax.jit(balance.load_balance_loss, static_argnames='scope')
-global_entropy_loss = jax.jit(
-  balance.global_entropy_loss, static_argnames='scope'
-)
-router_z_loss = jax.jit(balance.router_z_loss)
+logit_losses = jax.jit(balance.logit_losses, static_argnames='scope')
 choice_statistics = jax.jit(balance.choice_statistics)
 
 # One group of two tokens, which both choose expert 0.
 UNEVEN = np.array([[[0.9, 0.1], [0.7, 0.3]]], np.float32)
 FIRST = np.zeros((1, 2, 1), np.int32)
 BOTH = np.ones((1, 2), bool)
+
+
+def read(logits, valid, modality=None):
+  """Inputs of a router, of which the losses read logits, padding, modality."""
+  ids = np.zeros(valid.shape, np.int32)
+  modality = ids if modality is None else modality
+  return RouterInputs(ids, logits, ids, modality, valid, valid.shape[1])
 
 
 def test_an_uneven_router_pays_more_than_an_even_one():
@@ -86,7 +90,7 @@ def test_z_loss_is_the_squared_log_partition_of_valid_tokens():
   # the last one is padding.
   logits = np.log(np.array([[[1, 3], [2, 2], [7, 9]]], np.float32))
   valid = np.array([[True, True, False]])
-  total, weight = router_z_loss(logits, valid)
+  total, weight = logit_losses(read(logits, valid), logits)['router_z']
   assert float(total) == pytest.approx(2 * math.log(4) ** 2)
   assert float(weight) == 2
 
@@ -128,7 +132,10 @@ def test_losses_and_statistics_are_float32_scalars_but_for_the_load():
     scalar,
     scalar,
   )
-  assert jax.eval_shape(router_z_loss, probs, valid) == (scalar, scalar)
+  ids = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+  inputs = RouterInputs(ids, probs, ids, ids, valid, 4)
+  losses = jax.eval_shape(logit_losses, inputs, probs)
+  assert set(losses.values()) == {(scalar, scalar)}
   assert jax.eval_shape(choice_statistics, probs, choices, valid) == {
     'load': (loads, scalar),
     'entropy': (scalar, scalar),
@@ -316,9 +323,8 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
 def test_the_local_entropy_is_the_mean_over_valid_tokens():
   # The entropies are ln 2 and 0; the last token is padding.
   probs = np.float32([[[0.5, 0.5], [1, 0], [0.3, 0.7]]])
-  total, weight = jax.jit(balance.local_entropy_loss)(
-    probs, np.array([[True, True, False]])
-  )
+  inputs = read(probs, np.array([[True, True, False]]))
+  total, weight = logit_losses(inputs, probs)['local_entropy']
   assert float(total) == pytest.approx(math.log(2)) and float(weight) == 2
 
 
@@ -329,7 +335,8 @@ def test_the_global_entropy_is_of_each_modalitys_mean():
   probs = np.float32([[[1, 0], [0.75, 0.25], [0, 1], [0.2, 0.8]]])
   modality = np.array([[0, 1, 0, 1]], np.int32)
   valid = np.array([[True, True, True, False]])
-  total, weight = global_entropy_loss(probs, modality, valid)
+  inputs = read(probs, valid, modality)
+  total, weight = logit_losses(inputs, probs)['global_entropy']
   assert float(total) == pytest.approx(-2 * math.log(2) - 0.562335, rel=1e-5)
   assert float(weight) == 3
 
@@ -356,9 +363,9 @@ def test_the_gradient_of_the_global_entropy_is_that_of_its_definition(name):
 
   def found(logits):
     probs = jax.nn.softmax(logits, axis=-1)
-    return balance.global_entropy_loss(
-      probs, modality, valid, balance.Scope(name)
-    )[0]
+    inputs = read(logits, valid, modality)
+    scope = balance.Scope(name)
+    return balance.logit_losses(inputs, probs, scope)['global_entropy'][0]
 
   pairs = [jax.jit(jax.value_and_grad(f))(logits) for f in (found, definition)]
   jax.tree.map(P(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *pairs)

@@ -10,8 +10,9 @@ import pytest
 
 from moe.routing import dispatch, slots
 from moe.routing.grouped import grouped_matmul
-from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing.plan import RoutingPlan
 from moe.routing.slots import permute
+from moe.routing.token_choice import rows_of_choices
 
 G, M, A, E, D, F = 2, 12, 2, 4, 5, 3
 PLANS = {
@@ -81,7 +82,7 @@ def assert_same(one, other):
   'tokens, active, experts, factor, expected',
   [
     (16, 2, 8, 1.0, 4),  # The share is 16 * 2 / 8 = 4 rows.
-    (16, 2, 8, 1.25, 5),  # The share 4 is multiplied with 1.25.
+    (16, 2, 8, 1.25, 5),  # The share 4 is multiplied by 1.25.
     (10, 1, 4, 1.0, 3),  # The share 10 * 1 / 4 = 2.5 is rounded up.
     (100, 2, 4, 1.1, 55),  # In floats 1.1 * 50 is a little more than 55.
     (4, 1, 64, 1.0, 1),  # The share is 1/16, but there is at least 1 slot.

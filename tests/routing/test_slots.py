@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import slots
-from moe.routing.plan import RoutingPlan, rows_of_choices
+from moe.routing import dispatch, slots
+from moe.routing.plan import RoutingPlan
+from moe.routing.token_choice import rows_of_choices
 from tests.routing import oracle
 
 G, M, A, E = 2, 12, 3, 4
@@ -31,11 +32,23 @@ def make_plan(choices, num_spare=0):
   return RoutingPlan(*rows, {}, {}, num_spare)
 
 
+def assign(plan, num_experts, C, priority):
+  """The slot of each row and the row of each slot, from `dispatch.Sorted`."""
+  x_GMD = jnp.zeros((*plan.rows_GMA.shape[:2], 1), jnp.float32)
+  sort = dispatch.Sorted(priority=priority)
+  permuted = jax.jit(lambda: sort.permute(x_GMD, plan, num_experts, C))()
+  groups = len(x_GMD)
+  slot_GR = np.zeros_like(plan.token_GR)
+  rows_GR = np.asarray(plan.rows_GMA).reshape(groups, -1)
+  slots_GR = np.asarray(permuted.slot_GMA).reshape(groups, -1)
+  np.put_along_axis(slot_GR, rows_GR, slots_GR, axis=1)
+  return slot_GR, np.asarray(permuted.row_GU)
+
+
 @functools.cache
 def assigned(choices, C, priority, num_spare):
   plan = make_plan(choices, num_spare)
-  run = jax.jit(lambda: slots.assign(plan, E, C, priority))
-  return plan, *map(np.asarray, run())
+  return plan, *assign(plan, E, C, priority)
 
 
 CASES = [
@@ -82,7 +95,7 @@ def test_spilled_rows_serve_tokens_that_a_full_expert_turned_away():
     expert_GMA, jnp.ones((1, 4, 2), jnp.float32), jnp.ones((1, 4), bool)
   )
   plan = RoutingPlan(*rows, {}, {}, num_spare=1)
-  slot_GR, row_GU = jax.jit(lambda: slots.assign(plan, 2, 2, 'position'))()
+  slot_GR, row_GU = assign(plan, 2, 2, 'position')
   # Rows 0..3 are the first choices of tokens 0..3. Rows 4..7 are their second
   # ones.
   np.testing.assert_array_equal(slot_GR, [[0, 1, -1, -1, -1, -1, 2, 3]])

@@ -37,14 +37,14 @@ def train(tmp_path):
 
 
 def made(rates=(1.0, 2.0), arms=(DENSE, SPARSE), **more):
-  """A ladder of 10 tokens a step: 20 steps in the sweep, 103 after it."""
+  """A ladder with 10 tokens per step, 20 steps in the sweep, 103 after it."""
   return ladder.Ladder(arms, rates, 1030, 200, 10, **more)
 
 
 def test_each_arm_gets_its_own_best_rate_beyond_those_given(train, tmp_path):
   found = ladder.run(made(), train, str(tmp_path / 'out'))
-  # The dense arm goes on to 4 and to 8, which shows that 4 is best. The sparse
-  # one goes on to 1/2.
+  # The dense arm also tries 4 and 8, and 4 is the best. The sparse arm also
+  # tries 1/2.
   assert [rate for rate, *_ in found.rates['dense']] == [1, 2, 4, 8]
   assert [rate for rate, *_ in found.rates['sparse']] == [0.5, 1, 2]
   assert found.best == {'dense': 4, 'sparse': 1}
@@ -79,7 +79,8 @@ def test_an_error_of_a_run_ends_the_ladder_with_its_last_words(train, tmp_path):
 
 def test_the_steps_are_those_of_whole_evaluations():
   entry = ladder.Entry(SPARSE, 0.5, 1030, 7)
-  # 103 steps are 5 evaluations of 20 steps; the warm-up is 1% of 100 steps.
+  # The 103 steps become 100, with an evaluation after each 20 steps. The
+  # warm-up is 1% of 100 steps.
   assert made().bindings(entry) == [
     'NUM_EXPERTS=4', 'LEARNING_RATE=0.5', 'SEED=7', 'TRAIN_STEPS=100',
     'WARMUP_STEPS=1', 'EVAL_PERIOD=20', 'SAVE_PERIOD=20',

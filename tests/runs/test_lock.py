@@ -112,14 +112,14 @@ def test_a_run_stops_when_another_run_has_taken_its_lock(tmp_path, path):
     while json.loads(path.read_text())['beat'] < 2:
       time.sleep(0.01)
     check()
-    path.unlink()  # As if a user had deleted the file.
+    path.unlink()  # A user may delete the file.
     while not path.exists():
       time.sleep(0.01)
     check()
     taken = path.with_suffix('.new')
     write(taken)
-    # The heartbeat may overwrite the file of the other run before it reads it,
-    # so this is tried again.
+    # The heartbeat may overwrite the file of the other run before reading it,
+    # so the test writes this file again and again.
     with pytest.raises(ValueError, match='taken by process 7 on host far'):
       for _ in range(200):
         write(taken)

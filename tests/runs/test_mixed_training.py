@@ -28,6 +28,7 @@ from moe.modalities.text import train_vocabulary
 from moe.models.decoder import Decoder
 from moe.models.stack import Stack
 from moe.objectives.language import language_model
+from moe.objectives.modalities import by_modality
 from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
 from moe.routing import gates
@@ -48,7 +49,12 @@ MODEL = Decoder(
     block=functools.partial(
       factories.make_block(),
       moe=functools.partial(
-        MoE, num_experts=8, expert_d_ff=8, group_size=LENGTH, router=ROUTER
+        MoE,
+        num_experts=8,
+        expert_d_ff=8,
+        group_size=LENGTH,
+        router=ROUTER,
+        num_modalities=3,
       ),
     ),
     num_layers=1,
@@ -56,6 +62,8 @@ MODEL = Decoder(
   vocab_size=mixed.SPACE.size,
   d_model=8,
   extra_tables=(('row', 3), ('column', 4)),
+  ranges=RANGES,
+  code_levels=(8,),
 )
 
 
@@ -89,7 +97,7 @@ def run_of(mesh):
   return Run(
     model=MODEL,
     mesh=mesh,
-    objective=language_model,
+    objective=functools.partial(by_modality, language=language_model),
     optimizer=optimizers.adamw,
     schedule=optax.constant_schedule(0.03),
     data=Data(
@@ -136,6 +144,19 @@ def test_eight_devices_train_like_one(stores, unbroken, tmp_path, monkeypatch):
   _, losses, _ = train(run_of(MeshShape()), tmp_path, stores)
   np.testing.assert_allclose(losses, unbroken[1], atol=1e-5)
   assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.slow
+def test_a_log_tells_modalities_apart(unbroken):
+  with open(unbroken[0] / 'log.jsonl') as log:
+    record = json.loads(list(log)[-1])
+  for name in ('text', 'image', 'protein'):
+    assert record[f'cross_entropy_{name}'] > 0
+    # Two experts are its own, and two are open to all.
+    assert 1 <= record[f'experts_used_{name}'] <= 4
+    load_E = np.array(record['layers'][f'load_{name}'][0])
+    np.testing.assert_allclose(load_E.sum(), 1, atol=1e-4)
+  assert not np.any(np.array(record['layers']['load_text'][0])[2:6])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 
 import pytest
 
@@ -16,24 +17,35 @@ def test_a_model_stands_beside_a_trigram_and_real_poems(
   run_directory, tmp_path
 ):
   pytest.importorskip('pypinyin', reason='readings need pypinyin')
-  path = tmp_path / scorecard_poems.FILE
-  path.parent.mkdir()
-  rows = [
-    {'title': '春曉', 'paragraphs': [POEM]},
-    {'title': '無題', 'paragraphs': ['春眠。']},
-  ]
-  with gzip.open(path, 'wt', encoding='utf-8') as f:
-    f.writelines(json.dumps(row) + '\n' for row in rows)
+  rows = {
+    scorecard_poems.FILE: [
+      {'title': '春曉', 'paragraphs': [POEM]},
+      {'title': '無題', 'paragraphs': ['春眠。']},
+    ],
+    scorecard_poems.COUPLETS: [{'up': '處處聞啼鳥', 'down': '花落知多少'}],
+    scorecard_poems.LYRICS: [
+      {'rhythmic': '春曉', 'paragraphs': [POEM]},
+      {'rhythmic': '不知', 'paragraphs': [POEM]},
+    ],
+    scorecard_poems.KNOWN_LYRICS: [{'rhythmic': '春曉', 'paragraphs': [POEM]}],
+  }
+  openers = {'.gz': gzip.open, '.xz': lzma.open}
+  (tmp_path / 'text').mkdir()
+  for name, lines in rows.items():
+    path = tmp_path / name
+    with openers[path.suffix](path, 'wt', encoding='utf-8') as f:
+      f.writelines(json.dumps(line) + '\n' for line in lines)
   suite = scorecard_scores.SUITES['full']
   asked = scorecard_scores.Asked(suite, 0, tmp_path, 'the command')
   card = scorecard_poems.score_poems(
     configuration.load_run(str(run_directory)), asked, [f'春曉\n{POEM}']
   )
-  # Only the first row is in one of the forms.
-  assert card['n'] == 1
-  assert card['writers'] == ['this model', 'trigram', 'held-out poems']
-  measures = card['measures']
-  # The trigram was trained on one text, the held-out poem, so it repeats this.
+  poems, couplets, lyrics = card['groups']
+  # Only the first poem is in one of the forms, and one tune is known.
+  assert [group['n'] for group in (poems, couplets, lyrics)] == [1, 1, 1]
+  assert poems['writers'] == ['this model', 'trigram', 'held-out texts']
+  measures = poems['measures']
+  # The trigram knows one text, which is the held-out poem.
   assert measures['form kept, share of poems'][1:] == ['1.000', '1.000']
   assert measures['lines that stand in the training text'][1:] == [
     '1.000',
@@ -41,6 +53,13 @@ def test_a_model_stands_beside_a_trigram_and_real_poems(
   ]
   # The whole poem with its punctuation is copied, which is one run of 24.
   assert measures['longest copied run, mean characters'][2] == '24.000'
+  measures = couplets['measures']
+  assert measures['as long as the first line, share of couplets'][2] == '1.000'
+  measures = lyrics['measures']
+  assert measures['a form of its tune, share of lyrics'][1:] == [
+    '1.000',
+    '1.000',
+  ]
 
 
 def test_poems_without_their_file_are_refused(tmp_path):

@@ -59,10 +59,10 @@ def test_the_wait_doubles_until_an_attempt_gets_further():
 
 def test_an_hour_has_room_for_a_fixed_number_of_crashes():
   policy = supervise.Policy(supervise.Limits(2, first_wait=0.0))
-  # Two crashes per hour are allowed. The second one, at 200, waits until an
-  # hour after the first one, at 100: 100 + 3600 - 200 seconds. For the third
-  # one, at 3750, only that at 200 is in the last hour: 200 + 3600 - 3750
-  # seconds.
+  # Two crashes per hour are allowed. After the second crash, at 200, the wait
+  # lasts until the first crash, at 100, is an hour old: 100 + 3600 - 200
+  # seconds. After the third crash, at 3750, it lasts until the second crash is
+  # an hour old: 200 + 3600 - 3750 seconds.
   times = (100.0, 200.0, 3750.0, 9000.0)
   waits = [policy.after(1, i, now).wait for i, now in enumerate(times)]
   assert waits == [0, 3500, 50, 0]

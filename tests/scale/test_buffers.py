@@ -36,7 +36,7 @@ def test_memory_of_gradients_and_of_rows_is_counted_apart():
   found = buffers.account(values, 100, lambda v: sorted(v.dims) == [2, 3, 4])
   # At times 6 and 7 the gradient (48 bytes) and a row (16) are live. At time 4
   # the hidden layer (40) and the row are live. The row is changed in place, so
-  # it has 16 bytes before and after that together.
+  # its old and its new value share 16 bytes.
   assert found['weight_sized_bytes'] == 48
   assert found['row_bytes'] == 56
   assert found['temp_bytes'] == 100

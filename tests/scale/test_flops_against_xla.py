@@ -29,8 +29,8 @@ COMMON = {
   'LEARNING_RATE': 0.1,
 }
 MODELS = {
-  # XLA counts the body of a loop only once. So all layers are prefix blocks,
-  # which are in no loop, or there is one period, whose loop has one iteration.
+  # XLA counts the body of a loop only once. So the models have only prefix
+  # blocks, which are in no loop, or one period, which needs one iteration.
   'dense, one key head for two queries, attention in parts': {
     'SEQUENCE_LENGTH': 512,
     'NUM_LAYERS': 2,

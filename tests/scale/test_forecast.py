@@ -155,30 +155,32 @@ def warned(axis, **sizes):
 
 
 def test_an_exchange_around_a_ring_needs_wide_experts():
-  # While one byte is sent on a ring, a chip does 459e12 / 180e9 = 2,550 FLOPs.
-  # Experts with two matrices do 4 F / 4 = F FLOPs per byte, so F = 2,500 is too
+  # A chip has 459e12 FLOP/s and two links of 90e9 bytes/s. So it does 459e12 /
+  # 180e9 = 2,550 FLOPs in the time of one byte. On a ring of 4 chips, experts
+  # with two matrices do 2 * 2 F / 4 = F FLOPs per byte, so F = 2,500 is too
   # small.
   assert warned('expert', expert_width=2500)
   assert not warned('expert', expert_width=2600)
 
 
 def test_gated_experts_may_be_narrower():
-  # Experts with three matrices do 6 F / 4 FLOPs per byte, so 2,550 at F =
-  # 1,700.
+  # On a ring of 4 chips, experts with three matrices do 2 * 3 F / 4 FLOPs per
+  # byte. These are 2,550 if F = 1,700.
   assert warned('expert', expert_width=1650, matrices=3)
   assert not warned('expert', expert_width=1750, matrices=3)
 
 
 def test_gathered_experts_need_rows_and_not_the_tokens_of_all_devices():
-  # A device gathers 3/4 of each weight from others, so an expert needs 2,550 *
-  # 3 / 4 = 1,912 rows.
+  # A device receives 3/4 of each weight from the 3 others. A row does one FLOP
+  # per byte of a weight, so an expert needs 2,550 * 3 / 4 = 1,912 rows.
   assert warned('fsdp', rows_per_expert=1900)
   assert not warned('fsdp', rows_per_expert=1925)
 
 
 def test_divided_widths_need_columns():
-  # An all-reduce sends each byte twice, so a byte needs 2 * 1,912 FLOPs. F
-  # columns do 2 F FLOPs per byte.
+  # An all-reduce sends 3/4 of each byte twice. To hide this, a byte needs 2 *
+  # 1,912 FLOPs, where 1,912 = 2,550 * 3 / 4. F columns do 2 F FLOPs per byte,
+  # so F must be at least 1,912.
   dense = {'sparse_layers': 0}
   assert warned('model', dense_width=1900, **dense)
   assert not warned('model', dense_width=1925, **dense)

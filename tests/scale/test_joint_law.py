@@ -22,8 +22,8 @@ def test_the_law_is_that_of_table_4(experts, m, mu, n, nu):
 
 
 def test_more_experts_need_more_tokens_to_pay():
-  # The first number is before the break-even of 8 experts, the second between
-  # those of 8 and 64, the last one after both.
+  # After 2e7 tokens neither 8 nor 64 experts pay, after 3.5e7 tokens only 8 do,
+  # and after 7e7 tokens both do.
   gains = [
     [joint_law.gain(1e6, tokens, experts) > 0 for experts in (8, 64)]
     for tokens in (2e7, 3.5e7, 7e7)

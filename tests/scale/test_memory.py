@@ -15,7 +15,7 @@ from moe.train.state import TrainState
 from tests.scale import plans
 
 # The prediction is a fifth too high for this plan. Its stack has one period, so
-# there is no loop over periods. Then the compiler does not allocate the
+# there is no loop over periods. In that case the compiler does not allocate the
 # gradients of all layers in advance.
 NOT_YET = ('experts beside replicas, after a dense prefix, keeping attention',)
 # Three periods, each with a dense and a sparse block.
@@ -91,7 +91,8 @@ def test_gradients_of_layers_do_not_exist_while_the_loss_is_computed():
     )
   )
   assert loss.peak == without
-  # In 10 chunks the loss takes fewer bytes than the layers, so theirs count.
+  # With 10 chunks the loss takes fewer bytes than the layers, so the peak is in
+  # the layers.
   layers = held(loss_chunks=10, tokens=100, expert_rows=200)
   more = held(loss_chunks=10, tokens=100, expert_rows=200, grad_bytes=8)
   assert more.peak - layers.peak == 4 * 400

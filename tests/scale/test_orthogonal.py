@@ -53,8 +53,8 @@ def test_devices_share_the_products_and_exchange_parts_of_matrices():
   mesh = make_mesh(MeshShape(data=1, fsdp=2, expert=2), jax.devices()[:4])
   done = orthogonal.update(state(optimizers.muon(RATE)), params(mesh))
   # 8 matrices of experts are sharded over 4 devices. The matrix of the prefix
-  # is sharded only over the 2 devices of fsdp, so the expert axis does it
-  # twice.
+  # is sharded only over the 2 devices of the axis fsdp. So the devices along
+  # the expert axis do the same work.
   assert done.flops == 8 * ONE / 4 + ONE / 2
   # Three float32 copies of 2 matrices [8, 12] and of their products [8, 8].
   assert done.working_bytes == 3 * 4 * 2 * (8 * 12 + 8 * 8)

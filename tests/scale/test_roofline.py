@@ -25,7 +25,7 @@ def seconds(kind, group, num_bytes, cube):
 
 def test_a_gather_around_one_ring_by_hand(cube):
   # The 8 chips along z are a ring. A chip receives 7/8 of 1.8 GB over two links
-  # of 90 GB/s in 8.75 ms. A message passes at most 4 chips.
+  # of 90 GB/s in 8.75 ms. A message passes at most 4 links, each in 1e-6 s.
   taken, busy = seconds('all-gather', range(8), 1.8e9, cube)
   assert busy == {2: pytest.approx(8.75e-3)}
   assert taken == pytest.approx(8.75e-3 + 4e-6)
@@ -53,8 +53,9 @@ def test_an_all_to_all_is_bound_by_the_longest_ring(cube):
 def test_every_second_chip_of_a_ring_shares_its_links_with_the_others(cube):
   _, near = seconds('all-to-all', range(0, 4), 1e9, cube)
   _, every_second = seconds('all-to-all', range(0, 8, 2), 1e9, cube)
-  # In units of bytes / link bandwidth, a line of 4 chips takes 4 / 4. A ring
-  # that two groups of 4 share takes 2 x 4 / 8, which is as long.
+  # In units of bytes / link bandwidth, an all-to-all of n chips takes n / 4 on
+  # a line and n / 8 on a ring. So a group on a line of 4 takes 4 / 4. Two
+  # groups of 4 that share a ring take 2 x 4 / 8, which is as long.
   assert every_second[2] == pytest.approx(near[2])
 
 

@@ -16,8 +16,8 @@ ENTRY %main (p: f32[]) -> f32[] {
 
 
 def test_a_ragged_exchange_sends_its_rows_and_not_its_buffer():
-  # At most 40 rows of 16 numbers are sent into a buffer of 62 rows. Of these,
-  # 3/4 go to other devices.
+  # A device sends at most 40 rows of 16 numbers; the buffer has 62 rows. 3/4 of
+  # the 40 rows go to the other 3 of 4 devices.
   (transfer,) = work.count(hlo.parse(RAGGED), MESH).transfers
   assert (transfer.kind, transfer.axes) == ('ragged-all-to-all', ('expert',))
   assert transfer.bytes == 40 * 16 * 2

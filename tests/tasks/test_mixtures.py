@@ -14,6 +14,10 @@ ROOT = pathlib.Path(mixtures.__file__).parents[1]
 TASKS = pathlib.Path(mixtures.__file__).parent
 PUBLIC = {  # task -> (inputs or None, targets) of the first training document
   'poems_shi': (None, '其0\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
+  'poems_inverse': (
+    None,
+    '白日依山盡，黃河入海流。欲窮0里目，更上一層樓。\n其0',
+  ),
   'ci': (None, '菩薩蠻\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
   'qu': (None, '其0\n白日依山盡，黃河入海流。欲窮0里目，更上一層樓。'),
   'couplets_verse': ('朱樓隔綠柳\n', '白塔映青山'),

@@ -19,7 +19,7 @@ from tests.train import programs
 # The rows have different padding, so microbatches differ in their tokens.
 LENGTHS = np.array([8, 8, 3, 7, 5, 8, 1, 6])[:, None]
 BATCH = factories.make_batch((np.arange(8) < LENGTHS).astype(np.int32))
-# Each term is tested alone, since beside a larger one a wrong one is not seen.
+# Each term is tested alone, since a larger term would hide its errors.
 TERMS = {
   'cross_entropy': dict(load_balance=0.0, router_z=0.0),
   'z-loss': dict(load_balance=0.0, router_z=1.0),

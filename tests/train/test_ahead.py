@@ -1,4 +1,4 @@
-"""A thread of its own reads batches ahead."""
+"""A separate thread reads batches ahead."""
 
 import subprocess
 import sys

@@ -43,7 +43,8 @@ def test_loads_drops_and_imbalance_by_hand():
   assert record['layers'] == {
     'load': [[0.25] * 4, [0.75, 0.25, 0.0, 0.0]],
     'max_over_mean': [1.0, 3.0],
-    # sqrt(((3 - 1)^2 + 0 + 1 + 1) / 4) of loads relative to their mean.
+    # The loads of layer 1 over their mean are 3, 1, 0 and 0. Their standard
+    # deviation is sqrt(((3 - 1)^2 + 0 + 1 + 1) / 4) = 1.22474.
     'variation': [0.0, 1.22474],
     'entropy': [1.25, 0.5],
     'confidence': [0.25, 0.75],
@@ -118,3 +119,20 @@ def test_a_mean_adds_in_double_precision():
   for _ in range(3):
     mean.add({'nats': pair(1.0, 1.0)})
   assert mean.pairs()['nats'][0] == 2**24 + 3
+
+
+def test_a_record_tells_modalities_apart():
+  ones = np.ones(2)
+  pairs = {
+    'load': (np.ones((2, 2)), 2 * ones),
+    # Text uses one expert of the first layer and both of the second.
+    'load_text': (np.array([[2.0, 0], [1, 1]]), 2 * ones),
+    'dropped_text': (np.array([1.0, 0]), 2 * ones),
+    'dropped': (np.array([1.0, 0]), 2 * ones),
+  }
+  record = metrics.summarize(pairs)
+  assert record['experts_used_text'] == 1.5
+  assert record['dropped_fraction_text'] == 0.25
+  assert record['layers']['load_text'] == [[1.0, 0.0], [0.5, 0.5]]
+  assert record['layers']['dropped_fraction_text'] == [0.5, 0.0]
+  assert 'experts_used_image' not in record

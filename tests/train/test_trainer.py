@@ -47,7 +47,7 @@ def program(toy):
 
 
 class Reader:
-  """A reader of batches; to read a certain step can trigger an event."""
+  """A reader of batches; reading a certain step can trigger an event."""
 
   facts = {'chars_per_token': 1.5}
 
@@ -316,7 +316,8 @@ def test_a_step_whose_evaluation_was_interrupted_is_still_ranked(
 def test_whenever_sigterm_comes_the_named_step_is_saved(
   start, unbroken, tmp_path, monkeypatch, look
 ):
-  # After the evaluation of step 4, two looks at the signal might differ.
+  # If the loop asked twice for the signal after the evaluation of step 4, the
+  # two answers might differ.
   looks = []
   real = trainer._Stop.reached
 

@@ -13,13 +13,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.benchmarks import devices as device_lib
-from launch.benchmarks import tpu
 from moe.layers import attention, feed_forward, moe_layer
 from moe.models.block import Block
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import dispatch, exchange
-from moe.scale import hlo
+from moe.scale import dumps, hlo
 from tests.layers.test_attention import mask_of
 
 B, T, D, E = 4, 384, 256, 8
@@ -101,7 +100,7 @@ ENTRY %main (x: bf16[2,4]) -> bf16[9] {
     ROOT %f = bf16[9]{0} fusion(%all-to-all.1), kind=kLoop
 }
 """
-  found = {row['name']: row for row in tpu.collectives(text)}
+  found = {row['name']: row for row in dumps.collectives(text)}
   assert set(found) == {'all-to-all', 'all-reduce', 'all-gather'}
   assert (found['all-to-all']['bytes'], found['all-to-all']['count']) == (16, 2)
   assert found['all-reduce']['bytes'] == 4 * 3 + 4
@@ -135,7 +134,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
   ROOT %y = f32[4] copy(%x), {estimate % 60}
 }}
 """
-  assert tpu.costliest(text, 2) == [
+  assert dumps.costliest(text, 2) == [
     {'name': 'y', 'cycles': 60, 'share': 0.6},
     {'name': 'next.1', 'cycles': 40, 'share': 0.4},
   ]
@@ -145,7 +144,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
 def on_tpu():
   pytest.importorskip('libtpu')
   devices = device_lib.v5p('2x2x1')
-  return marks(tpu.dump(lowered(devices)).optimized)
+  return marks(dumps.dump(lowered(devices)).optimized)
 
 
 @pytest.mark.slow

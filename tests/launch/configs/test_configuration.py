@@ -78,7 +78,7 @@ def test_a_choice_can_be_made_on_the_command_line(files):
   ]
   run = configuration.load(files, overrides)
   moe = run.model.stack(parent=None).block(parent=None).moe(parent=None)
-  assert type(moe.make_router()).__name__ == 'Switch'
+  assert type(moe.anatomy().router).__name__ == 'Switch'
   # The peak is 3e-3 after 20 steps, and half of it after 80.
   assert float(run.schedule(79)) == pytest.approx(1.5e-3)
   params = {'w': jax.ShapeDtypeStruct((64, 64), 'float32')}

@@ -26,6 +26,7 @@ from moe.data import transforms
 from moe.layers import latent_attention
 from moe.layers import soft_moe
 from moe.models import parametrisation
+from moe.objectives import modalities
 """
 WIDTHS = ('num_heads', 'query_rank', 'kv_rank', 'content_dim')
 WIDTHS += ('rope_dim', 'value_dim')
@@ -71,6 +72,12 @@ IN_USE = {
   'Decoder': [],
   'Stack': [],
   'language_model': [],
+  'by_modality': [
+    'run.Run.objective=@modalities.by_modality',
+    'modalities.by_modality.language=@language.language_model',
+    "decoder.Decoder.ranges=(('image', 100),)",
+    "run.Data.ranges=(('image', 100),)",
+  ],
   'adamw': [],
   'adafactor': ['OPTIMIZER=@optimizers.adafactor'],
   'muon': ['OPTIMIZER=@optimizers.muon'],
@@ -115,14 +122,31 @@ NOT_SET = {
     'Job',
     'Limits',
     'Ladder',
-    # No run uses layers of proteins yet.
+    # Folding models have another kind of run: see test_folding_ranges.py.
     'StructureModule',
     'TorsionAngles',
     'InvariantPointAttention',
+    'TriangleMultiplication',
+    'GatedAttention',
+    'TriangleAttention',
+    'PairTransition',
+    'PairTable',
+    'SequenceToPair',
+    'FoldingBlock',
+    'Folder',
+    'Folding',
+    'folding',
+    'Factors',
+    'Chains',
+    'FoldingRun',
+    'FoldingModel',
     # Image tokenizers have another kind of run, whose parts check themselves.
     'image_codes',
     'Pictures',
     'ImageTokenizer',
+    # What verbs say about pictures, which checks itself.
+    'Drawing',
+    'Request',
     'TokenizerRun',
   ),
 }

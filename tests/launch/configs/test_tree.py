@@ -76,7 +76,7 @@ def test_a_factory_is_a_partial_of_the_class_itself():
   assert isinstance(stack, functools.partial)
   block = stack(parent=None).block
   assert block.func is Block
-  assert type(block.keywords['moe'](parent=None).make_router()) is gates.TopK
+  assert type(block.keywords['moe'](parent=None).anatomy().router) is gates.TopK
 
 
 def test_gin_knows_nothing_of_a_run_that_is_loaded():

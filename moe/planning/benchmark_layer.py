@@ -5,16 +5,16 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.benchmarks.timing import Timed, clock
+from moe.evaluate.timing import Timed, clock
 from moe.layers.moe_layer import MoE, TokenInfo
 from moe.layers.product import einsum
+from moe.models import functional
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.routing import exchange, gates
@@ -122,7 +122,7 @@ def make_layer(
     mesh: mesh of the devices, by default of one device.
 
   Raises:
-    ValueError: if the sizes do not divide.
+    ValueError: if a size is not divisible by its mesh axes.
   """
   mesh = mesh or make_mesh(MeshShape(), jax.devices()[:1])
   table = rules.table('standard')
@@ -134,10 +134,13 @@ def make_layer(
   info = TokenInfo(zeros_BT, zeros_BT, np.ones((B, T), bool))
   x_BTD = jax.ShapeDtypeStruct((B, T, sizes.d_model), dtype)
 
-  def init_params(key: Array, x_BTD: Array) -> tuple[PyTree, PyTree]:
-    boxed = moe.init(key, x_BTD, info, False)['params']
+  def init_boxed(key: Array, x_BTD: Array) -> PyTree:
+    return moe.init(key, x_BTD, info, False)
+
+  def init_params(key: Array, x_BTD: Array) -> PyTree:
+    params, _, _ = functional.unboxed(init_boxed(key, x_BTD))
     cast = lambda w: w.astype(dtype) if w.ndim == 3 else w
-    return jax.tree.map(cast, nn.meta.unbox(boxed)), boxed
+    return jax.tree.map(cast, params)
 
   def forward(params: PyTree, x_BTD: Array) -> tuple:
     y_BTD, outputs = moe.apply({'params': params}, x_BTD, info, True)
@@ -152,10 +155,9 @@ def make_layer(
 
   with jax.set_mesh(mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params, boxed = jax.eval_shape(init_params, key, x_BTD)
-    logical = jax.tree.map(
-      tuple, nn.get_partition_spec(boxed), is_leaf=lambda s: isinstance(s, P)
-    )
+    params = jax.eval_shape(init_params, key, x_BTD)
+    boxed = jax.eval_shape(init_boxed, key, x_BTD)
+    _, _, logical = functional.unboxed(boxed)
     places = shardings.param_shardings(params, logical, table, mesh)
     tokens = NamedSharding(mesh, P(layout.batch_axes or None))
     place = (places, tokens, tokens)
@@ -169,7 +171,7 @@ def make_layer(
   def init(key: Array) -> tuple[PyTree, Array, Array]:
     normal = lambda k: jax.random.normal(k, x_BTD.shape, dtype)
     params, x, dy = jax.random.split(key, 3)
-    return init_params(params, normal(x))[0], normal(x), normal(dy)
+    return init_params(params, normal(x)), normal(x), normal(dy)
 
   out = (tokens, place[:2], NamedSharding(mesh, P()))
   jitted = jax.jit(both_ways, out_shardings=out)

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.routing import plan
+from moe.routing import token_choice
 
 
 def test_first_choices_of_all_tokens_come_before_second_ones():
   # Token 0 chooses experts 4 and 5. Token 1 is padding and has experts 6 and 7.
-  rows = plan.rows_of_choices(
+  rows = token_choice.rows_of_choices(
     jnp.array([[[4, 5], [6, 7]]], jnp.int32),
     jnp.array([[[0.4, 0.5], [0.6, 0.7]]], jnp.float32),
     jnp.array([[True, False]]),
@@ -24,7 +24,7 @@ def test_first_choices_of_all_tokens_come_before_second_ones():
 
 def test_rows_of_a_token_are_the_inverse_of_tokens_of_a_row():
   expert_GMA = np.random.RandomState(0).randint(0, 8, (2, 5, 3)).astype('i4')
-  rows = plan.rows_of_choices(
+  rows = token_choice.rows_of_choices(
     expert_GMA, np.ones((2, 5, 3), np.float32), np.ones((2, 5), bool)
   )
   token_GR, expert_GR, _, _, rows_GMA = map(np.asarray, rows)
@@ -40,7 +40,7 @@ def test_rows_of_a_token_are_the_inverse_of_tokens_of_a_row():
 
 def test_rows_have_static_shapes():
   rows = jax.eval_shape(
-    plan.rows_of_choices,
+    token_choice.rows_of_choices,
     jax.ShapeDtypeStruct((2, 5, 3), jnp.int32),
     jax.ShapeDtypeStruct((2, 5, 3), jnp.float32),
     jax.ShapeDtypeStruct((2, 5), jnp.bool_),

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.layers import rigid
-from moe.layers.rigid import Rigid
+from moe.modalities import rigid
+from moe.modalities.rigid import Rigid
 from tests import protein_data
 
 QUATERNION = np.array([-2.0, 5.0, -1.0, 4.0], 'f4')

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch.benchmarks import timing
-from launch.benchmarks.timing import Timed, measure
+from moe.evaluate import timing
+from moe.evaluate.timing import Timed, measure
 
 
 def playing(name, *seconds):

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-
 from moe.evaluate import score
 from moe.evaluate.score import Score
 
@@ -41,6 +39,7 @@ def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
     function: returns arrays.
     repeats: calls per sample.
   """
+  import jax  # Here, since a verb imports this file before it sets up JAX.
 
   def call() -> float:
     start = time.perf_counter()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch.benchmarks import layer as layer_bench
+from moe.planning import benchmark_layer as layer_bench
 from moe.routing import dispatch
 from moe.routing.plan import RouterInputs
 

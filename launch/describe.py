@@ -1,0 +1,105 @@
+r"""Describes or recognises pictures: python -m launch.describe IMAGE ...
+
+--checkpoint=runs/pictures cat.png dog.jpg --num=3
+--checkpoint=runs/pictures boot.png --labels=T恤,褲子,靴子
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import configuration
+from launch.runtime import log
+from moe import bounds
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.describe',
+    description='Describes pictures, or says which of some labels fits best.',
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add('images', nargs='+', metavar='IMAGE', help='files of pictures')
+  add(
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help='work directory of a run, or one step in its checkpoints; for a run, '
+    'the best step if one is recorded, else the latest',
+  )
+  add('--num', type=int, default=3, help='captions to show of each picture')
+  add(
+    '--samples',
+    type=int,
+    default=16,
+    help='captions to draw of each picture; the likeliest ones are shown',
+  )
+  add('--temperature', type=float, default=0.7, help='of the drawn captions')
+  add('--seed', type=int, default=0, help='the same seed gives equal captions')
+  add(
+    '--labels',
+    metavar='A,B,C',
+    help='rank these labels by their information gain, and write no caption',
+  )
+  add(
+    '--template',
+    action='append',
+    metavar='SENTENCE',
+    help='sentence with {} for the label; may be given several times, and '
+    'probabilities are averaged; default: the label alone, and three more',
+  )
+  add(
+    '--alpha',
+    type=float,
+    default=0.5,
+    help='how much of what is expected without the picture is taken away from '
+    'a label, from 0 to 1; default %(default)s',
+  )
+  return parser.parse_args(argv)
+
+
+def describe(args: argparse.Namespace) -> int:
+  """Prints captions or labels with their scores, the best first.
+
+  Raises:
+    ValueError: if flags are out of range or do not suit the checkpoint, or if
+      a picture cannot be read.
+  """
+  # Here, since --help needs no JAX.
+  from moe.infer.sampling import Sampling
+  from moe.runs import picture_model, recognition
+  from tasks.pictures import decoding
+
+  bounds.at_least(1, '--num', args.num, 'captions to show')
+  bounds.at_least(1, '--samples', args.samples, 'captions to draw')
+  bounds.seed('--seed', args.seed)
+  labels = recognition.labels_of(args.labels) if args.labels else []
+  templates = args.template or recognition.TEMPLATES
+  sampling = Sampling(args.temperature)
+  runtime.set_up_jax()
+  model = picture_model.of_run(configuration.load_run(args.checkpoint))
+  pixels = [decoding.read(name, model.tokenizer.pixels) for name in args.images]
+  log(f'{model.trained.workdir}, step {model.trained.step}')
+  codes = model.encode(pixels)
+  if labels:
+    gains = recognition.gains(model, codes, labels, templates, args.alpha)
+    found = recognition.ranked(gains, labels)
+  else:
+    found = model.describe(codes, args.samples, sampling, args.seed)
+  for name, answers in zip(args.images, found, strict=True):
+    print(name)
+    for text, score in answers[: len(labels) or args.num]:
+      print(f'  {score:8.3f}  {text}')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Describes pictures; the exit code is 2 for an error of the user."""
+  return runtime.run(lambda: describe(parse(argv)))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,126 @@
+r"""Draws pictures from a sentence: python -m launch.draw ...
+
+--checkpoint=runs/pictures --prompt=左上角有一個大紅色圓形 --out=red.png
+--checkpoint=runs/pictures --prompt=圖中是靴子 --num=9 --rerank=4 --out=b.png
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import configuration
+from launch.runtime import log
+from moe import atomic_files, bounds
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.draw',
+    description='Draws pictures from a sentence with a trained model.',
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add(
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help='work directory of a run, or one step in its checkpoints; for a run, '
+    'the best step if one is recorded, else the latest',
+  )
+  add('--prompt', required=True, help='the sentence to draw')
+  add('--out', required=True, metavar='FILE', help='PNG file to write')
+  add('--num', type=int, default=1, help='pictures, on one sheet')
+  add(
+    '--guidance',
+    type=float,
+    default=2.0,
+    help='more follows the sentence more; 1 is the model itself, 0 ignores '
+    'the sentence; default %(default)s',
+  )
+  add(
+    '--temperature',
+    type=float,
+    default=1.0,
+    help='0 takes the most likely code each time, which draws blank pictures',
+  )
+  add(
+    '--top_k',
+    type=int,
+    default=0,
+    help='draw from the k most likely codes; 0 for all',
+  )
+  add(
+    '--rerank',
+    type=int,
+    default=1,
+    metavar='K',
+    help='draw K pictures for each one, and keep the one that the model '
+    'itself describes best by the sentence',
+  )
+  add('--upper_half', metavar='IMAGE', help='picture whose upper half is kept')
+  add('--seed', type=int, default=0, help='the same seed gives equal pictures')
+  return parser.parse_args(argv)
+
+
+def draw(args: argparse.Namespace) -> int:
+  """Writes the pictures.
+
+  Raises:
+    ValueError: if flags are out of range or do not suit the checkpoint.
+  """
+  # Here, since --help needs no JAX.
+  from moe.infer.sampling import Sampling
+  from moe.report import picture_files
+  from moe.runs import picture_model
+  from tasks.pictures import decoding
+
+  bounds.at_least(1, '--num', args.num, 'pictures to draw')
+  bounds.seed('--seed', args.seed)
+  sampling = Sampling(args.temperature, args.top_k)
+  options = picture_model.Drawing(
+    args.guidance, args.rerank, sampling, args.seed
+  )
+  out = pathlib.Path(args.out)
+  if out.suffix.lower() != '.png' or not out.parent.is_dir():
+    raise ValueError(
+      f'--out={out} must end in .png and lie in a directory that exists.'
+    )
+  runtime.set_up_jax()
+  model = picture_model.of_run(configuration.load_run(args.checkpoint))
+  given = None
+  if args.upper_half:
+    picture = decoding.read(args.upper_half, model.tokenizer.pixels)
+    given = model.upper_half(picture, args.num)
+  log(f'{model.trained.workdir}, step {model.trained.step}')
+  drawn = model.draw([args.prompt] * args.num, options, given)
+  scores = [round(one.caption_loss, 4) for one in drawn]
+  facts = {
+    'prompt': args.prompt,
+    'seed': args.seed,
+    'guidance': args.guidance,
+    'temperature': args.temperature,
+    'top_k': args.top_k,
+    'rerank': args.rerank,
+    'caption_losses': scores,
+    'step': model.trained.step,
+    'model_sha256': model.sha256,
+    'tokenizer_sha256': model.tokenizer.sha256,
+  }
+  sheet = picture_files.sheet([one.pixels for one in drawn])
+  text = json.dumps(facts, ensure_ascii=False)
+  atomic_files.write_file(out, picture_files.png(sheet, {'wudao': text}))
+  print(f'{out}: nats per token of the sentence, given each picture: {scores}')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Draws pictures; the exit code is 2 for an error that the user can fix."""
+  return runtime.run(lambda: draw(parse(argv)))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,85 @@
+r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR WHAT .
+
+  --checkpoint=runs/fold --sequence=GSHMTEYKLVVVGAGGVGKS --out=folded
+  --checkpoint=runs/fold --fasta=chains.fasta --out=folded --recycles=3
+
+It writes mmCIF and PDB files with pLDDT x 100 as B factors, and a page on which
+the structures can be turned. They are computed, not measured.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import configuration
+from moe.modalities import sequences
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Parses the command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.fold',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add(
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help='work directory of a run that trained a folding model',
+  )
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument('--sequence', help='one-letter names of the residues')
+  what.add_argument('--fasta', metavar='FILE', help='many sequences')
+  add('--out', required=True, metavar='DIR', help='where files are written')
+  add(
+    '--recycles', type=int, default=1, help='how often a result is read again'
+  )
+  add('--samples', type=int, default=1, help='more than 1: with dropout')
+  add('--seed', type=int, default=0, help='of the samples')
+  add('--memory', type=float, default=8.0, help='GB that a chain may need')
+  return parser.parse_args(argv)
+
+
+def fold(args: argparse.Namespace) -> int:
+  """Folds sequences and writes the files; the exit code is 0."""
+  if args.sequence is not None:
+    given = {'sequence': sequences.cleaned(args.sequence, '--sequence')}
+  else:
+    given = sequences.of_fasta(text_of(pathlib.Path(args.fasta)))
+  run = configuration.load_other_run(
+    args.checkpoint, configuration.FOLDING_MODEL
+  )
+  runtime.set_up_jax()
+  # Here, since it imports JAX, and --help must answer at once.
+  from moe.report import fold_files
+  from moe.runs import folded
+
+  model = folded.load(run, args.checkpoint)
+  needed = model.check_memory(given, args.memory)
+  runtime.log(f'{len(given)} chains; the longest needs about {needed:.1f} GB')
+  counts = args.recycles, args.samples
+  found = folded.samples(model, given, counts, args.memory, args.seed)
+  for line in fold_files.write(pathlib.Path(args.out), model.origin, found):
+    print(line, flush=True)
+  return 0
+
+
+def text_of(path: pathlib.Path) -> str:
+  """The text of a file; ValueError if there is none."""
+  if not path.is_file():
+    raise ValueError(f'--fasta={path} must be a file, got none there.')
+  return path.read_text('utf-8')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Folds; the exit code is 2 for an error that the user can fix."""
+  return runtime.run(lambda: fold(parse(argv)))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

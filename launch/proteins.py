@@ -1,0 +1,92 @@
+r"""Scores a folding model: python -m launch.proteins score --checkpoint=DIR .
+
+  score --checkpoint=runs/fold
+  score --checkpoint=runs/fold --structures=./my_structures --output=scores
+
+Each score stands beside those of an ideal helix, a compact random chain and the
+nearest training chain.
+"""
+
+import argparse
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from launch import runtime
+from launch.configs import configuration
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Parses the command-line flags."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.proteins',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('verb', choices=['score'])
+  add = parser.add_argument
+  add(
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help='work directory of a run that trained a folding model',
+  )
+  add('--split', default='validation', help='of the chains of the run')
+  add('--structures', metavar='DIR', help='a folder of your own in their place')
+  add('--longest', type=int, default=96, help='residues of the longest chain')
+  add(
+    '--recycles', type=int, default=1, help='how often a result is read again'
+  )
+  add('--memory', type=float, default=8.0, help='GB that a chain may need')
+  add('--output', metavar='DIR', help='default: the work directory')
+  return parser.parse_args(argv)
+
+
+def score(args: argparse.Namespace, command: str) -> int:
+  """Scores, prints the means and writes the page."""
+  run = configuration.load_other_run(
+    args.checkpoint, configuration.FOLDING_MODEL
+  )
+  runtime.set_up_jax()
+  # Here, since they import JAX, and --help must answer at once.
+  from moe.report import protein_scores_page
+  from moe.runs import folded, folding, protein_scores
+  from tasks import proteins
+
+  stores = folding.stores_of(run, proteins.prepare)
+  if args.structures:
+    given = proteins.all_of(args.structures)
+  else:
+    given = folding.chains_of(stores, args.split)
+  chains = protein_scores.chosen(given, args.longest)
+  if not chains:
+    raise ValueError(
+      f'No chain is whole and has at most --longest={args.longest} residues:'
+      ' raise it, or give other chains.'
+    )
+  model = folded.load(run, args.checkpoint)
+  training = folding.chains_of(stores, 'train')
+  runtime.log(f'{len(chains)} chains; {len(training):,} training chains')
+  found = protein_scores.score_chains(
+    model, chains, training, args.recycles, args.memory
+  )
+  page = protein_scores_page.write(
+    pathlib.Path(args.output or args.checkpoint), model.origin, found, command
+  )
+  print(protein_scores_page.as_text(found, command))
+  print(f'page: {page}')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Scores; the exit code is 2 for an error that the user can fix."""
+  args = parse(argv)
+  words = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'launch.proteins', *words])
+  return runtime.run(lambda: score(args, command))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,118 @@
+"""Batches that a run leaves out, for example because they made its loss jump.
+
+A run reads batch 0, 1, 2, ... of an endless stream. With skips it reads the
+same stream without some of the batches, so the step number still says all.
+PaLM trained on after spikes of the loss in this way (arXiv:2204.02311, 5.1).
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+from moe import atomic_files
+
+# In the work directory of a run; a checkpoint records the same ranges.
+NAME = 'skipped_batches.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Skips:
+  """Ranges of batches that are left out.
+
+  Attributes:
+    ranges: (first, end) pairs, ascending, apart, and without `end` itself.
+  """
+
+  ranges: tuple[tuple[int, int], ...] = ()
+
+  def __post_init__(self):
+    ends = [end for pair in self.ranges for end in pair]
+    rising = all(a < b for a, b in itertools.pairwise(ends))
+    if not rising or any(end < 0 for end in ends):
+      raise ValueError(
+        f'Skipped batches must be ascending ranges [first, end), got'
+        f' {list(self.ranges)}: correct or remove {NAME}.'
+      )
+
+  def number(self, step: int) -> int:
+    """The batch that a step reads; both count from 0."""
+    for first, end in self.ranges:
+      if step < first:
+        break
+      step += end - first
+    return step
+
+  def before(self, step: int) -> tuple[tuple[int, int], ...]:
+    """The ranges that the steps before `step` have met."""
+    number = self.number(step - 1) if step else -1
+    return tuple(pair for pair in self.ranges if pair[0] < number)
+
+  def also(self, first: int, end: int) -> 'Skips':
+    """These skips, and the batches from `first` to before `end`."""
+    left_out = set(range(first, end))
+    for pair in self.ranges:
+      left_out.update(range(*pair))
+    return of_batches(left_out)
+
+
+def of_batches(batches: Iterable[int]) -> Skips:
+  """The skips that leave out single batches."""
+  ranges = []
+  for number in sorted(batches):
+    if ranges and ranges[-1][1] == number:
+      ranges[-1][1] = number + 1
+    else:
+      ranges.append([number, number + 1])
+  return of_json(ranges)
+
+
+def of_json(ranges: Sequence[Sequence[int]]) -> Skips:
+  """The skips that a file or a checkpoint records.
+
+  Raises:
+    ValueError: if they are no ranges.
+  """
+  try:
+    return Skips(tuple((int(first), int(end)) for first, end in ranges))
+  except TypeError as error:
+    raise ValueError(f'{NAME} must hold pairs of numbers: {error}.') from error
+
+
+def read(workdir: str | os.PathLike) -> Skips:
+  """The skips of a run; none without the file.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  path = os.path.join(workdir, NAME)
+  if not os.path.exists(path):
+    return Skips()
+  with open(path, encoding='utf-8') as f:
+    return of_json(json.load(f))
+
+
+def write(workdir: str | os.PathLike, skips: Skips) -> None:
+  """Writes the file of a run."""
+  atomic_files.write_json(os.path.join(workdir, NAME), skips.ranges)
+
+
+def check_resumed(
+  skips: Skips, recorded: Sequence[Sequence[int]], step: int, workdir: str
+) -> None:
+  """Raises ValueError if a run would not have read the same batches so far.
+
+  Args:
+    skips: of the run now.
+    recorded: ranges that the restored checkpoint records.
+    step: the restored step.
+    workdir: directory of the run.
+  """
+  before = of_json(recorded).before(step)
+  if skips.before(step) != before:
+    raise ValueError(
+      f'{os.path.join(workdir, NAME)} must hold {list(before)} for the'
+      f' {step:,} steps so far, got {list(skips.before(step))}: restore the'
+      ' file, or rewind to an earlier step with launch.checkpoint.'
+    )

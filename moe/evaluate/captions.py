@@ -1,0 +1,112 @@
+"""How likely sentences about pictures are, and what a picture shows by them."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe import bounds
+from moe.infer import decode, pictures
+from moe.infer.decode import Functional, Modality
+from moe.infer.pictures import Canvas
+from moe.train.loss import token_nats
+from moe.types import Array, Cache, PyTree
+
+
+def build_listener(
+  functional: Functional,
+  canvas: Canvas,
+  modality: Modality,
+) -> Callable[..., Array]:
+  """The jitted scores of sentences about pictures.
+
+  A picture is read once, as a block, into a cache that all sentences share.
+
+  Args:
+    functional: the model.
+    canvas: how a picture lies in a document.
+    modality: of ids.
+
+  Returns:
+    `score(params, state, tokens_BP, captions_KT, length_K) -> nats_BK`. The
+    tokens are the ids of codes, or masks. The captions are ids with their end
+    mark, right padded, and the lengths count the end mark.
+  """
+
+  def score(
+    params: PyTree,
+    state: PyTree,
+    tokens_BP: Array,
+    captions_KT: Array,
+    length_K: Array,
+  ) -> Array:
+    B, P = tokens_BP.shape
+    K, T = captions_KT.shape
+    logits_BV, cache = pictures.read_block(
+      functional, params, state, canvas, tokens_BP, T
+    )
+    # Every picture gets a row for each sentence.
+    cache = Cache(
+      jnp.repeat(cache.segment_ids, K, axis=0),
+      jnp.repeat(cache.block_ids, K, axis=0),
+      cache.index,
+      jax.tree.map(lambda a: jnp.repeat(a, K, axis=-4), cache.layers),
+    )
+    tokens_RT = jnp.tile(captions_KT, (B, 1))
+    length_R = jnp.tile(length_K, B)
+    batch = decode.read_batch(
+      tokens_RT,
+      length_R,
+      jnp.full(B * K, P + 1, jnp.int32),
+      modality=modality,
+      extras={
+        name: jnp.zeros((B * K, T), dtype)
+        for name, dtype in canvas.extras.items()
+      },
+    )
+    outputs = functional.apply(params, state, batch, None, False, cache)
+    after_RTV = functional.head(params, outputs.hidden)
+    first_R1V = jnp.repeat(logits_BV, K, axis=0)[:, None]
+    logits_RTV = jnp.concatenate([first_R1V, after_RTV[:, :-1]], axis=1)
+    nats_RT, _ = token_nats(
+      functional.restrict(logits_RTV, tokens_RT), tokens_RT
+    )
+    is_real_RT = jnp.arange(T) < length_R[:, None]
+    return jnp.sum(nats_RT, axis=1, where=is_real_RT).reshape(B, K)
+
+  return jax.jit(score)
+
+
+def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+  """(ids [K, T], length [K]) of captions, as `build_listener` reads them.
+
+  T is a power of two, so that few programs are compiled.
+  """
+  lengths = np.array([len(ids) for ids in captions], np.int32)
+  made = np.zeros((len(captions), decode.bucket(lengths.max())), np.int32)
+  for row, ids in zip(made, captions, strict=True):
+    row[: len(ids)] = ids
+  return made, lengths
+
+
+def information_gain(
+  nats_BLM: np.ndarray, nats_LM: np.ndarray, alpha: float
+) -> np.ndarray:
+  """The gain log p(c | x) - alpha log p(c) of labels c by pictures x: [B, L].
+
+  The score of the information-gain captioner (Xu et al. 2023,
+  https://arxiv.org/abs/2311.17072), which takes away what a language model
+  expects without a picture. The probability of a label is the mean over its
+  sentences.
+
+  Args:
+    nats_BLM: nats of each of M sentences of each label, given a picture.
+    nats_LM: the same without a picture.
+    alpha: how much of the expectation is taken away, from 0 to 1.
+  """
+  bounds.within('alpha', alpha, 'share of the expectation', least=0, most=1)
+  log_mean = lambda nats: (
+    np.logaddexp.reduce(-nats, axis=-1) - np.log(nats.shape[-1])
+  )
+  return log_mean(nats_BLM) - alpha * log_mean(nats_LM)

@@ -1,0 +1,41 @@
+"""How good labels are, beside the share of right ones."""
+
+import numpy as np
+
+
+def macro_f1(answers: np.ndarray, truth: np.ndarray) -> float:
+  """The mean over labels of the harmonic mean of precision and recall.
+
+  Args:
+    answers: int [N], the label that was chosen.
+    truth: int [N], the right one. A label that never is right does not count.
+  """
+  found = []
+  for label in np.unique(truth):
+    hits = np.sum((answers == label) & (truth == label))
+    found.append(2 * hits / (np.sum(answers == label) + np.sum(truth == label)))
+  return float(np.mean(found))
+
+
+def calibration_error(
+  gains: np.ndarray, truth: np.ndarray, num_bins: int = 10
+) -> float:
+  """The mean distance between confidence and accuracy, by bins.
+
+  Guo et al. (2017), https://arxiv.org/abs/1706.04599. The confidence is the
+  largest of the softmax of the gains.
+
+  Args:
+    gains: [N, labels].
+    truth: int [N], the right label.
+    num_bins: bins of equal width from 0 to 1.
+  """
+  probs = np.exp(gains - gains.max(axis=1, keepdims=True))
+  probs /= probs.sum(axis=1, keepdims=True)
+  confidence, right = probs.max(axis=1), probs.argmax(axis=1) == truth
+  bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+  error = 0.0
+  for number in np.unique(bins):
+    mine = bins == number
+    error += mine.mean() * abs(confidence[mine].mean() - right[mine].mean())
+  return float(error)

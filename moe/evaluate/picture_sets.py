@@ -1,0 +1,188 @@
+"""How close a set of drawn pictures is to a set of real ones.
+
+All distances are between features, [N, F], of the independent network of
+`judge.py`. The Frechet distance in these features is called FD-own, since it
+cannot be compared with the FID of the literature.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.evaluate.score import Score
+
+_ROWS = 1024
+_PERCENT = 5.0
+
+
+def frechet_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
+  """The squared Frechet distance of two Gaussians fitted to features.
+
+  Heusel et al. (2017), https://arxiv.org/abs/1706.08500: the squared distance
+  of the means plus tr(A + B - 2 (A B)^(1/2)) of the covariances. The root is
+  taken of the symmetric A^(1/2) B A^(1/2), which has the same trace, by
+  eigenvalues; those below 0 are errors of rounding.
+
+  Args:
+    a_NF: features of at least 2 pictures.
+    b_NF: features of at least 2 other pictures.
+  """
+  a_NF, b_NF = (_checked(features) for features in (a_NF, b_NF))
+  apart = a_NF.mean(axis=0) - b_NF.mean(axis=0)
+  a_FF, b_FF = (
+    np.atleast_2d(np.cov(features, rowvar=False)) for features in (a_NF, b_NF)
+  )
+  values, vectors = np.linalg.eigh(a_FF)
+  root_FF = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  shared = np.linalg.eigvalsh(root_FF @ b_FF @ root_FF)
+  trace = np.trace(a_FF) + np.trace(b_FF)
+  trace -= 2 * np.sqrt(np.maximum(shared, 0)).sum()
+  return float(max(0.0, apart @ apart + trace))
+
+
+def kernel_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
+  """KID: the unbiased squared maximum mean discrepancy of two sets.
+
+  Binkowski et al. (2018), https://arxiv.org/abs/1801.01401, with their kernel
+  (x y / F + 1)^3. It has no bias for small sets, so it may be below 0.
+
+  Args:
+    a_NF: features of at least 2 pictures.
+    b_NF: features of at least 2 other pictures.
+  """
+  a_NF, b_NF = (_checked(features) for features in (a_NF, b_NF))
+
+  def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+  def within(x: np.ndarray) -> float:
+    """The mean over pairs of different pictures."""
+    k = kernel(x, x)
+    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+  across = kernel(a_NF, b_NF).mean()
+  return float(within(a_NF) + within(b_NF) - 2 * across)
+
+
+class Floor(NamedTuple):
+  """Distances between two sets of real pictures.
+
+  Attributes:
+    frechet: FD-own.
+    kernel: KID.
+  """
+
+  frechet: float
+  kernel: float
+
+
+def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
+  """The distances of two disjoint sets of `num` real pictures.
+
+  FD-own falls with the number of pictures, so a set of drawn pictures can only
+  be compared with a floor of the same number.
+
+  Args:
+    real_NF: features of at least 2 `num` real pictures.
+    num: pictures of each set.
+    seed: of the choice.
+
+  Raises:
+    ValueError: if there are too few pictures.
+  """
+  if num < 2 or len(real_NF) < 2 * num:
+    raise ValueError(
+      f'A floor needs two sets of {num} real pictures, and 2 in each, got'
+      f' {len(real_NF)} pictures: draw fewer, or give more real ones.'
+    )
+  chosen = np.random.default_rng(seed).permutation(len(real_NF))[: 2 * num]
+  one, other = real_NF[chosen[:num]], real_NF[chosen[num:]]
+  return Floor(frechet_distance(one, other), kernel_distance(one, other))
+
+
+def scores(
+  drawn_NF: np.ndarray, real_NF: np.ndarray, name: str, command: str
+) -> list[Score]:
+  """FD-own and KID of drawn pictures, each with its floor.
+
+  All sets have the same number of pictures: that of the drawn ones, or half of
+  the real ones if these are too few.
+
+  Args:
+    drawn_NF: features of at least 2 drawn pictures.
+    real_NF: features of at least 4 real held-out pictures.
+    name: of the pictures, which begins each score.
+    command: the command that gives the same numbers again.
+  """
+  num = min(len(drawn_NF), len(real_NF) // 2)
+  least = floor(real_NF, num)
+  chosen = np.random.default_rng(1).permutation(len(real_NF))[:num]
+  pair = drawn_NF[:num], real_NF[chosen]
+  values = {
+    'FD-own, drawn against real': frechet_distance(*pair),
+    'FD-own, real against real': least.frechet,
+    'KID, drawn against real': kernel_distance(*pair),
+    'KID, real against real': least.kernel,
+  }
+  return [
+    Score(f'{name}: {what}', value, None, None, num, command, 'distance')
+    for what, value in values.items()
+  ]
+
+
+def nearest(
+  pictures: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """(distance [N], number [N]) of the nearest one of other pictures.
+
+  Args:
+    pictures: [N, ...], pixels or features.
+    others: [M, ...] of the same kind.
+
+  Returns:
+    The root of the mean squared difference, and the number among `others`.
+  """
+  flat = lambda a: np.asarray(a, np.float32).reshape(len(a), -1)
+  a = flat(pictures)
+  best, number = np.full(len(a), np.inf), np.zeros(len(a), int)
+  for first in range(0, len(others), _ROWS):
+    b = flat(others[first : first + _ROWS])
+    # The square of each picture is the same for all others, so it is left out.
+    distances = np.square(b).sum(axis=1) - 2 * a @ b.T
+    at = distances.argmin(axis=1)
+    found = distances[np.arange(len(a)), at]
+    number = np.where(found < best, first + at, number)
+    best = np.minimum(found, best)
+  difference = a - flat(others[number])
+  return np.sqrt(np.square(difference).mean(axis=1)), number
+
+
+def is_nearer(drawn_N: np.ndarray, held_out_M: np.ndarray) -> np.ndarray:
+  """Whether each drawn picture is suspiciously near to a training picture.
+
+  That is, nearer than 95% of the held-out pictures are. A model that copies
+  nothing has a share of about 0.05. One that draws smooth prototypes has more,
+  so the pairs must be looked at.
+
+  Args:
+    drawn_N: distances of drawn pictures to the nearest training picture.
+    held_out_M: the same of real held-out pictures.
+
+  Returns:
+    bool [N].
+  """
+  return drawn_N < np.percentile(held_out_M, _PERCENT)
+
+
+def _checked(features: np.ndarray) -> np.ndarray:
+  """The features in float64.
+
+  Raises:
+    ValueError: if there are fewer than 2 pictures.
+  """
+  if features.ndim != 2 or len(features) < 2:
+    raise ValueError(
+      'A distance of sets needs features [N, F] of at least 2 pictures, got'
+      f' {features.shape}: draw more.'
+    )
+  return np.asarray(features, np.float64)

@@ -1,0 +1,89 @@
+"""Whether a poem fits its title, judged by counts of characters alone.
+
+The judge knows how often a character stands in the title of a poem that has
+another character. It has never seen a model, so it can judge poems that a model
+has ranked by itself.
+"""
+
+import collections
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from moe.infer.forms import CHINESE
+
+# Titles among which the own one must be found.
+GROUP = 16
+
+
+class TitleJudge:
+  """Scores titles for a poem by pointwise mutual information."""
+
+  def __init__(self, titles: Iterable[str], pairs: Iterable[tuple[str, str]]):
+    """Counts characters.
+
+    Args:
+      titles: all titles that will be asked about.
+      pairs: (title, poem) of other poems, such as the training side.
+    """
+    wanted = set(''.join(titles))
+    # Character of a title -> character of a poem -> poems with both.
+    self._both = {char: collections.Counter() for char in wanted}
+    self._in_poem, self._in_title = collections.Counter(), collections.Counter()
+    self._num_poems = 0
+    for title, poem in pairs:
+      inside = set(CHINESE.findall(poem))
+      self._num_poems += 1
+      self._in_poem.update(inside)
+      for char in wanted & set(title):
+        self._in_title[char] += 1
+        self._both[char].update(inside)
+
+  def score(self, title: str, poem: str) -> float:
+    """The mean over characters of the title of log p(it | poem) / p(it).
+
+    p(character | poem) is the mean over characters of the poem of the share of
+    poems with that character that have the first one in their title. One poem
+    that holds everything is added to the counts, so that no share is 0.
+    """
+    inside = set(CHINESE.findall(poem))
+    asked = CHINESE.findall(title)
+    if not inside or not asked:
+      return -math.inf
+    total = 0.0
+    for char in asked:
+      base = (self._in_title[char] + 1) / (self._num_poems + 1)
+      shares = [
+        (self._both[char][other] + base) / (self._in_poem[other] + 1)
+        for other in inside
+      ]
+      total += math.log(sum(shares) / len(shares) / base)
+    return total / len(asked)
+
+
+def is_matched(judge: TitleJudge, titles: Sequence[str], poem: str) -> bool:
+  """Whether the first title suits a poem better than all others do."""
+  own, *others = (judge.score(title, poem) for title in titles)
+  return own > max(others)
+
+
+def matched_shares(
+  judge: TitleJudge, titles: Sequence[str], poems: Sequence[Sequence[str]]
+) -> np.ndarray:
+  """For every title and sample, whether the judge matches them.
+
+  Args:
+    judge: of the titles.
+    titles: all different; each stands among the others of its group.
+    poems: samples of each title, the same number for each.
+
+  Returns:
+    bool [titles, samples].
+  """
+  found = []
+  for place, (title, samples) in enumerate(zip(titles, poems, strict=True)):
+    start = place - place % GROUP
+    others = [t for t in titles[start : start + GROUP] if t != title]
+    found.append([is_matched(judge, [title, *others], p) for p in samples])
+  return np.array(found)

@@ -1,0 +1,127 @@
+"""What a structure is compared with: structures that know nothing of it.
+
+An ideal helix, a compact random walk, and the nearest training chain, threaded
+by an alignment of sequences.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.modalities.protein import Chain
+
+# Chains with a lower score of their best alignment are the novel group.
+NOVEL_BELOW = 60
+
+
+def helix(size: int) -> np.ndarray:
+  """CA atoms [I, 3] of an alpha helix: 100 degrees and 1.5 Angstrom each."""
+  turn = np.deg2rad(100) * np.arange(size)
+  return np.stack(
+    [2.28 * np.cos(turn), 2.28 * np.sin(turn), 1.5 * np.arange(size)], axis=-1
+  )
+
+
+def random_walk(size: int, seed: int) -> np.ndarray:
+  """CA atoms [I, 3] of a random walk, as compact as a protein of its length.
+
+  The radius of gyration is 2.2 x length^0.38 (Skolnick et al. 1997).
+  """
+  random = np.random.default_rng([seed, size])
+  steps = random.normal(size=(size, 3))
+  points = np.cumsum(steps, axis=0)
+  points -= points.mean(axis=0)
+  radius = np.sqrt(np.mean(np.sum(points**2, axis=-1)))
+  return points * (2.2 * size**0.38 / radius)
+
+
+class Nearest(NamedTuple):
+  """The nearest training chain of a chain.
+
+  Attributes:
+    name: of the training chain.
+    score: of the local alignment: BLOSUM62, 10 to open a gap, 1 to extend it.
+    identity: share of equal residues among the aligned ones.
+    points: [I, 3], its CA atoms threaded on the chain.
+  """
+
+  name: str
+  score: int
+  identity: float
+  points: np.ndarray
+
+
+def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
+  """The training chain with the best local alignment, threaded.
+
+  Residues outside of the alignment continue it in a straight line.
+
+  Args:
+    chain: the chain.
+    training: at least one chain.
+  """
+  # biotite takes a second to import, and only this aligns sequences.
+  from biotite.sequence import ProteinSequence, align
+
+  matrix = align.SubstitutionMatrix.std_protein_matrix()
+  options = {'gap_penalty': (-10, -1), 'local': True, 'max_number': 1}
+  query = ProteinSequence(chain.sequence)
+  best, best_chain = None, None
+  for other in _similar(chain, training):
+    (found,) = align.align_optimal(
+      query, ProteinSequence(other.sequence), matrix, **options
+    )
+    if best is None or found.score > best.score:
+      best, best_chain = found, other
+  pairs = best.trace[(best.trace >= 0).all(axis=1)]
+  same = chain.codes[pairs[:, 0]] == best_chain.codes[pairs[:, 1]]
+  return Nearest(
+    best_chain.name,
+    int(best.score),
+    float(same.mean()),
+    threaded(chain.codes.size, pairs[:, 0], best_chain.atoms[pairs[:, 1], 1]),
+  )
+
+
+def _similar(
+  chain: Chain, training: Sequence[Chain], most: int = 60
+) -> list[Chain]:
+  """The chains that share most pairs and triples of residues with it.
+
+  To align all of them would take a minute for each hundred chains.
+  """
+  words = _words(chain.sequence)
+  shared = [
+    len(words & _words(other.sequence)) / np.sqrt(1 + other.codes.size)
+    for other in training
+  ]
+  order = np.argsort(shared, kind='stable')[::-1]
+  return [training[i] for i in order[:most]]
+
+
+def _words(sequence: str) -> set[str]:
+  return {
+    sequence[i : i + k] for k in (2, 3) for i in range(len(sequence) - k + 1)
+  }
+
+
+def threaded(size: int, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+  """Points of all residues from those of some: gaps are straight lines.
+
+  Args:
+    size: residues of the chain.
+    rows: int [N], increasing, the residues with a point.
+    points: [N, 3].
+  """
+  place = np.arange(size)
+  made = np.stack(
+    [np.interp(place, rows, points[:, dim]) for dim in range(3)], axis=-1
+  )
+  centre = points.mean(axis=0)
+  for end, step in ((rows[0], -1), (rows[-1], 1)):
+    out = made[end] - centre
+    out = out / max(np.linalg.norm(out), 1e-6)
+    beyond = np.arange(end, -1 if step < 0 else size, step)
+    made[beyond] = made[end] + 3.8 * np.abs(beyond - end)[:, None] * out
+  return made

@@ -1,0 +1,156 @@
+"""Scores of a predicted structure against the true one, from CA atoms.
+
+All of them compare residue by residue; nothing is aligned anew. The lDDT of a
+mirror image is 1, so `chirality` compares a model with its mirror image.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+# Angstrom between the CB atoms of residues that touch.
+CONTACT = 8.0
+_CUTOFF = 15.0
+_GDT = (1.0, 2.0, 4.0, 8.0)
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+  return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+
+def _separation(size: int) -> np.ndarray:
+  return np.abs(np.arange(size)[:, None] - np.arange(size))
+
+
+def lddt(
+  points: np.ndarray, true: np.ndarray, least_separation: int = 1
+) -> float:
+  """Mean lDDT of CA atoms (Mariani et al. 2013), from 0 to 1.
+
+  Args:
+    points: [I, 3], predicted.
+    true: [I, 3].
+    least_separation: places between residues below which a pair is left out.
+
+  Returns:
+    The mean over residues with a true neighbour; NaN if there is none.
+  """
+  wanted = _distances(true)
+  near = (wanted < _CUTOFF) & (_separation(len(true)) >= least_separation)
+  error = np.abs(_distances(points) - wanted)
+  kept = np.mean([error < t for t in (0.5, 1, 2, 4)], axis=0) * near
+  count = near.sum(axis=1)
+  has_any = count > 0
+  if not has_any.any():
+    return float('nan')
+  return float((kept.sum(axis=1)[has_any] / count[has_any]).mean())
+
+
+def superpose(
+  points: np.ndarray, true: np.ndarray, chosen: np.ndarray | None = None
+) -> np.ndarray:
+  """Points after the rotation and shift that bring chosen ones nearest.
+
+  Kabsch (1976), https://doi.org/10.1107/S0567739476001873.
+
+  Args:
+    points: [I, 3].
+    true: [I, 3].
+    chosen: which points count; None for all.
+  """
+  chosen = slice(None) if chosen is None else chosen
+  centre, true_centre = points[chosen].mean(axis=0), true[chosen].mean(axis=0)
+  product = (points[chosen] - centre).T @ (true[chosen] - true_centre)
+  left, _, right = np.linalg.svd(product)
+  turn = np.diag([1, 1, np.sign(np.linalg.det(left @ right))])
+  return (points - centre) @ left @ turn @ right + true_centre
+
+
+def rmsd(points: np.ndarray, true: np.ndarray) -> float:
+  """Root mean squared distance in Angstrom after superposition."""
+  apart = superpose(points, true) - true
+  return float(np.sqrt(np.mean(np.sum(apart**2, axis=-1))))
+
+
+def chirality(points: np.ndarray, true: np.ndarray) -> float:
+  """RMSD of the mirror image less that of the model; above 0 is right."""
+  return rmsd(points * np.array([1, 1, -1]), true) - rmsd(points, true)
+
+
+def tm_scale(length: int) -> float:
+  """Angstrom d0 of the TM-score, at least 0.5."""
+  return max(0.5, 1.24 * np.cbrt(max(length, 16) - 15) - 1.8)
+
+
+def _fits(points: np.ndarray, true: np.ndarray) -> Iterator[np.ndarray]:
+  """Distances [I] of many superpositions of the whole chain or parts of it.
+
+  Each begins with a fragment, and goes on with the residues that came near, as
+  the search of the TM-score does (Zhang and Skolnick 2004).
+  """
+  size = len(true)
+  reach = max(4.5, min(8.0, tm_scale(size)))
+  parts = sorted({size, size // 2, size // 4, min(size, 8)}, reverse=True)
+  for part in (p for p in parts if p >= 4):
+    for begin in range(0, size - part + 1, max(1, part // 2)):
+      chosen = np.arange(begin, begin + part)
+      for _ in range(12):
+        moved = superpose(points, true, chosen)
+        apart = np.linalg.norm(moved - true, axis=-1)
+        yield apart
+        limit, nearer = reach, np.flatnonzero(apart < reach)
+        while len(nearer) < 3:  # As few points fix no rotation.
+          limit += 0.5
+          nearer = np.flatnonzero(apart < limit)
+        if np.array_equal(nearer, chosen):
+          break
+        chosen = nearer
+
+
+def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+  """(TM-score, GDT_TS) by residue correspondence, both from 0 to 1.
+
+  Each is the best over many superpositions; GDT_TS takes the best one for each
+  of its thresholds of 1, 2, 4 and 8 Angstrom.
+  """
+  scale = tm_scale(len(true))
+  tm, counts = 0.0, np.zeros(len(_GDT))
+  for apart in _fits(points, true):
+    tm = max(tm, float(np.mean(1 / (1 + (apart / scale) ** 2))))
+    counts = np.maximum(counts, [np.mean(apart <= t) for t in _GDT])
+  return tm, float(counts.mean())
+
+
+def contact_precision(
+  score: np.ndarray, cb: np.ndarray, least_separation: int, part: int = 5
+) -> float:
+  """Share of the L / part pairs with the highest score that touch.
+
+  Args:
+    score: [I, I], such as the probability of a contact.
+    cb: [I, 3], true CB atoms.
+    least_separation: places between the residues of a pair.
+    part: 1, 2 or 5.
+
+  Returns:
+    The precision; NaN if the chain has no such pair.
+  """
+  size = len(cb)
+  pairs = np.argwhere(np.triu(_separation(size) >= least_separation))
+  if not len(pairs):
+    return float('nan')
+  values = score[pairs[:, 0], pairs[:, 1]]
+  best = pairs[np.argsort(-values, kind='stable')[: max(1, size // part)]]
+  touch = _distances(cb) < CONTACT
+  return float(touch[best[:, 0], best[:, 1]].mean())
+
+
+def neighbour_steps(points: np.ndarray) -> np.ndarray:
+  """Distances of CA atoms that follow each other; 3.8 Angstrom in proteins."""
+  return np.linalg.norm(np.diff(points, axis=0), axis=-1)
+
+
+def num_clashes(points: np.ndarray, least: float = 3.0) -> int:
+  """Pairs of CA atoms that are not neighbours and nearer than `least`."""
+  near = _distances(points) < least
+  return int(np.triu(near & (_separation(len(points)) > 1)).sum())

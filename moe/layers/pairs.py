@@ -1,0 +1,214 @@
+"""Layers of the pair track of structure prediction, and its gated attention.
+
+Jumper et al. (2021), supplement 1.6, https://doi.org/10.1038/s41586-021-03819-2:
+triangle multiplication (Algorithms 11 and 12), triangle attention (13 and 14),
+transitions (15); from residues to pairs as in Lin et al. (2023), ESMFold,
+https://doi.org/10.1126/science.ade2574. Letters as in moe/types.py: B chains, I
+and J residues, N heads, H head width, D width of a residue, Z width of a pair.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe import axes
+from moe.layers.linear import LayerNorm, Linear
+from moe.types import Array
+
+OUTGOING, INCOMING = 'outgoing', 'incoming'
+# Sums over the third residue k of a triangle.
+_SUMS = {
+  OUTGOING: 'BIkC,BJkC->BIJC',
+  INCOMING: 'BkIC,BkJC->BIJC',
+}
+
+
+class TriangleMultiplication(nn.Module):
+  """Each pair learns from the two others of all triangles that it is in.
+
+  Departs from the paper: both directions read the same pairs and are added, so
+  one product makes all their factors and gates. With one direction it is the
+  paper's algorithm.
+
+  Attributes:
+    directions: which edges are multiplied.
+    width: channels of the products; None for those of a pair.
+    dtype: compute dtype.
+  """
+
+  directions: Sequence[str] = (OUTGOING, INCOMING)
+  width: int | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, pair_BIJZ: Array, valid_BI: Array) -> Array:
+    """What is added to the pairs, [B, I, J, Z]."""
+    Z = pair_BIJZ.shape[-1]
+    C = self.width or Z
+    x = LayerNorm(axes.LATENT, self.dtype, name='norm_in')(pair_BIJZ)
+    # Values of two factors, their gates, and the gate of the result.
+    count = len(self.directions)
+    every = Linear(
+      (count, 4 * C + Z),
+      (axes.LATENT, None, axes.MLP),
+      dtype=self.dtype,
+      name='factors',
+    )(x)
+    is_pair = valid_BI[:, :, None] & valid_BI[:, None]
+    total = 0
+    for i, direction in enumerate(self.directions):
+      one, two, gate_one, gate_two, gate = jnp.split(
+        every[..., i, :], [C, 2 * C, 3 * C, 4 * C], axis=-1
+      )
+      one = jnp.where(is_pair[..., None], one * jax.nn.sigmoid(gate_one), 0)
+      two = jnp.where(is_pair[..., None], two * jax.nn.sigmoid(gate_two), 0)
+      y = jnp.einsum(_SUMS[direction], one, two)
+      y = LayerNorm(axes.LATENT, self.dtype, name=f'norm_{direction}')(y)
+      out = Linear(
+        (Z,), (axes.MLP, axes.LATENT), 'zero', self.dtype, name=direction
+      )
+      total += out(y) * jax.nn.sigmoid(gate)
+    return total
+
+
+class GatedAttention(nn.Module):
+  """Attention with a bias for each pair, and a gate on what it gathers.
+
+  Attributes:
+    num_heads: N.
+    head_dim: H.
+    dtype: compute dtype; weights are float32.
+  """
+
+  num_heads: int
+  head_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, bias: Array, valid: Array) -> Array:
+    """Gathers values of the same row.
+
+    Args:
+      x: [..., I, D].
+      bias: [..., I, J, N], added to the scores; leading dims may be 1.
+      valid: bool [..., J], False for residues that nobody attends to.
+
+    Returns:
+      [..., I, D], 0 at the start.
+    """
+    N, H, D = self.num_heads, self.head_dim, x.shape[-1]
+    every = Linear(
+      (4, N, H),
+      (axes.EMBED, None, axes.HEADS, axes.KV),
+      dtype=self.dtype,
+      name='projections',
+    )(x)
+    query, key, value, gate = jnp.moveaxis(every, -3, 0)
+    scores = jnp.einsum('...INH,...JNH->...NIJ', query, key) / math.sqrt(H)
+    scores = scores.astype(jnp.float32)
+    scores += jnp.moveaxis(bias, -1, -3).astype(jnp.float32)
+    scores = jnp.where(valid[..., None, None, :], scores, -1e9)
+    weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+    y = jnp.einsum('...NIJ,...JNH->...INH', weights, value)
+    y = (y * jax.nn.sigmoid(gate)).reshape(*x.shape[:-1], N * H)
+    return Linear(
+      (D,), (axes.HEADS, axes.EMBED), 'zero', self.dtype, name='out'
+    )(y)
+
+
+class TriangleAttention(nn.Module):
+  """Pairs that share a residue attend to each other (Algorithms 13 and 14).
+
+  Attributes:
+    is_ending: whether pairs share their second residue in place of their first.
+    num_heads: N.
+    head_dim: H.
+    dtype: compute dtype.
+  """
+
+  is_ending: bool
+  num_heads: int
+  head_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, pair_BIJZ: Array, valid_BI: Array) -> Array:
+    """What is added to the pairs, [B, I, J, Z]."""
+    turn = lambda x: jnp.swapaxes(x, 1, 2) if self.is_ending else x
+    x = LayerNorm(axes.LATENT, self.dtype, name='norm')(turn(pair_BIJZ))
+    bias = Linear(
+      (self.num_heads,),
+      (axes.LATENT, axes.HEADS),
+      dtype=self.dtype,
+      name='bias',
+    )(x)
+    attention = GatedAttention(
+      self.num_heads, self.head_dim, self.dtype, name='attention'
+    )
+    # Each row of pairs is a sequence of its own, with one bias for all rows.
+    y = attention(x, bias[:, None], valid_BI[:, None])
+    return turn(y)
+
+
+class PairTransition(nn.Module):
+  """Norm, a wider hidden layer with ReLU, and back (Algorithm 15).
+
+  Attributes:
+    factor: width of the hidden layer over that of the input.
+    axis: logical axis of the input's last dim.
+    dtype: compute dtype.
+  """
+
+  factor: int = 4
+  axis: str = axes.LATENT
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """What is added to the input, of the same shape."""
+    width = x.shape[-1]
+    h = LayerNorm(self.axis, self.dtype, name='norm')(x)
+    h = Linear(
+      (self.factor * width,),
+      (self.axis, axes.MLP),
+      'relu',
+      self.dtype,
+      name='hidden',
+    )(h)
+    return Linear(
+      (width,), (axes.MLP, self.axis), 'zero', self.dtype, name='out'
+    )(jax.nn.relu(h))
+
+
+class SequenceToPair(nn.Module):
+  """Products and differences of the features of two residues (ESMFold).
+
+  Attributes:
+    width: features of a residue; their products and differences are both read.
+    pair_width: Z.
+    dtype: compute dtype.
+  """
+
+  width: int
+  pair_width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, s_BID: Array) -> Array:
+    """What is added to the pairs, [B, I, J, Z]."""
+    x = LayerNorm(axes.EMBED, self.dtype, name='norm')(s_BID)
+    both = Linear(
+      (2, self.width), (axes.EMBED, None, axes.MLP), dtype=self.dtype, name='in'
+    )(x)
+    one, two = both[:, :, None, 0], both[:, None, :, 1]
+    joined = jnp.concatenate([one * two, one - two], axis=-1)
+    return Linear(
+      (self.pair_width,),
+      (axes.MLP, axes.LATENT),
+      'zero',
+      self.dtype,
+      name='out',
+    )(joined)

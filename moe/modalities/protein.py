@@ -1,0 +1,124 @@
+"""Chains of proteins as arrays: residues, coordinates, and what is missing."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from moe.modalities import residues
+
+# Angstrom. A longer bond between C and the next N is a break of the chain.
+LONGEST_BOND = 2.5
+SHORTEST, LONGEST = 30, 1024
+
+
+class Chain(NamedTuple):
+  """A chain of I residues.
+
+  Attributes:
+    name: of the chain, such as '1aki_A'.
+    codes: int32 [I], see `residues.codes`.
+    numbers: int32 [I], place of the residue in the whole sequence, from 0.
+      Residues that nobody knows leave a gap.
+    atoms: float32 [I, 14, 3] in Angstrom, in the slots of
+      `residues.Residues.atoms`; 0 where an atom is missing.
+    mask: bool [I, 14], whether the atom is known.
+  """
+
+  name: str
+  codes: np.ndarray
+  numbers: np.ndarray
+  atoms: np.ndarray
+  mask: np.ndarray
+
+  @property
+  def sequence(self) -> str:
+    """One-letter names of the residues."""
+    return residues.letters(self.codes)
+
+  @property
+  def has_backbone(self) -> np.ndarray:
+    """Bool [I], whether N, CA and C are known."""
+    return self.mask[:, :3].all(axis=1)
+
+
+def of_backbone(
+  name: str, sequence: str, coordinates: np.ndarray, num_atoms: int = 4
+) -> Chain:
+  """A chain of which only the backbone is known.
+
+  Args:
+    name: of the chain.
+    sequence: one-letter names.
+    coordinates: [I, 4, 3], N, CA, C, O.
+    num_atoms: how many of the four are kept: 3 leaves out the oxygen.
+  """
+  codes = residues.codes(sequence)
+  atoms = np.zeros((codes.size, residues.ATOM14, 3), np.float32)
+  mask = np.zeros((codes.size, residues.ATOM14), bool)
+  atoms[:, :num_atoms] = coordinates[:, :num_atoms]
+  mask[:, :num_atoms] = True
+  numbers = np.arange(codes.size, dtype=np.int32)
+  return Chain(name, codes, numbers, atoms, mask)
+
+
+def centred(chain: Chain) -> Chain:
+  """The chain with the mean of its CA atoms at the origin."""
+  known = chain.mask[:, 1]
+  if not known.any():
+    return chain
+  centre = chain.atoms[known, 1].mean(axis=0, dtype=np.float64)
+  atoms = (chain.atoms - centre).astype(np.float32)
+  return chain._replace(atoms=atoms * chain.mask[..., None])
+
+
+def num_breaks(chain: Chain) -> int:
+  """How often neighbours are too far apart for a peptide bond."""
+  is_known = chain.mask[:-1, 2] & chain.mask[1:, 0]
+  bond = np.linalg.norm(chain.atoms[1:, 0] - chain.atoms[:-1, 2], axis=-1)
+  return int((is_known & (bond > LONGEST_BOND)).sum())
+
+
+def why_unfit(
+  chain: Chain, shortest: int = SHORTEST, longest: int = LONGEST
+) -> str:
+  """Why nothing can be learned from a chain; '' if something can.
+
+  Args:
+    chain: a chain.
+    shortest: residues that a chain must have.
+    longest: residues that a chain may have.
+  """
+  size = chain.codes.size
+  if size < shortest:
+    return f'fewer than {shortest} residues'
+  if size > longest:
+    return f'more than {longest} residues'
+  if chain.has_backbone.sum() < max(2, size // 2):
+    return 'less than half of the backbone is known'
+  if (chain.codes == residues.UNKNOWN).mean() > 0.1:
+    return 'more than a tenth of the residues are unknown'
+  if np.abs(chain.atoms).max() > 1e4:
+    return 'coordinates beyond 10,000 Angstrom'
+  return ''
+
+
+def record_of(chain: Chain) -> dict[str, np.ndarray]:
+  """The arrays of a chain as a token store holds them."""
+  return {
+    'codes': chain.codes.astype(np.uint8),
+    'numbers': chain.numbers.astype(np.int32),
+    'atoms': chain.atoms.astype(np.float32),
+    'mask': chain.mask.astype(np.uint8),
+    'name': np.frombuffer(chain.name.encode(), np.uint8),
+  }
+
+
+def of_record(record: dict[str, np.ndarray]) -> Chain:
+  """The chain that `record_of` wrote."""
+  return Chain(
+    record['name'].tobytes().decode(),
+    record['codes'].astype(np.int32),
+    record['numbers'],
+    record['atoms'],
+    record['mask'].astype(bool),
+  )

@@ -1,0 +1,372 @@
+"""Folding: structures of chains from their residues.
+
+The losses are those of AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
+https://doi.org/10.1038/s41586-021-03819-2) with a smooth lDDT and distances of
+near residues beside them, since FAPE alone lets a chain collapse. A term looks
+only at known atoms, so chains with a backbone alone train the backbone.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe import axes, bounds
+from moe.modalities import residues, rigid, torsions
+from moe.modalities.rigid import Rigid
+from moe.models.functional import FoldingFunctional
+from moe.objectives import structure_losses as losses
+from moe.objectives import violations
+from moe.objectives.objective import Facts, Measure, Objective
+from moe.types import Array, Batch, Field, Pair, PyTree
+
+# Terms that are means over chains.
+_OF_CHAINS = (
+  'distogram',
+  'smooth_lddt',
+  'local_distances',
+  'fape',
+  'all_atom_fape',
+  'torsions',
+  'torsion_lengths',
+  'plddt',
+  'aligned_errors',
+  'violations',
+)
+_OF_TOKENS = ('load_balance', 'router_z')
+
+
+def _mean_lddt(sums: dict[str, Pair], facts: Facts) -> float:
+  del facts
+  total, weight = sums['lddt']
+  return float(total / np.maximum(weight, 1e-9))
+
+
+LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+  """Coefficients of the terms of the loss; a term of 0 is not computed.
+
+  Attributes:
+    distogram: of the distances of CB atoms in bins.
+    smooth_lddt: of CA atoms.
+    local_distances: of backbone atoms of near residues.
+    fape: of backbone frames, the mean over the layers of the structure module.
+    all_atom_fape: of all atoms, in the last layer.
+    torsions: of the angles.
+    torsion_lengths: of the lengths of their vectors.
+    plddt: of the predicted lDDT.
+    aligned_errors: of the predicted aligned errors.
+    violations: of bonds, angles and room.
+    load_balance: of the router.
+    router_z: of the router.
+  """
+
+  distogram: float = 0.5
+  smooth_lddt: float = 1.0
+  local_distances: float = 0.5
+  fape: float = 1.0
+  all_atom_fape: float = 0.0
+  torsions: float = 0.5
+  torsion_lengths: float = 0.01
+  plddt: float = 0.05
+  aligned_errors: float = 0.05
+  violations: float = 0.0
+  load_balance: float = 0.01
+  router_z: float = 1e-3
+
+  def __post_init__(self):
+    for name, factor in dataclasses.asdict(self).items():
+      bounds.within(name, factor, 'a factor of a loss', least=0)
+
+
+def fields(num_rows: int, length: int) -> dict[str, Field]:
+  """The arrays of a batch of chains, see `moe.data.chains`."""
+  row = (axes.BATCH, axes.LENGTH)
+  whole = (num_rows, length)
+  atoms = (*whole, residues.ATOM14)
+  return {
+    'tokens': Field(whole, jnp.int32, row),
+    'codes': Field(whole, jnp.int32, row),
+    'numbers': Field(whole, jnp.int32, row),
+    'valid': Field(whole, jnp.bool_, row),
+    'atoms': Field((*atoms, 3), jnp.float32, (*row, None, None)),
+    'mask': Field(atoms, jnp.bool_, (*row, None)),
+    'weights': Field((num_rows,), jnp.float32, (axes.BATCH,)),
+  }
+
+
+def folding(
+  functional: FoldingFunctional,
+  shape: tuple[int, int],
+  factors: Factors | None = None,
+  recycles: int = 1,
+  clamped: float = 0.9,
+  clamp_steps: int = 2000,
+) -> Objective:
+  """The structure of each chain, and how sure the model is of it.
+
+  Args:
+    functional: the model's pure functions.
+    shape: (B, T) of a batch.
+    factors: coefficients of the terms; None for the usual ones.
+    recycles: how often the result is read again: in training a number that is
+      drawn for each step from 0 to this one, in evaluation this one.
+    clamped: share of the chains whose FAPE is clamped at 10 Angstrom.
+    clamp_steps: steps over which this share grows from 0. Clamped from the
+      start, far residues would have no gradient.
+
+  Returns:
+    The objective. Its score is the mean lDDT of CA atoms.
+  """
+  factors = factors or Factors()
+  bounds.at_least(0, 'RECYCLES', recycles, '0 reads no result again')
+  share = 'the share of chains with a clamped error'
+  bounds.within('clamped', clamped, share, least=0, most=1)
+  bounds.at_least(1, 'clamp_steps', clamp_steps, 'steps until it is reached')
+
+  def loss(
+    params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
+  ) -> tuple[dict[str, Array], PyTree, dict[str, Pair]]:
+    keys = None if key is None else jax.random.split(key, 4)
+    rngs = None
+    if keys is not None:
+      rngs = {'router': keys[0], 'dropout': keys[1]}
+    s, pair, outputs = functional.read(
+      params, state['model'], batch, rngs, train
+    )
+    count = recycles
+    if train:
+      count = jax.random.randint(keys[2], (), 0, recycles + 1)
+    found = fold_again(
+      functional, params, (s, pair, batch), recycles and count, rngs, train
+    )
+    is_clamped = jnp.ones(batch['weights'].shape, bool)
+    if train:
+      done = state['steps'].astype(jnp.float32) / clamp_steps
+      share = clamped * jnp.minimum(done, 1)
+      is_clamped = jax.random.bernoulli(keys[3], share, is_clamped.shape)
+    by_chain, metrics = terms(found, batch, is_clamped, factors)
+    weights_B = batch['weights']
+    sums = {name: jnp.sum(x * weights_B) for name, x in by_chain.items()}
+    for name in _OF_TOKENS:
+      if name in outputs.losses:  # A dense trunk has none.
+        sums[name] = outputs.losses[name][0]
+    metrics = {
+      name: (jnp.sum(x * weights_B), weights_B.sum())
+      for name, x in metrics.items()
+    }
+    new = {'model': outputs.state, 'steps': state['steps']}
+    return sums, new, {**outputs.metrics, **metrics}
+
+  def weights(batch: Batch) -> dict[str, Array]:
+    chains = batch['weights'].sum()
+    tokens = jnp.sum(batch['valid'], dtype=jnp.float32)
+    return {
+      **dict.fromkeys(_OF_CHAINS, chains),
+      **dict.fromkeys(_OF_TOKENS, tokens),
+    }
+
+  def init(key: Array, shapes: Batch) -> tuple[PyTree, PyTree, PyTree]:
+    params, state, logical = functional.init(key, shapes)
+    return params, {'model': state, 'steps': jnp.zeros((), jnp.int32)}, logical
+
+  def update(state: PyTree) -> PyTree:
+    return {
+      'model': functional.update(state['model']),
+      'steps': state['steps'] + 1,
+    }
+
+  return Objective(
+    init,
+    functools.partial(fields, *shape),
+    loss,
+    weights,
+    dataclasses.asdict(factors),
+    LDDT,
+    update,
+    'residues',
+    lambda batch: int(np.count_nonzero(batch['valid'])),
+  )
+
+
+def fold_again(
+  functional: FoldingFunctional,
+  params: PyTree,
+  given: tuple[Array, Array, Batch],
+  count: Array | int,
+  rngs: dict[str, Array] | None = None,
+  train: bool = False,
+):
+  """The last of several passes; only this one has a gradient.
+
+  Args:
+    functional: the model's pure functions.
+    params: its parameters.
+    given: residues, pairs, and the batch.
+    count: passes before the last one.
+    rngs: random keys by use.
+    train: whether this is training.
+  """
+  last = functional.module.nothing(given[2])
+  if not isinstance(count, int) or count:
+    stopped = jax.lax.stop_gradient((params, given))
+
+    def again(_, last):
+      fold = functional.fold(*stopped, last, rngs, train)
+      return jax.lax.stop_gradient(fold.recycled)
+
+    last = jax.lax.fori_loop(0, count, again, last)
+  return functional.fold(params, given, last, rngs, train)
+
+
+def terms(
+  found, batch: Batch, is_clamped: Array, factors: Factors
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """(terms of the loss, metrics), a number for each chain.
+
+  Args:
+    found: the `Folded` of a batch.
+    batch: the batch.
+    is_clamped: bool [B], see `structure_losses.fape`.
+    factors: coefficients; a term of 0 is left out.
+  """
+  codes, numbers = batch['codes'], batch['numbers']
+  true, mask = batch['atoms'], batch['mask']
+  known = mask[..., :3].all(axis=-1) & batch['valid']
+  ca, true_ca = found.atoms[..., 1, :], true[..., 1, :]
+  layers = found.structure.frames
+  frames = Rigid(layers.rotation[-1], layers.translation[-1])
+  true_frames = rigid.from_backbone(*jnp.moveaxis(true[..., :3, :], -2, 0))
+  score, has_score = losses.lddt_by_residue(ca, true_ca, known)
+  lddt = losses.mean(score, has_score)
+  made = {
+    'distogram': lambda: losses.distogram(
+      found.distogram, torsions.ideal_cb(true), known
+    ),
+    'smooth_lddt': lambda: losses.smooth_lddt(ca, true_ca, known),
+    'local_distances': lambda: losses.local_distances(
+      found.atoms, true, mask, numbers
+    ),
+    'fape': lambda: jnp.mean(
+      losses.fape(
+        (layers, _repeated(true_frames, layers)),
+        known,
+        (layers.translation, true_ca[None]),
+        known,
+        is_clamped,
+      ),
+      axis=0,
+    ),
+    'plddt': lambda: losses.mean(
+      losses.cross_entropy(
+        found.plddt,
+        losses.plddt_targets(
+          jax.lax.stop_gradient(score), found.plddt.shape[-1]
+        ),
+      ),
+      has_score,
+    ),
+    'aligned_errors': lambda: _error_loss(
+      found.errors, (frames, true_frames), (ca, true_ca), known
+    ),
+    'violations': lambda: _violations(codes, numbers, found.atoms, batch),
+    'all_atom_fape': lambda: _all_atom_fape(
+      found, batch, true_frames, is_clamped
+    ),
+  }
+  used = {n: made[n]() for n in made if getattr(factors, n)}
+  if factors.torsions or factors.torsion_lengths:
+    angles, is_known = torsions.torsions(codes, numbers, true, mask)
+    error, length = losses.torsion(
+      found.structure.torsions[-1],
+      angles,
+      torsions.other_torsions(codes, angles),
+      is_known,
+    )
+    used |= {'torsions': error, 'torsion_lengths': length}
+  step = jnp.sqrt(jnp.sum(jnp.square(ca[:, 1:] - ca[:, :-1]), axis=-1) + 1e-8)
+  is_next = known[:, 1:] & known[:, :-1]
+  is_next &= numbers[:, 1:] - numbers[:, :-1] == 1
+  metrics = {
+    'lddt': lddt,
+    'lddt_far': losses.lddt(ca, true_ca, known, least_separation=12),
+    'ca_step': losses.mean(step, is_next),
+    'predicted_lddt': losses.mean(losses.expected_plddt(found.plddt), known),
+  }
+  return used, metrics
+
+
+def _repeated(frames: Rigid, layers: Rigid) -> Rigid:
+  """Frames once for each layer, without a copy."""
+  return Rigid(
+    jnp.broadcast_to(frames.rotation, layers.rotation.shape),
+    jnp.broadcast_to(frames.translation, layers.translation.shape),
+  )
+
+
+def _error_loss(
+  logits: Array,
+  frames: tuple[Rigid, Rigid],
+  points: tuple[Array, Array],
+  known: Array,
+) -> Array:
+  error = losses.aligned_errors(*jax.lax.stop_gradient((frames, points)))
+  nats = losses.cross_entropy(
+    logits, losses.error_bins(error, logits.shape[-1])
+  )
+  return losses.mean(nats, known[..., :, None] & known[..., None, :], 2)
+
+
+def _violations(
+  codes: Array, numbers: Array, atoms: Array, batch: Batch
+) -> Array:
+  """Bonds and clashes of all predicted atoms, or of the backbone alone.
+
+  Side chains count where the true chain has them: else nothing trains them.
+  """
+  is_backbone = jnp.arange(residues.ATOM14) < len(residues.BACKBONE)
+  has_side_chain = batch['mask'][..., 4:].any(axis=-1, keepdims=True)
+  there = jnp.asarray(residues.residues().mask)[codes]
+  mask = there & (has_side_chain | is_backbone)
+  mask &= batch['valid'][..., None]
+  bonds, _ = violations.bond_violations(codes, numbers, atoms, mask)
+  clash, _ = violations.clashes(codes, numbers, atoms, mask)
+  return losses.mean(bonds, batch['valid']) + clash
+
+
+def _all_atom_fape(
+  found, batch: Batch, true_frames: Rigid, is_clamped: Array
+) -> Array:
+  """FAPE of all known atoms in all rigid groups, with symmetric names."""
+  codes, true, mask = batch['codes'], batch['atoms'], batch['mask']
+  true, mask = losses.renamed(
+    codes, jax.lax.stop_gradient(found.atoms), true, mask
+  )
+  angles, is_known = torsions.torsions(codes, batch['numbers'], true, mask)
+  _, true_groups = torsions.all_atoms(codes, true_frames, angles)
+  backbone = mask[..., :3].all(axis=-1, keepdims=True)
+  # A group stands on all torsions before it in its chain.
+  chi = jnp.cumprod(is_known[..., 3:].astype(jnp.int32), axis=-1) > 0
+  known = jnp.concatenate(
+    [backbone, is_known[..., :3] & backbone, chi & backbone], axis=-1
+  )
+  # Groups 1 and 2 hold no heavy atom.
+  known &= jnp.array([1, 0, 0, 1, 1, 1, 1, 1], bool)
+  lead = codes.shape[:-1]
+  flat = lambda x, dims: x.reshape(*lead, -1, *x.shape[x.ndim - dims :])
+  frames = tuple(
+    Rigid(flat(g.rotation, 2), flat(g.translation, 1))
+    for g in (found.groups, true_groups)
+  )
+  return losses.fape(
+    frames,
+    flat(known, 0),
+    (flat(found.atoms, 1), flat(true, 1)),
+    flat(mask, 0),
+    is_clamped,
+  )

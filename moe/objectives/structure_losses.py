@@ -1,0 +1,274 @@
+"""Losses of predicted structures, as pure functions of float32 coordinates.
+
+Jumper et al. (2021), supplement 1.9, https://doi.org/10.1038/s41586-021-03819-2,
+where a name is given; a smooth lDDT as in Abramson et al. (2024), Algorithm 27,
+https://doi.org/10.1038/s41586-024-07487-w. Every function takes any leading
+dims and returns one number for each chain. All sums are explicit, so no matrix
+unit rounds a coordinate.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe.modalities import residues
+from moe.modalities.rigid import Rigid
+from moe.types import Array
+
+CUTOFF = 15.0  # Angstrom: the longest true distance that lDDT looks at.
+_THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
+# Angstrom; edges of the distogram's bins.
+DISTANCE_EDGES = (2.3125, 21.6875)
+
+
+def mean(x: Array, mask: Array, num_dims: int = 1) -> Array:
+  """Mean over the last dims where the mask holds; 0 where it never does."""
+  dims = tuple(range(-num_dims, 0))
+  mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
+  total = jnp.sum(jnp.where(mask > 0, x, 0) * mask, axis=dims)
+  return total / jnp.maximum(jnp.sum(mask, axis=dims), 1e-6)
+
+
+def distances(a: Array, b: Array, epsilon: float = 1e-8) -> Array:
+  """Distances [..., I, J] between points [..., I, 3] and [..., J, 3]."""
+  apart = jnp.square(a[..., :, None, :] - b[..., None, :, :])
+  return jnp.sqrt(jnp.sum(apart, axis=-1) + epsilon)
+
+
+def fape(
+  frames: tuple[Rigid, Rigid],
+  frame_mask: Array,
+  points: tuple[Array, Array],
+  point_mask: Array,
+  is_clamped: Array | bool = True,
+  epsilon: float = 1e-4,
+) -> Array:
+  """Frame aligned point error (Algorithm 28), in units of 10 Angstrom.
+
+  Args:
+    frames: [..., F], predicted and true ones.
+    frame_mask: bool [..., F].
+    points: [..., P, 3], predicted and true ones.
+    point_mask: bool [..., P].
+    is_clamped: bool [...], whether errors above 10 Angstrom count as 10.
+    epsilon: added to squared errors, whose root has no gradient at 0.
+  """
+  place = lambda f, x: f.expand(1).apply_inverse(x[..., None, :, :])
+  local, true = (place(f, x) for f, x in zip(frames, points, strict=True))
+  error = jnp.sqrt(jnp.sum(jnp.square(local - true), axis=-1) + epsilon)
+  is_clamped = jnp.asarray(is_clamped)[..., None, None]
+  error = jnp.where(is_clamped, jnp.minimum(error, 10), error) / 10
+  return mean(error, frame_mask[..., :, None] & point_mask[..., None, :], 2)
+
+
+def _near(true: Array, mask: Array, least_separation: int = 1) -> Array:
+  """Bool [..., I, J], the pairs whose distance lDDT compares."""
+  size = true.shape[-2]
+  apart = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size))
+  pairs = mask[..., :, None] & mask[..., None, :]
+  return pairs & (distances(true, true) < CUTOFF) & (apart >= least_separation)
+
+
+def lddt_by_residue(
+  points: Array, true: Array, mask: Array, least_separation: int = 1
+) -> tuple[Array, Array]:
+  """The lDDT of each point, 0 to 1 (Mariani et al. 2013), and who has one.
+
+  Args:
+    points: [..., I, 3], predicted.
+    true: [..., I, 3].
+    mask: bool [..., I].
+    least_separation: places between residues below which a pair is left out.
+
+  Returns:
+    ([..., I], bool [..., I]); without a true neighbour they are 1 and False.
+  """
+  near = _near(true, mask, least_separation)
+  error = jnp.abs(distances(points, points) - distances(true, true))
+  kept = sum((error < t).astype(points.dtype) for t in _THRESHOLDS) / 4
+  count = jnp.sum(near, axis=-1, dtype=points.dtype)
+  total = jnp.sum(jnp.where(near, kept, 0), axis=-1)
+  has_any = count > 0
+  return jnp.where(has_any, total / jnp.maximum(count, 1), 1), has_any
+
+
+def lddt(
+  points: Array, true: Array, mask: Array, least_separation: int = 1
+) -> Array:
+  """Mean lDDT of the points of a chain, from 0 to 1."""
+  return mean(*lddt_by_residue(points, true, mask, least_separation))
+
+
+def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
+  """1 - lDDT with sigmoids in place of thresholds, which have no gradient."""
+  error = jnp.abs(distances(points, points) - distances(true, true))
+  kept = sum(jax.nn.sigmoid(t - error) for t in _THRESHOLDS) / 4
+  return 1 - mean(kept, _near(true, mask), 2)
+
+
+def local_distances(
+  atoms: Array, true: Array, mask: Array, numbers: Array, window: int = 4
+) -> Array:
+  """Error of distances between backbone atoms of near residues, at most 10.
+
+  Frames that are aligned on the whole chain leave neighbours free to fall upon
+  each other; this holds them apart.
+
+  Args:
+    atoms: [..., I, P, 3] with N, CA, C first, predicted.
+    true: the same, true.
+    mask: bool [..., I, P].
+    numbers: int32 [..., I], places in the sequence.
+    window: largest difference of the places.
+  """
+  lead = atoms.shape[:-3]
+  flat = lambda x: x[..., :3, :].reshape(*lead, -1, 3)
+  known = mask[..., :3].reshape(*lead, -1)
+  place = jnp.repeat(numbers, 3, axis=-1)
+  apart = jnp.abs(place[..., :, None] - place[..., None, :])
+  pairs = known[..., :, None] & known[..., None, :]
+  pairs &= (apart >= 1) & (apart <= window)
+  one, two = flat(atoms), flat(true)
+  error = jnp.abs(distances(one, one) - distances(two, two))
+  return mean(jnp.minimum(error, 10), pairs, 2)
+
+
+def bins(distance: Array, num_bins: int) -> Array:
+  """Int32 bin of each distance; the first and the last bin are open."""
+  edges = jnp.linspace(*DISTANCE_EDGES, num_bins - 1, dtype=distance.dtype)
+  return jnp.sum(distance[..., None] > edges, axis=-1, dtype=jnp.int32)
+
+
+def cross_entropy(logits: Array, target: Array) -> Array:
+  """Nats of the target bin."""
+  chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def distogram(logits: Array, points: Array, mask: Array) -> Array:
+  """Cross-entropy of binned distances (supplement 1.9.8).
+
+  Args:
+    logits: [..., I, J, bins].
+    points: [..., I, 3], true CB atoms.
+    mask: bool [..., I].
+  """
+  target = bins(distances(points, points), logits.shape[-1])
+  pairs = mask[..., :, None] & mask[..., None, :]
+  return mean(cross_entropy(logits, target), pairs, 2)
+
+
+def torsion(
+  predicted: Array, true: Array, other: Array, mask: Array
+) -> tuple[Array, Array]:
+  """(squared error of the unit vectors, error of their lengths; Algorithm 27).
+
+  Args:
+    predicted: [..., I, 7, 2], (cos, sin) that are not normalised.
+    true: [..., I, 7, 2].
+    other: the same where symmetric atoms have each other's names.
+    mask: bool [..., I, 7].
+  """
+  length = jnp.sqrt(jnp.sum(jnp.square(predicted), axis=-1) + 1e-6)
+  made = predicted / length[..., None]
+  error = lambda x: jnp.sum(jnp.square(made - x), axis=-1)
+  least = jnp.minimum(error(true), error(other))
+  off = jnp.abs(length - 1)
+  # The length matters for every residue that there is.
+  is_there = mask.any(axis=-1, keepdims=True)
+  return mean(least, mask, 2), mean(off, is_there, 2)
+
+
+def renamed(
+  codes: Array, atoms: Array, true: Array, mask: Array
+) -> tuple[Array, Array]:
+  """The true atoms under the names that suit the prediction (Algorithm 26).
+
+  The two names of symmetric atoms of a residue are swapped where that brings
+  their distances from all other atoms nearer to the predicted ones.
+
+  Args:
+    codes: int32 [..., I].
+    atoms: [..., I, 14, 3], predicted.
+    true: [..., I, 14, 3].
+    mask: bool [..., I, 14].
+
+  Returns:
+    (true atoms, their mask).
+  """
+  swap = jnp.asarray(residues.residues().swap)[codes]
+  swapped = jnp.take_along_axis(true, swap[..., None], axis=-2)
+  swapped_mask = jnp.take_along_axis(mask, swap, axis=-1)
+  is_named = swap == jnp.arange(residues.ATOM14)
+  lead, size = codes.shape[:-1], codes.shape[-1] * residues.ATOM14
+  flat = lambda x: x.reshape(*lead, size, *x.shape[len(lead) + 2 :])
+  # Only atoms with one name are references for those with two.
+  pairs = (
+    flat(mask & swapped_mask & ~is_named)[..., :, None]
+    & flat(mask & is_named)[..., None, :]
+  )
+  predicted = distances(flat(atoms), flat(atoms))
+
+  def error(x: Array) -> Array:
+    off = jnp.abs(predicted - distances(flat(x), flat(true)))
+    by_atom = jnp.sum(jnp.where(pairs, off, 0), axis=-1)
+    return by_atom.reshape(*codes.shape, residues.ATOM14).sum(axis=-1)
+
+  better = (error(swapped) < error(true))[..., None]
+  return (
+    jnp.where(better[..., None], swapped, true),
+    jnp.where(better, swapped_mask, mask),
+  )
+
+
+def plddt_targets(score: Array, num_bins: int) -> Array:
+  """Int32 bin of a score from 0 to 1."""
+  return jnp.clip((score * num_bins).astype(jnp.int32), 0, num_bins - 1)
+
+
+def expected_plddt(logits: Array) -> Array:
+  """The expected lDDT from 0 to 1 of logits [..., bins] (Algorithm 29)."""
+  size = logits.shape[-1]
+  centres = (jnp.arange(size, dtype=logits.dtype) + 0.5) / size
+  return jnp.sum(jax.nn.softmax(logits, axis=-1) * centres, axis=-1)
+
+
+ERROR_STEP = 0.5  # Angstrom, the width of a bin of aligned errors.
+
+
+def aligned_errors(
+  frames: tuple[Rigid, Rigid], points: tuple[Array, Array]
+) -> Array:
+  """Angstrom [..., I, J]: error of point j in the frame of residue i."""
+  place = lambda f, x: f.expand(1).apply_inverse(x[..., None, :, :])
+  local, true = (place(f, x) for f, x in zip(frames, points, strict=True))
+  return jnp.sqrt(jnp.sum(jnp.square(local - true), axis=-1) + 1e-8)
+
+
+def error_bins(error: Array, num_bins: int) -> Array:
+  """Int32 bin of aligned errors; the last bin is open."""
+  return jnp.clip((error / ERROR_STEP).astype(jnp.int32), 0, num_bins - 1)
+
+
+def expected_errors(logits: Array) -> Array:
+  """Expected aligned errors in Angstrom of logits [..., bins]."""
+  size = logits.shape[-1]
+  centres = (jnp.arange(size, dtype=logits.dtype) + 0.5) * ERROR_STEP
+  return jnp.sum(jax.nn.softmax(logits, axis=-1) * centres, axis=-1)
+
+
+def tm_scale(length: Array) -> Array:
+  """Angstrom d0 of the TM-score (Zhang and Skolnick 2004) of a length."""
+  length = jnp.maximum(length, 19)
+  return 1.24 * jnp.cbrt(length - 15.0) - 1.8
+
+
+def expected_tm(logits: Array, mask: Array) -> Array:
+  """The predicted TM-score of aligned error logits [..., I, J, bins]."""
+  size = logits.shape[-1]
+  centres = (jnp.arange(size, dtype=logits.dtype) + 0.5) * ERROR_STEP
+  count = jnp.sum(mask, axis=-1, dtype=logits.dtype)
+  scale = tm_scale(count)[..., None]
+  near = 1 / (1 + jnp.square(centres / scale))
+  weights = jax.nn.softmax(logits, axis=-1) * near[..., None, None, :]
+  by_frame = mean(jnp.sum(weights, axis=-1), mask[..., None, :])
+  return jnp.max(jnp.where(mask, by_frame, 0), axis=-1)

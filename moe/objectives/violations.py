@@ -1,0 +1,110 @@
+"""Violations of what all proteins share: peptide bonds, and room for atoms.
+
+Jumper et al. (2021), supplement 1.9.11,
+https://doi.org/10.1038/s41586-021-03819-2.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moe.modalities import residues
+from moe.objectives.structure_losses import distances
+from moe.types import Array
+
+# Peptide bonds after Engh and Huber (1991): length and deviation before any
+# residue and before proline, then cosines of the angles CA-C-N and C-N-CA.
+_BOND, _BOND_PROLINE = (1.329, 0.014), (1.341, 0.016)
+_CA_C_N, _C_N_CA = (-0.4473, 0.0311), (-0.5203, 0.0353)
+_PROLINE = residues.LETTERS.index('P')
+
+
+def bond_violations(
+  codes: Array, numbers: Array, atoms: Array, mask: Array, tolerance: float = 12
+) -> tuple[Array, Array]:
+  """Peptide bonds and angles beyond a tolerance.
+
+  Args:
+    codes: int32 [..., I].
+    numbers: int32 [..., I], places in the sequence.
+    atoms: [..., I, P, 3], N, CA, C first.
+    mask: bool [..., I, P].
+    tolerance: standard deviations that are free.
+
+  Returns:
+    (loss of each residue [..., I], half of that of its bonds; bool [..., I],
+    whether one of its bonds is violated).
+  """
+  ca, c = atoms[..., :-1, 1, :], atoms[..., :-1, 2, :]
+  n, next_ca = atoms[..., 1:, 0, :], atoms[..., 1:, 1, :]
+  is_bound = numbers[..., 1:] - numbers[..., :-1] == 1
+  is_bound &= mask[..., :-1, 2] & mask[..., 1:, 0]
+  is_proline = codes[..., 1:] == _PROLINE
+  length = lambda a, b: jnp.sqrt(1e-6 + jnp.sum(jnp.square(a - b), axis=-1))
+  ca_c, c_n, n_ca = length(ca, c), length(c, n), length(n, next_ca)
+  toward = lambda a, b, size: (b - a) / size[..., None]
+  back = toward(c, ca, ca_c)
+  bond = toward(c, n, c_n)
+  ahead = toward(n, next_ca, n_ca)
+  cosine_c = jnp.sum(back * bond, axis=-1)
+  cosine_n = -jnp.sum(bond * ahead, axis=-1)
+  ideal = jnp.where(is_proline, _BOND_PROLINE[0], _BOND[0])
+  deviation = jnp.where(is_proline, _BOND_PROLINE[1], _BOND[1])
+  total, broken = jnp.zeros_like(c_n), jnp.zeros_like(is_bound)
+  for found, wanted, spread, known in (
+    (c_n, ideal, deviation, is_bound),
+    (cosine_c, *_CA_C_N, is_bound & mask[..., :-1, 1]),
+    (cosine_n, *_C_N_CA, is_bound & mask[..., 1:, 1]),
+  ):
+    error = jnp.sqrt(1e-6 + jnp.square(found - wanted))
+    beyond = jax.nn.relu(error - tolerance * spread)
+    total += jnp.where(known, beyond, 0)
+    broken |= known & (error > tolerance * spread)
+  both = lambda x: (
+    jnp.concatenate([x, jnp.zeros_like(x[..., :1])], axis=-1),
+    jnp.concatenate([jnp.zeros_like(x[..., :1]), x], axis=-1),
+  )
+  first, second = both(total)
+  before, after = both(broken)
+  return (first + second) / 2, before | after
+
+
+def clashes(
+  codes: Array, numbers: Array, atoms: Array, mask: Array, overlap: float = 1.5
+) -> tuple[Array, Array]:
+  """Atoms of different residues that are too near.
+
+  Args:
+    codes: int32 [..., I].
+    numbers: int32 [..., I].
+    atoms: [..., I, 14, 3].
+    mask: bool [..., I, 14].
+    overlap: Angstrom by which two radii may overlap.
+
+  Returns:
+    (mean loss of an atom [...], bool [..., I], whether a residue clashes).
+  """
+  lead, (size, slots) = codes.shape[:-1], mask.shape[-2:]
+  flat = lambda x: x.reshape(*lead, size * slots, *x.shape[len(lead) + 2 :])
+  radius = flat(jnp.asarray(residues.residues().radius)[codes][..., :slots])
+  known = flat(mask)
+  place = jnp.repeat(numbers, slots, axis=-1)
+  slot = jnp.tile(jnp.arange(slots), size)
+  apart = place[..., None, :] - place[..., :, None]
+  pairs = known[..., :, None] & known[..., None, :] & (apart > 0)
+  # The peptide bond is no clash, nor are the two sulphurs of a bridge.
+  is_bond = (apart == 1) & (slot[:, None] == 2) & (slot == 0)
+  is_sulphur = (codes == residues.LETTERS.index('C'))[..., None] & (
+    jnp.arange(slots) == 5
+  )
+  is_sulphur = flat(is_sulphur)
+  is_bridge = is_sulphur[..., :, None] & is_sulphur[..., None, :]
+  pairs &= ~is_bond & ~is_bridge
+  points = flat(atoms)
+  least = radius[..., :, None] + radius[..., None, :] - overlap
+  beyond = jax.nn.relu(least - distances(points, points))
+  beyond = jnp.where(pairs, beyond, 0)
+  total = jnp.sum(beyond, axis=(-1, -2))
+  count = jnp.sum(known, axis=-1, dtype=points.dtype)
+  by_atom = jnp.sum(beyond, axis=-1) + jnp.sum(beyond, axis=-2)
+  by_residue = by_atom.reshape(*codes.shape, slots).sum(axis=-1) > 0
+  return total / jnp.maximum(count, 1), by_residue

@@ -1,0 +1,41 @@
+"""Writes the files about folded chains."""
+
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from moe import atomic_files
+from moe.modalities import structure_writing
+from moe.modalities.structure_writing import Origin
+from moe.report import fold_page
+from moe.runs.folded import Prediction
+
+
+def write(
+  directory: pathlib.Path, origin: Origin, found: Iterable[Prediction]
+) -> Iterator[str]:
+  """Writes each structure when it comes, and the page at the end.
+
+  Args:
+    directory: where the files are written.
+    origin: the model that folded the chains.
+    found: the predictions.
+
+  Yields:
+    A line for people about each file.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  done = []
+  for one in found:
+    chain, plddt = one.chain, one.plddt
+    for ending, text in (
+      ('cif', structure_writing.mmcif_text(chain, plddt, origin)),
+      ('pdb', structure_writing.pdb_text(chain, plddt, origin)),
+    ):
+      atomic_files.write_file(directory / f'{chain.name}.{ending}', text)
+    done.append(one)
+    yield (
+      f'{directory / chain.name}.cif and .pdb: {chain.codes.size} residues,'
+      f' pLDDT {100 * plddt.mean():.1f}, pTM {one.tm:.2f}'
+    )
+  page = fold_page.write(directory, 'Folded chains', origin, done)
+  yield f'page: {page}'

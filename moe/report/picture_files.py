@@ -1,0 +1,55 @@
+"""Pictures as PNG files that say what they are."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_GAP = 2
+_GROUND = 128
+
+
+def png(picture: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
+  """A picture, uint8 [Y, X, 3], as a PNG file.
+
+  Args:
+    picture: the pixels.
+    texts: keyword -> text, each of which becomes a text chunk in UTF-8.
+  """
+  # Figures are drawn with Matplotlib; only files of pictures need Pillow.
+  from PIL import Image, PngImagePlugin
+
+  info = PngImagePlugin.PngInfo()
+  for name, text in (texts or {}).items():
+    info.add_itxt(name, text)
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, 'PNG', pnginfo=info)
+  return buffer.getvalue()
+
+
+def sheet(
+  pictures: Sequence[np.ndarray], columns: int = 0, least: int = 128
+) -> np.ndarray:
+  """Pictures of one size beside and below each other.
+
+  Args:
+    pictures: at least one, uint8 [Y, X, 3]. One picture has no margin.
+    columns: pictures of a row; 0 makes the sheet about square.
+    least: each picture is enlarged by whole pixels to at least this height.
+
+  Returns:
+    uint8 [Y, X, 3].
+  """
+  height, width = pictures[0].shape[:2]
+  scale = max(1, -(-least // height))
+  if len(pictures) == 1:
+    return pictures[0].repeat(scale, axis=0).repeat(scale, axis=1)
+  columns = columns or int(np.ceil(len(pictures) ** 0.5))
+  rows = -(-len(pictures) // columns)
+  shape = rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3
+  made = np.full(shape, _GROUND, np.uint8)
+  for place, picture in enumerate(pictures):
+    row, column = divmod(place, columns)
+    top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
+    made[top : top + height, left : left + width] = picture
+  return made.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -1,0 +1,63 @@
+"""A page about a model that draws and describes pictures."""
+
+import base64
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from moe import atomic_files
+from moe.evaluate.score import as_cells
+from moe.report import picture_files, templates
+from moe.runs.picture_scores import Found
+
+PAGE, SCORES = 'pictures_report.html', 'pictures_report.json'
+_LEAST_PIXELS = 96
+
+
+def write(
+  directory: pathlib.Path,
+  title: str,
+  facts: Mapping[str, str],
+  found: Mapping[str, Found],
+) -> pathlib.Path:
+  """Writes the page, and the scores as JSON.
+
+  Args:
+    directory: where the files are written.
+    title: of the page.
+    facts: what is known of the model, for the head of the page.
+    found: scores and examples by the name of the pictures.
+
+  Returns:
+    The file of the page.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  scores = [score for one in found.values() for score in one.scores]
+  content = {'facts': dict(facts), 'scores': [s.as_json() for s in scores]}
+  atomic_files.write_file(
+    directory / SCORES, json.dumps(content, indent=2, ensure_ascii=False)
+  )
+  text = templates.render(
+    'pictures_page.html',
+    title=title,
+    facts=facts,
+    scores=as_cells(scores),
+    command=scores[0].command if scores else '',
+    found={
+      name: {
+        'drawn': [(_png(pixels), text) for text, pixels in one.drawn],
+        'described': [(_png(p), *texts) for p, *texts in one.described],
+      }
+      for name, one in found.items()
+    },
+  )
+  atomic_files.write_file(directory / PAGE, text)
+  return directory / PAGE
+
+
+def _png(pixels: np.ndarray) -> str:
+  """A picture as PNG in base64."""
+  sheet = picture_files.sheet([pixels], least=_LEAST_PIXELS)
+  return base64.b64encode(picture_files.png(sheet)).decode()

@@ -1,0 +1,124 @@
+"""A page about the scores of a folding model beside its baselines."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from moe import atomic_files
+from moe.evaluate.score import Score
+from moe.modalities.structure_writing import Origin
+from moe.report import templates
+from moe.runs import protein_scores
+from moe.runs.protein_scores import ChainScores
+
+PAGE, SCORES = 'protein_scores.html', 'protein_scores.json'
+_SHOWN = ('lDDT', 'lDDT, separation >= 12', 'TM', 'GDT_TS', 'RMSD')
+_GROUPS = {
+  'all': 'All chains',
+  'similar': 'Chains with a similar training chain',
+  'novel': 'Chains without a similar training chain (alignment below 60)',
+}
+
+
+def table(
+  rows: Sequence[tuple[str, str, Score, tuple[float, float, float]]],
+  group: str,
+) -> list[tuple[str, ...]]:
+  """Mean, interval and quartiles of a group's scores as cells of a table."""
+  cells = [('score', 'mean', 'low', 'high', 'quartile', 'median', '', 'chains')]
+  cells[0] = (*cells[0][:6], 'quartile 3', 'chains')
+  for name, _, score, quartiles in rows:
+    if name == group:
+      numbers = (score.value, score.low, score.high, *quartiles)
+      texts = (f'{number:.3f}' for number in numbers)
+      cells.append((score.name, *texts, str(score.n)))
+  return cells
+
+
+def as_text(found: Sequence[ChainScores], command: str) -> str:
+  """The main scores of the model and the baselines as a table of text."""
+  rows = protein_scores.summarised(found, command)
+  means = {(group, score.name): score.value for group, _, score, _ in rows}
+  names = list(found[0].scores[protein_scores.HELIX])
+  lines = []
+  for group, title in _GROUPS.items():
+    count = next((score.n for name, _, score, _ in rows if name == group), 0)
+    if not count:
+      continue
+    heads = ''.join(f'{kind:>15}' for kind in protein_scores.KINDS)
+    lines += ['', f'{title}: {count}', f'{"":26}{heads}']
+    for name in names:
+      values = (
+        means.get((group, f'{kind}: {name}'), float('nan'))
+        for kind in protein_scores.KINDS
+      )
+      lines.append(f'{name:26}' + ''.join(f'{value:15.3f}' for value in values))
+    lines += [
+      f'{score.name:50}{score.value:.3f}'
+      for name, kind, score, _ in rows
+      if name == group
+      and kind == protein_scores.MODEL
+      and score.name.removeprefix('model: ') not in names
+    ]
+  pearson = protein_scores.confidence(found)
+  lines += ['', f'Pearson correlation of pLDDT and lDDT {pearson:.2f}']
+  return '\n'.join(lines)
+
+
+def write(
+  directory: pathlib.Path,
+  origin: Origin,
+  found: Sequence[ChainScores],
+  command: str,
+) -> pathlib.Path:
+  """Writes the page, and the scores of every chain as JSON.
+
+  Args:
+    directory: where the files are written.
+    origin: the model.
+    found: scores of the chains.
+    command: that gives them again.
+
+  Returns:
+    The file of the page.
+  """
+  rows = protein_scores.summarised(found, command)
+  pearson = protein_scores.confidence(found)
+  directory.mkdir(parents=True, exist_ok=True)
+  content = {
+    'model': origin._asdict(),
+    'command': command,
+    'plddt_lddt_pearson': None if pearson != pearson else pearson,
+    'scores': [
+      {'group': group, **score.as_json(), 'quartiles': quartiles}
+      for group, _, score, quartiles in rows
+    ],
+    'chains': protein_scores.as_json(found),
+  }
+  atomic_files.write_file(directory / SCORES, json.dumps(content, indent=1))
+  chains = [('chain', 'residues', 'nearest', 'alignment', 'identity', *_SHOWN)]
+  for one in found:
+    values = one.scores[protein_scores.MODEL]
+    chains.append((
+      one.name,
+      str(one.length),
+      one.nearest,
+      str(one.alignment),
+      f'{one.identity:.2f}',
+      *(f'{values[name]:.3f}' for name in _SHOWN),
+    ))  # fmt: skip
+  text = templates.render(
+    'protein_scores_page.html',
+    title='Scores of a folding model',
+    origin=origin,
+    pearson=f'{pearson:.2f}',
+    groups={
+      title: table(rows, group)
+      for group, title in _GROUPS.items()
+      if any(row[0] == group for row in rows)
+    },
+    chains=chains,
+    command=command,
+  )
+  atomic_files.write_file(directory / PAGE, text)
+  return directory / PAGE

@@ -1,0 +1,60 @@
+"""What a router does with the tokens of each modality."""
+
+import jax.numpy as jnp
+
+from moe.routing import slots
+from moe.routing.balance import choice_statistics
+from moe.routing.plan import RouterInputs, RoutingPlan
+from moe.types import MODALITIES, Array, Pair
+
+
+def statistics(
+  probs_GME: Array, expert_GMA: Array, inputs: RouterInputs
+) -> dict[str, Pair]:
+  """`choice_statistics` of each modality.
+
+  Args:
+    probs_GME: distribution over experts, float32.
+    expert_GMA: int32 choices, the best one first; negative where there is none.
+    inputs: of the router.
+
+  Returns:
+    Pairs by names such as 'load_text' and 'entropy_image'.
+  """
+  found = {}
+  for number, name in _told_apart(inputs):
+    mine_GM = inputs.valid_GM & (inputs.modality_GM == number)
+    of_tokens = choice_statistics(probs_GME, expert_GMA, mine_GM)
+    found |= {f'{what}_{name}': pair for what, pair in of_tokens.items()}
+  return found
+
+
+def drops(
+  inputs: RouterInputs, plan: RoutingPlan, slot_GMA: Array | None
+) -> dict[str, Pair]:
+  """The dropped rows of each modality, by names such as 'dropped_text'.
+
+  {} where the dispatch does not know which rows it drops.
+
+  Args:
+    inputs: of the router.
+    plan: the experts of each token.
+    slot_GMA: slots of each token, from the dispatch; negative for a dropped
+      row. None if the dispatch has no slots.
+  """
+  if slot_GMA is None or slot_GMA.shape[:2] != inputs.valid_GM.shape:
+    return {}
+  asked_GR = slots.requested_rows(plan)
+  of_row_GR = jnp.take_along_axis(inputs.modality_GM, plan.token_GR, axis=1)
+  found = {}
+  for number, name in _told_apart(inputs):
+    mine_GM1 = (inputs.modality_GM == number)[..., None]
+    kept = jnp.sum((slot_GMA >= 0) & mine_GM1, dtype=jnp.float32)
+    asked = jnp.sum(asked_GR & (of_row_GR == number), dtype=jnp.float32)
+    found[f'dropped_{name}'] = asked - kept, asked
+  return found
+
+
+def _told_apart(inputs: RouterInputs) -> list[tuple[int, str]]:
+  """(number, name) of the modalities that are told apart."""
+  return list(enumerate(MODALITIES[: inputs.num_modalities]))

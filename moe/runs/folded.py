@@ -1,0 +1,287 @@
+"""Folds sequences with a trained model."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moe import bounds
+from moe.checkpoint import listing, restore
+from moe.data import chains
+from moe.modalities import residues
+from moe.modalities.ids import IdSpace
+from moe.modalities.protein import Chain
+from moe.modalities.structure_writing import Origin
+from moe.models.folding import Folded
+from moe.models.functional import FoldingFunctional
+from moe.objectives import structure_losses as losses
+from moe.objectives.folding import fold_again
+from moe.runs.folding_run import FoldingRun
+from moe.types import Array, PyTree
+
+# Rows are as long as one of these, so few programs are compiled.
+BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Residues of a batch, squared: how many chains are folded at once.
+_PAIRS_AT_ONCE = 8 * 96 * 96
+# Angstrom between CB atoms that touch.
+CONTACT = 8.0
+
+
+class Prediction(NamedTuple):
+  """A folded chain and how sure the model is of it.
+
+  Attributes:
+    chain: residues and all heavy atoms.
+    plddt: [I], the expected lDDT from 0 to 1.
+    errors: [I, J], expected error in Angstrom of residue j seen from i.
+    contacts: [I, J], probability that two residues touch.
+    distances: [I, J], the expected distance of CB atoms in Angstrom.
+    tm: the expected TM-score.
+  """
+
+  chain: Chain
+  plddt: np.ndarray
+  errors: np.ndarray
+  contacts: np.ndarray
+  distances: np.ndarray
+  tm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldingModel:
+  """A trained model, read from its work directory.
+
+  Attributes:
+    functional: the model's pure functions.
+    mesh: of the devices that hold the parameters.
+    params: its parameters.
+    state: what is carried but not trained.
+    ids: the id space.
+    origin: the name and the hash of the model.
+  """
+
+  functional: FoldingFunctional
+  mesh: Mesh
+  params: PyTree
+  state: PyTree
+  ids: IdSpace
+  origin: Origin
+
+  def fold(
+    self,
+    sequences: Mapping[str, str],
+    recycles: int,
+    memory_limit: float,
+    seed: int | None = None,
+  ) -> Iterator[Prediction]:
+    """The structures of sequences, short ones first.
+
+    Args:
+      sequences: name -> one-letter names.
+      recycles: how often a result is read again.
+      memory_limit: GB that a batch may need.
+      seed: of the dropout of folding blocks, which gives other samples; None
+        for none.
+
+    Raises:
+      ValueError: if a sequence is too long for the memory.
+    """
+    self.check_memory(sequences, memory_limit)
+    by_bucket = {}
+    for name, sequence in sequences.items():
+      size = next(b for b in BUCKETS if b >= len(sequence))
+      by_bucket.setdefault(size, []).append((name, sequence))
+    for size in sorted(by_bucket):
+      rows = max(1, _PAIRS_AT_ONCE // size**2)
+      wanted = by_bucket[size]
+      rows = min(rows, len(wanted))
+      for first in range(0, len(wanted), rows):
+        part = wanted[first : first + rows]
+        yield from self._fold(part, (rows, size), recycles, seed)
+
+  def check_memory(
+    self, sequences: Mapping[str, str], memory_limit: float
+  ) -> float:
+    """GB that the longest sequence needs.
+
+    Raises:
+      ValueError: if that is more than the limit.
+    """
+    name = max(sequences, key=lambda n: len(sequences[n]))
+    length = len(sequences[name])
+    needed = self.memory(length)
+    if needed > memory_limit or length > BUCKETS[-1]:
+      raise ValueError(
+        f'{name} of {length:,} residues needs about {needed:.1f} GB, more than'
+        f' --memory={memory_limit:g} (GB) or {BUCKETS[-1]:,} residues allow:'
+        ' raise --memory if the machine has as much, or cut the sequence.'
+      )
+    return needed
+
+  def memory(self, length: int) -> float:
+    """GB of activations for a chain; pairs dominate."""
+    module = self.functional.module
+    size = next((b for b in BUCKETS if b >= length), length)
+    heads = module.structure(parent=None).attention(parent=None)
+    points = heads.num_heads * (3 * heads.num_query_points + 2)
+    # Factors and gates of triangles, logits of three heads, point distances.
+    by_pair = 16 * module.pair_width + 4 * 64 + points
+    return 4e-9 * size**2 * by_pair
+
+  @functools.cached_property
+  def _run(self) -> Callable:
+    """The jitted fold of a batch; recycles and dropout are static."""
+    functional = self.functional
+
+    def run(params, state, batch, key, recycles, has_dropout):
+      s, pair, _ = functional.read(params, state, batch, None, False)
+      rngs = {'dropout': key} if has_dropout else None
+      found = fold_again(
+        functional, params, (s, pair, batch), recycles, rngs, has_dropout
+      )
+      return {'atoms': found.atoms, **_confidence(found, batch['valid'])}
+
+    return jax.jit(run, static_argnums=(4, 5))
+
+  def _fold(
+    self,
+    part: Sequence[tuple[str, str]],
+    shape: tuple[int, int],
+    recycles: int,
+    seed: int | None,
+  ) -> Iterator[Prediction]:
+    batch = chains.empty_batch(*shape)
+    for row, (name, sequence) in enumerate(part):
+      chains.fill_row(batch, row, unfolded(name, sequence), self.ids)
+    with jax.set_mesh(self.mesh):
+      found = jax.device_get(
+        self._run(
+          self.params,
+          self.state,
+          batch,
+          jax.random.key(seed or 0),
+          recycles,
+          seed is not None,
+        )
+      )
+    tables = residues.residues()
+    for row, (name, sequence) in enumerate(part):
+      size = len(sequence)
+      codes = residues.codes(sequence)
+      mask = tables.mask[codes].copy()
+      mask[codes == residues.UNKNOWN, : len(residues.BACKBONE)] = True
+      square = np.s_[row, :size, :size]
+      yield Prediction(
+        Chain(
+          name,
+          codes,
+          np.arange(size, dtype=np.int32),
+          found['atoms'][row, :size],
+          mask,
+        ),
+        found['plddt'][row, :size],
+        found['errors'][square],
+        found['contacts'][square],
+        found['distances'][square],
+        float(found['tm'][row]),
+      )
+
+
+def _confidence(found: Folded, valid: Array) -> dict[str, Array]:
+  """What a prediction holds beside its atoms."""
+  probability = jax.nn.softmax(found.distogram, axis=-1)
+  edges = jnp.linspace(*losses.DISTANCE_EDGES, probability.shape[-1] - 1)
+  half = (edges[1] - edges[0]) / 2
+  centres = jnp.concatenate([edges - half, edges[-1:] + half])
+  near = (centres < CONTACT).astype(jnp.float32)
+  return {
+    'plddt': losses.expected_plddt(found.plddt),
+    'errors': losses.expected_errors(found.errors),
+    'contacts': jnp.sum(probability * near, axis=-1),
+    'distances': jnp.sum(probability * centres, axis=-1),
+    'tm': losses.expected_tm(found.errors, valid),
+  }
+
+
+def unfolded(name: str, sequence: str) -> Chain:
+  """A chain of which only the residues are known."""
+  codes = residues.codes(sequence)
+  return Chain(
+    name,
+    codes,
+    np.arange(codes.size, dtype=np.int32),
+    np.zeros((codes.size, residues.ATOM14, 3), np.float32),
+    np.zeros((codes.size, residues.ATOM14), bool),
+  )
+
+
+def load(run: FoldingRun, directory: str) -> FoldingModel:
+  """Reads the best step of a run, or the latest where none was scored.
+
+  Args:
+    run: the run, from the configuration in the directory.
+    directory: its work directory.
+
+  Raises:
+    ValueError: if there is no checkpoint, or a damaged one.
+  """
+  steps_dir = os.path.join(os.path.abspath(directory), 'checkpoints')
+  loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
+  devices = jax.devices()
+  run = dataclasses.replace(run, mesh=run.mesh.fitted(len(devices)))
+  functional, _, mesh = run.functional(devices)
+  digest = hashlib.sha256()
+  for name, array in sorted(restore.leaves(loaded['params']).items()):
+    digest.update(name.encode() + np.asarray(array).tobytes())
+  name = os.path.basename(os.path.abspath(directory))
+  return FoldingModel(
+    functional,
+    mesh,
+    loaded['params'],
+    loaded['state']['model'],
+    run.ids,
+    Origin(f'{name}, step {meta["step"]}', digest.hexdigest()),
+  )
+
+
+def samples(
+  model: FoldingModel,
+  sequences: Mapping[str, str],
+  counts: tuple[int, int],
+  memory_limit: float,
+  seed: int,
+) -> Iterator[Prediction]:
+  """One structure of each sequence, or several that differ by dropout.
+
+  Args:
+    model: the model.
+    sequences: name -> one-letter names.
+    counts: (recycles, samples).
+    memory_limit: GB that a batch may need.
+    seed: of the samples.
+
+  Raises:
+    ValueError: if a number is out of range, or the model has no dropout.
+  """
+  recycles, num_samples = counts
+  bounds.at_least(0, '--recycles', recycles, '0 reads no result again')
+  bounds.at_least(1, '--samples', num_samples, 'structures of a chain')
+  if num_samples == 1:
+    yield from model.fold(sequences, recycles, memory_limit)
+    return
+  if not model.functional.module.block(parent=None).dropout_rate:
+    raise ValueError(
+      f'--samples={num_samples} needs a model with dropout, got one without:'
+      ' ask for one sample, or train with FOLDING_DROPOUT.'
+    )
+  for number in range(num_samples):
+    for one in model.fold(sequences, recycles, memory_limit, seed + number):
+      name = f'{one.chain.name}_sample_{number + 1}'
+      yield one._replace(chain=one.chain._replace(name=name))

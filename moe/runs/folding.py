@@ -1,0 +1,123 @@
+"""Trains a folding model on chains."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from moe.data.cache_dir import default_cache_dir
+from moe.data.chains import ChainReader, all_chains, chain_batches
+from moe.data.store import Store
+from moe.modalities.protein import Chain
+from moe.runs import own_training
+from moe.runs.folding_run import FoldingRun
+from moe.train import program as program_lib
+from moe.train.evaluation import HeldOut
+from moe.train.program import Program
+from moe.types import Batch
+
+_logger = logging.getLogger(__name__)
+
+# (names, longest, cache directory) -> name -> split -> directory of a store.
+PrepareChains = Callable[[Sequence[str], int, str], dict[str, dict[str, str]]]
+
+
+def train(
+  run: FoldingRun,
+  workdir: str,
+  config_files: dict[str, str],
+  prepare_chains: PrepareChains,
+) -> int:
+  """Trains a folding model to its end, or resumes its run.
+
+  Args:
+    run: the run.
+    workdir: directory of all files of the run.
+    config_files: the configuration files to write, text by file name.
+    prepare_chains: makes missing stores of chains.
+
+  Returns:
+    The exit code: 0 at the end, 75 after a signal to stop.
+
+  Raises:
+    ValueError: if chains cannot be used, or if checkpoints do not fit.
+  """
+  program = run.program()
+  code = own_training.train(
+    run.settings,
+    program,
+    open_chains(run, program, prepare_chains),
+    workdir,
+    config_files,
+    run.data.batch_size,
+  )
+  if code == 0 and jax.process_index() == 0:
+    _logger.info(
+      f'python -m launch.fold --checkpoint={workdir} --fasta=FILE --out=DIR'
+      ' folds sequences'
+    )
+  return code
+
+
+def describe(run: FoldingRun) -> str:
+  """Text about the parameters of a folding model."""
+  return program_lib.parameter_table(run.program())
+
+
+def stores_of(
+  run: FoldingRun, prepare_chains: PrepareChains
+) -> dict[str, dict[str, str]]:
+  """The stores of a run's chains: name -> split -> directory."""
+  data = run.data
+  cache_dir = data.cache_dir or default_cache_dir()
+  return prepare_chains(data.names, data.longest, cache_dir)
+
+
+def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
+  """All chains of a split.
+
+  Args:
+    stores: from `stores_of`.
+    split: its name.
+
+  Raises:
+    ValueError: if no source has this split.
+  """
+  found = [splits[split] for splits in stores.values() if split in splits]
+  if not found:
+    known = sorted({name for splits in stores.values() for name in splits})
+    raise ValueError(
+      f'The split must be one of {", ".join(known)}, got {split!r}.'
+    )
+  return [chain for place in found for chain in all_chains(Store(place))]
+
+
+def open_chains(
+  run: FoldingRun, program: Program, prepare_chains: PrepareChains
+) -> tuple[ChainReader, dict[str, HeldOut]]:
+  """The reader of training batches, and the held-out chains by name."""
+  data = run.data
+  dirs = stores_of(run, prepare_chains)
+  rows = program.own_rows(data.batch_size)
+  stores = [Store(dirs[name]['train']).hold() for name in data.names]
+  reader = ChainReader(
+    stores,
+    data.rates or [float(store.lengths.size) for store in stores],
+    (data.batch_size, data.crop),
+    run.settings.seed,
+    run.ids,
+    rows,
+  )
+  shape = data.batch_size, data.evaluation_length
+
+  def evaluation(store: Store) -> HeldOut:
+    def batches() -> Iterator[Batch]:
+      return chain_batches(store, shape, run.ids, rows)
+
+    return HeldOut(batches, program.objective.score)
+
+  return reader, {
+    name: evaluation(Store(splits['validation']).hold())
+    for name, splits in dirs.items()
+    if 'validation' in splits
+  }

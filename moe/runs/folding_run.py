@@ -1,0 +1,131 @@
+"""The run that trains a folding model, as its configuration says it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import optax
+
+from moe import bounds
+from moe.modalities import ids as ids_lib
+from moe.modalities import residues
+from moe.modalities.ids import IdSpace
+from moe.models import functional as functional_lib
+from moe.models.folding import Folding
+from moe.models.functional import FoldingFunctional
+from moe.optim import optimizers
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.parallel.rules import Table
+from moe.train import program as program_lib
+from moe.train import trainer
+from moe.train.program import Program
+
+# What the id space of a folding model has beside text.
+RANGES = {'command': 1, 'residue': residues.NUM_CODES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chains:
+  """The chains of a run.
+
+  Attributes:
+    names: of the sources: 'chains', or folders of a user, such as
+      './my_structures'; the first one ranks checkpoints.
+    crop: residues of a row in training; longer chains are cut.
+    batch_size: B, over all devices and microbatches.
+    longest: chains with more residues are left out.
+    evaluation_length: residues of a row in evaluation; longer chains are left
+      out there.
+    rates: how many chains come from each source, relative to the others; () for
+      their numbers of chains.
+    cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
+  """
+
+  names: Sequence[str]
+  crop: int
+  batch_size: int
+  longest: int = 1024
+  evaluation_length: int = 96
+  rates: Sequence[float] = ()
+  cache_dir: str = ''
+
+  def __post_init__(self):
+    if not self.names:
+      raise ValueError(f'CHAINS={self.names} must name a source: add one.')
+    at_least = bounds.at_least
+    at_least(8, 'CROP', self.crop, 'residues of a row')
+    at_least(1, 'BATCH_SIZE', self.batch_size, 'chains of a step')
+    at_least(30, 'LONGEST_CHAIN', self.longest, 'the shortest chain has 30')
+    name = 'EVALUATION_LENGTH'
+    at_least(8, name, self.evaluation_length, 'residues of a row')
+    if self.rates and len(self.rates) != len(self.names):
+      raise ValueError(
+        f'CHAIN_RATES={self.rates} must have a rate for each of'
+        f' {", ".join(self.names)}, or be ().'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldingRun:
+  """A run of a folding model as its configuration describes it.
+
+  Attributes:
+    model: the model.
+    mesh: devices per mesh axis.
+    objective: makes the objective from the model's functions and (B, T).
+    optimizer: makes the optimizer from the schedule.
+    schedule: learning rate by step.
+    data: the chains.
+    settings: settings of the training loop.
+    rules: name of a table in moe/parallel/rules.py.
+    clip_norm: largest norm of the gradient; 0 for no clipping.
+  """
+
+  model: Folding
+  mesh: MeshShape
+  objective: Callable
+  optimizer: Callable[..., optax.GradientTransformation]
+  schedule: Callable
+  data: Chains
+  settings: trainer.Settings
+  rules: str = 'standard'
+  clip_norm: float = 1.0
+
+  def __post_init__(self):
+    bounds.within('CLIP_NORM', self.clip_norm, '0 clips nothing', least=0)
+    least = ids_lib.of_ranges(ids_lib.UNK + 1, RANGES).size
+    vocab_size = self.model.trunk.vocab_size
+    bounds.at_least(least, 'VOCAB_SIZE', vocab_size, 'ids with the residues')
+    rules.table(self.rules)
+    self.model.check()
+
+  @property
+  def ids(self) -> IdSpace:
+    """The id space of the trunk."""
+    room = ids_lib.text_room(self.model.trunk.vocab_size, RANGES)
+    return ids_lib.of_ranges(room, RANGES)
+
+  def functional(
+    self, devices: Sequence[jax.Device] | None = None
+  ) -> tuple[FoldingFunctional, Table, jax.sharding.Mesh]:
+    """(functional, rule table, mesh) on devices (default: all)."""
+    table = rules.table(self.rules)
+    mesh = make_mesh(self.mesh, list(devices or jax.devices()))
+    made = functional_lib.make_folding_functional(
+      self.model, rules.activation_rules(table), rules.layout(table, mesh)
+    )
+    return made, table, mesh
+
+  def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of the run on devices (default: all), from shapes alone."""
+    functional, table, mesh = self.functional(devices)
+    return program_lib.make_program(
+      self.objective(functional, (self.data.batch_size, self.data.crop)),
+      optimizers.build(self.optimizer(self.schedule), self.clip_norm),
+      self.schedule,
+      table,
+      mesh,
+      self.settings.seed,
+      self.settings.num_microbatches,
+    )

@@ -1,0 +1,396 @@
+"""A trained run that draws pictures from sentences and describes pictures."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from moe.checkpoint import restore
+from moe.evaluate import captions
+from moe.infer import decode, forms, kv_cache, pictures
+from moe.infer.sampling import Sampling
+from moe.runs import image_tokenizer
+from moe.runs.image_tokenizer import ImageTokenizer
+from moe.runs.run import IMAGE_TOKENIZER, TrainedRun
+from moe.runs.writing import check_causal
+
+# Rows of a batch, to bound the memory.
+_MAX_ROWS = 256
+
+
+class Drawn(NamedTuple):
+  """One drawn picture.
+
+  Attributes:
+    pixels: uint8 [Y, X, 3].
+    codes: int32 [codes].
+    caption_loss: nats per token of the sentence, given the picture.
+  """
+
+  pixels: np.ndarray
+  codes: np.ndarray
+  caption_loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """How pictures are drawn.
+
+  Attributes:
+    guidance: how far the logits go from those without a sentence to those with
+      it and beyond: 0 ignores the sentence, 1 is the model itself.
+    rerank: pictures that are drawn for each one that is kept: the one whose
+      sentence is likeliest, given the picture (CogView's caption loss).
+    sampling: temperature, top-k and top-p.
+    seed: of the draws.
+  """
+
+  guidance: float = 2.0
+  rerank: int = 1
+  sampling: Sampling = Sampling()
+  seed: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.guidance <= 100:
+      raise ValueError(
+        f'guidance={self.guidance} must be from 0 to 100: use 1 for the model'
+        ' as it is, and about 2 for pictures that follow the sentence more.'
+      )
+    if self.rerank < 1:
+      raise ValueError(f'rerank={self.rerank} must be at least 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureModel:
+  """A trained run with the tokenizer of its pictures.
+
+  Attributes:
+    trained: the run.
+    tokenizer: the frozen tokenizer of its image codes.
+  """
+
+  trained: TrainedRun
+  tokenizer: ImageTokenizer
+
+  @functools.cached_property
+  def canvas(self) -> pictures.Canvas:
+    """How a picture lies in a document."""
+    ids = self.trained.ids
+    return pictures.Canvas(
+      ids.begin('image'),
+      self.tokenizer.grid,
+      ids.mask,
+      {extra.name: extra.dtype for extra in self.trained.functional.extras},
+    )
+
+  @property
+  def sha256(self) -> str:
+    """Hash of all parameters."""
+    digest = hashlib.sha256()
+    for name, array in sorted(restore.leaves(self.trained.params).items()):
+      digest.update(name.encode())
+      digest.update(np.ascontiguousarray(jax.device_get(array)).tobytes())
+    return digest.hexdigest()
+
+  @property
+  def facts(self) -> dict[str, str]:
+    """What is known of the model, for people."""
+    step = str(self.trained.step)
+    return {'step': step, 'model': self.sha256, **self.tokenizer.facts}
+
+  def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    """Codes int32 [N, codes] of pictures of the tokenizer's size."""
+    return self.tokenizer.encode(np.stack(pixels))
+
+  def upper_half(self, pixels: np.ndarray, num: int) -> np.ndarray:
+    """Codes [num, codes / 2] of the upper half of one picture."""
+    rows, columns = self.canvas.grid
+    codes = self.encode([pixels])[:, : rows // 2 * columns]
+    return np.repeat(codes, num, axis=0)
+
+  def prompt(self, sentence: str) -> list[int]:
+    """Ids of a sentence to draw.
+
+    Raises:
+      ValueError: if it is empty, too long, or has characters that the model
+        does not know.
+    """
+    vocabulary = self.trained.vocabulary
+    if not sentence.strip() or '\n' in sentence:
+      raise ValueError(
+        f'The sentence must be one line of text, got {sentence!r}.'
+      )
+    unknown = {
+      character: None
+      for character in sentence
+      for i in vocabulary.encode(character)
+      if i == vocabulary.unk or vocabulary.is_byte(i)
+    }
+    if unknown:
+      raise ValueError(
+        'The sentence must have characters that the model was trained on, got'
+        f' {" ".join(unknown)}: use other words.'
+      )
+    found = vocabulary.encode(sentence + '\n')
+    length = self.trained.run.data.sequence_length
+    room = length - self.canvas.num_codes - 1
+    if len(found) > room:
+      raise ValueError(
+        f'The sentence must have at most {room} tokens, so that a picture fits'
+        f' behind it, got {len(found)}: shorten it.'
+      )
+    return found
+
+  def caption(self, sentence: str) -> list[int]:
+    """Ids of a sentence about a picture, with the end mark."""
+    vocabulary = self.trained.vocabulary
+    return [*vocabulary.encode(sentence), vocabulary.eos]
+
+  def draw(
+    self, sentences: Sequence[str], options: Drawing, given: np.ndarray = None
+  ) -> list[Drawn]:
+    """One picture for each sentence.
+
+    Args:
+      sentences: one for each picture.
+      options: how pictures are drawn.
+      given: first codes of each picture, int32 [pictures, n]; None for none.
+    """
+    wanted = [text for text in sentences for _ in range(options.rerank)]
+    if given is not None:
+      given = np.repeat(given, options.rerank, axis=0)
+    codes = self.draw_codes(wanted, options, given)
+    nats = self.caption_losses(codes, wanted)
+    best = nats.reshape(-1, options.rerank).argmin(axis=1)
+    best += np.arange(len(sentences)) * options.rerank
+    made = self.tokenizer.decode(codes[best])
+    return [
+      Drawn(pixels, codes[i], float(nats[i]))
+      for pixels, i in zip(made, best, strict=True)
+    ]
+
+  def draw_codes(
+    self,
+    sentences: Sequence[str],
+    options: Drawing,
+    given: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Codes int32 [pictures, codes], one picture for each sentence."""
+    artist = functools.partial(
+      self._artist(options.sampling), self.trained.params, self.trained.state
+    )
+    prompts = [self.prompt(sentence) for sentence in sentences]
+    made, chunk = [], _MAX_ROWS // 2
+    for number, first in enumerate(range(0, len(prompts), chunk)):
+      part = slice(first, first + chunk)
+      with jax.set_mesh(self.trained.mesh):
+        codes = pictures.draw(
+          artist,
+          self.canvas,
+          prompts[part],
+          options.guidance,
+          options.seed + number,
+          None if given is None else given[part],
+          self.trained.row_parts,
+        )
+      made.append(codes)
+    return np.concatenate(made)
+
+  def caption_losses(
+    self, codes: np.ndarray, sentences: Sequence[str]
+  ) -> np.ndarray:
+    """Nats per token [N] of a sentence about each picture (CogView's CapLoss).
+
+    Args:
+      codes: int32 [N, codes].
+      sentences: one for each picture.
+    """
+    losses = np.zeros(len(codes))
+    for sentence in dict.fromkeys(sentences):
+      rows = [i for i, text in enumerate(sentences) if text == sentence]
+      ids = self.caption(sentence)
+      losses[rows] = self.nats(codes[rows], [ids])[:, 0] / len(ids)
+    return losses
+
+  def nats(
+    self, codes: np.ndarray | None, captions_K: Sequence[Sequence[int]]
+  ) -> np.ndarray:
+    """Nats [N, K] of captions about pictures; [1, K] without a picture.
+
+    Args:
+      codes: int32 [N, codes]; None hides the picture.
+      captions_K: ids of each caption with their end mark.
+    """
+    if codes is None:
+      tokens = np.full((1, self.canvas.num_codes), self.canvas.mask, np.int32)
+    else:
+      tokens = np.asarray(codes, np.int32) + self.canvas.begin
+    ids, lengths = captions.padded(captions_K)
+    chunk = max(1, _MAX_ROWS // len(ids))
+    chunk = min(chunk, decode.bucket(len(tokens), 1))
+    found = []
+    for first in range(0, len(tokens), chunk):
+      part = tokens[first : first + chunk]
+      whole = np.resize(part, (chunk, part.shape[1]))
+      with jax.set_mesh(self.trained.mesh):
+        nats = self._listener(
+          self.trained.params, self.trained.state, whole, ids, lengths
+        )
+      found.append(np.asarray(nats)[: len(part)])
+    return np.concatenate(found).astype(np.float64)
+
+  def describe(
+    self, codes: np.ndarray, num: int, sampling: Sampling, seed: int
+  ) -> list[list[tuple[str, float]]]:
+    """Different captions of each picture, the likeliest first.
+
+    Args:
+      codes: int32 [N, codes].
+      num: how many are drawn of each; equal ones are named once.
+      sampling: how captions are drawn; the likeliest of them is added.
+      seed: of the draws.
+
+    Returns:
+      For each picture (caption, nats per token).
+    """
+    drawn = self._write(codes, num, sampling, seed)
+    best = self._write(codes, 1, Sampling(0.0), seed)
+    found = []
+    for row, texts in enumerate(drawn):
+      known = [t for t in dict.fromkeys([*best[row], *texts]) if t.strip()]
+      if not known:
+        found.append([])
+        continue
+      ids = [self.caption(text) for text in known]
+      nats = self.nats(codes[row : row + 1], ids)[0]
+      losses = [n / len(i) for n, i in zip(nats, ids, strict=True)]
+      found.append(sorted(zip(known, losses, strict=True), key=lambda p: p[1]))
+    return found
+
+  def write(self, codes: np.ndarray) -> list[str]:
+    """The caption of each picture that takes the likeliest token each time."""
+    return [texts[0] for texts in self._write(codes, 1, Sampling(0.0), 0)]
+
+  def _write(
+    self, codes: np.ndarray, num: int, sampling: Sampling, seed: int
+  ) -> list[list[str]]:
+    trained = self.trained
+    vocabulary, size = trained.vocabulary, self.canvas.num_codes
+    table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
+    extras = self.canvas.extras_of(np.zeros(1, int), size)
+    prompts = [
+      decode.RowPrompt(
+        (row + self.canvas.begin).tolist(),
+        table,
+        [1] * size,
+        {name: values[0] for name, values in extras.items()},
+      )
+      for row in np.asarray(codes)
+      for _ in range(num)
+    ]
+    limit = trained.run.data.sequence_length - size - 1
+    texts = []
+    for number, first in enumerate(range(0, len(prompts), _MAX_ROWS)):
+      with jax.set_mesh(trained.mesh):
+        written = decode.generate(
+          self._writer(sampling),
+          trained.params,
+          trained.state,
+          prompts[first : first + _MAX_ROWS],
+          limit,
+          seed + number,
+          trained.row_parts,
+        )
+      texts += [vocabulary.decode(ids) for ids in written]
+    return [texts[i : i + num] for i in range(0, len(texts), num)]
+
+  @functools.cached_property
+  def _listener(self) -> Callable:
+    return captions.build_listener(
+      self.trained.functional, self.canvas, self.trained.ids.modality
+    )
+
+  def _writer(self, sampling: Sampling) -> Callable:
+    return self._kept(
+      ('writer', sampling),
+      lambda: decode.build_writer(
+        self.trained.functional,
+        sampling,
+        self.trained.vocabulary.eos,
+        self._cache_shardings,
+        self.trained.ids.modality,
+      ),
+    )
+
+  def _artist(self, sampling: Sampling) -> Callable:
+    return self._kept(
+      ('artist', sampling),
+      lambda: pictures.build_artist(
+        self.trained.functional,
+        sampling,
+        self.canvas,
+        self.trained.ids.modality,
+        self._cache_shardings,
+      ),
+    )
+
+  @property
+  def _cache_shardings(self):
+    functional = self.trained.functional
+    layers = functional.cache_shapes(self.trained.row_parts, 1)
+    return kv_cache.shardings(layers, functional.layout, self.trained.mesh)
+
+  def _kept(self, key: tuple, make: Callable) -> Callable:
+    """A program, which is compiled once."""
+    if key not in self._programs:
+      self._programs[key] = make()
+    return self._programs[key]
+
+  @functools.cached_property
+  def _programs(self) -> dict:
+    return {}
+
+
+def of_run(trained: TrainedRun) -> PictureModel:
+  """The picture model of a trained run.
+
+  Raises:
+    ValueError: if the run has no pictures, or cannot go token by token.
+  """
+  if not trained.image_tokenizer or trained.functional.ids is None:
+    raise ValueError(
+      f'{trained.workdir} must be a run that draws and describes pictures, got'
+      ' one of text alone: train one with'
+      ' --gin_file=runs/pictures_cpu.gin.'
+    )
+  check_causal(trained.run, trained.workdir)
+  tokenizer = image_tokenizer.load(
+    os.path.join(trained.workdir, IMAGE_TOKENIZER)
+  )
+  return PictureModel(trained, tokenizer)
+
+
+def names_of(model: PictureModel) -> list[str]:
+  """Names of the pictures that a run is evaluated on drawing.
+
+  Raises:
+    ValueError: if the names of its tasks do not tell them.
+  """
+  end = f'_{model.tokenizer.pixels}'
+  tasks = model.trained.run.data.evaluation
+  names = [
+    task.removeprefix('draw_').removesuffix(end)
+    for task in tasks
+    if task.startswith('draw_') and task.endswith(end)
+  ]
+  if not names:
+    raise ValueError(
+      '--pictures must name the pictures to score, since the EVAL_TASKS'
+      f' {tuple(tasks)} name none: give it.'
+    )
+  return names

@@ -1,0 +1,61 @@
+"""Takes a run back to an earlier checkpoint, and leaves out some batches."""
+
+import logging
+
+from moe.checkpoint import commit, integrity, listing, restore
+from moe.data import skips
+from moe.runs import lock
+
+_logger = logging.getLogger(__name__)
+
+
+def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
+  """Makes a checkpoint the newest one, so that a run resumes from it.
+
+  Newer checkpoints are renamed to `<step>.rewound`; an object store cannot
+  rename, so there they are removed.
+
+  Args:
+    workdir: directory of the run.
+    step: the checkpoint to go back to.
+    skipped: (first, end): the batches that the logged steps from `first` to
+      before `end` have read are left out from now on; None leaves out none.
+
+  Raises:
+    ValueError: if there is no such step, if it is damaged, if another run uses
+      the directory, or if batches are left out that came before the step.
+  """
+  directory = listing.locate(workdir)[0]
+  workdir = str(directory.parent)
+  steps = listing.steps(directory)
+  if step not in steps:
+    raise ValueError(f'--to={step} must be one of {steps} in {directory}.')
+  if skipped and not step < skipped[0] < skipped[1]:
+    raise ValueError(
+      f'--skip={skipped[0]}:{skipped[1]} must name steps after --to={step}, the'
+      ' first one before the last one: the steps up to it stay as they are.'
+    )
+  with lock.held(workdir):
+    problems = restore.damage(directory / str(step))
+    if problems:
+      raise ValueError(
+        f'--to={step} must be sound, got {problems[0]}: choose another of'
+        f' {steps}.'
+      )
+    if skipped:
+      # The newest record says what the logged steps have left out. Until it is
+      # moved, the run refuses to go on from it with the new file.
+      newest = listing.read_meta(directory / str(steps[-1]))
+      left_out = skips.of_json(newest.get('skipped_batches', ()))
+      first, end = (left_out.number(logged - 1) for logged in skipped)
+      skips.write(workdir, left_out.also(first, end))
+      _logger.info(f'batches {first} to {end - 1} are left out from now on')
+    for newer in steps[steps.index(step) + 1 :][::-1]:
+      if integrity.on_object_store(directory):
+        commit.remove(directory, newer)
+        continue
+      aside = directory / f'{newer}.rewound'
+      if aside.exists():
+        aside.rmtree()
+      (directory / str(newer)).rename(aside)
+      _logger.info(f'{aside} is no longer used: remove it if you like')

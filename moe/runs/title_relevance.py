@@ -1,0 +1,81 @@
+"""Whether ranking by the inverse direction makes poems fit their titles better.
+
+The model writes several poems for each held-out title. A judge looks for the
+title of each poem among 16. The judge counts characters in the training poems
+and knows no model. The share that it finds is compared between the poem that
+`reranking` puts first and all poems of the title, which are not ranked.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from moe.data.text_file import read_json_lines
+from moe.evaluate import benchmarks, relevance
+from moe.runs import reranking, scorecard_poems
+from moe.runs.run import TrainedRun
+from moe.runs.scorecard_scores import Asked
+
+TRAIN_FILE = 'text/poems_shi_train.jsonl.xz'
+# Titles, and poems of each.
+NUM_TITLES, NUM_POEMS = 256, 16
+
+
+def measure(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
+  """The scores of unranked and ranked poems and of the gain, with intervals.
+
+  Raises:
+    ValueError: if a file is missing.
+  """
+  folder = asked.data_directory
+  for file in (scorecard_poems.FILE, TRAIN_FILE):
+    if not (folder / file).is_file():
+      raise ValueError(f'{file} is missing below {folder}.')
+  titles = scorecard_poems.held_out_titles(folder, NUM_TITLES)
+  repeated = [title for title in titles for _ in range(NUM_POEMS)]
+  poems = scorecard_poems.written(trained, repeated)
+  nats = reranking.prompt_nats(trained, repeated, poems)
+  judge = relevance.TitleJudge(titles, _train_pairs(asked))
+  starts = range(0, len(poems), NUM_POEMS)
+  is_matched = relevance.matched_shares(
+    judge, titles, [poems[start : start + NUM_POEMS] for start in starts]
+  )
+  scores = scores_of(is_matched, nats.reshape(is_matched.shape), asked.command)
+  return {
+    'scores': scores,
+    'titles': len(titles),
+    'poems': NUM_POEMS,
+    'group': relevance.GROUP,
+  }
+
+
+def scores_of(
+  is_matched: np.ndarray, nats: np.ndarray, command: str
+) -> list[dict[str, Any]]:
+  """Scores of unranked poems, of ranked ones, and of the gain by title.
+
+  Args:
+    is_matched: bool [titles, poems].
+    nats: of the titles after the poems, of the same shape.
+    command: the command that gives the same numbers again.
+  """
+  best = nats.argmin(axis=1)[:, None]
+  ranked = np.take_along_axis(is_matched, best, axis=1)[:, 0].astype(float)
+  unranked = is_matched.mean(axis=1)
+  rows = {
+    'unranked': unranked,
+    'ranked': ranked,
+    'gain of ranking': ranked - unranked,
+  }
+  return [
+    benchmarks.metric_score(
+      name, values, np.ones(len(values)), command
+    ).as_json()
+    for name, values in rows.items()
+  ]
+
+
+def _train_pairs(asked: Asked) -> Iterator[tuple[str, str]]:
+  for row in read_json_lines(asked.data_directory / TRAIN_FILE):
+    yield row['title'] or '', ''.join(row['paragraphs'])

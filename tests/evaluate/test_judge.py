@@ -1,0 +1,41 @@
+"""A judge of pictures."""
+
+import numpy as np
+
+from moe.evaluate import judge
+
+FACTS = [
+  {'kind': 'one', 'label': 0, 'name': 'boot', 'tags': ['a']},
+  {'kind': 'two', 'label': 1, 'name': 'coat', 'place': 'left'},
+  {'kind': 'one', 'label': 1, 'name': 'coat', 'place': 'right'},
+]
+
+
+def test_attributes_have_several_values_and_are_named_once():
+  # The name says the same as the label, and tags are no class.
+  assert judge.attributes_of(FACTS) == {
+    'kind': ['one', 'two'],
+    'label': [0, 1],
+    'place': ['left', 'right'],
+  }
+
+
+def test_an_attribute_that_a_picture_lacks_does_not_count():
+  one = judge.Judge({}, {'kind': ['one', 'two'], 'place': ['left', 'right']})
+  answers = {'kind': np.array([0, 1, 1]), 'place': np.array([0, 1, 1])}
+  right = judge.right(one, answers, FACTS)
+  np.testing.assert_array_equal(right['kind'], [1, 1, 0])
+  np.testing.assert_array_equal(right['place'], [np.nan, 0, 1])
+  np.testing.assert_array_equal(right['all'], [1, 0, 0])
+
+
+def test_a_judge_learns_what_is_plain_to_see():
+  rng = np.random.default_rng(1)
+  dark = rng.integers(0, 60, (128, 8, 8, 3), np.uint8)
+  light = rng.integers(190, 256, (128, 8, 8, 3), np.uint8)
+  pictures = np.concatenate([dark, light])
+  facts = [{'name': 'dark'}] * 128 + [{'name': 'light'}] * 128
+  made = judge.train(pictures, facts, epochs=4)
+  answers, features = judge.judge(made, pictures)
+  assert judge.right(made, answers, facts)['all'].mean() > 0.95
+  assert features.shape[0] == 256

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from moe.evaluate import picture_sets
+
+
+def points(*scales, mean=(0.0, 0.0)):
+  """Features with a given mean and the covariance diag(scales^2)."""
+  # The unbiased variance of +s and -s (and two zeros) over 4 points is 2 s^2/3.
+  root = np.sqrt(1.5)
+  x, y = (root * s for s in scales)
+  return np.array([(x, 0), (-x, 0), (0, y), (0, -y)]) + np.array(mean)
+
+
+def test_the_distance_of_two_gaussians_by_hand():
+  # |(3, 4)|^2 + (1 - 2)^2 + (3 - 5)^2 = 25 + 1 + 4, since the covariances
+  # diag(1, 9) and diag(4, 25) commute.
+  one, other = points(1, 3), points(2, 5, mean=(3, 4))
+  assert picture_sets.frechet_distance(one, other) == pytest.approx(30)
+
+
+def test_the_distance_of_gaussians_whose_covariances_do_not_commute():
+  # B is diag(4, 1) turned by 45 degrees: ((2.5, 1.5), (1.5, 2.5)). The root of
+  # a 2 x 2 matrix M has the trace sqrt(tr M + 2 sqrt(det M)). With A =
+  # diag(9, 1), tr(A B) = 22.5 + 2.5 and det(A B) = 9 * 4, so the distance is
+  # 10 + 5 - 2 sqrt(25 + 12).
+  turn = np.array([(1, 1), (-1, 1)]) / np.sqrt(2)
+  one, other = points(3, 1), points(2, 1) @ turn
+  wanted = 15 - 2 * np.sqrt(37)
+  assert picture_sets.frechet_distance(one, other) == pytest.approx(wanted)
+  assert picture_sets.frechet_distance(other, one) == pytest.approx(wanted)
+
+
+def test_equal_features_that_are_constant_have_distance_0():
+  # A network often has units that are 0 for all pictures.
+  features = np.zeros((5, 3))
+  assert picture_sets.frechet_distance(features, features) == 0
+
+
+def test_the_kernel_distance_by_hand():
+  # The kernel of 1-dim features is (x y + 1)^3. Within {0, 1} the only pair has
+  # (0 + 1)^3 = 1, within {1, 2} it has 27. Across, the four pairs have 1, 1, 8
+  # and 27, and the mean 9.25: 1 + 27 - 18.5 = 9.5.
+  a, b = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
+  assert picture_sets.kernel_distance(a, b) == pytest.approx(9.5)
+
+
+def test_the_kernel_distance_has_no_bias_for_small_sets():
+  rng = np.random.default_rng(0)
+  draws = [
+    picture_sets.kernel_distance(
+      rng.normal(size=(8, 4)), rng.normal(size=(8, 4))
+    )
+    for _ in range(400)
+  ]
+  error = np.std(draws) / np.sqrt(len(draws))
+  assert abs(np.mean(draws)) < 3 * error
+
+
+def test_the_floor_takes_disjoint_sets_of_the_given_size():
+  # Each point occurs once, so equal sets would have the distance 0.
+  real = np.arange(8.0)[:, None]
+  found = picture_sets.floor(real, 4)
+  assert found.frechet > 0
+  # Two sets of equal pictures have no distance.
+  assert picture_sets.floor(np.ones((8, 2)), 4) == (0, 0)
+  with pytest.raises(ValueError, match='two sets of 5 real pictures'):
+    picture_sets.floor(real, 5)
+
+
+def test_the_nearest_picture_is_found_across_chunks(monkeypatch):
+  monkeypatch.setattr(picture_sets, '_ROWS', 2)
+  others = np.array([[0, 0], [10, 10], [4, 0]], np.uint8)
+  pictures = np.array([[10, 9], [1, 1], [3, 0]], np.uint8)
+  distance, number = picture_sets.nearest(pictures, others)
+  np.testing.assert_array_equal(number, [1, 0, 2])
+  # The roots of means of squares: of (0, 1), (1, 1), and (1, 0).
+  np.testing.assert_allclose(distance, [0.5**0.5, 1, 0.5**0.5], rtol=1e-6)
+
+
+def test_copied_pictures_are_nearer_than_held_out_ones():
+  # 95% of the distances of held-out pictures are above 1.1.
+  held_out = np.linspace(1, 3, 21)
+  found = picture_sets.is_nearer(np.array([0, 1.05, 1.15, 3]), held_out)
+  np.testing.assert_array_equal(found, [True, True, False, False])
+
+
+@pytest.mark.parametrize('num_real, num', [(40, 20), (30, 15)])
+def test_all_distances_are_of_equally_many_pictures(num_real, num):
+  rng = np.random.default_rng(0)
+  real, drawn = rng.normal(size=(num_real, 3)), rng.normal(2, 1, size=(20, 3))
+  scores = picture_sets.scores(drawn, real, 'clothes', 'a command')
+  assert {score.n for score in scores} == {num}
+  assert not any(score.is_higher_better for score in scores)
+  values = {
+    score.name.removeprefix('clothes: '): score.value for score in scores
+  }
+  for distance in ('FD-own', 'KID'):
+    floor = values[f'{distance}, real against real']
+    assert values[f'{distance}, drawn against real'] > floor
+
+
+def test_a_single_picture_has_no_distance():
+  with pytest.raises(ValueError, match='at least 2 pictures'):
+    picture_sets.frechet_distance(np.ones((1, 2)), np.ones((3, 2)))

@@ -1,0 +1,145 @@
+"""Scores of structures: known values, biotite, and the baselines."""
+
+import numpy as np
+import pytest
+
+from moe.evaluate import structure_baselines as baselines
+from moe.evaluate import structures
+from moe.modalities import protein
+from moe.modalities.rigid import from_quaternion
+from moe.objectives import structure_losses
+from tests import protein_data
+
+
+def walk(size, seed=0):
+  """A chain of steps of 3.8 Angstrom."""
+  random = np.random.RandomState(seed)
+  steps = random.randn(size, 3)
+  return np.cumsum(
+    3.8 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0
+  )
+
+
+def moved(points):
+  turn = np.asarray(from_quaternion(np.array([1.0, 2, -1, 0.5], 'f4')))
+  return points @ turn.T.astype('f8') + np.array([5.0, -3, 9])
+
+
+def test_a_moved_structure_has_perfect_scores_and_its_mirror_has_not():
+  true = walk(40)
+  points = moved(true)
+  assert structures.rmsd(points, true) < 1e-5
+  assert structures.lddt(points, true) == 1
+  assert structures.tm_and_gdt(points, true) == pytest.approx((1, 1))
+  assert structures.chirality(points, true) > 3
+  mirror = points * [1, 1, -1]
+  assert structures.lddt(mirror, true) == 1
+  assert structures.chirality(mirror, true) < -3
+
+
+@pytest.mark.parametrize('separation', [1, 12])
+def test_lddt_is_that_of_the_loss(separation):
+  true, points = walk(40), walk(40) + walk(40, 1) / 8
+  expected = structure_losses.lddt(
+    points.astype('f4'), true.astype('f4'), np.ones(40, bool), separation
+  )
+  found = structures.lddt(points, true, separation)
+  assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_lddt_and_tm_are_biotites():
+  from biotite import structure
+
+  true, points = walk(60), walk(60) + walk(60, 1) / 4
+  arrays = []
+  for place in (true, points):
+    atoms = structure.AtomArray(60)
+    atoms.coord = place.astype('f4')
+    atoms.atom_name[:], atoms.res_id[:] = 'CA', np.arange(60)
+    arrays.append(atoms)
+  expected = structure.lddt(arrays[0], arrays[1], aggregation='residue')
+  found = structures.lddt(points, true)
+  assert found == pytest.approx(float(np.mean(expected)), abs=1e-5)
+  # For one superposition, biotite's value is a lower bound of the best.
+  arrays[1].coord = structures.superpose(points, true).astype('f4')
+  index = np.arange(60)
+  least = structure.tm_score(*arrays, index, index)
+  tm, gdt = structures.tm_and_gdt(points, true)
+  assert least - 1e-5 <= tm < least + 0.1 and 0 < gdt < 1
+
+
+def test_the_search_finds_the_half_that_fits():
+  true = walk(60)
+  points = moved(true)
+  points[30:] = walk(30, 5) + 40
+  tm, gdt = structures.tm_and_gdt(points, true)
+  # Half of the residues fit and give 1 each.
+  assert 0.5 <= tm < 0.6 and 0.5 <= gdt < 0.6
+
+
+def test_precision_counts_the_most_probable_pairs():
+  cb = np.zeros((10, 3))
+  cb[:, 0] = 4 * np.arange(10)  # Residues touch that are 1 apart.
+  cb[9] = cb[0] + [0, 5, 0]
+  score = np.zeros((10, 10))
+  score[0, 9], score[1, 7] = 1, 0.5
+  assert structures.contact_precision(score, cb, 6, 10) == 1
+  assert structures.contact_precision(score, cb, 6, 5) == 0.5
+  assert np.isnan(structures.contact_precision(score, cb, 12))
+
+
+def test_clashes_and_steps_are_counted():
+  points = np.array([[0.0, 0, 0], [3.8, 0, 0], [0, 1, 0]])
+  assert structures.num_clashes(points) == 1
+  np.testing.assert_allclose(
+    structures.neighbour_steps(points), [3.8, np.hypot(3.8, 1)]
+  )
+
+
+def test_the_baselines_have_the_shape_of_proteins():
+  helix = baselines.helix(40)
+  np.testing.assert_allclose(structures.neighbour_steps(helix), 3.8, atol=0.05)
+  points = baselines.random_walk(100, 3)
+  radius = np.sqrt(np.mean(np.sum(points**2, axis=1)))
+  assert radius == pytest.approx(2.2 * 100**0.38)
+  np.testing.assert_array_equal(points, baselines.random_walk(100, 3))
+
+
+def chain(name, sequence, points):
+  coordinates = np.repeat(points[:, None], 4, axis=1)
+  return protein.of_backbone(name, sequence, coordinates)
+
+
+def test_the_nearest_chain_is_threaded_along_the_alignment():
+  random = np.random.RandomState(0)
+  letters = lambda n: ''.join(random.choice(list('ACDEFGHIKLMNPQRSTVWY'), n))
+  core = letters(40)
+  one = chain('one', letters(60), walk(60, 1))
+  two = chain('two', letters(10) + core + letters(10), walk(60, 2))
+  query = chain('query', letters(5) + core, walk(45, 3))
+  found = baselines.nearest(query, [one, two])
+  assert found.name == 'two' and found.identity > 0.9
+  assert found.score > baselines.NOVEL_BELOW
+  np.testing.assert_allclose(found.points[10:40], walk(60, 2)[15:45], atol=1e-4)
+
+
+@protein_data.has_data
+@pytest.mark.nightly
+def test_the_baselines_have_the_scores_of_the_reference():
+  from tasks import proteins
+
+  chains = [
+    c
+    for c in proteins.Chains().chains('validation')
+    if c.codes.size <= 96 and not protein.num_breaks(c)
+  ]
+  assert len(chains) == 83
+  scores = [
+    (structures.lddt(baselines.helix(c.codes.size), c.atoms[:, 1]),)
+    + structures.tm_and_gdt(baselines.helix(c.codes.size), c.atoms[:, 1])
+    for c in chains
+  ]
+  # lDDT, TM and GDT_TS of an ideal helix, as another program found them.
+  np.testing.assert_allclose(
+    np.mean(scores, axis=0), [0.357, 0.244, 0.294], atol=0.01
+  )

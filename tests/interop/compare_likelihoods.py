@@ -1,0 +1,195 @@
+"""Our likelihoods beside those of lm_eval with transformers, item for item.
+
+    export HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1
+    python -m tests.interop.compare_likelihoods --checkpoint=runs/one
+
+The run is exported, lm-evaluation-harness scores the export with transformers
+in float32, and scores the run itself through `launch.harness_model`. Tasks are
+the harness's own files with the rows of $WUDAO_DATA, so no network is needed.
+The scorecard's accuracies stand beside both.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from launch import convert
+from launch.harness_model import Wudao
+from moe.data.text_file import read_json_lines
+from moe.evaluate import benchmarks
+from moe.runs import scorecard_scores
+from tasks import text_files
+
+# The harness's file of each task.
+YAML = {
+  'lambada_openai': 'lambada/lambada_openai.yaml',
+  'wsc273': 'wsc273/default.yaml',
+  'winogrande': 'winogrande/default.yaml',
+  'xcopa_zh': 'xcopa/default_zh.yaml',
+}
+# Bars of the comparison.
+MOST_NATS = 1e-3
+_PRONOUN = '[MASK]'
+
+
+class Compared(NamedTuple):
+  """What was found for one task.
+
+  Attributes:
+    task: its name.
+    items: their number.
+    theirs: accuracy with transformers.
+    ours: accuracy of our model in the harness.
+    card: accuracy of the scorecard.
+    requests: number of likelihoods.
+    nats: the largest difference of a likelihood.
+    differing: items whose answer differs.
+  """
+
+  task: str
+  items: int
+  theirs: float
+  ours: float
+  card: float
+  requests: int
+  nats: float
+  differing: int
+
+  @property
+  def is_equal(self) -> bool:
+    """Whether accuracies are the same, and likelihoods within the bar."""
+    right = {
+      round(x * self.items, 6) for x in (self.theirs, self.ours, self.card)
+    }
+    return len(right) == 1 and self.differing == 0 and self.nats <= MOST_NATS
+
+
+def harness_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
+  """A row of our files with the fields that the harness's task reads."""
+  if task != 'wsc273':
+    return row
+  text = row['sentence'].replace('  ', ' ')
+  return {
+    'text': text,
+    'pronoun': _PRONOUN,
+    'pronoun_loc': text.index(_PRONOUN),
+    'options': row['candidates'],
+    'label': row['label'],
+  }
+
+
+def write_task(folder: pathlib.Path, task: str, rows: Sequence[dict]) -> None:
+  """Writes a task that is the harness's own but for its rows."""
+  data = folder / f'{task}.json'
+  lines = (json.dumps(harness_row(task, row)) + '\n' for row in rows)
+  data.write_text(''.join(lines), encoding='utf-8')
+  base = f'{lm_eval.__path__[0]}/tasks/{YAML[task]}'
+  (folder / f'{task}.yaml').write_text(
+    f'include: {base}\ntask: local_{task}\ndataset_path: json\n'
+    f'dataset_name: null\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n'
+    'training_split: null\nvalidation_split: null\ntest_split: test\n'
+  )
+
+
+def compare(
+  checkpoint: str, exported: str, data: pathlib.Path
+) -> list[Compared]:
+  """Compares a run with its export on every task.
+
+  Args:
+    checkpoint: of the run.
+    exported: directory that `launch.convert to-hf` has written.
+    data: folder with the files of the benchmarks.
+  """
+  assert lm_eval.__version__ == benchmarks.HARNESS
+  ours = Wudao(checkpoint)
+  asked = scorecard_scores.Asked(
+    scorecard_scores.SUITES['full'], 0, data, 'the command'
+  )
+  cards = scorecard_scores.score_benchmarks(ours.trained, asked)
+  accuracies = {
+    entry['name']: entry['metrics'][0]['value']
+    for entry in cards
+    if 'metrics' in entry
+  }
+  files = {one.name: data / one.file for one in benchmarks.BENCHMARKS}
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    tasks = [task for task in YAML if files[task].is_file()]
+    for task in tasks:
+      write_task(folder, task, read_json_lines(files[task]))
+    theirs = HFLM(exported, dtype='float32', device='cpu', batch_size=64)
+    found = [
+      lm_eval.simple_evaluate(
+        model,
+        tasks=[f'local_{task}' for task in tasks],
+        task_manager=TaskManager(include_path=str(folder)),
+        bootstrap_iters=0,
+        log_samples=True,
+      )
+      for model in (theirs, ours)
+    ]
+  return [_compared(task, found, accuracies[task]) for task in tasks]
+
+
+def _compared(task: str, found: Sequence[dict], card: float) -> Compared:
+  """One task of two evaluations of the harness."""
+  accuracies = [one['results'][f'local_{task}']['acc,none'] for one in found]
+  theirs, ours = (
+    sorted(one['samples'][f'local_{task}'], key=lambda s: s['doc_id'])
+    for one in found
+  )
+  gaps = []
+  for their, our in zip(theirs, ours, strict=True):
+    assert their['arguments'] == our['arguments']
+    gaps += [
+      abs(float(a[0]) - float(b[0]))
+      for a, b in zip(
+        their['filtered_resps'], our['filtered_resps'], strict=True
+      )
+    ]
+  return Compared(
+    task,
+    len(theirs),
+    *accuracies,
+    card,
+    len(gaps),
+    max(gaps),
+    sum(a['acc'] != b['acc'] for a, b in zip(theirs, ours, strict=True)),
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints a row for each task; 1 if one of them is not equal."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--checkpoint', required=True)
+  parser.add_argument('--exported', help='by default it is made, and removed')
+  options = parser.parse_args(argv)
+  with tempfile.TemporaryDirectory() as folder:
+    exported = options.exported or os.path.join(folder, 'exported')
+    if not options.exported:
+      assert convert.main(['to-hf', options.checkpoint, exported]) == 0
+    rows = compare(
+      options.checkpoint, exported, pathlib.Path(text_files.data_directory())
+    )
+  for row in rows:
+    print(
+      f'{row.task}: {row.items} items, accuracy {row.theirs:.6f} with'
+      f' transformers, {row.ours:.6f} here, {row.card:.6f} on the scorecard,'
+      f' {row.differing} answers differ; {row.requests} likelihoods within'
+      f' {row.nats:.1e} nats: {"equal" if row.is_equal else "NOT EQUAL"}'
+    )
+  return 0 if all(row.is_equal for row in rows) else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,51 @@
+"""Likelihoods of a run, here and of its export in lm_eval; needs `interop`."""
+
+import gzip
+import json
+import lzma
+
+import pytest
+
+from launch import convert
+from moe.evaluate import benchmarks
+from tests.evaluate.test_benchmarks import ROWS
+
+pytestmark = pytest.mark.nightly
+REASON = 'the extra `interop` is not installed'
+
+
+@pytest.fixture
+def data(tmp_path):
+  """A folder of shared data with two rows of each benchmark."""
+  for one in benchmarks.BENCHMARKS:
+    row = ROWS[one.name]
+    path = tmp_path / one.file
+    path.parent.mkdir(exist_ok=True)
+    openers = {'.xz': lzma.open, '.gz': gzip.open}
+    opened = openers.get(path.suffix, open)(path, 'wt', encoding='utf-8')
+    with opened as f:
+      # The second row has another id, and in XCOPA the other answer.
+      for changed in (
+        {},
+        {'id': 'z'} | ({'label': 1} if 'premise' in row else {}),
+      ):
+        f.write(json.dumps(row | changed) + '\n')
+  return tmp_path
+
+
+def test_accuracies_are_equal_and_likelihoods_within_the_bar(
+  run_directory, data, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('HF_HOME', str(tmp_path / 'home'))
+  for name in ('HF_DATASETS_OFFLINE', 'HF_HUB_OFFLINE'):
+    monkeypatch.setenv(name, '1')
+  pytest.importorskip('lm_eval', reason=REASON)
+  pytest.importorskip('accelerate', reason=REASON)
+  from tests.interop import compare_likelihoods
+
+  exported = str(tmp_path / 'exported')
+  assert convert.main(['to-hf', str(run_directory), exported]) == 0
+  rows = compare_likelihoods.compare(str(run_directory), exported, data)
+  assert [row.task for row in rows] == list(compare_likelihoods.YAML)
+  assert [row.items for row in rows] == [2, 2, 2, 2]
+  assert all(row.is_equal for row in rows), rows

@@ -1,0 +1,121 @@
+"""From chains to a trained model, to structures, to scores: the whole path."""
+
+import json
+
+import pytest
+
+from launch import fold, proteins, train
+from moe.modalities import structure_files, structure_writing
+from tests import folding_cases
+
+RUN = ['--gin_file=runs/fold_overfit.gin']
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with a run of two steps on two chains."""
+  root = tmp_path_factory.mktemp('fold')
+  (root / 'mine').mkdir()
+  origin = structure_writing.Origin('by hand', '0' * 64)
+  for number in range(2):
+    chain = folding_cases.helix(30 + number, seed=number)
+    text = structure_writing.pdb_text(chain, chain.numbers / 99, origin)
+    (root / 'mine' / f'{number}.pdb').write_text(text)
+  sizes = {
+    name: value
+    for name, value in folding_cases.SIZES.items()
+    if name != 'CHAINS'
+  }
+  flags = [f'--gin.{name}={value}' for name, value in sizes.items()]
+  flags.append(f"--gin.CHAINS=('{root}/mine',)")
+  flags.append('--gin.FOLDING_DROPOUT=0.2')
+  code = train.main([*RUN, *flags, f'--workdir={root}/run'])
+  assert code == 0
+  return root
+
+
+@pytest.mark.slow
+def test_a_trained_model_folds_sequences(place, capsys):
+  (place / 'a.fasta').write_bytes(b'>one\r\nACDEFGHIKL\r\n>two\r\nmkxwy--*\r\n')
+  code = fold.main([
+    f'--checkpoint={place}/run',
+    f'--fasta={place}/a.fasta',
+    f'--out={place}/out',
+    '--recycles=1',
+  ])  # fmt: skip
+  assert (
+    code == 0 and 'one.cif and .pdb: 10 residues' in capsys.readouterr().out
+  )
+  for name, sequence in (('one', 'ACDEFGHIKL'), ('two', 'MKXWY')):
+    (chain,) = structure_files.read(place / 'out' / f'{name}.cif')
+    assert chain.sequence == sequence
+  page = (place / 'out' / 'index.html').read_text()
+  assert 'not measured' in page and 'src="http' not in page
+
+
+@pytest.mark.slow
+def test_samples_differ_and_a_seed_gives_them_again(place):
+  def atoms(name, seed):
+    code = fold.main([
+      f'--checkpoint={place}/run',
+      '--sequence=ACDEFGHIKL',
+      f'--out={place}/{name}',
+      '--samples=2',
+      f'--seed={seed}',
+    ])  # fmt: skip
+    assert code == 0
+    folder = place / name
+    return [(folder / f'sequence_sample_{n}.cif').read_text() for n in (1, 2)]
+
+  first = atoms('s0', 0)
+  assert first[0] != first[1] and first == atoms('s1', 0)
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_scored_beside_baselines(place, capsys):
+  code = proteins.main([
+    'score',
+    f'--checkpoint={place}/run',
+    f'--structures={place}/mine',
+    f'--output={place}/scores',
+  ])  # fmt: skip
+  assert code == 0
+  out = capsys.readouterr().out
+  assert 'helix' in out and 'nearest chain' in out
+  found = json.loads((place / 'scores/protein_scores.json').read_text())
+  (first, _) = found['chains']
+  # The chains are helices, and the training has them.
+  assert first['scores']['helix']['lDDT'] > 0.9
+  assert first['scores']['nearest chain']['lDDT'] > 0.9
+  assert 0 <= first['scores']['model']['lDDT'] <= 1
+  assert 'separation' in (place / 'scores/protein_scores.html').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--sequence=AC1'], "got '1', first at residue 3"),
+    (['--sequence='], 'at least one residue'),
+    ([f'--sequence={"A" * 2000}', '--memory=2'], 'raise --memory'),
+    ([f'--sequence={"A" * 3000}', '--memory=9999'], '2,048 residues'),
+    (['--fasta=nowhere'], 'must be a file'),
+    (['--sequence=ACD', '--samples=0'], '--samples=0 must be at least 1'),
+  ],
+)
+def test_what_cannot_be_folded_is_refused_in_a_sentence(
+  place, capsys, flags, message
+):
+  code = fold.main([f'--checkpoint={place}/run', f'--out={place}/x', *flags])
+  assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_of_another_kind_is_refused(run_directory, tmp_path, capsys):
+  code = fold.main([
+    f'--checkpoint={run_directory}',
+    '--sequence=ACD',
+    f'--out={tmp_path}',
+  ])  # fmt: skip
+  assert code == 2
+  assert 'the run of a folding model' in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Layers of pairs against known outputs of AlphaFold 2's parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers import pairs
+from tests import protein_data
+
+DTYPES = {'float64': 1e-6, 'float32': 1e-4}
+ALL = np.ones((1, 9), bool)
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+  with jax.enable_x64(True):
+    yield request.param
+
+
+def norm(param, name):
+  return {'scale': param[f'{name}.weight'], 'bias': param[f'{name}.bias']}
+
+
+def kernels(param, names):
+  """Kernels [in, out] of PyTorch's layers side by side, and their biases."""
+  kernel = np.concatenate([param[f'{n}.weight'].T for n in names], axis=1)
+  zeros = lambda n: np.zeros(len(param[f'{n}.weight']))
+  bias = np.concatenate([param.get(f'{n}.bias', zeros(n)) for n in names])
+  return kernel, bias
+
+
+def check(layer, params, known, dtype):
+  cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+  y = layer.apply({'params': cast(params)}, cast(known['in']['z'])[None], ALL)
+  expected = known['out']['z_out']
+  assert y.dtype == dtype
+  error = DTYPES[dtype]
+  atol = error * np.abs(expected).max()
+  np.testing.assert_allclose(y[0], expected, rtol=error, atol=atol)
+
+
+@protein_data.has_data
+@pytest.mark.parametrize(
+  ('case', 'direction'),
+  [('tri_mul_out', pairs.OUTGOING), ('tri_mul_in', pairs.INCOMING)],
+)
+def test_triangle_multiplication_gives_the_known_output(case, direction, dtype):
+  known = protein_data.case(case)
+  param = known['param']
+  names = ['a_p', 'b_p', 'a_g', 'b_g', 'g']
+  kernel, bias = kernels(param, [f'linear_{n}' for n in names])
+  out_kernel, out_bias = kernels(param, ['linear_z'])
+  params = {
+    'norm_in': norm(param, 'layer_norm_in'),
+    'factors': {'kernel': kernel[:, None], 'bias': bias[None]},
+    f'norm_{direction}': norm(param, 'layer_norm_out'),
+    direction: {'kernel': out_kernel, 'bias': out_bias},
+  }
+  layer = pairs.TriangleMultiplication((direction,), 6, dtype)
+  check(layer, params, known, dtype)
+
+
+@protein_data.has_data
+@pytest.mark.parametrize('end', ['start', 'end'])
+def test_triangle_attention_gives_the_known_output(end, dtype):
+  known = protein_data.case(f'tri_att_{end}')
+  param = known['param']
+  kernel, bias = kernels(param, [f'mha.linear_{n}' for n in 'qkvg'])
+  out_kernel, out_bias = kernels(param, ['mha.linear_o'])
+  bias_kernel, bias_bias = kernels(param, ['linear'])
+  params = {
+    'norm': norm(param, 'layer_norm'),
+    'bias': {'kernel': bias_kernel, 'bias': bias_bias},
+    'attention': {
+      'projections': {
+        'kernel': kernel.reshape(5, 4, 7, 6),
+        'bias': bias.reshape(4, 7, 6),
+      },
+      'out': {'kernel': out_kernel, 'bias': out_bias},
+    },
+  }
+  layer = pairs.TriangleAttention(end == 'end', 7, 6, dtype)
+  check(layer, params, known, dtype)
+
+
+@protein_data.has_data
+def test_the_transition_of_pairs_gives_the_known_output(dtype):
+  known = protein_data.case('pair_transition')
+  param = known['param']
+  params = {'norm': norm(param, 'layer_norm')}
+  for ours, theirs in (('hidden', 'linear_1'), ('out', 'linear_2')):
+    kernel, bias = kernels(param, [theirs])
+    params[ours] = {'kernel': kernel, 'bias': bias}
+  layer = pairs.PairTransition(3, dtype=dtype)
+  cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+  y = layer.apply({'params': cast(params)}, cast(known['in']['z']))
+  expected = known['out']['z_out']
+  error = DTYPES[dtype]
+  atol = error * np.abs(expected).max()
+  np.testing.assert_allclose(y, expected, rtol=error, atol=atol)

@@ -1,0 +1,126 @@
+"""Chains from files, compared with what gemmi reads."""
+
+import gzip
+import logging
+
+import gemmi
+import numpy as np
+import pytest
+
+from moe.modalities import protein, residues, structure_files
+from tests import protein_data
+
+RAW = protein_data.FOLDER / 'raw'
+FILES = sorted(RAW.glob('*')) if RAW.is_dir() else []
+# They hold a part of one residue, and a ligand alone.
+WITHOUT_CHAINS = ('altloc', 'hetatm')
+
+
+def gemmi_residues(path):
+  """Chain -> (number, parent's letter, atoms by name) of each residue."""
+  found = gemmi.read_structure(str(path))
+  found.setup_entities()
+  found.remove_alternative_conformations()
+  chains = {}
+  is_cif = '.cif' in path.name
+  for chain in found[0]:
+    for one in chain.get_polymer():
+      info = gemmi.find_tabulated_residue(one.name)
+      if not info.is_amino_acid():
+        continue
+      name = one.subchain if is_cif else chain.name
+      atoms = {a.name: np.array(a.pos.tolist()) for a in one}
+      chains.setdefault(name, []).append(
+        (one.label_seq, info.one_letter_code.upper(), atoms)
+      )
+  return chains
+
+
+@pytest.mark.parametrize(
+  'path',
+  [p for p in FILES if not p.name.startswith(WITHOUT_CHAINS)],
+  ids=lambda p: p.name,
+)
+def test_a_file_is_read_as_gemmi_reads_it(path):
+  chains = structure_files.read(path)
+  stem = path.name.split('.')[0]
+  known = gemmi_residues(path)
+  assert [c.name for c in chains] == [f'{stem}_{name}' for name in known]
+  slots = residues.residues().atoms
+  for chain, others in zip(chains, known.values(), strict=True):
+    seen = np.flatnonzero(chain.mask.any(axis=1))
+    assert len(seen) == len(others)
+    for row, (number, letter, atoms) in zip(seen, others, strict=True):
+      assert residues.letters(chain.codes[row : row + 1]) == letter
+      if '.cif' in path.name:
+        assert chain.numbers[row] == number - 1
+      if 'SE' in atoms:
+        atoms['SD'] = atoms.pop('SE')
+      names = slots[chain.codes[row]]
+      assert {n for n, m in zip(names, chain.mask[row], strict=False) if m} == {
+        name for name in atoms if name in names
+      }
+      for slot, name in enumerate(names):
+        if chain.mask[row, slot]:
+          np.testing.assert_allclose(
+            chain.atoms[row, slot], atoms[name], atol=1e-3
+          )
+
+
+@protein_data.has_data
+def test_unseen_residues_have_a_letter_but_no_atoms():
+  (one, *_) = structure_files.read(RAW / '2q2k.cif.gz')
+  unseen = ~one.mask.any(axis=1)
+  assert unseen.any() and not one.atoms[unseen].any()
+  assert (one.codes[unseen] < residues.UNKNOWN).any()
+
+
+@protein_data.has_data
+def test_of_alternatives_the_one_with_the_highest_occupancy_is_read():
+  text = gzip.decompress((RAW / 'altloc.cif.gz').read_bytes()).decode()
+  # Serine has two places of occupancy 0.2, proline one of 0.6.
+  atoms, whole, count = structure_files._parse('a.cif', text.encode())
+  assert whole is None and count == 1
+  assert set(atoms.res_name) == {'PRO'}
+
+
+@protein_data.has_data
+def test_a_ligand_is_no_chain():
+  assert structure_files.read(RAW / 'hetatm.pdb.gz') == []
+
+
+LINE = 'ATOM  {:5d}  {:<3s} {} A{:4d}    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00\n'
+
+
+def pdb(directory, *rows, end='END\n'):
+  """A PDB file of residues (number, name, x of its N)."""
+  lines, serial = [], 0
+  for number, name, x in rows:
+    for i, atom in enumerate(('N', 'CA', 'C')):
+      serial += 1
+      lines.append(LINE.format(serial, atom, name, number, x + 1.3 * i, 0, 0))
+  path = directory / 'made.pdb'
+  path.write_text(''.join(lines) + end)
+  return path
+
+
+def test_a_gap_in_space_and_numbers_is_kept_as_a_gap(tmp_path):
+  rows = [(5, 'ALA', 0), (6, 'GLY', 4), (9, 'SER', 20)]
+  (chain,) = structure_files.read(pdb(tmp_path, *rows))
+  assert chain.sequence == 'AGS' and chain.numbers.tolist() == [0, 1, 4]
+  assert protein.num_breaks(chain) == 1
+
+
+def test_the_first_of_several_models_is_read_and_said_so(tmp_path, caplog):
+  one = pdb(tmp_path, (1, 'ALA', 0), (2, 'GLY', 4), end='').read_text()
+  model = lambda n: f'MODEL     {n:4d}\n{one}ENDMDL\n'
+  (tmp_path / 'two.pdb').write_text(model(1) + model(2) + 'END\n')
+  with caplog.at_level(logging.INFO):
+    (chain,) = structure_files.read(tmp_path / 'two.pdb')
+  assert chain.codes.size == 2 and 'first of 2 models' in caplog.text
+
+
+def test_a_file_that_is_no_structure_is_refused(tmp_path):
+  (tmp_path / 'a.cif').write_text('no structure')
+  with pytest.raises(ValueError, match='a.cif must be a structure'):
+    structure_files.read(tmp_path / 'a.cif')

@@ -1,0 +1,72 @@
+"""The folding model: padding, batches, recycling, and how it starts."""
+
+import jax
+import numpy as np
+import pytest
+
+from moe.objectives.folding import fold_again
+from tests import folding_cases
+
+
+@pytest.fixture(scope='module')
+def fold():
+  _, functional, params, state = folding_cases.tiny()
+
+  def apply(batch, count):
+    s, pair, _ = functional.read(params, state, batch, None, False)
+    return fold_again(functional, params, (s, pair, batch), count)
+
+  return jax.jit(apply, static_argnums=1)
+
+
+def test_padding_does_not_move_a_chain(fold):
+  run = folding_cases.tiny()[0]
+  short = fold(folding_cases.batch(run, 16, (11, 11)), 1)
+  long = fold(folding_cases.batch(run, 24, (11, 11)), 1)
+  np.testing.assert_allclose(long.atoms[:, :11], short.atoms[:, :11], atol=1e-4)
+  np.testing.assert_allclose(
+    long.distogram[:, :11, :11], short.distogram[:, :11, :11], atol=1e-4
+  )
+
+
+def test_a_chain_alone_folds_as_in_a_batch(fold):
+  run = folding_cases.tiny()[0]
+  both = folding_cases.batch(run)
+  swapped = jax.tree.map(lambda x: x[::-1], both)
+  one, two = fold(both, 1), fold(swapped, 1)
+  np.testing.assert_allclose(
+    two.atoms[1, both['valid'][0]], one.atoms[0, both['valid'][0]], atol=1e-4
+  )
+
+
+def test_recycling_changes_the_structure_but_no_shape(fold):
+  batch = folding_cases.batch(folding_cases.tiny()[0])
+  once, twice = fold(batch, 0), fold(batch, 1)
+  assert jax.tree.map(np.shape, once) == jax.tree.map(np.shape, twice)
+  assert np.abs(once.atoms - twice.atoms).max() > 1e-3
+
+
+def test_each_residue_reads_residues_before_and_behind_it(fold):
+  run = folding_cases.tiny()[0]
+  batch = folding_cases.batch(run, 16, (16, 16))
+  for changed, read in ((2, 12), (12, 2)):
+    other = {name: array.copy() for name, array in batch.items()}
+    other['tokens'][0, changed] = run.ids.ids('residue', np.array(3))
+    other['codes'][0, changed] = 3
+    moved = fold(other, 0).structure.states - fold(batch, 0).structure.states
+    assert np.abs(moved[-1, 0, read]).max() > 1e-6
+    np.testing.assert_allclose(moved[-1, 1], 0, atol=1e-5)
+
+
+def test_a_new_model_puts_all_residues_at_the_origin():
+  run, functional, _, _ = folding_cases.tiny()
+  batch = folding_cases.batch(run)
+
+  def first(key):
+    params, state, _ = functional.init(key, batch)
+    s, pair, _ = functional.read(params, state, batch, None, False)
+    return functional.fold(params, (s, pair, batch), None, None, False)
+
+  found = jax.jit(first)(jax.random.key(0))
+  np.testing.assert_allclose(found.atoms[:, :, 1], 0, atol=1e-6)
+  assert not found.plddt.any() and not found.distogram.any()

@@ -1,0 +1,80 @@
+"""Each modality has a weight of its own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.modalities.ids import IdSpace
+from moe.objectives.language import language_model
+from moe.objectives.modalities import by_modality
+from moe.types import Layout, Outputs, TokenBatch
+
+SPACE = IdSpace(128, image=4)
+CODE = SPACE.begin('image')
+BATCH = TokenBatch(
+  tokens=np.zeros((1, 4), np.int32),
+  # Two targets of text, of weight 1 and 2, and one code; the last is padding.
+  targets=np.array([[3, 5, CODE + 1, 0]], np.int32),
+  loss_weights=np.array([[1, 2, 1, 0]], np.float32),
+  segment_ids=np.array([[1, 1, 1, 0]], np.int32),
+  positions=np.zeros((1, 4), np.int32),
+  block_ids=np.zeros((1, 4), np.int32),
+  modality=np.zeros((1, 4), np.int32),
+)
+
+
+class Uniform:
+  """Gives equal logits to all tokens of a range."""
+
+  layout, extras, ids = Layout(), (), SPACE
+  init = update = None
+
+  def apply(self, params, state, batch, rngs, train):
+    hidden = jnp.zeros((*batch.tokens.shape, 1))
+    return Outputs(hidden, state, None, {}, {})
+
+  def head(self, params, hidden, section=None):
+    return jnp.zeros((*hidden.shape[:-1], SPACE.size))
+
+  def restrict(self, logits, targets):
+    number = SPACE.range_of(np.arange(SPACE.size))
+    competes = number == SPACE.range_of(targets)[..., None]
+    return jnp.where(competes, logits, -1e9)
+
+
+def test_the_loss_is_the_weighted_sum_of_the_means_of_the_modalities():
+  made = by_modality(Uniform(), (1, 4), language_model, text=0.5, image=2.0)
+  sums, _, _ = made.loss(None, {}, BATCH, jax.random.key(0), True)
+  weights = made.weights(BATCH)
+  # The ranges are padded to 128 ids each, so each target costs ln 128.
+  nats = np.log(128)
+  np.testing.assert_allclose(sums['cross_entropy_text'], 3 * nats, rtol=1e-6)
+  np.testing.assert_allclose(sums['cross_entropy_image'], nats, rtol=1e-6)
+  np.testing.assert_allclose(sums['cross_entropy'], 4 * nats, rtol=1e-6)
+  assert weights['cross_entropy_text'] == 3
+  assert weights['cross_entropy_image'] == 1
+  assert 'cross_entropy_protein' not in sums
+  total = sum(made.coefficients[n] * sums[n] / weights[n] for n in sums)
+  # .5 times the mean of text, and 2 times that of images.
+  np.testing.assert_allclose(total, 2.5 * nats, rtol=1e-6)
+
+
+def test_chunks_change_no_loss():
+  whole, parts = (
+    by_modality(
+      Uniform(), (1, 4), functools.partial(language_model, num_chunks=n)
+    ).loss(None, {}, BATCH, None, False)[0]
+    for n in (1, 2)
+  )
+  for name, value in whole.items():
+    np.testing.assert_allclose(parts[name], value, rtol=1e-6)
+
+
+def test_a_model_with_one_softmax_is_refused():
+  model = Uniform()
+  model.ids = None
+  with pytest.raises(ValueError, match='a softmax for each range'):
+    by_modality(model, (1, 4), language_model)

@@ -1,0 +1,107 @@
+"""Scores of a model of pictures that copies what it was trained on."""
+
+import types
+
+import numpy as np
+import pytest
+
+from moe.evaluate import judge as judge_lib
+from moe.runs import picture_losses, picture_scores
+from moe.runs.picture_scores import HeldOut
+
+NUM = 16
+
+
+def pictures_of(seed):
+  """Half of the pictures are dark, and half are light."""
+  rng = np.random.default_rng(seed)
+  dark = rng.integers(0, 60, (NUM // 2, 8, 8, 3), np.uint8)
+  light = rng.integers(190, 256, (NUM // 2, 8, 8, 3), np.uint8)
+  names = (NUM // 2) * ['一張很暗的圖'] + (NUM // 2) * ['一張明亮的圖']
+  return HeldOut(
+    'shades',
+    np.concatenate([dark, light]),
+    names,
+    [{'name': name} for name in names],
+  )
+
+
+class Copier:
+  """Draws its training pictures, and knows which sentence is true."""
+
+  def __init__(self, training):
+    self.training = training
+    self.tokenizer = types.SimpleNamespace(decode=lambda codes: codes)
+
+  def encode(self, pixels):
+    return pixels
+
+  def draw(self, sentences, drawing):
+    del drawing
+    return [
+      types.SimpleNamespace(pixels=pixels)
+      for pixels in self.training.pixels[: len(sentences)]
+    ]
+
+  def write(self, codes):
+    return [
+      '一張明亮的圖' if picture.mean() > 128 else '一張很暗的圖'
+      for picture in codes
+    ]
+
+  def caption(self, text):
+    return [len(text), '暗' in text]
+
+  def nats(self, codes, ids):
+    if codes is None:
+      return np.ones(len(ids))
+    is_dark = codes.mean(axis=(1, 2, 3)) < 128
+    is_said = np.array([is_dark for _, is_dark in ids])
+    return 2.0 - (is_dark[:, None] == is_said)
+
+
+@pytest.fixture
+def scores(monkeypatch):
+  training, held_out = pictures_of(0), pictures_of(1)
+  monkeypatch.setattr(
+    picture_losses,
+    'code_nats',
+    lambda model, codes, sentences, is_hidden: np.full(
+      len(codes), 3.0 + is_hidden
+    ),
+  )
+  judge = judge_lib.train(
+    np.tile(training.pixels, (8, 1, 1, 1)), 8 * training.facts, epochs=2
+  )
+  wanted = picture_scores.Request(
+    lambda text, facts: {'all': text == facts['name']}, num_drawn=NUM
+  )
+  found = picture_scores.score(
+    Copier(training), held_out, training, judge, wanted
+  )
+  return {s.name.removeprefix('shades: '): s for s in found.scores}
+
+
+def test_each_kind_of_score_tells_what_a_copier_does(scores):
+  copied = 'drawn pictures nearer to a training picture than 95% of held-out'
+  wanted = {
+    f'{copied} ones': 1,
+    'captions, BLEU of characters': 1,
+    'captions, CIDEr-D': 10,
+    'caption right, all': 1,
+    'recognised, alpha 1': 1,
+    'macro-F1': 1,
+    'what the sentence saves': 1,
+  }
+  assert {name: scores[name].value for name in wanted} == pytest.approx(wanted)
+  # The nearest training picture is of the same shade, so its sentence is right.
+  borrowed = scores['captions of the nearest training picture, CIDEr-D']
+  assert borrowed.value == pytest.approx(10)
+  # A floor needs two sets of real pictures, so 8 of 16 are compared.
+  assert scores['FD-own, drawn against real'].n == NUM // 2
+
+
+def test_each_score_knows_which_direction_is_better(scores):
+  lower = {name for name, s in scores.items() if not s.is_higher_better}
+  assert {'calibration error', 'KID, drawn against real'} <= lower
+  assert not {'macro-F1', 'captions, BLEU of characters'} & lower

@@ -1,0 +1,90 @@
+"""Stores of chains."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from moe.data.store import Store
+from moe.modalities import protein
+from tasks import proteins, splits
+from tests import protein_data
+
+RAW = protein_data.FOLDER / 'raw'
+
+
+def chain(size, **changes):
+  coordinates = np.arange(size * 12.0).reshape(size, 4, 3)
+  made = protein.of_backbone('c', 'A' * size, coordinates)
+  return made._replace(**changes)
+
+
+class Few:
+  splits = ('train',)
+
+  def chains(self, split):
+    yield chain(40)
+    yield chain(29)
+    yield chain(41)
+    yield chain(30, mask=np.zeros((30, 14), bool))
+
+  def files_of(self, split):
+    return []
+
+
+def test_unfit_chains_are_counted_with_the_reason(tmp_path, monkeypatch):
+  monkeypatch.setattr(proteins, 'source_of', lambda name: Few())
+  dirs = proteins.prepare(['few'], 40, tmp_path)
+  store = Store(dirs['few']['train'])
+  assert store.manifest['records'] == 1
+  reasons = [
+    'fewer than 30 residues',
+    'more than 40 residues',
+    'less than half of the backbone is known',
+  ]
+  assert store.manifest['left_out'] == dict.fromkeys(reasons, 1)
+  text = (tmp_path / 'proteins/few_40/train/quarantine.json').read_text()
+  assert [bad['error'] for bad in json.loads(text)] == reasons
+
+
+def test_a_record_holds_the_chain_centred(tmp_path, monkeypatch):
+  monkeypatch.setattr(proteins, 'source_of', lambda name: Few())
+  dirs = proteins.prepare(['few'], 40, tmp_path)
+  (record,) = Store(dirs['few']['train']).read([0])
+  read, given = protein.of_record(record), chain(40)
+  assert read.name == 'c' and read.sequence == 'A' * 40
+  np.testing.assert_allclose(read.atoms[:, 1].mean(axis=0), 0, atol=1e-4)
+  shift = given.atoms[:, 1].mean(axis=0)
+  np.testing.assert_allclose(read.atoms[:, :4] + shift, given.atoms[:, :4])
+  np.testing.assert_array_equal(read.mask, given.mask)
+
+
+@protein_data.has_data
+def test_a_folder_of_structures_becomes_stores(tmp_path):
+  folder = tmp_path / 'mine'
+  folder.mkdir()
+  for path in RAW.glob('*'):
+    shutil.copyfile(path, folder / path.name)
+  (folder / 'broken.cif').write_text('nothing')
+  dirs = proteins.prepare([str(folder)], 1024, tmp_path)[str(folder)]
+  names = {
+    split: [
+      protein.of_record(record).name
+      for record in Store(directory).read(
+        range(Store(directory).manifest['records'])
+      )
+    ]
+    for split, directory in dirs.items()
+  }
+  assert '1aki_A' in names['train'] and '3u8v_B' in names['train']
+  assert splits.by_hash('broken.cif') == 'train'
+  bad = json.loads(next(tmp_path.rglob('train/quarantine.json')).read_text())
+  assert 'broken.cif' in [entry.get('file') for entry in bad]
+
+
+def test_an_unknown_source_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="CHAINS must be 'chains' or a folder"):
+    proteins.prepare(['pdb'], 96, tmp_path)
+  with pytest.raises(ValueError, match='must hold structures'):
+    proteins.prepare(['./nothing'], 96, tmp_path)
