@@ -106,7 +106,7 @@ def _die(code: int, text: str) -> None:
 
 
 def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
-  """The news that a process has left: text, seconds until the end, exit code."""
+  """The news that a process has left: (text, seconds to the end, exit code)."""
   if code == stop_signals.EXIT_STOPPED:
     why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
   else:
