@@ -191,7 +191,7 @@ def _code(verb: Callable[[], int]) -> int:
     if isinstance(error, BrokenPipeError) and not _is_read():
       raise
     if processes.are_joined() and 'Gloo' in str(error):
-      # A collective has failed, since another process has ended.
+      # A collective fails if another process has ended.
       roll_call.end_by_news(_NEWS_SECONDS)
     text, code = f'error: {" ".join(str(error).split())}', EXIT_USER
   except Exception as error:

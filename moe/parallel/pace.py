@@ -1,24 +1,24 @@
-"""Which process of a program holds the others up."""
+"""Finds the process that slows the others down."""
 
 import statistics
 import threading
 from collections.abc import Callable
 
-# A process is slow if its host takes this many times as long as the others,
+# A process is slow if its devices wait this many times as long as the devices
+# of the others, and if the difference is at least this share of a step.
 _TIMES = 2.0
-# and if this share of each step is lost by that.
 _SHARE = 0.1
-# Mean over so many steps, since single ones vary.
+# Number of steps that are judged together, since single steps vary.
 WINDOW = 20
 
 
 class Pace:
   """Compares the time that each process needs between two steps.
 
-  All processes end a step together, since they exchange in it. So the time of a
-  step does not tell who is slow. What tells is the time for which a host keeps
-  its devices waiting: it reads its batch, and starts the next step. The times
-  of a slow device stay hidden.
+  All processes end a step together, because their devices exchange data. So the
+  time of a step does not show who is slow. But between two steps the devices
+  wait for their host, which reads a batch and starts the next step. We compare
+  these waits. They do not show a slow device.
   """
 
   def __init__(self, num_processes: int, say: Callable[[int, str], None]):
@@ -35,7 +35,7 @@ class Pace:
     self._windows: dict[int, dict[int, tuple[float, float]]] = {}
 
   def add(self, process: int, window: int, host: float, step: float) -> None:
-    """Adds the mean seconds of a process in a window of steps.
+    """Adds the median times of a process in a window of steps.
 
     Args:
       process: number of the process.
@@ -62,7 +62,7 @@ class Pace:
 
 
 class Clock:
-  """Adds up the times of this process until a window is full."""
+  """Collects the times of this process until a window is full."""
 
   def __init__(self):
     self._window, self._times = -1, []
@@ -78,5 +78,5 @@ class Clock:
     if len(self._times) < WINDOW:
       return None
     hosts, wholes = zip(*self._times, strict=True)
-    # The first step also compiles, and evaluations stop some others.
+    # The median ignores steps in which the host compiled or evaluated.
     return window, statistics.median(hosts), statistics.median(wholes)

@@ -106,21 +106,24 @@ def _place(address: str, size: int, process: int) -> roll_call.Place:
   )
 
 
-def _cluster():
+def _cluster() -> Any:
   """JAX's class for the cluster of this process; None if there is none."""
-  import jax  # Here, as above.
+  # Here, as above. JAX has no public way to learn its place without joining.
   from jax._src import clusters
 
-  del jax
-  # JAX has no public way to learn its place without joining.
-  return next(
-    (
-      found
-      for found in clusters.ClusterEnv._cluster_types
-      if not found.opt_in_only_method and found.is_env_present()
-    ),
-    None,
-  )
+  unwanted = set()
+  if os.environ.get('JAX_PLATFORMS') == 'cpu':
+    unwanted |= {
+      'GkeTpuCluster',
+      'GceTpuCluster',
+    }  # A test on one worker of a TPU.
+  if 'JOB_COMPLETION_INDEX' not in os.environ:
+    unwanted.add('K8sCluster')  # The pod is not one of an indexed job.
+  for found in clusters.ClusterEnv._cluster_types:
+    if found.__name__ not in unwanted and not found.opt_in_only_method:
+      if found.is_env_present():
+        return found
+  return None
 
 
 def are_joined() -> bool:

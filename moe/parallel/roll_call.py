@@ -1,13 +1,14 @@
-"""The processes of a program know each other: a roll call, then a watch.
+"""Finds processes that were not started, and processes that have died.
 
-JAX waits for minutes for a process that nobody has started, and then aborts
-without its number. If a process dies, the others wait in their next collective.
-So every process first connects to process 0, which counts them. The connections
-stay open: the kernel closes that of a dead process at once, and finds a lost
-machine within `peer.LOST_SECONDS` by TCP's keep-alive messages.
+If a process was not started, JAX waits for minutes and then aborts without
+naming it. If a process dies, the others wait in their next collective. So every
+process first connects to process 0, which counts them (roll call). The
+connections stay open. When a process dies, the kernel closes its connection at
+once. When a machine is lost, TCP's keep-alive messages find this within
+`peer.LOST_SECONDS`.
 
-Messages are lines of JSON, on the port after the coordinator's. They carry no
-secrets, and an unknown line closes its connection.
+A message is a line of JSON. The port is the one after the coordinator's port.
+Messages contain no secrets. An unknown message closes its connection.
 """
 
 import collections
@@ -29,23 +30,23 @@ _logger = logging.getLogger(__name__)
 
 # EX_UNAVAILABLE: another process is missing or was lost.
 EXIT_LOST = 69
-# After so many seconds the log says who is missing; the wait goes on.
+# After this many seconds the log names the missing processes. The wait goes on.
 TELL_SECONDS = 30.0
-# A process that ends with an error warns the others, which often end with the
-# same error by themselves. After so many seconds they end in any case.
+# If one process ends with an error, the others often have the same error. They
+# get this many seconds to report it.
 _ERROR_GRACE = 5.0
-# After a signal all processes save together, and some take longer.
+# After a signal all processes save. They get this many seconds to finish.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
 
 
 class Guest(NamedTuple):
-  """Another process, as process 0 knows it.
+  """What process 0 knows about another process.
 
   Attributes:
     host: name of its machine.
-    clock: seconds by which its clock is ahead of that of process 0.
-    report: what the process said of itself.
+    clock: seconds by which its clock is ahead of the clock of process 0.
+    report: facts that the process has sent.
   """
 
   host: str
@@ -84,12 +85,12 @@ class Place(NamedTuple):
   def endpoint(self) -> tuple[str, int]:
     """(host, port) of the roll call."""
     host, port = self.address.rsplit(':', 1)
-    # The last port has none after it.
+    # No port follows port 65535.
     beside = int(port) + 1 if int(port) < 65535 else int(port) - 1
     return host.strip('[]'), beside
 
   def name(self, process: int, host: str = '') -> str:
-    """The name of a process for people, with its host if that is known."""
+    """The name of a process for people, with its host if the host is known."""
     if not host and process < len(self.hosts):
       host = self.hosts[process]
     if not host and process == 0:
@@ -98,14 +99,14 @@ class Place(NamedTuple):
 
 
 def _die(code: int, text: str) -> None:
-  """Ends the process at once; its main thread may hang in a collective."""
+  """Ends the process at once, even if its main thread hangs."""
   with contextlib.suppress(OSError):
     os.write(2, f'error: {text}\n'.encode())
   os._exit(code)
 
 
 def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
-  """What the others do when a process has left: a sentence, a wait, a code."""
+  """The news that a process has left: (text, seconds to the end, exit code)."""
   if code == stop_signals.EXIT_STOPPED:
     why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
   else:
@@ -120,7 +121,7 @@ def _vanished(who: str) -> dict[str, Any]:
 
 
 class Hub:
-  """Process 0: calls the roll and watches the others."""
+  """The part of process 0, which calls the roll and watches the others."""
 
   def __init__(self, place: Place):
     host, port = place.endpoint
@@ -149,7 +150,7 @@ class Hub:
     Raises:
       Missing: if a process has not come after `patience` seconds.
     """
-    del report  # Nobody reads what process 0 says.
+    del report  # Process 0 needs no message to itself.
     begin, is_told, guests = time.monotonic(), False, []
     while len(self._peers) < self._place.num_processes - 1:
       waited = time.monotonic() - begin
@@ -169,7 +170,7 @@ class Hub:
       for ready in select.select(waiting, [], [], 0.1)[0]:
         if ready is self._server:
           guests.append(Peer(self._server.accept()[0]))
-        elif ready in known:  # It has ended, and may come again.
+        elif ready in known:  # The process has ended. It may come again.
           del self._peers[ready.process]
           ready.close()
         else:
@@ -188,7 +189,7 @@ class Hub:
     }
 
   def absent(self) -> str:
-    """The processes that have not come, as text for people."""
+    """Names the processes that have not come."""
     place = self._place
     missing = [
       place.name(i)
@@ -200,7 +201,7 @@ class Hub:
     return f'{names} of {place.num_processes}'
 
   def _welcome(self, guest: Peer) -> None:
-    """Reads who has connected, and refuses a wrong one."""
+    """Reads the number of a process that has connected, and checks it."""
     hello = guest.greeting()
     process, size = hello.get('process'), self._place.num_processes
     if type(process) is not int or not 0 < process < size:
@@ -224,7 +225,7 @@ class Hub:
     present = dict(self._peers)
     while present:
       ready = select.select(list(present.values()), [], [])[0]
-      # A process that was killed takes others with it: it is named first.
+      # A killed process makes others fail, so its news come first.
       news = [(peer, peer.receive()) for peer in ready]
       for peer, messages in sorted(news, key=lambda n: n[1] is not None):
         who = self._place.name(peer.process, peer.host)
@@ -263,12 +264,12 @@ class Hub:
       peer.send(**(_farewell(who, code, text) if code else {'bye': True}))
     if code:
       is_signal = code == stop_signals.EXIT_STOPPED
-      # JAX ends all processes at once when process 0 is gone.
+      # When process 0 ends, JAX ends the others at once. So they go first.
       self._left.wait((_SIGNAL_GRACE if is_signal else _ERROR_GRACE) + 2)
 
 
 class Member:
-  """Any other process: answers the roll, and hears of losses from process 0."""
+  """The part of any other process, which hears of losses from process 0."""
 
   def __init__(self, place: Place):
     self._place = place
@@ -286,7 +287,7 @@ class Member:
     """
     end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
     while self._hub is None:
-      # Process 0 names the missing ones, so this wait is a little longer.
+      # We wait longer than process 0, which names the missing processes.
       self._hub = self._answer(end + 5, report)
       now = time.monotonic()
       if self._hub is None and now >= end:
@@ -358,7 +359,7 @@ _ends = collections.deque(maxlen=1)
 
 
 def _end_after(news: dict[str, Any]) -> None:
-  """Ends the process when the grace of the news is over; the first counts."""
+  """Ends the process after the time in the news; later news are ignored."""
   if _ends:
     return
   _ends.append(news)

@@ -1,7 +1,7 @@
 """Checks the machines of a run before the run: one line for each finding.
 
-Each host examines itself. Process 0 calls the roll, and compares what the hosts
-found. So a host that was not started, or has other versions, is named.
+Each host examines itself and sends its findings to process 0. Process 0
+compares them. So it can name hosts that were not started or that differ.
 """
 
 import glob
@@ -26,10 +26,10 @@ from moe.runs.run import Run
 
 BAD, DOUBT, GOOD = 0, 1, 2
 _WORDS = {BAD: 'BAD', DOUBT: 'doubt', GOOD: 'good'}
-# All of these decide which program is compiled, or how checkpoints are written.
+# Their versions change the compiled program or the files of checkpoints.
 _PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint')
 _MOST_CLOCK_SECONDS = 5.0
-# A compiled pod program and the caches of the packages need this much.
+# Compiled programs and token stores need about this much.
 _LEAST_FREE_BYTES = 10 * 2**30
 _LOCK = '/tmp/libtpu_lockfile'
 _CHIPS = ('/dev/accel*', '/dev/vfio/[0-9]*')
@@ -72,7 +72,7 @@ class Request(NamedTuple):
 
 
 def examine(request: Request) -> dict[str, Any]:
-  """What this host says of itself, ready for JSON."""
+  """Examines this host; returns facts that JSON can hold."""
   checks = [
     *_disk(request.cache_dir),
     *_writing(request.workdir),
@@ -87,7 +87,7 @@ def examine(request: Request) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-  """The versions of Python and of the packages that decide the program."""
+  """The versions of Python and of `_PACKAGES`."""
   found = {'python': platform.python_version()}
   for name in _PACKAGES:
     try:
@@ -110,7 +110,7 @@ def hashes(run: Run, cache_dir: str) -> dict[str, str]:
     pattern = os.path.join(
       glob.escape(cache_dir), '*', glob.escape(task), '**', '*.json'
     )
-    # A mixture has a file that names its parts, and no manifest.
+    # A task has manifests. A mixture has one file, which names its tasks.
     files = sorted(glob.glob(pattern, recursive=True))
     content = b''.join(pathlib.Path(file).read_bytes() for file in files)
     found[task] = hashlib.sha256(content).hexdigest()[:12] if files else 'none'
@@ -154,7 +154,7 @@ def _writing(workdir: str) -> Iterable[Finding]:
 
 
 def _chips() -> Iterable[Finding]:
-  """Whether another process holds the TPU, or has left its lock behind."""
+  """Finds processes that hold a TPU, and a lock that one has left."""
   chips = [path for pattern in _CHIPS for path in glob.glob(pattern)]
   holders = holders_of([*chips, _LOCK])
   for process, (path, name) in holders.items():
@@ -168,9 +168,12 @@ def _chips() -> Iterable[Finding]:
 
 
 def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
-  """Process -> (file, name of the process) of those that have a file open.
+  """Finds the processes that have one of the files open.
 
-  Processes of other users stay unknown, unless we are root.
+  Processes of other users are found only if we are root.
+
+  Returns:
+    process number -> (file, name of the process).
   """
   wanted, found = {os.path.realpath(path) for path in paths}, {}
   for folder in glob.glob('/proc/[0-9]*/fd'):
@@ -179,7 +182,7 @@ def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
       opened = {os.readlink(f'{folder}/{n}') for n in os.listdir(folder)}
       name = pathlib.Path(f'/proc/{process}/comm').read_text().strip()
     except OSError:
-      continue  # It has ended, or is another user's.
+      continue  # The process has ended, or it belongs to another user.
     if opened & wanted and process != os.getpid():
       found[process] = min(opened & wanted), name
   return found
@@ -188,7 +191,7 @@ def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
 def compared(
   own: dict[str, Any], guests: Mapping[int, roll_call.Guest]
 ) -> list[Finding]:
-  """The findings of all hosts, and where they differ from this one."""
+  """Lists the findings of all hosts, and their differences to this host."""
   found = [Finding(*finding, own['host']) for finding in own['findings']]
   for number, guest in guests.items():
     name, report = f'{guest.host} (process {number})', guest.report
@@ -206,7 +209,7 @@ def compared(
         if there.get(key) != here
       ]
     if abs(guest.clock) > _MOST_CLOCK_SECONDS:
-      text = f'is {guest.clock:+.0f} s from that of {own["host"]}'
+      text = f'differs by {guest.clock:+.0f} s from {own["host"]}'
       found.append(Finding(DOUBT, 'clock', text, name))
   several = f' on {len(guests) + 1} hosts' if guests else ''
   for kind in ('versions', 'hashes'):
@@ -241,7 +244,7 @@ def visit(
   except ValueError as error:
     guests, missing = {}, [Finding(BAD, 'port', str(error))]
   found = compared(own, guests) + missing
-  # Devices of a pod start together, so they wait for the missing hosts.
+  # The devices of a pod start together. If a host is missing, they would hang.
   if all(f.grade == GOOD for f in missing) and not _is_held(found):
     found.append(_devices(request.run))
   return sorted(found, key=lambda f: f.grade)
@@ -252,7 +255,7 @@ def _is_held(found: Iterable[Finding]) -> bool:
 
 
 def _devices(run: Run | None) -> Finding:
-  """Whether the devices of all hosts fit the mesh of the run."""
+  """Compares the devices of all hosts with the mesh of the run."""
   devices = jax.devices()
   text = f'{len(devices)} x {devices[0].device_kind}'
   if run is None:

@@ -94,6 +94,12 @@ def test_slurm_says_which_process_this_is(
   assert calls == [('node03:61440', 2, 1, devices)]
 
 
+def test_a_pod_that_belongs_to_no_job_is_alone(calls, monkeypatch, recwarn):
+  monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')
+  processes.initialize()
+  assert calls == [] and not recwarn  # JAX warns that a package is missing.
+
+
 # It joins the others, and prints what they were called.
 JOIN = """
 import sys

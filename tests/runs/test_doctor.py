@@ -53,7 +53,7 @@ def test_a_host_that_differs_is_named(changes, line):
 def test_a_clock_that_is_wrong_is_named():
   found = doctor.compared(OWN, {1: guest(clock=-60.0)})
   (line,) = lines(found, doctor.DOUBT)
-  assert line.endswith('b (process 1)  is -60 s from that of a')
+  assert line.endswith('b (process 1)  differs by -60 s from a')
 
 
 def test_missing_hosts_come_first_and_the_others_are_still_compared():
