@@ -85,11 +85,11 @@ def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
 
 
 def _similar(
-  chain: Chain, training: Sequence[Chain], most: int = 60
+  chain: Chain, training: Sequence[Chain], most: int = 100
 ) -> list[Chain]:
   """The chains that share most pairs and triples of residues with it.
 
-  To align all of them would take a minute for each hundred chains.
+  To align all of them would take seconds for each chain.
   """
   words = _words(chain.sequence)
   shared = [
