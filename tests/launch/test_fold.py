@@ -26,6 +26,7 @@ def place(tmp_path_factory):
     for name, value in folding_cases.SIZES.items()
     if name != 'CHAINS'
   }
+  sizes |= {'BATCH_SIZE': 8, 'MESH_DATA': -1}
   flags = [f'--gin.{name}={value}' for name, value in sizes.items()]
   flags.append(f"--gin.CHAINS=('{root}/mine',)")
   flags.append('--gin.FOLDING_DROPOUT=0.2')
