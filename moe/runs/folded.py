@@ -240,8 +240,9 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
   """
   steps_dir = os.path.join(os.path.abspath(directory), 'checkpoints')
   loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
-  devices = jax.devices()
-  run = dataclasses.replace(run, mesh=run.mesh.fitted(len(devices)))
+  # A chain is folded on one device; the parameters lie there.
+  devices = jax.devices()[:1]
+  run = dataclasses.replace(run, mesh=run.mesh.fitted(1))
   functional, _, mesh = run.functional(devices)
   digest = hashlib.sha256()
   for name, array in sorted(restore.leaves(loaded['params']).items()):

@@ -54,7 +54,7 @@ def test_a_trained_model_folds_sequences(place, capsys):
   assert 'not measured' in page and 'src="http' not in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_differ_and_a_seed_gives_them_again(place):
   def atoms(name, seed):
     code = fold.main([
