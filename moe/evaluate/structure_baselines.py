@@ -4,6 +4,7 @@ An ideal helix, a compact random walk, and the nearest training chain, threaded
 by an alignment of sequences.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,11 +86,11 @@ def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
 
 
 def _similar(
-  chain: Chain, training: Sequence[Chain], most: int = 60
+  chain: Chain, training: Sequence[Chain], most: int = 100
 ) -> list[Chain]:
   """The chains that share most pairs and triples of residues with it.
 
-  To align all of them would take a minute for each hundred chains.
+  To align all of them would take seconds for each chain.
   """
   words = _words(chain.sequence)
   shared = [
@@ -100,10 +101,11 @@ def _similar(
   return [training[i] for i in order[:most]]
 
 
-def _words(sequence: str) -> set[str]:
-  return {
+@functools.lru_cache(maxsize=10_000)
+def _words(sequence: str) -> frozenset[str]:
+  return frozenset(
     sequence[i : i + k] for k in (2, 3) for i in range(len(sequence) - k + 1)
-  }
+  )
 
 
 def threaded(size: int, rows: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def _separation(size: int) -> np.ndarray:
 def lddt(
   points: np.ndarray, true: np.ndarray, least_separation: int = 1
 ) -> float:
-  """Mean lDDT of CA atoms (Mariani et al. 2013), from 0 to 1.
+  """The lDDT of CA atoms (Mariani et al. 2013) over all pairs, from 0 to 1.
 
   Args:
     points: [I, 3], predicted.
@@ -33,17 +33,14 @@ def lddt(
     least_separation: places between residues below which a pair is left out.
 
   Returns:
-    The mean over residues with a true neighbour; NaN if there is none.
+    The mean over the pairs that are near in truth; NaN if there is none.
   """
   wanted = _distances(true)
   near = (wanted < _CUTOFF) & (_separation(len(true)) >= least_separation)
-  error = np.abs(_distances(points) - wanted)
-  kept = np.mean([error < t for t in (0.5, 1, 2, 4)], axis=0) * near
-  count = near.sum(axis=1)
-  has_any = count > 0
-  if not has_any.any():
+  if not near.any():
     return float('nan')
-  return float((kept.sum(axis=1)[has_any] / count[has_any]).mean())
+  error = np.abs(_distances(points) - wanted)[near]
+  return float(np.mean([np.mean(error < t) for t in (0.5, 1, 2, 4)]))
 
 
 def superpose(

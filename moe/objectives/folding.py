@@ -243,7 +243,6 @@ def terms(
   frames = Rigid(layers.rotation[-1], layers.translation[-1])
   true_frames = rigid.from_backbone(*jnp.moveaxis(true[..., :3, :], -2, 0))
   score, has_score = losses.lddt_by_residue(ca, true_ca, known)
-  lddt = losses.mean(score, has_score)
   made = {
     'distogram': lambda: losses.distogram(
       found.distogram, torsions.ideal_cb(true), known
@@ -293,7 +292,7 @@ def terms(
   is_next = known[:, 1:] & known[:, :-1]
   is_next &= numbers[:, 1:] - numbers[:, :-1] == 1
   metrics = {
-    'lddt': lddt,
+    'lddt': losses.lddt(ca, true_ca, known),
     'lddt_far': losses.lddt(ca, true_ca, known, least_separation=12),
     'ca_step': losses.mean(step, is_next),
     'predicted_lddt': losses.mean(losses.expected_plddt(found.plddt), known),

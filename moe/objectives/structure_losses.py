@@ -68,8 +68,14 @@ def _near(true: Array, mask: Array, least_separation: int = 1) -> Array:
   return pairs & (distances(true, true) < CUTOFF) & (apart >= least_separation)
 
 
+def _kept(points: Array, true: Array) -> Array:
+  """The share of lDDT's four thresholds that each distance meets."""
+  error = jnp.abs(distances(points, points) - distances(true, true))
+  return sum((error < t).astype(points.dtype) for t in _THRESHOLDS) / 4
+
+
 def lddt_by_residue(
-  points: Array, true: Array, mask: Array, least_separation: int = 1
+  points: Array, true: Array, mask: Array
 ) -> tuple[Array, Array]:
   """The lDDT of each point, 0 to 1 (Mariani et al. 2013), and who has one.
 
@@ -77,16 +83,13 @@ def lddt_by_residue(
     points: [..., I, 3], predicted.
     true: [..., I, 3].
     mask: bool [..., I].
-    least_separation: places between residues below which a pair is left out.
 
   Returns:
     ([..., I], bool [..., I]); without a true neighbour they are 1 and False.
   """
-  near = _near(true, mask, least_separation)
-  error = jnp.abs(distances(points, points) - distances(true, true))
-  kept = sum((error < t).astype(points.dtype) for t in _THRESHOLDS) / 4
+  near = _near(true, mask)
   count = jnp.sum(near, axis=-1, dtype=points.dtype)
-  total = jnp.sum(jnp.where(near, kept, 0), axis=-1)
+  total = jnp.sum(jnp.where(near, _kept(points, true), 0), axis=-1)
   has_any = count > 0
   return jnp.where(has_any, total / jnp.maximum(count, 1), 1), has_any
 
@@ -94,8 +97,15 @@ def lddt_by_residue(
 def lddt(
   points: Array, true: Array, mask: Array, least_separation: int = 1
 ) -> Array:
-  """Mean lDDT of the points of a chain, from 0 to 1."""
-  return mean(*lddt_by_residue(points, true, mask, least_separation))
+  """The lDDT over all pairs of points of a chain, from 0 to 1.
+
+  Args:
+    points: [..., I, 3], predicted.
+    true: [..., I, 3].
+    mask: bool [..., I].
+    least_separation: places between residues below which a pair is left out.
+  """
+  return mean(_kept(points, true), _near(true, mask, least_separation), 2)
 
 
 def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:

@@ -22,12 +22,11 @@ from moe.modalities.structure_writing import Origin
 from moe.models.folding import Folded
 from moe.models.functional import FoldingFunctional
 from moe.objectives import structure_losses as losses
-from moe.objectives.folding import fold_again
 from moe.runs.folding_run import FoldingRun
-from moe.types import Array, PyTree
+from moe.types import Array, Batch, PyTree
 
 # Rows are as long as one of these, so few programs are compiled.
-BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 # Residues of a batch, squared: how many chains are folded at once.
 _PAIRS_AT_ONCE = 8 * 96 * 96
 # Angstrom between CB atoms that touch.
@@ -136,19 +135,36 @@ class FoldingModel:
     return 4e-9 * size**2 * by_pair
 
   @functools.cached_property
-  def _run(self) -> Callable:
-    """The jitted fold of a batch; recycles and dropout are static."""
-    functional = self.functional
+  def _read(self) -> Callable:
+    """Jitted: (params, state, batch) -> (residues, pairs)."""
+    read = self.functional.read
+    return jax.jit(lambda *given: read(*given, None, False)[:2])
 
-    def run(params, state, batch, key, recycles, has_dropout):
-      s, pair, _ = functional.read(params, state, batch, None, False)
+  @functools.cached_property
+  def _pass(self) -> Callable:
+    """One jitted pass; whether it has dropout is static."""
+
+    def run(params, given, last, key, has_dropout):
       rngs = {'dropout': key} if has_dropout else None
-      found = fold_again(
-        functional, params, (s, pair, batch), recycles, rngs, has_dropout
-      )
-      return {'atoms': found.atoms, **_confidence(found, batch['valid'])}
+      found = self.functional.fold(params, given, last, rngs, has_dropout)
+      shown = _confidence(found, given[2]['valid'])
+      return found.recycled, {'atoms': found.atoms, **shown}
 
-    return jax.jit(run, static_argnums=(4, 5))
+    return jax.jit(run, static_argnums=4)
+
+  def _run(
+    self, batch: Batch, recycles: int, seed: int | None
+  ) -> dict[str, np.ndarray]:
+    """Folds a batch; a result is read again by the same program."""
+    key = jax.random.key(seed or 0)
+    with jax.set_mesh(self.mesh):
+      given = (*self._read(self.params, self.state, batch), batch)
+      last = self.functional.module.nothing(batch)
+      for _ in range(recycles + 1):
+        last, found = self._pass(
+          self.params, given, last, key, seed is not None
+        )
+    return jax.device_get(found)
 
   def _fold(
     self,
@@ -160,17 +176,7 @@ class FoldingModel:
     batch = chains.empty_batch(*shape)
     for row, (name, sequence) in enumerate(part):
       chains.fill_row(batch, row, unfolded(name, sequence), self.ids)
-    with jax.set_mesh(self.mesh):
-      found = jax.device_get(
-        self._run(
-          self.params,
-          self.state,
-          batch,
-          jax.random.key(seed or 0),
-          recycles,
-          seed is not None,
-        )
-      )
+    found = self._run(batch, recycles, seed)
     tables = residues.residues()
     for row, (name, sequence) in enumerate(part):
       size = len(sequence)
@@ -234,8 +240,9 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
   """
   steps_dir = os.path.join(os.path.abspath(directory), 'checkpoints')
   loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
-  devices = jax.devices()
-  run = dataclasses.replace(run, mesh=run.mesh.fitted(len(devices)))
+  # A chain is folded on one device; the parameters lie there.
+  devices = jax.devices()[:1]
+  run = dataclasses.replace(run, mesh=run.mesh.fitted(1))
   functional, _, mesh = run.functional(devices)
   digest = hashlib.sha256()
   for name, array in sorted(restore.leaves(loaded['params']).items()):

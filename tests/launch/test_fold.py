@@ -26,6 +26,7 @@ def place(tmp_path_factory):
     for name, value in folding_cases.SIZES.items()
     if name != 'CHAINS'
   }
+  sizes |= {'BATCH_SIZE': 8, 'MESH_DATA': -1}
   flags = [f'--gin.{name}={value}' for name, value in sizes.items()]
   flags.append(f"--gin.CHAINS=('{root}/mine',)")
   flags.append('--gin.FOLDING_DROPOUT=0.2')
@@ -53,7 +54,7 @@ def test_a_trained_model_folds_sequences(place, capsys):
   assert 'not measured' in page and 'src="http' not in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_differ_and_a_seed_gives_them_again(place):
   def atoms(name, seed):
     code = fold.main([
