@@ -1,10 +1,11 @@
-"""The processes of a program know each other: a roll call, then a watch.
+"""Calls the roll of the processes of a program, and then watches them.
 
 JAX waits for minutes for a process that nobody has started, and then aborts
-without its number. If a process dies, the others wait in their next collective.
-So every process first connects to process 0, which counts them. The connections
-stay open: the kernel closes that of a dead process at once, and finds a lost
-machine within `_LOST_SECONDS` by TCP's keep-alive messages.
+without naming this process. If a process dies, the others wait in their next
+collective. So every process first connects to process 0, which counts them. The
+connections stay open. The kernel closes the connection of a dead process at
+once, and finds a lost machine within `_LOST_SECONDS` by TCP's keep-alive
+messages.
 
 Messages are lines of JSON, on the port after the coordinator's. They carry no
 secrets, and an unknown line closes its connection.
@@ -28,16 +29,16 @@ _logger = logging.getLogger(__name__)
 
 # EX_UNAVAILABLE: another process is missing or was lost.
 EXIT_LOST = 69
-# After so many seconds the log says who is missing; the wait goes on.
+# After this many seconds the log says who is missing; the wait goes on.
 TELL_SECONDS = 30.0
 _LOST_SECONDS = 14
-# A process that ends with an error warns the others, which often end with the
-# same error by themselves. After so many seconds they end in any case.
+# A process that ends with an error warns the others. Often they end with the
+# same error by themselves. After this many seconds they end in any case.
 _ERROR_GRACE = 5.0
-# After a signal all processes save together, and some take longer.
+# After a signal all processes save together, which may take this many seconds.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
-# A process that has connected says at once who it is.
+# A process must say who it is within this many seconds after it has connected.
 _GREETING_SECONDS = 1.0
 _LONGEST_LINE = 2**16
 
@@ -47,8 +48,8 @@ class Guest(NamedTuple):
 
   Attributes:
     host: name of its machine.
-    clock: seconds by which its clock is ahead of that of process 0.
-    report: what the process said of itself.
+    clock: seconds by which its clock is ahead of the clock of process 0.
+    report: the report that the process has sent.
   """
 
   host: str
@@ -69,7 +70,7 @@ class Missing(Exception):
 
 
 class Place(NamedTuple):
-  """The place of this process among all of a program.
+  """The place of this process among all processes of a program.
 
   Attributes:
     address: host:port of JAX's coordinator, which is process 0.
@@ -87,12 +88,12 @@ class Place(NamedTuple):
   def endpoint(self) -> tuple[str, int]:
     """(host, port) of the roll call."""
     host, port = self.address.rsplit(':', 1)
-    # The last port has none after it.
+    # No port follows the last one, so we take the port before it.
     beside = int(port) + 1 if int(port) < 65535 else int(port) - 1
     return host.strip('[]'), beside
 
   def name(self, process: int, host: str = '') -> str:
-    """The name of a process for people, with its host if that is known."""
+    """The name of a process for people, with its host if the host is known."""
     if not host and process < len(self.hosts):
       host = self.hosts[process]
     if not host and process == 0:
@@ -111,7 +112,7 @@ class _Peer:
     self.clock = 0.0
     self.report = {}
     self.has_left = False
-    # The socket has no limit on the time of a message: keep-alive ends it.
+    # A message may take any time: keep-alive closes a dead connection.
     connection.settimeout(None)
     option = connection.setsockopt
     option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -129,7 +130,7 @@ class _Peer:
     return self._socket.fileno()
 
   def send(self, **message: Any) -> None:
-    """Sends a message; a lost connection is noticed by `receive`."""
+    """Sends a message; `receive` notices a lost connection."""
     with contextlib.suppress(OSError):
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
@@ -168,7 +169,7 @@ def _die(code: int, text: str) -> None:
 
 
 def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
-  """What the others do when a process has left: a sentence, a wait, a code."""
+  """The news that a process has left: a sentence, a grace time, a code."""
   if code == stop_signals.EXIT_STOPPED:
     why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
   else:
@@ -211,7 +212,7 @@ class Hub:
     Raises:
       Missing: if a process has not come after `patience` seconds.
     """
-    del report  # Nobody reads what process 0 says.
+    del report  # Nobody reads the report of process 0.
     begin, is_told, guests = time.monotonic(), False, []
     while len(self._peers) < self._place.num_processes - 1:
       waited = time.monotonic() - begin
@@ -231,7 +232,7 @@ class Hub:
       for ready in select.select(waiting, [], [], 0.1)[0]:
         if ready is self._server:
           guests.append(_Peer(self._server.accept()[0]))
-        elif ready in known:  # It has ended, and may come again.
+        elif ready in known:  # This process has ended, and may come again.
           del self._peers[ready.process]
           ready.close()
         else:
@@ -262,7 +263,7 @@ class Hub:
     return f'{names} of {place.num_processes}'
 
   def _welcome(self, guest: _Peer) -> None:
-    """Reads who has connected, and refuses a wrong one."""
+    """Reads who has connected, and refuses a process that does not belong."""
     hello = guest.greeting()
     process, size = hello.get('process'), self._place.num_processes
     if type(process) is not int or not 0 < process < size:
@@ -286,7 +287,7 @@ class Hub:
     present = dict(self._peers)
     while present:
       ready = select.select(list(present.values()), [], [])[0]
-      # A process that was killed takes others with it: it is named first.
+      # A killed process makes others end, so the killed one is named first.
       news = [(peer, peer.receive()) for peer in ready]
       for peer, messages in sorted(news, key=lambda n: n[1] is not None):
         who = self._place.name(peer.process, peer.host)
@@ -320,7 +321,7 @@ class Hub:
 
 
 class Member:
-  """Any other process: answers the roll, and hears of losses from process 0."""
+  """Any other process: answers the roll; process 0 tells it of lost ones."""
 
   def __init__(self, place: Place):
     self._place = place
@@ -353,7 +354,7 @@ class Member:
     return {}
 
   def _answer(self, end: float, report: dict[str, Any]) -> _Peer | None:
-    """Connects to process 0 and waits for all; None to try again."""
+    """Connects to process 0 and waits for all; None if it must try again."""
     try:
       connection = socket.create_connection(self._place.endpoint, timeout=2)
     except OSError:
@@ -405,7 +406,7 @@ _ends = collections.deque(maxlen=1)
 
 
 def _end_after(news: dict[str, Any]) -> None:
-  """Ends the process when the grace of the news is over; the first counts."""
+  """Ends the process after the grace time; only the first news counts."""
   if _ends:
     return
   _ends.append(news)

@@ -1,7 +1,7 @@
 """Checks the machines of a run before the run: one line for each finding.
 
-Each host examines itself. Process 0 calls the roll, and compares what the hosts
-found. So a host that was not started, or has other versions, is named.
+Each host examines itself. Process 0 calls the roll, and compares the reports of
+the hosts. So it can name a host that was not started or has other versions.
 """
 
 import glob
@@ -29,7 +29,7 @@ _WORDS = {BAD: 'BAD', DOUBT: 'doubt', GOOD: 'good'}
 # All of these decide which program is compiled, or how checkpoints are written.
 _PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint')
 _MOST_CLOCK_SECONDS = 5.0
-# A compiled pod program and the caches of the packages need this much.
+# Space that a compiled pod program and the caches of the packages need.
 _LEAST_FREE_BYTES = 10 * 2**30
 _LOCK = '/tmp/libtpu_lockfile'
 _CHIPS = ('/dev/accel*', '/dev/vfio/[0-9]*')
@@ -72,7 +72,7 @@ class Request(NamedTuple):
 
 
 def examine(request: Request) -> dict[str, Any]:
-  """What this host says of itself, ready for JSON."""
+  """The report of this host, ready for JSON."""
   checks = [
     *_disk(request.cache_dir),
     *_writing(request.workdir),
@@ -168,9 +168,10 @@ def _chips() -> Iterable[Finding]:
 
 
 def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
-  """Process -> (file, name of the process) of those that have a file open.
+  """Finds the processes that have a file open.
 
-  Processes of other users stay unknown, unless we are root.
+  Process -> (file, name of the process). Processes of other users are found
+  only if we are root.
   """
   wanted, found = {os.path.realpath(path) for path in paths}, {}
   for folder in glob.glob('/proc/[0-9]*/fd'):
@@ -179,7 +180,7 @@ def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
       opened = {os.readlink(f'{folder}/{n}') for n in os.listdir(folder)}
       name = pathlib.Path(f'/proc/{process}/comm').read_text().strip()
     except OSError:
-      continue  # It has ended, or is another user's.
+      continue  # The process has ended, or belongs to another user.
     if opened & wanted and process != os.getpid():
       found[process] = min(opened & wanted), name
   return found

@@ -12,7 +12,7 @@ FACTS = [
 
 
 def test_attributes_have_several_values_and_are_named_once():
-  # The name says the same as the label, and tags are no class.
+  # The name divides the pictures like the label, and tags are not classes.
   assert judge.attributes_of(FACTS) == {
     'kind': ['one', 'two'],
     'label': [0, 1],
@@ -33,7 +33,8 @@ def test_the_distance_of_normal_distributions():
   rng = np.random.default_rng(0)
   features = rng.standard_normal((400, 3))
   assert abs(judge.frechet_distance(features, features)) < 1e-9
-  # A shift by (1, 2, 0) costs 5; twice the deviation costs one variance each.
+  # A shift by (1, 2, 0) has the squared length 1 + 4 = 5. If all features are
+  # doubled, the distance is the sum of all variances and squared means.
   shifted = judge.frechet_distance(features, features + np.array([1, 2, 0]))
   np.testing.assert_allclose(shifted, 5, atol=1e-9)
   variance = np.trace(np.cov(features.T))
