@@ -23,7 +23,7 @@ from moe.parallel import processes, roll_call
 EXIT_USER = 2
 # Python gives this exit code to a command that an exception has ended.
 EXIT_CRASHED = 1
-# Time within which the news of a dead process arrives.
+# Seconds within which a process learns of a dead process.
 _NEWS_SECONDS = 3.0
 # Shells give this exit code to a command that ended because its pipe closed.
 EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE

@@ -1,4 +1,4 @@
-"""Language modelling of several modalities, each with a weight of its own."""
+"""Language modelling of several modalities; each one has its own weight."""
 
 import dataclasses
 from collections.abc import Callable
