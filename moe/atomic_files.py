@@ -61,7 +61,7 @@ def sweep(directory: str | os.PathLike) -> None:
   """Removes the temporary files that killed processes have left.
 
   Args:
-    directory: in which no other process writes now.
+    directory: a directory in which no other process writes now.
   """
   for name in os.listdir(directory):
     if _TEMPORARY.fullmatch(name):

@@ -19,7 +19,7 @@ import signal
 import threading
 
 VARIABLE = 'WUDAO_FAILPOINT'
-# Every place, and what the run has done when it gets there.
+# Every place -> what the run has done when it reaches this place.
 PLACES = {
   'run.start': 'the flags and the configuration are checked',
   'run.compile': 'the state is there, the step is not compiled',
@@ -55,14 +55,14 @@ _lock = threading.Lock()
 
 
 def reach(place: str) -> None:
-  """Does what the environment asks for at this place.
+  """Does what the environment variable requests for this place.
 
   Args:
     place: one of `PLACES`.
 
   Raises:
     ValueError: if the request cannot be understood.
-    OSError: if that is what the request asks for.
+    OSError: if the request is a system error.
   """
   if VARIABLE not in os.environ:
     return
@@ -83,7 +83,7 @@ def reach(place: str) -> None:
 
 
 def _requests(text: str) -> dict[tuple[str, int], str]:
-  """(place, how many times it has been reached) -> action."""
+  """(place, number of the time it is reached) -> action."""
   found = {}
   for request in text.split(','):
     place, _, rest = request.partition('=')

@@ -25,7 +25,8 @@ from moe.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
 
-# Arrays are read together up to this size: small models need one reading.
+# Arrays up to this total size are read together, so a small model is read at
+# once.
 GROUP_BYTES = 64 * 2**20
 
 # Pairs of (pattern, stored name). The pattern is a regular expression that must
@@ -250,7 +251,7 @@ def _groups(
   """Yields the arrays that are read together, the largest ones first.
 
   While Orbax reads an array, the host holds it twice. So large arrays are read
-  one after the other, and while few others are in memory.
+  one by one, and first, because few others are in memory then.
   """
   size = lambda name: shapes[name].size * shapes[name].dtype.itemsize
   group, filled = {}, 0

@@ -1,8 +1,9 @@
 """Batches that a run leaves out, for example because they made its loss jump.
 
 A run reads batch 0, 1, 2, ... of an endless stream. With skips it reads the
-same stream without some of the batches, so the step number still says all.
-PaLM trained on after spikes of the loss in this way (arXiv:2204.02311, 5.1).
+same stream without some of the batches. So the number of a step still
+determines its batch. PaLM skipped batches in this way after spikes of the loss
+(arXiv:2204.02311, section 5.1).
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from moe import atomic_files
 
-# In the work directory of a run; a checkpoint records the same ranges.
+# A file in the work directory of a run. Checkpoints record the same ranges.
 NAME = 'skipped_batches.json'
 
 
@@ -22,7 +23,8 @@ class Skips:
   """Ranges of batches that are left out.
 
   Attributes:
-    ranges: (first, end) pairs, ascending, apart, and without `end` itself.
+    ranges: (first, end) of each range; `end` itself is not left out. The ranges
+      ascend and do not touch each other.
   """
 
   ranges: tuple[tuple[int, int], ...] = ()
@@ -45,12 +47,12 @@ class Skips:
     return step
 
   def before(self, step: int) -> tuple[tuple[int, int], ...]:
-    """The ranges that the steps before `step` have met."""
+    """The ranges that the steps before `step` have skipped."""
     number = self.number(step - 1) if step else -1
     return tuple(pair for pair in self.ranges if pair[0] < number)
 
   def also(self, first: int, end: int) -> 'Skips':
-    """These skips, and the batches from `first` to before `end`."""
+    """These skips, and also the batches [first, end)."""
     left_out = set(range(first, end))
     for pair in self.ranges:
       left_out.update(range(*pair))
@@ -72,7 +74,7 @@ def of_json(ranges: Sequence[Sequence[int]]) -> Skips:
   """The skips that a file or a checkpoint records.
 
   Raises:
-    ValueError: if they are no ranges.
+    ValueError: if the record does not consist of ranges.
   """
   try:
     return Skips(tuple((int(first), int(end)) for first, end in ranges))
@@ -81,7 +83,7 @@ def of_json(ranges: Sequence[Sequence[int]]) -> Skips:
 
 
 def read(workdir: str | os.PathLike) -> Skips:
-  """The skips of a run; none without the file.
+  """Reads the skips of a run; there are none if the file is missing.
 
   Raises:
     ValueError: if the file is damaged.
@@ -94,7 +96,7 @@ def read(workdir: str | os.PathLike) -> Skips:
 
 
 def write(workdir: str | os.PathLike, skips: Skips) -> None:
-  """Writes the file of a run."""
+  """Writes the skips into the work directory of a run."""
   atomic_files.write_json(os.path.join(workdir, NAME), skips.ranges)
 
 
@@ -104,7 +106,7 @@ def check_resumed(
   """Raises ValueError if a run would not have read the same batches so far.
 
   Args:
-    skips: of the run now.
+    skips: the present skips of the run.
     recorded: ranges that the restored checkpoint records.
     step: the restored step.
     workdir: directory of the run.

@@ -1,4 +1,4 @@
-"""How likely sentences about pictures are, and what a picture shows by them."""
+"""Scores sentences about pictures, and labels by their sentences."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,19 +19,19 @@ def build_listener(
   canvas: Canvas,
   modality: Modality,
 ) -> Callable[..., Array]:
-  """The jitted scores of sentences about pictures.
+  """Builds the jitted function that scores sentences about pictures.
 
   A picture is read once, as a block, into a cache that all sentences share.
 
   Args:
     functional: the model.
     canvas: how a picture lies in a document.
-    modality: of ids.
+    modality: gives the modality of ids.
 
   Returns:
-    `score(params, state, tokens_BP, captions_KT, length_K) -> nats_BK`. The
-    tokens are the ids of codes, or masks. The captions are ids with their end
-    mark, right padded, and the lengths count the end mark.
+    `score(params, state, tokens_BP, captions_KT, length_K) -> nats_BK`.
+    tokens_BP are the ids of codes, or masks. captions_KT are ids with their end
+    mark, right padded; length_K counts the end mark.
   """
 
   def score(
@@ -95,15 +95,15 @@ def information_gain(
 ) -> np.ndarray:
   """The gain log p(c | x) - alpha log p(c) of labels c by pictures x: [B, L].
 
-  The score of the information-gain captioner (Xu et al. 2023,
-  https://arxiv.org/abs/2311.17072), which takes away what a language model
+  This is the score of the information-gain captioner (Xu et al. 2023,
+  https://arxiv.org/abs/2311.17072). It subtracts what the language model
   expects without a picture. The probability of a label is the mean over its
   sentences.
 
   Args:
     nats_BLM: nats of each of M sentences of each label, given a picture.
-    nats_LM: the same without a picture.
-    alpha: how much of the expectation is taken away, from 0 to 1.
+    nats_LM: nats of the same sentences without a picture.
+    alpha: share of the expectation that is subtracted, from 0 to 1.
   """
   bounds.within('alpha', alpha, 'share of the expectation', least=0, most=1)
   log_mean = lambda nats: (

@@ -1,8 +1,8 @@
-"""An independent network that says what a picture shows, to judge drawn ones.
+"""An independent network that says what a picture shows; it judges drawings.
 
 It reads pixels, and shares neither parameters nor seed nor architecture with
-the tokenizer and the language model. Its accuracy on real pictures is the most
-that drawn pictures can reach.
+the tokenizer and the language model. Its accuracy on real pictures is an upper
+bound for drawn pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import optax
 
 from moe.types import Array, PyTree
 
-# Channels after each halving of height and width, and of the features.
+# Channels after each halving of height and width, and number of features.
 _WIDTHS, _FEATURES = (48, 96, 128), 128
 _BATCH, _RATE, _SEED = 64, 2e-3, 20_011
 # An attribute with more values is a name, not a class.
@@ -26,7 +26,7 @@ class Judge(NamedTuple):
   """A trained judge.
 
   Attributes:
-    params: of the network.
+    params: parameters of the network.
     values: attribute -> its values, in the order of the network's outputs.
   """
 
@@ -35,10 +35,11 @@ class Judge(NamedTuple):
 
 
 def attributes_of(facts: Sequence[Mapping]) -> dict[str, list]:
-  """Attribute -> its values, of the attributes that a judge can learn.
+  """Attribute -> its values, for each attribute that a judge can learn.
 
   Args:
-    facts: of the training pictures. An attribute may be missing for some.
+    facts: facts of each training picture, by attribute. A picture may lack
+      some attributes.
   """
   names = list(dict.fromkeys(name for one in facts for name in one))
   found, partitions = {}, set()
@@ -47,7 +48,8 @@ def attributes_of(facts: Sequence[Mapping]) -> dict[str, list]:
     if any(isinstance(value, list | dict) for value in column):
       continue
     values = sorted({v for v in column if v is not None}, key=str)
-    # A number of a class and its name are one attribute.
+    # The number and the name of a class divide the pictures in the same way, so
+    # only one of the two attributes is kept.
     partition = tuple(
       dict((v, i) for i, v in enumerate(dict.fromkeys(column)))[v]
       for v in column
@@ -61,7 +63,7 @@ def attributes_of(facts: Sequence[Mapping]) -> dict[str, list]:
 def targets_of(
   facts: Sequence[Mapping], values: Mapping[str, list]
 ) -> dict[str, np.ndarray]:
-  """Attribute -> int32 [N], the number of the value; -1 where it is missing."""
+  """Attribute -> int32 [N], number of each picture's value; -1 if missing."""
   found = {}
   for name, known in values.items():
     number = {value: i for i, value in enumerate(known)}
@@ -78,8 +80,8 @@ def train(
 
   Args:
     pictures: uint8 [N, Y, X, 3]; height and width are multiples of 8.
-    facts: of each picture, by attribute.
-    epochs: how often it sees each picture.
+    facts: facts of each picture, by attribute.
+    epochs: how often the judge sees each picture.
 
   Raises:
     ValueError: if no attribute can be learned.
@@ -147,10 +149,10 @@ def judge(
 def right(
   judge_: Judge, answers: Mapping[str, np.ndarray], facts: Sequence[Mapping]
 ) -> dict[str, np.ndarray]:
-  """Attribute -> float [N], 1 where the answer agrees with the facts.
+  """Attribute -> float [N]: 1 if the answer agrees with the facts, else 0.
 
-  It is NaN where a picture lacks the attribute. 'all' is 1 where all of its
-  attributes are right.
+  The value is NaN if a picture lacks the attribute. The value of 'all' is 1 if
+  all attributes of a picture are right.
   """
   targets = targets_of(facts, judge_.values)
   found = {
@@ -163,7 +165,7 @@ def right(
 def _init(
   rng: np.random.Generator, size: int, classes: Mapping[str, int]
 ) -> PyTree:
-  """Parameters, of He et al. (2015)."""
+  """Initial parameters, by the method of He et al. (2015)."""
 
   def matrix(*shape: int) -> np.ndarray:
     scale = (2 / np.prod(shape[:-1])) ** 0.5

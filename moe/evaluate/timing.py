@@ -95,7 +95,7 @@ def measure(
     The report for `show`: `seconds`, `tokens_per_second` and `ratio` of the
     last program, and all programs under `runs`. A ratio is the median over
     rounds of the ratios within a round; `spread` has their quartiles.
-    `interval` and `ratio_interval` are those of `median_interval`.
+    `interval` and `ratio_interval` are results of `median_interval`.
   """
   what = 'speed' if is_speed else 'time'
   samples = [[p.sample() for p in programs] for _ in range(rounds)]

@@ -42,7 +42,7 @@ class Functional(Protocol):
     """Float32 logits [.., V] of hidden [.., D]."""
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits of which only those in the range of the target compete."""
+    """Logits in which only ids of the target's range compete."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""

@@ -1,4 +1,4 @@
-"""Pictures in a language model: codes drawn one by one, or read as a block."""
+"""Pictures in a language model: it draws codes one by one, or reads a block."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from moe.infer import decode, kv_cache, sampling
 from moe.infer.decode import START_ID, Functional, Modality, Prompts
 from moe.types import Array, Cache, PyTree
 
-# The range of ids of codes, and the number of its modality.
+# Name of the range of ids that image codes have, and number of its modality.
 SECTION, IMAGE = 'image', 1
 # The block of a picture that is read.
 _BLOCK = 1
@@ -25,7 +25,7 @@ class Canvas(NamedTuple):
     grid: rows and columns of codes.
     mask: id that is read in place of a hidden condition.
     extras: name -> dtype of further arrays that the model reads; `row` and
-      `column` count from 1 for codes, and all else is 0.
+      `column` count from 1 for codes, and are 0 for other tokens.
   """
 
   begin: int
@@ -35,7 +35,7 @@ class Canvas(NamedTuple):
 
   @property
   def num_codes(self) -> int:
-    """Codes of a picture."""
+    """Number of codes of a picture."""
     return self.grid[0] * self.grid[1]
 
   def extras_of(
@@ -44,7 +44,7 @@ class Canvas(NamedTuple):
     """Further arrays [B, S] of documents.
 
     Args:
-      first_B: in each row, the place that reads the first code.
+      first_B: index of the place that reads the first code, in each row.
       num_places: S.
     """
     found = {}
@@ -62,11 +62,11 @@ class Canvas(NamedTuple):
 def guided(logits_BV: Array, guidance: Array) -> Array:
   """Classifier-free guidance: u + s (c - u), as logits [B / 2, V].
 
-  Ho and Salimans (2022), https://arxiv.org/abs/2207.12598, in the form in which
-  s = 1 is the conditional model c and s = 0 the unconditional one u.
+  Ho and Salimans (2022), https://arxiv.org/abs/2207.12598. Here s = 1 gives the
+  conditional model c, and s = 0 gives the unconditional model u.
 
   Args:
-    logits_BV: those with the condition, and then those without it.
+    logits_BV: B / 2 rows with the condition, then B / 2 rows without it.
     guidance: s.
   """
   with_BV, without_BV = jnp.split(logits_BV, 2)
@@ -80,20 +80,20 @@ def build_artist(
   modality: Modality,
   shardings: Cache | None = None,
 ) -> Callable[..., Array]:
-  """The jitted loop that draws pictures after their prompts.
+  """Builds the jitted function that draws pictures after their prompts.
 
   Args:
     functional: the model.
     settings: temperature, top-k, top-p; they act on the guided logits.
     canvas: how a picture lies in a document.
-    modality: of ids.
-    shardings: of the cache, or None.
+    modality: gives the modality of ids.
+    shardings: shardings of the cache, or None.
 
   Returns:
     `draw(params, state, prompts, given, num_given, guidance) -> codes`, int32
-    [pictures, codes]. If `prompts` has two rows for each picture, those of the
-    second half are without the condition, and both halves share one batch and
-    one cache. The first `num_given` codes of each picture are those of `given`,
+    [pictures, codes]. If `prompts` has two rows for each picture, the rows of
+    the second half have no condition. Both halves share one batch and one
+    cache. The first `num_given` codes of each picture are copied from `given`,
     [pictures, codes].
   """
 
@@ -158,11 +158,13 @@ def draw(
   """Draws one picture after each prompt.
 
   Args:
-    artist: as `build_artist` made it, with parameters and state bound.
+    artist: the function of `build_artist`, with parameters and state bound.
     canvas: how a picture lies in a document.
     prompts: ids of each sentence.
-    guidance: 1 draws from the model itself, in half the time.
-    seed: a picture depends on it and on the place of its prompt in the list.
+    guidance: s of `guided`. 1 draws from the conditional model alone, which
+      takes half the time.
+    seed: seed of the draws. A picture depends on the seed and on the index of
+      its prompt in the list.
     given: first codes of each picture, [pictures, n]; None for none.
     row_parts: number of parts into which devices divide the rows.
 
@@ -211,11 +213,11 @@ def read_block(
 
   Args:
     functional: the model.
-    params: of the model.
-    state: of the model.
+    params: parameters of the model.
+    state: state of the model.
     canvas: how a picture lies in a document.
     tokens_BP: ids of the codes, or masks.
-    room: further entries of the cache.
+    room: number of entries that the cache has for later tokens.
 
   Returns:
     (logits_BV of the token after each picture, the cache).

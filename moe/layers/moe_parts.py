@@ -1,7 +1,7 @@
-"""What the settings of an MoE layer decide, made and checked once.
+"""Makes and checks the parts of an MoE layer once for equal settings.
 
-flax copies a layer for each pass. So the parts are kept by their settings, and
-no pass makes or checks them again.
+flax copies a layer for each pass. So the parts are cached by their settings,
+and no pass makes or checks them again.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     router: the router.
     dispatch: the dispatch of training.
     exchange: the exchange of training.
-    active: rows per token when experts are used evenly.
+    active: rows per token if experts are used evenly.
     has_state: whether the router carries a state.
     devices: how many devices divide the sequences of a batch, and how many
       divide the tokens of a sequence.

@@ -108,7 +108,7 @@ class Decoder(nn.Module):
 
   @property
   def ids(self) -> ids_lib.IdSpace | None:
-    """Where the ranges lie; None where one softmax has all ids."""
+    """The id space of the ranges; None if one softmax has all ids."""
     if not self.ranges:
       return None
     others = dict(self.ranges)
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
     is_code_BT = (tokens_BT >= begin) & (tokens_BT < begin + size)
     codes_BT = jnp.where(is_code_BT, tokens_BT - begin, 0)
     values_BTQ = image.values_of(codes_BT, self.code_levels)
-    # The values are of unit size, as the vectors of tokens are.
+    # The values have about unit size, like the vectors of tokens.
     x_BTD = nn.Dense(
       self.d_model,
       use_bias=False,
@@ -252,7 +252,7 @@ class Decoder(nn.Module):
     """Float32 logits [..., V] of hidden states [..., D].
 
     Args:
-      params: of the model.
+      params: parameters of the model.
       hidden: [..., D].
       section: a range of `ranges`, whose codes alone get logits; None for all
         ids.

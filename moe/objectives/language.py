@@ -104,7 +104,7 @@ def _missing_warner(
 
 
 def _names_by_modality(functional: Functional) -> dict[int, str]:
-  """Modality of the model's tokens -> its term; {} for text alone."""
+  """Number of a modality -> name of its term; {} for text alone."""
   if functional.ids is None:
     return {}
   ranges = [name for name, size in functional.ids.sizes.items() if size]
@@ -115,7 +115,8 @@ def _names_by_modality(functional: Functional) -> dict[int, str]:
 def _target_weights(batch: TokenBatch, functional: Functional) -> Array:
   """Weights of the targets [B, T]; with ranges [B, T, W].
 
-  The first of the W columns has all targets, the others those of a modality.
+  The first of the W columns is for all targets. Each other column is for the
+  targets of one modality.
   """
   if functional.ids is None:
     return batch.loss_weights
@@ -184,9 +185,9 @@ def language_model(
 
   Returns:
     The objective; its term 'cross_entropy' is in nats per weighted token. Its
-    score is bits per character. If ranges of ids have a softmax of their own,
-    the terms 'cross_entropy_text', 'cross_entropy_image' and so on are those of
-    the targets of a modality. They have no factor here, see
+    score is bits per character. If each range of ids has its own softmax, there
+    are also the terms 'cross_entropy_text', 'cross_entropy_image' and so on,
+    one for the targets of each modality. They have no factor here, see
     `modalities.by_modality`.
   """
   coefficients = _coefficients(

@@ -1,4 +1,4 @@
-"""Language modelling of several modalities, each with a weight of its own."""
+"""Language modelling of several modalities; each one has its own weight."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,16 +16,16 @@ def by_modality(
   image: float = 1.0,
   protein: float = 1.0,
 ) -> Objective:
-  """The sum over modalities of a weight times the mean loss of its targets.
+  """The loss is a weighted sum over modalities of the mean loss of targets.
 
   A picture has many more tokens than its caption. In a mean over all tokens the
-  caption would hardly count, so CogView (Ding et al. 2021, section 2.3,
-  https://arxiv.org/abs/2105.13290) weighs both alike. The modality is that of
-  the target: the place before a picture reads text, and predicts a code.
+  caption would hardly count. So CogView (Ding et al. 2021, section 2.3,
+  https://arxiv.org/abs/2105.13290) gives both the same weight. The modality of
+  the target counts: the place before a picture reads text but predicts a code.
 
   Args:
-    functional: the model's pure functions; its ranges have softmaxes of their
-      own.
+    functional: the model's pure functions; each range of ids has its own
+      softmax.
     shape: (B, T) of a batch.
     language: makes the objective whose loss of all tokens is replaced.
     text: weight of the mean loss of text, at least 0.
@@ -33,7 +33,7 @@ def by_modality(
     protein: weight of residues and structure letters, at least 0.
 
   Returns:
-    The objective; its score is still that of all tokens.
+    The objective; its score is still computed from all tokens.
 
   Raises:
     ValueError: if a weight is negative, or if the model has one softmax.

@@ -151,9 +151,9 @@ class MeshShape:
 def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   """Makes a mesh whose axes follow the links between devices.
 
-  With several slices, each one gets a mesh of its own, and the axis that spans
-  them joins these meshes, as in `mesh_utils.create_hybrid_device_mesh`. That
-  function knows slices of TPUs alone.
+  Each of several slices gets its own mesh. The axis that spans the slices joins
+  these meshes, as in `mesh_utils.create_hybrid_device_mesh`. We do not call
+  this function, because it knows only slices of TPUs.
 
   Args:
     shape: devices per axis, and the number of slices.
@@ -161,7 +161,7 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
 
   Raises:
     ValueError: if the axes do not multiply to the number of devices, or the
-      devices lie on another number of slices.
+      devices are on another number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = list(shape.sizes(len(devices)))
@@ -206,7 +206,7 @@ def slices_of(devices: Sequence, num_slices: int) -> list[list]:
 
 
 def count_slices(devices: Sequence) -> int:
-  """The number of TPU slices; 1 for other devices, which do not know."""
+  """The number of TPU slices; 1 for other devices, which have no slice."""
   return len(set(_slice_numbers(devices))) or 1
 
 

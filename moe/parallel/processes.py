@@ -9,9 +9,9 @@ from moe.parallel import pace, roll_call
 _NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 # Hosts of a slice on GKE, in the order of the process numbers.
 _HOSTS = 'TPU_WORKER_HOSTNAMES'
-# Processes on one machine, by Slurm as '2' or '2(x4)', and by Open MPI.
+# Number of processes on one machine: Slurm writes '2' or '2(x4)', Open MPI '2'.
 _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
-# JAX gives up after these seconds, and so does the roll call.
+# JAX gives up after this many seconds, and so does the roll call.
 PATIENCE = 300.0
 
 _watch: roll_call.Hub | roll_call.Member | None = None
@@ -31,7 +31,7 @@ def initialize(
   Args:
     patience: seconds to wait for the others; None takes JOIN_SECONDS of the
       environment, or else 300.
-    report: what process 0 shall know of this process, in a few kilobytes.
+    report: facts about this process for process 0, a few kilobytes at most.
 
   Returns:
     The other processes by number; {} on all but process 0.
@@ -91,7 +91,7 @@ def _find() -> tuple[roll_call.Place | None, list[int] | None]:
   )
   beside = next((os.environ[n] for n in _BESIDE if n in os.environ), '1')
   local = cluster.get_local_process_id()
-  # A process that is alone on its machine uses all devices of it.
+  # A process that is alone on its machine uses all devices of the machine.
   devices = (
     [local] if local is not None and beside.split('(')[0] != '1' else None
   )
@@ -149,8 +149,8 @@ def tell_step(step: int, host: float, whole: float) -> None:
 def leave(code: int, text: str = '') -> None:
   """Tells the other processes that this one ends; does nothing if it is alone.
 
-  After an error the process ends here: what JAX does at the end of Python would
-  wait for minutes for the others.
+  After an error the process ends here. If Python ended normally, JAX would wait
+  for the other processes for minutes.
 
   Args:
     code: exit code of this process.

@@ -67,7 +67,7 @@ class Missing(Exception):
 
 
 class Place(NamedTuple):
-  """The place of this process among all of a program.
+  """The place of this process among all processes of a program.
 
   Attributes:
     address: host:port of JAX's coordinator, which is process 0.

@@ -32,7 +32,7 @@ def report(
   Args:
     found: rates and directories of the runs.
     configured: reads a config.gin, as in `comparison.read_run`.
-    expansions: of each arm, by name; see `moe.runs.ladder.expansion`.
+    expansions: arm name -> its expansion, see `moe.runs.ladder.expansion`.
     command: the command that makes the same ladder again.
     workdir: where the files are written.
 

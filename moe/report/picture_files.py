@@ -1,4 +1,4 @@
-"""Pictures as PNG files that say what they are."""
+"""Writes pictures as PNG files that contain texts about the picture."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ def png(picture: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
 def sheet(
   pictures: Sequence[np.ndarray], columns: int = 0, least: int = 128
 ) -> np.ndarray:
-  """Pictures of one size beside and below each other.
+  """Arranges pictures of one size in rows and columns.
 
   Args:
     pictures: at least one, uint8 [Y, X, 3]. One picture has no margin.
-    columns: pictures of a row; 0 makes the sheet about square.
+    columns: number of pictures in a row; 0 makes the sheet about square.
     least: each picture is enlarged by whole pixels to at least this height.
 
   Returns:

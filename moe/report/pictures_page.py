@@ -26,8 +26,8 @@ def write(
 
   Args:
     directory: where the files are written.
-    title: of the page.
-    facts: what is known of the model, for the head of the page.
+    title: title of the page.
+    facts: facts about the model, for the head of the page.
     found: scores and examples by the name of the pictures.
 
   Returns:

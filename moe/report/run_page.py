@@ -103,7 +103,7 @@ def write_report(
 
 
 def _time(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """A table of where the time went: attempts by parts, and their sums."""
+  """A table of the run's time: attempts by parts, and their sums."""
   attempts = goodput.read(workdir)
   if not attempts:
     return None

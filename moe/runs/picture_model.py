@@ -42,12 +42,13 @@ class Drawing:
   """How pictures are drawn.
 
   Attributes:
-    guidance: how far the logits go from those without a sentence to those with
-      it and beyond: 0 ignores the sentence, 1 is the model itself.
-    rerank: pictures that are drawn for each one that is kept: the one whose
-      sentence is likeliest, given the picture (CogView's caption loss).
+    guidance: s of `pictures.guided`. 0 ignores the sentence, 1 uses the model
+      unchanged, and a larger number strengthens the sentence.
+    rerank: number of pictures that are drawn for each one that is kept. The
+      kept picture is the one that makes the sentence likeliest (CogView's
+      caption loss).
     sampling: temperature, top-k and top-p.
-    seed: of the draws.
+    seed: seed of the draws.
   """
 
   guidance: float = 2.0
@@ -99,7 +100,7 @@ class PictureModel:
 
   @property
   def facts(self) -> dict[str, str]:
-    """What is known of the model, for people."""
+    """Facts about the model, for people."""
     step = str(self.trained.step)
     return {'step': step, 'model': self.sha256, **self.tokenizer.facts}
 
@@ -251,9 +252,10 @@ class PictureModel:
 
     Args:
       codes: int32 [N, codes].
-      num: how many are drawn of each; equal ones are named once.
-      sampling: how captions are drawn; the likeliest of them is added.
-      seed: of the draws.
+      num: number of captions that are drawn for each picture; equal ones are
+        listed once.
+      sampling: how captions are drawn; the greedy caption is added to them.
+      seed: seed of the draws.
 
     Returns:
       For each picture (caption, nats per token).
@@ -273,7 +275,7 @@ class PictureModel:
     return found
 
   def write(self, codes: np.ndarray) -> list[str]:
-    """The caption of each picture that takes the likeliest token each time."""
+    """The caption of each picture by greedy decoding."""
     return [texts[0] for texts in self._write(codes, 1, Sampling(0.0), 0)]
 
   def _write(
@@ -346,7 +348,7 @@ class PictureModel:
     return kv_cache.shardings(layers, functional.layout, self.trained.mesh)
 
   def _kept(self, key: tuple, make: Callable) -> Callable:
-    """A program, which is compiled once."""
+    """A program that is compiled only once."""
     if key not in self._programs:
       self._programs[key] = make()
     return self._programs[key]
@@ -360,7 +362,7 @@ def of_run(trained: TrainedRun) -> PictureModel:
   """The picture model of a trained run.
 
   Raises:
-    ValueError: if the run has no pictures, or cannot go token by token.
+    ValueError: if the run has no pictures, or cannot write token by token.
   """
   if not trained.image_tokenizer or trained.functional.ids is None:
     raise ValueError(
@@ -376,10 +378,10 @@ def of_run(trained: TrainedRun) -> PictureModel:
 
 
 def names_of(model: PictureModel) -> list[str]:
-  """Names of the pictures that a run is evaluated on drawing.
+  """Names of the sources of pictures on which a run's drawing is evaluated.
 
   Raises:
-    ValueError: if the names of its tasks do not tell them.
+    ValueError: if they do not follow from the names of the run's tasks.
   """
   end = f'_{model.tokenizer.pixels}'
   tasks = model.trained.run.data.evaluation

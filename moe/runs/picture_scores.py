@@ -25,11 +25,11 @@ from moe.runs.tokenizer_report import first_pictures
 
 _logger = logging.getLogger(__name__)
 
-# A picture's sentence is compared with those of so many pictures.
+# The sentence of a picture competes with the sentences of this many pictures.
 _RIVALS = 16
-# More different names are no labels to choose from.
+# If there are more different names, they are not used as labels.
 _MAX_LABELS = 50
-# The share of the expectation that is taken away from a label.
+# Values of `alpha` in `captions.information_gain`.
 ALPHAS = (0.0, 0.5, 1.0)
 SHOWN = 12
 
@@ -44,8 +44,10 @@ class Request:
   Attributes:
     agreement: says which attributes a sentence gets right.
     drawing: how pictures are drawn.
-    num_drawn: the first so many sentences of each source are drawn.
-    limit: the first so many held-out pictures of each source are read.
+    num_drawn: number of sentences of each source that are drawn, the first
+      ones.
+    limit: number of held-out pictures of each source that are read, the first
+      ones.
     judge_epochs: how often the independent network sees each picture.
     command: the command that gives the same numbers again.
   """
@@ -66,13 +68,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-  """Held-out pictures with what is known of them.
+  """Held-out pictures with their sentences and facts.
 
   Attributes:
-    name: of the pictures, which begins the name of each score.
+    name: name of the pictures; the name of each score begins with it.
     pixels: uint8 [N, Y, X, 3].
-    captions: the sentence of each.
-    facts: what each shows.
+    captions: the sentence of each picture.
+    facts: what each picture shows, by attribute.
   """
 
   name: str
@@ -95,7 +97,7 @@ class Found:
   """What a model made of held-out pictures.
 
   Attributes:
-    scores: of all kinds.
+    scores: all scores.
     drawn: (sentence, pixels) of the first drawn pictures.
     described: (pixels, its sentence, the model's) of the first pictures.
   """
@@ -225,7 +227,7 @@ def _judged(
 def _drawn(
   mean: _Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
 ) -> list[Score]:
-  """What the judge says of drawn pictures, and how far their features lie."""
+  """Scores of drawn pictures by the judge, and distances of their features."""
   answers, features = judge_lib.judge(judge, pixels)
   right = judge_lib.right(judge, answers, wanted.facts)
   scores = [
@@ -286,7 +288,7 @@ def _overlap(
 def _described(
   mean: _Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """How many attributes the model's own captions get right."""
+  """Share of the attributes that the model's own captions get right."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)
@@ -324,7 +326,7 @@ def _alignment(
   own = np.arange(count) % _RIVALS
   true = losses[np.arange(count), own]
   other = losses[np.arange(count), (own + 1) % _RIVALS]
-  # Rivals with the same sentence are no mistake.
+  # If a rival has the same sentence, choosing the rival is not a mistake.
   best = losses.min(axis=1) >= true - 1e-6
   with_it, without = (
     picture_losses.code_nats(model, codes, pictures.captions, is_hidden)
@@ -345,7 +347,7 @@ def _alignment(
 def _recognised(
   mean: _Mean, model: PictureModel, pictures: HeldOut, codes: np.ndarray
 ) -> list[Score]:
-  """Recognition of names; nothing where pictures have none or too many."""
+  """Scores of recognising names; none if there are no names or too many."""
   names = [one.get('name', '') for one in pictures.facts]
   labels = sorted({*names})
   if not 1 < len(labels) <= _MAX_LABELS or not all(labels):

@@ -1,4 +1,4 @@
-"""Recognition of pictures: which of some labels fits best."""
+"""Recognition of pictures: finds the label that fits best."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from moe.evaluate import captions
 from moe.runs.picture_model import PictureModel
 
-# A label in sentences; their probabilities are averaged.
+# Sentences with a label; their probabilities are averaged.
 TEMPLATES = ('{}', '這是{}', '圖中是{}', '一件{}的圖片')
 
 
@@ -15,7 +15,7 @@ def labels_of(text: str) -> list[str]:
   """The labels in a list with commas.
 
   Raises:
-    ValueError: if a label is empty or there twice, or if there is only one.
+    ValueError: if a label is empty or occurs twice, or if there is only one.
   """
   labels = [label.strip() for label in text.replace('，', ',').split(',')]
   if len(labels) < 2 or not all(labels) or len({*labels}) < len(labels):
@@ -61,7 +61,7 @@ def label_nats(
   labels: Sequence[str],
   templates: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Nats [N, labels, templates] given pictures, and those without [L, M]."""
+  """Nats [N, labels, templates] with pictures, and [L, M] without a picture."""
   sentences = [t.replace('{}', label) for label in labels for t in templates]
   ids = [model.caption(sentence) for sentence in sentences]
   shape = len(labels), len(templates)

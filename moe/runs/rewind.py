@@ -12,14 +12,14 @@ _logger = logging.getLogger(__name__)
 def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
   """Makes a checkpoint the newest one, so that a run resumes from it.
 
-  Newer checkpoints are renamed to `<step>.rewound`; an object store cannot
-  rename, so there they are removed.
+  Newer checkpoints are renamed to `<step>.rewound`. An object store cannot
+  rename them, so they are removed there.
 
   Args:
     workdir: directory of the run.
     step: the checkpoint to go back to.
-    skipped: (first, end): the batches that the logged steps from `first` to
-      before `end` have read are left out from now on; None leaves out none.
+    skipped: (first, end): from now on the run leaves out the batches that its
+      logged steps [first, end) have read. None leaves out none.
 
   Raises:
     ValueError: if there is no such step, if it is damaged, if another run uses
@@ -43,8 +43,8 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
         f' {steps}.'
       )
     if skipped:
-      # The newest record says what the logged steps have left out. Until it is
-      # moved, the run refuses to go on from it with the new file.
+      # The newest checkpoint records what the logged steps have left out. Until
+      # this checkpoint is moved, the run refuses to resume with the new file.
       newest = listing.read_meta(directory / str(steps[-1]))
       left_out = skips.of_json(newest.get('skipped_batches', ()))
       first, end = (left_out.number(logged - 1) for logged in skipped)

@@ -118,7 +118,7 @@ CHIPS = {
 class Slice:
   """Chips of one kind, joined by a torus or a switch.
 
-  Several slices of this shape may work together over the data centre's network.
+  Several slices of this shape may be joined by the data centre's network.
 
   Attributes:
     name: key of `CHIPS`.

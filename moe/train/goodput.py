@@ -1,4 +1,4 @@
-"""Where the time of a run goes: every second of an attempt has one part.
+"""Measures where the time of a run goes: each second belongs to one part.
 
 A run may need several attempts, because it is killed or preempted. WORKDIR/
 goodput.json holds the seconds of each attempt by part. A thread keeps the file
@@ -17,7 +17,7 @@ from typing import Any
 from moe import atomic_files
 
 NAME = 'goodput.json'
-# What a second is spent on, and what that means.
+# Name of a part -> what its seconds are spent on.
 PARTS = {
   'productive': 'steps that are in the result',
   'lost': 'steps that a later attempt did again',
@@ -27,12 +27,13 @@ PARTS = {
   'checkpointing': 'what the steps wait for while a checkpoint is saved',
   'reporting': 'results and the report after the last step',
 }
-# The file is written after this share of the attempt's time, within bounds.
+# The time between two writes of the file is this share of the attempt's age, at
+# least `_SOONEST` and at most `_LATEST` seconds.
 _SHARE, _SOONEST, _LATEST = 0.005, 0.1, 10.0
 
 
 class Goodput:
-  """The time of this attempt, and that of the attempts before it.
+  """The times of this attempt and of all earlier attempts.
 
   Attributes:
     attempts: seconds by part of each attempt, this one last.
@@ -41,7 +42,7 @@ class Goodput:
   def __init__(
     self, workdir: str | os.PathLike | None = None, begin: float | None = None
   ):
-    """Starts an attempt, which is loading.
+    """Starts an attempt; its first part is loading.
 
     Args:
       workdir: directory of the run; None writes no file.
@@ -89,7 +90,7 @@ class Goodput:
     self.write()
 
   def summary(self) -> dict[str, Any]:
-    """Seconds in all and by part, of the run and of each attempt."""
+    """Total seconds and seconds by part, of the run and of each attempt."""
     self._switch(self._part)
     with self._mutex:
       return summary(self._rounded())
@@ -98,7 +99,7 @@ class Goodput:
     return [{k: round(s, 3) for k, s in a.items()} for a in self.attempts]
 
   def _switch(self, part: str) -> str:
-    """Adds the time since the last switch; returns the part that it was."""
+    """Adds the time since the last switch to its part; returns this part."""
     assert part in PARTS, part
     with self._mutex:
       now = time.monotonic()
@@ -130,7 +131,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def summary(attempts: list[dict[str, float]]) -> dict[str, Any]:
-  """Seconds in all and by part, of the run and of each attempt.
+  """Total seconds and seconds by part, of the run and of each attempt.
 
   Args:
     attempts: from `read`.
@@ -151,7 +152,7 @@ def summary(attempts: list[dict[str, float]]) -> dict[str, Any]:
 def process_begin() -> float:
   """The start of this process by `time.monotonic`.
 
-  A process that has just started has done nothing but compute, so its time on
-  the processor is its age.
+  A process that has just started has only computed, so its CPU time is about
+  its age.
   """
   return time.monotonic() - time.process_time()

@@ -1,4 +1,4 @@
-"""Evaluations between two steps: their log, and what ranks a checkpoint."""
+"""Evaluates a run between two steps: log of results, ranks of checkpoints."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +29,11 @@ class Judge:
     """Keeps what every evaluation needs.
 
     Args:
-      evaluations: by name; the first one ranks checkpoints.
-      program: of the run.
+      evaluations: evaluations by name; the first one ranks checkpoints.
+      program: program of the run.
       progress: writes the results.
       is_stopped: whether a signal has come.
-      meta: of the checkpoints; names the held-out data.
+      meta: metadata of the checkpoints; it identifies the held-out data.
       watchdog: learns of each batch.
     """
     self._evaluations = evaluations

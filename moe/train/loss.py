@@ -10,7 +10,7 @@ from moe.types import Array, Layout
 
 # Hidden states, targets and weights of a chunk.
 Chunk = tuple[Array, Array, Array]
-# (logits, targets) -> logits, of which each target sees only some.
+# (logits, targets) -> logits in which some cannot compete with the target.
 Restrict = Callable[[Array, Array], Array]
 ONE_DEVICE = Layout()
 

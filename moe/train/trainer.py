@@ -47,8 +47,8 @@ class Settings:
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
-    hang_seconds: a run that shows no sign of life for so long is ended; 0 for
-      never.
+    hang_seconds: time without a sign of life after which the run is ended; 0
+      for no limit.
     profile_steps: (first, last): a profiler trace begins with the first step
       and ends before the last; empty for no trace.
   """

@@ -20,8 +20,8 @@ from typing import Any
 # EX_SOFTWARE, which `launch.supervise` takes for a crash.
 EXIT_HUNG = 70
 STACKS = 'hang.txt'
-_LOOKS = 10  # Looks at the clock within the allowed time.
-# What the run waits for, and what to look at.
+_LOOKS = 10  # Number of looks at the clock within the allowed time.
+# What the run waits for -> what a person should check.
 _CAUSES = {
   'the data': 'no batch has come: look at the disk or network of the data',
   'the devices': 'the devices have not finished a step: look for a device that'
@@ -43,11 +43,11 @@ class Watchdog:
     workdir: str | os.PathLike,
     end: Callable[[int], Any] = os._exit,
   ):
-    """Does not start yet.
+    """Makes a watchdog that has not started yet.
 
     Args:
-      seconds: allowed time without a sign of life; 0 for any.
-      workdir: gets a file with the stacks of all threads.
+      seconds: allowed time without a sign of life; 0 for no limit.
+      workdir: directory in which the stacks of all threads are written.
       end: ends the process with an exit code.
     """
     self._seconds = seconds
@@ -78,7 +78,7 @@ class Watchdog:
     self._doing, self._since = doing, time.monotonic()
 
   def watched(self, doing: str, function: Callable) -> Callable:
-    """The function, of which each call is a sign of life."""
+    """Wraps a function so that each call of it is a sign of life."""
 
     def call(*args: Any) -> Any:
       self.sees(doing)
@@ -92,7 +92,7 @@ class Watchdog:
     while not self._is_over.wait(tick):
       now = time.monotonic()
       if now - before > self._seconds / 2:
-        # The whole process was suspended, so nothing could show life.
+        # The whole process was suspended, so there could be no sign of life.
         self._since = now
       before = now
       if now - self._since > self._seconds:

@@ -12,7 +12,7 @@ FACTS = [
 
 
 def test_attributes_have_several_values_and_are_named_once():
-  # The name says the same as the label, and tags are no class.
+  # The name divides the pictures like the label, and tags are not classes.
   assert judge.attributes_of(FACTS) == {
     'kind': ['one', 'two'],
     'label': [0, 1],

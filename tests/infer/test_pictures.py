@@ -181,11 +181,13 @@ def test_a_caption_sees_its_picture(model):
 
 
 def test_information_gain_takes_away_what_is_expected():
-  # Two labels with two sentences each, given one picture and without it.
+  # There are two labels with two sentences each. `given` has the nats with one
+  # picture, the other array the nats without it.
   given = -np.log([[[0.2, 0.4], [0.5, 0.1]]])
   without = -np.log([[0.1, 0.2], [0.5, 0.1]])
   gains = captions.information_gain(given, without, 1.0)
-  # Means .3 and .3, against .15 and .3: gains ln 2 and 0.
+  # With the picture, the mean probabilities of the labels are .3 and .3.
+  # Without it, they are .15 and .3. So the gains are ln 2 and 0.
   np.testing.assert_allclose(gains, [[np.log(2), 0]], atol=1e-9)
   raw = captions.information_gain(given, without, 0.0)
   np.testing.assert_allclose(raw, np.log([[0.3, 0.3]]), atol=1e-9)
@@ -200,7 +202,7 @@ def test_only_ids_of_the_range_of_the_target_compete(model):
   number = SPACE.range_of(np.arange(SPACE.size))
   sums = [probs[:, number == n].sum(axis=1) for n in range(3)]
   np.testing.assert_allclose(sums, [[1, 0, 1], [0, 0, 0], [0, 1, 0]], atol=1e-6)
-  # Padding of the range competes with no code.
+  # The ids that pad the range do not compete with codes.
   assert probs[1, SPACE.begin('image') + 9 :].max() < 1e-9
   section = functional.head(params, hidden, 'image')
   np.testing.assert_allclose(

@@ -1,12 +1,12 @@
-"""Our likelihoods beside those of lm_eval with transformers, item for item.
+"""Compares our likelihoods with those of lm_eval and transformers, by item.
 
     export HF_DATASETS_OFFLINE=1 HF_HUB_OFFLINE=1
     python -m tests.interop.compare_likelihoods --checkpoint=runs/one
 
-The run is exported, lm-evaluation-harness scores the export with transformers
-in float32, and scores the run itself through `launch.harness_model`. Tasks are
-the harness's own files with the rows of $WUDAO_DATA, so no network is needed.
-The scorecard's accuracies stand beside both.
+The run is exported. lm-evaluation-harness scores the export with transformers
+in float32, and the run itself through `launch.harness_model`. The tasks are the
+files of the harness with the rows of $WUDAO_DATA, so no network is needed. The
+table also has the accuracies of the scorecard.
 """
 
 import argparse
@@ -36,23 +36,23 @@ YAML = {
   'winogrande': 'winogrande/default.yaml',
   'xcopa_zh': 'xcopa/default_zh.yaml',
 }
-# Bars of the comparison.
+# Largest differences that the comparison allows.
 MOST_NATS = 1e-3
 _PRONOUN = '[MASK]'
 
 
 class Compared(NamedTuple):
-  """What was found for one task.
+  """The results of one task.
 
   Attributes:
-    task: its name.
-    items: their number.
+    task: name of the task.
+    items: number of items.
     theirs: accuracy with transformers.
     ours: accuracy of our model in the harness.
     card: accuracy of the scorecard.
     requests: number of likelihoods.
     nats: the largest difference of a likelihood.
-    differing: items whose answer differs.
+    differing: number of items for which the two answers differ.
   """
 
   task: str
@@ -66,7 +66,7 @@ class Compared(NamedTuple):
 
   @property
   def is_equal(self) -> bool:
-    """Whether accuracies are the same, and likelihoods within the bar."""
+    """Whether accuracies are equal and likelihoods differ by little enough."""
     right = {
       round(x * self.items, 6) for x in (self.theirs, self.ours, self.card)
     }
@@ -88,7 +88,7 @@ def harness_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_task(folder: pathlib.Path, task: str, rows: Sequence[dict]) -> None:
-  """Writes a task that is the harness's own but for its rows."""
+  """Writes a task of the harness with other rows."""
   data = folder / f'{task}.json'
   lines = (json.dumps(harness_row(task, row)) + '\n' for row in rows)
   data.write_text(''.join(lines), encoding='utf-8')
@@ -106,7 +106,7 @@ def compare(
   """Compares a run with its export on every task.
 
   Args:
-    checkpoint: of the run.
+    checkpoint: checkpoint of the run.
     exported: directory that `launch.convert to-hf` has written.
     data: folder with the files of the benchmarks.
   """
@@ -142,7 +142,7 @@ def compare(
 
 
 def _compared(task: str, found: Sequence[dict], card: float) -> Compared:
-  """One task of two evaluations of the harness."""
+  """Compares two evaluations of the harness on one task."""
   accuracies = [one['results'][f'local_{task}']['acc,none'] for one in found]
   theirs, ours = (
     sorted(one['samples'][f'local_{task}'], key=lambda s: s['doc_id'])

@@ -1,4 +1,4 @@
-"""Likelihoods of a run, here and of its export in lm_eval; needs `interop`."""
+"""A run and its export have equal likelihoods in lm_eval; needs `interop`."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def data(tmp_path):
     openers = {'.xz': lzma.open, '.gz': gzip.open}
     opened = openers.get(path.suffix, open)(path, 'wt', encoding='utf-8')
     with opened as f:
-      # The second row has another id, and in XCOPA the other answer.
+      # The second row has another id. In XCOPA its answer differs, too.
       for changed in (
         {},
         {'id': 'z'} | ({'label': 1} if 'premise' in row else {}),

@@ -91,7 +91,7 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
 
 # Four files for a model of 2 GB.
 COMMAND_SHARD = 512 * MIB
-# 17 layers of this are 1,962 MiB, and most of that is three arrays of ours.
+# 17 layers of this size take 1,962 MiB; three arrays of ours have most of them.
 LAYER = {
   'vocab_size': 16_000,
   'hidden_size': 1024,
@@ -130,7 +130,7 @@ def write_model(directory, vocabulary, **sizes):
   return sum(shape.size * 4 for shape in shapes.values())
 
 
-# The commands run in processes of their own, which print their peak.
+# Each command runs in a separate process, which prints its peak of memory.
 PEAK = f"""
 import pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})

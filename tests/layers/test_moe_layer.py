@@ -335,7 +335,7 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
 
 
 def divided(sizes):
-  """The devices that divide the sequences of a batch, and those of tokens."""
+  """Numbers of devices that divide sequences of a batch, and tokens of one."""
   return sizes.get('data', 1), sizes.get('context', 1)
 
 

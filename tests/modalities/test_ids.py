@@ -113,8 +113,8 @@ def test_codes_of_two_tokenizers_share_no_space():
 
 
 def test_every_id_has_the_number_of_its_range():
-  # Text 0-127, commands 128-255, codes from 256 on; padding is of the range
-  # before it.
+  # Text has the ids 0-127, commands 128-255, and codes begin at 256. Padding
+  # belongs to the range before it.
   space = IdSpace(10, command=1, image=8)
   ids = np.array([0, 9, 127, 128, 200, 256, 383])
   np.testing.assert_array_equal(space.range_of(ids), [0, 0, 0, 1, 1, 2, 2])

@@ -16,7 +16,7 @@ SPACE = IdSpace(128, image=4)
 CODE = SPACE.begin('image')
 BATCH = TokenBatch(
   tokens=np.zeros((1, 4), np.int32),
-  # Two targets of text, of weight 1 and 2, and one code; the last is padding.
+  # There are two text targets with the weights 1 and 2, a code, and padding.
   targets=np.array([[3, 5, CODE + 1, 0]], np.int32),
   loss_weights=np.array([[1, 2, 1, 0]], np.float32),
   segment_ids=np.array([[1, 1, 1, 0]], np.int32),
@@ -58,7 +58,7 @@ def test_the_loss_is_the_weighted_sum_of_the_means_of_the_modalities():
   assert weights['cross_entropy_image'] == 1
   assert 'cross_entropy_protein' not in sums
   total = sum(made.coefficients[n] * sums[n] / weights[n] for n in sums)
-  # .5 times the mean of text, and 2 times that of images.
+  # The mean of text has the factor .5, the mean of images the factor 2.
   np.testing.assert_allclose(total, 2.5 * nats, rtol=1e-6)
 
 

@@ -20,14 +20,14 @@ def place():
 
 @pytest.fixture(autouse=True)
 def ends(monkeypatch):
-  """News after which the process would end."""
+  """Collects the news after which the process would end."""
   found = []
   monkeypatch.setattr(roll_call, '_end_after', found.append)
   return found
 
 
 def connected(place, number, **hello):
-  """A connection that says it is a process: (socket, file of its replies)."""
+  """A connection that poses as a process: (socket, file of its replies)."""
   connection = socket.create_connection(place.endpoint)
   words = {'process': number, 'of': place.num_processes, 'host': 'x', **hello}
   connection.sendall(json.dumps(words).encode() + b'\n')
@@ -41,7 +41,7 @@ def hub(place, ends):
   hub.thread = threading.Thread(target=hub.call, args=(10, {}), daemon=True)
   hub.thread.start()
   yield hub
-  # No news may come after the test, when they would end this process.
+  # News that came after the test would end this process.
   for peer in list(hub._peers.values()):
     peer.has_left = True
     with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
   assert (
     news['lost'] == 'process 1 (x) ended with code 2: D_MODEL=3 must be even.'
   )
-  assert news['grace'] > 0  # The others may have the same error to tell.
+  assert news['grace'] > 0  # The others may have to report the same error.
   until(lambda: ends == [news])
 
 

@@ -102,8 +102,8 @@ def test_two_slices_exchange_gradients_over_the_network(monkeypatch, tmp_path):
   )
   across = [row for row in facts['collectives'] if row['is_network']]
   assert {tuple(row['axes']) for row in across} == {('data',)}
-  # A device sends its part of the gradients, and gets its part of the
-  # parameters, which both lie on the 4 devices of its slice.
+  # Gradients and parameters are divided over the 4 devices of a slice. A device
+  # sends its part of the gradients and receives its part of the parameters.
   sent = facts['gradient_bytes'] + facts['param_bytes']
   assert facts['network_bytes_per_chip'] == pytest.approx(sent / 8, rel=0.5)
   assert 'network' in facts['busy_seconds']

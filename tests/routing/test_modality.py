@@ -18,7 +18,7 @@ INPUTS = RouterInputs(
   4,
   num_modalities=2,
 )
-# Text chooses expert 0 twice, and the image expert 1.
+# The two tokens of text choose expert 0, the image code chooses expert 1.
 EXPERTS = jnp.array([[[0], [0], [1], [1]]])
 PROBS = jnp.array([[[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]])
 
@@ -43,7 +43,7 @@ def test_a_plan_has_them_where_modalities_are_told_apart(number, is_told_apart):
 @pytest.mark.parametrize(
   ('factor', 'lost'),
   [
-    (0.5, 1.0),  # One slot for each expert: the second token of text is lost.
+    (0.5, 1.0),  # Each expert has one slot, so the second text token is lost.
     (1.0, 0.0),
   ],
 )

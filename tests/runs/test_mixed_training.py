@@ -152,7 +152,7 @@ def test_a_log_tells_modalities_apart(unbroken):
     record = json.loads(list(log)[-1])
   for name in ('text', 'image', 'protein'):
     assert record[f'cross_entropy_{name}'] > 0
-    # Two experts are its own, and two are open to all.
+    # A modality may use its own two experts, and the two that are open to all.
     assert 1 <= record[f'experts_used_{name}'] <= 4
     load_E = np.array(record['layers'][f'load_{name}'][0])
     np.testing.assert_allclose(load_E.sum(), 1, atol=1e-4)

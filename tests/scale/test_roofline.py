@@ -88,7 +88,8 @@ def test_a_step_takes_its_busiest_resource_with_overlap_else_the_sum(cube):
 
 
 def test_slices_share_the_network_by_chips(cube):
-  # A chip of v5p has 6.25 GB/s, and sends half of 1 GB out and half back.
+  # A chip of v5p has 6.25 GB/s on the network. It sends half of 1 GB to the
+  # other slice, and half of the sum back.
   slice_, coords = cube
   transfer = Transfer('all-reduce', ('data',), 1e9, 3, (0, 1), '', True)
   taken, busy = roofline.transfer_seconds(transfer, coords, slice_)

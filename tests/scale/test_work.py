@@ -72,7 +72,7 @@ ENTRY %main (p: f32[512]) -> f32[512] {
 @pytest.mark.parametrize(
   ('written', 'kind', 'moved'),
   [
-    ('ALL_REDUCE', 'all-reduce', 2048),  # Half of it out, and half back.
+    ('ALL_REDUCE', 'all-reduce', 2048),  # Half is sent out, and half back.
     ('ALL_GATHER', 'all-gather', 2048),
     ('REDUCE_SCATTER', 'reduce-scatter', 1024),
     ('ONE_TO_ONE', 'collective-permute', 2048),

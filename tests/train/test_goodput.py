@@ -7,7 +7,7 @@ from moe.train import goodput
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A function that lets seconds pass; nothing else does."""
+  """A function that lets seconds pass; no other time passes."""
   now = [100.0]
 
   def passes(seconds):

@@ -23,8 +23,8 @@ from moe.train import record_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAVE_PERIOD = 3
-# An evaluation that a signal ends is made up for at the next start; there the
-# next two requests kill the run.
+# The first request ends an evaluation by a signal. The next start makes up for
+# it, and the other two requests kill the run there.
 LATE = ['run.evaluate=term', 'late.written=kill', 'run.score=kill']
 FEW = [
   'save.arrays=kill',
@@ -43,7 +43,7 @@ TERM = [
 HANG = ['run.read=hang@3', 'run.evaluate=hang']
 REST = LATE + TERM + HANG
 EXIT_HUNG = 70
-# The toy is no command, so it does not get to these places.
+# The toy is not a command, so it does not reach these places.
 NOT_HERE = {'run.start', 'run.compile'}
 IN_LATE = {request.partition('=')[0] for request in LATE}
 ALL = [
@@ -110,7 +110,7 @@ def test_a_run_killed_at_named_places_equals_an_unbroken_one(
     **dict.fromkeys([LATE[0], *TERM], 75),
   }
   for attempt, after in itertools.pairwise([*broken, last]):
-    if attempt['code'] == 75:  # The step that the signal came in is saved.
+    if attempt['code'] == 75:  # The step in which the signal came is saved.
       assert after['redone'] == 0
       assert attempt['seconds'] < 25
   assert last['code'] == unbroken['code'] == 0
@@ -119,5 +119,5 @@ def test_a_run_killed_at_named_places_equals_an_unbroken_one(
   )
   # The first attempt has left nothing, and the others find nothing.
   assert [r['left'] for r in found] == [[]] * len(found)
-  # A save may be cut off just before the next one is due.
+  # A kill may end a save just before the next save is due.
   assert max(r['redone'] for r in found) <= 2 * SAVE_PERIOD

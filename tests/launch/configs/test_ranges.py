@@ -144,7 +144,7 @@ NOT_SET = {
     'image_codes',
     'Pictures',
     'ImageTokenizer',
-    # What verbs say about pictures, which checks itself.
+    # Only flags of verbs set its fields, and it checks them itself.
     'Drawing',
     'Request',
     'TokenizerRun',
