@@ -60,25 +60,25 @@ class Copier:
     return 2.0 - (is_dark[:, None] == is_said)
 
 
-@pytest.fixture
-def scores(monkeypatch):
+def code_nats(model, codes, sentences, is_hidden):
+  del model, sentences
+  return np.full(len(codes), 3.0 + is_hidden)
+
+
+@pytest.fixture(scope='module')
+def scores():
   training, held_out = pictures_of(0), pictures_of(1)
-  monkeypatch.setattr(
-    picture_losses,
-    'code_nats',
-    lambda model, codes, sentences, is_hidden: np.full(
-      len(codes), 3.0 + is_hidden
-    ),
-  )
   judge = judge_lib.train(
     np.tile(training.pixels, (8, 1, 1, 1)), 8 * training.facts, epochs=2
   )
   wanted = picture_scores.Request(
     lambda text, facts: {'all': text == facts['name']}, num_drawn=NUM
   )
-  found = picture_scores.score(
-    Copier(training), held_out, training, judge, wanted
-  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(picture_losses, 'code_nats', code_nats)
+    found = picture_scores.score(
+      Copier(training), held_out, training, judge, wanted
+    )
   return {s.name.removeprefix('shades: '): s for s in found.scores}
 
 
