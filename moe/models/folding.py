@@ -221,6 +221,19 @@ class Folding(nn.Module):
     self.block(parent=None)
     self.structure(parent=None).attention(parent=None)
 
+  @property
+  def has_dropout(self) -> bool:
+    """Whether training drops values in folding blocks."""
+    return self.block(parent=None).dropout_rate > 0
+
+  @property
+  def numbers_per_pair(self) -> int:
+    """Numbers that a pass holds for each pair of residues, about."""
+    heads = self.structure(parent=None).attention(parent=None)
+    points = heads.num_heads * (3 * heads.num_query_points + 2)
+    # Factors and gates of triangles, logits of three heads, point distances.
+    return 16 * self.pair_width + 4 * 64 + points
+
   def setup(self):
     """Makes all parts."""
     dtype, D, Z = jnp.dtype(self.dtype), self.width, self.pair_width

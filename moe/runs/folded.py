@@ -126,13 +126,8 @@ class FoldingModel:
 
   def memory(self, length: int) -> float:
     """GB of activations for a chain; pairs dominate."""
-    module = self.functional.module
     size = next((b for b in BUCKETS if b >= length), length)
-    heads = module.structure(parent=None).attention(parent=None)
-    points = heads.num_heads * (3 * heads.num_query_points + 2)
-    # Factors and gates of triangles, logits of three heads, point distances.
-    by_pair = 16 * module.pair_width + 4 * 64 + points
-    return 4e-9 * size**2 * by_pair
+    return 4e-9 * size**2 * self.functional.module.numbers_per_pair
 
   @functools.cached_property
   def _read(self) -> Callable:
@@ -283,7 +278,7 @@ def samples(
   if num_samples == 1:
     yield from model.fold(sequences, recycles, memory_limit)
     return
-  if not model.functional.module.block(parent=None).dropout_rate:
+  if not model.functional.module.has_dropout:
     raise ValueError(
       f'--samples={num_samples} needs a model with dropout, got one without:'
       ' ask for one sample, or train with FOLDING_DROPOUT.'
