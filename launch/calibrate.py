@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints the comparison of a verb."""
+  """Prints the comparison that the command asks for."""
   # Here, since JAX reads JAX_PLATFORMS when it is imported.
   from moe.planning import published
 

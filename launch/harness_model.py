@@ -119,7 +119,7 @@ class Wudao(LM):
 def _by_settings(
   requests: Sequence[Instance],
 ) -> dict[tuple[tuple[str, ...], int, Sampling], list[int]]:
-  """(stop strings, most new tokens, sampling) -> indices of its requests."""
+  """(stop strings, limit of tokens, sampling) -> indices of requests."""
   found = {}
   for place, request in enumerate(requests):
     wanted = request.args[1]

@@ -83,7 +83,7 @@ def reach(place: str) -> None:
 
 
 def _requests(text: str) -> dict[tuple[str, int], str]:
-  """(place, number of the time it is reached) -> action."""
+  """(place, n) -> the action when the place is reached for the nth time."""
   found = {}
   for request in text.split(','):
     place, _, rest = request.partition('=')

@@ -1,4 +1,4 @@
-"""Scores sentences about pictures, and labels by their sentences."""
+"""Scores sentences about pictures; a label is scored by its sentences."""
 
 from collections.abc import Callable, Sequence
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe.infer.forms import CHINESE
 
-# Titles among which the own one must be found.
+# A poem's own title must be found among this many titles.
 GROUP = 16
 
 

@@ -121,7 +121,7 @@ def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 def contact_precision(
   score: np.ndarray, cb: np.ndarray, least_separation: int, part: int = 5
 ) -> float:
-  """Share of the L / part pairs with the highest score that touch.
+  """Share of true contacts among the best L / part pairs of a chain of L.
 
   Args:
     score: [I, I], such as the probability of a contact.

@@ -115,7 +115,7 @@ def _in_chunks(
   activation: str,
   chunk: int,
 ) -> Array:
-  """`apply` to chunks of equal length, at most `chunk` rows."""
+  """Calls `apply` on chunks of equal length, of at most `chunk` rows."""
   R = len(rows_RD)
   chunks = -(-R // chunk)
   W = -(-R // chunks)
@@ -147,7 +147,7 @@ def _num_filled(count_E: Array, W: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunks(activation, W, weights, rows_RD, weight_R, count_E):
-  """`apply` on W rows at a time."""
+  """Calls `apply` on W rows at a time."""
 
   def body(i, out_RD):
     rows_WD, weight_W = _cut(rows_RD, i, W), _cut(weight_R, i, W)

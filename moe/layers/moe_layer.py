@@ -239,12 +239,13 @@ class MoE(nn.Module):
   def _layout_of(self, batch: int, length: int, train: bool) -> Layout:
     """The layout of a batch.
 
-    In evaluation a batch may be too small for all mesh axes. If the router
-    needs whole groups, axes that would divide a group are left out, too. The
-    devices of such an axis see the same tokens.
+    A batch of evaluation may be too small to be divided over all mesh axes.
+    Then some axes are left out. If the router needs whole groups, axes that
+    would divide a group are left out as well. The devices of an axis that is
+    left out see the same tokens.
 
     Raises:
-      ValueError: unless the batch, the mesh and the choices go together.
+      ValueError: unless batch, mesh, router and exchange fit together.
     """
     lay, parts = self.layout, self._parts
     if train:

@@ -161,7 +161,8 @@ def _numbered_by_bonds(label: str, chain) -> Chain | None:
   numbers = [0]
   for before, one in zip(kept, kept[1:], strict=False):
     gap = int(one.res_id[0]) - int(before.res_id[0])
-    # Numbers are no guide where an insertion repeats them.
+    # A bound residue gets the next number. The file's numbers count only at a
+    # gap, since an insertion repeats them.
     numbers.append(numbers[-1] + (1 if _is_bound(before, one) else max(1, gap)))
   size = len(kept)
   made = Chain(

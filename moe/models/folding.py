@@ -65,7 +65,7 @@ class Folded(NamedTuple):
 
 
 def token_batch(batch: Batch) -> TokenBatch:
-  """What the trunk reads of a batch of chains: each chain is one block."""
+  """What the trunk reads of a batch; the tokens of a chain see each other."""
   valid_BI = batch['valid'].astype(jnp.int32)
   return TokenBatch(
     tokens=batch['tokens'],

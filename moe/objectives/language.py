@@ -81,7 +81,7 @@ def _num_tokens(batch: TokenBatch) -> int:
 def _missing_warner(
   coefficients: dict[str, float],
 ) -> Callable[[dict[str, Pair]], None]:
-  """Makes a function that warns of factors of losses that no router gives."""
+  """Makes a function that warns if the router lacks a loss with a factor."""
   own = {'logits_z', 'ahead'}
   weighed = [
     name
@@ -136,8 +136,8 @@ def _coefficients(
   """Coefficients of all terms, in the order in which a step adds them.
 
   Raises:
-    OutOfRange: if a factor is not finite, or if it is negative and the loss may
-      only be made small.
+    OutOfRange: if a factor is not finite, or if the factor of a loss that must
+      be minimised is negative.
   """
   for name, factor in router_losses:
     # These factors may be negative, since an entropy may also be made large.

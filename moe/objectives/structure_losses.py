@@ -77,7 +77,7 @@ def _kept(points: Array, true: Array) -> Array:
 def lddt_by_residue(
   points: Array, true: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """The lDDT of each point, 0 to 1 (Mariani et al. 2013), and who has one.
+  """The lDDT of each point, 0 to 1 (Mariani et al. 2013), and which have one.
 
   Args:
     points: [..., I, 3], predicted.
@@ -85,7 +85,7 @@ def lddt_by_residue(
     mask: bool [..., I].
 
   Returns:
-    ([..., I], bool [..., I]); without a true neighbour they are 1 and False.
+    ([..., I], bool [..., I]); a point with no true neighbour has 1 and False.
   """
   near = _near(true, mask)
   count = jnp.sum(near, axis=-1, dtype=points.dtype)

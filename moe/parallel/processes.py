@@ -67,7 +67,10 @@ def initialize(
 
 
 def _find() -> tuple[roll_call.Place | None, list[int] | None]:
-  """(place of this process, its devices); None for one process, all devices."""
+  """(place, devices) of this process.
+
+  The place is None if there is one process, the devices if it uses all.
+  """
   given = [n for n in _NAMES if n in os.environ]
   if given and len(given) < len(_NAMES):
     raise ValueError(

@@ -7,7 +7,8 @@ experts' outputs back and adds them up by token. `send` also counts:
   dropped           rows that no expert sees, wherever they were lost
   dropped_receiver  those of them that a receiver's full buffer dropped
   bytes_exchanged   bytes that one device sends to others in both directions,
-                    with weights and counts, without padding: TPUs send none
+                    with weights and counts; padding is not counted, because
+                    TPUs do not send it
 """
 
 import dataclasses

@@ -106,7 +106,8 @@ def _on_cuda(a, b, count_E, *, kind):
   out, refusals = None, []
   for name in ('triton', 'mosaic_gpu'):
     if name == 'mosaic_gpu' and any(n % 128 for n in a.shape[1:] + b.shape[1:]):
-      # The kernel multiplies whole blocks and would omit the rest of a sum.
+      # The kernel multiplies whole blocks; it would omit the last part of a
+      # sum.
       refusals.append(f'{name}: widths must be multiples of 128')
       continue
     try:
@@ -133,8 +134,9 @@ def _on_cuda(a, b, count_E, *, kind):
   return jnp.where((row_R < jnp.sum(count_E))[:, None], out, zero)
 
 
-# `lax.platform_dependent` would trace the program of every platform on each of
-# them, and so would need the kernels of GPUs everywhere.
+# A primitive has one lowering for each platform. `lax.platform_dependent` would
+# trace the programs of all platforms on every platform, so it would need the
+# kernels of GPUs everywhere.
 _product_p = Primitive('grouped_product')
 _product_p.def_abstract_eval(_shape)
 _product_p.def_impl(

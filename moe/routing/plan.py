@@ -90,7 +90,7 @@ class Router:
   `update` acts on these sums.
 
   Attributes:
-    num_active: k, experts per token; the mean of that where experts choose.
+    num_active: k, experts per token; their mean number if experts choose.
   """
 
   num_active: int = 2

@@ -1,4 +1,4 @@
-"""Exports trained runs to Hugging Face's formats, and imports their models."""
+"""Exports trained runs to Hugging Face's formats, and imports from them."""
 
 import json
 import logging

@@ -10,8 +10,8 @@ If two runs create the file at the same time, a file system lets only one of
 them succeed. An object store lets both succeed. If two runs replace the file at
 the same time, both succeed everywhere. In these cases a run writes the file,
 waits, and reads the file again. If two runs still believe that they own the
-directory, the heartbeat of one of them finds the name of the other one, and
-this run stops.
+directory, one of them finds the name of the other one in the file at its next
+heartbeat, and stops.
 """
 
 import contextlib

@@ -99,7 +99,8 @@ class Found:
   Attributes:
     scores: all scores.
     drawn: (sentence, pixels) of the first drawn pictures.
-    described: (pixels, its sentence, the model's) of the first pictures.
+    described: (pixels, true sentence, sentence of the model) of the first
+      pictures.
   """
 
   scores: list[Score]
@@ -120,7 +121,7 @@ def score_sources(
   pictures: Mapping[str, Mapping[str, str]],
   wanted: Request,
 ) -> dict[str, Found]:
-  """Scores of all held-out splits of sources of pictures, by their names.
+  """Scores all held-out splits of all sources of pictures.
 
   Args:
     model: the model.

@@ -137,7 +137,7 @@ def transfer(
   times: int,
   mesh_shape: dict[str, int],
 ) -> Transfer | None:
-  """Describes a collective as a `Transfer`; None if all groups are one device.
+  """Describes a collective as a `Transfer`; None if a group is one device.
 
   Args:
     module: the program.

@@ -99,7 +99,7 @@ class Goodput:
     return [{k: round(s, 3) for k, s in a.items()} for a in self.attempts]
 
   def _switch(self, part: str) -> str:
-    """Adds the time since the last switch to its part; returns this part."""
+    """Books the time since the last switch; returns the part before."""
     assert part in PARTS, part
     with self._mutex:
       now = time.monotonic()

@@ -55,7 +55,7 @@ def test_on_an_object_store_the_marker_commits(tmp_path, monkeypatch):
 
 
 def seal_before_commit(root):
-  """Calls `seal`, and checks first that the step is not committed yet."""
+  """Makes a `seal` that first checks that the step is not committed yet."""
   seal = integrity.seal
 
   def checked(directory):

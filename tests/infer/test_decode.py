@@ -1,4 +1,4 @@
-"""Decoding with a cache gives the logits and samples of decoding without."""
+"""Decoding gives the same logits and samples with a cache and without it."""
 
 import functools
 

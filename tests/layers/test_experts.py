@@ -48,7 +48,7 @@ def reference(weights, rows_RD, weight_R, count_E, activation):
 
 @functools.cache
 def with_gradients(activation, chunk):
-  """(outputs, gradients by all arrays); compiled once for all row counts."""
+  """Compiles outputs and gradients of all arrays, once for all row counts."""
 
   def apply(arrays, count_E, dy_RD):
     def runs(weights, rows_RD, weight_R):

@@ -18,7 +18,7 @@ MODULE = factories.make_decoder(num_dense_prefix=1)
 
 @functools.cache
 def compiled():
-  """(params, function batch -> outputs in evaluation), compiled for [B, T]."""
+  """(params, compiled function of a batch that returns the outputs)."""
   params = factories.make_params(MODULE, factories.make_batch([[1] * T] * B))
   apply = jax.jit(Functional(MODULE).apply, static_argnums=(3, 4))
   return params, lambda batch, cache=None: apply(

@@ -74,8 +74,8 @@ def test_layers_that_do_not_divide_are_refused(layers, prefix, every):
 
 
 def test_parameters_lie_in_a_prefix_and_in_stacked_periods():
-  # The five blocks are one of the prefix, then two periods of a dense and a
-  # sparse block.
+  # The prefix has one of the five blocks. The others are two periods, each with
+  # a dense and a sparse block.
   _, params = shapes(Stack(BLOCK, 5, moe_every=2, num_dense_prefix=1))
   assert set(params) == {'prefix_0', 'periods'}
   assert 'feed_forward' in params['prefix_0']

@@ -49,7 +49,11 @@ def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
 
 @functools.cache
 def layer(dispatcher):
-  """Compiles: (y, dropped), and gradients by tokens, experts and weights."""
+  """Compiles the loss with (y, dropped), and its gradients.
+
+  The gradients are those of the tokens, the matrices of the experts and the
+  weights of the choices.
+  """
 
   def loss(*args):
     y_GMF, dropped = through(dispatcher, *args)
@@ -120,8 +124,8 @@ def test_drops_are_counted_and_padding_is_no_drop():
 @pytest.mark.parametrize('padding', PADDING)
 @pytest.mark.parametrize('plan', PLANS)
 def test_dropless_equals_sorted_with_slots_for_all(plan, padding):
-  # A router gives a token distinct experts, so the second choice is changed if
-  # it equals the first. Otherwise an expert could need more than 12 slots,
+  # A router gives a token distinct experts, so the second choice is two experts
+  # after the first. With equal choices an expert could need more than 12 slots,
   # which is the largest capacity.
   first_GM1 = PLANS[plan](np.random.RandomState(3))[..., :1]
   expert_GMA = np.concatenate([first_GM1, (first_GM1 + 2) % E], axis=-1)
