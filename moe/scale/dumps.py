@@ -70,8 +70,8 @@ def collectives(text: str) -> list[dict[str, Any]]:
         # An instruction such as all-gather-start returns its operand, too; the
         # last array is the result.
         shapes = [s for s in shapes if s.dims][-1:]
-      # New shapes have no memory space, so that results that are equal otherwise,
-      # but lie in different memories, are counted together.
+      # New shapes have no memory space. So results that differ in nothing but
+      # their memory are counted together.
       found[kind, tuple(hlo.Shape(s.dtype, s.dims) for s in shapes)] += 1
   rows = [
     {
