@@ -7,11 +7,10 @@ PaLM trained on after spikes of the loss in this way (arXiv:2204.02311, 5.1).
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 
 # In the work directory of a run; a checkpoint records the same ranges.
 NAME = 'skipped_batches.json'
@@ -76,7 +75,7 @@ def of_json(ranges: Sequence[Sequence[int]]) -> Skips:
   """
   try:
     return Skips(tuple((int(first), int(end)) for first, end in ranges))
-  except TypeError as error:
+  except (TypeError, OverflowError) as error:
     raise ValueError(f'{NAME} must hold pairs of numbers: {error}.') from error
 
 
@@ -90,7 +89,7 @@ def read(workdir: str | os.PathLike) -> Skips:
   if not os.path.exists(path):
     return Skips()
   with open(path, encoding='utf-8') as f:
-    return of_json(json.load(f))
+    return of_json(json_text.parse(f.read()))
 
 
 def write(workdir: str | os.PathLike, skips: Skips) -> None:
