@@ -28,6 +28,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if verb != 'list':
       which = 'all' if verb == 'verify' else 'the newest'
       sub.add_argument('--step', type=int, help=f'default: {which}')
+    if verb == 'verify':
+      sub.add_argument(
+        '--untrusted',
+        action='store_true',
+        help='look for links, paths and sizes that could do harm, before'
+        ' anything is read',
+      )
   text = 'make an earlier step the newest, so that the run goes on from it'
   sub = verbs.add_parser('rewind', help=text, description=text)
   sub.add_argument('directory', metavar='DIR', help='directory of the run')
@@ -60,7 +67,7 @@ def inspect(options: argparse.Namespace) -> int:
   if options.verb == 'list':
     return _print_steps(contents.listed(directory))
   if options.verb == 'verify':
-    return _print_damage(contents.damage(directory, steps))
+    return _print_damage(contents.damage(directory, steps, options.untrusted))
   return _print_record(*contents.recorded(directory, steps[-1]))
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import configuration, flags
+from launch.configs import configuration, flags, safety
 from moe.data.cache_dir import default_cache_dir
 from moe.train import goodput
 
@@ -32,6 +32,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     help='check the whole run without making arrays, print the model, and stop',
   )
   add(
+    '--safe',
+    action='store_true',
+    help='refuse gin files that name more than a run is made of',
+  )
+  add(
     '--compiled',
     metavar='FILE',
     help='the training step, which launch.plan compiled for these devices',
@@ -41,6 +46,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   """Trains; the exit code is 0, or 75 if a signal ended the training."""
+  if args.safe:
+    safety.check(args.gin_file)
   config = configuration.read(args.gin_file, overrides)
   texts = {
     'config.gin': config.text,

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CORE = {'types', 'axes', 'bounds', 'atomic_files', 'failpoints'}
+CORE = {'types', 'axes', 'bounds', 'atomic_files', 'failpoints', 'json_text'}
 CORE |= {'stop_signals'}
 BASE = CORE | {'parallel', 'optim', 'data'}
 TRAINED = BASE | {'modalities', 'objectives', 'train', 'checkpoint', 'infer'}

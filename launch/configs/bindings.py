@@ -137,6 +137,10 @@ def read(files: list[str], command_line: list[str]) -> Bound:
 def _statements(source, name: str, path: str | None):
   try:
     return list(config_parser.ConfigParser(source, Delegate()))
+  except RecursionError as error:
+    raise ValueError(
+      f'{path or name}: cannot be read as gin (brackets are nested too deep).'
+    ) from error
   except (SyntaxError, tokenize.TokenError) as error:
     reason, location = error.args
     # A SyntaxError has (file, line, ...), a TokenError has (line, column).
@@ -194,6 +198,23 @@ def read_written(text: str, path: str) -> dict[str, object]:
   return values
 
 
+def statements(path: str) -> list:
+  """The statements of a gin file; nothing in it is imported or called.
+
+  Raises:
+    ValueError: if it cannot be read as gin.
+  """
+  return _statements(_text(path), path, path)
+
+
+def _text(path: str) -> str:
+  try:
+    with open(path, encoding='utf-8') as f:
+      return f.read()
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path}: must be UTF-8 text ({error}).') from error
+
+
 def _read_file(
   path: str,
   bindings: list[Binding],
@@ -204,12 +225,7 @@ def _read_file(
   """Adds the bindings and names of a file and of the files that it includes."""
   if path in including:
     raise ValueError(f'{path}: includes itself.')
-  names = Names()
-  try:
-    with open(path, encoding='utf-8') as f:
-      text = f.read()
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path}: must be UTF-8 text ({error}).') from error
+  names, text = Names(), _text(path)
   first, own = len(bindings), []
   for statement in _statements(text, path, path):
     place = f'{path}:{statement.location.line_num}'

@@ -5,7 +5,6 @@ more of the model than this array.
 """
 
 import functools
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 from moe.checkpoint import safetensors_file
 from moe.checkpoint.hugging_face import Tensor, to_ours, to_theirs
 from moe.checkpoint.safetensors_file import Entry, ToWrite
@@ -122,7 +121,7 @@ def _weight_map(index: str) -> dict[str, str]:
   try:
     if len(content) > _MAX_INDEX_BYTES:
       raise ValueError(f'more than {_MAX_INDEX_BYTES} bytes')
-    weight_map = json.loads(content)['weight_map']
+    weight_map = json_text.parse(content)['weight_map']
     for file in set(weight_map.values()):
       # A name with a slash could make us open a file outside the directory.
       if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file):

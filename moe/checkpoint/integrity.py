@@ -14,7 +14,7 @@ import os
 
 from etils import epath
 
-from moe import failpoints
+from moe import failpoints, json_text
 
 NAME = 'integrity.json'
 
@@ -141,7 +141,7 @@ def _encode(files: dict[str, list]) -> bytes:
 
 def _decode(content: bytes) -> dict[str, list]:
   """Reads the entries; raises ValueError if `_encode` did not write them."""
-  manifest = json.loads(content)
+  manifest = json_text.parse(content)
   if not isinstance(manifest, dict) or 'files' not in manifest:
     raise ValueError('it lists no files')
   if _encode(manifest['files']) != content:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from moe import failpoints
+from moe import failpoints, json_text
 from moe.checkpoint import integrity
 
 # Name of the file that commits a step on an object store; Orbax has chosen it.
@@ -68,17 +68,24 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 def read_meta(step_directory: epath.PathLike) -> dict[str, Any]:
   """Reads the metadata of a step; it is empty if its file is damaged."""
   step_directory = epath.Path(step_directory)
-  try:
-    meta = dict(json.loads((step_directory / 'meta/metadata').read_text()))
-  except (OSError, ValueError):
-    return {}
-  try:
-    late = json.loads((step_directory / LATE_METRICS).read_text())
-  except (OSError, ValueError):
+  meta = _object(step_directory / 'meta/metadata')
+  late = _object(step_directory / LATE_METRICS)
+  if not meta or not late:
     return meta
   ranked_on = late.pop('ranked_on', meta.get('ranked_on'))
   metrics = {**(meta.get('metrics') or {}), **late}
   return {**meta, 'metrics': metrics, 'ranked_on': ranked_on}
+
+
+def _object(path: epath.Path) -> dict[str, Any]:
+  """The JSON object in a file, empty if it is damaged or missing."""
+  try:
+    found = json_text.parse(path.read_text())
+  except (OSError, ValueError):
+    return {}
+  is_sound = isinstance(found, dict)
+  is_sound = is_sound and isinstance(found.get('metrics') or {}, dict)
+  return found if is_sound else {}
 
 
 def add_metrics(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 
 # The format's limit. A longer header could use up our memory on purpose.
 MAX_HEADER_BYTES = 100_000_000
@@ -106,7 +106,7 @@ def _checked(header: bytes, start: int, size: int) -> dict[str, Entry]:
   """Checks a header and returns its entries; arrays begin at byte `start`."""
   if not header.startswith(b'{'):
     raise ValueError('a header that does not begin with {')
-  parsed = json.loads(header, object_pairs_hook=_without_repetition)
+  parsed = json_text.parse(header, object_pairs_hook=_without_repetition)
   metadata = parsed.pop(_METADATA, {})
   if not _is_text_to_text(metadata):
     raise ValueError(f'{_METADATA} that does not map text to text')

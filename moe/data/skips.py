@@ -8,11 +8,10 @@ determines its batch. PaLM skipped batches in this way after spikes of the loss
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 
 # A file in the work directory of a run. Checkpoints record the same ranges.
 NAME = 'skipped_batches.json'
@@ -78,7 +77,7 @@ def of_json(ranges: Sequence[Sequence[int]]) -> Skips:
   """
   try:
     return Skips(tuple((int(first), int(end)) for first, end in ranges))
-  except TypeError as error:
+  except (TypeError, OverflowError) as error:
     raise ValueError(f'{NAME} must hold pairs of numbers: {error}.') from error
 
 
@@ -92,7 +91,7 @@ def read(workdir: str | os.PathLike) -> Skips:
   if not os.path.exists(path):
     return Skips()
   with open(path, encoding='utf-8') as f:
-    return of_json(json.load(f))
+    return of_json(json_text.parse(f.read()))
 
 
 def write(workdir: str | os.PathLike, skips: Skips) -> None:

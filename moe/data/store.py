@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from moe import json_text
+
 FORMAT = 1
 RECORDS = 'records.array_record'
 LENGTHS = 'lengths.npy'
@@ -67,7 +69,7 @@ def decode_record(data: bytes) -> Record:
     raise ValueError('the checksum of the record is wrong')
   start = 4 + int.from_bytes(body[:4], 'little')
   arrays = {}
-  for name, dtype, shape in json.loads(bytes(body[4:start])):
+  for name, dtype, shape in json_text.parse(bytes(body[4:start])):
     count = int(np.prod(shape, dtype=np.int64))
     array = np.frombuffer(body, dtype, count, start)
     arrays[name] = array.reshape(shape)
@@ -227,7 +229,7 @@ def find_stores(
   path = os.path.join(vocabulary_dir, name, MIXTURE)
   if os.path.isfile(path):
     with open(path) as f:
-      mixture = json.load(f)
+      mixture = json_text.parse(f.read())
     if split not in mixture['splits']:
       raise ValueError(
         f'The split of {name} must be one of {", ".join(mixture["splits"])},'
@@ -270,7 +272,7 @@ class Store:
       )
     try:
       with open(os.path.join(self.directory, MANIFEST)) as f:
-        self.manifest = json.load(f)
+        self.manifest = json_text.parse(f.read())
       if self.manifest['format'] != FORMAT:
         raise ValueError(f'format {self.manifest["format"]}, not {FORMAT}')
       self.lengths = np.load(os.path.join(self.directory, LENGTHS))
@@ -281,7 +283,7 @@ class Store:
       self.blocks = np.zeros((0, 4), np.int32)
       if BLOCKS in self.manifest.get('files', ()):
         self.blocks = np.load(os.path.join(self.directory, BLOCKS))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
       raise ValueError(
         f'The token store {self.directory} must be complete and of this'
         f' version, got {error!r}: delete it and make it again with `python -m'

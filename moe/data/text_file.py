@@ -1,11 +1,12 @@
 """Text files: one document per line, or one JSON object per line."""
 
 import gzip
-import json
 import lzma
 import os
 import re
 from typing import Any
+
+from moe import json_text
 
 # End of the name of a compressed file -> the function that opens the file.
 OPENERS = {'.gz': gzip.open, '.xz': lzma.open}
@@ -64,7 +65,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
   opener = OPENERS.get(os.path.splitext(path)[1], open)
   try:
     with opener(path, 'rt', encoding='utf-8') as f:
-      return [json.loads(line) for line in f if line.strip()]
+      return [json_text.parse(line) for line in f if line.strip()]
   except (ValueError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
     raise ValueError(
       f'{path} must hold one JSON object per line, got {error}: get the file'

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from moe.checkpoint import integrity, listing, restore
+from moe.checkpoint import foreign, integrity, listing, restore
 
 
 class StepSummary(NamedTuple):
@@ -64,7 +64,7 @@ def listed(directory: epath.Path) -> list[StepSummary]:
 
 
 def damage(
-  directory: epath.Path, steps: list[int]
+  directory: epath.Path, steps: list[int], is_foreign: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
   """Checks steps: yields the number of each step and a list of its problems.
 
@@ -74,9 +74,13 @@ def damage(
   Args:
     directory: directory of the steps.
     steps: numbers of the steps to check.
+    is_foreign: whether to look first for what a stranger could do with them;
+      see `moe.checkpoint.foreign`.
   """
   for step in steps:
-    yield step, restore.damage(directory / str(step))
+    path = directory / str(step)
+    found = foreign.problems(path) if is_foreign else []
+    yield step, found or restore.damage(path)
 
 
 def recorded(

@@ -1,6 +1,5 @@
 """Exports trained runs to Hugging Face's formats, and imports from them."""
 
-import json
 import logging
 import math
 import os
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 from moe.checkpoint import hugging_face as arrays_lib
 from moe.checkpoint import hugging_face_files, restore
 from moe.checkpoint.save import Checkpointer
@@ -159,7 +158,7 @@ def read_config(directory: str) -> Imported:
   try:
     with open(path, 'rb') as f:
       content = f.read(_MAX_CONFIG_BYTES)
-    config = json.loads(content)
+    config = json_text.parse(content)
     if not isinstance(config, dict):
       raise ValueError('it has no fields')
     return hugging_face_import.from_config(config)

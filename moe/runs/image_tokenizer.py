@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 from moe.checkpoint import listing, restore
 from moe.data.cache_dir import default_cache_dir
 from moe.data.pictures import PictureReader, picture_batches
@@ -273,7 +273,7 @@ def load(path: str | os.PathLike) -> ImageTokenizer:
   data = path.read_bytes()
   try:
     arrays = dict(decode_record(data))
-    config = json.loads(arrays.pop(_CONFIG).tobytes())
+    config = json_text.parse(arrays.pop(_CONFIG).tobytes())
     pixels = config.pop('pixels')
     model = Autoencoder(**{name: tuple(v) for name, v in config.items()})
   except (ValueError, KeyError, TypeError) as error:

@@ -30,7 +30,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 
 _logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class _Lock:
 def _decode(text: str) -> dict[str, Any]:
   """The entries of a lock file; no entries if the file is incomplete."""
   try:
-    found = json.loads(text)
+    found = json_text.parse(text)
   except ValueError:
     return {}
   return found if isinstance(found, dict) else {}

@@ -7,14 +7,13 @@ next attempt finds out how many steps were lost, and moves their time to `lost`.
 """
 
 import contextlib
-import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from moe import atomic_files
+from moe import atomic_files, json_text
 
 NAME = 'goodput.json'
 # Name of a part -> what its seconds are spent on.
@@ -124,7 +123,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
   """Seconds by part of each attempt; none if the file is missing or damaged."""
   try:
     with open(os.path.join(workdir, NAME), encoding='utf-8') as f:
-      attempts = json.load(f)['attempts']
+      attempts = json_text.parse(f.read())['attempts']
     return [{part: float(a.get(part, 0.0)) for part in PARTS} for a in attempts]
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return []

@@ -10,7 +10,7 @@ import math
 import os
 from typing import Any
 
-from moe import failpoints
+from moe import failpoints, json_text
 
 
 class RecordLog:
@@ -78,7 +78,7 @@ def _scan(
   with open(path, 'rb') as file:
     for line in file:
       try:
-        record = json.loads(line)
+        record = json_text.parse(line)
         is_kept = record['step'] <= last_step and line.endswith(b'\n')
       except (ValueError, KeyError, TypeError):
         break  # A kill may leave half a line at the end.

@@ -1,0 +1,194 @@
+"""What a checkpoint from a stranger could do, found before it is read.
+
+A directory of Orbax can hold links to files of this machine, paths that lead
+out of it, and declared sizes that fill the memory. Here every file is looked at
+without following links, and every path and size in it is checked. Nothing is
+unpickled, here or elsewhere in the project.
+
+Known attacks: https://github.com/google/flax/issues/5487 and
+https://github.com/google/orbax/issues/3375.
+"""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from moe import json_text
+from moe.checkpoint import integrity
+
+_MAX_FILES, _MAX_FOLDERS_DEEP = 1_000_000, 8
+_MAX_JSON_BYTES, _MAX_JSON_DEPTH = 2**26, 64
+# Arrays may declare so many times the bytes that lie on the disk.
+_MAX_EXPANSION = 64
+_MAX_DIMS, _MAX_NODES = 16, 1_000_000
+# Files whose readers run code that the file contains.
+_CODE = ('.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
+_JSON = ('_METADATA', '_sharding', '_CHECKPOINT_METADATA', 'metadata')
+_JSON += (integrity.NAME, '.zarray', '.zattrs', 'zarr.json')
+
+
+def problems(step_directory: str | os.PathLike) -> list[str]:
+  """What speaks against reading a step, a phrase each; none if nothing does.
+
+  Args:
+    step_directory: directory of the step, on a local disk.
+  """
+  root = os.fspath(step_directory)
+  if integrity.on_object_store(root):
+    return [f'{root} is not on a local disk: copy it here first']
+  if os.path.islink(root):
+    return [f'{root} is a link']
+  try:
+    found, num_bytes = _files(root)
+    if found:
+      return found
+    found = [p for path in _json_files(root) if (p := _json_problem(path))]
+    return found or list(_array_problems(root, num_bytes))
+  # TensorStore raises many kinds of errors; each one means damage.
+  except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+    return [f'it cannot be read ({" ".join(str(error).split())[:200]})']
+
+
+def json_depth(content: bytes) -> int:
+  """How deep brackets are nested; Python's parser fails if that is too deep."""
+  depth = deepest = 0
+  for token in re.findall(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', content, re.DOTALL):
+    if token in b'[{':
+      depth += 1
+      deepest = max(deepest, depth)
+    elif token in b']}':
+      depth -= 1
+  return deepest
+
+
+def _files(root: str) -> tuple[list[str], int]:
+  """(problems of the kinds of files, bytes of all files)."""
+  found, num_bytes, num_files, waiting = [], 0, 0, [(root, 0)]
+  while waiting:
+    folder, depth = waiting.pop()
+    if depth > _MAX_FOLDERS_DEEP:
+      return [f'{folder} is nested too deep'], 0
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        name = os.path.relpath(entry.path, root)
+        status = entry.stat(follow_symlinks=False)
+        num_files += 1
+        num_bytes += status.st_size
+        if stat.S_ISDIR(status.st_mode):
+          waiting.append((entry.path, depth + 1))
+        elif not stat.S_ISREG(status.st_mode):
+          found.append(f'{name} is a link or a device, not a file')
+        elif status.st_nlink > 1:
+          found.append(f'{name} is also a file elsewhere (a hard link)')
+        elif name.lower().endswith(_CODE):
+          found.append(f'{name} is of a kind that can contain code')
+        if num_files > _MAX_FILES:
+          return [*found, f'there are more than {_MAX_FILES:,} files'], 0
+  return found, num_bytes
+
+
+def _json_files(root: str) -> Iterator[str]:
+  for folder, _, names in os.walk(root):
+    for name in names:
+      if name in _JSON or os.path.basename(folder) == 'array_metadatas':
+        yield os.path.join(folder, name)
+
+
+def _json_problem(path: str) -> str | None:
+  """Why a JSON file must not be parsed by others; None if it may."""
+  if os.path.getsize(path) > _MAX_JSON_BYTES:
+    return f'{path} is too large for a record'
+  with open(path, 'rb') as f:
+    content = f.read()
+  if json_depth(content) > _MAX_JSON_DEPTH:
+    return f'{path} is nested too deep'
+  try:
+    json_text.parse(content)
+  except ValueError as error:
+    return f'{path} is not JSON ({error})'
+  return None
+
+
+def _array_problems(root: str, num_bytes: int) -> Iterator[str]:
+  """Paths that lead elsewhere, and sizes that are too large."""
+  import tensorstore as ts  # It is slow to import, and only this needs it.
+
+  state = os.path.join(root, 'state')
+  base = {'driver': 'file', 'path': state + '/'}
+  for folder, _, names in os.walk(state):
+    if 'manifest.ocdbt' in names:
+      place = {'driver': 'file', 'path': folder + '/'}
+      store = ts.KvStore.open(place).result()
+      yield from _path_problems(store)
+  if os.path.exists(os.path.join(state, 'manifest.ocdbt')):
+    base = {'driver': 'ocdbt', 'base': base}
+  arrays, declared = ts.KvStore.open(base).result(), 0
+  for key in arrays.list().result():
+    if key.rpartition(b'/')[2] in (b'.zarray', b'zarr.json'):
+      declared += declared_bytes(arrays.read(key).result().value)
+  if declared > _MAX_EXPANSION * max(num_bytes, 1):
+    yield (
+      f'its arrays declare {declared:,} bytes, but all files have only'
+      f' {num_bytes:,}'
+    )
+
+
+def _path_problems(store: Any) -> Iterator[str]:
+  """Locations in an index of TensorStore that lead out of its directory."""
+  import tensorstore as ts  # As in `_array_problems`.
+
+  waiting, seen = [ts.ocdbt.dump(store).result()], set()
+  while waiting:
+    for location in _locations(waiting.pop()):
+      kind, _, place = location.partition(':')
+      folder, path = place.split(':')[:2]
+      parts = f'{folder}/{path}'.split('/')
+      if folder.startswith('/') or path.startswith('/') or '..' in parts:
+        yield f'its index names {folder}{path}, which is outside'
+      elif kind in ('btreenode', 'versionnode') and location not in seen:
+        seen.add(location)
+        if len(seen) > _MAX_NODES:
+          yield f'its index has more than {_MAX_NODES:,} nodes'
+          return
+        waiting.append(ts.ocdbt.dump(store, location).result())
+
+
+def _locations(node: Any) -> Iterator[str]:
+  """Every `location` in a node of the index."""
+  waiting = [node]
+  while waiting:
+    entry = waiting.pop()
+    if isinstance(entry, dict):
+      found = [entry.get('location'), entry.get('indirect_value')]
+      yield from (value for value in found if isinstance(value, str))
+      waiting += entry.values()
+    elif isinstance(entry, list | tuple):
+      waiting += entry
+
+
+def declared_bytes(content: bytes) -> int:
+  """Bytes of an array as its Zarr metadata declare them.
+
+  Raises:
+    ValueError: if they do not describe an array of numbers.
+  """
+  if len(content) > _MAX_JSON_BYTES or json_depth(content) > _MAX_JSON_DEPTH:
+    raise ValueError('the metadata of an array are too large')
+  entry = json_text.parse(content)
+  shape = entry.get('shape') if isinstance(entry, dict) else None
+  is_shape = isinstance(shape, list) and len(shape) <= _MAX_DIMS
+  if not is_shape or not all(type(n) is int and n >= 0 for n in shape):
+    raise ValueError(f'an array has the shape {str(shape)[:100]}')
+  kind = entry.get('dtype', entry.get('data_type'))
+  try:
+    size = 2 if kind == 'bfloat16' else np.dtype(kind).itemsize
+  except TypeError as error:
+    raise ValueError(f'an array has the dtype {str(kind)[:100]}') from error
+  if kind != 'bfloat16' and np.dtype(kind).hasobject:
+    raise ValueError('an array holds Python objects')
+  return math.prod(shape) * size

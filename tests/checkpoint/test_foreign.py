@@ -1,0 +1,112 @@
+"""A checkpoint of a stranger is looked at before it is read."""
+
+import json
+import os
+
+import pytest
+
+from moe.checkpoint import foreign
+
+
+def test_a_step_of_ours_is_harmless(saved):
+  assert foreign.problems(saved / '2') == []
+
+
+def link(step):
+  (step / 'state/d').rename(step / 'moved')
+  (step / 'state/d').symlink_to(step / 'moved')
+
+
+def hard_link(step):
+  os.link(step / 'meta/metadata', step / 'state/twin')
+
+
+def pipe(step):
+  os.mkfifo(step / 'state/pipe')
+
+
+def pickled(step):
+  (step / 'state/weights.pkl').write_bytes(b'cos\nsystem\n')
+
+
+def deep(step):
+  (step / 'meta/metadata').write_text('[' * 100_000)
+
+
+def no_json(step):
+  (step / 'state/_METADATA').write_text('{')
+
+
+def no_index(step):
+  (step / 'state/manifest.ocdbt').write_bytes(b'\0' * 100)
+
+
+@pytest.mark.parametrize(
+  ('harm', 'fragment'),
+  [
+    (link, 'state/d is a link'),
+    (hard_link, 'a hard link'),
+    (pipe, 'state/pipe is a link or a device'),
+    (pickled, 'can contain code'),
+    (deep, 'nested too deep'),
+    (no_json, 'is not JSON'),
+    (no_index, 'it cannot be read'),
+  ],
+)
+def test_what_could_do_harm_is_named(copy, harm, fragment):
+  harm(copy / '2')
+  found = foreign.problems(copy / '2')
+  assert any(fragment in problem for problem in found), found
+
+
+def test_a_path_that_leads_out_of_the_directory_is_named(copy):
+  index = copy / '2/state/manifest.ocdbt'
+  # Nodes are compressed, so another index is put in place of the dumped one.
+  outside = [
+    {'location': 'value:../../../etc/:passwd:0:10'},
+    {'indirect_value': 'value::/etc/passwd:0:10'},
+    {'entries': [{'indirect_value': 'value:ocdbt.process_0/:d/a:0:1'}]},
+  ]
+  with pytest.MonkeyPatch.context() as patch:
+    dumped = iter(outside)
+    patch.setattr(
+      'tensorstore.ocdbt.dump',
+      lambda *_: type('Done', (), {'result': lambda _: next(dumped)})(),
+    )
+    found = [list(foreign._path_problems(index)) for _ in outside]
+  assert [len(problems) for problems in found] == [1, 1, 0]
+  assert 'which is outside' in found[0][0]
+
+
+def test_declared_sizes_are_compared_with_the_bytes_on_the_disk(
+  copy, monkeypatch
+):
+  monkeypatch.setattr(foreign, '_MAX_EXPANSION', 0)
+  assert 'its arrays declare' in foreign.problems(copy / '2')[0]
+
+
+@pytest.mark.parametrize(
+  ('shape', 'dtype', 'size'),
+  [([4, 2], '<f4', 32), ([], '<i8', 8), ([3], 'bfloat16', 6)],
+)
+def test_the_size_of_an_array_is_its_places_times_their_bytes(
+  shape, dtype, size
+):
+  content = json.dumps({'shape': shape, 'dtype': dtype}).encode()
+  assert foreign.declared_bytes(content) == size
+
+
+@pytest.mark.parametrize(
+  'entry',
+  [
+    [],
+    {'shape': [-1], 'dtype': '<f4'},
+    {'shape': [1.5], 'dtype': '<f4'},
+    {'shape': [1], 'dtype': 'object'},
+    {'shape': [1], 'dtype': 'kernel32'},
+    {'shape': [1] * 99, 'dtype': '<f4'},
+  ],
+)
+def test_metadata_of_no_array_of_numbers_are_refused(entry):
+  with pytest.raises(ValueError, match='array'):
+    foreign.declared_bytes(json.dumps(entry).encode())
