@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.benchmarks import imports
+from moe.planning import import_times
 from launch.configs import flags
 from moe.evaluate import timing
 
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   def verb() -> int:
     args, overrides = parse(argv)
     if args.verb == 'imports':
-      return imports.compare(args, command)
+      return import_times.compare(args, command)
     return compare(args, overrides, command)
 
   return runtime.run(verb)
