@@ -22,9 +22,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from moe.planning import import_times
 from launch.configs import flags
 from moe.evaluate import timing
+from moe.planning import import_times
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
