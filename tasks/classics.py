@@ -1,7 +1,6 @@
-"""Declares a task of philosophical classics, songs and primers, and Huajian ji.
+"""Tasks of philosophical classics, songs and primers, and of Huajian ji.
 
-Huajian ji is a task of its own. The task poems_shi has the same lyrics, so no
-mixture may have both.
+The task poems_shi has the lyrics of Huajian ji, so no mixture may have both.
 """
 
 from tasks import registry

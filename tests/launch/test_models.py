@@ -50,5 +50,5 @@ def test_the_table_has_our_figures_and_the_published_ones(capsys):
 def test_an_unknown_model_is_an_error_that_names_the_models(capsys):
   assert models.main(['tiny', 'huge']) == 2
   captured = capsys.readouterr()
-  assert "error: 'huge' must be one of base, cpm2" in captured.err
+  assert "error: 'huge' must be one of base, cogview_4b, cpm2" in captured.err
   assert not captured.out

@@ -118,7 +118,7 @@ def test_a_scanned_stack_equals_a_loop_over_its_parameters():
 
   found = []
   for i in range(2):
-    expected_BTD, (_, outputs) = one(i, expected_BTD)
+    expected_BTD, (_, outputs, _) = one(i, expected_BTD)
     found.append(outputs)
 
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)

@@ -29,7 +29,7 @@ def run():
       transforms=(),
       image_tokenizer='',
     ),
-    model=types.SimpleNamespace(vocab_size=400),
+    model=types.SimpleNamespace(vocab_size=400, ids=None),
     settings=types.SimpleNamespace(seed=0),
   )
 
