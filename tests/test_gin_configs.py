@@ -326,7 +326,7 @@ def shapes_of(run, devices):
   found = {}
 
   def init(key):
-    shapes = language.batch_shapes(8, 128)
+    shapes = language.batch_shapes(8, 128, functional.extras)
     params, _, found['axes'] = functional.init(key, shapes)
     return params
 

@@ -111,7 +111,9 @@ def train(
   @jax.jit
   def step(params: PyTree, opt_state: PyTree, pixels: Array, wanted: dict):
     grads = jax.grad(loss)(params, pixels, wanted)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+    # optax mixes dtypes, which strict promotion forbids.
+    with jax.numpy_dtype_promotion('standard'):
+      updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   for _ in range(epochs):

@@ -124,6 +124,12 @@ def sizes(model: Decoder) -> dict[str, Any]:
   Raises:
     ValueError: for a part that no format supports; the message names the part.
   """
+  for name in ('extra_tables', 'ranges', 'code_levels'):
+    if getattr(model, name):
+      raise ValueError(
+        f'decoder.Decoder.{name}={getattr(model, name)} is not supported by any'
+        ' format of Hugging Face: they hold text alone.'
+      )
   # With parent=None these are not submodules; only their sizes are read.
   stack = model.stack(parent=None)
   block = stack.block(parent=None)

@@ -105,6 +105,10 @@ def test_what_is_said_is_understood(kind):
       'NullExperts is not supported',
     ),
     (lambda: model(moe={'router': gates.Quantile}), 'Quantile is not'),
+    (
+      lambda: model(extra_tables=(('row', 3),)),
+      r"Decoder.extra_tables=\(\('row', 3\),\) is not supported",
+    ),
     (lambda: model(moe={'layer': SoftMoE}), 'SoftMoE is not supported'),
     (lambda: model(moe={'activation': 'gelu'}), 'ACTIVATION=gelu is not'),
     (lambda: model(moe={'shared_d_ff': 12}), 'SHARED_D_FF=12 is not supported'),
