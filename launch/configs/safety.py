@@ -26,6 +26,7 @@ _MODULES = (
   'moe.optim',
   'moe.parallel.mesh',
   'moe.routing',
+  'moe.runs.folding_run',
   'moe.runs.run',
   'moe.runs.tokenizer_run',
   'moe.train.trainer',
