@@ -6,7 +6,7 @@ Chains that are unfit are counted and named in `quarantine.json`.
 """
 
 import collections
-import hashlib
+import functools
 import logging
 import os
 import pathlib
@@ -15,15 +15,13 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from moe.atomic_files import write_json
-from moe.data.store import Record, Store, is_store, write_store
+from moe.data.store import Record
 from moe.modalities import protein, structure_files
 from moe.modalities.protein import Chain
-from tasks import origin, splits, text_files
+from tasks import origin, source_stores, splits, text_files
 
 _logger = logging.getLogger(__name__)
 
-QUARANTINE = 'quarantine.json'
 _FILE_OF = {'train': 'train', 'validation': 'valid'}
 
 
@@ -167,38 +165,14 @@ def prepare(
   Raises:
     ValueError: if a source is unknown or its files cannot be used.
   """
-  found = {name: source_of(name) for name in names}
-  dirs = {}
-  for name, source in found.items():
-    base = os.path.join(cache_dir, 'proteins', _folder_name(name, longest))
-    dirs[name] = {}
-    for split in source.splits:
-      directory = os.path.join(base, split)
-      if _is_outdated(directory):
-        _write(name, source, split, longest, directory)
-      if is_store(directory):
-        dirs[name][split] = directory
-  return dirs
-
-
-def _folder_name(name: str, longest: int) -> str:
-  """A user's folder is known by its last part and a hash of its whole path."""
-  if '/' not in name:
-    return f'{name}_{longest}'
-  path = pathlib.Path(name).expanduser().absolute()
-  digest = hashlib.sha256(str(path).encode()).hexdigest()
-  return f'{path.name}_{digest[:8]}_{longest}'
-
-
-def _is_outdated(directory: str) -> bool:
-  if not is_store(directory):
-    return True
-  recorded = Store(directory).manifest.get('origin')
-  return recorded is None or bool(origin.changed(recorded))
+  sources = {name: source_of(name) for name in names}
+  base = os.path.join(cache_dir, 'proteins')
+  make = functools.partial(_write, longest)
+  return source_stores.prepare(sources, base, longest, make)
 
 
 def _write(
-  name: str, source: ChainSource, split: str, longest: int, directory: str
+  longest: int, name: str, source: ChainSource, split: str, directory: str
 ) -> None:
   left_out, reasons = [], collections.Counter()
 
@@ -222,11 +196,8 @@ def _write(
     'origin': origin.record(files),
     'left_out': dict(reasons),
   }
-  os.makedirs(os.path.dirname(directory), exist_ok=True)
-  write_store(directory, made, lambda: manifest)
   bad = left_out + getattr(source, 'quarantine', [])
-  if bad:
-    write_json(os.path.join(directory, QUARANTINE), bad)
+  source_stores.write(directory, made, manifest, bad)
   why = ', '.join(f'{n} with {reason}' for reason, n in reasons.items())
   _logger.info(
     f'{name}/{split}: {len(made):,} chains; left out: {why or "none"}'

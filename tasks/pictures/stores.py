@@ -5,25 +5,20 @@ uint8 [Y, X, 3], and `facts`, JSON in UTF-8 with the caption and the other facts
 of the source.
 """
 
-import hashlib
 import itertools
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from moe.atomic_files import write_json
-from moe.data.store import Record, Store, is_store, write_store
-from tasks import origin
+from moe.data.store import Record, Store
+from tasks import origin, source_stores
 from tasks.pictures import shapes, sources
 
 _logger = logging.getLogger(__name__)
-
-QUARANTINE = 'quarantine.json'
 
 
 class PictureSource(Protocol):
@@ -83,37 +78,8 @@ def prepare(
     ValueError: if a source is unknown or its files cannot be used.
   """
   found = {name: source_of(name, size) for name in names}
-  dirs = {}
-  for name, source in found.items():
-    base = os.path.join(cache_dir, 'pictures', _folder_name(name, size))
-    dirs[name] = {}
-    for split in source.splits:
-      directory = os.path.join(base, split)
-      if _is_outdated(directory):
-        _write(name, source, split, directory)
-      if is_store(directory):
-        dirs[name][split] = directory
-  return dirs
-
-
-def _folder_name(name: str, size: int) -> str:
-  """Name of a source's folder in the cache.
-
-  For a folder of a user it has the last part of the path, and a hash of the
-  whole path, since two folders may have the same last part.
-  """
-  if '/' not in name:
-    return f'{name}_{size}'
-  path = pathlib.Path(name).expanduser().absolute()
-  digest = hashlib.sha256(str(path).encode()).hexdigest()
-  return f'{path.name}_{digest[:8]}_{size}'
-
-
-def _is_outdated(directory: str) -> bool:
-  if not is_store(directory):
-    return True
-  recorded = Store(directory).manifest.get('origin')
-  return recorded is None or bool(origin.changed(recorded))
+  base = os.path.join(cache_dir, 'pictures')
+  return source_stores.prepare(found, base, size, _write)
 
 
 def _write(
@@ -141,10 +107,8 @@ def _write(
     return
   first = [] if first is None else [first]
   manifest = {'task': name, 'split': split, 'origin': made_of}
-  os.makedirs(os.path.dirname(directory), exist_ok=True)
-  write_store(directory, itertools.chain(first, made), lambda: manifest)
+  # The source fills its quarantine while it is read.
   bad = getattr(source, 'quarantine', [])
-  if bad:
-    write_json(os.path.join(directory, QUARANTINE), bad)
+  source_stores.write(directory, itertools.chain(first, made), manifest, bad)
   count = Store(directory).manifest['records']
   _logger.info(f'{name}/{split}: {count:,} pictures; quarantined {len(bad)}')

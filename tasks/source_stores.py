@@ -1,0 +1,89 @@
+"""Stores of sources that are not text, each made once for each split.
+
+A store lies in <base>/<name>_<setting>/<split>. It is made anew when the files
+or the code that it was made of have changed.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from moe.atomic_files import write_json
+from moe.data.store import Record, Store, is_store, write_store
+from tasks import origin
+
+QUARANTINE = 'quarantine.json'
+
+
+class Source(Protocol):
+  """What stores are made of."""
+
+  splits: Sequence[str]
+
+
+AnySource = TypeVar('AnySource', bound=Source)
+
+
+def prepare(
+  sources: Mapping[str, AnySource],
+  base: str | os.PathLike,
+  setting: int,
+  make: Callable[[str, AnySource, str, str], None],
+) -> dict[str, dict[str, str]]:
+  """Makes the stores that are missing or out of date.
+
+  Args:
+    sources: by name; a user's folder is named by its path, with a slash.
+    base: directory of all stores of this kind.
+    setting: number that the records depend on, such as the pixels of a picture.
+    make: makes the store of (name, source, split, directory), or makes none if
+      the split is empty.
+
+  Returns:
+    Name -> split -> directory of the store.
+  """
+  dirs = {}
+  for name, source in sources.items():
+    dirs[name] = {}
+    for split in source.splits:
+      directory = os.path.join(base, _folder_name(name, setting), split)
+      if _is_outdated(directory):
+        make(name, source, split, directory)
+      if is_store(directory):
+        dirs[name][split] = directory
+  return dirs
+
+
+def write(
+  directory: str,
+  records: Iterable[Record],
+  manifest: dict[str, Any],
+  bad: Sequence[dict[str, Any]],
+) -> None:
+  """Writes a store, and a list of what is not in it, if there is any."""
+  os.makedirs(os.path.dirname(directory), exist_ok=True)
+  write_store(directory, records, lambda: manifest)
+  if bad:
+    write_json(os.path.join(directory, QUARANTINE), bad)
+
+
+def _folder_name(name: str, setting: int) -> str:
+  """Name of a source's folder in the cache.
+
+  For a folder of a user it has the last part of the path, and a hash of the
+  whole path, since two folders may have the same last part.
+  """
+  if '/' not in name:
+    return f'{name}_{setting}'
+  path = pathlib.Path(name).expanduser().absolute()
+  digest = hashlib.sha256(str(path).encode()).hexdigest()
+  return f'{path.name}_{digest[:8]}_{setting}'
+
+
+def _is_outdated(directory: str) -> bool:
+  if not is_store(directory):
+    return True
+  recorded = Store(directory).manifest.get('origin')
+  return recorded is None or bool(origin.changed(recorded))
