@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture, permuted, scramble
+from moe.data.order import Mixture, scramble
 from moe.data.store import Store
 from moe.modalities import protein, residues
 from moe.modalities.ids import IdSpace
@@ -63,14 +63,11 @@ class ChainReader:
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
     number = step * self._batch_size + self._rows
-    store_B, number_B = self._mixture.locate(number)
     batch = empty_batch(number.size, self._length)
-    for index, store in enumerate(self._stores):
-      places = np.flatnonzero(store_B == index)
-      epoch, place = np.divmod(number_B[places], store.lengths.size)
-      key = scramble(scramble(self._seed) ^ np.uint64(index))
-      key = scramble(key ^ epoch.astype(np.uint64))
-      indices = permuted(place, store.lengths.size, key)
+    sizes = [store.lengths.size for store in self._stores]
+    shuffled = self._mixture.shuffled(number, sizes, self._seed)
+    for index, places, indices, key in shuffled:
+      store = self._stores[index]
       records = store.read(indices, self._note(store))
       for row, record, one in zip(
         places, records, scramble(key ^ indices.astype(np.uint64)), strict=True

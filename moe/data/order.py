@@ -4,7 +4,7 @@ Nothing here has a state. So the rows of step 1,000,000 are found as fast as
 those of step 0, and they do not depend on the machine or on numpy's version.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -123,3 +123,25 @@ class Mixture:
     period, place = np.divmod(np.asarray(row, np.int64), self._store.size)
     store = self._store[place]
     return store, period * self._counts[store] + self._rank[place]
+
+  def shuffled(
+    self, row: np.ndarray, sizes: Sequence[int], seed: int
+  ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """What each store gives to some rows; a store is shuffled in each epoch.
+
+    Args:
+      row: int64, numbers of rows in the mixture, from 0.
+      sizes: number of rows of each store.
+      seed: seed of the shuffles.
+
+    Yields:
+      (store, its places in `row`, its rows there, the keys of their epochs).
+    """
+    store, number = self.locate(row)
+    for index, size in enumerate(sizes):
+      places = np.flatnonzero(store == index)
+      epoch, place = np.divmod(number[places], size)
+      # A hash of a hash, so that no two shuffles share a key.
+      key = scramble(scramble(seed) ^ np.uint64(index))
+      key = scramble(key ^ epoch.astype(np.uint64))
+      yield index, places, permuted(place, size, key), key

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture, permuted, scramble
+from moe.data.order import Mixture
 from moe.data.store import Store
 from moe.types import Batch
 
@@ -58,15 +58,11 @@ class PictureReader:
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
     number = step * self._batch_size + self._rows
-    store_B, number_B = self._mixture.locate(number)
     batch = _empty(number.size, self.shape)
-    for index, store in enumerate(self._stores):
-      places = np.flatnonzero(store_B == index)
-      epoch, place = np.divmod(number_B[places], store.lengths.size)
-      key = scramble(scramble(self._seed) ^ np.uint64(index))
-      key = scramble(key ^ epoch.astype(np.uint64))
-      indices = permuted(place, store.lengths.size, key)
-      _fill(batch, places, store, indices, self.quarantine)
+    sizes = [store.lengths.size for store in self._stores]
+    shuffled = self._mixture.shuffled(number, sizes, self._seed)
+    for index, places, indices, _ in shuffled:
+      _fill(batch, places, self._stores[index], indices, self.quarantine)
     return batch
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture, permuted, scramble
+from moe.data.order import Mixture
 from moe.data.packed_store import Extras, PackedStore
 from moe.data.skips import Skips
 from moe.data.store import Store
@@ -160,16 +160,11 @@ class Reader:
       ValueError: if the share of unreadable records exceeds `max_bad_fraction`.
     """
     number = self.skips.number(step) * self._batch_size + self._rows
-    store_B, number_B = self._mixture.locate(number)
     batch = _empty_batch(number.size, self._sequence_length, self._extras)
-    for index, packed in enumerate(self._stores):
-      places = np.flatnonzero(store_B == index)
-      epoch, place = np.divmod(number_B[places], packed.plan.num_rows)
-      # A hash of a hash, so that no two shuffles share a key.
-      key = scramble(scramble(self._seed) ^ np.uint64(index))
-      key = scramble(key ^ epoch.astype(np.uint64))
-      row = permuted(place, packed.plan.num_rows, key)
-      packed.fill(batch, places, row, key)
+    sizes = [packed.plan.num_rows for packed in self._stores]
+    shuffled = self._mixture.shuffled(number, sizes, self._seed)
+    for index, places, row, key in shuffled:
+      self._stores[index].fill(batch, places, row, key)
     return batch
 
 
