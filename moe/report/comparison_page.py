@@ -31,10 +31,10 @@ def as_text(compared: dict[str, Any]) -> str:
   """
   blocks = [f'{title(compared)}: {compared["tokens"]:,} tokens']
   facts, *tables = tables_of(compared)
-  blocks.append(_aligned(facts))
+  blocks.append(aligned(facts))
   for task, rows in zip(compared['tasks'], tables, strict=True):
     blocks.append(
-      f'{task}, held out, bits per character\n{_aligned(rows)}\n'
+      f'{task}, held out, bits per character\n{aligned(rows)}\n'
       f'{sentence(compared, task)}'
     )
   if remark := flops_remark(compared):
@@ -119,7 +119,8 @@ def _cell(value: float | None, form: str) -> str:
   return '–' if value is None else form.format(value)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+  """A table for a terminal, with the first column at the left of its cells."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   return '\n'.join(
     '  '.join(

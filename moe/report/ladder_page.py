@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from moe import atomic_files
 from moe.evaluate import score
 from moe.report import comparison, corpora, ladder, templates
 from moe.report import figures as draw
+from moe.report.comparison_page import aligned
 from moe.runs.ladder import Finished
 from moe.scale.quantities import in_seconds, short
 
@@ -50,9 +52,9 @@ def report(
 
 def as_text(summary: dict[str, Any]) -> str:
   """The tables of the page, and a sentence for each task."""
-  blocks = [_aligned(models_table(summary))]
+  blocks = [aligned(models_table(summary))]
   for task in summary['tasks']:
-    blocks.append(f'{task}, held out\n{_aligned(gains_table(summary, task))}')
+    blocks.append(f'{task}, held out\n{aligned(gains_table(summary, task))}')
   return '\n\n'.join([*blocks, score.as_table(_scores(summary))])
 
 
@@ -76,7 +78,7 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
     loads=loads,
     scores=score.as_cells(_scores(summary)),
   )
-  path.write_text(page, encoding='utf-8')
+  atomic_files.write_file(path, page)
 
 
 def models_table(summary: dict[str, Any]) -> list[list[str]]:
@@ -143,17 +145,6 @@ def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
 
 def _scores(summary: dict[str, Any]) -> list[score.Score]:
   return [score.from_json(entries) for entries in summary['scores']]
-
-
-def _aligned(rows: list[list[str]]) -> str:
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.rjust(width) if i else cell.ljust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  )
 
 
 def _swept(summary: dict[str, Any]) -> bool:

@@ -1,15 +1,12 @@
 """A page about a model that draws and describes pictures."""
 
 import base64
-import json
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from moe import atomic_files
-from moe.evaluate.score import as_cells
-from moe.report import picture_files, templates
+from moe.report import facts_page, picture_files
 from moe.runs.picture_scores import Found
 
 PAGE, SCORES = 'pictures_report.html', 'pictures_report.json'
@@ -35,16 +32,13 @@ def write(
   """
   directory.mkdir(parents=True, exist_ok=True)
   scores = [score for one in found.values() for score in one.scores]
-  content = {'facts': dict(facts), 'scores': [s.as_json() for s in scores]}
-  atomic_files.write_file(
-    directory / SCORES, json.dumps(content, indent=2, ensure_ascii=False)
-  )
-  text = templates.render(
+  return facts_page.write(
+    directory,
+    (PAGE, SCORES),
     'pictures_page.html',
-    title=title,
-    facts=facts,
-    scores=as_cells(scores),
-    command=scores[0].command if scores else '',
+    title,
+    facts,
+    scores,
     found={
       name: {
         'drawn': [(_png(pixels), text) for text, pixels in one.drawn],
@@ -53,8 +47,6 @@ def write(
       for name, one in found.items()
     },
   )
-  atomic_files.write_file(directory / PAGE, text)
-  return directory / PAGE
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -1,7 +1,6 @@
 """Writes a page about an image tokenizer: scores and reconstructed pictures."""
 
 import base64
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -9,8 +8,8 @@ import numpy as np
 
 from moe import atomic_files
 from moe.evaluate.reconstruction import Reconstruction
-from moe.evaluate.score import Score, as_cells
-from moe.report import picture_files, templates
+from moe.evaluate.score import Score
+from moe.report import facts_page, picture_files
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
 # A sheet has at most this many columns and rows of originals. Below each row of
@@ -82,17 +81,12 @@ def write(
       directory / f'reconstructions_{file_name}.png', data
     )
     sheets[name] = base64.b64encode(data).decode()
-  content = {'facts': dict(facts), 'scores': [s.as_json() for s in scores]}
-  atomic_files.write_file(
-    directory / SCORES, json.dumps(content, indent=2, ensure_ascii=False)
-  )
-  text = templates.render(
+  return facts_page.write(
+    directory,
+    (PAGE, SCORES),
     'tokenizer_page.html',
-    title=title,
-    facts=facts,
-    scores=as_cells(scores),
-    command=scores[0].command if scores else '',
+    title,
+    facts,
+    scores,
     sheets=sheets,
   )
-  atomic_files.write_file(directory / PAGE, text)
-  return directory / PAGE
