@@ -9,27 +9,19 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import configuration
+from launch.configs import configuration, flags
 from launch.runtime import log
 from moe import bounds
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.describe',
-    description='Describes pictures, or says which of some labels fits best.',
-    allow_abbrev=False,
+  parser = runtime.parser(
+    'describe', 'Describes pictures, or says which of some labels fits best.'
   )
   add = parser.add_argument
   add('images', nargs='+', metavar='IMAGE', help='files of pictures')
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; for a run, '
-    'the best step if one is recorded, else the latest',
-  )
+  flags.add_checkpoint_flag(parser)
   add('--num', type=int, default=3, help='captions to show of each picture')
   add(
     '--samples',

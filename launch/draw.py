@@ -11,26 +11,18 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import configuration
+from launch.configs import configuration, flags
 from launch.runtime import log
 from moe import atomic_files, bounds
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m launch.draw',
-    description='Draws pictures from a sentence with a trained model.',
-    allow_abbrev=False,
+  parser = runtime.parser(
+    'draw', 'Draws pictures from a sentence with a trained model.'
   )
   add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; for a run, '
-    'the best step if one is recorded, else the latest',
-  )
+  flags.add_checkpoint_flag(parser)
   add('--prompt', required=True, help='the sentence to draw')
   add('--out', required=True, metavar='FILE', help='PNG file to write')
   add('--num', type=int, default=1, help='pictures, on one sheet')

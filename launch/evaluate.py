@@ -25,13 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'evaluate', 'Bits per character and per byte of a trained model.'
   )
   add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; for a run, '
-    'the best step if one is recorded, else the latest',
-  )
+  flags.add_checkpoint_flag(parser)
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument('--task', help='a task or mixture to score')
   what.add_argument(

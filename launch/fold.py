@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import configuration
+from launch.configs import configuration, flags
 from moe.modalities import sequences
 
 
@@ -21,12 +21,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('fold', __doc__)
   add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run that trained a folding model',
-  )
+  text = 'work directory of a run that trained a folding model'
+  flags.add_checkpoint_flag(parser, text)
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument('--sequence', help='one-letter names of the residues')
   what.add_argument('--fasta', metavar='FILE', help='many sequences')

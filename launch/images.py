@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import configuration
+from launch.configs import configuration, flags
 from moe.data.cache_dir import default_cache_dir
 from moe.evaluate import score
 from tasks.pictures import scenes
@@ -32,12 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command = verbs.add_parser(
       name, help=text, description=text, allow_abbrev=False
     )
-    command.add_argument(
-      '--checkpoint',
-      required=True,
-      metavar='DIR',
-      help='work directory of the run',
-    )
+    flags.add_checkpoint_flag(command, 'work directory of the run')
     command.add_argument(
       '--pictures',
       nargs='+',

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import configuration
+from launch.configs import configuration, flags
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,12 +22,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = runtime.parser('proteins', __doc__)
   parser.add_argument('verb', choices=['score'])
   add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run that trained a folding model',
-  )
+  text = 'work directory of a run that trained a folding model'
+  flags.add_checkpoint_flag(parser, text)
   add('--split', default='validation', help='of the chains of the run')
   add('--structures', metavar='DIR', help='a folder of your own in their place')
   add('--longest', type=int, default=96, help='residues of the longest chain')

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import configuration
+from launch.configs import configuration, flags
 from launch.runtime import log
 from moe import bounds
 from moe.data.text_file import unescaped
@@ -24,13 +24,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'sample', 'Writes after a prompt with a trained model.'
   )
   add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; for a run, '
-    'the best step if one is recorded, else the latest',
-  )
+  flags.add_checkpoint_flag(parser)
   add(
     '--prompt',
     required=True,

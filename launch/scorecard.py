@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
-from launch.configs import configuration
+from launch.configs import configuration, flags
 from tasks import text_files
 
 SHOTS = (0, 1, 4, 8)
@@ -27,13 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('scorecard', __doc__)
   add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='work directory of a run, or one step in its checkpoints; for a run, '
-    'the best step if one is recorded, else the latest',
-  )
+  flags.add_checkpoint_flag(parser)
   add(
     '--against',
     metavar='DIR',

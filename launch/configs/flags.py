@@ -1,4 +1,4 @@
-"""Flags of the verbs that read gin files."""
+"""Flags that several verbs have."""
 
 import argparse
 import sys
@@ -28,6 +28,15 @@ def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
     dest='override',
     help='binds a macro or a parameter; text in quotes: --gin.TASK="\'ci\'"',
   )
+
+
+def add_checkpoint_flag(
+  parser: argparse.ArgumentParser,
+  text: str = 'work directory of a run, or one step in its checkpoints; for a'
+  ' run, the best step if one is recorded, else the latest',
+) -> None:
+  """Adds the flag --checkpoint, which must be given, with its help."""
+  parser.add_argument('--checkpoint', required=True, metavar='DIR', help=text)
 
 
 def add_task_module_flag(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ def report(
   directory = pathlib.Path(workdir)
   write(summary, directory / PAGE)
   text = json.dumps(summary, ensure_ascii=False)
-  (directory / JSON).write_text(text, encoding='utf-8')
+  atomic_files.write_file(directory / JSON, text)
   return summary, directory / PAGE
 
 
