@@ -155,6 +155,31 @@ def _ahead_weights(batch: TokenBatch) -> Array:
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
 
+def _weights(
+  functional: Functional,
+  router_losses: Sequence[tuple[str, float]],
+  batch: TokenBatch,
+) -> dict[str, Array]:
+  """The weight of each term, as `Objective.weights` gives it."""
+  of_modality = _names_by_modality(functional)
+  weight = batch.loss_weights.sum()
+  columns = ()
+  if of_modality:
+    columns = _target_weights(batch, functional).sum(axis=(0, 1))[1:]
+  # The model's own losses are weighted by the number of tokens that are not
+  # padding.
+  tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
+  return {
+    'cross_entropy': weight,
+    'logits_z': weight,
+    'ahead': _ahead_weights(batch).sum(),
+    'load_balance': tokens,
+    'router_z': tokens,
+    **{name: tokens for name, _ in router_losses},
+    **dict(zip(of_modality.values(), columns, strict=True)),
+  }
+
+
 def language_model(
   functional: Functional,
   shape: tuple[int, int],
@@ -243,29 +268,11 @@ def language_model(
         metrics[name] = pair
     return sums, outputs.state, metrics
 
-  def weights(batch: TokenBatch) -> dict[str, Array]:
-    weight = batch.loss_weights.sum()
-    columns = ()
-    if of_modality:
-      columns = _target_weights(batch, functional).sum(axis=(0, 1))[1:]
-    # The model's own losses are weighted by the number of tokens that are not
-    # padding.
-    tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
-    return {
-      'cross_entropy': weight,
-      'logits_z': weight,
-      'ahead': _ahead_weights(batch).sum(),
-      'load_balance': tokens,
-      'router_z': tokens,
-      **{name: tokens for name, _ in router_losses},
-      **dict(zip(of_modality.values(), columns, strict=True)),
-    }
-
   return Objective(
     functional.init,
     lambda: fields(*shape, functional.extras),
     loss,
-    weights,
+    functools.partial(_weights, functional, router_losses),
     coefficients,
     BITS_PER_CHAR,
     functional.update,

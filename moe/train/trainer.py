@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -18,7 +19,7 @@ from moe.parallel import processes
 from moe.train import metrics as metrics_lib
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
-from moe.train.judge import Judge
+from moe.train.evaluator import Evaluator
 from moe.train.program import Program
 from moe.train.progress import Progress
 from moe.train.state import TrainState
@@ -204,15 +205,14 @@ def train(
   )
 
   watchdog = Watchdog(settings.hang_seconds, progress.workdir)
-  judge = Judge(
+  evaluator = Evaluator(
     evaluations, program, progress, lambda: stop.is_set, meta, watchdog
   )
   is_judged = lambda step: bool(evaluations) and settings.is_evaluated(step)
 
   def leave(step: int, scores: dict[str, float]) -> tuple[TrainState, int]:
     """Saves the state after a signal, and returns the result of `train`."""
-    watchdog.sees('a checkpoint')
-    with progress.goodput.spent('checkpointing'):
+    with _checkpointing(watchdog, progress):
       checkpointer.save(step, ts, meta, scores)
       checkpointer.wait()
     progress.note(
@@ -224,7 +224,7 @@ def train(
   scores = {}  # The scores of the last step, if it was evaluated.
   with stop.listening(), watchdog, Ahead() as ahead:
     ahead.start(functools.partial(_read, reader, first))
-    if (first and is_judged(first)) and not judge.make_up_for(
+    if (first and is_judged(first)) and not evaluator.make_up_for(
       first, ts, checkpointer.directory
     ):
       return ts, EXIT_PREEMPTED
@@ -252,21 +252,27 @@ def train(
         continue
       reporter.flush()
       if is_due:
-        scores = judge.scores(done, ts)
+        scores = evaluator.scores(done, ts)
         reporter.resume()  # Saves count as training time, evaluations do not.
       is_interrupted = is_due and not scores  # A signal ended the evaluation.
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:
-        watchdog.sees('a checkpoint')
-        with progress.goodput.spent('checkpointing'):
+        with _checkpointing(watchdog, progress):
           checkpointer.save(done, ts, meta, scores)
 
     # ---- End -----------------------------------------------------------------
-    watchdog.sees('a checkpoint')
-    with progress.goodput.spent('checkpointing'):
+    with _checkpointing(watchdog, progress):
       checkpointer.wait()
   return ts, 0
+
+
+@contextlib.contextmanager
+def _checkpointing(watchdog: Watchdog, progress: Progress) -> Iterator[None]:
+  """The block saves a checkpoint, or waits until one is saved."""
+  watchdog.sees('a checkpoint')
+  with progress.goodput.spent('checkpointing'):
+    yield
 
 
 def _read(reader: TrainingData, step: int) -> Batch:

@@ -14,7 +14,7 @@ from moe.train.state import TrainState
 from moe.train.watchdog import Watchdog
 
 
-class Judge:
+class Evaluator:
   """Makes all evaluations of a step."""
 
   def __init__(
