@@ -5,7 +5,7 @@ loads a configuration adds the file and the line.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # The largest seed. JAX cuts larger ones to 32 bits, so 2^32 would mean 0.
 MAX_SEED = 2**32 - 1
@@ -104,3 +104,14 @@ def regular_expression(name: str, pattern: str) -> None:
       f'must be a regular expression ({error}): mend it, or put a backslash'
       ' before a character that stands for itself.',
     ) from error
+
+
+def one_for_each(
+  name: str, rates: Sequence[float], sources: Sequence[str]
+) -> None:
+  """Raises ValueError unless there are no rates, or one for each source."""
+  if rates and len(rates) != len(sources):
+    raise ValueError(
+      f'{name}={rates} must have a rate for each of {", ".join(sources)}, or'
+      ' be ().'
+    )

@@ -53,3 +53,10 @@ def test_a_pattern_must_compile():
   bounds.regular_expression('FROZEN', 'a/.*')
   expected = "FROZEN='(' must be a regular expression"
   assert expected in message(bounds.regular_expression, 'FROZEN', '(')
+
+
+def test_rates_are_none_or_one_for_each_source():
+  bounds.one_for_each('RATES', (), ('a', 'b'))
+  bounds.one_for_each('RATES', (1.0, 2.0), ('a', 'b'))
+  with pytest.raises(ValueError, match=r'RATES=\(1.0,\) must have a rate for'):
+    bounds.one_for_each('RATES', (1.0,), ('a', 'b'))

@@ -59,11 +59,7 @@ class Chains:
     at_least(30, 'LONGEST_CHAIN', self.longest, 'the shortest chain has 30')
     name = 'EVALUATION_LENGTH'
     at_least(8, name, self.evaluation_length, 'residues of a row')
-    if self.rates and len(self.rates) != len(self.names):
-      raise ValueError(
-        f'CHAIN_RATES={self.rates} must have a rate for each of'
-        f' {", ".join(self.names)}, or be ().'
-      )
+    bounds.one_for_each('CHAIN_RATES', self.rates, self.names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,11 +43,7 @@ class Pictures:
     side = 'height and width of a picture'
     bounds.at_least(1, 'PIXELS', self.pixels, side)
     bounds.at_least(1, 'BATCH_SIZE', self.batch_size, 'pictures of a step')
-    if self.rates and len(self.rates) != len(self.names):
-      raise ValueError(
-        f'PICTURE_RATES={self.rates} must have a rate for each of'
-        f' {", ".join(self.names)}, or be ().'
-      )
+    bounds.one_for_each('PICTURE_RATES', self.rates, self.names)
 
 
 @dataclasses.dataclass(frozen=True)
