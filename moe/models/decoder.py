@@ -235,7 +235,7 @@ class Decoder(nn.Module):
     return jnp.where(is_code_BT[..., None], x_BTD, 0)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Excludes ids outside the target's range from the softmax, as `_BARRED`.
+    """Sets logits of ids outside the target's range or unknown to `_BARRED`.
 
     Args:
       logits: float32 [..., V].

@@ -31,7 +31,7 @@ DISTOGRAM_BINS, PLDDT_BINS, ERROR_BINS = 64, 50, 64
 
 
 class Recycled(NamedTuple):
-  """What the next pass reads of an earlier one.
+  """What a pass gives to the next pass.
 
   Attributes:
     s: vectors of the residues, [B, I, D].
@@ -55,7 +55,7 @@ class Folded(NamedTuple):
     distogram: logits [B, I, J, 64] of binned distances.
     plddt: logits [B, I, 50] of the binned lDDT of each residue.
     errors: logits [B, I, J, 64] of binned aligned errors.
-    recycled: what the next pass reads.
+    recycled: what this pass gives to the next pass.
   """
 
   structure: Structure
@@ -256,7 +256,7 @@ class Folding(nn.Module):
     return self.fold(s_BID, pair_BIJZ, batch, self.nothing(batch), train=False)
 
   def read(self, batch: Batch, train: bool) -> tuple[Array, Array, Outputs]:
-    """(residues [B, I, D], pairs [B, I, J, Z], outputs of the trunk)."""
+    """Runs the trunk; returns (residues, pairs, outputs of the trunk)."""
     outputs = self.trunk(token_batch(batch), None, train)
     hidden = self.state_norm(outputs.hidden)
     both = self.pair_in(hidden)
@@ -280,7 +280,7 @@ class Folding(nn.Module):
     return self.folder(s_BID, pair_BIJZ, batch, last, train)
 
   def nothing(self, batch: Batch) -> Recycled:
-    """Returns zeros, which the first pass reads in place of an earlier one."""
+    """Returns zeros, which the first pass reads: it has no previous pass."""
     B, T = batch['tokens'].shape
     dtype = jnp.dtype(self.dtype)
     return Recycled(

@@ -1,9 +1,9 @@
 """Converts a model's sizes to Hugging Face's config.json.
 
 The table `FIELDS` maps the fields of each format to our macros, or to arguments
-that a gin file binds. The table `GRANTED` holds values that are fixed in a
-format, which has no field for them. An import sets these values. If a model has
-another value, its export is an error that names the macro.
+that a gin file binds. The table `GRANTED` has the values that a format implies;
+the format has no fields for them. An import sets these values. The export of a
+model with another value is an error that names the macro.
 """
 
 import math
@@ -72,8 +72,8 @@ FIELDS = {
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
-# Values that are fixed in a format, which has no field for them. None stands
-# for a macro that has no meaning in a model of the format.
+# Values that a format implies; the format has no fields for them. None stands
+# for a macro that has no meaning for the format.
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
@@ -324,7 +324,7 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fold(found: Mapping[str, Any], scale: float | None) -> dict[str, float]:
-  """Returns parameter -> factor, which together replace the embedding scale.
+  """Returns parameter -> factor. These factors replace the embedding scale.
 
   No format has such a scale, so the embedding table is multiplied by it. If the
   table is also the output head, the last norm is divided by the scale, so that

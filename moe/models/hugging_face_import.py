@@ -41,7 +41,7 @@ _IGNORED = {
   'transformers_version', 'use_cache', 'num_nextn_predict_layers',
   'num_mtp_layers',
 }  # fmt: skip
-# Fields that other functions than `_check` read and check.
+# Fields that functions other than `_check` read and check.
 _READ = {
   'decoder_sparse_step', 'layer_types', 'mlp_only_layers', 'n_shared_experts',
   'norm_topk_prob', 'partial_rotary_factor', 'rope_interleave',

@@ -226,7 +226,8 @@ class Stack(nn.Module):
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
     # If recomputation and forward pass are in the same part of the program, the
     # compiler may merge them and keep all tensors. `prevent_cse` prevents this.
-    # In a loop with one period per iteration they are in separate loops.
+    # If each iteration of the loop runs one period, they are in separate loops,
+    # so merging is impossible.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible
@@ -285,5 +286,5 @@ class Stack(nn.Module):
     )
 
   def policy(self) -> Callable | None:
-    """The rule for which tensors the backward pass keeps; None for all."""
+    """The rule that selects tensors to keep for the backward pass, or None."""
     return REMAT_POLICIES.get(self.remat)

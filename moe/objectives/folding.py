@@ -50,23 +50,23 @@ LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Coefficients of the terms of the loss; a term of 0 is not computed.
+  """Coefficients of the terms of the loss; those of 0 are not computed.
 
   Attributes:
-    distogram: of the binned distances between CB atoms.
-    smooth_lddt: of the smooth lDDT of CA atoms.
-    local_distances: of distances between backbone atoms of residues that are
-      close in the sequence.
-    fape: of the FAPE of backbone frames, averaged over the layers of the
-      structure module.
-    all_atom_fape: of the FAPE of all atoms after the last layer.
-    torsions: of torsion angles.
-    torsion_lengths: of the lengths of the (cos, sin) vectors of torsions.
-    plddt: of the predicted lDDT.
-    aligned_errors: of the predicted aligned errors.
-    violations: of wrong bond lengths, wrong bond angles and clashes.
-    load_balance: of the router's load-balance loss.
-    router_z: of the router's z-loss.
+    distogram: cross-entropy of the binned distances between CB atoms.
+    smooth_lddt: 1 - smooth lDDT of CA atoms.
+    local_distances: error of distances between backbone atoms of residues that
+      are close in the sequence.
+    fape: FAPE of backbone frames, averaged over the layers of the structure
+      module.
+    all_atom_fape: FAPE of all atoms after the last layer.
+    torsions: error of torsion angles.
+    torsion_lengths: error of the lengths of the (cos, sin) vectors.
+    plddt: cross-entropy of the predicted lDDT.
+    aligned_errors: cross-entropy of the predicted aligned errors.
+    violations: wrong bond lengths, wrong bond angles and clashes.
+    load_balance: the router's load-balance loss.
+    router_z: the router's z-loss.
   """
 
   distogram: float = 0.5
@@ -231,7 +231,7 @@ def fold_again(
 def terms(
   found, batch: Batch, is_clamped: Array, factors: Factors
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Returns (terms of the loss, metrics), as name -> numbers [B].
+  """Returns (terms of the loss, metrics); both are name -> numbers [B].
 
   Args:
     found: the `Folded` of a batch.
@@ -330,8 +330,8 @@ def _violations(
 ) -> Array:
   """The loss [B] of wrong bonds and of clashes.
 
-  Side chains count only if the true residue has one, since no other loss trains
-  the others.
+  A side chain counts only if the true residue has one, since no other loss
+  trains other side chains.
   """
   is_backbone = jnp.arange(residues.ATOM14) < len(residues.BACKBONE)
   has_side_chain = batch['mask'][..., 4:].any(axis=-1, keepdims=True)

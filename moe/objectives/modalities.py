@@ -16,7 +16,7 @@ def by_modality(
   image: float = 1.0,
   protein: float = 1.0,
 ) -> Objective:
-  """Makes an objective that adds the mean losses of modalities by weights.
+  """Makes an objective with a weighted sum of the mean losses of modalities.
 
   A picture has many more tokens than its caption, so the caption would hardly
   count in a mean over all tokens. CogView gives both the same weight (Ding et

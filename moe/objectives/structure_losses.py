@@ -22,7 +22,7 @@ DISTANCE_EDGES = (2.3125, 21.6875)
 
 
 def mean(x: Array, mask: Array, num_dims: int = 1) -> Array:
-  """Mean of masked elements over the last `num_dims` dims; 0 without any."""
+  """Mean over the last dims where the mask is True; 0 if it never is."""
   dims = tuple(range(-num_dims, 0))
   mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
   total = jnp.sum(jnp.where(mask > 0, x, 0) * mask, axis=dims)
@@ -86,8 +86,8 @@ def lddt_by_residue(
     mask: bool [..., I].
 
   Returns:
-    (lDDT [..., I], whether it is defined, bool [..., I]). A point without
-    another point within `CUTOFF` gets 1 and False.
+    (lDDT, float [..., I]; whether it is defined, bool [..., I]). A point
+    without another point within `CUTOFF` gets 1 and False.
   """
   near = _near(true, mask)
   count = jnp.sum(near, axis=-1, dtype=points.dtype)
@@ -175,8 +175,9 @@ def torsion(
 ) -> tuple[Array, Array]:
   """Losses of torsion angles (Algorithm 27).
 
-  Both are means over the angles of a chain: the squared error of the (cos, sin)
-  vectors of length 1, and the error of their lengths before that.
+  The first loss is the squared error of the (cos, sin) vectors, normalised to
+  length 1. The second loss is the error of their lengths before that. Both are
+  means over the angles of a chain.
 
   Args:
     predicted: [..., I, 7, 2], (cos, sin) before they are normalised.

@@ -32,16 +32,18 @@ def summarise(
     command: the command line that makes the summary again.
 
   Returns:
-    'base': name of the first arm. Gains are differences from this arm. 'arms':
-    name -> facts of the model, learning rate, seconds of training. 'rates':
-    name -> learning rates of the sweep, as in `Finished.rates`. 'tasks': task
-    -> {'tokens': training tokens at each evaluation, 'arms': name -> results}.
-    The results of each arm have 'bits', the mean curve. The results of all arms
-    except the first also have the gain, its standard error, the gain that the
-    law predicts, the tokens that the arm needs to reach the last score of the
-    first arm, and the tokens from which the gain is shown. 'loads': name ->
-    directory of the arm's first run. The evaluation there has the loads by
-    corpus. 'scores': scores and gains at the end of training.
+    'base': name of the first arm. Gains are differences from this arm.
+    'arms': name -> facts of the model, learning rate, seconds of training.
+    'rates': name -> learning rates of the sweep, as in `Finished.rates`.
+    'tasks': task -> {'tokens': training tokens at each evaluation, 'arms': name
+      -> results}. The results of each arm have 'bits', the mean curve. The
+      results of all arms except the first also have the gain, its standard
+      error, the gain that the law predicts, the tokens that the arm needs to
+      reach the last score of the first arm, and the tokens from which the gain
+      is shown.
+    'loads': name -> directory of the arm's first run. The evaluation there has
+      the loads by corpus.
+    'scores': scores and gains at the end of training.
   """
   runs = {
     name: [read(d) for d in dirs] for name, dirs in found.directories.items()

@@ -15,8 +15,8 @@ from moe.types import Array
 # Number of phases of an auction. The bidding step of each phase is a quarter of
 # the step of the phase before.
 NUM_PHASES = 5
-# Largest number of rounds of a phase. After it, tokens without a place get free
-# places.
+# Largest number of rounds of a phase. After the last round, tokens without a
+# place get free places.
 MAX_ROUNDS = 1000
 
 

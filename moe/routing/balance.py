@@ -267,8 +267,9 @@ def choice_statistics(
 
   Returns:
     load: float32 [E], rows per expert. The weight is the number of all rows, so
-    sum / weight is the share of each expert. entropy: entropy of the router's
-    distribution, in nats. confidence: probability of the first choice.
+      sum / weight is the share of each expert.
+    entropy: entropy of the router's distribution, in nats.
+    confidence: probability of the first choice.
   """
   tokens = valid_GM.astype(jnp.float32).sum()
   load_E = choice_counts(expert_GMA, valid_GM, probs_GME.shape[-1]).sum(axis=0)

@@ -154,7 +154,7 @@ class Sorted(_WithCapacity):
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[E, G * C, D] outputs to [G, M, D]."""
+    """Adds up outputs [E, G * C, D] by token: [G, M, D]."""
     G, (E, _, D) = len(permuted.slot_GMA), out.shape
     out_GECD = out.reshape(E, G, -1, D).swapaxes(0, 1)
     return slots.unpermute(
@@ -203,7 +203,7 @@ class Einsum(_WithCapacity):
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[E, G * C, D] outputs to [G, M, D]."""
+    """Adds up outputs [E, G * C, D] by token: [G, M, D]."""
     token_GRM, mask_GREC = permuted.one_hots
     G, _, E, C = mask_GREC.shape
     out_GECD = out.reshape(E, G, C, -1).swapaxes(0, 1)

@@ -4,8 +4,8 @@ An exchange runs inside `shard_map`. `send` reads tokens, their plan and a
 dispatch, and sends each row to the device of its expert. `collect` sends the
 experts' outputs back and adds them up by token. `send` also counts:
 
-  dropped           rows that no expert sees, wherever they were lost
-  dropped_receiver  those of them that a receiver's full buffer dropped
+  dropped           requested rows that no expert computes, for any reason
+  dropped_receiver  dropped rows for which a receiver had no space
   bytes_exchanged   bytes that one device sends to others in both directions,
                     with weights and counts; padding is not counted, because
                     TPUs do not send it

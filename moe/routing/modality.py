@@ -16,7 +16,7 @@ def statistics(
   Args:
     probs_GME: distribution over experts, float32.
     expert_GMA: int32 choices, the best one first; negative where there is none.
-    inputs: of the router.
+    inputs: inputs of the router.
 
   Returns:
     Name, such as 'load_text' or 'entropy_image' -> (sum, weight).
@@ -37,7 +37,7 @@ def drops(
   The result is {} if the dispatch does not tell which rows it drops.
 
   Args:
-    inputs: of the router.
+    inputs: inputs of the router.
     plan: the experts of each token.
     slot_GMA: slots of each token, from the dispatch; -1 for a dropped row. None
       if the dispatch does not know them.

@@ -55,7 +55,7 @@ class RoutingPlan(NamedTuple):
     token_GR: int32 in [0, M), the token of each row.
     expert_GR: int32 in [0, E), the expert of each row.
     weight_GR: float32 factor of the expert's output.
-    valid_GR: bool, False for an entry of the list that is not a row.
+    valid_GR: bool, False for an unused entry of the list.
     rows_GMA: int32 in [0, R), the rows of each token, padded with -1. This is
       the inverse of token_GR.
     losses: name -> (sum, weight) over valid tokens, unscaled.

@@ -118,7 +118,7 @@ class TokenChoice(Router):
     bounds.one_of('balance_scope', self.balance_scope, balance.SCOPES)
 
   def init_state(self, num_experts: int) -> State:
-    """Makes the load of each expert in the step, for the global scope only."""
+    """Makes loads of 0 for the global scope, else {}."""
     if self.balance_scope != 'global':
       return {}
     return {'load_E': jnp.zeros(num_experts, jnp.float32)}
@@ -218,8 +218,8 @@ class Switch(TokenChoice):
 
   Attributes:
     num_active: always 1.
-    jitter: training multiplies the router's inputs by uniform noise in [1 -
-      jitter, 1 + jitter]; the paper uses 0.01.
+    jitter: training multiplies the router's inputs by uniform noise from 1 -
+      jitter to 1 + jitter; the paper uses 0.01.
   """
 
   num_active: int = 1
@@ -341,8 +341,8 @@ class Hash(Router):
 
   Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
   floor(E * frac(id / golden ratio)). Consecutive ids are spread almost evenly
-  over the experts. The paper draws a random table instead. Neighbouring choices
-  of a token differ by E // k experts. Every weight is 1 / k.
+  over the experts. The paper draws a random table instead. The numbers of a
+  token's k experts are E // k apart. Every weight is 1 / k.
 
   Attributes:
     num_active: k.

@@ -1,4 +1,4 @@
-"""Sends each token at most once to each device that has experts of it.
+"""Sends a token once to a device, even if it has several experts there.
 
 A token visits a device if it is sent there. Notes are sent together with the
 token's row. They contain the experts that the token has chosen on the receiving
