@@ -12,7 +12,7 @@ _HOSTS = 'TPU_WORKER_HOSTNAMES'
 # Variables with the number of processes on one machine: Slurm writes '2' or
 # '2(x4)', Open MPI writes '2'.
 _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
-# Seconds after which JAX and the roll call stop to wait for other processes.
+# Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
 
 _watch: roll_call.Hub | roll_call.Member | None = None

@@ -103,7 +103,7 @@ def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
-  """Returns the three changes that save memory and take the least time.
+  """Returns the three changes that save memory at the least cost in time.
 
   A change with which the step fits in memory comes before all others.
   """

@@ -139,7 +139,7 @@ def drops_by_modality(
 
 
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
-  """Expected share of dropped rows in the buffer with the largest share."""
+  """Expected share of dropped rows, in the buffer that drops most."""
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:
     shares = dict(zip(MODALITIES, run.data.shares, strict=False))

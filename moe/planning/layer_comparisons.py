@@ -106,7 +106,7 @@ def compare_dropless(
 def compare_fine(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """Compares the layer with layers of 4 and 16 times as many, finer experts."""
+  """Compares layers with 1, 4 and 16 times as many experts and equal FLOPs."""
   finer = [sizes.finer(factor) for factor in (1, 4, 16)]
   return _compiled(
     (str(s), make_layer(s, dispatcher, exchanger)) for s in finer

@@ -146,7 +146,7 @@ def place_run(
 
 
 def predict_memory(run: Run, where: RunPlacement) -> memory.DeviceBytes:
-  """Predicts the memory of one device by use."""
+  """Predicts the memory of one device, by what uses it."""
   sizes = sizes_of(run, where.mesh)
   return memory.predict(where.abstract, where.logical_axes, where.batch, sizes)
 

@@ -1,4 +1,4 @@
-"""Searches the best layouts of a run on a slice."""
+"""Searches for the best layouts of a run on a slice."""
 
 import collections
 import dataclasses
@@ -87,7 +87,7 @@ def _best_state(
   states: Sequence[tuple[tuple[str, ...], Run]],
   words: tuple[str, ...],
 ) -> Forecast | str:
-  """Forecasts a layout with the most exact state formats that fit in memory.
+  """Forecasts a layout with the most exact number formats that fit in memory.
 
   Args:
     run: the run with its mesh, sharding table, microbatches and remat policy.
@@ -187,7 +187,7 @@ def verify(
 def propose(
   run: Run, slice_: Slice, changed: Callable[[Sequence[str]], Run]
 ) -> dict[str, Any]:
-  """Searches layouts of a run for a slice, and compiles the best layouts.
+  """Searches for layouts of a run on a slice, and compiles the best layouts.
 
   Args:
     run: the run; its own mesh need not fit the slice.

@@ -20,7 +20,8 @@ class Corpora(NamedTuple):
     rows: rows of cells, the header first. Each other row is a corpus, with a
       cell for each of these layers. A cell has two facts that compare the loads
       of the corpus with the mean loads over all corpora: the share of the load
-      that is on other experts, and the experts with the largest ratio of loads.
+      that is on other experts than in the mean, and the experts with the
+      largest ratio to the mean.
   """
 
   figure: str

@@ -120,7 +120,7 @@ def curves(
 
 
 def _levels(axes: Axes, levels: dict[str, float]) -> None:
-  """Draws dashed horizontal lines with their names, which may not overlap."""
+  """Draws dashed horizontal lines; moves names that would overlap."""
   low, high = axes.get_ylim()
   above = math.inf
   for name, level in sorted(levels.items(), key=lambda pair: -pair[1]):

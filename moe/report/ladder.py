@@ -1,4 +1,4 @@
-"""Summarises a ladder: the gains of its models over the first model."""
+"""Summarises a ladder: the gain of each model (arm) over the first model."""
 
 import pathlib
 import statistics

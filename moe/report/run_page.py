@@ -229,7 +229,7 @@ def _tasks(evals: list[Record]) -> list[str]:
 def _held_out(
   evals: list[Record], task: str, key: str
 ) -> tuple[list[int], list[float]]:
-  """(steps, values) of the evaluations that scored the latest documents."""
+  """(steps, values) of the evaluations on the documents of the last one."""
   _, equal = _records(evals, task)
   scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in equal]
   return _values(scores, key)
@@ -240,8 +240,8 @@ def _records(
 ) -> tuple[list[Record], list[Record]]:
   """Divides evaluations by the held-out documents that they scored.
 
-  An evaluation without a hash of its documents counts as one on the documents
-  of the last evaluation.
+  An evaluation without a hash of its documents is treated as if it had scored
+  the documents of the last evaluation.
 
   Returns:
     (evaluations on other documents, evaluations on the documents of the last

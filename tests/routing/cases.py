@@ -146,7 +146,7 @@ INPUTS = {'token_ids': IDS, 'modality': MODALITY, 'keys': KEYS[:G]}
 
 
 def choices_of(plan, g):
-  """Returns {(token, expert): weight} of valid rows; pairs must differ."""
+  """Returns {(token, expert): weight} of valid rows, which must be distinct."""
   rows = np.flatnonzero(plan.valid_GR[g])
   columns = (plan.token_GR[g], plan.expert_GR[g], plan.weight_GR[g])
   token, expert, weight = (np.asarray(a)[rows].tolist() for a in columns)

@@ -105,7 +105,7 @@ def layer(exchanger, dispatcher, num_devices):
 
 @functools.cache
 def program(exchanger, dispatcher, num_devices):
-  """Jits the loss, with (outputs, traffic) and gradients.
+  """Makes a jitted function: arguments -> ((loss, (y, traffic)), gradients).
 
   The gradients are with respect to tokens, expert matrices and weights.
   """

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def kept_rows(plan, num_experts, C, priority='position'):
-  """Bool [G, R]: whether each row of a plan gets a slot; a loop over rows."""
+  """Bool [G, R]: whether each row gets a slot, found by a loop over rows."""
   token, expert, weight, valid, rows_GMA = (
     np.asarray(a)
     for a in (
@@ -46,7 +46,7 @@ def kept_rows(plan, num_experts, C, priority='position'):
 
 
 def sent_rows(counts, buffer_rows):
-  """Number of rows that are sent, where `counts` rows are requested.
+  """Number of rows that are sent, of the `counts` rows that should be sent.
 
   Both are lists by sender and receiver. If the buffer of a receiver is too
   small, all senders send the same share.

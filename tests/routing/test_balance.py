@@ -25,7 +25,7 @@ BOTH = np.ones((1, 2), bool)
 
 
 def read(logits, valid, modality=None):
-  """Makes a router's inputs with what losses read."""
+  """Makes a router's inputs; losses read logits, padding and modality."""
   ids = np.zeros(valid.shape, np.int32)
   modality = ids if modality is None else modality
   return RouterInputs(ids, logits, ids, modality, valid, valid.shape[1])
@@ -40,8 +40,7 @@ def test_an_uneven_router_pays_more_than_an_even_one():
 
 
 def test_an_even_router_pays_one():
-  # All loads and mean probabilities are 1/2, so the loss is 2 * (1/4 + 1/4) =
-  # 1.
+  # Loads and mean probabilities are 1/2, so the loss is 2 * (1/4 + 1/4) = 1.
   even = np.full((1, 2, 2), 0.5, np.float32)
   choice = np.array([[[0], [1]]], np.int32)
   total, weight = load_balance_loss(even, choice, BOTH)

@@ -49,7 +49,7 @@ def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
 
 @functools.cache
 def layer(dispatcher):
-  """Jits a loss, with (y, dropped) and its gradients.
+  """Makes a jitted function of arrays -> ((loss, (y, dropped)), gradients).
 
   The gradients are with respect to tokens, expert matrices and weights.
   """
@@ -102,7 +102,8 @@ def test_capacity_is_a_factor_times_an_even_share(
 @pytest.mark.parametrize('plan', PLANS)
 @pytest.mark.parametrize('factor', [0.1, 1.0])
 def test_sorted_equals_the_reference(plan, padding, factor):
-  # An expert has 0.1 * 12 * 2 / 4 = 0.6, rounded up to 1 slot, or 6 slots.
+  # The factor 0.1 gives 0.1 * 12 * 2 / 4 = 0.6, rounded up to 1 slot. The
+  # factor 1.0 gives 6 slots.
   expert_GMA = PLANS[plan](np.random.RandomState(3))
   one, other = (
     run(d(factor), expert_GMA, PADDING[padding])
@@ -123,9 +124,9 @@ def test_drops_are_counted_and_padding_is_no_drop():
 @pytest.mark.parametrize('padding', PADDING)
 @pytest.mark.parametrize('plan', PLANS)
 def test_dropless_equals_sorted_with_slots_for_all(plan, padding):
-  # A router gives a token distinct experts, so here the second choice is the
-  # expert after next. With two equal choices per token an expert could need
-  # more than 12 slots, which is the largest capacity.
+  # A router gives a token distinct experts, so here the second choice is two
+  # experts after the first. With two equal choices per token an expert could
+  # need more than 12 slots, which is the largest capacity.
   first_GM1 = PLANS[plan](np.random.RandomState(3))[..., :1]
   expert_GMA = np.concatenate([first_GM1, (first_GM1 + 2) % E], axis=-1)
   dropless = run(dispatch.Dropless(), expert_GMA, PADDING[padding])
@@ -265,7 +266,7 @@ def test_gathering_backward_passes_agree_with_plain_autodiff():
 
 
 def is_rows(shape):
-  """Whether a result's shape has rows of width `WIDE`, but is no matrix."""
+  """Whether a shape has rows of width `WIDE`, but is not that of matrices."""
   return f'x{WIDE}x' in shape and not shape.startswith(f'{E}x')
 
 
