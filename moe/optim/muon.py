@@ -12,8 +12,8 @@ from moe.optim import moments, rounding, storage
 from moe.optim.matrices import Division, Matrix, division, matrix_of
 from moe.types import Array, PyTree
 
-# Five steps bring all singular values of a matrix to 0.7 to 1.2 (Jordan 2024,
-# https://kellerjordan.github.io/posts/muon).
+# After five steps all singular values of a matrix are between 0.7 and 1.2
+# (Jordan 2024, https://kellerjordan.github.io/posts/muon).
 STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # The root mean square of a typical update of Adam (Liu et al. 2025, section
@@ -39,8 +39,8 @@ def orthogonalise(x: Array) -> Array:
   """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
 
   A matrix U S V^T becomes U S' V^T. A singular value in S' is between 0.7 and
-  1.2 if the one in S is above 1 / 1000 of the matrix's Frobenius norm. A matrix
-  of zeros does not change.
+  1.2 if the same value in S is above 1 / 1000 of the matrix's Frobenius norm. A
+  matrix of zeros does not change.
 
   Args:
     x: stack of matrices [batch, rows, columns], float32, with rows <= columns.

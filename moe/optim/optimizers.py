@@ -57,7 +57,7 @@ def _check_adam(
 def _adam(
   b1: float, b2: float, eps: float, moment_dtype: str
 ) -> optax.GradientTransformation:
-  """Adam's direction; moments of parameters of `is_kept` stay float32."""
+  """Adam's direction; moments of `is_kept` parameters stay float32."""
   whole = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
   if moment_dtype == 'float32':
     return whole
@@ -119,8 +119,8 @@ def adamw(
     b1: decay of the first moment, at least 0 and below 1.
     b2: decay of the second moment, at least 0 and below 1.
     eps: added to the root of the second moment, above 0.
-    weight_decay: at least 0; each step subtracts learning rate x weight_decay x
-      matrix from a matrix.
+    weight_decay: at least 0; each step subtracts weight_decay x learning rate x
+      matrix.
     moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
       the moments of routers, norm scales and biases are float32.
     factors: factors of learning rate and weight decay by path; may be None.
@@ -154,8 +154,7 @@ def muon(
     beta: decay of Muon's momentum.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
-    weight_decay: each step subtracts this fraction of a parameter, times the
-      learning rate.
+    weight_decay: each step subtracts weight_decay x learning rate x parameter.
     moment_dtype: 'float32', 'bfloat16' or 'int8', as in `adamw`.
     factors: factors of learning rate and weight decay by path; may be None.
 
@@ -253,8 +252,8 @@ def build(
       patterns are used, for a check.
 
   Raises:
-    ValueError: for a pattern that is no regular expression; `init` raises it
-      for a pattern that matches no parameter.
+    ValueError: for a pattern that is not a regular expression; `init` raises
+      this error for a pattern that matches no parameter.
   """
   groups_lib.check_patterns('FROZEN', frozen)
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []

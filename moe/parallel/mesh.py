@@ -70,11 +70,11 @@ class MeshShape:
 
   @property
   def fixed(self) -> int:
-    """The product of the sizes of all axes without -1."""
+    """The product of all sizes that are not -1."""
     return math.prod(size for size in self.axes.values() if size != -1)
 
   def sizes(self, num_devices: int) -> tuple[int, ...]:
-    """The sizes of all axes in the order of `AXES`, without -1.
+    """The sizes of all axes in the order of `AXES`, with -1 replaced.
 
     Raises:
       ValueError: if the product of the sizes is not `num_devices`.

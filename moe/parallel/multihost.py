@@ -61,7 +61,7 @@ def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
 def total(
   count: Callable[[Batch], int], batch: Batch, sharding: NamedSharding
 ) -> int | Array:
-  """Adds a number over the rows of a whole batch; all processes call this.
+  """The sum of `count` over a whole batch; all processes must call this.
 
   With several processes the result is an array that the devices compute later,
   so that no process waits here.

@@ -36,12 +36,12 @@ def initialize(
       most.
 
   Returns:
-    The other processes by number; {} on all but process 0.
+    Number -> what is known about this other process; {} except on process 0.
 
   Raises:
     ValueError: if only some of the three variables are set, a number is wrong,
       or the port is in use.
-    roll_call.Missing: if a process has not come in time.
+    roll_call.Missing: if a process has not joined in time.
   """
   global _watch
   place, local_devices = _find()

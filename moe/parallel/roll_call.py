@@ -148,10 +148,10 @@ class Hub:
     self._pace = pace.Pace(place.num_processes, self._say)
 
   def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
-    """Waits until all have come; returns the others by number.
+    """Waits until all processes have joined; returns number -> `Guest`.
 
     Raises:
-      Missing: if a process has not come after `patience` seconds.
+      Missing: if a process has not joined after `patience` seconds.
     """
     del report  # Process 0 does not report to itself.
     begin, is_told, guests = time.monotonic(), False, []
@@ -274,7 +274,7 @@ class Hub:
 
 
 class Member:
-  """What other processes do: process 0 tells them of lost processes."""
+  """What each other process does: it waits for messages about losses."""
 
   def __init__(self, place: Place):
     self._place = place
@@ -284,10 +284,10 @@ class Member:
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
   def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
-    """Waits until all have come; returns {}.
+    """Waits until all processes have joined; returns {}.
 
     Raises:
-      Missing: if a process has not come after `patience` seconds.
+      Missing: if a process has not joined after `patience` seconds.
       ValueError: if process 0 refuses this process.
     """
     end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
