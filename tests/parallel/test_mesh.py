@@ -91,8 +91,8 @@ def test_a_mesh_can_use_some_of_the_devices():
     (MeshShape(data=2, fsdp=1, expert=4), 1, (1, 1, 1, 1, 1, 1)),
     (MeshShape(data=1, fsdp=2, expert=4), 4, (1, 1, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=1, expert=6), 4, (1, 2, 1, 2, 1, 1)),
-    # There are more devices. The axis of size -1 takes the others, or else the
-    # data axis.
+    # There are more devices. The axis of size -1 takes the remaining devices.
+    # Without such an axis, data takes them.
     (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
     (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
     # Sampling makes tokens one by one, so the context axis is not used.

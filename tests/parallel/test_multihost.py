@@ -213,7 +213,7 @@ def started_run(workdir, num_processes, more=()):
 
 
 def ended(processes):
-  """Waits until all processes have succeeded; returns what stderr got."""
+  """Waits until all processes have succeeded; returns their texts on stderr."""
   try:
     errors = [p.communicate(timeout=300)[1] for p in processes]
   finally:  # If one process fails, others would wait for it for ever.
@@ -263,7 +263,7 @@ def test_two_processes_train_like_one_and_each_reads_half(tmp_path, one):
   _, found = build.find_data(run, token_stores.prepare)
   stores = found[run.data.train, 'train']
   reader = Reader(*stores, run.data.sequence_length, run.data.batch_size, 0)
-  for step in range(STEPS + 1):  # The trainer also reads the batch after.
+  for step in range(STEPS + 1):  # The trainer reads one batch ahead.
     reader.batch(step)
   for text in shares:
     bytes_read = re.search(r'read ([\d,]+) bytes', text)[1].replace(',', '')

@@ -17,7 +17,7 @@ def slice_():
 
 @pytest.fixture(scope='module')
 def offered(slice_):
-  """Forecasts (of a replicated run, by change that may save memory)."""
+  """Returns (forecast of a replicated run, change -> forecast with it)."""
   run = loaded(MESH_DATA=4)
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices)

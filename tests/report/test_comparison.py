@@ -42,7 +42,7 @@ def sides(tmp_path):
 
 
 def configured(path):
-  """Reads (seed, tasks); here config.gin contains only the seed."""
+  """Reads (seed, tasks) from a config.gin that contains nothing else."""
   seed, task = path.read_text().split()
   return int(seed), (task, task)
 
