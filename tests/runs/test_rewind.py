@@ -58,7 +58,7 @@ def test_without_skips_only_the_steps_are_moved(run):
   ('step', 'skipped', 'fragment'),
   [
     (7, None, r'--to=7 must be one of \[5, 10, 15\]'),
-    (10, (10, 12), 'must name steps after --to=10'),
+    (10, (10, 12), '10 < FIRST < END'),
     (10, (12, 12), 'the first one before the last one'),
   ],
 )
