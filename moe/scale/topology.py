@@ -52,7 +52,7 @@ class Chip:
     network_bandwidth: bytes/s of one chip in one direction, between slices or
       switches.
     devices: JAX devices per chip.
-    compiler: libtpu's (name, chip configuration); None where libtpu has none.
+    compiler: libtpu's (name, chip configuration); None for GPUs.
   """
 
   kind: str
@@ -241,7 +241,7 @@ def devices(wanted: Slice) -> list:
 
 
 def kind_of(device_kind: str) -> str:
-  """The same name for all devices of a kind of chip.
+  """Maps all names of a kind of chip to one of them.
 
   JAX has two names for a v5p: one on a TPU pod, one for compiling without TPU.
   """
