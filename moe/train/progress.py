@@ -47,7 +47,7 @@ class Progress:
   Attributes:
     workdir: directory of the run.
     total_steps: number of the last step.
-    goodput: the time of the run by what it is spent on.
+    goodput: how the run's time is divided among its uses.
   """
 
   def __init__(
@@ -73,7 +73,7 @@ class Progress:
         if the peak is not known.
       drop_warning: share of dropped tokens above which people are warned.
       stream: stream for the lines, by default sys.stderr.
-      goodput: the time of the run so far; by default a new one.
+      goodput: the time of the run so far; by default a new `Goodput`.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
@@ -186,7 +186,7 @@ class Progress:
         self.note(f'step {step:,}: {name} {value:.4f} {unit} held out')
 
   def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
-    """Reports each record that could not be read, once in a run.
+    """Reports the unreadable records of the data, each only once in a run.
 
     Args:
       step: number of the step that found the newest entry, counted from 1.
@@ -243,7 +243,7 @@ def _record_of(entry: dict[str, Any]) -> tuple[str, int]:
 
 
 class _Board:
-  """Writes TensorBoard event files, which the first record opens."""
+  """Writes TensorBoard event files; opens them at the first record."""
 
   def __init__(self, path: str):
     self._path = path
@@ -281,7 +281,7 @@ class _Board:
     return self._writer
 
   def step(self, record: dict[str, Any]) -> None:
-    """Writes the scalars of a step, and sometimes those of each layer."""
+    """Writes the scalars of a step; at some steps also those of each layer."""
     for group, values in (('train', record), ('time', record['time'])):
       self._scalars(group, record['step'], values)
     if record['step'] % _LAYER_PERIOD:
