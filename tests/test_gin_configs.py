@@ -88,7 +88,7 @@ def moe(run):
   return block(run).moe(parent=None)
 
 
-# Macro -> (a value that no file has, path of the attribute that must get it).
+# Macro -> (a value that no file has, reader of the attribute that must get it).
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
   'NUM_LAYERS': (62, lambda run: stack(run).num_layers),

@@ -1,4 +1,4 @@
-"""The joint scaling law against the tables of its paper."""
+"""The joint scaling law gives the losses of its paper."""
 
 import pytest
 
