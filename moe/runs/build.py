@@ -59,7 +59,7 @@ def place_model(
 
 
 def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
-  """Builds the program of a run from shapes, without any array.
+  """Builds the program of a run from shapes; it allocates no array.
 
   Args:
     run: the run.
@@ -127,7 +127,7 @@ def starting_state(
 def upcycled(
   run: Run, program: Program, params: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
-  """Makes sparse parameters from those of a dense run.
+  """Makes sparse parameters from the parameters of a dense run.
 
   Returns:
     (parameters, metadata of the dense run).

@@ -74,8 +74,8 @@ def damage(
   Args:
     directory: directory of the steps.
     steps: numbers of the steps to check.
-    is_foreign: True for steps from a stranger. It first looks for files that
-      could harm this machine, see `moe.checkpoint.foreign`.
+    is_foreign: True for steps from a stranger. The check then looks first for
+      files that could harm this machine, see `moe.checkpoint.foreign`.
   """
   for step in steps:
     path = directory / str(step)

@@ -129,7 +129,7 @@ class FoldingModel:
     return needed
 
   def memory(self, length: int) -> float:
-    """GB of a chain's activations, for pairs alone, which need the most."""
+    """GB that the pairs of a chain need; other activations need far less."""
     size = next((b for b in BUCKETS if b >= length), length)
     return 4e-9 * size**2 * self.functional.module.numbers_per_pair
 
@@ -269,7 +269,7 @@ def samples(
   Args:
     model: the model.
     sequences: name of a chain -> its residues as one-letter names.
-    counts: (recycles, see `FoldingModel.fold`; structures of each sequence).
+    counts: (recycles as in `FoldingModel.fold`, structures of each sequence).
     memory_limit: GB that a batch may need.
     seed: seed of the first structures; unused for one structure per sequence.
 

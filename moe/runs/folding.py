@@ -29,7 +29,7 @@ def train(
   config_files: dict[str, str],
   prepare_chains: PrepareChains,
 ) -> int:
-  """Trains a folding model until its run ends; resumes a run that has begun.
+  """Trains a folding model, or resumes its run.
 
   Args:
     run: the run.

@@ -105,7 +105,7 @@ class FoldingRun:
   def functional(
     self, devices: Sequence[jax.Device] | None = None
   ) -> tuple[FoldingFunctional, Table, jax.sharding.Mesh]:
-    """Returns (functional, rule table, mesh); None takes all devices."""
+    """Returns (functional, rule table, mesh); devices=None takes all."""
     table = rules.table(self.rules)
     mesh = make_mesh(self.mesh, list(devices or jax.devices()))
     made = functional_lib.make_folding_functional(
@@ -114,7 +114,7 @@ class FoldingRun:
     return made, table, mesh
 
   def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds the program from shapes, without arrays; None: all devices."""
+    """Builds the program from shapes; devices=None takes all devices."""
     functional, table, mesh = self.functional(devices)
     return program_lib.make_program(
       self.objective(functional, (self.data.batch_size, self.data.crop)),

@@ -1,4 +1,4 @@
-"""Exports trained runs to Hugging Face's formats, and imports their models."""
+"""Exports runs to Hugging Face's formats, and imports models from them."""
 
 import logging
 import math

@@ -96,7 +96,7 @@ def train(
 def open_pictures(
   run: TokenizerRun, program: Program, prepare_pictures: PreparePictures
 ) -> tuple[PictureReader, dict[str, HeldOut]]:
-  """Opens the reader of training batches, and the held-out pictures by name."""
+  """Returns (reader of training batches, held-out pictures by name)."""
   data = run.data
   shape = (data.pixels, data.pixels)
   dirs = prepare_pictures(

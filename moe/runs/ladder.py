@@ -118,8 +118,8 @@ class Ladder:
     tokens: training tokens of each run after the sweep.
     sweep_tokens: training tokens of each run of the sweep.
     tokens_per_step: B x T.
-    evaluations: number of evaluations of each run after the sweep, at equal
-      distances.
+    evaluations: number of evaluations, equally spaced, of each run after the
+      sweep.
     at_once: number of runs that train at the same time.
   """
 
@@ -246,7 +246,7 @@ def run(
 
 
 def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
-  """The rate with the fewest bits per character; the only rate if no sweep."""
+  """The best rate of a sweep; without a sweep, the only rate."""
   scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
   if rates and not scored:
     raise ValueError(

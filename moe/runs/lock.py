@@ -266,7 +266,7 @@ def _machine() -> str:
 
 
 def _is_alive(found: dict[str, Any]) -> bool:
-  """Whether the owner of a lock file still runs, a process of this machine."""
+  """Whether the owner of a lock file, a process of this machine, still runs."""
   process = found.get('process')
   if not isinstance(process, int):
     return True

@@ -109,7 +109,7 @@ class PictureModel:
     return self.tokenizer.encode(np.stack(pixels))
 
   def upper_half(self, pixels: np.ndarray, num: int) -> np.ndarray:
-    """Codes of a picture's upper half, repeated: [num, codes of the half]."""
+    """Codes of a picture's upper half, repeated `num` times, [num, codes]."""
     rows, columns = self.canvas.grid
     codes = self.encode([pixels])[:, : rows // 2 * columns]
     return np.repeat(codes, num, axis=0)

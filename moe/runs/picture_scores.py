@@ -46,7 +46,8 @@ class Request:
     drawing: how pictures are drawn.
     num_drawn: number of sentences to draw, the first ones of each source.
     limit: number of held-out pictures to read, the first ones of each source.
-    judge_epochs: how often the independent network sees each picture.
+    judge_epochs: how often the judge, a network that knows no model, sees each
+      picture in its training.
     command: the command that gives the same numbers again.
   """
 
@@ -274,7 +275,7 @@ def _overlap(
 ) -> list[Score]:
   """BLEU and CIDEr-D of the model's captions, and of borrowed captions.
 
-  The caption of the nearest training picture is the borrowed one.
+  A borrowed caption is the caption of the nearest training picture.
   """
   scores, references = [], [[text] for text in wanted]
   sources = (

@@ -45,7 +45,7 @@ def open_workdir(workdir: str) -> None:
       ' example with gcsfuse.'
     )
   path = os.path.abspath(workdir)
-  # TensorStore takes a backslash for a slash, and accepts only names in UTF-8.
+  # TensorStore reads a backslash as a slash, and accepts only names in UTF-8.
   if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):
     raise ValueError(
       f'--workdir={ascii(workdir)} must be UTF-8 without a backslash, since'
@@ -165,7 +165,7 @@ def check_ids(space: IdSpace, vocab_size: int) -> None:
 
 
 def check_ranges(space: IdSpace, model: IdSpace | None) -> None:
-  """Raises ValueError unless the ranges of data and model begin alike.
+  """Raises ValueError unless data and model have equal id ranges.
 
   Args:
     space: id space of the data.

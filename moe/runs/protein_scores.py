@@ -16,8 +16,8 @@ MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
 KINDS = (MODEL, HELIX, RANDOM, NEAREST)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}
 _LOWER = ('RMSD', 'clashes', 'CA step off 3.8')
-# (part, least separation) of each precision of contacts. The L / part pairs of
-# a chain with L residues are scored.
+# (part, least separation) of each precision of contacts. It is the share of
+# true contacts among the best L / part pairs of a chain with L residues.
 _CONTACTS = [(part, least) for least in (6, 12, 24) for part in (1, 2, 5)]
 
 

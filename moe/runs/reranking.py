@@ -1,8 +1,8 @@
 """Orders samples by the probability of their prompt after them.
 
 A model that has learnt titles after their poems (task `poems_inverse`) gives
-p(title | poem). It tells how well a poem fits its title. This is the inverse
-direction of Li et al. 2016, https://arxiv.org/abs/1510.03055.
+p(title | poem). This probability tells how well a poem fits its title. This is
+the inverse direction of Li et al. 2016, https://arxiv.org/abs/1510.03055.
 """
 
 import logging
@@ -18,8 +18,8 @@ from moe.runs.writing import Sample
 
 _logger = logging.getLogger(__name__)
 
-# The names of inverse tasks end in this. In their documents the prompt follows
-# its text.
+# The names of inverse tasks end in this. A document of an inverse task is a
+# text and then its prompt.
 INVERSE = '_inverse'
 
 

@@ -1,6 +1,6 @@
 """The parts of a scorecard besides benchmarks: loss, cost, licences.
 
-Another part marks benchmark items that occur in the training text.
+`add_contamination` finds the benchmark items that the training text contains.
 """
 
 import dataclasses

@@ -171,7 +171,7 @@ def metric_entry(
   command: str,
   guess: float | None,
 ) -> dict[str, Any]:
-  """A score with the values of its items, which `differences` compares."""
+  """A score with the values of its items, for `scorecard.differences`."""
   found = benchmarks.metric_score(metric, numerators, denominators, command)
   return found.as_json() | {
     'guess': guess,

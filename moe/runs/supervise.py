@@ -278,7 +278,7 @@ class _Child:
 
 
 def _shell_code(code: int) -> int:
-  """The exit code that a shell gives: 128 + number of the signal if killed."""
+  """The exit code that a shell gives: after a signal, 128 + its number."""
   return 128 - code if code < 0 else code
 
 

@@ -78,7 +78,7 @@ class TokenizerRun:
     rules.table(self.rules)
 
   def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds the program from shapes, without arrays; None: all devices."""
+    """Builds the program from shapes; devices=None takes all devices."""
     side = self.data.pixels
     return program_lib.make_program(
       self.objective(

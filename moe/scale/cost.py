@@ -114,7 +114,7 @@ def ahead_flops_per_token(
 ) -> int:
   """Model FLOPs per token in the forward pass of the block ahead and its head.
 
-  Only training runs this block; without one the result is 0.
+  Only training runs this block. For a model without it the result is 0.
 
   Args:
     parts: parameter counts, from `components`.

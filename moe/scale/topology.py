@@ -196,7 +196,7 @@ def parse(text: str, num_slices: int = 1) -> Slice:
 
 
 def devices(wanted: Slice) -> list:
-  """JAX devices of a slice; programs compile for them, but cannot run.
+  """JAX devices of a slice, for which programs are compiled but cannot run.
 
   The libtpu package brings the compiler; no TPU is needed.
 
@@ -233,7 +233,7 @@ def devices(wanted: Slice) -> list:
       ' otherwise choose a shape in steps of 2x2.'
     ) from error
   finally:
-    # If these variables stayed, JAX would take this process for a part of a TPU
+    # If these variables stayed, JAX would treat this process as a part of a TPU
     # pod.
     for name in added:
       del os.environ[name]

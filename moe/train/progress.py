@@ -1,7 +1,7 @@
-"""What a run reports: logs, TensorBoard, and one line for people.
+"""Reports a run: logs, TensorBoard, and one line for people.
 
-log.jsonl has a record for each step and eval.jsonl one for each evaluation.
-quarantine.jsonl has one for each record of the data that could not be read.
+log.jsonl has a record for each step, and eval.jsonl for each evaluation.
+quarantine.jsonl has a line for each record of the data that cannot be read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
 the step took. A resumed run first removes the records after the restored step.
@@ -34,7 +34,7 @@ _FLUSH_SECONDS = 30
 
 _SPEED_WINDOW = 50  # The time left is estimated from this many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-# Seconds between images, since drawing one can take longer than a step.
+# Seconds between images, since drawing an image can take longer than a step.
 _IMAGE_SECONDS = 60.0
 
 
@@ -281,7 +281,7 @@ class _Board:
     return self._writer
 
   def step(self, record: dict[str, Any]) -> None:
-    """Writes the scalars of a step; at some steps also those of each layer."""
+    """Writes the scalars of a step; every tenth step also those of layers."""
     for group, values in (('train', record), ('time', record['time'])):
       self._scalars(group, record['step'], values)
     if record['step'] % _LAYER_PERIOD:

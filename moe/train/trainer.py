@@ -39,7 +39,7 @@ class Settings:
 
   Attributes:
     train_steps: number of steps of the whole run.
-    eval_period: steps between evaluations; with 0 there is one at the end only.
+    eval_period: steps between evaluations; 0 evaluates only at the end.
     save_period: steps between checkpoints; the last step is always saved.
     seed: seed of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
@@ -48,7 +48,7 @@ class Settings:
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
-    hang_seconds: time without a sign of life after which the run is ended; 0
+    hang_seconds: seconds without a sign of life after which the run is ended; 0
       for no limit.
     profile_steps: (first, last): a profiler trace begins with the first step
       and ends before the last; empty for no trace.
@@ -148,7 +148,7 @@ class _Stop:
     self.name = 'SIGTERM'
 
   def listening(self) -> contextlib.AbstractContextManager[None]:
-    """Notices the signals that come inside the block."""
+    """Returns a context in which signals are noticed."""
     if jax.process_count() == 1:
       return stop_signals.handled(self._set)
     # JAX handles SIGTERM and informs all processes. A handler of ours would
