@@ -47,7 +47,7 @@ def damaged(content, rng):
 
 
 def metadata(workdir):
-  """Metadata files of a checkpoint: name -> (content, reader of a content)."""
+  """Metadata files of a checkpoint: name -> (content, read(name, content))."""
   save_steps(workdir / 'steps', [1])
   names = 'state/_METADATA', 'meta/metadata', integrity.NAME
   names += 'state/manifest.ocdbt', listing.LATE_METRICS
@@ -69,7 +69,7 @@ def metadata(workdir):
 
 
 def gin_file(workdir):
-  """A gin file: name -> (content, reader that first checks the file)."""
+  """A gin file: name -> (content, read(name, content) with checks)."""
   path = workdir / 'run.gin'
   text = (ROOT / 'gin_configs/models/tiny.gin').read_bytes()
 
@@ -83,7 +83,7 @@ def gin_file(workdir):
 
 
 def other_files(workdir):
-  """Other files by name: (content, reader of a content)."""
+  """Other files: name -> (content, read(name, content))."""
   path = workdir / 'file'
   lines = '\n'.join(json.dumps({'text': t}) for t in ('白日', '依山盡'))
   manifest = {'format': store.FORMAT, 'records': 0, 'files': {}}

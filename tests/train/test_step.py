@@ -90,8 +90,8 @@ def test_microbatches_give_the_gradient_of_the_whole(
 
 
 def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
-  # The gradient of (sum of weights x (w - y)^2) / (sum of weights) by w is
-  # computed by finite differences.
+  # The gradient of (sum of weights x (w - y)^2) / (sum of weights) with respect
+  # to w is compared with finite differences.
   model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
   change, metrics = changes(model, batch, 2)
 
