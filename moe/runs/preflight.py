@@ -220,7 +220,8 @@ def check_saved(
   Args:
     saved: metadata of a checkpoint. A missing key counts as equal, because
       earlier versions did not save all keys.
-    wanted: the present values; their keys are in `ORDER` and `DATA_HASHES`.
+    wanted: the present values; only the keys in `ORDER` and `DATA_HASHES` are
+      compared.
     workdir: directory of the run.
   """
   for key, value in wanted.items():

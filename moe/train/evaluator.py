@@ -1,4 +1,4 @@
-"""Evaluates a run between two steps, and logs and ranks the results."""
+"""Evaluates a run between two steps; logs results and ranks checkpoints."""
 
 from collections.abc import Callable
 from typing import Any
