@@ -1,6 +1,7 @@
-"""Tasks of philosophical classics, songs and primers, and of Huajian ji.
+"""Declares tasks of classics, songs and primers, and of the book Huajian ji.
 
-The task poems_shi has the lyrics of Huajian ji, so no mixture may have both.
+The task poems_shi has the lyrics of Huajian ji, too. So no mixture may have
+both poems_shi and huajian.
 """
 
 from tasks import registry
