@@ -1,7 +1,6 @@
 """Declares tasks of classics, songs and primers, and of the book Huajian ji.
 
-The task poems_shi has the lyrics of Huajian ji, too. So no mixture may have
-both poems_shi and huajian.
+Lyrics of Huajian ji are also in poems_shi, so no mixture may have both tasks.
 """
 
 from tasks import registry
