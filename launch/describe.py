@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def describe(args: argparse.Namespace) -> int:
-  """Prints captions or labels with their scores, the best first.
+  """Prints captions or labels of each picture with scores, the best first.
 
   Raises:
     ValueError: if flags are out of range or do not suit the checkpoint, or if

@@ -4,9 +4,9 @@ python -m launch.doctor --gin_file=FILE --workdir=DIR
     examines this host: versions, disk, the work directory, chips that another
     process holds, and whether the devices suit the mesh of FILE
 python -m launch.doctor --hosts --gin_file=FILE --workdir=DIR
-    is started on every host at once; also finds hosts that are missing after
-    --patience seconds, and versions, clocks, token stores and vocabularies that
-    differ between hosts
+    does the same if it is started on every host at once. It also finds hosts
+    that are missing after --patience seconds, and versions, clocks, token
+    stores and vocabularies that differ between hosts.
 
 Each finding is a line, the worst first. The exit code is 1 if one is BAD.
 """

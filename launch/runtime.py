@@ -40,7 +40,7 @@ def log(message: str) -> None:
 def parser(
   verb: str, description: str, **options: Any
 ) -> argparse.ArgumentParser:
-  """A parser for the flags of a verb, which prints its description unchanged.
+  """A parser for the flags of a verb. It prints the description unchanged.
 
   Args:
     verb: name of the module in launch.

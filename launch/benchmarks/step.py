@@ -110,7 +110,7 @@ def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
 def compare_mesh(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Compares 8 devices with 1 on the same cores."""
+  """Compares a step on 8 devices with a step on 1 device of this machine."""
   devices = device_lib.eight()
   run = load(args, overrides)
   share = run.data.batch_size * run.data.sequence_length // 8
