@@ -2,7 +2,8 @@
 
 A store lies in <cache_dir>/proteins/<name>_<longest>/<split>. Each record holds
 the arrays of one centred chain; see `moe.modalities.protein.record_of`. Unfit
-chains are left out. `quarantine.json` lists them with the reason.
+chains are left out. `quarantine.json` lists them, and files that cannot be
+read, with the reason.
 """
 
 import collections
@@ -38,7 +39,7 @@ class ChainSource(Protocol):
 
 
 class Chains:
-  """The chains of `protein/chains_*.npz`: backbones, split by cluster."""
+  """Backbones from `protein/chains_*.npz`; similar chains share a split."""
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 

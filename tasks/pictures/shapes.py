@@ -67,8 +67,8 @@ def random_scene(rng: np.random.Generator, is_unseen: bool) -> Scene:
 
   Args:
     rng: random generator.
-    is_unseen: whether the first object has a held-out triple of attributes. All
-      other objects have none.
+    is_unseen: whether the first object has a held-out triple of attributes. The
+      second object never has one.
   """
   kind = rng.choice(_KINDS, p=_RATES)
   first = _random_thing(rng, is_unseen)
