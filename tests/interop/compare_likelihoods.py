@@ -66,7 +66,7 @@ class Compared(NamedTuple):
 
   @property
   def is_equal(self) -> bool:
-    """Whether accuracies are equal and likelihoods differ by `MOST_NATS`."""
+    """Whether accuracies are equal, and likelihoods within `MOST_NATS`."""
     right = {
       round(x * self.items, 6) for x in (self.theirs, self.ours, self.card)
     }

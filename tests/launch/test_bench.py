@@ -146,5 +146,5 @@ def test_muon_is_compared_with_adamw_in_time_and_in_flops(capsys):
   argv = ['step', '--compare=muon', '--rounds=2', '--json', *STEP]
   adamw, muon = report_of(capsys, *argv)['runs']
   assert adamw['name'] == 'AdamW'
-  # The name says how many times the FLOPs of AdamW's step Muon's step needs.
+  # The number in the name is Muon's FLOPs divided by AdamW's.
   assert float(muon['name'].split()[1]) > 1

@@ -21,7 +21,7 @@ SMALL = 4e-6  # Largest size of a file, in GiB: this is 4.3 kB.
 def exported(run_directory, tmp_path_factory):
   """A directory with an exported run, in several files.
 
-  The run shares a table between embedding and head, and scales embeddings.
+  Its embedding and head share a table, and embeddings are scaled.
   """
   directory = tmp_path_factory.mktemp('hf') / 'model'
   flags = ['to-hf', str(run_directory), str(directory)]

@@ -218,9 +218,9 @@ def test_a_task_without_a_store_is_tokenised_first(
   code, report, _ = run_main(capsys, *flags)
   assert code == 0
   assert report['nats'] == pytest.approx(report['tokens'] * UNIFORM_NATS)
-  # Both lines of a couplet have the same length. So with the line break each
-  # couplet has an odd number of characters, and the sum has the parity of their
-  # number.
+  # The two lines of a couplet are equally long, and a line break lies between
+  # them. So a couplet has an odd number of characters. The total is odd exactly
+  # if the number of couplets is odd.
   assert report['chars'] % 2 == report['documents'] % 2
   assert list(cache_dir.glob('*/builtin_couplets/validation/manifest.json'))
 

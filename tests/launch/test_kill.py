@@ -137,8 +137,8 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   assert records(whole / 'log.jsonl') == records(killed / 'log.jsonl')
   assert records(whole / 'eval.jsonl') == records(killed / 'eval.jsonl')
   assert not [path for path in killed.rglob('*') if 'tmp' in path.name]
-  # The first two kills come before the attempt's times are written anywhere, so
-  # only later attempts count.
+  # The kill at run.start comes before its attempt is recorded. The next two
+  # attempts are recorded, but `wall` does not include them.
   spent = goodput.summary(goodput.read(killed))
   assert len(spent['attempts']) == num_kills + 1 + 2
   counted = sum(sum(a.values()) for a in spent['attempts'][2:])

@@ -1,4 +1,4 @@
-"""Tests the scorecard of tiny untrained runs on a few made-up items."""
+"""Tests the scorecards of tiny untrained runs, on a few made-up items."""
 
 import functools
 import gzip

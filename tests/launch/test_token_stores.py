@@ -1,4 +1,4 @@
-"""Tests when the child that makes token stores starts, and its command."""
+"""Tests when the child process for token stores starts, and its command."""
 
 import sys
 import types

@@ -13,7 +13,7 @@ from moe.optim import optimizers
 from moe.routing import gates
 """
 
-# Mistake -> (lines after the first line, parts of the message; FILE: its path).
+# Mistake -> (lines after the first, parts of the message). FILE is the path.
 IN_FILES = {
   'misspelt macro': (
     'D_MODLE = 64\n',

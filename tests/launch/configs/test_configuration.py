@@ -23,7 +23,7 @@ LEARNING_RATE = 3e-3
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-  """[path of a gin file that includes the quick start and sets some macros]."""
+  """[path]: a gin file that includes the quick start and sets some macros."""
   path = tmp_path_factory.mktemp('gin') / 'run.gin'
   path.write_text(NUMBERS)
   return [str(path)]

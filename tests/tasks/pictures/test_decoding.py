@@ -98,8 +98,8 @@ def test_a_picture_of_another_size_is_fitted_into_a_square():
   white[10:30, 4:14] = 0
   fitted = decoding.fit(white, 20)
   assert fitted.shape == (20, 20, 3)
-  # The picture fills half of the square of 400 pixels, and a quarter of it is
-  # black: 50 pixels.
+  # The picture fills half of the square of 400 pixels. A quarter of the picture
+  # is black: 50 pixels.
   assert (fitted == 0).all(axis=-1).sum() == 50
   grey = decoding.fit(np.zeros((28, 28), np.uint8), 32)
   assert grey.shape == (32, 32, 3) and not grey.any()
