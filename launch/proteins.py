@@ -3,8 +3,8 @@ r"""Scores a folding model: python -m launch.proteins score --checkpoint=DIR .
   score --checkpoint=runs/fold
   score --checkpoint=runs/fold --structures=./my_structures --output=scores
 
-Each score stands beside those of an ideal helix, a compact random chain and the
-nearest training chain.
+Each score stands beside the scores of three baselines: an ideal helix, a
+compact random chain, and the nearest training chain.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def score(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since they import JAX, and --help must answer at once.
+  # Here, since these import JAX, and --help must answer at once.
   from moe.report import protein_scores_page
   from moe.runs import folded, folding, protein_scores
   from tasks import proteins
