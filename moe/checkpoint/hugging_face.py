@@ -1,8 +1,8 @@
 """Converts arrays between our layout and the layouts of Hugging Face's formats.
 
-`plan` lists every array of a Hugging Face file, with the arrays of ours that it
-consists of. It needs only the table of names and our shapes. With this list,
-`hugging_face_files` reads or writes one array at a time.
+`plan` lists every array of a Hugging Face file, each with the arrays of ours
+that it is made of. It needs only the table of names and our shapes. With this
+list, `hugging_face_files` reads or writes one array at a time.
 """
 
 import math
@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Tensor(NamedTuple):
-  """An array in a Hugging Face file, with our arrays that it consists of.
+  """An array in a Hugging Face file, with our arrays that it is made of.
 
   Attributes:
     name: its name in the file.
