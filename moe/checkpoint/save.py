@@ -184,7 +184,7 @@ class Checkpointer:
     return state, meta
 
   def latest_step(self) -> int | None:
-    """The newest committed step, which may be damaged; None if there is none."""
+    """The newest committed step, which may be damaged; None if none exists."""
     return max(listing.steps(self.directory), default=None)
 
   def check(self) -> None:

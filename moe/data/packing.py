@@ -175,8 +175,8 @@ def _place(
   bounds = np.searchsorted(
     -length[order], -np.arange(sequence_length, -1, -1), side='right'
   )
-  # rows[s] are the rows with room left for s tokens; room[s] says whether there
-  # is such a row.
+  # rows[s] are the rows with room for exactly s more tokens; room[s] says
+  # whether there is such a row.
   rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
   room = np.zeros(sequence_length + 1, bool)
   held = np.zeros(length.size, np.int64)  # Segments of each row so far.

@@ -24,7 +24,7 @@ ROUTER = functools.partial(gates.ModalityGrouped, reserved=(1, 1, 1))
 
 @pytest.fixture(scope='module')
 def logits():
-  """A function from a batch to logits; large weights amplify changes."""
+  """A function from a batch to logits; large weights make changes visible."""
   moe = functools.partial(
     MoE, num_experts=5, expert_d_ff=8, group_size=LENGTH, router=ROUTER
   )
@@ -58,7 +58,7 @@ def logits():
 
 
 class Changed:
-  """A transform that changes one token first and then masks."""
+  """A transform that changes one token, then masks as `MASK` does."""
 
   def __init__(self, place):
     self._place = place
