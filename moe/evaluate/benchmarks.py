@@ -45,8 +45,8 @@ class Item(NamedTuple):
     choices: the texts of the choices. The metrics 'acc_norm' and 'acc_bytes'
       divide the log-likelihood of a choice by the length of its text.
     gold: index of the right choice.
-    group: name of a group of items with nearly the same text. No item of a
-      group may be a solved example for another item of this group.
+    group: name of a group of items with nearly the same text. An item is never
+      a solved example for another item of its group.
     solved: the text of the question with its answer, for use as a solved
       example.
   """

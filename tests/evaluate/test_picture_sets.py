@@ -58,11 +58,11 @@ def test_the_kernel_distance_has_no_bias_for_small_sets():
 
 
 def test_the_floor_takes_disjoint_sets_of_the_given_size():
-  # Each point occurs once, so equal sets would have the distance 0.
+  # All points differ, so the distance is 0 only if both sets are the same.
   real = np.arange(8.0)[:, None]
   found = picture_sets.floor(real, 4)
   assert found.frechet > 0
-  # Two sets of equal pictures have no distance.
+  # If all pictures are the same, both distances are 0.
   assert picture_sets.floor(np.ones((8, 2)), 4) == (0, 0)
   with pytest.raises(ValueError, match='two sets of 5 real pictures'):
     picture_sets.floor(real, 5)
@@ -74,7 +74,8 @@ def test_the_nearest_picture_is_found_across_chunks(monkeypatch):
   pictures = np.array([[10, 9], [1, 1], [3, 0]], np.uint8)
   distance, number = picture_sets.nearest(pictures, others)
   np.testing.assert_array_equal(number, [1, 0, 2])
-  # The roots of means of squares: of (0, 1), (1, 1), and (1, 0).
+  # The differences are (0, 1), (1, 1) and (1, 0). The distance is the root of
+  # the mean of the squares.
   np.testing.assert_allclose(distance, [0.5**0.5, 1, 0.5**0.5], rtol=1e-6)
 
 
