@@ -54,7 +54,7 @@ class SoftMoE(nn.Module):
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the experts may not be divided.
     dtype: compute dtype of the experts; logits and softmaxes are float32.
-    output_scale: factor of the initial values of the experts' last products.
+    output_scale: factor of the initial values of the experts' last matrices.
     router_scale: factor of the router's initial values, as in `moe_layer.MoE`;
       no effect here, since the router's vectors are normalised.
   """
@@ -87,7 +87,7 @@ class SoftMoE(nn.Module):
       expert=feed_forward.network_anatomy(self.expert_d_ff, self.activation),
       shared_width=self.shared_d_ff,
       group_size=self.group_size,
-      # It stands for the cost of this layer.
+      # This router only says what the layer costs.
       router=Mixing(num_active=self.top_k),
     )
 

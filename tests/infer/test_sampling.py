@@ -71,8 +71,8 @@ def test_a_barred_token_is_never_kept_however_likely():
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
   # In 4000 draws, the count of a token with probability p has a standard
-  # deviation of sqrt(4000 p (1 - p)), which is at most 32. Five of them are
-  # 160.
+  # deviation of sqrt(4000 p (1 - p)), which is at most 32. Five standard
+  # deviations are at most 160.
   key_B = jax.random.split(jax.random.key(0), 4000)
   logits = jnp.broadcast_to(LOGITS, (4000, 4))
   drawn = sampling.draw(key_B, logits, Sampling())

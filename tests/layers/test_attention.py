@@ -113,7 +113,7 @@ def test_grouped_heads_equal_repeated_ones():
 
 
 def attended_whole_and_by_parts(longest_block):
-  """(outputs, gradients) of whole attention, and of attention by parts.
+  """(output, gradients) of whole attention, and the same of attention by parts.
 
   In row 1 a block of 6 tokens lies in two parts.
   """
@@ -157,7 +157,7 @@ B, T, D = 2, 6, 16
 
 @pytest.fixture(scope='module')
 def layer():
-  """Compiled: (x, mask) -> y, with one set of parameters."""
+  """A compiled function (x, mask) -> y of a layer with fixed parameters."""
   x_BTD = np.zeros((B, T, D), 'f4')
   shapes = jax.eval_shape(
     LAYER.init, jax.random.key(0), x_BTD, mask_of([[1] * T] * B)

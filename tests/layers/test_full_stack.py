@@ -158,7 +158,7 @@ def total(y_BTD, losses):
 
 
 def sharded(router, dispatcher, exchanger, mesh_name):
-  """((loss, (y, losses, metrics, state)), gradients), on eight devices."""
+  """((loss, (y, losses, metrics, state)), gradients) of eight devices."""
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   table = rules.table('standard')
   layout = rules.layout(table, mesh)
@@ -206,7 +206,7 @@ def router_key():
 
 
 def whole(router, dispatcher):
-  """(loss of every expert on every token, kept rows, plan)."""
+  """(loss function of every expert on every token, kept rows, plan)."""
   module = make(router, dispatcher)
   given = variables(router)
   gate = module.anatomy().router
@@ -259,7 +259,7 @@ def whole(router, dispatcher):
 
 @functools.cache
 def expected(router, dispatcher):
-  """(loss and gradients of every expert on every token, kept rows, plan)."""
+  """(results and gradients of the loss of `whole`, kept rows, plan)."""
   loss, kept_GR, plan = whole(router, dispatcher)
   run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
   found = jax.device_get(run(variables(router)['params'], tokens()))

@@ -202,7 +202,7 @@ class Noisy(gates.TopK):
 
 
 def trained(mesh_shape, num_devices, **options):
-  """Loss, (y, LayerOutputs) and gradients by tokens and parameters."""
+  """Loss, (y, LayerOutputs), gradients for parameters and tokens."""
   mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
   options = dict(router=Noisy, dispatch=TIGHT, shared_d_ff=4, **options)
   params = make_params(make(**options))
@@ -335,7 +335,7 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
 
 
 def divided(sizes):
-  """Numbers of devices that divide sequences of a batch, and tokens of one."""
+  """Number of devices over the sequences, and over the tokens of a sequence."""
   return sizes.get('data', 1), sizes.get('context', 1)
 
 
@@ -355,8 +355,8 @@ def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
   'batch, length, group_size, sizes, message',
   [
     (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
-    # In these three cases, a group is 1.5 rows; or 4 rows, but a device has 2;
-    # or a row, but a device has half of it.
+    # In the next three cases, a group has the tokens of 1.5 rows, of 4 rows,
+    # and of 1 row. A device has 8 rows, 2 rows, and 8 halves of rows.
     (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),
     (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),
     (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),
