@@ -69,7 +69,8 @@ def test_only_the_symmetric_atoms_of_four_residues_are_renamed():
 
 
 def test_every_bond_of_a_built_residue_has_a_length_of_chemistry():
-  # Bonds among C, N and O are 1.2 to 1.6 Angstrom, those of sulphur up to 1.85.
+  # Bonds among C, N and O are from 1.2 to 1.6 Angstrom long. Bonds of sulphur
+  # are up to 1.85 Angstrom long.
   for code, name in enumerate(residues.NAMES):
     place = whole(code)
     _, _, bonds = residues._component(name)
