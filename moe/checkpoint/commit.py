@@ -93,7 +93,7 @@ def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
   is_remote = integrity.on_object_store(directory)
   handler = ocp.CompositeCheckpointHandler(
     # Compression makes trained weights at most a fifth smaller. On a small
-    # machine it would use half of the CPU time that training needs.
+    # machine it would take half of the CPU time away from training.
     state=_StateHandler(use_ocdbt=True, use_compression=False),
     meta=ocp.JsonCheckpointHandler(),
   )

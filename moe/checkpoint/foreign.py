@@ -26,7 +26,7 @@ _MAX_JSON_BYTES, _MAX_JSON_DEPTH = 2**26, 64
 # Largest ratio of the bytes that the arrays declare to the bytes on the disk.
 _MAX_EXPANSION = 64
 _MAX_DIMS, _MAX_NODES = 16, 1_000_000
-# Files whose readers run code that the file contains.
+# Files of these types can contain code that runs when a program reads them.
 _CODE = ('.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
 _JSON = ('_METADATA', '_sharding', '_CHECKPOINT_METADATA', 'metadata')
 _JSON += (integrity.NAME, '.zarray', '.zattrs', 'zarr.json')

@@ -26,8 +26,8 @@ class Row(NamedTuple):
     joined: letter of the dim along which several arrays of ours are
       concatenated; '' for a single one.
     paired: letter of the dim whose last features rotary embeddings rotate; ''
-      for none. They rotate features i and i + 1 as a pair, we rotate i and i +
-      half.
+      for none. They rotate features i and i + 1 as a pair. Of n such features,
+      we rotate i and i + n / 2.
   """
 
   theirs: str
@@ -117,7 +117,8 @@ _MIXTRAL = (
   Row('block_sparse_moe.experts.{e}.w3.weight', 'F D', 'moe/w_up_EDF', 'EDF'),
   Row('block_sparse_moe.experts.{e}.w2.weight', 'D F', 'moe/w_down_EFD', 'EFD'),
 )
-# Names of the experts in the memory of transformers 5, for all model types.
+# transformers 5 holds all experts of a layer in one array. The names are the
+# same for all model types.
 _FUSED = (
   Row(
     'mlp.experts.gate_up_proj', 'E F D',
@@ -126,8 +127,8 @@ _FUSED = (
   Row('mlp.experts.down_proj', 'E D F', 'moe/w_down_EFD', 'EFD'),
 )  # fmt: skip
 
-# model_type -> rows of a layer: with one array for each expert, and below with
-# all experts of a layer in one array.
+# model_type -> rows of a layer. `LAYERS` has an array for each expert, and
+# `FUSED_LAYERS` has all experts of a layer in one array.
 LAYERS = {
   'llama': _NORMS + _ATTENTION + _DENSE,
   'qwen3': _NORMS + _ATTENTION + _QK_NORM + _DENSE,

@@ -18,7 +18,7 @@ import numpy as np
 
 from moe import atomic_files, json_text
 
-# The format's limit. A longer header could use up our memory on purpose.
+# The format's limit. An attacker could use a longer header to fill our memory.
 MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMS = 8
 _METADATA = '__metadata__'

@@ -18,10 +18,10 @@ class ChainReader:
   """Endless training batches of a mixture of stores of chains.
 
   A batch depends only on the seed and the step, as with
-  `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads
-  another part of it. The part depends only on the seed, the epoch and the
-  number of the chain. If a record cannot be read, its row stays empty and has
-  the weight 0, and `quarantine` lists the record.
+  `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a
+  random part of it. The part depends only on the seed, the epoch and the number
+  of the chain. If a record cannot be read, its row stays empty and has the
+  weight 0, and `quarantine` lists the record.
 
   Attributes:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.
@@ -137,7 +137,9 @@ def chain_batches(
   ids: IdSpace,
   rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-  """Yields each chain that fits in a row once; the last batch has empty rows.
+  """Yields batches in which each chain that fits in a row occurs once.
+
+  Longer chains are left out. The last batch may have empty rows.
 
   Args:
     store: store of chains.

@@ -72,7 +72,9 @@ def picture_batches(
   shape: tuple[int, int],
   rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-  """Yields each picture of a store once; the last batch has black rows.
+  """Yields batches in which each picture of a store occurs once.
+
+  The last batch may have black rows with the weight 0.
 
   Args:
     store: store of pictures.

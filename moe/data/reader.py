@@ -176,7 +176,9 @@ def eval_batches(
   transform: Transform | None = None,
   extras: Extras | None = None,
 ) -> Iterator[TokenBatch]:
-  """Every document of a store once, in the order of its packed rows.
+  """Yields batches in which each document of a store occurs once.
+
+  The rows come in the order of the pack plan.
 
   Args:
     directory: directory of the store, or the store itself.

@@ -36,10 +36,10 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
   """BLEU-4 over characters of a whole set of captions, in [0, 1].
 
   Papineni et al. (2002), https://aclanthology.org/P02-1040: the geometric mean
-  of the clipped precisions of 1- to 4-grams, times exp(1 - r / c) if the
-  captions' length c is below the length r of the closest references. Counts are
-  added over the set before they are divided. If no 4-gram occurs in the
-  references, the score is 0.
+  of the clipped precisions of 1- to 4-grams, times exp(1 - r / c) if c < r.
+  Here, c is the length of all captions, and r is the length of the references
+  that are closest in length. Counts are added over the set before they are
+  divided. If no 4-gram occurs in the references, the score is 0.
 
   Args:
     captions: one for each picture.
@@ -78,10 +78,10 @@ def cider_d(
   Vedantam et al. (2015), https://arxiv.org/abs/1411.5726, section 5: the cosine
   of n-gram counts, weighted by log(N / number of pictures whose references have
   the n-gram). A count is clipped to the count in the reference. The factor
-  exp(-(l - r)^2 / (2 * 6^2)) punishes different lengths l and r. The score is
-  10 times the mean over references and over 1- to 4-grams. Unlike the released
-  code, we add no end mark. So a text of fewer than n characters has no n-grams,
-  and its cosine for this n is 0.
+  exp(-(l - r)^2 / (2 * 6^2)) punishes a caption of length l if its reference
+  has another length r. The score is 10 times the mean over references and over
+  1- to 4-grams. Unlike the released code, we add no end mark. So a text of
+  fewer than n characters has no n-grams, and its cosine for this n is 0.
 
   Args:
     captions: one for each picture.

@@ -31,7 +31,7 @@ class Question(NamedTuple):
   Attributes:
     prompt: text, question and the word before the answer.
     answers: right answers.
-    text: text with which we search the training data for contamination.
+    text: we look for this text in the training data, to find contamination.
   """
 
   prompt: str

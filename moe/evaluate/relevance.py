@@ -43,10 +43,11 @@ class TitleJudge:
   def score(self, title: str, poem: str) -> float:
     """The mean of log(p(c | poem) / p(c)) over the characters c of a title.
 
-    p(c | poem) is a mean over the different characters d of the poem. Each term
-    is the share of the poems with d that have c in their titles. One poem is
-    added to all counts, so that no share is 0. The score is -inf if the title
-    or the poem has no Chinese character.
+    p(c) is the share of the poems that have c in their titles. p(c | poem) is a
+    mean over the different characters d of the poem. Each term is the share of
+    the poems with d that have c in their titles. One poem is added to all
+    counts, so that no share is 0. The score is -inf if the title or the poem
+    has no Chinese character.
     """
     inside = set(CHINESE.findall(poem))
     asked = CHINESE.findall(title)

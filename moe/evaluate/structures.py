@@ -85,8 +85,8 @@ def _fits(points: np.ndarray, true: np.ndarray) -> Iterator[np.ndarray]:
   """Yields the distances [I] of points and true points for many superpositions.
 
   This is the search of the TM-score (Zhang and Skolnick 2004). It superposes
-  the whole chain or a fragment, then the residues that are near each other now,
-  and so on.
+  the whole chain or a fragment first, then all residues that are now near their
+  true places, and so on.
   """
   size = len(true)
   reach = max(4.5, min(8.0, tm_scale(size)))

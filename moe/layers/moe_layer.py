@@ -181,7 +181,7 @@ class MoE(nn.Module):
     )
 
   def update_state(self, state: dict[str, State]) -> dict[str, State]:
-    """The state after a step, which the router makes from what it observed.
+    """The layer's state after a step, updated from what the router observed.
 
     Args:
       state: 'router' -> the router's state; arrays may have a leading dim that

@@ -155,7 +155,7 @@ class TriangleAttention(nn.Module):
 
 
 class PairTransition(nn.Module):
-  """A norm and two linear layers with a wide ReLU between (Algorithm 15).
+  """A norm, a wide hidden layer with ReLU, and a linear layer (Algorithm 15).
 
   Attributes:
     factor: width of the hidden layer divided by the width of the input.

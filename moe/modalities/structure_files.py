@@ -55,7 +55,7 @@ def read(path: pathlib.Path) -> list[Chain]:
 
 
 def _parse(name: str, data: bytes):
-  """(atoms, result of `_sequences`, number of models); None for a PDB file."""
+  """(atoms, result of `_sequences` or None for PDB, number of models)."""
   # The import of biotite takes a second, and most programs read no structure.
   from biotite.structure.io import pdb, pdbx
 
@@ -72,7 +72,7 @@ def _parse(name: str, data: bytes):
 
 
 def _sequences(block) -> dict[str, list[str]] | None:
-  """Chain -> names of all its residues, with or without atoms; may be None."""
+  """Chain -> names of all its residues; None if the file does not list them."""
   scheme = block.get('pdbx_poly_seq_scheme')
   if scheme is None:
     return None

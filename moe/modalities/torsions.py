@@ -39,8 +39,8 @@ def torsions(
   earlier, later = before(atoms_IP), after(atoms_IP)
   known_before = jnp.roll(mask_IP, 1, axis=-2)
   known_after = jnp.roll(mask_IP, -1, axis=-2)
-  # The oxygen is opposite to the next N, so it gives -psi. If a file lacks the
-  # oxygen, we use the next N.
+  # The oxygen is opposite to the next N, so its torsion differs from psi by pi.
+  # If a file lacks the oxygen, we use the next N.
   next_n = later[..., 0, :]
   has_next_n = is_next & known_after[..., 0]
   has_o = mask_IP[..., 3]

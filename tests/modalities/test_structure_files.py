@@ -17,7 +17,7 @@ WITHOUT_CHAINS = ('altloc', 'hetatm')
 
 
 def gemmi_residues(path):
-  """Chain -> [(number, letter of the parent, atoms by name)] of its residues."""
+  """Chain -> list of residues as (number, letter of the parent, atoms)."""
   found = gemmi.read_structure(str(path))
   found.setup_entities()
   found.remove_alternative_conformations()
