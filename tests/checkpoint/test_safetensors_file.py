@@ -9,7 +9,7 @@ import pytest
 from moe.checkpoint import safetensors_file as lib
 from moe.checkpoint.safetensors_file import ToWrite
 
-# 12 float32 and 3 bfloat16 numbers.
+# The arrays hold 12 float32 and 3 bfloat16 numbers.
 ARRAYS = {'b': ('BF16', (3,)), 'a': ('F32', (3, 4))}
 
 

@@ -1,6 +1,7 @@
-"""Stores of three synthetic tasks with texts, pictures and residues.
+"""Makes stores of three synthetic tasks.
 
-The tasks are: describe a picture, draw one, and predict hidden residues.
+The tasks are to describe a picture, to draw a picture, and to predict hidden
+residues.
 """
 
 import numpy as np

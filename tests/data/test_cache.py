@@ -65,7 +65,8 @@ def test_documents_are_kept_in_order_and_whole(
 ):
   add_task('t_whole', TEXTS)
   manifest = run('t_whole')
-  # The empty text is left out. U+2581 must survive; seqio's tokeniser drops it.
+  # The empty text is left out. U+2581 must survive, although seqio's tokeniser
+  # replaces it by a space.
   kept = [text for text in TEXTS if text]
   assert texts_of(tmp_path, vocabulary, 't_whole') == kept
   assert manifest['records'] == 3

@@ -5,9 +5,9 @@ from moe.evaluate import labels
 
 
 def test_macro_f1_by_hand():
-  # Label 0 has 2 hits, is chosen 3 times and right 2 times, so its F1 is
-  # 2 * 2 / (3 + 2). Label 1 has 1 hit, is chosen once and right 2 times, so its
-  # F1 is 2 * 1 / (1 + 2).
+  # Label 0 is chosen 3 times and is the truth 2 times, and both agree 2 times.
+  # So its F1 is 2 * 2 / (3 + 2). Label 1 is chosen once and is the truth 2
+  # times, and both agree once. So its F1 is 2 * 1 / (1 + 2).
   found = labels.macro_f1(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
   assert found == pytest.approx((4 / 5 + 2 / 3) / 2)
 

@@ -6,15 +6,15 @@ from moe.evaluate import picture_sets
 
 def points(*scales, mean=(0.0, 0.0)):
   """Features with a given mean and the covariance diag(scales^2)."""
-  # The unbiased variance of +s and -s (and two zeros) over 4 points is 2 s^2/3.
+  # The 4 numbers s, -s, 0 and 0 have the unbiased variance 2 s^2 / 3.
   root = np.sqrt(1.5)
   x, y = (root * s for s in scales)
   return np.array([(x, 0), (-x, 0), (0, y), (0, -y)]) + np.array(mean)
 
 
 def test_the_distance_of_two_gaussians_by_hand():
-  # |(3, 4)|^2 + (1 - 2)^2 + (3 - 5)^2 = 25 + 1 + 4, since the covariances
-  # diag(1, 9) and diag(4, 25) commute.
+  # The covariances diag(1, 9) and diag(4, 25) commute. So the distance is
+  # |(3, 4)|^2 + (1 - 2)^2 + (3 - 5)^2 = 25 + 1 + 4.
   one, other = points(1, 3), points(2, 5, mean=(3, 4))
   assert picture_sets.frechet_distance(one, other) == pytest.approx(30)
 
@@ -39,8 +39,8 @@ def test_equal_features_that_are_constant_have_distance_0():
 
 def test_the_kernel_distance_by_hand():
   # The kernel of 1-dim features is (x y + 1)^3. Within {0, 1} the only pair has
-  # (0 + 1)^3 = 1, within {1, 2} it has 27. Across, the four pairs have 1, 1, 8
-  # and 27, and the mean 9.25: 1 + 27 - 18.5 = 9.5.
+  # (0 + 1)^3 = 1, and within {1, 2} it has 27. The four pairs across the sets
+  # have 1, 1, 8 and 27, with the mean 9.25. So KID is 1 + 27 - 2 * 9.25 = 9.5.
   a, b = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
   assert picture_sets.kernel_distance(a, b) == pytest.approx(9.5)
 

@@ -61,7 +61,7 @@ def test_lddt_and_tm_are_biotites():
   expected = structure.lddt(arrays[0], arrays[1], aggregation='all')
   found = structures.lddt(points, true)
   assert found == pytest.approx(float(expected), abs=1e-5)
-  # biotite scores a single superposition, and ours is the best of many.
+  # biotite scores one superposition, so its score is a lower bound of ours.
   arrays[1].coord = structures.superpose(points, true).astype('f4')
   index = np.arange(60)
   least = structure.tm_score(*arrays, index, index)
@@ -80,7 +80,8 @@ def test_the_search_finds_the_half_that_fits():
 
 def test_precision_counts_the_most_probable_pairs():
   cb = np.zeros((10, 3))
-  cb[:, 0] = 4 * np.arange(10)  # Only neighbours are nearer than 8 Angstrom.
+  # Neighbours are 4 Angstrom apart. Residue 9 is moved next to residue 0.
+  cb[:, 0] = 4 * np.arange(10)
   cb[9] = cb[0] + [0, 5, 0]
   score = np.zeros((10, 10))
   score[0, 9], score[1, 7] = 1, 0.5

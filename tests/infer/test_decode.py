@@ -203,7 +203,8 @@ def test_a_block_of_the_prompt_is_read_as_in_training(bigram):
     decode.prefill(Recorded(), params, state, prompts, cache, modality)
     return np.zeros((2, 1), np.int32), np.zeros(2, np.int32)
 
-  # Place 1 reads token 5 and predicts the block, places 2 to 4 read the block.
+  # Place 1 reads token 5 and predicts the first token of the block. Places 2 to
+  # 4 read the block.
   prompts, blocks = [[5, 6, 7, 8, 9], [5]], [[0, 1, 1, 1, 0], [0]]
   rows = [*map(decode.RowPrompt, prompts, [FREE] * 2, blocks)]
   decode.generate(prefill, params, state, rows, 1)

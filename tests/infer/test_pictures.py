@@ -71,7 +71,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def greedy(model):
-  """The drawing function, with the parameters bound; takes likeliest codes."""
+  """A drawing function with bound parameters; it takes the likeliest codes."""
   functional, params, state = model
   artist = pictures.build_artist(
     functional, sampling.Sampling(0.0), CANVAS, SPACE.modality
@@ -115,7 +115,7 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
 
 def test_guidance_mixes_the_two_halves_of_a_batch():
   logits = jnp.array([[1.0, 3.0], [2.0, 0.0]])
-  # 2 + 3 (1 - 2) = -1 and 0 + 3 (3 - 0) = 9.
+  # u + s (c - u) is 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
   np.testing.assert_allclose(pictures.guided(logits, 3.0), [[-1.0, 9.0]])
 
 

@@ -104,7 +104,7 @@ def test_grouped_heads_equal_repeated_ones():
   q_BTNH = random.randn(2, 5, 6, 4).astype('f4')
   k_BSKH, v_BSKH = random.randn(2, 2, 5, 2, 4).astype('f4')
   mask = mask_of([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]])
-  # Query heads 0, 1, 2 share key head 0, and 3, 4, 5 head 1.
+  # Query heads 0, 1, 2 share key head 0. Query heads 3, 4, 5 share key head 1.
   repeat = lambda a: np.repeat(a, 3, axis=2)
   attend = jax.jit(attention.attend)
   grouped = attend(q_BTNH, k_BSKH, v_BSKH, mask)

@@ -45,7 +45,8 @@ ROUTERS = {
   'global balance': P(TOP, balance_scope='global'),
   'null': P(gates.NullExperts, num_null=3, num_copy=1),
   'modality': P(gates.ModalityGrouped, reserved=(2, 2)),
-  # Half of the tokens have the first modality, which may use one of 8 experts.
+  # Half of the tokens have the first modality, and may use only one of 8
+  # experts.
   'modality of base': P(
     gates.ModalityGrouped, router=gates.Base, reserved=(0, 7)
   ),
