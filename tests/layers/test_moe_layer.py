@@ -405,8 +405,7 @@ def evaluated(x_BTD, valid):
 
 
 def test_expert_choice_sees_the_groups_of_training_in_evaluation():
-  # All groups have 4 tokens, in training and in evaluation. So evaluation and
-  # dropless training give the same outputs.
+  # All groups are whole, so evaluation equals dropless training.
   _, run = compiled(train=True, router=CHOICE, dispatch=dispatch.Dropless)
   assert_close(evaluated(tokens(), VALID), run(tokens(), VALID)[0])
 
