@@ -12,7 +12,7 @@ import numpy as np
 
 from moe.modalities.protein import Chain
 
-# A chain is novel if its best alignment with a training chain scores less.
+# A chain is novel if no alignment with a training chain has this score.
 NOVEL_BELOW = 60
 
 

@@ -42,7 +42,7 @@ class Functional(Protocol):
     """Float32 logits [.., V] of hidden [.., D]."""
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits in which ids outside the target's range are very small."""
+    """Logits, very small ones for ids outside the range of the target."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""

@@ -46,8 +46,8 @@ def test_slots_and_the_37_names_lead_to_each_other():
 
 
 def test_arginine_has_four_chi_angles_and_alanine_none():
-  # Chi 1 exists in 18 residues, all except A and G. Of these, C, S, T and V have
-  # no chi 2. E, Q, M, K and R have chi 3, and K and R have chi 4.
+  # Chi 1 exists in 18 residues, all except A and G. Of these, C, S, T and V
+  # have no chi 2. E, Q, M, K and R have chi 3, and K and R have chi 4.
   assert TABLES.has_chi.sum(axis=0).tolist() == [18, 14, 5, 2]
   names = [atoms('ARG')[slot] for slot in TABLES.chi[CODE['ARG'], 3]]
   assert names == ['CG', 'CD', 'NE', 'CZ']
