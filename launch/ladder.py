@@ -11,12 +11,15 @@ command goes on where it was stopped.
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags, written
+from launch.later import Later
+
+ladder_page = Later('moe.report.ladder_page')
+ladder = Later('moe.runs.ladder')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -64,10 +67,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   """Trains what is missing, and writes the page."""
-  # Here, since --help needs neither JAX nor Matplotlib.
-  from moe.report import ladder_page
-  from moe.runs import ladder
-
   run = configuration.load(args.gin_file, overrides)
   arms = ladder.arms(args.experts, args.arm, args.seeds)
   # A mistake in the binding of any arm ends the ladder before it starts.
@@ -102,8 +101,7 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Shows the ladder; the exit code is 2 for an error of the user."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.ladder', *words])
+  command = runtime.command_line('ladder', argv)
   return runtime.run(lambda: climb(*parse(argv), command))
 
 

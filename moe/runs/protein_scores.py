@@ -46,14 +46,24 @@ class ChainScores(NamedTuple):
 
 
 def chosen(chains: Iterable[Chain], longest: int) -> list[Chain]:
-  """The chains that are scored: whole ones without breaks."""
-  return [
+  """The chains that are scored: whole ones without breaks.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  found = [
     chain
     for chain in chains
     if chain.codes.size <= longest
     and chain.has_backbone.all()
     and not protein.num_breaks(chain)
   ]
+  if not found:
+    raise ValueError(
+      f'No chain is whole and has at most --longest={longest} residues: raise'
+      ' it, or give other chains.'
+    )
+  return found
 
 
 def score_chains(
