@@ -79,7 +79,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb: exit code 1 for a damaged file, 2 for an error of the user."""
+  """Runs a verb; exit code: 1 for a damaged file, 2 for a user's mistake."""
   return runtime.run(lambda: inspect(parse(argv)))
 
 

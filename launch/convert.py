@@ -23,7 +23,7 @@ GIB = 2**30
 def parse(
   argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('convert', __doc__)
   add_verb = flags.add_verbs(parser)
   out = add_verb('to-hf', 'a trained run as a model directory')
@@ -58,7 +58,7 @@ def parse(
 
 
 def convert(options: argparse.Namespace, overrides: list[str]) -> int:
-  """Converts in either direction."""
+  """Converts weights in the direction that the verb names."""
   runtime.set_up_jax()
   if options.verb == 'from-hf':
     theirs = hugging_face.read_config(options.directory)

@@ -173,7 +173,7 @@ def run_verb(args: argparse.Namespace) -> int:
 
 
 def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
-  """Parses TASK or TASK/SPLIT: (task, splits); TASK alone gets all `splits`."""
+  """Parses TASK/SPLIT into (task, [split]), and TASK into (task, `splits`)."""
   task, _, split = text.partition('/')
   return task, [split] if split else splits
 

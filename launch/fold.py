@@ -4,7 +4,7 @@ r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR WHAT .
   --checkpoint=runs/fold --fasta=chains.fasta --out=folded --recycles=3
 
 It writes mmCIF and PDB files with pLDDT x 100 as B factors, and a page on which
-the structures can be turned. They are computed, not measured.
+the structures can be turned. The structures are computed, not measured.
 """
 
 import argparse

@@ -3,8 +3,8 @@ r"""Scores a folding model: python -m launch.proteins score --checkpoint=DIR .
   score --checkpoint=runs/fold
   score --checkpoint=runs/fold --structures=./my_structures --output=scores
 
-Each score stands beside those of an ideal helix, a compact random chain and the
-nearest training chain.
+Each score stands beside the scores of three baselines: an ideal helix, a
+compact random chain, and the nearest training chain.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write(options: argparse.Namespace) -> int:
-  """Writes the page and prints its path."""
+  """Writes the page, and prints its path."""
   print(run_page.write_report(options.directory, options.output))
   return 0
 

@@ -1,6 +1,7 @@
 """Makes the token stores that a verb needs, in a child process.
 
-Making them needs TensorFlow, which no process with a model imports.
+Making token stores needs TensorFlow, which a process with a model never
+imports.
 """
 
 import os
@@ -24,20 +25,21 @@ def prepare(
 ) -> str:
   """Makes token stores that are missing or out of date.
 
-  One process makes a store with `tasks.stores.prepare`. The processes on other
-  hosts wait for it.
+  One process makes a store, with `tasks.stores.prepare`. The processes on other
+  hosts wait until the store is there.
 
   Args:
     wanted: (task or mixture, its splits) pairs.
     cache_dir: directory of all token stores.
-    vocabulary: file of the vocabulary that tokenises.
-    vocab_size: number of pieces of the vocabulary. Without a file, a vocabulary
-      of this size is trained on the first task.
+    vocabulary: file of the vocabulary to tokenise with.
+    vocab_size: number of pieces of the vocabulary. If no file is given, a
+      vocabulary of this size is trained on the first task.
     task_modules: modules or files of a user that declare tasks.
     ranges: name -> size of each id range that follows the text range.
 
   Returns:
-    The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
+    The vocabulary's directory. `moe.data.store.find_stores` finds the stores
+    there.
 
   Raises:
     SystemExit: if a store cannot be made.

@@ -30,7 +30,7 @@ proteins = Later('tasks.proteins')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('train', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
@@ -54,7 +54,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
-  """Trains; the exit code is 0, or 75 if a signal ended the training."""
+  """Trains a model; the exit code is 75 if a signal ended the training.
+
+  Args:
+    args: the parsed flags.
+    overrides: NAME=VALUE texts of --gin. flags.
+    begin: when the process began, in seconds of `time.monotonic`.
+  """
   if args.safe:
     safety.check(args.gin_file)
   config = configuration.read(args.gin_file, overrides)

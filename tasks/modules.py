@@ -27,7 +27,7 @@ _loaded: set[str] = set()
 
 
 def named() -> list[str]:
-  """Importable names of all modules that `locate` has found, in order."""
+  """The importable names of all modules that `locate` has found so far."""
   return list(_named)
 
 
@@ -115,7 +115,7 @@ def _locate_name(module: str) -> str:
 
 
 def _origin(name: str) -> str | None:
-  """The file of a module or None; this imports the parent package."""
+  """The file of a module, or None; the search imports the parent package."""
   try:
     spec = importlib.util.find_spec(name)
   except ModuleNotFoundError:
@@ -147,7 +147,7 @@ def _load(module: str, name: str) -> None:
 
 
 def declared() -> set[str]:
-  """Names of all tasks and mixtures, seqio's included if seqio is imported."""
+  """Names of all tasks and mixtures, also seqio's if seqio is imported."""
   of_seqio_alone = {provider.name for provider in of_seqio()}
   return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
 
@@ -166,11 +166,11 @@ def check_tasks(
   """Checks the names of tasks at once, before a model is made or read.
 
   Args:
-    names: tasks and mixtures; one that has a store need not be declared.
+    names: tasks and mixtures. A name that has a store need not be declared.
     cache_dir: directory of all token stores.
     task_modules: modules or files of a user. They may import TensorFlow, so
-      only a dry run imports them here. Otherwise the child that makes the
-      stores checks the names.
+      only a dry run imports them here. Otherwise the child process that makes
+      the stores checks the names.
     is_dry_run: whether this process only checks the configuration.
 
   Raises:
@@ -185,7 +185,7 @@ def check_tasks(
 
 
 def of_seqio() -> list[Any]:
-  """Tasks and mixtures that only seqio has; none if seqio is not imported."""
+  """Tasks and mixtures declared only in seqio; [] if seqio is not imported."""
   seqio = sys.modules.get('seqio')
   if seqio is None:
     return []

@@ -30,7 +30,7 @@ def verify_stores(
 
 
 def show(what: str | None, cache_dir: str) -> int:
-  """Prints each store of `verify_stores`; the exit code is 1 for a problem."""
+  """Prints stores with their problems; the exit code is 1 if one is unsound."""
   code = 0
   for store, problems in verify_stores(what, cache_dir):
     print(f'{"UNSOUND" if problems else "sound  "} {store}')

@@ -35,7 +35,7 @@ class Functional(Protocol):
     """Float32 logits [.., V] of hidden [.., D]."""
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits in which only ids of the target's range compete."""
+    """Logits, very small ones for ids outside the range of the target."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""
@@ -89,7 +89,7 @@ def prefill(
 
   Returns:
     (logits_BV of the token after each prompt, the cache with T more entries).
-    With a section, V are the codes of that range of ids.
+    If `section` names a range of ids, V counts only the codes of this range.
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
   T = prompts.tokens_BT.shape[1]
@@ -146,8 +146,8 @@ def read_token(
   """Reads a batch of `token_batch` into the cache.
 
   Returns:
-    (logits_BV of the next tokens, the cache with one more entry). With a
-    section, V are the codes of that range of ids.
+    (logits_BV of the next tokens, the cache with one more entry). If `section`
+    names a range of ids, V counts only the codes of this range.
   """
   outputs = functional.apply(params, state, batch, None, False, cache)
   logits_BV = functional.head(params, outputs.hidden[:, 0], section)
@@ -173,7 +173,7 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Carry]:
-  """Draws one token per row and stores it in the carry."""
+  """Draws one token per row; returns the tokens, and a carry with them."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # Each row has its own key, so its draw does not depend on the other rows.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)

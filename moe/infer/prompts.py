@@ -96,7 +96,7 @@ def stacked(
     name: _of_places([p.extras[name] for p in prompts], num_rows, num_places)
     for name in prompts[0].extras
   }
-  # All different jump tables are stacked; prompts with equal tables share one.
+  # Each jump table is stacked once, even if several prompts use it.
   starts, tables, num_jump_rows = {}, [], 0
   for table in (prompt.table for prompt in prompts):
     if id(table) not in starts:

@@ -6,7 +6,7 @@ from moe.layers.moe_parts import check_groups
 
 
 def divided(sizes):
-  """Numbers of devices that divide sequences of a batch, and tokens of one."""
+  """(devices that divide the sequences, devices that divide their tokens)."""
   return sizes.get('data', 1), sizes.get('context', 1)
 
 
@@ -26,8 +26,8 @@ def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
   'batch, length, group_size, sizes, message',
   [
     (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
-    # In these three cases, a group is 1.5 rows; or 4 rows, but a device has 2;
-    # or a row, but a device has half of it.
+    # In the next three cases, a group has the tokens of 1.5 rows, of 4 rows,
+    # and of 1 row. A device has 8 rows, 2 rows, and 8 halves of rows.
     (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),
     (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),
     (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),
