@@ -18,25 +18,26 @@ is the median of the ratios of all rounds.
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import flags
+from launch.later import Later
 from moe.evaluate import timing
 from moe.planning import import_times
+
+layer = Later('launch.benchmarks.layer')
+step = Later('launch.benchmarks.step')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('bench', __doc__)
-  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-  _imports_flags(
-    verbs.add_parser('imports', help='seconds to import each module')
-  )
-  _moe_flags(verbs.add_parser('moe', help='one MoE layer'))
-  _step_flags(verbs.add_parser('step', help='whole training steps'))
+  add_verb = flags.add_verbs(parser)
+  _imports_flags(add_verb('imports', 'seconds to import each module'))
+  _moe_flags(add_verb('moe', 'one MoE layer'))
+  _step_flags(add_verb('step', 'whole training steps'))
   args, overrides = flags.parse(parser, argv)
   if overrides and args.verb != 'step':
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
@@ -126,10 +127,6 @@ def compare(
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
   runtime.keep_freed_memory()
-  # Imported here: JAX reads the environment on import, so the environment must
-  # be set first. Also, --help needs no JAX.
-  from launch.benchmarks import layer, step
-
   if args.verb == 'step':
     report = step.compare(args, overrides)
   else:
@@ -152,8 +149,7 @@ def _set_environment(comparison: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 2 for an error that the user can fix."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.bench', *words])
+  command = runtime.command_line('bench', argv)
 
   def verb() -> int:
     args, overrides = parse(argv)
