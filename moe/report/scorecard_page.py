@@ -1,4 +1,4 @@
-"""Writes a self-contained page about a scorecard, with eight answers."""
+"""Writes a self-contained page about a scorecard."""
 
 import pathlib
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ Rows = list[list[str]]
 def write(
   cards: Sequence[Card], paired: Sequence[dict[str, Any]], path: pathlib.Path
 ) -> None:
-  """Writes the page of the first card.
+  """Writes the page about the first card.
 
   Args:
-    cards: a card of `moe.runs.scorecard`, and optionally a second card for
+    cards: a scorecard of `moe.runs.scorecard`, and optionally a second one for
       comparison.
-    paired: differences of the two cards, from `moe.runs.scorecard.differences`.
+    paired: paired differences of two scorecards, from
+      `moe.runs.scorecard.differences`; empty for a single scorecard.
     path: file of the page.
   """
   card, *others = cards
@@ -64,7 +65,7 @@ def _metric(card: Card, name: str, metric: str) -> dict[str, Any] | None:
 
 
 def with_interval(found: dict[str, Any] | None, form: str = '.3g') -> str:
-  """Formats a score for people: value, interval, number of items."""
+  """Formats a score for people: value, interval and number of items."""
   if found is None:
     return 'not measured'
   text = f'{found["value"]:{form}}'
@@ -93,7 +94,7 @@ def _cards(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _questions(card: Card) -> list[tuple[str, str, str]]:
-  """The rows of eight questions: (question, answer, anchor on the page)."""
+  """The eight main questions: (question, answer, anchor on the page)."""
   accuracy = lambda name: with_interval(_metric(card, name, 'acc'), '.1%')
   cost = card['cost']
   names = [
@@ -242,7 +243,7 @@ def _number(value: float) -> str:
 
 
 def verse_table(group: dict[str, Any]) -> Rows:
-  """The figures of one kind of verse, a column for each writer."""
+  """Makes a table for one kind of verse, with a column for each writer."""
   measures = group['measures'].items()
   return [
     ['', *group['writers']],
@@ -321,7 +322,7 @@ def _loss_figure(card: Card) -> str | None:
 def _bars(
   bars: Sequence[tuple[str, dict[str, Any], float | None]], label: str
 ) -> str | None:
-  """Draws a bar for each score, with its interval and the score of guessing."""
+  """Draws a bar for each score, with its interval and the chance level."""
   if not bars:
     return None
   with draw.style(draw.PAGE):
