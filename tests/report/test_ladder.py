@@ -12,7 +12,7 @@ BITS = {'dense': (8.0, 7.0, 6.5), 'sparse': (7.9, 6.5, 5.9)}
 
 
 def write_run(directory, seed, bits, is_sparse):
-  """Writes a run with three evaluations; 'law' takes 1 bit more than 'verse'."""
+  """Writes a run with three evaluations; 'law' takes more than 'verse'."""
   directory.mkdir(parents=True)
   (directory / 'config.gin').write_text(str(seed))
   time = {'elapsed': 60.0}
