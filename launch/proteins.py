@@ -3,18 +3,24 @@ r"""Scores a folding model: python -m launch.proteins score --checkpoint=DIR .
   score --checkpoint=runs/fold
   score --checkpoint=runs/fold --structures=./my_structures --output=scores
 
-Each score stands beside those of an ideal helix, a compact random chain and the
-nearest training chain.
+Each score stands beside the scores of three baselines: an ideal helix, a
+compact random chain, and the nearest training chain.
 """
 
 import argparse
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
+
+protein_scores_page = Later('moe.report.protein_scores_page')
+folded = Later('moe.runs.folded')
+folding = Later('moe.runs.folding')
+protein_scores = Later('moe.runs.protein_scores')
+proteins = Later('tasks.proteins')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,15 +28,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = runtime.parser('proteins', __doc__)
   parser.add_argument('verb', choices=['score'])
   add = parser.add_argument
-  text = 'work directory of a run that trained a folding model'
-  flags.add_checkpoint_flag(parser, text)
+  flags.add_folding_flags(parser)
   add('--split', default='validation', help='of the chains of the run')
   add('--structures', metavar='DIR', help='a folder of your own in their place')
   add('--longest', type=int, default=96, help='residues of the longest chain')
-  add(
-    '--recycles', type=int, default=1, help='how often a result is read again'
-  )
-  add('--memory', type=float, default=8.0, help='GB that a chain may need')
   add('--output', metavar='DIR', help='default: the work directory')
   return parser.parse_args(argv)
 
@@ -41,22 +42,12 @@ def score(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since they import JAX, and --help must answer at once.
-  from moe.report import protein_scores_page
-  from moe.runs import folded, folding, protein_scores
-  from tasks import proteins
-
   stores = folding.stores_of(run, proteins.prepare)
   if args.structures:
     given = proteins.all_of(args.structures)
   else:
     given = folding.chains_of(stores, args.split)
   chains = protein_scores.chosen(given, args.longest)
-  if not chains:
-    raise ValueError(
-      f'No chain is whole and has at most --longest={args.longest} residues:'
-      ' raise it, or give other chains.'
-    )
   model = folded.load(run, args.checkpoint)
   training = folding.chains_of(stores, 'train')
   runtime.log(f'{len(chains)} chains; {len(training):,} training chains')
@@ -73,10 +64,8 @@ def score(args: argparse.Namespace, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores; the exit code is 2 for an error that the user can fix."""
-  args = parse(argv)
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.proteins', *words])
-  return runtime.run(lambda: score(args, command))
+  command = runtime.command_line('proteins', argv)
+  return runtime.run(lambda: score(parse(argv), command))
 
 
 if __name__ == '__main__':

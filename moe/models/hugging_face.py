@@ -20,6 +20,7 @@ CLASSES = {
   'mixtral': 'MixtralForCausalLM',
   'qwen3_moe': 'Qwen3MoeForCausalLM',
   'glm4_moe': 'Glm4MoeForCausalLM',
+  'deepseek_v2': 'DeepseekV2ForCausalLM',
   'deepseek_v3': 'DeepseekV3ForCausalLM',
 }
 
@@ -40,14 +41,21 @@ _LATENT = {
   'v_head_dim': 'VALUE_DIM',
 }
 _DENSE = {'intermediate_size': 'D_FF'}
-_SIGMOID = {
+_SHARED = {
   'moe_intermediate_size': 'EXPERT_D_FF',
   'n_routed_experts': 'NUM_EXPERTS',
   'num_experts_per_tok': 'TOP_K',
   'first_k_dense_replace': 'NUM_DENSE_PREFIX',
+}
+_SIGMOID = _SHARED | {
   'routed_scaling_factor': 'gates.Sigmoid.scaling',
   'n_group': 'gates.Sigmoid.num_groups',
   'topk_group': 'gates.Sigmoid.top_groups',
+}
+_SOFTMAX = _SHARED | {
+  'routed_scaling_factor': 'gates.TopK.scaling',
+  'n_group': 'gates.TopK.num_groups',
+  'topk_group': 'gates.TopK.top_groups',
 }
 FIELDS = {
   'llama': _ALL | _GROUPED | _DENSE,
@@ -69,6 +77,7 @@ FIELDS = {
     'norm_topk_prob': 'gates.TopK.renormalize',
   },
   'glm4_moe': _ALL | _GROUPED | _DENSE | _SIGMOID | {'use_qk_norm': 'QK_NORM'},
+  'deepseek_v2': _ALL | _LATENT | _DENSE | _SOFTMAX,
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
@@ -77,21 +86,29 @@ FIELDS = {
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
+_TOP_K = {'ROUTER': '@gates.TopK'}
+_UNSCALED = {'gates.TopK.num_groups': 1, 'gates.TopK.scaling': 1.0}
 GRANTED = {
   'llama': _PLAIN | _NO_EXPERTS | {'QK_NORM': False},
   'qwen3': _PLAIN | _NO_EXPERTS | {'QK_NORM': True},
   'mixtral': _PLAIN
+  | _TOP_K
+  | _UNSCALED
   | {
     'MOE_EVERY': 1,
     'NUM_DENSE_PREFIX': 0,
-    'ROUTER': '@gates.TopK',
     'gates.TopK.renormalize': True,
     'SHARED_D_FF': 0,
     'QK_NORM': False,
   },
   'qwen3_moe': _PLAIN
-  | {'ROUTER': '@gates.TopK', 'SHARED_D_FF': 0, 'QK_NORM': True},
+  | _TOP_K
+  | _UNSCALED
+  | {'SHARED_D_FF': 0, 'QK_NORM': True},
   'glm4_moe': _PLAIN | _BY_BIAS,
+  'deepseek_v2': _PLAIN
+  | _TOP_K
+  | {'MOE_EVERY': 1, 'gates.TopK.renormalize': False},
   'deepseek_v3': _PLAIN | _BY_BIAS,
 }
 
@@ -110,7 +127,10 @@ ROPE_FIELDS = {
   ),
 }
 _OUR_ROPE = {'original_max_position_embeddings': 'original_length'}
-HAS_SHARED = ('glm4_moe', 'deepseek_v3')
+BY_BIAS = ('glm4_moe', 'deepseek_v3')
+LATENT = ('deepseek_v2', 'deepseek_v3')
+HAS_SHARED = (*BY_BIAS, 'deepseek_v2')
+_GROUPS = ('num_groups', 'top_groups', 'scaling')
 
 
 def our_rope(field: str) -> str:
@@ -163,8 +183,8 @@ def sizes(model: Decoder) -> dict[str, Any]:
     found |= {m: getattr(attention, m.lower()) for m in _LATENT.values()}
     if attention.norm_epsilon != 1e-6:
       raise ValueError(
-        'LatentAttention.norm_epsilon must be 1e-6, as in the format'
-        f' deepseek_v3, got {attention.norm_epsilon}.'
+        'LatentAttention.norm_epsilon must be 1e-6, as in the formats of'
+        f' DeepSeek, got {attention.norm_epsilon}.'
       )
   if len(epsilons) > 1:
     raise ValueError(
@@ -192,12 +212,14 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
   router, gate = experts.router, None
   if type(router) is Sigmoid:
     gate = '@gates.Sigmoid'
-    for name in ('num_groups', 'top_groups', 'scaling'):
+    for name in _GROUPS:
       found[f'gates.Sigmoid.{name}'] = getattr(router, name)
   elif type(router) in (TopK, Switch):
     gate = '@gates.TopK'
-    is_switch = type(router) is Switch
-    found['gates.TopK.renormalize'] = not is_switch and router.renormalize
+    # Switch is this router with one choice and plain weights.
+    top_k = router if type(router) is TopK else TopK(1, renormalize=False)
+    for name in (*_GROUPS, 'renormalize'):
+      found[f'gates.TopK.{name}'] = getattr(top_k, name)
   if gate is None or experts.dispatch is None:
     name = type(moe if experts.dispatch is None else router).__name__
     raise ValueError(
@@ -218,7 +240,8 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
 def format_of(found: Mapping[str, Any]) -> str:
   """The format that suits the result of `sizes` best: a key of `CLASSES`."""
   if 'KV_RANK' in found:
-    return 'deepseek_v3'
+    is_softmax = found['ROUTER'] == '@gates.TopK'
+    return 'deepseek_v2' if is_softmax else 'deepseek_v3'
   if found['ROUTER'] is None:
     return 'qwen3' if found['QK_NORM'] else 'llama'
   if found['ROUTER'] == '@gates.Sigmoid':
@@ -269,7 +292,9 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
   if kind == 'qwen3_moe':
     config |= _sparse_layers(model, found)
   if kind in HAS_SHARED:
-    config |= _sigmoid_config(kind, found)
+    config |= _shared_config(kind, found)
+  if kind in LATENT:
+    config['q_lora_rank'] = found['QUERY_RANK'] or None
   return config
 
 
@@ -281,7 +306,7 @@ def _rope_config(found: Mapping[str, Any]) -> dict[str, Any]:
   elif found['position.Rope.share'] != 1:
     raise ValueError(
       f'position.Rope.share={found["position.Rope.share"]} is not supported by'
-      ' the format deepseek_v3: choose ROPE_DIM and CONTENT_DIM instead.'
+      ' the formats of DeepSeek: choose ROPE_DIM and CONTENT_DIM instead.'
     )
   scaling = found['position.Rope.scaling']
   if scaling == 'none':
@@ -301,7 +326,7 @@ def _sparse_layers(model: Decoder, found: Mapping[str, Any]) -> dict[str, Any]:
   return {'decoder_sparse_step': found['MOE_EVERY'], 'mlp_only_layers': []}
 
 
-def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _shared_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
   shared, width = found['SHARED_D_FF'], found['EXPERT_D_FF']
   if not shared or shared % width:
     raise ValueError(
@@ -310,12 +335,20 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
     )
   config = {
     'n_shared_experts': shared // width,
-    'norm_topk_prob': True,
-    'num_nextn_predict_layers': 0,
+    'norm_topk_prob': kind in BY_BIAS,
   }
+  if kind in BY_BIAS:
+    config['num_nextn_predict_layers'] = 0
+  if kind in LATENT:
+    config['num_key_value_heads'] = found['NUM_HEADS']
+  if kind == 'deepseek_v2':
+    is_limited = found['gates.TopK.num_groups'] > 1
+    config |= {
+      'scoring_func': 'softmax',
+      'topk_method': 'group_limited_greedy' if is_limited else 'greedy',
+    }
   if kind == 'deepseek_v3':
     config |= {
-      'num_key_value_heads': found['NUM_HEADS'],
       'rope_interleave': True,
       'scoring_func': 'sigmoid',
       'topk_method': 'noaux_tc',

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from moe.models.decoder import DTYPES
 from moe.models.hugging_face import (
+  BY_BIAS,
   CLASSES,
   FIELDS,
   GRANTED,
   HAS_SHARED,
+  LATENT,
   ROPE_FIELDS,
   our_rope,
 )
@@ -27,6 +29,12 @@ _REQUIRED = {
   'scoring_func': ('sigmoid',),
   'topk_method': ('noaux_tc',),
   'quantization_config': (None,),
+}
+# The values that DeepSeek-V2 has instead.
+_SOFTMAX = {
+  'scoring_func': ('softmax',),
+  'topk_method': ('greedy', 'group_limited_greedy'),
+  'norm_topk_prob': (False,),
 }
 # Fields that `_check` accepts with any value. Most do not change the results
 # for a text that fits the model's length. Functions below read and check the
@@ -48,7 +56,7 @@ _READ = {
   'sliding_window',
 }  # fmt: skip
 # Format -> fields that transformers writes although other fields imply them.
-_REPEATED = {'deepseek_v3': {'head_dim', 'num_key_value_heads'}}
+_REPEATED = dict.fromkeys(LATENT, {'head_dim', 'num_key_value_heads'})
 _ALIASES = {
   'num_local_experts': 'num_experts',
   'num_experts': 'num_local_experts',
@@ -169,8 +177,12 @@ def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the config with defaults for fields that older files may lack."""
   config = dict(config)
   config.setdefault('tie_word_embeddings', False)
+  if kind in LATENT and config.get('q_lora_rank', 0) is None:
+    config['q_lora_rank'] = 0  # Queries have no latent.
+  if kind == 'deepseek_v2' and config.get('topk_method', 'greedy') == 'greedy':
+    config |= {'n_group': 1, 'topk_group': 1}
   heads, width = config.get('num_attention_heads'), config.get('hidden_size')
-  if kind != 'deepseek_v3' and type(heads) is type(width) is int and heads > 0:
+  if kind not in LATENT and type(heads) is type(width) is int and heads > 0:
     if config.get('num_key_value_heads') is None:
       config['num_key_value_heads'] = heads
     if config.get('head_dim') is None:
@@ -182,7 +194,8 @@ def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(kind: str, config: Mapping[str, Any]) -> None:
   """Raises ValueError at the first field that is unknown or not supported."""
-  for field, allowed in _REQUIRED.items():
+  required = _REQUIRED | (_SOFTMAX if kind == 'deepseek_v2' else {})
+  for field, allowed in required.items():
     if field in config and config[field] not in allowed:
       raise ValueError(
         f'{field}={config[field]!r} is not supported here: it must be'
@@ -198,7 +211,7 @@ def _check(kind: str, config: Mapping[str, Any]) -> None:
   for layer in config.get('layer_types') or ():
     if layer != 'full_attention':
       raise ValueError(f'layer_types with {layer!r} is not supported here.')
-  if kind in HAS_SHARED and config.get('norm_topk_prob') is not True:
+  if kind in BY_BIAS and config.get('norm_topk_prob') is not True:
     raise ValueError(
       f'norm_topk_prob={config.get("norm_topk_prob")} is not supported here:'
       ' gates.Sigmoid divides the weights of a token by their sum.'

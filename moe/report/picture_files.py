@@ -1,9 +1,14 @@
 """Writes pictures as PNG files that contain texts about the picture."""
 
 import io
+import json
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from moe import atomic_files
+from moe.runs.picture_model import Drawing, Drawn, PictureModel
 
 _GAP = 2
 _GROUND = 128
@@ -55,3 +60,41 @@ def sheet(
     top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
     made[top : top + height, left : left + width] = picture
   return made.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def write_drawn(
+  path: pathlib.Path,
+  model: PictureModel,
+  prompt: str,
+  options: Drawing,
+  drawn: Sequence[Drawn],
+) -> list[float]:
+  """Writes drawn pictures as one PNG, which says how to draw them again.
+
+  Args:
+    path: file to write.
+    model: the model that drew them.
+    prompt: the sentence.
+    options: how they were drawn.
+    drawn: the pictures.
+
+  Returns:
+    The caption loss of each picture.
+  """
+  losses = [round(one.caption_loss, 4) for one in drawn]
+  facts = {
+    'prompt': prompt,
+    'seed': options.seed,
+    'guidance': options.guidance,
+    'temperature': options.sampling.temperature,
+    'top_k': options.sampling.top_k,
+    'rerank': options.rerank,
+    'caption_losses': losses,
+    'step': model.trained.step,
+    'model_sha256': model.sha256,
+    'tokenizer_sha256': model.tokenizer.sha256,
+  }
+  text = json.dumps(facts, ensure_ascii=False)
+  image = png(sheet([one.pixels for one in drawn]), {'wudao': text})
+  atomic_files.write_file(path, image)
+  return losses

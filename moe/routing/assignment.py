@@ -20,30 +20,46 @@ NUM_PHASES = 5
 MAX_ROUNDS = 1000
 
 
-def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
+def within_groups(
+  scores_GME: Array,
+  num_groups: int,
+  top_groups: int,
+  num_choices: int = 1,
+  num_best: int = 2,
+) -> Array:
   """Sets the scores of experts outside of a token's best groups to -inf.
 
-  DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437: the score
-  of a group is the sum of its two best scores. If each group of experts is on
-  one node, a token is sent to few nodes.
+  If each group of experts is on one node, a token is sent to few nodes. The
+  score of a group is the sum of its best scores: of two in DeepSeek-V3 (2024,
+  section 2.1.2, https://arxiv.org/abs/2412.19437), of one in DeepSeek-V2 (2024,
+  section 2.2.2, https://arxiv.org/abs/2405.04434).
 
   Args:
     scores_GME: scores by which experts are chosen.
     num_groups: number of groups; each has E / num_groups neighbouring experts.
     top_groups: number of groups that a token may use.
+    num_choices: number of experts that a token chooses.
+    num_best: number of scores that are summed for a group.
 
   Raises:
-    ValueError: if experts do not divide into groups of at least two.
+    ValueError: if experts do not divide into groups of at least `num_best`, or
+      if the groups of a token have fewer experts than it chooses.
   """
   *lead, E = scores_GME.shape
-  if E % num_groups or E // num_groups < 2 or top_groups > num_groups:
+  if E % num_groups or E // num_groups < num_best or top_groups > num_groups:
     raise ValueError(
       f'num_groups={num_groups} must divide NUM_EXPERTS={E} into groups of at'
-      f' least 2, and top_groups={top_groups} must be at most num_groups:'
-      ' change one of them.'
+      f' least {num_best}, and top_groups={top_groups} must be at most'
+      ' num_groups: change one of them.'
+    )
+  if top_groups * (E // num_groups) < num_choices:
+    raise ValueError(
+      f'top_groups={top_groups} of num_groups={num_groups} hold fewer of the'
+      f' {E} experts than the {num_choices} choices of a token: raise'
+      ' top_groups.'
     )
   scores = scores_GME.reshape(*lead, num_groups, E // num_groups)
-  group_scores = jax.lax.top_k(scores, 2)[0].sum(axis=-1)
+  group_scores = jax.lax.top_k(scores, num_best)[0].sum(axis=-1)
   _, best = jax.lax.top_k(group_scores, top_groups)
   groups = jnp.arange(num_groups, dtype=best.dtype)
   is_open = jnp.any(best[..., None] == groups, axis=-2)

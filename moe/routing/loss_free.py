@@ -10,6 +10,7 @@ from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.token_choice import (
   TokenChoice,
+  check_groups,
   pick,
   plan_of_choices,
   top_k,
@@ -77,12 +78,7 @@ class Sigmoid(TokenChoice):
   def __post_init__(self):
     super().__post_init__()
     _check_several(self)
-    bounds.at_least(1, 'num_groups', self.num_groups, 'groups of experts')
-    usable = 'groups that a token may use'
-    bounds.within(
-      'top_groups', self.top_groups, usable, least=1, most=self.num_groups
-    )
-    bounds.within('scaling', self.scaling, 'of all weights', above=0)
+    check_groups(self.num_groups, self.top_groups, self.scaling)
     bounds.within('bias_rate', self.bias_rate, 'the step of the bias', least=0)
 
   def init_state(self, num_experts: int) -> State:
@@ -108,15 +104,8 @@ class Sigmoid(TokenChoice):
     # A masked expert stays masked, whatever its bias is.
     biased_GME = jnp.where(logits_GME > -jnp.inf, biased_GME, -jnp.inf)
     if self.num_groups > 1:
-      E = logits_GME.shape[-1]
-      if self.top_groups * (E // self.num_groups) < A:
-        raise ValueError(
-          f'top_groups={self.top_groups} of num_groups={self.num_groups} hold'
-          f' fewer of the {E} experts than the {A} choices of a token: raise'
-          ' top_groups.'
-        )
       biased_GME = assignment.within_groups(
-        biased_GME, self.num_groups, self.top_groups
+        biased_GME, self.num_groups, self.top_groups, A
       )
     expert_GMA = top_k(jax.lax.stop_gradient(biased_GME), A)
     probs_GME, weight_GMA = _normalised_sigmoid(

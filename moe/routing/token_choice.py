@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moe import bounds
-from moe.routing import balance, modality
+from moe.routing import assignment, balance, modality
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.types import Array, Pair
 
@@ -38,6 +38,14 @@ def pick(a_GME: Array, expert_GMA: Array) -> Array:
     is_chosen_GME = expert_GMA[..., a, None] == experts_E
     picked.append(jnp.sum(jnp.where(is_chosen_GME, a_GME, 0.0), axis=-1))
   return jnp.stack(picked, axis=-1)
+
+
+def check_groups(num_groups: int, top_groups: int, scaling: float) -> None:
+  """Raises OutOfRange if an option of routing within groups is out of range."""
+  bounds.at_least(1, 'num_groups', num_groups, 'groups of experts')
+  usable = 'groups that a token may use'
+  bounds.within('top_groups', top_groups, usable, least=1, most=num_groups)
+  bounds.within('scaling', scaling, 'of all weights', above=0)
 
 
 def rows_of_choices(
@@ -173,10 +181,18 @@ class TopK(TokenChoice):
       gradient: use Switch.
     num_spare: number of spare choices per token, see `RoutingPlan`. Their
       weights are also divided by the sum of the first k weights.
+    num_groups: number of groups of neighbouring experts, such as the experts of
+      one node.
+    top_groups: number of groups that a token may use, as in DeepSeek-V2. The
+      score of a group is its best probability.
+    scaling: factor of all weights; 16 in DeepSeek-V2.
   """
 
   renormalize: bool = True
   num_spare: int = 0
+  num_groups: int = 1
+  top_groups: int = 1
+  scaling: float = 1.0
 
   def __post_init__(self):
     super().__post_init__()
@@ -186,14 +202,20 @@ class TopK(TokenChoice):
         ' weight is always 1, so the router would get no gradient; set'
         ' gates.TopK.renormalize = False, or use gates.Switch.'
       )
+    check_groups(self.num_groups, self.top_groups, self.scaling)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
     """Chooses the k most probable experts of each token."""
     del keys_G
-    k = self.num_active
-    expert_GMA = top_k(inputs.logits_GME, k + self.num_spare)
+    k, open_GME = self.num_active, inputs.logits_GME
+    A = k + self.num_spare
+    if self.num_groups > 1:
+      open_GME = assignment.within_groups(
+        open_GME, self.num_groups, self.top_groups, A, num_best=1
+      )
+    expert_GMA = top_k(open_GME, A)
     probs_GME = jax.nn.softmax(inputs.logits_GME, axis=-1)
     if self.renormalize:
       logits_GMA = pick(inputs.logits_GME, expert_GMA)
@@ -203,6 +225,8 @@ class TopK(TokenChoice):
       weight_GMA = jnp.exp(logits_GMA - log_sum_GM1)
     else:
       weight_GMA = pick(probs_GME, expert_GMA)
+    if self.scaling != 1.0:
+      weight_GMA *= self.scaling
     losses = self.losses(inputs, probs_GME, expert_GMA[..., :k], state, train)
     return plan_of_choices(
       inputs, probs_GME, expert_GMA, weight_GMA, losses, self.num_spare

@@ -72,6 +72,11 @@ CASES = {
     {},
     lambda g, x, v: reference.top_k(x, v, 3, renormalize=False),
   ),
+  'top-k in groups': (
+    gates.TopK(3, renormalize=False, num_groups=4, top_groups=2, scaling=16.0),
+    {},
+    lambda g, x, v: reference.top_k_in_groups(x, v, 3, (4, 2, 16.0)),
+  ),
   'switch': (
     gates.Switch(),
     {},

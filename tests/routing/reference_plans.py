@@ -35,6 +35,23 @@ def top_k(logits, valid, k, renormalize=True):
   return choices
 
 
+def top_k_in_groups(logits, valid, k, options):
+  """DeepSeek-V2; `options` are num_groups, top_groups and scaling."""
+  num_groups, top_groups, scaling = options
+  choices = {}
+  for m in range(len(logits)):
+    probs = softmax(logits[m])
+    size = len(probs) // num_groups
+    worth = [max(probs[n * size : (n + 1) * size]) for n in range(num_groups)]
+    groups = best(worth, top_groups)
+    is_open = [e // size in groups for e in range(len(probs))]
+    limited = [p if o else 0.0 for p, o in zip(probs, is_open, strict=True)]
+    for e in best(limited, k):
+      if valid[m]:
+        choices[m, e] = scaling * probs[e]
+  return choices
+
+
 def gshard(logits, valid, draws):
   """GShard; `draws` has a random number per token, or is None in evaluation."""
   choices = top_k(logits, valid, 2)

@@ -222,7 +222,9 @@ def test_permuting_tokens_permutes_their_choices(name):
 
 
 ALIKE = sorted(
-  set(QUIET) - {'hash', 'null experts', 'modality-grouped', 'sigmoid in groups'}
+  set(QUIET)
+  - {'hash', 'null experts', 'modality-grouped'}
+  - {'sigmoid in groups', 'top-k in groups'}
 )
 
 
@@ -519,6 +521,10 @@ ROUTED_REFUSED = {
   'all experts': (gates.Quantile(8), 'below NUM_EXPERTS=8'),
   'groups': (gates.Sigmoid(2, num_groups=3, top_groups=2), 'must divide'),
   'few groups': (gates.Sigmoid(3, num_groups=4, top_groups=1), 'raise top_gr'),
+  'few groups of a softmax': (
+    gates.TopK(3, num_groups=4, top_groups=1),
+    'raise top_gr',
+  ),
   'hash': (gates.Hash(9), 'TOP_K=9 <= NUM_EXPERTS=8'),
   'too many reserved': (
     gates.ModalityGrouped(2, reserved=(6, 3)),
