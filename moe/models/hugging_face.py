@@ -216,7 +216,7 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
       found[f'gates.Sigmoid.{name}'] = getattr(router, name)
   elif type(router) in (TopK, Switch):
     gate = '@gates.TopK'
-    # Switch is this router with one choice and plain weights.
+    # Switch equals TopK with one choice and weights that are not renormalised.
     top_k = router if type(router) is TopK else TopK(1, renormalize=False)
     for name in (*_GROUPS, 'renormalize'):
       found[f'gates.TopK.{name}'] = getattr(top_k, name)

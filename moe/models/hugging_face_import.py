@@ -30,7 +30,7 @@ _REQUIRED = {
   'topk_method': ('noaux_tc',),
   'quantization_config': (None,),
 }
-# The values that DeepSeek-V2 has instead.
+# The allowed values of DeepSeek-V2, which replace those of `_REQUIRED`.
 _SOFTMAX = {
   'scoring_func': ('softmax',),
   'topk_method': ('greedy', 'group_limited_greedy'),
@@ -178,7 +178,7 @@ def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
   config = dict(config)
   config.setdefault('tie_word_embeddings', False)
   if kind in LATENT and config.get('q_lora_rank', 0) is None:
-    config['q_lora_rank'] = 0  # Queries have no latent.
+    config['q_lora_rank'] = 0  # Queries have no latent vector.
   if kind == 'deepseek_v2' and config.get('topk_method', 'greedy') == 'greedy':
     config |= {'n_group': 1, 'topk_group': 1}
   heads, width = config.get('num_attention_heads'), config.get('hidden_size')

@@ -69,13 +69,13 @@ def write_drawn(
   options: Drawing,
   drawn: Sequence[Drawn],
 ) -> list[float]:
-  """Writes drawn pictures as one PNG, which says how to draw them again.
+  """Writes drawn pictures as a PNG; its text says how to draw them again.
 
   Args:
     path: file to write.
-    model: the model that drew them.
-    prompt: the sentence.
-    options: how they were drawn.
+    model: the model that drew the pictures.
+    prompt: the sentence that was drawn.
+    options: how the pictures were drawn.
     drawn: the pictures.
 
   Returns:

@@ -154,7 +154,7 @@ def _questions(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _by_licence(card: Card) -> dict[str, str]:
-  """Licence -> what has it. A source ends with its licence."""
+  """Returns licence -> what has it. A source's text ends with its licence."""
   found = {}
   for what, source in card['licences']:
     licence = source.rpartition('licence ')[2]

@@ -36,7 +36,7 @@ def top_k(logits, valid, k, renormalize=True):
 
 
 def top_k_in_groups(logits, valid, k, options):
-  """DeepSeek-V2; `options` are num_groups, top_groups and scaling."""
+  """DeepSeek-V2's router; `options` are num_groups, top_groups and scaling."""
   num_groups, top_groups, scaling = options
   choices = {}
   for m in range(len(logits)):
