@@ -1,10 +1,13 @@
-r"""Scores a folding model: python -m launch.proteins score --checkpoint=DIR .
+"""Scores models of proteins: python -m launch.proteins VERB --checkpoint=DIR.
 
   score --checkpoint=runs/fold
   score --checkpoint=runs/fold --structures=./my_structures --output=scores
+  language --checkpoint=runs/chains
 
-Each score stands beside those of an ideal helix, a compact random chain and the
-nearest training chain.
+`score` is for a folding model: each score stands beside those of an ideal
+helix, a compact random chain and the nearest training chain. `language` is for
+a language model with residues: bits per residue and right 3Di letters, beside
+those of n-grams.
 """
 
 import argparse
@@ -20,9 +23,9 @@ from launch.configs import configuration, flags
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('proteins', __doc__)
-  parser.add_argument('verb', choices=['score'])
+  parser.add_argument('verb', choices=['score', 'language'])
   add = parser.add_argument
-  text = 'work directory of a run that trained a folding model'
+  text = 'work directory of the run that trained the model'
   flags.add_checkpoint_flag(parser, text)
   add('--split', default='validation', help='of the chains of the run')
   add('--structures', metavar='DIR', help='a folder of your own in their place')
@@ -71,12 +74,27 @@ def score(args: argparse.Namespace, command: str) -> int:
   return 0
 
 
+def language(args: argparse.Namespace, command: str) -> int:
+  """Scores a language model of residues, and prints a table."""
+  runtime.set_up_jax()
+  # Here, since they import JAX, and --help must answer at once.
+  from launch import token_stores
+  from moe.evaluate import score as scores
+  from moe.runs import chain_language
+
+  trained = configuration.load_run(args.checkpoint)
+  found = chain_language.scores(trained, token_stores.prepare, command)
+  print(scores.as_table(found))
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores; the exit code is 2 for an error that the user can fix."""
   args = parse(argv)
   words = sys.argv[1:] if argv is None else argv
   command = shlex.join(['python', '-m', 'launch.proteins', *words])
-  return runtime.run(lambda: score(args, command))
+  verb = {'score': score, 'language': language}[args.verb]
+  return runtime.run(lambda: verb(args, command))
 
 
 if __name__ == '__main__':
