@@ -2,11 +2,13 @@
 
   score --checkpoint=runs/fold
   score --checkpoint=runs/fold --structures=./my_structures --output=scores
+  secondary --checkpoint=runs/fold
   language --checkpoint=runs/chains
 
 `score` is for a folding model: each score stands beside those of an ideal
-helix, a compact random chain and the nearest training chain. `language` is for
-a language model with residues: bits per residue and right 3Di letters, beside
+helix, a compact random chain and the nearest training chain. `secondary` reads
+helices and strands out of the trunk of such a model. `language` is for a
+language model with residues: bits per residue and right 3Di letters, beside
 those of n-grams.
 """
 
@@ -23,7 +25,7 @@ from launch.configs import configuration, flags
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('proteins', __doc__)
-  parser.add_argument('verb', choices=['score', 'language'])
+  parser.add_argument('verb', choices=['score', 'secondary', 'language'])
   add = parser.add_argument
   text = 'work directory of the run that trained the model'
   flags.add_checkpoint_flag(parser, text)
@@ -74,6 +76,28 @@ def score(args: argparse.Namespace, command: str) -> int:
   return 0
 
 
+def secondary(args: argparse.Namespace, command: str) -> int:
+  """Scores a probe of secondary structure, and prints a table."""
+  run = configuration.load_other_run(
+    args.checkpoint, configuration.FOLDING_MODEL
+  )
+  runtime.set_up_jax()
+  # Here, since they import JAX, and --help must answer at once.
+  from moe.evaluate import score as scores
+  from moe.runs import folded, folding, protein_scores, structure_probe
+  from tasks import proteins
+
+  stores = folding.stores_of(run, proteins.prepare)
+  training, held_out = (
+    protein_scores.chosen(folding.chains_of(stores, split), args.longest)
+    for split in ('train', args.split)
+  )
+  model = folded.load(run, args.checkpoint)
+  found = structure_probe.scores(model, training, held_out, command)
+  print(scores.as_table(found))
+  return 0
+
+
 def language(args: argparse.Namespace, command: str) -> int:
   """Scores a language model of residues, and prints a table."""
   runtime.set_up_jax()
@@ -93,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parse(argv)
   words = sys.argv[1:] if argv is None else argv
   command = shlex.join(['python', '-m', 'launch.proteins', *words])
-  verb = {'score': score, 'language': language}[args.verb]
-  return runtime.run(lambda: verb(args, command))
+  verbs = {'score': score, 'secondary': secondary, 'language': language}
+  return runtime.run(lambda: verbs[args.verb](args, command))
 
 
 if __name__ == '__main__':
