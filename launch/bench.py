@@ -1,6 +1,7 @@
 r"""Measures the project: python -m launch.bench imports|moe|step.
 
-imports   times the import of each module of moe after jax, flax and optax
+imports   times the import of each module of moe, with jax, flax and optax
+          already imported
 moe       times one MoE layer, forward and backward, alone or against a variant
 step      times a training step, alone, on 8 devices against 1, or against
           another program; --gin.NAME=VALUE as in launch.train
@@ -11,8 +12,8 @@ moe --compare=tpu                  (needs the package libtpu, but no TPU)
 step --compare=mesh
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
-In each round the compared programs run one after the other. A ratio is the
-median over all rounds.
+In each round the compared programs run one after the other. The reported ratio
+is the median of the ratios of all rounds.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from moe.planning import import_times
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('bench', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   _imports_flags(
@@ -120,13 +121,13 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
 def compare(
   args: argparse.Namespace, overrides: list[str], command: str
 ) -> int:
-  """Runs the verb `moe` or `step`, and prints its report with the command."""
+  """Runs the verb `moe` or `step`; prints its report and the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
   runtime.keep_freed_memory()
-  # Imported here, since JAX reads the environment when it is imported, and the
-  # lines above set it. Also, --help needs no JAX.
+  # Imported here: JAX reads the environment on import, so the environment must
+  # be set first. Also, --help needs no JAX.
   from launch.benchmarks import layer, step
 
   if args.verb == 'step':
@@ -145,7 +146,7 @@ def _set_environment(comparison: str | None) -> None:
     flag = ' --xla_force_host_platform_device_count=8'
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
   if comparison in ('tpu', 'memory'):
-    # Programs for TPUs are only compiled, so no device of this machine is used.
+    # Programs for TPUs are compiled but not run, so JAX needs no accelerator.
     os.environ['JAX_PLATFORMS'] = 'cpu'
 
 

@@ -1,12 +1,12 @@
 r"""Compares our estimates with measurements: python -m launch.calibrate .
 
 published
-    the step times and MFU that `launch.plan` predicts, beside measurements that
-    others published; each run is a gin file
+    compares the step times and MFU that `launch.plan` predicts with
+    measurements that others published; each run is a gin file
 layer --gin_file=FILE --topology=v5p:2x2x2
-    the compiler's estimate of the seconds that one more layer adds to a step:
-    the estimate with two layers minus that with one, both without a loop over
-    layers
+    prints the compiler's estimate of the seconds, FLOPs and bytes that one more
+    layer adds to a step. We compile steps with one and with two periods of
+    layers, both without a loop over layers, and take the difference.
 
 No TPU is needed. Compiled programs are stored and reused.
 """
@@ -23,7 +23,7 @@ from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('calibrate', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True)
   published = verbs.add_parser('published', help='runs that others measured')

@@ -55,8 +55,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 def inspect(options: argparse.Namespace) -> int:
   """Runs the verb; the exit code is 1 if it finds a damaged file."""
-  # Imported here, since Orbax takes seconds to import, and --help does not need
-  # it.
+  # Here, since Orbax takes seconds to import, and --help does not need Orbax.
   from moe.runs import contents, rewind
 
   if options.verb == 'rewind':
@@ -95,7 +94,7 @@ def _print_damage(found: Iterable[tuple[int, list[str]]]) -> int:
 
 
 def _print_record(entries: dict, texts: dict[str, str]) -> int:
-  """Prints the entries as JSON, then each text without JSON's escapes."""
+  """Prints the entries as JSON, then each text as plain lines, not as JSON."""
   print(json.dumps(entries, indent=2, ensure_ascii=False))
   for key, text in texts.items():
     print(f'\n{key}:\n{text.rstrip()}')
@@ -103,7 +102,7 @@ def _print_record(entries: dict, texts: dict[str, str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb: exit code 1 for a damaged file, 2 for an error of the user."""
+  """Runs a verb; exit code: 1 for a damaged file, 2 for a user's mistake."""
   return runtime.run(lambda: inspect(parse(argv)))
 
 

@@ -4,7 +4,8 @@
   --against runs/dense_0 runs/dense_1 runs/dense_2 --output=compare.html
 
 Prints held-out bits per character for each number of training tokens, and the
-mean gain with its standard error. A gain compares two runs of the same seed.
+mean gain with its standard error. A gain is the difference between two runs of
+the same seed.
 """
 
 import argparse
@@ -49,7 +50,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace, command: str) -> int:
-  """Draws and prints the comparison; the command is shown with its scores."""
+  """Prints the comparison, and draws it if --output is given.
+
+  Args:
+    options: the parsed flags.
+    command: the command line, which is shown beside the scores.
+  """
   # Here, since --help needs no Matplotlib.
   from moe.report import comparison, comparison_page
 

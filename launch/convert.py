@@ -20,7 +20,7 @@ GIB = 2**30
 def parse(
   argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('convert', __doc__)
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   out = verbs.add_parser('to-hf', help='a trained run as a model directory')
@@ -55,7 +55,7 @@ def parse(
 
 
 def convert(options: argparse.Namespace, overrides: list[str]) -> int:
-  """Converts in either direction."""
+  """Converts weights in the direction that the verb names."""
   from moe.runs import hugging_face  # Here, since --help needs no JAX.
 
   runtime.set_up_jax()

@@ -147,7 +147,7 @@ def named_size(text: str) -> tuple[str, int]:
 
 def run_verb(args: argparse.Namespace) -> int:
   """Runs a verb; the exit code is 1 if `verify` finds a damaged store."""
-  # Imported here, since --help must answer at once.
+  # Here, since these imports are slow, and --help must answer at once.
   from tasks import inspect, stores, verify
 
   stores.load_modules(args.task_module)
@@ -178,13 +178,13 @@ def run_verb(args: argparse.Namespace) -> int:
 
 
 def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
-  """Parses TASK or TASK/SPLIT: (task, splits); TASK alone gets all `splits`."""
+  """Parses TASK/SPLIT into (task, [split]), and TASK into (task, `splits`)."""
   task, _, split = text.partition('/')
   return task, [split] if split else splits
 
 
 def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
-  """Prints stores with their problems; the exit code is 1 if there are any."""
+  """Prints stores with their problems; the exit code is 1 if one is unsound."""
   code = 0
   for store, problems in checked:
     print(f'{"UNSOUND" if problems else "sound  "} {store}')

@@ -15,7 +15,7 @@ from moe import bounds
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = runtime.parser(
     'describe', 'Describes pictures, or says which of some labels fits best.'
   )
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def describe(args: argparse.Namespace) -> int:
-  """Prints captions or labels with their scores, the best first.
+  """Prints captions or labels of each picture with scores, the best first.
 
   Raises:
     ValueError: if flags are out of range or do not suit the checkpoint, or if
@@ -88,7 +88,7 @@ def describe(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Describes pictures; the exit code is 2 for an error of the user."""
+  """Describes pictures; the exit code is 2 for an error the user can fix."""
   return runtime.run(lambda: describe(parse(argv)))
 
 

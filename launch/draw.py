@@ -17,7 +17,7 @@ from moe import atomic_files, bounds
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = runtime.parser(
     'draw', 'Draws pictures from a sentence with a trained model.'
   )
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def draw(args: argparse.Namespace) -> int:
-  """Writes the pictures.
+  """Draws the pictures, and writes them to one PNG file.
 
   Raises:
     ValueError: if flags are out of range or do not suit the checkpoint.

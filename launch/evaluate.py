@@ -4,8 +4,8 @@ r"""Scores text with a trained model: python -m launch.evaluate ...
   --checkpoint=runs/poems --text_file=mine.txt --json
   --checkpoint=runs/poems --text_file=mine.txt --compare=runs/poems_dense
 
-A text file holds one document per line; a line break inside one is written \n,
-and a backslash \\.
+A text file holds one document per line. In a document \n stands for a line
+break, and \\ for a backslash.
 """
 
 import argparse

@@ -4,7 +4,7 @@ r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR WHAT .
   --checkpoint=runs/fold --fasta=chains.fasta --out=folded --recycles=3
 
 It writes mmCIF and PDB files with pLDDT x 100 as B factors, and a page on which
-the structures can be turned. They are computed, not measured.
+the structures can be turned. The structures are computed, not measured.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def fold(args: argparse.Namespace) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since it imports JAX, and --help must answer at once.
+  # Here, since these import JAX, and --help must answer at once.
   from moe.report import fold_files
   from moe.runs import folded
 
@@ -61,7 +61,7 @@ def fold(args: argparse.Namespace) -> int:
 
 
 def text_of(path: pathlib.Path) -> str:
-  """The text of a file; ValueError if there is none."""
+  """The text of a file; raises ValueError if there is no such file."""
   if not path.is_file():
     raise ValueError(f'--fasta={path} must be a file, got none there.')
   return path.read_text('utf-8')

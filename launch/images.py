@@ -5,8 +5,8 @@ r"""Image tokenizers and scores of pictures: python -m launch.images VERB ...
   score --checkpoint=runs/pictures --num=200
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains a tokenizer, and
---gin_file=runs/pictures_cpu.gin a model that draws and describes.
+--workdir=runs/fashion_codes` trains a tokenizer. With
+--gin_file=runs/pictures_cpu.gin it trains a model that draws and describes.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
 
 
 def score_model(args: argparse.Namespace, command: str) -> int:
-  """Prints the scores of a model of pictures, and writes the page."""
+  """Prints the scores of a picture model, and writes their page."""
   # Here, since --help needs no JAX.
   from moe.runs import picture_model, picture_scores
 

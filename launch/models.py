@@ -1,11 +1,11 @@
 """Prints a table of models: python -m launch.models [--json] [NAME ...].
 
-A row is a model of gin_configs/models, or only the named ones. It has the total
-parameters, the active ones (those that one token passes through), the published
-numbers from the comment of the gin file, FLOPs per token, and bytes of the
-parameters. If our total differs from the published one by more than 1%, the
-table gives the reason that the gin file states. All numbers come from shapes,
-so no array is made.
+Each row is a language model of gin_configs/models. Without NAME the table has
+all of them. A row has the number of parameters, the number of active parameters
+(those that one token passes through), the published numbers from the comment of
+the gin file, FLOPs per token, and bytes of the parameters. If our total differs
+from the published one by more than 1%, the table gives the reason that the gin
+file states. All numbers come from shapes, so no array is made.
 """
 
 import argparse
@@ -19,14 +19,18 @@ from launch import runtime
 from launch.configs import configuration
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
-# A model file becomes a run together with these files.
+# A model file and these files together describe a run.
 _REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
-# FLOPs are counted at this sequence length, since attention's depend on it.
+# FLOPs are counted at this sequence length. FLOPs of attention depend on it.
 LENGTH = 2048
 
 
 def names() -> list[str]:
-  """Names of all models; `*decoder.gin` is left out, since it sets no sizes."""
+  """Names of all language models.
+
+  A decoder file sets no sizes, and trunk and folding models are no language
+  models, so they are left out.
+  """
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
   others = ('decoder', 'trunk', 'folding')
   return [
@@ -37,7 +41,7 @@ def names() -> list[str]:
 
 
 def loaded(name: str):
-  """Loads a run with this model; the run has a small corpus that is not read.
+  """Loads a run with this model. The run's small corpus is never read.
 
   Raises:
     ValueError: if there is no such model.

@@ -1,18 +1,19 @@
 r"""Predicts what a run costs: python -m launch.plan .
 
 --gin_file=gin_configs/runs/poems_cpu.gin
-    prints parameters, FLOPs, bytes, chip-hours and expected drops, which it
-    computes from shapes alone
+    prints parameters, FLOPs, bytes, chip-hours and the expected share of
+    dropped tokens, all computed from shapes
 --gin_file=FILE --topology=v5p:8x16x16
     compiles the training step for those chips, on this machine, and says what
     each chip holds, sends and computes, and how long that takes
 --gin_file=FILE --topology=v5p:8x16x16 --slices=2
-    does the same for two slices, and says what crosses the network between them
+    does the same for two slices, and says what crosses the network between the
+    slices
 --gin_file=FILE --topology=v5p:8x8x8 --search
     proposes a mesh with its settings, and says why other meshes cannot work
 
-A topology of v4, v5p or tpu7x has three dims, one of v5e or v6e has two. No TPU
-is needed.
+A topology has three dims for v4, v5p and tpu7x, and two dims for v5e and v6e.
+No TPU is needed.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from moe.scale import topology
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('plan', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])

@@ -5,11 +5,11 @@
   secondary --checkpoint=runs/fold
   language --checkpoint=runs/chains
 
-`score` is for a folding model: each score stands beside those of an ideal
-helix, a compact random chain and the nearest training chain. `secondary` reads
-helices and strands out of the trunk of such a model. `language` is for a
-language model with residues: bits per residue and right 3Di letters, beside
-those of n-grams.
+`score` and `secondary` score a folding model. `score` prints each score beside
+the scores of three baselines: an ideal helix, a compact random chain, and the
+nearest training chain. `secondary` tells helix, strand and coil from the states
+of the trunk. `language` scores a language model that reads residues: bits per
+residue, and the share of 3Di letters that it predicts, beside n-grams.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def score(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since they import JAX, and --help must answer at once.
+  # Here, since these import JAX, and --help must answer at once.
   from moe.report import protein_scores_page
   from moe.runs import folded, folding, protein_scores
   from tasks import proteins

@@ -19,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write(options: argparse.Namespace) -> int:
-  """Writes the page and prints its path."""
+  """Writes the page, and prints its path."""
   print(runtime.write_page('run', options.directory, options.output))
   return 0
 

@@ -3,10 +3,10 @@
   --checkpoint=runs/poems --html=scorecard.html
   --checkpoint=runs/poems --against=runs/poems_dense --suite=full --json
 
-A scorecard has benchmarks with intervals and the score of guessing, languages
-on one scale, loss per character beside baselines, the cost of the run, and the
-benchmark items that occur in the training text. Scores are stored, so a second
-call reads them.
+A scorecard shows scores on benchmarks with intervals, beside the score of
+guessing; the loss per character in each language, beside baselines; the cost of
+the run; and the benchmark items that occur in the training text. Scores are
+stored, so a second call only reads them.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def show(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints a scorecard; the exit code is 2 for an error of the user."""
+  """Prints a scorecard; the exit code is 2 for an error the user can fix."""
   options = parse(argv)
   words = ['python', '-m', 'launch.scorecard']
   return runtime.run(lambda: show(options, words))

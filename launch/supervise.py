@@ -4,9 +4,9 @@ python -m launch.supervise -- python -m launch.train --gin_file=F --workdir=DIR
 
 COMMAND runs again at once after exit code 75, and after a pause if it crashed.
 It does not run again after exit code 0, after 2 (a mistake of the user), or
-after three crashes at the same step; kills and preemptions are no crashes.
-DIR/attempts.jsonl has a line for each attempt. The exit code is that of
-COMMAND, or 1 if COMMAND keeps crashing.
+after three crashes at the same step. Kills and preemptions do not count as
+crashes. DIR/attempts.jsonl has a line for each attempt. The exit code is that
+of COMMAND, or 1 if COMMAND keeps crashing.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from moe.runs import supervise
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the command after `--`)."""
+  """Parses the command line into (flags, words of the command after `--`)."""
   parser = runtime.parser(
     'supervise', __doc__, usage='%(prog)s [FLAGS] -- COMMAND'
   )

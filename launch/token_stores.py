@@ -1,7 +1,7 @@
 """Makes the stores that a verb needs.
 
-Token stores are made in a child process, because that needs TensorFlow, which
-no process with a model imports.
+Making token stores needs TensorFlow, which a process with a model never
+imports. So a child process makes them.
 """
 
 import glob
@@ -24,20 +24,21 @@ def prepare(
 ) -> str:
   """Makes token stores that are missing or out of date.
 
-  One process makes a store with `tasks.stores.prepare`. The processes on other
-  hosts wait for it.
+  One process makes a store, with `tasks.stores.prepare`. The processes on other
+  hosts wait until the store is there.
 
   Args:
     wanted: (task or mixture, its splits) pairs.
     cache_dir: directory of all token stores.
-    vocabulary: file of the vocabulary that tokenises.
-    vocab_size: number of pieces of the vocabulary. Without a file, a vocabulary
-      of this size is trained on the first task.
+    vocabulary: file of the vocabulary to tokenise with.
+    vocab_size: number of pieces of the vocabulary. If no file is given, a
+      vocabulary of this size is trained on the first task.
     task_modules: modules or files of a user that declare tasks.
     ranges: name -> size of each id range that follows the text range.
 
   Returns:
-    The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
+    The vocabulary's directory. `moe.data.store.find_stores` finds the stores
+    there.
 
   Raises:
     SystemExit: if a store cannot be made.
@@ -68,9 +69,9 @@ def prepare(
 def prepare_pictures(
   names: Sequence[str], pixels: int, cache_dir: str | os.PathLike
 ) -> dict[str, dict[str, str]]:
-  """Makes missing stores of pictures, as `tasks.pictures.stores.prepare` does.
+  """Makes missing picture stores; see `tasks.pictures.stores.prepare`.
 
-  They need no TensorFlow, so this process makes them.
+  This needs no TensorFlow, so no child process is needed.
   """
   # Here, since it imports NumPy, and --help must answer at once.
   from tasks.pictures import stores
@@ -79,7 +80,7 @@ def prepare_pictures(
 
 
 def read_picture(path: str, size: int) -> Any:
-  """A picture file as uint8 [size, size, 3], see `tasks.pictures.decoding`."""
+  """Reads a picture file as uint8 [size, size, 3]; see `decoding.read`."""
   # Here, since it imports NumPy, and --help must answer at once.
   from tasks.pictures import decoding
 
@@ -89,7 +90,7 @@ def read_picture(path: str, size: int) -> Any:
 def prepare_chains(
   names: Sequence[str], longest: int, cache_dir: str | os.PathLike
 ) -> dict[str, dict[str, str]]:
-  """Makes missing stores of chains, as `tasks.proteins.prepare` does."""
+  """Makes missing stores of protein chains; see `tasks.proteins.prepare`."""
   # Here, since it imports NumPy, and --help must answer at once.
   from tasks import proteins
 
@@ -105,11 +106,11 @@ def check_tasks(
   """Checks the names of tasks at once, before a model is made or read.
 
   Args:
-    names: tasks and mixtures; one that has a store need not be declared.
+    names: tasks and mixtures. A name that has a store need not be declared.
     cache_dir: directory of all token stores.
     task_modules: modules or files of a user. They may import TensorFlow, so
-      only a dry run imports them here. Otherwise the child that makes the
-      stores checks the names.
+      only a dry run imports them here. Otherwise the child process that makes
+      the stores checks the names.
     is_dry_run: whether this process only checks the configuration.
 
   Raises:

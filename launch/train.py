@@ -21,7 +21,7 @@ from moe.train import goodput
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('train', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
@@ -45,7 +45,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
-  """Trains; the exit code is 0, or 75 if a signal ended the training."""
+  """Trains a model; the exit code is 75 if a signal ended the training.
+
+  Args:
+    args: the parsed flags.
+    overrides: NAME=VALUE texts of --gin. flags.
+    begin: when the process began, in seconds of `time.monotonic`.
+  """
   if args.safe:
     safety.check(args.gin_file)
   config = configuration.read(args.gin_file, overrides)
@@ -61,7 +67,7 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
       data.task_modules,
       args.dry_run,
     )
-  # Here, since a misspelt name need not wait for Orbax.
+  # Here, so that the error for a misspelt task need not wait for Orbax.
   from moe.runs import folding, image_tokenizer, preflight, training
 
   preflight.open_workdir(args.workdir)

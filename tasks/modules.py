@@ -26,7 +26,7 @@ _loaded: set[str] = set()
 
 
 def named() -> list[str]:
-  """Importable names of all modules that `locate` has found, in order."""
+  """The importable names of all modules that `locate` has found so far."""
   return list(_named)
 
 
@@ -114,7 +114,7 @@ def _locate_name(module: str) -> str:
 
 
 def _origin(name: str) -> str | None:
-  """The file of a module or None; this imports the parent package."""
+  """The file of a module, or None; the search imports the parent package."""
   try:
     spec = importlib.util.find_spec(name)
   except ModuleNotFoundError:
@@ -146,7 +146,7 @@ def _load(module: str, name: str) -> None:
 
 
 def declared() -> set[str]:
-  """Names of all tasks and mixtures, seqio's included if seqio is imported."""
+  """Names of all tasks and mixtures, also seqio's if seqio is imported."""
   of_seqio_alone = {provider.name for provider in of_seqio()}
   return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
 
@@ -157,7 +157,7 @@ def check_declared(name: str) -> None:
 
 
 def of_seqio() -> list[Any]:
-  """Tasks and mixtures that only seqio has; none if seqio is not imported."""
+  """Tasks and mixtures declared only in seqio; [] if seqio is not imported."""
   seqio = sys.modules.get('seqio')
   if seqio is None:
     return []

@@ -34,8 +34,8 @@ class DocumentSource(seqio.FunctionDataSource):
     self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
     del shuffle_files, seed  # The token store fixes the order.
-    # The first document is read here, so that errors of a corpus are raised
-    # here. Inside tf.data they would become a page of traceback.
+    # This reads the first document, so that errors of a corpus are raised here.
+    # Inside tf.data they would become a page of traceback.
     next(self.documents(split), None)
     return tf.data.Dataset.from_generator(
       lambda: self.documents(split),
@@ -129,10 +129,10 @@ class StoreMixture(seqio.Mixture):
 
 
 class Codes(seqio.PassThroughVocabulary):
-  """Takes the place of the tokeniser for a feature that is not text.
+  """Takes the place of the vocabulary for a feature that is not text.
 
   Attributes:
-    range: name of the id range of the codes, as in `moe.data.records.Feature`.
+    range: name of the codes' id range, as in `moe.data.records.Feature`.
     is_block: whether all tokens of the feature see each other.
     tokenizer: SHA-256 of the tokenizer that made the codes, or ''.
     grid: (rows, columns) of the codes of a picture, or ().
@@ -146,7 +146,7 @@ class Codes(seqio.PassThroughVocabulary):
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
-  """Name -> description of each feature of a task that is not text."""
+  """Name -> description, for the task's features that are not text."""
   return task.kinds if isinstance(task, codes.CodeTask) else {}
 
 

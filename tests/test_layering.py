@@ -42,7 +42,7 @@ FILES = sorted(
 
 
 def imports(path, is_top_level=False):
-  """Full names that a file imports, anywhere or only outside of functions."""
+  """Full names that a file imports, everywhere or only at its top level."""
   tree = ast.parse((ROOT / path).read_text(encoding='utf-8'))
   for node in tree.body if is_top_level else ast.walk(tree):
     if isinstance(node, ast.Import):

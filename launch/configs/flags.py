@@ -1,4 +1,4 @@
-"""Flags that several verbs have."""
+"""Command-line flags that several verbs have."""
 
 import argparse
 import sys
@@ -35,7 +35,7 @@ def add_checkpoint_flag(
   text: str = 'work directory of a run, or one step in its checkpoints; for a'
   ' run, the best step if one is recorded, else the latest',
 ) -> None:
-  """Adds the flag --checkpoint, which must be given, with its help."""
+  """Adds the required flag --checkpoint, with `text` as its help."""
   parser.add_argument('--checkpoint', required=True, metavar='DIR', help=text)
 
 
@@ -54,10 +54,10 @@ def add_task_module_flag(parser: argparse.ArgumentParser) -> None:
 def parse(
   parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses a command line: (flags, the NAME=VALUE texts of --gin. flags).
+  """Parses a command line into (flags, NAME=VALUE texts of --gin. flags).
 
   Args:
-    parser: the parser of the verb; it does not see the --gin. flags.
+    parser: the parser of the verb. It does not see the --gin. flags.
     argv: words of the command line, by default those of this process.
   """
   argv = list(sys.argv[1:] if argv is None else argv)

@@ -9,8 +9,8 @@ from moe.evaluate import score
 
 # At most this many numbers are drawn at once, to bound the memory.
 DRAWS_PER_CHUNK = 1 << 22
-# This number is enough: with more resamples, the ends of an interval would move
-# by at most a few percent of its width.
+# With more resamples than this, the ends of an interval would move by at most a
+# few percent of its width.
 _RESAMPLES_OF_SCORES = 1000
 
 

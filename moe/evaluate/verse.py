@@ -94,7 +94,7 @@ def are_tones_opposed(
 ) -> bool:
   """Whether two lines have opposite tone classes at all places that count.
 
-  These are characters 2, 4, ... and the last one.
+  The places that count are the characters 2, 4, ... and the last one.
   """
   if len(up) != len(down):
     return False
@@ -144,9 +144,9 @@ def longest_copied_run(text: str, train_text: str) -> int:
 def class_agreement(
   up: str, down: str, classes: Mapping[str, str]
 ) -> tuple[int, int]:
-  """(places of two lines with one class, places where a class is known).
+  """(places where two lines have equal classes, places that count).
 
-  Only places count where at least one of the two characters has a class.
+  A place counts if at least one of its two characters has a class.
   """
   known = [
     (classes.get(a), classes.get(b)) for a, b in zip(up, down, strict=False)
@@ -170,7 +170,7 @@ def shared_rhyme(lyric: str, readings: Readings) -> float:
 
 
 def load_classes() -> dict[str, str]:
-  """The class of each character of `word_classes.txt`."""
+  """Loads the class of each character from `word_classes.txt`."""
   text = pathlib.Path(__file__).with_name('word_classes.txt')
   found = {}
   for line in text.read_text(encoding='utf-8').splitlines():
@@ -266,7 +266,7 @@ def _mean(values: Sequence[float]) -> float:
 def _originality(
   texts: Sequence[str], lines: Sequence[str], train_text: str
 ) -> dict[str, float]:
-  """What is copied, and how varied the lines are."""
+  """Measures how much is copied, and how varied the lines are."""
   return {
     'lines that stand in the training text': _mean(
       [line in train_text for line in lines]
@@ -285,7 +285,7 @@ def measure_couplets(
   readings: Readings,
   entering: frozenset[str],
 ) -> dict[str, float]:
-  """The figures of second lines whose first lines were given."""
+  """Computes the numbers of second lines of couplets, given the first lines."""
   pairs = list(zip(firsts, seconds, strict=True))
   classes = load_classes()
   found = [class_agreement(*pair, classes) for pair in pairs]
@@ -311,13 +311,13 @@ def measure_lyrics(
   train_text: str,
   readings: Readings,
 ) -> dict[str, float]:
-  """The figures of ci.
+  """Computes the numbers of ci, lyrics that follow the form of a tune.
 
   Args:
-    lyrics: without the names of their tunes.
-    shapes: for each one the lengths of lines that lyrics of its tune have.
+    lyrics: lyrics without the names of their tunes.
+    shapes: for each lyric, the shapes that its tune has, see `shape_of`.
     train_text: all training text.
-    readings: of a character.
+    readings: gives the readings of a character.
   """
   return {
     'a form of its tune, share of lyrics': _mean(

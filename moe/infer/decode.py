@@ -42,7 +42,7 @@ class Functional(Protocol):
     """Float32 logits [.., V] of hidden [.., D]."""
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits in which only ids of the target's range compete."""
+    """Logits, very small ones for ids outside the range of the target."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""
@@ -140,7 +140,7 @@ def prefill(
 
   Returns:
     (logits_BV of the token after each prompt, the cache with T more entries).
-    With a section, V are the codes of that range of ids.
+    If `section` names a range of ids, V counts only the codes of this range.
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
   T = prompts.tokens_BT.shape[1]
@@ -197,8 +197,8 @@ def read_token(
   """Reads a batch of `token_batch` into the cache.
 
   Returns:
-    (logits_BV of the next tokens, the cache with one more entry). With a
-    section, V are the codes of that range of ids.
+    (logits_BV of the next tokens, the cache with one more entry). If `section`
+    names a range of ids, V counts only the codes of this range.
   """
   outputs = functional.apply(params, state, batch, None, False, cache)
   logits_BV = functional.head(params, outputs.hidden[:, 0], section)
@@ -224,7 +224,7 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Carry]:
-  """Draws one token per row and stores it in the carry."""
+  """Draws one token per row; returns the tokens, and a carry with them."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # Each row has its own key, so its draw does not depend on the other rows.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
@@ -363,7 +363,7 @@ def generate(
     name: _of_places([p.extras[name] for p in prompts], num_rows, num_places)
     for name in prompts[0].extras
   }
-  # All different jump tables are stacked; prompts with equal tables share one.
+  # Each jump table is stacked once, even if several prompts use it.
   starts, stacked, num_jump_rows = {}, [], 0
   for table in (prompt.table for prompt in prompts):
     if id(table) not in starts:

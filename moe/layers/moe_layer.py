@@ -86,11 +86,11 @@ def check_groups(
 
 
 def tokens_per_group(sequence_length: int) -> int:
-  """M where nobody sets it: a part of a sequence, whatever the devices.
+  """The default of M: a part of a sequence, on any number of devices.
 
   Returns:
-    The greatest divisor of the length up to 1024. A length with no divisor from
-    128 to 1024 is one group, since small groups drop many tokens.
+    The greatest divisor of the length up to 1024. If no divisor is from 128 to
+    1024, it is the length itself, since small groups drop many tokens.
   """
   meaning = 'tokens per sequence'
   bounds.at_least(1, 'sequence_length', sequence_length, meaning)
@@ -109,7 +109,7 @@ class MoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: experts per token; the mean of that where experts choose.
+    top_k: experts per token; their mean number if experts choose tokens.
     router: makes the router, given `num_active`.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
@@ -119,10 +119,10 @@ class MoE(nn.Module):
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the default is one device.
     dtype: compute dtype of the experts; routing is float32.
-    output_scale: factor of the initial values of the experts' last products.
+    output_scale: factor of the initial values of the experts' last matrices.
     router_scale: factor of the router's initial values.
-    num_modalities: losses and counts of the router are also reported for each
-      of the first so many modalities; 1 for the whole alone.
+    num_modalities: the router's losses and counts are also reported separately
+      for this many modalities; 1 reports only those of all tokens.
   """
 
   num_experts: int
@@ -151,7 +151,7 @@ class MoE(nn.Module):
     )
     factories = self.router, self.dispatch, self.exchange
     parts = moe_parts.make_parts(sizes, self.top_k, *factories, self.layout)
-    # This is no field, so flax neither copies nor compares it.
+    # `_parts` is not a field, so flax neither copies nor compares it.
     object.__setattr__(self, '_parts', parts)
     super().__post_init__()
 
@@ -181,7 +181,7 @@ class MoE(nn.Module):
     )
 
   def update_state(self, state: dict[str, State]) -> dict[str, State]:
-    """This layer's state after a step; its router acts on what it observed.
+    """The layer's state after a step, updated from what the router observed.
 
     Args:
       state: 'router' -> the router's state; arrays may have a leading dim that
@@ -193,7 +193,7 @@ class MoE(nn.Module):
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
-    """[B, T, D] to [B, T, D]; dropless unless training."""
+    """Applies the layer to [B, T, D]; evaluation drops no token."""
     router = self._parts.router
     E, D = self.num_experts, x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(

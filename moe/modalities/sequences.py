@@ -2,9 +2,10 @@
 
 import re
 
-# One-letter names beside the twenty, and what they are read as.
+# One-letter names beside the twenty; each is read as an unknown residue.
 _UNKNOWN = 'XBZJUO'
-# The twenty are those of `moe.modalities.residues`, which imports NumPy.
+# The twenty are the same as in `moe.modalities.residues`. That file imports
+# NumPy, so we do not import it here.
 _ALLOWED = set('ACDEFGHIKLMNPQRSTVWY' + _UNKNOWN)
 
 
@@ -16,8 +17,8 @@ def cleaned(sequence: str, name: str = 'the sequence') -> str:
   are read as an unknown residue.
 
   Args:
-    sequence: as the user gave it.
-    name: what messages call it.
+    sequence: the sequence as the user gave it.
+    name: name of the sequence in messages.
 
   Raises:
     ValueError: if no residue is left, or if a letter is no residue.
@@ -48,7 +49,7 @@ def of_fasta(text: str) -> dict[str, str]:
     text: lines that begin with '>' name a sequence; the others hold it.
 
   Raises:
-    ValueError: if the text is no FASTA, or a sequence is wrong.
+    ValueError: if the text is not in FASTA format, or a sequence is wrong.
   """
   parts = {}
   name = None

@@ -29,12 +29,12 @@ class StepSummary(NamedTuple):
 def chosen(
   path: epath.PathLike, step: int | None
 ) -> tuple[epath.Path, list[int]]:
-  """The directory of the steps, and the steps that the user has chosen.
+  """Returns (directory of all steps, numbers of the chosen steps).
 
   Args:
     path: directory of a run, its folder `checkpoints`, or one of its steps.
-    step: number of the chosen step. None chooses the step that `path` names, or
-      all steps in ascending order if `path` is no step.
+    step: number of the chosen step. None chooses the step that `path` names. If
+      `path` names no step, None chooses all steps, in ascending order.
 
   Raises:
     ValueError: if the chosen step does not exist.
@@ -74,8 +74,8 @@ def damage(
   Args:
     directory: directory of the steps.
     steps: numbers of the steps to check.
-    is_foreign: whether to look first for what a stranger could do with them;
-      see `moe.checkpoint.foreign`.
+    is_foreign: True for steps from a stranger. The check then looks first for
+      files that could harm this machine, see `moe.checkpoint.foreign`.
   """
   for step in steps:
     path = directory / str(step)

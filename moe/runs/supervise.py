@@ -133,7 +133,7 @@ class Policy:
     return Decision('crash', max(wait, self._until_allowed(now)), code, reason)
 
   def _back_off(self, step: int | None) -> float:
-    """Seconds to wait; they double until an attempt gets further."""
+    """Seconds to wait; the time doubles until an attempt gets further."""
     if step is not None and step > self._furthest:
       self._furthest, self._stuck = step, 0
     # The bound of the exponent avoids an overflow after very many attempts.
@@ -155,7 +155,8 @@ class Policy:
 def signal_of(code: int) -> int | None:
   """The number of the signal that ended a process; None if there was none.
 
-  `subprocess` gives a code below 0 for a signal, a shell a code above 128.
+  For a signal, `subprocess` gives a code below 0, and a shell gives a code
+  above 128.
   """
   if code < 0:
     return -code
@@ -200,7 +201,7 @@ def supervise(
     command: the program and its arguments.
     workdir: directory of the run, which holds log.jsonl.
     log: file to which each attempt adds a line of JSON.
-    limits: how often the command is run again.
+    limits: limits for the number of attempts and the time between them.
 
   Returns:
     The exit code: 0 if the command has finished, 2 after a mistake of the user,
@@ -277,7 +278,7 @@ class _Child:
 
 
 def _shell_code(code: int) -> int:
-  """The exit code of a process; a signal becomes a shell's code, above 128."""
+  """The exit code that a shell gives: after a signal, 128 + its number."""
   return 128 - code if code < 0 else code
 
 

@@ -72,7 +72,7 @@ def test_probabilities_of_all_symbols_sum_to_one():
   # symbols x, seen and unseen.
   train = ['abac', 'ba']
   end = 2 ** -ngram_bits(train, ['a'], 1)
-  p_a = end  # P(a) P(end)
+  p_a = end  # This is P(a) P(end). `others` has P(x) P(end) for b, c and d.
   others = [2 ** -ngram_bits(train, [x], 1) for x in 'bcd']
   # The counts are a 3, b 2, c 1 and end 2, so there are 8 tokens of 4 kinds.
   p_end = (2 + 4 / NUM_SYMBOLS) / 12

@@ -74,7 +74,7 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
     full = full_logits(tokens[row, : length + steps])[length - 1 :]
     ours = np.stack([logits[row] for logits in cached])
     np.testing.assert_allclose(ours, full, atol=1e-4)
-    # The logits of two places differ, so the comparison above can fail.
+    # The logits of neighbouring places differ, so the comparison can fail.
     assert np.abs(np.diff(full, axis=0)).max() > 0.1
 
 
@@ -149,7 +149,8 @@ def test_a_sample_ends_at_the_end_mark_or_at_the_limit(bigram):
 
 
 def test_free_text_never_holds_padding_unknown_or_unused_ids(bigram):
-  # The model has 24 logits, the vocabulary has 6 pieces, and one is unused.
+  # The model has 24 logits, and the vocabulary has 6 pieces. Only pieces 3 and
+  # 4 have a text.
   table = forms.free_table([None, None, None, 'a', 'b', None], EOS)
   written = generate(
     bigram, [[3]] * 8, Sampling(temperature=5.0), 16, tables=[table] * 8
@@ -202,7 +203,8 @@ def test_a_block_of_the_prompt_is_read_as_in_training(bigram):
     decode.prefill(Recorded(), params, state, prompts, cache, modality)
     return np.zeros((2, 1), np.int32), np.zeros(2, np.int32)
 
-  # Place 1 reads token 5 and predicts the block, places 2 to 4 read the block.
+  # Place 1 reads token 5 and predicts the first token of the block. Places 2 to
+  # 4 read the block.
   prompts, blocks = [[5, 6, 7, 8, 9], [5]], [[0, 1, 1, 1, 0], [0]]
   rows = [*map(decode.RowPrompt, prompts, [FREE] * 2, blocks)]
   decode.generate(prefill, params, state, rows, 1)
@@ -239,8 +241,8 @@ class Told:
 
 def test_the_model_is_told_the_extras_of_each_token_it_reads():
   write = decode.build_writer(Told(), Sampling(0.0), EOS)
-  # The first prompt has two tokens, the second has one. The model only sees
-  # extras, so it predicts the right numbers only if each token gets its own.
+  # The first prompt has two tokens, the second has one. The model only reads
+  # extras. So it predicts the right numbers only if each token gets its extra.
   prompts = [
     decode.RowPrompt([3, 3], FREE, (), {'row': np.array([4, 5, 6, 7, EOS])}),
     decode.RowPrompt([3], FREE, (), {'row': np.array([8, 9, EOS])}),

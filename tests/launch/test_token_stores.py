@@ -1,4 +1,4 @@
-"""When the child process that makes token stores starts, and its command."""
+"""Tests when the child process for token stores starts, and its command."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from tasks import modules
 
 @pytest.fixture
 def commands(monkeypatch):
-  """Records the commands of child processes instead of running them."""
+  """A list of the commands of child processes, which are not run."""
   commands = []
 
   def run(command, **options):
@@ -25,7 +25,7 @@ def commands(monkeypatch):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-  """A task module that must not be run in this process."""
+  """The path of a task module that raises an error if it is run."""
   for name, empty in (('ROOTS', {}), ('_named', [])):
     monkeypatch.setattr(modules, name, empty)
   monkeypatch.setattr(sys, 'path', [*sys.path])

@@ -51,7 +51,7 @@ def test_a_model_stands_beside_a_trigram_and_real_poems(
     '1.000',
     '1.000',
   ]
-  # The whole poem with its punctuation is copied, which is one run of 24.
+  # The whole poem is copied: 24 characters with its punctuation.
   assert measures['longest copied run, mean characters'][2] == '24.000'
   measures = couplets['measures']
   assert measures['as long as the first line, share of couplets'][2] == '1.000'

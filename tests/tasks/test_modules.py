@@ -1,4 +1,4 @@
-"""Task modules of a user are loaded, or an error gives the reason."""
+"""A user's task modules are loaded, or an error says why they are not."""
 
 import sys
 
@@ -14,7 +14,10 @@ registry.add_text_task('t_one', source, lambda r: r['text'])
 
 @pytest.fixture
 def write(tmp_path, monkeypatch, declare):
-  """Writes module files; the registry and Python forget them after the test."""
+  """A function that writes a module file and returns its path.
+
+  After the test the modules are removed from the registry and from Python.
+  """
   for name, empty in (('ROOTS', {}), ('MODULE_OF', {}), ('_named', [])):
     monkeypatch.setattr(modules, name, empty)
   monkeypatch.setattr(modules, '_loaded', set())

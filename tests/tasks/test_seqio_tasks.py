@@ -1,4 +1,4 @@
-"""Declared tasks read through seqio, also with the README's five lines."""
+"""Seqio reads declared tasks, also with the five lines of the README."""
 
 import pathlib
 import re
