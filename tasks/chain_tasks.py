@@ -9,6 +9,9 @@ each letter from the residues alone.
 3Di letters describe the structure around each residue (van Kempen et al. 2023,
 https://doi.org/10.1038/s41587-023-01773-0). mini3di computes them from the
 backbone.
+
+These tasks need NumPy, so `tasks.mixtures` does not declare them: a run sets
+TASK_MODULES = ('tasks.chain_tasks',).
 """
 
 from collections.abc import Iterator
@@ -18,7 +21,13 @@ import numpy as np
 
 from moe.data.records import Feature
 from moe.modalities import protein
-from tasks import codes, proteins, splits
+from tasks import (
+  builtin,  # noqa: F401  It declares builtin_poems.
+  codes,
+  proteins,
+  registry,
+  splits,
+)
 
 # Residues of the longest chain of these tasks.
 LONGEST = 255
@@ -139,4 +148,8 @@ codes.add_task(
     'targets': Feature('structure', is_block=True),
     'place': Feature(),
   },
+)
+registry.add_mixture(
+  'chains_and_poems',
+  ('proteins', 'proteins_3di', 'proteins_3di_at_once', 'builtin_poems'),
 )

@@ -9,7 +9,6 @@ documents that another corpus holds out. There is one exception: four of the
 
 from tasks import (  # noqa: F401  These imports declare the tasks.
   builtin,
-  chain_tasks,
   ci,
   classics,
   couplets,
@@ -31,12 +30,6 @@ VERSE = ('poems_shi', 'poems_inverse', 'ci', 'couplets_verse_lm')
 CLASSICAL = ('poems_shi', 'ci', 'qu', 'classics')
 MODERN = ('luxun_hant', 'novels_hant', 'react_docs', 'laws', 'persona_prompts')
 TALK = ('kdconv', 'crosswoz', 'chatterbot')
-CHAINS = (
-  'proteins',
-  'proteins_3di',
-  'proteins_3di_at_once',
-  'builtin_poems',
-)
 PAIRS = ('tatoeba_en_zh', 'tatoeba_zh_en', 'law_en_zh', 'law_zh_en')
 
 registry.add_mixture('builtin', BUILTIN)
@@ -46,4 +39,3 @@ registry.add_mixture('zh_prose', MODERN)
 registry.add_mixture('zh_talk', TALK)
 registry.add_mixture('zh_mix', CLASSICAL + MODERN + TALK)
 registry.add_mixture('zh_en', PAIRS)
-registry.add_mixture('chains_and_poems', CHAINS)
