@@ -59,6 +59,8 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.3',
     'array-record>=0.8.3',
+    # A compressor beside the loss per character; Python has it from 3.14 on.
+    'backports.zstd>=1; python_version < "3.14"',
     # SSIM in the report on an image tokenizer.
     'dm-pix>=0.4.4',
     # Reads structures of proteins, and knows the atoms of the residues.

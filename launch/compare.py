@@ -12,12 +12,15 @@ import argparse
 import functools
 import json
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import written
+from launch.later import Later
+
+comparison = Later('moe.report.comparison')
+comparison_page = Later('moe.report.comparison_page')
 
 FIGURES = ('.html', '.png', '.svg')
 
@@ -56,9 +59,6 @@ def compare(options: argparse.Namespace, command: str) -> int:
     options: the parsed flags.
     command: the command line, which is shown beside the scores.
   """
-  # Here, since --help needs no Matplotlib.
-  from moe.report import comparison, comparison_page
-
   read = functools.partial(
     comparison.read_run, configured=written.seed_and_tasks
   )
@@ -81,8 +81,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the comparison; the exit code is 2 if runs cannot be compared."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.compare', *words])
+  command = runtime.command_line('compare', argv)
   return runtime.run(lambda: compare(parse(argv), command))
 
 

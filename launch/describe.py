@@ -8,10 +8,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch import runtime, token_stores
+from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from launch.runtime import log
 from moe import bounds
+
+picture_model = Later('moe.runs.picture_model')
+recognition = Later('moe.runs.recognition')
+decoding = Later('tasks.pictures.decoding')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -60,9 +65,6 @@ def describe(args: argparse.Namespace) -> int:
     ValueError: if flags are out of range or do not suit the checkpoint, or if
       a picture cannot be read.
   """
-  # Here, since --help needs no JAX.
-  from moe.runs import picture_model, recognition
-
   bounds.at_least(1, '--num', args.num, 'captions to show')
   bounds.at_least(1, '--samples', args.samples, 'captions to draw')
   bounds.seed('--seed', args.seed)
@@ -72,7 +74,7 @@ def describe(args: argparse.Namespace) -> int:
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
   size = model.tokenizer.pixels
-  pixels = [token_stores.read_picture(name, size) for name in args.images]
+  pixels = [decoding.read(name, size) for name in args.images]
   log(f'{model.trained.workdir}, step {model.trained.step}')
   codes = model.encode(pixels)
   if labels:

@@ -17,8 +17,11 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
 from moe.parallel import processes
+
+doctor = Later('moe.runs.doctor')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -40,9 +43,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def examine(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the findings; the exit code is 1 if one of them is bad."""
-  # Here, since --help needs no JAX.
-  from moe.runs import doctor
-
   run = None
   if args.gin_file:
     run = configuration.load(args.gin_file, overrides)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 
 from launch.configs import configuration
 from moe.evaluate import choices
@@ -25,7 +24,6 @@ from moe.runs import scorecard_scores, writing
 MAX_TOKENS = 256
 
 
-@register_model('wudao')
 class Wudao(LM):
   """A trained run that answers the requests of the harness.
 

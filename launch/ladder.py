@@ -12,12 +12,15 @@ the same command goes on.
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags, written
+from launch.later import Later
+
+ladder_page = Later('moe.report.ladder_page')
+ladder = Later('moe.runs.ladder')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -65,10 +68,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   """Trains the runs that are missing, and writes the page."""
-  # Here, since --help needs neither JAX nor Matplotlib.
-  from moe.report import ladder_page
-  from moe.runs import ladder
-
   run = configuration.load(args.gin_file, overrides)
   arms = ladder.arms(args.experts, args.arm, args.seeds)
   # All arms are loaded first, so a wrong binding is found before training.
@@ -103,8 +102,7 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Shows the ladder; the exit code is 2 for an error the user can fix."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.ladder', *words])
+  command = runtime.command_line('ladder', argv)
   return runtime.run(lambda: climb(*parse(argv), command))
 
 

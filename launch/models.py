@@ -17,6 +17,9 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration
+from launch.later import Later
+
+model_table = Later('moe.planning.model_table')
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
 # A model file and these files together describe a run.
@@ -57,9 +60,6 @@ def show(args: argparse.Namespace) -> int:
   """Prints the table."""
   import rich.console  # Imported here, since it takes a tenth of a second.
 
-  # Here, since JAX reads JAX_PLATFORMS when it is imported.
-  from moe.planning import model_table
-
   rows = [
     model_table.table_row(FOLDER / f'{name}.gin', loaded(name))
     for name in args.names or names()
@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = runtime.parser('models', __doc__)
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
-  # Only shapes are computed, so JAX must not occupy an accelerator.
+  # Only shapes are computed, so JAX must not occupy an accelerator. It reads
+  # this when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(parser.parse_args(argv)))
 

@@ -24,7 +24,12 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.scale import topology
+
+plan = Later('moe.planning.plan')
+report = Later('moe.planning.report')
+search = Later('moe.planning.search')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -42,9 +47,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the plan; the exit code is 1 if the step does not fit."""
-  # Here, since JAX reads JAX_PLATFORMS when it is imported.
-  from moe.planning import plan, report, search
-
   if args.search and not args.topology:
     raise ValueError('--search needs --topology=SLICE, such as v5p:8x8x8.')
   if args.slices > 1 and (args.search or not args.topology):
@@ -67,7 +69,7 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the plan; the exit code is 2 for an error that the user can fix."""
   # The verb only computes shapes and compiles programs, so it needs no
-  # accelerator.
+  # accelerator. JAX reads this when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))
 

@@ -14,12 +14,21 @@ residue, and the share of 3Di letters that it predicts, beside n-grams.
 
 import argparse
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
-from launch import runtime
+from launch import runtime, token_stores
 from launch.configs import configuration, flags
+from launch.later import Later
+from moe.evaluate.score import as_table
+
+protein_scores_page = Later('moe.report.protein_scores_page')
+chain_language = Later('moe.runs.chain_language')
+folded = Later('moe.runs.folded')
+folding = Later('moe.runs.folding')
+protein_scores = Later('moe.runs.protein_scores')
+structure_probe = Later('moe.runs.structure_probe')
+proteins = Later('tasks.proteins')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,15 +36,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = runtime.parser('proteins', __doc__)
   parser.add_argument('verb', choices=['score', 'secondary', 'language'])
   add = parser.add_argument
-  text = 'work directory of the run that trained the model'
-  flags.add_checkpoint_flag(parser, text)
+  flags.add_folding_flags(parser)
   add('--split', default='validation', help='of the chains of the run')
   add('--structures', metavar='DIR', help='a folder of your own in their place')
   add('--longest', type=int, default=96, help='residues of the longest chain')
-  add(
-    '--recycles', type=int, default=1, help='how often a result is read again'
-  )
-  add('--memory', type=float, default=8.0, help='GB that a chain may need')
   add('--output', metavar='DIR', help='default: the work directory')
   return parser.parse_args(argv)
 
@@ -46,22 +50,12 @@ def score(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since these import JAX, and --help must answer at once.
-  from moe.report import protein_scores_page
-  from moe.runs import folded, folding, protein_scores
-  from tasks import proteins
-
   stores = folding.stores_of(run, proteins.prepare)
   if args.structures:
     given = proteins.all_of(args.structures)
   else:
     given = folding.chains_of(stores, args.split)
   chains = protein_scores.chosen(given, args.longest)
-  if not chains:
-    raise ValueError(
-      f'No chain is whole and has at most --longest={args.longest} residues:'
-      ' raise it, or give other chains.'
-    )
   model = folded.load(run, args.checkpoint)
   training = folding.chains_of(stores, 'train')
   runtime.log(f'{len(chains)} chains; {len(training):,} training chains')
@@ -82,11 +76,6 @@ def secondary(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since they import JAX, and --help must answer at once.
-  from moe.evaluate import score as scores
-  from moe.runs import folded, folding, protein_scores, structure_probe
-  from tasks import proteins
-
   stores = folding.stores_of(run, proteins.prepare)
   training, held_out = (
     protein_scores.chosen(folding.chains_of(stores, split), args.longest)
@@ -94,29 +83,23 @@ def secondary(args: argparse.Namespace, command: str) -> int:
   )
   model = folded.load(run, args.checkpoint)
   found = structure_probe.scores(model, training, held_out, command)
-  print(scores.as_table(found))
+  print(as_table(found))
   return 0
 
 
 def language(args: argparse.Namespace, command: str) -> int:
   """Scores a language model of residues, and prints a table."""
   runtime.set_up_jax()
-  # Here, since they import JAX, and --help must answer at once.
-  from launch import token_stores
-  from moe.evaluate import score as scores
-  from moe.runs import chain_language
-
   trained = configuration.load_run(args.checkpoint)
   found = chain_language.scores(trained, token_stores.prepare, command)
-  print(scores.as_table(found))
+  print(as_table(found))
   return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores; the exit code is 2 for an error that the user can fix."""
   args = parse(argv)
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.proteins', *words])
+  command = runtime.command_line('proteins', argv)
   verbs = {'score': score, 'secondary': secondary, 'language': language}
   return runtime.run(lambda: verbs[args.verb](args, command))
 

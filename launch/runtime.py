@@ -8,10 +8,11 @@ import io
 import logging
 import os
 import select
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from moe import stop_signals
@@ -54,6 +55,12 @@ def parser(
     allow_abbrev=False,
     **options,
   )
+
+
+def command_line(verb: str, argv: Sequence[str] | None) -> str:
+  """The command that runs a verb with these words; None means our own words."""
+  words = sys.argv[1:] if argv is None else argv
+  return shlex.join(['python', '-m', f'launch.{verb}', *words])
 
 
 class _Log(logging.Handler):
@@ -222,33 +229,6 @@ def set_up_jax() -> None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-
-
-def write_page(about: str, *content: Any) -> Any:
-  """Writes a page.
-
-  Args:
-    about: 'run', 'scorecard', 'tokenizer' or 'pictures'.
-    *content: arguments of the page's function, which is named below.
-
-  Returns:
-    The result of the page's function.
-  """
-  # Here, since Matplotlib takes seconds to import, and few commands draw.
-  from moe.report import (
-    pictures_page,
-    run_page,
-    scorecard_page,
-    tokenizer_page,
-  )
-
-  write = {
-    'run': run_page.write_report,
-    'scorecard': scorecard_page.write,
-    'tokenizer': tokenizer_page.write,
-    'pictures': pictures_page.write,
-  }
-  return write[about](*content)
 
 
 def _is_cpu_alone() -> bool:

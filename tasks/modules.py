@@ -6,6 +6,7 @@ enough to tell whether its code has changed. `load` runs it, which declares its
 tasks.
 """
 
+import glob
 import importlib
 import importlib.util
 import pathlib
@@ -154,6 +155,33 @@ def declared() -> set[str]:
 def check_declared(name: str) -> None:
   """Raises ValueError with the nearest names if a task is not declared."""
   task_names.check(name, declared())
+
+
+def check_tasks(
+  names: Sequence[str],
+  cache_dir: str | pathlib.Path,
+  task_modules: Sequence[str] = (),
+  is_dry_run: bool = False,
+) -> None:
+  """Checks the names of tasks at once, before a model is made or read.
+
+  Args:
+    names: tasks and mixtures. A name that has a store need not be declared.
+    cache_dir: directory of all token stores.
+    task_modules: modules or files of a user. They may import TensorFlow, so
+      only a dry run imports them here. Otherwise the child process that makes
+      the stores checks the names.
+    is_dry_run: whether this process only checks the configuration.
+
+  Raises:
+    ValueError: if there is no such task, mixture or module.
+  """
+  load(task_modules if is_dry_run else ())
+  if is_dry_run or not locate(task_modules):
+    for name in names:
+      stores = pathlib.Path(cache_dir).glob(f'*/{glob.escape(name)}')
+      if not any(stores):
+        check_declared(name)
 
 
 def of_seqio() -> list[Any]:

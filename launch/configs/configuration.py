@@ -1,8 +1,4 @@
-"""The run that gin files describe, and the run that a work directory holds.
-
-Verbs import this file, and --help must answer at once. So functions here import
-what needs JAX only when they are called.
-"""
+"""The run that gin files describe, and the run that a work directory holds."""
 
 import dataclasses
 import os
@@ -10,6 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from launch.configs import bindings, gin_values
+from launch.later import Later
+
+assembly = Later('launch.configs.assembly')
+trained = Later('moe.runs.trained')
 
 # What a run may train.
 LANGUAGE_MODEL = 'a language model'
@@ -46,8 +46,6 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
   bound = bindings.read(list(files), list(overrides))
-  from launch.configs import assembly  # Here, since it imports JAX.
-
   return assembly.assemble(bound, assembly.root_of(bound, ', '.join(files)))
 
 
@@ -77,8 +75,6 @@ def load_run(directory: str) -> Any:
   Raises:
     ValueError: if something is missing, damaged, or does not fit together.
   """
-  from moe.runs import trained  # Here, since it imports JAX and Orbax.
-
   place = trained.find(directory)
   return trained.read_back(load([place.config], []), place)
 

@@ -2,9 +2,23 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _BINDING = '--gin.'
+
+
+def add_verbs(
+  parser: argparse.ArgumentParser,
+) -> Callable[[str, str], argparse.ArgumentParser]:
+  """Lets the first word choose a verb, as `args.verb`.
+
+  Returns:
+    A function that adds a verb: (its name, what it does) -> its parser.
+  """
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  return lambda name, text: verbs.add_parser(
+    name, help=text, description=text, allow_abbrev=False
+  )
 
 
 def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
@@ -37,6 +51,17 @@ def add_checkpoint_flag(
 ) -> None:
   """Adds the required flag --checkpoint, with `text` as its help."""
   parser.add_argument('--checkpoint', required=True, metavar='DIR', help=text)
+
+
+def add_folding_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds --checkpoint, --recycles and --memory of a folding model."""
+  text = 'work directory of a run that trained a folding model'
+  add_checkpoint_flag(parser, text)
+  add = parser.add_argument
+  add(
+    '--recycles', type=int, default=1, help='how often a result is read again'
+  )
+  add('--memory', type=float, default=8.0, help='GB that a chain may need')
 
 
 def add_task_module_flag(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from moe import bounds
 from moe.infer import decode, pictures
 from moe.infer.decode import Functional, Modality
 from moe.infer.pictures import Canvas
+from moe.infer.prompts import bucket
 from moe.train.loss import token_nats
 from moe.types import Array, Cache, PyTree
 
@@ -85,7 +86,7 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
   T is a power of two, so that few programs are compiled.
   """
   lengths = np.array([len(ids) for ids in captions], np.int32)
-  made = np.zeros((len(captions), decode.bucket(lengths.max())), np.int32)
+  made = np.zeros((len(captions), bucket(lengths.max())), np.int32)
   for row, ids in zip(made, captions, strict=True):
     row[: len(ids)] = ids
   return made, lengths

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.data import examples
-from moe.infer.decode import START_ID, Functional, bucket
+from moe.infer.decode import Functional
+from moe.infer.prompts import START_ID, bucket
 from moe.train import loss
 from moe.types import PLACE_FIELDS, Array, PyTree, TokenBatch
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.infer import decode, kv_cache, sampling
-from moe.infer.decode import START_ID, Functional, Modality, Prompts
+from moe.infer.decode import Functional, Modality
+from moe.infer.prompts import START_ID, Prompts, bucket
 from moe.types import Array, Cache, PyTree
 
 # Name of the id range of image codes, and number of their modality.
@@ -177,9 +178,7 @@ def draw(
   if guidance != 1:
     whole += [[canvas.mask] * len(prompt) for prompt in whole]
   length_B = np.array([1 + len(prompt) for prompt in whole], np.int32)
-  tokens_BT = np.full(
-    (len(whole), decode.bucket(length_B.max())), START_ID, np.int32
-  )
+  tokens_BT = np.full((len(whole), bucket(length_B.max())), START_ID, np.int32)
   for tokens_T, prompt in zip(tokens_BT, whole, strict=True):
     tokens_T[1 : 1 + len(prompt)] = prompt
   num_places = tokens_BT.shape[1] + canvas.num_codes

@@ -1,5 +1,6 @@
 """Reads sequences of residues that users give, alone or as FASTA."""
 
+import pathlib
 import re
 
 # One-letter names beside the twenty; each is read as an unknown residue.
@@ -72,3 +73,18 @@ def of_fasta(text: str) -> dict[str, str]:
     name: cleaned(''.join(lines), f'the sequence {name!r}')
     for name, lines in parts.items()
   }
+
+
+def read_fasta(path: str, name: str) -> dict[str, str]:
+  """Name -> sequence of a file in FASTA format, as in `of_fasta`.
+
+  Args:
+    path: the file.
+    name: what messages call it.
+
+  Raises:
+    ValueError: if there is no such file, or as in `of_fasta`.
+  """
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'{name}={path} must be a file, got none there.')
+  return of_fasta(pathlib.Path(path).read_text('utf-8'))

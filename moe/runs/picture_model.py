@@ -13,6 +13,7 @@ import numpy as np
 from moe.checkpoint import restore
 from moe.evaluate import captions
 from moe.infer import decode, forms, kv_cache, pictures
+from moe.infer.prompts import RowPrompt, bucket
 from moe.infer.sampling import Sampling
 from moe.runs import image_tokenizer
 from moe.runs.image_tokenizer import ImageTokenizer
@@ -233,7 +234,7 @@ class PictureModel:
       tokens = np.asarray(codes, np.int32) + self.canvas.begin
     ids, lengths = captions.padded(captions_K)
     chunk = max(1, _MAX_ROWS // len(ids))
-    chunk = min(chunk, decode.bucket(len(tokens), 1))
+    chunk = min(chunk, bucket(len(tokens), 1))
     found = []
     for first in range(0, len(tokens), chunk):
       part = tokens[first : first + chunk]
@@ -286,7 +287,7 @@ class PictureModel:
     table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
     extras = self.canvas.extras_of(np.zeros(1, int), size)
     prompts = [
-      decode.RowPrompt(
+      RowPrompt(
         (row + self.canvas.begin).tolist(),
         table,
         [1] * size,

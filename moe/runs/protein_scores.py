@@ -47,14 +47,24 @@ class ChainScores(NamedTuple):
 
 
 def chosen(chains: Iterable[Chain], longest: int) -> list[Chain]:
-  """Chooses the chains to score: short, with all backbone atoms, unbroken."""
-  return [
+  """Chooses the chains to score: short, with all backbone atoms, unbroken.
+
+  Raises:
+    ValueError: if there is no such chain.
+  """
+  found = [
     chain
     for chain in chains
     if chain.codes.size <= longest
     and chain.has_backbone.all()
     and not protein.num_breaks(chain)
   ]
+  if not found:
+    raise ValueError(
+      f'No chain is whole and has at most --longest={longest} residues: raise'
+      ' it, or give other chains.'
+    )
+  return found
 
 
 def score_chains(

@@ -180,6 +180,33 @@ def workdir_of(command: Sequence[str]) -> str | None:
   return None
 
 
+def places(
+  command: Sequence[str], workdir: str | None, log: str | None
+) -> tuple[str, str]:
+  """The work directory of a command, and the file of its attempts.
+
+  Args:
+    command: the program and its arguments.
+    workdir: the directory if the user gave one; else the command names it.
+    log: the file if the user gave one; else it is in the directory.
+
+  Raises:
+    ValueError: if there is no directory, or nothing can be appended there.
+  """
+  workdir = workdir or workdir_of(command)
+  if workdir is None:
+    raise ValueError(
+      'COMMAND must have --workdir=DIR, where its log tells how far it got: add'
+      ' it, or give --workdir=DIR before the --.'
+    )
+  if '://' in workdir and not log:
+    raise ValueError(
+      f'--log=FILE must name a file on this host, since {workdir} is an object'
+      ' store, to which nothing can be appended.'
+    )
+  return workdir, log or os.path.join(workdir, LOG)
+
+
 def last_step(workdir: str) -> int | None:
   """The last step in the log of a run; None for an object store."""
   if '://' in workdir:

@@ -49,13 +49,3 @@ def test_a_missing_task_module_is_an_error_before_a_child_starts(
       [('t', ['train'])], tmp_path, vocab_size=300, task_modules=['no.py']
     )
   assert not commands
-
-
-def test_a_task_must_be_declared_or_have_stores_unless_a_module_may_declare_it(
-  module, tmp_path
-):
-  (tmp_path / 'v-300' / 't_stored').mkdir(parents=True)
-  token_stores.check_tasks(['builtin', 't_stored'], str(tmp_path))
-  with pytest.raises(ValueError, match="got 't_other'"):
-    token_stores.check_tasks(['t_other'], str(tmp_path))
-  token_stores.check_tasks(['t_other'], str(tmp_path), [module])

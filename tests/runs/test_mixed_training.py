@@ -22,6 +22,7 @@ from moe.data.reader import Reader
 from moe.data.store import Store
 from moe.evaluate import documents, likelihood
 from moe.infer import decode, sampling
+from moe.infer.prompts import RowPrompt
 from moe.layers.moe_layer import MoE
 from moe.modalities.ids import EOS
 from moe.modalities.text import train_vocabulary
@@ -242,7 +243,7 @@ def test_codes_are_written_with_their_rows_and_columns(read_back, drawn):
       write,
       params,
       state,
-      [decode.RowPrompt(prompt, table, extras=told)] * 8,
+      [RowPrompt(prompt, table, extras=told)] * 8,
       mixed.CODES,
     )
   # Now the model reads all tokens at once, as in training. Each written code

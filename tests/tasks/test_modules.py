@@ -119,3 +119,15 @@ def test_a_task_that_a_module_registers_with_seqio_counts(write):
     assert 't_seqio' in modules.declared()
   finally:
     seqio.TaskRegistry.remove('t_seqio')
+
+
+def test_a_task_must_be_declared_or_have_stores_unless_a_module_may_declare_it(
+  write, tmp_path
+):
+  (tmp_path / 'v-300' / 't_stored').mkdir(parents=True)
+  modules.check_tasks(['builtin', 't_stored'], tmp_path)
+  with pytest.raises(ValueError, match="got 't_other'"):
+    modules.check_tasks(['t_other'], tmp_path)
+  # This process must not run the module.
+  module = write('t_module.py', 'raise AssertionError\n')
+  modules.check_tasks(['t_other'], tmp_path, [module])
