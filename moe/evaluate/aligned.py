@@ -26,9 +26,8 @@ EXPLANATION = (
   ' that the same content costs equally many bits.',
   'Tokens, bytes and characters of the language itself are not counted, so no'
   ' vocabulary and no script has an advantage.',
-  'The scale does not show which side was written first and how freely the'
-  ' other one translates it. A translation is often easier to predict (Mielke'
-  ' et al. 2019).',
+  'The scale does not show which side was written first, how freely the other'
+  ' one translates it, and what the sentences are about.',
   'It does not show either how much text of each language the model has read:'
   ' the gap between two languages belongs to this model, not to the languages.',
 )
