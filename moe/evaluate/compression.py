@@ -43,10 +43,10 @@ def compressed_bits(
 
   Args:
     texts: documents, which are compressed together. Each one gets an end mark.
-    train_texts: training text. xz reads the end of it, as much as half of the
-      window of xz, before the documents. Only the bytes that the documents add
-      to the compressed size count. The other compressors do not read it,
-      because they look back too few bytes.
+    train_texts: training text. Before the documents, xz reads the end of this
+      text, at most half of the window of xz. The result counts only the bytes
+      that the documents add to the compressed size. The other compressors do
+      not read the text, because they look back too few bytes.
 
   Raises:
     ValueError: if there is no character to divide by.

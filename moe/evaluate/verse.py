@@ -94,7 +94,7 @@ def are_tones_opposed(
 ) -> bool:
   """Whether two lines have opposite tone classes at all places that count.
 
-  These are characters 2, 4, ... and the last one.
+  The places that count are the characters 2, 4, ... and the last one.
   """
   if len(up) != len(down):
     return False
@@ -125,9 +125,9 @@ def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
 def class_agreement(
   up: str, down: str, classes: Mapping[str, str]
 ) -> tuple[int, int]:
-  """(places of two lines with one class, places where a class is known).
+  """(places where two lines have equal classes, places that count).
 
-  Only places count where at least one of the two characters has a class.
+  A place counts if at least one of its two characters has a class.
   """
   known = [
     (classes.get(a), classes.get(b)) for a, b in zip(up, down, strict=False)
@@ -151,7 +151,7 @@ def shared_rhyme(lyric: str, readings: Readings) -> float:
 
 
 def load_classes() -> dict[str, str]:
-  """The class of each character of `word_classes.txt`."""
+  """Loads the class of each character from `word_classes.txt`."""
   text = pathlib.Path(__file__).with_name('word_classes.txt')
   found = {}
   for line in text.read_text(encoding='utf-8').splitlines():

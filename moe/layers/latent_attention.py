@@ -39,10 +39,10 @@ class LatentAttention(nn.Module):
     norm_epsilon: epsilon of the norms of latents. Hugging Face's code always
       uses 1e-6 here and ignores rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
-    longest_block: most tokens of a block in the data; 0 for causal data.
+    longest_block: tokens of the longest block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
-    output_scale: factor of the initial values of the last product.
+    output_scale: factor of the initial values of the last matrix.
   """
 
   num_heads: int

@@ -1,9 +1,9 @@
 """Converts a model's sizes to Hugging Face's config.json.
 
 The table `FIELDS` maps the fields of each format to our macros, or to arguments
-that a gin file binds. The table `GRANTED` holds values that a format fixes
-without a field. An import sets these values; an export of a model with another
-value is an error that names the macro.
+that a gin file binds. The table `GRANTED` has the values that a format implies;
+the format has no fields for them. An import sets these values. The export of a
+model with another value is an error that names the macro.
 """
 
 import math
@@ -81,8 +81,8 @@ FIELDS = {
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
-# Values that a format fixes without a field. None stands for a macro that has
-# no meaning in a model of the format.
+# Values that a format implies; the format has no fields for them. None stands
+# for a macro that has no meaning for the format.
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
@@ -112,8 +112,8 @@ GRANTED = {
   'deepseek_v3': _PLAIN | _BY_BIAS,
 }
 
-# Fields of config.json that describe the scaling of positions. `_OUR_ROPE` maps
-# a field to the argument of `position.Rope` if their names differ.
+# Type of position scaling -> its fields in config.json. `_OUR_ROPE` maps a
+# field to the argument of `position.Rope` if their names differ.
 ROPE_FIELDS = {
   'linear': ('factor',),
   'yarn': (
@@ -134,12 +134,12 @@ _GROUPS = ('num_groups', 'top_groups', 'scaling')
 
 
 def our_rope(field: str) -> str:
-  """The argument that a gin file binds for one of the `ROPE_FIELDS`."""
+  """The argument that a gin file binds for a field of `ROPE_FIELDS`."""
   return f'position.Rope.{_OUR_ROPE.get(field, field)}'
 
 
 def sizes(model: Decoder) -> dict[str, Any]:
-  """A model's sizes and choices, by macro or by argument.
+  """Returns macro or argument -> value, for a model's sizes and choices.
 
   Raises:
     ValueError: for a part that no format supports; the message names the part.
@@ -196,7 +196,7 @@ def sizes(model: Decoder) -> dict[str, Any]:
 
 
 def _networks(model, layers, stack, block) -> dict[str, Any]:
-  """Sizes of dense networks and experts."""
+  """Sizes of dense networks and experts, and the router, by macro."""
   widths = {layer.feed_forward.width for layer in layers if layer.feed_forward}
   if len(widths) > 1:
     raise ValueError(
@@ -216,7 +216,7 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
       found[f'gates.Sigmoid.{name}'] = getattr(router, name)
   elif type(router) in (TopK, Switch):
     gate = '@gates.TopK'
-    # Switch is this router with one choice and plain weights.
+    # Switch equals TopK with one choice and weights that are not renormalised.
     top_k = router if type(router) is TopK else TopK(1, renormalize=False)
     for name in (*_GROUPS, 'renormalize'):
       found[f'gates.TopK.{name}'] = getattr(top_k, name)
@@ -238,7 +238,7 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
 
 
 def format_of(found: Mapping[str, Any]) -> str:
-  """The format that suits sizes best: a key of `CLASSES`."""
+  """The format that suits the result of `sizes` best: a key of `CLASSES`."""
   if 'KV_RANK' in found:
     is_softmax = found['ROUTER'] == '@gates.TopK'
     return 'deepseek_v2' if is_softmax else 'deepseek_v3'
@@ -250,7 +250,7 @@ def format_of(found: Mapping[str, Any]) -> str:
 
 
 def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
-  """The fields of config.json that describe a model.
+  """Returns the fields of config.json that describe a model.
 
   Args:
     model: the model.
@@ -281,7 +281,7 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
     'attention_bias': False,
     'max_position_embeddings': length,
     'dtype': dtype,
-    'torch_dtype': dtype,  # the name before transformers 5
+    'torch_dtype': dtype,  # the field's name before transformers 5
     **_rope_config(found),
   }
   if kind == 'llama' and model.d_model % found['NUM_HEADS']:
@@ -301,7 +301,7 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
 def _rope_config(found: Mapping[str, Any]) -> dict[str, Any]:
   config = {'rope_theta': found['ROPE_BASE']}
   if 'KV_RANK' not in found:
-    # Written even if it is 1: GLM-4-MoE uses 0.5 if the field is missing.
+    # The field is needed even for 1: without it, GLM-4-MoE uses 0.5.
     config['partial_rotary_factor'] = found['position.Rope.share']
   elif found['position.Rope.share'] != 1:
     raise ValueError(
@@ -357,7 +357,7 @@ def _shared_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fold(found: Mapping[str, Any], scale: float | None) -> dict[str, float]:
-  """Factors of arrays that replace the scale of embeddings.
+  """Returns parameter -> factor. These factors replace the embedding scale.
 
   No format has such a scale, so the embedding table is multiplied by it. If the
   table is also the output head, the last norm is divided by the scale, so that

@@ -1,4 +1,4 @@
-"""Writes a self-contained page about a scorecard, with eight answers."""
+"""Writes a self-contained page about a scorecard."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ Rows = list[list[str]]
 def write(
   cards: Sequence[Card], paired: Sequence[dict[str, Any]], path: pathlib.Path
 ) -> None:
-  """Writes the page of the first card.
+  """Writes the page about the first card.
 
   Args:
-    cards: a card of `moe.runs.scorecard`, and optionally a second card for
+    cards: a scorecard of `moe.runs.scorecard`, and optionally a second one for
       comparison.
-    paired: differences of the two cards, from `moe.runs.scorecard.differences`.
+    paired: paired differences of two scorecards, from
+      `moe.runs.scorecard.differences`; empty for a single scorecard.
     path: file of the page.
   """
   card, *others = cards
@@ -62,7 +63,7 @@ def _metric(card: Card, name: str, metric: str) -> dict[str, Any] | None:
 
 
 def with_interval(found: dict[str, Any] | None, form: str = '.3g') -> str:
-  """Formats a score for people: value, interval, number of items."""
+  """Formats a score for people: value, interval and number of items."""
   if found is None:
     return 'not measured'
   text = f'{found["value"]:{form}}'
@@ -91,7 +92,7 @@ def _cards(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _questions(card: Card) -> list[tuple[str, str, str]]:
-  """The rows of eight questions: (question, answer, anchor on the page)."""
+  """The eight main questions: (question, answer, anchor on the page)."""
   accuracy = lambda name: with_interval(_metric(card, name, 'acc'), '.1%')
   cost = card['cost']
   names = [
@@ -151,7 +152,7 @@ def _questions(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _by_licence(card: Card) -> dict[str, str]:
-  """Licence -> what has it. A source ends with its licence."""
+  """Returns licence -> what has it. A source's text ends with its licence."""
   found = {}
   for what, source in card['licences']:
     licence = source.rpartition('licence ')[2]
@@ -240,7 +241,7 @@ def _number(value: float) -> str:
 
 
 def verse_table(group: dict[str, Any]) -> Rows:
-  """The figures of one kind of verse, a column for each writer."""
+  """Makes a table for one kind of verse, with a column for each writer."""
   measures = group['measures'].items()
   return [
     ['', *group['writers']],

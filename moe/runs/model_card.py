@@ -10,7 +10,7 @@ from moe.runs import scorecard
 from moe.runs.run import TrainedRun
 
 LICENCE = 'apache-2.0'
-# Licences of the texts that come with the project.
+# Task -> licence of its texts, for texts that come with the project.
 _LICENCES = {'builtin': 'CC0-1.0, see tasks/corpora/README.md'}
 _UNKNOWN = 'not recorded; an export after launch.scorecard has it'
 
@@ -32,7 +32,7 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
 
   Args:
     trained: the run.
-    model_type: `model_type` of the format.
+    model_type: the entry `model_type` of config.json.
     folder: name of the model directory, which the example loads.
   """
   run, model = trained.run, anatomy(trained.run.model)
@@ -83,7 +83,7 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
     f'Texts of up to {run.data.sequence_length} tokens were trained on. A text'
     ' begins with token 0, which the tokenizer puts there. The model was'
     ' trained to continue text, not to follow instructions, to be true or to be'
-    ' harmless; what stands in its training texts, it may repeat.',
+    ' harmless. It may repeat its training texts.',
     '## Cite\n\nName wudao-moe, its version'
     f' {(meta.get("versions") or {}).get("wudao-moe", "(not recorded)")}, and'
     f' the SHA-256 of the vocabulary, {trained.vocabulary.sha256}.',

@@ -42,10 +42,11 @@ def scorecard(
   load_run: Callable[[str], TrainedRun],
   prepare_stores: Callable[..., str],
 ) -> Card:
-  """Reads the scorecard of a checkpoint from its file, or measures it.
+  """Reads the scorecard of a checkpoint from a file, or measures it.
 
   The folder `scorecards` of the run has a file for each step, suite and number
-  of shots. If a data file has changed since, the scorecard is measured again.
+  of shots. If a data file has changed since then, the scorecard is measured
+  again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.
@@ -93,7 +94,7 @@ def _kept(path: pathlib.Path) -> Card | None:
 
 
 def stored(workdir: str, step: int) -> Card | None:
-  """The stored scorecard of a step, with no shots; suite full is preferred."""
+  """The stored scorecard of a step: suite full, else quick, with 0 shots."""
   for suite in ('full', 'quick'):
     path = pathlib.Path(workdir) / FOLDER / f'{step}_{suite}_0shot.json'
     found = _kept(path)
@@ -103,7 +104,7 @@ def stored(workdir: str, step: int) -> Card | None:
 
 
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
-  """Name -> SHA-256 of every data file; '' if the file is missing."""
+  """Path -> SHA-256 of every data file; '' if the file is missing."""
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
   found = {}
   for file in sorted({one.file for one in sets}):
@@ -115,7 +116,7 @@ def _data_digest(directory: pathlib.Path) -> dict[str, str]:
 def _measure(
   run: TrainedRun, asked: Asked, prepare_stores: Callable[..., str]
 ) -> Card:
-  """Measures all parts; a part that cannot be measured gets the reason."""
+  """Measures all parts; a part that cannot be measured has a reason instead."""
   _logger.info(f'{run.workdir}, step {run.step}, suite {asked.suite.name}')
   card = {
     'checkpoint': run.workdir,
@@ -162,7 +163,7 @@ def _poet(
   train_texts: list[str],
   tasks: Sequence[str],
 ) -> dict[str, Any]:
-  """The poet's card; title relevance too if the run has learnt titles."""
+  """Measures poems, and title relevance if the run has an inverse task."""
   try:
     found = scorecard_poems.score_poems(run, asked, train_texts)
     if any(task.endswith(reranking.INVERSE) for task in tasks):
@@ -173,11 +174,10 @@ def _poet(
 
 
 def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
-  """Differences of two scorecards: each score of `card` minus that of `other`.
+  """Subtracts the scores of `other` from the scores of `card`.
 
   Only scores on the same items are compared. The intervals come from a paired
-  bootstrap over items. For perplexities, the difference of the logarithms is
-  taken.
+  bootstrap over items. For perplexities, the logarithms are subtracted.
 
   Args:
     card: a scorecard.
@@ -235,7 +235,7 @@ def _paired(card: Card) -> Iterator[tuple[str, str, list, list]]:
 
 
 def without_items(card: Card) -> Card:
-  """A copy of a card without the numbers of single items, for printing."""
+  """A copy of a card without the values of single items, for printing."""
   hidden = ('numerators', 'denominators', 'nats', 'chars')
 
   def strip(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The parts of a scorecard besides benchmarks: loss, cost, licences.
 
-Another part marks benchmark items that occur in the training text.
+`add_contamination` finds the benchmark items that the training text contains.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from moe.runs.scorecard_scores import Asked
 from moe.scale import topology
 from moe.train import record_log
 
-# Planned chip-hours assume this chip, which reaches this share of its peak
-# FLOP/s. Planned energy assumes this power, the limit of the H100 SXM in
+# Planned chip-hours assume this chip at this share of its peak FLOP/s. Planned
+# energy assumes this power in watts. It is the limit of the H100 SXM in
 # NVIDIA's data sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
@@ -49,9 +49,9 @@ def train_stores(
 def texts_of(
   trained: TrainedRun, stores: Sequence[Store], max_chars: int
 ) -> Iterator[str]:
-  """Yields texts of stores, about `max_chars` characters in all.
+  """Yields the first texts of each store, about `max_chars` characters in all.
 
-  Each store gives the same share of its records.
+  The same share of each store's records is read.
   """
   total = sum(store.manifest['counts']['chars'] for store in stores)
   share = min(1.0, max_chars / max(total, 1))
@@ -69,10 +69,10 @@ def loss_per_character(
   prepare_stores: Callable[..., str],
   train_texts: Sequence[str],
 ) -> dict[str, Any]:
-  """Bits per character of held-out text: of the model and of baselines.
+  """Bits per character of held-out text, by the model and by baselines.
 
   The text is the validation split of the run's first evaluation task. The
-  baselines are n-grams, counted on `train_texts`, and compressors. They score
+  baselines are compressors, and n-grams counted on `train_texts`. They score
   the same documents as the model, end marks included.
   """
   task = trained.run.data.evaluation[0]
@@ -175,10 +175,10 @@ def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
 def add_contamination(
   entries: Sequence[dict[str, Any]], train_texts: Sequence[str]
 ) -> None:
-  """Adds contamination to every set: the share of items in the training text.
+  """Adds to every set the share of its items that the training text contains.
 
-  A set gets this share as 'contaminated'. A metric gets 'clean', its score over
-  the other items, if there are any.
+  A set gets this share as 'contaminated'. If the training text has some items
+  but not all, each metric gets 'clean': its score over the other items.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]

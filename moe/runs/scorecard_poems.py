@@ -1,6 +1,7 @@
-"""The poet's card, the part of a scorecard on verse with held-out titles.
+"""The poet's card, the part of a scorecard about verse.
 
-Texts of the model are compared with those of a trigram model and of poets.
+The model writes verse for held-out titles, first lines and tunes. Its texts are
+compared with texts of a trigram model and of poets.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ LYRICS, KNOWN_LYRICS = 'text/ci_valid.jsonl.gz', 'text/ci_train.jsonl.xz'
 # (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
-# A poem of the longest form has at most this many tokens, with its punctuation
-# and its end mark.
+# A poem of the longest form has at most this many tokens, including punctuation
+# and the end mark.
 _MAX_TOKENS = 80
 _LONGEST_TITLE, _LONGEST_LYRIC = 12, 75
 _NUM_SHOWN = 6
@@ -54,13 +55,13 @@ _EXPLANATION = (
 
 
 class Group(NamedTuple):
-  """Texts of one kind.
+  """The prompts and real texts of one kind of verse.
 
   Attributes:
-    name: of the kind.
-    prompts: what is given, without its line break.
-    real: the held-out texts after the prompts.
-    measure: gives the figures of as many texts.
+    name: name of the kind.
+    prompts: titles, first lines or tunes, without a line break.
+    real: the held-out text of each prompt.
+    measure: a function from texts, one for each prompt, to values by name.
   """
 
   name: str
@@ -72,7 +73,7 @@ class Group(NamedTuple):
 def score_poems(
   trained: TrainedRun, asked: Asked, train_texts: Sequence[str]
 ) -> dict[str, Any]:
-  """Measures poems of the model, of a trigram model and of real poets.
+  """Measures verse of the model, of a trigram model and of real poets.
 
   Raises:
     ValueError: if the file of poems or pypinyin is missing, or if the model is
@@ -136,7 +137,7 @@ def score_of(figure: Figure, command: str) -> score.Score:
 
 
 def _groups(asked: Asked, train_text: str) -> list[Group]:
-  """Poems, and couplets and ci where their files are there."""
+  """The groups: poems, and couplets and ci if their files exist."""
   folder, count = asked.data_directory, asked.suite.poems
   readings, entering = verse.load_readings(), verse.load_entering()
   chosen = _chosen(read_json_lines(folder / FILE), count)
@@ -172,7 +173,7 @@ def _groups(asked: Asked, train_text: str) -> list[Group]:
 def _lyric_group(
   folder: pathlib.Path, count: int, train_text: str, readings: verse.Readings
 ) -> Group:
-  """Short held-out ci, with the forms that the training side has."""
+  """Short held-out ci with tunes that the training lyrics also have."""
   known = {}
   for row in read_json_lines(folder / KNOWN_LYRICS):
     shape = verse.shape_of(''.join(row['paragraphs']))
@@ -218,7 +219,7 @@ def _chosen(
 
 
 def is_plain(title: str | None) -> bool:
-  """Whether a title is short and has no remark in it."""
+  """Whether a title is short, without punctuation or a remark in brackets."""
   text = title or ''
   return len(text) <= _LONGEST_TITLE and bool(re.fullmatch('[^，。（(]+', text))
 
@@ -233,7 +234,7 @@ def held_out_titles(folder: pathlib.Path, count: int) -> list[str]:
 
 
 def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
-  """Writes a text for each title; no rule of a form restricts the tokens."""
+  """Writes a text for each title; no verse form restricts the tokens."""
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
   prompts = [vocabulary.encode(f'{title}\n') for title in titles]
@@ -248,7 +249,7 @@ def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
   on_progress, texts = progress('verse'), []
   for start in range(0, len(prompts), _ROWS):
     rows = prompts[start : start + _ROWS]
-    # Each batch has a seed of its own, or equal prompts would be written alike.
+    # Each batch has its own seed, so equal prompts get different texts.
     found = write(rows, [table] * len(rows), limit, seed + start)
     texts += [vocabulary.decode(ids) for ids in found]
     on_progress(len(texts), len(prompts))

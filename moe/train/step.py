@@ -223,7 +223,7 @@ def make_train_step(
   seed: int,
   num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Pair]]]:
-  """The step: gradients over microbatches, then one update if all is finite.
+  """Makes the step: gradients of microbatches, then one update if finite.
 
   Args:
     objective: what is trained.

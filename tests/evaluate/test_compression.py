@@ -1,4 +1,4 @@
-"""Compressors as baselines."""
+"""Bits per character of general compressors."""
 
 import pytest
 

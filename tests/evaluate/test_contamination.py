@@ -1,4 +1,4 @@
-"""Finds runs of words or characters of a benchmark in the training text."""
+"""An item that shares a run of words or characters with training is found."""
 
 import numpy as np
 import pytest

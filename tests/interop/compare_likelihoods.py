@@ -4,8 +4,8 @@
     python -m tests.interop.compare_likelihoods --checkpoint=runs/one
 
 The run is exported. lm-evaluation-harness scores the export with transformers
-in float32, and the run itself through `launch.harness_model`. The tasks are the
-files of the harness with the rows of $WUDAO_DATA, so no network is needed. The
+in float32, and the run itself through `launch.harness_model`. The harness's own
+task files read the benchmark rows in $WUDAO_DATA, so no network is needed. The
 table also has the accuracies of the scorecard.
 
 Two experts can have scores that are equal up to the rounding of float32. Then a
@@ -36,14 +36,14 @@ from moe.evaluate import benchmarks
 from moe.runs import scorecard_scores
 from tasks import text_files
 
-# The harness's file of each task.
+# Task -> its file in the harness.
 YAML = {
   'lambada_openai': 'lambada/lambada_openai.yaml',
   'wsc273': 'wsc273/default.yaml',
   'winogrande': 'winogrande/default.yaml',
   'xcopa_zh': 'xcopa/default_zh.yaml',
 }
-# Largest differences that the comparison allows.
+# The largest difference of a log-likelihood that counts as equal.
 MOST_NATS = 1e-3
 _PRONOUN = '[MASK]'
 
@@ -54,13 +54,13 @@ class Compared(NamedTuple):
   Attributes:
     task: name of the task.
     items: number of items.
-    theirs: accuracy with transformers.
-    ours: accuracy of our model in the harness.
-    card: accuracy of the scorecard.
-    requests: number of likelihoods.
-    nats: the largest difference of a likelihood.
+    theirs: accuracy of the export in the harness.
+    ours: accuracy of the run in the harness.
+    card: accuracy of the run on our scorecard.
+    requests: number of likelihoods that were compared.
+    nats: the largest difference between two log-likelihoods.
     ties: number of likelihoods for which one of the programs has two values.
-    differing: number of items for which the two answers differ.
+    differing: number of items that only one of the two models answers right.
   """
 
   task: str
@@ -75,7 +75,7 @@ class Compared(NamedTuple):
 
   @property
   def is_equal(self) -> bool:
-    """Whether accuracies are equal and likelihoods differ by little enough."""
+    """Whether accuracies are equal, and likelihoods within `MOST_NATS`."""
     right = {
       round(x * self.items, 6) for x in (self.theirs, self.ours, self.card)
     }
@@ -83,7 +83,7 @@ class Compared(NamedTuple):
 
 
 def harness_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
-  """A row of our files with the fields that the harness's task reads."""
+  """Converts a row of our files to the fields that the harness's task reads."""
   if task != 'wsc273':
     return row
   text = row['sentence'].replace('  ', ' ')
@@ -97,7 +97,7 @@ def harness_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_task(folder: pathlib.Path, task: str, rows: Sequence[dict]) -> None:
-  """Writes a task of the harness with other rows."""
+  """Writes a copy of a task of the harness that reads these rows."""
   data = folder / f'{task}.json'
   lines = (json.dumps(harness_row(task, row)) + '\n' for row in rows)
   data.write_text(''.join(lines), encoding='utf-8')
@@ -177,7 +177,7 @@ def gap(
 def _compared(
   task: str, found: Sequence[dict], card: float, models: tuple[LM, LM]
 ) -> Compared:
-  """Compares two evaluations of the harness on one task."""
+  """Compares the evaluations of export and run, in this order, on one task."""
   accuracies = [one['results'][f'local_{task}']['acc,none'] for one in found]
   theirs, ours = (
     sorted(one['samples'][f'local_{task}'], key=lambda s: s['doc_id'])
@@ -207,7 +207,7 @@ def _compared(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints a row for each task; 1 if one of them is not equal."""
+  """Prints a line for each task; the exit code is 1 if results differ."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--checkpoint', required=True)
   parser.add_argument('--exported', help='by default it is made, and removed')

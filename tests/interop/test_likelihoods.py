@@ -1,4 +1,7 @@
-"""A run and its export have equal likelihoods in lm_eval; needs `interop`."""
+"""A run and its export have equal likelihoods in lm_eval.
+
+The test needs the extra `interop`.
+"""
 
 import gzip
 import json
@@ -16,7 +19,7 @@ REASON = 'the extra `interop` is not installed'
 
 @pytest.fixture
 def data(tmp_path):
-  """A folder of shared data with two rows of each benchmark."""
+  """A data folder with two rows of each benchmark."""
   for one in benchmarks.BENCHMARKS:
     row = ROWS[one.name]
     path = tmp_path / one.file
@@ -24,7 +27,7 @@ def data(tmp_path):
     openers = {'.xz': lzma.open, '.gz': gzip.open}
     opened = openers.get(path.suffix, open)(path, 'wt', encoding='utf-8')
     with opened as f:
-      # The second row has another id. In XCOPA its answer differs, too.
+      # The second row has another id. In XCOPA it also has another answer.
       for changed in (
         {},
         {'id': 'z'} | ({'label': 1} if 'premise' in row else {}),

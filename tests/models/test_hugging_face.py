@@ -94,8 +94,9 @@ def test_what_is_said_is_understood(kind):
   assert imported.length == 64
   assert imported.bindings['EMBEDDING_SCALE'] == 1.0
   found = hugging_face.sizes(made)
-  # Some macros have no counterpart. A dense model has no experts, but the gin
-  # file needs values for them. Mixtral has no dense layers, so it has no D_FF.
+  # Some bindings have no counterpart in `sizes`. An imported dense model has
+  # sizes of experts, and Mixtral has a D_FF, only because the gin file needs
+  # them.
   for macro, value in imported.bindings.items():
     if macro in found and (macro, kind) != ('D_FF', 'mixtral'):
       assert value == found[macro], macro
@@ -186,8 +187,8 @@ def test_what_we_cannot_say_is_refused_by_its_field(kind, change, message):
 
 def test_the_scale_of_a_tied_table_goes_into_the_last_norm():
   found = hugging_face.sizes(model())
-  # The exported embedding has the factor sqrt(16) = 4, which the norm takes
-  # back.
+  # The exported table is multiplied by sqrt(16) = 4. It is also the output
+  # head, so the last norm is divided by 4.
   factors = {'embedding/table': 4.0, 'last_norm/scale': 0.25}
   assert hugging_face.fold(found, None) == factors
 
