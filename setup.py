@@ -71,6 +71,8 @@ setuptools.setup(
     'jax>=0.10.2,<0.13',
     'jinja2>=3.1',
     'matplotlib>=3.10',
+    # Letters of the structure around each residue, for tasks of proteins.
+    'mini3di>=0.2.1',
     'numpy>=2.2',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.4',

@@ -4,11 +4,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from moe.evaluate import aligned
-from moe.report import figures as draw
-from moe.report import templates
+from moe.report import scorecard_figures, templates
 from moe.scale.quantities import short
 
 Card = dict[str, Any]
@@ -35,9 +32,9 @@ def write(
     cards=_cards(card),
     questions=_questions(card),
     figures={
-      'benchmarks': _benchmark_figure(card),
-      'languages': _language_figure(card),
-      'loss': _loss_figure(card),
+      'benchmarks': scorecard_figures.benchmarks(card),
+      'languages': scorecard_figures.languages(card),
+      'loss': scorecard_figures.loss(card),
     },
     tables={
       'benchmarks': _benchmark_table(card),
@@ -51,6 +48,7 @@ def write(
     explanation=aligned.EXPLANATION,
     poet=card.get('poet'),
     verse_table=verse_table,
+    verse_figure=scorecard_figures.verse,
     against=others and pathlib.Path(others[0]['checkpoint']).name,
   )
   path.write_text(page, encoding='utf-8')
@@ -289,59 +287,3 @@ def _difference_table(paired: Sequence[dict[str, Any]]) -> Rows:
       better,
     ])  # fmt: skip
   return rows
-
-
-def _benchmark_figure(card: Card) -> str | None:
-  bars = [
-    (entry['name'], found, found['guess'])
-    for entry in (*card['benchmarks'], *card['readings'])
-    for found in entry.get('metrics', ())
-    if found['name'] in ('acc', 'f1')
-  ]
-  return _bars(bars, 'share of right answers')
-
-
-def _language_figure(card: Card) -> str | None:
-  bars = [
-    (f'{entry["name"]}, {side["score"]["name"]}', side['score'], None)
-    for entry in card['languages']
-    for side in entry.get('languages', ())
-  ]
-  return _bars(bars, aligned.BITS_PER_ENGLISH_CHAR)
-
-
-def _loss_figure(card: Card) -> str | None:
-  bars = [
-    (found['name'], found, None)
-    for found in card['loss'].get('scores', ())
-    if found['unit'] == 'bits per character'
-  ]
-  return _bars(bars, 'bits per character')
-
-
-def _bars(
-  bars: Sequence[tuple[str, dict[str, Any], float | None]], label: str
-) -> str | None:
-  """Draws a bar for each score, with its interval and the chance level."""
-  if not bars:
-    return None
-  with draw.style(draw.PAGE):
-    figure = Figure((9.2, 0.7 + 0.32 * len(bars)), layout='constrained')
-    axes = figure.subplots()
-    colors = draw.PAGE
-    for place, (_, found, guess) in enumerate(bars):
-      # A bar without an interval is a baseline.
-      is_ours = found['low'] is not None
-      color = colors.series[0] if is_ours else colors.soft
-      axes.barh(place, found['value'], 0.62, color=color, alpha=0.75)
-      if is_ours:
-        ends = [found['low'], found['high']]
-        axes.plot(ends, [place, place], color=colors.ink, linewidth=1.6)
-      if guess is not None:
-        line = [place - 0.4, place + 0.4]
-        axes.plot([guess, guess], line, color=colors.series[1], linewidth=2)
-    axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
-    axes.invert_yaxis()
-    axes.grid(axis='y', visible=False)
-    axes.set_xlabel(label)
-    return draw.svg(figure, label)

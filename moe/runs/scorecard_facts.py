@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -117,15 +118,30 @@ def loss_per_character(
     documents.record_text(trained.vocabulary, trained.ids, record)
     for record in held_out
   ]
-  bits = {
-    f'{name}, characters': ngram.ngram_bits(train_texts, texts, order)
-    for name, order in BASELINES.items()
-  } | compression.compressed_bits(texts, train_texts)
-  entry['scores'] += [
-    score.Score(name, value, n=len(texts), command=asked.command).as_json()
-    for name, value in bits.items()
-  ]
+  baselines = _baselines(texts, train_texts, asked.command)
+  entry['scores'] += [one.as_json() for one in baselines]
   return entry
+
+
+def _baselines(
+  texts: Sequence[str], train_texts: Sequence[str], command: str
+) -> list[score.Score]:
+  """Bits per character of n-grams and of compressors."""
+  chars = np.array([len(text) for text in texts])
+  found = [
+    comparison.of_documents(
+      f'{name}, characters',
+      math.log(2) * ngram.document_bits(train_texts, texts, order),
+      chars,
+      command,
+    )
+    for name, order in BASELINES.items()
+  ]
+  # A compressor reads all documents as one text, so there is no interval.
+  return found + [
+    score.Score(name, value, n=len(texts), command=command)
+    for name, value in compression.compressed_bits(texts, train_texts).items()
+  ]
 
 
 def cost_of(workdir: str, step: int) -> dict[str, Any]:
