@@ -56,6 +56,12 @@ def summary(tmp_path):
   return ladder.summarise(found, read, {'dense': 1, 'sparse': 8}, 'ladder')
 
 
+def test_an_arm_that_always_diverged_has_no_points(summary, tmp_path):
+  summary['rates']['sparse'] = [(rate, 100, None) for rate in (0.01, 0.02)]
+  ladder_page.write(summary, tmp_path / 'ladder.html')
+  assert 'learning rate' in (tmp_path / 'ladder.html').read_text('utf-8')
+
+
 def test_gains_are_paired_and_have_standard_errors(summary):
   arm = summary['tasks']['verse']['arms']['sparse']
   # At the end the gains of the two seeds are 6.5 - 5.9 = 0.6 and 6.5 - 6.1 =

@@ -101,7 +101,6 @@ def test_receivers_favour_no_sender():
 def test_pooled_capacity_serves_rows_that_single_groups_drop():
   # Each group sends all of its tokens to three experts, which overflow. Over
   # all groups, the experts have equal loads.
-  random = np.random.RandomState(0)
   args = list(matrix.arguments('random'))
   first_G = np.arange(matrix.G, dtype=np.int32)[:, None, None]
   steps_A = np.arange(matrix.A, dtype=np.int32)
@@ -109,7 +108,6 @@ def test_pooled_capacity_serves_rows_that_single_groups_drop():
     (first_G + steps_A) % matrix.E, (matrix.G, matrix.M, matrix.A)
   )
   args[4] = np.ones((matrix.G, matrix.M), bool)
-  del random
   lost = {}
   for exchanger in (exchange.AllToAll(), exchange.Ragged(0)):
     step = matrix.program(exchanger, dispatch.Sorted(1.0), 4)
