@@ -105,7 +105,7 @@ def _missing_warner(
 
 
 def _names_by_modality(functional: Functional) -> dict[int, str]:
-  """Number of a modality -> name of its term; {} if there is one softmax."""
+  """Number of a modality -> name of its loss; {} if all ids share a softmax."""
   if functional.ids is None:
     return {}
   ranges = [name for name, size in functional.ids.sizes.items() if size]

@@ -55,7 +55,7 @@ def make_params(module):
 
 @functools.cache
 def compiled(train=True, **options):
-  """(params, (x, valid) -> (y, LayerOutputs)) of a layer, compiled once."""
+  """(params, compiled function (x, valid) -> (y, LayerOutputs)) of a layer."""
   module = make(**options)
   params = make_params(module)
   run = lambda x_BTD, valid: module.apply(
