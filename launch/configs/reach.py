@@ -114,7 +114,11 @@ class _Reach:
     return b.argument if b.target is None else id(b.target)
 
   def is_read(self, b: Binding) -> bool:
-    """Whether the binding is read, or was read until a later override."""
+    """Whether the root leads to the binding.
+
+    It also counts as read if the root led to it before a later binding changed
+    a reference or macro on the way.
+    """
     return self._order[id(b)] < self.limits.get(self._key(b), -1)
 
   def replacement(self, macro: str) -> str:

@@ -13,7 +13,7 @@ from moe.evaluate.verse import Readings
 
 
 class Figure(NamedTuple):
-  """A figure: all numerators over all denominators.
+  """A figure: the sum of all numerators divided by that of all denominators.
 
   Attributes:
     name: what the figure counts.

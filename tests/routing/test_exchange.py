@@ -133,7 +133,11 @@ def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
 
 
 def sent_bytes(jaxpr, n):
-  """Bytes that each of n devices sends in a program, without statistics."""
+  """Bytes that each of n devices sends in a program.
+
+  A sum over devices counts only if its result has three dims, as tokens have;
+  others are sums of statistics.
+  """
   total = 0.0
   for eqn in jaxpr.eqns:
     for inner in core.jaxprs_in_params(eqn.params):
