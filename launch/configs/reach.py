@@ -124,8 +124,8 @@ class _Reach:
   def replacement(self, macro: str) -> str:
     """A hint what to bind instead of a macro that is no longer read.
 
-    Some class that is no longer used read the macro for an argument. If a class
-    in use has an argument of the same name, the hint names this argument.
+    An argument of a class that is no longer used has this macro as its value.
+    If a class in use has an argument of the same name, the hint names it.
     """
     wanted = {
       b.argument

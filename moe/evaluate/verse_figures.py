@@ -173,7 +173,7 @@ def of_lyrics(
   train_text: str,
   readings: Readings,
 ) -> list[Figure]:
-  """Figures of ci.
+  """Figures of ci, which are lyrics for known tunes.
 
   Args:
     lyrics: lyrics without the names of their tunes.

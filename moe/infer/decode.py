@@ -173,7 +173,7 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Carry]:
-  """Draws one token per row; returns the tokens, and a carry with them."""
+  """Draws one token per row; returns the tokens and the updated carry."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # Each row has its own key, so its draw does not depend on the other rows.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)

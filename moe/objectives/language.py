@@ -151,7 +151,7 @@ def _coefficients(
 
 
 def _ahead_weights(batch: TokenBatch) -> Array:
-  """Weights [B, T] of the tokens after the next; 0 in another document."""
+  """Weight [B, T] of the token after the next one; 0 in another document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
