@@ -180,7 +180,7 @@ class _Reach:
       raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
     if name not in self.macros:
       if limit < math.inf:
-        return  # An overridden binding uses it, which is never evaluated.
+        return  # Only overridden bindings use the macro; nobody evaluates them.
       hint = _definition(name) or nearest(name, self.macros)
       hint = hint or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
