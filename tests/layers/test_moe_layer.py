@@ -1,4 +1,4 @@
-"""The MoE layer: plain loops, properties, and several devices."""
+"""Tests the MoE layer: against plain loops, by properties, on many devices."""
 
 import dataclasses
 import functools
