@@ -61,7 +61,7 @@ class Block(nn.Module):
 
   @property
   def has_experts(self) -> bool:
-    """Whether this block has experts, which a dense twin would replace."""
+    """Whether this block has experts; False if a dense twin replaces them."""
     return self.is_sparse and not self.dense_twin
 
   def anatomy(self) -> LayerAnatomy:
