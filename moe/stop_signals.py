@@ -123,7 +123,7 @@ class _Listener:
     while True:
       left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
       if not select.select([self._read], [], [], left)[0]:
-        if _patience[-1] is not None:  # The current block may have no limit.
+        if _patience[-1] is not None:  # The present block may have no limit.
           _say('ended in the middle of its work; run it again to go on.')
           os._exit(EXIT_STOPPED)
         ends_at = None

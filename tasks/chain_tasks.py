@@ -71,9 +71,9 @@ def _record(chain: protein.Chain) -> dict[str, Any]:
 def letters_3di(chain: protein.Chain) -> np.ndarray:
   """The code from 0 to 19 of the 3Di letter of each residue.
 
-  The CB atoms are those that an ideal residue would have. The letter of a
-  residue without a known backbone, and of the first and the last residue, is
-  that of no structure.
+  The CB atoms are those that an ideal residue would have. A residue without a
+  known backbone gets the letter that mini3di has for no structure, and so do
+  the first and the last residue.
 
   Args:
     chain: a chain of I residues.

@@ -1,4 +1,4 @@
-"""Command-line flags that several verbs have."""
+"""Command-line flags that several commands have."""
 
 import argparse
 import sys

@@ -82,7 +82,7 @@ class _StateRestore(ocp.args.PyTreeRestore):
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-  """Whether to log a record. We raise the errors that Orbax's threads log."""
+  """Whether to log a record. Orbax's threads log errors that we also raise."""
   is_main = record.threadName == threading.main_thread().name
   return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
 

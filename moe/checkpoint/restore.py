@@ -309,7 +309,7 @@ def _stored_tree(step_directory: epath.Path) -> PyTree:
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(

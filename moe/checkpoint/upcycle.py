@@ -70,7 +70,7 @@ class Noise(Method):
     bounds.within('scale', self.scale, 'upcycle.Copy adds no noise', above=0)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """Makes E copies with noise; see `Method`."""
+    """Makes E copies with noise; see `Method.experts`."""
     made = {}
     for i, (name, w) in enumerate(sorted(weights.items())):
       copies = _copies(w, num_experts)
@@ -102,7 +102,7 @@ class Drop(Method):
     bounds.within('share', self.share, kept, above=0, most=1)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """Makes E copies and initialises some of their units; see `Method`."""
+    """Makes E copies and initialises some units again; see `Method.experts`."""
     lead = next(iter(weights.values())).shape[:-2]
     F = next(w.shape[-1] for n, w in weights.items() if 'down' not in n)
     order = jax.random.uniform(key, (*lead, num_experts, F)).argsort()

@@ -15,7 +15,7 @@ from moe.types import Batch
 
 
 class ChainReader:
-  """Endless training batches of a mixture of stores of chains.
+  """Endless training batches from stores of protein chains.
 
   A batch depends only on the seed and the step, as with
   `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a

@@ -38,7 +38,7 @@ class Skips:
       )
 
   def number(self, step: int) -> int:
-    """The batch that a step reads; both count from 0."""
+    """Number of the batch that a step reads; steps and batches count from 0."""
     for first, end in self.ranges:
       if step < first:
         break

@@ -166,7 +166,7 @@ def _write_records(
 
 
 def _length(record: Record) -> int:
-  """Number of tokens of a record; 1 for a picture, which has none."""
+  """Number of tokens of a record; 1 if it has none, like a picture."""
   return record['tokens'].size if 'tokens' in record else 1
 
 

@@ -35,8 +35,8 @@ class Shape(NamedTuple):
 class Transform(Protocol):
   """A function from a record to the example that a batch reads.
 
-  The hash of the data contains the `repr` of the transform, so two different
-  transforms must have different ones.
+  The hash of the data contains the `repr` of the transform, so the `repr`s of
+  two different transforms must differ.
   """
 
   def declare(self, shape: Shape) -> Shape:

@@ -72,7 +72,7 @@ class Context(NamedTuple):
       Before these tokens, the window reads length - stride tokens again, as
       their context.
     batch_size: windows of full length in a batch. A batch of shorter windows
-      has more windows, so that it has as many tokens.
+      may have more windows, as long as it has no more tokens.
   """
 
   length: int

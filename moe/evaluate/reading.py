@@ -132,7 +132,7 @@ def character_units(text: str) -> list[str]:
 
 
 def character_exact(right: str, given: str) -> float:
-  """1 if both have the same units, else 0."""
+  """1 if both have the same `character_units`, else 0."""
   return float(character_units(right) == character_units(given))
 
 

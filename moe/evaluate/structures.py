@@ -154,7 +154,7 @@ def neighbour_steps(points: np.ndarray) -> np.ndarray:
 
 
 def num_clashes(points: np.ndarray, least: float = 3.0) -> int:
-  """Number of pairs of CA atoms, except neighbours, below `least` Angstrom."""
+  """Number of CA pairs closer than `least` Angstrom, except neighbours."""
   near = _distances(points) < least
   return int(np.triu(near & (_separation(len(points)) > 1)).sum())
 

@@ -13,7 +13,7 @@ from moe.evaluate.verse import Readings
 
 
 class Figure(NamedTuple):
-  """A figure: all numerators over all denominators.
+  """A figure: the sum of all numerators divided by that of all denominators.
 
   Attributes:
     name: what the figure counts.
@@ -173,7 +173,7 @@ def of_lyrics(
   train_text: str,
   readings: Readings,
 ) -> list[Figure]:
-  """Figures of ci.
+  """Figures of ci, which are lyrics for known tunes.
 
   Args:
     lyrics: lyrics without the names of their tunes.

@@ -45,7 +45,7 @@ class Points(NamedTuple):
 def point_attention(
   x: Points, bias_BIJN: Array, weight_N: Array, frames: Rigid, valid_BI: Array
 ) -> Array:
-  """Attention weights [B, N, I, J] (Algorithm 22, line 7).
+  """Attention weights [B, N, I, J] (Jumper et al. 2021, Algorithm 22, line 7).
 
   Args:
     x: queries and keys.
@@ -78,7 +78,9 @@ def point_attention(
 def point_results(
   x: Points, weights_BNIJ: Array, pair_BIJZ: Array, frames: Rigid
 ) -> dict[str, Array]:
-  """Weighted sums over residues, in the frame of each residue (lines 8 to 10).
+  """Weighted sums over residues, in the frame of each residue.
+
+  These are lines 8 to 10 of Algorithm 22 of Jumper et al. (2021).
 
   Returns:
     'value' [B, I, N, H], 'points' [B, I, N, P, 3], 'norm' [B, I, N, P] of the

@@ -28,7 +28,8 @@ RANGES = {
   'residue': PROTEIN,
   'structure': PROTEIN,
 }
-# Code of the first command. A model reads it in place of a hidden token.
+# The first code of the range 'command'. A model reads this command in place of
+# a hidden token.
 MASK = 0
 _MULTIPLE = 128
 # Key of the id space in the manifest of a store; a store of text has no entry.

@@ -137,7 +137,7 @@ def about_x(torsion: Array) -> Array:
 
 
 def group_frames(backbone: Rigid, torsion: Array, default: Rigid) -> Rigid:
-  """Frames of the rigid groups of residues (Algorithm 24).
+  """Frames of the rigid groups of residues (Jumper et al. 2021, Algorithm 24).
 
   Args:
     backbone: [...], frames of the residues.

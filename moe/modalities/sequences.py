@@ -44,10 +44,13 @@ def cleaned(sequence: str, name: str = 'the sequence') -> str:
 
 
 def of_fasta(text: str) -> dict[str, str]:
-  """Name -> sequence of a text in FASTA format, with line ends of any kind.
+  """Reads a text in FASTA format, with line ends of any kind.
 
   Args:
     text: lines that begin with '>' name a sequence; the others hold it.
+
+  Returns:
+    Name -> sequence.
 
   Raises:
     ValueError: if the text is not in FASTA format, or a sequence is wrong.

@@ -73,7 +73,7 @@ class Anatomy:
 
   @property
   def experts(self) -> ExpertsAnatomy | None:
-    """The sparse layer, which is the same in all sparse blocks; else None."""
+    """The sparse layer, equal in all sparse blocks; None in a dense model."""
     found = (block.experts for block in self.period if block.experts)
     return next(found, None)
 

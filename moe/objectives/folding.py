@@ -50,7 +50,7 @@ LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Coefficients of the terms of the loss; those of 0 are not computed.
+  """Coefficients of the loss terms; a term with coefficient 0 is not computed.
 
   Attributes:
     distogram: cross-entropy of the binned distances between CB atoms.

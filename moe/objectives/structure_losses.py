@@ -111,7 +111,10 @@ def lddt(
 
 
 def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
-  """1 - lDDT, with sigmoids instead of thresholds, which have no gradient."""
+  """1 - lDDT of a chain, with sigmoids instead of thresholds.
+
+  Thresholds have no gradient. The arguments are those of `lddt`.
+  """
   error = jnp.abs(distances(points, points) - distances(true, true))
   kept = sum(jax.nn.sigmoid(t - error) for t in _THRESHOLDS) / 4
   return 1 - mean(kept, _near(true, mask), 2)

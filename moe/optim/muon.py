@@ -140,7 +140,8 @@ def scale_by_muon(
     ):
       matrix = matrix_of(name, g.shape)
       m, mu, scale = momentum(i, state.count, g, mu, scale)
-      # Nesterov: the momentum after one more step with the same gradient.
+      # Nesterov: about the momentum after one more step with the same gradient.
+      # The corrections for the start at 0 are those of optax.
       ahead = beta * m / (1.0 - beta ** (done + 1.0))
       ahead += (1.0 - beta) * g / (1.0 - beta**done)
       shared = division(matrix, shardings[name]) if shardings else None

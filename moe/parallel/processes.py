@@ -27,7 +27,8 @@ def initialize(
   NUM_PROCESSES, PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0)
   say which process this is. Without these variables JAX asks Slurm, GKE, Open
   MPI or the metadata of a TPU VM; then JAX_COORDINATOR_PORT may set another
-  port. The port after the coordinator's port must be open, too.
+  port. The port after the coordinator's port (65534 for 65535) must be open,
+  too.
 
   Args:
     patience: seconds to wait for the others; None for the environment variable

@@ -7,8 +7,9 @@ connections stay open. When a process dies, the kernel closes its connection at
 once. If a machine is lost, TCP's keep-alive messages find this within
 `peer.LOST_SECONDS`.
 
-A message is a line of JSON. The port is the coordinator's port plus 1. Messages
-contain no secrets. Process 0 closes a connection after an invalid message.
+A message is a line of JSON. The port is the coordinator's port plus 1 (65534
+for 65535). Messages contain no secrets. Process 0 closes a connection after an
+invalid message.
 """
 
 import collections

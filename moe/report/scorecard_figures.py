@@ -26,7 +26,7 @@ def benchmarks(card: Card) -> str | None:
 
 
 def languages(card: Card) -> str | None:
-  """Bars of all languages of all aligned sets."""
+  """Bars of all languages of all aligned sets; None if there is no score."""
   bars = [
     (f'{entry["name"]}, {side["score"]["name"]}', side['score'], None)
     for entry in card['languages']

@@ -253,7 +253,10 @@ def _bid(
 def _fill(
   expert_M: Array, valid_M: Array, places: Array, num_experts: int
 ) -> Array:
-  """Gives the free places to the tokens without a place, in order."""
+  """Returns `expert_M`, in which tokens without an expert get free places.
+
+  Both are taken in order. `places` is the number of places of each expert.
+  """
   experts_E = jnp.arange(num_experts, dtype=jnp.int32)
   held_E = jnp.sum(expert_M[:, None] == experts_E, axis=0, dtype=jnp.int32)
   waits_M = valid_M & (expert_M < 0)

@@ -119,7 +119,7 @@ class Sorted(_WithCapacity):
   def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, capacity: int
   ) -> Permuted:
-    """Makes rows [E, G * C, D]; rows of a full expert are dropped.
+    """Makes rows [E, G * C, D]; drops rows beyond C per expert and group.
 
     Args:
       x_GMD: tokens.

@@ -209,8 +209,8 @@ class Ragged:
     )
     asked = jnp.sum(choices.valid_1MA, dtype=jnp.float32)
     came = jnp.sum(plan_held.valid_GR, dtype=jnp.float32)
-    # `asked` counts rows of this sender and `came` rows of all senders. So only
-    # the sum of `lost` over the devices of the axis has a meaning.
+    # `asked` counts rows of this sender, and `came` counts rows of all senders.
+    # So only the sum of `lost` over the devices of the axis has a meaning.
     lost = asked - came + permuted.dropped
     others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize

@@ -22,7 +22,10 @@ INT32_LIMIT = 2**31
 def capacity(
   tokens: int, active: float, num_experts: int, factor: float
 ) -> int:
-  """Slots per expert and group: `factor` times an even share, at least 1."""
+  """Slots per expert and group: `factor` times an even share of the rows.
+
+  The number is at least 1 and at most `tokens`.
+  """
   share = tokens * active / num_experts
   # Without rounding, 1.1 * 50 is slightly more than 55 and would give 56 slots.
   return max(1, min(tokens, math.ceil(round(factor * share, 6))))

@@ -231,7 +231,7 @@ def _judged(
 def _drawn(
   mean: _Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
 ) -> list[Score]:
-  """The judge's scores of drawn pictures: each attribute, and each kind."""
+  """The judge's scores of drawn pictures, by attribute and by kind of scene."""
   answers, features = judge_lib.judge(judge, pixels)
   right = judge_lib.right(judge, answers, wanted.facts)
   scores = [

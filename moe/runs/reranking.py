@@ -1,4 +1,4 @@
-"""Orders samples by the probability of their prompt after them.
+"""Orders samples by the probability of the prompt, given the sample.
 
 A model that has learnt titles after their poems (task `poems_inverse`) gives
 p(title | poem). This probability tells how well a poem fits its title. This is

@@ -208,7 +208,7 @@ def places(
 
 
 def last_step(workdir: str) -> int | None:
-  """The last step in the log of a run; None for an object store."""
+  """The last step in a run's log; 0 without a log, None on an object store."""
   if '://' in workdir:
     return None
   records = record_log.read(os.path.join(workdir, 'log.jsonl'))

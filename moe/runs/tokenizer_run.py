@@ -1,4 +1,4 @@
-"""The classes of a run that trains an image tokenizer: its settings."""
+"""The settings of a run that trains an image tokenizer."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

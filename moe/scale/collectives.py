@@ -164,7 +164,8 @@ def transfer(
     # tables as operands.
     given = made = min(sizes[0], shapes[0].bytes)
   num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
-  # The most distant pair of a permutation decides which mesh axes it spans.
+  # A permutation has pairs of devices. The pair that is furthest apart decides
+  # which mesh axes the transfer spans.
   spread = groups.max(axis=1) - groups.min(axis=1)
   group = tuple(int(d) for d in groups[int(np.argmax(spread))])
   return Transfer(

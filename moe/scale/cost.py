@@ -112,8 +112,9 @@ def flops_per_token(
 def ahead_flops_per_token(
   parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
 ) -> int:
-  """Model FLOPs per token in the forward pass of the block ahead and its head.
+  """Model FLOPs per token of multi-token prediction, in the forward pass.
 
+  They are those of the extra block (`AHEAD`), and of the head on its outputs.
   Only training runs this block. For a model without it the result is 0.
 
   Args:
@@ -214,7 +215,8 @@ def executed_flops_per_token(
   These FLOPs include empty capacity slots, masked scores and recomputation.
   Every product runs three times in training: once forward, and twice for the
   gradients of inputs and weights. This holds for the first layer too, because
-  embeddings need a gradient. With remat, the whole block ahead runs once more.
+  embeddings need a gradient. With remat, the block for multi-token prediction
+  and its head run once more.
   """
   products = {
     part: 2 * c.active * (execution.padding if part == 'experts' else 1)

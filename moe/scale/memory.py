@@ -132,6 +132,7 @@ def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   width, hidden = sizes.d_model, _hidden(sizes, is_sparse)
   # Each of the two norms of a block keeps three float32 arrays of its width.
   # Queries and keys keep three as well, for their norms and rotary embeddings.
+  # About half of `attention_width` is queries and keys.
   total = 3 * _FLOAT32_BYTES * tokens * (2 * width + sizes.attention_width // 2)
   # The output of attention exists twice: in the kernel's layout, and transposed
   # for the next product.

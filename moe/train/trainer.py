@@ -290,7 +290,7 @@ def _read_ahead(
 ) -> Batch | None:
   """The batch of a step, or None if a signal came before the batch was read.
 
-  It also reports the records that could not be read.
+  Records that could not be read are reported, too.
   """
   watchdog.sees('the data')
   try:

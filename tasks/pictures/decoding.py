@@ -32,8 +32,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
   Raises:
     ValueError: if the file is no picture, damaged, cut short or too large.
   """
-  # Imported here, since this file is also imported by verbs that read no
-  # picture.
+  # Imported here, since commands that read no picture also import this file.
   from PIL import Image
 
   if not data:

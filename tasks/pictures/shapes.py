@@ -2,8 +2,8 @@
 
 A picture depends only on its split and its number, so every machine makes the
 same pictures. In the split 'unseen', each picture has an object with a triple
-of colour, form and size that never occurs in training. Each pair of these three
-attributes occurs there.
+of colour, form and size that never occurs in training. But each pair of these
+attributes does occur in training.
 """
 
 import dataclasses

@@ -61,8 +61,8 @@ def test_an_unseen_context_falls_back_to_the_lower_order():
   begin_c = ngram_bits(['a'], ['c'], 2)
   unigram = ngram_bits(['a'], ['c'], 1)
   # 'c' follows the begin mark, which was seen once, before one kind of token.
-  # So P = (0 + 1 * P1) / 2 with the unigram's P1, which costs 1 bit more than
-  # P1.
+  # So P = (0 + 1 * P1) / (1 + 1), with the unigram's P1. This costs 1 bit more
+  # than P1.
   assert begin_c == pytest.approx(unigram + 1, rel=1e-12)
 
 

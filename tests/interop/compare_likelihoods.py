@@ -59,7 +59,8 @@ class Compared(NamedTuple):
     card: accuracy of the run on our scorecard.
     requests: number of likelihoods that were compared.
     nats: the largest difference between two log-likelihoods.
-    ties: number of likelihoods for which one of the programs has two values.
+    ties: number of likelihoods for which one of the programs gives another
+      value in a batch than alone.
     differing: number of items that only one of the two models answers right.
   """
 

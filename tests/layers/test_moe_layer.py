@@ -1,4 +1,4 @@
-"""The MoE layer: plain loops, properties, and several devices."""
+"""Tests the MoE layer: against plain loops, by properties, on many devices."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ def make_params(module):
 
 @functools.cache
 def compiled(train=True, **options):
-  """(params, (x, valid) -> (y, LayerOutputs)) of a layer, compiled once."""
+  """(params, compiled function (x, valid) -> (y, LayerOutputs)) of a layer."""
   module = make(**options)
   params = make_params(module)
   run = lambda x_BTD, valid: module.apply(

@@ -15,7 +15,7 @@ def atoms(name):
 
 
 def whole(code):
-  """All atoms of a residue with torsions of 0 and CA at the origin."""
+  """Atom -> position, for a residue with torsions of 0 and CA at the origin."""
   frames = list(TABLES.frames[code].astype(np.float64))
   for group in range(residues.CHI_GROUP + 1, residues.NUM_GROUPS):
     frames[group] = frames[group - 1] @ frames[group]

@@ -198,7 +198,7 @@ def test_a_turn_by_pi_of_a_symmetric_chi_costs_nothing():
   mask = np.ones((3, 7), bool)
   other = torsions.other_torsions(codes, jnp.asarray(alpha))
   turned = alpha.copy()
-  turned[0, 4] *= -1  # chi 2 of aspartate
+  turned[0, 4] *= -1  # chi 2 of aspartate, whose two oxygens are equivalent
   error = lambda x: losses.torsion(x, alpha, other, mask)[0]
   assert error(turned) < 1e-6
   turned[2, 4] *= -1

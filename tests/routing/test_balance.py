@@ -218,7 +218,7 @@ def random_choices(groups, tokens, experts=4):
 
 
 def by_definition(probs, choices, valid):
-  """Computes (sum, weight) of one unit by loops over its tokens."""
+  """(sum, weight) of the loss of tokens that are balanced together."""
   E = probs.shape[-1]
   tokens = list(zip(probs[valid], choices[valid], strict=True))
   f, p = np.zeros(E), np.zeros(E)

@@ -89,7 +89,7 @@ def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
 
 def test_receivers_favour_no_sender():
   # All tokens choose experts 0, 1 and 2. Each of these experts has 1.0 * 64 * 3
-  # / 8 = 24 slots, so each of four senders gets 6.
+  # / 8 = 24 slots, so each of the four senders gets 6 of them.
   args = list(matrix.arguments('all to one'))
   args[4] = np.ones((matrix.G, matrix.M), bool)
   step = matrix.program(exchange.Ragged(0), dispatch.Sorted(1.0), 4)
@@ -131,7 +131,11 @@ def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
 
 
 def sent_bytes(jaxpr, n):
-  """Bytes that each of n devices sends in a program, without statistics."""
+  """Bytes that each of n devices sends in a program.
+
+  A sum over devices counts only if its result has three dims, as tokens have;
+  others are sums of statistics.
+  """
   total = 0.0
   for eqn in jaxpr.eqns:
     for inner in core.jaxprs_in_params(eqn.params):

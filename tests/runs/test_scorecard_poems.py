@@ -1,4 +1,4 @@
-"""The poet's card of a run with random parameters."""
+"""The part about verse of the scorecard of a run with random parameters."""
 
 import gzip
 import json
