@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def ask(monkeypatch):
-  """Sets the request and forgets which places were reached."""
+  """A function that sets the request; no place counts as reached before."""
   failpoints._reached.clear()
   return lambda text: monkeypatch.setenv(failpoints.VARIABLE, text)
 

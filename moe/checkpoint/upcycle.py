@@ -60,8 +60,8 @@ class Noise(Method):
   """Copies with noise, which differs between experts.
 
   Attributes:
-    scale: standard deviation of the noise, divided by the one of the matrix.
-      The noise is normal and truncated at two of these deviations.
+    scale: scale of the noise, divided by the standard deviation of the matrix.
+      The noise is normal, and truncated at two times its scale.
   """
 
   scale: float = 0.1

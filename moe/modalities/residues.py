@@ -33,8 +33,8 @@ ATOM_NAMES = (
   ' CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH CZ CZ2 CZ3 NZ OXT'
 ).split()
 BACKBONE = ('N', 'CA', 'C', 'O')
-# The atoms that follow N, CA and CB along the side chain. Each four neighbours
-# in the whole list define a chi angle.
+# The atoms that follow N, CA and CB along the side chain. Every four
+# neighbouring atoms of the whole list define a chi angle.
 _CHI = {
   'ARG': 'CG CD NE CZ',
   'ASN': 'CG OD1',

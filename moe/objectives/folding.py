@@ -330,8 +330,8 @@ def _violations(
 ) -> Array:
   """The loss [B] of wrong bonds and of clashes.
 
-  A side chain counts only if the true residue has one, since no other loss
-  trains other side chains.
+  A side chain that the true structure lacks does not count, since no other loss
+  trains it.
   """
   is_backbone = jnp.arange(residues.ATOM14) < len(residues.BACKBONE)
   has_side_chain = batch['mask'][..., 4:].any(axis=-1, keepdims=True)

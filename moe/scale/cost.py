@@ -50,8 +50,8 @@ def components(
 
   Returns:
     Part -> counts. In an array with an expert dim E, a share of num_active / E
-    is active. The block ahead has no active parameters, since only training
-    uses it.
+    is active. The extra block of multi-token prediction (`AHEAD`) has no active
+    parameters, since only training uses it.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)

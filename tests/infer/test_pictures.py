@@ -80,7 +80,7 @@ def greedy(model):
 
 
 def full_logits(model, prompt, codes):
-  """Logits [codes, 9] of every code, from one pass over the whole document."""
+  """Logits [codes, 9 image ids], from one pass over the whole document."""
   functional, params, state = model
   size = len(prompt) + 1 + NUM_CODES
   tokens = np.array([[0, *prompt, *(codes + CANVAS.begin)]], np.int32)
