@@ -12,6 +12,6 @@ def test_the_most_frequent_letter_after_a_context_is_the_guess():
   # 0 occurs first, so 0 is always the guess.
   counts = chain_language.num_right_ngram(train, held_out, 1)
   assert counts.tolist() == [1, 0]
-  # The guess is 0 at the start, 1 after 0, and 2 after 0 and 1. All are right.
+  # Three guesses are right: 0 at the start, 1 after 0, and 2 after 0 and 1.
   counts = chain_language.num_right_ngram(train, held_out, 3)
   assert counts.tolist() == [3, 0]
