@@ -301,7 +301,10 @@ def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _backbone(name: str) -> dict[str, np.ndarray]:
-  """Coordinates of N, CA, C, O and CB, with angles of Engh and Huber."""
+  """Atom -> coordinates [3] of N, CA, C, O and CB, by Engh and Huber's angles.
+
+  The unit is Angstrom. CA is at 0, C on the x axis, and N in the xy plane.
+  """
   n_ca, ca_c, n_ca_c = 1.458, 1.525, 111.2
   if name == 'GLY':
     n_ca, ca_c, n_ca_c = 1.451, 1.516, 112.5

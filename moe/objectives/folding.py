@@ -206,7 +206,9 @@ def fold_again(
   rngs: dict[str, Array] | None = None,
   train: bool = False,
 ):
-  """Runs several passes; returns the last, which alone has a gradient.
+  """Runs several passes; returns the result of the last (`Folded`).
+
+  Only the last pass has a gradient.
 
   Args:
     functional: the model's pure functions.

@@ -192,8 +192,8 @@ def recomputed_shares(
   scores = 1.0
   if 'attention' in policy:
     # The kernel keeps everything that its backward pass needs. In plain XLA the
-    # backward pass needs the probabilities, so one of the two products runs
-    # again.
+    # backward pass needs the probabilities, so the product of queries and keys
+    # runs again, but not the product with the values.
     scores = 0.0 if is_fused else 0.5
   return {
     'attention': 1.0,

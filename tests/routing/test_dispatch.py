@@ -267,7 +267,7 @@ def test_gathering_backward_passes_agree_with_plain_autodiff():
 
 
 def is_rows(shape):
-  """Whether a shape has rows of width `WIDE`, but is not that of matrices."""
+  """Whether a shape has rows of width `WIDE` and does not start with dim E."""
   return f'x{WIDE}x' in shape and not shape.startswith(f'{E}x')
 
 
