@@ -179,7 +179,7 @@ def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  """Runs a subcommand; the exit code is 2 for an error the user can fix."""
   return runtime.run(lambda: run_verb(parse(argv)))
 
 

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def score(args: argparse.Namespace, command: str) -> int:
-  """Scores, prints the means and writes the page."""
+  """Scores predicted structures; prints the means and writes the page."""
   run = configuration.load_other_run(
     args.checkpoint, configuration.FOLDING_MODEL
   )

@@ -1,4 +1,4 @@
-r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR .
+r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR ...
 
 --gin_file=gin_configs/runs/poems_cpu.gin --workdir=runs/poems
 --gin_file=A.gin --gin_file=B.gin --gin.TRAIN_STEPS=100 --workdir=runs/b

@@ -166,7 +166,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def _waiting(patience: float | None) -> Iterator[None]:
-  """Sets `patience` in a block; the outermost block also ends the thread."""
+  """Sets `patience` in a block; the outermost block also ends `_listener`."""
   global _listener
   _patience.append(patience)
   try:

@@ -10,7 +10,7 @@ _BINDING = '--gin.'
 def add_verbs(
   parser: argparse.ArgumentParser,
 ) -> Callable[[str, str], argparse.ArgumentParser]:
-  """Lets the first word choose a verb, as `args.verb`.
+  """Adds subcommands (verbs); `args.verb` is the one that the user has chosen.
 
   Returns:
     A function that adds a verb: (its name, what it does) -> its parser.

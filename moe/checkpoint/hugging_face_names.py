@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-  """One kind of array.
+  """One kind of array: in Hugging Face's files ("their") and in our tree.
 
   Attributes:
     theirs: their name; {e} is the number of an expert.

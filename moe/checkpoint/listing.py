@@ -1,7 +1,7 @@
 """Lists the checkpoints in a directory: their steps, metadata and ranks.
 
-No other file says which steps exist. A step is committed if its folder exists;
-on an object store the folder must also contain the marker. This file needs no
+There is no index of the steps. A step is committed if its folder exists; on an
+object store the folder must also contain the marker. This module needs no
 `Checkpointer`, so other programs can read the checkpoints of a run that still
 trains.
 """

@@ -60,8 +60,8 @@ class Noise(Method):
   """Copies with noise, which differs between experts.
 
   Attributes:
-    scale: standard deviation of the noise, divided by the one of the matrix.
-      The noise is normal and truncated at two of these deviations.
+    scale: standard deviation of the normal noise, divided by that of the
+      matrix. The noise is then truncated at two standard deviations.
   """
 
   scale: float = 0.1

@@ -212,7 +212,7 @@ def _place(
 def load_pack_plan(
   store: Store, sequence_length: int, shape: Shape | None = None
 ) -> PackPlan:
-  """The plan of a store: read from its directory, or made and kept there.
+  """The pack plan of a store: read from the store, or made and kept there.
 
   Args:
     store: store of the documents.

@@ -110,7 +110,8 @@ def _fill(
 ) -> None:
   """Writes pictures into rows.
 
-  An unreadable picture is added to `quarantine`; if this is None, it raises.
+  An unreadable picture is added to `quarantine`. If `quarantine` is None, the
+  first unreadable picture raises an error.
   """
 
   def note(index: int, error: Exception) -> None:

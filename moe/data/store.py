@@ -8,9 +8,9 @@ A store is a directory <vocabulary directory>/<task>/<split>/ with
   blocks.npy            int32 [blocks, 4], only if records have `block_ids`:
                         record, first token, one past the last, scored tokens
 
-A run also keeps pack plans of `moe.data.packing` there. All stores in a
-vocabulary directory share the file vocabulary.model in it. A mixture has no
-store, but a file with its tasks and rates:
+A run also keeps its pack plans, see `moe.data.packing`, in this directory. All
+stores in a vocabulary directory share the file vocabulary.model in it. A
+mixture has no store, but a file with its tasks and rates:
 <vocabulary directory>/<mixture>/mixture.json.
 """
 

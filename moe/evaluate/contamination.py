@@ -86,7 +86,8 @@ class _Words:
 def find(items: Sequence[str], train_texts: Iterable[str]) -> np.ndarray:
   """Whether each item shares a run with any training text, bool [items].
 
-  The value is False for an item that is shorter than a run.
+  A run has `RUN_WORDS` words or `RUN_CHARS` characters. The value is False for
+  an item that is shorter than a run.
   """
   words, owners, hashes = _Words(), [], []
   by_words = np.array([is_by_words(item) for item in items], bool)

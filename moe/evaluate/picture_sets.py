@@ -69,8 +69,8 @@ class Floor(NamedTuple):
   """Distances between two sets of real pictures.
 
   Attributes:
-    frechet: FD-own.
-    kernel: KID.
+    frechet: see `frechet_distance`.
+    kernel: KID, see `kernel_distance`.
   """
 
   frechet: float
@@ -104,10 +104,10 @@ def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
 def scores(
   drawn_NF: np.ndarray, real_NF: np.ndarray, name: str, command: str
 ) -> list[Score]:
-  """FD-own and KID of drawn pictures, each with its floor.
+  """Distances of drawn pictures to real ones, and of real ones to each other.
 
-  All sets have equally many pictures: as many as were drawn, but at most half
-  of the real ones.
+  The distances are the Frechet distance (FD-own) and KID. All sets have equally
+  many pictures: as many as were drawn, but at most half of the real ones.
 
   Args:
     drawn_NF: features of at least 2 drawn pictures.

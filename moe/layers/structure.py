@@ -188,9 +188,9 @@ class Transition(nn.Module):
 
 
 class BackboneUpdate(nn.Module):
-  """A rigid motion of each residue in its own frame (Algorithm 23).
+  """A rigid motion of each residue in its frame (AlphaFold 2, Algorithm 23).
 
-  It starts at the identity, since its parameters start at 0.
+  At first it is the identity, since all parameters of this layer start at 0.
   """
 
   dtype: jnp.dtype = jnp.float32

@@ -207,12 +207,12 @@ def of_ranges(
   ranges: Mapping[str, int],
   tokenizers: Mapping[str, str] | None = None,
 ) -> IdSpace:
-  """The id space of a vocabulary and of other ranges.
+  """Makes an id space from a vocabulary and other ranges of ids.
 
   Args:
     text: number of pieces of the vocabulary.
-    ranges: sizes of the other ranges by name.
-    tokenizers: SHA-256 of trained tokenizers by range.
+    ranges: sizes of the other ranges by name, for example 'image'.
+    tokenizers: SHA-256 of trained tokenizers by name of the range.
 
   Raises:
     ValueError: if a name or a size is out of range.

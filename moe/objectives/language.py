@@ -114,7 +114,7 @@ def _names_by_modality(functional: Functional) -> dict[int, str]:
 
 
 def _target_weights(batch: TokenBatch, functional: Functional) -> Array:
-  """Weights of the targets [B, T]; with ranges [B, T, W].
+  """Weights [B, T] of the targets, or [B, T, W] if there are several softmaxes.
 
   The first of the W columns is for all targets. Each other column is for the
   targets of one modality.

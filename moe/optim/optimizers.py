@@ -304,9 +304,9 @@ def _in_float32(
 
 
 def placed(optimizer: Optimizer, params: PyTree) -> Optimizer:
-  """Tells an optimizer how the parameters are divided over devices.
+  """An optimizer that knows how the parameters are divided over devices.
 
-  Muon divides its matrix products accordingly.
+  Muon uses this to divide its matrix products.
 
   Args:
     optimizer: made by `build`.

@@ -116,7 +116,7 @@ def _place(address: str, size: int, process: int) -> roll_call.Place:
 def _cluster() -> Any:
   """JAX's class for the cluster of this process; None if there is none."""
   # Imported here, since commands import this file, and --help must be fast. JAX
-  # has no public function that tells the place before a process joins.
+  # has no public function that gives the number of a process before it joins.
   from jax._src import clusters
 
   unwanted = set()

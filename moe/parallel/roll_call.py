@@ -87,7 +87,7 @@ class Place(NamedTuple):
 
   @property
   def endpoint(self) -> tuple[str, int]:
-    """(host, port) at which process 0 calls the roll."""
+    """(host, port) at which process 0 waits for the other processes."""
     host, port = self.address.rsplit(':', 1)
     # 65535 is the largest port.
     beside = int(port) + 1 if int(port) < 65535 else int(port) - 1

@@ -17,7 +17,7 @@ from moe.scale.topology import Slice
 def collectives(
   transfers: Sequence[Transfer], seconds: Sequence[float]
 ) -> list[dict[str, Any]]:
-  """Adds up transfers with the same kind and mesh axes, the slowest first."""
+  """Adds up transfers of equal kind, axes and `is_network`, slowest first."""
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
   for transfer, taken in zip(transfers, seconds, strict=True):
     row = rows[transfer.kind, transfer.axes, transfer.is_network]

@@ -182,10 +182,10 @@ def _balanced(benefit_ME: Array, valid_M: Array) -> Array:
   benefit_ME = jnp.where(counted_ME, benefit_ME, low - spread)
   tokens = valid_M.sum(dtype=jnp.int32)
   places = (tokens + E - 1) // E
-  # If E does not divide n, some places stay free. Idle bidders take these
-  # places; for an idle bidder all experts have the same benefit. Without idle
-  # bidders the price of an expert with a free place would have to start from 0
-  # in each phase.
+  # If E does not divide the number of tokens, some places stay free. Idle
+  # bidders take these places; for an idle bidder all experts have the same
+  # benefit. Without idle bidders the price of an expert with a free place would
+  # have to start from 0 in each phase.
   benefit_ME = jnp.pad(benefit_ME, ((0, E), (0, 0)))
   idle_E = jnp.arange(E, dtype=jnp.int32) < places * E - tokens
   bids_M = jnp.concatenate([valid_M, idle_E])

@@ -2,10 +2,10 @@
 
 A dispatch gives each row of a plan a slot, or no slot if the expert is full. A
 row goes to its expert together with its weight. The expert multiplies its
-hidden layer by the weight, because that is narrower than the output. So
-unpermuting is a plain sum. The slots of one expert are adjacent. With capacity
-C, slots are [G, E * C], which the experts read as [E, G * C]. Without capacity,
-each expert has one run of rows. Forward and backward passes use only gathers.
+hidden layer by the weight, so unpermuting is a plain sum. The slots of one
+expert are adjacent. With capacity C, slots are [G, E * C], which the experts
+read as [E, G * C]. Without capacity, each expert has one run of rows. Forward
+and backward passes use only gathers.
 """
 
 import dataclasses
@@ -166,7 +166,8 @@ class Sorted(_WithCapacity):
 class Einsum(_WithCapacity):
   """Fixed capacity by one-hot products: a simple and slow reference.
 
-  The priority is 'position', and spare rows are ignored.
+  The priority is 'position', see `Sorted`. Spare rows (`RoutingPlan.num_spare`)
+  are ignored.
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.

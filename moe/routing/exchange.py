@@ -58,7 +58,7 @@ class Arrived(NamedTuple):
     permuted: result of the last dispatch.
     dispatch: the last dispatch.
     experts: where the experts are.
-    traffic: name -> count of the exchange.
+    traffic: name -> (sum, weight): counts of dropped rows and bytes sent.
     visit: how tokens were sent; only for `Ragged`.
   """
 

@@ -28,7 +28,7 @@ _DIMS = {
 
 @jax.custom_vjp
 def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
-  """Multiplies the rows of each run by the run's matrix.
+  """Multiplies each run of rows, such as those of one expert, by its matrix.
 
   TPUs use `jax.lax.ragged_dot`, for which their compiler has a grouped kernel.
   NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies each run

@@ -56,8 +56,8 @@ class Sigmoid(TokenChoice):
   bias, divided by the sum of the chosen s, times `scaling`. After a step each
   expert's bias rises by `bias_rate` if its load in the whole batch is below the
   mean, and falls by `bias_rate` if the load is above. The load-balance loss and
-  the statistics use s / sum s. With balance_scope = 'sequence' it is the
-  complementary loss of the paper.
+  the statistics use s / sum s. With balance_scope = 'sequence' the load-balance
+  loss is the complementary loss of the paper.
 
   Attributes:
     num_groups: number of groups of neighbouring experts, such as those of a

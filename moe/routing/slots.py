@@ -204,8 +204,8 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
       total_GMD = total_GMD + rows_GMD if a else rows_GMD
     return total_GMD
 
-  # Each pass reads and writes the whole result, so a pass adds up to 16
-  # choices. More choices per pass would take long to compile.
+  # Each pass reads and writes the whole result, so we want few passes. But more
+  # than 16 choices per pass would take long to compile.
   passes, rest = divmod(A, 16)
   if not passes:
     return add(0, rest)

@@ -19,7 +19,10 @@ from moe.types import Array
 
 
 class Choices(NamedTuple):
-  """Choices of M tokens, without spare choices; arrays are [1, M, A]."""
+  """The choices of M tokens; each array is [1, M, A].
+
+  Spare choices, see `RoutingPlan`, are left out.
+  """
 
   expert_1MA: Array
   weight_1MA: Array

@@ -120,7 +120,7 @@ class NullExperts(Wrapper):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Routes, then removes the rows of added experts from the plan.
+    """Routes, then removes the rows of null and copy experts from the plan.
 
     Raises:
       ValueError: if experts choose tokens.

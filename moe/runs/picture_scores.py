@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 # A picture's own sentence must be found among this many, itself included.
 _RIVALS = 16
-# Recognition needs at most this many different names of pictures.
+# Recognition is scored only if pictures have at most this many different names.
 _MAX_LABELS = 50
 # Values of `alpha` in `captions.information_gain`.
 ALPHAS = (0.0, 0.5, 1.0)

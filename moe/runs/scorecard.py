@@ -163,7 +163,7 @@ def _poet(
   train_texts: list[str],
   tasks: Sequence[str],
 ) -> dict[str, Any]:
-  """Measures poems, and title relevance if the run has an inverse task."""
+  """Measures poems, and relevance to titles if a task predicts the titles."""
   try:
     found = scorecard_poems.score_poems(run, asked, train_texts)
     if any(task.endswith(reranking.INVERSE) for task in tasks):

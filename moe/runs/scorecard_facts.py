@@ -30,8 +30,8 @@ from moe.scale import topology
 from moe.train import record_log
 
 # Planned chip-hours assume this chip at this share of its peak FLOP/s. Planned
-# energy assumes this power in watts. It is the limit of the H100 SXM in
-# NVIDIA's data sheet.
+# energy assumes this power in watts, the limit of the H100 SXM in NVIDIA's data
+# sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
 _BUILTIN = 'corpora/'

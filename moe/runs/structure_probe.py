@@ -80,9 +80,10 @@ def scores(
 
 
 def _windows(chains: Sequence[Chain]) -> list[np.ndarray]:
-  """One-hot names of the residues around each residue, [I, 17 * 22].
+  """For each chain, one-hot names of the residues around each residue.
 
-  A place beyond an end of the chain has a kind of its own.
+  Each array is [I, 17 * 22]. A place beyond an end of the chain has a name of
+  its own.
   """
   beyond = residues.NUM_CODES
   found = []

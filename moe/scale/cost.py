@@ -50,8 +50,8 @@ def components(
 
   Returns:
     Part -> counts. In an array with an expert dim E, a share of num_active / E
-    is active. The block ahead has no active parameters, since only training
-    uses it.
+    is active. The extra block of multi-token prediction (`AHEAD`) has no active
+    parameters, since only training uses it.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
@@ -193,8 +193,8 @@ def recomputed_shares(
   scores = 1.0
   if 'attention' in policy:
     # The kernel keeps everything that its backward pass needs. In plain XLA the
-    # backward pass needs the probabilities, so one of the two products runs
-    # again.
+    # backward pass needs the probabilities, so the product of queries and keys
+    # runs again, but not the product with the values.
     scores = 0.0 if is_fused else 0.5
   return {
     'attention': 1.0,

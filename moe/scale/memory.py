@@ -185,8 +185,8 @@ def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   if sizes.remat == 'none':
     return 0  # The backward pass reads the kept arrays in place.
   # These numbers are the residual stream before attention and before the
-  # feed-forward network, and queries and keys before and after their norm and
-  # rotary embedding.
+  # feed-forward network, and queries and keys (half of `attention_width`)
+  # before their norm, after it, and after the rotary embedding.
   numbers = sizes.tokens * (2 * sizes.d_model + 3 * sizes.attention_width // 2)
   numbers += (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers += sizes.expert_rows * sizes.d_model if is_sparse else 0

@@ -144,9 +144,9 @@ def summary(attempts: list[dict[str, float]]) -> dict[str, Any]:
     attempts: from `read`.
 
   Returns:
-    'seconds' is the sum of all parts. 'goodput' is the share of 'productive' in
-    it; None if the sum is 0. 'parts' has the seconds by part, and 'attempts'
-    the argument.
+    'seconds' is the sum of all parts. 'goodput' is the part 'productive' as a
+    share of this sum; None if the sum is 0. 'parts' has the seconds by part.
+    'attempts' is the argument.
   """
   parts = {part: sum(a[part] for a in attempts) for part in PARTS}
   seconds = sum(parts.values())

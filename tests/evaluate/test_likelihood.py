@@ -52,7 +52,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """A model that gives the last token probability 1/2, each other one 1/14."""
+  """The last token comes again with probability 1/2, any other with 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)

@@ -178,7 +178,7 @@ def gap(
 def _compared(
   task: str, found: Sequence[dict], card: float, models: tuple[LM, LM]
 ) -> Compared:
-  """Compares the evaluations of export and run, in this order, on one task."""
+  """Compares two evaluations of a task: `found` has the export's, then ours."""
   accuracies = [one['results'][f'local_{task}']['acc,none'] for one in found]
   theirs, ours = (
     sorted(one['samples'][f'local_{task}'], key=lambda s: s['doc_id'])

@@ -207,7 +207,7 @@ def router_key():
 
 
 def whole(router, dispatcher):
-  """(loss function of every expert on every token, kept rows, plan)."""
+  """(loss, kept rows, plan); the loss applies every expert to every token."""
   module = make(router, dispatcher)
   given = variables(router)
   gate = module.anatomy().router

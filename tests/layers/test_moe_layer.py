@@ -308,7 +308,7 @@ def test_shapes_dtypes_and_logical_axes():
 
 
 def layout(**sizes):
-  """A layout of a mesh with axes 'data', 'context', 'expert' and 'model'."""
+  """The layout of a mesh; `sizes` has the size of each mesh axis by name."""
   use = lambda axis: (axis,) if axis in sizes else ()
   return Layout(
     use('data') + use('expert'),

@@ -6,7 +6,7 @@ from moe.layers.moe_parts import check_groups
 
 
 def divided(sizes):
-  """(devices that divide the sequences, devices that divide their tokens)."""
+  """(number of parts of the batch, number of parts of each sequence)."""
   return sizes.get('data', 1), sizes.get('context', 1)
 
 

@@ -25,7 +25,7 @@ def linear(param, name, *shape, order=None):
   kernel, bias = param[f'{name}.weight'], param[f'{name}.bias']
   kernel = kernel.T.reshape(-1, *shape) if shape else kernel.T
   bias = bias.reshape(shape) if shape else bias
-  if order:  # The dims of known projections are (xyz, head, point).
+  if order:  # PyTorch's dims of point projections are (xyz, head, point).
     kernel = kernel.transpose(0, *(1 + i for i in order))
     bias = bias.transpose(order)
   return {'kernel': kernel, 'bias': bias}

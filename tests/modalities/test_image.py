@@ -38,8 +38,8 @@ def test_quantisation_is_in_float32_whatever_is_given():
 
 
 def test_gradients_pass_the_rounding():
-  # tanh has the slope 1 at 0. It is multiplied by the bound 2 x 1.001 and
-  # divided by 5 // 2 = 2.
+  # tanh has the slope 1 at 0. The slope is multiplied by the bound 2 x 1.001
+  # and divided by 5 // 2 = 2.
   slope = jax.grad(lambda z: image.quantise(z, [5]).sum())(jnp.zeros(1))
   np.testing.assert_allclose(slope, 1.001, rtol=1e-5)
 

@@ -32,7 +32,8 @@ def test_newer_steps_are_moved_aside_and_batches_are_left_out(run):
   rewind.rewind(str(run), 5, (7, 10))
   assert listing.steps(run / 'checkpoints') == [5]
   assert (run / 'checkpoints/10.rewound/state').is_dir()
-  # Step 7, counted from 1, has read batch 7, since batch 2 was left out.
+  # Steps count from 1 and batches from 0. Step 7 has read batch 7, since batch
+  # 2 was left out.
   assert skips.read(run).ranges == ((2, 3), (7, 10))
 
 

@@ -43,7 +43,7 @@ TERM = [
 HANG = ['run.read=hang@3', 'run.evaluate=hang']
 REST = LATE + TERM + HANG
 EXIT_HUNG = 70
-# The toy is not a command, so it does not reach these places.
+# `toy_run` is not a command of `launch`, so it does not reach these places.
 NOT_HERE = {'run.start', 'run.compile'}
 IN_LATE = {request.partition('=')[0] for request in LATE}
 ALL = [

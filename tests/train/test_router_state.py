@@ -20,7 +20,7 @@ ADAMW = optimizers.build(optimizers.adamw(optax.constant_schedule(0.1)))
 
 
 def bias_of(state):
-  """The bias of the sparse layers, [L, E]."""
+  """The routers' biases [L, E] of the L sparse layers."""
   return jax.device_get(state['stack']['periods']['block_0']['moe']['router'])[
     'bias_E'
   ]

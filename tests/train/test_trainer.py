@@ -528,7 +528,8 @@ def test_settings_that_make_no_sense_are_refused(values, fragment):
   ('first', 'calls'),
   [
     (0, [(4, 'start'), (6, 'stop')]),
-    # A run that resumes between first and last traced step traces the rest.
+    # A run that resumes between the first and the last traced step traces the
+    # rest.
     (5, [(5, 'start'), (6, 'stop')]),
     (6, []),
   ],

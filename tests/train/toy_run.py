@@ -1,4 +1,4 @@
-"""Kills a run of the toy again and again; each attempt is a process.
+"""Kills a small run (`toy`) again and again; each attempt is a process.
 
 python -m tests.train.toy_run DIR STEPS REQUEST... makes one attempt for each
 request, such as 'commit.sealed=kill', and one more attempt without a request.
