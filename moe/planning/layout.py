@@ -93,7 +93,8 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
     sum_bytes=jax.numpy.dtype(run.storage.sums).itemsize,
-    # The block that predicts ahead is outside the scan, like the prefix.
+    # The block for multi-token prediction is outside the scan over periods,
+    # like the blocks of the prefix.
     prefix=len(model.prefix) + model.predicts_ahead,
   )
 

@@ -134,7 +134,10 @@ def _law(
   task: str,
   tokens: Sequence[int],
 ) -> list[float] | None:
-  """The gains that the joint law predicts; None if the first arm is sparse."""
+  """The gains that the joint law predicts, in bits per character.
+
+  None if the first arm is sparse, or if its active parameters are not known.
+  """
   active = run.counts['params_active']
   if base != 1 or active is None:
     return None
