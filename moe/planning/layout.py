@@ -207,7 +207,7 @@ def _demand(
 
 
 def _host_seconds(run: Run, where: RunPlacement) -> float:
-  """Seconds per step for the optimizer's state to and from the host."""
+  """Seconds per step to copy the optimizer's state from the host and back."""
   if not run.storage.optimizer_on_host:
     return 0.0
   num_bytes = sum(
