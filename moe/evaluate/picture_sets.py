@@ -80,8 +80,8 @@ class Floor(NamedTuple):
 def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
   """The distances of two disjoint sets of `num` real pictures.
 
-  FD-own is smaller for larger sets. So a set of drawn pictures can only be
-  compared with a floor for equally many pictures.
+  The Frechet distance is smaller for larger sets. So a set of drawn pictures
+  can only be compared with a floor for equally many pictures.
 
   Args:
     real_NF: features of at least 2 * `num` real pictures.
