@@ -60,7 +60,7 @@ class Skips:
 
 
 def of_batches(batches: Iterable[int]) -> Skips:
-  """The skips that leave out single batches."""
+  """The skips that leave out the batches with these numbers."""
   ranges = []
   for number in sorted(batches):
     if ranges and ranges[-1][1] == number:
