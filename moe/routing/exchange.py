@@ -158,9 +158,9 @@ class Ragged:
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
       share (a device's tokens x min(k, devices)). Rows that do not fit are
-      dropped and counted. With 0 the buffer is large enough for the worst case, every token
-      of the expert axis. Then `dispatch.Dropless` drops nothing. A larger
-      buffer takes memory for rows, but not for hidden layers: see
+      dropped and counted. With 0 the buffer is large enough for the worst case,
+      every token of the expert axis. Then `dispatch.Dropless` drops nothing. A
+      larger buffer takes memory for rows, but not for hidden layers: see
       `experts.apply`.
   """
 
