@@ -173,7 +173,7 @@ def shown_from(
   gains: Sequence[float],
   errors: Sequence[float | None],
 ) -> int | None:
-  """Number of tokens from which on the gain is above two standard errors.
+  """Number of tokens from which the gain stays above two standard errors.
 
   The result is None if the last gain is not above this limit, or if there is no
   standard error because there is only one seed.
