@@ -149,8 +149,8 @@ def nearest(
   best, number = np.full(len(a), np.inf), np.zeros(len(a), int)
   for first in range(0, len(others), _ROWS):
     b = flat(others[first : first + _ROWS])
-    # All distances of a picture have its own squared norm as a term. It does
-    # not change which distance is smallest, so it is left out.
+    # The squared norm of a picture is a term of all its distances. It does not
+    # change which distance is smallest, so it is left out.
     distances = np.square(b).sum(axis=1) - 2 * a @ b.T
     at = distances.argmin(axis=1)
     found = distances[np.arange(len(a)), at]

@@ -109,10 +109,9 @@ class NullExperts(Wrapper):
     return self.num_null + self.num_copy
 
   def mean_active(self, num_experts: int) -> float:
-    """Mean number of the E experts per token.
+    """Mean number of experts that compute a token, without the added ones.
 
-    All experts, including the added ones, are assumed to be chosen equally
-    often.
+    All experts, also the added ones, are assumed to be chosen equally often.
     """
     total = num_experts + self._num_own()
     return self.inner.mean_active(total) * num_experts / total

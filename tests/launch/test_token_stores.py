@@ -1,4 +1,4 @@
-"""The child process that makes token stores: when it starts, and its command."""
+"""The child process that makes token stores: its start and its command."""
 
 import sys
 import types
