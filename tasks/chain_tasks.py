@@ -42,7 +42,7 @@ class ChainRecords:
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
-    """{'name', 'codes', 'letters'} of each chain that is fit.
+    """{'name', 'codes', 'letters'} of each chain that `why_unfit` passes.
 
     Raises:
       ValueError: at once, if the file is missing.

@@ -96,7 +96,7 @@ class Names:
   """The names that the import statements of one file define.
 
   Attributes:
-    modules: name -> (module, its name in `Imports`).
+    modules: name -> (module, the name that `Imports` gives to it).
   """
 
   def __init__(self):

@@ -36,8 +36,8 @@ class Tensor(NamedTuple):
     place: index into the leading dims of our arrays: (), (period,), (expert,)
       or (period, expert).
     widths: sizes of our arrays in the dim along which they are concatenated.
-    rope_dim: number of features that rotary embeddings rotate, if the row has
-      `paired`.
+    rope_dim: number of features that rotary embeddings rotate; 0 if the row has
+      no `paired` dim.
   """
 
   name: str

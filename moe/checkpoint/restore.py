@@ -302,7 +302,7 @@ def _shared_damage(step_directory: epath.Path) -> list[str]:
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
   """Opens each array of a step; returns a tree of their shapes and dtypes."""
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(literal_path.of(step_directory / 'state')).tree

@@ -169,7 +169,7 @@ class Tokeniser:
     )
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """Returns `ids` if they decode to the text, or new ids after a U+2581."""
+    """Returns `ids` if they decode to `text`, or new ids if U+2581 was lost."""
     decoded = self._vocabulary.decode(ids)
     if decoded == text:
       return ids

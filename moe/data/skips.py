@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from moe import atomic_files, json_text
 
-# A file in the work directory of a run. Checkpoints record the same ranges.
+# The file in a run's work directory that lists the ranges of left-out batches.
+# Checkpoints record the same ranges.
 NAME = 'skipped_batches.json'
 
 
@@ -59,7 +60,7 @@ class Skips:
 
 
 def of_batches(batches: Iterable[int]) -> Skips:
-  """The skips that leave out single batches."""
+  """The skips that leave out the batches with these numbers."""
   ranges = []
   for number in sorted(batches):
     if ranges and ranges[-1][1] == number:

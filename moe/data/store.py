@@ -174,8 +174,8 @@ def _block_spans(record: Record) -> list[tuple[int, int, int]]:
   """(first token, one past the last, scored tokens) of each block.
 
   Raises:
-    ValueError: if the tokens of a block are not neighbours. Through its second
-      part, a first part would see the tokens between, and then predict them.
+    ValueError: if a block has a gap. The part before the gap sees the part
+      after it, which has read the gap's tokens. So these targets would leak.
   """
   if 'block_ids' not in record:
     return []

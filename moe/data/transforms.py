@@ -78,7 +78,7 @@ def shape_of(store: Store, transform: Transform | None = None) -> Shape:
 
 @dataclasses.dataclass(frozen=True)
 class MaskBlocks:
-  """Hides a share of the scored tokens of a block; only these are predicted.
+  """Hides a share of a block's scored tokens; only hidden ones are predicted.
 
   This is masked modelling (Devlin et al. 2018,
   https://arxiv.org/abs/1810.04805) with two changes. The number of hidden

@@ -155,7 +155,10 @@ def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
 def _one_more(
   codes: np.ndarray, places: np.ndarray, hashes: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The places and hashes of runs that have one character more."""
+  """Extends runs of `length` characters by one; returns (places, hashes).
+
+  A run at the end of the text cannot be extended, so it is left out.
+  """
   is_inside = places + length < len(codes)
   places = places[is_inside]
   hashes = np.broadcast_to(hashes, is_inside.shape)[is_inside]

@@ -1,8 +1,8 @@
 """An independent network that says what a picture shows; it judges drawings.
 
 It reads pixels, and shares neither parameters nor seed nor architecture with
-the tokenizer and the language model. Its accuracy on real pictures limits what
-drawn pictures can reach.
+the tokenizer and the language model. Its accuracy on real pictures limits the
+score that drawn pictures can reach.
 """
 
 from collections.abc import Mapping, Sequence

@@ -102,7 +102,10 @@ def squad_words(text: str) -> list[str]:
 
 
 def squad_exact(right: str, given: str) -> float:
-  """1 if both have the same words (Rajpurkar et al. 2016), else 0."""
+  """1 if both have the same words in the same order, else 0.
+
+  Rajpurkar et al. (2016), https://arxiv.org/abs/1606.05250.
+  """
   return float(squad_words(right) == squad_words(given))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from moe.modalities.protein import Chain
 
-# A chain is novel if no alignment with a training chain has this score.
+# A chain is novel if its best alignment with a training chain scores less than
+# this, see `Nearest.score`.
 NOVEL_BELOW = 60
 
 

@@ -75,7 +75,10 @@ def rmsd(points: np.ndarray, true: np.ndarray) -> float:
 
 
 def chirality(points: np.ndarray, true: np.ndarray) -> float:
-  """RMSD of the mirror image minus RMSD of `points`; above 0 is right."""
+  """RMSD of the mirror image minus RMSD of `points`.
+
+  It is above 0 if the points fit better than their mirror image.
+  """
   return rmsd(points * np.array([1, 1, -1]), true) - rmsd(points, true)
 
 

@@ -142,7 +142,7 @@ def shape_of(lyric: str) -> tuple[int, ...]:
 
 
 def shared_rhyme(lyric: str, readings: Readings) -> float:
-  """The share of sentence ends in the rhyme class that most of them have."""
+  """The share of sentence ends that are in the most common rhyme class."""
   ends = [part[-1] for part in lyric.split('。') if part]
   counts = collections.Counter(
     name for end in ends for name in rhyme_classes(end, readings)

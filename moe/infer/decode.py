@@ -181,7 +181,8 @@ def _draw_token(
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
   carry = carry._replace(
-    # The end mark has a jump of 0, so a row that is done keeps its table row.
+    # The end mark has a jump of 0, so a finished row stays at its row of the
+    # jump table.
     jump_row_B=carry.jump_row_B + jump_B,
     is_done_B=carry.is_done_B | (token_B == eos_id),
     length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),

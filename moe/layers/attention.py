@@ -193,7 +193,8 @@ def self_attend(
     kernel: 'auto' chooses as said above; 'fused' raises an error where 'auto'
       would use plain XLA; 'xla' always uses plain XLA.
     longest_block: tokens of the longest block in the data. If a block is
-      longer, splash and plain XLA in parts give NaN.
+      longer, the result has NaN: with splash, and with plain XLA if it computes
+      the queries of a long sequence in several parts.
 
   Returns:
     [B, T, N, H of the values], named 'attention_out' for remat policies.

@@ -340,8 +340,8 @@ class MoE(nn.Module):
     if (B * T) % M and router.is_causal:
       M = B * T
     x_GMD = _in_groups(x_BTD, M)
-    # A key depends on the group's index in the whole batch, so a group has the
-    # same noise on any number of devices.
+    # A random key depends on the group's index in the whole batch. So a group
+    # has the same noise on any number of devices.
     row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
     column, columns = 0, 1
     if lay.sequence_axes:

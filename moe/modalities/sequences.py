@@ -5,8 +5,8 @@ import re
 
 # One-letter names beside the twenty; each is read as an unknown residue.
 _UNKNOWN = 'XBZJUO'
-# The twenty are the same as in `moe.modalities.residues`. That file imports
-# NumPy, so we do not import it here.
+# The first twenty letters are those of `moe.modalities.residues`. That module
+# imports NumPy, which takes time, so we do not import it here.
 _ALLOWED = set('ACDEFGHIKLMNPQRSTVWY' + _UNKNOWN)
 
 

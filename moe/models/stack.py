@@ -76,7 +76,7 @@ class Period(nn.Module):
     mask: MaskSpec,
     info: TokenInfo,
   ) -> tuple[Array, tuple]:
-    """Runs a period; `nn.scan` asks for the order carry, xs, broadcast."""
+    """Runs a period; `nn.scan` fixes the order of arguments and results."""
     caches = []
     outputs = LayerOutputs({}, {})
     for i, is_sparse in enumerate(self.kinds):

@@ -161,7 +161,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
 
 
 def distogram(logits: Array, points: Array, mask: Array) -> Array:
-  """Cross-entropy of binned distances (supplement 1.9.8).
+  """Mean cross-entropy [...] of binned distances (supplement 1.9.8).
 
   Args:
     logits: [..., I, J, bins].

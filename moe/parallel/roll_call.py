@@ -275,7 +275,7 @@ class Hub:
 
 
 class Member:
-  """What each other process does: it waits for messages about losses."""
+  """What the processes besides 0 do: they wait for news of lost processes."""
 
   def __init__(self, place: Place):
     self._place = place

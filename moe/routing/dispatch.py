@@ -110,8 +110,8 @@ class Sorted(_WithCapacity):
       come before second choices, and then earlier tokens before later ones.
       With 'probability', rows with larger weights come first. This is
       batch-prioritised routing (Riquelme et al., 2021, section 4,
-      https://arxiv.org/abs/2106.05974), but by row and not by token. Spare rows
-      always come last (spill to the next choice).
+      https://arxiv.org/abs/2106.05974), but by row and not by token. Rows of
+      spare choices always come last.
   """
 
   priority: str = 'position'

@@ -157,10 +157,10 @@ class Ragged:
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
-      share (tokens x min(k, devices)). Rows that do not fit are dropped and
-      counted. With 0 the buffer is large enough for the worst case, every token
-      of the expert axis. Then `dispatch.Dropless` drops nothing. A larger
-      buffer takes memory for rows, but not for hidden layers: see
+      share (a device's tokens x min(k, devices)). Rows that do not fit are
+      dropped and counted. With 0 the buffer is large enough for the worst case,
+      every token of the expert axis. Then `dispatch.Dropless` drops nothing. A
+      larger buffer takes memory for rows, but not for hidden layers: see
       `experts.apply`.
   """
 
@@ -247,7 +247,7 @@ class Ragged:
     if not self.buffer_factor:
       return n * tokens
     even = tokens * min(experts.active, n)
-    # `make_transfers` leaves up to n rows empty if it cuts runs.
+    # If not all rows fit, `make_transfers` leaves n rows of the buffer free.
     return min(n * tokens, math.ceil(self.buffer_factor * even) + n)
 
   def _capacity(

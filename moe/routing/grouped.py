@@ -155,7 +155,10 @@ for _platform, _product in (
 
 
 def _block_size(rows: int, runs: int) -> int:
-  """Number of rows of a block, at most half of an even run."""
+  """Number of rows of a block: a power of two from 8 to 512, or all `rows`.
+
+  If runs have at least 16 rows on average, it is at most half of this mean.
+  """
   even = max(16, min(1024, rows // runs))
   return min(rows, 1 << (even.bit_length() - 2))
 

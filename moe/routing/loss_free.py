@@ -21,7 +21,12 @@ from moe.types import Array, Pair
 def _normalised_sigmoid(
   logits_GME: Array, expert_GMA: Array, num_active: int, scaling: float
 ) -> tuple[Array, Array]:
-  """Sigmoid scores, normalised over (all experts, the chosen experts)."""
+  """Returns (probabilities of all experts, weights of the chosen ones).
+
+  A probability is a sigmoid score divided by the sum over all experts. A weight
+  is a sigmoid score divided by the sum over the first `num_active` choices, and
+  multiplied by `scaling`.
+  """
   score_GME = jax.nn.sigmoid(logits_GME)
   score_GMA = pick(score_GME, expert_GMA)
   # If all logits of a token are very low, all sigmoids underflow to 0.

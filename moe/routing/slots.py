@@ -86,9 +86,9 @@ def sort_by_expert(
     priority: one of `PRIORITIES`.
 
   Returns:
-    (sorted_GR, order_GR, start_GE). sorted_GR is the sorted experts, and
-    order_GR their rows. start_GE has E + 1 columns: the place where the run of
-    each expert starts, and the place where the last run ends.
+    (sorted_GR, order_GR, start_GE). order_GR has the indices of the sorted
+    rows, and sorted_GR has their experts. start_GE has E + 1 columns: the place
+    where the run of each expert starts, and the place where the last run ends.
   """
   E, R = num_experts, valid_GR.shape[1]
   key_GR = jnp.where(valid_GR, plan.expert_GR, E)

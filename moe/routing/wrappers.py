@@ -109,7 +109,10 @@ class NullExperts(Wrapper):
     return self.num_null + self.num_copy
 
   def mean_active(self, num_experts: int) -> float:
-    """Choices per token that compute, if all experts are used equally often."""
+    """Mean number of experts that compute a token, without the added ones.
+
+    All experts, also the added ones, are assumed to be chosen equally often.
+    """
     total = num_experts + self._num_own()
     return self.inner.mean_active(total) * num_experts / total
 

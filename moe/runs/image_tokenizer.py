@@ -32,8 +32,8 @@ _logger = logging.getLogger(__name__)
 
 # Number of pictures that are encoded or decoded at a time.
 _CHUNK = 128
-# The key of the configuration in a frozen file. All other keys are paths of
-# parameters.
+# The key of the configuration in the file of a frozen tokenizer. All other keys
+# are paths of parameters.
 _CONFIG = 'config'
 
 

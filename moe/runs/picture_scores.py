@@ -46,8 +46,8 @@ class Request:
     drawing: how pictures are drawn.
     num_drawn: number of sentences to draw, the first ones of each source.
     limit: number of held-out pictures to read, the first ones of each source.
-    judge_epochs: how often the judge, a network that knows no model, sees each
-      picture in its training.
+    judge_epochs: how often the judge sees each picture in its training. The
+      judge is a network that is trained apart from the models.
     command: the command that gives the same numbers again.
   """
 

@@ -42,7 +42,7 @@ class Transfer:
 
   @property
   def moved(self) -> float:
-    """Bytes that each device sends at each run; it receives equally many."""
+    """Bytes that each device sends, and also receives, each time this runs."""
     n = len(self.group)
     if self.kind == 'collective-permute':
       return self.bytes

@@ -1,8 +1,8 @@
 """Predicts the memory of a step on one device, without compiling.
 
-So the search can compare hundreds of layouts in seconds. The bytes of arguments
-(state and batch) are exact. The bytes of temporaries include only the large
-tensors. tests/scale compares the prediction with the compiler's numbers.
+So hundreds of layouts can be compared in seconds. The bytes of arguments (state
+and batch) are exact. The bytes of temporaries include only the large tensors.
+tests/scale compares the prediction with the compiler's numbers.
 """
 
 import dataclasses
@@ -198,8 +198,8 @@ def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 def _working(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   """Bytes of the gradients of activations inside one block."""
   # These are the gradients of the hidden layer before its activation function,
-  # and three gradients of rows: of the inputs of experts, of their outputs, and
-  # of the permuted rows.
+  # and gradients of rows: of the inputs and outputs of the network and, if it
+  # has experts, of the permuted rows.
   rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
   hidden = (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers = hidden + rows * sizes.d_model

@@ -48,7 +48,7 @@ class Ahead:
     threading.Thread(target=work, name='reader', daemon=True).start()
 
   def result(self, is_stopped: Callable[[], bool]) -> Any | None:
-    """Waits for the read; None if a signal comes before the read has ended.
+    """Waits for the read and returns its result; None if a signal comes first.
 
     Args:
       is_stopped: () -> whether a signal has come.

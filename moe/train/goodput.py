@@ -80,7 +80,7 @@ class Goodput:
         seconds -= moved
 
   def write(self) -> None:
-    """Writes the file."""
+    """Writes the seconds up to now to the file."""
     self._switch(self._part)
     with self._mutex:
       content = {'attempts': self._rounded()}

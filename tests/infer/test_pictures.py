@@ -115,7 +115,8 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
 
 def test_guidance_mixes_the_two_halves_of_a_batch():
   logits = jnp.array([[1.0, 3.0], [2.0, 0.0]])
-  # u + s (c - u) is 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
+  # Row c has the condition, row u has none, and s is 3. So u + s (c - u) is
+  # 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
   np.testing.assert_allclose(pictures.guided(logits, 3.0), [[-1.0, 9.0]])
 
 

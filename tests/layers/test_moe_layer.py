@@ -20,11 +20,12 @@ from moe.types import Layout
 
 B, T, D, E, F, M = 8, 8, 5, 8, 6, 4
 P = functools.partial
-# Tests share this partial, since `compiled` caches by its arguments. Its
-# capacity is 1.5 * 4 * 2 / 8 = 1.5, rounded up to 2.
+# Tests share this object, so that `compiled` finds its result in the cache. The
+# capacity is 1.5 * 4 * 2 / 8 = 1.5 slots per expert, rounded up to 2.
 TIGHT = P(dispatch.Sorted, 1.5)
 
-# Number of valid tokens per row. One row has 3, so its second group is padding.
+# Whether each token is valid. One row has 3 valid tokens, so its second group
+# is padding.
 VALID = np.arange(T) < np.array([[8, 8, 7, 8, 3, 8, 8, 6]]).T
 
 

@@ -140,7 +140,7 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
 
 
 def limits(exchanger, dispatcher, n):
-  """Limits of a device in `exchange.Ragged`, as in `oracle.pooled_rows`."""
+  """The argument `limits` of `oracle.pooled_rows`, for `exchange.Ragged`."""
   tokens = G * M // n
   visits = n * tokens
   if exchanger.buffer_factor:

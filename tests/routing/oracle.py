@@ -1,4 +1,7 @@
-"""A slow reference: Python loops for capacity, all experts on all tokens."""
+"""A slow reference for the experts of a layer, without any dispatch.
+
+Loops in Python find the rows that are kept. Every expert computes all tokens.
+"""
 
 import math
 

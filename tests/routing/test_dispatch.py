@@ -223,7 +223,7 @@ WIDE = 37  # width of tokens; no other dim has this size
 
 
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """Computes the same as `through` by plain indexing, with Sorted's slots."""
+  """Computes what `through` does, by plain indexing with slots of `Sorted`."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   permuted = dispatch.Sorted(1.0).permute(x_GMD, plan, E, 6)
   token_GU = permuted.token_GU

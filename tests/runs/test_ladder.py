@@ -37,7 +37,7 @@ def train(tmp_path):
 
 
 def made(rates=(1.0, 2.0), arms=(DENSE, SPARSE), **more):
-  """A ladder with 10 tokens per step, 20 steps in the sweep, 103 after it."""
+  """A ladder whose runs have 20 steps in the sweep, or 103 steps after it."""
   return ladder.Ladder(arms, rates, 1030, 200, 10, **more)
 
 

@@ -24,7 +24,8 @@ from moe.train import record_log
 ROOT = pathlib.Path(__file__).parents[2]
 SAVE_PERIOD = 3
 # The first request ends an evaluation by a signal, so the next attempt has to
-# repeat this evaluation. The other two requests kill an attempt while it does.
+# repeat this evaluation. The other two requests kill an attempt during this
+# repetition.
 LATE = ['run.evaluate=term', 'late.written=kill', 'run.score=kill']
 FEW = [
   'save.arrays=kill',
