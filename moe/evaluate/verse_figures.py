@@ -1,6 +1,6 @@
 """Figures of a group of poems, couplets or ci, for the scorecard.
 
-Each figure is a ratio of two sums over the texts, so that a bootstrap over texts
+Each figure is a ratio of two sums over the texts. So a bootstrap over texts
 gives its interval.
 """
 
