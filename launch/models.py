@@ -57,7 +57,7 @@ def loaded(name: str):
 
 
 def show(args: argparse.Namespace) -> int:
-  """Prints the table."""
+  """Prints the models as a table or as JSON."""
   import rich.console  # Imported here, since it takes a tenth of a second.
 
   rows = [

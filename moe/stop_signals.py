@@ -180,6 +180,6 @@ def _waiting(patience: float | None) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-  """Writes to stderr, but not to its buffer: the main thread may lock that."""
+  """Writes to stderr past its buffer, whose lock the main thread may hold."""
   with contextlib.suppress(OSError):
     os.write(2, f'\n{text}\n'.encode())

@@ -45,7 +45,7 @@ def _import(name: str, place: str):
 
 
 def _nearest_module(name: str) -> str:
-  """A hint for the first wrong part of a dotted path, with a similar name."""
+  """The hint of `nearest` for the first wrong part of a dotted path, or ''."""
   parts, known = name.split('.'), ['launch', 'moe', 'tasks']
   for i in range(len(parts)):
     prefix = '.'.join(parts[: i + 1])

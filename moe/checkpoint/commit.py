@@ -23,7 +23,7 @@ _MANIFEST = 'manifest.ocdbt'
 
 
 class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """Commits a step on a file system: seals its directory, then renames it."""
+  """Commits a step on a file system: writes its hashes, then renames it."""
 
   async def finalize(self) -> None:
     _check_whole(self.get())

@@ -143,7 +143,7 @@ def _of_row(
 
 
 def _dims(row: Row) -> str:
-  """Letters of the dims that remain after an array is indexed by its place."""
+  """Letters of our dims, without E if the file has an array for each expert."""
   return row.our_dims.replace('E', '') if row.is_of_one_expert else row.our_dims
 
 

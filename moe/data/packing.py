@@ -26,7 +26,7 @@ class PackPlan:
   """Rows of at most `sequence_length` tokens, made of segments of documents.
 
   Every token of every document is in exactly one segment. Row r holds the
-  segments row_start[r] to row_start[r + 1], one after the other.
+  segments row_start[r] to row_start[r + 1] - 1, one after the other.
 
   Attributes:
     record: int64 [segments], number of the document.

@@ -19,9 +19,9 @@ class Feature(NamedTuple):
   """A feature of a task that is not text.
 
   Attributes:
-    range: name of a range in `moe.modalities.ids.RANGES`. Inputs or targets are
-      codes of this range. It has no effect on any other feature: such a feature
-      is stored unchanged, as an array with one value per token.
+    range: name of a range in `moe.modalities.ids.RANGES`, for inputs or targets
+      that are codes of this range. It has no effect on other features, which
+      are stored unchanged, as arrays with one value per token.
     is_block: whether the whole feature is one block. Tokens of a block see each
       other. A block in the inputs is a condition. If the targets are a block, a
       transform must hide the tokens that are predicted.

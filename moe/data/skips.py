@@ -47,7 +47,7 @@ class Skips:
     return step
 
   def before(self, step: int) -> tuple[tuple[int, int], ...]:
-    """The ranges that the steps before `step` have skipped."""
+    """The ranges of batches that the steps before `step` have skipped."""
     number = self.number(step - 1) if step else -1
     return tuple(pair for pair in self.ranges if pair[0] < number)
 

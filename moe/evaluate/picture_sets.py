@@ -69,8 +69,8 @@ class Floor(NamedTuple):
   """Distances between two sets of real pictures.
 
   Attributes:
-    frechet: see `frechet_distance`.
-    kernel: KID, see `kernel_distance`.
+    frechet: Frechet distance in the features of our own network, `FD-own`.
+    kernel: kernel distance in the same features, `KID`.
   """
 
   frechet: float

@@ -1,7 +1,7 @@
 """Figures of a group of poems, couplets or ci, for the scorecard.
 
-Each figure has one part for each text, so that a bootstrap over texts gives its
-interval.
+Each figure is a ratio of two sums over the texts. So a bootstrap over texts
+gives its interval.
 """
 
 import collections

@@ -136,7 +136,9 @@ def attend_by_parts(
   parts: int,
   longest_block: int,
 ) -> Array:
-  """Attention of a batch to itself in parts, without most masked scores.
+  """Computes self-attention for one part of the queries after the other.
+
+  A part skips the keys that none of its queries can see.
 
   Args:
     q_BTNH: queries.

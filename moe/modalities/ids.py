@@ -74,7 +74,7 @@ class IdSpace:
 
   @functools.cached_property
   def _spans(self) -> dict[str, tuple[int, int]]:
-    """(first id, one past the last id) of each range that is not empty."""
+    """Name of each range with ids -> (first id, one past the last id)."""
     spans, begin = {}, 0
     for name, size in self.sizes.items():
       if size:

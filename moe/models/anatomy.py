@@ -89,7 +89,7 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-  """Returns the layers and sizes of a model, which also checks them.
+  """Returns the layers and sizes of a model, and checks the sizes.
 
   Args:
     model: a model with an `anatomy` method, such as `decoder.Decoder`.

@@ -141,7 +141,7 @@ def _coefficients(
       be minimised is negative.
   """
   for name, factor in router_losses:
-    # These factors may be negative: a negative factor maximises an entropy.
+    # These factors may be negative: a negative factor maximises the loss.
     bounds.within('router_losses', factor, f'the factor of {name}')
   for name, factor in (first | last).items():
     bounds.within(

@@ -43,9 +43,9 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """Returns (tokens on all devices along the expert axis, number of devices).
+  """Returns (tokens, n) for the n devices along the expert axis.
 
-  Only the tokens of one microbatch are counted.
+  `tokens` counts the tokens of one microbatch on all n devices together.
   """
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)

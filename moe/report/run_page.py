@@ -256,7 +256,8 @@ def _records(
 def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
   """Reads the scores of baselines.json.
 
-  If the held-out documents have changed since then, there are no scores.
+  There are no scores if the held-out documents have changed since the file was
+  written.
 
   Earlier versions of this project wrote {name: bits per character} for the
   first task.

@@ -233,7 +233,7 @@ class Dropless:
     num_experts: int,
     capacity: int | None = None,
   ) -> Permuted:
-    """Makes rows [U, D] sorted by expert; behind the last run are zeros.
+    """Makes rows [U, D] sorted by expert; zeros follow the last expert's rows.
 
     Args:
       x_GMD: tokens.

@@ -322,7 +322,7 @@ class AllGather:
     # A device sends its tokens, its plan, and outputs to each other device.
     each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
     sent = (experts.devices - 1) * float(each)
-    # Each device counts the dropped rows of its own experts, of all senders.
+    # Each device counts the dropped rows of its own experts, from all senders.
     traffic = _traffic(plan, permuted.dropped, sent)
     rows, weight, count_E, *_ = permuted
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)

@@ -151,7 +151,7 @@ class Base(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Balances in training; in evaluation each token gets its best expert."""
+    """Training balances the loads; evaluation takes the best expert."""
     del state, keys_G
     logits_GME = inputs.logits_GME
     if train:

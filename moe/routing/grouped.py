@@ -174,8 +174,8 @@ def _by_blocks(
 ) -> Array:
   """Multiplies in blocks; `contract` is the contracted dim of a matrix.
 
-  The last block of a run may include rows of the next run. Runs are computed in
-  order, so the next run overwrites these rows.
+  The last block of an expert may include rows of the next expert. Experts are
+  computed in order, so the next one overwrites these rows.
   """
   R, D = x_RD.shape
   E = w_EDF.shape[0]

@@ -251,7 +251,7 @@ permute.defvjp(
 
 @jax.custom_vjp
 def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
-  """Adds up the slots of each token in float32; the inverse of `permute`.
+  """Adds up the slots of each token in float32; the counterpart of `permute`.
 
   Args:
     out_GUD: weighted outputs of the experts by slot.

@@ -290,7 +290,8 @@ def samples(
     seed: seed of the first structures; unused for one structure per sequence.
 
   Raises:
-    ValueError: if a number is out of range, or the model has no dropout.
+    ValueError: if a number is out of range, or if several structures are asked
+      of a model without dropout.
   """
   recycles, num_samples = counts
   bounds.at_least(0, '--recycles', recycles, '0 reads no result again')

@@ -295,7 +295,7 @@ def _overlap(
 def _described(
   mean: _Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """Share of captions of the model that are right, by attribute and kind."""
+  """Share of the model's captions that are right, by attribute and kind."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)

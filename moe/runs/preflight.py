@@ -294,7 +294,7 @@ def origin_of(run: Run) -> dict[str, Any]:
 def check_origin(
   run: Run, program: Program, hashes: dict[str, str | None]
 ) -> None:
-  """Raises ValueError if initial embeddings belong to another vocabulary.
+  """Raises ValueError if rows of initial embeddings belong to other tokens.
 
   Args:
     run: the run. Without INITIAL_CHECKPOINT there is nothing to check.

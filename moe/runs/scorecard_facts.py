@@ -191,10 +191,12 @@ def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
 def add_contamination(
   entries: Sequence[dict[str, Any]], train_texts: Sequence[str]
 ) -> None:
-  """Adds to every set the share of its items that the training text contains.
+  """Adds to every set the share of its items that are contaminated.
 
-  A set gets this share as 'contaminated'. If the training text has some items
-  but not all, each metric gets 'clean': its score over the other items.
+  An item is contaminated if it has a run in common with the training text, see
+  `contamination.find`. A set gets the share as 'contaminated'. If only some of
+  its items are contaminated, each metric gets 'clean': its score over the other
+  items.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]

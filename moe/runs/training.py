@@ -199,7 +199,8 @@ def _train(
   with spent.spent('compiling'):
     _compile(job, ts, compiled, begin)
   spent.lose(_lost_seconds(job.workdir, int(ts.step)))
-  # `Progress` removes these steps from the log, so their time is saved first.
+  # `Progress` removes the lost steps from the log. So their time, which the log
+  # gives, is saved first.
   spent.write()
   shown = progress.Progress(
     job.workdir,

@@ -176,7 +176,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def parse(text: str) -> Module:
-  """Reads the text of an optimised module.
+  """Reads the text of an optimised HLO module.
 
   Raises:
     ValueError: if the text has no ENTRY computation.

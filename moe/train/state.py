@@ -18,8 +18,8 @@ class TrainState(NamedTuple):
     step: int32 scalar, steps done.
     params: the trained parameters.
     opt_state: state of the optimizer.
-    state: arrays of the model that steps update without training (router bias,
-      averages).
+    state: arrays of the model that each step updates by a rule instead of
+      gradients, such as the bias of a router.
   """
 
   step: Array

@@ -163,6 +163,10 @@ def gap(
 ) -> tuple[float, bool]:
   """(difference of two likelihoods, whether it is a tie).
 
+  If the likelihoods differ, both are computed again in a batch of one. The
+  result is the least difference between a value of program 0 and a value of
+  program 1. It is a tie if the batch of one changes a likelihood.
+
   Args:
     values: likelihoods of two programs.
     again: gives the likelihood of program 0 or 1 in a batch of one.

@@ -1,4 +1,4 @@
-"""Experts on runs of rows, in chunks, and on slots."""
+"""Experts on rows sorted by expert, also in chunks, and on slots."""
 
 import functools
 

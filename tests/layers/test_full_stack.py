@@ -378,7 +378,7 @@ REFUSED = {
 
 
 def refusal(name) -> str:
-  """The error message when a layer is built that is not supported."""
+  """The error message that building an unsupported layer raises."""
   layer, mesh_name = REFUSED[name]
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   layout = rules.layout(rules.table('standard'), mesh)

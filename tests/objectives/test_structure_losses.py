@@ -242,6 +242,6 @@ def test_psi_without_an_oxygen_comes_of_the_next_nitrogen():
   mask[:, 3] = False
   other, is_known = torsions.torsions(*arguments, mask)
   assert is_known[:-1, 2].all() and not is_known[-1, 2]
-  # A peptide bond is nearly flat, so both give the same psi within a few
-  # degrees.
+  # A peptide bond is nearly flat, so the oxygen and the next nitrogen give
+  # nearly the same psi.
   assert np.abs(found[:-1, 2] - other[:-1, 2]).max() < 0.3

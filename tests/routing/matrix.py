@@ -38,7 +38,7 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# Name -> function: random state -> experts [G, M, A]; those of a token differ.
+# Name -> function: random state -> experts [G, M, A], distinct for each token.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),

@@ -25,7 +25,7 @@ BOTH = np.ones((1, 2), bool)
 
 
 def read(logits, valid, modality=None):
-  """Makes a router's inputs; losses read logits, padding and modality."""
+  """Makes router inputs from what losses read: logits, padding and modality."""
   ids = np.zeros(valid.shape, np.int32)
   modality = ids if modality is None else modality
   return RouterInputs(ids, logits, ids, modality, valid, valid.shape[1])

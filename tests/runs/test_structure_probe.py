@@ -13,7 +13,7 @@ def chain_of(points, sequence):
 
 
 class Told:
-  """A model whose states tell the kinds."""
+  """A model whose states are one-hot vectors of the secondary structure."""
 
   def states(self, chains):
     return [

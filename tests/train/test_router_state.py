@@ -96,7 +96,7 @@ def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
   assert bias_of(got.state).any()
   assert_same(jax.device_get(got), ts)
   up = got.params['stack']['periods']['block_0']['moe']['w_up_EDF']
-  # The dims are [layers, experts, ...], and the axis divides the 4 experts.
+  # The dims are [layers, experts, ...]. The expert axis divides the 4 experts.
   assert {s.data.shape[1] for s in up.addressable_shards} == {4 // expert}
 
 
