@@ -24,7 +24,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def is_by_words(text: str) -> bool:
-  """Whether runs of a text are counted in words rather than in characters."""
+  """Whether we compare a text word by word rather than by characters."""
   letters = [c for c in text if c.isalpha()]
   latin = sum(c < '\u0250' for c in letters)
   return bool(letters) and latin >= _LATIN_SHARE * len(letters)

@@ -85,7 +85,8 @@ _ANGLES = {
   'TYR': {'CG': 113.8},
   'VAL': {'CG1': 110.5, 'CG2': 110.5},
 }
-# Bond lengths of crystals in Angstrom, where the dictionary's length differs.
+# Bond lengths in crystals, in Angstrom. The dictionary of chemical components
+# has other lengths for these bonds.
 _LENGTHS = {('PRO', 'CG'): 1.495}
 
 

@@ -58,7 +58,10 @@ def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
 def _capacity(
   run: Run, experts: ExpertsAnatomy, num_devices: int
 ) -> tuple[int, int | None]:
-  """Returns (tokens that share an expert's slots, slots or None)."""
+  """Returns (number of tokens that share an expert's slots, number of slots).
+
+  The number of slots is None if it is not limited.
+  """
   tokens, parts = _pooled(run, num_devices)
   if experts.buffer_factor is None or parts == 1:
     tokens = experts.group_size

@@ -78,7 +78,10 @@ def _traffic(
   sent: Array | float,
   dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
-  """The counts of an exchange, with the number of requested rows as weight."""
+  """Name -> (sum, weight); the weight of drops is the number of rows asked for.
+
+  The weight of bytes is 1.
+  """
   # A choice that the router dropped is counted as requested and as dropped.
   asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32) + plan.dropped
   return {

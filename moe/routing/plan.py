@@ -125,7 +125,7 @@ class Router:
     return {}
 
   def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
-    """Adds noise to the router's inputs; experts get tokens without noise."""
+    """Multiplies the router's inputs by random factors from 1 +- `jitter`."""
     noise = lambda key: jax.random.uniform(
       key,
       x_GMD.shape[1:],
