@@ -142,7 +142,10 @@ def drops_by_modality(
 
 
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
-  """Expected share of dropped rows, in the buffer that drops most."""
+  """Expected share of dropped rows, in the buffer that drops most.
+
+  If modalities have their own experts, this is the mean over their tokens.
+  """
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:
     shares = dict(zip(MODALITIES, run.data.shares, strict=False))

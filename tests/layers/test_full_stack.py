@@ -276,8 +276,7 @@ def assert_close(one, other):
 def test_eight_devices_equal_every_expert_on_every_token(
   router, dispatcher, exchanger, mesh_name
 ):
-  # With these exchanges and a capacity, devices would pool their slots. Only
-  # tests/routing/test_exchange.py tests this.
+  # tests/routing/test_exchange.py tests slots that are pooled over devices.
   assert dispatcher == 'dropless' or exchanger not in ('worst case', 'ample')
   eight, eight_gradients = sharded(router, dispatcher, exchanger, mesh_name)
   (one, gradients), kept_GR, plan = expected(router, dispatcher)
