@@ -123,7 +123,7 @@ def _is_member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 
 def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
-  """The length of the longest run of each text that the training text has.
+  """For each text, the length of its longest run that the training text has.
 
   Runs of one character are sought first. A run of n + 1 characters can occur
   only where a run of n has been found, so fewer places remain in each round.

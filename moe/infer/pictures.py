@@ -42,7 +42,9 @@ class Canvas(NamedTuple):
   def extras_of(
     self, first_B: np.ndarray, num_places: int
   ) -> dict[str, np.ndarray]:
-    """Further arrays [B, S] of documents.
+    """Name -> further array [B, S] of documents with a picture.
+
+    Rows and columns are numbered from 1 at the codes; all else is 0.
 
     Args:
       first_B: for each document, the index of the place that reads the first

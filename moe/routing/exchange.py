@@ -127,7 +127,7 @@ class AllToAll:
       for a_EUD in (rows, weight):
         a_nEGCD = a_EUD.reshape(n, E // n, G, C, *a_EUD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
-        # The dims are expert of this device, then sender.
+        # The first dims are now the expert of this device and the sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
         received.append(a_EnGCD.reshape(E // n, n * G * C, *a_EUD.shape[2:]))
       rows, weight = received
