@@ -144,7 +144,7 @@ def drops_by_modality(
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
   """Expected share of dropped rows, in the buffer that drops most.
 
-  If modalities have their own experts, this is the mean over their tokens.
+  If the run states the shares of its modalities, this is the mean over them.
   """
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:

@@ -125,7 +125,10 @@ class Router:
     return {}
 
   def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
-    """Multiplies the router's inputs by random factors from 1 +- `jitter`."""
+    """Multiplies inputs by random factors from 1 - jitter to 1 + jitter.
+
+    Only the router reads the result; experts get the tokens unchanged.
+    """
     noise = lambda key: jax.random.uniform(
       key,
       x_GMD.shape[1:],
