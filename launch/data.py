@@ -144,7 +144,7 @@ def named_size(text: str) -> tuple[str, int]:
 
 
 def run_verb(args: argparse.Namespace) -> int:
-  """Runs a verb; the exit code is 1 if `verify` finds a damaged store."""
+  """Runs a subcommand; returns 1 if `verify` finds a damaged store, else 0."""
   stores.load_modules(args.task_module)
   match args.verb:
     case 'list':

@@ -86,7 +86,7 @@ def letters_3di(chain: protein.Chain) -> np.ndarray:
 
   atoms = np.where(chain.mask[..., None], chain.atoms, np.nan)
   n, ca, c = (atoms[:, i].astype(np.float64) for i in range(3))
-  cb = np.full_like(ca, np.nan)  # mini3di places it.
+  cb = np.full_like(ca, np.nan)  # mini3di computes the CB atoms.
   states = mini3di.Encoder().encode_atoms(ca, cb, n, c)
   return states.filled().astype(np.int32)
 

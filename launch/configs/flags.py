@@ -25,7 +25,7 @@ def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
   """Adds --gin_file, and a line about --gin.NAME=VALUE to the help.
 
   Args:
-    parser: the parser of the verb.
+    parser: the parser of the command.
     **options: options of `add_argument` for --gin_file, such as `required`.
   """
   parser.add_argument(

@@ -175,12 +175,15 @@ def to_theirs(tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def to_ours(
   tensor: Tensor, array: np.ndarray, sizes: Sequence[int]
 ) -> list[np.ndarray]:
-  """Makes the parts of our arrays from an array of Hugging Face's layout.
+  """Makes our arrays, or slices of them, from an array of Hugging Face.
 
   Args:
     tensor: description of the array.
     array: the array as the file has it.
     sizes: shape of one of our arrays, without the dims of `Tensor.place`.
+
+  Returns:
+    An array for each of the paths in `Tensor.row`.
   """
   row, dims = tensor.row, _dims(tensor.row)
   size = dict(zip(dims, sizes, strict=True))

@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
   @property
   def paths(self) -> tuple[str, ...]:
-    """Our paths, relative to the block."""
+    """Paths of our parameters in this row, relative to the block."""
     return tuple(self.ours.split(' + '))
 
   @property

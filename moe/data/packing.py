@@ -44,7 +44,7 @@ class PackPlan:
 
   @property
   def num_rows(self) -> int:
-    """Rows of one epoch."""
+    """Number of rows of one epoch."""
     return self.row_start.size - 1
 
   @property

@@ -45,14 +45,14 @@ class Counts:
   Attributes:
     documents: documents that were read.
     empty: documents left out because they have nothing to score.
-    malformed: documents left out because they are not UTF-8, or because their
-      ids do not decode to their text.
+    malformed: documents left out because they are not UTF-8, because an id is
+      out of its range, or because the ids do not decode to the text.
     respelt: documents tokenised again because the task's tokeniser replaced a
       U+2581 by a space.
     scored_tokens: tokens with weight 1, end marks included.
-    chars: Unicode code points of the scored text, end marks not counted; a code
-      of another range counts as one.
-    bytes: bytes of the scored text in UTF-8; a code counts as one.
+    chars: Unicode code points of the scored text, end marks not counted. Each
+      code that is not text, such as a code of a picture, counts as one.
+    bytes: bytes of the scored text in UTF-8; such a code counts as one.
     unknown_tokens: how often the unknown token occurs in all documents.
     byte_tokens: how often tokens for a single byte occur in all documents.
   """

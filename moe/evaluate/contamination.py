@@ -24,7 +24,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def is_by_words(text: str) -> bool:
-  """Whether runs of a text are counted in words rather than in characters."""
+  """Whether we compare a text word by word rather than by characters."""
   letters = [c for c in text if c.isalpha()]
   latin = sum(c < '\u0250' for c in letters)
   return bool(letters) and latin >= _LATIN_SHARE * len(letters)
@@ -124,7 +124,7 @@ def _is_member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 
 def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
-  """The length of the longest run of each text that the training text has.
+  """For each text, the length of its longest run that the training text has.
 
   Runs of one character are sought first. A run of n + 1 characters can occur
   only where a run of n has been found, so fewer places remain in each round.

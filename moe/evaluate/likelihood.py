@@ -229,7 +229,7 @@ def measure_tokens(
 
 
 def _num_chunks(B: int, T: int) -> int:
-  """The smallest number of equal chunks of T with few enough tokens each."""
+  """Smallest number of equal chunks of T that respects `TOKENS_PER_CHUNK`."""
   for num_chunks in range(1, T):
     if T % num_chunks == 0 and B * T <= num_chunks * TOKENS_PER_CHUNK:
       return num_chunks

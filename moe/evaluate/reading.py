@@ -29,7 +29,7 @@ class Question(NamedTuple):
   """A question about a text.
 
   Attributes:
-    prompt: text, question and the word before the answer.
+    prompt: text, question, and a word such as 'Answer:' at the end.
     answers: right answers.
     text: we look for this text in the training data, to find contamination.
   """

@@ -114,7 +114,7 @@ def rhyme_classes(character: str, readings: Readings) -> set[str]:
 
 
 def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
-  """Whether lines 2, 4, ... all end in the same rhyme class.
+  """Whether all lines of even number end in the same rhyme class.
 
   False if there are fewer than two such lines.
   """

@@ -141,7 +141,7 @@ def of_couplets(
   readings: Readings,
   entering: frozenset[str],
 ) -> list[Figure]:
-  """Figures of second lines; their first lines were given."""
+  """Figures of second lines of couplets; the writer got the first lines."""
   pairs = list(zip(firsts, seconds, strict=True))
   classes = verse.load_classes()
   agreeing = [verse.class_agreement(*pair, classes) for pair in pairs]

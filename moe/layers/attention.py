@@ -17,9 +17,9 @@ from moe.layers.product import einsum
 from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
-# Plain XLA computes the queries in so many parts, and each part leaves out the
-# keys after it. The second number is the smallest number of queries in a part;
-# shorter parts would not save time.
+# Attention without a fused kernel computes the queries in this many parts, and
+# each part leaves out the keys after it. The second number is the smallest
+# number of queries in a part; shorter parts would not save time.
 _PARTS, _SHORTEST_PART = 4, 128
 
 

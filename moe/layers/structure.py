@@ -101,9 +101,9 @@ def point_results(
 
 
 class InvariantPointAttention(nn.Module):
-  """Attention of residues, invariant under rigid motions (Algorithm 22).
+  """Attention of residues, invariant under rigid motions.
 
-  Unlike in the paper, the linear layers have biases.
+  This is Algorithm 22 of AlphaFold 2, but the linear layers have biases.
 
   Attributes:
     num_heads: N.

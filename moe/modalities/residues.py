@@ -85,7 +85,8 @@ _ANGLES = {
   'TYR': {'CG': 113.8},
   'VAL': {'CG1': 110.5, 'CG2': 110.5},
 }
-# Bond lengths of crystals in Angstrom, where the dictionary's length differs.
+# Bond lengths in crystals, in Angstrom. The dictionary of chemical components
+# has other lengths for these bonds.
 _LENGTHS = {('PRO', 'CG'): 1.495}
 
 
@@ -185,7 +186,7 @@ def residues() -> Residues:
 
 
 def _chi_path(name: str) -> list[str]:
-  """The atoms along the chi angles; each four neighbours define an angle."""
+  """Atoms along the chi angles; four neighbours in the list define an angle."""
   return ['N', 'CA', 'CB', *_CHI.get(name, '').split()]
 
 
@@ -238,7 +239,8 @@ def _fill_geometry(tables: Residues, code: int):
       local[1:] = turn @ local[1:]
     tables.group[code, slot] = group
     tables.local[code, slot] = local
-  # The origin of a later group is the atom that the chi angle before it turns.
+  # From chi 2 on, the origin of a group is the atom that the chi angle before
+  # turns.
   for k in range(1, len(path) - 3):
     lead = tables.local[code, atoms.index(path[k + 2])].astype(np.float64)
     tables.frames[code, CHI_GROUP + k] = frame(

@@ -83,7 +83,7 @@ def read_fasta(path: str, name: str) -> dict[str, str]:
 
   Args:
     path: the file.
-    name: what messages call it.
+    name: name of the file in messages, such as '--fasta'.
 
   Raises:
     ValueError: if there is no such file, or as in `of_fasta`.

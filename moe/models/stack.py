@@ -227,8 +227,8 @@ class Stack(nn.Module):
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
     # If recomputation and forward pass are in the same part of the program, the
     # compiler may merge them and keep all tensors. `prevent_cse` prevents this.
-    # If each iteration of the loop runs one period, they are in separate loops,
-    # so merging is impossible.
+    # If each iteration of the loop runs one period, recomputation and forward
+    # pass are in separate loops, so merging is impossible.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible

@@ -22,7 +22,7 @@ DISTANCE_EDGES = (2.3125, 21.6875)
 
 
 def mean(x: Array, mask: Array, num_dims: int = 1) -> Array:
-  """Mean over the last dims where the mask is True; 0 if it never is."""
+  """Mean of the values with a True mask over the last dims; 0 without any."""
   dims = tuple(range(-num_dims, 0))
   mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
   total = jnp.sum(jnp.where(mask > 0, x, 0) * mask, axis=dims)
@@ -176,7 +176,7 @@ def distogram(logits: Array, points: Array, mask: Array) -> Array:
 def torsion(
   predicted: Array, true: Array, other: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """Losses of torsion angles (Algorithm 27).
+  """Losses of torsion angles (AlphaFold 2, Algorithm 27).
 
   The first loss is the squared error of the (cos, sin) vectors, normalised to
   length 1. The second loss is the error of their lengths before that. Both are

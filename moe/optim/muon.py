@@ -22,7 +22,7 @@ _RMS = 0.2
 
 
 class MuonState(NamedTuple):
-  """The stored momentum, in trees like the matrices.
+  """Muon's stored momentum, in trees with the structure of its parameters.
 
   Attributes:
     count: int32 scalar, number of updates so far.

@@ -124,7 +124,7 @@ def _cluster() -> Any:
     unwanted |= {
       'GkeTpuCluster',
       'GceTpuCluster',
-    }  # On a CPU, a worker of a TPU runs tests alone.
+    }  # With JAX on the CPU, a host of a TPU pod does not wait for the others.
   if 'JOB_COMPLETION_INDEX' not in os.environ:
     unwanted.add('K8sCluster')  # The pod does not belong to an indexed job.
   for found in clusters.ClusterEnv._cluster_types:

@@ -293,8 +293,8 @@ class Member:
     """
     end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
     while self._hub is None:
-      # This wait is longer than that of process 0, which then names the missing
-      # processes.
+      # We wait longer than process 0, so that it can name the missing processes
+      # first.
       self._hub = self._answer(end + 5, report)
       now = time.monotonic()
       if self._hub is None and now >= end:

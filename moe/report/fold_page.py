@@ -67,7 +67,7 @@ def write(
 
 def pictures(one: Prediction) -> list[markupsafe.Markup]:
   """Drawings of the structure, the distances and the errors, as HTML."""
-  from plotly import graph_objects  # See `write`.
+  from plotly import graph_objects  # The import is slow; only pages need it.
 
   place = one.chain.atoms[:, 1]
   label = [

@@ -264,7 +264,7 @@ class Dropless:
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """Adds up outputs [U, D] by token: [G, M, D]."""
+    """Adds up outputs [U, D] by token; returns [G, M, D]."""
     G, M, A = permuted.slot_GMA.shape
     slot_1MA = permuted.slot_GMA.reshape(1, G * M, A)
     y_1MD = slots.unpermute(out[None], permuted.token_GU, slot_1MA)

@@ -78,7 +78,10 @@ def _traffic(
   sent: Array | float,
   dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
-  """The counts of an exchange, with the number of requested rows as weight."""
+  """Name -> (sum, weight); the weight of drops is the number of rows asked for.
+
+  The weight of bytes is 1.
+  """
   # A choice that the router dropped is counted as requested and as dropped.
   asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
@@ -124,7 +127,7 @@ class AllToAll:
       for a_EUD in (rows, weight):
         a_nEGCD = a_EUD.reshape(n, E // n, G, C, *a_EUD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
-        # The dims are expert of this device, then sender.
+        # The first dims are now the expert of this device and the sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
         received.append(a_EnGCD.reshape(E // n, n * G * C, *a_EUD.shape[2:]))
       rows, weight = received

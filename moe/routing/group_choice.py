@@ -193,7 +193,7 @@ class Sinkhorn(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses by scaled logits in training, by plain logits in evaluation."""
+    """Chooses by balanced logits in training, by plain logits in evaluation."""
     del state, keys_G
     scores_GME = logits_GME = inputs.logits_GME
     if train:

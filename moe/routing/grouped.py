@@ -209,7 +209,7 @@ def _by_blocks(
 
 
 def _weights_by_blocks(x_RD: Array, dy_RF: Array, count_E: Array) -> Array:
-  """Gradients of the matrices: inputs of a run times gradients of outputs."""
+  """Gradients [E, D, F] of the matrices: x^T dy over each expert's rows."""
   (R, D), F, E = x_RD.shape, dy_RF.shape[1], count_E.shape[0]
   W = _block_size(R, E)
   start_E, end_E = _runs(count_E)

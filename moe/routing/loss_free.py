@@ -155,7 +155,7 @@ class Quantile(Router):
     bounds.within('scaling', self.scaling, 'of all weights', above=0)
 
   def init_state(self, num_experts: int) -> State:
-    """Makes biases, prices and a number of tokens of 0."""
+    """Makes the state: biases, prices and the number of tokens, all 0."""
     zeros_E = jnp.zeros(num_experts, jnp.float32)
     tokens = jnp.zeros((), jnp.float32)
     return {'bias_E': zeros_E, 'price_E': zeros_E, 'tokens': tokens}

@@ -126,7 +126,10 @@ class Router:
     return {}
 
   def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
-    """Adds noise to the router's inputs; experts get tokens without noise."""
+    """Multiplies inputs by random factors from 1 - jitter to 1 + jitter.
+
+    Only the router reads the result; experts get the tokens unchanged.
+    """
     noise = lambda key: jax.random.uniform(
       key,
       x_GMD.shape[1:],

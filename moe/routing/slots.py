@@ -175,7 +175,7 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
 
   Args:
     out_GUD: outputs by slot.
-    slot_GMA: int32 slots of each token, -1 where it has fewer.
+    slot_GMA: int32 slots of each token, -1 if the token has fewer than A.
     at_once: whether one gather reads the slots of all choices. Otherwise each
       choice has its own gather, and XLA fuses these gathers with the sum.
   """
@@ -256,7 +256,7 @@ def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
   Args:
     out_GUD: weighted outputs of the experts by slot.
     token_GU: int32 token of each slot; -1 for an empty slot.
-    slot_GMA: int32 slots of each token, -1 where it has fewer.
+    slot_GMA: int32 slots of each token, -1 if the token has fewer than A.
 
   Returns:
     [G, M, D] in the dtype of out_GUD.

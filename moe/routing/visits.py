@@ -120,7 +120,7 @@ def _turns(transfers: transport.Transfers, U: int) -> Array:
 
 
 def plan_of_notes(notes: Array, transfers: transport.Transfers) -> RoutingPlan:
-  """Makes a plan of the arrived rows, as one group; senders take turns."""
+  """Makes a plan of the arrived rows, as one group in the order of `_turns`."""
   U, A = notes.shape[0], notes.shape[1] // 2
   turn_1U = _turns(transfers, U)[None]
   row_1U = invert(turn_1U)

@@ -261,7 +261,7 @@ def _distances(
 def _copied(
   mean: _Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """Share of drawn pictures that repeat a training picture, see `is_nearer`."""
+  """Share of drawn pictures that may be copies; see `is_nearer`."""
   drawn, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',

@@ -45,8 +45,8 @@ def scorecard(
   """Reads the scorecard of a checkpoint from a file, or measures it.
 
   The folder `scorecards` of the run has a file for each step, suite and number
-  of shots. If a data file has changed since then, the scorecard is measured
-  again.
+  of shots. If a data file has changed since this file was written, the
+  scorecard is measured again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.

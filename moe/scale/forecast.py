@@ -87,7 +87,7 @@ def _gathers(
 ) -> dict[tuple[tuple[str, ...], int], int]:
   """Bytes of weights that a device gathers in a pass over the layers.
 
-  A step gathers a parameter that is divided over 'embed' or 'latent'. The dims
+  A step gathers a parameter whose dim 'embed' or 'latent' is divided. The dims
   of experts, heads and feed-forward widths stay divided in products.
 
   Returns:

@@ -128,7 +128,7 @@ class Goodput:
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
-  """Seconds by part of each attempt; none if the file is missing or damaged."""
+  """For each attempt, part -> seconds; [] if the file is missing or damaged."""
   try:
     with open(os.path.join(workdir, NAME), encoding='utf-8') as f:
       attempts = json_text.parse(f.read())['attempts']

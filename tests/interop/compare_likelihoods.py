@@ -10,8 +10,9 @@ table also has the accuracies of the scorecard.
 
 Two experts can have scores that are equal up to the rounding of float32. Then a
 batch of another size can choose the other expert, and the likelihood jumps. So
-a likelihood above the bar is asked for again, alone. If one of the programs
-gives two values, the likelihood counts as a tie, and any pair may agree.
+if two likelihoods differ too much, each program computes its own again in a
+batch of one. If a program's two values differ, the likelihood counts as a tie.
+Then any value of one program may agree with any value of the other.
 """
 
 import argparse

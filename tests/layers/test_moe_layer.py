@@ -364,7 +364,7 @@ CHOICE = P(gates.ExpertChoice, max_per_token=3)
 
 
 def evaluated(x_BTD, valid):
-  """Outputs of a router that needs whole groups, in evaluation."""
+  """Outputs of a layer in evaluation; its router needs whole groups."""
   return compiled(train=False, router=CHOICE)[1](x_BTD, valid)[0]
 
 

@@ -117,7 +117,7 @@ def test_permuting_the_tokens_of_a_group_permutes_its_outputs():
 
 
 def written_out(params, x_BTD):
-  """Computes the sums of `loops` with operations that have gradients."""
+  """Computes the outputs of `loops` for all groups, in differentiable JAX."""
   C = M * 2 // E
   unit = lambda a, dim: a / jnp.sqrt((a**2).sum(dim, keepdims=True) + 1e-6)
   phi_DEC = params['scale'] * unit(params['router'], 0)

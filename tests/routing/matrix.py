@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 def linear(w_EDD, rows, weight, count_E):
-  """Applies linear experts to rows by slot, or to runs of rows."""
+  """Applies linear experts to rows [E, U, D], or to rows sorted by expert."""
   rows = rows * weight[..., None]
   if count_E is None:
     return jnp.einsum('EUD,EDF->EUF', rows, w_EDD)

@@ -53,7 +53,7 @@ def test_parameters_divided_over_the_batch_axes_need_no_sum():
   found = forecast._summed(where.abstract.params, TOKEN_AXES)
   used = {a for over in found for a in over if where.mesh.shape[a] > 1}
   # Only the scales of queries and keys are replicated, since they have no
-  # 'embed' dim.
+  # 'embed' dim. The model has 2 layers, each with these 2 scales.
   head = layouts.MODEL['HEAD_DIM']
   assert used == {EXPERT}
   assert sum(n for over, n in found.items() if EXPERT in over) == 2 * 2 * head
