@@ -34,7 +34,7 @@ from moe.train import record_log
 # NVIDIA's data sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
-_BUILTIN = 'corpora/'
+_BUILTIN = '/tasks/corpora/'
 _RECORDS_AT_ONCE = 1000
 
 
