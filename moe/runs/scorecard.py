@@ -146,7 +146,8 @@ def _measure(
     scorecard_facts.add_contamination(sets, texts)
     card['searched'] = {
       'chars': sum(map(len, texts)),
-      'of': sum(store.manifest['counts']['chars'] for store in stores),
+      'documents': len(texts),
+      'of': sum(store.lengths.size for store in stores),
     }
   except (ValueError, OSError, SystemExit) as error:
     reason = f'the token stores of the run cannot be read: {error}'

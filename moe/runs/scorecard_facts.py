@@ -34,7 +34,7 @@ from moe.train import record_log
 # sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
-_BUILTIN = 'corpora/'
+_BUILTIN = '/tasks/corpora/'
 _RECORDS_AT_ONCE = 1000
 
 
@@ -52,7 +52,8 @@ def texts_of(
 ) -> Iterator[str]:
   """Yields the first texts of each store, about `max_chars` characters in all.
 
-  The same share of each store's records is read.
+  The same share of each store's records is read. If a record has inputs, they
+  are a part of its text, but their characters do not count.
   """
   total = sum(store.manifest['counts']['chars'] for store in stores)
   share = min(1.0, max_chars / max(total, 1))
