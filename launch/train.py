@@ -62,6 +62,7 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
       args.dry_run,
     )
   # Here, since a misspelt name need not wait for Orbax.
+  from moe.planning import out_of_memory
   from moe.runs import folding, image_tokenizer, preflight, training
 
   preflight.open_workdir(args.workdir)
@@ -85,14 +86,15 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   if args.dry_run:
     print(job.description, end='')
     return 0
-  return training.train(
-    job,
-    texts,
-    token_stores.prepare,
-    functools.partial(runtime.write_page, 'run'),
-    args.compiled,
-    begin,
-  )
+  with out_of_memory.explained(config.run, job.program):
+    return training.train(
+      job,
+      texts,
+      token_stores.prepare,
+      functools.partial(runtime.write_page, 'run'),
+      args.compiled,
+      begin,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

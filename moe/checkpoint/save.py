@@ -148,6 +148,7 @@ class Checkpointer:
     step: int | None,
     abstract_state: PyTree,
     expect: dict[str, Any] | None = None,
+    optional: str = '',
   ) -> tuple[PyTree, dict[str, Any]]:
     """Reads the newest sound step, or the requested step.
 
@@ -160,6 +161,7 @@ class Checkpointer:
       abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the wanted
         shardings; they may belong to another mesh than at the save.
       expect: entries that `meta` must have, e.g. the data manifest hash.
+      optional: see `restore.read`.
 
     Returns:
       (state, meta); the state has the structure of `abstract_state`.
@@ -172,7 +174,7 @@ class Checkpointer:
     path = self.directory / str(step)
     meta = listing.read_meta(path)
     _check_meta(path, meta, expect or {})
-    state = restore.read(path, abstract_state)
+    state = restore.read(path, abstract_state, optional)
     if jax.process_index() == 0:
       for old in damaged:
         aside = self.directory / f'{old}.corrupt'
@@ -185,6 +187,11 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """The newest committed step, which may be damaged; None without a step."""
     return max(listing.steps(self.directory), default=None)
+
+  @property
+  def is_saving(self) -> bool:
+    """Whether a save runs in the background."""
+    return self._thread is not None and self._thread.is_alive()
 
   def check(self) -> None:
     """Raises if a background save failed or another run took the directory."""

@@ -71,6 +71,7 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
     mesh,
     run.settings.seed,
     run.settings.num_microbatches,
+    run.settings.spike_deviations,
   )
 
 
@@ -80,7 +81,8 @@ def resumed_state(
   """Reads (state, metadata) of the newest sound step; (None, None) if none."""
   if checkpointer.latest_step() is None:
     return None, None
-  return checkpointer.restore(None, program.abstract)
+  # The rule for spikes may be switched on or off in the middle of a run.
+  return checkpointer.restore(None, program.abstract, optional='norms/.*')
 
 
 def starting_state(

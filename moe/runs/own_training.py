@@ -9,6 +9,7 @@ import jax
 
 from moe import atomic_files
 from moe.checkpoint.save import Checkpointer
+from moe.data import skips
 from moe.runs import build, lock, preflight
 from moe.train import progress, trainer
 from moe.train.evaluation import Evaluation
@@ -53,7 +54,10 @@ def train(
       check_held,
     )
     ts, saved = build.resumed_state(program, checkpointer)
+    reader.skips = skips.read(workdir)
+    left_out = reader.skips.ranges
     meta = {
+      **({'skipped_batches': left_out} if left_out else {}),
       'manifest_hash': reader.manifest_hash,
       'seed': settings.seed,
       'batch_size': batch_size,
@@ -63,6 +67,9 @@ def train(
       ts = program.init()
     else:
       preflight.check_saved(saved, meta, workdir)
+      skips.check_resumed(
+        reader.skips, saved.get('skipped_batches', ()), int(ts.step), workdir
+      )
     if jax.process_index() == 0:
       for name, text in config_files.items():
         atomic_files.write_file(os.path.join(workdir, name), text)

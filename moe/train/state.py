@@ -8,6 +8,7 @@ import optax
 
 from moe.optim import storage
 from moe.optim.optimizers import Optimizer
+from moe.train.spikes import Norms
 from moe.types import Array, PyTree
 
 
@@ -20,12 +21,14 @@ class TrainState(NamedTuple):
     opt_state: state of the optimizer.
     state: arrays of the model that steps update without training (router bias,
       averages).
+    norms: statistics of the gradient norms; None without a rule for spikes.
   """
 
   step: Array
   params: PyTree
   opt_state: optax.OptState
   state: PyTree
+  norms: Norms | None = None
 
 
 def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:
