@@ -63,10 +63,12 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
     )
   # Here, since a misspelt name need not wait for Orbax.
   from moe.planning import out_of_memory
-  from moe.runs import folding, image_tokenizer, preflight, training
+  from moe.runs import bucket, folding, image_tokenizer, preflight, training
 
-  preflight.open_workdir(args.workdir)
+  if '://' not in args.workdir:
+    preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
+  workdir = bucket.opened(args.workdir, is_written=True)
   if config.trains != configuration.LANGUAGE_MODEL:
     other, prepare = {
       configuration.IMAGE_TOKENIZER: (
@@ -78,11 +80,11 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
     if args.dry_run:
       print(other.describe(config.run), end='')
       return 0
-    return other.train(config.run, args.workdir, texts, prepare)
+    return other.train(config.run, workdir, texts, prepare)
   differences = configuration.differences(
-    config.text, os.path.join(args.workdir, 'config.gin')
+    config.text, os.path.join(workdir, 'config.gin')
   )
-  job = training.prepare(config.run, args.workdir, differences)
+  job = training.prepare(config.run, workdir, differences)
   if args.dry_run:
     print(job.description, end='')
     return 0

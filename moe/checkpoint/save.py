@@ -62,6 +62,7 @@ class Checkpointer:
     best_metric: str | None = None,
     is_higher_better: bool = False,
     check_held: Callable[[], None] = lambda: None,
+    before_save: Callable[[], None] = lambda: None,
   ):
     """Removes incomplete steps that a killed run has left in the directory.
 
@@ -72,6 +73,7 @@ class Checkpointer:
       best_metric: the metric of `save` that ranks steps; None ranks none.
       is_higher_better: whether the largest value is the best.
       check_held: raises an error if another run has taken the directory.
+      before_save: is called before each save.
 
     Raises:
       ValueError: if a number is out of range.
@@ -88,6 +90,7 @@ class Checkpointer:
     self.best_metric = best_metric
     self.is_higher_better = is_higher_better
     self._check_held = check_held
+    self._before_save = before_save
     self._own = set()  # Steps written or restored by this object.
     self._orbax = None
     self._thread = None
@@ -221,6 +224,7 @@ class Checkpointer:
   ) -> None:
     """The part of a save that the training loop waits for."""
     failpoints.reach('save.begin')
+    self._before_save()
     # If the disk is full, Orbax prints tracebacks. So we check the space first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:

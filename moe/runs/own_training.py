@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from moe import atomic_files
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.data import skips
-from moe.runs import build, lock, preflight
+from moe.runs import bucket, build, lock, preflight
 from moe.train import progress, trainer
 from moe.train.evaluation import Evaluation
 from moe.train.program import Program
@@ -41,9 +42,9 @@ def train(
     ValueError: if checkpoints do not fit, or another run uses the directory.
   """
   reader, evaluations = data
-  steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  steps_dir, mirror = listing.steps_dir(workdir), bucket.Mirror(workdir)
   score = program.objective.score
-  with lock.held(workdir) as check_held:
+  with lock.held(mirror.place) as check_held:
     preflight.check_disk(program, steps_dir)
     checkpointer = Checkpointer(
       steps_dir,
@@ -52,6 +53,7 @@ def train(
       score.name,
       score.is_higher_better,
       check_held,
+      mirror.send,
     )
     ts, saved = build.resumed_state(program, checkpointer)
     reader.skips = skips.read(workdir)
@@ -80,4 +82,5 @@ def train(
       _, code = trainer.train(
         settings, program, reader, evaluations, checkpointer, shown, meta, ts
       )
+    mirror.send()
   return code

@@ -484,7 +484,8 @@ def test_bad_steps_in_a_row_end_the_run(start, reader, tmp_path):
     start('run', reader=reader(poisoned=range(4, 20)))
   assert 'for 2 steps up to step 6' in str(error.value)
   assert 'LEARNING_RATE' in str(error.value)
-  assert f'rewind {tmp_path}/run --to=3 --skip=5:7' in str(error.value)
+  assert f'checkpoint rewind {tmp_path}/run --to=' in str(error.value)
+  assert '--skip=5:7`' in str(error.value)
   assert [r['step'] for r in records(tmp_path, 'run', 'bad_steps.jsonl')] == [
     5,
     6,
