@@ -82,13 +82,8 @@ def place(
   )
   if optimizer_on_host:
     opt_state = shardings.on_host(abstract.opt_state, opt_state, mesh)
-  placed = state.TrainState(
-    replicated,
-    params,
-    opt_state,
-    jax.tree.map(lambda _: replicated, abstract.state),
-    jax.tree.map(lambda _: replicated, abstract.norms),
-  )
+  placed = jax.tree.map(lambda _: replicated, abstract)
+  placed = placed._replace(params=params, opt_state=opt_state)
   return jax.tree.map(
     lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
     abstract,
@@ -132,7 +127,9 @@ def make_program(
   def init():
     params, carried, found['axes'] = objective.init(key, shapes)
     ts = state.create(params, carried, optimizer)
-    return ts._replace(norms=spikes.start()) if spike_deviations else ts
+    if not spike_deviations:
+      return ts
+    return state.WatchedState(*ts, spikes.start())
 
   with jax.set_mesh(mesh):
     abstract = jax.eval_shape(init)

@@ -8,7 +8,7 @@ import optax
 
 from moe.optim import storage
 from moe.optim.optimizers import Optimizer
-from moe.train.spikes import Norms
+from moe.train import spikes
 from moe.types import Array, PyTree
 
 
@@ -21,14 +21,27 @@ class TrainState(NamedTuple):
     opt_state: state of the optimizer.
     state: arrays of the model that steps update without training (router bias,
       averages).
-    norms: statistics of the gradient norms; None without a rule for spikes.
   """
 
   step: Array
   params: PyTree
   opt_state: optax.OptState
   state: PyTree
-  norms: Norms | None = None
+
+
+class WatchedState(NamedTuple):
+  """A `TrainState` of a run with a rule for spikes of the gradient.
+
+  Attributes:
+    step, params, opt_state, state: as in `TrainState`.
+    norms: statistics of the gradient norms.
+  """
+
+  step: Array
+  params: PyTree
+  opt_state: optax.OptState
+  state: PyTree
+  norms: spikes.Norms
 
 
 def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:

@@ -271,12 +271,13 @@ def make_train_step(
     )
     grad_norm = optax.tree.norm(storage.to_float32(grads))
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    is_kept, norms, judged = is_finite, ts.norms, {}
+    is_kept, judged, watched = is_finite, {}, {}
     if spike_deviations:
       is_spike, limit, norms = spikes.judge(
         ts.norms, grad_norm, spike_deviations
       )
       is_kept &= ~is_spike
+      watched = {'norms': norms}
       judged = {
         'spike': (is_spike.astype(jnp.float32), one),
         'grad_norm_limit': (limit, one),
@@ -297,7 +298,13 @@ def make_train_step(
       objective.update(state),
       ts.state,
     )
-    new = TrainState(ts.step + 1, params, opt_state, state, norms)
+    new = ts._replace(
+      step=ts.step + 1,
+      params=params,
+      opt_state=opt_state,
+      state=state,
+      **watched,
+    )
     metrics['broken'] = 1.0 - _is_sound(new, kept).astype(jnp.float32), one
     return new, metrics
 

@@ -97,4 +97,4 @@ def test_a_run_without_the_rule_has_no_statistics(toy):
     make_mesh(MeshShape(), jax.devices()[:1]),
     seed=0,
   )
-  assert plain.abstract.norms is None
+  assert plain.abstract._fields == ('step', 'params', 'opt_state', 'state')
