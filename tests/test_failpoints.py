@@ -1,4 +1,4 @@
-"""Requests to fail: where, how, and at which time."""
+"""A request to fail takes effect at its place, and at the requested time."""
 
 import errno
 import pathlib

@@ -63,7 +63,7 @@ def check(
   """Lists the problems of a sealed directory, one phrase for each damaged file.
 
   Args:
-    directory: a directory that `seal` has sealed. A rename does no harm.
+    directory: a directory that `seal` has sealed; its name may have changed.
     share: (index, count). Only the files index, index + count, ... are checked,
       so that the processes of a run can divide the work.
   """

@@ -60,8 +60,8 @@ class Noise(Method):
   """Copies with noise, which differs between experts.
 
   Attributes:
-    scale: standard deviation of the noise over that of the matrix. The noise
-      has a normal distribution that is truncated at two standard deviations.
+    scale: standard deviation of the noise, divided by the one of the matrix.
+      The noise is normal and truncated at two of these deviations.
   """
 
   scale: float = 0.1
@@ -184,11 +184,11 @@ def upcycle(
 
 
 def dense_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
-  """Shardings of the dense model's arrays, which `upcycle` copies.
+  """Makes a function that gives the sharding of each array of a dense model.
 
   An array that both models have gets the sharding of the sparse model. A matrix
-  that is copied into experts is sharded like one expert, and also over the mesh
-  axes that divide the dim of experts. So no device holds the whole dense model.
+  that `upcycle` copies into experts is sharded like one expert, and also over
+  the mesh axes of the expert dim. So no device holds the whole dense model.
 
   Args:
     sparse: shapes with shardings of the sparse model's parameters.

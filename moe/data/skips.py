@@ -102,7 +102,7 @@ def write(workdir: str | os.PathLike, skips: Skips) -> None:
 def check_resumed(
   skips: Skips, recorded: Sequence[Sequence[int]], step: int, workdir: str
 ) -> None:
-  """Raises ValueError if a run would not have read the same batches so far.
+  """Raises ValueError if the skips before `step` differ from the recorded ones.
 
   Args:
     skips: the present skips of the run.

@@ -143,8 +143,8 @@ def _write_records(
   path: str, records: Iterable[Record]
 ) -> tuple[list[int], list[tuple[int, ...]], str]:
   """Writes records; returns lengths, blocks and the hash of the bytes."""
-  # The C++ library is imported here and below, because a program that reads and
-  # writes no records does not need it.
+  # `array_record`, a C++ library, is imported here and below, because a program
+  # that reads and writes no records does not need it.
   from array_record.python import array_record_module
 
   lengths, blocks, content = [], [], hashlib.sha256()
@@ -174,8 +174,8 @@ def _block_spans(record: Record) -> list[tuple[int, int, int]]:
   """(first token, one past the last, scored tokens) of each block.
 
   Raises:
-    ValueError: if the tokens of a block are not neighbours: a place in its
-      first part would see tokens between the parts, and then predict them.
+    ValueError: if the tokens of a block are not neighbours. Through its second
+      part, a first part would see the tokens between, and then predict them.
   """
   if 'block_ids' not in record:
     return []

@@ -125,7 +125,7 @@ class MaskBlocks:
 
 @dataclasses.dataclass(frozen=True)
 class DropCondition:
-  """Hides the whole condition of a document in a random share of its reads.
+  """Hides the whole condition of a document in a random share of its readings.
 
   So the model learns to predict the target both with and without its condition.
   Classifier-free guidance (Ho and Salimans 2022,

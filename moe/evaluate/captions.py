@@ -10,6 +10,7 @@ from moe import bounds
 from moe.infer import decode, pictures
 from moe.infer.decode import Functional, Modality
 from moe.infer.pictures import Canvas
+from moe.infer.prompts import bucket
 from moe.train.loss import token_nats
 from moe.types import Array, Cache, PyTree
 
@@ -30,8 +31,9 @@ def build_listener(
 
   Returns:
     `score(params, state, tokens_BP, captions_KT, length_K) -> nats_BK`.
-    tokens_BP are the ids of codes, or masks. captions_KT are ids with their end
-    mark, right padded; length_K counts the end mark.
+    tokens_BP are the ids of the P codes of each picture, or masks. captions_KT
+    are the ids of K sentences with their end marks, right padded. length_K
+    counts the end marks.
   """
 
   def score(
@@ -84,7 +86,7 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
   T is a power of two, so that few programs are compiled.
   """
   lengths = np.array([len(ids) for ids in captions], np.int32)
-  made = np.zeros((len(captions), decode.bucket(lengths.max())), np.int32)
+  made = np.zeros((len(captions), bucket(lengths.max())), np.int32)
   for row, ids in zip(made, captions, strict=True):
     row[: len(ids)] = ids
   return made, lengths
@@ -93,7 +95,7 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def information_gain(
   nats_BLM: np.ndarray, nats_LM: np.ndarray, alpha: float
 ) -> np.ndarray:
-  """The gain log p(c | x) - alpha log p(c) of labels c by pictures x: [B, L].
+  """Gains log p(c | x) - alpha log p(c), [B, L], of labels c for pictures x.
 
   This is the score of the information-gain captioner (Xu et al. 2023,
   https://arxiv.org/abs/2311.17072). It subtracts what the language model
@@ -103,7 +105,7 @@ def information_gain(
   Args:
     nats_BLM: nats of each of M sentences of each label, given a picture.
     nats_LM: nats of the same sentences without a picture.
-    alpha: share of the expectation that is subtracted, from 0 to 1.
+    alpha: factor of log p(c), from 0 to 1.
   """
   bounds.within('alpha', alpha, 'share of the expectation', least=0, most=1)
   log_mean = lambda nats: (

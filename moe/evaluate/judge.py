@@ -1,8 +1,8 @@
 """An independent network that says what a picture shows; it judges drawings.
 
 It reads pixels, and shares neither parameters nor seed nor architecture with
-the tokenizer and the language model. Its accuracy on real pictures is an upper
-bound for drawn pictures.
+the tokenizer and the language model. Its accuracy on real pictures limits what
+drawn pictures can reach.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from moe.types import Array, PyTree
 # Channels after each halving of height and width, and number of features.
 _WIDTHS, _FEATURES = (48, 96, 128), 128
 _BATCH, _RATE, _SEED = 64, 2e-3, 20_011
-# An attribute with more values is a name, not a class.
+# An attribute with more values than this is not learned. It is like a name.
 _MAX_VALUES = 256
 
 
@@ -152,7 +152,7 @@ def right(
   """Attribute -> float [N]: 1 if the answer agrees with the facts, else 0.
 
   The value is NaN if a picture lacks the attribute. The value of 'all' is 1 if
-  all attributes of a picture are right.
+  the answers agree with all facts of a picture.
   """
   targets = targets_of(facts, judge_.values)
   found = {

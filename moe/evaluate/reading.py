@@ -4,8 +4,9 @@ Prompts and scores of XQuAD (Artetxe et al. 2020,
 https://arxiv.org/abs/1910.11856) are those of the tasks `xquad_zh` and
 `xquad_en` of lm-evaluation-harness 0.4.13. The harness has no tasks for DRCD
 (Shao et al. 2018, https://arxiv.org/abs/1806.00920) and CMRC 2018 (Cui et al.
-2019, https://arxiv.org/abs/1810.07366). Both get the prompt of XQuAD in their
-own script, and are scored as in the paper on CMRC 2018.
+2019, https://arxiv.org/abs/1810.07366). Both get the prompt of XQuAD, in
+traditional or simplified characters like the set itself. Both are scored as in
+the paper on CMRC 2018.
 """
 
 import collections
@@ -30,7 +31,7 @@ class Question(NamedTuple):
   Attributes:
     prompt: text, question and the word before the answer.
     answers: right answers.
-    text: text with which we search the training data for contamination.
+    text: we look for this text in the training data, to find contamination.
   """
 
   prompt: str

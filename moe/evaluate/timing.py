@@ -39,7 +39,7 @@ def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
     function: returns arrays.
     repeats: calls per sample.
   """
-  import jax  # Here, since a verb imports this file before it sets up JAX.
+  import jax  # Here, since a command imports this file before it sets up JAX.
 
   def call() -> float:
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Pictures in a language model: it draws codes one by one, or reads a block."""
+"""A language model draws pictures code by code, or reads them as blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.infer import decode, kv_cache, sampling
-from moe.infer.decode import START_ID, Functional, Modality, Prompts
+from moe.infer.decode import Functional, Modality
+from moe.infer.prompts import START_ID, Prompts, bucket
 from moe.types import Array, Cache, PyTree
 
-# Name of the range of ids that image codes have, and number of its modality.
+# Name of the id range of image codes, and number of their modality.
 SECTION, IMAGE = 'image', 1
-# The block of a picture that is read.
+# The block id of the tokens of a picture that is read.
 _BLOCK = 1
 
 
@@ -22,8 +23,8 @@ class Canvas(NamedTuple):
 
   Attributes:
     begin: id of the first code.
-    grid: rows and columns of codes.
-    mask: id that is read in place of a hidden condition.
+    grid: (rows, columns) of codes.
+    mask: id that replaces each token of a hidden condition.
     extras: name -> dtype of further arrays that the model reads; `row` and
       `column` count from 1 for codes, and are 0 for other tokens.
   """
@@ -44,7 +45,8 @@ class Canvas(NamedTuple):
     """Further arrays [B, S] of documents.
 
     Args:
-      first_B: index of the place that reads the first code, in each row.
+      first_B: for each document, the index of the place that reads the first
+        code.
       num_places: S.
     """
     found = {}
@@ -160,7 +162,7 @@ def draw(
   Args:
     artist: the function of `build_artist`, with parameters and state bound.
     canvas: how a picture lies in a document.
-    prompts: ids of each sentence.
+    prompts: for each picture, the ids of its sentence.
     guidance: s of `guided`. 1 draws from the conditional model alone, which
       takes half the time.
     seed: seed of the draws. A picture depends on the seed and on the index of
@@ -176,9 +178,7 @@ def draw(
   if guidance != 1:
     whole += [[canvas.mask] * len(prompt) for prompt in whole]
   length_B = np.array([1 + len(prompt) for prompt in whole], np.int32)
-  tokens_BT = np.full(
-    (len(whole), decode.bucket(length_B.max())), START_ID, np.int32
-  )
+  tokens_BT = np.full((len(whole), bucket(length_B.max())), START_ID, np.int32)
   for tokens_T, prompt in zip(tokens_BT, whole, strict=True):
     tokens_T[1 : 1 + len(prompt)] = prompt
   num_places = tokens_BT.shape[1] + canvas.num_codes
@@ -217,7 +217,7 @@ def read_block(
     state: state of the model.
     canvas: how a picture lies in a document.
     tokens_BP: ids of the codes, or masks.
-    room: number of entries that the cache has for later tokens.
+    room: number of further entries of the cache, for later tokens.
 
   Returns:
     (logits_BV of the token after each picture, the cache).

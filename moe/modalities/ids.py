@@ -99,11 +99,11 @@ class IdSpace:
     return self._spans[name][0]
 
   def range_of(self, ids: Any) -> Any:
-    """The number of the range of each id, among those that are not empty.
+    """For each id, the index of its range among the ranges that are not empty.
 
     Args:
-      ids: integers, an array of numpy or of jax. Padding counts to the range
-        before it.
+      ids: integers, an array of numpy or of jax. An id of padding belongs to
+        the range before it.
 
     Returns:
       int32 of the same kind and shape.

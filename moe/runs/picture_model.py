@@ -13,13 +13,14 @@ import numpy as np
 from moe.checkpoint import restore
 from moe.evaluate import captions
 from moe.infer import decode, forms, kv_cache, pictures
+from moe.infer.prompts import RowPrompt, bucket
 from moe.infer.sampling import Sampling
 from moe.runs import image_tokenizer
 from moe.runs.image_tokenizer import ImageTokenizer
 from moe.runs.run import IMAGE_TOKENIZER, TrainedRun
 from moe.runs.writing import check_causal
 
-# Rows of a batch, to bound the memory.
+# Largest number of rows in a batch, which bounds the memory.
 _MAX_ROWS = 256
 
 
@@ -80,7 +81,7 @@ class PictureModel:
 
   @functools.cached_property
   def canvas(self) -> pictures.Canvas:
-    """How a picture lies in a document."""
+    """Ids and grid of the codes of a picture in a document."""
     ids = self.trained.ids
     return pictures.Canvas(
       ids.begin('image'),
@@ -109,17 +110,17 @@ class PictureModel:
     return self.tokenizer.encode(np.stack(pixels))
 
   def upper_half(self, pixels: np.ndarray, num: int) -> np.ndarray:
-    """Codes [num, codes / 2] of the upper half of one picture."""
+    """Codes of a picture's upper half, repeated `num` times, [num, codes]."""
     rows, columns = self.canvas.grid
     codes = self.encode([pixels])[:, : rows // 2 * columns]
     return np.repeat(codes, num, axis=0)
 
   def prompt(self, sentence: str) -> list[int]:
-    """Ids of a sentence to draw.
+    """Ids of a sentence to draw, with a line break at the end.
 
     Raises:
-      ValueError: if it is empty, too long, or has characters that the model
-        does not know.
+      ValueError: if the sentence is empty, has several lines, is too long, or
+        has characters that the model does not know.
     """
     vocabulary = self.trained.vocabulary
     if not sentence.strip() or '\n' in sentence:
@@ -155,10 +156,10 @@ class PictureModel:
   def draw(
     self, sentences: Sequence[str], options: Drawing, given: np.ndarray = None
   ) -> list[Drawn]:
-    """One picture for each sentence.
+    """Draws one picture for each sentence.
 
     Args:
-      sentences: one for each picture.
+      sentences: what the pictures show.
       options: how pictures are drawn.
       given: first codes of each picture, int32 [pictures, n]; None for none.
     """
@@ -181,7 +182,7 @@ class PictureModel:
     options: Drawing,
     given: np.ndarray | None = None,
   ) -> np.ndarray:
-    """Codes int32 [pictures, codes], one picture for each sentence."""
+    """Draws one picture for each sentence, as codes int32 [pictures, codes]."""
     artist = functools.partial(
       self._artist(options.sampling), self.trained.params, self.trained.state
     )
@@ -205,11 +206,11 @@ class PictureModel:
   def caption_losses(
     self, codes: np.ndarray, sentences: Sequence[str]
   ) -> np.ndarray:
-    """Nats per token [N] of a sentence about each picture (CogView's CapLoss).
+    """Nats per token of each picture's sentence, [N]; the CapLoss of CogView.
 
     Args:
       codes: int32 [N, codes].
-      sentences: one for each picture.
+      sentences: the sentence of each picture.
     """
     losses = np.zeros(len(codes))
     for sentence in dict.fromkeys(sentences):
@@ -221,11 +222,11 @@ class PictureModel:
   def nats(
     self, codes: np.ndarray | None, captions_K: Sequence[Sequence[int]]
   ) -> np.ndarray:
-    """Nats [N, K] of captions about pictures; [1, K] without a picture.
+    """Nats of each of K captions about each of N pictures, [N, K].
 
     Args:
-      codes: int32 [N, codes]; None hides the picture.
-      captions_K: ids of each caption with their end mark.
+      codes: int32 [N, codes]. None hides the picture; then N = 1.
+      captions_K: ids of each caption, with the end mark.
     """
     if codes is None:
       tokens = np.full((1, self.canvas.num_codes), self.canvas.mask, np.int32)
@@ -233,7 +234,7 @@ class PictureModel:
       tokens = np.asarray(codes, np.int32) + self.canvas.begin
     ids, lengths = captions.padded(captions_K)
     chunk = max(1, _MAX_ROWS // len(ids))
-    chunk = min(chunk, decode.bucket(len(tokens), 1))
+    chunk = min(chunk, bucket(len(tokens), 1))
     found = []
     for first in range(0, len(tokens), chunk):
       part = tokens[first : first + chunk]
@@ -258,7 +259,7 @@ class PictureModel:
       seed: seed of the draws.
 
     Returns:
-      For each picture (caption, nats per token).
+      For each picture, a list of (caption, nats per token).
     """
     drawn = self._write(codes, num, sampling, seed)
     best = self._write(codes, 1, Sampling(0.0), seed)
@@ -286,7 +287,7 @@ class PictureModel:
     table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
     extras = self.canvas.extras_of(np.zeros(1, int), size)
     prompts = [
-      decode.RowPrompt(
+      RowPrompt(
         (row + self.canvas.begin).tolist(),
         table,
         [1] * size,
@@ -348,7 +349,7 @@ class PictureModel:
     return kv_cache.shardings(layers, functional.layout, self.trained.mesh)
 
   def _kept(self, key: tuple, make: Callable) -> Callable:
-    """A program that is compiled only once."""
+    """The program of a key; `make` makes it when it is first needed."""
     if key not in self._programs:
       self._programs[key] = make()
     return self._programs[key]
@@ -378,10 +379,12 @@ def of_run(trained: TrainedRun) -> PictureModel:
 
 
 def names_of(model: PictureModel) -> list[str]:
-  """Names of the sources of pictures on which a run's drawing is evaluated.
+  """Names of the picture sources of a run's evaluation tasks.
+
+  The task `draw_NAME_PIXELS` has the pictures of the source NAME.
 
   Raises:
-    ValueError: if they do not follow from the names of the run's tasks.
+    ValueError: if no evaluation task has such a name.
   """
   end = f'_{model.tokenizer.pixels}'
   tasks = model.trained.run.data.evaluation
@@ -392,7 +395,7 @@ def names_of(model: PictureModel) -> list[str]:
   ]
   if not names:
     raise ValueError(
-      '--pictures must name the pictures to score, since the EVAL_TASKS'
-      f' {tuple(tasks)} name none: give it.'
+      '--pictures must name the pictures to score, since no name in EVAL_TASKS'
+      f' {tuple(tasks)} is draw_NAME{end}: add the flag.'
     )
   return names

@@ -25,9 +25,9 @@ from moe.runs.tokenizer_report import first_pictures
 
 _logger = logging.getLogger(__name__)
 
-# The sentence of a picture competes with the sentences of this many pictures.
+# A picture's own sentence must be found among this many, itself included.
 _RIVALS = 16
-# If there are more different names, they are not used as labels.
+# Recognition needs at most this many different names of pictures.
 _MAX_LABELS = 50
 # Values of `alpha` in `captions.information_gain`.
 ALPHAS = (0.0, 0.5, 1.0)
@@ -44,11 +44,10 @@ class Request:
   Attributes:
     agreement: says which attributes a sentence gets right.
     drawing: how pictures are drawn.
-    num_drawn: number of sentences of each source that are drawn, the first
-      ones.
-    limit: number of held-out pictures of each source that are read, the first
-      ones.
-    judge_epochs: how often the independent network sees each picture.
+    num_drawn: number of sentences to draw, the first ones of each source.
+    limit: number of held-out pictures to read, the first ones of each source.
+    judge_epochs: how often the judge, a network that knows no model, sees each
+      picture in its training.
     command: the command that gives the same numbers again.
   """
 
@@ -83,7 +82,7 @@ class HeldOut:
   facts: list[dict]
 
   def first(self, count: int) -> 'HeldOut':
-    """The first pictures."""
+    """The first `count` pictures."""
     return HeldOut(
       self.name,
       self.pixels[:count],
@@ -94,13 +93,13 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a model made of held-out pictures.
+  """The scores of a model on held-out pictures, with examples for a page.
 
   Attributes:
     scores: all scores.
-    drawn: (sentence, pixels) of the first drawn pictures.
-    described: (pixels, true sentence, sentence of the model) of the first
-      pictures.
+    drawn: (sentence, pixels) of the first `SHOWN` drawn pictures.
+    described: (pixels, true sentence, the model's sentence) of the first
+      `SHOWN` held-out pictures.
   """
 
   scores: list[Score]
@@ -109,7 +108,7 @@ class Found:
 
 
 def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
-  """The first pictures of a store of pictures."""
+  """Reads the first `limit` pictures of a store, with sentences and facts."""
   made = first_pictures(store, pixels, limit)
   records = store.read(np.arange(len(made)))
   facts = [json.loads(record['facts'].tobytes()) for record in records]
@@ -121,12 +120,16 @@ def score_sources(
   pictures: Mapping[str, Mapping[str, str]],
   wanted: Request,
 ) -> dict[str, Found]:
-  """Scores all held-out splits of all sources of pictures.
+  """Scores all held-out splits of all picture sources.
 
   Args:
     model: the model.
-    pictures: name -> split -> store of pictures.
+    pictures: name of the source -> split -> directory of a store.
     wanted: what is scored.
+
+  Returns:
+    label -> result. The label is 'SOURCE' for the validation split and
+    'SOURCE SPLIT' for other splits.
   """
   found, pixels = {}, model.tokenizer.pixels
   for name, by_split in pictures.items():
@@ -149,13 +152,13 @@ def score(
   judge: Judge,
   wanted: Request,
 ) -> Found:
-  """All scores of the held-out pictures of a source.
+  """Scores the held-out pictures of one source.
 
   Args:
     model: the model.
-    pictures: at least two.
+    pictures: the held-out pictures, at least two.
     training: the pictures that the model was trained on.
-    judge: an independent network.
+    judge: a network that was trained without the model.
     wanted: what is scored.
   """
   mean = _Mean(pictures.name, wanted.command)
@@ -203,7 +206,7 @@ class _Mean:
   def single(
     self, what: str, value: float, n: int, unit: str, higher: bool
   ) -> Score:
-    """A number without an interval, since it is no mean over pictures."""
+    """Makes a score without an interval, for a value that is not a mean."""
     name = f'{self._name}: {what}'
     return Score(name, float(value), None, None, n, self.command, unit, higher)
 
@@ -215,7 +218,7 @@ def _judged(
   codes: np.ndarray,
   judge: Judge,
 ) -> list[Score]:
-  """The two ceilings: what the judge says of real and of decoded pictures."""
+  """Two upper bounds: the judge's scores of real and of decoded pictures."""
   scores = []
   made = model.tokenizer.decode(codes)
   for what, pixels in (('real', pictures.pixels), ('reconstructed', made)):
@@ -228,7 +231,7 @@ def _judged(
 def _drawn(
   mean: _Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
 ) -> list[Score]:
-  """Scores of drawn pictures by the judge, and distances of their features."""
+  """The judge's scores of drawn pictures: each attribute, and each kind."""
   answers, features = judge_lib.judge(judge, pixels)
   right = judge_lib.right(judge, answers, wanted.facts)
   scores = [
@@ -248,7 +251,7 @@ def _drawn(
 def _distances(
   mean: _Mean, pixels: np.ndarray, pictures: HeldOut, judge: Judge
 ) -> list[Score]:
-  """How far drawn pictures lie from real ones, in the judge's features."""
+  """Distances between drawn and real pictures in the judge's features."""
   drawn, real = (
     judge_lib.judge(judge, some)[1] for some in (pixels, pictures.pixels)
   )
@@ -258,7 +261,7 @@ def _distances(
 def _copied(
   mean: _Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """How many drawn pictures repeat a training picture, see `is_nearer`."""
+  """Share of drawn pictures that repeat a training picture, see `is_nearer`."""
   drawn, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',
@@ -270,7 +273,10 @@ def _copied(
 def _overlap(
   mean: _Mean, wanted: list[str], written: list[str], borrowed: list[str]
 ) -> list[Score]:
-  """BLEU and CIDEr-D of the model's captions, and of the nearest picture's."""
+  """BLEU and CIDEr-D of the model's captions, and of borrowed captions.
+
+  A borrowed caption is the caption of the nearest training picture.
+  """
   scores, references = [], [[text] for text in wanted]
   sources = (
     ('captions', written),
@@ -289,7 +295,7 @@ def _overlap(
 def _described(
   mean: _Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """Share of the attributes that the model's own captions get right."""
+  """Share of captions of the model that are right, by attribute and kind."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)
@@ -316,7 +322,7 @@ def _described(
 def _alignment(
   mean: _Mean, model: PictureModel, pictures: HeldOut, codes: np.ndarray
 ) -> list[Score]:
-  """Whether the model connects sentences and pictures."""
+  """Scores of how well the model connects sentences with pictures."""
   count = len(codes) // _RIVALS * _RIVALS
   losses = np.zeros((count, _RIVALS))
   for first in range(0, count, _RIVALS):
@@ -348,7 +354,11 @@ def _alignment(
 def _recognised(
   mean: _Mean, model: PictureModel, pictures: HeldOut, codes: np.ndarray
 ) -> list[Score]:
-  """Scores of recognising names; none if there are no names or too many."""
+  """Scores of recognising the names of pictures.
+
+  The result is [] if a name is missing, if all names are equal, or if there are
+  more than `_MAX_LABELS` names.
+  """
   names = [one.get('name', '') for one in pictures.facts]
   labels = sorted({*names})
   if not 1 < len(labels) <= _MAX_LABELS or not all(labels):

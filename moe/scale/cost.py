@@ -87,7 +87,9 @@ def flops_per_token(
   num_layers: int,
   length: int,
 ) -> int:
-  """Model FLOPs per token of a forward pass; a training step has three times.
+  """Model FLOPs per token of a forward pass.
+
+  A training step has three times as many.
 
   MFU is computed from this number. It includes two FLOPs for each active
   parameter in a product, and half of the T x T attention scores, since
@@ -112,7 +114,7 @@ def ahead_flops_per_token(
 ) -> int:
   """Model FLOPs per token in the forward pass of the block ahead and its head.
 
-  Only training runs this block; without one the result is 0.
+  Only training runs this block. For a model without it the result is 0.
 
   Args:
     parts: parameter counts, from `components`.
@@ -145,10 +147,10 @@ class Execution:
     attention_share: share of the T x T scores that is computed. It is below 1
       if long sequences are computed in parts, or if a kernel skips masked
       tiles.
-    attention_backward: number of products in attention's backward pass, divided
-      by that in its forward pass. It is 2, or 3.5 for a kernel that computes
-      the scores and the gradient of the probabilities twice, once for queries
-      and once for keys.
+    attention_backward: products in attention's backward pass / products in its
+      forward pass. It is 2, or 3.5 for a kernel that computes the scores and
+      the gradient of the probabilities twice, once for queries and once for
+      keys.
   """
 
   length: int

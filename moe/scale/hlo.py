@@ -93,7 +93,12 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A compiled program: computations by name, and the name of the first one."""
+  """A compiled program.
+
+  Attributes:
+    computations: name -> computation.
+    entry: name of the computation that runs first and calls the others.
+  """
 
   computations: dict[str, Computation]
   entry: str

@@ -196,7 +196,7 @@ def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 
 def _working(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   """Bytes of the gradients of activations inside one block."""
-  # There are the gradients of the hidden layer before its activation function,
+  # These are the gradients of the hidden layer before its activation function,
   # and three gradients of rows: of the inputs of experts, of their outputs, and
   # of the permuted rows.
   rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
@@ -252,7 +252,7 @@ def predict(
     // sizes.loss_chunks
     * (table // sizes.d_model)
     * _FLOAT32_BYTES,
-    # There are the table for products, its transpose, and its float32 gradient.
+    # The table exists as an operand, as its transpose, and as its gradient.
     'table': table * (2 * dtype_bytes + _FLOAT32_BYTES),
   }
   update = orthogonal.update(abstract.opt_state, abstract.params)
@@ -283,8 +283,8 @@ def _peak(parts: dict[str, int]) -> int:
     'one prefix block',
     'weights of the prefix',
   )
-  # An elementwise update needs no memory besides its result. Only an update
-  # with matrix products, such as Muon's, does.
+  # An elementwise update needs no memory besides its result. An update with
+  # matrix products, such as Muon's, needs more.
   update = total('gradients', 'matrices of an update')
   lasting = total('copies of parameters', 'sums over microbatches')
   return lasting + max(loss, layers, first, update)

@@ -225,7 +225,7 @@ def make_train_step(
   num_microbatches: int = 1,
   spike_deviations: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Pair]]]:
-  """The step: gradients over microbatches, then one update if all is finite.
+  """Makes the step: gradients of microbatches, then one update if finite.
 
   Args:
     objective: what is trained.

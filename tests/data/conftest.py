@@ -46,7 +46,7 @@ def write_texts(directory, vocabulary, texts):
 
 @pytest.fixture
 def damage():
-  """A function that flips a byte of one record of a store."""
+  """Returns a function that flips a byte of one record of a store."""
 
   def damage_record(directory, record):
     records = store.Store(directory).read(range(record + 1))

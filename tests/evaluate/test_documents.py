@@ -1,4 +1,4 @@
-"""Makes documents to score from texts and records."""
+"""Texts and records become documents to score."""
 
 import numpy as np
 import pytest

@@ -237,7 +237,7 @@ def test_a_context_that_skips_tokens_is_refused(context, message):
 def test_models_that_compare_equal_keep_their_own_scores():
   @dataclasses.dataclass(frozen=True)
   class Configured(Uniform):
-    """Any two instances are equal, as are models that gin has made."""
+    """A model whose instances are all equal, like models that gin makes."""
 
     size: dataclasses.InitVar[int]
 

@@ -13,7 +13,7 @@ def playing(name, *seconds):
 
 def test_a_ratio_is_the_median_over_rounds_not_the_ratio_of_medians():
   # The ratios of times in the three rounds are 2, 3 and 1, with the median 2.
-  # Those of speeds are 1/2, 1/3 and 1, with the median 1/2.
+  # The ratios of speeds are 1/2, 1/3 and 1, with the median 1/2.
   ours, theirs = (2.0, 4.0, 8.0), (4.0, 12.0, 8.0)
   report = measure([playing('a', *ours), playing('b', *theirs)], 3, '')
   assert report['ratio'] == 2.0

@@ -31,7 +31,7 @@ CAPTIONS = ([5, 6, EOS], [7, EOS], [9, 9, 9, 9, EOS])
 
 @pytest.fixture(scope='module')
 def model():
-  """(functional, params, state) with experts of text and of images."""
+  """(functional, params, state) of a model with text and image experts."""
   block = functools.partial(
     Block,
     attention=functools.partial(
@@ -71,7 +71,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def greedy(model):
-  """Draws the likeliest codes."""
+  """A drawing function with bound parameters; it takes the likeliest codes."""
   functional, params, state = model
   artist = pictures.build_artist(
     functional, sampling.Sampling(0.0), CANVAS, SPACE.modality
@@ -115,7 +115,7 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
 
 def test_guidance_mixes_the_two_halves_of_a_batch():
   logits = jnp.array([[1.0, 3.0], [2.0, 0.0]])
-  # 2 + 3 (1 - 2) = -1 and 0 + 3 (3 - 0) = 9.
+  # u + s (c - u) is 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
   np.testing.assert_allclose(pictures.guided(logits, 3.0), [[-1.0, 9.0]])
 
 
@@ -181,8 +181,8 @@ def test_a_caption_sees_its_picture(model):
 
 
 def test_information_gain_takes_away_what_is_expected():
-  # There are two labels with two sentences each. `given` has the nats with one
-  # picture, the other array the nats without it.
+  # There are two labels with two sentences each. `given` has the nats given a
+  # picture. The other array has the nats without a picture.
   given = -np.log([[[0.2, 0.4], [0.5, 0.1]]])
   without = -np.log([[0.1, 0.2], [0.5, 0.1]])
   gains = captions.information_gain(given, without, 1.0)

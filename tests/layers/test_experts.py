@@ -48,7 +48,10 @@ def reference(weights, rows_RD, weight_R, count_E, activation):
 
 @functools.cache
 def with_gradients(activation, chunk):
-  """Compiles outputs and gradients of all arrays, once for all row counts."""
+  """A compiled function: arrays -> outputs and gradients for all arrays.
+
+  It is compiled once for all row counts.
+  """
 
   def apply(arrays, count_E, dy_RD):
     def runs(weights, rows_RD, weight_R):

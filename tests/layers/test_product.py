@@ -1,4 +1,4 @@
-"""Einsum with its own gradients."""
+"""Our einsum and its gradients."""
 
 import jax
 import jax.numpy as jnp

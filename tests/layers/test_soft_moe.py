@@ -150,7 +150,7 @@ def assert_same_gradients(found, expected):
 
 @functools.cache
 def gradients():
-  """Gradients by all parameters and tokens, on one device."""
+  """Gradients for all parameters and tokens, on one device."""
   params, run = made()
   loss = lambda params, x: uneven(run(params, x, VALID)[0])
   return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tokens())

@@ -1,4 +1,4 @@
-"""What the doctor says of the hosts of a run."""
+"""The findings of the doctor about the hosts of a run."""
 
 import subprocess
 import sys

@@ -13,7 +13,7 @@ from moe.runs import rewind
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A run with the steps 5, 10 and 15, which has left out batch 2 so far."""
+  """A run with checkpoints of steps 5, 10 and 15, which left out batch 2."""
   run = tmp_path_factory.mktemp('run')
   saver = save.Checkpointer(run / 'checkpoints', keep_last=9)
   for step in (5, 10, 15):
@@ -58,8 +58,8 @@ def test_without_skips_only_the_steps_are_moved(run):
   ('step', 'skipped', 'fragment'),
   [
     (7, None, r'--to=7 must be one of \[5, 10, 15\]'),
-    (10, (10, 12), 'must name steps after --to=10'),
-    (10, (12, 12), 'the first one before the last one'),
+    (10, (10, 12), '10 < FIRST < END'),
+    (10, (12, 12), '10 < FIRST < END'),
   ],
 )
 def test_a_rewind_that_makes_no_sense_is_refused(run, step, skipped, fragment):

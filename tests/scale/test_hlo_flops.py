@@ -6,7 +6,7 @@ from tests.scale.programs import LOOPS
 
 def test_the_product_in_a_fusion_by_hand():
   module = hlo.parse(LOOPS)
-  # 2 FLOPs x 2 rows x 8 products in a sum x 16 columns.
+  # 2 FLOPs x 2 rows x 8 summed products x 16 columns.
   fusion = module.computations['inner']['f']
   assert hlo_flops.product_flops(module, 'inner', fusion) == 2 * 2 * 8 * 16
 
