@@ -131,7 +131,8 @@ def _saved(
 ) -> list[Score]:
   """Times steps alone, steps beside a save, and the check of what is saved."""
   sizes = {} if args.gin_file else LARGE
-  run = step_lib.load(args, overrides, **sizes)
+  given = [f'{name}={value}' for name, value in sizes.items()]
+  run = step_lib.load(args, [*given, *overrides])
   program = build.build(run, jax.devices()[:1])
   program.train_step.compile(program.abstract, program.batch_shapes)
   batch = program.put(

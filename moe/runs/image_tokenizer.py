@@ -20,7 +20,7 @@ from moe.data.pictures import PictureReader, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
 from moe.models.functional import PictureFunctional
-from moe.runs import own_training
+from moe.runs import bucket, own_training
 from moe.runs.run import IMAGE_TOKENIZER
 from moe.runs.tokenizer_run import TokenizerRun
 from moe.train import program as program_lib
@@ -85,6 +85,7 @@ def train(
   )
   if code == 0 and jax.process_index() == 0:
     frozen = freeze(run, workdir)
+    bucket.Mirror(workdir).send()
     _logger.info(
       f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
       f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
