@@ -8,6 +8,7 @@ import pytest
 
 from moe.planning import out_of_memory
 from moe.runs import build
+from moe.scale import topology
 from tests.planning import cases
 
 SIZES = {
@@ -90,3 +91,14 @@ def test_the_temporaries_that_the_compiler_lists_are_named(run, program):
   text = out_of_memory.describe(run, program, MESSAGE)
   assert 'main)/dot_general f32[65536,131072] 32.00G' in text
   assert 'array bf16[8,1024] 1.50G' in text
+
+
+def test_the_slice_of_tpus_is_found_from_their_coordinates():
+  pytest.importorskip('libtpu')
+  for name in ('v5e:2x2', 'v5p:2x2x1'):
+    wanted = topology.parse(name)
+    assert out_of_memory._slice_of(topology.devices(wanted)) == wanted
+
+
+def test_devices_without_coordinates_are_no_slice():
+  assert out_of_memory._slice_of(jax.devices()) is None
