@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture, scramble
+from moe.data.order import Mixture, Source, scramble
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.modalities import protein, residues
 from moe.modalities.ids import IdSpace
@@ -27,6 +28,7 @@ class ChainReader:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
+    skips: batches that are left out; by default none.
     facts: facts for the score of an objective; empty, since the score of chains
       needs none.
   """
@@ -55,7 +57,7 @@ class ChainReader:
     self._stores, self._seed, self._ids = list(stores), seed, ids
     self._batch_size, self._length = shape
     self._rows = np.arange(shape[0]) if rows is None else rows
-    self.quarantine, self.facts = [], {}
+    self.quarantine, self.facts, self.skips = [], {}, Skips()
     contents = [store.manifest['content_sha256'] for store in self._stores]
     identity = [contents, self._mixture.shares.tolist(), ids.sha256]
     encoded = json.dumps(identity).encode()
@@ -63,7 +65,7 @@ class ChainReader:
 
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
-    number = step * self._batch_size + self._rows
+    number = self.skips.number(step) * self._batch_size + self._rows
     batch = empty_batch(number.size, self._length)
     sizes = [store.lengths.size for store in self._stores]
     shuffled = self._mixture.shuffled(number, sizes, self._seed)
@@ -80,6 +82,12 @@ class ChainReader:
             batch, row, chain, self._ids, int(one % np.uint64(spare + 1))
           )
     return batch
+
+  def sources(self, step: int) -> list[Source]:
+    """The chains that each store gives to the batch of a step."""
+    stores = [(s.directory, s.lengths.size) for s in self._stores]
+    batch = self.skips.number(step), self._batch_size
+    return self._mixture.sources(batch, self._rows, stores, self._seed)
 
   def _note(self, store: Store):
     def note(index: int, error: Exception) -> None:

@@ -53,6 +53,14 @@ class PackPlan:
     places = max(1, self.num_rows) * self.sequence_length
     return float(self.length.sum(dtype=np.int64)) / places
 
+  def records(self, rows: np.ndarray) -> np.ndarray:
+    """The numbers of the documents in some rows, ascending."""
+    segments = [
+      np.arange(self.row_start[row], self.row_start[row + 1]) for row in rows
+    ]
+    chosen = np.concatenate([np.zeros(0, np.int64), *segments])
+    return np.unique(self.record[chosen])
+
 
 def pack(
   lengths: np.ndarray,

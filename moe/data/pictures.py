@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture
+from moe.data.order import Mixture, Source
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.types import Batch
 
@@ -23,6 +24,7 @@ class PictureReader:
     manifest_hash: SHA-256 of the stores' content and their rates.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
+    skips: batches that are left out; by default none.
     facts: facts for the score of an objective; empty, since the score of
       pictures needs none.
   """
@@ -50,20 +52,26 @@ class PictureReader:
     self._stores, self.shape, self._seed = list(stores), shape, seed
     self._batch_size = batch_size
     self._rows = np.arange(batch_size) if rows is None else rows
-    self.quarantine, self.facts = [], {}
+    self.quarantine, self.facts, self.skips = [], {}, Skips()
     contents = [store.manifest['content_sha256'] for store in self._stores]
     identity = json.dumps([contents, self._mixture.shares.tolist()])
     self.manifest_hash = hashlib.sha256(identity.encode()).hexdigest()
 
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
-    number = step * self._batch_size + self._rows
+    number = self.skips.number(step) * self._batch_size + self._rows
     batch = _empty(number.size, self.shape)
     sizes = [store.lengths.size for store in self._stores]
     shuffled = self._mixture.shuffled(number, sizes, self._seed)
     for index, places, indices, _ in shuffled:
       _fill(batch, places, self._stores[index], indices, self.quarantine)
     return batch
+
+  def sources(self, step: int) -> list[Source]:
+    """The pictures that each store gives to the batch of a step."""
+    stores = [(s.directory, s.lengths.size) for s in self._stores]
+    batch = self.skips.number(step), self._batch_size
+    return self._mixture.sources(batch, self._rows, stores, self._seed)
 
 
 def picture_batches(

@@ -253,7 +253,7 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
   Raises:
     ValueError: if there is no checkpoint, or a damaged one.
   """
-  steps_dir = os.path.join(os.path.abspath(directory), 'checkpoints')
+  steps_dir = listing.steps_dir(directory)
   loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
   # A chain is folded on one device, so only this device gets the parameters.
   devices = jax.devices()[:1]

@@ -20,7 +20,7 @@ from moe.data.pictures import PictureReader, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
 from moe.models.functional import PictureFunctional
-from moe.runs import own_training
+from moe.runs import bucket, own_training
 from moe.runs.run import IMAGE_TOKENIZER
 from moe.runs.tokenizer_run import TokenizerRun
 from moe.train import program as program_lib
@@ -85,6 +85,7 @@ def train(
   )
   if code == 0 and jax.process_index() == 0:
     frozen = freeze(run, workdir)
+    bucket.Mirror(workdir).send()
     _logger.info(
       f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
       f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
@@ -229,7 +230,7 @@ def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:
 
 def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
   """Writes the best parameters of a run into one file and loads this file."""
-  steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  steps_dir = listing.steps_dir(workdir)
   loaded, _ = restore.load_params(steps_dir, listing.best_step(steps_dir))
   arrays = {
     name: np.asarray(array, np.float32)

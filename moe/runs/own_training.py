@@ -8,8 +8,10 @@ from typing import Any
 import jax
 
 from moe import atomic_files
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
-from moe.runs import build, lock, preflight
+from moe.data import skips
+from moe.runs import bucket, build, lock, preflight
 from moe.train import progress, trainer
 from moe.train.evaluation import Evaluation
 from moe.train.program import Program
@@ -41,9 +43,9 @@ def train(
       directory.
   """
   reader, evaluations = data
-  steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  steps_dir, mirror = listing.steps_dir(workdir), bucket.Mirror(workdir)
   score = program.objective.score
-  with lock.held(workdir) as check_held:
+  with lock.held(mirror.place) as check_held:
     preflight.check_disk(program, steps_dir)
     checkpointer = Checkpointer(
       steps_dir,
@@ -52,9 +54,13 @@ def train(
       score.name,
       score.is_higher_better,
       check_held,
+      mirror.send,
     )
     ts, saved = build.resumed_state(program, checkpointer)
+    reader.skips = skips.read(workdir)
+    left_out = reader.skips.ranges
     meta = {
+      **({'skipped_batches': left_out} if left_out else {}),
       'manifest_hash': reader.manifest_hash,
       'seed': settings.seed,
       'batch_size': batch_size,
@@ -64,6 +70,9 @@ def train(
       ts = program.init()
     else:
       preflight.check_saved(saved, meta, workdir)
+      skips.check_resumed(
+        reader.skips, saved.get('skipped_batches', ()), int(ts.step), workdir
+      )
     if jax.process_index() == 0:
       for name, text in config_files.items():
         atomic_files.write_file(os.path.join(workdir, name), text)
@@ -74,4 +83,5 @@ def train(
       _, code = trainer.train(
         settings, program, reader, evaluations, checkpointer, shown, meta, ts
       )
+    mirror.send()
   return code

@@ -38,12 +38,6 @@ def open_workdir(workdir: str) -> None:
     ValueError: if the directory is not writable, or if TensorStore cannot write
       into a directory of this name.
   """
-  if '://' in workdir:
-    raise ValueError(
-      f'--workdir={workdir} must be on a disk or mounted, since logs are'
-      ' appended, and a URL takes only whole files: mount the bucket, for'
-      ' example with gcsfuse.'
-    )
   path = os.path.abspath(workdir)
   # TensorStore reads a backslash as a slash, and accepts only names in UTF-8.
   if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):

@@ -90,4 +90,5 @@ class TokenizerRun:
       make_mesh(self.mesh, list(devices or jax.devices())),
       self.settings.seed,
       self.settings.num_microbatches,
+      self.settings.spike_deviations,
     )

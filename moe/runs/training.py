@@ -11,13 +11,14 @@ from typing import Any
 import jax
 
 from moe import atomic_files, failpoints
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.data import skips
 from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
-from moe.runs import build, lock, preflight, results, trained
+from moe.runs import bucket, build, lock, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
@@ -53,11 +54,7 @@ class Job:
   @property
   def steps_dir(self) -> str:
     """The directory of checkpoints."""
-    return _steps_dir(self.workdir)
-
-
-def _steps_dir(workdir: str) -> str:
-  return os.path.join(os.path.abspath(workdir), 'checkpoints')
+    return listing.steps_dir(self.workdir)
 
 
 def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
@@ -72,7 +69,8 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
   Raises:
     ValueError: if a name or a size does not fit.
   """
-  preflight.check_names(run, workdir, _steps_dir(workdir), differences)
+  steps_dir = listing.steps_dir(workdir)
+  preflight.check_names(run, workdir, steps_dir, differences)
   program = build.build(run)
   preflight.warn_of_router(run)
   counts, peak = flops_of(run, program)
@@ -127,7 +125,8 @@ def train(
   """
   begin = time.monotonic() if begin is None else begin
   failpoints.reach('run.start')
-  with lock.held(job.workdir) as check_held, contextlib.ExitStack() as stack:
+  mirror = bucket.Mirror(job.workdir)
+  with lock.held(mirror.place) as check_held, contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       atomic_files.sweep(job.workdir)
     workdir = job.workdir if jax.process_index() == 0 else None
@@ -142,6 +141,7 @@ def train(
       score.name,
       score.is_higher_better,
       check_held,
+      mirror.send,
     )
     code, found = _train(
       job, config_files, prepare_stores, checkpointer, compiled, begin, spent
@@ -152,6 +152,7 @@ def train(
         _write_results(job, found, spent)
         _logger.info(f'report: {write_report(job.workdir)}')
       _write_facts(job, spent)
+    mirror.send()
   return code
 
 

@@ -8,6 +8,7 @@ import optax
 
 from moe.optim import storage
 from moe.optim.optimizers import Optimizer
+from moe.train import spikes
 from moe.types import Array, PyTree
 
 
@@ -26,6 +27,21 @@ class TrainState(NamedTuple):
   params: PyTree
   opt_state: optax.OptState
   state: PyTree
+
+
+class WatchedState(NamedTuple):
+  """A `TrainState` of a run with a rule for spikes of the gradient.
+
+  Attributes:
+    step, params, opt_state, state: as in `TrainState`.
+    norms: statistics of the gradient norms.
+  """
+
+  step: Array
+  params: PyTree
+  opt_state: optax.OptState
+  state: PyTree
+  norms: spikes.Norms
 
 
 def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:

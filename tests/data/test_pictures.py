@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from moe.data.pictures import PictureReader, picture_batches
+from moe.data.skips import Skips
 from moe.data.store import RECORDS, Store, write_store
 
 
@@ -33,6 +34,16 @@ def test_hosts_read_their_rows_of_the_same_batch(tmp_path):
   )
   assert read(np.arange(4)) + read(np.arange(4, 8)) == read(None)
   assert read(None).count(9) == 2
+
+
+def test_skipped_batches_are_left_out(tmp_path):
+  store = write(tmp_path / 'a', range(1, 9))
+  whole, without = (PictureReader([store], [1], 2, 0, (4, 4)) for _ in range(2))
+  without.skips = Skips(((1, 3),))
+  assert values(without.batch(1)) == values(whole.batch(3))
+  (source,) = without.sources(1)
+  # The picture in record n has the value n + 1.
+  assert (source.records + 1).tolist() == values(whole.batch(3))
 
 
 def test_a_damaged_picture_leaves_its_row_empty(tmp_path):

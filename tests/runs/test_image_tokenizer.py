@@ -1,11 +1,13 @@
 """An image tokenizer is trained, frozen, scored, and encodes pictures."""
 
 import functools
+import shutil
 
 import numpy as np
 import optax
 import pytest
 
+from moe.checkpoint import listing
 from moe.data.store import Store
 from moe.evaluate import reconstruction
 from moe.modalities.ids import IdSpace
@@ -14,7 +16,13 @@ from moe.objectives.image_codes import image_codes
 from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
 from moe.report import tokenizer_page
-from moe.runs import image_tokenizer, picture_codes, preflight, tokenizer_report
+from moe.runs import (
+  image_tokenizer,
+  picture_codes,
+  preflight,
+  rewind,
+  tokenizer_report,
+)
 from moe.runs.tokenizer_run import Pictures, TokenizerRun
 from moe.train import trainer
 from tasks import registry
@@ -47,6 +55,31 @@ def place(tmp_path_factory):
     assert code == 0
     pictures = prepare(['shapes'], 8, '')
   return root, pictures
+
+
+def test_a_run_goes_back_and_leaves_out_a_batch(place, tmp_path):
+  root, pictures = place
+  shutil.copytree(root / 'run', tmp_path / 'run')
+  reader = lambda: image_tokenizer.open_pictures(
+    RUN, RUN.program(), lambda *_: pictures
+  )[0]
+  rewind.rewind(str(tmp_path / 'run'), 2, (3, 4))
+  read = []
+
+  class Noted(type(reader())):
+    def batch(self, step):
+      read.append(self.skips.number(step))
+      return super().batch(step)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(image_tokenizer, 'PictureReader', Noted)
+    image_tokenizer.train(
+      RUN, str(tmp_path / 'run'), {'config.gin': ''}, lambda *_: pictures
+    )
+  # Step 3 has read batch 2 before. Now the steps 3 and 4 read other batches.
+  assert read[:2] == [3, 4]
+  meta = listing.read_meta(tmp_path / 'run/checkpoints/4')
+  assert meta['skipped_batches'] == [[2, 3]]
 
 
 def test_a_frozen_tokenizer_is_known_by_its_hash(place):
