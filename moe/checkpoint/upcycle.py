@@ -47,7 +47,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Method):
-  """Equal experts; only the gradient of the router makes them differ."""
+  """Equal experts; they diverge in training, since each gets other tokens."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """Makes E equal copies; see `Method`."""

@@ -174,8 +174,8 @@ def _block_spans(record: Record) -> list[tuple[int, int, int]]:
   """(first token, one past the last, scored tokens) of each block.
 
   Raises:
-    ValueError: if a block has a gap. The part before the gap sees the part
-      after it, which has read the gap's tokens. So these targets would leak.
+    ValueError: if a block has a gap. Tokens of a block see each other. So the
+      part before the gap would see the gap's tokens through the part after it.
   """
   if 'block_ids' not in record:
     return []

@@ -154,9 +154,9 @@ class Ragged:
   The receiver copies the token to each of its own experts that the token has
   chosen, adds up their weighted outputs, and sends one row back. So at most
   min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
-  the expert axis share the slots of an expert. With `dispatch.Dropless` only
-  the buffer limits the number of rows. Among choices of the same rank, rows of
-  different senders take turns, so no device is favoured.
+  the expert axis share the slots of an expert. Choices of a lower rank come
+  first; within a rank, the senders get slots in turns, so no device is
+  favoured. `dispatch.Dropless` has no slots; only the buffer limits the rows.
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even

@@ -211,9 +211,9 @@ def test_the_torsions_are_the_known_ones(dtype):
 def test_a_block_of_the_torsions_gives_the_known_output(dtype):
   known = protein_data.case('angle_layer')
   a, param = known['in']['a'], known['param']
-  # The layer applies relu to its input (a, -a). The kernel subtracts one half
-  # from the other, which gives a again. The output is the positive part of the
-  # block's result.
+  # The layer applies relu to its input (a, -a). The kernel of 'state' subtracts
+  # the second half from the first, which gives a again. The kernel of 'out'
+  # passes the positive part of the block's result on as torsions.
   eye, none = np.eye(6), np.zeros(6)
   params = {
     'state': {'kernel': np.concatenate([eye, -eye]), 'bias': none},

@@ -394,6 +394,6 @@ def test_counting_makes_no_array_of_choices_times_experts():
     )
     .compile()
   )
-  # An array [G, M, A, E] would have 537 million numbers; an array [G, M, E] has
+  # An array [G, M, A, E] would have 134 million numbers; an array [G, M, E] has
   # 4.2 million.
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6
