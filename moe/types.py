@@ -150,7 +150,8 @@ class Layout:
     sequence_axes: axes that divide the sequence dim of activations.
     expert_axes: axes that divide the experts.
     tensor_axes: axes that divide feed-forward width and heads.
-    sizes: (axis, number of devices) for every axis of the mesh.
+    sizes: (axis, number of devices) for every axis of the mesh; () for a mesh
+      of one device.
   """
 
   batch_axes: tuple[str, ...] = ()

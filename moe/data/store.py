@@ -251,7 +251,7 @@ class Store:
 
   Attributes:
     directory: directory of the store.
-    manifest: what `write_store` wrote.
+    manifest: content of the store's manifest.json.
     lengths: int32 [records], tokens of each record.
     blocks: int32 [blocks, 4]: record, first token, one past the last one, and
       how many of the tokens are scored.

@@ -98,7 +98,7 @@ class MaskBlocks:
     bounds.within('fraction', self.fraction, share, above=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
-    """The same lengths and blocks; counts without unmasked tokens of blocks."""
+    """The same shape, but unmasked tokens of blocks are not counted."""
     scored = shape.blocks[:, 3].astype(np.int64)
     num_shown = int((scored - self._num_hidden(scored)).sum())
     counts = {name: count - num_shown for name, count in shape.counts.items()}

@@ -179,8 +179,9 @@ def torsion(
   """Losses of torsion angles (AlphaFold 2, Algorithm 27).
 
   The first loss is the squared error of the (cos, sin) vectors, normalised to
-  length 1. The second loss is the error of their lengths before that. Both are
-  means over the angles of a chain.
+  length 1. It counts the distance to `true` or `other`, whichever is nearer.
+  The second loss is the difference between 1 and the length of each vector
+  before it is normalised. Both are means over the angles of a chain.
 
   Args:
     predicted: [..., I, 7, 2], (cos, sin) before they are normalised.

@@ -179,8 +179,8 @@ def execution_of(
   Args:
     run: the planned run.
     num_devices: number of devices in its mesh.
-    is_tpu: whether the devices are TPUs. Only TPUs have an attention kernel;
-      other devices compute attention in plain XLA.
+    is_tpu: whether the devices are TPUs. Of the attention kernels, only that of
+      TPUs is described; for other devices we assume plain XLA.
   """
   model = anatomy(run.model)
   is_fused = is_tpu and has_splash(run, num_devices)

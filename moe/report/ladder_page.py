@@ -51,7 +51,7 @@ def report(
 
 
 def as_text(summary: dict[str, Any]) -> str:
-  """The tables of the page, and a sentence for each task."""
+  """Tables as text: the models, the gains on each task, and the scores."""
   blocks = [aligned(models_table(summary))]
   for task in summary['tasks']:
     blocks.append(f'{task}, held out\n{aligned(gains_table(summary, task))}')

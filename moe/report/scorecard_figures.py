@@ -74,7 +74,7 @@ def _bars(
 
 
 def verse(group: dict[str, Any]) -> str:
-  """Bars of the shares of one kind of verse, one color for each writer."""
+  """Bars of the shares of one kind of verse, one colour for each writer."""
   shares = {
     name: values
     for name, values in group['measures'].items()

@@ -24,7 +24,7 @@ class Permuted(NamedTuple):
   """Rows for the experts, and the indices that bring their outputs back.
 
   Attributes:
-    rows: [E, G * C, D] with capacity; [U, D] sorted by expert without capacity.
+    rows: with capacity [E, G * C, D]; without it [U, D], sorted by expert.
     weight: float32 weight of each row; 0 in empty slots.
     count_E: int32 number of rows of each expert; None with capacity.
     dropped: float32 scalar, number of requested rows without a slot.

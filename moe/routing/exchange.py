@@ -34,7 +34,7 @@ class ExpertPlacement(NamedTuple):
   """On which devices the experts of a layer are.
 
   Attributes:
-    num: E, over all devices.
+    num: E, number of experts on all devices together.
     active: rows per token if all experts are used equally often.
     axes: mesh axes that divide the experts; empty if each device has all
       experts.

@@ -67,7 +67,7 @@ def opened(place: str, is_written: bool = False) -> str:
 
 
 def _fetch(remote: epath.Path, workdir: str) -> None:
-  """Copies the files of a bucket's directory to this machine."""
+  """Copies the files of a bucket's directory, except its lock, to `workdir`."""
   for path in remote.iterdir():
     if path.name not in (lock.NAME, 'checkpoints') and not path.is_dir():
       atomic_files.write_file(

@@ -209,7 +209,8 @@ def run(
 
   Raises:
     ValueError: if a run ends with an error, or if its directory has a run with
-      another command.
+      another command; if an arm diverges at each learning rate, or a run at the
+      best one.
   """
   runner = _Runner(ladder, train, pathlib.Path(workdir))
   swept = list(ladder.sweep)

@@ -344,7 +344,7 @@ def _write_results(
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
-  """Writes samples after the run's prompts.
+  """Writes samples after the run's prompts; returns {'prompt', 'text'} of each.
 
   There are no samples if the run has several processes, or if the model cannot
   write token by token.

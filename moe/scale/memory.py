@@ -28,7 +28,7 @@ class MicrobatchSizes:
 
   Attributes:
     tokens: number of tokens.
-    d_model: D.
+    d_model: D, width of the residual stream.
     scores: number of attention scores of one block; 0 if a kernel computes them
       tile by tile and never stores them as a whole.
     attention_width: features of queries, keys, values and attention output

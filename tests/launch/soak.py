@@ -8,8 +8,8 @@ without faults. The broken run reads a batch in SLEEP seconds, so that it lasts
 long enough. The last line of the output says whether both runs are equal.
 
 A full disk ends the supervisor, too. Then the script starts it again, as a
-person does who has freed some space. By its clock, each attempt begins an hour
-before the attempt before it.
+person does who has freed some space. The clock of each attempt is an hour
+behind the clock of the previous attempt.
 """
 
 import hashlib
