@@ -159,7 +159,7 @@ def _spread(layers: int) -> np.ndarray:
 
 
 def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
-  """Draws load by step and expert, as heat maps of at most `_MAX_LAYERS` layers.
+  """Draws load by step and expert: heat maps of at most `_MAX_LAYERS` layers.
 
   A load of 1 is the mean over experts.
   """
