@@ -240,7 +240,7 @@ def self_attend(
 
 
 def check_sizes(layer: nn.Module, names: Sequence[str]) -> None:
-  """Raises ValueError if a size of an attention layer is out of range.
+  """Raises ValueError for a wrong kernel or size of an attention layer.
 
   Args:
     layer: an attention layer with a `kernel` and a `longest_block`.

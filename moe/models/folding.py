@@ -277,7 +277,7 @@ class Folding(nn.Module):
     last: Recycled,
     train: bool,
   ) -> Folded:
-    """See `Folder`."""
+    """Runs one pass of `Folder`; returns the predicted structures."""
     return self.folder(s_BID, pair_BIJZ, batch, last, train)
 
   def nothing(self, batch: Batch) -> Recycled:

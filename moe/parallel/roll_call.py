@@ -366,7 +366,7 @@ _ends = collections.deque(maxlen=1)
 
 
 def _end_after(news: dict[str, Any]) -> None:
-  """Ends the process `grace` seconds later; a second message is ignored."""
+  """Ends the process after news['grace'] seconds; ignores a second message."""
   if _ends:
     return
   _ends.append(news)

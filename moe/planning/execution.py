@@ -144,7 +144,8 @@ def drops_by_modality(
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
   """Expected share of dropped rows, in the buffer that drops most.
 
-  If the run states the shares of its modalities, this is the mean over them.
+  If the run states the shares of its modalities, the result is instead the mean
+  over modalities, weighted by these shares.
   """
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:

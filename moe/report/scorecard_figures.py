@@ -15,7 +15,7 @@ OURS = 'this model'
 
 
 def benchmarks(card: Card) -> str | None:
-  """Bars of accuracies, with the score of guessing."""
+  """Bars of accuracies and F1 scores, with the scores of guessing."""
   bars = [
     (entry['name'], found, found['guess'])
     for entry in (*card['benchmarks'], *card['readings'])

@@ -156,7 +156,9 @@ class Ragged:
   min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
   the expert axis share the slots of an expert. Choices of a lower rank come
   first; within a rank, the senders get slots in turns, so no device is
-  favoured. `dispatch.Dropless` has no slots; only the buffer limits the rows.
+  favoured. `dispatch.Dropless` has no slots; it drops rows only if they exceed
+  the buffer, or if their copies for experts exceed buffer_factor times an even
+  share (a device's tokens x k).
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even

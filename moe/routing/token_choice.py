@@ -385,7 +385,7 @@ class Hash(Router):
         f'Hash needs TOP_K={k} <= NUM_EXPERTS={E} < 65536: change one of them.'
       )
     hash_GM = inputs.token_ids_GM.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    # The upper 16 bits of the hash, divided by 2^16, are frac(id / golden
+    # The upper 16 bits of the hash, divided by 2^16, are about frac(id / golden
     # ratio). Their product with E fits 32 bits.
     first_GM = ((hash_GM >> 16) * jnp.uint32(E)) >> 16
     apart_A = jnp.arange(k, dtype=jnp.int32) * (E // k)

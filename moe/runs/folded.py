@@ -287,7 +287,8 @@ def samples(
     sequences: name of a chain -> its residues as one-letter names.
     counts: (recycles as in `FoldingModel.fold`, structures of each sequence).
     memory_limit: GB that a batch may need.
-    seed: seed of the first structures; unused for one structure per sequence.
+    seed: seed of the first structures; the next ones have seed + 1, and so on.
+      Unused for one structure per sequence.
 
   Raises:
     ValueError: if a number is out of range, or if several structures are asked

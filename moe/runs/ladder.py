@@ -300,7 +300,7 @@ class _Runner:
     return statistics.fmean(task['bits_per_char'] for task in last.values())
 
   def rates(self, entries: Iterable[Entry], arm: Arm) -> tuple[tuple, ...]:
-    """`Finished.rates` of one arm."""
+    """(learning rate, tokens, score) of an arm's runs; see `Finished.rates`."""
     found = [
       (entry.learning_rate, entry.tokens, self.score(entry))
       for entry in entries

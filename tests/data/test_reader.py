@@ -239,7 +239,7 @@ def test_a_bad_record_empties_its_row_and_changes_no_other(make_store, damage):
 
 
 def shrink_vocabulary(directory):
-  """Makes the vocabulary in the manifest too small; returns the bad record."""
+  """Makes `vocab_size` too small for one record; returns its number."""
   path = directory / 'manifest.json'
   manifest = json.loads(path.read_text())
   tokens = [r['tokens'].max() for r in Store(directory).read(range(3))]

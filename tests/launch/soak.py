@@ -111,7 +111,7 @@ def faults_left(path):
 
 
 def cause_next(workdir, faults):
-  """Waits for a new step and then for the fault's time; returns the fault."""
+  """Waits for a new step, then for the fault's delay; causes and returns it."""
   before = last_step(workdir)
   while last_step(workdir) <= before:
     time.sleep(0.1)
@@ -156,7 +156,7 @@ def second_run(workdir):
 
 
 def damage(how):
-  """A function that damages the largest file of the newest step, and kills."""
+  """A function that damages the newest step's largest file and ends the run."""
 
   def fault(workdir):
     steps = workdir / 'checkpoints'

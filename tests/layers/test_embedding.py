@@ -34,7 +34,7 @@ def test_logits_are_products_with_every_row():
 
 
 def test_logits_of_bfloat16_are_float32_and_added_up_in_float32():
-  # bfloat16 has 8 bits and rounds 256 + 1 to 256; float32 does not.
+  # bfloat16 has 8 significant bits and rounds 256 + 1 to 256; float32 does not.
   hidden = jnp.ones((2,), jnp.bfloat16)
   found = jax.jit(embedding.logits)(hidden, np.array([[256, 1]], np.float32))
   assert found.dtype == jnp.float32
