@@ -1,4 +1,4 @@
-"""Times whole runs: several processes, a save beside steps, a resumed run."""
+"""Times whole runs: several processes, background saves, a resumed run."""
 
 import argparse
 import json

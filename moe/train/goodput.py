@@ -35,7 +35,7 @@ class Goodput:
   """The times of this attempt and of all earlier attempts.
 
   Attributes:
-    attempts: seconds by part of each attempt, this one last.
+    attempts: for each attempt, part -> seconds; this attempt is the last.
   """
 
   def __init__(
