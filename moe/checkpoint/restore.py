@@ -95,8 +95,8 @@ def read(
   Args:
     step_directory: directory of the step.
     abstract: the wanted shapes and shardings.
-    optional: regular expression of whole paths. Such an array is zero if the
-      checkpoint lacks it, and ignored if only the checkpoint has it.
+    optional: regular expression of whole paths. An array with such a path is
+      zero if the checkpoint lacks it, ignored if only the checkpoint has it.
 
   Raises:
     ValueError: if the structure or the checkpoint lacks an array, or if a shape
