@@ -142,7 +142,7 @@ def load_params(
 
   Args:
     directory: directory of a run, of its checkpoints, or of one step.
-    step: number of the step; None for the newest sound one.
+    step: a step; None for the step of `directory`, else the newest sound one.
     target: {'params': ..., 'state': ...}, or one of the two, with leaves as in
       `Checkpointer.restore`; None reads both with their saved shapes and
       dtypes. Floating-point arrays are converted to the target's dtypes.
