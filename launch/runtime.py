@@ -213,10 +213,10 @@ def _code(verb: Callable[[], int]) -> int:
 
 
 def set_up_jax() -> None:
-  """Starts JAX: joins other processes, keeps freed memory, caches programs.
+  """Starts JAX: joins other processes, and caches compiled programs.
 
-  Compiled programs are stored in the default cache directory, unless JAX is
-  already configured with another one.
+  Programs are stored in the default cache directory, unless JAX is already
+  configured with another one. If JAX uses only CPUs, freed memory is kept.
   """
   import jax  # Here, since --help needs no JAX.
 

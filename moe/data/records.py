@@ -46,7 +46,8 @@ class Counts:
     documents: documents that were read.
     empty: documents left out because they have nothing to score.
     malformed: documents left out because they are not UTF-8, because an id is
-      out of its range, or because the ids do not decode to the text.
+      out of its range, because the ids do not decode to the text, or because an
+      array has a wrong size.
     respelt: documents tokenised again because the task's tokeniser replaced a
       U+2581 by a space.
     scored_tokens: tokens with weight 1, end marks included.

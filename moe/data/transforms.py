@@ -105,7 +105,7 @@ class MaskBlocks:
     return shape._replace(counts=counts)
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """Adds `inputs` to the record: its tokens, some of them masked."""
+    """Adds `inputs` to a record with blocks: its tokens, some masked."""
     if 'block_ids' not in record:
       return record
     block_ids = record['block_ids']
@@ -157,7 +157,7 @@ class DropCondition:
     return shape
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """Adds `inputs` to the record: its tokens, with the condition masked."""
+    """With probability `fraction`, adds `inputs`: tokens, condition masked."""
     if float(scramble(key)) >= self.fraction * 2.0**64:
       return record
     if 'loss_weights' not in record:

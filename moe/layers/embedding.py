@@ -55,7 +55,7 @@ class ExtraEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, values_BT: Array) -> Array:
-    """Vectors [B, T, D], with the same variance as token vectors.
+    """Vectors [B, T, D]; at first, features have about unit variance.
 
     A value outside the table gives NaN, so that a run ends with an error.
     """

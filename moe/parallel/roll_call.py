@@ -263,7 +263,7 @@ class Hub:
     _logger.info(f'warning: {self._place.name(process, host)} {text}')
 
   def leave(self, code: int, text: str) -> None:
-    """Tells the others that this process ends, and waits for their end."""
+    """Tells the others that this process ends; waits for them if code > 0."""
     who = self._place.name(0, socket.gethostname())
     for peer in self._peers.values():
       peer.send(**(_farewell(who, code, text) if code else {'bye': True}))

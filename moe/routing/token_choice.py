@@ -207,7 +207,7 @@ class TopK(TokenChoice):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses the k most probable experts of each token."""
+    """Chooses the most probable experts of each token in its best groups."""
     del keys_G
     k, open_GME = self.num_active, inputs.logits_GME
     A = k + self.num_spare

@@ -26,9 +26,10 @@ _SCHEME = 'gs://'
 
 
 def opened(place: str, is_written: bool = False) -> str:
-  """The directory of this machine for a work directory, which may be a URL.
+  """Makes the local directory of a work directory, and returns its path.
 
-  The files of a bucket replace those of its mirror.
+  For a URL this is the mirror, into which the files of the bucket are copied. A
+  directory is returned as it is.
 
   Args:
     place: a directory, or a URL that begins with gs://.

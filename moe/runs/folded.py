@@ -93,7 +93,7 @@ class FoldingModel:
         structures. None means no dropout.
 
     Raises:
-      ValueError: if a sequence is too long.
+      ValueError: if a sequence is too long or needs too much memory.
     """
     self.check_memory(sequences, memory_limit)
     by_bucket = {}

@@ -2,8 +2,9 @@
 
 A run may need several attempts, because it is killed or preempted. WORKDIR/
 goodput.json holds the seconds of each attempt by part. A thread keeps the file
-up to date, so a kill loses at most half a percent of the attempt's time. The
-next attempt finds out how many steps were lost, and moves their time to `lost`.
+up to date, so a kill loses at most half a percent of the attempt's time, or
+0.1 s if this is more. The next attempt finds out how many steps were lost, and
+moves their time to `lost`.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class Goodput:
   """The times of this attempt and of all earlier attempts.
 
   Attributes:
-    attempts: seconds by part of each attempt, this one last.
+    attempts: for each attempt, part -> seconds; this attempt is the last.
   """
 
   def __init__(

@@ -111,8 +111,8 @@ def test_windows_overlap_by_length_minus_stride():
 
 
 def test_a_row_holds_one_window_and_padding_outside_of_segments():
-  # The document is 3 4 5 6 and the end mark. The window reads the tokens [2, 4)
-  # again, and scores only [4, 5), the end mark.
+  # The document is 3 4 5 6 and the end mark. The window predicts the tokens
+  # [2, 4) again with weight 0, and scores only [4, 5), the end mark.
   batch = likelihood.window_batch(
     [document([3, 4, 5, 6, EOS])], [Window(0, 2, 4, 5)], num_rows=2, width=4
   )

@@ -36,7 +36,7 @@ def test_axes_of_one_device_and_dims_without_a_name_divide_nothing():
 
 def test_a_mesh_axis_divides_the_first_of_two_dims_that_name_it():
   mesh = make_mesh(MeshShape(data=1, expert=4, model=2))
-  logical = (axes.EXPERT, axes.MLP)  # This table maps both to 'expert'.
+  logical = (axes.EXPERT, axes.MLP)  # The table gives 'expert' and 'model'.
   got = spec((8, 8), logical, mesh, 'fsdp_over_expert')
   assert got == P('expert', 'model')
 

@@ -1,4 +1,4 @@
-"""Every second of a run has one part, whatever ends its attempts."""
+"""Every second of a run counts for exactly one part of its time."""
 
 import pytest
 
