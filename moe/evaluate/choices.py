@@ -110,7 +110,7 @@ def request_windows(
 def rolling_windows(
   number: int, document: Document, context: Context
 ) -> list[Window]:
-  """The windows of a text without a context, as the harness cuts them.
+  """The windows of a text that is scored whole, as the harness cuts them.
 
   Each window scores the tokens that follow the previous window. If the last
   window has fewer tokens to score, it also reads earlier tokens, as many as fit
