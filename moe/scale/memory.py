@@ -141,8 +141,8 @@ def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   )
   total += sizes.scores * (_FLOAT32_BYTES + dtype_bytes)
   # The network keeps the results of its first products, and the hidden layer as
-  # the operand of its last product. The backward pass computes values inside the
-  # activation function again.
+  # the operand of its last product. Values inside the activation function are
+  # computed again.
   total += dtype_bytes * sizes.matrices * hidden
   if not is_sparse:
     return total + dtype_bytes * tokens * width
