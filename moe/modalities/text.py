@@ -276,9 +276,9 @@ def _sampled(lines: Iterator[str]) -> list[str]:
 
 
 def _covered(counts: collections.Counter, room: int) -> set[str]:
-  """The characters that get a piece: the space, and the `room` most frequent.
+  """The characters that get a piece: the space, and at most `room` others.
 
-  They are fewer if these already cover the share `_COVERAGE` of the text.
+  The most frequent ones are taken, until all cover `_COVERAGE` of the text.
   """
   total = sum(counts.values())
   covered, seen = {' '}, counts[' ']

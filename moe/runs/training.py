@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run and its program. The files that the run names and all shapes fit.
+  """A run and its program, after a check of shapes and of named files.
 
   Attributes:
     run: the run.
