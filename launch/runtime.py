@@ -58,7 +58,7 @@ def parser(
 
 
 def command_line(verb: str, argv: Sequence[str] | None) -> str:
-  """The command line of a verb; by default with the words of this process."""
+  """The command line of launch.`verb` with `argv`, by default sys.argv[1:]."""
   words = sys.argv[1:] if argv is None else argv
   return shlex.join(['python', '-m', f'launch.{verb}', *words])
 

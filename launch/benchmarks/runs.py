@@ -47,7 +47,7 @@ LARGE = {
   'TRAIN_STEPS': 1000,
   'LEARNING_RATE': 1e-3,
 }
-# The cost of a save is a share of the steps of this time.
+# The report gives the cost of a save as a share of this time between saves.
 _SAVE_SECONDS = 60.0
 
 

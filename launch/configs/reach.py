@@ -125,8 +125,9 @@ class _Reach:
   def replacement(self, macro: str) -> str:
     """A hint what to bind instead of a macro that is no longer read.
 
-    An argument of a class that is no longer used has this macro as its value.
-    If a class in use has an argument of the same name, the hint names it.
+    The macro is the value of an argument of a class that the run does not use.
+    If a class that the run uses has an argument of the same name, the hint
+    names this argument.
     """
     wanted = {
       b.argument

@@ -102,7 +102,7 @@ def read(
     ValueError: if the structure or the checkpoint lacks an array, or if a shape
       or dtype differs. The message names the arrays.
   """
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   wanted, tree = leaves(abstract), _stored_tree(step_directory)
   stored = leaves(tree)

@@ -10,7 +10,7 @@ renormalize = True is exact up to rounding. Four cases are not exact:
   to 1;
   zero-computation experts;
   training steps that drop rows;
-  `Noise` and `Drop`, which change the experts so that they can diverge.
+  `Noise` and `Drop`, which change the experts so that they diverge sooner.
 """
 
 import dataclasses

@@ -223,7 +223,7 @@ def find_stores(
     (directories, rates).
 
   Raises:
-    ValueError: if a store is missing.
+    ValueError: if a store is missing, or if no task of a mixture has the split.
   """
   rates = {name: 1.0}
   path = os.path.join(vocabulary_dir, name, MIXTURE)

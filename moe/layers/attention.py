@@ -18,8 +18,8 @@ from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
 # Attention without a fused kernel computes the queries in this many parts, and
-# each part leaves out the keys after it. The second number is the smallest
-# number of queries in a part; shorter parts would not save time.
+# each part leaves out keys that its queries cannot see. The second number is
+# the smallest number of queries in a part; shorter parts would not save time.
 _PARTS, _SHORTEST_PART = 4, 128
 
 

@@ -48,7 +48,7 @@ class LayerOutputs(NamedTuple):
 
 
 class TokenInfo(NamedTuple):
-  """What routers may read about tokens beside their vectors; each [B, T]."""
+  """What routers may read about tokens besides their vectors; each [B, T]."""
 
   token_ids: Array
   modality: Array

@@ -139,7 +139,7 @@ class Decoder(nn.Module):
     )
 
   def extras(self) -> tuple[Extra, ...]:
-    """The arrays that the model reads beside the fields of every batch."""
+    """The arrays that the model reads besides the fields of every batch."""
     return tuple(Extra(name) for name, _ in self.extra_tables)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:

@@ -32,7 +32,7 @@ DISTOGRAM_BINS, PLDDT_BINS, ERROR_BINS = 64, 50, 64
 
 
 class Recycled(NamedTuple):
-  """What a pass gives to the next pass.
+  """What a pass of the model gives to the next pass (recycling).
 
   Attributes:
     s: vectors of the residues, [B, I, D].

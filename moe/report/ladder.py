@@ -94,7 +94,7 @@ def _compare(
 
 
 def _scores(compared: dict[str, Any]) -> list[dict[str, Any]]:
-  """Scores of all arms at the end; those of the first arm are not repeated."""
+  """Scores of all arms after the last step; the first arm's occur only once."""
   found = {}
   for one in compared.values():
     label = one['runs']['label']

@@ -114,7 +114,7 @@ def models_table(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
-  """Makes rows of cells, the header first: each arm after its last step."""
+  """Each arm's results after its last step: rows of cells, the header first."""
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [

@@ -257,7 +257,10 @@ def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
 
 
 def _next_rate(rates: Sequence[tuple]) -> float | None:
-  """The rate to try next; None if the best one has a neighbour on each side."""
+  """The rate to try next; None if the best rate has a neighbour on each side.
+
+  The result is also None if there are no rates.
+  """
   if not rates:
     return None
   every = [rate for rate, *_ in rates]

@@ -142,7 +142,7 @@ class Policy:
     return min(doubled, self._limits.longest_wait)
 
   def _until_allowed(self, now: float) -> float:
-    """Counts a crash; returns the seconds to wait for `crashes_per_hour`."""
+    """Counts a crash; returns the wait in seconds by `crashes_per_hour`."""
     times = self._crash_times
     times.append(now)
     while times[0] <= now - _HOUR:

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run and its program; their names and shapes have been checked.
+  """A run and its program, after a check of shapes and of named files.
 
   Attributes:
     run: the run.

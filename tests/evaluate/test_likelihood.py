@@ -52,7 +52,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """The last token comes again with probability 1/2, any other with 1/14."""
+  """Repeats the token it reads with probability 1/2; each other has 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)
@@ -147,11 +147,11 @@ def test_later_windows_see_the_context_they_reread():
 
 
 def test_a_later_window_begins_with_the_token_before_it():
-  # `Echo` gives the last token probability 1/2, and each other one 1/14.
-  # Windows have length 2 and stride 2. In [0, 2) the two tokens are predicted
-  # from the start id and from a 3, which costs ln 14 + ln 2. In [2, 3) the
-  # token is predicted from a 3, which costs ln 2; from the start id it would
-  # cost ln 14.
+  # `Echo` repeats the token that it reads with probability 1/2. Any other token
+  # has 1/14. Windows have length 2 and stride 2. In [0, 2) the two tokens are
+  # predicted from the start id and from a 3, which costs ln 14 + ln 2. In
+  # [2, 3) the token is predicted from a 3, which costs ln 2. From the start id
+  # it would cost ln 14.
   nats = score(Echo(), [document([3, 3, 3])], length=2, stride=2)
   np.testing.assert_allclose(nats, math.log(14 * 2 * 2), rtol=1e-6)
 

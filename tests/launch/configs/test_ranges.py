@@ -177,7 +177,7 @@ def configurables():
   found = {}
   for info in pkgutil.walk_packages(moe.__path__, 'moe.'):
     package = info.name.split('.')[1]
-    # No run uses these packages, and some import TensorFlow.
+    # No gin file sets arguments in these packages.
     if package in ('planning', 'report', 'scale', 'evaluate', 'infer'):
       continue
     if info.name == 'moe.data.cache':
