@@ -61,6 +61,7 @@ def describe(args: argparse.Namespace) -> int:
       a picture cannot be read.
   """
   # Here, since --help needs no JAX.
+  from moe.infer.sampling import Sampling
   from moe.runs import picture_model, recognition
 
   bounds.at_least(1, '--num', args.num, 'captions to show')
@@ -68,18 +69,18 @@ def describe(args: argparse.Namespace) -> int:
   bounds.seed('--seed', args.seed)
   labels = recognition.labels_of(args.labels) if args.labels else []
   templates = args.template or recognition.TEMPLATES
-  sampling = picture_model.Sampling(args.temperature)
+  sampling = Sampling(args.temperature)
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
   size = model.tokenizer.pixels
   pixels = [token_stores.read_picture(name, size) for name in args.images]
   log(f'{model.trained.workdir}, step {model.trained.step}')
-  codes = model.encode(pixels)
+  seen = model.see(pixels)
   if labels:
-    gains = recognition.gains(model, codes, labels, templates, args.alpha)
+    gains = recognition.gains(model, seen, labels, templates, args.alpha)
     found = recognition.ranked(gains, labels)
   else:
-    found = model.describe(codes, args.samples, sampling, args.seed)
+    found = model.describe(seen, args.samples, sampling, args.seed)
   for name, answers in zip(args.images, found, strict=True):
     print(name)
     for text, score in answers[: len(labels) or args.num]:

@@ -65,15 +65,14 @@ def draw(args: argparse.Namespace) -> int:
     ValueError: if flags are out of range or do not suit the checkpoint.
   """
   # Here, since --help needs no JAX.
+  from moe.infer.sampling import Sampling
   from moe.report import picture_files
-  from moe.runs import picture_model
+  from moe.runs import drawing, picture_model
 
   bounds.at_least(1, '--num', args.num, 'pictures to draw')
   bounds.seed('--seed', args.seed)
-  sampling = picture_model.Sampling(args.temperature, args.top_k)
-  options = picture_model.Drawing(
-    args.guidance, args.rerank, sampling, args.seed
-  )
+  sampling = Sampling(args.temperature, args.top_k)
+  options = drawing.Drawing(args.guidance, args.rerank, sampling, args.seed)
   out = pathlib.Path(args.out)
   if out.suffix.lower() != '.png' or not out.parent.is_dir():
     raise ValueError(

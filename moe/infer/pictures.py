@@ -9,7 +9,8 @@ import numpy as np
 
 from moe.infer import decode, kv_cache, sampling
 from moe.infer.decode import START_ID, Functional, Modality, Prompts
-from moe.types import Array, Cache, PyTree
+from moe.modalities.ids import PATCHES
+from moe.types import Array, Cache, Extra, PyTree
 
 # Name of the range of ids that image codes have, and number of its modality.
 SECTION, IMAGE = 'image', 1
@@ -24,14 +25,14 @@ class Canvas(NamedTuple):
     begin: id of the first code.
     grid: rows and columns of codes.
     mask: id that is read in place of a hidden condition.
-    extras: name -> dtype of further arrays that the model reads; `row` and
+    extras: further arrays that the model reads; `row` and
       `column` count from 1 for codes, and are 0 for other tokens.
   """
 
   begin: int
   grid: tuple[int, int]
   mask: int
-  extras: dict[str, str]
+  extras: tuple[Extra, ...] = ()
 
   @property
   def num_codes(self) -> int:
@@ -49,14 +50,32 @@ class Canvas(NamedTuple):
     """
     found = {}
     row, column = np.divmod(np.arange(self.num_codes), self.grid[1])
-    for name, dtype in self.extras.items():
-      values_BS = np.zeros((len(first_B), num_places), dtype)
+    for name, shape, dtype in self.extras:
+      values_BS = np.zeros((len(first_B), num_places, *shape), dtype)
       known = {'row': row + 1, 'column': column + 1}.get(name)
       for values_S, first in zip(values_BS, first_B, strict=True):
         if known is not None:
           values_S[first : first + self.num_codes] = known
       found[name] = values_BS
     return found
+
+
+class Seen(NamedTuple):
+  """Pictures in the form in which a model reads them.
+
+  Attributes:
+    tokens: int32 [N, codes], ids of codes; masks for a model that reads
+      patches, or where a picture is hidden.
+    patches: uint8 [N, codes, values], from `image.patches_of`; None for a model
+      that reads codes.
+  """
+
+  tokens: Array
+  patches: Array | None = None
+
+  def rows(self, rows: np.ndarray | slice) -> 'Seen':
+    """Some of the pictures."""
+    return jax.tree.map(lambda array: array[rows], self)
 
 
 def guided(logits_BV: Array, guidance: Array) -> Array:
@@ -206,7 +225,7 @@ def read_block(
   params: PyTree,
   state: PyTree,
   canvas: Canvas,
-  tokens_BP: Array,
+  seen: Seen,
   room: int,
 ) -> tuple[Array, Cache]:
   """Reads pictures as blocks.
@@ -216,23 +235,26 @@ def read_block(
     params: parameters of the model.
     state: state of the model.
     canvas: how a picture lies in a document.
-    tokens_BP: ids of the codes, or masks.
+    seen: the pictures.
     room: number of entries that the cache has for later tokens.
 
   Returns:
     (logits_BV of the token after each picture, the cache).
   """
-  B, P = tokens_BP.shape
-  tokens = jnp.pad(tokens_BP, ((0, 0), (1, 0)), constant_values=START_ID)
+  B, P = seen.tokens.shape
+  tokens = jnp.pad(seen.tokens, ((0, 0), (1, 0)), constant_values=START_ID)
   # A mask has the modality of the code that it hides.
   is_code = jnp.broadcast_to(jnp.arange(P + 1) > 0, tokens.shape)
+  extras = canvas.extras_of(np.ones(B, int), P + 1)
+  if seen.patches is not None:
+    extras[PATCHES] = jnp.pad(seen.patches, ((0, 0), (1, 0), (0, 0)))
   prompts = Prompts(
     tokens,
     jnp.full(B, P + 1, jnp.int32),
     jnp.zeros(B, jnp.int32),
     jnp.zeros(B, jnp.int32),
     jnp.full_like(tokens, _BLOCK),
-    canvas.extras_of(np.ones(B, int), P + 1),
+    extras,
   )
   layers = functional.cache_shapes(B, P + 1 + room)
   return decode.prefill(

@@ -30,6 +30,8 @@ RANGES = {
 }
 # Code of the first command. A model reads it in place of a hidden token.
 MASK = 0
+# Name of the further array of a document with the pixels at each code's place.
+PATCHES = 'patches'
 _MULTIPLE = 128
 # Key of the id space in the manifest of a store; a store of text has no entry.
 _KEY = 'ids'
