@@ -1,6 +1,7 @@
 r"""Measures the project: python -m launch.bench imports|moe|step.
 
-imports   times the import of each module of moe after jax, flax and optax
+imports   times the import of each module of moe, with jax, flax and optax
+          already imported
 moe       times one MoE layer, forward and backward, alone or against a variant
 step      times a training step, alone, on 8 devices against 1, or against
           another program; --gin.NAME=VALUE as in launch.train
@@ -11,31 +12,32 @@ moe --compare=tpu                  (needs the package libtpu, but no TPU)
 step --compare=mesh
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
-In each round the compared programs run one after the other. A ratio is the
-median over all rounds.
+In each round the compared programs run one after the other. The reported ratio
+is the median of the ratios of all rounds.
 """
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import flags
+from launch.later import Later
 from moe.evaluate import timing
 from moe.planning import import_times
 
+layer = Later('launch.benchmarks.layer')
+step = Later('launch.benchmarks.step')
+
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('bench', __doc__)
-  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-  _imports_flags(
-    verbs.add_parser('imports', help='seconds to import each module')
-  )
-  _moe_flags(verbs.add_parser('moe', help='one MoE layer'))
-  _step_flags(verbs.add_parser('step', help='whole training steps'))
+  add_verb = flags.add_verbs(parser)
+  _imports_flags(add_verb('imports', 'seconds to import each module'))
+  _moe_flags(add_verb('moe', 'one MoE layer'))
+  _step_flags(add_verb('step', 'whole training steps'))
   args, overrides = flags.parse(parser, argv)
   if overrides and args.verb != 'step':
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
@@ -66,9 +68,9 @@ def _moe_flags(parser: argparse.ArgumentParser) -> None:
     help='mesh: 8 devices and 1; einsum: sorted and one-hot dispatch; dropless:'
     ' dropless dispatch and capacity; parts: the layer and the products of its'
     ' experts alone; fine: the same work in 4 and 16 times as many experts;'
-    ' dense: the layer and a dense product of equal FLOPs; tpu: fine, in'
-    " seconds that the TPU's compiler estimates; memory: bytes of a layer on"
-    ' 32 TPU chips',
+    ' dense: the layer and a dense product of equal FLOPs; tpu: the work'
+    " in 4 and 8 times as many experts, in seconds of the TPU's compiler;"
+    ' memory: bytes of a layer on 32 TPU chips',
   )  # fmt: skip
   for name, text in (
     ('d_model', 'width of the model'),
@@ -120,15 +122,11 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
 def compare(
   args: argparse.Namespace, overrides: list[str], command: str
 ) -> int:
-  """Runs the verb `moe` or `step`, and prints its report with the command."""
+  """Runs the verb `moe` or `step`; prints its report and the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(args.compare)
   runtime.keep_freed_memory()
-  # Imported here, since JAX reads the environment when it is imported, and the
-  # lines above set it. Also, --help needs no JAX.
-  from launch.benchmarks import layer, step
-
   if args.verb == 'step':
     report = step.compare(args, overrides)
   else:
@@ -145,14 +143,13 @@ def _set_environment(comparison: str | None) -> None:
     flag = ' --xla_force_host_platform_device_count=8'
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + flag
   if comparison in ('tpu', 'memory'):
-    # Programs for TPUs are only compiled, so no device of this machine is used.
+    # Programs for TPUs are compiled but not run, so JAX needs no accelerator.
     os.environ['JAX_PLATFORMS'] = 'cpu'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 2 for an error that the user can fix."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.bench', *words])
+  command = runtime.command_line('bench', argv)
 
   def verb() -> int:
     args, overrides = parse(argv)

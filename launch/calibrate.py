@@ -1,12 +1,12 @@
 r"""Compares our estimates with measurements: python -m launch.calibrate .
 
 published
-    the step times and MFU that `launch.plan` predicts, beside measurements that
-    others published; each run is a gin file
+    compares the step times and MFU that `launch.plan` predicts with
+    measurements that others published; each run is a gin file
 layer --gin_file=FILE --topology=v5p:2x2x2
-    the compiler's estimate of the seconds that one more layer adds to a step:
-    the estimate with two layers minus that with one, both without a loop over
-    layers
+    prints the compiler's estimate of the seconds, FLOPs and bytes that one more
+    layer adds to a step. We compile steps with one and with two periods of
+    layers, both without a loop over layers, and take the difference.
 
 No TPU is needed. Compiled programs are stored and reused.
 """
@@ -19,27 +19,27 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.scale import topology
+
+published = Later('moe.planning.published')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('calibrate', __doc__)
-  verbs = parser.add_subparsers(dest='verb', required=True)
-  published = verbs.add_parser('published', help='runs that others measured')
-  layer = verbs.add_parser('layer', help='seconds of a layer by the compiler')
+  add_verb = flags.add_verbs(parser)
+  runs = add_verb('published', 'runs that others measured')
+  layer = add_verb('layer', 'seconds of a layer by the compiler')
   flags.add_gin_flags(layer, required=True)
   layer.add_argument('--topology', required=True, metavar='SLICE')
-  for verb in (published, layer):
+  for verb in (runs, layer):
     verb.add_argument('--json', action='store_true', help='one JSON object')
   return flags.parse(parser, argv)
 
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the comparison that the command asks for."""
-  # Here, since JAX reads JAX_PLATFORMS when it is imported.
-  from moe.planning import published
-
   if args.verb == 'published':
     found = [
       published.compare(row, configuration.load([row.gin_file], []))
@@ -55,9 +55,9 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  """Runs a subcommand; the exit code is 2 for an error the user can fix."""
   # The verbs only compute shapes and compile programs, so they need no
-  # accelerator.
+  # accelerator. JAX reads this when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))
 

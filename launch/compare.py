@@ -4,19 +4,23 @@
   --against runs/dense_0 runs/dense_1 runs/dense_2 --output=compare.html
 
 Prints held-out bits per character for each number of training tokens, and the
-mean gain with its standard error. A gain compares two runs of the same seed.
+mean gain with its standard error. A gain is the difference between two runs of
+the same seed.
 """
 
 import argparse
 import functools
 import json
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import written
+from launch.later import Later
+
+comparison = Later('moe.report.comparison')
+comparison_page = Later('moe.report.comparison_page')
 
 FIGURES = ('.html', '.png', '.svg')
 
@@ -49,10 +53,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace, command: str) -> int:
-  """Draws and prints the comparison; the command is shown with its scores."""
-  # Here, since --help needs no Matplotlib.
-  from moe.report import comparison, comparison_page
+  """Prints the comparison, and draws it if --output is given.
 
+  Args:
+    options: the parsed flags.
+    command: the command line, which is shown beside the scores.
+  """
   read = functools.partial(
     comparison.read_run, configured=written.seed_and_tasks
   )
@@ -75,8 +81,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the comparison; the exit code is 2 if runs cannot be compared."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.compare', *words])
+  command = runtime.command_line('compare', argv)
   return runtime.run(lambda: compare(parse(argv), command))
 
 

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
+
+hugging_face = Later('moe.runs.hugging_face')
 
 GIB = 2**30
 
@@ -20,10 +23,10 @@ GIB = 2**30
 def parse(
   argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('convert', __doc__)
-  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-  out = verbs.add_parser('to-hf', help='a trained run as a model directory')
+  add_verb = flags.add_verbs(parser)
+  out = add_verb('to-hf', 'a trained run as a model directory')
   out.add_argument('checkpoint', metavar='RUN', help='or one step in there')
   out.add_argument('directory', metavar='DIR', help='to make')
   out.add_argument(
@@ -43,7 +46,7 @@ def parse(
     default=2.0,
     help='the most GiB of a file; default: 2',
   )
-  into = verbs.add_parser('from-hf', help='a model directory as a run')
+  into = add_verb('from-hf', 'a model directory as a run')
   into.add_argument('directory', metavar='DIR', help='of the model')
   into.add_argument('workdir', metavar='RUN', help='to make')
   into.add_argument(
@@ -55,9 +58,7 @@ def parse(
 
 
 def convert(options: argparse.Namespace, overrides: list[str]) -> int:
-  """Converts in either direction."""
-  from moe.runs import hugging_face  # Here, since --help needs no JAX.
-
+  """Converts weights in the direction that the verb names."""
   runtime.set_up_jax()
   if options.verb == 'from-hf':
     theirs = hugging_face.read_config(options.directory)

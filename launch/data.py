@@ -14,22 +14,25 @@ in <cache_dir>/<vocabulary name>/vocabulary.model.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import flags
+from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
+
+inspect = Later('tasks.inspect')
+stores = Later('tasks.stores')
+verify = Later('tasks.verify')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('data', __doc__)
-  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  add_verb = flags.add_verbs(parser)
 
   def verb(name: str, text: str) -> argparse.ArgumentParser:
-    command = verbs.add_parser(
-      name, help=text, description=text, allow_abbrev=False
-    )
+    command = add_verb(name, text)
     flags.add_task_module_flag(command)
     return command
 
@@ -98,7 +101,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help='share of the lines of a file, and of the documents, that may be '
     'malformed; default: what the task allows, usually 1e-4',
   )
-  add_range_flag(cache)
+  cache.add_argument(
+    '--range',
+    action='append',
+    type=named_size,
+    default=[],
+    metavar='NAME=SIZE',
+    help='a range of ids beside text (command, image, residue or structure), '
+    'and its size',
+  )
   verify = verb('verify', 'check token stores against their manifests')
   verify.add_argument(
     'what',
@@ -114,19 +125,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       help='default: $WUDAO_CACHE or ~/.cache/wudao',
     )
   return parser.parse_args(argv)
-
-
-def add_range_flag(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag --range, a list of (name, size) that is empty by default."""
-  parser.add_argument(
-    '--range',
-    action='append',
-    type=named_size,
-    default=[],
-    metavar='NAME=SIZE',
-    help='a range of ids beside text (command, image, residue or structure), '
-    'and its size',
-  )
 
 
 def share(text: str) -> float:
@@ -147,9 +145,6 @@ def named_size(text: str) -> tuple[str, int]:
 
 def run_verb(args: argparse.Namespace) -> int:
   """Runs a verb; the exit code is 1 if `verify` finds a damaged store."""
-  # Imported here, since --help must answer at once.
-  from tasks import inspect, stores, verify
-
   stores.load_modules(args.task_module)
   match args.verb:
     case 'list':
@@ -173,29 +168,18 @@ def run_verb(args: argparse.Namespace) -> int:
       )
       print(directory)
     case 'verify':
-      return show_soundness(verify.verify_stores(args.what, args.cache_dir))
+      return verify.show(args.what, args.cache_dir)
   return 0
 
 
 def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
-  """Parses TASK or TASK/SPLIT: (task, splits); TASK alone gets all `splits`."""
+  """Parses TASK/SPLIT into (task, [split]), and TASK into (task, `splits`)."""
   task, _, split = text.partition('/')
   return task, [split] if split else splits
 
 
-def show_soundness(checked: Iterable[tuple[str, list[str]]]) -> int:
-  """Prints stores with their problems; the exit code is 1 if there are any."""
-  code = 0
-  for store, problems in checked:
-    print(f'{"UNSOUND" if problems else "sound  "} {store}')
-    for problem in problems:
-      print(f'  {problem}')
-      code = 1
-  return code
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  """Runs a subcommand; the exit code is 2 for an error the user can fix."""
   return runtime.run(lambda: run_verb(parse(argv)))
 
 

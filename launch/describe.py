@@ -8,14 +8,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch import runtime, token_stores
+from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from launch.runtime import log
 from moe import bounds
 
+sampling_lib = Later('moe.infer.sampling')
+picture_model = Later('moe.runs.picture_model')
+recognition = Later('moe.runs.recognition')
+decoding = Later('tasks.pictures.decoding')
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = runtime.parser(
     'describe', 'Describes pictures, or says which of some labels fits best.'
   )
@@ -54,26 +60,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def describe(args: argparse.Namespace) -> int:
-  """Prints captions or labels with their scores, the best first.
+  """Prints captions or labels of each picture with scores, the best first.
 
   Raises:
     ValueError: if flags are out of range or do not suit the checkpoint, or if
       a picture cannot be read.
   """
-  # Here, since --help needs no JAX.
-  from moe.infer.sampling import Sampling
-  from moe.runs import picture_model, recognition
-
   bounds.at_least(1, '--num', args.num, 'captions to show')
   bounds.at_least(1, '--samples', args.samples, 'captions to draw')
   bounds.seed('--seed', args.seed)
   labels = recognition.labels_of(args.labels) if args.labels else []
   templates = args.template or recognition.TEMPLATES
-  sampling = Sampling(args.temperature)
+  sampling = sampling_lib.Sampling(args.temperature)
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
   size = model.tokenizer.pixels
-  pixels = [token_stores.read_picture(name, size) for name in args.images]
+  pixels = [decoding.read(name, size) for name in args.images]
   log(f'{model.trained.workdir}, step {model.trained.step}')
   seen = model.see(pixels)
   if labels:
@@ -89,7 +91,7 @@ def describe(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Describes pictures; the exit code is 2 for an error of the user."""
+  """Describes pictures; the exit code is 2 for an error the user can fix."""
   return runtime.run(lambda: describe(parse(argv)))
 
 

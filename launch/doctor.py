@@ -1,13 +1,14 @@
-"""Examines the machines of a run: python -m launch.doctor [--hosts] ...
+"""Examines the machines of a run.
 
 python -m launch.doctor --gin_file=FILE --workdir=DIR
-    this host: versions, disk, the work directory, chips that another process
-    holds, and its devices against the mesh of FILE
+    examines this host: versions, disk, the work directory, chips that another
+    process holds, and whether the devices suit the mesh of FILE
 python -m launch.doctor --hosts --gin_file=FILE --workdir=DIR
-    on every host at once: also which hosts are missing after --patience
-    seconds, and where versions, clocks, token stores and vocabularies differ
+    does the same if it is started on every host at once. It also finds hosts
+    that are missing after --patience seconds, and versions, clocks, token
+    stores and vocabularies that differ between hosts.
 
-Each finding is a line, the worst first. The exit code is 1 if one is BAD.
+Each finding is a line, the worst first. The exit code is 1 if a finding is BAD.
 """
 
 import argparse
@@ -16,12 +17,15 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
 from moe.parallel import processes
 
+doctor = Later('moe.runs.doctor')
+
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('doctor', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
@@ -39,9 +43,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def examine(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the findings; the exit code is 1 if one of them is bad."""
-  # Here, since --help needs no JAX.
-  from moe.runs import doctor
-
   run = None
   if args.gin_file:
     run = configuration.load(args.gin_file, overrides)

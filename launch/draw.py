@@ -1,23 +1,31 @@
-r"""Draws pictures from a sentence: python -m launch.draw ...
+r"""Draws pictures from a sentence.
+
+Two examples of flags of `python -m launch.draw`:
 
 --checkpoint=runs/pictures --prompt=左上角有一個大紅色圓形 --out=red.png
 --checkpoint=runs/pictures --prompt=圖中是靴子 --num=9 --rerank=4 --out=b.png
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from launch import runtime, token_stores
+from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from launch.runtime import log
-from moe import atomic_files, bounds
+from moe import bounds
+
+sampling_lib = Later('moe.infer.sampling')
+picture_files = Later('moe.report.picture_files')
+drawing = Later('moe.runs.drawing')
+picture_model = Later('moe.runs.picture_model')
+decoding = Later('tasks.pictures.decoding')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Command-line flags."""
+  """Parses the command-line flags."""
   parser = runtime.parser(
     'draw', 'Draws pictures from a sentence with a trained model.'
   )
@@ -59,19 +67,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def draw(args: argparse.Namespace) -> int:
-  """Writes the pictures.
+  """Draws the pictures, and writes them to one PNG file.
 
   Raises:
     ValueError: if flags are out of range or do not suit the checkpoint.
   """
-  # Here, since --help needs no JAX.
-  from moe.infer.sampling import Sampling
-  from moe.report import picture_files
-  from moe.runs import drawing, picture_model
-
   bounds.at_least(1, '--num', args.num, 'pictures to draw')
   bounds.seed('--seed', args.seed)
-  sampling = Sampling(args.temperature, args.top_k)
+  sampling = sampling_lib.Sampling(args.temperature, args.top_k)
   options = drawing.Drawing(args.guidance, args.rerank, sampling, args.seed)
   out = pathlib.Path(args.out)
   if out.suffix.lower() != '.png' or not out.parent.is_dir():
@@ -82,27 +85,12 @@ def draw(args: argparse.Namespace) -> int:
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
   given = None
   if args.upper_half:
-    picture = token_stores.read_picture(args.upper_half, model.tokenizer.pixels)
+    picture = decoding.read(args.upper_half, model.tokenizer.pixels)
     given = model.upper_half(picture, args.num)
   log(f'{model.trained.workdir}, step {model.trained.step}')
   drawn = model.draw([args.prompt] * args.num, options, given)
-  scores = [round(one.caption_loss, 4) for one in drawn]
-  facts = {
-    'prompt': args.prompt,
-    'seed': args.seed,
-    'guidance': args.guidance,
-    'temperature': args.temperature,
-    'top_k': args.top_k,
-    'rerank': args.rerank,
-    'caption_losses': scores,
-    'step': model.trained.step,
-    'model_sha256': model.sha256,
-    'tokenizer_sha256': model.tokenizer.sha256,
-  }
-  sheet = picture_files.sheet([one.pixels for one in drawn])
-  text = json.dumps(facts, ensure_ascii=False)
-  atomic_files.write_file(out, picture_files.png(sheet, {'wudao': text}))
-  print(f'{out}: nats per token of the sentence, given each picture: {scores}')
+  losses = picture_files.write_drawn(out, model, args.prompt, options, drawn)
+  print(f'{out}: nats per token of the sentence, given each picture: {losses}')
   return 0
 
 

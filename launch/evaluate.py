@@ -4,19 +4,22 @@ r"""Scores text with a trained model: python -m launch.evaluate ...
   --checkpoint=runs/poems --text_file=mine.txt --json
   --checkpoint=runs/poems --text_file=mine.txt --compare=runs/poems_dense
 
-A text file holds one document per line; a line break inside one is written \n,
-and a backslash \\.
+A text file holds one document per line. In a document \n stands for a line
+break, and \\ for a backslash.
 """
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime, token_stores
 from launch.configs import configuration, flags, written
+from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
+from tasks import modules
+
+scoring = Later('moe.runs.scoring')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -85,14 +88,11 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
   """Prints the scores and the command that computes them again."""
   if args.task:
     task_modules, cache_dir = written.task_modules_and_cache(args.checkpoint)
-    token_stores.check_tasks(
+    modules.check_tasks(
       [args.task],
       args.cache_dir or cache_dir or default_cache_dir(),
       [*task_modules, *args.task_module],
     )
-  # Here, since --help and the error for a misspelt task need no JAX.
-  from moe.runs import scoring
-
   runtime.set_up_jax()
   report = scoring.evaluate(
     [args.checkpoint, *([args.compare] if args.compare else [])],
@@ -120,8 +120,7 @@ def evaluate(args: argparse.Namespace, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints scores; the exit code is 2 for an error that the user can fix."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.evaluate', *words])
+  command = runtime.command_line('evaluate', argv)
   return runtime.run(lambda: evaluate(parse(argv), command))
 
 

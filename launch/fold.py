@@ -1,10 +1,10 @@
-r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR WHAT .
+r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR ...
 
   --checkpoint=runs/fold --sequence=GSHMTEYKLVVVGAGGVGKS --out=folded
   --checkpoint=runs/fold --fasta=chains.fasta --out=folded --recycles=3
 
 It writes mmCIF and PDB files with pLDDT x 100 as B factors, and a page on which
-the structures can be turned. They are computed, not measured.
+the structures can be turned. The structures are computed, not measured.
 """
 
 import argparse
@@ -14,25 +14,24 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.modalities import sequences
+
+fold_files = Later('moe.report.fold_files')
+folded = Later('moe.runs.folded')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('fold', __doc__)
   add = parser.add_argument
-  text = 'work directory of a run that trained a folding model'
-  flags.add_checkpoint_flag(parser, text)
+  flags.add_folding_flags(parser)
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument('--sequence', help='one-letter names of the residues')
   what.add_argument('--fasta', metavar='FILE', help='many sequences')
   add('--out', required=True, metavar='DIR', help='where files are written')
-  add(
-    '--recycles', type=int, default=1, help='how often a result is read again'
-  )
   add('--samples', type=int, default=1, help='more than 1: with dropout')
   add('--seed', type=int, default=0, help='of the samples')
-  add('--memory', type=float, default=8.0, help='GB that a chain may need')
   return parser.parse_args(argv)
 
 
@@ -41,15 +40,11 @@ def fold(args: argparse.Namespace) -> int:
   if args.sequence is not None:
     given = {'sequence': sequences.cleaned(args.sequence, '--sequence')}
   else:
-    given = sequences.of_fasta(text_of(pathlib.Path(args.fasta)))
+    given = sequences.read_fasta(args.fasta, '--fasta')
   run = configuration.load_other_run(
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # Here, since it imports JAX, and --help must answer at once.
-  from moe.report import fold_files
-  from moe.runs import folded
-
   model = folded.load(run, args.checkpoint)
   needed = model.check_memory(given, args.memory)
   runtime.log(f'{len(given)} chains; the longest needs about {needed:.1f} GB')
@@ -58,13 +53,6 @@ def fold(args: argparse.Namespace) -> int:
   for line in fold_files.write(pathlib.Path(args.out), model.origin, found):
     print(line, flush=True)
   return 0
-
-
-def text_of(path: pathlib.Path) -> str:
-  """The text of a file; ValueError if there is none."""
-  if not path.is_file():
-    raise ValueError(f'--fasta={path} must be a file, got none there.')
-  return path.read_text('utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.later import Later
+
+harness_model = Later('launch.harness_model')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +45,9 @@ def evaluate(words: Sequence[str]) -> int:
     )
   # Imported here, since the harness takes seconds to import and may be missing.
   import lm_eval.__main__
+  from lm_eval.api import registry
 
-  # Imported here, since it imports the harness. The import registers the model.
-  from launch import harness_model  # noqa: F401
-
+  registry.register_model('wudao')(harness_model.Wudao)
   sys.argv[1:] = words
   lm_eval.__main__.cli_evaluate()
   return 0

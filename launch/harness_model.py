@@ -1,7 +1,7 @@
-"""A trained run as a model of lm-evaluation-harness, which calls it `wudao`.
+"""Lets lm-evaluation-harness use a trained run, as its model `wudao`.
 
-The harness then asks for likelihoods and samples, and scores them itself:
-https://github.com/EleutherAI/lm-evaluation-harness, version 0.4.13.
+The harness asks the model for likelihoods and samples, and computes the scores
+itself: https://github.com/EleutherAI/lm-evaluation-harness, version 0.4.13.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 
 from launch.configs import configuration
 from moe.evaluate import choices
@@ -20,11 +19,11 @@ from moe.evaluate.likelihood import Document
 from moe.infer.sampling import Sampling
 from moe.runs import scorecard_scores, writing
 
-# Most new tokens of an answer if a task sets no limit, as in the harness.
+# The most new tokens of an answer if a task sets no limit. The harness's own
+# models have the same default.
 MAX_TOKENS = 256
 
 
-@register_model('wudao')
 class Wudao(LM):
   """A trained run that answers the requests of the harness.
 
@@ -51,7 +50,10 @@ class Wudao(LM):
   def loglikelihood(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """(log-likelihood, whether greedy decoding gives it) per continuation."""
+    """Per request: (log-likelihood of the continuation, whether it is greedy).
+
+    A continuation is greedy if each of its tokens is the most likely one.
+    """
     vocabulary = self.trained.vocabulary
     answers = self._answer(
       [
@@ -77,10 +79,10 @@ class Wudao(LM):
   def generate_until(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[str]:
-    """The text that the run writes after each context, up to a stop string.
+    """The text that the model writes after each context, up to a stop string.
 
-    The new text has at most half as many tokens as the model reads. A prompt
-    that does not fit beside it loses its beginning.
+    The new text has at most half as many tokens as the model can read. If
+    context and new text do not fit together, the context loses its beginning.
     """
     del disable_tqdm
     writing.check_causal(self.trained.run, self.trained.workdir)
@@ -119,7 +121,7 @@ class Wudao(LM):
 def _by_settings(
   requests: Sequence[Instance],
 ) -> dict[tuple[tuple[str, ...], int, Sampling], list[int]]:
-  """(stop strings, limit of tokens, sampling) -> indices of requests."""
+  """Groups requests: (stop strings, token limit, sampling) -> their indices."""
   found = {}
   for place, request in enumerate(requests):
     wanted = request.args[1]

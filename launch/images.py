@@ -5,33 +5,42 @@ r"""Image tokenizers and scores of pictures: python -m launch.images VERB ...
   score --checkpoint=runs/pictures --num=200
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains a tokenizer, and
---gin_file=runs/pictures_cpu.gin a model that draws and describes.
+--workdir=runs/fashion_codes` trains a tokenizer. With
+--gin_file=runs/pictures_cpu.gin it trains a model that draws and describes.
 """
 
 import argparse
 import os
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
-from launch import runtime, token_stores
+from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
 from moe.evaluate import score
 from tasks.pictures import scenes
+
+pictures_page = Later('moe.report.pictures_page')
+tokenizer_page = Later('moe.report.tokenizer_page')
+drawing = Later('moe.runs.drawing')
+held_out_pictures = Later('moe.runs.held_out_pictures')
+image_tokenizer = Later('moe.runs.image_tokenizer')
+picture_codes = Later('moe.runs.picture_codes')
+picture_model = Later('moe.runs.picture_model')
+picture_scores = Later('moe.runs.picture_scores')
+tokenizer_report = Later('moe.runs.tokenizer_report')
+stores = Later('tasks.pictures.stores')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('images', __doc__)
-  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  add_verb = flags.add_verbs(parser)
 
   def verb(name: str, text: str) -> argparse.ArgumentParser:
-    command = verbs.add_parser(
-      name, help=text, description=text, allow_abbrev=False
-    )
+    command = add_verb(name, text)
     flags.add_checkpoint_flag(command, 'work directory of the run')
     command.add_argument(
       '--pictures',
@@ -91,14 +100,11 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
   """Runs a verb."""
   if args.verb == 'score':
     return score_model(args, command)
-  # Here, since --help needs no JAX.
-  from moe.runs import image_tokenizer, picture_codes, tokenizer_report
-
   tokenizer = image_tokenizer.load(args.checkpoint)
   trains = configuration.IMAGE_TOKENIZER
   data = configuration.load_other_run(args.checkpoint, trains).data
   runtime.set_up_jax()
-  pictures = token_stores.prepare_pictures(
+  pictures = stores.prepare(
     args.pictures or data.names,
     tokenizer.pixels,
     args.cache_dir or data.cache_dir or default_cache_dir(),
@@ -108,8 +114,8 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
     directory = pathlib.Path(args.output or args.checkpoint)
     name = os.path.basename(os.path.abspath(args.checkpoint))
     title = f'Image tokenizer {name}'
-    page = runtime.write_page(
-      'tokenizer', directory, title, tokenizer.facts, found, scores
+    page = tokenizer_page.write(
+      directory, title, tokenizer.facts, found, scores
     )
     print(f'{score.as_table(scores)}\n\npage: {page}')
     return 0
@@ -125,15 +131,7 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
 
 
 def score_model(args: argparse.Namespace, command: str) -> int:
-  """Prints the scores of a model of pictures, and writes the page."""
-  # Here, since --help needs no JAX.
-  from moe.runs import (
-    drawing,
-    held_out_pictures,
-    picture_model,
-    picture_scores,
-  )
-
+  """Prints the scores of a picture model, and writes their page."""
   cache_dir = args.cache_dir or default_cache_dir()
   wanted = held_out_pictures.Request(
     scenes.agreement_with_facts,
@@ -147,7 +145,7 @@ def score_model(args: argparse.Namespace, command: str) -> int:
   )
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
-  pictures = token_stores.prepare_pictures(
+  pictures = stores.prepare(
     args.pictures or picture_model.names_of(model),
     model.tokenizer.pixels,
     cache_dir,
@@ -155,7 +153,7 @@ def score_model(args: argparse.Namespace, command: str) -> int:
   found = picture_scores.score_sources(model, pictures, wanted)
   directory = pathlib.Path(args.output or model.trained.workdir)
   title = f'Pictures of {os.path.basename(model.trained.workdir)}'
-  page = runtime.write_page('pictures', directory, title, model.facts, found)
+  page = pictures_page.write(directory, title, model.facts, found)
   scores = [one for source in found.values() for one in source.scores]
   print(f'{score.as_table(scores)}\n\npage: {page}')
   return 0
@@ -163,10 +161,8 @@ def score_model(args: argparse.Namespace, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; the exit code is 2 for an error that the user can fix."""
-  args = parse(argv)
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.images', *words])
-  return runtime.run(lambda: run_verb(args, command))
+  command = runtime.command_line('images', argv)
+  return runtime.run(lambda: run_verb(parse(argv), command))
 
 
 if __name__ == '__main__':

@@ -3,24 +3,28 @@
 --gin_file=gin_configs/runs/ladder_cpu.gin --experts=1,8,16,64 --seeds=3,1,3,1
 --gin_file=F --arm='dense:DENSE_TWIN=True' --arm='shared:SHARED_D_FF=64'
 
-Trains every arm at several learning rates, then with several seeds at its best
-one, and writes DIR/ladder.html and DIR/ladder.json: held-out bits per character
-against tokens, and the gain on the first arm with its standard error. The same
-command goes on where it was stopped.
+An arm is one variant of the model. The command trains every arm at several
+learning rates, then with several seeds at the arm's best rate. DIR/ladder.html
+and DIR/ladder.json show held-out bits per character against tokens, and the
+gain over the first arm with its standard error. If the command was stopped,
+the same command goes on.
 """
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags, written
+from launch.later import Later
+
+ladder_page = Later('moe.report.ladder_page')
+ladder = Later('moe.runs.ladder')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Command-line flags, and the bindings of --gin. flags."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('ladder', __doc__)
   numbers = lambda kind: lambda text: [kind(n) for n in text.split(',')]
   tokens = lambda text: round(float(text))
@@ -63,14 +67,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
-  """Trains what is missing, and writes the page."""
-  # Here, since --help needs neither JAX nor Matplotlib.
-  from moe.report import ladder_page
-  from moe.runs import ladder
-
+  """Trains the runs that are missing, and writes the page."""
   run = configuration.load(args.gin_file, overrides)
   arms = ladder.arms(args.experts, args.arm, args.seeds)
-  # A mistake in the binding of any arm ends the ladder before it starts.
+  # All arms are loaded first, so a wrong binding is found before training.
   expansions = {}
   for arm in arms:
     bound = [*overrides, *arm.bindings]
@@ -101,9 +101,8 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Shows the ladder; the exit code is 2 for an error of the user."""
-  words = sys.argv[1:] if argv is None else argv
-  command = shlex.join(['python', '-m', 'launch.ladder', *words])
+  """Shows the ladder; the exit code is 2 for an error the user can fix."""
+  command = runtime.command_line('ladder', argv)
   return runtime.run(lambda: climb(*parse(argv), command))
 
 

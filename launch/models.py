@@ -1,11 +1,11 @@
 """Prints a table of models: python -m launch.models [--json] [NAME ...].
 
-A row is a model of gin_configs/models, or only the named ones. It has the total
-parameters, the active ones (those that one token passes through), the published
-numbers from the comment of the gin file, FLOPs per token, and bytes of the
-parameters. If our total differs from the published one by more than 1%, the
-table gives the reason that the gin file states. All numbers come from shapes,
-so no array is made.
+Each row is a language model of gin_configs/models. Without NAME the table has
+all of them. A row has the number of parameters, the number of active parameters
+(those that one token passes through), the published numbers from the comment of
+the gin file, FLOPs per token, and bytes of the parameters. If our total differs
+from the published one by more than 1%, the table gives the reason that the gin
+file states. All numbers come from shapes, so no array is made.
 """
 
 import argparse
@@ -17,16 +17,23 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration
+from launch.later import Later
+
+model_table = Later('moe.planning.model_table')
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'models'
-# A model file becomes a run together with these files.
+# A model file and these files together describe a run.
 _REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
-# FLOPs are counted at this sequence length, since attention's depend on it.
+# FLOPs are counted at this sequence length. FLOPs of attention depend on it.
 LENGTH = 2048
 
 
 def names() -> list[str]:
-  """Names of all models; `*decoder.gin` is left out, since it sets no sizes."""
+  """Names of all language models.
+
+  Files that end in 'decoder' are left out, since they set no sizes. Trunk and
+  folding models are left out, since they are no language models.
+  """
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
   others = ('decoder', 'trunk', 'folding')
   return [
@@ -37,7 +44,7 @@ def names() -> list[str]:
 
 
 def loaded(name: str):
-  """Loads a run with this model; the run has a small corpus that is not read.
+  """Loads a run with this model. The run's small corpus is never read.
 
   Raises:
     ValueError: if there is no such model.
@@ -52,9 +59,6 @@ def loaded(name: str):
 def show(args: argparse.Namespace) -> int:
   """Prints the table."""
   import rich.console  # Imported here, since it takes a tenth of a second.
-
-  # Here, since JAX reads JAX_PLATFORMS when it is imported.
-  from moe.planning import model_table
 
   rows = [
     model_table.table_row(FOLDER / f'{name}.gin', loaded(name))
@@ -73,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = runtime.parser('models', __doc__)
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
   parser.add_argument('--json', action='store_true', help='one JSON object')
-  # Only shapes are computed, so JAX must not occupy an accelerator.
+  # Only shapes are computed, so JAX must not occupy an accelerator. It reads
+  # this when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(parser.parse_args(argv)))
 

@@ -1,18 +1,19 @@
-r"""Predicts what a run costs: python -m launch.plan .
+r"""Predicts what a run costs: python -m launch.plan FLAGS.
 
 --gin_file=gin_configs/runs/poems_cpu.gin
-    prints parameters, FLOPs, bytes, chip-hours and expected drops, which it
-    computes from shapes alone
+    prints parameters, FLOPs, bytes, chip-hours and the expected share of
+    dropped tokens, all computed from shapes
 --gin_file=FILE --topology=v5p:8x16x16
     compiles the training step for those chips, on this machine, and says what
     each chip holds, sends and computes, and how long that takes
 --gin_file=FILE --topology=v5p:8x16x16 --slices=2
-    does the same for two slices, and says what crosses the network between them
+    does the same for two slices, and says what crosses the network between the
+    slices
 --gin_file=FILE --topology=v5p:8x8x8 --search
     proposes a mesh with its settings, and says why other meshes cannot work
 
-A topology of v4, v5p or tpu7x has three dims, one of v5e or v6e has two. No TPU
-is needed.
+A topology has three dims for v4, v5p and tpu7x, and two dims for v5e and v6e.
+No TPU is needed.
 """
 
 import argparse
@@ -23,11 +24,16 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from moe.scale import topology
+
+plan = Later('moe.planning.plan')
+report = Later('moe.planning.report')
+search = Later('moe.planning.search')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('plan', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
@@ -41,9 +47,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the plan; the exit code is 1 if the step does not fit."""
-  # Here, since JAX reads JAX_PLATFORMS when it is imported.
-  from moe.planning import plan, report, search
-
   if args.search and not args.topology:
     raise ValueError('--search needs --topology=SLICE, such as v5p:8x8x8.')
   if args.slices > 1 and (args.search or not args.topology):
@@ -65,8 +68,8 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the plan; the exit code is 2 for an error that the user can fix."""
-  # The verb only computes shapes and compiles programs, so it needs no
-  # accelerator.
+  # This command only computes shapes and compiles programs, so it needs no
+  # accelerator. JAX reads the variable when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))
 

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
+from launch.later import Later
+
+run_page = Later('moe.report.run_page')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -19,8 +22,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write(options: argparse.Namespace) -> int:
-  """Writes the page and prints its path."""
-  print(runtime.write_page('run', options.directory, options.output))
+  """Writes the page, and prints its path."""
+  print(run_page.write_report(options.directory, options.output))
   return 0
 
 

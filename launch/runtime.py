@@ -1,4 +1,4 @@
-"""Code that every verb shares: start of JAX, log, memory, errors."""
+"""Code that all commands share: start of JAX, the log, and errors."""
 
 import argparse
 import contextlib
@@ -8,10 +8,11 @@ import io
 import logging
 import os
 import select
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from moe import stop_signals
@@ -22,7 +23,7 @@ from moe.parallel import processes, roll_call
 EXIT_USER = 2
 # Python gives this exit code to a command that an exception has ended.
 EXIT_CRASHED = 1
-# Time within which the news of an ended process arrives.
+# How long to wait for the news that another process has ended.
 _NEWS_SECONDS = 3.0
 # Shells give this exit code to a command that ended because its pipe closed.
 EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -40,7 +41,7 @@ def log(message: str) -> None:
 def parser(
   verb: str, description: str, **options: Any
 ) -> argparse.ArgumentParser:
-  """A parser for the flags of a verb, which prints its description unchanged.
+  """A parser for the flags of a command. It prints the description unchanged.
 
   Args:
     verb: name of the module in launch.
@@ -56,6 +57,12 @@ def parser(
   )
 
 
+def command_line(verb: str, argv: Sequence[str] | None) -> str:
+  """The command that runs a verb with these words; None means our own words."""
+  words = sys.argv[1:] if argv is None else argv
+  return shlex.join(['python', '-m', f'launch.{verb}', *words])
+
+
 class _Log(logging.Handler):
   """A log handler that prints each record with `log`."""
 
@@ -65,7 +72,7 @@ class _Log(logging.Handler):
 
 @contextlib.contextmanager
 def show_log() -> Iterator[None]:
-  """Prints what `moe` and `tasks` log, without what other libraries log."""
+  """Prints log messages of `moe` and `tasks`, but not of other libraries."""
   loggers = [logging.getLogger(name) for name in ('moe', 'tasks')]
   before = [(logger.level, logger.propagate) for logger in loggers]
   handler = _Log()
@@ -102,8 +109,8 @@ class _ForPeople(io.FileIO):
 def _writable_streams() -> Iterator[None]:
   r"""Makes standard output and standard error accept everything printed.
 
-  A character that the terminal lacks is written as its escape, such as
-  \u6625. A stream that the shell has closed drops what is written to it.
+  A character that the terminal's encoding lacks is written as its escape, such
+  as \u6625. Output to a stream that the shell has closed is dropped.
   """
   for number in range(3):
     try:
@@ -117,7 +124,7 @@ def _writable_streams() -> Iterator[None]:
     sys.stdout = open(1, 'w', closefd=False)
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')
-  if sys.stderr is not sys.__stderr__:  # A caller has already replaced it.
+  if sys.stderr is not sys.__stderr__:  # A caller has replaced it: keep theirs.
     yield
     return
   stream = io.TextIOWrapper(
@@ -138,16 +145,17 @@ def _is_read() -> bool:
 
 
 def run(verb: Callable[[], int]) -> int:
-  """Runs a verb, and turns errors and signals into a sentence and an exit code.
+  """Runs a command; turns errors and signals into a sentence and an exit code.
 
   The exit code is 2 for an error that the user can fix, and 75 after Ctrl-C,
-  SIGTERM or SIGHUP. After such a signal training saves before it ends. A second
-  Ctrl-C ends the process at once. If nobody reads standard output any more, as
-  after `| head -1`, the verb ends without a message.
+  SIGTERM or SIGHUP. After such a signal a training run saves a checkpoint
+  before it ends. A second Ctrl-C ends the process at once. If nobody reads
+  standard output any more, as after `| head -1`, the command ends without a
+  message.
 
   Args:
-    verb: function that does everything and returns the exit code. It also
-      parses the flags, so that errors in printing --help are handled, too.
+    verb: function that does everything and returns the exit code. The function
+      should also parse the flags, so that a failure to print --help is handled.
   """
   with _writable_streams(), show_log():
     try:
@@ -169,9 +177,7 @@ def run(verb: Callable[[], int]) -> int:
 
 
 def _code(verb: Callable[[], int]) -> int:
-  """Runs a verb and returns its exit code.
-
-  The other processes of the program learn of it, too.
+  """Runs a command; returns its exit code and tells it to other processes.
 
   Raises:
     BrokenPipeError: if nobody reads standard output any more.
@@ -191,7 +197,7 @@ def _code(verb: Callable[[], int]) -> int:
     if isinstance(error, BrokenPipeError) and not _is_read():
       raise
     if processes.are_joined() and 'Gloo' in str(error):
-      # A collective fails if another process has ended.
+      # A failed collective usually means that another process has ended.
       roll_call.end_by_news(_NEWS_SECONDS)
     text, code = f'error: {" ".join(str(error).split())}', EXIT_USER
   except Exception as error:
@@ -215,8 +221,7 @@ def set_up_jax() -> None:
   import jax  # Here, since --help needs no JAX.
 
   if _is_cpu_alone():
-    # No thread may run yet: a thread that starts before this gets a memory
-    # arena of its own.
+    # No other thread may run yet, since each would get its own memory arena.
     keep_freed_memory()
   stop_signals.listen()
   processes.initialize()
@@ -226,35 +231,8 @@ def set_up_jax() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
-def write_page(about: str, *content: Any) -> Any:
-  """Writes a page.
-
-  Args:
-    about: 'run', 'scorecard', 'tokenizer' or 'pictures'.
-    *content: the arguments of the function below that writes it.
-
-  Returns:
-    What that function returns.
-  """
-  # Here, since Matplotlib takes seconds to import, and few commands draw.
-  from moe.report import (
-    pictures_page,
-    run_page,
-    scorecard_page,
-    tokenizer_page,
-  )
-
-  write = {
-    'run': run_page.write_report,
-    'scorecard': scorecard_page.write,
-    'tokenizer': tokenizer_page.write,
-    'pictures': pictures_page.write,
-  }
-  return write[about](*content)
-
-
 def _is_cpu_alone() -> bool:
-  """Whether JAX will run on CPUs alone; this does not start JAX."""
+  """Whether JAX will use only CPUs; JAX is not started to find this out."""
   platforms = os.environ.get('JAX_PLATFORMS')
   if platforms:
     return platforms == 'cpu'
@@ -274,7 +252,7 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return  # The C library is not glibc.
-  # Only the main arena can grow to any size without mapping blocks.
+  # All threads use the main arena, the only one that grows without mmap.
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_MAX, 0)
   mallopt(_TRIM_THRESHOLD, -1)  # -1: never return freed memory to the kernel.

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 
 from launch import runtime
 from launch.configs import configuration, flags
+from launch.later import Later
 from launch.runtime import log
 from moe import bounds
 from moe.data.text_file import unescaped
 from tasks import mixtures
+
+reranking = Later('moe.runs.reranking')
+writing = Later('moe.runs.writing')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,8 +80,6 @@ def sample(args: argparse.Namespace) -> int:
   Raises:
     ValueError: if flags contradict each other or do not suit the checkpoint.
   """
-  from moe.runs import reranking, writing  # Here, since --help needs no JAX.
-
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
   if args.max_tokens is not None and args.max_tokens < 1:

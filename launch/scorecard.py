@@ -3,10 +3,10 @@
   --checkpoint=runs/poems --html=scorecard.html
   --checkpoint=runs/poems --against=runs/poems_dense --suite=full --json
 
-A scorecard has benchmarks with intervals and the score of guessing, languages
-on one scale, loss per character beside baselines, the cost of the run, and the
-benchmark items that occur in the training text. Scores are stored, so a second
-call reads them.
+A scorecard shows scores on benchmarks with intervals, beside the score of
+guessing; the loss per character in each language, beside baselines; the cost of
+the run; and the benchmark items that occur in the training text. Scores are
+stored, so a second call only reads them.
 """
 
 import argparse
@@ -18,7 +18,12 @@ from collections.abc import Sequence
 
 from launch import runtime, token_stores
 from launch.configs import configuration, flags
+from launch.later import Later
 from tasks import text_files
+
+scorecard_page = Later('moe.report.scorecard_page')
+scorecard = Later('moe.runs.scorecard')
+scorecard_scores = Later('moe.runs.scorecard_scores')
 
 SHOTS = (0, 1, 4, 8)
 
@@ -59,9 +64,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def show(options: argparse.Namespace, words: Sequence[str]) -> int:
   """Measures or reads the scorecards, and prints them."""
-  # Here, since --help needs no JAX.
-  from moe.runs import scorecard, scorecard_scores
-
   runtime.set_up_jax()
   suite = scorecard_scores.SUITES[options.suite]
   data = pathlib.Path(options.data or text_files.data_directory())
@@ -81,7 +83,7 @@ def show(options: argparse.Namespace, words: Sequence[str]) -> int:
     command += [f'--against={options.against}', *how]
     paired = scorecard.differences(*cards, shlex.join(command))
   if options.html:
-    runtime.write_page('scorecard', cards, paired, pathlib.Path(options.html))
+    scorecard_page.write(cards, paired, pathlib.Path(options.html))
   if options.json:
     shown = [scorecard.without_items(card) for card in cards]
     report = shown[0] | {'against': shown[1:], 'differences': paired}
@@ -94,7 +96,7 @@ def show(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints a scorecard; the exit code is 2 for an error of the user."""
+  """Prints a scorecard; the exit code is 2 for an error the user can fix."""
   options = parse(argv)
   words = ['python', '-m', 'launch.scorecard']
   return runtime.run(lambda: show(options, words))

@@ -4,14 +4,13 @@ python -m launch.supervise -- python -m launch.train --gin_file=F --workdir=DIR
 
 COMMAND runs again at once after exit code 75, and after a pause if it crashed.
 It does not run again after exit code 0, after 2 (a mistake of the user), or
-after three crashes at the same step; kills and preemptions are no crashes.
-DIR/attempts.jsonl has a line for each attempt. The exit code is that of
-COMMAND, or 1 if COMMAND keeps crashing.
+after three crashes at the same step. Kills and preemptions do not count as
+crashes. DIR/attempts.jsonl has a line for each attempt. The exit code is that
+of COMMAND, or 1 if COMMAND keeps crashing.
 """
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ from moe.runs import supervise
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the command after `--`)."""
+  """Parses the command line into (flags, words of the command after `--`)."""
   parser = runtime.parser(
     'supervise', __doc__, usage='%(prog)s [FLAGS] -- COMMAND'
   )
@@ -28,10 +27,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add('--workdir', metavar='DIR', help='default: --workdir of COMMAND')
   add('--log', metavar='FILE', help='default: DIR/attempts.jsonl')
   helps = {
-    'crashes_per_hour': 'more crashes than these wait for the hour to end',
-    'crashes_at_step': 'so many crashes at the same step end it',
-    'first_wait': 'seconds after a crash; doubled while nothing gets further',
-    'longest_wait': 'seconds at most',
+    'crashes_per_hour': 'most crashes in an hour; after these it waits',
+    'crashes_at_step': 'crashes at the same step after which it stops',
+    'first_wait': 'seconds of the first wait; doubled while no step is gained',
+    'longest_wait': 'most seconds to wait after a crash',
   }
   for field in dataclasses.fields(supervise.Limits):
     add(
@@ -50,21 +49,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def run(options: argparse.Namespace, command: list[str]) -> int:
-  """Supervises the command; the exit code is that of the last attempt."""
-  workdir = options.workdir or supervise.workdir_of(command)
-  if workdir is None:
-    raise ValueError(
-      'COMMAND must have --workdir=DIR, where its log tells how far it got: add'
-      ' it, or give --workdir=DIR before the --.'
-    )
-  if '://' in workdir and not options.log:
-    raise ValueError(
-      f'--log=FILE must name a file on this host, since {workdir} is an object'
-      ' store, to which nothing can be appended.'
-    )
+  """Supervises the command; returns the exit code of `supervise.supervise`."""
+  workdir, log = supervise.places(command, options.workdir, options.log)
   names = [field.name for field in dataclasses.fields(supervise.Limits)]
   limits = supervise.Limits(**{name: getattr(options, name) for name in names})
-  log = options.log or os.path.join(workdir, supervise.LOG)
   return supervise.supervise(command, workdir, log, limits)
 
 

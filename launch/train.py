@@ -1,4 +1,4 @@
-r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR .
+r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR ...
 
 --gin_file=gin_configs/runs/poems_cpu.gin --workdir=runs/poems
 --gin_file=A.gin --gin_file=B.gin --gin.TRAIN_STEPS=100 --workdir=runs/b
@@ -8,7 +8,6 @@ The same command, given again, resumes from the latest checkpoint in DIR.
 """
 
 import argparse
-import functools
 import os
 import sys
 import time
@@ -16,12 +15,22 @@ from collections.abc import Sequence
 
 from launch import runtime, token_stores
 from launch.configs import configuration, flags, safety
+from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
 from moe.train import goodput
+from tasks import modules
+
+run_page = Later('moe.report.run_page')
+folding = Later('moe.runs.folding')
+image_tokenizer = Later('moe.runs.image_tokenizer')
+preflight = Later('moe.runs.preflight')
+training = Later('moe.runs.training')
+stores = Later('tasks.pictures.stores')
+proteins = Later('tasks.proteins')
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the command line: (flags, the NAME=VALUE of --gin. flags)."""
+  """Parses the command line into (flags, NAME=VALUE texts of --gin. flags)."""
   parser = runtime.parser('train', __doc__)
   add = parser.add_argument
   flags.add_gin_flags(parser, default=[])
@@ -45,7 +54,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
-  """Trains; the exit code is 0, or 75 if a signal ended the training."""
+  """Trains a model; the exit code is 75 if a signal ended the training.
+
+  Args:
+    args: the parsed flags.
+    overrides: NAME=VALUE texts of --gin. flags.
+    begin: when the process began, in seconds of `time.monotonic`.
+  """
   if args.safe:
     safety.check(args.gin_file)
   config = configuration.read(args.gin_file, overrides)
@@ -55,24 +70,18 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   }
   if config.trains == configuration.LANGUAGE_MODEL:
     data = config.run.data
-    token_stores.check_tasks(
+    modules.check_tasks(
       [data.train, *data.evaluation],
       data.cache_dir or default_cache_dir(),
       data.task_modules,
       args.dry_run,
     )
-  # Here, since a misspelt name need not wait for Orbax.
-  from moe.runs import folding, image_tokenizer, preflight, training
-
   preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   if config.trains != configuration.LANGUAGE_MODEL:
     other, prepare = {
-      configuration.IMAGE_TOKENIZER: (
-        image_tokenizer,
-        token_stores.prepare_pictures,
-      ),
-      configuration.FOLDING_MODEL: (folding, token_stores.prepare_chains),
+      configuration.IMAGE_TOKENIZER: (image_tokenizer, stores.prepare),
+      configuration.FOLDING_MODEL: (folding, proteins.prepare),
     }[config.trains]
     if args.dry_run:
       print(other.describe(config.run), end='')
@@ -89,7 +98,8 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
     job,
     texts,
     token_stores.prepare,
-    functools.partial(runtime.write_page, 'run'),
+    # Matplotlib is imported when this is called.
+    lambda directory: run_page.write_report(directory),
     args.compiled,
     begin,
   )

@@ -10,7 +10,7 @@ _MARKS = {'user': '問：', 'persona': '答：'}
 
 
 def corpus(name: str, **fields: Fields) -> text_files.LineSource:
-  """The source of a file of the built-in corpus; a record names its split."""
+  """The source for a file of the built-in corpus. Records name their split."""
   return text_files.json_lines(
     _DIRECTORY / f'{name}.jsonl',
     {'id': str, 'split': str} | fields,

@@ -1,6 +1,6 @@
-"""Tasks of philosophical classics, songs and primers, and of Huajian ji.
+"""Declares tasks of classics, songs and primers, and of the book Huajian ji.
 
-The task poems_shi has the lyrics of Huajian ji, so no mixture may have both.
+Lyrics of Huajian ji are also in poems_shi, so no mixture may have both tasks.
 """
 
 from tasks import registry

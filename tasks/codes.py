@@ -1,6 +1,7 @@
 """Declares tasks whose documents hold codes beside text, such as image codes.
 
-The codes of a feature count from 0 inside a named range of ids.
+A code is a number from 0. It stands for an id in a named range, such as
+'image'.
 """
 
 import dataclasses
@@ -36,10 +37,10 @@ def add_task(
   Args:
     name: the task's name.
     source: gives the records.
-    document_fn: record -> dict with a text or an array of codes from 0 for each
-      feature, or None to leave the record out.
-    features: 'targets' alone, or 'inputs' (a prompt, not scored) and 'targets';
-      then the names of arrays that have one value for each token.
+    document_fn: record -> a text or an array of codes for each feature, in the
+      order of `features`, or None to leave the record out.
+    features: 'targets' alone, or 'inputs' (a prompt, not scored) and 'targets'.
+      Names of further arrays follow, which have one value for each token.
     kinds: name of each feature that is not text -> its description.
 
   Raises:

@@ -11,7 +11,7 @@ from tasks.text_files import Record
 
 
 def mark_turns(turns: Sequence[Record], marks: Sequence[str]) -> str:
-  """Joins turns as lines that begin with one of two marks in turn."""
+  """Writes each turn as a line; the lines begin with two marks alternately."""
   lines = [marks[i % 2] + turn['text'] for i, turn in enumerate(turns)]
   return '\n'.join(lines)
 
@@ -27,7 +27,7 @@ def exchange(dialogue: Record) -> str:
 
 
 def service(dialogue: Record) -> str:
-  """A dialogue of a user and a system, whose turns begin with their marks."""
+  """A dialogue of a user and a system; each turn begins with its role."""
   marks = {'usr': '用户：', 'sys': '系统：'}
   return '\n'.join(marks[t['role']] + t['text'] for t in dialogue['turns'])
 

@@ -1,4 +1,4 @@
-"""Declares a task of the constitution and statutes of Taiwan, one law each."""
+"""Declares a task of Taiwan's constitution and statutes, a law per document."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

@@ -2,9 +2,9 @@
 
 To add a corpus, add a file beside this one and its name in the import below. A
 mixture is one line. The rate of a corpus is its size in characters, so that
-every document is seen equally often. No corpus of a mixture trains on documents
-that another one holds out, with one exception: poems_shi and ci hold out 3,588
-poems and lyrics, and four of these lyrics are in both corpora.
+every document is seen equally often. In a mixture, no corpus trains on
+documents that another corpus holds out. There is one exception: four of the
+3,588 poems and lyrics that poems_shi and ci hold out are in both corpora.
 """
 
 from tasks import (  # noqa: F401  These imports declare the tasks.

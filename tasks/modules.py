@@ -6,6 +6,7 @@ enough to tell whether its code has changed. `load` runs it, which declares its
 tasks.
 """
 
+import glob
 import importlib
 import importlib.util
 import pathlib
@@ -26,7 +27,7 @@ _loaded: set[str] = set()
 
 
 def named() -> list[str]:
-  """Importable names of all modules that `locate` has found, in order."""
+  """The importable names of all modules that `locate` has found so far."""
   return list(_named)
 
 
@@ -114,7 +115,7 @@ def _locate_name(module: str) -> str:
 
 
 def _origin(name: str) -> str | None:
-  """The file of a module or None; this imports the parent package."""
+  """The file of a module, or None; the search imports the parent package."""
   try:
     spec = importlib.util.find_spec(name)
   except ModuleNotFoundError:
@@ -146,7 +147,7 @@ def _load(module: str, name: str) -> None:
 
 
 def declared() -> set[str]:
-  """Names of all tasks and mixtures, seqio's included if seqio is imported."""
+  """Names of all tasks and mixtures, also seqio's if seqio is imported."""
   of_seqio_alone = {provider.name for provider in of_seqio()}
   return {*registry.TASKS, *registry.MIXTURES, *of_seqio_alone}
 
@@ -156,8 +157,35 @@ def check_declared(name: str) -> None:
   task_names.check(name, declared())
 
 
+def check_tasks(
+  names: Sequence[str],
+  cache_dir: str | pathlib.Path,
+  task_modules: Sequence[str] = (),
+  is_dry_run: bool = False,
+) -> None:
+  """Checks the names of tasks at once, before a model is made or read.
+
+  Args:
+    names: tasks and mixtures. A name that has a store need not be declared.
+    cache_dir: directory of all token stores.
+    task_modules: modules or files of a user. They may import TensorFlow, so
+      only a dry run imports them here. Otherwise the child process that makes
+      the stores checks the names.
+    is_dry_run: whether this process only checks the configuration.
+
+  Raises:
+    ValueError: if there is no such task, mixture or module.
+  """
+  load(task_modules if is_dry_run else ())
+  if is_dry_run or not locate(task_modules):
+    for name in names:
+      stores = pathlib.Path(cache_dir).glob(f'*/{glob.escape(name)}')
+      if not any(stores):
+        check_declared(name)
+
+
 def of_seqio() -> list[Any]:
-  """Tasks and mixtures that only seqio has; none if seqio is not imported."""
+  """Tasks and mixtures declared only in seqio; [] if seqio is not imported."""
   seqio = sys.modules.get('seqio')
   if seqio is None:
     return []

@@ -1,8 +1,8 @@
 """Records the files that documents came from, and the code that read them.
 
-A token store keeps the result of `record`. `changed` compares it with today's
-files, and so tells whether the store is outdated. This imports neither
-TensorFlow nor seqio, and reads no document.
+A token store keeps the result of `record`. `changed` compares this record with
+the present files, to find out whether the store is outdated. This module
+imports neither TensorFlow nor seqio, and reads no document.
 """
 
 import ast
@@ -21,8 +21,8 @@ from tasks import equal_code, modules, registry, text_files
 # A larger file is hashed again only if its size or modification time changed.
 _ALWAYS_HASHED_BYTES = 1 << 26
 _PACKAGE = pathlib.Path(__file__).resolve().parent
-# Packages that make no documents. They are listed, since they may lie in the
-# folder of a user's module.
+# Packages that make no documents. If one of them lies in the folder of a user's
+# module, it must not count as the user's code.
 _FOREIGN = {'', 'moe', 'launch', *sys.stdlib_module_names}
 # Files of code on which no document depends. Old stores record them, so
 # `changed` skips them.
@@ -36,11 +36,11 @@ def of_task(task: registry.Task, split: str) -> dict[str, Any]:
 
 
 def code(*names: str) -> list[str]:
-  """Files of modules and of all modules that they import, also indirectly.
+  """Files of modules, and of modules that they import, directly or indirectly.
 
   Only modules of this package and modules in the folders of users' modules
-  count. Imports are read from the text of a module, so the module is not run.
-  Python only runs the packages that contain it.
+  count. The imports are found in the text of a module, so the module is not
+  run. Only the packages that contain it are imported.
 
   Args:
     *names: names of importable modules; modules without a file are left out.
@@ -57,7 +57,7 @@ def code(*names: str) -> list[str]:
 
 
 def _imports(name: str, path: str) -> Iterator[str]:
-  """Names that a module imports, be they modules, functions or classes."""
+  """Full names of all modules, functions and classes that a module imports."""
   is_package = pathlib.Path(path).name == '__init__.py'
   package = name if is_package else name.rpartition('.')[0]
   for node in ast.walk(ast.parse(pathlib.Path(path).read_bytes())):
@@ -105,7 +105,7 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
   """Records files by size, time and hash, in a form that JSON can hold.
 
   Args:
-    patterns: names or glob patterns of files; relative ones start at
+    patterns: names or glob patterns of files. A relative name starts at
       `text_files.data_directory()`.
 
   Returns:
@@ -126,8 +126,8 @@ def changed(recorded: dict[str, Any]) -> str | None:
   """The first file or pattern that differs from the record, or None.
 
   A pattern that matches no file is skipped, since a machine may have the stores
-  but not the corpora or the user's module. Two versions of code count as equal
-  if `tasks.equal_code` lists both as making the same documents.
+  but not the corpora or the user's module. Two versions of a file of code count
+  as equal if `tasks.equal_code` says that they make the same documents.
   """
   for pattern, files in recorded.items():
     if pattern in _NOT_OF_DOCUMENTS:

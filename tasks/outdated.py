@@ -34,19 +34,19 @@ def vocabulary_directory(
   vocab_size: int | None,
   ranges: Mapping[str, int] | None = None,
 ) -> str:
-  """The path for a vocabulary and its stores, which need not exist yet.
+  """The directory for a vocabulary and its stores. It need not exist yet.
 
   Args:
-    task: without a file, the vocabulary is trained on this task.
+    task: the task on which a vocabulary is trained if no file is given.
     cache_dir: directory of all token stores.
     vocabulary: file of a vocabulary, or None.
-    vocab_size: number of pieces of the vocabulary that is trained.
+    vocab_size: number of pieces of a vocabulary that is trained.
     ranges: name -> size of each id range that follows the text range.
 
   Returns:
-    Without a file, <cache_dir>/<task>-<vocab_size>. For a file in the cache,
-    the directory of the file. For any other file, <cache_dir>/<name of the
-    file>-<start of its hash>. The names and sizes of ranges are appended.
+    If no file is given, <cache_dir>/<task>-<vocab_size>. For a file in the
+    cache, the directory of the file. For any other file, <cache_dir>/<name of
+    the file>-<start of its hash>. The names and sizes of ranges are appended.
 
   Raises:
     ValueError: if neither a vocabulary nor a size is given, or if the file of
@@ -116,8 +116,8 @@ def _has_stores(
 def _mixture_changed(name: str, mixture: dict) -> bool:
   """Whether the tasks or splits of a mixture may differ from those in its file.
 
-  The rates need no check. A rate is the size of a task, and if that size may
-  have changed, the store of the task is outdated.
+  The rates need no check. A rate is the size of a task. If that size may have
+  changed, the task's store is outdated anyway.
   """
   modules.load()
   if name not in registry.MIXTURES or name in modules.MODULE_OF:

@@ -1,7 +1,8 @@
 """Declares tasks of Tang and Song shi poems.
 
-The inverse task teaches a model which title a poem has. Sampling then ranks
-poems by it: Li et al. 2016, https://arxiv.org/abs/1510.03055.
+The inverse task teaches a model to predict the title from the poem. Sampling
+can then rank poems by the likelihood of their title, see Li et al. 2016,
+https://arxiv.org/abs/1510.03055.
 """
 
 from tasks import registry

@@ -1,8 +1,9 @@
-"""Stores of protein chains, made once from data files or a user's own folder.
+"""Makes stores of protein chains from data files or from a user's folder.
 
-A store lies in <cache_dir>/proteins/<name>/<split>. Its records hold the arrays
-of a chain, see `moe.modalities.protein.record_of`, centred and in float32.
-Chains that are unfit are counted and named in `quarantine.json`.
+A store lies in <cache_dir>/proteins/<name>_<longest>/<split>. Each record holds
+the arrays of one centred chain; see `moe.modalities.protein.record_of`. Unfit
+chains are left out. `quarantine.json` lists them, and files that cannot be
+read, with the reason.
 """
 
 import collections
@@ -26,7 +27,7 @@ _FILE_OF = {'train': 'train', 'validation': 'valid'}
 
 
 class ChainSource(Protocol):
-  """Where chains come from."""
+  """A source of protein chains."""
 
   splits: Sequence[str]
 
@@ -38,12 +39,12 @@ class ChainSource(Protocol):
 
 
 class Chains:
-  """The chains of `protein/chains_*.npz`: backbones, split by cluster."""
+  """Backbones from `protein/chains_*.npz`; similar chains share a split."""
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
   def chains(self, split: str) -> Iterator[Chain]:
-    """Chains in the order of the file, without breaks or with.
+    """Chains in the order of the file, including chains with breaks.
 
     Raises:
       ValueError: if the file is missing.
@@ -55,14 +56,15 @@ class Chains:
         ' to the directory that has it.'
       )
     with np.load(path) as file:
-      arrays = dict(file)  # Each look into the file would unpack it again.
+      arrays = dict(file)  # Each access to `file` decompresses an array anew.
     begins = zip(arrays['offsets'], arrays['offsets'][1:], strict=False)
     for number, (begin, end) in enumerate(begins):
       yield protein.of_backbone(
         str(arrays['name'][number]),
         str(arrays['seq'][number]),
         arrays['coords'][begin:end],
-        # Some oxygens were placed by geometry, so nothing is learned of them.
+        # 3 leaves out oxygens that were computed from the geometry instead of
+        # measured. There is nothing to learn from them.
         3 if arrays['o_ideal'][number] else 4,
       )
 
@@ -72,13 +74,14 @@ class Chains:
 
 
 class Folder:
-  """A user's own folder of structures, mmCIF, BinaryCIF or PDB.
+  """A user's folder of structure files: mmCIF, BinaryCIF or PDB.
 
-  The split of a file depends on its name, so chains of a file stay together.
+  The name of a file decides its split, so all its chains are in one split.
 
   Attributes:
     directory: the folder.
-    quarantine: {'file', 'error'} of each file that cannot be read.
+    quarantine: a dict with 'file' and 'error' for each file that cannot be
+      read.
   """
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
@@ -134,7 +137,7 @@ def all_of(directory: str) -> list[Chain]:
 
 
 def source_of(name: str) -> ChainSource:
-  """The source of a name: 'chains', or a folder, which has a slash in its name.
+  """The source with this name: 'chains', or a folder if it contains a slash.
 
   Raises:
     ValueError: if there is no such source.
@@ -155,8 +158,8 @@ def prepare(
   """Makes the stores that are missing or out of date.
 
   Args:
-    names: of the sources, as for `source_of`.
-    longest: residues that a chain may have.
+    names: names of the sources, see `source_of`.
+    longest: largest number of residues of a chain.
     cache_dir: directory of all stores.
 
   Returns:
@@ -186,7 +189,8 @@ def _write(
         yield protein.record_of(protein.centred(chain))
 
   made = list(records())
-  # A small folder may hold nothing out.
+  # In a small folder, perhaps no file is held out. Then no store is made for
+  # the split.
   if not made and split != 'train':
     return
   files = [*source.files_of(split), *origin.code(__name__)]

@@ -42,7 +42,7 @@ class Task:
     features: names of the texts of a document.
     document_fn: record -> a text for each feature, or None to leave the record
       out.
-    modules: names of the modules that the documents depend on; the first one
+    modules: names of the modules that the documents depend on. The first module
       defines the document function.
   """
 
@@ -68,9 +68,14 @@ class Task:
 
   @functools.cached_property
   def num_chars(self) -> int:
-    """Number of code points in the training documents; reads all of them."""
+    """Code points and codes in the training documents; reads all of them."""
     documents = self.documents('train')
-    return sum(len(text) for doc in documents for text in doc.values())
+    return sum(
+      len(doc[name])
+      for doc in documents
+      for name in ('inputs', 'targets')
+      if name in doc
+    )
 
 
 # Name -> task, and name of a mixture -> names of its tasks, as declared so far.
@@ -158,7 +163,7 @@ def allow_malformed(name: str, share: float) -> None:
   A task without a `LineSource` is left unchanged.
 
   Args:
-    name: name of a task or mixture; one that is not declared is ignored.
+    name: name of a task or mixture. An undeclared name is ignored.
     share: the largest share of malformed lines of a file.
   """
   for task_name in MIXTURES.get(name, (name,)):
@@ -231,7 +236,7 @@ def _module_of(value: Any) -> str:
 def _converted(
   document_fn: Callable[[Record], Sequence[str] | None], convert: str
 ) -> Callable[[Record], tuple[str, ...] | None]:
-  """Makes a document function whose texts are converted into another script."""
+  """Makes a document function that converts its texts to another script."""
 
   @functools.cache
   def converter():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -33,8 +34,8 @@ class DocumentSource(seqio.FunctionDataSource):
     self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
     del shuffle_files, seed  # The token store fixes the order.
-    # The first document is read here, so that errors of a corpus are raised
-    # here. Inside tf.data they would become a page of traceback.
+    # This reads the first document, so that errors of a corpus are raised here.
+    # Inside tf.data they would become a page of traceback.
     next(self.documents(split), None)
     return tf.data.Dataset.from_generator(
       lambda: self.documents(split),
@@ -89,15 +90,50 @@ def register(
       metric_fns=[],
     )
   for name, tasks in registry.MIXTURES.items():
-    seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
+    features = {frozenset(registry.TASKS[task].features) for task in tasks}
+    if len(features) == 1:
+      seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
+    else:
+      seqio.MixtureRegistry.add_provider(name, StoreMixture(name, tasks))
     _mixtures.add(name)
 
 
+class StoreMixture(seqio.Mixture):
+  """A mixture whose tasks have different features, such as text and codes.
+
+  Only token stores of these tasks can be mixed; seqio cannot mix their
+  examples.
+  """
+
+  def __init__(self, name: str, tasks: Sequence[str]):
+    self._members = []
+    # seqio refuses tasks with different features. So it gets only one task
+    # here, and the property `tasks` returns all of them.
+    super().__init__(name, tasks[:1], default_rate=_num_chars)
+    self._members = [seqio.TaskRegistry.get(task) for task in tasks]
+
+  @property
+  def tasks(self) -> list[seqio.Task]:
+    """All tasks of the mixture."""
+    return self._members or super().tasks
+
+  def get_rate(self, task: seqio.Task) -> float:
+    """The number of characters and codes of a task."""
+    return _num_chars(task)
+
+  def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+    """Raises ValueError, since examples of these tasks cannot be mixed."""
+    raise ValueError(
+      f'The tasks of {self.name} must have equal features for this, got'
+      ' different ones: mix their token stores with run.Data.train.'
+    )
+
+
 class Codes(seqio.PassThroughVocabulary):
-  """Takes the place of the tokeniser for a feature that is not text.
+  """Takes the place of the vocabulary for a feature that is not text.
 
   Attributes:
-    range: name of the id range of the codes, as in `moe.data.records.Feature`.
+    range: name of the codes' id range, as in `moe.data.records.Feature`.
     is_block: whether all tokens of the feature see each other.
     tokenizer: SHA-256 of the tokenizer that made the codes, or ''.
     grid: (rows, columns) of the codes of a picture, or ().
@@ -114,7 +150,7 @@ class Codes(seqio.PassThroughVocabulary):
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
-  """Name -> description of each feature of a task that is not text."""
+  """Name -> description, for the task's features that are not text."""
   return task.kinds if isinstance(task, codes.CodeTask) else {}
 
 

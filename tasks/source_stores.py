@@ -1,7 +1,7 @@
-"""Stores of sources that are not text, each made once for each split.
+"""Makes stores of sources that are not text, such as pictures and proteins.
 
-A store lies in <base>/<name>_<setting>/<split>. It is made anew when the files
-or the code that it was made of have changed.
+Each split of a source has its store in <base>/<name>_<setting>/<split>. The
+store is made again when its source's files or code have changed.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ QUARANTINE = 'quarantine.json'
 
 
 class Source(Protocol):
-  """What stores are made of."""
+  """A source of records, which has a store for each split."""
 
   splits: Sequence[str]
 
@@ -35,11 +35,12 @@ def prepare(
   """Makes the stores that are missing or out of date.
 
   Args:
-    sources: by name; a user's folder is named by its path, with a slash.
+    sources: name -> source. The name of a user's folder is its path, which
+      contains a slash.
     base: directory of all stores of this kind.
     setting: number that the records depend on, such as the pixels of a picture.
-    make: makes the store of (name, source, split, directory), or makes none if
-      the split is empty.
+    make: is called with (name, source, split, directory) and makes the store in
+      this directory. If the split is empty, it may make none.
 
   Returns:
     Name -> split -> directory of the store.
@@ -62,7 +63,7 @@ def write(
   manifest: dict[str, Any],
   bad: Sequence[dict[str, Any]],
 ) -> None:
-  """Writes a store, and a list of what is not in it, if there is any."""
+  """Writes a store. If records were left out, also writes `bad` beside it."""
   os.makedirs(os.path.dirname(directory), exist_ok=True)
   write_store(directory, records, lambda: manifest)
   if bad:
@@ -72,7 +73,7 @@ def write(
 def _folder_name(name: str, setting: int) -> str:
   """Name of a source's folder in the cache.
 
-  For a folder of a user it has the last part of the path, and a hash of the
+  The name for a user's folder has the last part of its path, and a hash of the
   whole path, since two folders may have the same last part.
   """
   if '/' not in name:

@@ -1,4 +1,4 @@
-"""Chooses held-out records by a rule that looks at one record alone."""
+"""Decides which records are held out; the decision needs one record alone."""
 
 import hashlib
 

@@ -39,17 +39,18 @@ def prepare(
       validation, if they exist. If a task of a mixture lacks a split, it is
       left out of that split.
     cache_dir: directory of all token stores.
-    vocabulary: file of the vocabulary that tokenises.
-    vocab_size: number of pieces of the vocabulary. Without a file, a vocabulary
-      of this size is trained on the first task.
+    vocabulary: file of the vocabulary to tokenise with.
+    vocab_size: number of pieces of the vocabulary. If no file is given, a
+      vocabulary of this size is trained on the first task.
     overwrite: whether existing stores are made again.
     max_bad_fraction: largest share of malformed lines of a file, and of
-      malformed documents. With None, the limits of each source and of
-      `moe.data.cache` hold.
+      malformed documents. With None, each source and `moe.data.cache` use their
+      own limits.
     ranges: name -> size of each id range that follows the text range.
 
   Returns:
-    The vocabulary directory; `moe.data.store.find_stores` finds stores in it.
+    The vocabulary's directory. `moe.data.store.find_stores` finds the stores
+    there.
 
   Raises:
     ValueError: before any slow work, if a task, a split, a corpus or the
@@ -127,7 +128,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def _origin(task_name: str, split: str) -> dict:
-  """Records the files and code of a split; {} for a task of another package."""
+  """The record of a split's files and code; {} if its module is unknown."""
   if task_name in registry.TASKS:
     return origin.of_task(registry.TASKS[task_name], split)
   module = modules.MODULE_OF.get(task_name)
@@ -141,7 +142,8 @@ def register_tasks(names: Sequence[str] = ()) -> None:
     names: tasks and mixtures that must be declared.
 
   Raises:
-    ValueError: at once, before TensorFlow is imported, if one is not declared.
+    ValueError: if a name is not declared; raised before the slow import of
+      TensorFlow.
   """
   modules.load()
   for name in names:
@@ -168,7 +170,7 @@ def load_modules(task_modules: Sequence[str]) -> None:
 
 
 def _parts(task: str, splits: Sequence[str] | None) -> list[tuple[str, str]]:
-  """(task, split) of every store; raises ValueError if one has no document."""
+  """(task, split) of each store; ValueError if a split has no document."""
   found = cache.splits(task)
   if splits is None:
     splits = [split for split in outdated.DEFAULT_SPLITS if split in found]
@@ -220,7 +222,7 @@ def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
 
 
 def _prepare_mixture(directory: str, task: str) -> None:
-  """Writes the rates and splits of a mixture, for readers without seqio."""
+  """Writes a mixture's rates and splits to a file, so readers need no seqio."""
   rates = dict(cache.resolve(task))
   if list(rates) == [task]:
     return

@@ -1,10 +1,10 @@
-"""Reads records from local files: plain text or JSON lines, also compressed.
+"""Reads records from local files: plain text or JSON lines, also if compressed.
 
-A file is checked from beginning to end before its first record is given, so
-that no slow work starts on a broken file. A line is malformed if it is not
-UTF-8, is not JSON or lacks a field. A malformed line is skipped, and a warning
-names file and line. If more than `max_bad_fraction` of the lines are malformed,
-an error is raised.
+A file is checked from beginning to end before its first record is read, so that
+no slow work starts on a broken file. A line is malformed if it is not UTF-8, is
+not JSON or lacks a field. A malformed line is skipped, and a warning names file
+and line. If more than `max_bad_fraction` of the lines are malformed, an error
+is raised.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ Fields = Any
 
 
 def data_directory() -> pathlib.Path:
-  """The directory of relative file names: $WUDAO_DATA, or ../shared/data."""
+  """The directory for relative file names: $WUDAO_DATA, or ../shared/data."""
   project = pathlib.Path(__file__).resolve().parents[1]
   default = project.parent / 'shared' / 'data'
   return pathlib.Path(os.environ.get('WUDAO_DATA', default))
@@ -101,12 +101,12 @@ def parse_json(line: bytes, fields: Fields) -> Record:
 
 
 def parse_text(line: bytes) -> Record:
-  r"""A line as a record; it writes \n for a line break, \\ for a backslash."""
+  r"""A line as a record; in the line, \n is a line break, \\ a backslash."""
   return {'text': unescaped(line.decode('utf-8'))}
 
 
 def split_of(record: Record) -> str:
-  """The split of a record by its `id`, or by the whole record without one."""
+  """The split of a record, by a hash of its `id` or of the whole record."""
   key = record.get('id')
   return splits.by_hash(key or json.dumps(record, sort_keys=True))
 
@@ -116,11 +116,11 @@ class LineSource:
   """A source of records that are lines of files.
 
   Attributes:
-    files: a file name or glob pattern, or a dict with one for each split. A
-      relative name starts at `data_directory()`. Files that end in `.gz` or
-      `.xz` are decompressed.
-    parse: bytes of a line -> record; its ValueError says what is malformed.
-    split_fn: record -> its split, used if the files hold all splits together.
+    files: a file name or glob pattern, or a dict with one of these for each
+      split. A relative name starts at `data_directory()`. Files that end in
+      `.gz` or `.xz` are decompressed.
+    parse: bytes of a line -> record. It raises ValueError for a malformed line.
+    split_fn: record -> its split. It is used if `files` is not a dict.
     max_bad_fraction: share of the lines of a file that may be malformed.
   """
 
@@ -157,8 +157,8 @@ class LineSource:
       raise ValueError(
         f'A split must be one of {", ".join(self.splits)}, got {split!r}.'
       )
-    # Files are checked here, outside of the generator. A generator would check
-    # them only when its first record is read, somewhere inside tf.data.
+    # Files are checked here, before the generator is made. Inside the generator
+    # the errors would be raised late, somewhere inside tf.data.
     return self._records(split, [self._checked(p) for p in self._paths(split)])
 
   def files_of(self, split: str) -> list[str | os.PathLike]:
@@ -251,7 +251,7 @@ def plain_text(
 ) -> LineSource:
   r"""A source of plain text: one document per line.
 
-  A line break inside is written \n, and a backslash before an n is written \\.
+  In a document, \n stands for a line break and \\ for a backslash.
 
   Args:
     files: as in LineSource.

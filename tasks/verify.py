@@ -29,6 +29,17 @@ def verify_stores(
     yield store, verify.verify(store)
 
 
+def show(what: str | None, cache_dir: str) -> int:
+  """Prints stores with their problems; the exit code is 1 if one is unsound."""
+  code = 0
+  for store, problems in verify_stores(what, cache_dir):
+    print(f'{"UNSOUND" if problems else "sound  "} {store}')
+    for problem in problems:
+      print(f'  {problem}')
+      code = 1
+  return code
+
+
 def _find(what: str | None, cache_dir: str) -> list[str]:
   """Directories of the stores that `verify_stores` reads, in order."""
   name = what or cache_dir

@@ -2,7 +2,7 @@
 
 `moe.modalities.text` is the project's only tokeniser, here and in token stores.
 The tokeniser of tf_text is not used, since it does not keep U+2581, and since
-sampling could not share its code. Our tokeniser runs in Python, outside of
+sampling must not depend on TensorFlow. Our tokeniser runs in Python, outside of
 TensorFlow's graph.
 """
 
@@ -18,7 +18,7 @@ from moe.modalities.text import Vocabulary
 
 
 class TaskVocabulary(seqio.Vocabulary):
-  """A vocabulary for seqio; without a model it serves tasks read as text."""
+  """A vocabulary for seqio; without a model, tasks can only be read as text."""
 
   def __init__(self, path: str | os.PathLike | None = None):
     """Loads the model.
@@ -35,7 +35,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def model(self) -> Vocabulary:
-    """The model.
+    """The vocabulary that tokenises texts.
 
     Raises:
       ValueError: if there is none.

@@ -1,4 +1,4 @@
-"""Declares translation between Chinese and English, a task per direction."""
+"""Declares tasks of translation between Chinese and English, both ways."""
 
 from tasks import registry
 from tasks.datasets.zh_corpora.corpus import Corpus

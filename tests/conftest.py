@@ -7,7 +7,7 @@ import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # If a shell starts the tests in the background, they ignore Ctrl-C, and under
-# nohup they ignore SIGHUP. The commands under test would inherit that.
+# nohup they ignore SIGHUP. The commands under test would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Most tests spend their time compiling, and XLA's older code generator compiles
@@ -103,7 +103,7 @@ def write_run(
 
 @pytest.fixture(scope='session', autouse=True)
 def cache_dir(tmp_path_factory):
-  """An empty cache directory, so that tests do not use that of the user."""
+  """An empty cache directory, so that tests do not use the user's."""
   path = tmp_path_factory.mktemp('cache')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('WUDAO_CACHE', str(path))

@@ -77,7 +77,8 @@ def tiny():
     jax.random.key(0)
   )
   random = np.random.RandomState(1)
-  # Last products are 0 at the start, so a new model would ignore its blocks.
+  # A new model would ignore its blocks, since the weights of the last product
+  # in each block are 0 at the start.
   params = jax.tree.map(
     lambda x: x + 0.1 * random.randn(*x.shape).astype('f4'), params
   )

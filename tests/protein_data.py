@@ -17,7 +17,7 @@ has_data = pytest.mark.skipif(
 def case(name):
   """Known inputs, parameters and outputs of a part of AlphaFold 2.
 
-  The keys are 'in', 'param' and 'out'.
+  Returns 'in', 'param' or 'out' -> name -> array.
   """
   with np.load(FOLDER / 'oracle.npz') as file:
     names = [key for key in file.files if key.split('/')[0] == name]

@@ -1,4 +1,4 @@
-"""Builds every file of gin_configs by shapes alone."""
+"""Builds every file of gin_configs from shapes, without arrays."""
 
 import functools
 import math
@@ -46,8 +46,7 @@ TOKENIZERS = [
 FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
 FOLDERS.append('models/esmfold_690m.gin')
 FOLDING_RUNS = ['runs/fold_cpu.gin', 'runs/fold_overfit.gin']
-# Our own models for experiments. Of the other models only parameters are
-# counted.
+# Our own models for experiments. For other models only parameters are counted.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 # Runs for large slices -> overrides that make them fit 8 devices.
 ON_FEWER_DEVICES = {
@@ -61,7 +60,7 @@ ON_FEWER_DEVICES = {
 # Runs that need another number of devices than the 8 of the tests.
 NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
-  for n in ('pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
+  for n in ('chains', 'pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
 }
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
@@ -89,7 +88,8 @@ def moe(run):
   return block(run).moe(parent=None)
 
 
-# Macro -> (a value that no file has, path of the attribute that must get it).
+# Macro -> (a value that no file has, function that reads the attribute that
+# must get this value).
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
   'NUM_LAYERS': (62, lambda run: stack(run).num_layers),
@@ -316,7 +316,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   assert type(moe(run)).__name__ == 'SoftMoE'
   program = build.build(run, jax.devices()[:1])
   total = flops_of(run, program)[0]['params_total']
-  assert total > 8 * 3 * 128 * 128  # The experts alone have so many parameters.
+  assert total > 8 * 3 * 128 * 128  # This is the number in the experts alone.
   facts = plan.plan_shapes(run)
   assert facts['drop_rate_cv03'] == 0  # Nothing is sent, so nothing is dropped.
 

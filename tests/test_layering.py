@@ -42,13 +42,15 @@ FILES = sorted(
 
 
 def imports(path, is_top_level=False):
-  """Full names that a file imports, anywhere or only outside of functions."""
+  """Full names that a file imports, everywhere or only at its top level."""
   tree = ast.parse((ROOT / path).read_text(encoding='utf-8'))
   for node in tree.body if is_top_level else ast.walk(tree):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == 'Later':
+      yield node.args[0].value
 
 
 @pytest.mark.parametrize('path', [f for f in FILES if f.startswith('moe/')])
@@ -106,7 +108,17 @@ def test_no_module_imports_itself_in_a_circle():
   while free := [name for name, below in left.items() if not below & set(left)]:
     for name in free:
       del left[name]
-  assert not left  # Any module left is in an import cycle, or imports one.
+  assert not left  # The rest are in import cycles, or import such modules.
+
+
+def test_every_module_that_is_imported_later_exists():
+  later = [
+    node.args[0].value
+    for path in FILES
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding='utf-8')))
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'Later'
+  ]
+  assert len(later) > 20 and set(later) <= set(MODULES)
 
 
 def test_no_verb_is_imported():

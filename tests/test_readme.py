@@ -1,4 +1,4 @@
-"""Files and commands that the README and its pages name exist and run."""
+"""The files that the README names exist, and the examples of pages work."""
 
 import pathlib
 import re
@@ -80,7 +80,7 @@ def test_the_examples_of_a_page_make_a_run(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
   [example] = (tmp_path / 'my').glob('*.gin')
-  # An earlier page has examples in another folder 'my'; its modules must go.
+  # Modules from the folder 'my' of an earlier page must not be used.
   monkeypatch.delitem(sys.modules, 'my', raising=False)
   run = configuration.load([f'my/{example.name}'], ['MESH_EXPERT=1'])
   assert build.build(run, jax.devices()[:1]).mesh.size == 1

@@ -74,7 +74,7 @@ def blocked(block, num_arguments):
     text=True,
   )
   assert process.stdout.readline() == 'ready\n'
-  time.sleep(0.3)  # The process blocks a moment after it says that it is ready.
+  time.sleep(0.3)  # The process prints 'ready' shortly before it blocks.
   return process
 
 

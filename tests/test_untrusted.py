@@ -1,4 +1,4 @@
-"""What comes from strangers: no pickles, and no crash on any damaged input."""
+"""Nothing from strangers is unpickled, and damaged input causes no crash."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from moe.data import skips, store, text_file
 from tests.checkpoint.states import save_steps
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Names of functions and modules that run code which a file contains.
+# Names of modules that can run code from a file.
 LOADERS = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve'}
 LOADERS |= {'marshal', 'torch'}
 PIECES = [b'', b'"', b'{', b'[', b'[' * 2000, b'..', b'/etc/passwd', b'-1']
@@ -47,7 +47,7 @@ def damaged(content, rng):
 
 
 def metadata(workdir):
-  """Records of a checkpoint: the sealed file list, and those of the arrays."""
+  """Metadata files of a checkpoint: name -> (content, read(name, content))."""
   save_steps(workdir / 'steps', [1])
   names = 'state/_METADATA', 'meta/metadata', integrity.NAME
   names += 'state/manifest.ocdbt', listing.LATE_METRICS
@@ -69,7 +69,7 @@ def metadata(workdir):
 
 
 def gin_file(workdir):
-  """A gin file, which is checked and then read."""
+  """A gin file: name -> (content, read(name, content) with checks)."""
   path = workdir / 'run.gin'
   text = (ROOT / 'gin_configs/models/tiny.gin').read_bytes()
 
@@ -83,7 +83,7 @@ def gin_file(workdir):
 
 
 def other_files(workdir):
-  """The manifest of a store, a corpus, a list of skipped batches."""
+  """Other files: name -> (content, read(name, content))."""
   path = workdir / 'file'
   lines = '\n'.join(json.dumps({'text': t}) for t in ('白日', '依山盡'))
   manifest = {'format': store.FORMAT, 'records': 0, 'files': {}}

@@ -1,7 +1,7 @@
-"""Compares one MoE layer with variants, here or compiled for TPUs.
+"""Compares one MoE layer with variants, run here or compiled for TPUs.
 
-Compiling for TPUs needs no TPU. Its times are estimates of the compiler, not
-measurements.
+Compiling for TPUs needs no TPU. Times for TPUs are the compiler's estimates,
+not measurements.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SIZES = {
   'dtype': 'bfloat16',
 }
 MEMORY_SIZES = {**SIZES, 'experts': 64, 'tokens': 32 * 2048}
-# 32 chips (v5p-64, which has 64 cores) are enough for an expert axis of 16.
+# The mesh of `compare_memory`: 32 v5p chips, with an expert axis of 16.
 CHIPS, EXPERT_DEVICES = '2x4x4', 16
 
 
@@ -45,7 +45,7 @@ def dump_layer(
   exchanger: type,
   mesh: jax.sharding.Mesh,
 ) -> Dumped:
-  """The layer's forward and backward pass, compiled for a mesh."""
+  """The compiled forward and backward pass of a layer on a mesh."""
   layer = make_layer(sizes, dispatcher, exchanger, mesh)
   with jax.set_mesh(layer.mesh):
     return dump(layer.jitted.lower(*layer.abstract))
@@ -54,7 +54,10 @@ def dump_layer(
 def compare_fine(
   args: argparse.Namespace, dispatcher: type, exchanger: type
 ) -> dict[str, Any]:
-  """Compares 1, 4 and 8 times as many experts for the same work on one chip."""
+  """Compares layers on one TPU chip with 1, 4 and 8 times as many experts.
+
+  All layers do the same work, since their experts are smaller in proportion.
+  """
   sizes = layer_comparisons.sizes_of(args, SIZES)
   mesh = make_mesh(MeshShape(), devices.v5p('2x2x1')[:1])
   runs = []
@@ -88,7 +91,8 @@ def compare_memory(
 
   The report covers the forward pass alone, and both passes. With SwiGLU the
   backward pass holds up to four arrays of width F: the two factors of the
-  hidden layer, the gradient of this layer, and the gradient of one factor.
+  hidden layer, the gradient of the hidden layer, and the gradient of one
+  factor.
   """
   sizes = layer_comparisons.sizes_of(args, MEMORY_SIZES)
   shape = MeshShape(data=-1, expert=EXPERT_DEVICES)
@@ -141,7 +145,7 @@ COMPARISONS = {'tpu': compare_fine, 'memory': compare_memory}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-  """The report of the verb `moe`, from this machine or from the compiler."""
+  """The report of the subcommand `moe`: measurements or estimates."""
   if args.compare not in COMPARISONS:
     return layer_comparisons.compare(args)
   return COMPARISONS[args.compare](args, *layer_comparisons.choices(args))

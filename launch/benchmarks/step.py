@@ -1,4 +1,4 @@
-"""Times whole training steps on random tokens, with the program that trains."""
+"""Times whole training steps of the trainer's own program on random tokens."""
 
 import argparse
 import functools
@@ -24,8 +24,8 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# The model if no gin file is given. Other programs have been timed with this
-# model, so it normalises neither queries nor keys, as they do not.
+# The model if no gin file is given. Other programs were timed with this model.
+# Those do not normalise queries and keys, so ours does not either.
 MACROS = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,
@@ -44,8 +44,8 @@ MACROS = {
   'LEARNING_RATE': 1e-3,
 }
 UNIT = 'training step'
-# When another program is compared, it runs many steps per sample. Our program
-# then runs this many.
+# Steps per sample of our program when it is compared with another program. The
+# other program also runs many steps per sample.
 STEPS = 6
 
 
@@ -110,12 +110,12 @@ def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
 def compare_mesh(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Compares 8 devices with 1 on the same cores."""
+  """Compares a step on 8 devices with a step on 1 device of this machine."""
   devices = device_lib.eight()
   run = load(args, overrides)
   share = run.data.batch_size * run.data.sequence_length // 8
-  # A routing group must fit into one of the 8 devices. The run on 1 device must
-  # do the same work, so it has groups of the same size.
+  # A routing group must fit into an eighth of the batch, since it lies on one
+  # device. The run on 1 device gets the same groups, so the work is equal.
   groups = {} if _binds(overrides, 'GROUP_SIZE') else {'GROUP_SIZE': share}
   programs = []
   for name, data, expert in (
@@ -132,7 +132,7 @@ def compare_mesh(
 def compare_compile(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """Compares the seconds to trace and compile: 64 experts against 8."""
+  """Compares the seconds to trace and compile a step: 64 experts against 8."""
   jax.config.update('jax_enable_compilation_cache', False)
 
   def seconds(experts: int) -> float:
@@ -144,7 +144,7 @@ def compare_compile(
     Timed(f'{n} experts', functools.partial(seconds, n)) for n in (8, 64)
   ]
   for program in programs:
-    program.sample()  # Only the first sample also pays for imports.
+    program.sample()  # Not counted, since the first sample includes imports.
   return measure(programs, args.rounds, 'compilation of the training step')
 
 
@@ -167,7 +167,7 @@ def compare_muon(
 
 
 def clock_once(program: Program) -> float:
-  """Seconds to trace and compile a step, once."""
+  """Seconds to trace and compile the training step once."""
   start = time.perf_counter()
   step = program.train_step.lower(program.abstract, program.batch_shapes)
   step.compile()

@@ -27,11 +27,11 @@ _ROOTS = {
 
 
 def root_of(bound: bindings.Bound, files: str) -> type:
-  """The class of the run that is bound.
+  """The class of the run that the bindings describe.
 
   Args:
     bound: the bindings.
-    files: names of the gin files, for the error.
+    files: names of the gin files, for the error message.
 
   Raises:
     ValueError: if the bindings describe no run, or several.
@@ -52,14 +52,14 @@ def root_of(bound: bindings.Bound, files: str) -> type:
 
 
 def assemble(bound: bindings.Bound, root: type = Run) -> Configuration:
-  """Makes a run.
+  """Makes the run that the bindings describe, and its written configuration.
 
   Args:
     bound: the bindings.
     root: the class of the run.
 
   Raises:
-    ValueError: as `configuration.read`.
+    ValueError: if `reach.check` or a class of the run finds an error.
   """
   in_effect = reach.check(bound.bindings, root)
   tree = Tree(bound.bindings)
@@ -90,7 +90,7 @@ def _missing_argument(message: str) -> str:
 
 
 def _unfollowed(run: Run) -> list[tuple[Callable, str]]:
-  """Arguments of the block for kinds of layers that the model does not have."""
+  """(`Block`, argument) for each kind of layer that the model does not have."""
   layers = anatomy(run.model).layers
   is_sparse = [bool(layer.experts or layer.twin_of) for layer in layers]
   made = {'feed_forward': not all(is_sparse), 'moe': any(is_sparse)}

@@ -23,8 +23,9 @@ SEARCH_PATHS = (
   os.path.join(_ROOT, 'gin_configs'),
   _ROOT,
 )
-# The first line of a configuration that a run has written. In such a file it is
-# no error if a binding is not read: it also has those of overridden choices.
+# The first line of a configuration that a run has written. Such a file also has
+# bindings that the run did not use, such as those of an optimizer that a later
+# line replaced. So an unread binding in it is no error.
 WRITTEN = '# The whole configuration of a run.\n'
 
 
@@ -34,27 +35,28 @@ class Delegate(config_parser.ParserDelegate):
   def configurable_reference(
     self, scoped_configurable_name: str, evaluate: bool
   ) -> gin_values.Reference:
-    """@name or @name()."""
+    """Returns the reference @name or @name()."""
     return gin_values.Reference(
       scoped_configurable_name.split('/')[-1], evaluate
     )
 
   def macro(self, macro_name: str) -> gin_values.Macro:
-    """%NAME."""
+    """Returns the macro %NAME."""
     return gin_values.Macro(macro_name.split('/')[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-  """One line 'target.argument = value', or 'NAME = value' with target None.
+  """One line 'target.argument = value', or 'NAME = value' for a macro.
 
   Attributes:
     target: the class or function; None for a macro.
     argument: an argument of the target, or the name of the macro.
     value: the value, with references and macros not yet replaced.
     place: the file and the line, or the flag.
-    name: the name of the target after `Bound.imports`; '' for a macro.
-    may_be_unread: whether no error is raised if nothing reads the binding.
+    name: the target's name under the import statements of `Bound.imports`; ''
+      for a macro.
+    may_be_unread: whether it is no error if nothing reads the binding.
   """
 
   target: object
@@ -78,11 +80,11 @@ class Bound(typing.NamedTuple):
 
 
 def find_file(name: str, including: str = '') -> str:
-  """Finds a gin file beside the including file, here, or in gin_configs.
+  """Finds a gin file: beside the including file, here, or in gin_configs.
 
   Args:
     name: path that the user or an include statement gives.
-    including: the file that includes this one; '' for none.
+    including: the file with the include statement; '' if there is none.
 
   Raises:
     ValueError: if none of these folders has the file.
@@ -117,7 +119,7 @@ def _own_files() -> list[str]:
 
 
 def read(files: list[str], command_line: list[str]) -> Bound:
-  """All bindings of the files and of the command line, in their order.
+  """All bindings of the files, then those of the command line, in their order.
 
   Raises:
     ValueError: for wrong syntax, a missing file, or a name that does not exist.
@@ -165,13 +167,16 @@ def _quotes(token: str, is_in_file: bool) -> str:
 def read_written(text: str, path: str) -> dict[str, object]:
   """Reads the values of a configuration that a run has written.
 
-  No module that the file names is imported. A key is the name of a macro or the
-  full path of an argument, such as 'moe.runs.run.Data.train'. References have
-  full paths as well. If a module has moved since then, its new path is used.
+  No module that the file names is imported. If a module has moved since the
+  file was written, its new path is used.
 
   Args:
     text: the configuration.
     path: the file, for error messages.
+
+  Returns:
+    key -> value. A key is the name of a macro or the full path of an argument,
+    such as 'moe.runs.run.Data.train'. References have full paths as well.
 
   Raises:
     ValueError: if it cannot be read.
@@ -252,11 +257,11 @@ def _read_file(
 def _check_order(
   own: list[Binding], included: list[Binding], place: str
 ) -> None:
-  """Raises ValueError if an include overrides a line that stands above it.
+  """Raises ValueError if an include statement overrides a line above it.
 
   Args:
-    own: bindings of the file, above the include statement.
-    included: bindings that the statement brings.
+    own: bindings of the file above the include statement.
+    included: bindings of the included file.
     place: file and line of the include statement.
   """
   last = {(id(b.target), b.argument): b for b in included}

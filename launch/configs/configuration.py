@@ -1,8 +1,4 @@
-"""The run that gin files describe, and the run that a work directory holds.
-
-Verbs import this file, and --help must answer at once: what needs JAX is
-imported when it is called.
-"""
+"""The run that gin files describe, and the run that a work directory holds."""
 
 import dataclasses
 import os
@@ -10,6 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from launch.configs import bindings, gin_values
+from launch.later import Later
+
+assembly = Later('launch.configs.assembly')
+trained = Later('moe.runs.trained')
 
 # What a run may train.
 LANGUAGE_MODEL = 'a language model'
@@ -23,8 +23,8 @@ class Configuration(NamedTuple):
   Attributes:
     run: a `Run`, `TokenizerRun` or `FoldingRun` of `moe.runs`, made of plain
       values, objects and partials of functions.
-    text: all bindings, as one gin file that includes nothing.
-    operative_text: the bindings that the run uses, with its defaults.
+    text: all bindings, as one gin file that includes no other file.
+    operative_text: the bindings and default values that the run uses.
     trains: what the run trains, such as `LANGUAGE_MODEL`.
   """
 
@@ -46,16 +46,14 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
       '--gin_file=FILE is required, such as gin_configs/runs/quickstart.gin.'
     )
   bound = bindings.read(list(files), list(overrides))
-  from launch.configs import assembly  # Here, since it imports JAX.
-
   return assembly.assemble(bound, assembly.root_of(bound, ', '.join(files)))
 
 
 def load(files: Sequence[str], overrides: Sequence[str]) -> Any:
-  """The run of `read`, which must be a `moe.runs.run.Run`.
+  """Reads the run of a language model, as a `moe.runs.run.Run`.
 
   Raises:
-    ValueError: if it trains something else, or as `read` does.
+    ValueError: if the run trains something else, or if `read` finds an error.
   """
   found = read(files, overrides)
   if found.trains != LANGUAGE_MODEL:
@@ -70,27 +68,27 @@ def load_run(directory: str) -> Any:
   """Reads a trained model back, as a `moe.runs.run.TrainedRun`.
 
   Args:
-    directory: work directory of a run, its checkpoints, or one step in there;
-      of a run the best step is taken if one was scored, else the latest.
+    directory: work directory of a run, its folder `checkpoints`, or one step in
+      this folder. For a run, the step with the best score is read, or the
+      latest step if no step has a score.
 
   Raises:
     ValueError: if something is missing, damaged, or does not fit together.
   """
-  from moe.runs import trained  # Here, since it imports JAX and Orbax.
-
   place = trained.find(directory)
   return trained.read_back(load([place.config], []), place)
 
 
 def load_other_run(directory: str, trains: str) -> Any:
-  """The run of a work directory that trains no language model.
+  """Reads a run that trains no language model from its work directory.
 
   Args:
     directory: work directory of the run.
-    trains: what it must train, such as `IMAGE_TOKENIZER`.
+    trains: what the run must train, such as `IMAGE_TOKENIZER`.
 
   Raises:
-    ValueError: if there is no configuration, or that of another kind of run.
+    ValueError: if there is no configuration, or if its run trains something
+      else.
   """
   path = os.path.join(directory, 'config.gin')
   found = read([path], [])
@@ -103,15 +101,15 @@ def load_other_run(directory: str, trains: str) -> Any:
 
 
 def differences(text: str, path: str) -> list[str]:
-  """Compares a configuration with a written file: a list of 'NAME old -> new'.
+  """Lists the differences to a written configuration, as 'NAME old -> new'.
 
   Args:
     text: the present configuration.
-    path: a file with an earlier configuration. If it is missing, the list is
-      empty.
+    path: a file with an earlier configuration. If the file is missing, the list
+      is empty.
 
   Raises:
-    ValueError: if it cannot be read.
+    ValueError: if the file cannot be read.
   """
   if not os.path.isfile(path):
     return []

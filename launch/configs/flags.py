@@ -1,10 +1,24 @@
-"""Flags that several verbs have."""
+"""Command-line flags that several commands have."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _BINDING = '--gin.'
+
+
+def add_verbs(
+  parser: argparse.ArgumentParser,
+) -> Callable[[str, str], argparse.ArgumentParser]:
+  """Adds subcommands (verbs); `args.verb` is the one that the user has chosen.
+
+  Returns:
+    A function that adds a verb: (its name, what it does) -> its parser.
+  """
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  return lambda name, text: verbs.add_parser(
+    name, help=text, description=text, allow_abbrev=False
+  )
 
 
 def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
@@ -35,8 +49,19 @@ def add_checkpoint_flag(
   text: str = 'work directory of a run, or one step in its checkpoints; for a'
   ' run, the best step if one is recorded, else the latest',
 ) -> None:
-  """Adds the flag --checkpoint, which must be given, with its help."""
+  """Adds the required flag --checkpoint, with `text` as its help."""
   parser.add_argument('--checkpoint', required=True, metavar='DIR', help=text)
+
+
+def add_folding_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds --checkpoint, --recycles and --memory of a folding model."""
+  text = 'work directory of a run that trained a folding model'
+  add_checkpoint_flag(parser, text)
+  add = parser.add_argument
+  add(
+    '--recycles', type=int, default=1, help='how often a result is read again'
+  )
+  add('--memory', type=float, default=8.0, help='GB that a chain may need')
 
 
 def add_task_module_flag(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +79,10 @@ def add_task_module_flag(parser: argparse.ArgumentParser) -> None:
 def parse(
   parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses a command line: (flags, the NAME=VALUE texts of --gin. flags).
+  """Parses a command line into (flags, NAME=VALUE texts of --gin. flags).
 
   Args:
-    parser: the parser of the verb; it does not see the --gin. flags.
+    parser: the parser of the verb. It does not see the --gin. flags.
     argv: words of the command line, by default those of this process.
   """
   argv = list(sys.argv[1:] if argv is None else argv)

@@ -23,8 +23,8 @@ class Section(NamedTuple):
   Attributes:
     name: name of the class or function in the written file.
     arguments: argument -> value as written.
-    scope: the macro whose value contains a call of the class or function; '' if
-      no macro does.
+    scope: the macro that calls the class or function in its value; '' if no
+      macro does.
   """
 
   name: str
@@ -55,7 +55,7 @@ def text(
 
 
 def written(tree: Tree) -> tuple[Mapping[str, object], list[Section]]:
-  """(macros, sections) of all bindings, also of those that are not used."""
+  """(macros, sections) of all bindings, including those that are not used."""
   return tree.macros, [
     Section(tree.names[key], bound)
     for key, (_, bound) in tree.arguments.items()
@@ -65,13 +65,13 @@ def written(tree: Tree) -> tuple[Mapping[str, object], list[Section]]:
 def operative(
   tree: Tree, root: Callable, unfollowed: Collection[tuple[Callable, str]]
 ) -> tuple[Mapping[str, object], list[Section]]:
-  """(macros, sections) of what the run uses, default values included.
+  """(macros, sections) that the run uses, including default values.
 
   Args:
     tree: the configuration.
     root: the class of the run.
-    unfollowed: (target, argument) pairs. References in the values of these
-      arguments are not followed, since the run does not use them.
+    unfollowed: (class or function, argument) pairs. References in the values of
+      these arguments are not followed, since the run does not use the values.
   """
   used = _Used(tree, unfollowed)
   used.visit_target(root, root.__name__, '')
@@ -103,8 +103,7 @@ class _Used:
       behind = self.macros[value.name] = self._tree.macros[value.name]
       self._visit(behind, value.name)
     elif isinstance(value, gin_values.Reference):
-      # A reference without () is called later, when the scope of the macro has
-      # ended.
+      # A reference without () is called later, outside the macro's scope.
       scope = scope if value.is_called else ''
       self.visit_target(value.target, value.name, scope)
     elif isinstance(value, list | tuple):
@@ -122,12 +121,12 @@ def _line(name: str, value: object) -> str:
 
 
 def _order(section: Section) -> tuple[list[str], str]:
-  """Key to sort by: the name of the class or function, then its module."""
+  """Sort key: the name of the class or function, its module, then the scope."""
   return section.name.lower().split('.')[::-1], section.scope.lower()
 
 
 def _defaults(target: Callable) -> dict[str, object]:
-  """Argument -> default value, for defaults that a gin file can write."""
+  """Argument -> default value, for defaults that a gin file can hold."""
   return {
     name: parameter.default
     for name, parameter in inspect.signature(target).parameters.items()

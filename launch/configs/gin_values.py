@@ -1,4 +1,4 @@
-"""The values that a gin file can hold, and whether they fit a type."""
+"""The values that a gin file can hold, and checks whether they fit a type."""
 
 import collections.abc
 import dataclasses
@@ -10,7 +10,7 @@ import typing
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Reference:
-  """@name or @name()."""
+  """A reference @name or @name() to a class or function."""
 
   name: str
   is_called: bool
@@ -22,7 +22,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Macro:
-  """%NAME."""
+  """A use of a macro, %NAME."""
 
   name: str
 
@@ -31,7 +31,7 @@ class Macro:
 
 
 def map_references(function: collections.abc.Callable, value: object) -> object:
-  """The value, in which `function` replaces every reference."""
+  """Copies a value; `function` gives the replacement of every reference."""
   if isinstance(value, Reference):
     return function(value)
   if isinstance(value, list | tuple):
@@ -47,7 +47,7 @@ def map_references(function: collections.abc.Callable, value: object) -> object:
 def resolved(
   value: object, macros: collections.abc.Mapping
 ) -> tuple[object, str | None]:
-  """(the value after following macros, place of the last macro or None)."""
+  """Follows macros: (the final value, place of the last macro or None)."""
   place = None
   while isinstance(value, Macro):
     place = macros[value.name].place
@@ -63,7 +63,7 @@ def written(value: object) -> str:
 
 
 def type_name(wanted: object) -> str:
-  """An annotated type for an error message, shorter than Python writes it."""
+  """Names an annotated type for an error message, in a short form."""
   if _is_callable(wanted):
     made = [
       t.__name__
@@ -81,7 +81,7 @@ def type_name(wanted: object) -> str:
 def fits(
   value: object, wanted: object, macros: collections.abc.Mapping
 ) -> bool:
-  """Whether a written value can be of the annotated type."""
+  """Whether a value in a gin file can have the annotated type."""
   value, _ = resolved(value, macros)
   origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
   if origin in (typing.Union, types.UnionType):
@@ -108,7 +108,7 @@ def fits(
 def how_to_refer(
   value: object, wanted: object, macros: collections.abc.Mapping
 ) -> str:
-  """A hint if a value would fit with or without (); '' for other mistakes."""
+  """A hint if adding or dropping () makes a value fit; '' otherwise."""
   other = map_references(
     lambda r: dataclasses.replace(r, is_called=not r.is_called), value
   )
@@ -133,8 +133,8 @@ def _sequence_fits(value, origin, arguments, macros) -> bool:
 def _reference_fits(reference: Reference, wanted) -> bool:
   made = _made_by(reference.target)
   if reference.is_called:
-    # A target without a return annotation is accepted, unless a plain value is
-    # wanted.
+    # A function without a return annotation may return anything, so it is
+    # accepted, except where a plain value is wanted.
     is_plain = wanted in (int, float, str, bool)
     return _may_be(made, wanted) and not (made is None and is_plain)
   if wanted is typing.Any:
@@ -148,7 +148,7 @@ def _is_callable(wanted) -> bool:
 
 
 def _returned(wanted):
-  """R of Callable[..., R]; None of a Callable without arguments."""
+  """The type R in Callable[..., R]; None for a bare Callable."""
   return (typing.get_args(wanted) or (None,))[-1]
 
 
@@ -159,7 +159,7 @@ def _alternatives(wanted) -> tuple:
 
 
 def _made_by(target):
-  """The type that a call of the target returns; None if it is not annotated."""
+  """The annotated type that a call of the target returns, or None."""
   if inspect.isclass(target):
     return target
   try:
@@ -171,8 +171,8 @@ def _made_by(target):
 def _may_be(made, wanted) -> bool:
   """Whether an object of type `made` may be given for the annotation `wanted`.
 
-  A class fits if it has all methods of the wanted class. So the layer of a user
-  need not inherit from the layer that it replaces.
+  A class fits if it has all public methods of the wanted class. So a user's
+  layer need not inherit from the layer that it replaces.
   """
   if made is None or wanted in (None, typing.Any):
     return True

@@ -24,7 +24,7 @@ MOVED = {
 
 
 def nearest(name: str, known: collections.abc.Iterable[str]) -> str:
-  """A hint '; did you mean ...?' if a known name is similar; '' otherwise."""
+  """The hint '; did you mean ...?' if a known name is similar, else ''."""
   close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f"; did you mean '{close[0]}'?" if close else ''
 
@@ -45,7 +45,7 @@ def _import(name: str, place: str):
 
 
 def _nearest_module(name: str) -> str:
-  """A hint with a similar name for the first part of a path that is wrong."""
+  """A hint for the first wrong part of a dotted path, with a similar name."""
   parts, known = name.split('.'), ['launch', 'moe', 'tasks']
   for i in range(len(parts)):
     prefix = '.'.join(parts[: i + 1])
@@ -59,7 +59,7 @@ def _nearest_module(name: str) -> str:
 
 
 def moved(statement: ImportStatement) -> ImportStatement:
-  """The statement with the new path of the module, if the module has moved."""
+  """The statement; if its module has moved, with the module's new path."""
   now = MOVED.get(statement.module)
   if not now or not (statement.is_from or statement.alias):
     return statement
@@ -96,7 +96,7 @@ class Names:
   """The names that the import statements of one file define.
 
   Attributes:
-    modules: name -> (module, its name in `Imports`).
+    modules: name -> (module, the name that `Imports` gives to it).
   """
 
   def __init__(self):
@@ -113,11 +113,11 @@ class Names:
     if not statement.is_from and not statement.alias:
       module = importlib.import_module(name)
     self.modules[name] = module, imports.add(present)
-    # A module that has moved can also be used by its new name.
+    # The file may use a moved module by its old or by its new name.
     self.modules.setdefault(present.bound_name(), self.modules[name])
 
   def resolve(self, selector: str, place: str) -> tuple[object, str]:
-    """Resolves a dotted name: (class or function, its name in `Imports`)."""
+    """Resolves a dotted name to (class or function, its name in `Imports`)."""
     first, *parts = selector.split('.')
     if first not in self.modules:
       hint = nearest(first, self.modules)
@@ -152,7 +152,7 @@ class Names:
 def parameters(
   target: collections.abc.Callable,
 ) -> dict[str, inspect.Parameter]:
-  """Name -> parameter of a class or function that a gin file may bind."""
+  """Name -> parameter, for the parameters that a gin file may bind."""
   found = dict(inspect.signature(target).parameters)
   for internal in ('parent', 'name'):  # Flax adds these to every module.
     found.pop(internal, None)

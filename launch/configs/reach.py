@@ -1,8 +1,8 @@
 """Checks bindings: each must be read, and its value must have the right type.
 
-The check follows references and macros from the root of a configuration. A
-binding that nobody reads, a macro that is defined nowhere and a value of the
-wrong type are errors with the file, the line and the most similar name.
+The check follows references and macros from the root of a configuration. It is
+an error if nobody reads a binding, if no file defines a macro, or if a value
+has the wrong type. The message has the file, the line and a similar name.
 """
 
 import math
@@ -13,8 +13,8 @@ from launch.configs import gin_values
 from launch.configs.bindings import Binding, files_that_define
 from launch.configs.names import nearest, parameters
 
-# Argument that the calling code always passes, so that binding it has no effect
-# -> who passes it, and what a user can set instead.
+# argument -> reason why binding it has no effect: the calling code always
+# passes it. The reason also says what a user can set instead.
 GIVEN = {
   'num_active': 'its layer tells a router how many experts a token sees; bind'
   " 'moe_layer.MoE.top_k', or set TOP_K",
@@ -25,7 +25,7 @@ GIVEN = {
 
 
 class InEffect(typing.NamedTuple):
-  """The value that an argument has after all overrides.
+  """The final value of an argument, after all overrides.
 
   Attributes:
     argument: name of the argument.
@@ -44,9 +44,9 @@ def check(bindings: list[Binding], root: object) -> list[InEffect]:
   """Raises ValueError for bindings that nobody reads and values of wrong types.
 
   A binding is read if references and macros lead from the root to its target.
-  It also counts as read if they did so before a later binding overrode one of
-  them: whoever chooses another optimizer in one line need not delete the lines
-  about the first one.
+  It also counts as read if they did so before a later binding changed one of
+  them. So a user who chooses another optimizer in a later line need not delete
+  the bindings of the first optimizer.
 
   Args:
     bindings: as `bindings.read` returns them.
@@ -90,10 +90,10 @@ class _Reach:
 
   Attributes:
     macros: macro name -> its last binding, which is the one in effect.
-    limits: macro name or id of a target -> infinity if it is read. If a later
-      binding overrode the one that read it, this is the place of that later
-      binding in the order of bindings.
-    in_effect: the final values of arguments, whose types have been checked.
+    limits: macro name or id of a target -> infinity if it is read. If it was
+      read only by a binding that was overridden later, the limit is the index
+      of the overriding binding; see `is_read`.
+    in_effect: the final values of arguments. Their types have been checked.
   """
 
   def __init__(self, bindings: list[Binding]):
@@ -102,8 +102,9 @@ class _Reach:
     self.in_effect = []
     self._references = {}
     in_files = [b for b in bindings if not b.place.startswith('--gin.')]
-    # All bindings of the command line share one place in the order. So none of
-    # them can count as read only because it stands before an override.
+    # A binding also counts as read if something read it until a later override.
+    # This does not hold within the command line, so all its bindings share one
+    # index.
     self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
     self._bound = {}
     for b in bindings:
@@ -114,14 +115,18 @@ class _Reach:
     return b.argument if b.target is None else id(b.target)
 
   def is_read(self, b: Binding) -> bool:
-    """Whether the binding is read, or was read before an override after it."""
+    """Whether the root leads to the binding.
+
+    It also counts as read if the root led to it before a later binding changed
+    a reference or macro on the way.
+    """
     return self._order[id(b)] < self.limits.get(self._key(b), -1)
 
   def replacement(self, macro: str) -> str:
-    """A hint for a macro that is no longer read: what to bind instead.
+    """A hint what to bind instead of a macro that is no longer read.
 
-    Some target read this macro for an argument. If a target in use has an
-    argument of the same name, the hint names that one.
+    An argument of a class that is no longer used has this macro as its value.
+    If a class in use has an argument of the same name, the hint names it.
     """
     wanted = {
       b.argument
@@ -151,7 +156,7 @@ class _Reach:
     return True
 
   def _visit_history(self, history: list[Binding], limit, chain) -> None:
-    """Follows the last binding of an argument, and those that it overrode."""
+    """Follows the last binding of an argument, and the overridden ones."""
     *old, last = history
     self._visit(last.value, last.place, limit, chain)
     for b, after in zip(old, history[1:], strict=True):
@@ -176,7 +181,7 @@ class _Reach:
       raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
     if name not in self.macros:
       if limit < math.inf:
-        return  # A later line replaced the binding, so it is never evaluated.
+        return  # Only overridden bindings use the macro; nobody evaluates them.
       hint = _definition(name) or nearest(name, self.macros)
       hint = hint or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")
@@ -185,7 +190,7 @@ class _Reach:
 
 
 def _definition(macro: str) -> str:
-  """A hint that names the files of gin_configs that define a macro, or ''."""
+  """A hint with the files of gin_configs that define a macro; '' if none do."""
   files = files_that_define(macro)
   if not files:
     return ''

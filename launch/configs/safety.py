@@ -1,8 +1,8 @@
 """Refuses gin files that could do more than configure a run.
 
-A gin file imports modules, and the run is made of the classes and functions
-that it names. So a file from a stranger can run any code. With `--safe` it may
-name only what a run is made of, which reads and writes nothing by itself.
+A gin file imports modules, and names the classes and functions of the run. So a
+file from a stranger can run any code. With `--safe` it may name only classes
+and functions of the modules below, which read and write no files.
 """
 
 import importlib
@@ -14,8 +14,8 @@ from gin.config_parser import ImportStatement
 
 from launch.configs import bindings, gin_values, names
 
-# A run is made of these modules and of those inside them. None of them reads or
-# writes a file when one of its functions is called.
+# A run needs only these modules and their submodules. None of their functions
+# reads or writes a file.
 _MODULES = (
   'moe.checkpoint.upcycle',
   'moe.data.transforms',
@@ -31,15 +31,16 @@ _MODULES = (
   'moe.runs.tokenizer_run',
   'moe.train.trainer',
 )
-# What these bind is code to be loaded. A file may bind nothing, or the macro.
+# These names list modules to load. A file may bind them only to an empty list
+# or to the macro TASK_MODULES, for which the same holds.
 _CODE = ('task_modules', 'TASK_MODULES')
 _NO_CODE = ((), [], gin_values.Macro('TASK_MODULES'))
 
 
 def check(files: Sequence[str]) -> None:
-  """Raises ValueError if a file names anything that a run is not made of.
+  """Raises ValueError if a gin file names anything outside `_MODULES`.
 
-  Nothing is imported but the modules of this project. The command line is not
+  The check imports only modules of this project. The command line is not
   checked, since it comes from the user.
 
   Args:
@@ -71,7 +72,7 @@ def _check_file(path: str, including: tuple[str, ...]) -> None:
 
 
 def _imported(statement: ImportStatement, place: str) -> dict[str, str]:
-  """{name: module} of an import, if it is allowed."""
+  """{name: module} of an import statement; ValueError if it is not allowed."""
   if statement.module.startswith('__gin__'):
     return {}
   module = names.moved(statement).module
@@ -98,7 +99,7 @@ def _check_binding(statement, modules: dict[str, str], place: str) -> None:
 
 
 def references(value: object) -> Iterator[str]:
-  """The names behind every @ in a value."""
+  """Yields the name after each @ in a value."""
   if isinstance(value, gin_values.Reference):
     yield value.name
   elif isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """Checks that the numbers of a run are in range, before the first compile.
 
-The layers of a model check their own numbers when they are made. Normally they
-are made while the model is traced, which is late. So they are made once here.
+The layers of a model check their own numbers when they are made. Normally that
+happens late, while the model is traced. So this module makes them once, early.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,11 +26,11 @@ def check(run: Run) -> None:
 
 
 def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:
-  """The message of an error, with the place where the value was set.
+  """The message of an error, with the place where the wrong value was set.
 
   Args:
-    error: error of a class or function that checked its own arguments. It names
-      an argument, or the macro that usually sets the argument.
+    error: error of a class or function that checked its own arguments. The
+      error names an argument, or the macro that usually sets it.
     in_effect: the final values of all arguments.
   """
   name = error.name.lower()
@@ -43,7 +43,8 @@ def placed(error: bounds.OutOfRange, in_effect: Iterable[InEffect]) -> str:
 
 def _is_in(wanted: object, value: object) -> bool:
   """Whether `value` is `wanted`, or a list or tuple that contains it."""
-  # `is` finds NaN, which equals nothing. Types are compared, since 1 == True.
+  # `is` finds NaN, which does not equal itself. The types are compared because
+  # 1 == True.
   return any(
     v is wanted or (type(v) is type(wanted) and v == wanted)
     for v in _leaves(value)

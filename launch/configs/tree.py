@@ -11,9 +11,10 @@ class Tree:
   """Bindings, and the objects that they describe.
 
   Attributes:
-    macros: name -> value as written; the last binding counts.
-    arguments: (target, argument -> value as written) by id of the target.
-    names: id of the target -> its name in gin.
+    macros: name -> value as written. The last binding counts.
+    arguments: id of a target -> (target, {argument: value as written}). A
+      target is a class or function.
+    names: id of a target -> its name in gin.
   """
 
   def __init__(self, bindings: Iterable[Binding]):
@@ -28,15 +29,15 @@ class Tree:
       bound[b.argument] = b.value
 
   def make(self, target: Callable) -> object:
-    """Calls a class or function with the arguments that are bound for it.
+    """Calls a class or function with its bound arguments.
 
-    A reference @x becomes a partial of x, the same one in the whole tree. A
-    reference @x() becomes the object that x returns.
+    A reference @x becomes a partial of x. All references @x share one partial.
+    A reference @x() becomes the object that x returns.
     """
     return target(**self._made_arguments(target))
 
   def bound(self, target: Callable) -> dict[str, object]:
-    """The arguments of a target as they are written."""
+    """The bound arguments of a target: argument -> value as written."""
     return self.arguments.get(id(target), (target, {}))[1]
 
   def _made_arguments(self, target) -> dict[str, object]:

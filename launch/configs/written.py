@@ -7,7 +7,7 @@ from launch.configs import bindings, gin_values
 
 
 def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
-  """(seed, tasks) of a run; the training task precedes those of evaluation.
+  """(seed, tasks) of a run: first the training task, then evaluation tasks.
 
   Args:
     path: a config.gin.
@@ -23,11 +23,11 @@ def seed_and_tasks(path: pathlib.Path) -> tuple[int, tuple[str, ...]]:
 
 
 def task_modules_and_cache(directory: str) -> tuple[tuple[str, ...], str]:
-  """The task modules of a run, and where its token stores lie.
+  """(task modules, cache directory) of a run; ((), '') without a config.gin.
 
   Args:
-    directory: work directory of a run, its checkpoints, or one step in there.
-      Without a config.gin the result is ((), '').
+    directory: work directory of a run, its folder `checkpoints`, or one step in
+      this folder.
 
   Raises:
     ValueError: if the file cannot be read.
@@ -42,7 +42,7 @@ def task_modules_and_cache(directory: str) -> tuple[tuple[str, ...], str]:
 
 
 def _values(path: pathlib.Path) -> Callable[[str, object], object]:
-  """Makes a function (full name of an argument, default) -> value."""
+  """A function (full name of an argument, default) -> value in a config.gin."""
   written = bindings.read_written(path.read_text(encoding='utf-8'), str(path))
 
   def value(name: str, default: object) -> object:

@@ -1,9 +1,9 @@
-"""Commits and removes checkpoint steps, so that no half of a step is visible.
+"""Commits and removes checkpoint steps; an incomplete step is never visible.
 
 Orbax writes a step into `<step>.orbax-checkpoint-tmp`. When every array is
 written, we write and flush `integrity.json`. Then one rename makes the step
-visible. An object store has no rename, so `commit_success.txt` is written there
-as the last file. This file is empty, so it needs no hash.
+visible. An object store cannot rename. There we write `commit_success.txt` as
+the last file. It is empty, so it needs no hash.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class _StateRestore(ocp.args.PyTreeRestore):
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-  """False for log lines of Orbax's threads, since we raise the same errors."""
+  """Whether to log a record. Orbax's threads log errors that we also raise."""
   is_main = record.threadName == threading.main_thread().name
   return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
 
@@ -93,7 +93,7 @@ def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
   is_remote = integrity.on_object_store(directory)
   handler = ocp.CompositeCheckpointHandler(
     # Compression makes trained weights at most a fifth smaller. On a small
-    # machine it would use half of the CPU time that training needs.
+    # machine it would take half of the CPU time away from training.
     state=_StateHandler(use_ocdbt=True, use_compression=False),
     meta=ocp.JsonCheckpointHandler(),
   )
@@ -127,7 +127,7 @@ def sweep(directory: epath.Path) -> None:
 
 
 def remove(directory: epath.Path, step: int) -> None:
-  """Removes a step; if it is killed half-way, no broken step stays visible."""
+  """Removes a step; a kill in the middle leaves no visible incomplete step."""
   path = directory / str(step)
   failpoints.reach('remove.begin')
   # The step becomes invisible before its files are removed.

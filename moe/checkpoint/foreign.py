@@ -1,9 +1,9 @@
-"""What a checkpoint from a stranger could do, found before it is read.
+"""Checks a checkpoint from an unknown source before anything reads it.
 
-A directory of Orbax can hold links to files of this machine, paths that lead
-out of it, and declared sizes that fill the memory. Here every file is looked at
-without following links, and every path and size in it is checked. Nothing is
-unpickled, here or elsewhere in the project.
+An Orbax directory can contain links to other files of this machine, paths that
+lead out of the directory, and arrays that declare more bytes than the memory
+has. We inspect every file without following links, and check every path and
+size. Nothing is unpickled, here or elsewhere in the project.
 
 Known attacks: https://github.com/google/flax/issues/5487 and
 https://github.com/google/orbax/issues/3375.
@@ -23,17 +23,17 @@ from moe.checkpoint import integrity
 
 _MAX_FILES, _MAX_FOLDERS_DEEP = 1_000_000, 8
 _MAX_JSON_BYTES, _MAX_JSON_DEPTH = 2**26, 64
-# Arrays may declare so many times the bytes that lie on the disk.
+# Largest ratio of the bytes that the arrays declare to the bytes on the disk.
 _MAX_EXPANSION = 64
 _MAX_DIMS, _MAX_NODES = 16, 1_000_000
-# Files whose readers run code that the file contains.
+# Files of these types can contain code that runs when a program reads them.
 _CODE = ('.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
 _JSON = ('_METADATA', '_sharding', '_CHECKPOINT_METADATA', 'metadata')
 _JSON += (integrity.NAME, '.zarray', '.zattrs', 'zarr.json')
 
 
 def problems(step_directory: str | os.PathLike) -> list[str]:
-  """What speaks against reading a step, a phrase each; none if nothing does.
+  """Reasons not to read a step, one phrase each; [] if it is safe to read.
 
   Args:
     step_directory: directory of the step, on a local disk.
@@ -55,7 +55,7 @@ def problems(step_directory: str | os.PathLike) -> list[str]:
 
 
 def json_depth(content: bytes) -> int:
-  """How deep brackets are nested; Python's parser fails if that is too deep."""
+  """How deep brackets are nested; Python's parser fails on a large depth."""
   depth = deepest = 0
   for token in re.findall(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', content, re.DOTALL):
     if token in b'[{':
@@ -67,7 +67,7 @@ def json_depth(content: bytes) -> int:
 
 
 def _files(root: str) -> tuple[list[str], int]:
-  """(problems of the kinds of files, bytes of all files)."""
+  """(problems, bytes of all files); links, devices and code are problems."""
   found, num_bytes, num_files, waiting = [], 0, 0, [(root, 0)]
   while waiting:
     folder, depth = waiting.pop()
@@ -100,7 +100,7 @@ def _json_files(root: str) -> Iterator[str]:
 
 
 def _json_problem(path: str) -> str | None:
-  """Why a JSON file must not be parsed by others; None if it may."""
+  """Why a JSON file is not safe to parse; None if it is safe."""
   if os.path.getsize(path) > _MAX_JSON_BYTES:
     return f'{path} is too large for a record'
   with open(path, 'rb') as f:
@@ -115,8 +115,8 @@ def _json_problem(path: str) -> str | None:
 
 
 def _array_problems(root: str, num_bytes: int) -> Iterator[str]:
-  """Paths that lead elsewhere, and sizes that are too large."""
-  import tensorstore as ts  # It is slow to import, and only this needs it.
+  """Problems of the arrays: paths out of the directory, and too many bytes."""
+  import tensorstore as ts  # The import is slow, and few commands need it.
 
   state = os.path.join(root, 'state')
   base = {'driver': 'file', 'path': state + '/'}
@@ -139,8 +139,8 @@ def _array_problems(root: str, num_bytes: int) -> Iterator[str]:
 
 
 def _path_problems(store: Any) -> Iterator[str]:
-  """Locations in an index of TensorStore that lead out of its directory."""
-  import tensorstore as ts  # As in `_array_problems`.
+  """Problems of a TensorStore index: locations outside its directory."""
+  import tensorstore as ts  # The import is slow, and few commands need it.
 
   waiting, seen = [ts.ocdbt.dump(store).result()], set()
   while waiting:
@@ -159,7 +159,7 @@ def _path_problems(store: Any) -> Iterator[str]:
 
 
 def _locations(node: Any) -> Iterator[str]:
-  """Every `location` in a node of the index."""
+  """Every `location` and `indirect_value` in a node of the index."""
   waiting = [node]
   while waiting:
     entry = waiting.pop()
@@ -172,10 +172,10 @@ def _locations(node: Any) -> Iterator[str]:
 
 
 def declared_bytes(content: bytes) -> int:
-  """Bytes of an array as its Zarr metadata declare them.
+  """Number of bytes that an array's Zarr metadata, a JSON text, declares.
 
   Raises:
-    ValueError: if they do not describe an array of numbers.
+    ValueError: if the metadata does not describe an array of numbers.
   """
   if len(content) > _MAX_JSON_BYTES or json_depth(content) > _MAX_JSON_DEPTH:
     raise ValueError('the metadata of an array are too large')

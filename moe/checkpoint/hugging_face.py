@@ -1,8 +1,8 @@
 """Converts arrays between our layout and the layouts of Hugging Face's formats.
 
-`plan` lists every array of a Hugging Face file, with the arrays of ours that it
-consists of. It needs only the table of names and our shapes. With this list,
-`hugging_face_files` reads or writes one array at a time.
+`plan` lists every array of a Hugging Face file, each with the arrays of ours
+that it is made of. It needs only the table of names and our shapes. With this
+list, `hugging_face_files` reads or writes one array at a time.
 """
 
 import math
@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Tensor(NamedTuple):
-  """An array in a Hugging Face file, with our arrays that it consists of.
+  """An array in a Hugging Face file, with our arrays that it is made of.
 
   Attributes:
     name: its name in the file.
@@ -36,8 +36,8 @@ class Tensor(NamedTuple):
     place: index into the leading dims of our arrays: (), (period,), (expert,)
       or (period, expert).
     widths: sizes of our arrays in the dim along which they are concatenated.
-    rope_dim: number of features that rotary embeddings rotate, if the row has
-      `paired`.
+    rope_dim: number of features that rotary embeddings rotate; 0 if the row has
+      no `paired` dim.
   """
 
   name: str
@@ -150,8 +150,9 @@ def _dims(row: Row) -> str:
 def _paired(width: int, rope_dim: int) -> np.ndarray:
   """For each feature in our order, its index in the order of the file.
 
-  The file rotates features i and i + 1 as a pair. We rotate i and i + half, so
-  the even features come first here and the odd ones follow.
+  Hugging Face rotates features i and i + 1 as a pair. We rotate features i and
+  i + rope_dim / 2. So our order has the even features first, then the odd ones.
+  Features that are not rotated come before them.
   """
   rest, turned = np.arange(width - rope_dim), np.arange(width - rope_dim, width)
   return np.concatenate([rest, turned[::2], turned[1::2]])

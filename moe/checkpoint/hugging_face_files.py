@@ -53,7 +53,7 @@ def save(
   """
 
   def made(tensor: Tensor) -> np.ndarray:
-    # An index without a place would copy the array.
+    # Indexing with an empty place would copy the array.
     place = tensor.place
     part = lambda array: array[place] if place else array
     parts = [np.asarray(part(arrays[path])) for path in tensor.paths]

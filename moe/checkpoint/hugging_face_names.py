@@ -1,11 +1,11 @@
 """Tables of array names: those of Hugging Face's formats, and our paths.
 
-A row has four columns: their name, their dims, our path, our dims. Their
-matrices are those of `torch.nn.Linear`, [out, in]. The letters of one word
-stand for one merged dim: 'NH D' is a matrix with a row for each feature of each
-head. In a row of a layer, their name follows `model.layers.<number>.` and our
-path follows the path of the block. Our paths name parameters and state as
-`jax.tree_util` does.
+A row has four columns: their name, their dims, our path, our dims. "Their"
+means Hugging Face's. Their matrices are [out, in] as in `torch.nn.Linear`. The
+letters of one word stand for one merged dim: 'NH D' is a matrix with a row for
+each feature of each head. In a row of a layer, their name follows
+`model.layers.<number>.` and our path follows the path of the block. Our paths
+name parameters and state as `jax.tree_util` does.
 
 The letters are those of `moe/types.py`. F is the width of the feed-forward
 network that the row belongs to: dense, shared or expert.
@@ -15,19 +15,19 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-  """One kind of array.
+  """One kind of array: in Hugging Face's files ("their") and in our tree.
 
   Attributes:
     theirs: their name; {e} is the number of an expert.
     their_dims: letters of each of their dims, see the head of this file.
-    ours: our path. If one array of theirs concatenates several of ours, their
-      paths are joined with ' + '.
+    ours: our path. If one array of theirs concatenates several of ours, ' + '
+      joins our paths.
     our_dims: letters of our dims, without the dim over periods of layers.
     joined: letter of the dim along which several arrays of ours are
       concatenated; '' for a single one.
     paired: letter of the dim whose last features rotary embeddings rotate; ''
-      for none. They rotate features i and i + 1 as a pair, we rotate i and i +
-      half.
+      for none. They rotate features i and i + 1 as a pair. Of n such features,
+      we rotate i and i + n / 2.
   """
 
   theirs: str
@@ -70,6 +70,8 @@ _QK_NORM = (
   Row('self_attn.k_norm.weight', 'H', 'attention/key_norm/scale', 'H'),
 )
 _LATENT = (
+  # Queries have the first array alone, or the next three.
+  Row('self_attn.q_proj.weight', 'NH D', 'attention/query', 'DNH', paired='H'),
   Row('self_attn.q_a_proj.weight', 'Z D', 'attention/query_down', 'DZ'),
   Row('self_attn.q_a_layernorm.weight', 'Z', 'attention/query_norm/scale', 'Z'),
   Row(
@@ -117,7 +119,8 @@ _MIXTRAL = (
   Row('block_sparse_moe.experts.{e}.w3.weight', 'F D', 'moe/w_up_EDF', 'EDF'),
   Row('block_sparse_moe.experts.{e}.w2.weight', 'D F', 'moe/w_down_EFD', 'EFD'),
 )
-# Experts as transformers 5 has them in memory, the same for all model types.
+# transformers 5 holds all experts of a layer in one array. The names are the
+# same for all model types.
 _FUSED = (
   Row(
     'mlp.experts.gate_up_proj', 'E F D',
@@ -126,8 +129,8 @@ _FUSED = (
   Row('mlp.experts.down_proj', 'E D F', 'moe/w_down_EFD', 'EFD'),
 )  # fmt: skip
 
-# model_type -> rows of a layer: with one array for each expert, and below with
-# all experts of a layer in one array.
+# model_type -> rows of a layer. `LAYERS` has an array for each expert, and
+# `FUSED_LAYERS` has all experts of a layer in one array.
 LAYERS = {
   'llama': _NORMS + _ATTENTION + _DENSE,
   'qwen3': _NORMS + _ATTENTION + _QK_NORM + _DENSE,
@@ -137,6 +140,7 @@ LAYERS = {
     _NORMS + _ATTENTION + _QK_NORM + _DENSE
     + _ROUTER + _BIAS + _SHARED + _EXPERTS
   ),
+  'deepseek_v2': _NORMS + _LATENT + _DENSE + _ROUTER + _SHARED + _EXPERTS,
   'deepseek_v3': (
     _NORMS + _LATENT + _DENSE + _ROUTER + _BIAS + _SHARED + _EXPERTS
   ),
@@ -145,7 +149,7 @@ FUSED_LAYERS = {
   'mixtral': _NORMS + _ATTENTION + _ROUTER + _FUSED,
   **{
     kind: tuple(row for row in LAYERS[kind] if row not in _EXPERTS) + _FUSED
-    for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v3')
+    for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v2', 'deepseek_v3')
   },
 }
 # State that the next training step overwrites, so no file stores it.

@@ -63,9 +63,9 @@ def check(
   """Lists the problems of a sealed directory, one phrase for each damaged file.
 
   Args:
-    directory: a directory that `seal` has sealed. A rename does no harm.
-    share: (index, count). Only the files index, index + count, ... are checked,
-      so that the processes of a run can divide the work.
+    directory: a directory that `seal` has sealed; its name may have changed.
+    share: (index, count). Only every `count`-th file, from `index` on, is
+      checked, so that the processes of a run can divide the work.
   """
   directory = epath.Path(directory)
   try:

@@ -1,7 +1,7 @@
 """Lists the checkpoints in a directory: their steps, metadata and ranks.
 
-No other file says which steps exist. A step is committed if its folder exists;
-on an object store the folder must also contain the marker. This file needs no
+There is no index of the steps. A step is committed if its folder exists; on an
+object store the folder must also contain the marker. This module needs no
 `Checkpointer`, so other programs can read the checkpoints of a run that still
 trains.
 """
@@ -17,7 +17,7 @@ from etils import epath
 from moe import failpoints, json_text
 from moe.checkpoint import integrity
 
-# Name of the file that commits a step on an object store; Orbax has chosen it.
+# Name of the file that commits a step on an object store; Orbax defines it.
 MARKER = 'commit_success.txt'
 # File with the metrics of a step that was scored after its commit.
 LATE_METRICS = 'late_metrics.json'
@@ -116,15 +116,15 @@ def add_metrics(
 
 
 def late_temporary(step_directory: epath.Path) -> epath.Path:
-  """The file that becomes `LATE_METRICS` when it is whole."""
+  """The temporary file that is renamed to `LATE_METRICS` once it is written."""
   return (step_directory / LATE_METRICS).with_suffix('.tmp')
 
 
 def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
-  """Ranks steps by a metric, the best first; of two equal ones the newer first.
+  """Ranks steps by a metric, the best first; the newer of equal steps first.
 
-  The smallest value is the best, unless the metadata of the newest step says
-  that the largest value is.
+  The smallest value is the best, unless `is_higher_better` is true in the
+  metadata of the newest step.
 
   Values that were measured on different data cannot be compared. So a step is
   ranked only if it was measured on the same data as the newest step with a

@@ -25,8 +25,8 @@ from moe.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
 
-# Arrays up to this total size are read together, so a small model is read at
-# once.
+# Arrays are read in groups of at most this many bytes, so all arrays of a small
+# model are read together.
 GROUP_BYTES = 64 * 2**20
 
 # Pairs of (pattern, stored name). The pattern is a regular expression that must
@@ -35,8 +35,8 @@ GROUP_BYTES = 64 * 2**20
 # array keeps its value in the target.
 Assignment = Sequence[tuple[str, str | None]]
 
-# Gives the sharding of an array from its path, such as
-# params/decoder/embedding, and its shape.
+# (path such as params/decoder/embedding, array or its shape) -> sharding of the
+# array.
 Placement = Callable[[str, Shaped], jax.sharding.Sharding]
 
 
@@ -218,8 +218,8 @@ def _load(
   stored_names: dict[str, str],
   placement: Placement | None,
 ) -> dict[str, Array]:
-  """Reads arrays by target path; each array of the checkpoint is read once."""
-  import orbax.checkpoint as ocp  # It takes half a second; most runs need none.
+  """Returns target path -> array; reads each array of the checkpoint once."""
+  import orbax.checkpoint as ocp  # It takes half a second; few runs need it.
 
   wanted = {
     name: _placed(leaf, placement and placement(name, leaf))
@@ -302,14 +302,14 @@ def _shared_damage(step_directory: epath.Path) -> list[str]:
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
   """Opens each array of a step; returns a tree of their shapes and dtypes."""
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(literal_path.of(step_directory / 'state')).tree
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(

@@ -18,12 +18,12 @@ import numpy as np
 
 from moe import atomic_files, json_text
 
-# The format's limit. A longer header could use up our memory on purpose.
+# The format's limit. An attacker could use a longer header to fill our memory.
 MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMS = 8
 _METADATA = '__metadata__'
-# Bytes of an element. We check arrays of all these dtypes in a header, but read
-# only arrays of `DTYPES`.
+# Bytes of an element. A header may name all these dtypes, but we read only
+# arrays of `DTYPES`.
 _ITEM_BYTES = {
   'BOOL': 1, 'U8': 1, 'I8': 1, 'F8_E4M3': 1, 'F8_E5M2': 1,
   'U16': 2, 'I16': 2, 'F16': 2, 'BF16': 2,
@@ -75,7 +75,7 @@ class ToWrite(NamedTuple):
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Entry]:
-  """Reads and checks the header of a file: entries in the order of their bytes.
+  """Reads and checks a file's header: name -> entry, in the order of the bytes.
 
   Raises:
     ValueError: if the file does not follow the format; the message says what is

@@ -42,9 +42,9 @@ class SaveError(ValueError):
 class Checkpointer:
   """Saves the state of a run in the background, and restores it.
 
-  Every process of a run makes one and makes the same calls. If a background
-  save fails, the next call of any method raises its error. So call `check`
-  after every training step.
+  Every process of a run must make a Checkpointer and call the same methods. If
+  a background save fails, the next call of any method raises its error. So call
+  `check` after every training step.
 
   Attributes:
     directory: directory of the steps, usually WORKDIR/checkpoints.
@@ -116,7 +116,8 @@ class Checkpointer:
       metrics: metrics of this step; `best_metric` names the one that ranks it.
 
     Returns:
-      False if this object has saved or restored that step already.
+      False if this object has already saved or restored the step; then nothing
+      is written.
 
     Raises:
       SaveError: if this save or the previous one failed.
@@ -158,7 +159,7 @@ class Checkpointer:
     Args:
       step: number of the step; None for the newest sound one.
       abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the wanted
-        shardings; they may belong to another mesh than at the save.
+        shardings; the mesh may differ from the mesh of the save.
       expect: entries that `meta` must have, e.g. the data manifest hash.
 
     Returns:
@@ -183,7 +184,7 @@ class Checkpointer:
     return state, meta
 
   def latest_step(self) -> int | None:
-    """The newest committed step, which may be damaged; None without a step."""
+    """The newest committed step, which may be damaged; None if none exists."""
     return max(listing.steps(self.directory), default=None)
 
   def check(self) -> None:
@@ -237,7 +238,7 @@ class Checkpointer:
     )
 
   def _finish(self, step: int, num_bytes: int) -> None:
-    """The part of a save that runs in the thread."""
+    """The part of a save that runs in the background thread."""
     try:
       self._orbax.wait_until_finished()
       self._own.add(step)

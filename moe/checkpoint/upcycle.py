@@ -60,8 +60,8 @@ class Noise(Method):
   """Copies with noise, which differs between experts.
 
   Attributes:
-    scale: standard deviation of the noise over that of the matrix. The noise
-      has a normal distribution that is truncated at two standard deviations.
+    scale: standard deviation of the normal noise, divided by that of the
+      matrix. The noise is then truncated at two standard deviations.
   """
 
   scale: float = 0.1
@@ -70,7 +70,7 @@ class Noise(Method):
     bounds.within('scale', self.scale, 'upcycle.Copy adds no noise', above=0)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """Makes E copies with noise; see `Method`."""
+    """Makes E copies with noise; see `Method.experts`."""
     made = {}
     for i, (name, w) in enumerate(sorted(weights.items())):
       copies = _copies(w, num_experts)
@@ -102,7 +102,7 @@ class Drop(Method):
     bounds.within('share', self.share, kept, above=0, most=1)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """Makes E copies and initialises some of their units; see `Method`."""
+    """Makes E copies and initialises some units again; see `Method.experts`."""
     lead = next(iter(weights.values())).shape[:-2]
     F = next(w.shape[-1] for n, w in weights.items() if 'down' not in n)
     order = jax.random.uniform(key, (*lead, num_experts, F)).argsort()
@@ -184,11 +184,11 @@ def upcycle(
 
 
 def dense_placement(sparse: PyTree, whole: Sharding) -> restore.Placement:
-  """Shardings of the dense model's arrays, which `upcycle` copies.
+  """Makes a function that gives the sharding of each array of a dense model.
 
   An array that both models have gets the sharding of the sparse model. A matrix
-  that is copied into experts is sharded like one expert, and also over the mesh
-  axes that divide the dim of experts. So no device holds the whole dense model.
+  that `upcycle` copies into experts is sharded like one expert, and also over
+  the mesh axes of the expert dim. So no device holds the whole dense model.
 
   Args:
     sparse: shapes with shardings of the sparse model's parameters.

@@ -20,7 +20,7 @@ MAX_BAD_FRACTION = 1e-4
 
 
 def resolve(name: str) -> list[tuple[str, float]]:
-  """The tasks of a registered mixture with their rates; a task has the rate 1.
+  """The tasks of a task or mixture with their rates; a task alone has rate 1.
 
   Args:
     name: name of a seqio task or mixture.
@@ -82,8 +82,8 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
     split: name of the split.
 
   Yields:
-    {'targets': text}, with 'inputs' before it if the task has a prompt. A text
-    that is not UTF-8 is left out here; `cache_task` counts it.
+    {'targets': text}, with 'inputs' before it if the task has a prompt. A
+    document that is not UTF-8 is left out here; `cache_task` counts it.
 
   Raises:
     ValueError: if the task, the split or its files are missing.
@@ -91,7 +91,8 @@ def documents(name: str, split: str) -> Iterator[dict[str, str]]:
   import seqio
 
   for task_name in tasks_with(name, split):
-    # A vocabulary of bytes suffices, since the trained one may not exist yet.
+    # The trained vocabulary may not exist yet. The texts do not depend on the
+    # vocabulary, so we use one of bytes.
     for example in _examples(task_name, split, seqio.ByteVocabulary()):
       try:
         yield {key: text for key, text in texts_of(example) if text is not None}
@@ -253,7 +254,7 @@ def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   try:
     yield from dataset.as_numpy_iterator()
   except tf.errors.OpError as error:
-    # The last line says what happened; the lines before it say where.
+    # The last line of the message says what happened, the others say where.
     reason = (str(error.message).strip().splitlines() or [repr(error)])[-1]
     raise ValueError(
       f'{task_name}/{split} must be readable to its end, got {reason}: repair'

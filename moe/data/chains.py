@@ -1,4 +1,4 @@
-"""Batches of protein chains by number, from stores of chains."""
+"""Reads batches of protein chains, by step number, from stores of chains."""
 
 import hashlib
 import json
@@ -15,19 +15,20 @@ from moe.types import Batch
 
 
 class ChainReader:
-  """Endless training batches of a mixture of stores of chains.
+  """Endless training batches from stores of protein chains.
 
-  What a step reads depends on the seed and the step alone, as with
-  `moe.data.reader.Reader`. A chain that is longer than a row is cut anew each
-  time, at a place that depends on the seed, its epoch and its number. A record
-  that cannot be read leaves its row empty with the weight 0, and is noted in
-  `quarantine`.
+  A batch depends only on the seed and the step, as with
+  `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a
+  random part of it. The part depends only on the seed, the epoch and the number
+  of the chain. If a record cannot be read, its row stays empty and has the
+  weight 0, and `quarantine` lists the record.
 
   Attributes:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
-    facts: what the score of an objective needs to know: nothing.
+    facts: facts for the score of an objective; empty, since the score of chains
+      needs none.
   """
 
   def __init__(
@@ -42,12 +43,12 @@ class ChainReader:
     """Opens the stores.
 
     Args:
-      stores: of chains.
+      stores: stores of chains.
       rates: how many rows come from each store, relative to the others.
       shape: (B, T), rows of the whole batch over all hosts, and residues of a
         row.
-      seed: of the shuffles and the cuts.
-      ids: where the range of residues begins.
+      seed: seed of the shuffles and of the choice of parts.
+      ids: the id space, which maps residues to ids.
       rows: numbers of the rows that this host reads; None for all.
     """
     self._mixture = Mixture(rates)
@@ -90,7 +91,7 @@ class ChainReader:
 
 
 def empty_batch(num_rows: int, length: int) -> Batch:
-  """A batch without chains."""
+  """A batch of empty rows, which `fill_row` fills."""
   shape = (num_rows, length)
   return {
     'tokens': np.zeros(shape, np.int32),
@@ -106,14 +107,14 @@ def empty_batch(num_rows: int, length: int) -> Batch:
 def fill_row(
   batch: Batch, row: int, chain: Chain, ids: IdSpace, begin: int = 0
 ) -> None:
-  """Puts a chain into a row, or the part of it that fits.
+  """Writes a chain into a row; a long chain is cut to the length of the row.
 
   Args:
-    batch: of `empty_batch`, which is changed.
+    batch: a batch of `empty_batch`; the function changes it.
     row: number of the row.
     chain: the chain.
-    ids: where the range of residues begins.
-    begin: the first residue that is put there.
+    ids: the id space, which maps residues to ids.
+    begin: index of the first residue to write.
   """
   length = batch['valid'].shape[1]
   cut = slice(begin, begin + length)
@@ -136,17 +137,19 @@ def chain_batches(
   ids: IdSpace,
   rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-  """Every chain of a store once that fits a row; the last rows are empty.
+  """Yields batches in which each chain that fits in a row occurs once.
+
+  Longer chains are left out. The last batch may have empty rows.
 
   Args:
-    store: of chains.
+    store: store of chains.
     shape: (B, T), rows of the whole batch over all hosts, and residues of a
       row.
-    ids: where the range of residues begins.
+    ids: the id space, which maps residues to ids.
     rows: numbers of the rows that this host reads; None for all.
 
   Raises:
-    ValueError: if a chain cannot be read: a score must cover all of them.
+    ValueError: if a chain cannot be read, since a score must not miss one.
   """
   batch_size, length = shape
   chains = [chain for chain in all_chains(store) if chain.codes.size <= length]
@@ -160,6 +163,6 @@ def chain_batches(
 
 
 def all_chains(store: Store) -> list[Chain]:
-  """The chains of a store, in its order."""
+  """All chains of a store, in the order of their numbers."""
   records = store.read(np.arange(store.lengths.size))
   return [protein.of_record(record) for record in records]

@@ -19,9 +19,9 @@ def predicted(
   """For each place, the value of the token that it predicts.
 
   Args:
-    arrays: [tokens, ...], values of all tokens of the document of each segment.
-    starts: first token of each segment.
-    sizes: tokens of each segment.
+    arrays: for each segment, the values [tokens, ...] of its whole document.
+    starts: index in the document of each segment's first token.
+    sizes: number of tokens of each segment.
 
   Returns:
     [places, ...], one segment after the other.

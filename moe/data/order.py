@@ -71,9 +71,9 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 class Mixture:
   """Which store each row of an endless mixture comes from.
 
-  The rows of each store are spread evenly: in the first n rows of the mixture,
-  the number of rows of a store differs from its share by a few rows at most.
-  The pattern repeats.
+  The rows of each store are spread evenly: among the first n rows of the
+  mixture, the number of rows of a store differs from n times its share by a few
+  rows at most. The pattern repeats.
 
   Attributes:
     shares: float64 [stores], share of each store in the pattern; the sum is 1.
@@ -127,7 +127,7 @@ class Mixture:
   def shuffled(
     self, row: np.ndarray, sizes: Sequence[int], seed: int
   ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """What each store gives to some rows; a store is shuffled in each epoch.
+    """For each store, the rows that it fills; each epoch has another shuffle.
 
     Args:
       row: int64, numbers of rows in the mixture, from 0.
@@ -135,7 +135,8 @@ class Mixture:
       seed: seed of the shuffles.
 
     Yields:
-      (store, its places in `row`, its rows there, the keys of their epochs).
+      (index of a store, the indices into `row` that it fills, the number of the
+      store's row for each of them, the random key of each row's epoch).
     """
     store, number = self.locate(row)
     for index, size in enumerate(sizes):

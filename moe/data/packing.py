@@ -110,7 +110,7 @@ def pack(
 def _cuts(
   lengths: np.ndarray, sequence_length: int, blocks: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Document and first token of each segment, in the order of the documents."""
+  """(document, first token) of each segment, in the order of the documents."""
   num_segments = -(-lengths // sequence_length)
   by_record = {}
   if blocks is not None and len(blocks):
@@ -175,11 +175,11 @@ def _place(
   bounds = np.searchsorted(
     -length[order], -np.arange(sequence_length, -1, -1), side='right'
   )
-  # rows[s] are the rows with room left for s tokens; room[s] says whether there
-  # is such a row.
+  # rows[s] are the rows with room for exactly s more tokens; room[s] says
+  # whether there is such a row.
   rows = [np.empty(0, np.int64) for _ in range(sequence_length + 1)]
   room = np.zeros(sequence_length + 1, bool)
-  held = np.zeros(length.size, np.int64)  # Segments of each row so far.
+  held = np.zeros(length.size, np.int64)  # Number of segments in each row.
   num_rows, begin = 0, 0
   for size, end in zip(range(sequence_length, 0, -1), bounds, strict=False):
     while begin < end:
@@ -212,7 +212,7 @@ def _place(
 def load_pack_plan(
   store: Store, sequence_length: int, shape: Shape | None = None
 ) -> PackPlan:
-  """The plan of a store: read from its directory, or made and kept there.
+  """The pack plan of a store: read from the store, or made and kept there.
 
   Args:
     store: store of the documents.

@@ -1,4 +1,4 @@
-"""Batches of pictures by their number, from stores of decoded pictures."""
+"""Reads batches of pictures, by step number, from stores of pictures."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from moe.types import Batch
 class PictureReader:
   """Endless training batches of a mixture of picture stores.
 
-  What a step reads depends on the seed and the step alone, as with
-  `moe.data.reader.Reader`. A record that cannot be read leaves its row black
-  with the weight 0, and is noted in `quarantine`.
+  A batch depends only on the seed and the step, as with
+  `moe.data.reader.Reader`. If a record cannot be read, its row stays black and
+  has the weight 0, and `quarantine` lists the record.
 
   Attributes:
     shape: (Y, X) of the pictures.
@@ -43,7 +43,7 @@ class PictureReader:
       rates: how many rows come from each store, relative to the others.
       batch_size: B, rows of the whole batch over all hosts.
       seed: seed of the shuffles.
-      shape: (Y, X); all pictures must have it.
+      shape: (Y, X); all pictures must have this shape.
       rows: numbers of the rows that this host reads; None for all.
     """
     self._mixture = Mixture(rates)
@@ -72,7 +72,9 @@ def picture_batches(
   shape: tuple[int, int],
   rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-  """Every picture of a store once; the last batch is filled up with black.
+  """Yields batches in which each picture of a store occurs once.
+
+  The last batch may have black rows with the weight 0.
 
   Args:
     store: store of pictures.
@@ -106,7 +108,11 @@ def _fill(
   indices: np.ndarray,
   quarantine: list | None,
 ) -> None:
-  """Puts pictures into rows; unreadable ones raise, or go to the quarantine."""
+  """Writes pictures into rows.
+
+  An unreadable picture is added to `quarantine`. If `quarantine` is None, the
+  first unreadable picture raises an error.
+  """
 
   def note(index: int, error: Exception) -> None:
     quarantine.append(

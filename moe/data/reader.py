@@ -1,4 +1,4 @@
-"""Batches by their number: what a step reads depends on seed and step only."""
+"""Reads batches by step number; a batch depends only on seed and step."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ class Reader:
   rows [s * batch_size, (s + 1) * batch_size) of this endless mixture. There is
   no iterator and no state, so any host can read any batch at any time.
 
-  A record that cannot be read makes its row empty (weight 0, segment 0) and is
-  noted in `quarantine`; no other row changes.
+  If a record cannot be read, its row stays empty (weight 0, segment 0), and
+  `quarantine` lists the record; no other row changes.
 
   Attributes:
     ids: the id space of all stores.
@@ -67,7 +67,7 @@ class Reader:
       rows: numbers of the rows of a batch that this host reads, from
         `multihost.own_rows`; None for all.
       transforms: a transform or None for each store; () for no transforms.
-      extras: further arrays of a batch; zeros where a store lacks one.
+      extras: further arrays of a batch; zeros for a store without the array.
 
     Raises:
       ValueError: if a store is missing or broken, if the stores differ in their
@@ -176,7 +176,9 @@ def eval_batches(
   transform: Transform | None = None,
   extras: Extras | None = None,
 ) -> Iterator[TokenBatch]:
-  """Every document of a store once, in the order of its packed rows.
+  """Yields batches in which each document of a store occurs once.
+
+  The rows come in the order of the pack plan.
 
   Args:
     directory: directory of the store, or the store itself.

@@ -20,10 +20,10 @@ class Feature(NamedTuple):
 
   Attributes:
     range: name of a range in `moe.modalities.ids.RANGES`. Inputs or targets are
-      codes of this range. For any other feature it has no effect: the feature
-      is an array with one value per token, which does not change.
-    is_block: whether the whole feature is one block: its tokens see each other.
-      A block in the inputs is a condition. For a block in the targets, a
+      codes of this range. It has no effect on any other feature: such a feature
+      is stored unchanged, as an array with one value per token.
+    is_block: whether the whole feature is one block. Tokens of a block see each
+      other. A block in the inputs is a condition. If the targets are a block, a
       transform must hide the tokens that are predicted.
     tokenizer: SHA-256 of the trained tokenizer that made the codes, if one was
       trained.
@@ -53,7 +53,8 @@ class Counts:
     empty: documents left out because they have nothing to score.
     malformed: documents left out because they are not UTF-8, or because their
       ids do not decode to their text.
-    respelt: documents tokenised again because the task lost a U+2581.
+    respelt: documents tokenised again because the task's tokeniser replaced a
+      U+2581 by a space.
     scored_tokens: tokens with weight 1, end marks included.
     chars: Unicode code points of the scored text, end marks not counted; a code
       of another range counts as one.
@@ -174,7 +175,7 @@ class Tokeniser:
     )
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """The given ids if they decode to the text; else the text's ids anew."""
+    """Returns `ids` if they decode to `text`, or new ids if U+2581 was lost."""
     decoded = self._vocabulary.decode(ids)
     if decoded == text:
       return ids
@@ -226,7 +227,7 @@ class Tokeniser:
     return {'block_ids': block_ids} if block_ids.any() else {}
 
   def _places(self, prompt: list[int], target: list[int]) -> Record:
-    """Rows and columns of the codes of a document; nothing without a grid."""
+    """{'row': array, 'column': array} of a document; {} without a grid."""
     parts, has_grid = [], False
     for feature, ids in zip(_FEATURES, (prompt, target), strict=True):
       grid = self._features.get(feature, Feature()).grid

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from moe import atomic_files, json_text
 
-# A file in the work directory of a run. Checkpoints record the same ranges.
+# The file in a run's work directory that lists the ranges of left-out batches.
+# Checkpoints record the same ranges.
 NAME = 'skipped_batches.json'
 
 
@@ -38,7 +39,7 @@ class Skips:
       )
 
   def number(self, step: int) -> int:
-    """The batch that a step reads; both count from 0."""
+    """Number of the batch that a step reads; steps and batches count from 0."""
     for first, end in self.ranges:
       if step < first:
         break
@@ -59,7 +60,7 @@ class Skips:
 
 
 def of_batches(batches: Iterable[int]) -> Skips:
-  """The skips that leave out single batches."""
+  """The skips that leave out the batches with these numbers."""
   ranges = []
   for number in sorted(batches):
     if ranges and ranges[-1][1] == number:
@@ -102,7 +103,7 @@ def write(workdir: str | os.PathLike, skips: Skips) -> None:
 def check_resumed(
   skips: Skips, recorded: Sequence[Sequence[int]], step: int, workdir: str
 ) -> None:
-  """Raises ValueError if a run would not have read the same batches so far.
+  """Raises ValueError if the skips before `step` differ from the recorded ones.
 
   Args:
     skips: the present skips of the run.

@@ -35,8 +35,8 @@ class Shape(NamedTuple):
 class Transform(Protocol):
   """A function from a record to the example that a batch reads.
 
-  The hash of the data contains the `repr` of the transform, so two different
-  transforms must have different ones.
+  The hash of the data contains the `repr` of the transform, so the `repr`s of
+  two different transforms must differ.
   """
 
   def declare(self, shape: Shape) -> Shape:
@@ -78,7 +78,7 @@ def shape_of(store: Store, transform: Transform | None = None) -> Shape:
 
 @dataclasses.dataclass(frozen=True)
 class MaskBlocks:
-  """Hides a share of the scored tokens of a block; only these are predicted.
+  """Hides a share of a block's scored tokens; only hidden ones are predicted.
 
   This is masked modelling (Devlin et al. 2018,
   https://arxiv.org/abs/1810.04805) with two changes. The number of hidden
@@ -125,7 +125,7 @@ class MaskBlocks:
 
 @dataclasses.dataclass(frozen=True)
 class DropCondition:
-  """Hides the whole condition of a document in a random share of its reads.
+  """Hides the whole condition of a document in a random share of its readings.
 
   So the model learns to predict the target both with and without its condition.
   Classifier-free guidance (Ho and Salimans 2022,

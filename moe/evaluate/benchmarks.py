@@ -1,10 +1,10 @@
 """Benchmarks that are scored by likelihood: LAMBADA, Winograd sets, XCOPA.
 
 Every request has exactly the characters of lm-evaluation-harness 0.4.13 for the
-task with the same name. One space separates context and continuation, in
-Chinese too, and an empty line follows each solved example. `PROTOCOLS` says for
-each benchmark what the model is asked, and how our data files differ from those
-of the harness.
+task with the same name. A continuation begins with a space, in Chinese too, and
+an empty line follows each solved example. `PROTOCOLS` says for each benchmark
+what the model is asked, and how our data files differ from those of the
+harness.
 
 Sources: LAMBADA, Paperno et al. 2016, https://arxiv.org/abs/1606.06031, in the
 text of Radford et al. 2019; WSC273, Levesque et al. 2012, with partial scoring,
@@ -45,8 +45,8 @@ class Item(NamedTuple):
     choices: the texts of the choices. The metrics 'acc_norm' and 'acc_bytes'
       divide the log-likelihood of a choice by the length of its text.
     gold: index of the right choice.
-    group: name of a group of items with nearly the same text. No item of a
-      group may be a solved example for another item of this group.
+    group: name of a group of items with nearly the same text. An item is never
+      a solved example for another item of its group.
     solved: the text of the question with its answer, for use as a solved
       example.
   """
@@ -67,8 +67,8 @@ class Benchmark(NamedTuple):
     read: makes an item from a row.
     metrics: names of its scores, see `item_values`.
     guess: accuracy of random guessing.
-    text: gives the text of a row with which we search the training data for
-      contamination.
+    text: gives the text of a row. We look for this text in the training data,
+      to find contamination.
     licence: licence of the data.
   """
 
@@ -96,8 +96,8 @@ def _partial(
 ) -> Item:
   """Makes an item for partial scoring, with a request for each option.
 
-  The context of a request is the sentence up to the option, with the option.
-  The continuation is the rest of the sentence.
+  The context of a request is the sentence up to and including the option. The
+  continuation is the rest of the sentence.
   """
   contexts = [before + option for option in options]
   rest = TARGET_DELIMITER + after

@@ -1,7 +1,7 @@
-"""Scores of captions against the captions that people wrote: BLEU, CIDEr-D.
+"""Compares captions with captions that people wrote: BLEU-4 and CIDEr-D.
 
-Both compare the n-grams of characters, since Chinese has no spaces between
-words.
+Both scores compare n-grams of characters, not of words, since Chinese has no
+spaces between words.
 """
 
 import collections
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 
 _ORDERS = (1, 2, 3, 4)
-# The width of the Gaussian of CIDEr-D, in characters.
+# Standard deviation of CIDEr-D's Gaussian over differences of length.
 _SIGMA = 6.0
 
 Counts = collections.Counter
 
 
 def _grams(text: str, order: int) -> Counts:
-  """The n-grams of a text and how often each occurs; spaces do not count."""
+  """The n-grams of a text without its spaces, and how often each occurs."""
   text = ''.join(text.split())
   return Counts(text[i : i + order] for i in range(len(text) - order + 1))
 
@@ -36,10 +36,10 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
   """BLEU-4 over characters of a whole set of captions, in [0, 1].
 
   Papineni et al. (2002), https://aclanthology.org/P02-1040: the geometric mean
-  of the clipped precisions of 1- to 4-grams, times exp(1 - r / c) if the
-  captions' length c is below the length r of the closest references. Counts are
-  added over the set before they are divided. If no 4-gram occurs in the
-  references, the score is 0.
+  of the clipped precisions of 1- to 4-grams, times exp(1 - r / c) if c < r.
+  Here, c is the length of all captions, and r is the length of the references
+  that are closest in length. Counts are added over the set before they are
+  divided. If no 4-gram occurs in the references, the score is 0.
 
   Args:
     captions: one for each picture.
@@ -76,12 +76,12 @@ def cider_d(
   """CIDEr-D of each caption, in [0, 10]: float64 [N].
 
   Vedantam et al. (2015), https://arxiv.org/abs/1411.5726, section 5: the cosine
-  of n-gram counts weighted by log(N / number of pictures whose references have
-  the n-gram). A count is clipped to that of the reference, and exp(-(l - r)^2 /
-  (2 * 6^2)) punishes a difference of length. The score is 10 times the mean
-  over references and over 1- to 4-grams. Departs from the released code, which
-  ends each text with a mark: a text of fewer than n characters has no n-grams,
-  and its cosine of this order is 0.
+  of n-gram counts, weighted by log(N / number of pictures whose references have
+  the n-gram). A count is clipped to the count in the reference. The factor
+  exp(-(l - r)^2 / (2 * 6^2)) punishes a caption of length l if its reference
+  has another length r. The score is 10 times the mean over references and over
+  1- to 4-grams. Unlike the released code, we add no end mark. So a text of
+  fewer than n characters has no n-grams, and its cosine for this n is 0.
 
   Args:
     captions: one for each picture.
@@ -108,13 +108,13 @@ def cider_d(
 
 
 def _weights(frequency: Counts, num_pictures: int):
-  """The function from an n-gram to its inverse document frequency."""
+  """Makes a function that gives the weight of an n-gram, see `cider_d`."""
   log_n = math.log(num_pictures)
   return lambda gram: log_n - math.log(max(1, frequency[gram]))
 
 
 def _similarity(ours: Counts, theirs: Counts, weight, order: int) -> float:
-  """The clipped cosine of two texts, with the penalty of their lengths."""
+  """The clipped cosine of two texts, times the factor for their lengths."""
   norm = lambda counts: math.sqrt(
     sum((n * weight(gram)) ** 2 for gram, n in counts.items())
   )
@@ -125,6 +125,7 @@ def _similarity(ours: Counts, theirs: Counts, weight, order: int) -> float:
     min(n, theirs[gram]) * theirs[gram] * weight(gram) ** 2
     for gram, n in ours.items()
   )
-  # Texts that are both as long as an n-gram differ as much as their n-grams do.
+  # Each text has an n-gram, so a text of L characters has L - n + 1 of them. So
+  # the difference of these numbers is the difference of the lengths.
   apart = ours.total() - theirs.total()
   return shared / product * math.exp(-(apart**2) / (2 * _SIGMA**2))

@@ -32,8 +32,8 @@ def build_listener(
 
   Returns:
     `score(params, state, seen, captions_KT, length_K) -> nats_BK`. `seen` are
-    the pictures. captions_KT are ids with their end mark, right padded;
-    length_K counts the end mark.
+    the pictures. captions_KT are the ids of K sentences with their end marks,
+    right padded. length_K counts the end marks.
   """
 
   def score(
@@ -96,7 +96,7 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def information_gain(
   nats_BLM: np.ndarray, nats_LM: np.ndarray, alpha: float
 ) -> np.ndarray:
-  """The gain log p(c | x) - alpha log p(c) of labels c by pictures x: [B, L].
+  """Gains log p(c | x) - alpha log p(c), [B, L], of labels c for pictures x.
 
   This is the score of the information-gain captioner (Xu et al. 2023,
   https://arxiv.org/abs/2311.17072). It subtracts what the language model
@@ -106,7 +106,7 @@ def information_gain(
   Args:
     nats_BLM: nats of each of M sentences of each label, given a picture.
     nats_LM: nats of the same sentences without a picture.
-    alpha: share of the expectation that is subtracted, from 0 to 1.
+    alpha: factor of log p(c), from 0 to 1.
   """
   bounds.within('alpha', alpha, 'share of the expectation', least=0, most=1)
   log_mean = lambda nats: (

@@ -9,8 +9,8 @@ from moe.evaluate import score
 
 # At most this many numbers are drawn at once, to bound the memory.
 DRAWS_PER_CHUNK = 1 << 22
-# This number is enough: with more resamples, the ends of an interval would move
-# by at most a few percent of its width.
+# With more resamples than this, the ends of an interval would move by at most a
+# few percent of its width.
 _RESAMPLES_OF_SCORES = 1000
 
 
@@ -141,6 +141,30 @@ def of_documents(
   return score.Score(
     name, value, found.low, found.high, len(nats), command, unit
   )
+
+
+def of_shares(
+  name: str, right: np.ndarray, sizes: np.ndarray, command: str, unit: str
+) -> score.Score:
+  """The share of tokens that are right, over all documents.
+
+  Args:
+    name: name of the score.
+    right: number of right tokens of each document.
+    sizes: number of tokens of each document.
+    command: the command that gives the same number again.
+    unit: unit of the value.
+
+  Returns:
+    A score with a bootstrap interval over documents. A single document has no
+    interval.
+  """
+  right, sizes = np.asarray(right, np.float64), np.asarray(sizes, np.float64)
+  low = high = None
+  if right.size > 1:
+    low, high = _interval(right, sizes, _RESAMPLES_OF_SCORES, 0.95, 0)
+  value = float(right.sum() / sizes.sum())
+  return score.Score(name, value, low, high, right.size, command, unit, True)
 
 
 def of_mean(

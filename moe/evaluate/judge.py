@@ -1,8 +1,8 @@
 """An independent network that says what a picture shows; it judges drawings.
 
 It reads pixels, and shares neither parameters nor seed nor architecture with
-the tokenizer and the language model. Its accuracy on real pictures is an upper
-bound for drawn pictures.
+the tokenizer and the language model. Its accuracy on real pictures limits the
+score that drawn pictures can reach.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from moe.types import Array, PyTree
 # Channels after each halving of height and width, and number of features.
 _WIDTHS, _FEATURES = (48, 96, 128), 128
 _BATCH, _RATE, _SEED = 64, 2e-3, 20_011
-# An attribute with more values is a name, not a class.
+# An attribute with more values than this is not learned. It is like a name.
 _MAX_VALUES = 256
 
 
@@ -68,7 +68,7 @@ def attributes_of(facts: Sequence[Mapping]) -> dict[str, list]:
 def targets_of(
   facts: Sequence[Mapping], values: Mapping[str, list]
 ) -> dict[str, np.ndarray]:
-  """Attribute -> int32 [N], number of each picture's value; -1 if missing."""
+  """Attribute -> int32 [N], index of each picture's value; -1 if missing."""
   found = {}
   for name, known in values.items():
     number = {value: i for i, value in enumerate(known)}
@@ -165,7 +165,7 @@ def of_cache(
 def judge(
   judge: Judge, pictures: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """(attribute -> number of the likeliest value [N], features [N, F])."""
+  """(attribute -> index of the likeliest value [N], features [N, F])."""
   apply = jax.jit(_apply)
   answers, features = {name: [] for name in judge.values}, []
   for first in range(0, len(pictures), _BATCH):
@@ -187,7 +187,7 @@ def right(
   """Attribute -> float [N]: 1 if the answer agrees with the facts, else 0.
 
   The value is NaN if a picture lacks the attribute. The value of 'all' is 1 if
-  all attributes of a picture are right.
+  the answers agree with all facts of a picture.
   """
   targets = targets_of(facts, judge_.values)
   found = {

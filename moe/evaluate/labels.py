@@ -1,4 +1,4 @@
-"""How good labels are, beside the share of right ones."""
+"""Scores of chosen labels besides their accuracy: F1 and calibration error."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ def macro_f1(answers: np.ndarray, truth: np.ndarray) -> float:
 
   Args:
     answers: int [N], the label that was chosen.
-    truth: int [N], the right one. A label that never is right does not count.
+    truth: int [N], the right label. A label that is never right does not count.
   """
   found = []
   for label in np.unique(truth):
@@ -20,13 +20,14 @@ def macro_f1(answers: np.ndarray, truth: np.ndarray) -> float:
 def calibration_error(
   gains: np.ndarray, truth: np.ndarray, num_bins: int = 10
 ) -> float:
-  """The mean distance between confidence and accuracy, by bins.
+  """The expected calibration error: how far confidence and accuracy differ.
 
-  Guo et al. (2017), https://arxiv.org/abs/1706.04599. The confidence is the
-  largest of the softmax of the gains.
+  Guo et al. (2017), https://arxiv.org/abs/1706.04599: the mean over bins of
+  confidence, weighted by the number of answers. The confidence of an answer is
+  its probability, which is a softmax over the gains.
 
   Args:
-    gains: [N, labels].
+    gains: [N, labels], log-probabilities up to a constant for each row.
     truth: int [N], the right label.
     num_bins: bins of equal width from 0 to 1.
   """

@@ -19,9 +19,9 @@ def frechet_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
   """The squared Frechet distance of two Gaussians fitted to features.
 
   Heusel et al. (2017), https://arxiv.org/abs/1706.08500: the squared distance
-  of the means plus tr(A + B - 2 (A B)^(1/2)) of the covariances. The root is
-  taken of the symmetric A^(1/2) B A^(1/2), which has the same trace, by
-  eigenvalues; those below 0 are errors of rounding.
+  of the means plus tr(A + B - 2 (A B)^(1/2)) of the covariances. Instead of the
+  root of A B we take the root of A^(1/2) B A^(1/2), which is symmetric and has
+  the same trace. Eigenvalues below 0 are rounding errors, so we set them to 0.
 
   Args:
     a_NF: features of at least 2 pictures.
@@ -44,7 +44,8 @@ def kernel_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
   """KID: the unbiased squared maximum mean discrepancy of two sets.
 
   Binkowski et al. (2018), https://arxiv.org/abs/1801.01401, with their kernel
-  (x y / F + 1)^3. It has no bias for small sets, so it may be below 0.
+  (x y / F + 1)^3. The estimate has no bias for small sets, so it may be below
+  0.
 
   Args:
     a_NF: features of at least 2 pictures.
@@ -56,7 +57,7 @@ def kernel_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
   def within(x: np.ndarray) -> float:
-    """The mean over pairs of different pictures."""
+    """The mean of the kernel over pairs of different pictures."""
     k = kernel(x, x)
     return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
 
@@ -68,8 +69,8 @@ class Floor(NamedTuple):
   """Distances between two sets of real pictures.
 
   Attributes:
-    frechet: FD-own.
-    kernel: KID.
+    frechet: see `frechet_distance`.
+    kernel: KID, see `kernel_distance`.
   """
 
   frechet: float
@@ -79,13 +80,13 @@ class Floor(NamedTuple):
 def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
   """The distances of two disjoint sets of `num` real pictures.
 
-  FD-own falls with the number of pictures, so a set of drawn pictures can only
-  be compared with a floor of the same number.
+  The Frechet distance is smaller for larger sets. So a set of drawn pictures
+  can only be compared with a floor for equally many pictures.
 
   Args:
-    real_NF: features of at least 2 `num` real pictures.
-    num: pictures of each set.
-    seed: of the choice.
+    real_NF: features of at least 2 * `num` real pictures.
+    num: number of pictures in each set.
+    seed: seed of the random choice.
 
   Raises:
     ValueError: if there are too few pictures.
@@ -103,15 +104,15 @@ def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
 def scores(
   drawn_NF: np.ndarray, real_NF: np.ndarray, name: str, command: str
 ) -> list[Score]:
-  """FD-own and KID of drawn pictures, each with its floor.
+  """Distances of drawn pictures to real ones, and of real ones to each other.
 
-  All sets have the same number of pictures: that of the drawn ones, or half of
-  the real ones if these are too few.
+  The distances are the Frechet distance (FD-own) and KID. All sets have equally
+  many pictures: as many as were drawn, but at most half of the real ones.
 
   Args:
     drawn_NF: features of at least 2 drawn pictures.
     real_NF: features of at least 4 real held-out pictures.
-    name: of the pictures, which begins each score.
+    name: name of the pictures; the name of each score begins with it.
     command: the command that gives the same numbers again.
   """
   num = min(len(drawn_NF), len(real_NF) // 2)
@@ -133,21 +134,23 @@ def scores(
 def nearest(
   pictures: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(distance [N], number [N]) of the nearest one of other pictures.
+  """Finds the nearest of `others` for each picture.
 
   Args:
     pictures: [N, ...], pixels or features.
-    others: [M, ...] of the same kind.
+    others: [M, ...], pixels or features of other pictures.
 
   Returns:
-    The root of the mean squared difference, and the number among `others`.
+    (distance [N], index in `others` [N]). The distance is the root of the mean
+    squared difference.
   """
   flat = lambda a: np.asarray(a, np.float32).reshape(len(a), -1)
   a = flat(pictures)
   best, number = np.full(len(a), np.inf), np.zeros(len(a), int)
   for first in range(0, len(others), _ROWS):
     b = flat(others[first : first + _ROWS])
-    # The square of each picture is the same for all others, so it is left out.
+    # The squared norm of a picture is a term of all its distances. It does not
+    # change which distance is smallest, so it is left out.
     distances = np.square(b).sum(axis=1) - 2 * a @ b.T
     at = distances.argmin(axis=1)
     found = distances[np.arange(len(a)), at]
@@ -160,13 +163,13 @@ def nearest(
 def is_nearer(drawn_N: np.ndarray, held_out_M: np.ndarray) -> np.ndarray:
   """Whether each drawn picture is suspiciously near to a training picture.
 
-  That is, nearer than 95% of the held-out pictures are. A model that copies
-  nothing has a share of about 0.05. One that draws smooth prototypes has more,
-  so the pairs must be looked at.
+  A drawn picture is suspicious if it is nearer than 95% of the held-out
+  pictures. If a model copies nothing, about 5% of its pictures are suspicious.
+  If it draws smooth prototypes, more are. So people must look at the pairs.
 
   Args:
-    drawn_N: distances of drawn pictures to the nearest training picture.
-    held_out_M: the same of real held-out pictures.
+    drawn_N: distance of each drawn picture to the nearest training picture.
+    held_out_M: the same distance of each real held-out picture.
 
   Returns:
     bool [N].

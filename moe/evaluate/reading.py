@@ -4,8 +4,9 @@ Prompts and scores of XQuAD (Artetxe et al. 2020,
 https://arxiv.org/abs/1910.11856) are those of the tasks `xquad_zh` and
 `xquad_en` of lm-evaluation-harness 0.4.13. The harness has no tasks for DRCD
 (Shao et al. 2018, https://arxiv.org/abs/1806.00920) and CMRC 2018 (Cui et al.
-2019, https://arxiv.org/abs/1810.07366). Both get the prompt of XQuAD in their
-own script, and are scored as in the paper on CMRC 2018.
+2019, https://arxiv.org/abs/1810.07366). Both get the prompt of XQuAD, in
+traditional or simplified characters like the set itself. Both are scored as in
+the paper on CMRC 2018.
 """
 
 import collections
@@ -30,7 +31,7 @@ class Question(NamedTuple):
   Attributes:
     prompt: text, question and the word before the answer.
     answers: right answers.
-    text: text with which we search the training data for contamination.
+    text: we look for this text in the training data, to find contamination.
   """
 
   prompt: str
@@ -101,7 +102,10 @@ def squad_words(text: str) -> list[str]:
 
 
 def squad_exact(right: str, given: str) -> float:
-  """1 if both have the same words (Rajpurkar et al. 2016), else 0."""
+  """1 if both have the same words in the same order, else 0.
+
+  Rajpurkar et al. (2016), https://arxiv.org/abs/1606.05250.
+  """
   return float(squad_words(right) == squad_words(given))
 
 
@@ -131,7 +135,7 @@ def character_units(text: str) -> list[str]:
 
 
 def character_exact(right: str, given: str) -> float:
-  """1 if both have the same units, else 0."""
+  """1 if both have the same `character_units`, else 0."""
   return float(character_units(right) == character_units(given))
 
 

@@ -1,8 +1,8 @@
 """Whether a poem fits its title, judged by counts of characters alone.
 
-The judge knows how often a character stands in the title of a poem that has
-another character. It has never seen a model, so it can judge poems that a model
-has ranked by itself.
+The judge counts how often one character is in a title and another one in its
+poem. It depends on no model, so it can also judge poems that a model has chosen
+by its own likelihood.
 """
 
 import collections
@@ -25,10 +25,10 @@ class TitleJudge:
 
     Args:
       titles: all titles that will be asked about.
-      pairs: (title, poem) of other poems, such as the training side.
+      pairs: (title, poem) of other poems, such as the training split.
     """
     wanted = set(''.join(titles))
-    # Character of a title -> character of a poem -> poems with both.
+    # Character of a title -> character of a poem -> number of poems with both.
     self._both = {char: collections.Counter() for char in wanted}
     self._in_poem, self._in_title = collections.Counter(), collections.Counter()
     self._num_poems = 0
@@ -41,11 +41,13 @@ class TitleJudge:
         self._both[char].update(inside)
 
   def score(self, title: str, poem: str) -> float:
-    """The mean over characters of the title of log p(it | poem) / p(it).
+    """The mean of log(p(c | poem) / p(c)) over the characters c of a title.
 
-    p(character | poem) is the mean over characters of the poem of the share of
-    poems with that character that have the first one in their title. One poem
-    that holds everything is added to the counts, so that no share is 0.
+    p(c) is the share of the poems that have c in their titles. p(c | poem) is a
+    mean over the different characters d of the poem. Each term is the share of
+    the poems with d that have c in their titles. One poem is added to all
+    counts, so that no share is 0. The score is -inf if the title or the poem
+    has no Chinese character.
     """
     inside = set(CHINESE.findall(poem))
     asked = CHINESE.findall(title)
@@ -74,9 +76,10 @@ def matched_shares(
   """For every title and sample, whether the judge matches them.
 
   Args:
-    judge: of the titles.
-    titles: all different; each stands among the others of its group.
-    poems: samples of each title, the same number for each.
+    judge: a judge that knows all titles.
+    titles: different titles. Each `GROUP` titles in a row form a group, and a
+      title is compared with the others of its group.
+    poems: samples for each title, the same number for each.
 
   Returns:
     bool [titles, samples].

@@ -1,7 +1,7 @@
-"""What a structure is compared with: structures that know nothing of it.
+"""Baselines for predicted structures.
 
-An ideal helix, a compact random walk, and the nearest training chain, threaded
-by an alignment of sequences.
+They are an ideal helix, a compact random walk, and the nearest training chain.
+An alignment of the sequences says which residue gets which atom of that chain.
 """
 
 import functools
@@ -12,12 +12,13 @@ import numpy as np
 
 from moe.modalities.protein import Chain
 
-# Chains with a lower score of their best alignment are the novel group.
+# A chain is novel if its best alignment with a training chain scores less than
+# this, see `Nearest.score`.
 NOVEL_BELOW = 60
 
 
 def helix(size: int) -> np.ndarray:
-  """CA atoms [I, 3] of an alpha helix: 100 degrees and 1.5 Angstrom each."""
+  """CA atoms [I, 3] of an alpha helix; a residue adds 100 degrees and 1.5 A."""
   turn = np.deg2rad(100) * np.arange(size)
   return np.stack(
     [2.28 * np.cos(turn), 2.28 * np.sin(turn), 1.5 * np.arange(size)], axis=-1
@@ -25,9 +26,9 @@ def helix(size: int) -> np.ndarray:
 
 
 def random_walk(size: int, seed: int) -> np.ndarray:
-  """CA atoms [I, 3] of a random walk, as compact as a protein of its length.
+  """CA atoms [I, 3] of a random walk that is as compact as a real protein.
 
-  The radius of gyration is 2.2 x length^0.38 (Skolnick et al. 1997).
+  The radius of gyration is 2.2 x length^0.38 Angstrom (Skolnick et al. 1997).
   """
   random = np.random.default_rng([seed, size])
   steps = random.normal(size=(size, 3))
@@ -38,13 +39,14 @@ def random_walk(size: int, seed: int) -> np.ndarray:
 
 
 class Nearest(NamedTuple):
-  """The nearest training chain of a chain.
+  """The training chain that is nearest to a chain.
 
   Attributes:
-    name: of the training chain.
-    score: of the local alignment: BLOSUM62, 10 to open a gap, 1 to extend it.
+    name: name of the training chain.
+    score: score of the local alignment, with BLOSUM62 and the gap penalties 10
+      to open a gap and 1 to extend it.
     identity: share of equal residues among the aligned ones.
-    points: [I, 3], its CA atoms threaded on the chain.
+    points: [I, 3], a CA atom for each residue of the chain, see `threaded`.
   """
 
   name: str
@@ -54,15 +56,13 @@ class Nearest(NamedTuple):
 
 
 def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
-  """The training chain with the best local alignment, threaded.
-
-  Residues outside of the alignment continue it in a straight line.
+  """Finds the training chain with the best local alignment.
 
   Args:
     chain: the chain.
     training: at least one chain.
   """
-  # biotite takes a second to import, and only this aligns sequences.
+  # The import of biotite takes a second, and only this function needs it.
   from biotite.sequence import ProteinSequence, align
 
   matrix = align.SubstitutionMatrix.std_protein_matrix()
@@ -88,9 +88,10 @@ def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
 def _similar(
   chain: Chain, training: Sequence[Chain], most: int = 100
 ) -> list[Chain]:
-  """The chains that share most pairs and triples of residues with it.
+  """The `most` training chains that share most pairs and triples with `chain`.
 
-  To align all of them would take seconds for each chain.
+  A pair or triple consists of neighbouring residues. Aligning all training
+  chains would take seconds for each chain.
   """
   words = _words(chain.sequence)
   shared = [
@@ -109,12 +110,16 @@ def _words(sequence: str) -> frozenset[str]:
 
 
 def threaded(size: int, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Points of all residues from those of some: gaps are straight lines.
+  """Makes points [I, 3] of all residues from the points of some residues.
+
+  Points between two known ones lie on a straight line. Before the first and
+  after the last known point, a straight line leads away from the centre, with
+  3.8 Angstrom per residue.
 
   Args:
-    size: residues of the chain.
-    rows: int [N], increasing, the residues with a point.
-    points: [N, 3].
+    size: I, number of residues of the chain.
+    rows: int [N], increasing, the residues with a known point.
+    points: [N, 3], the known points.
   """
   place = np.arange(size)
   made = np.stack(

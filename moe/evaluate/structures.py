@@ -1,14 +1,17 @@
 """Scores of a predicted structure against the true one, from CA atoms.
 
-All of them compare residue by residue; nothing is aligned anew. The lDDT of a
-mirror image is 1, so `chirality` compares a model with its mirror image.
+Residue i is compared with residue i, without an alignment. The lDDT of a mirror
+image is 1, so `chirality` compares a prediction with its mirror image.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-# Angstrom between the CB atoms of residues that touch.
+from moe.modalities import residues
+from moe.modalities.protein import Chain
+
+# Residues are in contact if their CB atoms are nearer than this, in Angstrom.
 CONTACT = 8.0
 _CUTOFF = 15.0
 _GDT = (1.0, 2.0, 4.0, 8.0)
@@ -30,10 +33,12 @@ def lddt(
   Args:
     points: [I, 3], predicted.
     true: [I, 3].
-    least_separation: places between residues below which a pair is left out.
+    least_separation: pairs of residues i and j with |i - j| below this are left
+      out.
 
   Returns:
-    The mean over the pairs that are near in truth; NaN if there is none.
+    The mean over the pairs that are nearer than 15 Angstrom in `true`; NaN if
+    there is none.
   """
   wanted = _distances(true)
   near = (wanted < _CUTOFF) & (_separation(len(true)) >= least_separation)
@@ -46,14 +51,14 @@ def lddt(
 def superpose(
   points: np.ndarray, true: np.ndarray, chosen: np.ndarray | None = None
 ) -> np.ndarray:
-  """Points after the rotation and shift that bring chosen ones nearest.
+  """Rotates and shifts all points so that the chosen ones fit `true` best.
 
   Kabsch (1976), https://doi.org/10.1107/S0567739476001873.
 
   Args:
     points: [I, 3].
     true: [I, 3].
-    chosen: which points count; None for all.
+    chosen: indices of the points that must fit; None for all.
   """
   chosen = slice(None) if chosen is None else chosen
   centre, true_centre = points[chosen].mean(axis=0), true[chosen].mean(axis=0)
@@ -70,20 +75,24 @@ def rmsd(points: np.ndarray, true: np.ndarray) -> float:
 
 
 def chirality(points: np.ndarray, true: np.ndarray) -> float:
-  """RMSD of the mirror image less that of the model; above 0 is right."""
+  """RMSD of the mirror image minus RMSD of `points`.
+
+  It is above 0 if the points fit better than their mirror image.
+  """
   return rmsd(points * np.array([1, 1, -1]), true) - rmsd(points, true)
 
 
 def tm_scale(length: int) -> float:
-  """Angstrom d0 of the TM-score, at least 0.5."""
+  """The distance d0 of the TM-score, in Angstrom; at least 0.5."""
   return max(0.5, 1.24 * np.cbrt(max(length, 16) - 15) - 1.8)
 
 
 def _fits(points: np.ndarray, true: np.ndarray) -> Iterator[np.ndarray]:
-  """Distances [I] of many superpositions of the whole chain or parts of it.
+  """Yields the distances [I] of points and true points for many superpositions.
 
-  Each begins with a fragment, and goes on with the residues that came near, as
-  the search of the TM-score does (Zhang and Skolnick 2004).
+  This is the search of the TM-score (Zhang and Skolnick 2004). It superposes
+  the whole chain or a fragment first, then all residues that are now near their
+  true places, and so on.
   """
   size = len(true)
   reach = max(4.5, min(8.0, tm_scale(size)))
@@ -96,7 +105,7 @@ def _fits(points: np.ndarray, true: np.ndarray) -> Iterator[np.ndarray]:
         apart = np.linalg.norm(moved - true, axis=-1)
         yield apart
         limit, nearer = reach, np.flatnonzero(apart < reach)
-        while len(nearer) < 3:  # As few points fix no rotation.
+        while len(nearer) < 3:  # Fewer points do not determine a rotation.
           limit += 0.5
           nearer = np.flatnonzero(apart < limit)
         if np.array_equal(nearer, chosen):
@@ -105,10 +114,10 @@ def _fits(points: np.ndarray, true: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-  """(TM-score, GDT_TS) by residue correspondence, both from 0 to 1.
+  """(TM-score, GDT_TS), both from 0 to 1, without an alignment of sequences.
 
-  Each is the best over many superpositions; GDT_TS takes the best one for each
-  of its thresholds of 1, 2, 4 and 8 Angstrom.
+  Each score is the best over many superpositions. GDT_TS takes the best
+  superposition for each of its thresholds 1, 2, 4 and 8 Angstrom.
   """
   scale = tm_scale(len(true))
   tm, counts = 0.0, np.zeros(len(_GDT))
@@ -121,12 +130,12 @@ def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 def contact_precision(
   score: np.ndarray, cb: np.ndarray, least_separation: int, part: int = 5
 ) -> float:
-  """Share of true contacts among the best L / part pairs of a chain of L.
+  """Share of true contacts among the I / part pairs with the highest scores.
 
   Args:
     score: [I, I], such as the probability of a contact.
     cb: [I, 3], true CB atoms.
-    least_separation: places between the residues of a pair.
+    least_separation: least |i - j| of the residues i and j of a pair.
     part: 1, 2 or 5.
 
   Returns:
@@ -143,11 +152,35 @@ def contact_precision(
 
 
 def neighbour_steps(points: np.ndarray) -> np.ndarray:
-  """Distances of CA atoms that follow each other; 3.8 Angstrom in proteins."""
+  """Distances of neighbouring CA atoms; about 3.8 Angstrom in real proteins."""
   return np.linalg.norm(np.diff(points, axis=0), axis=-1)
 
 
 def num_clashes(points: np.ndarray, least: float = 3.0) -> int:
-  """Pairs of CA atoms that are not neighbours and nearer than `least`."""
+  """Number of CA pairs closer than `least` Angstrom, except neighbours."""
   near = _distances(points) < least
   return int(np.triu(near & (_separation(len(points)) > 1)).sum())
+
+
+def secondary_structure(chain: Chain) -> np.ndarray:
+  """The kind of each residue by P-SEA, which reads CA atoms alone.
+
+  Args:
+    chain: a chain whose CA atoms are all known.
+
+  Returns:
+    int [I]: 0 helix, 1 strand, 2 coil, -1 unknown.
+  """
+  from biotite import structure  # Takes half a second to import.
+
+  size = chain.codes.size
+  atoms = structure.AtomArray(size)
+  atoms.coord = chain.atoms[:, 1]
+  atoms.chain_id[:] = 'A'
+  atoms.res_id[:] = np.arange(1, size + 1)
+  atoms.res_name[:] = [(*residues.NAMES, 'UNK')[code] for code in chain.codes]
+  atoms.atom_name[:] = 'CA'
+  atoms.element[:] = 'C'
+  return np.array(
+    ['abc'.find(kind) if kind else -1 for kind in structure.annotate_sse(atoms)]
+  )

@@ -30,16 +30,16 @@ class Timed(NamedTuple):
 
 
 def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-  """Makes a sample function: median seconds of calls until arrays are ready.
+  """Makes a function that measures the median seconds of `repeats` calls.
 
-  Two calls come first, so that no sample includes compilation or the first
-  allocation of memory.
+  A call lasts until its arrays are ready. Two calls come first, so that no
+  sample includes compilation or the first allocation of memory.
 
   Args:
     function: returns arrays.
     repeats: calls per sample.
   """
-  import jax  # Here, since a verb imports this file before it sets up JAX.
+  import jax  # Here, since a command imports this file before it sets up JAX.
 
   def call() -> float:
     start = time.perf_counter()

@@ -1,25 +1,18 @@
 """Decoding: a model reads prompts into a cache and draws token after token."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.data import examples
 from moe.infer import kv_cache, sampling
+from moe.infer.prompts import Prompts, RowPrompt, bucket, stacked
 from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
 # The modality of ids, as `IdSpace.modality` gives it.
 Modality = Callable[[Array], Array]
-# The id before every document. Rows are padded with it too. No token attends to
-# the padding.
-START_ID = 0
-# The widths of prompts and samples are rounded up to a power of two, so that
-# few programs are compiled. This is the smallest width.
-SMALLEST_BUCKET = 16
 
 
 class Functional(Protocol):
@@ -42,54 +35,10 @@ class Functional(Protocol):
     """Float32 logits [.., V] of hidden [.., D]."""
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits in which only ids of the target's range compete."""
+    """The logits, but very small ones for ids outside the target's range."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""
-
-
-class RowPrompt(NamedTuple):
-  """The prompt of one sample, with the rules for the text after it.
-
-  Attributes:
-    tokens: ids, without the start id; may be empty.
-    table: jump table, as `forms` makes it.
-    blocks: block of each token, 0 for none; () if there is no block.
-    extras: name -> further array [tokens, ...] that the model reads, first for
-      the tokens of the prompt and then for those of the sample. Missing values
-      at the end are 0. All prompts have the same names.
-  """
-
-  tokens: Sequence[int]
-  table: np.ndarray
-  blocks: Sequence[int] = ()
-  extras: Mapping[str, np.ndarray] = {}
-
-
-class Prompts(NamedTuple):
-  """A batch of prompts, one row per sample.
-
-  Attributes:
-    tokens_BT: int32, right padded; each row starts with `START_ID`.
-    length_B: int32, tokens of each row without padding; 0 for an unused row.
-    jump_row_B: int32, the row of the jump table at which each sample starts.
-    key_B: typed PRNG keys.
-    block_BT: int32, block of each token; None if all are 0.
-    extras: name -> further array [B, S, ...] that the model reads; S counts the
-      tokens of the prompt and of the sample.
-  """
-
-  tokens_BT: Array
-  length_B: Array
-  jump_row_B: Array
-  key_B: Array
-  block_BT: Array | None = None
-  extras: dict[str, Array] = {}
-
-
-def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
-  """The smallest power of two that is at least `length` and `smallest`."""
-  return 1 << (int(max(length, smallest)) - 1).bit_length()
 
 
 def read_batch(
@@ -140,7 +89,7 @@ def prefill(
 
   Returns:
     (logits_BV of the token after each prompt, the cache with T more entries).
-    With a section, V are the codes of that range of ids.
+    If `section` names a range of ids, V counts only the codes of this range.
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
   T = prompts.tokens_BT.shape[1]
@@ -197,8 +146,8 @@ def read_token(
   """Reads a batch of `token_batch` into the cache.
 
   Returns:
-    (logits_BV of the next tokens, the cache with one more entry). With a
-    section, V are the codes of that range of ids.
+    (logits_BV of the next tokens, the cache with one more entry). If `section`
+    names a range of ids, V counts only the codes of this range.
   """
   outputs = functional.apply(params, state, batch, None, False, cache)
   logits_BV = functional.head(params, outputs.hidden[:, 0], section)
@@ -224,7 +173,7 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Carry]:
-  """Draws one token per row and stores it in the carry."""
+  """Draws one token per row; returns the tokens and the updated carry."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # Each row has its own key, so its draw does not depend on the other rows.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
@@ -232,7 +181,8 @@ def _draw_token(
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
   carry = carry._replace(
-    # The end mark has a jump of 0, so a row that is done keeps its table row.
+    # The end mark has a jump of 0, so a finished row stays at its row of the
+    # jump table.
     jump_row_B=carry.jump_row_B + jump_B,
     is_done_B=carry.is_done_B | (token_B == eos_id),
     length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),
@@ -344,64 +294,12 @@ def generate(
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
   """
-  num_rows = math.ceil(len(prompts) / row_parts) * row_parts
-  lengths = np.zeros(num_rows, np.int32)
-  lengths[: len(prompts)] = [1 + len(p.tokens) for p in prompts]
-  tokens = np.full((num_rows, bucket(lengths.max())), START_ID, np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, 1 : lengths[row]] = prompt.tokens
-  block_BT = None
-  if any(prompt.blocks for prompt in prompts):
-    block_BT = np.zeros_like(tokens)
-  for row, prompt in enumerate(prompts):
-    if prompt.blocks:
-      block_BT[row, : lengths[row]] = examples.place_blocks(
-        np.array([0, *prompt.blocks]), np.array([*prompt.blocks, 0])
-      )
-  num_places = tokens.shape[1] + bucket(limit)
-  extras = {
-    name: _of_places([p.extras[name] for p in prompts], num_rows, num_places)
-    for name in prompts[0].extras
-  }
-  # All different jump tables are stacked; prompts with equal tables share one.
-  starts, stacked, num_jump_rows = {}, [], 0
-  for table in (prompt.table for prompt in prompts):
-    if id(table) not in starts:
-      starts[id(table)] = num_jump_rows
-      stacked.append(table)
-      num_jump_rows += len(table)
-  jump_rows = np.zeros(num_rows, np.int32)
-  jump_rows[: len(prompts)] = [starts[id(p.table)] for p in prompts]
-  jumps = np.full(
-    (bucket(num_jump_rows), prompts[0].table.shape[1]), -1, np.int16
-  )
-  jumps[:num_jump_rows] = np.concatenate(stacked)
-  rows = np.arange(num_rows, dtype=np.uint32)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+  batch, jumps = stacked(prompts, bucket(limit), seed, row_parts)
   written, counts = write(
-    params,
-    state,
-    Prompts(tokens, lengths, jump_rows, keys, block_BT, extras),
-    jumps,
-    np.int32(limit),
-    bucket(limit),
+    params, state, batch, jumps, np.int32(limit), bucket(limit)
   )
   written, counts = jax.device_get((written, counts))
   return [
     row[:count].tolist()
     for _, row, count in zip(prompts, written, counts, strict=False)
   ]
-
-
-def _of_places(
-  values: Sequence[np.ndarray], num_rows: int, num_places: int
-) -> np.ndarray:
-  """Stacks the values of each row's tokens as [rows, places, ...].
-
-  Place 0 is the start id; its value and all missing values are 0.
-  """
-  shape = (num_rows, num_places, *values[0].shape[1:])
-  found = np.zeros(shape, values[0].dtype)
-  for row, own in enumerate(values):
-    found[row, 1 : 1 + len(own)] = own[: num_places - 1]
-  return found

@@ -1,4 +1,4 @@
-"""Pictures in a language model: it draws codes one by one, or reads a block."""
+"""A language model draws pictures code by code, or reads them as blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe.infer import decode, kv_cache, sampling
-from moe.infer.decode import START_ID, Functional, Modality, Prompts
-from moe.modalities.ids import PATCHES
+from moe.infer.decode import Functional, Modality
+from moe.infer.prompts import START_ID, Prompts, bucket
 from moe.types import Array, Cache, Extra, PyTree
 
-# Name of the range of ids that image codes have, and number of its modality.
+# Name of the id range of image codes, and number of their modality.
 SECTION, IMAGE = 'image', 1
-# The block of a picture that is read.
+# The block id of the tokens of a picture that is read.
 _BLOCK = 1
 
 
@@ -23,8 +23,8 @@ class Canvas(NamedTuple):
 
   Attributes:
     begin: id of the first code.
-    grid: rows and columns of codes.
-    mask: id that is read in place of a hidden condition.
+    grid: (rows, columns) of codes.
+    mask: id that replaces each token of a hidden condition.
     extras: further arrays that the model reads; `row` and
       `column` count from 1 for codes, and are 0 for other tokens.
   """
@@ -45,7 +45,8 @@ class Canvas(NamedTuple):
     """Further arrays [B, S] of documents.
 
     Args:
-      first_B: index of the place that reads the first code, in each row.
+      first_B: for each document, the index of the place that reads the first
+        code.
       num_places: S.
     """
     found = {}
@@ -66,12 +67,12 @@ class Seen(NamedTuple):
   Attributes:
     tokens: int32 [N, codes], ids of codes; masks for a model that reads
       patches, or where a picture is hidden.
-    patches: uint8 [N, codes, values], from `image.patches_of`; None for a model
-      that reads codes.
+    extras: name -> further array [N, codes, ...], such as the patches of
+      `image.patches_of`.
   """
 
   tokens: Array
-  patches: Array | None = None
+  extras: dict[str, Array] = {}
 
   def rows(self, rows: np.ndarray | slice) -> 'Seen':
     """Some of the pictures."""
@@ -179,7 +180,7 @@ def draw(
   Args:
     artist: the function of `build_artist`, with parameters and state bound.
     canvas: how a picture lies in a document.
-    prompts: ids of each sentence.
+    prompts: for each picture, the ids of its sentence.
     guidance: s of `guided`. 1 draws from the conditional model alone, which
       takes half the time.
     seed: seed of the draws. A picture depends on the seed and on the index of
@@ -195,9 +196,7 @@ def draw(
   if guidance != 1:
     whole += [[canvas.mask] * len(prompt) for prompt in whole]
   length_B = np.array([1 + len(prompt) for prompt in whole], np.int32)
-  tokens_BT = np.full(
-    (len(whole), decode.bucket(length_B.max())), START_ID, np.int32
-  )
+  tokens_BT = np.full((len(whole), bucket(length_B.max())), START_ID, np.int32)
   for tokens_T, prompt in zip(tokens_BT, whole, strict=True):
     tokens_T[1 : 1 + len(prompt)] = prompt
   num_places = tokens_BT.shape[1] + canvas.num_codes
@@ -236,7 +235,7 @@ def read_block(
     state: state of the model.
     canvas: how a picture lies in a document.
     seen: the pictures.
-    room: number of entries that the cache has for later tokens.
+    room: number of further entries of the cache, for later tokens.
 
   Returns:
     (logits_BV of the token after each picture, the cache).
@@ -246,8 +245,9 @@ def read_block(
   # A mask has the modality of the code that it hides.
   is_code = jnp.broadcast_to(jnp.arange(P + 1) > 0, tokens.shape)
   extras = canvas.extras_of(np.ones(B, int), P + 1)
-  if seen.patches is not None:
-    extras[PATCHES] = jnp.pad(seen.patches, ((0, 0), (1, 0), (0, 0)))
+  for name, values in seen.extras.items():
+    rest = [(0, 0)] * (values.ndim - 2)
+    extras[name] = jnp.pad(values, [(0, 0), (1, 0), *rest])
   prompts = Prompts(
     tokens,
     jnp.full(B, P + 1, jnp.int32),

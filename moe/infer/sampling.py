@@ -22,8 +22,8 @@ class Sampling:
     temperature: divides the logits; 0 takes the likeliest token.
     top_k: only the k likeliest tokens can be drawn; 0 for all.
     top_p: nucleus sampling (Holtzman et al. 2020,
-      https://arxiv.org/abs/1904.09751). The likeliest tokens can be drawn, as
-      few as have a total probability of at least top_p; 1 for all.
+      https://arxiv.org/abs/1904.09751). Only the likeliest tokens can be drawn:
+      the fewest with a total probability of at least top_p; 1 for all.
   """
 
   temperature: float = 1.0

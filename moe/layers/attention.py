@@ -17,8 +17,9 @@ from moe.layers.product import einsum
 from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
-# Plain XLA computes the queries in parts, and each part leaves out the keys
-# that come after it. Shorter parts than this would not save time.
+# Plain XLA computes the queries in so many parts, and each part leaves out the
+# keys after it. The second number is the smallest number of queries in a part;
+# shorter parts would not save time.
 _PARTS, _SHORTEST_PART = 4, 128
 
 
@@ -85,7 +86,7 @@ def attend(
   mask: MaskSpec,
   scale: float | Array | None = None,
 ) -> Array:
-  """Softmax attention in plain XLA, scores and softmax in float32.
+  """Softmax attention in plain XLA; scores and softmax are float32.
 
   N / K query heads share each key and value head (Ainslie et al. 2023,
   https://arxiv.org/abs/2305.13245). The width H of values may differ from that
@@ -135,7 +136,7 @@ def attend_by_parts(
   parts: int,
   longest_block: int,
 ) -> Array:
-  """`attend` of a batch to itself, which skips most of the masked scores.
+  """Attention of a batch to itself in parts, without most masked scores.
 
   Args:
     q_BTNH: queries.
@@ -144,8 +145,8 @@ def attend_by_parts(
     mask: which keys each query sees, without a cache; tokens of a block must be
       consecutive.
     parts: number of parts of the queries; divides T.
-    longest_block: most tokens of a block. A longer block makes the result NaN,
-      since the keys that it needs are left out.
+    longest_block: tokens of the longest block. A longer block makes the result
+      NaN, since the keys that it needs are left out.
   """
   d = mask
   T = q_BTNH.shape[1]
@@ -191,8 +192,9 @@ def self_attend(
     layout: mesh axes by use.
     kernel: 'auto' chooses as said above; 'fused' raises an error where 'auto'
       would use plain XLA; 'xla' always uses plain XLA.
-    longest_block: most tokens of a block in the data. A longer block makes the
-      result of splash, and of plain XLA in parts, NaN.
+    longest_block: tokens of the longest block in the data. If a block is
+      longer, the result has NaN: with splash, and with plain XLA if it computes
+      the queries of a long sequence in several parts.
 
   Returns:
     [B, T, N, H of the values], named 'attention_out' for remat policies.
@@ -265,10 +267,10 @@ class Attention(nn.Module):
     norm_epsilon: epsilon of the norms of queries and keys. Hugging Face:
       rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.
-    longest_block: most tokens of a block in the data; 0 for causal data.
+    longest_block: tokens of the longest block in the data; 0 for causal data.
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
-    output_scale: factor of the initial values of the last product.
+    output_scale: factor of the initial values of the last matrix.
   """
 
   num_heads: int

@@ -80,16 +80,17 @@ def apply(
 
   Args:
     weights: matrices from `params`, in the dtype of the rows.
-    rows: [E, U, D], U rows for each expert; or [R, D] sorted by expert, zeros
-      behind the last run.
+    rows: [E, U, D], U rows for each expert; or [R, D], sorted by expert, with
+      zeros after the rows of the last expert.
     weight: float32 weight of each row; None for 1.
     count_E: int32 rows of each expert if rows are [R, D]; else None.
     activation: 'swiglu' or 'gelu'.
-    chunk: most rows of a chunk of [R, D], such as an even share of the rows;
-      None for one chunk.
+    chunk: largest number of rows in a chunk of [R, D], such as an even share of
+      the rows; None for one chunk.
 
   Returns:
-    Outputs in the shape of rows. Rows behind the last run have no meaning.
+    Outputs in the shape of rows. Outputs after the rows of the last expert have
+    no meaning.
   """
   if count_E is not None and chunk and len(rows) > chunk:
     return _in_chunks(weights, rows, weight, count_E, activation, chunk)
@@ -135,7 +136,7 @@ def _put(a_RD: Array, a_WD: Array, i: Array) -> Array:
 
 
 def _counts(count_E: Array, i: Array, W: int) -> Array:
-  """How many rows of each run lie in chunk i of W rows."""
+  """How many rows of each expert lie in chunk i, which has W rows."""
   end_E = jnp.cumsum(count_E, dtype=jnp.int32)
   inside = lambda row_E: jnp.clip(row_E - i * W, 0, W)
   return inside(end_E) - inside(end_E - count_E)

@@ -25,7 +25,7 @@ class FeedForward(nn.Module):
     width: F.
     activation: 'swiglu' or 'gelu'.
     dtype: compute dtype; parameters are float32.
-    output_scale: factor of the initial values of the last product.
+    output_scale: factor of the initial values of the last matrix.
   """
 
   width: int

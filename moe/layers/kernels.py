@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from moe.types import Array, Layout
 
-# Largest side of a tile of scores, and the lanes of a TPU: a side of a tile is
-# a multiple of the lanes.
+# Largest side of a tile of scores, and number of lanes of a TPU. The side of a
+# tile is a multiple of the lanes.
 _TILE, _LANES = 512, 128
 
 
@@ -228,8 +228,8 @@ def splash(
     segments_BT: int32.
     blocks_BT: int32; tokens of a block are consecutive.
     layout: mesh axes by use, which divide rows, heads and queries.
-    longest_block: most tokens of a block. A longer block makes the rows of its
-      device NaN, since the tiles that it needs are not computed.
+    longest_block: tokens of the longest block. A longer block makes the rows of
+      its device NaN, since the tiles that it needs are not computed.
     name: name of the result, for remat policies.
 
   Returns:

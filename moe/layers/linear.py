@@ -15,12 +15,12 @@ INITS = {
 
 
 class Linear(nn.Module):
-  """x w + b over the last dim, with any shape of the result.
+  """A linear layer over the last dim, which it replaces by one or more dims.
 
   Attributes:
-    features: shape of the result's last dims.
-    logical: logical axes of the kernel, first that of the input; None for a dim
-      that is not divided.
+    features: shape of the new dims.
+    logical: logical axis of each dim of the kernel, the input dim first; None
+      for a dim that is not divided.
     start: initial values of the kernel: 'linear', 'relu' if a ReLU follows, or
       'zero'.
     dtype: compute dtype; parameters are float32.
@@ -52,7 +52,8 @@ class Linear(nn.Module):
       self.features,
       jnp.float32,
     )
-    # Coordinates are computed from y, so no accelerator may round the factors.
+    # Coordinates are computed from y, so no accelerator may round the factors
+    # to fewer bits.
     y = jnp.dot(
       x.astype(self.dtype),
       kernel.astype(self.dtype).reshape(shape),

@@ -55,42 +55,12 @@ class TokenInfo(NamedTuple):
   valid: Array
 
 
-def check_groups(
-  batch: int, length: int, group_size: int, rows: int, columns: int
-) -> None:
-  """Raises ValueError unless whole routing groups fit on each device.
-
-  Args:
-    batch: sequences of one microbatch, over all devices.
-    length: tokens per sequence.
-    group_size: M, tokens per routing group.
-    rows: devices that divide the sequences of a batch.
-    columns: devices that divide the tokens of a sequence.
-  """
-  if batch % rows or length % columns:
-    raise ValueError(
-      f'a microbatch of {batch} sequences of {length} tokens must be divisible'
-      f' by the {rows} x {columns} devices of its mesh axes: change BATCH_SIZE'
-      ' or the mesh.'
-    )
-  b, t = batch // rows, length // columns
-  fits = t % group_size == 0 or (
-    group_size % t == 0 and columns == 1 and b % (group_size // t) == 0
-  )
-  if not fits:
-    raise ValueError(
-      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device'
-      ' and microbatch along whole rows or within them: choose a divisor of the'
-      ' sequence length, or a multiple of it that divides the tokens.'
-    )
-
-
 def tokens_per_group(sequence_length: int) -> int:
-  """M where nobody sets it: a part of a sequence, whatever the devices.
+  """The default of M: a part of a sequence, on any number of devices.
 
   Returns:
-    The greatest divisor of the length up to 1024. A length with no divisor from
-    128 to 1024 is one group, since small groups drop many tokens.
+    The greatest divisor of the length up to 1024. If no divisor is from 128 to
+    1024, it is the length itself, since small groups drop many tokens.
   """
   meaning = 'tokens per sequence'
   bounds.at_least(1, 'sequence_length', sequence_length, meaning)
@@ -109,7 +79,7 @@ class MoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: experts per token; the mean of that where experts choose.
+    top_k: experts per token; their mean number if experts choose tokens.
     router: makes the router, given `num_active`.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
@@ -119,10 +89,10 @@ class MoE(nn.Module):
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the default is one device.
     dtype: compute dtype of the experts; routing is float32.
-    output_scale: factor of the initial values of the experts' last products.
+    output_scale: factor of the initial values of the experts' last matrices.
     router_scale: factor of the router's initial values.
-    num_modalities: losses and counts of the router are also reported for each
-      of the first so many modalities; 1 for the whole alone.
+    num_modalities: the router's losses and counts are also reported separately
+      for this many modalities; 1 reports only those of all tokens.
   """
 
   num_experts: int
@@ -151,7 +121,7 @@ class MoE(nn.Module):
     )
     factories = self.router, self.dispatch, self.exchange
     parts = moe_parts.make_parts(sizes, self.top_k, *factories, self.layout)
-    # This is no field, so flax neither copies nor compares it.
+    # `_parts` is not a field, so flax neither copies nor compares it.
     object.__setattr__(self, '_parts', parts)
     super().__post_init__()
 
@@ -181,7 +151,7 @@ class MoE(nn.Module):
     )
 
   def update_state(self, state: dict[str, State]) -> dict[str, State]:
-    """This layer's state after a step; its router acts on what it observed.
+    """The layer's state after a step, updated from what the router observed.
 
     Args:
       state: 'router' -> the router's state; arrays may have a leading dim that
@@ -193,7 +163,7 @@ class MoE(nn.Module):
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
-    """[B, T, D] to [B, T, D]; dropless unless training."""
+    """Applies the layer to [B, T, D]; evaluation drops no token."""
     router = self._parts.router
     E, D = self.num_experts, x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(
@@ -236,34 +206,23 @@ class MoE(nn.Module):
       )(x_BTD)
     return y_BTD, outputs
 
-  def _layout_of(self, batch: int, length: int, train: bool) -> Layout:
-    """The layout of a batch.
+  def _evaluation_layout(self, batch: int, length: int) -> Layout:
+    """The layout of a batch of evaluation.
 
-    A batch of evaluation may be too small to be divided over all mesh axes.
-    Then some axes are left out. If the router needs whole groups, axes that
-    would divide a group are left out as well. The devices of an axis that is
-    left out see the same tokens.
+    The batch may be too small to be divided over all mesh axes. Then some axes
+    are left out. If the router needs whole groups, axes that would divide a
+    group are left out as well. The devices of an axis that is left out see the
+    same tokens.
 
     Raises:
-      ValueError: unless batch, mesh, router and exchange fit together.
+      ValueError: if the router needs whole groups and gets single tokens.
     """
-    lay, parts = self.layout, self._parts
-    if train:
-      check_groups(batch, length, self.group_size, *parts.devices)
-      shared = set(lay.expert_axes) & set(lay.batch_axes)
-      if shared and isinstance(parts.exchange, exchange.Replicated):
-        raise ValueError(
-          'exchange.Replicated needs the same tokens on all devices of the'
-          f' expert axis, got {sorted(shared)}, which divides the batch in'
-          ' training: use AllToAll, Ragged or AllGather.'
-        )
-      return lay
-    lay = lay.dividing(batch, length)
-    if parts.router.is_causal:
+    lay, router = self.layout.dividing(batch, length), self._parts.router
+    if router.is_causal:
       return lay
     if length == 1:
       raise ValueError(
-        f'{type(parts.router).__name__} chooses among all tokens of a group and'
+        f'{type(router).__name__} chooses among all tokens of a group and'
         ' cannot read token by token, got sequences of 1: score whole'
         ' sequences, or generate with another ROUTER, such as @gates.TopK.'
       )
@@ -276,8 +235,24 @@ class MoE(nn.Module):
     return lay
 
   def _on_devices(self, x_BTD, w_DE, weights, info, state, key, train):
-    """Runs `_forward` on each device, on its part of batch and experts."""
-    lay = self._layout_of(*x_BTD.shape[:2], train)
+    """Runs `_forward` on each device, on its part of batch and experts.
+
+    Raises:
+      ValueError: unless batch, mesh, router and exchange fit together.
+    """
+    B, T, _ = x_BTD.shape
+    lay, parts = self.layout, self._parts
+    if train:
+      moe_parts.check_groups(B, T, self.group_size, *parts.devices)
+      shared = set(lay.expert_axes) & set(lay.batch_axes)
+      if shared and isinstance(parts.exchange, exchange.Replicated):
+        raise ValueError(
+          'exchange.Replicated needs the same tokens on all devices of the'
+          f' expert axis, got {sorted(shared)}, which divides the batch in'
+          ' training: use AllToAll, Ragged or AllGather.'
+        )
+    else:
+      lay = self._evaluation_layout(B, T)
     forward = functools.partial(self._forward, lay, train)
     if lay.sizes:
       tokens = P(lay.batch_axes or None, lay.sequence_axes or None)
@@ -364,8 +339,8 @@ class MoE(nn.Module):
     if (B * T) % M and router.is_causal:
       M = B * T
     x_GMD = _in_groups(x_BTD, M)
-    # A key depends on the group's index in the whole batch, so a group has the
-    # same noise on any number of devices.
+    # A random key depends on the group's index in the whole batch. So a group
+    # has the same noise on any number of devices.
     row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
     column, columns = 0, 1
     if lay.sequence_axes:

@@ -103,3 +103,33 @@ def make_parts(
     bool(state),
     (layout.size(layout.batch_axes), layout.size(layout.sequence_axes)),
   )
+
+
+def check_groups(
+  batch: int, length: int, group_size: int, rows: int, columns: int
+) -> None:
+  """Raises ValueError unless whole routing groups fit on each device.
+
+  Args:
+    batch: sequences of one microbatch, over all devices.
+    length: tokens per sequence.
+    group_size: M, tokens per routing group.
+    rows: devices that divide the sequences of a batch.
+    columns: devices that divide the tokens of a sequence.
+  """
+  if batch % rows or length % columns:
+    raise ValueError(
+      f'a microbatch of {batch} sequences of {length} tokens must be divisible'
+      f' by the {rows} x {columns} devices of its mesh axes: change BATCH_SIZE'
+      ' or the mesh.'
+    )
+  b, t = batch // rows, length // columns
+  fits = t % group_size == 0 or (
+    group_size % t == 0 and columns == 1 and b % (group_size // t) == 0
+  )
+  if not fits:
+    raise ValueError(
+      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device'
+      ' and microbatch along whole rows or within them: choose a divisor of the'
+      ' sequence length, or a multiple of it that divides the tokens.'
+    )

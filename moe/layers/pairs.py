@@ -1,10 +1,10 @@
 """Layers of the pair track of structure prediction, and its gated attention.
 
-Jumper et al. (2021), supplement 1.6, https://doi.org/10.1038/s41586-021-03819-2:
-triangle multiplication (Algorithms 11 and 12), triangle attention (13 and 14),
-transitions (15); from residues to pairs as in Lin et al. (2023), ESMFold,
-https://doi.org/10.1126/science.ade2574. Letters as in moe/types.py: B chains, I
-and J residues, N heads, H head width, D width of a residue, Z width of a pair.
+Jumper et al. (2021), https://doi.org/10.1038/s41586-021-03819-2, supplement
+1.6: triangle multiplication (Algorithms 11 and 12), triangle attention (13 and
+14) and transitions (15). `SequenceToPair` follows ESMFold, Lin et al. (2023),
+https://doi.org/10.1126/science.ade2574. The letters are B chains, I and J
+residues, N heads, H head width, D width of a residue, Z width of a pair.
 """
 
 import math
@@ -27,15 +27,16 @@ _SUMS = {
 
 
 class TriangleMultiplication(nn.Module):
-  """Each pair learns from the two others of all triangles that it is in.
+  """Updates pair (i, j) from the other two edges of all triangles i, j, k.
 
-  Departs from the paper: both directions read the same pairs and are added, so
-  one product makes all their factors and gates. With one direction it is the
-  paper's algorithm.
+  Unlike in the paper, both directions read the same pairs, and their results
+  are added. So one matrix product makes the factors and gates of both. With one
+  direction, the layer is the paper's algorithm.
 
   Attributes:
-    directions: which edges are multiplied.
-    width: channels of the products; None for those of a pair.
+    directions: `OUTGOING` multiplies the edges (i, k) and (j, k), `INCOMING`
+      the edges (k, i) and (k, j).
+    width: channels of the products; None for Z.
     dtype: compute dtype.
   """
 
@@ -45,7 +46,7 @@ class TriangleMultiplication(nn.Module):
 
   @nn.compact
   def __call__(self, pair_BIJZ: Array, valid_BI: Array) -> Array:
-    """What is added to the pairs, [B, I, J, Z]."""
+    """Computes the update [B, I, J, Z], which is added to the pairs."""
     Z = pair_BIJZ.shape[-1]
     C = self.width or Z
     x = LayerNorm(axes.LATENT, self.dtype, name='norm_in')(pair_BIJZ)
@@ -75,7 +76,7 @@ class TriangleMultiplication(nn.Module):
 
 
 class GatedAttention(nn.Module):
-  """Attention with a bias for each pair, and a gate on what it gathers.
+  """Attention with a bias for each pair, and a gate on each result.
 
   Attributes:
     num_heads: N.
@@ -89,15 +90,15 @@ class GatedAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, bias: Array, valid: Array) -> Array:
-    """Gathers values of the same row.
+    """Attends to the residues of the same row.
 
     Args:
       x: [..., I, D].
       bias: [..., I, J, N], added to the scores; leading dims may be 1.
-      valid: bool [..., J], False for residues that nobody attends to.
+      valid: bool [..., J], False for residues that no residue attends to.
 
     Returns:
-      [..., I, D], 0 at the start.
+      [..., I, D]. With the initial parameters it is 0.
     """
     N, H, D = self.num_heads, self.head_dim, x.shape[-1]
     every = Linear(
@@ -123,7 +124,7 @@ class TriangleAttention(nn.Module):
   """Pairs that share a residue attend to each other (Algorithms 13 and 14).
 
   Attributes:
-    is_ending: whether pairs share their second residue in place of their first.
+    is_ending: whether pairs share their second residue instead of the first.
     num_heads: N.
     head_dim: H.
     dtype: compute dtype.
@@ -136,7 +137,7 @@ class TriangleAttention(nn.Module):
 
   @nn.compact
   def __call__(self, pair_BIJZ: Array, valid_BI: Array) -> Array:
-    """What is added to the pairs, [B, I, J, Z]."""
+    """Computes the update [B, I, J, Z], which is added to the pairs."""
     turn = lambda x: jnp.swapaxes(x, 1, 2) if self.is_ending else x
     x = LayerNorm(axes.LATENT, self.dtype, name='norm')(turn(pair_BIJZ))
     bias = Linear(
@@ -148,16 +149,16 @@ class TriangleAttention(nn.Module):
     attention = GatedAttention(
       self.num_heads, self.head_dim, self.dtype, name='attention'
     )
-    # Each row of pairs is a sequence of its own, with one bias for all rows.
+    # Each row of pairs is a separate sequence. All rows have the same bias.
     y = attention(x, bias[:, None], valid_BI[:, None])
     return turn(y)
 
 
 class PairTransition(nn.Module):
-  """Norm, a wider hidden layer with ReLU, and back (Algorithm 15).
+  """A norm, a wide hidden layer with ReLU, and a linear layer (Algorithm 15).
 
   Attributes:
-    factor: width of the hidden layer over that of the input.
+    factor: width of the hidden layer divided by the width of the input.
     axis: logical axis of the input's last dim.
     dtype: compute dtype.
   """
@@ -168,7 +169,7 @@ class PairTransition(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """What is added to the input, of the same shape."""
+    """Computes the update, which is added to the input of the same shape."""
     width = x.shape[-1]
     h = LayerNorm(self.axis, self.dtype, name='norm')(x)
     h = Linear(
@@ -184,10 +185,10 @@ class PairTransition(nn.Module):
 
 
 class SequenceToPair(nn.Module):
-  """Products and differences of the features of two residues (ESMFold).
+  """Updates a pair from products and differences of two residues' features.
 
   Attributes:
-    width: features of a residue; their products and differences are both read.
+    width: number of features of a residue that are multiplied and subtracted.
     pair_width: Z.
     dtype: compute dtype.
   """
@@ -198,7 +199,7 @@ class SequenceToPair(nn.Module):
 
   @nn.compact
   def __call__(self, s_BID: Array) -> Array:
-    """What is added to the pairs, [B, I, J, Z]."""
+    """Computes the update [B, I, J, Z], which is added to the pairs."""
     x = LayerNorm(axes.EMBED, self.dtype, name='norm')(s_BID)
     both = Linear(
       (2, self.width), (axes.EMBED, None, axes.MLP), dtype=self.dtype, name='in'

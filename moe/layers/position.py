@@ -101,7 +101,7 @@ class Rope:
     return self._logarithmic(self.mscale_all_dim) ** 2
 
   def frequencies(self, width: int) -> Array:
-    """Angles per position, float32, one for each pair of `width` features."""
+    """Radians per position, float32, for each pair of `width` features."""
     pairs = jnp.arange(0, width, 2, dtype=jnp.float32)
     frequency_H = self.base ** (-pairs / width)
     if self.scaling == 'linear':
@@ -112,7 +112,10 @@ class Rope:
     return frequency_H
 
   def _kept(self, width: int) -> np.ndarray:
-    """Under 'yarn': 1 for pairs that do not change, 0 for divided ones."""
+    """For 'yarn': 1 for pairs that do not change, 0 for pairs that are divided.
+
+    The ramp has values between.
+    """
 
     def pair_that_rotates(times: float) -> float:
       wave_length = self.original_length / (times * 2 * math.pi)

@@ -10,7 +10,7 @@ from moe.types import Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum(subscripts: str, a: Array, b: Array) -> Array:
-  """`jnp.einsum` of two arrays, with a gradient for each operand by einsum.
+  """`jnp.einsum` of two arrays; the gradient of each operand is an einsum, too.
 
   Automatic differentiation writes the gradient of the second operand as the
   transpose of a product. XLA:CPU turns that into transposed copies of both

@@ -31,15 +31,15 @@ def _unit(a: Array, dim: int) -> Array:
 
 
 class SoftMoE(nn.Module):
-  """Each expert processes C slots, which are means of the tokens of a sequence.
+  """Each expert processes C slots, which are means of the tokens of a group.
 
   Puigcerver et al. (2023), section 2 and algorithm 1,
-  https://arxiv.org/abs/2308.00951. The logit of a token and a slot is
-  unit(x) . scale unit(phi). A slot is the mean of the tokens, weighted by the
-  softmax over tokens. The output of a token is the mean of the slots' outputs,
-  weighted by the softmax over slots. No token is dropped and no expert is
-  chosen. Unlike in the paper, padding is left out. The layer has the interface
-  of `moe_layer.MoE` and can replace it.
+  https://arxiv.org/abs/2308.00951. A token x and a slot with the trained vector
+  phi have the logit unit(x) . scale unit(phi), where unit(v) = v / |v|. A slot
+  is the mean of the tokens, weighted by the softmax over tokens. The output of
+  a token is the mean of the slots' outputs, weighted by the softmax over slots.
+  No token is dropped and no expert is chosen. Unlike in the paper, padding is
+  left out. The layer has the interface of `moe_layer.MoE` and can replace it.
 
   The output of a token depends on all tokens of its group, including later ones
   and those of other documents, so the layer cannot be used to generate text.
@@ -47,14 +47,14 @@ class SoftMoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: sets the slots of an expert, C = group_size * top_k / E, so that a
-      token costs as much as with top_k active experts.
+    top_k: sets the number of slots of an expert, C = group_size * top_k / E, so
+      that a token costs as much as with top_k active experts.
     group_size: M, tokens that are mixed with each other; 0 for whole sequences.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the experts may not be divided.
     dtype: compute dtype of the experts; logits and softmaxes are float32.
-    output_scale: factor of the initial values of the experts' last products.
+    output_scale: factor of the initial values of the experts' last matrices.
     router_scale: factor of the router's initial values, as in `moe_layer.MoE`;
       no effect here, since the router's vectors are normalised.
   """
@@ -87,7 +87,7 @@ class SoftMoE(nn.Module):
       expert=feed_forward.network_anatomy(self.expert_d_ff, self.activation),
       shared_width=self.shared_d_ff,
       group_size=self.group_size,
-      # It stands for the cost of this layer.
+      # This router only says what the layer costs.
       router=Mixing(num_active=self.top_k),
     )
 

@@ -30,8 +30,8 @@ class Points(NamedTuple):
 
   Attributes:
     query: [B, I, N, H]; key and value have the same shape.
-    query_points: [B, I, N, P, 3]; so have key_points and value_points, but P of
-      value_points may differ.
+    query_points: [B, I, N, P, 3]; key_points and value_points have this shape
+      too, but value_points may have another P.
   """
 
   query: Array
@@ -45,7 +45,7 @@ class Points(NamedTuple):
 def point_attention(
   x: Points, bias_BIJN: Array, weight_N: Array, frames: Rigid, valid_BI: Array
 ) -> Array:
-  """Attention weights [B, N, I, J] (Algorithm 22, line 7).
+  """Attention weights [B, N, I, J] (Jumper et al. 2021, Algorithm 22, line 7).
 
   Args:
     x: queries and keys.
@@ -78,11 +78,13 @@ def point_attention(
 def point_results(
   x: Points, weights_BNIJ: Array, pair_BIJZ: Array, frames: Rigid
 ) -> dict[str, Array]:
-  """Weighted sums over residues, in the frame of each residue (lines 8 to 10).
+  """Weighted sums over residues, in the frame of each residue.
+
+  These are lines 8 to 10 of Algorithm 22 of Jumper et al. (2021).
 
   Returns:
-    value [B, I, N, H], points [B, I, N, P, 3], norm [B, I, N, P] of the points,
-    pair [B, I, N, Z].
+    'value' [B, I, N, H], 'points' [B, I, N, P, 3], 'norm' [B, I, N, P] of the
+    points, and 'pair' [B, I, N, Z], by name.
   """
   gather = lambda spec, y: jnp.einsum(
     spec, weights_BNIJ, y, precision='highest'
@@ -151,7 +153,7 @@ class InvariantPointAttention(nn.Module):
     bias_BIJN = Linear(
       (N,), (None, axes.HEADS), dtype=self.dtype, name='pair_bias'
     )(pair_BIJZ)
-    # softplus(log(e - 1)) = 1, so each head first gives distances the weight 1.
+    # softplus(log(e - 1)) = 1, so distances have the weight 1 at first.
     start = nn.initializers.constant(math.log(math.e - 1))
     weight_N = self.param(
       'point_weight',
@@ -186,9 +188,9 @@ class Transition(nn.Module):
 
 
 class BackboneUpdate(nn.Module):
-  """A rigid motion of each residue in its own frame (Algorithm 23).
+  """A rigid motion of each residue in its frame (AlphaFold 2, Algorithm 23).
 
-  It starts at the identity, since its parameters start at 0.
+  At first it is the identity, since all parameters of this layer start at 0.
   """
 
   dtype: jnp.dtype = jnp.float32
@@ -201,7 +203,7 @@ class BackboneUpdate(nn.Module):
 
 
 class TorsionAngles(nn.Module):
-  """(cos, sin) of the seven torsions (Algorithm 20, lines 11 to 14).
+  """Computes the seven torsion angles (Algorithm 20, lines 11 to 14).
 
   Attributes:
     width: width of the hidden layers.
@@ -255,7 +257,7 @@ class StructureModule(nn.Module):
     attention: makes the invariant point attention.
     num_layers: L.
     torsion_width: hidden width of the torsion angles.
-    unit_length: length in Angstrom of the unit in which the module computes.
+    unit_length: the module computes in this unit of length, in Angstrom.
     dtype: compute dtype.
   """
 

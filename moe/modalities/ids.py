@@ -28,7 +28,8 @@ RANGES = {
   'residue': PROTEIN,
   'structure': PROTEIN,
 }
-# Code of the first command. A model reads it in place of a hidden token.
+# The first code of the range 'command'. A model reads this command in place of
+# a hidden token.
 MASK = 0
 # Name of the further array of a document with the pixels at each code's place.
 PATCHES = 'patches'
@@ -101,11 +102,11 @@ class IdSpace:
     return self._spans[name][0]
 
   def range_of(self, ids: Any) -> Any:
-    """The number of the range of each id, among those that are not empty.
+    """For each id, the index of its range among the ranges that are not empty.
 
     Args:
-      ids: integers, an array of numpy or of jax. Padding counts to the range
-        before it.
+      ids: integers, an array of numpy or of jax. An id of padding belongs to
+        the range before it.
 
     Returns:
       int32 of the same kind and shape.
@@ -208,12 +209,12 @@ def of_ranges(
   ranges: Mapping[str, int],
   tokenizers: Mapping[str, str] | None = None,
 ) -> IdSpace:
-  """The id space of a vocabulary and of other ranges.
+  """Makes an id space from a vocabulary and other ranges of ids.
 
   Args:
     text: number of pieces of the vocabulary.
-    ranges: sizes of the other ranges by name.
-    tokenizers: SHA-256 of trained tokenizers by range.
+    ranges: sizes of the other ranges by name, for example 'image'.
+    tokenizers: SHA-256 of trained tokenizers by name of the range.
 
   Raises:
     ValueError: if a name or a size is out of range.

@@ -62,9 +62,9 @@ def num_codes(levels: Sequence[int]) -> int:
 def quantise(z: Array, levels: Sequence[int]) -> Array:
   """Rounds each channel to its levels; gradients pass the rounding unchanged.
 
-  For even numbers of levels the published code shifts the input by a tangent,
-  which sends an input of 0 only near a level. We depart from it: the inverse of
-  tanh sends 0 exactly to a level.
+  For even numbers of levels, the published code shifts the input by a tangent,
+  so an input of 0 comes only near a level. We shift it by the inverse of tanh
+  instead, so 0 comes exactly to a level.
 
   Args:
     z: [..., Q], any float.

@@ -6,7 +6,7 @@ import numpy as np
 
 from moe.modalities import residues
 
-# Angstrom. A longer bond between C and the next N is a break of the chain.
+# In Angstrom. If C and the next N are farther apart, the chain has a break.
 LONGEST_BOND = 2.5
 SHORTEST, LONGEST = 30, 1024
 
@@ -15,10 +15,10 @@ class Chain(NamedTuple):
   """A chain of I residues.
 
   Attributes:
-    name: of the chain, such as '1aki_A'.
+    name: name of the chain, such as '1aki_A'.
     codes: int32 [I], see `residues.codes`.
     numbers: int32 [I], place of the residue in the whole sequence, from 0.
-      Residues that nobody knows leave a gap.
+      Missing residues leave a gap in the numbers.
     atoms: float32 [I, 14, 3] in Angstrom, in the slots of
       `residues.Residues.atoms`; 0 where an atom is missing.
     mask: bool [I, 14], whether the atom is known.
@@ -44,10 +44,10 @@ class Chain(NamedTuple):
 def of_backbone(
   name: str, sequence: str, coordinates: np.ndarray, num_atoms: int = 4
 ) -> Chain:
-  """A chain of which only the backbone is known.
+  """Makes a chain with known backbone and unknown side chains.
 
   Args:
-    name: of the chain.
+    name: name of the chain.
     sequence: one-letter names.
     coordinates: [I, 4, 3], N, CA, C, O.
     num_atoms: how many of the four are kept: 3 leaves out the oxygen.
@@ -72,7 +72,7 @@ def centred(chain: Chain) -> Chain:
 
 
 def num_breaks(chain: Chain) -> int:
-  """How often neighbours are too far apart for a peptide bond."""
+  """Number of neighbour pairs that are too far apart for a peptide bond."""
   is_known = chain.mask[:-1, 2] & chain.mask[1:, 0]
   bond = np.linalg.norm(chain.atoms[1:, 0] - chain.atoms[:-1, 2], axis=-1)
   return int((is_known & (bond > LONGEST_BOND)).sum())
@@ -85,8 +85,8 @@ def why_unfit(
 
   Args:
     chain: a chain.
-    shortest: residues that a chain must have.
-    longest: residues that a chain may have.
+    shortest: smallest number of residues that is allowed.
+    longest: largest number of residues that is allowed.
   """
   size = chain.codes.size
   if size < shortest:

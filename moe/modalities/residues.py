@@ -33,8 +33,8 @@ ATOM_NAMES = (
   ' CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH CZ CZ2 CZ3 NZ OXT'
 ).split()
 BACKBONE = ('N', 'CA', 'C', 'O')
-# The atoms that follow N, CA and CB along the side chain. Each four neighbours
-# in the whole list define a chi angle.
+# The atoms that follow N, CA and CB along the side chain. Every four
+# neighbouring atoms of the whole list define a chi angle.
 _CHI = {
   'ARG': 'CG CD NE CZ',
   'ASN': 'CG OD1',
@@ -301,7 +301,10 @@ def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _backbone(name: str) -> dict[str, np.ndarray]:
-  """Coordinates of N, CA, C, O and CB, with angles of Engh and Huber."""
+  """Atom -> coordinates [3] of N, CA, C, O and CB, by Engh and Huber's angles.
+
+  The unit is Angstrom. CA is at 0, C on the x axis, and N in the xy plane.
+  """
   n_ca, ca_c, n_ca_c = 1.458, 1.525, 111.2
   if name == 'GLY':
     n_ca, ca_c, n_ca_c = 1.451, 1.516, 112.5

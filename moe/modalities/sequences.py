@@ -1,10 +1,12 @@
 """Reads sequences of residues that users give, alone or as FASTA."""
 
+import pathlib
 import re
 
-# One-letter names beside the twenty, and what they are read as.
+# One-letter names beside the twenty; each is read as an unknown residue.
 _UNKNOWN = 'XBZJUO'
-# The twenty are those of `moe.modalities.residues`, which imports NumPy.
+# The first twenty letters are those of `moe.modalities.residues`. That module
+# imports NumPy, which takes time, so we do not import it here.
 _ALLOWED = set('ACDEFGHIKLMNPQRSTVWY' + _UNKNOWN)
 
 
@@ -16,8 +18,8 @@ def cleaned(sequence: str, name: str = 'the sequence') -> str:
   are read as an unknown residue.
 
   Args:
-    sequence: as the user gave it.
-    name: what messages call it.
+    sequence: the sequence as the user gave it.
+    name: name of the sequence in messages.
 
   Raises:
     ValueError: if no residue is left, or if a letter is no residue.
@@ -42,13 +44,16 @@ def cleaned(sequence: str, name: str = 'the sequence') -> str:
 
 
 def of_fasta(text: str) -> dict[str, str]:
-  """Name -> sequence of a text in FASTA format, with line ends of any kind.
+  """Reads a text in FASTA format, with line ends of any kind.
 
   Args:
     text: lines that begin with '>' name a sequence; the others hold it.
 
+  Returns:
+    Name -> sequence.
+
   Raises:
-    ValueError: if the text is no FASTA, or a sequence is wrong.
+    ValueError: if the text is not in FASTA format, or a sequence is wrong.
   """
   parts = {}
   name = None
@@ -71,3 +76,18 @@ def of_fasta(text: str) -> dict[str, str]:
     name: cleaned(''.join(lines), f'the sequence {name!r}')
     for name, lines in parts.items()
   }
+
+
+def read_fasta(path: str, name: str) -> dict[str, str]:
+  """Name -> sequence of a file in FASTA format, as in `of_fasta`.
+
+  Args:
+    path: the file.
+    name: what messages call it.
+
+  Raises:
+    ValueError: if there is no such file, or as in `of_fasta`.
+  """
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'{name}={path} must be a file, got none there.')
+  return of_fasta(pathlib.Path(path).read_text('utf-8'))

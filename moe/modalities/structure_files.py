@@ -1,9 +1,9 @@
 """Reads chains from structure files: mmCIF, BinaryCIF and PDB, also gzipped.
 
-biotite parses the files. A residue counts if it is an amino acid of a polymer;
-modified ones count as their parents. Water and other molecules are left out. Of
-several models the first is read, and of alternative places of a residue the one
-with the highest occupancy.
+biotite parses the files. We read only amino acids of polymers; a modified amino
+acid is read as its parent. Water and other molecules are left out. If a file
+has several models, we read the first. If a residue has alternative places, we
+read the place with the highest occupancy.
 """
 
 import gzip
@@ -23,18 +23,18 @@ ENDINGS = ('.cif', '.mmcif', '.bcif', '.pdb', '.ent')
 
 
 def is_structure(path: pathlib.Path) -> bool:
-  """Whether the name of a file is that of a structure."""
+  """Whether a file has the name ending of a structure file."""
   return path.name.removesuffix('.gz').endswith(ENDINGS)
 
 
 def read(path: pathlib.Path) -> list[Chain]:
-  """The protein chains of a file, in its order.
+  """Reads the protein chains of a file, in the order of the file.
 
   Args:
-    path: of the file.
+    path: path of the file.
 
   Raises:
-    ValueError: if the file is no structure.
+    ValueError: if the file cannot be read as a structure.
   """
   path = pathlib.Path(path)
   stem = path.name.removesuffix('.gz')
@@ -55,8 +55,8 @@ def read(path: pathlib.Path) -> list[Chain]:
 
 
 def _parse(name: str, data: bytes):
-  """(atoms, chain -> names of all its residues or None, number of models)."""
-  # biotite takes a second to import, and most programs read no structure.
+  """(atoms, result of `_sequences` or None for PDB, number of models)."""
+  # The import of biotite takes a second, and most programs read no structure.
   from biotite.structure.io import pdb, pdbx
 
   options = {'model': 1, 'altloc': 'occupancy'}
@@ -72,7 +72,7 @@ def _parse(name: str, data: bytes):
 
 
 def _sequences(block) -> dict[str, list[str]] | None:
-  """Chain -> names of all residues, also of those without atoms."""
+  """Chain -> names of all its residues; None if the file does not list them."""
   scheme = block.get('pdbx_poly_seq_scheme')
   if scheme is None:
     return None
@@ -81,7 +81,7 @@ def _sequences(block) -> dict[str, list[str]] | None:
     scheme[name].as_array() for name in ('asym_id', 'seq_id', 'mon_id')
   )
   for chain, number, name in zip(*columns, strict=True):
-    # Of several residues in one place the first is the reference.
+    # If one place has several residues, the first one is the reference.
     found.setdefault(str(chain), {}).setdefault(int(number), str(name))
   return {
     chain: [of_chain[n] for n in sorted(of_chain)]
@@ -92,7 +92,7 @@ def _sequences(block) -> dict[str, list[str]] | None:
 def _chains(
   name: str, atoms, whole: dict[str, list[str]] | None
 ) -> Iterator[Chain]:
-  from biotite import structure  # See `_parse`.
+  from biotite import structure  # The import takes a second, see `_parse`.
 
   atoms = atoms[structure.filter_amino_acids(atoms)]
   for chain_id in dict.fromkeys(atoms.chain_id.tolist()):
@@ -109,8 +109,8 @@ def _chains(
 
 
 def _code(name: str) -> int:
-  """The code of a residue, or of the parent of a modified one."""
-  from biotite.structure import info  # See `_parse`.
+  """The code of a residue; a modified residue has the code of its parent."""
+  from biotite.structure import info  # The import takes a second.
 
   if name in residues.NAMES:
     return residues.NAMES.index(name)
@@ -119,7 +119,7 @@ def _code(name: str) -> int:
 
 
 def _numbered(label: str, chain, names: list[str] | None) -> Chain | None:
-  """A chain by the numbers of its sequence; unseen residues have no atoms."""
+  """Makes a chain of all residues in `names`; missing ones have no atoms."""
   if not chain.array_length():
     return None
   if names is None:
@@ -141,10 +141,11 @@ def _numbered(label: str, chain, names: list[str] | None) -> Chain | None:
 
 
 def _numbered_by_bonds(label: str, chain) -> Chain | None:
-  """A chain of a file that does not say its whole sequence."""
+  """Makes a chain of the residues with atoms; bonds decide their numbers."""
   kept = [one for one in _residues(chain) if (one.atom_name == 'CA').any()]
   is_bound = [_is_bound(a, b) for a, b in zip(kept, kept[1:], strict=False)]
-  # A lone hetero residue is a ligand, although it may be an amino acid.
+  # A hetero residue without a bond to a neighbour is a ligand, even if it is an
+  # amino acid.
   beside = [
     bool(
       (is_bound[i - 1] if i else 0) or (is_bound[i] if i < len(is_bound) else 0)
@@ -178,7 +179,7 @@ def _numbered_by_bonds(label: str, chain) -> Chain | None:
 
 
 def _residues(chain) -> Iterator:
-  from biotite import structure  # See `_parse`.
+  from biotite import structure  # The import takes a second, see `_parse`.
 
   return structure.residue_iter(chain)
 
@@ -194,7 +195,7 @@ def _is_bound(before, after) -> bool:
 def _fill(made: Chain, row: int, one) -> None:
   """Puts the known atoms of a residue into their slots."""
   slots = residues.residues().atoms[made.codes[row]]
-  if not slots:  # The backbone of an unknown residue is known all the same.
+  if not slots:  # An unknown residue has a backbone, too.
     slots = residues.BACKBONE
   for atom, place in zip(one.atom_name.tolist(), one.coord, strict=True):
     # Selenomethionine has selenium in place of sulphur.

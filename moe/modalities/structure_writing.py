@@ -1,8 +1,8 @@
 """Writes computed structures as mmCIF (ModelCIF) and as PDB.
 
-The mmCIF holds pLDDT x 100 in the B factors and in `_ma_qa_metric_local`, the
-name and the hash of the model in `_software`, and says that the structure was
-computed (ModelCIF, Vallat et al. 2023,
+The mmCIF file has pLDDT x 100 in the B factors and in `_ma_qa_metric_local`. In
+`_software` it has the name and the hash of the model. It says that the
+structure was computed (ModelCIF, Vallat et al. 2023,
 https://doi.org/10.1016/j.jmb.2023.168021).
 """
 
@@ -18,7 +18,7 @@ _ONE_CHAIN = 'A'
 
 
 class Origin(NamedTuple):
-  """Which model made a structure.
+  """The model that made a structure.
 
   Attributes:
     model: name of the run and its step.
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
 def _atoms(chain: Chain, plddt_I: np.ndarray):
   """Biotite's array of the known atoms."""
-  # biotite takes a second to import, and only this writes structures.
+  # The import of biotite takes a second, and most programs write no structure.
   from biotite import structure
 
   names = [*residues.NAMES, 'UNK']
@@ -53,14 +53,14 @@ def _atoms(chain: Chain, plddt_I: np.ndarray):
 
 
 def pdb_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
-  """A PDB file with pLDDT x 100 in the column of the B factor.
+  """The text of a PDB file, with pLDDT x 100 in the column of the B factor.
 
   Args:
     chain: the predicted chain.
-    plddt_I: [I] from 0 to 1.
-    origin: the model.
+    plddt_I: pLDDT of each residue, from 0 to 1.
+    origin: the model that made the structure.
   """
-  from biotite.structure.io import pdb  # See `_atoms`.
+  from biotite.structure.io import pdb  # The import takes a second.
 
   file = pdb.PDBFile()
   file.set_structure(_atoms(chain, plddt_I))
@@ -78,14 +78,14 @@ def pdb_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
 
 
 def mmcif_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
-  """A file in mmCIF with the categories of ModelCIF.
+  """The text of an mmCIF file with the categories of ModelCIF.
 
   Args:
     chain: the predicted chain.
-    plddt_I: [I] from 0 to 1.
-    origin: the model.
+    plddt_I: pLDDT of each residue, from 0 to 1.
+    origin: the model that made the structure.
   """
-  from biotite.structure.io import pdbx  # See `_atoms`.
+  from biotite.structure.io import pdbx  # The import takes a second.
 
   file = pdbx.CIFFile()
   pdbx.set_structure(file, _atoms(chain, plddt_I), data_block='computed_model')

@@ -257,7 +257,7 @@ def train_vocabulary(
 
 
 def _short_lines(documents: Iterable[str]) -> Iterator[str]:
-  """Lines with long ones cut, as SentencePiece has 16 bits for positions."""
+  """The lines, with long ones cut: SentencePiece has 16 bits for positions."""
   for document in documents:
     for line in document.split('\n'):
       for start in range(0, len(line), _MAX_LINE_CHARS):

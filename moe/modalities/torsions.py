@@ -21,24 +21,26 @@ def torsions(
 
   Args:
     codes_I: int32 [..., I].
-    numbers_I: int32 [..., I], places in the sequence; only neighbours share an
-      omega, a phi and a psi.
+    numbers_I: int32 [..., I], places in the sequence. They say which residues
+      are neighbours.
     atoms_IP: [..., I, 14, 3].
     mask_IP: bool [..., I, 14].
 
   Returns:
-    ([..., I, 7, 2] as (cos, sin), bool [..., I, 7] whether it is known).
+    (torsions [..., I, 7, 2] as (cos, sin); bool [..., I, 7], whether each
+    torsion is known).
   """
   before = lambda x: jnp.roll(x, 1, axis=-3)
   after = lambda x: jnp.roll(x, -1, axis=-3)
   known = lambda slots: mask_IP[..., slots].all(axis=-1)
   is_next = _is_next(numbers_I)
-  last = jnp.roll(is_next, 1, axis=-1)  # whether the residue has one before it
+  last = jnp.roll(is_next, 1, axis=-1)  # Whether a residue has a previous one.
   n, ca, c, o = (atoms_IP[..., slot, :] for slot in range(4))
   earlier, later = before(atoms_IP), after(atoms_IP)
   known_before = jnp.roll(mask_IP, 1, axis=-2)
   known_after = jnp.roll(mask_IP, -1, axis=-2)
-  # The oxygen, which a file may lack, stands opposite to the next N.
+  # The oxygen is opposite to the next N, so its torsion differs from psi by pi.
+  # If a file lacks the oxygen, we use the next N.
   next_n = later[..., 0, :]
   has_next_n = is_next & known_after[..., 0]
   has_o = mask_IP[..., 3]
@@ -75,14 +77,14 @@ def _is_next(numbers_I: Array) -> Array:
 
 
 def dihedral(a: Array, b: Array, c: Array, d: Array) -> Array:
-  """(cos, sin) [..., 2] of the turn of c-d about b-c against b-a (IUPAC)."""
+  """(cos, sin) [..., 2] of the torsion angle a-b-c-d, with IUPAC's sign."""
   frames = rigid.from_vectors(c - b, a - b, c)
   local = frames.apply_inverse(d)[..., 1:]
   return rigid.unit(local)
 
 
 def other_torsions(codes_I: Array, torsion: Array) -> Array:
-  """The torsions after a turn by pi of the chi angles that look the same."""
+  """Turns each chi angle by pi if this gives the same atoms; see `residues`."""
   turns = jnp.asarray(residues.residues().is_pi_periodic)[codes_I]
   sign = jnp.where(turns, -1, 1).astype(torsion.dtype)
   still = jnp.ones((*sign.shape[:-1], NUM_TORSIONS - 4), torsion.dtype)
@@ -92,7 +94,7 @@ def other_torsions(codes_I: Array, torsion: Array) -> Array:
 def all_atoms(
   codes_I: Array, backbone: Rigid, torsion: Array
 ) -> tuple[Array, Rigid]:
-  """All heavy atoms of residues (Algorithm 24).
+  """All heavy atoms of residues (Jumper et al. 2021, Algorithm 24).
 
   Args:
     codes_I: int32 [..., I]; an unknown residue gets its backbone alone.
@@ -104,7 +106,7 @@ def all_atoms(
   """
   tables = residues.residues()
   dtype = torsion.dtype
-  # Whatever kind a residue is, it has the backbone that glycine has.
+  # An unknown residue gets the atoms of glycine, which are the backbone.
   glycine = int(residues.codes('G')[0])
   codes_I = jnp.where(codes_I == residues.UNKNOWN, glycine, codes_I)
   whole = jnp.asarray(tables.frames, dtype)[codes_I]
@@ -119,9 +121,10 @@ def all_atoms(
 
 
 def ideal_cb(atoms_IP: Array) -> Array:
-  """CB of every residue [..., I, 3], placed by its backbone.
+  """CB [..., I, 3] of every residue, computed from its backbone.
 
-  Glycine has none and files may lack it, so that of alanine is taken for all.
+  Glycine has no CB, and files may lack it. So all residues get the CB of
+  alanine.
   """
   frames = rigid.from_backbone(*jnp.moveaxis(atoms_IP[..., :3, :], -2, 0))
   local = residues.residues().local[residues.codes('A')[0], 4]

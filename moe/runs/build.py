@@ -43,7 +43,12 @@ FoundStores = dict[tuple[str, str], tuple[list[Store], list[float]]]
 def place_model(
   run: Run, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Functional, rules.Table, Mesh]:
-  """Makes the mesh of a run; returns (functional, rule table, mesh)."""
+  """Returns (functional, rule table, mesh) of a run.
+
+  Args:
+    run: the run.
+    devices: devices of the mesh; None takes all.
+  """
   table = rules.table(run.rules)
   mesh = make_mesh(run.mesh, devices or jax.devices())
   layout = rules.layout(table, mesh)
@@ -54,7 +59,12 @@ def place_model(
 
 
 def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
-  """Builds the program of a run from shapes alone (default: all devices)."""
+  """Builds the program of a run from shapes; it allocates no array.
+
+  Args:
+    run: the run.
+    devices: devices of the mesh; None takes all.
+  """
   functional, table, mesh = place_model(run, devices)
   # A microbatch must contain whole routing groups. Dense models have no groups.
   experts = anatomy(run.model).experts
@@ -77,7 +87,10 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
 def resumed_state(
   program: Program, checkpointer: Checkpointer
 ) -> tuple[TrainState | None, dict[str, Any] | None]:
-  """Reads (state, metadata) of the newest sound step; (None, None) if none."""
+  """Reads (state, metadata) of the newest sound step.
+
+  Without any step, the result is (None, None).
+  """
   if checkpointer.latest_step() is None:
     return None, None
   return checkpointer.restore(None, program.abstract)
@@ -86,7 +99,7 @@ def resumed_state(
 def starting_state(
   run: Run, program: Program, hashes: dict[str, str | None]
 ) -> TrainState:
-  """Makes the state of a new run: random parameters, or those of another run.
+  """Makes the state of a new run, from random values or from another run.
 
   Args:
     run: the run.
@@ -114,7 +127,7 @@ def starting_state(
 def upcycled(
   run: Run, program: Program, params: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
-  """Makes sparse parameters from those of a dense run.
+  """Makes sparse parameters from the parameters of a dense run.
 
   Returns:
     (parameters, metadata of the dense run).
@@ -178,7 +191,7 @@ def held_out_hashes(run: Run, found: FoundStores) -> dict[str, str]:
 def open_data(
   run: Run, program: Program, directory: str, found: FoundStores, workdir: str
 ) -> tuple[Reader, dict[str, HeldOut]]:
-  """Opens the reader of training batches, and the held-out data by task.
+  """Returns (reader of training batches, held-out data by task).
 
   Each process reads only the rows of its own devices. The vocabulary is copied
   into the work directory.

@@ -1,7 +1,8 @@
 """Summaries of the checkpoints of a run: steps, sizes, damage, metadata."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from etils import epath
 
@@ -29,12 +30,12 @@ class StepSummary(NamedTuple):
 def chosen(
   path: epath.PathLike, step: int | None
 ) -> tuple[epath.Path, list[int]]:
-  """The directory of the steps, and the steps that the user has chosen.
+  """Returns (directory of all steps, numbers of the chosen steps).
 
   Args:
     path: directory of a run, its folder `checkpoints`, or one of its steps.
-    step: number of the chosen step. None chooses the step that `path` names, or
-      all steps in ascending order if `path` is no step.
+    step: number of the chosen step. None chooses the step that `path` names. If
+      `path` names no step, None chooses all steps, in ascending order.
 
   Raises:
     ValueError: if the chosen step does not exist.
@@ -63,6 +64,19 @@ def listed(directory: epath.Path) -> list[StepSummary]:
   return found
 
 
+def as_table(steps: Sequence[StepSummary]) -> str:
+  """A line for each step, with its size and metrics."""
+  lines = [f'{"step":>10} {"size":>10}  metrics']
+  for one in steps:
+    remarks = [f'{name}={value:.4g}' for name, value in one.metrics.items()]
+    remarks += ['(best)'] if one.is_best else []
+    if one.is_damaged:
+      remarks = ['(damaged)']
+    size = f'{one.bytes / 2**20:>6.1f} MiB'
+    lines.append(f'{one.step:>10} {size}  {" ".join(remarks)}'.rstrip())
+  return '\n'.join(lines)
+
+
 def damage(
   directory: epath.Path, steps: list[int], is_foreign: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
@@ -74,8 +88,8 @@ def damage(
   Args:
     directory: directory of the steps.
     steps: numbers of the steps to check.
-    is_foreign: whether to look first for what a stranger could do with them;
-      see `moe.checkpoint.foreign`.
+    is_foreign: True for steps from a stranger. The check then looks first for
+      files that could harm this machine, see `moe.checkpoint.foreign`.
   """
   for step in steps:
     path = directory / str(step)
@@ -83,11 +97,13 @@ def damage(
     yield step, found or restore.damage(path)
 
 
-def recorded(
-  directory: epath.Path, step: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-  """The metadata of a step, as (short entries, texts of several lines)."""
+def recorded(directory: epath.Path, step: int) -> str:
+  """The metadata of a step: JSON, then each text of several lines."""
   meta = listing.read_meta(directory / str(step))
   is_text = lambda value: isinstance(value, str) and '\n' in value
   texts = {key: value for key, value in meta.items() if is_text(value)}
-  return {k: v for k, v in meta.items() if k not in texts}, texts
+  entries = {k: v for k, v in meta.items() if k not in texts}
+  # JSON would write the line breaks of the texts as escapes.
+  parts = [json.dumps(entries, indent=2, ensure_ascii=False)]
+  parts += [f'{key}:\n{text.rstrip()}' for key, text in texts.items()]
+  return '\n\n'.join(parts)

@@ -10,7 +10,10 @@ from moe.types import PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
-  """(result of `counts_of`, peak FLOP/s of the mesh or None if unknown)."""
+  """Returns (result of `counts_of`, peak FLOP/s of the mesh).
+
+  The peak is None if the chip is unknown.
+  """
   abstract = program.abstract
   counts = counts_of(
     run, abstract.params, program.logical_axes, abstract.opt_state

@@ -29,7 +29,7 @@ _WORDS = {BAD: 'BAD', DOUBT: 'doubt', GOOD: 'good'}
 # Their versions change the compiled program or the files of checkpoints.
 _PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint')
 _MOST_CLOCK_SECONDS = 5.0
-# Compiled programs and token stores need about this much.
+# Compiled programs and token stores need about this much disk space.
 _LEAST_FREE_BYTES = 10 * 2**30
 _LOCK = '/tmp/libtpu_lockfile'
 _CHIPS = ('/dev/accel*', '/dev/vfio/[0-9]*')
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
     grade: BAD, DOUBT or GOOD.
     check: name of the check.
     text: what was found, and what to do.
-    host: name of the host; '' if the finding is about all of them.
+    host: name of the host; '' if the finding is about all hosts.
   """
 
   grade: int
@@ -141,7 +141,7 @@ def _writing(workdir: str) -> Iterable[Finding]:
     path.write_bytes(b'x' * 2**20)
     is_same = path.read_bytes() == b'x' * 2**20
     path.unlink()
-  # A client of a bucket has errors of its own.
+  # Clients of object stores raise errors that are not OSError.
   except Exception as error:
     reason = ' '.join(str(error).split())[:200]
     yield Finding(BAD, 'write', f'{workdir} cannot be written: {reason}')
@@ -150,11 +150,12 @@ def _writing(workdir: str) -> Iterable[Finding]:
   if is_same:
     yield Finding(GOOD, 'write', text)
   else:
-    yield Finding(BAD, 'write', f'{workdir} gives back other bytes')
+    text = f'{workdir} does not return the bytes that were written'
+    yield Finding(BAD, 'write', text)
 
 
 def _chips() -> Iterable[Finding]:
-  """Finds processes that hold a TPU, and a lock that one has left."""
+  """Finds processes that hold a TPU, and the lock file of an ended process."""
   chips = [path for pattern in _CHIPS for path in glob.glob(pattern)]
   holders = holders_of([*chips, _LOCK])
   for process, (path, name) in holders.items():
@@ -170,7 +171,7 @@ def _chips() -> Iterable[Finding]:
 def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
   """Finds the processes that have one of the files open.
 
-  Processes of other users are found only if we are root.
+  The processes of other users are found only if this process runs as root.
 
   Returns:
     process number -> (file, name of the process).
@@ -191,7 +192,7 @@ def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
 def compared(
   own: dict[str, Any], guests: Mapping[int, roll_call.Guest]
 ) -> list[Finding]:
-  """Lists the findings of all hosts, and their differences to this host."""
+  """Lists the findings of all hosts, and their differences from this host."""
   found = [Finding(*finding, own['host']) for finding in own['findings']]
   for number, guest in guests.items():
     name, report = f'{guest.host} (process {number})', guest.report

@@ -60,7 +60,7 @@ def judged(
   codes: np.ndarray,
   judge: Judge,
 ) -> list[Score]:
-  """The two ceilings: what the judge says of real and of decoded pictures."""
+  """Two upper bounds: the judge's scores of real and of decoded pictures."""
   scores = []
   made = model.tokenizer.decode(codes)
   for what, pixels in (('real', pictures.pixels), ('reconstructed', made)):
@@ -73,7 +73,7 @@ def judged(
 def drawn(
   mean: Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
 ) -> list[Score]:
-  """Scores of drawn pictures by the judge, and distances of their features."""
+  """The judge's scores of drawn pictures, by attribute and by kind of scene."""
   answers, features = judge_lib.judge(judge, pixels)
   right = judge_lib.right(judge, answers, wanted.facts)
   scores = [
@@ -93,7 +93,7 @@ def drawn(
 def distances(
   mean: Mean, pixels: np.ndarray, pictures: HeldOut, judge: Judge
 ) -> list[Score]:
-  """How far drawn pictures lie from real ones, in the judge's features."""
+  """Distances between drawn and real pictures in the judge's features."""
   ours, real = (
     judge_lib.judge(judge, some)[1] for some in (pixels, pictures.pixels)
   )
@@ -103,7 +103,7 @@ def distances(
 def copied(
   mean: Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """How many drawn pictures repeat a training picture, see `is_nearer`."""
+  """Share of drawn pictures that repeat a training picture, see `is_nearer`."""
   ours, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from moe import bounds
 from moe.checkpoint import listing, restore
-from moe.data import chains
+from moe.data.chains import empty_batch, fill_row
 from moe.modalities import residues
 from moe.modalities.ids import IdSpace
 from moe.modalities.protein import Chain
@@ -25,24 +25,26 @@ from moe.objectives import structure_losses as losses
 from moe.runs.folding_run import FoldingRun
 from moe.types import Array, Batch, PyTree
 
-# Rows are as long as one of these, so few programs are compiled.
+# Lengths of rows, in residues. Chains are padded to the next length, so that
+# few programs are compiled.
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
-# Residues of a batch, squared: how many chains are folded at once.
+# Pairs of residues in a batch. This bounds how many chains are folded at once.
 _PAIRS_AT_ONCE = 8 * 96 * 96
-# Angstrom between CB atoms that touch.
+# Two residues touch if their CB atoms are nearer than this, in Angstrom.
 CONTACT = 8.0
 
 
 class Prediction(NamedTuple):
-  """A folded chain and how sure the model is of it.
+  """A folded chain, and the confidence of the model.
 
   Attributes:
     chain: residues and all heavy atoms.
-    plddt: [I], the expected lDDT from 0 to 1.
-    errors: [I, J], expected error in Angstrom of residue j seen from i.
+    plddt: [I], expected lDDT of each residue, from 0 to 1.
+    errors: [I, J], expected error of the place of residue j in the frame of
+      residue i, in Angstrom.
     contacts: [I, J], probability that two residues touch.
-    distances: [I, J], the expected distance of CB atoms in Angstrom.
-    tm: the expected TM-score.
+    distances: [I, J], expected distance between two CB atoms, in Angstrom.
+    tm: expected TM-score of the chain.
   """
 
   chain: Chain
@@ -59,11 +61,11 @@ class FoldingModel:
 
   Attributes:
     functional: the model's pure functions.
-    mesh: of the devices that hold the parameters.
-    params: its parameters.
-    state: what is carried but not trained.
+    mesh: mesh of the devices that hold the parameters.
+    params: parameters of the model.
+    state: variables of the model that are not trained.
     ids: the id space.
-    origin: the name and the hash of the model.
+    origin: name and hash of the model.
   """
 
   functional: FoldingFunctional
@@ -80,17 +82,18 @@ class FoldingModel:
     memory_limit: float,
     seed: int | None = None,
   ) -> Iterator[Prediction]:
-    """The structures of sequences, short ones first.
+    """Folds sequences; yields their structures, short sequences first.
 
     Args:
-      sequences: name -> one-letter names.
-      recycles: how often a result is read again.
+      sequences: name of a chain -> its residues as one-letter names.
+      recycles: number of passes after the first one. Each reads the result of
+        the pass before.
       memory_limit: GB that a batch may need.
-      seed: of the dropout of folding blocks, which gives other samples; None
-        for none.
+      seed: seed of the dropout in folding blocks. Other seeds give other
+        structures. None means no dropout.
 
     Raises:
-      ValueError: if a sequence is too long for the memory.
+      ValueError: if a sequence is too long.
     """
     self.check_memory(sequences, memory_limit)
     by_bucket = {}
@@ -105,13 +108,30 @@ class FoldingModel:
         part = wanted[first : first + rows]
         yield from self._fold(part, (rows, size), recycles, seed)
 
+  def states(self, chains: Sequence[Chain]) -> list[np.ndarray]:
+    """The trunk's state of each residue, float32 [I, D] for each chain."""
+    size = next(b for b in BUCKETS if b >= max(c.codes.size for c in chains))
+    rows, found = max(1, _PAIRS_AT_ONCE // size**2), []
+    for first in range(0, len(chains), rows):
+      part = chains[first : first + rows]
+      batch = empty_batch(rows, size)
+      for row, chain in enumerate(part):
+        fill_row(batch, row, unfolded(chain.name, chain.sequence), self.ids)
+      with jax.set_mesh(self.mesh):
+        states = np.asarray(self._read(self.params, self.state, batch)[0])
+      found += [
+        states[row, : chain.codes.size] for row, chain in enumerate(part)
+      ]
+    return found
+
   def check_memory(
     self, sequences: Mapping[str, str], memory_limit: float
   ) -> float:
-    """GB that the longest sequence needs.
+    """Returns the GB that the longest sequence needs.
 
     Raises:
-      ValueError: if that is more than the limit.
+      ValueError: if it needs more than `memory_limit`, or has more than
+        `BUCKETS[-1]` residues.
     """
     name = max(sequences, key=lambda n: len(sequences[n]))
     length = len(sequences[name])
@@ -125,19 +145,19 @@ class FoldingModel:
     return needed
 
   def memory(self, length: int) -> float:
-    """GB of activations for a chain; pairs dominate."""
+    """GB that the pairs of a chain need; other activations need far less."""
     size = next((b for b in BUCKETS if b >= length), length)
     return 4e-9 * size**2 * self.functional.module.numbers_per_pair
 
   @functools.cached_property
   def _read(self) -> Callable:
-    """Jitted: (params, state, batch) -> (residues, pairs)."""
+    """Jitted (params, state, batch) -> activations (of residues, of pairs)."""
     read = self.functional.read
     return jax.jit(lambda *given: read(*given, None, False)[:2])
 
   @functools.cached_property
   def _pass(self) -> Callable:
-    """One jitted pass; whether it has dropout is static."""
+    """The jitted function of one pass; `has_dropout` is a static argument."""
 
     def run(params, given, last, key, has_dropout):
       rngs = {'dropout': key} if has_dropout else None
@@ -150,7 +170,7 @@ class FoldingModel:
   def _run(
     self, batch: Batch, recycles: int, seed: int | None
   ) -> dict[str, np.ndarray]:
-    """Folds a batch; a result is read again by the same program."""
+    """Folds a batch; all passes share one compiled program."""
     key = jax.random.key(seed or 0)
     with jax.set_mesh(self.mesh):
       given = (*self._read(self.params, self.state, batch), batch)
@@ -168,9 +188,9 @@ class FoldingModel:
     recycles: int,
     seed: int | None,
   ) -> Iterator[Prediction]:
-    batch = chains.empty_batch(*shape)
+    batch = empty_batch(*shape)
     for row, (name, sequence) in enumerate(part):
-      chains.fill_row(batch, row, unfolded(name, sequence), self.ids)
+      fill_row(batch, row, unfolded(name, sequence), self.ids)
     found = self._run(batch, recycles, seed)
     tables = residues.residues()
     for row, (name, sequence) in enumerate(part):
@@ -196,7 +216,7 @@ class FoldingModel:
 
 
 def _confidence(found: Folded, valid: Array) -> dict[str, Array]:
-  """What a prediction holds beside its atoms."""
+  """Returns the arrays of a `Prediction` besides its atoms, by name."""
   probability = jax.nn.softmax(found.distogram, axis=-1)
   edges = jnp.linspace(*losses.DISTANCE_EDGES, probability.shape[-1] - 1)
   half = (edges[1] - edges[0]) / 2
@@ -212,7 +232,7 @@ def _confidence(found: Folded, valid: Array) -> dict[str, Array]:
 
 
 def unfolded(name: str, sequence: str) -> Chain:
-  """A chain of which only the residues are known."""
+  """A chain with known residues and without known atoms."""
   codes = residues.codes(sequence)
   return Chain(
     name,
@@ -224,18 +244,18 @@ def unfolded(name: str, sequence: str) -> Chain:
 
 
 def load(run: FoldingRun, directory: str) -> FoldingModel:
-  """Reads the best step of a run, or the latest where none was scored.
+  """Reads the best step of a run, or its latest step if no step has a score.
 
   Args:
     run: the run, from the configuration in the directory.
-    directory: its work directory.
+    directory: work directory of the run.
 
   Raises:
     ValueError: if there is no checkpoint, or a damaged one.
   """
   steps_dir = os.path.join(os.path.abspath(directory), 'checkpoints')
   loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
-  # A chain is folded on one device; the parameters lie there.
+  # A chain is folded on one device, so only this device gets the parameters.
   devices = jax.devices()[:1]
   run = dataclasses.replace(run, mesh=run.mesh.fitted(1))
   functional, _, mesh = run.functional(devices)
@@ -260,14 +280,14 @@ def samples(
   memory_limit: float,
   seed: int,
 ) -> Iterator[Prediction]:
-  """One structure of each sequence, or several that differ by dropout.
+  """Yields one structure of each sequence, or several that differ by dropout.
 
   Args:
     model: the model.
-    sequences: name -> one-letter names.
-    counts: (recycles, samples).
+    sequences: name of a chain -> its residues as one-letter names.
+    counts: (recycles as in `FoldingModel.fold`, structures of each sequence).
     memory_limit: GB that a batch may need.
-    seed: of the samples.
+    seed: seed of the first structures; unused for one structure per sequence.
 
   Raises:
     ValueError: if a number is out of range, or the model has no dropout.

@@ -18,7 +18,8 @@ from moe.types import Batch
 
 _logger = logging.getLogger(__name__)
 
-# (names, longest, cache directory) -> name -> split -> directory of a store.
+# (names of sources, residues of the longest chain, cache directory) -> name ->
+# split -> directory of a store.
 PrepareChains = Callable[[Sequence[str], int, str], dict[str, dict[str, str]]]
 
 
@@ -28,13 +29,13 @@ def train(
   config_files: dict[str, str],
   prepare_chains: PrepareChains,
 ) -> int:
-  """Trains a folding model to its end, or resumes its run.
+  """Trains a folding model, or resumes its run.
 
   Args:
     run: the run.
     workdir: directory of all files of the run.
     config_files: the configuration files to write, text by file name.
-    prepare_chains: makes missing stores of chains.
+    prepare_chains: makes missing stores of chains, see `PrepareChains`.
 
   Returns:
     The exit code: 0 at the end, 75 after a signal to stop.
@@ -67,7 +68,7 @@ def describe(run: FoldingRun) -> str:
 def stores_of(
   run: FoldingRun, prepare_chains: PrepareChains
 ) -> dict[str, dict[str, str]]:
-  """The stores of a run's chains: name -> split -> directory."""
+  """Makes missing stores of chains; returns name -> split -> directory."""
   data = run.data
   cache_dir = data.cache_dir or default_cache_dir()
   return prepare_chains(data.names, data.longest, cache_dir)
@@ -77,8 +78,8 @@ def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
   """All chains of a split.
 
   Args:
-    stores: from `stores_of`.
-    split: its name.
+    stores: the stores, from `stores_of`.
+    split: name of the split.
 
   Raises:
     ValueError: if no source has this split.
@@ -95,7 +96,7 @@ def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
 def open_chains(
   run: FoldingRun, program: Program, prepare_chains: PrepareChains
 ) -> tuple[ChainReader, dict[str, HeldOut]]:
-  """The reader of training batches, and the held-out chains by name."""
+  """Returns (reader of training batches, held-out chains by source name)."""
   data = run.data
   dirs = stores_of(run, prepare_chains)
   rows = program.own_rows(data.batch_size)

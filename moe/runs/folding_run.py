@@ -1,4 +1,4 @@
-"""The run that trains a folding model, as its configuration says it."""
+"""The classes of a run that trains a folding model: its settings."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from moe.train import program as program_lib
 from moe.train import trainer
 from moe.train.program import Program
 
-# What the id space of a folding model has beside text.
+# Sizes of the id ranges that a folding model has besides text.
 RANGES = {'command': 1, 'residue': residues.NUM_CODES}
 
 
@@ -30,15 +30,15 @@ class Chains:
   """The chains of a run.
 
   Attributes:
-    names: of the sources: 'chains', or folders of a user, such as
-      './my_structures'; the first one ranks checkpoints.
+    names: names of sources: 'chains', or folders of a user, such as
+      './my_structures'. Checkpoints are ranked by the first source.
     crop: residues of a row in training; longer chains are cut.
     batch_size: B, over all devices and microbatches.
     longest: chains with more residues are left out.
-    evaluation_length: residues of a row in evaluation; longer chains are left
-      out there.
-    rates: how many chains come from each source, relative to the others; () for
-      their numbers of chains.
+    evaluation_length: residues of a row in evaluation, which leaves out longer
+      chains.
+    rates: relative rate at which chains are drawn from each source. () draws in
+      proportion to the number of chains.
     cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
   """
 
@@ -64,7 +64,7 @@ class Chains:
 
 @dataclasses.dataclass(frozen=True)
 class FoldingRun:
-  """A run of a folding model as its configuration describes it.
+  """The configuration of a run that trains a folding model.
 
   Attributes:
     model: the model.
@@ -75,7 +75,7 @@ class FoldingRun:
     data: the chains.
     settings: settings of the training loop.
     rules: name of a table in moe/parallel/rules.py.
-    clip_norm: largest norm of the gradient; 0 for no clipping.
+    clip_norm: norm to which larger gradients are scaled; 0 for no clipping.
   """
 
   model: Folding
@@ -105,7 +105,7 @@ class FoldingRun:
   def functional(
     self, devices: Sequence[jax.Device] | None = None
   ) -> tuple[FoldingFunctional, Table, jax.sharding.Mesh]:
-    """(functional, rule table, mesh) on devices (default: all)."""
+    """Returns (functional, rule table, mesh); devices=None takes all."""
     table = rules.table(self.rules)
     mesh = make_mesh(self.mesh, list(devices or jax.devices()))
     made = functional_lib.make_folding_functional(
@@ -114,7 +114,7 @@ class FoldingRun:
     return made, table, mesh
 
   def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """The program of the run on devices (default: all), from shapes alone."""
+    """Builds the program from shapes; devices=None takes all devices."""
     functional, table, mesh = self.functional(devices)
     return program_lib.make_program(
       self.objective(functional, (self.data.batch_size, self.data.crop)),

@@ -13,7 +13,7 @@ from moe.evaluate.score import Score
 from moe.runs.drawing import Drawing
 from moe.runs.tokenizer_report import first_pictures
 
-# The sentence of a picture competes with the sentences of this many pictures.
+# A picture's own sentence must be found among this many, itself included.
 RIVALS = 16
 
 # (sentence, facts of a picture) -> attribute -> whether the sentence is right.
@@ -30,11 +30,10 @@ class Request:
     guidances: numbers of which the best one replaces `drawing.guidance`. It is
       chosen by the judge, on other sentences than those that are scored.
     cache_dir: directory of the caches; '' for none.
-    num_drawn: number of sentences of each source that are drawn, the first
-      ones.
-    limit: number of held-out pictures of each source that are read, the first
-      ones.
-    judge_epochs: how often the independent network sees each picture.
+    num_drawn: number of sentences to draw, the first ones of each source.
+    limit: number of held-out pictures to read, the first ones of each source.
+    judge_epochs: how often the judge sees each picture in its training. The
+      judge is a network that is trained apart from the models.
     command: the command that gives the same numbers again.
   """
 
@@ -81,7 +80,7 @@ class HeldOut:
 
 
 def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
-  """The first pictures of a store of pictures."""
+  """Reads the first `limit` pictures of a store, with sentences and facts."""
   made = first_pictures(store, pixels, limit)
   records = store.read(np.arange(len(made)))
   facts = [json.loads(record['facts'].tobytes()) for record in records]
@@ -107,6 +106,6 @@ class Mean:
   def single(
     self, what: str, value: float, n: int, unit: str, higher: bool
   ) -> Score:
-    """A number without an interval, since it is no mean over pictures."""
+    """Makes a score without an interval, for a value that is not a mean."""
     name = f'{self._name}: {what}'
     return Score(name, float(value), None, None, n, self.command, unit, higher)

@@ -1,4 +1,4 @@
-"""Exports trained runs to Hugging Face's formats, and imports from them."""
+"""Exports runs to Hugging Face's formats, and imports models from them."""
 
 import logging
 import math
@@ -42,7 +42,7 @@ class Options(NamedTuple):
     is_fused: True writes all experts of a layer as one array, the layout that
       transformers 5 has in memory. False writes an array for each expert, which
       most programs expect.
-    shard_bytes: largest size of a file.
+    shard_bytes: largest size of a file of weights, in bytes.
   """
 
   dtype: str = 'float32'
@@ -68,8 +68,8 @@ def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
   config = config_of(run, options.dtype)
   if not run.ids.is_text:
     raise ValueError(
-      'Data.ranges cannot be said in a format of Hugging Face: a tokenizer of'
-      ' theirs knows text alone.'
+      'Data.ranges must be () for an export, got other ids than text: the'
+      " tokenizers of Hugging Face's formats have only text."
     )
   os.makedirs(directory, exist_ok=True)
   if os.listdir(directory):
@@ -197,8 +197,8 @@ def read_weights(
   }
   is_fused = hugging_face_files.is_fused(found)
   for macro in ('NUM_LAYERS', *(() if is_fused else ('NUM_EXPERTS',))):
-    # A huge number in config.json would make `plan` list as many arrays. So we
-    # compare the number with the arrays first.
+    # `plan` lists as many arrays as config.json demands. A huge number there
+    # would fill the memory, so we first compare it with the number of arrays.
     if imported.bindings.get(macro, 0) > len(found):
       raise ValueError(
         f'the {len(found)} arrays of {directory} are too few for'
@@ -222,7 +222,7 @@ def read_weights(
 
 
 def _is_extra(name: str, imported: Imported) -> bool:
-  """Whether an array belongs to a layer that predicts later tokens."""
+  """Whether an array belongs to a layer for multi-token prediction."""
   number = re.match(r'model\.layers\.(\d{1,9})\.', name)
   past = number and int(number.group(1)) - imported.bindings['NUM_LAYERS']
   return past is not None and 0 <= past < imported.num_extra_layers
@@ -267,15 +267,16 @@ def write_run(
 def _copy_vocabulary(directory: str, workdir: str) -> str | None:
   """Copies tokenizer.model, and returns its SHA-256.
 
-  A vocabulary that alters texts is not copied; then the result is None.
+  If the file is missing or the vocabulary alters texts, nothing is copied and
+  the result is None.
   """
   path = os.path.join(directory, 'tokenizer.model')
   try:
     vocabulary = Vocabulary(path)
   except ValueError as error:
     _LOG.warning(
-      'No vocabulary is written, so only programs that bring ids can use this'
-      ' run: %s',
+      'No vocabulary is written, so only programs that pass token ids can use'
+      ' this run: %s',
       error,
     )
     return None

@@ -32,12 +32,13 @@ _logger = logging.getLogger(__name__)
 
 # Number of pictures that are encoded or decoded at a time.
 _CHUNK = 128
-# The key of the configuration in a frozen file. All other keys are paths of
-# parameters.
+# The key of the configuration in the file of a frozen tokenizer. All other keys
+# are paths of parameters.
 _CONFIG = 'config'
 
 
-# (names, pixels, cache directory) -> name -> split -> directory of a store.
+# (names of sources, height and width in pixels, cache directory) -> name ->
+# split -> directory of a store.
 PreparePictures = Callable[
   [Sequence[str], int, str | os.PathLike], dict[str, dict[str, str]]
 ]
@@ -95,7 +96,7 @@ def train(
 def open_pictures(
   run: TokenizerRun, program: Program, prepare_pictures: PreparePictures
 ) -> tuple[PictureReader, dict[str, HeldOut]]:
-  """Opens the reader of training batches, and the held-out pictures by name."""
+  """Returns (reader of training batches, held-out pictures by name)."""
   data = run.data
   shape = (data.pixels, data.pixels)
   dirs = prepare_pictures(
@@ -169,7 +170,7 @@ class ImageTokenizer:
   def encode(self, pictures: np.ndarray) -> np.ndarray:
     """Encodes uint8 pictures [N, Y, X, 3] as codes, int32 [N, codes].
 
-    The codes of a picture are in the order of its rows.
+    The codes of a picture are listed row by row, from the top.
     """
     codes = _in_chunks(self._encode, pictures)
     return codes.reshape(len(pictures), -1)
@@ -178,7 +179,8 @@ class ImageTokenizer:
     """Decodes codes [N, codes] into pictures, uint8 [N, Y, X, 3].
 
     Raises:
-      ValueError: if a code is out of range, or if a picture has too few codes.
+      ValueError: if a code is out of range, or if a picture has a wrong number
+        of codes.
     """
     codes = np.asarray(codes, np.int32)
     height, width = self.grid

@@ -6,8 +6,8 @@ tries half of this rate; if the best rate is the highest one, it tries twice
 this rate; and so on. Then each arm trains on all tokens at its best rate, with
 several seeds.
 
-Each run is a process of its own with a work directory of its own. So a ladder
-that is stopped goes on where it was, and several runs can share one device.
+Each run has its own process and its own work directory. So a stopped ladder can
+continue later, and several runs can share one device.
 """
 
 import collections
@@ -94,7 +94,7 @@ def arms(
 
 
 def expansion(model: Decoder) -> float:
-  """Experts of a layer divided by experts of a token; 1 for a dense model."""
+  """Experts per layer / active experts per token; 1 for a dense model."""
   experts = anatomy(model).experts
   return experts.num_experts / experts.num_active if experts else 1.0
 
@@ -118,8 +118,8 @@ class Ladder:
     tokens: training tokens of each run after the sweep.
     sweep_tokens: training tokens of each run of the sweep.
     tokens_per_step: B x T.
-    evaluations: number of evaluations of each run after the sweep, at equal
-      distances.
+    evaluations: number of evaluations, equally spaced, of each run after the
+      sweep.
     at_once: number of runs that train at the same time.
   """
 
@@ -181,14 +181,15 @@ class Ladder:
 
 
 class Finished(NamedTuple):
-  """What a ladder has found.
+  """The results of a ladder.
 
   Attributes:
-    rates: arm name -> ((learning rate, tokens of its run, bits per character),
-      ...); the bits are the mean over the held-out tasks, None if the run has
-      diverged.
+    rates: arm name -> (learning rate, training tokens, bits per character) of
+      each run of the sweep. The bits are the mean over the held-out tasks; they
+      are None if the run has diverged.
     best: arm name -> its best learning rate.
-    directories: arm name -> work directories at the best rate, by seed.
+    directories: arm name -> work directories of the runs at the best rate, in
+      the order of their seeds.
   """
 
   rates: dict[str, tuple[tuple[float, int, float | None], ...]]
@@ -199,10 +200,10 @@ class Finished(NamedTuple):
 def run(
   ladder: Ladder, train: Callable[[list[str]], list[str]], workdir: str
 ) -> Finished:
-  """Trains all runs that are missing.
+  """Trains all runs of a ladder that have not ended yet.
 
   Args:
-    ladder: which runs there are.
+    ladder: the settings that determine the runs.
     train: makes the command of a run from its bindings, without --workdir.
     workdir: directory of the ladder.
 
@@ -245,7 +246,7 @@ def run(
 
 
 def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
-  """The rate with the lowest score, or the only one."""
+  """The best rate of a sweep; without a sweep, the only rate."""
   scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
   if rates and not scored:
     raise ValueError(
@@ -255,12 +256,12 @@ def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
 
 
 def _next_rate(rates: Sequence[tuple]) -> float | None:
-  """The rate to try next if the best one has no neighbour on one side."""
+  """The rate to try next; None if the best one has a neighbour on each side."""
   if not rates:
     return None
   every = [rate for rate, *_ in rates]
   scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
-  # A larger rate that has diverged is a neighbour, too.
+  # `every` includes the rates that diverged, so they count as neighbours.
   best = min(scored)[1] if scored else min(every)
   if best == min(every):
     return best / 2
@@ -341,8 +342,8 @@ class _Runner:
       atomic_files.write_file(path, command)
     elif path.read_text(encoding='utf-8') != command:
       raise ValueError(
-        f'{path} must hold the command of this ladder, got another one: give'
-        ' the flags and bindings of before, or another --workdir.'
+        f'{path} must hold the command of this ladder, got another one: use'
+        ' the same flags and bindings as before, or another --workdir.'
       )
     return any((directory / n).exists() for n in ('run.json', _DIVERGED))
 
@@ -371,7 +372,7 @@ class _Runner:
       if code != EXIT_MISTAKE or 'not finite' not in last:
         raise ValueError(
           f'{directory} has ended with code {code}: {last} (its log is'
-          f' {directory / _LOG}; the same command goes on)'
+          f' {directory / _LOG}; the same command continues the ladder)'
         )
       atomic_files.write_file(directory / _DIVERGED, last)
       _logger.info(f'  diverged after {took}')

@@ -10,8 +10,8 @@ If two runs create the file at the same time, a file system lets only one of
 them succeed. An object store lets both succeed. If two runs replace the file at
 the same time, both succeed everywhere. In these cases a run writes the file,
 waits, and reads the file again. If two runs still believe that they own the
-directory, one of them finds the name of the other one in the file at its next
-heartbeat, and stops.
+directory, one of them stops: at its next heartbeat it finds the name of the
+other run in the file.
 """
 
 import contextlib
@@ -194,7 +194,7 @@ class _Lock:
   def _refusal(self, found: dict[str, Any]) -> ValueError:
     since = f', since {found["since"]}' if 'since' in found else ''
     return ValueError(
-      f'--workdir={self._workdir} must have one run at a time, but has that of'
+      f'--workdir={self._workdir} must have one run at a time, but is used by'
       f' {_named(found)}{since}: wait until that run ends, stop it, or choose'
       ' another --workdir.'
     )
@@ -254,7 +254,10 @@ def _named(found: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-  """Names the machine, boot and container that number processes together."""
+  """A name for this machine, its last boot, and this container.
+
+  Process numbers can be compared only if this name is the same.
+  """
   try:
     with open('/proc/sys/kernel/random/boot_id') as f:
       return f'{f.read().strip()} {os.readlink("/proc/self/ns/pid")}'
@@ -263,7 +266,7 @@ def _machine() -> str:
 
 
 def _is_alive(found: dict[str, Any]) -> bool:
-  """Whether the process that owns a file of this machine still runs."""
+  """Whether the owner of a lock file, a process of this machine, still runs."""
   process = found.get('process')
   if not isinstance(process, int):
     return True

@@ -26,18 +26,19 @@ def train(
   """Trains to the end, or resumes from the work directory.
 
   Args:
-    settings: of the training loop.
-    program: of the run.
-    data: the reader of training batches, and the evaluations by name.
+    settings: settings of the training loop.
+    program: the program of the run.
+    data: (reader of training batches, evaluations by name).
     workdir: directory of all files of the run.
     config_files: the configuration files to write, text by file name.
-    batch_size: B.
+    batch_size: B, over all devices and microbatches.
 
   Returns:
     The exit code: 0 at the end, 75 after a signal to stop.
 
   Raises:
-    ValueError: if checkpoints do not fit, or another run uses the directory.
+    ValueError: if checkpoints do not fit the run, or if another run uses the
+      directory.
   """
   reader, evaluations = data
   steps_dir = os.path.join(os.path.abspath(workdir), 'checkpoints')

@@ -1,4 +1,4 @@
-"""Writes stores of image codes, which a frozen tokenizer makes of pictures."""
+"""Writes stores of image codes; a frozen tokenizer encodes the pictures."""
 
 import os
 import pathlib
@@ -41,7 +41,7 @@ def encode(
   Args:
     tokenizer: the frozen tokenizer.
     tokenizer_file: file of the tokenizer.
-    pictures: name -> split -> store of pictures.
+    pictures: name -> split -> directory of a store of pictures.
     directory: a folder, which is created if it is missing.
     has_patches: whether the pixels at each code's place are written, too, for
       models that read them in place of the codes.
@@ -50,8 +50,8 @@ def encode(
     'name/split' -> number of pictures.
 
   Raises:
-    ValueError: if pictures cannot be read, or if their size is not that of the
-      tokenizer.
+    ValueError: if pictures cannot be read, or if the tokenizer needs another
+      size.
   """
   root = pathlib.Path(directory)
   counts = {}

@@ -15,13 +15,13 @@ def code_nats(
   sentences: Sequence[str],
   is_hidden: bool,
 ) -> np.ndarray:
-  """Mean nats [N] of the codes of each picture after its sentence.
+  """Mean nats per code of each picture after its sentence, [N].
 
   Args:
     model: the model.
     codes: int32 [N, codes].
-    sentences: one for each picture.
-    is_hidden: whether the sentence is hidden.
+    sentences: the sentence of each picture.
+    is_hidden: whether masks replace the sentences.
   """
   trained, size = model.trained, model.canvas.num_codes
   documents = []

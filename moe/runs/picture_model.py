@@ -13,6 +13,7 @@ from moe.checkpoint import restore
 from moe.evaluate import captions
 from moe.infer import decode, forms, kv_cache, pictures
 from moe.infer.pictures import Seen
+from moe.infer.prompts import RowPrompt, bucket
 from moe.infer.sampling import Sampling
 from moe.modalities import image
 from moe.modalities.ids import PATCHES
@@ -22,7 +23,7 @@ from moe.runs.image_tokenizer import ImageTokenizer
 from moe.runs.run import IMAGE_TOKENIZER, TrainedRun
 from moe.runs.writing import check_causal
 
-# Rows of a batch, to bound the memory.
+# Largest number of rows in a batch, which bounds the memory.
 _MAX_ROWS = 256
 
 
@@ -42,7 +43,7 @@ class PictureModel:
 
   @functools.cached_property
   def canvas(self) -> pictures.Canvas:
-    """How a picture lies in a document."""
+    """Ids and grid of the codes of a picture in a document."""
     ids = self.trained.ids
     return pictures.Canvas(
       ids.begin('image'),
@@ -83,7 +84,8 @@ class PictureModel:
     if not self._reads_patches:
       return Seen(self.encode(pixels) + self.canvas.begin)
     patches = image.patches_of(np.stack(pixels), self.canvas.grid)
-    return Seen(np.full(patches.shape[:2], self.canvas.mask, np.int32), patches)
+    masks = np.full(patches.shape[:2], self.canvas.mask, np.int32)
+    return Seen(masks, {PATCHES: patches})
 
   def see_codes(self, codes: np.ndarray) -> Seen:
     """Drawn pictures, as codes int32 [N, codes], to be described."""
@@ -91,27 +93,18 @@ class PictureModel:
       return self.see(self.tokenizer.decode(codes))
     return Seen(np.asarray(codes, np.int32) + self.canvas.begin)
 
-  def _hidden(self) -> Seen:
-    """A picture that is hidden."""
-    size = self.canvas.num_codes
-    tokens = np.full((1, size), self.canvas.mask, np.int32)
-    empty = {
-      x.name: np.zeros((1, size, *x.shape), x.dtype) for x in self.canvas.extras
-    }
-    return Seen(tokens, empty.get(PATCHES))
-
   def upper_half(self, pixels: np.ndarray, num: int) -> np.ndarray:
-    """Codes [num, codes / 2] of the upper half of one picture."""
+    """Codes of a picture's upper half, repeated `num` times, [num, codes]."""
     rows, columns = self.canvas.grid
     codes = self.encode([pixels])[:, : rows // 2 * columns]
     return np.repeat(codes, num, axis=0)
 
   def prompt(self, sentence: str) -> list[int]:
-    """Ids of a sentence to draw.
+    """Ids of a sentence to draw, with a line break at the end.
 
     Raises:
-      ValueError: if it is empty, too long, or has characters that the model
-        does not know.
+      ValueError: if the sentence is empty, has several lines, is too long, or
+        has characters that the model does not know.
     """
     vocabulary = self.trained.vocabulary
     if not sentence.strip() or '\n' in sentence:
@@ -147,10 +140,10 @@ class PictureModel:
   def draw(
     self, sentences: Sequence[str], options: Drawing, given: np.ndarray = None
   ) -> list[Drawn]:
-    """One picture for each sentence.
+    """Draws one picture for each sentence.
 
     Args:
-      sentences: one for each picture.
+      sentences: what the pictures show.
       options: how pictures are drawn.
       given: first codes of each picture, int32 [pictures, n]; None for none.
     """
@@ -173,7 +166,7 @@ class PictureModel:
     options: Drawing,
     given: np.ndarray | None = None,
   ) -> np.ndarray:
-    """Codes int32 [pictures, codes], one picture for each sentence."""
+    """Draws one picture for each sentence, as codes int32 [pictures, codes]."""
     artist = functools.partial(
       self._artist(options.sampling), self.trained.params, self.trained.state
     )
@@ -199,11 +192,11 @@ class PictureModel:
   def caption_losses(
     self, codes: np.ndarray, sentences: Sequence[str]
   ) -> np.ndarray:
-    """Nats per token [N] of a sentence about each picture (CogView's CapLoss).
+    """Nats per token of each picture's sentence, [N]; the CapLoss of CogView.
 
     Args:
       codes: int32 [N, codes].
-      sentences: one for each picture.
+      sentences: the sentence of each picture.
     """
     losses, seen = np.zeros(len(codes)), self.see_codes(codes)
     for sentence in dict.fromkeys(sentences):
@@ -215,17 +208,20 @@ class PictureModel:
   def nats(
     self, seen: Seen | None, captions_K: Sequence[Sequence[int]]
   ) -> np.ndarray:
-    """Nats [N, K] of captions about pictures; [1, K] without a picture.
+    """Nats of each of K captions about each of N pictures, [N, K].
 
     Args:
-      seen: the pictures; None for one that is hidden.
-      captions_K: ids of each caption with their end mark.
+      seen: the pictures. None for a hidden picture; then N = 1.
+      captions_K: ids of each caption, with the end mark.
     """
-    seen = seen or self._hidden()
+    if seen is None:
+      seen = Seen(
+        np.full((1, self.canvas.num_codes), self.canvas.mask, np.int32)
+      )
     count = len(seen.tokens)
     ids, lengths = captions.padded(captions_K)
     chunk = max(1, _MAX_ROWS // len(ids))
-    chunk = min(chunk, decode.bucket(count, 1))
+    chunk = min(chunk, bucket(count, 1))
     found = []
     for first in range(0, count, chunk):
       rows = np.arange(first, min(first + chunk, count))
@@ -250,7 +246,7 @@ class PictureModel:
       seed: seed of the draws.
 
     Returns:
-      For each picture (caption, nats per token).
+      For each picture, a list of (caption, nats per token).
     """
     drawn = self._write(seen, num, sampling, seed)
     best = self._write(seen, 1, Sampling(0.0), seed)
@@ -280,9 +276,8 @@ class PictureModel:
     extras = {name: values[0] for name, values in places.items()}
     prompts = []
     for row, tokens in enumerate(seen.tokens):
-      if seen.patches is not None:
-        extras = {**extras, PATCHES: seen.patches[row]}
-      prompt = decode.RowPrompt(tokens.tolist(), table, [1] * size, extras)
+      own = {name: values[row] for name, values in seen.extras.items()}
+      prompt = RowPrompt(tokens.tolist(), table, [1] * size, extras | own)
       prompts += [prompt] * num
     limit = trained.run.data.sequence_length - size - 1
     texts = []
@@ -340,7 +335,7 @@ class PictureModel:
     return kv_cache.shardings(layers, functional.layout, self.trained.mesh)
 
   def _kept(self, key: tuple, make: Callable) -> Callable:
-    """A program that is compiled only once."""
+    """The program of a key; `make` makes it when it is first needed."""
     if key not in self.programs:
       self.programs[key] = make()
     return self.programs[key]
@@ -366,10 +361,12 @@ def of_run(trained: TrainedRun) -> PictureModel:
 
 
 def names_of(model: PictureModel) -> list[str]:
-  """Names of the sources of pictures on which a run's drawing is evaluated.
+  """Names of the picture sources of a run's evaluation tasks.
+
+  The task `draw_NAME_PIXELS` has the pictures of the source NAME.
 
   Raises:
-    ValueError: if they do not follow from the names of the run's tasks.
+    ValueError: if no evaluation task has such a name.
   """
   end = f'_{model.tokenizer.pixels}'
   tasks = model.trained.run.data.evaluation
@@ -380,7 +377,7 @@ def names_of(model: PictureModel) -> list[str]:
   ]
   if not names:
     raise ValueError(
-      '--pictures must name the pictures to score, since the EVAL_TASKS'
-      f' {tuple(tasks)} name none: give it.'
+      '--pictures must name the pictures to score, since no name in EVAL_TASKS'
+      f' {tuple(tasks)} is draw_NAME{end}: add the flag.'
     )
   return names

@@ -29,7 +29,7 @@ from moe.runs.picture_model import PictureModel
 
 _logger = logging.getLogger(__name__)
 
-# If there are more different names, they are not used as labels.
+# Recognition is scored only if pictures have at most this many different names.
 _MAX_LABELS = 50
 # Values of `alpha` in `captions.information_gain`.
 ALPHAS = (0.0, 0.5, 1.0)
@@ -38,13 +38,13 @@ SHOWN = 12
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a model made of held-out pictures.
+  """The scores of a model on held-out pictures, with examples for a page.
 
   Attributes:
     scores: all scores.
-    drawn: (sentence, pixels) of the first drawn pictures.
-    described: (pixels, true sentence, sentence of the model) of the first
-      pictures.
+    drawn: (sentence, pixels) of the first `SHOWN` drawn pictures.
+    described: (pixels, true sentence, the model's sentence) of the first
+      `SHOWN` held-out pictures.
   """
 
   scores: list[Score]
@@ -57,12 +57,16 @@ def score_sources(
   pictures: Mapping[str, Mapping[str, str]],
   wanted: Request,
 ) -> dict[str, Found]:
-  """Scores all held-out splits of all sources of pictures.
+  """Scores all held-out splits of all picture sources.
 
   Args:
     model: the model.
-    pictures: name -> split -> store of pictures.
+    pictures: name of the source -> split -> directory of a store.
     wanted: what is scored.
+
+  Returns:
+    label -> result. The label is 'SOURCE' for the validation split and
+    'SOURCE SPLIT' for other splits.
   """
   found, pixels = {}, model.tokenizer.pixels
   for name, by_split in pictures.items():
@@ -85,13 +89,13 @@ def score(
   judge: Judge,
   wanted: Request,
 ) -> Found:
-  """All scores of the held-out pictures of a source.
+  """Scores the held-out pictures of one source.
 
   Args:
     model: the model.
-    pictures: at least two.
+    pictures: the held-out pictures, at least two.
     training: the pictures that the model was trained on.
-    judge: an independent network.
+    judge: a network that was trained without the model.
     wanted: what is scored.
   """
   mean = Mean(pictures.name, wanted.command)
@@ -127,7 +131,10 @@ def score(
 def _overlap(
   mean: Mean, wanted: list[str], written: list[str], borrowed: list[str]
 ) -> list[Score]:
-  """BLEU and CIDEr-D of the model's captions, and of the nearest picture's."""
+  """BLEU and CIDEr-D of the model's captions, and of borrowed captions.
+
+  A borrowed caption is the caption of the nearest training picture.
+  """
   scores, references = [], [[text] for text in wanted]
   sources = (
     ('captions', written),
@@ -146,7 +153,7 @@ def _overlap(
 def _described(
   mean: Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """Share of the attributes that the model's own captions get right."""
+  """Share of captions of the model that are right, by attribute and kind."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)
@@ -177,7 +184,7 @@ def _alignment(
   seen: Seen,
   codes: np.ndarray,
 ) -> list[Score]:
-  """Whether the model connects sentences and pictures."""
+  """Scores of how well the model connects sentences with pictures."""
   count = len(codes) // RIVALS * RIVALS
   losses = np.zeros((count, RIVALS))
   for first in range(0, count, RIVALS):
@@ -212,7 +219,11 @@ def _alignment(
 def _recognised(
   mean: Mean, model: PictureModel, pictures: HeldOut, seen: Seen
 ) -> list[Score]:
-  """Scores of recognising names; none if there are no names or too many."""
+  """Scores of recognising the names of pictures.
+
+  The result is [] if a name is missing, if all names are equal, or if there are
+  more than `_MAX_LABELS` names.
+  """
   names = [one.get('name', '') for one in pictures.facts]
   labels = sorted({*names})
   if not 1 < len(labels) <= _MAX_LABELS or not all(labels):

@@ -20,8 +20,7 @@ from moe.train.program import Program
 
 _logger = logging.getLogger(__name__)
 
-# A warning lists at most this many of the settings that differ from the saved
-# ones.
+# A warning about changed settings lists at most this many of them.
 MAX_DIFFERENCES = 8
 # A checkpoint records these settings. A resumed run must have the same values.
 ORDER = ('seed', 'batch_size', 'sequence_length')
@@ -42,11 +41,11 @@ def open_workdir(workdir: str) -> None:
   if '://' in workdir:
     raise ValueError(
       f'--workdir={workdir} must be on a disk or mounted, since logs are'
-      ' appended and a URL takes whole files only: mount the bucket, for'
+      ' appended, and a URL takes only whole files: mount the bucket, for'
       ' example with gcsfuse.'
     )
   path = os.path.abspath(workdir)
-  # TensorStore takes a backslash for a slash, and accepts only names in UTF-8.
+  # TensorStore reads a backslash as a slash, and accepts only names in UTF-8.
   if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):
     raise ValueError(
       f'--workdir={ascii(workdir)} must be UTF-8 without a backslash, since'
@@ -166,11 +165,12 @@ def check_ids(space: IdSpace, vocab_size: int) -> None:
 
 
 def check_ranges(space: IdSpace, model: IdSpace | None) -> None:
-  """Raises ValueError unless the ranges of data and model begin alike.
+  """Raises ValueError unless data and model have equal id ranges.
 
   Args:
     space: id space of the data.
-    model: that of a model with a softmax for each range; None for one softmax.
+    model: id space of a model with a softmax for each range; None for a model
+      with one softmax.
   """
   if model is None:
     return
@@ -220,7 +220,8 @@ def check_saved(
   Args:
     saved: metadata of a checkpoint. A missing key counts as equal, because
       earlier versions did not save all keys.
-    wanted: the present values, with keys of `run_identity` and `DATA_HASHES`.
+    wanted: the present values; only the keys in `ORDER` and `DATA_HASHES` are
+      compared.
     workdir: directory of the run.
   """
   for key, value in wanted.items():
@@ -298,9 +299,8 @@ def check_origin(
   Args:
     run: the run. Without INITIAL_CHECKPOINT there is nothing to check.
     program: the program of the run.
-    hashes: hashes of the data: `vocabulary_sha256` and, unless the data is text
-      alone, `ids_sha256`. Text has the same ids in every id space with its
-      vocabulary.
+    hashes: hashes of the data: `vocabulary_sha256`, and `ids_sha256` if there
+      are other ids than text. For text the vocabulary defines all ids.
   """
   if not run.initial.checkpoint:
     return
@@ -319,9 +319,9 @@ def check_origin(
       )
 
 
-# These hashes define the meaning of the rows of an embedding table. Key of a
-# hash -> (name of what is hashed, setting to change if the hashes differ). Both
-# are for the error message.
+# The hashes that define the meaning of the rows of an embedding table: key of
+# the hash -> (name of what is hashed, setting to change if the hashes differ).
+# The error message shows both.
 _ROWS_MEAN = {
   'vocabulary_sha256': ('the vocabulary', 'VOCABULARY to the vocabulary.model'),
   'ids_sha256': ('the id space', 'run.Data.ranges to those'),
@@ -329,7 +329,10 @@ _ROWS_MEAN = {
 
 
 def _first_kept_table(run: Run, program: Program) -> str | None:
-  """Path of the first embedding table that is read from the checkpoint."""
+  """Path of the first embedding table without an entry in INITIAL_ASSIGNMENT.
+
+  None if all tables have entries.
+  """
   by_path = jax.tree_util.tree_leaves_with_path(
     program.logical_axes, is_leaf=lambda a: isinstance(a, tuple)
   )

@@ -1,4 +1,4 @@
-"""Scores a folding model on chains with known structures, beside baselines."""
+"""Scores a folding model and baselines on chains with known structures."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
 KINDS = (MODEL, HELIX, RANDOM, NEAREST)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}
 _LOWER = ('RMSD', 'clashes', 'CA step off 3.8')
-# (L / part, least separation) of the precision of contacts.
+# (part, least separation) of each precision of contacts. It is the share of
+# true contacts among the best L / part pairs of a chain with L residues.
 _CONTACTS = [(part, least) for least in (6, 12, 24) for part in (1, 2, 5)]
 
 
@@ -24,12 +25,12 @@ class ChainScores(NamedTuple):
   """Scores of one chain.
 
   Attributes:
-    name: of the chain.
-    length: its residues.
+    name: name of the chain.
+    length: number of residues.
     nearest: name of the nearest training chain.
-    alignment: score of the alignment with it.
+    alignment: score of the alignment with the nearest training chain.
     identity: share of equal residues in this alignment.
-    scores: kind -> name -> value, of the model and the baselines.
+    scores: kind, one of `KINDS` -> name of the score -> value.
   """
 
   name: str
@@ -41,19 +42,29 @@ class ChainScores(NamedTuple):
 
   @property
   def is_novel(self) -> bool:
-    """Whether no training chain is similar."""
+    """Whether no training chain is similar to this chain."""
     return self.alignment < baselines.NOVEL_BELOW
 
 
 def chosen(chains: Iterable[Chain], longest: int) -> list[Chain]:
-  """The chains that are scored: whole ones without breaks."""
-  return [
+  """Chooses the chains to score: short, with all backbone atoms, unbroken.
+
+  Raises:
+    ValueError: if there is no such chain.
+  """
+  found = [
     chain
     for chain in chains
     if chain.codes.size <= longest
     and chain.has_backbone.all()
     and not protein.num_breaks(chain)
   ]
+  if not found:
+    raise ValueError(
+      f'No chain is whole and has at most --longest={longest} residues: raise'
+      ' it, or give other chains.'
+    )
+  return found
 
 
 def score_chains(
@@ -67,12 +78,13 @@ def score_chains(
 
   Args:
     model: the model.
-    chains: with known structures, from `chosen`.
-    training: chains of the training, for the nearest one.
-    recycles: how often a result is read again.
+    chains: chains with known structures, from `chosen`.
+    training: the training chains; the nearest one is a baseline.
+    recycles: number of recycles, see `FoldingModel.fold`.
     memory_limit: GB that a batch may need.
   """
-  # The names need not differ, and chains are folded in another order.
+  # Two chains may have the same name, and `fold` changes the order. So we give
+  # the chains numbers.
   sequences = {str(i): chain.sequence for i, chain in enumerate(chains)}
   found = {
     one.chain.name: one for one in model.fold(sequences, recycles, memory_limit)
@@ -108,7 +120,7 @@ def _of_chain(
 
 
 def of_points(points: np.ndarray, true: np.ndarray) -> dict[str, float]:
-  """Scores of CA atoms [I, 3] against the true ones, by name."""
+  """Scores CA atoms [I, 3] against the true atoms [I, 3]; values by name."""
   tm, gdt = structures.tm_and_gdt(points, true)
   mirror = structures.chirality(points, true)
   steps = structures.neighbour_steps(points)
@@ -128,14 +140,14 @@ def of_points(points: np.ndarray, true: np.ndarray) -> dict[str, float]:
 def summarised(
   found: Sequence[ChainScores], command: str
 ) -> list[tuple[str, str, Score, tuple[float, float, float]]]:
-  """(group, kind, mean score, quartiles) of every score.
+  """Returns (group, kind, mean score, quartiles) of every score.
 
-  The groups are all chains, those with a similar training chain, and those
-  without one.
+  The groups are 'all' chains, 'similar' chains, and 'novel' chains, see
+  `ChainScores.is_novel`.
 
   Args:
     found: scores of all chains.
-    command: that gives them again.
+    command: the command that gives the same numbers again.
   """
   groups = {
     'all': list(found),
@@ -168,7 +180,10 @@ def summarised(
 
 
 def confidence(found: Sequence[ChainScores]) -> float:
-  """Pearson's correlation of mean pLDDT and lDDT; NaN for a constant."""
+  """Pearson's correlation of mean pLDDT and lDDT over chains.
+
+  NaN for fewer than three chains, and if one of the two is constant.
+  """
   plddt = [one.scores[MODEL]['pLDDT'] for one in found]
   lddt = [one.scores[MODEL]['lDDT'] for one in found]
   if len(found) < 3 or np.std(plddt) < 1e-9 or np.std(lddt) < 1e-9:
@@ -177,7 +192,7 @@ def confidence(found: Sequence[ChainScores]) -> float:
 
 
 def as_json(found: Sequence[ChainScores]) -> list[dict[str, Any]]:
-  """Every chain with its scores, ready for JSON."""
+  """Lists all chains with their scores, for JSON. NaN becomes None."""
   clean = lambda values: {
     name: None if np.isnan(value) else value for name, value in values.items()
   }

@@ -8,12 +8,12 @@ from moe.evaluate import captions
 from moe.infer.pictures import Seen
 from moe.runs.picture_model import PictureModel
 
-# Sentences with a label; their probabilities are averaged.
+# Sentences in which {} stands for a label. Their probabilities are averaged.
 TEMPLATES = ('{}', '這是{}', '圖中是{}', '一件{}的圖片')
 
 
 def labels_of(text: str) -> list[str]:
-  """The labels in a list with commas.
+  """Splits a text at its commas into labels.
 
   Raises:
     ValueError: if a label is empty or occurs twice, or if there is only one.
@@ -34,10 +34,10 @@ def gains(
   templates: Sequence[str],
   alpha: float,
 ) -> np.ndarray:
-  """Information gain [N, labels] of labels by pictures.
+  """Information that each picture gives about each label, [N, labels].
 
   Args:
-    model: reads the pictures.
+    model: the model that reads the pictures.
     seen: the pictures.
     labels: at least one.
     templates: sentences with {} for a label.
@@ -62,7 +62,10 @@ def label_nats(
   labels: Sequence[str],
   templates: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Nats [N, labels, templates] with pictures, and [L, M] without a picture."""
+  """Returns nats of the sentences, with each picture and without a picture.
+
+  The shapes are [N, labels, templates] and [labels, templates].
+  """
   sentences = [t.replace('{}', label) for label in labels for t in templates]
   ids = [model.caption(sentence) for sentence in sentences]
   shape = len(labels), len(templates)
@@ -73,7 +76,7 @@ def label_nats(
 def ranked(
   gains_NL: np.ndarray, labels: Sequence[str]
 ) -> list[list[tuple[str, float]]]:
-  """For each picture, (label, gain) from the largest gain to the smallest."""
+  """For each picture, a list of (label, gain); the largest gain is first."""
   return [
     [(labels[i], float(gains_L[i])) for i in np.argsort(-gains_L)]
     for gains_L in gains_NL

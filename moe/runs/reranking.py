@@ -1,8 +1,8 @@
-"""Orders samples by how likely their prompt is after them.
+"""Orders samples by the probability of the prompt, given the sample.
 
-A model that has learnt titles after their poems (task `poems_inverse`) says how
-well a poem tells its title. This is the inverse direction of Li et al. 2016,
-https://arxiv.org/abs/1510.03055.
+A model that has learnt titles after their poems (task `poems_inverse`) gives
+p(title | poem). This probability tells how well a poem fits its title. This is
+the inverse direction of Li et al. 2016, https://arxiv.org/abs/1510.03055.
 """
 
 import logging
@@ -18,12 +18,16 @@ from moe.runs.writing import Sample
 
 _logger = logging.getLogger(__name__)
 
-# How the name of a task ends whose documents are a text and then its prompt.
+# The names of inverse tasks end in this. A document of an inverse task is a
+# text and then its prompt.
 INVERSE = '_inverse'
 
 
 def document(vocabulary: Vocabulary, prompt: str, sample: str) -> Document:
-  """The sample, which is given, and the prompt with an end mark below it."""
+  """A document of sample, line break, prompt and end mark.
+
+  Only the prompt and the end mark are scored.
+  """
   given = len(vocabulary.encode(f'{sample}\n'))
   ids = [*vocabulary.encode(f'{sample}\n{prompt}'), vocabulary.eos]
   weights = np.zeros(len(ids), np.float32)
@@ -37,7 +41,7 @@ def document(vocabulary: Vocabulary, prompt: str, sample: str) -> Document:
 
 
 def check_inverse(checkpoint: str, tasks: Sequence[str]) -> None:
-  """Raises ValueError unless one of the trained tasks is an inverse one."""
+  """Raises ValueError unless one of the trained tasks is an inverse task."""
   if not any(task.endswith(INVERSE) for task in tasks):
     raise ValueError(
       f'{checkpoint} must have learnt prompts after their texts to rank samples'
@@ -49,7 +53,7 @@ def check_inverse(checkpoint: str, tasks: Sequence[str]) -> None:
 def reranked(
   trained: TrainedRun, prompt: str, samples: Iterable[Sample]
 ) -> list[Sample]:
-  """Samples after one prompt, in the order of log p(prompt | sample)."""
+  """Samples after one prompt, the largest log p(prompt | sample) first."""
   samples, prompt = list(samples), prompt.rstrip('\n')
   texts = [sample.text.removeprefix(prompt) for sample in samples]
   nats = prompt_nats(trained, [prompt] * len(samples), texts)
@@ -62,12 +66,12 @@ def reranked(
 def prompt_nats(
   trained: TrainedRun, prompts: Sequence[str], samples: Sequence[str]
 ) -> np.ndarray:
-  """-log p(prompt | sample) of every pair, in nats.
+  """-log p(prompt | sample) of each pair, [pairs], in nats.
 
   Args:
-    trained: a run that has learnt the inverse task.
-    prompts: without the line break that ends them.
-    samples: without their prompts.
+    trained: a run that has learnt an inverse task.
+    prompts: the prompts, without a line break at the end.
+    samples: the samples, each without its prompt.
   """
   documents = [
     document(trained.vocabulary, prompt.strip(), sample.strip())

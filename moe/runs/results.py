@@ -48,14 +48,14 @@ def baselines(
     train: token stores of the training texts.
     held_out: token stores of the held-out texts, which are scored.
     vocabulary: vocabulary of all stores.
-    cache_dir: directory that keeps the scores, since a large corpus takes
-      minutes to count.
-    command: command that computes the scores again; the scores show it.
+    cache_dir: directory that keeps the scores, since counting a large corpus
+      takes minutes.
+    command: the command that computes the scores again; it is shown with them.
 
   Returns:
     A score for each order of the n-grams. There are no scores if the corpus is
-    too big to count, if documents are not text alone, or if documents have
-    parts that are not scored, such as prompts. The model reads such a part but
+    too big to count, if documents have other ids than text, or if parts of
+    documents are not scored, such as prompts. The model reads these parts but
     n-grams do not, so the comparison would be unfair.
   """
   chars = sum(store.manifest['counts']['chars'] for store in train)

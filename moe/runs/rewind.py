@@ -1,4 +1,4 @@
-"""Takes a run back to an earlier checkpoint, and leaves out some batches."""
+"""Takes a run back to an earlier checkpoint; it can leave out some batches."""
 
 import logging
 
@@ -18,12 +18,12 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
   Args:
     workdir: directory of the run.
     step: the checkpoint to go back to.
-    skipped: (first, end): from now on the run leaves out the batches that its
-      logged steps [first, end) have read. None leaves out none.
+    skipped: (first, end). From now on the run leaves out the batches that the
+      steps `first` to `end - 1` have read. None leaves out none.
 
   Raises:
-    ValueError: if there is no such step, if it is damaged, if another run uses
-      the directory, or if batches are left out that came before the step.
+    ValueError: if the step is missing or damaged, if another run uses the
+      directory, or if `first` is not after the step.
   """
   directory = listing.locate(workdir)[0]
   workdir = str(directory.parent)
@@ -32,8 +32,8 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
     raise ValueError(f'--to={step} must be one of {steps} in {directory}.')
   if skipped and not step < skipped[0] < skipped[1]:
     raise ValueError(
-      f'--skip={skipped[0]}:{skipped[1]} must name steps after --to={step}, the'
-      ' first one before the last one: the steps up to it stay as they are.'
+      f'--skip={skipped[0]}:{skipped[1]} must be FIRST:END with'
+      f' {step} < FIRST < END, since the steps up to --to={step} are kept.'
     )
   with lock.held(workdir):
     problems = restore.damage(directory / str(step))
@@ -43,8 +43,9 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
         f' {steps}.'
       )
     if skipped:
-      # The newest checkpoint records what the logged steps have left out. Until
-      # this checkpoint is moved, the run refuses to resume with the new file.
+      # The newest checkpoint records which batches its steps have left out. The
+      # new file differs from this record. So if the rewind is interrupted here,
+      # the run refuses to resume until the checkpoint is moved.
       newest = listing.read_meta(directory / str(steps[-1]))
       left_out = skips.of_json(newest.get('skipped_batches', ()))
       first, end = (left_out.number(logged - 1) for logged in skipped)

@@ -1,4 +1,4 @@
-"""The classes of a run, whose fields are the settings of a configuration."""
+"""The classes that hold the settings of a run."""
 
 import dataclasses
 import inspect
@@ -42,7 +42,7 @@ class Data:
     vocabulary: file of a SentencePiece model. '' trains a vocabulary on the
       train split before its first use, with at most vocab_size pieces.
     cache_dir: folder of token stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
-    task_modules: more Python modules or files that declare tasks.
+    task_modules: further Python modules or files that declare tasks.
     ranges: (name, size) of each id range besides text, such as ('image', 8192);
       see `moe.modalities.ids.IdSpace`.
     transforms: (task, transform) pairs. A transform changes a document each
@@ -101,9 +101,9 @@ class Initial:
 
   Attributes:
     checkpoint: work directory or step directory of the other run; '' for none.
-    assignment: pairs (regular expression of a path in this run, path in the
-      other run). If the second one is None, the parameter keeps its random
-      value. The first full match counts.
+    assignment: pairs (regular expression for paths in this run, path in the
+      other run). The first pair that matches a whole path counts. If the path
+      in the other run is None, the parameter keeps its random value.
     upcycle: method that makes experts from a dense checkpoint; None if the
       checkpoint has the same kind of model.
   """
@@ -133,7 +133,7 @@ class Run:
     objective: makes the objective from the model's functions and (B, T).
     optimizer: makes the optimizer from the schedule.
     schedule: learning rate by step.
-    clip_norm: largest norm of the gradient; 0 for no clipping.
+    clip_norm: norm to which larger gradients are scaled; 0 for no clipping.
     frozen: regular expressions of parameter paths that are not trained.
     groups: (regular expression, factor of the learning rate, factor of the
       weight decay) of each parameter group. The expression must match a whole

@@ -30,7 +30,7 @@ from moe.runs.scorecard_scores import Asked
 _logger = logging.getLogger(__name__)
 
 # Increase this number if the meaning of a value in a stored scorecard changes.
-FORMAT = 2
+FORMAT = 3
 FOLDER = 'scorecards'
 
 Card = dict[str, Any]
@@ -42,10 +42,11 @@ def scorecard(
   load_run: Callable[[str], TrainedRun],
   prepare_stores: Callable[..., str],
 ) -> Card:
-  """Reads the scorecard of a checkpoint from its file, or measures it.
+  """Reads the scorecard of a checkpoint from a file, or measures it.
 
   The folder `scorecards` of the run has a file for each step, suite and number
-  of shots. If a data file has changed since, the scorecard is measured again.
+  of shots. If a data file has changed since then, the scorecard is measured
+  again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.
@@ -93,7 +94,7 @@ def _kept(path: pathlib.Path) -> Card | None:
 
 
 def stored(workdir: str, step: int) -> Card | None:
-  """The stored scorecard of a step, with no shots; suite full is preferred."""
+  """The stored scorecard of a step: suite full, else quick, with 0 shots."""
   for suite in ('full', 'quick'):
     path = pathlib.Path(workdir) / FOLDER / f'{step}_{suite}_0shot.json'
     found = _kept(path)
@@ -103,7 +104,7 @@ def stored(workdir: str, step: int) -> Card | None:
 
 
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
-  """Name -> SHA-256 of every data file; '' if the file is missing."""
+  """Path -> SHA-256 of every data file; '' if the file is missing."""
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
   found = {}
   for file in sorted({one.file for one in sets}):
@@ -115,7 +116,7 @@ def _data_digest(directory: pathlib.Path) -> dict[str, str]:
 def _measure(
   run: TrainedRun, asked: Asked, prepare_stores: Callable[..., str]
 ) -> Card:
-  """Measures all parts; a part that cannot be measured gets the reason."""
+  """Measures all parts; a part that cannot be measured has a reason instead."""
   _logger.info(f'{run.workdir}, step {run.step}, suite {asked.suite.name}')
   card = {
     'checkpoint': run.workdir,
@@ -162,7 +163,7 @@ def _poet(
   train_texts: list[str],
   tasks: Sequence[str],
 ) -> dict[str, Any]:
-  """The poet's card; title relevance too if the run has learnt titles."""
+  """Measures poems, and relevance to titles if a task predicts the titles."""
   try:
     found = scorecard_poems.score_poems(run, asked, train_texts)
     if any(task.endswith(reranking.INVERSE) for task in tasks):
@@ -173,11 +174,10 @@ def _poet(
 
 
 def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
-  """Differences of two scorecards: each score of `card` minus that of `other`.
+  """Subtracts the scores of `other` from the scores of `card`.
 
   Only scores on the same items are compared. The intervals come from a paired
-  bootstrap over items. For perplexities, the difference of the logarithms is
-  taken.
+  bootstrap over items. For perplexities, the logarithms are subtracted.
 
   Args:
     card: a scorecard.
@@ -235,7 +235,7 @@ def _paired(card: Card) -> Iterator[tuple[str, str, list, list]]:
 
 
 def without_items(card: Card) -> Card:
-  """A copy of a card without the numbers of single items, for printing."""
+  """A copy of a card without the values of single items, for printing."""
   hidden = ('numerators', 'denominators', 'nats', 'chars')
 
   def strip(value: Any) -> Any:
@@ -254,21 +254,28 @@ def without_items(card: Card) -> Card:
 
 def scores_of(card: Card) -> list[score.Score]:
   """All scores of a card; each name begins with the name of its set."""
-  found = []
+  return [
+    score.from_json(entries | {'name': f'{of}: {entries["name"]}'})
+    for of, entries in _named_scores(card)
+  ]
+
+
+def _named_scores(card: Card) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (name of the set, score) of every score."""
   for entry in (*card['benchmarks'], *card['readings']):
-    for metric in entry.get('metrics', ()):
-      found.append((f'{entry["name"]}: {metric["name"]}', metric))
+    yield from ((entry['name'], metric) for metric in entry.get('metrics', ()))
   for entry in card['languages']:
     for side in entry.get('languages', ()):
-      found.append((f'{entry["name"]}: {side["score"]["name"]}', side['score']))
-      if 'difference' in side:
-        name = f'{entry["name"]}: {side["difference"]["name"]}'
-        found.append((name, side['difference']))
-  for one in card['loss'].get('scores', ()):
-    found.append((f'{card["loss"]["task"]}: {one["name"]}', one))
-  for one in card.get('poet', {}).get('relevance', {}).get('scores', ()):
-    found.append((f'titles matched among 16: {one["name"]}', one))
-  return [score.from_json(entries | {'name': name}) for name, entries in found]
+      kinds = ('score', 'difference')
+      yield from ((entry['name'], side[kind]) for kind in kinds if kind in side)
+  loss, poet = card['loss'], card.get('poet', {})
+  yield from ((loss['task'], one) for one in loss.get('scores', ()))
+  for group in poet.get('groups', ()):
+    for of_writers in group['measures'].values():
+      for writer, one in zip(group['writers'], of_writers, strict=True):
+        yield f'{group["name"]}, {writer}', one
+  for one in poet.get('relevance', {}).get('scores', ()):
+    yield 'titles matched among 16', one
 
 
 def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
@@ -284,11 +291,6 @@ def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
       lines.append(f'loss skipped: {card["loss"]["skipped"]}')
     if 'skipped' in card.get('poet', ()):
       lines.append(f'poems skipped: {card["poet"]["skipped"]}')
-    for group in card.get('poet', {}).get('groups', ()):
-      for name, values in group['measures'].items():
-        writers = zip(group['writers'], values, strict=True)
-        shown = ', '.join(f'{w} {v}' for w, v in writers)
-        lines.append(f'{group["name"]}: {name}: {shown}')
     lines += [f'{key}: {value:,.6g}' for key, value in card['cost'].items()]
     parts.append('\n'.join(lines))
   if paired:

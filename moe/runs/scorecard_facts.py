@@ -1,10 +1,11 @@
 """The parts of a scorecard besides benchmarks: loss, cost, licences.
 
-Another part marks benchmark items that occur in the training text.
+`add_contamination` finds the benchmark items that the training text contains.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,9 +29,9 @@ from moe.runs.scorecard_scores import Asked
 from moe.scale import topology
 from moe.train import record_log
 
-# Planned chip-hours assume this chip, which reaches this share of its peak
-# FLOP/s. Planned energy assumes this power, the limit of the H100 SXM in
-# NVIDIA's data sheet.
+# Planned chip-hours assume this chip at this share of its peak FLOP/s. Planned
+# energy assumes this power in watts, the limit of the H100 SXM in NVIDIA's data
+# sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
 _BUILTIN = 'corpora/'
@@ -49,9 +50,9 @@ def train_stores(
 def texts_of(
   trained: TrainedRun, stores: Sequence[Store], max_chars: int
 ) -> Iterator[str]:
-  """Yields texts of stores, about `max_chars` characters in all.
+  """Yields the first texts of each store, about `max_chars` characters in all.
 
-  Each store gives the same share of its records.
+  The same share of each store's records is read.
   """
   total = sum(store.manifest['counts']['chars'] for store in stores)
   share = min(1.0, max_chars / max(total, 1))
@@ -69,10 +70,10 @@ def loss_per_character(
   prepare_stores: Callable[..., str],
   train_texts: Sequence[str],
 ) -> dict[str, Any]:
-  """Bits per character of held-out text: of the model and of baselines.
+  """Bits per character of held-out text, by the model and by baselines.
 
   The text is the validation split of the run's first evaluation task. The
-  baselines are n-grams, counted on `train_texts`, and compressors. They score
+  baselines are compressors, and n-grams counted on `train_texts`. They score
   the same documents as the model, end marks included.
   """
   task = trained.run.data.evaluation[0]
@@ -117,15 +118,30 @@ def loss_per_character(
     documents.record_text(trained.vocabulary, trained.ids, record)
     for record in held_out
   ]
-  bits = {
-    f'{name}, characters': ngram.ngram_bits(train_texts, texts, order)
-    for name, order in BASELINES.items()
-  } | compression.compressed_bits(texts, train_texts)
-  entry['scores'] += [
-    score.Score(name, value, n=len(texts), command=asked.command).as_json()
-    for name, value in bits.items()
-  ]
+  baselines = _baselines(texts, train_texts, asked.command)
+  entry['scores'] += [one.as_json() for one in baselines]
   return entry
+
+
+def _baselines(
+  texts: Sequence[str], train_texts: Sequence[str], command: str
+) -> list[score.Score]:
+  """Bits per character of n-grams and of compressors."""
+  chars = np.array([len(text) for text in texts])
+  found = [
+    comparison.of_documents(
+      f'{name}, characters',
+      math.log(2) * ngram.document_bits(train_texts, texts, order),
+      chars,
+      command,
+    )
+    for name, order in BASELINES.items()
+  ]
+  # A compressor reads all documents as one text, so there is no interval.
+  return found + [
+    score.Score(name, value, n=len(texts), command=command)
+    for name, value in compression.compressed_bits(texts, train_texts).items()
+  ]
 
 
 def cost_of(workdir: str, step: int) -> dict[str, Any]:
@@ -175,10 +191,10 @@ def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
 def add_contamination(
   entries: Sequence[dict[str, Any]], train_texts: Sequence[str]
 ) -> None:
-  """Adds contamination to every set: the share of items in the training text.
+  """Adds to every set the share of its items that the training text contains.
 
-  A set gets this share as 'contaminated'. A metric gets 'clean', its score over
-  the other items, if there are any.
+  A set gets this share as 'contaminated'. If the training text has some items
+  but not all, each metric gets 'clean': its score over the other items.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]

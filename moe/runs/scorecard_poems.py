@@ -1,16 +1,22 @@
-"""The poet's card, the part of a scorecard on verse with held-out titles.
+"""The poet's card, the part of a scorecard about verse.
 
-Texts of the model are compared with those of a trigram model and of poets.
+The model writes verse for held-out titles, first lines and tunes. Its texts are
+compared with texts of a trigram model and of poets.
 """
 
+import dataclasses
+import math
 import pathlib
 import random
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from moe.data.text_file import read_json_lines
-from moe.evaluate import ngram, verse
+from moe.evaluate import comparison, ngram, score, verse, verse_figures
+from moe.evaluate.verse_figures import Figure
 from moe.infer import forms
 from moe.infer.sampling import Sampling
 from moe.runs import writing
@@ -23,8 +29,8 @@ LYRICS, KNOWN_LYRICS = 'text/ci_valid.jsonl.gz', 'text/ci_train.jsonl.xz'
 # (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
-# A poem of the longest form has at most this many tokens, with its punctuation
-# and its end mark.
+# A poem of the longest form has at most this many tokens, including punctuation
+# and the end mark.
 _MAX_TOKENS = 80
 _LONGEST_TITLE, _LONGEST_LYRIC = 12, 75
 _NUM_SHOWN = 6
@@ -49,25 +55,25 @@ _EXPLANATION = (
 
 
 class Group(NamedTuple):
-  """Texts of one kind.
+  """The prompts and real texts of one kind of verse.
 
   Attributes:
-    name: of the kind.
-    prompts: what is given, without its line break.
-    real: the held-out texts after the prompts.
-    measure: gives the figures of as many texts.
+    name: name of the kind.
+    prompts: titles, first lines or tunes, without a line break.
+    real: the held-out text of each prompt.
+    measure: a function from texts, one for each prompt, to values by name.
   """
 
   name: str
   prompts: list[str]
   real: list[str]
-  measure: Callable[[Sequence[str]], dict[str, float]]
+  measure: Callable[[Sequence[str]], list[Figure]]
 
 
 def score_poems(
   trained: TrainedRun, asked: Asked, train_texts: Sequence[str]
 ) -> dict[str, Any]:
-  """Measures poems of the model, of a trigram model and of real poets.
+  """Measures verse of the model, of a trigram model and of real poets.
 
   Raises:
     ValueError: if the file of poems or pypinyin is missing, or if the model is
@@ -89,6 +95,7 @@ def score_poems(
       'held-out texts': group.real,
     }
     measured = [group.measure(texts) for texts in by_writer.values()]
+    by_figure = list(zip(*measured, strict=True))
     shown = range(0, len(group.real), max(1, len(group.real) // _NUM_SHOWN))
     entries.append(
       {
@@ -96,7 +103,10 @@ def score_poems(
         'n': len(group.real),
         'writers': list(by_writer),
         'measures': {
-          name: [f'{one[name]:.3f}' for one in measured] for name in measured[0]
+          figures[0].name: [
+            score_of(figure, asked.command).as_json() for figure in figures
+          ]
+          for figures in by_figure
         },
         'samples': [
           f'{group.prompts[i]}\n{by_writer["this model"][i]}' for i in shown
@@ -110,8 +120,24 @@ def score_poems(
   }
 
 
+def score_of(figure: Figure, command: str) -> score.Score:
+  """The score of a figure, with a bootstrap interval over texts."""
+  if not any(figure.denominators):
+    # No text has a part that this figure counts, such as a whole couplet.
+    found = score.Score(figure.name, 0.0, None, None, 0, command, figure.unit)
+  else:
+    found = comparison.of_documents(
+      figure.name,
+      np.array(figure.numerators) * math.log(2),
+      np.array(figure.denominators),
+      command,
+      figure.unit,
+    )
+  return dataclasses.replace(found, is_higher_better=figure.is_higher_better)
+
+
 def _groups(asked: Asked, train_text: str) -> list[Group]:
-  """Poems, and couplets and ci where their files are there."""
+  """The groups: poems, and couplets and ci if their files exist."""
   folder, count = asked.data_directory, asked.suite.poems
   readings, entering = verse.load_readings(), verse.load_entering()
   chosen = _chosen(read_json_lines(folder / FILE), count)
@@ -121,7 +147,7 @@ def _groups(asked: Asked, train_text: str) -> list[Group]:
       'poems',
       [title for title, _, _ in chosen],
       [poem for _, poem, _ in chosen],
-      lambda poems: verse.measure(
+      lambda poems: verse_figures.of_poems(
         poems, wanted, train_text, readings, entering
       ),
     )
@@ -134,7 +160,7 @@ def _groups(asked: Asked, train_text: str) -> list[Group]:
         'couplets',
         firsts,
         [row['down'] for row in rows],
-        lambda seconds: verse.measure_couplets(
+        lambda seconds: verse_figures.of_couplets(
           firsts, seconds, train_text, readings, entering
         ),
       )
@@ -147,7 +173,7 @@ def _groups(asked: Asked, train_text: str) -> list[Group]:
 def _lyric_group(
   folder: pathlib.Path, count: int, train_text: str, readings: verse.Readings
 ) -> Group:
-  """Short held-out ci, with the forms that the training side has."""
+  """Short held-out ci with tunes that the training lyrics also have."""
   known = {}
   for row in read_json_lines(folder / KNOWN_LYRICS):
     shape = verse.shape_of(''.join(row['paragraphs']))
@@ -167,7 +193,9 @@ def _lyric_group(
     'ci',
     [tune for tune, _ in rows],
     [text for _, text in rows],
-    lambda lyrics: verse.measure_lyrics(lyrics, shapes, train_text, readings),
+    lambda lyrics: verse_figures.of_lyrics(
+      lyrics, shapes, train_text, readings
+    ),
   )
 
 
@@ -191,13 +219,17 @@ def _chosen(
 
 
 def is_plain(title: str | None) -> bool:
-  """Whether a title is short and has no remark in it."""
+  """Whether a title is short, without punctuation or a remark in brackets."""
   text = title or ''
   return len(text) <= _LONGEST_TITLE and bool(re.fullmatch('[^，。（(]+', text))
 
 
 def held_out_titles(folder: pathlib.Path, count: int) -> list[str]:
-  """Different plain titles of held-out poems, drawn with a fixed seed."""
+  """Draws different plain titles of held-out poems, with a fixed seed.
+
+  A title has at least 3 characters, see also `is_plain`. There are at most
+  `count` titles.
+  """
   rows = read_json_lines(folder / FILE)
   titles = list(dict.fromkeys(r['title'] for r in rows if is_plain(r['title'])))
   titles = [title for title in titles if len(title) > 2]
@@ -206,7 +238,7 @@ def held_out_titles(folder: pathlib.Path, count: int) -> list[str]:
 
 
 def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
-  """Writes a text for each title; no rule of a form restricts the tokens."""
+  """Writes a text for each title; no verse form restricts the tokens."""
   vocabulary = trained.vocabulary
   table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
   prompts = [vocabulary.encode(f'{title}\n') for title in titles]
@@ -221,7 +253,7 @@ def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
   on_progress, texts = progress('verse'), []
   for start in range(0, len(prompts), _ROWS):
     rows = prompts[start : start + _ROWS]
-    # Each batch has a seed of its own, or equal prompts would be written alike.
+    # Each batch has its own seed, so equal prompts get different texts.
     found = write(rows, [table] * len(rows), limit, seed + start)
     texts += [vocabulary.decode(ids) for ids in found]
     on_progress(len(texts), len(prompts))

@@ -1,4 +1,4 @@
-"""Scores a trained model on benchmarks, reading sets and aligned languages."""
+"""Scores a trained model on benchmarks, reading sets and translations."""
 
 import math
 import pathlib
@@ -25,7 +25,7 @@ _CUT_SEED = 0
 
 
 class Suite(NamedTuple):
-  """Limits for how much of each set a scorecard measures; None is no limit.
+  """Limits for the parts of a scorecard; None means no limit.
 
   Attributes:
     name: name of the suite.
@@ -35,7 +35,7 @@ class Suite(NamedTuple):
     answer_tokens: largest number of tokens of a generated answer.
     train_chars: largest number of characters of training text. This text is
       searched for contamination, and n-grams are counted on it.
-    poems: number of poems that the model writes of each form; 0 leaves out the
+    poems: number of poems that the model writes in each form; 0 leaves out the
       poet's card.
   """
 
@@ -82,7 +82,7 @@ def cut(rows: Sequence[Any], size: int | None) -> list[Any]:
 
 
 def context_of(trained: TrainedRun) -> Context:
-  """Makes windows of the run's length, and batches that divide over devices."""
+  """Sizes of windows and batches; devices get equal numbers of rows."""
   length = trained.run.data.sequence_length
   parts = trained.row_parts
   num_rows = max(1, scoring.TOKENS_PER_BATCH // length)
@@ -92,7 +92,7 @@ def context_of(trained: TrainedRun) -> Context:
 
 
 def progress(what: str) -> Callable[[int, int], None]:
-  """Makes a function that shows the progress of a task by a bar."""
+  """Makes a function (done, total) that shows a progress bar."""
   display = make_display()
 
   def on_progress(done: int, total: int) -> None:
@@ -171,7 +171,7 @@ def metric_entry(
   command: str,
   guess: float | None,
 ) -> dict[str, Any]:
-  """A score with the values of its items, for comparison with other cards."""
+  """A score with the values of its items, for `scorecard.differences`."""
   found = benchmarks.metric_score(metric, numerators, denominators, command)
   return found.as_json() | {
     'guess': guess,
@@ -262,7 +262,7 @@ def short_answers(
 
   Args:
     trained: the trained run.
-    write: a function of `writing.writer`.
+    write: a function that `writing.writer` made.
     prompts: texts. If a prompt is too long, its first tokens are cut off.
     limit: the largest number of tokens to write.
     on_progress: called with (prompts done, all prompts) after each batch.
@@ -323,7 +323,10 @@ def nats_of_sides(
   sides: dict[str, list[Document]],
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
-  """Name -> nats of each document in a list; the lists share batches."""
+  """Scores lists of documents; returns name of the list -> nats [documents].
+
+  The lists share batches.
+  """
   joined = [document for side in sides.values() for document in side]
   with jax.set_mesh(trained.mesh):
     nats = likelihood.score_documents(

@@ -45,7 +45,7 @@ class ScoringRequest:
       `TOKENS_PER_BATCH` tokens. The number is rounded up so that all devices
       have equally many rows.
     task_modules: modules that declare tasks, besides those of the run.
-    command: the command of this request; the scores show it.
+    command: the command that gives the same numbers again.
   """
 
   task: str | None = None
@@ -61,7 +61,7 @@ class ScoringRequest:
 
 
 class _Scoring(NamedTuple):
-  """A trained run, the documents that it scores, and the sizes of windows."""
+  """A trained run, its documents to score, and the sizes of windows."""
 
   trained: TrainedRun
   documents: list[Document]
@@ -152,7 +152,7 @@ def _task_documents(
   wanted: ScoringRequest,
   prepare_stores: Callable[..., str],
 ) -> list[Document]:
-  """The documents of a split in order; a mixture has those of all its tasks."""
+  """The documents of a split in order; for a mixture, task by task."""
   stores = task_stores(
     trained,
     wanted.task,
@@ -184,10 +184,10 @@ def task_stores(
   cache_dir: str = '',
   task_modules: Sequence[str] = (),
 ) -> list[Store]:
-  """Opens the token stores of a split; makes those that are missing.
+  """Opens the token stores of a split, after making the missing ones.
 
   Args:
-    trained: the run, whose vocabulary makes the tokens.
+    trained: the run; its vocabulary makes the tokens.
     task: task or mixture.
     split: split of the task.
     prepare_stores: see `evaluate`.
@@ -207,13 +207,13 @@ def task_stores(
 
 
 def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:
-  """The argument `ranges` of `tasks.stores.prepare`; none for text alone."""
+  """The argument `ranges` of `tasks.stores.prepare`; {} for text alone."""
   ranges = dict(trained.run.data.ranges)
   return {'ranges': ranges} if ranges else {}
 
 
 def _vocabulary_file(cache_dir: str, trained: TrainedRun) -> str:
-  """An equal vocabulary file in the cache, or else the file of the run."""
+  """The run's vocabulary file; an equal file in the cache is preferred."""
   for path in sorted(pathlib.Path(cache_dir).glob(f'*/{VOCABULARY}')):
     if file_sha256(path) == trained.vocabulary.sha256:
       return str(path)
@@ -276,7 +276,7 @@ def _progress_log() -> Callable[[int, int], None]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-  """Formats a report; a compared run is a second column of its first table."""
+  """Formats a report; the second run of a comparison has a second column."""
   other = report.get('compare')
   reports = [report] if other is None else [report, other]
   lines = []

@@ -133,7 +133,7 @@ class Policy:
     return Decision('crash', max(wait, self._until_allowed(now)), code, reason)
 
   def _back_off(self, step: int | None) -> float:
-    """Seconds to wait; they double until an attempt gets further."""
+    """Seconds to wait; the time doubles until an attempt gets further."""
     if step is not None and step > self._furthest:
       self._furthest, self._stuck = step, 0
     # The bound of the exponent avoids an overflow after very many attempts.
@@ -142,7 +142,7 @@ class Policy:
     return min(doubled, self._limits.longest_wait)
 
   def _until_allowed(self, now: float) -> float:
-    """Counts a crash; returns the seconds that `crashes_per_hour` demands."""
+    """Counts a crash; returns the seconds to wait for `crashes_per_hour`."""
     times = self._crash_times
     times.append(now)
     while times[0] <= now - _HOUR:
@@ -155,7 +155,8 @@ class Policy:
 def signal_of(code: int) -> int | None:
   """The number of the signal that ended a process; None if there was none.
 
-  `subprocess` gives a code below 0 for a signal, a shell a code above 128.
+  For a signal, `subprocess` gives a code below 0, and a shell gives a code
+  above 128.
   """
   if code < 0:
     return -code
@@ -179,8 +180,35 @@ def workdir_of(command: Sequence[str]) -> str | None:
   return None
 
 
+def places(
+  command: Sequence[str], workdir: str | None, log: str | None
+) -> tuple[str, str]:
+  """The work directory of a command, and the file of its attempts.
+
+  Args:
+    command: the program and its arguments.
+    workdir: the directory if the user gave one; else the command names it.
+    log: the file if the user gave one; else it is in the directory.
+
+  Raises:
+    ValueError: if there is no directory, or nothing can be appended there.
+  """
+  workdir = workdir or workdir_of(command)
+  if workdir is None:
+    raise ValueError(
+      'COMMAND must have --workdir=DIR, where its log tells how far it got: add'
+      ' it, or give --workdir=DIR before the --.'
+    )
+  if '://' in workdir and not log:
+    raise ValueError(
+      f'--log=FILE must name a file on this host, since {workdir} is an object'
+      ' store, to which nothing can be appended.'
+    )
+  return workdir, log or os.path.join(workdir, LOG)
+
+
 def last_step(workdir: str) -> int | None:
-  """The last step in the log of a run; None for an object store."""
+  """The last step in a run's log; 0 without a log, None on an object store."""
   if '://' in workdir:
     return None
   records = record_log.read(os.path.join(workdir, 'log.jsonl'))
@@ -200,7 +228,7 @@ def supervise(
     command: the program and its arguments.
     workdir: directory of the run, which holds log.jsonl.
     log: file to which each attempt adds a line of JSON.
-    limits: how often the command is run again.
+    limits: limits for the number of attempts and the time between them.
 
   Returns:
     The exit code: 0 if the command has finished, 2 after a mistake of the user,
@@ -277,7 +305,7 @@ class _Child:
 
 
 def _shell_code(code: int) -> int:
-  """The exit code of a process; a signal becomes a shell's code, above 128."""
+  """The exit code that a shell gives: after a signal, 128 + its number."""
   return 128 - code if code < 0 else code
 
 

@@ -1,9 +1,9 @@
-"""Whether ranking by the inverse direction makes poems fit their titles better.
+"""Measures whether poems that `reranking` puts first fit their titles better.
 
 The model writes several poems for each held-out title. A judge looks for the
-title of each poem among 16. The judge counts characters in the training poems
-and knows no model. The share that it finds is compared between the poem that
-`reranking` puts first and all poems of the title, which are not ranked.
+title of each poem among 16 titles. The judge only counts characters in the
+training poems and uses no model. Two shares of found titles are compared: for
+the poem that `reranking` puts first, and for all poems.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from moe.runs.run import TrainedRun
 from moe.runs.scorecard_scores import Asked
 
 TRAIN_FILE = 'text/poems_shi_train.jsonl.xz'
-# Titles, and poems of each.
+# Number of titles, and number of poems for each title.
 NUM_TITLES, NUM_POEMS = 256, 16
 
 
 def measure(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
-  """The scores of unranked and ranked poems and of the gain, with intervals.
+  """Measures a run; the result has scores with intervals, see `scores_of`.
 
   Raises:
     ValueError: if a file is missing.
@@ -53,11 +53,12 @@ def measure(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
 def scores_of(
   is_matched: np.ndarray, nats: np.ndarray, command: str
 ) -> list[dict[str, Any]]:
-  """Scores of unranked poems, of ranked ones, and of the gain by title.
+  """Scores of all poems, of the best-ranked poem of each title, and the gain.
 
   Args:
-    is_matched: bool [titles, poems].
-    nats: of the titles after the poems, of the same shape.
+    is_matched: whether the judge finds the title of a poem, bool [titles,
+      poems].
+    nats: -log p(title | poem), [titles, poems].
     command: the command that gives the same numbers again.
   """
   best = nats.argmin(axis=1)[:, None]

@@ -25,8 +25,8 @@ def report(
   Args:
     tokenizer: the frozen tokenizer.
     stores: name of the pictures -> split -> directory of a store. All splits
-      but 'train' are held out. The first `MAX_PICTURES` pictures of each are
-      read.
+      except 'train' are held out. The first `MAX_PICTURES` pictures of each
+      split are read.
     command: the command that gives the same numbers again.
 
   Returns:

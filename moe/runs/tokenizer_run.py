@@ -1,4 +1,4 @@
-"""The classes of a run that trains an image tokenizer: its settings."""
+"""The settings of a run that trains an image tokenizer."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ class Pictures:
   """The pictures of a run.
 
   Attributes:
-    names: names of sources, such as 'fashion_mnist', or folders of a user, such
-      as './my_pictures'. Checkpoints are ranked by the first source.
+    names: names of sources: known ones, such as 'fashion_mnist', or folders of
+      a user, such as './my_pictures'. Checkpoints are ranked by the first one.
     pixels: height and width of a picture.
     batch_size: B, over all devices and microbatches.
     rates: relative rate at which pictures are drawn from each source. () draws
@@ -59,7 +59,7 @@ class TokenizerRun:
     data: the pictures.
     settings: settings of the training loop.
     rules: name of a table in moe/parallel/rules.py.
-    clip_norm: largest norm of the gradient; 0 for no clipping.
+    clip_norm: norm to which larger gradients are scaled; 0 for no clipping.
   """
 
   model: Autoencoder
@@ -78,7 +78,7 @@ class TokenizerRun:
     rules.table(self.rules)
 
   def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds the program from shapes alone, by default on all devices."""
+    """Builds the program from shapes; devices=None takes all devices."""
     side = self.data.pixels
     return program_lib.make_program(
       self.objective(

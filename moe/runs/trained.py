@@ -40,7 +40,10 @@ class RunFiles(NamedTuple):
 
 
 def find(directory: str) -> RunFiles:
-  """Finds a trained run by its directory, its checkpoints or one of its steps.
+  """Finds a trained run.
+
+  Args:
+    directory: directory of the run, of its checkpoints, or of one of its steps.
 
   Raises:
     ValueError: if there is no run, or if its configuration or vocabulary is
@@ -119,7 +122,9 @@ def read_back(
 def _image_tokenizer(
   run: Run, files: RunFiles, meta: dict[str, Any], num_pieces: int
 ) -> str:
-  """SHA-256 of the image tokenizer in a run's directory; '' if it needs none.
+  """SHA-256 of the image tokenizer in a run's directory.
+
+  The result is '' if the run needs no tokenizer.
 
   Raises:
     ValueError: if the tokenizer is missing, or if its hash is wrong.
@@ -146,7 +151,7 @@ def _image_tokenizer(
 def placed_shapes(
   run: Run, table: rules.Table, mesh: Mesh
 ) -> dict[str, PyTree]:
-  """Shapes with shardings of params and state, which `load_params` reads."""
+  """Shapes and shardings of params and state, for `restore.load_params`."""
   functional = functional_lib.make_functional(run.model, (), Layout())
   found = {}
 

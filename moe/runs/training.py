@@ -61,7 +61,7 @@ def _steps_dir(workdir: str) -> str:
 
 
 def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
-  """Checks the names of a run, and builds its program from shapes alone.
+  """Checks the names of a run, and builds its program without any array.
 
   Args:
     run: the run.
@@ -200,7 +200,8 @@ def _train(
   with spent.spent('compiling'):
     _compile(job, ts, compiled, begin)
   spent.lose(_lost_seconds(job.workdir, int(ts.step)))
-  spent.write()  # Next the log loses those steps.
+  # `Progress` removes these steps from the log, so their time is saved first.
+  spent.write()
   shown = progress.Progress(
     job.workdir,
     program.objective,
@@ -294,13 +295,13 @@ def _compile(
 
 
 def _lost_seconds(workdir: str, step: int) -> float:
-  """The time of the logged steps after the restored one."""
+  """The seconds of the logged steps after the restored step."""
   records = record_log.read(os.path.join(workdir, 'log.jsonl'))
   return sum(r['time']['seconds'] for r in records if r['step'] > step)
 
 
 def _write_facts(job: Job, spent: goodput.Goodput) -> None:
-  """Writes run.json, and the file of the time that was spent."""
+  """Writes run.json and the goodput file."""
   spent.write()
   path = os.path.join(job.workdir, 'run.json')
   facts = {**job.counts, 'goodput': spent.summary()}

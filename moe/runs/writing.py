@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from moe.infer import decode, forms, kv_cache
+from moe.infer.prompts import RowPrompt
 from moe.infer.sampling import Sampling
 from moe.runs.run import Run, TrainedRun, router_of
 
@@ -168,7 +169,7 @@ def writer(
         trained.params,
         trained.state,
         [
-          decode.RowPrompt(tokens, table, extras=extras)
+          RowPrompt(tokens, table, extras=extras)
           for tokens, table in zip(prompts, tables, strict=True)
         ],
         limit,

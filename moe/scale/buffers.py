@@ -40,7 +40,7 @@ class Temporary(NamedTuple):
 
 
 def temporaries(buffers: str, lifetimes: str) -> list[Temporary]:
-  """Reads the arrays in a device's main memory that are no input or output.
+  """Reads the arrays in main memory that are neither inputs nor outputs.
 
   Args:
     buffers: the compiler's buffer assignment.

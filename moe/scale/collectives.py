@@ -42,7 +42,7 @@ class Transfer:
 
   @property
   def moved(self) -> float:
-    """Bytes that each device sends at each run; it receives equally many."""
+    """Bytes that each device sends, and also receives, each time this runs."""
     n = len(self.group)
     if self.kind == 'collective-permute':
       return self.bytes
@@ -110,7 +110,7 @@ def axes_of(
 def find(
   module: hlo.Module, computation: str, i: hlo.Instruction
 ) -> tuple[str, str, hlo.Instruction] | None:
-  """Finds a collective in the instruction `i` or in the computation it calls.
+  """Finds a collective in the instruction `i` or in computations it calls.
 
   Returns:
     (kind, computation, instruction), or None if there is no collective.
@@ -137,7 +137,7 @@ def transfer(
   times: int,
   mesh_shape: dict[str, int],
 ) -> Transfer | None:
-  """Describes a collective as a `Transfer`; None if a group is one device.
+  """Describes a collective as a `Transfer`; None if each group has one device.
 
   Args:
     module: the program.
@@ -164,7 +164,8 @@ def transfer(
     # tables as operands.
     given = made = min(sizes[0], shapes[0].bytes)
   num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
-  # The most distant pair of a permutation decides which mesh axes it spans.
+  # A permutation has pairs of devices. The pair that is furthest apart decides
+  # which mesh axes the transfer spans.
   spread = groups.max(axis=1) - groups.min(axis=1)
   group = tuple(int(d) for d in groups[int(np.argmax(spread))])
   return Transfer(
@@ -187,12 +188,12 @@ def network_transfer(
   times: int,
   spanning: tuple[str, int],
 ) -> Transfer | None:
-  """The exchange between slices that an instruction starts, if it starts one.
+  """The exchange between slices that an instruction starts, or None.
 
-  The compiler splits a collective of all slices in two. One part runs inside
-  each slice, on its torus. In the other part each device sends its share
-  through its host to the other slices. The program contains that part as a
-  `send` instruction, which names the kind of the exchange.
+  The compiler splits a collective of all slices in two. The first part runs
+  inside each slice, on its torus. In the second part each device sends its
+  share through its host to the other slices. The program contains the second
+  part as a `send` instruction, which names the kind of the exchange.
 
   Args:
     module: the program.

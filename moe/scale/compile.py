@@ -92,9 +92,9 @@ def versions() -> dict[str, str]:
 def content_key(
   lowered: jax.stages.Lowered, devices: Iterable[jax.Device]
 ) -> str:
-  """Hash of all that determines a compiled step.
+  """Hash of everything that determines a compiled step.
 
-  It covers the program before compilation, the devices, the versions and the
+  This is the program before compilation, the devices, and the versions and
   flags of the compilers.
   """
   described = [

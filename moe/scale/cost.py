@@ -50,8 +50,8 @@ def components(
 
   Returns:
     Part -> counts. In an array with an expert dim E, a share of num_active / E
-    is active. The block ahead has no active parameters, since only training
-    uses it.
+    is active. The extra block of multi-token prediction (`AHEAD`) has no active
+    parameters, since only training uses it.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
@@ -87,7 +87,9 @@ def flops_per_token(
   num_layers: int,
   length: int,
 ) -> int:
-  """Model FLOPs per token of a forward pass; a training step has three times.
+  """Model FLOPs per token of a forward pass.
+
+  A training step has three times as many.
 
   MFU is computed from this number. It includes two FLOPs for each active
   parameter in a product, and half of the T x T attention scores, since
@@ -110,9 +112,10 @@ def flops_per_token(
 def ahead_flops_per_token(
   parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
 ) -> int:
-  """Model FLOPs per token in the forward pass of the block ahead and its head.
+  """Model FLOPs per token of multi-token prediction, in the forward pass.
 
-  Only training runs this block; without one the result is 0.
+  They are those of the extra block (`AHEAD`), and of the head on its outputs.
+  Only training runs this block. For a model without it the result is 0.
 
   Args:
     parts: parameter counts, from `components`.
@@ -145,10 +148,10 @@ class Execution:
     attention_share: share of the T x T scores that is computed. It is below 1
       if long sequences are computed in parts, or if a kernel skips masked
       tiles.
-    attention_backward: number of products in attention's backward pass, divided
-      by that in its forward pass. It is 2, or 3.5 for a kernel that computes
-      the scores and the gradient of the probabilities twice, once for queries
-      and once for keys.
+    attention_backward: products in attention's backward pass / products in its
+      forward pass. It is 2, or 3.5 for a kernel that computes the scores and
+      the gradient of the probabilities twice, once for queries and once for
+      keys.
   """
 
   length: int
@@ -190,8 +193,8 @@ def recomputed_shares(
   scores = 1.0
   if 'attention' in policy:
     # The kernel keeps everything that its backward pass needs. In plain XLA the
-    # backward pass needs the probabilities, so one of the two products runs
-    # again.
+    # backward pass needs the probabilities, so the product of queries and keys
+    # runs again, but not the product with the values.
     scores = 0.0 if is_fused else 0.5
   return {
     'attention': 1.0,
@@ -212,7 +215,8 @@ def executed_flops_per_token(
   These FLOPs include empty capacity slots, masked scores and recomputation.
   Every product runs three times in training: once forward, and twice for the
   gradients of inputs and weights. This holds for the first layer too, because
-  embeddings need a gradient. With remat, the whole block ahead runs once more.
+  embeddings need a gradient. With remat, the block for multi-token prediction
+  and its head run once more.
   """
   products = {
     part: 2 * c.active * (execution.padding if part == 'experts' else 1)

@@ -1,4 +1,4 @@
-"""Programs for TPUs with the dump of their compiler, on a machine without TPUs.
+"""Compiles programs for TPUs without a TPU, and reads the compiler's dump.
 
 Times are estimates of the compiler, not measurements.
 """
@@ -70,8 +70,8 @@ def collectives(text: str) -> list[dict[str, Any]]:
         # An instruction such as all-gather-start returns its operand, too; the
         # last array is the result.
         shapes = [s for s in shapes if s.dims][-1:]
-      # New shapes have no memory space. So results that differ in nothing but
-      # their memory are counted together.
+      # We make new shapes without a memory space. So results that differ only
+      # in their memory are counted together.
       found[kind, tuple(hlo.Shape(s.dtype, s.dims) for s in shapes)] += 1
   rows = [
     {
@@ -88,8 +88,8 @@ def collectives(text: str) -> list[dict[str, Any]]:
 def estimate(dumped: Dumped, mesh: jax.sharding.Mesh) -> float:
   """The compiler's estimate of seconds, with every iteration of loops counted.
 
-  XLA's `optimal_seconds` counts the body of a loop only once. With it, a loop
-  over 16 choices would seem to cost less than 4 choices without a loop.
+  XLA's `optimal_seconds` counts the body of a loop only once. By this number, a
+  loop of 16 iterations would seem cheaper than 4 iterations without a loop.
   """
   seconds = dumped.compiled.cost_analysis()['optimal_seconds']
   work = work_lib.count(hlo.parse(dumped.generated), dict(mesh.shape))

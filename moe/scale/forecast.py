@@ -114,7 +114,7 @@ def _gathers(
 def _summed(
   params: PyTree, token_axes: tuple[str, ...]
 ) -> dict[tuple[str, ...], int]:
-  """Numbers of parameters whose gradients are summed over the same mesh axes.
+  """Counts parameters by the mesh axes over which their gradients are summed.
 
   The gradient of a parameter is summed over the axes of `token_axes` that do
   not divide this parameter: devices along these axes have the same parameter
@@ -240,9 +240,9 @@ def refusal(
 
   A whole step has more products per byte than a forward pass. Products triple,
   or quadruple with recomputation. Exchanges only double, or become 2.5 times as
-  many with recomputation (`exchanges`).
-  Attention and dense layers add products without such transfers. So if even a
-  whole step breaks a rule, no overlap can make the layout fast.
+  many with recomputation (`exchanges`). Attention and dense layers add products
+  without such transfers. So if even a whole step breaks a rule, no overlap can
+  make the layout fast.
 
   Source: MaxText, docs/guides/optimization/custom_model.md, section "Choose
   efficient sharding strategies"; the times of collectives are those of
@@ -267,7 +267,7 @@ def refusal(
 
 
 def _flops_of_a_byte(kind: str, names, mesh, slice_: Slice, coords) -> float:
-  """FLOPs that a device could do in the time of one byte of a collective."""
+  """FLOPs that a device could do while a collective moves one byte."""
   group = _group(mesh, names)
   transfer = collectives.Transfer(kind, names, GIB, 1, group, '')
   seconds, _ = roofline.transfer_seconds(transfer, coords, slice_)
@@ -280,10 +280,10 @@ def warnings(
 ) -> list[str]:
   """Lists the rules of `refusal` that the forward pass of one layer breaks.
 
-  Each rule is a sentence. The rules use the real place of each mesh axis on the
-  torus: an axis along two rings has twice the bandwidth. If a transfer breaks a
-  rule, the products of its layer are too short to hide it, so it must overlap
-  with products of other layers.
+  Each broken rule gives a sentence. The rules use the real place of each mesh
+  axis on the torus: an axis along two rings has twice the bandwidth. If a
+  transfer breaks a rule, the products of its layer are too short to hide the
+  transfer. It must then overlap with products of other layers.
   """
   coords = roofline.coordinates(list(mesh.devices.flat))
   said = []

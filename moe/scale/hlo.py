@@ -93,7 +93,12 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A compiled program: computations by name, and the name of the first one."""
+  """A compiled program.
+
+  Attributes:
+    computations: name -> computation.
+    entry: name of the computation that runs first and calls the others.
+  """
 
   computations: dict[str, Computation]
   entry: str
@@ -104,10 +109,10 @@ class Module:
     return next(i for i in reversed(instructions) if i.is_root)
 
   def behind(self, start: Instruction) -> str:
-    """Finds the computation that an asynchronous start runs in the end.
+    """Finds the name of the computation that an asynchronous start runs.
 
-    The computation for a sparse core lies behind a chain of calls; we follow
-    this chain.
+    For a sparse core, the start calls this computation through a chain of other
+    computations; we follow the chain to its end.
     """
     name = start.calls
     while True:

@@ -93,9 +93,9 @@ def splash_share(T: int, S: int, tiles: tuple[int, int]) -> float:
 def _splash_flops(module: Module, computation: str, i: Instruction) -> int:
   """FLOPs of a splash attention kernel, from the shapes of its operands.
 
-  The program does not state them. The first operands are two tables of integers
-  with an entry for each tile of scores. Then follow queries, keys and values
-  [..., heads, tokens, width].
+  The program does not state these FLOPs. The first two operands are tables of
+  integers with an entry for each tile of scores. The next three are queries,
+  keys and values [..., heads, tokens, width].
   """
   kind = _SPLASH.search(i.name).group(1)
   inside = module.computations[computation]
@@ -112,9 +112,9 @@ def product_flops(module: Module, computation: str, i: Instruction) -> int:
   """FLOPs of the matrix products in one instruction and its callees.
 
   TPU programs write products as convolutions. The batch dims of an einsum
-  become spatial dims, in which most products read padding; these cost nothing,
-  so we do not count them. The FLOPs of splash attention come from its shapes;
-  other kernels state their FLOPs in the program.
+  become spatial dims. There most products read padding. These products cost
+  nothing, so we do not count them. The FLOPs of splash attention come from its
+  shapes; other kernels state their FLOPs in the program.
   """
   if i.opcode in ('convolution', 'dot'):
     inside = module.computations[computation]

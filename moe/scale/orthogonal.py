@@ -9,7 +9,7 @@ from moe.optim import muon, storage
 from moe.optim.matrices import Matrix, division, matrix_of
 from moe.types import PyTree
 
-# Bytes of one number in a product of Muon, which is float32.
+# Bytes of one number in Muon's products, which use float32.
 _FULL = 4
 
 
@@ -61,8 +61,8 @@ def _matrices(opt_state: PyTree) -> list[Matrix]:
 def flops(opt_state: PyTree) -> int:
   """FLOPs of Muon's products in one update, summed over all devices.
 
-  They depend on all parameters, not only on the active ones, and do not depend
-  on the number of tokens. An elementwise optimizer has none.
+  The FLOPs depend on all parameters, not only on the active ones. They do not
+  depend on the number of tokens. An elementwise optimizer has no products.
 
   Args:
     opt_state: arrays or shapes of the optimizer's state.

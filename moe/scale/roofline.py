@@ -43,7 +43,7 @@ class Span:
 
 
 def coordinates(devices: Sequence) -> np.ndarray:
-  """Coordinates [devices, dims] in the torus; the last one is the core."""
+  """Coordinates [devices, dims + 1]: place in the torus, then the core."""
   return np.array([[*d.coords, d.core_on_chip] for d in devices])
 
 
@@ -70,9 +70,9 @@ def transfer_seconds(
   Gathers and reductions use all rings of the group at once, in both directions.
   They take bytes / (2 x bandwidth of a link x dims). In an all-to-all over a
   ring of n, a byte travels n / 4 links on average, and a device has two links.
-  So a dim takes bytes x n / (8 x bandwidth). If the group is a line and no
-  ring, both times double; the all-to-all has half the bisection bandwidth then.
-  The slowest dim sets the time of the collective.
+  So a dim takes bytes x n / (8 x bandwidth). If the group is a line instead of
+  a ring, both times double, since a line has half the bisection bandwidth. The
+  slowest dim sets the time of the collective.
 
   Args:
     transfer: the collective.

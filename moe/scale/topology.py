@@ -52,7 +52,7 @@ class Chip:
     network_bandwidth: bytes/s of one chip in one direction, between slices or
       switches.
     devices: JAX devices per chip.
-    compiler: libtpu's (name, chip configuration); None where libtpu has none.
+    compiler: libtpu's (name, chip configuration); None for GPUs.
   """
 
   kind: str
@@ -196,7 +196,7 @@ def parse(text: str, num_slices: int = 1) -> Slice:
 
 
 def devices(wanted: Slice) -> list:
-  """JAX devices of a slice; programs compile for them, but cannot run.
+  """JAX devices of a slice, for which programs are compiled but cannot run.
 
   The libtpu package brings the compiler; no TPU is needed.
 
@@ -233,7 +233,7 @@ def devices(wanted: Slice) -> list:
       ' otherwise choose a shape in steps of 2x2.'
     ) from error
   finally:
-    # If these variables stayed, JAX would take this process for a part of a TPU
+    # If these variables stayed, JAX would treat this process as a part of a TPU
     # pod.
     for name in added:
       del os.environ[name]
@@ -241,7 +241,7 @@ def devices(wanted: Slice) -> list:
 
 
 def kind_of(device_kind: str) -> str:
-  """The same name for all devices of a kind of chip.
+  """Maps all names of a kind of chip to one of them.
 
   JAX has two names for a v5p: one on a TPU pod, one for compiling without TPU.
   """

@@ -47,8 +47,8 @@ def _read(
 ) -> int:
   """Bytes that an instruction reads from its operand number `place`.
 
-  The operand has `whole` bytes. If a fusion only slices the operand, the fusion
-  reads the slices alone.
+  The operand has `whole` bytes. A fusion that only slices the operand reads
+  only the slices.
   """
   if not i.calls:
     return whole

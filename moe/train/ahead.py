@@ -1,4 +1,4 @@
-"""Reading ahead in a thread that cannot prevent the end of the run.
+"""Reads ahead in a thread that cannot keep the process from ending.
 
 A read from a disk or a network can hang forever, and no signal interrupts it.
 So a separate thread reads, and the main thread receives signals. The reading
@@ -14,8 +14,9 @@ from typing import Any
 
 # A thread that waits for a read looks for a signal this often.
 _POLL_SECONDS = 0.2
-# A process that ends in the middle of a read may crash. So the end of the run
-# waits this long for the last read; only a read that hangs takes longer.
+# A process that ends in the middle of a read may crash. So a run waits at most
+# this long for its last read before it ends. Only a read that hangs takes
+# longer.
 _SETTLE_SECONDS = 2.0
 
 
@@ -47,7 +48,7 @@ class Ahead:
     threading.Thread(target=work, name='reader', daemon=True).start()
 
   def result(self, is_stopped: Callable[[], bool]) -> Any | None:
-    """Waits for the read; None if a signal comes before the read has ended.
+    """Waits for the read and returns its result; None if a signal comes first.
 
     Args:
       is_stopped: () -> whether a signal has come.

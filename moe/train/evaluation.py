@@ -1,4 +1,4 @@
-"""Evaluations between steps: their protocol, and one on held-out batches."""
+"""The protocol of evaluations between steps; an evaluation on held-out data."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ class Evaluation(Protocol):
   """Evaluates the state of a run between two steps.
 
   Attributes:
-    score: the metric that people are shown. The score of the first evaluation
+    score: the metric that is shown to people. The score of the first evaluation
       of a run ranks checkpoints.
   """
 
@@ -42,7 +42,7 @@ class HeldOut:
 
   Attributes:
     batches: makes an iterator over all of the data.
-    score: number that is reported beside the means of terms and metrics.
+    score: number that is reported besides the means of terms and metrics.
     facts: what the score needs to know about the data.
   """
 

@@ -1,4 +1,4 @@
-"""Evaluates a run between two steps: log of results, ranks of checkpoints."""
+"""Evaluates a run between two steps; logs results and ranks checkpoints."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,10 +34,9 @@ class Evaluator:
       progress: writes the results.
       is_stopped: whether a signal has come.
       meta: metadata of the checkpoints; it identifies the held-out data.
-      watchdog: learns of each batch.
+      watchdog: gets a sign of life at each batch.
     """
     self._evaluations = evaluations
-    # Each batch is a sign of life.
     self._program = program._replace(
       eval_step=watchdog.watched('an evaluation', program.eval_step)
     )
@@ -46,7 +45,7 @@ class Evaluator:
     self._meta = meta
 
   def scores(self, step: int, ts: TrainState) -> dict[str, float]:
-    """Evaluates, and returns the ranking metric; {} after a signal."""
+    """Evaluates a step; returns {ranking metric: value}, {} after a signal."""
     results = self._results(ts)
     if results:
       self._record(step, results)
@@ -55,12 +54,15 @@ class Evaluator:
   def make_up_for(
     self, step: int, ts: TrainState, directory: epath.Path
   ) -> bool:
-    """Evaluates the restored step if this is missing; False after a signal."""
+    """Evaluates the restored step unless its evaluation is logged.
+
+    Returns False if a signal has ended the evaluation.
+    """
     if self._progress.has_evaluation(step):
       return True
     results = self._results(ts)
     if results:
-      # The log comes last: a step that is in it is not evaluated again.
+      # The log is written last, since a logged step is not evaluated again.
       scores = _ranking_score(self._evaluations, results)
       listing.add_metrics(
         directory / str(step), scores, self._meta.get('ranked_on')

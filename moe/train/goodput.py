@@ -67,7 +67,11 @@ class Goodput:
       self._switch(before)
 
   def lose(self, seconds: float) -> None:
-    """Moves the time of lost steps from the attempts that made them."""
+    """Moves the time of lost steps from 'productive' to 'lost'.
+
+    The newest of the earlier attempts comes first, since it made the last
+    steps.
+    """
     with self._mutex:
       for attempt in reversed(self.attempts[:-1]):
         moved = min(seconds, attempt['productive'])
@@ -76,7 +80,7 @@ class Goodput:
         seconds -= moved
 
   def write(self) -> None:
-    """Writes the file."""
+    """Writes the seconds up to now to the file."""
     self._switch(self._part)
     with self._mutex:
       content = {'attempts': self._rounded()}
@@ -98,7 +102,11 @@ class Goodput:
     return [{k: round(s, 3) for k, s in a.items()} for a in self.attempts]
 
   def _switch(self, part: str) -> str:
-    """Books the time since the last switch; returns the part before."""
+    """Books the time since the last switch, and begins `part`.
+
+    Returns:
+      The part that ends, to which the time belongs.
+    """
     assert part in PARTS, part
     with self._mutex:
       now = time.monotonic()
@@ -114,7 +122,7 @@ class Goodput:
       return min(max(_SHARE * age, _SOONEST), _LATEST)
 
     while not self._is_closed.wait(wait()):
-      # A disk that is full is reported where the log is written.
+      # If the disk is full, the write of the log reports it.
       with contextlib.suppress(OSError):
         self.write()
 
@@ -136,7 +144,9 @@ def summary(attempts: list[dict[str, float]]) -> dict[str, Any]:
     attempts: from `read`.
 
   Returns:
-    'seconds' is the sum of all parts, `goodput` the productive share of it.
+    'seconds' is the sum of all parts. 'goodput' is the part 'productive' as a
+    share of this sum; None if the sum is 0. 'parts' has the seconds by part.
+    'attempts' is the argument.
   """
   parts = {part: sum(a[part] for a in attempts) for part in PARTS}
   seconds = sum(parts.values())

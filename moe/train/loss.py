@@ -10,7 +10,7 @@ from moe.types import Array, Layout
 
 # Hidden states, targets and weights of a chunk.
 Chunk = tuple[Array, Array, Array]
-# (logits, targets) -> logits in which some cannot compete with the target.
+# (logits, targets) -> logits; ids that must not compete get a very low logit.
 Restrict = Callable[[Array, Array], Array]
 ONE_DEVICE = Layout()
 
@@ -116,7 +116,7 @@ def _sums(
 
 
 def _total(values: Array, weights: Array) -> Array:
-  """The weighted sum, or one for each column of the weights."""
+  """The weighted sum; if the weights have columns, a sum for each column."""
   if weights.ndim == values.ndim:
     return jnp.sum(values * weights)
   return jnp.sum(values[..., None] * weights, axis=tuple(range(values.ndim)))

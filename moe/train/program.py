@@ -212,7 +212,7 @@ class _Step:
     self._compiled = self.lower(abstract, shapes).compile()
 
   def use(self, compiled: Callable) -> None:
-    """Uses a program from elsewhere in place of compiling the step."""
+    """Uses a step that was compiled elsewhere."""
     self._compiled = compiled
 
   def __call__(
@@ -222,7 +222,7 @@ class _Step:
 
 
 def parameter_table(program: Program) -> str:
-  """Every parameter: shape, logical axes, mesh axes, bytes on one device."""
+  """A table of all parameters: shapes, axes, and bytes on one device."""
   rows = [('parameter', 'shape', 'logical axes', 'mesh axes', 'bytes/device')]
   total = 0
   flat = jax.tree_util.tree_flatten_with_path(program.abstract.params)[0]

@@ -1,7 +1,7 @@
-"""What a run reports: logs, TensorBoard, and one line for people.
+"""Reports a run: logs, TensorBoard, and one line for people.
 
-log.jsonl has a record for each step and eval.jsonl one for each evaluation.
-quarantine.jsonl has one for each record of the data that could not be read.
+log.jsonl has a record for each step, and eval.jsonl for each evaluation.
+quarantine.jsonl has a line for each record of the data that cannot be read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
 the step took. A resumed run first removes the records after the restored step.
@@ -34,7 +34,7 @@ _FLUSH_SECONDS = 30
 
 _SPEED_WINDOW = 50  # The time left is estimated from this many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-# Seconds between images, since drawing one can take longer than a step.
+# Seconds between images, since drawing an image can take longer than a step.
 _IMAGE_SECONDS = 60.0
 
 
@@ -47,7 +47,7 @@ class Progress:
   Attributes:
     workdir: directory of the run.
     total_steps: number of the last step.
-    goodput: the time of the run by what it is spent on.
+    goodput: how the run's time is divided among its uses.
   """
 
   def __init__(
@@ -73,7 +73,7 @@ class Progress:
         if the peak is not known.
       drop_warning: share of dropped tokens above which people are warned.
       stream: stream for the lines, by default sys.stderr.
-      goodput: the time of the run so far; by default a new one.
+      goodput: the time of the run so far; by default a new `Goodput`.
     """
     self.workdir = os.fspath(workdir)
     self.total_steps = total_steps
@@ -186,7 +186,7 @@ class Progress:
         self.note(f'step {step:,}: {name} {value:.4f} {unit} held out')
 
   def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
-    """Reports each record that could not be read, once in a run.
+    """Reports the unreadable records of the data, each only once in a run.
 
     Args:
       step: number of the step that found the newest entry, counted from 1.
@@ -243,7 +243,7 @@ def _record_of(entry: dict[str, Any]) -> tuple[str, int]:
 
 
 class _Board:
-  """Writes TensorBoard event files, which the first record opens."""
+  """Writes TensorBoard event files; opens them at the first record."""
 
   def __init__(self, path: str):
     self._path = path
@@ -281,7 +281,7 @@ class _Board:
     return self._writer
 
   def step(self, record: dict[str, Any]) -> None:
-    """Writes the scalars of a step, and sometimes those of each layer."""
+    """Writes the scalars of a step; every tenth step also those of layers."""
     for group, values in (('train', record), ('time', record['time'])):
       self._scalars(group, record['step'], values)
     if record['step'] % _LAYER_PERIOD:

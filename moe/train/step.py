@@ -164,7 +164,12 @@ def _gradients(
 def _accumulate(
   gradients: Callable, dtype: str, carried: PyTree, parts: Batch, key: Array
 ) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
-  """Adds up the results of `gradients` for all microbatches, in `dtype`."""
+  """Calls `gradients` on each microbatch, and adds up the results.
+
+  Returns:
+    (sums of gradients in `dtype`, sums of the terms and metrics, the carried
+    state after the last microbatch).
+  """
 
   def one(carried: PyTree, index: Array, part: Batch):
     part_key = jax.random.fold_in(key, index)
@@ -223,7 +228,7 @@ def make_train_step(
   seed: int,
   num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Pair]]]:
-  """The step: gradients over microbatches, then one update if all is finite.
+  """Makes the step: gradients of microbatches, then one update if finite.
 
   Args:
     objective: what is trained.

@@ -35,20 +35,20 @@ class TrainingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How long to train and what to do on the way.
+  """The settings of the training loop.
 
   Attributes:
     train_steps: number of steps of the whole run.
-    eval_period: steps between evaluations; with 0 there is one at the end only.
+    eval_period: steps between evaluations; 0 evaluates only at the end.
     save_period: steps between checkpoints; the last step is always saved.
     seed: seed of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
-    keep_last: how many of the newest checkpoints stay.
-    keep_best: how many of the best checkpoints stay beside them.
+    keep_last: number of the newest checkpoints to keep.
+    keep_best: number of the best checkpoints to keep besides the newest.
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
-    hang_seconds: time without a sign of life after which the run is ended; 0
+    hang_seconds: seconds without a sign of life after which the run is ended; 0
       for no limit.
     profile_steps: (first, last): a profiler trace begins with the first step
       and ends before the last; empty for no trace.
@@ -114,10 +114,10 @@ class TrainingData(Protocol):
 
 
 class Saver(Protocol):
-  """What the loop needs of `moe.checkpoint.save.Checkpointer`.
+  """The part of `moe.checkpoint.save.Checkpointer` that the loop uses.
 
   Attributes:
-    directory: where the steps lie.
+    directory: directory of the steps.
   """
 
   directory: epath.Path
@@ -135,7 +135,7 @@ class Saver(Protocol):
 
 
 class _Stop:
-  """Notices signals to end, and lets all processes stop after the same step.
+  """Notices signals to stop, and lets all processes stop after the same step.
 
   Attributes:
     is_set: whether a signal has come. With several processes it stays False,
@@ -148,11 +148,11 @@ class _Stop:
     self.name = 'SIGTERM'
 
   def listening(self) -> contextlib.AbstractContextManager[None]:
-    """Notices the signals that come inside the block."""
+    """Returns a context in which signals are noticed."""
     if jax.process_count() == 1:
       return stop_signals.handled(self._set)
-    # JAX has a handler of SIGTERM, which tells all processes of the signal. A
-    # handler of ours would replace it. So we turn other signals into SIGTERM.
+    # JAX handles SIGTERM and informs all processes. A handler of ours would
+    # replace JAX's. So we leave SIGTERM alone and turn other signals into it.
     return stop_signals.handled(
       lambda _: os.kill(os.getpid(), signal.SIGTERM),
       (signal.SIGINT, signal.SIGHUP),
@@ -180,7 +180,7 @@ def train(
   """Trains from the step of `ts` to the end.
 
   Args:
-    settings: how long to train and what to do on the way.
+    settings: settings of the loop.
     program: the jitted steps.
     reader: the training data.
     evaluations: evaluations by name; the first one ranks checkpoints.
@@ -269,7 +269,7 @@ def train(
 
 @contextlib.contextmanager
 def _checkpointing(watchdog: Watchdog, progress: Progress) -> Iterator[None]:
-  """The block saves a checkpoint, or waits until one is saved."""
+  """Counts the block as time for checkpoints, and tells the watchdog."""
   watchdog.sees('a checkpoint')
   with progress.goodput.spent('checkpointing'):
     yield
@@ -290,7 +290,7 @@ def _read_ahead(
 ) -> Batch | None:
   """The batch of a step, or None if a signal came before the batch was read.
 
-  It also reports the records that could not be read.
+  Records that could not be read are reported, too.
   """
   watchdog.sees('the data')
   try:

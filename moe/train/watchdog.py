@@ -1,9 +1,9 @@
 """Ends a run that hangs, and says what it waits for.
 
 A disk, a network or a device may never answer, and a process that waits for
-another one may wait for ever. Nothing in the process can end such a wait. So a
-thread looks at the time of the last sign of life. If that is too long ago, it
-writes the stacks of all threads and ends the process. Every committed
+another process may wait for ever. Nothing can interrupt such a wait. So a
+thread checks the time of the last sign of life. If it is too long ago, the
+thread writes the stacks of all threads and ends the process. Every committed
 checkpoint stays, and `launch.supervise` runs the command again.
 
 The idea is that of the watchdog of AXLearn, https://github.com/apple/axlearn.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# EX_SOFTWARE, which `launch.supervise` takes for a crash.
+# This is EX_SOFTWARE. `launch.supervise` counts it as a crash.
 EXIT_HUNG = 70
 STACKS = 'hang.txt'
 _LOOKS = 10  # Number of looks at the clock within the allowed time.
@@ -69,7 +69,7 @@ class Watchdog:
     self._is_over.set()
 
   def sees(self, doing: str) -> None:
-    """Takes a sign of life.
+    """Records a sign of life.
 
     Args:
       doing: what the run waits for from now on, one of `_CAUSES`.
@@ -101,7 +101,10 @@ class Watchdog:
         return
 
   def _report(self) -> None:
-    """Writes the cause and the stacks, past buffers that may be locked."""
+    """Writes the cause to standard error, and with all stacks to a file.
+
+    It avoids the buffer of `sys.stderr`, which another thread may have locked.
+    """
     text = (
       f'\nerror: no sign of life for {self._seconds:g} s: '
       f'{_CAUSES[self._doing]}. The stacks of all threads are in {self._path}.'

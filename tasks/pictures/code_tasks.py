@@ -1,4 +1,4 @@
-"""Declares two tasks of pictures as codes: drawing and describing.
+"""Declares tasks of encoded pictures: drawing and describing.
 
 `python -m launch.images encode` writes a folder with a store of codes for each
 source of pictures, and a module that calls `add` for this folder. Each source
@@ -24,7 +24,7 @@ from tasks import codes, registry
 
 # Name of the mixture of all sources, if there are several.
 ALL = 'pictures'
-# This entry of a store's manifest has the hash of the image tokenizer.
+# Entry of a store's manifest: the SHA-256 of the image tokenizer.
 TOKENIZER = 'image_tokenizer'
 # Number of records that are read at a time.
 _CHUNK = 256
@@ -72,12 +72,12 @@ def _records(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def drawing(record: dict[str, Any]) -> tuple[str, np.ndarray]:
-  """The document of `draw_NAME`: the sentence in a line, then the codes."""
+  """(inputs, targets) of `draw_NAME`: the sentence as a line, and the codes."""
   return record['caption'] + '\n', record['codes']
 
 
 def description(record: dict[str, Any]) -> tuple[np.ndarray, str]:
-  """The document of `describe_NAME`: the codes, then the sentence."""
+  """(inputs, targets) of `describe_NAME`: the codes, and the sentence."""
   return record['codes'], record['caption']
 
 

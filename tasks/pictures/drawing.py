@@ -1,7 +1,7 @@
 """Draws filled shapes and strokes with smooth edges into pictures.
 
-A shape is a function that says which points of the picture it covers. If it
-covers a share of a pixel's sample points, its colour is blended by this share.
+A shape is a function that tells which points of the picture it covers. If it
+covers 40% of a pixel's sample points, the pixel gets 40% of the shape's colour.
 """
 
 from collections.abc import Callable, Sequence

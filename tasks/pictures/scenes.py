@@ -39,7 +39,7 @@ RELATIONS = ('左邊', '右邊', '上面', '下面')
 # Relation of the first object to the second -> that of the second to the first.
 _OPPOSITES = {'右邊': '左邊', '下面': '上面'}
 NUMBERS = {2: '兩個', 3: '三個', 4: '四個'}
-# One of this many triples of (colour, form, size) is held out.
+# One in this many triples (colour, form, size) is held out.
 _ONE_OF = 6
 _THING = r'(?P<size{n}>[小大]|中等)(?P<colour{n}>\w)色(?P<form{n}>{forms})'
 
@@ -60,8 +60,8 @@ class Thing:
     """Whether no training picture has this triple of attributes.
 
     A triple is held out if the indices of its attributes add up to a multiple
-    of `_ONE_OF`. For any two attributes some third ones avoid that, so each
-    pair of attributes occurs in training.
+    of `_ONE_OF`. Each pair of attributes is also in triples that are not held
+    out, so all pairs occur in training.
     """
     number = list(COLOURS).index(self.colour) + FORMS.index(self.form)
     return (number + SIZES.index(self.size)) % _ONE_OF == 0
@@ -104,7 +104,7 @@ class Scene:
 
   @property
   def attributes(self) -> dict[str, str | int]:
-    """Name of every attribute, such as 'colour_0', -> its value."""
+    """Name of each attribute -> its value; 'colour_0' is the first object's."""
     found = {}
     for n, thing in enumerate(self.things):
       found |= {f'{k}_{n}': v for k, v in dataclasses.asdict(thing).items()}
@@ -219,11 +219,15 @@ def agreement(text: str, scene: Scene) -> dict[str, bool]:
 def agreement_with_facts(
   text: str, facts: Mapping[str, str | int]
 ) -> dict[str, bool]:
-  """Which attributes of a picture a sentence gets right, and whether all.
+  """Tells which attributes of a picture a sentence gets right.
 
   Args:
     text: a sentence.
-    facts: those of a scene, or `name`, which the sentence must then hold.
+    facts: facts that are stored with the picture. They describe a scene, or
+      have a `name`, which the sentence must then contain.
+
+  Returns:
+    The result of `agreement` for a scene, and only 'all' for a name.
   """
   if 'kind' in facts:
     return agreement(text, of_facts(facts))

@@ -1,8 +1,9 @@
 """Generates pictures of coloured shapes with captions.
 
 A picture depends only on its split and its number, so every machine makes the
-same pictures. In the split 'unseen', each picture has an object whose triple of
-colour, form and size never occurs in training. Each pair of these three does.
+same pictures. In the split 'unseen', each picture has an object with a triple
+of colour, form and size that never occurs in training. But each pair of these
+attributes does occur in training.
 """
 
 import dataclasses
@@ -66,8 +67,8 @@ def random_scene(rng: np.random.Generator, is_unseen: bool) -> Scene:
 
   Args:
     rng: random generator.
-    is_unseen: whether the first object has a held-out triple of attributes. If
-      not, no object has one.
+    is_unseen: whether the first object has a held-out triple of attributes. The
+      second object never has one.
   """
   kind = rng.choice(_KINDS, p=_RATES)
   first = _random_thing(rng, is_unseen)
@@ -131,7 +132,7 @@ def _centres(
 
 
 def _cover(form: str, x: float, y: float, radius: float) -> drawing.Cover:
-  """Makes the shape of a form at a centre, to be painted."""
+  """Makes the shape of a form, with this centre and radius."""
   if form == '圓形':
     return drawing.disc(x, y, radius)
   if form == '十字':

@@ -26,7 +26,7 @@ _FILE_OF = {'train': 'train', 'validation': 'valid'}
 _FASHION = ('一件{}的圖片', '圖中是{}', '{}', '這是{}')
 # The training split draws each character this many times, each with new jitter.
 _HANZI_REPEATS = 8
-# Strokes are given in a square with sides of _EM, whose top is at y = _TOP.
+# Strokes lie in a square with sides of _EM. Its top is at y = _TOP.
 _EM, _TOP = 1024, 900
 
 
@@ -65,7 +65,7 @@ class Emoji:
   """Emoji in the styles of three designers, with names from Unicode CLDR.
 
   Attributes:
-    styles: the styles to read, a part of `EMOJI_STYLES`.
+    styles: the styles to read, keys of `EMOJI_STYLES`.
     size: pixels of height and width.
   """
 

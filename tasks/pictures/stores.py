@@ -1,8 +1,8 @@
 """Makes stores of decoded pictures, so that each source is decoded only once.
 
-A store lies in <cache_dir>/pictures/<name>/<split>. Its records hold `pixels`,
-uint8 [Y, X, 3], and `facts`, JSON in UTF-8 with the caption and the other facts
-of the source.
+A store lies in <cache_dir>/pictures/<name>_<size>/<split>. Its records hold
+`pixels`, uint8 [Y, X, 3], and `facts`, JSON in UTF-8 with the caption and the
+other facts of the source.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 class PictureSource(Protocol):
-  """A source of pictures; tasks/pictures/sources.py has some."""
+  """A source of pictures; see tasks/pictures/sources.py."""
 
   splits: Sequence[str]
   size: int
@@ -107,7 +107,7 @@ def _write(
     return
   first = [] if first is None else [first]
   manifest = {'task': name, 'split': split, 'origin': made_of}
-  # The source fills its quarantine while it is read.
+  # The source adds to this list while `write` reads its records.
   bad = getattr(source, 'quarantine', [])
   source_stores.write(directory, itertools.chain(first, made), manifest, bad)
   count = Store(directory).manifest['records']

@@ -1,6 +1,6 @@
-"""Saves to gs://, served by this machine: python -m tests.checkpoint.gcs_run.
+"""Saves to gs:// on a server on this machine, and prints one line of JSON.
 
-Prints one line of JSON for test_object_store.py.
+test_object_store.py runs it as python -m tests.checkpoint.gcs_run.
 """
 
 import json
@@ -22,12 +22,13 @@ def start_server():
   os.environ['TENSORSTORE_GCS_HTTP_URL'] = url  # Arrays.
   os.environ['STORAGE_EMULATOR_HOST'] = url  # All other files.
   os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'none'
-  # A training process has no TensorFlow, whose client takes no other address.
+  # TensorFlow's client cannot use our address. Training has no TensorFlow, so
+  # we hide it here, too.
   gpath._is_tf_installed = lambda: False
 
 
 def main():
-  """Saves, fails, resumes and damages a run on the server."""
+  """Saves a run, fails to save it, resumes it and damages it."""
   from moe import failpoints
   from moe.checkpoint import listing, restore, save
   from tests.checkpoint.states import META, abstract, make_state

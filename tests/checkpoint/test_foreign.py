@@ -1,4 +1,4 @@
-"""A checkpoint of a stranger is looked at before it is read."""
+"""A checkpoint from an unknown source is checked before it is read."""
 
 import json
 import os
@@ -61,7 +61,8 @@ def test_what_could_do_harm_is_named(copy, harm, fragment):
 
 def test_a_path_that_leads_out_of_the_directory_is_named(copy):
   index = copy / '2/state/manifest.ocdbt'
-  # Nodes are compressed, so another index is put in place of the dumped one.
+  # The nodes of an index are compressed, so they are hard to edit. Instead, the
+  # test replaces the function that returns their content.
   outside = [
     {'location': 'value:../../../etc/:passwd:0:10'},
     {'indirect_value': 'value::/etc/passwd:0:10'},

@@ -1,4 +1,4 @@
-"""Tells which steps exist, which are kept, and which is the best."""
+"""`listing` says which steps exist, which are kept, and which is the best."""
 
 import json
 

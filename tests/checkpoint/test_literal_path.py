@@ -1,4 +1,4 @@
-"""Work directories with special characters in their names."""
+"""Checkpoints work in directories with special characters in their names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints on gs://, with a storage server on this machine."""
+"""Checkpoints work on gs://, here with a storage server on this machine."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Reads parts of a checkpoint into other shapes, dtypes and shardings."""
+"""Reading a checkpoint in part, with other names, dtypes or shardings."""
 
 import jax
 import jax.numpy as jnp

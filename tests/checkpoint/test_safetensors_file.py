@@ -9,7 +9,7 @@ import pytest
 from moe.checkpoint import safetensors_file as lib
 from moe.checkpoint.safetensors_file import ToWrite
 
-# 12 float32 and 3 bfloat16 numbers.
+# The arrays hold 12 float32 and 3 bfloat16 numbers.
 ARRAYS = {'b': ('BF16', (3,)), 'a': ('F32', (3, 4))}
 
 
@@ -106,7 +106,7 @@ def test_an_array_of_whole_numbers_is_no_weight(tmp_path):
 
 
 def mutated(content: bytes, source: random.Random) -> bytes:
-  """A file with one to four changes, most of them in its header."""
+  """`content` with one to four random changes, most of them in the header."""
   content = bytearray(content)
   for _ in range(source.randint(1, 4)):
     place = source.randrange(len(content))
@@ -130,7 +130,7 @@ def mutated(content: bytes, source: random.Random) -> bytes:
 
 
 def check_mutated(path, num, seed):
-  """Each file is refused with a ValueError, or its arrays lie within it."""
+  """Checks that a mutated file raises ValueError or has its arrays inside."""
   sound = path.read_bytes()
   source = random.Random(seed)
   refused = 0

@@ -36,7 +36,7 @@ SIZES = {
 
 
 def load(**macros):
-  """A run of the given sizes."""
+  """A run with the values of `SIZES` and of `macros`; sparse by default."""
   files = ['models/tiny.gin', 'parallel/data.gin', 'tasks/builtin.gin']
   bindings = [f'{name}={value}' for name, value in (SIZES | macros).items()]
   return configuration.load([*files, 'runs/train.gin'], bindings)
@@ -58,7 +58,7 @@ def loss_of(program, ts):
 
 
 def save_dense(directory, num_devices, **macros):
-  """The loss of a dense run with random parameters, saved as step 3."""
+  """Saves a dense run with random parameters as step 3; returns its loss."""
   run = load(MOE_EVERY=0, **macros)
   program = build.build(run, jax.devices()[:num_devices])
   ts = program.init()
@@ -132,7 +132,7 @@ def test_the_dense_model_is_divided_over_the_devices_of_the_experts():
   whole = jax.NamedSharding(mesh, jax.P())
   placement = upcycle.dense_placement(sparse, whole)
   dense = jax.ShapeDtypeStruct((L, D, F), jnp.float32)
-  # The 2 layers cannot be sharded over 4 devices, so the width D = 4 is.
+  # 4 devices cannot divide 2 layers, so they divide the width D = 4.
   found = placement('params/block/feed_forward/w_up_DF', dense)
   assert found.shard_shape(dense.shape) == (L, D // 4, F)
   assert placement('params/norm', sparse['norm']) == sparse['norm'].sharding
@@ -257,8 +257,8 @@ def test_amounts_out_of_range_are_errors(make):
 def test_a_checkpoint_moves_between_expert_axis_sizes_bit_for_bit(
   tmp_path, key
 ):
-  # Each mesh reads what the one before has saved. The expert axis has 4, 1 and
-  # 2 devices.
+  # The three meshes have expert axes of 4, 1 and 2 devices. The second and the
+  # third mesh read what the mesh before them has saved.
   w_EDF = jax.random.normal(key, (8, 4, 6))
   bits = np.asarray(w_EDF).tobytes()
   placed = w_EDF

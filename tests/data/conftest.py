@@ -10,7 +10,7 @@ LINES = ['白日依山盡，黃河入海流。', '欲窮千里目，更上一層
 
 
 def write_texts(directory, vocabulary, texts):
-  """Writes a store of (prompt, target) pairs or of targets to `directory`."""
+  """Writes (prompt, target) pairs or targets to a store; returns its path."""
   counts = dict.fromkeys(
     ('scored_tokens', 'chars', 'bytes', 'unknown_tokens'), 0
   )
@@ -46,7 +46,7 @@ def write_texts(directory, vocabulary, texts):
 
 @pytest.fixture
 def damage():
-  """A function that flips a byte of one record of a store."""
+  """Returns a function that flips a byte of one record of a store."""
 
   def damage_record(directory, record):
     records = store.Store(directory).read(range(record + 1))

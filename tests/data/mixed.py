@@ -1,4 +1,8 @@
-"""Stores of three synthetic tasks: describing, drawing, and hidden residues."""
+"""Makes stores of three synthetic tasks.
+
+The tasks are to describe a picture, to draw a picture, and to predict hidden
+residues.
+"""
 
 import numpy as np
 
@@ -16,7 +20,7 @@ def letters_of(codes):
 
 
 def described(rng):
-  """A picture as a block, then its caption."""
+  """A document: a picture as a block, then its caption."""
   codes = rng.integers(0, 8, CODES)
   tokens = [*SPACE.ids('image', codes), *letters_of(codes), 1]
   weights = [0] * CODES + [1] * (LETTERS + 1)
@@ -24,14 +28,14 @@ def described(rng):
 
 
 def drawn(rng):
-  """A caption, then the codes of the picture one by one."""
+  """A document: a caption, then the codes of the picture without a block."""
   codes = rng.integers(0, 8, CODES)
   tokens = [*letters_of(codes), *SPACE.ids('image', codes), 1]
   return tokens, [0] * LETTERS + [1] * (CODES + 1), None
 
 
 def folded(rng):
-  """Residues as a block; the hidden ones are predicted."""
+  """A document: eight residues as a block; a transform must hide some."""
   start = rng.integers(0, 5)
   residues = (start + np.arange(8)) % 5
   tokens = [*SPACE.ids('residue', residues), 1]
@@ -67,7 +71,7 @@ def write(directory, kind, num_records, seed=0, extra=None, **facts):
         record |= extra(record['tokens'])
       total += sum(weights or [1] * len(tokens))
       yield record
-    num_chars = total - num_records  # End marks are no characters.
+    num_chars = total - num_records  # An end mark is not a character.
     counts.update(scored_tokens=total, chars=num_chars, bytes=num_chars)
 
   store.write_store(

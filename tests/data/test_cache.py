@@ -13,7 +13,7 @@ TEXTS = ['白日依山盡', 'a\u2581b c', '', '黃河\n入海流𠮷']
 
 @pytest.fixture
 def add_task(tmp_path):
-  """A function that registers a task of lines or of a source for one test."""
+  """Returns a function that registers a task, from lines or from a source."""
   names = []
 
   def add(name, texts=None, source=None, inputs=None, extra=()):
@@ -65,7 +65,8 @@ def test_documents_are_kept_in_order_and_whole(
 ):
   add_task('t_whole', TEXTS)
   manifest = run('t_whole')
-  # The empty text is left out. U+2581 must survive; seqio's tokeniser drops it.
+  # The empty text is left out. U+2581 must survive, although seqio's tokeniser
+  # replaces it by a space.
   kept = [text for text in TEXTS if text]
   assert texts_of(tmp_path, vocabulary, 't_whole') == kept
   assert manifest['records'] == 3
@@ -191,7 +192,7 @@ def test_a_mixture_is_resolved_to_tasks_and_rates(add_task):
     )
     seqio.MixtureRegistry.add('t_all', [('t_mix', 1), ('t_three', 2)])
     assert cache.resolve('t_mix') == [('t_one', 1), ('t_two', 3)]
-    # The inner mixture has rate 1, and its tasks get 1/4 and 3/4 of that.
+    # The inner mixture has rate 1, and its tasks get 1/4 and 3/4 of this rate.
     assert dict(cache.resolve('t_all')) == {
       't_one': 0.25,
       't_two': 0.75,
@@ -222,7 +223,7 @@ def test_an_unknown_split_names_the_known_ones(add_task):
 
 
 class Codes(seqio.PassThroughVocabulary):
-  """Stands for the tokenizer of a feature of codes."""
+  """A vocabulary with the attributes of a feature that holds codes."""
 
   def __init__(self, range, is_block):
     super().__init__(1 << 20)
@@ -231,7 +232,10 @@ class Codes(seqio.PassThroughVocabulary):
 
 @pytest.fixture
 def add_pictures():
-  """A task of two pictures of two codes, each described by a text."""
+  """Returns a function that registers a task of two pictures with captions.
+
+  Each picture has two codes.
+  """
 
   def dataset_fn(split, shuffle_files, seed=None):
     return tf.data.Dataset.from_tensor_slices(

@@ -1,4 +1,4 @@
-"""Batches of chains: a function of seed and step, cut anew each time."""
+"""Batches of chains depend on seed and step; epochs cut long chains anew."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""No prediction of a target, or of a token before it, sees the target."""
+"""The prediction of a token sees neither this token nor later tokens."""
 
 import functools
 
@@ -24,7 +24,7 @@ ROUTER = functools.partial(gates.ModalityGrouped, reserved=(1, 1, 1))
 
 @pytest.fixture(scope='module')
 def logits():
-  """A function from a batch to logits; large weights amplify changes."""
+  """A function from a batch to logits; large weights make changes visible."""
   moe = functools.partial(
     MoE, num_experts=5, expert_d_ff=8, group_size=LENGTH, router=ROUTER
   )
@@ -58,7 +58,7 @@ def logits():
 
 
 class Changed:
-  """A transform that changes one token first and then masks."""
+  """A transform that changes one token, then masks as `MASK` does."""
 
   def __init__(self, place):
     self._place = place
@@ -94,7 +94,7 @@ def test_a_target_changes_no_logit_that_predicts_it_or_an_earlier_token(
     moved = np.abs(logits(changed) - before).max(axis=-1) > 1e-4
     is_predicted = (batch.loss_weights > 0) & (batch.segment_ids > 0)
     asked = is_predicted & (batch.positions == place)
-    # Loops over the documents in which this token is a target.
+    # The loop visits the documents in which this token is a target.
     for row, column in np.argwhere(asked):
       mine = batch.segment_ids[row] == batch.segment_ids[row, column]
       earlier = mine & is_predicted[row] & (batch.positions[row] <= place)

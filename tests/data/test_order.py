@@ -67,7 +67,8 @@ def test_every_store_has_its_share_to_within_two_rows_at_any_time():
   for index, rate in enumerate(rates):
     given = np.cumsum(store == index)
     expected = rate * np.arange(1, 100_001)
-    # Counts may be off by two rows, and by the rounding of rates to 1 / 65536.
+    # A count may be off by two rows, and by the rounding of the shares to
+    # multiples of 1 / 65536.
     assert np.abs(given - expected).max() < 2 + 100_000 / 65536
 
 

@@ -83,8 +83,8 @@ def test_rows_follow_the_order_of_the_corpus():
 def test_neighbours_in_the_corpus_are_not_neighbours_in_a_row():
   rows = rows_of(packing.pack(np.full(1000, 32), 64))
   together = sum(abs(row[0][0] - row[1][0]) == 1 for row in rows)
-  # The 1000 documents are in 500 rows of two. By chance about one row has two
-  # neighbours.
+  # The 1000 documents are in 500 rows of two. By chance, about one row holds
+  # two documents that are neighbours in the corpus.
   assert together < 10
 
 
@@ -94,7 +94,7 @@ def test_rows_of_poems_are_97_percent_full():
     pytest.skip(f'no poems at {path}')
   with gzip.open(path, 'rt', encoding='utf-8') as f:
     poems = [json.loads(line) for line in f]
-  # A document has one token per character, for the line break, and the end
+  # A document has one token per character, one for the line break, and the end
   # mark.
   lengths = [
     len(poem['title']) + 1 + len(''.join(poem['paragraphs'])) + 1

@@ -6,7 +6,7 @@ from moe.data.store import RECORDS, Store, write_store
 
 
 def write(directory, values):
-  """A store of 4 x 4 pictures of one value each."""
+  """Writes a store of 4 x 4 pictures, each with one value in all pixels."""
   records = ({'pixels': np.full((4, 4, 3), v, np.uint8)} for v in values)
   write_store(directory, records, dict)
   return Store(directory)

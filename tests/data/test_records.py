@@ -1,4 +1,4 @@
-"""Records of documents that hold codes of pictures."""
+"""Documents with codes of pictures become records."""
 
 import numpy as np
 import pytest

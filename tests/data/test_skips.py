@@ -1,4 +1,4 @@
-"""Batches that are left out: which step reads which batch."""
+"""Which batch each step reads if a run leaves out batches."""
 
 import pytest
 

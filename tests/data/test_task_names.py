@@ -1,4 +1,4 @@
-"""The error about a task that does not exist."""
+"""The error about an unknown task names similar ones."""
 
 import pytest
 

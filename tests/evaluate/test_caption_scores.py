@@ -7,25 +7,26 @@ from moe.evaluate import caption_scores
 
 
 def test_bleu_by_hand():
-  # The reference has 5 of 6 characters, 4 of 5 pairs, 3 of 4 triples and 2 of 3
-  # quadruples. 6 characters are 1 fewer than 7.
+  # The reference has 5 of the caption's 6 characters, 4 of 5 pairs, 3 of 4
+  # triples and 2 of 3 quadruples. The lengths are 6 and 7.
   found = caption_scores.bleu(['紅色圓形在左'], [['紅色圓形在右上']])
   precision = (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
   assert found == pytest.approx(precision * math.exp(1 - 7 / 6))
 
 
 def test_bleu_clips_counts_and_takes_the_closest_length():
-  # The character 紅 occurs twice in the second reference, so of 4 it counts
-  # twice; pairs 1 of 3; there is no triple.
+  # The second reference has 紅 twice. So 2 of the caption's 4 characters count,
+  # 1 of its 3 pairs, and none of its triples.
   assert caption_scores.bleu(['紅紅紅紅'], [['藍', '紅紅藍藍']]) == 0
-  # Both references are 1 away from the length 5: the shorter one counts.
+  # The references have the lengths 6 and 4, the caption has 5. Both are equally
+  # close, so the shorter one counts.
   found = caption_scores.bleu(['甲乙丙丁戊'], [['甲乙丙丁戊己', '甲乙丙丁']])
   assert found == pytest.approx(1)
 
 
 def test_bleu_adds_counts_of_all_captions_before_it_divides():
-  # 4 of 4 and 0 of 4 characters, 3 of 3 and 0 of 3 pairs, and so on: each
-  # precision is a half.
+  # The first caption has 4 of 4 characters right, 3 of 3 pairs and so on. The
+  # second has none right. So each precision is a half.
   found = caption_scores.bleu(
     ['甲乙丙丁', '子丑寅卯'], [['甲乙丙丁'], ['天地玄黃']]
   )
@@ -43,19 +44,22 @@ def test_cider_of_equal_captions_is_10():
 
 
 def test_cider_by_hand():
-  # Two pictures: 甲 is in both references and weighs log(2 / 2) = 0; 乙, 丙 and
-  # all pairs weigh log 2. The caption 甲乙 against 甲乙丙: characters have the
-  # vectors (0, 1, 0) and (0, 1, 1), and the cosine 1 / sqrt 2; pairs (1, 0) and
-  # (1, 1), and 1 / sqrt 2 again. Texts of 2 characters have no triples. A
-  # difference of 1 character costs exp(-1 / 72).
+  # The references of both pictures have 甲, so it has the weight log(2 / 2) =
+  # 0. 乙, 丙 and all pairs have the weight log 2. We compare 甲乙 with 甲乙丙.
+  # The characters have the vectors (0, 1, 0) and (0, 1, 1), with the cosine
+  # 1 / sqrt 2. The pairs have the vectors (1, 0) and (1, 1), with the same
+  # cosine. The caption has no triples. The lengths differ by 1, which gives the
+  # factor exp(-1 / 72).
   found = caption_scores.cider_d(['甲乙', '甲丁'], [['甲乙丙'], ['甲丁']])
   wanted = 10 * (2 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
   assert found[0] == pytest.approx(wanted)
 
 
 def test_cider_clips_a_repeated_character():
-  # Characters: the vectors (4) and (1) have the clipped product 1 * 1 over
-  # 4 * 1, where the cosine would be 1. 4 characters against 1: exp(-9 / 72).
+  # The caption has the vector (4) of character counts, its reference has (1).
+  # The clipped product is 1 * 1, and we divide it by 4 * 1. Without clipping,
+  # the cosine would be 1. The lengths are 4 and 1, which gives the factor
+  # exp(-9 / 72).
   found = caption_scores.cider_d(['乙乙乙乙', '丙'], [['乙'], ['丙']])
   assert found[0] == pytest.approx(10 / 4 * (1 / 4) * math.exp(-9 / 72))
 

@@ -62,7 +62,9 @@ def test_the_interval_is_the_normal_one_for_many_documents():
   assert result.low == pytest.approx(1 - 0.098, abs=0.01)
   assert result.high == pytest.approx(1 + 0.098, abs=0.01)
   assert result.num_resamples == 10_000
-  assert result.share_better == 0.25  # No document is better, half are equal.
+  # The first model is better in no document. Half of the documents are ties,
+  # and a tie counts half.
+  assert result.share_better == 0.25
 
 
 def test_the_interval_is_the_same_every_time():
@@ -93,8 +95,8 @@ def test_scores_of_different_documents_are_refused():
 def test_the_bits_of_documents_are_all_nats_over_all_characters():
   nats, chars = math.log(2) * np.array([8.0, 2.0]), np.array([2, 2])
   found = comparison.of_documents('bits', nats, chars, 'c')
-  # The documents have 8 and 2 bits, and 2 characters each: 10 / 4 bits per
-  # character. A resample has 16, 10 or 4 bits for 4 characters.
+  # The documents have 8 and 2 bits, and 2 characters each. So the score is
+  # 10 / 4 bits per character. A resample has 16, 10 or 4 bits for 4 characters.
   assert found.value == pytest.approx(2.5)
   assert (found.low, found.high) == pytest.approx((1.0, 4.0))
   assert (found.n, found.command, found.unit) == (2, 'c', 'bits per character')

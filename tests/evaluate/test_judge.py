@@ -1,4 +1,4 @@
-"""A judge of pictures."""
+"""The judge of pictures learns attributes, and its answers are compared."""
 
 import numpy as np
 
@@ -12,7 +12,8 @@ FACTS = [
 
 
 def test_attributes_have_several_values_and_are_named_once():
-  # The name divides the pictures like the label, and tags are not classes.
+  # The name divides the pictures like the label, so it is left out. A list,
+  # such as the tags, is not a class.
   assert judge.attributes_of(FACTS) == {
     'kind': ['one', 'two'],
     'label': [0, 1],

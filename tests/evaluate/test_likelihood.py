@@ -52,7 +52,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """A model that gives the last token probability 1/2, each other one 1/14."""
+  """The last token comes again with probability 1/2, any other with 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)
@@ -237,7 +237,7 @@ def test_a_context_that_skips_tokens_is_refused(context, message):
 def test_models_that_compare_equal_keep_their_own_scores():
   @dataclasses.dataclass(frozen=True)
   class Configured(Uniform):
-    """Any two instances are equal, as are models that gin has made."""
+    """A model whose instances are all equal, like models that gin makes."""
 
     size: dataclasses.InitVar[int]
 

@@ -8,7 +8,12 @@ import time
 
 import pytest
 
-from moe.evaluate.ngram import NUM_SYMBOLS, TrigramWriter, ngram_bits
+from moe.evaluate.ngram import (
+  NUM_SYMBOLS,
+  TrigramWriter,
+  document_bits,
+  ngram_bits,
+)
 
 DATA = pathlib.Path(
   os.environ.get(
@@ -24,6 +29,14 @@ def test_unigram_is_worked_by_hand():
   prob = (1 + 3 / NUM_SYMBOLS) / 6
   expected = 3 * -math.log2(prob) / 2
   assert ngram_bits(['ab'], ['ab'], 1) == pytest.approx(expected, rel=1e-12)
+
+
+def test_bits_of_a_text_may_leave_its_end_mark_out():
+  bit = -math.log2((1 + 3 / NUM_SYMBOLS) / 6)
+  found = document_bits(['ab'], ['ab', 'a'], 1)
+  assert found.tolist() == pytest.approx([3 * bit, 2 * bit], rel=1e-12)
+  found = document_bits(['ab'], ['ab', 'a'], 1, with_end=False)
+  assert found.tolist() == pytest.approx([2 * bit, bit], rel=1e-12)
 
 
 def test_bigram_is_worked_by_hand():
@@ -48,8 +61,8 @@ def test_an_unseen_context_falls_back_to_the_lower_order():
   begin_c = ngram_bits(['a'], ['c'], 2)
   unigram = ngram_bits(['a'], ['c'], 1)
   # 'c' follows the begin mark, which was seen once, before one kind of token.
-  # So P = (0 + 1 * P1) / 2 with the unigram's P1, which costs 1 bit more than
-  # P1.
+  # So P = (0 + 1 * P1) / (1 + 1), with the unigram's P1. This costs 1 bit more
+  # than P1.
   assert begin_c == pytest.approx(unigram + 1, rel=1e-12)
 
 
@@ -59,7 +72,7 @@ def test_probabilities_of_all_symbols_sum_to_one():
   # symbols x, seen and unseen.
   train = ['abac', 'ba']
   end = 2 ** -ngram_bits(train, ['a'], 1)
-  p_a = end  # P(a) P(end)
+  p_a = end  # This is P(a) P(end). `others` has P(x) P(end) for b, c and d.
   others = [2 ** -ngram_bits(train, [x], 1) for x in 'bcd']
   # The counts are a 3, b 2, c 1 and end 2, so there are 8 tokens of 4 kinds.
   p_end = (2 + 4 / NUM_SYMBOLS) / 12

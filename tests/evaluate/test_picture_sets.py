@@ -6,15 +6,15 @@ from moe.evaluate import picture_sets
 
 def points(*scales, mean=(0.0, 0.0)):
   """Features with a given mean and the covariance diag(scales^2)."""
-  # The unbiased variance of +s and -s (and two zeros) over 4 points is 2 s^2/3.
+  # The 4 numbers s, -s, 0 and 0 have the unbiased variance 2 s^2 / 3.
   root = np.sqrt(1.5)
   x, y = (root * s for s in scales)
   return np.array([(x, 0), (-x, 0), (0, y), (0, -y)]) + np.array(mean)
 
 
 def test_the_distance_of_two_gaussians_by_hand():
-  # |(3, 4)|^2 + (1 - 2)^2 + (3 - 5)^2 = 25 + 1 + 4, since the covariances
-  # diag(1, 9) and diag(4, 25) commute.
+  # The covariances diag(1, 9) and diag(4, 25) commute. So the distance is
+  # |(3, 4)|^2 + (1 - 2)^2 + (3 - 5)^2 = 25 + 1 + 4.
   one, other = points(1, 3), points(2, 5, mean=(3, 4))
   assert picture_sets.frechet_distance(one, other) == pytest.approx(30)
 
@@ -39,8 +39,8 @@ def test_equal_features_that_are_constant_have_distance_0():
 
 def test_the_kernel_distance_by_hand():
   # The kernel of 1-dim features is (x y + 1)^3. Within {0, 1} the only pair has
-  # (0 + 1)^3 = 1, within {1, 2} it has 27. Across, the four pairs have 1, 1, 8
-  # and 27, and the mean 9.25: 1 + 27 - 18.5 = 9.5.
+  # (0 + 1)^3 = 1, and within {1, 2} it has 27. The four pairs across the sets
+  # have 1, 1, 8 and 27, with the mean 9.25. So KID is 1 + 27 - 2 * 9.25 = 9.5.
   a, b = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
   assert picture_sets.kernel_distance(a, b) == pytest.approx(9.5)
 
@@ -58,11 +58,11 @@ def test_the_kernel_distance_has_no_bias_for_small_sets():
 
 
 def test_the_floor_takes_disjoint_sets_of_the_given_size():
-  # Each point occurs once, so equal sets would have the distance 0.
+  # All points differ, so the distance is 0 only if both sets are the same.
   real = np.arange(8.0)[:, None]
   found = picture_sets.floor(real, 4)
   assert found.frechet > 0
-  # Two sets of equal pictures have no distance.
+  # If all pictures are the same, both distances are 0.
   assert picture_sets.floor(np.ones((8, 2)), 4) == (0, 0)
   with pytest.raises(ValueError, match='two sets of 5 real pictures'):
     picture_sets.floor(real, 5)
@@ -74,7 +74,8 @@ def test_the_nearest_picture_is_found_across_chunks(monkeypatch):
   pictures = np.array([[10, 9], [1, 1], [3, 0]], np.uint8)
   distance, number = picture_sets.nearest(pictures, others)
   np.testing.assert_array_equal(number, [1, 0, 2])
-  # The roots of means of squares: of (0, 1), (1, 1), and (1, 0).
+  # The differences are (0, 1), (1, 1) and (1, 0). The distance is the root of
+  # the mean of the squares.
   np.testing.assert_allclose(distance, [0.5**0.5, 1, 0.5**0.5], rtol=1e-6)
 
 

@@ -21,8 +21,8 @@ def judge():
 
 
 def test_a_score_worked_out_by_hand(judge):
-  # 江 is in 2 of 4 titles: (2 + 1) / (4 + 1). Both poems with 水 have it in
-  # their titles: (2 + 0.6) / (2 + 1).
+  # 江 is in 2 of 4 titles, so p(江) = (2 + 1) / (4 + 1) = 0.6. Both poems with
+  # 水 have 江 in their titles, so p(江 | 水) = (2 + 0.6) / (2 + 1).
   expected = math.log((2 + 0.6) / 3 / 0.6)
   assert judge.score('江', '水，水。') == pytest.approx(expected)
 

@@ -1,4 +1,4 @@
-"""Scores of structures: known values, biotite, and the baselines."""
+"""Scores of structures agree with known values and with biotite."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests import protein_data
 
 
 def walk(size, seed=0):
-  """A chain of steps of 3.8 Angstrom."""
+  """CA atoms of a random chain with 3.8 Angstrom between neighbours."""
   random = np.random.RandomState(seed)
   steps = random.randn(size, 3)
   return np.cumsum(
@@ -61,7 +61,7 @@ def test_lddt_and_tm_are_biotites():
   expected = structure.lddt(arrays[0], arrays[1], aggregation='all')
   found = structures.lddt(points, true)
   assert found == pytest.approx(float(expected), abs=1e-5)
-  # For one superposition, biotite's value is a lower bound of the best.
+  # biotite scores one superposition, so its score is a lower bound of ours.
   arrays[1].coord = structures.superpose(points, true).astype('f4')
   index = np.arange(60)
   least = structure.tm_score(*arrays, index, index)
@@ -74,13 +74,14 @@ def test_the_search_finds_the_half_that_fits():
   points = moved(true)
   points[30:] = walk(30, 5) + 40
   tm, gdt = structures.tm_and_gdt(points, true)
-  # Half of the residues fit and give 1 each.
+  # Half of the residues fit perfectly, and each of them counts as 1.
   assert 0.5 <= tm < 0.6 and 0.5 <= gdt < 0.6
 
 
 def test_precision_counts_the_most_probable_pairs():
   cb = np.zeros((10, 3))
-  cb[:, 0] = 4 * np.arange(10)  # Residues touch that are 1 apart.
+  # Neighbours are 4 Angstrom apart. Residue 9 is moved next to residue 0.
+  cb[:, 0] = 4 * np.arange(10)
   cb[9] = cb[0] + [0, 5, 0]
   score = np.zeros((10, 10))
   score[0, 9], score[1, 7] = 1, 0.5
@@ -140,7 +141,7 @@ def test_the_baselines_have_the_scores_of_the_reference():
     + structures.tm_and_gdt(baselines.helix(c.codes.size), c.atoms[:, 1])
     for c in chains
   ]
-  # lDDT, TM and GDT_TS of an ideal helix, as another program found them.
+  # lDDT, TM-score and GDT_TS of an ideal helix, computed by another program.
   np.testing.assert_allclose(
     np.mean(scores, axis=0), [0.357, 0.244, 0.294], atol=0.01
   )

@@ -45,7 +45,8 @@ def test_tones_are_those_of_mandarin_but_for_the_entering_tone(
     ('平仄仄平仄', True),
     ('平平仄平平', False),
     ('仄入仄平仄仄平', True),
-    # 兩 may be level or oblique, and the pattern needs one reading each time.
+    # 兩 can be level or oblique. In the next two lines, one of these readings
+    # fits the pattern. In the last line, neither does.
     ('平兩仄入平', True),
     ('平兩仄平平', True),
     ('仄平仄兩仄仄平', False),
@@ -83,12 +84,6 @@ def test_a_form_is_lines_of_chinese_characters():
   assert not verse.is_form_kept('春a。夜來，', 2, 2)
 
 
-def test_the_longest_copied_run_and_distinct_pairs():
-  assert verse.longest_copied_run('春眠不覺曉', '他眠不覺。覺曉') == 3
-  # The pairs are ab, ba and ab, so 2 of 3 are different.
-  assert verse.distinct(['abab']) == pytest.approx(2 / 3)
-
-
 CLASSES = {'白': 'colour', '黃': 'colour', '日': 'sky', '河': 'land'}
 
 
@@ -109,6 +104,6 @@ def test_no_character_has_two_word_classes():
 
 def test_sentence_ends_share_the_rhyme_that_most_of_them_have():
   lyric = '平風。仄平，星。光。仄星。'
-  # 風 and 星 are of the class 庚, 光 is not: 3 of 4.
+  # The sentences end in 風, 星, 光 and 星. All but 光 are in the class 庚.
   assert verse.shared_rhyme(lyric, readings) == 0.75
   assert verse.shape_of(lyric) == (2, 2, 1, 1, 2)

@@ -21,7 +21,7 @@ VOCAB_SIZE = 24
 
 @pytest.fixture(scope='session')
 def model():
-  """(functional, params, state) of one dense and one sparse block."""
+  """(functional, params, state) of a model with a dense and a sparse block."""
   block = functools.partial(
     Block,
     attention=functools.partial(
@@ -43,12 +43,13 @@ def model():
   )
   init = jax.jit(lambda key: functional.init(key, batch)[:2])
   params, state = init(jax.random.key(1))
-  # Weights are larger than initial ones, so that the logits of places differ.
+  # The weights are three times their initial values, so that the logits of
+  # different places differ clearly.
   return functional, jax.tree.map(lambda x: 3 * x, params), state
 
 
 class Bigram:
-  """A model that reads only the last token: `params` are its logits."""
+  """A model that reads only the last token; `params` is a table of logits."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, len(params))
@@ -64,6 +65,6 @@ class Bigram:
 
 @pytest.fixture(scope='session')
 def bigram():
-  """(functional, params, state) of a model that compiles fast."""
+  """(functional, params, state) of a `Bigram`, which compiles fast."""
   params = jax.random.normal(jax.random.key(2), (VOCAB_SIZE, VOCAB_SIZE))
   return Bigram(), params, {}

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moe.infer import decode, forms, kv_cache
+from moe.infer.prompts import Prompts, RowPrompt
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import IdSpace
 from moe.types import Cache, Outputs
@@ -59,7 +60,7 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
   logits_BV, cache = read_prompts(
     params,
     state,
-    decode.Prompts(prompts, prompt_lengths, None, None),
+    Prompts(prompts, prompt_lengths, None, None),
     kv_cache.empty_cache(functional.cache_shapes(3, 16)),
   )
   cached = [logits_BV]
@@ -74,7 +75,7 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model, full_logits):
     full = full_logits(tokens[row, : length + steps])[length - 1 :]
     ours = np.stack([logits[row] for logits in cached])
     np.testing.assert_allclose(ours, full, atol=1e-4)
-    # The logits of two places differ, so the comparison above can fail.
+    # The logits of neighbouring places differ, so the comparison can fail.
     assert np.abs(np.diff(full, axis=0)).max() > 0.1
 
 
@@ -82,7 +83,7 @@ def generate(model, prompts, settings, limit, seed=0, tables=None):
   functional, params, state = model
   write = decode.build_writer(functional, settings, EOS)
   tables = tables or [FREE] * len(prompts)
-  rows = map(decode.RowPrompt, prompts, tables)
+  rows = map(RowPrompt, prompts, tables)
   return decode.generate(write, params, state, [*rows], limit, seed)
 
 
@@ -135,7 +136,7 @@ def test_a_sharded_cache_changes_no_sample(bigram):
   params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
   write = decode.build_writer(functional, Sampling(), EOS, shardings)
   sharded = decode.generate(
-    write, params, state, [decode.RowPrompt(p, FREE) for p in prompts], 8
+    write, params, state, [RowPrompt(p, FREE) for p in prompts], 8
   )
   assert sharded == generate(bigram, prompts, Sampling(), 8)
 
@@ -149,7 +150,8 @@ def test_a_sample_ends_at_the_end_mark_or_at_the_limit(bigram):
 
 
 def test_free_text_never_holds_padding_unknown_or_unused_ids(bigram):
-  # The model has 24 logits, the vocabulary has 6 pieces, and one is unused.
+  # The model has 24 logits, and the vocabulary has 6 pieces. Only pieces 3 and
+  # 4 have a text.
   table = forms.free_table([None, None, None, 'a', 'b', None], EOS)
   written = generate(
     bigram, [[3]] * 8, Sampling(temperature=5.0), 16, tables=[table] * 8
@@ -170,18 +172,11 @@ def test_each_row_follows_its_own_template(bigram):
     assert forms.shape(text) == filled[row % 2]
 
 
-@pytest.mark.parametrize(
-  ('length', 'expected'), [(1, 16), (16, 16), (17, 32), (100, 128)]
-)
-def test_lengths_are_padded_to_powers_of_two(length, expected):
-  assert decode.bucket(length) == expected
-
-
 def test_few_programs_are_compiled_for_many_lengths(bigram):
   functional, params, state = bigram
   write = decode.build_writer(functional, Sampling(), EOS)
   for length in (1, 5, 15):
-    prompt = decode.RowPrompt([5] * length, FREE)
+    prompt = RowPrompt([5] * length, FREE)
     decode.generate(write, params, state, [prompt], length)
   assert write._cache_size() == 1
 
@@ -202,13 +197,14 @@ def test_a_block_of_the_prompt_is_read_as_in_training(bigram):
     decode.prefill(Recorded(), params, state, prompts, cache, modality)
     return np.zeros((2, 1), np.int32), np.zeros(2, np.int32)
 
-  # Place 1 reads token 5 and predicts the block, places 2 to 4 read the block.
+  # Place 1 reads token 5 and predicts the first token of the block. Places 2 to
+  # 4 read the block.
   prompts, blocks = [[5, 6, 7, 8, 9], [5]], [[0, 1, 1, 1, 0], [0]]
-  rows = [*map(decode.RowPrompt, prompts, [FREE] * 2, blocks)]
+  rows = [*map(RowPrompt, prompts, [FREE] * 2, blocks)]
   decode.generate(prefill, params, state, rows, 1)
   assert read[0].block_ids[0, :7].tolist() == [0, 1, 1, 1, 1, 0, 0]
   assert not read[0].block_ids[1].any()
-  rows = [*map(decode.RowPrompt, prompts, [FREE] * 2)]
+  rows = [*map(RowPrompt, prompts, [FREE] * 2)]
   decode.generate(prefill, params, state, rows, 1)
   assert not read[1].block_ids.any()
 
@@ -223,7 +219,7 @@ def test_a_batch_to_read_has_the_modality_of_its_tokens():
 
 
 class Told:
-  """A model that predicts the number in the extra 'row' of the last token."""
+  """A model that predicts, after each token, the token's extra number 'row'."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.extras['row'], VOCAB_SIZE)
@@ -239,11 +235,11 @@ class Told:
 
 def test_the_model_is_told_the_extras_of_each_token_it_reads():
   write = decode.build_writer(Told(), Sampling(0.0), EOS)
-  # The first prompt has two tokens, the second has one. The model only sees
-  # extras, so it predicts the right numbers only if each token gets its own.
+  # The first prompt has two tokens, the second has one. The model only reads
+  # extras. So it predicts the right numbers only if each token gets its extra.
   prompts = [
-    decode.RowPrompt([3, 3], FREE, (), {'row': np.array([4, 5, 6, 7, EOS])}),
-    decode.RowPrompt([3], FREE, (), {'row': np.array([8, 9, EOS])}),
+    RowPrompt([3, 3], FREE, (), {'row': np.array([4, 5, 6, 7, EOS])}),
+    RowPrompt([3], FREE, (), {'row': np.array([8, 9, EOS])}),
   ]
   written = decode.generate(write, {}, {}, prompts, 6)
   assert written == [[5, 6, 7, EOS], [8, 9, EOS]]

@@ -8,7 +8,7 @@ from moe.infer import forms
 from moe.infer.forms import BARRED
 
 EOS = 1
-#         0     1     2     3     4     5       6     7     8     9
+# Id:     0     1     2     3     4     5       6     7     8     9
 PIECES = [None, None, None, '春', '秋', '春風', '，', '。', '月，', 'a']
 PIECES += [b'\xe6', '\n', '雪。秋']
 

@@ -36,7 +36,7 @@ CAPTIONS = ([5, 6, EOS], [7, EOS], [9, 9, 9, 9, EOS])
 
 @pytest.fixture(scope='module')
 def model():
-  """(functional, params, state) with experts of text and of images."""
+  """(functional, params, state) of a model with text and image experts."""
   block = functools.partial(
     Block,
     attention=functools.partial(
@@ -77,7 +77,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def greedy(model):
-  """Draws the likeliest codes."""
+  """A drawing function with bound parameters; it takes the likeliest codes."""
   functional, params, state = model
   artist = pictures.build_artist(
     functional, sampling.Sampling(0.0), CANVAS, SPACE.modality
@@ -86,7 +86,7 @@ def greedy(model):
 
 
 def full_logits(model, prompt, codes):
-  """Logits [codes, 9] of every code, from one pass over the whole document."""
+  """Logits [codes, 9 image ids], from one pass over the whole document."""
   functional, params, state = model
   size = len(prompt) + 1 + NUM_CODES
   tokens = np.array([[0, *prompt, *(codes + CANVAS.begin)]], np.int32)
@@ -121,7 +121,8 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
 
 def test_guidance_mixes_the_two_halves_of_a_batch():
   logits = jnp.array([[1.0, 3.0], [2.0, 0.0]])
-  # 2 + 3 (1 - 2) = -1 and 0 + 3 (3 - 0) = 9.
+  # Row c has the condition, row u has none, and s is 3. So u + s (c - u) is
+  # 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
   np.testing.assert_allclose(pictures.guided(logits, 3.0), [[-1.0, 9.0]])
 
 
@@ -149,21 +150,22 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch(model):
 def test_scores_of_captions_equal_brute_force(model, read):
   functional, params, state = model
   codes = np.array([[0, 1, 2, 3, 4, 5], [8, 7, 6, 5, 4, 3]])
-  tokens, patches = (codes + CANVAS.begin).astype(np.int32), None
+  tokens, extras = (codes + CANVAS.begin).astype(np.int32), {}
   if read != 'codes':
     tokens = np.full_like(tokens, SPACE.mask)
   if read == 'patches':
     shape = 2, NUM_CODES, 3
     patches = np.random.default_rng(0).integers(1, 256, shape, np.uint8)
+    extras[PATCHES] = patches
   listen = captions.build_listener(functional, CANVAS, SPACE.modality)
   ids, lengths = captions.padded(CAPTIONS)
-  found = listen(params, state, Seen(tokens, patches), ids, lengths)
+  found = listen(params, state, Seen(tokens, extras), ids, lengths)
   documents = []
   for row, picture in enumerate(tokens):
     for caption in CAPTIONS:
       size = NUM_CODES + len(caption)
       place = CANVAS.extras_of(np.zeros(1, int), size)
-      if patches is not None:
+      if extras:
         place[PATCHES][0, :NUM_CODES] = patches[row]
       documents.append(
         likelihood.Document(
@@ -192,8 +194,8 @@ def test_a_caption_sees_its_picture(model):
 
 
 def test_information_gain_takes_away_what_is_expected():
-  # There are two labels with two sentences each. `given` has the nats with one
-  # picture, the other array the nats without it.
+  # There are two labels with two sentences each. `given` has the nats of the
+  # sentences given a picture, and `without` their nats without a picture.
   given = -np.log([[[0.2, 0.4], [0.5, 0.1]]])
   without = -np.log([[0.1, 0.2], [0.5, 0.1]])
   gains = captions.information_gain(given, without, 1.0)

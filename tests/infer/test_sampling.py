@@ -50,7 +50,8 @@ def test_top_k_keeps_exactly_k_of_equally_likely_tokens():
 
 
 def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
-  # The token with 1/2 alone reaches 0.5. For 0.51 the one with 1/4 is needed.
+  # The token with 1/2 alone reaches 0.5. To reach 0.51, the token with 1/4 is
+  # needed, too.
   assert probs(Sampling(top_p=0.5)).tolist() == [0, 0, 1, 0]
   expected = np.array([1, 0, 2, 0]) / 3
   np.testing.assert_allclose(probs(Sampling(top_p=0.51)), expected, rtol=1e-6)
@@ -58,7 +59,7 @@ def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
 
 def test_top_p_counts_what_top_k_left():
   # top_k=2 leaves two tokens, and their probabilities become 2/3 and 1/3. So
-  # the first one alone reaches 0.6. With its original 1/2 it would not.
+  # the first token alone reaches 0.6. Its original 1/2 would not reach it.
   assert probs(Sampling(top_k=2, top_p=0.6)).tolist() == [0, 0, 1, 0]
 
 
@@ -71,8 +72,8 @@ def test_a_barred_token_is_never_kept_however_likely():
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
   # In 4000 draws, the count of a token with probability p has a standard
-  # deviation of sqrt(4000 p (1 - p)), which is at most 32. Five of them are
-  # 160.
+  # deviation of sqrt(4000 p (1 - p)), which is at most 32. Five standard
+  # deviations are at most 160.
   key_B = jax.random.split(jax.random.key(0), 4000)
   logits = jnp.broadcast_to(LOGITS, (4000, 4))
   drawn = sampling.draw(key_B, logits, Sampling())

@@ -1,4 +1,4 @@
-"""Computes answers of our models, to compare them with transformers."""
+"""Computes answers of our models: their logits and their greedy text."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from moe.models.functional import Functional
 
 
 def answer(model, params, state, tokens, num_greedy=0):
-  """(logits [B, T, V], tokens that greedy decoding adds to the first row)."""
+  """(logits [B, T, V], the tokens that greedy decoding adds to row 0)."""
   functional = Functional(model)
 
   @jax.jit

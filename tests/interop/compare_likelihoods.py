@@ -4,9 +4,14 @@
     python -m tests.interop.compare_likelihoods --checkpoint=runs/one
 
 The run is exported. lm-evaluation-harness scores the export with transformers
-in float32, and the run itself through `launch.harness_model`. The tasks are the
-files of the harness with the rows of $WUDAO_DATA, so no network is needed. The
+in float32, and the run itself through `launch.harness_model`. The harness's own
+task files read the benchmark rows in $WUDAO_DATA, so no network is needed. The
 table also has the accuracies of the scorecard.
+
+Two experts can have scores that are equal up to the rounding of float32. Then a
+batch of another size can choose the other expert, and the likelihood jumps. So
+a likelihood above the bar is asked for again, alone. If one of the programs
+gives two values, the likelihood counts as a tie, and any pair may agree.
 """
 
 import argparse
@@ -15,10 +20,12 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -29,14 +36,14 @@ from moe.evaluate import benchmarks
 from moe.runs import scorecard_scores
 from tasks import text_files
 
-# The harness's file of each task.
+# Task -> its file in the harness.
 YAML = {
   'lambada_openai': 'lambada/lambada_openai.yaml',
   'wsc273': 'wsc273/default.yaml',
   'winogrande': 'winogrande/default.yaml',
   'xcopa_zh': 'xcopa/default_zh.yaml',
 }
-# Largest differences that the comparison allows.
+# The largest difference of a log-likelihood that counts as equal.
 MOST_NATS = 1e-3
 _PRONOUN = '[MASK]'
 
@@ -47,12 +54,14 @@ class Compared(NamedTuple):
   Attributes:
     task: name of the task.
     items: number of items.
-    theirs: accuracy with transformers.
-    ours: accuracy of our model in the harness.
-    card: accuracy of the scorecard.
-    requests: number of likelihoods.
-    nats: the largest difference of a likelihood.
-    differing: number of items for which the two answers differ.
+    theirs: accuracy of the export in the harness.
+    ours: accuracy of the run in the harness.
+    card: accuracy of the run on our scorecard.
+    requests: number of likelihoods that were compared.
+    nats: the largest difference between two log-likelihoods.
+    ties: number of likelihoods for which one of the programs gives another
+      value in a batch than alone.
+    differing: number of items that only one of the two models answers right.
   """
 
   task: str
@@ -62,11 +71,12 @@ class Compared(NamedTuple):
   card: float
   requests: int
   nats: float
+  ties: int
   differing: int
 
   @property
   def is_equal(self) -> bool:
-    """Whether accuracies are equal and likelihoods differ by little enough."""
+    """Whether accuracies are equal, and likelihoods within `MOST_NATS`."""
     right = {
       round(x * self.items, 6) for x in (self.theirs, self.ours, self.card)
     }
@@ -74,7 +84,7 @@ class Compared(NamedTuple):
 
 
 def harness_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
-  """A row of our files with the fields that the harness's task reads."""
+  """Converts a row of our files to the fields that the harness's task reads."""
   if task != 'wsc273':
     return row
   text = row['sentence'].replace('  ', ' ')
@@ -88,7 +98,7 @@ def harness_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_task(folder: pathlib.Path, task: str, rows: Sequence[dict]) -> None:
-  """Writes a task of the harness with other rows."""
+  """Writes a copy of a task of the harness that reads these rows."""
   data = folder / f'{task}.json'
   lines = (json.dumps(harness_row(task, row)) + '\n' for row in rows)
   data.write_text(''.join(lines), encoding='utf-8')
@@ -138,11 +148,37 @@ def compare(
       )
       for model in (theirs, ours)
     ]
-  return [_compared(task, found, accuracies[task]) for task in tasks]
+  models = theirs, ours
+  return [_compared(task, found, accuracies[task], models) for task in tasks]
 
 
-def _compared(task: str, found: Sequence[dict], card: float) -> Compared:
-  """Compares two evaluations of the harness on one task."""
+def alone(model: LM, context: str, continuation: str) -> float:
+  """The log-likelihood of a request in a batch of one."""
+  request = Instance('loglikelihood', {}, (context, continuation), 0)
+  return model.loglikelihood([request], disable_tqdm=True)[0][0]
+
+
+def gap(
+  values: tuple[float, float], again: Callable[[int], float]
+) -> tuple[float, bool]:
+  """(difference of two likelihoods, whether it is a tie).
+
+  Args:
+    values: likelihoods of two programs.
+    again: gives the likelihood of program 0 or 1 in a batch of one.
+  """
+  found = abs(values[0] - values[1])
+  if found <= MOST_NATS:
+    return found, False
+  both = [(value, again(i)) for i, value in enumerate(values)]
+  is_tie = any(abs(a - b) > MOST_NATS for a, b in both)
+  return min(abs(a - b) for a in both[0] for b in both[1]), is_tie
+
+
+def _compared(
+  task: str, found: Sequence[dict], card: float, models: tuple[LM, LM]
+) -> Compared:
+  """Compares two evaluations of a task: `found` has the export's, then ours."""
   accuracies = [one['results'][f'local_{task}']['acc,none'] for one in found]
   theirs, ours = (
     sorted(one['samples'][f'local_{task}'], key=lambda s: s['doc_id'])
@@ -151,25 +187,28 @@ def _compared(task: str, found: Sequence[dict], card: float) -> Compared:
   gaps = []
   for their, our in zip(theirs, ours, strict=True):
     assert their['arguments'] == our['arguments']
-    gaps += [
-      abs(float(a[0]) - float(b[0]))
-      for a, b in zip(
-        their['filtered_resps'], our['filtered_resps'], strict=True
-      )
-    ]
+    for a, b, words in zip(
+      their['filtered_resps'],
+      our['filtered_resps'],
+      our['arguments'],
+      strict=True,
+    ):
+      again = lambda number, words=words: alone(models[number], *words)
+      gaps.append(gap((float(a[0]), float(b[0])), again))
   return Compared(
     task,
     len(theirs),
     *accuracies,
     card,
     len(gaps),
-    max(gaps),
+    max(nats for nats, _ in gaps),
+    sum(is_tie for _, is_tie in gaps),
     sum(a['acc'] != b['acc'] for a, b in zip(theirs, ours, strict=True)),
   )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints a row for each task; 1 if one of them is not equal."""
+  """Prints a line for each task; the exit code is 1 if results differ."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--checkpoint', required=True)
   parser.add_argument('--exported', help='by default it is made, and removed')
@@ -186,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       f'{row.task}: {row.items} items, accuracy {row.theirs:.6f} with'
       f' transformers, {row.ours:.6f} here, {row.card:.6f} on the scorecard,'
       f' {row.differing} answers differ; {row.requests} likelihoods within'
-      f' {row.nats:.1e} nats: {"equal" if row.is_equal else "NOT EQUAL"}'
+      f' {row.nats:.1e} nats, {row.ties} of them ties:'
+      f' {"equal" if row.is_equal else "NOT EQUAL"}'
     )
   return 0 if all(row.is_equal for row in rows) else 1
 

@@ -1,9 +1,9 @@
 """Makes the goldens of this folder with transformers: python make_goldens.py.
 
-It needs the extra `interop`. Each golden is a tiny model of one architecture:
-its config.json, the names and shapes of its arrays as `save_pretrained` writes
-them, and logits and greedy text for some tokens. Weights are not stored: they
-are drawn from the names, here and in the tests, by `tiny_models.weights`.
+It needs the extra `interop`. A golden describes a tiny model of one
+architecture. It has config.json, the names and shapes of the arrays that
+`save_pretrained` writes, and logits and greedy text for some tokens. It has no
+weights, since `tiny_models.weights` makes them from the names of the arrays.
 """
 
 import json
@@ -23,13 +23,13 @@ NUM_GREEDY = 8
 
 
 def read_names(folder: pathlib.Path) -> dict[str, list[int]]:
-  """Names and shapes of all arrays of a saved model."""
+  """Name -> shape of each array of a saved model."""
   with safe_open(folder / 'model.safetensors', 'np') as f:
     return {name: f.get_slice(name).get_shape() for name in sorted(f.keys())}
 
 
 def answer(model) -> tuple[np.ndarray, np.ndarray]:
-  """(logits of the tokens, greedy text after the first row)."""
+  """(logits of `TOKENS`, the tokens that greedy decoding adds to row 0)."""
   with torch.no_grad():
     tokens = torch.tensor(TOKENS)
     logits = model(tokens).logits.numpy()
@@ -41,7 +41,7 @@ def answer(model) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make(name: str) -> None:
-  """Writes one golden, with the names and shapes of the fused layout, too."""
+  """Writes one golden, with shapes for both layouts of the experts."""
   config = tiny_models.config(name)
   model = transformers.AutoModelForCausalLM.from_config(
     transformers.AutoConfig.for_model(**config), dtype=torch.float32

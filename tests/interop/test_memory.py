@@ -1,4 +1,4 @@
-"""Memory that a conversion needs beside the model itself, on Linux."""
+"""Measures the memory that a conversion needs beside the model, on Linux."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from moe.runs import build, hugging_face, trained
 ROOT = pathlib.Path(__file__).parents[2]
 MIB = 2**20
 SHARD = 96 * MIB
-# The model has 447 MiB. No array exceeds the largest size of a file.
+# The model has 447 MiB. No array is larger than a file may be.
 SIZES = {
   'VOCAB_SIZE': 16_000,
   'D_MODEL': 1024,
@@ -42,14 +42,14 @@ WIRING = ['models/decoder.gin', 'parallel/data.gin', 'tasks/builtin.gin']
 
 
 def memory(field):
-  """Bytes of this process, as Linux counts them."""
+  """A memory count of this process in bytes, such as 'VmRSS' or 'VmHWM'."""
   lines = pathlib.Path('/proc/self/status').read_text().splitlines()
   line = next(line for line in lines if line.startswith(field))
   return int(line.split()[1]) * 1024
 
 
 def start():
-  """Resets the recorded peak of memory, and returns the memory in use."""
+  """Resets the peak of memory that Linux records; returns the bytes in use."""
   gc.collect()
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   return memory('VmRSS')
@@ -89,9 +89,9 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
   assert memory('VmHWM') - before < size + 2 * SHARD
 
 
-# Four files for a model of 2 GB.
+# Bytes of a file: the model of 2 GB has four files.
 COMMAND_SHARD = 512 * MIB
-# 17 layers of this size take 1,962 MiB; three arrays of ours have most of them.
+# 17 layers of this size take 1,962 MiB, most of it in three of our arrays.
 LAYER = {
   'vocab_size': 16_000,
   'hidden_size': 1024,
@@ -110,7 +110,7 @@ LAYER = {
 
 
 def write_model(directory, vocabulary, **sizes):
-  """A model directory with equal weights; returns its bytes."""
+  """Writes a model directory, with all weights 0.01; returns their bytes."""
   directory.mkdir()
   text = json.dumps(LAYER | sizes)
   (directory / 'config.json').write_text(text)
@@ -130,7 +130,7 @@ def write_model(directory, vocabulary, **sizes):
   return sum(shape.size * 4 for shape in shapes.values())
 
 
-# Each command runs in a separate process, which prints its peak of memory.
+# This program runs launch.convert, and prints the peak of its memory in bytes.
 PEAK = f"""
 import pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -143,7 +143,7 @@ for line in pathlib.Path('/proc/self/status').read_text().splitlines():
 
 
 def peak(*words):
-  """Bytes that `launch.convert` needs at its peak."""
+  """Runs `launch.convert` in a new process; returns its peak of memory."""
   command = [sys.executable, '-c', PEAK, *map(str, words)]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   return int(done.stdout.split()[-1])

@@ -1,4 +1,7 @@
-"""Compares with transformers in both directions; needs the extra `interop`."""
+"""Compares our models with transformers, in both directions.
+
+The tests need the extra `interop`.
+"""
 
 import json
 import warnings
@@ -30,7 +33,7 @@ NUM_GREEDY = 8
 
 
 def loaded(directory):
-  """Loads a model with transformers; no array may be missing or left over."""
+  """Loads a model with transformers; fails if an array is missing or unused."""
   with warnings.catch_warnings():
     warnings.simplefilter('error', UserWarning)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -44,7 +47,7 @@ def loaded(directory):
 
 
 def their_answer(model, tokens):
-  """(logits, greedy text after the first row)."""
+  """(logits, the tokens that greedy decoding adds to row 0)."""
   with torch.no_grad():
     ids = torch.tensor(tokens)
     logits = model(ids).logits.numpy()
@@ -71,7 +74,7 @@ def random_model(name):
   model = transformers.AutoModelForCausalLM.from_config(config)
   with torch.no_grad():
     for parameter in model.parameters():
-      # Weights are larger than initial ones, and norms are not all 1.
+      # Larger weights, and norms that are not all 1, make errors visible.
       scale = 5.0 if parameter.ndim > 1 else 1.0
       parameter.mul_(scale).add_(torch.randn_like(parameter) * 0.05)
   return model
@@ -97,7 +100,8 @@ def test_a_model_of_ours_computes_the_same_there(tmp_path, name, is_fused):
   golden = tiny_models.golden(name)
   (tmp_path / 'config.json').write_text(json.dumps(golden['config']))
   imported = hugging_face.read_config(str(tmp_path))
-  # The export must also hold our scale of the embeddings, in a tied table, too.
+  # Our model scales the embeddings, and their models do not. So the export must
+  # contain the scale, even if embedding and head share a table.
   run = configuration.read(*imported.as_gin(['EMBEDDING_SCALE=None'])).run
   init = Functional(run.model).init
   shapes = language.batch_shapes(1, 8)
@@ -149,7 +153,7 @@ HARD = [
 
 
 def texts(task):
-  """Validation texts of a task; none if this machine lacks its files."""
+  """Yields a task's validation texts; none if the machine lacks its files."""
   try:
     for document in registry.TASKS[task].documents('validation'):
       yield '\n'.join(document.values())
@@ -174,7 +178,7 @@ def test_ids_are_ours_for_all_validation_texts(tmp_path, all_texts, kind):
   assert len(all_texts) > 200
   for text in all_texts:
     if kind == 'unigram' and '<' in text:
-      continue  # A unigram model of theirs reads '<s>' in a text as the token.
+      continue  # Their unigram model takes '<s>' in a text for a control token.
     ids = tokenizer(text, add_special_tokens=False)['input_ids']
     assert ids == vocabulary.encode(text), text
     assert tokenizer.decode(ids) == text

@@ -1,4 +1,4 @@
-"""Tiny models in Hugging Face's formats; names of arrays seed their weights."""
+"""Makes tiny models in Hugging Face's formats, with weights seeded by names."""
 
 import functools
 import json
@@ -28,6 +28,14 @@ _BY_BIAS = {
   'topk_group': 2,
   'first_k_dense_replace': 1,
   'routed_scaling_factor': 1.5,
+}
+_LATENT = {
+  'num_key_value_heads': 4,
+  'q_lora_rank': 10,
+  'kv_lora_rank': 6,
+  'qk_nope_head_dim': 8,
+  'qk_rope_head_dim': 4,
+  'v_head_dim': 6,
 }
 _YARN = {
   'rope_type': 'yarn',
@@ -76,25 +84,38 @@ CONFIGS = {
     'n_group': 1,
     'topk_group': 1,
   },
+  'deepseek_v2': {
+    'model_type': 'deepseek_v2',
+    'topk_method': 'group_limited_greedy',
+    **_EXPERTS,
+    **_BY_BIAS,
+    **_LATENT,
+    'rope_parameters': {**_YARN, 'mscale': 0.7, 'mscale_all_dim': 0.7},
+  },
+  # As DeepSeek-V2-Lite: queries without a latent, and experts without groups.
+  'deepseek_v2_lite': {
+    'model_type': 'deepseek_v2',
+    'topk_method': 'greedy',
+    **_EXPERTS,
+    **_BY_BIAS,
+    **_LATENT,
+    'q_lora_rank': None,
+    'routed_scaling_factor': 1.0,
+  },
   'deepseek_v3': {
     'model_type': 'deepseek_v3',
-    'num_key_value_heads': 4,
-    'q_lora_rank': 10,
-    'kv_lora_rank': 6,
-    'qk_nope_head_dim': 8,
-    'qk_rope_head_dim': 4,
-    'v_head_dim': 6,
     'rope_parameters': {**_YARN, 'mscale': 1.0, 'mscale_all_dim': 0.7},
     **_EXPERTS,
     **_BY_BIAS,
+    **_LATENT,
   },
 }
 
 
 def config(name: str) -> dict:
-  """Arguments for a configuration of transformers."""
+  """Arguments for `AutoConfig.for_model` of transformers."""
   found = _ALL | CONFIGS[name]
-  if found['model_type'] == 'deepseek_v3':
+  if found['model_type'] in ('deepseek_v2', 'deepseek_v3'):
     del found['head_dim']
   return found
 
@@ -104,14 +125,14 @@ def weights(name: str, shape: list[int]) -> np.ndarray:
   random = np.random.RandomState(zlib.crc32(name.encode()))
   if name.endswith('norm.weight'):
     return random.uniform(0.5, 1.5, shape).astype(np.float32)
-  # The weights are large, so that each layer changes logits and no router is
-  # close to a tie.
+  # The weights are large, so that each layer changes the logits, and so that no
+  # two experts have almost equal scores.
   scale = 0.5 if 'gate.' in name or 'embed' in name else 0.25
   return random.uniform(-scale, scale, shape).astype(np.float32)
 
 
 def write(directory: pathlib.Path, shapes: dict[str, list[int]]) -> None:
-  """Writes model.safetensors with arrays of these names."""
+  """Writes model.safetensors with arrays of these names and shapes."""
   arrays = []
   for name, shape in shapes.items():
     make = functools.partial(weights, name, shape)
@@ -120,7 +141,7 @@ def write(directory: pathlib.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def write_fused(directory: pathlib.Path, golden: dict) -> None:
-  """Writes the same weights in the layout with one array for all experts."""
+  """Writes the arrays of `write`, but all experts of a layer in one array."""
   arrays = []
   for name, shape in golden['fused_shapes'].items():
     make = functools.partial(_fused, name, shape, golden['shapes'])
@@ -152,7 +173,7 @@ def _fused(name: str, shape: list[int], single: dict) -> np.ndarray:
 
 @functools.cache
 def golden(name: str) -> dict:
-  """A golden: config, shapes, fused_shapes, tokens, logits, greedy."""
+  """Reads a golden: config, shapes, fused_shapes, tokens, logits, greedy."""
   path = pathlib.Path(__file__).parent / 'goldens' / f'{name}.npz'
   with np.load(path, allow_pickle=False) as f:
     found = {key: f[key] for key in f.files}

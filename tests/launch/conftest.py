@@ -1,4 +1,4 @@
-"""Removes the modules and tasks that a test has loaded into this process."""
+"""A fixture that undoes the loading of task modules by a test."""
 
 import sys
 
@@ -9,7 +9,7 @@ from tasks import modules, registry
 
 @pytest.fixture
 def forgotten_modules(monkeypatch):
-  """After a test, removes the task modules that it loaded in this process."""
+  """After a test, removes the task modules and tasks that the test loaded."""
   modules.load()
   for place, name in (
     (registry, 'TASKS'),

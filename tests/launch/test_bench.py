@@ -1,4 +1,4 @@
-"""The command that measures layers and training steps."""
+"""Tests launch.bench, the command that measures layers and training steps."""
 
 import json
 import subprocess
@@ -70,7 +70,8 @@ def test_a_layer_without_empty_slots_has_one_share(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('flags', 'dispatch', 'most'),
-  # Sorted has 3 slots where 2 are needed, so at most 2/3 of its products count.
+  # Sorted has 3 slots per expert and group where 2 suffice. So at most 2/3 of
+  # its products are useful.
   [([], 'Dropless', 1.0), (['--dispatch=Sorted'], 'Sorted', 2 / 3)],
 )
 def test_against_dense_products_a_layer_leaves_no_slot_empty(
@@ -105,7 +106,7 @@ def test_gin_flags_are_for_steps_alone(capsys):
 def test_without_the_tpu_compiler_an_error_says_what_to_install(
   capsys, monkeypatch
 ):
-  monkeypatch.setitem(sys.modules, 'libtpu', None)  # This makes imports fail.
+  monkeypatch.setitem(sys.modules, 'libtpu', None)  # `import libtpu` now fails.
   error = error_of(capsys, 'moe', '--compare=tpu')
   assert 'needs the package libtpu' in error
 
@@ -145,4 +146,5 @@ def test_muon_is_compared_with_adamw_in_time_and_in_flops(capsys):
   argv = ['step', '--compare=muon', '--rounds=2', '--json', *STEP]
   adamw, muon = report_of(capsys, *argv)['runs']
   assert adamw['name'] == 'AdamW'
-  assert float(muon['name'].split()[1]) > 1  # times the FLOPs of AdamW's step
+  # The number in the name is Muon's FLOPs divided by AdamW's.
+  assert float(muon['name'].split()[1]) > 1

@@ -17,7 +17,7 @@ BLOCK = '--gin_file=gin_configs/runs/mixtral_block_v5p_16.gin'
 
 
 def compiled(monkeypatch, *steps):
-  """Replaces compilation; each call returns the next of these facts."""
+  """Replaces `plan_topology`: each call returns the next entry of `steps`."""
   facts = iter(steps)
   monkeypatch.setattr(plan, 'plan_topology', lambda *_: next(facts))
 
@@ -35,7 +35,7 @@ def test_the_table_says_none_where_the_compiler_gives_no_seconds(
   # In Mixtral 8x7B a token is multiplied with 12.75e9 parameters, and MaxText
   # counts all attention scores. So a token takes 6 x 12.75e9 + 12 x 32 x 4096 x
   # 4096 = 82.9e9 FLOP. A chip has 147,456 tokens and does 251.94e12 FLOP/s, so
-  # the step takes 48.54 s. The other columns come from the fake facts.
+  # the step takes 48.54 s. The other columns come from MADE.
   assert steps[0] == ['48.54', '2.00', '1.00', 'none']
   assert len(steps) == len(published.PUBLISHED_RUNS)
 

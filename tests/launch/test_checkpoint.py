@@ -1,4 +1,4 @@
-"""The command that lists, verifies and shows checkpoints."""
+"""Tests launch.checkpoint, which lists, verifies and shows checkpoints."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from moe.checkpoint import save
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """The directory of a run with the steps 5 and 10, of which 5 is better."""
+  """The directory of a run with steps 5 and 10. Step 5 has the better score."""
   run = tmp_path_factory.mktemp('run')
   saver = save.Checkpointer(run / 'checkpoints', best_metric='bits_per_char')
   meta = {'manifest_hash': 'abc', 'config': 'A = 1\nB = 2\n'}

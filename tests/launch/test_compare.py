@@ -1,4 +1,4 @@
-"""The command that compares runs by seed."""
+"""Tests launch.compare, which compares runs by seed."""
 
 import json
 
@@ -21,7 +21,7 @@ run.Run.settings = @trainer.Settings()
 
 
 def write_run(directory, seed, bits):
-  """A work directory with one evaluation."""
+  """Writes a work directory with one evaluation; returns its path."""
   directory.mkdir()
   (directory / 'config.gin').write_text(CONFIG.format(seed=seed))
   (directory / 'log.jsonl').write_text('{"step": 1, "tokens": 100}\n')

@@ -1,4 +1,4 @@
-"""The command that converts weights exports a run and imports it again."""
+"""Tests launch.convert, which exports a run and imports it again."""
 
 import json
 
@@ -14,12 +14,15 @@ from moe.evaluate import score
 from moe.infer import decode
 from moe.runs import model_card, scorecard, trained
 
-SMALL = 4e-6  # Largest size of a file in GiB, which is 4.3 kB.
+SMALL = 4e-6  # Largest size of a file, in GiB: this is 4.3 kB.
 
 
 @pytest.fixture(scope='module')
 def exported(run_directory, tmp_path_factory):
-  """A run of ours (tied, embeddings scaled) as several files."""
+  """A directory with an exported run, in several files.
+
+  Its embedding and head share a table, and embeddings are scaled.
+  """
   directory = tmp_path_factory.mktemp('hf') / 'model'
   flags = ['to-hf', str(run_directory), str(directory)]
   assert convert.main([*flags, f'--shard_gib={SMALL}']) == 0
@@ -28,7 +31,7 @@ def exported(run_directory, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def imported(exported, tmp_path_factory):
-  """A run made from the exported model."""
+  """The directory of a run that was imported from `exported`."""
   directory = tmp_path_factory.mktemp('runs') / 'imported'
   assert convert.main(['from-hf', str(exported), str(directory)]) == 0
   return directory
@@ -70,7 +73,7 @@ def test_out_in_and_out_again_gives_the_same_bytes(
   flags = ['to-hf', str(imported), str(again), f'--shard_gib={SMALL}']
   assert convert.main(flags) == 0
   for path in exported.iterdir():
-    if path.name != 'README.md':  # README.md names the run, which differs.
+    if path.name != 'README.md':  # README.md has the run's name, which differs.
       assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 

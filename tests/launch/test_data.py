@@ -1,4 +1,4 @@
-"""The command line of launch.data."""
+"""Tests the verbs of launch.data."""
 
 import pathlib
 import shutil
@@ -187,7 +187,7 @@ def test_a_missing_corpus_is_an_error_before_any_work(
 
 
 def light(*argv):
-  """Runs a command that must not import TensorFlow: (exit code, out, error)."""
+  """Runs launch.data without TensorFlow: (exit code, output, error output)."""
   done = subprocess.run(
     [sys.executable, '-c', LIGHT, *map(str, argv)],
     cwd=ROOT,
@@ -200,7 +200,7 @@ def light(*argv):
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch):
-  """A task module outside the project, and its text file."""
+  """The path of a task module outside the project; its text file exists."""
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
   (tmp_path / 'data').mkdir()
   text = '白日依山盡\n黃河入海流\n' * 20

@@ -1,4 +1,4 @@
-"""The doctor as a command, on one host and on several."""
+"""Tests launch.doctor on several hosts."""
 
 import time
 
@@ -10,7 +10,7 @@ FLAGS = ['-m', 'launch.doctor', '--gin_file=gin_configs/runs/quickstart.gin']
 
 
 def ended(processes):
-  """The lines of each process, and their exit codes."""
+  """Waits for processes: (lines of each process, their exit codes)."""
   texts = [p.communicate(timeout=100)[0] for p in processes]
   lines = [
     [x for x in text.splitlines() if not x.startswith('[Gloo]')]

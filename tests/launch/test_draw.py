@@ -1,4 +1,4 @@
-"""Mistakes in the flags of drawing and describing."""
+"""launch.draw and launch.describe refuse mistakes in their flags."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command that scores text prints scores or refuses bad input."""
+"""Tests launch.evaluate, which prints scores or refuses bad input."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from moe.infer import decode
 from moe.modalities.text import Vocabulary
 from moe.runs import scoring, trained
 
-# Nats of a token in a model whose 320 logits are all equal.
+# Nats per token of a uniform model with 320 tokens.
 UNIFORM_NATS = math.log(320)
 
 
 def run_main(capsys, *flags):
-  """(exit code, JSON or text of standard output, standard error)."""
+  """Runs launch.evaluate; returns (exit code, JSON or None, standard error)."""
   code = evaluate.main([*map(str, flags), '--json'])
   out, err = capsys.readouterr()
   return code, json.loads(out) if out else None, err
@@ -153,7 +153,10 @@ def test_one_document_has_a_difference_without_an_interval():
 
 @pytest.fixture
 def store(cache_dir, run_directory):
-  """A token store of two documents, of which the second has a prompt."""
+  """A vocabulary's directory with a store of two documents.
+
+  The second document has a prompt.
+  """
   vocabulary = Vocabulary(run_directory / 'vocabulary.model')
   directory = cache_dir / 'any_name'
   tokens = [vocabulary.encode(text) for text in ('春眠不覺曉', '夜來\n風雨聲')]
@@ -185,7 +188,7 @@ def test_a_task_is_read_from_the_store_of_the_same_vocabulary(
 ):
   flags = (f'--checkpoint={uniform_directory}', '--task=made_up')
   code, report, _ = run_main(capsys, *flags)
-  # The first document has 6 scored tokens, the second 4 after its prompt.
+  # The first document has 6 scored tokens. The second has 4 after its prompt.
   assert code == 0
   assert report['nats'] == pytest.approx(10 * UNIFORM_NATS)
   assert (report['tokens'], report['chars'], report['bytes']) == (10, 8, 24)
@@ -215,8 +218,9 @@ def test_a_task_without_a_store_is_tokenised_first(
   code, report, _ = run_main(capsys, *flags)
   assert code == 0
   assert report['nats'] == pytest.approx(report['tokens'] * UNIFORM_NATS)
-  # Both lines of a couplet have the same length. With the line break a couplet
-  # has an odd number of characters, so the parity shows what was counted.
+  # The two lines of a couplet are equally long, and a line break lies between
+  # them. So a couplet has an odd number of characters. The total is odd exactly
+  # if the number of couplets is odd.
   assert report['chars'] % 2 == report['documents'] % 2
   assert list(cache_dir.glob('*/builtin_couplets/validation/manifest.json'))
 

@@ -1,4 +1,4 @@
-"""From chains to a trained model, to structures, to scores: the whole path."""
+"""Tests the whole path: chains train a model, which folds and is scored."""
 
 import json
 
@@ -13,7 +13,7 @@ RUN = ['--gin_file=runs/fold_overfit.gin']
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """A folder with a run of two steps on two chains."""
+  """A folder with two chains in `mine`, and a run of two steps in `run`."""
   root = tmp_path_factory.mktemp('fold')
   (root / 'mine').mkdir()
   origin = structure_writing.Origin('by hand', '0' * 64)
@@ -85,7 +85,7 @@ def test_a_trained_model_is_scored_beside_baselines(place, capsys):
   assert 'helix' in out and 'nearest chain' in out
   found = json.loads((place / 'scores/protein_scores.json').read_text())
   (first, _) = found['chains']
-  # The chains are helices, and the training has them.
+  # The chains are helices, and the model was trained on them.
   assert first['scores']['helix']['lDDT'] > 0.9
   assert first['scores']['nearest chain']['lDDT'] > 0.9
   assert 0 <= first['scores']['model']['lDDT'] <= 1

@@ -46,7 +46,7 @@ def test_three_tasks_have_the_scores_worked_out_by_hand(
   from launch.harness_model import Wudao
 
   rows = tmp_path / 'rows.json'
-  # The second choice has fewer tokens, so a uniform model takes it.
+  # The second choice has fewer tokens, so a uniform model prefers it.
   row = {'context': '春眠', 'choices': ['不覺曉', '不']}
   rows.write_text(json.dumps(row, ensure_ascii=False), encoding='utf-8')
   folder = tmp_path / 'tasks'

@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+from launch import bench, calibrate, checkpoint, convert
+
 ROOT = pathlib.Path(__file__).parents[2]
 VERBS = sorted(
   path.stem
@@ -37,3 +41,19 @@ def test_help_imports_nothing_heavy():
   assert done.returncode == 0, done.stderr
   for verb in VERBS:
     assert f'usage: python -m launch.{verb}' in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('verb', 'words'),
+  [
+    (bench, ['step', '--round=2']),
+    (calibrate, ['published', '--js']),
+    (checkpoint, ['verify', 'runs/x', '--untrust']),
+    (convert, ['to-hf', 'runs/x', 'out', '--fuse']),
+  ],
+)
+def test_a_flag_must_be_written_out(verb, words, capsys):
+  with pytest.raises(SystemExit) as end:
+    verb.parse(words)
+  assert end.value.code == 2
+  assert 'unrecognized arguments' in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """A run that is killed many times ends with exactly the same state.
 
-tests/train/test_kill.py does the same with a toy, which starts sooner.
+tests/train/test_kill.py tests the same with a toy model, which starts faster.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def environment(cache):
 
 
 def final_arrays(workdir, steps):
-  """Every array of the last checkpoint, by path."""
+  """Path -> array, for all arrays of the last checkpoint."""
   import jax
   import orbax.checkpoint as ocp
 
@@ -137,7 +137,8 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   assert records(whole / 'log.jsonl') == records(killed / 'log.jsonl')
   assert records(whole / 'eval.jsonl') == records(killed / 'eval.jsonl')
   assert not [path for path in killed.rglob('*') if 'tmp' in path.name]
-  # The first kills come before the time of an attempt is written anywhere.
+  # The kill at run.start comes before its attempt is recorded. The next two
+  # attempts are recorded, but `wall` does not include them.
   spent = goodput.summary(goodput.read(killed))
   assert len(spent['attempts']) == num_kills + 1 + 2
   counted = sum(sum(a.values()) for a in spent['attempts'][2:])

@@ -1,4 +1,4 @@
-"""The table of models."""
+"""Tests launch.models, which prints a table of models."""
 
 import json
 import os

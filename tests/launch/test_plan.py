@@ -16,7 +16,7 @@ MACROS = {'TRAIN_STEPS': 1000, 'LEARNING_RATE': 0.1}
 
 
 def run(capsys, *arguments, **macros):
-  """(exit code, standard output, standard error) of the command."""
+  """Runs launch.plan: (exit code, standard output, standard error)."""
   argv = [f'--gin_file={f}' for f in FILES]
   argv += [f'--gin.{k}={v}' for k, v in (MACROS | macros).items()]
   code = plan.main([*argv, *arguments])
@@ -83,7 +83,7 @@ def test_the_step_of_a_small_model_is_compiled_for_four_chips(
   assert facts['executed_flops_per_chip'] == pytest.approx(step, rel=0.03)
   exchange = [c for c in facts['collectives'] if c['kind'] == 'all-to-all']
   assert {tuple(c['axes']) for c in exchange} == {('expert',)}
-  # Each of two sparse layers has 3 exchanges: rows, their weights, and outputs.
-  # In the backward pass the gradient of each is exchanged, too.
+  # Each of two sparse layers has 3 exchanges: of rows, of their weights, and of
+  # outputs. The backward pass also exchanges the gradient of each.
   assert sum(c['count'] for c in exchange) == 2 * 3 * 2
   assert facts['step_seconds_full_overlap'] < facts['step_seconds_no_overlap']

@@ -1,4 +1,4 @@
-"""The command that writes the page about a run."""
+"""Tests launch.report, which writes a page about a run."""
 
 from launch import report
 

@@ -1,4 +1,4 @@
-"""Tests of the code that every verb shares."""
+"""Tests the code that all verbs share."""
 
 import ctypes
 import logging
@@ -15,7 +15,7 @@ from launch import runtime
 def test_the_log_of_the_library_is_printed_once_while_a_verb_runs(
   capsys, caplog
 ):
-  # The handler of caplog is on the root logger, like one of a library.
+  # The handler of caplog is on the root logger, as a library's would be.
   for name in ('moe.train.trainer', 'tasks.stores'):
     code = runtime.run(lambda n=name: logging.getLogger(n).info('saved') or 0)
     assert code == 0
@@ -55,7 +55,7 @@ sys.exit(runtime.run(verb))
 
 
 def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
-  """Runs the program with some streams closed by the shell."""
+  """Runs `PRINTING`; the shell first closes the streams in `closed`."""
   environment = os.environ | {
     'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
     'PYTHONUNBUFFERED': '',
@@ -76,7 +76,7 @@ def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
 
 @pytest.fixture
 def unread_pipe():
-  """The end of a pipe for writing; the end for reading is closed."""
+  """The writing end of a pipe whose reading end is closed."""
   reads, writes = os.pipe()
   os.close(reads)
   yield writes
@@ -88,8 +88,8 @@ def test_a_character_that_the_terminal_lacks_is_printed_as_its_escape():
   assert (done.returncode, done.stdout) == (0, '\\u6625\n')
 
 
-# A single character stays in Python's buffer until the process ends. Many are
-# written at once.
+# A single character stays in Python's buffer until the process ends. Many
+# characters are written at once.
 @pytest.mark.parametrize('num_chars', [1, 100_000])
 def test_a_pipe_that_nobody_reads_ends_a_verb_without_a_word(
   unread_pipe, num_chars
@@ -124,8 +124,8 @@ def test_a_full_disk_is_one_sentence():
   ]
 
 
-# This program allocates a block of 64 MiB twice, and prints the page faults of
-# the second time.
+# This program allocates 64 MiB twice, and prints the number of page faults that
+# the second allocation causes.
 PROGRAM = """
 import resource, sys
 import numpy as np
@@ -155,8 +155,8 @@ def faults(how):
   not hasattr(ctypes.CDLL(None), 'mallopt'), reason='no mallopt in this libc'
 )
 def test_memory_that_was_freed_is_used_again_without_page_faults():
-  # A new block has a fault per page: 16,384 pages of 4 KiB, or 32 huge ones. A
-  # block that was kept has few faults.
+  # New memory causes a fault per page: 16,384 pages of 4 KiB, or 32 huge pages.
+  # Memory that was kept causes few faults.
   assert faults('kept') < 16 < 32 <= faults('given back')
 
 

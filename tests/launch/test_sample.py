@@ -1,4 +1,4 @@
-"""The command that writes text: forms, seeds and errors."""
+"""Tests forms, seeds and errors of launch.sample."""
 
 import re
 
@@ -9,7 +9,7 @@ from moe.infer import forms
 
 
 def run_main(capsys, directory, *flags):
-  """(exit code, samples, standard error)."""
+  """Runs launch.sample: (exit code, samples, standard error)."""
   code = sample.main([f'--checkpoint={directory}', *flags])
   out, err = capsys.readouterr()
   return code, out.split('\n\n')[:-1], err
@@ -65,8 +65,8 @@ def test_standard_error_names_the_step_and_cut_samples(capsys, run_directory):
 def test_greedy_sampling_from_equal_chances_takes_the_lowest_id(
   capsys, uniform_directory
 ):
-  # All logits are equal, so the lowest id is chosen. Id 0 is padding, which is
-  # never drawn, so this is id 1, the end mark.
+  # All logits are equal, so the lowest id that may be drawn is chosen. Padding,
+  # id 0, may not be drawn, so the end mark, id 1, is chosen.
   flags = ('--prompt=春眠', '--temperature=0')
   code, samples, _ = run_main(capsys, uniform_directory, *flags)
   assert (code, samples) == (0, ['春眠'])

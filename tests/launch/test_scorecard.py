@@ -1,4 +1,4 @@
-"""The scorecard of a run with random parameters on a few made-up items."""
+"""Tests the scorecards of tiny untrained runs, on a few made-up items."""
 
 import functools
 import gzip
@@ -54,7 +54,7 @@ def write_rows(path, rows):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """A folder with a few items; the other sets are missing."""
+  """A data folder with a few items. Files of other benchmarks are missing."""
   folder = tmp_path_factory.mktemp('data')
   files = {one.name: one.file for one in benchmarks.BENCHMARKS}
   for name, rows in ROWS.items():
@@ -69,7 +69,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def stored(uniform_directory, tmp_path_factory):
-  """A copy of a uniform run, whose token stores hold two documents."""
+  """A copy of a uniform run, with token stores of two documents."""
   folder = tmp_path_factory.mktemp('scored')
   directory = folder / 'run'
   shutil.copytree(uniform_directory, directory)
@@ -135,13 +135,14 @@ def test_a_uniform_model_has_the_numbers_worked_out_by_hand(
   assert accuracy['value'] == 0
   assert perplexity['value'] == pytest.approx(320**2, rel=1e-4)
   assert bits['value'] == pytest.approx(math.log2(320), rel=1e-4)
-  # All tokens cost the same. So the total chooses the shorter answer, which is
-  # wrong. Per character the longer answer wins, since its space counts, too.
+  # All tokens have the same likelihood. So by total likelihood the shorter
+  # answer wins, which is wrong. Per character the longer answer wins, since its
+  # space is a character, too.
   xcopa = entry(card, 'benchmarks', 'xcopa_zh')
   assert [one['value'] for one in xcopa['metrics']] == [0, 1, 1]
   assert entry(card, 'readings', 'drcd')['n'] == 1
-  # The English sentence has 5 digits, each one byte token, and an end mark. The
-  # Chinese one has 17 characters and an end mark.
+  # The English sentence has 6 tokens: 5 digits, each a byte token, and an end
+  # mark. The Chinese sentence has 18: 17 characters and an end mark.
   english, chinese = entry(card, 'languages', 'PUD')['languages']
   assert english['score']['value'] == pytest.approx(
     6 * math.log2(320) / 5, rel=1e-4

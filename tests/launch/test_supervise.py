@@ -1,4 +1,4 @@
-"""The supervisor in a process of its own."""
+"""Tests launch.supervise as a separate process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""When the child process that makes token stores starts, and its command."""
+"""The child process that makes token stores: its start and its command."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from tasks import modules
 
 @pytest.fixture
 def commands(monkeypatch):
-  """Records the commands of child processes instead of running them."""
+  """A list of the commands of child processes, which are not run."""
   commands = []
 
   def run(command, **options):
@@ -25,7 +25,7 @@ def commands(monkeypatch):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-  """A task module that must not be run in this process."""
+  """The path of a task module that raises an error if it is run."""
   for name, empty in (('ROOTS', {}), ('_named', [])):
     monkeypatch.setattr(modules, name, empty)
   monkeypatch.setattr(sys, 'path', [*sys.path])
@@ -49,13 +49,3 @@ def test_a_missing_task_module_is_an_error_before_a_child_starts(
       [('t', ['train'])], tmp_path, vocab_size=300, task_modules=['no.py']
     )
   assert not commands
-
-
-def test_a_task_must_be_declared_or_have_stores_unless_a_module_may_declare_it(
-  module, tmp_path
-):
-  (tmp_path / 'v-300' / 't_stored').mkdir(parents=True)
-  token_stores.check_tasks(['builtin', 't_stored'], str(tmp_path))
-  with pytest.raises(ValueError, match="got 't_other'"):
-    token_stores.check_tasks(['t_other'], str(tmp_path))
-  token_stores.check_tasks(['t_other'], str(tmp_path), [module])

@@ -1,4 +1,4 @@
-"""The script that creates TPUs and runs commands there, with a fake gcloud."""
+"""Tests tpu_vm.sh, which creates TPUs and runs commands, with a fake gcloud."""
 
 import os
 import pathlib
@@ -54,8 +54,8 @@ def test_a_mistake_is_one_sentence_and_code_2(flags, message):
   assert done.returncode == 2 and message in done.stderr
 
 
-# A fake gcloud: `describe` prints the next line of a file, and the exit code of
-# the command is always 0.
+# A fake gcloud: `describe` prints the next line of the file `states`. The exit
+# code that a worker reports is always 0.
 GCLOUD = """#!/bin/bash
 echo "$*" >> "$FAKE/calls"
 case "$*" in
@@ -73,8 +73,8 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
 ):
   (tmp_path / 'gcloud').write_text(GCLOUD)
   (tmp_path / 'gcloud').chmod(0o755)
-  # The TPU is active at first, and is lost while the command runs. Then it is
-  # deleted and created again.
+  # States that the fake gcloud reports: the TPU is active at first, and is lost
+  # while the command runs. Then it is deleted and created again.
   states = 'ACTIVE SUSPENDED SUSPENDED ' + 'SUSPENDED ACTIVE' + ' ACTIVE' * 9
   (tmp_path / 'states').write_text(states.replace(' ', '\n') + '\n')
   environment = {

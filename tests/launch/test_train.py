@@ -1,4 +1,4 @@
-"""Typical mistakes: each is one sentence and code 2, before any slow work."""
+"""Each typical mistake gives one sentence and code 2, before any slow work."""
 
 import importlib.util
 import json
@@ -31,9 +31,10 @@ def refuse(*args, **options):
 
 @pytest.fixture
 def run_main(monkeypatch, tmp_path, capfd):
-  """Runs launch.train, which must not tokenise, compile or train a vocabulary.
+  """A function that runs launch.train: (exit code, standard error).
 
-  The child process that looks up tasks is replaced by a call in this process.
+  Tokenising, compiling and training a vocabulary raise an error. The child
+  process that looks up tasks is replaced by a call in this process.
   """
   real_build = build.build
 
@@ -65,7 +66,7 @@ def run_main(monkeypatch, tmp_path, capfd):
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
-  """Tasks of text files: one is not UTF-8, one has no validation split."""
+  """Declares two tasks: t_bad is not UTF-8, t_good has no validation split."""
   if importlib.util.find_spec('seqio') is None:
     pytest.skip('needs the extra [data]')
   modules.load()
@@ -78,7 +79,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 def error_of(result):
-  """The one line on standard error; fails unless the exit code is 2."""
+  """The only line on standard error; fails unless the exit code is 2."""
   code, err = result
   lines = [line for line in err.splitlines() if line]
   assert code == 2

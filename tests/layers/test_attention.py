@@ -104,7 +104,7 @@ def test_grouped_heads_equal_repeated_ones():
   q_BTNH = random.randn(2, 5, 6, 4).astype('f4')
   k_BSKH, v_BSKH = random.randn(2, 2, 5, 2, 4).astype('f4')
   mask = mask_of([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]])
-  # Query heads 0, 1, 2 share key head 0, and 3, 4, 5 head 1.
+  # Query heads 0, 1, 2 share key head 0. Query heads 3, 4, 5 share key head 1.
   repeat = lambda a: np.repeat(a, 3, axis=2)
   attend = jax.jit(attention.attend)
   grouped = attend(q_BTNH, k_BSKH, v_BSKH, mask)
@@ -113,7 +113,7 @@ def test_grouped_heads_equal_repeated_ones():
 
 
 def attended_whole_and_by_parts(longest_block):
-  """(outputs, gradients) of whole attention, and of attention by parts.
+  """(output, gradients) of whole attention, and the same of attention by parts.
 
   In row 1 a block of 6 tokens lies in two parts.
   """
@@ -157,7 +157,7 @@ B, T, D = 2, 6, 16
 
 @pytest.fixture(scope='module')
 def layer():
-  """Compiled: (x, mask) -> y, with one set of parameters."""
+  """A compiled function (x, mask) -> y of a layer with fixed parameters."""
   x_BTD = np.zeros((B, T, D), 'f4')
   shapes = jax.eval_shape(
     LAYER.init, jax.random.key(0), x_BTD, mask_of([[1] * T] * B)

@@ -21,7 +21,7 @@ def random_weights(activation='swiglu'):
 
 
 def random_rows(filled):
-  """(rows, weights, gradients of outputs); rows after the filled ones are 0."""
+  """(rows, weights, gradients of outputs); all are 0 from row `filled` on."""
   random = np.random.RandomState(1)
   shapes = (R, D), (R,), (R, D)
   arrays = [random.randn(*shape).astype('f4') for shape in shapes]
@@ -48,7 +48,10 @@ def reference(weights, rows_RD, weight_R, count_E, activation):
 
 @functools.cache
 def with_gradients(activation, chunk):
-  """Compiles outputs and gradients of all arrays, once for all row counts."""
+  """A compiled function: arrays -> outputs and gradients for all arrays.
+
+  It is compiled once for all row counts.
+  """
 
   def apply(arrays, count_E, dy_RD):
     def runs(weights, rows_RD, weight_R):

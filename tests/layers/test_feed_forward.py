@@ -20,16 +20,16 @@ def scalar_network(activation, up, gate, down, x):
 
 
 def test_swiglu_by_hand():
-  # silu(1 * 2) = 2 / (1 + e^-2) = 1.76159. Times 3 * 2 = 6 this is 10.5696, and
-  # times 0.5 it is the output.
+  # silu(1 * 2) = 2 / (1 + e^-2) = 1.76159. The factor 3 * 2 = 6 gives 10.5696,
+  # and then the factor 0.5 gives the output.
   assert scalar_network('swiglu', 3.0, 1.0, 0.5, 2.0) == pytest.approx(
     5.28478, rel=1e-5
   )
 
 
 def test_gelu_by_hand():
-  # gelu(3 * 0.5) = 1.5 * Phi(1.5) = 1.5 * 0.93319 = 1.39979. Times 2 it is the
-  # output.
+  # gelu(3 * 0.5) = 1.5 * Phi(1.5) = 1.5 * 0.93319 = 1.39979. The factor 2 gives
+  # the output.
   assert scalar_network('gelu', 3.0, None, 2.0, 0.5) == pytest.approx(
     2.79957, rel=1e-3
   )

@@ -45,7 +45,8 @@ ROUTERS = {
   'global balance': P(TOP, balance_scope='global'),
   'null': P(gates.NullExperts, num_null=3, num_copy=1),
   'modality': P(gates.ModalityGrouped, reserved=(2, 2)),
-  # Half of the tokens have the first modality, which may use one of 8 experts.
+  # Half of the tokens have the first modality, and may use only one of 8
+  # experts.
   'modality of base': P(
     gates.ModalityGrouped, router=gates.Base, reserved=(0, 7)
   ),
@@ -158,7 +159,7 @@ def total(y_BTD, losses):
 
 
 def sharded(router, dispatcher, exchanger, mesh_name):
-  """((loss, (y, losses, metrics, state)), gradients), on eight devices."""
+  """((loss, (y, losses, metrics, state)), gradients) of eight devices."""
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   table = rules.table('standard')
   layout = rules.layout(table, mesh)
@@ -206,7 +207,7 @@ def router_key():
 
 
 def whole(router, dispatcher):
-  """(loss of every expert on every token, kept rows, plan)."""
+  """(loss, kept rows, plan); the loss applies every expert to every token."""
   module = make(router, dispatcher)
   given = variables(router)
   gate = module.anatomy().router
@@ -259,7 +260,7 @@ def whole(router, dispatcher):
 
 @functools.cache
 def expected(router, dispatcher):
-  """(loss and gradients of every expert on every token, kept rows, plan)."""
+  """(results and gradients of the loss of `whole`, kept rows, plan)."""
   loss, kept_GR, plan = whole(router, dispatcher)
   run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
   found = jax.device_get(run(variables(router)['params'], tokens()))

@@ -86,8 +86,8 @@ def test_splash_is_attention_forward_and_backward(small_tiles):
 def test_a_block_longer_than_declared_makes_its_rows_nan(
   monkeypatch, longest_block, is_lost
 ):
-  # The function before the kernel makes the queries NaN, so a fake kernel that
-  # returns its queries is enough.
+  # If a block is too long, `splash` makes the queries NaN before it calls the
+  # kernel. So a fake kernel that returns its queries is enough.
   monkeypatch.setattr(kernels, '_splash_local', lambda q_BTNH, *_: q_BTNH)
   q_BTNH = splash(*arrays(), documents(), longest_block)
   assert bool(np.isnan(q_BTNH).all()) == is_lost

@@ -1,4 +1,4 @@
-"""The MoE layer: plain loops, properties, and several devices."""
+"""Tests the MoE layer: against plain loops, by properties, on many devices."""
 
 import dataclasses
 import functools
@@ -20,11 +20,12 @@ from moe.types import Layout
 
 B, T, D, E, F, M = 8, 8, 5, 8, 6, 4
 P = functools.partial
-# Tests share this partial, since `compiled` caches by its arguments. Its
-# capacity is 1.5 * 4 * 2 / 8 = 1.5, rounded up to 2.
+# Tests share this object, so that `compiled` finds its result in the cache. The
+# capacity is 1.5 * 4 * 2 / 8 = 1.5 slots per expert, rounded up to 2.
 TIGHT = P(dispatch.Sorted, 1.5)
 
-# Number of valid tokens per row. One row has 3, so its second group is padding.
+# Whether each token is valid. One row has 3 valid tokens, so its second group
+# is padding.
 VALID = np.arange(T) < np.array([[8, 8, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -55,7 +56,7 @@ def make_params(module):
 
 @functools.cache
 def compiled(train=True, **options):
-  """(params, (x, valid) -> (y, LayerOutputs)) of a layer, compiled once."""
+  """(params, compiled function (x, valid) -> (y, LayerOutputs)) of a layer."""
   module = make(**options)
   params = make_params(module)
   run = lambda x_BTD, valid: module.apply(
@@ -98,8 +99,8 @@ def assert_close(one, other):
 
 def test_one_token_through_its_expert_by_hand():
   # The logits for x = 1 are (ln 3, 0), so expert 0 has the probability 3/4. The
-  # hidden layer is silu(1) * 2 = .731059 * 2 = 1.462117. Times 4 it is
-  # 5.848468. Times the probability, the output is 4.386351.
+  # hidden layer is silu(1) * 2 = .731059 * 2 = 1.462117. The last matrix makes
+  # it 4 * 1.462117 = 5.848468, and the probability makes it 4.386351.
   params = {
     'router': np.array([[np.log(3), 0.0]], 'f4'),
     'w_up_EDF': np.array([2.0, 0.0], 'f4').reshape(2, 1, 1),
@@ -202,7 +203,7 @@ class Noisy(gates.TopK):
 
 
 def trained(mesh_shape, num_devices, **options):
-  """Loss, (y, LayerOutputs) and gradients by tokens and parameters."""
+  """((loss, (y, LayerOutputs)), gradients for parameters and tokens)."""
   mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
   options = dict(router=Noisy, dispatch=TIGHT, shared_d_ff=4, **options)
   params = make_params(make(**options))
@@ -260,7 +261,7 @@ def test_evaluation_on_eight_devices_equals_one():
 
 @pytest.mark.parametrize('batch', [1, 2])
 def test_a_batch_too_small_for_the_mesh_is_evaluated_all_the_same(batch):
-  # Two rows can only be sharded over the data axis, one row over no axis.
+  # Two rows can only be sharded over the data axis, and one row over no axis.
   params, run = compiled(train=False, dispatch=TIGHT)
   mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, expert=4))
   module = make(layout=rules.layout(rules.table('standard'), mesh))
@@ -308,7 +309,7 @@ def test_shapes_dtypes_and_logical_axes():
 
 
 def layout(**sizes):
-  """A layout of 'data', 'context', 'expert' and 'model' axes by size."""
+  """The layout of a mesh; `sizes` has the size of each mesh axis by name."""
   use = lambda axis: (axis,) if axis in sizes else ()
   return Layout(
     use('data') + use('expert'),
@@ -332,43 +333,6 @@ def layout(**sizes):
 )
 def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
   assert moe_layer.tokens_per_group(length) == size
-
-
-def divided(sizes):
-  """Numbers of devices that divide sequences of a batch, and tokens of one."""
-  return sizes.get('data', 1), sizes.get('context', 1)
-
-
-@pytest.mark.parametrize(
-  'batch, length, group_size, sizes',
-  [
-    (8, 16, 16, {}),
-    (8, 16, 4, {'data': 2, 'context': 4}),  # A device has 4 x 4 tokens.
-    (8, 16, 32, {'data': 4}),  # A device has 2 x 16 tokens, so one group.
-  ],
-)
-def test_groups_that_fit_are_accepted(batch, length, group_size, sizes):
-  moe_layer.check_groups(batch, length, group_size, *divided(sizes))
-
-
-@pytest.mark.parametrize(
-  'batch, length, group_size, sizes, message',
-  [
-    (8, 16, 6, {}, 'GROUP_SIZE=6 must divide the 8 x 16 tokens'),
-    # In these three cases, a group is 1.5 rows; or 4 rows, but a device has 2;
-    # or a row, but a device has half of it.
-    (8, 16, 24, {}, 'GROUP_SIZE=24 must divide'),
-    (8, 16, 64, {'data': 4}, 'the 2 x 16 tokens'),
-    (8, 16, 16, {'context': 2}, 'the 8 x 8 tokens'),
-    (6, 16, 16, {'data': 4}, 'divisible by the 4 x 1 devices'),
-    (8, 15, 15, {'context': 2}, 'divisible by the 1 x 2 devices'),
-  ],
-)
-def test_groups_that_do_not_fit_are_refused(
-  batch, length, group_size, sizes, message
-):
-  with pytest.raises(ValueError, match=message):
-    moe_layer.check_groups(batch, length, group_size, *divided(sizes))
 
 
 @pytest.mark.parametrize(
@@ -405,7 +369,7 @@ def evaluated(x_BTD, valid):
 
 
 def test_expert_choice_sees_the_groups_of_training_in_evaluation():
-  # Groups have 4 tokens. Dropless training and evaluation are then the same.
+  # All groups are whole, so evaluation equals dropless training.
   _, run = compiled(train=True, router=CHOICE, dispatch=dispatch.Dropless)
   assert_close(evaluated(tokens(), VALID), run(tokens(), VALID)[0])
 

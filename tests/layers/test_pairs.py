@@ -1,4 +1,4 @@
-"""Layers of pairs against known outputs of AlphaFold 2's parts."""
+"""Layers of pairs give known outputs of AlphaFold 2's layers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def norm(param, name):
 
 
 def kernels(param, names):
-  """Kernels [in, out] of PyTorch's layers side by side, and their biases."""
+  """Joins the kernels [in, out] of PyTorch's layers, and their biases."""
   kernel = np.concatenate([param[f'{n}.weight'].T for n in names], axis=1)
   zeros = lambda n: np.zeros(len(param[f'{n}.weight']))
   bias = np.concatenate([param.get(f'{n}.bias', zeros(n)) for n in names])

@@ -17,7 +17,8 @@ from tests.models import factories
 
 B, T, D, E, F, M = 8, 8, 5, 4, 6, 4
 P = functools.partial
-# Number of valid tokens per row. Row 1 has 4, so its second group is padding.
+# Whether each token is valid. Row 1 has 4 valid tokens, so its second group is
+# padding.
 VALID = np.arange(T) < np.array([[8, 4, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -150,7 +151,7 @@ def assert_same_gradients(found, expected):
 
 @functools.cache
 def gradients():
-  """Gradients by all parameters and tokens, on one device."""
+  """Gradients for all parameters and tokens, on one device."""
   params, run = made()
   loss = lambda params, x: uneven(run(params, x, VALID)[0])
   return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tokens())

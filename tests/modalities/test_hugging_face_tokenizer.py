@@ -1,6 +1,6 @@
-"""tokenizer.json that we write, read by a small decoder in the test.
+"""A small tokenizer in this test reads the tokenizer.json that we write.
 
-tests/interop compares it with transformers itself.
+tests/interop reads it with transformers itself.
 """
 
 import pytest

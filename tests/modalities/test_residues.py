@@ -15,7 +15,7 @@ def atoms(name):
 
 
 def whole(code):
-  """All atoms of a residue with torsions of 0 and CA at the origin."""
+  """Atom -> position, for a residue with torsions of 0 and CA at the origin."""
   frames = list(TABLES.frames[code].astype(np.float64))
   for group in range(residues.CHI_GROUP + 1, residues.NUM_GROUPS):
     frames[group] = frames[group - 1] @ frames[group]
@@ -46,8 +46,8 @@ def test_slots_and_the_37_names_lead_to_each_other():
 
 
 def test_arginine_has_four_chi_angles_and_alanine_none():
-  # Chi 1 exists in all residues but A and G, which is 18. Of these, C, S, T and
-  # V have no chi 2. E, Q, M, K and R have chi 3, and K and R have chi 4.
+  # Chi 1 exists in 18 residues, all except A and G. Of these, C, S, T and V
+  # have no chi 2. E, Q, M, K and R have chi 3, and K and R have chi 4.
   assert TABLES.has_chi.sum(axis=0).tolist() == [18, 14, 5, 2]
   names = [atoms('ARG')[slot] for slot in TABLES.chi[CODE['ARG'], 3]]
   assert names == ['CG', 'CD', 'NE', 'CZ']
@@ -69,7 +69,8 @@ def test_only_the_symmetric_atoms_of_four_residues_are_renamed():
 
 
 def test_every_bond_of_a_built_residue_has_a_length_of_chemistry():
-  # Bonds among C, N and O are 1.2 to 1.6 Angstrom, those of sulphur up to 1.85.
+  # Bonds among C, N and O are from 1.2 to 1.6 Angstrom long. Bonds of sulphur
+  # are up to 1.85 Angstrom long.
   for code, name in enumerate(residues.NAMES):
     place = whole(code)
     _, _, bonds = residues._component(name)
@@ -129,8 +130,8 @@ def test_atoms_of_residues_are_alphafolds_to_three_hundredths():
   known = protein_data.case('geometry')
   frames = known['out']['global_transforms']
   for i, code in enumerate(known['in']['residues']):
-    # The known frames are not exact rotations. They stretch space, so
-    # differences are compared with the stretched size.
+    # The known frames are not exact rotations. They stretch space, so the
+    # tolerance is multiplied by the stretch.
     stretch = np.linalg.norm(known['in']['T'][i, :3, :3], ord=2)
     for slot, atom in enumerate(TABLES.atoms[code]):
       place = known['out']['atom_positions'][i, residues.ATOM_NAMES.index(atom)]

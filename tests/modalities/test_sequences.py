@@ -1,4 +1,4 @@
-"""Sequences as users give them."""
+"""Sequences that users give are cleaned or refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Chains from files, compared with what gemmi reads."""
+"""Chains that we read from files are compared with those that gemmi reads."""
 
 import gzip
 import logging
@@ -12,12 +12,12 @@ from tests import protein_data
 
 RAW = protein_data.FOLDER / 'raw'
 FILES = sorted(RAW.glob('*')) if RAW.is_dir() else []
-# They hold a part of one residue, and a ligand alone.
+# The first file has only a part of a residue, the second only a ligand.
 WITHOUT_CHAINS = ('altloc', 'hetatm')
 
 
 def gemmi_residues(path):
-  """Chain -> (number, parent's letter, atoms by name) of each residue."""
+  """Chain -> list of residues as (number, letter of the parent, atoms)."""
   found = gemmi.read_structure(str(path))
   found.setup_entities()
   found.remove_alternative_conformations()
@@ -78,7 +78,8 @@ def test_unseen_residues_have_a_letter_but_no_atoms():
 @protein_data.has_data
 def test_of_alternatives_the_one_with_the_highest_occupancy_is_read():
   text = gzip.decompress((RAW / 'altloc.cif.gz').read_bytes()).decode()
-  # Serine has two places of occupancy 0.2, proline one of 0.6.
+  # Serine and proline share one place of the sequence. The two alternatives of
+  # serine have an occupancy of 0.2 each, proline has 0.6.
   atoms, whole, count = structure_files._parse('a.cif', text.encode())
   assert whole is None and count == 1
   assert set(atoms.res_name) == {'PRO'}
@@ -93,7 +94,7 @@ LINE = 'ATOM  {:5d}  {:<3s} {} A{:4d}    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00\n'
 
 
 def pdb(directory, *rows, end='END\n'):
-  """A PDB file of residues (number, name, x of its N)."""
+  """Writes a PDB file; a row is a residue as (number, name, x of its N)."""
   lines, serial = [], 0
   for number, name, x in rows:
     for i, atom in enumerate(('N', 'CA', 'C')):

@@ -1,4 +1,4 @@
-"""Computed structures, read back by two readers."""
+"""Two readers read back the structures that we write."""
 
 import io
 
@@ -19,7 +19,8 @@ def predicted():
   mask = residues.residues().mask[codes].copy()
   mask[3, :4] = True
   atoms = np.random.RandomState(0).randn(6, 14, 3).astype('f4') * 20
-  atoms[np.arange(1, 6), 0] = atoms[np.arange(5), 2] + 0.7  # Bonds.
+  # Each N is near the C before it, so that neighbours are bonded.
+  atoms[np.arange(1, 6), 0] = atoms[np.arange(5), 2] + 0.7
   chain = Chain('x', codes, np.arange(6, dtype='i4'), atoms, mask)
   return chain, np.linspace(0.1, 0.95, 6)
 
@@ -52,7 +53,7 @@ def test_the_mmcif_says_what_it_is(predicted):
   np.testing.assert_allclose(values, 100 * plddt, atol=0.01)
   assert ORIGIN.sha256 in block.find_value('_software.version')
   assert 'computed model' in text
-  # Nothing claims an experiment.
+  # The file must not claim an experiment.
   assert 'THEORETICAL MODEL' in text and 'DIFFRACTION' not in text
 
 

@@ -1,4 +1,4 @@
-"""A run opens the right data when it is built."""
+"""A run reads the same token stores until it ends."""
 
 import shutil
 import types
@@ -15,7 +15,7 @@ from tests.data.conftest import LINES, write_texts
 
 @pytest.fixture
 def run():
-  """The parts of a run that opening its data reads."""
+  """The parts of a run that `find_data` and `open_data` need."""
   return types.SimpleNamespace(
     data=types.SimpleNamespace(
       train='task',
@@ -36,7 +36,7 @@ def run():
 
 @pytest.fixture
 def make(tmp_path):
-  """A function that writes the token stores of both splits."""
+  """A function that writes stores of both splits and returns their folder."""
   directory = tmp_path / 'cache'
   vocabulary = train_vocabulary(LINES, 300, tmp_path / VOCABULARY, 'char')
   directory.mkdir()

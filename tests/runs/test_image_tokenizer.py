@@ -1,4 +1,4 @@
-"""A tokenizer from its training to the tasks of its codes."""
+"""An image tokenizer is trained, frozen, scored, and encodes pictures."""
 
 import functools
 
@@ -35,7 +35,7 @@ RUN = TokenizerRun(
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """A folder with a trained run and the stores of its pictures."""
+  """(folder of a trained run, name -> split -> store of its pictures)."""
   root = tmp_path_factory.mktemp('tokenizer')
   few = functools.partial(shapes.Shapes, num_pictures=40)
   prepare = lambda names, size, _: stores.prepare(names, size, root / 'cache')

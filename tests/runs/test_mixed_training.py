@@ -1,8 +1,8 @@
 """A run trained on a mixture of pictures, texts and residues.
 
-The tasks are pictures as a block before their captions, captions before
-pictures code by code, and residues as a partly masked block. The model reads
-the row and the column of each code.
+There are three tasks: a picture as a block and then its caption, a caption and
+then the codes of its picture, and residues as a partly masked block. The model
+reads the row and the column of each code.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from moe.data.reader import Reader
 from moe.data.store import Store
 from moe.evaluate import documents, likelihood
 from moe.infer import decode, sampling
+from moe.infer.prompts import RowPrompt
 from moe.layers.moe_layer import MoE
 from moe.modalities.ids import EOS
 from moe.modalities.text import train_vocabulary
@@ -113,7 +114,7 @@ def run_of(mesh):
 
 
 def train(run, workdir, stores, job=None):
-  """Trains a run: (exit code, loss of each step, job)."""
+  """Trains a run; returns (exit code, loss of each step, job)."""
   os.makedirs(workdir, exist_ok=True)
   job = job or training.prepare(run, str(workdir), ())
   code = training.train(
@@ -242,11 +243,11 @@ def test_codes_are_written_with_their_rows_and_columns(read_back, drawn):
       write,
       params,
       state,
-      [decode.RowPrompt(prompt, table, extras=told)] * 8,
+      [RowPrompt(prompt, table, extras=told)] * 8,
       mixed.CODES,
     )
-  # The model reads all tokens at once, as in training. Each written code must
-  # be its likeliest one.
+  # Now the model reads all tokens at once, as in training. Each written code
+  # must have the largest logit.
   tokens = np.array([[*prompt, *row] for row in written])
   batch = decode.read_batch(
     np.pad(tokens, ((0, 0), (1, 0))).astype(np.int32),

@@ -1,4 +1,4 @@
-"""Sentences that can be drawn, and those that cannot."""
+"""A picture model checks its sentences, settings and labels."""
 
 import types
 

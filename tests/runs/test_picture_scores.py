@@ -1,4 +1,4 @@
-"""Scores of a model of pictures that copies what it was trained on."""
+"""Scores of a picture model that copies its training pictures."""
 
 import types
 
@@ -19,7 +19,7 @@ NUM = 16
 
 
 def pictures_of(seed):
-  """Half of the pictures are dark, and half are light."""
+  """Pictures with sentences and facts; half are dark, and half are light."""
   rng = np.random.default_rng(seed)
   dark = rng.integers(0, 60, (NUM // 2, 8, 8, 3), np.uint8)
   light = rng.integers(190, 256, (NUM // 2, 8, 8, 3), np.uint8)
@@ -106,7 +106,8 @@ def test_each_kind_of_score_tells_what_a_copier_does(scores):
   # The nearest training picture is of the same shade, so its sentence is right.
   borrowed = scores['captions of the nearest training picture, CIDEr-D']
   assert borrowed.value == pytest.approx(10)
-  # A floor needs two sets of real pictures, so 8 of 16 are compared.
+  # The 16 real pictures are also compared with each other, 8 with 8. So all
+  # sets have 8 pictures.
   assert scores['FD-own, drawn against real'].n == NUM // 2
 
 

@@ -1,4 +1,4 @@
-"""The recipe for small sparse models, on one device and on eight."""
+"""The recipe for small sparse models trains alike on one and eight devices."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ RECIPE = {
 
 
 def after_two_steps(devices, **macros):
-  """Parameters and losses of the recipe on a mesh."""
+  """(parameters, losses) of the recipe on a mesh, after two steps."""
   bindings = [f'{k}={v}' for k, v in (MODEL | RECIPE | macros).items()]
   run = configuration.load([*FILES, 'runs/recipe.gin'], bindings)
   program = build.build(run, devices)

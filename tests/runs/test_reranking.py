@@ -1,4 +1,4 @@
-"""Samples in the order in which they tell their prompt."""
+"""Samples are ordered by the probability of their prompt after them."""
 
 import numpy as np
 import pytest

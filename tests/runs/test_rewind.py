@@ -13,7 +13,7 @@ from moe.runs import rewind
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A run with the steps 5, 10 and 15, which has left out batch 2 so far."""
+  """A run with checkpoints of steps 5, 10 and 15, which left out batch 2."""
   run = tmp_path_factory.mktemp('run')
   saver = save.Checkpointer(run / 'checkpoints', keep_last=9)
   for step in (5, 10, 15):
@@ -32,14 +32,16 @@ def test_newer_steps_are_moved_aside_and_batches_are_left_out(run):
   rewind.rewind(str(run), 5, (7, 10))
   assert listing.steps(run / 'checkpoints') == [5]
   assert (run / 'checkpoints/10.rewound/state').is_dir()
-  # Step 7, counted from 1, has read batch 7, since batch 2 was left out.
+  # Steps count from 1 and batches from 0. Step 7 has read batch 7, since batch
+  # 2 was left out.
   assert skips.read(run).ranges == ((2, 3), (7, 10))
 
 
 def test_a_rewind_that_was_interrupted_can_be_repeated(run):
   rewind.rewind(str(run), 10, (12, 14))
   (run / 'checkpoints/15.rewound').rename(run / 'checkpoints/15')
-  # The run must not go on from step 15, because that step has read the batches.
+  # The run must not go on from step 15, because the steps before it have read
+  # batches that are now left out.
   recorded = listing.read_meta(run / 'checkpoints/15')['skipped_batches']
   with pytest.raises(ValueError, match='for the 15 steps so far'):
     skips.check_resumed(skips.read(run), recorded, 15, str(run))
@@ -58,8 +60,8 @@ def test_without_skips_only_the_steps_are_moved(run):
   ('step', 'skipped', 'fragment'),
   [
     (7, None, r'--to=7 must be one of \[5, 10, 15\]'),
-    (10, (10, 12), 'must name steps after --to=10'),
-    (10, (12, 12), 'the first one before the last one'),
+    (10, (10, 12), '10 < FIRST < END'),
+    (10, (12, 12), '10 < FIRST < END'),
   ],
 )
 def test_a_rewind_that_makes_no_sense_is_refused(run, step, skipped, fragment):

@@ -16,7 +16,7 @@ MESH = {'MESH_DATA': 1, 'MESH_FSDP': -1, 'MESH_EXPERT': 2}
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory):
-  # Weights are larger than initial ones, so that logits of positions differ.
+  # The weights are larger than usual, so that positions have different logits.
   return write_run(tmp_path_factory.mktemp('runs') / 'meshes', scale=3, **MESH)
 
 

@@ -1,4 +1,4 @@
-"""Samples at the end of a training run."""
+"""A training run may write samples at its end."""
 
 import logging
 import types

@@ -1,4 +1,4 @@
-"""Samples of a trained run."""
+"""A model writes samples only if its router needs no later tokens."""
 
 import pytest
 

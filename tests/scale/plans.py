@@ -40,8 +40,8 @@ SMALL = {
   'SEQUENCE_LENGTH': 1024,
   'GROUP_SIZE': 1024,
 }
-# Name -> (topology, macros). The prediction does not include the program
-# itself, which takes 6% of the peak for a small model, and 1% for the others.
+# Name -> (topology, macros). The prediction does not include the program's own
+# code. It takes 6% of the peak for a `SMALL` model, and 1% for the others.
 PLANS = {
   'experts on every chip': (
     'v5p:2x2x1',

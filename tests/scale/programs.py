@@ -1,8 +1,8 @@
 """The text of a small compiled program for tests."""
 
-# A loop of 3 iterations contains a loop of 4, which multiplies [2, 8] by [8,
-# 16]. The bound of the inner loop is in its tuple, since XLA puts values there
-# that are constant in the loop.
+# A loop of 3 iterations contains a loop of 4 iterations. The inner loop
+# multiplies [2, 8] by [8, 16]. Its bound is in the tuple that it carries, where
+# XLA puts the values that are constant in a loop.
 LOOPS = """HloModule step, is_scheduled=true
 
 %inner_cond (p.0: (s32[], s32[])) -> pred[] {

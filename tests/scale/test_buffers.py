@@ -1,4 +1,4 @@
-"""Temporary memory by content, read from the texts of the compiler."""
+"""Temporary memory is counted by content, from the compiler's texts."""
 
 from moe.scale import buffers
 

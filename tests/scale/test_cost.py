@@ -45,9 +45,9 @@ def test_flops_of_a_token_by_hand():
   )
 
 
-# A dense layer, then a sparse one. A token takes 2 FLOPs per active parameter:
-# 100 in attention, 40 in its output, 300 in the dense layer, 600 in the
-# experts, and 20 in the head.
+# The model has a dense and a sparse layer. A token takes 2 FLOPs per active
+# parameter: 100 in attention, 40 in its output, 300 in the dense layer, 600 in
+# the experts, and 20 in the head.
 PARTS = {
   'attention': cost.ParameterCount(50, 50),
   'attention output': cost.ParameterCount(20, 20),
@@ -73,8 +73,8 @@ def test_without_remat_every_product_runs_three_times():
 @pytest.mark.parametrize(
   'policy, is_fused, again',
   [
-    # All is computed again except the last product of the experts (200), since
-    # no gradient needs its result.
+    # Everything is computed again except the last product of the experts (200),
+    # since no gradient needs its result.
     ('full', False, 100 + 40 + 256 + 300 + 400),
     # Plain XLA computes the scores (128) again, but not the product with
     # values.

@@ -99,8 +99,9 @@ def test_rows_cross_the_expert_axis_as_often_as_forecast(remat):
   lowered = program.train_step.lower(program.abstract, program.batch_shapes)
   compiled = lowered.compile()
   done = work.count(hlo.parse(compiled.as_text()), dict(program.mesh.shape))
-  # A device sends 2 groups of 8 experts. Each has 64 * 2 / 8 * 1.25 = 20 slots
-  # of 64 numbers. The exchange of combine weights has fewer bytes.
+  # A device sends the rows of 2 groups to 8 experts. In a group, an expert has
+  # 64 * 2 / 8 * 1.25 = 20 slots, each for 64 numbers of 4 bytes. The exchange
+  # of combine weights has fewer bytes.
   rows = 2 * 8 * 20 * 64 * 4
   times = sum(
     t.times
@@ -131,7 +132,7 @@ RING = topology.parse('v5p:4x4x4')
 
 
 def warned(axis, **sizes):
-  """Warnings for a mesh whose only axis is a ring of 4 chips."""
+  """Warnings for a mesh with one axis, along a ring of 4 chips."""
   shape = {'data': 1, 'fsdp': 1, 'expert': 1, 'context': 1, 'model': 1}
   devices = [
     types.SimpleNamespace(coords=(0, 0, i), core_on_chip=0) for i in range(4)
@@ -178,9 +179,9 @@ def test_gathered_experts_need_rows_and_not_the_tokens_of_all_devices():
 
 
 def test_divided_widths_need_columns():
-  # An all-reduce sends 3/4 of each byte twice. To hide this, a byte needs 2 *
-  # 1,912 FLOPs, where 1,912 = 2,550 * 3 / 4. F columns do 2 F FLOPs per byte,
-  # so F must be at least 1,912.
+  # An all-reduce sends 3/4 of each byte twice. Hiding the transfer of a byte
+  # takes 2 * 1,912 FLOPs, where 1,912 = 2,550 * 3 / 4. F columns do 2 F FLOPs
+  # per byte, so F must be at least 1,912.
   dense = {'sparse_layers': 0}
   assert warned('model', dense_width=1900, **dense)
   assert not warned('model', dense_width=1925, **dense)

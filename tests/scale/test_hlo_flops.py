@@ -6,7 +6,7 @@ from tests.scale.programs import LOOPS
 
 def test_the_product_in_a_fusion_by_hand():
   module = hlo.parse(LOOPS)
-  # 2 FLOPs x 2 rows x 8 products in a sum x 16 columns.
+  # 2 FLOPs x 2 rows x 8 summed products x 16 columns.
   fusion = module.computations['inner']['f']
   assert hlo_flops.product_flops(module, 'inner', fusion) == 2 * 2 * 8 * 16
 
@@ -63,7 +63,7 @@ SPLASH = [
   ],
 )
 def test_splash_attention_is_counted_tile_by_tile(name, widths):
-  # 3 of 4 tiles of 512 x 512 scores have a visible key.
+  # In each of 4 heads, 3 of 4 tiles of 512 x 512 scores have a visible key.
   scores = 4 * 3 * 512 * 512
   assert kernel(name, SPLASH) == 2 * scores * widths
 

@@ -1,4 +1,4 @@
-"""The joint scaling law against the tables of its paper."""
+"""The joint scaling law gives the losses of its paper."""
 
 import pytest
 
@@ -22,8 +22,9 @@ def test_the_law_is_that_of_table_4(experts, m, mu, n, nu):
 
 
 def test_more_experts_need_more_tokens_to_pay():
-  # After 2e7 tokens neither 8 nor 64 experts pay, after 3.5e7 tokens only 8 do,
-  # and after 7e7 tokens both do.
+  # After 2e7 tokens a dense model has a lower loss than models with 8 and 64
+  # experts. After 3.5e7 tokens only the model with 8 experts is better than the
+  # dense model, and after 7e7 tokens both are.
   gains = [
     [joint_law.gain(1e6, tokens, experts) > 0 for experts in (8, 64)]
     for tokens in (2e7, 3.5e7, 7e7)

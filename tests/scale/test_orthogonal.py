@@ -19,7 +19,7 @@ ONE = 5 * (2 * 1536 + 1024)
 
 
 def params(mesh=None):
-  """Shapes of parameters, on a mesh of 2 x 2 with shardings."""
+  """Shapes of parameters; with a mesh they have shardings on it."""
   specs = {'w_up_EDF': P(None, 'expert', 'fsdp'), 'w_up_DF': P('fsdp')}
 
   def one(path, shape):
@@ -59,8 +59,9 @@ def test_devices_share_the_products_and_exchange_parts_of_matrices():
   # Three float32 copies of 2 matrices [8, 12] and of their products [8, 8].
   assert done.working_bytes == 3 * 4 * 2 * (8 * 12 + 8 * 8)
   kinds = [(t.kind, t.axis, t.num_bytes, t.times) for t in done.transfers]
-  # Matrices are sent there and back, and each of five iterations sums an [8, 8]
-  # product over devices.
+  # Before the products, devices exchange parts of matrices, and afterwards they
+  # exchange them back. Each of five iterations sums an [8, 8] product over
+  # devices.
   assert kinds == [
     ('all-to-all', 'fsdp', 4 * 2 * 8 * 12, 2),
     ('all-to-all', 'fsdp', 4 * 8 * 6, 2),

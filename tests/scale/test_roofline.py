@@ -10,7 +10,7 @@ from moe.scale.work import StepWork
 
 @pytest.fixture(scope='module')
 def cube():
-  """v5p:4x4x8 and coordinates [128, 4], the last torus dim fastest."""
+  """(v5p:4x4x8, coordinates [128, 4]); the last torus dim varies fastest."""
   slice_ = topology.parse('v5p:4x4x8')
   grid = np.indices(slice_.shape).reshape(3, -1).T
   return slice_, np.concatenate([grid, np.zeros((128, 1), int)], axis=1)
@@ -45,7 +45,8 @@ def test_an_all_reduce_takes_as_long_as_a_scatter_and_a_gather(cube):
 
 
 def test_an_all_to_all_is_bound_by_the_longest_ring(cube):
-  # The ring of 8 takes bytes x 8 / (8 x 90 GB/s), the ring of 4 half of that.
+  # The ring of 8 takes bytes x 8 / (8 x 90 GB/s) seconds. The ring of 4 takes
+  # half as long.
   _, busy = seconds('all-to-all', range(32), 0.9e9, cube)
   assert busy == {1: pytest.approx(5e-3), 2: pytest.approx(10e-3)}
 

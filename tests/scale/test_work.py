@@ -72,7 +72,8 @@ ENTRY %main (p: f32[512]) -> f32[512] {
 @pytest.mark.parametrize(
   ('written', 'kind', 'moved'),
   [
-    ('ALL_REDUCE', 'all-reduce', 2048),  # Half is sent out, and half back.
+    # A device sends half of its 2048 bytes, and half of the sum back.
+    ('ALL_REDUCE', 'all-reduce', 2048),
     ('ALL_GATHER', 'all-gather', 2048),
     ('REDUCE_SCATTER', 'reduce-scatter', 1024),
     ('ONE_TO_ONE', 'collective-permute', 2048),

@@ -1,4 +1,4 @@
-"""Tiny prepared files for all public corpora, with the names of real ones."""
+"""Makes tiny prepared files for all public corpora, with the real names."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from tasks import modules, registry
 
-# With this many records, the rule by hash puts some into each split.
+# Enough records for `splits.by_hash` to put some into each split.
 NUM_RECORDS = 60
 
 
@@ -111,7 +111,7 @@ def prepared_files(tmp_path_factory):
     path = directory / name
     path.parent.mkdir(exist_ok=True)
     open_fn = gzip.open if name.endswith('.gz') else lzma.open
-    # Validation files have records that training files do not have.
+    # The records of validation files differ from those of training files.
     first = NUM_RECORDS * ('valid' in name)
     with open_fn(path, 'wt', encoding='utf-8') as f:
       for i in range(first, first + NUM_RECORDS):
@@ -126,7 +126,10 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture
 def corpora(prepared_files, session_cache, monkeypatch):
-  """Tiny corpora where the tasks look for them, prepared once per session."""
+  """Sets the data and cache directories to the tiny corpora.
+
+  TFDS prepares these corpora once per session.
+  """
   monkeypatch.setenv('WUDAO_DATA', str(prepared_files))
   monkeypatch.setenv('WUDAO_CACHE', str(session_cache))
   return prepared_files

@@ -1,4 +1,4 @@
-"""Tasks of text and codes, from their declaration to a token store."""
+"""Tests tasks of text and codes, from their declaration to a token store."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tasks import codes, registry
 
 
 class Pictures:
-  """Two pictures of two codes and their names."""
+  """A source of two pictures. Each has two codes and a name."""
 
   splits = ('train',)
 
@@ -25,7 +25,7 @@ def document(record):
 
 @pytest.fixture
 def declared():
-  """A declared task, which is removed after the test."""
+  """A declared task. It is removed after the test."""
   codes.add_task(
     'drawn',
     Pictures(),

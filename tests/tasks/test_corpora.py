@@ -40,10 +40,11 @@ def records(name):
 
 
 def tones(character):
-  """The tone classes of a character in verse: 'level', 'oblique' or both.
+  """The set of tone classes of a character in verse: 'level' and 'oblique'.
 
-  Mandarin tones 1 and 2 are level, tones 3 and 4 are oblique, except that every
-  entering tone is oblique. A character with readings of both classes has both.
+  Mandarin tones 1 and 2 are level, tones 3 and 4 are oblique. But a character
+  with an entering tone is always oblique. A character with several readings can
+  have both classes.
   """
   import pypinyin
 
@@ -56,7 +57,7 @@ def tones(character):
 
 
 def verse_lines(text):
-  """Lines of verse between punctuation marks."""
+  """Splits verse into lines at punctuation marks."""
   return [part for part in re.split('[，。？！；、：]', text) if part]
 
 
@@ -169,8 +170,8 @@ def test_no_text_is_written_twice(name):
 def test_the_script_is_traditional():
   opencc = pytest.importorskip('opencc')
   convert = opencc.OpenCC('s2t').convert
-  # These characters are correct in traditional script, but OpenCC would replace
-  # them as simplified ones.
+  # These characters are correct in traditional script, but OpenCC takes them
+  # for simplified ones and replaces them.
   allowed = frozenset(
     '吃灶娘念具雇虱出群裡里后台松云余谷斗丑干征志借佣制咸岳幸御扎折游畫痴秋'
     '范致蒙表谷采錶面麵了几制卷占只吁周布系才向伙家准沖'
@@ -212,8 +213,8 @@ def test_no_line_of_verse_was_published_by_others():
     for part in re.split(r'[^\u3400-\u9fff]+', text_of(r))
     if len(part) >= 5
   }
-  # Only lines of verse must be original, since a short clause of prose such as
-  # "這是什麼意思" is common property.
+  # Every line of verse must be original. In prose only clauses of 8 characters
+  # or more must be, since short ones such as "這是什麼意思" are common.
   verse = {
     line
     for r in records('poems')

@@ -1,4 +1,4 @@
-"""The tables of launch.data inspect."""
+"""Tests the tables and the histogram that `launch.data inspect` prints."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tasks import inspect
 
 
 def test_bars_count_doublings():
-  # The ranges 1, 2-3 and 4-7 have one, one and four values. The longest bar has
+  # The ranges 1, 2-3 and 4-7 hold one, one and four values. The longest bar has
   # 40 characters.
   assert inspect.histogram([1, 3, 4, 5, 7, 7]).splitlines() == [
     '      1-1             1 ' + '█' * 10,

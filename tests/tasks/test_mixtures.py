@@ -1,4 +1,4 @@
-"""Every registered task gives documents of exactly the documented form."""
+"""Every declared task gives documents in exactly the form stated here."""
 
 import os
 import pathlib
@@ -95,7 +95,8 @@ def test_mixtures_hold_the_tasks_of_their_names():
   assert names['builtin'] == set(BUILTIN)
   mix = set(registry.MIXTURES['zh_mix'])
   assert mix == names['zh_classical'] | names['zh_prose'] | names['zh_talk']
-  # The lyrics of huajian are also in poems_shi, which holds some of them out.
+  # The lyrics of huajian are also in poems_shi. That task holds some of them
+  # out, so no mixture may train on huajian as well.
   assert 'huajian' not in mix
 
 

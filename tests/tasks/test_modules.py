@@ -1,4 +1,4 @@
-"""Task modules of a user are loaded, or an error gives the reason."""
+"""A user's task modules are loaded, or an error says why they are not."""
 
 import sys
 
@@ -14,7 +14,10 @@ registry.add_text_task('t_one', source, lambda r: r['text'])
 
 @pytest.fixture
 def write(tmp_path, monkeypatch, declare):
-  """Writes module files; the registry and Python forget them after the test."""
+  """A function that writes a module file and returns its path.
+
+  After the test the modules are removed from the registry and from Python.
+  """
   for name, empty in (('ROOTS', {}), ('MODULE_OF', {}), ('_named', [])):
     monkeypatch.setattr(modules, name, empty)
   monkeypatch.setattr(modules, '_loaded', set())
@@ -116,3 +119,15 @@ def test_a_task_that_a_module_registers_with_seqio_counts(write):
     assert 't_seqio' in modules.declared()
   finally:
     seqio.TaskRegistry.remove('t_seqio')
+
+
+def test_a_task_must_be_declared_or_have_stores_unless_a_module_may_declare_it(
+  write, tmp_path
+):
+  (tmp_path / 'v-300' / 't_stored').mkdir(parents=True)
+  modules.check_tasks(['builtin', 't_stored'], tmp_path)
+  with pytest.raises(ValueError, match="got 't_other'"):
+    modules.check_tasks(['t_other'], tmp_path)
+  # This process must not run the module.
+  module = write('t_module.py', 'raise AssertionError\n')
+  modules.check_tasks(['t_other'], tmp_path, [module])

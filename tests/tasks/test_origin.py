@@ -60,7 +60,7 @@ def test_the_code_of_a_module_is_what_it_imports_from_the_tasks():
 
 @pytest.fixture
 def owned(tmp_path, monkeypatch):
-  """A user's file, modules that it imports, and one that it does not import."""
+  """A folder with a user's file, modules that it imports, and an unused one."""
   monkeypatch.setattr(modules, 'ROOTS', {})
   monkeypatch.setattr(modules, '_named', [])
   monkeypatch.setattr(sys, 'path', [*sys.path])
@@ -121,8 +121,8 @@ def test_versions_of_code_that_make_the_same_documents_are_equal(
 
 @pytest.mark.parametrize('name', equal_code.EQUAL)
 def test_the_present_code_is_known_to_make_the_documents_of_old_stores(name):
-  # If a change of the code alters no document, add the new hash to
-  # tasks/equal_code.py.
+  # If this fails because of a change that alters no document, add the new
+  # SHA-256 to tasks/equal_code.py.
   path = pathlib.Path(origin.__file__).parent / name
   now = hashlib.sha256(path.read_bytes()).hexdigest()
   assert equal_code.is_equal(now, equal_code.EQUAL[name][0])

@@ -1,4 +1,4 @@
-"""Tests on the real poems, which are skipped if the poems are missing."""
+"""Tests with the real poems. They are skipped if the poems are missing."""
 
 import pytest
 

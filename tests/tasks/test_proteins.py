@@ -1,4 +1,4 @@
-"""Stores of chains."""
+"""Stores of protein chains hold the fit chains, and list the unfit ones."""
 
 import json
 import shutil

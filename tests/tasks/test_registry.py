@@ -1,4 +1,4 @@
-"""Declared tasks: names, documents and mixtures, without seqio."""
+"""Tests the declaration of tasks and mixtures, without seqio."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tasks import text_files
 
 
 class Source:
-  """A source whose records a test passes in."""
+  """A source of the records that a test passes in."""
 
   splits = ('train', 'validation')
 
@@ -51,7 +51,7 @@ def test_the_script_is_converted_only_where_a_task_asks(declare):
 
 @pytest.fixture
 def three_lines(declare, tmp_path):
-  """Path of the file of a task; it has two good lines and a bad one."""
+  """The path of a task's file, which has two good lines and a bad line."""
   path = tmp_path / 'a.txt'
   path.write_bytes('甲\n\\xff\n乙\n'.encode().replace(b'\\xff', b'\xff'))
   declare.add_text_task('t', text_files.plain_text(path), lambda r: r['text'])

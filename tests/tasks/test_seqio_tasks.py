@@ -1,4 +1,4 @@
-"""Declared tasks read through seqio, also with the README's five lines."""
+"""Declared tasks read through seqio, also with the five lines of a page."""
 
 import pathlib
 import re
@@ -7,6 +7,7 @@ import pytest
 
 seqio = pytest.importorskip('seqio')
 
+from moe.data import cache  # noqa: E402
 from moe.data.store import Store, find_stores  # noqa: E402
 from moe.modalities.text import train_vocabulary  # noqa: E402
 from tasks import seqio_tasks, stores, text_files  # noqa: E402
@@ -127,15 +128,15 @@ def test_a_name_that_seqio_has_is_refused(declared, model_path):
     seqio.TaskRegistry.remove('t_taken')
 
 
-def test_the_five_lines_of_the_readme_give_the_tokens_of_the_token_store(
+def test_the_five_lines_of_the_page_give_the_tokens_of_the_token_store(
   tmp_path, monkeypatch
 ):
   task = 'builtin_couplets'
   directory = stores.prepare(
     [(task, ['validation'])], tmp_path / 'cache', vocab_size=800
   )
-  readme = (ROOT / 'README.md').read_text('utf-8')
-  blocks = re.findall('```python\n(.*?)```', readme, re.DOTALL)
+  page = (ROOT / 'tasks/ADDING.md').read_text('utf-8')
+  blocks = re.findall('```python\n(.*?)```', page, re.DOTALL)
   [lines] = [block for block in blocks if 'get_mixture_or_task' in block]
   assert len([line for line in lines.splitlines() if line]) <= 5
   monkeypatch.chdir(directory)
@@ -149,3 +150,18 @@ def test_the_five_lines_of_the_readme_give_the_tokens_of_the_token_store(
   records = Store(store).read(range(Store(store).lengths.size))
   given = [e['targets'].tolist() for e in names['dataset'].as_numpy_iterator()]
   assert given == [record['tokens'].tolist() for record in records]
+
+
+def test_tasks_of_different_features_are_mixed_in_stores_alone(
+  declared, model_path
+):
+  declared.add_mixture('t_mixed', ('t_text', 't_prefix'))
+  seqio_tasks.register(model_path)
+  sizes = {
+    name: seqio_tasks.registry.TASKS[name].num_chars
+    for name in ('t_text', 't_prefix')
+  }
+  assert dict(cache.resolve('t_mixed')) == sizes
+  assert cache.splits('t_mixed') == {'train': ['t_text', 't_prefix']}
+  with pytest.raises(ValueError, match='t_mixed must have equal features'):
+    dataset('t_mixed')

@@ -31,7 +31,7 @@ registry.add_text_task('t_letters', source, document)
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
-  """The vocabulary directory of the built-in mixture and its stores."""
+  """The vocabulary's directory, with stores of the built-in mixture."""
   cache_dir = tmp_path_factory.mktemp('stores')
   return stores.prepare([('builtin', None)], cache_dir, vocab_size=1000)
 
@@ -118,7 +118,7 @@ def test_a_mixture_is_not_outdated_when_other_code_changes(copied):
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch, declare):
-  """A task with its own files and module, and its stores."""
+  """Makes the stores of a task that has its own module and files."""
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
   (tmp_path / 'data').mkdir()
   for name in 'ab':

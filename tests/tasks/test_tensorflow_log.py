@@ -21,7 +21,7 @@ os.write(2, b'after\\n')
   ('level', 'written'),
   [
     ({}, 'python after'),
-    ({'TF_CPP_MIN_LOG_LEVEL': '1'}, 'python after'),  # JAX sets it.
+    ({'TF_CPP_MIN_LOG_LEVEL': '1'}, 'python after'),  # JAX sets 1.
     ({'TF_CPP_MIN_LOG_LEVEL': '0'}, 'native python after'),
   ],
 )

@@ -49,10 +49,10 @@ conversations:
 - - 你喝酒嗎
   - 不。
 """.encode()
-LAYOUTS = {  # source -> (files of its repository, records of them)
+LAYOUTS = {  # source -> (files of its repository, records made from them)
   'poems_shi': (
     {'全唐诗/poet.tang.0.json': POEMS, '全唐诗/authors.tang.json': b'[]'},
-    # The id holds the first digits of the SHA-256 of the first pair of lines.
+    # The id ends in the first digits of the SHA-256 of the first two lines.
     [
       {
         'id': 'tang-f263a3f67dd3',

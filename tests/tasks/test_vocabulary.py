@@ -1,4 +1,4 @@
-"""The project's vocabulary in the form that seqio expects."""
+"""Seqio can use the project's vocabulary through `TaskVocabulary`."""
 
 import pytest
 

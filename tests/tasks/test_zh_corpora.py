@@ -27,8 +27,8 @@ def put(directory, name, records):
 
 @pytest.mark.parametrize('name', ['poems_shi', 'laws', 'crosswoz'])
 def test_tfds_gives_back_the_same_records(name, corpora):
-  # The three corpora hold strings, lists of strings, lists of lists and lists
-  # of objects.
+  # The records of these three corpora hold all kinds of values: strings, lists
+  # of strings, lists of lists, and lists of objects.
   for split in splits.NAMES:
     expected = list(sources.SOURCES[name].prepared(split))
     assert list(corpus.Corpus(name).records(split)) == expected

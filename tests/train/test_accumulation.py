@@ -72,8 +72,8 @@ def assert_close(one, other):
   ],
 )
 def test_one_and_four_microbatches_have_the_same_gradient(scope, term):
-  # The tests of the step cover two microbatches and all terms at once, so here
-  # are four microbatches.
+  # The tests of the step cover two microbatches and all terms at once. So this
+  # test has four microbatches.
   one, four = (change(scope, term, n) for n in (1, 4))
   assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
   assert_close(four, one)
@@ -127,7 +127,8 @@ def test_the_global_balance_loss_uses_the_loads_so_far():
     change('global', 'balance', 2),
     jax.device_get(gradient),
   )
-  # With the loads of the whole batch the gradient would differ.
+  # A single microbatch uses the loads of the whole batch, so its gradient
+  # differs.
   one, two = (change('global', 'balance', n) for n in (1, 2))
   difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, two)
   assert max(jax.tree.leaves(difference)) > 1e-5

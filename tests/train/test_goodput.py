@@ -66,7 +66,7 @@ def test_steps_that_are_done_again_are_lost_to_the_attempts_that_made_them(
 def test_an_attempt_that_is_killed_is_in_the_file(tmp_path, monkeypatch):
   monkeypatch.setattr(goodput, '_SOONEST', 0.01)
   goodput.Goodput(tmp_path, begin=goodput.time.monotonic() - 7.0)
-  while not goodput.read(tmp_path):  # The thread writes it.
+  while not goodput.read(tmp_path):  # The thread writes the file.
     pass
   assert goodput.read(tmp_path)[0]['loading'] >= 7.0
 

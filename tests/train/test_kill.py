@@ -1,7 +1,7 @@
 """A run that is killed at any named place ends as if nothing had happened.
 
-`toy_run` makes the attempts. The same places of a run with real data are in
-tests/launch/test_kill.py.
+`toy_run` makes the attempts. tests/launch/test_kill.py kills a run with real
+data at the same places.
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from moe.train import record_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAVE_PERIOD = 3
-# The first request ends an evaluation by a signal. The next start makes up for
-# it, and the other two requests kill the run there.
+# The first request ends an evaluation by a signal, so the next attempt has to
+# repeat this evaluation. The other two requests kill an attempt during this
+# repetition.
 LATE = ['run.evaluate=term', 'late.written=kill', 'run.score=kill']
 FEW = [
   'save.arrays=kill',
@@ -43,7 +44,7 @@ TERM = [
 HANG = ['run.read=hang@3', 'run.evaluate=hang']
 REST = LATE + TERM + HANG
 EXIT_HUNG = 70
-# The toy is not a command, so it does not reach these places.
+# `toy_run` is not a command of `launch`, so it does not reach these places.
 NOT_HERE = {'run.start', 'run.compile'}
 IN_LATE = {request.partition('=')[0] for request in LATE}
 ALL = [
@@ -55,7 +56,7 @@ ALL = [
 
 
 def attempts(workdir, steps, requests):
-  """What `toy_run` says about each attempt."""
+  """Runs `toy_run`; returns its record of each attempt."""
   done = subprocess.run(
     [sys.executable, '-m', 'tests.train.toy_run', workdir, str(steps)]
     + requests,
@@ -63,7 +64,7 @@ def attempts(workdir, steps, requests):
     env={
       **os.environ,
       'JAX_NUM_CPU_DEVICES': '1',
-      # Its threads would not survive a fork.
+      # The threads of OpenBLAS would not survive a fork.
       'OPENBLAS_NUM_THREADS': '1',
       'JAX_COMPILATION_CACHE_DIR': str(workdir / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -117,7 +118,8 @@ def test_a_run_killed_at_named_places_equals_an_unbroken_one(
   assert fingerprint(tmp_path, steps) == fingerprint(
     tmp_path / 'unbroken', steps
   )
-  # The first attempt has left nothing, and the others find nothing.
+  # No attempt finds temporary files of an earlier attempt.
   assert [r['left'] for r in found] == [[]] * len(found)
-  # A kill may end a save just before the next save is due.
+  # A kill may end a save just before the next save is due. So the steps of two
+  # periods can be lost.
   assert max(r['redone'] for r in found) <= 2 * SAVE_PERIOD

@@ -101,7 +101,7 @@ def test_logits_of_more_than_a_chunk_never_exist(inputs):
 
 
 def sharded_gradient(shape, num_chunks):
-  """Compiled gradient of head [V, D] and hidden states, and its arguments."""
+  """(compiled gradient by the head [V, D] and hidden states, its arguments)."""
   mesh = make_mesh(shape)
   table = rules.table('standard')
   rng = np.random.RandomState(0)

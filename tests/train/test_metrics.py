@@ -43,8 +43,8 @@ def test_loads_drops_and_imbalance_by_hand():
   assert record['layers'] == {
     'load': [[0.25] * 4, [0.75, 0.25, 0.0, 0.0]],
     'max_over_mean': [1.0, 3.0],
-    # The loads of layer 1 over their mean are 3, 1, 0 and 0. Their standard
-    # deviation is sqrt(((3 - 1)^2 + 0 + 1 + 1) / 4) = 1.22474.
+    # The loads of layer 1, divided by their mean, are 3, 1, 0 and 0. The
+    # standard deviation is sqrt(((3 - 1)^2 + 0 + 1 + 1) / 4) = 1.22474.
     'variation': [0.0, 1.22474],
     'entropy': [1.25, 0.5],
     'confidence': [0.25, 0.75],

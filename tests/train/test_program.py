@@ -246,7 +246,7 @@ def test_a_sparse_model_trains_alike_on_eight_devices_and_one(
     ts, loss = program.init(), []
     for i in range(20):
       batch = program.put(make_batch(i, B=16, T=8, V=32))
-      # The step has not been compiled yet, so its first call needs the mesh.
+      # No mesh is set here, so the step must compile on its own mesh.
       ts, metrics = program.train_step(ts, batch)
       loss.append(float(metrics['loss'][0]))
     losses.append(loss)

@@ -20,7 +20,7 @@ ADAMW = optimizers.build(optimizers.adamw(optax.constant_schedule(0.1)))
 
 
 def bias_of(state):
-  """The bias of the sparse layers, [L, E]."""
+  """The routers' biases [L, E] of the L sparse layers."""
   return jax.device_get(state['stack']['periods']['block_0']['moe']['router'])[
     'bias_E'
   ]
@@ -47,8 +47,8 @@ def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
   first_step, shape, num_microbatches
 ):
   ts, metrics = first_step
-  # The bias starts at 0. The rate raises it for a load below the mean load of
-  # the whole batch, and lowers it for a load above.
+  # The bias starts at 0. The step adds the rate for a load below the mean load
+  # of the whole batch, and subtracts the rate for a load above the mean.
   load_LE = metrics['load'][0]
   expected_LE = RATE * np.sign(load_LE.mean(axis=1, keepdims=True) - load_LE)
   assert len(np.unique(expected_LE)) >= 2
@@ -101,7 +101,7 @@ def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
 
 
 def initial(directory, program, assignment=()):
-  """(initial state of a new run, the same after a checkpoint is loaded)."""
+  """(initial state of a new run, this state after a checkpoint is loaded)."""
   ts = programs.start(program)
   params, state, meta = restore.load_initial(
     directory, ts.params, ts.state, assignment

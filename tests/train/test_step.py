@@ -84,14 +84,15 @@ def test_microbatches_give_the_gradient_of_the_whole(
   parts, part_metrics = changes(model, batch, num_microbatches)
   assert float(jnp.abs(whole['w']).max()) > 0.1
   assert_close(parts, whole, rtol=1e-5, atol=1e-7)
-  # The sums of other metrics are larger: they have a weight per microbatch.
+  # Other metrics have larger sums and weights: those of all microbatches are
+  # added.
   for name in ('cross_entropy', 'balance', 'loss', 'grad_norm'):
     assert_close(part_metrics[name], metrics[name], rtol=1e-6)
 
 
 def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
-  # The gradient of (sum of weights x (w - y)^2) / (sum of weights) by w is
-  # computed by finite differences.
+  # The gradient of (sum of weights x (w - y)^2) / (sum of weights) with respect
+  # to w is compared with finite differences.
   model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
   change, metrics = changes(model, batch, 2)
 
@@ -207,7 +208,7 @@ def test_a_step_says_whether_training_can_go_on_from_its_result(
 
 
 def gradient_dtypes(toy, batch, storage, num_microbatches):
-  """Dtypes of the parameters in the model, the gradients, stored parameters."""
+  """Dtypes of (parameters in the model, gradients, stored parameters)."""
   seen = []
 
   def loss(params, state, batch, key, train):

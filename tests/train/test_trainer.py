@@ -248,7 +248,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
 
 
 def hang(is_over):
-  """Sends a signal, and returns from the read only much later."""
+  """Sends a signal, then blocks until `is_over` is set, at most 30 s."""
   kill()
   is_over.wait(30)
 
@@ -261,7 +261,7 @@ def test_a_signal_ends_a_run_whose_read_hangs(
   is_over, begin = threading.Event(), time.monotonic()
   ts, code = start('run', reader=reader({step: lambda: hang(is_over)}))
   assert time.monotonic() - begin < 15
-  # The state before the hanging read is saved; at 6 it was saved already.
+  # The state before the hanging read is saved; step 6 was saved already.
   assert (code, int(ts.step)) == (75, step)
   assert steps_saved(tmp_path, 'run')[-1] == step
   is_over.set()
@@ -528,7 +528,8 @@ def test_settings_that_make_no_sense_are_refused(values, fragment):
   ('first', 'calls'),
   [
     (0, [(4, 'start'), (6, 'stop')]),
-    # A run that resumes between first and last traced step traces the rest.
+    # A run that resumes between the first and the last traced step traces the
+    # rest.
     (5, [(5, 'start'), (6, 'stop')]),
     (6, []),
   ],

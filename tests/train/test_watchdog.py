@@ -9,7 +9,7 @@ from moe.train import watchdog
 
 
 class Ended:
-  """Stands for the end of the process."""
+  """Replaces `os._exit` and records the exit codes."""
 
   def __init__(self):
     self.codes = []

@@ -34,7 +34,7 @@ def _toy_loss(params, state, batch, key, train):
 
 
 def make_objective():
-  """A table predicts a number per token; batches are 8 rows of 4 tokens."""
+  """An objective for [8, 4] tokens; a table predicts a number per token."""
   return Objective(
     _toy_init,
     lambda: language.fields(8, 4),

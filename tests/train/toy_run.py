@@ -1,9 +1,9 @@
-"""A run of the toy that is killed again and again, in processes of their own.
+"""Kills a small run (`toy`) again and again; each attempt is a process.
 
 python -m tests.train.toy_run DIR STEPS REQUEST... makes one attempt for each
-request, such as 'commit.sealed=kill', and a last one without. Every attempt
-resumes the one before. Last comes an unbroken run in DIR/unbroken. The output
-has a line of JSON for each attempt.
+request, such as 'commit.sealed=kill', and one more attempt without a request.
+Every attempt resumes the run of the attempt before. At the end there is an
+unbroken run in DIR/unbroken. The output has a line of JSON for each attempt.
 
 The attempts are forks of this process, so the slow imports happen only once.
 """
@@ -109,7 +109,7 @@ def left_behind(workdir):
 
 
 def attempt(workdir, steps, request):
-  """One attempt in a fork: what became of it, as an entry for the output."""
+  """Makes one attempt in a fork; returns its entry for the output."""
   before = record_log.read(os.path.join(workdir, 'log.jsonl'))
   read, write = os.pipe()
   begin = time.monotonic()

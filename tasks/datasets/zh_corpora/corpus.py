@@ -1,4 +1,4 @@
-"""Makes public Chinese corpora sources of records for `tasks.registry`."""
+"""Turns public Chinese corpora into record sources for `tasks.registry`."""
 
 import dataclasses
 import os
@@ -46,7 +46,7 @@ class Corpus:
     return zh_corpora.read(self.name, split, cache_directory())
 
   def files_of(self, split: str) -> list[str]:
-    """All prepared files, for `tasks.origin`, since any may have the split."""
+    """All prepared files, since any may have records of the split."""
     del split
     return list(sources.SOURCES[self.name].files.values())
 

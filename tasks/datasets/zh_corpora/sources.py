@@ -45,7 +45,7 @@ class PublicCorpus:
     group_fn: record -> key; records with the same key share a split.
     keep_apart: whether 'train' leaves out the groups that `splits.by_hash`
       holds out, although 'validation' has a file. This is needed if another
-      corpus has the same groups and holds out those.
+      corpus holds out the same groups by `splits.by_hash`.
   """
 
   description: str
@@ -91,8 +91,8 @@ class PublicCorpus:
     self, split: str, members: Iterator[tuple[str, bytes]]
   ) -> Iterator[Record]:
     """Reads the records of a split from an archive of the repository."""
-    # An archive of GitHub has one top folder, named after the commit, which is
-    # cut off here.
+    # A GitHub archive has one top folder, which is named after the commit. This
+    # cuts off its name.
     inside = ((path.partition('/')[2], data) for path, data in members)
     matching = (
       (path, data) for path, data in inside if re.fullmatch(self.members, path)

@@ -2,8 +2,8 @@
 
 Each function takes the (path, bytes) pairs of one repository and gives the
 records of one corpus in `sources`. It is used if no prepared file exists and
-the repository can be downloaded. A hash then chooses all splits. They differ
-from those of prepared files, so scores on the two cannot be compared.
+the repository can be downloaded. A hash then chooses all splits. These splits
+differ from those of the prepared files, so their scores cannot be compared.
 """
 
 import functools
@@ -46,7 +46,7 @@ def shi(files: Files) -> Records:
 
 
 def couplets(files: Files) -> Records:
-  """The two middle couplets of each poem of four couplets with equal lines."""
+  """The two middle couplets of each poem with four couplets of equal lines."""
   for poem in shi(files):
     pairs = [_REGULATED.fullmatch(pair) for pair in poem['paragraphs']]
     if len(pairs) != 4 or not all(pairs):

@@ -1,9 +1,10 @@
-"""Makes the public Chinese corpora a TFDS dataset; each corpus is a config.
+"""A TFDS dataset of the public Chinese corpora; each corpus is a config.
 
-The tasks of this project read it through `corpus.Corpus`. After an import of
-this module `tfds.load('zh_corpora/poems_shi')` works, too. Prepared files under
-$WUDAO_DATA are read if they exist, so that everybody with these files has the
-same splits. Otherwise the repository is downloaded at a fixed commit.
+The tasks of this project read the dataset through `corpus.Corpus`. After an
+import of this module `tfds.load('zh_corpora/poems_shi')` works, too. Prepared
+files under $WUDAO_DATA are read if they exist, so that everybody with these
+files has the same splits. Otherwise the repository is downloaded at a fixed
+commit.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from tasks.datasets.zh_corpora import sources
 _logger = logging.getLogger(__name__)
 
 _BATCH = 256
-_TIMEOUT = 10  # After these seconds without an answer there is no network.
+_TIMEOUT = 10  # Seconds to wait for an answer from the network.
 
 
 @dataclasses.dataclass
@@ -37,8 +38,8 @@ class ZhCorpora(tfds.core.GeneratorBasedBuilder):
   """Chinese poems, prose, laws, dialogues and translations."""
 
   VERSION = tfds.core.Version('1.0.0')
-  # Without this, TFDS finds the path with importlib_resources, which may not be
-  # installed.
+  # Without this path, TFDS would look for it with importlib_resources, which
+  # may not be installed.
   code_path = tfds.core.Path(__file__)
   BUILDER_CONFIGS = [
     Config(name=name, description=source.description, source=source)
@@ -98,7 +99,7 @@ def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
       f' {builder.data_path}, but its files in {text_files.data_directory()}'
       f' have changed: delete {builder.data_path} to prepare it again.'
     )
-  # Batches are read, since one example takes TensorFlow as long as a batch.
+  # TensorFlow takes as long for one example as for a batch, so we read batches.
   batches = builder.as_dataset(split=split).ragged_batch(_BATCH)
   return itertools.chain.from_iterable(
     _rows(batch, source.fields) for batch in batches

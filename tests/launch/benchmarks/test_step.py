@@ -1,4 +1,4 @@
-"""Tests of the training step that the benchmarks time."""
+"""Tests the random batches of the benchmark of training steps."""
 
 from launch.benchmarks import step
 

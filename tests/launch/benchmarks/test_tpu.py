@@ -1,4 +1,4 @@
-"""Programs for TPUs, compiled on a machine without TPUs."""
+"""Tests programs for TPUs that are compiled on a machine without TPUs."""
 
 import functools
 import re
@@ -22,7 +22,7 @@ from moe.scale import dumps, hlo
 from tests.layers.test_attention import mask_of
 
 B, T, D, E = 4, 384, 256, 8
-# Names of the operations that a platform uses for the same block.
+# Operations that each platform uses for the same block, as `marks` names them.
 TPU = {'splash', 'ragged_dot', 'ragged-all-to-all'}
 CPU = {'scores', 'loop over blocks of rows', 'all-to-all'}
 
@@ -71,7 +71,7 @@ def lowered(devices):
 
 
 def marks(text):
-  """Counts the operations in a program that differ between platforms."""
+  """Operation -> count, for operations that differ between platforms."""
   computations = hlo.parse(text).computations.values()
   found = Counter()
   for i in (i for c in computations for i in c.values()):
@@ -150,14 +150,14 @@ def on_tpu():
 @pytest.mark.slow
 def test_a_program_for_tpus_made_on_a_cpu_has_their_kernels(on_tpu):
   assert jax.default_backend() == 'cpu'
-  # One kernel each for the forward pass, the gradient of queries, and the
-  # gradient of keys and values.
+  # There are three kernels: for the forward pass, for the gradient of queries,
+  # and for the gradients of keys and values.
   assert on_tpu['splash'] == 3
-  # Three matrices take a product and two gradients each, which is 9. The two
-  # products of the hidden layer are computed again.
+  # Each of three matrices needs a product and two gradients, which is 9. The
+  # backward pass computes the two products of the hidden layer again: 11.
   assert on_tpu['ragged_dot'] == 11
-  # Rows and their weights and numbers are sent, and rows come back: 3. The
-  # gradients take as many.
+  # The forward pass has 3 exchanges: rows are sent, their weights and numbers
+  # are sent, and rows come back. The backward pass has as many.
   assert on_tpu['ragged-all-to-all'] == 6
 
 

@@ -1,4 +1,4 @@
-"""A mistake in a gin file raises one sentence with its place and a remedy."""
+"""A mistake in a gin file gives one sentence, with its place and a remedy."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from moe.optim import optimizers
 from moe.routing import gates
 """
 
-# Name -> (lines after the first one, parts of the message; FILE is the path.)
+# Mistake -> (lines after the first, parts of the message). FILE is the path.
 IN_FILES = {
   'misspelt macro': (
     'D_MODLE = 64\n',
@@ -217,7 +217,7 @@ def message_of(files, overrides=()):
 
 
 def accepted(files, overrides=()):
-  """The bindings of files and overrides, which must be without mistakes."""
+  """The bindings of files and overrides; fails if they contain a mistake."""
   bound = bindings.read(files, list(overrides)).bindings
   reach.check(bound, run.Run)
   return bound
@@ -265,7 +265,7 @@ def test_a_wrong_value_is_placed_where_its_macro_is_set_last(write):
   first = write(BASE + 'D_MODEL = 1.5\n')
   second = write('# nothing\nD_MODEL = 2.5\n', 'second.gin')
   assert f"{second}:2: 'D_MODEL' must be int" in message_of([first, second])
-  # It is no mistake if a later file corrects it.
+  # A wrong value is no mistake if a later file overrides it.
   third = write('D_MODEL = 16\n', 'third.gin')
   assert accepted([first, second, third])[-1].value == 16
 
@@ -413,7 +413,7 @@ def test_two_modules_of_one_name_get_two_names(write):
   statements = [s.format() for s in imports]
   assert 'from moe.routing import dispatch' in statements
   assert 'from moe.layers import norm as dispatch_2' in statements
-  # Several files import this module, but it is imported once, with one name.
+  # Several files import `gates`, but there is one import, with one name.
   assert 'from moe.routing import gates' in statements
 
 

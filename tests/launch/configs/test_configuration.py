@@ -23,7 +23,7 @@ LEARNING_RATE = 3e-3
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-  """The files of the quick start, with fixed values for some macros."""
+  """[path]: a gin file that includes the quick start and sets some macros."""
   path = tmp_path_factory.mktemp('gin') / 'run.gin'
   path.write_text(NUMBERS)
   return [str(path)]
@@ -89,7 +89,7 @@ def test_a_choice_can_be_made_on_the_command_line(files):
 
 
 def fields_of(run):
-  """The values of a run that can be compared, so no functions."""
+  """The values of a run that can be compared. Functions are left out."""
   comparable = (run.mesh, run.data, run.settings, run.initial)
   stack = run.model.stack(parent=None)
   moe = stack.block(parent=None).moe(parent=None)
@@ -126,7 +126,7 @@ def test_the_text_of_a_configuration_is_the_configuration(
   again = configuration.read([str(path)], [])
   assert fields_of(again.run) == before
   assert again.text == text
-  # The file still allows a size to be changed by its macro.
+  # The written file still has macros, so a macro can change a size.
   assert configuration.load([str(path)], ['D_MODEL=48']).model.d_model == 48
   with pytest.raises(ValueError, match="nobody reads 'D_MODLE'"):
     configuration.load([str(path)], ['D_MODLE=48'])
@@ -151,9 +151,9 @@ def test_the_operative_text_holds_what_is_used(files):
   text = configuration.read(files, []).operative_text
   assert 'schedules.wsd.warmup_steps = %WARMUP_STEPS' in text
   assert 'optimizers.adamw.b1 = 0.9' in text  # This is a default value.
-  # Each block of the quick start is sparse, so dense sizes have no effect.
+  # All blocks of the quick start are sparse, so the dense layer is not in use.
   assert 'FeedForward.width' not in text and 'D_FF' not in text.split()
-  # The layer always passes this argument to its router, so gin cannot bind it.
+  # The MoE layer always passes `num_active` to its router.
   assert 'num_active' not in text
   dense = configuration.read(files, ['MOE_EVERY=0']).operative_text
   assert 'FeedForward.width' in dense and 'num_experts' not in dense

@@ -1,4 +1,4 @@
-"""Every number of a folding run has a range, checked at loading."""
+"""A folding run checks the range of every number when it is loaded."""
 
 import dataclasses
 import math

@@ -1,10 +1,10 @@
-"""Configurations that older versions have written can still be read."""
+"""Tests written configurations, including those of older versions."""
 
 import pytest
 
 from launch.configs import configuration
 
-# Text of a configuration now -> its text when modules had other paths.
+# Text in a configuration now -> the text when modules had other paths.
 BEFORE = {
   'from moe.checkpoint import upcycle': 'from moe.train import upcycle',
   'from moe.objectives import language': 'from moe.train import objective',
@@ -18,7 +18,7 @@ BEFORE = {
 
 @pytest.fixture(scope='module')
 def texts():
-  """(text that a run writes now, text that an older version wrote)."""
+  """(text that a run writes now, text that an older version would write)."""
   files, bound = ['runs/quickstart.gin'], ['SEED=3', 'UPCYCLE=@upcycle.Copy()']
   bound.append('INITIAL_CHECKPOINT="dense"')
   now = before = configuration.read(files, bound).text

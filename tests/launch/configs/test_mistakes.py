@@ -1,4 +1,4 @@
-"""Forty mistakes in a configuration: each is refused with place and advice."""
+"""Forty mistakes in a configuration are refused with their place and advice."""
 
 import random
 import time
@@ -12,14 +12,14 @@ WRONG = ["'many'", '1.5', '-3', 'None', '(1, 2)', '@gates.TopK', '%NOWHERE']
 
 
 def swapped(name, rng):
-  """The name with two neighbouring letters exchanged."""
+  """The name with two neighbouring, different letters exchanged."""
   places = [i for i in range(len(name) - 1) if name[i] != name[i + 1]]
   i = rng.choice(places)
   return name[:i] + name[i + 1] + name[i] + name[i + 2 :]
 
 
 def mistakes():
-  """Forty bindings; every one of them cannot be meant."""
+  """Forty pairs (wrong binding, part of the message that it must give)."""
   rng = random.Random(40)
   bound = bindings.read([FILE], []).bindings
   macros = sorted({b.argument for b in bound if b.target is None})

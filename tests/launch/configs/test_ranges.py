@@ -1,4 +1,4 @@
-"""Every number that a configuration sets has a range; loading checks it."""
+"""Loading a configuration checks the range of every number that it sets."""
 
 import dataclasses
 import importlib
@@ -16,10 +16,10 @@ from moe.objectives.objective import Objective
 from moe.routing import gates
 
 NUMBERS = (int, float, int | None, float | None)
-# Return types of the functions that a configuration can name.
+# Return types of the factories that a configuration can name.
 MADE = (optax.Schedule, optax.GradientTransformation, Objective)
-# All cases start from this file; it imports modules that the quick start does
-# not import.
+# All cases start from this file. Some cases need modules that the quick start
+# does not import.
 FILE = """include 'runs/quickstart.gin'
 from __gin__ import dynamic_registration
 from moe.data import transforms
@@ -41,11 +41,11 @@ def schedule(name):
 
 
 def upcycled(name):
-  """Bindings that make a run use a way to upcycle."""
+  """Bindings that make a run use a method of upcycling."""
   return ["INITIAL_CHECKPOINT='runs/dense'", f'UPCYCLE=@upcycle.{name}()']
 
 
-# Class or function -> bindings with which a run uses it; [] if FILE uses it.
+# Class or function -> bindings that make a run use it; [] if FILE uses it.
 IN_USE = {
   **{name: [f'ROUTER=@gates.{name}'] for name in gates.__all__},
   'Base': ['ROUTER=@gates.Base', 'TOP_K=1'],
@@ -101,14 +101,17 @@ IN_USE = {
   'Data': [],
   'Run': [],
 }
-# Classes and functions with numbers that no configuration sets.
+# Classes and functions with numbers that the configuration of a `Run` never
+# sets.
 NOT_SET = {
-  # Base classes of routers, and a class that takes the place of a router.
+  # The first three are base classes of routers; Soft MoE's `Mixing` replaces a
+  # router.
   *('Router', 'TokenChoice', 'Wrapper', 'Mixing'),
   *('AttentionAnatomy', 'FeedForwardAnatomy', 'ExpertsAnatomy', 'Anatomy'),
   *(
     'Embedding',
     'ExtraEmbedding',
+    'Patches',
     'OutputHead',
     'RMSNorm',
     'Objective',
@@ -141,11 +144,11 @@ NOT_SET = {
     'Chains',
     'FoldingRun',
     'FoldingModel',
-    # Image tokenizers have another kind of run, whose parts check themselves.
+    # Image tokenizers have another kind of run. Its classes check themselves.
     'image_codes',
     'Pictures',
     'ImageTokenizer',
-    # Only flags of verbs set its fields, and it checks them itself.
+    # Only flags of verbs set the fields of `Drawing`, which checks them itself.
     'Drawing',
     'Request',
     'TokenizerRun',
@@ -162,7 +165,7 @@ def hints_of(target):
 
 
 def is_configurable(target, module):
-  """Whether a run can use it: whether it is a dataclass or a factory."""
+  """Whether `target` is a dataclass or a factory that the module defines."""
   if getattr(target, '__module__', None) != module:
     return False
   if inspect.isclass(target) and not target.__name__.startswith('_'):
@@ -172,7 +175,7 @@ def is_configurable(target, module):
 
 
 def configurables():
-  """Classes and functions of `moe` that a run can use and that have numbers."""
+  """Name -> (class or function that a run can use, its numeric arguments)."""
   found = {}
   for info in pkgutil.walk_packages(moe.__path__, 'moe.'):
     package = info.name.split('.')[1]
@@ -210,7 +213,7 @@ def base(tmp_path_factory):
 
 
 def made(base, name, *more):
-  """The configuration in which `name` is used, and further bindings."""
+  """Makes a configuration that uses `name`, with further bindings `more`."""
   bound = bindings.read([base], IN_USE[name])
   return assembly.assemble(bound._replace(bindings=[*bound.bindings, *more]))
 

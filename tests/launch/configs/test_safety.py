@@ -1,4 +1,4 @@
-"""With --safe, a gin file can only name what a run is made of."""
+"""With --safe, a gin file may name only parts of a run that touch no files."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""A number out of range raises one sentence before the model is built."""
+"""A number out of range raises an error before the model is traced."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A run holds all values of its configuration and does not ask gin later."""
+"""A loaded run has all values of its configuration and needs gin no longer."""
 
 import functools
 
@@ -35,7 +35,7 @@ SIZES = {
   'TRAIN_STEPS': 200,
   'LEARNING_RATE': 0.1,
 }
-# These configurations differ in values that are only used while a model is
+# These two configurations differ in values that are used only when a model is
 # traced.
 SPARSE = {'NUM_LAYERS': 2, 'TOP_K': 3}
 TWIN = {'NUM_LAYERS': 1, 'DENSE_TWIN': True, 'EXPERT_D_FF': 24, 'HEAD_DIM': 4}
@@ -47,7 +47,7 @@ def load(macros):
 
 
 def hidden_states(run):
-  """The hidden states that the model of a run computes in training."""
+  """The hidden states [B, T, D] that the run's model computes in training."""
   model = functional.make_functional(run.model, (), Layout())
   batch = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), batch_shapes(2, 16))
   tokens = np.arange(32, dtype=np.int32).reshape(2, 16)

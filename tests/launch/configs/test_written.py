@@ -1,4 +1,4 @@
-"""Reads values from the config.gin that a run has written."""
+"""Values can be read from the config.gin that a run has written."""
 
 import pytest
 
@@ -17,7 +17,7 @@ trainer.Settings.seed = %SEED
 """
 
 
-# `Data` was once in launch/config.py, and is now in moe/runs/run.py.
+# `Data` was in launch/config.py before, and is in moe/runs/run.py now.
 @pytest.mark.parametrize(
   ('package', 'module'), [('moe.runs', 'run'), ('launch', 'config')]
 )

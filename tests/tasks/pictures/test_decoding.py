@@ -25,7 +25,7 @@ def plain(mode, colour, size=(4, 2)):
     (saved(plain('RGB', (10, 20, 30))), (10, 20, 30)),
     (saved(plain('L', 77)), (77, 77, 77)),
     (saved(plain('1', 1)), (255, 255, 255)),
-    # Ink of cyan alone removes red and leaves green and blue.
+    # Cyan ink absorbs red light, so green and blue remain.
     (saved(plain('CMYK', (255, 0, 0, 0)), 'TIFF'), (0, 255, 255)),
     # 0x8000 is the middle between 0 and 0xffff.
     (saved(plain('I;16', 0x8000)), (128, 128, 128)),
@@ -51,7 +51,7 @@ def test_every_mode_becomes_rgb_of_8_bits(data, colour):
 
 def test_a_picture_is_turned_as_its_exif_data_says():
   exif = Image.Exif()
-  exif[0x0112] = 6  # A viewer must turn the picture by 90 degrees clockwise.
+  exif[0x0112] = 6  # Orientation 6: rotate by 90 degrees clockwise.
   image = plain('RGB', (0, 0, 0))
   image.putpixel((0, 0), (255, 255, 255))
   picture = decoding.decode(saved(image, exif=exif), 'a.png')
@@ -59,7 +59,7 @@ def test_a_picture_is_turned_as_its_exif_data_says():
 
 
 def bomb():
-  """A PNG of a few bytes that claims 100,000 x 100,000 pixels."""
+  """A tiny PNG file that claims to have 100,000 x 100,000 pixels."""
 
   def chunk(kind, data):
     crc = struct.pack('>I', zlib.crc32(kind + data))
@@ -98,8 +98,8 @@ def test_a_picture_of_another_size_is_fitted_into_a_square():
   white[10:30, 4:14] = 0
   fitted = decoding.fit(white, 20)
   assert fitted.shape == (20, 20, 3)
-  # The picture fills half of the square of 400 pixels, and a quarter of it is
-  # black: 50 pixels.
+  # The picture fills half of the square of 400 pixels. A quarter of the picture
+  # is black: 50 pixels.
   assert (fitted == 0).all(axis=-1).sum() == 50
   grey = decoding.fit(np.zeros((28, 28), np.uint8), 32)
   assert grey.shape == (32, 32, 3) and not grey.any()

@@ -62,4 +62,4 @@ def test_two_objects_may_be_named_in_either_order():
   assert [name for name, is_right in right.items() if not is_right] == [
     'colour_0'
   ]
-  assert not scenes.agreement('小藍色方形在大紅色圓形的右邊', scene)['relation']
+  assert not scenes.agreement('小藍色方形在大紅色圓形的右邊', scene)['all']

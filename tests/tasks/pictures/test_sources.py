@@ -11,7 +11,7 @@ from tasks.pictures import sources, stores
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-  """A data folder with two pictures of clothes and one emoji."""
+  """The image folder of a data directory, with two pictures of clothes."""
   images = tmp_path / 'data' / 'images'
   images.mkdir(parents=True)
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path / 'data'))
@@ -31,7 +31,10 @@ def write_lines(path, values):
 
 @pytest.fixture
 def folder(tmp_path):
-  """A user's folder: nine sound pictures and a damaged one, for training."""
+  """A user's folder with nine good pictures and a damaged one.
+
+  Their names put all of them into the training split.
+  """
   root = tmp_path / 'mine'
   root.mkdir()
   names = [f'{n}.png' for n in range(30)]
