@@ -33,6 +33,7 @@ WIRING = {
   'runs/recipe.gin',
   'runs/image_tokenizer.gin',
   'runs/pictures.gin',
+  'runs/patches.gin',
   *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
   'runs/folding.gin',
 }

@@ -14,7 +14,7 @@ import numpy as np
 from moe import bounds
 from moe.data.order import scramble
 from moe.data.store import Record, Store
-from moe.modalities.ids import IdSpace
+from moe.modalities.ids import PATCHES, IdSpace
 
 
 class Shape(NamedTuple):
@@ -158,10 +158,47 @@ class DropCondition:
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
     """With probability `fraction`, adds `inputs`: tokens, condition masked."""
-    if float(scramble(key)) >= self.fraction * 2.0**64:
+    if not self._is_dropped(key):
       return record
-    if 'loss_weights' not in record:
-      return record
-    is_condition = np.cumsum(record['loss_weights'] > 0) == 0
-    inputs = np.where(is_condition, ids.mask, record['tokens'])
-    return {**record, 'inputs': inputs.astype(np.int32)}
+    return _without_condition(record, ids)
+
+  def _is_dropped(self, key: np.uint64) -> bool:
+    return float(scramble(key)) < self.fraction * 2.0**64
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPatches(DropCondition):
+  """The model reads a picture as patches of pixels; the codes are hidden.
+
+  In a random share of the reads the patches are hidden, too. Documents must
+  have an array `patches`, which `python -m launch.images encode --patches`
+  writes.
+
+  Attributes:
+    fraction: probability that a document is read without its condition.
+  """
+
+  def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
+    """Adds `inputs` to the record: its tokens, with the condition masked.
+
+    Raises:
+      ValueError: if the document has no patches.
+    """
+    if PATCHES not in record:
+      raise ValueError(
+        'Documents of transforms.ReadPatches must have patches, got none: write'
+        ' the codes with `python -m launch.images encode --patches`.'
+      )
+    found = _without_condition(record, ids)
+    if self._is_dropped(key):
+      found[PATCHES] = np.zeros_like(record[PATCHES])
+    return found
+
+
+def _without_condition(record: Record, ids: IdSpace) -> Record:
+  """The record with `inputs`, in which masks replace the condition."""
+  if 'loss_weights' not in record:
+    return record
+  is_condition = np.cumsum(record['loss_weights'] > 0) == 0
+  inputs = np.where(is_condition, ids.mask, record['tokens'])
+  return {**record, 'inputs': inputs.astype(np.int32)}

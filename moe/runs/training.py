@@ -18,7 +18,15 @@ from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
-from moe.runs import bucket, build, lock, preflight, results, trained
+from moe.runs import (
+  bucket,
+  build,
+  gallery,
+  lock,
+  preflight,
+  results,
+  trained,
+)
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
@@ -175,6 +183,7 @@ def _train(
     run, program, directory, found, job.workdir
   )
 
+  evaluations = gallery.with_gallery(run, program, job.workdir, evaluations)
   reader.skips = skips.read(job.workdir)
 
   # ---- State -----------------------------------------------------------------

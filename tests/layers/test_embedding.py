@@ -65,3 +65,12 @@ def test_an_extra_outside_of_its_table_gives_nan():
   x_BTD = extra.apply(params, values)
   np.testing.assert_array_equal(x_BTD[0, 0], TABLE[2, :2])
   assert np.isnan(x_BTD[0, 1:]).all()
+
+
+def test_only_tokens_with_a_patch_get_its_vector():
+  layer = embedding.Patches(2)
+  # The patches are white, black and missing.
+  patches = jnp.array([[[255, 255], [1, 1], [0, 0]]], jnp.uint8)
+  kernel = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+  found = layer.apply({'params': {'linear': {'kernel': kernel}}}, patches)
+  np.testing.assert_allclose(found, [[[4, 6], [-4, -6], [0, 0]]], atol=1e-6)

@@ -93,6 +93,7 @@ IN_USE = {
   'DropCondition': [
     "run.Data.transforms=(('a', @transforms.DropCondition()),)"
   ],
+  'ReadPatches': ["run.Data.transforms=(('a', @transforms.ReadPatches()),)"],
   'MaskBlocks': ["run.Data.transforms=(('a', @transforms.MaskBlocks()),)"],
   'Noise': upcycled('Noise'),
   'Drop': upcycled('Drop'),
@@ -110,6 +111,7 @@ NOT_SET = {
   *(
     'Embedding',
     'ExtraEmbedding',
+    'Patches',
     'OutputHead',
     'RMSNorm',
     'Objective',
