@@ -11,7 +11,7 @@ def ci_document(lyric: Record) -> str:
 
 
 def qu_document(aria: Record) -> str:
-  """The play and the tune, and below them all verses in one line."""
+  """The title, with the names of play and tune; below it all verses in a line."""
   return aria['title'] + '\n' + ''.join(aria['paragraphs'])
 
 

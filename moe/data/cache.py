@@ -217,11 +217,11 @@ def _provider(name: str):
 
 
 def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
-  """Examples of a task in order; its texts are tokenised with `vocabulary`.
+  """Examples of a task in order.
 
-  A source may have a method `documents(split)`, which gives its texts as Python
-  strings. If the task does nothing but tokenise, the examples come from this
-  method, and have texts but no ids.
+  If the task does nothing but tokenise, and its source has `documents(split)`,
+  the examples are these texts, not tokenised. Else seqio makes the examples,
+  and tokenises their texts with `vocabulary`.
   """
   import seqio
   import tensorflow as tf

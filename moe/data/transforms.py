@@ -147,7 +147,8 @@ class DropCondition:
     """The same shape, since the length does not change.
 
     Raises:
-      ValueError: if tokens of a block are scored, since they are not hidden.
+      ValueError: if tokens of a block are scored. They see each other, so each
+        must be masked where it is predicted, but only the condition is masked.
     """
     if shape.blocks[:, 3].any():
       raise ValueError(

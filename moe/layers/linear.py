@@ -52,8 +52,8 @@ class Linear(nn.Module):
       self.features,
       jnp.float32,
     )
-    # Coordinates are computed from y, so no accelerator may round the factors
-    # to fewer bits.
+    # Coordinates of atoms are computed from y. By default, an accelerator may
+    # round x and the kernel to fewer bits.
     y = jnp.dot(
       x.astype(self.dtype),
       kernel.astype(self.dtype).reshape(shape),

@@ -31,7 +31,8 @@ class Permuted(NamedTuple):
     slot_GMA: int32 slots of each token, padded with -1.
     token_GU: int32 token in each slot, -1 for an empty slot. Without capacity
       the groups are joined, so G = 1.
-    row_GU: int32 row of the plan in each slot, in the same form.
+    row_GU: int32 place in `RoutingPlan` of the row in each slot, -1 for an
+      empty slot; groups are joined as in token_GU.
     one_hots: (token_GRM, mask_GREC) of `Einsum`, which has no indices.
   """
 

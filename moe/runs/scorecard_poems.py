@@ -202,7 +202,7 @@ def _lyric_group(
 def _chosen(
   rows: Sequence[dict[str, Any]], num_per_form: int
 ) -> list[tuple[str, str, tuple[int, int]]]:
-  """Chooses the first poems of each form with a short, unpunctuated title.
+  """Chooses the first poems of each form with a plain title, see `is_plain`.
 
   Returns:
     (title, poem, form) of each poem.
@@ -219,7 +219,7 @@ def _chosen(
 
 
 def is_plain(title: str | None) -> bool:
-  """Whether a title is short, without punctuation or a remark in brackets."""
+  """Whether a title is short, not empty, and has no comma, stop or bracket."""
   text = title or ''
   return len(text) <= _LONGEST_TITLE and bool(re.fullmatch('[^，。（(]+', text))
 

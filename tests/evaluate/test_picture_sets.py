@@ -58,7 +58,7 @@ def test_the_kernel_distance_has_no_bias_for_small_sets():
 
 
 def test_the_floor_takes_disjoint_sets_of_the_given_size():
-  # All points differ, so the distance is 0 only if both sets are the same.
+  # If both sets held the same points, the distance would be 0.
   real = np.arange(8.0)[:, None]
   found = picture_sets.floor(real, 4)
   assert found.frechet > 0

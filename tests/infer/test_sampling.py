@@ -58,8 +58,8 @@ def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
 
 
 def test_top_p_counts_what_top_k_left():
-  # top_k=2 leaves two tokens, and their probabilities become 2/3 and 1/3. So
-  # the first token alone reaches 0.6. Its original 1/2 would not reach it.
+  # top_k=2 leaves the tokens with 1/2 and 1/4. Their probabilities become 2/3
+  # and 1/3. So the likelier token alone reaches 0.6; its 1/2 would not.
   assert probs(Sampling(top_k=2, top_p=0.6)).tolist() == [0, 0, 1, 0]
 
 

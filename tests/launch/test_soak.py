@@ -12,5 +12,6 @@ def test_a_run_with_twenty_faults_equals_an_unbroken_one(tmp_path):
   summary = soak.soak(tmp_path, steps=150, first=0.5, last=4.0, sleep=0.3)
   assert summary['faults'] == 20
   assert summary['is_equal']
-  # Only the pause and the second run let the attempt go on.
+  # Each fault ends an attempt, but for two: 'pause' and 'second run'. One more
+  # attempt finishes the run.
   assert summary['attempts'] == 20 - 2 + 1

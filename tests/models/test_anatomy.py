@@ -100,7 +100,8 @@ def test_latent_attention_has_heads_of_three_widths():
   attention = anatomy(factories.make_decoder(block)).attention
   # In each of 2 heads, a query and a key have 12 features each, a value and an
   # output 6 each. Per pair of tokens, the score takes 12 multiplications, and
-  # the product of score and value takes 6.
+  # the product of score and value takes 6. `pair_width` is their mean, summed
+  # over both heads.
   assert attention.features == 2 * (12 + 12 + 6 + 6)
   assert attention.pair_width == 2 * (12 + 6) // 2
   assert (attention.result_features, attention.num_kv_heads) == (12, 2)

@@ -77,7 +77,8 @@ def test_a_run_goes_back_and_leaves_out_a_batch(place, tmp_path):
     image_tokenizer.train(
       RUN, str(tmp_path / 'run'), {'config.gin': ''}, lambda *_: pictures
     )
-  # Step 3 has read batch 2 before. Now the steps 3 and 4 read other batches.
+  # Batches count from 0. Before the rewind, step 3 read batch 2. Now batch 2 is
+  # left out, so steps 3 and 4 read the batches 3 and 4.
   assert read[:2] == [3, 4]
   meta = listing.read_meta(tmp_path / 'run/checkpoints/4')
   assert meta['skipped_batches'] == [[2, 3]]

@@ -1,4 +1,4 @@
-"""Declared tasks read through seqio, also with the five lines of a page."""
+"""Seqio reads declared tasks, also with the lines of tasks/ADDING.md."""
 
 import pathlib
 import re
