@@ -218,7 +218,7 @@ def supervised(workdir, faults, steps):
   raise SystemExit(f'the run has not finished: {shlex.join(words)}')
 
 
-def soak(folder, steps=300, first=5.0, last=60.0, sleep=1.5):
+def soak(folder, steps=300, first=5.0, last=60.0, sleep=2.5):
   """Makes both runs, and returns whether they are equal."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)

@@ -32,5 +32,5 @@ def test_a_run_in_a_bucket_resumes_on_another_machine(tmp_path):
     'is_equal': True,
     'num_steps': 12,
     'missing': 2,
-  }
+  }, done.stderr
   assert 'gs://missing/run must be in a bucket' in done.stderr

@@ -9,7 +9,7 @@ from tests.launch import soak
 def test_a_run_with_twenty_faults_equals_an_unbroken_one(tmp_path):
   pytest.importorskip('seqio')
   assert len(soak.FAULTS) == 20
-  summary = soak.soak(tmp_path, steps=150, first=0.5, last=4.0, sleep=0.3)
+  summary = soak.soak(tmp_path, steps=150, first=0.5, last=4.0, sleep=0.4)
   assert summary['faults'] == 20
   assert summary['is_equal']
   # Each fault ends an attempt, but for two: 'pause' and 'second run'. One more
