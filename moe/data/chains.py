@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moe.data.order import Mixture, scramble
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.modalities import protein, residues
 from moe.modalities.ids import IdSpace
@@ -27,6 +28,7 @@ class ChainReader:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
+    skips: batches that are left out; by default none.
     facts: facts for the score of an objective; empty, since the score of chains
       needs none.
   """
@@ -55,15 +57,20 @@ class ChainReader:
     self._stores, self._seed, self._ids = list(stores), seed, ids
     self._batch_size, self._length = shape
     self._rows = np.arange(shape[0]) if rows is None else rows
-    self.quarantine, self.facts = [], {}
+    self.quarantine, self.facts, self.skips = [], {}, Skips()
     contents = [store.manifest['content_sha256'] for store in self._stores]
     identity = [contents, self._mixture.shares.tolist(), ids.sha256]
     encoded = json.dumps(identity).encode()
     self.manifest_hash = hashlib.sha256(encoded).hexdigest()
 
+  @property
+  def bytes_read(self) -> int:
+    """Bytes of the records that this host has read."""
+    return sum(store.bytes_read for store in self._stores)
+
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
-    number = step * self._batch_size + self._rows
+    number = self.skips.number(step) * self._batch_size + self._rows
     batch = empty_batch(number.size, self._length)
     sizes = [store.lengths.size for store in self._stores]
     shuffled = self._mixture.shuffled(number, sizes, self._seed)

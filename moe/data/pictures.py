@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from moe.data.order import Mixture
+from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.types import Batch
 
@@ -23,6 +24,7 @@ class PictureReader:
     manifest_hash: SHA-256 of the stores' content and their rates.
     quarantine: {'file', 'record', 'error'} of each record that could not be
       read.
+    skips: batches that are left out; by default none.
     facts: facts for the score of an objective; empty, since the score of
       pictures needs none.
   """
@@ -50,14 +52,19 @@ class PictureReader:
     self._stores, self.shape, self._seed = list(stores), shape, seed
     self._batch_size = batch_size
     self._rows = np.arange(batch_size) if rows is None else rows
-    self.quarantine, self.facts = [], {}
+    self.quarantine, self.facts, self.skips = [], {}, Skips()
     contents = [store.manifest['content_sha256'] for store in self._stores]
     identity = json.dumps([contents, self._mixture.shares.tolist()])
     self.manifest_hash = hashlib.sha256(identity.encode()).hexdigest()
 
+  @property
+  def bytes_read(self) -> int:
+    """Bytes of the records that this host has read."""
+    return sum(store.bytes_read for store in self._stores)
+
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
-    number = step * self._batch_size + self._rows
+    number = self.skips.number(step) * self._batch_size + self._rows
     batch = _empty(number.size, self.shape)
     sizes = [store.lengths.size for store in self._stores]
     shuffled = self._mixture.shuffled(number, sizes, self._seed)

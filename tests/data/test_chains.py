@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.data import chains
+from moe.data import chains, skips
 from moe.data.store import RECORDS, Store, write_store
 from moe.modalities import protein
 from moe.modalities.ids import of_ranges
@@ -34,6 +34,13 @@ def test_a_batch_depends_on_seed_and_step_alone(store):
   assert (
     one.batch(7)['codes'] != reader(store, seed=1).batch(7)['codes']
   ).any()
+
+
+def test_skipped_batches_are_left_out(store):
+  plain, skipping = reader(store), reader(store)
+  skipping.skips = skips.of_batches([7])
+  for name, array in skipping.batch(7).items():
+    np.testing.assert_array_equal(array, plain.batch(8)[name])
 
 
 def test_a_host_reads_the_rows_of_its_devices(store):

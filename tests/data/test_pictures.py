@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from moe.data import skips
 from moe.data.pictures import PictureReader, picture_batches
 from moe.data.store import RECORDS, Store, write_store
 
@@ -33,6 +34,18 @@ def test_hosts_read_their_rows_of_the_same_batch(tmp_path):
   )
   assert read(np.arange(4)) + read(np.arange(4, 8)) == read(None)
   assert read(None).count(9) == 2
+
+
+def test_skipped_batches_are_left_out(tmp_path):
+  store = write(tmp_path / 'a', range(1, 9))
+  plain, skipping = (
+    PictureReader([store], [1], 3, 0, (4, 4)) for _ in range(2)
+  )
+  skipping.skips = skips.of_batches([1, 2])
+  assert [values(skipping.batch(step)) for step in (0, 1)] == [
+    values(plain.batch(step)) for step in (0, 3)
+  ]
+  assert skipping.bytes_read == plain.bytes_read > 0
 
 
 def test_a_damaged_picture_leaves_its_row_empty(tmp_path):

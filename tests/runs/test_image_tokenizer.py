@@ -1,11 +1,14 @@
 """An image tokenizer is trained, frozen, scored, and encodes pictures."""
 
 import functools
+import json
+import shutil
 
 import numpy as np
 import optax
 import pytest
 
+from moe.checkpoint import listing
 from moe.data.store import Store
 from moe.evaluate import reconstruction
 from moe.modalities.ids import IdSpace
@@ -14,7 +17,13 @@ from moe.objectives.image_codes import image_codes
 from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
 from moe.report import tokenizer_page
-from moe.runs import image_tokenizer, picture_codes, preflight, tokenizer_report
+from moe.runs import (
+  image_tokenizer,
+  picture_codes,
+  preflight,
+  rewind,
+  tokenizer_report,
+)
 from moe.runs.tokenizer_run import Pictures, TokenizerRun
 from moe.train import trainer
 from tasks import registry
@@ -63,6 +72,23 @@ def test_a_frozen_tokenizer_is_known_by_its_hash(place):
   assert frozen.decode(codes).shape == pictures.shape
   with pytest.raises(ValueError, match='16 codes from 0 to 24'):
     frozen.decode(codes + 25)
+
+
+def test_a_run_leaves_out_the_batches_that_a_rewind_names(place, tmp_path):
+  root, _ = place
+  run = shutil.copytree(root / 'run', tmp_path / 'run')
+  rewind.rewind(str(run), 2, (3, 4))
+  prepare = lambda names, size, _: place[1]
+  config = {'config.gin': ''}
+  assert image_tokenizer.train(RUN, str(run), config, prepare) == 0
+  before, after = (
+    listing.read_meta(d / 'checkpoints' / '4') for d in (root / 'run', run)
+  )
+  assert after['skipped_batches'] == [[2, 3]]
+  assert 'skipped_batches' not in before
+  # Both attempts, and the steps that were done again, are booked.
+  booked = json.loads((run / 'run.json').read_text())['goodput']
+  assert len(booked['attempts']) == 2 and booked['parts']['lost'] > 0
 
 
 def test_a_missing_or_damaged_tokenizer_is_refused(place, tmp_path):
