@@ -59,6 +59,8 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.3',
     'array-record>=0.8.3',
+    # A compressor beside the loss per character; Python has it from 3.14 on.
+    'backports.zstd>=1; python_version < "3.14"',
     # SSIM in the report on an image tokenizer.
     'dm-pix>=0.4.4',
     # Reads structures of proteins, and knows the atoms of the residues.
@@ -69,6 +71,8 @@ setuptools.setup(
     'jax>=0.10.2,<0.13',
     'jinja2>=3.1',
     'matplotlib>=3.10',
+    # Letters of the structure around each residue, for tasks of proteins.
+    'mini3di>=0.2.1',
     'numpy>=2.2',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.4',

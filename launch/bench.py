@@ -68,9 +68,9 @@ def _moe_flags(parser: argparse.ArgumentParser) -> None:
     help='mesh: 8 devices and 1; einsum: sorted and one-hot dispatch; dropless:'
     ' dropless dispatch and capacity; parts: the layer and the products of its'
     ' experts alone; fine: the same work in 4 and 16 times as many experts;'
-    ' dense: the layer and a dense product of equal FLOPs; tpu: fine, in'
-    " seconds that the TPU's compiler estimates; memory: bytes of a layer on"
-    ' 32 TPU chips',
+    ' dense: the layer and a dense product of equal FLOPs; tpu: the work'
+    " in 4 and 8 times as many experts, in seconds of the TPU's compiler;"
+    ' memory: bytes of a layer on 32 TPU chips',
   )  # fmt: skip
   for name, text in (
     ('d_model', 'width of the model'),

@@ -1,10 +1,15 @@
-r"""Scores a folding model: python -m launch.proteins score --checkpoint=DIR .
+"""Scores models of proteins: python -m launch.proteins VERB --checkpoint=DIR.
 
   score --checkpoint=runs/fold
   score --checkpoint=runs/fold --structures=./my_structures --output=scores
+  secondary --checkpoint=runs/fold
+  language --checkpoint=runs/chains
 
-Each score stands beside the scores of three baselines: an ideal helix, a
-compact random chain, and the nearest training chain.
+`score` and `secondary` score a folding model. `score` prints each score beside
+the scores of three baselines: an ideal helix, a compact random chain, and the
+nearest training chain. `secondary` tells helix, strand and coil from the states
+of the trunk. `language` scores a language model that reads residues: bits per
+residue, and the share of 3Di letters that it predicts, beside n-grams.
 """
 
 import argparse
@@ -12,21 +17,24 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from launch import runtime
+from launch import runtime, token_stores
 from launch.configs import configuration, flags
 from launch.later import Later
+from moe.evaluate.score import as_table
 
 protein_scores_page = Later('moe.report.protein_scores_page')
+chain_language = Later('moe.runs.chain_language')
 folded = Later('moe.runs.folded')
 folding = Later('moe.runs.folding')
 protein_scores = Later('moe.runs.protein_scores')
+structure_probe = Later('moe.runs.structure_probe')
 proteins = Later('tasks.proteins')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('proteins', __doc__)
-  parser.add_argument('verb', choices=['score'])
+  parser.add_argument('verb', choices=['score', 'secondary', 'language'])
   add = parser.add_argument
   flags.add_folding_flags(parser)
   add('--split', default='validation', help='of the chains of the run')
@@ -62,10 +70,38 @@ def score(args: argparse.Namespace, command: str) -> int:
   return 0
 
 
+def secondary(args: argparse.Namespace, command: str) -> int:
+  """Scores a probe of secondary structure, and prints a table."""
+  run = configuration.load_other_run(
+    args.checkpoint, configuration.FOLDING_MODEL
+  )
+  runtime.set_up_jax()
+  stores = folding.stores_of(run, proteins.prepare)
+  training, held_out = (
+    protein_scores.chosen(folding.chains_of(stores, split), args.longest)
+    for split in ('train', args.split)
+  )
+  model = folded.load(run, args.checkpoint)
+  found = structure_probe.scores(model, training, held_out, command)
+  print(as_table(found))
+  return 0
+
+
+def language(args: argparse.Namespace, command: str) -> int:
+  """Scores a language model of residues, and prints a table."""
+  runtime.set_up_jax()
+  trained = configuration.load_run(args.checkpoint)
+  found = chain_language.scores(trained, token_stores.prepare, command)
+  print(as_table(found))
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores; the exit code is 2 for an error that the user can fix."""
+  args = parse(argv)
   command = runtime.command_line('proteins', argv)
-  return runtime.run(lambda: score(parse(argv), command))
+  verbs = {'score': score, 'secondary': secondary, 'language': language}
+  return runtime.run(lambda: verbs[args.verb](args, command))
 
 
 if __name__ == '__main__':

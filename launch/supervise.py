@@ -27,10 +27,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add('--workdir', metavar='DIR', help='default: --workdir of COMMAND')
   add('--log', metavar='FILE', help='default: DIR/attempts.jsonl')
   helps = {
-    'crashes_per_hour': 'more crashes than these wait for the hour to end',
-    'crashes_at_step': 'so many crashes at the same step end it',
-    'first_wait': 'seconds after a crash; doubled while nothing gets further',
-    'longest_wait': 'seconds at most',
+    'crashes_per_hour': 'most crashes in an hour; after these it waits',
+    'crashes_at_step': 'crashes at the same step after which it stops',
+    'first_wait': 'seconds of the first wait; doubled while no step is gained',
+    'longest_wait': 'most seconds to wait after a crash',
   }
   for field in dataclasses.fields(supervise.Limits):
     add(

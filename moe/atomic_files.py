@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all.
+"""Writes files whole or not at all.
 
 The content is written to a temporary file, which then replaces the old file in
-one step. A reader sees the old file or the new one, never half of one, and a
-write that fails leaves the old file. Nothing is flushed to the disk: after a
+one step. A reader gets the old content or the new content, never a part of it.
+A write that fails leaves the old file. Nothing is flushed to the disk: after a
 power failure the file may be old, new or empty.
 """
 
@@ -27,8 +27,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path: the file to replace or create; its directory must exist.
 
   Yields:
-    The open temporary file. An error inside the block removes it and leaves
-    `path` unchanged.
+    The open temporary file. After an error inside the block, it is removed and
+    `path` does not change.
 
   Raises:
     OSError: if the file cannot be made, written or renamed.
@@ -47,13 +47,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-  """Replaces or creates a file with this content; text becomes UTF-8."""
+  """Replaces or creates a file; text is encoded as UTF-8."""
   with replacing(path) as f:
     f.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-  """Replaces or creates a JSON file with this value, indented by two."""
+  """Replaces or creates a JSON file, indented by two spaces."""
   write_file(path, json.dumps(content, ensure_ascii=False, indent=2))
 
 
@@ -65,6 +65,6 @@ def sweep(directory: str | os.PathLike) -> None:
   """
   for name in os.listdir(directory):
     if _TEMPORARY.fullmatch(name):
-      # The thread of the run's lock may rename its own file meanwhile.
+      # The thread of the run's lock may have renamed its own file.
       with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(directory, name))

@@ -1,4 +1,4 @@
-"""The names of all logical axes, after the names in t5x."""
+"""The names of all logical axes; most are the names in t5x."""
 
 BATCH = 'batch'
 LENGTH = 'length'

@@ -1,7 +1,7 @@
-"""Functions with which each class checks the ranges of its own arguments.
+"""Checks of arguments: each class calls them for its own arguments.
 
-An error message names the argument, or the macro that sets it. The code that
-loads a configuration adds the file and the line.
+An error message names the argument, or the macro that sets it. The loader of
+configurations adds the file and the line.
 """
 
 import re
@@ -13,7 +13,7 @@ _LARGEST_INT, _LARGEST_FLOAT = 2**31 - 1, 3.4e38
 
 
 class OutOfRange(ValueError):
-  """An argument is out of its range.
+  """Raised for an argument that is out of its range.
 
   Attributes:
     name: name of the argument, or of the macro that sets it.
@@ -33,7 +33,7 @@ def at_least(least: int, name: str, value: int, meaning: str) -> None:
     least: smallest allowed value.
     name: name of the argument, or of the macro that sets it.
     value: the value that was set.
-    meaning: words for the message: what the size is, or what `least` does.
+    meaning: words for the message: what the size is, or what `least` means.
   """
   within(name, value, meaning, least=least)
 
@@ -56,14 +56,14 @@ def within(
   Args:
     name: name of the argument, or of the macro that sets it.
     value: the value that was set.
-    meaning: words for the message: what the number is, or what a bound does.
+    meaning: words for the message: what the number is, or what a bound means.
     least: smallest allowed value.
     above: the number must be larger than this.
     most: largest allowed value.
     below: the number must be smaller than this.
   """
   limit = _LARGEST_INT if isinstance(value, int) else _LARGEST_FLOAT
-  # `not >=` instead of `<`, since every comparison with NaN is false.
+  # `not >=` is not the same as `<` here: every comparison with NaN is false.
   is_low = not value >= (-limit if least is None else least)
   is_low = is_low or (above is not None and not value > above)
   is_high = not value <= (limit if most is None else most)
@@ -89,12 +89,12 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def seed(name: str, value: int) -> None:
-  """Raises OutOfRange unless a seed is a whole number of 32 bits."""
+  """Raises OutOfRange unless a seed is from 0 to `MAX_SEED`."""
   within(name, value, 'a whole number of 32 bits', least=0, most=MAX_SEED)
 
 
 def regular_expression(name: str, pattern: str) -> None:
-  """Raises OutOfRange if a pattern cannot be compiled."""
+  """Raises OutOfRange if a regular expression is invalid."""
   try:
     re.compile(pattern)
   except re.error as error:
@@ -109,7 +109,7 @@ def regular_expression(name: str, pattern: str) -> None:
 def one_for_each(
   name: str, rates: Sequence[float], sources: Sequence[str]
 ) -> None:
-  """Raises ValueError unless there are no rates, or one for each source."""
+  """Raises ValueError unless `rates` is empty or has a rate for each source."""
   if rates and len(rates) != len(sources):
     raise ValueError(
       f'{name}={rates} must have a rate for each of {", ".join(sources)}, or'

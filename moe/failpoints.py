@@ -1,13 +1,14 @@
-"""Named places at which a test, or a person, makes a run fail.
+"""Named places in the code at which a test or a person can make a run fail.
 
   WUDAO_FAILPOINT='commit.sealed=kill@2' python -m launch.train ...
 
-This kills the process when it reaches `commit.sealed` for the second time. Two
-requests are separated by a comma. Without the variable a place does nothing.
+This kills the process when it reaches `commit.sealed` for the second time.
+Requests are separated by commas. Without the variable, places do nothing.
 
-`kill` sends SIGKILL to the process, `term` SIGTERM, and `stop` SIGSTOP. `hang`
-keeps the thread waiting for ever. The name of a system error, such as ENOSPC
-(the disk is full) or EROFS (it is read-only), raises that error.
+`kill` sends SIGKILL to the process, `term` sends SIGTERM, and `stop` sends
+SIGSTOP. `hang` makes the thread wait for ever. The name of a system error, such
+as ENOSPC (no space on the disk) or EROFS (a read-only file system), raises this
+error.
 
 The idea is that of the `fail` crate for Rust, https://docs.rs/fail.
 """
@@ -19,7 +20,7 @@ import signal
 import threading
 
 VARIABLE = 'WUDAO_FAILPOINT'
-# Every place -> what the run has done when it reaches this place.
+# Place -> what a run has done, or is doing, when it reaches the place.
 PLACES = {
   'run.start': 'the flags and the configuration are checked',
   'run.compile': 'the state is there, the step is not compiled',
@@ -55,19 +56,19 @@ _lock = threading.Lock()
 
 
 def reach(place: str) -> None:
-  """Does what the environment variable requests for this place.
+  """Does what the environment variable requests for a place.
 
   Args:
     place: one of `PLACES`.
 
   Raises:
-    ValueError: if the request cannot be understood.
-    OSError: if the request is a system error.
+    ValueError: if a request is invalid.
+    OSError: if a system error is requested.
   """
   if VARIABLE not in os.environ:
     return
   assert place in PLACES, place
-  with _lock:  # Threads may reach one place at the same time.
+  with _lock:  # Two threads may reach a place at the same time.
     _reached[place] += 1
     count = _reached[place]
   action = _requests(os.environ[VARIABLE]).get((place, count))
@@ -83,7 +84,7 @@ def reach(place: str) -> None:
 
 
 def _requests(text: str) -> dict[tuple[str, int], str]:
-  """(place, n) -> the action when the place is reached for the nth time."""
+  """Returns (place, n) -> action when the place is reached the nth time."""
   found = {}
   for request in text.split(','):
     place, _, rest = request.partition('=')

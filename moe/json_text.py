@@ -1,4 +1,4 @@
-"""Reads JSON that may come from anywhere."""
+"""Parses JSON from sources that are not trusted."""
 
 import json
 from collections.abc import Callable
@@ -9,15 +9,16 @@ def parse(
   content: str | bytes,
   object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-  """The value that a JSON text describes.
+  """Returns the value that a JSON text describes.
 
   Args:
     content: the text.
-    object_pairs_hook: makes an object of its pairs; by default a dict.
+    object_pairs_hook: makes the result for an object from its pairs; None makes
+      a dict.
 
   Raises:
-    ValueError: if the text is not JSON. Python raises another error where
-      brackets are nested too deep; here it is the same error.
+    ValueError: if the text is not JSON, or if brackets are nested too deep. For
+      the latter, Python itself raises a RecursionError.
   """
   try:
     return json.loads(content, object_pairs_hook=object_pairs_hook)

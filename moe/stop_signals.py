@@ -1,10 +1,11 @@
-"""The signals that end a command: SIGTERM, SIGHUP and Ctrl-C, treated alike.
+"""Handles the signals that end a command: SIGTERM, SIGHUP and Ctrl-C.
 
 Python calls a handler only between two operations of the main thread, which may
-be inside a compilation for minutes. So a second thread learns of each signal at
+be inside a compilation for minutes. So a second thread reads each signal at
 once. This thread ends the process at a second Ctrl-C. If nothing has to be
-saved, it also ends the process some seconds after the first signal. A kill at
-any moment is safe, since files are written whole or not at all.
+saved, the thread also ends the process some seconds after the first signal.
+Ending the process at any moment is safe, since files are written whole or not
+at all.
 """
 
 import contextlib
@@ -21,25 +22,25 @@ NAMES = {
   signal.SIGINT: 'Ctrl-C',
   signal.SIGHUP: 'SIGHUP',
 }
-EXIT_STOPPED = 75  # EX_TEMPFAIL: run the same command again
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command can be run again.
 _EXIT_CTRL_C = 128 + signal.SIGINT
-# Two Ctrl-C signals within this time count as one press, since the terminal and
-# a wrapper may both send us the signal of the same press.
+# Two Ctrl-C signals within this time count as one press: the terminal and a
+# wrapper may both send a signal for the same press.
 _ONE_PRESS_SECONDS = 0.2
-# Time within which a command with nothing to save must end after a signal.
+# After a signal, a command with nothing to save must end within this time.
 _PATIENCE_SECONDS = 5.0
 
 
 class Stopped(KeyboardInterrupt):
-  """Raised at a signal if nothing has to be saved; holds the signal's name."""
+  """Raised at a signal if nothing has to be saved; has the signal's name."""
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-  """Raises `Stopped` in the block at the first signal; ignores later ones.
+  """Raises `Stopped` in the block at the first signal; ignores later signals.
 
-  If the block calls `listen`, two more rules hold: The process ends with
-  `EXIT_STOPPED` if the block still runs some seconds after the signal. A second
+  If the block calls `listen`, two more rules hold. If the block still runs some
+  seconds after the signal, the process ends with `EXIT_STOPPED`. A second
   Ctrl-C ends the process at once.
   """
   seen = []
@@ -60,11 +61,11 @@ def handled(
   patience: float | None = None,
   listens: bool = True,
 ) -> Iterator[None]:
-  """While the block runs, calls a function with the name of each signal.
+  """Calls a function with the name of each signal while the block runs.
 
-  A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell that
-  starts a job in the background ignores Ctrl-C for it. Blocks may be nested;
-  then the innermost one handles the signals.
+  A signal that is already ignored stays ignored: nohup ignores SIGHUP, and a
+  shell makes jobs in the background ignore Ctrl-C. Blocks may be nested; then
+  the innermost block handles the signals.
 
   Args:
     on_signal: called in the main thread, between two operations of Python.
@@ -74,7 +75,7 @@ def handled(
     listens: whether to call `listen`.
   """
   if threading.current_thread() is not threading.main_thread():
-    yield  # Only the main thread may set a handler.
+    yield  # Python lets only the main thread set a handler.
     return
 
   def handler(number: int, frame: types.FrameType | None) -> None:
@@ -96,7 +97,7 @@ def handled(
 
 
 class _Listener:
-  """A thread that learns of each signal at once, by reading from a pipe."""
+  """A thread that reads each signal at once from a pipe."""
 
   def __init__(self):
     self._read, self._write = os.pipe()
@@ -122,7 +123,7 @@ class _Listener:
     while True:
       left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
       if not select.select([self._read], [], [], left)[0]:
-        if _patience[-1] is not None:  # None: the new block has no limit.
+        if _patience[-1] is not None:  # The block now may have no limit.
           _say('ended in the middle of its work; run it again to go on.')
           os._exit(EXIT_STOPPED)
         ends_at = None
@@ -131,7 +132,7 @@ class _Listener:
       if not number:
         return
       if number[0] not in NAMES:
-        continue  # Another Python handler takes this signal.
+        continue  # Another handler of Python handles this signal.
       now = time.monotonic()
       if _patience[-1] is not None and ends_at is None:
         ends_at = now + _patience[-1]
@@ -149,9 +150,9 @@ _patience: list[float | None] = [None]
 
 
 def listen() -> None:
-  """Starts the thread that learns of signals at once.
+  """Starts the thread that reads each signal at once.
 
-  It does nothing outside a block of `raising` or `handled`.
+  Outside of a block of `raising` or `handled`, this does nothing.
 
   A command calls this after it has configured the memory allocator, which must
   happen before a second thread starts.
@@ -165,7 +166,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def _waiting(patience: float | None) -> Iterator[None]:
-  """Keeps a block's `patience`; the outermost block also ends the thread."""
+  """Sets `patience` in a block; the outermost block also ends the thread."""
   global _listener
   _patience.append(patience)
   try:
@@ -179,6 +180,6 @@ def _waiting(patience: float | None) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-  """Writes to stderr without its buffer, which the main thread may lock."""
+  """Writes to stderr, but not to its buffer: the main thread may lock that."""
   with contextlib.suppress(OSError):
     os.write(2, f'\n{text}\n'.encode())

@@ -1,7 +1,7 @@
-"""Types that every part shares, and the legend of the letters in tensor names.
+"""Types that all packages share, and the legend of letters in tensor names.
 
-A tensor's name ends in its dims (`x_BTD`); scalars and trees carry no suffix;
-the suffix is the logical shape, never the shard one device holds.
+A tensor's name ends with its dims (`x_BTD`). Names of scalars and trees have no
+suffix. The suffix is the shape of the whole array, not of a device's shard.
 
   B  sequences in the batch      D  model width        E  experts
   T  tokens per sequence (query) F  feed-forward width A  active experts (top-k)
@@ -27,22 +27,22 @@ PyTree = Any
 # first dim of each array counts rows.
 Batch = PyTree
 
-# The modalities of tokens, by their numbers in `TokenBatch.modality`.
+# The modalities of tokens. `TokenBatch.modality` has indices of this tuple.
 MODALITIES = ('text', 'image', 'protein')
 
-# A loss or a metric as (sum, weight). Sums and weights are first added over
-# microbatches and devices; only the totals are divided.
+# A loss or a metric as (sum, weight). Both are added over microbatches and
+# devices before the sum is divided by the weight.
 Pair = tuple[Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """One array of a batch, as its objective declares it.
+  """An array of a batch, as the objective declares it.
 
   Attributes:
-    shape: shape of the whole batch, over all devices and microbatches.
+    shape: shape of the array, over all devices and microbatches.
     dtype: dtype of the array.
-    axes: logical axis of each dim, None for a dim that is never divided.
+    axes: logical axis of each dim; None for a dim that is never divided.
   """
 
   shape: tuple[int, ...]
@@ -51,11 +51,11 @@ class Field:
 
 
 class Extra(NamedTuple):
-  """A further array of a `TokenBatch`, with one value for each token.
+  """A further array of a `TokenBatch`, with a value for each token.
 
   Attributes:
     name: name of the array in stores and in batches.
-    shape: shape of the value of one token.
+    shape: shape of a token's value; () for a scalar.
     dtype: dtype of the array.
   """
 
@@ -65,22 +65,23 @@ class Extra(NamedTuple):
 
 
 class TokenBatch(NamedTuple):
-  """What a language model reads, one row per sequence; fields are [B, T].
+  """What a language model reads; all fields except `extras` are [B, T].
 
   Attention rule: a query q sees a key k iff both have the same segment and
   (k <= q, or both have the same non-zero block).
 
   Attributes:
-    tokens: int32 ids that the model reads; 0 at the first place of a document.
-    targets: int32, id that the model must predict at each place.
+    tokens: int32 ids that the model reads; the first id of a document is 0.
+    targets: int32, the id that the model must predict at each place.
     loss_weights: float32, weight of each target; 0 for padding and prompts.
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
     positions: int32, place of the token in its document.
-    block_ids: int32, 0 for causal tokens; tokens of one block see each other.
-    modality: int32 modality of the token that is read, a number of
+    block_ids: int32, 0 for causal tokens. Tokens of the same block attend to
+      each other.
+    modality: int32 modality of the token that is read, an index of
       `MODALITIES`.
-    extras: further arrays [B, T, ...] for the tokens that are read, such as
-      patches, rows and columns, or coordinates; the model declares them.
+    extras: name -> further array [B, T, ...] for the tokens that are read, such
+      as their rows and columns in a picture. The model declares these arrays.
   """
 
   tokens: Array
@@ -93,12 +94,12 @@ class TokenBatch(NamedTuple):
   extras: dict[str, Array] = {}
 
 
-# The fields that are [B, T] in every batch.
+# The fields of `TokenBatch` that are [B, T] in every batch.
 PLACE_FIELDS = tuple(name for name in TokenBatch._fields if name != 'extras')
 
 
 def following(a_BT: Array) -> Array:
-  """The value of the next place, for each place of a row; 0 for the last."""
+  """Shifts each row by one place, to the next values; the last becomes 0."""
   return jax.numpy.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
 
 
@@ -106,8 +107,8 @@ class Cache(NamedTuple):
   """Keys and values of the tokens that decoding has read.
 
   Attributes:
-    segment_ids: int32 [B, S], 0 where an entry is empty or padding.
-    block_ids: int32 [B, S].
+    segment_ids: int32 [B, S]; 0 for an empty entry or for padding.
+    block_ids: int32 [B, S], as in `TokenBatch`.
     index: int32 scalar, number of filled entries, the same for every row.
     layers: tree of key and value arrays; the model decides its structure.
   """
@@ -122,12 +123,12 @@ class Outputs(NamedTuple):
   """What a model returns.
 
   Attributes:
-    hidden: [B, T, D] after the last norm, ready for `head`.
-    state: arrays that each step updates without training (router bias,
-      averages).
+    hidden: [B, T, D] after the last norm, from which `head` makes logits.
+    state: arrays that each step updates, but without gradients, such as router
+      biases.
     cache: the filled `Cache`, or None if none was given.
     losses: name -> (sum, weight), unscaled.
-    metrics: name -> (sum, weight), arrays of any shape.
+    metrics: name -> (sum, weight), which are arrays of any shape.
     ahead: [B, T, D] from which `head` predicts the token after the next one;
       None if the model does not predict it.
   """
@@ -142,14 +143,14 @@ class Outputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Mesh axes by their use, for code inside `shard_map`.
+  """Mesh axes by use, for code inside `shard_map`.
 
   Attributes:
     batch_axes: axes that divide the batch dim of activations.
     sequence_axes: axes that divide the sequence dim of activations.
     expert_axes: axes that divide the experts.
     tensor_axes: axes that divide feed-forward width and heads.
-    sizes: (axis, devices) for every axis of the mesh.
+    sizes: (axis, number of devices) for every axis of the mesh.
   """
 
   batch_axes: tuple[str, ...] = ()
@@ -159,11 +160,11 @@ class Layout:
   sizes: tuple[tuple[str, int], ...] = ()
 
   def dividing(self, batch: int, length: int) -> 'Layout':
-    """The layout for a batch that may be too small for all axes.
+    """Returns the layout for a batch that may be too small for all axes.
 
-    It keeps as many leading batch axes as divide `batch` rows, and the sequence
-    axes if they divide `length` columns. The other axes hold copies of the
-    tokens.
+    The result has as many of the first batch axes as can divide `batch` rows,
+    and the sequence axes if they can divide `length` columns. Along other axes,
+    devices have copies of the tokens.
     """
     rows = self.batch_axes
     while rows and batch % self.size(rows):
@@ -174,7 +175,7 @@ class Layout:
     return dataclasses.replace(self, batch_axes=rows, sequence_axes=columns)
 
   def size(self, axes: tuple[str, ...]) -> int:
-    """Product of the sizes of `axes`; 1 for none."""
+    """Number of devices along all of `axes` together; 1 for ()."""
     sizes = dict(self.sizes)
     total = 1
     for axis in axes:

@@ -68,9 +68,14 @@ class Task:
 
   @functools.cached_property
   def num_chars(self) -> int:
-    """Number of code points in the training documents; reads all of them."""
+    """Code points and codes in the training documents; reads all of them."""
     documents = self.documents('train')
-    return sum(len(text) for doc in documents for text in doc.values())
+    return sum(
+      len(doc[name])
+      for doc in documents
+      for name in ('inputs', 'targets')
+      if name in doc
+    )
 
 
 # Name -> task, and name of a mixture -> names of its tasks, as declared so far.

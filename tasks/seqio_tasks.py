@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -89,8 +90,42 @@ def register(
       metric_fns=[],
     )
   for name, tasks in registry.MIXTURES.items():
-    seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
+    features = {frozenset(registry.TASKS[task].features) for task in tasks}
+    if len(features) == 1:
+      seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
+    else:
+      seqio.MixtureRegistry.add_provider(name, StoreMixture(name, tasks))
     _mixtures.add(name)
+
+
+class StoreMixture(seqio.Mixture):
+  """A mixture whose tasks have different features, such as text and codes.
+
+  Only token stores of these tasks can be mixed; seqio cannot mix their
+  examples.
+  """
+
+  def __init__(self, name: str, tasks: Sequence[str]):
+    self._members = []
+    # seqio compares the features of the tasks that it is given.
+    super().__init__(name, tasks[:1], default_rate=_num_chars)
+    self._members = [seqio.TaskRegistry.get(task) for task in tasks]
+
+  @property
+  def tasks(self) -> list[seqio.Task]:
+    """All tasks of the mixture."""
+    return self._members or super().tasks
+
+  def get_rate(self, task: seqio.Task) -> float:
+    """The number of characters and codes of a task."""
+    return _num_chars(task)
+
+  def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+    """Raises ValueError, since examples of these tasks cannot be mixed."""
+    raise ValueError(
+      f'The tasks of {self.name} must have equal features for this, got'
+      ' different ones: mix their token stores with run.Data.train.'
+    )
 
 
 class Codes(seqio.PassThroughVocabulary):

@@ -59,7 +59,7 @@ ON_FEWER_DEVICES = {
 # Runs that need another number of devices than the 8 of the tests.
 NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
-  for n in ('pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
+  for n in ('chains', 'pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
 }
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']

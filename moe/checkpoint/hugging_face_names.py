@@ -70,6 +70,8 @@ _QK_NORM = (
   Row('self_attn.k_norm.weight', 'H', 'attention/key_norm/scale', 'H'),
 )
 _LATENT = (
+  # Queries have the first array alone, or the next three.
+  Row('self_attn.q_proj.weight', 'NH D', 'attention/query', 'DNH', paired='H'),
   Row('self_attn.q_a_proj.weight', 'Z D', 'attention/query_down', 'DZ'),
   Row('self_attn.q_a_layernorm.weight', 'Z', 'attention/query_norm/scale', 'Z'),
   Row(
@@ -138,6 +140,7 @@ LAYERS = {
     _NORMS + _ATTENTION + _QK_NORM + _DENSE
     + _ROUTER + _BIAS + _SHARED + _EXPERTS
   ),
+  'deepseek_v2': _NORMS + _LATENT + _DENSE + _ROUTER + _SHARED + _EXPERTS,
   'deepseek_v3': (
     _NORMS + _LATENT + _DENSE + _ROUTER + _BIAS + _SHARED + _EXPERTS
   ),
@@ -146,7 +149,7 @@ FUSED_LAYERS = {
   'mixtral': _NORMS + _ATTENTION + _ROUTER + _FUSED,
   **{
     kind: tuple(row for row in LAYERS[kind] if row not in _EXPERTS) + _FUSED
-    for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v3')
+    for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v2', 'deepseek_v3')
   },
 }
 # State that the next training step overwrites, so no file stores it.

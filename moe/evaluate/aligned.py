@@ -26,10 +26,10 @@ EXPLANATION = (
   ' that the same content costs equally many bits.',
   'Tokens, bytes and characters of the language itself cancel out: a vocabulary'
   ' or a script gains nothing by being counted otherwise.',
-  'Hidden are translation (which side was written first, how freely the other'
-  ' follows) and the genre of the set.',
-  'Hidden too is how much of each language the model was trained on: the gap'
-  ' between two languages is of this model, not of the languages.',
+  'The numbers hide the effects of translation: which side was written first,'
+  ' and how freely the other follows. They hide the genre of the set, too.',
+  'They hide how much of each language the model was trained on, too: a gap'
+  ' between two languages says something of this model, not of the languages.',
 )
 
 

@@ -143,6 +143,30 @@ def of_documents(
   )
 
 
+def of_shares(
+  name: str, right: np.ndarray, sizes: np.ndarray, command: str, unit: str
+) -> score.Score:
+  """The share of tokens that are right, over all documents.
+
+  Args:
+    name: name of the score.
+    right: number of right tokens of each document.
+    sizes: number of tokens of each document.
+    command: the command that gives the same number again.
+    unit: unit of the value.
+
+  Returns:
+    A score with a bootstrap interval over documents. A single document has no
+    interval.
+  """
+  right, sizes = np.asarray(right, np.float64), np.asarray(sizes, np.float64)
+  low = high = None
+  if right.size > 1:
+    low, high = _interval(right, sizes, _RESAMPLES_OF_SCORES, 0.95, 0)
+  value = float(right.sum() / sizes.sum())
+  return score.Score(name, value, low, high, right.size, command, unit, True)
+
+
 def of_mean(
   name: str,
   values: np.ndarray,

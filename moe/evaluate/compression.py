@@ -1,9 +1,14 @@
 """Baselines for bits per character: general compressors such as xz."""
 
 import gzip
-import importlib.util
 import lzma
+import sys
 from collections.abc import Callable, Sequence
+
+if sys.version_info >= (3, 14):
+  from compression import zstd
+else:
+  from backports import zstd
 
 # Marks the end of a document. UTF-8 text never has this byte.
 _END = b'\xff'
@@ -19,17 +24,11 @@ def _xz(data: bytes) -> bytes:
   return lzma.compress(data, lzma.FORMAT_RAW, filters=filters)
 
 
-def _compressors() -> dict[str, Callable[[bytes], bytes]]:
-  """The compressors of this Python version; zstd is included from 3.14 on."""
-  found = {
-    'gzip -9': lambda data: gzip.compress(data, 9, mtime=0),
-    'xz -9e': _xz,
-  }
-  if importlib.util.find_spec('compression'):
-    from compression import zstd  # Python 3.11 to 3.13 lack the module.
-
-    found['zstd -19'] = lambda data: zstd.compress(data, 19)
-  return found
+_COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+  'gzip -9': lambda data: gzip.compress(data, 9, mtime=0),
+  'zstd -19': lambda data: zstd.compress(data, 19),
+  'xz -9e': _xz,
+}
 
 
 def joined(texts: Sequence[str]) -> bytes:
@@ -58,7 +57,7 @@ def compressed_bits(
   data = joined(texts)
   bits = lambda size: 8 * size / chars
   found = {
-    name: bits(len(compress(data))) for name, compress in _compressors().items()
+    name: bits(len(compress(data))) for name, compress in _COMPRESSORS.items()
   }
   if train_texts:
     before = joined(train_texts)[-_XZ_WINDOW // 2 :]

@@ -43,13 +43,18 @@ def run_hashes(symbols: np.ndarray, length: int) -> np.ndarray:
   """
   if len(symbols) < length:
     return np.zeros(0, np.uint64)
-  spread = (symbols.astype(np.uint64) + np.uint64(1)) * _BASE
-  spread ^= spread >> np.uint64(31)
+  spread = _spread(symbols)
   hashes = np.zeros(len(symbols) - length + 1, np.uint64)
   for start in range(length):
     part = spread[start : start + len(hashes)]
     hashes = hashes * _BASE + part
   return hashes
+
+
+def _spread(symbols: np.ndarray) -> np.ndarray:
+  """A 64-bit number for each symbol; close symbols get distant numbers."""
+  spread = (symbols.astype(np.uint64) + np.uint64(1)) * _BASE
+  return spread ^ (spread >> np.uint64(31))
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -115,3 +120,42 @@ def _is_member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
   """Whether each value occurs in the sorted array `ordered`."""
   place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
   return ordered[place] == values
+
+
+def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
+  """The length of the longest run of each text that the training text has.
+
+  Runs of one character are sought first. A run of n + 1 characters can occur
+  only where a run of n has been found, so fewer places remain in each round.
+  """
+  # A NUL keeps the texts apart. No training text has this character.
+  own = _code_points(''.join(f'{text}\0' for text in texts))
+  owner = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])
+  own_places, own_hashes = np.flatnonzero(own), np.zeros((), np.uint64)
+  codes = _code_points(train_text)
+  places = np.flatnonzero(np.isin(codes, own))
+  hashes = np.zeros((), np.uint64)
+  longest, length = np.zeros(len(texts), int), 0
+  while True:
+    places, hashes = _one_more(codes, places, hashes, length)
+    own_places, own_hashes = _one_more(own, own_places, own_hashes, length)
+    if not len(places) or not len(own_places):
+      return longest.tolist()
+    is_kept = _is_member(hashes, np.unique(own_hashes))
+    places, hashes = places[is_kept], hashes[is_kept]
+    if not len(places):
+      return longest.tolist()
+    is_kept = _is_member(own_hashes, np.unique(hashes))
+    own_places, own_hashes = own_places[is_kept], own_hashes[is_kept]
+    length += 1
+    longest[owner[own_places]] = length
+
+
+def _one_more(
+  codes: np.ndarray, places: np.ndarray, hashes: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The places and hashes of runs that have one character more."""
+  is_inside = places + length < len(codes)
+  places = places[is_inside]
+  hashes = np.broadcast_to(hashes, is_inside.shape)[is_inside]
+  return places, hashes * _BASE + _spread(codes[places + length])

@@ -2,7 +2,7 @@
 
 import collections
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,11 +39,33 @@ def ngram_bits(
     ValueError: if `order` is below 1, or if there is no character to count or
       to score.
   """
+  held_out_texts = list(held_out_texts)
+  num_chars = sum(map(len, held_out_texts))
+  bits = document_bits(train_texts, held_out_texts, order)
+  return float(bits.sum() / num_chars)
+
+
+def document_bits(
+  train_texts: Iterable[str],
+  held_out_texts: Sequence[str],
+  order: int,
+  with_end: bool = True,
+) -> np.ndarray:
+  """Bits of each held-out text, see `ngram_bits`.
+
+  Args:
+    train_texts: texts to count.
+    held_out_texts: texts to score.
+    order: 1 for unigrams, 2 for bigrams, and so on.
+    with_end: whether the bits of the end mark are included.
+
+  Returns:
+    float64 [number of held-out texts].
+  """
   if order < 1:
     raise ValueError(f'order={order} must be at least 1: use 1 for unigrams.')
   train, held_out = _symbols(train_texts), _symbols(held_out_texts)
-  num_chars = int((held_out != _END).sum())
-  if not num_chars or not (train != _END).any():
+  if not (held_out != _END).any() or not (train != _END).any():
     raise ValueError(
       'n-grams need a character to count and one to score, got'
       f' {train.size} and {held_out.size} symbols: pass texts that are not'
@@ -62,7 +84,11 @@ def ngram_bits(
     keys, gram = np.unique(context * alphabet.size + char, return_inverse=True)
     prob = _interpolate(prob, context, gram, train.size)
     context = np.where(is_start, keys.size, np.roll(gram, 1))
-  return float(-np.log2(prob).sum() / num_chars)
+  begins = np.flatnonzero(is_start[train.size :])
+  bits = -np.log2(prob)
+  if not with_end:
+    bits[held_out == _END] = 0
+  return np.add.reduceat(bits, begins)
 
 
 def _interpolate(

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from moe.modalities import residues
+from moe.modalities.protein import Chain
+
 # Residues are in contact if their CB atoms are nearer than this, in Angstrom.
 CONTACT = 8.0
 _CUTOFF = 15.0
@@ -154,3 +157,27 @@ def num_clashes(points: np.ndarray, least: float = 3.0) -> int:
   """Number of pairs of CA atoms, except neighbours, below `least` Angstrom."""
   near = _distances(points) < least
   return int(np.triu(near & (_separation(len(points)) > 1)).sum())
+
+
+def secondary_structure(chain: Chain) -> np.ndarray:
+  """The kind of each residue by P-SEA, which reads CA atoms alone.
+
+  Args:
+    chain: a chain whose CA atoms are all known.
+
+  Returns:
+    int [I]: 0 helix, 1 strand, 2 coil, -1 unknown.
+  """
+  from biotite import structure  # Takes half a second to import.
+
+  size = chain.codes.size
+  atoms = structure.AtomArray(size)
+  atoms.coord = chain.atoms[:, 1]
+  atoms.chain_id[:] = 'A'
+  atoms.res_id[:] = np.arange(1, size + 1)
+  atoms.res_name[:] = [(*residues.NAMES, 'UNK')[code] for code in chain.codes]
+  atoms.atom_name[:] = 'CA'
+  atoms.element[:] = 'C'
+  return np.array(
+    ['abc'.find(kind) if kind else -1 for kind in structure.annotate_sse(atoms)]
+  )

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from moe.infer.forms import CHINESE
@@ -122,25 +122,6 @@ def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
   return len(ends) > 1 and bool(set.intersection(*ends))
 
 
-def distinct(texts: Iterable[str], size: int = 2) -> float:
-  """The number of different n-grams over the number of all n-grams."""
-  counts = collections.Counter(
-    text[i : i + size] for text in texts for i in range(len(text) - size + 1)
-  )
-  return len(counts) / counts.total() if counts else 0.0
-
-
-def longest_copied_run(text: str, train_text: str) -> int:
-  """Length of the longest run of a text that the training text contains."""
-  longest = start = 0
-  for end in range(1, len(text) + 1):
-    # Move the start until the training text contains text[start:end].
-    while start < end and text[start:end] not in train_text:
-      start += 1
-    longest = max(longest, end - start)
-  return longest
-
-
 def class_agreement(
   up: str, down: str, classes: Mapping[str, str]
 ) -> tuple[int, int]:
@@ -216,123 +197,3 @@ def load_readings() -> Readings:
     return tuple(found)
 
   return readings
-
-
-def measure(
-  poems: Sequence[str],
-  forms: Sequence[tuple[int, int]],
-  train_text: str,
-  readings: Readings,
-  entering: frozenset[str],
-) -> dict[str, float]:
-  """Computes the numbers of the poet's card, the part of a scorecard on verse.
-
-  All numbers are from 0 to 1, except the length of the longest copied run.
-
-  Args:
-    poems: poems without titles.
-    forms: (lines, characters in a line) that each poem should have.
-    train_text: all training text.
-    readings: gives the readings of a character.
-    entering: characters of the entering tone.
-  """
-  split = [lines_of(poem) for poem in poems]
-  lines = [line for poem in split for line in poem]
-  pairs = [
-    pair for poem in split for pair in zip(poem[::2], poem[1::2], strict=False)
-  ]
-  is_kept = [
-    is_form_kept(poem, *form) for poem, form in zip(poems, forms, strict=True)
-  ]
-  return {
-    'form kept, share of poems': _mean(is_kept),
-    'level and oblique alternate, share of lines': _mean(
-      [is_tone_pattern_kept(line, readings, entering) for line in lines]
-    ),
-    'rhyme by 中華新韻, share of poems': _mean(
-      [is_rhymed(poem, readings) for poem in split]
-    ),
-    'tones of a couplet opposed, share of couplets': _mean(
-      [are_tones_opposed(*pair, readings, entering) for pair in pairs]
-    ),
-    **_originality(poems, lines, train_text),
-  }
-
-
-def _mean(values: Sequence[float]) -> float:
-  return sum(values) / len(values) if values else 0.0
-
-
-def _originality(
-  texts: Sequence[str], lines: Sequence[str], train_text: str
-) -> dict[str, float]:
-  """Measures how much is copied, and how varied the lines are."""
-  return {
-    'lines that stand in the training text': _mean(
-      [line in train_text for line in lines]
-    ),
-    'longest copied run, mean characters': _mean(
-      [longest_copied_run(text, train_text) for text in texts]
-    ),
-    'distinct pairs of characters': distinct(lines),
-  }
-
-
-def measure_couplets(
-  firsts: Sequence[str],
-  seconds: Sequence[str],
-  train_text: str,
-  readings: Readings,
-  entering: frozenset[str],
-) -> dict[str, float]:
-  """Computes the numbers of second lines of couplets, given the first lines."""
-  pairs = list(zip(firsts, seconds, strict=True))
-  classes = load_classes()
-  found = [class_agreement(*pair, classes) for pair in pairs]
-  agreeing, known = (sum(column) for column in zip(*found, strict=True))
-  return {
-    'as long as the first line, share of couplets': _mean(
-      [is_form_kept(down, 1, len(up)) for up, down in pairs]
-    ),
-    'tones opposed, share of couplets': _mean(
-      [are_tones_opposed(*pair, readings, entering) for pair in pairs]
-    ),
-    'word classes agree, share of places': agreeing / max(known, 1),
-    'characters of the first line in the second': _mean(
-      [_mean([char in up for char in down]) for up, down in pairs]
-    ),
-    **_originality(seconds, seconds, train_text),
-  }
-
-
-def measure_lyrics(
-  lyrics: Sequence[str],
-  shapes: Sequence[Container[tuple[int, ...]]],
-  train_text: str,
-  readings: Readings,
-) -> dict[str, float]:
-  """Computes the numbers of ci, lyrics that follow the form of a tune.
-
-  Args:
-    lyrics: lyrics without the names of their tunes.
-    shapes: for each lyric, the shapes that its tune has, see `shape_of`.
-    train_text: all training text.
-    readings: gives the readings of a character.
-  """
-  return {
-    'a form of its tune, share of lyrics': _mean(
-      [shape_of(x) in known for x, known in zip(lyrics, shapes, strict=True)]
-    ),
-    'first line as long as its tune has it, share of lyrics': _mean(
-      [
-        shape_of(x)[:1] in {shape[:1] for shape in known}
-        for x, known in zip(lyrics, shapes, strict=True)
-      ]
-    ),
-    'sentence ends in one class of 中華新韻, mean share': _mean(
-      [shared_rhyme(lyric, readings) for lyric in lyrics]
-    ),
-    **_originality(
-      lyrics, [line for x in lyrics for line in lines_of(x)], train_text
-    ),
-  }

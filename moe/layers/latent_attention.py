@@ -29,7 +29,8 @@ class LatentAttention(nn.Module):
 
   Attributes:
     num_heads: N.
-    query_rank: Z of the queries.
+    query_rank: Z of the queries; with 0 they have no latent, as in
+      DeepSeek-V2-Lite.
     kv_rank: Z of keys and values.
     content_dim: features of a query or key head without position.
     rope_dim: features with position; even.
@@ -59,9 +60,9 @@ class LatentAttention(nn.Module):
   output_scale: float = 1.0
 
   def __post_init__(self):
-    ranks = ('query_rank', 'kv_rank')
     widths = ('content_dim', 'rope_dim', 'value_dim')
-    check_sizes(self, ('num_heads', *ranks, *widths))
+    check_sizes(self, ('num_heads', 'kv_rank', *widths))
+    bounds.at_least(0, 'QUERY_RANK', self.query_rank, 'a size of attention')
     bounds.within(
       'norm_epsilon', self.norm_epsilon, 'keeps roots above 0', above=0
     )
@@ -150,13 +151,18 @@ class LatentAttention(nn.Module):
   def _queries(self, x_BTD: Array, mask: MaskSpec) -> tuple[Array, Array]:
     """Content and rotary queries of every head."""
     D, Z, H = x_BTD.shape[-1], self.query_rank, self.content_dim
-    w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
-    latent_BTZ = self._norm('query_norm')(einsum('BTD,DZ->BTZ', x_BTD, w_DZ))
-    w_ZNH = self._matrix(
-      'query_up',
-      (Z, self.num_heads, H + self.rope_dim),
-      (axes.LATENT, axes.HEADS, axes.KV),
-    )
+    heads = self.num_heads, H + self.rope_dim
+    if Z:
+      w_DZ = self._matrix('query_down', (D, Z), (axes.EMBED, axes.LATENT))
+      latent_BTZ = self._norm('query_norm')(einsum('BTD,DZ->BTZ', x_BTD, w_DZ))
+      w_ZNH = self._matrix(
+        'query_up', (Z, *heads), (axes.LATENT, axes.HEADS, axes.KV)
+      )
+    else:
+      latent_BTZ = x_BTD
+      w_ZNH = self._matrix(
+        'query', (D, *heads), (axes.EMBED, axes.HEADS, axes.KV)
+      )
     q_BTNH = self._heads(latent_BTZ, w_ZNH)
     scale = self.rope.latent_score_scale
     if scale != 1.0:

@@ -15,18 +15,19 @@ from moe.types import Array, Layout
 
 
 class Ahead(nn.Module):
-  """One more block, which reads hidden states and the next tokens.
+  """One more block, which reads the last hidden states and the next tokens.
 
   This is multi-token prediction with depth 1: DeepSeek-V3 (2024), section 2.2,
-  https://arxiv.org/abs/2412.19437. It uses the embedding and head of the model.
-  Unlike in the paper, this block is dense, so it adds nothing to the losses and
-  statistics of routers. In a sparse model it has the active FLOPs of a sparse
-  block.
+  https://arxiv.org/abs/2412.19437. The block shares the model's embedding and
+  head. Unlike in the paper, the block is dense, so it adds nothing to the
+  losses and statistics of routers. In a sparse model it has the same active
+  FLOPs as a sparse block.
 
   Attributes:
     block: makes the block.
     is_sparse: whether the blocks of the model are sparse.
-    policy: rematerialisation policy of the block; None keeps all its tensors.
+    policy: rematerialisation policy of the block; with None, all tensors of the
+      block are kept for the backward pass.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -46,12 +47,12 @@ class Ahead(nn.Module):
     info: TokenInfo,
     train: bool,
   ) -> Array:
-    """Hidden states [B, T, D], for predicting the token after the next one.
+    """Returns [B, T, D], from which the head predicts the token after the next.
 
     Args:
-      x_BTD: hidden states of the model.
+      x_BTD: activations after the model's last block.
       next_BTD: embeddings of the next tokens.
-      mask: which tokens see which.
+      mask: which tokens attend to which.
       info: what routers read about the tokens.
       train: whether this is training.
     """

@@ -1,4 +1,4 @@
-"""The description of a model as plain values, for planning and checks."""
+"""A model's layers and sizes as plain values, for planning and checks."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from moe.layers.anatomy import (
 
 @dataclasses.dataclass(frozen=True)
 class LayerAnatomy:
-  """One block: attention, and a dense network or experts.
+  """The layers of one block: attention, then a dense network or experts.
 
   Attributes:
     attention: the attention layer.
@@ -30,7 +30,7 @@ class LayerAnatomy:
 
   @property
   def network(self) -> FeedForwardAnatomy:
-    """The dense network, or one of the experts."""
+    """The dense network, or a single expert of a sparse block."""
     return self.experts.expert if self.experts else self.feed_forward
 
 
@@ -47,8 +47,8 @@ class Anatomy:
     prefix: blocks before the first period, in order.
     period: the group of blocks that repeats, in order; empty if none repeats.
     num_periods: number of periods; each has its own parameters.
-    predicts_ahead: whether training has one more block, dense, that predicts
-      the token after the next one; `layers` does not include it.
+    predicts_ahead: whether training has one more, dense block, which predicts
+      the token after the next one; `layers` does not include this block.
   """
 
   d_model: int
@@ -73,29 +73,29 @@ class Anatomy:
 
   @property
   def experts(self) -> ExpertsAnatomy | None:
-    """The sparse layer, the same in all sparse blocks; None without one."""
+    """The sparse layer, which is the same in all sparse blocks; else None."""
     found = (block.experts for block in self.period if block.experts)
     return next(found, None)
 
   @property
   def num_active(self) -> float:
-    """Experts that compute for one token; 0 in a dense model."""
+    """Number of experts that process each token; 0 in a dense model."""
     return self.experts.num_active if self.experts else 0
 
   @property
   def num_sparse(self) -> int:
-    """Blocks with experts."""
+    """Number of blocks with experts."""
     return sum(block.experts is not None for block in self.layers)
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-  """Returns the model's description of itself, and so checks all its sizes.
+  """Returns the layers and sizes of a model, which also checks them.
 
   Args:
     model: a model with an `anatomy` method, such as `decoder.Decoder`.
 
   Raises:
-    ValueError: for the first size or choice that is out of range; each part is
-      built once and checks itself.
+    ValueError: for the first size or choice that is out of range. Each part is
+      built once and checks its own sizes.
   """
   return model.anatomy()

@@ -26,9 +26,10 @@ class Block(nn.Module):
     moe: makes the sparse feed-forward layer.
     is_sparse: whether this block has the sparse layer.
     dense_twin: whether a dense layer with the same active FLOPs replaces the
-      sparse layer. It is as wide as all experts of one token together.
+      sparse layer. The dense layer is as wide as all experts of one token
+      together.
     dropout_rate: dropout of both residual branches in training.
-    output_scale: factor of the initial values of the last product of each
+    output_scale: factor of the initial values of the last matrix of each
       residual branch.
     residual_scale: factor of the output of each residual branch.
     router_scale: factor of the router's initial values.
@@ -77,7 +78,7 @@ class Block(nn.Module):
     return LayerAnatomy(attention, feed_forward=twin, twin_of=experts)
 
   def update_state(self, state: PyTree) -> PyTree:
-    """This block's state after a step."""
+    """Returns this block's state after a step."""
     moe = self.moe(parent=None)
     return {'moe': moe.update_state(state['moe'])}
 
@@ -128,7 +129,7 @@ class Block(nn.Module):
     return x_BTD, cache, outputs
 
   def _scaled(self, y_BTD: Array) -> Array:
-    """The output of a residual branch times `residual_scale`."""
+    """Multiplies the output of a residual branch by `residual_scale`."""
     if self.residual_scale == 1:
       return y_BTD
     return y_BTD * jnp.asarray(self.residual_scale, y_BTD.dtype)

@@ -29,7 +29,8 @@ from moe.types import (
 )
 
 DTYPES = ('bfloat16', 'float16', 'float32')
-# The logit of an id that does not compete; a finite number keeps sums finite.
+# The logit of an id that is excluded from a softmax. It is finite, so sums with
+# it stay finite.
 _BARRED = -1e9
 
 
@@ -42,19 +43,21 @@ class Decoder(nn.Module):
     d_model: D.
     tie_embeddings: whether the head uses the embedding table. Hugging Face:
       tie_word_embeddings.
-    extra_tables: (name, size) of further integers of each token, from 0 to
-      size - 1, such as the row and the column of an image code. The model adds
-      a learned vector for each of them to the token's vector. Text has zeros.
-    ranges: (name, size) of each range of ids beside text. Each range then has
-      its own softmax; see `moe.modalities.ids`. () for one softmax over all.
-    code_levels: levels of the channels of an image code. The model then adds a
-      linear map of the code's quantised values to its vector, so that similar
-      codes have similar vectors.
-    embedding_scale: factor of embeddings; by default the square root of D.
-      Models in Hugging Face's formats use 1.
+    extra_tables: (name, size) of further integers of each token, such as the
+      row and the column of an image code. The integers are from 0 to size - 1;
+      tokens of text have 0. For each integer, the model adds a learned vector
+      to the token's embedding.
+    ranges: (name, size) of each range of ids beside text, see
+      `moe.modalities.ids`. Text and each of these ranges then have a softmax of
+      their own. () for one softmax over all ids.
+    code_levels: number of levels of each channel of an image code. The model
+      then adds a linear map of the code's quantised values to the code's
+      embedding, so that similar codes have similar vectors. () adds nothing.
+    embedding_scale: factor of embeddings; None for the square root of D. Models
+      in Hugging Face's formats use 1.
     norm_epsilon: epsilon of the last norm. Hugging Face: rms_norm_eps.
     layout: mesh axes by use.
-    dtype: compute dtype, as a name such as 'bfloat16'.
+    dtype: name of the compute dtype, such as 'bfloat16'.
     parametrisation: how initial values and learning rates depend on width and
       depth; None if they do not.
     predicts_ahead: whether training has one more block, which predicts the
@@ -108,7 +111,7 @@ class Decoder(nn.Module):
 
   @property
   def ids(self) -> ids_lib.IdSpace | None:
-    """The id space of the ranges; None if one softmax has all ids."""
+    """The ranges of ids; None if there is a single softmax over all ids."""
     if not self.ranges:
       return None
     others = dict(self.ranges)
@@ -136,7 +139,7 @@ class Decoder(nn.Module):
     )
 
   def extras(self) -> tuple[Extra, ...]:
-    """Further arrays of a batch that the model reads."""
+    """The arrays that the model reads beside the fields of every batch."""
     return tuple(Extra(name) for name, _ in self.extra_tables)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
@@ -156,7 +159,7 @@ class Decoder(nn.Module):
   def __call__(
     self, batch: TokenBatch, cache: Cache | None = None, train: bool = False
   ) -> Outputs:
-    """Hidden states of a batch."""
+    """Returns the hidden states of a batch, with the other `Outputs`."""
     dtype = jnp.dtype(self.dtype)
     embed = embedding.Embedding(
       self.vocab_size,
@@ -205,7 +208,7 @@ class Decoder(nn.Module):
     return Outputs(hidden, {}, cache, losses, metrics, ahead)
 
   def _stack(self, **options: PyTree) -> Stack:
-    """The stack, with the factors of the parametrisation."""
+    """Makes the stack, with the factors of the parametrisation."""
     scales = self.parametrisation
     if scales:
       options['router_scale'] = scales.router_scale(self.d_model)
@@ -214,12 +217,12 @@ class Decoder(nn.Module):
     return self.stack(**options)
 
   def _code_vectors(self, tokens_BT: Array, dtype: jnp.dtype) -> Array:
-    """Vectors [B, T, D] of the values of image codes; 0 for other tokens."""
+    """Maps the values of image codes to [B, T, D]; other tokens have zeros."""
     begin, size = self.ids.begin('image'), self.ids.image
     is_code_BT = (tokens_BT >= begin) & (tokens_BT < begin + size)
     codes_BT = jnp.where(is_code_BT, tokens_BT - begin, 0)
     values_BTQ = image.values_of(codes_BT, self.code_levels)
-    # The values have about unit size, like the vectors of tokens.
+    # The values are about 1 in size, like the elements of token embeddings.
     x_BTD = nn.Dense(
       self.d_model,
       use_bias=False,
@@ -232,7 +235,7 @@ class Decoder(nn.Module):
     return jnp.where(is_code_BT[..., None], x_BTD, 0)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits in which only ids of the target's range compete.
+    """Sets logits of ids outside the target's range or unknown to `_BARRED`.
 
     Args:
       logits: float32 [..., V].
@@ -254,8 +257,8 @@ class Decoder(nn.Module):
     Args:
       params: parameters of the model.
       hidden: [..., D].
-      section: a range of `ranges`, whose codes alone get logits; None for all
-        ids.
+      section: name of one of the `ranges`. Then only its ids get logits, and V
+        is their number. None for all ids.
     """
     name = 'embedding' if self.tie_embeddings else 'output'
     if self.parametrisation:

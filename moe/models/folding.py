@@ -1,9 +1,10 @@
-"""From residues to a structure: a sparse trunk, folding blocks, a structure.
+"""The folding model: it predicts structures of proteins from their residues.
 
-The trunk is a decoder that reads a chain as one block, so each residue sees
-all. A learned mix of the states of its layers gives residues and pairs; folding
-blocks improve them, and AlphaFold 2's structure module places the atoms. The
-result can be read again (recycling).
+The trunk is a decoder that reads a chain as one attention block, so each
+residue sees all others. A learned mean of the trunk's activations over its
+layers gives a vector for each residue and for each pair of residues. Folding
+blocks refine these vectors. Then AlphaFold 2's structure module places the
+atoms. The model can read its own result again (recycling).
 """
 
 from collections.abc import Callable
@@ -21,20 +22,21 @@ from moe.models.decoder import DTYPES, Decoder
 from moe.models.folding_block import FoldingBlock, stacked
 from moe.types import Array, Batch, Outputs, TokenBatch
 
-# Residues further apart than this share one vector of relative positions.
+# Pairs of residues that are further apart in the chain share one vector.
 MAX_RELATIVE = 32
-# Bins of the recycled distances in Angstrom, as in ESMFold.
+# (first edge, last edge, number of edges) of the bins of recycled distances,
+# in Angstrom, as in ESMFold.
 _RECYCLED_EDGES = (3.375, 21.375, 14)
 DISTOGRAM_BINS, PLDDT_BINS, ERROR_BINS = 64, 50, 64
 
 
 class Recycled(NamedTuple):
-  """What a pass tells the next one.
+  """What a pass gives to the next pass.
 
   Attributes:
-    s: [B, I, D].
-    pair: [B, I, J, Z].
-    cb: [B, I, 3], places of CB atoms in Angstrom.
+    s: vectors of the residues, [B, I, D].
+    pair: vectors of the pairs, [B, I, J, Z].
+    cb: coordinates of the CB atoms, [B, I, 3], in Angstrom.
   """
 
   s: Array
@@ -46,13 +48,14 @@ class Folded(NamedTuple):
   """A predicted structure.
 
   Attributes:
-    structure: frames, torsions and states of each layer.
-    atoms: [B, I, 14, 3] in Angstrom.
-    groups: [B, I, 8], frames of the rigid groups.
-    distogram: logits [B, I, J, 64].
-    plddt: logits [B, I, 50].
-    errors: logits [B, I, J, 64] of aligned errors.
-    recycled: for the next pass.
+    structure: frames, torsions and states after each layer of the structure
+      module.
+    atoms: coordinates [B, I, 14, 3] in Angstrom.
+    groups: frames of the rigid groups, [B, I, 8].
+    distogram: logits [B, I, J, 64] of binned distances.
+    plddt: logits [B, I, 50] of the binned lDDT of each residue.
+    errors: logits [B, I, J, 64] of binned aligned errors.
+    recycled: what this pass gives to the next pass.
   """
 
   structure: Structure
@@ -65,7 +68,7 @@ class Folded(NamedTuple):
 
 
 def token_batch(batch: Batch) -> TokenBatch:
-  """What the trunk reads of a batch; the tokens of a chain see each other."""
+  """Returns the trunk's input, which makes each chain one attention block."""
   valid_BI = batch['valid'].astype(jnp.int32)
   return TokenBatch(
     tokens=batch['tokens'],
@@ -84,7 +87,7 @@ class Folder(nn.Module):
   Attributes:
     block: makes a folding block.
     structure: makes the structure module.
-    num_blocks: folding blocks.
+    num_blocks: number of folding blocks.
     remat: see `Folding`.
     dtype: compute dtype of the blocks.
   """
@@ -104,13 +107,13 @@ class Folder(nn.Module):
     last: Recycled,
     train: bool,
   ) -> Folded:
-    """The structure of each chain.
+    """Predicts the structure of each chain.
 
     Args:
-      s_BID: residues.
-      pair_BIJZ: pairs.
+      s_BID: vectors of the residues.
+      pair_BIJZ: vectors of the pairs.
       batch: a batch of chains.
-      last: what the pass before found; zeros before the first pass.
+      last: what the previous pass found; zeros in the first pass.
       train: whether this is training.
     """
     D, Z = s_BID.shape[-1], pair_BIJZ.shape[-1]
@@ -131,7 +134,8 @@ class Folder(nn.Module):
     s_BID, pair_BIJZ = stacked(
       self.block, self.num_blocks, self.remat == 'full', self.dtype, train
     )((s_BID, pair_BIJZ), valid_BI)[0]
-    # Coordinates and confidence are float32, whatever the blocks compute in.
+    # Coordinates and confidence are float32, whatever the dtype of the blocks
+    # is.
     s, pair = s_BID.astype(jnp.float32), pair_BIJZ.astype(jnp.float32)
     found = self.structure(name='structure')(s, pair, valid_BI)
     frames = rigid.Rigid(
@@ -160,12 +164,12 @@ class Folder(nn.Module):
 
 
 class PairTable(nn.Module):
-  """A learned vector for each of a few integers.
+  """A table with a learned vector for each integer from 0 to size - 1.
 
   Attributes:
-    size: how many integers.
-    width: of a vector.
-    dtype: of the result.
+    size: number of integers.
+    width: length of a vector.
+    dtype: dtype of the result.
   """
 
   size: int
@@ -174,7 +178,7 @@ class PairTable(nn.Module):
 
   @nn.compact
   def __call__(self, index: Array) -> Array:
-    """Vectors [..., Z] of integers [...]."""
+    """Returns the vectors [..., Z] of integers [...]."""
     init = nn.with_logical_partitioning(
       nn.initializers.normal(0.02), (None, axes.LATENT)
     )
@@ -189,11 +193,11 @@ class Folding(nn.Module):
     trunk: the decoder that reads the residues.
     block: makes a folding block.
     structure: makes the structure module.
-    num_blocks: folding blocks.
-    width: D of the residues in folding blocks.
-    pair_width: Z.
-    remat: 'full' computes each folding block again in the backward pass, 'none'
-      keeps everything.
+    num_blocks: number of folding blocks.
+    width: D, the width of residues in folding blocks.
+    pair_width: Z, the width of pairs.
+    remat: with 'full' the backward pass computes each folding block again; with
+      'none' all activations are kept.
     dtype: compute dtype of the folding blocks; the structure is float32.
   """
 
@@ -216,26 +220,27 @@ class Folding(nn.Module):
     super().__post_init__()
 
   def check(self):
-    """Raises ValueError if a number of a part is out of range."""
+    """Raises ValueError if a size of a part is out of range."""
     self.trunk.anatomy()
     self.block(parent=None)
     self.structure(parent=None).attention(parent=None)
 
   @property
   def has_dropout(self) -> bool:
-    """Whether training drops values in folding blocks."""
+    """Whether folding blocks use dropout in training."""
     return self.block(parent=None).dropout_rate > 0
 
   @property
   def numbers_per_pair(self) -> int:
-    """Numbers that a pass holds for each pair of residues, about."""
+    """About how many numbers a pass holds in memory per pair of residues."""
     heads = self.structure(parent=None).attention(parent=None)
     points = heads.num_heads * (3 * heads.num_query_points + 2)
-    # Factors and gates of triangles, logits of three heads, point distances.
+    # In this order: factors and gates of triangle layers, logits of heads,
+    # and distances between points of the attention in the structure module.
     return 16 * self.pair_width + 4 * 64 + points
 
   def setup(self):
-    """Makes all parts."""
+    """Makes the submodules."""
     dtype, D, Z = jnp.dtype(self.dtype), self.width, self.pair_width
     self.state_norm = LayerNorm(axes.EMBED, dtype)
     self.state_in = Linear((D,), (axes.EMBED, None), dtype=dtype)
@@ -246,12 +251,12 @@ class Folding(nn.Module):
     )
 
   def __call__(self, batch: Batch) -> Folded:
-    """One pass over a batch without recycling: it makes all parameters."""
+    """Folds without recycling; `init` calls this to make all parameters."""
     s_BID, pair_BIJZ, _ = self.read(batch, train=False)
     return self.fold(s_BID, pair_BIJZ, batch, self.nothing(batch), train=False)
 
   def read(self, batch: Batch, train: bool) -> tuple[Array, Array, Outputs]:
-    """(residues [B, I, D], pairs [B, I, J, Z], outputs of the trunk)."""
+    """Runs the trunk; returns (residues, pairs, outputs of the trunk)."""
     outputs = self.trunk(token_batch(batch), None, train)
     hidden = self.state_norm(outputs.hidden)
     both = self.pair_in(hidden)
@@ -275,7 +280,7 @@ class Folding(nn.Module):
     return self.folder(s_BID, pair_BIJZ, batch, last, train)
 
   def nothing(self, batch: Batch) -> Recycled:
-    """What the first pass reads in place of an earlier one."""
+    """Returns zeros, which the first pass reads: it has no previous pass."""
     B, T = batch['tokens'].shape
     dtype = jnp.dtype(self.dtype)
     return Recycled(

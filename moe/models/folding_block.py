@@ -1,4 +1,4 @@
-"""A block that improves residues and pairs by each other, and its stack."""
+"""The folding block, which refines residues and pairs, and a stack of them."""
 
 from collections.abc import Callable
 
@@ -18,18 +18,22 @@ from moe.types import Array
 
 
 class FoldingBlock(nn.Module):
-  """Residues attend with a bias from pairs; pairs learn from residues.
+  """Refines residues, by attention with a bias from pairs; then refines pairs.
 
-  As in Lin et al. (2023), ESMFold, https://doi.org/10.1126/science.ade2574. All
-  last products are 0 at the start, so a new block changes nothing.
+  As in Lin et al. (2023), ESMFold, https://doi.org/10.1126/science.ade2574. The
+  last matrix of every residual branch is 0 at first, so a new block changes
+  nothing.
 
   Attributes:
     num_heads: heads of the attention of residues.
-    head_dim: their width.
-    triangle_heads: heads of both triangle attentions; 0 for none.
-    triangle_head_dim: their width.
-    transition_factor: width of hidden layers over that of their input.
-    dropout_rate: dropout in training; of pairs, whole rows or columns.
+    head_dim: width of one of these heads.
+    triangle_heads: heads of each of the two triangle attentions; 0 for a block
+      without these attentions.
+    triangle_head_dim: width of a head of triangle attention.
+    transition_factor: width of a hidden layer divided by the width of its
+      input.
+    dropout_rate: dropout rate in training. A row or a column of pairs is
+      dropped as a whole.
     dtype: compute dtype.
     train: whether this is training.
   """
@@ -59,7 +63,7 @@ class FoldingBlock(nn.Module):
   def __call__(
     self, s_BID: Array, pair_BIJZ: Array, valid_BI: Array
   ) -> tuple[Array, Array]:
-    """(residues [B, I, D], pairs [B, I, J, Z]) after the block."""
+    """Returns the refined (residues [B, I, D], pairs [B, I, J, Z])."""
     Z, dtype = pair_BIJZ.shape[-1], self.dtype
     bias = Linear(
       (self.num_heads,), (axes.LATENT, axes.HEADS), dtype=dtype, name='bias'
@@ -97,7 +101,7 @@ class FoldingBlock(nn.Module):
   def _dropped(
     self, x: Array, name: str, shared: tuple[int, ...] = ()
   ) -> Array:
-    """Dropout; along shared dims all places are dropped or none."""
+    """Applies dropout; elements along a `shared` dim are dropped together."""
     return nn.Dropout(
       self.dropout_rate,
       broadcast_dims=shared,
@@ -123,7 +127,7 @@ class _Step(nn.Module):
   def __call__(
     self, carry: tuple[Array, Array], valid_BI: Array
   ) -> tuple[tuple[Array, Array], None]:
-    """(residues, pairs) after a block, and None, which a loop wants."""
+    """Returns the carry and the output of `nn.scan`; the output is None."""
     block = self.block(dtype=self.dtype, train=self.train, name='block')
     return block(*carry, valid_BI), None
 
@@ -135,11 +139,11 @@ def stacked(
   dtype: jnp.dtype,
   train: bool,
 ) -> nn.Module:
-  """The stack of blocks, which one loop runs.
+  """Makes a stack of blocks, as a scan over one block.
 
   Args:
     block: makes a block.
-    num_blocks: how many.
+    num_blocks: number of blocks.
     is_rematerialised: whether the backward pass computes each block again.
     dtype: compute dtype.
     train: whether this is training.

@@ -1,4 +1,4 @@
-"""A model as pure functions, the only form that training and inference see."""
+"""Models as pure functions, the only form that training and inference see."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Functional:
-  """Pure functions of one model.
+  """Pure functions of one language model.
 
   Attributes:
     module: the model.
@@ -43,26 +43,26 @@ class Functional:
 
   @property
   def extras(self) -> tuple[Extra, ...]:
-    """Further arrays of a batch that the model reads."""
+    """The arrays that the model reads beside the fields of every batch."""
     return self.module.extras()
 
   @property
   def ids(self) -> IdSpace | None:
-    """The ranges that have a softmax of their own; None for one softmax."""
+    """The ranges of ids; None if there is a single softmax over all ids."""
     return self.module.ids
 
   def init(
     self, key: Array, batch_shapes: TokenBatch
   ) -> tuple[PyTree, PyTree, PyTree]:
-    """Parameters, state and the logical axes of each parameter.
+    """Makes parameters and state, and tells the parameters' logical axes.
 
     Args:
       key: random key.
-      batch_shapes: a batch, or shapes of one.
+      batch_shapes: a batch, or the shapes of its arrays.
 
     Returns:
       (params, state, logical_axes). logical_axes has the structure of params;
-      each leaf is a tuple with a name or None for each dim.
+      each leaf is a tuple that has, for each dim, an axis name or None.
     """
     batch = jax.tree.map(
       lambda s: jax.numpy.zeros(s.shape, s.dtype), batch_shapes
@@ -80,7 +80,7 @@ class Functional:
     train: bool,
     cache: Cache | None = None,
   ) -> Outputs:
-    """Applies the model: hidden states, state, cache, losses and metrics."""
+    """Applies the model to a batch; see `Outputs`."""
     with nn.logical_axis_rules(self.rules):
       outputs, updates = self.module.apply(
         {'params': params, 'state': state},
@@ -104,12 +104,13 @@ class Functional:
     Args:
       params: parameters of the model.
       hidden: [..., D].
-      section: a range of ids, whose codes alone get logits; None for all ids.
+      section: name of a range of ids. Then only its ids get logits, and V is
+        their number. None for all ids.
     """
     return self.module.head(params, hidden, section)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits [..., V] in which only ids of the target's range compete."""
+    """Excludes ids outside the target's range from a softmax of the logits."""
     return self.module.restrict(logits, targets)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
@@ -128,7 +129,7 @@ class PictureFunctional:
   module: Autoencoder
 
   def init(self, key: Array, pixels: Array) -> tuple[PyTree, PyTree, PyTree]:
-    """(params, state, logical axes), in the form of `Functional.init`.
+    """Makes (params, state, logical axes), in the form of `Functional.init`.
 
     Args:
       key: random key.
@@ -163,11 +164,11 @@ class FoldingFunctional:
   rules: Rules = ()
 
   def init(self, key: Array, shapes: Batch) -> tuple[PyTree, PyTree, PyTree]:
-    """(params, state, logical axes), as `Functional.init` gives them.
+    """Makes (params, state, logical axes), in the form of `Functional.init`.
 
     Args:
       key: random key.
-      shapes: a batch of chains, or shapes of one.
+      shapes: a batch of chains, or the shapes of its arrays.
     """
     batch = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shapes)
     with nn.logical_axis_rules(self.rules):
@@ -181,7 +182,7 @@ class FoldingFunctional:
     rngs: dict[str, Array] | None,
     train: bool,
   ) -> tuple[Array, Array, Outputs]:
-    """(residues, pairs, outputs of the trunk with the new state)."""
+    """Runs the trunk; returns (residues, pairs, outputs with the new state)."""
     with nn.logical_axis_rules(self.rules):
       (s, pair, outputs), updates = self.module.apply(
         {'params': params, 'state': state},
@@ -201,12 +202,12 @@ class FoldingFunctional:
     rngs: dict[str, Array] | None,
     train: bool,
   ) -> Folded:
-    """One pass of the folding blocks and the structure module.
+    """Runs the folding blocks and the structure module once.
 
     Args:
       params: parameters of the model.
-      given: residues, pairs, and the batch.
-      last: what the pass before found; None before the first one.
+      given: (residues, pairs, batch).
+      last: what the previous pass found; None in the first pass.
       rngs: random keys by use.
       train: whether this is training.
     """
@@ -225,12 +226,12 @@ class FoldingFunctional:
 def unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
   """Splits the variables of a module into (params, state, logical axes)."""
   params, state = variables['params'], variables.get('state', {})
-  # The specs hold logical axes, since no rules are set that map these to mesh
-  # axes.
+  # No rules are set here that map logical axes to mesh axes, so the specs
+  # hold logical axes.
   specs = nn.get_partition_spec(params)
   is_spec = lambda s: isinstance(s, jax.sharding.PartitionSpec)
   logical_axes = jax.tree.map(
-    # An array without names has an empty spec: none of its dims is divided.
+    # The spec of an array without axis names is empty: no dim is divided.
     lambda s, a: tuple(s) or (None,) * nn.meta.unbox(a).ndim,
     specs,
     params,
@@ -242,13 +243,13 @@ def unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
 def make_functional(
   module: Decoder, rules: Rules, layout: Layout
 ) -> Functional:
-  """Makes a model's functions; its MoE layers run on the mesh of `layout`."""
+  """Makes a language model's functions; MoE layers use the axes of `layout`."""
   return Functional(module.clone(layout=layout), rules)
 
 
 def make_folding_functional(
   module: Folding, rules: Rules, layout: Layout
 ) -> FoldingFunctional:
-  """The functions of a folding model; its MoE layers run on that mesh."""
+  """Makes a folding model's functions; MoE layers use the axes of `layout`."""
   trunk = module.trunk.clone(layout=layout)
   return FoldingFunctional(module.clone(trunk=trunk), rules)

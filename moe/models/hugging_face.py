@@ -1,9 +1,9 @@
 """Converts a model's sizes to Hugging Face's config.json.
 
 The table `FIELDS` maps the fields of each format to our macros, or to arguments
-that a gin file binds. The table `GRANTED` holds values that a format fixes
-without a field. An import sets these values; an export of a model with another
-value is an error that names the macro.
+that a gin file binds. The table `GRANTED` has the values that a format implies;
+the format has no fields for them. An import sets these values. The export of a
+model with another value is an error that names the macro.
 """
 
 import math
@@ -20,6 +20,7 @@ CLASSES = {
   'mixtral': 'MixtralForCausalLM',
   'qwen3_moe': 'Qwen3MoeForCausalLM',
   'glm4_moe': 'Glm4MoeForCausalLM',
+  'deepseek_v2': 'DeepseekV2ForCausalLM',
   'deepseek_v3': 'DeepseekV3ForCausalLM',
 }
 
@@ -40,14 +41,21 @@ _LATENT = {
   'v_head_dim': 'VALUE_DIM',
 }
 _DENSE = {'intermediate_size': 'D_FF'}
-_SIGMOID = {
+_SHARED = {
   'moe_intermediate_size': 'EXPERT_D_FF',
   'n_routed_experts': 'NUM_EXPERTS',
   'num_experts_per_tok': 'TOP_K',
   'first_k_dense_replace': 'NUM_DENSE_PREFIX',
+}
+_SIGMOID = _SHARED | {
   'routed_scaling_factor': 'gates.Sigmoid.scaling',
   'n_group': 'gates.Sigmoid.num_groups',
   'topk_group': 'gates.Sigmoid.top_groups',
+}
+_SOFTMAX = _SHARED | {
+  'routed_scaling_factor': 'gates.TopK.scaling',
+  'n_group': 'gates.TopK.num_groups',
+  'topk_group': 'gates.TopK.top_groups',
 }
 FIELDS = {
   'llama': _ALL | _GROUPED | _DENSE,
@@ -69,34 +77,43 @@ FIELDS = {
     'norm_topk_prob': 'gates.TopK.renormalize',
   },
   'glm4_moe': _ALL | _GROUPED | _DENSE | _SIGMOID | {'use_qk_norm': 'QK_NORM'},
+  'deepseek_v2': _ALL | _LATENT | _DENSE | _SOFTMAX,
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
-# Values that a format fixes without a field. None stands for a macro that has
-# no meaning in a model of the format.
+# Values that a format implies; the format has no fields for them. None stands
+# for a macro that has no meaning for the format.
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
+_TOP_K = {'ROUTER': '@gates.TopK'}
+_UNSCALED = {'gates.TopK.num_groups': 1, 'gates.TopK.scaling': 1.0}
 GRANTED = {
   'llama': _PLAIN | _NO_EXPERTS | {'QK_NORM': False},
   'qwen3': _PLAIN | _NO_EXPERTS | {'QK_NORM': True},
   'mixtral': _PLAIN
+  | _TOP_K
+  | _UNSCALED
   | {
     'MOE_EVERY': 1,
     'NUM_DENSE_PREFIX': 0,
-    'ROUTER': '@gates.TopK',
     'gates.TopK.renormalize': True,
     'SHARED_D_FF': 0,
     'QK_NORM': False,
   },
   'qwen3_moe': _PLAIN
-  | {'ROUTER': '@gates.TopK', 'SHARED_D_FF': 0, 'QK_NORM': True},
+  | _TOP_K
+  | _UNSCALED
+  | {'SHARED_D_FF': 0, 'QK_NORM': True},
   'glm4_moe': _PLAIN | _BY_BIAS,
+  'deepseek_v2': _PLAIN
+  | _TOP_K
+  | {'MOE_EVERY': 1, 'gates.TopK.renormalize': False},
   'deepseek_v3': _PLAIN | _BY_BIAS,
 }
 
-# Fields of config.json that describe the scaling of positions. `_OUR_ROPE` maps
-# a field to the argument of `position.Rope` if their names differ.
+# Type of position scaling -> its fields in config.json. `_OUR_ROPE` maps a
+# field to the argument of `position.Rope` if their names differ.
 ROPE_FIELDS = {
   'linear': ('factor',),
   'yarn': (
@@ -110,16 +127,19 @@ ROPE_FIELDS = {
   ),
 }
 _OUR_ROPE = {'original_max_position_embeddings': 'original_length'}
-HAS_SHARED = ('glm4_moe', 'deepseek_v3')
+BY_BIAS = ('glm4_moe', 'deepseek_v3')
+LATENT = ('deepseek_v2', 'deepseek_v3')
+HAS_SHARED = (*BY_BIAS, 'deepseek_v2')
+_GROUPS = ('num_groups', 'top_groups', 'scaling')
 
 
 def our_rope(field: str) -> str:
-  """The argument that a gin file binds for one of the `ROPE_FIELDS`."""
+  """The argument that a gin file binds for a field of `ROPE_FIELDS`."""
   return f'position.Rope.{_OUR_ROPE.get(field, field)}'
 
 
 def sizes(model: Decoder) -> dict[str, Any]:
-  """A model's sizes and choices, by macro or by argument.
+  """Returns macro or argument -> value, for a model's sizes and choices.
 
   Raises:
     ValueError: for a part that no format supports; the message names the part.
@@ -163,8 +183,8 @@ def sizes(model: Decoder) -> dict[str, Any]:
     found |= {m: getattr(attention, m.lower()) for m in _LATENT.values()}
     if attention.norm_epsilon != 1e-6:
       raise ValueError(
-        'LatentAttention.norm_epsilon must be 1e-6, as in the format'
-        f' deepseek_v3, got {attention.norm_epsilon}.'
+        'LatentAttention.norm_epsilon must be 1e-6, as in the formats of'
+        f' DeepSeek, got {attention.norm_epsilon}.'
       )
   if len(epsilons) > 1:
     raise ValueError(
@@ -176,7 +196,7 @@ def sizes(model: Decoder) -> dict[str, Any]:
 
 
 def _networks(model, layers, stack, block) -> dict[str, Any]:
-  """Sizes of dense networks and experts."""
+  """Sizes of dense networks and experts, and the router, by macro."""
   widths = {layer.feed_forward.width for layer in layers if layer.feed_forward}
   if len(widths) > 1:
     raise ValueError(
@@ -192,12 +212,14 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
   router, gate = experts.router, None
   if type(router) is Sigmoid:
     gate = '@gates.Sigmoid'
-    for name in ('num_groups', 'top_groups', 'scaling'):
+    for name in _GROUPS:
       found[f'gates.Sigmoid.{name}'] = getattr(router, name)
   elif type(router) in (TopK, Switch):
     gate = '@gates.TopK'
-    is_switch = type(router) is Switch
-    found['gates.TopK.renormalize'] = not is_switch and router.renormalize
+    # Switch equals TopK with one choice and weights that are not renormalised.
+    top_k = router if type(router) is TopK else TopK(1, renormalize=False)
+    for name in (*_GROUPS, 'renormalize'):
+      found[f'gates.TopK.{name}'] = getattr(top_k, name)
   if gate is None or experts.dispatch is None:
     name = type(moe if experts.dispatch is None else router).__name__
     raise ValueError(
@@ -216,9 +238,10 @@ def _networks(model, layers, stack, block) -> dict[str, Any]:
 
 
 def format_of(found: Mapping[str, Any]) -> str:
-  """The format that suits sizes best: a key of `CLASSES`."""
+  """The format that suits the result of `sizes` best: a key of `CLASSES`."""
   if 'KV_RANK' in found:
-    return 'deepseek_v3'
+    is_softmax = found['ROUTER'] == '@gates.TopK'
+    return 'deepseek_v2' if is_softmax else 'deepseek_v3'
   if found['ROUTER'] is None:
     return 'qwen3' if found['QK_NORM'] else 'llama'
   if found['ROUTER'] == '@gates.Sigmoid':
@@ -227,7 +250,7 @@ def format_of(found: Mapping[str, Any]) -> str:
 
 
 def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
-  """The fields of config.json that describe a model.
+  """Returns the fields of config.json that describe a model.
 
   Args:
     model: the model.
@@ -258,7 +281,7 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
     'attention_bias': False,
     'max_position_embeddings': length,
     'dtype': dtype,
-    'torch_dtype': dtype,  # the name before transformers 5
+    'torch_dtype': dtype,  # the field's name before transformers 5
     **_rope_config(found),
   }
   if kind == 'llama' and model.d_model % found['NUM_HEADS']:
@@ -269,19 +292,21 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
   if kind == 'qwen3_moe':
     config |= _sparse_layers(model, found)
   if kind in HAS_SHARED:
-    config |= _sigmoid_config(kind, found)
+    config |= _shared_config(kind, found)
+  if kind in LATENT:
+    config['q_lora_rank'] = found['QUERY_RANK'] or None
   return config
 
 
 def _rope_config(found: Mapping[str, Any]) -> dict[str, Any]:
   config = {'rope_theta': found['ROPE_BASE']}
   if 'KV_RANK' not in found:
-    # Written even if it is 1: GLM-4-MoE uses 0.5 if the field is missing.
+    # The field is needed even for 1: without it, GLM-4-MoE uses 0.5.
     config['partial_rotary_factor'] = found['position.Rope.share']
   elif found['position.Rope.share'] != 1:
     raise ValueError(
       f'position.Rope.share={found["position.Rope.share"]} is not supported by'
-      ' the format deepseek_v3: choose ROPE_DIM and CONTENT_DIM instead.'
+      ' the formats of DeepSeek: choose ROPE_DIM and CONTENT_DIM instead.'
     )
   scaling = found['position.Rope.scaling']
   if scaling == 'none':
@@ -301,7 +326,7 @@ def _sparse_layers(model: Decoder, found: Mapping[str, Any]) -> dict[str, Any]:
   return {'decoder_sparse_step': found['MOE_EVERY'], 'mlp_only_layers': []}
 
 
-def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _shared_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
   shared, width = found['SHARED_D_FF'], found['EXPERT_D_FF']
   if not shared or shared % width:
     raise ValueError(
@@ -310,12 +335,20 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
     )
   config = {
     'n_shared_experts': shared // width,
-    'norm_topk_prob': True,
-    'num_nextn_predict_layers': 0,
+    'norm_topk_prob': kind in BY_BIAS,
   }
+  if kind in BY_BIAS:
+    config['num_nextn_predict_layers'] = 0
+  if kind in LATENT:
+    config['num_key_value_heads'] = found['NUM_HEADS']
+  if kind == 'deepseek_v2':
+    is_limited = found['gates.TopK.num_groups'] > 1
+    config |= {
+      'scoring_func': 'softmax',
+      'topk_method': 'group_limited_greedy' if is_limited else 'greedy',
+    }
   if kind == 'deepseek_v3':
     config |= {
-      'num_key_value_heads': found['NUM_HEADS'],
       'rope_interleave': True,
       'scoring_func': 'sigmoid',
       'topk_method': 'noaux_tc',
@@ -324,7 +357,7 @@ def _sigmoid_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fold(found: Mapping[str, Any], scale: float | None) -> dict[str, float]:
-  """Factors of arrays that replace the scale of embeddings.
+  """Returns parameter -> factor. These factors replace the embedding scale.
 
   No format has such a scale, so the embedding table is multiplied by it. If the
   table is also the output head, the last norm is divided by the scale, so that

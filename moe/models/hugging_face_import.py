@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from moe.models.decoder import DTYPES
 from moe.models.hugging_face import (
+  BY_BIAS,
   CLASSES,
   FIELDS,
   GRANTED,
   HAS_SHARED,
+  LATENT,
   ROPE_FIELDS,
   our_rope,
 )
@@ -28,8 +30,15 @@ _REQUIRED = {
   'topk_method': ('noaux_tc',),
   'quantization_config': (None,),
 }
-# Fields that may have any value: they do not change the results for a text that
-# fits the model's length, or functions below read and check them.
+# The allowed values of DeepSeek-V2, which replace those of `_REQUIRED`.
+_SOFTMAX = {
+  'scoring_func': ('softmax',),
+  'topk_method': ('greedy', 'group_limited_greedy'),
+  'norm_topk_prob': (False,),
+}
+# Fields that `_check` accepts with any value. Most do not change the results
+# for a text that fits the model's length. Functions below read and check the
+# others.
 _IGNORED = {
   '_name_or_path', 'architectures', 'attention_dropout', 'auto_map',
   'aux_loss_alpha', 'bos_token_id', 'dtype', 'eos_token_id', 'ep_size',
@@ -40,34 +49,34 @@ _IGNORED = {
   'transformers_version', 'use_cache', 'num_nextn_predict_layers',
   'num_mtp_layers',
 }  # fmt: skip
-# Further fields that functions below read and check.
+# Fields that functions other than `_check` read and check.
 _READ = {
   'decoder_sparse_step', 'layer_types', 'mlp_only_layers', 'n_shared_experts',
   'norm_topk_prob', 'partial_rotary_factor', 'rope_interleave',
   'sliding_window',
 }  # fmt: skip
-# Fields that transformers writes although they follow from other fields.
-_REPEATED = {'deepseek_v3': {'head_dim', 'num_key_value_heads'}}
+# Format -> fields that transformers writes although other fields imply them.
+_REPEATED = dict.fromkeys(LATENT, {'head_dim', 'num_key_value_heads'})
 _ALIASES = {
   'num_local_experts': 'num_experts',
   'num_experts': 'num_local_experts',
 }
 _BASE = {'mixtral': 1e6}
-# Limits of the numbers in a file, so that no file can fill the memory.
+# Limits of the layers and of all sizes, so that no file can fill the memory.
 _MAX_LAYERS, _MAX_SIZE = 4096, 2**31 - 1
 
 
 class Imported(NamedTuple):
-  """A model of Hugging Face, described in our terms.
+  """A model of Hugging Face as bindings of a gin file.
 
   Attributes:
     model_type: the format.
-    is_latent: whether it has latent attention, for which another gin file is
-      included.
+    is_latent: whether the model has latent attention, which needs another gin
+      file.
     bindings: macro or argument -> value for a gin file.
-    length: number of tokens of the longest text that the model reads.
-    rope_dim: number of rotary features of a latent head, if the two features of
-      a pair are neighbours in the files; else 0.
+    length: largest number of tokens that the model reads at once.
+    rope_dim: number of rotary features of a latent head, if the weight files
+      store the two features of each pair side by side; else 0.
     num_extra_layers: number of layers after the last one that predict further
       tokens; the import leaves them out.
   """
@@ -80,7 +89,7 @@ class Imported(NamedTuple):
   num_extra_layers: int
 
   def as_gin(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The gin files and bindings of a run of this model.
+    """Returns (gin files, bindings) of a run that trains this model.
 
     Args:
       overrides: further bindings, such as those of the mesh.
@@ -94,7 +103,7 @@ class Imported(NamedTuple):
 
 
 def _written(value: object) -> str:
-  """A value as gin writes it; a text that begins with @ is a reference."""
+  """A value in gin's syntax; a text that begins with @ is a reference."""
   is_reference = isinstance(value, str) and value.startswith('@')
   return value if is_reference else repr(value)
 
@@ -103,13 +112,13 @@ def from_config(config: Mapping[str, Any]) -> Imported:
   """Reads the content of a config.json.
 
   Raises:
-    ValueError: for a field that is missing, wrong or unknown, or whose value
-      our models do not support; the message names the field.
+    ValueError: for a field that is missing, wrong, unknown, or not supported by
+      our models; the message names the field.
   """
   try:
     return _read(config)
-  # These errors come from a file that has a value of another type where we
-  # expect a number or a list.
+  # Python raises these errors if a field has a value of another type than the
+  # code above expects.
   except (TypeError, OverflowError, AttributeError) as error:
     raise ValueError(f'a field is of the wrong type ({error})') from error
 
@@ -134,7 +143,7 @@ def _read(config: Mapping[str, Any]) -> Imported:
   if kind == 'mixtral':
     bindings['D_FF'] = bindings['EXPERT_D_FF']
   elif kind in ('llama', 'qwen3'):
-    # No layer has experts, but the gin file needs values for their macros.
+    # No layer has experts, but the gin file needs a value for each macro.
     bindings |= {'NUM_EXPERTS': 2, 'TOP_K': 2, 'EXPERT_D_FF': bindings['D_FF']}
   elif kind == 'qwen3_moe':
     bindings |= _sparse_layers(config)
@@ -165,11 +174,15 @@ def _alias(kind: str, field: str) -> str:
 
 
 def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-  """Adds defaults for the fields that older files may lack."""
+  """Returns the config with defaults for fields that older files may lack."""
   config = dict(config)
   config.setdefault('tie_word_embeddings', False)
+  if kind in LATENT and config.get('q_lora_rank', 0) is None:
+    config['q_lora_rank'] = 0  # Queries have no latent vector.
+  if kind == 'deepseek_v2' and config.get('topk_method', 'greedy') == 'greedy':
+    config |= {'n_group': 1, 'topk_group': 1}
   heads, width = config.get('num_attention_heads'), config.get('hidden_size')
-  if kind != 'deepseek_v3' and type(heads) is type(width) is int and heads > 0:
+  if kind not in LATENT and type(heads) is type(width) is int and heads > 0:
     if config.get('num_key_value_heads') is None:
       config['num_key_value_heads'] = heads
     if config.get('head_dim') is None:
@@ -181,7 +194,8 @@ def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(kind: str, config: Mapping[str, Any]) -> None:
   """Raises ValueError at the first field that is unknown or not supported."""
-  for field, allowed in _REQUIRED.items():
+  required = _REQUIRED | (_SOFTMAX if kind == 'deepseek_v2' else {})
+  for field, allowed in required.items():
     if field in config and config[field] not in allowed:
       raise ValueError(
         f'{field}={config[field]!r} is not supported here: it must be'
@@ -197,7 +211,7 @@ def _check(kind: str, config: Mapping[str, Any]) -> None:
   for layer in config.get('layer_types') or ():
     if layer != 'full_attention':
       raise ValueError(f'layer_types with {layer!r} is not supported here.')
-  if kind in HAS_SHARED and config.get('norm_topk_prob') is not True:
+  if kind in BY_BIAS and config.get('norm_topk_prob') is not True:
     raise ValueError(
       f'norm_topk_prob={config.get("norm_topk_prob")} is not supported here:'
       ' gates.Sigmoid divides the weights of a token by their sum.'
@@ -212,7 +226,7 @@ def _check(kind: str, config: Mapping[str, Any]) -> None:
 
 
 def _check_types(kind: str, config: Mapping[str, Any]) -> None:
-  """Raises ValueError at the first field of a wrong type or out of range."""
+  """Raises ValueError at the first field of wrong type or out of range."""
   for field, macro in FIELDS[kind].items():
     value = config.get(field)
     wanted = (int, float) if field == 'routed_scaling_factor' else int
@@ -236,7 +250,7 @@ def _count(config: Mapping[str, Any], field: str, least: int) -> int:
 
 
 def _sparse_layers(config: Mapping[str, Any]) -> dict[str, int]:
-  """Dense prefix and period of the layers that have experts."""
+  """Bindings that say which layers of Qwen3-MoE have experts."""
   layers = _count(config, 'num_hidden_layers', 1)
   step = _count({'decoder_sparse_step': 1, **config}, 'decoder_sparse_step', 0)
   dense_too = set(config.get('mlp_only_layers') or [])

@@ -1,11 +1,11 @@
-"""One learning rate for all widths and depths."""
+"""Keeps the best learning rate the same for all widths and depths."""
 
 import dataclasses
 import re
 
 from moe import bounds
 
-# Paths of hidden matrices: both of their sides grow with the width.
+# Paths of hidden matrices, of which both dims grow with the model's width.
 _HIDDEN = re.compile(r'.*/(attention/(?!.*norm)\w+|w_\w+)')
 _TABLE = re.compile(r'(embedding|output)/table')
 
@@ -16,10 +16,11 @@ class CompleteP:
 
   Yang et al. (2022), table 8, https://arxiv.org/abs/2203.03466; Dey et al.
   (2025), table 1 with alpha = 1, https://arxiv.org/abs/2505.01618; routers are
-  like output layers, as in Malasnicki et al. (2025),
-  https://arxiv.org/abs/2508.09752. The table has factors of three quantities. w
-  is the width divided by the base width; l is the number of layers divided by
-  the base depth. So nothing changes at the base width and depth.
+  treated like output layers, as in Malasnicki et al. (2025),
+  https://arxiv.org/abs/2508.09752. The table has the factors of three
+  quantities. w is the width divided by the base width; l is the number of
+  layers divided by the base depth. At the base width and depth all factors are
+  1.
 
     parameters         initial deviation   learning rate      output
     hidden matrices    1                   1 / w              -
@@ -30,11 +31,12 @@ class CompleteP:
     residual branches  -                   -                  1 / l
 
   The initial deviation of tables is 1 / sqrt(width), and embeddings are
-  multiplied by sqrt(width). So the factor 1 / sqrt(w) of the learning rate
-  moves embeddings by the same amount at each width. The product of learning
-  rate and weight decay is the same for all widths. Every hidden width grows
-  with the model's width, except the width of a head. Unlike in CompleteP,
-  Adam's epsilon does not change.
+  multiplied by sqrt(width). Because of the factor 1 / sqrt(w) of the learning
+  rate, a step changes embeddings by the same amount at each width. The product
+  of learning rate and weight decay is the same for all widths. This assumes
+  that the number of heads and all hidden widths grow with the model's width,
+  but not the width of a head. Unlike in CompleteP, Adam's epsilon does not
+  change.
 
   Attributes:
     base_width: width at which nothing changes.
@@ -64,7 +66,7 @@ class CompleteP:
   def factors(
     self, name: str, is_orthogonal: bool, d_model: int
   ) -> tuple[float, float]:
-    """(factor of the learning rate, factor of the weight decay).
+    """Returns the factors of (learning rate, weight decay) of a parameter.
 
     Args:
       name: path of a parameter, 'a/b/c'.

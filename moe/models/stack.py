@@ -14,17 +14,18 @@ from moe.models.anatomy import LayerAnatomy
 from moe.models.block import Block
 from moe.types import Array, Layout, Pair, PyTree
 
-# Rematerialisation policy -> names of the tensors of each block that it keeps.
-# The backward pass computes all other tensors again. The code that makes a
-# tensor names it by `checkpoint_name`.
+# Rematerialisation policy -> names of the tensors of each block that are kept.
+# The backward pass computes all other tensors again. The code that computes a
+# tensor gives it its name by `checkpoint_name`.
 REMAT_NAMES = {
-  # The output of attention before its last product, so that the backward pass
-  # does not run the kernel again.
+  # The output of the attention kernel, so that the backward pass does not run
+  # the kernel again.
   'attention': ('attention_out',),
-  # Tensors that came from other devices, so that no exchange is repeated: sums
-  # over divided heads, and rows before and after the experts.
+  # Results of communication, so that no communication is repeated: sums over
+  # divided heads, and rows before and after the experts.
   'exchange': ('attention_residual', 'moe_packed', 'moe_out'),
-  # Both of the above. Hidden layers, which are large, are still recomputed.
+  # The tensors of both policies above. Hidden layers of feed-forward layers are
+  # still recomputed, since they are large.
   'attention_exchange': (
     'attention_out',
     'attention_residual',
@@ -33,21 +34,21 @@ REMAT_NAMES = {
   ),
 }
 REMAT_POLICIES = {
-  # Recompute everything inside a period.
+  # The backward pass computes everything inside a period again.
   'full': jax.checkpoint_policies.nothing_saveable,
-  # Keep the results of products with parameters.
+  # Results of products with parameters are kept.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   **{
     policy: jax.checkpoint_policies.save_only_these_names(*names)
     for policy, names in REMAT_NAMES.items()
   },
 }
-# Choices for the initial values of the last product of each residual branch.
+# Choices for the initial values of the last matrix of each residual branch.
 OUTPUT_INITS = ('fan_in', 'depth', 'zero')
 
 
 class Period(nn.Module):
-  """The blocks that repeat, all dense or the last one sparse.
+  """The group of blocks that repeats. Only the last of them may be sparse.
 
   Attributes:
     block: makes a block.
@@ -55,7 +56,8 @@ class Period(nn.Module):
     layout: mesh axes by use.
     dtype: compute dtype.
     train: whether this is training.
-    keeps_state: whether the activations after the period are kept.
+    keeps_state: whether the activations after the period are also returned as
+      an output of the scan.
   """
 
   block: Callable[..., Block]
@@ -73,7 +75,7 @@ class Period(nn.Module):
     mask: MaskSpec,
     info: TokenInfo,
   ) -> tuple[Array, tuple]:
-    """One period; arguments are in the order of `nn.scan`: carry, xs, rest."""
+    """Runs a period; `nn.scan` asks for the order carry, xs, broadcast."""
     caches = []
     outputs = LayerOutputs({}, {})
     for i, is_sparse in enumerate(self.kinds):
@@ -99,20 +101,21 @@ class Stack(nn.Module):
   Attributes:
     block: makes a block.
     num_layers: number of all blocks.
-    moe_every: blocks of a period, of which the last is sparse; 0 for a dense
-      stack.
-    num_dense_prefix: dense blocks before the first period.
-    remat: 'none', or a name of `REMAT_POLICIES`; also for the prefix's blocks.
-    output_init: initial values of the last product of each residual branch:
-      'fan_in' as for all other products; 'depth' divides these values by
-      sqrt(2 * num_layers) (Radford et al. 2019, GPT-2, section 2.3); 'zero'.
+    moe_every: number of blocks of a period; the last of them is sparse. 0 for a
+      dense stack.
+    num_dense_prefix: number of dense blocks before the first period.
+    remat: 'none', or a name of `REMAT_POLICIES`; blocks of the prefix use it,
+      too.
+    output_init: initial values of the last matrix of each residual branch:
+      'fan_in' as for all other matrices; 'depth' divides these by sqrt(2 *
+      num_layers) (Radford et al. 2019, GPT-2, section 2.3); 'zero'.
     residual_scale: factor of the output of each residual branch.
     router_scale: factor of the router's initial values.
-    unroll: periods per iteration of the loop. If one iteration has all periods,
-      there is no loop: compiling takes longer, and the compiler's FLOP counts
-      are complete.
-    mixes_states: whether the result is a learned mean of the activations after
-      each period, in place of the last ones.
+    unroll: number of periods per iteration of the loop. If one iteration has
+      all periods, there is no loop. Then compiling takes longer, but the
+      compiler counts the FLOPs of all periods.
+    mixes_states: whether the stack returns a learned mean of the activations
+      after each period, instead of the activations after the last one.
     layout: mesh axes by use.
     dtype: compute dtype.
   """
@@ -162,7 +165,7 @@ class Stack(nn.Module):
     return (False,) * (self.moe_every - 1) + (self.moe_every > 0,)
 
   def anatomy(self) -> tuple[tuple[LayerAnatomy, ...], ...]:
-    """(blocks of the prefix, blocks of one period).
+    """Returns (blocks of the prefix, blocks of one period).
 
     Raises:
       ValueError: if the layers do not divide into periods.
@@ -176,7 +179,7 @@ class Stack(nn.Module):
     )
 
   def update_state(self, state: PyTree) -> PyTree:
-    """State of the periods after a step; the prefix has no state."""
+    """Returns the state after a step; only periods have a state."""
     block = self.block(parent=None)
     periods = state['periods']
     return {
@@ -221,9 +224,10 @@ class Stack(nn.Module):
       prefix.append(layer_cache)
     if not self.num_periods():
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
-    # If the compiler sees the recomputation and the forward pass together, it
-    # may merge them, and all tensors are kept. In a loop with one period per
-    # iteration it does not see both, so nothing has to prevent this.
+    # If recomputation and forward pass are in the same part of the program, the
+    # compiler may merge them and keep all tensors. `prevent_cse` prevents this.
+    # If each iteration of the loop runs one period, they are in separate loops,
+    # so merging is impossible.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible
@@ -250,8 +254,8 @@ class Stack(nn.Module):
     x_BTD, (scanned, outputs, x_LBTD) = period(x_BTD, scanned, mask, info)
     if self.mixes_states:
       x_BTD = self._mixed(x_LBTD)
-    # We average sums and weights over layers. The weight is the same in each
-    # layer, so sum / weight becomes the mean loss.
+    # Sums and weights are averaged over layers. The weight is the same in each
+    # layer, so sum / weight is the mean loss.
     losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
     new_cache = None
     if cache is not None:
@@ -259,7 +263,7 @@ class Stack(nn.Module):
     return x_BTD, new_cache, losses, outputs.metrics
 
   def _mixed(self, x_LBTD: Array) -> Array:
-    """The mean over layers by weights that are learned, equal at the start."""
+    """The mean over periods with learned weights, which are equal at first."""
     init = nn.with_logical_partitioning(
       nn.initializers.zeros_init(), (axes.LAYERS,)
     )
@@ -268,7 +272,7 @@ class Stack(nn.Module):
     return jnp.einsum('l,lbtd->btd', weight_L, x_LBTD)
 
   def scaled_block(self) -> Callable[..., Block]:
-    """A function that makes a block with the factors of this stack."""
+    """Returns a function that makes a block with the factors of this stack."""
     output_scale = {
       'fan_in': 1.0,
       'depth': (2 * self.num_layers) ** -0.5,
@@ -282,5 +286,5 @@ class Stack(nn.Module):
     )
 
   def policy(self) -> Callable | None:
-    """Which tensors of a block are kept for its backward pass; None for all."""
+    """The rule that selects tensors to keep for the backward pass, or None."""
     return REMAT_POLICIES.get(self.remat)

@@ -1,9 +1,10 @@
-"""Folding: structures of chains from their residues.
+"""Folding: predicting the structures of protein chains from their residues.
 
 The losses are those of AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
-https://doi.org/10.1038/s41586-021-03819-2) with a smooth lDDT and distances of
-near residues beside them, since FAPE alone lets a chain collapse. A term looks
-only at known atoms, so chains with a backbone alone train the backbone.
+https://doi.org/10.1038/s41586-021-03819-2), and two more: a smooth lDDT, and
+the distances between residues that are close in the sequence. With FAPE alone a
+chain may collapse. Each term reads only known atoms, so a chain without side
+chains trains only the backbone.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from moe.objectives import violations
 from moe.objectives.objective import Facts, Measure, Objective
 from moe.types import Array, Batch, Field, Pair, PyTree
 
-# Terms that are means over chains.
+# Terms that are averaged over chains.
 _OF_CHAINS = (
   'distogram',
   'smooth_lddt',
@@ -49,21 +50,23 @@ LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Coefficients of the terms of the loss; a term of 0 is not computed.
+  """Coefficients of the terms of the loss; those of 0 are not computed.
 
   Attributes:
-    distogram: of the distances of CB atoms in bins.
-    smooth_lddt: of CA atoms.
-    local_distances: of backbone atoms of near residues.
-    fape: of backbone frames, the mean over the layers of the structure module.
-    all_atom_fape: of all atoms, in the last layer.
-    torsions: of the angles.
-    torsion_lengths: of the lengths of their vectors.
-    plddt: of the predicted lDDT.
-    aligned_errors: of the predicted aligned errors.
-    violations: of bonds, angles and room.
-    load_balance: of the router.
-    router_z: of the router.
+    distogram: cross-entropy of the binned distances between CB atoms.
+    smooth_lddt: 1 - smooth lDDT of CA atoms.
+    local_distances: error of distances between backbone atoms of residues that
+      are close in the sequence.
+    fape: FAPE of backbone frames, averaged over the layers of the structure
+      module.
+    all_atom_fape: FAPE of all atoms after the last layer.
+    torsions: error of torsion angles.
+    torsion_lengths: error of the lengths of the (cos, sin) vectors.
+    plddt: cross-entropy of the predicted lDDT.
+    aligned_errors: cross-entropy of the predicted aligned errors.
+    violations: wrong bond lengths, wrong bond angles and clashes.
+    load_balance: the router's load-balance loss.
+    router_z: the router's z-loss.
   """
 
   distogram: float = 0.5
@@ -85,7 +88,7 @@ class Factors:
 
 
 def fields(num_rows: int, length: int) -> dict[str, Field]:
-  """The arrays of a batch of chains, see `moe.data.chains`."""
+  """Declares the arrays of a batch of chains, see `moe.data.chains`."""
   row = (axes.BATCH, axes.LENGTH)
   whole = (num_rows, length)
   atoms = (*whole, residues.ATOM14)
@@ -108,17 +111,18 @@ def folding(
   clamped: float = 0.9,
   clamp_steps: int = 2000,
 ) -> Objective:
-  """The structure of each chain, and how sure the model is of it.
+  """Makes the objective: structures of chains, and confidence in them.
 
   Args:
     functional: the model's pure functions.
     shape: (B, T) of a batch.
-    factors: coefficients of the terms; None for the usual ones.
-    recycles: how often the result is read again: in training a number that is
-      drawn for each step from 0 to this one, in evaluation this one.
-    clamped: share of the chains whose FAPE is clamped at 10 Angstrom.
-    clamp_steps: steps over which this share grows from 0. Clamped from the
-      start, far residues would have no gradient.
+    factors: coefficients of the terms; None for the defaults of `Factors`.
+    recycles: how often the model reads its own result again. This is the number
+      in evaluation; each training step draws a number from 0 to `recycles`.
+    clamped: share of chains for which FAPE counts errors above 10 Angstrom as
+      10.
+    clamp_steps: number of training steps in which this share grows from 0. If
+      errors were clamped from the start, far residues would have no gradient.
 
   Returns:
     The objective. Its score is the mean lDDT of CA atoms.
@@ -154,7 +158,7 @@ def folding(
     weights_B = batch['weights']
     sums = {name: jnp.sum(x * weights_B) for name, x in by_chain.items()}
     for name in _OF_TOKENS:
-      if name in outputs.losses:  # A dense trunk has none.
+      if name in outputs.losses:  # A dense trunk has no router losses.
         sums[name] = outputs.losses[name][0]
     metrics = {
       name: (jnp.sum(x * weights_B), weights_B.sum())
@@ -202,13 +206,13 @@ def fold_again(
   rngs: dict[str, Array] | None = None,
   train: bool = False,
 ):
-  """The last of several passes; only this one has a gradient.
+  """Runs several passes; returns the last, which alone has a gradient.
 
   Args:
     functional: the model's pure functions.
-    params: its parameters.
-    given: residues, pairs, and the batch.
-    count: passes before the last one.
+    params: parameters of the model.
+    given: (residues, pairs, batch).
+    count: number of passes before the last one.
     rngs: random keys by use.
     train: whether this is training.
   """
@@ -227,13 +231,13 @@ def fold_again(
 def terms(
   found, batch: Batch, is_clamped: Array, factors: Factors
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """(terms of the loss, metrics), a number for each chain.
+  """Returns (terms of the loss, metrics); both are name -> numbers [B].
 
   Args:
     found: the `Folded` of a batch.
     batch: the batch.
     is_clamped: bool [B], see `structure_losses.fape`.
-    factors: coefficients; a term of 0 is left out.
+    factors: coefficients; a term with coefficient 0 is left out.
   """
   codes, numbers = batch['codes'], batch['numbers']
   true, mask = batch['atoms'], batch['mask']
@@ -301,7 +305,7 @@ def terms(
 
 
 def _repeated(frames: Rigid, layers: Rigid) -> Rigid:
-  """Frames once for each layer, without a copy."""
+  """Repeats frames for each layer, without a copy."""
   return Rigid(
     jnp.broadcast_to(frames.rotation, layers.rotation.shape),
     jnp.broadcast_to(frames.translation, layers.translation.shape),
@@ -324,9 +328,10 @@ def _error_loss(
 def _violations(
   codes: Array, numbers: Array, atoms: Array, batch: Batch
 ) -> Array:
-  """Bonds and clashes of all predicted atoms, or of the backbone alone.
+  """The loss [B] of wrong bonds and of clashes.
 
-  Side chains count where the true chain has them: else nothing trains them.
+  A side chain counts only if the true residue has one, since no other loss
+  trains other side chains.
   """
   is_backbone = jnp.arange(residues.ATOM14) < len(residues.BACKBONE)
   has_side_chain = batch['mask'][..., 4:].any(axis=-1, keepdims=True)
@@ -341,7 +346,7 @@ def _violations(
 def _all_atom_fape(
   found, batch: Batch, true_frames: Rigid, is_clamped: Array
 ) -> Array:
-  """FAPE of all known atoms in all rigid groups, with symmetric names."""
+  """FAPE [B] of known atoms in known groups; symmetric atoms may be swapped."""
   codes, true, mask = batch['codes'], batch['atoms'], batch['mask']
   true, mask = losses.renamed(
     codes, jax.lax.stop_gradient(found.atoms), true, mask
@@ -349,12 +354,13 @@ def _all_atom_fape(
   angles, is_known = torsions.torsions(codes, batch['numbers'], true, mask)
   _, true_groups = torsions.all_atoms(codes, true_frames, angles)
   backbone = mask[..., :3].all(axis=-1, keepdims=True)
-  # A group stands on all torsions before it in its chain.
+  # A side-chain group is known only if its torsion and all earlier ones of its
+  # side chain are known.
   chi = jnp.cumprod(is_known[..., 3:].astype(jnp.int32), axis=-1) > 0
   known = jnp.concatenate(
     [backbone, is_known[..., :3] & backbone, chi & backbone], axis=-1
   )
-  # Groups 1 and 2 hold no heavy atom.
+  # Groups 1 and 2 have no heavy atoms, so they are left out.
   known &= jnp.array([1, 0, 0, 1, 1, 1, 1, 1], bool)
   lead = codes.shape[:-1]
   flat = lambda x, dims: x.reshape(*lead, -1, *x.shape[x.ndim - dims :])

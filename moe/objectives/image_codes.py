@@ -1,4 +1,4 @@
-"""Reconstruction of pictures through codes: what trains an image tokenizer."""
+"""The objective of an image tokenizer: reconstructing pictures from codes."""
 
 import functools
 
@@ -11,8 +11,8 @@ from moe.models.functional import PictureFunctional
 from moe.objectives.objective import Facts, Measure, Objective
 from moe.types import Array, Batch, Field, Pair, PyTree
 
-# A pixel belongs to the foreground if a channel differs from the ground by more
-# than this; channels are from 0 to 1.
+# A pixel belongs to the foreground if one of its channels differs from the
+# background by more than this. Channels are from 0 to 1.
 _GROUND = 0.1
 
 
@@ -26,13 +26,13 @@ PSNR = Measure('psnr', 'dB', _psnr, is_higher_better=True)
 
 
 def decibels(made: Array, pixels: Array) -> Array:
-  """Peak signal-to-noise ratio [B] of pictures [B, Y, X, 3] from 0 to 1."""
+  """PSNR [B] in decibels of pictures [B, Y, X, 3] with values from 0 to 1."""
   error_B = jnp.mean(jnp.square(jnp.clip(made, 0, 1) - pixels), axis=(1, 2, 3))
   return -10 * jnp.log10(jnp.maximum(error_B, 1e-10))
 
 
 def foreground(pixels: Array) -> Array:
-  """Finds the pixels that differ from the ground, the corners' mean colour.
+  """Finds the pixels that differ from the mean colour of the corners.
 
   Args:
     pixels: float32 [B, Y, X, 3] from 0 to 1.
@@ -53,12 +53,13 @@ def image_codes(
   colour: float = 1.0,
   foreground_weight: float = 1.0,
 ) -> Objective:
-  """Reconstruction of pictures, in absolute and squared error.
+  """Makes the objective: reconstructing pictures with a small error.
 
-  Plain errors hardly count small objects on a large ground, or a wrong hue: a
-  tokenizer that is trained on them turns purple into grey. So pixels of the
-  foreground have a larger weight, and the error of the hue is a term of its
-  own. The error of the hue is the error minus its mean over the channels.
+  The mean error of all pixels hardly depends on small objects before a large
+  background, or on a wrong hue: a tokenizer that is trained on it alone turns
+  purple into grey. So pixels of the foreground have a larger weight, and the
+  error of the hue is a separate term. The error of the hue is the error of a
+  channel minus the mean error of the channels.
 
   Args:
     functional: the tokenizer's pure functions.
@@ -66,11 +67,11 @@ def image_codes(
     l1: coefficient of the absolute error; pixels are from 0 to 1.
     mse: coefficient of the squared error.
     colour: coefficient of the absolute error of the hue.
-    foreground_weight: pixels that differ from the ground have the weight
-      1 + foreground_weight, all others 1.
+    foreground_weight: a pixel of the foreground has the weight 1 +
+      foreground_weight, any other pixel 1.
 
   Returns:
-    The objective. Its score is the mean PSNR of a picture.
+    The objective. Its score is the PSNR, averaged over pictures.
   """
   num_rows, height, width = shape
   functional.module.grid(height, width)
@@ -124,7 +125,7 @@ def image_codes(
 
 
 def fields(num_rows: int, height: int, width: int) -> dict[str, Field]:
-  """The arrays of a batch: pictures [B, Y, X, 3], and weights [B], 0 or 1."""
+  """Declares pictures [B, Y, X, 3] and their weights [B], which are 0 or 1."""
   return {
     'pictures': Field(
       (num_rows, height, width, 3), jnp.uint8, (axes.BATCH, None, None, None)

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 def fields(
   batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
 ) -> TokenBatch:
-  """The arrays that a language model reads: [B, T], and extras [B, T, ...]."""
+  """Declares the arrays of a batch: [B, T], and extras [B, T, ...]."""
   shape = (batch_size, sequence_length)
   integers = Field(shape, jnp.int32, (axes.BATCH, axes.LENGTH))
   numbers = Field(shape, jnp.float32, (axes.BATCH, axes.LENGTH))
@@ -51,15 +51,16 @@ def fields(
 def batch_shapes(
   batch_size: int, sequence_length: int, extras: Sequence[Extra] = ()
 ) -> TokenBatch:
-  """Shapes of a batch of a language model that reads `extras`."""
+  """Shapes of the arrays of a batch that has `extras`."""
   return shapes_of(fields(batch_size, sequence_length, extras))
 
 
 def _bits_per_char(sums: dict[str, Pair], facts: Facts) -> float | None:
-  """Nats divided by ln 2 and by the number of characters.
+  """Computes bits per character; None if the facts do not suffice.
 
-  Held-out data gives the number of all scored characters ('chars'). Training
-  data gives the mean number of characters per scored token ('chars_per_token').
+  The facts of held-out data have the number of all scored characters ('chars').
+  The facts of training data have the mean number of characters per scored token
+  ('chars_per_token').
   """
   nats, weight = sums['cross_entropy']
   if 'chars' in facts:
@@ -74,14 +75,14 @@ BITS_PER_CHAR = Measure('bits_per_char', 'bits/char', _bits_per_char)
 
 
 def _num_tokens(batch: TokenBatch) -> int:
-  """Tokens of a batch on the host, without padding."""
+  """Number of tokens of a batch on the host, without padding."""
   return int(np.count_nonzero(batch.segment_ids))
 
 
 def _missing_warner(
   coefficients: dict[str, float],
 ) -> Callable[[dict[str, Pair]], None]:
-  """Makes a function that warns if the router lacks a loss with a factor."""
+  """Makes a function that warns if a router loss has a factor but no value."""
   own = {'logits_z', 'ahead'}
   weighed = [
     name
@@ -104,7 +105,7 @@ def _missing_warner(
 
 
 def _names_by_modality(functional: Functional) -> dict[int, str]:
-  """Number of a modality -> name of its term; {} for text alone."""
+  """Number of a modality -> name of its term; {} if there is one softmax."""
   if functional.ids is None:
     return {}
   ranges = [name for name, size in functional.ids.sizes.items() if size]
@@ -140,7 +141,7 @@ def _coefficients(
       be minimised is negative.
   """
   for name, factor in router_losses:
-    # These factors may be negative, since an entropy may also be made large.
+    # These factors may be negative: a negative factor maximises an entropy.
     bounds.within('router_losses', factor, f'the factor of {name}')
   for name, factor in (first | last).items():
     bounds.within(
@@ -150,7 +151,7 @@ def _coefficients(
 
 
 def _ahead_weights(batch: TokenBatch) -> Array:
-  """Weight of the token after the next one; 0 if it is in another document."""
+  """Weights [B, T] of the tokens after the next; 0 in another document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
@@ -160,13 +161,13 @@ def _weights(
   router_losses: Sequence[tuple[str, float]],
   batch: TokenBatch,
 ) -> dict[str, Array]:
-  """The weight of each term, as `Objective.weights` gives it."""
+  """Name -> weight of each term; see `Objective.weights`."""
   of_modality = _names_by_modality(functional)
   weight = batch.loss_weights.sum()
   columns = ()
   if of_modality:
     columns = _target_weights(batch, functional).sum(axis=(0, 1))[1:]
-  # The model's own losses are weighted by the number of tokens that are not
+  # The weight of the router's losses is the number of tokens that are not
   # padding.
   tokens = jnp.sum(batch.segment_ids > 0, dtype=jnp.float32)
   return {
@@ -193,27 +194,28 @@ def language_model(
   """Next-token prediction with a sparse model's balance losses.
 
   Args:
-    functional: the model's pure functions; batches contain its extras.
+    functional: the model's pure functions; a batch has the extras that the
+      model reads.
     shape: (B, T) of a batch.
     load_balance: coefficient of the load-balance loss, at least 0.
     router_z: coefficient of the router's z-loss, at least 0.
-    router_losses: (name, coefficient) of further losses that the router gives:
+    router_losses: (name, coefficient) of further losses of the router:
       'local_entropy' and 'global_entropy' (LIMoE), 'importance' and
-      'noisy_load' (gates.NoisyTopK). A loss without a coefficient is only
-      reported.
+      'noisy_load' (gates.NoisyTopK). A loss without a coefficient is reported
+      but not trained.
     logits_z: coefficient of the squared log-partition of the logits (PaLM),
       at least 0.
-    num_chunks: number of chunks in which the loss is computed.
+    num_chunks: number of chunks of a sequence. The loss is computed for one
+      chunk after the other, so that fewer logits are in memory.
     ahead: coefficient of the loss of the token after the next one, at least 0
-      (DeepSeek-V3's lambda). It counts in training, if the model predicts this
-      token.
+      (DeepSeek-V3's lambda). Only training has this loss, and only if the model
+      predicts this token.
 
   Returns:
-    The objective; its term 'cross_entropy' is in nats per weighted token. Its
-    score is bits per character. If each range of ids has its own softmax, there
-    are also the terms 'cross_entropy_text', 'cross_entropy_image' and so on,
-    one for the targets of each modality. They have no factor here, see
-    `modalities.by_modality`.
+    The objective. Its term 'cross_entropy' is in nats per weighted token. Its
+    score is bits per character. If each range of ids has its own softmax, each
+    modality has a further term for its targets, such as 'cross_entropy_text'.
+    Only `modalities.by_modality` gives these terms a coefficient.
   """
   coefficients = _coefficients(
     {'load_balance': load_balance, 'router_z': router_z},
@@ -253,7 +255,7 @@ def language_model(
     if of_modality:
       by_modality = dict(zip(of_modality.values(), nats[1:], strict=True))
       nats, log_z_squared = nats[0], log_z_squared[0]
-    if train and outputs.metrics:  # A dense model has no router and no metrics.
+    if train and outputs.metrics:  # A dense model has no metrics.
       warn_of_missing(outputs.losses)
     sums = {'cross_entropy': nats, 'logits_z': log_z_squared, **by_modality}
     if outputs.ahead is not None:
@@ -264,7 +266,7 @@ def language_model(
     for name, pair in outputs.losses.items():
       if name in coefficients:
         sums[name] = pair[0]
-      else:  # A loss that has no coefficient is still reported.
+      else:  # A loss without a coefficient is still reported.
         metrics[name] = pair
     return sums, outputs.state, metrics
 

@@ -1,4 +1,4 @@
-"""Language modelling of several modalities; each one has its own weight."""
+"""Language modelling of several modalities, each with a weight of its own."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,27 +16,31 @@ def by_modality(
   image: float = 1.0,
   protein: float = 1.0,
 ) -> Objective:
-  """The loss is a weighted sum over modalities of the mean loss of targets.
+  """Makes an objective with a weighted sum of the mean losses of modalities.
 
-  A picture has many more tokens than its caption. In a mean over all tokens the
-  caption would hardly count. So CogView (Ding et al. 2021, section 2.3,
-  https://arxiv.org/abs/2105.13290) gives both the same weight. The modality of
-  the target counts: the place before a picture reads text but predicts a code.
+  A picture has many more tokens than its caption, so the caption would hardly
+  count in a mean over all tokens. CogView gives both the same weight (Ding et
+  al. 2021, section 2.3, https://arxiv.org/abs/2105.13290). The modality of a
+  loss is the modality of the target: the last token before a picture is text,
+  but its target is an image code.
 
   Args:
     functional: the model's pure functions; each range of ids has its own
       softmax.
     shape: (B, T) of a batch.
-    language: makes the objective whose loss of all tokens is replaced.
+    language: makes the objective of a language model. Its mean loss over all
+      tokens is replaced.
     text: weight of the mean loss of text, at least 0.
-    image: weight of image codes, at least 0.
-    protein: weight of residues and structure letters, at least 0.
+    image: weight of the mean loss of image codes, at least 0.
+    protein: weight of the mean loss of residues and structure letters, at least
+      0.
 
   Returns:
-    The objective; its score is still computed from all tokens.
+    The objective. Its score is still computed from the loss of all tokens.
 
   Raises:
-    ValueError: if a weight is negative, or if the model has one softmax.
+    ValueError: if a weight is negative, or if the model has one softmax for all
+      modalities.
   """
   made = language(functional, shape)
   factors = {}

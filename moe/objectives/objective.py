@@ -1,4 +1,4 @@
-"""Objectives: what a training run must know about what it trains."""
+"""Objectives: what a run can be trained for, and how that is scored."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ class Measure:
     unit: unit that people are shown, such as 'bits/char'.
     value: (sums, facts) -> the number, or None if the facts do not suffice.
       `sums` is name -> (sum, weight) of the terms and metrics, on the host.
-      `facts` are properties of the whole data, which a batch does not show.
+      `facts` are properties of the whole data, such as the number of
+      characters.
     is_higher_better: whether a larger number is better.
   """
 
@@ -32,7 +33,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """A thing to train, as pure functions.
+  """A goal of training, as pure functions.
 
   The loss is the sum over terms of coefficient x sum / weight, where sum and
   weight are added over all microbatches and devices before they are divided.
@@ -42,14 +43,14 @@ class Objective:
     fields: () -> tree of `Field`s, the arrays of a batch.
     loss: (params, state, batch, key, train) -> (sums, state, metrics); sums is
       name -> sum of each term, metrics is name -> (sum, weight).
-    weights: batch -> name -> weight of each term. It depends on the batch
-      alone: the weights of the whole batch are needed before its microbatches
-      are computed.
+    weights: batch -> {name: weight of each term}. The weights depend on the
+      batch alone, since those of the whole batch are needed before its
+      microbatches are computed.
     coefficients: name -> factor of each term.
-    score: the number that is shown at each step and ranks checkpoints.
+    score: the measure that is shown at each step and ranks checkpoints.
     update: state -> state, called once per step, after all microbatches.
-    unit: what the progress of training is counted in, such as 'tokens'.
-    count: batch on the host -> how many units it holds; None counts rows.
+    unit: unit in which progress is counted, such as 'tokens'.
+    count: batch on the host -> number of these units in it; None counts rows.
     rows_together: how many neighbouring rows of a batch must stay in the same
       microbatch, because one routing group may span them.
   """
@@ -66,7 +67,7 @@ class Objective:
   rows_together: int = 1
 
   def amount(self, batch: Batch) -> int:
-    """How many units a batch on the host holds."""
+    """Number of units in a batch on the host; see `unit`."""
     return self.count(batch) if self.count else num_rows(batch)
 
   def shapes(self) -> Batch:
@@ -93,12 +94,12 @@ class Objective:
 
 
 def shapes_of(fields: PyTree) -> Batch:
-  """Shapes of the arrays that fields declare."""
+  """Shapes of the arrays that a tree of `Field`s declares."""
   return jax.tree.map(lambda f: jax.ShapeDtypeStruct(f.shape, f.dtype), fields)
 
 
 def num_rows(batch: Batch) -> int:
-  """Rows of a batch, or of its shapes."""
+  """Number of rows of a batch, or of a tree of shapes."""
   return jax.tree.leaves(batch)[0].shape[0]
 
 

@@ -1,10 +1,11 @@
 """Losses of predicted structures, as pure functions of float32 coordinates.
 
-Jumper et al. (2021), supplement 1.9, https://doi.org/10.1038/s41586-021-03819-2,
-where a name is given; a smooth lDDT as in Abramson et al. (2024), Algorithm 27,
-https://doi.org/10.1038/s41586-024-07487-w. Every function takes any leading
-dims and returns one number for each chain. All sums are explicit, so no matrix
-unit rounds a coordinate.
+The algorithms and supplements that are named below are of Jumper et al. (2021),
+https://doi.org/10.1038/s41586-021-03819-2. The smooth lDDT follows Abramson et
+al. (2024), Algorithm 27, https://doi.org/10.1038/s41586-024-07487-w. Arrays may
+have any leading dims, such as one for chains; a loss returns a number for each
+index of these dims. Coordinates are multiplied and summed explicitly, not by
+matrix products, which may round them to bfloat16.
 """
 
 import jax
@@ -14,14 +15,14 @@ from moe.modalities import residues
 from moe.modalities.rigid import Rigid
 from moe.types import Array
 
-CUTOFF = 15.0  # Angstrom: the longest true distance that lDDT looks at.
+CUTOFF = 15.0  # Angstrom: lDDT compares true distances below this.
 _THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
-# Angstrom; edges of the distogram's bins.
+# The first and the last edge of the distogram's bins, in Angstrom.
 DISTANCE_EDGES = (2.3125, 21.6875)
 
 
 def mean(x: Array, mask: Array, num_dims: int = 1) -> Array:
-  """Mean over the last dims where the mask holds; 0 where it never does."""
+  """Mean over the last dims where the mask is True; 0 if it never is."""
   dims = tuple(range(-num_dims, 0))
   mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
   total = jnp.sum(jnp.where(mask > 0, x, 0) * mask, axis=dims)
@@ -45,12 +46,12 @@ def fape(
   """Frame aligned point error (Algorithm 28), in units of 10 Angstrom.
 
   Args:
-    frames: [..., F], predicted and true ones.
+    frames: predicted and true frames, [..., F].
     frame_mask: bool [..., F].
-    points: [..., P, 3], predicted and true ones.
+    points: predicted and true points, [..., P, 3], in Angstrom.
     point_mask: bool [..., P].
-    is_clamped: bool [...], whether errors above 10 Angstrom count as 10.
-    epsilon: added to squared errors, whose root has no gradient at 0.
+    is_clamped: bool [...], whether an error above 10 Angstrom counts as 10.
+    epsilon: added to squared errors, since the root has no gradient at 0.
   """
   place = lambda f, x: f.expand(1).apply_inverse(x[..., None, :, :])
   local, true = (place(f, x) for f, x in zip(frames, points, strict=True))
@@ -61,7 +62,7 @@ def fape(
 
 
 def _near(true: Array, mask: Array, least_separation: int = 1) -> Array:
-  """Bool [..., I, J], the pairs whose distance lDDT compares."""
+  """Bool [..., I, J]: whether lDDT compares the distance of a pair."""
   size = true.shape[-2]
   apart = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size))
   pairs = mask[..., :, None] & mask[..., None, :]
@@ -69,7 +70,7 @@ def _near(true: Array, mask: Array, least_separation: int = 1) -> Array:
 
 
 def _kept(points: Array, true: Array) -> Array:
-  """The share of lDDT's four thresholds that each distance meets."""
+  """Share [..., I, J] of lDDT's four thresholds above a distance's error."""
   error = jnp.abs(distances(points, points) - distances(true, true))
   return sum((error < t).astype(points.dtype) for t in _THRESHOLDS) / 4
 
@@ -77,7 +78,7 @@ def _kept(points: Array, true: Array) -> Array:
 def lddt_by_residue(
   points: Array, true: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """The lDDT of each point, 0 to 1 (Mariani et al. 2013), and which have one.
+  """The lDDT of each point, from 0 to 1 (Mariani et al. 2013).
 
   Args:
     points: [..., I, 3], predicted.
@@ -85,7 +86,8 @@ def lddt_by_residue(
     mask: bool [..., I].
 
   Returns:
-    ([..., I], bool [..., I]); a point with no true neighbour has 1 and False.
+    (lDDT, float [..., I]; whether it is defined, bool [..., I]). A point
+    without another point within `CUTOFF` gets 1 and False.
   """
   near = _near(true, mask)
   count = jnp.sum(near, axis=-1, dtype=points.dtype)
@@ -103,13 +105,13 @@ def lddt(
     points: [..., I, 3], predicted.
     true: [..., I, 3].
     mask: bool [..., I].
-    least_separation: places between residues below which a pair is left out.
+    least_separation: pairs with a smaller difference of indices are left out.
   """
   return mean(_kept(points, true), _near(true, mask, least_separation), 2)
 
 
 def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
-  """1 - lDDT with sigmoids in place of thresholds, which have no gradient."""
+  """1 - lDDT, with sigmoids instead of thresholds, which have no gradient."""
   error = jnp.abs(distances(points, points) - distances(true, true))
   kept = sum(jax.nn.sigmoid(t - error) for t in _THRESHOLDS) / 4
   return 1 - mean(kept, _near(true, mask), 2)
@@ -118,17 +120,18 @@ def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
 def local_distances(
   atoms: Array, true: Array, mask: Array, numbers: Array, window: int = 4
 ) -> Array:
-  """Error of distances between backbone atoms of near residues, at most 10.
+  """Mean error in Angstrom of distances between backbone atoms.
 
-  Frames that are aligned on the whole chain leave neighbours free to fall upon
-  each other; this holds them apart.
+  Only atoms of residues that are close in the sequence are compared. An error
+  above 10 Angstrom counts as 10. FAPE over a whole chain hardly prevents that
+  neighbours collapse; this loss keeps them apart.
 
   Args:
-    atoms: [..., I, P, 3] with N, CA, C first, predicted.
-    true: the same, true.
+    atoms: [..., I, P, 3], predicted; the first atoms are N, CA and C.
+    true: true atoms, in the same form.
     mask: bool [..., I, P].
-    numbers: int32 [..., I], places in the sequence.
-    window: largest difference of the places.
+    numbers: int32 [..., I], places of the residues in the sequence.
+    window: largest difference of the places of two residues that are compared.
   """
   lead = atoms.shape[:-3]
   flat = lambda x: x[..., :3, :].reshape(*lead, -1, 3)
@@ -143,13 +146,13 @@ def local_distances(
 
 
 def bins(distance: Array, num_bins: int) -> Array:
-  """Int32 bin of each distance; the first and the last bin are open."""
+  """Int32 bin of each distance; the first and the last bin are unbounded."""
   edges = jnp.linspace(*DISTANCE_EDGES, num_bins - 1, dtype=distance.dtype)
   return jnp.sum(distance[..., None] > edges, axis=-1, dtype=jnp.int32)
 
 
 def cross_entropy(logits: Array, target: Array) -> Array:
-  """Nats of the target bin."""
+  """Cross-entropy [...] in nats of logits [..., bins] at target bins [...]."""
   chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
   return jax.nn.logsumexp(logits, axis=-1) - chosen
 
@@ -170,12 +173,16 @@ def distogram(logits: Array, points: Array, mask: Array) -> Array:
 def torsion(
   predicted: Array, true: Array, other: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """(squared error of the unit vectors, error of their lengths; Algorithm 27).
+  """Losses of torsion angles (Algorithm 27).
+
+  The first loss is the squared error of the (cos, sin) vectors, normalised to
+  length 1. The second loss is the error of their lengths before that. Both are
+  means over the angles of a chain.
 
   Args:
-    predicted: [..., I, 7, 2], (cos, sin) that are not normalised.
+    predicted: [..., I, 7, 2], (cos, sin) before they are normalised.
     true: [..., I, 7, 2].
-    other: the same where symmetric atoms have each other's names.
+    other: true angles after the names of symmetric atoms are swapped.
     mask: bool [..., I, 7].
   """
   length = jnp.sqrt(jnp.sum(jnp.square(predicted), axis=-1) + 1e-6)
@@ -183,7 +190,7 @@ def torsion(
   error = lambda x: jnp.sum(jnp.square(made - x), axis=-1)
   least = jnp.minimum(error(true), error(other))
   off = jnp.abs(length - 1)
-  # The length matters for every residue that there is.
+  # Lengths count for all seven angles of a residue with a known angle.
   is_there = mask.any(axis=-1, keepdims=True)
   return mean(least, mask, 2), mean(off, is_there, 2)
 
@@ -191,10 +198,10 @@ def torsion(
 def renamed(
   codes: Array, atoms: Array, true: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """The true atoms under the names that suit the prediction (Algorithm 26).
+  """Swaps names of symmetric true atoms to suit the prediction (Algorithm 26).
 
-  The two names of symmetric atoms of a residue are swapped where that brings
-  their distances from all other atoms nearer to the predicted ones.
+  In each residue, the names of symmetric atoms are swapped if this reduces the
+  error of the predicted distances between these and all other atoms.
 
   Args:
     codes: int32 [..., I].
@@ -211,7 +218,8 @@ def renamed(
   is_named = swap == jnp.arange(residues.ATOM14)
   lead, size = codes.shape[:-1], codes.shape[-1] * residues.ATOM14
   flat = lambda x: x.reshape(*lead, size, *x.shape[len(lead) + 2 :])
-  # Only atoms with one name are references for those with two.
+  # Distances are measured only from symmetric atoms to atoms that have no
+  # symmetric twin.
   pairs = (
     flat(mask & swapped_mask & ~is_named)[..., :, None]
     & flat(mask & is_named)[..., None, :]
@@ -231,12 +239,12 @@ def renamed(
 
 
 def plddt_targets(score: Array, num_bins: int) -> Array:
-  """Int32 bin of a score from 0 to 1."""
+  """Int32 bin of an lDDT from 0 to 1."""
   return jnp.clip((score * num_bins).astype(jnp.int32), 0, num_bins - 1)
 
 
 def expected_plddt(logits: Array) -> Array:
-  """The expected lDDT from 0 to 1 of logits [..., bins] (Algorithm 29)."""
+  """Expected lDDT [...] from 0 to 1 of logits [..., bins] (Algorithm 29)."""
   size = logits.shape[-1]
   centres = (jnp.arange(size, dtype=logits.dtype) + 0.5) / size
   return jnp.sum(jax.nn.softmax(logits, axis=-1) * centres, axis=-1)
@@ -248,32 +256,32 @@ ERROR_STEP = 0.5  # Angstrom, the width of a bin of aligned errors.
 def aligned_errors(
   frames: tuple[Rigid, Rigid], points: tuple[Array, Array]
 ) -> Array:
-  """Angstrom [..., I, J]: error of point j in the frame of residue i."""
+  """Errors [..., I, J] in Angstrom of point j in the frame of residue i."""
   place = lambda f, x: f.expand(1).apply_inverse(x[..., None, :, :])
   local, true = (place(f, x) for f, x in zip(frames, points, strict=True))
   return jnp.sqrt(jnp.sum(jnp.square(local - true), axis=-1) + 1e-8)
 
 
 def error_bins(error: Array, num_bins: int) -> Array:
-  """Int32 bin of aligned errors; the last bin is open."""
+  """Int32 bin of each aligned error; the last bin is unbounded."""
   return jnp.clip((error / ERROR_STEP).astype(jnp.int32), 0, num_bins - 1)
 
 
 def expected_errors(logits: Array) -> Array:
-  """Expected aligned errors in Angstrom of logits [..., bins]."""
+  """Expected aligned errors [...] in Angstrom of logits [..., bins]."""
   size = logits.shape[-1]
   centres = (jnp.arange(size, dtype=logits.dtype) + 0.5) * ERROR_STEP
   return jnp.sum(jax.nn.softmax(logits, axis=-1) * centres, axis=-1)
 
 
 def tm_scale(length: Array) -> Array:
-  """Angstrom d0 of the TM-score (Zhang and Skolnick 2004) of a length."""
+  """d0 of the TM-score, in Angstrom, by length (Zhang and Skolnick 2004)."""
   length = jnp.maximum(length, 19)
   return 1.24 * jnp.cbrt(length - 15.0) - 1.8
 
 
 def expected_tm(logits: Array, mask: Array) -> Array:
-  """The predicted TM-score of aligned error logits [..., I, J, bins]."""
+  """TM-score [...] that logits [..., I, J, bins] of aligned errors predict."""
   size = logits.shape[-1]
   centres = (jnp.arange(size, dtype=logits.dtype) + 0.5) * ERROR_STEP
   count = jnp.sum(mask, axis=-1, dtype=logits.dtype)

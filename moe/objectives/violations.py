@@ -1,4 +1,4 @@
-"""Violations of what all proteins share: peptide bonds, and room for atoms.
+"""Violations of geometry: wrong peptide bonds, and atoms that clash.
 
 Jumper et al. (2021), supplement 1.9.11,
 https://doi.org/10.1038/s41586-021-03819-2.
@@ -11,8 +11,9 @@ from moe.modalities import residues
 from moe.objectives.structure_losses import distances
 from moe.types import Array
 
-# Peptide bonds after Engh and Huber (1991): length and deviation before any
-# residue and before proline, then cosines of the angles CA-C-N and C-N-CA.
+# (value, standard deviation) of peptide bonds after Engh and Huber (1991): the
+# length of C-N in Angstrom, its length before proline, and the cosines of the
+# angles CA-C-N and C-N-CA.
 _BOND, _BOND_PROLINE = (1.329, 0.014), (1.341, 0.016)
 _CA_C_N, _C_N_CA = (-0.4473, 0.0311), (-0.5203, 0.0353)
 _PROLINE = residues.LETTERS.index('P')
@@ -21,18 +22,18 @@ _PROLINE = residues.LETTERS.index('P')
 def bond_violations(
   codes: Array, numbers: Array, atoms: Array, mask: Array, tolerance: float = 12
 ) -> tuple[Array, Array]:
-  """Peptide bonds and angles beyond a tolerance.
+  """Finds peptide bonds with a wrong length or a wrong angle.
 
   Args:
     codes: int32 [..., I].
     numbers: int32 [..., I], places in the sequence.
-    atoms: [..., I, P, 3], N, CA, C first.
+    atoms: [..., I, P, 3] in Angstrom; the first atoms are N, CA and C.
     mask: bool [..., I, P].
-    tolerance: standard deviations that are free.
+    tolerance: number of standard deviations below which an error is ignored.
 
   Returns:
-    (loss of each residue [..., I], half of that of its bonds; bool [..., I],
-    whether one of its bonds is violated).
+    (loss of each residue [..., I], which is half the loss of its two peptide
+    bonds; bool [..., I], whether one of these bonds is violated).
   """
   ca, c = atoms[..., :-1, 1, :], atoms[..., :-1, 2, :]
   n, next_ca = atoms[..., 1:, 0, :], atoms[..., 1:, 1, :]
@@ -71,17 +72,18 @@ def bond_violations(
 def clashes(
   codes: Array, numbers: Array, atoms: Array, mask: Array, overlap: float = 1.5
 ) -> tuple[Array, Array]:
-  """Atoms of different residues that are too near.
+  """Finds atoms of different residues that are too close to each other.
 
   Args:
     codes: int32 [..., I].
     numbers: int32 [..., I].
-    atoms: [..., I, 14, 3].
+    atoms: [..., I, 14, 3] in Angstrom.
     mask: bool [..., I, 14].
-    overlap: Angstrom by which two radii may overlap.
+    overlap: length in Angstrom by which two atoms may overlap.
 
   Returns:
-    (mean loss of an atom [...], bool [..., I], whether a residue clashes).
+    (mean loss per atom [...] in Angstrom; bool [..., I], whether an atom of the
+    residue clashes).
   """
   lead, (size, slots) = codes.shape[:-1], mask.shape[-2:]
   flat = lambda x: x.reshape(*lead, size * slots, *x.shape[len(lead) + 2 :])
@@ -91,7 +93,8 @@ def clashes(
   slot = jnp.tile(jnp.arange(slots), size)
   apart = place[..., None, :] - place[..., :, None]
   pairs = known[..., :, None] & known[..., None, :] & (apart > 0)
-  # The peptide bond is no clash, nor are the two sulphurs of a bridge.
+  # The two atoms of a peptide bond do not clash, nor do two sulphur atoms of a
+  # disulphide bridge.
   is_bond = (apart == 1) & (slot[:, None] == 2) & (slot == 0)
   is_sulphur = (codes == residues.LETTERS.index('C'))[..., None] & (
     jnp.arange(slots) == 5

@@ -1,4 +1,4 @@
-"""Groups of parameters: factors of learning rate and weight decay by path."""
+"""Groups of parameters with their own learning rate and weight decay."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from moe.types import PyTree
 
 
 class Factors(NamedTuple):
-  """Factors of the optimizer's settings for one parameter.
+  """Factors of the learning rate and the weight decay for one parameter.
 
   Attributes:
     rate: factor of the learning rate.
@@ -23,7 +23,7 @@ class Factors(NamedTuple):
   decay: float = 1.0
 
   def times(self, other: 'Factors') -> 'Factors':
-    """The product of both, factor by factor."""
+    """Multiplies the factors of both: rate by rate, decay by decay."""
     return Factors(self.rate * other.rate, self.decay * other.decay)
 
 
@@ -34,7 +34,7 @@ FactorsOf = Callable[[str, bool], Factors]
 
 
 def factors_of(groups: Sequence[Group]) -> FactorsOf:
-  """A function that gives a parameter the factors of its groups.
+  """Returns a function from a parameter's path to the factors of its groups.
 
   A parameter is in a group if the regular expression matches its whole path
   'a/b/c'. The factors of all its groups are multiplied.
@@ -44,8 +44,8 @@ def factors_of(groups: Sequence[Group]) -> FactorsOf:
       weight decay).
 
   Raises:
-    ValueError: for a pattern that is no regular expression, or a factor below
-      0.
+    ValueError: for a pattern that is not a regular expression, or for a
+      negative factor.
   """
   check_patterns('GROUPS', [group[0] for group in groups])
   for pattern, *numbers in groups:
@@ -68,7 +68,7 @@ def factors_of(groups: Sequence[Group]) -> FactorsOf:
 
 
 def check_patterns(macro: str, patterns: Iterable[str]) -> None:
-  """Raises ValueError for a pattern that is no regular expression.
+  """Raises ValueError for a pattern that is not a regular expression.
 
   Args:
     macro: name of the setting, for the message.
@@ -106,7 +106,7 @@ def is_decayed(name: str) -> bool:
 
 
 def decay(decay_of: Callable[[str], float]) -> optax.GradientTransformation:
-  """Adds a fraction of each parameter to its update, as weight decay.
+  """Weight decay: adds a fraction of each parameter to its update.
 
   Args:
     decay_of: path of a parameter -> the fraction.

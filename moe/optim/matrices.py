@@ -1,4 +1,4 @@
-"""Which parameters are matrices, and how devices share the work on them.
+"""Says which parameters are matrices, and divides work on them over devices.
 
 Muon orthogonalises matrices. A parameter may hold a stack of matrices: one for
 each scanned layer and each expert. The leading dims that count layers and
@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from moe.types import Array
 
-# (path, number of input dims, number of output dims) of the parameters that are
-# matrices. All dims before the input dims are batch dims. Tables, routers, norm
-# scales and biases are not listed.
+# (regular expression of the path, number of input dims, number of output dims)
+# of the parameters that are matrices. All dims before the input dims are batch
+# dims. Tables, routers, norm scales and biases are not listed.
 _MATRICES = (
   (r'.*/attention/(query|key|value|query_up|key_up|value_up)', 1, 2),
   (r'.*/attention/out', 2, 1),
@@ -26,14 +26,14 @@ _MATRICES = (
 
 
 class Matrix(NamedTuple):
-  """A stack of matrices [batch, rows, columns], rows at most columns.
+  """A stack of matrices [batch, rows, columns], with rows <= columns.
 
   Attributes:
     name: path of the parameter.
     shape: shape of the parameter.
-    num_batch: leading dims of the parameter that are batch dims.
-    num_in: number of input dims; they follow the batch dims, and the product
-      with the input sums over them.
+    num_batch: number of leading dims that are batch dims.
+    num_in: number of input dims, which follow the batch dims. The product with
+      an input vector sums over them.
   """
 
   name: str
@@ -58,20 +58,20 @@ class Matrix(NamedTuple):
 
   @property
   def is_turned(self) -> bool:
-    """Whether the rows are the output, because it is smaller than the input."""
+    """Whether the rows are output dims, since there are fewer outputs."""
     return self.fan_in > self.fan_out
 
   @property
   def sides(self) -> tuple[int, int]:
-    """(rows, columns), rows at most columns."""
+    """(rows, columns) of a matrix, with rows <= columns."""
     return tuple(sorted((self.fan_in, self.fan_out)))
 
   def stack(self, a: Array) -> Array:
-    """The parameter as [batch, rows, columns].
+    """Reshapes the parameter to [batch, rows, columns].
 
-    If the parameter has several batch dims, the last one counts the experts,
-    which are divided over devices. We move it to the front, so that the experts
-    of one device stay neighbours.
+    If the parameter has several batch dims, the last of them counts the
+    experts, which are divided over devices. This dim moves to the front, so
+    that the experts of one device stay neighbours.
     """
     n = self.num_batch
     if n > 1:
@@ -94,7 +94,7 @@ class Matrix(NamedTuple):
 
 
 def matrix_of(name: str, shape: tuple[int, ...]) -> Matrix | None:
-  """The stack of matrices that a parameter holds; None if it holds none.
+  """Describes a parameter as a stack of matrices; None if it is not one.
 
   Args:
     name: path of the parameter, 'a/b/c'.
@@ -106,17 +106,17 @@ def matrix_of(name: str, shape: tuple[int, ...]) -> Matrix | None:
   return None
 
 
-# For each dim, the mesh axes that divide it.
+# For each dim of an array, the mesh axes that divide it.
 Axes = tuple[tuple[str, ...], ...]
 
 
 class Division(NamedTuple):
-  """How devices share a stack [batch, rows, columns].
+  """How devices share the work on a stack [batch, rows, columns].
 
   Attributes:
     mesh: mesh of the devices.
-    stored: mesh axes of each dim while the parameter is stored.
-    used: mesh axes of each dim while the stack is orthogonalised.
+    stored: mesh axes that divide each dim while the parameter is stored.
+    used: mesh axes that divide each dim while the stack is orthogonalised.
   """
 
   mesh: Mesh
@@ -124,10 +124,10 @@ class Division(NamedTuple):
   used: Axes
 
   def steps(self) -> list[NamedSharding]:
-    """Shardings on the way from `stored` to `used`; each moves one mesh axis.
+    """The shardings from `stored` to `used`; each step moves one mesh axis.
 
     XLA moves a single axis to another dim by an all-to-all. If several axes
-    move at once, it gathers the whole array.
+    move in one step, XLA gathers the whole array.
     """
     now = [list(entry) for entry in self.stored]
     steps = [tuple(map(tuple, now))]
@@ -154,20 +154,20 @@ class Division(NamedTuple):
 
 
 def division(matrix: Matrix, sharding: NamedSharding) -> Division:
-  """How devices share the orthogonalisation of a parameter.
+  """Decides how devices share the orthogonalisation of a parameter.
 
-  A mesh axis divides the matrices if their number is divisible by its size, so
-  that a device works on whole matrices. Otherwise it divides the columns: each
-  product of a matrix with its transpose is then a sum over this axis. No axis
-  divides the rows.
+  If the number of matrices is divisible by the size of a mesh axis, the axis
+  divides the matrices, so that a device works on whole matrices. Otherwise the
+  axis divides the columns. Then each product of a matrix with its transpose is
+  summed over this axis. No axis divides the rows.
 
   Args:
     matrix: the parameter.
     sharding: sharding of the parameter.
 
   Raises:
-    ValueError: if the size of a mesh axis that divides the parameter divides
-      neither the number of matrices nor their columns.
+    ValueError: if a mesh axis divides the parameter, but its size divides
+      neither the number of matrices nor the number of columns.
   """
   mesh = sharding.mesh
   entries = [
@@ -188,7 +188,7 @@ def division(matrix: Matrix, sharding: NamedSharding) -> Division:
     size = mesh.shape[axis]
     dim = next((d for d in (0, 2) if left[d] % size == 0), None)
     if dim == 2 and axis in others:
-      continue  # Each device along this axis has a copy, which suffices.
+      continue  # Each device along this axis already has a copy.
     if dim is None:
       if axis in others:
         continue

@@ -1,8 +1,8 @@
 """Adam's moments in 16 or in 8 bits.
 
-Moments in both formats are rounded stochastically. A training step changes a
-moment by a few per cent at most, which may be less than the spacing of the
-format. Rounding to the nearest number would then never change the moment.
+Both formats are rounded stochastically. A training step may change a moment by
+less than half the distance of neighbouring numbers of the format. Rounding to
+the nearest number would then never change the moment.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from moe.optim import rounding
 from moe.types import Array, PyTree
 
 DTYPES = ('float32', 'bfloat16', 'int8')
-# Number of neighbours in the last dim that share a scale.
+# Number of neighbouring elements in the last dim that share a scale.
 BLOCK = 128
-# A code of a second moment is a float32 without its last 20 bits, as an integer
-# minus `_OFFSET`. So code 255 stands for 1.0, code 247 for 0.5, and so on.
+# The code of a second moment is the bit pattern of a float32 without the last
+# 20 bits, minus `_OFFSET`. So code 255 stands for 1.0, code 247 for 0.5, and so
+# on.
 _DROPPED = 20
 _OFFSET = (0x3F800000 >> _DROPPED) - 255
 
@@ -28,11 +29,11 @@ class MomentState(NamedTuple):
   """The stored moments, in trees like the parameters.
 
   Attributes:
-    count: int32 scalar, updates done.
+    count: int32 scalar, number of updates so far.
     mu: first moments: bfloat16, or int8 codes.
     nu: second moments: bfloat16, or uint8 codes.
-    mu_scale: float32, one for each block of codes; no arrays for bfloat16.
-    nu_scale: the same for second moments.
+    mu_scale: float32 scale of each block of int8 codes; () for bfloat16.
+    nu_scale: the same for the uint8 codes of second moments.
   """
 
   count: Array
@@ -43,14 +44,14 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """Splits the last dim into blocks of `BLOCK`, or into one if none fit it."""
+  """Splits the last dim into blocks of `BLOCK`, if it is divisible by it."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)
 
 
 def _scaled(x: Array) -> tuple[Array, Array]:
-  """(blocks divided by their largest magnitude, this magnitude)."""
+  """Returns (blocks divided by their largest magnitude, these magnitudes)."""
   blocks = _blocks(x)
   scale = jnp.max(jnp.abs(blocks), axis=-1)
   return blocks / jnp.where(scale > 0, scale, 1.0)[..., None], scale
@@ -59,8 +60,8 @@ def _scaled(x: Array) -> tuple[Array, Array]:
 def encode_signed(x: Array, random: Array) -> tuple[Array, Array]:
   """Encodes float32 [..., n] as (int8 codes of the same shape, block scales).
 
-  The code is linear: x is about code / 127 times the scale, which is the
-  largest magnitude of the block.
+  The code is linear: x is about scale * code / 127. The scale is the largest
+  magnitude of the block.
   """
   blocks, scale = _scaled(x)
   # 16 random bits are enough, since codes have only 8 bits.
@@ -78,11 +79,11 @@ def decode_signed(codes: Array, scale: Array) -> Array:
 def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
   """Encodes float32 >= 0 [..., n] as (uint8 codes, block scales).
 
-  A code is a float with 5 bits of exponent and 3 of mantissa, relative to the
-  largest number of its block. So neighbouring codes stand for numbers that
-  differ by 6 to 12 per cent. Code 1 stands for about 2^-32 of the largest
-  number. Smaller numbers get code 1 too, since a second moment of zero would
-  make the update infinite. Only zero itself gets code 0.
+  A code stands for a number divided by the largest number of its block. It is a
+  float with 5 bits of exponent and 3 bits of mantissa, so numbers of
+  neighbouring codes differ by 6 to 12 per cent. Code 1 stands for about 2^-32.
+  Smaller numbers get code 1, too: a second moment of zero would make the update
+  infinite. Only zero itself gets code 0.
   """
   blocks, scale = _scaled(x)
   ratio = blocks.reshape(x.shape)
@@ -102,7 +103,7 @@ def decode_positive(codes: Array, scale: Array) -> Array:
 
 
 def zero_scales(params: PyTree) -> PyTree:
-  """Scales of zero, one for each block of each parameter."""
+  """A tree of zeros, one for each block of each parameter."""
   return jax.tree.map(
     lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
   )
@@ -114,13 +115,14 @@ def pack(
   encode: Callable[[Array, Array], tuple[Array, Array]],
   random: Array,
 ) -> tuple[Array, Array | None]:
-  """(a moment in its stored format, scales of its blocks if these are int8).
+  """Returns (a moment in its stored format, block scales of 8-bit codes).
 
   Args:
     x: float32, the moment.
-    is_int8: whether `encode` turns x into 8-bit codes; else x becomes bfloat16.
+    is_int8: whether `encode` turns x into 8-bit codes. Otherwise x becomes
+      bfloat16, and there are no scales.
     encode: `encode_signed` or `encode_positive`.
-    random: uint32 of the same shape, bits for the rounding.
+    random: uint32 of the shape of x, random bits for the rounding.
   """
   if is_int8:
     return encode(x, random)
@@ -130,17 +132,17 @@ def pack(
 def scale_by_adam(
   b1: float, b2: float, eps: float, moment_dtype: str
 ) -> optax.GradientTransformation:
-  """Adam's direction (Kingma & Ba 2015) from moments stored in few bits.
+  """Adam's direction (Kingma & Ba 2015); its moments are stored in few bits.
 
   The moments are unpacked, updated and used in float32, and packed again. Block
   scales follow Dettmers et al. (2022), https://arxiv.org/abs/2110.02861. Unlike
-  in the paper, second moments have codes of another kind, and rounding is
-  stochastic.
+  in the paper, second moments have the code of `encode_positive`, and rounding
+  is stochastic.
 
   Args:
     b1: decay of the first moment.
     b2: decay of the second moment.
-    eps: added to the root of the second moment.
+    eps: number that is added to the root of the second moment.
     moment_dtype: 'bfloat16' or 'int8'.
   """
   is_int8 = moment_dtype == 'int8'
@@ -169,7 +171,7 @@ def scale_by_adam(
     mu_scale: Array | None,
     nu_scale: Array | None,
   ) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """(update, new stored moments and scales) of one array."""
+    """Returns (update, stored moments and scales) of one parameter."""
     m = decode_signed(mu, mu_scale) if is_int8 else mu.astype(jnp.float32)
     v = decode_positive(nu, nu_scale) if is_int8 else nu.astype(jnp.float32)
     m = b1 * m + (1.0 - b1) * g

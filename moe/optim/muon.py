@@ -12,12 +12,12 @@ from moe.optim import moments, rounding, storage
 from moe.optim.matrices import Division, Matrix, division, matrix_of
 from moe.types import Array, PyTree
 
-# Jordan (2024), https://kellerjordan.github.io/posts/muon: five steps bring all
-# singular values of a matrix near 1, between 0.7 and 1.2.
+# After five steps all singular values of a matrix are between 0.7 and 1.2
+# (Jordan 2024, https://kellerjordan.github.io/posts/muon).
 STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# An update of Adam has about this root mean square: Liu et al. (2025), section
-# 2.2, https://arxiv.org/abs/2502.16982.
+# The root mean square of a typical update of Adam (Liu et al. 2025, section
+# 2.2, https://arxiv.org/abs/2502.16982).
 _RMS = 0.2
 
 
@@ -25,9 +25,9 @@ class MuonState(NamedTuple):
   """The stored momentum, in trees like the matrices.
 
   Attributes:
-    count: int32 scalar, updates done.
+    count: int32 scalar, number of updates so far.
     mu: momentum: float32, bfloat16, or int8 codes.
-    mu_scale: float32, one for each block of int8 codes; else no arrays.
+    mu_scale: float32 scale of each block of int8 codes; () for other formats.
   """
 
   count: Array
@@ -38,12 +38,12 @@ class MuonState(NamedTuple):
 def orthogonalise(x: Array) -> Array:
   """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
 
-  A matrix U S V^T becomes U S' V^T. An entry of S' is between 0.7 and 1.2 if
-  the same entry of S is above a thousandth of the matrix's Frobenius norm. A
+  A matrix U S V^T becomes U S' V^T. A singular value in S' is between 0.7 and
+  1.2 if the same value in S is above 1 / 1000 of the matrix's Frobenius norm. A
   matrix of zeros does not change.
 
   Args:
-    x: stack of matrices [batch, rows, columns], float32, rows at most columns.
+    x: stack of matrices [batch, rows, columns], float32, with rows <= columns.
   """
   a, b, c = _COEFFICIENTS
   norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
@@ -90,7 +90,7 @@ def scale_by_muon(
 
   Args:
     beta: decay of the momentum.
-    moment_dtype: 'float32', 'bfloat16' or 'int8', format of the momentum.
+    moment_dtype: format of the momentum: 'float32', 'bfloat16' or 'int8'.
 
   Returns:
     A transformation whose `update` also takes `shardings`: path of a parameter
@@ -108,7 +108,7 @@ def scale_by_muon(
   def momentum(
     index: int, count: Array, g: Array, mu: Array, scale: Array | None
   ) -> tuple[Array, Array, Array | None]:
-    """(float32 momentum, momentum in stored format, scales of that format)."""
+    """Returns (new momentum in float32, the stored momentum, its scales)."""
     m = moments.decode_signed(mu, scale) if is_int8 else mu.astype(jnp.float32)
     m = beta * m + (1.0 - beta) * g
     if moment_dtype == 'float32':

@@ -36,7 +36,7 @@ class Optimizer(NamedTuple):
 
 
 def _decayed(params: PyTree) -> PyTree:
-  """A tree with True for each parameter that has weight decay."""
+  """A tree of bools: whether each parameter has weight decay."""
   return jax.tree.map(groups_lib.is_decayed, names(params))
 
 
@@ -57,7 +57,7 @@ def _check_adam(
 def _adam(
   b1: float, b2: float, eps: float, moment_dtype: str
 ) -> optax.GradientTransformation:
-  """Adam's direction; the moments of `is_kept` parameters are float32."""
+  """Adam's direction; moments of `is_kept` parameters stay float32."""
   whole = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
   if moment_dtype == 'float32':
     return whole
@@ -80,7 +80,7 @@ def _scheduled(
   weight_decay: float,
   factors: Callable[[str], Factors] | None,
 ) -> optax.GradientTransformation:
-  """Adds weight decay to a direction and multiplies the sum by the rate."""
+  """Adds weight decay to a direction, and multiplies by the learning rate."""
   rate = optax.scale_by_learning_rate(schedule)
   if factors is None:
     decay = optax.add_decayed_weights(weight_decay, _decayed)
@@ -99,7 +99,7 @@ def _decay_of(
 
 
 def _elementwise(factors: FactorsOf | None) -> Callable | None:
-  """Path -> factors, for parameters whose updates are not orthogonal."""
+  """A function from a path to factors, for updates that are not orthogonal."""
   return factors and (lambda name: factors(name, False))
 
 
@@ -119,11 +119,11 @@ def adamw(
     b1: decay of the first moment, at least 0 and below 1.
     b2: decay of the second moment, at least 0 and below 1.
     eps: added to the root of the second moment, above 0.
-    weight_decay: each step subtracts this fraction of a matrix, times the
-      learning rate; at least 0.
+    weight_decay: at least 0; each step subtracts weight_decay x learning rate x
+      matrix.
     moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
       the moments of routers, norm scales and biases are float32.
-    factors: factors of learning rate and decay by path; None for none.
+    factors: factors of learning rate and weight decay by path; may be None.
 
   Raises:
     ValueError: for a number out of range, and for another `moment_dtype`.
@@ -154,10 +154,9 @@ def muon(
     beta: decay of Muon's momentum.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
-    weight_decay: each step subtracts this fraction of a parameter, times the
-      learning rate.
+    weight_decay: each step subtracts weight_decay x learning rate x parameter.
     moment_dtype: 'float32', 'bfloat16' or 'int8', as in `adamw`.
-    factors: factors of learning rate and decay by path; None for none.
+    factors: factors of learning rate and weight decay by path; may be None.
 
   Raises:
     ValueError: for a number out of range, or another `moment_dtype`.
@@ -201,7 +200,7 @@ def adafactor(
       saves memory.
     weight_decay: each step subtracts this fraction of a matrix. Unlike in
       AdamW, it does not depend on the learning rate. None for no decay.
-    factors: factors of learning rate and decay by path; None for none.
+    factors: factors of learning rate and weight decay by path; may be None.
 
   Raises:
     ValueError: for a number out of range.
@@ -253,8 +252,8 @@ def build(
       patterns are used, for a check.
 
   Raises:
-    ValueError: for a pattern that is no regular expression; `init` raises it
-      for a pattern that matches no parameter.
+    ValueError: for a pattern that is not a regular expression; `init` raises
+      this error for a pattern that matches no parameter.
   """
   groups_lib.check_patterns('FROZEN', frozen)
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then a decay of some shape."""
+"""Learning-rate schedules: a linear warm-up, then a decay."""
 
 import jax.numpy as jnp
 import optax
@@ -29,11 +29,11 @@ def _check(
 
 
 def _warm(warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
-  """The schedule `after`, times a linear warm-up; steps count from 0."""
+  """Multiplies the schedule `after` by a linear warm-up from step 0 on."""
 
   def schedule(step: Array) -> Array:
     step = jnp.asarray(step, jnp.float32)
-    # step + 1, so that the first update has a rate above 0.
+    # `step + 1` gives the first update a rate above 0.
     ramp = jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps))
     return ramp * after(step)
 
@@ -43,7 +43,7 @@ def _warm(warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
 def rsqrt(
   learning_rate: float, warmup_steps: int, train_steps: int
 ) -> optax.Schedule:
-  """Falls as 1 / sqrt(step) after the warm-up (T5, Raffel et al. 2020)."""
+  """Falls like 1 / sqrt(step) after the warm-up (T5, Raffel et al. 2020)."""
   _check(learning_rate, warmup_steps, train_steps)
   first = float(max(1, warmup_steps))
   return _warm(
@@ -77,10 +77,10 @@ def wsd(
   decay_fraction: float = 0.3,
   final_fraction: float = 0.0,
 ) -> optax.Schedule:
-  """Warm-up, then a constant rate, then a linear decay at the end of the run.
+  """Warm-up, then a constant rate, then a linear decay until the last step.
 
-  Hu et al. (2024), https://arxiv.org/abs/2404.06395, with linear decay (Hägele
-  et al. 2024, https://arxiv.org/abs/2405.18392).
+  The schedule is from Hu et al. (2024), https://arxiv.org/abs/2404.06395; the
+  linear decay is from Hägele et al. (2024), https://arxiv.org/abs/2405.18392.
   """
   _check(learning_rate, warmup_steps, train_steps, final_fraction)
   part = 'the last part of the run, in which the learning rate falls'

@@ -1,4 +1,4 @@
-"""Number formats of the arrays in training, and the memory that holds them."""
+"""Number formats of the arrays in training, and where they are stored."""
 
 import dataclasses
 import re
@@ -15,27 +15,27 @@ _MACROS = {
   'grads': 'GRAD_DTYPE',
   'sums': 'SUM_DTYPE',
 }
-# These arrays are small and sensitive, so they are always float32.
+# Paths of small arrays that rounding would hurt, so they are always float32.
 _KEPT = re.compile(r'router|(^|/)(scale|bias)$')
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """Formats of the arrays that a training step reads, makes and writes.
+  """Formats of parameters, gradients and sums of gradients.
 
   Routers, norm scales and biases are always float32, and so are their gradients
-  and sums. The optimizer chooses the format of its moments, see
-  `optimizers.adamw`.
+  and sums. Moments have a separate setting, see `optimizers.adamw`.
 
   Attributes:
     params: format of the parameters: 'float32' or 'bfloat16'. With 'bfloat16'
       each update is rounded stochastically.
-    grads: format of the gradients in the backward pass and in its reductions:
-      'float32' or 'bfloat16'. The model reads parameters in this format.
+    grads: format of the gradients in the backward pass and in reductions over
+      devices: 'float32' or 'bfloat16'. The model reads a copy of the parameters
+      in this format.
     sums: format in which the gradients of microbatches are added: 'float32' or
       'bfloat16'.
-    optimizer_on_host: whether the optimizer's state is in the memory of the
-      host between updates; for TPUs and GPUs only.
+    optimizer_on_host: whether the optimizer's state is in host memory between
+      updates; only for TPUs and GPUs.
   """
 
   params: str = 'float32'
@@ -52,7 +52,7 @@ FLOAT32 = Storage()
 
 
 def names(tree: PyTree) -> PyTree:
-  """A tree like `tree` whose leaves are their paths, 'a/b/c'."""
+  """Replaces each leaf of a tree by its path, such as 'a/b/c'."""
 
   def name(path: tuple, _: Array) -> str:
     return '/'.join(str(getattr(k, 'key', k)) for k in path)
@@ -66,7 +66,7 @@ def is_kept(name: str) -> bool:
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-  """Converts arrays to `dtype`; those of `is_kept` become float32."""
+  """Converts arrays to `dtype`, or to float32 if `is_kept` says so."""
   return jax.tree.map(
     lambda name, a: a.astype(jnp.float32 if is_kept(name) else dtype),
     names(tree),

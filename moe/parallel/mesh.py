@@ -17,25 +17,27 @@ FSDP = 'fsdp'
 EXPERT = 'expert'
 CONTEXT = 'context'
 MODEL = 'model'
-# Axes with the slowest links come first. Devices along the last axes are
+# The first axes have the slowest links. Devices along the last axes are
 # neighbours.
 AXES = (STAGE, DATA, FSDP, EXPERT, CONTEXT, MODEL)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """Devices per mesh axis; all axes exist, and unused ones have one device.
+  """Number of devices along each mesh axis; along an unused axis it is 1.
 
   Attributes:
-    data: number of replicas of the parameters; -1 takes all devices that the
-      other axes leave.
-    fsdp: number of parts of the parameters, which are gathered before use.
-    expert: number of parts of the experts.
-    context: number of parts of the sequence.
-    model: number of parts of heads and feed-forward width.
-    num_slices: number of TPU slices, which the data centre's network joins. The
-      first axis of several devices spans them; it must be data or fsdp. Slices
-      of other devices are equal parts in the order of their numbers.
+    data: number of replicas of the parameters. Here, or for one of the other
+      axes, -1 stands for all devices that are left.
+    fsdp: number of parts into which parameters are divided; a layer gathers
+      them before use.
+    expert: number of parts into which the experts are divided.
+    context: number of parts into which sequences are divided.
+    model: number of parts into which heads and feed-forward width are divided.
+    num_slices: number of TPU slices; the network of the data centre connects
+      them. The first axis with several devices spans the slices; it must be
+      data or fsdp. Devices that are not TPUs are divided into equal slices in
+      the order of their numbers.
   """
 
   data: int = -1
@@ -68,14 +70,14 @@ class MeshShape:
 
   @property
   def fixed(self) -> int:
-    """The product of the axes that have a size."""
+    """The product of all sizes that are not -1."""
     return math.prod(size for size in self.axes.values() if size != -1)
 
   def sizes(self, num_devices: int) -> tuple[int, ...]:
-    """Sizes in the order of `AXES`.
+    """The sizes of all axes in the order of `AXES`, with -1 replaced.
 
     Raises:
-      ValueError: if the axes do not multiply to `num_devices`.
+      ValueError: if the product of the sizes is not `num_devices`.
     """
     given = (1, *self.axes.values())
     if given.count(-1) == 1 and num_devices % self.fixed == 0:
@@ -86,9 +88,9 @@ class MeshShape:
     return given
 
   def _refusal(self, num_devices: int) -> str:
-    """The message that says why the axes do not fit, and what to set."""
+    """Says why the axes do not fit the devices, and what to set."""
     axes, fitted = self.axes, self.fitted(num_devices).axes
-    # An axis of -1 takes the devices that the others leave, so it stays -1.
+    # An axis of size -1 takes all devices that are left, so it stays -1.
     changes = {a: fitted[a] for a in axes if axes[a] not in (-1, fitted[a])}
     shown = lambda sizes, before='': ' '.join(
       f'{before}MESH_{axis.upper()}={size}' for axis, size in sizes.items()
@@ -105,15 +107,16 @@ class MeshShape:
   def fitted(self, num_devices: int, num_slices: int = 1) -> 'MeshShape':
     """The shape for evaluation or sampling on another number of devices.
 
-    A run that was trained on eight devices can be scored on one, or on 64. The
-    axes take devices in the order expert, model, fsdp, data. Each one takes the
-    greatest common divisor of its size and the number of devices left, so an
-    array that can be divided in training can be divided here. The devices that
-    are left go to the axis with size -1, or else to data. None go to context:
-    sampling makes one token at a time, and one token cannot be divided.
+    A run that was trained on 8 devices can be scored on 1 or on 64. The axes
+    take devices in the order expert, model, fsdp, data. The new size of an axis
+    is the greatest common divisor of its old size and the number of devices
+    that are left, so an array that can be divided in training can be divided
+    here. Remaining devices go to the axis of size -1, or else to data. Context
+    gets size 1, because sampling makes one token at a time, which cannot be
+    divided.
 
-    If the number of devices is the same as in training, parameters have the
-    same shardings, unless training used context.
+    With the number of devices of training, parameters have the shardings of
+    training, unless training used context.
     """
     sizes, left = {CONTEXT: 1}, num_devices
     for axis in (EXPERT, MODEL, FSDP, DATA):
@@ -127,7 +130,7 @@ class MeshShape:
     """The axis that spans the slices; None if there is one slice.
 
     Raises:
-      ValueError: if no axis can span them.
+      ValueError: if no axis can span the slices.
     """
     n = self.num_slices
     if n == 1:
@@ -149,19 +152,19 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
-  """Makes a mesh whose axes follow the links between devices.
+  """Makes a mesh with neighbouring devices along each axis.
 
-  Each of several slices gets its own mesh. The axis that spans the slices joins
-  these meshes, as in `mesh_utils.create_hybrid_device_mesh`. We do not call
-  this function, because it knows only slices of TPUs.
+  Each slice gets its own mesh. The axis that spans the slices joins these
+  meshes, as in `mesh_utils.create_hybrid_device_mesh`. We do not call that
+  function, because it supports slices of TPUs only.
 
   Args:
-    shape: devices per axis, and the number of slices.
+    shape: number of devices per axis, and number of slices.
     devices: the devices to use, by default all.
 
   Raises:
-    ValueError: if the axes do not multiply to the number of devices, or the
-      devices are on another number of slices.
+    ValueError: if the product of the axes is not the number of devices, or if
+      the devices belong to another number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = list(shape.sizes(len(devices)))
@@ -169,8 +172,9 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
   spanning = shape.spanning(len(devices))
   at = AXES.index(spanning or DATA)
   sizes[at] //= len(slices)
-  # A mesh axis may need a part of a physical axis: on a torus of 8x16x16, an
-  # axis of 512 devices takes a quarter of the first ring.
+  # A mesh axis may need a part of a physical axis: on a torus of 8x16x16
+  # devices, an axis of 512 devices uses 2 of 8 devices along the first physical
+  # axis.
   grids = [
     mesh_utils.create_device_mesh(
       sizes, devices=part, allow_split_physical_axes=True
@@ -185,8 +189,8 @@ def slices_of(devices: Sequence, num_slices: int) -> list[list]:
   """The devices of each slice.
 
   Raises:
-    ValueError: if TPUs lie on another number of slices, or other devices cannot
-      be divided into so many.
+    ValueError: if TPUs belong to another number of slices, or if other devices
+      cannot be divided into `num_slices` equal slices.
   """
   size, rest = divmod(len(devices), num_slices)
   parts = [devices[i * size : (i + 1) * size] for i in range(num_slices)]
@@ -206,12 +210,12 @@ def slices_of(devices: Sequence, num_slices: int) -> list[list]:
 
 
 def count_slices(devices: Sequence) -> int:
-  """The number of TPU slices; 1 for other devices, which have no slice."""
+  """The number of slices of TPUs; 1 for other devices."""
   return len(set(_slice_numbers(devices))) or 1
 
 
 def _slice_numbers(devices: Sequence) -> list[int]:
-  """The slice of each TPU; [] for other devices."""
+  """The slice number of each TPU; [] for other devices."""
   if devices[0].platform != 'tpu':
     return []
   return [getattr(device, 'slice_index', 0) for device in devices]

@@ -1,4 +1,4 @@
-"""Several processes that run one program together, each on its own devices."""
+"""Divides batches over processes, which run one program on their devices."""
 
 import functools
 import math
@@ -13,26 +13,26 @@ from moe.types import Array, Batch
 
 
 def _parts(sharding: NamedSharding) -> tuple[int, list[int]]:
-  """(number of parts of the rows, indices of the parts on this process)."""
+  """Returns (number of parts of the rows, indices of this process's parts)."""
   names = sharding.spec[0] if len(sharding.spec) else None
   names = (names,) if isinstance(names, str) else names or ()
   num_parts = math.prod(sharding.mesh.shape[a] for a in names)
-  # The other dims may be divided too. We give them the number of devices as
-  # their size, since it is divisible by any number of parts.
+  # Other dims may be divided, too. Their size does not matter here, but it must
+  # be divisible by the number of parts, as the number of devices is.
   others = (sharding.mesh.size,) * (len(sharding.spec) - 1)
   indices = sharding.addressable_devices_indices_map((num_parts, *others))
   return num_parts, sorted({rows.start or 0 for rows, *_ in indices.values()})
 
 
 def own_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:
-  """The rows of a batch that the devices of this process hold.
+  """Returns the numbers of the rows on the devices of this process.
 
   Args:
     sharding: sharding of an array of the batch, whose first dim counts rows.
     num_rows: number of rows of the whole batch; the sharding must divide it.
 
   Returns:
-    int64 row numbers, ascending; they need not be neighbours.
+    int64 row numbers of the whole batch, ascending; there may be gaps.
   """
   num_parts, own = _parts(sharding)
   return np.arange(num_rows).reshape(num_parts, -1)[own].reshape(-1)
@@ -42,7 +42,7 @@ def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
   """Makes the array of a whole batch from the rows of each process.
 
   Args:
-    rows: the rows that `own_rows` names, in the same order, with all columns.
+    rows: the rows that `own_rows` lists, in this order, with all columns.
     sharding: sharding of the whole array.
   """
   num_parts, own = _parts(sharding)
@@ -64,18 +64,18 @@ def total(
   """The sum of `count` over a whole batch; all processes must call this.
 
   With several processes the result is an array that the devices compute later,
-  so that no process has to wait here.
+  so that no process waits here.
 
   Args:
-    count: rows of a batch -> number, such as the number of tokens.
+    count: rows of a batch -> the number for them, such as the number of tokens.
     batch: the rows of this process.
     sharding: sharding of an array of the batch.
   """
   if jax.process_count() == 1:
     return count(batch)
   _, own = _parts(sharding)
-  # Each part is counted separately, because two processes can hold columns of
-  # the same part, and the sum must contain each part only once.
+  # Two processes may have different columns of the same rows. So each part of
+  # the rows is counted separately, and the sum contains each part once.
   numbers = [
     count(jax.tree.map(lambda a, i=i: np.split(a, len(own))[i], batch))
     for i in range(len(own))

@@ -1,14 +1,15 @@
-"""Finds the process that slows the others down."""
+"""Finds a process that makes all other processes wait."""
 
 import statistics
 import threading
 from collections.abc import Callable
 
-# A process is slow if its devices wait this many times as long as the devices
-# of the others, and if the difference is at least this share of a step.
+# A process is slow if its devices wait more than `_TIMES` times as long as the
+# devices of other processes, and if the difference is more than the share
+# `_SHARE` of a step.
 _TIMES = 2.0
 _SHARE = 0.1
-# Number of steps that are judged together, since single steps vary.
+# Number of steps that are compared together, since single steps vary.
 WINDOW = 20
 
 
@@ -16,32 +17,32 @@ class Pace:
   """Compares the time that each process needs between two steps.
 
   All processes end a step together, because their devices exchange data. So the
-  time of a step does not show who is slow. But between two steps the devices
-  wait for their host, which reads a batch and starts the next step. We compare
-  these waits. They do not show a slow device.
+  time of a step does not show which process is slow. Between two steps, the
+  devices of a process wait for their host, which reads a batch and starts the
+  next step. These waits are compared. They do not show a slow device.
   """
 
   def __init__(self, num_processes: int, say: Callable[[int, str], None]):
     """Initialises without any times.
 
     Args:
-      num_processes: how many processes report.
-      say: is called with (process, sentence about it).
+      num_processes: number of processes that report.
+      say: called with (number of a slow process, sentence about it).
     """
     self._size = num_processes
     self._say = say
-    # The main thread and the one that watches add times.
+    # The main thread and the thread that watches other processes add times.
     self._lock = threading.Lock()
     self._windows: dict[int, dict[int, tuple[float, float]]] = {}
 
   def add(self, process: int, window: int, host: float, step: float) -> None:
-    """Adds the median times of a process in a window of steps.
+    """Adds the median times of one process in a window of steps.
 
     Args:
       process: number of the process.
       window: number of the window.
-      host: seconds of a step that the devices waited for the host.
-      step: seconds of a whole step.
+      host: seconds per step in which the devices waited for the host.
+      step: seconds per step.
     """
     with self._lock:
       times = self._windows.setdefault(window, {})
@@ -70,7 +71,7 @@ class Clock:
   def add(
     self, step: int, host: float, whole: float
   ) -> tuple[int, float, float] | None:
-    """Adds a step; returns (window, host, step) when a window is full."""
+    """Adds a step; returns arguments of `Pace.add` when a window is full."""
     window = (step - 1) // WINDOW
     if window != self._window:
       self._window, self._times = window, []
@@ -78,5 +79,5 @@ class Clock:
     if len(self._times) < WINDOW:
       return None
     hosts, wholes = zip(*self._times, strict=True)
-    # The median ignores steps in which the host compiled or evaluated.
+    # The median hardly depends on the few steps with compilation or evaluation.
     return window, statistics.median(hosts), statistics.median(wholes)

@@ -1,4 +1,4 @@
-"""A connection between two processes of a program, for lines of JSON."""
+"""A connection between two processes of a program; messages are JSON lines."""
 
 import contextlib
 import json
@@ -7,10 +7,10 @@ import socket
 import time
 from typing import Any
 
-# TCP's keep-alive messages find a lost machine within these seconds.
+# TCP's keep-alive messages find a lost machine within this many seconds.
 LOST_SECONDS = 14
 _LONGEST_LINE = 2**16
-# A process that has connected says at once who it is.
+# A process must send its number within this many seconds after it connects.
 _GREETING_SECONDS = 1.0
 
 
@@ -25,7 +25,8 @@ class Peer:
     self.clock = 0.0
     self.report = {}
     self.has_left = False
-    # The socket has no limit on the time of a message: keep-alive ends it.
+    # Waiting for a message has no time limit, since keep-alive ends a lost
+    # connection.
     connection.settimeout(None)
     option = connection.setsockopt
     option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -35,7 +36,7 @@ class Peer:
       ('TCP_KEEPCNT', 3),
       ('TCP_USER_TIMEOUT', 1000 * LOST_SECONDS),
     ):
-      if hasattr(socket, name):  # Some of them exist on Linux alone.
+      if hasattr(socket, name):  # Some options exist only on Linux.
         option(socket.IPPROTO_TCP, getattr(socket, name), value)
 
   def fileno(self) -> int:
@@ -43,12 +44,12 @@ class Peer:
     return self._socket.fileno()
 
   def send(self, **message: Any) -> None:
-    """Sends a message; a lost connection is noticed by `receive`."""
+    """Sends a message; only `receive` tells whether the connection is lost."""
     with contextlib.suppress(OSError):
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
   def receive(self) -> list[dict[str, Any]] | None:
-    """Waits for messages; None if the connection is closed or misused."""
+    """Waits for messages; None if the connection is closed or data invalid."""
     try:
       data = self._socket.recv(_LONGEST_LINE)
       *lines, self._data = (self._data + data).split(b'\n')
@@ -60,7 +61,7 @@ class Peer:
     return messages if all(isinstance(m, dict) for m in messages) else None
 
   def greeting(self) -> dict[str, Any]:
-    """Waits for the first message; {} if a stranger sends something else."""
+    """Waits for the first message; {} if none comes or if it is invalid."""
     end = time.monotonic() + _GREETING_SECONDS
     while time.monotonic() < end:
       if select.select([self], [], [], _GREETING_SECONDS)[0]:

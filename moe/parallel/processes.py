@@ -1,4 +1,4 @@
-"""How a process joins the others of a program, and leaves them."""
+"""Lets a process join the other processes of a program, and leave them."""
 
 import os
 import sys
@@ -7,11 +7,12 @@ from typing import Any
 from moe.parallel import pace, roll_call
 
 _NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
-# Hosts of a slice on GKE, in the order of the process numbers.
+# Variable with the hosts of a slice on GKE, in the order of process numbers.
 _HOSTS = 'TPU_WORKER_HOSTNAMES'
-# Number of processes on one machine: Slurm writes '2' or '2(x4)', Open MPI '2'.
+# Variables with the number of processes on one machine: Slurm writes '2' or
+# '2(x4)', Open MPI writes '2'.
 _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
-# JAX gives up after this many seconds, and so does the roll call.
+# Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
 
 _watch: roll_call.Hub | roll_call.Member | None = None
@@ -21,25 +22,26 @@ _clock = pace.Clock()
 def initialize(
   patience: float | None = None, report: dict[str, Any] | None = None
 ) -> dict[int, roll_call.Guest]:
-  """Joins the other processes, if there are any; call it first, and once.
+  """Joins the other processes, if any; must be called first, and only once.
 
   NUM_PROCESSES, PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0)
-  say which process this is. Without them JAX asks Slurm, GKE, Open MPI or the
-  metadata of a TPU VM. JAX_COORDINATOR_PORT sets another port for these. The
-  port after the coordinator's must be open, too.
+  say which process this is. Without these variables JAX asks Slurm, GKE, Open
+  MPI or the metadata of a TPU VM; then JAX_COORDINATOR_PORT may set another
+  port. The port after the coordinator's port must be open, too.
 
   Args:
-    patience: seconds to wait for the others; None takes JOIN_SECONDS of the
-      environment, or else 300.
-    report: facts about this process for process 0, a few kilobytes at most.
+    patience: seconds to wait for the others; None for the environment variable
+      JOIN_SECONDS, or else 300.
+    report: facts about this process that process 0 gets; a few kilobytes at
+      most.
 
   Returns:
-    The other processes by number; {} on all but process 0.
+    Number -> what is known about this other process; {} except on process 0.
 
   Raises:
     ValueError: if only some of the three variables are set, a number is wrong,
       or the port is in use.
-    roll_call.Missing: if a process has not come in time.
+    roll_call.Missing: if a process has not joined in time.
   """
   global _watch
   place, local_devices = _find()
@@ -53,7 +55,7 @@ def initialize(
     watch = roll_call.Hub(place) if is_first else roll_call.Member(place)
     guests = watch.call(patience, report or {})
     _watch = watch
-  # Here, since verbs import this file, and --help must answer at once.
+  # Imported here, since commands import this file, and --help must be fast.
   import jax
 
   jax.distributed.initialize(
@@ -67,9 +69,10 @@ def initialize(
 
 
 def _find() -> tuple[roll_call.Place | None, list[int] | None]:
-  """(place, devices) of this process.
+  """Returns (place, devices) of this process.
 
-  The place is None if there is one process, the devices if it uses all.
+  The place is None if there is only one process. The devices are None if the
+  process uses all devices of its machine.
   """
   given = [n for n in _NAMES if n in os.environ]
   if given and len(given) < len(_NAMES):
@@ -94,7 +97,7 @@ def _find() -> tuple[roll_call.Place | None, list[int] | None]:
   )
   beside = next((os.environ[n] for n in _BESIDE if n in os.environ), '1')
   local = cluster.get_local_process_id()
-  # A process that is alone on its machine uses all devices of the machine.
+  # A process that is alone on its machine uses all devices there.
   devices = (
     [local] if local is not None and beside.split('(')[0] != '1' else None
   )
@@ -111,7 +114,8 @@ def _place(address: str, size: int, process: int) -> roll_call.Place:
 
 def _cluster() -> Any:
   """JAX's class for the cluster of this process; None if there is none."""
-  # Here, as above. JAX has no public way to learn its place without joining.
+  # Imported here, since commands import this file, and --help must be fast. JAX
+  # has no public function that tells the place before a process joins.
   from jax._src import clusters
 
   unwanted = set()
@@ -119,9 +123,9 @@ def _cluster() -> Any:
     unwanted |= {
       'GkeTpuCluster',
       'GceTpuCluster',
-    }  # A test on one worker of a TPU.
+    }  # On a CPU, a worker of a TPU runs tests alone.
   if 'JOB_COMPLETION_INDEX' not in os.environ:
-    unwanted.add('K8sCluster')  # The pod is not one of an indexed job.
+    unwanted.add('K8sCluster')  # The pod does not belong to an indexed job.
   for found in clusters.ClusterEnv._cluster_types:
     if found.__name__ not in unwanted and not found.opt_in_only_method:
       if found.is_env_present():
@@ -135,11 +139,11 @@ def are_joined() -> bool:
 
 
 def tell_step(step: int, host: float, whole: float) -> None:
-  """Tells process 0 the seconds of a step, so that it can name a slow process.
+  """Tells process 0 the times of a step, so that it can name a slow process.
 
   Args:
     step: number of the step, counted from 1.
-    host: seconds for which the devices waited for this host.
+    host: seconds in which the devices waited for this host.
     whole: seconds of the whole step.
   """
   if _watch is None:
@@ -150,14 +154,14 @@ def tell_step(step: int, host: float, whole: float) -> None:
 
 
 def leave(code: int, text: str = '') -> None:
-  """Tells the other processes that this one ends; does nothing if it is alone.
+  """Tells the other processes, if any, that this process ends.
 
-  After an error the process ends here. If Python ended normally, JAX would wait
-  for the other processes for minutes.
+  After an error, this function ends the process. If Python ended normally, JAX
+  would wait for the other processes for minutes.
 
   Args:
     code: exit code of this process.
-    text: the last line for people, such as the error.
+    text: why the process ends, such as the error message.
   """
   if _watch is None:
     return

@@ -1,14 +1,14 @@
 """Finds processes that were not started, and processes that have died.
 
 If a process was not started, JAX waits for minutes and then aborts without
-naming it. If a process dies, the others wait in their next collective. So every
-process first connects to process 0, which counts them (roll call). The
+naming the process. If a process dies, the others wait in their next collective.
+So every process first connects to process 0, which calls the roll. The
 connections stay open. When a process dies, the kernel closes its connection at
-once. When a machine is lost, TCP's keep-alive messages find this within
+once. If a machine is lost, TCP's keep-alive messages find this within
 `peer.LOST_SECONDS`.
 
-A message is a line of JSON. The port is the one after the coordinator's port.
-Messages contain no secrets. An unknown message closes its connection.
+A message is a line of JSON. The port is the coordinator's port plus 1. Messages
+contain no secrets. Process 0 closes a connection after an invalid message.
 """
 
 import collections
@@ -28,14 +28,16 @@ from moe.parallel.peer import Peer
 
 _logger = logging.getLogger(__name__)
 
-# EX_UNAVAILABLE: another process is missing or was lost.
+# Exit code EX_UNAVAILABLE: another process is missing or was lost.
 EXIT_LOST = 69
-# After this many seconds the log names the missing processes. The wait goes on.
+# After this many seconds the log names the missing processes, and the roll call
+# goes on.
 TELL_SECONDS = 30.0
 # If one process ends with an error, the others often have the same error. They
-# get this many seconds to report it.
+# have this many seconds to report it.
 _ERROR_GRACE = 5.0
-# After a signal all processes save. They get this many seconds to finish.
+# After a signal all processes save a checkpoint. They have this many seconds
+# for it.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
 
@@ -45,8 +47,8 @@ class Guest(NamedTuple):
 
   Attributes:
     host: name of its machine.
-    clock: seconds by which its clock is ahead of the clock of process 0.
-    report: facts that the process has sent.
+    clock: seconds by which its clock is ahead of process 0's clock.
+    report: facts that the process has sent about itself.
   """
 
   host: str
@@ -55,10 +57,11 @@ class Guest(NamedTuple):
 
 
 class Missing(Exception):
-  """A process has not come to the roll call; the message names it.
+  """Raised if a process has not joined in time; the message names it.
 
   Attributes:
-    guests: the processes that have come, by number.
+    guests: number of a process -> what is known about it, for processes that
+      have joined.
   """
 
   def __init__(self, text: str, guests: dict[int, Guest] | None = None):
@@ -70,7 +73,7 @@ class Place(NamedTuple):
   """The place of this process among all processes of a program.
 
   Attributes:
-    address: host:port of JAX's coordinator, which is process 0.
+    address: host:port of JAX's coordinator, which runs in process 0.
     num_processes: number of processes.
     process_id: number of this process.
     hosts: host of each process, in order; () if they are not known.
@@ -83,14 +86,14 @@ class Place(NamedTuple):
 
   @property
   def endpoint(self) -> tuple[str, int]:
-    """(host, port) of the roll call."""
+    """(host, port) at which process 0 calls the roll."""
     host, port = self.address.rsplit(':', 1)
-    # No port follows port 65535.
+    # 65535 is the largest port.
     beside = int(port) + 1 if int(port) < 65535 else int(port) - 1
     return host.strip('[]'), beside
 
   def name(self, process: int, host: str = '') -> str:
-    """The name of a process for people, with its host if the host is known."""
+    """The name of a process in messages, with its host if the host is known."""
     if not host and process < len(self.hosts):
       host = self.hosts[process]
     if not host and process == 0:
@@ -106,7 +109,7 @@ def _die(code: int, text: str) -> None:
 
 
 def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
-  """The news that a process has left: (text, seconds to the end, exit code)."""
+  """Makes the message that a process has left and that the others must end."""
   if code == stop_signals.EXIT_STOPPED:
     why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
   else:
@@ -121,7 +124,7 @@ def _vanished(who: str) -> dict[str, Any]:
 
 
 class Hub:
-  """The part of process 0, which calls the roll and watches the others."""
+  """What process 0 does: it calls the roll and watches the other processes."""
 
   def __init__(self, place: Place):
     host, port = place.endpoint
@@ -145,12 +148,12 @@ class Hub:
     self._pace = pace.Pace(place.num_processes, self._say)
 
   def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
-    """Waits until all have come; returns the others by number.
+    """Waits until all processes have joined; returns number -> `Guest`.
 
     Raises:
-      Missing: if a process has not come after `patience` seconds.
+      Missing: if a process has not joined after `patience` seconds.
     """
-    del report  # Process 0 needs no message to itself.
+    del report  # Process 0 does not report to itself.
     begin, is_told, guests = time.monotonic(), False, []
     while len(self._peers) < self._place.num_processes - 1:
       waited = time.monotonic() - begin
@@ -170,7 +173,7 @@ class Hub:
       for ready in select.select(waiting, [], [], 0.1)[0]:
         if ready is self._server:
           guests.append(Peer(self._server.accept()[0]))
-        elif ready in known:  # The process has ended. It may come again.
+        elif ready in known:  # The process has ended. It may join again.
           del self._peers[ready.process]
           ready.close()
         else:
@@ -189,7 +192,7 @@ class Hub:
     }
 
   def absent(self) -> str:
-    """Names the processes that have not come."""
+    """Names the processes that have not joined."""
     place = self._place
     missing = [
       place.name(i)
@@ -201,7 +204,7 @@ class Hub:
     return f'{names} of {place.num_processes}'
 
   def _welcome(self, guest: Peer) -> None:
-    """Reads the number of a process that has connected, and checks it."""
+    """Accepts a process that has connected, if its first message is right."""
     hello = guest.greeting()
     process, size = hello.get('process'), self._place.num_processes
     if type(process) is not int or not 0 < process < size:
@@ -225,7 +228,8 @@ class Hub:
     present = dict(self._peers)
     while present:
       ready = select.select(list(present.values()), [], [])[0]
-      # A killed process makes others fail, so its news come first.
+      # If one process is killed, others fail. So killed processes are reported
+      # first.
       news = [(peer, peer.receive()) for peer in ready]
       for peer, messages in sorted(news, key=lambda n: n[1] is not None):
         who = self._place.name(peer.process, peer.host)
@@ -250,7 +254,7 @@ class Hub:
     _end_after(news)
 
   def tell(self, times: tuple[int, float, float]) -> None:
-    """Compares the times of this process, see `pace.Pace`."""
+    """Adds the times of this process to the comparison, see `pace.Pace`."""
     self._pace.add(0, *times)
 
   def _say(self, process: int, text: str) -> None:
@@ -258,36 +262,38 @@ class Hub:
     _logger.info(f'warning: {self._place.name(process, host)} {text}')
 
   def leave(self, code: int, text: str) -> None:
-    """Tells the others that this process ends, and waits until they have."""
+    """Tells the others that this process ends, and waits for their end."""
     who = self._place.name(0, socket.gethostname())
     for peer in self._peers.values():
       peer.send(**(_farewell(who, code, text) if code else {'bye': True}))
     if code:
       is_signal = code == stop_signals.EXIT_STOPPED
-      # When process 0 ends, JAX ends the others at once. So they go first.
+      # When process 0 ends, JAX ends the others at once. So the others end
+      # first.
       self._left.wait((_SIGNAL_GRACE if is_signal else _ERROR_GRACE) + 2)
 
 
 class Member:
-  """The part of any other process, which hears of losses from process 0."""
+  """What each other process does: it waits for messages about losses."""
 
   def __init__(self, place: Place):
     self._place = place
     self._hub: Peer | None = None
     self._is_over = False
-    self._early: list[dict[str, Any]] = []  # News that came with the start.
+    self._early: list[dict[str, Any]] = []  # Messages that came with 'go'.
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
   def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
-    """Waits until all have come; returns {}.
+    """Waits until all processes have joined; returns {}.
 
     Raises:
-      Missing: if a process has not come after `patience` seconds.
+      Missing: if a process has not joined after `patience` seconds.
       ValueError: if process 0 refuses this process.
     """
     end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
     while self._hub is None:
-      # We wait longer than process 0, which names the missing processes.
+      # This wait is longer than that of process 0, which then names the missing
+      # processes.
       self._hub = self._answer(end + 5, report)
       now = time.monotonic()
       if self._hub is None and now >= end:
@@ -302,7 +308,7 @@ class Member:
     return {}
 
   def _answer(self, end: float, report: dict[str, Any]) -> Peer | None:
-    """Connects to process 0 and waits for all; None to try again."""
+    """Connects to process 0 and waits for 'go'; returns None to try again."""
     try:
       connection = socket.create_connection(self._place.endpoint, timeout=2)
     except OSError:
@@ -359,7 +365,7 @@ _ends = collections.deque(maxlen=1)
 
 
 def _end_after(news: dict[str, Any]) -> None:
-  """Ends the process after the time in the news; later news are ignored."""
+  """Ends the process `grace` seconds later; a second message is ignored."""
   if _ends:
     return
   _ends.append(news)
@@ -375,10 +381,10 @@ def _end_after(news: dict[str, Any]) -> None:
 
 
 def end_by_news(patience: float) -> None:
-  """Ends the process if news of a lost process is there, or arrives in time.
+  """Ends the process if it hears within `patience` that another is lost.
 
   Args:
-    patience: seconds to wait for the news.
+    patience: seconds to wait for such a message.
   """
   end = time.monotonic() + patience
   while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Which mesh axes divide each logical axis: one named table per layout."""
+"""Tables of the mesh axes that divide each logical axis, by name."""
 
 from jax.sharding import Mesh
 
@@ -26,9 +26,9 @@ TABLES: dict[str, Table] = {
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
   },
-  # Like 'standard', but the expert axis also divides all other parameters. It
-  # is for models in which attention and embeddings do not fit beside the
-  # experts. In an array of experts, 'expert' divides the expert dim, and only
+  # Like 'standard', but the expert axis also divides all other parameters. This
+  # is for models with attention and embeddings that do not fit beside the
+  # experts. In an array of experts, 'expert' divides the expert dim, so only
   # 'fsdp' divides the width.
   'fsdp_over_expert': {
     axes.BATCH: (DATA, FSDP, EXPERT),
@@ -63,10 +63,10 @@ def table(name: str) -> Table:
 def activation_rules(
   rules: Table,
 ) -> tuple[tuple[str, MeshAxes | None], ...]:
-  """The table in the form that flax reads for activations.
+  """Returns a table in the form that flax reads for activations.
 
-  The axes 'embed' and 'latent' are left out: they divide parameters only, not
-  the width of activations.
+  The axes 'embed' and 'latent' are left out, since they divide parameters but
+  not activations.
   """
   return tuple(
     (name, mesh_axes or None)
@@ -81,7 +81,7 @@ def token_axes(rules: Table) -> MeshAxes:
 
 
 def layout(rules: Table, mesh: Mesh) -> Layout:
-  """Mesh axes by use; axes of one device are left out."""
+  """Returns the mesh axes by use, without axes of size 1."""
   used = lambda mesh_axes: tuple(a for a in mesh_axes if mesh.shape[a] > 1)
   if mesh.size == 1:
     return Layout()

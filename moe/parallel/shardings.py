@@ -16,7 +16,7 @@ Shaped = Array | jax.ShapeDtypeStruct
 
 
 def path_name(path: tuple) -> str:
-  """A tree path as 'a/b/c'."""
+  """Writes a tree path as 'a/b/c'."""
   return '/'.join(
     str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
     for k in path
@@ -38,8 +38,8 @@ def param_spec(
   entries, taken = [], set()
   for dim, logical_axis in zip(shape, logical, strict=True):
     mesh_axes = rules[logical_axis] if logical_axis else ()
-    # An array cannot use a mesh axis twice, so only the first dim that names an
-    # axis uses it.
+    # An array can use a mesh axis only once, so the first dim that names an
+    # axis gets it.
     mesh_axes = tuple(
       a for a in mesh_axes if mesh.shape[a] > 1 and a not in taken
     )
@@ -58,7 +58,7 @@ def param_spec(
 def param_shardings(
   shapes: PyTree, logical_axes: PyTree, rules: Table, mesh: Mesh
 ) -> PyTree:
-  """A NamedSharding for every parameter."""
+  """Makes a NamedSharding for every parameter."""
 
   def one(path: tuple, leaf: Shaped, logical: tuple) -> NamedSharding:
     spec = param_spec(path_name(path), leaf.shape, logical, rules, mesh)
@@ -68,13 +68,13 @@ def param_shardings(
 
 
 def _entries(spec: P, num_dims: int) -> list[tuple[str, ...]]:
-  """The mesh axes of each dim as tuples; P keeps a single axis as a string."""
+  """Returns the mesh axes of each dim as tuples; () for an undivided dim."""
   entries = [(e,) if isinstance(e, str) else e or () for e in spec]
   return entries + [()] * (num_dims - len(entries))
 
 
 def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
-  """Adds `axis` to the first dim of a spec that it can divide."""
+  """Adds a mesh axis to the first dim that it can divide, if there is one."""
   if mesh.shape[axis] == 1:
     return spec
   entries = _entries(spec, len(shape))
@@ -86,13 +86,13 @@ def _spread(spec: P, shape: tuple[int, ...], mesh: Mesh, axis: str) -> P:
 
 
 def without_dim(leaf: jax.ShapeDtypeStruct, dim: int) -> NamedSharding:
-  """The sharding of an array that is like `leaf` but lacks one dim.
+  """The sharding of an array that has the dims of `leaf` except one.
 
   Each mesh axis that divides the missing dim moves to the first other dim that
   it can divide.
 
   Args:
-    leaf: shape with all dims, and its sharding.
+    leaf: shape and sharding of an array with all dims.
     dim: index of the missing dim.
   """
   mesh, entries = leaf.sharding.mesh, _entries(leaf.sharding.spec, leaf.ndim)
@@ -107,14 +107,15 @@ def without_dim(leaf: jax.ShapeDtypeStruct, dim: int) -> NamedSharding:
 def optimizer_shardings(
   opt_shapes: PyTree, param_shapes: PyTree, shardings: PyTree, mesh: Mesh
 ) -> PyTree:
-  """Shardings of optimizer state, divided over the data axis as well.
+  """Shardings of the optimizer's state, which also use the data axis.
 
-  The path of a state array ends with the path of its parameter. A state array
-  with the shape of the parameter is divided like the parameter. A factored
-  array lacks a dim; its other dims are divided like those of the parameter.
-  Scales of blocks of the last dim are divided like this dim, if every device
-  has whole blocks. The data axis also divides the first dim that it can (ZeRO
-  stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
+  The path of a state array ends with the path of its parameter. An array with
+  the shape of the parameter is divided like the parameter. A factored array
+  lacks a dim; its other dims are divided like those of the parameter. Scales of
+  blocks of the last dim are divided like this dim, if every device has whole
+  blocks. The data axis also divides the first dim of an array that it can
+  divide (ZeRO stage 1, Rajbhandari et al. 2020,
+  https://arxiv.org/abs/1910.02054).
   """
   flat = jax.tree_util.tree_flatten_with_path(param_shapes)[0]
   specs = {
@@ -136,15 +137,15 @@ def optimizer_shardings(
 
 
 def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
-  """The parameter to which each array of optimizer state belongs.
+  """Returns the parameter's path for each array of optimizer state.
 
   Args:
     opt_state: arrays or shapes.
     names: paths of the parameters, 'a/b/c'.
 
   Returns:
-    For each leaf of the state, the longest name that is the end of its path;
-    None if no name is.
+    For each leaf of the state, the longest name with which its path ends; None
+    if there is no such name.
   """
   by_length = sorted(names, key=len, reverse=True)
   return [
@@ -163,11 +164,12 @@ def owners(opt_state: PyTree, names: Iterable[str]) -> list[str | None]:
 def _spec_of_part(
   part: tuple[int, ...], whole: tuple[int, ...], spec: P, mesh: Mesh
 ) -> P:
-  """The spec of a state array, from the spec of its parameter.
+  """Derives the spec of a state array from the spec of its parameter.
 
   Args:
-    part: shape of the state array. It is the shape of the parameter, or lacks
-      one dim, or its last dim counts blocks of the parameter's last dim.
+    part: shape of the state array: the shape of the parameter, or this shape
+      without one dim, or this shape with blocks of the last dim in place of the
+      last dim.
     whole: shape of the parameter.
     spec: spec of the parameter.
     mesh: mesh of the devices.
@@ -185,10 +187,10 @@ def _spec_of_part(
 
 
 def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
-  """Moves shardings to host memory, except those of scalars.
+  """Moves the shardings of all arrays except scalars to host memory.
 
   Raises:
-    ValueError: if the devices have no memory of their own.
+    ValueError: if the devices are not TPUs or GPUs.
   """
   platform = mesh.devices.flat[0].platform
   if platform not in ('tpu', 'gpu'):
@@ -204,7 +206,7 @@ def on_host(opt_shapes: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
 
 
 def batch_shardings(fields: PyTree, rules: Table, mesh: Mesh) -> PyTree:
-  """Shardings of a batch's arrays, by the logical axes of their `Field`s."""
+  """Makes the shardings of a batch from the logical axes of its `Field`s."""
 
   def one(field: Field) -> NamedSharding:
     entries = (rules[axis] if axis else () for axis in field.axes)
@@ -214,7 +216,7 @@ def batch_shardings(fields: PyTree, rules: Table, mesh: Mesh) -> PyTree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """The sharding of an array of which every device has a whole copy."""
   return NamedSharding(mesh, P())
 
 

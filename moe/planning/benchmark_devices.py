@@ -21,13 +21,13 @@ def eight() -> list[jax.Device]:
 
 
 def v5p(shape: str) -> list:
-  """Devices of a v5p slice such as '2x2x1', to compile programs for.
+  """Describes the devices of a v5p slice, such as '2x2x1', for the compiler.
 
   Raises:
     ValueError: if the TPU's compiler is not installed.
   """
   try:
-    import libtpu  # noqa: F401 -- This only checks that it is installed.
+    import libtpu  # noqa: F401 -- This checks that libtpu is installed.
   except ImportError as error:
     raise ValueError(
       "compiling for TPUs needs the package libtpu: pip install '.[tpu]'."

@@ -1,4 +1,4 @@
-"""One MoE layer with its gradients, and its experts' matrix products alone."""
+"""Benchmarked programs: an MoE layer, and its experts' products alone."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ UNIT = 'forward and backward of one layer'
 
 @dataclasses.dataclass(frozen=True)
 class LayerSizes:
-  """Sizes of a layer and its input.
+  """Sizes of an MoE layer and of its input.
 
   Attributes:
     d_model: D, the width of the model.
@@ -34,9 +34,9 @@ class LayerSizes:
     experts: E, the number of experts.
     top_k: experts per token.
     tokens: total number of tokens.
-    group_size: M, also the length of a sequence.
-    capacity_factor: slots per expert divided by an even share of the rows; only
-      dispatches with capacity use it.
+    group_size: M, tokens per routing group; a sequence has the same length.
+    capacity_factor: slots per expert divided by an even share of the rows;
+      dropless dispatch ignores it.
     dtype: dtype of the activations and of the experts' matrices.
   """
 
@@ -57,7 +57,7 @@ class LayerSizes:
       )
 
   def finer(self, factor: int) -> 'LayerSizes':
-    """The same work in `factor` times as many experts of smaller width."""
+    """Sizes with equal FLOPs: `factor` times as many, narrower experts."""
     return dataclasses.replace(
       self,
       experts=self.experts * factor,
@@ -71,7 +71,7 @@ class LayerSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Balanced(gates.TopK):
-  """A TopK router whose logits make all experts get equally many rows."""
+  """A TopK router that changes logits so that all experts get equal loads."""
 
   def route(
     self, inputs: RouterInputs, state: PyTree, keys_G: Array, train: bool
@@ -81,7 +81,8 @@ class Balanced(gates.TopK):
     token_M = jnp.arange(M, dtype=jnp.int32)
     expert_E = jnp.arange(E, dtype=jnp.int32)
     turn_ME = (expert_E - token_M[:, None] * self.num_active) % E
-    # Random logits are far below 30, so the raised logits decide.
+    # The random logits are far below 30, so the experts with raised logits are
+    # chosen.
     raised_ME = jnp.where(turn_ME < self.num_active, 30.0, 0.0)
     logits_GME = inputs.logits_GME + raised_ME
     inputs = inputs._replace(logits_GME=logits_GME)
@@ -89,12 +90,12 @@ class Balanced(gates.TopK):
 
 
 class JittedLayer(NamedTuple):
-  """One layer on a mesh before compilation.
+  """A jitted function of one layer and its gradients, before compilation.
 
   Attributes:
     jitted: (params, x, dy) -> (y, (dparams, dx), dropped share).
-    abstract: shapes of the arguments, with shardings.
-    init: key -> arguments on their devices.
+    abstract: shapes and shardings of the arguments of `jitted`.
+    init: random key -> arguments of `jitted`, on their devices.
     mesh: mesh of the devices.
   """
 
@@ -110,16 +111,16 @@ def make_layer(
   exchanger: type = exchange.AllToAll,
   mesh: jax.sharding.Mesh | None = None,
 ) -> JittedLayer:
-  """Makes a layer whose experts have equal loads.
+  """Makes a layer in which all experts have equal loads.
 
-  Expert matrices have the compute dtype, since the float32 copy of an optimizer
-  is not part of the layer.
+  Expert matrices have the compute dtype, since converting float32 parameters is
+  not a part of the layer.
 
   Args:
     sizes: sizes of the layer.
     dispatcher: class of the dispatch.
     exchanger: class of the exchange.
-    mesh: mesh of the devices, by default of one device.
+    mesh: mesh of the devices; None for one device.
 
   Raises:
     ValueError: if a size is not divisible by its mesh axes.
@@ -144,7 +145,8 @@ def make_layer(
 
   def forward(params: PyTree, x_BTD: Array) -> tuple:
     y_BTD, outputs = moe.apply({'params': params}, x_BTD, info, True)
-    # In training the gradient includes that of the balance losses, so here too.
+    # Training also differentiates the balance losses, so this benchmark does,
+    # too.
     loss = 0.01 * sum(total for total, _ in outputs.losses.values())
     lost, rows = outputs.metrics['dropped']
     return (y_BTD, loss), lost / rows
@@ -166,7 +168,7 @@ def make_layer(
       (params, x_BTD, x_BTD),
       place,
     )
-    jax.eval_shape(both_ways, *abstract)  # Wrong sizes raise their errors here.
+    jax.eval_shape(both_ways, *abstract)  # This raises errors of wrong sizes.
 
   def init(key: Array) -> tuple[PyTree, Array, Array]:
     normal = lambda k: jax.random.normal(k, x_BTD.shape, dtype)
@@ -201,7 +203,7 @@ def _configured(dispatcher: type, sizes: LayerSizes) -> Callable:
 
 
 def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
-  """Number of rows that the experts multiply, empty capacity slots included."""
+  """Number of rows that the experts multiply, including empty slots."""
   capacity = _configured(dispatcher, sizes)().capacity(
     sizes.group_size, sizes.top_k, sizes.experts
   )
@@ -211,7 +213,7 @@ def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
 
 
 def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
-  """Compiles the layer and runs it once: (what to time, output [B, T, D])."""
+  """Compiles a layer and runs it once; returns (`Timed`, output [B, T, D])."""
   with jax.set_mesh(layer.mesh):
     arguments = layer.init(jax.random.key(0))
     compiled = layer.jitted.lower(*arguments).compile()
@@ -221,13 +223,13 @@ def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
 
 
 def timed_products(name: str, sizes: LayerSizes, rows: int, runs: int) -> Timed:
-  """The matrix products of experts alone: three forward, six backward.
+  """Matrix products of experts alone: three forward, and six for gradients.
 
   Args:
     name: name in the table.
     sizes: sizes of the layer.
     rows: number of rows of all experts together.
-    runs: number of experts; each gets an even share of the rows.
+    runs: number of experts; each gets an equal share of the rows.
   """
   E, S, D, F = runs, rows // runs, sizes.d_model, sizes.d_ff
   x, w, h = (E, S, D), (E, D, F), (E, S, F)

@@ -1,4 +1,4 @@
-"""Makes single changes of a run, and finds those that save memory."""
+"""Changes single settings of a run, and finds changes that save memory."""
 
 import dataclasses
 import functools
@@ -23,19 +23,19 @@ def with_remat(run: Run, policy: str) -> Run:
 
 
 def with_microbatches(run: Run, n: int) -> Run:
-  """A copy of the run with `n` microbatches in a step."""
+  """A copy of the run with `n` microbatches per step."""
   settings = dataclasses.replace(run.settings, num_microbatches=n)
   return dataclasses.replace(run, settings=settings)
 
 
 def with_chunks(run: Run, n: int) -> Run:
-  """A copy of the run whose loss is computed in `n` chunks."""
+  """A copy of the run that computes the loss in `n` chunks."""
   objective = functools.partial(run.objective, num_chunks=n)
   return dataclasses.replace(run, objective=objective)
 
 
 def with_moments(run: Run, dtype: str) -> Run:
-  """A copy of the run that stores the optimizer's moments in another format."""
+  """A copy of the run with another format of the optimizer's moments."""
   optimizer = functools.partial(run.optimizer, moment_dtype=dtype)
   return dataclasses.replace(run, optimizer=optimizer)
 
@@ -52,7 +52,7 @@ def has_moments(run: Run) -> bool:
 
 
 def savings(run: Run) -> Iterator[tuple[str, Callable]]:
-  """Yields single changes that may save memory: (gin bindings, new run)."""
+  """Yields (gin bindings, maker of the new run) that may save memory."""
   n = run.settings.num_microbatches
   if anatomy(run.model).remat != 'full':
     yield "REMAT='full'", functools.partial(with_remat, run, 'full')
@@ -78,10 +78,10 @@ def savings(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
-  """The changes of `savings` to the optimizer and to the formats of arrays.
+  """Yields those changes of `savings` that affect the state's memory.
 
   They store gradients, parameters or moments in fewer bits, keep the
-  optimizer's state in the host's memory, or choose Adafactor.
+  optimizer's state in host memory, or choose Adafactor.
   """
   stored = functools.partial(functools.partial, with_storage, run)
   if run.storage.grads == 'float32':
@@ -103,9 +103,9 @@ def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
-  """The three changes that save memory at the least cost in time.
+  """Returns the three changes that save memory at the least cost in time.
 
-  If a change alone makes the step fit, it comes before those that do not.
+  A change with which the step fits in memory comes before all others.
   """
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices, ())

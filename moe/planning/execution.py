@@ -15,7 +15,7 @@ from moe.types import MODALITIES, Layout, PyTree
 
 
 def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
-  """(TrainState of shapes, logical axes of its parameters), without devices."""
+  """Returns (TrainState of shapes, logical axes of the parameters)."""
   shape = 1, min(8, run.data.sequence_length)
   objective = run.objective(Functional(run.model), shape)
   optimizer = optimizer_of(run)
@@ -30,12 +30,12 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
 
 
 def least_devices(run: Run) -> int:
-  """The smallest number of devices of a run's mesh; size -1 counts as 1."""
+  """Smallest number of devices for a run's mesh; an axis of -1 counts as 1."""
   return run.mesh.fixed
 
 
 def layout_of(run: Run, num_devices: int) -> Layout:
-  """The run's mesh axes by use, on a mesh of devices that need not exist."""
+  """The run's mesh axes by use; the devices need not exist."""
   sizes = run.mesh.sizes(num_devices)
   return rules.layout(
     rules.table(run.rules), jax.sharding.AbstractMesh(sizes, mesh.AXES)
@@ -43,13 +43,13 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """(tokens on all devices along the expert axis, number of these devices).
+  """Returns (tokens on all devices along the expert axis, number of devices).
 
-  Only the tokens of one microbatch count.
+  Only the tokens of one microbatch are counted.
   """
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)
-  # Devices along the 'model' axis work on the same tokens, so they count once.
+  # Devices along the 'model' axis have the same tokens, so these count once.
   shards = layout.size(layout.batch_axes) * layout.size(layout.sequence_axes)
   tokens = run.data.batch_size * run.data.sequence_length
   return tokens // run.settings.num_microbatches // shards * parts, parts
@@ -58,7 +58,7 @@ def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
 def _capacity(
   run: Run, experts: ExpertsAnatomy, num_devices: int
 ) -> tuple[int, int | None]:
-  """(tokens that share an expert's slots, number of slots or None)."""
+  """Returns (tokens that share an expert's slots, slots or None)."""
   tokens, parts = _pooled(run, num_devices)
   if experts.buffer_factor is None or parts == 1:
     tokens = experts.group_size
@@ -71,7 +71,7 @@ def _capacity(
 def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
   """Buffers that can overflow, as arguments of `drops.expected_share`.
 
-  No buffer can overflow in three cases: the model is dense; it mixes tokens
+  The result is [] in three cases: the model is dense; the model mixes tokens
   instead of dispatching them (soft MoE); or neither the experts' slots nor the
   buffers of the exchange have a limit.
   """
@@ -94,7 +94,7 @@ def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
 
 
 def _reserved(run: Run) -> tuple[int, ...]:
-  """Experts of each modality; () unless every expert is of one modality."""
+  """Number of experts by modality; () unless each expert has one modality."""
   experts = anatomy(run.model).experts
   reserved = getattr(router_of(run), 'reserved', ())
   if not reserved or sum(reserved) != experts.num_experts:
@@ -105,14 +105,16 @@ def _reserved(run: Run) -> tuple[int, ...]:
 def drops_by_modality(
   run: Run, num_devices: int, variation: float
 ) -> dict[str, float]:
-  """Expected share of dropped rows of each modality that has tokens.
+  """Expected share of dropped rows for each modality with tokens.
 
   If experts are reserved, the tokens of a modality choose among its own
-  experts. Their buffers were sized for even loads of all experts, so a modality
-  with more tokens than experts drops more.
+  experts. The sizes of buffers assume equal loads of all experts. So a modality
+  drops more rows if its share of the tokens is larger than its share of the
+  experts.
 
   Returns:
-    The shares by name, in the buffer that drops most; {} for text alone.
+    Name of the modality -> share, in the buffer that drops most; {} for a run
+    with text alone.
 
   Raises:
     ValueError: if a device has experts of two modalities.
@@ -137,7 +139,7 @@ def drops_by_modality(
 
 
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
-  """Expected share of dropped rows in the buffer with the largest share."""
+  """Expected share of dropped rows, in the buffer that drops most."""
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:
     shares = dict(zip(MODALITIES, run.data.shares, strict=False))
@@ -154,8 +156,7 @@ def has_splash(run: Run, num_devices: int) -> bool:
   attention = anatomy(run.model).attention
   B = run.data.batch_size // run.settings.num_microbatches
   shape = (B, run.data.sequence_length)
-  # Whether the kernel can be used does not depend on the head width, so we take
-  # any width.
+  # The kernel can be used for any head width, so 128 stands for all widths.
   queries, keys = (
     jax.ShapeDtypeStruct((*shape, n, 128), run.model.dtype)
     for n in (attention.num_heads, attention.num_kv_heads)
@@ -172,8 +173,8 @@ def execution_of(
   Args:
     run: the planned run.
     num_devices: number of devices in its mesh.
-    is_tpu: whether the devices are TPUs. TPUs have an attention kernel; other
-      devices compute attention in plain XLA.
+    is_tpu: whether the devices are TPUs. Only TPUs have an attention kernel;
+      other devices compute attention in plain XLA.
   """
   model = anatomy(run.model)
   is_fused = is_tpu and has_splash(run, num_devices)
@@ -200,7 +201,7 @@ def execution_of(
 def _padding(
   run: Run, experts: ExpertsAnatomy | None, num_devices: int
 ) -> float:
-  """Rows that experts multiply, divided by the rows that are routed to them.
+  """Number of rows that experts multiply, divided by the number of routed rows.
 
   The loads of the experts are assumed to be even.
   """
@@ -213,15 +214,15 @@ def _padding(
 
 
 def _recomputed(model: Anatomy, is_fused: bool) -> dict[str, float]:
-  """Shares of products that run again for the gradient, over all layers."""
+  """Shares of products that the backward pass computes again, by component."""
   end = model.layers[-1]
   last = 1 / end.network.num_matrices
   again = cost.recomputed_shares(
     model.remat, last, is_fused, end.experts is not None
   )
   if 'dense layers' in again and model.prefix:
-    # Each block of the prefix is recomputed separately. So in each of them, the
-    # last product is not recomputed.
+    # Each block of the prefix is recomputed separately, without its last
+    # product.
     prefix = len(model.prefix)
     periods = len(model.layers) - prefix - model.num_sparse
     share = periods * again['dense layers'] + prefix * (1 - last)
@@ -230,5 +231,5 @@ def _recomputed(model: Anatomy, is_fused: bool) -> dict[str, float]:
 
 
 def loss_chunks(run: Run) -> int:
-  """Number of chunks of the loss in the run's objective."""
+  """Number of chunks in which the run computes its loss."""
   return getattr(run.objective, 'keywords', {}).get('num_chunks', 1)

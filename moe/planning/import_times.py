@@ -1,4 +1,4 @@
-"""Times the import of each module of moe in fresh processes."""
+"""Measures how long each module of moe takes to import in a fresh process."""
 
 import argparse
 import json
@@ -31,17 +31,17 @@ def seconds(statement: str) -> float:
 
 
 def beyond(module: str) -> float:
-  """Seconds that a module takes to import after the imports of `BASE`."""
+  """Import time of a module in seconds, minus the time of `BASE`."""
   base = seconds(BASE)
   return seconds(f'import {module}') - base
 
 
 def compare(args: argparse.Namespace, command: str) -> int:
-  """Runs the verb `imports`, which times each module and prints a table.
+  """Runs the command `imports`: times each module and prints a table.
 
   Args:
-    args: flags with the fields modules, runs and json.
-    command: the command that measures the same again.
+    args: parsed flags: modules, runs and json.
+    command: the command line that repeats the measurement.
 
   Raises:
     ValueError: if a module does not exist, or --runs is less than 1.
@@ -56,7 +56,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
   rows = {}
   for module in args.modules or known:
     rows[module] = statistics.median(beyond(module) for _ in range(args.runs))
-    # All modules take minutes, so each result is also printed at once.
+    # Measuring all modules takes minutes, so each result is also printed at
+    # once.
     print(f'{rows[module]:+7.2f} s  {module}', file=sys.stderr, flush=True)
   worst = max(rows, key=rows.get)
   scores = [

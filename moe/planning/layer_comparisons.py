@@ -1,4 +1,4 @@
-"""Compares one MoE layer with variants of it, on this machine."""
+"""Compares the speed of an MoE layer with variants, on this machine."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ from moe.planning.benchmark_layer import (
 )
 from moe.routing import dispatch, exchange
 
-# These sizes suit two CPU cores; launch/benchmarks/layer.py has sizes for TPUs.
+# Sizes for two CPU cores; launch/benchmarks/layer.py has sizes for TPUs.
 SIZES = {
   'd_model': 512,
   'd_ff': 1024,
@@ -35,19 +35,19 @@ SIZES = {
 }
 MESH = MeshShape(data=2, expert=4)
 
-# (timed programs, more entries of the report).
+# (timed programs, further entries of the report).
 Compared = tuple[list[Timed], dict[str, float]]
 
 
 def choices(args: argparse.Namespace) -> tuple[type, type]:
-  """Classes of dispatch and exchange, by the names in the flags.
+  """Returns the classes of (dispatch, exchange) that the flags name.
 
   Raises:
     ValueError: if no class has the name.
   """
   found = []
-  # `compare_dense` needs a layer without empty slots, since only such a layer
-  # has exactly the FLOPs of the dense products.
+  # In `compare_dense` the layer must have exactly the FLOPs of the dense
+  # products, so it must have no empty slots.
   default = {'dispatch': 'Dropless' if args.compare == 'dense' else 'Sorted'}
   default['exchange'] = 'AllToAll'
   for flag, module in (('dispatch', dispatch), ('exchange', exchange)):
@@ -106,7 +106,7 @@ def compare_dropless(
 def compare_fine(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """Compares the same work with 1, 4 and 16 times as many experts."""
+  """Compares layers with 1, 4 and 16 times as many experts and equal FLOPs."""
   finer = [sizes.finer(factor) for factor in (1, 4, 16)]
   return _compiled(
     (str(s), make_layer(s, dispatcher, exchanger)) for s in finer
@@ -118,8 +118,8 @@ def compare_parts(
 ) -> Compared:
   """Compares the layer with the matrix products of its experts alone.
 
-  With capacity the experts also multiply empty slots. The first row of the
-  report includes the products of empty slots, the second one does not.
+  If the experts have a capacity, they also multiply empty slots. The first row
+  of the report includes the products of empty slots, the second row does not.
   """
   rows = sizes.tokens * sizes.top_k
   slots = num_slots(sizes, dispatcher)
@@ -137,8 +137,9 @@ def compare_dense(
 ) -> Compared:
   """Compares the layer with dense products of equally many FLOPs.
 
-  Only the FLOPs of routed rows count. A layer with capacity also multiplies
-  empty slots. At a capacity factor of 1.25 its ratio is then at most 1 / 1.25.
+  Only the FLOPs of routed rows are counted. A layer with capacity also
+  multiplies empty slots, so with a capacity factor of 1.25 the ratio is at most
+  1 / 1.25.
   """
   rows = sizes.tokens * sizes.top_k
   products = timed_products('dense products', sizes, rows, 1)
@@ -159,7 +160,7 @@ def compare_none(
 
 
 def _compiled(named: Iterable[tuple[str, JittedLayer]]) -> Compared:
-  """Compiles each layer; if there are two, also compares their outputs."""
+  """Compiles and times layers; the outputs of two layers are also compared."""
   compiled, outputs = [], []
   for name, layer in named:
     timed, y_BTD = timed_layer(name, layer)
@@ -183,7 +184,7 @@ COMPARISONS = {
 
 
 def sizes_of(args: argparse.Namespace, defaults: dict[str, Any]) -> LayerSizes:
-  """The sizes from the flags, with defaults for missing flags."""
+  """Reads the sizes from the flags, with defaults for missing flags."""
   given = {name: getattr(args, name) for name in defaults}
   return LayerSizes(
     **{
@@ -194,7 +195,7 @@ def sizes_of(args: argparse.Namespace, defaults: dict[str, Any]) -> LayerSizes:
 
 
 def _shares(report: dict[str, Any]) -> dict[str, float]:
-  """Shares of time outside all products, and outside those of routed rows."""
+  """Shares of the layer's time that are not spent on products of experts."""
   needed, layer = report['runs'][-2:]
   return {
     'share_beyond_products': 1 - report['ratio'],
@@ -203,7 +204,7 @@ def _shares(report: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-  """The report of the command `moe` on the devices of this machine."""
+  """Makes the report of the command `moe` on the devices of this machine."""
   sizes = sizes_of(args, SIZES)
   classes = choices(args)
   timed, extra = COMPARISONS[args.compare](sizes, *classes)

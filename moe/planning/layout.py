@@ -1,4 +1,4 @@
-"""Forecasts memory and time of one layout of a run on a slice."""
+"""Forecasts the memory and time of a run in one layout on a slice."""
 
 import dataclasses
 import math
@@ -25,25 +25,26 @@ from moe.train.state import TrainState
 from moe.train.step import check_batch
 from moe.types import Batch, PyTree
 
-# Bytes/s between a TPU chip and its host in one direction, on a v5p; a v6e has
-# twice as many. Source: https://jax-ml.github.io/scaling-book/tpus.
+# Bytes per second between a v5p chip and its host in one direction; a v6e has
+# twice as much. Source: https://jax-ml.github.io/scaling-book/tpus.
 _HOST_BANDWIDTH = 1.6e10
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-  """Forecast memory and time of a layout.
+  """The forecast of a layout's memory and time.
 
   Attributes:
     changes: gin bindings that change the run to this layout.
-    peak_bytes: peak memory of a device.
-    seconds: time of a step without overlap.
+    peak_bytes: peak memory of a device, in bytes.
+    seconds: time of a step without overlap of transfers and products.
     full_overlap: time of a step with full overlap, in seconds.
     mfu: MFU without overlap.
-    bound: the busiest resource.
-    warnings: rules that the forward pass of one layer breaks, as sentences.
-    refusal: reason for which the layout is refused; None if it is not.
-    state: index of the state's formats in `search.STATES`; 0 is the most exact.
+    bound: the resource that is busy for the longest time.
+    warnings: sentences about rules of thumb that the forward pass of a layer
+      breaks.
+    refusal: why the layout is refused; None if it is not.
+    state: index of the number formats in `search.STATES`; 0 is the most exact.
   """
 
   changes: tuple[str, ...]
@@ -73,15 +74,15 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
   return memory.MicrobatchSizes(
     tokens=tokens,
     d_model=model.d_model,
-    # A kernel stores no scores. If the kernel cannot be used with these shapes,
-    # plain XLA stores them, and this forecast is too low.
+    # The attention kernel stores no scores. If it cannot be used with these
+    # shapes, plain XLA stores scores, and this forecast is too low.
     scores=0 if attention.kernel != 'xla' else heads * tokens * length,
     attention_width=attention.features // parts,
     result_width=attention.result_features // parts,
     dense_width=dense.width // parts if dense else 0,
     matrices=(dense or experts.expert).num_matrices,
     expert_width=experts.expert.width // parts if experts else 0,
-    # If loads are even, a device receives as many rows as it sends. `padding`
+    # With equal loads, a device receives as many rows as it sends. `padding`
     # adds the empty slots.
     expert_rows=round(tokens * model.num_active * padding),
     periods=model.num_periods,
@@ -92,20 +93,20 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
     sum_bytes=jax.numpy.dtype(run.storage.sums).itemsize,
-    # The block ahead is outside the scan like the blocks of the prefix.
+    # The block that predicts ahead is outside the scan, like the prefix.
     prefix=len(model.prefix) + model.predicts_ahead,
   )
 
 
 def _widest(model: Anatomy) -> FeedForwardAnatomy | None:
-  """The widest dense feed-forward network; widths can differ between layers."""
+  """The widest dense feed-forward network of the model; None without any."""
   dense = [b.feed_forward for b in model.prefix + model.period if not b.experts]
   return max(dense, key=lambda network: network.width, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunPlacement:
-  """The shardings of a run's arrays, on devices that need not exist.
+  """The shapes and shardings of a run's arrays; the devices need not exist.
 
   Attributes:
     mesh: the mesh of the devices.
@@ -123,13 +124,13 @@ class RunPlacement:
 def place_run(
   run: Run, mesh: Mesh, known: tuple[TrainState, PyTree] | None = None
 ) -> RunPlacement:
-  """Computes the shardings of a run's arrays.
+  """Computes the shapes and shardings of a run's arrays.
 
   Args:
     run: the planned run.
     mesh: the mesh of the devices.
     known: result of `execution.abstract_state` for a run with the same state;
-      None computes it.
+      with None it is computed.
   """
   ts, logical_axes = known or execution.abstract_state(run)
   table = rules.table(run.rules)
@@ -145,7 +146,7 @@ def place_run(
 
 
 def predict_memory(run: Run, where: RunPlacement) -> memory.DeviceBytes:
-  """Predicts the memory of one device."""
+  """Predicts the memory of one device, by what uses it."""
   sizes = sizes_of(run, where.mesh)
   return memory.predict(where.abstract, where.logical_axes, where.batch, sizes)
 
@@ -178,7 +179,7 @@ def check(run: Run, num_devices: int) -> None:
 def _demand(
   run: Run, where: RunPlacement, sizes: memory.MicrobatchSizes
 ) -> forecast.StepDemand:
-  """FLOPs and exchanged rows of a step on one device."""
+  """FLOPs and exchanged bytes of a step on one device."""
   mesh, model = where.mesh, anatomy(run.model)
   parts = cost.components(
     where.abstract.params, where.logical_axes, model.num_active
@@ -205,7 +206,7 @@ def _demand(
 
 
 def _host_seconds(run: Run, where: RunPlacement) -> float:
-  """Seconds to read the optimizer's state from the host and write it back."""
+  """Seconds per step for the optimizer's state to and from the host."""
   if not run.storage.optimizer_on_host:
     return 0.0
   num_bytes = sum(
@@ -222,7 +223,7 @@ def forecast_placed(
   peak_bytes: int,
   changes: tuple[str, ...],
 ) -> Forecast:
-  """The forecast of a run whose shardings and memory are known.
+  """Makes a forecast from known shardings and memory.
 
   Args:
     run: the planned run.
@@ -264,7 +265,7 @@ def forecast_of(
   devices: Sequence[jax.Device],
   changes: tuple[str, ...] = (),
 ) -> Forecast:
-  """The forecast of a run on a slice.
+  """Makes the forecast of a run on a slice.
 
   Raises:
     ValueError: if batch, groups or experts do not divide evenly.

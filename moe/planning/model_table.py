@@ -1,4 +1,4 @@
-"""A table of models: our counts from shapes, next to published figures."""
+"""A table of models: our counts of parameters, beside published counts."""
 
 import pathlib
 import re
@@ -20,18 +20,18 @@ _PUBLISHED = re.compile(
   r'^# Published: (\d[\d.]*[MBT]) total(?:, (\d[\d.]*[MBT]) active)?\.$',
   re.MULTILINE,
 )
-# Matches the sentence '# Difference: ...' in a comment; it can span several
+# Matches the sentence '# Difference: ...', which may span several comment
 # lines.
 _WHY = re.compile(r'^# Difference: ((?:.*[^.]\n# )*.*\.)$', re.MULTILINE)
 
 
 class PublishedCounts(NamedTuple):
-  """Numbers of parameters in a paper's notation, such as '1.2T'.
+  """Published numbers of parameters, as text such as '1.2T'.
 
   Attributes:
-    total: number of parameters; None if the paper gives none.
-    active: number of parameters that one token uses; None if not given.
-    why: reason for which our total differs; None if it does not differ.
+    total: number of parameters; None if it is not published.
+    active: number of parameters that a token uses; None if it is not published.
+    why: why our total differs; None if the gin file gives no reason.
   """
 
   total: str | None
@@ -40,7 +40,7 @@ class PublishedCounts(NamedTuple):
 
 
 def read_published(path: pathlib.Path) -> PublishedCounts:
-  """Reads the published figures from the comment of a model's gin file.
+  """Reads the published counts from the comments of a model's gin file.
 
   Raises:
     ValueError: if the line '# Published:' has an unknown form.
@@ -65,7 +65,7 @@ def figure(text: str) -> float:
 
 
 def difference(value: int, text: str | None) -> float | None:
-  """Our count minus the published one, in percent of the published one.
+  """Difference of our count from the published count, in percent of the latter.
 
   None if no count is published.
   """
@@ -73,7 +73,7 @@ def difference(value: int, text: str | None) -> float | None:
 
 
 def shapes(run: Run) -> tuple[PyTree, PyTree]:
-  """(shapes of a run's parameters, their logical axes), without devices."""
+  """Returns (shapes of a run's parameters, their logical axes)."""
   functional, found = Functional(run.model), {}
 
   def init(key: Array):
@@ -91,11 +91,11 @@ def table_row(
   """Makes the row of one model.
 
   Args:
-    path: the model's gin file; its comment has the published figures.
-    run: a run of this model; its sequence length determines the FLOPs.
+    path: the model's gin file; its comments have the published counts.
+    run: a run of this model; the FLOPs depend on its sequence length.
 
   Raises:
-    ValueError: if the comment cannot be read.
+    ValueError: if the published counts have an unknown form.
   """
   params, logical_axes = shapes(run)
   counts = counts_of(run, params, logical_axes)
@@ -123,7 +123,7 @@ def _as_published(value: float) -> str:
 
 
 def table(rows: Sequence[dict]) -> rich.table.Table:
-  """The rows as a rich table."""
+  """Makes a rich table of the rows."""
   notes = [
     f'FLOPs of one token at length {rows[0]["length"]}: 2 for each active'
     ' parameter in a product, causal attention. TFLOP Muon: of one step, of'

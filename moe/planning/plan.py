@@ -1,4 +1,4 @@
-"""The plan of a run: its costs from shapes alone and from the compiled step."""
+"""The plan of a run: its costs, from shapes and from the compiled step."""
 
 import math
 import os
@@ -18,18 +18,18 @@ from moe.scale import cost, hlo, roofline, topology, work
 from moe.scale.collectives import Transfer
 from moe.types import MODALITIES
 
-# Planned chip-hours assume this MFU. Good sparse runs reach it; other runs need
-# more hours.
+# Planned chip-hours assume this MFU, which good sparse runs reach. Other runs
+# need more hours.
 STATED_MFU = 0.4
-# For uneven loads, this is the standard deviation of the experts' loads over
-# their mean.
+# Assumed variation of uneven loads: the standard deviation of the experts'
+# loads divided by their mean.
 _VARIATION = 0.3
 
 
 def plan_shapes(
   run: Run, slice_: topology.Slice | None = None
 ) -> dict[str, Any]:
-  """Makes the part of a plan that needs no compiler; a slice is optional."""
+  """Makes the part of a plan that needs no compiled step."""
   ts, logical_axes = execution.abstract_state(run)
   counts = counts_of(run, ts.params, logical_axes, ts.opt_state)
   active = anatomy(run.model).num_active
@@ -71,10 +71,11 @@ def plan_shapes(
 
 
 def modalities(run: Run, num_devices: int) -> dict[str, Any]:
-  """Tokens and drops of each modality; {} for text alone.
+  """The entry 'modalities' of a plan; {} for a run with text alone.
 
-  A token of each modality passes through equal products, and its logits are
-  those of all ids. So a modality's share of the FLOPs is that of its tokens.
+  It has the shares of tokens and of dropped rows. All tokens pass through the
+  same products, and all ids have logits. So the share of FLOPs of a modality is
+  its share of tokens.
   """
   even, uneven = (
     execution.drops_by_modality(run, num_devices, variation)
@@ -94,10 +95,10 @@ def modalities(run: Run, num_devices: int) -> dict[str, Any]:
 
 
 def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
-  """Makes the whole plan of a run; with a slice, it compiles the step too.
+  """Makes the whole plan of a run; if a slice is given, compiles the step.
 
-  If the step does not fit in memory, 'does_not_fit' gives the reason and
-  'knobs' lists changes that save memory.
+  If the step does not fit in memory, the entry 'does_not_fit' is the reason,
+  and 'knobs' lists changes that save memory.
   """
   facts = plan_shapes(run, slice_)
   if slice_ is None:
@@ -115,14 +116,14 @@ def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
 
 
 def programs_directory() -> str:
-  """The folder of compiled steps."""
+  """The folder in which compiled steps are cached."""
   return os.path.join(default_cache_dir(), 'programs')
 
 
 def plan_topology(
   run: Run, slice_: topology.Slice, known: dict[str, Any]
 ) -> dict[str, Any]:
-  """Compiles the step for a slice and makes the part of a plan about it."""
+  """Compiles the step for a slice and makes the plan's part about the step."""
   program = build.build(run, topology.devices(slice_))
   mesh = dict(program.mesh.shape)
   axis = run.mesh.spanning(program.mesh.size)
@@ -138,14 +139,14 @@ def plan_topology(
   compiled = compile_lib.compile_step(
     program, program.batch_shapes, programs_directory()
   )
-  # The program numbers the devices of its own slice alone.
+  # The program of a slice numbers only the devices of this slice.
   inside = mesh | ({axis: mesh[axis] // slice_.num_slices} if axis else {})
   done = work.count(hlo.parse(compiled.text), inside, spanning)
   devices = list(program.mesh.devices.flat)[: math.prod(inside.values())]
   seconds = roofline.estimate(done, devices, slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
-  # The compiler gives a negative number for a TPU7x, so it has no estimate.
+  # For a TPU7x the compiler returns a negative number, which is no estimate.
   own = compiled.optimal_seconds if compiled.optimal_seconds > 0 else None
   multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
   held = {
@@ -158,7 +159,7 @@ def plan_topology(
     f'{key}_per_chip': n * slice_.chip.devices
     for key, n in (held | {'hbm_bytes': hbm}).items()
   }
-  # The compiler's peak counts live bytes. The allocated bytes can be more.
+  # The compiler's peak only counts live bytes; more bytes may be allocated.
   full = compiled.argument_bytes + compiled.temp_bytes + compiled.code_bytes
   return facts | {
     'headroom': 1 - max(compiled.peak_bytes, full) / hbm,
@@ -168,7 +169,7 @@ def plan_topology(
     'executed_flops_per_chip': done.flops * slice_.chip.devices,
     'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
     **_sent_per_chip(done.transfers, slice_),
-    # With two slices, each chip would exchange its part of the gradients with a
+    # On two slices, each chip would exchange its part of the gradients with a
     # chip of the other slice.
     'network_seconds_two_slices': known['gradient_bytes']
     / (slice_.num_chips * slice_.chip.network_bandwidth),
@@ -190,7 +191,7 @@ def plan_topology(
 def _sent_per_chip(
   transfers: Sequence[Transfer], slice_: topology.Slice
 ) -> dict[str, float]:
-  """Bytes that a chip sends in a step, on the torus and between slices."""
+  """Bytes that a chip sends per step, on the torus and between slices."""
   total = lambda is_network: (
     slice_.chip.devices
     * sum(t.moved * t.times for t in transfers if t.is_network == is_network)

@@ -1,4 +1,4 @@
-"""Compares measured runs of other projects with our plans of the same runs."""
+"""Compares measured runs of other projects with our plans for these runs."""
 
 import dataclasses
 import functools
@@ -20,14 +20,14 @@ class PublishedRun:
 
   Attributes:
     name: name of the model.
-    gin_file: file of our run of the same model, with the same chips, sequence
-      length, batch and number formats.
-    topology: the slice, in the notation of `launch.plan`.
-    tflops: measured TFLOP/s of a chip, with the project's FLOP counter.
-    mfu: measured MFU, with the project's FLOP counter.
-    has_all_scores: whether the project's counter includes all T x T scores of
-      attention. Ours includes half of them, those that are not masked.
-    source: the publication.
+    gin_file: gin file of our run with the same model, sequence length, batch
+      and number formats.
+    topology: the slice of chips, in the notation of `launch.plan`.
+    tflops: measured TFLOP/s per chip, by the project's count of FLOPs.
+    mfu: measured MFU, by the project's count of FLOPs.
+    has_all_scores: whether the project counts all T x T scores of attention. We
+      count half of the scores, since the others are masked.
+    source: where the measurement is published.
   """
 
   name: str
@@ -66,17 +66,17 @@ PUBLISHED_RUNS = (
 def measured(
   row: PublishedRun, run: Run, flops_per_token: float
 ) -> dict[str, float]:
-  """The measurement, with the project's FLOP counter and with ours.
+  """The measured speed, and MFU by the project's count of FLOPs and by ours.
 
   Args:
     row: a published run.
     run: our run of the same model.
-    flops_per_token: training FLOPs of a token by our counter.
+    flops_per_token: training FLOPs per token by our count.
   """
   theirs = flops_per_token
   if row.has_all_scores:
     model = anatomy(run.model)
-    # A masked key costs 4 FLOPs per feature in the forward pass and 8 in the
+    # A masked key takes 4 FLOPs per feature in the forward pass and 8 in the
     # backward pass.
     unseen = run.data.sequence_length // 2
     width = model.attention.pair_width * len(model.layers)
@@ -93,7 +93,7 @@ def measured(
 
 
 def compare(row: PublishedRun, run: Run) -> dict[str, Any]:
-  """Makes a row of the table: the measurement, and our plan of the same run.
+  """Makes a row of the table: the measurement, and our plan for the run.
 
   Args:
     row: a published run.
@@ -120,16 +120,16 @@ def compare(row: PublishedRun, run: Run) -> dict[str, Any]:
 def predictions(
   made: dict[str, Any], tokens: float, peak_seconds: float
 ) -> dict[str, dict[str, float] | None]:
-  """Step time, tokens/s of a chip and MFU by each estimate of a compiled plan.
+  """Step time, tokens/s per chip and MFU, by the estimates of a plan.
 
   Args:
     made: the result of `plan.plan_topology`.
-    tokens: tokens of a step per chip.
-    peak_seconds: seconds for one token at the published peak of a chip.
+    tokens: number of tokens per step and chip.
+    peak_seconds: seconds per token at the published peak FLOP/s of a chip.
 
   Returns:
-    Name of the estimate -> numbers. The compiler's numbers are None if the
-    compiler gives no seconds, as for a TPU7x.
+    Name of the estimate -> numbers. The compiler's entry is None if the
+    compiler estimates no time, as for a TPU7x.
   """
   found = {}
   for name in ('step_seconds_no_overlap', 'step_seconds_full_overlap',
@@ -144,13 +144,13 @@ def predictions(
 
 
 def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
-  """Seconds, FLOPs and temporary bytes of one more layer, by the compiler.
+  """Seconds, FLOPs and temporary bytes per layer, by the compiler.
 
-  We compile two training steps; one has one period more than the other. Their
-  differences are the costs of the period's layers, with the updates of their
-  parameters. Both steps are compiled without a loop over layers, because the
-  compiler counts the body of a loop only once. Seconds are None if the compiler
-  gives no estimate for the chip.
+  Two training steps are compiled, with one period and with two. The difference
+  of their costs is the cost of a period's layers, with the updates of their
+  parameters. Neither step has a loop over layers, because the compiler counts
+  the body of a loop only once. Seconds are None if the compiler estimates no
+  time for the chip.
   """
   model = anatomy(run.model)
   blocks = max(1, len(model.period))
@@ -186,7 +186,7 @@ _LINES = (
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-  """A text table with the measurement and the predictions as columns."""
+  """A text table; the columns are the measurement and the predictions."""
   lines = []
   head = ('', 'measured', 'without overlap', 'full overlap', 'compiler')
   for row in rows:

@@ -17,7 +17,7 @@ from moe.scale.topology import Slice
 def collectives(
   transfers: Sequence[Transfer], seconds: Sequence[float]
 ) -> list[dict[str, Any]]:
-  """Adds up transfers of equal kind and mesh axes; the slowest come first."""
+  """Adds up transfers with the same kind and mesh axes, the slowest first."""
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
   for transfer, taken in zip(transfers, seconds, strict=True):
     row = rows[transfer.kind, transfer.axes, transfer.is_network]
@@ -40,7 +40,7 @@ def collectives(
 
 
 def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
-  """Mesh axis -> its torus dims as text: 'x 2 of 8; y 16 of 16, a ring'."""
+  """Mesh axis -> its dims of the torus, as 'x 2 of 8; y 16 of 16, a ring'."""
   coords = roofline.coordinates(list(mesh.devices.flat))
   numbers = np.array([getattr(d, 'slice_index', 0) for d in mesh.devices.flat])
   ids = np.arange(mesh.size).reshape(mesh.devices.shape)
@@ -252,7 +252,7 @@ def _forecast_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 def _sections(
   facts: dict[str, Any],
 ) -> Iterator[tuple[str, tuple[str, ...] | None, list[tuple[str, ...]]]]:
-  """Yields (title, head or None, rows) of each table."""
+  """Yields (title, head of the table or None, rows) of each table."""
   yield 'The model', None, _model_rows(facts)
   if 'search' in facts:
     title = f'{facts["topology"]}: {facts["search"]["fit"]} layouts fit'
@@ -281,7 +281,7 @@ def _sections(
 
 
 def text(facts: dict[str, Any]) -> str:
-  """Tables for a terminal."""
+  """Writes a plan as tables for a terminal."""
   lines = []
   for title, head, rows in _sections(facts):
     rows = ([head] if head else []) + list(rows)
@@ -323,7 +323,7 @@ def _bars(
 
 
 def html(facts: dict[str, Any], source: str) -> str:
-  """Makes a self-contained page: tables, and bars for memory and time."""
+  """Writes a plan as a self-contained page, with tables and bar charts."""
   body = [f'<h1>Plan</h1><p><code>{html_lib.escape(source)}</code></p>']
   if 'busy_seconds' in facts:
     busy = {k: v for k, v in facts['busy_seconds'].items() if v}

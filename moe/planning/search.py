@@ -1,4 +1,4 @@
-"""Searches the best layouts of a run on a slice."""
+"""Searches for the best layouts of a run on a slice."""
 
 import collections
 import dataclasses
@@ -23,8 +23,8 @@ from moe.scale.topology import Slice
 
 _logger = logging.getLogger(__name__)
 
-# A layout must fit in this share of the memory, because the forecast can be a
-# tenth too low.
+# A layout must fit in this share of the memory, because the forecast can be 10%
+# too low.
 FILLED = 0.9
 # Number formats of (parameters, gradients, moments), the most exact first.
 STATES = (
@@ -36,7 +36,8 @@ STATES = (
   ('bfloat16', 'bfloat16', 'int8'),
 )
 _MICROBATCHES = (1, 2, 4, 8)
-# Number of layouts in the result, and how many of them must fit when compiled.
+# Number of layouts in the result, and number of layouts that must fit when they
+# are compiled.
 _SHOWN, _VERIFIED = 10, 2
 
 
@@ -51,7 +52,7 @@ def _meshes(num_devices: int, experts: int) -> Iterator[MeshShape]:
 
 
 def _states(run: Run) -> Iterator[tuple[tuple[str, ...], Run]]:
-  """Yields (gin bindings, run) for all state formats, the most exact first."""
+  """Yields (gin bindings, run) for all number formats, the most exact first."""
   seen = set()
   for params, grads, moments in STATES:
     changed = changes.with_storage(run, params=params, grads=grads)
@@ -86,17 +87,18 @@ def _best_state(
   states: Sequence[tuple[tuple[str, ...], Run]],
   words: tuple[str, ...],
 ) -> Forecast | str:
-  """Forecasts a layout with the most exact state formats that fit in memory.
+  """Forecasts a layout with the most exact number formats that fit in memory.
 
   Args:
     run: the run with its mesh, sharding table, microbatches and remat policy.
     slice_: the chips.
-    at: index of state formats -> the placement of the run with these formats.
-    states: all formats of the state, from `_states`.
-    words: gin bindings of everything but the formats.
+    at: index of number formats -> shardings of the run with these formats.
+    states: all number formats, from `_states`.
+    words: gin bindings of everything except the number formats.
 
   Returns:
-    The forecast, or a reason if no formats fit or the layout is refused.
+    The forecast; or a text that says why no formats fit or why the layout is
+    refused.
   """
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
   for i, (more, formats) in enumerate(states):
@@ -114,16 +116,16 @@ def _best_state(
 
 
 def search(run: Run, slice_: Slice) -> tuple[list[Forecast], dict[str, int]]:
-  """Finds the layouts that fit, the best first, and reasons against the others.
+  """Finds the layouts that fit, and the reasons that exclude all others.
 
   Each combination of layout, number of microbatches and remat policy has one
-  forecast, with the most exact state formats that fit. Forecasts whose times
-  differ by less than about one percent are sorted by exactness of the state,
-  and then by peak memory.
+  forecast, with the most exact number formats that fit. The fastest layouts
+  come first. If times differ by less than about 1%, layouts are sorted by
+  exactness of the formats, and then by peak memory.
 
   Returns:
-    (forecasts, reason -> number of refused layouts). A reason contains numbers;
-    they belong to the first layout that it refused.
+    (forecasts, reason -> number of refused layouts). The numbers in a reason
+    are from the first layout that was refused for it.
   """
   devices = topology.devices(slice_)
   states = list(_states(run))
@@ -162,12 +164,12 @@ def verify(
   wanted: int,
   most: int,
 ) -> None:
-  """Compiles layouts, the best first, until enough of them fit.
+  """Compiles layouts, the best first, until enough of them fit in memory.
 
   Args:
-    rows: forecasts, the best first. The row of a compiled layout gets an entry
-      'compiled' with the result, or with 'does_not_fit'.
-    compiled: compiles a layout: its gin bindings -> figures of its step.
+    rows: forecasts, the best first. The row of each compiled layout gets an
+      entry 'compiled': the result, or {'does_not_fit': reason}.
+    compiled: gin bindings of a layout -> figures of its compiled step.
     wanted: number of layouts that must fit.
     most: largest number of layouts to compile.
   """
@@ -185,17 +187,17 @@ def verify(
 def propose(
   run: Run, slice_: Slice, changed: Callable[[Sequence[str]], Run]
 ) -> dict[str, Any]:
-  """Searches layouts of a run for a slice and compiles the best ones.
+  """Searches for layouts of a run on a slice, and compiles the best layouts.
 
   Args:
-    run: the run; its mesh need not suit the slice.
+    run: the run; its own mesh need not fit the slice.
     slice_: the chips.
-    changed: makes a run from `Forecast.changes`.
+    changed: `Forecast.changes` -> the run with these changes.
 
   Returns:
-    The result of `plan.plan_shapes` with 'topology' and 'search'. 'search' has
-    the number of layouts that fit, the best layouts, and the number of refused
-    layouts by reason.
+    The result of `plan.plan_shapes`, and the entries 'topology' and 'search'.
+    'search' has the number of layouts that fit, the best layouts, and the
+    number of refused layouts by reason.
   """
   facts = plan.plan_shapes(run)
   found, refused = search(run, slice_)

@@ -1,4 +1,4 @@
-"""Compares two groups of runs, paired by seed: gain and standard error."""
+"""Compares two groups of runs, paired by seed."""
 
 import json
 import math
@@ -13,7 +13,8 @@ from scipy import special
 from moe.evaluate.score import Score
 from moe.train import record_log
 
-# Keys that are compared: in run.json, and in the last records of log.jsonl.
+# The keys that are compared: `COUNTS` in run.json, and `AT_END` in the last
+# records of log.jsonl.
 COUNTS = (
   'params_total',
   'params_active',
@@ -24,7 +25,7 @@ AT_END = ('dropped_fraction', 'load_imbalance')
 
 
 class RunRecord(NamedTuple):
-  """The contents of the files of one run.
+  """What the files of a run say.
 
   Attributes:
     directory: directory of the run.
@@ -32,12 +33,11 @@ class RunRecord(NamedTuple):
     tasks: the training task, then the evaluation tasks.
     tokens: number of training tokens.
     curves: task -> ((tokens, held-out bits per character), ...).
-    held_out: task -> a hash of the scored documents for each point of its
-      curve. The hash is None if an earlier version of this project wrote the
-      file without it.
+    held_out: task -> a hash of the scored documents for each point of the
+      curve. The hash is None in files of earlier versions of this project.
     counts: parameters and FLOPs; None if unknown.
-    at_end: drop rate and imbalance, as means over the last tenth of the steps;
-      None for a dense model.
+    at_end: drop rate and load imbalance, averaged over the last tenth of the
+      steps; None for a dense model.
   """
 
   directory: str
@@ -58,8 +58,7 @@ def read_run(
 
   Args:
     directory: directory of a run.
-    configured: a function that reads config.gin and returns the seed and
-      `RunRecord.tasks`.
+    configured: path of config.gin -> (seed, `RunRecord.tasks`).
 
   Raises:
     ValueError: if a file is missing, or the run has no evaluation.
@@ -107,7 +106,7 @@ def read_run(
 def pair(
   runs: Sequence[RunRecord], others: Sequence[RunRecord]
 ) -> tuple[list[RunRecord], list[RunRecord]]:
-  """Checks that two groups can be compared; returns both, sorted by seed.
+  """Checks that two groups can be compared; returns both, each sorted by seed.
 
   Raises:
     ValueError: if seeds, tasks, tokens, evaluations or held-out documents
@@ -130,9 +129,9 @@ def pair(
   for other in (*runs[1:], *others):
     tasks = lambda run: run.tasks
     _check_same('train and evaluate on the same tasks', tasks, runs[0], other)
-  # The seed determines the order of the rows. This changes the padding, and so
-  # the number of tokens up to a step. So only the two runs with the same seed
-  # must have equal numbers of tokens.
+  # The order of the rows depends on the seed, and so do the padding and the
+  # number of tokens at a step. So only runs with the same seed must have equal
+  # numbers of tokens.
   for one, other in zip(runs, others, strict=True):
     tokens = lambda run: run.tokens
     _check_same('have seen the same number of tokens', tokens, one, other)
@@ -167,7 +166,7 @@ def _check_same(
 def _check_held_out(runs: Sequence[RunRecord]) -> None:
   """Raises ValueError unless all runs have scored the same documents.
 
-  A run whose files have no hashes of the documents counts as equal.
+  Evaluations without a hash of the documents are not checked.
   """
   first = {}
   for run in runs:
@@ -198,14 +197,14 @@ def compare(
 ) -> dict[str, Any]:
   """Compares two groups of runs; returns a JSON object.
 
-  If the gain is positive, `runs` is better.
+  A positive gain means that `runs` is better.
 
   Args:
     runs: the runs of the first group, one for each seed.
     others: the runs of the second group, with the same seeds.
-    command: the command that makes the comparison again.
-    labels: names of both groups; by default, what the names of their
-      directories have in common.
+    command: the command line that repeats the comparison.
+    labels: names of both groups; by default, the common prefix of the names of
+      each group's directories.
 
   Raises:
     ValueError: if the groups cannot be compared, see `pair`.
@@ -248,7 +247,7 @@ def compare(
 def _scores(
   task: str, found: dict[str, Any], labels: Sequence[str], command: str
 ) -> list[Score]:
-  """Scores of both groups and the gain at the end, as means over seeds."""
+  """Mean scores of both groups, and mean gain, after the last step."""
   columns = zip(found['runs'], found['against'], strict=True)
   pairs = [(ours[-1], theirs[-1]) for ours, theirs in columns]
   sides = zip(*pairs, strict=True)
@@ -263,7 +262,7 @@ def _scores(
 def _over_seeds(
   name: str, bits: Sequence[float], command: str, is_higher_better: bool = False
 ) -> Score:
-  """A mean over seeds, with the interval of Student's t distribution."""
+  """The mean over seeds, with a 95% interval by Student's t distribution."""
   mean, error, ends = statistics.fmean(bits), _standard_error(bits), ()
   if error is not None:
     margin = float(special.stdtrit(len(bits) - 1, 0.975)) * error
@@ -284,7 +283,7 @@ def _side(label: str, runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _labels(*sides: Sequence[RunRecord]) -> list[str]:
-  """A name for each group: the common prefix of its directories, if any."""
+  """Names each group by the common prefix of its directories, if possible."""
   labels = []
   for side in sides:
     names = [os.path.basename(os.path.abspath(r.directory)) for r in side]
@@ -300,14 +299,14 @@ def _mean(numbers: Sequence[float | None]) -> float | None:
 
 
 def _standard_error(numbers: Sequence[float]) -> float | None:
-  """Standard error of the mean; None for one number, which has no variance."""
+  """Standard error of the mean; None for a single number."""
   if len(numbers) < 2:
     return None
   return statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
 def _list(numbers: int | Sequence) -> str:
-  """Joins numbers or names for a sentence."""
+  """Joins numbers or names with commas, for a message."""
   if isinstance(numbers, int):
     return f'{numbers:,}'
   return ', '.join(f'{n:,}' if isinstance(n, int) else str(n) for n in numbers)

@@ -1,4 +1,4 @@
-"""Writes a comparison of runs as text, as a picture or as a page."""
+"""Writes a comparison of two groups of runs as text, picture or page."""
 
 import pathlib
 from typing import Any
@@ -19,15 +19,15 @@ FACTS = (
   ('dropped_fraction', 'dropped tokens, last tenth of steps', '{:.1%}'),
   ('load_imbalance', 'busiest expert / mean, last tenth of steps', '{:.2f}'),
 )
-# If the training FLOPs per token differ by more than this share, the page says
-# so.
+# Above this relative difference of training FLOPs per token, the page has a
+# remark.
 EQUAL_FLOPS = 0.02
 
 
 def as_text(compared: dict[str, Any]) -> str:
-  """Makes text from the result of `comparison.compare`.
+  """Writes the result of `comparison.compare` as text.
 
-  It has tables, and a sentence for each task.
+  The text has tables, and a sentence for each task.
   """
   blocks = [f'{title(compared)}: {compared["tokens"]:,} tokens']
   facts, *tables = tables_of(compared)
@@ -47,7 +47,7 @@ def _scores(compared: dict[str, Any]) -> list[score.Score]:
 
 
 def title(compared: dict[str, Any]) -> str:
-  """The title, which has the names of both groups."""
+  """The title, with the names of both groups."""
   return f'{compared["runs"]["label"]} against {compared["against"]["label"]}'
 
 
@@ -70,7 +70,7 @@ def sentence(compared: dict[str, Any], task: str) -> str:
 
 
 def flops_remark(compared: dict[str, Any]) -> str:
-  """A warning if one group has more FLOPs per token; else ''."""
+  """A remark if the groups differ in FLOPs per token; else ''."""
   ours, theirs = (
     compared[side]['flops_per_token_train'] for side in ('runs', 'against')
   )
@@ -83,7 +83,7 @@ def flops_remark(compared: dict[str, Any]) -> str:
 
 
 def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
-  """Tables of cells with header rows: one for the models, one per task."""
+  """Tables of cells, with header rows: one of the models, and one per task."""
   sides = [compared['runs'], compared['against']]
   labels = [side['label'] for side in sides]
   facts = [['', *labels]]
@@ -120,7 +120,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
-  """A table for a terminal, with the first column at the left of its cells."""
+  """A table for a terminal; the first column is left-aligned, others right."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   return '\n'.join(
     '  '.join(
@@ -134,11 +134,11 @@ def aligned(rows: list[list[str]]) -> str:
 
 
 def write(compared: dict[str, Any], path: pathlib.Path) -> str:
-  """Writes a page of all tasks to a .html file, else a picture of the first.
+  """Writes a page of all tasks to a .html file, or a picture of the first task.
 
   Returns:
-    A caption for the picture. If the picture's font lacks characters of a name,
-    the picture shows a substitute, and the caption explains it. Otherwise ''.
+    A caption for the picture, or ''. If the picture's font lacks characters of
+    a name, the picture has a substitute, and the caption explains it.
   """
   if path.suffix != '.html':
     return _write_picture(compared, path)

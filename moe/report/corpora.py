@@ -1,4 +1,4 @@
-"""Shows which experts serve which corpus, by the loads of each corpus."""
+"""Shows which experts are used for which corpus."""
 
 from typing import Any, NamedTuple
 
@@ -8,20 +8,20 @@ from matplotlib.figure import Figure
 from moe.report.figures import PAGE, style, svg
 
 _MAX_LAYERS = 4
-_NAMED = 3  # Experts of a corpus that the table names.
+_NAMED = 3  # Number of experts that the table names for each corpus.
 
 
 class Corpora(NamedTuple):
   """A figure and a table of the loads of the experts, by corpus.
 
   Attributes:
-    figure: for each of at most four sparse layers a heat map, with a row for
+    figure: a heat map for each of at most four sparse layers, with a row for
       each corpus and a column for each expert.
-    rows: rows of cells, the header first. Each other row is a corpus. It has a
-      cell for each of these layers, with two facts. One is the share of the
-      corpus's load that would have to move to other experts to give the mean
-      load of all corpora. The other is the experts that have the largest load
-      relative to this mean.
+    rows: rows of cells, the header first. Each other row is a corpus, with a
+      cell for each of these layers. A cell has two facts that compare the loads
+      of the corpus with the mean loads over all corpora: the share of the load
+      that is on other experts than in the mean, and the experts with the
+      largest ratio to the mean.
   """
 
   figure: str
@@ -29,11 +29,11 @@ class Corpora(NamedTuple):
 
 
 def corpora(evaluation: dict[str, Any]) -> Corpora | None:
-  """Makes figure and table; None for a dense model or fewer than two corpora.
+  """Makes `Corpora`; None for a dense model or fewer than two corpora.
 
   Args:
-    evaluation: task -> its scores, from a record of eval.jsonl. The evaluation
-      drops no tokens, so a load is what the router chose.
+    evaluation: task -> its scores, from a record of eval.jsonl. Evaluation
+      drops no tokens, so its loads are the choices of the router.
   """
   loads = {
     task: np.array(scores['layers']['load'], float)
@@ -42,7 +42,7 @@ def corpora(evaluation: dict[str, Any]) -> Corpora | None:
   }
   if len(loads) < 2:
     return None
-  # [corpora, layers, experts], each row with sum 1.
+  # Dims [corpora, layers, experts]; the sum over experts is 1.
   share = np.stack(list(loads.values()))
   share /= np.maximum(share.sum(-1, keepdims=True), 1e-9)
   return Corpora(_figure(list(loads), share), _table(list(loads), share))

@@ -1,4 +1,4 @@
-"""Makes figures and a table about experts and routers, by sparse layer."""
+"""Makes figures and a table about the routers of a run, by sparse layer."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,14 +35,14 @@ _NUMBERS = (
 
 
 class ExpertFigures(NamedTuple):
-  """Figures and a table, both with a part for each sparse layer.
+  """Figures and a table about the routers of a run.
 
   Attributes:
-    loads: figure of the load of each expert.
-    curves: figure of the other quantities.
-    header: column headers of the table. Its numbers are means over the last
-      tenth of the steps.
-    rows: rows of the table, one for each layer.
+    loads: figure with the load of each expert, as an <svg> element.
+    curves: figure with the other quantities, as an <svg> element.
+    header: column headers of the table.
+    rows: rows of the table, one for each sparse layer. Numbers are means over
+      the last tenth of the steps.
   """
 
   loads: str
@@ -52,7 +52,7 @@ class ExpertFigures(NamedTuple):
 
 
 def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
-  """Makes figures and table from a run's records; None for a dense model."""
+  """Makes `ExpertFigures` from a run's records; None for a dense model."""
   records = [r for r in records if 'load' in r.get('layers', {})]
   if not records:
     return None
@@ -69,9 +69,9 @@ def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
 def _numbers(
   records: list[dict[str, Any]], load_SLE: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Key -> values [steps, layers].
+  """Returns key -> values [steps, layers].
 
-  Two keys are computed from the loads. The others are the keys of `_NUMBERS`
+  Two keys are computed from the loads. The other keys are those of `_NUMBERS`
   that every record has.
   """
   mean_SL = np.maximum(load_SLE.mean(2), 1e-9)
@@ -82,7 +82,8 @@ def _numbers(
   for key, *_ in _NUMBERS:
     if all(key in record['layers'] for record in records):
       rows = [record['layers'][key] for record in records]
-      # The log has null for a number that is not finite; null becomes NaN.
+      # The log has null for a number that is not finite, and null becomes NaN
+      # here.
       found[key] = np.array(rows, float)
   return found
 
@@ -113,7 +114,7 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
   ]
   layers = shown[0][0].shape[1]
   every = _spread(layers)
-  # We leave out both ends of the colour scale: one is invisible on a white
+  # Both ends of the colour scale are left out: one end is invisible on a white
   # page, the other on a black page.
   colors = matplotlib.colormaps['viridis'](np.linspace(0.25, 0.9, len(every)))
   with style(PAGE):
@@ -139,7 +140,7 @@ def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
 
 
 def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
-  """Makes an empty figure with `number` panels, two or three in a row."""
+  """Makes a figure with `number` empty panels, at most three in a row."""
   columns = 2 if number == 4 else min(3, number)
   rows = -(-number // columns)
   figure = Figure((9.2, 1.9 * rows + margin), layout='constrained')
@@ -152,15 +153,15 @@ def _panels(number: int, margin: float) -> tuple[Figure, list[Axes]]:
 
 
 def _spread(layers: int) -> np.ndarray:
-  """All layers, or _MAX_LAYERS of them at equal distances."""
+  """Indices of all layers, or of `_MAX_LAYERS` layers at equal distances."""
   every = np.linspace(0, layers - 1, min(layers, _MAX_LAYERS))
   return every.round().astype(int)
 
 
 def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
-  """Draws a heat map for each sparse layer: load by expert and step.
+  """Draws a heat map for each sparse layer: load by step and expert.
 
-  A load of 1 is an even share.
+  A load of 1 is the mean over experts.
   """
   load_SLE = _columns(np.asarray(load_SLE, float) * np.shape(load_SLE)[2])
   layers, experts = load_SLE.shape[1:]
@@ -186,6 +187,6 @@ def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
 
 
 def _columns(load_SLE: np.ndarray) -> np.ndarray:
-  """Averages neighbouring steps, so that at most _MAX_COLUMNS remain."""
+  """Averages neighbouring steps, so that at most `_MAX_COLUMNS` remain."""
   parts = np.array_split(load_SLE, min(len(load_SLE), _MAX_COLUMNS))
   return np.stack([part.mean(axis=0) for part in parts])

@@ -18,16 +18,16 @@ def write(
   scores: Sequence[Score],
   **examples: Any,
 ) -> pathlib.Path:
-  """Writes both files into a directory that exists.
+  """Writes the page and the JSON file into an existing directory.
 
   Args:
     directory: where the files are written.
-    names: names of the page and of the JSON file.
+    names: file names of (page, JSON).
     template: a template that extends facts_page.html.
     title: title of the page.
     facts: facts about the model, for the head of the page.
     scores: all scores.
-    **examples: what the template shows below the scores.
+    **examples: values of further variables of the template.
 
   Returns:
     The file of the page.

@@ -1,8 +1,8 @@
-"""Draws the figures of a page as SVG, with the colours of the page.
+"""Draws the figures of a page as SVG, in the colours of the page.
 
-Matplotlib draws with the placeholder colours below. In the text of the SVG, we
-replace each placeholder by a CSS variable. So the same figure works in light
-and dark mode.
+Matplotlib draws in the placeholder colours below. In the text of the SVG, each
+placeholder is replaced by a CSS variable. So the same figure works in light and
+in dark mode.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Colors(NamedTuple):
   series: tuple[str, ...]
 
 
-# These are the placeholders; page_style.html defines the real colours.
+# The placeholders; page_style.html defines the real colours.
 PAGE = Colors(
   '#010101', '#020202', '#030303', ('#040404', '#050505', '#060606', '#070707')
 )
@@ -54,7 +54,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 def style(
   colors: Colors, grid: bool = True
 ) -> contextlib.AbstractContextManager:
-  """Makes a context that sets Matplotlib's style for a figure."""
+  """A context manager that sets Matplotlib's style for a figure."""
   return matplotlib.rc_context({
     'figure.facecolor': 'none' if colors is PAGE else 'white',
     'axes.facecolor': 'none',
@@ -89,9 +89,9 @@ def curves(
   """Draws a training curve, held-out curves and horizontal levels.
 
   Args:
-    train: the training curve, one point per step. It is drawn as a faint line,
-      with its moving average over it.
-    held_out: name -> held-out curve, which has few points.
+    train: the training curve, one point per step. The figure has a faint line
+      of the points, and a strong line of their moving average.
+    held_out: name -> held-out curve, with few points.
     levels: name -> height of a horizontal line.
     label: label of the y axis.
     size: width and height in inches.
@@ -120,7 +120,7 @@ def curves(
 
 
 def _levels(axes: Axes, levels: dict[str, float]) -> None:
-  """Draws dashed horizontal lines; their names are moved if they overlap."""
+  """Draws dashed horizontal lines; moves names that would overlap."""
   low, high = axes.get_ylim()
   above = math.inf
   for name, level in sorted(levels.items(), key=lambda pair: -pair[1]):
@@ -136,14 +136,14 @@ def _levels(axes: Axes, levels: dict[str, float]) -> None:
 
 
 def small(line: Line, label: str, ticks: str, scale: str) -> str:
-  """Draws a small figure of one quantity by step.
+  """Draws a small figure with one quantity by step.
 
   Args:
     line: one point per step.
     label: title above the figure.
     ticks: format of the numbers on the y axis, such as {x:.0%}.
     scale: scale of the y axis: 'fit' (fits the values), 'log', 'zero' (includes
-      0), or 'exact' (fits the values, and no moving average is drawn).
+      0), or 'exact' (fits the values, without a moving average).
   """
   with style(PAGE):
     figure, axes = _axes((4.4, 2.3))
@@ -177,7 +177,7 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
 def thin(
   x: Sequence[float], y: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Averages neighbouring points, so that at most _MAX_POINTS remain."""
+  """Averages neighbouring points, so that at most `_MAX_POINTS` remain."""
   x, y = np.asarray(x, float), np.asarray(y, float)
   parts = min(len(x), _MAX_POINTS)
   means = [
@@ -187,7 +187,7 @@ def thin(
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
-  """Centred moving average over a fortieth of the points."""
+  """Returns the centred moving average over 1/40 of the points."""
   width = len(y) // 40
   if width < 2 or len(y) <= 30:
     return y
@@ -197,7 +197,7 @@ def smooth(y: np.ndarray) -> np.ndarray:
 
 
 def _limit(axes: Axes, y: np.ndarray, others: Sequence[float]) -> None:
-  """Sets the y range so that high values of the first steps are cut off."""
+  """Limits the y axis, so that high values of the first steps are cut off."""
   low = min(y.min(), *others, y[-1])
   high = max(np.quantile(y, 0.97) if len(y) > 30 else y.max(), *others, low)
   if high > low:
@@ -209,7 +209,7 @@ def can_draw(text: str) -> bool:
   """Whether matplotlib's font has every character of a text.
 
   The font has no Chinese characters. This matters only for PNG pictures: the
-  program that shows an SVG draws the text with a font of its own.
+  text of an SVG is drawn by the program that shows it, with another font.
   """
   font = font_manager.get_font(
     font_manager.findfont(font_manager.FontProperties())
@@ -219,9 +219,9 @@ def can_draw(text: str) -> bool:
 
 @contextlib.contextmanager
 def without_glyph_warnings() -> Iterator[None]:
-  """A context without warnings about missing characters, for drawing an SVG.
+  """A context manager that hides warnings about missing characters.
 
-  The program that shows the SVG has a font with these characters.
+  Warnings do not matter for an SVG: the program that shows it draws the text.
   """
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', r'Glyph \d+ .* missing from font')
@@ -235,12 +235,12 @@ def svg(figure: Figure, label: str) -> str:
     FigureCanvasSVG(figure).print_svg(stream, metadata={'Date': None})
   text = stream.getvalue()
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
-  # This limits Matplotlib's CSS to the SVG; it must not change the page.
+  # Matplotlib's CSS must not change the page outside the SVG.
   text = text.replace('*{', 'svg *{')
   for color, variable in _VARIABLES.items():
     text = text.replace(color, variable)
-  # We remove the fixed size, so that the figure scales with the page. The label
-  # is for screen readers.
+  # Without a fixed size, the figure scales with the page. Screen readers read
+  # the label.
   text = text[text.index('<svg') :].replace(
     '<svg', f'<svg role="img" aria-label="{label}"', 1
   )

@@ -1,4 +1,4 @@
-"""Writes the files about folded chains."""
+"""Writes the files of folded chains."""
 
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -13,15 +13,15 @@ from moe.runs.folded import Prediction
 def write(
   directory: pathlib.Path, origin: Origin, found: Iterable[Prediction]
 ) -> Iterator[str]:
-  """Writes each structure when it comes, and the page at the end.
+  """Writes each structure as soon as it is predicted, and then the page.
 
   Args:
     directory: where the files are written.
     origin: the model that folded the chains.
-    found: the predictions.
+    found: the predictions, one chain after the other.
 
   Yields:
-    A line for people about each file.
+    A line about each chain's files and about the page, for people.
   """
   directory.mkdir(parents=True, exist_ok=True)
   done = []

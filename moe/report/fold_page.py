@@ -1,4 +1,4 @@
-"""A page about folded chains, which can be turned; it needs no network."""
+"""A page with folded chains that people can rotate; it needs no network."""
 
 import pathlib
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from moe.report import templates
 from moe.runs.folded import Prediction
 
 PAGE = 'index.html'
-# Chains that a page draws; all of them are in its table.
+# Largest number of chains that a page draws; its table has all chains.
 _DRAWN = 20
-# Colours of pLDDT, from very low to very high.
+# (pLDDT from 0 to 1, colour), from very low to very high confidence.
 _COLOURS = [
   [0.0, '#ff7d45'],
   [0.5, '#ff7d45'],
@@ -33,18 +33,18 @@ def write(
   origin: Origin,
   found: Sequence[Prediction],
 ) -> pathlib.Path:
-  """Writes the page; the first chains are drawn.
+  """Writes the page, with drawings of the first chains.
 
   Args:
     directory: where the page is written.
-    title: of the page.
+    title: title of the page.
     origin: the model that folded the chains.
     found: at least one prediction.
 
   Returns:
     The file of the page.
   """
-  import plotly.offline  # It takes a second, and only pages need it.
+  import plotly.offline  # The import takes a second; only pages need it.
 
   rows = [('chain', 'residues', 'pLDDT', 'pTM')]
   for one in found:
@@ -66,7 +66,7 @@ def write(
 
 
 def pictures(one: Prediction) -> list[markupsafe.Markup]:
-  """The structure, the distances and the errors as parts of a page."""
+  """Drawings of the structure, the distances and the errors, as HTML."""
   from plotly import graph_objects  # See `write`.
 
   place = one.chain.atoms[:, 1]

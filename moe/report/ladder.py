@@ -1,4 +1,4 @@
-"""Summarises a ladder: the gains of its arms over the first arm."""
+"""Summarises a ladder: the gain of each model (arm) over the first model."""
 
 import pathlib
 import statistics
@@ -13,7 +13,7 @@ from moe.runs.ladder import Finished
 from moe.scale import joint_law
 from moe.train import record_log
 
-# A gain counts as shown if it exceeds this many standard errors.
+# A gain is 'shown' if it is larger than this many standard errors.
 _ERRORS = 2.0
 
 
@@ -23,25 +23,27 @@ def summarise(
   expansions: dict[str, float],
   command: str,
 ) -> dict[str, Any]:
-  """The ladder as one JSON object.
+  """Summarises a ladder as a JSON object.
 
   Args:
-    found: rates and directories of the runs.
-    read: reads a work directory.
+    found: learning rates and directories of the runs.
+    read: work directory -> the record of its run.
     expansions: arm name -> its expansion, see `moe.runs.ladder.expansion`.
-    command: the command that shows the ladder again.
+    command: the command line that makes the summary again.
 
   Returns:
-    'base': name of the first arm. The gains of the others are relative to it.
-    'arms': name -> facts of the model, its learning rate and its seconds.
+    'base': name of the first arm. Gains are differences from this arm.
+    'arms': name -> facts of the model, learning rate, seconds of training.
     'rates': name -> learning rates of the sweep, as in `Finished.rates`.
-    'tasks': task -> 'tokens' of each evaluation, and 'arms'. 'arms' is name ->
-      'bits', the mean curve. All arms but the first also have their gain and
-      its standard error, the gain of the law, the tokens that they need for the
-      last score of the first arm, and the tokens from which the gain is shown.
-    'loads': name -> directory of the arm's first run; its evaluation has loads
-      by corpus.
-    'scores': final scores and gains.
+    'tasks': task -> {'tokens': training tokens at each evaluation, 'arms': name
+      -> results}. The results of each arm have 'bits', the mean curve. The
+      results of all arms except the first also have the gain, its standard
+      error, the gain that the law predicts, the tokens that the arm needs to
+      reach the last score of the first arm, and the tokens from which the gain
+      is shown.
+    'loads': name -> directory of the arm's first run. The evaluation there has
+      the loads by corpus.
+    'scores': scores and gains at the end of training.
   """
   runs = {
     name: [read(d) for d in dirs] for name, dirs in found.directories.items()
@@ -85,14 +87,14 @@ def summarise(
 def _compare(
   runs: dict[str, list[RunRecord]], name: str, base: str, command: str
 ) -> dict[str, Any]:
-  """The comparison of an arm with the first one, over their common seeds."""
+  """Compares an arm with the first arm, over the seeds that both have."""
   seeds = {run.seed for run in runs[name]} & {run.seed for run in runs[base]}
   sides = [[r for r in runs[of] if r.seed in seeds] for of in (name, base)]
   return comparison.compare(*sides, command, labels=(name, base))
 
 
 def _scores(compared: dict[str, Any]) -> list[dict[str, Any]]:
-  """The final scores of all arms; each score of the first arm occurs once."""
+  """Scores of all arms at the end; those of the first arm are not repeated."""
   found = {}
   for one in compared.values():
     label = one['runs']['label']
@@ -132,11 +134,12 @@ def _law(
   task: str,
   tokens: Sequence[int],
 ) -> list[float] | None:
-  """The gain that the joint law predicts; None if the first arm is sparse."""
+  """The gains that the joint law predicts; None if the first arm is sparse."""
   active = run.counts['params_active']
   if base != 1 or active is None:
     return None
-  # The law gives nats per token; the last evaluation has both units.
+  # The law predicts nats per token. The last evaluation has both units, so it
+  # gives the factor.
   path = pathlib.Path(run.directory) / 'eval.jsonl'
   scores = record_log.read(path)[-1]['eval'][task]
   unit = scores['bits_per_char'] / scores['cross_entropy']
@@ -148,8 +151,9 @@ def tokens_needed(
 ) -> float | None:
   """Number of tokens at which a curve reaches a level; None if it never does.
 
-  Between two evaluations the curve is a line. Before the first one it is
-  unknown, so the answer is never less than the tokens of the first evaluation.
+  Between two evaluations the curve is taken as a straight line. Before the
+  first evaluation the curve is unknown, so the result is never less than the
+  tokens of the first evaluation.
   """
   if bits[0] <= level:
     return float(tokens[0])
@@ -166,10 +170,10 @@ def shown_from(
   gains: Sequence[float],
   errors: Sequence[float | None],
 ) -> int | None:
-  """Number of tokens from which the gain stays above two standard errors.
+  """Number of tokens from which on the gain is above two standard errors.
 
-  None if the last gain is not above this limit, or if it has no standard error
-  because there is only one seed.
+  The result is None if the last gain is not above this limit, or if there is no
+  standard error because there is only one seed.
   """
   first = None
   for at, gain, error in reversed(
@@ -182,5 +186,5 @@ def shown_from(
 
 
 def evaluation(directory: str) -> dict[str, Any]:
-  """The last record of a run's eval.jsonl, by task."""
+  """Returns task -> scores, from the last record of a run's eval.jsonl."""
   return record_log.read(pathlib.Path(directory) / 'eval.jsonl')[-1]['eval']

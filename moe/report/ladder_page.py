@@ -1,4 +1,4 @@
-"""A ladder as text, or as a page: when does sparsity pay, and how much?"""
+"""Writes a ladder as text or as a page: how much do sparse models gain?"""
 
 import functools
 import itertools
@@ -29,17 +29,17 @@ def report(
   command: str,
   workdir: str,
 ) -> tuple[dict[str, Any], pathlib.Path]:
-  """Summarises a ladder; writes its page and the summary as JSON.
+  """Summarises a ladder; writes a page and the summary as JSON.
 
   Args:
-    found: rates and directories of the runs.
+    found: learning rates and directories of the runs.
     configured: reads a config.gin, as in `comparison.read_run`.
     expansions: arm name -> its expansion, see `moe.runs.ladder.expansion`.
-    command: the command that makes the same ladder again.
+    command: the command line that makes the ladder again.
     workdir: where the files are written.
 
   Returns:
-    The summary, and the file of the page.
+    (summary, file of the page).
   """
   read = functools.partial(comparison.read_run, configured=configured)
   summary = ladder.summarise(found, read, expansions, command)
@@ -82,7 +82,7 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def models_table(summary: dict[str, Any]) -> list[list[str]]:
-  """Rows of cells, the header first; each other row is an arm."""
+  """Makes rows of cells, the header first, then a row for each arm."""
   header = [
     'arm', 'parameters', 'active', 'training FLOPs per token',
     "optimizer's FLOPs per token", 'learning rate', 'seeds', 'tokens',
@@ -114,7 +114,7 @@ def models_table(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
-  """Rows of cells, the header first: bits and gain of each arm at the end."""
+  """Makes rows of cells, the header first: results of each arm at the end."""
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [
@@ -152,7 +152,7 @@ def _swept(summary: dict[str, Any]) -> bool:
 
 
 def _curves(summary: dict[str, Any], task: str) -> str:
-  """A figure with the curves of all arms on a task, and the gains below."""
+  """Draws the curves of all arms on a task, and their gains below."""
   found, base = summary['tasks'][task], summary['base']
   millions = np.array(found['tokens']) / 1e6
   with draw.style(draw.PAGE):
@@ -187,7 +187,7 @@ def _curves(summary: dict[str, Any], task: str) -> str:
 
 
 def _rates(summary: dict[str, Any]) -> str:
-  """A figure of bits per character against the learning rate."""
+  """Draws bits per character by learning rate, for each arm."""
   with draw.style(draw.PAGE):
     figure = Figure((9.2, 3.2), layout='constrained')
     axes = figure.subplots()

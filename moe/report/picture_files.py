@@ -15,13 +15,13 @@ _GROUND = 128
 
 
 def png(picture: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
-  """A picture, uint8 [Y, X, 3], as a PNG file.
+  """Makes the content of a PNG file from a picture, uint8 [Y, X, 3].
 
   Args:
     picture: the pixels.
-    texts: keyword -> text, each of which becomes a text chunk in UTF-8.
+    texts: keyword -> text; each becomes a text chunk of the file, in UTF-8.
   """
-  # Figures are drawn with Matplotlib; only files of pictures need Pillow.
+  # Imported here, since only these files need Pillow.
   from PIL import Image, PngImagePlugin
 
   info = PngImagePlugin.PngInfo()
@@ -35,12 +35,14 @@ def png(picture: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
 def sheet(
   pictures: Sequence[np.ndarray], columns: int = 0, least: int = 128
 ) -> np.ndarray:
-  """Arranges pictures of one size in rows and columns.
+  """Arranges pictures of the same size in rows and columns.
 
   Args:
-    pictures: at least one, uint8 [Y, X, 3]. One picture has no margin.
+    pictures: at least one picture, uint8 [Y, X, 3]. A single picture gets no
+      margin.
     columns: number of pictures in a row; 0 makes the sheet about square.
-    least: each picture is enlarged by whole pixels to at least this height.
+    least: least height of a picture on the sheet. Smaller pictures are enlarged
+      by a whole factor.
 
   Returns:
     uint8 [Y, X, 3].
@@ -67,13 +69,13 @@ def write_drawn(
   options: Drawing,
   drawn: Sequence[Drawn],
 ) -> list[float]:
-  """Writes drawn pictures as one PNG, which says how to draw them again.
+  """Writes drawn pictures as a PNG; its text says how to draw them again.
 
   Args:
     path: file to write.
-    model: the model that drew them.
-    prompt: the sentence.
-    options: how they were drawn.
+    model: the model that drew the pictures.
+    prompt: the sentence that was drawn.
+    options: how the pictures were drawn.
     drawn: the pictures.
 
   Returns:

@@ -25,7 +25,7 @@ def write(
     directory: where the files are written.
     title: title of the page.
     facts: facts about the model, for the head of the page.
-    found: scores and examples by the name of the pictures.
+    found: name of a picture source -> its scores and examples.
 
   Returns:
     The file of the page.
@@ -50,6 +50,6 @@ def write(
 
 
 def _png(pixels: np.ndarray) -> str:
-  """A picture as PNG in base64."""
+  """Encodes a picture as PNG in base64."""
   sheet = picture_files.sheet([pixels], least=_LEAST_PIXELS)
   return base64.b64encode(picture_files.png(sheet)).decode()

@@ -1,4 +1,4 @@
-"""A page about the scores of a folding model beside its baselines."""
+"""Writes a page with the scores of a folding model and of baselines."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ def table(
   rows: Sequence[tuple[str, str, Score, tuple[float, float, float]]],
   group: str,
 ) -> list[tuple[str, ...]]:
-  """Mean, interval and quartiles of a group's scores as cells of a table."""
+  """Makes a table with mean, interval and quartiles of a group's scores."""
   cells = [('score', 'mean', 'low', 'high', 'quartile', 'median', '', 'chains')]
   cells[0] = (*cells[0][:6], 'quartile 3', 'chains')
   for name, _, score, quartiles in rows:
@@ -36,7 +36,7 @@ def table(
 
 
 def as_text(found: Sequence[ChainScores], command: str) -> str:
-  """The main scores of the model and the baselines as a table of text."""
+  """Writes the main scores of the model and of baselines as text."""
   rows = protein_scores.summarised(found, command)
   means = {(group, score.name): score.value for group, _, score, _ in rows}
   names = list(found[0].scores[protein_scores.HELIX])
@@ -75,9 +75,9 @@ def write(
 
   Args:
     directory: where the files are written.
-    origin: the model.
+    origin: the model that folded the chains.
     found: scores of the chains.
-    command: that gives them again.
+    command: the command line that computes the scores again.
 
   Returns:
     The file of the page.

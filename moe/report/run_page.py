@@ -20,7 +20,7 @@ class Baselines(NamedTuple):
   """Scores of n-gram models.
 
   Attributes:
-    task: name of the task whose held-out documents were scored.
+    task: name of the task with the scored held-out documents.
     levels: name of the n-gram model -> bits per character.
   """
 
@@ -28,7 +28,7 @@ class Baselines(NamedTuple):
   levels: dict[str, float]
 
 
-# The small figures: (key of a record, title, format of numbers, scale).
+# The small figures: (key of a record, title, format of the ticks, scale).
 _SMALL = (
   ('loss', 'Loss with all its terms [nats]', '{x:g}', 'fit'),
   ('cross_entropy_text', 'Loss of text [nats per token]', '{x:g}', 'fit'),
@@ -63,10 +63,10 @@ def write_report(
       eval.jsonl, goodput.json, run.json, baselines.json, samples.json or
       samples.txt, config.gin, operative_config.gin and model.txt, if they
       exist.
-    output: file of the page, by default WORKDIR/report.html.
+    output: file of the page; None for WORKDIR/report.html.
 
   Raises:
-    ValueError: if the log has no step, or a file is not JSON.
+    ValueError: if the log has no step, or if a JSON file is invalid.
   """
   workdir = pathlib.Path(workdir)
   records = record_log.read(workdir / 'log.jsonl')
@@ -103,7 +103,7 @@ def write_report(
 
 
 def _time(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """A table of the run's time: attempts by parts, and their sums."""
+  """A table of the run's time: parts of each attempt, and their sums."""
   attempts = goodput.read(workdir)
   if not attempts:
     return None
@@ -156,7 +156,7 @@ def _cards(
 def _held_out_cards(
   evals: list[Record], baselines: Baselines
 ) -> list[tuple[str, str, str]]:
-  """The cards of the first two held-out tasks, and of the baselines."""
+  """The cards of the first two held-out tasks and of the baselines."""
   cards = []
   for task in _tasks(evals)[:2]:
     steps, bits = _held_out(evals, task, 'bits_per_char')
@@ -210,7 +210,7 @@ def _figures(
 
 
 def _evaluations(evals: list[Record]) -> dict[str, Any] | None:
-  """A table of held-out bits per character: steps by tasks."""
+  """A table of held-out bits per character, by step and task."""
   tasks = _tasks(evals)
   rows = [
     (
@@ -229,7 +229,7 @@ def _tasks(evals: list[Record]) -> list[str]:
 def _held_out(
   evals: list[Record], task: str, key: str
 ) -> tuple[list[int], list[float]]:
-  """(steps, values) of evaluations on the same documents as the last one."""
+  """(steps, values) of the evaluations on the documents of the last one."""
   _, equal = _records(evals, task)
   scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in equal]
   return _values(scores, key)
@@ -238,13 +238,14 @@ def _held_out(
 def _records(
   evals: list[Record], task: str
 ) -> tuple[list[Record], list[Record]]:
-  """Divides evaluations by their documents.
+  """Divides evaluations by the held-out documents that they scored.
 
-  An evaluation without hashes of its documents counts as one on the same
-  documents as the last one.
+  An evaluation without a hash of its documents is treated as if it had scored
+  the documents of the last evaluation.
 
   Returns:
-    (evaluations on other documents than the last one, on the same documents).
+    (evaluations on other documents, evaluations on the documents of the last
+    evaluation).
   """
   of = lambda r: _value(r, 'held_out').get(task) if 'held_out' in r else None
   last = next((of(r) for r in reversed(evals) if of(r)), None)
@@ -255,9 +256,9 @@ def _records(
 def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
   """Reads the scores of baselines.json.
 
-  There are no scores if the held-out documents have changed since.
+  If the held-out documents have changed since then, there are no scores.
 
-  Earlier versions of this project wrote {name: bits per character}, for the
+  Earlier versions of this project wrote {name: bits per character} for the
   first task.
   """
   if 'scores' not in content:
@@ -272,21 +273,21 @@ def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
 
 
 def _values(records: list[Record], key: str) -> tuple[list[int], list[float]]:
-  """(steps, values) of records that have a number at a key such as 'a.b'."""
+  """(steps, values) of the records with a number at a key such as 'a.b'."""
   pairs = [(r['step'], _value(r, key)) for r in records]
   pairs = [(s, v) for s, v in pairs if isinstance(v, int | float)]
   return [s for s, _ in pairs], [v for _, v in pairs]
 
 
 def _value(record: Record, key: str) -> Any:
-  """The entry of nested objects at a key such as 'a.b'; None if missing."""
+  """The entry of nested objects at a key such as 'a.b', or None."""
   for part in key.split('.'):
     record = record.get(part) if isinstance(record, dict) else None
   return record
 
 
 def _samples(workdir: pathlib.Path) -> list[dict[str, str]]:
-  """Reads the samples of a run; removes the prompt from each text."""
+  """Reads the samples of a run, and removes the prompt from each text."""
   samples = _json(workdir / 'samples.json', [])
   plain = workdir / 'samples.txt'
   if not samples and plain.exists():
@@ -309,7 +310,7 @@ def _json(path: pathlib.Path, missing: Any) -> Any:
 
 
 def _flat(entries: dict[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-  """Makes rows (key, value) of nested objects; keys are joined with dots."""
+  """Makes rows (key, value) from nested objects, with keys such as 'a.b'."""
   rows = []
   for key, value in entries.items():
     if isinstance(value, dict):

@@ -1,14 +1,11 @@
-"""Writes a self-contained page about a scorecard, with eight answers."""
+"""Writes a self-contained page about a scorecard."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from moe.evaluate import aligned
-from moe.report import figures as draw
-from moe.report import templates
+from moe.report import scorecard_figures, templates
 from moe.scale.quantities import short
 
 Card = dict[str, Any]
@@ -18,12 +15,13 @@ Rows = list[list[str]]
 def write(
   cards: Sequence[Card], paired: Sequence[dict[str, Any]], path: pathlib.Path
 ) -> None:
-  """Writes the page of the first card.
+  """Writes the page about the first card.
 
   Args:
-    cards: a card of `moe.runs.scorecard`, and optionally a second card for
+    cards: a scorecard of `moe.runs.scorecard`, and optionally a second one for
       comparison.
-    paired: differences of the two cards, from `moe.runs.scorecard.differences`.
+    paired: paired differences of two scorecards, from
+      `moe.runs.scorecard.differences`; empty for a single scorecard.
     path: file of the page.
   """
   card, *others = cards
@@ -34,9 +32,9 @@ def write(
     cards=_cards(card),
     questions=_questions(card),
     figures={
-      'benchmarks': _benchmark_figure(card),
-      'languages': _language_figure(card),
-      'loss': _loss_figure(card),
+      'benchmarks': scorecard_figures.benchmarks(card),
+      'languages': scorecard_figures.languages(card),
+      'loss': scorecard_figures.loss(card),
     },
     tables={
       'benchmarks': _benchmark_table(card),
@@ -50,6 +48,7 @@ def write(
     explanation=aligned.EXPLANATION,
     poet=card.get('poet'),
     verse_table=verse_table,
+    verse_figure=scorecard_figures.verse,
     against=others and pathlib.Path(others[0]['checkpoint']).name,
   )
   path.write_text(page, encoding='utf-8')
@@ -64,7 +63,7 @@ def _metric(card: Card, name: str, metric: str) -> dict[str, Any] | None:
 
 
 def with_interval(found: dict[str, Any] | None, form: str = '.3g') -> str:
-  """Formats a score for people: value, interval, number of items."""
+  """Formats a score for people: value, interval and number of items."""
   if found is None:
     return 'not measured'
   text = f'{found["value"]:{form}}'
@@ -93,10 +92,15 @@ def _cards(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _questions(card: Card) -> list[tuple[str, str, str]]:
-  """The rows of eight questions: (question, answer, anchor on the page)."""
+  """The eight main questions: (question, answer, anchor on the page)."""
   accuracy = lambda name: with_interval(_metric(card, name, 'acc'), '.1%')
   cost = card['cost']
-  names = [entry['name'] for entry in (*card['benchmarks'], *card['readings'])]
+  names = [
+    f'{entry["name"]} {entry["metrics"][-1]["name"]}'
+    f' {entry["metrics"][-1]["value"]:.1%}'
+    for entry in (*card['benchmarks'], *card['readings'])
+    if entry.get('metrics') and entry['metrics'][-1]['unit'] == 'share'
+  ]
   languages = [
     side['score']
     for entry in card['languages'][:1]
@@ -116,7 +120,11 @@ def _questions(card: Card) -> list[tuple[str, str, str]]:
       f' XWinograd-zh {accuracy("xwinograd_zh")}',
       'benchmarks',
     ),
-    ('The standard benchmarks?', ', '.join(names), 'benchmarks'),
+    (
+      'The standard benchmarks?',
+      ', '.join(names) or 'not measured',
+      'benchmarks',
+    ),
     (
       'Loss per character, since vocabularies differ?',
       f'{with_interval(loss, ".4f")} bits per character',
@@ -137,10 +145,19 @@ def _questions(card: Card) -> list[tuple[str, str, str]]:
     ('What did it cost?', '; '.join(spent) or 'unknown', 'cost'),
     (
       'Who can use it?',
-      '; '.join(f'{what}: {licence}' for what, licence in card['licences'][:1]),
+      '; '.join(f'{what}: {x}' for x, what in _by_licence(card).items()),
       'licences',
     ),
   ]
+
+
+def _by_licence(card: Card) -> dict[str, str]:
+  """Returns licence -> what has it. A source's text ends with its licence."""
+  found = {}
+  for what, source in card['licences']:
+    licence = source.rpartition('licence ')[2]
+    found[licence] = f'{found[licence]}, {what}' if licence in found else what
+  return found
 
 
 def _benchmark_table(card: Card) -> Rows:
@@ -164,7 +181,7 @@ def _benchmark_table(card: Card) -> Rows:
         f'{found["n"]:,}',
         str(entry['shots']),
         '–' if share is None else f'{share:.1%}',
-        '–' if clean is None else form.format(clean['value']),
+        '–' if clean is None else _with_ends(clean, form),
       ])  # fmt: skip
   return rows
 
@@ -187,10 +204,10 @@ def _language_table(card: Card) -> Rows:
       rows.append([
         entry['name'],
         found['name'],
-        f'{found["value"]:.4f}',
-        _interval(found, '{:.4f}'),
-        f'{gap["value"]:+.4f}' if gap else '–',
-        _interval(gap, '{:+.4f}') if gap else '–',
+        f'{found["value"]:.3f}',
+        _interval(found, '{:.3f}'),
+        f'{gap["value"]:+.3f}' if gap else '–',
+        _interval(gap, '{:+.3f}') if gap else '–',
         f'{found["n"]:,}',
         '–' if share is None else f'{share:.1%}',
       ])  # fmt: skip
@@ -224,12 +241,24 @@ def _number(value: float) -> str:
 
 
 def verse_table(group: dict[str, Any]) -> Rows:
-  """The figures of one kind of verse, a column for each writer."""
+  """Makes a table for one kind of verse, with a column for each writer."""
   measures = group['measures'].items()
   return [
     ['', *group['writers']],
-    *([name, *values] for name, values in measures),
+    *([name, *map(_of_verse, values)] for name, values in measures),
   ]
+
+
+def _of_verse(found: dict[str, Any]) -> str:
+  return _with_ends(found, '{:.1%}' if found['unit'] == 'share' else '{:.2f}')
+
+
+def _with_ends(found: dict[str, Any], form: str) -> str:
+  """A value with its interval, if it has one."""
+  value = form.format(found['value'])
+  return (
+    value if found['low'] is None else f'{value} ({_interval(found, form)})'
+  )
 
 
 def _relevance_table(card: Card) -> Rows:
@@ -258,57 +287,3 @@ def _difference_table(paired: Sequence[dict[str, Any]]) -> Rows:
       better,
     ])  # fmt: skip
   return rows
-
-
-def _benchmark_figure(card: Card) -> str | None:
-  bars = [
-    (entry['name'], found, found['guess'])
-    for entry in (*card['benchmarks'], *card['readings'])
-    for found in entry.get('metrics', ())
-    if found['name'] in ('acc', 'f1')
-  ]
-  return _bars(bars, 'share of right answers')
-
-
-def _language_figure(card: Card) -> str | None:
-  bars = [
-    (f'{entry["name"]}, {side["score"]["name"]}', side['score'], None)
-    for entry in card['languages']
-    for side in entry.get('languages', ())
-  ]
-  return _bars(bars, aligned.BITS_PER_ENGLISH_CHAR)
-
-
-def _loss_figure(card: Card) -> str | None:
-  bars = [
-    (found['name'], found, None)
-    for found in card['loss'].get('scores', ())
-    if found['unit'] == 'bits per character'
-  ]
-  return _bars(bars, 'bits per character')
-
-
-def _bars(
-  bars: Sequence[tuple[str, dict[str, Any], float | None]], label: str
-) -> str | None:
-  """Draws a bar for each score, with its interval and the score of guessing."""
-  if not bars:
-    return None
-  with draw.style(draw.PAGE):
-    figure = Figure((9.2, 0.7 + 0.32 * len(bars)), layout='constrained')
-    axes = figure.subplots()
-    colors = draw.PAGE
-    for place, (_, found, guess) in enumerate(bars):
-      value = found['value']
-      axes.barh(place, value, 0.62, color=colors.series[0], alpha=0.75)
-      if found['low'] is not None:
-        ends = [found['low'], found['high']]
-        axes.plot(ends, [place, place], color=colors.ink, linewidth=1.6)
-      if guess is not None:
-        line = [place - 0.4, place + 0.4]
-        axes.plot([guess, guess], line, color=colors.series[1], linewidth=2)
-    axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
-    axes.invert_yaxis()
-    axes.grid(axis='y', visible=False)
-    axes.set_xlabel(label)
-    return draw.svg(figure, label)

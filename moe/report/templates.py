@@ -1,4 +1,4 @@
-"""Renders the page templates, which are files in this folder."""
+"""Renders the templates of pages, which are files in this folder."""
 
 import pathlib
 from typing import Any
@@ -7,11 +7,11 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-  """The HTML of a page.
+  """Renders a template; returns the HTML of a page.
 
   Args:
     template: name of a file in this folder, such as 'run_page.html'.
-    **values: variables of the template. The template escapes text for HTML.
+    **values: variables of the template. Text is escaped for HTML.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),

@@ -12,20 +12,20 @@ from moe.evaluate.score import Score
 from moe.report import facts_page, picture_files
 
 PAGE, SCORES = 'tokenizer_report.html', 'tokenizer_report.json'
-# A sheet has at most this many columns and rows of originals. Below each row of
-# originals is the row of their reconstructions.
+# Largest number of columns, and of rows of originals, on a sheet. Below each
+# row of originals is a row of their reconstructions.
 _COLUMNS, _ROWS = 12, 4
 _GAP = 2
-# A sheet is enlarged so that each picture is at least this many pixels high.
+# A sheet is enlarged so that pictures are at least this many pixels high.
 _LEAST_PIXELS = 64
 
 
 def sheet(found: Reconstruction) -> np.ndarray:
-  """Makes a sheet: each row of originals is above its reconstructions.
+  """Makes a sheet with a row of reconstructions below each row of originals.
 
   Args:
-    found: at least one picture. If there are too many for a sheet, it shows
-      pictures at equal distances.
+    found: at least one picture. If there are too many for a sheet, the sheet
+      has pictures at equal distances.
 
   Returns:
     uint8 [Y, X, 3].
@@ -60,13 +60,13 @@ def write(
   found: Mapping[str, Reconstruction],
   scores: Sequence[Score],
 ) -> pathlib.Path:
-  """Writes the page, the scores as JSON, and a PNG for each kind of pictures.
+  """Writes the page, the scores as JSON, and a PNG sheet for each source.
 
   Args:
     directory: where the files are written.
     title: title of the page.
-    facts: facts about the tokenizer by name, for the head of the page.
-    found: name of the pictures -> their reconstruction.
+    facts: name -> fact about the tokenizer, for the head of the page.
+    found: name of a picture source -> pictures and their reconstructions.
     scores: scores of all reconstructions.
 
   Returns:

@@ -1,7 +1,7 @@
-"""Algorithms that assign tokens to experts by looking at a whole group.
+"""Algorithms that assign all tokens of a routing group to experts together.
 
-No gradient flows through them: they choose experts, and the router computes the
-weights.
+No gradient flows through these algorithms: they choose experts, and the router
+computes the weights.
 """
 
 import functools
@@ -12,36 +12,54 @@ import jax.numpy as jnp
 
 from moe.types import Array
 
-# An auction has this many phases. Each phase bids in steps of a quarter of the
-# steps before.
+# Number of phases of an auction. The bidding step of each phase is a quarter of
+# the step of the phase before.
 NUM_PHASES = 5
-# After this many rounds of a phase, tokens without a place take the free ones.
+# Largest number of rounds of a phase. After the last round, tokens without a
+# place get free places.
 MAX_ROUNDS = 1000
 
 
-def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
-  """Sets scores to -inf outside of each token's best groups of experts.
+def within_groups(
+  scores_GME: Array,
+  num_groups: int,
+  top_groups: int,
+  num_choices: int = 1,
+  num_best: int = 2,
+) -> Array:
+  """Sets the scores of experts outside of a token's best groups to -inf.
 
-  DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437: the score
-  of a group is the sum of its two best scores. A token then visits few nodes.
+  If each group of experts is on one node, a token is sent to few nodes. The
+  score of a group is the sum of its best scores: of two in DeepSeek-V3 (2024,
+  section 2.1.2, https://arxiv.org/abs/2412.19437), of one in DeepSeek-V2 (2024,
+  section 2.2.2, https://arxiv.org/abs/2405.04434).
 
   Args:
     scores_GME: scores by which experts are chosen.
-    num_groups: groups of E / num_groups neighbouring experts each.
-    top_groups: groups that a token may use.
+    num_groups: number of groups; each has E / num_groups neighbouring experts.
+    top_groups: number of groups that a token may use.
+    num_choices: number of experts that a token chooses.
+    num_best: number of scores that are summed for a group.
 
   Raises:
-    ValueError: if experts do not divide into groups of at least two.
+    ValueError: if experts do not divide into groups of at least `num_best`, or
+      if the groups of a token have fewer experts than it chooses.
   """
   *lead, E = scores_GME.shape
-  if E % num_groups or E // num_groups < 2 or top_groups > num_groups:
+  if E % num_groups or E // num_groups < num_best or top_groups > num_groups:
     raise ValueError(
       f'num_groups={num_groups} must divide NUM_EXPERTS={E} into groups of at'
-      f' least 2, and top_groups={top_groups} must be at most num_groups:'
-      ' change one of them.'
+      f' least {num_best}, and top_groups={top_groups} must be at most'
+      ' num_groups: change one of them.'
+    )
+  if top_groups * (E // num_groups) < num_choices:
+    raise ValueError(
+      f'top_groups={top_groups} of num_groups={num_groups} hold fewer of the'
+      f' {E} experts than the {num_choices} choices of a token: raise'
+      ' top_groups.'
     )
   scores = scores_GME.reshape(*lead, num_groups, E // num_groups)
-  group_scores = jax.lax.top_k(scores, 2)[0].sum(axis=-1)
+  group_scores = jax.lax.top_k(scores, num_best)[0].sum(axis=-1)
   _, best = jax.lax.top_k(group_scores, top_groups)
   groups = jnp.arange(num_groups, dtype=best.dtype)
   is_open = jnp.any(best[..., None] == groups, axis=-2)
@@ -52,7 +70,7 @@ def within_groups(scores_GME: Array, num_groups: int, top_groups: int) -> Array:
 def quantiles(
   scores_GME: Array, bias_E: Array, num_active: int, valid_GM: Array
 ) -> Array:
-  """The price at which each expert would get its even share of a group.
+  """Prices at which each expert would get an even share of a group's tokens.
 
   This is one step of coordinate descent on the dual of balanced assignment.
   With the current bias, a token's threshold is its (k + 1)-th largest biased
@@ -67,8 +85,8 @@ def quantiles(
     valid_GM: bool, False for padding.
 
   Returns:
-    [G, E] prices. The current price -bias_E stays where the new one is not
-    finite, as for masked experts.
+    [G, E] prices. If a new price is not finite, as for a masked expert, the
+    result is the current price, -bias_E.
   """
   M, E = scores_GME.shape[1:]
   scores_GME = jax.lax.stop_gradient(scores_GME)
@@ -85,11 +103,12 @@ def quantiles(
 
 
 def sinkhorn(logits_GME: Array, valid_GM: Array, num_iterations: int) -> Array:
-  """Logits shifted by token and expert towards a balanced soft assignment.
+  """Shifts logits by token and by expert, to balance a soft assignment.
 
-  Sinkhorn's iteration, in logarithms, repeats two steps: it scales the
-  exponentials of each token to sum to 1, then those of each expert to sum to
-  n / E, where n is the number of valid tokens of the group.
+  Sinkhorn's iteration repeats two steps: it scales the exponentials of each
+  token to the sum 1, and then the exponentials of each expert to the sum n / E,
+  where n is the number of valid tokens of the group. The computation uses
+  logarithms.
 
   Returns:
     [G, M, E] logarithms; -inf for padding.
@@ -115,9 +134,9 @@ class _Auction(NamedTuple):
   """State of an auction.
 
   Attributes:
-    price_E: price of a place at each expert.
+    price_E: current price of each expert.
     expert_M: expert at which each token holds a place, -1 for none.
-    bid_M: bid by which the token got that place.
+    bid_M: bid with which the token got this place.
     round: number of finished rounds of this phase.
   """
 
@@ -128,24 +147,25 @@ class _Auction(NamedTuple):
 
 
 def balanced_assignment(benefit_GME: Array, valid_GM: Array) -> Array:
-  """One expert per token, at most ceil(n / E) tokens per expert.
+  """Assigns one expert to each token, and <= ceil(n / E) tokens to an expert.
 
   BASE layers use this assignment (Lewis et al., 2021, section 3,
-  https://arxiv.org/abs/2103.16716). An auction finds it (Bertsekas, 1988). The
-  value of an expert to a token is the benefit minus the expert's price. In each
-  round every token without a place bids for its most valuable expert. The bid
-  is the expert's price, plus the lead over the second most valuable expert,
-  plus a step. An expert keeps its highest bids. Later phases bid in smaller
-  steps, and start from the prices of the phase before. The sum of benefits is
-  smaller than the optimum by at most n times the last step, unless `MAX_ROUNDS`
-  is too small. The last step is 1/1024 of the range of the group's benefits.
+  https://arxiv.org/abs/2103.16716). n is the number of valid tokens. The
+  algorithm is an auction (Bertsekas, 1988). The value of an expert for a token
+  is the benefit minus the expert's price. In each round every token without a
+  place bids for its most valuable expert. The bid is the expert's price, plus
+  the lead over the second most valuable expert, plus a step. An expert keeps
+  the highest bids. Each phase has a smaller step, and starts with the prices of
+  the phase before. The sum of benefits is smaller than the optimum by at most n
+  times the last step, unless `MAX_ROUNDS` is too small. The last step is 1/1024
+  of the range of the group's benefits.
 
   Args:
-    benefit_GME: float32; -inf counts as a value far below all finite ones.
+    benefit_GME: float32; -inf counts as a value far below all finite values.
     valid_GM: bool; padding takes no place.
 
   Returns:
-    int32 [G, M]; 0 for padding.
+    int32 experts [G, M]; 0 for padding.
   """
   if benefit_GME.shape[-1] == 1:
     return jnp.zeros(valid_GM.shape, jnp.int32)
@@ -162,9 +182,10 @@ def _balanced(benefit_ME: Array, valid_M: Array) -> Array:
   benefit_ME = jnp.where(counted_ME, benefit_ME, low - spread)
   tokens = valid_M.sum(dtype=jnp.int32)
   places = (tokens + E - 1) // E
-  # If n is no multiple of E, some places stay free. Idle bidders take them; to
-  # such a bidder all experts are worth the same. Without idle bidders the price
-  # of an expert with a free place would have to start from 0 in each phase.
+  # If E does not divide n, some places stay free. Idle bidders take these
+  # places; for an idle bidder all experts have the same benefit. Without idle
+  # bidders the price of an expert with a free place would have to start from 0
+  # in each phase.
   benefit_ME = jnp.pad(benefit_ME, ((0, E), (0, 0)))
   idle_E = jnp.arange(E, dtype=jnp.int32) < places * E - tokens
   bids_M = jnp.concatenate([valid_M, idle_E])
@@ -201,7 +222,7 @@ def _bid(
   step: Array,
   auction: _Auction,
 ) -> _Auction:
-  """One round: everyone without a place bids, and experts keep the best."""
+  """Runs a round: bidders without a place bid; experts keep the best bids."""
   M, E = benefit_ME.shape
   value_ME = benefit_ME - auction.price_E
   best_M = jnp.argmax(value_ME, axis=1).astype(jnp.int32)
@@ -214,7 +235,7 @@ def _bid(
   wanted_M = jnp.where(bids_M, wanted_M, E)
   bid_M = jnp.where(holds_M, auction.bid_M, offer_M)
   tokens_M = jnp.arange(M, dtype=jnp.int32)
-  # The order is by expert, then by falling bid, then by token.
+  # Bids are sorted by expert, then by falling bid, then by token.
   sorted_M, falling_M, order_M = jax.lax.sort(
     (wanted_M, -bid_M, tokens_M), num_keys=3
   )
@@ -232,7 +253,7 @@ def _bid(
 def _fill(
   expert_M: Array, valid_M: Array, places: Array, num_experts: int
 ) -> Array:
-  """Gives the free places to the tokens without one, in order."""
+  """Gives the free places to the tokens without a place, in order."""
   experts_E = jnp.arange(num_experts, dtype=jnp.int32)
   held_E = jnp.sum(expert_M[:, None] == experts_E, axis=0, dtype=jnp.int32)
   waits_M = valid_M & (expert_M < 0)

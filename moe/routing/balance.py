@@ -1,9 +1,9 @@
-"""Losses and biases that keep a router balanced, and statistics of its choices.
+"""Losses and biases that balance a router, and statistics of its choices.
 
-Every loss is an unscaled (sum, weight) pair. The weight is the number of valid
-tokens. It depends on the batch alone, so sums over microbatches and devices are
-divided once. Products are elementwise and then summed, so they are float32 on
-every platform.
+Every loss is an unscaled pair (sum, weight). The weight is the number of valid
+tokens, which depends on the batch alone. Sums are added over microbatches and
+devices before they are divided by the total weight. Products are elementwise
+and then summed, so they are float32 on every platform.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,13 @@ SCOPES = ('group', 'sequence', 'global')
 
 
 class Scope(NamedTuple):
-  """The tokens over which loads and mean probabilities are taken.
+  """Units of tokens, over which loads and mean probabilities are computed.
 
   Attributes:
-    name: 'group', a routing group; 'sequence', a row of the batch; 'global',
-      the whole batch over all devices.
-    length: tokens per sequence, 0 where no device holds a whole one.
-    batch_axes: mesh axes over which sums of the whole batch are taken.
+    name: what a unit is: 'group', a routing group; 'sequence', a row of the
+      batch; 'global', the whole batch over all devices.
+    length: tokens per sequence; 0 if no device has whole sequences.
+    batch_axes: mesh axes that divide the tokens of the whole batch.
   """
 
   name: str = 'group'
@@ -32,10 +32,10 @@ class Scope(NamedTuple):
   batch_axes: tuple[str, ...] = ()
 
   def units(self, a_GM: Array) -> Array:
-    """Regroups [G, M, ...] so that each group holds the tokens of one unit.
+    """Regroups [G, M, ...] so that each group has the tokens of one unit.
 
     Raises:
-      ValueError: if a unit is a sequence and devices hold parts of sequences.
+      ValueError: if a unit is a sequence but devices have parts of sequences.
     """
     if self.name == 'group':
       return a_GM
@@ -51,7 +51,7 @@ class Scope(NamedTuple):
     return a_GM.reshape(-1, self.length, *rest)
 
   def total(self, a_GE: Array) -> Array:
-    """Adds sums by unit over all devices if a unit is the whole batch."""
+    """Adds a unit's sums over all devices if the unit is the whole batch."""
     if self.name == 'global' and self.batch_axes:
       return jax.lax.psum(a_GE, self.batch_axes)
     return a_GE
@@ -63,9 +63,10 @@ GROUP = Scope()
 def choice_counts(
   expert_GMA: Array, valid_GM: Array, num_experts: int
 ) -> Array:
-  """How often each expert is chosen in each group: float32 [G, E].
+  """Counts how often each group chooses each expert: float32 [G, E].
 
-  The loop takes one choice at a time, so that no [G, M, A, E] array exists.
+  The loop adds one choice after the other, so that no [G, M, A, E] array
+  exists.
 
   Args:
     expert_GMA: int32 in [0, E); negative where there is no choice.
@@ -87,24 +88,25 @@ def load_balance_loss(
   scope: Scope = GROUP,
   load_before_E: Array | None = None,
 ) -> Pair:
-  """Switch load-balance loss, weighted by tokens.
+  """The load-balance loss of Switch, weighted by tokens.
 
   Fedus et al. (2021), equations 4-6, https://arxiv.org/abs/2101.03961: the loss
   is E times the sum over experts of f * P, where f is the expert's share of the
-  assignments and P its mean probability. Unlike the paper, f counts all choices
-  of a token, and padding is left out. f and P are taken over the tokens of one
-  unit of the scope, and each unit is weighted by its number of tokens. No
+  assignments and P its mean probability. Unlike in the paper, f counts all
+  choices of a token, and padding is left out. f and P are computed for each
+  unit of the scope, and units are weighted by their number of tokens. No
   gradient flows through f. With scope 'global' (Qiu et al., 2025,
   https://arxiv.org/abs/2501.11873) the unit is the microbatch over all devices.
-  Then f counts the assignments in this step up to the current microbatch, and
-  the sum is E * sum_e f_e * (sum over the microbatch's tokens of p_e).
+  Then f counts the assignments of this step, up to and including the current
+  microbatch. The sum is E * sum_e f_e * (sum of p_e over the microbatch's
+  tokens).
 
   Args:
     probs_GME: distribution over experts, float32.
     expert_GMA: chosen experts, int32 in [0, E); negative where there is none.
     valid_GM: bool, False for padding.
     scope: the tokens of a unit.
-    load_before_E: assignments in the step's earlier microbatches.
+    load_before_E: number of assignments in earlier microbatches of the step.
 
   Returns:
     (sum, weight): sum / weight is 1.0 for an even router and at most E.
@@ -124,7 +126,7 @@ def load_balance_loss(
   )
   if load_before_E is not None:
     count_GE += load_before_E
-  # At least 1, so that a unit of padding alone gives 0.
+  # The divisor is at least 1, so a unit that is all padding gives 0.
   share_GE = count_GE / jnp.maximum(count_GE.sum(axis=-1, keepdims=True), 1.0)
   prob_GE = jnp.sum(
     scope.units(probs_GME), axis=1, where=unit_valid_GM[..., None]
@@ -136,19 +138,19 @@ def load_balance_loss(
 def logit_losses(
   inputs: RouterInputs, probs_GME: Array, scope: Scope = GROUP
 ) -> dict[str, Pair]:
-  """The losses of a learned router that do not depend on its choices.
+  """The losses that depend on a router's probabilities but not its choices.
 
   Unlike in LIMoE, the global entropy weights modalities by their tokens and has
   no threshold. In each unit of the scope, a modality with n tokens and mean
-  distribution P adds n * sum_e P_e log P_e. The logarithm needs no gradient:
-  its share of the gradient is n * sum_e dP_e, which is 0 because probabilities
-  sum to 1. Without this share the term is linear in the tokens, so it adds up
+  distribution P adds n * sum_e P_e log P_e. The logarithm is treated as a
+  constant: its share of the gradient is n * sum_e dP_e, which is 0 because
+  probabilities sum to 1. Then the term is a sum over tokens, so it can be added
   over devices for any scope.
 
   Args:
     inputs: what the router reads.
     probs_GME: the router's distribution over experts, float32.
-    scope: the tokens of a unit of the global entropy.
+    scope: the units of the global entropy.
 
   Returns:
     router_z: squared log-partition of the logits. This loss keeps logits small
@@ -183,13 +185,13 @@ def logit_losses(
 
 
 def entropy(probs_GME: Array) -> Array:
-  """Entropy of each token's distribution, in nats: [G, M]."""
+  """Entropy [G, M] of each token's distribution, in nats."""
   log_probs_GME = jnp.log(jnp.maximum(probs_GME, 1e-30))
   return -jnp.sum(probs_GME * log_probs_GME, axis=-1)
 
 
 def _squared_variation(a_GE: Array) -> Array:
-  """Variance over squared mean of each row; 0 for a row of zeros."""
+  """Variance divided by squared mean of each row [E]; 0 for a row of zeros."""
   mean_G1 = a_GE.mean(axis=-1, keepdims=True)
   safe_G1 = jnp.where(mean_G1 > 0, mean_G1, 1.0)
   return jnp.mean(jnp.square((a_GE - mean_G1) / safe_G1), axis=-1)
@@ -201,10 +203,10 @@ def _weighted_by_tokens(loss_G: Array, valid_GM: Array) -> Pair:
 
 
 def importance_loss(probs_GME: Array, valid_GM: Array) -> Pair:
-  """Squared coefficient of variation of the experts' summed probabilities.
+  """Squared coefficient of variation of the experts' sums of probabilities.
 
-  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538, for each
-  group.
+  Shazeer et al. (2017), equation 7, https://arxiv.org/abs/1701.06538. The sums
+  are those of a routing group.
   """
   importance_GE = jnp.sum(probs_GME, axis=1, where=valid_GM[..., None])
   return _weighted_by_tokens(_squared_variation(importance_GE), valid_GM)
@@ -220,8 +222,8 @@ def noisy_load_loss(
   """Squared coefficient of variation of the experts' smooth loads.
 
   Shazeer et al. (2017), appendix A, as in V-MoE (Riquelme et al., 2021,
-  https://arxiv.org/abs/2106.05974, appendix A). A token counts towards the load
-  of an expert with a probability: that new noise would lift the expert's logit
+  https://arxiv.org/abs/2106.05974, appendix A). A token adds a probability to
+  the load of an expert: the probability that new noise lifts the expert's logit
   above the k-th largest noisy logit of the token.
 
   Args:
@@ -239,15 +241,15 @@ def noisy_load_loss(
 
 
 def signed_bias(bias_E: Array, load_E: Array, rate: float) -> Array:
-  """The bias of the next step; it rises for experts below the mean load.
+  """Returns the next bias; it rises for experts with less than the mean load.
 
   DeepSeek-V3 (2024), section 2.1.2, https://arxiv.org/abs/2412.19437, after
   Wang et al. (2024), algorithm 1, https://arxiv.org/abs/2408.15664.
 
   Args:
-    bias_E: [..., E], added to the scores by which experts are chosen.
-    load_E: [..., E], rows of each expert in the whole batch of the step.
-    rate: size of a step.
+    bias_E: [..., E], the bias of the scores by which experts are chosen.
+    load_E: [..., E], number of rows of each expert in the step's whole batch.
+    rate: by how much the bias rises or falls.
   """
   mean_load = load_E.mean(axis=-1, keepdims=True)
   return bias_E + rate * jnp.sign(mean_load - load_E)
@@ -264,8 +266,8 @@ def choice_statistics(
     valid_GM: bool, False for padding.
 
   Returns:
-    load: float32 [E] rows per expert. The weight is the number of all rows, so
-      sum / weight is a histogram.
+    load: float32 [E], rows per expert. The weight is the number of all rows, so
+      sum / weight is the share of each expert.
     entropy: entropy of the router's distribution, in nats.
     confidence: probability of the first choice.
   """

@@ -1,11 +1,11 @@
-"""Permutes tokens into rows sorted by expert, and outputs back into tokens.
+"""Permutes tokens to rows sorted by expert, and outputs back to tokens.
 
-A dispatch gives every row of a plan a slot, or none where capacity ran out.
-Each row goes to its expert with its weight. The expert multiplies its hidden
-layer by the weight, since that is narrower than its output. Unpermuting is then
-a plain sum. The slots of one expert are adjacent: with capacity C they are
-[G, E * C], which the experts read as [E, G * C]; without capacity there is one
-run of rows per expert. Forward and backward passes only gather.
+A dispatch gives each row of a plan a slot, or no slot if the expert is full. A
+row goes to its expert together with its weight. The expert multiplies its
+hidden layer by the weight, because that is narrower than the output. So
+unpermuting is a plain sum. The slots of one expert are adjacent. With capacity
+C, slots are [G, E * C], which the experts read as [E, G * C]. Without capacity,
+each expert has one run of rows. Forward and backward passes use only gathers.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ class Permuted(NamedTuple):
   """Rows for the experts, and the indices that bring their outputs back.
 
   Attributes:
-    rows: [E, G * C, D] with capacity; [R', D] sorted by expert without it.
-    weight: float32 weight of each row, 0 in empty slots.
-    count_E: int32 rows of each expert; None with capacity.
-    dropped: float32 scalar, number of requested rows that found no slot.
-    slot_GMA: int32 slots of each token, -1 where it has fewer.
-    token_GU: int32 token in each slot, -1 where the slot is empty; without
-      capacity the groups are joined: [1, R'].
+    rows: [E, G * C, D] with capacity; [U, D] sorted by expert without capacity.
+    weight: float32 weight of each row; 0 in empty slots.
+    count_E: int32 number of rows of each expert; None with capacity.
+    dropped: float32 scalar, number of requested rows without a slot.
+    slot_GMA: int32 slots of each token, padded with -1.
+    token_GU: int32 token in each slot, -1 for an empty slot. Without capacity
+      the groups are joined, so G = 1.
     row_GU: int32 row of the plan in each slot, in the same form.
     one_hots: (token_GRM, mask_GREC) of `Einsum`, which has no indices.
   """
@@ -48,16 +48,15 @@ class Permuted(NamedTuple):
 def _permuted(
   x_GMD: Array, plan: RoutingPlan, slot_GR: Array, row_GU: Array
 ) -> Permuted:
-  """Permutes tokens and weights.
+  """Permutes tokens and weights, when each row's slot is known.
 
-  The rows are [G, U, D] and the weights [G, U]. Only this function derives the
-  slots of each token and the token of each slot.
+  The result has rows [G, U, D] and weights [G, U].
 
   Args:
     x_GMD: tokens.
     plan: the experts of each token.
-    slot_GR: the slot of each row, -1 for none.
-    row_GU: the row of each slot, -1 for none.
+    slot_GR: the slot of each row; -1 for no slot.
+    row_GU: the row of each slot; -1 for an empty slot.
   """
   token_GU = slots.gather(plan.token_GR, row_GU, -1)
   slot_GMA = slots.gather(slot_GR, plan.rows_GMA, -1)
@@ -75,7 +74,7 @@ def _permuted(
 
 @dataclasses.dataclass(frozen=True)
 class _WithCapacity:
-  """Base of the dispatches in which each expert has C slots.
+  """Base of the dispatches that give each expert C slots.
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.
@@ -97,21 +96,22 @@ class _WithCapacity:
     bounds.one_of('priority', self.priority, slots.PRIORITIES)
 
   def capacity(self, tokens: int, active: float, num_experts: int) -> int:
-    """Slots per expert and group, for groups of `tokens` tokens."""
+    """C, slots per expert and group, for groups of `tokens` tokens."""
     return slots.capacity(tokens, active, num_experts, self.capacity_factor)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sorted(_WithCapacity):
-  """Fixed capacity; a sort by expert finds the rows, and gathers move them.
+  """Fixed capacity; rows are sorted by expert and moved by gathers.
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.
-    priority: which rows a full expert keeps. 'position' keeps first choices
-      before second ones, and then earlier tokens. 'probability' keeps the
-      largest weights (batch-prioritised routing, Riquelme et al. (2021),
-      section 4, https://arxiv.org/abs/2106.05974, per expert instead of per
-      token). Spare rows come last (spill to the next choice).
+    priority: which rows a full expert keeps. With 'position', first choices
+      come before second choices, and then earlier tokens before later ones.
+      With 'probability', rows with larger weights come first. This is
+      batch-prioritised routing (Riquelme et al., 2021, section 4,
+      https://arxiv.org/abs/2106.05974), but by row and not by token. Spare rows
+      always come last (spill to the next choice).
   """
 
   priority: str = 'position'
@@ -119,7 +119,7 @@ class Sorted(_WithCapacity):
   def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, capacity: int
   ) -> Permuted:
-    """[E, G * C, D] rows; rows that a full expert cannot take are dropped.
+    """Makes rows [E, G * C, D]; rows of a full expert are dropped.
 
     Args:
       x_GMD: tokens.
@@ -154,7 +154,7 @@ class Sorted(_WithCapacity):
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[E, G * C, D] outputs to [G, M, D]."""
+    """Adds up outputs [E, G * C, D] by token: [G, M, D]."""
     G, (E, _, D) = len(permuted.slot_GMA), out.shape
     out_GECD = out.reshape(E, G, -1, D).swapaxes(0, 1)
     return slots.unpermute(
@@ -164,7 +164,7 @@ class Sorted(_WithCapacity):
 
 @dataclasses.dataclass(frozen=True)
 class Einsum(_WithCapacity):
-  """Fixed capacity by one-hot products: the reference, slow and simple.
+  """Fixed capacity by one-hot products: a simple and slow reference.
 
   The priority is 'position', and spare rows are ignored.
 
@@ -173,18 +173,18 @@ class Einsum(_WithCapacity):
   """
 
   def _mask(self, plan: RoutingPlan, E: int, C: int) -> Array:
-    """float32 [G, R, E, C], 1 where a row has a slot."""
+    """Float32 [G, R, E, C] with 1 for the slot of each row, else 0."""
     valid_GR1 = slots.requested_rows(plan)[..., None].astype(jnp.float32)
     chosen_GRE = jax.nn.one_hot(plan.expert_GR, E) * valid_GR1
     rank_GRE = jnp.cumsum(chosen_GRE, axis=1) - chosen_GRE
     rank_GR = jnp.sum(rank_GRE * chosen_GRE, axis=-1).astype(jnp.int32)
-    # one_hot is zero for ranks of C and more.
+    # For a rank of at least C, one_hot gives zeros.
     return chosen_GRE[..., None] * jax.nn.one_hot(rank_GR, C)[:, :, None]
 
   def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, capacity: int
   ) -> Permuted:
-    """[E, G * C, D] rows; later rows of a full expert are dropped."""
+    """Makes rows [E, G * C, D]; later rows of a full expert are dropped."""
     mask_GREC = self._mask(plan, num_experts, capacity)
     token_GRM = jax.nn.one_hot(plan.token_GR, x_GMD.shape[1])
     rows_GECD = jnp.einsum(
@@ -203,7 +203,7 @@ class Einsum(_WithCapacity):
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[E, G * C, D] outputs to [G, M, D]."""
+    """Adds up outputs [E, G * C, D] by token: [G, M, D]."""
     token_GRM, mask_GREC = permuted.one_hots
     G, _, E, C = mask_GREC.shape
     out_GECD = out.reshape(E, G, C, -1).swapaxes(0, 1)
@@ -214,15 +214,15 @@ class Einsum(_WithCapacity):
 
 @dataclasses.dataclass(frozen=True)
 class Dropless:
-  """No capacity: each expert gets one run of rows, and none is dropped.
+  """No capacity: each expert gets a run of all its rows.
 
-  A run holds rows of all groups. Spare rows are ignored.
+  A run has rows of all groups. Spare rows are ignored.
   """
 
   is_dropless = True
 
   def capacity(self, tokens: int, active: float, num_experts: int) -> None:
-    """None, since only the number of rows bounds the load of an expert."""
+    """None: the number of an expert's rows has no limit."""
     del tokens, active, num_experts
 
   def permute(
@@ -232,14 +232,15 @@ class Dropless:
     num_experts: int,
     capacity: int | None = None,
   ) -> Permuted:
-    """[R', D] rows sorted by expert, zeros behind the last run.
+    """Makes rows [U, D] sorted by expert; behind the last run are zeros.
 
     Args:
       x_GMD: tokens.
       plan: the experts of each token.
       num_experts: E of the plan.
-      capacity: R', rows of the buffer; None for all rows of the plan. If the
-        buffer is too short, rows of the last experts are dropped and counted.
+      capacity: U, rows of the buffer; None for the number of rows of the plan.
+        If the buffer is too short, rows of the last experts are dropped and
+        counted.
     """
     G, M, D = x_GMD.shape
     R, E = plan.expert_GR.size, num_experts
@@ -262,14 +263,14 @@ class Dropless:
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """[R', D] outputs to [G, M, D]."""
+    """Adds up outputs [U, D] by token: [G, M, D]."""
     G, M, A = permuted.slot_GMA.shape
     slot_1MA = permuted.slot_GMA.reshape(1, G * M, A)
     y_1MD = slots.unpermute(out[None], permuted.token_GU, slot_1MA)
     return y_1MD.reshape(G, M, out.shape[-1])
 
   def _one_group(self, plan: RoutingPlan) -> RoutingPlan:
-    """The plan with its groups joined into one of G * M tokens."""
+    """Joins the G groups of a plan to a single group of G * M tokens."""
     G, R = plan.expert_GR.shape
     M, A = plan.rows_GMA.shape[1:]
     groups_G1 = jnp.arange(G, dtype=jnp.int32)[:, None]

@@ -1,11 +1,11 @@
-"""How rows travel between devices that hold tokens and those that hold experts.
+"""Sends rows between the devices of tokens and the devices of experts.
 
-An exchange runs inside `shard_map`. `send` takes tokens, their plan and a
-dispatch, and brings each row to the device of its expert. `collect` brings the
+An exchange runs inside `shard_map`. `send` reads tokens, their plan and a
+dispatch, and sends each row to the device of its expert. `collect` sends the
 experts' outputs back and adds them up by token. `send` also counts:
 
-  dropped           rows that no expert sees, wherever they were lost
-  dropped_receiver  those of them that a receiver's full buffer dropped
+  dropped           requested rows that no expert computes, for any reason
+  dropped_receiver  dropped rows for which a receiver had no space
   bytes_exchanged   bytes that one device sends to others in both directions,
                     with weights and counts; padding is not counted, because
                     TPUs do not send it
@@ -25,18 +25,19 @@ from moe.routing.dispatch import Dispatch, Dropless, Permuted
 from moe.routing.plan import RoutingPlan
 from moe.types import Array, Pair
 
-# Names by which a remat policy keeps arrays: the rows that arrived at their
-# experts, and the outputs that came back.
+# Names of arrays for remat policies: rows that have arrived at the devices of
+# their experts, and outputs that have come back.
 ARRIVED, RETURNED = 'moe_packed', 'moe_out'
 
 
 class ExpertPlacement(NamedTuple):
-  """Where the experts of a layer are.
+  """On which devices the experts of a layer are.
 
   Attributes:
     num: E, over all devices.
-    active: rows per token when experts are used evenly.
-    axes: mesh axes that divide the experts; empty if each device holds all.
+    active: rows per token if all experts are used equally often.
+    axes: mesh axes that divide the experts; empty if each device has all
+      experts.
     devices: number of devices over which the experts are divided.
   """
 
@@ -47,18 +48,18 @@ class ExpertPlacement(NamedTuple):
 
 
 class Arrived(NamedTuple):
-  """Rows at the experts of this device, and how their outputs travel back.
+  """Rows for the experts of this device, and what `collect` needs.
 
   Attributes:
-    rows: [E', U, D] for the E' experts of this device, or [R', D] sorted by
-      expert.
-    weight: float32 weight of each row; the experts apply it.
-    count_E: int32 rows of each expert of this device; None if each has U.
-    permuted: the rows as the last dispatch ordered them.
-    dispatch: the dispatch that ordered them.
+    rows: [experts of this device, U, D]; or [U, D] sorted by expert.
+    weight: float32 weight of each row, by which the experts multiply.
+    count_E: int32 number of rows of each expert of this device; None if each
+      has U rows.
+    permuted: result of the last dispatch.
+    dispatch: the last dispatch.
     experts: where the experts are.
-    traffic: the counts of the exchange, by name.
-    visit: how tokens came to this device, for `Ragged` alone.
+    traffic: name -> count of the exchange.
+    visit: how tokens were sent; only for `Ragged`.
   """
 
   rows: Array
@@ -77,8 +78,8 @@ def _traffic(
   sent: Array | float,
   dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
-  """The counts of an exchange, over the rows that this device requested."""
-  # A choice that the router itself dropped counts as requested and as dropped.
+  """The counts of an exchange, with the number of requested rows as weight."""
+  # A choice that the router dropped is counted as requested and as dropped.
   asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
     'dropped': (dropped + plan.dropped, asked),
@@ -89,9 +90,9 @@ def _traffic(
 
 @dataclasses.dataclass(frozen=True)
 class AllToAll:
-  """Each device sends every expert its rows; the capacity fixes their number.
+  """Each device sends C rows per expert and group to the device of the expert.
 
-  Nothing travels on an expert axis of one device.
+  Nothing is sent if each device has all experts.
   """
 
   def send(
@@ -101,10 +102,10 @@ class AllToAll:
     dispatch: Dispatch,
     experts: ExpertPlacement,
   ) -> Arrived:
-    """Rows of all senders for the experts of this device.
+    """Sends rows; returns the rows of all senders for this device's experts.
 
     Raises:
-      ValueError: if rows must travel and their number is not fixed.
+      ValueError: if experts are divided and the dispatch has no capacity.
     """
     if experts.axes and dispatch.is_dropless:
       raise ValueError(
@@ -123,11 +124,11 @@ class AllToAll:
       for a_EUD in (rows, weight):
         a_nEGCD = a_EUD.reshape(n, E // n, G, C, *a_EUD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
-        # The order is by expert of this device, then by sender.
+        # The dims are expert of this device, then sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
         received.append(a_EnGCD.reshape(E // n, n * G * C, *a_EUD.shape[2:]))
       rows, weight = received
-      # Outputs travel back like the rows, but without weights.
+      # Outputs are sent back like the rows, but without weights.
       sent = (2 * permuted.rows.nbytes + permuted.weight.nbytes) * (n - 1) / n
     traffic = _traffic(plan, permuted.dropped, sent)
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
@@ -145,21 +146,22 @@ class AllToAll:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-  """A token travels once to each device that holds one of its experts.
+  """A token is sent once to each device that has at least one of its experts.
 
-  The receiver copies the token to each of its experts and adds up their
-  weighted outputs, and one row travels back. So k rows become at most
-  min(k, devices). With `dispatch.Sorted` the capacity of an expert is pooled
-  over all tokens of the expert axis; with `dispatch.Dropless` only the buffer
-  bounds it. Among choices of the same rank the receiver takes one of each
-  sender in turn, so it favours no device.
+  The receiver copies the token to each of its own experts that the token has
+  chosen, adds up their weighted outputs, and sends one row back. So at most
+  min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
+  the expert axis share the slots of an expert. With `dispatch.Dropless` only
+  the buffer limits the number of rows. Among choices of the same rank, rows of
+  different senders take turns, so no device is favoured.
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
       share (tokens x min(k, devices)). Rows that do not fit are dropped and
-      counted. With 0 the buffer has room for every token of the expert axis,
-      the worst case; then `dispatch.Dropless` drops nothing. The larger buffer
-      costs memory for rows, not for hidden layers: see `experts.apply`.
+      counted. With 0 the buffer is large enough for the worst case, every token
+      of the expert axis. Then `dispatch.Dropless` drops nothing. A larger
+      buffer takes memory for rows, but not for hidden layers: see
+      `experts.apply`.
   """
 
   buffer_factor: float = 2.0
@@ -176,7 +178,7 @@ class Ragged:
     dispatch: Dispatch,
     experts: ExpertPlacement,
   ) -> Arrived:
-    """Brings tokens to the devices of their experts, as rows by expert."""
+    """Sends tokens to their experts' devices; returns the rows that arrived."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -186,7 +188,7 @@ class Ragged:
     choices = visits.choices_by_token(plan)
     A = choices.expert_1MA.shape[-1]
     plan_of_visits = visits.plan_of_visits(choices, num_local)
-    # The first dispatch sorts by device: devices take the place of experts.
+    # The first dispatch sorts tokens by device, as if devices were experts.
     leaving = Dropless().permute(
       x_GMD.reshape(1, tokens, D), plan_of_visits, n, tokens * min(A, n)
     )
@@ -207,8 +209,8 @@ class Ragged:
     )
     asked = jnp.sum(choices.valid_1MA, dtype=jnp.float32)
     came = jnp.sum(plan_held.valid_GR, dtype=jnp.float32)
-    # `came` counts rows that other devices sent, so `lost` is right only as a
-    # sum over the devices of the axis.
+    # `asked` counts rows of this sender and `came` rows of all senders. So only
+    # the sum of `lost` over the devices of the axis has a meaning.
     lost = asked - came + permuted.dropped
     others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
@@ -240,18 +242,18 @@ class Ragged:
     return y_1MD.reshape(G, M, -1)
 
   def _arrivals(self, tokens: int, experts: ExpertPlacement) -> int:
-    """Number of rows in a receive buffer; each visiting token takes one."""
+    """Number of rows of a receive buffer; each token that is sent takes one."""
     n = experts.devices
     if not self.buffer_factor:
       return n * tokens
     even = tokens * min(experts.active, n)
-    # `make_transfers` leaves up to n rows empty when it cuts.
+    # `make_transfers` leaves up to n rows empty if it cuts runs.
     return min(n * tokens, math.ceil(self.buffer_factor * even) + n)
 
   def _capacity(
     self, dispatch: Dispatch, tokens: int, A: int, experts: ExpertPlacement
   ) -> int:
-    """The `capacity` argument of the dispatch on the receiving device."""
+    """The argument `capacity` of the dispatch on the receiving device."""
     n = experts.devices
     if not dispatch.is_dropless:
       return dispatch.capacity(n * tokens, experts.active, experts.num)
@@ -274,9 +276,9 @@ def _check_spares(plan: RoutingPlan, dispatch: Dispatch) -> None:
 def _permute_held(
   x_GMD: Array, plan: RoutingPlan, dispatch: Dispatch, experts: ExpertPlacement
 ) -> Permuted:
-  """Permutes tokens that this device holds into rows for its own experts.
+  """Permutes tokens on this device to rows for this device's own experts.
 
-  Rows for experts of other devices are taken out of the plan.
+  Rows for experts of other devices are left out.
   """
   num_local = experts.num // experts.devices
   first = jax.lax.axis_index(experts.axes).astype(jnp.int32) * num_local
@@ -286,7 +288,7 @@ def _permute_held(
     valid_GR=plan.valid_GR & mine_GR,
   )
   G, M, A = plan.rows_GMA.shape
-  # At most this many rows can ask for experts of this device.
+  # Largest number of rows for the experts of this device.
   capacity = G * M * min(A, num_local)
   if not dispatch.is_dropless:
     capacity = dispatch.capacity(M, experts.active, experts.num)
@@ -295,10 +297,10 @@ def _permute_held(
 
 @dataclasses.dataclass(frozen=True)
 class AllGather:
-  """Every device sees the tokens of its expert axis and runs its own experts.
+  """Every device gathers all tokens of the expert axis for its own experts.
 
-  A reduce-scatter sums the outputs. The bytes of all tokens travel, whatever
-  the routing, so this suits dropless evaluation and small axes.
+  A reduce-scatter sums the outputs. All tokens are sent to all devices,
+  whatever the routing is, so this suits dropless evaluation and small axes.
   """
 
   def send(
@@ -308,7 +310,7 @@ class AllGather:
     dispatch: Dispatch,
     experts: ExpertPlacement,
   ) -> Arrived:
-    """Gathers all tokens of the axis, as rows for this device's experts."""
+    """Gathers all tokens; returns the rows for this device's experts."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -317,10 +319,10 @@ class AllGather:
     held = {name: getattr(plan, name) for name in names}
     everyone = plan._replace(**jax.tree.map(gather, held))
     permuted = _permute_held(gather(x_GMD), everyone, dispatch, experts)
-    # A device sends its tokens and its plan to all others, and outputs back.
+    # A device sends its tokens, its plan, and outputs to each other device.
     each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
     sent = (experts.devices - 1) * float(each)
-    # Each device counts the rows of its own experts, for all senders.
+    # Each device counts the dropped rows of its own experts, of all senders.
     traffic = _traffic(plan, permuted.dropped, sent)
     rows, weight, count_E, *_ = permuted
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
@@ -336,11 +338,11 @@ class AllGather:
 
 @dataclasses.dataclass(frozen=True)
 class Replicated:
-  """Every device of the expert axis holds the same tokens and sums outputs.
+  """Every device of the expert axis has the same tokens; outputs are summed.
 
-  This suits batches that are too small to divide, as in decoding. If the axis
-  divides the batch, a layer refuses this exchange in training. Each device of
-  the axis returns the counts of the whole axis.
+  This suits batches that are too small to be divided, as in decoding. If the
+  axis divides the batch, a layer refuses this exchange in training. Each device
+  returns the counts of the whole axis.
   """
 
   def send(
@@ -350,7 +352,7 @@ class Replicated:
     dispatch: Dispatch,
     experts: ExpertPlacement,
   ) -> Arrived:
-    """Rows for this device's experts; nothing travels yet."""
+    """Returns rows for this device's experts; nothing is sent."""
     if not experts.axes:
       return AllToAll().send(x_GMD, plan, dispatch, experts)
     _check_spares(plan, dispatch)
@@ -363,7 +365,7 @@ class Replicated:
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)
 
   def collect(self, out: Array, arrived: Arrived) -> Array:
-    """Gives the rows' outputs as [G, M, D] to every device."""
+    """Sums outputs over devices; every device gets all tokens, [G, M, D]."""
     axes = arrived.experts.axes
     if not axes:
       return AllToAll().collect(out, arrived)

@@ -1,4 +1,4 @@
-"""Every router, under its name in configurations, such as `gates.TopK`."""
+"""All routers, by their names in configurations, such as `gates.TopK`."""
 
 from moe.routing.group_choice import Base, ExpertChoice, Sinkhorn
 from moe.routing.loss_free import Quantile, Sigmoid

@@ -1,6 +1,6 @@
 """Routers that look at all tokens of a routing group before they choose.
 
-Their choices in training depend on later tokens of the group.
+In training, a token's experts depend on later tokens of the group.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ class ExpertChoice(Router):
   Zhou et al. (2022), section 3.2, https://arxiv.org/abs/2202.09368: with
   probabilities = softmax(logits) over experts, each expert takes the C = M k /
   E tokens that give it the largest probabilities. These become the weights.
-  The load is balanced by construction, so there is no load-balance loss, and
-  nothing is dropped at a capacity factor of 1 or more. The paper limits the
-  experts per token by a regularised assignment; here each token keeps its
+  Loads are always equal, so there is no load-balance loss, and nothing is
+  dropped at a capacity factor of at least 1. The paper limits the experts per
+  token by a regularised assignment. Here each token keeps the choices with the
   largest weights.
 
-  Whether an expert takes a token depends on later tokens. So a decoder trained
-  with this router sees the future, and cannot generate token by token.
+  Whether an expert takes a token depends on later tokens. So a decoder with
+  this router sees the future in training, and cannot generate token by token.
 
-  All experts may take the same token, so a plan holds A = E rows per token.
-  With hundreds of experts set `max_per_token`, which then takes the place of E.
+  All experts may take the same token, so the plan has A = E rows per token. For
+  hundreds of experts set `max_per_token`; then A = max_per_token.
 
   Attributes:
     num_active: k, mean number of experts per token.
-    max_per_token: most experts per token; 0 for no limit.
+    max_per_token: largest number of experts per token; 0 for no limit.
   """
 
   max_per_token: int = 0
@@ -55,7 +55,7 @@ class ExpertChoice(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Lets each expert choose; an expert's rows start with its best token."""
+    """Lets each expert choose; its rows are in the order of their weights."""
     del state, keys_G, train
     logits_GME, valid_GM = inputs.logits_GME, inputs.valid_GM
     G, M, E = logits_GME.shape
@@ -97,10 +97,10 @@ class ExpertChoice(Router):
 def _rows_by_expert(
   token_GR: Array, expert_GR: Array, valid_GR: Array, shape: tuple[int, int]
 ) -> Array:
-  """[G, M, E]: the row of each pair of token and expert, -1 for none."""
+  """Returns the row of each pair of token and expert, or -1: [G, M, E]."""
   M, E = shape
   G, R = token_GR.shape
-  # Rows that do not exist get a place past the end, which `drop` ignores.
+  # Rows that do not exist get a place behind the end, which `drop` ignores.
   place_GR = jnp.where(valid_GR, token_GR * E + expert_GR, M * E)
   rows_R = jnp.arange(R, dtype=jnp.int32)
   put = lambda place_R: (
@@ -110,7 +110,7 @@ def _rows_by_expert(
 
 
 def _named(rows_GMA: Array, num_rows: int) -> Array:
-  """Whether each row occurs in rows_GMA: bool [G, R]."""
+  """Bool [G, R]: whether each row occurs in rows_GMA."""
   G = rows_GMA.shape[0]
   place_GR = jnp.where(rows_GMA >= 0, rows_GMA, num_rows).reshape(G, -1)
   put = lambda place_R: (
@@ -121,16 +121,16 @@ def _named(rows_GMA: Array, num_rows: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Base(Router):
-  """One expert per token; each expert gets equally many tokens of the group.
+  """One expert per token; each expert gets the same number of tokens.
 
   BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716); CPM-2 has
   the same balanced assignment (Zhang et al., 2021,
   https://arxiv.org/abs/2106.10715). Training uses the assignment with the
   largest sum of logits (`assignment.balanced_assignment`); evaluation uses each
-  token's best expert. The weight is sigmoid(logit), and the gradient reaches
-  the router through it. There is no load-balance loss. The paper shuffles
-  tokens between devices before it assigns them; here the assignment stays
-  within a routing group.
+  token's best expert. The weight is sigmoid(logit). The router's gradient flows
+  through the weight. There is no load-balance loss. The paper shuffles tokens
+  between devices before it assigns them; here the assignment stays within a
+  routing group.
 
   Attributes:
     num_active: always 1.
@@ -151,7 +151,7 @@ class Base(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Balances in training; evaluation takes each token's best expert."""
+    """Balances in training; in evaluation each token gets its best expert."""
     del state, keys_G
     logits_GME = inputs.logits_GME
     if train:
@@ -167,17 +167,18 @@ class Base(Router):
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn(Router):
-  """Top-k of a soft balanced assignment of the group's tokens.
+  """Top-k of a balanced soft assignment of the group's tokens.
 
   S-BASE (Clark et al., 2022, section 3.1, https://arxiv.org/abs/2202.01169).
   Training chooses experts by the logits after Sinkhorn's scaling
-  (`assignment.sinkhorn`), evaluation by the plain logits. The weights are the
-  softmax of the plain logits. There is no load-balance loss. Unlike in the
-  paper, a token may have several experts, and the number of iterations is
+  (`assignment.sinkhorn`); evaluation chooses by the plain logits. The weights
+  are the softmax of the plain logits. There is no load-balance loss. Unlike in
+  the paper, a token may have several experts, and the number of iterations is
   fixed.
 
   Attributes:
-    num_iterations: number of scalings; more of them balance the choices better.
+    num_iterations: number of Sinkhorn's iterations; more of them balance
+      better.
   """
 
   num_iterations: int = 8
@@ -192,7 +193,7 @@ class Sinkhorn(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses by scaled logits in training, by plain ones in evaluation."""
+    """Chooses by scaled logits in training, by plain logits in evaluation."""
     del state, keys_G
     scores_GME = logits_GME = inputs.logits_GME
     if train:

@@ -1,7 +1,7 @@
-"""Grouped matrix product: each run of rows times a matrix of its own.
+"""Grouped matrix product: multiplies each run of rows by its own matrix.
 
-The platform for which the program is compiled decides the kernel. A program
-compiled for a TPU has the TPU's kernel even if this machine has no TPU.
+The kernel depends on the platform for which the program is compiled. A program
+for a TPU has the TPU's kernel, even if this machine has no TPU.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from jax.interpreters import mlir
 from moe.types import Array
 
 # The three products: rows times matrices, gradients of the rows, and gradients
-# of the matrices. The ragged dim is the rows. It is a dim of the result in the
-# first two products, and the contracted dim in the last.
+# of the matrices. The ragged dim counts rows. It is a dim of the result of the
+# first two products, and the contracted dim of the third.
 _DIMS = {
   'forward': lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]),
   'rows': lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0]),
@@ -28,23 +28,23 @@ _DIMS = {
 
 @jax.custom_vjp
 def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
-  """Rows of each run times the run's matrix.
+  """Multiplies the rows of each run by the run's matrix.
 
   TPUs use `jax.lax.ragged_dot`, for which their compiler has a grouped kernel.
-  NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies the blocks
-  of rows that each run has: `ragged_dot` there would multiply every row by
-  every matrix, as XLA's own program for GPUs does.
+  NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies each run
+  in blocks of rows. `ragged_dot` on CPUs would multiply every row by every
+  matrix, as XLA's own program for GPUs does.
 
   Args:
-    x_RD: rows, the runs one after another; zeros behind the last one.
-    w_EDF: matrices, in the dtype of x_RD.
-    count_E: int32 rows of each run, at most R in all.
+    x_RD: rows, the runs one after another; zeros behind the last run.
+    w_EDF: a matrix for each run, in the dtype of x_RD.
+    count_E: int32 number of rows of each run; the sum is at most R.
 
   Returns:
     [R, F] in the dtype of x_RD; rows behind the last run have no meaning.
 
   Raises:
-    ValueError: if it is compiled for a GPU and no kernel takes the arrays.
+    ValueError: if the program is for a GPU, and no kernel takes the arrays.
   """
   return _product_p.bind(x_RD, w_EDF, count_E, kind='forward')
 
@@ -85,7 +85,7 @@ def _on_cpu(a, b, count_E, *, kind):
 
 @contextlib.contextmanager
 def _without_flags():
-  """Hides the command line from tokamax, which refuses flags of others."""
+  """Hides the command line from tokamax, which refuses unknown flags."""
   argv, sys.argv = sys.argv, sys.argv[:1]
   try:
     yield
@@ -94,9 +94,9 @@ def _without_flags():
 
 
 def _on_cuda(a, b, count_E, *, kind):
-  """The first kernel of tokamax that takes these arrays."""
+  """Computes a product by the first kernel of tokamax that takes the arrays."""
   try:
-    # Imported where it is used: it loads a dozen packages and takes seconds.
+    # Imported here, since the import takes seconds.
     import tokamax
   except ImportError as error:
     raise ValueError(
@@ -106,8 +106,8 @@ def _on_cuda(a, b, count_E, *, kind):
   out, refusals = None, []
   for name in ('triton', 'mosaic_gpu'):
     if name == 'mosaic_gpu' and any(n % 128 for n in a.shape[1:] + b.shape[1:]):
-      # The kernel multiplies whole blocks; it would omit the last part of a
-      # sum.
+      # The kernel multiplies whole blocks only, so a sum would lack its last
+      # part.
       refusals.append(f'{name}: widths must be multiples of 128')
       continue
     try:
@@ -126,10 +126,10 @@ def _on_cuda(a, b, count_E, *, kind):
     )
   zero = jnp.zeros((), out.dtype)
   if kind == 'matrices':
-    # For an empty run the kernel gives a sum over rows of the run before.
+    # For an empty run the kernel returns a sum over rows of the run before.
     return jnp.where((count_E > 0)[:, None, None], out, zero)
-  # The kernel does not write rows behind the last run. They may hold NaN, and
-  # 0 * NaN is NaN.
+  # The kernel does not write the rows behind the last run. They may be NaN, so
+  # multiplying by 0 does not clear them.
   row_R = jnp.arange(a.shape[0], dtype=jnp.int32)
   return jnp.where((row_R < jnp.sum(count_E))[:, None], out, zero)
 
@@ -155,13 +155,13 @@ for _platform, _product in (
 
 
 def _block_size(rows: int, runs: int) -> int:
-  """Rows of a block: at most half an even run, so little work is wasted."""
+  """Number of rows of a block, at most half of an even run."""
   even = max(16, min(1024, rows // runs))
   return min(rows, 1 << (even.bit_length() - 2))
 
 
 def _runs(count_E: Array) -> tuple[Array, Array]:
-  """Where each run starts and ends."""
+  """Returns (first row, row behind the last) of each run."""
   end_E = jnp.cumsum(count_E, dtype=jnp.int32)
   return end_E - count_E, end_E
 
@@ -169,10 +169,10 @@ def _runs(count_E: Array) -> tuple[Array, Array]:
 def _by_blocks(
   x_RD: Array, w_EDF: Array, count_E: Array, contract: int = 0
 ) -> Array:
-  """Computes the product in blocks; `contract` is a matrix's contracted dim.
+  """Multiplies in blocks; `contract` is the contracted dim of a matrix.
 
-  The last block of a run may reach into the next run. Runs are computed in
-  order, so the next run overwrites those rows.
+  The last block of a run may include rows of the next run. Runs are computed in
+  order, so the next run overwrites these rows.
   """
   R, D = x_RD.shape
   E = w_EDF.shape[0]
@@ -190,7 +190,8 @@ def _by_blocks(
       x_WD = lax.dynamic_slice(x_RD, (at, 0), (W, D))
       y_WF = lax.dot_general(x_WD, w, (((1,), (contract,)), ((), ())))
 
-      # A block at the end of the array also covers rows that are done.
+      # The block at the end of the array starts earlier, so that it fits. Rows
+      # before `row` are already computed and stay the same.
       def kept():
         old_WF = lax.dynamic_slice(out_RF, (at, 0), (W, F))
         return jnp.where((at + rows_W >= row)[:, None], y_WF, old_WF)
@@ -205,7 +206,7 @@ def _by_blocks(
 
 
 def _weights_by_blocks(x_RD: Array, dy_RF: Array, count_E: Array) -> Array:
-  """Gradient of the matrices: the rows of each run times their gradients."""
+  """Gradients of the matrices: inputs of a run times gradients of outputs."""
   (R, D), F, E = x_RD.shape, dy_RF.shape[1], count_E.shape[0]
   W = _block_size(R, E)
   start_E, end_E = _runs(count_E)

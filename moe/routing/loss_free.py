@@ -1,4 +1,4 @@
-"""Routers that a bias on the choice balances; no gradient reaches the bias."""
+"""Routers that are balanced by a bias of the choices, without a gradient."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ from moe.routing import assignment, balance
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.routing.token_choice import (
   TokenChoice,
+  check_groups,
   pick,
   plan_of_choices,
   top_k,
@@ -20,10 +21,10 @@ from moe.types import Array, Pair
 def _normalised_sigmoid(
   logits_GME: Array, expert_GMA: Array, num_active: int, scaling: float
 ) -> tuple[Array, Array]:
-  """Sigmoid scores, normalised (over all experts, over the chosen experts)."""
+  """Sigmoid scores, normalised over (all experts, the chosen experts)."""
   score_GME = jax.nn.sigmoid(logits_GME)
   score_GMA = pick(score_GME, expert_GMA)
-  # All sigmoids underflow if a token rejects all of its experts.
+  # If all logits of a token are very low, all sigmoids underflow to 0.
   tiny = jnp.float32(1e-20)
   chosen_GM1 = score_GMA[..., :num_active].sum(axis=-1, keepdims=True)
   probs_GME = score_GME / (score_GME.sum(axis=-1, keepdims=True) + tiny)
@@ -31,7 +32,7 @@ def _normalised_sigmoid(
 
 
 def _bias_norm(bias_E: Array, valid_GM: Array) -> Pair:
-  """Norm of the bias, weighted by tokens so that sums over devices add up."""
+  """Norm of the bias as (sum, weight); the weight is the number of tokens."""
   tokens = valid_GM.sum(dtype=jnp.float32)
   return jnp.sqrt(jnp.sum(jnp.square(bias_E))) * tokens, tokens
 
@@ -47,7 +48,7 @@ def _check_several(router: Router) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(TokenChoice):
-  """DeepSeek-V3's router: sigmoid scores, balanced by a bias on the choice.
+  """DeepSeek-V3's router: sigmoid scores, balanced by a bias of the choices.
 
   DeepSeek-AI (2024), equations 13-16 and section 2.1.2,
   https://arxiv.org/abs/2412.19437. With scores s = sigmoid(logits), a token
@@ -59,12 +60,13 @@ class Sigmoid(TokenChoice):
   complementary loss of the paper.
 
   Attributes:
-    num_groups: groups of neighbouring experts, such as those of one node.
-    top_groups: groups that a token may use; the score of a group is the sum of
-      its two best scores.
+    num_groups: number of groups of neighbouring experts, such as those of a
+      node.
+    top_groups: number of groups that a token may use. The score of a group is
+      the sum of its two best scores.
     scaling: factor of all weights; 2.5 in DeepSeek-V3.
-    bias_rate: step of the bias.
-    num_spare: spare choices of each token, used if earlier choices are full.
+    bias_rate: by how much a step changes each bias.
+    num_spare: number of spare choices per token, for which see `RoutingPlan`.
   """
 
   num_groups: int = 1
@@ -76,21 +78,16 @@ class Sigmoid(TokenChoice):
   def __post_init__(self):
     super().__post_init__()
     _check_several(self)
-    bounds.at_least(1, 'num_groups', self.num_groups, 'groups of experts')
-    usable = 'groups that a token may use'
-    bounds.within(
-      'top_groups', self.top_groups, usable, least=1, most=self.num_groups
-    )
-    bounds.within('scaling', self.scaling, 'of all weights', above=0)
+    check_groups(self.num_groups, self.top_groups, self.scaling)
     bounds.within('bias_rate', self.bias_rate, 'the step of the bias', least=0)
 
   def init_state(self, num_experts: int) -> State:
-    """No bias, no load."""
+    """Makes a bias and a load of 0 for each expert."""
     zeros_E = jnp.zeros(num_experts, jnp.float32)
     return {'bias_E': zeros_E, 'load_E': zeros_E}
 
   def update(self, state: State) -> State:
-    """Moves the bias by the step's load, then resets the load to 0."""
+    """Changes the bias according to the step's load; resets the load to 0."""
     bias_E = balance.signed_bias(
       state['bias_E'], state['load_E'], self.bias_rate
     )
@@ -104,18 +101,11 @@ class Sigmoid(TokenChoice):
     k, logits_GME = self.num_active, inputs.logits_GME
     A = k + self.num_spare
     biased_GME = jax.nn.sigmoid(logits_GME) + state['bias_E']
-    # A masked expert stays masked, whatever its bias.
+    # A masked expert stays masked, whatever its bias is.
     biased_GME = jnp.where(logits_GME > -jnp.inf, biased_GME, -jnp.inf)
     if self.num_groups > 1:
-      E = logits_GME.shape[-1]
-      if self.top_groups * (E // self.num_groups) < A:
-        raise ValueError(
-          f'top_groups={self.top_groups} of num_groups={self.num_groups} hold'
-          f' fewer of the {E} experts than the {A} choices of a token: raise'
-          ' top_groups.'
-        )
       biased_GME = assignment.within_groups(
-        biased_GME, self.num_groups, self.top_groups
+        biased_GME, self.num_groups, self.top_groups, A
       )
     expert_GMA = top_k(jax.lax.stop_gradient(biased_GME), A)
     probs_GME, weight_GMA = _normalised_sigmoid(
@@ -160,13 +150,13 @@ class Quantile(Router):
     bounds.within('scaling', self.scaling, 'of all weights', above=0)
 
   def init_state(self, num_experts: int) -> State:
-    """No bias, no prices, no tokens."""
+    """Makes biases, prices and a number of tokens of 0."""
     zeros_E = jnp.zeros(num_experts, jnp.float32)
     tokens = jnp.zeros((), jnp.float32)
     return {'bias_E': zeros_E, 'price_E': zeros_E, 'tokens': tokens}
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
-    """Adds the microbatch's prices, which are weighted by tokens."""
+    """Adds the microbatch's prices, weighted by its tokens."""
     price_E, tokens = statistics['price']
     return dict(
       state,

@@ -1,4 +1,4 @@
-"""What a router does with the tokens of each modality."""
+"""Statistics of routing for each modality."""
 
 import jax.numpy as jnp
 
@@ -11,15 +11,15 @@ from moe.types import MODALITIES, Array, Pair
 def statistics(
   probs_GME: Array, expert_GMA: Array, inputs: RouterInputs
 ) -> dict[str, Pair]:
-  """`choice_statistics` of each modality.
+  """Computes `choice_statistics` for each modality.
 
   Args:
     probs_GME: distribution over experts, float32.
     expert_GMA: int32 choices, the best one first; negative where there is none.
-    inputs: of the router.
+    inputs: inputs of the router.
 
   Returns:
-    Pairs by names such as 'load_text' and 'entropy_image'.
+    Name, such as 'load_text' or 'entropy_image' -> (sum, weight).
   """
   found = {}
   for number, name in _told_apart(inputs):
@@ -32,15 +32,15 @@ def statistics(
 def drops(
   inputs: RouterInputs, plan: RoutingPlan, slot_GMA: Array | None
 ) -> dict[str, Pair]:
-  """The dropped rows of each modality, by names such as 'dropped_text'.
+  """Counts dropped rows by modality, under names such as 'dropped_text'.
 
-  {} where the dispatch does not know which rows it drops.
+  The result is {} if the dispatch does not tell which rows it drops.
 
   Args:
-    inputs: of the router.
+    inputs: inputs of the router.
     plan: the experts of each token.
-    slot_GMA: slots of each token, from the dispatch; negative for a dropped
-      row. None if the dispatch has no slots.
+    slot_GMA: slots of each token, from the dispatch; -1 for a dropped row. None
+      if the dispatch does not know them.
   """
   if slot_GMA is None or slot_GMA.shape[:2] != inputs.valid_GM.shape:
     return {}
@@ -56,5 +56,5 @@ def drops(
 
 
 def _told_apart(inputs: RouterInputs) -> list[tuple[int, str]]:
-  """(number, name) of the modalities that are told apart."""
+  """Returns (number, name) of each modality with statistics of its own."""
   return list(enumerate(MODALITIES[: inputs.num_modalities]))

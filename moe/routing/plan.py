@@ -1,8 +1,8 @@
 """The inputs of a router and the plan that it makes, for groups of tokens.
 
-The first dim of every array is the routing groups G. A plan is a list of R
-rows, each a token, an expert and a weight. R is static. The form of a plan is
-the same whether tokens choose experts or experts choose tokens.
+The first dim of every array counts the routing groups, G. The plan of a group
+is a list of R rows. A row is a token, an expert and a weight. R is static.
+Plans have the same form whether tokens choose experts or experts choose tokens.
 """
 
 import dataclasses
@@ -14,24 +14,26 @@ import jax.numpy as jnp
 from moe import bounds
 from moe.types import Array, Pair
 
-# Arrays that a router carries and does not train, by name; all are float32.
+# Name -> float32 array that a router carries from step to step without
+# training.
 State = dict[str, Array]
 
 
 class RouterInputs(NamedTuple):
-  """What a router may look at.
+  """What a router may read.
 
   Attributes:
     x_GMD: tokens.
-    logits_GME: float32 router logits; a router with zero-computation experts
-      has a column for each of them behind the E experts.
+    logits_GME: float32 router logits. Zero-computation experts have further
+      columns behind those of the E experts.
     token_ids_GM: int32 vocabulary ids.
-    modality_GM: int32, as in `TokenBatch`.
+    modality_GM: int32 modalities, as in `TokenBatch`.
     valid_GM: bool, False for padding, which is never routed.
-    length: T, tokens per sequence; 0 if no device holds whole sequences. A
-      group is several sequences or a part of one.
-    batch_axes: mesh axes over which sums of the whole batch are taken.
-    num_modalities: statistics tell so many modalities apart; 1 for none.
+    length: T, tokens per sequence; 0 if no device has whole sequences. A
+      routing group is several sequences or a part of a sequence.
+    batch_axes: mesh axes that divide the tokens of the whole batch.
+    num_modalities: statistics are also computed for each of the first
+      `num_modalities` modalities; 1 for no such statistics.
   """
 
   x_GMD: Array
@@ -47,25 +49,24 @@ class RouterInputs(NamedTuple):
 class RoutingPlan(NamedTuple):
   """The experts of each token.
 
-  Rows are in the order of their priority: an expert without free slots drops
-  the later rows.
+  Rows are in the order of priority: a full expert drops later rows.
 
   Attributes:
     token_GR: int32 in [0, M), the token of each row.
     expert_GR: int32 in [0, E), the expert of each row.
     weight_GR: float32 factor of the expert's output.
-    valid_GR: bool, False for a row that does not exist.
-    rows_GMA: int32 in [0, R), the rows of each token, -1 where it has fewer;
+    valid_GR: bool, False for an unused entry of the list.
+    rows_GMA: int32 in [0, R), the rows of each token, padded with -1. This is
       the inverse of token_GR.
     losses: name -> (sum, weight) over valid tokens, unscaled.
     statistics: name -> (sum, weight).
-    num_spare: the last `num_spare` choices of each token are spare. A spare
-      choice is used only if an expert of an earlier choice is full.
-    own_weight_GM: float32 factor of the token itself in its output, which copy
-      experts add; None for 0.
-    dropped: float32, number of choices that the router itself dropped because
-      the token may not use the expert. Such choices have no valid row. They
-      count as dropped, like rows that a full expert turns away.
+    num_spare: number of spare choices per token. These are its last choices. A
+      spare choice is used only if an expert of an earlier choice is full.
+    own_weight_GM: float32 weight with which copy experts add the token itself
+      to its output; None for 0.
+    dropped: float32, number of choices that the router dropped because the
+      token may not use the expert. Such choices have no valid row. They are
+      counted as dropped, like rows of a full expert.
   """
 
   token_GR: Array
@@ -82,28 +83,30 @@ class RoutingPlan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  """Decides for each token which experts see it.
+  """Decides which experts process each token.
 
-  A router may have a state, float32 arrays that are carried beside the
+  A router may have a state: float32 arrays that are stored beside the
   parameters and not trained. `route` reads the state. `observe` adds the
-  statistics of each microbatch to it, summed over devices. Once a step,
-  `update` acts on these sums.
+  statistics of each microbatch to the state, summed over devices. `update` uses
+  these sums once a step.
 
   Attributes:
-    num_active: k, experts per token; their mean number if experts choose.
+    num_active: k, experts per token. If experts choose tokens, this is the
+      mean.
   """
 
   num_active: int = 2
 
-  # Whether a token's experts are independent of later tokens, in evaluation and
+  # Whether a token's experts do not depend on later tokens, in evaluation and
   # in training.
   is_causal = True
   is_causal_in_training = True
-  # Spare choices of each token, used if earlier choices are full.
+  # Number of spare choices per token, see `RoutingPlan`.
   num_spare = 0
-  # Experts that compute nothing; tokens choose among these and the E experts.
+  # Number of experts that compute nothing. Tokens choose among these and the E
+  # experts.
   num_added = 0
-  # Relative noise on the inputs of the router in training.
+  # Relative size of the noise on the router's inputs in training.
   jitter = 0.0
 
   def __post_init__(self):
@@ -112,17 +115,17 @@ class Router:
     bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
-    """Rows per token when experts are used evenly; it decides the FLOPs."""
+    """Rows per token if all experts are used equally often, for FLOPs."""
     del num_experts
     return self.num_active
 
   def init_state(self, num_experts: int) -> State:
-    """State before the first step; empty if the router has none."""
+    """Makes the state before the first step; {} if the router has no state."""
     del num_experts
     return {}
 
   def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
-    """Jitters the inputs of the router; experts see the tokens without it."""
+    """Adds noise to the router's inputs; experts get tokens without noise."""
     noise = lambda key: jax.random.uniform(
       key,
       x_GMD.shape[1:],
@@ -139,14 +142,14 @@ class Router:
     keys_G: Array,
     train: bool,
   ) -> RoutingPlan:
-    """Makes the plan; `keys_G` holds a key for each group of the batch."""
+    """Makes the plan; `keys_G` has a random key for each routing group."""
     raise NotImplementedError
 
   def observe(self, state: State, statistics: dict[str, Pair]) -> State:
-    """Adds one microbatch's statistics, summed over devices, to the state."""
+    """Adds a microbatch's statistics, summed over devices, to the state."""
     del statistics
     return state
 
   def update(self, state: State) -> State:
-    """State for the next step; arrays may carry leading dims, one per layer."""
+    """Returns the next step's state; arrays may have leading dims of layers."""
     return state

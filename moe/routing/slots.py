@@ -1,8 +1,7 @@
-"""Slots: sorts rows to find their slots, gathers into slots, and back.
+"""Finds slots for rows by sorting, and gathers tokens into slots and back.
 
-A slot is a place for one row in the buffer of an expert. Rows are sorted by
-expert and counted. An index of -1 means none: no slot for a row, or no row in a
-slot.
+A slot is a place for one row in the buffer of an expert. An index of -1 stands
+for a row without a slot, or for an empty slot.
 """
 
 import functools
@@ -16,27 +15,27 @@ from moe.routing.plan import RoutingPlan
 from moe.types import Array
 
 PRIORITIES = ('position', 'probability')
-# Sort keys below this limit share one int32 with the index of their row.
+# A sort key and the index of its row fit one int32 together below this limit.
 INT32_LIMIT = 2**31
 
 
 def capacity(
   tokens: int, active: float, num_experts: int, factor: float
 ) -> int:
-  """Slots per expert and group: factor times an even share, at least 1."""
+  """Slots per expert and group: `factor` times an even share, at least 1."""
   share = tokens * active / num_experts
-  # Without rounding 1.1 * 50 is a little more than 55 and would give 56 slots.
+  # Without rounding, 1.1 * 50 is slightly more than 55 and would give 56 slots.
   return max(1, min(tokens, math.ceil(round(factor * share, 6))))
 
 
 def gather(a: Array, index: Array, fill: float | bool = 0) -> Array:
-  """Entries of each group by index; `fill` where the index is negative.
+  """Gathers entries of each group; `fill` for a negative index.
 
   Args:
     a: [G, N] or [G, N, D].
     index: int32 [G, ...] below N.
-    fill: the value for negative indices. `where` selects it. A product with 0
-      would give NaN in empty slots if entry 0 is not finite.
+    fill: the value for negative indices. `where` inserts it; a product with 0
+      would keep NaN.
 
   Returns:
     [G, ...] or [G, ..., D], in the dtype of a.
@@ -50,7 +49,7 @@ def gather(a: Array, index: Array, fill: float | bool = 0) -> Array:
 
 
 def requested_rows(plan: RoutingPlan) -> Array:
-  """Rows that exist and are not spare: bool [G, R]."""
+  """Bool [G, R]: whether each row is valid and not spare."""
   if not plan.num_spare:
     return plan.valid_GR
   A = plan.rows_GMA.shape[-1]
@@ -58,11 +57,11 @@ def requested_rows(plan: RoutingPlan) -> Array:
 
 
 def _is_choice(plan: RoutingPlan, choices: range) -> Array:
-  """Whether each row is one of these choices of its token: bool [G, R]."""
+  """Bool [G, R]: whether each row is one of these choices of its token."""
   G, R = plan.valid_GR.shape
   rows_GR = plan.rows_GMA[..., choices.start : choices.stop].reshape(G, -1)
-  # Absent rows have index -1, which would count from the end. An index past the
-  # end is ignored.
+  # The index -1 of a missing row would mean the last row, so it is replaced by
+  # R, which `drop` ignores.
   rows_GR = jnp.where(rows_GR >= 0, rows_GR, R)
   return jax.vmap(
     lambda rows_R: jnp.zeros(R, bool).at[rows_R].set(True, mode='drop')
@@ -79,14 +78,14 @@ def sort_by_expert(
 
   Args:
     plan: the experts of each token.
-    valid_GR: bool, rows that take part; the others come last, as expert E.
+    valid_GR: bool, rows to sort. All other rows come last, as if for expert E.
     num_experts: E.
     priority: one of `PRIORITIES`.
 
   Returns:
-    sorted_GR, the experts in sorted order; order_GR, the rows in sorted order;
-    and start_GE with E + 1 columns: the first place of each expert's run, and
-    in the last column the end of the last run.
+    (sorted_GR, order_GR, start_GE). sorted_GR is the sorted experts, and
+    order_GR their rows. start_GE has E + 1 columns: the place where the run of
+    each expert starts, and the place where the last run ends.
   """
   E, R = num_experts, valid_GR.shape[1]
   key_GR = jnp.where(valid_GR, plan.expert_GR, E)
@@ -96,8 +95,8 @@ def sort_by_expert(
     by_weight_GR = by_weight_GR.astype(jnp.int32)
     key_GR = jnp.take_along_axis(key_GR, by_weight_GR, axis=1)
   if (E + 1) * R < INT32_LIMIT:
-    # Sorting key and index as one number is several times as fast as sorting
-    # pairs.
+    # Sorting numbers that contain key and index is several times as fast as
+    # sorting pairs of them.
     place_R = jnp.arange(R, dtype=jnp.int32)
     both_GR = jnp.sort(key_GR * R + place_R, axis=1, stable=False)
     sorted_GR, order_GR = both_GR // R, both_GR % R
@@ -113,7 +112,7 @@ def sort_by_expert(
 
 @jax.vmap
 def invert(order_R: Array) -> Array:
-  """The inverse permutation of each group: [G, R] to [G, R]."""
+  """Inverts the permutation of each group, [G, R]."""
   place_R = jnp.arange(order_R.shape[0], dtype=jnp.int32)
   inverse_R = jnp.zeros_like(order_R)
   return inverse_R.at[order_R].set(place_R, unique_indices=True)
@@ -124,17 +123,17 @@ def spill(
 ) -> tuple[Array, Array]:
   """Gives free slots to spare rows (spill to the next choice).
 
-  A token gets one only if a full expert had no slot for an earlier choice.
+  A spare row gets a slot only if an earlier choice of its token has none.
 
   Args:
     plan: the experts of each token.
-    a: index among the spare choices of a token.
+    a: index of the spare choice, from 0.
     C: slots per expert and group.
     slot_GR: slot of each row so far.
     row_GU: row of each slot so far.
 
   Returns:
-    slot_GR and row_GU with the new slots.
+    (slot_GR, row_GU) with the new slots.
   """
   G, U = row_GU.shape
   E, R = U // C, slot_GR.shape[1]
@@ -169,13 +168,13 @@ def spill(
 
 
 def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
-  """The sum of each token's slots, in float32.
+  """Adds up the slots of each token, in float32: [G, M, D].
 
   Args:
     out_GUD: outputs by slot.
     slot_GMA: int32 slots of each token, -1 where it has fewer.
     at_once: whether one gather reads the slots of all choices. Otherwise each
-      choice has its own gather, and XLA fuses these with the sum.
+      choice has its own gather, and XLA fuses these gathers with the sum.
   """
   G, M, A = slot_GMA.shape
   slot_GAM = slot_GMA.swapaxes(1, 2)
@@ -185,7 +184,7 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
     zero = jnp.zeros((), out_GUD.dtype)
 
   def add(first, num):
-    """The sum over `num` choices, from choice `first` on."""
+    """Sums over `num` choices, from the choice `first` on."""
     total_GMD = None
     for a in range(num):
       slot_GM = lax.dynamic_index_in_dim(
@@ -202,8 +201,8 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
       total_GMD = total_GMD + rows_GMD if a else rows_GMD
     return total_GMD
 
-  # One pass over the result adds up to 16 choices, since each pass reads and
-  # writes the whole result. More than 16 would take long to compile.
+  # Each pass reads and writes the whole result, so a pass adds up to 16
+  # choices. More choices per pass would take long to compile.
   passes, rest = divmod(A, 16)
   if not passes:
     return add(0, rest)
@@ -215,15 +214,15 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
 
 @jax.custom_vjp
 def permute(a: Array, index_GU: Array, inverse: Array) -> Array:
-  """Puts entries into slots, zeros into empty slots; `unpermute` reverses it.
+  """Copies entries into slots; empty slots become 0. See also `unpermute`.
 
-  The backward pass gathers by `inverse`, so it does not scatter.
+  The backward pass gathers by `inverse` and does not scatter.
 
   Args:
-    a: [G, M, D] tokens, or [G, R] numbers, one for each row of a plan.
-    index_GU: int32 entry of each slot, -1 where it is empty.
-    inverse: int32 [G, M, A] slots of each token, -1 where it has fewer; or
-      [G, R], the slot of each row, -1 where it has none.
+    a: tokens [G, M, D], or numbers [G, R] for the rows of a plan.
+    index_GU: int32 index of each slot's entry; -1 for an empty slot.
+    inverse: int32 slots of each token, [G, M, A], padded with -1; or the slot
+      of each row, [G, R], -1 for no slot.
 
   Returns:
     [G, U, D] or [G, U].
@@ -249,20 +248,21 @@ permute.defvjp(
 
 @jax.custom_vjp
 def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
-  """The sum of each token's slots, added up in float32.
+  """Adds up the slots of each token in float32; the inverse of `permute`.
 
   Args:
-    out_GUD: outputs of the experts by slot, weighted.
-    token_GU: int32 token of each slot, -1 where it is empty.
+    out_GUD: weighted outputs of the experts by slot.
+    token_GU: int32 token of each slot; -1 for an empty slot.
     slot_GMA: int32 slots of each token, -1 where it has fewer.
 
   Returns:
     [G, M, D] in the dtype of out_GUD.
   """
   del token_GU
-  # TPUs gather on separate cores, and these write to memory. One long gather
-  # takes as long there as many short ones, but starts only once. On other
-  # platforms XLA fuses gathers with the sum and never writes the gathered rows.
+  # TPUs gather on separate cores, which write the rows to memory. There one
+  # long gather is faster than many short gathers, since it starts only once. On
+  # other platforms XLA fuses gathers with the sum and never writes the gathered
+  # rows.
   total_GMD = lax.platform_dependent(
     out_GUD,
     slot_GMA,

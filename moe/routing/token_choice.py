@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from moe import bounds
-from moe.routing import balance, modality
+from moe.routing import assignment, balance, modality
 from moe.routing.plan import Router, RouterInputs, RoutingPlan, State
 from moe.types import Array, Pair
 
 
 def top_k(scores_GME: Array, k: int) -> Array:
-  """The experts of the k largest scores; of equal scores the first counts.
+  """The experts with the k largest scores; ties go to the first expert.
 
   Raises:
-    ValueError: if there are fewer experts.
+    ValueError: if there are fewer than k experts.
   """
   E = scores_GME.shape[-1]
   if k > E:
@@ -27,9 +27,10 @@ def top_k(scores_GME: Array, k: int) -> Array:
 
 
 def pick(a_GME: Array, expert_GMA: Array) -> Array:
-  """[G, M, A] of a_GME at the chosen experts.
+  """Returns the entries [G, M, A] of a_GME at the chosen experts.
 
-  The choice compares expert indices, so the backward pass does not scatter.
+  Entries are selected by comparing indices, so the backward pass has no
+  scatter.
   """
   experts_E = jnp.arange(a_GME.shape[-1], dtype=expert_GMA.dtype)
   picked = []
@@ -39,14 +40,22 @@ def pick(a_GME: Array, expert_GMA: Array) -> Array:
   return jnp.stack(picked, axis=-1)
 
 
+def check_groups(num_groups: int, top_groups: int, scaling: float) -> None:
+  """Raises OutOfRange if an option of routing within groups is out of range."""
+  bounds.at_least(1, 'num_groups', num_groups, 'groups of experts')
+  usable = 'groups that a token may use'
+  bounds.within('top_groups', top_groups, usable, least=1, most=num_groups)
+  bounds.within('scaling', scaling, 'of all weights', above=0)
+
+
 def rows_of_choices(
   expert_GMA: Array, weight_GMA: Array, valid: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
-  """Rows of a plan in which every token chooses A experts.
+  """Makes the rows of a plan in which every token chooses A experts.
 
   First choices of all tokens come before second choices, as in GShard
-  (https://arxiv.org/abs/2006.16668, algorithm 1). So a full expert turns away
-  second choices before first ones, and later tokens before earlier ones.
+  (https://arxiv.org/abs/2006.16668, algorithm 1). So a full expert drops second
+  choices before first choices, and then later tokens before earlier ones.
 
   Args:
     expert_GMA: int32 in [0, E).
@@ -79,7 +88,7 @@ def plan_of_choices(
   losses: dict[str, Pair],
   num_spare: int = 0,
 ) -> RoutingPlan:
-  """The plan of A choices per token; a negative expert means no choice."""
+  """Makes a plan with A choices per token; a negative expert is no choice."""
   G, M, A = expert_GMA.shape
   valid_GM = inputs.valid_GM
   token_GR, expert_GR, weight_GR, valid_GR, rows_GMA = rows_of_choices(
@@ -106,8 +115,8 @@ class TokenChoice(Router):
   """Base of the routers that are trained with a load-balance loss.
 
   Attributes:
-    balance_scope: tokens over which the load-balance loss and LIMoE's global
-      entropy are taken: 'group', 'sequence' or 'global', see `balance.Scope`.
+    balance_scope: units of the load-balance loss and of LIMoE's global entropy:
+      'group', 'sequence' or 'global', see `balance.Scope`.
   """
 
   balance_scope: str = 'group'
@@ -117,7 +126,7 @@ class TokenChoice(Router):
     bounds.one_of('balance_scope', self.balance_scope, balance.SCOPES)
 
   def init_state(self, num_experts: int) -> State:
-    """With global scope, the load of each expert in the step so far."""
+    """Makes loads of 0 for the global scope, else {}."""
     if self.balance_scope != 'global':
       return {}
     return {'load_E': jnp.zeros(num_experts, jnp.float32)}
@@ -142,7 +151,7 @@ class TokenChoice(Router):
     state: State,
     train: bool,
   ) -> dict[str, Pair]:
-    """Load balance of these choices, z-loss and entropies."""
+    """Computes the load-balance loss, the z-loss and the entropies."""
     scope = balance.Scope(self.balance_scope, inputs.length, inputs.batch_axes)
     is_counted = train and self.balance_scope == 'global'
     load_balance = balance.load_balance_loss(
@@ -160,22 +169,30 @@ class TokenChoice(Router):
 
 @dataclasses.dataclass(frozen=True)
 class TopK(TokenChoice):
-  """Softmax over the experts, then the k most probable.
+  """Softmax over the experts; a token uses the k most probable experts.
 
-  Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, without noise.
+  As in Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, without noise.
 
   Attributes:
     renormalize: whether the k weights are divided by their sum, as in Mixtral
       (https://arxiv.org/abs/2401.04088). This equals a softmax over the k
       chosen logits. Otherwise the weights are probabilities over all experts.
-      With k = 1 a renormalised weight is always 1, and no gradient reaches the
-      router: use Switch.
-    num_spare: spare choices of each token, used if earlier choices are full.
-      Their weights, too, are divided by the sum of the first k.
+      With k = 1 a renormalised weight is always 1, so the router gets no
+      gradient: use Switch.
+    num_spare: number of spare choices per token, see `RoutingPlan`. Their
+      weights are also divided by the sum of the first k weights.
+    num_groups: number of groups of neighbouring experts, such as the experts of
+      one node.
+    top_groups: number of groups that a token may use, as in DeepSeek-V2. The
+      score of a group is its best probability.
+    scaling: factor of all weights; 16 in DeepSeek-V2.
   """
 
   renormalize: bool = True
   num_spare: int = 0
+  num_groups: int = 1
+  top_groups: int = 1
+  scaling: float = 1.0
 
   def __post_init__(self):
     super().__post_init__()
@@ -185,14 +202,20 @@ class TopK(TokenChoice):
         ' weight is always 1, so the router would get no gradient; set'
         ' gates.TopK.renormalize = False, or use gates.Switch.'
       )
+    check_groups(self.num_groups, self.top_groups, self.scaling)
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
     """Chooses the k most probable experts of each token."""
     del keys_G
-    k = self.num_active
-    expert_GMA = top_k(inputs.logits_GME, k + self.num_spare)
+    k, open_GME = self.num_active, inputs.logits_GME
+    A = k + self.num_spare
+    if self.num_groups > 1:
+      open_GME = assignment.within_groups(
+        open_GME, self.num_groups, self.top_groups, A, num_best=1
+      )
+    expert_GMA = top_k(open_GME, A)
     probs_GME = jax.nn.softmax(inputs.logits_GME, axis=-1)
     if self.renormalize:
       logits_GMA = pick(inputs.logits_GME, expert_GMA)
@@ -202,6 +225,8 @@ class TopK(TokenChoice):
       weight_GMA = jnp.exp(logits_GMA - log_sum_GM1)
     else:
       weight_GMA = pick(probs_GME, expert_GMA)
+    if self.scaling != 1.0:
+      weight_GMA *= self.scaling
     losses = self.losses(inputs, probs_GME, expert_GMA[..., :k], state, train)
     return plan_of_choices(
       inputs, probs_GME, expert_GMA, weight_GMA, losses, self.num_spare
@@ -213,12 +238,12 @@ class Switch(TokenChoice):
   """Top-1 routing; the output is scaled by the probability of the choice.
 
   Fedus et al. (2021), equations 1-2, https://arxiv.org/abs/2101.03961. The
-  gradient reaches the router through that probability.
+  router's gradient flows through this probability.
 
   Attributes:
     num_active: always 1.
-    jitter: training multiplies the router's inputs by uniform noise from
-      [1 - jitter, 1 + jitter]; the paper uses 0.01.
+    jitter: training multiplies the router's inputs by uniform noise from 1 -
+      jitter to 1 + jitter; the paper uses 0.01.
   """
 
   num_active: int = 1
@@ -245,7 +270,7 @@ class Switch(TokenChoice):
 
 @dataclasses.dataclass(frozen=True)
 class NoisyTopK(TokenChoice):
-  """Top-k of logits, to which training adds Gaussian noise.
+  """Top-k of the logits; training adds Gaussian noise to them.
 
   Shazeer et al. (2017), section 2.1, https://arxiv.org/abs/1701.06538, with the
   fixed noise of V-MoE (Riquelme et al., 2021, section 2.3,
@@ -267,7 +292,7 @@ class NoisyTopK(TokenChoice):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses the k most probable experts under noise."""
+    """Chooses the experts with the k largest noisy logits."""
     logits_GME, valid_GM = inputs.logits_GME, inputs.valid_GM
     k, (M, E) = self.num_active, logits_GME.shape[1:]
     std = self.noise_std / E
@@ -291,12 +316,13 @@ class NoisyTopK(TokenChoice):
 
 @dataclasses.dataclass(frozen=True)
 class GShard(TokenChoice):
-  """Top-2; chance decides whether a token uses its second expert.
+  """Top-2; in training, a token may randomly skip its second expert.
 
   Lepikhin et al. (2020), algorithm 1, https://arxiv.org/abs/2006.16668: both
-  weights are divided by their sum. Training uses the second expert, of weight
-  w_2, with probability min(1, 2 w_2). The load-balance loss counts first
-  choices alone. Unlike the paper, evaluation always uses the second expert.
+  weights are divided by their sum. Training uses the second expert with
+  probability min(1, 2 w_2), where w_2 is its weight. The load-balance loss
+  counts only first choices. Unlike in the paper, evaluation always uses the
+  second expert.
 
   Attributes:
     num_active: always 2.
@@ -327,20 +353,20 @@ class GShard(TokenChoice):
     return plan_of_choices(inputs, probs_GME, expert_GMA, weight_GMA, losses)
 
 
-# This is 2^32 over the golden ratio, rounded to an odd number. Its products
-# with consecutive ids spread evenly over 32 bits (Knuth, The Art of Computer
-# Programming, 6.4).
+# This is 2^32 divided by the golden ratio, rounded to an odd number. Its
+# products with consecutive ids are spread evenly over 32 bits (Knuth, The Art
+# of Computer Programming, 6.4).
 _GOLDEN = 2654435769
 
 
 @dataclasses.dataclass(frozen=True)
 class Hash(Router):
-  """The token's id decides its experts; nothing is learned.
+  """A token's id decides its experts; nothing is learned.
 
   Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
-  floor(E * frac(id / golden ratio)). This spreads any run of ids almost evenly
-  over the experts; the paper draws a random table instead. The k experts of a
-  token are E // k apart. Every weight is 1 / k.
+  floor(E * frac(id / golden ratio)). Consecutive ids are spread almost evenly
+  over the experts. The paper draws a random table instead. The numbers of a
+  token's k experts are E // k apart. Every weight is 1 / k.
 
   Attributes:
     num_active: k.
@@ -359,7 +385,8 @@ class Hash(Router):
         f'Hash needs TOP_K={k} <= NUM_EXPERTS={E} < 65536: change one of them.'
       )
     hash_GM = inputs.token_ids_GM.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    # The upper 16 bits are a fraction of 2^16; times E they still fit 32 bits.
+    # The upper 16 bits divided by 2^16 are the fraction. E times these bits
+    # still fit 32 bits.
     first_GM = ((hash_GM >> 16) * jnp.uint32(E)) >> 16
     apart_A = jnp.arange(k, dtype=jnp.int32) * (E // k)
     expert_GMA = (first_GM.astype(jnp.int32)[..., None] + apart_A) % E

@@ -1,4 +1,4 @@
-"""Moves runs of rows of any length between devices: ragged all-to-all."""
+"""Sends runs of rows of any length between devices: ragged all-to-all."""
 
 import functools
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from moe.types import Array
 class Transfers(NamedTuple):
   """The runs of rows that one of n devices sends and receives.
 
-  All arrays are int32 [n], one entry per device d.
+  All arrays are int32 [n]; entry d is about the run to or from device d.
 
   Attributes:
-    send_start: first row, on this device, of the run that goes to d.
-    send_count: rows of that run.
-    send_to: place of its first row on d.
-    recv_start: place on this device of the first row that d sends.
-    recv_count: rows that d sends.
-    recv_from: place on d of the first of these rows.
+    send_start: place on this device of the first row that is sent to d.
+    send_count: number of rows that are sent to d.
+    send_to: place on d of the first row that is sent to d.
+    recv_start: place on this device of the first row that comes from d.
+    recv_count: number of rows that come from d.
+    recv_from: place on d of the first row that comes from d.
   """
 
   send_start: Array
@@ -32,7 +32,7 @@ class Transfers(NamedTuple):
   recv_from: Array
 
   def reversed(self) -> 'Transfers':
-    """The transfers that send every received run back."""
+    """Returns the transfers that send every received run back."""
     return Transfers(
       self.recv_start,
       self.recv_count,
@@ -44,26 +44,27 @@ class Transfers(NamedTuple):
 
 
 def make_transfers(counts_nn: Array, buffer_rows: int, me: Array) -> Transfers:
-  """Transfers that fit the buffer of every receiver.
+  """Makes transfers that fit the buffer of every receiver.
 
-  If a device would get more rows than its buffer holds, each sender cuts its
-  run for that device to the same share, and keeps the first rows.
+  If a device would get more rows than fit its buffer, every sender sends the
+  same share of its run to this device, and drops the last rows of the run.
 
   Args:
-    counts_nn: int32 rows from each device (first dim) to each other device. A
-      sender keeps its rows in the order of their receivers.
-    buffer_rows: rows of a receiver's buffer.
+    counts_nn: int32 number of rows from each sender (first dim) to each
+      receiver. The rows of a sender are sorted by receiver.
+    buffer_rows: number of rows of a receiver's buffer.
     me: int32 index of this device.
   """
   n = counts_nn.shape[0]
   total_n = counts_nn.sum(axis=0)
-  # float32 may round a product up to the next row, so n rows are kept free.
+  # float32 may round a product up to the next whole row, so the buffer keeps n
+  # rows free.
   share_n = jnp.minimum(1.0, max(buffer_rows - n, 0) / jnp.maximum(total_n, 1))
   cut_nn = jnp.floor(counts_nn.astype(jnp.float32) * share_n).astype(jnp.int32)
   sent_nn = jnp.where(total_n <= buffer_rows, counts_nn, cut_nn)
   before = lambda a, axis: jnp.cumsum(a, axis=axis, dtype=jnp.int32) - a
-  start_nn = before(counts_nn, 1)  # within the sender
-  to_nn = before(sent_nn, 0)  # within the receiver
+  start_nn = before(counts_nn, 1)  # places on the sender
+  to_nn = before(sent_nn, 0)  # places on the receiver
   return Transfers(
     start_nn[me],
     sent_nn[me],
@@ -84,20 +85,20 @@ def move(
 ) -> Array:
   """Sends each run of rows to its device; runs inside `shard_map`.
 
-  TPUs and NVIDIA's GPUs use `jax.lax.ragged_all_to_all`. XLA:CPU has none
-  (https://github.com/jax-ml/jax/issues/34755), so other platforms pad each run
-  to `window` rows and use an all-to-all, with the same result.
+  TPUs and NVIDIA's GPUs use `jax.lax.ragged_all_to_all`. XLA:CPU does not
+  support it (https://github.com/jax-ml/jax/issues/34755), so other platforms
+  pad each run to `window` rows and use an all-to-all, with the same result.
 
   Args:
     rows_UD: rows of this device.
     transfers: the runs to send and to receive.
-    buffer_rows: rows of the result.
+    buffer_rows: number of rows of the result.
     axis_names: mesh axes of the exchange.
-    window: W, most rows that one run can have.
+    window: W, largest number of rows of a run.
 
   Returns:
-    [buffer_rows, D], zeros where nothing arrived. The backward pass sends
-    gradients the reverse way.
+    [buffer_rows, D], with zeros where nothing arrived. The backward pass sends
+    gradients in the reverse direction.
   """
 
   def ragged(rows_UD, transfers):
@@ -129,7 +130,7 @@ def _padded(rows_UD, transfers, buffer_rows, axis_names, window):
   sent_nWD = jnp.where(is_sent_nW[..., None], sent_nWD, zero)
   got_nWD = lax.all_to_all(sent_nWD, axis_names, 0, 0)
   row_U = jnp.arange(buffer_rows, dtype=jnp.int32)
-  # A row belongs to the last run that starts at this row or before.
+  # A row belongs to the last run that starts at or before this row.
   source_U = jnp.searchsorted(transfers.recv_start, row_U, side='right') - 1
   place_U = row_U - transfers.recv_start[source_U]
   has_U = place_U < transfers.recv_count[source_U]

@@ -1,8 +1,8 @@
-"""How tokens visit the devices of their experts, each device at most once.
+"""Sends a token once to a device, even if it has several experts there.
 
-Notes travel with the row of a token. They name the experts that the token
-requests on the receiving device, and their weights. The receiver makes a plan
-from the notes.
+A token visits a device if it is sent there. Notes are sent together with the
+token's row. They contain the experts that the token has chosen on the receiving
+device, and their weights. The receiver makes a plan from the notes.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from moe.types import Array
 
 
 class Choices(NamedTuple):
-  """Choices of M tokens, without spare ones; each [1, M, A]."""
+  """Choices of M tokens, without spare choices; arrays are [1, M, A]."""
 
   expert_1MA: Array
   weight_1MA: Array
@@ -27,12 +27,12 @@ class Choices(NamedTuple):
 
 
 class Visit(NamedTuple):
-  """How tokens left their device.
+  """How tokens were sent from their device.
 
   Attributes:
-    permuted: the tokens in the order of their receivers.
+    permuted: the tokens as rows, sorted by receiver.
     transfers: the runs of rows that were sent and received.
-    groups: (G, M), the routing groups that the tokens came from.
+    groups: (G, M), number and size of the tokens' routing groups.
   """
 
   permuted: Permuted
@@ -41,7 +41,7 @@ class Visit(NamedTuple):
 
 
 def choices_by_token(plan: RoutingPlan) -> Choices:
-  """The choices of all tokens; the groups are joined into one."""
+  """Returns the choices of the tokens of all groups, as a single group."""
   G, M, A = plan.rows_GMA.shape
   A -= plan.num_spare
   rows_GMA = plan.rows_GMA[..., :A]
@@ -56,10 +56,10 @@ def choices_by_token(plan: RoutingPlan) -> Choices:
 
 
 def plan_of_visits(choices: Choices, num_local: int) -> RoutingPlan:
-  """Plan in which tokens visit devices; each device holds `num_local` experts.
+  """Makes a plan in which tokens visit devices with `num_local` experts each.
 
-  Devices take the place of experts. A token visits a device once, even if
-  several of its experts are there.
+  The 'experts' of this plan are devices. A token visits a device once, even if
+  it has chosen several experts there.
   """
   device_1MA = choices.expert_1MA // num_local
   A = device_1MA.shape[-1]
@@ -75,17 +75,17 @@ def plan_of_visits(choices: Choices, num_local: int) -> RoutingPlan:
 def make_notes(
   choices: Choices, visits: RoutingPlan, leaving: Permuted, num_local: int
 ) -> Array:
-  """The notes of each row: A weights, then A expert numbers; [U, 2A].
+  """Makes the notes of each row: A weights, then A expert numbers, [U, 2A].
 
-  An expert number counts from 1 on the receiving device; 0 means that the
-  choice is for another device. Float32 holds these numbers exactly, and
-  gradients flow through the weights.
+  Expert numbers count from 1 on the receiving device; 0 stands for a choice on
+  another device. Notes are float32, in which these numbers are exact. Gradients
+  flow through the weights.
 
   Args:
     choices: choices of all tokens.
-    visits: their plan by device.
-    leaving: the tokens in the order of their receivers.
-    num_local: experts of each device.
+    visits: result of `plan_of_visits`.
+    leaving: the tokens as rows, sorted by receiver.
+    num_local: number of experts per device.
   """
   row_1U = leaving.row_GU
   token_1U = jnp.where(row_1U >= 0, row_1U % choices.expert_1MA.shape[1], -1)
@@ -102,13 +102,13 @@ def make_notes(
 
 
 def _turns(transfers: transport.Transfers, U: int) -> Array:
-  """int32 [U]: the rank of each arrived row when senders take turns."""
+  """Int32 [U]: the rank of each arrived row if senders take turns."""
   row_U = jnp.arange(U, dtype=jnp.int32)
   source_U = jnp.searchsorted(transfers.recv_start, row_U, side='right') - 1
   place_U1 = (row_U - transfers.recv_start[source_U])[:, None]
   senders_n = jnp.arange(len(transfers.recv_count), dtype=source_U.dtype)
-  # A row comes after the rows that each sender placed in earlier rounds, and
-  # after those of this round whose senders have their turn before.
+  # In each round, every sender has one row. A row comes after all rows of
+  # earlier rounds, and after the rows of earlier senders in the same round.
   is_earlier_Un = (senders_n < source_U[:, None]).astype(jnp.int32)
   before_Un = jnp.minimum(transfers.recv_count, place_U1 + is_earlier_Un)
   return jnp.where(
@@ -117,7 +117,7 @@ def _turns(transfers: transport.Transfers, U: int) -> Array:
 
 
 def plan_of_notes(notes: Array, transfers: transport.Transfers) -> RoutingPlan:
-  """The plan of the arrived rows: one group, in which senders take turns."""
+  """Makes a plan of the arrived rows, as one group; senders take turns."""
   U, A = notes.shape[0], notes.shape[1] // 2
   turn_1U = _turns(transfers, U)[None]
   row_1U = invert(turn_1U)

@@ -15,21 +15,21 @@ from moe.types import Array, Pair
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Router):
-  """Base of the routers that leave the choice to an inner router.
+  """Base of the routers that let an inner router choose.
 
   Attributes:
-    router: makes the inner router, given `num_active`.
+    router: `num_active` -> the inner router.
   """
 
   router: Callable[..., Router] = TopK
 
   def __post_init__(self):
     super().__post_init__()
-    _ = self.inner  # Raises for options that the inner router refuses.
+    _ = self.inner  # This raises errors of the inner router's options.
 
   @functools.cached_property
   def inner(self) -> Router:
-    """The router that chooses experts."""
+    """The router that chooses the experts."""
     return self.router(num_active=self.num_active)
 
   @property
@@ -71,20 +71,20 @@ class Wrapper(Router):
 
 @dataclasses.dataclass(frozen=True)
 class NullExperts(Wrapper):
-  """Some of the experts compute nothing, so that easy tokens cost less.
+  """Adds experts that compute nothing, so that easy tokens cost less.
 
-  Zero-computation experts of MoE++ (Jin et al., 2024, section 3.1,
-  https://arxiv.org/abs/2410.07348), without its constant experts; copy experts
-  alone are LongCat-Flash's (2025, https://arxiv.org/abs/2509.01322). A token
-  chooses among the E experts and num_null + num_copy added ones. The output of
-  a null expert is 0. The output of a copy expert is the token itself. Neither
-  takes a row. With n added experts and even use, k E / (E + n) of a token's
-  experts compute. Losses, loads, biases and statistics list the added experts
-  after the E others.
+  These are the zero-computation experts of MoE++ (Jin et al., 2024, section
+  3.1, https://arxiv.org/abs/2410.07348), without its constant experts.
+  LongCat-Flash (2025, https://arxiv.org/abs/2509.01322) uses copy experts
+  alone. A token chooses among the E experts and num_null + num_copy added
+  experts. The output of a null expert is 0. The output of a copy expert is the
+  token itself. Neither takes a row. If all E + n experts are used equally
+  often, k E / (E + n) of a token's k choices compute. In losses, loads, biases
+  and statistics the added experts come after the E others.
 
   Attributes:
-    num_null: experts whose output is 0.
-    num_copy: experts whose output is the token.
+    num_null: number of null experts.
+    num_copy: number of copy experts.
   """
 
   num_null: int = 0
@@ -102,25 +102,25 @@ class NullExperts(Wrapper):
 
   @property
   def num_added(self) -> int:
-    """The experts added here, and those that the inner router adds."""
+    """Number of experts that this router and the inner router add."""
     return self._num_own() + self.inner.num_added
 
   def _num_own(self) -> int:
     return self.num_null + self.num_copy
 
   def mean_active(self, num_experts: int) -> float:
-    """Choices that compute, if all experts and added ones are used evenly."""
+    """Choices per token that compute, if all experts are used equally often."""
     total = num_experts + self._num_own()
     return self.inner.mean_active(total) * num_experts / total
 
   def init_state(self, num_experts: int) -> State:
-    """State of the E experts and the added ones."""
+    """Makes the state of the E experts and of the added experts."""
     return self.inner.init_state(num_experts + self._num_own())
 
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Takes the rows of the added experts out of the plan.
+    """Routes, then removes the rows of added experts from the plan.
 
     Raises:
       ValueError: if experts choose tokens.
@@ -136,7 +136,7 @@ class NullExperts(Wrapper):
     E = total - self._num_own()
     is_copy_GR = plan.valid_GR & (plan.expert_GR >= E + self.num_null)
     copied_GR = jnp.where(is_copy_GR, plan.weight_GR, 0.0)
-    # Rows are sorted by choice; the last choices are spare.
+    # Rows are sorted by choice, and the last choices are spare.
     own_GAM = copied_GR.reshape(G, A, M)[:, : A - plan.num_spare]
     is_real_GR = plan.expert_GR < E
     return plan._replace(
@@ -148,23 +148,23 @@ class NullExperts(Wrapper):
 
 @dataclasses.dataclass(frozen=True)
 class ModalityGrouped(Wrapper):
-  """Some experts see the tokens of one modality only.
+  """Reserves some experts for the tokens of one modality.
 
-  Modality-aware experts (Lin et al., 2024, MoMa,
-  https://arxiv.org/abs/2407.21770; Bao et al., 2022, VLMo,
-  https://arxiv.org/abs/2111.02358) by a mask: the logits of experts that are
-  reserved for another modality are -inf. Unlike in MoMa, all modalities share
-  one router, and some experts may be open to all.
+  Modality-aware experts are from Lin et al. (2024), MoMa,
+  https://arxiv.org/abs/2407.21770, and Bao et al. (2022), VLMo,
+  https://arxiv.org/abs/2111.02358. Here they are made by a mask: the logits of
+  experts that are reserved for another modality are -inf. Unlike in MoMa, all
+  modalities share one router, and some experts may be open to all modalities.
 
-  Some routers may still choose an expert that is closed to the token. This
-  happens if a balanced assignment has no other place, if a group of experts has
-  too few open ones, or with a hash. No expert sees such a choice; it counts as
-  dropped.
+  Some routers may still choose an expert that is closed to the token: if a
+  balanced assignment has no other place, if a group of experts has too few open
+  experts, or with a hash. Such a choice is dropped and counted as dropped.
 
   Attributes:
     reserved: number of experts that each modality has for itself, from expert 0
-      on, in the order of `TokenBatch.modality`. The remaining experts are open
-      to all. Tokens of a modality that is not listed may use every expert.
+      on, in the order of `TokenBatch.modality`. The other experts are open to
+      all modalities. Tokens of a modality that is not listed may use every
+      expert.
   """
 
   reserved: tuple[int, ...] = ()
@@ -193,7 +193,7 @@ class ModalityGrouped(Wrapper):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Routes by masked logits; drops choices of masked experts."""
+    """Routes by masked logits, and drops choices of masked experts."""
     G, M, E = inputs.logits_GME.shape
     self._check(E)
     experts_E = jnp.arange(E, dtype=jnp.int32)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from moe import bounds
 from moe.checkpoint import listing, restore
-from moe.data import chains
+from moe.data.chains import empty_batch, fill_row
 from moe.modalities import residues
 from moe.modalities.ids import IdSpace
 from moe.modalities.protein import Chain
@@ -108,6 +108,22 @@ class FoldingModel:
         part = wanted[first : first + rows]
         yield from self._fold(part, (rows, size), recycles, seed)
 
+  def states(self, chains: Sequence[Chain]) -> list[np.ndarray]:
+    """The trunk's state of each residue, float32 [I, D] for each chain."""
+    size = next(b for b in BUCKETS if b >= max(c.codes.size for c in chains))
+    rows, found = max(1, _PAIRS_AT_ONCE // size**2), []
+    for first in range(0, len(chains), rows):
+      part = chains[first : first + rows]
+      batch = empty_batch(rows, size)
+      for row, chain in enumerate(part):
+        fill_row(batch, row, unfolded(chain.name, chain.sequence), self.ids)
+      with jax.set_mesh(self.mesh):
+        states = np.asarray(self._read(self.params, self.state, batch)[0])
+      found += [
+        states[row, : chain.codes.size] for row, chain in enumerate(part)
+      ]
+    return found
+
   def check_memory(
     self, sequences: Mapping[str, str], memory_limit: float
   ) -> float:
@@ -172,9 +188,9 @@ class FoldingModel:
     recycles: int,
     seed: int | None,
   ) -> Iterator[Prediction]:
-    batch = chains.empty_batch(*shape)
+    batch = empty_batch(*shape)
     for row, (name, sequence) in enumerate(part):
-      chains.fill_row(batch, row, unfolded(name, sequence), self.ids)
+      fill_row(batch, row, unfolded(name, sequence), self.ids)
     found = self._run(batch, recycles, seed)
     tables = residues.residues()
     for row, (name, sequence) in enumerate(part):

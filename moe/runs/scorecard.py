@@ -30,7 +30,7 @@ from moe.runs.scorecard_scores import Asked
 _logger = logging.getLogger(__name__)
 
 # Increase this number if the meaning of a value in a stored scorecard changes.
-FORMAT = 2
+FORMAT = 3
 FOLDER = 'scorecards'
 
 Card = dict[str, Any]
@@ -254,21 +254,28 @@ def without_items(card: Card) -> Card:
 
 def scores_of(card: Card) -> list[score.Score]:
   """All scores of a card; each name begins with the name of its set."""
-  found = []
+  return [
+    score.from_json(entries | {'name': f'{of}: {entries["name"]}'})
+    for of, entries in _named_scores(card)
+  ]
+
+
+def _named_scores(card: Card) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (name of the set, score) of every score."""
   for entry in (*card['benchmarks'], *card['readings']):
-    for metric in entry.get('metrics', ()):
-      found.append((f'{entry["name"]}: {metric["name"]}', metric))
+    yield from ((entry['name'], metric) for metric in entry.get('metrics', ()))
   for entry in card['languages']:
     for side in entry.get('languages', ()):
-      found.append((f'{entry["name"]}: {side["score"]["name"]}', side['score']))
-      if 'difference' in side:
-        name = f'{entry["name"]}: {side["difference"]["name"]}'
-        found.append((name, side['difference']))
-  for one in card['loss'].get('scores', ()):
-    found.append((f'{card["loss"]["task"]}: {one["name"]}', one))
-  for one in card.get('poet', {}).get('relevance', {}).get('scores', ()):
-    found.append((f'titles matched among 16: {one["name"]}', one))
-  return [score.from_json(entries | {'name': name}) for name, entries in found]
+      kinds = ('score', 'difference')
+      yield from ((entry['name'], side[kind]) for kind in kinds if kind in side)
+  loss, poet = card['loss'], card.get('poet', {})
+  yield from ((loss['task'], one) for one in loss.get('scores', ()))
+  for group in poet.get('groups', ()):
+    for of_writers in group['measures'].values():
+      for writer, one in zip(group['writers'], of_writers, strict=True):
+        yield f'{group["name"]}, {writer}', one
+  for one in poet.get('relevance', {}).get('scores', ()):
+    yield 'titles matched among 16', one
 
 
 def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
@@ -284,11 +291,6 @@ def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
       lines.append(f'loss skipped: {card["loss"]["skipped"]}')
     if 'skipped' in card.get('poet', ()):
       lines.append(f'poems skipped: {card["poet"]["skipped"]}')
-    for group in card.get('poet', {}).get('groups', ()):
-      for name, values in group['measures'].items():
-        writers = zip(group['writers'], values, strict=True)
-        shown = ', '.join(f'{w} {v}' for w, v in writers)
-        lines.append(f'{group["name"]}: {name}: {shown}')
     lines += [f'{key}: {value:,.6g}' for key, value in card['cost'].items()]
     parts.append('\n'.join(lines))
   if paired:

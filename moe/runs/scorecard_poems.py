@@ -4,14 +4,19 @@ The model writes verse for held-out titles, first lines and tunes. Its texts are
 compared with texts of a trigram model and of poets.
 """
 
+import dataclasses
+import math
 import pathlib
 import random
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from moe.data.text_file import read_json_lines
-from moe.evaluate import ngram, verse
+from moe.evaluate import comparison, ngram, score, verse, verse_figures
+from moe.evaluate.verse_figures import Figure
 from moe.infer import forms
 from moe.infer.sampling import Sampling
 from moe.runs import writing
@@ -62,7 +67,7 @@ class Group(NamedTuple):
   name: str
   prompts: list[str]
   real: list[str]
-  measure: Callable[[Sequence[str]], dict[str, float]]
+  measure: Callable[[Sequence[str]], list[Figure]]
 
 
 def score_poems(
@@ -90,6 +95,7 @@ def score_poems(
       'held-out texts': group.real,
     }
     measured = [group.measure(texts) for texts in by_writer.values()]
+    by_figure = list(zip(*measured, strict=True))
     shown = range(0, len(group.real), max(1, len(group.real) // _NUM_SHOWN))
     entries.append(
       {
@@ -97,7 +103,10 @@ def score_poems(
         'n': len(group.real),
         'writers': list(by_writer),
         'measures': {
-          name: [f'{one[name]:.3f}' for one in measured] for name in measured[0]
+          figures[0].name: [
+            score_of(figure, asked.command).as_json() for figure in figures
+          ]
+          for figures in by_figure
         },
         'samples': [
           f'{group.prompts[i]}\n{by_writer["this model"][i]}' for i in shown
@@ -111,6 +120,22 @@ def score_poems(
   }
 
 
+def score_of(figure: Figure, command: str) -> score.Score:
+  """The score of a figure, with a bootstrap interval over texts."""
+  if not any(figure.denominators):
+    # No text has a part that this figure counts, such as a whole couplet.
+    found = score.Score(figure.name, 0.0, None, None, 0, command, figure.unit)
+  else:
+    found = comparison.of_documents(
+      figure.name,
+      np.array(figure.numerators) * math.log(2),
+      np.array(figure.denominators),
+      command,
+      figure.unit,
+    )
+  return dataclasses.replace(found, is_higher_better=figure.is_higher_better)
+
+
 def _groups(asked: Asked, train_text: str) -> list[Group]:
   """The groups: poems, and couplets and ci if their files exist."""
   folder, count = asked.data_directory, asked.suite.poems
@@ -122,7 +147,7 @@ def _groups(asked: Asked, train_text: str) -> list[Group]:
       'poems',
       [title for title, _, _ in chosen],
       [poem for _, poem, _ in chosen],
-      lambda poems: verse.measure(
+      lambda poems: verse_figures.of_poems(
         poems, wanted, train_text, readings, entering
       ),
     )
@@ -135,7 +160,7 @@ def _groups(asked: Asked, train_text: str) -> list[Group]:
         'couplets',
         firsts,
         [row['down'] for row in rows],
-        lambda seconds: verse.measure_couplets(
+        lambda seconds: verse_figures.of_couplets(
           firsts, seconds, train_text, readings, entering
         ),
       )
@@ -168,7 +193,9 @@ def _lyric_group(
     'ci',
     [tune for tune, _ in rows],
     [text for _, text in rows],
-    lambda lyrics: verse.measure_lyrics(lyrics, shapes, train_text, readings),
+    lambda lyrics: verse_figures.of_lyrics(
+      lyrics, shapes, train_text, readings
+    ),
   )
 
 

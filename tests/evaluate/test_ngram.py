@@ -8,7 +8,12 @@ import time
 
 import pytest
 
-from moe.evaluate.ngram import NUM_SYMBOLS, TrigramWriter, ngram_bits
+from moe.evaluate.ngram import (
+  NUM_SYMBOLS,
+  TrigramWriter,
+  document_bits,
+  ngram_bits,
+)
 
 DATA = pathlib.Path(
   os.environ.get(
@@ -24,6 +29,14 @@ def test_unigram_is_worked_by_hand():
   prob = (1 + 3 / NUM_SYMBOLS) / 6
   expected = 3 * -math.log2(prob) / 2
   assert ngram_bits(['ab'], ['ab'], 1) == pytest.approx(expected, rel=1e-12)
+
+
+def test_bits_of_a_text_may_leave_its_end_mark_out():
+  bit = -math.log2((1 + 3 / NUM_SYMBOLS) / 6)
+  found = document_bits(['ab'], ['ab', 'a'], 1)
+  assert found.tolist() == pytest.approx([3 * bit, 2 * bit], rel=1e-12)
+  found = document_bits(['ab'], ['ab', 'a'], 1, with_end=False)
+  assert found.tolist() == pytest.approx([2 * bit, bit], rel=1e-12)
 
 
 def test_bigram_is_worked_by_hand():

@@ -84,12 +84,6 @@ def test_a_form_is_lines_of_chinese_characters():
   assert not verse.is_form_kept('春a。夜來，', 2, 2)
 
 
-def test_the_longest_copied_run_and_distinct_pairs():
-  assert verse.longest_copied_run('春眠不覺曉', '他眠不覺。覺曉') == 3
-  # The pairs are ab, ba and ab, so 2 of 3 are different.
-  assert verse.distinct(['abab']) == pytest.approx(2 / 3)
-
-
 CLASSES = {'白': 'colour', '黃': 'colour', '日': 'sky', '河': 'land'}
 
 

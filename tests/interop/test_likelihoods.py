@@ -52,3 +52,18 @@ def test_accuracies_are_equal_and_likelihoods_within_the_bar(
   assert [row.task for row in rows] == list(compare_likelihoods.YAML)
   assert [row.items for row in rows] == [2, 2, 2, 2]
   assert all(row.is_equal for row in rows), rows
+
+
+def test_a_likelihood_above_the_bar_is_asked_for_again():
+  pytest.importorskip('lm_eval', reason=REASON)
+  from tests.interop.compare_likelihoods import gap
+
+  never = lambda number: pytest.fail('asked')
+  assert gap((-2.0, -2.0005), never) == (pytest.approx(0.0005), False)
+  # Program 0 has -2.0 in its batch and -2.1 alone, which program 1 has, too.
+  assert gap((-2.0, -2.1), lambda number: -2.1) == (0, True)
+  # Each program stays with its value.
+  assert gap((-2.0, -2.1), lambda n: (-2.0, -2.1)[n]) == (
+    pytest.approx(0.1),
+    False,
+  )

@@ -29,6 +29,14 @@ _BY_BIAS = {
   'first_k_dense_replace': 1,
   'routed_scaling_factor': 1.5,
 }
+_LATENT = {
+  'num_key_value_heads': 4,
+  'q_lora_rank': 10,
+  'kv_lora_rank': 6,
+  'qk_nope_head_dim': 8,
+  'qk_rope_head_dim': 4,
+  'v_head_dim': 6,
+}
 _YARN = {
   'rope_type': 'yarn',
   'rope_theta': 10_000.0,
@@ -76,17 +84,30 @@ CONFIGS = {
     'n_group': 1,
     'topk_group': 1,
   },
+  'deepseek_v2': {
+    'model_type': 'deepseek_v2',
+    'topk_method': 'group_limited_greedy',
+    **_EXPERTS,
+    **_BY_BIAS,
+    **_LATENT,
+    'rope_parameters': {**_YARN, 'mscale': 0.7, 'mscale_all_dim': 0.7},
+  },
+  # As DeepSeek-V2-Lite: queries without a latent, and experts without groups.
+  'deepseek_v2_lite': {
+    'model_type': 'deepseek_v2',
+    'topk_method': 'greedy',
+    **_EXPERTS,
+    **_BY_BIAS,
+    **_LATENT,
+    'q_lora_rank': None,
+    'routed_scaling_factor': 1.0,
+  },
   'deepseek_v3': {
     'model_type': 'deepseek_v3',
-    'num_key_value_heads': 4,
-    'q_lora_rank': 10,
-    'kv_lora_rank': 6,
-    'qk_nope_head_dim': 8,
-    'qk_rope_head_dim': 4,
-    'v_head_dim': 6,
     'rope_parameters': {**_YARN, 'mscale': 1.0, 'mscale_all_dim': 0.7},
     **_EXPERTS,
     **_BY_BIAS,
+    **_LATENT,
   },
 }
 
@@ -94,7 +115,7 @@ CONFIGS = {
 def config(name: str) -> dict:
   """Arguments for `AutoConfig.for_model` of transformers."""
   found = _ALL | CONFIGS[name]
-  if found['model_type'] == 'deepseek_v3':
+  if found['model_type'] in ('deepseek_v2', 'deepseek_v3'):
     del found['head_dim']
   return found
 

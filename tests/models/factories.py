@@ -44,7 +44,7 @@ def make_block(moe=None, **options):
 
 
 def make_decoder(block=None, num_layers=2, decoder=None, **stack):
-  """A decoder; `stack` has options of its stack, `decoder` its own options."""
+  """Makes a decoder, with options for its stack and for itself."""
   return Decoder(
     functools.partial(
       Stack, block=block or make_block(), num_layers=num_layers, **stack
@@ -56,7 +56,7 @@ def make_decoder(block=None, num_layers=2, decoder=None, **stack):
 
 
 def make_batch(segments, seed=0):
-  """A batch of random tokens with the given segment ids [B, T]."""
+  """Makes a batch of random tokens with the given segment ids [B, T]."""
   segments = np.asarray(segments, np.int32)
   random = np.random.RandomState(seed)
   tokens, targets = random.randint(0, VOCAB_SIZE, (2, *segments.shape))
@@ -76,7 +76,7 @@ def make_batch(segments, seed=0):
 
 
 def make_params(module, batch):
-  """Random parameters of the right shapes; compiling `init` takes seconds."""
+  """Draws random parameters without compiling `init`, which takes seconds."""
   found = {}
 
   def init():
@@ -86,7 +86,7 @@ def make_params(module, batch):
   random = np.random.RandomState(1)
 
   def draw(shape):
-    # Parameters are larger than initial ones, so that errors show.
+    # They are larger than initial parameters, so errors change results more.
     return random.uniform(-0.6, 0.6, shape.shape).astype(shape.dtype)
 
   return jax.tree.map(draw, jax.eval_shape(init))

@@ -9,14 +9,14 @@ from moe.objectives import language
 from moe.routing import dispatch
 from tests.models import factories
 
-# Two documents, then padding.
+# Each row has two documents of 3 tokens, then padding.
 BATCH = factories.make_batch([[1, 1, 1, 2, 2, 2, 0, 0]] * 2)
 SHAPE = BATCH.tokens.shape
 
 
 @pytest.fixture(scope='module')
 def model():
-  # With drops, the tokens of one document could change those of another.
+  # If rows were dropped, tokens of one document could change those of another.
   block = factories.make_block({'dispatch': dispatch.Dropless})
   module = factories.make_decoder(block, decoder={'predicts_ahead': True})
   functional = Functional(module)
@@ -34,7 +34,7 @@ def test_only_training_has_the_block_ahead(model):
   functional, params, run = model
   assert run(params, BATCH, True).ahead.shape == (*SHAPE, factories.D_MODEL)
   assert run(params, BATCH, False).ahead is None
-  # The rest of the model needs no parameters of the block ahead.
+  # Evaluation needs no parameters of this block.
   left = {k: v for k, v in params.items() if k != 'ahead'}
   np.testing.assert_array_equal(
     run(left, BATCH, False).hidden, run(params, BATCH, False).hidden
@@ -60,8 +60,8 @@ def test_the_term_ahead_scores_the_target_after_the_next_one(model):
   )
   logits = functional.head(params, run(params, BATCH, True).ahead)
   log_probs = np.asarray(jax.nn.log_softmax(logits))
-  # The last place of a document predicts no token after the next one. So only
-  # the places 0, 1, 3 and 4 count.
+  # For the last token of a document, the token after the next one is outside of
+  # the document. So only the places 0, 1, 3 and 4 count.
   wanted = sum(
     -log_probs[row, place, BATCH.targets[row, place + 1]]
     for row in range(2)

@@ -35,14 +35,15 @@ def test_experts_are_described_with_what_they_cost():
   assert (experts.num_experts, experts.num_active) == (4, 2)
   assert (experts.expert.width, experts.shared_width) == (10, 6)
   assert (experts.expert.num_matrices, experts.group_size) == (3, 4)
-  # A token sees two experts of width 10 and the shared one of width 6.
+  # Two experts of width 10 and the shared expert of width 6 process each token.
   assert experts.dense_twin().width == 2 * 10 + 6
 
 
 @pytest.mark.parametrize(
   'dispatcher, exchanger, capacity, buffer_factor',
   [
-    # An expert has 1.25 * 4 * 2 / 4 = 2.5 slots, rounded up to 3.
+    # With capacity factor 1.25, 4 tokens, top 2 and 4 experts, an expert has
+    # 1.25 * 4 * 2 / 4 = 2.5 slots, rounded up to 3.
     (dispatch.Sorted, exchange.AllToAll, 3, None),
     (dispatch.Dropless, P(exchange.Ragged, 1.5), None, 1.5),
     (dispatch.Dropless, exchange.AllGather, None, None),
@@ -83,7 +84,8 @@ def test_a_layer_that_mixes_sends_nothing():
 
 
 def test_key_and_value_heads_are_counted_with_those_of_queries():
-  # Heads have width 8. There are 4 query, 4 output, 2 key and 2 value heads.
+  # Heads have width 8. There are 4 query heads, 4 output heads, 2 key heads and
+  # 2 value heads.
   attention = of().attention
   assert attention.features == (4 + 4 + 2 + 2) * 8
   assert (attention.pair_width, attention.result_features) == (32, 32)
@@ -96,8 +98,9 @@ def test_latent_attention_has_heads_of_three_widths():
   )  # fmt: skip
   block = P(factories.make_block(), attention=latent)
   attention = anatomy(factories.make_decoder(block)).attention
-  # In a head, queries and keys have 12 features, values and outputs 6. For each
-  # pair of tokens, a score takes 12 multiplications, and its value 6.
+  # In each of 2 heads, a query and a key have 12 features, a value and an
+  # output 6. Per pair of tokens, the score takes 12 multiplications, and the
+  # product of score and value takes 6.
   assert attention.features == 2 * (12 + 12 + 6 + 6)
   assert attention.pair_width == 2 * (12 + 6) // 2
   assert (attention.result_features, attention.num_kv_heads) == (12, 2)

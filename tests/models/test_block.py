@@ -1,4 +1,4 @@
-"""One transformer block."""
+"""The transformer block."""
 
 import functools
 
@@ -25,7 +25,7 @@ def arguments(width):
 
 
 def shapes(block):
-  """Shapes of the outputs and of the boxed parameters."""
+  """Returns the shapes of (outputs, variables with axis names)."""
   return jax.eval_shape(
     functools.partial(block.init_with_output, train=False),
     jax.random.key(0),
@@ -72,8 +72,8 @@ def test_what_a_layer_reads_is_normalised_and_what_it_adds_to_is_not():
     functools.partial(block.apply, train=False, cache=None)
   )({'params': params}, x_BTD, *rest[:2])
   # The root mean square of (3, 4) is 3.53553, so the normalised input is
-  # (.848528, 1.131371). The hidden layer is silu(1.131371) * .848528 = .855429
-  # * .848528 = .725856, which is added to 3.
+  # (.848528, 1.131371). The hidden layer is silu(1.131371) * .848528 = .725856,
+  # which is added to 3.
   np.testing.assert_allclose(y_BTD[0, 0], [3.725856, 4], rtol=1e-5)
   assert cache is None and outputs == ({}, {})
 
@@ -132,8 +132,8 @@ def test_a_dense_block_keeps_its_width_beside_dense_twins():
 def test_the_dense_twin_has_the_active_flops_of_the_experts(
   shared_d_ff, width, activation
 ):
-  # A token sees two experts of width 10, and a shared one of width 0 or 6. So
-  # the dense layer has width 2 * 10 + 0 or 2 * 10 + 6.
+  # Two experts of width 10 and a shared expert of width 0 or 6 process each
+  # token. So the dense layer has width 2 * 10 + 0 or 2 * 10 + 6.
   make = factories.make_block(
     moe=dict(shared_d_ff=shared_d_ff, activation=activation), is_sparse=True
   )
@@ -141,8 +141,8 @@ def test_the_dense_twin_has_the_active_flops_of_the_experts(
   assert twin['w_up_DF'].value.shape == (factories.D_MODEL, width)
   sparse = dict(shapes(make())[1]['params']['moe'])
   del sparse['router']
-  # Only matrices count, since each of their parameters costs two FLOPs per
-  # token.
+  # Each parameter of a matrix costs two FLOPs per token, so equal numbers of
+  # parameters have equal FLOPs.
   names = lambda boxes: jax.tree.map(
     lambda box: box.names,
     boxes,

@@ -18,7 +18,7 @@ MODULE = factories.make_decoder(num_dense_prefix=1)
 
 @functools.cache
 def compiled():
-  """(params, compiled function of a batch that returns the outputs)."""
+  """Returns (params, compiled function from a batch to the outputs)."""
   params = factories.make_params(MODULE, factories.make_batch([[1] * T] * B))
   apply = jax.jit(Functional(MODULE).apply, static_argnums=(3, 4))
   return params, lambda batch, cache=None: apply(
@@ -27,7 +27,7 @@ def compiled():
 
 
 def part_of(batch, columns):
-  """Some columns of the first row, padded with zeros to [B, T]."""
+  """Returns some columns of the first row, padded with zeros to [B, T]."""
   part = jax.tree.map(lambda a: a[:1, columns], batch)
   pad = lambda a: np.pad(a, [(0, B - a.shape[0]), (0, T - a.shape[1])])
   return jax.tree.map(pad, part)
@@ -45,8 +45,8 @@ def test_documents_of_one_row_do_not_see_each_other():
 
 
 def test_cached_decoding_equals_one_pass_over_the_whole():
-  # The prompts have 3 and 5 tokens, and are padded on the right to 5. Then each
-  # row gets 3 more tokens.
+  # The prompts have 3 and 5 tokens; the first is padded on the right to 5. Then
+  # each row gets 3 more tokens.
   lengths = np.array([3, 5])
   documents = factories.make_batch([[1] * 6 + [0] * 2, [1] * T])
   _, run = compiled()
@@ -132,7 +132,7 @@ def test_outputs_have_their_shapes(train):
   assert outputs.cache is None
   entropies = {'local_entropy', 'global_entropy'}
   assert set(outputs.losses) == {'load_balance', 'router_z', *entropies}
-  # There is one sparse layer, so metrics have a leading dim of 1.
+  # Metrics have a leading dim for the sparse layers; there is one.
   assert outputs.metrics['load'][0].shape == (1, factories.NUM_EXPERTS)
   assert outputs.metrics['dropped'][0].shape == (1,)
 

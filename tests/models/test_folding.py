@@ -1,4 +1,4 @@
-"""The folding model: padding, batches, recycling, and how it starts."""
+"""The folding model: padding, batches, recycling and initial values."""
 
 import jax
 import numpy as np

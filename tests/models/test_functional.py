@@ -78,7 +78,7 @@ def test_cache_shapes_take_the_compute_dtype():
 
 
 def trained(mesh_shape, num_devices):
-  """(loss, (outputs, gradients)) with parameters placed as in training."""
+  """Returns ((loss, outputs), gradients), with arrays placed as in training."""
   mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
   table = rules.table('standard')
   f = functional.make_functional(
@@ -92,7 +92,8 @@ def trained(mesh_shape, num_devices):
     total = -jnp.sum(chosen[..., 0] * batch.loss_weights)
     for sum_, weight in outputs.losses.values():
       total += 10.0 * sum_ / weight
-    # One device sends no bytes, so this count must differ.
+    # One device sends no bytes, so this metric depends on the number of
+    # devices.
     outputs.metrics.pop('bytes_exchanged')
     return total, outputs
 
@@ -113,7 +114,7 @@ def one_device():
 
 @pytest.mark.slow
 def test_eight_devices_equal_one(one_device):
-  # This mesh uses several axes at once; tests of the MoE layer use single ones.
+  # This mesh uses three axes together; tests of the MoE layer use single axes.
   eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
@@ -158,7 +159,7 @@ def test_every_parameter_gets_a_gradient(one_device):
 
 
 class Towers(nn.Module):
-  """A model of two towers, which passes each tower its own state."""
+  """A model of two decoders; each of them updates its own state."""
 
   fast: Decoder
   slow: Decoder
@@ -180,7 +181,8 @@ def test_each_router_updates_its_own_state():
       lambda: Functional(decoder).init(jax.random.key(0), BATCH)[1]
     )
     state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    # Pretends that all rows of both layers went to the first of four experts.
+    # The router counted 8 rows for the first of four experts in both layers,
+    # and none for the others.
     node = state['stack']['periods']['block_0']['moe']['router']
     node['load_E'][:, 0] = 8
     return state
@@ -191,8 +193,8 @@ def test_each_router_updates_its_own_state():
   assert jax.tree.structure(after) == jax.tree.structure(before)
   for name, rate in (('fast', 0.5), ('slow', 0.25)):
     router = after[name]['stack']['periods']['block_0']['moe']['router']
-    # The bias of the full expert falls and the others rise, by the rate of the
-    # tower.
+    # The bias of the full expert falls by the decoder's rate, and the other
+    # biases rise by this rate.
     want_LE = rate * np.array([[-1, 1, 1, 1]] * 2)
     np.testing.assert_array_equal(router['bias_E'], want_LE)
     assert not np.any(router['load_E'])

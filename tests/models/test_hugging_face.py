@@ -71,6 +71,11 @@ MODELS = {
     stack={'moe_every': 2, 'num_dense_prefix': 2, 'num_layers': 6},
   ),
   'glm4_moe': lambda: model({'rope': Rope(share=0.5)}, SIGMOID),
+  'deepseek_v2': lambda: model(
+    {'latent': LATENT | {'query_rank': 0}},
+    {'shared_d_ff': 24, 'num_experts': 8, 'router': partial(
+      gates.TopK, renormalize=False, num_groups=4, top_groups=2, scaling=16.0)},
+  ),
   'deepseek_v3': lambda: model(
     {'latent': LATENT | {'rope': Rope(scaling='yarn', factor=4.0,
      original_length=16, mscale=1.0, mscale_all_dim=0.5)}},
@@ -89,8 +94,9 @@ def test_what_is_said_is_understood(kind):
   assert imported.length == 64
   assert imported.bindings['EMBEDDING_SCALE'] == 1.0
   found = hugging_face.sizes(made)
-  # Some macros have no counterpart. A dense model has no experts, but the gin
-  # file needs values for them. Mixtral has no dense layers, so it has no D_FF.
+  # Some bindings have no counterpart in `sizes`. An imported dense model has
+  # sizes of experts, and Mixtral has a D_FF, only because the gin file needs
+  # them.
   for macro, value in imported.bindings.items():
     if macro in found and (macro, kind) != ('D_FF', 'mixtral'):
       assert value == found[macro], macro
@@ -121,6 +127,11 @@ def test_what_is_said_is_understood(kind):
       'MOE_EVERY=2 is not supported',
     ),
     (lambda: model(stack={'moe_every': 2}), 'MOE_EVERY=2 is not supported'),
+    (
+      lambda: model(moe={'router': partial(gates.TopK, scaling=2.0)}),
+      'gates.TopK.scaling=2.0 is not supported by the format mixtral',
+    ),
+    (lambda: model({'latent': LATENT}), 'gates.TopK.renormalize=True is not'),
     (lambda: model({'longest_block': 9}), 'LONGEST_BLOCK=9 is not supported'),
     (lambda: model(norm_epsilon=1e-5), 'NORM_EPSILON must be the same'),
     (
@@ -159,7 +170,8 @@ def test_what_a_format_cannot_say_is_refused_by_name(made, message):
       'norm_topk_prob=False is not supported',
     ),
     ('deepseek_v3', {'topk_method': 'greedy'}, "topk_method='greedy' is not"),
-    ('deepseek_v3', {'q_lora_rank': None}, 'q_lora_rank must be in'),
+    ('deepseek_v2', {'topk_method': 'noaux_tc'}, "topk_method='noaux_tc' is"),
+    ('deepseek_v2', {'norm_topk_prob': True}, 'norm_topk_prob=True is not'),
     (
       'deepseek_v3',
       {'quantization_config': {'quant_method': 'fp8'}},
@@ -175,8 +187,8 @@ def test_what_we_cannot_say_is_refused_by_its_field(kind, change, message):
 
 def test_the_scale_of_a_tied_table_goes_into_the_last_norm():
   found = hugging_face.sizes(model())
-  # The exported embedding has the factor sqrt(16) = 4, which the norm takes
-  # back.
+  # The exported table is multiplied by sqrt(16) = 4. It is also the output
+  # head, so the last norm is divided by 4.
   factors = {'embedding/table': 4.0, 'last_norm/scale': 0.25}
   assert hugging_face.fold(found, None) == factors
 

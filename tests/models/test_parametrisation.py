@@ -42,7 +42,7 @@ def decoder(width, num_layers, parametrisation):
 
 
 def change_of_logits(width, num_layers, parametrisation, made):
-  """Root mean square of the change of the logits in a few training steps."""
+  """Root mean square of the change of the logits in two training steps."""
   model = decoder(width, num_layers, parametrisation)
   functional = Functional(model)
   factors = None
@@ -83,8 +83,8 @@ def test_a_step_changes_logits_by_as_much_at_each_width(made):
   changes = [change_of_logits(w, 2, same, made) for w in WIDTHS]
   assert max(changes) / min(changes) < 1.6
   standard = [change_of_logits(w, 2, None, made) for w in WIDTHS]
-  # With one rate for all widths, the change of the tables alone grows with the
-  # square root of the width.
+  # With the same learning rate at all widths, the change of the tables alone
+  # makes the change of the logits grow with the square root of the width.
   assert standard[0] < standard[1] < standard[2]
   assert standard[2] / standard[0] > 2
 
@@ -120,7 +120,7 @@ def test_at_its_base_size_nothing_changes():
 )
 def test_rates_at_four_times_the_base_width(name, is_orthogonal, rate):
   found = CompleteP(16, 2).factors(name, is_orthogonal, 64)
-  # The product of rate and decay must not change.
+  # The product of learning rate and weight decay must not change.
   assert found == (rate, 1 / rate)
 
 

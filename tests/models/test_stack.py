@@ -31,7 +31,7 @@ def arguments(cache=None):
 
 
 def shapes(stack, cache=None):
-  """Shapes of the outputs and of the boxed parameters."""
+  """Returns the shapes of (outputs, parameters with axis names)."""
   x_BTD, mask, info = arguments(cache)
   outputs, variables = jax.eval_shape(
     functools.partial(stack.init_with_output, train=False),
@@ -74,8 +74,8 @@ def test_layers_that_do_not_divide_are_refused(layers, prefix, every):
 
 
 def test_parameters_lie_in_a_prefix_and_in_stacked_periods():
-  # The prefix has one of the five blocks. The others are two periods, each with
-  # a dense and a sparse block.
+  # One of the five blocks is in the prefix. The others form two periods, each
+  # with a dense and a sparse block.
   _, params = shapes(Stack(BLOCK, 5, moe_every=2, num_dense_prefix=1))
   assert set(params) == {'prefix_0', 'periods'}
   assert 'feed_forward' in params['prefix_0']
@@ -167,7 +167,8 @@ def test_recomputation_repeats_the_products_it_says(remat, more):
       {'params': params}, *arguments(), None, True
     )[0].sum()
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
-    # Such results come from products with the up matrix, [B, T, D] x [D, F].
+    # The products with the up and gate matrices, [B, T, D] x [D, F], give
+    # results of this shape.
     return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
 
   assert products(remat) - products('none') == 2 * more
@@ -183,7 +184,7 @@ def test_blocks_of_the_prefix_are_computed_again_too():
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
     return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
 
-  # In both blocks, up and gate are computed again.
+  # Both blocks compute the products with the up and gate matrices again.
   assert products('full') - products('none') == 2 * 2
 
 
@@ -199,7 +200,7 @@ def test_a_stack_without_a_loop_gives_the_same():
 
 
 def named_tensors(jaxpr):
-  """The names of tensors in a program, which remat policies refer to."""
+  """The names that `checkpoint_name` gave to tensors in a program."""
   found = set()
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'name':
@@ -220,7 +221,7 @@ def program_of(remat, layout=Layout(), outputs_only=False):  # noqa: B008
 
 @pytest.fixture(scope='module')
 def named():
-  """Tensor names of a sparse block on several devices, which exchange rows."""
+  """Names of the tensors of a sparse block when two devices exchange rows."""
   mesh = make_mesh(MeshShape(data=1, expert=2), jax.devices()[:2])
   layout = rules.layout(rules.table('standard'), mesh)
   with jax.set_mesh(mesh):
@@ -229,12 +230,13 @@ def named():
 
 @pytest.mark.parametrize('policy', sorted(REMAT_NAMES))
 def test_a_policy_names_only_tensors_that_a_block_names(policy, named):
-  # A policy with an unknown name would silently keep nothing.
+  # For a name that no tensor has, a policy would silently keep nothing.
   assert set(REMAT_NAMES[policy]) <= named
 
 
 def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
-  # Counts attention's products with the values, which are [B, K, H, u].
+  # Counts the products of attention with the values. Their results have the
+  # shape [B, K, H, T * N / K].
   products = lambda remat: str(program_of(remat)).count(
     'f32[2,2,8,16] = dot_general'
   )
@@ -304,7 +306,7 @@ def test_latent_attention_read_in_parts_equals_reading_at_once():
 def test_output_projections_begin_smaller_and_all_else_stays(
   output_init, scale
 ):
-  # With two layers 'depth' divides by the square root of 2 x 2, which is 2.
+  # The model has two layers, so 'depth' divides by sqrt(2 x 2) = 2.
   def drawn(output_init):
     stack = Stack(
       factories.make_block(moe=dict(shared_d_ff=6)),
@@ -319,7 +321,8 @@ def test_output_projections_begin_smaller_and_all_else_stays(
 
   plain, changed = drawn('fan_in'), drawn(output_init)
   outputs = {name for name in plain if re.search('/(out|w_down.*)$', name)}
-  # Two attentions, a dense layer, experts and a shared expert have outputs.
+  # The output matrices are in two attention layers, a dense layer, the experts
+  # and a shared expert.
   assert len(outputs) == 5
   for name, a in plain.items():
     wanted = scale * a if name in outputs else a

@@ -1,4 +1,4 @@
-"""An objective without tokens, which denoises pictures, and runs of it."""
+"""An objective without tokens that denoises pictures, and runs with it."""
 
 import io
 import math
@@ -50,7 +50,7 @@ def _fields():
 
 
 def _loss(params, state, batch, key, train):
-  """Squared error of pictures that two matrices restore from noisy ones."""
+  """Returns the squared error of denoised pictures, state and metrics."""
   pictures, weights_B = batch['pictures'], batch['weights']
   noisy = pictures
   if key is not None:
@@ -85,7 +85,7 @@ OBJECTIVE = Objective(
 
 
 def make_batch(seed):
-  """Smooth pictures; the last one of each batch is padding."""
+  """Makes a batch of smooth pictures; its last picture is padding."""
   rng = np.random.RandomState(seed)
   colours = rng.uniform(-1, 1, (B, 1, 1, 3))
   slopes = np.linspace(-0.5, 0.5, X)[:, None] * rng.uniform(-1, 1, (B, 1, 1, 3))
@@ -96,13 +96,13 @@ def make_batch(seed):
 
 
 def own_batch(program, seed):
-  """The rows of a batch that the devices of this process hold."""
+  """Makes the rows of a batch that belong to the devices of this process."""
   rows = program.own_rows(B)
   return {name: array[rows] for name, array in make_batch(seed).items()}
 
 
 class Reader:
-  """A reader of pictures; reading a certain step can trigger an event."""
+  """A reader of pictures. It calls `events[step]` before it reads a step."""
 
   facts = {'peak': 1.0}
 
@@ -120,7 +120,7 @@ class Reader:
 
 
 def make(shape, num_devices):
-  """The program of a run on a mesh."""
+  """Makes the program of a run on a mesh of this shape."""
   return make_program(
     OBJECTIVE,
     optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
@@ -133,13 +133,13 @@ def make(shape, num_devices):
 
 
 def held_out(program):
-  """The evaluation on two held-out batches."""
+  """Makes the evaluation on two held-out batches."""
   batches = lambda: (own_batch(program, seed) for seed in (100, 101))
   return HeldOut(batches, OBJECTIVE.score, {'peak': 1.0})
 
 
 def train(program, workdir, events=None, evaluation=None, stream=None):
-  """Trains a run; called again with the same directory, it resumes."""
+  """Trains a run; a second call with the same directory resumes the run."""
   evaluation = evaluation or held_out(program)
   reader = Reader(program, events)
   score = evaluation.score

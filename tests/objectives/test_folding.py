@@ -1,4 +1,4 @@
-"""The objective of folding: gradients, the clamp's ramp, 8 devices like one."""
+"""The objective of folding: gradients, the clamped share, 8 devices."""
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def test_every_term_is_finite_and_has_a_gradient():
   without = [
     jax.tree_util.keystr(path) for path, leaf in flat if not np.any(leaf)
   ]
-  # The dense layers of a stack of sparse ones are none; all else is trained.
+  # Every parameter has a gradient.
   assert not without
 
 

@@ -9,7 +9,7 @@ from moe.objectives import image_codes
 
 
 class Fixed:
-  """A tokenizer that gives pictures back with a fixed error."""
+  """A tokenizer that adds a fixed error to each picture."""
 
   module = Autoencoder()
 
@@ -21,7 +21,7 @@ class Fixed:
 
 
 def batch(weights=(1.0, 1.0)):
-  """Two white pictures, the first with a black quarter."""
+  """Makes two white pictures; in the first, the middle quarter is black."""
   pictures = np.full((2, 4, 4, 3), 255, np.uint8)
   pictures[0, 1:3, 1:3] = 0
   return {'pictures': pictures, 'weights': np.array(weights, np.float32)}
@@ -37,13 +37,13 @@ def terms(error, given):
 
 def test_the_terms_of_a_grey_and_of_a_coloured_error():
   means, weights, _, _ = terms([-0.3, -0.3, -0.3], batch())
-  # There are 32 pixels. 4 of them are foreground and count twice.
+  # There are 32 pixels. 4 of them are foreground and have the weight 2.
   assert float(weights['l1']) == 36
   assert means['l1'] == pytest.approx(0.3, rel=1e-5)
   assert means['mse'] == pytest.approx(0.09, rel=1e-5)
   assert means['colour'] == pytest.approx(0, abs=1e-6)
-  # The error (-0.3, 0, 0) has the mean -0.1. The rest (-0.2, 0.1, 0.1) is the
-  # error of colour, with the mean absolute value 0.4 / 3.
+  # The error (-0.3, 0, 0) has the mean -0.1. The error minus its mean is (-0.2,
+  # 0.1, 0.1), with the mean absolute value 0.4 / 3.
   means, *_ = terms([-0.3, 0, 0], batch())
   assert means['colour'] == pytest.approx(0.4 / 3, rel=1e-5)
 
@@ -57,9 +57,9 @@ def test_a_picture_of_weight_0_counts_for_nothing():
 
 def test_the_score_is_the_mean_psnr_of_a_picture():
   _, _, metrics, objective = terms([-0.1] * 3, batch())
-  # White pixels become darker by 0.1; black ones stay black, since they are
-  # clipped. The squared errors are 0.01 x 12 / 16 and 0.01, or 21.249 and 20
-  # dB.
+  # White pixels become darker by 0.1. Black pixels stay black, since values are
+  # clipped at 0. The mean squared errors of the pictures are 0.01 x 12 / 16 and
+  # 0.01, so PSNR is 21.249 and 20 dB.
   psnr = objective.score.value(metrics, {})
   assert psnr == pytest.approx((21.2494 + 20) / 2, abs=1e-3)
   assert objective.score.is_higher_better

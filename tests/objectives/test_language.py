@@ -21,7 +21,7 @@ SHAPE = BATCH.tokens.shape
 
 
 class Uniform:
-  """Gives equal logits to all tokens, and keeps the arguments of its calls."""
+  """A model that gives equal logits to all ids and keeps its arguments."""
 
   layout = Layout()
   ids = None
@@ -54,8 +54,8 @@ def test_terms_are_weighted_cross_entropy_and_the_losses_of_the_model(model):
   sums, state, metrics = language_model.loss(
     jnp.zeros(()), {}, BATCH, jax.random.key(0), True
   )
-  # Each token costs ln 8 nats, and the weights of the tokens add up to 1.5. The
-  # log-partition of each token is ln 8, too.
+  # The loss of each token is ln 8, and the weights of the tokens add up to 1.5.
+  # The log-partition of each token is ln 8, too.
   np.testing.assert_allclose(sums['cross_entropy'], 1.5 * np.log(8), 1e-6)
   np.testing.assert_allclose(sums['logits_z'], 1.5 * np.log(8) ** 2, 1e-6)
   assert sums['load_balance'] == 6.0
@@ -77,7 +77,8 @@ def test_a_factor_of_a_loss_that_is_not_given_is_warned_of_once(model, caplog):
 def test_weights_are_known_from_the_batch_alone(model):
   weights = language.language_model(model, SHAPE).weights(BATCH)
   assert float(weights['cross_entropy']) == float(weights['logits_z']) == 1.5
-  # Three of four places hold a token. All three count, even with loss weight 0.
+  # Three of four places have a token. All three count, even if the loss weight
+  # is 0.
   assert float(weights['load_balance']) == float(weights['router_z']) == 3
 
 

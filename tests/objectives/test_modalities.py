@@ -1,4 +1,4 @@
-"""Each modality has a weight of its own."""
+"""The loss of each modality has a weight of its own."""
 
 import functools
 
@@ -16,7 +16,8 @@ SPACE = IdSpace(128, image=4)
 CODE = SPACE.begin('image')
 BATCH = TokenBatch(
   tokens=np.zeros((1, 4), np.int32),
-  # There are two text targets with the weights 1 and 2, a code, and padding.
+  # The targets are two of text with the weights 1 and 2, an image code, and
+  # padding.
   targets=np.array([[3, 5, CODE + 1, 0]], np.int32),
   loss_weights=np.array([[1, 2, 1, 0]], np.float32),
   segment_ids=np.array([[1, 1, 1, 0]], np.int32),
@@ -27,7 +28,7 @@ BATCH = TokenBatch(
 
 
 class Uniform:
-  """Gives equal logits to all tokens of a range."""
+  """A model that gives equal logits to all ids of a range."""
 
   layout, extras, ids = Layout(), (), SPACE
   init = update = None
@@ -49,7 +50,7 @@ def test_the_loss_is_the_weighted_sum_of_the_means_of_the_modalities():
   made = by_modality(Uniform(), (1, 4), language_model, text=0.5, image=2.0)
   sums, _, _ = made.loss(None, {}, BATCH, jax.random.key(0), True)
   weights = made.weights(BATCH)
-  # The ranges are padded to 128 ids each, so each target costs ln 128.
+  # Each range is padded to 128 ids, so the loss of each target is ln 128.
   nats = np.log(128)
   np.testing.assert_allclose(sums['cross_entropy_text'], 3 * nats, rtol=1e-6)
   np.testing.assert_allclose(sums['cross_entropy_image'], nats, rtol=1e-6)
@@ -58,7 +59,7 @@ def test_the_loss_is_the_weighted_sum_of_the_means_of_the_modalities():
   assert weights['cross_entropy_image'] == 1
   assert 'cross_entropy_protein' not in sums
   total = sum(made.coefficients[n] * sums[n] / weights[n] for n in sums)
-  # The mean of text has the factor .5, the mean of images the factor 2.
+  # The mean loss of text has the weight 0.5, that of image codes the weight 2.
   np.testing.assert_allclose(total, 2.5 * nats, rtol=1e-6)
 
 

@@ -20,7 +20,7 @@ MESHES = {1: pictures.ONE, 8: pictures.EIGHT}
 
 
 def records(workdir, log='log.jsonl'):
-  """The records of a log without their times."""
+  """Returns the records of a log without their times."""
   lines = (workdir / log).read_text().splitlines()
   return [
     {k: v for k, v in json.loads(line).items() if k != 'time'} for line in lines
@@ -34,7 +34,7 @@ def programs():
 
 @pytest.fixture(scope='module')
 def unbroken(programs, tmp_path_factory):
-  """Number of devices -> (final host state, directory) of a whole run."""
+  """Number of devices -> (final state, directory) of a whole run."""
   runs = {}
   for n, program in programs.items():
     workdir = tmp_path_factory.mktemp(f'on_{n}')
@@ -115,7 +115,7 @@ def test_the_score_covers_all_held_out_pictures(programs, unbroken):
 
 
 class Steps:
-  """An evaluation that needs no data."""
+  """An evaluation that needs no data. The score depends on the step."""
 
   score = Measure('distance', 'steps', None)
 
@@ -136,7 +136,7 @@ def test_the_score_of_the_first_evaluation_ranks_checkpoints(
     steps.score, is_higher_better=is_higher_better
   )
   pictures.train(programs[1], tmp_path, evaluation=steps)
-  # Steps 3, 6 and 8 are evaluated and saved, with the scores 3, 0 and 2.
+  # Steps 3, 6 and 8 are evaluated and saved. Their scores are 3, 0 and 2.
   ranked = [6, 8, 3]
   wanted = ranked[::-1] if is_higher_better else ranked
   assert listing.ranking(tmp_path / 'checkpoints') == wanted

@@ -1,4 +1,4 @@
-"""The reported loss of a sparse model has no router losses in it."""
+"""The reported loss of a sparse model does not include router losses."""
 
 import functools
 
@@ -18,7 +18,7 @@ FACTS = {'chars_per_token': 1.5}
 
 
 def sums_of(module, params, train, **coefficients):
-  """(sum, weight) of each term, and the score that people see."""
+  """Returns ({term: (sum, weight)}, the score that people see)."""
   objective = language.language_model(Functional(module), SHAPE, **coefficients)
   loss = functools.partial(objective.loss, key=None, train=train)
   sums, _, _ = jax.jit(loss)(params, {}, BATCH)
@@ -36,7 +36,7 @@ def test_one_expert_with_the_parameters_of_the_dense_twin_has_its_loss():
   layer = dict(params['stack']['periods']['block_0'])
   experts = layer.pop('moe')
   # A router with one expert always gives it weight 1. So the sparse model
-  # equals a dense one with these arrays, whose dims are [L, E, ...].
+  # equals a dense model with the expert's matrices. Their dims are [L, E, ...].
   layer['feed_forward'] = {
     'w_up_DF': experts['w_up_EDF'][:, 0],
     'w_gate_DF': experts['w_gate_EDF'][:, 0],
@@ -61,7 +61,7 @@ def test_the_score_of_training_is_that_of_evaluation_without_other_terms(
   others = ('load_balance', 'router_z', 'logits_z', 'ahead')
   coefficients = dict.fromkeys(others, coefficient)
   terms, trained = sums_of(module, params, True, **coefficients)
-  # Each of these terms is above 0, but none is in the score.
+  # Each of these terms is above 0, but the score includes none of them.
   assert all(float(terms[name][0]) > 0 for name in others)
   _, evaluated = sums_of(module, params, False, **coefficients)
   np.testing.assert_allclose(trained, evaluated, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Losses of structures against the values of AlphaFold's own tests."""
+"""Losses of structures give the values in AlphaFold's own tests."""
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,8 @@ def test_bond_violations_of_atoms_in_one_point_are_alphafolds():
   mask = np.ones((2, 14), bool)
   codes, numbers = np.zeros(2, 'i4'), np.arange(2, dtype='i4')
   found, broken = violations.bond_violations(codes, numbers, atoms, mask)
-  # (1.328 - 12 x 0.014 + 0.4473 - 12 x 0.0311 + 0.5203 - 12 x 0.0353) / 2
+  # All atoms are in one point, so the length and both cosines are about 0:
+  # (1.328 - 12 x 0.014 + 0.4473 - 12 x 0.0311 + 0.5203 - 12 x 0.0353) / 2.
   np.testing.assert_allclose(found, 0.665401, rtol=2e-6)
   assert broken.all()
   found, broken = violations.bond_violations(codes, 2 * numbers, atoms, mask)
@@ -119,11 +120,12 @@ def test_atoms_that_overlap_clash_but_a_peptide_bond_does_not():
   codes, numbers = np.zeros(2, 'i4'), np.arange(2, dtype='i4')
   atoms = np.zeros((2, 14, 3), 'f4')
   mask = np.zeros((2, 14), bool)
-  mask[0, 2] = mask[1, 0] = True  # C, and the next N
+  mask[0, 2] = mask[1, 0] = True  # C, and N of the next residue.
   loss, who = violations.clashes(codes, numbers, atoms, mask)
   assert loss == 0 and not who.any()
   loss, who = violations.clashes(codes, 2 * numbers, atoms, mask)
-  # Radii of 1.70 and 1.55 less 1.5, over two atoms.
+  # The radii 1.70 and 1.55 may overlap by 1.5. The loss is a mean over two
+  # atoms.
   assert loss == pytest.approx((1.70 + 1.55 - 1.5) / 2, abs=1e-3) and who.all()
 
 
@@ -148,7 +150,7 @@ def test_confidence_is_the_expectation_of_its_bins():
   ]
   error = 50 * jax.nn.one_hot(jnp.zeros((1, 30, 30), int), 64)
   mask = np.ones((1, 30), bool)
-  # Errors of 0.25 Angstrom; d0 of 30 residues is 1.24 x 15^(1/3) - 1.8.
+  # All errors are 0.25 Angstrom. For 30 residues d0 is 1.24 x 15^(1/3) - 1.8.
   scale = 1.24 * 15 ** (1 / 3) - 1.8
   expected = 1 / (1 + (0.25 / scale) ** 2)
   assert losses.expected_tm(error, mask)[0] == pytest.approx(expected, rel=1e-5)
@@ -163,7 +165,7 @@ def test_the_torsions_of_built_atoms_are_those_they_were_built_with():
   found, is_known = torsions.torsions(
     codes, 2 * np.arange(18, dtype='i4'), atoms, tables.mask[codes]
   )
-  # No residue has a neighbour, so omega and phi are unknown.
+  # The residues have gaps between them, so omega and phi are unknown.
   assert is_known[:, 2].all() and not is_known[:, :2].any()
   np.testing.assert_array_equal(is_known[:, 3:], tables.has_chi[codes])
   np.testing.assert_allclose(found[is_known], alpha[is_known], atol=2e-3)
@@ -196,11 +198,12 @@ def test_a_turn_by_pi_of_a_symmetric_chi_costs_nothing():
   mask = np.ones((3, 7), bool)
   other = torsions.other_torsions(codes, jnp.asarray(alpha))
   turned = alpha.copy()
-  turned[0, 4] *= -1  # Chi 2 of aspartate.
+  turned[0, 4] *= -1  # chi 2 of aspartate
   error = lambda x: losses.torsion(x, alpha, other, mask)[0]
   assert error(turned) < 1e-6
   turned[2, 4] *= -1
-  # Alanine has no symmetric atoms: (2 x 1)^2 over 21 torsions.
+  # Alanine has no symmetric atoms, so the squared error is (2 x 1)^2, in a mean
+  # over 21 torsions.
   assert error(turned) == pytest.approx(4 / 21, rel=1e-4)
   length = losses.torsion(3 * alpha, alpha, other, mask)[1]
   assert length == pytest.approx(2, rel=1e-4)
@@ -217,13 +220,14 @@ def test_a_crystal_has_few_violations():
   assert not broken.any() and bonds.max() == 0
   loss, who = violations.clashes(*arguments)
   assert who.mean() < 0.1
-  # Phi and psi of crambin's first helix (residues 7 to 17).
+  # Residues 7 to 17 are crambin's first helix; phi is about -63 degrees there,
+  # and psi about -42.
   found, is_known = torsions.torsions(*arguments)
   assert is_known[7:17, 1:3].all()
   degrees = np.rad2deg(np.arctan2(found[..., 1], found[..., 0]))
   assert abs(np.median(degrees[7:17, 1]) + 63) < 8
   assert abs(np.median(degrees[7:17, 2]) + 42) < 8
-  assert abs(np.abs(degrees[1:, 0]).min() - 180) < 20  # omega
+  assert abs(np.abs(degrees[1:, 0]).min() - 180) < 20  # omega is about 180.
 
 
 @protein_data.has_data
@@ -238,5 +242,6 @@ def test_psi_without_an_oxygen_comes_of_the_next_nitrogen():
   mask[:, 3] = False
   other, is_known = torsions.torsions(*arguments, mask)
   assert is_known[:-1, 2].all() and not is_known[-1, 2]
-  # The peptide bond is plane within a few degrees.
+  # A peptide bond is nearly flat, so both give the same psi within a few
+  # degrees.
   assert np.abs(found[:-1, 2] - other[:-1, 2]).max() < 0.3

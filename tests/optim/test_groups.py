@@ -36,8 +36,8 @@ ROUTER = (('router', 0.1, 0.0),)
 def test_a_group_has_its_rate_and_its_decay_of_adamw():
   made = optimizers.adamw(CONSTANT, factors=groups.factors_of(ROUTER))
   got = updated(optimizers.build(made, clip_norm=0))
-  # The first update of Adam is the sign of the gradient, so w becomes w - 0.5
-  # (1 + 0.1 w). The router has rate 0.05 and no decay.
+  # Adam's first update is the sign of the gradient, so w becomes w - 0.5 (1 +
+  # 0.1 w). The router has the learning rate 0.05 and no decay.
   np.testing.assert_allclose(got['w_DF'], [[1.4, -4.3]], rtol=1e-5)
   np.testing.assert_allclose(got['router'], [[1.95]], rtol=1e-5)
   np.testing.assert_allclose(got['scale'], [1.5], rtol=1e-5)
@@ -47,7 +47,8 @@ def test_a_group_has_its_rate_and_its_decay_of_adafactor():
   factors = groups.factors_of((('w_DF', 0.1, 2.0),))
   made = optimizers.adafactor(CONSTANT, weight_decay=0.1, factors=factors)
   got = updated(optimizers.build(made, clip_norm=0))
-  # This decay does not depend on the rate, so w becomes w - 0.05 - 0.2 w.
+  # Adafactor's decay does not depend on the learning rate, so w becomes w -
+  # 0.05 - 0.2 w.
   np.testing.assert_allclose(got['w_DF'], [[1.55, -3.25]], rtol=1e-4)
   np.testing.assert_allclose(got['router'], [[1.3]], rtol=1e-4)
 

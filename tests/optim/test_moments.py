@@ -15,7 +15,7 @@ def draws(shape, step=0):
 
 def test_signed_codes_are_127ths_of_the_largest_of_their_block():
   # Blocks have 128 numbers. The largest number of the second block is 254 = 2 x
-  # 127, so a code counts 2.
+  # 127, so code 1 stands for 2.
   x = np.zeros((1, 256), 'f4')
   x[0, :3] = 1.0, -127.0, 50.0
   x[0, 128:131] = 254.0, -2.0, 100.0
@@ -47,8 +47,8 @@ def test_codes_are_unbiased(kind):
   x = np.broadcast_to(row, (4096, 128))
   back = np.asarray(decode(*encode(x, draws(x.shape))), 'f8')
   step = 1 / 127 if kind == 'signed' else np.abs(row) / 8
-  # The standard deviation of a number is at most half a step. The standard
-  # deviation of the mean of 4,096 rows is 64 times smaller.
+  # The standard deviation of a rounded number is at most half a step. The
+  # standard deviation of the mean of 4,096 rows is 64 times smaller.
   assert np.all(np.abs(back.mean(axis=0) - row) < 5 * step / 2 / 64)
   assert np.all(np.abs(back - x) <= step * 1.001)
 
@@ -67,7 +67,7 @@ def test_blocks_are_whole_rows_where_128_does_not_divide_them():
 
 
 def trained(moment_dtype, steps=60):
-  """(parameters before, after) some steps on quadratic losses with noise."""
+  """Returns parameters (before, after) steps on quadratic losses with noise."""
   optimizer = optimizers.build(
     optimizers.adamw(CONSTANT, weight_decay=0.0, moment_dtype=moment_dtype),
     clip_norm=0,
@@ -117,12 +117,12 @@ def test_moments_take_the_bytes_of_their_format(moment_dtype, most):
 
 @pytest.mark.parametrize('moment_dtype', ['bfloat16', 'int8'])
 def test_a_second_moment_forgets_old_gradients(moment_dtype):
-  # With rounding to nearest, 0.95 times a small code is rounded to the same
-  # code, so it never decays.
+  # Rounding to the nearest code would never change a small code: 0.95 times the
+  # code is rounded to the same code.
   adam = moments.scale_by_adam(0.9, 0.95, 1e-8, moment_dtype)
   params = {'w': jnp.zeros((4, 128))}
-  # In each block one number gets a gradient, which keeps the scale of the block
-  # constant. The others get none.
+  # In each block one number has a gradient, so the scale of the block is
+  # constant. The others have none.
   keeps = jnp.zeros((4, 128)).at[:, 0].set(1.0)
 
   def body(state, grads):
@@ -134,8 +134,8 @@ def test_a_second_moment_forgets_old_gradients(moment_dtype):
   nu = state.nu['w'].astype(jnp.float32)
   if moment_dtype == 'int8':
     nu = moments.decode_positive(state.nu['w'], state.nu_scale['w'])
-  # After 40 steps the expected value is 0.05 x 0.95^40 = 0.0064. It is the mean
-  # of 508 stochastically rounded numbers.
+  # The expected value after 40 steps is 0.05 x 0.95^40 = 0.0064. The measured
+  # value is the mean of 508 stochastically rounded numbers.
   assert float(nu[:, 1:].mean()) == pytest.approx(0.05 * 0.95**40, rel=0.1)
 
 

@@ -21,7 +21,7 @@ DENSE = 'prefix_0/feed_forward/w_up_DF'
 
 
 def tree_of(arrays):
-  """A nested tree of arrays by path."""
+  """Makes a nested tree from path -> array."""
   tree = {}
   for path, array in arrays.items():
     *rooms, last = path.split('/')
@@ -37,7 +37,7 @@ def draw(*shape, seed=0):
 
 
 def direction(name, grad):
-  """The update direction of one parameter in the first step."""
+  """Returns the direction of a parameter's first update."""
   muon_direction, grads = muon.scale_by_muon(0.95), tree_of({name: grad})
   updates, _ = muon_direction.update(grads, muon_direction.init(grads))
   return jax.tree.leaves(updates)[0]
@@ -59,7 +59,7 @@ def test_singular_values_come_near_one_and_their_vectors_stay():
   x = draw(3, 16, 40)
   got = np.asarray(jax.jit(muon.orthogonalise)(x))
   u, _, v = np.linalg.svd(x, full_matrices=False)
-  # In the basis of the singular vectors of x the result is diagonal.
+  # In the basis of the singular vectors of x, the result must be diagonal.
   values = np.einsum('bri,brc,bjc->bij', u, got, v)
   diagonal = np.einsum('bii->bi', values)
   assert 0.65 < diagonal.min() and diagonal.max() < 1.25
@@ -102,9 +102,9 @@ def test_heads_are_columns_of_one_matrix():
 
 
 def test_an_update_is_as_large_as_one_of_adam():
-  # An entry of an orthogonal 16 x 64 matrix has the mean square 16 / (16 x 64)
-  # = 1 / 64. Times 0.2 x sqrt(64), the root mean square is 0.2 times singular
-  # values near 1.
+  # If all 16 singular values are 1, the mean square of the 16 x 64 entries is
+  # 16 / (16 x 64) = 1 / 64. The factor 0.2 x sqrt(64) makes the root mean
+  # square 0.2. Singular values are only near 1.
   got = direction('w_DF', draw(16, 64))
   rms = float(jnp.sqrt(jnp.mean(jnp.square(got))))
   assert rms == pytest.approx(0.2 * 0.9, rel=0.15)
@@ -160,7 +160,7 @@ def test_a_momentum_in_few_bits_takes_the_steps_of_a_whole_one(moment_dtype):
 
 
 def placed(mesh, arrays):
-  """(params, their shapes with shardings)."""
+  """Returns (params, their shapes with shardings)."""
   specs = {
     EXPERTS: P(None, 'expert', 'fsdp', 'model'),
     DOWN: P(None, 'expert', 'model', 'fsdp'),
@@ -230,8 +230,8 @@ def test_devices_together_make_the_update_of_one(sizes, moment_dtype):
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
   if sizes.get('data') == 1:
-    # Only single numbers and scales are gathered, so no device has a whole
-    # stack.
+    # Only single numbers and scales are gathered, so no device gets a whole
+    # stack of matrices.
     assert 'all-to-all' in text
     assert largest_gather(text) < D * F
 
@@ -257,7 +257,8 @@ def test_whole_matrices_are_shared_before_columns_are_divided():
 
 def test_a_layout_that_leaves_a_matrix_in_parts_is_refused_with_a_reason():
   mesh = make_mesh(MeshShape(data=1, fsdp=8))
-  # 8 rows can be sharded over 8 devices; 3 matrices or 12 columns cannot.
+  # 3 matrices or 12 columns cannot be divided over 8 devices. 8 rows could be,
+  # but rows are never divided.
   stack = matrices.matrix_of(EXPERTS, (1, 3, 8, 12))
   sharding = jax.NamedSharding(mesh, P(None, None, 'fsdp', None))
   with pytest.raises(ValueError) as error:
@@ -268,8 +269,8 @@ def test_a_layout_that_leaves_a_matrix_in_parts_is_refused_with_a_reason():
 
 def test_flops_are_those_of_five_steps_of_three_products():
   stack = matrices.matrix_of(EXPERTS, (1, 3, 8, 12))
-  # Each of 5 iterations on each of 3 matrices has three products: Gram matrix
-  # 2 x 8 x 8 x 12 = 1536, its square 2 x 8^3 = 1024, product with x 1536.
+  # 3 matrices have 5 iterations of three products. The Gram matrix takes 2 x 8
+  # x 8 x 12 = 1536 FLOPs, its square 2 x 8^3 = 1024, the product with x 1536.
   assert muon.flops(stack) == 3 * 5 * (1536 + 1024 + 1536)
 
 

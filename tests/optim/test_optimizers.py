@@ -22,7 +22,7 @@ def updated(optimizer, params, grads, steps=1):
 
 
 def test_a_long_gradient_is_clipped_to_the_norm():
-  # The norm of (3, 4) is 5. Clipped to norm 2 the gradient is (1.2, 1.6).
+  # The gradient (3, 4) has norm 5. After clipping to norm 2 it is (1.2, 1.6).
   optimizer = optimizers.build(optax.sgd(1.0), clip_norm=2.0)
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
   grads = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
@@ -39,7 +39,7 @@ def test_a_short_gradient_and_no_clipping_leave_it_alone(clip_norm, gradient):
 
 
 def test_the_first_step_of_adamw_is_the_sign_and_the_decay_of_matrices():
-  # In the first step m / sqrt(v) is the sign of the gradient. So a matrix
+  # In the first step m / sqrt(v) is the sign of the gradient, so a matrix w
   # becomes w - 0.5 (sign + 0.1 w).
   optimizer = optimizers.build(optimizers.adamw(CONSTANT), clip_norm=0)
   params = {
@@ -74,8 +74,8 @@ def test_adafactor_keeps_rows_and_columns_of_large_arrays_only():
 
 
 def test_the_first_step_of_adafactor_goes_by_the_sign():
-  # In the first step the second moment is g^2, so the update has the root mean
-  # square 1.
+  # In the first step the second moment is g^2, so the root mean square of the
+  # update is 1.
   optimizer = optimizers.build(optimizers.adafactor(CONSTANT), clip_norm=0)
   got = updated(
     optimizer, {'w': jnp.zeros((2, 2))}, {'w': jnp.array([[9.0, -1], [2, -3]])}
@@ -104,8 +104,8 @@ def test_frozen_parts_stay_and_have_no_state():
   grads = jax.tree.map(jnp.ones_like, params)
   got = updated(optimizer, params, grads, steps=3)
   np.testing.assert_array_equal(got['embedding']['table'], np.ones((4, 2)))
-  # The pattern matches only a part of 'stack/embedding/table', so it does not
-  # apply.
+  # The pattern matches only a part of 'stack/embedding/table', so this
+  # parameter is trained.
   for array in jax.tree.leaves(got['stack']):
     assert np.all(np.asarray(array) < 0.5)
   state = jax.eval_shape(optimizer.init, params)

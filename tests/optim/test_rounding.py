@@ -15,17 +15,18 @@ def random_bits(shape, seed=0, step=STEP, index=0, stream=0):
 
 def test_bits_are_uniform_and_neighbours_are_uncorrelated():
   bits = np.asarray(random_bits((64, 1024)))
-  # Each of 16 values is expected 4,096 times in 65,536 draws, with a standard
-  # deviation of 62.
+  # In 65,536 draws each of the 16 values is expected 4,096 times, with a
+  # standard deviation of 62.
   for shift in (0, 12, 28):
     counts = np.bincount((bits >> shift & 15).ravel(), minlength=16)
     assert np.abs(counts - 4096).max() < 5 * 62
   u = bits / 2**32 - 0.5
   for dim in (0, 1):
     neighbours = np.mean(u * np.roll(u, 1, axis=dim)) * 12
-    # The standard deviation is 1 / sqrt(65,536) = 1 / 256.
+    # A correlation of 65,536 independent pairs has a standard deviation of 1 /
+    # sqrt(65,536) = 1 / 256.
     assert abs(neighbours) < 5 / 256
-  # Of 65,536 independent draws of 32 bits, few are equal: 0.5 pairs on average.
+  # 65,536 independent draws of 32 bits have 0.5 equal pairs on average.
   assert len(np.unique(bits)) > 65_500
 
 
@@ -40,7 +41,7 @@ def test_bits_of_another_seed_step_array_or_stream_are_uncorrelated(change):
 
 
 def test_bits_repeat_nowhere_in_an_array_of_more_than_2_to_the_32_numbers():
-  # The places of the two layers are 2^32 apart, which overflows a 32-bit
+  # The places of the two layers differ by 2^32, which overflows a 32-bit
   # counter. Only a corner of each layer is computed.
   corner = lambda layer: np.asarray(
     jax.jit(lambda: random_bits((65_537, 256, 256))[layer, :4, :4])()
@@ -49,11 +50,11 @@ def test_bits_repeat_nowhere_in_an_array_of_more_than_2_to_the_32_numbers():
 
 
 def test_rounding_goes_up_as_often_as_the_remainder_says():
-  # x lies a quarter of the way from 1 to the next bfloat16, which is 1 + 1/128.
+  # The next bfloat16 above 1 is 1 + 1/128, so x lies a quarter of the way up.
   x = jnp.full((256, 256), 1 + 1 / 512, jnp.float32)
   rounded = np.asarray(rounding.to_bfloat16(x, random_bits(x.shape)), 'f4')
   assert set(np.unique(rounded)) == {1.0, 1 + 1 / 128}
-  # In 65,536 draws the share has a standard deviation of 0.0017.
+  # The share in 65,536 draws has a standard deviation of 0.0017.
   assert np.mean(rounded > 1) == pytest.approx(0.25, abs=5 * 0.0017)
 
 
@@ -79,8 +80,8 @@ def test_bfloat16_numbers_and_not_finite_ones_stay():
 
 
 def test_updates_below_half_a_step_of_the_format_arrive_on_average():
-  # The next bfloat16 above 1.0 is 2^-7 away. 20 updates of 1/4096 add up to
-  # 0.0049, which is less.
+  # The next bfloat16 above 1 is 1 + 2^-7 = 1.0078. 20 updates of 1/4096 add up
+  # to 0.0049.
   params = {'w': jnp.ones((64, 64), jnp.bfloat16)}
   updates = {'w': jnp.full((64, 64), 2.0**-12)}
 

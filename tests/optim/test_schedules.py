@@ -8,8 +8,8 @@ def test_rsqrt_at_warm_up_peak_and_later():
   assert float(rate(0)) == pytest.approx(2 * 1 / 4)
   assert float(rate(1)) == pytest.approx(2 * 2 / 4)
   assert float(rate(3)) == pytest.approx(2.0)
-  # The rate of the 16th update is sqrt(4 / 16) = 1/2 of the peak, that of the
-  # 100th sqrt(4 / 100).
+  # After 4 steps of warm-up, the rate of update n is sqrt(4 / n) of the peak:
+  # 1/2 for n = 16, and 1/5 for n = 100.
   assert float(rate(15)) == pytest.approx(1.0)
   assert float(rate(99)) == pytest.approx(0.4)
 
@@ -19,7 +19,7 @@ def test_cosine_at_warm_up_peak_middle_and_end():
   assert float(rate(0)) == pytest.approx(2 * 1 / 10)
   assert float(rate(9)) == pytest.approx(2.0)
   assert float(rate(10)) == pytest.approx(2.0)
-  # The rate falls from 1 to 1/10 of the peak. Half way down, the cosine gives
+  # The rate falls from 1 to 1/10 of the peak. In the middle, the cosine gives
   # 1/10 plus (1 + cos(pi / 2)) / 2 = 1/2 of the other 9/10.
   assert float(rate(60)) == pytest.approx(2 * (0.1 + 0.9 / 2))
   assert float(rate(110)) == pytest.approx(0.2)

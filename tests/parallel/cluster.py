@@ -1,4 +1,4 @@
-"""Processes that form a cluster on this machine."""
+"""Starts processes that form a cluster on this machine."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import sys
 
 
 def started(arguments, num_processes, num_devices, numbers=None):
-  """Starts Python processes that form one cluster; each has CPU devices.
+  """Starts Python processes that form one cluster, with CPU devices.
 
   If `numbers` are given, only these processes are started.
   """

@@ -84,19 +84,18 @@ def test_a_mesh_can_use_some_of_the_devices():
 @pytest.mark.parametrize(
   ('shape', 'num_devices', 'sizes'),
   [
-    # The run's own mesh fits the devices.
+    # The mesh of the run has as many devices.
     (MeshShape(data=2, expert=4), 8, (1, 2, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=-1, expert=4), 8, (1, 1, 2, 4, 1, 1)),
-    # There are fewer devices: the expert axis takes them first.
+    # There are fewer devices. The expert axis takes devices first.
     (MeshShape(data=2, fsdp=1, expert=4), 1, (1, 1, 1, 1, 1, 1)),
     (MeshShape(data=1, fsdp=2, expert=4), 4, (1, 1, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=1, expert=6), 4, (1, 2, 1, 2, 1, 1)),
-    # There are more devices: the axis of size -1 takes them, or else the data
-    # axis.
+    # There are more devices. The axis of size -1 takes the remaining devices.
+    # Without such an axis, data takes them.
     (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
     (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
-    # In sampling, tokens are written one by one, so the context axis is not
-    # used.
+    # Sampling makes tokens one by one, so the context axis is not used.
     (MeshShape(data=2, context=4), 8, (1, 8, 1, 1, 1, 1)),
   ],
 )
@@ -121,7 +120,7 @@ def test_the_first_axis_spans_two_emulated_slices_of_4_devices(sizes, axis):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A TPU of a slice; the slices may come in any order."""
+  """Poses as a TPU of a slice."""
 
   id: int
   slice_index: int
@@ -132,7 +131,7 @@ class Chip:
 
   @property
   def coords(self):
-    """The place in a slice of 2x2x1."""
+    """The coordinates in a slice of 2x2x1 TPUs."""
     return self.id // 2 % 2, self.id // 4, 0
 
 

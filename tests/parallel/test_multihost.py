@@ -26,7 +26,7 @@ SLURM = {
 
 
 class Answered:
-  """A roll call to which all processes have come."""
+  """A roll call that all processes have joined."""
 
   def __init__(self, place):
     self.place = place
@@ -38,7 +38,7 @@ class Answered:
 
 @pytest.fixture
 def calls(monkeypatch):
-  """The arguments of each call of JAX's own initialisation."""
+  """Replaces JAX's initialisation; returns the list of its arguments."""
   for name in (*NAMES, *SLURM, 'TPU_WORKER_HOSTNAMES', 'JOIN_SECONDS'):
     monkeypatch.delenv(name, raising=False)
   found = []
@@ -89,18 +89,18 @@ def test_slurm_says_which_process_this_is(
   for name, value in (SLURM | {'SLURM_STEP_TASKS_PER_NODE': per_node}).items():
     monkeypatch.setenv(name, value)
   processes.initialize()
-  # JAX adds the job's number, modulo 2^12, to 65535 - 2^12 + 1. A process that
-  # is alone on its node uses all devices of the node.
+  # JAX's port is 65535 - 2^12 + 1 plus the job's number modulo 2^12. A process
+  # that is alone on its node uses all devices of the node.
   assert calls == [('node03:61440', 2, 1, devices)]
 
 
 def test_a_pod_that_belongs_to_no_job_is_alone(calls, monkeypatch, recwarn):
   monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')
   processes.initialize()
-  assert calls == [] and not recwarn  # JAX warns that a package is missing.
+  assert calls == [] and not recwarn  # JAX would warn of a missing package.
 
 
-# It joins the others, and prints what they were called.
+# A program that joins the other processes and prints them.
 JOIN = """
 import sys
 from launch import runtime
@@ -120,8 +120,8 @@ def test_a_process_that_was_not_started_is_named_by_all(missing, monkeypatch):
     assert 'not started after' in text.splitlines()[-1]
 
 
-# Process 0 gets SIGTERM at step 5. Both processes must leave the loop at the
-# same step.
+# A program in which process 0 gets SIGTERM at step 5. All processes must leave
+# the loop at the same step.
 PROGRAM = """
 import os, signal, time
 from moe.parallel import processes
@@ -141,7 +141,7 @@ print(len(jax.devices()), step, stop.is_set)
 
 
 def words(process):
-  """Words of the output of a process, without the lines of Gloo."""
+  """Returns the words of a process's output, without the lines of Gloo."""
   lines = process.communicate(timeout=120)[0].splitlines()
   return ' '.join(x for x in lines if not x.startswith('[Gloo]')).split()
 
@@ -155,7 +155,8 @@ def test_two_processes_stop_at_one_step_when_one_gets_sigterm():
   assert 5 < int(first[1]) < 199
 
 
-# Neighbouring devices of the mesh belong to different processes.
+# A program that puts rows on a mesh. Neighbouring devices along the axis
+# 'model' belong to different processes.
 ROWS = """
 from moe.parallel import multihost, processes
 processes.initialize()
@@ -181,8 +182,8 @@ def test_each_process_puts_the_rows_of_its_devices():
   processes = started(['-c', ROWS], 2, 2)
   first, second = map(words, processes)
   everything, total = '0,1,2,3,4,5,6,7,True', str(sum(range(32)))
-  # In the three placements a process has all rows, half of the rows, or some
-  # columns of all rows.
+  # With the first sharding, a process needs some columns of all rows; with the
+  # second, half of the rows; with the third, all rows.
   even, odd = '0,1,4,5,True', '2,3,6,7,True'
   assert first == [everything, total, even, total, everything, total]
   assert second == [everything, total, odd, total, everything, total]
@@ -212,10 +213,10 @@ def started_run(workdir, num_processes, more=()):
 
 
 def ended(processes):
-  """Waits until all processes have succeeded; returns their standard errors."""
+  """Waits until all processes have succeeded; returns their texts on stderr."""
   try:
     errors = [p.communicate(timeout=300)[1] for p in processes]
-  finally:  # If one process fails, the other one would wait for it forever.
+  finally:  # If one process fails, others would wait for it for ever.
     for process in processes:
       process.kill()
   assert {p.returncode for p in processes} == {0}, errors
@@ -223,7 +224,7 @@ def ended(processes):
 
 
 def numbers(workdir, name):
-  """(step, task, name) -> number in a log, without times and layers."""
+  """Returns (step, task, name) -> number in a log, for all scalars."""
   found = {}
   for line in (workdir / name).read_text().splitlines():
     record = json.loads(line)
@@ -284,7 +285,7 @@ def test_four_processes_train_like_one(tmp_path, one):
 
 @pytest.mark.nightly
 def test_a_run_moves_from_8_devices_to_4_to_2_to_1(tmp_path, one):
-  # The expert axis changes, too.
+  # The size of the expert axis changes, too.
   for devices, expert, last in (
     (8, 2, 4),
     (4, 4, 8),
@@ -356,7 +357,7 @@ def test_a_killed_process_is_named_within_15_seconds(tmp_path, victim):
   assert f'error: process {victim} (' in error.splitlines()[-1]
 
 
-# Process 1 reads its batches slowly.
+# A program in which process 1 reads batches slowly.
 SLOW = """
 import os, sys, time
 from launch import train

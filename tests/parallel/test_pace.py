@@ -7,8 +7,8 @@ from moe.parallel.pace import WINDOW, Clock, Pace
   ('hosts', 'named'),
   [
     ([0.1, 0.1, 0.5], [2]),
-    ([0.1, 0.1, 0.19], []),  # It is not twice as slow.
-    ([0.001, 0.001, 0.02], []),  # The step hardly notices.
+    ([0.1, 0.1, 0.19], []),  # The last wait is not twice as long.
+    ([0.001, 0.001, 0.02], []),  # The difference is small for a step.
     ([0.5, 0.1], [0]),
     ([0.5, 0.5, 0.5], []),
   ],
@@ -36,7 +36,7 @@ def test_a_process_that_is_behind_is_compared_in_its_own_window():
 
 def test_a_clock_gives_the_median_of_each_window():
   clock = Clock()
-  # The first step compiles. A resumed run may begin inside a window.
+  # Step 1 compiles, so it is slow. Steps 21 to 30 do not fill a window.
   found = [clock.add(s, 9.0 if s == 1 else 0.1, 1.0) for s in range(1, 31)]
   assert [i + 1 for i, times in enumerate(found) if times] == [WINDOW]
   assert found[WINDOW - 1] == (0, 0.1, 1.0)

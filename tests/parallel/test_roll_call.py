@@ -11,7 +11,7 @@ from moe.parallel import roll_call
 
 @pytest.fixture
 def place():
-  """The place of process 0 among three, on free ports of this machine."""
+  """The place of process 0 among three, with free ports of this machine."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
@@ -20,14 +20,14 @@ def place():
 
 @pytest.fixture(autouse=True)
 def ends(monkeypatch):
-  """Collects the news after which the process would end."""
+  """Collects the messages after which this process would end."""
   found = []
   monkeypatch.setattr(roll_call, '_end_after', found.append)
   return found
 
 
 def connected(place, number, **hello):
-  """A connection that poses as a process: (socket, file of its replies)."""
+  """Connects and poses as a process; returns (socket, file with replies)."""
   connection = socket.create_connection(place.endpoint)
   words = {'process': number, 'of': place.num_processes, 'host': 'x', **hello}
   connection.sendall(json.dumps(words).encode() + b'\n')
@@ -36,12 +36,12 @@ def connected(place, number, **hello):
 
 @pytest.fixture
 def hub(place, ends):
-  """Process 0 while it calls the roll in another thread."""
+  """Makes a `Hub` that calls the roll in another thread."""
   hub = roll_call.Hub(place)
   hub.thread = threading.Thread(target=hub.call, args=(10, {}), daemon=True)
   hub.thread.start()
   yield hub
-  # News that came after the test would end this process.
+  # A message that arrives after the test would end this process.
   for peer in list(hub._peers.values()):
     peer.has_left = True
     with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
   assert (
     news['lost'] == 'process 1 (x) ended with code 2: D_MODEL=3 must be even.'
   )
-  assert news['grace'] > 0  # The others may have to report the same error.
+  assert news['grace'] > 0  # Others need time to report the same error.
   until(lambda: ends == [news])
 
 
@@ -111,7 +111,7 @@ def test_a_process_with_a_wrong_number_is_refused(place, hub, hello, reply):
   until(lambda: hub.absent().startswith('process 2 (c) of 3'))
   _, replies = connected(place, 2, **hello)
   assert json.loads(replies.readline()) == {'error': reply}
-  second = connected(place, 2)  # The roll call goes on without it.
+  second = connected(place, 2)  # The roll call goes on after the refusal.
   for _, replies in (first, second):
     assert json.loads(replies.readline()) == {'go': socket.gethostname()}
 

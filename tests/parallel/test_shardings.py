@@ -68,13 +68,13 @@ def test_optimizer_state_is_divided_over_the_data_axis_as_well():
   opt = jax.eval_shape(optax.scale_by_adam().init, params)
   got = shardings.optimizer_shardings(opt, params, placed, mesh)
   assert got.count.spec == P()
-  # 'data' shards the second dim, because 'expert' has already sharded the first
-  # one down to one expert per device.
+  # 'data' divides the second dim, because 'expert' divides the first dim into
+  # single experts.
   assert got.mu['w_up'].spec == P('expert', ('fsdp', 'data'), None)
   assert got.nu['w_up'].spec == got.mu['w_up'].spec
   assert got.mu['odd'].spec == P(None, 'data')
   assert got.mu['prime'].spec == P(None)
-  # Unlike the moments, parameters are replicated over 'data'.
+  # Parameters are replicated over 'data', unlike moments.
   assert placed['w_up'].spec == P('expert', 'fsdp', None)
 
 
@@ -93,7 +93,7 @@ def test_factored_state_follows_the_dims_that_it_has():
   }
   assert specs[4, 64] == P('expert', 'data')
   assert specs[4, 96] == P('expert', 'data')
-  assert specs[1,] == P()  # Adafactor puts a placeholder of size 1 here.
+  assert specs[1,] == P()  # Adafactor's placeholder has size 1.
 
 
 def test_codes_are_divided_like_their_parameter_and_scales_by_whole_blocks():
@@ -141,7 +141,7 @@ def test_all_axes_of_the_batch_divide_it():
   mesh = make_mesh(MeshShape(data=2, expert=4))
   tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 6)) == (2, 6)
-  # The axis 'context' shards the sequence.
+  # The axis 'context' divides the sequence.
   mesh = make_mesh(MeshShape(data=2, context=4))
   tokens = shardings.batch_shardings(fields, STANDARD, mesh)['tokens']
   assert tokens.shard_shape((16, 8)) == (8, 2)

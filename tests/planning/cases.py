@@ -1,4 +1,4 @@
-"""A run for forecasts whose state nearly fills four chips."""
+"""A run for forecasts. Its state nearly fills the memory of a chip."""
 
 from launch.configs import configuration
 
@@ -8,8 +8,8 @@ FILES = [
   'tasks/builtin.gin',
   'runs/train.gin',
 ]
-# 0.9 billion parameters have 14 GB of state. It is replicated on 4 chips, which
-# have 16 GB each.
+# The model has 0.9 billion parameters: 14 GB with moments and gradients. Each
+# of 4 chips has 16 GB and stores all of them.
 MACROS = {
   'D_MODEL': 1024,
   'NUM_LAYERS': 8,

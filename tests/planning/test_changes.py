@@ -1,4 +1,4 @@
-"""The plan proposes changes that save memory according to the forecast."""
+"""Changes of a run that save memory according to the forecast."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def slice_():
 
 @pytest.fixture(scope='module')
 def offered(slice_):
-  """Forecasts for a replicated run and for each change that may save memory."""
+  """Returns (forecast of a replicated run, change -> forecast with it)."""
   run = loaded(MESH_DATA=4)
   devices = topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices)

@@ -41,9 +41,10 @@ def test_groups_of_modalities_drop_alike_if_they_fit_their_tokens():
 
 
 def test_a_modality_with_twice_the_tokens_of_its_experts_overflows():
-  # An expert has space for 1.55 times its even share. Of all tokens, 95% are
-  # codes, which get half of the experts, so these get 1.9 times that share. Of
-  # the rows of codes, 1 - 1.55 / 1.9 = 18.4% are lost, but none of text.
+  # An expert has slots for 1.55 times an even share of the rows. 95% of the
+  # tokens are image codes, and half of the experts are reserved for them. So
+  # these experts get 1.9 times the even share, and drop 1 - 1.55 / 1.9 = 18.4%
+  # of the rows. Text drops no rows.
   run = configuration.load([PICTURES], ['run.Data.shares=(0.05, 0.95)'])
   found = execution.drops_by_modality(run, 2048, 0.0)
   assert found['image'] == pytest.approx(1 - 1.55 / 1.9, abs=1e-3)
@@ -73,7 +74,7 @@ POOLED = {
 
 
 def test_devices_that_share_tokens_fill_the_same_pool():
-  # 16 x 128 tokens are sharded over 2 x 4 devices. 4 devices share one buffer.
+  # 16 x 128 tokens are divided over 2 x 4 devices. 4 devices share one buffer.
   apart = execution.buffers(loaded(MESH_DATA=2, **POOLED), 8)
   shared = execution.buffers(loaded(MESH_DATA=2, MESH_MODEL=2, **POOLED), 16)
   assert apart == shared
@@ -90,10 +91,10 @@ def test_an_axis_of_size_minus_one_grows_with_the_number_of_devices():
 def test_attention_is_a_kernel_on_tpus_only():
   run = loaded(SEQUENCE_LENGTH=1024, BATCH_SIZE=8)
   made = execution.execution_of(run, 1, is_tpu=True)
-  # Of 2 x 2 tiles of 512, the kernel computes 3.
+  # The kernel computes 3 of the 2 x 2 tiles of 512 x 512 scores.
   assert (made.attention_share, made.attention_backward) == (3 / 4, 3.5)
-  # Plain XLA computes a quarter of the queries at a time, which see 1, 2, 3 and
-  # 4 quarters of the keys. These are 10 of 16 parts.
+  # Plain XLA computes one quarter of the queries after the other, with 1, 2, 3
+  # and 4 quarters of the keys. So it computes 10 of 16 parts of the scores.
   made = execution.execution_of(run, 1)
   assert (made.attention_share, made.attention_backward) == (5 / 8, 2)
   plain = loaded(ATTENTION_KERNEL="'xla'")
@@ -101,9 +102,9 @@ def test_attention_is_a_kernel_on_tpus_only():
 
 
 def test_blocks_of_the_prefix_are_recomputed_one_by_one():
-  # One prefix block, then three periods of a dense and a sparse block. The
-  # prefix block and the sparse blocks skip their last product when they are
-  # recomputed; the three dense blocks of periods run all three products again.
+  # The model has a prefix block, then three periods of a dense and a sparse
+  # block. The recomputed prefix block skips its last product. The recomputed
+  # dense blocks of the periods run all three products.
   run = loaded(NUM_DENSE_PREFIX=1, NUM_LAYERS=7, MOE_EVERY=2, REMAT="'full'")
   recomputed = execution.execution_of(run, 1).recomputed
   assert recomputed['attention'] == 1

@@ -24,7 +24,8 @@ def test_blocks_of_the_prefix_take_memory_too(slice_):
     predicted = layout.predict_memory(run, where)
     return predicted.parts['kept for the backward pass']
 
-  # At least the inputs of 4 more blocks are stored, each with 16 * 2048 tokens.
+  # At least the inputs of 4 more blocks are stored: 16 * 2048 tokens, width
+  # 1024, 2 bytes per number.
   more = kept(NUM_LAYERS=6, NUM_DENSE_PREFIX=4) - kept(NUM_LAYERS=2)
   assert more >= 4 * 16 * 2048 * 1024 * 2
 
@@ -33,7 +34,7 @@ TWIN = dict(DENSE_TWIN=True, MESH_DATA=4)
 
 
 def test_a_dense_twin_has_no_rows_of_experts(slice_):
-  # Two active experts of width 4096 become one dense layer of twice the width.
+  # A dense layer of twice the width replaces two active experts of width 4096.
   run = loaded(**TWIN)
   sizes = layout.sizes_of(run, make_mesh(run.mesh, topology.devices(slice_)))
   assert (sizes.expert_width, sizes.expert_rows) == (0, 0)
@@ -49,7 +50,7 @@ def test_the_forecast_of_a_dense_twin_sends_no_rows(slice_):
 
 
 def test_a_dense_twin_needs_no_routing_groups():
-  # Groups of 3,000 tokens do not divide sequences of 2,048.
+  # Groups of 3,000 tokens do not divide sequences of 2,048 tokens.
   layout.check(loaded(**TWIN, GROUP_SIZE=3000), 4)
   with pytest.raises(ValueError, match='GROUP_SIZE=3000 must divide'):
     layout.check(loaded(MESH_DATA=4, GROUP_SIZE=3000), 4)

@@ -1,4 +1,4 @@
-"""Our parameter counts beside published figures."""
+"""Our counts of parameters beside published counts."""
 
 import pytest
 
@@ -13,16 +13,17 @@ def described(name):
 
 def test_a_row_by_hand():
   # The model 'tiny' has vocabulary 2304, width 128, 2 layers, 4 query and 2 key
-  # heads of 32, and 8 experts of width 128, top-2. A layer has queries and
-  # output 2 * 128 * 128 plus keys and values 2 * 128 * 64 = 49,152 parameters,
-  # an expert 3 * 128 * 128 = 49,152, the router 128 * 8 = 1,024, and two norms
-  # of 128 and two of 32 have 320. The table has 294,912.
+  # heads of 32, and 8 experts of width 128, top-2. The attention of a layer has
+  # 2 * 128 * 128 + 2 * 128 * 64 = 49,152 parameters, an expert 3 * 128 * 128 =
+  # 49,152, and the router 128 * 8 = 1,024. Two norms of 128 and two of 32 have
+  # 320 parameters. The table has 294,912.
   layer = 49_152 + 1_024 + 320
   row = described('tiny')
   assert row['params_total'] == 294_912 + 128 + 2 * (layer + 8 * 49_152)
   active = 294_912 + 128 + 2 * (layer + 2 * 49_152)
   assert row['params_active'] == active
-  # Attention takes 4 heads * 32 features * 4 FLOPs * 1,024 keys in 2 layers.
+  # A token sees 1,024 of 2,048 keys on average. Attention takes 4 heads * 32
+  # features * 4 FLOPs * 1,024 keys in 2 layers.
   assert row['flops_per_token_forward'] == 2 * active + 2 * 4 * 32 * 4 * 1_024
   assert row['flops_per_token_train'] == 3 * row['flops_per_token_forward']
   assert row['param_bytes'] == 4 * row['params_total']

@@ -41,7 +41,7 @@ def test_components_add_up_to_the_parameters(facts):
 
 def test_tokens_and_chip_hours_of_the_run_by_hand(facts):
   # The run has 1000 steps of 16 rows with 128 tokens. An H100 has 989 TFLOP/s,
-  # and the plan assumes that 40% of it is used.
+  # and the plan assumes an MFU of 40%.
   assert facts['tokens'] == 1000 * 16 * 128
   flops = facts['tokens'] * facts['flops_per_token_train']
   hours = flops / (989e12 * 0.4) / 3600
@@ -137,12 +137,12 @@ def test_a_plan_counts_products_and_state_of_muon():
   facts = plan.plan_shapes(configuration.load(files, bindings))
   plain = plan.plan_shapes(cases.loaded())
   assert plain['flops_per_token_optimizer'] == 0
-  # Most FLOPs are those of experts. In 4 of 8 layers, 16 experts have 3
+  # Experts have most of Muon's FLOPs. 4 of 8 layers have 16 experts with 3
   # matrices of 1024 x 4096.
   step = 5 * (4 * 1024**2 * 4096 + 2 * 1024**3)
   experts = 4 * 16 * 3 * step / (64 * 2048)
   assert experts < facts['flops_per_token_optimizer'] < 1.2 * experts
-  # Muon stores one momentum per matrix, AdamW two for the table of 16384 x
-  # 1024.
+  # Muon stores one moment of each matrix. AdamW stores two moments of the table
+  # of 16384 x 1024.
   wanted = plain['optimizer_bytes'] / 2 + 4 * 16384 * 1024
   assert facts['optimizer_bytes'] == pytest.approx(wanted, rel=0.01)

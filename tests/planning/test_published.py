@@ -18,7 +18,7 @@ PUBLISHED = published.PUBLISHED_RUNS[0]
 
 def test_tokens_and_mfu_follow_from_a_predicted_step_time():
   # 100 tokens in 2 s are 50 tokens/s. At the peak a token takes 0.01 s, so the
-  # MFU is a half.
+  # MFU is 0.5.
   found = published.predictions(MADE, 100, 0.01)['no_overlap']
   assert found == {
     'step_seconds': 2.0,
@@ -31,7 +31,7 @@ def test_an_mfu_that_counts_all_scores_is_lower_by_our_counter():
   run = configuration.load([PUBLISHED.gin_file], [])
   counted = plan.plan_shapes(run)['flops_per_token_train']
   found = published.measured(PUBLISHED, run, counted)
-  # The masked scores of a token take 12 FLOP x 32 heads x 128 features x 2,048
+  # The masked scores of a token take 12 FLOPs x 32 heads x 128 features x 2,048
   # keys x 32 layers.
   theirs = counted + 12 * 32 * 128 * 2048 * 32
   assert found['mfu'] == pytest.approx(0.5489 * counted / theirs)

@@ -1,4 +1,4 @@
-"""The search compares layouts by their forecasts."""
+"""The search ranks layouts by their forecasts."""
 
 import pytest
 
@@ -62,8 +62,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_reason(slice_):
 
 @pytest.mark.slow
 def test_transfers_longer_than_products_are_refused_with_the_reason(slice_):
-  # With 128 tokens per chip, gathering weights and summing gradients take
-  # longer than products.
+  # With 128 tokens per chip, gathering parameters and summing gradients take
+  # longer than all products.
   run = loaded(NUM_LAYERS=4, BATCH_SIZE=4, SEQUENCE_LENGTH=128, GROUP_SIZE=128)
   found, refused = search.search(run, slice_)
   reasons = ' '.join(refused)

@@ -1,4 +1,4 @@
-"""Compares runs of the same seed; gains are worked out by hand."""
+"""Comparisons of two groups of runs, with gains that are computed by hand."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from moe.report import comparison, comparison_page
 def write_run(
   directory, seed, bits, task='poems', step_tokens=100, held_out=(), **more
 ):
-  """Writes a work directory with two evaluations, ten steps apart."""
+  """Writes a work directory with evaluations at two steps."""
   directory.mkdir()
   (directory / 'config.gin').write_text(f'{seed} {task}')
   with open(directory / 'log.jsonl', 'w') as log:
@@ -42,7 +42,7 @@ def sides(tmp_path):
 
 
 def configured(path):
-  """Seed and tasks; config.gin holds nothing else here."""
+  """Reads (seed, tasks) from a config.gin that contains nothing else."""
   seed, task = path.read_text().split()
   return int(seed), (task, task)
 
@@ -58,7 +58,7 @@ def test_gain_and_standard_error_are_paired_by_seed(sides):
   assert found['seeds'] == [0, 1, 2]
   assert poems['tokens'] == [1000, 2000]
   # At the last step the gains are 7.1 - 7.0 = 0.1, 7.4 - 7.1 = 0.3 and 7.6 -
-  # 7.2 = 0.4. Their mean is 0.8 / 3 = 0.2667. Their variance is (0.1667^2 +
+  # 7.2 = 0.4, with the mean 0.8 / 3 = 0.2667. Their variance is (0.1667^2 +
   # 0.0333^2 + 0.1333^2) / 2 = 0.02333 = 0.07 / 3.
   assert poems['gain'][1] == pytest.approx(0.8 / 3)
   assert poems['standard_error'][1] == pytest.approx(math.sqrt(0.07 / 3 / 3))
@@ -73,8 +73,8 @@ def test_the_scores_are_means_over_seeds_with_their_intervals(sides):
   assert [one.name for one in scores] == names
   ours, _, gain = scores
   assert (ours.value, ours.n, gain.n) == (pytest.approx(7.1), 3, 3)
-  # With two degrees of freedom the interval is 4.3027 (Student's t) times the
-  # standard error.
+  # For two degrees of freedom, Student's t is 4.3027 at 97.5%. The interval
+  # extends this many standard errors to both sides.
   margin = 4.3027 * math.sqrt(0.07 / 3 / 3)
   assert gain.value == pytest.approx(0.8 / 3)
   assert gain.high - gain.value == pytest.approx(margin, rel=1e-4)

@@ -1,4 +1,4 @@
-"""The summary and the page of a ladder, from the files of its runs."""
+"""The summary and the page of a ladder, made from the files of its runs."""
 
 import json
 
@@ -12,7 +12,7 @@ BITS = {'dense': (8.0, 7.0, 6.5), 'sparse': (7.9, 6.5, 5.9)}
 
 
 def write_run(directory, seed, bits, is_sparse):
-  """Writes a run of three evaluations; the corpus 'law' costs 1 bit more."""
+  """Writes a run with three evaluations; the corpus 'law' needs 1 bit more."""
   directory.mkdir(parents=True)
   (directory / 'config.gin').write_text(str(seed))
   time = {'elapsed': 60.0}
@@ -37,8 +37,8 @@ def write_run(directory, seed, bits, is_sparse):
 def summary(tmp_path):
   directories = {
     arm: [
-      # In the sparse arm, the second seed is 0.2 bits worse than the first. In
-      # the dense arm, both seeds are equal.
+      # In the sparse arm, the second run is 0.2 bits worse than the first. In
+      # the dense arm, both runs are equal.
       write_run(
         tmp_path / arm / str(seed),
         seed,
@@ -58,20 +58,23 @@ def summary(tmp_path):
 
 def test_gains_are_paired_and_have_standard_errors(summary):
   arm = summary['tasks']['verse']['arms']['sparse']
-  # The gains of the two seeds at the end are 6.5 - 5.9 and 6.5 - 6.1, so their
-  # mean is .5. The standard error of two numbers is half their distance.
+  # At the end the gains of the two seeds are 6.5 - 5.9 = 0.6 and 6.5 - 6.1 =
+  # 0.4. Their mean is 0.5. The standard error of two numbers is half their
+  # difference.
   assert arm['gain'][-1] == pytest.approx(0.5)
   assert arm['standard_error'][-1] == pytest.approx(0.1)
-  # The mean gains are 0.0, 0.4 and 0.5, and their standard errors are 0.1.
+  # The mean gains at 1000, 2000 and 3000 tokens are 0.0, 0.4 and 0.5. Each has
+  # the standard error 0.1.
   assert arm['shown_from'] == 2000
-  # The mean curve of the sparse arm is 8.0, 6.6, 6.0. It reaches 6.5, the last
-  # score of the dense arm, after a sixth of the way from 6.6 to 6.0.
+  # The mean curve of the sparse arm is 8.0, 6.6, 6.0. The last score of the
+  # dense arm is 6.5, which is 1/6 of the way from 6.6 to 6.0.
   assert arm['tokens_needed'] == pytest.approx(2000 + 1000 / 6)
 
 
 def test_the_law_is_given_in_bits_per_character(summary):
   arm = summary['tasks']['law']['arms']['sparse']
-  # The last evaluation has 6.9 bits per character for 4 nats per token.
+  # In the last evaluation, 6.9 bits per character correspond to 4 nats per
+  # token.
   nats = joint_law.gain(10, 3000, 8)
   assert arm['law_gain'][-1] == pytest.approx(nats * 6.9 / 4)
 
@@ -92,7 +95,7 @@ def test_a_gain_that_is_lost_again_is_not_shown():
 def test_the_page_has_curves_tables_and_loads(summary, tmp_path):
   ladder_page.write(summary, tmp_path / 'ladder.html')
   page = (tmp_path / 'ladder.html').read_text(encoding='utf-8')
-  # The figures show two corpora, the rates and the loads.
+  # The figures are: curves of two corpora, learning rates, and loads.
   assert page.count('<svg') == 4
   assert '2 k tokens' in page and '72%' in page
   assert 'verse, gain of sparse' in page
@@ -101,9 +104,9 @@ def test_the_page_has_curves_tables_and_loads(summary, tmp_path):
 
 def test_the_loads_say_which_experts_serve_a_corpus(summary):
   found = corpora.corpora(ladder.evaluation(summary['loads']['sparse']))
-  # The two experts have shares of 3/4 and 1/4, and the mean over both corpora
-  # is 1/2. So a quarter of the load would have to move, and the busy expert has
-  # 1.5 times the mean.
+  # In 'verse' the experts have 3/4 and 1/4 of the load; the mean over both
+  # corpora is 1/2. So 25% of the load is on another expert than in the mean,
+  # and expert 0 has 1.5 times the mean load.
   assert found.rows[1] == ['verse', '25%: 0 (1.5x), 1 (0.5x)']
   assert found.rows[2] == ['law', '25%: 1 (1.5x), 0 (0.5x)']
   assert corpora.corpora({'verse': {'layers': {}}}) is None

@@ -19,8 +19,8 @@ def test_a_file_says_what_it_is():
 def test_a_sheet_has_all_pictures_and_one_picture_has_no_margin():
   black, white = (np.full((4, 4, 3), v, np.uint8) for v in (0, 255))
   sheet = picture_files.sheet([black, white, white], columns=2, least=8)
-  # Two rows of 4 pixels with margins of 2 are 2 * 4 + 3 * 2 = 14 pixels high.
-  # Each pixel is doubled.
+  # Two rows of 4 pixels and three margins of 2 are 14 pixels high. Then the
+  # sheet is enlarged by the factor 2.
   assert sheet.shape == (28, 28, 3)
   assert not sheet[4:12, 4:12].any() and (sheet[4:12, 16:24] == 255).all()
   assert picture_files.sheet([white], least=8).shape == (8, 8, 3)

@@ -20,7 +20,7 @@ VOID = {'meta', 'br', 'img', 'hr', 'input', 'link'}
 
 
 class Balance(html.parser.HTMLParser):
-  """A parser that fails on tags that do not match."""
+  """A parser that checks that each start tag has an end tag."""
 
   def __init__(self):
     super().__init__()
@@ -77,7 +77,7 @@ def page(tmp_path_factory):
 
 
 def card(page, title):
-  """(number, remark) on the card with this title."""
+  """Finds (number, remark) on the card with this title."""
   found = re.search(
     f'<h3>{title}</h3><b>(.*?)</b><p class="remark">(.*?)</p>', page
   )
@@ -104,7 +104,7 @@ def test_the_cards_show_the_numbers_of_the_log(page):
   )
   assert card(page, 'Below unigram') == ('2.000', 'of 9.500 on valid')
   assert card(page, 'Below bigram') == ('0.500', 'of 8.000 on valid')
-  # The run has 40 steps. Each has 100 tokens and takes half a second.
+  # The run has 40 steps of 100 tokens; each takes half a second.
   assert card(page, 'Tokens seen') == ('4 k', 'in 40 steps')
   assert card(page, 'Training time') == ('0:20', 'median 200 tokens/s')
   assert card(page, 'Parameters') == ('5.363 M', '1.45 M active per token')
@@ -132,8 +132,9 @@ def test_texts_and_samples_are_there_and_escaped(page):
 
 def test_figures_take_their_colours_from_the_page(page):
   colors = set(re.findall(r'(?:fill|stroke): (#\w+)', page))
-  # Only three colours are fixed: the end of the colour bar and the lines of two
-  # layers. They can be seen on white and on black.
+  # Only three colours do not depend on light or dark mode: the end of the
+  # colour bar and the lines of two layers. They are visible on white and on
+  # black.
   assert colors == {'#fde725', '#3b528b', '#bddf26'}
   assert page.count('<svg') == 9
 
@@ -163,7 +164,7 @@ def test_a_long_run_of_many_layers_is_thinned(tmp_path):
 
 
 def layer_rows(page):
-  """Header and rows of the table of layers."""
+  """Finds the header and the rows of the table of layers."""
   table = re.search('<div class="wide table">(.*?)</table>', page, re.DOTALL)
   rows = table.group(1).split('</tr>')[:-1]
   return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
@@ -185,7 +186,8 @@ def test_a_table_has_a_row_for_each_layer(tmp_path):
     'sparse layer', 'busiest / mean', 'variation', 'entropy [nats]', 'dropped',
     'bytes exchanged', 'idle experts',
   ]  # fmt: skip
-  # The loads divided by their mean are 1.5, 1.5, 0 and 1.5, 0.75, 0.75.
+  # In the two layers, the loads divided by their mean are (1.5, 1.5, 0) and
+  # (1.5, 0.75, 0.75).
   assert rows == [
     ['0', '1.50', '0.71', '2.00', '0.00%', '4,096', '2'],
     ['1', '1.50', '0.35', '1.00', '12.50%', '8,192', 'none'],

@@ -34,7 +34,12 @@ CARD = {
         'name': 'couplets',
         'n': 3,
         'writers': ['this model', 'held-out texts'],
-        'measures': {'tones opposed': ['0.500', '0.900']},
+        'measures': {
+          'tones opposed': [
+            score.Score('x', value, 0.4, 0.95, 3, unit='share').as_json()
+            for value in (0.5, 0.9)
+          ]
+        },
         'samples': ['白日依山盡\n黃河入海流'],
       }
     ],
@@ -66,7 +71,7 @@ def test_each_question_stands_beside_its_command(page):
 
 def test_each_kind_of_verse_has_its_table_and_samples(page):
   assert '<h3>Couplets</h3>' in page
-  assert '<td class="number">0.900</td>' in page
+  assert '90.0% (40.0% to 95.0%)' in page
   assert '白日依山盡\n黃河入海流' in page
 
 

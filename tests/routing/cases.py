@@ -1,4 +1,4 @@
-"""Cases for tests: each router with its choices in plain Python."""
+"""Cases for tests: routers, and reference functions for their choices."""
 
 import functools
 
@@ -35,7 +35,7 @@ routed = jax.jit(route, static_argnums=0, static_argnames='train')
 
 
 def logits_of(kind, columns):
-  """Logits [G, M, columns] of a kind, such as random or equal ones."""
+  """Makes logits [G, M, columns]: 'random', 'ties' or 'all to one'."""
   random = np.random.RandomState(7)
   logits = random.randn(G, M, columns).astype(np.float32)
   if kind == 'ties':
@@ -48,7 +48,7 @@ def logits_of(kind, columns):
 
 IDS = np.random.RandomState(3).randint(0, 9999, (G, M)).astype(np.int32)
 MODALITY = np.random.RandomState(4).randint(0, 3, (G, M)).astype(np.int32)
-# The last group ends in padding.
+# The last group ends with five tokens of padding.
 VALID = np.arange(M) < np.array([[M], [M - 5]])
 BIAS = np.random.RandomState(5).uniform(-0.3, 0.3, 11).astype(np.float32)
 BIASED = {'bias_E': BIAS[:E], 'load_E': np.zeros(E, np.float32)}
@@ -64,13 +64,18 @@ def uniform(g):
 
 NULL = gates.NullExperts(2, num_null=2, num_copy=1)
 MASKED = gates.ModalityGrouped(2, reserved=(4, 2))
-# Name -> (router, its state, reference function: group g -> choices).
+# Name -> (router, its state, function: group -> choices in plain Python).
 CASES = {
   'top-k': (gates.TopK(2), {}, lambda g, x, v: reference.top_k(x, v, 2)),
   'top-k, plain weights': (
     gates.TopK(3, renormalize=False),
     {},
     lambda g, x, v: reference.top_k(x, v, 3, renormalize=False),
+  ),
+  'top-k in groups': (
+    gates.TopK(3, renormalize=False, num_groups=4, top_groups=2, scaling=16.0),
+    {},
+    lambda g, x, v: reference.top_k_in_groups(x, v, 3, (4, 2, 16.0)),
   ),
   'switch': (
     gates.Switch(),
@@ -146,7 +151,7 @@ INPUTS = {'token_ids': IDS, 'modality': MODALITY, 'keys': KEYS[:G]}
 
 
 def choices_of(plan, g):
-  """{(token, expert): weight} of valid rows; fails if a pair occurs twice."""
+  """Returns {(token, expert): weight} of valid rows, which must be distinct."""
   rows = np.flatnonzero(plan.valid_GR[g])
   columns = (plan.token_GR[g], plan.expert_GR[g], plan.weight_GR[g])
   token, expert, weight = (np.asarray(a)[rows].tolist() for a in columns)

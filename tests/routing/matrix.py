@@ -1,7 +1,7 @@
 """Runs every combination of dispatch, exchange, number of devices and plan.
 
 `python -m tests.routing.matrix` runs all combinations and prints three tables:
-the combinations, the mesh axes that combine, and what is refused.
+the outcomes, the mesh axes that tests combine, and the refused combinations.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# Name -> function: random state -> experts [G, M, A], distinct for each token.
+# Name -> function: random state -> experts [G, M, A]; those of a token differ.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 def linear(w_EDD, rows, weight, count_E):
-  """Linear experts, for rows by slot or rows in runs."""
+  """Applies linear experts to rows by slot, or to runs of rows."""
   rows = rows * weight[..., None]
   if count_E is None:
     return jnp.einsum('EUD,EDF->EUF', rows, w_EDD)
@@ -64,19 +64,19 @@ def linear(w_EDD, rows, weight, count_E):
 
 
 def plan_of(expert_GMA, weight_GMA, valid_GM):
-  """A plan in which tokens choose these experts with these weights."""
+  """Makes a plan in which tokens choose these experts with these weights."""
   rows = rows_of_choices(expert_GMA, weight_GMA, valid_GM)
   return RoutingPlan(*rows, {}, {})
 
 
 def uneven(y_GMD):
-  """A loss in which every entry of y has a different weight."""
+  """Computes a loss in which each entry of y has a different factor."""
   scale = jnp.arange(y_GMD.size, dtype=jnp.float32).reshape(y_GMD.shape)
   return jnp.sum(jnp.sin(scale) * y_GMD)
 
 
 def layer(exchanger, dispatcher, num_devices):
-  """(tokens, experts, weights, choices, padding) -> (outputs, traffic)."""
+  """Makes a function of `arguments` that returns (outputs, traffic)."""
   axes = ('expert',) if num_devices > 1 else ()
 
   def local(x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM):
@@ -105,7 +105,10 @@ def layer(exchanger, dispatcher, num_devices):
 
 @functools.cache
 def program(exchanger, dispatcher, num_devices):
-  """Compiles loss, outputs, and gradients by tokens, experts and weights."""
+  """Makes a jitted function: arguments -> ((loss, (y, traffic)), gradients).
+
+  The gradients are with respect to tokens, expert matrices and weights.
+  """
   run = layer(exchanger, dispatcher, num_devices)
 
   def loss(*args):
@@ -117,7 +120,7 @@ def program(exchanger, dispatcher, num_devices):
 
 @functools.cache
 def arguments(plan):
-  """Tokens, experts, weights, choices and padding of a plan."""
+  """Returns (tokens, expert matrices, weights, choices, valid) of a plan."""
   random = np.random.RandomState(0)
   shapes = ((G, M, D), (E, D, D), (G, M, A))
   arrays = [random.randn(*shape).astype(np.float32) for shape in shapes]
@@ -137,7 +140,7 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
 
 
 def limits(exchanger, dispatcher, n):
-  """The bounds of a device in `exchange.Ragged`, for `oracle.pooled_rows`."""
+  """Limits of a device in `exchange.Ragged`, as in `oracle.pooled_rows`."""
   tokens = G * M // n
   visits = n * tokens
   if exchanger.buffer_factor:
@@ -152,7 +155,7 @@ def limits(exchanger, dispatcher, n):
 
 
 def kept_rows(exchanger, dispatcher, n, plan):
-  """Bool [G, R]: rows that some expert sees, computed in plain Python."""
+  """Bool [G, R]: whether a row is not dropped, computed in plain Python."""
   _, _, weight_GMA, expert_GMA, valid_GM = arguments(plan)
   plan = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
   priority = getattr(dispatcher, 'priority', 'position')
@@ -166,13 +169,13 @@ def kept_rows(exchanger, dispatcher, n, plan):
 
 @functools.cache
 def oracle_program(plan):
-  """Compiles the reference, which computes every expert on every token."""
+  """Jits the reference, which computes every expert on every token."""
   x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM = arguments(plan)
   fixed = jax.tree.map(np.asarray, plan_of(expert_GMA, weight_GMA, valid_GM))
 
   def loss(x_GMD, w_EDD, weight_GMA, kept_GR):
-    # Only the weights are traced. The choices are NumPy arrays in `fixed`,
-    # since the oracle needs concrete numbers.
+    # The choices in `fixed` are NumPy arrays, since the oracle needs concrete
+    # numbers. Only the weights are traced.
     weight_GR = plan_of(expert_GMA, weight_GMA, valid_GM).weight_GR
     fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
     masked = fixed._replace(weight_GR=weight_GR)
@@ -184,7 +187,7 @@ def oracle_program(plan):
 
 
 def expected(exchanger, dispatcher, n, plan) -> Outcome:
-  """The result that the oracle gives for one combination."""
+  """Computes the result of one combination with the oracle."""
   kept_GR = kept_rows(exchanger, dispatcher, n, plan)
   (_, y_GMD), gradients = oracle_program(plan)(kept_GR)
   rows = A * VALID_GM.sum()
@@ -198,7 +201,7 @@ def expected(exchanger, dispatcher, n, plan) -> Outcome:
 
 
 def table() -> str:
-  """Table: outcome of each pair of dispatch and exchange on four devices."""
+  """Makes the table of dispatch and exchange, on four devices."""
   lines = [
     '| dispatch | ' + ' | '.join(EXCHANGES) + ' |',
     '|---' * (len(EXCHANGES) + 1) + '|',
@@ -220,8 +223,8 @@ def table() -> str:
 
 
 def axes_table() -> str:
-  """Table: mesh axes that the full-stack tests use at the same time."""
-  # A top-level import would be circular, since these tests import this module.
+  """Makes the table of mesh axes that full-stack tests use together."""
+  # Imported here, since these tests import this module, too.
   from tests.layers import test_full_stack as stacks
 
   pairs = set()
@@ -238,7 +241,7 @@ def axes_table() -> str:
 
 
 def refused_table() -> str:
-  """Table: combinations that are refused when a layer is built, and why."""
+  """Makes the table of combinations that building a layer refuses, and why."""
   from tests.layers import test_full_stack as stacks
 
   lines = ['| refused | because |', '|---|---|']

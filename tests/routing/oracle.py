@@ -1,4 +1,4 @@
-"""A slow reference: capacity by Python loops, every expert on every token."""
+"""A slow reference: Python loops for capacity, all experts on all tokens."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def kept_rows(plan, num_experts, C, priority='position'):
-  """Bool [G, R]: which rows of a plan get a slot, computed row by row."""
+  """Bool [G, R]: whether each row gets a slot, found by a loop over rows."""
   token, expert, weight, valid, rows_GMA = (
     np.asarray(a)
     for a in (
@@ -46,9 +46,10 @@ def kept_rows(plan, num_experts, C, priority='position'):
 
 
 def sent_rows(counts, buffer_rows):
-  """How many of the `counts` of rows from device to device are sent.
+  """Number of rows that are sent, of the `counts` rows that should be sent.
 
-  If the buffer of a receiver is too small, each sender sends the same share.
+  Both are lists by sender and receiver. If the buffer of a receiver is too
+  small, all senders send the same share.
   """
   n = len(counts)
   sent = [[int(count) for count in row] for row in counts]
@@ -62,7 +63,7 @@ def sent_rows(counts, buffer_rows):
 
 
 def _visits(plan, tokens, num_local, n):
-  """For each device, the tokens that one sender wants to send, in order."""
+  """For each receiver, the tokens that a sender wants to send, in order."""
   visits = [[] for _ in range(n)]
   for a in range(plan.rows_GMA.shape[-1]):
     for g, m in tokens:
@@ -74,14 +75,14 @@ def _visits(plan, tokens, num_local, n):
 
 
 def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
-  """Bool [G, R]: rows that are kept if a token is sent once to each device.
+  """Bool [G, R]: whether `exchange.Ragged` keeps each row.
 
   Args:
     plan: NumPy arrays, without spare choices.
     num_experts: E, divided over the devices.
-    num_devices: n; each device holds the same number of groups.
-    limits: bounds of one device: (visiting tokens, slots of each expert or
-      None, rows of all its experts together or None).
+    num_devices: n; each device has the same number of groups.
+    limits: largest numbers for a device: (tokens that it receives, slots of
+      each of its experts or None, rows of all its experts together or None).
     priority: see `dispatch.Sorted`.
   """
   (G, M, A), n = plan.rows_GMA.shape, num_devices
@@ -96,8 +97,8 @@ def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
   kept = np.zeros(plan.expert_GR.shape, bool)
   for d in range(n):
     runs = [visits[s][d][: sent[s][d]] for s in range(n)]
-    # The first tokens of all senders come first, then the second ones, and so
-    # on.
+    # The first token of each sender comes first, then the second token of each
+    # sender, and so on.
     arrived = [run[i] for i in range(G * M) for run in runs if i < len(run)]
     rows = [(g, plan.rows_GMA[g, m, a]) for a in range(A) for g, m in arrived]
     mine = [
@@ -119,7 +120,7 @@ def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
 
 
 def mixture(x_GMD, plan, kept_GR, expert_fn, num_experts):
-  """The outputs of all experts on all tokens, summed with the kept weights.
+  """Sums the outputs of all experts on all tokens, by the weights of kept rows.
 
   Args:
     x_GMD: tokens.

@@ -1,6 +1,6 @@
-"""Plans of every router, token by token in plain Python.
+"""The choices of every router, token by token in plain Python.
 
-Each choice function takes the tokens of one group as lists of numbers and
+The function of a router takes the tokens of one group as lists of numbers, and
 returns {(token, expert): weight} of the choices.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def best(scores, count):
-  """Indices of the largest scores; among equal ones the first is taken."""
+  """Indices of the largest scores; of equal scores the first is taken."""
   return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
 
 
@@ -35,8 +35,25 @@ def top_k(logits, valid, k, renormalize=True):
   return choices
 
 
+def top_k_in_groups(logits, valid, k, options):
+  """DeepSeek-V2's router; `options` are num_groups, top_groups and scaling."""
+  num_groups, top_groups, scaling = options
+  choices = {}
+  for m in range(len(logits)):
+    probs = softmax(logits[m])
+    size = len(probs) // num_groups
+    worth = [max(probs[n * size : (n + 1) * size]) for n in range(num_groups)]
+    groups = best(worth, top_groups)
+    is_open = [e // size in groups for e in range(len(probs))]
+    limited = [p if o else 0.0 for p, o in zip(probs, is_open, strict=True)]
+    for e in best(limited, k):
+      if valid[m]:
+        choices[m, e] = scaling * probs[e]
+  return choices
+
+
 def gshard(logits, valid, draws):
-  """GShard; `draws` has a uniform number per token, None means evaluation."""
+  """GShard; `draws` has a random number per token, or is None in evaluation."""
   choices = top_k(logits, valid, 2)
   for m in range(len(logits)):
     second = best(logits[m], 2)[1]
@@ -46,7 +63,7 @@ def gshard(logits, valid, draws):
 
 
 def sigmoid_top_k(logits, valid, k, bias, options):
-  """DeepSeek-V3; `options` are num_groups, top_groups and scaling."""
+  """DeepSeek-V3's router; `options` are num_groups, top_groups and scaling."""
   num_groups, top_groups, scaling = options
   choices = {}
   for m in range(len(logits)):
@@ -78,7 +95,7 @@ def quantile_top_k(logits, valid, k, bias):
 
 
 def quantile_prices(logits, valid, k, bias):
-  """Price of each expert in one group, by sorting whole columns."""
+  """Price of each expert in one group, found by sorting all tokens."""
   tokens = [m for m in range(len(logits)) if valid[m]]
   E = len(bias)
   thresholds = {
@@ -138,7 +155,7 @@ def hashed(token_ids, valid, k, num_experts):
 
 
 def without_added(choices, num_experts, num_null):
-  """(choices of real experts, weight of each token's copy of its input)."""
+  """Returns (choices of the E experts, token -> weight of copy experts)."""
   kept, own = {}, {}
   for (m, e), weight in choices.items():
     if e < num_experts:
@@ -149,7 +166,7 @@ def without_added(choices, num_experts, num_null):
 
 
 def masked(logits, modality, reserved):
-  """Logits with large negative numbers for experts of other modalities."""
+  """Returns logits with -500 for experts of other modalities."""
   owner = [i for i, count in enumerate(reserved) for _ in range(count)]
   rows = []
   for m, row in enumerate(logits):

@@ -1,4 +1,4 @@
-"""Assignments within a group equal exact solutions and hand-worked ones."""
+"""Assignments within a group equal exact solutions and values by hand."""
 
 import itertools
 
@@ -35,7 +35,7 @@ KINDS = ['random', 'ties', 'all to one', 'all alike', 'whole numbers', 'large']
 
 
 def largest_sum(benefit_ME, places):
-  """The largest sum of benefits, by dynamic programming over free places."""
+  """The largest sum of benefits, by dynamic programming over taken places."""
   best = {(0,) * E: 0.0}
   for row in benefit_ME:
     new = {}
@@ -103,9 +103,9 @@ def test_a_single_expert_takes_all_tokens():
 
 
 def test_many_tokens_need_few_rounds():
-  # All 256 tokens prefer one of the last 6 of 16 experts. Bidding alone must
-  # balance them. If it ended early, tokens would get the free places in their
-  # order.
+  # All 256 tokens prefer one of the last 6 of 16 experts. If bidding ended too
+  # early, tokens would get free places in their order, and benefits would be
+  # small.
   random = np.random.RandomState(1)
   benefit = random.randn(1, 256, 16).astype(np.float32) + np.linspace(
     0, 8, 16, dtype=np.float32
@@ -135,14 +135,15 @@ def test_groups_that_do_not_fit_are_refused(groups):
 
 def test_a_price_lets_as_many_tokens_in_as_an_expert_has_places():
   # A token chooses one of two experts, so its threshold is the smaller logit.
-  # For the four valid tokens the excess of expert 0 is max(0, l0 - l1) = 4 3 2
-  # 1, that of expert 1 is 0. An even share is 4 * 1 / 2 = 2 tokens, so the
-  # price is the third largest excess: 2 for expert 0, and 0 for expert 1.
+  # For the four valid tokens, the excess of expert 0 is 4, 3, 2 and 1, and the
+  # excess of expert 1 is 0. An even share is 4 * 1 / 2 = 2 tokens, so the price
+  # is the third largest excess: 2 for expert 0, and 0 for expert 1.
   logits = np.float32([[[4, 0], [3, 0], [2, 0], [1, 0], [9, 9]]])
   valid = np.array([[True] * 4 + [False]])
   price_GE = quantiles(logits, np.zeros(2, 'f4'), 1, valid)
   np.testing.assert_allclose(price_GE, [[2, 0]])
-  # After subtracting the prices two tokens prefer expert 0, and one is tied.
+  # With the prices subtracted, two tokens prefer expert 0, and for one token
+  # both experts are equal.
   biased = logits[0, :4] - np.asarray(price_GE[0])
   assert (biased[:, 0] > biased[:, 1]).sum() == 2
 

@@ -1,4 +1,4 @@
-"""Balance losses and statistics equal numbers worked out by hand."""
+"""Balance losses and statistics equal numbers that are computed by hand."""
 
 import functools
 import math
@@ -18,29 +18,29 @@ load_balance_loss = jax.jit(balance.load_balance_loss, static_argnames='scope')
 logit_losses = jax.jit(balance.logit_losses, static_argnames='scope')
 choice_statistics = jax.jit(balance.choice_statistics)
 
-# One group of two tokens, which both choose expert 0.
+# Probabilities of one group with two tokens. `FIRST` is their choice, expert 0.
 UNEVEN = np.array([[[0.9, 0.1], [0.7, 0.3]]], np.float32)
 FIRST = np.zeros((1, 2, 1), np.int32)
 BOTH = np.ones((1, 2), bool)
 
 
 def read(logits, valid, modality=None):
-  """Inputs of a router, of which the losses read logits, padding, modality."""
+  """Makes a router's inputs; losses read logits, padding and modality."""
   ids = np.zeros(valid.shape, np.int32)
   modality = ids if modality is None else modality
   return RouterInputs(ids, logits, ids, modality, valid, valid.shape[1])
 
 
 def test_an_uneven_router_pays_more_than_an_even_one():
-  # load = (1, 0); mean probability = ((.9 + .7) / 2, ...) = (.8, .2).
-  # loss = 2 * (1 * .8 + 0 * .2) = 1.6, times 2 tokens = 3.2.
+  # The loads are (1, 0), and the mean probabilities are (.8, .2). So the loss
+  # is 2 * (1 * .8 + 0 * .2) = 1.6, times 2 tokens.
   total, weight = load_balance_loss(UNEVEN, FIRST, BOTH)
   assert float(total) == pytest.approx(3.2)
   assert float(weight) == 2
 
 
 def test_an_even_router_pays_one():
-  # load = (1/2, 1/2), mean probability = (1/2, 1/2): 2 * (1/4 + 1/4) = 1.
+  # Loads and mean probabilities are 1/2, so the loss is 2 * (1/4 + 1/4) = 1.
   even = np.full((1, 2, 2), 0.5, np.float32)
   choice = np.array([[[0], [1]]], np.int32)
   total, weight = load_balance_loss(even, choice, BOTH)
@@ -49,7 +49,7 @@ def test_an_even_router_pays_one():
 
 def test_every_choice_of_a_token_counts():
   # Both tokens choose expert 0 first and expert 1 second. All choices count, so
-  # load = (1/2, 1/2) and loss = 2 * (.5 * .8 + .5 * .2) = 1.
+  # the loads are (1/2, 1/2), and the loss is 2 * (.5 * .8 + .5 * .2) = 1.
   choices = np.array([[[0, 1], [0, 1]]], np.int32)
   total, weight = load_balance_loss(UNEVEN, choices, BOTH)
   assert float(total / weight) == pytest.approx(1.0)
@@ -57,14 +57,15 @@ def test_every_choice_of_a_token_counts():
 
 def test_padding_is_not_counted_by_the_load_balance_loss():
   padded = load_balance_loss(UNEVEN, FIRST, np.array([[False, True]]))
-  # Only the second token counts: 2 * (1 * .7 + 0 * .3) = 1.4.
+  # Only the second token counts, so the loss is 2 * (1 * .7 + 0 * .3) = 1.4.
   assert float(padded[0]) == pytest.approx(1.4)
   assert float(padded[1]) == 1
 
 
 def test_groups_weigh_as_much_as_their_tokens():
-  # Group 0: 1.6 with 2 tokens. Group 1: its one token has (1, 0): 2 * 1 = 2.
-  # sum = 1.6 * 2 + 2 * 1 = 5.2 over 3 tokens.
+  # Group 0 has the loss 1.6 and 2 tokens. Group 1 has a single valid token with
+  # probabilities (1, 0), so its loss is 2. The sum is 1.6 * 2 + 2 * 1 = 5.2 for
+  # 3 tokens.
   probs = np.concatenate([UNEVEN, [[[1.0, 0.0], [0.2, 0.8]]]]).astype('f4')
   valid = np.array([[True, True], [True, False]])
   total, weight = load_balance_loss(probs, np.zeros((2, 2, 1), np.int32), valid)
@@ -86,8 +87,8 @@ def test_disagreeing_arguments_of_the_load_balance_loss_are_refused():
 
 
 def test_z_loss_is_the_squared_log_partition_of_valid_tokens():
-  # Token 0: log(1 + 3) = log 4, squared 1.9218; token 1: log(2 + 2), the same;
-  # the last one is padding.
+  # The log-partition of token 0 is log(1 + 3) = log 4, and that of token 1 is
+  # log(2 + 2), too. The last token is padding.
   logits = np.log(np.array([[[1, 3], [2, 2], [7, 9]]], np.float32))
   valid = np.array([[True, True, False]])
   total, weight = logit_losses(read(logits, valid), logits)['router_z']
@@ -96,15 +97,15 @@ def test_z_loss_is_the_squared_log_partition_of_valid_tokens():
 
 
 def test_statistics_are_load_entropy_and_confidence():
-  # The valid token has probabilities (1/4, 3/4), so it chooses expert 1, then
-  # 0. The token with (1/2, 1/2) is padding.
+  # The first token has probabilities (1/4, 3/4), and chooses expert 1, then
+  # expert 0. The second token is padding.
   probs = np.array([[[0.25, 0.75], [0.5, 0.5]]], np.float32)
   choices = np.array([[[1, 0], [0, 1]]], np.int32)
   found = choice_statistics(probs, choices, np.array([[True, False]]))
   # The valid token gives each expert one row.
   np.testing.assert_array_equal(found['load'][0], [1, 1])
   assert float(found['load'][1]) == 2
-  # -(1/4 ln 1/4 + 3/4 ln 3/4) = .3466 + .2158 = .5623
+  # The entropy is -(1/4 ln 1/4 + 3/4 ln 3/4) = .3466 + .2158 = .5623.
   assert float(found['entropy'][0]) == pytest.approx(0.5623, abs=1e-4)
   assert float(found['confidence'][0]) == 0.75
   assert float(found['entropy'][1]) == float(found['confidence'][1]) == 1
@@ -152,25 +153,25 @@ FOUR = np.ones((1, 4), bool)
 
 
 def test_vmoe_gshard_loss_counts_first_choices():
-  # The probabilities sum to 1.7, 1.1, 1.2 over 4 tokens; first choices are
-  # 0, 2, 2, 0: 3 * (1/2 * 1.7/4 + 1/2 * 1.2/4) = 1.0875.
+  # The sums of probabilities over 4 tokens are 1.7, 1.1 and 1.2. First choices
+  # are 0, 2, 2, 0, so the loss is 3 * (1/2 * 1.7/4 + 1/2 * 1.2/4) = 1.0875.
   first = VMOE_PROBS.argmax(axis=-1)[..., None].astype(np.int32)
   total, weight = load_balance_loss(VMOE_PROBS, first, FOUR)
   assert float(total / weight) == pytest.approx(1.0875, rel=1e-6)
 
 
 def test_vmoe_importance_loss():
-  # The sums 1.7, 1.1, 1.2 have mean 4/3 and variance .0688889; the variance
-  # over the squared mean is .0387500.
+  # The sums of probabilities 1.7, 1.1 and 1.2 have the mean 4/3 and the
+  # variance .0688889. The variance divided by the squared mean is .0387500.
   total, weight = jax.jit(balance.importance_loss)(VMOE_PROBS, FOUR)
   assert float(total / weight) == pytest.approx(0.03874999, rel=1e-5)
   assert float(weight) == 4
 
 
 def test_vmoe_load_loss():
-  # With new noise of .1, the experts are among the two best with the mean
-  # probabilities .999, .277 and .234. The loss is the squared coefficient of
-  # variation of these.
+  # With new noise of .1, the mean probabilities that an expert is one of the
+  # two best are .999, .277 and .234. The loss is their squared coefficient of
+  # variation.
   logits = np.float32(
     [[[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]]]
   )
@@ -201,7 +202,7 @@ def test_importance_and_load_leave_padding_out():
 
 
 def test_deepseeks_bias_moves_by_the_sign_alone():
-  # The experts have 5, 2, 1, 0 rows, so the mean load is 2.
+  # The experts have 5, 2, 1 and 0 rows, so the mean load is 2.
   bias = balance.signed_bias(
     jnp.array([0.0, 0.1, 0.2, 0.3]), jnp.array([5.0, 2.0, 1.0, 0.0]), 0.001
   )
@@ -217,7 +218,7 @@ def random_choices(groups, tokens, experts=4):
 
 
 def by_definition(probs, choices, valid):
-  """(sum, weight) of one unit, computed by loops over its tokens."""
+  """Computes (sum, weight) of one unit by loops over its tokens."""
   E = probs.shape[-1]
   tokens = list(zip(probs[valid], choices[valid], strict=True))
   f, p = np.zeros(E), np.zeros(E)
@@ -277,7 +278,7 @@ def test_no_gradient_flows_through_the_loads():
 
 
 def route_all(router, batch_axes, logits, given):
-  """(losses, statistics) of one device's groups, summed over devices."""
+  """Routes one device's groups; returns (losses, statistics) of all devices."""
   inputs = RouterInputs(
     jnp.zeros((*logits.shape[:2], 1)), logits, *given, 8, batch_axes
   )
@@ -310,7 +311,7 @@ def test_losses_statistics_and_gradients_are_those_of_one_device(router):
   def differentiated(routing_fn):
     def total(logits):
       found = routing_fn(logits, given)
-      # Like the trainer, this divides each term by its weight and adds them.
+      # The trainer also divides each term by its weight, and adds the results.
       return sum(s / w for s, w in found[0].values()), found
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))(logits)
@@ -329,9 +330,9 @@ def test_the_local_entropy_is_the_mean_over_valid_tokens():
 
 
 def test_the_global_entropy_is_of_each_modalitys_mean():
-  # Modality 0 has 2 tokens with (1, 0) and (0, 1). Their mean (1/2, 1/2) gives
-  # -ln 2. Modality 1 has 1 valid token with (3/4, 1/4), which gives 3/4 ln 3/4
-  # + 1/4 ln 1/4 = -.562335.
+  # Modality 0 has 2 tokens with (1, 0) and (0, 1). Their mean (1/2, 1/2) has
+  # the negative entropy -ln 2. Modality 1 has 1 valid token with (3/4, 1/4),
+  # which has 3/4 ln 3/4 + 1/4 ln 1/4 = -.562335.
   probs = np.float32([[[1, 0], [0.75, 0.25], [0, 1], [0.2, 0.8]]])
   modality = np.array([[0, 1, 0, 1]], np.int32)
   valid = np.array([[True, True, True, False]])
@@ -393,6 +394,6 @@ def test_counting_makes_no_array_of_choices_times_experts():
     )
     .compile()
   )
-  # An array [G, M, A, E] would have 537 million numbers, one [G, M, E] has 4.2
-  # million.
+  # An array [G, M, A, E] would have 537 million numbers; an array [G, M, E] has
+  # 4.2 million.
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6

@@ -1,4 +1,4 @@
-"""Fast dispatches permute and unpermute rows as the reference does."""
+"""Fast dispatches permute and unpermute rows like the reference."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ def make_plan(expert_GMA, weight_GMA, valid_GM):
 
 
 def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """Sends tokens through linear experts and back: (y_GMF, dropped)."""
+  """Sends tokens through linear experts and back; returns (y_GMF, dropped)."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   capacity = dispatcher.capacity(M, A, E)
   permuted = dispatcher.permute(x_GMD, plan, E, capacity)
@@ -49,15 +49,14 @@ def through(dispatcher, x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
 
 @functools.cache
 def layer(dispatcher):
-  """Compiles the loss with (y, dropped), and its gradients.
+  """Makes a jitted function of arrays -> ((loss, (y, dropped)), gradients).
 
-  The gradients are those of the tokens, the matrices of the experts and the
-  weights of the choices.
+  The gradients are with respect to tokens, expert matrices and weights.
   """
 
   def loss(*args):
     y_GMF, dropped = through(dispatcher, *args)
-    # The loss gives every entry of y a different weight.
+    # Each entry of y has a different factor in the loss.
     scale = jnp.arange(y_GMF.size, dtype=jnp.float32).reshape(y_GMF.shape)
     return jnp.sum(jnp.sin(scale) * y_GMF), (y_GMF, dropped)
 
@@ -90,7 +89,7 @@ def assert_same(one, other):
     (10, 1, 4, 1.0, 3),  # The share 10 * 1 / 4 = 2.5 is rounded up.
     (100, 2, 4, 1.1, 55),  # In floats 1.1 * 50 is a little more than 55.
     (4, 1, 64, 1.0, 1),  # The share is 1/16, but there is at least 1 slot.
-    (4, 2, 2, 8.0, 4),  # An expert sees each of 4 tokens at most once.
+    (4, 2, 2, 8.0, 4),  # An expert gets each of 4 tokens at most once.
   ],
 )
 def test_capacity_is_a_factor_times_an_even_share(
@@ -103,7 +102,8 @@ def test_capacity_is_a_factor_times_an_even_share(
 @pytest.mark.parametrize('plan', PLANS)
 @pytest.mark.parametrize('factor', [0.1, 1.0])
 def test_sorted_equals_the_reference(plan, padding, factor):
-  # A factor of 0.1 gives 0.1 * 12 * 2 / 4 = 0.6, so one slot; 1.0 gives six.
+  # The factor 0.1 gives 0.1 * 12 * 2 / 4 = 0.6, rounded up to 1 slot. The
+  # factor 1.0 gives 6 slots.
   expert_GMA = PLANS[plan](np.random.RandomState(3))
   one, other = (
     run(d(factor), expert_GMA, PADDING[padding])
@@ -114,8 +114,8 @@ def test_sorted_equals_the_reference(plan, padding, factor):
 
 def test_drops_are_counted_and_padding_is_no_drop():
   # All rows go to expert 0, which has 6 slots in each group. Group 0 has 9
-  # tokens and 18 rows, so 12 are dropped. Group 1 has 12 tokens and 24 rows, so
-  # 18 are.
+  # tokens and 18 rows, and drops 12 of them. Group 1 has 12 tokens and 24 rows,
+  # and drops 18.
   nobody_else = np.zeros((G, M, A), int)
   dropped = run(dispatch.Sorted(1.0), nobody_else, PADDING['end'])[2]
   assert dropped == 12 + 18
@@ -124,9 +124,9 @@ def test_drops_are_counted_and_padding_is_no_drop():
 @pytest.mark.parametrize('padding', PADDING)
 @pytest.mark.parametrize('plan', PLANS)
 def test_dropless_equals_sorted_with_slots_for_all(plan, padding):
-  # A router gives a token distinct experts, so the second choice is two experts
-  # after the first. With equal choices an expert could need more than 12 slots,
-  # which is the largest capacity.
+  # A router gives a token distinct experts, so here the second choice is two
+  # experts after the first. With two equal choices per token an expert could
+  # need more than 12 slots, which is the largest capacity.
   first_GM1 = PLANS[plan](np.random.RandomState(3))[..., :1]
   expert_GMA = np.concatenate([first_GM1, (first_GM1 + 2) % E], axis=-1)
   dropless = run(dispatch.Dropless(), expert_GMA, PADDING[padding])
@@ -153,8 +153,9 @@ def test_a_full_expert_turns_away_second_choices_first(dispatcher):
   rows, dropped, y_GMD = both_ways(x_GMD, np.ones((1, 3, 2), np.float32))
   np.testing.assert_array_equal(rows[..., 0], [[2, 3], [1, 2], [3, 0]])
   assert float(dropped) == 1
-  # Experts are the identity and weights are 1. Token 0 keeps one row, so it
-  # comes back once; tokens 1 and 2 come back twice, as their sums.
+  # Experts return their inputs, and weights are 1. Token 0 keeps one row, so
+  # its output is 1. Tokens 1 and 2 keep two rows, so their outputs are twice
+  # their inputs.
   np.testing.assert_array_equal(y_GMD[0, :, 0], [1, 4, 6])
 
 
@@ -211,17 +212,17 @@ def test_an_unknown_priority_is_refused():
 
 
 def scattered_shapes(function, *args):
-  """Result shapes of the scatters in a program, before optimisation."""
+  """Shapes of the results of all scatters in a program before optimisation."""
   text = jax.jit(function).lower(*args).as_text()
   pattern = r'"stablehlo\.scatter".*?\}\) : \([^)]*\) -> tensor<([^>]*)>'
   return re.findall(pattern, text, flags=re.DOTALL)
 
 
-WIDE = 37  # No other dim has this size.
+WIDE = 37  # width of tokens; no other dim has this size
 
 
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """Computes `through` by plain indexing, with the slots of Sorted."""
+  """Computes the same as `through` by plain indexing, with Sorted's slots."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   permuted = dispatch.Sorted(1.0).permute(x_GMD, plan, E, 6)
   token_GU = permuted.token_GU
@@ -265,12 +266,12 @@ def test_gathering_backward_passes_agree_with_plain_autodiff():
 
 
 def is_rows(shape):
-  """Whether a scatter's result has rows of the model's width."""
+  """Whether a shape has rows of width `WIDE`, but is not that of matrices."""
   return f'x{WIDE}x' in shape and not shape.startswith(f'{E}x')
 
 
 def test_plain_autodiff_adds_up_rows_in_scattered_places():
-  # This shows that the next test could find scatters if there were any.
+  # This shows that the next test would find scatters.
   shapes = scattered_shapes(gradients_of(obvious), *wide_arguments())
   assert [s for s in shapes if is_rows(s)]
 

@@ -1,4 +1,4 @@
-"""Every exchange gives the result of the oracle on 1, 2, 4 and 8 devices."""
+"""Every exchange gives the oracle's result on 1, 2, 4 and 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def assert_same(one, other):
 
 
 def cells():
-  """All supported pairs; on one device all exchanges are equal."""
+  """Yields all supported cases; on one device all exchanges are the same."""
   for dispatch_name, dispatcher in matrix.DISPATCHES.items():
     for exchange_name in matrix.EXCHANGES:
       is_all_to_all = exchange_name == 'AllToAll'
@@ -30,7 +30,8 @@ def cells():
           continue
         if n > 1 and is_all_to_all and dispatcher.is_dropless:
           continue
-        # The fast suite runs one and four devices, the slow one eight.
+        # The fast suite runs on one and four devices, the slow suite on eight,
+        # and the nightly suite on two.
         marks = {2: pytest.mark.nightly, 8: pytest.mark.slow}.get(n, ())
         yield pytest.param(
           dispatch_name,
@@ -76,8 +77,8 @@ def test_the_plans_reach_every_bound(dispatch_name, exchange_name, n):
 def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
   dispatch_name,
 ):
-  # A device gets at most all 8 * 8 tokens. An even share of rows for one of
-  # four devices is 16 * 3, and 4 times that is more than 8 * 8.
+  # There are 8 * 8 tokens, so a device gets at most 64 rows. An even share for
+  # one of four devices is 16 * 3 rows. Four times this share is more than 64.
   dispatcher = matrix.DISPATCHES[dispatch_name]
   for plan in matrix.PLANS:
     bounded = matrix.run(exchange.Ragged(4.0), dispatcher, 4, plan)
@@ -87,8 +88,8 @@ def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
 
 
 def test_receivers_favour_no_sender():
-  # All tokens choose experts 0, 1 and 2. Each of these has 1.0 * 64 * 3 / 8
-  # = 24 slots, 6 for each of four senders.
+  # All tokens choose experts 0, 1 and 2. Each of these experts has 1.0 * 64 * 3
+  # / 8 = 24 slots, so each of four senders gets 6.
   args = list(matrix.arguments('all to one'))
   args[4] = np.ones((matrix.G, matrix.M), bool)
   step = matrix.program(exchange.Ragged(0), dispatch.Sorted(1.0), 4)
@@ -98,8 +99,8 @@ def test_receivers_favour_no_sender():
 
 
 def test_pooled_capacity_serves_rows_that_single_groups_drop():
-  # Each group sends all of its tokens to a few experts, which overflow. Summed
-  # over all groups, the load is even.
+  # Each group sends all of its tokens to three experts, which overflow. Over
+  # all groups, the experts have equal loads.
   random = np.random.RandomState(0)
   args = list(matrix.arguments('random'))
   first_G = np.arange(matrix.G, dtype=np.int32)[:, None, None]
@@ -113,16 +114,16 @@ def test_pooled_capacity_serves_rows_that_single_groups_drop():
   for exchanger in (exchange.AllToAll(), exchange.Ragged(0)):
     step = matrix.program(exchanger, dispatch.Sorted(1.0), 4)
     lost[type(exchanger).__name__] = float(step(*args)[0][1][1]['dropped'][0])
-  # With AllToAll each of 3 experts gets 8 rows of a group and has 1.0 * 8 * 3 /
-  # 8 = 3 slots for them.
+  # With AllToAll, each of 3 experts gets 8 rows of a group, and has 1.0 * 8 * 3
+  # / 8 = 3 slots for this group. There are 8 groups.
   assert lost == {'AllToAll': 8 * 3 * (8 - 3), 'Ragged': 0}
 
 
 def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
   # All tokens choose experts 0, 1 and 2, which are on device 0 of 2. So only
-  # the tokens of device 1 are sent, once to device 0 and once back. To device 0
-  # they take a float32 weight and a number for each of 3 choices. Each device
-  # also sends 2 counts to the other one.
+  # the tokens of device 1 are sent, once to device 0 and once back. On the way
+  # to device 0, each token has a float32 weight and a float32 number for each
+  # of 3 choices. Each device also sends 2 counts to the other device.
   dispatcher, n = matrix.DISPATCHES['Dropless'], 2
   out = matrix.run(exchange.Ragged(0), dispatcher, n, 'all to one')
   tokens = matrix.VALID_GM[4:].sum()
@@ -132,7 +133,7 @@ def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
 
 
 def sent_bytes(jaxpr, n):
-  """Bytes that one of n devices sends in a program, without statistics."""
+  """Bytes that each of n devices sends in a program, without statistics."""
   total = 0.0
   for eqn in jaxpr.eqns:
     for inner in core.jaxprs_in_params(eqn.params):
@@ -208,7 +209,8 @@ def test_a_buffer_below_an_even_share_is_refused():
 
 def test_rows_reach_the_expert_that_was_chosen():
   # Expert e multiplies by e + 1, and token m is 10 ** m. Nothing is dropped.
-  # Token 0: 0.5 * 1 * 1 + 0.25 * 8 * 1 = 2.5; token 1: 10 * (2 + 0.5 * 3) = 35.
+  # The output of token 0 is 0.5 * 1 * 1 + 0.25 * 8 * 1 = 2.5, and that of token
+  # 1 is 10 * (2 + 0.5 * 3) = 35.
   def run(x_GMD, expert_GMA, weight_GMA):
     valid_GM = jnp.ones((1, 2), bool)
     plan = matrix.plan_of(expert_GMA, weight_GMA, valid_GM)

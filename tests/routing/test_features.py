@@ -1,4 +1,4 @@
-"""The page of features names tests that exist, and has up-to-date tables."""
+"""The tests that FEATURES.md names exist, and its tables are up to date."""
 
 import ast
 import pathlib
@@ -10,7 +10,8 @@ from tests.routing import matrix
 
 PAGE = pathlib.Path(matrix.__file__).parents[2] / 'moe/routing/FEATURES.md'
 TEXT = PAGE.read_text()
-# (feature, text in our column) of each row where this text begins with a yes.
+# (feature, text in our column) of each row with a yes at the start of this
+# text.
 OURS = re.findall(r'^\| ([^|]*) \| (\[yes\][^|]*) \|', TEXT, flags=re.MULTILINE)
 
 

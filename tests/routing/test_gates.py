@@ -1,4 +1,4 @@
-"""Routers: their choices, weights and error messages."""
+"""Routers: choices, weights and error messages."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ from tests.routing.cases import (
 )
 
 P = functools.partial
-# One token with probabilities 1/8, 2/8, 5/8.
+# Logits of one token with the probabilities 1/8, 2/8 and 5/8.
 LOGITS = np.log([[[1.0, 2.0, 5.0]]])
 
 
@@ -53,8 +53,8 @@ def test_switch_takes_one_expert_with_its_probability():
   'router', [gates.Switch(), gates.TopK(1, renormalize=False)]
 )
 def test_the_gradient_of_one_choice_reaches_the_router(router):
-  # The gradient of p_2 by the logits is p_2 ((0, 0, 1) - p). With p = (1/8,
-  # 2/8, 5/8) it is 5/8 * (-1/8, -2/8, 3/8) = (-5, -10, 15) / 64.
+  # The gradient of p_2 with respect to the logits is p_2 ((0, 0, 1) - p). For p
+  # = (1/8, 2/8, 5/8) it is 5/8 * (-1/8, -2/8, 3/8) = (-5, -10, 15) / 64.
   weight = lambda logits: route(router, logits).weight_GR.sum()
   gradient = jax.jit(jax.grad(weight))(jnp.asarray(LOGITS, jnp.float32))
   np.testing.assert_allclose(
@@ -86,7 +86,7 @@ def test_switch_with_two_choices_is_refused():
 
 def test_of_equal_experts_the_first_are_taken():
   plan = routed(gates.TopK(2), np.zeros((2, 3, 4)))
-  # Rows list the first choices of all tokens, then the second ones.
+  # Rows list the first choices of all tokens, then the second choices.
   np.testing.assert_array_equal(plan.expert_GR, [[0] * 3 + [1] * 3] * 2)
 
 
@@ -155,7 +155,7 @@ def test_rows_of_tokens_and_load_agree_with_the_rows(name):
     named = {}
     for m, a in np.argwhere(rows_GMA[g] >= 0):
       named.setdefault(rows_GMA[g, m, a], []).append(m)
-    # Each valid row is in the list of its token, and in no other one.
+    # Each valid row is in the list of its own token, and in no other list.
     for r in np.flatnonzero(plan.valid_GR[g]):
       assert named[r] == [plan.token_GR[g, r]]
   counted = np.bincount(plan.expert_GR[plan.valid_GR], minlength=E)
@@ -201,8 +201,8 @@ def test_padding_moves_no_choice_of_another_token_and_no_statistic(name):
     )
 
 
-# Routers without noise. Noise depends on a token's place in its group, so with
-# it a permutation of tokens changes their choices.
+# Routers without noise. Noise depends on a token's place in the group, so
+# permuting tokens would change their choices.
 QUIET = sorted(set(CASES) - {'noisy top-k', 'gshard'})
 
 
@@ -222,7 +222,9 @@ def test_permuting_tokens_permutes_their_choices(name):
 
 
 ALIKE = sorted(
-  set(QUIET) - {'hash', 'null experts', 'modality-grouped', 'sigmoid in groups'}
+  set(QUIET)
+  - {'hash', 'null experts', 'modality-grouped'}
+  - {'sigmoid in groups', 'top-k in groups'}
 )
 
 
@@ -290,7 +292,7 @@ def test_jitter_multiplies_what_the_router_reads():
   seen = np.asarray(perturb(x, KEYS[:2]))
   assert seen.min() >= 2 * 0.75 and seen.max() <= 2 * 1.25
   assert seen.min() < 2 * 0.8 and seen.max() > 2 * 1.2
-  # The second group has the same noise if it is routed alone.
+  # The second group has the same noise if it is the only group.
   np.testing.assert_array_equal(perturb(x[1:], KEYS[1:2]), seen[1:])
 
 
@@ -303,9 +305,10 @@ def test_noise_is_left_out_in_evaluation():
 
 
 def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
-  # Logits (ln 4, 0) give the weights 4/5 and 1/5. In training a second expert
-  # is used with probability 2 * 1/5, so 1,600 of 4,000 with a standard
-  # deviation of sqrt(4000 * .4 * .6) = 31. In evaluation all are used.
+  # Logits (ln 4, 0) give the weights 4/5 and 1/5. Training uses a second expert
+  # with probability 2 * 1/5. So 1,600 of 4,000 tokens are expected to use it,
+  # with a standard deviation of sqrt(4000 * .4 * .6) = 31. In evaluation all
+  # tokens use it.
   logits = np.tile(np.float32([math.log(4), 0]), (1, 4000, 1))
   seconds = lambda plan: int(plan.valid_GR[0, 4000:].sum())
   assert abs(seconds(routed(gates.GShard(2), logits)) - 1600) < 4 * 31
@@ -313,8 +316,8 @@ def test_gshard_uses_a_second_expert_as_often_as_twice_its_weight():
 
 
 def test_the_bias_moves_choices_and_no_weights():
-  # All scores are 1/2. Without the bias a token would choose experts 0 and 1,
-  # with it 2 and 3. The weights are 1/2 in both cases.
+  # All scores are 1/2. Without the bias a token would choose experts 0 and 1;
+  # with the bias it chooses 2 and 3. The weights are always 1/2.
   state = {
     'bias_E': np.float32([0, 0, 0.1, 0.1]),
     'load_E': np.zeros(4, np.float32),
@@ -329,7 +332,7 @@ def test_the_bias_moves_choices_and_no_weights():
 
 def test_the_bias_follows_the_load_of_two_microbatches_by_its_sign():
   # The loads are 3 + 1, 0 + 1 and 1 + 1, with the mean 7/3. So the first bias
-  # falls by .01, and the others rise by .01.
+  # falls by .01, and the other biases rise by .01.
   router = gates.Sigmoid(2, bias_rate=0.01)
   state = router.init_state(3)
   for load in ([3, 0, 1], [1, 1, 1]):
@@ -358,7 +361,7 @@ def test_the_bias_balances_a_lopsided_router():
     return router.update(router.observe(state, plan.statistics)), load_E
 
   _, load_SE = jax.lax.scan(step, router.init_state(E), None, length=60)
-  # An even share of 2 * 12 * 2 rows for 8 experts would be 6.
+  # An even share of the 2 * 12 * 2 rows is 6 for each of 8 experts.
   assert load_SE[0].max() > 20
   assert load_SE[-20:].mean(axis=0).max() <= 9
 
@@ -379,9 +382,9 @@ def test_quantile_balancing_evens_the_load_within_a_few_steps():
 
 
 def test_the_quantile_bias_is_an_average_over_tokens_and_steps():
-  # One token has prices (1, 3) and three have (3, -1), with the mean (2.5, 0).
-  # The new bias is .5 * (1, 1) - .5 * (2.5, 0) = (-.75, .5). Its mean -.125 is
-  # subtracted, which gives (-.625, .625).
+  # One token has the prices (1, 3), and three tokens have (3, -1). The mean is
+  # (2.5, 0). So the bias becomes .5 * (1, 1) - .5 * (2.5, 0) = (-.75, .5). Then
+  # its mean, -.125, is subtracted, which gives (-.625, .625).
   router = gates.Quantile(2, decay=0.5)
   state = dict(router.init_state(2), bias_E=jnp.ones(2, jnp.float32))
   for price, tokens in (([1.0, 3.0], 1.0), ([9.0, -3.0], 3.0)):
@@ -473,8 +476,8 @@ def test_base_gives_every_expert_as_many_tokens_in_training_alone():
 
 def test_base_weighs_with_the_sigmoid_of_the_chosen_logit():
   plan = routed(gates.Base(1), np.float32([[[1.0, 0.0], [3.0, 0.5]]]))
-  # Since 1 + .5 < 0 + 3, token 0 takes expert 1. The weights are sigmoid(0) and
-  # sigmoid(3).
+  # The sum of logits 0 + 3 is larger than 1 + .5, so token 0 gets expert 1. The
+  # weights are sigmoid(0) and sigmoid(3).
   np.testing.assert_array_equal(plan.expert_GR, [[1, 0]])
   np.testing.assert_allclose(plan.weight_GR, [[0.5, 0.952574]], rtol=1e-5)
 
@@ -482,7 +485,7 @@ def test_base_weighs_with_the_sigmoid_of_the_chosen_logit():
 def test_the_gradient_of_base_reaches_the_router():
   weight = lambda logits: route(gates.Base(1), logits).weight_GR.sum()
   gradient = jax.jit(jax.grad(weight))(jnp.zeros((1, 2, 2)))
-  # The derivative of sigmoid at 0 is 1/4, and a token has one expert.
+  # The derivative of sigmoid at 0 is 1/4, and each token has one expert.
   np.testing.assert_allclose(gradient.sum(axis=(0, 2)), [0.25, 0.25])
 
 
@@ -518,6 +521,10 @@ ROUTED_REFUSED = {
   'all experts': (gates.Quantile(8), 'below NUM_EXPERTS=8'),
   'groups': (gates.Sigmoid(2, num_groups=3, top_groups=2), 'must divide'),
   'few groups': (gates.Sigmoid(3, num_groups=4, top_groups=1), 'raise top_gr'),
+  'few groups of a softmax': (
+    gates.TopK(3, num_groups=4, top_groups=1),
+    'raise top_gr',
+  ),
   'hash': (gates.Hash(9), 'TOP_K=9 <= NUM_EXPERTS=8'),
   'too many reserved': (
     gates.ModalityGrouped(2, reserved=(6, 3)),

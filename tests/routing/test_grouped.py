@@ -1,4 +1,4 @@
-"""Grouped products: values, gradients, and operations on each platform."""
+"""Grouped products: values, gradients, and the program of each platform."""
 
 import sys
 import types
@@ -12,7 +12,8 @@ from moe.routing import grouped
 from moe.routing.grouped import grouped_matmul
 
 E, D, F = 4, 5, 3
-# Name -> (rows of each run, R). Rows after the last run belong to no run.
+# Name -> (number of rows of each run, R). Rows behind the last run belong to no
+# run.
 CASES = {
   'uneven': ([7, 0, 12, 3], 24),
   'all to one': ([0, 24, 0, 0], 24),
@@ -59,7 +60,7 @@ def test_it_equals_the_obvious_loop(case):
 
 
 def test_gradients_of_matrices_are_added_up_in_float32():
-  # The sum is 4096 times 1 * 1. A bfloat16 sum would stop at 256.
+  # The gradient is a sum of 4096 ones. A bfloat16 sum would stop at 256.
   x_RD = jnp.ones((4096, 1), jnp.bfloat16)
   w_EDF = jnp.ones((1, 1, 1), jnp.bfloat16)
   counts = jnp.array([4096], jnp.int32)
@@ -68,7 +69,7 @@ def test_gradients_of_matrices_are_added_up_in_float32():
 
 
 def lowered(platform, dtype=jnp.float32):
-  """The program of one grouped product and its gradients, as text."""
+  """Lowers a grouped product with its gradients; returns the program's text."""
 
   def loss(x_RD, w_EDF, count_E):
     return grouped_matmul(x_RD, w_EDF, count_E).sum()
@@ -102,7 +103,8 @@ def test_the_program_for_nvidia_has_its_kernels_though_made_on_a_cpu(dtype):
   assert program.count('custom_call @__gpu$xla.gpu.triton') == 3
   for other in ('stablehlo.while', 'stablehlo.dot_general', 'chlo.ragged_dot'):
     assert other not in program
-  # The program must not multiply every row by every matrix.
+  # A program with arrays of this shape would multiply every row by every
+  # matrix.
   assert f'tensor<{E}x24x' not in program
 
 
@@ -113,13 +115,13 @@ def test_the_program_for_a_cpu_has_its_own():
 
 
 def test_without_kernels_for_nvidia_it_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'tokamax', None)  # Its import now fails.
+  monkeypatch.setitem(sys.modules, 'tokamax', None)  # makes its import fail
   with pytest.raises(ValueError, match='need the package tokamax'):
     lowered('cuda')
 
 
 def kernels(monkeypatch, ragged_dot_general):
-  """Replaces tokamax, whose kernels do not run on CPUs."""
+  """Replaces tokamax, since its kernels do not run on CPUs."""
   fake = types.SimpleNamespace(ragged_dot_general=ragged_dot_general)
   monkeypatch.setitem(sys.modules, 'tokamax', fake)
 

@@ -1,4 +1,4 @@
-"""The experts and the drops of each modality."""
+"""Statistics of routing for each modality."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from moe.routing import dispatch, exchange, modality
 from moe.routing.plan import RouterInputs, RoutingPlan
 from moe.routing.token_choice import plan_of_choices, rows_of_choices
 
-# Two tokens of text, an image code, and padding.
+# One group with two tokens of text, an image code, and padding.
 INPUTS = RouterInputs(
   jnp.zeros((1, 4, 2)),
   jnp.zeros((1, 4, 2)),
@@ -18,7 +18,7 @@ INPUTS = RouterInputs(
   4,
   num_modalities=2,
 )
-# The two tokens of text choose expert 0, the image code chooses expert 1.
+# The two tokens of text choose expert 0, and the image code chooses expert 1.
 EXPERTS = jnp.array([[[0], [0], [1], [1]]])
 PROBS = jnp.array([[[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]])
 
@@ -43,7 +43,7 @@ def test_a_plan_has_them_where_modalities_are_told_apart(number, is_told_apart):
 @pytest.mark.parametrize(
   ('factor', 'lost'),
   [
-    (0.5, 1.0),  # Each expert has one slot, so the second text token is lost.
+    (0.5, 1.0),  # Each expert has one slot, so a token of text is dropped.
     (1.0, 0.0),
   ],
 )

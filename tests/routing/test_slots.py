@@ -1,4 +1,4 @@
-"""Slots by sorting equal those by a loop; slots are summed by token."""
+"""Sorting finds the same slots as a loop; slots are summed by token."""
 
 import functools
 
@@ -26,14 +26,14 @@ VALID_GM = np.arange(M) < np.array([[M - 3], [M]])
 def make_plan(choices, num_spare=0):
   random = np.random.RandomState(2)
   expert_GMA = jnp.asarray(CHOICES[choices](random), jnp.int32)
-  # There are only four different weights, so some rows have equal weights.
+  # There are only four different weights, so many rows have equal weights.
   weight_GMA = jnp.asarray(random.randint(1, 5, (G, M, A)) / 4, jnp.float32)
   rows = rows_of_choices(expert_GMA, weight_GMA, jnp.asarray(VALID_GM))
   return RoutingPlan(*rows, {}, {}, num_spare)
 
 
 def assign(plan, num_experts, C, priority):
-  """The slot of each row and the row of each slot, from `dispatch.Sorted`."""
+  """Returns (slot of each row, row of each slot) from `dispatch.Sorted`."""
   x_GMD = jnp.zeros((*plan.rows_GMA.shape[:2], 1), jnp.float32)
   sort = dispatch.Sorted(priority=priority)
   permuted = jax.jit(lambda: sort.permute(x_GMD, plan, num_experts, C))()
@@ -88,16 +88,16 @@ def test_every_slot_holds_one_row_of_its_expert(
 
 
 def test_spilled_rows_serve_tokens_that_a_full_expert_turned_away():
-  # Four tokens choose expert 0 first, and expert 1 if expert 0 is full. Each
-  # expert has two slots.
+  # All four tokens choose expert 0, with expert 1 as spare choice. Each expert
+  # has two slots.
   expert_GMA = jnp.tile(jnp.array([0, 1], jnp.int32), (1, 4, 1))
   rows = rows_of_choices(
     expert_GMA, jnp.ones((1, 4, 2), jnp.float32), jnp.ones((1, 4), bool)
   )
   plan = RoutingPlan(*rows, {}, {}, num_spare=1)
   slot_GR, row_GU = assign(plan, 2, 2, 'position')
-  # Rows 0..3 are the first choices of tokens 0..3. Rows 4..7 are their second
-  # ones.
+  # Rows 0 to 3 are the first choices of tokens 0 to 3. Rows 4 to 7 are their
+  # spare choices.
   np.testing.assert_array_equal(slot_GR, [[0, 1, -1, -1, -1, -1, 2, 3]])
   np.testing.assert_array_equal(row_GU, [[0, 1, 6, 7]])
 
@@ -115,7 +115,7 @@ def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
   )
 
 
-# Up to 16 choices are added in one pass, more of them in a loop.
+# Up to 16 choices are added in one pass; more choices need a loop.
 @pytest.mark.parametrize('A', [1, 3, 16, 17, 40])
 @pytest.mark.parametrize('at_once', [False, True])
 def test_tokens_are_the_sums_of_their_slots(at_once, A):

@@ -8,7 +8,7 @@ from moe.routing import token_choice
 
 
 def test_first_choices_of_all_tokens_come_before_second_ones():
-  # Token 0 chooses experts 4 and 5. Token 1 is padding and has experts 6 and 7.
+  # Token 0 chooses experts 4 and 5. Token 1 is padding with experts 6 and 7.
   rows = token_choice.rows_of_choices(
     jnp.array([[[4, 5], [6, 7]]], jnp.int32),
     jnp.array([[[0.4, 0.5], [0.6, 0.7]]], jnp.float32),
@@ -32,7 +32,7 @@ def test_rows_of_a_token_are_the_inverse_of_tokens_of_a_row():
     row = rows_GMA[g, m, a]
     assert token_GR[g, row] == m
     assert expert_GR[g, row] == expert_GMA[g, m, a]
-  # Each row is one choice of one token.
+  # Each row is a choice of one token.
   np.testing.assert_array_equal(
     np.sort(rows_GMA.reshape(2, 15)), [range(15)] * 2
   )

@@ -1,4 +1,4 @@
-"""The collective of an exchange on each platform."""
+"""The collective that `transport.move` uses on each platform."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ ROWS, WIDTH, DEVICES = 8, 4, 4
 
 
 def lowered(platform):
-  """The program of an exchange and of its gradients, as text."""
+  """Lowers an exchange with its gradients; returns the program's text."""
   mesh = make_mesh(MeshShape(expert=DEVICES), jax.devices()[:DEVICES])
   axes = ('expert',)
 

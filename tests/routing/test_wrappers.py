@@ -21,8 +21,8 @@ def test_a_wrapped_router_is_as_causal_as_the_one_that_chooses():
 
 
 def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
-  # Experts 0 and 1 compute, 2 is a null expert, 3 and 4 are copy experts. Each
-  # token has two choices.
+  # Experts 0 and 1 compute, expert 2 is a null expert, and experts 3 and 4 are
+  # copy experts. Each token has two choices.
   logits = np.log(
     np.float32(
       [[[6, 1, 2, 1, 1], [1, 1, 6, 2, 1], [1, 1, 1, 2, 6], [6, 2, 1, 1, 1]]]
@@ -38,7 +38,7 @@ def test_null_rows_do_not_exist_and_copies_become_the_tokens_own_weight():
 
 def test_null_experts_lower_the_experts_that_compute():
   router = gates.NullExperts(2, router=gates.Sigmoid, num_null=6, num_copy=2)
-  assert router.mean_active(8) == 1.0  # A share 8 / 16 of 2 choices computes.
+  assert router.mean_active(8) == 1.0  # 8 of 16 experts compute: 2 * 8 / 16.
   assert router.num_added == 8
   assert router.init_state(8)['bias_E'].shape == (16,)
 
@@ -58,12 +58,13 @@ def test_a_bias_does_not_open_an_expert_of_another_modality():
   modality = np.array([[0, 1, 2]], np.int32)
   plan = routed(router, np.zeros((1, 3, 4)), None, state, modality=modality)
   chosen = set(choices_of(plan, 0))
-  # The third modality is not listed and may use all experts.
+  # The third modality is not listed, so it may use all experts.
   assert chosen == {(0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
 
 
 def test_choices_of_closed_experts_are_counted_as_dropped():
-  # Experts 0-3 for modality 0, 4-7 for modality 1; 12 tokens of modality 0.
+  # Experts 0 to 3 are reserved for modality 0, experts 4 to 7 for modality 1.
+  # All 12 tokens have modality 0; the last one is padding.
   modality = np.zeros((1, 12), np.int32)
   logits = logits_of('random', E)[:1]
   dropped = lambda make, **options: float(
@@ -76,13 +77,13 @@ def test_choices_of_closed_experts_are_counted_as_dropped():
       token_ids=np.zeros((1, 12), np.int32),
     ).dropped
   )
-  # An expert takes at most ceil(11 / 8) = 2 of 11 tokens, and 4 experts are
-  # open.
+  # An expert takes at most ceil(11 / 8) = 2 of 11 tokens, so the 4 open experts
+  # take 8 tokens.
   assert dropped(gates.Base, num_active=1) == 11 - 8
   # All 11 valid tokens have id 0, so the hash gives them experts 0 and 8 // 2 =
-  # 4. Expert 4 is closed.
+  # 4. Expert 4 is closed, so 11 choices are dropped.
   assert dropped(gates.Hash, num_active=2) == 11
-  # This router chooses by the masked logits, and enough experts are open.
+  # The other routers choose by masked logits, and enough experts are open.
   grouped = P(gates.Sigmoid, num_groups=4, top_groups=1)
   assert dropped(grouped, num_active=2) == 0
   assert dropped(gates.TopK, num_active=2) == 0
@@ -90,9 +91,9 @@ def test_choices_of_closed_experts_are_counted_as_dropped():
 
 
 def test_open_groups_without_enough_allowed_experts_count_what_they_miss():
-  # The groups of experts are (0 1) and (2 3). Expert 0 is for modality 0,
-  # experts 1 and 2 are for modality 1, and 3 is for all. So a token of modality
-  # 0 may use one expert of each group.
+  # The groups of experts are (0, 1) and (2, 3). Expert 0 is reserved for
+  # modality 0, experts 1 and 2 for modality 1. Expert 3 is open to all. So a
+  # token of modality 0 may use one expert of each group.
   router = gates.ModalityGrouped(
     2, router=P(gates.Sigmoid, num_groups=2, top_groups=1), reserved=(1, 2)
   )

@@ -44,22 +44,20 @@ def test_a_model_stands_beside_a_trigram_and_real_poems(
   # Only the first poem is in one of the forms, and one tune is known.
   assert [group['n'] for group in (poems, couplets, lyrics)] == [1, 1, 1]
   assert poems['writers'] == ['this model', 'trigram', 'held-out texts']
-  measures = poems['measures']
+  values = lambda group: {
+    name: [one['value'] for one in scores]
+    for name, scores in group['measures'].items()
+  }
+  measures = values(poems)
   # The trigram knows one text, which is the held-out poem.
-  assert measures['form kept, share of poems'][1:] == ['1.000', '1.000']
-  assert measures['lines that stand in the training text'][1:] == [
-    '1.000',
-    '1.000',
-  ]
-  # The whole poem is copied: 24 characters with its punctuation.
-  assert measures['longest copied run, mean characters'][2] == '24.000'
-  measures = couplets['measures']
-  assert measures['as long as the first line, share of couplets'][2] == '1.000'
-  measures = lyrics['measures']
-  assert measures['a form of its tune, share of lyrics'][1:] == [
-    '1.000',
-    '1.000',
-  ]
+  assert measures['form kept, share of poems'][1:] == [1, 1]
+  assert measures['lines that stand in the training text'][1:] == [1, 1]
+  # The whole poem with its punctuation is copied, which is one run of 24.
+  assert measures['longest copied run, mean characters'][2] == 24
+  measures = values(couplets)
+  assert measures['as long as the first line, share of couplets'][2] == 1
+  measures = values(lyrics)
+  assert measures['a form of its tune, share of lyrics'][1:] == [1, 1]
 
 
 def test_poems_without_their_file_are_refused(tmp_path):

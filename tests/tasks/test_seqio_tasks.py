@@ -7,6 +7,7 @@ import pytest
 
 seqio = pytest.importorskip('seqio')
 
+from moe.data import cache  # noqa: E402
 from moe.data.store import Store, find_stores  # noqa: E402
 from moe.modalities.text import train_vocabulary  # noqa: E402
 from tasks import seqio_tasks, stores, text_files  # noqa: E402
@@ -149,3 +150,18 @@ def test_the_five_lines_of_the_readme_give_the_tokens_of_the_token_store(
   records = Store(store).read(range(Store(store).lengths.size))
   given = [e['targets'].tolist() for e in names['dataset'].as_numpy_iterator()]
   assert given == [record['tokens'].tolist() for record in records]
+
+
+def test_tasks_of_different_features_are_mixed_in_stores_alone(
+  declared, model_path
+):
+  declared.add_mixture('t_mixed', ('t_text', 't_prefix'))
+  seqio_tasks.register(model_path)
+  sizes = {
+    name: seqio_tasks.registry.TASKS[name].num_chars
+    for name in ('t_text', 't_prefix')
+  }
+  assert dict(cache.resolve('t_mixed')) == sizes
+  assert cache.splits('t_mixed') == {'train': ['t_text', 't_prefix']}
+  with pytest.raises(ValueError, match='t_mixed must have equal features'):
+    dataset('t_mixed')
