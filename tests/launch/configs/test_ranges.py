@@ -121,6 +121,7 @@ NOT_SET = {
     'IdSpace',
     'TrainedRun',
     'ScoringRequest',
+    'Attempt',
     'Job',
     'Limits',
     'Ladder',
