@@ -1,15 +1,19 @@
-r"""Measures the project: python -m launch.bench imports|moe|step.
+r"""Measures the project: python -m launch.bench imports|moe|step|checkpoints.
 
 imports   times the import of each module of moe, with jax, flax and optax
           already imported
 moe       times one MoE layer, forward and backward, alone or against a variant
 step      times a training step, alone, on 8 devices against 1, or against
           another program; --gin.NAME=VALUE as in launch.train
+checkpoints
+          times a save beside the steps of a model with 100 million parameters,
+          the check of what was saved, and the start of new and resumed runs
 
 imports moe.train.trainer --runs=9
 moe --compare=einsum --experts=64
 moe --compare=tpu                  (needs the package libtpu, but no TPU)
 step --compare=mesh
+step --compare=processes --rounds=3
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
 
 In each round the compared programs run one after the other. The reported ratio
@@ -28,6 +32,7 @@ from moe.evaluate import timing
 from moe.planning import import_times
 
 layer = Later('launch.benchmarks.layer')
+runs = Later('launch.benchmarks.runs')
 step = Later('launch.benchmarks.step')
 
 
@@ -38,8 +43,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   _imports_flags(add_verb('imports', 'seconds to import each module'))
   _moe_flags(add_verb('moe', 'one MoE layer'))
   _step_flags(add_verb('step', 'whole training steps'))
+  saves = add_verb('checkpoints', 'saves, checks and resumed runs')
+  flags.add_gin_flags(saves, help='default: a model with 100M parameters')
+  _shared_flags(saves)
   args, overrides = flags.parse(parser, argv)
-  if overrides and args.verb != 'step':
+  if overrides and args.verb in ('imports', 'moe'):
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
   return args, overrides
 
@@ -96,8 +104,9 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     '--compare',
-    choices=('mesh', 'compile', 'muon'),
-    help='mesh: 8 devices and 1; compile: seconds to compile with 64 and with'
+    choices=('mesh', 'compile', 'muon', 'processes'),
+    help='mesh: 8 devices and 1; processes: runs of 2 processes and of 1, both'
+    ' with 8 devices; compile: seconds to compile with 64 and with'
     ' 8 experts; muon: a step with Muon and one with AdamW',
   )
   add(
@@ -125,9 +134,14 @@ def compare(
   """Runs the verb `moe` or `step`; prints its report and the command."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
-  _set_environment(args.compare)
+  _set_environment(getattr(args, 'compare', None))
   runtime.keep_freed_memory()
-  if args.verb == 'step':
+  if args.verb == 'checkpoints':
+    runs.show_checkpoints(args, overrides, command)
+    return 0
+  if args.verb == 'step' and args.compare == 'processes':
+    report = runs.compare_processes(args, overrides)
+  elif args.verb == 'step':
     report = step.compare(args, overrides)
   else:
     report = layer.compare(args)

@@ -1,9 +1,9 @@
-r"""Compares our estimates with measurements: python -m launch.calibrate .
+r"""Compares our estimates with measurements, in one of two ways.
 
-published
+python -m launch.calibrate published
     compares the step times and MFU that `launch.plan` predicts with
     measurements that others published; each run is a gin file
-layer --gin_file=FILE --topology=v5p:2x2x2
+python -m launch.calibrate layer --gin_file=FILE --topology=v5p:2x2x2
     prints the compiler's estimate of the seconds, FLOPs and bytes that one more
     layer adds to a step. We compile steps with one and with two periods of
     layers, both without a loop over layers, and take the difference.
@@ -55,7 +55,7 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  """Runs a subcommand; the exit code is 2 for an error the user can fix."""
   # The verbs only compute shapes and compile programs, so they need no
   # accelerator. JAX reads this when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'

@@ -56,7 +56,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 
 def inspect(options: argparse.Namespace) -> int:
-  """Runs the verb; the exit code is 1 if it finds a damaged file."""
+  """Runs the subcommand; the exit code is 1 if it finds a damaged file."""
   if options.verb == 'rewind':
     rewind.rewind(options.directory, options.to, options.skip)
     return 0

@@ -81,7 +81,7 @@ def convert(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  """Converts weights; the exit code is 2 for an error that the user can fix."""
   options, overrides = parse(argv)
   return runtime.run(lambda: convert(options, overrides))
 

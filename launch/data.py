@@ -144,7 +144,7 @@ def named_size(text: str) -> tuple[str, int]:
 
 
 def run_verb(args: argparse.Namespace) -> int:
-  """Runs a verb; the exit code is 1 if `verify` finds a damaged store."""
+  """Runs a subcommand; returns 1 if `verify` finds a damaged store, else 0."""
   stores.load_modules(args.task_module)
   match args.verb:
     case 'list':
@@ -179,7 +179,7 @@ def named(text: str, splits: list[str] | None) -> tuple[str, list[str] | None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a verb; the exit code is 2 for an error that the user can fix."""
+  """Runs a subcommand; the exit code is 2 for an error the user can fix."""
   return runtime.run(lambda: run_verb(parse(argv)))
 
 

@@ -1,4 +1,4 @@
-"""Examines the machines of a run: python -m launch.doctor [--hosts] ...
+"""Examines the machines of a run.
 
 python -m launch.doctor --gin_file=FILE --workdir=DIR
     examines this host: versions, disk, the work directory, chips that another
@@ -8,7 +8,7 @@ python -m launch.doctor --hosts --gin_file=FILE --workdir=DIR
     that are missing after --patience seconds, and versions, clocks, token
     stores and vocabularies that differ between hosts.
 
-Each finding is a line, the worst first. The exit code is 1 if one is BAD.
+Each finding is a line, the worst first. The exit code is 1 if a finding is BAD.
 """
 
 import argparse

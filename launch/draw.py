@@ -1,4 +1,6 @@
-r"""Draws pictures from a sentence: python -m launch.draw ...
+r"""Draws pictures from a sentence.
+
+Two examples of flags of `python -m launch.draw`:
 
 --checkpoint=runs/pictures --prompt=左上角有一個大紅色圓形 --out=red.png
 --checkpoint=runs/pictures --prompt=圖中是靴子 --num=9 --rerank=4 --out=b.png

@@ -1,4 +1,4 @@
-r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR WHAT .
+r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR ...
 
   --checkpoint=runs/fold --sequence=GSHMTEYKLVVVGAGGVGKS --out=folded
   --checkpoint=runs/fold --fasta=chains.fasta --out=folded --recycles=3

@@ -1,8 +1,8 @@
 """Modules that are imported when they are needed.
 
-Every verb answers --help at once, and JAX, Orbax and Matplotlib take seconds to
-import. So verbs name the modules that need these at the head of the file, but
-import them later.
+Every command answers --help at once, but JAX, Orbax and Matplotlib take seconds
+to import. So the head of a command's file only names the modules that need
+them. They are imported later.
 """
 
 import importlib

@@ -31,8 +31,8 @@ LENGTH = 2048
 def names() -> list[str]:
   """Names of all language models.
 
-  A decoder file sets no sizes, and trunk and folding models are no language
-  models, so they are left out.
+  Files that end in 'decoder' are left out, since they set no sizes. Trunk and
+  folding models are left out, since they are no language models.
   """
   found = sorted(p.stem for p in FOLDER.glob('*.gin'))
   others = ('decoder', 'trunk', 'folding')
@@ -57,7 +57,7 @@ def loaded(name: str):
 
 
 def show(args: argparse.Namespace) -> int:
-  """Prints the table."""
+  """Prints the models as a table or as JSON."""
   import rich.console  # Imported here, since it takes a tenth of a second.
 
   rows = [

@@ -1,4 +1,4 @@
-r"""Predicts what a run costs: python -m launch.plan .
+r"""Predicts what a run costs: python -m launch.plan FLAGS.
 
 --gin_file=gin_configs/runs/poems_cpu.gin
     prints parameters, FLOPs, bytes, chip-hours and the expected share of
@@ -68,8 +68,8 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the plan; the exit code is 2 for an error that the user can fix."""
-  # The verb only computes shapes and compiles programs, so it needs no
-  # accelerator. JAX reads this when it is imported.
+  # This command only computes shapes and compiles programs, so it needs no
+  # accelerator. JAX reads the variable when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))
 

@@ -7,9 +7,10 @@
 
 `score` and `secondary` score a folding model. `score` prints each score beside
 the scores of three baselines: an ideal helix, a compact random chain, and the
-nearest training chain. `secondary` tells helix, strand and coil from the states
-of the trunk. `language` scores a language model that reads residues: bits per
-residue, and the share of 3Di letters that it predicts, beside n-grams.
+nearest training chain. `secondary` predicts whether each residue is in a helix,
+a strand or a coil, from the states of the trunk. `language` scores a language
+model that reads residues: bits per residue, and the share of 3Di letters that
+it predicts, beside n-grams.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def score(args: argparse.Namespace, command: str) -> int:
-  """Scores, prints the means and writes the page."""
+  """Scores predicted structures; prints the means and writes the page."""
   run = configuration.load_other_run(
     args.checkpoint, configuration.FOLDING_MODEL
   )

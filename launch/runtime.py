@@ -1,4 +1,4 @@
-"""Code that the verbs share: it starts JAX, shows the log, handles errors."""
+"""Code that all commands share: start of JAX, the log, and errors."""
 
 import argparse
 import contextlib
@@ -41,7 +41,7 @@ def log(message: str) -> None:
 def parser(
   verb: str, description: str, **options: Any
 ) -> argparse.ArgumentParser:
-  """A parser for the flags of a verb. It prints the description unchanged.
+  """A parser for the flags of a command. It prints the description unchanged.
 
   Args:
     verb: name of the module in launch.
@@ -58,7 +58,7 @@ def parser(
 
 
 def command_line(verb: str, argv: Sequence[str] | None) -> str:
-  """The command that runs a verb with these words; None means our own words."""
+  """The command line of a verb; by default with the words of this process."""
   words = sys.argv[1:] if argv is None else argv
   return shlex.join(['python', '-m', f'launch.{verb}', *words])
 
@@ -145,12 +145,12 @@ def _is_read() -> bool:
 
 
 def run(verb: Callable[[], int]) -> int:
-  """Runs a verb, and turns errors and signals into a sentence and an exit code.
+  """Runs a command; turns errors and signals into a sentence and an exit code.
 
   The exit code is 2 for an error that the user can fix, and 75 after Ctrl-C,
   SIGTERM or SIGHUP. After such a signal a training run saves a checkpoint
   before it ends. A second Ctrl-C ends the process at once. If nobody reads
-  standard output any more, as after `| head -1`, the verb ends without a
+  standard output any more, as after `| head -1`, the command ends without a
   message.
 
   Args:
@@ -177,7 +177,7 @@ def run(verb: Callable[[], int]) -> int:
 
 
 def _code(verb: Callable[[], int]) -> int:
-  """Runs a verb, returns its exit code, and tells it to the other processes.
+  """Runs a command; returns its exit code and tells it to other processes.
 
   Raises:
     BrokenPipeError: if nobody reads standard output any more.

@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def run(options: argparse.Namespace, command: list[str]) -> int:
-  """Supervises the command; the exit code is that of the last attempt."""
+  """Supervises the command; returns the exit code of `supervise.supervise`."""
   workdir, log = supervise.places(command, options.workdir, options.log)
   names = [field.name for field in dataclasses.fields(supervise.Limits)]
   limits = supervise.Limits(**{name: getattr(options, name) for name in names})

@@ -1,4 +1,4 @@
-"""Makes the token stores that a verb needs, in a child process.
+"""Makes the token stores that a command needs, in a child process.
 
 Making token stores needs TensorFlow, which a process with a model never
 imports.

@@ -1,4 +1,4 @@
-r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR .
+r"""Trains a model: python -m launch.train --gin_file=FILE --workdir=DIR ...
 
 --gin_file=gin_configs/runs/poems_cpu.gin --workdir=runs/poems
 --gin_file=A.gin --gin_file=B.gin --gin.TRAIN_STEPS=100 --workdir=runs/b
@@ -20,7 +20,9 @@ from moe.data.cache_dir import default_cache_dir
 from moe.train import goodput
 from tasks import modules
 
+out_of_memory = Later('moe.planning.out_of_memory')
 run_page = Later('moe.report.run_page')
+bucket = Later('moe.runs.bucket')
 folding = Later('moe.runs.folding')
 image_tokenizer = Later('moe.runs.image_tokenizer')
 preflight = Later('moe.runs.preflight')
@@ -76,8 +78,10 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
       data.task_modules,
       args.dry_run,
     )
-  preflight.open_workdir(args.workdir)
+  if '://' not in args.workdir:
+    preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
+  workdir = bucket.opened(args.workdir, is_written=True)
   if config.trains != configuration.LANGUAGE_MODEL:
     other, prepare = {
       configuration.IMAGE_TOKENIZER: (image_tokenizer, stores.prepare),
@@ -87,24 +91,25 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
       print(other.describe(config.run), end='')
       return 0
     return other.train(
-      config.run, args.workdir, texts, prepare, args.compiled, begin
+      config.run, workdir, texts, prepare, args.compiled, begin
     )
   differences = configuration.differences(
-    config.text, os.path.join(args.workdir, 'config.gin')
+    config.text, os.path.join(workdir, 'config.gin')
   )
-  job = training.prepare(config.run, args.workdir, differences)
+  job = training.prepare(config.run, workdir, differences)
   if args.dry_run:
     print(job.description, end='')
     return 0
-  return training.train(
-    job,
-    texts,
-    token_stores.prepare,
-    # Matplotlib is imported when this is called.
-    lambda directory: run_page.write_report(directory),
-    args.compiled,
-    begin,
-  )
+  with out_of_memory.explained(config.run, job.program):
+    return training.train(
+      job,
+      texts,
+      token_stores.prepare,
+      # Matplotlib is imported when this is called.
+      lambda directory: run_page.write_report(directory),
+      args.compiled,
+      begin,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

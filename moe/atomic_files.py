@@ -65,6 +65,7 @@ def sweep(directory: str | os.PathLike) -> None:
   """
   for name in os.listdir(directory):
     if _TEMPORARY.fullmatch(name):
-      # The thread of the run's lock may have renamed its own file.
+      # The thread that writes this run's lock file may have renamed its
+      # temporary file in the meantime.
       with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(directory, name))

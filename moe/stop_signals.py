@@ -123,7 +123,7 @@ class _Listener:
     while True:
       left = None if ends_at is None else max(0.0, ends_at - time.monotonic())
       if not select.select([self._read], [], [], left)[0]:
-        if _patience[-1] is not None:  # The block now may have no limit.
+        if _patience[-1] is not None:  # The present block may have no limit.
           _say('ended in the middle of its work; run it again to go on.')
           os._exit(EXIT_STOPPED)
         ends_at = None
@@ -166,7 +166,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def _waiting(patience: float | None) -> Iterator[None]:
-  """Sets `patience` in a block; the outermost block also ends the thread."""
+  """Sets `patience` in a block; the outermost block also ends `_listener`."""
   global _listener
   _patience.append(patience)
   try:
@@ -180,6 +180,6 @@ def _waiting(patience: float | None) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-  """Writes to stderr, but not to its buffer: the main thread may lock that."""
+  """Writes to stderr past its buffer, whose lock the main thread may hold."""
   with contextlib.suppress(OSError):
     os.write(2, f'\n{text}\n'.encode())

@@ -99,7 +99,7 @@ PLACE_FIELDS = tuple(name for name in TokenBatch._fields if name != 'extras')
 
 
 def following(a_BT: Array) -> Array:
-  """Shifts each row by one place, to the next values; the last becomes 0."""
+  """The next value for each place of a row, [B, T]; 0 for the last place."""
   return jax.numpy.pad(a_BT[:, 1:], ((0, 0), (0, 1)))
 
 

@@ -42,7 +42,7 @@ class ChainRecords:
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
-    """{'name', 'codes', 'letters'} of each chain that is fit.
+    """{'name', 'codes', 'letters'} of each chain that `why_unfit` passes.
 
     Raises:
       ValueError: at once, if the file is missing.
@@ -71,9 +71,9 @@ def _record(chain: protein.Chain) -> dict[str, Any]:
 def letters_3di(chain: protein.Chain) -> np.ndarray:
   """The code from 0 to 19 of the 3Di letter of each residue.
 
-  The CB atoms are those that an ideal residue would have. The letter of a
-  residue without a known backbone, and of the first and the last residue, is
-  that of no structure.
+  The CB atoms are those that an ideal residue would have. A residue without a
+  known backbone gets the letter that mini3di has for no structure, and so do
+  the first and the last residue.
 
   Args:
     chain: a chain of I residues.
@@ -86,7 +86,7 @@ def letters_3di(chain: protein.Chain) -> np.ndarray:
 
   atoms = np.where(chain.mask[..., None], chain.atoms, np.nan)
   n, ca, c = (atoms[:, i].astype(np.float64) for i in range(3))
-  cb = np.full_like(ca, np.nan)  # mini3di places it.
+  cb = np.full_like(ca, np.nan)  # mini3di computes the CB atoms.
   states = mini3di.Encoder().encode_atoms(ca, cb, n, c)
   return states.filled().astype(np.int32)
 

@@ -174,7 +174,7 @@ def measures(texts: Sequence[str], vocabulary: Vocabulary):
 
 
 def histogram(values: Sequence[int]) -> str:
-  """Draws a histogram; the ranges of its bars double: 0, 1, 2-3, 4-7, ...
+  """Draws a histogram with bars for 0, 1, 2-3, 4-7, 8-15 and so on.
 
   Args:
     values: at least one; each is at least 0.

@@ -68,7 +68,7 @@ class Task:
 
   @functools.cached_property
   def num_chars(self) -> int:
-    """Code points and codes in the training documents; reads all of them."""
+    """Number of characters and codes of all training documents; reads them."""
     documents = self.documents('train')
     return sum(
       len(doc[name])

@@ -107,7 +107,8 @@ class StoreMixture(seqio.Mixture):
 
   def __init__(self, name: str, tasks: Sequence[str]):
     self._members = []
-    # seqio compares the features of the tasks that it is given.
+    # seqio refuses tasks with different features. So it gets only one task
+    # here, and the property `tasks` returns all of them.
     super().__init__(name, tasks[:1], default_rate=_num_chars)
     self._members = [seqio.TaskRegistry.get(task) for task in tasks]
 

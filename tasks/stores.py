@@ -222,7 +222,7 @@ def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
 
 
 def _prepare_mixture(directory: str, task: str) -> None:
-  """Writes a mixture's rates and splits to a file; readers do not use seqio."""
+  """Writes a mixture's rates and splits to a file, so readers need no seqio."""
   rates = dict(cache.resolve(task))
   if list(rates) == [task]:
     return

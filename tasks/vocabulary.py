@@ -35,7 +35,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def model(self) -> Vocabulary:
-    """The model.
+    """The vocabulary that tokenises texts.
 
     Raises:
       ValueError: if there is none.

@@ -11,8 +11,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Most tests spend their time compiling, and XLA's older code generator compiles
-# twice as fast. An unknown flag would end the process, so only the jax version
-# that knows the flag gets it; child processes and the TPU compiler do not.
+# twice as fast. An unknown flag would end the process, so we set it only for
+# versions of jax that know it, and not for child processes or the TPU compiler.
 FLAG = '--xla_cpu_use_fusion_emitters=false'
 IS_QUICK = 'XLA_FLAGS' not in os.environ and importlib.metadata.version(
   'jaxlib'

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def ask(monkeypatch):
-  """Sets the request and forgets which places were reached."""
+  """A function that sets the request. The counts of all places start from 0."""
   failpoints._reached.clear()
   return lambda text: monkeypatch.setenv(failpoints.VARIABLE, text)
 

@@ -335,7 +335,7 @@ def shapes_of(run, devices):
   return params, found['axes'], table, mesh
 
 
-# Cases: every model in its most sharded layout, and every layout.
+# Cases: every model in the most sharded layout, and a small model in every one.
 @pytest.mark.parametrize(
   'model, layout',
   [(model, 'parallel/fsdp_expert.gin') for model in files('models')]

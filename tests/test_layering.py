@@ -108,7 +108,7 @@ def test_no_module_imports_itself_in_a_circle():
   while free := [name for name, below in left.items() if not below & set(left)]:
     for name in free:
       del left[name]
-  assert not left  # Any module left is in an import cycle, or imports one.
+  assert not left  # The rest are in import cycles, or import such modules.
 
 
 def test_every_module_that_is_imported_later_exists():

@@ -50,8 +50,8 @@ def test_the_inner_block_takes_the_signals_and_gives_them_back():
   assert [signal.getsignal(number) for number in ALL] == before
 
 
-# The main thread waits in C code for a lock that it already holds. Python
-# cannot handle a signal then, as during a compilation.
+# The main thread waits in C code for a lock that it already holds. As during a
+# compilation, Python cannot handle a signal then.
 BLOCKED = """
 import ctypes, sys
 from moe import stop_signals
@@ -74,7 +74,7 @@ def blocked(block, num_arguments):
     text=True,
   )
   assert process.stdout.readline() == 'ready\n'
-  time.sleep(0.3)  # The process blocks a moment after it says that it is ready.
+  time.sleep(0.3)  # The process prints 'ready' shortly before it blocks.
   return process
 
 

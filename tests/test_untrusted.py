@@ -47,7 +47,10 @@ def damaged(content, rng):
 
 
 def metadata(workdir):
-  """Metadata files of a checkpoint: name -> (content, read(name, content))."""
+  """Name -> (content, read) of the metadata files of a checkpoint.
+
+  `read(name, content)` reads the checkpoint with this content in the file.
+  """
   save_steps(workdir / 'steps', [1])
   names = 'state/_METADATA', 'meta/metadata', integrity.NAME
   names += 'state/manifest.ocdbt', listing.LATE_METRICS

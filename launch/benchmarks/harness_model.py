@@ -19,8 +19,8 @@ from moe.evaluate.likelihood import Document
 from moe.infer.sampling import Sampling
 from moe.runs import scorecard_scores, writing
 
-# The most new tokens of an answer if a task sets no limit. The harness's own
-# models have the same default.
+# Maximum number of new tokens in an answer if a task sets no limit. It is also
+# the default of the harness's own models.
 MAX_TOKENS = 256
 
 

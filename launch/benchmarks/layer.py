@@ -145,7 +145,7 @@ COMPARISONS = {'tpu': compare_fine, 'memory': compare_memory}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-  """The report of the verb `moe`, measured or estimated by the compiler."""
+  """The report of the subcommand `moe`: measurements or estimates."""
   if args.compare not in COMPARISONS:
     return layer_comparisons.compare(args)
   return COMPARISONS[args.compare](args, *layer_comparisons.choices(args))

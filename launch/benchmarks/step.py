@@ -200,7 +200,7 @@ def _binds(overrides: Sequence[str], name: str) -> bool:
 def compare(
   args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-  """The report of the verb `step`."""
+  """Makes the report of the command `step`."""
   if args.against and args.compare:
     raise ValueError('--against and --compare exclude each other: drop one.')
   if args.against:

@@ -24,7 +24,8 @@ SEARCH_PATHS = (
   _ROOT,
 )
 # The first line of a configuration that a run has written. Such a file also has
-# the bindings of choices that were overridden, so unread bindings are no error.
+# bindings that the run did not use, such as those of an optimizer that a later
+# line replaced. So an unread binding in it is no error.
 WRITTEN = '# The whole configuration of a run.\n'
 
 

@@ -80,7 +80,7 @@ def load_run(directory: str) -> Any:
 
 
 def load_other_run(directory: str, trains: str) -> Any:
-  """The run of a work directory that trains no language model.
+  """Reads a run that trains no language model from its work directory.
 
   Args:
     directory: work directory of the run.

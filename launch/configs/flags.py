@@ -1,4 +1,4 @@
-"""Command-line flags that several verbs have."""
+"""Command-line flags that several commands have."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ _BINDING = '--gin.'
 def add_verbs(
   parser: argparse.ArgumentParser,
 ) -> Callable[[str, str], argparse.ArgumentParser]:
-  """Lets the first word choose a verb, as `args.verb`.
+  """Adds subcommands (verbs); `args.verb` is the one that the user has chosen.
 
   Returns:
     A function that adds a verb: (its name, what it does) -> its parser.
@@ -25,7 +25,7 @@ def add_gin_flags(parser: argparse.ArgumentParser, **options) -> None:
   """Adds --gin_file, and a line about --gin.NAME=VALUE to the help.
 
   Args:
-    parser: the parser of the verb.
+    parser: the parser of the command.
     **options: options of `add_argument` for --gin_file, such as `required`.
   """
   parser.add_argument(

@@ -47,7 +47,7 @@ def map_references(function: collections.abc.Callable, value: object) -> object:
 def resolved(
   value: object, macros: collections.abc.Mapping
 ) -> tuple[object, str | None]:
-  """Follows macros: (the final value, place of the last macro or None)."""
+  """Follows macros; returns (final value, place of the last macro or None)."""
   place = None
   while isinstance(value, Macro):
     place = macros[value.name].place

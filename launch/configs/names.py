@@ -45,7 +45,7 @@ def _import(name: str, place: str):
 
 
 def _nearest_module(name: str) -> str:
-  """A hint for the first wrong part of a dotted path, with a similar name."""
+  """The hint of `nearest` for the first wrong part of a dotted path, or ''."""
   parts, known = name.split('.'), ['launch', 'moe', 'tasks']
   for i in range(len(parts)):
     prefix = '.'.join(parts[: i + 1])
@@ -96,7 +96,7 @@ class Names:
   """The names that the import statements of one file define.
 
   Attributes:
-    modules: name -> (module, its name in `Imports`).
+    modules: name -> (module, the name that `Imports` gives to it).
   """
 
   def __init__(self):

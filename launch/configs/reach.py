@@ -102,8 +102,9 @@ class _Reach:
     self.in_effect = []
     self._references = {}
     in_files = [b for b in bindings if not b.place.startswith('--gin.')]
-    # All bindings of the command line share one index. So none of them counts
-    # as read merely because an override follows on the command line.
+    # A binding also counts as read if something read it until a later override.
+    # This does not hold within the command line, so all its bindings share one
+    # index.
     self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
     self._bound = {}
     for b in bindings:
@@ -114,14 +115,18 @@ class _Reach:
     return b.argument if b.target is None else id(b.target)
 
   def is_read(self, b: Binding) -> bool:
-    """Whether the binding is read, or was read until a later override."""
+    """Whether the root leads to the binding.
+
+    It also counts as read if the root led to it before a later binding changed
+    a reference or macro on the way.
+    """
     return self._order[id(b)] < self.limits.get(self._key(b), -1)
 
   def replacement(self, macro: str) -> str:
     """A hint what to bind instead of a macro that is no longer read.
 
-    Some class that is no longer used read the macro for an argument. If a class
-    in use has an argument of the same name, the hint names this argument.
+    An argument of a class that is no longer used has this macro as its value.
+    If a class in use has an argument of the same name, the hint names it.
     """
     wanted = {
       b.argument
@@ -176,7 +181,7 @@ class _Reach:
       raise ValueError(f"{place}: '%{name}' must not be defined by itself.")
     if name not in self.macros:
       if limit < math.inf:
-        return  # An overridden binding uses it, which is never evaluated.
+        return  # Only overridden bindings use the macro; nobody evaluates them.
       hint = _definition(name) or nearest(name, self.macros)
       hint = hint or f'; set --gin.{name}=VALUE.'
       raise ValueError(f"{place}: '%{name}' is defined nowhere{hint}")

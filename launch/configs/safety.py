@@ -31,8 +31,8 @@ _MODULES = (
   'moe.runs.tokenizer_run',
   'moe.train.trainer',
 )
-# These names list modules to load. A file may bind them only to an empty list,
-# or to the macro. The macro is checked where a file binds it.
+# These names list modules to load. A file may bind them only to an empty list
+# or to the macro TASK_MODULES, for which the same holds.
 _CODE = ('task_modules', 'TASK_MODULES')
 _NO_CODE = ((), [], gin_values.Macro('TASK_MODULES'))
 

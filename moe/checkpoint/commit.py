@@ -23,7 +23,7 @@ _MANIFEST = 'manifest.ocdbt'
 
 
 class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """Commits a step on a file system: seals its directory, then renames it."""
+  """Commits a step on a file system: writes its hashes, then renames it."""
 
   async def finalize(self) -> None:
     _check_whole(self.get())
@@ -82,7 +82,7 @@ class _StateRestore(ocp.args.PyTreeRestore):
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-  """Whether to log a record. We raise the errors that Orbax's threads log."""
+  """Whether to log a record. Orbax's threads log errors that we also raise."""
   is_main = record.threadName == threading.main_thread().name
   return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
 

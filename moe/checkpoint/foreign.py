@@ -159,7 +159,7 @@ def _path_problems(store: Any) -> Iterator[str]:
 
 
 def _locations(node: Any) -> Iterator[str]:
-  """Every `location` in a node of the index."""
+  """Every `location` and `indirect_value` in a node of the index."""
   waiting = [node]
   while waiting:
     entry = waiting.pop()

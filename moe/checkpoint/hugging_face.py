@@ -36,8 +36,8 @@ class Tensor(NamedTuple):
     place: index into the leading dims of our arrays: (), (period,), (expert,)
       or (period, expert).
     widths: sizes of our arrays in the dim along which they are concatenated.
-    rope_dim: number of features that rotary embeddings rotate, if the row has
-      `paired`.
+    rope_dim: number of features that rotary embeddings rotate; 0 if the row has
+      no `paired` dim.
   """
 
   name: str
@@ -143,7 +143,7 @@ def _of_row(
 
 
 def _dims(row: Row) -> str:
-  """Letters of the dims that remain after an array is indexed by its place."""
+  """Letters of our dims, without E if the file has an array for each expert."""
   return row.our_dims.replace('E', '') if row.is_of_one_expert else row.our_dims
 
 
@@ -175,12 +175,15 @@ def to_theirs(tensor: Tensor, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def to_ours(
   tensor: Tensor, array: np.ndarray, sizes: Sequence[int]
 ) -> list[np.ndarray]:
-  """Makes the parts of our arrays from an array of Hugging Face's layout.
+  """Makes our arrays, or slices of them, from an array of Hugging Face.
 
   Args:
     tensor: description of the array.
     array: the array as the file has it.
     sizes: shape of one of our arrays, without the dims of `Tensor.place`.
+
+  Returns:
+    An array for each of the paths in `Tensor.row`.
   """
   row, dims = tensor.row, _dims(tensor.row)
   size = dict(zip(dims, sizes, strict=True))

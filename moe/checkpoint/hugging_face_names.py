@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-  """One kind of array.
+  """One kind of array: in Hugging Face's files ("their") and in our tree.
 
   Attributes:
     theirs: their name; {e} is the number of an expert.
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
   @property
   def paths(self) -> tuple[str, ...]:
-    """Our paths, relative to the block."""
+    """Paths of our parameters in this row, relative to the block."""
     return tuple(self.ours.split(' + '))
 
   @property

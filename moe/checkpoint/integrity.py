@@ -64,8 +64,8 @@ def check(
 
   Args:
     directory: a directory that `seal` has sealed; its name may have changed.
-    share: (index, count). Only the files index, index + count, ... are checked,
-      so that the processes of a run can divide the work.
+    share: (index, count). Only every `count`-th file, from `index` on, is
+      checked, so that the processes of a run can divide the work.
   """
   directory = epath.Path(directory)
   try:

@@ -1,7 +1,7 @@
 """Lists the checkpoints in a directory: their steps, metadata and ranks.
 
-No other file says which steps exist. A step is committed if its folder exists;
-on an object store the folder must also contain the marker. This file needs no
+There is no index of the steps. A step is committed if its folder exists; on an
+object store the folder must also contain the marker. This module needs no
 `Checkpointer`, so other programs can read the checkpoints of a run that still
 trains.
 """
@@ -19,6 +19,8 @@ from moe.checkpoint import integrity
 
 # Name of the file that commits a step on an object store; Orbax defines it.
 MARKER = 'commit_success.txt'
+# File of a work directory: the URL of the bucket that holds its checkpoints.
+BUCKET = 'bucket.txt'
 # File with the metrics of a step that was scored after its commit.
 LATE_METRICS = 'late_metrics.json'
 
@@ -38,6 +40,21 @@ def steps(directory: epath.PathLike) -> list[int]:
   return sorted(found)
 
 
+def bucket_of(workdir: str | os.PathLike) -> str | None:
+  """The URL at which the checkpoints of a work directory are; None if here."""
+  try:
+    with open(os.path.join(workdir, BUCKET), encoding='utf-8') as f:
+      return f.read().strip()
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+
+
+def steps_dir(workdir: str | os.PathLike) -> str:
+  """The directory of a run's checkpoints, which may be in a bucket."""
+  place = bucket_of(workdir) or os.path.abspath(workdir)
+  return os.path.join(place, 'checkpoints')
+
+
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
   """Finds the checkpoints to which a path of the user refers.
 
@@ -52,6 +69,8 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
   """
   if '://' not in os.fspath(path):
     path = os.path.abspath(path)  # Orbax takes no relative paths.
+    found = bucket_of(path)
+    path = path if found is None else found
   path = epath.Path(path)
   if path.name.isdecimal() and (path / 'meta').is_dir():
     return path.parent, int(path.name)

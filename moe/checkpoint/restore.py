@@ -87,21 +87,46 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
   )
 
 
-def read(step_directory: epath.Path, abstract: PyTree) -> PyTree:
+def read(
+  step_directory: epath.Path, abstract: PyTree, optional: str = ''
+) -> PyTree:
   """Reads every array of a step into the given structure and shardings.
+
+  Args:
+    step_directory: directory of the step.
+    abstract: the wanted shapes and shardings.
+    optional: regular expression of whole paths. Such an array is zero if the
+      checkpoint lacks it, and ignored if only the checkpoint has it.
 
   Raises:
     ValueError: if the structure or the checkpoint lacks an array, or if a shape
       or dtype differs. The message names the arrays.
   """
-  wanted = leaves(abstract)
-  stored = leaves(_stored_tree(step_directory))
-  problems = [f'{name} is not in the model' for name in stored.keys() - wanted]
+  import orbax.checkpoint as ocp  # It takes half a second.
+
+  wanted, tree = leaves(abstract), _stored_tree(step_directory)
+  stored = leaves(tree)
+  free = {n for n in wanted.keys() ^ stored if re.fullmatch(optional, n)}
+  problems = [
+    f'{name} is not in the model' for name in stored.keys() - wanted - free
+  ]
   for name, leaf in wanted.items():
-    problems += _mismatch(name, leaf, name, stored.get(name), is_exact=True)
+    if name not in free:
+      problems += _mismatch(name, leaf, name, stored.get(name), is_exact=True)
   _raise_if(problems, step_directory)
-  item = jax.tree.map(_placed, abstract)
-  return _restore(step_directory, item)
+
+  def chosen(key: tuple, _: Shaped) -> Any:
+    name = path_name(key)
+    return ocp.PLACEHOLDER if name in free else _placed(wanted[name])
+
+  def filled(key: tuple, leaf: Shaped) -> Array:
+    if path_name(key) in found:
+      return found[path_name(key)]
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+  item = jax.tree_util.tree_map_with_path(chosen, tree)
+  found = leaves(_restore(step_directory, item))
+  return jax.tree_util.tree_map_with_path(filled, abstract)
 
 
 def load_params(
@@ -302,14 +327,14 @@ def _shared_damage(step_directory: epath.Path) -> list[str]:
 
 def _stored_tree(step_directory: epath.Path) -> PyTree:
   """Opens each array of a step; returns a tree of their shapes and dtypes."""
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   handler = ocp.PyTreeCheckpointHandler()
   return handler.metadata(literal_path.of(step_directory / 'state')).tree
 
 
 def _restore(step_directory: epath.Path, item: PyTree) -> PyTree:
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   return ocp.PyTreeCheckpointHandler().restore(

@@ -62,6 +62,7 @@ class Checkpointer:
     best_metric: str | None = None,
     is_higher_better: bool = False,
     check_held: Callable[[], None] = lambda: None,
+    before_save: Callable[[], None] = lambda: None,
   ):
     """Removes incomplete steps that a killed run has left in the directory.
 
@@ -72,6 +73,7 @@ class Checkpointer:
       best_metric: the metric of `save` that ranks steps; None ranks none.
       is_higher_better: whether the largest value is the best.
       check_held: raises an error if another run has taken the directory.
+      before_save: is called before each save.
 
     Raises:
       ValueError: if a number is out of range.
@@ -88,6 +90,7 @@ class Checkpointer:
     self.best_metric = best_metric
     self.is_higher_better = is_higher_better
     self._check_held = check_held
+    self._before_save = before_save
     self._own = set()  # Steps written or restored by this object.
     self._orbax = None
     self._thread = None
@@ -149,6 +152,7 @@ class Checkpointer:
     step: int | None,
     abstract_state: PyTree,
     expect: dict[str, Any] | None = None,
+    optional: str = '',
   ) -> tuple[PyTree, dict[str, Any]]:
     """Reads the newest sound step, or the requested step.
 
@@ -161,6 +165,7 @@ class Checkpointer:
       abstract_state: tree of jax.ShapeDtypeStruct (or arrays) with the wanted
         shardings; the mesh may differ from the mesh of the save.
       expect: entries that `meta` must have, e.g. the data manifest hash.
+      optional: see `restore.read`.
 
     Returns:
       (state, meta); the state has the structure of `abstract_state`.
@@ -173,7 +178,7 @@ class Checkpointer:
     path = self.directory / str(step)
     meta = listing.read_meta(path)
     _check_meta(path, meta, expect or {})
-    state = restore.read(path, abstract_state)
+    state = restore.read(path, abstract_state, optional)
     if jax.process_index() == 0:
       for old in damaged:
         aside = self.directory / f'{old}.corrupt'
@@ -186,6 +191,11 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """The newest committed step, which may be damaged; None if none exists."""
     return max(listing.steps(self.directory), default=None)
+
+  @property
+  def is_saving(self) -> bool:
+    """Whether a save runs in the background."""
+    return self._thread is not None and self._thread.is_alive()
 
   def check(self) -> None:
     """Raises if a background save failed or another run took the directory."""
@@ -215,6 +225,7 @@ class Checkpointer:
   ) -> None:
     """The part of a save that the training loop waits for."""
     failpoints.reach('save.begin')
+    self._before_save()
     # If the disk is full, Orbax prints tracebacks. So we check the space first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:

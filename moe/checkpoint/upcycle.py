@@ -47,7 +47,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Method):
-  """Equal experts; only the gradient of the router makes them differ."""
+  """Equal experts; they diverge in training, since each gets other tokens."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """Makes E equal copies; see `Method`."""
@@ -60,8 +60,8 @@ class Noise(Method):
   """Copies with noise, which differs between experts.
 
   Attributes:
-    scale: standard deviation of the noise, divided by the one of the matrix.
-      The noise is normal and truncated at two of these deviations.
+    scale: standard deviation of the normal noise, divided by that of the
+      matrix. The noise is then truncated at two standard deviations.
   """
 
   scale: float = 0.1
@@ -70,7 +70,7 @@ class Noise(Method):
     bounds.within('scale', self.scale, 'upcycle.Copy adds no noise', above=0)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """Makes E copies with noise; see `Method`."""
+    """Makes E copies with noise; see `Method.experts`."""
     made = {}
     for i, (name, w) in enumerate(sorted(weights.items())):
       copies = _copies(w, num_experts)
@@ -102,7 +102,7 @@ class Drop(Method):
     bounds.within('share', self.share, kept, above=0, most=1)
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
-    """Makes E copies and initialises some of their units; see `Method`."""
+    """Makes E copies and initialises some units again; see `Method.experts`."""
     lead = next(iter(weights.values())).shape[:-2]
     F = next(w.shape[-1] for n, w in weights.items() if 'down' not in n)
     order = jax.random.uniform(key, (*lead, num_experts, F)).argsort()

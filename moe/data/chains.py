@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture, scramble
+from moe.data.order import Mixture, Source, scramble
 from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.modalities import protein, residues
@@ -16,7 +16,7 @@ from moe.types import Batch
 
 
 class ChainReader:
-  """Endless training batches of a mixture of stores of chains.
+  """Endless training batches from stores of protein chains.
 
   A batch depends only on the seed and the step, as with
   `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a
@@ -87,6 +87,12 @@ class ChainReader:
             batch, row, chain, self._ids, int(one % np.uint64(spare + 1))
           )
     return batch
+
+  def sources(self, step: int) -> list[Source]:
+    """The chains that each store gives to the batch of a step."""
+    stores = [(s.directory, s.lengths.size) for s in self._stores]
+    batch = self.skips.number(step), self._batch_size
+    return self._mixture.sources(batch, self._rows, stores, self._seed)
 
   def _note(self, store: Store):
     def note(index: int, error: Exception) -> None:

@@ -4,7 +4,9 @@ Nothing here has a state. So the rows of step 1,000,000 are found as fast as
 those of step 0, and they do not depend on the machine or on numpy's version.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,6 +68,20 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     value[todo] = (left << half) | right
     todo = todo[value[todo] >= np.uint64(size)]
   return value.astype(np.int64)
+
+
+class Source(NamedTuple):
+  """What a store gives to a batch.
+
+  Attributes:
+    name: name of the store.
+    records: numbers of its records in the batch, on all hosts.
+    places: indices of its rows among the rows that this host reads.
+  """
+
+  name: str
+  records: np.ndarray
+  places: np.ndarray
 
 
 class Mixture:
@@ -146,3 +162,33 @@ class Mixture:
       key = scramble(scramble(seed) ^ np.uint64(index))
       key = scramble(key ^ epoch.astype(np.uint64))
       yield index, places, permuted(place, size, key), key
+
+  def sources(
+    self,
+    batch: tuple[int, int],
+    own: np.ndarray,
+    stores: Sequence[tuple[str, int]],
+    seed: int,
+  ) -> list[Source]:
+    """What each store gives to a batch, with the rows as records.
+
+    Args:
+      batch: (number of the batch, rows of a batch over all hosts).
+      own: numbers of the rows of a batch that this host reads.
+      stores: (directory, number of rows) of each store.
+      seed: seed of the shuffles.
+    """
+    number, size = batch
+    rows = number * size + np.arange(size)
+    shuffled = self.shuffled(rows, [count for _, count in stores], seed)
+    return [
+      Source(
+        _name(stores[index][0]), found, np.flatnonzero(np.isin(own, places))
+      )
+      for index, places, found, _ in shuffled
+    ]
+
+
+def _name(directory: str) -> str:
+  """The name of a store: that of its task, the folder above its split."""
+  return os.path.basename(os.path.dirname(os.path.abspath(directory)))

@@ -161,8 +161,8 @@ class PackedStore:
       batch.block_ids.reshape(-1)[target] = examples.place_blocks(
         examples.read(blocks, *cut), own
       )
-      # A place sees all tokens of its block. So only tokens that the mask hides
-      # are scored.
+      # A place sees all tokens of its block. So in a block, only tokens that
+      # are replaced by a mask are scored.
       is_shown = examples.predicted(inputs, *cut) == ids
       weights = np.where((own > 0) & is_shown, 0, weights)
     if not self.ids.is_text:

@@ -26,7 +26,7 @@ class PackPlan:
   """Rows of at most `sequence_length` tokens, made of segments of documents.
 
   Every token of every document is in exactly one segment. Row r holds the
-  segments row_start[r] to row_start[r + 1], one after the other.
+  segments row_start[r] to row_start[r + 1] - 1, one after the other.
 
   Attributes:
     record: int64 [segments], number of the document.
@@ -44,7 +44,7 @@ class PackPlan:
 
   @property
   def num_rows(self) -> int:
-    """Rows of one epoch."""
+    """Number of rows of one epoch."""
     return self.row_start.size - 1
 
   @property
@@ -52,6 +52,14 @@ class PackPlan:
     """Share of the places of all rows that hold a token."""
     places = max(1, self.num_rows) * self.sequence_length
     return float(self.length.sum(dtype=np.int64)) / places
+
+  def records(self, rows: np.ndarray) -> np.ndarray:
+    """The numbers of the documents in some rows, ascending."""
+    segments = [
+      np.arange(self.row_start[row], self.row_start[row + 1]) for row in rows
+    ]
+    chosen = np.concatenate([np.zeros(0, np.int64), *segments])
+    return np.unique(self.record[chosen])
 
 
 def pack(
@@ -212,7 +220,7 @@ def _place(
 def load_pack_plan(
   store: Store, sequence_length: int, shape: Shape | None = None
 ) -> PackPlan:
-  """The plan of a store: read from its directory, or made and kept there.
+  """The pack plan of a store: read from the store, or made and kept there.
 
   Args:
     store: store of the documents.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture
+from moe.data.order import Mixture, Source
 from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.types import Batch
@@ -72,6 +72,12 @@ class PictureReader:
       _fill(batch, places, self._stores[index], indices, self.quarantine)
     return batch
 
+  def sources(self, step: int) -> list[Source]:
+    """The pictures that each store gives to the batch of a step."""
+    stores = [(s.directory, s.lengths.size) for s in self._stores]
+    batch = self.skips.number(step), self._batch_size
+    return self._mixture.sources(batch, self._rows, stores, self._seed)
+
 
 def picture_batches(
   store: Store,
@@ -117,7 +123,8 @@ def _fill(
 ) -> None:
   """Writes pictures into rows.
 
-  An unreadable picture is added to `quarantine`; if this is None, it raises.
+  An unreadable picture is added to `quarantine`. If `quarantine` is None, the
+  first unreadable picture raises an error.
   """
 
   def note(index: int, error: Exception) -> None:

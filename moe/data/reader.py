@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe.data.order import Mixture
+from moe.data.order import Mixture, Source
 from moe.data.packed_store import Extras, PackedStore
 from moe.data.skips import Skips
 from moe.data.store import Store
@@ -166,6 +166,16 @@ class Reader:
     for index, places, row, key in shuffled:
       self._stores[index].fill(batch, places, row, key)
     return batch
+
+  def sources(self, step: int) -> list[Source]:
+    """The documents that each store gives to the batch of a step."""
+    stores = [(p.store.directory, p.plan.num_rows) for p in self._stores]
+    batch = self.skips.number(step), self._batch_size
+    found = self._mixture.sources(batch, self._rows, stores, self._seed)
+    return [
+      source._replace(records=packed.plan.records(source.records))
+      for source, packed in zip(found, self._stores, strict=True)
+    ]
 
 
 def eval_batches(

@@ -19,9 +19,9 @@ class Feature(NamedTuple):
   """A feature of a task that is not text.
 
   Attributes:
-    range: name of a range in `moe.modalities.ids.RANGES`. Inputs or targets are
-      codes of this range. It has no effect on any other feature: such a feature
-      is stored unchanged, as an array with one value per token.
+    range: name of a range in `moe.modalities.ids.RANGES`, for inputs or targets
+      that are codes of this range. It has no effect on other features, which
+      are stored unchanged, as arrays with one value per token.
     is_block: whether the whole feature is one block. Tokens of a block see each
       other. A block in the inputs is a condition. If the targets are a block, a
       transform must hide the tokens that are predicted.
@@ -45,14 +45,14 @@ class Counts:
   Attributes:
     documents: documents that were read.
     empty: documents left out because they have nothing to score.
-    malformed: documents left out because they are not UTF-8, or because their
-      ids do not decode to their text.
+    malformed: documents left out because they are not UTF-8, because an id is
+      out of its range, or because the ids do not decode to the text.
     respelt: documents tokenised again because the task's tokeniser replaced a
       U+2581 by a space.
     scored_tokens: tokens with weight 1, end marks included.
-    chars: Unicode code points of the scored text, end marks not counted; a code
-      of another range counts as one.
-    bytes: bytes of the scored text in UTF-8; a code counts as one.
+    chars: Unicode code points of the scored text, end marks not counted. Each
+      code that is not text, such as a code of a picture, counts as one.
+    bytes: bytes of the scored text in UTF-8; such a code counts as one.
     unknown_tokens: how often the unknown token occurs in all documents.
     byte_tokens: how often tokens for a single byte occur in all documents.
   """
@@ -169,7 +169,7 @@ class Tokeniser:
     )
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
-    """Returns `ids` if they decode to the text, or new ids after a U+2581."""
+    """Returns `ids` if they decode to `text`, or new ids if U+2581 was lost."""
     decoded = self._vocabulary.decode(ids)
     if decoded == text:
       return ids

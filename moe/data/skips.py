@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from moe import atomic_files, json_text
 
-# A file in the work directory of a run. Checkpoints record the same ranges.
+# The file in a run's work directory that lists the ranges of left-out batches.
+# Checkpoints record the same ranges.
 NAME = 'skipped_batches.json'
 
 
@@ -38,7 +39,7 @@ class Skips:
       )
 
   def number(self, step: int) -> int:
-    """The batch that a step reads; both count from 0."""
+    """Number of the batch that a step reads; steps and batches count from 0."""
     for first, end in self.ranges:
       if step < first:
         break
@@ -46,7 +47,7 @@ class Skips:
     return step
 
   def before(self, step: int) -> tuple[tuple[int, int], ...]:
-    """The ranges that the steps before `step` have skipped."""
+    """The ranges of batches that the steps before `step` have skipped."""
     number = self.number(step - 1) if step else -1
     return tuple(pair for pair in self.ranges if pair[0] < number)
 
@@ -59,7 +60,7 @@ class Skips:
 
 
 def of_batches(batches: Iterable[int]) -> Skips:
-  """The skips that leave out single batches."""
+  """The skips that leave out the batches with these numbers."""
   ranges = []
   for number in sorted(batches):
     if ranges and ranges[-1][1] == number:

@@ -8,9 +8,9 @@ A store is a directory <vocabulary directory>/<task>/<split>/ with
   blocks.npy            int32 [blocks, 4], only if records have `block_ids`:
                         record, first token, one past the last, scored tokens
 
-A run also keeps pack plans of `moe.data.packing` there. All stores in a
-vocabulary directory share the file vocabulary.model in it. A mixture has no
-store, but a file with its tasks and rates:
+A run also keeps its pack plans, see `moe.data.packing`, in this directory. All
+stores in a vocabulary directory share the file vocabulary.model in it. A
+mixture has no store, but a file with its tasks and rates:
 <vocabulary directory>/<mixture>/mixture.json.
 """
 
@@ -166,7 +166,7 @@ def _write_records(
 
 
 def _length(record: Record) -> int:
-  """Number of tokens of a record; 1 for a picture, which has none."""
+  """Number of tokens of a record; 1 if it has none, like a picture."""
   return record['tokens'].size if 'tokens' in record else 1
 
 
@@ -174,8 +174,8 @@ def _block_spans(record: Record) -> list[tuple[int, int, int]]:
   """(first token, one past the last, scored tokens) of each block.
 
   Raises:
-    ValueError: if the tokens of a block are not neighbours. Through its second
-      part, a first part would see the tokens between, and then predict them.
+    ValueError: if a block has a gap. Tokens of a block see each other. So the
+      part before the gap would see the gap's tokens through the part after it.
   """
   if 'block_ids' not in record:
     return []

@@ -35,8 +35,8 @@ class Shape(NamedTuple):
 class Transform(Protocol):
   """A function from a record to the example that a batch reads.
 
-  The hash of the data contains the `repr` of the transform, so two different
-  transforms must have different ones.
+  The hash of the data contains the `repr` of the transform, so the `repr`s of
+  two different transforms must differ.
   """
 
   def declare(self, shape: Shape) -> Shape:
@@ -78,7 +78,7 @@ def shape_of(store: Store, transform: Transform | None = None) -> Shape:
 
 @dataclasses.dataclass(frozen=True)
 class MaskBlocks:
-  """Hides a share of the scored tokens of a block; only these are predicted.
+  """Hides a share of a block's scored tokens; only hidden ones are predicted.
 
   This is masked modelling (Devlin et al. 2018,
   https://arxiv.org/abs/1810.04805) with two changes. The number of hidden
@@ -98,7 +98,7 @@ class MaskBlocks:
     bounds.within('fraction', self.fraction, share, above=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
-    """The same lengths and blocks; counts without the tokens that are shown."""
+    """The same lengths and blocks; counts without unmasked tokens of blocks."""
     scored = shape.blocks[:, 3].astype(np.int64)
     num_shown = int((scored - self._num_hidden(scored)).sum())
     counts = {name: count - num_shown for name, count in shape.counts.items()}

@@ -108,7 +108,8 @@ def _record_problem(
   weights = record.get('loss_weights')
   num_scored = len(ids) if weights is None else int(weights.sum())
   prompt, target = ids[:-num_scored], ids[-num_scored:-1]
-  # A code of another range counts as one character and one byte.
+  # A code that is not text, such as a code of a picture, counts as one
+  # character and one byte.
   texts = [space.codes('text', part).tolist() for part in (prompt, target)]
   num_codes = len(target) - len(texts[1])
   text = vocabulary.decode(texts[1])

@@ -24,12 +24,12 @@ EXPLANATION = (
   ' of the English sentences.',
   'The sentences of a set say the same in every language, so equal numbers mean'
   ' that the same content costs equally many bits.',
-  'Tokens, bytes and characters of the language itself cancel out: a vocabulary'
-  ' or a script gains nothing by being counted otherwise.',
-  'The numbers hide the effects of translation: which side was written first,'
-  ' and how freely the other follows. They hide the genre of the set, too.',
-  'They hide how much of each language the model was trained on, too: a gap'
-  ' between two languages says something of this model, not of the languages.',
+  'Tokens, bytes and characters of the language itself are not counted, so no'
+  ' vocabulary and no script has an advantage.',
+  'The scale does not show which side was written first, how freely the other'
+  ' one translates it, and what the sentences are about.',
+  'It does not show either how much text of each language the model has read:'
+  ' the gap between two languages belongs to this model, not to the languages.',
 )
 
 

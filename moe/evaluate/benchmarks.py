@@ -1,10 +1,10 @@
 """Benchmarks that are scored by likelihood: LAMBADA, Winograd sets, XCOPA.
 
 Every request has exactly the characters of lm-evaluation-harness 0.4.13 for the
-task with the same name. One space separates context and continuation, in
-Chinese too, and an empty line follows each solved example. `PROTOCOLS` says for
-each benchmark what the model is asked, and how our data files differ from those
-of the harness.
+task with the same name. A continuation begins with a space, in Chinese too, and
+an empty line follows each solved example. `PROTOCOLS` says for each benchmark
+what the model is asked, and how our data files differ from those of the
+harness.
 
 Sources: LAMBADA, Paperno et al. 2016, https://arxiv.org/abs/1606.06031, in the
 text of Radford et al. 2019; WSC273, Levesque et al. 2012, with partial scoring,

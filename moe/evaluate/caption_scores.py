@@ -125,7 +125,7 @@ def _similarity(ours: Counts, theirs: Counts, weight, order: int) -> float:
     min(n, theirs[gram]) * theirs[gram] * weight(gram) ** 2
     for gram, n in ours.items()
   )
-  # The numbers of n-grams differ as much as the lengths, since each text has an
-  # n-gram.
+  # Each text has an n-gram, so a text of L characters has L - n + 1 of them. So
+  # the difference of these numbers is the difference of the lengths.
   apart = ours.total() - theirs.total()
   return shared / product * math.exp(-(apart**2) / (2 * _SIGMA**2))

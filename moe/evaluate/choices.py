@@ -112,9 +112,9 @@ def rolling_windows(
 ) -> list[Window]:
   """The windows of a text without a context, as the harness cuts them.
 
-  Each window scores the tokens that follow the previous window. The last window
-  has fewer tokens to score, so it also reads earlier tokens, as many as fit in
-  its length.
+  Each window scores the tokens that follow the previous window. If the last
+  window has fewer tokens to score, it also reads earlier tokens, as many as fit
+  in its length.
   """
   size, cut = len(document.tokens), []
   for first in range(0, size, context.length):

@@ -24,7 +24,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def is_by_words(text: str) -> bool:
-  """Whether runs of a text are counted in words rather than in characters."""
+  """Whether we compare a text word by word rather than by characters."""
   letters = [c for c in text if c.isalpha()]
   latin = sum(c < '\u0250' for c in letters)
   return bool(letters) and latin >= _LATIN_SHARE * len(letters)
@@ -86,7 +86,8 @@ class _Words:
 def find(items: Sequence[str], train_texts: Iterable[str]) -> np.ndarray:
   """Whether each item shares a run with any training text, bool [items].
 
-  The value is False for an item that is shorter than a run.
+  A run has `RUN_WORDS` words or `RUN_CHARS` characters. The value is False for
+  an item that is shorter than a run.
   """
   words, owners, hashes = _Words(), [], []
   by_words = np.array([is_by_words(item) for item in items], bool)
@@ -123,7 +124,7 @@ def _is_member(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 
 def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
-  """The length of the longest run of each text that the training text has.
+  """For each text, the length of its longest run that the training text has.
 
   Runs of one character are sought first. A run of n + 1 characters can occur
   only where a run of n has been found, so fewer places remain in each round.
@@ -154,7 +155,10 @@ def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
 def _one_more(
   codes: np.ndarray, places: np.ndarray, hashes: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The places and hashes of runs that have one character more."""
+  """Extends runs of `length` characters by one; returns (places, hashes).
+
+  A run at the end of the text cannot be extended, so it is left out.
+  """
   is_inside = places + length < len(codes)
   places = places[is_inside]
   hashes = np.broadcast_to(hashes, is_inside.shape)[is_inside]

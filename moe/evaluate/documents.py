@@ -1,4 +1,4 @@
-"""Makes documents to score, from texts or from records of a token store."""
+"""Makes documents for scoring, from texts or from records of a token store."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ from moe.types import Extra
 def text_documents(
   vocabulary: Vocabulary, texts: Sequence[str], extras: Sequence[Extra] = ()
 ) -> list[Document]:
-  """Makes documents to score from texts.
+  """Makes a document for scoring from each text.
 
-  The documents count unknown tokens, and the characters that these hide. The
-  `extras` of text tokens are 0.
+  A document has the number of its unknown tokens, and of the characters that
+  they hide. The `extras` of text tokens are 0.
 
   Raises:
     ValueError: if the vocabulary alters a text, since the score would then
@@ -53,7 +53,7 @@ def record_document(
   record: Record,
   extras: Sequence[Extra] = (),
 ) -> Document:
-  """Makes a document to score from a record of a token store.
+  """Makes a document for scoring from a record of a token store.
 
   Args:
     vocabulary: vocabulary of the text.

@@ -1,8 +1,8 @@
 """An independent network that says what a picture shows; it judges drawings.
 
 It reads pixels, and shares neither parameters nor seed nor architecture with
-the tokenizer and the language model. Its accuracy on real pictures limits what
-drawn pictures can reach.
+the tokenizer and the language model. Its accuracy on real pictures limits the
+score that drawn pictures can reach.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def attributes_of(facts: Sequence[Mapping]) -> dict[str, list]:
 def targets_of(
   facts: Sequence[Mapping], values: Mapping[str, list]
 ) -> dict[str, np.ndarray]:
-  """Attribute -> int32 [N], number of each picture's value; -1 if missing."""
+  """Attribute -> int32 [N], index of each picture's value; -1 if missing."""
   found = {}
   for name, known in values.items():
     number = {value: i for i, value in enumerate(known)}
@@ -130,7 +130,7 @@ def train(
 def judge(
   judge: Judge, pictures: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """(attribute -> number of the likeliest value [N], features [N, F])."""
+  """(attribute -> index of the likeliest value [N], features [N, F])."""
   apply = jax.jit(_apply)
   answers, features = {name: [] for name in judge.values}, []
   for first in range(0, len(pictures), _BATCH):

@@ -22,9 +22,10 @@ def calibration_error(
 ) -> float:
   """The expected calibration error: how far confidence and accuracy differ.
 
-  Guo et al. (2017), https://arxiv.org/abs/1706.04599: the mean over bins of
-  confidence, weighted by the number of answers. The confidence of an answer is
-  its probability, which is a softmax over the gains.
+  Guo et al. (2017), https://arxiv.org/abs/1706.04599. Answers are put into bins
+  by their confidence. The error is the mean over bins of |mean confidence -
+  accuracy|, weighted by the number of answers in the bin. The confidence of an
+  answer is its probability, which is a softmax over the gains.
 
   Args:
     gains: [N, labels], log-probabilities up to a constant for each row.

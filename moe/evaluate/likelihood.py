@@ -72,7 +72,7 @@ class Context(NamedTuple):
       Before these tokens, the window reads length - stride tokens again, as
       their context.
     batch_size: windows of full length in a batch. A batch of shorter windows
-      has more windows, so that it has as many tokens.
+      may have more windows, as long as it has no more tokens.
   """
 
   length: int
@@ -229,7 +229,7 @@ def measure_tokens(
 
 
 def _num_chunks(B: int, T: int) -> int:
-  """The smallest number of equal chunks of T with few enough tokens each."""
+  """Smallest number of equal chunks of T that respects `TOKENS_PER_CHUNK`."""
   for num_chunks in range(1, T):
     if T % num_chunks == 0 and B * T <= num_chunks * TOKENS_PER_CHUNK:
       return num_chunks

@@ -97,7 +97,8 @@ def _interpolate(
   """Computes the probabilities of one order from those of the order below.
 
   Args:
-    prob: P(w | h') for every held-out character.
+    prob: P(w | h') for every held-out character; h' is h without its first
+      character.
     context: id of h for every character, those of training first.
     gram: id of (h, w) for every character.
     num_train: number of training characters.

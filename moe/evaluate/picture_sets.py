@@ -69,8 +69,8 @@ class Floor(NamedTuple):
   """Distances between two sets of real pictures.
 
   Attributes:
-    frechet: FD-own.
-    kernel: KID.
+    frechet: Frechet distance in the features of our own network, `FD-own`.
+    kernel: kernel distance in the same features, `KID`.
   """
 
   frechet: float
@@ -80,8 +80,8 @@ class Floor(NamedTuple):
 def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
   """The distances of two disjoint sets of `num` real pictures.
 
-  FD-own is smaller for larger sets. So a set of drawn pictures can only be
-  compared with a floor for equally many pictures.
+  The Frechet distance is smaller for larger sets. So a set of drawn pictures
+  can only be compared with a floor for equally many pictures.
 
   Args:
     real_NF: features of at least 2 * `num` real pictures.
@@ -104,10 +104,10 @@ def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
 def scores(
   drawn_NF: np.ndarray, real_NF: np.ndarray, name: str, command: str
 ) -> list[Score]:
-  """FD-own and KID of drawn pictures, each with its floor.
+  """Distances of drawn pictures to real ones, and of real ones to each other.
 
-  All sets have equally many pictures: as many as were drawn, but at most half
-  of the real ones.
+  The distances are the Frechet distance (FD-own) and KID. All sets have equally
+  many pictures: as many as were drawn, but at most half of the real ones.
 
   Args:
     drawn_NF: features of at least 2 drawn pictures.
@@ -149,8 +149,8 @@ def nearest(
   best, number = np.full(len(a), np.inf), np.zeros(len(a), int)
   for first in range(0, len(others), _ROWS):
     b = flat(others[first : first + _ROWS])
-    # The squared norm of a picture does not change its order of the others, so
-    # it is left out.
+    # The squared norm of a picture is a term of all its distances. It does not
+    # change which distance is smallest, so it is left out.
     distances = np.square(b).sum(axis=1) - 2 * a @ b.T
     at = distances.argmin(axis=1)
     found = distances[np.arange(len(a)), at]

@@ -11,7 +11,7 @@ import optax
 from moe.types import Array, PyTree
 
 HIDDEN = 64
-_BATCH, _EPOCHS, _LEARNING_RATE, _WEIGHT_DECAY = 512, 10, 2e-3, 0.1
+_BATCH, _STEPS, _LEARNING_RATE, _WEIGHT_DECAY = 512, 2000, 2e-3, 0.1
 
 
 class Probe(NamedTuple):
@@ -42,7 +42,7 @@ def train(
     features: float [N, D].
     labels: int [N], from 0.
     num_labels: number of different labels.
-    seed: seed of the initial values and of the order.
+    seed: seed of the initial values and of the draws of rows.
   """
   features = np.asarray(features, np.float32)
   mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-5
@@ -56,9 +56,7 @@ def train(
     }
     for d_in, d_out in zip(sizes, sizes[1:], strict=False)
   ]
-  batch = min(_BATCH, len(labels))
-  steps = len(labels) // batch
-  rate = optax.cosine_decay_schedule(_LEARNING_RATE, _EPOCHS * steps)
+  rate = optax.cosine_decay_schedule(_LEARNING_RATE, _STEPS)
   optimizer = optax.adamw(rate, weight_decay=_WEIGHT_DECAY)
   state = optimizer.init(params)
 
@@ -69,14 +67,15 @@ def train(
         _logits(params, x), y
       ).mean()
 
-    updates, state = optimizer.update(jax.grad(loss_fn)(params), state, params)
+    gradients = jax.grad(loss_fn)(params)
+    # optax mixes dtypes, which would be an error under strict promotion.
+    with jax.numpy_dtype_promotion('standard'):
+      updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state
 
-  for _ in range(_EPOCHS):
-    order = rng.permutation(len(labels))
-    for i in range(steps):
-      rows = order[i * batch : (i + 1) * batch]
-      params, state = step(params, state, scaled[rows], labels[rows])
+  for _ in range(_STEPS):
+    rows = rng.integers(len(labels), size=_BATCH)
+    params, state = step(params, state, scaled[rows], labels[rows])
   return Probe(jax.device_get(params), mean, scale)
 
 

@@ -29,7 +29,7 @@ class Question(NamedTuple):
   """A question about a text.
 
   Attributes:
-    prompt: text, question and the word before the answer.
+    prompt: text, question, and a word such as 'Answer:' at the end.
     answers: right answers.
     text: we look for this text in the training data, to find contamination.
   """
@@ -102,7 +102,10 @@ def squad_words(text: str) -> list[str]:
 
 
 def squad_exact(right: str, given: str) -> float:
-  """1 if both have the same words (Rajpurkar et al. 2016), else 0."""
+  """1 if both have the same words in the same order, else 0.
+
+  Rajpurkar et al. (2016), https://arxiv.org/abs/1606.05250.
+  """
   return float(squad_words(right) == squad_words(given))
 
 
@@ -132,7 +135,7 @@ def character_units(text: str) -> list[str]:
 
 
 def character_exact(right: str, given: str) -> float:
-  """1 if both have the same units, else 0."""
+  """1 if both have the same `character_units`, else 0."""
   return float(character_units(right) == character_units(given))
 
 

@@ -104,7 +104,7 @@ def scores(
 
 
 def _by_picture(found: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
-  """(PSNR, SSIM) of each picture."""
+  """(PSNR, SSIM) of the pictures; each is [N]."""
   import dm_pix  # Only this function needs it.
 
   psnr, ssim = [], []

@@ -45,9 +45,10 @@ class TitleJudge:
 
     p(c) is the share of the poems that have c in their titles. p(c | poem) is a
     mean over the different characters d of the poem. Each term is the share of
-    the poems with d that have c in their titles. One poem is added to all
-    counts, so that no share is 0. The score is -inf if the title or the poem
-    has no Chinese character.
+    the poems with d that have c in their titles. One poem is added to the
+    counts, so that no share is 0. In p(c) it has c in its title; in the other
+    shares only a part p(c) of it has c. The score is -inf if the title or the
+    poem has no Chinese character.
     """
     inside = set(CHINESE.findall(poem))
     asked = CHINESE.findall(title)

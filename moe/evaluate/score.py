@@ -69,7 +69,7 @@ def as_cells(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 
 def _number(value: float | None) -> str:
-  """Formats a number with four decimals; a small one with four digits."""
+  """Formats a number: four decimals; below 0.01, four significant digits."""
   if value is None:
     return '–'
   if value and abs(value) < 0.01:

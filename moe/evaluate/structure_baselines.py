@@ -12,7 +12,8 @@ import numpy as np
 
 from moe.modalities.protein import Chain
 
-# A chain is novel if no alignment with a training chain has this score.
+# A chain is novel if its best alignment with a training chain scores less than
+# this, see `Nearest.score`.
 NOVEL_BELOW = 60
 
 
@@ -87,10 +88,11 @@ def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
 def _similar(
   chain: Chain, training: Sequence[Chain], most: int = 100
 ) -> list[Chain]:
-  """The `most` training chains that share most pairs and triples with `chain`.
+  """The `most` training chains that resemble `chain` most, the best first.
 
-  A pair or triple consists of neighbouring residues. Aligning all training
-  chains would take seconds for each chain.
+  The similarity is the number of different pairs and triples of neighbouring
+  residues that occur in both chains, divided by sqrt(1 + length of the training
+  chain). Aligning all training chains would take seconds for each chain.
   """
   words = _words(chain.sequence)
   shared = [

@@ -75,7 +75,10 @@ def rmsd(points: np.ndarray, true: np.ndarray) -> float:
 
 
 def chirality(points: np.ndarray, true: np.ndarray) -> float:
-  """RMSD of the mirror image minus RMSD of `points`; above 0 is right."""
+  """RMSD of the mirror image minus RMSD of `points`.
+
+  It is above 0 if the points fit better than their mirror image.
+  """
   return rmsd(points * np.array([1, 1, -1]), true) - rmsd(points, true)
 
 
@@ -154,7 +157,7 @@ def neighbour_steps(points: np.ndarray) -> np.ndarray:
 
 
 def num_clashes(points: np.ndarray, least: float = 3.0) -> int:
-  """Number of pairs of CA atoms, except neighbours, below `least` Angstrom."""
+  """Number of CA pairs closer than `least` Angstrom, except neighbours."""
   near = _distances(points) < least
   return int(np.triu(near & (_separation(len(points)) > 1)).sum())
 

@@ -30,10 +30,10 @@ class Timed(NamedTuple):
 
 
 def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
-  """Makes a sample function: median seconds of calls until arrays are ready.
+  """Makes a function that measures the median seconds of `repeats` calls.
 
-  Two calls come first, so that no sample includes compilation or the first
-  allocation of memory.
+  A call lasts until its arrays are ready. Two calls come first, so that no
+  sample includes compilation or the first allocation of memory.
 
   Args:
     function: returns arrays.
@@ -51,7 +51,7 @@ def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
 
 
 def command(text: str, tokens: int) -> Callable[[], float]:
-  """Makes a sample function: seconds per step of another program.
+  """Makes a function that runs another program; returns seconds per step.
 
   Args:
     text: a shell command that prints 'N tokens/s'. If it prints several such

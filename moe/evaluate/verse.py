@@ -114,7 +114,7 @@ def rhyme_classes(character: str, readings: Readings) -> set[str]:
 
 
 def is_rhymed(lines: Sequence[str], readings: Readings) -> bool:
-  """Whether lines 2, 4, ... all end in the same rhyme class.
+  """Whether all lines of even number end in the same rhyme class.
 
   False if there are fewer than two such lines.
   """
@@ -142,7 +142,7 @@ def shape_of(lyric: str) -> tuple[int, ...]:
 
 
 def shared_rhyme(lyric: str, readings: Readings) -> float:
-  """The share of sentence ends in the rhyme class that most of them have."""
+  """The share of sentence ends that are in the most common rhyme class."""
   ends = [part[-1] for part in lyric.split('。') if part]
   counts = collections.Counter(
     name for end in ends for name in rhyme_classes(end, readings)

@@ -1,7 +1,7 @@
 """Figures of a group of poems, couplets or ci, for the scorecard.
 
-Each figure has one part for each text, so that a bootstrap over texts gives its
-interval.
+Each figure is a ratio of two sums over the texts. So a bootstrap over texts
+gives its interval.
 """
 
 import collections
@@ -13,7 +13,7 @@ from moe.evaluate.verse import Readings
 
 
 class Figure(NamedTuple):
-  """A figure: all numerators over all denominators.
+  """A figure: the sum of all numerators divided by that of all denominators.
 
   Attributes:
     name: what the figure counts.
@@ -141,7 +141,7 @@ def of_couplets(
   readings: Readings,
   entering: frozenset[str],
 ) -> list[Figure]:
-  """Figures of second lines; their first lines were given."""
+  """Figures of second lines of couplets; the writer got the first lines."""
   pairs = list(zip(firsts, seconds, strict=True))
   classes = verse.load_classes()
   agreeing = [verse.class_agreement(*pair, classes) for pair in pairs]
@@ -173,7 +173,7 @@ def of_lyrics(
   train_text: str,
   readings: Readings,
 ) -> list[Figure]:
-  """Figures of ci.
+  """Figures of ci, which are lyrics for known tunes.
 
   Args:
     lyrics: lyrics without the names of their tunes.

@@ -35,7 +35,7 @@ class Functional(Protocol):
     """Float32 logits [.., V] of hidden [.., D]."""
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Logits, very small ones for ids outside the range of the target."""
+    """The logits, but very small ones for ids outside the target's range."""
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes and dtypes of `Cache.layers`, as a tree."""
@@ -173,7 +173,7 @@ def _draw_token(
   settings: sampling.Sampling,
   eos_id: int,
 ) -> tuple[Array, _Carry]:
-  """Draws one token per row; returns the tokens, and a carry with them."""
+  """Draws one token per row; returns the tokens and the updated carry."""
   jump_BV = jumps[carry.jump_row_B].astype(jnp.int32)
   # Each row has its own key, so its draw does not depend on the other rows.
   key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, carry.step)
@@ -181,7 +181,8 @@ def _draw_token(
   token_B = jnp.where(carry.is_done_B, eos_id, token_B)
   jump_B = jnp.take_along_axis(jump_BV, token_B[:, None], axis=1)[:, 0]
   carry = carry._replace(
-    # The end mark has a jump of 0, so a row that is done keeps its table row.
+    # The end mark has a jump of 0, so a finished row stays at its row of the
+    # jump table.
     jump_row_B=carry.jump_row_B + jump_B,
     is_done_B=carry.is_done_B | (token_B == eos_id),
     length_B=jnp.where(carry.is_done_B, carry.length_B, carry.step + 1),

@@ -42,7 +42,9 @@ class Canvas(NamedTuple):
   def extras_of(
     self, first_B: np.ndarray, num_places: int
   ) -> dict[str, np.ndarray]:
-    """Further arrays [B, S] of documents.
+    """Name -> further array [B, S] of documents with a picture.
+
+    Rows and columns are numbered from 1 at the codes; all else is 0.
 
     Args:
       first_B: for each document, the index of the place that reads the first
@@ -163,8 +165,8 @@ def draw(
     artist: the function of `build_artist`, with parameters and state bound.
     canvas: how a picture lies in a document.
     prompts: for each picture, the ids of its sentence.
-    guidance: s of `guided`. 1 draws from the conditional model alone, which
-      takes half the time.
+    guidance: scale s of classifier-free guidance, see `guided`. With 1, only
+      the conditional model is used, which takes half the time.
     seed: seed of the draws. A picture depends on the seed and on the index of
       its prompt in the list.
     given: first codes of each picture, [pictures, n]; None for none.

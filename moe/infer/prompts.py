@@ -69,7 +69,7 @@ def stacked(
 
   Args:
     prompts: at least one.
-    width: room for the tokens of a sample, in the further arrays.
+    width: largest number of tokens of a sample; `extras` has places for them.
     seed: seed of the draws; the key of a row depends on it and on its index.
     row_parts: number of parts into which devices divide the rows; unused rows
       are added until the parts are equal.

@@ -17,9 +17,9 @@ from moe.layers.product import einsum
 from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
-# Plain XLA computes the queries in so many parts, and each part leaves out the
-# keys after it. The second number is the smallest number of queries in a part;
-# shorter parts would not save time.
+# Attention without a fused kernel computes the queries in this many parts, and
+# each part leaves out the keys after it. The second number is the smallest
+# number of queries in a part; shorter parts would not save time.
 _PARTS, _SHORTEST_PART = 4, 128
 
 
@@ -136,7 +136,9 @@ def attend_by_parts(
   parts: int,
   longest_block: int,
 ) -> Array:
-  """Attention of a batch to itself in parts, without most masked scores.
+  """Computes self-attention for one part of the queries after the other.
+
+  A part skips the keys that none of its queries can see.
 
   Args:
     q_BTNH: queries.
@@ -193,7 +195,8 @@ def self_attend(
     kernel: 'auto' chooses as said above; 'fused' raises an error where 'auto'
       would use plain XLA; 'xla' always uses plain XLA.
     longest_block: tokens of the longest block in the data. If a block is
-      longer, splash and plain XLA in parts give NaN.
+      longer, the result has NaN: with splash, and with plain XLA if it computes
+      the queries of a long sequence in several parts.
 
   Returns:
     [B, T, N, H of the values], named 'attention_out' for remat policies.

@@ -39,7 +39,9 @@ class Embedding(nn.Module):
 
 
 class ExtraEmbedding(nn.Module):
-  """A table of vectors for a further integer of each token, such as its row.
+  """A table of vectors for a further integer of each token.
+
+  For example, the integer is the row of an image code in its picture.
 
   Attributes:
     size: rows of the table.

@@ -96,9 +96,9 @@ def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
 
 
 def tile(length: int) -> int:
-  """The largest side of a tile for `length` tokens, a multiple of the lanes.
+  """The largest side of a tile for `length` tokens.
 
-  It is at most `_TILE` and divides `length`.
+  It is a multiple of `_LANES`, is at most `_TILE`, and divides `length`.
   """
   return next(t for t in range(_TILE, 0, -_LANES) if length % t == 0)
 

@@ -81,11 +81,11 @@ def check_groups(
 
 
 def tokens_per_group(sequence_length: int) -> int:
-  """The default of M: a part of a sequence, on any number of devices.
+  """The default number M of tokens per group; it does not depend on devices.
 
   Returns:
-    The greatest divisor of the length up to 1024. If no divisor is from 128 to
-    1024, it is the length itself, since small groups drop many tokens.
+    The greatest divisor of the sequence length from 128 to 1024. If there is
+    none, the length itself, since small groups drop many tokens.
   """
   meaning = 'tokens per sequence'
   bounds.at_least(1, 'sequence_length', sequence_length, meaning)
@@ -331,7 +331,7 @@ class MoE(nn.Module):
       y_GMD += (x_GMD.astype(jnp.float32) * own_GM1).astype(y_GMD.dtype)
     y_BTD = y_GMD.reshape(G * M, D)[: B * T].reshape(B, T, D)
 
-    # 6. Sum.
+    # 6. Sum metrics and losses over the devices.
     padding = jnp.sum(~info.valid, dtype=jnp.float32)
     metrics = {
       **plan.statistics,
@@ -354,8 +354,8 @@ class MoE(nn.Module):
     if (B * T) % M and router.is_causal:
       M = B * T
     x_GMD = _in_groups(x_BTD, M)
-    # A key depends on the group's index in the whole batch, so a group has the
-    # same noise on any number of devices.
+    # A random key depends on the group's index in the whole batch. So a group
+    # has the same noise on any number of devices.
     row = jax.lax.axis_index(lay.batch_axes) if lay.batch_axes else 0
     column, columns = 0, 1
     if lay.sequence_axes:

@@ -19,7 +19,7 @@ from moe.layers.linear import LayerNorm, Linear
 from moe.types import Array
 
 OUTGOING, INCOMING = 'outgoing', 'incoming'
-# Sums over the third residue k of a triangle.
+# Products of two edges of a triangle, summed over its third residue k.
 _SUMS = {
   OUTGOING: 'BIkC,BJkC->BIJC',
   INCOMING: 'BkIC,BkJC->BIJC',
@@ -155,7 +155,9 @@ class TriangleAttention(nn.Module):
 
 
 class PairTransition(nn.Module):
-  """A norm, a wide hidden layer with ReLU, and a linear layer (Algorithm 15).
+  """A norm, a wide hidden layer with ReLU, and a linear layer.
+
+  This is Algorithm 15 of AlphaFold 2.
 
   Attributes:
     factor: width of the hidden layer divided by the width of the input.

@@ -112,9 +112,9 @@ class Rope:
     return frequency_H
 
   def _kept(self, width: int) -> np.ndarray:
-    """For 'yarn': 1 for pairs that do not change, 0 for pairs that are divided.
+    """For 'yarn': how much of its frequency each pair of features keeps.
 
-    The ramp has values between.
+    1 keeps the frequency, 0 divides it by `factor`. Some pairs lie between.
     """
 
     def pair_that_rotates(times: float) -> float:

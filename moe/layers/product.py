@@ -42,8 +42,9 @@ def _einsum_bwd(
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
   da = jnp.einsum(f'{result},{second}->{first}', dy, b)
-  # In this order `jnp.einsum` does not swap its operands. With another order
-  # XLA:CPU would transpose dy, which is large if b is an output head.
+  # We choose an order of letters with which `jnp.einsum` does not swap its
+  # operands. With another order XLA:CPU would transpose dy, which is large if b
+  # is an output head.
   kept = [letter for letter in first if letter in second]
   kept += [x for x in result if x in second and x not in first]
   order = ''.join(kept)

@@ -31,15 +31,15 @@ def _unit(a: Array, dim: int) -> Array:
 
 
 class SoftMoE(nn.Module):
-  """Each expert processes C slots, which are means of the tokens of a sequence.
+  """Each expert processes C slots, which are means of the tokens of a group.
 
   Puigcerver et al. (2023), section 2 and algorithm 1,
-  https://arxiv.org/abs/2308.00951. The logit of a token and a slot is
-  unit(x) . scale unit(phi). A slot is the mean of the tokens, weighted by the
-  softmax over tokens. The output of a token is the mean of the slots' outputs,
-  weighted by the softmax over slots. No token is dropped and no expert is
-  chosen. Unlike in the paper, padding is left out. The layer has the interface
-  of `moe_layer.MoE` and can replace it.
+  https://arxiv.org/abs/2308.00951. A token x and a slot with the trained vector
+  phi have the logit unit(x) . scale unit(phi), where unit(v) = v / |v|. A slot
+  is the mean of the tokens, weighted by the softmax over tokens. The output of
+  a token is the mean of the slots' outputs, weighted by the softmax over slots.
+  No token is dropped and no expert is chosen. Unlike in the paper, padding is
+  left out. The layer has the interface of `moe_layer.MoE` and can replace it.
 
   The output of a token depends on all tokens of its group, including later ones
   and those of other documents, so the layer cannot be used to generate text.

@@ -45,7 +45,7 @@ class Points(NamedTuple):
 def point_attention(
   x: Points, bias_BIJN: Array, weight_N: Array, frames: Rigid, valid_BI: Array
 ) -> Array:
-  """Attention weights [B, N, I, J] (Algorithm 22, line 7).
+  """Attention weights [B, N, I, J] (Jumper et al. 2021, Algorithm 22, line 7).
 
   Args:
     x: queries and keys.
@@ -78,7 +78,9 @@ def point_attention(
 def point_results(
   x: Points, weights_BNIJ: Array, pair_BIJZ: Array, frames: Rigid
 ) -> dict[str, Array]:
-  """Weighted sums over residues, in the frame of each residue (lines 8 to 10).
+  """Weighted sums over residues, in the frame of each residue.
+
+  These are lines 8 to 10 of Algorithm 22 of Jumper et al. (2021).
 
   Returns:
     'value' [B, I, N, H], 'points' [B, I, N, P, 3], 'norm' [B, I, N, P] of the
@@ -99,9 +101,9 @@ def point_results(
 
 
 class InvariantPointAttention(nn.Module):
-  """Attention of residues, invariant under rigid motions (Algorithm 22).
+  """Attention of residues, invariant under rigid motions.
 
-  Unlike in the paper, the linear layers have biases.
+  This is Algorithm 22 of AlphaFold 2, but the linear layers have biases.
 
   Attributes:
     num_heads: N.
@@ -186,9 +188,9 @@ class Transition(nn.Module):
 
 
 class BackboneUpdate(nn.Module):
-  """A rigid motion of each residue in its own frame (Algorithm 23).
+  """A rigid motion of each residue in its frame (AlphaFold 2, Algorithm 23).
 
-  It starts at the identity, since its parameters start at 0.
+  At first it is the identity, since all parameters of this layer start at 0.
   """
 
   dtype: jnp.dtype = jnp.float32

@@ -28,7 +28,8 @@ RANGES = {
   'residue': PROTEIN,
   'structure': PROTEIN,
 }
-# Code of the first command. A model reads it in place of a hidden token.
+# The first code of the range 'command'. A model reads this command in place of
+# a hidden token.
 MASK = 0
 _MULTIPLE = 128
 # Key of the id space in the manifest of a store; a store of text has no entry.
@@ -73,7 +74,7 @@ class IdSpace:
 
   @functools.cached_property
   def _spans(self) -> dict[str, tuple[int, int]]:
-    """(first id, one past the last id) of each range that is not empty."""
+    """Name of each range with ids -> (first id, one past the last id)."""
     spans, begin = {}, 0
     for name, size in self.sizes.items():
       if size:
@@ -206,12 +207,12 @@ def of_ranges(
   ranges: Mapping[str, int],
   tokenizers: Mapping[str, str] | None = None,
 ) -> IdSpace:
-  """The id space of a vocabulary and of other ranges.
+  """Makes an id space from a vocabulary and other ranges of ids.
 
   Args:
     text: number of pieces of the vocabulary.
-    ranges: sizes of the other ranges by name.
-    tokenizers: SHA-256 of trained tokenizers by range.
+    ranges: sizes of the other ranges by name, for example 'image'.
+    tokenizers: SHA-256 of trained tokenizers by name of the range.
 
   Raises:
     ValueError: if a name or a size is out of range.

@@ -72,7 +72,7 @@ def centred(chain: Chain) -> Chain:
 
 
 def num_breaks(chain: Chain) -> int:
-  """Number of neighbours that are too far apart for a peptide bond."""
+  """Number of neighbour pairs that are too far apart for a peptide bond."""
   is_known = chain.mask[:-1, 2] & chain.mask[1:, 0]
   bond = np.linalg.norm(chain.atoms[1:, 0] - chain.atoms[:-1, 2], axis=-1)
   return int((is_known & (bond > LONGEST_BOND)).sum())

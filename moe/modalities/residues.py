@@ -33,8 +33,8 @@ ATOM_NAMES = (
   ' CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH CZ CZ2 CZ3 NZ OXT'
 ).split()
 BACKBONE = ('N', 'CA', 'C', 'O')
-# The atoms that follow N, CA and CB along the side chain. Each four neighbours
-# in the whole list define a chi angle.
+# The atoms that follow N, CA and CB along the side chain. Every four
+# neighbouring atoms of the whole list define a chi angle.
 _CHI = {
   'ARG': 'CG CD NE CZ',
   'ASN': 'CG OD1',
@@ -85,7 +85,8 @@ _ANGLES = {
   'TYR': {'CG': 113.8},
   'VAL': {'CG1': 110.5, 'CG2': 110.5},
 }
-# Bond lengths of crystals in Angstrom, where the dictionary's length differs.
+# Bond lengths in crystals, in Angstrom. The dictionary of chemical components
+# has other lengths for these bonds.
 _LENGTHS = {('PRO', 'CG'): 1.495}
 
 
@@ -185,7 +186,7 @@ def residues() -> Residues:
 
 
 def _chi_path(name: str) -> list[str]:
-  """The atoms along the chi angles; each four neighbours define an angle."""
+  """Atoms along the chi angles; four neighbours in the list define an angle."""
   return ['N', 'CA', 'CB', *_CHI.get(name, '').split()]
 
 
@@ -238,7 +239,8 @@ def _fill_geometry(tables: Residues, code: int):
       local[1:] = turn @ local[1:]
     tables.group[code, slot] = group
     tables.local[code, slot] = local
-  # The origin of a later group is the atom that the chi angle before it turns.
+  # From chi 2 on, the origin of a group is the atom that the chi angle before
+  # turns.
   for k in range(1, len(path) - 3):
     lead = tables.local[code, atoms.index(path[k + 2])].astype(np.float64)
     tables.frames[code, CHI_GROUP + k] = frame(
@@ -301,7 +303,10 @@ def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _backbone(name: str) -> dict[str, np.ndarray]:
-  """Coordinates of N, CA, C, O and CB, with angles of Engh and Huber."""
+  """Atom -> coordinates [3] of N, CA, C, O and CB, by Engh and Huber's angles.
+
+  The unit is Angstrom. CA is at 0, C on the x axis, and N in the xy plane.
+  """
   n_ca, ca_c, n_ca_c = 1.458, 1.525, 111.2
   if name == 'GLY':
     n_ca, ca_c, n_ca_c = 1.451, 1.516, 112.5

@@ -94,7 +94,10 @@ def from_vectors(x: Array, xy: Array, origin: Array) -> Rigid:
 
 
 def from_backbone(n: Array, ca: Array, c: Array) -> Rigid:
-  """Frames of residues: CA at the origin, C on x, N in the xy plane, y > 0."""
+  """Frames of residues, from coordinates [..., 3] of their atoms.
+
+  CA is at the origin, C on the positive x axis, and N in the xy plane at y > 0.
+  """
   return from_vectors(c - ca, n - ca, ca)
 
 
@@ -137,7 +140,7 @@ def about_x(torsion: Array) -> Array:
 
 
 def group_frames(backbone: Rigid, torsion: Array, default: Rigid) -> Rigid:
-  """Frames of the rigid groups of residues (Algorithm 24).
+  """Frames of the rigid groups of residues (Jumper et al. 2021, Algorithm 24).
 
   Args:
     backbone: [...], frames of the residues.

@@ -5,8 +5,8 @@ import re
 
 # One-letter names beside the twenty; each is read as an unknown residue.
 _UNKNOWN = 'XBZJUO'
-# The twenty are the same as in `moe.modalities.residues`. That file imports
-# NumPy, so we do not import it here.
+# The first twenty letters are those of `moe.modalities.residues`. That module
+# imports NumPy, which takes time, so we do not import it here.
 _ALLOWED = set('ACDEFGHIKLMNPQRSTVWY' + _UNKNOWN)
 
 
@@ -44,10 +44,13 @@ def cleaned(sequence: str, name: str = 'the sequence') -> str:
 
 
 def of_fasta(text: str) -> dict[str, str]:
-  """Name -> sequence of a text in FASTA format, with line ends of any kind.
+  """Reads a text in FASTA format, with line ends of any kind.
 
   Args:
     text: lines that begin with '>' name a sequence; the others hold it.
+
+  Returns:
+    Name -> sequence.
 
   Raises:
     ValueError: if the text is not in FASTA format, or a sequence is wrong.
@@ -80,7 +83,7 @@ def read_fasta(path: str, name: str) -> dict[str, str]:
 
   Args:
     path: the file.
-    name: what messages call it.
+    name: name of the file in messages, such as '--fasta'.
 
   Raises:
     ValueError: if there is no such file, or as in `of_fasta`.

@@ -195,7 +195,7 @@ def _is_bound(before, after) -> bool:
 def _fill(made: Chain, row: int, one) -> None:
   """Puts the known atoms of a residue into their slots."""
   slots = residues.residues().atoms[made.codes[row]]
-  if not slots:  # An unknown residue has a backbone, too.
+  if not slots:  # We keep the backbone of an unknown residue.
     slots = residues.BACKBONE
   for atom, place in zip(one.atom_name.tolist(), one.coord, strict=True):
     # Selenomethionine has selenium in place of sulphur.

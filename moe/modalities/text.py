@@ -216,8 +216,8 @@ def train_vocabulary(
   parts = (
     part for line in lines for part in line.translate(cut).split('\n') if part
   )
-  # We add a space, because a text without one gives no piece for it, and bytes
-  # cannot stand for a space.
+  # The text of one space makes sure that there is a piece for the space. Byte
+  # pieces cannot stand for it.
   parts = itertools.chain([' '], parts)
   model = io.BytesIO()
   sentencepiece.set_random_generator_seed(0)

@@ -94,7 +94,7 @@ def other_torsions(codes_I: Array, torsion: Array) -> Array:
 def all_atoms(
   codes_I: Array, backbone: Rigid, torsion: Array
 ) -> tuple[Array, Rigid]:
-  """All heavy atoms of residues (Algorithm 24).
+  """All heavy atoms of residues (Jumper et al. 2021, Algorithm 24).
 
   Args:
     codes_I: int32 [..., I]; an unknown residue gets its backbone alone.

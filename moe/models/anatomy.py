@@ -73,7 +73,7 @@ class Anatomy:
 
   @property
   def experts(self) -> ExpertsAnatomy | None:
-    """The sparse layer, which is the same in all sparse blocks; else None."""
+    """The sparse layer, equal in all sparse blocks; None in a dense model."""
     found = (block.experts for block in self.period if block.experts)
     return next(found, None)
 
@@ -89,7 +89,7 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-  """Returns the layers and sizes of a model, which also checks them.
+  """Returns the layers and sizes of a model, and checks the sizes.
 
   Args:
     model: a model with an `anatomy` method, such as `decoder.Decoder`.

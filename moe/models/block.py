@@ -61,7 +61,7 @@ class Block(nn.Module):
 
   @property
   def has_experts(self) -> bool:
-    """Whether this block has experts; a dense twin has none."""
+    """Whether this block has experts; False if a dense twin replaces them."""
     return self.is_sparse and not self.dense_twin
 
   def anatomy(self) -> LayerAnatomy:

@@ -235,7 +235,9 @@ class Decoder(nn.Module):
     return jnp.where(is_code_BT[..., None], x_BTD, 0)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Sets logits of ids outside the target's range or unknown to `_BARRED`.
+    """Sets the logits of ids that cannot be the target to `_BARRED`.
+
+    These are padding ids and ids outside the target's range.
 
     Args:
       logits: float32 [..., V].

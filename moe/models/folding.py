@@ -22,7 +22,8 @@ from moe.models.decoder import DTYPES, Decoder
 from moe.models.folding_block import FoldingBlock, stacked
 from moe.types import Array, Batch, Outputs, TokenBatch
 
-# Pairs of residues that are further apart in the chain share one vector.
+# Pairs of residues that are at least this far apart in the chain share two
+# vectors, one for each direction.
 MAX_RELATIVE = 32
 # (first edge, last edge, number of edges) of the bins of recycled distances,
 # in Angstrom, as in ESMFold.

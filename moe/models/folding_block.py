@@ -1,4 +1,4 @@
-"""The folding block, which refines residues and pairs, and a stack of them."""
+"""The folding block, which refines residues and pairs, and stacks of blocks."""
 
 from collections.abc import Callable
 

@@ -196,7 +196,7 @@ def sizes(model: Decoder) -> dict[str, Any]:
 
 
 def _networks(model, layers, stack, block) -> dict[str, Any]:
-  """Sizes of dense networks and experts, and the router, by macro."""
+  """Macro or argument -> value, for dense networks, experts and router."""
   widths = {layer.feed_forward.width for layer in layers if layer.feed_forward}
   if len(widths) > 1:
     raise ValueError(

@@ -62,7 +62,8 @@ _ALIASES = {
   'num_experts': 'num_local_experts',
 }
 _BASE = {'mixtral': 1e6}
-# Limits of the layers and of all sizes, so that no file can fill the memory.
+# The largest number of layers, and the largest value of any size. With these
+# limits no file can fill the memory.
 _MAX_LAYERS, _MAX_SIZE = 4096, 2**31 - 1
 
 

@@ -36,7 +36,8 @@ REMAT_NAMES = {
 REMAT_POLICIES = {
   # The backward pass computes everything inside a period again.
   'full': jax.checkpoint_policies.nothing_saveable,
-  # Results of products with parameters are kept.
+  # Results of products without batch dims are kept. Only the products of scores
+  # and of experts have batch dims.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   **{
     policy: jax.checkpoint_policies.save_only_these_names(*names)
@@ -75,7 +76,7 @@ class Period(nn.Module):
     mask: MaskSpec,
     info: TokenInfo,
   ) -> tuple[Array, tuple]:
-    """Runs a period; `nn.scan` asks for the order carry, xs, broadcast."""
+    """Runs a period; `nn.scan` fixes the order of arguments and results."""
     caches = []
     outputs = LayerOutputs({}, {})
     for i, is_sparse in enumerate(self.kinds):
@@ -226,8 +227,8 @@ class Stack(nn.Module):
       return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
     # If recomputation and forward pass are in the same part of the program, the
     # compiler may merge them and keep all tensors. `prevent_cse` prevents this.
-    # If each iteration of the loop runs one period, they are in separate loops,
-    # so merging is impossible.
+    # If each iteration of the loop runs one period, recomputation and forward
+    # pass are in separate loops, so merging is impossible.
     is_visible = self.unroll > 1 or self.num_periods() == 1
     rematted = functools.partial(
       nn.remat, policy=policy, prevent_cse=is_visible

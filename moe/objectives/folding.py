@@ -50,7 +50,7 @@ LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Coefficients of the terms of the loss; those of 0 are not computed.
+  """Coefficients of the loss terms; a term with coefficient 0 is not computed.
 
   Attributes:
     distogram: cross-entropy of the binned distances between CB atoms.
@@ -206,7 +206,9 @@ def fold_again(
   rngs: dict[str, Array] | None = None,
   train: bool = False,
 ):
-  """Runs several passes; returns the last, which alone has a gradient.
+  """Runs several passes; returns the result of the last (`Folded`).
+
+  Only the last pass has a gradient.
 
   Args:
     functional: the model's pure functions.
@@ -330,8 +332,8 @@ def _violations(
 ) -> Array:
   """The loss [B] of wrong bonds and of clashes.
 
-  A side chain counts only if the true residue has one, since no other loss
-  trains other side chains.
+  A side chain that the true structure lacks does not count, since no other loss
+  trains it.
   """
   is_backbone = jnp.arange(residues.ATOM14) < len(residues.BACKBONE)
   has_side_chain = batch['mask'][..., 4:].any(axis=-1, keepdims=True)

@@ -105,7 +105,7 @@ def _missing_warner(
 
 
 def _names_by_modality(functional: Functional) -> dict[int, str]:
-  """Number of a modality -> name of its term; {} if there is one softmax."""
+  """Number of a modality -> name of its loss; {} if all ids share a softmax."""
   if functional.ids is None:
     return {}
   ranges = [name for name, size in functional.ids.sizes.items() if size]
@@ -114,7 +114,7 @@ def _names_by_modality(functional: Functional) -> dict[int, str]:
 
 
 def _target_weights(batch: TokenBatch, functional: Functional) -> Array:
-  """Weights of the targets [B, T]; with ranges [B, T, W].
+  """Weights [B, T] of the targets, or [B, T, W] if there are several softmaxes.
 
   The first of the W columns is for all targets. Each other column is for the
   targets of one modality.
@@ -141,7 +141,7 @@ def _coefficients(
       be minimised is negative.
   """
   for name, factor in router_losses:
-    # These factors may be negative: a negative factor maximises an entropy.
+    # These factors may be negative: a negative factor maximises the loss.
     bounds.within('router_losses', factor, f'the factor of {name}')
   for name, factor in (first | last).items():
     bounds.within(
@@ -151,7 +151,7 @@ def _coefficients(
 
 
 def _ahead_weights(batch: TokenBatch) -> Array:
-  """Weights [B, T] of the tokens after the next; 0 in another document."""
+  """Weight [B, T] of the token after the next one; 0 in another document."""
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 

@@ -22,7 +22,7 @@ DISTANCE_EDGES = (2.3125, 21.6875)
 
 
 def mean(x: Array, mask: Array, num_dims: int = 1) -> Array:
-  """Mean over the last dims where the mask is True; 0 if it never is."""
+  """Mean of the values with a True mask over the last dims; 0 without any."""
   dims = tuple(range(-num_dims, 0))
   mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
   total = jnp.sum(jnp.where(mask > 0, x, 0) * mask, axis=dims)
@@ -111,7 +111,10 @@ def lddt(
 
 
 def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
-  """1 - lDDT, with sigmoids instead of thresholds, which have no gradient."""
+  """1 - lDDT of a chain, with sigmoids instead of thresholds.
+
+  Thresholds have no gradient. The arguments are those of `lddt`.
+  """
   error = jnp.abs(distances(points, points) - distances(true, true))
   kept = sum(jax.nn.sigmoid(t - error) for t in _THRESHOLDS) / 4
   return 1 - mean(kept, _near(true, mask), 2)
@@ -158,7 +161,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
 
 
 def distogram(logits: Array, points: Array, mask: Array) -> Array:
-  """Cross-entropy of binned distances (supplement 1.9.8).
+  """Mean cross-entropy [...] of binned distances (supplement 1.9.8).
 
   Args:
     logits: [..., I, J, bins].
@@ -173,7 +176,7 @@ def distogram(logits: Array, points: Array, mask: Array) -> Array:
 def torsion(
   predicted: Array, true: Array, other: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """Losses of torsion angles (Algorithm 27).
+  """Losses of torsion angles (AlphaFold 2, Algorithm 27).
 
   The first loss is the squared error of the (cos, sin) vectors, normalised to
   length 1. The second loss is the error of their lengths before that. Both are

@@ -75,10 +75,10 @@ def clashes(
   """Finds atoms of different residues that are too close to each other.
 
   Args:
-    codes: int32 [..., I].
-    numbers: int32 [..., I].
+    codes: int32 [..., I], kinds of residues.
+    numbers: int32 [..., I], places in the sequence.
     atoms: [..., I, 14, 3] in Angstrom.
-    mask: bool [..., I, 14].
+    mask: bool [..., I, 14], whether an atom is known.
     overlap: length in Angstrom by which two atoms may overlap.
 
   Returns:

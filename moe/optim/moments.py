@@ -103,7 +103,7 @@ def decode_positive(codes: Array, scale: Array) -> Array:
 
 
 def zero_scales(params: PyTree) -> PyTree:
-  """A tree of zeros, one for each block of each parameter."""
+  """A tree of float32 zeros: one scale for each block of each parameter."""
   return jax.tree.map(
     lambda p: jnp.zeros(_blocks(p).shape[:-1], jnp.float32), params
   )

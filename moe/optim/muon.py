@@ -12,7 +12,7 @@ from moe.optim import moments, rounding, storage
 from moe.optim.matrices import Division, Matrix, division, matrix_of
 from moe.types import Array, PyTree
 
-# After five steps all singular values of a matrix are between 0.7 and 1.2
+# The number of Newton-Schulz steps, and the coefficients of their polynomial
 # (Jordan 2024, https://kellerjordan.github.io/posts/muon).
 STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -22,7 +22,7 @@ _RMS = 0.2
 
 
 class MuonState(NamedTuple):
-  """The stored momentum, in trees like the matrices.
+  """Muon's stored momentum, in trees with the structure of its parameters.
 
   Attributes:
     count: int32 scalar, number of updates so far.
@@ -38,9 +38,9 @@ class MuonState(NamedTuple):
 def orthogonalise(x: Array) -> Array:
   """Brings the singular values of each matrix near 1, by Newton-Schulz steps.
 
-  A matrix U S V^T becomes U S' V^T. A singular value in S' is between 0.7 and
-  1.2 if the same value in S is above 1 / 1000 of the matrix's Frobenius norm. A
-  matrix of zeros does not change.
+  A matrix U S V^T becomes U S' V^T. A singular value becomes one between 0.68
+  and 1.21 if it is above 1 / 600 of the matrix's Frobenius norm. A smaller one
+  may stay smaller. A matrix of zeros does not change.
 
   Args:
     x: stack of matrices [batch, rows, columns], float32, with rows <= columns.
@@ -140,7 +140,8 @@ def scale_by_muon(
     ):
       matrix = matrix_of(name, g.shape)
       m, mu, scale = momentum(i, state.count, g, mu, scale)
-      # Nesterov: the momentum after one more step with the same gradient.
+      # Nesterov: about the momentum after one more step with the same gradient.
+      # The corrections for the start at 0 are those of optax.
       ahead = beta * m / (1.0 - beta ** (done + 1.0))
       ahead += (1.0 - beta) * g / (1.0 - beta**done)
       shared = division(matrix, shardings[name]) if shardings else None

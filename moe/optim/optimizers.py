@@ -57,7 +57,7 @@ def _check_adam(
 def _adam(
   b1: float, b2: float, eps: float, moment_dtype: str
 ) -> optax.GradientTransformation:
-  """Adam's direction; moments of `is_kept` parameters stay float32."""
+  """Adam's direction; moments stay float32 where `is_kept` is true."""
   whole = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
   if moment_dtype == 'float32':
     return whole
@@ -304,9 +304,9 @@ def _in_float32(
 
 
 def placed(optimizer: Optimizer, params: PyTree) -> Optimizer:
-  """Tells an optimizer how the parameters are divided over devices.
+  """An optimizer that knows how the parameters are divided over devices.
 
-  Muon divides its matrix products accordingly.
+  Muon uses this to divide its matrix products.
 
   Args:
     optimizer: made by `build`.

@@ -66,7 +66,7 @@ def is_kept(name: str) -> bool:
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-  """Converts arrays to `dtype`, or to float32 if `is_kept` says so."""
+  """Converts arrays to `dtype`; arrays with `is_kept` become float32."""
   return jax.tree.map(
     lambda name, a: a.astype(jnp.float32 if is_kept(name) else dtype),
     names(tree),

@@ -63,7 +63,7 @@ class MeshShape:
 
   @property
   def axes(self) -> dict[str, int]:
-    """The sizes by axis, without the stage axis."""
+    """The sizes by axis, without the number of slices."""
     sizes = dataclasses.asdict(self)
     del sizes['num_slices']
     return sizes

@@ -27,7 +27,8 @@ def initialize(
   NUM_PROCESSES, PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0)
   say which process this is. Without these variables JAX asks Slurm, GKE, Open
   MPI or the metadata of a TPU VM; then JAX_COORDINATOR_PORT may set another
-  port. The port after the coordinator's port must be open, too.
+  port. The port after the coordinator's port (65534 for 65535) must be open,
+  too.
 
   Args:
     patience: seconds to wait for the others; None for the environment variable
@@ -115,7 +116,7 @@ def _place(address: str, size: int, process: int) -> roll_call.Place:
 def _cluster() -> Any:
   """JAX's class for the cluster of this process; None if there is none."""
   # Imported here, since commands import this file, and --help must be fast. JAX
-  # has no public function that tells the place before a process joins.
+  # has no public function that gives the number of a process before it joins.
   from jax._src import clusters
 
   unwanted = set()
@@ -123,7 +124,7 @@ def _cluster() -> Any:
     unwanted |= {
       'GkeTpuCluster',
       'GceTpuCluster',
-    }  # On a CPU, a worker of a TPU runs tests alone.
+    }  # With JAX on the CPU, a host of a TPU pod does not wait for the others.
   if 'JOB_COMPLETION_INDEX' not in os.environ:
     unwanted.add('K8sCluster')  # The pod does not belong to an indexed job.
   for found in clusters.ClusterEnv._cluster_types:

@@ -7,8 +7,9 @@ connections stay open. When a process dies, the kernel closes its connection at
 once. If a machine is lost, TCP's keep-alive messages find this within
 `peer.LOST_SECONDS`.
 
-A message is a line of JSON. The port is the coordinator's port plus 1. Messages
-contain no secrets. Process 0 closes a connection after an invalid message.
+A message is a line of JSON. The port is the coordinator's port plus 1 (65534
+for 65535). Messages contain no secrets. Process 0 closes a connection after an
+invalid message.
 """
 
 import collections
@@ -86,7 +87,7 @@ class Place(NamedTuple):
 
   @property
   def endpoint(self) -> tuple[str, int]:
-    """(host, port) at which process 0 calls the roll."""
+    """(host, port) at which process 0 waits for the other processes."""
     host, port = self.address.rsplit(':', 1)
     # 65535 is the largest port.
     beside = int(port) + 1 if int(port) < 65535 else int(port) - 1
@@ -274,7 +275,7 @@ class Hub:
 
 
 class Member:
-  """What each other process does: it waits for messages about losses."""
+  """What the processes besides 0 do: they wait for news of lost processes."""
 
   def __init__(self, place: Place):
     self._place = place
@@ -292,8 +293,8 @@ class Member:
     """
     end, tells = time.monotonic() + patience, time.monotonic() + TELL_SECONDS
     while self._hub is None:
-      # This wait is longer than that of process 0, which then names the missing
-      # processes.
+      # We wait longer than process 0, so that it can name the missing processes
+      # first.
       self._hub = self._answer(end + 5, report)
       now = time.monotonic()
       if self._hub is None and now >= end:

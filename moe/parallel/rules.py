@@ -26,10 +26,10 @@ TABLES: dict[str, Table] = {
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
   },
-  # Like 'standard', but the expert axis also divides all other parameters. This
-  # is for models with attention and embeddings that do not fit beside the
-  # experts. In an array of experts, 'expert' divides the expert dim, so only
-  # 'fsdp' divides the width.
+  # Like 'standard', but the expert axis also divides all other parameters. We
+  # use it if attention and embeddings do not fit in memory beside the experts.
+  # In an array of experts, 'expert' divides the expert dim, so only 'fsdp'
+  # divides the width.
   'fsdp_over_expert': {
     axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),

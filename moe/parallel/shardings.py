@@ -168,8 +168,8 @@ def _spec_of_part(
 
   Args:
     part: shape of the state array: the shape of the parameter, or this shape
-      without one dim, or this shape with blocks of the last dim in place of the
-      last dim.
+      without one dim, or this shape with the number of blocks as the last dim,
+      if blocks of the last dim share a number.
     whole: shape of the parameter.
     spec: spec of the parameter.
     mesh: mesh of the devices.

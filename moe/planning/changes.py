@@ -3,14 +3,18 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import jax
+from jax.sharding import Mesh
 
 from moe.models.anatomy import anatomy
 from moe.optim import optimizers
+from moe.parallel.mesh import make_mesh
 from moe.planning import execution, layout
 from moe.runs.run import Run
-from moe.scale import topology
+from moe.scale import cost, topology
 from moe.scale.topology import Slice
 
 
@@ -102,12 +106,20 @@ def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
     )
 
 
-def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
+def knobs(
+  run: Run, slice_: Slice, devices: Sequence[jax.Device] | None = None
+) -> list[dict[str, Any]]:
   """Returns the three changes that save memory at the least cost in time.
 
   A change with which the step fits in memory comes before all others.
+
+  Args:
+    run: the run.
+    slice_: the chips.
+    devices: the devices of the slice; None describes devices that need not
+      exist.
   """
-  devices = topology.devices(slice_)
+  devices = devices or topology.devices(slice_)
   before = layout.forecast_of(run, slice_, devices, ())
   hbm = slice_.chip.hbm_bytes // slice_.chip.devices
   gib = lambda num_bytes: f'{num_bytes / topology.GIB:.1f}'
@@ -131,4 +143,47 @@ def knobs(run: Run, slice_: Slice) -> list[dict[str, Any]]:
       f' {more / before.seconds:+.1%} (forecast)',
     }
     for _, more, less, name, after in sorted(found, key=lambda f: f[:4])[:3]
+  ]
+
+
+def knobs_by_work(run: Run, mesh: Mesh) -> list[dict[str, Any]]:
+  """The three changes that save memory with the least additional arithmetic.
+
+  They are for devices whose step `layout` cannot forecast, such as GPUs.
+
+  Args:
+    run: the run.
+    mesh: the mesh of its devices.
+  """
+  is_cpu = mesh.devices.flat[0].platform == 'cpu'
+
+  def costs(run: Run) -> tuple[float, int]:
+    """(executed FLOPs of a token, peak bytes of a device)."""
+    layout.check(run, mesh.size)
+    where = layout.place_run(run, make_mesh(run.mesh, mesh.devices.flat))
+    active = anatomy(run.model).num_active
+    parts = cost.components(where.abstract.params, where.logical_axes, active)
+    made = execution.execution_of(run, mesh.size, False)
+    _, flops = cost.executed_flops_per_token(parts, made)
+    return flops, layout.predict_memory(run, where).peak
+
+  flops, peak = costs(run)
+  found = []
+  for name, change in savings(run):
+    if is_cpu and 'ON_HOST' in name:
+      continue  # The memory of a CPU is the memory of the host.
+    try:
+      new_flops, new_peak = costs(change())
+    except ValueError:
+      continue
+    if peak - new_peak > peak / 200:
+      found.append((new_flops - flops, new_peak - peak, name))
+  return [
+    {
+      'knob': ' '.join(f'--gin.{word}' for word in name.split()),
+      'saved_bytes': -less,
+      'effect': f'saves {-less / topology.GIB:.3g} GiB of'
+      f' {peak / topology.GIB:.3g}; FLOPs {more / flops:+.1%} (forecast)',
+    }
+    for more, less, name in sorted(found)[:3]
   ]

@@ -43,9 +43,9 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
-  """Returns (tokens on all devices along the expert axis, number of devices).
+  """Returns (tokens, n) for the n devices along the expert axis.
 
-  Only the tokens of one microbatch are counted.
+  `tokens` counts the tokens of one microbatch on all n devices together.
   """
   layout = layout_of(run, num_devices)
   parts = layout.size(layout.expert_axes)
@@ -58,7 +58,10 @@ def _pooled(run: Run, num_devices: int) -> tuple[int, int]:
 def _capacity(
   run: Run, experts: ExpertsAnatomy, num_devices: int
 ) -> tuple[int, int | None]:
-  """Returns (tokens that share an expert's slots, slots or None)."""
+  """Returns (number of tokens that share an expert's slots, number of slots).
+
+  The number of slots is None if it is not limited.
+  """
   tokens, parts = _pooled(run, num_devices)
   if experts.buffer_factor is None or parts == 1:
     tokens = experts.group_size
@@ -139,7 +142,10 @@ def drops_by_modality(
 
 
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
-  """Expected share of dropped rows, in the buffer that drops most."""
+  """Expected share of dropped rows, in the buffer that drops most.
+
+  If the run states the shares of its modalities, this is the mean over them.
+  """
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:
     shares = dict(zip(MODALITIES, run.data.shares, strict=False))

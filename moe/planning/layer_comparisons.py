@@ -94,7 +94,7 @@ def compare_einsum(
 def compare_dropless(
   sizes: LayerSizes, dispatcher: type, exchanger: type
 ) -> Compared:
-  """Compares dropless dispatch with capacity."""
+  """Compares `dispatcher`, which has a capacity, with dropless dispatch."""
   return _compiled(
     (
       ('capacity', make_layer(sizes, dispatcher, exchanger)),

@@ -93,7 +93,8 @@ def sizes_of(run: Run, mesh: Mesh) -> memory.MicrobatchSizes:
     dtype_bytes=jax.numpy.dtype(model.dtype).itemsize,
     grad_bytes=jax.numpy.dtype(run.storage.grads).itemsize,
     sum_bytes=jax.numpy.dtype(run.storage.sums).itemsize,
-    # The block that predicts ahead is outside the scan, like the prefix.
+    # The block for multi-token prediction is outside the scan over periods,
+    # like the blocks of the prefix.
     prefix=len(model.prefix) + model.predicts_ahead,
   )
 
@@ -206,7 +207,7 @@ def _demand(
 
 
 def _host_seconds(run: Run, where: RunPlacement) -> float:
-  """Seconds per step for the optimizer's state to and from the host."""
+  """Seconds per step to copy the optimizer's state from the host and back."""
   if not run.storage.optimizer_on_host:
     return 0.0
   num_bytes = sum(

@@ -66,7 +66,7 @@ PUBLISHED_RUNS = (
 def measured(
   row: PublishedRun, run: Run, flops_per_token: float
 ) -> dict[str, float]:
-  """The measured speed, and MFU by the project's count of FLOPs and by ours.
+  """The measured speed, and MFU by the authors' count of FLOPs and by ours.
 
   Args:
     row: a published run.

@@ -17,7 +17,7 @@ from moe.scale.topology import Slice
 def collectives(
   transfers: Sequence[Transfer], seconds: Sequence[float]
 ) -> list[dict[str, Any]]:
-  """Adds up transfers with the same kind and mesh axes, the slowest first."""
+  """Adds up transfers of equal kind, axes and `is_network`, slowest first."""
   rows = collections.defaultdict(lambda: [0, 0.0, 0.0])
   for transfer, taken in zip(transfers, seconds, strict=True):
     row = rows[transfer.kind, transfer.axes, transfer.is_network]
@@ -40,7 +40,7 @@ def collectives(
 
 
 def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
-  """Mesh axis -> its dims of the torus, as 'x 2 of 8; y 16 of 16, a ring'."""
+  """Mesh axis -> its torus dims, such as 'x 2 of 8; y 16 of 16, a ring'."""
   coords = roofline.coordinates(list(mesh.devices.flat))
   numbers = np.array([getattr(d, 'slice_index', 0) for d in mesh.devices.flat])
   ids = np.arange(mesh.size).reshape(mesh.devices.shape)

@@ -83,7 +83,7 @@ def flops_remark(compared: dict[str, Any]) -> str:
 
 
 def tables_of(compared: dict[str, Any]) -> list[list[list[str]]]:
-  """Tables of cells, with header rows: one of the models, and one per task."""
+  """A table of facts about the models, and one table of cells for each task."""
   sides = [compared['runs'], compared['against']]
   labels = [side['label'] for side in sides]
   facts = [['', *labels]]

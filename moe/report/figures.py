@@ -187,7 +187,10 @@ def thin(
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
-  """Returns the centred moving average over 1/40 of the points."""
+  """Returns the centred moving average over 1/40 of the points.
+
+  Fewer than 80 points are returned unchanged.
+  """
   width = len(y) // 40
   if width < 2 or len(y) <= 30:
     return y

@@ -67,7 +67,7 @@ def write(
 
 def pictures(one: Prediction) -> list[markupsafe.Markup]:
   """Drawings of the structure, the distances and the errors, as HTML."""
-  from plotly import graph_objects  # See `write`.
+  from plotly import graph_objects  # The import is slow; only pages need it.
 
   place = one.chain.atoms[:, 1]
   label = [
@@ -113,7 +113,7 @@ def pictures(one: Prediction) -> list[markupsafe.Markup]:
 
 
 def _matrix(title: str, values: np.ndarray):
-  from plotly import graph_objects  # See `write`.
+  from plotly import graph_objects  # The import takes a second.
 
   figure = graph_objects.Figure(
     graph_objects.Heatmap(z=np.round(values, 1), colorscale='Viridis')

@@ -134,7 +134,10 @@ def _law(
   task: str,
   tokens: Sequence[int],
 ) -> list[float] | None:
-  """The gains that the joint law predicts; None if the first arm is sparse."""
+  """The gains that the joint law predicts, in bits per character.
+
+  None if the first arm is sparse, or if its active parameters are not known.
+  """
   active = run.counts['params_active']
   if base != 1 or active is None:
     return None
@@ -170,7 +173,7 @@ def shown_from(
   gains: Sequence[float],
   errors: Sequence[float | None],
 ) -> int | None:
-  """Number of tokens from which on the gain is above two standard errors.
+  """Number of tokens from which the gain stays above two standard errors.
 
   The result is None if the last gain is not above this limit, or if there is no
   standard error because there is only one seed.

@@ -114,7 +114,7 @@ def models_table(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
-  """Makes rows of cells, the header first: results of each arm at the end."""
+  """Makes rows of cells, the header first: each arm after its last step."""
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [
@@ -199,7 +199,8 @@ def _rates(summary: dict[str, Any]) -> str:
     )
     for (name, rows), color, mark in looks:
       points = [(rate, bits) for rate, _, bits in rows if bits is not None]
-      axes.plot(*zip(*points, strict=True), f'{mark}-', color=color, label=name)
+      xs, ys = zip(*points, strict=True) if points else ((), ())
+      axes.plot(xs, ys, f'{mark}-', color=color, label=name)
     axes.set_xscale('log', base=2)
     axes.xaxis.set_major_formatter('{x:g}')
     axes.set(xlabel='learning rate', ylabel='bits per character')

@@ -229,7 +229,7 @@ def _tasks(evals: list[Record]) -> list[str]:
 def _held_out(
   evals: list[Record], task: str, key: str
 ) -> tuple[list[int], list[float]]:
-  """(steps, values) of the evaluations on the documents of the last one."""
+  """(steps, values) of evaluations on the documents of the last evaluation."""
   _, equal = _records(evals, task)
   scores = [{'step': r['step'], **r['eval'].get(task, {})} for r in equal]
   return _values(scores, key)
@@ -256,7 +256,8 @@ def _records(
 def _baselines(content: dict[str, Any], evals: list[Record]) -> Baselines:
   """Reads the scores of baselines.json.
 
-  If the held-out documents have changed since then, there are no scores.
+  There are no scores if the held-out documents have changed since the file was
+  written.
 
   Earlier versions of this project wrote {name: bits per character} for the
   first task.

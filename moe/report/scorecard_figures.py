@@ -10,6 +10,9 @@ from moe.report import figures as draw
 
 Card = dict[str, Any]
 
+# Name of the score of the model among those of its baselines.
+OURS = 'this model'
+
 
 def benchmarks(card: Card) -> str | None:
   """Bars of accuracies, with the score of guessing."""
@@ -23,7 +26,7 @@ def benchmarks(card: Card) -> str | None:
 
 
 def languages(card: Card) -> str | None:
-  """Bars of all languages of all aligned sets."""
+  """Bars of all languages of all aligned sets; None if there is no score."""
   bars = [
     (f'{entry["name"]}, {side["score"]["name"]}', side['score'], None)
     for entry in card['languages']
@@ -52,12 +55,12 @@ def _bars(
     figure = Figure((9.2, 0.7 + 0.32 * len(bars)), layout='constrained')
     axes = figure.subplots()
     colors = draw.PAGE
+    has_baselines = any(found['name'] == OURS for _, found, _ in bars)
     for place, (_, found, guess) in enumerate(bars):
-      # A bar without an interval is a baseline.
-      is_ours = found['low'] is not None
-      color = colors.series[0] if is_ours else colors.soft
+      is_baseline = has_baselines and found['name'] != OURS
+      color = colors.soft if is_baseline else colors.series[0]
       axes.barh(place, found['value'], 0.62, color=color, alpha=0.75)
-      if is_ours:
+      if found['low'] is not None:
         ends = [found['low'], found['high']]
         axes.plot(ends, [place, place], color=colors.ink, linewidth=1.6)
       if guess is not None:

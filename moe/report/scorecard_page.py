@@ -152,7 +152,10 @@ def _questions(card: Card) -> list[tuple[str, str, str]]:
 
 
 def _by_licence(card: Card) -> dict[str, str]:
-  """Returns licence -> what has it. A source's text ends with its licence."""
+  """Returns licence -> names of all that have it, joined by commas.
+
+  The text of each source in the card ends with its licence.
+  """
   found = {}
   for what, source in card['licences']:
     licence = source.rpartition('licence ')[2]

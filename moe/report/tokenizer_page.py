@@ -24,8 +24,8 @@ def sheet(found: Reconstruction) -> np.ndarray:
   """Makes a sheet with a row of reconstructions below each row of originals.
 
   Args:
-    found: at least one picture. If there are too many for a sheet, the sheet
-      has pictures at equal distances.
+    found: at least one picture. If there are too many for a sheet, it shows
+      evenly spaced ones.
 
   Returns:
     uint8 [Y, X, 3].

@@ -182,10 +182,10 @@ def _balanced(benefit_ME: Array, valid_M: Array) -> Array:
   benefit_ME = jnp.where(counted_ME, benefit_ME, low - spread)
   tokens = valid_M.sum(dtype=jnp.int32)
   places = (tokens + E - 1) // E
-  # If E does not divide n, some places stay free. Idle bidders take these
-  # places; for an idle bidder all experts have the same benefit. Without idle
-  # bidders the price of an expert with a free place would have to start from 0
-  # in each phase.
+  # If E does not divide the number of tokens, some places stay free. Idle
+  # bidders take these places; for an idle bidder all experts have the same
+  # benefit. Without idle bidders the price of an expert with a free place would
+  # have to start from 0 in each phase.
   benefit_ME = jnp.pad(benefit_ME, ((0, E), (0, 0)))
   idle_E = jnp.arange(E, dtype=jnp.int32) < places * E - tokens
   bids_M = jnp.concatenate([valid_M, idle_E])
@@ -253,7 +253,10 @@ def _bid(
 def _fill(
   expert_M: Array, valid_M: Array, places: Array, num_experts: int
 ) -> Array:
-  """Gives the free places to the tokens without a place, in order."""
+  """Returns `expert_M`, in which tokens without an expert get free places.
+
+  Both are taken in order. `places` is the number of places of each expert.
+  """
   experts_E = jnp.arange(num_experts, dtype=jnp.int32)
   held_E = jnp.sum(expert_M[:, None] == experts_E, axis=0, dtype=jnp.int32)
   waits_M = valid_M & (expert_M < 0)

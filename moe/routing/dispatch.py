@@ -2,10 +2,10 @@
 
 A dispatch gives each row of a plan a slot, or no slot if the expert is full. A
 row goes to its expert together with its weight. The expert multiplies its
-hidden layer by the weight, because that is narrower than the output. So
-unpermuting is a plain sum. The slots of one expert are adjacent. With capacity
-C, slots are [G, E * C], which the experts read as [E, G * C]. Without capacity,
-each expert has one run of rows. Forward and backward passes use only gathers.
+hidden layer by the weight, so unpermuting is a plain sum. The slots of one
+expert are adjacent. With capacity C, slots are [G, E * C], which the experts
+read as [E, G * C]. Without capacity, each expert has one run of rows. Forward
+and backward passes use only gathers.
 """
 
 import dataclasses
@@ -110,8 +110,8 @@ class Sorted(_WithCapacity):
       come before second choices, and then earlier tokens before later ones.
       With 'probability', rows with larger weights come first. This is
       batch-prioritised routing (Riquelme et al., 2021, section 4,
-      https://arxiv.org/abs/2106.05974), but by row and not by token. Spare rows
-      always come last (spill to the next choice).
+      https://arxiv.org/abs/2106.05974), but by row and not by token. Rows of
+      spare choices always come last.
   """
 
   priority: str = 'position'
@@ -119,7 +119,7 @@ class Sorted(_WithCapacity):
   def permute(
     self, x_GMD: Array, plan: RoutingPlan, num_experts: int, capacity: int
   ) -> Permuted:
-    """Makes rows [E, G * C, D]; rows of a full expert are dropped.
+    """Makes rows [E, G * C, D]; drops rows beyond C per expert and group.
 
     Args:
       x_GMD: tokens.
@@ -166,7 +166,8 @@ class Sorted(_WithCapacity):
 class Einsum(_WithCapacity):
   """Fixed capacity by one-hot products: a simple and slow reference.
 
-  The priority is 'position', and spare rows are ignored.
+  The priority is 'position', see `Sorted`. Spare rows (`RoutingPlan.num_spare`)
+  are ignored.
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.
@@ -232,7 +233,7 @@ class Dropless:
     num_experts: int,
     capacity: int | None = None,
   ) -> Permuted:
-    """Makes rows [U, D] sorted by expert; behind the last run are zeros.
+    """Makes rows [U, D] sorted by expert; zeros follow the last expert's rows.
 
     Args:
       x_GMD: tokens.
@@ -263,7 +264,7 @@ class Dropless:
     )
 
   def unpermute(self, out: Array, permuted: Permuted) -> Array:
-    """Adds up outputs [U, D] by token: [G, M, D]."""
+    """Adds up outputs [U, D] by token; returns [G, M, D]."""
     G, M, A = permuted.slot_GMA.shape
     slot_1MA = permuted.slot_GMA.reshape(1, G * M, A)
     y_1MD = slots.unpermute(out[None], permuted.token_GU, slot_1MA)

@@ -58,7 +58,7 @@ class Arrived(NamedTuple):
     permuted: result of the last dispatch.
     dispatch: the last dispatch.
     experts: where the experts are.
-    traffic: name -> count of the exchange.
+    traffic: name -> (sum, weight): counts of dropped rows and bytes sent.
     visit: how tokens were sent; only for `Ragged`.
   """
 
@@ -78,7 +78,10 @@ def _traffic(
   sent: Array | float,
   dropped_receiver: Array | float = 0.0,
 ) -> dict[str, Pair]:
-  """The counts of an exchange, with the number of requested rows as weight."""
+  """Name -> (sum, weight); the weight of drops is the number of rows asked for.
+
+  The weight of bytes is 1.
+  """
   # A choice that the router dropped is counted as requested and as dropped.
   asked = jnp.sum(slots.requested_rows(plan), dtype=jnp.float32) + plan.dropped
   return {
@@ -124,7 +127,7 @@ class AllToAll:
       for a_EUD in (rows, weight):
         a_nEGCD = a_EUD.reshape(n, E // n, G, C, *a_EUD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
-        # The dims are expert of this device, then sender.
+        # The first dims are now the expert of this device and the sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
         received.append(a_EnGCD.reshape(E // n, n * G * C, *a_EUD.shape[2:]))
       rows, weight = received
@@ -151,16 +154,16 @@ class Ragged:
   The receiver copies the token to each of its own experts that the token has
   chosen, adds up their weighted outputs, and sends one row back. So at most
   min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
-  the expert axis share the slots of an expert. With `dispatch.Dropless` only
-  the buffer limits the number of rows. Among choices of the same rank, rows of
-  different senders take turns, so no device is favoured.
+  the expert axis share the slots of an expert. Choices of a lower rank come
+  first; within a rank, the senders get slots in turns, so no device is
+  favoured. `dispatch.Dropless` has no slots; only the buffer limits the rows.
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
-      share (tokens x min(k, devices)). Rows that do not fit are dropped and
-      counted. With 0 the buffer is large enough for the worst case, every token
-      of the expert axis. Then `dispatch.Dropless` drops nothing. A larger
-      buffer takes memory for rows, but not for hidden layers: see
+      share (a device's tokens x min(k, devices)). Rows that do not fit are
+      dropped and counted. With 0 the buffer is large enough for the worst case,
+      every token of the expert axis. Then `dispatch.Dropless` drops nothing. A
+      larger buffer takes memory for rows, but not for hidden layers: see
       `experts.apply`.
   """
 
@@ -209,8 +212,8 @@ class Ragged:
     )
     asked = jnp.sum(choices.valid_1MA, dtype=jnp.float32)
     came = jnp.sum(plan_held.valid_GR, dtype=jnp.float32)
-    # `asked` counts rows of this sender and `came` rows of all senders. So only
-    # the sum of `lost` over the devices of the axis has a meaning.
+    # `asked` counts rows of this sender, and `came` counts rows of all senders.
+    # So only the sum of `lost` over the devices of the axis has a meaning.
     lost = asked - came + permuted.dropped
     others = lambda count_n: jnp.float32(jnp.sum(count_n) - count_n[me])
     row, note = D * x_GMD.dtype.itemsize, 2 * A * notes.dtype.itemsize
@@ -247,7 +250,7 @@ class Ragged:
     if not self.buffer_factor:
       return n * tokens
     even = tokens * min(experts.active, n)
-    # `make_transfers` leaves up to n rows empty if it cuts runs.
+    # If not all rows fit, `make_transfers` leaves n rows of the buffer free.
     return min(n * tokens, math.ceil(self.buffer_factor * even) + n)
 
   def _capacity(
@@ -322,7 +325,7 @@ class AllGather:
     # A device sends its tokens, its plan, and outputs to each other device.
     each = 2 * x_GMD.nbytes + sum(a.nbytes for a in held.values())
     sent = (experts.devices - 1) * float(each)
-    # Each device counts the dropped rows of its own experts, of all senders.
+    # Each device counts the dropped rows of its own experts, from all senders.
     traffic = _traffic(plan, permuted.dropped, sent)
     rows, weight, count_E, *_ = permuted
     return Arrived(rows, weight, count_E, permuted, dispatch, experts, traffic)

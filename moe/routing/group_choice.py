@@ -151,7 +151,7 @@ class Base(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Balances in training; in evaluation each token gets its best expert."""
+    """Training balances the loads; evaluation takes the best expert."""
     del state, keys_G
     logits_GME = inputs.logits_GME
     if train:
@@ -193,7 +193,7 @@ class Sinkhorn(Router):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses by scaled logits in training, by plain logits in evaluation."""
+    """Chooses by balanced logits in training, by plain logits in evaluation."""
     del state, keys_G
     scores_GME = logits_GME = inputs.logits_GME
     if train:

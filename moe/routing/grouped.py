@@ -28,7 +28,7 @@ _DIMS = {
 
 @jax.custom_vjp
 def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
-  """Multiplies the rows of each run by the run's matrix.
+  """Multiplies each run of rows, such as those of one expert, by its matrix.
 
   TPUs use `jax.lax.ragged_dot`, for which their compiler has a grouped kernel.
   NVIDIA's GPUs use the kernels of tokamax. On CPUs a loop multiplies each run
@@ -155,7 +155,10 @@ for _platform, _product in (
 
 
 def _block_size(rows: int, runs: int) -> int:
-  """Number of rows of a block, at most half of an even run."""
+  """Number of rows of a block: a power of two from 8 to 512, or all `rows`.
+
+  If runs have at least 16 rows on average, it is at most half of this mean.
+  """
   even = max(16, min(1024, rows // runs))
   return min(rows, 1 << (even.bit_length() - 2))
 
@@ -171,8 +174,8 @@ def _by_blocks(
 ) -> Array:
   """Multiplies in blocks; `contract` is the contracted dim of a matrix.
 
-  The last block of a run may include rows of the next run. Runs are computed in
-  order, so the next run overwrites these rows.
+  The last block of an expert may include rows of the next expert. Experts are
+  computed in order, so the next one overwrites these rows.
   """
   R, D = x_RD.shape
   E = w_EDF.shape[0]
@@ -206,7 +209,7 @@ def _by_blocks(
 
 
 def _weights_by_blocks(x_RD: Array, dy_RF: Array, count_E: Array) -> Array:
-  """Gradients of the matrices: inputs of a run times gradients of outputs."""
+  """Gradients [E, D, F] of the matrices: x^T dy over each expert's rows."""
   (R, D), F, E = x_RD.shape, dy_RF.shape[1], count_E.shape[0]
   W = _block_size(R, E)
   start_E, end_E = _runs(count_E)

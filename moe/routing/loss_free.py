@@ -21,7 +21,12 @@ from moe.types import Array, Pair
 def _normalised_sigmoid(
   logits_GME: Array, expert_GMA: Array, num_active: int, scaling: float
 ) -> tuple[Array, Array]:
-  """Sigmoid scores, normalised over (all experts, the chosen experts)."""
+  """Returns (probabilities of all experts, weights of the chosen ones).
+
+  A probability is a sigmoid score divided by the sum over all experts. A weight
+  is a sigmoid score divided by the sum over the first `num_active` choices, and
+  multiplied by `scaling`.
+  """
   score_GME = jax.nn.sigmoid(logits_GME)
   score_GMA = pick(score_GME, expert_GMA)
   # If all logits of a token are very low, all sigmoids underflow to 0.
@@ -56,8 +61,8 @@ class Sigmoid(TokenChoice):
   bias, divided by the sum of the chosen s, times `scaling`. After a step each
   expert's bias rises by `bias_rate` if its load in the whole batch is below the
   mean, and falls by `bias_rate` if the load is above. The load-balance loss and
-  the statistics use s / sum s. With balance_scope = 'sequence' it is the
-  complementary loss of the paper.
+  the statistics use s / sum s. With balance_scope = 'sequence' the load-balance
+  loss is the complementary loss of the paper.
 
   Attributes:
     num_groups: number of groups of neighbouring experts, such as those of a
@@ -150,7 +155,7 @@ class Quantile(Router):
     bounds.within('scaling', self.scaling, 'of all weights', above=0)
 
   def init_state(self, num_experts: int) -> State:
-    """Makes biases, prices and a number of tokens of 0."""
+    """Makes the state: biases, prices and the number of tokens, all 0."""
     zeros_E = jnp.zeros(num_experts, jnp.float32)
     tokens = jnp.zeros((), jnp.float32)
     return {'bias_E': zeros_E, 'price_E': zeros_E, 'tokens': tokens}

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from moe import bounds
 from moe.types import Array, Pair
 
-# Name -> float32 array that a router carries from step to step without
-# training.
+# Name -> float32 array that a router keeps from step to step. No optimizer
+# trains it.
 State = dict[str, Array]
 
 
@@ -55,7 +55,8 @@ class RoutingPlan(NamedTuple):
     token_GR: int32 in [0, M), the token of each row.
     expert_GR: int32 in [0, E), the expert of each row.
     weight_GR: float32 factor of the expert's output.
-    valid_GR: bool, False for an unused entry of the list.
+    valid_GR: bool, False for a row that asks for no expert of the layer, for
+      example a row of padding.
     rows_GMA: int32 in [0, R), the rows of each token, padded with -1. This is
       the inverse of token_GR.
     losses: name -> (sum, weight) over valid tokens, unscaled.
@@ -115,7 +116,7 @@ class Router:
     bounds.at_least(0, 'num_spare', self.num_spare, spare)
 
   def mean_active(self, num_experts: int) -> float:
-    """Rows per token if all experts are used equally often, for FLOPs."""
+    """Mean number of rows per token if all experts are used equally often."""
     del num_experts
     return self.num_active
 
@@ -125,7 +126,10 @@ class Router:
     return {}
 
   def perturb(self, x_GMD: Array, keys_G: Array) -> Array:
-    """Adds noise to the router's inputs; experts get tokens without noise."""
+    """Multiplies inputs by random factors from 1 - jitter to 1 + jitter.
+
+    Only the router reads the result; experts get the tokens unchanged.
+    """
     noise = lambda key: jax.random.uniform(
       key,
       x_GMD.shape[1:],

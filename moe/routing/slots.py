@@ -22,7 +22,10 @@ INT32_LIMIT = 2**31
 def capacity(
   tokens: int, active: float, num_experts: int, factor: float
 ) -> int:
-  """Slots per expert and group: `factor` times an even share, at least 1."""
+  """Slots per expert and group: `factor` times an even share of the rows.
+
+  The number is at least 1 and at most `tokens`.
+  """
   share = tokens * active / num_experts
   # Without rounding, 1.1 * 50 is slightly more than 55 and would give 56 slots.
   return max(1, min(tokens, math.ceil(round(factor * share, 6))))
@@ -83,9 +86,9 @@ def sort_by_expert(
     priority: one of `PRIORITIES`.
 
   Returns:
-    (sorted_GR, order_GR, start_GE). sorted_GR is the sorted experts, and
-    order_GR their rows. start_GE has E + 1 columns: the place where the run of
-    each expert starts, and the place where the last run ends.
+    (sorted_GR, order_GR, start_GE). order_GR has the indices of the sorted
+    rows, and sorted_GR has their experts. start_GE has E + 1 columns: the place
+    where the run of each expert starts, and the place where the last run ends.
   """
   E, R = num_experts, valid_GR.shape[1]
   key_GR = jnp.where(valid_GR, plan.expert_GR, E)
@@ -172,7 +175,7 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
 
   Args:
     out_GUD: outputs by slot.
-    slot_GMA: int32 slots of each token, -1 where it has fewer.
+    slot_GMA: int32 slots of each token, -1 if the token has fewer than A.
     at_once: whether one gather reads the slots of all choices. Otherwise each
       choice has its own gather, and XLA fuses these gathers with the sum.
   """
@@ -201,8 +204,8 @@ def sum_of_slots(out_GUD: Array, slot_GMA: Array, at_once: bool) -> Array:
       total_GMD = total_GMD + rows_GMD if a else rows_GMD
     return total_GMD
 
-  # Each pass reads and writes the whole result, so a pass adds up to 16
-  # choices. More choices per pass would take long to compile.
+  # Each pass reads and writes the whole result, so we want few passes. But more
+  # than 16 choices per pass would take long to compile.
   passes, rest = divmod(A, 16)
   if not passes:
     return add(0, rest)
@@ -248,12 +251,12 @@ permute.defvjp(
 
 @jax.custom_vjp
 def unpermute(out_GUD: Array, token_GU: Array, slot_GMA: Array) -> Array:
-  """Adds up the slots of each token in float32; the inverse of `permute`.
+  """Adds up the slots of each token in float32; the counterpart of `permute`.
 
   Args:
     out_GUD: weighted outputs of the experts by slot.
     token_GU: int32 token of each slot; -1 for an empty slot.
-    slot_GMA: int32 slots of each token, -1 where it has fewer.
+    slot_GMA: int32 slots of each token, -1 if the token has fewer than A.
 
   Returns:
     [G, M, D] in the dtype of out_GUD.

@@ -385,8 +385,8 @@ class Hash(Router):
         f'Hash needs TOP_K={k} <= NUM_EXPERTS={E} < 65536: change one of them.'
       )
     hash_GM = inputs.token_ids_GM.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    # The upper 16 bits divided by 2^16 are the fraction. E times these bits
-    # still fit 32 bits.
+    # The upper 16 bits of the hash, divided by 2^16, are frac(id / golden
+    # ratio). Their product with E fits 32 bits.
     first_GM = ((hash_GM >> 16) * jnp.uint32(E)) >> 16
     apart_A = jnp.arange(k, dtype=jnp.int32) * (E // k)
     expert_GMA = (first_GM.astype(jnp.int32)[..., None] + apart_A) % E

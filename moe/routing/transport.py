@@ -47,7 +47,7 @@ def make_transfers(counts_nn: Array, buffer_rows: int, me: Array) -> Transfers:
   """Makes transfers that fit the buffer of every receiver.
 
   If a device would get more rows than fit its buffer, every sender sends the
-  same share of its run to this device, and drops the last rows of the run.
+  same share of its rows for this device, and drops the last of them.
 
   Args:
     counts_nn: int32 number of rows from each sender (first dim) to each

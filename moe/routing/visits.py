@@ -19,7 +19,10 @@ from moe.types import Array
 
 
 class Choices(NamedTuple):
-  """Choices of M tokens, without spare choices; arrays are [1, M, A]."""
+  """The choices of M tokens; each array is [1, M, A].
+
+  Spare choices, see `RoutingPlan`, are left out.
+  """
 
   expert_1MA: Array
   weight_1MA: Array
@@ -117,7 +120,7 @@ def _turns(transfers: transport.Transfers, U: int) -> Array:
 
 
 def plan_of_notes(notes: Array, transfers: transport.Transfers) -> RoutingPlan:
-  """Makes a plan of the arrived rows, as one group; senders take turns."""
+  """Makes a plan of the arrived rows, as one group in the order of `_turns`."""
   U, A = notes.shape[0], notes.shape[1] // 2
   turn_1U = _turns(transfers, U)[None]
   row_1U = invert(turn_1U)

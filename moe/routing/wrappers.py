@@ -76,7 +76,7 @@ class NullExperts(Wrapper):
   These are the zero-computation experts of MoE++ (Jin et al., 2024, section
   3.1, https://arxiv.org/abs/2410.07348), without its constant experts.
   LongCat-Flash (2025, https://arxiv.org/abs/2509.01322) uses copy experts
-  alone. A token chooses among the E experts and num_null + num_copy added
+  alone. A token chooses among the E experts and n = num_null + num_copy added
   experts. The output of a null expert is 0. The output of a copy expert is the
   token itself. Neither takes a row. If all E + n experts are used equally
   often, k E / (E + n) of a token's k choices compute. In losses, loads, biases
@@ -109,7 +109,10 @@ class NullExperts(Wrapper):
     return self.num_null + self.num_copy
 
   def mean_active(self, num_experts: int) -> float:
-    """Choices per token that compute, if all experts are used equally often."""
+    """Mean number of experts that compute a token, without the added ones.
+
+    All experts, also the added ones, are assumed to be chosen equally often.
+    """
     total = num_experts + self._num_own()
     return self.inner.mean_active(total) * num_experts / total
 
@@ -120,7 +123,7 @@ class NullExperts(Wrapper):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Routes, then removes the rows of added experts from the plan.
+    """Routes, then removes the rows of null and copy experts from the plan.
 
     Raises:
       ValueError: if experts choose tokens.
@@ -158,7 +161,8 @@ class ModalityGrouped(Wrapper):
 
   Some routers may still choose an expert that is closed to the token: if a
   balanced assignment has no other place, if a group of experts has too few open
-  experts, or with a hash. Such a choice is dropped and counted as dropped.
+  experts, or if a hash makes the choice. Such a choice is dropped and counted
+  as dropped.
 
   Attributes:
     reserved: number of experts that each modality has for itself, from expert 0

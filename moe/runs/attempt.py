@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from moe import atomic_files, failpoints
+from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.data import skips
-from moe.runs import build, lock, preflight
+from moe.runs import bucket, build, lock, preflight
 from moe.scale import compile as compile_lib
 from moe.train import goodput, progress, record_log, state, trainer
 from moe.train.evaluation import Evaluation
@@ -88,11 +89,6 @@ class Opened(NamedTuple):
   write_results: Callable[[], None]
 
 
-def steps_dir(workdir: str) -> str:
-  """The directory of a run's checkpoints."""
-  return os.path.join(os.path.abspath(workdir), 'checkpoints')
-
-
 def train(
   attempt: Attempt,
   open_data: Callable[[], Opened],
@@ -116,19 +112,21 @@ def train(
   failpoints.reach('run.start')
   workdir, is_first = attempt.workdir, jax.process_index() == 0
   settings, score = attempt.settings, attempt.program.objective.score
-  with lock.held(workdir) as check_held, contextlib.ExitStack() as stack:
+  steps_dir, mirror = listing.steps_dir(workdir), bucket.Mirror(workdir)
+  with lock.held(mirror.place) as check_held, contextlib.ExitStack() as stack:
     if is_first:
       atomic_files.sweep(workdir)
     spent = goodput.Goodput(workdir if is_first else None, begin)
     stack.enter_context(contextlib.closing(spent))
-    preflight.check_disk(attempt.program, steps_dir(workdir))
+    preflight.check_disk(attempt.program, steps_dir)
     checkpointer = Checkpointer(
-      steps_dir(workdir),
+      steps_dir,
       settings.keep_last,
       settings.keep_best,
       score.name,
       score.is_higher_better,
       check_held,
+      mirror.send,
     )
     ts, saved = build.resumed_state(attempt.program, checkpointer)
     opened = open_data()
@@ -149,6 +147,7 @@ def train(
         _write_facts(attempt, spent)
         write_report()
       _write_facts(attempt, spent)
+    mirror.send()
   return code
 
 
@@ -193,7 +192,8 @@ def _train(
   with spent.spent('compiling'):
     _compile(attempt, int(ts.step), begin)
   spent.lose(_lost_seconds(attempt.workdir, int(ts.step)))
-  # `Progress` removes these steps from the log, so their time is saved first.
+  # `Progress` removes the lost steps from the log. So their time, which the log
+  # gives, is saved first.
   spent.write()
   shown = progress.Progress(
     attempt.workdir,

@@ -81,6 +81,7 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
     mesh,
     run.settings.seed,
     run.settings.num_microbatches,
+    run.settings.spike_deviations,
   )
 
 
@@ -93,7 +94,8 @@ def resumed_state(
   """
   if checkpointer.latest_step() is None:
     return None, None
-  return checkpointer.restore(None, program.abstract)
+  # The rule for spikes may be switched on or off in the middle of a run.
+  return checkpointer.restore(None, program.abstract, optional='norms/.*')
 
 
 def starting_state(

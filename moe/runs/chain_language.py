@@ -27,7 +27,7 @@ _ROWS = 16
 
 
 class _Chains(NamedTuple):
-  """Records of the task `proteins_3di` of two splits."""
+  """Records of the task `proteins_3di` in two splits."""
 
   train: Sequence[Record]
   held_out: Sequence[Record]
@@ -207,9 +207,18 @@ def _with_block(document: Document) -> Document:
 def num_right_ngram(
   train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], order: int
 ) -> np.ndarray:
-  """How many letters are the most frequent ones after the letters before.
+  """How many letters of each held-out chain an n-gram predicts right.
 
-  A context that is unknown is shortened by its first letter.
+  It predicts the most frequent letter after the order - 1 letters before. If no
+  training chain has these letters, it uses fewer of them.
+
+  Args:
+    train: letters of each training chain, as codes.
+    held_out: letters of each held-out chain.
+    order: n of the n-gram.
+
+  Returns:
+    int [held-out chains].
   """
   after = collections.defaultdict(collections.Counter)
   for codes in train:

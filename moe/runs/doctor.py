@@ -26,7 +26,7 @@ from moe.runs.run import Run
 
 BAD, DOUBT, GOOD = 0, 1, 2
 _WORDS = {BAD: 'BAD', DOUBT: 'doubt', GOOD: 'good'}
-# Their versions change the compiled program or the files of checkpoints.
+# Packages whose versions change the compiled program or the checkpoint files.
 _PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint')
 _MOST_CLOCK_SECONDS = 5.0
 # Compiled programs and token stores need about this much disk space.
@@ -192,7 +192,7 @@ def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
 def compared(
   own: dict[str, Any], guests: Mapping[int, roll_call.Guest]
 ) -> list[Finding]:
-  """Lists the findings of all hosts, and their differences from this host."""
+  """Lists the findings of all hosts, and what differs from this host."""
   found = [Finding(*finding, own['host']) for finding in own['findings']]
   for number, guest in guests.items():
     name, report = f'{guest.host} (process {number})', guest.report

@@ -253,7 +253,7 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
   Raises:
     ValueError: if there is no checkpoint, or a damaged one.
   """
-  steps_dir = os.path.join(os.path.abspath(directory), 'checkpoints')
+  steps_dir = listing.steps_dir(directory)
   loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
   # A chain is folded on one device, so only this device gets the parameters.
   devices = jax.devices()[:1]
@@ -290,7 +290,8 @@ def samples(
     seed: seed of the first structures; unused for one structure per sequence.
 
   Raises:
-    ValueError: if a number is out of range, or the model has no dropout.
+    ValueError: if a number is out of range, or if several structures are asked
+      of a model without dropout.
   """
   recycles, num_samples = counts
   bounds.at_least(0, '--recycles', recycles, '0 reads no result again')

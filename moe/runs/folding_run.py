@@ -124,4 +124,5 @@ class FoldingRun:
       mesh,
       self.settings.seed,
       self.settings.num_microbatches,
+      self.settings.spike_deviations,
     )

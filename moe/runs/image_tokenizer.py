@@ -32,8 +32,8 @@ _logger = logging.getLogger(__name__)
 
 # Number of pictures that are encoded or decoded at a time.
 _CHUNK = 128
-# The key of the configuration in a frozen file. All other keys are paths of
-# parameters.
+# The key of the configuration in the file of a frozen tokenizer. All other keys
+# are paths of parameters.
 _CONFIG = 'config'
 
 
@@ -243,7 +243,7 @@ def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:
 
 def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
   """Writes the best parameters of a run into one file and loads this file."""
-  steps_dir = attempt.steps_dir(workdir)
+  steps_dir = listing.steps_dir(workdir)
   loaded, _ = restore.load_params(steps_dir, listing.best_step(steps_dir))
   arrays = {
     name: np.asarray(array, np.float32)

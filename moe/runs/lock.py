@@ -36,8 +36,8 @@ _logger = logging.getLogger(__name__)
 
 NAME = 'running.json'
 BEAT_SECONDS = 10.0
-# The owner on another host counts as dead if its file does not change during
-# this time.
+# If the owner of the lock is on another host, it counts as dead when the file
+# has not changed for this time.
 STALE_SECONDS = 60.0
 # Seconds between writing the file and reading it again: (on a file system, on
 # an object store).

@@ -12,6 +12,7 @@ from moe.runs.run import TrainedRun
 LICENCE = 'apache-2.0'
 # Task -> licence of its texts, for texts that come with the project.
 _LICENCES = {'builtin': 'CC0-1.0, see tasks/corpora/README.md'}
+_UNKNOWN = 'not recorded; an export after launch.scorecard has it'
 
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,10 +48,10 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
     )
   measured = scorecard.stored(trained.workdir, trained.step)
   tasks = [run.data.train, *run.data.evaluation]
-  licences = {task: _LICENCES.get(task, 'not recorded') for task in tasks}
+  licences = {task: _LICENCES.get(task, _UNKNOWN) for task in tasks}
   if measured:
     licences = dict(measured['licences'])
-  scores = {**_read(trained.workdir, 'baselines.json'), **_scores(measured)}
+  scores = _read(trained.workdir, 'baselines.json') | _scores(measured)
   prompt = next(iter(run.prompts), '')
   header = {
     'license': LICENCE,
@@ -75,7 +76,7 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
     ),
     '## Evaluation\n\nBits per character of held-out texts, with n-grams of the'
     ' training texts. If the run has a scorecard, its scores follow with their'
-    ' 95% intervals.\n\n' + _table({**(meta.get('metrics') or {}), **scores}),
+    ' 95% intervals.\n\n' + _table(_held_out(meta) | scores),
     '## Use\n\n'
     + USE.format(folder=folder, prompt=prompt, tokens=_room(run, prompt)),
     '## Limits\n\n'
@@ -88,6 +89,15 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
     f' the SHA-256 of the vocabulary, {trained.vocabulary.sha256}.',
   ]
   return '\n\n'.join(sections).replace('\n\n---\n', '\n---\n', 1) + '\n'
+
+
+def _held_out(meta: dict[str, Any]) -> dict[str, Any]:
+  """The task and the numbers of the evaluation beside a checkpoint."""
+  return {
+    name: value
+    for name, value in (meta.get('metrics') or {}).items()
+    if isinstance(value, float) or name == 'task'
+  }
 
 
 def _scores(measured: scorecard.Card | None) -> dict[str, str]:

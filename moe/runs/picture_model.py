@@ -116,7 +116,7 @@ class PictureModel:
     return np.repeat(codes, num, axis=0)
 
   def prompt(self, sentence: str) -> list[int]:
-    """Ids of a sentence to draw, with a line break at the end.
+    """Ids of the sentence that a picture is drawn for, and of a line break.
 
     Raises:
       ValueError: if the sentence is empty, has several lines, is too long, or

@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 # A picture's own sentence must be found among this many, itself included.
 _RIVALS = 16
-# Recognition needs at most this many different names of pictures.
+# Recognition is scored only if pictures have at most this many different names.
 _MAX_LABELS = 50
 # Values of `alpha` in `captions.information_gain`.
 ALPHAS = (0.0, 0.5, 1.0)
@@ -46,8 +46,8 @@ class Request:
     drawing: how pictures are drawn.
     num_drawn: number of sentences to draw, the first ones of each source.
     limit: number of held-out pictures to read, the first ones of each source.
-    judge_epochs: how often the judge, a network that knows no model, sees each
-      picture in its training.
+    judge_epochs: how often the judge sees each picture in its training. The
+      judge is a network that is trained apart from the models.
     command: the command that gives the same numbers again.
   """
 
@@ -231,7 +231,7 @@ def _judged(
 def _drawn(
   mean: _Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
 ) -> list[Score]:
-  """The judge's scores of drawn pictures: each attribute, and each kind."""
+  """The judge's scores of drawn pictures, by attribute and by kind of scene."""
   answers, features = judge_lib.judge(judge, pixels)
   right = judge_lib.right(judge, answers, wanted.facts)
   scores = [
@@ -261,7 +261,7 @@ def _distances(
 def _copied(
   mean: _Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """Share of drawn pictures that repeat a training picture, see `is_nearer`."""
+  """Share of drawn pictures that may be copies; see `is_nearer`."""
   drawn, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',
@@ -295,7 +295,7 @@ def _overlap(
 def _described(
   mean: _Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """Share of captions of the model that are right, by attribute and kind."""
+  """Share of the model's captions that are right, by attribute and kind."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)

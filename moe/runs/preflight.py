@@ -38,12 +38,6 @@ def open_workdir(workdir: str) -> None:
     ValueError: if the directory is not writable, or if TensorStore cannot write
       into a directory of this name.
   """
-  if '://' in workdir:
-    raise ValueError(
-      f'--workdir={workdir} must be on a disk or mounted, since logs are'
-      ' appended, and a URL takes only whole files: mount the bucket, for'
-      ' example with gcsfuse.'
-    )
   path = os.path.abspath(workdir)
   # TensorStore reads a backslash as a slash, and accepts only names in UTF-8.
   if '\\' in path or path != path.encode('utf-8', 'ignore').decode('utf-8'):
@@ -294,7 +288,7 @@ def origin_of(run: Run) -> dict[str, Any]:
 def check_origin(
   run: Run, program: Program, hashes: dict[str, str | None]
 ) -> None:
-  """Raises ValueError if initial embeddings belong to another vocabulary.
+  """Raises ValueError if rows of initial embeddings belong to other tokens.
 
   Args:
     run: the run. Without INITIAL_CHECKPOINT there is nothing to check.

@@ -192,7 +192,7 @@ def confidence(found: Sequence[ChainScores]) -> float:
 
 
 def as_json(found: Sequence[ChainScores]) -> list[dict[str, Any]]:
-  """Lists all chains with their scores for JSON, which has None for NaN."""
+  """Lists all chains with their scores, for JSON. NaN becomes None."""
   clean = lambda values: {
     name: None if np.isnan(value) else value for name, value in values.items()
   }

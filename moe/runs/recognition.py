@@ -7,7 +7,7 @@ import numpy as np
 from moe.evaluate import captions
 from moe.runs.picture_model import PictureModel
 
-# Sentences with a label; their probabilities are averaged.
+# Sentences in which {} stands for a label. Their probabilities are averaged.
 TEMPLATES = ('{}', '這是{}', '圖中是{}', '一件{}的圖片')
 
 

@@ -1,4 +1,4 @@
-"""Orders samples by the probability of their prompt after them.
+"""Orders samples by the probability of the prompt, given the sample.
 
 A model that has learnt titles after their poems (task `poems_inverse`) gives
 p(title | poem). This probability tells how well a poem fits its title. This is
@@ -53,7 +53,7 @@ def check_inverse(checkpoint: str, tasks: Sequence[str]) -> None:
 def reranked(
   trained: TrainedRun, prompt: str, samples: Iterable[Sample]
 ) -> list[Sample]:
-  """Samples after one prompt, in the order of log p(prompt | sample)."""
+  """Samples after one prompt, the largest log p(prompt | sample) first."""
   samples, prompt = list(samples), prompt.rstrip('\n')
   texts = [sample.text.removeprefix(prompt) for sample in samples]
   nats = prompt_nats(trained, [prompt] * len(samples), texts)

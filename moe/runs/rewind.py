@@ -4,7 +4,7 @@ import logging
 
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.data import skips
-from moe.runs import lock
+from moe.runs import bucket, lock
 
 _logger = logging.getLogger(__name__)
 
@@ -25,8 +25,11 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
     ValueError: if the step is missing or damaged, if another run uses the
       directory, or if `first` is not after the step.
   """
+  workdir = bucket.opened(workdir)
   directory = listing.locate(workdir)[0]
-  workdir = str(directory.parent)
+  if not integrity.on_object_store(directory):
+    workdir = str(directory.parent)
+  mirror = bucket.Mirror(workdir)
   steps = listing.steps(directory)
   if step not in steps:
     raise ValueError(f'--to={step} must be one of {steps} in {directory}.')
@@ -35,7 +38,7 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
       f'--skip={skipped[0]}:{skipped[1]} must be FIRST:END with'
       f' {step} < FIRST < END, since the steps up to --to={step} are kept.'
     )
-  with lock.held(workdir):
+  with lock.held(mirror.place):
     problems = restore.damage(directory / str(step))
     if problems:
       raise ValueError(
@@ -50,6 +53,7 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
       left_out = skips.of_json(newest.get('skipped_batches', ()))
       first, end = (left_out.number(logged - 1) for logged in skipped)
       skips.write(workdir, left_out.also(first, end))
+      mirror.send()
       _logger.info(f'batches {first} to {end - 1} are left out from now on')
     for newer in steps[steps.index(step) + 1 :][::-1]:
       if integrity.on_object_store(directory):

@@ -1,4 +1,4 @@
-"""The classes of a run: its settings."""
+"""The classes that hold the settings of a run."""
 
 import dataclasses
 import inspect

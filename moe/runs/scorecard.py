@@ -45,8 +45,8 @@ def scorecard(
   """Reads the scorecard of a checkpoint from a file, or measures it.
 
   The folder `scorecards` of the run has a file for each step, suite and number
-  of shots. If a data file has changed since then, the scorecard is measured
-  again.
+  of shots. If a data file has changed since this file was written, the
+  scorecard is measured again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.
@@ -146,7 +146,8 @@ def _measure(
     scorecard_facts.add_contamination(sets, texts)
     card['searched'] = {
       'chars': sum(map(len, texts)),
-      'of': sum(store.manifest['counts']['chars'] for store in stores),
+      'documents': len(texts),
+      'of': sum(store.lengths.size for store in stores),
     }
   except (ValueError, OSError, SystemExit) as error:
     reason = f'the token stores of the run cannot be read: {error}'
@@ -163,7 +164,7 @@ def _poet(
   train_texts: list[str],
   tasks: Sequence[str],
 ) -> dict[str, Any]:
-  """Measures poems, and title relevance if the run has an inverse task."""
+  """Measures poems, and relevance to titles if a task predicts the titles."""
   try:
     found = scorecard_poems.score_poems(run, asked, train_texts)
     if any(task.endswith(reranking.INVERSE) for task in tasks):

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,11 +30,11 @@ from moe.scale import topology
 from moe.train import record_log
 
 # Planned chip-hours assume this chip at this share of its peak FLOP/s. Planned
-# energy assumes this power in watts. It is the limit of the H100 SXM in
-# NVIDIA's data sheet.
+# energy assumes this power in watts, the limit of the H100 SXM in NVIDIA's data
+# sheet.
 CHIP, SHARE_OF_PEAK, WATTS = 'h100', 0.4, 700
 WEIGHTS_LICENCE = 'Apache-2.0'
-_BUILTIN = 'corpora/'
+_BUILTIN = '/tasks/corpora/'
 _RECORDS_AT_ONCE = 1000
 
 
@@ -51,7 +52,8 @@ def texts_of(
 ) -> Iterator[str]:
   """Yields the first texts of each store, about `max_chars` characters in all.
 
-  The same share of each store's records is read.
+  The same share of each store's records is read. If a record has inputs, they
+  are a part of its text, but their characters do not count.
   """
   total = sum(store.manifest['counts']['chars'] for store in stores)
   share = min(1.0, max_chars / max(total, 1))
@@ -117,15 +119,30 @@ def loss_per_character(
     documents.record_text(trained.vocabulary, trained.ids, record)
     for record in held_out
   ]
-  bits = {
-    f'{name}, characters': ngram.ngram_bits(train_texts, texts, order)
-    for name, order in BASELINES.items()
-  } | compression.compressed_bits(texts, train_texts)
-  entry['scores'] += [
-    score.Score(name, value, n=len(texts), command=asked.command).as_json()
-    for name, value in bits.items()
-  ]
+  baselines = _baselines(texts, train_texts, asked.command)
+  entry['scores'] += [one.as_json() for one in baselines]
   return entry
+
+
+def _baselines(
+  texts: Sequence[str], train_texts: Sequence[str], command: str
+) -> list[score.Score]:
+  """Bits per character of n-grams and of compressors."""
+  chars = np.array([len(text) for text in texts])
+  found = [
+    comparison.of_documents(
+      f'{name}, characters',
+      math.log(2) * ngram.document_bits(train_texts, texts, order),
+      chars,
+      command,
+    )
+    for name, order in BASELINES.items()
+  ]
+  # A compressor reads all documents as one text, so there is no interval.
+  return found + [
+    score.Score(name, value, n=len(texts), command=command)
+    for name, value in compression.compressed_bits(texts, train_texts).items()
+  ]
 
 
 def cost_of(workdir: str, step: int) -> dict[str, Any]:
@@ -175,10 +192,12 @@ def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
 def add_contamination(
   entries: Sequence[dict[str, Any]], train_texts: Sequence[str]
 ) -> None:
-  """Adds to every set the share of its items that the training text contains.
+  """Adds to every set the share of its items that are contaminated.
 
-  A set gets this share as 'contaminated'. If the training text has some items
-  but not all, each metric gets 'clean': its score over the other items.
+  An item is contaminated if it has a run in common with the training text, see
+  `contamination.find`. A set gets the share as 'contaminated'. If only some of
+  its items are contaminated, each metric gets 'clean': its score over the other
+  items.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]

@@ -225,7 +225,11 @@ def is_plain(title: str | None) -> bool:
 
 
 def held_out_titles(folder: pathlib.Path, count: int) -> list[str]:
-  """Different plain titles of held-out poems, drawn with a fixed seed."""
+  """Draws different plain titles of held-out poems, with a fixed seed.
+
+  A title has at least 3 characters, see also `is_plain`. There are at most
+  `count` titles.
+  """
   rows = read_json_lines(folder / FILE)
   titles = list(dict.fromkeys(r['title'] for r in rows if is_plain(r['title'])))
   titles = [title for title in titles if len(title) > 2]

@@ -1,4 +1,4 @@
-"""Scores a trained model on benchmarks, reading sets and aligned languages."""
+"""Scores a trained model on benchmarks, reading sets and translations."""
 
 import math
 import pathlib

@@ -1,8 +1,8 @@
 """Reads secondary structure out of the trunk of a folding model.
 
 The trunk is frozen. A small network predicts helix, strand or coil of a residue
-from the trunk's state there. The same network on the names of the residues
-around is the baseline.
+from the trunk's state of this residue. The baseline is the same network on the
+names of the neighbouring residues.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def scores(
 ) -> list[Score]:
   """Q3, the share of residues with the right secondary structure.
 
-  The truth is that of P-SEA (Labesse et al. 1997,
-  https://doi.org/10.1093/bioinformatics/13.3.291), by biotite. Residues without
-  one are left out.
+  The truth comes from biotite's P-SEA (Labesse et al. 1997,
+  https://doi.org/10.1093/bioinformatics/13.3.291). Residues to which P-SEA
+  gives no structure are left out.
 
   Args:
     model: the model.
@@ -39,8 +39,9 @@ def scores(
     command: the command that gives the same numbers again.
 
   Returns:
-    Q3 of the trunk, of the window of residues and of the most frequent kind;
-    and the first less the second.
+    Four scores: Q3 of the most frequent structure as the only answer, Q3 of a
+    probe on the trunk, Q3 of a probe on a window of residues, and the
+    difference between these two probes.
   """
   train, test = (
     [structures.secondary_structure(chain) for chain in chains]
@@ -80,9 +81,10 @@ def scores(
 
 
 def _windows(chains: Sequence[Chain]) -> list[np.ndarray]:
-  """One-hot names of the residues around each residue, [I, 17 * 22].
+  """For each chain, one-hot names of the residues around each residue.
 
-  A place beyond an end of the chain has a kind of its own.
+  Each array is [I, 17 * 22]. A place beyond an end of the chain has a name of
+  its own.
   """
   beyond = residues.NUM_CODES
   found = []

@@ -142,7 +142,7 @@ class Policy:
     return min(doubled, self._limits.longest_wait)
 
   def _until_allowed(self, now: float) -> float:
-    """Counts a crash; returns the seconds that `crashes_per_hour` demands."""
+    """Counts a crash; returns the seconds to wait for `crashes_per_hour`."""
     times = self._crash_times
     times.append(now)
     while times[0] <= now - _HOUR:
@@ -208,7 +208,7 @@ def places(
 
 
 def last_step(workdir: str) -> int | None:
-  """The last step in the log of a run; None for an object store."""
+  """The last step in a run's log; 0 without a log, None on an object store."""
   if '://' in workdir:
     return None
   records = record_log.read(os.path.join(workdir, 'log.jsonl'))

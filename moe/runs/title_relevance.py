@@ -53,7 +53,7 @@ def measure(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
 def scores_of(
   is_matched: np.ndarray, nats: np.ndarray, command: str
 ) -> list[dict[str, Any]]:
-  """Scores of unranked poems, of ranked poems, and of their difference.
+  """Scores of all poems, of the best-ranked poem of each title, and the gain.
 
   Args:
     is_matched: whether the judge finds the title of a poem, bool [titles,

@@ -1,4 +1,4 @@
-"""The classes of a run that trains an image tokenizer: its settings."""
+"""The settings of a run that trains an image tokenizer."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -90,4 +90,5 @@ class TokenizerRun:
       make_mesh(self.mesh, list(devices or jax.devices())),
       self.settings.seed,
       self.settings.num_microbatches,
+      self.settings.spike_deviations,
     )

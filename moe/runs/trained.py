@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from moe.checkpoint import listing, restore
+from moe.checkpoint import integrity, listing, restore
 from moe.data.store import file_sha256
 from moe.modalities.text import Vocabulary
 from moe.models import functional as functional_lib
@@ -16,7 +16,7 @@ from moe.objectives import language
 from moe.optim import storage
 from moe.parallel import mesh as mesh_lib
 from moe.parallel import rules, shardings
-from moe.runs import build
+from moe.runs import bucket, build
 from moe.runs.run import IMAGE_TOKENIZER, Run, TrainedRun
 from moe.types import Layout, PyTree
 
@@ -49,8 +49,11 @@ def find(directory: str) -> RunFiles:
     ValueError: if there is no run, or if its configuration or vocabulary is
       missing.
   """
+  directory = bucket.opened(directory)
   steps_dir, step = listing.locate(directory)
-  workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
+  workdir = directory
+  if not integrity.on_object_store(steps_dir):
+    workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
   config = os.path.join(workdir, 'config.gin')
   vocabulary = os.path.join(workdir, 'vocabulary.model')
   for path in (config, vocabulary):

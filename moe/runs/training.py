@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from moe import atomic_files
+from moe.checkpoint import listing
 from moe.data.cache_dir import default_cache_dir
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
@@ -55,7 +56,7 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
   Raises:
     ValueError: if a name or a size does not fit.
   """
-  steps_dir = attempt.steps_dir(workdir)
+  steps_dir = listing.steps_dir(workdir)
   preflight.check_names(run, workdir, steps_dir, differences)
   program = build.build(run)
   preflight.warn_of_router(run)

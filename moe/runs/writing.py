@@ -17,7 +17,8 @@ class Prompt(NamedTuple):
 
   Attributes:
     ids: tokens of the prompt.
-    table: jump table of allowed tokens, from `forms`.
+    table: int16 [offsets, pieces], the table of allowed tokens that
+      `moe.infer.forms` makes.
     limit: the largest number of tokens to write.
   """
 

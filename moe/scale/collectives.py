@@ -42,7 +42,7 @@ class Transfer:
 
   @property
   def moved(self) -> float:
-    """Bytes that each device sends at each run; it receives equally many."""
+    """Bytes that each device sends, and also receives, each time this runs."""
     n = len(self.group)
     if self.kind == 'collective-permute':
       return self.bytes
@@ -164,7 +164,8 @@ def transfer(
     # tables as operands.
     given = made = min(sizes[0], shapes[0].bytes)
   num_bytes = given if kind in ('reduce-scatter', 'all-reduce') else made
-  # The most distant pair of a permutation decides which mesh axes it spans.
+  # A permutation has pairs of devices. The pair that is furthest apart decides
+  # which mesh axes the transfer spans.
   spread = groups.max(axis=1) - groups.min(axis=1)
   group = tuple(int(d) for d in groups[int(np.argmax(spread))])
   return Transfer(

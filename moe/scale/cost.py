@@ -50,8 +50,8 @@ def components(
 
   Returns:
     Part -> counts. In an array with an expert dim E, a share of num_active / E
-    is active. The block ahead has no active parameters, since only training
-    uses it.
+    is active. The extra block of multi-token prediction (`AHEAD`) has no active
+    parameters, since only training uses it.
   """
   flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
   is_axes = lambda a: isinstance(a, tuple)
@@ -112,8 +112,9 @@ def flops_per_token(
 def ahead_flops_per_token(
   parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
 ) -> int:
-  """Model FLOPs per token in the forward pass of the block ahead and its head.
+  """Model FLOPs per token of multi-token prediction, in the forward pass.
 
+  They are those of the extra block (`AHEAD`), and of the head on its outputs.
   Only training runs this block. For a model without it the result is 0.
 
   Args:
@@ -192,8 +193,8 @@ def recomputed_shares(
   scores = 1.0
   if 'attention' in policy:
     # The kernel keeps everything that its backward pass needs. In plain XLA the
-    # backward pass needs the probabilities, so one of the two products runs
-    # again.
+    # backward pass needs the probabilities, so the product of queries and keys
+    # runs again, but not the product with the values.
     scores = 0.0 if is_fused else 0.5
   return {
     'attention': 1.0,
@@ -214,7 +215,8 @@ def executed_flops_per_token(
   These FLOPs include empty capacity slots, masked scores and recomputation.
   Every product runs three times in training: once forward, and twice for the
   gradients of inputs and weights. This holds for the first layer too, because
-  embeddings need a gradient. With remat, the whole block ahead runs once more.
+  embeddings need a gradient. With remat, the block for multi-token prediction
+  and its head run once more.
   """
   products = {
     part: 2 * c.active * (execution.padding if part == 'experts' else 1)

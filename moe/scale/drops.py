@@ -17,9 +17,9 @@ _POINTS = 400
 
 def _overflow(trials: np.ndarray, chance: np.ndarray, slots: int) -> np.ndarray:
   """Mean of max(0, X - slots) for a binomial X; `trials` can be fractional."""
-  # E[X; X > s] = n q P(X' >= s), where X' has n - 1 trials. For n trials,
-  # P(X >= s) is the incomplete beta function I_q(s, n - s + 1). It is defined
-  # for any real n.
+  # X counts the successes of n trials with chance q. E[X; X > s] is
+  # n q P(X' >= s), where X' has n - 1 trials. P(X >= s) is the incomplete beta
+  # function I_q(s, n - s + 1), which is defined for any real n.
   at_least = lambda n, s: np.where(
     n - s + 1 > 0, special.betainc(s, np.maximum(n - s + 1, 1e-9), chance), 0.0
   )

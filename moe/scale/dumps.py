@@ -123,8 +123,8 @@ def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
 
   Args:
     dumped: the program.
-    weight: shape of one matrix of all experts on a device. An array with these
-      dims counts as a gradient of weights and not as rows.
+    weight: shape of one weight, stacked over all experts on a device. An array
+      with these dims counts as a gradient of weights and not as rows.
   """
   return buffers.account(
     dumped.temporaries,

@@ -87,7 +87,7 @@ def _gathers(
 ) -> dict[tuple[tuple[str, ...], int], int]:
   """Bytes of weights that a device gathers in a pass over the layers.
 
-  A step gathers a parameter that is divided over 'embed' or 'latent'. The dims
+  A step gathers a parameter whose dim 'embed' or 'latent' is divided. The dims
   of experts, heads and feed-forward widths stay divided in products.
 
   Returns:
@@ -195,9 +195,10 @@ def forecast_work(
   add(KEYS, 'all-gather', (CONTEXT,), 2 * hidden, 3 * demand.num_layers * n)
   period, table, prefix = memory.gathered(abstract.params, logical_axes)
   weights = (period * sizes.periods + table + prefix) * _WEIGHT_BYTES
-  # A step reads weights four times: in the forward pass, in the recomputation,
-  # and for the gradients of activations and of weights. It reads and writes the
-  # state once. A layer reads or writes activations about thirty times.
+  # Each of n microbatches reads the weights in the forward pass, in the
+  # recomputation and for the gradients of activations, and writes gradients of
+  # the weights. A layer reads or writes activations about thirty times in each
+  # microbatch. A step reads and writes the state once.
   num_bytes = 4 * n * weights + 2 * cost.device_bytes(abstract)
   num_bytes += 30 * hidden * demand.num_layers * n
   return work.StepWork(

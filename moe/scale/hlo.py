@@ -109,10 +109,10 @@ class Module:
     return next(i for i in reversed(instructions) if i.is_root)
 
   def behind(self, start: Instruction) -> str:
-    """Finds the computation that an asynchronous start runs in the end.
+    """Finds the name of the computation that an asynchronous start runs.
 
-    The computation for a sparse core lies behind a chain of calls; we follow
-    this chain.
+    For a sparse core, the start calls this computation through a chain of other
+    computations; we follow the chain to its end.
     """
     name = start.calls
     while True:
@@ -176,7 +176,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def parse(text: str) -> Module:
-  """Reads the text of an optimised module.
+  """Reads the text of an optimised HLO module.
 
   Raises:
     ValueError: if the text has no ENTRY computation.

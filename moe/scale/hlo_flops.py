@@ -112,9 +112,9 @@ def product_flops(module: Module, computation: str, i: Instruction) -> int:
   """FLOPs of the matrix products in one instruction and its callees.
 
   TPU programs write products as convolutions. The batch dims of an einsum
-  become spatial dims. There most products read padding. These products cost
-  nothing, so we do not count them. The FLOPs of splash attention come from its
-  shapes; other kernels state their FLOPs in the program.
+  become spatial dims of a convolution that mostly multiplies padding. This
+  costs nothing, so we do not count products with padding. The FLOPs of splash
+  attention come from its shapes; other kernels state theirs in the program.
   """
   if i.opcode in ('convolution', 'dot'):
     inside = module.computations[computation]

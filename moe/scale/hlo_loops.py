@@ -54,7 +54,7 @@ class _Loops:
     return max(0, -(-(bound - start + (direction == 'LE')) // step))
 
   def _compared(self, condition: str) -> tuple[list[_Source], str] | None:
-    """([origin of the left side, of the right side], direction) of a condition.
+    """([origins of the left and the right side], direction) of a condition.
 
     None if the condition of the loop is no simple comparison.
     """

@@ -9,7 +9,7 @@ losses, so this project uses only differences between two losses.
 
 import math
 
-# Table 3 of the paper.
+# The constants of the law, from table 3 of the paper.
 _A, _ALPHA, _DELTA, _GAMMA = 35.91, -0.1889, -0.2285, 0.0098
 _B, _BETA, _OMEGA, _ZETA = 35.98, -0.1775, 0.5529, -0.0259
 _E_START, _E_MAX, _C = 2.0732, 290.4521, 1.3637

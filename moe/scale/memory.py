@@ -1,8 +1,8 @@
 """Predicts the memory of a step on one device, without compiling.
 
-So the search can compare hundreds of layouts in seconds. The bytes of arguments
-(state and batch) are exact. The bytes of temporaries include only the large
-tensors. tests/scale compares the prediction with the compiler's numbers.
+So hundreds of layouts can be compared in seconds. The bytes of arguments (state
+and batch) are exact. The bytes of temporaries include only the large tensors.
+tests/scale compares the prediction with the compiler's numbers.
 """
 
 import dataclasses
@@ -132,6 +132,7 @@ def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   width, hidden = sizes.d_model, _hidden(sizes, is_sparse)
   # Each of the two norms of a block keeps three float32 arrays of its width.
   # Queries and keys keep three as well, for their norms and rotary embeddings.
+  # About half of `attention_width` is queries and keys.
   total = 3 * _FLOAT32_BYTES * tokens * (2 * width + sizes.attention_width // 2)
   # The output of attention exists twice: in the kernel's layout, and transposed
   # for the next product.
@@ -184,8 +185,8 @@ def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   if sizes.remat == 'none':
     return 0  # The backward pass reads the kept arrays in place.
   # These numbers are the residual stream before attention and before the
-  # feed-forward network, and queries and keys before and after their norm and
-  # rotary embedding.
+  # feed-forward network, and queries and keys (half of `attention_width`)
+  # before their norm, after it, and after the rotary embedding.
   numbers = sizes.tokens * (2 * sizes.d_model + 3 * sizes.attention_width // 2)
   numbers += (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers += sizes.expert_rows * sizes.d_model if is_sparse else 0
@@ -197,8 +198,8 @@ def _recomputed(sizes: MicrobatchSizes, is_sparse: bool) -> int:
 def _working(sizes: MicrobatchSizes, is_sparse: bool) -> int:
   """Bytes of the gradients of activations inside one block."""
   # These are the gradients of the hidden layer before its activation function,
-  # and three gradients of rows: of the inputs of experts, of their outputs, and
-  # of the permuted rows.
+  # and gradients of rows: of the inputs and outputs of the network and, if it
+  # has experts, of the permuted rows.
   rows = 3 * sizes.expert_rows if is_sparse else 2 * sizes.tokens
   hidden = (sizes.matrices - 1) * _hidden(sizes, is_sparse)
   numbers = hidden + rows * sizes.d_model

@@ -14,9 +14,8 @@ from typing import Any
 
 # A thread that waits for a read looks for a signal this often.
 _POLL_SECONDS = 0.2
-# A process that ends in the middle of a read may crash. So a run waits at most
-# this long for its last read before it ends. Only a read that hangs takes
-# longer.
+# A process that ends in the middle of a read may crash. So before a run ends,
+# it waits for its last read, but at most this long, since the read may hang.
 _SETTLE_SECONDS = 2.0
 
 
@@ -48,7 +47,7 @@ class Ahead:
     threading.Thread(target=work, name='reader', daemon=True).start()
 
   def result(self, is_stopped: Callable[[], bool]) -> Any | None:
-    """Waits for the read; None if a signal comes before the read has ended.
+    """Waits for the read and returns its result; None if a signal comes first.
 
     Args:
       is_stopped: () -> whether a signal has come.

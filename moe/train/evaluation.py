@@ -1,4 +1,4 @@
-"""The protocol of evaluations between steps, and one on held-out batches."""
+"""The protocol of evaluations between steps; an evaluation on held-out data."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -80,7 +80,7 @@ class Goodput:
         seconds -= moved
 
   def write(self) -> None:
-    """Writes the file."""
+    """Writes the seconds up to now to the file."""
     self._switch(self._part)
     with self._mutex:
       content = {'attempts': self._rounded()}
@@ -128,7 +128,7 @@ class Goodput:
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
-  """Seconds by part of each attempt; none if the file is missing or damaged."""
+  """For each attempt, part -> seconds; [] if the file is missing or damaged."""
   try:
     with open(os.path.join(workdir, NAME), encoding='utf-8') as f:
       attempts = json_text.parse(f.read())['attempts']
@@ -144,9 +144,9 @@ def summary(attempts: list[dict[str, float]]) -> dict[str, Any]:
     attempts: from `read`.
 
   Returns:
-    'seconds' is the sum of all parts. 'goodput' is the share of 'productive' in
-    it; None if the sum is 0. 'parts' has the seconds by part, and 'attempts'
-    the argument.
+    'seconds' is the sum of all parts. 'goodput' is the part 'productive' as a
+    share of this sum; None if the sum is 0. 'parts' has the seconds by part.
+    'attempts' is the argument.
   """
   parts = {part: sum(a[part] for a in attempts) for part in PARTS}
   seconds = sum(parts.values())

@@ -10,7 +10,7 @@ from moe.types import Array, Layout
 
 # Hidden states, targets and weights of a chunk.
 Chunk = tuple[Array, Array, Array]
-# (logits, targets) -> logits; those that must not compete are made very small.
+# (logits, targets) -> logits; ids that must not compete get a very low logit.
 Restrict = Callable[[Array, Array], Array]
 ONE_DEVICE = Layout()
 

@@ -11,7 +11,7 @@ from moe.objectives.objective import Objective, num_rows
 from moe.optim import optimizers
 from moe.optim.optimizers import Optimizer
 from moe.parallel import multihost, rules, shardings
-from moe.train import state
+from moe.train import spikes, state
 from moe.train.step import check_batch, make_eval_step, make_train_step
 from moe.types import Array, Batch, Pair, PyTree
 
@@ -82,12 +82,8 @@ def place(
   )
   if optimizer_on_host:
     opt_state = shardings.on_host(abstract.opt_state, opt_state, mesh)
-  placed = state.TrainState(
-    replicated,
-    params,
-    opt_state,
-    jax.tree.map(lambda _: replicated, abstract.state),
-  )
+  placed = jax.tree.map(lambda _: replicated, abstract)
+  placed = placed._replace(params=params, opt_state=opt_state)
   return jax.tree.map(
     lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
     abstract,
@@ -103,6 +99,7 @@ def make_program(
   mesh: Mesh,
   seed: int,
   num_microbatches: int = 1,
+  spike_deviations: float = 0.0,
 ) -> Program:
   """Builds the programs of a run from shapes alone; nothing is compiled yet.
 
@@ -114,6 +111,7 @@ def make_program(
     mesh: mesh of the devices.
     seed: seed of the parameters and of the randomness in every step.
     num_microbatches: number of parts of a batch.
+    spike_deviations: see `make_train_step`.
 
   Raises:
     ValueError: if a size is not divisible by its mesh axes; the message names
@@ -128,7 +126,10 @@ def make_program(
 
   def init():
     params, carried, found['axes'] = objective.init(key, shapes)
-    return state.create(params, carried, optimizer)
+    ts = state.create(params, carried, optimizer)
+    if not spike_deviations:
+      return ts
+    return state.WatchedState(*ts, spikes.start())
 
   with jax.set_mesh(mesh):
     abstract = jax.eval_shape(init)
@@ -139,7 +140,7 @@ def make_program(
     optimizer = optimizers.placed(optimizer, abstract.params)
     batch = shardings.batch_shardings(objective.fields(), table, mesh)
     train_step = make_train_step(
-      objective, optimizer, schedule, seed, num_microbatches
+      objective, optimizer, schedule, seed, num_microbatches, spike_deviations
     )
     eval_step = make_eval_step(objective)
     # Tracing finds every wrong size here, before anything is compiled.

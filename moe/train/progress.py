@@ -1,7 +1,8 @@
 """Reports a run: logs, TensorBoard, and one line for people.
 
 log.jsonl has a record for each step, and eval.jsonl for each evaluation.
-quarantine.jsonl has a line for each record of the data that cannot be read.
+quarantine.jsonl has a line for each record of the data that cannot be read, and
+bad_steps.jsonl for each skipped step, with the records that it has read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
 the step took. A resumed run first removes the records after the restored step.
@@ -83,7 +84,7 @@ class Progress:
     # Durations of the last steps, in seconds.
     self._recent = collections.deque(maxlen=_SPEED_WINDOW)
     self._watch = Watch(drop_warning)
-    self._log = self._evals = self._quarantine = None
+    self._log = self._evals = self._quarantine = self._bad_steps = None
     self._board = self._display = None
     self._load = None  # The loads of the last step.
     self._reported = set()  # Unreadable records that were reported.
@@ -98,6 +99,7 @@ class Progress:
     self._quarantine = record_log.RecordLog(
       self._path('quarantine.jsonl'), resume_step
     )
+    self._bad_steps = record_log.RecordLog(self.bad_steps_path, resume_step)
     self._reported = set(
       map(_record_of, record_log.read(self._path('quarantine.jsonl')))
     )
@@ -207,6 +209,30 @@ class Progress:
         self._quarantine.append({'step': step, **entry})
         self.note(text)
 
+  @property
+  def bad_steps_path(self) -> str:
+    """The file of the steps that were skipped."""
+    return self._path('bad_steps.jsonl')
+
+  def bad_step(self, step: int, sources: list[dict[str, Any]]) -> None:
+    """Records what a skipped step has read.
+
+    Args:
+      step: number of the step, counted from 1.
+      sources: {'source', 'records', 'loss'} of each store: its name, the
+        numbers of the records in it, and the loss of these records alone.
+    """
+    if self._bad_steps is None:
+      return
+    self._bad_steps.append({'step': step, 'sources': sources})
+    losses = [
+      f'{len(s["records"])} records of {s["source"]} with loss {s["loss"]:.4g}'
+      for s in sources
+    ]
+    self.note(
+      f'step {step:,} has read {", ".join(losses)}: see {self.bad_steps_path}'
+    )
+
   def has_evaluation(self, step: int) -> bool:
     """Whether a step has a logged evaluation; all processes must call this."""
     known = self._evals is not None and step in self._evals.steps
@@ -221,11 +247,11 @@ class Progress:
 
   def close(self) -> None:
     """Closes the logs and the display."""
-    logs = self._log, self._evals, self._quarantine
+    logs = self._log, self._evals, self._quarantine, self._bad_steps
     for part in (*logs, self._board, self._display):
       if part is not None:
         part.close()
-    self._log = self._evals = self._quarantine = None
+    self._log = self._evals = self._quarantine = self._bad_steps = None
     self._board = self._display = None
 
   def _draw(self, step: int) -> None:

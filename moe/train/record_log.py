@@ -90,7 +90,7 @@ def _scan(
 
 
 def _finite(value: Any) -> Any:
-  """Converts a value for JSON: numpy to lists and floats, NaN to null."""
+  """Converts a value for JSON: arrays to lists, NaN and infinities to None."""
   if hasattr(value, 'tolist'):
     value = value.tolist()
   if isinstance(value, dict):

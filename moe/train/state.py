@@ -8,6 +8,7 @@ import optax
 
 from moe.optim import storage
 from moe.optim.optimizers import Optimizer
+from moe.train import spikes
 from moe.types import Array, PyTree
 
 
@@ -18,14 +19,29 @@ class TrainState(NamedTuple):
     step: int32 scalar, steps done.
     params: the trained parameters.
     opt_state: state of the optimizer.
-    state: arrays of the model that steps update without training (router bias,
-      averages).
+    state: arrays of the model that each step updates by a rule instead of
+      gradients, such as the bias of a router.
   """
 
   step: Array
   params: PyTree
   opt_state: optax.OptState
   state: PyTree
+
+
+class WatchedState(NamedTuple):
+  """A `TrainState` of a run with a rule for spikes of the gradient.
+
+  Attributes:
+    step, params, opt_state, state: as in `TrainState`.
+    norms: statistics of the gradient norms.
+  """
+
+  step: Array
+  params: PyTree
+  opt_state: optax.OptState
+  state: PyTree
+  norms: spikes.Norms
 
 
 def create(params: PyTree, state: PyTree, optimizer: Optimizer) -> TrainState:

@@ -11,6 +11,7 @@ from moe.objectives.objective import Objective, num_rows, weighted
 from moe.optim import rounding, storage
 from moe.optim.optimizers import Optimizer
 from moe.parallel import shardings
+from moe.train import spikes
 from moe.train.state import TrainState
 from moe.types import Array, Batch, Pair, PyTree
 
@@ -70,12 +71,12 @@ def _update(
   grads: PyTree,
   ts: TrainState,
   seed: int,
-  is_finite: Array,
+  is_kept: Array,
 ) -> tuple[PyTree, optax.OptState]:
-  """(params, opt_state) after the update, or unchanged if not `is_finite`."""
+  """(params, opt_state) after the update, or unchanged if not `is_kept`."""
   updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
   params = rounding.apply_updates(ts.params, updates, seed, ts.step)
-  keep = lambda new, old: jnp.where(is_finite, new, old)
+  keep = lambda new, old: jnp.where(is_kept, new, old)
   return (
     jax.tree.map(keep, params, ts.params),
     jax.tree.map(keep, opt_state, ts.opt_state),
@@ -87,7 +88,7 @@ def _update_from_host(
   grads: PyTree,
   ts: TrainState,
   seed: int,
-  is_finite: Array,
+  is_kept: Array,
 ) -> tuple[PyTree, optax.OptState]:
   """Like `_update`, but updates one parameter at a time from host memory.
 
@@ -104,8 +105,8 @@ def _update_from_host(
   assert all(a.ndim == 0 or o for a, o in zip(state, owners, strict=True)), (
     'an optimizer state that belongs to no parameter would never be updated'
   )
-  keep = lambda new, old: jnp.where(is_finite, new, old)
-  new_params, new_state, done = [], list(state), is_finite
+  keep = lambda new, old: jnp.where(is_kept, new, old)
+  new_params, new_state, done = [], list(state), is_kept
   for i, (name, p) in enumerate(zip(names, params, strict=True)):
     mine = [
       j for j, owner in enumerate(owners) if owner == name and state[j].ndim
@@ -164,7 +165,12 @@ def _gradients(
 def _accumulate(
   gradients: Callable, dtype: str, carried: PyTree, parts: Batch, key: Array
 ) -> tuple[PyTree, tuple[dict[str, Array], dict[str, Pair]], PyTree]:
-  """Adds up the results of `gradients` for all microbatches, in `dtype`."""
+  """Calls `gradients` on each microbatch, and adds up the results.
+
+  Returns:
+    (sums of gradients in `dtype`, sums of the terms and metrics, the carried
+    state after the last microbatch).
+  """
 
   def one(carried: PyTree, index: Array, part: Batch):
     part_key = jax.random.fold_in(key, index)
@@ -222,6 +228,7 @@ def make_train_step(
   schedule: Callable[[Array], Array],
   seed: int,
   num_microbatches: int = 1,
+  spike_deviations: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Pair]]]:
   """Makes the step: gradients of microbatches, then one update if finite.
 
@@ -234,11 +241,15 @@ def make_train_step(
     seed: seed of the run. The key of step s is fold_in(seed, s). The bits of
       stochastic rounding are a hash of seed and s.
     num_microbatches: parts of the batch, which are computed one by one.
+    spike_deviations: a step is skipped if its gradient norm lies so many
+      standard deviations above the mean of the steps before, see
+      `moe.train.spikes`; 0 for no such rule.
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
     the gradient is not finite, only the step number changes, and the metric
-    'skipped' is 1. If the state after the update is not finite, the metric
+    'skipped' is 1. A spike changes nothing else either, and the metric 'spike'
+    is 1. If the state after the update is not finite, the metric
     'broken' is 1, and training must not go on from this state.
   """
   kept = optimizer.storage
@@ -265,8 +276,19 @@ def make_train_step(
     )
     grad_norm = optax.tree.norm(storage.to_float32(grads))
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    is_kept, judged, watched = is_finite, {}, {}
+    if spike_deviations:
+      is_spike, limit, norms = spikes.judge(
+        ts.norms, grad_norm, spike_deviations
+      )
+      is_kept &= ~is_spike
+      watched = {'norms': norms}
+      judged = {
+        'spike': (is_spike.astype(jnp.float32), one),
+        'grad_norm_limit': (limit, one),
+      }
     update = _update_from_host if kept.optimizer_on_host else _update
-    params, opt_state = update(optimizer, grads, ts, seed, is_finite)
+    params, opt_state = update(optimizer, grads, ts, seed, is_kept)
     metrics = {
       **metrics,
       **terms,
@@ -274,13 +296,20 @@ def make_train_step(
       'grad_norm': (grad_norm, one),
       'learning_rate': (jnp.asarray(schedule(ts.step), jnp.float32), one),
       'skipped': (1.0 - is_finite.astype(jnp.float32), one),
+      **judged,
     }
     state = jax.tree.map(
-      lambda new, old: jnp.where(is_finite, new, old),
+      lambda new, old: jnp.where(is_kept, new, old),
       objective.update(state),
       ts.state,
     )
-    new = TrainState(ts.step + 1, params, opt_state, state)
+    new = ts._replace(
+      step=ts.step + 1,
+      params=params,
+      opt_state=opt_state,
+      state=state,
+      **watched,
+    )
     metrics['broken'] = 1.0 - _is_sound(new, kept).astype(jnp.float32), one
     return new, metrics
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -14,23 +13,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from moe import bounds, failpoints, stop_signals
-from moe.objectives.objective import Facts, Objective
-from moe.parallel import processes
-from moe.train import metrics as metrics_lib
+from moe.data.order import Source
+from moe.objectives.objective import Facts
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
 from moe.train.evaluator import Evaluator
 from moe.train.program import Program
 from moe.train.progress import Progress
+from moe.train.reporter import Reporter
 from moe.train.state import TrainState
 from moe.train.watchdog import Watchdog
-from moe.types import Array, Batch, Pair, PyTree
+from moe.types import Batch, PyTree
 
 EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
-
-
-class TrainingError(ValueError):
-  """Training cannot go on; the message says why, and what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +43,8 @@ class Settings:
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
+    spike_deviations: a step is skipped if its gradient norm lies so many
+      standard deviations above the mean of the steps before; 0 for never.
     hang_seconds: seconds without a sign of life after which the run is ended; 0
       for no limit.
     profile_steps: (first, last): a profiler trace begins with the first step
@@ -63,6 +60,7 @@ class Settings:
   keep_best: int = 1
   max_bad_steps: int = 3
   drop_warning: float = 0.1
+  spike_deviations: float = 0.0
   hang_seconds: float = 1800.0
   profile_steps: tuple[int, ...] = ()
 
@@ -82,6 +80,8 @@ class Settings:
     bounds.seed('SEED', self.seed)
     share = 'a share of the routed tokens'
     bounds.within('DROP_WARNING', self.drop_warning, share, above=0, most=1)
+    spikes = 'standard deviations of the gradient norm; 0 skips none'
+    bounds.within('SPIKE_DEVIATIONS', self.spike_deviations, spikes, least=0)
     never = '0 waits for ever'
     bounds.within('HANG_SECONDS', self.hang_seconds, never, least=0)
     steps = (-1, *self.profile_steps, self.train_steps)
@@ -111,6 +111,9 @@ class TrainingData(Protocol):
 
   def batch(self, step: int) -> Batch:
     """The batch of a step, counted from 0."""
+
+  def sources(self, step: int) -> list[Source]:
+    """What each store gives to the batch of a step."""
 
 
 class Saver(Protocol):
@@ -200,10 +203,9 @@ def train(
   first = int(ts.step)
   stop = _Stop()
   objective = program.objective
-  reporter = _Reporter(
-    progress, objective, reader.facts, settings.max_bad_steps
+  reporter = Reporter(
+    progress, program, reader, checkpointer.directory, settings.max_bad_steps
   )
-
   watchdog = Watchdog(settings.hang_seconds, progress.workdir)
   evaluator = Evaluator(
     evaluations, program, progress, lambda: stop.is_set, meta, watchdog
@@ -233,14 +235,14 @@ def train(
       done = step + 1
       batch = _read_ahead(ahead, stop, reader, progress, watchdog, done)
       if batch is None:
-        reporter.flush()
+        reporter.flush(ts)
         return leave(step, scores)
       ahead.start(functools.partial(_read, reader, done))
       _profile(settings.profile_steps, first, step, progress.workdir)
       ts, device_metrics = program.train_step(ts, program.put(batch))
       failpoints.reach('run.step')
       amount = program.total(objective.amount, batch)
-      reporter.step_started(done, device_metrics, amount)
+      reporter.step_started(done, ts, device_metrics, amount, batch)
       checkpointer.check()
 
       is_last = done == settings.train_steps
@@ -250,7 +252,7 @@ def train(
       is_due, scores = is_judged(done), {}
       if not (is_saved or is_due):
         continue
-      reporter.flush()
+      reporter.flush(ts)
       if is_due:
         scores = evaluator.scores(done, ts)
         reporter.resume()  # Saves count as training time, evaluations do not.
@@ -290,7 +292,7 @@ def _read_ahead(
 ) -> Batch | None:
   """The batch of a step, or None if a signal came before the batch was read.
 
-  It also reports the records that could not be read.
+  Records that could not be read are reported, too.
   """
   watchdog.sees('the data')
   try:
@@ -299,70 +301,6 @@ def _read_ahead(
   finally:  # Also after an error, since unreadable records may be its cause.
     watchdog.sees('the devices')
     progress.quarantine(step, reader.quarantine)
-
-
-class _Reporter:
-  """Fetches a step's metrics while the next step already runs."""
-
-  def __init__(
-    self,
-    progress: Progress,
-    objective: Objective,
-    facts: Facts,
-    max_bad_steps: int,
-  ):
-    self._progress = progress
-    self._objective = objective
-    self._facts = facts
-    self._max_bad_steps = max_bad_steps
-    self._bad_steps = 0
-    self._waiting = None
-    self._mark = 0.0  # When the previous step ended.
-
-  def resume(self) -> None:
-    """Restarts the clock: time before this call is not training time."""
-    self._mark = time.perf_counter()
-
-  def step_started(
-    self, step: int, device_metrics: dict[str, Pair], amount: int | Array
-  ) -> None:
-    """Keeps the metrics of a new step, and reports the step before it.
-
-    Raises:
-      TrainingError: if too many steps in a row were not finite, or if the state
-        after a step is not finite.
-    """
-    self.flush()
-    self._waiting = step, device_metrics, amount
-
-  def flush(self) -> None:
-    """Reports the step whose metrics are kept; waits until it has ended."""
-    if self._waiting is None:
-      return
-    asked = time.perf_counter()
-    (step, device_metrics, amount), self._waiting = self._waiting, None
-    record = metrics_lib.summarize(
-      device_metrics, self._objective.score, self._facts
-    )
-    record[self._objective.unit] = int(amount)
-    is_broken = record.pop('broken', 0)
-    now = time.perf_counter()
-    self._progress.step(step, record, now - self._mark)
-    processes.tell_step(step, asked - self._mark, now - self._mark)
-    self._mark = now
-    if is_broken:
-      raise TrainingError(
-        f'Step {step} has made a state that is not finite, or whose parameters'
-        ' are too large to be squared; it is not saved: lower LEARNING_RATE,'
-        ' and run the command again to go on from the newest checkpoint.'
-      )
-    self._bad_steps = self._bad_steps + 1 if record['skipped'] else 0
-    if self._bad_steps >= self._max_bad_steps:
-      raise TrainingError(
-        f'The loss or its gradient was not finite for {self._bad_steps} steps'
-        f' up to step {step}; these steps did not change the parameters: lower'
-        ' LEARNING_RATE, or look at the data of these steps.'
-      )
 
 
 def _profile(

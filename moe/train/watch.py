@@ -29,7 +29,8 @@ class Watch:
     self._dropped = collections.deque(maxlen=WINDOW)
     self._is_dropping = False
     self._steps = collections.deque(maxlen=DEAD_AFTER)  # Steps with loads.
-    self._idle_LE = None  # By expert, steps with loads since its last token.
+    # For each expert, the number of steps with loads since its last token.
+    self._idle_LE = None
 
   def resume(self, records: list[dict[str, Any]]) -> None:
     """Reads the end of an old log, whose warnings were already shown."""

@@ -32,8 +32,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
   Raises:
     ValueError: if the file is no picture, damaged, cut short or too large.
   """
-  # Imported here, since this file is also imported by verbs that read no
-  # picture.
+  # Imported here, since commands that read no picture also import this file.
   from PIL import Image
 
   if not data:
@@ -139,8 +138,8 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
   corners = picture[:: max(height - 1, 1), :: max(width - 1, 1)]
   ground = corners.reshape(-1, 3).mean(axis=0)
   square = np.tile(np.rint(ground).astype(np.uint8), (size, size, 1))
-  # A picture that fills more than half of the square's side is not scaled, so
-  # that its edges stay sharp.
+  # A picture that fits is not scaled if its longer side is more than half of
+  # the square's side. So its edges stay sharp.
   if max(height, width) > size or 2 * max(height, width) <= size:
     from PIL import Image
 

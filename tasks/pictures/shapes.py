@@ -2,8 +2,8 @@
 
 A picture depends only on its split and its number, so every machine makes the
 same pictures. In the split 'unseen', each picture has an object with a triple
-of colour, form and size that never occurs in training. Each pair of these three
-attributes occurs there.
+of colour, form and size that never occurs in training. But each pair of these
+attributes does occur in training.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from tasks.pictures.scenes import Scene, Thing
 _WHITE = (255, 255, 255)
 # Size word -> half of the height of an object, as a share of the picture.
 _RADIUS = {'小': 0.09, '中等': 0.13, '大': 0.17}
-# Coordinates of the three places along a row or column.
+# Coordinates of the three places along a row or column, as shares of the side.
 _CENTRES = (0.2, 0.5, 0.8)
 _KINDS, _RATES = ('one', 'two', 'many'), (0.5, 0.3, 0.2)
 

@@ -24,6 +24,14 @@ def test_missing_and_superfluous_arrays_are_named(copy):
     save.Checkpointer(copy).restore(2, abstract(other))
 
 
+def test_optional_arrays_may_be_on_one_side_only(copy):
+  optional = 'state/(ema|router_bias)'
+  state = {'ema': jnp.ones(2)}
+  wanted = abstract(make_state()._replace(state=state))
+  read, _ = save.Checkpointer(copy).restore(2, wanted, optional=optional)
+  assert_same(read, make_state(2)._replace(state={'ema': jnp.zeros(2)}))
+
+
 def test_parameters_alone_are_read_from_the_directory_of_a_run(copy):
   run = copy.parent / 'run'
   run.mkdir()

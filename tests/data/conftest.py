@@ -10,7 +10,7 @@ LINES = ['白日依山盡，黃河入海流。', '欲窮千里目，更上一層
 
 
 def write_texts(directory, vocabulary, texts):
-  """Writes a store of (prompt, target) pairs or of targets to `directory`."""
+  """Writes (prompt, target) pairs or targets to a store; returns its path."""
   counts = dict.fromkeys(
     ('scored_tokens', 'chars', 'bytes', 'unknown_tokens'), 0
   )

@@ -35,7 +35,7 @@ def drawn(rng):
 
 
 def folded(rng):
-  """A document: eight residues as a block; a transform must hide some."""
+  """A document of eight residues in one block; a transform must hide some."""
   start = rng.integers(0, 5)
   residues = (start + np.arange(8)) % 5
   tokens = [*SPACE.ids('residue', residues), 1]

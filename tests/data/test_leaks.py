@@ -1,4 +1,4 @@
-"""Neither the prediction of a target nor an earlier prediction sees it."""
+"""The prediction of a token sees neither this token nor later tokens."""
 
 import functools
 

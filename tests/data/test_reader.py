@@ -112,6 +112,30 @@ def test_skipped_batches_are_left_out_and_no_other_row_changes(make_store):
     assert_same(without.batch(step), whole.batch(number))
 
 
+def test_the_documents_of_a_batch_are_named_by_store(make_store):
+  first = make_store(['白', '日', '依'], 'a/train')
+  second = make_store(['山', '尽'], 'b/train')
+  own = np.array([1, 4, 6])
+  make = lambda rows: Reader([first, second], [3, 1], 2, 8, seed=0, rows=rows)
+  whole, part = make(None), make(own)
+  part.skips = whole.skips = Skips(((0, 5),))
+  poems, others = whole.sources(2)
+  assert (poems.name, others.name) == ('a', 'b')
+  # Six of eight rows come from the first store, two from the second.
+  assert sorted([*poems.places, *others.places]) == list(range(8))
+  assert poems.places.size == 6
+  epoch = Reader([second], [1], 2, 64, seed=0).batch(0)
+  read = whole.batch(2).targets[others.places]
+  assert set(read.flat) <= set(epoch.targets.flat)
+  assert set(others.records) <= {0, 1}
+  # A host knows the documents of the whole batch, and its own rows of them.
+  for of_part, of_whole in zip(part.sources(2), (poems, others), strict=True):
+    assert of_part.records.tolist() == of_whole.records.tolist()
+    assert own[of_part.places].tolist() == [
+      row for row in own if row in of_whole.places
+    ]
+
+
 def test_another_seed_gives_another_order(make_store):
   directory = make_store(['白日依山盡'[: n % 5 + 1] for n in range(40)])
   batches = [
@@ -243,7 +267,7 @@ def test_evaluation_refuses_a_token_beyond_the_vocabulary(make_store):
 def test_too_many_bad_records_are_an_error(make_store, damage):
   directory = make_store(['白日'] * 10)
   damage(directory, 3)
-  # The default limit is one bad record in ten thousand.
+  # The default limit is one bad record in ten thousand, so 0.001 of 10 records.
   reader = Reader([directory], [1], 40, 1, 0)
   with pytest.raises(ValueError, match='at most 0.001 of 10 records'):
     reader.batch(0)

@@ -57,7 +57,8 @@ def test_winograd_sets_ask_for_the_rest_after_each_option():
     Request('Ann taught Bea, so Ann', ' learnt much.'),
     Request('Ann taught Bea, so Bea', ' learnt much.'),
   )
-  # The harness writes its delimiter, and the sentence also begins with a space.
+  # The harness writes a space, and the rest of the sentence begins with another
+  # one.
   assert read('wsc273').requests == (
     Request('The cup fell off the tray because the cup', '  was wet.'),
     Request('The cup fell off the tray because the tray', '  was wet.'),

@@ -56,9 +56,10 @@ def test_cider_by_hand():
 
 
 def test_cider_clips_a_repeated_character():
-  # The characters have the vectors (4) and (1). The clipped product is 1 * 1,
-  # and we divide it by 4 * 1. Without clipping, the cosine would be 1. The
-  # lengths are 4 and 1, which gives the factor exp(-9 / 72).
+  # The caption has the vector (4) of character counts, its reference has (1).
+  # The clipped product is 1 * 1, and we divide it by 4 * 1. Without clipping,
+  # the cosine would be 1. The lengths are 4 and 1, which gives the factor
+  # exp(-9 / 72).
   found = caption_scores.cider_d(['乙乙乙乙', '丙'], [['乙'], ['丙']])
   assert found[0] == pytest.approx(10 / 4 * (1 / 4) * math.exp(-9 / 72))
 

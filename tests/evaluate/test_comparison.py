@@ -62,7 +62,8 @@ def test_the_interval_is_the_normal_one_for_many_documents():
   assert result.low == pytest.approx(1 - 0.098, abs=0.01)
   assert result.high == pytest.approx(1 + 0.098, abs=0.01)
   assert result.num_resamples == 10_000
-  # No document is better, and half of the documents are equal.
+  # The first model is better in no document. Half of the documents are ties,
+  # and a tie counts half.
   assert result.share_better == 0.25
 
 

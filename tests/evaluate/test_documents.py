@@ -9,7 +9,7 @@ from moe.types import Extra
 
 
 class Codebook:
-  """A vocabulary without bytes: a has id 3, b has 4, other text is unknown."""
+  """A vocabulary of two letters: a is 3, b is 4, all other text is unknown."""
 
   eos, unk = 1, 2
 

@@ -52,7 +52,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """A model that gives the last token probability 1/2, each other one 1/14."""
+  """The last token comes again with probability 1/2, any other with 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)
@@ -94,7 +94,8 @@ def test_a_uniform_model_needs_ln_v_nats_per_token_end_mark_included():
 
 
 def test_the_first_token_is_predicted_from_the_start_id():
-  # The start id is 0. So the tokens 0 0 3 3 have probabilities 1/2, 1/2, 1/14,
+  # `Echo` gives the last token probability 1/2, and each other one 1/14.
+  # The start id is 0, so the tokens 0 0 3 3 have probabilities 1/2, 1/2, 1/14,
   # 1/2.
   nats = score(Echo(), [document([0, 0, 3, 3])])
   np.testing.assert_allclose(nats, 3 * math.log(2) + math.log(14), rtol=1e-6)
@@ -146,6 +147,7 @@ def test_later_windows_see_the_context_they_reread():
 
 
 def test_a_later_window_begins_with_the_token_before_it():
+  # `Echo` gives the last token probability 1/2, and each other one 1/14.
   # Windows have length 2 and stride 2. In [0, 2) the two tokens are predicted
   # from the start id and from a 3, which costs ln 14 + ln 2. In [2, 3) the
   # token is predicted from a 3, which costs ln 2; from the start id it would

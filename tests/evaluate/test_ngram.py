@@ -41,7 +41,8 @@ def test_bits_of_a_text_may_leave_its_end_mark_out():
 
 def test_bigram_is_worked_by_hand():
   # Each context h (begin mark, a, b) is seen once, before one kind of token. So
-  # P(w | h) = (1 + 1 * P(w)) / (1 + 1), with P(w) of the test above.
+  # P(w | h) = (1 + 1 * P(w)) / (1 + 1), with the unigram P(w) = (1 + 3 /
+  # NUM_SYMBOLS) / 6.
   prob = (1 + (1 + 3 / NUM_SYMBOLS) / 6) / 2
   expected = 3 * -math.log2(prob) / 2
   assert ngram_bits(['ab'], ['ab'], 2) == pytest.approx(expected, rel=1e-12)
@@ -61,8 +62,8 @@ def test_an_unseen_context_falls_back_to_the_lower_order():
   begin_c = ngram_bits(['a'], ['c'], 2)
   unigram = ngram_bits(['a'], ['c'], 1)
   # 'c' follows the begin mark, which was seen once, before one kind of token.
-  # So P = (0 + 1 * P1) / 2 with the unigram's P1, which costs 1 bit more than
-  # P1.
+  # So P = (0 + 1 * P1) / (1 + 1), with the unigram's P1. This costs 1 bit more
+  # than P1.
   assert begin_c == pytest.approx(unigram + 1, rel=1e-12)
 
 

@@ -32,8 +32,8 @@ def test_the_interval_of_a_median_is_of_values_that_lie_far_enough_in():
   # = 1.1%, and at most two with 56 / 1024 = 5.5%. The limit is 2.5%, so the
   # ends of the interval are the second value from each side.
   assert timing.median_interval([float(x) for x in range(10)]) == [1.0, 8.0]
-  # Of six values, none lies below the median with probability 1 / 64 = 1.6%; of
-  # five, with 1 / 32 = 3.1%, which is too much.
+  # Of six values, none lies below the median with probability 1 / 64 = 1.6%.
+  # For five values this is 1 / 32 = 3.1%, so there is no interval.
   assert timing.median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == [1.0, 6.0]
   assert timing.median_interval([1.0] * 5) is None
 

@@ -10,7 +10,8 @@ def test_the_mean_of_all_parts_is_the_share_of_distinct_pairs():
   texts = [['abc'], ['ab', 'bd'], ['ab']]
   parts = verse_figures.distinct_parts(texts)
   assert sum(parts) / 3 == pytest.approx(3 / 5)
-  # Without text 0 or text 1, 2 of 3 are distinct; without text 2, 3 of 4.
+  # Without text 0, 2 of 3 pairs are distinct; without text 1, also 2 of 3;
+  # without text 2, 3 of 4.
   others = [2 / 3, 2 / 3, 3 / 4]
   mean = sum(others) / 3
   assert parts == pytest.approx([3 / 5 + 2 * (mean - x) for x in others])

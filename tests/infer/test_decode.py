@@ -219,7 +219,7 @@ def test_a_batch_to_read_has_the_modality_of_its_tokens():
 
 
 class Told:
-  """A model that predicts the number in the extra 'row' of the last token."""
+  """A model that predicts, after each token, the token's extra number 'row'."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.extras['row'], VOCAB_SIZE)

@@ -80,7 +80,7 @@ def greedy(model):
 
 
 def full_logits(model, prompt, codes):
-  """Logits [codes, 9] of every code, from one pass over the whole document."""
+  """Logits [codes, 9 image ids], from one pass over the whole document."""
   functional, params, state = model
   size = len(prompt) + 1 + NUM_CODES
   tokens = np.array([[0, *prompt, *(codes + CANVAS.begin)]], np.int32)
@@ -115,7 +115,8 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
 
 def test_guidance_mixes_the_two_halves_of_a_batch():
   logits = jnp.array([[1.0, 3.0], [2.0, 0.0]])
-  # u + s (c - u) is 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
+  # Row c has the condition, row u has none, and s is 3. So u + s (c - u) is
+  # 2 + 3 (1 - 2) = -1, and 0 + 3 (3 - 0) = 9.
   np.testing.assert_allclose(pictures.guided(logits, 3.0), [[-1.0, 9.0]])
 
 
@@ -181,8 +182,8 @@ def test_a_caption_sees_its_picture(model):
 
 
 def test_information_gain_takes_away_what_is_expected():
-  # There are two labels with two sentences each. `given` has the nats given a
-  # picture. The other array has the nats without a picture.
+  # There are two labels with two sentences each. `given` has the nats of the
+  # sentences given a picture, and `without` their nats without a picture.
   given = -np.log([[[0.2, 0.4], [0.5, 0.1]]])
   without = -np.log([[0.1, 0.2], [0.5, 0.1]])
   gains = captions.information_gain(given, without, 1.0)

@@ -21,6 +21,6 @@ def test_rows_start_with_the_start_id_and_equal_tables_are_stacked_once():
   assert batch.tokens_BT[:, :4].tolist() == [
     [0, 5, 6, 0], [0, 0, 0, 0], [0, 7, 0, 0], [0, 0, 0, 0]
   ]  # fmt: skip
-  # The table of one row comes first, then that of two rows.
+  # Row 0 of the stacked tables is `one`, rows 1 and 2 are `other`.
   assert batch.jump_row_B.tolist() == [0, 1, 0, 0]
   assert jumps[:4, 0].tolist() == [0, 1, 1, -1]

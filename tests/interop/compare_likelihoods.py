@@ -10,8 +10,9 @@ is needed. The table also has the accuracies of the scorecard.
 
 Two experts can have scores that are equal up to the rounding of float32. Then a
 batch of another size can choose the other expert, and the likelihood jumps. So
-a likelihood above the bar is asked for again, alone. If one of the programs
-gives two values, the likelihood counts as a tie, and any pair may agree.
+if two likelihoods differ too much, each program computes its own again in a
+batch of one. If a program's two values differ, the likelihood counts as a tie.
+Then any value of one program may agree with any value of the other.
 """
 
 import argparse
@@ -59,7 +60,8 @@ class Compared(NamedTuple):
     card: accuracy of the run on our scorecard.
     requests: number of likelihoods that were compared.
     nats: the largest difference between two log-likelihoods.
-    ties: number of likelihoods for which one of the programs has two values.
+    ties: number of likelihoods for which one of the programs gives another
+      value in a batch than alone.
     differing: number of items that only one of the two models answers right.
   """
 
@@ -162,6 +164,10 @@ def gap(
 ) -> tuple[float, bool]:
   """(difference of two likelihoods, whether it is a tie).
 
+  If the likelihoods differ, both are computed again in a batch of one. The
+  result is the least difference between a value of program 0 and a value of
+  program 1. It is a tie if the batch of one changes a likelihood.
+
   Args:
     values: likelihoods of two programs.
     again: gives the likelihood of program 0 or 1 in a batch of one.
@@ -177,7 +183,7 @@ def gap(
 def _compared(
   task: str, found: Sequence[dict], card: float, models: tuple[LM, LM]
 ) -> Compared:
-  """Compares the evaluations of export and run, in this order, on one task."""
+  """Compares two evaluations of a task: `found` has the export's, then ours."""
   accuracies = [one['results'][f'local_{task}']['acc,none'] for one in found]
   theirs, ours = (
     sorted(one['samples'][f'local_{task}'], key=lambda s: s['doc_id'])

@@ -60,7 +60,8 @@ def test_a_likelihood_above_the_bar_is_asked_for_again():
 
   never = lambda number: pytest.fail('asked')
   assert gap((-2.0, -2.0005), never) == (pytest.approx(0.0005), False)
-  # Program 0 has -2.0 in its batch and -2.1 alone, which program 1 has, too.
+  # Program 0 gives -2.0 in a large batch, but -2.1 in a batch of one. Program 1
+  # gives -2.1 in both.
   assert gap((-2.0, -2.1), lambda number: -2.1) == (0, True)
   # Each program stays with its value.
   assert gap((-2.0, -2.1), lambda n: (-2.0, -2.1)[n]) == (

@@ -110,7 +110,7 @@ LAYER = {
 
 
 def write_model(directory, vocabulary, **sizes):
-  """Writes a model directory, with all weights 0.01; returns their bytes."""
+  """Writes a model of weights 0.01; returns the bytes that the weights have."""
   directory.mkdir()
   text = json.dumps(LAYER | sizes)
   (directory / 'config.json').write_text(text)
@@ -143,7 +143,7 @@ for line in pathlib.Path('/proc/self/status').read_text().splitlines():
 
 
 def peak(*words):
-  """Runs `launch.convert` in a new process; returns its peak of memory."""
+  """Runs `launch.convert` in a new process; returns peak memory in bytes."""
   command = [sys.executable, '-c', PEAK, *map(str, words)]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   return int(done.stdout.split()[-1])

@@ -100,8 +100,8 @@ def test_a_model_of_ours_computes_the_same_there(tmp_path, name, is_fused):
   golden = tiny_models.golden(name)
   (tmp_path / 'config.json').write_text(json.dumps(golden['config']))
   imported = hugging_face.read_config(str(tmp_path))
-  # Our model scales the embeddings, which theirs do not do. So the export must
-  # contain the scale, also if embedding and head share a table.
+  # Our model scales the embeddings, and their models do not. So the export must
+  # contain the scale, even if embedding and head share a table.
   run = configuration.read(*imported.as_gin(['EMBEDDING_SCALE=None'])).run
   init = Functional(run.model).init
   shapes = language.batch_shapes(1, 8)

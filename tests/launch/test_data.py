@@ -1,4 +1,4 @@
-"""Tests the verbs of launch.data."""
+"""Tests the subcommands of launch.data."""
 
 import pathlib
 import shutil
@@ -187,7 +187,7 @@ def test_a_missing_corpus_is_an_error_before_any_work(
 
 
 def light(*argv):
-  """Runs launch.data without TensorFlow: (exit code, output, error output)."""
+  """Runs launch.data without TensorFlow; returns (code, output, errors)."""
   done = subprocess.run(
     [sys.executable, '-c', LIGHT, *map(str, argv)],
     cwd=ROOT,

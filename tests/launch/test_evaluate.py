@@ -20,7 +20,7 @@ UNIFORM_NATS = math.log(320)
 
 
 def run_main(capsys, *flags):
-  """Runs launch.evaluate: (exit code, its JSON or None, standard error)."""
+  """Runs launch.evaluate; returns (exit code, JSON or None, standard error)."""
   code = evaluate.main([*map(str, flags), '--json'])
   out, err = capsys.readouterr()
   return code, json.loads(out) if out else None, err

@@ -1,4 +1,4 @@
-"""Every verb answers --help at once."""
+"""Every command answers --help at once."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Tests the code that all verbs share."""
+"""Tests the code that all commands share."""
 
 import ctypes
 import logging

@@ -136,8 +136,9 @@ def test_a_uniform_model_has_the_numbers_worked_out_by_hand(
   assert perplexity['value'] == pytest.approx(320**2, rel=1e-4)
   assert bits['value'] == pytest.approx(math.log2(320), rel=1e-4)
   # All tokens have the same likelihood. So by total likelihood the shorter
-  # answer wins, which is wrong. Per character the longer answer wins, since its
-  # space is a character, too.
+  # answer wins, which is the wrong one. Each answer also has a token for the
+  # space before it, but the space does not count as a character. So per
+  # character the longer answer wins.
   xcopa = entry(card, 'benchmarks', 'xcopa_zh')
   assert [one['value'] for one in xcopa['metrics']] == [0, 1, 1]
   assert entry(card, 'readings', 'drcd')['n'] == 1

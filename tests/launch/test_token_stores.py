@@ -1,4 +1,4 @@
-"""Tests when the child process for token stores starts, and its command."""
+"""The child process that makes token stores: its start and its command."""
 
 import sys
 import types

@@ -31,10 +31,10 @@ def refuse(*args, **options):
 
 @pytest.fixture
 def run_main(monkeypatch, tmp_path, capfd):
-  """A function that runs launch.train: (exit code, standard error).
+  """A function that runs launch.train; returns (exit code, standard error).
 
-  Tokenising, compiling and training a vocabulary raise an error. The child
-  process that looks up tasks is replaced by a call in this process.
+  An error is raised if the command tokenises, compiles or trains a vocabulary.
+  The child process that looks up tasks is replaced by a call in this process.
   """
   real_build = build.build
 

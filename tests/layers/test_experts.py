@@ -1,4 +1,4 @@
-"""Experts on runs of rows, in chunks, and on slots."""
+"""Experts on rows sorted by expert, also in chunks, and on slots."""
 
 import functools
 
@@ -21,7 +21,7 @@ def random_weights(activation='swiglu'):
 
 
 def random_rows(filled):
-  """(rows, weights, gradients of outputs); rows after the filled ones are 0."""
+  """(rows, weights, gradients of outputs); all are 0 from row `filled` on."""
   random = np.random.RandomState(1)
   shapes = (R, D), (R,), (R, D)
   arrays = [random.randn(*shape).astype('f4') for shape in shapes]

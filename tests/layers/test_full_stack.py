@@ -159,7 +159,7 @@ def total(y_BTD, losses):
 
 
 def sharded(router, dispatcher, exchanger, mesh_name):
-  """((loss, (y, losses, metrics, state)), gradients) of eight devices."""
+  """((loss, (y, losses, metrics, state)), gradients), on eight devices."""
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   table = rules.table('standard')
   layout = rules.layout(table, mesh)
@@ -207,7 +207,7 @@ def router_key():
 
 
 def whole(router, dispatcher):
-  """(loss function of every expert on every token, kept rows, plan)."""
+  """(loss, kept rows, plan); the loss applies every expert to every token."""
   module = make(router, dispatcher)
   given = variables(router)
   gate = module.anatomy().router
@@ -276,7 +276,7 @@ def assert_close(one, other):
 def test_eight_devices_equal_every_expert_on_every_token(
   router, dispatcher, exchanger, mesh_name
 ):
-  # tests/routing/test_exchange.py tests capacity that is pooled over devices.
+  # tests/routing/test_exchange.py tests slots that are pooled over devices.
   assert dispatcher == 'dropless' or exchanger not in ('worst case', 'ample')
   eight, eight_gradients = sharded(router, dispatcher, exchanger, mesh_name)
   (one, gradients), kept_GR, plan = expected(router, dispatcher)
@@ -378,7 +378,7 @@ REFUSED = {
 
 
 def refusal(name) -> str:
-  """The error message when a layer is built that is not supported."""
+  """The error message that building an unsupported layer raises."""
   layer, mesh_name = REFUSED[name]
   mesh = mesh_lib.make_mesh(MESHES[mesh_name])
   layout = rules.layout(rules.table('standard'), mesh)

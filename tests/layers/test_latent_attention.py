@@ -65,7 +65,7 @@ def turned(x, position):
 
 
 def slow(params, x_BTD):
-  """Loops over queries, heads and keys, in float64."""
+  """The layer's outputs, by loops over queries, heads and keys in float64."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   y_BTD = np.zeros((B, T, D))
   for b in range(B):
@@ -107,7 +107,7 @@ def test_reading_in_parts_with_a_cache_equals_reading_at_once():
   )
   cache = Cache(zeros, zeros, jnp.int32(0), slots)
   parts = []
-  # The block of row 1 is inside the first part.
+  # The first part contains the whole block of row 1, tokens 2 to 4.
   for start, end in ((0, 5), (5, 6), (6, T)):
     batch = make_batch(start, end)
     y_BTD, slots = jax.jit(apply)(params, x_BTD[:, start:end], batch, cache)

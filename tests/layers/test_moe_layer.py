@@ -1,4 +1,4 @@
-"""The MoE layer: plain loops, properties, and several devices."""
+"""Tests the MoE layer: against plain loops, by properties, on many devices."""
 
 import dataclasses
 import functools
@@ -20,11 +20,12 @@ from moe.types import Layout
 
 B, T, D, E, F, M = 8, 8, 5, 8, 6, 4
 P = functools.partial
-# Tests share this partial, since `compiled` caches by its arguments. Its
-# capacity is 1.5 * 4 * 2 / 8 = 1.5, rounded up to 2.
+# Tests share this object, so that `compiled` finds its result in the cache. The
+# capacity is 1.5 * 4 * 2 / 8 = 1.5 slots per expert, rounded up to 2.
 TIGHT = P(dispatch.Sorted, 1.5)
 
-# Number of valid tokens per row. One row has 3, so its second group is padding.
+# Whether each token is valid. One row has 3 valid tokens, so its second group
+# is padding.
 VALID = np.arange(T) < np.array([[8, 8, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -55,7 +56,7 @@ def make_params(module):
 
 @functools.cache
 def compiled(train=True, **options):
-  """(params, (x, valid) -> (y, LayerOutputs)) of a layer, compiled once."""
+  """(params, compiled function (x, valid) -> (y, LayerOutputs)) of a layer."""
   module = make(**options)
   params = make_params(module)
   run = lambda x_BTD, valid: module.apply(
@@ -308,7 +309,7 @@ def test_shapes_dtypes_and_logical_axes():
 
 
 def layout(**sizes):
-  """A layout of a mesh with axes 'data', 'context', 'expert' and 'model'."""
+  """The layout of a mesh; `sizes` has the size of each mesh axis by name."""
   use = lambda axis: (axis,) if axis in sizes else ()
   return Layout(
     use('data') + use('expert'),
@@ -400,7 +401,7 @@ CHOICE = P(gates.ExpertChoice, max_per_token=3)
 
 
 def evaluated(x_BTD, valid):
-  """Outputs of a router that needs whole groups, in evaluation."""
+  """Outputs of a layer in evaluation; its router needs whole groups."""
   return compiled(train=False, router=CHOICE)[1](x_BTD, valid)[0]
 
 

@@ -9,7 +9,7 @@ from moe.layers.product import einsum
 
 
 def outcome(product, subscripts, a, b):
-  """Value and both gradients of a weighted sum of the product."""
+  """((a weighted sum of the product, the product), gradients of the sum)."""
 
   def loss(a, b):
     y = product(subscripts, a, b)

@@ -17,7 +17,8 @@ from tests.models import factories
 
 B, T, D, E, F, M = 8, 8, 5, 4, 6, 4
 P = functools.partial
-# Number of valid tokens per row. Row 1 has 4, so its second group is padding.
+# Whether each token is valid. Row 1 has 4 valid tokens, so its second group is
+# padding.
 VALID = np.arange(T) < np.array([[8, 4, 7, 8, 3, 8, 8, 6]]).T
 
 
@@ -116,7 +117,7 @@ def test_permuting_the_tokens_of_a_group_permutes_its_outputs():
 
 
 def written_out(params, x_BTD):
-  """Computes the sums of `loops` with operations that have gradients."""
+  """Computes the outputs of `loops` for all groups, in differentiable JAX."""
   C = M * 2 // E
   unit = lambda a, dim: a / jnp.sqrt((a**2).sum(dim, keepdims=True) + 1e-6)
   phi_DEC = params['scale'] * unit(params['router'], 0)

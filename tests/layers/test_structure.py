@@ -25,7 +25,7 @@ def linear(param, name, *shape, order=None):
   kernel, bias = param[f'{name}.weight'], param[f'{name}.bias']
   kernel = kernel.T.reshape(-1, *shape) if shape else kernel.T
   bias = bias.reshape(shape) if shape else bias
-  if order:  # The dims of known projections are (xyz, head, point).
+  if order:  # PyTorch's dims of point projections are (xyz, head, point).
     kernel = kernel.transpose(0, *(1 + i for i in order))
     bias = bias.transpose(order)
   return {'kernel': kernel, 'bias': bias}
@@ -211,9 +211,9 @@ def test_the_torsions_are_the_known_ones(dtype):
 def test_a_block_of_the_torsions_gives_the_known_output(dtype):
   known = protein_data.case('angle_layer')
   a, param = known['in']['a'], known['param']
-  # The layer applies relu to its input (a, -a). The kernel subtracts one half
-  # from the other, which gives a again. The output is the positive part of the
-  # block's result.
+  # The layer applies relu to its input (a, -a). The kernel of 'state' subtracts
+  # the second half from the first, which gives a again. The kernel of 'out'
+  # passes the positive part of the block's result on as torsions.
   eye, none = np.eye(6), np.zeros(6)
   params = {
     'state': {'kernel': np.concatenate([eye, -eye]), 'bias': none},

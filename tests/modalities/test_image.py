@@ -9,7 +9,8 @@ from moe.modalities import image
 @pytest.mark.parametrize(
   'levels, z, values, code',
   [
-    # The digits (value x half) + half are 1, 3 and 0. The code is 1 + 3 x 3.
+    # With half = 1, 2, 2, the digits (value x half) + half are 1, 3 and 0. The
+    # code is 1 + 3 x 3 + 0 x (3 x 5).
     ([3, 5, 4], [0.25, 0.6, -7.0], [0, 0.5, -1], 10),
     ([8, 5, 5, 5], [0.1, -0.4, 0.9, 2.0], [0, -0.5, 0.5, 1], 932),
     ([8, 8, 8], [0.0, 0.0, 0.0], [0, 0, 0], 292),
@@ -37,8 +38,8 @@ def test_quantisation_is_in_float32_whatever_is_given():
 
 
 def test_gradients_pass_the_rounding():
-  # tanh has the slope 1 at 0. It is multiplied by the bound 2 x 1.001 and
-  # divided by 5 // 2 = 2.
+  # tanh has the slope 1 at 0. The slope is multiplied by the bound 2 x 1.001
+  # and divided by 5 // 2 = 2.
   slope = jax.grad(lambda z: image.quantise(z, [5]).sum())(jnp.zeros(1))
   np.testing.assert_allclose(slope, 1.001, rtol=1e-5)
 

@@ -15,7 +15,7 @@ def atoms(name):
 
 
 def whole(code):
-  """All atoms of a residue with torsions of 0 and CA at the origin."""
+  """Atom -> position, for a residue with torsions of 0 and CA at the origin."""
   frames = list(TABLES.frames[code].astype(np.float64))
   for group in range(residues.CHI_GROUP + 1, residues.NUM_GROUPS):
     frames[group] = frames[group - 1] @ frames[group]
@@ -130,8 +130,8 @@ def test_atoms_of_residues_are_alphafolds_to_three_hundredths():
   known = protein_data.case('geometry')
   frames = known['out']['global_transforms']
   for i, code in enumerate(known['in']['residues']):
-    # The known frames are not exact rotations. They stretch space, so
-    # differences are compared with the stretched size.
+    # The known frames are not exact rotations. They stretch space, so the
+    # tolerance is multiplied by the stretch.
     stretch = np.linalg.norm(known['in']['T'][i, :3, :3], ord=2)
     for slot, atom in enumerate(TABLES.atoms[code]):
       place = known['out']['atom_positions'][i, residues.ATOM_NAMES.index(atom)]

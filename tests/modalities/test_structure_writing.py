@@ -19,7 +19,8 @@ def predicted():
   mask = residues.residues().mask[codes].copy()
   mask[3, :4] = True
   atoms = np.random.RandomState(0).randn(6, 14, 3).astype('f4') * 20
-  # Each N is near the C before it, so that neighbours are bonded.
+  # The atom N of a residue is near C of the residue before, so that the two are
+  # bonded.
   atoms[np.arange(1, 6), 0] = atoms[np.arange(5), 2] + 0.7
   chain = Chain('x', codes, np.arange(6, dtype='i4'), atoms, mask)
   return chain, np.linspace(0.1, 0.95, 6)

@@ -86,7 +86,7 @@ def make_params(module, batch):
   random = np.random.RandomState(1)
 
   def draw(shape):
-    # They are larger than initial parameters, so errors change results more.
+    # These numbers are larger than initial parameters, so errors show more.
     return random.uniform(-0.6, 0.6, shape.shape).astype(shape.dtype)
 
   return jax.tree.map(draw, jax.eval_shape(init))

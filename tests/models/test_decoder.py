@@ -132,7 +132,7 @@ def test_outputs_have_their_shapes(train):
   assert outputs.cache is None
   entropies = {'local_entropy', 'global_entropy'}
   assert set(outputs.losses) == {'load_balance', 'router_z', *entropies}
-  # Metrics have a leading dim for the sparse layers; there is one.
+  # The first dim of a metric counts the sparse layers. This model has one.
   assert outputs.metrics['load'][0].shape == (1, factories.NUM_EXPERTS)
   assert outputs.metrics['dropped'][0].shape == (1,)
 

@@ -1,4 +1,4 @@
-"""An objective without tokens that denoises pictures, and runs with it."""
+"""An objective that denoises pictures, and runs that train without tokens."""
 
 import io
 import math

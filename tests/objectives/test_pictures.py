@@ -1,4 +1,4 @@
-"""The trainer works with an objective on pictures that has no tokens."""
+"""The trainer works with an objective on pictures instead of tokens."""
 
 import dataclasses
 import io

@@ -171,7 +171,7 @@ def test_the_torsions_of_built_atoms_are_those_they_were_built_with():
   np.testing.assert_allclose(found[is_known], alpha[is_known], atol=2e-3)
 
 
-def asparagine():
+def aspartate():
   codes = residues.codes('DGA')
   alpha = np.tile(np.array([0.6, 0.8], 'f4'), (3, 7, 1))
   frames = Rigid(
@@ -183,7 +183,7 @@ def asparagine():
 
 
 def test_symmetric_atoms_are_renamed_to_suit_the_prediction():
-  codes, atoms, mask, _ = asparagine()
+  codes, atoms, mask, _ = aspartate()
   swap = residues.residues().swap[codes]
   swapped = np.take_along_axis(np.asarray(atoms), swap[..., None], axis=1)
   assert np.abs(swapped - atoms).max() > 1
@@ -194,11 +194,11 @@ def test_symmetric_atoms_are_renamed_to_suit_the_prediction():
 
 
 def test_a_turn_by_pi_of_a_symmetric_chi_costs_nothing():
-  codes, _, _, alpha = asparagine()
+  codes, _, _, alpha = aspartate()
   mask = np.ones((3, 7), bool)
   other = torsions.other_torsions(codes, jnp.asarray(alpha))
   turned = alpha.copy()
-  turned[0, 4] *= -1  # chi 2 of aspartate
+  turned[0, 4] *= -1  # chi 2 of aspartate, whose two oxygens are equivalent
   error = lambda x: losses.torsion(x, alpha, other, mask)[0]
   assert error(turned) < 1e-6
   turned[2, 4] *= -1
@@ -242,6 +242,6 @@ def test_psi_without_an_oxygen_comes_of_the_next_nitrogen():
   mask[:, 3] = False
   other, is_known = torsions.torsions(*arguments, mask)
   assert is_known[:-1, 2].all() and not is_known[-1, 2]
-  # A peptide bond is nearly flat, so both give the same psi within a few
-  # degrees.
+  # A peptide bond is nearly flat, so the oxygen and the next nitrogen give
+  # nearly the same psi.
   assert np.abs(found[:-1, 2] - other[:-1, 2]).max() < 0.3

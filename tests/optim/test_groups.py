@@ -47,8 +47,9 @@ def test_a_group_has_its_rate_and_its_decay_of_adafactor():
   factors = groups.factors_of((('w_DF', 0.1, 2.0),))
   made = optimizers.adafactor(CONSTANT, weight_decay=0.1, factors=factors)
   got = updated(optimizers.build(made, clip_norm=0))
-  # Adafactor's decay does not depend on the learning rate, so w becomes w -
-  # 0.05 - 0.2 w.
+  # All gradients are equal, so Adafactor's update is 1 before the learning
+  # rate, which is 0.05 for w. The decay does not depend on the learning rate,
+  # so w becomes w - 0.05 - 0.2 w.
   np.testing.assert_allclose(got['w_DF'], [[1.55, -3.25]], rtol=1e-4)
   np.testing.assert_allclose(got['router'], [[1.3]], rtol=1e-4)
 

@@ -67,7 +67,7 @@ def test_blocks_are_whole_rows_where_128_does_not_divide_them():
 
 
 def trained(moment_dtype, steps=60):
-  """Returns parameters (before, after) steps on quadratic losses with noise."""
+  """Trains on noisy quadratic losses; returns parameters (before, after)."""
   optimizer = optimizers.build(
     optimizers.adamw(CONSTANT, weight_decay=0.0, moment_dtype=moment_dtype),
     clip_norm=0,

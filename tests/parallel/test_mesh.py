@@ -84,7 +84,7 @@ def test_a_mesh_can_use_some_of_the_devices():
 @pytest.mark.parametrize(
   ('shape', 'num_devices', 'sizes'),
   [
-    # The mesh of the run has as many devices.
+    # There are as many devices as in the run's mesh.
     (MeshShape(data=2, expert=4), 8, (1, 2, 1, 4, 1, 1)),
     (MeshShape(data=1, fsdp=-1, expert=4), 8, (1, 1, 2, 4, 1, 1)),
     # There are fewer devices. The expert axis takes devices first.

@@ -38,7 +38,7 @@ class Answered:
 
 @pytest.fixture
 def calls(monkeypatch):
-  """Replaces JAX's initialisation; returns the list of its arguments."""
+  """Replaces JAX's initialisation; returns [arguments of each call]."""
   for name in (*NAMES, *SLURM, 'TPU_WORKER_HOSTNAMES', 'JOIN_SECONDS'):
     monkeypatch.delenv(name, raising=False)
   found = []

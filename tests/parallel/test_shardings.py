@@ -113,7 +113,7 @@ def test_codes_are_divided_like_their_parameter_and_scales_by_whole_blocks():
   whole = P(('expert', 'data'), None, 'model')
   assert specs['w', 'int8'] == specs['w', 'uint8'] == whole
   assert specs['w', 'float32'] == whole  # Each device has 2 of 4 blocks.
-  # The whole dim is one block of codes. Each device has half of it.
+  # The last dim, 128, is one block of codes. Each device has half of it.
   assert specs['narrow', 'int8'] == whole
   assert specs['narrow', 'float32'] == P(('expert', 'data'), None, None)
 

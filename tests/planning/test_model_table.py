@@ -16,7 +16,8 @@ def test_a_row_by_hand():
   # heads of 32, and 8 experts of width 128, top-2. The attention of a layer has
   # 2 * 128 * 128 + 2 * 128 * 64 = 49,152 parameters, an expert 3 * 128 * 128 =
   # 49,152, and the router 128 * 8 = 1,024. Two norms of 128 and two of 32 have
-  # 320 parameters. The table has 294,912.
+  # 320 parameters. The embedding has 2304 * 128 = 294,912, and the last norm
+  # 128.
   layer = 49_152 + 1_024 + 320
   row = described('tiny')
   assert row['params_total'] == 294_912 + 128 + 2 * (layer + 8 * 49_152)

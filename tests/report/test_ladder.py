@@ -12,7 +12,10 @@ BITS = {'dense': (8.0, 7.0, 6.5), 'sparse': (7.9, 6.5, 5.9)}
 
 
 def write_run(directory, seed, bits, is_sparse):
-  """Writes a run with three evaluations; the corpus 'law' needs 1 bit more."""
+  """Writes a run with three evaluations on two corpora.
+
+  The corpus 'verse' needs `bits` per character, 'law' needs 1 more.
+  """
   directory.mkdir(parents=True)
   (directory / 'config.gin').write_text(str(seed))
   time = {'elapsed': 60.0}
@@ -54,6 +57,12 @@ def summary(tmp_path):
   configured = lambda path: (int(path.read_text()), ('mix', 'verse', 'law'))
   read = lambda directory: comparison.read_run(directory, configured)
   return ladder.summarise(found, read, {'dense': 1, 'sparse': 8}, 'ladder')
+
+
+def test_an_arm_that_always_diverged_has_no_points(summary, tmp_path):
+  summary['rates']['sparse'] = [(rate, 100, None) for rate in (0.01, 0.02)]
+  ladder_page.write(summary, tmp_path / 'ladder.html')
+  assert 'learning rate' in (tmp_path / 'ladder.html').read_text('utf-8')
 
 
 def test_gains_are_paired_and_have_standard_errors(summary):

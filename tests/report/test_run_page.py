@@ -104,7 +104,7 @@ def test_the_cards_show_the_numbers_of_the_log(page):
   )
   assert card(page, 'Below unigram') == ('2.000', 'of 9.500 on valid')
   assert card(page, 'Below bigram') == ('0.500', 'of 8.000 on valid')
-  # The run has 40 steps of 100 tokens; each takes half a second.
+  # The run has 40 steps of 100 tokens. A step takes half a second.
   assert card(page, 'Tokens seen') == ('4 k', 'in 40 steps')
   assert card(page, 'Training time') == ('0:20', 'median 200 tokens/s')
   assert card(page, 'Parameters') == ('5.363 M', '1.45 M active per token')

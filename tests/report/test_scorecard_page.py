@@ -27,7 +27,7 @@ CARD = {
   'loss': {'skipped': 'no text'},
   'cost': {},
   'licences': [('weights', 'Apache-2.0')],
-  'searched': None,
+  'searched': {'chars': 1200, 'documents': 30, 'of': 40},
   'poet': {
     'groups': [
       {
@@ -73,6 +73,10 @@ def test_each_kind_of_verse_has_its_table_and_samples(page):
   assert '<h3>Couplets</h3>' in page
   assert '90.0% (40.0% to 95.0%)' in page
   assert '白日依山盡\n黃河入海流' in page
+
+
+def test_the_page_says_how_much_training_text_was_searched(page):
+  assert '30 of 40 training documents were searched, 1,200 characters' in page
 
 
 def test_relevance_is_shown_with_its_interval(page):

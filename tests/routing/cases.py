@@ -64,7 +64,9 @@ def uniform(g):
 
 NULL = gates.NullExperts(2, num_null=2, num_copy=1)
 MASKED = gates.ModalityGrouped(2, reserved=(4, 2))
-# Name -> (router, its state, function: group -> choices in plain Python).
+# Name -> (router, its state, reference function in plain Python). The function
+# takes the number of a group, its logits and its valid tokens, and returns the
+# choices.
 CASES = {
   'top-k': (gates.TopK(2), {}, lambda g, x, v: reference.top_k(x, v, 2)),
   'top-k, plain weights': (

@@ -38,7 +38,7 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# Name -> function: random state -> experts [G, M, A]; those of a token differ.
+# Name -> function: random state -> experts [G, M, A], distinct for each token.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 def linear(w_EDD, rows, weight, count_E):
-  """Applies linear experts to rows by slot, or to runs of rows."""
+  """Applies linear experts to rows [E, U, D], or to rows sorted by expert."""
   rows = rows * weight[..., None]
   if count_E is None:
     return jnp.einsum('EUD,EDF->EUF', rows, w_EDD)
@@ -140,7 +140,7 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
 
 
 def limits(exchanger, dispatcher, n):
-  """Limits of a device in `exchange.Ragged`, as in `oracle.pooled_rows`."""
+  """The argument `limits` of `oracle.pooled_rows`, for `exchange.Ragged`."""
   tokens = G * M // n
   visits = n * tokens
   if exchanger.buffer_factor:

@@ -1,4 +1,7 @@
-"""A slow reference: Python loops for capacity, all experts on all tokens."""
+"""A slow reference for the experts of a layer, without any dispatch.
+
+Loops in Python find the rows that are kept. Every expert computes all tokens.
+"""
 
 import math
 
@@ -46,10 +49,10 @@ def kept_rows(plan, num_experts, C, priority='position'):
 
 
 def sent_rows(counts, buffer_rows):
-  """Number of rows that are sent, of the `counts` rows that should be sent.
+  """Number of rows that are sent, as lists [sender][receiver].
 
-  Both are lists by sender and receiver. If the buffer of a receiver is too
-  small, all senders send the same share.
+  `counts` has the number of rows that should be sent, in the same form. If the
+  buffer of a receiver is too small, all senders send the same share.
   """
   n = len(counts)
   sent = [[int(count) for count in row] for row in counts]

@@ -53,7 +53,7 @@ def top_k_in_groups(logits, valid, k, options):
 
 
 def gshard(logits, valid, draws):
-  """GShard; `draws` has a random number per token, or is None in evaluation."""
+  """GShard's choices; `draws` has a number per token, or None in evaluation."""
   choices = top_k(logits, valid, 2)
   for m in range(len(logits)):
     second = best(logits[m], 2)[1]

@@ -25,7 +25,7 @@ BOTH = np.ones((1, 2), bool)
 
 
 def read(logits, valid, modality=None):
-  """Makes a router's inputs; losses read logits, padding and modality."""
+  """Makes router inputs from what losses read: logits, padding and modality."""
   ids = np.zeros(valid.shape, np.int32)
   modality = ids if modality is None else modality
   return RouterInputs(ids, logits, ids, modality, valid, valid.shape[1])
@@ -218,7 +218,7 @@ def random_choices(groups, tokens, experts=4):
 
 
 def by_definition(probs, choices, valid):
-  """Computes (sum, weight) of one unit by loops over its tokens."""
+  """(sum, weight) of the loss of tokens that are balanced together."""
   E = probs.shape[-1]
   tokens = list(zip(probs[valid], choices[valid], strict=True))
   f, p = np.zeros(E), np.zeros(E)
@@ -394,6 +394,6 @@ def test_counting_makes_no_array_of_choices_times_experts():
     )
     .compile()
   )
-  # An array [G, M, A, E] would have 537 million numbers; an array [G, M, E] has
+  # An array [G, M, A, E] would have 134 million numbers; an array [G, M, E] has
   # 4.2 million.
   assert compiled.memory_analysis().temp_size_in_bytes <= 4 * G * M * E + 1e6

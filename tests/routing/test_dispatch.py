@@ -139,8 +139,9 @@ def test_dropless_equals_sorted_with_slots_for_all(plan, padding):
   'dispatcher', [dispatch.Sorted(1.0), dispatch.Einsum(1.0)]
 )
 def test_a_full_expert_turns_away_second_choices_first(dispatcher):
-  # Three tokens and three experts have 1.0 * 3 * 2 / 3 = 2 slots. Expert 0 is
-  # the second choice of token 0 and the first choice of tokens 1 and 2.
+  # Three tokens have two choices each, so each of three experts has 1.0 * 3 * 2
+  # / 3 = 2 slots. Expert 0 is the second choice of token 0 and the first choice
+  # of tokens 1 and 2.
   @jax.jit
   def both_ways(x_GMD, weight_GMA):
     valid_GM = np.ones((1, 3), bool)
@@ -222,7 +223,7 @@ WIDE = 37  # width of tokens; no other dim has this size
 
 
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):
-  """Computes the same as `through` by plain indexing, with Sorted's slots."""
+  """Computes what `through` does, by plain indexing with slots of `Sorted`."""
   plan = make_plan(expert_GMA, weight_GMA, valid_GM)
   permuted = dispatch.Sorted(1.0).permute(x_GMD, plan, E, 6)
   token_GU = permuted.token_GU
@@ -266,7 +267,7 @@ def test_gathering_backward_passes_agree_with_plain_autodiff():
 
 
 def is_rows(shape):
-  """Whether a shape has rows of width `WIDE`, but is not that of matrices."""
+  """Whether a shape has rows of width `WIDE` and does not start with dim E."""
   return f'x{WIDE}x' in shape and not shape.startswith(f'{E}x')
 
 

@@ -89,7 +89,7 @@ def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
 
 def test_receivers_favour_no_sender():
   # All tokens choose experts 0, 1 and 2. Each of these experts has 1.0 * 64 * 3
-  # / 8 = 24 slots, so each of four senders gets 6.
+  # / 8 = 24 slots, so each of the four senders gets 6 of them.
   args = list(matrix.arguments('all to one'))
   args[4] = np.ones((matrix.G, matrix.M), bool)
   step = matrix.program(exchange.Ragged(0), dispatch.Sorted(1.0), 4)
@@ -101,7 +101,6 @@ def test_receivers_favour_no_sender():
 def test_pooled_capacity_serves_rows_that_single_groups_drop():
   # Each group sends all of its tokens to three experts, which overflow. Over
   # all groups, the experts have equal loads.
-  random = np.random.RandomState(0)
   args = list(matrix.arguments('random'))
   first_G = np.arange(matrix.G, dtype=np.int32)[:, None, None]
   steps_A = np.arange(matrix.A, dtype=np.int32)
@@ -109,7 +108,6 @@ def test_pooled_capacity_serves_rows_that_single_groups_drop():
     (first_G + steps_A) % matrix.E, (matrix.G, matrix.M, matrix.A)
   )
   args[4] = np.ones((matrix.G, matrix.M), bool)
-  del random
   lost = {}
   for exchanger in (exchange.AllToAll(), exchange.Ragged(0)):
     step = matrix.program(exchanger, dispatch.Sorted(1.0), 4)
@@ -133,7 +131,11 @@ def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
 
 
 def sent_bytes(jaxpr, n):
-  """Bytes that each of n devices sends in a program, without statistics."""
+  """Bytes that each of n devices sends in a program.
+
+  A sum over devices counts only if its result has three dims, as tokens have;
+  others are sums of statistics.
+  """
   total = 0.0
   for eqn in jaxpr.eqns:
     for inner in core.jaxprs_in_params(eqn.params):

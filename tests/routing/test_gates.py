@@ -155,7 +155,7 @@ def test_rows_of_tokens_and_load_agree_with_the_rows(name):
     named = {}
     for m, a in np.argwhere(rows_GMA[g] >= 0):
       named.setdefault(rows_GMA[g, m, a], []).append(m)
-    # Each valid row is in the list of its own token, and in no other list.
+    # `rows_GMA` names each valid row once, among the rows of its own token.
     for r in np.flatnonzero(plan.valid_GR[g]):
       assert named[r] == [plan.token_GR[g, r]]
   counted = np.bincount(plan.expert_GR[plan.valid_GR], minlength=E)

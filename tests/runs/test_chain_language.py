@@ -8,9 +8,10 @@ from moe.runs import chain_language
 def test_the_most_frequent_letter_after_a_context_is_the_guess():
   train = [np.array([0, 1, 2, 0, 1, 2]), np.array([0, 1, 3])]
   held_out = [np.array([0, 1, 2, 5]), np.array([4])]
-  # Letters alone: 0 and 1 occur three times, and 0 comes first.
+  # Letters without a context: 0 and 1 are the most frequent (three times each).
+  # 0 occurs first, so 0 is always the guess.
   counts = chain_language.num_right_ngram(train, held_out, 1)
   assert counts.tolist() == [1, 0]
-  # 0 comes first, 1 comes after 0, and 2 comes after 0 and 1.
+  # Three guesses are right: 0 at the start, 1 after 0, and 2 after 0 and 1.
   counts = chain_language.num_right_ngram(train, held_out, 3)
   assert counts.tolist() == [3, 0]

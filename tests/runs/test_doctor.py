@@ -67,7 +67,8 @@ def test_missing_hosts_come_first_and_the_others_are_still_compared():
   assert lines(found[: len(bad)], doctor.BAD) == bad
   assert 'BAD    hosts      process 2 of 3 not started' in bad
   assert any('b (process 1)' in line for line in bad)
-  # The devices of a pod would wait for the missing host.
+  # Devices are not examined, since those of a pod would wait for the missing
+  # host.
   assert not any(f.check == 'devices' for f in found)
 
 

@@ -58,6 +58,34 @@ def place(tmp_path_factory):
   return root, pictures
 
 
+def test_a_run_goes_back_and_leaves_out_a_batch(place, tmp_path):
+  root, pictures = place
+  shutil.copytree(root / 'run', tmp_path / 'run')
+  reader = lambda: image_tokenizer.open_pictures(
+    RUN, RUN.program(), lambda *_: pictures
+  )[0]
+  rewind.rewind(str(tmp_path / 'run'), 2, (3, 4))
+  read = []
+
+  class Noted(type(reader())):
+    def batch(self, step):
+      read.append(self.skips.number(step))
+      return super().batch(step)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(image_tokenizer, 'PictureReader', Noted)
+    image_tokenizer.train(
+      RUN, str(tmp_path / 'run'), {'config.gin': ''}, lambda *_: pictures
+    )
+  # Step 3 has read batch 2 before. Now the steps 3 and 4 read other batches.
+  assert read[:2] == [3, 4]
+  meta = listing.read_meta(tmp_path / 'run/checkpoints/4')
+  assert meta['skipped_batches'] == [[2, 3]]
+  # The time of both attempts is booked, and that of the steps done again.
+  booked = json.loads((tmp_path / 'run/run.json').read_text())['goodput']
+  assert len(booked['attempts']) == 2 and booked['parts']['lost'] > 0
+
+
 def test_a_frozen_tokenizer_is_known_by_its_hash(place):
   root, _ = place
   frozen = image_tokenizer.load(root / 'run')
@@ -72,23 +100,6 @@ def test_a_frozen_tokenizer_is_known_by_its_hash(place):
   assert frozen.decode(codes).shape == pictures.shape
   with pytest.raises(ValueError, match='16 codes from 0 to 24'):
     frozen.decode(codes + 25)
-
-
-def test_a_run_leaves_out_the_batches_that_a_rewind_names(place, tmp_path):
-  root, _ = place
-  run = shutil.copytree(root / 'run', tmp_path / 'run')
-  rewind.rewind(str(run), 2, (3, 4))
-  prepare = lambda names, size, _: place[1]
-  config = {'config.gin': ''}
-  assert image_tokenizer.train(RUN, str(run), config, prepare) == 0
-  before, after = (
-    listing.read_meta(d / 'checkpoints' / '4') for d in (root / 'run', run)
-  )
-  assert after['skipped_batches'] == [[2, 3]]
-  assert 'skipped_batches' not in before
-  # Both attempts, and the steps that were done again, are booked.
-  booked = json.loads((run / 'run.json').read_text())['goodput']
-  assert len(booked['attempts']) == 2 and booked['parts']['lost'] > 0
 
 
 def test_a_missing_or_damaged_tokenizer_is_refused(place, tmp_path):

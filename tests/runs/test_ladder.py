@@ -9,8 +9,8 @@ from moe.runs import ladder
 DENSE = ladder.Arm('dense', ('DENSE_TWIN=True',), 2)
 SPARSE = ladder.Arm('sparse', ('NUM_EXPERTS=4',), 1)
 
-# This script replaces a training. The score is |log2(rate / best)| + 5, and a
-# rate of more than 8 diverges.
+# This script replaces the training command. Its score is |log2(rate / best)|
+# + 5 for the best rate of the arm. A rate above 8 diverges.
 TRAIN = """
 import json, math, pathlib, sys
 bound = dict(a.split('=', 1) for a in sys.argv[1:])
@@ -37,7 +37,7 @@ def train(tmp_path):
 
 
 def made(rates=(1.0, 2.0), arms=(DENSE, SPARSE), **more):
-  """A ladder with 10 tokens per step, 20 steps in the sweep, 103 after it."""
+  """A ladder whose runs have 20 steps in the sweep, or 103 steps after it."""
   return ladder.Ladder(arms, rates, 1030, 200, 10, **more)
 
 

@@ -1,4 +1,4 @@
-"""Samples are ordered by the probability of their prompt after them."""
+"""Samples are ordered by the probability of the prompt when it follows them."""
 
 import numpy as np
 import pytest

@@ -32,14 +32,16 @@ def test_newer_steps_are_moved_aside_and_batches_are_left_out(run):
   rewind.rewind(str(run), 5, (7, 10))
   assert listing.steps(run / 'checkpoints') == [5]
   assert (run / 'checkpoints/10.rewound/state').is_dir()
-  # Step 7, counted from 1, has read batch 7, since batch 2 was left out.
+  # Steps count from 1 and batches from 0. Step 7 has read batch 7, since batch
+  # 2 was left out.
   assert skips.read(run).ranges == ((2, 3), (7, 10))
 
 
 def test_a_rewind_that_was_interrupted_can_be_repeated(run):
   rewind.rewind(str(run), 10, (12, 14))
   (run / 'checkpoints/15.rewound').rename(run / 'checkpoints/15')
-  # The run must not go on from step 15, because that step has read the batches.
+  # The run must not go on from step 15, because the steps before it have read
+  # batches that are now left out.
   recorded = listing.read_meta(run / 'checkpoints/15')['skipped_batches']
   with pytest.raises(ValueError, match='for the 15 steps so far'):
     skips.check_resumed(skips.read(run), recorded, 15, str(run))

@@ -1,4 +1,4 @@
-"""The poet's card of a run with random parameters."""
+"""The part about verse of the scorecard of a run with random parameters."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def test_a_model_stands_beside_a_trigram_and_real_poems(
   # The trigram knows one text, which is the held-out poem.
   assert measures['form kept, share of poems'][1:] == [1, 1]
   assert measures['lines that stand in the training text'][1:] == [1, 1]
-  # The whole poem with its punctuation is copied, which is one run of 24.
+  # The whole poem is copied as one run: 24 characters with punctuation.
   assert measures['longest copied run, mean characters'][2] == 24
   measures = values(couplets)
   assert measures['as long as the first line, share of couplets'][2] == 1

@@ -13,7 +13,7 @@ def chain_of(points, sequence):
 
 
 class Told:
-  """A model whose states tell the kinds."""
+  """A model whose states are one-hot vectors of the secondary structure."""
 
   def states(self, chains):
     return [
@@ -22,12 +22,13 @@ class Told:
     ]
 
 
-def test_a_helix_is_a_helix_and_a_line_a_strand():
+def test_a_helix_is_a_helix_and_a_zigzag_a_strand():
   helix = chain_of(structure_baselines.helix(20), 'A' * 20)
   kinds = structures.secondary_structure(helix)
   assert (kinds[2:-2] == 0).all()
-  line = np.arange(20)[:, None] * np.array([3.4, 0, 0])
-  line[1::2, 1] = 1.7
+  # Neighbours are 3.8 Angstrom apart.
+  line = np.arange(20)[:, None] * np.array([3.3, 0, 0])
+  line[1::2, 1] = 1.88
   kinds = structures.secondary_structure(chain_of(line, 'A' * 20))
   assert (kinds[2:-2] == 1).all()
 

@@ -105,7 +105,10 @@ def shardings(name: str) -> str:
 
 
 def collectives(name: str) -> str:
-  """Collectives of a compiled step; all iterations of loops are counted."""
+  """Text with the number and bytes of each kind of collective in a step.
+
+  The collectives of all iterations of a loop are counted.
+  """
   from moe.scale import hlo, work
 
   _, program = built(name)

@@ -53,7 +53,7 @@ def test_parameters_divided_over_the_batch_axes_need_no_sum():
   found = forecast._summed(where.abstract.params, TOKEN_AXES)
   used = {a for over in found for a in over if where.mesh.shape[a] > 1}
   # Only the scales of queries and keys are replicated, since they have no
-  # 'embed' dim.
+  # 'embed' dim. The model has 2 layers, each with these 2 scales.
   head = layouts.MODEL['HEAD_DIM']
   assert used == {EXPERT}
   assert sum(n for over, n in found.items() if EXPERT in over) == 2 * 2 * head
@@ -165,8 +165,9 @@ def test_an_exchange_around_a_ring_needs_wide_experts():
 
 
 def test_gated_experts_may_be_narrower():
-  # On a ring of 4 chips, experts with three matrices do 2 * 3 F / 4 FLOPs per
-  # byte. These are 2,550 if F = 1,700.
+  # A row takes 2 * 3 D F FLOPs, and 2 D bytes each way. So experts with three
+  # matrices do 6 F / 4 FLOPs per byte. These are 2,550 (see the test above) if
+  # F = 1,700.
   assert warned('expert', expert_width=1650, matrices=3)
   assert not warned('expert', expert_width=1750, matrices=3)
 

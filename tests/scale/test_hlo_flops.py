@@ -63,7 +63,7 @@ SPLASH = [
   ],
 )
 def test_splash_attention_is_counted_tile_by_tile(name, widths):
-  # 3 of 4 tiles of 512 x 512 scores have a visible key.
+  # In each of 4 heads, 3 of 4 tiles of 512 x 512 scores have a visible key.
   scores = 4 * 3 * 512 * 512
   assert kernel(name, SPLASH) == 2 * scores * widths
 

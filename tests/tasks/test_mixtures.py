@@ -56,8 +56,10 @@ def test_every_task_is_known_here_and_every_corpus_file_is_imported():
   holds_tasks = {
     path.stem
     for path in TASKS.glob('*.py')
-    if '\nregistry.add_' in path.read_text('utf-8') and path.stem != 'mixtures'
+    if '\nregistry.add_' in path.read_text('utf-8')
   }
+  # A run names chain_tasks, which needs NumPy.
+  holds_tasks -= {'mixtures', 'chain_tasks'}
   assert holds_tasks == {
     'builtin',
     'ci',

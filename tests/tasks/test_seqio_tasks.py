@@ -1,4 +1,4 @@
-"""Seqio reads declared tasks, also with the five lines of the README."""
+"""Declared tasks read through seqio, also with the five lines of a page."""
 
 import pathlib
 import re
@@ -128,15 +128,15 @@ def test_a_name_that_seqio_has_is_refused(declared, model_path):
     seqio.TaskRegistry.remove('t_taken')
 
 
-def test_the_five_lines_of_the_readme_give_the_tokens_of_the_token_store(
+def test_the_five_lines_of_the_page_give_the_tokens_of_the_token_store(
   tmp_path, monkeypatch
 ):
   task = 'builtin_couplets'
   directory = stores.prepare(
     [(task, ['validation'])], tmp_path / 'cache', vocab_size=800
   )
-  readme = (ROOT / 'README.md').read_text('utf-8')
-  blocks = re.findall('```python\n(.*?)```', readme, re.DOTALL)
+  page = (ROOT / 'tasks/ADDING.md').read_text('utf-8')
+  blocks = re.findall('```python\n(.*?)```', page, re.DOTALL)
   [lines] = [block for block in blocks if 'get_mixture_or_task' in block]
   assert len([line for line in lines.splitlines() if line]) <= 5
   monkeypatch.chdir(directory)

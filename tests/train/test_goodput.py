@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 
 def parts(attempt):
-  """The parts that have some time."""
+  """Part -> seconds, for the parts that have some time."""
   return {part: seconds for part, seconds in attempt.items() if seconds}
 
 

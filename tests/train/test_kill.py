@@ -24,7 +24,8 @@ from moe.train import record_log
 ROOT = pathlib.Path(__file__).parents[2]
 SAVE_PERIOD = 3
 # The first request ends an evaluation by a signal, so the next attempt has to
-# repeat this evaluation. The other two requests kill an attempt while it does.
+# repeat this evaluation. The other two requests kill an attempt during this
+# repetition.
 LATE = ['run.evaluate=term', 'late.written=kill', 'run.score=kill']
 FEW = [
   'save.arrays=kill',
@@ -43,7 +44,7 @@ TERM = [
 HANG = ['run.read=hang@3', 'run.evaluate=hang']
 REST = LATE + TERM + HANG
 EXIT_HUNG = 70
-# The toy is not a command, so it does not reach these places.
+# `toy_run` is not a command of `launch`, so it does not reach these places.
 NOT_HERE = {'run.start', 'run.compile'}
 IN_LATE = {request.partition('=')[0] for request in LATE}
 ALL = [

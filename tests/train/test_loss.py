@@ -101,7 +101,10 @@ def test_logits_of_more_than_a_chunk_never_exist(inputs):
 
 
 def sharded_gradient(shape, num_chunks):
-  """(compiled gradient by the head [V, D] and hidden states, its arguments)."""
+  """(compiled function, its arguments on the mesh).
+
+  It computes the gradients with respect to the head [V, D] and hidden states.
+  """
   mesh = make_mesh(shape)
   table = rules.table('standard')
   rng = np.random.RandomState(0)

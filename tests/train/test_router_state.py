@@ -20,7 +20,7 @@ ADAMW = optimizers.build(optimizers.adamw(optax.constant_schedule(0.1)))
 
 
 def bias_of(state):
-  """The bias of the sparse layers, [L, E]."""
+  """The routers' biases [L, E] of the L sparse layers."""
   return jax.device_get(state['stack']['periods']['block_0']['moe']['router'])[
     'bias_E'
   ]
@@ -96,7 +96,7 @@ def test_a_whole_state_moves_between_sizes_of_the_expert_axis(saved, expert):
   assert bias_of(got.state).any()
   assert_same(jax.device_get(got), ts)
   up = got.params['stack']['periods']['block_0']['moe']['w_up_EDF']
-  # The dims are [layers, experts, ...], and the axis divides the 4 experts.
+  # The dims are [layers, experts, ...]. The expert axis divides the 4 experts.
   assert {s.data.shape[1] for s in up.addressable_shards} == {4 // expert}
 
 

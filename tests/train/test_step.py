@@ -84,7 +84,8 @@ def test_microbatches_give_the_gradient_of_the_whole(
   parts, part_metrics = changes(model, batch, num_microbatches)
   assert float(jnp.abs(whole['w']).max()) > 0.1
   assert_close(parts, whole, rtol=1e-5, atol=1e-7)
-  # Other metrics have larger sums, since each microbatch adds a weight.
+  # Other metrics have larger sums and weights: those of all microbatches are
+  # added.
   for name in ('cross_entropy', 'balance', 'loss', 'grad_norm'):
     assert_close(part_metrics[name], metrics[name], rtol=1e-6)
 

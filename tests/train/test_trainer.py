@@ -15,10 +15,12 @@ import pytest
 
 from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
+from moe.data.order import Source
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import ahead, record_log, trainer
+from moe.train import reporter as reporter_lib
 from moe.train.evaluation import HeldOut
 from moe.train.program import make_program
 from moe.train.progress import Progress
@@ -63,6 +65,13 @@ class Reader:
     if step in self._poisoned:
       batch.tokens[0, 0] = POISON
     return batch
+
+  def sources(self, step):
+    halves = np.arange(8).reshape(2, 4)
+    return [
+      Source(name, 10 * step + rows, rows)
+      for name, rows in zip(('poems', 'essays'), halves, strict=True)
+    ]
 
 
 @pytest.fixture
@@ -407,7 +416,7 @@ def test_training_time_leaves_out_evaluation_alone(
   start, reader, tmp_path, monkeypatch
 ):
   clock = [0.0]
-  monkeypatch.setattr(trainer.time, 'perf_counter', lambda: clock[0])
+  monkeypatch.setattr(reporter_lib.time, 'perf_counter', lambda: clock[0])
 
   def passes(seconds):
     clock[0] += seconds
@@ -457,18 +466,37 @@ def test_single_bad_steps_are_skipped_and_training_goes_on(
   assert [r['step'] for r in log if r['loss'] is None] == [3, 5]
 
 
+def test_a_bad_step_names_its_records_and_the_loss_of_each_source(
+  start, reader, tmp_path
+):
+  start('run', reader=reader(poisoned=(2, 4)))
+  first, second = records(tmp_path, 'run', 'bad_steps.jsonl')
+  assert [first['step'], second['step']] == [3, 5]
+  poems, essays = first['sources']
+  # The poisoned token is in row 0. So the other half of the batch has a loss.
+  assert poems == {'source': 'poems', 'records': [20, 21, 22, 23], 'loss': None}
+  assert essays['source'] == 'essays' and essays['records'][0] == 24
+  assert 0 < essays['loss'] < 100
+
+
 def test_bad_steps_in_a_row_end_the_run(start, reader, tmp_path):
-  with pytest.raises(trainer.TrainingError) as error:
+  with pytest.raises(reporter_lib.TrainingError) as error:
     start('run', reader=reader(poisoned=range(4, 20)))
   assert 'for 2 steps up to step 6' in str(error.value)
   assert 'LEARNING_RATE' in str(error.value)
+  assert f'checkpoint rewind {tmp_path}/run --to=' in str(error.value)
+  assert '--skip=5:7`' in str(error.value)
+  assert [r['step'] for r in records(tmp_path, 'run', 'bad_steps.jsonl')] == [
+    5,
+    6,
+  ]
   assert records(tmp_path, 'run')[-1]['step'] == 6
 
 
 def test_a_bad_step_leaves_no_trace_in_what_is_saved(
   start, reader, program, tmp_path
 ):
-  with pytest.raises(trainer.TrainingError):
+  with pytest.raises(reporter_lib.TrainingError):
     start('run', reader=reader(poisoned=range(5, 20)))
   with_bad, _ = Checkpointer(tmp_path / 'run' / 'checkpoints').restore(
     6, program.abstract
@@ -497,7 +525,9 @@ def test_a_state_that_an_update_has_broken_is_never_saved(
     seed=0,
   )
   settings = trainer.Settings(STEPS, save_period=1, keep_last=9)
-  with pytest.raises(trainer.TrainingError, match='Step 5 .* is not saved'):
+  with pytest.raises(
+    reporter_lib.TrainingError, match='Step 5 .* is not saved'
+  ):
     start('run', settings, evals=False, program=broken)
   assert steps_saved(tmp_path, 'run') == [1, 2, 3, 4]
   log = records(tmp_path, 'run')
@@ -528,7 +558,8 @@ def test_settings_that_make_no_sense_are_refused(values, fragment):
   ('first', 'calls'),
   [
     (0, [(4, 'start'), (6, 'stop')]),
-    # A run that resumes between first and last traced step traces the rest.
+    # A run that resumes between the first and the last traced step traces the
+    # rest.
     (5, [(5, 'start'), (6, 'stop')]),
     (6, []),
   ],
@@ -543,12 +574,12 @@ def test_the_profiler_traces_the_steps_asked_for(
   note = lambda what: lambda *_: found.append((done[0], what))
   monkeypatch.setattr(profiler, 'start_trace', note('start'))
   monkeypatch.setattr(profiler, 'stop_trace', note('stop'))
-  real = trainer._Reporter.step_started
+  real = reporter_lib.Reporter.step_started
 
   def step_started(self, step, *args):
     done[0] = step
     real(self, step, *args)
 
-  monkeypatch.setattr(trainer._Reporter, 'step_started', step_started)
+  monkeypatch.setattr(reporter_lib.Reporter, 'step_started', step_started)
   start('run', trainer.Settings(8, profile_steps=(4, 6)), evals=False)
   assert found == calls

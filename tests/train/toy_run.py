@@ -1,4 +1,4 @@
-"""Kills a run of the toy again and again; each attempt is a process.
+"""Kills a small run (`toy`) again and again; each attempt is a process.
 
 python -m tests.train.toy_run DIR STEPS REQUEST... makes one attempt for each
 request, such as 'commit.sealed=kill', and one more attempt without a request.
@@ -142,7 +142,7 @@ def attempt(workdir, steps, request):
 
 
 def main(workdir, steps, *requests):
-  """Makes all attempts."""
+  """Makes all attempts, then an unbroken run; prints a record of each."""
   os.makedirs(workdir, exist_ok=True)
   # Nothing reads the event files, and their writer takes seconds to import.
   with mock.patch.object(progress_lib._Board, '_open'):

@@ -81,7 +81,7 @@ def read(name: str, split: str, directory: pathlib.Path) -> Iterator[Any]:
   """Reads the records of a corpus; the first call prepares it in a directory.
 
   Raises:
-    ValueError: at once, as in `corpus.Corpus.records`.
+    ValueError: before the first record is read, see `corpus.Corpus.records`.
   """
   builder = ZhCorpora(config=name, data_dir=directory)
   tfds.disable_progress_bar()

@@ -147,7 +147,7 @@ NOT_SET = {
     'image_codes',
     'Pictures',
     'ImageTokenizer',
-    # Only flags of verbs set the fields of `Drawing`, which checks them itself.
+    # Only command-line flags set fields of `Drawing`. It checks them itself.
     'Drawing',
     'Request',
     'TokenizerRun',

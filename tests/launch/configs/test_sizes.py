@@ -1,4 +1,4 @@
-"""A number out of range gives one sentence before the model is traced."""
+"""A number out of range raises an error before the model is traced."""
 
 import pytest
 

@@ -35,7 +35,8 @@ SIZES = {
   'TRAIN_STEPS': 200,
   'LEARNING_RATE': 0.1,
 }
-# These two configurations differ in values that only tracing a model uses.
+# These two configurations differ in values that are used only when a model is
+# traced.
 SPARSE = {'NUM_LAYERS': 2, 'TOP_K': 3}
 TWIN = {'NUM_LAYERS': 1, 'DENSE_TWIN': True, 'EXPERT_D_FF': 24, 'HEAD_DIM': 4}
 

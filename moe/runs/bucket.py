@@ -1,0 +1,104 @@
+"""A work directory in a bucket, with a mirror on this machine.
+
+Logs are appended, and an object store takes whole files only. So the run writes
+its files into a directory of this machine, the mirror, and copies them to the
+bucket before each checkpoint and at its end. Checkpoints go to the bucket
+alone. A run that resumes, on any machine, first fetches the files from there.
+
+TensorBoard's files stay in the mirror.
+"""
+
+import hashlib
+import logging
+import os
+
+import jax
+from etils import epath
+
+from moe import atomic_files
+from moe.checkpoint import integrity, listing
+from moe.data.cache_dir import default_cache_dir
+from moe.runs import lock
+
+_logger = logging.getLogger(__name__)
+
+_SCHEME = 'gs://'
+
+
+def opened(place: str, is_written: bool = False) -> str:
+  """The directory of this machine for a work directory, which may be a URL.
+
+  The files of a bucket replace those of its mirror.
+
+  Args:
+    place: a directory, or a URL that begins with gs://.
+    is_written: whether a run will write there.
+
+  Raises:
+    ValueError: if the bucket cannot be read, or cannot be written if this is
+      wanted.
+  """
+  if not integrity.on_object_store(place):
+    return place
+  url = place.rstrip('/')
+  if not url.startswith(_SCHEME):
+    raise ValueError(
+      f'{place} must be a directory or a URL that begins with {_SCHEME}: mount'
+      ' any other store.'
+    )
+  digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+  name = f'{url.rpartition("/")[2]}-{digest}'
+  workdir = os.path.join(default_cache_dir(), 'runs', name)
+  os.makedirs(workdir, exist_ok=True)
+  try:
+    if is_written:
+      (epath.Path(url) / listing.BUCKET).write_text(url)
+    _fetch(epath.Path(url), workdir)
+  # The clients of object stores raise many kinds of errors.
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise ValueError(
+      f'{place} must be in a bucket that can be used, got {reason}: make the'
+      ' bucket, or log in.'
+    ) from error
+  atomic_files.write_file(os.path.join(workdir, listing.BUCKET), url)
+  _logger.info(f'the files of {url} are also in {workdir}')
+  return workdir
+
+
+def _fetch(remote: epath.Path, workdir: str) -> None:
+  """Copies the files of a bucket's directory to this machine."""
+  for path in remote.iterdir():
+    if path.name not in (lock.NAME, 'checkpoints') and not path.is_dir():
+      atomic_files.write_file(
+        os.path.join(workdir, path.name), path.read_bytes()
+      )
+
+
+class Mirror:
+  """The files of a run that are copied to its bucket, if it has one.
+
+  Attributes:
+    place: the URL of the work directory; the directory itself if there is no
+      bucket.
+  """
+
+  def __init__(self, workdir: str):
+    self._workdir = workdir
+    self._url = listing.bucket_of(workdir)
+    self._sent = {}  # Name -> (size, time) of the file that was copied.
+    self.place = self._url or workdir
+
+  def send(self) -> None:
+    """Copies the files that have changed; does nothing without a bucket."""
+    if self._url is None or jax.process_index() != 0:
+      return
+    for entry in os.scandir(self._workdir):
+      if not entry.is_file() or entry.name.endswith('.tmp'):
+        continue
+      facts = entry.stat().st_size, entry.stat().st_mtime_ns
+      if self._sent.get(entry.name) == facts:
+        continue
+      with open(entry.path, 'rb') as f:
+        (epath.Path(self._url) / entry.name).write_bytes(f.read())
+      self._sent[entry.name] = facts

@@ -1,0 +1,72 @@
+"""The files of a work directory in a bucket are mirrored on this machine.
+
+A directory takes the place of the bucket here. Training in a bucket is in
+tests/launch/test_gcs.py.
+"""
+
+import os
+import pathlib
+
+import pytest
+
+from moe.checkpoint import listing
+from moe.runs import bucket
+
+
+@pytest.fixture
+def run(tmp_path):
+  """(work directory, directory that takes the place of the bucket)."""
+  workdir, remote = tmp_path / 'mirror', tmp_path / 'remote'
+  workdir.mkdir()
+  remote.mkdir()
+  (workdir / listing.BUCKET).write_text(f'{remote}\n')
+  return workdir, remote
+
+
+def test_a_directory_is_its_own_work_directory(tmp_path):
+  assert bucket.opened(str(tmp_path)) == str(tmp_path)
+  assert bucket.Mirror(str(tmp_path)).place == str(tmp_path)
+  assert listing.steps_dir(tmp_path) == str(tmp_path / 'checkpoints')
+
+
+def test_other_stores_are_refused():
+  with pytest.raises(ValueError, match='begins with gs://'):
+    bucket.opened('s3://bucket/run')
+
+
+def test_checkpoints_are_looked_for_in_the_bucket(run):
+  workdir, remote = run
+  assert listing.steps_dir(workdir) == str(remote / 'checkpoints')
+  (remote / 'checkpoints/5/meta').mkdir(parents=True)
+  directory, _ = listing.locate(workdir)
+  assert directory == remote / 'checkpoints'
+
+
+def test_files_are_sent_when_they_have_changed(run, monkeypatch):
+  workdir, remote = run
+  mirror = bucket.Mirror(str(workdir))
+  assert mirror.place == str(remote)
+  (workdir / 'log.jsonl').write_text('1\n')
+  (workdir / 'config.gin').write_text('A = 1\n')
+  (workdir / 'x.tmp').write_text('half of a file')
+  (workdir / 'tensorboard').mkdir()
+  mirror.send()
+  sent = {listing.BUCKET, 'log.jsonl', 'config.gin'}
+  assert {path.name for path in remote.iterdir()} == sent
+  (remote / 'config.gin').unlink()
+  (workdir / 'log.jsonl').write_text('1\n2\n')
+  mirror.send()
+  assert (remote / 'log.jsonl').read_text() == '1\n2\n'
+  assert not (remote / 'config.gin').exists()  # It has not changed since.
+
+
+def test_files_of_the_bucket_replace_those_of_the_mirror(run):
+  workdir, remote = run
+  (remote / 'checkpoints').mkdir()
+  (remote / 'running.json').write_text('{}')
+  (remote / 'log.jsonl').write_text('1\n')
+  (workdir / 'log.jsonl').write_text('1\n2\n')
+  bucket._fetch(pathlib.Path(remote), os.fspath(workdir))
+  assert (workdir / 'log.jsonl').read_text() == '1\n'
+  assert not (workdir / 'checkpoints').exists()
+  assert not (workdir / 'running.json').exists()
