@@ -131,7 +131,7 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
 def compare(
   args: argparse.Namespace, overrides: list[str], command: str
 ) -> int:
-  """Runs the verb `moe` or `step`; prints its report and the command."""
+  """Runs the verb `moe`, `step` or `checkpoints`, and prints its report."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(getattr(args, 'compare', None))

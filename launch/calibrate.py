@@ -56,7 +56,7 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a subcommand; the exit code is 2 for an error the user can fix."""
-  # The verbs only compute shapes and compile programs, so they need no
+  # All subcommands only compute shapes and compile programs, so they need no
   # accelerator. JAX reads this when it is imported.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return runtime.run(lambda: show(*parse(argv)))

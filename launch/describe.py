@@ -14,6 +14,7 @@ from launch.later import Later
 from launch.runtime import log
 from moe import bounds
 
+sampling_lib = Later('moe.infer.sampling')
 picture_model = Later('moe.runs.picture_model')
 recognition = Later('moe.runs.recognition')
 decoding = Later('tasks.pictures.decoding')
@@ -70,18 +71,18 @@ def describe(args: argparse.Namespace) -> int:
   bounds.seed('--seed', args.seed)
   labels = recognition.labels_of(args.labels) if args.labels else []
   templates = args.template or recognition.TEMPLATES
-  sampling = picture_model.Sampling(args.temperature)
+  sampling = sampling_lib.Sampling(args.temperature)
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
   size = model.tokenizer.pixels
   pixels = [decoding.read(name, size) for name in args.images]
   log(f'{model.trained.workdir}, step {model.trained.step}')
-  codes = model.encode(pixels)
+  seen = model.see(pixels)
   if labels:
-    gains = recognition.gains(model, codes, labels, templates, args.alpha)
+    gains = recognition.gains(model, seen, labels, templates, args.alpha)
     found = recognition.ranked(gains, labels)
   else:
-    found = model.describe(codes, args.samples, sampling, args.seed)
+    found = model.describe(seen, args.samples, sampling, args.seed)
   for name, answers in zip(args.images, found, strict=True):
     print(name)
     for text, score in answers[: len(labels) or args.num]:

@@ -17,7 +17,9 @@ from launch.later import Later
 from launch.runtime import log
 from moe import bounds
 
+sampling_lib = Later('moe.infer.sampling')
 picture_files = Later('moe.report.picture_files')
+drawing = Later('moe.runs.drawing')
 picture_model = Later('moe.runs.picture_model')
 decoding = Later('tasks.pictures.decoding')
 
@@ -72,10 +74,8 @@ def draw(args: argparse.Namespace) -> int:
   """
   bounds.at_least(1, '--num', args.num, 'pictures to draw')
   bounds.seed('--seed', args.seed)
-  sampling = picture_model.Sampling(args.temperature, args.top_k)
-  options = picture_model.Drawing(
-    args.guidance, args.rerank, sampling, args.seed
-  )
+  sampling = sampling_lib.Sampling(args.temperature, args.top_k)
+  options = drawing.Drawing(args.guidance, args.rerank, sampling, args.seed)
   out = pathlib.Path(args.out)
   if out.suffix.lower() != '.png' or not out.parent.is_dir():
     raise ValueError(

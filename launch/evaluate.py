@@ -1,5 +1,6 @@
-r"""Scores text with a trained model: python -m launch.evaluate ...
+r"""Scores text with a trained model: python -m launch.evaluate FLAGS.
 
+Examples of FLAGS:
   --checkpoint=runs/poems --task=poems_shi
   --checkpoint=runs/poems --text_file=mine.txt --json
   --checkpoint=runs/poems --text_file=mine.txt --compare=runs/poems_dense

@@ -24,6 +24,8 @@ from tasks.pictures import scenes
 
 pictures_page = Later('moe.report.pictures_page')
 tokenizer_page = Later('moe.report.tokenizer_page')
+drawing = Later('moe.runs.drawing')
+held_out_pictures = Later('moe.runs.held_out_pictures')
 image_tokenizer = Later('moe.runs.image_tokenizer')
 picture_codes = Later('moe.runs.picture_codes')
 picture_model = Later('moe.runs.picture_model')
@@ -64,6 +66,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'encode', 'write pictures as codes, with the tasks to read them'
   )
   encode.add_argument('--output', required=True, metavar='DIR')
+  encode.add_argument(
+    '--patches',
+    action='store_true',
+    help='also write pixels, for a model that reads them (runs/patches.gin)',
+  )
   scored = verb('score', 'score drawing, describing and recognising')
   scored.add_argument(
     '--num', type=int, default=200, help='sentences to draw of each source'
@@ -72,7 +79,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--limit', type=int, default=1500, help='held-out pictures of each source'
   )
   scored.add_argument(
-    '--guidance', type=float, default=2.0, help='default %(default)s'
+    '--guidance',
+    type=float,
+    nargs='+',
+    default=[1.0, 1.5, 2.0, 3.0],
+    help='the best of these on other sentences is used; default %(default)s',
   )
   scored.add_argument('--rerank', type=int, default=1, metavar='K')
   scored.add_argument('--seed', type=int, default=0)
@@ -109,7 +120,9 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
     print(f'{score.as_table(scores)}\n\npage: {page}')
     return 0
   path = image_tokenizer.path_of(args.checkpoint)
-  counts = picture_codes.encode(tokenizer, path, pictures, args.output)
+  counts = picture_codes.encode(
+    tokenizer, path, pictures, args.output, args.patches
+  )
   for name, count in counts.items():
     print(f'{name}: {count:,} pictures')
   module = os.path.join(args.output, picture_codes.MODULE)
@@ -119,9 +132,12 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
 
 def score_model(args: argparse.Namespace, command: str) -> int:
   """Prints the scores of a picture model, and writes their page."""
-  wanted = picture_scores.Request(
+  cache_dir = args.cache_dir or default_cache_dir()
+  wanted = held_out_pictures.Request(
     scenes.agreement_with_facts,
-    picture_model.Drawing(args.guidance, args.rerank, seed=args.seed),
+    drawing.Drawing(args.guidance[0], args.rerank, seed=args.seed),
+    args.guidance,
+    cache_dir,
     args.num,
     args.limit,
     args.judge_epochs,
@@ -132,7 +148,7 @@ def score_model(args: argparse.Namespace, command: str) -> int:
   pictures = stores.prepare(
     args.pictures or picture_model.names_of(model),
     model.tokenizer.pixels,
-    args.cache_dir or default_cache_dir(),
+    cache_dir,
   )
   found = picture_scores.score_sources(model, pictures, wanted)
   directory = pathlib.Path(args.output or model.trained.workdir)

@@ -58,7 +58,7 @@ def parser(
 
 
 def command_line(verb: str, argv: Sequence[str] | None) -> str:
-  """The command line of a verb; by default with the words of this process."""
+  """The command line of launch.`verb` with `argv`, by default sys.argv[1:]."""
   words = sys.argv[1:] if argv is None else argv
   return shlex.join(['python', '-m', f'launch.{verb}', *words])
 
@@ -213,10 +213,10 @@ def _code(verb: Callable[[], int]) -> int:
 
 
 def set_up_jax() -> None:
-  """Starts JAX: joins other processes, keeps freed memory, caches programs.
+  """Starts JAX: joins other processes, and caches compiled programs.
 
-  Compiled programs are stored in the default cache directory, unless JAX is
-  already configured with another one.
+  Programs are stored in the default cache directory, unless JAX is already
+  configured with another one. If JAX uses only CPUs, freed memory is kept.
   """
   import jax  # Here, since --help needs no JAX.
 

@@ -10,7 +10,7 @@ suffix. The suffix is the shape of the whole array, not of a device's shard.
   K  key/value heads             H  head width         G  routing groups
   R  routed rows (token, expert) I, J residues i and j M  tokens per group
   Y, X  image rows and columns   Q  image channels     P  atom slots per residue
-  Z  latent width (attention)    U  rows of a buffer   W  rows of a window
+  Z  latent width, pair width    U  rows of a buffer   W  rows of a window
 
 Lower-case letters are local to a function, such as n for a number of devices.
 """
@@ -150,7 +150,8 @@ class Layout:
     sequence_axes: axes that divide the sequence dim of activations.
     expert_axes: axes that divide the experts.
     tensor_axes: axes that divide feed-forward width and heads.
-    sizes: (axis, number of devices) for every axis of the mesh.
+    sizes: (axis, number of devices) for every axis of the mesh; () for a mesh
+      of one device.
   """
 
   batch_axes: tuple[str, ...] = ()

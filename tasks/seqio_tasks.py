@@ -137,6 +137,8 @@ class Codes(seqio.PassThroughVocabulary):
     is_block: whether all tokens of the feature see each other.
     tokenizer: SHA-256 of the tokenizer that made the codes, or ''.
     grid: (rows, columns) of the codes of a picture, or ().
+    array_dtype: dtype of a further array.
+    of: the feature that has the tokens of a further array, or ''.
   """
 
   def __init__(self, kind: Feature):
@@ -144,6 +146,7 @@ class Codes(seqio.PassThroughVocabulary):
     super().__init__(size=1 << 31)
     self.range, self.is_block = kind.range, kind.is_block
     self.tokenizer, self.grid = kind.tokenizer, kind.grid
+    self.array_dtype, self.of = kind.dtype, kind.of
 
 
 def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
@@ -154,8 +157,11 @@ def kinds_of(task: registry.Task) -> Mapping[str, Feature]:
 def _spec(kind: Feature | None) -> tf.TensorSpec:
   if kind is None:
     return tf.TensorSpec([], tf.string)
-  dtype = tf.int32 if kind.range else tf.float32
-  return tf.TensorSpec(None, dtype)
+  return tf.TensorSpec(None, _dtype(kind))
+
+
+def _dtype(kind: Feature) -> tf.DType:
+  return tf.int32 if kind.range else tf.as_dtype(kind.dtype)
 
 
 def _feature(
@@ -163,8 +169,9 @@ def _feature(
 ) -> seqio.Feature:
   if kind is None:
     return seqio.Feature(tokens, add_eos=name == 'targets')
-  dtype = tf.int32 if kind.range else tf.float32
-  return seqio.Feature(Codes(kind), add_eos=False, dtype=dtype, rank=None)
+  return seqio.Feature(
+    Codes(kind), add_eos=False, dtype=_dtype(kind), rank=None
+  )
 
 
 def _forget() -> None:

@@ -63,7 +63,7 @@ def write(
   manifest: dict[str, Any],
   bad: Sequence[dict[str, Any]],
 ) -> None:
-  """Writes a store. If records were left out, also writes `bad` beside it."""
+  """Writes a store, and `bad` into its directory if records were left out."""
   os.makedirs(os.path.dirname(directory), exist_ok=True)
   write_store(directory, records, lambda: manifest)
   if bad:

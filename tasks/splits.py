@@ -1,4 +1,4 @@
-"""Decides which records are held out; the decision needs one record alone."""
+"""Decides whether a record is held out, from this record alone."""
 
 import hashlib
 

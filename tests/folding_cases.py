@@ -45,7 +45,8 @@ def helix(size, name='helix', seed=0):
   """A chain with the backbone of an ideal helix and random residues."""
   codes = np.random.RandomState(seed).randint(0, 20, size)
   turn = np.deg2rad(100) * np.arange(size)[:, None]
-  # Radius, angle in degrees and height of N, CA and C in a helix.
+  # N, CA and C in a helix: radius in Angstrom, angle in degrees, and height in
+  # Angstrom.
   radius, angle, height = np.array(
     [[1.55, -27.5, -0.9], [2.28, 0, 0], [1.69, 26.3, 1.1]]
   ).T

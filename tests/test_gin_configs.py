@@ -33,6 +33,7 @@ WIRING = {
   'runs/recipe.gin',
   'runs/image_tokenizer.gin',
   'runs/pictures.gin',
+  'runs/patches.gin',
   *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
   'runs/folding.gin',
 }
@@ -315,7 +316,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   assert type(moe(run)).__name__ == 'SoftMoE'
   program = build.build(run, jax.devices()[:1])
   total = flops_of(run, program)[0]['params_total']
-  assert total > 8 * 3 * 128 * 128  # This is the number in the experts alone.
+  assert total > 8 * 3 * 128 * 128  # The experts alone have so many parameters.
   facts = plan.plan_shapes(run)
   assert facts['drop_rate_cv03'] == 0  # Nothing is sent, so nothing is dropped.
 

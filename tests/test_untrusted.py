@@ -131,7 +131,7 @@ def test_damaged_input_is_refused_or_read_and_nothing_else(tmp_path, cases):
     try:
       read(name, content)
     except (ValueError, FileNotFoundError):
-      pass  # This is the sentence that a user sees.
+      pass  # The user sees the message of such an error.
     except Exception as error:
       raise AssertionError(f'case {case}, {name}: {content!r}') from error
     slowest = max(slowest, time.process_time() - begin)

@@ -82,7 +82,7 @@ def parse(
   """Parses a command line into (flags, NAME=VALUE texts of --gin. flags).
 
   Args:
-    parser: the parser of the verb. It does not see the --gin. flags.
+    parser: the parser of the command. It does not see the --gin. flags.
     argv: words of the command line, by default those of this process.
   """
   argv = list(sys.argv[1:] if argv is None else argv)

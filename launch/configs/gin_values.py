@@ -56,7 +56,7 @@ def resolved(
 
 
 def written(value: object) -> str:
-  """A value and its type for an error message, as in '3 (int)' or '%NAME'."""
+  """A value with its type, '3 (int)', or a reference, '%NAME', for messages."""
   if isinstance(value, Reference | Macro):
     return repr(value)
   return f'{value!r} ({type(value).__name__})'

@@ -59,7 +59,10 @@ def _nearest_module(name: str) -> str:
 
 
 def moved(statement: ImportStatement) -> ImportStatement:
-  """The statement; if its module has moved, with the module's new path."""
+  """The statement, with the new path of its module if the module has moved.
+
+  `import a.b` without an alias stays, since bindings write the whole path.
+  """
   now = MOVED.get(statement.module)
   if not now or not (statement.is_from or statement.alias):
     return statement

@@ -102,9 +102,9 @@ class _Reach:
     self.in_effect = []
     self._references = {}
     in_files = [b for b in bindings if not b.place.startswith('--gin.')]
-    # A binding also counts as read if something read it until a later override.
-    # This does not hold within the command line, so all its bindings share one
-    # index.
+    # A binding also counts as read if only a later binding has overridden what
+    # refers to it. All bindings of the command line share one index, so none of
+    # them is later than another.
     self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
     self._bound = {}
     for b in bindings:
@@ -125,8 +125,9 @@ class _Reach:
   def replacement(self, macro: str) -> str:
     """A hint what to bind instead of a macro that is no longer read.
 
-    An argument of a class that is no longer used has this macro as its value.
-    If a class in use has an argument of the same name, the hint names it.
+    The macro is the value of an argument of a class that the run does not use.
+    If a class that the run uses has an argument of the same name, the hint
+    names this argument.
     """
     wanted = {
       b.argument

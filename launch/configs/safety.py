@@ -15,7 +15,7 @@ from gin.config_parser import ImportStatement
 from launch.configs import bindings, gin_values, names
 
 # A run needs only these modules and their submodules. None of their functions
-# reads or writes a file.
+# that a gin file can call reads or writes a file.
 _MODULES = (
   'moe.checkpoint.upcycle',
   'moe.data.transforms',

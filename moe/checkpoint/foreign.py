@@ -3,7 +3,7 @@
 An Orbax directory can contain links to other files of this machine, paths that
 lead out of the directory, and arrays that declare more bytes than the memory
 has. We inspect every file without following links, and check every path and
-size. Nothing is unpickled, here or elsewhere in the project.
+size. Nothing is unpickled.
 
 Known attacks: https://github.com/google/flax/issues/5487 and
 https://github.com/google/orbax/issues/3375.

@@ -26,8 +26,8 @@ class Row(NamedTuple):
     joined: letter of the dim along which several arrays of ours are
       concatenated; '' for a single one.
     paired: letter of the dim whose last features rotary embeddings rotate; ''
-      for none. They rotate features i and i + 1 as a pair. Of n such features,
-      we rotate i and i + n / 2.
+      for none. In their format, features i and i + 1 rotate as a pair. In ours,
+      features i and i + n / 2 do, where n is the number of such features.
   """
 
   theirs: str

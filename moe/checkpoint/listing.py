@@ -41,7 +41,7 @@ def steps(directory: epath.PathLike) -> list[int]:
 
 
 def bucket_of(workdir: str | os.PathLike) -> str | None:
-  """The URL at which the checkpoints of a work directory are; None if here."""
+  """The URL of the bucket of a work directory; None if it has no bucket."""
   try:
     with open(os.path.join(workdir, BUCKET), encoding='utf-8') as f:
       return f.read().strip()

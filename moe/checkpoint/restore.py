@@ -26,7 +26,7 @@ from moe.types import Array, PyTree
 _LOG = logging.getLogger(__name__)
 
 # Arrays are read in groups of at most this many bytes, so all arrays of a small
-# model are read together.
+# model are read together. A larger array is read alone.
 GROUP_BYTES = 64 * 2**20
 
 # Pairs of (pattern, stored name). The pattern is a regular expression that must
@@ -95,14 +95,14 @@ def read(
   Args:
     step_directory: directory of the step.
     abstract: the wanted shapes and shardings.
-    optional: regular expression of whole paths. Such an array is zero if the
-      checkpoint lacks it, and ignored if only the checkpoint has it.
+    optional: regular expression of whole paths. An array with such a path is
+      zero if the checkpoint lacks it, ignored if only the checkpoint has it.
 
   Raises:
     ValueError: if the structure or the checkpoint lacks an array, or if a shape
       or dtype differs. The message names the arrays.
   """
-  import orbax.checkpoint as ocp  # It takes half a second.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   wanted, tree = leaves(abstract), _stored_tree(step_directory)
   stored = leaves(tree)
@@ -142,7 +142,7 @@ def load_params(
 
   Args:
     directory: directory of a run, of its checkpoints, or of one step.
-    step: number of the step; None for the newest sound one.
+    step: a step; None for the step of `directory`, else the newest sound one.
     target: {'params': ..., 'state': ...}, or one of the two, with leaves as in
       `Checkpointer.restore`; None reads both with their saved shapes and
       dtypes. Floating-point arrays are converted to the target's dtypes.

@@ -156,9 +156,9 @@ class Checkpointer:
   ) -> tuple[PyTree, dict[str, Any]]:
     """Reads the newest sound step, or the requested step.
 
-    A step with a damaged file is skipped, and a warning names the step and the
-    file. If an older step is sound, the damaged steps are renamed to
-    `<step>.corrupt`.
+    If no step is requested, damaged steps are skipped, and a warning names each
+    of them with a problem. If an older step is sound, the damaged steps are
+    renamed to `<step>.corrupt`.
 
     Args:
       step: number of the step; None for the newest sound one.
@@ -171,7 +171,8 @@ class Checkpointer:
       (state, meta); the state has the structure of `abstract_state`.
 
     Raises:
-      ValueError: if no step is sound, or if `expect` or a shape disagrees.
+      ValueError: if no step is sound, if the requested step is missing or
+        damaged, or if `expect` or a shape disagrees.
     """
     self.wait()
     step, damaged = restore.choose(self.directory, step)

@@ -10,7 +10,7 @@ renormalize = True is exact up to rounding. Four cases are not exact:
   to 1;
   zero-computation experts;
   training steps that drop rows;
-  `Noise` and `Drop`, which change the experts so that they can diverge.
+  `Noise` and `Drop`, which change the experts so that they diverge sooner.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ class Drop(Method):
   Drop-Upcycling, Nakamura et al. (2025), https://arxiv.org/abs/2502.19261: each
   expert chooses hidden units at random. The weights into and out of these units
   are drawn from a normal distribution with the mean and the standard deviation
-  of the old weights.
+  of the weights that they replace.
 
   Attributes:
     share: share of the hidden units that are initialised again.

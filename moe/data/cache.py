@@ -199,6 +199,8 @@ def _features(task_name: str) -> dict[str, Feature]:
       getattr(vocabulary, 'is_block', False),
       getattr(vocabulary, 'tokenizer', ''),
       getattr(vocabulary, 'grid', ()),
+      getattr(vocabulary, 'array_dtype', 'float32'),
+      getattr(vocabulary, 'of', ''),
     )
     for name, vocabulary in vocabularies.items()
     if hasattr(vocabulary, 'range') or name not in ('inputs', 'targets')

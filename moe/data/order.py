@@ -170,7 +170,7 @@ class Mixture:
     stores: Sequence[tuple[str, int]],
     seed: int,
   ) -> list[Source]:
-    """What each store gives to a batch, with the rows as records.
+    """What each store gives to a batch, if each of its rows is one record.
 
     Args:
       batch: (number of the batch, rows of a batch over all hosts).

@@ -30,12 +30,18 @@ class Feature(NamedTuple):
     grid: (rows, columns) of the codes of a picture. The record then has the
       arrays `row` and `column`, counted from 1 for codes and 0 for other
       tokens. () if the codes lie in no grid.
+    dtype: dtype of a further array.
+    of: for a further array, 'inputs' or 'targets' if it has a value for each
+      token of this feature; other tokens get 0. '' if it has one for each token
+      of the document.
   """
 
   range: str = ''
   is_block: bool = False
   tokenizer: str = ''
   grid: tuple[int, ...] = ()
+  dtype: str = 'float32'
+  of: str = ''
 
 
 @dataclasses.dataclass
@@ -46,7 +52,8 @@ class Counts:
     documents: documents that were read.
     empty: documents left out because they have nothing to score.
     malformed: documents left out because they are not UTF-8, because an id is
-      out of its range, or because the ids do not decode to the text.
+      out of its range, because the ids do not decode to the text, or because an
+      array has a wrong size.
     respelt: documents tokenised again because the task's tokeniser replaced a
       U+2581 by a space.
     scored_tokens: tokens with weight 1, end marks included.
@@ -165,7 +172,7 @@ class Tokeniser:
       record
       | self._blocks(prompt, target)
       | self._places(prompt, target)
-      | self._rest(example, record)
+      | self._rest(example, len(prompt), len(target))
     )
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
@@ -233,17 +240,24 @@ class Tokeniser:
     row, column = np.concatenate([*parts, places(1, ())], axis=1)
     return {'row': row, 'column': column}
 
-  def _rest(self, example: dict, record: Record) -> Record:
+  def _rest(self, example: dict, num_inputs: int, num_targets: int) -> Record:
     """Name -> array, for all other features; the end mark has the value 0."""
-    size, rest = record['tokens'].size, {}
+    size, rest = num_inputs + num_targets, {}
+    spans = {
+      '': (0, size),
+      'inputs': (0, num_inputs),
+      'targets': (num_inputs, size),
+    }
     for name in self._features.keys() - set(_FEATURES):
-      array = np.asarray(example[name])
-      if array.shape[:1] != (size - 1,):
+      array = np.asarray(example[name], self._features[name].dtype)
+      first, end = spans[self._features[name].of]
+      if array.shape[:1] != (end - first,):
         raise ValueError(
-          f'{name} must have a value for each of {size - 1} tokens without the'
-          f' end mark, got shape {array.shape}'
+          f'{name} must have a value for each of {end - first} tokens without'
+          f' the end mark, got shape {array.shape}'
         )
-      rest[name] = np.concatenate([array, np.zeros_like(array[:1])])
+      rest[name] = np.zeros((size + 1, *array.shape[1:]), array.dtype)
+      rest[name][first:end] = array
     return dict(sorted(rest.items()))
 
 

@@ -223,7 +223,7 @@ def find_stores(
     (directories, rates).
 
   Raises:
-    ValueError: if a store is missing.
+    ValueError: if a store is missing, or if no task of a mixture has the split.
   """
   rates = {name: 1.0}
   path = os.path.join(vocabulary_dir, name, MIXTURE)
@@ -251,7 +251,7 @@ class Store:
 
   Attributes:
     directory: directory of the store.
-    manifest: what `write_store` wrote.
+    manifest: content of the store's manifest.json.
     lengths: int32 [records], tokens of each record.
     blocks: int32 [blocks, 4]: record, first token, one past the last one, and
       how many of the tokens are scored.

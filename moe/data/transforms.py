@@ -14,7 +14,7 @@ import numpy as np
 from moe import bounds
 from moe.data.order import scramble
 from moe.data.store import Record, Store
-from moe.modalities.ids import IdSpace
+from moe.modalities.ids import PATCHES, IdSpace
 
 
 class Shape(NamedTuple):
@@ -98,14 +98,14 @@ class MaskBlocks:
     bounds.within('fraction', self.fraction, share, above=0, most=1)
 
   def declare(self, shape: Shape) -> Shape:
-    """The same lengths and blocks; counts without unmasked tokens of blocks."""
+    """The same shape, but unmasked tokens of blocks are not counted."""
     scored = shape.blocks[:, 3].astype(np.int64)
     num_shown = int((scored - self._num_hidden(scored)).sum())
     counts = {name: count - num_shown for name, count in shape.counts.items()}
     return shape._replace(counts=counts)
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """Adds `inputs` to the record: its tokens, some of them masked."""
+    """Adds `inputs` to a record with blocks: its tokens, some masked."""
     if 'block_ids' not in record:
       return record
     block_ids = record['block_ids']
@@ -157,11 +157,48 @@ class DropCondition:
     return shape
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """Adds `inputs` to the record: its tokens, with the condition masked."""
-    if float(scramble(key)) >= self.fraction * 2.0**64:
+    """With probability `fraction`, adds `inputs`: tokens, condition masked."""
+    if not self._is_dropped(key):
       return record
-    if 'loss_weights' not in record:
-      return record
-    is_condition = np.cumsum(record['loss_weights'] > 0) == 0
-    inputs = np.where(is_condition, ids.mask, record['tokens'])
-    return {**record, 'inputs': inputs.astype(np.int32)}
+    return _without_condition(record, ids)
+
+  def _is_dropped(self, key: np.uint64) -> bool:
+    return float(scramble(key)) < self.fraction * 2.0**64
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPatches(DropCondition):
+  """The model reads a picture as patches of pixels; the codes are hidden.
+
+  In a random share of the reads the patches are hidden, too. Documents must
+  have an array `patches`, which `python -m launch.images encode --patches`
+  writes.
+
+  Attributes:
+    fraction: probability that a document is read without its condition.
+  """
+
+  def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
+    """Adds `inputs` to the record: its tokens, with the condition masked.
+
+    Raises:
+      ValueError: if the document has no patches.
+    """
+    if PATCHES not in record:
+      raise ValueError(
+        'Documents of transforms.ReadPatches must have patches, got none: write'
+        ' the codes with `python -m launch.images encode --patches`.'
+      )
+    found = _without_condition(record, ids)
+    if self._is_dropped(key):
+      found[PATCHES] = np.zeros_like(record[PATCHES])
+    return found
+
+
+def _without_condition(record: Record, ids: IdSpace) -> Record:
+  """The record with `inputs`, in which masks replace the condition."""
+  if 'loss_weights' not in record:
+    return record
+  is_condition = np.cumsum(record['loss_weights'] > 0) == 0
+  inputs = np.where(is_condition, ids.mask, record['tokens'])
+  return {**record, 'inputs': inputs.astype(np.int32)}

@@ -128,9 +128,10 @@ _CAPITALISED = {
 def read_wsc273(row: Row) -> Item:
   """Makes an item whose requests replace the pronoun by each candidate.
 
-  Inside a sentence a candidate begins with a small letter. The harness also
-  writes 's after a candidate that replaces a possessive pronoun. Our rows do
-  not say which pronoun was replaced, so we never write 's.
+  Inside a sentence, an article or a pronoun at the start of a candidate gets a
+  small letter. The harness also writes 's after a candidate that replaces a
+  possessive pronoun. Our rows do not say which pronoun was replaced, so we
+  never write 's.
   """
   sentence = row['sentence'].replace('  ', ' ')
   before, _, after = sentence.partition('[MASK]')

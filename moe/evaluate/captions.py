@@ -9,10 +9,11 @@ import numpy as np
 from moe import bounds
 from moe.infer import decode, pictures
 from moe.infer.decode import Functional, Modality
-from moe.infer.pictures import Canvas
-from moe.infer.prompts import bucket
+from moe.infer.pictures import Canvas, Seen
 from moe.train.loss import token_nats
 from moe.types import Array, Cache, PyTree
+
+_STEP = 4
 
 
 def build_listener(
@@ -30,23 +31,22 @@ def build_listener(
     modality: gives the modality of ids.
 
   Returns:
-    `score(params, state, tokens_BP, captions_KT, length_K) -> nats_BK`.
-    tokens_BP are the ids of the P codes of each picture, or masks. captions_KT
-    are the ids of K sentences with their end marks, right padded. length_K
-    counts the end marks.
+    `score(params, state, seen, captions_KT, length_K) -> nats_BK`. `seen` are
+    the pictures. captions_KT are the ids of K sentences with their end marks,
+    right padded. length_K counts the end marks.
   """
 
   def score(
     params: PyTree,
     state: PyTree,
-    tokens_BP: Array,
+    seen: Seen,
     captions_KT: Array,
     length_K: Array,
   ) -> Array:
-    B, P = tokens_BP.shape
+    B, P = seen.tokens.shape
     K, T = captions_KT.shape
     logits_BV, cache = pictures.read_block(
-      functional, params, state, canvas, tokens_BP, T
+      functional, params, state, canvas, seen, T
     )
     # Every picture gets a row for each sentence.
     cache = Cache(
@@ -63,8 +63,8 @@ def build_listener(
       jnp.full(B * K, P + 1, jnp.int32),
       modality=modality,
       extras={
-        name: jnp.zeros((B * K, T), dtype)
-        for name, dtype in canvas.extras.items()
+        name: jnp.zeros((B * K, T, *shape), dtype)
+        for name, shape, dtype in canvas.extras
       },
     )
     outputs = functional.apply(params, state, batch, None, False, cache)
@@ -83,10 +83,11 @@ def build_listener(
 def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
   """(ids [K, T], length [K]) of captions, as `build_listener` reads them.
 
-  T is a power of two, so that few programs are compiled.
+  T is a multiple of `_STEP`, so that few programs are compiled.
   """
   lengths = np.array([len(ids) for ids in captions], np.int32)
-  made = np.zeros((len(captions), bucket(lengths.max())), np.int32)
+  longest = -(-int(lengths.max()) // _STEP) * _STEP
+  made = np.zeros((len(captions), longest), np.int32)
   for row, ids in zip(made, captions, strict=True):
     row[: len(ids)] = ids
   return made, lengths

@@ -110,7 +110,7 @@ def request_windows(
 def rolling_windows(
   number: int, document: Document, context: Context
 ) -> list[Window]:
-  """The windows of a text without a context, as the harness cuts them.
+  """The windows that score all tokens of a text, as the harness cuts them.
 
   Each window scores the tokens that follow the previous window. If the last
   window has fewer tokens to score, it also reads earlier tokens, as many as fit
@@ -163,8 +163,8 @@ def answer_requests(
     documents: requests, from `request_document`.
     context: length of a window, and number of windows in a batch.
     on_progress: called with (windows done, all windows) after each batch.
-    windows: cuts a document into windows; use `rolling_windows` for texts
-      without a context.
+    windows: cuts a document into windows; use `rolling_windows` to score all
+      tokens of a text.
 
   Raises:
     ValueError: if the context cannot be used, or an answer is not finite.

@@ -94,7 +94,7 @@ def record_document(
 
 
 def record_text(vocabulary: Vocabulary, ids: IdSpace, record: Record) -> str:
-  """The text of a record, without its end mark and ids that are not text."""
+  """The text of a record; ids that are not text are left out."""
   return vocabulary.decode(ids.codes('text', record['tokens']).tolist())
 
 

@@ -5,6 +5,10 @@ the tokenizer and the language model. Its accuracy on real pictures limits the
 score that drawn pictures can reach.
 """
 
+import hashlib
+import json
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moe import atomic_files
 from moe.types import Array, PyTree
 
 # Channels after each halving of height and width, and number of features.
@@ -125,6 +130,36 @@ def train(
       wanted = {name: target[rows] for name, target in targets.items()}
       params, opt_state = step(params, opt_state, pictures[rows], wanted)
   return Judge(params, values)
+
+
+def of_cache(
+  cache_dir: str | os.PathLike,
+  content: str,
+  pictures: np.ndarray,
+  facts: Sequence[Mapping],
+  epochs: int,
+) -> Judge:
+  """The judge that `train` makes, from the cache if it was trained before.
+
+  Args:
+    cache_dir: directory of all caches.
+    content: hash of the pictures and their facts.
+    pictures: see `train`.
+    facts: see `train`.
+    epochs: see `train`.
+  """
+  code = pathlib.Path(__file__).read_text(encoding='utf-8')
+  key = json.dumps([content, epochs, code])
+  name = hashlib.sha256(key.encode()).hexdigest()
+  path = pathlib.Path(cache_dir, 'judges', f'{name}.npz')
+  if path.exists():
+    with np.load(path) as arrays:
+      return Judge(dict(arrays), attributes_of(facts))
+  made = train(pictures, facts, epochs)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with atomic_files.replacing(path) as file:
+    np.savez(file, **jax.device_get(made.params))
+  return made
 
 
 def judge(

@@ -267,7 +267,8 @@ def score_documents(
 
   Raises:
     ValueError: if a setting of `context` is out of range, a document has no
-      token, or a score is not finite.
+      token, a document with a block is longer than a window, or a score is not
+      finite.
   """
   check_context(context)
   for i, document in enumerate(documents):

@@ -43,7 +43,7 @@ class Reading(NamedTuple):
   """A set of questions about texts.
 
   Attributes:
-    name: name of the task in the harness, or else of the set.
+    name: name of the task in the harness; if it has none, name of the set.
     file: file of its rows, relative to the folder of shared data.
     questions: makes questions from a row.
     exact: (right answer, given answer) -> 1 or 0.

@@ -69,7 +69,11 @@ def as_cells(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 
 def _number(value: float | None) -> str:
-  """Formats a number: four decimals; below 0.01, four significant digits."""
+  """Formats a number with four decimals; '–' for None.
+
+  A number below 0.01 has four significant digits instead. A number from 10,000
+  on has no decimals.
+  """
   if value is None:
     return '–'
   if value and abs(value) < 0.01:

@@ -51,7 +51,7 @@ def clock(function: Callable[[], Any], repeats: int = 1) -> Callable[[], float]:
 
 
 def command(text: str, tokens: int) -> Callable[[], float]:
-  """Makes a function that runs another program; returns seconds per step.
+  """Makes a function that runs another program and returns seconds per step.
 
   Args:
     text: a shell command that prints 'N tokens/s'. If it prints several such

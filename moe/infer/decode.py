@@ -89,7 +89,7 @@ def prefill(
 
   Returns:
     (logits_BV of the token after each prompt, the cache with T more entries).
-    If `section` names a range of ids, V counts only the codes of this range.
+    If `section` names a range of ids, V is the number of codes of this range.
   """
   zeros_B = jnp.zeros_like(prompts.length_B)
   T = prompts.tokens_BT.shape[1]

@@ -10,7 +10,7 @@ import numpy as np
 from moe.infer import decode, kv_cache, sampling
 from moe.infer.decode import Functional, Modality
 from moe.infer.prompts import START_ID, Prompts, bucket
-from moe.types import Array, Cache, PyTree
+from moe.types import Array, Cache, Extra, PyTree
 
 # Name of the id range of image codes, and number of their modality.
 SECTION, IMAGE = 'image', 1
@@ -25,14 +25,14 @@ class Canvas(NamedTuple):
     begin: id of the first code.
     grid: (rows, columns) of codes.
     mask: id that replaces each token of a hidden condition.
-    extras: name -> dtype of further arrays that the model reads; `row` and
+    extras: further arrays that the model reads; `row` and
       `column` count from 1 for codes, and are 0 for other tokens.
   """
 
   begin: int
   grid: tuple[int, int]
   mask: int
-  extras: dict[str, str]
+  extras: tuple[Extra, ...] = ()
 
   @property
   def num_codes(self) -> int:
@@ -53,14 +53,32 @@ class Canvas(NamedTuple):
     """
     found = {}
     row, column = np.divmod(np.arange(self.num_codes), self.grid[1])
-    for name, dtype in self.extras.items():
-      values_BS = np.zeros((len(first_B), num_places), dtype)
+    for name, shape, dtype in self.extras:
+      values_BS = np.zeros((len(first_B), num_places, *shape), dtype)
       known = {'row': row + 1, 'column': column + 1}.get(name)
       for values_S, first in zip(values_BS, first_B, strict=True):
         if known is not None:
           values_S[first : first + self.num_codes] = known
       found[name] = values_BS
     return found
+
+
+class Seen(NamedTuple):
+  """Pictures in the form in which a model reads them.
+
+  Attributes:
+    tokens: int32 [N, codes], ids of codes; masks for a model that reads
+      patches, or where a picture is hidden.
+    extras: name -> further array [N, codes, ...], such as the patches of
+      `image.patches_of`.
+  """
+
+  tokens: Array
+  extras: dict[str, Array] = {}
+
+  def rows(self, rows: np.ndarray | slice) -> 'Seen':
+    """Some of the pictures."""
+    return jax.tree.map(lambda array: array[rows], self)
 
 
 def guided(logits_BV: Array, guidance: Array) -> Array:
@@ -208,7 +226,7 @@ def read_block(
   params: PyTree,
   state: PyTree,
   canvas: Canvas,
-  tokens_BP: Array,
+  seen: Seen,
   room: int,
 ) -> tuple[Array, Cache]:
   """Reads pictures as blocks.
@@ -218,23 +236,27 @@ def read_block(
     params: parameters of the model.
     state: state of the model.
     canvas: how a picture lies in a document.
-    tokens_BP: ids of the codes, or masks.
+    seen: the pictures.
     room: number of further entries of the cache, for later tokens.
 
   Returns:
     (logits_BV of the token after each picture, the cache).
   """
-  B, P = tokens_BP.shape
-  tokens = jnp.pad(tokens_BP, ((0, 0), (1, 0)), constant_values=START_ID)
+  B, P = seen.tokens.shape
+  tokens = jnp.pad(seen.tokens, ((0, 0), (1, 0)), constant_values=START_ID)
   # A mask has the modality of the code that it hides.
   is_code = jnp.broadcast_to(jnp.arange(P + 1) > 0, tokens.shape)
+  extras = canvas.extras_of(np.ones(B, int), P + 1)
+  for name, values in seen.extras.items():
+    rest = [(0, 0)] * (values.ndim - 2)
+    extras[name] = jnp.pad(values, [(0, 0), (1, 0), *rest])
   prompts = Prompts(
     tokens,
     jnp.full(B, P + 1, jnp.int32),
     jnp.zeros(B, jnp.int32),
     jnp.zeros(B, jnp.int32),
     jnp.full_like(tokens, _BLOCK),
-    canvas.extras_of(np.ones(B, int), P + 1),
+    extras,
   )
   layers = functional.cache_shapes(B, P + 1 + room)
   return decode.prefill(

@@ -75,7 +75,8 @@ def stacked(
       are added until the parts are equal.
 
   Returns:
-    The batch, and the jump table of all rows, int16 [rows, pieces].
+    The batch, and all different jump tables one below the other, int16 [jump
+    rows, pieces]. Rows of -1 fill them up to a power of two.
   """
   num_rows = math.ceil(len(prompts) / row_parts) * row_parts
   lengths = np.zeros(num_rows, np.int32)

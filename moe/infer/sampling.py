@@ -77,8 +77,8 @@ def next_token_logits(
     is_top_V = jnp.arange(vocab_size) < sampling.top_k
     ranked_BV = jnp.where(is_top_V, ranked_BV, -jnp.inf)
   probs_BV = jax.nn.softmax(ranked_BV, axis=-1)
-  # A token can be drawn if the sum over all likelier tokens is below top_p. So
-  # the likeliest token can always be drawn.
+  # A token can be drawn if the probabilities of all likelier tokens sum to less
+  # than top_p. So the likeliest token can always be drawn.
   before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
   ranked_BV = jnp.where(before_BV < sampling.top_p, ranked_BV, -jnp.inf)
   rank_BV = jnp.argsort(order_BV, axis=-1)

@@ -18,8 +18,8 @@ from moe.types import Array, Cache, Layout, TokenBatch
 
 KERNELS = ('auto', 'fused', 'xla')
 # Attention without a fused kernel computes the queries in this many parts, and
-# each part leaves out the keys after it. The second number is the smallest
-# number of queries in a part; shorter parts would not save time.
+# each part leaves out keys that its queries cannot see. The second number is
+# the smallest number of queries in a part; shorter parts would not save time.
 _PARTS, _SHORTEST_PART = 4, 128
 
 
@@ -240,7 +240,7 @@ def self_attend(
 
 
 def check_sizes(layer: nn.Module, names: Sequence[str]) -> None:
-  """Raises ValueError if a size of an attention layer is out of range.
+  """Raises ValueError for a wrong kernel or size of an attention layer.
 
   Args:
     layer: an attention layer with a `kernel` and a `longest_block`.

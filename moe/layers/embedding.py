@@ -55,7 +55,7 @@ class ExtraEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, values_BT: Array) -> Array:
-    """Vectors [B, T, D], with the same variance as token vectors.
+    """Vectors [B, T, D]; at first, features have about unit variance.
 
     A value outside the table gives NaN, so that a run ends with an error.
     """
@@ -67,6 +67,43 @@ class ExtraEmbedding(nn.Module):
     return rows.get(
       mode='fill', fill_value=jnp.nan, wrap_negative_indices=False
     )
+
+
+class Patches(nn.Module):
+  """A linear map of the pixels of a patch to the vector of a token.
+
+  This is the whole encoder of pictures in Fuyu (Bavishi et al. 2023,
+  https://www.adept.ai/blog/fuyu-8b).
+
+  Attributes:
+    d_model: D.
+    dtype: dtype of the result.
+  """
+
+  d_model: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, patches_BTN: Array) -> Array:
+    """Vectors [B, T, D]; 0 for a token without a patch.
+
+    Args:
+      patches_BTN: uint8 pixel values from 1 to 255; 0 for a token without a
+        patch.
+    """
+    has_patch_BT1 = jnp.max(patches_BTN, axis=-1, keepdims=True) > 0
+    # White is 1 and black is -1.
+    values_BTN = (patches_BTN.astype(jnp.float32) - 128.0) / 127.0
+    x_BTD = nn.Dense(
+      self.d_model,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=nn.with_logical_partitioning(
+        nn.initializers.lecun_normal(), (None, axes.EMBED)
+      ),
+      name='linear',
+    )(values_BTN.astype(self.dtype))
+    return jnp.where(has_patch_BT1, x_BTD, 0)
 
 
 class OutputHead(nn.Module):

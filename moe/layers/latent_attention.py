@@ -132,7 +132,7 @@ class LatentAttention(nn.Module):
       )
       cache = write(cache[0], latent_BTKZ), write(cache[1], rope_BTKH)
       # q . (W c) = (W^T q) . c, so the latents themselves serve as the keys and
-      # values of a single head, and no array of size S x N is made.
+      # values of a single head, and no keys or values [B, S, N, H] are made.
       q_BTNZ = einsum('BTNH,ZNH->BTNZ', q_BTNH, w_key_ZNH)
       queries = jnp.concatenate([q_BTNZ, q_rope_BTNH], axis=-1)
       keys = jnp.concatenate(cache, axis=-1)

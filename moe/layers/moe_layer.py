@@ -43,7 +43,7 @@ class LayerOutputs(NamedTuple):
 
 
 class TokenInfo(NamedTuple):
-  """What routers may read about tokens beside their vectors; each [B, T]."""
+  """What routers may read about tokens besides their vectors; each [B, T]."""
 
   token_ids: Array
   modality: Array
@@ -338,10 +338,9 @@ class MoE(nn.Module):
       **arrived.traffic,
       'padding': (padding, jnp.float32(info.valid.size)),
     }
-    # A device that sends its tokens away before they get slots does not know
-    # which rows are dropped.
-    if self.num_modalities > 1 and arrived.visit is None:
-      metrics |= modality.drops(inputs, plan, arrived.permuted.slot_GMA)
+    if self.num_modalities > 1:
+      experts_GM = exchange.experts_of_tokens(exchanger, arrived)
+      metrics |= modality.drops(inputs, plan, experts_GM)
     outputs = LayerOutputs(plan.losses, metrics)
     if inputs.batch_axes:
       outputs = jax.lax.psum(outputs, inputs.batch_axes)

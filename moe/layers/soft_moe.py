@@ -47,8 +47,8 @@ class SoftMoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: sets the number of slots of an expert, C = group_size * top_k / E, so
-      that a token costs as much as with top_k active experts.
+    top_k: sets the number of slots of an expert, C = group_size * top_k / E
+      rounded up, so that a token costs as much as with top_k active experts.
     group_size: M, tokens that are mixed with each other; 0 for whole sequences.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.

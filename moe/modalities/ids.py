@@ -31,6 +31,8 @@ RANGES = {
 # The first code of the range 'command'. A model reads this command in place of
 # a hidden token.
 MASK = 0
+# Name of the further array of a document with the pixels at each code's place.
+PATCHES = 'patches'
 _MULTIPLE = 128
 # Key of the id space in the manifest of a store; a store of text has no entry.
 _KEY = 'ids'

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe import axes
 from moe.types import Array
@@ -21,6 +22,26 @@ from moe.types import Array
 # Before rounding, a channel may exceed its outermost level by this fraction.
 _MARGIN = 1e-3
 _LEAST_LEVELS = 3
+
+
+def patches_of(pixels: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+  """The pixels at each place of a grid, for a model without a tokenizer.
+
+  Args:
+    pixels: uint8 [N, Y, X, 3].
+    grid: (rows, columns), which divide Y and X.
+
+  Returns:
+    uint8 [N, rows * columns, values], from 1 to 255. A black pixel becomes 1,
+    since 0 means that a token has no patch.
+  """
+  count, height, width, channels = pixels.shape
+  rows, columns = grid
+  parts = pixels.reshape(
+    count, rows, height // rows, columns, width // columns, channels
+  )
+  flat = parts.swapaxes(2, 3).reshape(count, rows * columns, -1)
+  return np.maximum(flat, 1)
 
 
 def num_codes(levels: Sequence[int]) -> int:

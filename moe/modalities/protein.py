@@ -8,6 +8,7 @@ from moe.modalities import residues
 
 # In Angstrom. If C and the next N are farther apart, the chain has a break.
 LONGEST_BOND = 2.5
+# Number of residues in the shortest and in the longest chain that is used.
 SHORTEST, LONGEST = 30, 1024
 
 

@@ -239,8 +239,8 @@ def _fill_geometry(tables: Residues, code: int):
       local[1:] = turn @ local[1:]
     tables.group[code, slot] = group
     tables.local[code, slot] = local
-  # From chi 2 on, the origin of a group is the atom that the chi angle before
-  # turns.
+  # From chi 2 on, the origin of a group is the atom whose place the previous
+  # chi angle defines.
   for k in range(1, len(path) - 3):
     lead = tables.local[code, atoms.index(path[k + 2])].astype(np.float64)
     tables.frames[code, CHI_GROUP + k] = frame(

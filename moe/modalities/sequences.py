@@ -3,7 +3,8 @@
 import pathlib
 import re
 
-# One-letter names beside the twenty; each is read as an unknown residue.
+# Letters that stand for none of the twenty standard amino acids. Each is read
+# as an unknown residue.
 _UNKNOWN = 'XBZJUO'
 # The first twenty letters are those of `moe.modalities.residues`. That module
 # imports NumPy, which takes time, so we do not import it here.

@@ -276,7 +276,10 @@ def _sampled(lines: Iterator[str]) -> list[str]:
 
 
 def _covered(counts: collections.Counter, room: int) -> set[str]:
-  """The characters that get a piece: the most frequent ones, at most `room`."""
+  """The characters that get a piece: the space, and at most `room` others.
+
+  The most frequent ones are taken, until all cover `_COVERAGE` of the text.
+  """
   total = sum(counts.values())
   covered, seen = {' '}, counts[' ']
   ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

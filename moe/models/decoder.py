@@ -53,6 +53,8 @@ class Decoder(nn.Module):
     code_levels: number of levels of each channel of an image code. The model
       then adds a linear map of the code's quantised values to the code's
       embedding, so that similar codes have similar vectors. () adds nothing.
+    patch_values: number of pixel values in the patch of a token, for a model
+      that reads pictures as patches instead of codes; 0 if it reads codes.
     embedding_scale: factor of embeddings; None for the square root of D. Models
       in Hugging Face's formats use 1.
     norm_epsilon: epsilon of the last norm. Hugging Face: rms_norm_eps.
@@ -71,6 +73,7 @@ class Decoder(nn.Module):
   extra_tables: Sequence[tuple[str, int]] = ()
   ranges: Sequence[tuple[str, int]] = ()
   code_levels: Sequence[int] = ()
+  patch_values: int = 0
   embedding_scale: float | None = None
   norm_epsilon: float = 1e-6
   layout: Layout = Layout()
@@ -92,6 +95,8 @@ class Decoder(nn.Module):
     )
     if self.ranges:
       self._check_ranges()
+    what = 'pixel values of a patch; 0 for none'
+    bounds.at_least(0, 'PATCH_VALUES', self.patch_values, what)
     for name, size in self.extra_tables:
       what = f'the values of {name} that have a vector'
       bounds.at_least(1, f'EXTRA_TABLES: {name}', size, what)
@@ -139,8 +144,11 @@ class Decoder(nn.Module):
     )
 
   def extras(self) -> tuple[Extra, ...]:
-    """The arrays that the model reads beside the fields of every batch."""
-    return tuple(Extra(name) for name, _ in self.extra_tables)
+    """The arrays that the model reads besides the fields of every batch."""
+    found = tuple(Extra(name) for name, _ in self.extra_tables)
+    if self.patch_values:
+      found += (Extra(ids_lib.PATCHES, (self.patch_values,), 'uint8'),)
+    return found
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
     """Shapes of `Cache.layers` for a number of rows and of entries per row."""
@@ -176,6 +184,10 @@ class Decoder(nn.Module):
       x_BTD += table(batch.extras[name])
     if self.code_levels:
       x_BTD += self._code_vectors(batch.tokens, dtype)
+    if self.patch_values:
+      x_BTD += embedding.Patches(self.d_model, dtype, name='patches')(
+        batch.extras[ids_lib.PATCHES]
+      )
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
     mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)

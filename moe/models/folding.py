@@ -32,7 +32,7 @@ DISTOGRAM_BINS, PLDDT_BINS, ERROR_BINS = 64, 50, 64
 
 
 class Recycled(NamedTuple):
-  """What a pass gives to the next pass.
+  """What a pass of the model gives to the next pass (recycling).
 
   Attributes:
     s: vectors of the residues, [B, I, D].
@@ -277,7 +277,7 @@ class Folding(nn.Module):
     last: Recycled,
     train: bool,
   ) -> Folded:
-    """See `Folder`."""
+    """Runs one pass of `Folder`; returns the predicted structures."""
     return self.folder(s_BID, pair_BIJZ, batch, last, train)
 
   def nothing(self, batch: Batch) -> Recycled:

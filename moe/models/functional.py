@@ -43,7 +43,7 @@ class Functional:
 
   @property
   def extras(self) -> tuple[Extra, ...]:
-    """The arrays that the model reads beside the fields of every batch."""
+    """The arrays that the model reads besides the fields of every batch."""
     return self.module.extras()
 
   @property

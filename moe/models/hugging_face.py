@@ -144,7 +144,7 @@ def sizes(model: Decoder) -> dict[str, Any]:
   Raises:
     ValueError: for a part that no format supports; the message names the part.
   """
-  for name in ('extra_tables', 'ranges', 'code_levels'):
+  for name in ('extra_tables', 'ranges', 'code_levels', 'patch_values'):
     if getattr(model, name):
       raise ValueError(
         f'decoder.Decoder.{name}={getattr(model, name)} is not supported by any'

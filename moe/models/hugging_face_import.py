@@ -175,7 +175,11 @@ def _alias(kind: str, field: str) -> str:
 
 
 def _filled(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the config with defaults for fields that older files may lack."""
+  """Returns the config with defaults for fields that are missing or null.
+
+  If a model of the format deepseek_v2 chooses experts without groups, the
+  numbers of groups become 1.
+  """
   config = dict(config)
   config.setdefault('tie_word_embeddings', False)
   if kind in LATENT and config.get('q_lora_rank', 0) is None:

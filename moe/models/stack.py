@@ -36,8 +36,8 @@ REMAT_NAMES = {
 REMAT_POLICIES = {
   # The backward pass computes everything inside a period again.
   'full': jax.checkpoint_policies.nothing_saveable,
-  # Results of products without batch dims are kept. Only the products of scores
-  # and of experts have batch dims.
+  # Results of products without batch dims are kept. Only the products of
+  # attention (scores, and weighted values) and of experts have batch dims.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   **{
     policy: jax.checkpoint_policies.save_only_these_names(*names)

@@ -22,7 +22,7 @@ DISTANCE_EDGES = (2.3125, 21.6875)
 
 
 def mean(x: Array, mask: Array, num_dims: int = 1) -> Array:
-  """Mean of the values with a True mask over the last dims; 0 without any."""
+  """Mean, over the last dims, of values with a True mask; 0 if none has one."""
   dims = tuple(range(-num_dims, 0))
   mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
   total = jnp.sum(jnp.where(mask > 0, x, 0) * mask, axis=dims)
@@ -179,8 +179,9 @@ def torsion(
   """Losses of torsion angles (AlphaFold 2, Algorithm 27).
 
   The first loss is the squared error of the (cos, sin) vectors, normalised to
-  length 1. The second loss is the error of their lengths before that. Both are
-  means over the angles of a chain.
+  length 1. It counts the distance to `true` or `other`, whichever is nearer.
+  The second loss is the difference between 1 and the length of each vector
+  before it is normalised. Both are means over the angles of a chain.
 
   Args:
     predicted: [..., I, 7, 2], (cos, sin) before they are normalised.
@@ -204,7 +205,8 @@ def renamed(
   """Swaps names of symmetric true atoms to suit the prediction (Algorithm 26).
 
   In each residue, the names of symmetric atoms are swapped if this reduces the
-  error of the predicted distances between these and all other atoms.
+  error of the predicted distances from these atoms to the atoms of the chain
+  that have no symmetric twin.
 
   Args:
     codes: int32 [..., I].

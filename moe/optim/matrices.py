@@ -157,9 +157,9 @@ def division(matrix: Matrix, sharding: NamedSharding) -> Division:
   """Decides how devices share the orthogonalisation of a parameter.
 
   If the number of matrices is divisible by the size of a mesh axis, the axis
-  divides the matrices, so that a device works on whole matrices. Otherwise the
-  axis divides the columns. Then each product of a matrix with its transpose is
-  summed over this axis. No axis divides the rows.
+  divides the matrices, so that a device works on whole matrices. Otherwise, an
+  axis that divides the parameter divides the columns. Then each product of a
+  matrix with its transpose is summed over this axis. No axis divides the rows.
 
   Args:
     matrix: the parameter.

@@ -80,8 +80,8 @@ def encode_positive(x: Array, random: Array) -> tuple[Array, Array]:
   """Encodes float32 >= 0 [..., n] as (uint8 codes, block scales).
 
   A code stands for a number divided by the largest number of its block. It is a
-  float with 5 bits of exponent and 3 bits of mantissa, so numbers of
-  neighbouring codes differ by 6 to 12 per cent. Code 1 stands for about 2^-32.
+  float with 5 bits of exponent and 3 bits of mantissa, so the numbers of two
+  neighbouring codes differ by 6.7 to 12.5%. Code 1 stands for about 2^-32.
   Smaller numbers get code 1, too: a second moment of zero would make the update
   infinite. Only zero itself gets code 0.
   """

@@ -17,8 +17,8 @@ def _parts(sharding: NamedSharding) -> tuple[int, list[int]]:
   names = sharding.spec[0] if len(sharding.spec) else None
   names = (names,) if isinstance(names, str) else names or ()
   num_parts = math.prod(sharding.mesh.shape[a] for a in names)
-  # Other dims may be divided, too. Their size does not matter here, but each
-  # must be divisible by the number of its parts. The number of devices is.
+  # Other dims may be divided, too. Their sizes do not matter here, but must be
+  # divisible by the number of parts. The number of devices is always divisible.
   others = (sharding.mesh.size,) * (len(sharding.spec) - 1)
   indices = sharding.addressable_devices_indices_map((num_parts, *others))
   return num_parts, sorted({rows.start or 0 for rows, *_ in indices.values()})

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 # A process is slow if its devices wait more than `_TIMES` times as long as the
-# devices of other processes, and if the difference is more than the share
+# median of the other processes, and if the difference is more than the share
 # `_SHARE` of a step.
 _TIMES = 2.0
 _SHARE = 0.1

@@ -157,8 +157,8 @@ def tell_step(step: int, host: float, whole: float) -> None:
 def leave(code: int, text: str = '') -> None:
   """Tells the other processes, if any, that this process ends.
 
-  After an error, this function ends the process. If Python ended normally, JAX
-  would wait for the other processes for minutes.
+  If `code` is not 0, this function ends the process. If Python ended normally,
+  JAX would wait for the other processes for minutes.
 
   Args:
     code: exit code of this process.

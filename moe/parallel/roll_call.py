@@ -263,7 +263,7 @@ class Hub:
     _logger.info(f'warning: {self._place.name(process, host)} {text}')
 
   def leave(self, code: int, text: str) -> None:
-    """Tells the others that this process ends, and waits for their end."""
+    """Tells the others that this process ends; waits for them if code > 0."""
     who = self._place.name(0, socket.gethostname())
     for peer in self._peers.values():
       peer.send(**(_farewell(who, code, text) if code else {'bye': True}))
@@ -366,7 +366,7 @@ _ends = collections.deque(maxlen=1)
 
 
 def _end_after(news: dict[str, Any]) -> None:
-  """Ends the process `grace` seconds later; a second message is ignored."""
+  """Ends the process after news['grace'] seconds; ignores a second message."""
   if _ends:
     return
   _ends.append(news)

@@ -109,7 +109,7 @@ def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
 def knobs(
   run: Run, slice_: Slice, devices: Sequence[jax.Device] | None = None
 ) -> list[dict[str, Any]]:
-  """Returns the three changes that save memory at the least cost in time.
+  """Returns at most three changes that save memory at the least cost in time.
 
   A change with which the step fits in memory comes before all others.
 
@@ -147,7 +147,7 @@ def knobs(
 
 
 def knobs_by_work(run: Run, mesh: Mesh) -> list[dict[str, Any]]:
-  """The three changes that save memory with the least additional arithmetic.
+  """At most three changes that save memory with the fewest additional FLOPs.
 
   They are for devices whose step `layout` cannot forecast, such as GPUs.
 

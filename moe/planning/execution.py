@@ -144,7 +144,8 @@ def drops_by_modality(
 def expected_drops(run: Run, num_devices: int, variation: float) -> float:
   """Expected share of dropped rows, in the buffer that drops most.
 
-  If the run states the shares of its modalities, this is the mean over them.
+  If the run states the shares of its modalities, the result is instead the mean
+  over modalities, weighted by these shares.
   """
   by_modality = drops_by_modality(run, num_devices, variation)
   if by_modality:
@@ -179,8 +180,8 @@ def execution_of(
   Args:
     run: the planned run.
     num_devices: number of devices in its mesh.
-    is_tpu: whether the devices are TPUs. Only TPUs have an attention kernel;
-      other devices compute attention in plain XLA.
+    is_tpu: whether the devices are TPUs. Of the attention kernels, only that of
+      TPUs is described; for other devices we assume plain XLA.
   """
   model = anatomy(run.model)
   is_fused = is_tpu and has_splash(run, num_devices)

@@ -138,8 +138,8 @@ def compare_dense(
   """Compares the layer with dense products of equally many FLOPs.
 
   Only the FLOPs of routed rows are counted. A layer with capacity also
-  multiplies empty slots, so with a capacity factor of 1.25 the ratio is at most
-  1 / 1.25.
+  multiplies empty slots. So with a capacity factor of 1.25 it can reach at most
+  1 / 1.25 of the speed of these products.
   """
   rows = sizes.tokens * sizes.top_k
   products = timed_products('dense products', sizes, rows, 1)

@@ -115,7 +115,7 @@ def _state(program: Program) -> str:
 
 
 def _temporaries(message: str) -> str:
-  """The temporaries that XLA's message lists, the largest first."""
+  """The `_NUM_SHOWN` largest temporaries of those that XLA's message lists."""
   found = dict.fromkeys(_TEMPORARY.findall(message))
   return ', '.join(
     f'{operation.rpartition("jit(")[2] or "array"} {shape} {size}'

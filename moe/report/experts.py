@@ -106,7 +106,7 @@ def _table(
 
 
 def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:
-  """Draws a figure with a panel for each quantity and a line for each layer."""
+  """Draws a panel per quantity, with lines for at most `_MAX_LAYERS` layers."""
   shown = [
     (numbers[key], title, form)
     for key, title, _, form in _NUMBERS
@@ -159,7 +159,7 @@ def _spread(layers: int) -> np.ndarray:
 
 
 def loads(steps: Sequence[int], load_SLE: np.ndarray) -> str:
-  """Draws a heat map for each sparse layer: load by step and expert.
+  """Draws load by step and expert: heat maps of at most `_MAX_LAYERS` layers.
 
   A load of 1 is the mean over experts.
   """

@@ -89,8 +89,9 @@ def curves(
   """Draws a training curve, held-out curves and horizontal levels.
 
   Args:
-    train: the training curve, one point per step. The figure has a faint line
-      of the points, and a strong line of their moving average.
+    train: the training curve, one point per step. If there are many points, the
+      figure shows them as a faint line, and their moving average as a strong
+      line.
     held_out: name -> held-out curve, with few points.
     levels: name -> height of a horizontal line.
     label: label of the y axis.

@@ -38,9 +38,9 @@ def summarise(
     'tasks': task -> {'tokens': training tokens at each evaluation, 'arms': name
       -> results}. The results of each arm have 'bits', the mean curve. The
       results of all arms except the first also have the gain, its standard
-      error, the gain that the law predicts, the tokens that the arm needs to
-      reach the last score of the first arm, and the tokens from which the gain
-      is shown.
+      error, the number of seeds, the gain that the law predicts, the tokens
+      that the arm needs to reach the last score of the first arm, and the
+      tokens from which the gain is shown.
     'loads': name -> directory of the arm's first run. The evaluation there has
       the loads by corpus.
     'scores': scores and gains at the end of training.
@@ -94,7 +94,7 @@ def _compare(
 
 
 def _scores(compared: dict[str, Any]) -> list[dict[str, Any]]:
-  """Scores of all arms at the end; those of the first arm are not repeated."""
+  """Scores of all arms after the last step; the first arm's occur only once."""
   found = {}
   for one in compared.values():
     label = one['runs']['label']

@@ -51,7 +51,7 @@ def report(
 
 
 def as_text(summary: dict[str, Any]) -> str:
-  """The tables of the page, and a sentence for each task."""
+  """Tables as text: the models, the gains on each task, and the scores."""
   blocks = [aligned(models_table(summary))]
   for task in summary['tasks']:
     blocks.append(f'{task}, held out\n{aligned(gains_table(summary, task))}')
@@ -114,7 +114,7 @@ def models_table(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
-  """Makes rows of cells, the header first: each arm after its last step."""
+  """Each arm's results after its last step: rows of cells, the header first."""
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [

@@ -7,7 +7,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from moe.evaluate import score
-from moe.report import corpora, experts, templates
+from moe.report import corpora, experts, gallery, templates
 from moe.report import figures as draw
 from moe.scale.quantities import counted, short
 from moe.train import goodput, record_log
@@ -61,8 +61,8 @@ def write_report(
   Args:
     workdir: directory of the run. log.jsonl must exist. The page also shows
       eval.jsonl, goodput.json, run.json, baselines.json, samples.json or
-      samples.txt, config.gin, operative_config.gin and model.txt, if they
-      exist.
+      samples.txt, gallery.npz, config.gin, operative_config.gin and model.txt,
+      if they exist.
     output: file of the page; None for WORKDIR/report.html.
 
   Raises:
@@ -89,6 +89,7 @@ def write_report(
     corpora=corpora.corpora(evals[-1]['eval']) if evals else None,
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
+    galleries=gallery.galleries(workdir),
     time=_time(workdir),
     run=_flat({k: v for k, v in run.items() if k != 'goodput'}),
     texts=[

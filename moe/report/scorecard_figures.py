@@ -15,7 +15,7 @@ OURS = 'this model'
 
 
 def benchmarks(card: Card) -> str | None:
-  """Bars of accuracies, with the score of guessing."""
+  """Bars of accuracies and F1 scores, with the scores of guessing."""
   bars = [
     (entry['name'], found, found['guess'])
     for entry in (*card['benchmarks'], *card['readings'])
@@ -74,7 +74,7 @@ def _bars(
 
 
 def verse(group: dict[str, Any]) -> str:
-  """Bars of the shares of one kind of verse, one color for each writer."""
+  """Bars of the shares of one kind of verse, one colour for each writer."""
   shares = {
     name: values
     for name, values in group['measures'].items()

@@ -253,9 +253,10 @@ def _bid(
 def _fill(
   expert_M: Array, valid_M: Array, places: Array, num_experts: int
 ) -> Array:
-  """Returns `expert_M`, in which tokens without an expert get free places.
+  """Returns `expert_M`; tokens without an expert get one with a free place.
 
-  Both are taken in order. `places` is the number of places of each expert.
+  Tokens and experts are taken in order. `places` is the number of places of
+  each expert. Padding gets expert 0.
   """
   experts_E = jnp.arange(num_experts, dtype=jnp.int32)
   held_E = jnp.sum(expert_M[:, None] == experts_E, axis=0, dtype=jnp.int32)

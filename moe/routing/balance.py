@@ -51,7 +51,7 @@ class Scope(NamedTuple):
     return a_GM.reshape(-1, self.length, *rest)
 
   def total(self, a_GE: Array) -> Array:
-    """Adds a unit's sums over all devices if the unit is the whole batch."""
+    """Adds sums [G, E] over all devices if a unit is the whole batch."""
     if self.name == 'global' and self.batch_axes:
       return jax.lax.psum(a_GE, self.batch_axes)
     return a_GE

@@ -4,8 +4,8 @@ A dispatch gives each row of a plan a slot, or no slot if the expert is full. A
 row goes to its expert together with its weight. The expert multiplies its
 hidden layer by the weight, so unpermuting is a plain sum. The slots of one
 expert are adjacent. With capacity C, slots are [G, E * C], which the experts
-read as [E, G * C]. Without capacity, each expert has one run of rows. Forward
-and backward passes use only gathers.
+read as [E, G * C]. Without capacity, each expert has one run of rows. Except in
+the reference `Einsum`, forward and backward passes move rows only by gathers.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Permuted(NamedTuple):
   """Rows for the experts, and the indices that bring their outputs back.
 
   Attributes:
-    rows: [E, G * C, D] with capacity; [U, D] sorted by expert without capacity.
+    rows: with capacity [E, G * C, D]; without it [U, D], sorted by expert.
     weight: float32 weight of each row; 0 in empty slots.
     count_E: int32 number of rows of each expert; None with capacity.
     dropped: float32 scalar, number of requested rows without a slot.

@@ -8,7 +8,7 @@ experts' outputs back and adds them up by token. `send` also counts:
   dropped_receiver  dropped rows for which a receiver had no space
   bytes_exchanged   bytes that one device sends to others in both directions,
                     with weights and counts; padding is not counted, because
-                    TPUs do not send it
+                    TPUs do not send it, and neither is `experts_of_tokens`
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class ExpertPlacement(NamedTuple):
   """On which devices the experts of a layer are.
 
   Attributes:
-    num: E, over all devices.
+    num: E, number of experts on all devices together.
     active: rows per token if all experts are used equally often.
     axes: mesh axes that divide the experts; empty if each device has all
       experts.
@@ -156,7 +156,9 @@ class Ragged:
   min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
   the expert axis share the slots of an expert. Choices of a lower rank come
   first; within a rank, the senders get slots in turns, so no device is
-  favoured. `dispatch.Dropless` has no slots; only the buffer limits the rows.
+  favoured. `dispatch.Dropless` has no slots; it drops rows only if they exceed
+  the buffer, or if their copies for experts exceed buffer_factor times an even
+  share (a device's tokens x k).
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
@@ -377,3 +379,18 @@ class Replicated:
 
 
 Exchange = AllToAll | AllGather | Ragged | Replicated
+
+
+def experts_of_tokens(exchanger: Exchange, arrived: Arrived) -> Array:
+  """float32 [G, M]: how many experts see each token of this device.
+
+  Outputs that are all 1 are collected and added up by token, so this is right
+  for every exchange and dispatch.
+  """
+  if isinstance(exchanger, AllToAll):
+    # This device gave out the slots itself, so nothing has to travel.
+    rows, collect = arrived.permuted.rows, arrived.dispatch.unpermute
+    ones = jnp.ones((*rows.shape[:-1], 1), jnp.float32)
+    return collect(ones, arrived.permuted)[..., 0]
+  ones = jnp.ones((*arrived.rows.shape[:-1], 1), jnp.float32)
+  return exchanger.collect(ones, arrived)[..., 0]

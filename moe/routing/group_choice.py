@@ -100,7 +100,7 @@ def _rows_by_expert(
   """Returns the row of each pair of token and expert, or -1: [G, M, E]."""
   M, E = shape
   G, R = token_GR.shape
-  # Rows that do not exist get a place behind the end, which `drop` ignores.
+  # Rows that do not exist get a place behind the end. mode='drop' ignores it.
   place_GR = jnp.where(valid_GR, token_GR * E + expert_GR, M * E)
   rows_R = jnp.arange(R, dtype=jnp.int32)
   put = lambda place_R: (

@@ -30,26 +30,20 @@ def statistics(
 
 
 def drops(
-  inputs: RouterInputs, plan: RoutingPlan, slot_GMA: Array | None
+  inputs: RouterInputs, plan: RoutingPlan, experts_GM: Array
 ) -> dict[str, Pair]:
   """Counts dropped rows by modality, under names such as 'dropped_text'.
-
-  The result is {} if the dispatch does not tell which rows it drops.
 
   Args:
     inputs: inputs of the router.
     plan: the experts of each token.
-    slot_GMA: slots of each token, from the dispatch; -1 for a dropped row. None
-      if the dispatch does not know them.
+    experts_GM: how many experts see each token.
   """
-  if slot_GMA is None or slot_GMA.shape[:2] != inputs.valid_GM.shape:
-    return {}
   asked_GR = slots.requested_rows(plan)
   of_row_GR = jnp.take_along_axis(inputs.modality_GM, plan.token_GR, axis=1)
   found = {}
   for number, name in _told_apart(inputs):
-    mine_GM1 = (inputs.modality_GM == number)[..., None]
-    kept = jnp.sum((slot_GMA >= 0) & mine_GM1, dtype=jnp.float32)
+    kept = jnp.sum(experts_GM, where=inputs.modality_GM == number)
     asked = jnp.sum(asked_GR & (of_row_GR == number), dtype=jnp.float32)
     found[f'dropped_{name}'] = asked - kept, asked
   return found

@@ -207,7 +207,7 @@ class TopK(TokenChoice):
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:
-    """Chooses the k most probable experts of each token."""
+    """Chooses the most probable experts of each token in its best groups."""
     del keys_G
     k, open_GME = self.num_active, inputs.logits_GME
     A = k + self.num_spare
@@ -385,7 +385,7 @@ class Hash(Router):
         f'Hash needs TOP_K={k} <= NUM_EXPERTS={E} < 65536: change one of them.'
       )
     hash_GM = inputs.token_ids_GM.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    # The upper 16 bits of the hash, divided by 2^16, are frac(id / golden
+    # The upper 16 bits of the hash, divided by 2^16, are about frac(id / golden
     # ratio). Their product with E fits 32 bits.
     first_GM = ((hash_GM >> 16) * jnp.uint32(E)) >> 16
     apart_A = jnp.arange(k, dtype=jnp.int32) * (E // k)

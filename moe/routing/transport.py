@@ -46,8 +46,9 @@ class Transfers(NamedTuple):
 def make_transfers(counts_nn: Array, buffer_rows: int, me: Array) -> Transfers:
   """Makes transfers that fit the buffer of every receiver.
 
-  If a device would get more rows than fit its buffer, every sender sends the
-  same share of its rows for this device, and drops the last of them.
+  If a device would get more rows than fit into its buffer, every sender keeps
+  the same share of its rows for this device: the first ones. It drops the
+  others.
 
   Args:
     counts_nn: int32 number of rows from each sender (first dim) to each

@@ -26,9 +26,10 @@ _SCHEME = 'gs://'
 
 
 def opened(place: str, is_written: bool = False) -> str:
-  """The directory of this machine for a work directory, which may be a URL.
+  """Makes the local directory of a work directory, and returns its path.
 
-  The files of a bucket replace those of its mirror.
+  For a URL this is the mirror, into which the files of the bucket are copied. A
+  directory is returned as it is.
 
   Args:
     place: a directory, or a URL that begins with gs://.
@@ -67,7 +68,7 @@ def opened(place: str, is_written: bool = False) -> str:
 
 
 def _fetch(remote: epath.Path, workdir: str) -> None:
-  """Copies the files of a bucket's directory to this machine."""
+  """Copies the files of a bucket's directory, except its lock, to `workdir`."""
   for path in remote.iterdir():
     if path.name not in (lock.NAME, 'checkpoints') and not path.is_dir():
       atomic_files.write_file(

@@ -150,7 +150,7 @@ def _without_end(document: Document) -> Document:
 def _num_right(
   trained: TrainedRun, records: Sequence[Record], is_hidden: bool
 ) -> np.ndarray:
-  """How many letters of each chain the model finds most probable.
+  """For how many letters of each chain the model's most probable one is right.
 
   Args:
     trained: the run.

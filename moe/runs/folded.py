@@ -93,7 +93,7 @@ class FoldingModel:
         structures. None means no dropout.
 
     Raises:
-      ValueError: if a sequence is too long.
+      ValueError: if a sequence is too long or needs too much memory.
     """
     self.check_memory(sequences, memory_limit)
     by_bucket = {}
@@ -287,7 +287,8 @@ def samples(
     sequences: name of a chain -> its residues as one-letter names.
     counts: (recycles as in `FoldingModel.fold`, structures of each sequence).
     memory_limit: GB that a batch may need.
-    seed: seed of the first structures; unused for one structure per sequence.
+    seed: seed of the first structures; the next ones have seed + 1, and so on.
+      Unused for one structure per sequence.
 
   Raises:
     ValueError: if a number is out of range, or if several structures are asked

@@ -209,7 +209,8 @@ def run(
 
   Raises:
     ValueError: if a run ends with an error, or if its directory has a run with
-      another command.
+      another command; if an arm diverges at each learning rate, or a run at the
+      best one.
   """
   runner = _Runner(ladder, train, pathlib.Path(workdir))
   swept = list(ladder.sweep)
@@ -256,7 +257,10 @@ def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
 
 
 def _next_rate(rates: Sequence[tuple]) -> float | None:
-  """The rate to try next; None if the best one has a neighbour on each side."""
+  """The rate to try next; None if the best rate has a neighbour on each side.
+
+  The result is also None if there are no rates.
+  """
   if not rates:
     return None
   every = [rate for rate, *_ in rates]
@@ -299,7 +303,7 @@ class _Runner:
     return statistics.fmean(task['bits_per_char'] for task in last.values())
 
   def rates(self, entries: Iterable[Entry], arm: Arm) -> tuple[tuple, ...]:
-    """`Finished.rates` of one arm."""
+    """(learning rate, tokens, score) of an arm's runs; see `Finished.rates`."""
     found = [
       (entry.learning_rate, entry.tokens, self.score(entry))
       for entry in entries

@@ -282,8 +282,8 @@ def _is_alive(found: dict[str, Any]) -> bool:
 def _process_start(process: int) -> str | None:
   """The start time of a process in ticks since boot; None if unknown.
 
-  The result is 'ended' for a zombie, a process that ended before its parent
-  waited for it.
+  The result is 'ended' for a zombie: a process that has ended, but whose parent
+  has not waited for it yet.
   """
   try:
     with open(f'/proc/{process}/stat', encoding='utf-8', errors='replace') as f:

@@ -92,7 +92,7 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
 
 
 def _held_out(meta: dict[str, Any]) -> dict[str, Any]:
-  """The task and the numbers of the evaluation beside a checkpoint."""
+  """The task and the numbers of the evaluation that a checkpoint records."""
   return {
     name: value
     for name, value in (meta.get('metrics') or {}).items()

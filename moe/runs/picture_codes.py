@@ -9,6 +9,8 @@ import numpy as np
 from moe import atomic_files
 from moe.data.pictures import picture_batches
 from moe.data.store import Record, Store, write_store
+from moe.modalities import image
+from moe.modalities.ids import PATCHES
 from moe.runs.image_tokenizer import ImageTokenizer
 from moe.runs.run import IMAGE_TOKENIZER
 
@@ -30,14 +32,19 @@ def encode(
   tokenizer_file: str | os.PathLike,
   pictures: Mapping[str, Mapping[str, str]],
   directory: str | os.PathLike,
+  has_patches: bool = False,
 ) -> dict[str, int]:
   """Writes the codes of pictures, their tasks, and a copy of the tokenizer.
+
+  Held-out pictures are written with their pixels, for the report of a run.
 
   Args:
     tokenizer: the frozen tokenizer.
     tokenizer_file: file of the tokenizer.
     pictures: name -> split -> directory of a store of pictures.
     directory: a folder, which is created if it is missing.
+    has_patches: whether the pixels at each code's place are written, too, for
+      models that read them in place of the codes.
 
   Returns:
     'name/split' -> number of pictures.
@@ -53,9 +60,10 @@ def encode(
       store = Store(store_dir)
       target = root / pathlib.Path(store_dir).parent.name / split
       target.parent.mkdir(parents=True, exist_ok=True)
-      write_store(
-        target, _records(tokenizer, store), lambda: _manifest(tokenizer)
-      )
+      # A report shows held-out pictures as they were, beside what the codes
+      # keep of them.
+      made = _records(tokenizer, store, split != 'train', has_patches)
+      write_store(target, made, lambda: _manifest(tokenizer, has_patches))
       counts[f'{target.parent.name}/{split}'] = store.lengths.size
   data = pathlib.Path(tokenizer_file).read_bytes()
   atomic_files.write_file(root / IMAGE_TOKENIZER, data)
@@ -63,15 +71,18 @@ def encode(
   return counts
 
 
-def _manifest(tokenizer: ImageTokenizer) -> dict:
+def _manifest(tokenizer: ImageTokenizer, has_patches: bool) -> dict:
   return {
+    PATCHES: has_patches,
     'image_tokenizer': tokenizer.sha256,
     'num_codes': tokenizer.num_codes,
     'grid': list(tokenizer.grid),
   }
 
 
-def _records(tokenizer: ImageTokenizer, store: Store) -> Iterator[Record]:
+def _records(
+  tokenizer: ImageTokenizer, store: Store, has_pixels: bool, has_patches: bool
+) -> Iterator[Record]:
   dtype = np.uint16 if tokenizer.num_codes <= 1 << 16 else np.int32
   shape = (tokenizer.pixels, tokenizer.pixels)
   first = 0
@@ -79,6 +90,12 @@ def _records(tokenizer: ImageTokenizer, store: Store) -> Iterator[Record]:
     count = int(np.count_nonzero(batch['weights']))
     codes = tokenizer.encode(batch['pictures'][:count]).astype(dtype)
     records = store.read(np.arange(first, first + count))
-    for code, record in zip(codes, records, strict=True):
-      yield {'tokens': code, 'facts': record['facts']}
+    patches = image.patches_of(batch['pictures'][:count], tokenizer.grid)
+    for code, patch, record in zip(codes, patches, records, strict=True):
+      made = {'tokens': code, 'facts': record['facts']}
+      if has_pixels:
+        made['pixels'] = record['pixels']
+      if has_patches:
+        made[PATCHES] = patch
+      yield made
     first += count

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,58 +12,19 @@ import numpy as np
 from moe.checkpoint import restore
 from moe.evaluate import captions
 from moe.infer import decode, forms, kv_cache, pictures
+from moe.infer.pictures import Seen
 from moe.infer.prompts import RowPrompt, bucket
 from moe.infer.sampling import Sampling
+from moe.modalities import image
+from moe.modalities.ids import PATCHES
 from moe.runs import image_tokenizer
+from moe.runs.drawing import Drawing, Drawn
 from moe.runs.image_tokenizer import ImageTokenizer
 from moe.runs.run import IMAGE_TOKENIZER, TrainedRun
 from moe.runs.writing import check_causal
 
 # Largest number of rows in a batch, which bounds the memory.
 _MAX_ROWS = 256
-
-
-class Drawn(NamedTuple):
-  """One drawn picture.
-
-  Attributes:
-    pixels: uint8 [Y, X, 3].
-    codes: int32 [codes].
-    caption_loss: nats per token of the sentence, given the picture.
-  """
-
-  pixels: np.ndarray
-  codes: np.ndarray
-  caption_loss: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-  """How pictures are drawn.
-
-  Attributes:
-    guidance: s of `pictures.guided`. 0 ignores the sentence, 1 uses the model
-      unchanged, and a larger number strengthens the sentence.
-    rerank: number of pictures that are drawn for each one that is kept. The
-      kept picture is the one that makes the sentence likeliest (CogView's
-      caption loss).
-    sampling: temperature, top-k and top-p.
-    seed: seed of the draws.
-  """
-
-  guidance: float = 2.0
-  rerank: int = 1
-  sampling: Sampling = Sampling()
-  seed: int = 0
-
-  def __post_init__(self):
-    if not 0 <= self.guidance <= 100:
-      raise ValueError(
-        f'guidance={self.guidance} must be from 0 to 100: use 1 for the model'
-        ' as it is, and about 2 for pictures that follow the sentence more.'
-      )
-    if self.rerank < 1:
-      raise ValueError(f'rerank={self.rerank} must be at least 1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +34,12 @@ class PictureModel:
   Attributes:
     trained: the run.
     tokenizer: the frozen tokenizer of its image codes.
+    programs: compiled programs by what they do; they are made when needed.
   """
 
   trained: TrainedRun
   tokenizer: ImageTokenizer
+  programs: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @functools.cached_property
   def canvas(self) -> pictures.Canvas:
@@ -87,7 +49,7 @@ class PictureModel:
       ids.begin('image'),
       self.tokenizer.grid,
       ids.mask,
-      {extra.name: extra.dtype for extra in self.trained.functional.extras},
+      self.trained.functional.extras,
     )
 
   @property
@@ -105,9 +67,31 @@ class PictureModel:
     step = str(self.trained.step)
     return {'step': step, 'model': self.sha256, **self.tokenizer.facts}
 
+  def at(self, trained: TrainedRun) -> 'PictureModel':
+    """The same model after other training steps; it shares the programs."""
+    return dataclasses.replace(self, trained=trained)
+
   def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
     """Codes int32 [N, codes] of pictures of the tokenizer's size."""
     return self.tokenizer.encode(np.stack(pixels))
+
+  @property
+  def _reads_patches(self) -> bool:
+    return any(extra.name == PATCHES for extra in self.canvas.extras)
+
+  def see(self, pixels: Sequence[np.ndarray]) -> Seen:
+    """Pictures of the size of the tokenizer, in the form to be described."""
+    if not self._reads_patches:
+      return Seen(self.encode(pixels) + self.canvas.begin)
+    patches = image.patches_of(np.stack(pixels), self.canvas.grid)
+    masks = np.full(patches.shape[:2], self.canvas.mask, np.int32)
+    return Seen(masks, {PATCHES: patches})
+
+  def see_codes(self, codes: np.ndarray) -> Seen:
+    """Drawn pictures, as codes int32 [N, codes], to be described."""
+    if self._reads_patches:
+      return self.see(self.tokenizer.decode(codes))
+    return Seen(np.asarray(codes, np.int32) + self.canvas.begin)
 
   def upper_half(self, pixels: np.ndarray, num: int) -> np.ndarray:
     """Codes of a picture's upper half, repeated `num` times, [num, codes]."""
@@ -187,7 +171,9 @@ class PictureModel:
       self._artist(options.sampling), self.trained.params, self.trained.state
     )
     prompts = [self.prompt(sentence) for sentence in sentences]
-    made, chunk = [], _MAX_ROWS // 2
+    # Chunks of equal size share one program.
+    num_chunks = -(-len(prompts) // (_MAX_ROWS // 2))
+    made, chunk = [], -(-len(prompts) // num_chunks)
     for number, first in enumerate(range(0, len(prompts), chunk)):
       part = slice(first, first + chunk)
       with jax.set_mesh(self.trained.mesh):
@@ -212,47 +198,48 @@ class PictureModel:
       codes: int32 [N, codes].
       sentences: the sentence of each picture.
     """
-    losses = np.zeros(len(codes))
+    losses, seen = np.zeros(len(codes)), self.see_codes(codes)
     for sentence in dict.fromkeys(sentences):
       rows = [i for i, text in enumerate(sentences) if text == sentence]
       ids = self.caption(sentence)
-      losses[rows] = self.nats(codes[rows], [ids])[:, 0] / len(ids)
+      losses[rows] = self.nats(seen.rows(rows), [ids])[:, 0] / len(ids)
     return losses
 
   def nats(
-    self, codes: np.ndarray | None, captions_K: Sequence[Sequence[int]]
+    self, seen: Seen | None, captions_K: Sequence[Sequence[int]]
   ) -> np.ndarray:
     """Nats of each of K captions about each of N pictures, [N, K].
 
     Args:
-      codes: int32 [N, codes]. None hides the picture; then N = 1.
+      seen: the pictures. None for a hidden picture; then N = 1.
       captions_K: ids of each caption, with the end mark.
     """
-    if codes is None:
-      tokens = np.full((1, self.canvas.num_codes), self.canvas.mask, np.int32)
-    else:
-      tokens = np.asarray(codes, np.int32) + self.canvas.begin
+    if seen is None:
+      seen = Seen(
+        np.full((1, self.canvas.num_codes), self.canvas.mask, np.int32)
+      )
+    count = len(seen.tokens)
     ids, lengths = captions.padded(captions_K)
     chunk = max(1, _MAX_ROWS // len(ids))
-    chunk = min(chunk, bucket(len(tokens), 1))
+    chunk = min(chunk, bucket(count, 1))
     found = []
-    for first in range(0, len(tokens), chunk):
-      part = tokens[first : first + chunk]
-      whole = np.resize(part, (chunk, part.shape[1]))
+    for first in range(0, count, chunk):
+      rows = np.arange(first, min(first + chunk, count))
+      whole = seen.rows(np.resize(rows, chunk))
       with jax.set_mesh(self.trained.mesh):
         nats = self._listener(
           self.trained.params, self.trained.state, whole, ids, lengths
         )
-      found.append(np.asarray(nats)[: len(part)])
+      found.append(np.asarray(nats)[: len(rows)])
     return np.concatenate(found).astype(np.float64)
 
   def describe(
-    self, codes: np.ndarray, num: int, sampling: Sampling, seed: int
+    self, seen: Seen, num: int, sampling: Sampling, seed: int
   ) -> list[list[tuple[str, float]]]:
     """Different captions of each picture, the likeliest first.
 
     Args:
-      codes: int32 [N, codes].
+      seen: the pictures.
       num: number of captions that are drawn for each picture; equal ones are
         listed once.
       sampling: how captions are drawn; the greedy caption is added to them.
@@ -261,8 +248,8 @@ class PictureModel:
     Returns:
       For each picture, a list of (caption, nats per token).
     """
-    drawn = self._write(codes, num, sampling, seed)
-    best = self._write(codes, 1, Sampling(0.0), seed)
+    drawn = self._write(seen, num, sampling, seed)
+    best = self._write(seen, 1, Sampling(0.0), seed)
     found = []
     for row, texts in enumerate(drawn):
       known = [t for t in dict.fromkeys([*best[row], *texts]) if t.strip()]
@@ -270,32 +257,28 @@ class PictureModel:
         found.append([])
         continue
       ids = [self.caption(text) for text in known]
-      nats = self.nats(codes[row : row + 1], ids)[0]
+      nats = self.nats(seen.rows([row]), ids)[0]
       losses = [n / len(i) for n, i in zip(nats, ids, strict=True)]
       found.append(sorted(zip(known, losses, strict=True), key=lambda p: p[1]))
     return found
 
-  def write(self, codes: np.ndarray) -> list[str]:
+  def write(self, seen: Seen) -> list[str]:
     """The caption of each picture by greedy decoding."""
-    return [texts[0] for texts in self._write(codes, 1, Sampling(0.0), 0)]
+    return [texts[0] for texts in self._write(seen, 1, Sampling(0.0), 0)]
 
   def _write(
-    self, codes: np.ndarray, num: int, sampling: Sampling, seed: int
+    self, seen: Seen, num: int, sampling: Sampling, seed: int
   ) -> list[list[str]]:
     trained = self.trained
     vocabulary, size = trained.vocabulary, self.canvas.num_codes
     table = forms.free_table(forms.pieces_of(vocabulary), vocabulary.eos)
-    extras = self.canvas.extras_of(np.zeros(1, int), size)
-    prompts = [
-      RowPrompt(
-        (row + self.canvas.begin).tolist(),
-        table,
-        [1] * size,
-        {name: values[0] for name, values in extras.items()},
-      )
-      for row in np.asarray(codes)
-      for _ in range(num)
-    ]
+    places = self.canvas.extras_of(np.zeros(1, int), size)
+    extras = {name: values[0] for name, values in places.items()}
+    prompts = []
+    for row, tokens in enumerate(seen.tokens):
+      own = {name: values[row] for name, values in seen.extras.items()}
+      prompt = RowPrompt(tokens.tolist(), table, [1] * size, extras | own)
+      prompts += [prompt] * num
     limit = trained.run.data.sequence_length - size - 1
     texts = []
     for number, first in enumerate(range(0, len(prompts), _MAX_ROWS)):
@@ -312,10 +295,13 @@ class PictureModel:
       texts += [vocabulary.decode(ids) for ids in written]
     return [texts[i : i + num] for i in range(0, len(texts), num)]
 
-  @functools.cached_property
+  @property
   def _listener(self) -> Callable:
-    return captions.build_listener(
-      self.trained.functional, self.canvas, self.trained.ids.modality
+    return self._kept(
+      ('listener',),
+      lambda: captions.build_listener(
+        self.trained.functional, self.canvas, self.trained.ids.modality
+      ),
     )
 
   def _writer(self, sampling: Sampling) -> Callable:
@@ -350,13 +336,9 @@ class PictureModel:
 
   def _kept(self, key: tuple, make: Callable) -> Callable:
     """The program of a key; `make` makes it when it is first needed."""
-    if key not in self._programs:
-      self._programs[key] = make()
-    return self._programs[key]
-
-  @functools.cached_property
-  def _programs(self) -> dict:
-    return {}
+    if key not in self.programs:
+      self.programs[key] = make()
+    return self.programs[key]
 
 
 def of_run(trained: TrainedRun) -> PictureModel:

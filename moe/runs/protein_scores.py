@@ -16,8 +16,9 @@ MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
 KINDS = (MODEL, HELIX, RANDOM, NEAREST)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}
 _LOWER = ('RMSD', 'clashes', 'CA step off 3.8')
-# (part, least separation) of each precision of contacts. It is the share of
-# true contacts among the best L / part pairs of a chain with L residues.
+# (part, least separation) of each precision of contacts. A precision is the
+# share of true contacts among the L / part pairs with the highest scores, for a
+# chain of L residues.
 _CONTACTS = [(part, least) for least in (6, 12, 24) for part in (1, 2, 5)]
 
 

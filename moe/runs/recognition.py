@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe.evaluate import captions
+from moe.infer.pictures import Seen
 from moe.runs.picture_model import PictureModel
 
 # Sentences in which {} stands for a label. Their probabilities are averaged.
@@ -28,7 +29,7 @@ def labels_of(text: str) -> list[str]:
 
 def gains(
   model: PictureModel,
-  codes: np.ndarray,
+  seen: Seen,
   labels: Sequence[str],
   templates: Sequence[str],
   alpha: float,
@@ -37,7 +38,7 @@ def gains(
 
   Args:
     model: the model that reads the pictures.
-    codes: int32 [N, codes].
+    seen: the pictures.
     labels: at least one.
     templates: sentences with {} for a label.
     alpha: see `captions.information_gain`.
@@ -51,13 +52,13 @@ def gains(
     raise ValueError(
       f'A template must have one {{}} for the label, got {wrong[0]!r}.'
     )
-  with_picture, without = label_nats(model, codes, labels, templates)
+  with_picture, without = label_nats(model, seen, labels, templates)
   return captions.information_gain(with_picture, without, alpha)
 
 
 def label_nats(
   model: PictureModel,
-  codes: np.ndarray,
+  seen: Seen,
   labels: Sequence[str],
   templates: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +69,7 @@ def label_nats(
   sentences = [t.replace('{}', label) for label in labels for t in templates]
   ids = [model.caption(sentence) for sentence in sentences]
   shape = len(labels), len(templates)
-  with_picture = model.nats(codes, ids).reshape(-1, *shape)
+  with_picture = model.nats(seen, ids).reshape(-1, *shape)
   return with_picture, model.nats(None, ids).reshape(shape)
 
 

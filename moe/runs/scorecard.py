@@ -94,7 +94,7 @@ def _kept(path: pathlib.Path) -> Card | None:
 
 
 def stored(workdir: str, step: int) -> Card | None:
-  """The stored scorecard of a step: suite full, else quick, with 0 shots."""
+  """The stored 0-shot card of a step: suite full, else quick, else None."""
   for suite in ('full', 'quick'):
     path = pathlib.Path(workdir) / FOLDER / f'{step}_{suite}_0shot.json'
     found = _kept(path)

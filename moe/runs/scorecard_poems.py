@@ -61,7 +61,7 @@ class Group(NamedTuple):
     name: name of the kind.
     prompts: titles, first lines or tunes, without a line break.
     real: the held-out text of each prompt.
-    measure: a function from texts, one for each prompt, to values by name.
+    measure: a function from texts, one for each prompt, to figures.
   """
 
   name: str

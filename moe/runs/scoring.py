@@ -207,7 +207,7 @@ def task_stores(
 
 
 def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:
-  """The argument `ranges` of `tasks.stores.prepare`; {} for text alone."""
+  """{'ranges': argument of `tasks.stores.prepare`}; {} for text alone."""
   ranges = dict(trained.run.data.ranges)
   return {'ranges': ranges} if ranges else {}
 

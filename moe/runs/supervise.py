@@ -3,10 +3,10 @@
 The exit code of an attempt decides. After code 0 the command has finished.
 After code 75 (preempted) the command starts again at once. Code 2 is a mistake
 of the user, so another attempt would fail in the same way. Any other code is a
-crash. After a crash the supervisor waits; the wait grows until an attempt gets
-further. The third crash at the same step ends the attempts, since a cause that
-repeats does not go away. Signals from outside, such as a kill, do not count as
-crashes.
+crash, except code 69 (another process was lost) and signals from outside, such
+as a kill. In all these cases the supervisor waits before the next attempt; the
+wait grows until an attempt gets further. The third crash at the same step ends
+the attempts, since a cause that repeats does not go away.
 
 This file imports neither JAX nor the code of the command. So the supervisor
 needs little memory.
@@ -142,7 +142,7 @@ class Policy:
     return min(doubled, self._limits.longest_wait)
 
   def _until_allowed(self, now: float) -> float:
-    """Counts a crash; returns the seconds to wait for `crashes_per_hour`."""
+    """Counts a crash; returns the wait in seconds by `crashes_per_hour`."""
     times = self._crash_times
     times.append(now)
     while times[0] <= now - _HOUR:
@@ -232,8 +232,8 @@ def supervise(
 
   Returns:
     The exit code: 0 if the command has finished, 2 after a mistake of the user,
-    1 if the command crashes again and again. After a signal it is the exit code
-    of the command.
+    1 if the command crashes again and again. After a signal to the supervisor
+    it is the exit code of the command, or 75 if no command ran.
 
   Raises:
     OSError: if the command cannot be started, or `log` cannot be written.

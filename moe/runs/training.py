@@ -13,7 +13,7 @@ from moe.checkpoint import listing
 from moe.data.cache_dir import default_cache_dir
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
-from moe.runs import attempt, build, preflight, results, trained
+from moe.runs import attempt, build, gallery, preflight, results, trained
 from moe.runs.counts import flops_of
 from moe.runs.run import Run
 from moe.train import program as program_lib
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run and its program; their names and shapes have been checked.
+  """A run and its program, after a check of shapes and of named files.
 
   Attributes:
     run: the run.
@@ -147,6 +147,7 @@ def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:
   reader, evaluations = build.open_data(
     run, program, directory, found, job.workdir
   )
+  evaluations = gallery.with_gallery(run, program, job.workdir, evaluations)
   hashes = _id_hashes(reader.vocab_sha256, reader.ids)
   held_out = build.held_out_hashes(run, found)
   first = next(iter(held_out.items()), None)
@@ -206,7 +207,7 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
-  """Writes samples after the run's prompts.
+  """Writes samples after the run's prompts; returns {'prompt', 'text'} of each.
 
   There are no samples if the run has several processes, or if the model cannot
   write token by token.

@@ -68,7 +68,7 @@ def read_prompt(
     prompt: text that the sample continues; must not be empty.
     form: verse form of the sample, one of `forms.FORMS`; None for free text.
     max_tokens: the largest number of tokens of free text; None for as many as
-      the context still holds.
+      fit into the context after the prompt.
 
   Raises:
     ValueError: if the prompt is too long, or cannot begin the form.

@@ -100,7 +100,7 @@ def flops_per_token(
     embedding: active parameters in tables that are looked up, not multiplied.
     attention_width: heads x head width.
     num_layers: number of attention layers.
-    length: T.
+    length: T, tokens of a sequence.
   """
   products = 2 * (active - embedding)
   # There are 2 products, for the scores and for the sum of values. Each has 2
@@ -121,7 +121,7 @@ def ahead_flops_per_token(
     parts: parameter counts, from `components`.
     head: parameters of the output head.
     attention_width: heads x head width.
-    length: T.
+    length: T, tokens of a sequence.
   """
   if AHEAD not in parts:
     return 0
@@ -135,7 +135,7 @@ class Execution:
   """Properties of a step's execution: attention, padding, rematerialisation.
 
   Attributes:
-    length: T.
+    length: T, tokens of a sequence.
     attention_width: heads x head width.
     num_layers: number of attention layers.
     padding: number of rows that the experts multiply, divided by the number of

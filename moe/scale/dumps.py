@@ -105,7 +105,7 @@ def costliest(generated: str, num: int = 8) -> list[dict[str, Any]]:
 
   Returns:
     Dicts with the path of JAX's operation as 'name', 'cycles' of all iterations
-    of its loops, and 'share' of all cycles; most first.
+    of its loops, and 'share' of all cycles; the slowest first.
   """
   found = Counter()
   for _, i, times in hlo_loops.executed(hlo.parse(generated)):

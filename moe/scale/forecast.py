@@ -54,7 +54,7 @@ class StepDemand:
     flops: executed FLOPs of a step on one device.
     exchanged: bytes that a device sends to experts in one exchange.
     sparse_layers: number of sparse layers; each exchanges rows.
-    d_model: D.
+    d_model: D, width of the residual stream.
     num_layers: number of all layers.
     rows_per_expert: rows of a microbatch that one expert of a device gets,
       without empty slots.

@@ -28,7 +28,7 @@ class MicrobatchSizes:
 
   Attributes:
     tokens: number of tokens.
-    d_model: D.
+    d_model: D, width of the residual stream.
     scores: number of attention scores of one block; 0 if a kernel computes them
       tile by tile and never stores them as a whole.
     attention_width: features of queries, keys, values and attention output
@@ -140,8 +140,9 @@ def _residuals(sizes: MicrobatchSizes, is_sparse: bool) -> int:
     dtype_bytes * tokens * (sizes.attention_width + sizes.result_width + width)
   )
   total += sizes.scores * (_FLOAT32_BYTES + dtype_bytes)
-  # The results of products are kept. The result of the activation function is
-  # not; it is computed again.
+  # The network keeps the results of its first products, and the hidden layer as
+  # the operand of its last product. Values inside the activation function are
+  # computed again.
   total += dtype_bytes * sizes.matrices * hidden
   if not is_sparse:
     return total + dtype_bytes * tokens * width

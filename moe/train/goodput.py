@@ -2,8 +2,9 @@
 
 A run may need several attempts, because it is killed or preempted. WORKDIR/
 goodput.json holds the seconds of each attempt by part. A thread keeps the file
-up to date, so a kill loses at most half a percent of the attempt's time. The
-next attempt finds out how many steps were lost, and moves their time to `lost`.
+up to date, so a kill loses at most half a percent of the attempt's time, or
+0.1 s if this is more. The next attempt finds out how many steps were lost, and
+moves their time to `lost`.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class Goodput:
   """The times of this attempt and of all earlier attempts.
 
   Attributes:
-    attempts: seconds by part of each attempt, this one last.
+    attempts: for each attempt, part -> seconds; this attempt is the last.
   """
 
   def __init__(
@@ -161,7 +162,15 @@ def summary(attempts: list[dict[str, float]]) -> dict[str, Any]:
 def process_begin() -> float:
   """The start of this process by `time.monotonic`.
 
-  A process that has just started has only computed, so its CPU time is about
-  its age.
+  Linux knows the start. Elsewhere the CPU time of the process is taken for its
+  age, since a process that has just started has only computed.
   """
-  return time.monotonic() - time.process_time()
+  try:
+    with open('/proc/self/stat', encoding='utf-8', errors='replace') as f:
+      # The second field is a name in parentheses, with any characters in it.
+      ticks = int(f.read().rpartition(')')[2].split()[19])
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    age = since_boot - ticks / os.sysconf('SC_CLK_TCK')
+  except (OSError, AttributeError, ValueError, IndexError):
+    age = time.process_time()
+  return time.monotonic() - age

@@ -45,7 +45,7 @@ class RecordLog:
       if self._file is None:
         mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._file = os.open(self._path, mode, 0o644)
-      while content:  # On a disk that is nearly full, only a part is written.
+      while content:  # If the disk is nearly full, a write adds only a part.
         content = content[os.write(self._file, content) :]
       failpoints.reach('log.appended')
     except OSError as error:

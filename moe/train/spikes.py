@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from moe.types import Array
 
-# Steps over which the averages reach. No step counts as a spike before so many.
+# The averages reach over this many steps. No step counts as a spike until the
+# averages include this many norms.
 WINDOW = 128
 
 

@@ -196,9 +196,9 @@ def _accumulate(
 def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
   """Whether training can go on from a state, as a bool array.
 
-  The squares of the parameters must be finite too, because norms need them. The
-  check only reads the state after the update. If it chose between the old and
-  the new state, both would have to be in memory at once.
+  All arrays must be finite, and also the squares of the parameters, because
+  norms need them. The check only reads the state after the update. If it chose
+  between the old and the new state, both would have to be in memory at once.
   """
   # Moments in host memory are not checked, since the check would have to copy
   # them to the device again.
@@ -248,9 +248,10 @@ def make_train_step(
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
     the gradient is not finite, only the step number changes, and the metric
-    'skipped' is 1. A spike changes nothing else either, and the metric 'spike'
-    is 1. If the state after the update is not finite, the metric
-    'broken' is 1, and training must not go on from this state.
+    'skipped' is 1. A spike changes only the step number and the statistics of
+    gradient norms, and the metric 'spike' is 1. If the state after the update
+    is not finite, the metric 'broken' is 1, and training must not go on from
+    this state.
   """
   kept = optimizer.storage
 

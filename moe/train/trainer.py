@@ -47,8 +47,8 @@ class Settings:
       standard deviations above the mean of the steps before; 0 for never.
     hang_seconds: seconds without a sign of life after which the run is ended; 0
       for no limit.
-    profile_steps: (first, last): a profiler trace begins with the first step
-      and ends before the last; empty for no trace.
+    profile_steps: (first, last): a profiler trace begins with step `first` and
+      ends before step `last`; empty for no trace.
   """
 
   train_steps: int

@@ -22,7 +22,8 @@ class Watch:
     """Makes a watch that has seen no record.
 
     Args:
-      drop_warning: share of dropped tokens above which there is a warning.
+      drop_warning: share of dropped rows above which there is a warning. A
+        token has one row for each expert that it chooses.
     """
     self.dead_LE = None
     self._drop_warning = drop_warning

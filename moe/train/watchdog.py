@@ -101,7 +101,7 @@ class Watchdog:
         return
 
   def _report(self) -> None:
-    """Writes the cause to standard error, and with all stacks to a file.
+    """Writes the cause to standard error, and the cause and stacks to a file.
 
     It avoids the buffer of `sys.stderr`, which another thread may have locked.
     """

@@ -19,6 +19,7 @@ import numpy as np
 
 from moe.data.records import Feature
 from moe.data.store import LENGTHS, MANIFEST, RECORDS, Store, is_store
+from moe.modalities.ids import PATCHES
 from tasks import codes, registry
 
 # Name of the mixture of all sources, if there are several.
@@ -66,6 +67,7 @@ def _records(store: Store) -> Iterator[dict[str, Any]]:
       yield {
         **json.loads(record['facts'].tobytes()),
         'codes': record['tokens'].astype(np.int32),
+        PATCHES: record.get(PATCHES),
       }
 
 
@@ -77,6 +79,13 @@ def drawing(record: dict[str, Any]) -> tuple[str, np.ndarray]:
 def description(record: dict[str, Any]) -> tuple[np.ndarray, str]:
   """(inputs, targets) of `describe_NAME`: the codes, and the sentence."""
   return record['codes'], record['caption']
+
+
+def description_by_patches(
+  record: dict[str, Any],
+) -> tuple[np.ndarray, str, np.ndarray]:
+  """The document of `describe_NAME` with the pixels of each code's place."""
+  return record['codes'], record['caption'], record[PATCHES]
 
 
 def add(directory: str | os.PathLike) -> list[str]:
@@ -110,6 +119,10 @@ def add(directory: str | os.PathLike) -> list[str]:
       ' launch.images encode`.'
     )
   sha256, grid = made_by.pop()
+  has_patches = all(manifest.get(PATCHES) for manifest in manifests)
+  further = {}
+  if has_patches:
+    further = {PATCHES: Feature(dtype='uint8', of='inputs')}
   for name, source in sources.items():
     codes.add_task(
       f'draw_{name}',
@@ -121,9 +134,9 @@ def add(directory: str | os.PathLike) -> list[str]:
     codes.add_task(
       f'describe_{name}',
       source,
-      description,
-      ('inputs', 'targets'),
-      {'inputs': Feature('image', True, sha256, grid)},
+      description_by_patches if has_patches else description,
+      ('inputs', 'targets', *further),
+      {'inputs': Feature('image', True, sha256, grid), **further},
     )
     registry.add_mixture(f'{name}_both', [f'draw_{name}', f'describe_{name}'])
   if len(sources) == 1:

@@ -1,7 +1,8 @@
 """Draws filled shapes and strokes with smooth edges into pictures.
 
 A shape is a function that tells which points of the picture it covers. If it
-covers 40% of a pixel's sample points, the pixel gets 40% of the shape's colour.
+covers a third of a pixel's sample points, the pixel gets a third of its colour
+from the shape.
 """
 
 from collections.abc import Callable, Sequence

@@ -36,6 +36,8 @@ PLACES = {
 }
 # Where the first object lies: left of, right of, above or below the second one.
 RELATIONS = ('左邊', '右邊', '上面', '下面')
+# Relation of the first object to the second -> that of the second to the first.
+_OPPOSITES = {'右邊': '左邊', '下面': '上面'}
 NUMBERS = {2: '兩個', 3: '三個', 4: '四個'}
 # One in this many triples (colour, form, size) is held out.
 _ONE_OF = 6
@@ -87,6 +89,18 @@ class Scene:
     if self.number > 1:
       return 'many'
     return 'one' if len(self.things) == 1 else 'two'
+
+  @property
+  def in_order(self) -> 'Scene':
+    """The same scene with its two objects from left to right or downwards.
+
+    'A is right of B' and 'B is left of A' are the same picture.
+    """
+    if self.relation not in _OPPOSITES:
+      return self
+    return dataclasses.replace(
+      self, things=self.things[::-1], relation=_OPPOSITES[self.relation]
+    )
 
   @property
   def attributes(self) -> dict[str, str | int]:
@@ -190,13 +204,14 @@ def agreement(text: str, scene: Scene) -> dict[str, bool]:
   Returns:
     Attribute -> whether the sentence gets it right; 'all' -> whether all are
     right. If a sentence follows no template or describes another kind of scene,
-    every attribute counts as wrong.
+    every attribute counts as wrong. A sentence may name two objects in either
+    order; the attributes are numbered as in `Scene.in_order`.
   """
-  described = read(text)
+  described, scene = read(text), scene.in_order
   if described is None or described.kind != scene.kind:
     right = dict.fromkeys(scene.attributes, False)
   else:
-    said = described.attributes
+    said = described.in_order.attributes
     right = {k: said[k] == v for k, v in scene.attributes.items()}
   return {**right, 'all': all(right.values())}
 

@@ -58,7 +58,7 @@ class Shapes:
       yield {
         'picture': render(scene, self.size, rng),
         'caption': scenes.caption(scene, int(rng.integers(12))),
-        'facts': {'kind': scene.kind, **scene.attributes},
+        'facts': {'kind': scene.kind, **scene.in_order.attributes},
       }
 
 

@@ -128,7 +128,8 @@ def test_the_documents_of_a_batch_are_named_by_store(make_store):
   read = whole.batch(2).targets[others.places]
   assert set(read.flat) <= set(epoch.targets.flat)
   assert set(others.records) <= {0, 1}
-  # A host knows the documents of the whole batch, and its own rows of them.
+  # On each host, `records` has the documents of the whole batch, but `places`
+  # has only rows of the host.
   for of_part, of_whole in zip(part.sources(2), (poems, others), strict=True):
     assert of_part.records.tolist() == of_whole.records.tolist()
     assert own[of_part.places].tolist() == [
@@ -239,7 +240,7 @@ def test_a_bad_record_empties_its_row_and_changes_no_other(make_store, damage):
 
 
 def shrink_vocabulary(directory):
-  """Makes the vocabulary in the manifest too small; returns the bad record."""
+  """Makes `vocab_size` too small for one record; returns its number."""
   path = directory / 'manifest.json'
   manifest = json.loads(path.read_text())
   tokens = [r['tokens'].max() for r in Store(directory).read(range(3))]

@@ -3,7 +3,7 @@ import pytest
 
 from moe.data.reader import Reader
 from moe.data.store import Store
-from moe.data.transforms import DropCondition, MaskBlocks, shape_of
+from moe.data.transforms import DropCondition, MaskBlocks, ReadPatches, shape_of
 from tests.data import mixed
 
 
@@ -134,6 +134,28 @@ def test_a_condition_is_hidden_as_a_whole_or_not_at_all():
       hidden += 1
       assert inputs.tolist() == [mixed.SPACE.mask] * 2 + [7, 8, 1]
   assert 200 < hidden < 300
+
+
+def test_patches_are_read_in_place_of_codes_or_hidden_with_them():
+  patches = np.array([[9], [9], [0], [0], [0]], np.uint8)
+  record = {
+    'tokens': np.array([5, 6, 7, 8, 1], np.uint16),
+    'loss_weights': np.array([0, 0, 1, 1, 1], np.uint8),
+    'patches': patches,
+  }
+  read, hidden = ReadPatches(0.25), 0
+  for key in range(1000):
+    found = read(record, np.uint64(key), mixed.SPACE)
+    assert found['inputs'].tolist() == [mixed.SPACE.mask] * 2 + [7, 8, 1]
+    hidden += not found['patches'].any()
+  assert 200 < hidden < 300
+  np.testing.assert_array_equal(record['patches'], patches)
+
+
+def test_reading_patches_needs_patches():
+  record = {'tokens': np.array([5]), 'loss_weights': np.array([1])}
+  with pytest.raises(ValueError, match='encode --patches'):
+    ReadPatches()(record, np.uint64(0), mixed.SPACE)
 
 
 def test_dropping_is_refused_where_a_block_is_predicted(folded):

@@ -52,7 +52,7 @@ class Counting(Uniform):
 
 
 class Echo(Uniform):
-  """The last token comes again with probability 1/2, any other with 1/14."""
+  """Repeats the token it reads with probability 1/2; each other has 1/14."""
 
   def apply(self, params, state, batch, rngs, train, cache=None):
     hidden = jax.nn.one_hot(batch.tokens, VOCAB_SIZE)
@@ -111,8 +111,8 @@ def test_windows_overlap_by_length_minus_stride():
 
 
 def test_a_row_holds_one_window_and_padding_outside_of_segments():
-  # The document is 3 4 5 6 and the end mark. The window reads the tokens [2, 4)
-  # again, and scores only [4, 5), the end mark.
+  # The document is 3 4 5 6 and the end mark. The window predicts the tokens
+  # [2, 4) again with weight 0, and scores only [4, 5), the end mark.
   batch = likelihood.window_batch(
     [document([3, 4, 5, 6, EOS])], [Window(0, 2, 4, 5)], num_rows=2, width=4
   )
@@ -147,11 +147,11 @@ def test_later_windows_see_the_context_they_reread():
 
 
 def test_a_later_window_begins_with_the_token_before_it():
-  # `Echo` gives the last token probability 1/2, and each other one 1/14.
-  # Windows have length 2 and stride 2. In [0, 2) the two tokens are predicted
-  # from the start id and from a 3, which costs ln 14 + ln 2. In [2, 3) the
-  # token is predicted from a 3, which costs ln 2; from the start id it would
-  # cost ln 14.
+  # `Echo` repeats the token that it reads with probability 1/2. Any other token
+  # has 1/14. Windows have length 2 and stride 2. In [0, 2) the two tokens are
+  # predicted from the start id and from a 3, which costs ln 14 + ln 2. In
+  # [2, 3) the token is predicted from a 3, which costs ln 2. From the start id
+  # it would cost ln 14.
   nats = score(Echo(), [document([3, 3, 3])], length=2, stride=2)
   np.testing.assert_allclose(nats, math.log(14 * 2 * 2), rtol=1e-6)
 

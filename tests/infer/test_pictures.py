@@ -9,21 +9,26 @@ import pytest
 
 from moe.evaluate import captions, likelihood
 from moe.infer import decode, pictures, sampling
+from moe.infer.pictures import Seen
 from moe.layers.attention import Attention
 from moe.layers.feed_forward import FeedForward
 from moe.layers.moe_layer import MoE
-from moe.modalities.ids import EOS, IdSpace
+from moe.modalities.ids import EOS, PATCHES, IdSpace
 from moe.models.block import Block
 from moe.models.decoder import Decoder
 from moe.models.functional import Functional
 from moe.models.stack import Stack
 from moe.routing import gates
+from moe.types import Extra
 
 RANGES = (('command', 1), ('image', 9))
 SPACE = IdSpace(128, command=1, image=9)
 GRID, NUM_CODES = (2, 3), 6
 CANVAS = pictures.Canvas(
-  SPACE.begin('image'), GRID, SPACE.mask, {'row': 'int32', 'column': 'int32'}
+  SPACE.begin('image'),
+  GRID,
+  SPACE.mask,
+  (Extra('row'), Extra('column'), Extra(PATCHES, (3,), 'uint8')),
 )
 PROMPTS = ([5, 6, 7], [9, 8])
 CAPTIONS = ([5, 6, EOS], [7, EOS], [9, 9, 9, 9, EOS])
@@ -56,13 +61,14 @@ def model():
       extra_tables=(('row', 3), ('column', 4)),
       ranges=RANGES,
       code_levels=(3, 3),
+      patch_values=3,
     )
   )
   batch = decode.read_batch(
     jnp.zeros((2, 8), jnp.int32),
     jnp.full((2,), 8, jnp.int32),
     jnp.zeros((2,), jnp.int32),
-    extras={name: jnp.zeros((2, 8), jnp.int32) for name in CANVAS.extras},
+    extras=CANVAS.extras_of(np.zeros(2, int), 8),
   )
   init = jax.jit(lambda key: functional.init(key, batch)[:2])
   params, state = init(jax.random.key(1))
@@ -140,21 +146,27 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch(model):
   np.testing.assert_array_equal(both[:1], alone)
 
 
-@pytest.mark.parametrize('is_hidden', [False, True])
-def test_scores_of_captions_equal_brute_force(model, is_hidden):
+@pytest.mark.parametrize('read', ['codes', 'patches', 'nothing'])
+def test_scores_of_captions_equal_brute_force(model, read):
   functional, params, state = model
   codes = np.array([[0, 1, 2, 3, 4, 5], [8, 7, 6, 5, 4, 3]])
-  tokens = codes + CANVAS.begin
-  if is_hidden:
+  tokens, extras = (codes + CANVAS.begin).astype(np.int32), {}
+  if read != 'codes':
     tokens = np.full_like(tokens, SPACE.mask)
+  if read == 'patches':
+    shape = 2, NUM_CODES, 3
+    patches = np.random.default_rng(0).integers(1, 256, shape, np.uint8)
+    extras[PATCHES] = patches
   listen = captions.build_listener(functional, CANVAS, SPACE.modality)
   ids, lengths = captions.padded(CAPTIONS)
-  found = listen(params, state, tokens.astype(np.int32), ids, lengths)
+  found = listen(params, state, Seen(tokens, extras), ids, lengths)
   documents = []
-  for picture in tokens:
+  for row, picture in enumerate(tokens):
     for caption in CAPTIONS:
       size = NUM_CODES + len(caption)
       place = CANVAS.extras_of(np.zeros(1, int), size)
+      if extras:
+        place[PATCHES][0, :NUM_CODES] = patches[row]
       documents.append(
         likelihood.Document(
           np.array([*picture, *caption], np.int32),
@@ -177,7 +189,7 @@ def test_a_caption_sees_its_picture(model):
   listen = captions.build_listener(functional, CANVAS, SPACE.modality)
   ids, lengths = captions.padded(CAPTIONS)
   codes = np.array([[0, 1, 2, 3, 4, 5], [8, 7, 6, 5, 4, 3]], np.int32)
-  nats = listen(params, state, codes + CANVAS.begin, ids, lengths)
+  nats = listen(params, state, Seen(codes + CANVAS.begin), ids, lengths)
   assert np.abs(nats[0] - nats[1]).min() > 1e-3
 
 

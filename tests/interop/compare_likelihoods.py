@@ -44,7 +44,7 @@ YAML = {
   'winogrande': 'winogrande/default.yaml',
   'xcopa_zh': 'xcopa/default_zh.yaml',
 }
-# The largest difference of a log-likelihood that counts as equal.
+# Two log-likelihoods that differ by at most this many nats count as equal.
 MOST_NATS = 1e-3
 _PRONOUN = '[MASK]'
 

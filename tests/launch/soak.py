@@ -8,8 +8,8 @@ without faults. The broken run reads a batch in SLEEP seconds, so that it lasts
 long enough. The last line of the output says whether both runs are equal.
 
 A full disk ends the supervisor, too. Then the script starts it again, as a
-person does who has freed some space. By its clock, each attempt begins an hour
-before the attempt before it.
+person does who has freed some space. The clock of each attempt is an hour
+behind the clock of the previous attempt.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ def faults_left(path):
 
 
 def cause_next(workdir, faults):
-  """Waits for a new step and then for the fault's time; returns the fault."""
+  """Waits for a new step, then for the fault's delay; causes and returns it."""
   before = last_step(workdir)
   while last_step(workdir) <= before:
     time.sleep(0.1)
@@ -156,7 +156,7 @@ def second_run(workdir):
 
 
 def damage(how):
-  """A function that damages the largest file of the newest step, and kills."""
+  """A function that damages the newest step's largest file and ends the run."""
 
   def fault(workdir):
     steps = workdir / 'checkpoints'

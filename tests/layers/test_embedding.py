@@ -34,7 +34,7 @@ def test_logits_are_products_with_every_row():
 
 
 def test_logits_of_bfloat16_are_float32_and_added_up_in_float32():
-  # bfloat16 has 8 bits and rounds 256 + 1 to 256; float32 does not.
+  # bfloat16 has 8 significant bits and rounds 256 + 1 to 256; float32 does not.
   hidden = jnp.ones((2,), jnp.bfloat16)
   found = jax.jit(embedding.logits)(hidden, np.array([[256, 1]], np.float32))
   assert found.dtype == jnp.float32
@@ -65,3 +65,12 @@ def test_an_extra_outside_of_its_table_gives_nan():
   x_BTD = extra.apply(params, values)
   np.testing.assert_array_equal(x_BTD[0, 0], TABLE[2, :2])
   assert np.isnan(x_BTD[0, 1:]).all()
+
+
+def test_only_tokens_with_a_patch_get_its_vector():
+  layer = embedding.Patches(2)
+  # The patches are white, black and missing.
+  patches = jnp.array([[[255, 255], [1, 1], [0, 0]]], jnp.uint8)
+  kernel = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+  found = layer.apply({'params': {'linear': {'kernel': kernel}}}, patches)
+  np.testing.assert_allclose(found, [[[4, 6], [-4, -6], [0, 0]]], atol=1e-6)

@@ -81,7 +81,7 @@ def test_yarn_keeps_fast_pairs_and_slows_slow_ones_down():
   np.testing.assert_allclose(ratio[:4], 1.0, rtol=1e-6)
   np.testing.assert_allclose(ratio[11:], 0.25, rtol=1e-6)
   assert (np.diff(ratio[3:12]) < 0).all()
-  # The temperature of the YaRN paper is 0.1 ln(4) + 1 = 1.1386.
+  # The YaRN paper multiplies rotated features by 0.1 ln(4) + 1 = 1.1386.
   assert rope.amplitude == pytest.approx(1.1386, abs=1e-4)
 
 

@@ -17,8 +17,8 @@ from tests.models import factories
 
 B, T, D, E, F, M = 8, 8, 5, 4, 6, 4
 P = functools.partial
-# Whether each token is valid. Row 1 has 4 valid tokens, so its second group is
-# padding.
+# Whether each token is valid. Row 1 has 4 valid tokens, and row 4 has 3. So
+# their second groups are padding.
 VALID = np.arange(T) < np.array([[8, 4, 7, 8, 3, 8, 8, 6]]).T
 
 

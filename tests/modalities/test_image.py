@@ -63,3 +63,13 @@ def test_decoding_the_codes_is_what_the_autoencoder_gives():
   assert codes.shape == values.shape[:3] == (2, 2, 2)
   decoded = model.apply(variables, codes, method='decode')
   np.testing.assert_allclose(decoded, jnp.clip(made, 0, 1), atol=1e-5)
+
+
+def test_a_patch_has_the_pixels_of_its_place():
+  pixels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+  patches = image.patches_of(pixels, (2, 2))
+  assert patches.shape == (1, 4, 12)
+  # The second patch is at the top right; its first row has pixels 2 and 3.
+  np.testing.assert_array_equal(patches[0, 1], [*range(6, 12), *range(18, 24)])
+  # Value 0 is raised to 1, since 0 means no patch.
+  assert patches[0, 0, 0] == 1

@@ -98,9 +98,9 @@ def test_latent_attention_has_heads_of_three_widths():
   )  # fmt: skip
   block = P(factories.make_block(), attention=latent)
   attention = anatomy(factories.make_decoder(block)).attention
-  # In each of 2 heads, a query and a key have 12 features, a value and an
-  # output 6. Per pair of tokens, the score takes 12 multiplications, and the
-  # product of score and value takes 6.
+  # In each of 2 heads, a query and a key have 12 features each, a value and an
+  # output 6 each. Per pair of tokens, the score takes 12 multiplications, and
+  # the product of score and value takes 6.
   assert attention.features == 2 * (12 + 12 + 6 + 6)
   assert attention.pair_width == 2 * (12 + 6) // 2
   assert (attention.result_features, attention.num_kv_heads) == (12, 2)

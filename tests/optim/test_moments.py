@@ -121,8 +121,8 @@ def test_a_second_moment_forgets_old_gradients(moment_dtype):
   # code is rounded to the same code.
   adam = moments.scale_by_adam(0.9, 0.95, 1e-8, moment_dtype)
   params = {'w': jnp.zeros((4, 128))}
-  # In each block one number has a gradient, so the scale of the block is
-  # constant. The others have none.
+  # In the first step all numbers have the gradient 1. Then only one number of
+  # each block has it, so the scale of the block is constant.
   keeps = jnp.zeros((4, 128)).at[:, 0].set(1.0)
 
   def body(state, grads):

@@ -35,10 +35,11 @@ def test_axes_of_one_device_and_dims_without_a_name_divide_nothing():
 
 
 def test_a_mesh_axis_divides_the_first_of_two_dims_that_name_it():
-  mesh = make_mesh(MeshShape(data=1, expert=4, model=2))
-  logical = (axes.EXPERT, axes.MLP)  # This table maps both to 'expert'.
+  mesh = make_mesh(MeshShape(data=1, fsdp=2, expert=4))
+  # The table gives 'expert' for both dims, and 'fsdp' for the second one.
+  logical = (axes.EXPERT, axes.EMBED)
   got = spec((8, 8), logical, mesh, 'fsdp_over_expert')
-  assert got == P('expert', 'model')
+  assert got == P('expert', 'fsdp')
 
 
 def test_a_dim_that_is_not_divisible_is_named_with_its_size_and_axes():

@@ -11,12 +11,27 @@ import pytest
 from moe.evaluate import score
 from moe.objectives import language
 from moe.report import run_page
+from moe.runs import gallery_file
+from moe.runs.gallery_file import Gallery
 from moe.train import progress
 from tests.train import programs
 
 OBJECTIVE = programs.LANGUAGE
 SCORES = {'valid': OBJECTIVE.score}
 VOID = {'meta', 'br', 'img', 'hr', 'input', 'link'}
+
+
+PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+GALLERY = Gallery(
+  ['一個圓', '一個方'],
+  {20: PIXELS, 40: PIXELS},
+  originals=PIXELS,
+  made=PIXELS,
+  captions=['圓形', '方形'],
+  written=['圓形', '菱形'],
+  labels=['圓', '方'],
+  confusion=np.array([[3, 1], [0, 2]]),
+)
 
 
 class Balance(html.parser.HTMLParser):
@@ -73,6 +88,7 @@ def page(tmp_path_factory):
   (workdir / 'samples.json').write_text(json.dumps(samples))
   (workdir / 'config.gin').write_text('NAME = "<b>"\n')
   (workdir / 'model.txt').write_text('params/head  (4, 8)\n')
+  gallery_file.write(workdir, {'shapes': GALLERY})
   return run_page.write_report(workdir).read_text(encoding='utf-8')
 
 
@@ -109,6 +125,17 @@ def test_the_cards_show_the_numbers_of_the_log(page):
   assert card(page, 'Training time') == ('0:20', 'median 200 tokens/s')
   assert card(page, 'Parameters') == ('5.363 M', '1.45 M active per token')
   assert card(page, 'Dropped') == ('2.00%', 'mean of the last 4 steps')
+
+
+def test_pictures_of_a_run_are_shown(page):
+  begin = page.index('<h2>shapes: the same sentences')
+  part = page[begin : page.index('<h2>Experts</h2>')]
+  # Two steps have two drawn pictures, and two held-out pictures have two each.
+  assert part.count('src="data:image/png;base64,') == 4 + 4
+  assert '<td lang="zh-Hant">方形</td><td lang="zh-Hant">菱形</td>' in part
+  # Three of four circles are right, so the cell has 45% of its colour.
+  assert re.search(r'series1\) 45%, transparent\)">3</td>', part)
+  assert '5 of 6 are right' in part
 
 
 def test_the_page_needs_no_other_file(page):

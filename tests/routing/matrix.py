@@ -51,6 +51,7 @@ class Outcome(NamedTuple):
   """The result of one combination: outputs, counts and gradients."""
 
   y_GMD: np.ndarray
+  experts_GM: np.ndarray
   traffic: dict
   gradients: tuple
 
@@ -76,7 +77,10 @@ def uneven(y_GMD):
 
 
 def layer(exchanger, dispatcher, num_devices):
-  """Makes a function of `arguments` that returns (outputs, traffic)."""
+  """Makes a function of `arguments`.
+
+  It returns (outputs, how many experts see each token, traffic).
+  """
   axes = ('expert',) if num_devices > 1 else ()
 
   def local(x_GMD, w_EDD, weight_GMA, expert_GMA, valid_GM):
@@ -87,7 +91,7 @@ def layer(exchanger, dispatcher, num_devices):
     y_GMD, traffic = exchanger.collect(out, arrived), arrived.traffic
     if axes and not isinstance(exchanger, exchange.Replicated):
       traffic = jax.lax.psum(traffic, axes)
-    return y_GMD, traffic
+    return y_GMD, exchange.experts_of_tokens(exchanger, arrived), traffic
 
   if axes:
     mesh = Mesh(np.array(jax.devices()[:num_devices]), axes)
@@ -97,7 +101,7 @@ def layer(exchanger, dispatcher, num_devices):
       local,
       mesh=mesh,
       in_specs=(tokens, P('expert'), tokens, tokens, tokens),
-      out_specs=(tokens, P()),
+      out_specs=(tokens, tokens, P()),
       check_vma=False,
     )
   return local
@@ -112,8 +116,8 @@ def program(exchanger, dispatcher, num_devices):
   run = layer(exchanger, dispatcher, num_devices)
 
   def loss(*args):
-    y_GMD, traffic = run(*args)
-    return uneven(y_GMD), (y_GMD, traffic)
+    outputs = run(*args)
+    return uneven(outputs[0]), outputs
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
@@ -133,10 +137,9 @@ def run(exchanger, dispatcher, num_devices, plan) -> Outcome:
   Raises:
     ValueError: if dispatch and exchange do not combine.
   """
-  (_, (y_GMD, traffic)), gradients = program(
-    exchanger, dispatcher, num_devices
-  )(*arguments(plan))
-  return jax.device_get(Outcome(y_GMD, traffic, gradients))
+  step = program(exchanger, dispatcher, num_devices)
+  (_, outputs), gradients = step(*arguments(plan))
+  return jax.device_get(Outcome(*outputs, gradients))
 
 
 def limits(exchanger, dispatcher, n):
@@ -197,7 +200,11 @@ def expected(exchanger, dispatcher, n, plan) -> Outcome:
     'dropped': (lost, rows),
     'dropped_receiver': (lost if is_pooled else 0, rows),
   }
-  return jax.device_get(Outcome(y_GMD, traffic, gradients))
+  _, _, weight_GMA, expert_GMA, valid_GM = arguments(plan)
+  token_GR = np.asarray(plan_of(expert_GMA, weight_GMA, valid_GM).token_GR)
+  experts_GM = np.zeros((G, M))
+  np.add.at(experts_GM, (np.arange(G)[:, None], token_GR), kept_GR)
+  return jax.device_get(Outcome(y_GMD, experts_GM, traffic, gradients))
 
 
 def table() -> str:

@@ -123,7 +123,7 @@ def pooled_rows(plan, num_experts, num_devices, limits, priority='position'):
 
 
 def mixture(x_GMD, plan, kept_GR, expert_fn, num_experts):
-  """Sums the outputs of all experts on all tokens, by the weights of kept rows.
+  """Sums the experts' outputs for each token, times the weights of kept rows.
 
   Args:
     x_GMD: tokens.

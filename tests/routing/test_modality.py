@@ -51,12 +51,14 @@ def test_drops_belong_to_the_modality_of_the_token(factor, lost):
   weights = jnp.ones((1, 4, 1))
   rows = rows_of_choices(EXPERTS, weights, INPUTS.valid_GM)
   plan = RoutingPlan(*rows, losses={}, statistics={})
-  arrived = exchange.AllToAll().send(
+  exchanger = exchange.AllToAll()
+  arrived = exchanger.send(
     INPUTS.x_GMD,
     plan,
     dispatch.Sorted(factor),
     exchange.ExpertPlacement(2, 1.0),
   )
-  found = modality.drops(INPUTS, plan, arrived.permuted.slot_GMA)
+  experts_GM = exchange.experts_of_tokens(exchanger, arrived)
+  found = modality.drops(INPUTS, plan, experts_GM)
   np.testing.assert_allclose(found['dropped_text'], (lost, 2))
   np.testing.assert_allclose(found['dropped_image'], (0, 1))

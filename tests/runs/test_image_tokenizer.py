@@ -11,6 +11,7 @@ import pytest
 from moe.checkpoint import listing
 from moe.data.store import Store
 from moe.evaluate import reconstruction
+from moe.modalities import image
 from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
 from moe.objectives.image_codes import image_codes
@@ -161,6 +162,22 @@ def test_codes_become_tasks_in_both_orders(place, tmp_path, declared):
   (wanted,) = Store(pictures['shapes']['unseen']).read([0])
   codes = frozen.encode(wanted['pixels'][None])[0]
   assert np.array_equal(drawn['targets'], codes)
+
+
+def test_a_description_may_have_the_pixels_of_its_codes(
+  place, tmp_path, declared
+):
+  root, pictures = place
+  frozen = image_tokenizer.load(root / 'run')
+  path = image_tokenizer.path_of(root / 'run')
+  picture_codes.encode(frozen, path, pictures, tmp_path, has_patches=True)
+  code_tasks.add(tmp_path)
+  (described, *_) = registry.TASKS['describe_shapes_8'].documents('train')
+  (wanted,) = Store(pictures['shapes']['train']).read([0])
+  np.testing.assert_array_equal(
+    described['patches'],
+    image.patches_of(wanted['pixels'][None], frozen.grid)[0],
+  )
 
 
 def test_codes_of_another_tokenizer_are_refused(place):

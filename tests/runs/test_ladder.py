@@ -9,8 +9,8 @@ from moe.runs import ladder
 DENSE = ladder.Arm('dense', ('DENSE_TWIN=True',), 2)
 SPARSE = ladder.Arm('sparse', ('NUM_EXPERTS=4',), 1)
 
-# This script replaces the training command. Its score is |log2(rate / best)|
-# + 5 for the best rate of the arm. A rate above 8 diverges.
+# This script replaces the training command. If `best` is the best rate of the
+# arm, the score is 5 + |log2(rate / best)|. A rate above 8 diverges.
 TRAIN = """
 import json, math, pathlib, sys
 bound = dict(a.split('=', 1) for a in sys.argv[1:])

@@ -8,7 +8,8 @@ import pytest
 from moe.infer.pictures import Canvas
 from moe.modalities.text import train_vocabulary
 from moe.runs import picture_model, recognition
-from moe.runs.picture_model import Drawing, PictureModel
+from moe.runs.drawing import Drawing
+from moe.runs.picture_model import PictureModel
 
 LENGTH = 24
 
@@ -26,7 +27,7 @@ def model(tmp_path_factory):
     ),
   )
   made = PictureModel(trained, None)
-  vars(made)['canvas'] = Canvas(512, (2, 3), 400, {})
+  vars(made)['canvas'] = Canvas(512, (2, 3), 400)
   return made
 
 

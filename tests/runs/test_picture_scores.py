@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from moe.evaluate import judge as judge_lib
-from moe.runs import picture_losses, picture_scores
-from moe.runs.picture_scores import HeldOut
+from moe.infer.pictures import Seen
+from moe.runs import (
+  drawing_scores,
+  held_out_pictures,
+  picture_losses,
+  picture_scores,
+)
+from moe.runs.held_out_pictures import HeldOut
 
 NUM = 16
 
@@ -36,6 +42,9 @@ class Copier:
   def encode(self, pixels):
     return pixels
 
+  def see(self, pixels):
+    return Seen(pixels)
+
   def draw(self, sentences, drawing):
     del drawing
     return [
@@ -43,19 +52,19 @@ class Copier:
       for pixels in self.training.pixels[: len(sentences)]
     ]
 
-  def write(self, codes):
+  def write(self, seen):
     return [
       '一張明亮的圖' if picture.mean() > 128 else '一張很暗的圖'
-      for picture in codes
+      for picture in seen.tokens
     ]
 
   def caption(self, text):
     return [len(text), '暗' in text]
 
-  def nats(self, codes, ids):
-    if codes is None:
+  def nats(self, seen, ids):
+    if seen is None:
       return np.ones(len(ids))
-    is_dark = codes.mean(axis=(1, 2, 3)) < 128
+    is_dark = seen.tokens.mean(axis=(1, 2, 3)) < 128
     is_said = np.array([is_dark for _, is_dark in ids])
     return 2.0 - (is_dark[:, None] == is_said)
 
@@ -71,7 +80,7 @@ def scores():
   judge = judge_lib.train(
     np.tile(training.pixels, (8, 1, 1, 1)), 8 * training.facts, epochs=2
   )
-  wanted = picture_scores.Request(
+  wanted = held_out_pictures.Request(
     lambda text, facts: {'all': text == facts['name']}, num_drawn=NUM
   )
   with pytest.MonkeyPatch.context() as patch:
@@ -106,3 +115,37 @@ def test_each_score_knows_which_direction_is_better(scores):
   lower = {name for name, s in scores.items() if not s.is_higher_better}
   assert {'calibration error', 'KID, drawn against real'} <= lower
   assert not {'macro-F1', 'captions, BLEU of characters'} & lower
+
+
+class Painter:
+  """Draws light pictures if the guidance is 3, and dark ones otherwise."""
+
+  def draw(self, sentences, drawing):
+    pixels = np.full((8, 8, 3), 220 if drawing.guidance == 3 else 30, np.uint8)
+    return [types.SimpleNamespace(pixels=pixels)] * len(sentences)
+
+
+def test_guidance_is_chosen_on_sentences_that_are_not_scored():
+  training, held_out = pictures_of(0), pictures_of(1)
+  judge = judge_lib.train(
+    np.tile(training.pixels, (8, 1, 1, 1)), 8 * training.facts, epochs=2
+  )
+  # The first half is scored and dark, so the light second half decides.
+  wanted = held_out_pictures.Request(
+    None, guidances=(1.0, 3.0), num_drawn=NUM // 2
+  )
+  chosen = drawing_scores.with_guidance(Painter(), held_out, judge, wanted)
+  assert chosen.guidance == 3.0
+
+
+def test_a_judge_is_trained_once(tmp_path, monkeypatch):
+  training = pictures_of(0)
+  args = tmp_path, 'content', training.pixels, training.facts, 1
+  monkeypatch.setattr(judge_lib, '_BATCH', NUM)
+  first = judge_lib.of_cache(*args)
+  monkeypatch.setattr(judge_lib, 'train', None)
+  again = judge_lib.of_cache(*args)
+  assert again.values == first.values
+  np.testing.assert_array_equal(
+    again.params['to_name'], first.params['to_name']
+  )

@@ -130,7 +130,7 @@ KINDS = {'shardings': shardings, 'collectives': collectives}
 
 
 def difference(kind: str, name: str) -> str:
-  """The difference from the golden file as text; '' if there is none."""
+  """The difference from the golden file as text; '' if the two are equal."""
   path = FOLDER / f'{name}.{kind}.txt'
   wanted = path.read_text() if path.exists() else ''
   got = KINDS[kind](name)

@@ -44,7 +44,8 @@ def kernel(name, operands, result='bf16[4,1024,64]{2,1,0}'):
 
 
 # The operands are two tables of 2 x 2 tiles, queries of 4 heads and keys of 2
-# heads with 1024 tokens and 64 features, and values with 32 features.
+# heads with 1024 tokens and 64 features, values with 32 features, and the
+# segments of the queries.
 SPLASH = [
   's32[1,2,2]{2,1,0}', 's32[1,2,2]{2,1,0}', 'bf16[4,1024,64]{2,1,0}',
   'bf16[2,1024,64]{2,1,0}', 'bf16[2,1024,32]{2,1,0}', 's32[1024,128]{1,0}',

@@ -20,7 +20,7 @@ class Pictures:
 
 
 def document(record):
-  return record['name'], record['codes']
+  return record['name'], record['codes'], 1 + record['codes'][:, None]
 
 
 @pytest.fixture
@@ -30,8 +30,11 @@ def declared():
     'drawn',
     Pictures(),
     document,
-    ('inputs', 'targets'),
-    {'targets': Feature('image')},
+    ('inputs', 'targets', 'marks'),
+    {
+      'targets': Feature('image'),
+      'marks': Feature(dtype='uint8', of='targets'),
+    },
   )
   yield registry.TASKS['drawn']
   del registry.TASKS['drawn']
@@ -63,3 +66,7 @@ def test_declared_codes_become_a_store(declared, tmp_path):
   assert first['tokens'].tolist() == ids
   assert 'block_ids' not in first
   assert first['num_chars'] == 2
+  # Text and the end mark have no mark.
+  zeros = [0] * len(vocabulary.encode('白日'))
+  assert first['marks'].dtype == np.uint8
+  assert first['marks'][:, 0].tolist() == [*zeros, 1, 8, 0]

@@ -73,7 +73,7 @@ def assert_close(one, other):
 )
 def test_one_and_four_microbatches_have_the_same_gradient(scope, term):
   # The tests of the step cover two microbatches and all terms at once. So this
-  # test has four microbatches.
+  # test has four microbatches and one term at a time.
   one, four = (change(scope, term, n) for n in (1, 4))
   assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
   assert_close(four, one)

@@ -1,4 +1,8 @@
-"""Every second of a run has one part, whatever ends its attempts."""
+"""Every second of a run counts for exactly one part of its time."""
+
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -15,6 +19,17 @@ def clock(monkeypatch):
 
   monkeypatch.setattr(goodput.time, 'monotonic', lambda: now[0])
   return passes
+
+
+def test_a_process_began_when_it_was_started():
+  # The process waits, so its CPU time is far less than its age.
+  words = 'import time; time.sleep(1.5); from moe.train import goodput; '
+  words += 'print(goodput.process_begin())'
+  begin = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, '-c', words], capture_output=True, text=True, check=True
+  )
+  assert begin - 0.1 < float(done.stdout) < begin + 1.0
 
 
 def parts(attempt):

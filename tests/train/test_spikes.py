@@ -16,7 +16,7 @@ judge = jax.jit(spikes.judge, static_argnums=2)
 
 
 def judged(values, deviations=6.0):
-  """Whether each of some gradient norms is a spike."""
+  """(whether each gradient norm is a spike, the statistics after all norms)."""
   norms, found = spikes.start(), []
   for value in values:
     is_spike, _, norms = judge(norms, jnp.float32(value), deviations)

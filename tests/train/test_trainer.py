@@ -404,7 +404,7 @@ def test_tokens_leave_out_padding(start, make_batch, tmp_path):
     def batch(self, step):
       batch = super().batch(step)
       batch.segment_ids[:, 3:] = 0
-      batch.loss_weights[:, 2:] = 0  # These tokens are read but not scored.
+      batch.loss_weights[:, 2:] = 0  # Token 2 is read but not scored.
       return batch
 
   start('run', trainer.Settings(2), Padded(make_batch), evals=False)

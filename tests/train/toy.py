@@ -20,7 +20,7 @@ def _toy_init(key, batch_shapes):
 
 
 def _toy_loss(params, state, batch, key, train):
-  """Sums the squares of sum(w[token]) - target / 8; a key adds noise."""
+  """Sums weighted squares of sum(w[token]) - target / 8; a key adds noise."""
   error = params['w'].astype(jnp.float32)[batch.tokens].sum(-1)
   error -= batch.targets.astype(jnp.float32) / 8
   if key is not None:

@@ -83,7 +83,7 @@ def marks(text):
       found[i.opcode] += 1
     elif i.opcode == 'while' and re.search(r'[/(]experts\)*/', i.op_name):
       found['loop over blocks of rows'] += 1
-    # An array of attention scores is [B, K, T * queries per key, T].
+    # Attention scores are [B, K, T * query heads per key head, T].
     found['scores'] += any(s.dims[-2:] == (2 * T, T) for s in i.shapes)
   return +found
 

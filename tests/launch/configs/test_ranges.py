@@ -93,6 +93,7 @@ IN_USE = {
   'DropCondition': [
     "run.Data.transforms=(('a', @transforms.DropCondition()),)"
   ],
+  'ReadPatches': ["run.Data.transforms=(('a', @transforms.ReadPatches()),)"],
   'MaskBlocks': ["run.Data.transforms=(('a', @transforms.MaskBlocks()),)"],
   'Noise': upcycled('Noise'),
   'Drop': upcycled('Drop'),
@@ -110,6 +111,7 @@ NOT_SET = {
   *(
     'Embedding',
     'ExtraEmbedding',
+    'Patches',
     'OutputHead',
     'RMSNorm',
     'Objective',
@@ -178,7 +180,7 @@ def configurables():
   found = {}
   for info in pkgutil.walk_packages(moe.__path__, 'moe.'):
     package = info.name.split('.')[1]
-    # No run uses these packages, and some import TensorFlow.
+    # No gin file sets arguments in these packages.
     if package in ('planning', 'report', 'scale', 'evaluate', 'infer'):
       continue
     if info.name == 'moe.data.cache':

@@ -49,3 +49,17 @@ def test_a_sentence_is_checked_attribute_by_attribute():
 def test_a_sentence_of_another_kind_is_wrong_in_everything(text):
   scene = Scene((Thing('紅', '圓形', '大'),), place='左上角')
   assert not any(scenes.agreement(text, scene).values())
+
+
+def test_two_objects_may_be_named_in_either_order():
+  things = Thing('紅', '圓形', '大'), Thing('藍', '方形', '小')
+  scene = Scene(things, relation='右邊')
+  assert scenes.agreement('大紅色圓形在小藍色方形的右邊', scene)['all']
+  assert scenes.agreement('小藍色方形在大紅色圓形的左邊', scene)['all']
+  # The blue square is the left one, so its attributes have the number 0.
+  right = scenes.agreement('小綠色方形在大紅色圓形的左邊', scene)
+  assert not right.pop('all')
+  assert [name for name, is_right in right.items() if not is_right] == [
+    'colour_0'
+  ]
+  assert not scenes.agreement('小藍色方形在大紅色圓形的右邊', scene)['all']

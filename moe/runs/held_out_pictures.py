@@ -1,0 +1,111 @@
+"""Held-out pictures, and what of a model's work with them is scored."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from moe import bounds
+from moe.data.store import Store
+from moe.evaluate import comparison
+from moe.evaluate.score import Score
+from moe.runs.drawing import Drawing
+from moe.runs.tokenizer_report import first_pictures
+
+# A picture's own sentence must be found among this many, itself included.
+RIVALS = 16
+
+# (sentence, facts of a picture) -> attribute -> whether the sentence is right.
+Agreement = Callable[[str, Mapping], Mapping[str, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is scored, and how.
+
+  Attributes:
+    agreement: says which attributes a sentence gets right.
+    drawing: how pictures are drawn.
+    guidances: numbers of which the best one replaces `drawing.guidance`. It is
+      chosen by the judge, on other sentences than those that are scored.
+    cache_dir: directory of the caches; '' for none.
+    num_drawn: number of sentences to draw, the first ones of each source.
+    limit: number of held-out pictures to read, the first ones of each source.
+    judge_epochs: how often the judge sees each picture in its training. The
+      judge is a network that is trained apart from the models.
+    command: the command that gives the same numbers again.
+  """
+
+  agreement: Agreement
+  drawing: Drawing = Drawing()
+  guidances: Sequence[float] = ()
+  cache_dir: str = ''
+  num_drawn: int = 200
+  limit: int = 1500
+  judge_epochs: int = 4
+  command: str = ''
+
+  def __post_init__(self):
+    bounds.at_least(2, '--num', self.num_drawn, 'sentences to draw')
+    bounds.at_least(RIVALS, '--limit', self.limit, 'held-out pictures')
+    meaning = 'passes of the judge over its pictures'
+    bounds.at_least(1, '--judge_epochs', self.judge_epochs, meaning)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Held-out pictures with their sentences and facts.
+
+  Attributes:
+    name: name of the pictures; the name of each score begins with it.
+    pixels: uint8 [N, Y, X, 3].
+    captions: the sentence of each picture.
+    facts: what each picture shows, by attribute.
+  """
+
+  name: str
+  pixels: np.ndarray
+  captions: list[str]
+  facts: list[dict]
+
+  def part(self, first: int, end: int) -> 'HeldOut':
+    """Some of the pictures."""
+    return HeldOut(
+      self.name,
+      self.pixels[first:end],
+      self.captions[first:end],
+      self.facts[first:end],
+    )
+
+
+def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
+  """Reads the first `limit` pictures of a store, with sentences and facts."""
+  made = first_pictures(store, pixels, limit)
+  records = store.read(np.arange(len(made)))
+  facts = [json.loads(record['facts'].tobytes()) for record in records]
+  return HeldOut(name, made, [one.pop('caption') for one in facts], facts)
+
+
+class Mean:
+  """Makes scores that are means over pictures."""
+
+  def __init__(self, name: str, command: str):
+    self._name, self.command = name, command
+
+  def __call__(
+    self, what: str, values: np.ndarray, unit: str = 'share', higher=True
+  ) -> Score:
+    """The mean over pictures with its interval; unknown values are NaN."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return comparison.of_mean(
+      f'{self._name}: {what}', known, self.command, unit, higher
+    )
+
+  def single(
+    self, what: str, value: float, n: int, unit: str, higher: bool
+  ) -> Score:
+    """Makes a score without an interval, for a value that is not a mean."""
+    name = f'{self._name}: {what}'
+    return Score(name, float(value), None, None, n, self.command, unit, higher)
