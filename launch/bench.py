@@ -31,7 +31,7 @@ from launch.later import Later
 from moe.evaluate import timing
 from moe.planning import import_times
 
-layer = Later('launch.benchmarks.layer')
+layer_estimates = Later('moe.planning.layer_estimates')
 runs = Later('launch.benchmarks.runs')
 step = Later('launch.benchmarks.step')
 
@@ -144,7 +144,7 @@ def compare(
   elif args.verb == 'step':
     report = step.compare(args, overrides)
   else:
-    report = layer.compare(args)
+    report = layer_estimates.compare(args)
   timing.show(report, args.json, command)
   return 0
 

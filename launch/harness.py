@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from launch import runtime
 from launch.later import Later
 
-harness_model = Later('launch.harness_model')
+harness_model = Later('launch.benchmarks.harness_model')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,7 +90,9 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
     if args.dry_run:
       print(other.describe(config.run), end='')
       return 0
-    return other.train(config.run, workdir, texts, prepare)
+    return other.train(
+      config.run, workdir, texts, prepare, args.compiled, begin
+    )
   differences = configuration.differences(
     config.text, os.path.join(workdir, 'config.gin')
   )

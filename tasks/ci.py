@@ -11,7 +11,7 @@ def ci_document(lyric: Record) -> str:
 
 
 def qu_document(aria: Record) -> str:
-  """The title, with the names of play and tune; below it all verses in a line."""
+  """The title, which names play and tune, then all verses in one line."""
   return aria['title'] + '\n' + ''.join(aria['paragraphs'])
 
 

@@ -63,6 +63,11 @@ class ChainReader:
     encoded = json.dumps(identity).encode()
     self.manifest_hash = hashlib.sha256(encoded).hexdigest()
 
+  @property
+  def bytes_read(self) -> int:
+    """Bytes of the records that this host has read."""
+    return sum(store.bytes_read for store in self._stores)
+
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
     number = self.skips.number(step) * self._batch_size + self._rows

@@ -57,6 +57,11 @@ class PictureReader:
     identity = json.dumps([contents, self._mixture.shares.tolist()])
     self.manifest_hash = hashlib.sha256(identity.encode()).hexdigest()
 
+  @property
+  def bytes_read(self) -> int:
+    """Bytes of the records that this host has read."""
+    return sum(store.bytes_read for store in self._stores)
+
   def batch(self, step: int) -> Batch:
     """The rows of a step's batch that this host reads."""
     number = self.skips.number(step) * self._batch_size + self._rows

@@ -36,12 +36,7 @@ from moe.types import Array, Layout, Pair
 
 
 class LayerOutputs(NamedTuple):
-  """The losses and metrics that an MoE layer returns beside its activations.
-
-  Attributes:
-    losses: name -> (sum, weight).
-    metrics: name -> (sum, weight).
-  """
+  """What an MoE layer returns beside its activations: name -> (sum, weight)."""
 
   losses: dict[str, Pair]
   metrics: dict[str, Pair]
@@ -53,6 +48,36 @@ class TokenInfo(NamedTuple):
   token_ids: Array
   modality: Array
   valid: Array
+
+
+def check_groups(
+  batch: int, length: int, group_size: int, rows: int, columns: int
+) -> None:
+  """Raises ValueError unless whole routing groups fit on each device.
+
+  Args:
+    batch: sequences of one microbatch, over all devices.
+    length: tokens per sequence.
+    group_size: M, tokens per routing group.
+    rows: devices that divide the sequences of a batch.
+    columns: devices that divide the tokens of a sequence.
+  """
+  if batch % rows or length % columns:
+    raise ValueError(
+      f'a microbatch of {batch} sequences of {length} tokens must be divisible'
+      f' by the {rows} x {columns} devices of its mesh axes: change BATCH_SIZE'
+      ' or the mesh.'
+    )
+  b, t = batch // rows, length // columns
+  fits = t % group_size == 0 or (
+    group_size % t == 0 and columns == 1 and b % (group_size // t) == 0
+  )
+  if not fits:
+    raise ValueError(
+      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device'
+      ' and microbatch along whole rows or within them: choose a divisor of the'
+      ' sequence length, or a multiple of it that divides the tokens.'
+    )
 
 
 def tokens_per_group(sequence_length: int) -> int:
@@ -126,19 +151,8 @@ class MoE(nn.Module):
     super().__post_init__()
 
   def anatomy(self) -> ExpertsAnatomy:
-    """The sizes and choices of this layer in training.
-
-    Raises:
-      ValueError: if router, dispatch or exchange refuse their settings, or if
-        TOP_K is larger than the number of experts.
-    """
+    """The sizes and choices of this layer in training."""
     router, exchanger = self._parts.router, self._parts.exchange
-    choices = self.num_experts + router.num_added
-    if router.num_active > choices:
-      raise ValueError(
-        f'TOP_K={router.num_active} must be at most the {choices} experts of a'
-        ' layer: lower it, or raise NUM_EXPERTS.'
-      )
     is_pooled = isinstance(exchanger, exchange.Ragged)
     return ExpertsAnatomy(
       num_experts=self.num_experts,
@@ -243,7 +257,7 @@ class MoE(nn.Module):
     B, T, _ = x_BTD.shape
     lay, parts = self.layout, self._parts
     if train:
-      moe_parts.check_groups(B, T, self.group_size, *parts.devices)
+      check_groups(B, T, self.group_size, *parts.devices)
       shared = set(lay.expert_axes) & set(lay.batch_axes)
       if shared and isinstance(parts.exchange, exchange.Replicated):
         raise ValueError(

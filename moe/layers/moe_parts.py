@@ -70,8 +70,8 @@ def make_parts(
     layout: mesh axes by use.
 
   Raises:
-    ValueError: for a setting that is out of range, or that the mesh cannot
-      divide.
+    ValueError: for a setting that is out of range, that the mesh cannot
+      divide, or that does not fit the other settings.
   """
   at_least, together = bounds.at_least, 'tokens that are routed together'
   at_least(1, 'NUM_EXPERTS', sizes.num_experts, 'experts of a layer')
@@ -94,6 +94,12 @@ def make_parts(
       f' axis ({tensor}): use a multiple of {tensor}, or lower MESH_MODEL.'
     )
   made = router(num_active=top_k)
+  choices = sizes.num_experts + made.num_added
+  if made.num_active > choices:
+    raise ValueError(
+      f'TOP_K={made.num_active} must be at most the {choices} experts of a'
+      ' layer: lower it, or raise NUM_EXPERTS.'
+    )
   state = jax.eval_shape(lambda: made.init_state(sizes.num_experts))
   return Parts(
     made,
@@ -103,33 +109,3 @@ def make_parts(
     bool(state),
     (layout.size(layout.batch_axes), layout.size(layout.sequence_axes)),
   )
-
-
-def check_groups(
-  batch: int, length: int, group_size: int, rows: int, columns: int
-) -> None:
-  """Raises ValueError unless whole routing groups fit on each device.
-
-  Args:
-    batch: sequences of one microbatch, over all devices.
-    length: tokens per sequence.
-    group_size: M, tokens per routing group.
-    rows: devices that divide the sequences of a batch.
-    columns: devices that divide the tokens of a sequence.
-  """
-  if batch % rows or length % columns:
-    raise ValueError(
-      f'a microbatch of {batch} sequences of {length} tokens must be divisible'
-      f' by the {rows} x {columns} devices of its mesh axes: change BATCH_SIZE'
-      ' or the mesh.'
-    )
-  b, t = batch // rows, length // columns
-  fits = t % group_size == 0 or (
-    group_size % t == 0 and columns == 1 and b % (group_size // t) == 0
-  )
-  if not fits:
-    raise ValueError(
-      f'GROUP_SIZE={group_size} must divide the {b} x {t} tokens of one device'
-      ' and microbatch along whole rows or within them: choose a divisor of the'
-      ' sequence length, or a multiple of it that divides the tokens.'
-    )

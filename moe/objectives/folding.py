@@ -17,7 +17,7 @@ import numpy as np
 from moe import axes, bounds
 from moe.modalities import residues, rigid, torsions
 from moe.modalities.rigid import Rigid
-from moe.models.functional import FoldingFunctional
+from moe.models.functional import Folded, FoldingFunctional
 from moe.objectives import structure_losses as losses
 from moe.objectives import violations
 from moe.objectives.objective import Facts, Measure, Objective
@@ -231,12 +231,12 @@ def fold_again(
 
 
 def terms(
-  found, batch: Batch, is_clamped: Array, factors: Factors
+  found: Folded, batch: Batch, is_clamped: Array, factors: Factors
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Returns (terms of the loss, metrics); both are name -> numbers [B].
 
   Args:
-    found: the `Folded` of a batch.
+    found: what the model returns for the batch.
     batch: the batch.
     is_clamped: bool [B], see `structure_losses.fape`.
     factors: coefficients; a term with coefficient 0 is left out.

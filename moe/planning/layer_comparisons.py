@@ -22,7 +22,7 @@ from moe.planning.benchmark_layer import (
 )
 from moe.routing import dispatch, exchange
 
-# Sizes for two CPU cores; launch/benchmarks/layer.py has sizes for TPUs.
+# Sizes for two CPU cores; layer_estimates.py has sizes for TPUs.
 SIZES = {
   'd_model': 512,
   'd_ff': 1024,

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from moe import axes
 from moe.layers.anatomy import FeedForwardAnatomy
-from moe.layers.moe_parts import check_groups
+from moe.layers.moe_layer import check_groups
 from moe.models.anatomy import Anatomy, anatomy
 from moe.models.functional import Functional
 from moe.objectives.objective import shapes_of

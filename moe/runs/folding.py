@@ -3,13 +3,11 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
-
 from moe.data.cache_dir import default_cache_dir
 from moe.data.chains import ChainReader, all_chains, chain_batches
 from moe.data.store import Store
 from moe.modalities.protein import Chain
-from moe.runs import own_training
+from moe.runs import attempt, preflight
 from moe.runs.folding_run import FoldingRun
 from moe.train import program as program_lib
 from moe.train.evaluation import HeldOut
@@ -28,6 +26,8 @@ def train(
   workdir: str,
   config_files: dict[str, str],
   prepare_chains: PrepareChains,
+  compiled: str | None = None,
+  begin: float | None = None,
 ) -> int:
   """Trains a folding model, or resumes its run.
 
@@ -36,6 +36,8 @@ def train(
     workdir: directory of all files of the run.
     config_files: the configuration files to write, text by file name.
     prepare_chains: makes missing stores of chains, see `PrepareChains`.
+    compiled: see `attempt.Attempt`.
+    begin: see `attempt.Attempt`.
 
   Returns:
     The exit code: 0 at the end, 75 after a signal to stop.
@@ -44,20 +46,27 @@ def train(
     ValueError: if chains cannot be used, or if checkpoints do not fit.
   """
   program = run.program()
-  code = own_training.train(
+
+  def opened() -> attempt.Opened:
+    return attempt.Opened(
+      *open_chains(run, program, prepare_chains),
+      preflight.run_identity(run),
+      program.init,
+      lambda: _logger.info(
+        f'python -m launch.fold --checkpoint={workdir} --fasta=FILE --out=DIR'
+        ' folds sequences'
+      ),
+    )
+
+  one = attempt.Attempt(
     run.settings,
     program,
-    open_chains(run, program, prepare_chains),
     workdir,
     config_files,
-    run.data.batch_size,
+    compiled=compiled,
+    begin=begin,
   )
-  if code == 0 and jax.process_index() == 0:
-    _logger.info(
-      f'python -m launch.fold --checkpoint={workdir} --fasta=FILE --out=DIR'
-      ' folds sequences'
-    )
-  return code
+  return attempt.train(one, opened)
 
 
 def describe(run: FoldingRun) -> str:

@@ -20,7 +20,7 @@ from moe.data.pictures import PictureReader, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
 from moe.models.functional import PictureFunctional
-from moe.runs import bucket, own_training
+from moe.runs import attempt, preflight
 from moe.runs.run import IMAGE_TOKENIZER
 from moe.runs.tokenizer_run import TokenizerRun
 from moe.train import program as program_lib
@@ -59,6 +59,8 @@ def train(
   workdir: str,
   config_files: dict[str, str],
   prepare_pictures: PreparePictures,
+  compiled: str | None = None,
+  begin: float | None = None,
 ) -> int:
   """Trains a tokenizer, or resumes its run, and freezes it at the end.
 
@@ -67,6 +69,8 @@ def train(
     workdir: directory of all files of the run.
     config_files: the configuration files to write, text by file name.
     prepare_pictures: makes the stores of pictures that are missing.
+    compiled: see `attempt.Attempt`.
+    begin: see `attempt.Attempt`.
 
   Returns:
     The exit code: 0 at the end, 75 after a signal to stop.
@@ -75,23 +79,32 @@ def train(
     ValueError: if pictures cannot be used, or if checkpoints do not fit.
   """
   program = run.program()
-  code = own_training.train(
-    run.settings,
-    program,
-    open_pictures(run, program, prepare_pictures),
-    workdir,
-    config_files,
-    run.data.batch_size,
-  )
-  if code == 0 and jax.process_index() == 0:
+
+  def write_frozen() -> None:
     frozen = freeze(run, workdir)
-    bucket.Mirror(workdir).send()
     _logger.info(
       f'{os.path.join(workdir, IMAGE_TOKENIZER)}: {frozen.num_codes:,} codes,'
       f' {frozen.grid[0]} x {frozen.grid[1]} for a picture,'
       f' SHA-256 {frozen.sha256[:12]}'
     )
-  return code
+
+  def opened() -> attempt.Opened:
+    return attempt.Opened(
+      *open_pictures(run, program, prepare_pictures),
+      preflight.run_identity(run),
+      program.init,
+      write_frozen,
+    )
+
+  one = attempt.Attempt(
+    run.settings,
+    program,
+    workdir,
+    config_files,
+    compiled=compiled,
+    begin=begin,
+  )
+  return attempt.train(one, opened)
 
 
 def open_pictures(

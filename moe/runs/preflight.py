@@ -114,10 +114,10 @@ def check_resumed(
     )
 
 
-def run_identity(run: Run) -> dict[str, int]:
+def run_identity(run: Any) -> dict[str, int]:
   """The values of the settings that determine the order of the data."""
   numbers = {**vars(run.settings), **vars(run.data)}
-  return {key: numbers[key] for key in ORDER}
+  return {key: numbers[key] for key in ORDER if key in numbers}
 
 
 def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:

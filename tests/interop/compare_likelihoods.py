@@ -4,9 +4,9 @@
     python -m tests.interop.compare_likelihoods --checkpoint=runs/one
 
 The run is exported. lm-evaluation-harness scores the export with transformers
-in float32, and the run itself through `launch.harness_model`. The harness's own
-task files read the benchmark rows in $WUDAO_DATA, so no network is needed. The
-table also has the accuracies of the scorecard.
+in float32, and the run itself through `launch.benchmarks.harness_model`. The
+harness's own task files read the benchmark rows in $WUDAO_DATA, so no network
+is needed. The table also has the accuracies of the scorecard.
 
 Two experts can have scores that are equal up to the rounding of float32. Then a
 batch of another size can choose the other expert, and the likelihood jumps. So
@@ -31,7 +31,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from launch import convert
-from launch.harness_model import Wudao
+from launch.benchmarks.harness_model import Wudao
 from moe.data.text_file import read_json_lines
 from moe.evaluate import benchmarks
 from moe.runs import scorecard_scores

@@ -124,9 +124,9 @@ def test_atoms_that_overlap_clash_but_a_peptide_bond_does_not():
   loss, who = violations.clashes(codes, numbers, atoms, mask)
   assert loss == 0 and not who.any()
   loss, who = violations.clashes(codes, 2 * numbers, atoms, mask)
-  # Both atoms are at one point, and their residues are not neighbours. The radii
-  # 1.70 and 1.55 may overlap by 1.5. The loss of the pair is divided by the
-  # number of atoms, 2.
+  # Both atoms are at one point, and their residues are not neighbours. The two
+  # radii 1.70 and 1.55 may overlap by 1.5. The loss of the pair is divided by
+  # the number of atoms, 2.
   assert loss == pytest.approx((1.70 + 1.55 - 1.5) / 2, abs=1e-3) and who.all()
 
 

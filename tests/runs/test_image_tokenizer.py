@@ -1,6 +1,7 @@
 """An image tokenizer is trained, frozen, scored, and encodes pictures."""
 
 import functools
+import json
 import shutil
 
 import numpy as np
@@ -82,6 +83,9 @@ def test_a_run_goes_back_and_leaves_out_a_batch(place, tmp_path):
   assert read[:2] == [3, 4]
   meta = listing.read_meta(tmp_path / 'run/checkpoints/4')
   assert meta['skipped_batches'] == [[2, 3]]
+  # The time of both attempts is booked, and that of the steps done again.
+  booked = json.loads((tmp_path / 'run/run.json').read_text())['goodput']
+  assert len(booked['attempts']) == 2 and booked['parts']['lost'] > 0
 
 
 def test_a_frozen_tokenizer_is_known_by_its_hash(place):

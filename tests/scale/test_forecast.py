@@ -180,11 +180,11 @@ def test_gathered_experts_need_rows_and_not_the_tokens_of_all_devices():
 
 
 def test_divided_widths_need_columns():
-  # On a ring of 4 chips, an all-reduce sends 3/4 of each byte twice. A chip does
-  # 2,550 FLOPs in the time of one byte, so hiding a byte of the result takes
-  # 2 * 3/4 * 2,550 = 2 * 1,912 FLOPs. F columns of two matrices do 4 D F FLOPs
-  # per token for its 2 D bytes, which is 2 F per byte. So F must be at least
-  # 1,912.
+  # On a ring of 4 chips, an all-reduce sends 3/4 of each byte twice. A chip
+  # does 2,550 FLOPs in the time of one byte. So hiding a byte of the result
+  # takes 2 * 3/4 * 2,550 = 2 * 1,912 FLOPs. F columns of two matrices do 4 D F
+  # FLOPs per token for its 2 D bytes, which is 2 F per byte. So F must be at
+  # least 1,912.
   dense = {'sparse_layers': 0}
   assert warned('model', dense_width=1900, **dense)
   assert not warned('model', dense_width=1925, **dense)

@@ -123,6 +123,7 @@ NOT_SET = {
     'IdSpace',
     'TrainedRun',
     'ScoringRequest',
+    'Attempt',
     'Job',
     'Limits',
     'Ladder',

@@ -43,7 +43,7 @@ def test_three_tasks_have_the_scores_worked_out_by_hand(
   lm_eval = pytest.importorskip('lm_eval', reason=REASON)
   from lm_eval.tasks import TaskManager
 
-  from launch.harness_model import Wudao
+  from launch.benchmarks.harness_model import Wudao
 
   rows = tmp_path / 'rows.json'
   # The second choice has fewer tokens, so a uniform model prefers it.
