@@ -30,7 +30,7 @@ from moe.runs.scorecard_scores import Asked
 _logger = logging.getLogger(__name__)
 
 # Increase this number if the meaning of a value in a stored scorecard changes.
-FORMAT = 3
+FORMAT = 4
 FOLDER = 'scorecards'
 
 Card = dict[str, Any]
