@@ -15,11 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from moe.checkpoint import integrity, literal_path
-from moe.checkpoint.listing import (
-  locate,
-  read_meta,
-  steps,
-)
+from moe.checkpoint.listing import locate, read_meta, steps
 from moe.parallel.shardings import Shaped, path_name
 from moe.types import Array, PyTree
 
