@@ -1,5 +1,6 @@
-"""From a folder of pictures to a model, its report, drawings and captions."""
+"""From pictures to a model, its report, drawings and captions."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,8 +9,8 @@ from PIL import Image
 
 from launch import describe, draw, images, train
 from moe.runs import gallery_file
+from tasks.pictures import shapes, stores
 
-COLOURS = {'紅': (220, 40, 40), '綠': (40, 160, 70), '藍': (40, 90, 220)}
 # Tiny models of pictures of 8 x 8 pixels, with 2 x 2 codes.
 TOKENIZER = {
   'PIXELS': 8,
@@ -18,17 +19,18 @@ TOKENIZER = {
   'NUM_BLOCKS': (1, 1),
   'BATCH_SIZE': 8,
   'TRAIN_STEPS': 2,
+  'WARMUP_STEPS': 1,
   'EVAL_PERIOD': 0,
 }
 MODEL = {
-  'VOCAB_SIZE': 768,
+  'VOCAB_SIZE': 640,
   'NUM_CODES': 25,
   'CODE_LEVELS': (5, 5),
   'EXTRA_TABLES': (('row', 3), ('column', 3)),
   'LONGEST_BLOCK': 4,
   'PATCH_VALUES': 48,
-  'TASK': 'mine_8_both',
-  'EVAL_TASKS': ('draw_mine_8', 'describe_mine_8'),
+  'TASK': 'shapes_8_both',
+  'EVAL_TASKS': ('draw_shapes_8', 'describe_shapes_8'),
   'NUM_LAYERS': 1,
   'D_MODEL': 16,
   'HEAD_DIM': 8,
@@ -38,6 +40,7 @@ MODEL = {
   'BATCH_SIZE': 8,
   'GROUP_SIZE': 64,
   'TRAIN_STEPS': 2,
+  'WARMUP_STEPS': 1,
   'EVAL_PERIOD': 1,
 }
 
@@ -47,29 +50,24 @@ def flags(numbers):
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """A folder with pictures, a tokenizer, codes and a run."""
+def place(tmp_path_factory, request):
+  """A folder with a tokenizer, codes and a run that reads patches."""
   root = tmp_path_factory.mktemp('pictures')
-  (root / 'mine').mkdir()
-  with open(root / 'mine' / 'captions.jsonl', 'w', encoding='utf-8') as file:
-    for number in range(60):
-      name = list(COLOURS)[number % 3]
-      picture = np.full((8, 8, 3), COLOURS[name], np.uint8)
-      picture[: number % 8] = 255
-      Image.fromarray(picture).save(root / 'mine' / f'{number}.png')
-      record = {'file': f'{number}.png', 'caption': f'一張{name}色的圖片'}
-      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+  patch = pytest.MonkeyPatch()
+  few = functools.partial(shapes.Shapes, num_pictures=80)
+  patch.setitem(stores.SOURCES, 'shapes', few)
+  request.addfinalizer(patch.undo)
   cache = f'--gin.CACHE_DIR={str(root / "cache")!r}'
   codes = root / 'codes'
-  tokenizer = {**TOKENIZER, 'PICTURES': (f'{root}/mine',)}
+  tokenizer = {**TOKENIZER, 'PICTURES': ('shapes',)}
   model = {
     **MODEL,
     'TASK_MODULES': (f'{codes}/picture_tasks.py',),
     'IMAGE_TOKENIZER': f'{codes}/image_tokenizer.bin',
   }
   transforms = (
-    "--gin.TRANSFORMS=(('draw_mine_8', @transforms.DropCondition()),"
-    "('describe_mine_8', @transforms.ReadPatches()))"
+    "--gin.TRANSFORMS=(('draw_shapes_8', @transforms.DropCondition()),"
+    "('describe_shapes_8', @transforms.ReadPatches()))"
   )
   tokenizer_run, run = f'{root}/tokenizer', f'{root}/run'
   assert not train.main([
@@ -100,23 +98,23 @@ def test_a_run_shows_what_it_draws_and_describes(place):
   assert found.drawn[1].shape == (len(found.sentences), 8, 8, 3)
   assert len(found.written) == len(found.originals) == len(found.made)
   page = (place / 'run' / 'report.html').read_text(encoding='utf-8')
-  assert '<h2>mine_8: held-out pictures, read as codes</h2>' in page
+  assert '<h2>shapes_8: held-out pictures and what the model says of them</h2>' in page
 
 
 @pytest.mark.slow
 def test_a_trained_model_draws_a_sentence_and_describes_it(place, capsys):
   checkpoint, sheet = f'--checkpoint={place}/run', f'{place}/red.png'
   code = draw.main(
-    [checkpoint, '--prompt=一張紅色的圖片', '--num=2', f'--out={sheet}']
+    [checkpoint, '--prompt=左上角有一個大紅色圓形', '--num=2', f'--out={sheet}']
     + ['--rerank=2']
   )
   assert code == 0
   with Image.open(sheet) as image:
     facts = json.loads(image.text['wudao'])
-  assert facts['prompt'] == '一張紅色的圖片'
+  assert facts['prompt'] == '左上角有一個大紅色圓形'
   assert np.isfinite(facts['caption_losses']).all()
   assert describe.main([checkpoint, sheet, '--samples=2']) == 0
-  assert describe.main([checkpoint, sheet, '--labels=紅,綠']) == 0
+  assert describe.main([checkpoint, sheet, '--labels=圓形,方形']) == 0
   assert 'red.png' in capsys.readouterr().out
 
 
@@ -125,7 +123,7 @@ def test_a_tokenizer_that_is_missing_is_named(place, capsys):
   path = place / 'run' / 'image_tokenizer.bin'
   hidden = path.rename(f'{path}.away')
   code = draw.main(
-    [f'--checkpoint={place}/run', '--prompt=紅', f'--out={place}/a.png']
+    [f'--checkpoint={place}/run', '--prompt=圓形', f'--out={place}/a.png']
   )
   hidden.rename(path)
   assert code == 2
