@@ -76,10 +76,11 @@ def uneven(y_GMD):
   return jnp.sum(jnp.sin(scale) * y_GMD)
 
 
-def layer(exchanger, dispatcher, num_devices):
+def layer(exchanger, dispatcher, num_devices, counts_experts=True):
   """Makes a function of `arguments`.
 
-  It returns (outputs, how many experts see each token, traffic).
+  It returns (outputs, how many experts see each token, traffic). Without
+  `counts_experts` the second result is None.
   """
   axes = ('expert',) if num_devices > 1 else ()
 
@@ -91,7 +92,10 @@ def layer(exchanger, dispatcher, num_devices):
     y_GMD, traffic = exchanger.collect(out, arrived), arrived.traffic
     if axes and not isinstance(exchanger, exchange.Replicated):
       traffic = jax.lax.psum(traffic, axes)
-    return y_GMD, exchange.experts_of_tokens(exchanger, arrived), traffic
+    experts_GM = None
+    if counts_experts:
+      experts_GM = exchange.experts_of_tokens(exchanger, arrived)
+    return y_GMD, experts_GM, traffic
 
   if axes:
     mesh = Mesh(np.array(jax.devices()[:num_devices]), axes)
