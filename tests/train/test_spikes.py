@@ -3,14 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from moe.optim import optimizers
-from moe.parallel import rules
-from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import spikes
-from moe.train.program import make_program
+from tests.train.toy import make_toy_program
 
 judge = jax.jit(spikes.judge, static_argnums=2)
 
@@ -66,15 +62,7 @@ def test_a_norm_that_is_not_finite_leaves_the_statistics_alone(usual):
 
 @pytest.fixture(scope='module')
 def program(toy):
-  return make_program(
-    toy,
-    optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
-    lambda step: 0.1,
-    rules.table('standard'),
-    make_mesh(MeshShape(), jax.devices()[:1]),
-    seed=0,
-    spike_deviations=6.0,
-  )
+  return make_toy_program(toy, spike_deviations=6.0)
 
 
 def test_a_spike_changes_only_the_step_and_the_statistics(program, make_batch):
@@ -89,12 +77,5 @@ def test_a_spike_changes_only_the_step_and_the_statistics(program, make_batch):
 
 
 def test_a_run_without_the_rule_has_no_statistics(toy):
-  plain = make_program(
-    toy,
-    optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
-    lambda step: 0.1,
-    rules.table('standard'),
-    make_mesh(MeshShape(), jax.devices()[:1]),
-    seed=0,
-  )
+  plain = make_toy_program(toy)
   assert plain.abstract._fields == ('step', 'params', 'opt_state', 'state')

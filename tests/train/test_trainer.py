@@ -10,20 +10,16 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from moe.checkpoint import listing
 from moe.checkpoint.save import Checkpointer
 from moe.data.order import Source
-from moe.optim import optimizers
-from moe.parallel import rules
-from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import ahead, record_log, trainer
 from moe.train import reporter as reporter_lib
 from moe.train.evaluation import HeldOut
-from moe.train.program import make_program
 from moe.train.progress import Progress
+from tests.train.toy import make_toy_program
 
 POISON = 15
 STEPS = 10
@@ -38,14 +34,7 @@ def kill(number=signal.SIGTERM):
 
 @pytest.fixture(scope='module')
 def program(toy):
-  return make_program(
-    toy,
-    optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
-    lambda step: 0.1,
-    rules.table('standard'),
-    make_mesh(MeshShape(), jax.devices()[:1]),
-    seed=0,
-  )
+  return make_toy_program(toy)
 
 
 class Reader:
@@ -516,14 +505,7 @@ def test_a_state_that_an_update_has_broken_is_never_saved(
 ):
   # Loss and gradient of step 5 are finite, but the update overflows.
   rate = lambda step: jnp.where(step < 4, 0.1, 1e38)
-  broken = make_program(
-    toy,
-    optimizers.build(optimizers.adamw(rate)),
-    rate,
-    rules.table('standard'),
-    program.mesh,
-    seed=0,
-  )
+  broken = make_toy_program(toy, rate)
   settings = trainer.Settings(STEPS, save_period=1, keep_last=9)
   with pytest.raises(
     reporter_lib.TrainingError, match='Step 5 .* is not saved'

@@ -3,14 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from moe import axes
 from moe.objectives import language
 from moe.objectives.objective import Objective
+from moe.optim import optimizers
+from moe.parallel import rules
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.train.program import make_program
 from moe.types import TokenBatch
 
 # This token makes the loss of the toy NaN.
 POISON = 15
+_RATE = optax.constant_schedule(0.1)
 
 
 def _toy_init(key, batch_shapes):
@@ -59,4 +65,17 @@ def make_batch(seed, B=8, T=4, V=POISON):
     positions=zeros + np.arange(T, dtype=np.int32),
     block_ids=zeros,
     modality=zeros,
+  )
+
+
+def make_toy_program(objective, rate=_RATE, **options):
+  """The program of AdamW on one device; its learning rate is 0.1 by default."""
+  return make_program(
+    objective,
+    optimizers.build(optimizers.adamw(rate)),
+    rate,
+    rules.table('standard'),
+    make_mesh(MeshShape(), jax.devices()[:1]),
+    seed=0,
+    **options,
   )

@@ -16,18 +16,11 @@ import sys
 import time
 from unittest import mock
 
-import jax
-import optax
-
 from moe import atomic_files, failpoints
 from moe.checkpoint.save import Checkpointer
-from moe.optim import optimizers
-from moe.parallel import rules
-from moe.parallel.mesh import MeshShape, make_mesh
 from moe.train import progress as progress_lib
 from moe.train import record_log, trainer
 from moe.train.evaluation import HeldOut
-from moe.train.program import make_program
 from tests.train import toy
 
 # Steps take longer than saves, as they do in a real run.
@@ -53,14 +46,7 @@ def settings_of(steps):
 
 def train(workdir, settings, told=lambda step: None):
   """Starts or resumes a run; returns its exit code."""
-  program = make_program(
-    toy.make_objective(),
-    optimizers.build(optimizers.adamw(optax.constant_schedule(0.1))),
-    lambda step: 0.1,
-    rules.table('standard'),
-    make_mesh(MeshShape(), jax.devices()[:1]),
-    seed=0,
-  )
+  program = toy.make_toy_program(toy.make_objective())
   os.makedirs(workdir, exist_ok=True)
   atomic_files.sweep(workdir)
   checkpointer = Checkpointer(
