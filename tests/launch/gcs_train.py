@@ -10,23 +10,16 @@ import shutil
 import sys
 
 from tests.checkpoint import gcs_run
+from tests.launch import tiny_run
 
 FLAGS = [
-  '--gin_file=gin_configs/runs/quickstart.gin',
+  *tiny_run.FLAGS,
   '--gin.SAVE_PERIOD=4',
   '--gin.EVAL_PERIOD=4',
   '--gin.KEEP_LAST=2',
   '--gin.KEEP_BEST=0',
-  '--gin.D_MODEL=32',
-  '--gin.NUM_LAYERS=1',
-  '--gin.BATCH_SIZE=4',
-  '--gin.SEQUENCE_LENGTH=32',
-  '--gin.GROUP_SIZE=32',
-  '--gin.MESH_EXPERT=1',
   '--gin.TRAIN_STEPS=12',
   '--gin.WARMUP_STEPS=2',
-  "--gin.EVAL_TASKS=('builtin_couplets',)",
-  '--gin.PROMPTS=()',
 ]
 URL = 'gs://runs/诗 词'
 

@@ -32,21 +32,14 @@ from moe.checkpoint import listing
 from moe.data import reader
 from moe.runs import supervise
 from moe.train import record_log
+from tests.launch import tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = [
-  '--gin_file=gin_configs/runs/quickstart.gin',
+  *tiny_run.FLAGS,
   '--gin.SAVE_PERIOD=5',
   '--gin.EVAL_PERIOD=10',
   '--gin.HANG_SECONDS=60.0',
-  '--gin.D_MODEL=32',
-  '--gin.NUM_LAYERS=1',
-  '--gin.BATCH_SIZE=4',
-  '--gin.SEQUENCE_LENGTH=32',
-  '--gin.GROUP_SIZE=32',
-  '--gin.MESH_EXPERT=1',
-  "--gin.EVAL_TASKS=('builtin_couplets',)",
-  '--gin.PROMPTS=()',
 ]
 SIGNALS = {
   'kill': signal.SIGKILL,

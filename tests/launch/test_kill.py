@@ -18,6 +18,7 @@ import pytest
 
 from moe import failpoints
 from moe.train import goodput, record_log
+from tests.launch import tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOW_MEMORY = [
@@ -26,17 +27,9 @@ LOW_MEMORY = [
   "--gin.GRAD_DTYPE='bfloat16'",
 ]
 FLAGS = [
-  '--gin_file=gin_configs/runs/quickstart.gin',
+  *tiny_run.FLAGS,
   '--gin.SAVE_PERIOD=7',
   '--gin.EVAL_PERIOD=20',
-  '--gin.D_MODEL=32',
-  '--gin.NUM_LAYERS=1',
-  '--gin.BATCH_SIZE=4',
-  '--gin.SEQUENCE_LENGTH=32',
-  '--gin.GROUP_SIZE=32',
-  '--gin.MESH_EXPERT=1',
-  "--gin.EVAL_TASKS=('builtin_couplets',)",
-  '--gin.PROMPTS=()',
 ]
 
 
