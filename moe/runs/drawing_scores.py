@@ -55,49 +55,49 @@ def with_guidance(
 
 def judged(
   mean: Mean,
-  model: PictureModel,
   pictures: HeldOut,
-  codes: np.ndarray,
+  reconstructed: np.ndarray,
+  wanted: HeldOut,
+  drawn: np.ndarray,
   judge: Judge,
 ) -> list[Score]:
-  """Two upper bounds: the judge's scores of real and of decoded pictures."""
-  scores = []
-  made = model.tokenizer.decode(codes)
-  for what, pixels in (('real', pictures.pixels), ('reconstructed', made)):
-    answers, _ = judge_lib.judge(judge, pixels)
-    right = judge_lib.right(judge, answers, pictures.facts)
-    scores.append(mean(f'{what} pictures judged, all attributes', right['all']))
-  return scores
+  """Scores by the judge's answers and features.
 
+  Args:
+    mean: makes the scores.
+    pictures: the held-out pictures.
+    reconstructed: the same pictures, decoded from their codes.
+    wanted: the pictures whose sentences were drawn.
+    drawn: what was drawn for these sentences.
+    judge: a network that was trained without the model.
 
-def drawn(
-  mean: Mean, wanted: HeldOut, pixels: np.ndarray, judge: Judge
-) -> list[Score]:
-  """The judge's scores of drawn pictures, by attribute and by kind of scene."""
-  answers, features = judge_lib.judge(judge, pixels)
-  right = judge_lib.right(judge, answers, wanted.facts)
-  scores = [
-    mean(f'drawn pictures judged, {name}', values)
-    for name, values in right.items()
-    if not np.isnan(values).all()
+  Returns:
+    Two upper bounds, which are the scores of real and of reconstructed
+    pictures; the scores of drawn pictures, by attribute and by kind of scene;
+    the distances between drawn and real pictures.
+  """
+
+  def right_and_features(
+    pixels: np.ndarray, facts: list[dict]
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    answers, features = judge_lib.judge(judge, pixels)
+    return judge_lib.right(judge, answers, facts), features
+
+  real, real_features = right_and_features(pictures.pixels, pictures.facts)
+  made, _ = right_and_features(reconstructed, pictures.facts)
+  right, features = right_and_features(drawn, wanted.facts)
+  what = 'drawn pictures judged'
+  return [
+    mean('real pictures judged, all attributes', real['all']),
+    mean('reconstructed pictures judged, all attributes', made['all']),
+    *(
+      mean(f'{what}, {name}', values)
+      for name, values in right.items()
+      if not np.isnan(values).all()
+    ),
+    *mean.by_kind(f'{what}, all', right['all'], wanted.facts),
+    *picture_sets.scores(features, real_features, pictures.name, mean.command),
   ]
-  kinds = [one.get('kind') for one in wanted.facts]
-  for kind in sorted({kind for kind in kinds if kind}):
-    mine = np.array([one == kind for one in kinds])
-    scores.append(
-      mean(f'drawn pictures judged, all of kind {kind}', right['all'][mine])
-    )
-  return scores
-
-
-def distances(
-  mean: Mean, pixels: np.ndarray, pictures: HeldOut, judge: Judge
-) -> list[Score]:
-  """Distances between drawn and real pictures in the judge's features."""
-  ours, real = (
-    judge_lib.judge(judge, some)[1] for some in (pixels, pictures.pixels)
-  )
-  return picture_sets.scores(ours, real, pictures.name, mean.command)
 
 
 def copied(

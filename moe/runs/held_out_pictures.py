@@ -103,6 +103,16 @@ class Mean:
       f'{self._name}: {what}', known, self.command, unit, higher
     )
 
+  def by_kind(
+    self, what: str, values: np.ndarray, facts: Sequence[Mapping]
+  ) -> list[Score]:
+    """The mean over the pictures of each kind; [] if no picture has a kind."""
+    kinds = np.array([one.get('kind') or '' for one in facts])
+    return [
+      self(f'{what} of kind {kind}', values[kinds == kind])
+      for kind in sorted({*kinds.tolist()} - {''})
+    ]
+
   def single(
     self, what: str, value: float, n: int, unit: str, higher: bool
   ) -> Score:

@@ -110,9 +110,9 @@ def score(
   borrowed = [training.captions[i] for i in number]
   scores = [
     mean.single('guidance', drawing.guidance, len(first.captions), '', True),
-    *drawing_scores.judged(mean, model, pictures, codes, judge),
-    *drawing_scores.drawn(mean, first, pixels, judge),
-    *drawing_scores.distances(mean, pixels, pictures, judge),
+    *drawing_scores.judged(
+      mean, pictures, model.tokenizer.decode(codes), first, pixels, judge
+    ),
     drawing_scores.copied(mean, pixels, training, near),
     *_described(mean, pictures, written, wanted.agreement),
     *_overlap(mean, pictures.captions, written, borrowed),
@@ -166,15 +166,9 @@ def _described(
     )
     for name in names
   ]
-  kinds = [one.get('kind') for one in pictures.facts]
-  for kind in sorted({kind for kind in kinds if kind}):
-    exact = [
-      float(one['all'])
-      for one, its_kind in zip(right, kinds, strict=True)
-      if its_kind == kind
-    ]
-    scores.append(mean(f'caption right, all of kind {kind}', np.array(exact)))
-  return scores
+  # A sentence of a picture without a kind may have no entry 'all'.
+  exact = np.array([float(one.get('all', np.nan)) for one in right])
+  return scores + mean.by_kind('caption right, all', exact, pictures.facts)
 
 
 def _alignment(
