@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from moe import axes
 from moe.types import Array, Batch, Pair, PyTree
@@ -65,6 +66,18 @@ class Objective:
   unit: str = 'rows'
   count: Callable[[Batch], int] | None = None
   rows_together: int = 1
+
+  def total(self, terms: dict[str, Pair]) -> Array:
+    """The loss: the sum of factor times mean, over terms with a factor.
+
+    Args:
+      terms: name -> (sum, weight) of each term; other names are ignored.
+    """
+    return sum(
+      self.coefficients[name] * s / jnp.maximum(weight, 1.0)
+      for name, (s, weight) in terms.items()
+      if self.coefficients.get(name)  # A zero term needs no backward pass.
+    )
 
   def amount(self, batch: Batch) -> int:
     """Number of units in a batch on the host; see `unit`."""

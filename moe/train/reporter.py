@@ -213,10 +213,4 @@ def _only(batch: Batch, places: np.ndarray) -> Batch:
 def _loss(program: Program, ts: TrainState, batch: Batch) -> float:
   """The loss of a batch as an evaluation computes it."""
   terms = jax.device_get(program.eval_step(ts, program.put(batch)))
-  return float(
-    sum(
-      factor * terms[name][0] / max(terms[name][1], 1.0)
-      for name, factor in program.objective.coefficients.items()
-      if factor and name in terms
-    )
-  )
+  return float(program.objective.total(terms))

@@ -148,11 +148,7 @@ def _gradients(
 
   def loss(params: PyTree):
     sums, state, metrics = objective.loss(params, carried, batch, key, True)
-    total = sum(
-      objective.coefficients[name] * s / jnp.maximum(weight, 1.0)
-      for name, (s, weight) in weighted(sums, weights).items()
-      if objective.coefficients[name]  # A zero term needs no backward pass.
-    )
+    total = objective.total(weighted(sums, weights))
     return total, ((sums, metrics), state)
 
   # We cast the parameters before we differentiate. Otherwise gradients would be
@@ -271,6 +267,7 @@ def make_train_step(
         gradients, kept.sums, ts.state, parts, key
       )
     one, terms = jnp.ones((), jnp.float32), weighted(sums, weights)
+    # Terms of factor 0 count, too: if one is not finite, the step is skipped.
     loss = sum(
       objective.coefficients[name] * s / jnp.maximum(w, 1.0)
       for name, (s, w) in terms.items()
