@@ -6,6 +6,8 @@ from typing import Any
 
 BITS_PER_CHAR = 'bits per character'
 BITS_PER_BYTE = 'bits per byte'
+# Name of the model among its baselines.
+OURS = 'this model'
 _COLUMNS = ('score', 'value', 'low', 'high', 'n', 'unit', 'better')
 
 

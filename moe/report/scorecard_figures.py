@@ -6,12 +6,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from moe.evaluate import aligned
+from moe.evaluate.score import OURS
 from moe.report import figures as draw
 
 Card = dict[str, Any]
-
-# Name of the score of the model among those of its baselines.
-OURS = 'this model'
 
 
 def benchmarks(card: Card) -> str | None:

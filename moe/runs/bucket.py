@@ -97,7 +97,8 @@ class Mirror:
     for entry in os.scandir(self._workdir):
       if not entry.is_file() or entry.name.endswith('.tmp'):
         continue
-      facts = entry.stat().st_size, entry.stat().st_mtime_ns
+      status = entry.stat()
+      facts = status.st_size, status.st_mtime_ns
       if self._sent.get(entry.name) == facts:
         continue
       with open(entry.path, 'rb') as f:

@@ -213,7 +213,7 @@ def open_data(
   preflight.check_vocabulary(path, workdir, run.model.vocab_size)
   if jax.process_index() == 0:
     atomic_files.write_file(
-      os.path.join(workdir, 'vocabulary.model'), pathlib.Path(path).read_bytes()
+      os.path.join(workdir, VOCABULARY), pathlib.Path(path).read_bytes()
     )
   rows = program.own_rows(data.batch_size)
   of_task = dict(data.transforms)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe.data.store import Store, file_sha256, is_store
+from moe.data.store import VOCABULARY, Store, file_sha256, is_store
 from moe.infer.pictures import Seen
 from moe.modalities.text import Vocabulary
 from moe.objectives.objective import Measure
@@ -125,7 +125,7 @@ def with_gallery(
     program.mesh,
     None,
     None,
-    Vocabulary(os.path.join(workdir, 'vocabulary.model')),
+    Vocabulary(os.path.join(workdir, VOCABULARY)),
     0,
     workdir,
     run,

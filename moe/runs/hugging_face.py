@@ -14,7 +14,7 @@ import numpy as np
 
 from moe import atomic_files, json_text
 from moe.checkpoint import hugging_face as arrays_lib
-from moe.checkpoint import hugging_face_files, restore
+from moe.checkpoint import hugging_face_files, listing, restore
 from moe.checkpoint.save import Checkpointer
 from moe.data.store import VOCABULARY
 from moe.modalities import hugging_face_tokenizer
@@ -258,7 +258,7 @@ def write_run(
     )
   meta = {'vocabulary_sha256': _copy_vocabulary(directory, workdir)}
   atomic_files.write_file(os.path.join(workdir, 'config.gin'), text)
-  saver = Checkpointer(os.path.join(os.path.abspath(workdir), 'checkpoints'))
+  saver = Checkpointer(listing.steps_dir(workdir))
   saver.save(0, {'params': params, 'state': state}, meta)
   saver.close()
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

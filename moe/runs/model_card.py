@@ -37,7 +37,7 @@ def card(trained: TrainedRun, model_type: str, folder: str) -> str:
   """
   run, model = trained.run, anatomy(trained.run.model)
   counts = _read(trained.workdir, 'run.json')
-  steps = os.path.join(trained.workdir, 'checkpoints', str(trained.step))
+  steps = os.path.join(listing.steps_dir(trained.workdir), str(trained.step))
   meta = listing.read_meta(steps)
   experts = model.experts
   kind = f'{len(model.layers)} layers of width {model.d_model}'

@@ -11,7 +11,7 @@ import jax
 
 from moe import axes, bounds
 from moe.checkpoint import listing, save
-from moe.data.store import file_sha256
+from moe.data.store import VOCABULARY, file_sha256
 from moe.modalities.ids import IdSpace, text_room
 from moe.modalities.text import MIN_SIZE, Vocabulary
 from moe.parallel.shardings import path_name
@@ -136,7 +136,7 @@ def check_vocabulary(path: str, workdir: str, vocab_size: int) -> None:
       f'VOCAB_SIZE={vocab_size} must be at least the {vocabulary.size} pieces'
       f' of {path}: raise it, or choose another VOCABULARY.'
     )
-  copy = os.path.join(workdir, 'vocabulary.model')
+  copy = os.path.join(workdir, VOCABULARY)
   if os.path.exists(copy) and file_sha256(copy) != vocabulary.sha256:
     raise ValueError(
       f'{copy} must be the vocabulary of the data, {path}, but differs: choose'

@@ -91,13 +91,13 @@ def loss_per_character(
   ]
   nats = scorecard_scores.nats_of_sides(trained, {'': scored})['']
   sizes = np.array([document.chars for document in scored])
-  model = comparison.of_documents('this model', nats, sizes, asked.command)
+  model = comparison.of_documents(score.OURS, nats, sizes, asked.command)
   entry = {
     'task': task,
     'scores': [
       model.as_json(),
       comparison.of_documents(
-        'this model',
+        score.OURS,
         nats,
         np.array([document.bytes for document in scored]),
         asked.command,

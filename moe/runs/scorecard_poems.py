@@ -87,7 +87,7 @@ def score_poems(
   entries = []
   for group in groups:
     by_writer = {
-      'this model': written(trained, group.prompts),
+      score.OURS: written(trained, group.prompts),
       'trigram': [
         trigrams.write(f'{prompt}\n', _MAX_TOKENS, prompt)
         for prompt in group.prompts
@@ -109,7 +109,7 @@ def score_poems(
           for figures in by_figure
         },
         'samples': [
-          f'{group.prompts[i]}\n{by_writer["this model"][i]}' for i in shown
+          f'{group.prompts[i]}\n{by_writer[score.OURS][i]}' for i in shown
         ],
       }
     )

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe.checkpoint import integrity, listing, restore
-from moe.data.store import file_sha256
+from moe.data.store import VOCABULARY, file_sha256
 from moe.modalities.text import Vocabulary
 from moe.models import functional as functional_lib
 from moe.objectives import language
@@ -55,7 +55,7 @@ def find(directory: str) -> RunFiles:
   if not integrity.on_object_store(steps_dir):
     workdir = os.path.dirname(os.fspath(steps_dir).rstrip('/'))
   config = os.path.join(workdir, 'config.gin')
-  vocabulary = os.path.join(workdir, 'vocabulary.model')
+  vocabulary = os.path.join(workdir, VOCABULARY)
   for path in (config, vocabulary):
     if not os.path.isfile(path):
       raise ValueError(f'{path} must lie beside the checkpoints of a run.')

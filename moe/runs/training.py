@@ -11,6 +11,7 @@ import jax
 from moe import atomic_files
 from moe.checkpoint import listing
 from moe.data.cache_dir import default_cache_dir
+from moe.data.store import VOCABULARY
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
 from moe.runs import attempt, build, gallery, preflight, results, trained
@@ -188,7 +189,7 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
     scores = results.baselines(
       found[data.train, 'train'][0],
       found[task, 'validation'][0],
-      Vocabulary(os.path.join(job.workdir, 'vocabulary.model')),
+      Vocabulary(os.path.join(job.workdir, VOCABULARY)),
       data.cache_dir or default_cache_dir(),
       f'python -m launch.train --gin_file={config} --workdir={job.workdir}',
     )
