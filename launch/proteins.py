@@ -35,13 +35,21 @@ proteins = Later('tasks.proteins')
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command-line flags."""
   parser = runtime.parser('proteins', __doc__)
-  parser.add_argument('verb', choices=['score', 'secondary', 'language'])
-  add = parser.add_argument
-  flags.add_folding_flags(parser)
-  add('--split', default='validation', help='of the chains of the run')
+  add_verb = flags.add_verbs(parser)
+  scored = add_verb('score', 'score predicted structures, and write a page')
+  flags.add_folding_flags(scored)
+  add = scored.add_argument
   add('--structures', metavar='DIR', help='a folder of your own in their place')
-  add('--longest', type=int, default=96, help='residues of the longest chain')
   add('--output', metavar='DIR', help='default: the work directory')
+  probed = add_verb('secondary', 'tell helix, strand and coil by the trunk')
+  text = 'work directory of a run that trained a folding model'
+  flags.add_checkpoint_flag(probed, text)
+  for verb in (scored, probed):
+    add = verb.add_argument
+    add('--split', default='validation', help='of the chains of the run')
+    add('--longest', type=int, default=96, help='residues of the longest chain')
+  read = add_verb('language', 'score a language model that reads residues')
+  flags.add_checkpoint_flag(read)
   return parser.parse_args(argv)
 
 
@@ -99,10 +107,14 @@ def language(args: argparse.Namespace, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores; the exit code is 2 for an error that the user can fix."""
-  args = parse(argv)
   command = runtime.command_line('proteins', argv)
   verbs = {'score': score, 'secondary': secondary, 'language': language}
-  return runtime.run(lambda: verbs[args.verb](args, command))
+
+  def chosen() -> int:
+    args = parse(argv)
+    return verbs[args.verb](args, command)
+
+  return runtime.run(chosen)
 
 
 if __name__ == '__main__':
