@@ -340,8 +340,8 @@ def test_both_processes_of_a_second_run_are_refused(tmp_path):
     errors = [p.communicate(timeout=120)[1] for p in processes]
   assert [p.returncode for p in processes] == [2, 2]
   first, second = (text.splitlines()[-1] for text in errors)
-  assert f'got that of process {os.getpid()} on host' in first
-  assert 'as process 0 has found' in second
+  assert f'is used by process {os.getpid()} on host' in first
+  assert 'see the message of process 0' in second
 
 
 @pytest.mark.nightly
