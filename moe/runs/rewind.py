@@ -1,6 +1,7 @@
 """Takes a run back to an earlier checkpoint; it can leave out some batches."""
 
 import logging
+import os
 
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.data import skips
@@ -25,10 +26,8 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
     ValueError: if the step is missing or damaged, if another run uses the
       directory, or if `first` is not after the step.
   """
-  workdir = bucket.opened(workdir)
-  directory = listing.locate(workdir)[0]
-  if not integrity.on_object_store(directory):
-    workdir = str(directory.parent)
+  directory = listing.locate(bucket.opened(workdir))[0]
+  workdir = bucket.opened(os.fspath(directory.parent), is_written=True)
   mirror = bucket.Mirror(workdir)
   steps = listing.steps(directory)
   if step not in steps:
