@@ -51,7 +51,10 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
       newest = listing.read_meta(directory / str(steps[-1]))
       left_out = skips.of_json(newest.get('skipped_batches', ()))
       first, end = (left_out.number(logged - 1) for logged in skipped)
-      skips.write(workdir, left_out.also(first, end))
+      left_out = left_out.also(first, end)
+      for pair in skips.read(workdir).ranges:  # Also those of earlier rewinds.
+        left_out = left_out.also(*pair)
+      skips.write(workdir, left_out)
       mirror.send()
       _logger.info(f'batches {first} to {end - 1} are left out from now on')
     for newer in steps[steps.index(step) + 1 :][::-1]:
