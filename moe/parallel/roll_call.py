@@ -16,7 +16,7 @@ import collections
 import contextlib
 import logging
 import os
-import select
+import resource
 import socket
 import threading
 import time
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from moe import stop_signals
 from moe.parallel import pace
-from moe.parallel.peer import Peer
+from moe.parallel.peer import Peer, readable
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ _ERROR_GRACE = 5.0
 # for it.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
+# Process 0 needs a descriptor for each other process, and about so many others.
+_OTHER_DESCRIPTORS = 1024
 
 
 class Guest(NamedTuple):
@@ -124,10 +126,19 @@ def _vanished(who: str) -> dict[str, Any]:
   return {'lost': text, 'grace': 0.0, 'code': EXIT_LOST}
 
 
+def _allow_descriptors(number: int) -> None:
+  """Raises the limit of open files to a number, or as far as allowed."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Hub:
   """What process 0 does: it calls the roll and watches the other processes."""
 
   def __init__(self, place: Place):
+    _allow_descriptors(place.num_processes + _OTHER_DESCRIPTORS)
     host, port = place.endpoint
     is_local = host in ('localhost', '127.0.0.1')
     try:
@@ -171,7 +182,7 @@ class Hub:
         _logger.info(f'waiting: {self.absent()} not started yet')
       known = list(self._peers.values())
       waiting = [self._server, *guests, *known]
-      for ready in select.select(waiting, [], [], 0.1)[0]:
+      for ready in readable(waiting, 0.1):
         if ready is self._server:
           guests.append(Peer(self._server.accept()[0]))
         elif ready in known:  # The process has ended. It may join again.
@@ -228,7 +239,7 @@ class Hub:
   def _watch(self) -> None:
     present = dict(self._peers)
     while present:
-      ready = select.select(list(present.values()), [], [])[0]
+      ready = readable(present.values(), None)
       # If one process is killed, others fail. So killed processes are reported
       # first.
       news = [(peer, peer.receive()) for peer in ready]
@@ -324,7 +335,7 @@ class Member:
       report=report,
     )
     left = max(0.0, end - time.monotonic())
-    reply = hub.receive() if select.select([hub], [], [], left)[0] else None
+    reply = hub.receive() if readable([hub], left) else None
     reply, *self._early = reply or [{}]
     if 'missing' in reply:
       raise Missing(reply['missing'])

@@ -1,5 +1,7 @@
 import contextlib
 import json
+import os
+import resource
 import socket
 import threading
 import time
@@ -114,6 +116,31 @@ def test_a_process_with_a_wrong_number_is_refused(place, hub, hello, reply):
   second = connected(place, 2)  # The roll call goes on after the refusal.
   for _, replies in (first, second):
     assert json.loads(replies.readline()) == {'go': socket.gethostname()}
+
+
+@pytest.fixture
+def few_descriptors():
+  """Allows 1,200 open files and opens 1,100, until the end of the test."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
+  taken = [os.dup(2) for _ in range(1100)]
+  yield
+  for descriptor in taken:
+    os.close(descriptor)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_process_0_can_wait_for_more_than_1024_descriptors(
+  few_descriptors, place, hub
+):
+  members = joined(place, hub)
+  assert all(member.fileno() > 1023 for member, _ in members)
+
+
+def test_the_limit_of_open_files_is_raised_but_never_lowered(few_descriptors):
+  for number, expected in ((2000, 2000), (5, 2000)):
+    roll_call._allow_descriptors(number)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == expected
 
 
 @pytest.mark.parametrize(
