@@ -20,7 +20,7 @@ from moe.data.cache_dir import default_cache_dir
 from moe.parallel import processes, roll_call
 
 # The exit code for an error that the user can fix.
-EXIT_USER = 2
+EXIT_USER = roll_call.EXIT_MISTAKE
 # Python gives this exit code to a command that an exception has ended.
 EXIT_CRASHED = 1
 # How long to wait for the news that another process has ended.

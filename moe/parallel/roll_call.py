@@ -29,6 +29,8 @@ from moe.parallel.peer import Peer, readable
 
 _logger = logging.getLogger(__name__)
 
+# Exit code for a mistake of the user, which another attempt would repeat.
+EXIT_MISTAKE = 2
 # Exit code EX_UNAVAILABLE: another process is missing or was lost.
 EXIT_LOST = 69
 # After this many seconds the log names the missing processes, and the roll call
@@ -115,6 +117,8 @@ def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
   """Makes the message that a process has left and that the others must end."""
   if code == stop_signals.EXIT_STOPPED:
     why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
+  elif code == EXIT_MISTAKE:  # The supervisors of all processes must end.
+    why, grace = f'ended with code {code}', _ERROR_GRACE
   else:
     why, grace, code = f'ended with code {code}', _ERROR_GRACE, EXIT_LOST
   return {'lost': f'{who} {why}' + f': {text}' * bool(text), 'grace': grace,

@@ -98,6 +98,7 @@ def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
     news['lost'] == 'process 1 (x) ended with code 2: D_MODEL=3 must be even.'
   )
   assert news['grace'] > 0  # Others need time to report the same error.
+  assert news['code'] == roll_call.EXIT_MISTAKE  # So nobody tries again.
   until(lambda: ends == [news])
 
 
