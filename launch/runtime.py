@@ -191,6 +191,9 @@ def _code(verb: Callable[[], int]) -> int:
       f'{stop}: ended; run it again to go on.',
       stop_signals.EXIT_STOPPED,
     )
+  except SystemExit as error:  # For example, token stores could not be made.
+    processes.leave(error.code or 0)
+    raise
   except roll_call.Missing as error:
     text, code = f'error: {error}', roll_call.EXIT_LOST
   except (ValueError, OSError) as error:

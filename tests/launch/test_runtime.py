@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from launch import runtime
+from moe.parallel import processes
 
 
 def test_the_log_of_the_library_is_printed_once_while_a_verb_runs(
@@ -37,6 +38,15 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
 
   assert runtime.run(verb) == 2
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
+
+
+@pytest.mark.parametrize(('code', 'told'), [(3, 3), (None, 0)])
+def test_other_processes_are_told_of_a_verb_that_exits(monkeypatch, code, told):
+  found = []
+  monkeypatch.setattr(processes, 'leave', lambda code: found.append(code))
+  with pytest.raises(SystemExit):
+    runtime.run(lambda: sys.exit(code))
+  assert found == [told]
 
 
 # This program prints a character as many times as its argument says.
