@@ -138,25 +138,31 @@ def _allow_descriptors(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _listen(host: str, port: int) -> socket.socket:
+  """Listens at a port; raises ValueError if another program uses it."""
+  is_local = host in ('localhost', '127.0.0.1')
+  try:
+    if is_local or not socket.has_dualstack_ipv6():
+      return socket.create_server((host if is_local else '', port))
+    return socket.create_server(
+      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
+    )
+  except OSError as error:
+    raise ValueError(
+      f'port {port} of {host} must be free for process 0, got {error}: end'
+      ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
+    ) from error
+
+
 class Hub:
   """What process 0 does: it calls the roll and watches the other processes."""
 
   def __init__(self, place: Place):
     _allow_descriptors(place.num_processes + _OTHER_DESCRIPTORS)
     host, port = place.endpoint
-    is_local = host in ('localhost', '127.0.0.1')
-    try:
-      if is_local or not socket.has_dualstack_ipv6():
-        self._server = socket.create_server((host if is_local else '', port))
-      else:
-        self._server = socket.create_server(
-          ('', port), family=socket.AF_INET6, dualstack_ipv6=True
-        )
-    except OSError as error:
-      raise ValueError(
-        f'port {port} of {host} must be free for process 0, got {error}: end'
-        ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
-      ) from error
+    # JAX's own error for its port would be a crash without the reason.
+    _listen(host, int(place.address.rsplit(':', 1)[1])).close()
+    self._server = _listen(host, port)
     self._place = place
     self._peers: dict[int, Peer] = {}
     self._thread = threading.Thread(target=self._watch, daemon=True)

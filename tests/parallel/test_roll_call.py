@@ -153,9 +153,12 @@ def test_a_stranger_on_the_port_disturbs_nobody(place, hub, line):
   joined(place, hub)
 
 
-def test_a_port_in_use_is_refused(place):
-  with socket.create_server(place.endpoint):
-    with pytest.raises(ValueError, match=f'port {place.endpoint[1]} of'):
+@pytest.mark.parametrize('offset', [0, -1])
+def test_a_port_in_use_is_refused(place, offset):
+  # The roll call has the second port, JAX's coordinator the one before it.
+  host, port = place.endpoint
+  with socket.create_server((host, port + offset)):
+    with pytest.raises(ValueError, match=f'port {port + offset} of'):
       roll_call.Hub(place)
 
 
