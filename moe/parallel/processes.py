@@ -20,6 +20,8 @@ _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
 _TPU_CLUSTERS = {'GkeTpuCluster', 'GceTpuCluster'}
 # Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
+# At its end a process waits for process 0, which writes the results alone.
+_RESULTS_SECONDS = 24 * 3600
 
 _watch: roll_call.Hub | roll_call.Member | None = None
 _clock = pace.Clock()
@@ -74,6 +76,7 @@ def initialize(
     place.process_id,
     local_devices,
     cluster_detection_method='deactivate',
+    shutdown_timeout_seconds=_RESULTS_SECONDS,
   )
   return guests
 
