@@ -157,6 +157,9 @@ def run(verb: Callable[[], int]) -> int:
     verb: function that does everything and returns the exit code. The function
       should also parse the flags, so that a failure to print --help is handled.
   """
+  # Etils would use TensorFlow for gs:// wherever it is installed. A process with
+  # a model never imports TensorFlow.
+  os.environ.setdefault('EPATH_USE_TF', 'false')
   with _writable_streams(), show_log():
     try:
       try:

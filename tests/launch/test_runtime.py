@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from etils.epath import gpath
 
 from launch import runtime
 from moe.parallel import processes
@@ -38,6 +39,12 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
 
   assert runtime.run(verb) == 2
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
+
+
+def test_buckets_are_used_without_tensorflow(monkeypatch):
+  monkeypatch.delenv('EPATH_USE_TF', raising=False)
+  runtime.run(lambda: 0)
+  assert not gpath._is_tf_installed.__wrapped__()
 
 
 @pytest.mark.parametrize(('code', 'told'), [(3, 3), (None, 0)])
