@@ -157,8 +157,8 @@ def run(verb: Callable[[], int]) -> int:
     verb: function that does everything and returns the exit code. The function
       should also parse the flags, so that a failure to print --help is handled.
   """
-  # Etils would use TensorFlow for gs:// wherever it is installed. A process with
-  # a model never imports TensorFlow.
+  # Where TensorFlow is installed, Etils would use it for gs://. But a process
+  # with a model never imports TensorFlow.
   os.environ.setdefault('EPATH_USE_TF', 'false')
   with _writable_streams(), show_log():
     try:
