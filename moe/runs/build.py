@@ -236,6 +236,7 @@ def open_data(
     data.sequence_length,
     data.batch_size,
     run.settings.seed,
+    data.max_bad_fraction,
     rows=rows,
     transforms=[transform(store) for store in stores],
     extras=extras,
