@@ -46,7 +46,7 @@ def examine(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the findings; the exit code is 2 if one of them is bad."""
   run = None
   if args.gin_file:
-    run = configuration.load(args.gin_file, overrides)
+    run = configuration.read(args.gin_file, overrides).run
   cache_dir = (run and run.data.cache_dir) or default_cache_dir()
   request = doctor.Request(run, args.workdir, cache_dir, args.patience)
   join = processes.initialize if args.hosts else lambda patience, report: {}
