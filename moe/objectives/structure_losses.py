@@ -113,7 +113,7 @@ def lddt(
 def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
   """1 - lDDT of a chain, with sigmoids instead of thresholds.
 
-  Thresholds have no gradient. The arguments are those of `lddt`.
+  Thresholds have no gradient. The arguments are those of `lddt_by_residue`.
   """
   error = jnp.abs(distances(points, points) - distances(true, true))
   kept = sum(jax.nn.sigmoid(t - error) for t in _THRESHOLDS) / 4
