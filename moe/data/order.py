@@ -1,4 +1,4 @@
-"""The order of rows: shuffles and mixtures are functions of the index alone.
+"""The order of rows: shuffles and mixtures depend only on seed and index.
 
 Nothing here has a state. So the rows of step 1,000,000 are found as fast as
 those of step 0, and they do not depend on the machine or on numpy's version.

@@ -32,9 +32,9 @@ class Feature(NamedTuple):
       arrays `row` and `column`, which count from 1 and are 0 for tokens that
       are no code. () if the codes lie in no grid.
     dtype: dtype of a further array.
-    of: for a further array, 'inputs' or 'targets' if it has a value for each
-      token of this feature; other tokens get 0. '' if it has one for each token
-      of the document.
+    of: for a further array, the feature 'inputs' or 'targets' whose tokens have
+      its values; all other tokens get 0. '' if it has a value for each token of
+      inputs and targets.
   """
 
   range: str = ''
@@ -242,7 +242,10 @@ class Tokeniser:
     return {'row': row, 'column': column}
 
   def _rest(self, example: dict, num_inputs: int, num_targets: int) -> Record:
-    """Name -> array, for all other features; the end mark has the value 0."""
+    """Name -> array, for features other than inputs and targets.
+
+    The end mark has the value 0.
+    """
     size, rest = num_inputs + num_targets, {}
     spans = {
       '': (0, size),

@@ -253,9 +253,9 @@ class Store:
     directory: directory of the store.
     manifest: content of the store's manifest.json.
     lengths: int32 [records], tokens of each record.
-    blocks: int32 [blocks, 4]: record, first token, one past the last one, and
-      how many of the tokens are scored.
-    bytes_read: bytes of the records that `read` has read so far.
+    blocks: int32 [blocks, 4], the content of blocks.npy; [0, 4] without it.
+    bytes_read: bytes of the records that `read` has read so far. A call adds
+      nothing if the reader fails on a record.
   """
 
   def __init__(self, directory: str | os.PathLike):

@@ -102,7 +102,7 @@ def _record_problem(
 ) -> str | None:
   """The problem of a record, or None; adds the counts of a record to `totals`.
 
-  A record with wrong ids adds nothing.
+  A record without an end mark, or with an id out of range, adds nothing.
   """
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:

@@ -70,7 +70,7 @@ def _near(true: Array, mask: Array, least_separation: int = 1) -> Array:
 
 
 def _kept(points: Array, true: Array) -> Array:
-  """Share [..., I, J] of lDDT's four thresholds above a distance's error."""
+  """Share [..., I, J] of the four thresholds that exceed a distance's error."""
   error = jnp.abs(distances(points, points) - distances(true, true))
   return sum((error < t).astype(points.dtype) for t in _THRESHOLDS) / 4
 
