@@ -244,11 +244,11 @@ def make_train_step(
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
-    the gradient is not finite, there is no update, and the metric 'skipped' is
-    1. A spike changes only the step number and the statistics of gradient
-    norms, and the metric 'spike' is 1. If the state after the update
-    is not finite, the metric 'broken' is 1, and training must not go on from
-    this state.
+    the gradient is not finite, no parameter and no state of the model or the
+    optimizer changes, and the metric 'skipped' is 1. A spike changes only the
+    step number and the statistics of gradient norms, and the metric 'spike' is
+    1. If the state after the update is not finite, the metric 'broken' is 1,
+    and training must not go on from this state.
   """
   kept = optimizer.storage
 
