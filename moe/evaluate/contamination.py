@@ -127,7 +127,8 @@ def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
   """For each text, the length of its longest run that the training text has.
 
   Runs of one character are sought first. A run of n + 1 characters can occur
-  only where a run of n has been found, so fewer places remain in each round.
+  only where a run of n has been found, so each round searches only the places
+  that the round before has kept.
   """
   # A NUL keeps the texts apart. No training text has this character.
   own = _code_points(''.join(f'{text}\0' for text in texts))

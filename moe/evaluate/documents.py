@@ -20,8 +20,8 @@ def text_documents(
   they hide. The `extras` of text tokens are 0.
 
   Raises:
-    ValueError: if the vocabulary alters a text, since the score would then
-      belong to another text.
+    ValueError: if the vocabulary alters a text without unknown tokens, since
+      the score would then belong to another text.
   """
   documents = []
   for number, text in enumerate(texts, start=1):
@@ -64,7 +64,8 @@ def record_document(
 
   Raises:
     ValueError: if tokens of a block are scored. They attend to each other, so
-      their likelihood is not defined.
+      their likelihood is not defined. Also if an array of `extras` has another
+      shape in the store.
   """
   tokens, weights = record['tokens'], record.get('loss_weights')
   is_scored = slice(None) if weights is None else weights > 0
