@@ -110,7 +110,7 @@ def pair(
 
   Raises:
     ValueError: if seeds, tasks, tokens, evaluations or held-out documents
-      differ, or if one group has more than one model.
+      differ, or if one group has a seed twice or more than one model.
   """
   runs, others = (sorted(side, key=lambda r: r.seed) for side in (runs, others))
   seeds, other_seeds = ([r.seed for r in side] for side in (runs, others))
