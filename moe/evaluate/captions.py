@@ -23,7 +23,7 @@ def build_listener(
 ) -> Callable[..., Array]:
   """Builds the jitted function that scores sentences about pictures.
 
-  A picture is read once, as a block. Each sentence gets a copy of its cache.
+  A picture is read once, as a block. Its cache is copied for each sentence.
 
   Args:
     functional: the model.

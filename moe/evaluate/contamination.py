@@ -3,10 +3,11 @@
 An item is contaminated if a training document contains a run of it: 13
 characters in a row, or 8 words in a row for a text in Latin letters. Case,
 punctuation and spaces do not count. Brown et al. (2020,
-https://arxiv.org/abs/2005.14165, appendix C) look for 13 words. We count
-characters in Chinese, because Chinese has no spaces between words, and take
-shorter runs, because our items are short. We do not convert scripts, so an item
-in simplified Chinese is not found in a text in traditional Chinese.
+https://arxiv.org/abs/2005.14165, appendix C) look for 8 to 13 words, more in
+sets with longer items. We count characters in Chinese, because Chinese has no
+spaces between words, and take 8 words, because our items are short. We do not
+convert scripts, so an item in simplified Chinese is not found in a text in
+traditional Chinese.
 """
 
 import re

@@ -63,9 +63,8 @@ def record_document(
       An array that the store lacks is 0.
 
   Raises:
-    ValueError: if tokens of a block are scored. They attend to each other, so
-      their likelihood is not defined. Also if an array of `extras` has another
-      shape in the store.
+    ValueError: if tokens of a block are scored, since they attend to each other
+      and so have no likelihood; or if an array of `extras` has a wrong shape.
   """
   tokens, weights = record['tokens'], record.get('loss_weights')
   is_scored = slice(None) if weights is None else weights > 0

@@ -257,12 +257,12 @@ def score_documents(
   character.
 
   Args:
-    functional: the model; evaluation is dropless and has one window per row.
+    functional: the model, which drops no token in evaluation.
     params: parameters of the model.
     state: model state, such as router biases.
     documents: the documents to score.
     context: settings for windows and batches. Only `stride` and `length` change
-      the scores.
+      the scores by more than rounding.
     on_progress: called with (windows scored, all windows) after each batch.
 
   Returns:

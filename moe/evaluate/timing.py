@@ -20,7 +20,7 @@ class Timed(NamedTuple):
 
   Attributes:
     name: name in the table.
-    sample: runs the program once and returns seconds.
+    sample: runs the program and returns seconds.
     dropped: share of routed rows that are dropped; None if unknown.
   """
 

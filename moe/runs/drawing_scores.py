@@ -32,7 +32,7 @@ def judge_of(store: Store, training: HeldOut, wanted: Request) -> Judge:
 def with_guidance(
   model: PictureModel, pictures: HeldOut, judge: Judge, wanted: Request
 ) -> Drawing:
-  """Chooses the best guidance, on sentences that are not scored."""
+  """How to draw, with the best guidance on sentences that are not scored."""
   first = wanted.num_drawn
   others = pictures.part(first, first + _TRIED)
   if len(wanted.guidances) < 2 or not others.captions:

@@ -82,7 +82,7 @@ class FoldingModel:
     memory_limit: float,
     seed: int | None = None,
   ) -> Iterator[Prediction]:
-    """Folds sequences; yields their structures, small `BUCKETS` first.
+    """Folds sequences; yields their structures, those of small buckets first.
 
     Args:
       sequences: name of a chain -> its residues as one-letter names.

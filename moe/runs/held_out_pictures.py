@@ -1,4 +1,4 @@
-"""Held-out pictures, and what of a model's work with them is scored."""
+"""Held-out pictures, and the settings and means of scores on them."""
 
 import dataclasses
 import json
