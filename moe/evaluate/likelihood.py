@@ -1,7 +1,7 @@
 """Measures the nats that a model needs for each document of a list.
 
 No token attends to another document. A document that is longer than the context
-is read in windows, and exactly one of them scores each token.
+is read in windows, and exactly one of them scores each token that counts.
 """
 
 import math

@@ -12,7 +12,7 @@ GB/s for v5p, v6e and tpu7x, 45 GB/s for v4 and v5e, nine tenths of the pages'
 figures. `hbm_bytes` is the limit that the compiler names when a program does
 not fit.
 GPUs: NVIDIA's data sheets give dense peaks (without sparsity) and NVLink in one
-direction; each GPU has one adapter of 400 Gbit/s, an A100 of 200 Gbit/s.
+direction; each GPU has one adapter, of 200 Gbit/s for an A100, else of 400.
 """
 
 import dataclasses
