@@ -58,6 +58,8 @@ class Nearest(NamedTuple):
 def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
   """Finds the training chain with the best local alignment.
 
+  Only the 100 most similar chains are aligned, see `_similar`.
+
   Args:
     chain: the chain.
     training: at least one chain.

@@ -151,8 +151,8 @@ def read_config(directory: str) -> Imported:
   """Reads the configuration of a model directory in a Hugging Face format.
 
   Raises:
-    ValueError: if there is no config.json, or if it describes a model that we
-      do not have.
+    ValueError: if there is no config.json, if it is no JSON object, or if it
+      describes a model that we do not have.
   """
   path = os.path.join(directory, 'config.json')
   try:

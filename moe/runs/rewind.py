@@ -23,7 +23,7 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
 
   Raises:
     ValueError: if the step is missing or damaged, if another run uses the
-      directory, or if `first` is not after the step.
+      directory, or unless `step` < `first` < `end`.
   """
   workdir = bucket.opened(workdir)
   directory = listing.locate(workdir)[0]
