@@ -27,7 +27,7 @@ TABLES: dict[str, Table] = {
     axes.EXPERT_MLP: (MODEL,),
   },
   # Like 'standard', but 'expert' also divides the dim 'embed'. We use it if
-  # attention and embeddings do not fit in memory beside the experts. In an array
+  # attention and embeddings do not fit in memory beside the experts. In arrays
   # of experts, 'expert' divides the expert dim, so only 'fsdp' divides 'embed'.
   'fsdp_over_expert': {
     axes.BATCH: (DATA, FSDP, EXPERT),
