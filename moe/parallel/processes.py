@@ -37,7 +37,7 @@ def initialize(
       most.
 
   Returns:
-    Number -> what is known about this other process; {} except on process 0.
+    Number of a process -> what is known about it; {} except on process 0.
 
   Raises:
     ValueError: if only some of the three variables are set, a number is wrong,
