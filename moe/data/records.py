@@ -168,13 +168,14 @@ class Tokeniser:
       if scored is None:
         scored = self._vocabulary.decode(target)
       size, num_bytes = len(scored), len(scored.encode())
-    record = self._counted(prompt, target + [EOS], size, num_bytes)
-    return (
-      record
-      | self._blocks(prompt, target)
+    arrays = (
+      self._blocks(prompt, target)
       | self._places(prompt, target)
       | self._rest(example, len(prompt), len(target))
     )
+    # All errors come before the counts change, so malformed documents are not
+    # counted there.
+    return self._counted(prompt, target + [EOS], size, num_bytes) | arrays
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
     """Returns `ids` if they decode to `text`, or new ids if U+2581 was lost."""

@@ -167,7 +167,7 @@ def read_config(directory: str) -> Imported:
       f'{directory} must be a model directory of transformers, got one without'
       ' config.json.'
     ) from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
 

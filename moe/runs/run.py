@@ -200,7 +200,6 @@ class TrainedRun:
   workdir: str
   run: Run
   image_tokenizer: str = ''
-  shares: Sequence[float] = ()
 
   @property
   def row_parts(self) -> int:

@@ -106,11 +106,12 @@ def stored(workdir: str, step: int) -> Card | None:
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
   """Path -> SHA-256 of each set's file; '' if the file is missing.
 
-  The sets are benchmarks, reading sets and aligned sets.
+  The sets are benchmarks, reading sets, aligned sets and verse.
   """
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
+  files = {one.file for one in sets} | set(scorecard_poems.FILES)
   found = {}
-  for file in sorted({one.file for one in sets}):
+  for file in sorted(files):
     path = directory / file
     found[file] = file_sha256(str(path)) if path.is_file() else ''
   return found

@@ -26,6 +26,7 @@ from moe.runs.scorecard_scores import Asked, cut, progress
 FILE = 'text/poems_shi_valid.jsonl.gz'
 COUPLETS = 'text/couplets_verse_valid.jsonl.gz'
 LYRICS, KNOWN_LYRICS = 'text/ci_valid.jsonl.gz', 'text/ci_train.jsonl.xz'
+FILES = (FILE, COUPLETS, LYRICS, KNOWN_LYRICS)
 # (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
