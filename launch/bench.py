@@ -6,7 +6,7 @@ moe       times one MoE layer, forward and backward, alone or against a variant
 step      times a training step, alone, on 8 devices against 1, or against
           another program; --gin.NAME=VALUE as in launch.train
 checkpoints
-          times a save beside the steps of a model with 100 million parameters,
+          times a save beside the steps of a model with 113 million parameters,
           the check of what was saved, and the start of new and resumed runs
 
 imports moe.train.trainer --runs=9

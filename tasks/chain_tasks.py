@@ -45,7 +45,7 @@ class ChainRecords:
     """{'name', 'codes', 'letters'} of each chain that `why_unfit` passes.
 
     Raises:
-      ValueError: at once, if the file is missing.
+      ValueError: when the first record is read, if the file is missing.
     """
     return map(_record, _fit(proteins.Chains().chains(split)))
 

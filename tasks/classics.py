@@ -1,6 +1,7 @@
 """Declares tasks of classics, songs and primers, and of the book Huajian ji.
 
-Lyrics of Huajian ji are also in poems_shi, so no mixture may have both tasks.
+Lyrics of Huajian ji are also in poems_shi. So no mixture may have the task
+huajian and the task poems_shi.
 """
 
 from tasks import registry

@@ -70,7 +70,7 @@ def _mixture_rows() -> Iterator[tuple[str, str]]:
 def inspect_task(
   task: str, split: str, num_shown: int, vocabulary_file: str | None
 ) -> None:
-  """Prints some documents of a task, and statistics of all of them.
+  """Prints some documents of a task, and statistics of its first 10,000.
 
   Args:
     task: task or mixture.

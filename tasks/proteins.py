@@ -81,7 +81,7 @@ class Folder:
   Attributes:
     directory: the folder.
     quarantine: a dict with 'file' and 'error' for each file that cannot be
-      read.
+      read, of the split that was read last.
   """
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES

@@ -53,8 +53,9 @@ def prepare(
     there.
 
   Raises:
-    ValueError: before any slow work, if a task, a split, a corpus or the
-      vocabulary is missing or cannot be used.
+    ValueError: if a task, a split, a corpus or the vocabulary is missing or
+      cannot be used. What is missing is found before any vocabulary is trained
+      and before any store is made.
   """
   first = wanted[0][0]
   directory = outdated.vocabulary_directory(

@@ -173,7 +173,7 @@ class Folder:
     directory: the folder.
     size: pixels of height and width.
     quarantine: a dict with 'file' and 'error' for each picture that was left
-      out.
+      out of the split that was read last.
   """
 
   directory: str
