@@ -1,4 +1,4 @@
-r"""Compares our estimates with measurements, in one of two ways.
+r"""Checks our estimates, by measurements or by the compiler.
 
 python -m launch.calibrate published
     compares the step times and MFU that `launch.plan` predicts with
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints the comparison that the command asks for."""
+  """Prints the result of the verb."""
   if args.verb == 'published':
     found = [
       published.compare(row, configuration.load([row.gin_file], []))

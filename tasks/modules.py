@@ -58,7 +58,7 @@ def locate(task_modules: Sequence[str]) -> list[str]:
 
 
 def load(task_modules: Sequence[str] = ()) -> None:
-  """Declares the tasks of the project, and those of modules that users name.
+  """Declares the tasks of `tasks.mixtures`, and those of users' modules.
 
   Args:
     task_modules: as in `locate`.

@@ -1,8 +1,8 @@
 """Checks bindings: each must be read, and its value must have the right type.
 
 The check follows references and macros from the root of a configuration. It is
-an error if nobody reads a binding, if no file defines a macro, or if a value
-has the wrong type. The message has the file, the line and a similar name.
+an error if nobody reads a binding, if nothing defines a macro, or if a value
+has the wrong type. The message has the place, and perhaps a similar name.
 """
 
 import math

@@ -98,7 +98,8 @@ def add(directory: str | os.PathLike) -> list[str]:
     The names of the mixtures.
 
   Raises:
-    ValueError: if the folder has no codes, or codes of several tokenizers.
+    ValueError: if the folder has no codes, or codes of several tokenizers, or
+      if the name of a task or mixture is taken.
   """
   root = pathlib.Path(directory).absolute()
   sources = {

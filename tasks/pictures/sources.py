@@ -218,7 +218,7 @@ def _bytes(root: pathlib.Path, name: str) -> bytes:
   """Reads a file of a folder.
 
   Raises:
-    ValueError: if the file is missing, or lies outside of the folder.
+    ValueError: if the file cannot be read, or lies outside of the folder.
   """
   path = (root / name).resolve()
   if not path.is_relative_to(root.resolve()):

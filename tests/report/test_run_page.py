@@ -134,7 +134,8 @@ def test_pictures_of_a_run_are_shown(page):
   # there twice: the original, and the reconstruction.
   assert part.count('src="data:image/png;base64,') == 4 + 4
   assert '<td lang="zh-Hant">方形</td><td lang="zh-Hant">菱形</td>' in part
-  # Three of four circles are right, so the cell has 45% of its colour.
+  # Three of four circles are right. If all were, the cell would have 60% of the
+  # colour. So it has 0.75 x 60% = 45%.
   assert re.search(r'series1\) 45%, transparent\)">3</td>', part)
   assert '5 of 6 are right' in part
 

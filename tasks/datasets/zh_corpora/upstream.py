@@ -26,7 +26,7 @@ _CHAPTER = re.compile(r'第[一二三四五六七八九十百零〇○]+回\s')
 
 @functools.cache
 def _converter(conversion: str):
-  import opencc  # Imported here, since only sources in two scripts need it.
+  import opencc  # Imported here, since only some corpora are converted.
 
   return opencc.OpenCC(conversion)
 
