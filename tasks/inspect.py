@@ -118,7 +118,7 @@ def inspect_task(
 
 
 def _temporary_vocabulary(task: str) -> Vocabulary:
-  """A vocabulary, only in memory, trained on a task's first 10,000 documents."""
+  """A vocabulary, in memory only, of the first 10,000 training documents."""
   documents = itertools.islice(cache.documents(task, 'train'), _MAX_DOCUMENTS)
   texts = (''.join(document.values()) for document in documents)
   with tempfile.TemporaryDirectory() as directory:

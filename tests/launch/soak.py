@@ -67,7 +67,7 @@ FAULTS = [
   'run.read=hang',
   'save.written=ENOSPC',
 ]
-# After these the attempt goes on.
+# After these faults the attempt goes on.
 HARMLESS = ['pause', 'second run']
 PAUSE_SECONDS = 8
 

@@ -34,8 +34,8 @@ def run_main(monkeypatch, tmp_path, capfd):
   """A function that runs launch.train; returns (exit code, standard error).
 
   An error is raised if the command tokenises, trains a vocabulary, compiles the
-  step or makes the initial state.
-  The child process that looks up tasks is replaced by a call in this process.
+  step or makes the initial state. The child process that looks up tasks is
+  replaced by a call in this process.
   """
   real_build = build.build
 

@@ -82,8 +82,8 @@ def test_gains_are_paired_and_have_standard_errors(summary):
 
 def test_the_law_is_given_in_bits_per_character(summary):
   arm = summary['tasks']['law']['arms']['sparse']
-  # In the last evaluation, 6.9 bits per character correspond to 4 nats per
-  # token.
+  # In the last evaluation of the first run, 6.9 bits per character correspond
+  # to 4 nats per token.
   nats = joint_law.gain(10, 3000, 8)
   assert arm['law_gain'][-1] == pytest.approx(nats * 6.9 / 4)
 

@@ -126,7 +126,7 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture
 def corpora(prepared_files, session_cache, monkeypatch):
-  """Makes the tiny corpora the data directory, with a cache of the session.
+  """Lets $WUDAO_DATA name the tiny corpora, and $WUDAO_CACHE a common cache.
 
   So TFDS prepares each corpus only once per session.
   """
