@@ -146,18 +146,20 @@ def attend_by_parts(
     mask: which keys each query sees, without a cache; tokens of a block must be
       consecutive.
     parts: number of parts of the queries; divides T.
-    longest_block: tokens of the longest block. A longer block makes the result
-      NaN, since the keys that it needs are left out.
+    longest_block: tokens of the longest block. The place that predicts its
+      first token also joins it, so a query sees at most this many later keys.
+      A longer block makes the result NaN, since the keys that it needs are
+      left out.
   """
   d = mask
   T = q_BTNH.shape[1]
   last_BT = kernels.last_visible(d.query_segments_BT, d.query_blocks_BT)
-  span = max(0, longest_block - 1)
-  scale = q_BTNH.shape[-1] ** -0.5 * kernels.within_span(last_BT, 0, span)
+  scale = q_BTNH.shape[-1] ** -0.5
+  scale *= kernels.within_span(last_BT, 0, longest_block)
   outs = []
   for start in range(0, T, T // parts):
     end = start + T // parts
-    reach = min(T, end + span)
+    reach = min(T, end + longest_block)
     part = MaskSpec(
       d.positions_BT[:, start:end],
       d.query_segments_BT[:, start:end],

@@ -228,15 +228,16 @@ def splash(
     segments_BT: int32.
     blocks_BT: int32; tokens of a block are consecutive.
     layout: mesh axes by use, which divide rows, heads and queries.
-    longest_block: tokens of the longest block. A longer block makes the rows of
-      its device NaN, since the tiles that it needs are not computed.
+    longest_block: tokens of the longest block. The place that predicts its
+      first token also joins it, so a query sees at most this many later keys.
+      A longer block makes the rows of its device NaN, since the tiles that it
+      needs are not computed.
     name: name of the result, for remat policies.
 
   Returns:
     [B, T, N, H of the values], in the dtype of the queries.
   """
   T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
-  span = max(0, longest_block - 1)
 
   def local(
     q_BTNH: Array,
@@ -247,7 +248,7 @@ def splash(
     last_BT: Array,
     first_1: Array,
   ) -> Array:
-    scale = H**-0.5 * within_span(last_BT, first_1[0], span)
+    scale = H**-0.5 * within_span(last_BT, first_1[0], longest_block)
     return _splash_local(
       q_BTNH * scale.astype(q_BTNH.dtype),
       k_BSKH,
@@ -255,7 +256,7 @@ def splash(
       (segments_BT, segments_BS),
       last_BT,
       first_1[0],
-      span,
+      longest_block,
       name,
     )
 
