@@ -59,6 +59,9 @@ def initialize(
   # Imported here, since commands import this file, and --help must be fast.
   import jax
 
+  # JAX's handler for SIGTERM would replace ours, and commands would ignore the
+  # signal. `multihost.sharing_sigterm` starts the service when it is needed.
+  jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
     place.address,
     place.num_processes,

@@ -120,6 +120,26 @@ def test_a_process_that_was_not_started_is_named_by_all(missing, monkeypatch):
     assert 'not started after' in text.splitlines()[-1]
 
 
+# A command that gets SIGTERM after it has joined the others.
+EARLY = """
+import os, signal, sys, time
+from launch import runtime
+from moe.parallel import processes
+def command():
+  processes.initialize()
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(60)
+sys.exit(runtime.run(command))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_with_a_place_still_obeys_sigterm():
+  (process,) = started(['-c', EARLY], 1, 1)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75, errors
+
+
 # A program in which process 0 gets SIGTERM at step 5. All processes must leave
 # the loop at the same step.
 PROGRAM = """
@@ -131,7 +151,7 @@ from moe.train.trainer import _Stop
 stop = _Stop()
 with stop.listening():
   for step in range(200):
-    if stop.reached(step):
+    if stop.reached():
       break
     if step == 5 and jax.process_index() == 0:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -340,8 +360,8 @@ def test_both_processes_of_a_second_run_are_refused(tmp_path):
     errors = [p.communicate(timeout=120)[1] for p in processes]
   assert [p.returncode for p in processes] == [2, 2]
   first, second = (text.splitlines()[-1] for text in errors)
-  assert f'got that of process {os.getpid()} on host' in first
-  assert 'as process 0 has found' in second
+  assert f'is used by process {os.getpid()} on host' in first
+  assert 'see the message of process 0' in second
 
 
 @pytest.mark.nightly
