@@ -75,12 +75,21 @@ def describe(run: FoldingRun) -> str:
 
 
 def stores_of(
-  run: FoldingRun, prepare_chains: PrepareChains
+  run: FoldingRun, prepare_chains: PrepareChains, longest: int | None = None
 ) -> dict[str, dict[str, str]]:
-  """Makes missing stores of chains; returns name -> split -> directory."""
+  """Makes missing stores of chains.
+
+  Args:
+    run: the run.
+    prepare_chains: makes the stores.
+    longest: residues of the longest chain; None for LONGEST_CHAIN of the run.
+
+  Returns:
+    Name -> split -> directory.
+  """
   data = run.data
   cache_dir = data.cache_dir or default_cache_dir()
-  return prepare_chains(data.names, data.longest, cache_dir)
+  return prepare_chains(data.names, longest or data.longest, cache_dir)
 
 
 def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:

@@ -13,11 +13,14 @@ RUN = ['--gin_file=runs/fold_overfit.gin']
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """A folder with two chains in `mine`, and a run of two steps in `run`."""
+  """A folder with three chains in `mine`, and a run of two steps in `run`.
+
+  The last chain is too long for the run.
+  """
   root = tmp_path_factory.mktemp('fold')
   (root / 'mine').mkdir()
   origin = structure_writing.Origin('by hand', '0' * 64)
-  for number in range(2):
+  for number in range(3):
     chain = folding_cases.helix(30 + number, seed=number)
     text = structure_writing.pdb_text(chain, chain.numbers / 99, origin)
     (root / 'mine' / f'{number}.pdb').write_text(text)
@@ -29,7 +32,7 @@ def place(tmp_path_factory):
   sizes |= {'BATCH_SIZE': 8, 'MESH_DATA': -1}
   flags = [f'--gin.{name}={value}' for name, value in sizes.items()]
   flags.append(f"--gin.CHAINS=('{root}/mine',)")
-  flags.append('--gin.FOLDING_DROPOUT=0.2')
+  flags += ['--gin.FOLDING_DROPOUT=0.2', '--gin.LONGEST_CHAIN=31']
   code = train.main([*RUN, *flags, f'--workdir={root}/run'])
   assert code == 0
   return root
@@ -84,11 +87,13 @@ def test_a_trained_model_is_scored_beside_baselines(place, capsys):
   out = capsys.readouterr().out
   assert 'helix' in out and 'nearest chain' in out
   found = json.loads((place / 'scores/protein_scores.json').read_text())
-  (first, _) = found['chains']
+  first, _, last = found['chains']
   # The chains are helices, and the model was trained on them.
   assert first['scores']['helix']['lDDT'] > 0.9
   assert first['scores']['nearest chain']['lDDT'] > 0.9
   assert 0 <= first['scores']['model']['lDDT'] <= 1
+  # The nearest chain is sought among all chains, not only those of the run.
+  assert last['nearest'] == last['name'] and last['identity'] == 1
   assert 'separation' in (place / 'scores/protein_scores.html').read_text()
 
 
