@@ -1,11 +1,15 @@
 """Tests the whole path: chains train a model, which folds and is scored."""
 
+import dataclasses
+import functools
 import json
 
 import pytest
 
 from launch import fold, proteins, train
+from launch.configs import configuration
 from moe.modalities import structure_files, structure_writing
+from moe.runs import folded
 from tests import folding_cases
 
 RUN = ['--gin_file=runs/fold_overfit.gin']
@@ -106,6 +110,7 @@ def test_a_trained_model_is_scored_beside_baselines(place, capsys):
     ([f'--sequence={"A" * 2000}', '--memory=2'], 'raise --memory'),
     ([f'--sequence={"A" * 3000}', '--memory=9999'], '2,048 residues'),
     (['--fasta=nowhere'], 'must be a file'),
+    (['--sequence=ACD', '--recycles=-1'], '--recycles=-1 must be at least 0'),
     (['--sequence=ACD', '--samples=0'], '--samples=0 must be at least 1'),
   ],
 )
@@ -114,6 +119,26 @@ def test_what_cannot_be_folded_is_refused_in_a_sentence(
 ):
   code = fold.main([f'--checkpoint={place}/run', f'--out={place}/x', *flags])
   assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_run_says_how_often_a_chain_is_recycled(place, monkeypatch):
+  run = configuration.load_other_run(
+    f'{place}/run', configuration.FOLDING_MODEL
+  )
+  counts = []
+  monkeypatch.setattr(
+    folded.FoldingModel, '_fold', lambda *given: counts.append(given[3]) or ()
+  )
+  for recycles in (0, 2):
+    objective = functools.partial(run.objective, recycles=recycles)
+    changed = dataclasses.replace(run, objective=objective)
+    model = folded.load(changed, f'{place}/run')
+    list(model.fold({'a': 'ACD'}, None, 1.0))
+    list(model.fold({'a': 'ACD'}, 3, 1.0))
+  assert counts == [0, 3, 2, 3]
+  with pytest.raises(ValueError, match='--recycles=-1'):
+    list(model.fold({'a': 'ACD'}, -1, 1.0))
 
 
 @pytest.mark.slow
