@@ -38,7 +38,8 @@ class Prediction(NamedTuple):
   """A folded chain, and the confidence of the model.
 
   Attributes:
-    chain: residues and all heavy atoms.
+    chain: residues and their heavy atoms; the backbone alone if the model has
+      learned no side chains.
     plddt: [I], expected lDDT of each residue, from 0 to 1.
     errors: [I, J], expected error of the place of residue j in the frame of
       residue i, in Angstrom.
@@ -204,7 +205,9 @@ class FoldingModel:
       size = len(sequence)
       codes = residues.codes(sequence)
       mask = tables.mask[codes].copy()
-      mask[codes == residues.UNKNOWN, : len(residues.BACKBONE)] = True
+      mask[:, : len(residues.BACKBONE)] = True
+      if not self.has_side_chains:
+        mask[:, len(residues.BACKBONE) :] = False
       square = np.s_[row, :size, :size]
       yield Prediction(
         Chain(

@@ -57,7 +57,10 @@ def test_a_trained_model_folds_sequences(place, capsys):
   for name, sequence in (('one', 'ACDEFGHIKL'), ('two', 'MKXWY')):
     (chain,) = structure_files.read(place / 'out' / f'{name}.cif')
     assert chain.sequence == sequence
+    # The run trained no side chains.
+    assert chain.mask[:, :4].all() and not chain.has_side_chains
   page = (place / 'out' / 'index.html').read_text()
+  assert 'hold the backbone only' in page
   assert 'not measured' in page and 'src="http' not in page
 
 
@@ -119,6 +122,18 @@ def test_what_cannot_be_folded_is_refused_in_a_sentence(
 ):
   code = fold.main([f'--checkpoint={place}/run', f'--out={place}/x', *flags])
   assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_side_chains_cannot_be_learned_from_backbones(place, capsys):
+  code = train.main([
+    *RUN,
+    f"--gin.CHAINS=('{place}/mine',)",
+    '--gin.ALL_ATOM_FAPE=0.5',
+    f'--workdir={place}/all_atoms',
+  ])  # fmt: skip
+  assert code == 2
+  assert 'needs chains with side chains' in capsys.readouterr().err
 
 
 @pytest.mark.slow
