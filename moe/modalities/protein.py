@@ -41,6 +41,11 @@ class Chain(NamedTuple):
     """Bool [I], whether N, CA and C are known."""
     return self.mask[:, :3].all(axis=1)
 
+  @property
+  def has_side_chains(self) -> bool:
+    """Whether any atom of a side chain is known."""
+    return bool(self.mask[:, len(residues.BACKBONE) :].any())
+
 
 def of_backbone(
   name: str, sequence: str, coordinates: np.ndarray, num_atoms: int = 4

@@ -72,7 +72,7 @@ def score_chains(
   model: FoldingModel,
   chains: Sequence[Chain],
   training: Sequence[Chain],
-  recycles: int,
+  recycles: int | None,
   memory_limit: float,
 ) -> list[ChainScores]:
   """Folds chains and scores them.

@@ -58,6 +58,14 @@ def test_the_mmcif_says_what_it_is(predicted):
   assert 'THEORETICAL MODEL' in text and 'DIFFRACTION' not in text
 
 
+def test_the_files_say_that_they_hold_the_backbone_only(predicted):
+  chain, plddt = predicted
+  mask = chain.mask & (np.arange(14) < 4)
+  for one, is_said in ((chain, False), (chain._replace(mask=mask), True)):
+    for write in (structure_writing.mmcif_text, structure_writing.pdb_text):
+      assert ('backbone only' in write(one, plddt, ORIGIN).lower()) == is_said
+
+
 def test_the_pdb_file_says_that_it_was_computed(predicted):
   text = structure_writing.pdb_text(*predicted, ORIGIN)
   assert 'COMPUTED, NOT MEASURED' in text and ORIGIN.sha256[:60] in text
