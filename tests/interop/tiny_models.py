@@ -141,7 +141,7 @@ def write(directory: pathlib.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def write_fused(directory: pathlib.Path, golden: dict) -> None:
-  """Writes the arrays of `write`, but all experts of a layer in one array."""
+  """Writes the arrays of `write`, but the experts of a layer in two arrays."""
   arrays = []
   for name, shape in golden['fused_shapes'].items():
     make = functools.partial(_fused, name, shape, golden['shapes'])
