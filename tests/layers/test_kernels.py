@@ -28,7 +28,7 @@ def arrays(seed=0):
 
 
 def documents():
-  """Two documents and padding; row 1 also has a block that spans two tiles."""
+  """Row 0: two documents and padding. Row 1: a block that spans two tiles."""
   segments, blocks = np.ones((B, T), 'i4'), np.zeros((B, T), 'i4')
   segments[0, 100:], segments[0, 250:] = 2, 0
   blocks[1, 120:160] = 7
