@@ -78,7 +78,10 @@ def test_cache_shapes_take_the_compute_dtype():
 
 
 def trained(mesh_shape, num_devices):
-  """Returns ((loss, outputs), gradients), with arrays placed as in training."""
+  """Returns ((loss, outputs), gradients) as NumPy arrays.
+
+  They are computed from parameters and a batch that are placed as in training.
+  """
   mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
   table = rules.table('standard')
   f = functional.make_functional(
@@ -114,7 +117,6 @@ def one_device():
 
 @pytest.mark.slow
 def test_eight_devices_equal_one(one_device):
-  # This mesh uses three axes together; tests of the MoE layer use single axes.
   eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
