@@ -41,7 +41,7 @@ SMALL = {
   'GROUP_SIZE': 1024,
 }
 # Name -> (topology, macros). The prediction does not include the program's own
-# code. It takes 6% of the peak for a `SMALL` model, and 1% for the others.
+# code, which takes 6% of the peak for a `SMALL` model, and 1% for the others.
 PLANS = {
   'experts on every chip': (
     'v5p:2x2x1',
