@@ -146,8 +146,8 @@ def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
     )
     if found and not name.startswith('ENTRY'):
       inside.append(math.prod(int(n) for n in found.group(1).split(',') if n))
-  # The loop may only contain sums of hidden states over parts of the
-  # vocabulary. These have 2 or 4 rows of 2 tokens with D = 8.
+  # If the model axis divides the vocabulary, the loop may contain sums over its
+  # parts. They are of hidden states: 4 rows of 2 tokens with D = 8.
   most = 4 * 2 * 8 if shape.model > 1 else 0
   assert max(inside, default=0) <= most
   plain, _ = sharded_gradient(shape, 1)
