@@ -336,7 +336,7 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
 
 
 def divided(sizes):
-  """(devices that divide the sequences, devices that divide their tokens)."""
+  """(number of devices that divide the batch, number that divide a row)."""
   return sizes.get('data', 1), sizes.get('context', 1)
 
 
