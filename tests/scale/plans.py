@@ -87,7 +87,7 @@ PLANS = {
     {'MESH_DATA': 1, 'MESH_EXPERT': 4, 'MESH_MODEL': 2, 'REMAT': "'dots'"},
   ),
 }
-# The plans that CI compiles.
+# The tests of these plans are slow, those of the others nightly.
 QUICK = (
   'dense, parameters divided, one piece of the loss',
   'gated experts, two microbatches',
