@@ -89,9 +89,10 @@ class Shown(gates.TopK):
 def balance_by_definition(model, params):
   """The global load-balance loss over two microbatches, from its definition.
 
-  A microbatch adds E * sum_e f_e * (sum of p_e over its tokens), where f_e is
-  the share of expert e in the assignments of this microbatch and of those
-  before it. The sum is divided by the number of tokens of the batch.
+  A microbatch adds E times the sum over experts e of f_e * p_e. Here p_e is the
+  probability of e, added over the tokens of the microbatch, and f_e is the
+  share of e in the assignments of this microbatch and of those before it. The
+  loss is then divided by the number of tokens of the batch.
   """
   carried = model.module.init(jax.random.key(0), BATCH).get('state', {})
   outputs = model.apply(params, carried, BATCH, None, True)
