@@ -78,8 +78,8 @@ def tiny():
     jax.random.key(0)
   )
   random = np.random.RandomState(1)
-  # In many layers of a new model, the weights of the last product are 0. The
-  # layers would have no effect.
+  # In many layers of a new model, the weights of the last product are 0. These
+  # layers then have no effect.
   params = jax.tree.map(
     lambda x: x + 0.1 * random.randn(*x.shape).astype('f4'), params
   )

@@ -58,7 +58,7 @@ ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
-# Runs that need another number of devices than the 8 of the tests.
+# Run -> number of devices, if it is not the 8 of the tests.
 NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
   for n in ('chains', 'pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
@@ -89,8 +89,8 @@ def moe(run):
   return block(run).moe(parent=None)
 
 
-# Macro -> (a value that no file has, function that reads the attribute that
-# must get this value).
+# Macro -> (a value that no tested file has, function that reads the attribute
+# that must get this value).
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
   'NUM_LAYERS': (62, lambda run: stack(run).num_layers),

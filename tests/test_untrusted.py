@@ -72,7 +72,7 @@ def metadata(workdir):
 
 
 def gin_file(workdir):
-  """A gin file: name -> (content, read(name, content) with checks)."""
+  """A gin file: name -> (content, read(name, content)); reading checks it."""
   path = workdir / 'run.gin'
   text = (ROOT / 'gin_configs/models/tiny.gin').read_bytes()
 
