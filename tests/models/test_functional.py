@@ -195,7 +195,7 @@ def test_each_router_updates_its_own_state():
   assert jax.tree.structure(after) == jax.tree.structure(before)
   for name, rate in (('fast', 0.5), ('slow', 0.25)):
     router = after[name]['stack']['periods']['block_0']['moe']['router']
-    # The bias of the full expert falls by the decoder's rate, and the other
+    # The bias of the first expert falls by the decoder's rate, and the other
     # biases rise by this rate.
     want_LE = rate * np.array([[-1, 1, 1, 1]] * 2)
     np.testing.assert_array_equal(router['bias_E'], want_LE)

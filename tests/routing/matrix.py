@@ -39,7 +39,8 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# Name -> function: random state -> experts [G, M, A], distinct for each token.
+# Name -> function: random state -> experts [G, M, A]. A token has A different
+# experts.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),

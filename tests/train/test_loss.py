@@ -103,7 +103,7 @@ def test_logits_of_more_than_a_chunk_never_exist(inputs):
 def sharded_gradient(shape, num_chunks):
   """(compiled function, its arguments on the mesh).
 
-  It computes the gradients with respect to the head [V, D] and hidden states.
+  The function computes the gradients for the head [V, D] and for hidden states.
   """
   mesh = make_mesh(shape)
   table = rules.table('standard')
