@@ -32,7 +32,7 @@ from moe.train import record_log
 
 _logger = logging.getLogger(__name__)
 
-EXIT_MISTAKE = 2
+EXIT_MISTAKE = roll_call.EXIT_MISTAKE
 # Exit code if the command crashes again and again, so that a person must help.
 EXIT_GIVEN_UP = 1
 LOG = 'attempts.jsonl'

@@ -94,6 +94,39 @@ def test_slurm_says_which_process_this_is(
   assert calls == [('node03:61440', 2, 1, devices)]
 
 
+class GkeTpuCluster:
+  """A pod of a slice of which the network does not know process 0 at first."""
+
+  failures = 2
+
+  @classmethod
+  def get_coordinator_address(cls, timeout_secs, override_coordinator_port):
+    assert (timeout_secs, override_coordinator_port) == (1, None)
+    cls.failures -= 1
+    if cls.failures >= 0:
+      raise RuntimeError('Failed to recognize coordinator address slice-0-0')
+    return 'slice-0-0:8482'
+
+  get_process_count = staticmethod(lambda: 2)
+  get_process_id = staticmethod(lambda: 1)
+  get_local_process_id = staticmethod(lambda: None)
+
+
+def test_a_pod_waits_until_the_name_of_process_0_is_known(calls, monkeypatch):
+  monkeypatch.setattr(processes, '_cluster', lambda: GkeTpuCluster)
+  monkeypatch.setattr(GkeTpuCluster, 'failures', 2)
+  processes.initialize()
+  assert calls == [('slice-0-0:8482', 2, 1, None)]
+
+
+def test_a_process_0_without_a_name_is_missing(calls, monkeypatch):
+  monkeypatch.setattr(processes, '_cluster', lambda: GkeTpuCluster)
+  monkeypatch.setattr(GkeTpuCluster, 'failures', 9)
+  with pytest.raises(roll_call.Missing, match='process 0 not st.*slice-0-0'):
+    processes.initialize(patience=0)
+  assert calls == []
+
+
 def test_a_pod_that_belongs_to_no_job_is_alone(calls, monkeypatch, recwarn):
   monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')
   processes.initialize()
