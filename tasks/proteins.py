@@ -59,7 +59,7 @@ class Chains:
       arrays = dict(file)  # Each access to `file` decompresses an array anew.
     begins = zip(arrays['offsets'], arrays['offsets'][1:], strict=False)
     for number, (begin, end) in enumerate(begins):
-      yield protein.of_backbone(
+      chain = protein.of_backbone(
         str(arrays['name'][number]),
         str(arrays['seq'][number]),
         arrays['coords'][begin:end],
@@ -67,6 +67,7 @@ class Chains:
         # measured. There is nothing to learn from them.
         3 if arrays['o_ideal'][number] else 4,
       )
+      yield protein.numbered_by_breaks(chain)
 
   def files_of(self, split: str) -> list[str]:
     """The files of a split, for `tasks.origin`."""
