@@ -109,6 +109,15 @@ def test_a_folder_of_structures_becomes_stores(tmp_path):
   assert 'broken.cif' in [entry.get('file') for entry in bad]
 
 
+def test_a_folder_with_one_file_is_for_training(tmp_path):
+  names = (f'{number}.pdb' for number in range(1000))
+  name = next(n for n in names if splits.by_hash(n) == 'validation')
+  (tmp_path / name).write_text('')
+  folder = proteins.Folder(str(tmp_path))
+  assert folder.files_of('train') == [f'{tmp_path}/{name}']
+  assert folder.files_of('validation') == []
+
+
 def test_an_unknown_source_is_refused(tmp_path):
   with pytest.raises(ValueError, match="CHAINS must be 'chains' or a folder"):
     proteins.prepare(['pdb'], 96, tmp_path)
