@@ -1,4 +1,4 @@
-"""The objective of folding: gradients, empty rows, the count of steps, shares."""
+"""The objective of folding: gradients, empty rows, steps, growing shares."""
 
 import jax
 import numpy as np
