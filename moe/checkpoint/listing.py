@@ -174,10 +174,10 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
   The smallest value is the best, unless `is_higher_better` is true in the
   metadata of the newest step.
 
-  Values that were measured on different data cannot be compared. So a step is
-  ranked only if it was measured on the same data as the newest step with a
-  value. Earlier versions did not record the data, so their steps are ranked as
-  well.
+  Values that were measured on different data cannot be compared. So of the
+  scored steps that record their data, only those with the data of the newest
+  one are ranked. Earlier versions did not record the data, so their steps are
+  ranked as well.
 
   Args:
     directory: directory of the steps.
@@ -217,7 +217,7 @@ def superseded(
   Args:
     directory: directory of the steps.
     keep_last: how many of the newest steps stay.
-    keep_best: how many of the best steps stay beside them.
+    keep_best: how many of the best steps stay; they may be among the newest.
     metric: see `ranking`.
   """
   known = steps(directory)

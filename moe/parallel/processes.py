@@ -45,7 +45,7 @@ def initialize(
       most.
 
   Returns:
-    Number -> what is known about this other process; {} except on process 0.
+    Number of a process -> what is known about it; {} except on process 0.
 
   Raises:
     ValueError: if only some of the three variables are set, a number is wrong,
@@ -84,8 +84,8 @@ def initialize(
 def _find(patience: float) -> tuple[roll_call.Place | None, list[int] | None]:
   """Returns (place, devices) of this process.
 
-  The place is None if there is only one process. The devices are None if the
-  process uses all devices of its machine.
+  The place is None if neither variables nor a cluster say what it is. The
+  devices are None if the process uses all devices of its machine.
 
   Raises:
     roll_call.Missing: if the name of process 0's machine is unknown after
@@ -191,8 +191,8 @@ def tell_step(step: int, host: float, whole: float) -> None:
 def leave(code: int, text: str = '') -> None:
   """Tells the other processes, if any, that this process ends.
 
-  If `code` is not 0, this function ends the process. If Python ended normally,
-  JAX would wait for the other processes for minutes.
+  If there are others and `code` is not 0, this function ends the process. If
+  Python ended normally, JAX would wait for the other processes for minutes.
 
   Args:
     code: exit code of this process.

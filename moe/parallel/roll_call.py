@@ -8,8 +8,8 @@ once. If a machine is lost, TCP's keep-alive messages find this within
 `peer.LOST_SECONDS`.
 
 A message is a line of JSON. The port is the coordinator's port plus 1 (65534
-for 65535). Messages contain no secrets. Process 0 closes a connection after an
-invalid message.
+for 65535). Messages contain no secrets. Process 0 treats an invalid message
+like the end of the connection.
 """
 
 import collections

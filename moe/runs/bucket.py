@@ -26,20 +26,20 @@ _SCHEME = 'gs://'
 
 
 def opened(place: str, is_written: bool = False) -> str:
-  """Makes the local directory of a work directory, and returns its path.
+  """Returns the local directory of a run.
 
-  For a URL this is the mirror, into which the files of the bucket are copied.
-  A command that only reads has a directory of its own. So it does not replace
-  a log to which a run of this machine appends. A directory is returned
-  unchanged.
+  For a URL this is the mirror. The files of the bucket are copied into it,
+  except the lock and the checkpoints. A command that only reads has a directory
+  of its own, so it does not replace a log to which a run of this machine
+  appends. A directory is returned as it is.
 
   Args:
     place: a directory, or a URL that begins with gs://.
     is_written: whether a run will write there.
 
   Raises:
-    ValueError: if the bucket cannot be read, or cannot be written if this is
-      wanted.
+    ValueError: if the URL does not begin with gs://, if the bucket cannot be
+      read, or if `is_written` and it cannot be written.
     lock.InUse: if another run writes there.
   """
   if not integrity.on_object_store(place):
@@ -87,7 +87,7 @@ def _prepare(url: str, workdir: str) -> None:
 
 
 def _fetch(remote: epath.Path, workdir: str) -> None:
-  """Copies the files of a bucket's directory, except its lock, to `workdir`."""
+  """Copies files from a bucket to `workdir`, without lock and checkpoints."""
   for path in remote.iterdir():
     if path.name not in (lock.NAME, 'checkpoints') and not path.is_dir():
       atomic_files.write_file(

@@ -40,7 +40,8 @@ class Settings:
     seed: seed of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
     keep_last: number of the newest checkpoints to keep.
-    keep_best: number of the best checkpoints to keep besides the newest.
+    keep_best: number of the best checkpoints to keep; they may be among the
+      newest.
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
@@ -48,8 +49,8 @@ class Settings:
       standard deviations above the mean of the steps before; 0 for never.
     hang_seconds: seconds without a sign of life after which the run is ended; 0
       for no limit.
-    profile_steps: (first, last): a profiler trace begins with step `first` and
-      ends before step `last`; empty for no trace.
+    profile_steps: (first, last), counted from 0: a profiler trace begins with
+      step `first` and ends before step `last`; empty for no trace.
   """
 
   train_steps: int
@@ -215,8 +216,8 @@ def train(
     (state, exit code): 0 at the end, 75 after a signal with everything saved.
 
   Raises:
-    TrainingError: if the loss stays non-finite, or if the state after an update
-      is not finite.
+    TrainingError: if the loss or the gradient stays non-finite, or if the state
+      after an update is not finite.
   """
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)

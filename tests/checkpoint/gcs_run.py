@@ -24,7 +24,7 @@ def start_server():
 
 
 def main():
-  """Saves a run, fails to save it, resumes it and damages it."""
+  """Saves steps of a run, fails to save one, resumes, and damages a step."""
   from moe import failpoints
   from moe.checkpoint import listing, restore, save
   from tests.checkpoint.states import META, abstract, make_state

@@ -57,7 +57,7 @@ def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
     saver.save(step, make_state(step), meta, {'bits_per_char': score})
   saver.save(5, make_state(5), {**META, 'ranked_on': 'newest'})
   saver.close()
-  # Step 5 has no score, so its evaluation data need not match.
+  # Step 5 has no score. The newest step with a score is 4, so its data count.
   assert listing.ranking(tmp_path) == [1, 3, 4]
   listing.add_metrics(tmp_path / '5', {'bits_per_char': 9.0}, 'newest')
   assert listing.ranking(tmp_path) == [1, 5]

@@ -123,7 +123,7 @@ def test_a_pod_that_belongs_to_no_job_is_alone(calls, monkeypatch, recwarn):
   assert calls == [] and not recwarn  # JAX would warn of a missing package.
 
 
-# A program that joins the other processes and prints them.
+# A program that joins the other processes.
 JOIN = """
 import sys
 from launch import runtime

@@ -13,7 +13,7 @@ from moe.parallel import roll_call
 
 @pytest.fixture
 def place():
-  """The place of process 0 among three, with free ports of this machine."""
+  """The place of process 0 among three, with a free port of this machine."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
