@@ -4,12 +4,17 @@ import contextlib
 import json
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
 # TCP's keep-alive messages find a lost machine within this many seconds.
 LOST_SECONDS = 14
+# A process that is stopped keeps its connection. So each process sends a sign
+# of life so often. Without one for `SILENT_SECONDS` it counts as lost.
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 75.0
 _LONGEST_LINE = 2**16
 # A process must send its number within this many seconds after it connects.
 _GREETING_SECONDS = 1.0
@@ -37,6 +42,8 @@ class Peer:
   def __init__(self, connection: socket.socket):
     self._socket = connection
     self._data = b''
+    self._sending = threading.Lock()
+    self.heard = time.monotonic()
     self.process = None
     self.host = ''
     self.clock = 0.0
@@ -62,11 +69,12 @@ class Peer:
 
   def send(self, **message: Any) -> None:
     """Sends a message; only `receive` tells whether the connection is lost."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), self._sending:
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
   def receive(self) -> list[dict[str, Any]] | None:
     """Waits for messages; None if the connection is closed or data invalid."""
+    self.heard = time.monotonic()
     try:
       data = self._socket.recv(_LONGEST_LINE)
       *lines, self._data = (self._data + data).split(b'\n')
@@ -76,6 +84,10 @@ class Peer:
     if not data or len(self._data) > _LONGEST_LINE:
       return None
     return messages if all(isinstance(m, dict) for m in messages) else None
+
+  def is_silent(self) -> bool:
+    """Whether `receive` was not called for `SILENT_SECONDS`."""
+    return time.monotonic() - self.heard > SILENT_SECONDS
 
   def greeting(self) -> dict[str, Any]:
     """Waits for the first message; {} if none comes or if it is invalid."""

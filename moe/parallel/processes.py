@@ -77,6 +77,8 @@ def initialize(
     local_devices,
     cluster_detection_method='deactivate',
     shutdown_timeout_seconds=_RESULTS_SECONDS,
+    # The roll call finds a stopped process before, and names it.
+    heartbeat_timeout_seconds=int(PATIENCE),
   )
   return guests
 

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 
 from moe import stop_signals
 from moe.data import cache_dir
-from moe.parallel import roll_call
+from moe.parallel import farewell
 from moe.train import record_log
 
 _logger = logging.getLogger(__name__)
 
-EXIT_MISTAKE = roll_call.EXIT_MISTAKE
+EXIT_MISTAKE = farewell.EXIT_MISTAKE
 # Exit code if the command crashes again and again, so that a person must help.
 EXIT_GIVEN_UP = 1
 LOG = 'attempts.jsonl'
@@ -123,7 +123,7 @@ class Policy:
     number = signal_of(code)
     if number is not None and number not in _OWN_SIGNALS:
       return Decision('killed', wait, code, f'{_name(number)} from outside')
-    if code == roll_call.EXIT_LOST:
+    if code == farewell.EXIT_LOST:
       return Decision('lost', wait, code, 'another process was lost')
     reason = f'code {code}' if number is None else _name(number)
     self._crashes_at[step] += 1

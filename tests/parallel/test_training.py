@@ -11,8 +11,9 @@ import pytest
 from launch import token_stores
 from launch.configs import configuration
 from moe.data.reader import Reader
-from moe.parallel import roll_call
+from moe.parallel import farewell
 from moe.runs import build, lock
+from moe.train import watchdog
 from tests.parallel.cluster import started, words
 from tests.protein_data import has_data
 
@@ -264,8 +265,28 @@ def test_a_killed_process_is_named_within_15_seconds(tmp_path, victim):
   begin = time.monotonic()
   error = processes[1 - victim].communicate(timeout=60)[1]
   assert time.monotonic() - begin < 15
-  assert processes[1 - victim].returncode == roll_call.EXIT_LOST
+  assert processes[1 - victim].returncode == farewell.EXIT_LOST
   assert f'error: process {victim} (' in error.splitlines()[-1]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+  ('seconds', 'code', 'fragment'),
+  [
+    (0, farewell.EXIT_LOST, r'process 1 \(\S+\) has given no sign of life'),
+    (20, watchdog.EXIT_HUNG, 'for a stopped process of this run'),
+  ],
+)
+def test_a_stopped_process_ends_the_other(tmp_path, seconds, code, fragment):
+  processes = started_run(tmp_path, 2, [f'--gin.HANG_SECONDS={seconds}.0'])
+  wait_for_step(processes, tmp_path, 5)
+  processes[1].send_signal(signal.SIGSTOP)
+  error = processes[0].communicate(timeout=180)[1]
+  processes[1].kill()
+  processes[1].communicate()
+  assert processes[0].returncode == code
+  assert re.search(fragment, error)
+  assert (tmp_path / watchdog.STACKS).exists() == (seconds > 0)
 
 
 # A program in which process 1 reads batches slowly.

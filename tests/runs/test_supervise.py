@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from moe.data import cache_dir
-from moe.parallel import roll_call
+from moe.parallel import farewell
 from moe.runs import supervise
 
 FAST = supervise.Limits(first_wait=0.0)
@@ -23,7 +23,7 @@ FAST = supervise.Limits(first_wait=0.0)
     (1, 'crash', 10.0, 1),
     (-signal.SIGSEGV, 'crash', 10.0, -signal.SIGSEGV),
     (-signal.SIGKILL, 'killed', 10.0, -signal.SIGKILL),
-    (roll_call.EXIT_LOST, 'lost', 10.0, roll_call.EXIT_LOST),
+    (farewell.EXIT_LOST, 'lost', 10.0, farewell.EXIT_LOST),
     (128 + signal.SIGTERM, 'killed', 10.0, 128 + signal.SIGTERM),
   ],
 )
