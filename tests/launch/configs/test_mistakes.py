@@ -57,5 +57,14 @@ def test_a_mistake_is_refused_at_once(binding, fragment):
   assert '--gin.' in str(error.value) or '.gin:' in str(error.value)
 
 
+@pytest.mark.parametrize('binding', [binding for binding, _ in MISTAKES])
+def test_a_mistake_in_a_file_is_refused_with_file_and_line(tmp_path, binding):
+  path = tmp_path / 'mine.gin'
+  path.write_text(f"include '{FILE}'\n\n{binding}\n")
+  with pytest.raises(ValueError) as error:
+    configuration.read([str(path)], [])
+  assert f'{path}:3' in str(error.value)
+
+
 def test_there_are_forty():
   assert len(MISTAKES) == 40
