@@ -247,6 +247,15 @@ class Progress:
     if self._display is not None:
       self._display.note(text)
 
+  def sync(self) -> None:
+    """Flushes the logs to the disk.
+
+    So when a machine is lost, the log has all steps of the last checkpoint.
+    """
+    for log in (self._log, self._evals, self._quarantine, self._bad_steps):
+      if log is not None:
+        log.sync()
+
   def close(self) -> None:
     """Closes the logs and the display."""
     logs = self._log, self._evals, self._quarantine, self._bad_steps

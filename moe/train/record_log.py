@@ -56,10 +56,15 @@ class RecordLog:
     self.last = record
     self.steps.add(record['step'])
 
+  def sync(self) -> None:
+    """Flushes the file to the disk, or to the bucket that gcsfuse mounts."""
+    if self._file is not None:
+      os.fsync(self._file)
+
   def close(self) -> None:
     """Flushes the file to the disk and closes it."""
     if self._file is not None:
-      os.fsync(self._file)
+      self.sync()
       os.close(self._file)
 
 

@@ -297,9 +297,10 @@ def train(
 
 @contextlib.contextmanager
 def _checkpointing(watchdog: Watchdog, progress: Progress) -> Iterator[None]:
-  """Counts the block as time for checkpoints, and tells the watchdog."""
+  """Flushes the logs; counts the block as time for checkpoints."""
   watchdog.sees('a checkpoint')
   with progress.goodput.spent('checkpointing'):
+    progress.sync()
     yield
 
 

@@ -338,6 +338,22 @@ def test_whenever_sigterm_comes_the_named_step_is_saved(
   assert_same_run(tmp_path, 'run', ts, unbroken)
 
 
+def test_the_logs_are_on_the_disk_before_each_checkpoint(start, monkeypatch):
+  events, real_save = [], Checkpointer.save
+
+  def save(self, step, *args):
+    events.append(step)
+    return real_save(self, step, *args)
+
+  monkeypatch.setattr(
+    record_log.RecordLog, 'sync', lambda self: events.append('sync')
+  )
+  monkeypatch.setattr(Checkpointer, 'save', save)
+  start('run')
+  saves = [place for place, event in enumerate(events) if event != 'sync']
+  assert saves and all(events[place - 1] == 'sync' for place in saves)
+
+
 def test_sigterm_during_the_last_save_does_not_interrupt_it(
   start, unbroken, tmp_path, monkeypatch
 ):
