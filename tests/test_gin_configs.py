@@ -40,7 +40,7 @@ WIRING = {
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
   f'runs/image_tokenizer_{n}.gin'
-  for n in ('emoji', 'fashion', 'pictures', 'shapes')
+  for n in ('emoji', 'fashion', 'gpu', 'hanzi', 'pictures', 'shapes')
 ]
 # Models that fold proteins, and their runs.
 FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
@@ -60,7 +60,17 @@ ON_FEWER_DEVICES = {
 # Runs that need another number of devices than the 8 of the tests.
 NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
-  for n in ('chains', 'pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
+  for n in (
+    'chains',
+    'emoji',
+    'hanzi',
+    'pictures',
+    'pictures_poems',
+    'poems',
+    'poems_recipe',
+    'verse',
+    'zh_en',
+  )
 }
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
