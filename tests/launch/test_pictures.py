@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from launch import describe, draw, images, train
-from moe.runs import gallery_file
+from moe.runs import gallery_file, picture_judge
 from tasks.pictures import shapes, stores
 
 # Tiny models of pictures of 8 x 8 pixels, with 2 x 2 codes.
@@ -129,3 +129,33 @@ def test_a_tokenizer_that_is_missing_is_named(place, capsys):
   hidden.rename(path)
   assert code == 2
   assert 'image_tokenizer.bin must lie beside' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_tokenizer_is_refused(place, capsys):
+  path = place / 'run' / 'image_tokenizer.bin'
+  kept = path.read_bytes()
+  path.write_bytes(kept + b'0')
+  code = draw.main(
+    [f'--checkpoint={place}/run', '--prompt=圓形', f'--out={place}/a.png']
+  )
+  path.write_bytes(kept)
+  assert code == 2
+  assert 'must be the one that step 2 was trained' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_is_scored_and_runs_are_joined(place, monkeypatch, capsys):
+  monkeypatch.setattr(picture_judge, '_LEAST_STEPS', 1)
+  for seed in (0, 1):
+    code = images.main(
+      ['score', f'--checkpoint={place}/run', f'--output={place}/s{seed}']
+      + ['--num=4', '--limit=16', '--guidance=1', '--judge_epochs=1']
+      + [f'--seed={seed}', f'--cache_dir={place}/cache']
+    )
+    assert code == 0
+  capsys.readouterr()
+  assert images.main(['join', f'{place}/s0', f'{place}/s1']) == 0
+  printed = capsys.readouterr().out
+  for what in ('drawn pictures judged, all', 'what the sentence saves'):
+    assert f'shapes: {what}' in printed
