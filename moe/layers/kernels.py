@@ -81,10 +81,10 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
 
 
 def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
-  """Factor of the scores: NaN if a query sees keys beyond the span, else 1.
+  """Factor of all scores: NaN if any query sees keys beyond the span, else 1.
 
-  The caller leaves out keys beyond the span. So a query that needs such a key
-  gets NaN instead of a wrong result.
+  The caller leaves out keys beyond the span. Without NaN, a query that needs
+  such a key would get a wrong result.
 
   Args:
     last_BT: the result of `last_visible`.
@@ -145,7 +145,7 @@ def _splash_local(
   name: str | None,
 ) -> Array:
   """Splash attention of one device's queries to all keys of its sequences."""
-  # The kernel takes long to import and is used on TPUs only.
+  # The import takes long, and only programs for TPUs and some tests need it.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
@@ -235,7 +235,7 @@ def splash(
     name: name of the result, for remat policies.
 
   Returns:
-    [B, T, N, H of the values], in their dtype.
+    [B, T, N, H of the values], in the dtype of the queries.
   """
   T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
 
