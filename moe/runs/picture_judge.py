@@ -11,8 +11,9 @@ from moe.evaluate.judge import Judge
 from moe.evaluate.score import Score
 from moe.runs.held_out_pictures import HeldOut, Mean, held_out
 
-# A judge is trained for at least this many steps, also on few pictures.
-_LEAST_STEPS = 3000
+# A judge is trained for at least this many steps for each value of the
+# attribute with most values. So it learns 200 characters from few pictures.
+_STEPS_OF_VALUE = 15
 
 
 def judge_of(
@@ -35,10 +36,12 @@ def judge_of(
   if JUDGE in by_split:
     size = training.pixels.shape[1]
     training = held_out(training.name, store, size, int(store.lengths.size))
-  if not judge_lib.attributes_of(training.facts):
+  values = judge_lib.attributes_of(training.facts)
+  if not values:
     return None
   shown = min(judge_lib.BATCH, len(training.facts))
-  least = -(-_LEAST_STEPS // (len(training.facts) // shown))
+  steps = _STEPS_OF_VALUE * max(map(len, values.values()))
+  least = -(-steps // (len(training.facts) // shown))
   args = training.pixels, training.facts, max(epochs, least)
   if not cache_dir:
     return judge_lib.train(*args)

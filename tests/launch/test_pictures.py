@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from launch import describe, draw, images, train
-from moe.runs import gallery_file, picture_judge
+from moe.runs import gallery_file
 from tasks.pictures import shapes, stores
 
 # Tiny models of pictures of 8 x 8 pixels, with 2 x 2 codes.
@@ -145,8 +145,7 @@ def test_another_tokenizer_is_refused(place, capsys):
 
 
 @pytest.mark.slow
-def test_a_model_is_scored_and_runs_are_joined(place, monkeypatch, capsys):
-  monkeypatch.setattr(picture_judge, '_LEAST_STEPS', 1)
+def test_a_model_is_scored_and_runs_are_joined(place, capsys):
   for seed in (0, 1):
     code = images.main(
       ['score', f'--checkpoint={place}/run', f'--output={place}/s{seed}']

@@ -22,7 +22,6 @@ from moe.report import tokenizer_page
 from moe.runs import (
   image_tokenizer,
   picture_codes,
-  picture_judge,
   preflight,
   rewind,
   tokenizer_report,
@@ -127,9 +126,8 @@ def test_the_report_shows_held_out_pictures(place, tmp_path):
   assert (tmp_path / 'reconstructions_shapes.png').stat().st_size
 
 
-def test_a_judge_tells_what_reconstructions_keep(place, monkeypatch):
+def test_a_judge_tells_what_reconstructions_keep(place):
   root, pictures = place
-  monkeypatch.setattr(picture_judge, '_LEAST_STEPS', 1)
   frozen = image_tokenizer.load(root / 'run')
   _, scores = tokenizer_report.report(frozen, pictures, '', judge_epochs=1)
   names = {score.name for score in scores}
