@@ -40,7 +40,7 @@ WIRING = {
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
   f'runs/image_tokenizer_{n}.gin'
-  for n in ('emoji', 'fashion', 'pictures', 'shapes')
+  for n in ('emoji', 'fashion', 'gpu', 'hanzi', 'pictures', 'shapes')
 ]
 # Models that fold proteins, and their runs.
 FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
@@ -61,7 +61,17 @@ ON_FEWER_DEVICES = {
 # Run -> number of devices, if it is not the 8 of the tests.
 NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
-  for n in ('chains', 'pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
+  for n in (
+    'chains',
+    'emoji',
+    'hanzi',
+    'pictures',
+    'pictures_poems',
+    'poems',
+    'poems_recipe',
+    'verse',
+    'zh_en',
+  )
 }
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']

@@ -244,6 +244,8 @@ def open_data(
   preflight.check_ids(reader.ids, run.model.vocab_size)
   preflight.check_ranges(reader.ids, run.model.ids)
   preflight.check_tokenizer(reader.ids, data.image_tokenizer)
+  for name in data.evaluation:
+    preflight.check_evaluation(reader.ids, name, found[name, 'validation'][0])
   if data.image_tokenizer and jax.process_index() == 0:
     atomic_files.write_file(
       os.path.join(workdir, IMAGE_TOKENIZER),

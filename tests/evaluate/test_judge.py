@@ -21,6 +21,18 @@ def test_attributes_have_several_values_and_are_named_once():
   }
 
 
+def test_the_name_of_a_file_is_no_attribute():
+  facts = [{'file': name} for name in ('a.png', 'a.png', 'b.png')]
+  assert judge.attributes_of(facts) == {}
+
+
+def test_few_pictures_are_one_batch():
+  pictures = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (0, 255)])
+  facts = [{'name': 'dark'}, {'name': 'light'}]
+  made = judge.train(pictures, facts, epochs=30)
+  assert judge.right(made, judge.judge(made, pictures)[0], facts)['all'].all()
+
+
 def test_an_attribute_that_a_picture_lacks_does_not_count():
   one = judge.Judge({}, {'kind': ['one', 'two'], 'place': ['left', 'right']})
   answers = {'kind': np.array([0, 1, 1]), 'place': np.array([0, 1, 1])}

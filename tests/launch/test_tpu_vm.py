@@ -98,7 +98,8 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
     'worker.sh stop',
   )
   order = [kind for call in calls for kind in kinds if kind in call]
-  # At the end the supervisors of the other workers are stopped.
+  # Worker 0 has ended. Supervisors of other workers may still run, so `stop`
+  # comes at the end, too.
   assert order == [kinds[2], kinds[0], kinds[1], kinds[2], kinds[3]]
 
 
