@@ -26,11 +26,17 @@ install() {
   fi
 }
 
+# Whether the supervisor of a command runs. After a restart of the machine
+# another process may have its number.
+is_running() {
+  [ -s logs/pid ] && grep -qs launch.supervise "/proc/$(cat logs/pid)/cmdline"
+}
+
 # Process numbers count the workers of the first slice, then those of the next.
 start() {
   local slice="$1" slices="$2" coordinator="$3" workers
   shift 3
-  if [ -s logs/pid ] && kill -0 "$(cat logs/pid)" 2> /dev/null; then
+  if is_running; then
     echo 'a command already runs here: it is followed, and no other one starts'
     return
   fi
@@ -52,10 +58,9 @@ start() {
 
 # Waits until the supervisor has ended, so that another command can start.
 stop() {
-  local pid i
-  pid="$(cat logs/pid)"
-  kill -TERM "$pid" 2> /dev/null || return 0
-  for ((i = 0; i < 60; i++)); do kill -0 "$pid" 2> /dev/null || return 0; sleep 1; done
+  local i
+  if is_running; then kill -TERM "$(cat logs/pid)"; fi
+  for ((i = 0; i < 60; i++)); do is_running || return 0; sleep 1; done
 }
 
 case "${1:-}" in

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -32,6 +33,8 @@ def tpu_vm(verb, *flags, command=(), environment=None):
   [
     ('spot', 'run', ['--type=v6e-16', '--spot', '--bucket=gs://b']),
     ('two_slices', 'run', ['--type=v5p-32', '--slices=2', '--reserved']),
+    ('logs', 'logs', []),
+    ('stop', 'stop', ['--slices=2']),
     ('delete', 'delete', []),
   ],
 )
@@ -101,6 +104,58 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   # Worker 0 has ended. Supervisors of other workers may still run, so `stop`
   # comes at the end, too.
   assert order == [kinds[2], kinds[0], kinds[1], kinds[2], kinds[3]]
+
+
+# Instead of the supervisor: it ends when it gets a signal.
+SUPERVISOR = """#!/bin/bash
+trap 'exit 75' TERM
+echo "$NUM_PROCESSES $PROCESS_ID $JAX_COORDINATOR_ADDRESS $*" >> attempts
+while true; do sleep 0.02; done
+"""
+# Instead of the metadata server: two workers, of which this is the second.
+CURL = """#!/bin/bash
+case "$*" in
+  *worker-network-endpoints) echo 'a:1:10.0.0.1,b:2:10.0.0.2' ;;
+  *agent-worker-number) echo 1 ;;
+esac
+"""
+
+
+def test_a_worker_runs_one_command_at_a_time(tmp_path):
+  scripts = {'.venv/bin/python': SUPERVISOR, 'bin/curl': CURL}
+  for name, text in scripts.items():
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  (tmp_path / 'launch').mkdir()
+  shutil.copy(ROOT / 'launch/tpu_worker.sh', tmp_path / 'launch')
+
+  def worker(*words):
+    return subprocess.run(
+      ['bash', tmp_path / 'launch/tpu_worker.sh', *words],
+      capture_output=True,
+      text=True,
+      check=True,
+      env={**os.environ, 'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}'},
+    ).stdout
+
+  # The number in the file belongs to a process that is no supervisor.
+  (tmp_path / 'logs').mkdir()
+  (tmp_path / 'logs/pid').write_text(str(os.getpid()))
+  command = ['start', '1', '2', '10.0.0.1:8476', 'python', '-m', 'launch.train']
+  assert worker(*command) == ''
+  assert worker('code') == 'running\n'
+  assert 'a command already runs here' in worker(*command)
+  assert worker('stop') == ''
+  while worker('code') == 'running\n':
+    time.sleep(0.02)
+  assert worker('code') == '75\n'
+  assert worker('stop') == ''
+  # Process 3 of 4: the second worker of the second slice.
+  assert (tmp_path / 'attempts').read_text() == (
+    '4 3 10.0.0.1:8476 -m launch.supervise --log=logs/attempts.jsonl --'
+    ' python -m launch.train\n'
+  )
 
 
 def test_a_dry_run_of_slurm_prints_the_command_of_each_node():
