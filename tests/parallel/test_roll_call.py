@@ -46,10 +46,10 @@ def hub(place, ends):
   hub.thread.start()
   yield hub
   # A message that arrives after the test would end this process.
-  for other in list(hub._peers.values()):
-    other.has_left = True
+  for guest in list(hub._peers.values()):
+    guest.has_left = True
     with contextlib.suppress(OSError):
-      other._socket.shutdown(socket.SHUT_RDWR)
+      guest._socket.shutdown(socket.SHUT_RDWR)
   hub.thread.join()
   if hub._thread.is_alive():
     assert hub._left.wait(10)
@@ -214,7 +214,7 @@ def test_members_leave_when_process_0_dies(place, hub, ends):
   thread.join(10)
   assert other
   assert hub._peers[1].report == {'a': 1} and abs(hub._peers[1].clock) < 1
-  for other in hub._peers.values():
-    other._socket.shutdown(socket.SHUT_RDWR)
+  for guest in hub._peers.values():
+    guest._socket.shutdown(socket.SHUT_RDWR)
   name = f'process 0 ({socket.gethostname()}) was killed'
   until(lambda: any(name in news['lost'] for news in ends))
