@@ -5,6 +5,7 @@ import json
 import pathlib
 import random
 import shutil
+import signal
 import time
 import zlib
 
@@ -151,6 +152,19 @@ def store_files(workdir):
   }
 
 
+@pytest.fixture
+def alarm():
+  """Turns SIGALRM into an error, so that a case that hangs is named."""
+
+  def ring(number, frame):
+    raise RuntimeError('the case has no end')
+
+  before = signal.signal(signal.SIGALRM, ring)
+  yield
+  signal.alarm(0)
+  signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize(
   'cases',
   [
@@ -158,7 +172,9 @@ def store_files(workdir):
     pytest.param(100_000, marks=pytest.mark.nightly),
   ],
 )
-def test_damaged_input_is_refused_or_read_and_nothing_else(tmp_path, cases):
+def test_damaged_input_is_refused_or_read_and_nothing_else(
+  tmp_path, cases, alarm
+):
   kinds = metadata(tmp_path) | gin_file(tmp_path) | other_files(tmp_path)
   kinds |= store_files(tmp_path)
   rng, slowest = random.Random(cases), 0.0
@@ -167,6 +183,7 @@ def test_damaged_input_is_refused_or_read_and_nothing_else(tmp_path, cases):
     content, read = kinds[name]
     content = damaged(content, rng)
     begin = time.process_time()
+    signal.alarm(60)
     try:
       read(name, content)
     except (ValueError, FileNotFoundError):
