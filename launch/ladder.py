@@ -21,6 +21,7 @@ from launch.configs import configuration, flags, written
 from launch.later import Later
 
 ladder_page = Later('moe.report.ladder_page')
+arms = Later('moe.runs.arms')
 ladder = Later('moe.runs.ladder')
 
 
@@ -44,7 +45,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     action='append',
     default=[],
     metavar='NAME:BINDING;..',
-    help='an arm by what it binds; may be given several times',
+    help='an arm by what it binds; may be given several times; warmup=SHARE,'
+    ' among the bindings, sets the share of warm-up steps, by default 0.01',
   )
   add('--tokens', type=tokens, default=10_000_000, metavar='N')
   add('--sweep_tokens', type=tokens, default=2_000_000, metavar='N')
@@ -62,24 +64,22 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     metavar='R,..',
     help='rates that each arm tries; one rate means no sweep',
   )
-  add('--at_once', type=int, default=1, help='runs beside each other')
+  text = 'runs beside each other; all of them must fit into the memory'
+  add('--at_once', type=int, default=1, help=text)
   add('--json', action='store_true', help='print the JSON instead of a table')
   return flags.parse(parser, argv)
 
 
 def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   """Trains the runs that are missing, and writes the page."""
-  run = configuration.load(args.gin_file, overrides)
-  arms = ladder.arms(args.experts, args.arm, args.seeds)
-  # All arms are loaded first, so a wrong binding is found before training.
-  expansions = {}
-  for arm in arms:
-    bound = [*overrides, *arm.bindings]
-    model = configuration.load(args.gin_file, bound).model
-    expansions[arm.name] = ladder.expansion(model)
-  data = run.data
+  arms.check_free(overrides, 'a --gin. flag')
+  compared = arms.arms(args.experts, args.arm, args.seeds)
+  read = lambda own: configuration.load(args.gin_file, [*overrides, *own])
+  runs = arms.load(compared, read)
+  expansions = {name: arms.expansion(run.model) for name, run in runs.items()}
+  data = runs[compared[0].name].data
   plan = ladder.Ladder(
-    arms,
+    compared,
     tuple(args.learning_rates),
     args.tokens,
     args.sweep_tokens,

@@ -10,7 +10,7 @@ the scores of three baselines: an ideal helix, a compact random chain, and the
 nearest training chain. `secondary` predicts whether each residue is in a helix,
 a strand or a coil, from the states of the trunk. `language` scores a language
 model that reads residues: bits per residue, and the share of 3Di letters that
-it predicts, beside n-grams.
+the model predicts. The scores stand beside those of n-grams.
 """
 
 import argparse

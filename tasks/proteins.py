@@ -82,8 +82,8 @@ class Folder:
 
   Attributes:
     directory: the folder.
-    quarantine: a dict with 'file' and 'error' for each file that cannot be
-      read.
+    quarantine: a dict with 'file' and 'error' for each unreadable file of the
+      split that was read last.
   """
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES

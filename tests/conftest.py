@@ -117,6 +117,13 @@ def run_directory(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def ahead_directory(tmp_path_factory):
+  """The run of `run_directory`, with a block that predicts two tokens ahead."""
+  directory = tmp_path_factory.mktemp('runs') / 'ahead'
+  return write_run(directory, PREDICTS_AHEAD=True)
+
+
+@pytest.fixture(scope='session')
 def uniform_directory(tmp_path_factory):
   """A run of another size that gives all 320 tokens the same probability."""
   directory = tmp_path_factory.mktemp('runs') / 'uniform'

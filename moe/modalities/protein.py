@@ -108,7 +108,7 @@ def numbered_by_breaks(chain: Chain) -> Chain:
 def why_unfit(
   chain: Chain, shortest: int = SHORTEST, longest: int = LONGEST
 ) -> str:
-  """Why nothing can be learned from a chain; '' if something can.
+  """Why a chain is not used; '' if it is used.
 
   Args:
     chain: a chain.

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-# Letters that stand for none of the twenty standard amino acids. Each is read
+# Letters that do not name one of the twenty standard amino acids. Each is read
 # as an unknown residue.
 _UNKNOWN = 'XBZJUO'
 # The first twenty letters are those of `moe.modalities.residues`. That module

@@ -142,7 +142,7 @@ def _numbered(label: str, chain, names: list[str] | None) -> Chain | None:
 
 
 def _numbered_by_bonds(label: str, chain) -> Chain | None:
-  """Makes a chain of the residues with atoms; bonds decide their numbers."""
+  """Makes a chain of the residues with a CA; bonds decide their numbers."""
   kept = [one for one in _residues(chain) if (one.atom_name == 'CA').any()]
   is_bound = [_is_bound(a, b) for a, b in zip(kept, kept[1:], strict=False)]
   # A hetero residue without a bond to a neighbour is a ligand, even if it is an

@@ -110,7 +110,7 @@ class Functional:
     return self.module.head(params, hidden, section)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Excludes ids outside the target's range from a softmax of the logits."""
+    """Excludes ids from a softmax of the logits, see `Decoder.restrict`."""
     return self.module.restrict(logits, targets)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:

@@ -1,13 +1,14 @@
 """Converts a model's sizes to Hugging Face's config.json.
 
 The table `FIELDS` maps the fields of each format to our macros, or to arguments
-that a gin file binds. The table `GRANTED` has the values that a format implies;
-the format has no fields for them. An import sets these values. The export of a
-model with another value is an error that names the macro.
+that a gin file binds. The table `GRANTED` has further macros and arguments, for
+which a format allows one value alone. An import sets these values. The export
+of a model with another value is an error that names the macro.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moe.layers.attention import Attention
@@ -81,8 +82,8 @@ FIELDS = {
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
-# Values that a format implies; the format has no fields for them. None stands
-# for a macro that has no meaning for the format.
+# The values that a format requires. None stands for a macro that has no meaning
+# for the format.
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}
@@ -131,6 +132,8 @@ BY_BIAS = ('glm4_moe', 'deepseek_v3')
 LATENT = ('deepseek_v2', 'deepseek_v3')
 HAS_SHARED = (*BY_BIAS, 'deepseek_v2')
 _GROUPS = ('num_groups', 'top_groups', 'scaling')
+# Paths of the last matrix of each residual branch.
+_BRANCH_END = re.compile(r'stack/.*/(attention/out|w_down_\w+)')
 
 
 def our_rope(field: str) -> str:
@@ -281,7 +284,7 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
     'attention_bias': False,
     'max_position_embeddings': length,
     'dtype': dtype,
-    'torch_dtype': dtype,  # the field's name before transformers 5
+    'torch_dtype': dtype,  # the field's name before transformers 4.56
     **_rope_config(found),
   }
   if kind == 'llama' and model.d_model % found['NUM_HEADS']:
@@ -356,19 +359,30 @@ def _shared_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
   return config
 
 
-def fold(found: Mapping[str, Any], scale: float | None) -> dict[str, float]:
-  """Returns parameter -> factor. These factors replace the embedding scale.
+def fold(model: Decoder, paths: Iterable[str]) -> dict[str, float]:
+  """Returns parameter -> factor. The factors replace scales of activations.
 
-  No format has such a scale, so the embedding table is multiplied by it. If the
-  table is also the output head, the last norm is divided by the scale, so that
-  logits stay the same.
+  No format has such scales, so the export multiplies parameters by them:
+
+  - The embedding table is multiplied by the embedding scale. If the table is
+    also the output head, the last norm is divided by this scale, so that logits
+    stay the same.
+  - A parametrisation scales the hidden states that the head reads, and the
+    output of each residual branch. So the last norm and the last matrix of each
+    branch are multiplied.
 
   Args:
-    found: the result of `sizes`.
-    scale: `Decoder.embedding_scale`.
+    model: the model.
+    paths: paths of its parameters.
   """
-  scale = math.sqrt(found['D_MODEL']) if scale is None else scale
+  scale, scales = model.embedding_scale, model.parametrisation
+  scale = math.sqrt(model.d_model) if scale is None else scale
   factors = {'embedding/table': scale}
-  if found['TIE_EMBEDDINGS']:
-    factors['last_norm/scale'] = 1.0 / scale
-  return factors
+  last_norm = 1.0 / scale if model.tie_embeddings else 1.0
+  if scales:
+    last_norm *= scales.logits_scale(model.d_model)
+    num_layers = model.stack(parent=None).num_layers
+    branch = scales.residual_scale(num_layers)
+    factors |= {p: branch for p in paths if _BRANCH_END.fullmatch(p)}
+  factors['last_norm/scale'] = last_norm
+  return {path: factor for path, factor in factors.items() if factor != 1.0}

@@ -1,10 +1,10 @@
 """Folding: predicting the structures of protein chains from their residues.
 
-The losses are those of AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
-https://doi.org/10.1038/s41586-021-03819-2), and two more: a smooth lDDT, and
+Most losses are from AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
+https://doi.org/10.1038/s41586-021-03819-2). Two are added: a smooth lDDT, and
 the distances between residues that are close in the sequence. With FAPE alone a
-chain may collapse. Each term reads only known atoms, so a chain without side
-chains trains only the backbone.
+chain may collapse. The atoms of a side chain that the true structure lacks have
+no loss.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Coefficients of the loss terms; a term with coefficient 0 is not computed.
+  """Coefficients of the loss terms; a coefficient of 0 turns a term off.
 
   Attributes:
     distogram: cross-entropy of the binned distances between CB atoms.
@@ -121,8 +121,8 @@ def folding(
     factors: coefficients of the terms; None for the defaults of `Factors`.
     recycles: how often the model reads its own result again. This is the number
       in evaluation; each training step draws a number from 0 to `recycles`.
-    clamped: share of chains for which FAPE counts errors above 10 Angstrom as
-      10.
+    clamped: share of chains in training for which FAPE counts errors above 10
+      Angstrom as 10. Evaluation does this for all chains.
     clamp_steps: number of training steps in which this share grows from 0. If
       errors were clamped from the start, far residues would have no gradient.
     violations_from: training step from which the loss of violations counts.
@@ -256,7 +256,8 @@ def terms(
     found: what the model returns for the batch.
     batch: the batch.
     is_clamped: bool [B], see `structure_losses.fape`.
-    factors: coefficients; a term with coefficient 0 is left out.
+    factors: coefficients. A term with coefficient 0 is left out, but the two
+      terms of torsions are left out only together.
   """
   codes, numbers = batch['codes'], batch['numbers']
   true, mask = batch['atoms'], batch['mask']

@@ -1,9 +1,11 @@
 """Shows which experts are used for which corpus."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from moe.report.figures import PAGE, style, svg
 
@@ -18,18 +20,18 @@ class Corpora(NamedTuple):
     figure: a heat map for each of at most four sparse layers, with a row for
       each corpus and a column for each expert.
     rows: rows of cells, the header first. Each other row is a corpus, with a
-      cell for each of these layers. A cell has two facts that compare the loads
-      of the corpus with the mean loads over all corpora: the share of the load
-      that is on other experts than in the mean, and the experts with the
-      largest ratio to the mean.
+      cell for each of these layers. A cell compares the loads of the corpus
+      with the mean loads over all corpora. It has the share of the load that
+      would have to move to other experts to give the mean loads, and the
+      experts with the largest ratio to the mean.
   """
 
   figure: str
   rows: list[list[str]]
 
 
-def corpora(evaluation: dict[str, Any]) -> Corpora | None:
-  """Makes `Corpora`; None for a dense model or fewer than two corpora.
+def shares(evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
+  """Corpus -> share of the load [layer, expert]; {} for a dense model.
 
   Args:
     evaluation: task -> its scores, from a record of eval.jsonl. Evaluation
@@ -40,15 +42,27 @@ def corpora(evaluation: dict[str, Any]) -> Corpora | None:
     for task, scores in evaluation.items()
     if 'load' in scores.get('layers', {})
   }
+  return {
+    task: load / np.maximum(load.sum(-1, keepdims=True), 1e-9)
+    for task, load in loads.items()
+  }
+
+
+def corpora(loads: Mapping[str, ArrayLike]) -> Corpora | None:
+  """Makes `Corpora`; None for fewer than two corpora.
+
+  Args:
+    loads: corpus -> share of the load [layer, expert], from `shares`.
+  """
   if len(loads) < 2:
     return None
-  # Dims [corpora, layers, experts]; the sum over experts is 1.
   share = np.stack(list(loads.values()))
-  share /= np.maximum(share.sum(-1, keepdims=True), 1e-9)
-  return Corpora(_figure(list(loads), share), _table(list(loads), share))
+  return Corpora(_figure(list(loads), share), table(loads))
 
 
-def _table(names: list[str], share: np.ndarray) -> list[list[str]]:
+def table(loads: Mapping[str, ArrayLike]) -> list[list[str]]:
+  """Makes `Corpora.rows`; the arguments are those of `corpora`."""
+  names, share = list(loads), np.stack(list(loads.values()))
   mean = share.mean(0)
   moved = 0.5 * np.abs(share - mean).sum(-1)
   ratio = share / np.maximum(mean, 1e-9)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moe.report import comparison
+from moe.report import comparison, corpora
 from moe.report.comparison import RunRecord
 from moe.runs.ladder import Finished
 from moe.scale import joint_law
@@ -28,7 +28,7 @@ def summarise(
   Args:
     found: learning rates and directories of the runs.
     read: work directory -> the record of its run.
-    expansions: arm name -> its expansion, see `moe.runs.ladder.expansion`.
+    expansions: arm name -> its expansion, see `moe.runs.arms.expansion`.
     command: the command line that makes the summary again.
 
   Returns:
@@ -37,12 +37,13 @@ def summarise(
     'rates': name -> learning rates of the sweep, as in `Finished.rates`.
     'tasks': task -> {'tokens': training tokens at each evaluation, 'arms': name
       -> results}. The results of each arm have 'bits', the mean curve. The
-      results of all arms except the first also have the gain, its standard
-      error, the number of seeds, the gain that the law predicts, the tokens
-      that the arm needs to reach the last score of the first arm, and the
-      tokens from which the gain is shown.
-    'loads': name -> directory of the arm's first run. The evaluation there has
-      the loads by corpus.
+      results of all arms except the first also have 'base_bits', the mean curve
+      of the first arm over the same seeds, the gain, its standard error, the
+      number of seeds, the gain that the law predicts, the tokens that the arm
+      needs to reach the last of 'base_bits', and the tokens from which the gain
+      is shown.
+    'loads': name -> task -> share of the load [layer, expert] of each expert in
+      the arm's first run. Dense arms are left out.
     'scores': scores and gains at the end of training.
   """
   runs = {
@@ -56,25 +57,31 @@ def summarise(
     'arms': {name: _facts(runs[name], found.best[name]) for name in runs},
     'rates': found.rates,
     'tasks': {},
-    'loads': {name: runs[name][0].directory for name in runs},
+    'loads': {},
     'scores': _scores(compared),
   }
+  for name in runs:
+    if loads := _loads(runs[name][0].directory):
+      summary['loads'][name] = loads
   for task, points in runs[base][0].curves.items():
     tokens = [at for at, _ in points]
-    arms = {base: {'bits': _mean_curve(runs[base], task)}}
+    lines = [[bits for _, bits in run.curves[task]] for run in runs[base]]
+    arms = {base: {'bits': _mean(lines)}}
     for name in others:
       gained = compared[name]['tasks'][task]
+      base_bits = _mean(gained['against'])
       law = _law(
         expansions[base], expansions[name], runs[name][0], task, tokens
       )
       arms[name] = {
-        'bits': _mean_curve(runs[name], task),
+        'bits': _mean(gained['runs']),
+        'base_bits': base_bits,
         'gain': gained['gain'],
         'standard_error': gained['standard_error'],
         'seeds': len(compared[name]['seeds']),
         'law_gain': law,
         'tokens_needed': tokens_needed(
-          tokens, _mean_curve(runs[name], task), arms[base]['bits'][-1]
+          tokens, _mean(gained['runs']), base_bits[-1]
         ),
         'shown_from': shown_from(
           tokens, gained['gain'], gained['standard_error']
@@ -94,14 +101,19 @@ def _compare(
 
 
 def _scores(compared: dict[str, Any]) -> list[dict[str, Any]]:
-  """Scores of all arms after the last step; the first arm's occur only once."""
+  """Scores of all arms after the last step; the first arm's occur only once.
+
+  The first arm's score is over the largest number of seeds.
+  """
   found = {}
   for one in compared.values():
     label = one['runs']['label']
     for score in one['scores']:
       if score['name'].endswith(', gain'):
         score = {**score, 'name': f'{score["name"]} of {label}'}
-      found.setdefault(score['name'], score)
+      known = found.setdefault(score['name'], score)
+      if score['n'] > known['n']:
+        found[score['name']] = score
   return list(found.values())
 
 
@@ -122,8 +134,8 @@ def _seconds(directory: str) -> float:
   return last['time']['elapsed']
 
 
-def _mean_curve(runs: Sequence[RunRecord], task: str) -> list[float]:
-  lines = [[bits for _, bits in run.curves[task]] for run in runs]
+def _mean(lines: Sequence[Sequence[float]]) -> list[float]:
+  """The mean of several curves at each evaluation."""
   return [statistics.fmean(column) for column in zip(*lines, strict=True)]
 
 
@@ -136,15 +148,15 @@ def _law(
 ) -> list[float] | None:
   """The gains that the joint law predicts, in bits per character.
 
-  None if the first arm is sparse, or if its active parameters are not known.
+  None if the first arm is sparse, or if the active parameters of `run` are not
+  known.
   """
   active = run.counts['params_active']
   if base != 1 or active is None:
     return None
   # The law predicts nats per token. The last evaluation has both units, so it
   # gives the factor.
-  path = pathlib.Path(run.directory) / 'eval.jsonl'
-  scores = record_log.read(path)[-1]['eval'][task]
+  scores = _last_evaluation(run.directory)[task]
   unit = scores['bits_per_char'] / scores['cross_entropy']
   return [unit * joint_law.gain(active, at, expansion) for at in tokens]
 
@@ -188,6 +200,12 @@ def shown_from(
   return first
 
 
-def evaluation(directory: str) -> dict[str, Any]:
+def _loads(directory: str) -> dict[str, list[list[float]]]:
+  """Task -> share of the load [layer, expert]; {} for a dense model."""
+  shares = corpora.shares(_last_evaluation(directory))
+  return {task: share.round(5).tolist() for task, share in shares.items()}
+
+
+def _last_evaluation(directory: str) -> dict[str, Any]:
   """Returns task -> scores, from the last record of a run's eval.jsonl."""
   return record_log.read(pathlib.Path(directory) / 'eval.jsonl')[-1]['eval']

@@ -34,7 +34,7 @@ def report(
   Args:
     found: learning rates and directories of the runs.
     configured: reads a config.gin, as in `comparison.read_run`.
-    expansions: arm name -> its expansion, see `moe.runs.ladder.expansion`.
+    expansions: arm name -> its expansion, see `moe.runs.arms.expansion`.
     command: the command line that makes the ladder again.
     workdir: where the files are written.
 
@@ -51,10 +51,14 @@ def report(
 
 
 def as_text(summary: dict[str, Any]) -> str:
-  """Tables as text: the models, the gains on each task, and the scores."""
+  """Tables as text: models, gains on each task, loads by corpus, scores."""
   blocks = [aligned(models_table(summary))]
   for task in summary['tasks']:
     blocks.append(f'{task}, held out\n{aligned(gains_table(summary, task))}')
+  for name, loads in summary['loads'].items():
+    if len(loads) > 1:
+      table = aligned(corpora.table(loads))
+      blocks.append(f'{name}, experts that serve each corpus\n{table}')
   return '\n\n'.join([*blocks, score.as_table(_scores(summary))])
 
 
@@ -63,11 +67,11 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
   tasks = []
   for task in summary['tasks']:
     tasks.append((task, _curves(summary, task), gains_table(summary, task)))
-  loads = []
-  for name, directory in summary['loads'].items():
-    found = corpora.corpora(ladder.evaluation(directory))
-    if found:
-      loads.append((name, found))
+  loads = [
+    (name, corpora.corpora(found))
+    for name, found in summary['loads'].items()
+    if len(found) > 1
+  ]
   page = templates.render(
     'ladder_page.html',
     title='When does sparsity pay?',
@@ -118,13 +122,18 @@ def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
   found, base = summary['tasks'][task], summary['base']
   end = found['tokens'][-1]
   rows = [
-    ['arm', 'bits per character', f'gain on {base}', 'standard error', 'seeds']
-    + ['shown from', f'share of tokens for the last score of {base}']
+    ['arm', 'bits per character', f'{base}, same seeds', f'gain on {base}']
+    + [
+      'standard error',
+      'seeds',
+      'shown from',
+      f'share of tokens for the last score of {base}',
+    ]
     + ["joint law's gain"]
   ]
   for name, arm in found['arms'].items():
     if name == base:
-      rows.append([name, f'{arm["bits"][-1]:.4f}', *['–'] * 6])
+      rows.append([name, f'{arm["bits"][-1]:.4f}', *['–'] * 7])
       continue
     error, law = arm['standard_error'][-1], arm['law_gain']
     needed, shown = arm['tokens_needed'], arm['shown_from']
@@ -132,6 +141,7 @@ def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
       [
         name,
         f'{arm["bits"][-1]:.4f}',
+        f'{arm["base_bits"][-1]:.4f}',
         f'{arm["gain"][-1]:+.4f}',
         '–' if error is None else f'{error:.4f}',
         str(arm['seeds']),

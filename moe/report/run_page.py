@@ -86,7 +86,9 @@ def write_report(
     cards=_cards(records, evals, run, baselines),
     figures=_figures(records, evals, baselines),
     experts=experts.experts(records),
-    corpora=corpora.corpora(evals[-1]['eval']) if evals else None,
+    corpora=corpora.corpora(corpora.shares(evals[-1]['eval']))
+    if evals
+    else None,
     evaluations=_evaluations(evals),
     samples=_samples(workdir),
     galleries=gallery.galleries(workdir),

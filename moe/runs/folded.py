@@ -87,13 +87,13 @@ class FoldingModel:
     memory_limit: float,
     seed: int | None = None,
   ) -> Iterator[Prediction]:
-    """Folds sequences; yields their structures, short sequences first.
+    """Folds sequences; yields their structures, those of small buckets first.
 
     Args:
       sequences: name of a chain -> its residues as one-letter names.
       recycles: number of passes after the first one. Each reads the result of
         the pass before. None for `self.recycles`.
-      memory_limit: GB that a batch may need.
+      memory_limit: GB that the longest sequence may need.
       seed: seed of the dropout in folding blocks. Other seeds give other
         structures. None means no dropout.
 
@@ -298,7 +298,7 @@ def samples(
     model: the model.
     sequences: name of a chain -> its residues as one-letter names.
     counts: (recycles as in `FoldingModel.fold`, structures of each sequence).
-    memory_limit: GB that a batch may need.
+    memory_limit: GB that the longest sequence may need.
     seed: seed of the first structures; the next ones have seed + 1, and so on.
       Unused for one structure per sequence.
 

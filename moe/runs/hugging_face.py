@@ -121,12 +121,13 @@ def write_weights(
   options: Options,
 ) -> list[str]:
   """Writes the safetensors files of a model; see `export`."""
-  arrays = restore.leaves(params) | restore.leaves(state)
+  leaves = restore.leaves(params) | restore.leaves(state)
+  arrays = {p: a for p, a in leaves.items() if not p.startswith('ahead/')}
+  if len(arrays) < len(leaves):
+    _LOG.info('The block that predicts two tokens ahead is left out.')
   found = sizes_lib.sizes(run.model)
-  for path, factor in sizes_lib.fold(found, run.model.embedding_scale).items():
-    if factor != 1.0:
-      table = arrays[path].astype(np.float32)
-      arrays[path] = table * np.float32(factor)
+  for path, factor in sizes_lib.fold(run.model, arrays).items():
+    arrays[path] = arrays[path].astype(np.float32) * np.float32(factor)
   tensors = arrays_lib.plan(
     config['model_type'],
     {path: array.shape for path, array in arrays.items()},
@@ -151,8 +152,8 @@ def read_config(directory: str) -> Imported:
   """Reads the configuration of a model directory in a Hugging Face format.
 
   Raises:
-    ValueError: if there is no config.json, or if it describes a model that we
-      do not have.
+    ValueError: if there is no config.json, if it is no JSON object, or if it
+      describes a model that we do not have.
   """
   path = os.path.join(directory, 'config.json')
   try:
@@ -167,7 +168,7 @@ def read_config(directory: str) -> Imported:
       f'{directory} must be a model directory of transformers, got one without'
       ' config.json.'
     ) from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
 

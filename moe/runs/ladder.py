@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from moe import atomic_files, stop_signals
-from moe.models.anatomy import anatomy
-from moe.models.decoder import Decoder
+from moe.runs.arms import Arm
 from moe.runs.supervise import EXIT_MISTAKE
 from moe.scale import quantities
 from moe.train import record_log
@@ -32,71 +31,7 @@ _logger = logging.getLogger(__name__)
 
 # Number of learning rates that an arm may try besides the given ones.
 MAX_EXTENSIONS = 3
-_WARMUP = 0.01
 _LOG, _COMMAND, _DIVERGED = 'log.txt', 'command.txt', 'diverged.txt'
-
-
-class Arm(NamedTuple):
-  """One model of a ladder.
-
-  Attributes:
-    name: name of the arm and of its directory.
-    bindings: gin bindings of its runs, such as 'NUM_EXPERTS=16'.
-    seeds: number of runs at its best learning rate.
-  """
-
-  name: str
-  bindings: tuple[str, ...]
-  seeds: int
-
-
-def arms(
-  experts: Sequence[int], bound: Sequence[str], seeds: Sequence[int]
-) -> tuple[Arm, ...]:
-  """Makes the arms that flags describe; the arms of `experts` come first.
-
-  Args:
-    experts: number of experts of each arm; 1 stands for the dense twin, which
-      has as many active FLOPs as the sparse models.
-    bound: 'NAME:BINDING;BINDING' for each further arm.
-    seeds: numbers of seeds: one number for all arms, or one for each arm.
-
-  Raises:
-    ValueError: if there are fewer than two arms, if an arm cannot be read, or
-      if `seeds` does not have one number or as many as there are arms.
-  """
-  found = [
-    ('dense', ('DENSE_TWIN=True',))
-    if number == 1
-    else (f'experts_{number}', (f'NUM_EXPERTS={number}',))
-    for number in experts
-  ]
-  for text in bound:
-    name, colon, bindings = text.partition(':')
-    if not colon or not name or '/' in name:
-      raise ValueError(
-        f'--arm={text} must be a name, a colon and bindings: write'
-        " --arm='dense:DENSE_TWIN=True'."
-      )
-    found.append((name, tuple(b for b in bindings.split(';') if b)))
-  if len(found) < 2:
-    raise ValueError(
-      f'a ladder must have at least two arms to compare, got {len(found)}: add'
-      ' --experts=1,16 or --arm.'
-    )
-  each = list(seeds) * len(found) if len(seeds) == 1 else seeds
-  if len(each) != len(found) or min(each) < 1:
-    raise ValueError(
-      f'--seeds must be one number for all {len(found)} arms or one for each,'
-      f' each at least 1, got {",".join(map(str, seeds))}.'
-    )
-  return tuple(Arm(*arm, n) for arm, n in zip(found, each, strict=True))
-
-
-def expansion(model: Decoder) -> float:
-  """Experts per layer / active experts per token; 1 for a dense model."""
-  experts = anatomy(model).experts
-  return experts.num_experts / experts.num_active if experts else 1.0
 
 
 class Entry(NamedTuple):
@@ -174,7 +109,7 @@ class Ladder:
       f'LEARNING_RATE={entry.learning_rate:g}',
       f'SEED={entry.seed}',
       f'TRAIN_STEPS={steps}',
-      f'WARMUP_STEPS={max(1, round(_WARMUP * steps))}',
+      f'WARMUP_STEPS={max(1, round(entry.arm.warmup * steps))}',
       f'EVAL_PERIOD={period}',
       f'SAVE_PERIOD={period}',
     ]
@@ -314,7 +249,6 @@ class _Runner:
   def run(self, entries: Sequence[Entry]) -> None:
     """Trains the runs that have not ended yet, several at a time."""
     waiting = [entry for entry in entries if not self._is_done(entry)]
-    total, number = len(waiting), 0
     running, stopped = {}, []
 
     def stop(name: str) -> None:
@@ -323,19 +257,43 @@ class _Runner:
         process.terminate()
 
     with stop_signals.handled(stop, listens=False):
-      while running or (waiting and not stopped):
-        while waiting and len(running) < self._ladder.at_once and not stopped:
-          entry, number = waiting.pop(0), number + 1
-          _logger.info(f'run {number} of {total}: {self.directory(entry)}')
-          running[entry] = self._start(entry), time.monotonic()
-        time.sleep(0.2)
-        for entry, (process, begin) in list(running.items()):
-          if process.poll() is not None:
-            del running[entry]
-            if not stopped:
-              self._end(entry, process.returncode, time.monotonic() - begin)
+      try:
+        self._run(waiting, running, stopped)
+      finally:
+        # After an error, other runs may still train. Each of them saves a
+        # checkpoint before it ends, so the same command continues it.
+        for process, _ in running.values():
+          process.terminate()
+        for process, _ in running.values():
+          process.wait()
     if stopped:
       raise stop_signals.Stopped(stopped[0])
+
+  def _run(
+    self,
+    waiting: list[Entry],
+    running: dict[Entry, tuple[subprocess.Popen, float]],
+    stopped: list[str],
+  ) -> None:
+    """Starts and ends processes; `running` has those that have not ended.
+
+    Args:
+      waiting: runs to start.
+      running: run -> (its process, when it started).
+      stopped: if a signal adds its name, no further run starts.
+    """
+    total, number = len(waiting), 0
+    while running or (waiting and not stopped):
+      while waiting and len(running) < self._ladder.at_once and not stopped:
+        entry, number = waiting.pop(0), number + 1
+        _logger.info(f'run {number} of {total}: {self.directory(entry)}')
+        running[entry] = self._start(entry), time.monotonic()
+      time.sleep(0.2)
+      for entry, (process, begin) in list(running.items()):
+        if process.poll() is not None:
+          del running[entry]
+          if not stopped:
+            self._end(entry, process.returncode, time.monotonic() - begin)
 
   def _is_done(self, entry: Entry) -> bool:
     directory = self.directory(entry)

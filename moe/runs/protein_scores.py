@@ -96,7 +96,7 @@ def score_chains(
     chains: chains with known structures, from `chosen`.
     training: the training chains; the nearest one is a baseline.
     recycles: number of recycles, see `FoldingModel.fold`.
-    memory_limit: GB that a batch may need.
+    memory_limit: GB that the longest chain may need.
   """
   # Two chains may have the same name, and `fold` changes the order. So we give
   # the chains numbers.

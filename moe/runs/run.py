@@ -52,6 +52,8 @@ class Data:
     shares: share of the tokens of each modality, in the order of
       `moe.types.MODALITIES`; () for text alone. Only plans use it: the corpus
       of a run decides the real shares.
+    max_bad_fraction: share of the training records of a store that may be
+      unreadable. Their rows stay empty, and quarantine.jsonl lists them.
   """
 
   train: str
@@ -65,6 +67,7 @@ class Data:
   transforms: Sequence[tuple[str, Transform]] = ()
   image_tokenizer: str = ''
   shares: Sequence[float] = ()
+  max_bad_fraction: float = 1e-4
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -82,6 +85,9 @@ class Data:
       raise ValueError(
         f'shares must add up to 1, got {tuple(self.shares)}: change one.'
       )
+    meaning = 'share of the training records that may be unreadable'
+    value = self.max_bad_fraction
+    bounds.within('max_bad_fraction', value, meaning, least=0, most=1)
     self.ids(UNK + 1)  # This raises an error if a range is unknown.
 
   def ids(self, text: int, image_tokenizer: str = '') -> IdSpace:
@@ -138,7 +144,8 @@ class Run:
     groups: (regular expression, factor of the learning rate, factor of the
       weight decay) of each parameter group. The expression must match a whole
       parameter path.
-    storage: number formats of parameters and gradients.
+    storage: number formats of parameters and gradients, and whether the
+      optimizer's state is in host memory.
     data: the data.
     settings: settings of the training loop.
     initial: initial parameters from another run.
@@ -199,7 +206,6 @@ class TrainedRun:
   workdir: str
   run: Run
   image_tokenizer: str = ''
-  shares: Sequence[float] = ()
 
   @property
   def row_parts(self) -> int:
@@ -217,8 +223,8 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
   """The optimizer of a run.
 
   Raises:
-    ValueError: if a group is malformed, or if the optimizer does not support
-      groups.
+    ValueError: if a group is malformed, or if there are groups or a
+      parametrisation that the optimizer does not support.
   """
   options, scales = {}, run.model.parametrisation
   if run.groups or scales:

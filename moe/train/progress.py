@@ -1,8 +1,9 @@
 """Reports a run: logs, TensorBoard, and one line for people.
 
-log.jsonl has a record for each step, and eval.jsonl for each evaluation.
-quarantine.jsonl has a line for each record of the data that cannot be read, and
-bad_steps.jsonl for each skipped step, with the records that it has read.
+log.jsonl has a record for each step, and eval.jsonl for each evaluated step.
+quarantine.jsonl has a line for each record of the data that the first process
+cannot read. bad_steps.jsonl has a line for each skipped step, with the records
+that the step has read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
 the step took. A resumed run first removes the records after the restored step.
@@ -35,7 +36,8 @@ _FLUSH_SECONDS = 30
 
 _SPEED_WINDOW = 50  # The time left is estimated from this many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-# Seconds between images, since drawing an image can take longer than a step.
+# A step draws an image only if the last one is older than this, in seconds.
+# Drawing can take longer than a step.
 _IMAGE_SECONDS = 60.0
 
 
@@ -86,7 +88,7 @@ class Progress:
     self._watch = Watch(drop_warning)
     self._log = self._evals = self._quarantine = self._bad_steps = None
     self._board = self._display = None
-    self._load = None  # The loads of the last step.
+    self._loads = {}  # Loads of the last step: of all, and by modality.
     self._reported = set()  # Unreadable records that were reported.
     self._drawn_at = time.monotonic()
     # Seconds and units, summed over all steps of the run.
@@ -154,7 +156,11 @@ class Progress:
     record['time'] = timing
     self._log.append(record)
     self._board.step(record)
-    self._load = (layers or {}).get('load')
+    self._loads = {
+      name: values
+      for name, values in (layers or {}).items()
+      if name.startswith('load')
+    }
     if time.monotonic() - self._drawn_at > _IMAGE_SECONDS:
       self._draw(step)
     self._display.show(status(record, self.total_steps, self._objective))
@@ -255,10 +261,10 @@ class Progress:
     self._board = self._display = None
 
   def _draw(self, step: int) -> None:
-    """Adds the heat map of the last step's loads to TensorBoard."""
+    """Adds heat maps of the last step's loads to TensorBoard."""
     self._drawn_at = time.monotonic()
-    if self._load is not None:
-      self._board.load_image(step, np.asarray(self._load, np.float32))
+    for name, load_LE in self._loads.items():
+      self._board.load_image(step, name, np.asarray(load_LE, np.float32))
 
   def _path(self, name: str) -> str:
     return os.path.join(self.workdir, name)
@@ -298,7 +304,7 @@ class _Board:
 
   def _open(self):
     if self._writer is None:
-      # The import is slow, but here the first step runs at the same time.
+      # The import is slow. In a new run, the second step runs at the same time.
       import tensorboardX
 
       self._writer = tensorboardX.SummaryWriter(
@@ -313,7 +319,7 @@ class _Board:
     if record['step'] % _LAYER_PERIOD:
       return
     for name, values in record.get('layers', {}).items():
-      if name != 'load':
+      if not name.startswith('load'):
         numbers = {f'layer_{i}': value for i, value in enumerate(values)}
         self._scalars(f'router_{name}', record['step'], numbers)
 
@@ -322,10 +328,10 @@ class _Board:
     for task, scores in results.items():
       self._scalars(f'eval/{task}', step, scores)
 
-  def load_image(self, step: int, load_LE: np.ndarray) -> None:
+  def load_image(self, step: int, name: str, load_LE: np.ndarray) -> None:
     """Draws the load of every expert of every layer as a heat map."""
     pixels = _heat_map(load_LE * load_LE.shape[1])
-    self._open().add_image('expert_load', pixels, step, dataformats='HWC')
+    self._open().add_image(f'expert_{name}', pixels, step, dataformats='HWC')
 
   def close(self) -> None:
     """Flushes and closes the files."""

@@ -141,6 +141,16 @@ def test_fused_experts_are_the_same_weights(run_directory, exported, tmp_path):
   np.testing.assert_array_equal(fused[1], np.concatenate(parts))
 
 
+def test_the_block_that_predicts_two_tokens_ahead_is_left_out(
+  exported, ahead_directory, tmp_path, capsys
+):
+  flags = ['to-hf', str(ahead_directory), str(tmp_path / 'model')]
+  assert convert.main(flags) == 0
+  assert 'two tokens ahead is left out' in capsys.readouterr().err
+  found = hugging_face_files.find(str(tmp_path / 'model'))
+  assert found.keys() == hugging_face_files.find(str(exported)).keys()
+
+
 @pytest.mark.parametrize(
   'file', ['../secret.safetensors', '/etc/passwd', 'a/b']
 )

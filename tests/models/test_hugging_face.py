@@ -2,8 +2,11 @@
 
 import functools
 
+import jax
+import numpy as np
 import pytest
 
+from moe.checkpoint import restore
 from moe.layers.attention import Attention
 from moe.layers.feed_forward import FeedForward
 from moe.layers.latent_attention import LatentAttention
@@ -13,9 +16,13 @@ from moe.layers.soft_moe import SoftMoE
 from moe.models import hugging_face
 from moe.models.block import Block
 from moe.models.decoder import Decoder
+from moe.models.functional import Functional
 from moe.models.hugging_face_import import from_config
+from moe.models.parametrisation import CompleteP
 from moe.models.stack import Stack
+from moe.parallel.shardings import path_name
 from moe.routing import gates
+from tests.models import factories
 
 partial = functools.partial
 
@@ -186,11 +193,34 @@ def test_what_we_cannot_say_is_refused_by_its_field(kind, change, message):
 
 
 def test_the_scale_of_a_tied_table_goes_into_the_last_norm():
-  found = hugging_face.sizes(model())
   # The exported table is multiplied by sqrt(16) = 4. It is also the output
   # head, so the last norm is divided by 4.
   factors = {'embedding/table': 4.0, 'last_norm/scale': 0.25}
-  assert hugging_face.fold(found, None) == factors
+  assert hugging_face.fold(model(), []) == factors
+
+
+@pytest.mark.parametrize('moe', [{}, {'moe_every': 0}])
+def test_the_scales_of_a_parametrisation_go_into_parameters(moe):
+  scaled = factories.make_decoder(
+    decoder={'parametrisation': CompleteP(base_width=4, base_depth=1)}, **moe
+  )
+  plain = factories.make_decoder(decoder={'embedding_scale': 1.0}, **moe)
+  batch = factories.make_batch([[1] * 8])
+  params = factories.make_params(scaled, batch)
+  leaves = restore.leaves(params)
+  # The width is 4 times the base, and there are twice as many layers.
+  factors = hugging_face.fold(scaled, leaves)
+  assert factors['last_norm/scale'] == pytest.approx(0.25 * 0.5)
+  assert set(factors.values()) == {4.0, 0.125, 0.5}
+  folded = jax.tree_util.tree_map_with_path(
+    lambda path, x: x * factors.get(path_name(path), 1.0), params
+  )
+  logits = []
+  for module, values in ((scaled, params), (plain, folded)):
+    functional = Functional(module)
+    outputs = functional.apply(values, {}, batch, None, False)
+    logits.append(functional.head(values, outputs.hidden))
+  np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', MODELS)

@@ -1,4 +1,4 @@
-"""The objective of folding: gradients, and shares that grow by step."""
+"""The objective of folding: gradients, empty rows, steps, growing shares."""
 
 import jax
 import numpy as np
@@ -39,7 +39,6 @@ def test_every_term_is_finite_and_has_a_gradient():
   without = [
     jax.tree_util.keystr(path) for path, leaf in flat if not np.any(leaf)
   ]
-  # Every parameter has a gradient.
   assert not without
 
 

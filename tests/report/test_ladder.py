@@ -36,27 +36,39 @@ def write_run(directory, seed, bits, is_sparse):
   return str(directory)
 
 
-@pytest.fixture
-def summary(tmp_path):
+def summarised(tmp_path, curves, seeds, worse):
+  """The summary of a ladder with one sweep of two rates, one of which diverged.
+
+  Args:
+    tmp_path: where the runs are written.
+    curves: arm -> the scores of its first seed.
+    seeds: arm -> number of seeds.
+    worse: arm -> by how much each seed is worse than the one before.
+  """
   directories = {
     arm: [
-      # In the sparse arm, the second run is 0.2 bits worse than the first. In
-      # the dense arm, both runs are equal.
       write_run(
         tmp_path / arm / str(seed),
         seed,
-        [b + 0.2 * seed * (arm == 'sparse') for b in bits],
-        arm == 'sparse',
+        [b + worse[arm] * seed for b in bits],
+        arm != 'dense',
       )
-      for seed in range(2)
+      for seed in range(seeds[arm])
     ]
-    for arm, bits in BITS.items()
+    for arm, bits in curves.items()
   }
-  rates = {arm: ((0.01, 100, 7.0), (0.02, 100, None)) for arm in BITS}
-  found = Finished(rates, dict.fromkeys(BITS, 0.01), directories)
+  rates = {arm: ((0.01, 100, 7.0), (0.02, 100, None)) for arm in curves}
+  found = Finished(rates, dict.fromkeys(curves, 0.01), directories)
   configured = lambda path: (int(path.read_text()), ('mix', 'verse', 'law'))
   read = lambda directory: comparison.read_run(directory, configured)
-  return ladder.summarise(found, read, {'dense': 1, 'sparse': 8}, 'ladder')
+  expansions = {arm: 1 if arm == 'dense' else 8 for arm in curves}
+  return ladder.summarise(found, read, expansions, 'ladder')
+
+
+@pytest.fixture
+def summary(tmp_path):
+  seeds = {'dense': 2, 'sparse': 2}
+  return summarised(tmp_path, BITS, seeds, {'dense': 0, 'sparse': 0.2})
 
 
 def test_an_arm_that_always_diverged_has_no_points(summary, tmp_path):
@@ -80,10 +92,34 @@ def test_gains_are_paired_and_have_standard_errors(summary):
   assert arm['tokens_needed'] == pytest.approx(2000 + 1000 / 6)
 
 
+def test_an_arm_with_fewer_seeds_is_compared_over_its_own_seeds(tmp_path):
+  # The second dense run is 1 bit worse than the first, so the mean of both ends
+  # at 7.0. The arm 'few' has only the first seed, where the dense run ends at
+  # 6.5.
+  summary = summarised(
+    tmp_path,
+    {'dense': BITS['dense'], 'few': BITS['sparse'], 'sparse': BITS['sparse']},
+    {'dense': 2, 'few': 1, 'sparse': 2},
+    {'dense': 1, 'few': 0, 'sparse': 1},
+  )
+  arms = summary['tasks']['verse']['arms']
+  assert arms['dense']['bits'][-1] == pytest.approx(7.0)
+  few = arms['few']
+  assert few['base_bits'][-1] == pytest.approx(6.5)
+  assert few['base_bits'][-1] - few['bits'][-1] == pytest.approx(
+    few['gain'][-1]
+  )
+  # The curve of 'few' is 7.9, 6.5, 5.9, so it reaches 6.5 at 2000 tokens.
+  assert few['tokens_needed'] == pytest.approx(2000)
+  scores = {score['name']: score for score in summary['scores']}
+  assert scores['verse, dense']['n'] == 2
+  assert scores['verse, dense']['value'] == pytest.approx(7.0)
+
+
 def test_the_law_is_given_in_bits_per_character(summary):
   arm = summary['tasks']['law']['arms']['sparse']
-  # In the last evaluation, 6.9 bits per character correspond to 4 nats per
-  # token.
+  # In the last evaluation of the first run, 6.9 bits per character correspond
+  # to 4 nats per token.
   nats = joint_law.gain(10, 3000, 8)
   assert arm['law_gain'][-1] == pytest.approx(nats * 6.9 / 4)
 
@@ -112,10 +148,15 @@ def test_the_page_has_curves_tables_and_loads(summary, tmp_path):
 
 
 def test_the_loads_say_which_experts_serve_a_corpus(summary):
-  found = corpora.corpora(ladder.evaluation(summary['loads']['sparse']))
+  # Each corpus has the loads 3 and 1, so the shares are 3/4 and 1/4.
+  assert summary['loads'] == {
+    'sparse': {'verse': [[0.75, 0.25]], 'law': [[0.25, 0.75]]}
+  }
+  found = corpora.corpora(summary['loads']['sparse'])
   # In 'verse' the experts have 3/4 and 1/4 of the load; the mean over both
-  # corpora is 1/2. So 25% of the load is on another expert than in the mean,
-  # and expert 0 has 1.5 times the mean load.
+  # corpora is 1/2. So 25% of the load would have to move to the other expert to
+  # give the mean loads, and expert 0 has 1.5 times its mean load.
   assert found.rows[1] == ['verse', '25%: 0 (1.5x), 1 (0.5x)']
   assert found.rows[2] == ['law', '25%: 1 (1.5x), 0 (0.5x)']
-  assert corpora.corpora({'verse': {'layers': {}}}) is None
+  assert 'law     25%: 1 (1.5x), 0 (0.5x)' in ladder_page.as_text(summary)
+  assert corpora.shares({'verse': {'layers': {}}}) == {}

@@ -130,10 +130,12 @@ def test_the_cards_show_the_numbers_of_the_log(page):
 def test_pictures_of_a_run_are_shown(page):
   begin = page.index('<h2>shapes: the same sentences')
   part = page[begin : page.index('<h2>Experts</h2>')]
-  # Two steps have two drawn pictures, and two held-out pictures have two each.
+  # Each of two steps has two drawn pictures. Each of two held-out pictures is
+  # there twice: the original, and the reconstruction.
   assert part.count('src="data:image/png;base64,') == 4 + 4
   assert '<td lang="zh-Hant">方形</td><td lang="zh-Hant">菱形</td>' in part
-  # Three of four circles are right, so the cell has 45% of its colour.
+  # Three of four circles are right. If all were, the cell would have 60% of the
+  # colour. So it has 0.75 x 60% = 45%.
   assert re.search(r'series1\) 45%, transparent\)">3</td>', part)
   assert '5 of 6 are right' in part
 
@@ -195,6 +197,24 @@ def layer_rows(page):
   table = re.search('<div class="wide table">(.*?)</table>', page, re.DOTALL)
   rows = table.group(1).split('</tr>')[:-1]
   return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
+
+
+def test_loads_are_shown_by_modality(tmp_path):
+  shown = progress.Progress(tmp_path, OBJECTIVE, 20, stream=io.StringIO())
+  for step in range(1, 21):
+    layers = {
+      'load': [[0.5, 0.25, 0.25]],
+      'load_text': [[1.0, 0.0, 0.0]],
+      'load_image': [[0.0, 0.5, 0.5]],
+    }
+    shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
+  shown.close()
+  page = run_page.write_report(tmp_path).read_text()
+  assert 'Tokens of text alone sent to each expert' in page
+  assert 'Tokens of image alone sent to each expert' in page
+  header, row = layer_rows(page)
+  assert header[-3:] == ['idle for text', 'idle for image', 'idle experts']
+  assert row[-3:] == ['2', '1', 'none']
 
 
 def test_a_table_has_a_row_for_each_layer(tmp_path):

@@ -5,21 +5,29 @@ import sys
 import pytest
 
 from moe.runs import ladder
+from moe.runs.arms import Arm
 
-DENSE = ladder.Arm('dense', ('DENSE_TWIN=True',), 2)
-SPARSE = ladder.Arm('sparse', ('NUM_EXPERTS=4',), 1)
+DENSE = Arm('dense', ('DENSE_TWIN=True',), 2)
+SPARSE = Arm('sparse', ('NUM_EXPERTS=4',), 1)
 
 # This script replaces the training command. If `best` is the best rate of the
 # arm, the score is 5 + |log2(rate / best)|. A rate above 8 diverges.
 TRAIN = """
-import json, math, pathlib, sys
+import json, math, pathlib, signal, sys, time
 bound = dict(a.split('=', 1) for a in sys.argv[1:])
 rate, workdir = float(bound['LEARNING_RATE']), pathlib.Path(bound['--workdir'])
 with open(workdir / 'started.txt', 'a') as f:
   print('started', file=f)
 if rate > 8:
   sys.exit(print('error: The loss was not finite') or 2)
+if bound.get('NUM_EXPERTS') == 'wait':
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+  (workdir / 'waits').touch()
+  time.sleep(60)
 if bound.get('NUM_EXPERTS') == '3':
+  other = workdir.parents[1] / 'slow' / workdir.name / 'waits'
+  while 'slow' in bound and not other.exists():
+    time.sleep(0.02)
   sys.exit(print('error: no disk') or 2)
 best = 4 if bound.get('DENSE_TWIN') else 1
 bits = abs(math.log2(rate / best)) + 5
@@ -72,9 +80,27 @@ def test_a_run_of_another_command_is_not_taken_for_this_one(train, tmp_path):
 
 
 def test_an_error_of_a_run_ends_the_ladder_with_its_last_words(train, tmp_path):
-  arms = (DENSE, ladder.Arm('broken', ('NUM_EXPERTS=3',), 1))
+  arms = (DENSE, Arm('broken', ('NUM_EXPERTS=3',), 1))
   with pytest.raises(ValueError, match='code 2: error: no disk'):
     ladder.run(made(arms=arms), train, str(tmp_path / 'out'))
+
+
+def test_an_error_of_a_run_ends_the_runs_beside_it(train, tmp_path):
+  arms = (
+    Arm('slow', ('NUM_EXPERTS=wait',), 1),
+    Arm('broken', ('NUM_EXPERTS=3', 'slow=True'), 1),
+  )
+  processes = []
+  popen = ladder.subprocess.Popen
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      ladder.subprocess,
+      'Popen',
+      lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1],
+    )
+    with pytest.raises(ValueError, match='no disk'):
+      ladder.run(made((1.0,), arms, at_once=2), train, str(tmp_path / 'out'))
+  assert [process.returncode for process in processes] == [75, 2]
 
 
 def test_the_steps_are_those_of_whole_evaluations():
@@ -87,30 +113,15 @@ def test_the_steps_are_those_of_whole_evaluations():
   ]  # fmt: skip
 
 
+def test_an_arm_has_its_own_warm_up_in_each_run():
+  slow = SPARSE._replace(warmup=0.05)
+  for tokens, warmup in ((1030, 5), (200, 1)):
+    bound = made().bindings(ladder.Entry(slow, 0.5, tokens, 0))
+    assert f'WARMUP_STEPS={warmup}' in bound
+
+
 def test_one_rate_needs_no_sweep():
   assert made((1.0,)).sweep == []
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'message'),
-  [
-    (((1,), (), (3,)), 'at least two arms'),
-    (((1, 8), (), (3, 1, 1)), 'one number for all 2 arms'),
-    (((1, 8), ('x',), (3,)), 'a name, a colon'),
-  ],
-)
-def test_arms_that_cannot_be_read_are_refused(arguments, message):
-  with pytest.raises(ValueError, match=message):
-    ladder.arms(*arguments)
-
-
-def test_flags_make_arms():
-  arms = ladder.arms((1, 16), ('shared:SHARED_D_FF=64;TOP_K=1',), (3, 2, 1))
-  assert arms == (
-    ladder.Arm('dense', ('DENSE_TWIN=True',), 3),
-    ladder.Arm('experts_16', ('NUM_EXPERTS=16',), 2),
-    ladder.Arm('shared', ('SHARED_D_FF=64', 'TOP_K=1'), 1),
-  )
 
 
 @pytest.mark.parametrize(
