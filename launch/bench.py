@@ -3,10 +3,10 @@ r"""Measures the project: python -m launch.bench imports|moe|step|checkpoints.
 imports   times the import of each module of moe, with jax, flax and optax
           already imported
 moe       times one MoE layer, forward and backward, alone or against a variant
-step      times a training step, alone, on 8 devices against 1, or against
-          another program; --gin.NAME=VALUE as in launch.train
+step      times a training step, alone or against another step or program;
+          --gin.NAME=VALUE as in launch.train
 checkpoints
-          times a save beside the steps of a model with 100 million parameters,
+          times a save beside the steps of a model with 113 million parameters,
           the check of what was saved, and the start of new and resumed runs
 
 imports moe.train.trainer --runs=9

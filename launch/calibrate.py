@@ -1,12 +1,12 @@
-r"""Compares our estimates with measurements, in one of two ways.
+r"""Checks our estimates, by measurements or by the compiler.
 
 python -m launch.calibrate published
     compares the step times and MFU that `launch.plan` predicts with
     measurements that others published; each run is a gin file
 python -m launch.calibrate layer --gin_file=FILE --topology=v5p:2x2x2
-    prints the compiler's estimate of the seconds, FLOPs and bytes that one more
-    layer adds to a step. We compile steps with one and with two periods of
-    layers, both without a loop over layers, and take the difference.
+    prints the compiler's estimate of the seconds, FLOPs and temporary bytes
+    that one more layer adds to a step. We compile steps with one and with two
+    periods of layers, both without a loop over layers, and take the difference.
 
 No TPU is needed. Compiled programs are stored and reused.
 """
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def show(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints the comparison that the command asks for."""
+  """Prints the result of the verb."""
   if args.verb == 'published':
     found = [
       published.compare(row, configuration.load([row.gin_file], []))

@@ -1,7 +1,7 @@
 """Checkpoints of a run: python -m launch.checkpoint VERB DIR.
 
 DIR is the directory of a run, its folder `checkpoints`, or the folder of one
-step inside `checkpoints`.
+step inside `checkpoints`. `rewind` needs the directory of a run.
 """
 
 import argparse

@@ -8,7 +8,8 @@ python -m launch.doctor --hosts --gin_file=FILE --workdir=DIR
     that are missing after --patience seconds, and versions, clocks, token
     stores and vocabularies that differ between hosts.
 
-Each finding is a line, the worst first. The exit code is 1 if a finding is BAD.
+Each finding is a line, the worst first. The exit code is 2 if a finding is BAD,
+so that launch.supervise does not try again.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def examine(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints the findings; the exit code is 1 if one of them is bad."""
+  """Prints the findings; the exit code is 2 if one of them is bad."""
   run = None
   if args.gin_file:
     run = configuration.load(args.gin_file, overrides)
@@ -52,7 +53,8 @@ def examine(args: argparse.Namespace, overrides: list[str]) -> int:
   found = doctor.visit(request, join)
   for finding in found:
     print(finding)
-  return int(any(finding.grade == doctor.BAD for finding in found))
+  is_bad = any(finding.grade == doctor.BAD for finding in found)
+  return runtime.EXIT_USER if is_bad else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,7 +70,9 @@ def draw(args: argparse.Namespace) -> int:
   """Draws the pictures, and writes them to one PNG file.
 
   Raises:
-    ValueError: if flags are out of range or do not suit the checkpoint.
+    ValueError: if a flag is out of range or does not suit the checkpoint, if
+      --out names no PNG file in a directory that exists, or if the given
+      picture cannot be read.
   """
   bounds.at_least(1, '--num', args.num, 'pictures to draw')
   bounds.seed('--seed', args.seed)

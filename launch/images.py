@@ -5,8 +5,8 @@ r"""Image tokenizers and scores of pictures: python -m launch.images VERB ...
   score --checkpoint=runs/pictures --num=200
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
---workdir=runs/fashion_codes` trains a tokenizer. With
---gin_file=runs/pictures_cpu.gin it trains a model that draws and describes.
+--workdir=runs/fashion_codes` trains a tokenizer. launch.train with
+--gin_file=runs/pictures_cpu.gin trains a model that draws and describes.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Every command answers --help at once, but JAX, Orbax and Matplotlib take seconds
 to import. So the head of a command's file only names the modules that need
-them. They are imported later.
+them. A function imports such a module when it uses the module.
 """
 
 import importlib

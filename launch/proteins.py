@@ -10,7 +10,7 @@ the scores of three baselines: an ideal helix, a compact random chain, and the
 nearest training chain. `secondary` predicts whether each residue is in a helix,
 a strand or a coil, from the states of the trunk. `language` scores a language
 model that reads residues: bits per residue, and the share of 3Di letters that
-it predicts, beside n-grams.
+the model predicts. The scores stand beside those of n-grams.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from launch import runtime, token_stores
 from launch.configs import configuration, flags
 from launch.later import Later
 from moe.evaluate.score import as_table
+from moe.modalities import protein
 
 protein_scores_page = Later('moe.report.protein_scores_page')
 chain_language = Later('moe.runs.chain_language')
@@ -59,7 +60,9 @@ def score(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  stores = folding.stores_of(run, proteins.prepare)
+  # A training chain may be the nearest even if it is too long for the run.
+  longest = max(run.data.longest, protein.LONGEST)
+  stores = folding.stores_of(run, proteins.prepare, longest)
   if args.structures:
     given = proteins.all_of(args.structures)
   else:

@@ -20,7 +20,7 @@ from moe.data.cache_dir import default_cache_dir
 from moe.parallel import processes, roll_call
 
 # The exit code for an error that the user can fix.
-EXIT_USER = 2
+EXIT_USER = roll_call.EXIT_MISTAKE
 # Python gives this exit code to a command that an exception has ended.
 EXIT_CRASHED = 1
 # How long to wait for the news that another process has ended.
@@ -157,6 +157,9 @@ def run(verb: Callable[[], int]) -> int:
     verb: function that does everything and returns the exit code. The function
       should also parse the flags, so that a failure to print --help is handled.
   """
+  # Where TensorFlow is installed, Etils would use it for gs://. But a process
+  # with a model never imports TensorFlow.
+  os.environ.setdefault('EPATH_USE_TF', 'false')
   with _writable_streams(), show_log():
     try:
       try:
@@ -181,6 +184,8 @@ def _code(verb: Callable[[], int]) -> int:
 
   Raises:
     BrokenPipeError: if nobody reads standard output any more.
+    Exception: any other error of the command that is no ValueError and no
+      OSError.
   """
   text = ''
   try:
@@ -191,6 +196,9 @@ def _code(verb: Callable[[], int]) -> int:
       f'{stop}: ended; run it again to go on.',
       stop_signals.EXIT_STOPPED,
     )
+  except SystemExit as error:  # For example, token stores could not be made.
+    processes.leave(error.code or 0)
+    raise
   except roll_call.Missing as error:
     text, code = f'error: {error}', roll_call.EXIT_LOST
   except (ValueError, OSError) as error:

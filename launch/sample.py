@@ -78,7 +78,8 @@ def sample(args: argparse.Namespace) -> int:
   """Prints samples.
 
   Raises:
-    ValueError: if flags contradict each other or do not suit the checkpoint.
+    ValueError: if a flag is out of range or does not suit the checkpoint, or if
+      flags contradict each other.
   """
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')

@@ -6,7 +6,7 @@
 A scorecard shows scores on benchmarks with intervals, beside the score of
 guessing; the loss per character in each language, beside baselines; the cost of
 the run; and the benchmark items that occur in the training text. Scores are
-stored, so a second call only reads them.
+stored. A second call only reads them, unless a data file has changed.
 """
 
 import argparse

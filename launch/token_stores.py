@@ -25,8 +25,8 @@ def prepare(
 ) -> str:
   """Makes token stores that are missing or out of date.
 
-  One process makes a store, with `tasks.stores.prepare`. The processes on other
-  hosts wait until the store is there.
+  The child process calls `tasks.stores.prepare`. If several hosts share
+  `cache_dir`, the child process of one host makes a store, and the others wait.
 
   Args:
     wanted: (task or mixture, its splits) pairs.

@@ -50,8 +50,9 @@ def within(
 ) -> None:
   """Raises OutOfRange unless a number lies within bounds.
 
-  Infinity, NaN and numbers that do not fit an int32 or a float32 are always out
-  of range.
+  Infinity and NaN are always out of range. Without `most`, the largest number
+  is 2^31 - 1 for an int and 3.4e38 for a float. Without `least`, the smallest
+  number is the negative of this limit.
 
   Args:
     name: name of the argument, or of the macro that sets it.

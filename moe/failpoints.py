@@ -20,7 +20,7 @@ import signal
 import threading
 
 VARIABLE = 'WUDAO_FAILPOINT'
-# Place -> what a run has done, or is doing, when it reaches the place.
+# Place -> what is done, and what is not, when a run reaches the place.
 PLACES = {
   'run.start': 'the flags and the configuration are checked',
   'run.compile': 'the state is there, the step is not compiled',
@@ -84,7 +84,7 @@ def reach(place: str) -> None:
 
 
 def _requests(text: str) -> dict[tuple[str, int], str]:
-  """Returns (place, n) -> action when the place is reached the nth time."""
+  """Returns (place, n) -> action at the nth time that a run is at the place."""
   found = {}
   for request in text.split(','):
     place, _, rest = request.partition('=')

@@ -17,8 +17,8 @@ def parse(
       a dict.
 
   Raises:
-    ValueError: if the text is not JSON, or if brackets are nested too deep. For
-      the latter, Python itself raises a RecursionError.
+    ValueError: if the text is not JSON, or if brackets are nested so deep that
+      `json.loads` raises a RecursionError.
   """
   try:
     return json.loads(content, object_pairs_hook=object_pairs_hook)

@@ -1,7 +1,7 @@
 """Types that all packages share, and the legend of letters in tensor names.
 
 A tensor's name ends with its dims (`x_BTD`). Names of scalars and trees have no
-suffix. The suffix is the shape of the whole array, not of a device's shard.
+suffix. The letters name the dims of the whole array; a device may have a part.
 
   B  sequences in the batch      D  model width        E  experts
   T  tokens per sequence (query) F  feed-forward width A  active experts (top-k)
@@ -71,7 +71,8 @@ class TokenBatch(NamedTuple):
   (k <= q, or both have the same non-zero block).
 
   Attributes:
-    tokens: int32 ids that the model reads; the first id of a document is 0.
+    tokens: int32 ids that the model reads. A document that the model learns to
+      predict begins with the id 0.
     targets: int32, the id that the model must predict at each place.
     loss_weights: float32, weight of each target; 0 for padding and prompts.
     segment_ids: int32, 1, 2, ... for the documents of a row; 0 is padding.
@@ -104,13 +105,14 @@ def following(a_BT: Array) -> Array:
 
 
 class Cache(NamedTuple):
-  """Keys and values of the tokens that decoding has read.
+  """What attention keeps of the tokens that decoding has read.
 
   Attributes:
     segment_ids: int32 [B, S]; 0 for an empty entry or for padding.
     block_ids: int32 [B, S], as in `TokenBatch`.
     index: int32 scalar, number of filled entries, the same for every row.
-    layers: tree of key and value arrays; the model decides its structure.
+    layers: tree of arrays, such as keys and values; the model decides its
+      structure.
   """
 
   segment_ids: Array

@@ -37,15 +37,15 @@ _RESIDUE_BLOCK = Feature('residue', is_block=True)
 
 
 class ChainRecords:
-  """The whole chains of `protein/chains_*.npz`, with their 3Di letters."""
+  """The fit chains of `protein/chains_*.npz`, with their 3Di letters."""
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
-    """{'name', 'codes', 'letters'} of each chain that `why_unfit` passes.
+    """{'name', 'codes', 'letters'} of each chain with an empty `why_unfit`.
 
     Raises:
-      ValueError: at once, if the file is missing.
+      ValueError: when the first record is read, if the file is missing.
     """
     return map(_record, _fit(proteins.Chains().chains(split)))
 

@@ -1,6 +1,6 @@
 """Declares tasks of classics, songs and primers, and of the book Huajian ji.
 
-Lyrics of Huajian ji are also in poems_shi, so no mixture may have both tasks.
+Its lyrics are also in poems_shi, so no mixture may have poems_shi and huajian.
 """
 
 from tasks import registry

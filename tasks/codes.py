@@ -37,10 +37,11 @@ def add_task(
   Args:
     name: the task's name.
     source: gives the records.
-    document_fn: record -> a text or an array of codes for each feature, in the
-      order of `features`, or None to leave the record out.
+    document_fn: record -> a text or an array for each feature, in the order of
+      `features`, or None to leave the record out.
     features: 'targets' alone, or 'inputs' (a prompt, not scored) and 'targets'.
-      Names of further arrays follow, which have one value for each token.
+      Names of further arrays follow, which have one entry for each token of the
+      document or of one feature, see `Feature.of`.
     kinds: name of each feature that is not text -> its description.
 
   Raises:

@@ -70,7 +70,7 @@ def _mixture_rows() -> Iterator[tuple[str, str]]:
 def inspect_task(
   task: str, split: str, num_shown: int, vocabulary_file: str | None
 ) -> None:
-  """Prints some documents of a task, and statistics of all of them.
+  """Prints some documents of a task, and statistics of its first 10,000.
 
   Args:
     task: task or mixture.
@@ -118,7 +118,7 @@ def inspect_task(
 
 
 def _temporary_vocabulary(task: str) -> Vocabulary:
-  """A vocabulary trained on the task's training documents, in memory only."""
+  """A vocabulary, in memory only, of the first 10,000 training documents."""
   documents = itertools.islice(cache.documents(task, 'train'), _MAX_DOCUMENTS)
   texts = (''.join(document.values()) for document in documents)
   with tempfile.TemporaryDirectory() as directory:

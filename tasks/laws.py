@@ -6,7 +6,7 @@ from tasks.text_files import Record
 
 
 def document(law: Record) -> str:
-  """The title, then one line for each heading and each numbered article."""
+  """The title, then the headings and articles; an article has its number."""
   lines = [law['title']]
   for number, text in law['articles']:
     lines.append(text if number == '#' else f'{number}\u3000{text}')

@@ -1,4 +1,4 @@
-"""Declares every task and every mixture of the project when it is imported.
+"""The import of this module declares our tasks of text and their mixtures.
 
 To add a corpus, add a file beside this one and its name in the import below. A
 mixture is one line. The rate of a corpus is its size in characters, so that

@@ -18,7 +18,8 @@ from typing import Any
 from moe.data import task_names
 from tasks import registry
 
-# Top-level name of each module that a user named -> the folder that holds it.
+# Top-level name of each module outside of `tasks` that a user named -> the
+# folder that holds it.
 ROOTS: dict[str, pathlib.Path] = {}
 # Task or mixture that a user's module declared -> that module.
 MODULE_OF: dict[str, str] = {}
@@ -43,7 +44,7 @@ def locate(task_modules: Sequence[str]) -> list[str]:
     The names under which Python can import the modules.
 
   Raises:
-    ValueError: if a module is missing, or if Python finds another module of the
+    ValueError: if Python cannot find a module, or finds another module of the
       same name.
   """
   found = []
@@ -57,7 +58,7 @@ def locate(task_modules: Sequence[str]) -> list[str]:
 
 
 def load(task_modules: Sequence[str] = ()) -> None:
-  """Declares the tasks of the project, and those of modules that users name.
+  """Declares the tasks of `tasks.mixtures`, and those of users' modules.
 
   Args:
     task_modules: as in `locate`.

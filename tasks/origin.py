@@ -109,9 +109,9 @@ def record(patterns: Iterable[str | os.PathLike]) -> dict[str, Any]:
       `text_files.data_directory()`.
 
   Returns:
-    pattern -> file -> [size in bytes, modification time in ns, SHA-256]. The
-    name of a file is relative to this package, the data directory or the folder
-    of a user's module, so that a copy elsewhere can be compared.
+    pattern -> file -> [size in bytes, modification time in ns, SHA-256]. Names
+    of files in this package, in the data directory and in the folder of a
+    user's module are relative to it, so that a copy elsewhere can be compared.
   """
   return {
     _portable(pattern): {

@@ -45,9 +45,10 @@ def vocabulary_directory(
 
   Returns:
     If no file is given, <cache_dir>/<task>-<vocab_size>. For a file in the
-    cache, the directory of the file. For any other file, <cache_dir>/<name of
-    the file>-<start of its hash>. The result ends with the names and sizes of
-    the ranges.
+    cache, the directory of the file. For any other file,
+    <cache_dir>/<name>-<start of the hash>. This name is that of the file
+    without its suffix, or that of its folder if the file is called
+    vocabulary.model. The result ends with the names and sizes of the ranges.
 
   Raises:
     ValueError: if neither a vocabulary nor a size is given, or if the file of

@@ -2,9 +2,9 @@
 
 A source has `splits` and `records(split)`, which gives dictionaries. A document
 function turns a record into text; it returns None to leave the record out. A
-corpus needs no other code, since tokenising, end marks and features are the
-same for all corpora. A source may also have `files_of(split)`, which gives the
-names of its files. Then its token stores are made again when a file changes.
+corpus needs no other code, since tokenising and end marks are the same for all
+corpora. A source may also have `files_of(split)`, which gives the names of its
+files. Then its token stores are made again when a file changes.
 
 This module does not use seqio and TensorFlow, which take half a minute to
 import on a slow machine. `tasks.seqio_tasks` registers the tasks with seqio.

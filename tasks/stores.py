@@ -29,10 +29,10 @@ def prepare(
 ) -> str:
   """Makes missing or outdated token stores of tasks, and their vocabulary.
 
-  A store is outdated if its data files or its task code have changed. The check
-  needs no TensorFlow, but making a store does. So a training process calls this
-  function in a child process. If several processes call it at the same time,
-  one works and the others wait.
+  A store is outdated if its data files, its task code or its vocabulary have
+  changed. The check needs no TensorFlow, but making a store does. So a training
+  process calls this function in a child process. If several processes call it
+  at the same time, one works and the others wait.
 
   Args:
     wanted: (task or mixture, its splits) pairs. Splits of None mean train and
@@ -53,8 +53,9 @@ def prepare(
     there.
 
   Raises:
-    ValueError: before any slow work, if a task, a split, a corpus or the
-      vocabulary is missing or cannot be used.
+    ValueError: if a task, a split, a corpus or the vocabulary is missing or
+      cannot be used. What is missing is found before any vocabulary is trained
+      and before any store is made.
   """
   first = wanted[0][0]
   directory = outdated.vocabulary_directory(
@@ -128,7 +129,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 
 def _origin(task_name: str, split: str) -> dict:
-  """The record of a split's files and code; {} if its module is unknown."""
+  """The record of a split's files and code; {} if no module is known."""
   if task_name in registry.TASKS:
     return origin.of_task(registry.TASKS[task_name], split)
   module = modules.MODULE_OF.get(task_name)

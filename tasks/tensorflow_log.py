@@ -3,8 +3,8 @@
 TensorFlow writes warnings while it is imported, before its log level applies,
 and its copy of SentencePiece writes a line for every vocabulary. Users cannot
 act on these messages. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows all of
-them. Other levels have no effect, since the import of JAX sets the level to 1
-for this process and its children.
+them. Other levels have no effect. The import of JAX sets level 1 for this
+process and its children, so such a level need not come from the user.
 """
 
 import contextlib

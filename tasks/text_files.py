@@ -1,10 +1,10 @@
 """Reads records from local files: plain text or JSON lines, also if compressed.
 
 A file is checked from beginning to end before its first record is read, so that
-no slow work starts on a broken file. A line is malformed if it is not UTF-8, is
-not JSON or lacks a field. A malformed line is skipped, and a warning names file
-and line. If more than `max_bad_fraction` of the lines are malformed, an error
-is raised.
+no slow work starts on a broken file. A line is malformed if it is not UTF-8. A
+JSON line is also malformed if it is no JSON, or lacks a field of the right
+type. Malformed lines are skipped, and warnings name the first ten. If more than
+`max_bad_fraction` of the lines of a file are malformed, an error is raised.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ from moe.data.store import MANIFEST, MIXTURE
 def verify_stores(
   what: str | None, cache_dir: str
 ) -> Iterator[tuple[str, list[str]]]:
-  """Reads token stores, one after the other, and checks their manifests.
+  """Reads token stores, one by one, and compares them with their manifests.
 
   Args:
     what: a directory with stores, or a task or mixture; None for all stores of

@@ -37,7 +37,7 @@ def test_nothing_in_the_tree_is_unpickled():
 
 
 def damaged(content, rng):
-  """The content with a few pieces cut out, doubled or replaced."""
+  """The content with a few pieces cut out, doubled, replaced or inserted."""
   for _ in range(rng.randint(1, 3)):
     first = rng.randrange(len(content) + 1)
     end = min(len(content), first + rng.choice([0, 1, 1, 4, 30]))
@@ -72,7 +72,7 @@ def metadata(workdir):
 
 
 def gin_file(workdir):
-  """A gin file: name -> (content, read(name, content) with checks)."""
+  """A gin file: name -> (content, read(name, content)); reading checks it."""
   path = workdir / 'run.gin'
   text = (ROOT / 'gin_configs/models/tiny.gin').read_bytes()
 

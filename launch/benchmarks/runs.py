@@ -25,7 +25,8 @@ from moe.train import goodput, record_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = 'runs/quickstart.gin'
-# A run of the quick start that only trains.
+# With these bindings the quick start scores nothing, writes no samples, and
+# saves only its last step.
 _BARE = ['EVAL_TASKS=()', 'PROMPTS=()', 'SAVE_PERIOD=1000000']
 _STEPS = 30
 # The first steps are slower, for example because memory is allocated.
@@ -72,7 +73,7 @@ def compare_processes(
 def _step_seconds(
   flags: Sequence[str], num_processes: int, num_devices: int
 ) -> float:
-  """The median time of a step of a run, which ends when it has been timed."""
+  """Median seconds of a step of a new run, without its first `_WARM` steps."""
   with tempfile.TemporaryDirectory() as workdir:
     _train([*flags, f'--workdir={workdir}'], num_processes, num_devices)
     log = record_log.read(os.path.join(workdir, 'log.jsonl'))

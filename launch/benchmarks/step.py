@@ -85,7 +85,7 @@ def load(
 
 
 def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
-  """Compiles the training step of a run, and runs it once before timing.
+  """Compiles the training step of a run, and gets it ready for timing.
 
   Args:
     name: name in the table.

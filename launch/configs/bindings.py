@@ -80,7 +80,7 @@ class Bound(typing.NamedTuple):
 
 
 def find_file(name: str, including: str = '') -> str:
-  """Finds a gin file: beside the including file, here, or in gin_configs.
+  """Finds a gin file beside the including file, or in `SEARCH_PATHS`.
 
   Args:
     name: path that the user or an include statement gives.
@@ -122,7 +122,9 @@ def read(files: list[str], command_line: list[str]) -> Bound:
   """All bindings of the files, then those of the command line, in their order.
 
   Raises:
-    ValueError: for wrong syntax, a missing file, or a name that does not exist.
+    ValueError: for wrong syntax, a missing file, a name that does not exist, a
+      scope, a file that includes itself, or a line that stands above an include
+      statement which overrides it.
   """
   bindings, imports, everything = [], Imports(), Names()
   for name in files:

@@ -38,8 +38,8 @@ def read(files: Sequence[str], overrides: Sequence[str]) -> Configuration:
   """Reads gin files, then bindings of the command line; later ones override.
 
   Raises:
-    ValueError: if `bindings.read`, `reach.check` or a class of the run finds an
-      error.
+    ValueError: if no file is given, or if `bindings.read`, `assembly.root_of`
+      or `assembly.assemble` finds an error.
   """
   if not files:
     raise ValueError(
@@ -87,8 +87,8 @@ def load_other_run(directory: str, trains: str) -> Any:
     trains: what the run must train, such as `IMAGE_TOKENIZER`.
 
   Raises:
-    ValueError: if there is no configuration, or if its run trains something
-      else.
+    ValueError: if `read` finds an error in the configuration, or if the run
+      trains something else.
   """
   path = os.path.join(directory, 'config.gin')
   found = read([path], [])

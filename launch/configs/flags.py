@@ -58,9 +58,8 @@ def add_folding_flags(parser: argparse.ArgumentParser) -> None:
   text = 'work directory of a run that trained a folding model'
   add_checkpoint_flag(parser, text)
   add = parser.add_argument
-  add(
-    '--recycles', type=int, default=1, help='how often a result is read again'
-  )
+  text = 'how often a result is read again; default: RECYCLES of the run'
+  add('--recycles', type=int, help=text)
   add('--memory', type=float, default=8.0, help='GB that a chain may need')
 
 

@@ -56,7 +56,7 @@ def resolved(
 
 
 def written(value: object) -> str:
-  """A value with its type, '3 (int)', or a reference, '%NAME', for messages."""
+  """The text of a value for messages: '3 (int)', '@name' or '%NAME'."""
   if isinstance(value, Reference | Macro):
     return repr(value)
   return f'{value!r} ({type(value).__name__})'
@@ -171,7 +171,8 @@ def _made_by(target):
 def _may_be(made, wanted) -> bool:
   """Whether an object of type `made` may be given for the annotation `wanted`.
 
-  A class fits if it has all public methods of the wanted class. So a user's
+  A class also fits without inheritance if it has all public methods and
+  properties that the wanted class itself defines, at least one. So a user's
   layer need not inherit from the layer that it replaces.
   """
   if made is None or wanted in (None, typing.Any):

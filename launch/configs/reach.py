@@ -1,8 +1,8 @@
 """Checks bindings: each must be read, and its value must have the right type.
 
 The check follows references and macros from the root of a configuration. It is
-an error if nobody reads a binding, if no file defines a macro, or if a value
-has the wrong type. The message has the file, the line and a similar name.
+an error if nobody reads a binding, if nothing defines a macro, or if a value
+has the wrong type. The message has the place, and perhaps a similar name.
 """
 
 import math
@@ -41,7 +41,7 @@ class InEffect(typing.NamedTuple):
 
 
 def check(bindings: list[Binding], root: object) -> list[InEffect]:
-  """Raises ValueError for bindings that nobody reads and values of wrong types.
+  """Raises ValueError for unread bindings, undefined macros and wrong types.
 
   A binding is read if references and macros lead from the root to its target.
   It also counts as read if they did so before a later binding changed one of
@@ -102,9 +102,8 @@ class _Reach:
     self.in_effect = []
     self._references = {}
     in_files = [b for b in bindings if not b.place.startswith('--gin.')]
-    # A binding also counts as read if only a later binding has overridden what
-    # refers to it. All bindings of the command line share one index, so none of
-    # them is later than another.
+    # All bindings of the command line share one index, so none of them is later
+    # than another.
     self._order = {id(b): min(i, len(in_files)) for i, b in enumerate(bindings)}
     self._bound = {}
     for b in bindings:

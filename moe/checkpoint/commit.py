@@ -113,7 +113,7 @@ def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
 
 
 def sweep(directory: epath.Path) -> None:
-  """Removes the incomplete steps that killed or failed processes have left."""
+  """Removes the incomplete steps and files that failed processes have left."""
   if not directory.exists():
     return
   is_remote = integrity.on_object_store(directory)

@@ -175,7 +175,9 @@ def declared_bytes(content: bytes) -> int:
   """Number of bytes that an array's Zarr metadata, a JSON text, declares.
 
   Raises:
-    ValueError: if the metadata does not describe an array of numbers.
+    ValueError: if the metadata are too large or no JSON, if the shape is no
+      list of at most 16 sizes, if NumPy does not know the dtype, or if the
+      array holds Python objects.
   """
   if len(content) > _MAX_JSON_BYTES or json_depth(content) > _MAX_JSON_DEPTH:
     raise ValueError('the metadata of an array are too large')

@@ -35,7 +35,8 @@ class Tensor(NamedTuple):
     paths: paths of our arrays, in the order in which they are concatenated.
     place: index into the leading dims of our arrays: (), (period,), (expert,)
       or (period, expert).
-    widths: sizes of our arrays in the dim along which they are concatenated.
+    widths: sizes of our arrays in the dim along which they are concatenated;
+      (0,) for a single array.
     rope_dim: number of features that rotary embeddings rotate; 0 if the row has
       no `paired` dim.
   """

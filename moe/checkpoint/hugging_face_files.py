@@ -126,7 +126,7 @@ def _weight_map(index: str) -> dict[str, str]:
       # A name with a slash could make us open a file outside the directory.
       if not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file):
         raise ValueError(f'the file name {file!r}')
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+  except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise ValueError(
       f'{index} must be an index of safetensors files, got {e!r}: fetch it'
       ' again.'

@@ -1,7 +1,7 @@
 """Tables of array names: those of Hugging Face's formats, and our paths.
 
-A row has four columns: their name, their dims, our path, our dims. "Their"
-means Hugging Face's. Their matrices are [out, in] as in `torch.nn.Linear`. The
+A row begins with their name, their dims, our path and our dims. "Their" means
+Hugging Face's. Their matrices are [out, in] as in `torch.nn.Linear`. The
 letters of one word stand for one merged dim: 'NH D' is a matrix with a row for
 each feature of each head. In a row of a layer, their name follows
 `model.layers.<number>.` and our path follows the path of the block. Our paths

@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from moe.checkpoint import integrity, literal_path
-from moe.checkpoint.listing import locate, read_meta, steps
+from moe.checkpoint.listing import locate, read_meta, shared_steps
 from moe.parallel.shardings import Shaped, path_name
 from moe.types import Array, PyTree
 
@@ -45,7 +45,7 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
   Raises:
     ValueError: if `step` is absent or damaged, or if no step is sound.
   """
-  found = steps(directory)
+  found = shared_steps(directory)
   if step is not None and step not in found:
     raise ValueError(
       f'Step {step} must be in {directory}, got the steps {found}: choose one'
@@ -156,10 +156,10 @@ def load_params(
     ({'params': ..., 'state': ...}, meta).
 
   Raises:
-    ValueError: if an array is missing or has another shape; if an array should
-      keep its value but `target` has only its shape; or if there is no
-      assignment and an array of the checkpoint has no use. The message names
-      the arrays.
+    ValueError: if no step can be read; if an array is missing or does not fit;
+      if an array should keep its value but `target` has only its shape; or if
+      there is no assignment and an array of the checkpoint has no use. The
+      message names the step or the arrays.
   """
   directory, located = locate(directory)
   step, _ = choose(directory, located if step is None else step)
@@ -240,7 +240,7 @@ def _load(
   placement: Placement | None,
 ) -> dict[str, Array]:
   """Returns target path -> array; reads each array of the checkpoint once."""
-  import orbax.checkpoint as ocp  # It takes half a second; few runs need it.
+  import orbax.checkpoint as ocp  # The import takes half a second.
 
   wanted = {
     name: _placed(leaf, placement and placement(name, leaf))

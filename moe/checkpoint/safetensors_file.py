@@ -95,8 +95,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
       if len(header) < length:
         raise ValueError('a file that ends within its header')
     return _checked(header, 8 + length, status.st_size)
-  # The JSON parser raises RecursionError for a deeply nested header.
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(
       f'{path} must be a sound safetensors file, got {error}: fetch it again.'
     ) from error

@@ -8,7 +8,7 @@
 
 `moe.checkpoint.commit` makes a step visible when all its files are written. If
 a save is killed, the next start of the run removes its files. A step is sound
-only if every hash agrees. No other file says which steps exist.
+only if every hash agrees. No file lists the steps.
 """
 
 import errno
@@ -43,13 +43,14 @@ class Checkpointer:
   """Saves the state of a run in the background, and restores it.
 
   Every process of a run must make a Checkpointer and call the same methods. If
-  a background save fails, the next call of any method raises its error. So call
-  `check` after every training step.
+  a background save fails, the next call of `check`, or of a method that waits
+  for the save, raises the error. So call `check` after every training step.
 
   Attributes:
     directory: directory of the steps, usually WORKDIR/checkpoints.
     keep_last: how many of the newest steps are kept.
-    keep_best: how many of the best steps are kept besides the newest ones.
+    keep_best: how many of the best steps are kept; they may be among the
+      newest.
     best_metric: the metric of `save` that ranks steps.
     is_higher_better: whether the step with the largest value is the best.
   """
@@ -69,7 +70,8 @@ class Checkpointer:
     Args:
       directory: directory of the steps.
       keep_last: how many of the newest steps are kept.
-      keep_best: how many of the best steps are kept besides the newest ones.
+      keep_best: how many of the best steps are kept; they may be among the
+        newest.
       best_metric: the metric of `save` that ranks steps; None ranks none.
       is_higher_better: whether the largest value is the best.
       check_held: raises an error if another run has taken the directory.
@@ -123,7 +125,7 @@ class Checkpointer:
       is written.
 
     Raises:
-      SaveError: if this save or the previous one failed.
+      SaveError: if this save cannot start, or if the previous one failed.
       ValueError: if a newer step exists, because a restart would resume there.
     """
     self.wait()
@@ -172,7 +174,7 @@ class Checkpointer:
 
     Raises:
       ValueError: if no step is sound, if the requested step is missing or
-        damaged, or if `expect` or a shape disagrees.
+        damaged, or if `expect` or an array disagrees.
     """
     self.wait()
     step, damaged = restore.choose(self.directory, step)
@@ -264,7 +266,8 @@ class Checkpointer:
           self.directory, self.keep_last, self.keep_best, self.best_metric
         ):
           commit.remove(self.directory, old)
-    except OSError as error:
+    # Clients of object stores raise errors that are not OSError.
+    except Exception as error:
       _LOG.warning('Old checkpoints could not be removed: %s.', error)
 
   def _abandon(self, step: int, num_bytes: int, error: Exception) -> None:

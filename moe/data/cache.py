@@ -1,7 +1,7 @@
 """Tokenises a seqio task into a token store; no other file of `moe` uses seqio.
 
 seqio imports TensorFlow, which training must not need. So the functions here
-import both when they are called, and a training process calls none of them.
+import them only when called, and a training process calls none of them.
 """
 
 import dataclasses
@@ -113,13 +113,13 @@ def cache_task(
 
   Texts of the task are tokenised with `vocabulary_path` instead of the task's
   own vocabulary. A document is ids(inputs) + ids(targets) + [eos], and the
-  inputs have weight 0. The ids of every document are decoded and compared with
-  its text. A document with an empty target is left out and counted.
+  inputs have weight 0. The ids of every text are decoded and compared with the
+  text. A document with an empty target is left out and counted.
 
-  A feature holds codes of another range of the id space if its vocabulary has
-  the attributes `range` and `is_block`, and perhaps `tokenizer` and `grid`; see
-  `moe.data.records.Feature`. Features other than inputs and targets are kept as
-  arrays with one value per token.
+  Inputs or targets are codes of another range of the id space if their
+  vocabulary has the attribute `range`, and perhaps `is_block`, `tokenizer` and
+  `grid`; see `moe.data.records.Feature`. Other features are kept as arrays with
+  one value per token.
 
   A record has `tokens` (uint16, or int32 for large ids), `num_chars` and
   `num_bytes` of the scored text, `loss_weights` (uint8) if it has inputs,
@@ -139,7 +139,8 @@ def cache_task(
     The manifest.
 
   Raises:
-    ValueError: if task, split or files are missing or too many documents are
+    ValueError: if the task, the split, the vocabulary or a file is missing or
+      broken, if no document has a target, or if too many documents are
       malformed. A store is written whole or not at all.
   """
   import seqio
@@ -219,9 +220,9 @@ def _provider(name: str):
 def _examples(task_name: str, split: str, vocabulary) -> Iterator[dict]:
   """Examples of a task in order.
 
-  If the task does nothing but tokenise, and its source has `documents(split)`,
-  the examples are these texts, not tokenised. Else seqio makes the examples,
-  and tokenises their texts with `vocabulary`.
+  If the task does nothing but tokenise, and its source has the method
+  `documents`, the examples are those of this method, not tokenised. Else seqio
+  makes the examples, and tokenises their texts with `vocabulary`.
   """
   import seqio
   import tensorflow as tf

@@ -1,4 +1,4 @@
-"""The directory for token stores and compiled programs."""
+"""The directory for token stores, compiled programs and mirrors of buckets."""
 
 import os
 

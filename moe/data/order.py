@@ -1,4 +1,4 @@
-"""The order of rows: shuffles and mixtures are functions of the index alone.
+"""The order of rows: shuffles and mixtures depend only on seed and index.
 
 Nothing here has a state. So the rows of step 1,000,000 are found as fast as
 those of step 0, and they do not depend on the machine or on numpy's version.
@@ -88,8 +88,8 @@ class Mixture:
   """Which store each row of an endless mixture comes from.
 
   The rows of each store are spread evenly: among the first n rows of the
-  mixture, the number of rows of a store differs from n times its share by a few
-  rows at most. The pattern repeats.
+  mixture, the number of rows of a store differs from n times its share by at
+  most half the number of stores. The pattern repeats.
 
   Attributes:
     shares: float64 [stores], share of each store in the pattern; the sum is 1.
@@ -102,7 +102,7 @@ class Mixture:
       rates: how many rows come from each store, relative to the others.
 
     Raises:
-      ValueError: if a rate is not positive and finite.
+      ValueError: if there is no rate, or if one is not positive and finite.
     """
     rates = np.asarray(rates, np.float64)
     if not rates.size or not np.all((rates > 0) & np.isfinite(rates)):
@@ -170,7 +170,7 @@ class Mixture:
     stores: Sequence[tuple[str, int]],
     seed: int,
   ) -> list[Source]:
-    """What each store gives to a batch, if each of its rows is one record.
+    """What each store gives to a batch, if each row of a store is one record.
 
     Args:
       batch: (number of the batch, rows of a batch over all hosts).

@@ -70,11 +70,11 @@ def pack(
   """Plans the rows of documents; the same lengths always give the same plan.
 
   A document that is longer than a row is cut into whole rows and a rest. If a
-  cut would go through a block, the segment ends before the block instead.
-  Segments shorter than a row are placed from the longest to the shortest, each
-  in the row where it leaves the least room (best-fit decreasing, Johnson 1973).
-  Segments of the same length are placed in a hashed order, so that neighbours
-  in a corpus are not neighbours in a row.
+  cut would be in a block or directly after it, the segment ends before the
+  block instead. Segments shorter than a row are placed from the longest to the
+  shortest, each in the row where it leaves the least room (best-fit decreasing,
+  Johnson 1973). Segments of the same length are placed in a hashed order, so
+  that neighbours in a corpus rarely share a row.
 
   Args:
     lengths: int32, tokens of each document; empty documents are left out.
@@ -85,7 +85,8 @@ def pack(
     The plan. Its rows are sorted by the documents of their longest segments.
 
   Raises:
-    ValueError: if the sequence length is below 1, or too short for a block.
+    ValueError: if the sequence length is below 1, or too short for a block or
+      for blocks that touch each other.
   """
   if sequence_length < 1:
     raise ValueError(f'sequence_length={sequence_length} must be at least 1.')

@@ -96,8 +96,8 @@ def picture_batches(
     rows: numbers of the rows that this host reads; None for all.
 
   Raises:
-    ValueError: if a picture cannot be read, since a score must cover all
-      pictures.
+    ValueError: if a picture has another shape, or cannot be read. A score must
+      cover all pictures.
   """
   for first in range(0, store.lengths.size, batch_size):
     number = first + (np.arange(batch_size) if rows is None else rows)

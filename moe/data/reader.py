@@ -24,8 +24,8 @@ class Reader:
   rows [s * batch_size, (s + 1) * batch_size) of this endless mixture. There is
   no iterator and no state, so any host can read any batch at any time.
 
-  If a record cannot be read, its row stays empty (weight 0, segment 0), and
-  `quarantine` lists the record; no other row changes.
+  If a record cannot be read, every row with a part of it stays empty (weight 0,
+  segment 0), and `quarantine` lists the record; no other row changes.
 
   Attributes:
     ids: the id space of all stores.
@@ -70,8 +70,9 @@ class Reader:
       extras: further arrays of a batch; zeros for a store without the array.
 
     Raises:
-      ValueError: if a store is missing or broken, if the stores differ in their
-        vocabulary or id space, or if a number is out of range.
+      ValueError: if a store is missing or broken, if it has scored blocks that
+        no transform hides, if the stores differ in their vocabulary or id
+        space, or if an argument has a wrong length or value.
     """
     if len(dirs) != len(rates):
       raise ValueError(
@@ -204,8 +205,8 @@ def eval_batches(
     rows.
 
   Raises:
-    ValueError: if the store is missing, or if a record cannot be read, since a
-      score must cover all documents.
+    ValueError: if the store is missing or broken, or if a record cannot be
+      read. A score must cover all documents.
   """
   extras = dict(extras or {})
   packed = PackedStore(directory, sequence_length, transform, extras)

@@ -10,7 +10,8 @@ from moe.data.store import Record
 from moe.modalities.ids import EOS, UNK, IdSpace
 from moe.modalities.text import Vocabulary
 
-# The share of malformed documents is checked after this many documents.
+# The share of malformed documents is checked each time this many documents are
+# read, and at the end.
 _CHECK_EVERY = 10_000
 _FEATURES = ('inputs', 'targets')
 
@@ -28,12 +29,12 @@ class Feature(NamedTuple):
     tokenizer: SHA-256 of the trained tokenizer that made the codes, if one was
       trained.
     grid: (rows, columns) of the codes of a picture. The record then has the
-      arrays `row` and `column`, counted from 1 for codes and 0 for other
-      tokens. () if the codes lie in no grid.
+      arrays `row` and `column`, which count from 1 and are 0 for tokens that
+      are no code. () if the codes lie in no grid.
     dtype: dtype of a further array.
-    of: for a further array, 'inputs' or 'targets' if it has a value for each
-      token of this feature; other tokens get 0. '' if it has one for each token
-      of the document.
+    of: for a further array, the feature 'inputs' or 'targets' whose tokens have
+      its values; all other tokens get 0. '' if it has a value for each token of
+      inputs and targets.
   """
 
   range: str = ''
@@ -54,14 +55,14 @@ class Counts:
     malformed: documents left out because they are not UTF-8, because an id is
       out of its range, because the ids do not decode to the text, or because an
       array has a wrong size.
-    respelt: documents tokenised again because the task's tokeniser replaced a
-      U+2581 by a space.
+    respelt: inputs and targets tokenised again because the task's tokeniser
+      replaced a U+2581 by a space.
     scored_tokens: tokens with weight 1, end marks included.
     chars: Unicode code points of the scored text, end marks not counted. Each
       code that is not text, such as a code of a picture, counts as one.
     bytes: bytes of the scored text in UTF-8; such a code counts as one.
-    unknown_tokens: how often the unknown token occurs in all documents.
-    byte_tokens: how often tokens for a single byte occur in all documents.
+    unknown_tokens: how often the unknown token occurs, also in the inputs.
+    byte_tokens: how often tokens for a single byte occur, also in the inputs.
   """
 
   documents: int = 0
@@ -167,13 +168,14 @@ class Tokeniser:
       if scored is None:
         scored = self._vocabulary.decode(target)
       size, num_bytes = len(scored), len(scored.encode())
-    record = self._counted(prompt, target + [EOS], size, num_bytes)
-    return (
-      record
-      | self._blocks(prompt, target)
+    arrays = (
+      self._blocks(prompt, target)
       | self._places(prompt, target)
       | self._rest(example, len(prompt), len(target))
     )
+    # All errors come before the counts change, so malformed documents are not
+    # counted there.
+    return self._counted(prompt, target + [EOS], size, num_bytes) | arrays
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:
     """Returns `ids` if they decode to `text`, or new ids if U+2581 was lost."""
@@ -241,7 +243,10 @@ class Tokeniser:
     return {'row': row, 'column': column}
 
   def _rest(self, example: dict, num_inputs: int, num_targets: int) -> Record:
-    """Name -> array, for all other features; the end mark has the value 0."""
+    """Name -> array, for features other than inputs and targets.
+
+    The end mark has the value 0.
+    """
     size, rest = num_inputs + num_targets, {}
     spans = {
       '': (0, size),

@@ -3,7 +3,7 @@
 A store is a directory <vocabulary directory>/<task>/<split>/ with
 
   records.array_record  one record per document, in the form of `encode_record`
-  lengths.npy           int32, tokens of each record; 1 for a picture
+  lengths.npy           int32, tokens of each record; 1 if it has no `tokens`
   manifest.json         counts, hashes, where the documents came from
   blocks.npy            int32 [blocks, 4], only if records have `block_ids`:
                         record, first token, one past the last, scored tokens
@@ -96,7 +96,7 @@ def write_store(
     manifest_fn: gives the rest of the manifest; called after the last record.
 
   Raises:
-    ValueError: if there is no record.
+    ValueError: if there is no record, a block has a gap, or a write fails.
   """
   directory = os.path.abspath(directory)
   temporary = directory + '.tmp'
@@ -253,16 +253,16 @@ class Store:
     directory: directory of the store.
     manifest: content of the store's manifest.json.
     lengths: int32 [records], tokens of each record.
-    blocks: int32 [blocks, 4]: record, first token, one past the last one, and
-      how many of the tokens are scored.
-    bytes_read: bytes of the records that `read` has read so far.
+    blocks: int32 [blocks, 4], the content of blocks.npy; [0, 4] without it.
+    bytes_read: bytes of the records that `read` has read so far. A call adds
+      nothing if the reader fails on a record.
   """
 
   def __init__(self, directory: str | os.PathLike):
     """Opens the manifest and the lengths; the first read opens the records.
 
     Raises:
-      ValueError: if there is no finished store, or it has another version.
+      ValueError: if there is no finished, sound store of this version.
     """
     self.directory = os.fspath(directory)
     if not is_store(self.directory):
@@ -339,7 +339,7 @@ class Store:
       record cannot be read.
 
     Raises:
-      ValueError: if a record is damaged and there is no `on_error`.
+      ValueError: if the file or, without `on_error`, a record is damaged.
     """
     reader = self._open()
     indices = [int(index) for index in indices]

@@ -158,7 +158,7 @@ class DropCondition:
     return shape
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:
-    """With probability `fraction`, adds `inputs`: tokens, condition masked."""
+    """With probability `fraction`, adds `inputs`, which hide the condition."""
     if not self._is_dropped(key):
       return record
     return _without_condition(record, ids)
@@ -197,7 +197,7 @@ class ReadPatches(DropCondition):
 
 
 def _without_condition(record: Record, ids: IdSpace) -> Record:
-  """The record with `inputs`, in which masks replace the condition."""
+  """Adds `inputs`, in which masks replace the condition, if there is one."""
   if 'loss_weights' not in record:
     return record
   is_condition = np.cumsum(record['loss_weights'] > 0) == 0

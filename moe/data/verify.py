@@ -23,7 +23,8 @@ def verify(directory: str | os.PathLike) -> list[str]:
     directory: directory of the store.
 
   Returns:
-    At most 20 problems, one sentence each; empty if the store has no problem.
+    The problems, one sentence each; empty if the store has none. At most 20
+    records are named.
   """
   try:
     store = Store(directory)
@@ -99,7 +100,10 @@ def _record_problem(
   space: IdSpace,
   totals: collections.Counter,
 ) -> str | None:
-  """The problem of a record, or None; adds the record's counts to `totals`."""
+  """The problem of a record, or None; adds the counts of a record to `totals`.
+
+  A record without an end mark, or with an id out of range, adds nothing.
+  """
   ids = record['tokens'].tolist()
   if not ids or ids[-1] != EOS:
     return 'the last token is not the end mark'

@@ -1,10 +1,10 @@
 """Benchmarks that are scored by likelihood: LAMBADA, Winograd sets, XCOPA.
 
-Every request has exactly the characters of lm-evaluation-harness 0.4.13 for the
-task with the same name. A continuation begins with a space, in Chinese too, and
-an empty line follows each solved example. `PROTOCOLS` says for each benchmark
-what the model is asked, and how our data files differ from those of the
-harness.
+A request has the characters that lm-evaluation-harness 0.4.13 gives it in the
+task with the same name; the exception is the possessive 's, see `read_wsc273`.
+A continuation begins with a space, in Chinese too, and an empty line follows
+each solved example. `PROTOCOLS` says for each benchmark what the model is
+asked, and how our data files differ from those of the harness.
 
 Sources: LAMBADA, Paperno et al. 2016, https://arxiv.org/abs/1606.06031, in the
 text of Radford et al. 2019; WSC273, Levesque et al. 2012, with partial scoring,
@@ -128,10 +128,10 @@ _CAPITALISED = {
 def read_wsc273(row: Row) -> Item:
   """Makes an item whose requests replace the pronoun by each candidate.
 
-  Inside a sentence, an article or a pronoun at the start of a candidate gets a
-  small letter. The harness also writes 's after a candidate that replaces a
-  possessive pronoun. Our rows do not say which pronoun was replaced, so we
-  never write 's.
+  An article or a pronoun at the start of a candidate gets a small letter,
+  except after a full stop. The harness also writes 's after a candidate that
+  replaces a possessive pronoun. Our rows do not say which pronoun was replaced,
+  so we never write 's.
   """
   sentence = row['sentence'].replace('  ', ' ')
   before, _, after = sentence.partition('[MASK]')
@@ -243,8 +243,7 @@ def with_shots(items: Sequence[Item], num_shots: int) -> list[Item]:
   Our sets have no training split. So the examples of an item are other items of
   its set that are not in its group. They are drawn with a separate seed for
   each item. The harness also takes examples from the same set if a task has a
-  single split. But the state of its random generator depends on the order of
-  the tasks.
+  single split, but it draws other examples.
   """
   if not num_shots:
     return list(items)

@@ -46,7 +46,8 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     references: the captions that people wrote for each picture.
 
   Raises:
-    ValueError: if a picture has no reference.
+    ValueError: if there is no caption, a picture has no reference, or both
+      arguments differ in length.
   """
   _check(captions, references)
   ours = theirs = 0
@@ -80,8 +81,8 @@ def cider_d(
   the n-gram). A count is clipped to the count in the reference. The factor
   exp(-(l - r)^2 / (2 * 6^2)) punishes a caption of length l if its reference
   has another length r. The score is 10 times the mean over references and over
-  1- to 4-grams. Unlike the released code, we add no end mark. So a text of
-  fewer than n characters has no n-grams, and its cosine for this n is 0.
+  1- to 4-grams. A text of fewer than n characters has no n-grams, so its cosine
+  for this n is 0.
 
   Args:
     captions: one for each picture.
@@ -89,7 +90,8 @@ def cider_d(
       the weights, so a set of one picture has the score 0.
 
   Raises:
-    ValueError: if a picture has no reference.
+    ValueError: if there is no caption, a picture has no reference, or both
+      arguments differ in length.
   """
   _check(captions, references)
   found = np.zeros((len(captions), len(_ORDERS)))

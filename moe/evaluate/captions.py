@@ -23,7 +23,7 @@ def build_listener(
 ) -> Callable[..., Array]:
   """Builds the jitted function that scores sentences about pictures.
 
-  A picture is read once, as a block, into a cache that all sentences share.
+  A picture is read once, as a block. Its cache is copied for each sentence.
 
   Args:
     functional: the model.
@@ -33,7 +33,7 @@ def build_listener(
   Returns:
     `score(params, state, seen, captions_KT, length_K) -> nats_BK`. `seen` are
     the pictures. captions_KT are the ids of K sentences with their end marks,
-    right padded. length_K counts the end marks.
+    right padded. length_K are their numbers of ids, end marks included.
   """
 
   def score(
@@ -48,7 +48,6 @@ def build_listener(
     logits_BV, cache = pictures.read_block(
       functional, params, state, canvas, seen, T
     )
-    # Every picture gets a row for each sentence.
     cache = Cache(
       jnp.repeat(cache.segment_ids, K, axis=0),
       jnp.repeat(cache.block_ids, K, axis=0),

@@ -58,7 +58,7 @@ def encode_pair(
   we encode context and continuation separately.
 
   Raises:
-    ValueError: if the continuation is empty.
+    ValueError: if the continuation has no token.
   """
   stripped = context.rstrip()
   continuation = context[len(stripped) :] + continuation

@@ -3,10 +3,11 @@
 An item is contaminated if a training document contains a run of it: 13
 characters in a row, or 8 words in a row for a text in Latin letters. Case,
 punctuation and spaces do not count. Brown et al. (2020,
-https://arxiv.org/abs/2005.14165, appendix C) look for 13 words. We count
-characters in Chinese, because Chinese has no spaces between words, and take
-shorter runs, because our items are short. We do not convert scripts, so an item
-in simplified Chinese is not found in a text in traditional Chinese.
+https://arxiv.org/abs/2005.14165, appendix C) look for 8 to 13 words, more in
+sets with longer items. We count characters in Chinese, because Chinese has no
+spaces between words, and take 8 words, because our items are short. We do not
+convert scripts, so an item in simplified Chinese is not found in a text in
+traditional Chinese.
 """
 
 import re
@@ -127,7 +128,8 @@ def longest_shared_runs(texts: Sequence[str], train_text: str) -> list[int]:
   """For each text, the length of its longest run that the training text has.
 
   Runs of one character are sought first. A run of n + 1 characters can occur
-  only where a run of n has been found, so fewer places remain in each round.
+  only where a run of n has been found, so each round searches only the places
+  that the round before has kept.
   """
   # A NUL keeps the texts apart. No training text has this character.
   own = _code_points(''.join(f'{text}\0' for text in texts))

@@ -20,8 +20,8 @@ def text_documents(
   they hide. The `extras` of text tokens are 0.
 
   Raises:
-    ValueError: if the vocabulary alters a text, since the score would then
-      belong to another text.
+    ValueError: if the vocabulary alters a text without unknown tokens, since
+      the score would then belong to another text.
   """
   documents = []
   for number, text in enumerate(texts, start=1):
@@ -63,8 +63,8 @@ def record_document(
       An array that the store lacks is 0.
 
   Raises:
-    ValueError: if tokens of a block are scored. They attend to each other, so
-      their likelihood is not defined.
+    ValueError: if tokens of a block are scored, since they attend to each other
+      and so have no likelihood; or if an array of `extras` has a wrong shape.
   """
   tokens, weights = record['tokens'], record.get('loss_weights')
   is_scored = slice(None) if weights is None else weights > 0

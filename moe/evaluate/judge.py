@@ -84,9 +84,10 @@ def train(
   """Trains a judge.
 
   Args:
-    pictures: uint8 [N, Y, X, 3]; height and width are multiples of 8.
+    pictures: uint8 [N, Y, X, 3]; height and width are equal, a multiple of 8.
     facts: facts of each picture, by attribute.
-    epochs: how often the judge sees each picture.
+    epochs: number of passes over the pictures. Each pass leaves out the rest
+      that fills no batch.
 
   Raises:
     ValueError: if no attribute can be learned.
@@ -186,8 +187,8 @@ def right(
 ) -> dict[str, np.ndarray]:
   """Attribute -> float [N]: 1 if the answer agrees with the facts, else 0.
 
-  The value is NaN if a picture lacks the attribute. The value of 'all' is 1 if
-  the answers agree with all facts of a picture.
+  The value is NaN if the picture lacks the attribute, or has a value of it that
+  no training picture had. The value of 'all' is the least one that is not NaN.
   """
   targets = targets_of(facts, judge_.values)
   found = {

@@ -1,8 +1,7 @@
 """Measures the nats that a model needs for each document of a list.
 
-Every token of a document is scored exactly once, the end mark included. No
-token attends to another document. A document that is longer than the context is
-read in windows.
+No token attends to another document. A document that is longer than the context
+is read in windows, and exactly one of them scores each token that counts.
 """
 
 import math
@@ -30,7 +29,7 @@ class Document(NamedTuple):
   """One document to score.
 
   Attributes:
-    tokens: int32 ids, the end mark last.
+    tokens: int32 ids; the last one is the end mark, if there is any.
     chars: Unicode code points of the scored text, end mark not counted.
     bytes: bytes of the scored text in UTF-8.
     weights: for each token 1 if it is scored, 0 if it is not (as in a prompt);
@@ -55,7 +54,10 @@ class Document(NamedTuple):
 
 
 class Window(NamedTuple):
-  """A part of a document: tokens [start, end) are read, [first, end) scored."""
+  """A part of a document: its targets are the tokens [start, end).
+
+  Only the tokens [first, end) are scored.
+  """
 
   document: int
   start: int
@@ -68,7 +70,8 @@ class Context(NamedTuple):
 
   Attributes:
     length: tokens of the longest window.
-    stride: tokens that each window scores, except the first one of a document.
+    stride: tokens that a window scores, except the first and the last of a
+      document.
       Before these tokens, the window reads length - stride tokens again, as
       their context.
     batch_size: windows of full length in a batch. A batch of shorter windows
@@ -139,9 +142,8 @@ def window_batch(
 ) -> TokenBatch:
   """Makes a batch with one window per row; unused rows and places are padding.
 
-  The first window of a document begins with the start id, a later one with the
-  token before its first target. Positions begin at 0 in every window, so they
-  are never larger than in training.
+  A window begins with the token before its first target, or with the start id
+  if there is no such token. Positions begin at 0 in every window.
   """
   rows = np.zeros((num_rows, width), np.int32)
   batch = TokenBatch(*(rows.copy() for _ in PLACE_FIELDS))
@@ -229,7 +231,10 @@ def measure_tokens(
 
 
 def _num_chunks(B: int, T: int) -> int:
-  """Smallest number of equal chunks of T that respects `TOKENS_PER_CHUNK`."""
+  """Smallest number of equal chunks of T that respects `TOKENS_PER_CHUNK`.
+
+  It is T if no number does.
+  """
   for num_chunks in range(1, T):
     if T % num_chunks == 0 and B * T <= num_chunks * TOKENS_PER_CHUNK:
       return num_chunks
@@ -252,12 +257,12 @@ def score_documents(
   character.
 
   Args:
-    functional: the model; evaluation is dropless and has one window per row.
+    functional: the model, which drops no token in evaluation.
     params: parameters of the model.
     state: model state, such as router biases.
     documents: the documents to score.
     context: settings for windows and batches. Only `stride` and `length` change
-      the scores.
+      the scores by more than rounding.
     on_progress: called with (windows scored, all windows) after each batch.
 
   Returns:

@@ -1,7 +1,7 @@
 """How close a set of drawn pictures is to a set of real ones.
 
-All distances are between features, [N, F], of the independent network of
-`judge.py`. The Frechet distance in these features is called FD-own, since it
+The distances of sets are between features, [N, F], of the independent network
+of `judge.py`. The Frechet distance in these features is called FD-own, since it
 cannot be compared with the FID of the literature.
 """
 
@@ -181,7 +181,7 @@ def _checked(features: np.ndarray) -> np.ndarray:
   """The features in float64.
 
   Raises:
-    ValueError: if there are fewer than 2 pictures.
+    ValueError: if the shape is not [N, F] with N of at least 2.
   """
   if features.ndim != 2 or len(features) < 2:
     raise ValueError(

@@ -20,7 +20,7 @@ class Probe(NamedTuple):
   Attributes:
     params: its parameters.
     mean: [D], mean of the training features.
-    scale: [D], their standard deviation.
+    scale: [D], their standard deviation plus 1e-5.
   """
 
   params: PyTree

@@ -121,8 +121,8 @@ def squad_f1(right: str, given: str) -> float:
 def character_units(text: str) -> list[str]:
   """Splits a text into the units that CMRC's scores compare.
 
-  A unit is a Chinese character or a word of another script. Punctuation and
-  spaces are left out.
+  A unit is a Chinese character or a word of another script. Punctuation,
+  symbols and spaces are left out.
   """
   kept = ''.join(
     ' ' if unicodedata.category(c)[0] in 'PSZ' else c for c in text.lower()

@@ -73,8 +73,8 @@ def as_cells(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 def _number(value: float | None) -> str:
   """Formats a number with four decimals; '–' for None.
 
-  A number below 0.01 has four significant digits instead. A number from 10,000
-  on has no decimals.
+  A number between -0.01 and 0.01 that is not 0 has four significant digits
+  instead. A number from 10,000 on has no decimals.
   """
   if value is None:
     return '–'

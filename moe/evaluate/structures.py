@@ -28,7 +28,7 @@ def _separation(size: int) -> np.ndarray:
 def lddt(
   points: np.ndarray, true: np.ndarray, least_separation: int = 1
 ) -> float:
-  """The lDDT of CA atoms (Mariani et al. 2013) over all pairs, from 0 to 1.
+  """The lDDT of CA atoms (Mariani et al. 2013), from 0 to 1.
 
   Args:
     points: [I, 3], predicted.

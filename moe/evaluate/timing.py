@@ -20,7 +20,7 @@ class Timed(NamedTuple):
 
   Attributes:
     name: name in the table.
-    sample: runs the program once and returns seconds.
+    sample: runs the program and returns seconds.
     dropped: share of routed rows that are dropped; None if unknown.
   """
 
@@ -187,7 +187,7 @@ def scores_of(report: dict[str, Any], command: str = '') -> list[Score]:
   return found
 
 
-# Keys that the table leaves out, since the scores already show their values.
+# `show` leaves out these keys. The table of scores has most of their values.
 _IN_SCORES = frozenset((
   'runs', 'seconds', 'interval', 'tokens_per_second', 'ratio', 'spread',
   'ratio_interval', 'ratio_of', 'is_speed', 'rounds',

@@ -1,4 +1,4 @@
-"""Counts features of Chinese verse: form, tones, rhyme, copies, variety.
+"""Features of Chinese verse: form, tones, rhyme and word classes.
 
 The caller gives the readings of characters in modern Mandarin; they decide
 tones and rhymes. There is one exception: characters that had the entering tone
@@ -67,7 +67,8 @@ def tones(
 ) -> Tones:
   """The tone classes of a character: tones 1 and 2 are level, 3 and 4 oblique.
 
-  A character without a reading has both classes, so that it breaks no rule.
+  A character in `entering` is oblique. If no reading has a tone, the character
+  has both classes, so that it breaks no rule.
   """
   if character in entering:
     return Tones(False, True)
@@ -94,7 +95,8 @@ def are_tones_opposed(
 ) -> bool:
   """Whether two lines have opposite tone classes at all places that count.
 
-  The places that count are the characters 2, 4, ... and the last one.
+  The places that count are the characters 2, 4, ... and the last one. The
+  result is False if the lines differ in length.
   """
   if len(up) != len(down):
     return False

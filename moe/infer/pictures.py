@@ -25,8 +25,8 @@ class Canvas(NamedTuple):
     begin: id of the first code.
     grid: (rows, columns) of codes.
     mask: id that replaces each token of a hidden condition.
-    extras: further arrays that the model reads; `row` and
-      `column` count from 1 for codes, and are 0 for other tokens.
+    extras: further arrays that the model reads. `row` and `column` count from 1
+      for codes, and are 0 for other tokens.
   """
 
   begin: int
@@ -42,7 +42,7 @@ class Canvas(NamedTuple):
   def extras_of(
     self, first_B: np.ndarray, num_places: int
   ) -> dict[str, np.ndarray]:
-    """Name -> further array [B, S] of documents with a picture.
+    """Name -> further array [B, S, ...] of documents with a picture.
 
     Rows and columns are numbered from 1 at the codes; all else is 0.
 

@@ -16,7 +16,7 @@ SMALLEST_TEMPERATURE = 1e-6
 class Sampling:
   """Settings of sampling; the defaults keep the model's distribution unchanged.
 
-  They apply in this order: barred tokens, temperature, top-k, top-p.
+  Barred tokens are removed first. Then come temperature, top-k and top-p.
 
   Attributes:
     temperature: divides the logits; 0 takes the likeliest token.

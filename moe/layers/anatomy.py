@@ -1,7 +1,8 @@
 """Descriptions of layers: their sizes and choices as plain values.
 
-Each layer class describes itself, so that other code need not know its fields
-or its kind. `moe/models/anatomy.py` puts the descriptions together.
+Attention and feed-forward layers describe themselves, so that other code need
+not know their fields or their kinds. `moe/models/anatomy.py` puts the
+descriptions together.
 """
 
 import dataclasses

@@ -34,8 +34,7 @@ class MaskSpec(NamedTuple):
     query_segments_BT, query_blocks_BT: segment and block of each query.
     key_segments_BS, key_blocks_BS: segment and block of each key; without a
       cache the keys are the tokens of the batch.
-    index: int32 scalar, place of the first query among the keys; None without a
-      cache.
+    index: int32 scalar, place of the first query among the keys; None for 0.
   """
 
   positions_BT: Array
@@ -122,7 +121,7 @@ def attend(
 
 
 def num_parts(length: int, layout: Layout) -> int:
-  """Number of parts of the queries in plain XLA; 1 if parts save no time."""
+  """Number of parts of the queries in plain XLA; 1 if they stay together."""
   is_whole = layout.size(layout.sequence_axes) == 1
   is_long = length % _PARTS == 0 and length // _PARTS >= _SHORTEST_PART
   return _PARTS if is_whole and is_long else 1
@@ -138,7 +137,7 @@ def attend_by_parts(
 ) -> Array:
   """Computes self-attention for one part of the queries after the other.
 
-  A part skips the keys that none of its queries can see.
+  A part skips the keys that come after all that its queries can see.
 
   Args:
     q_BTNH: queries.
@@ -147,18 +146,20 @@ def attend_by_parts(
     mask: which keys each query sees, without a cache; tokens of a block must be
       consecutive.
     parts: number of parts of the queries; divides T.
-    longest_block: tokens of the longest block. A longer block makes the result
-      NaN, since the keys that it needs are left out.
+    longest_block: tokens of the longest block. The place that predicts its
+      first token also joins it, so a query sees at most this many later keys.
+      A longer block makes the result NaN, since the keys that it needs are
+      left out.
   """
   d = mask
   T = q_BTNH.shape[1]
   last_BT = kernels.last_visible(d.query_segments_BT, d.query_blocks_BT)
-  span = max(0, longest_block - 1)
-  scale = q_BTNH.shape[-1] ** -0.5 * kernels.within_span(last_BT, 0, span)
+  scale = q_BTNH.shape[-1] ** -0.5
+  scale *= kernels.within_span(last_BT, 0, longest_block)
   outs = []
   for start in range(0, T, T // parts):
     end = start + T // parts
-    reach = min(T, end + span)
+    reach = min(T, end + longest_block)
     part = MaskSpec(
       d.positions_BT[:, start:end],
       d.query_segments_BT[:, start:end],
@@ -193,7 +194,7 @@ def self_attend(
     mask: which keys each query sees, without a cache.
     layout: mesh axes by use.
     kernel: 'auto' chooses as said above; 'fused' raises an error where 'auto'
-      would use plain XLA; 'xla' always uses plain XLA.
+      would use plain XLA on a mesh; 'xla' always uses plain XLA.
     longest_block: tokens of the longest block in the data. If a block is
       longer, the result has NaN: with splash, and with plain XLA if it computes
       the queries of a long sequence in several parts.
@@ -202,7 +203,8 @@ def self_attend(
     [B, T, N, H of the values], named 'attention_out' for remat policies.
 
   Raises:
-    ValueError: if `kernel` is unknown, or is 'fused' and no kernel fits.
+    ValueError: if `kernel` is unknown, or if it is 'fused', there is a mesh,
+      and no kernel fits.
   """
   if kernel not in KERNELS:
     raise ValueError(
@@ -257,13 +259,13 @@ def check_sizes(layer: nn.Module, names: Sequence[str]) -> None:
 class Attention(nn.Module):
   """Grouped-query attention with rotary positions and query and key norms.
 
-  The norms are those of Henry et al. (2020), https://arxiv.org/abs/2010.04245,
-  with a learned scale (ViT-22B, https://arxiv.org/abs/2302.05442).
+  The norms follow Henry et al. (2020), https://arxiv.org/abs/2010.04245, with a
+  learned scale (ViT-22B, https://arxiv.org/abs/2302.05442).
 
   Attributes:
     num_heads: N.
     num_kv_heads: K; divides N.
-    head_dim: H, even.
+    head_dim: H; `rope` must rotate an even number of features.
     use_qk_norm: whether queries and keys are normalised.
     rope: how positions rotate queries and keys.
     norm_epsilon: epsilon of the norms of queries and keys. Hugging Face:

@@ -25,9 +25,9 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT: Array) -> Array:
-    """Vectors [B, T, D]; by default features have about unit variance."""
+    """Vectors [B, T, D]; by default features have unit variance at first."""
     # The variance 1/D suits the table as an output head; the factor sqrt(D)
-    # brings the vectors back to unit scale (as in Gemma and T5).
+    # brings the vectors back to unit scale (as in Gemma).
     scale = self.d_model**0.5 if self.scale is None else self.scale
     init = nn.with_logical_partitioning(
       nn.initializers.normal(self.d_model**-0.5), (axes.VOCAB, axes.EMBED)

@@ -81,10 +81,10 @@ def last_visible(segments_BT: Array, blocks_BT: Array) -> Array:
 
 
 def within_span(last_BT: Array, first: int | Array, span: int) -> Array:
-  """Factor of the scores: NaN if a query sees keys beyond the span, else 1.
+  """Factor of all scores: NaN if any query sees keys beyond the span, else 1.
 
-  The caller leaves out keys beyond the span. So a query that needs such a key
-  gets NaN instead of a wrong result.
+  The caller leaves out keys beyond the span. Without NaN, a query that needs
+  such a key would get a wrong result.
 
   Args:
     last_BT: the result of `last_visible`.
@@ -145,7 +145,7 @@ def _splash_local(
   name: str | None,
 ) -> Array:
   """Splash attention of one device's queries to all keys of its sequences."""
-  # The kernel takes long to import and is used on TPUs only.
+  # The import takes long, and only programs for TPUs and some tests need it.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
@@ -228,15 +228,16 @@ def splash(
     segments_BT: int32.
     blocks_BT: int32; tokens of a block are consecutive.
     layout: mesh axes by use, which divide rows, heads and queries.
-    longest_block: tokens of the longest block. A longer block makes the rows of
-      its device NaN, since the tiles that it needs are not computed.
+    longest_block: tokens of the longest block. The place that predicts its
+      first token also joins it, so a query sees at most this many later keys.
+      A longer block makes the rows of its device NaN, since the tiles that it
+      needs are not computed.
     name: name of the result, for remat policies.
 
   Returns:
-    [B, T, N, H of the values], in their dtype.
+    [B, T, N, H of the values], in the dtype of the queries.
   """
   T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
-  span = max(0, longest_block - 1)
 
   def local(
     q_BTNH: Array,
@@ -247,7 +248,7 @@ def splash(
     last_BT: Array,
     first_1: Array,
   ) -> Array:
-    scale = H**-0.5 * within_span(last_BT, first_1[0], span)
+    scale = H**-0.5 * within_span(last_BT, first_1[0], longest_block)
     return _splash_local(
       q_BTNH * scale.astype(q_BTNH.dtype),
       k_BSKH,
@@ -255,7 +256,7 @@ def splash(
       (segments_BT, segments_BS),
       last_BT,
       first_1[0],
-      span,
+      longest_block,
       name,
     )
 

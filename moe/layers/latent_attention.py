@@ -35,7 +35,8 @@ class LatentAttention(nn.Module):
     content_dim: features of a query or key head without position.
     rope_dim: features with position; even.
     value_dim: features of a value head.
-    rope: how positions rotate features; `mscale_all_dim` has an effect here.
+    rope: how positions rotate features, and a factor of the scores, see
+      `Rope.latent_score_scale`.
     norm_epsilon: epsilon of the norms of latents. Hugging Face's code always
       uses 1e-6 here and ignores rms_norm_eps.
     kernel: kernel of attention without a cache, see `self_attend`.

@@ -108,16 +108,17 @@ class MoE(nn.Module):
     router: makes the router, given `num_active`.
     dispatch: makes the dispatch of training.
     exchange: makes the exchange of training.
-    group_size: M, tokens per routing group; capacity and noise are per group,
-      so they do not depend on the number of devices.
+    group_size: M, tokens per routing group. Noise is per group, so it does not
+      depend on the number of devices. The same holds for capacity, except with
+      `exchange.Ragged`.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
     layout: mesh axes by use; the default is one device.
     dtype: compute dtype of the experts; routing is float32.
     output_scale: factor of the initial values of the experts' last matrices.
     router_scale: factor of the router's initial values.
-    num_modalities: the router's losses and counts are also reported separately
-      for this many modalities; 1 reports only those of all tokens.
+    num_modalities: the router's statistics and drops are also reported for each
+      of the first `num_modalities` modalities; 1 reports only all tokens.
   """
 
   num_experts: int

@@ -4,7 +4,8 @@ Jumper et al. (2021), https://doi.org/10.1038/s41586-021-03819-2, supplement
 1.6: triangle multiplication (Algorithms 11 and 12), triangle attention (13 and
 14) and transitions (15). `SequenceToPair` follows ESMFold, Lin et al. (2023),
 https://doi.org/10.1126/science.ade2574. The letters are B chains, I and J
-residues, N heads, H head width, D width of a residue, Z width of a pair.
+residues, N heads, H head width, D width of a residue, Z width of a pair, C
+channels of triangle multiplication.
 """
 
 import math

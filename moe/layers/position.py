@@ -29,19 +29,20 @@ class Rope:
     share: leading part of a head's features that is rotated; the others do not
       depend on the position. Hugging Face: partial_rotary_factor.
     scaling: 'none', 'linear' or 'yarn'. Hugging Face: rope_type.
-    factor: how many times longer texts may be than before the extension.
-      Hugging Face: factor.
+    factor: how many times as long as before the extension texts may be. Hugging
+      Face: factor.
     original_length: longest text before the extension, for 'yarn'. Hugging
       Face: original_max_position_embeddings.
     beta_fast: number of rotations, see above. Hugging Face: beta_fast.
     beta_slow: number of rotations, see above. Hugging Face: beta_slow.
-    attention_factor: factor of rotated features under 'yarn'; the default is
-      the paper's, 0.1 ln(factor) + 1. Hugging Face: attention_factor.
-    mscale: DeepSeek's weight of ln(factor) in the factor of rotated features;
-      it has no effect if mscale_all_dim is 0. Hugging Face: mscale.
-    mscale_all_dim: DeepSeek's weight of ln(factor) in a factor of all features
-      of latent attention, not only of rotated ones. Hugging Face:
-      mscale_all_dim.
+    attention_factor: factor of rotated features under 'yarn'; None for the
+      paper's, 0.1 ln(factor) + 1, or for DeepSeek's if both weights below are
+      set, see `amplitude`. Hugging Face: attention_factor.
+    mscale: DeepSeek's weight of ln(factor) in `amplitude`; it has no effect if
+      mscale_all_dim is 0. Hugging Face: mscale.
+    mscale_all_dim: DeepSeek's weight of ln(factor) in `latent_score_scale`, and
+      in the divisor of `amplitude`; there it has no effect if mscale is 0.
+      Hugging Face: mscale_all_dim.
   """
 
   base: float = 10_000.0
@@ -132,10 +133,11 @@ def rotate(x_BTNH: Array, positions_BT: Array, rope: Rope = Rope()) -> Array:
   """Rotates each pair of features by an angle proportional to the position.
 
   Su et al. (2021), equation 34, https://arxiv.org/abs/2104.09864. Features i
-  and i + H/2 of the H rotated features are a pair. Angles are float32.
+  and i + H/2 of the H rotated features are a pair. Angles are float32. Rotated
+  features are multiplied by `Rope.amplitude`.
 
   Raises:
-    ValueError: if H is odd.
+    ValueError: if the number of rotated features is odd.
   """
   H = int(x_BTNH.shape[-1] * rope.share)
   if H % 2:

@@ -39,7 +39,7 @@ class SoftMoE(nn.Module):
   is the mean of the tokens, weighted by the softmax over tokens. The output of
   a token is the mean of the slots' outputs, weighted by the softmax over slots.
   No token is dropped and no expert is chosen. Unlike in the paper, padding is
-  left out. The layer has the interface of `moe_layer.MoE` and can replace it.
+  left out. The layer can replace `moe_layer.MoE` in a block.
 
   The output of a token depends on all tokens of its group, including later ones
   and those of other documents, so the layer cannot be used to generate text.
@@ -47,8 +47,8 @@ class SoftMoE(nn.Module):
   Attributes:
     num_experts: E.
     expert_d_ff: F of each expert.
-    top_k: sets the number of slots of an expert, C = group_size * top_k / E
-      rounded up, so that a token costs as much as with top_k active experts.
+    top_k: sets the number of slots of an expert, C = M * top_k / E rounded up
+      and at most M, so that a token costs as much as with top_k active experts.
     group_size: M, tokens that are mixed with each other; 0 for whole sequences.
     shared_d_ff: width of the shared expert, which sees every token; 0 for none.
     activation: 'swiglu' or 'gelu'.
@@ -97,7 +97,11 @@ class SoftMoE(nn.Module):
   ) -> tuple[Array, LayerOutputs]:
     """Applies the layer to [B, T, D]; the result has the same shape.
 
-    Training and evaluation do not differ.
+    Training and evaluation compute the same.
+
+    Raises:
+      ValueError: if M does not divide T, if the experts are divided, or if
+        evaluation gets sequences of 1.
     """
     B, T, D = x_BTD.shape
     M = self.group_size or T

@@ -1,4 +1,4 @@
-"""AlphaFold 2's structure module: from features of residues to all their atoms.
+"""AlphaFold 2's structure module: it predicts frames and torsion angles.
 
 Jumper et al. (2021), supplement 1.8, https://doi.org/10.1038/s41586-021-03819-2:
 invariant point attention (Algorithm 22), backbone update (23), torsion angles
@@ -153,7 +153,7 @@ class InvariantPointAttention(nn.Module):
     bias_BIJN = Linear(
       (N,), (None, axes.HEADS), dtype=self.dtype, name='pair_bias'
     )(pair_BIJZ)
-    # softplus(log(e - 1)) = 1, so distances have the weight 1 at first.
+    # softplus(log(e - 1)) = 1, so `weight_N` is 1 at first after softplus.
     start = nn.initializers.constant(math.log(math.e - 1))
     weight_N = self.param(
       'point_weight',

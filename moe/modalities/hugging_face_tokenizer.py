@@ -30,7 +30,7 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
     length: number of tokens of the longest text that the model reads.
 
   Raises:
-    ValueError: if the SentencePiece model is of a kind that is not known.
+    ValueError: if the SentencePiece model is none of unigram, BPE and char.
   """
   with open(vocabulary.path, 'rb') as f:
     model = sentencepiece_model_pb2.ModelProto.FromString(f.read())
@@ -61,7 +61,7 @@ def files(vocabulary: Vocabulary, length: int) -> dict[str, Any]:
     'unk_token': unknown,
     'pad_token': end,
     'clean_up_tokenization_spaces': False,
-    # If the name of a special token occurs in a text, it is plain text.
+    # transformers then does not search a text for names of special tokens.
     'split_special_tokens': True,
     'model_max_length': length,
   }

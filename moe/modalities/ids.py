@@ -91,7 +91,7 @@ class IdSpace:
 
   @property
   def size(self) -> int:
-    """Number of ids with padding: the number of rows of an embedding table."""
+    """Number of ids with padding; an embedding table needs as many rows."""
     if self.is_text:
       return self.text
     last = max(end for _, end in self._spans.values())
@@ -217,7 +217,7 @@ def of_ranges(
     tokenizers: SHA-256 of trained tokenizers by name of the range.
 
   Raises:
-    ValueError: if a name or a size is out of range.
+    ValueError: if a name is no range beside text, or if a size is too small.
   """
   wrong = ranges.keys() - (RANGES.keys() - {'text'})
   if wrong:

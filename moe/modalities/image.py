@@ -32,7 +32,7 @@ def patches_of(pixels: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     grid: (rows, columns), which divide Y and X.
 
   Returns:
-    uint8 [N, rows * columns, values], from 1 to 255. A black pixel becomes 1,
+    uint8 [N, rows * columns, values], from 1 to 255. A value of 0 becomes 1,
     since 0 means that a token has no patch.
   """
   count, height, width, channels = pixels.shape

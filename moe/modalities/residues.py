@@ -85,8 +85,8 @@ _ANGLES = {
   'TYR': {'CG': 113.8},
   'VAL': {'CG1': 110.5, 'CG2': 110.5},
 }
-# Bond lengths in crystals, in Angstrom. The dictionary of chemical components
-# has other lengths for these bonds.
+# (residue, atom) -> length in crystals of the atom's bond to its parent, in
+# Angstrom. The dictionary of chemical components has another length.
 _LENGTHS = {('PRO', 'CG'): 1.495}
 
 
@@ -275,7 +275,7 @@ def _component(name: str) -> tuple[list[str], dict, list[tuple[str, str]]]:
 
 
 def _build(name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """(ideal coordinates, parents); CA is at 0, C on x, N in the xy plane."""
+  """(coordinates, parents); CA is at 0, C on the x axis, N in the xy plane."""
   names, ideal, bonds = _component(name)
   near = {atom: set() for atom in names}
   for one, two in bonds:

@@ -74,6 +74,8 @@ def pdb_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
     f'REMARK   1 SHA-256 {origin.sha256[:60]}',
     'REMARK   1 THE B FACTOR IS PLDDT X 100.',
   ]
+  if not chain.has_side_chains:
+    head.append('REMARK   1 THE FILE HOLDS THE BACKBONE ONLY.')
   return '\n'.join(head) + '\n' + buffer.getvalue().rstrip() + '\nTER\nEND\n'
 
 
@@ -95,6 +97,8 @@ def mmcif_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
   count = [str(i + 1) for i in range(size)]
   comp = [names[code] for code in chain.codes]
   title = f'Computed model of {chain.name}'
+  if not chain.has_side_chains:
+    title += ', backbone only'
   tables = {
     'entry': {'id': ['computed_model']},
     'struct': {'entry_id': ['computed_model'], 'title': [title]},
@@ -119,6 +123,11 @@ def mmcif_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
       'type': ['package'],
       'description': ['Structure prediction'],
       'classification': ['other'],
+    },
+    'ma_software_group': {
+      'ordinal_id': ['1'],
+      'group_id': ['1'],
+      'software_id': ['1'],
     },
     'ma_data': {
       'id': ['1'],

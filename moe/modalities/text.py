@@ -158,7 +158,7 @@ class Vocabulary:
     return self._processor.is_byte(id)
 
   def piece(self, id: int) -> str:
-    """A piece as SentencePiece writes it, for people to read."""
+    """A piece as SentencePiece writes it."""
     return self._processor.id_to_piece(id)
 
 
@@ -174,8 +174,8 @@ def train_vocabulary(
   https://arxiv.org/abs/1808.06226). Identity normalisation keeps full-width
   punctuation, newlines and all spaces as they are. Rare characters are spelt in
   bytes. The most frequent characters get a piece each, until they cover 99.95%
-  of the text or no room is left. Longer pieces fill the remaining room. The
-  same lines give the same file.
+  of the text or no room is left. Longer pieces fill the remaining room, except
+  in a 'char' model. The same lines give the same file.
 
   Args:
     lines: documents; at most 5,000,000 of their lines, drawn evenly, are used.
@@ -189,7 +189,7 @@ def train_vocabulary(
 
   Raises:
     ValueError: if `size` leaves no room for characters, the model type is
-      unknown or there is no text.
+      unknown, there is no text, or the file cannot be written.
   """
   if model_type not in ('bpe', 'char', 'unigram'):
     raise ValueError(

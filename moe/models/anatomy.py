@@ -79,7 +79,7 @@ class Anatomy:
 
   @property
   def num_active(self) -> float:
-    """Number of experts that process each token; 0 in a dense model."""
+    """Mean number of experts that process a token; 0 in a dense model."""
     return self.experts.num_active if self.experts else 0
 
   @property

@@ -7,6 +7,7 @@ blocks refine these vectors. Then AlphaFold 2's structure module places the
 atoms. The model can read its own result again (recycling).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from moe.types import Array, Batch, Outputs, TokenBatch
 # Pairs of residues that are at least this far apart in the chain share two
 # vectors, one for each direction.
 MAX_RELATIVE = 32
+# A limit for LONGEST_BLOCK that no chain reaches.
+_ANY_LENGTH = 2**20
 # (first edge, last edge, number of edges) of the bins of recycled distances,
 # in Angstrom, as in ESMFold.
 _RECYCLED_EDGES = (3.375, 21.375, 14)
@@ -66,6 +69,16 @@ class Folded(NamedTuple):
   plddt: Array
   errors: Array
   recycled: Recycled
+
+
+def with_whole_rows(trunk: Decoder) -> Decoder:
+  """Returns a trunk whose attention reads a row of any length as one block."""
+  stack = trunk.stack(parent=None)
+  attention = functools.partial(
+    stack.block(parent=None).attention, longest_block=_ANY_LENGTH
+  )
+  block = functools.partial(stack.block, attention=attention)
+  return trunk.clone(stack=functools.partial(trunk.stack, block=block))
 
 
 def token_batch(batch: Batch) -> TokenBatch:
@@ -223,6 +236,11 @@ class Folding(nn.Module):
   def check(self):
     """Raises ValueError if a size of a part is out of range."""
     self.trunk.anatomy()
+    block = self.trunk.stack(parent=None).block(parent=None)
+    limit = block.attention(parent=None).longest_block
+    if limit:
+      rule = 'must be 0: a folding model takes the length of the row instead.'
+      raise bounds.OutOfRange('LONGEST_BLOCK', limit, rule)
     self.block(parent=None)
     self.structure(parent=None).attention(parent=None)
 

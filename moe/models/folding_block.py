@@ -32,8 +32,8 @@ class FoldingBlock(nn.Module):
     triangle_head_dim: width of a head of triangle attention.
     transition_factor: width of a hidden layer divided by the width of its
       input.
-    dropout_rate: dropout rate in training. A row or a column of pairs is
-      dropped as a whole.
+    dropout_rate: dropout rate in training. For pairs, dropout sets a channel to
+      0 in a whole row or column.
     dtype: compute dtype.
     train: whether this is training.
   """

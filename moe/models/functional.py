@@ -8,7 +8,7 @@ import jax
 from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
 from moe.models.decoder import Decoder
-from moe.models.folding import Folded, Folding, Recycled
+from moe.models.folding import Folded, Folding, Recycled, with_whole_rows
 from moe.types import (
   Array,
   Batch,
@@ -110,7 +110,7 @@ class Functional:
     return self.module.head(params, hidden, section)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
-    """Excludes ids outside the target's range from a softmax of the logits."""
+    """Excludes ids from a softmax of the logits, see `Decoder.restrict`."""
     return self.module.restrict(logits, targets)
 
   def cache_shapes(self, batch_size: int, length: int) -> PyTree:
@@ -251,5 +251,5 @@ def make_folding_functional(
   module: Folding, rules: Rules, layout: Layout
 ) -> FoldingFunctional:
   """Makes a folding model's functions; MoE layers use the axes of `layout`."""
-  trunk = module.trunk.clone(layout=layout)
+  trunk = with_whole_rows(module.trunk).clone(layout=layout)
   return FoldingFunctional(module.clone(trunk=trunk), rules)

@@ -1,9 +1,9 @@
 """Converts a model's sizes to Hugging Face's config.json.
 
 The table `FIELDS` maps the fields of each format to our macros, or to arguments
-that a gin file binds. The table `GRANTED` has the values that a format implies;
-the format has no fields for them. An import sets these values. The export of a
-model with another value is an error that names the macro.
+that a gin file binds. The table `GRANTED` has further macros and arguments, for
+which a format allows one value alone. An import sets these values. The export
+of a model with another value is an error that names the macro.
 """
 
 import math
@@ -82,8 +82,8 @@ FIELDS = {
   'deepseek_v3': _ALL | _LATENT | _DENSE | _SIGMOID,
 }
 
-# Values that a format implies; the format has no fields for them. None stands
-# for a macro that has no meaning for the format.
+# The values that a format requires. None stands for a macro that has no meaning
+# for the format.
 _PLAIN = {'ACTIVATION': 'swiglu', 'LONGEST_BLOCK': 0}
 _NO_EXPERTS = {'MOE_EVERY': 0, 'NUM_DENSE_PREFIX': 0, 'ROUTER': None}
 _BY_BIAS = {'MOE_EVERY': 1, 'ROUTER': '@gates.Sigmoid'}

@@ -30,15 +30,15 @@ _REQUIRED = {
   'topk_method': ('noaux_tc',),
   'quantization_config': (None,),
 }
-# The allowed values of DeepSeek-V2, which replace those of `_REQUIRED`.
+# The allowed values of DeepSeek-V2, which replace or extend those of
+# `_REQUIRED`.
 _SOFTMAX = {
   'scoring_func': ('softmax',),
   'topk_method': ('greedy', 'group_limited_greedy'),
   'norm_topk_prob': (False,),
 }
 # Fields that `_check` accepts with any value. Most do not change the results
-# for a text that fits the model's length. Functions below read and check the
-# others.
+# for a text that fits the model's length. Functions below read the others.
 _IGNORED = {
   '_name_or_path', 'architectures', 'attention_dropout', 'auto_map',
   'aux_loss_alpha', 'bos_token_id', 'dtype', 'eos_token_id', 'ep_size',
@@ -49,7 +49,7 @@ _IGNORED = {
   'transformers_version', 'use_cache', 'num_nextn_predict_layers',
   'num_mtp_layers',
 }  # fmt: skip
-# Fields that functions other than `_check` read and check.
+# Further known fields, which functions below read.
 _READ = {
   'decoder_sparse_step', 'layer_types', 'mlp_only_layers', 'n_shared_experts',
   'norm_topk_prob', 'partial_rotary_factor', 'rope_interleave',
@@ -118,8 +118,8 @@ def from_config(config: Mapping[str, Any]) -> Imported:
   """
   try:
     return _read(config)
-  # Python raises these errors if a field has a value of another type than the
-  # code above expects.
+  # Python raises these errors if a field has a value of another type than
+  # `_read` expects.
   except (TypeError, OverflowError, AttributeError) as error:
     raise ValueError(f'a field is of the wrong type ({error})') from error
 

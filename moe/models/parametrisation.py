@@ -26,17 +26,17 @@ class CompleteP:
     hidden matrices    1                   1 / w              -
     the same, in Muon  1                   1 / sqrt(w)        -
     router             1 / sqrt(w)         1 / w              -
-    tables             1                   1 / sqrt(w)        logits 1 / sqrt(w)
-    norm scales        1                   1                  -
+    embedding, head    1                   1 / sqrt(w)        logits 1 / sqrt(w)
+    all others         1                   1                  -
     residual branches  -                   -                  1 / l
 
-  The initial deviation of tables is 1 / sqrt(width), and embeddings are
-  multiplied by sqrt(width). Because of the factor 1 / sqrt(w) of the learning
-  rate, a step changes embeddings by the same amount at each width. The product
-  of learning rate and weight decay is the same for all widths. This assumes
-  that the number of heads and all hidden widths grow with the model's width,
-  but not the width of a head. Unlike in CompleteP, Adam's epsilon does not
-  change.
+  The tables of embedding and head have the initial deviation 1 / sqrt(width),
+  and embeddings are multiplied by sqrt(width), the default `embedding_scale`.
+  Because of the factor 1 / sqrt(w) of the learning rate, a step changes
+  embeddings by the same amount at each width. The product of learning rate and
+  weight decay is the same for all widths. This assumes that the number of heads
+  and all hidden widths grow with the model's width, but not the width of a
+  head. Unlike in CompleteP, Adam's epsilon does not change.
 
   Attributes:
     base_width: width at which nothing changes.

@@ -21,8 +21,8 @@ REMAT_NAMES = {
   # The output of the attention kernel, so that the backward pass does not run
   # the kernel again.
   'attention': ('attention_out',),
-  # Results of communication, so that no communication is repeated: sums over
-  # divided heads, and rows before and after the experts.
+  # Results of communication that the backward pass then does not repeat: sums
+  # over divided heads, and rows before and after the experts.
   'exchange': ('attention_residual', 'moe_packed', 'moe_out'),
   # The tensors of both policies above. Hidden layers of feed-forward layers are
   # still recomputed, since they are large.
@@ -34,10 +34,11 @@ REMAT_NAMES = {
   ),
 }
 REMAT_POLICIES = {
-  # The backward pass computes everything inside a period again.
+  # The backward pass computes everything inside a period, or inside a block of
+  # the prefix, again.
   'full': jax.checkpoint_policies.nothing_saveable,
-  # Results of products without batch dims are kept. Only the products of
-  # attention (scores, and weighted values) and of experts have batch dims.
+  # Results of products without batch dims are kept. The products of attention
+  # (scores, and weighted values) and of experts have batch dims.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   **{
     policy: jax.checkpoint_policies.save_only_these_names(*names)
@@ -103,7 +104,7 @@ class Stack(nn.Module):
     block: makes a block.
     num_layers: number of all blocks.
     moe_every: number of blocks of a period; the last of them is sparse. 0 for a
-      dense stack.
+      dense stack, whose periods have one block.
     num_dense_prefix: number of dense blocks before the first period.
     remat: 'none', or a name of `REMAT_POLICIES`; blocks of the prefix use it,
       too.

@@ -1,10 +1,10 @@
 """Folding: predicting the structures of protein chains from their residues.
 
-The losses are those of AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
-https://doi.org/10.1038/s41586-021-03819-2), and two more: a smooth lDDT, and
+Most losses are from AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
+https://doi.org/10.1038/s41586-021-03819-2). Two are added: a smooth lDDT, and
 the distances between residues that are close in the sequence. With FAPE alone a
-chain may collapse. Each term reads only known atoms, so a chain without side
-chains trains only the backbone.
+chain may collapse. The atoms of a side chain that the true structure lacks have
+no loss.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-  """Coefficients of the loss terms; a term with coefficient 0 is not computed.
+  """Coefficients of the loss terms; a coefficient of 0 turns a term off.
 
   Attributes:
     distogram: cross-entropy of the binned distances between CB atoms.
@@ -110,6 +110,8 @@ def folding(
   recycles: int = 1,
   clamped: float = 0.9,
   clamp_steps: int = 2000,
+  violations_from: int = 0,
+  violations_full: int = 0,
 ) -> Objective:
   """Makes the objective: structures of chains, and confidence in them.
 
@@ -119,10 +121,14 @@ def folding(
     factors: coefficients of the terms; None for the defaults of `Factors`.
     recycles: how often the model reads its own result again. This is the number
       in evaluation; each training step draws a number from 0 to `recycles`.
-    clamped: share of chains for which FAPE counts errors above 10 Angstrom as
-      10.
+    clamped: share of chains in training for which FAPE counts errors above 10
+      Angstrom as 10. Evaluation does this for all chains.
     clamp_steps: number of training steps in which this share grows from 0. If
       errors were clamped from the start, far residues would have no gradient.
+    violations_from: training step from which the loss of violations counts.
+    violations_full: step from which it counts in full. Its share grows from
+      step to step, since early structures have too many violations to learn
+      anything else.
 
   Returns:
     The objective. Its score is the mean lDDT of CA atoms.
@@ -132,6 +138,10 @@ def folding(
   share = 'the share of chains with a clamped error'
   bounds.within('clamped', clamped, share, least=0, most=1)
   bounds.at_least(1, 'clamp_steps', clamp_steps, 'steps until it is reached')
+  at_least = bounds.at_least
+  at_least(0, 'VIOLATIONS_FROM', violations_from, '0 for the whole training')
+  name = 'VIOLATIONS_FULL'
+  at_least(violations_from, name, violations_full, 'VIOLATIONS_FROM')
 
   def loss(
     params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
@@ -150,13 +160,20 @@ def folding(
       functional, params, (s, pair, batch), recycles and count, rngs, train
     )
     is_clamped = jnp.ones(batch['weights'].shape, bool)
+    shares = {}
     if train:
+      begin, end = violations_from, violations_full
+      grown = (state['steps'] - begin + 1) / (end - begin + 1)
+      shares['violations'] = jnp.clip(grown, 0, 1)
       done = state['steps'].astype(jnp.float32) / clamp_steps
       share = clamped * jnp.minimum(done, 1)
       is_clamped = jax.random.bernoulli(keys[3], share, is_clamped.shape)
     by_chain, metrics = terms(found, batch, is_clamped, factors)
     weights_B = batch['weights']
-    sums = {name: jnp.sum(x * weights_B) for name, x in by_chain.items()}
+    sums = {
+      name: jnp.sum(x * weights_B) * shares.get(name, 1)
+      for name, x in by_chain.items()
+    }
     for name in _OF_TOKENS:
       if name in outputs.losses:  # A dense trunk has no router losses.
         sums[name] = outputs.losses[name][0]
@@ -239,7 +256,8 @@ def terms(
     found: what the model returns for the batch.
     batch: the batch.
     is_clamped: bool [B], see `structure_losses.fape`.
-    factors: coefficients; a term with coefficient 0 is left out.
+    factors: coefficients. A term with coefficient 0 is left out, but the two
+      terms of torsions are left out only together.
   """
   codes, numbers = batch['codes'], batch['numbers']
   true, mask = batch['atoms'], batch['mask']

@@ -134,7 +134,7 @@ def _coefficients(
   router_losses: Sequence[tuple[str, float]],
   last: dict[str, float],
 ) -> dict[str, float]:
-  """Coefficients of all terms, in the order in which a step adds them.
+  """Name -> coefficient of each term but those of modalities.
 
   Raises:
     OutOfRange: if a factor is not finite, or if the factor of a loss that must
@@ -151,7 +151,10 @@ def _coefficients(
 
 
 def _ahead_weights(batch: TokenBatch) -> Array:
-  """Weight [B, T] of the token after the next one; 0 in another document."""
+  """Weight [B, T] of the token after the next one.
+
+  It is 0 if that token is in another document.
+  """
   is_same = following(batch.segment_ids) == batch.segment_ids
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
@@ -215,7 +218,7 @@ def language_model(
     The objective. Its term 'cross_entropy' is in nats per weighted token. Its
     score is bits per character. If each range of ids has its own softmax, each
     modality has a further term for its targets, such as 'cross_entropy_text'.
-    Only `modalities.by_modality` gives these terms a coefficient.
+    Only `modalities.by_modality` gives these terms a coefficient above 0.
   """
   coefficients = _coefficients(
     {'load_balance': load_balance, 'router_z': router_z},

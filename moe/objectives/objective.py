@@ -87,7 +87,8 @@ class Objective:
     """Shapes of a batch.
 
     Raises:
-      ValueError: if the first dim of a field does not count the rows.
+      ValueError: if the first dim of a field does not count the rows, or if a
+        field does not have as many axes as dims.
     """
     fields = self.fields()
     leaves = jax.tree.leaves(fields)

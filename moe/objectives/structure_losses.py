@@ -70,7 +70,7 @@ def _near(true: Array, mask: Array, least_separation: int = 1) -> Array:
 
 
 def _kept(points: Array, true: Array) -> Array:
-  """Share [..., I, J] of lDDT's four thresholds above a distance's error."""
+  """Share [..., I, J] of the four thresholds that exceed a distance's error."""
   error = jnp.abs(distances(points, points) - distances(true, true))
   return sum((error < t).astype(points.dtype) for t in _THRESHOLDS) / 4
 
@@ -113,7 +113,7 @@ def lddt(
 def smooth_lddt(points: Array, true: Array, mask: Array) -> Array:
   """1 - lDDT of a chain, with sigmoids instead of thresholds.
 
-  Thresholds have no gradient. The arguments are those of `lddt`.
+  Thresholds have no gradient. The arguments are those of `lddt_by_residue`.
   """
   error = jnp.abs(distances(points, points) - distances(true, true))
   kept = sum(jax.nn.sigmoid(t - error) for t in _THRESHOLDS) / 4

@@ -32,7 +32,7 @@ def bond_violations(
     tolerance: number of standard deviations below which an error is ignored.
 
   Returns:
-    (loss of each residue [..., I], which is half the loss of its two peptide
+    (loss of each residue [..., I], which is half the sum over its two peptide
     bonds; bool [..., I], whether one of these bonds is violated).
   """
   ca, c = atoms[..., :-1, 1, :], atoms[..., :-1, 2, :]

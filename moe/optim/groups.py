@@ -55,8 +55,8 @@ def factors_of(groups: Sequence[Group]) -> FactorsOf:
       weight decay).
 
   Raises:
-    ValueError: for a pattern that is not a regular expression, or for a
-      negative factor.
+    ValueError: for a pattern that is not a regular expression, for a group
+      without two factors, or for a negative factor.
   """
   check_patterns('GROUPS', [group[0] for group in groups])
   for pattern, *numbers in groups:

@@ -44,7 +44,7 @@ class MomentState(NamedTuple):
 
 
 def _blocks(x: Array) -> Array:
-  """Splits the last dim into blocks of `BLOCK`, if it is divisible by it."""
+  """Splits the last dim into blocks of `BLOCK`; one block if not divisible."""
   last = x.shape[-1]
   size = BLOCK if last % BLOCK == 0 else last
   return x.reshape(*x.shape[:-1], last // size, size)

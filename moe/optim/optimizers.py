@@ -122,7 +122,7 @@ def adamw(
   moment_dtype: str = 'float32',
   factors: FactorsOf | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019); norm scales are not decayed.
+  """AdamW (Loshchilov & Hutter 2019); norm scales and biases are not decayed.
 
   Args:
     schedule: learning rate by step.
@@ -130,9 +130,9 @@ def adamw(
     b2: decay of the second moment, at least 0 and below 1.
     eps: added to the root of the second moment, above 0.
     weight_decay: at least 0; each step subtracts weight_decay x learning rate x
-      matrix.
-    moment_dtype: 'float32', 'bfloat16' or 'int8', for the moments of matrices;
-      the moments of routers, norm scales and biases are float32.
+      parameter.
+    moment_dtype: 'float32', 'bfloat16' or 'int8'; the moments of routers, norm
+      scales and biases are always float32.
     factors: factors of learning rate and weight decay by path; may be None.
 
   Raises:
@@ -157,8 +157,8 @@ def muon(
 
   Muon updates the matrices that `moe.optim.matrices` lists: those of attention
   layers, feed-forward layers and each single expert. AdamW updates tables,
-  routers and norm scales. Unlike in `adamw`, routers have no weight decay,
-  except those that a group of `factors` names.
+  routers, norm scales and so on. Unlike in `adamw`, a router has no decay
+  unless a group of `factors` names it.
 
   Args:
     schedule: learning rate by step, for both optimizers.
@@ -211,8 +211,9 @@ def adafactor(
     clipping_threshold: largest root-mean-square of one array's update.
     momentum: decay of the momentum of updates; None for no momentum, which
       saves memory.
-    weight_decay: each step subtracts this fraction of a matrix. Unlike in
-      AdamW, it does not depend on the learning rate. None for no decay.
+    weight_decay: each step subtracts this fraction of each parameter except
+      norm scales and biases. Unlike in AdamW, it does not depend on the
+      learning rate. None for no decay.
     factors: factors of learning rate and weight decay by path; may be None.
 
   Raises:
@@ -268,8 +269,8 @@ def build(
       patterns are used, for a check.
 
   Raises:
-    ValueError: for a pattern that is not a regular expression; `init` raises
-      this error for a pattern that matches no parameter.
+    ValueError: for a pattern of `frozen` that is not a regular expression.
+      `init` raises a ValueError for a pattern that matches no parameter.
   """
   groups_lib.check_patterns('FROZEN', frozen)
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []

@@ -163,8 +163,8 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
     devices: the devices to use, by default all.
 
   Raises:
-    ValueError: if the product of the axes is not the number of devices, or if
-      the devices belong to another number of slices.
+    ValueError: if the product of the axes is not the number of devices, if the
+      devices belong to another number of slices, or if no axis can span them.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = list(shape.sizes(len(devices)))

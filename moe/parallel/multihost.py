@@ -1,8 +1,10 @@
 """Divides batches over processes, which run one program on their devices."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -22,6 +24,27 @@ def _parts(sharding: NamedSharding) -> tuple[int, list[int]]:
   others = (sharding.mesh.size,) * (len(sharding.spec) - 1)
   indices = sharding.addressable_devices_indices_map((num_parts, *others))
   return num_parts, sorted({rows.start or 0 for rows, *_ in indices.values()})
+
+
+@contextlib.contextmanager
+def sharing_sigterm() -> Iterator[None]:
+  """Lets JAX handle SIGTERM in the block, and tell all processes of it.
+
+  In the block all processes can call `reached_preemption_sync_point` of JAX.
+  JAX starts this service only once in a process.
+  """
+  # JAX starts the service in `initialize` or not at all. So we call the
+  # function that `initialize` would call.
+  from jax._src import distributed
+
+  before = signal.getsignal(signal.SIGTERM)
+  if distributed.global_state.preemption_sync_manager is None:
+    jax.config.update('jax_enable_preemption_service', True)
+    distributed.global_state.initialize_preemption_sync_manager()
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def own_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:

@@ -71,7 +71,10 @@ class Clock:
   def add(
     self, step: int, host: float, whole: float
   ) -> tuple[int, float, float] | None:
-    """Adds a step; returns arguments of `Pace.add` when a window is full."""
+    """Adds a step; when a window is full, returns (window, host, step).
+
+    These are arguments of `Pace.add`.
+    """
     window = (step - 1) // WINDOW
     if window != self._window:
       self._window, self._times = window, []

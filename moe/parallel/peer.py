@@ -2,9 +2,10 @@
 
 import contextlib
 import json
-import select
+import selectors
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 # TCP's keep-alive messages find a lost machine within this many seconds.
@@ -12,6 +13,22 @@ LOST_SECONDS = 14
 _LONGEST_LINE = 2**16
 # A process must send its number within this many seconds after it connects.
 _GREETING_SECONDS = 1.0
+
+
+def readable(waiting: Iterable[Any], seconds: float | None) -> list[Any]:
+  """Waits until one of some sockets or peers has data; returns those.
+
+  `select.select` fails if a descriptor is 1,024 or more, which happens in large
+  programs.
+
+  Args:
+    waiting: the sockets or peers.
+    seconds: most time to wait; None for no limit.
+  """
+  with selectors.PollSelector() as selector:
+    for item in waiting:
+      selector.register(item, selectors.EVENT_READ)
+    return [key.fileobj for key, _ in selector.select(seconds)]
 
 
 class Peer:
@@ -40,7 +57,7 @@ class Peer:
         option(socket.IPPROTO_TCP, getattr(socket, name), value)
 
   def fileno(self) -> int:
-    """The file descriptor, for `select`."""
+    """The file descriptor, for `readable`."""
     return self._socket.fileno()
 
   def send(self, **message: Any) -> None:
@@ -64,7 +81,7 @@ class Peer:
     """Waits for the first message; {} if none comes or if it is invalid."""
     end = time.monotonic() + _GREETING_SECONDS
     while time.monotonic() < end:
-      if select.select([self], [], [], _GREETING_SECONDS)[0]:
+      if readable([self], _GREETING_SECONDS):
         messages = self.receive()
         if messages or messages is None:
           return messages[0] if messages else {}

@@ -8,15 +8,15 @@ once. If a machine is lost, TCP's keep-alive messages find this within
 `peer.LOST_SECONDS`.
 
 A message is a line of JSON. The port is the coordinator's port plus 1 (65534
-for 65535). Messages contain no secrets. Process 0 closes a connection after an
-invalid message.
+for 65535). Messages contain no secrets. Process 0 treats an invalid message
+like the end of the connection.
 """
 
 import collections
 import contextlib
 import logging
 import os
-import select
+import resource
 import socket
 import threading
 import time
@@ -25,10 +25,12 @@ from typing import Any, NamedTuple
 
 from moe import stop_signals
 from moe.parallel import pace
-from moe.parallel.peer import Peer
+from moe.parallel.peer import Peer, readable
 
 _logger = logging.getLogger(__name__)
 
+# Exit code for a mistake of the user, which another attempt would repeat.
+EXIT_MISTAKE = 2
 # Exit code EX_UNAVAILABLE: another process is missing or was lost.
 EXIT_LOST = 69
 # After this many seconds the log names the missing processes, and the roll call
@@ -41,6 +43,8 @@ _ERROR_GRACE = 5.0
 # for it.
 _SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
+# Process 0 needs a descriptor for each other process, and about so many others.
+_OTHER_DESCRIPTORS = 1024
 
 
 class Guest(NamedTuple):
@@ -113,6 +117,8 @@ def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
   """Makes the message that a process has left and that the others must end."""
   if code == stop_signals.EXIT_STOPPED:
     why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
+  elif code == EXIT_MISTAKE:  # The supervisors of all processes must end.
+    why, grace = f'ended with code {code}', _ERROR_GRACE
   else:
     why, grace, code = f'ended with code {code}', _ERROR_GRACE, EXIT_LOST
   return {'lost': f'{who} {why}' + f': {text}' * bool(text), 'grace': grace,
@@ -124,24 +130,39 @@ def _vanished(who: str) -> dict[str, Any]:
   return {'lost': text, 'grace': 0.0, 'code': EXIT_LOST}
 
 
+def _allow_descriptors(number: int) -> None:
+  """Raises the limit of open files to a number, or as far as allowed."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  """Listens at a port; raises ValueError if another program uses it."""
+  is_local = host in ('localhost', '127.0.0.1')
+  try:
+    if is_local or not socket.has_dualstack_ipv6():
+      return socket.create_server((host if is_local else '', port))
+    return socket.create_server(
+      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
+    )
+  except OSError as error:
+    raise ValueError(
+      f'port {port} of {host} must be free for process 0, got {error}: end'
+      ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
+    ) from error
+
+
 class Hub:
   """What process 0 does: it calls the roll and watches the other processes."""
 
   def __init__(self, place: Place):
+    _allow_descriptors(place.num_processes + _OTHER_DESCRIPTORS)
     host, port = place.endpoint
-    is_local = host in ('localhost', '127.0.0.1')
-    try:
-      if is_local or not socket.has_dualstack_ipv6():
-        self._server = socket.create_server((host if is_local else '', port))
-      else:
-        self._server = socket.create_server(
-          ('', port), family=socket.AF_INET6, dualstack_ipv6=True
-        )
-    except OSError as error:
-      raise ValueError(
-        f'port {port} of {host} must be free for process 0, got {error}: end'
-        ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
-      ) from error
+    # JAX's own error for its port would be a crash without the reason.
+    _listen(host, int(place.address.rsplit(':', 1)[1])).close()
+    self._server = _listen(host, port)
     self._place = place
     self._peers: dict[int, Peer] = {}
     self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -171,7 +192,7 @@ class Hub:
         _logger.info(f'waiting: {self.absent()} not started yet')
       known = list(self._peers.values())
       waiting = [self._server, *guests, *known]
-      for ready in select.select(waiting, [], [], 0.1)[0]:
+      for ready in readable(waiting, 0.1):
         if ready is self._server:
           guests.append(Peer(self._server.accept()[0]))
         elif ready in known:  # The process has ended. It may join again.
@@ -228,7 +249,7 @@ class Hub:
   def _watch(self) -> None:
     present = dict(self._peers)
     while present:
-      ready = select.select(list(present.values()), [], [])[0]
+      ready = readable(present.values(), None)
       # If one process is killed, others fail. So killed processes are reported
       # first.
       news = [(peer, peer.receive()) for peer in ready]
@@ -324,7 +345,7 @@ class Member:
       report=report,
     )
     left = max(0.0, end - time.monotonic())
-    reply = hub.receive() if select.select([hub], [], [], left)[0] else None
+    reply = hub.receive() if readable([hub], left) else None
     reply, *self._early = reply or [{}]
     if 'missing' in reply:
       raise Missing(reply['missing'])

@@ -10,9 +10,9 @@ MeshAxes = tuple[str, ...]
 Table = dict[str, MeshAxes]
 
 TABLES: dict[str, Table] = {
-  # 'expert' divides the experts, 'model' divides widths and heads, and 'fsdp'
-  # divides another dim of each parameter. Outside MoE layers the expert axis
-  # divides the batch.
+  # 'expert' divides the experts, 'model' divides widths, heads and vocabulary,
+  # and 'fsdp' divides another dim of most parameters. 'data', 'fsdp' and
+  # 'expert' divide the batch.
   'standard': {
     axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),
@@ -26,10 +26,9 @@ TABLES: dict[str, Table] = {
     axes.EXPERT: (EXPERT,),
     axes.EXPERT_MLP: (MODEL,),
   },
-  # Like 'standard', but the expert axis also divides all other parameters. We
-  # use it if attention and embeddings do not fit in memory beside the experts.
-  # In an array of experts, 'expert' divides the expert dim, so only 'fsdp'
-  # divides the width.
+  # Like 'standard', but 'expert' also divides the dim 'embed'. We use it if
+  # attention and embeddings do not fit in memory beside the experts. In arrays
+  # of experts, 'expert' divides the expert dim, so only 'fsdp' divides 'embed'.
   'fsdp_over_expert': {
     axes.BATCH: (DATA, FSDP, EXPERT),
     axes.LENGTH: (CONTEXT,),

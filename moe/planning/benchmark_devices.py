@@ -24,7 +24,7 @@ def v5p(shape: str) -> list:
   """Describes the devices of a v5p slice, such as '2x2x1', for the compiler.
 
   Raises:
-    ValueError: if the TPU's compiler is not installed.
+    ValueError: if libtpu is not installed or refuses the shape.
   """
   try:
     import libtpu  # noqa: F401 -- This checks that libtpu is installed.

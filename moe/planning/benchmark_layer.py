@@ -213,7 +213,7 @@ def num_slots(sizes: LayerSizes, dispatcher: type) -> int:
 
 
 def timed_layer(name: str, layer: JittedLayer) -> tuple[Timed, Array]:
-  """Compiles a layer and runs it once; returns (`Timed`, output [B, T, D])."""
+  """Compiles and runs a layer; returns (`Timed`, output [B, T, D])."""
   with jax.set_mesh(layer.mesh):
     arguments = layer.init(jax.random.key(0))
     compiled = layer.jitted.lower(*arguments).compile()

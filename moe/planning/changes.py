@@ -111,7 +111,7 @@ def knobs(
 ) -> list[dict[str, Any]]:
   """Returns at most three changes that save memory at the least cost in time.
 
-  A change with which the step fits in memory comes before all others.
+  Changes with which the step fits in memory come first.
 
   Args:
     run: the run.

@@ -208,10 +208,7 @@ def execution_of(
 def _padding(
   run: Run, experts: ExpertsAnatomy | None, num_devices: int
 ) -> float:
-  """Number of rows that experts multiply, divided by the number of routed rows.
-
-  The loads of the experts are assumed to be even.
-  """
+  """Number of rows that experts multiply / number of rows routed to them."""
   if not experts or not experts.dispatch:
     return 1.0
   tokens, slots = _capacity(run, experts, num_devices)

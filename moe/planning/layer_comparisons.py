@@ -46,8 +46,8 @@ def choices(args: argparse.Namespace) -> tuple[type, type]:
     ValueError: if no class has the name.
   """
   found = []
-  # In `compare_dense` the layer must have exactly the FLOPs of the dense
-  # products, so it must have no empty slots.
+  # By default, the layer of `compare_dense` has no empty slots, so it has
+  # exactly the FLOPs of the dense products.
   default = {'dispatch': 'Dropless' if args.compare == 'dense' else 'Sorted'}
   default['exchange'] = 'AllToAll'
   for flag, module in (('dispatch', dispatch), ('exchange', exchange)):
@@ -160,7 +160,7 @@ def compare_none(
 
 
 def _compiled(named: Iterable[tuple[str, JittedLayer]]) -> Compared:
-  """Compiles and times layers; the outputs of two layers are also compared."""
+  """Compiles layers; if there are two, their outputs are compared."""
   compiled, outputs = [], []
   for name, layer in named:
     timed, y_BTD = timed_layer(name, layer)

@@ -41,10 +41,11 @@ class Forecast:
     full_overlap: time of a step with full overlap, in seconds.
     mfu: MFU without overlap.
     bound: the resource that is busy for the longest time.
-    warnings: sentences about rules of thumb that the forward pass of a layer
-      breaks.
+    warnings: a sentence for each rule of `forecast.refusal` that the forward
+      pass of one layer breaks.
     refusal: why the layout is refused; None if it is not.
-    state: index of the number formats in `search.STATES`; 0 is the most exact.
+    state: index of the number formats among those that `search` tries; 0 is the
+      most exact.
   """
 
   changes: tuple[str, ...]

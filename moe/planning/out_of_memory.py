@@ -19,7 +19,8 @@ from moe.scale.topology import Slice
 from moe.train.program import Program
 
 _NUM_SHOWN = 5
-# How XLA lists a temporary: its size, its operation if it is known, its shape.
+# XLA lists the size of a temporary, its operation if it is known, and its
+# shape.
 _TEMPORARY = re.compile(
   r'Size: ([\d.]+[KMGT]?)i?B?\s+(?:Operator: op_name="([^"]*)"[^\n]*\s+)?'
   r'(?:[^\n]*\n\s+){0,3}?Shape: (\w+\[[\d,]*\])'
@@ -71,7 +72,7 @@ def describe(run: Run, program: Program, message: str) -> str:
 
 
 def knobs(run: Run, program: Program) -> list[dict]:
-  """The three cheapest changes that save memory on the program's devices."""
+  """At most three changes that save memory on the program's devices."""
   devices = list(program.mesh.devices.flat)
   slice_ = _slice_of(devices)
   if slice_ is None:
@@ -94,7 +95,7 @@ def _slice_of(devices: Sequence[jax.Device]) -> Slice | None:
 
 
 def _state(program: Program) -> str:
-  """The largest parameters and optimizer states, by their bytes on a device."""
+  """The largest arrays of the state, by their bytes on a device."""
   state = {
     'params': program.abstract.params,
     'opt_state': program.abstract.opt_state,
@@ -115,7 +116,7 @@ def _state(program: Program) -> str:
 
 
 def _temporaries(message: str) -> str:
-  """The `_NUM_SHOWN` largest temporaries of those that XLA's message lists."""
+  """The first temporaries in XLA's message, which lists the largest first."""
   found = dict.fromkeys(_TEMPORARY.findall(message))
   return ', '.join(
     f'{operation.rpartition("jit(")[2] or "array"} {shape} {size}'

@@ -118,10 +118,10 @@ def _best_state(
 def search(run: Run, slice_: Slice) -> tuple[list[Forecast], dict[str, int]]:
   """Finds the layouts that fit, and the reasons that exclude all others.
 
-  Each combination of layout, number of microbatches and remat policy has one
-  forecast, with the most exact number formats that fit. The fastest layouts
-  come first. If times differ by less than about 1%, layouts are sorted by
-  exactness of the formats, and then by peak memory.
+  Each combination of layout, number of microbatches and remat policy has at
+  most one forecast, with the most exact number formats that fit. The fastest
+  layouts come first. Times are rounded to steps of 1%; if two are equal, the
+  more exact formats and then the smaller peak memory decide.
 
   Returns:
     (forecasts, reason -> number of refused layouts). The numbers in a reason

@@ -13,8 +13,8 @@ from scipy import special
 from moe.evaluate.score import Score
 from moe.train import record_log
 
-# The keys that are compared: `COUNTS` in run.json, and `AT_END` in the last
-# records of log.jsonl.
+# A comparison shows these keys: `COUNTS` from run.json, and `AT_END` from the
+# last records of log.jsonl.
 COUNTS = (
   'params_total',
   'params_active',
@@ -37,7 +37,7 @@ class RunRecord(NamedTuple):
       curve. The hash is None in files of earlier versions of this project.
     counts: parameters and FLOPs; None if unknown.
     at_end: drop rate and load imbalance, averaged over the last tenth of the
-      steps; None for a dense model.
+      logged steps; None for a dense model.
   """
 
   directory: str
@@ -110,7 +110,7 @@ def pair(
 
   Raises:
     ValueError: if seeds, tasks, tokens, evaluations or held-out documents
-      differ, or if one group has more than one model.
+      differ, or if one group has a seed twice or more than one model.
   """
   runs, others = (sorted(side, key=lambda r: r.seed) for side in (runs, others))
   seeds, other_seeds = ([r.seed for r in side] for side in (runs, others))

@@ -20,10 +20,10 @@ class Corpora(NamedTuple):
     figure: a heat map for each of at most four sparse layers, with a row for
       each corpus and a column for each expert.
     rows: rows of cells, the header first. Each other row is a corpus, with a
-      cell for each of these layers. A cell has two facts that compare the loads
-      of the corpus with the mean loads over all corpora: the share of the load
-      that is on other experts than in the mean, and the experts with the
-      largest ratio to the mean.
+      cell for each of these layers. A cell compares the loads of the corpus
+      with the mean loads over all corpora. It has the share of the load that
+      would have to move to other experts to give the mean loads, and the
+      experts with the largest ratio to the mean.
   """
 
   figure: str

@@ -42,7 +42,7 @@ class ExpertFigures(NamedTuple):
     curves: figure with the other quantities, as an <svg> element.
     header: column headers of the table.
     rows: rows of the table, one for each sparse layer. Numbers are means over
-      the last tenth of the steps.
+      the last tenth of the logged steps.
   """
 
   loads: str

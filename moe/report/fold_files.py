@@ -33,9 +33,10 @@ def write(
     ):
       atomic_files.write_file(directory / f'{chain.name}.{ending}', text)
     done.append(one)
+    atoms = 'all atoms' if chain.has_side_chains else 'backbone only'
     yield (
       f'{directory / chain.name}.cif and .pdb: {chain.codes.size} residues,'
-      f' pLDDT {100 * plddt.mean():.1f}, pTM {one.tm:.2f}'
+      f' {atoms}, pLDDT {100 * plddt.mean():.1f}, pTM {one.tm:.2f}'
     )
   page = fold_page.write(directory, 'Folded chains', origin, done)
   yield f'page: {page}'

@@ -57,6 +57,7 @@ def write(
     title=title,
     origin=origin,
     rows=rows,
+    has_side_chains=any(one.chain.has_side_chains for one in found),
     script=markupsafe.Markup(plotly.offline.get_plotlyjs()),
     chains={one.chain.name: pictures(one) for one in found[:_DRAWN]},
   )

@@ -148,7 +148,8 @@ def _law(
 ) -> list[float] | None:
   """The gains that the joint law predicts, in bits per character.
 
-  None if the first arm is sparse, or if its active parameters are not known.
+  None if the first arm is sparse, or if the active parameters of `run` are not
+  known.
   """
   active = run.counts['params_active']
   if base != 1 or active is None:

@@ -1,4 +1,4 @@
-"""Writes pictures as PNG files that contain texts about the picture."""
+"""Writes pictures as PNG files, which may contain texts about them."""
 
 import io
 import json
@@ -21,7 +21,7 @@ def png(picture: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
     picture: the pixels.
     texts: keyword -> text; each becomes a text chunk of the file, in UTF-8.
   """
-  # Imported here, since only these files need Pillow.
+  # Only PNG files need Pillow.
   from PIL import Image, PngImagePlugin
 
   info = PngImagePlugin.PngInfo()

@@ -1,7 +1,7 @@
-"""Algorithms that assign all tokens of a routing group to experts together.
+"""Algorithms with which routers choose experts.
 
-No gradient flows through these algorithms: they choose experts, and the router
-computes the weights.
+Nothing needs the gradients of these algorithms: they choose experts, and the
+router computes the weights.
 """
 
 import functools
@@ -15,7 +15,7 @@ from moe.types import Array
 # Number of phases of an auction. The bidding step of each phase is a quarter of
 # the step of the phase before.
 NUM_PHASES = 5
-# Largest number of rounds of a phase. After the last round, tokens without a
+# Largest number of rounds of a phase. After the last phase, tokens without a
 # place get free places.
 MAX_ROUNDS = 1000
 
@@ -42,8 +42,9 @@ def within_groups(
     num_best: number of scores that are summed for a group.
 
   Raises:
-    ValueError: if experts do not divide into groups of at least `num_best`, or
-      if the groups of a token have fewer experts than it chooses.
+    ValueError: if experts do not divide into groups of at least `num_best`, if
+      there are fewer than `top_groups` groups, or if the groups of a token have
+      fewer experts than it chooses.
   """
   *lead, E = scores_GME.shape
   if E % num_groups or E // num_groups < num_best or top_groups > num_groups:
@@ -76,7 +77,7 @@ def quantiles(
   With the current bias, a token's threshold is its (k + 1)-th largest biased
   score. An expert's excess is its score minus the token's threshold. Among the
   group's n valid tokens, the expert's price is its (floor(n k / E) + 1)-th
-  largest excess, so that n k / E tokens exceed the price.
+  largest excess, so that about n k / E tokens exceed the price.
 
   Args:
     scores_GME: scores without bias.
@@ -156,12 +157,13 @@ def balanced_assignment(benefit_GME: Array, valid_GM: Array) -> Array:
   place bids for its most valuable expert. The bid is the expert's price, plus
   the lead over the second most valuable expert, plus a step. An expert keeps
   the highest bids. Each phase has a smaller step, and starts with the prices of
-  the phase before. The sum of benefits is smaller than the optimum by at most n
-  times the last step, unless `MAX_ROUNDS` is too small. The last step is 1/1024
-  of the range of the group's benefits.
+  the phase before. The sum of benefits is smaller than the optimum by at most E
+  ceil(n / E) times the last step, unless `MAX_ROUNDS` is too small. The last
+  step is 1/1024 of the range of the group's finite benefits.
 
   Args:
-    benefit_GME: float32; -inf counts as a value far below all finite values.
+    benefit_GME: float32; -inf counts as the smallest finite benefit of the
+      group minus the range of its finite benefits.
     valid_GM: bool; padding takes no place.
 
   Returns:

@@ -22,7 +22,7 @@ class Scope(NamedTuple):
 
   Attributes:
     name: what a unit is: 'group', a routing group; 'sequence', a row of the
-      batch; 'global', the whole batch over all devices.
+      batch; 'global', a microbatch over all devices.
     length: tokens per sequence; 0 if no device has whole sequences.
     batch_axes: mesh axes that divide the tokens of the whole batch.
   """
@@ -51,7 +51,7 @@ class Scope(NamedTuple):
     return a_GM.reshape(-1, self.length, *rest)
 
   def total(self, a_GE: Array) -> Array:
-    """Adds sums [G, E] over all devices if a unit is the whole batch."""
+    """Adds sums [G, E] over all devices if the scope is 'global'."""
     if self.name == 'global' and self.batch_axes:
       return jax.lax.psum(a_GE, self.batch_axes)
     return a_GE
@@ -138,7 +138,7 @@ def load_balance_loss(
 def logit_losses(
   inputs: RouterInputs, probs_GME: Array, scope: Scope = GROUP
 ) -> dict[str, Pair]:
-  """The losses that depend on a router's probabilities but not its choices.
+  """The losses that depend on a router's logits but not on its choices.
 
   Unlike in LIMoE, the global entropy weights modalities by their tokens and has
   no threshold. In each unit of the scope, a modality with n tokens and mean

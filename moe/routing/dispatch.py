@@ -1,6 +1,6 @@
 """Permutes tokens to rows sorted by expert, and outputs back to tokens.
 
-A dispatch gives each row of a plan a slot, or no slot if the expert is full. A
+A dispatch gives each valid row of a plan a slot if the expert has a free one. A
 row goes to its expert together with its weight. The expert multiplies its
 hidden layer by the weight, so unpermuting is a plain sum. The slots of one
 expert are adjacent. With capacity C, slots are [G, E * C], which the experts
@@ -27,7 +27,8 @@ class Permuted(NamedTuple):
     rows: with capacity [E, G * C, D]; without it [U, D], sorted by expert.
     weight: float32 weight of each row; 0 in empty slots.
     count_E: int32 number of rows of each expert; None with capacity.
-    dropped: float32 scalar, number of requested rows without a slot.
+    dropped: float32 scalar, number of requested rows minus number of rows with
+      a slot; spare rows are not requested, but may have a slot.
     slot_GMA: int32 slots of each token, padded with -1.
     token_GU: int32 token in each slot, -1 for an empty slot. Without capacity
       the groups are joined, so G = 1.
@@ -107,9 +108,10 @@ class Sorted(_WithCapacity):
 
   Attributes:
     capacity_factor: slots per expert, as a multiple of an even share.
-    priority: which rows a full expert keeps. With 'position', first choices
-      come before second choices, and then earlier tokens before later ones.
-      With 'probability', rows with larger weights come first. This is
+    priority: which rows a full expert keeps. With 'position', earlier rows of
+      the plan come first: if tokens choose, these are first choices before
+      second choices, and then earlier tokens before later ones. With
+      'probability', rows with larger weights come first. This is
       batch-prioritised routing (Riquelme et al., 2021, section 4,
       https://arxiv.org/abs/2106.05974), but by row and not by token. Rows of
       spare choices always come last.

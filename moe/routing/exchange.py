@@ -6,9 +6,10 @@ experts' outputs back and adds them up by token. `send` also counts:
 
   dropped           requested rows that no expert computes, for any reason
   dropped_receiver  dropped rows for which a receiver had no space
-  bytes_exchanged   bytes that one device sends to others in both directions,
-                    with weights and counts; padding is not counted, because
-                    TPUs do not send it, and neither is `experts_of_tokens`
+  bytes_exchanged   bytes that one device sends to others in the forward pass,
+                    with weights and counts. The padding of `transport.move` is
+                    not counted, because TPUs do not send it, and neither is
+                    `experts_of_tokens`.
 """
 
 import dataclasses
@@ -154,11 +155,11 @@ class Ragged:
   The receiver copies the token to each of its own experts that the token has
   chosen, adds up their weighted outputs, and sends one row back. So at most
   min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
-  the expert axis share the slots of an expert. Choices of a lower rank come
-  first; within a rank, the senders get slots in turns, so no device is
-  favoured. `dispatch.Dropless` has no slots; it drops rows only if they exceed
-  the buffer, or if their copies for experts exceed buffer_factor times an even
-  share (a device's tokens x k).
+  the expert axis share the slots of an expert. With priority 'position', first
+  choices come before second choices. Among choices of one rank, the senders get
+  slots in turns, so no device is favoured. `dispatch.Dropless` has no slots; it
+  drops rows only if they exceed the buffer, or if their copies for experts
+  exceed buffer_factor times an even share (a device's tokens x k).
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even

@@ -26,11 +26,11 @@ class ExpertChoice(Router):
 
   Zhou et al. (2022), section 3.2, https://arxiv.org/abs/2202.09368: with
   probabilities = softmax(logits) over experts, each expert takes the C = M k /
-  E tokens that give it the largest probabilities. These become the weights.
-  Loads are always equal, so there is no load-balance loss, and nothing is
-  dropped at a capacity factor of at least 1. The paper limits the experts per
-  token by a regularised assignment. Here each token keeps the choices with the
-  largest weights.
+  E tokens that give it the largest probabilities. These become the weights. No
+  expert has more than C tokens, so there is no load-balance loss, and nothing
+  is dropped at a capacity factor of at least 1. The paper limits the experts
+  per token by a regularised assignment. Here each token keeps at most
+  `max_per_token` choices, those with the largest weights.
 
   Whether an expert takes a token depends on later tokens. So a decoder with
   this router sees the future in training, and cannot generate token by token.
@@ -100,7 +100,7 @@ def _rows_by_expert(
   """Returns the row of each pair of token and expert, or -1: [G, M, E]."""
   M, E = shape
   G, R = token_GR.shape
-  # Rows that do not exist get a place behind the end. mode='drop' ignores it.
+  # Invalid rows get a place behind the end. mode='drop' ignores it.
   place_GR = jnp.where(valid_GR, token_GR * E + expert_GR, M * E)
   rows_R = jnp.arange(R, dtype=jnp.int32)
   put = lambda place_R: (
@@ -121,11 +121,11 @@ def _named(rows_GMA: Array, num_rows: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Base(Router):
-  """One expert per token; each expert gets the same number of tokens.
+  """One expert per token; in training no expert gets more than an even share.
 
   BASE layers (Lewis et al., 2021, https://arxiv.org/abs/2103.16716); CPM-2 has
   the same balanced assignment (Zhang et al., 2021,
-  https://arxiv.org/abs/2106.10715). Training uses the assignment with the
+  https://arxiv.org/abs/2106.10715). Training uses an assignment with nearly the
   largest sum of logits (`assignment.balanced_assignment`); evaluation uses each
   token's best expert. The weight is sigmoid(logit). The router's gradient flows
   through the weight. There is no load-balance loss. The paper shuffles tokens

@@ -44,7 +44,8 @@ def grouped_matmul(x_RD: Array, w_EDF: Array, count_E: Array) -> Array:
     [R, F] in the dtype of x_RD; rows behind the last run have no meaning.
 
   Raises:
-    ValueError: if the program is for a GPU, and no kernel takes the arrays.
+    ValueError: if the program is for an NVIDIA GPU, and tokamax is missing or
+      has no kernel that takes the arrays.
   """
   return _product_p.bind(x_RD, w_EDF, count_E, kind='forward')
 

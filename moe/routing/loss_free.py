@@ -131,8 +131,8 @@ class Quantile(Router):
   Su (2026), https://kexue.fm/archives/11619, as in Megatron-Core
   (`quantile_balancing`). A token chooses the experts of the k largest logits +
   bias. The weights are sigmoids of the plain logits, divided by the sum of the
-  chosen ones. Training computes each group's price of each expert
-  (`assignment.quantiles`). After a step
+  chosen ones, times `scaling`. Training computes each group's price of each
+  expert (`assignment.quantiles`). After a step
     bias = decay * bias - (1 - decay) * (mean price over the batch),
   and the mean of the bias over experts is subtracted from it. The mean price
   weights groups by their valid tokens, so it does not depend on the number of

@@ -34,6 +34,8 @@ def drops(
 ) -> dict[str, Pair]:
   """Counts dropped rows by modality, under names such as 'dropped_text'.
 
+  Choices that the router dropped (`RoutingPlan.dropped`) are not counted.
+
   Args:
     inputs: inputs of the router.
     plan: the experts of each token.

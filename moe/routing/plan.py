@@ -1,8 +1,9 @@
 """The inputs of a router and the plan that it makes, for groups of tokens.
 
-The first dim of every array counts the routing groups, G. The plan of a group
-is a list of R rows. A row is a token, an expert and a weight. R is static.
-Plans have the same form whether tokens choose experts or experts choose tokens.
+The first dim of an array of tokens or rows counts the routing groups, G. The
+plan of a group is a list of R rows. A row is a token, an expert and a weight. R
+is static. Plans have the same form whether tokens choose experts or experts
+choose tokens.
 """
 
 import dataclasses
@@ -29,8 +30,7 @@ class RouterInputs(NamedTuple):
     token_ids_GM: int32 vocabulary ids.
     modality_GM: int32 modalities, as in `TokenBatch`.
     valid_GM: bool, False for padding, which is never routed.
-    length: T, tokens per sequence; 0 if no device has whole sequences. A
-      routing group is several sequences or a part of a sequence.
+    length: T, tokens per sequence; 0 if no device has whole sequences.
     batch_axes: mesh axes that divide the tokens of the whole batch.
     num_modalities: statistics are also computed for each of the first
       `num_modalities` modalities; 1 for no such statistics.
@@ -49,7 +49,8 @@ class RouterInputs(NamedTuple):
 class RoutingPlan(NamedTuple):
   """The experts of each token.
 
-  Rows are in the order of priority: a full expert drops later rows.
+  Rows are in the order of the priority 'position': a full expert drops later
+  rows.
 
   Attributes:
     token_GR: int32 in [0, M), the token of each row.

@@ -126,7 +126,7 @@ def spill(
 ) -> tuple[Array, Array]:
   """Gives free slots to spare rows (spill to the next choice).
 
-  A spare row gets a slot only if an earlier choice of its token has none.
+  A spare row gets a slot only if its token has fewer slots than requested rows.
 
   Args:
     plan: the experts of each token.

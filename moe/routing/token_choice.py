@@ -1,4 +1,4 @@
-"""Routers in which each token chooses its experts by its own logits."""
+"""Routers in which a token's experts do not depend on other tokens."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def pick(a_GME: Array, expert_GMA: Array) -> Array:
 
 
 def check_groups(num_groups: int, top_groups: int, scaling: float) -> None:
-  """Raises OutOfRange if an option of routing within groups is out of range."""
+  """Raises OutOfRange if one of these options of a router is out of range."""
   bounds.at_least(1, 'num_groups', num_groups, 'groups of experts')
   usable = 'groups that a token may use'
   bounds.within('top_groups', top_groups, usable, least=1, most=num_groups)
@@ -58,7 +58,7 @@ def rows_of_choices(
   choices before first choices, and then later tokens before earlier ones.
 
   Args:
-    expert_GMA: int32 in [0, E).
+    expert_GMA: int32 numbers of experts; they are only copied.
     weight_GMA: float32.
     valid: bool [G, M] by token, or [G, M, A] by choice.
 
@@ -179,12 +179,13 @@ class TopK(TokenChoice):
       chosen logits. Otherwise the weights are probabilities over all experts.
       With k = 1 a renormalised weight is always 1, so the router gets no
       gradient: use Switch.
-    num_spare: number of spare choices per token, see `RoutingPlan`. Their
-      weights are also divided by the sum of the first k weights.
+    num_spare: number of spare choices per token, see `RoutingPlan`. If weights
+      are renormalised, those of spare choices are also divided by the sum of
+      the first k weights.
     num_groups: number of groups of neighbouring experts, such as the experts of
       one node.
     top_groups: number of groups that a token may use, as in DeepSeek-V2. The
-      score of a group is its best probability.
+      score of a group is its largest logit.
     scaling: factor of all weights; 16 in DeepSeek-V2.
   """
 

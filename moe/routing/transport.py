@@ -46,8 +46,8 @@ class Transfers(NamedTuple):
 def make_transfers(counts_nn: Array, buffer_rows: int, me: Array) -> Transfers:
   """Makes transfers that fit the buffer of every receiver.
 
-  If a device would get more rows than fit into its buffer, every sender keeps
-  the same share of its rows for this device: the first ones. It drops the
+  If a device would get more rows than fit into its buffer, every sender sends
+  the same share of its rows for this device, the first ones, and drops the
   others.
 
   Args:

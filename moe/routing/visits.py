@@ -80,9 +80,9 @@ def make_notes(
 ) -> Array:
   """Makes the notes of each row: A weights, then A expert numbers, [U, 2A].
 
-  Expert numbers count from 1 on the receiving device; 0 stands for a choice on
-  another device. Notes are float32, in which these numbers are exact. Gradients
-  flow through the weights.
+  Expert numbers count from 1 on the receiving device; 0 stands for a choice
+  that is on another device or not valid. Notes are float32, in which these
+  numbers are exact. Gradients flow through the weights.
 
   Args:
     choices: choices of all tokens.

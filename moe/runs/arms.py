@@ -43,7 +43,7 @@ def arms(
 
   Args:
     experts: number of experts of each arm; 1 stands for the dense twin, which
-      has as many active FLOPs as the sparse models.
+      has as many FLOPs per token as the sparse models.
     bound: 'NAME:BINDING;BINDING' for each further arm. 'warmup=SHARE' in place
       of a binding sets `Arm.warmup`.
     seeds: numbers of seeds: one number for all arms, or one for each arm.

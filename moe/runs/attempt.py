@@ -76,8 +76,8 @@ class Opened(NamedTuple):
   Attributes:
     reader: the training data.
     evaluations: evaluations by name; the first one ranks checkpoints.
-    meta: what a checkpoint records about the data. A run can only resume if
-      this has not changed, see `preflight.check_saved`.
+    meta: what a checkpoint records about the data. `preflight.check_saved` says
+      which of these values a resumed run must have, too.
     start: makes the state of a new run.
     write_results: writes files after the last step, in the first process.
   """

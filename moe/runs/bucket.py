@@ -11,6 +11,7 @@ TensorBoard's files stay in the mirror.
 import hashlib
 import logging
 import os
+import shutil
 
 import jax
 from etils import epath
@@ -26,18 +27,21 @@ _SCHEME = 'gs://'
 
 
 def opened(place: str, is_written: bool = False) -> str:
-  """Makes the local directory of a work directory, and returns its path.
+  """Returns the local directory of a run.
 
-  For a URL this is the mirror, into which the files of the bucket are copied. A
-  directory is returned as it is.
+  For a URL this is the mirror. The files of the bucket are copied into it,
+  except the lock and the checkpoints. A command that only reads has a directory
+  of its own, so it does not replace a log to which a run of this machine
+  appends. A directory is returned as it is.
 
   Args:
     place: a directory, or a URL that begins with gs://.
     is_written: whether a run will write there.
 
   Raises:
-    ValueError: if the bucket cannot be read, or cannot be written if this is
-      wanted.
+    ValueError: if the URL does not begin with gs://, if the bucket cannot be
+      read, or if `is_written` and it cannot be written.
+    lock.InUse: if another run writes there.
   """
   if not integrity.on_object_store(place):
     return place
@@ -49,12 +53,16 @@ def opened(place: str, is_written: bool = False) -> str:
     )
   digest = hashlib.sha256(url.encode()).hexdigest()[:12]
   name = f'{url.rpartition("/")[2]}-{digest}'
-  workdir = os.path.join(default_cache_dir(), 'runs', name)
-  os.makedirs(workdir, exist_ok=True)
+  folder = 'runs' if is_written else 'read'
+  workdir = os.path.join(default_cache_dir(), folder, name)
   try:
     if is_written:
-      (epath.Path(url) / listing.BUCKET).write_text(url)
-    _fetch(epath.Path(url), workdir)
+      _prepare(url, workdir)
+    else:
+      os.makedirs(workdir, exist_ok=True)
+      _fetch(epath.Path(url), workdir)
+  except lock.InUse:
+    raise
   # The clients of object stores raise many kinds of errors.
   except Exception as error:
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
@@ -67,8 +75,23 @@ def opened(place: str, is_written: bool = False) -> str:
   return workdir
 
 
+def _prepare(url: str, workdir: str) -> None:
+  """Fetches the files of a run that will go on, or makes an empty mirror."""
+  remote = epath.Path(url)
+  marker = remote / listing.BUCKET
+  is_new = not marker.exists()
+  # A run of this machine may be writing into the mirror. Then the lock stops us
+  # before we replace its files.
+  with lock.held(url):
+    if is_new:  # An older run with this URL may have left files.
+      shutil.rmtree(workdir, ignore_errors=True)
+    os.makedirs(workdir, exist_ok=True)
+    marker.write_text(url)
+    _fetch(remote, workdir)
+
+
 def _fetch(remote: epath.Path, workdir: str) -> None:
-  """Copies the files of a bucket's directory, except its lock, to `workdir`."""
+  """Copies files from a bucket to `workdir`, without lock and checkpoints."""
   for path in remote.iterdir():
     if path.name not in (lock.NAME, 'checkpoints') and not path.is_dir():
       atomic_files.write_file(

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe import atomic_files
-from moe.checkpoint import restore, upcycle
+from moe.checkpoint import listing, restore, upcycle
 from moe.checkpoint.save import Checkpointer
 from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader, eval_batches
@@ -92,7 +92,7 @@ def resumed_state(
 
   Without any step, the result is (None, None).
   """
-  if checkpointer.latest_step() is None:
+  if not listing.shared_steps(checkpointer.directory):
     return None, None
   # The rule for spikes may be switched on or off in the middle of a run.
   return checkpointer.restore(None, program.abstract, optional='norms/.*')

@@ -1,6 +1,7 @@
 """Scores a language model of protein chains: residues, and their 3Di letters.
 
-All scores stand beside those of n-grams that count the training chains.
+All scores stand beside those of n-gram models, whose counts come from the
+training chains.
 """
 
 import collections
@@ -27,7 +28,7 @@ _ROWS = 16
 
 
 class _Chains(NamedTuple):
-  """Records of the task `proteins_3di` in two splits."""
+  """Records of a task in two splits."""
 
   train: Sequence[Record]
   held_out: Sequence[Record]

@@ -82,8 +82,8 @@ def damage(
 ) -> Iterator[tuple[int, list[str]]]:
   """Checks steps: yields the number of each step and a list of its problems.
 
-  The list has a phrase for each damaged file and is empty for a sound step. The
-  check reads every byte and opens every array.
+  The list has a phrase for each problem and is empty for a sound step, of which
+  every byte is read and every array opened.
 
   Args:
     directory: directory of the steps.

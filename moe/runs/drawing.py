@@ -1,4 +1,4 @@
-"""How pictures are drawn, and what a drawn picture is."""
+"""Settings for drawing pictures, and the class of a drawn picture."""
 
 import dataclasses
 from typing import NamedTuple

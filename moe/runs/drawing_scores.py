@@ -32,7 +32,7 @@ def judge_of(store: Store, training: HeldOut, wanted: Request) -> Judge:
 def with_guidance(
   model: PictureModel, pictures: HeldOut, judge: Judge, wanted: Request
 ) -> Drawing:
-  """How pictures are drawn, with the best guidance for other sentences."""
+  """How to draw, with the best guidance on sentences that are not scored."""
   first = wanted.num_drawn
   others = pictures.part(first, first + _TRIED)
   if len(wanted.guidances) < 2 or not others.captions:
@@ -103,7 +103,7 @@ def judged(
 def copied(
   mean: Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """Share of drawn pictures that repeat a training picture, see `is_nearer`."""
+  """Share of drawn pictures that are suspicious, see `is_nearer`."""
   ours, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',

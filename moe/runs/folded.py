@@ -38,7 +38,8 @@ class Prediction(NamedTuple):
   """A folded chain, and the confidence of the model.
 
   Attributes:
-    chain: residues and all heavy atoms.
+    chain: residues and their heavy atoms; the backbone alone if the model has
+      learned no side chains.
     plddt: [I], expected lDDT of each residue, from 0 to 1.
     errors: [I, J], expected error of the place of residue j in the frame of
       residue i, in Angstrom.
@@ -66,6 +67,8 @@ class FoldingModel:
     state: variables of the model that are not trained.
     ids: the id space.
     origin: name and hash of the model.
+    recycles: number of recycles in the evaluation of the run.
+    has_side_chains: whether the model has learned where side chains are.
   """
 
   functional: FoldingFunctional
@@ -74,27 +77,32 @@ class FoldingModel:
   state: PyTree
   ids: IdSpace
   origin: Origin
+  recycles: int
+  has_side_chains: bool
 
   def fold(
     self,
     sequences: Mapping[str, str],
-    recycles: int,
+    recycles: int | None,
     memory_limit: float,
     seed: int | None = None,
   ) -> Iterator[Prediction]:
-    """Folds sequences; yields their structures, short sequences first.
+    """Folds sequences; yields their structures, those of small buckets first.
 
     Args:
       sequences: name of a chain -> its residues as one-letter names.
       recycles: number of passes after the first one. Each reads the result of
-        the pass before.
-      memory_limit: GB that a batch may need.
+        the pass before. None for `self.recycles`.
+      memory_limit: GB that the longest sequence may need.
       seed: seed of the dropout in folding blocks. Other seeds give other
         structures. None means no dropout.
 
     Raises:
-      ValueError: if a sequence is too long or needs too much memory.
+      ValueError: if a number is out of range, or if a sequence is too long or
+        needs too much memory.
     """
+    recycles = self.recycles if recycles is None else recycles
+    bounds.at_least(0, '--recycles', recycles, '0 reads no result again')
     self.check_memory(sequences, memory_limit)
     by_bucket = {}
     for name, sequence in sequences.items():
@@ -197,7 +205,9 @@ class FoldingModel:
       size = len(sequence)
       codes = residues.codes(sequence)
       mask = tables.mask[codes].copy()
-      mask[codes == residues.UNKNOWN, : len(residues.BACKBONE)] = True
+      mask[:, : len(residues.BACKBONE)] = True
+      if not self.has_side_chains:
+        mask[:, len(residues.BACKBONE) :] = False
       square = np.s_[row, :size, :size]
       yield Prediction(
         Chain(
@@ -270,13 +280,15 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
     loaded['state']['model'],
     run.ids,
     Origin(f'{name}, step {meta["step"]}', digest.hexdigest()),
+    run.recycles,
+    run.has_side_chains,
   )
 
 
 def samples(
   model: FoldingModel,
   sequences: Mapping[str, str],
-  counts: tuple[int, int],
+  counts: tuple[int | None, int],
   memory_limit: float,
   seed: int,
 ) -> Iterator[Prediction]:
@@ -286,7 +298,7 @@ def samples(
     model: the model.
     sequences: name of a chain -> its residues as one-letter names.
     counts: (recycles as in `FoldingModel.fold`, structures of each sequence).
-    memory_limit: GB that a batch may need.
+    memory_limit: GB that the longest sequence may need.
     seed: seed of the first structures; the next ones have seed + 1, and so on.
       Unused for one structure per sequence.
 
@@ -295,7 +307,6 @@ def samples(
       of a model without dropout.
   """
   recycles, num_samples = counts
-  bounds.at_least(0, '--recycles', recycles, '0 reads no result again')
   bounds.at_least(1, '--samples', num_samples, 'structures of a chain')
   if num_samples == 1:
     yield from model.fold(sequences, recycles, memory_limit)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from moe.data.cache_dir import default_cache_dir
 from moe.data.chains import ChainReader, all_chains, chain_batches
 from moe.data.store import Store
+from moe.modalities import protein
 from moe.modalities.protein import Chain
 from moe.runs import attempt, preflight
 from moe.runs.folding_run import FoldingRun
@@ -75,12 +76,21 @@ def describe(run: FoldingRun) -> str:
 
 
 def stores_of(
-  run: FoldingRun, prepare_chains: PrepareChains
+  run: FoldingRun, prepare_chains: PrepareChains, longest: int | None = None
 ) -> dict[str, dict[str, str]]:
-  """Makes missing stores of chains; returns name -> split -> directory."""
+  """Makes missing stores of chains.
+
+  Args:
+    run: the run.
+    prepare_chains: makes the stores.
+    longest: residues of the longest chain; None for LONGEST_CHAIN of the run.
+
+  Returns:
+    Name -> split -> directory.
+  """
   data = run.data
   cache_dir = data.cache_dir or default_cache_dir()
-  return prepare_chains(data.names, data.longest, cache_dir)
+  return prepare_chains(data.names, longest or data.longest, cache_dir)
 
 
 def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
@@ -102,6 +112,19 @@ def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
   return [chain for place in found for chain in all_chains(Store(place))]
 
 
+def _check_side_chains(stores: Sequence[Store], names: Sequence[str]) -> None:
+  """Raises ValueError if no training chain has a side chain."""
+  for store in stores:
+    for number in range(store.lengths.size):
+      (record,) = store.read([number])
+      if protein.of_record(record).has_side_chains:
+        return
+  raise ValueError(
+    f'ALL_ATOM_FAPE needs chains with side chains, and CHAINS={tuple(names)}'
+    ' have none: set it to 0, or name other CHAINS.'
+  )
+
+
 def open_chains(
   run: FoldingRun, program: Program, prepare_chains: PrepareChains
 ) -> tuple[ChainReader, dict[str, HeldOut]]:
@@ -110,6 +133,8 @@ def open_chains(
   dirs = stores_of(run, prepare_chains)
   rows = program.own_rows(data.batch_size)
   stores = [Store(dirs[name]['train']).hold() for name in data.names]
+  if run.has_side_chains:
+    _check_side_chains(stores, data.names)
   reader = ChainReader(
     stores,
     data.rates or [float(store.lengths.size) for store in stores],

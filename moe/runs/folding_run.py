@@ -1,7 +1,9 @@
 """The classes of a run that trains a folding model: its settings."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -13,6 +15,7 @@ from moe.modalities.ids import IdSpace
 from moe.models import functional as functional_lib
 from moe.models.folding import Folding
 from moe.models.functional import FoldingFunctional
+from moe.objectives.folding import Factors
 from moe.optim import optimizers
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
@@ -106,6 +109,19 @@ class FoldingRun:
     """The id space of the trunk."""
     room = ids_lib.text_room(self.model.trunk.vocab_size, RANGES)
     return ids_lib.of_ranges(room, RANGES)
+
+  @property
+  def recycles(self) -> int:
+    """How often the model reads its own result again in evaluation."""
+    return self._of_objective('recycles')
+
+  @property
+  def has_side_chains(self) -> bool:
+    """Whether the objective trains the places of side-chain atoms."""
+    return (self._of_objective('factors') or Factors()).all_atom_fape > 0
+
+  def _of_objective(self, name: str) -> Any:
+    return inspect.signature(self.objective).parameters[name].default
 
   def functional(
     self, devices: Sequence[jax.Device] | None = None

@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 # Numbers of sentences to draw, and of pictures to describe and to recognise.
 _DRAWN, _DESCRIBED, _RECOGNISED = 8, 12, 200
-# If there are more different names, they are not used as labels.
+# If there are more different names than this, they are not used as labels.
 _MAX_LABELS = 20
 _ALPHA = 0.5
 _DRAW = 'draw_'

@@ -1,4 +1,4 @@
-"""Held-out pictures, and what of a model's work with them is scored."""
+"""Held-out pictures, and the settings and means of scores on them."""
 
 import dataclasses
 import json
@@ -32,8 +32,8 @@ class Request:
     cache_dir: directory of the caches; '' for none.
     num_drawn: number of sentences to draw, the first ones of each source.
     limit: number of held-out pictures to read, the first ones of each source.
-    judge_epochs: how often the judge sees each picture in its training. The
-      judge is a network that is trained apart from the models.
+    judge_epochs: number of passes over the training pictures in the training of
+      the judge, a network that is trained apart from the models.
     command: the command that gives the same numbers again.
   """
 
@@ -96,7 +96,7 @@ class Mean:
   def __call__(
     self, what: str, values: np.ndarray, unit: str = 'share', higher=True
   ) -> Score:
-    """The mean over pictures with its interval; unknown values are NaN."""
+    """The mean over pictures with its interval; NaN values are left out."""
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     return comparison.of_mean(

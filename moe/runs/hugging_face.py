@@ -152,8 +152,8 @@ def read_config(directory: str) -> Imported:
   """Reads the configuration of a model directory in a Hugging Face format.
 
   Raises:
-    ValueError: if there is no config.json, or if it describes a model that we
-      do not have.
+    ValueError: if there is no config.json, if it is no JSON object, or if it
+      describes a model that we do not have.
   """
   path = os.path.join(directory, 'config.json')
   try:
@@ -168,7 +168,7 @@ def read_config(directory: str) -> Imported:
       f'{directory} must be a model directory of transformers, got one without'
       ' config.json.'
     ) from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
 

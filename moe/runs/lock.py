@@ -44,6 +44,10 @@ STALE_SECONDS = 60.0
 _SETTLE_SECONDS = 0.2, 2.0
 
 
+class InUse(ValueError):
+  """Raised if another run uses the work directory; the message names it."""
+
+
 @contextlib.contextmanager
 def held(workdir: str) -> Iterator[Callable[[], None]]:
   """Locks a work directory while the block runs.
@@ -59,7 +63,7 @@ def held(workdir: str) -> Iterator[Callable[[], None]]:
     A function that raises ValueError if another run has taken the directory.
 
   Raises:
-    ValueError: if another run holds the lock; the message names its host and
+    InUse: if another run holds the lock; the message names its host and
       process.
   """
   lock, error = None, None
@@ -67,12 +71,12 @@ def held(workdir: str) -> Iterator[Callable[[], None]]:
     lock = _Lock(workdir)
     try:
       lock.acquire()
-    except ValueError as refused:
+    except InUse as refused:
       error = refused
   if jax.process_count() > 1:
     is_refused = np.array(error is not None)
     if multihost_utils.broadcast_one_to_all(is_refused) and error is None:
-      error = ValueError(
+      error = InUse(
         f'--workdir={workdir} must be free, but another run uses it: see the'
         ' message of process 0.'
       )
@@ -113,7 +117,7 @@ class _Lock:
     """Creates the file or replaces a stale one.
 
     Raises:
-      ValueError: if the owner of the file is alive.
+      InUse: if the owner of the file is alive.
     """
     watched, since = None, 0.0
     while not self._create():
@@ -156,7 +160,8 @@ class _Lock:
     """Removes the file if this run still owns it."""
     self._is_released.set()
     self._thread.join()
-    with contextlib.suppress(OSError):
+    # Clients of object stores raise errors that are not OSError.
+    with contextlib.suppress(Exception):
       if self._is_ours(self._read()):
         self._path.unlink()
 
@@ -185,15 +190,15 @@ class _Lock:
     )
 
   def _settle(self) -> None:
-    """Waits; raises ValueError if another run writes the file meanwhile."""
+    """Waits; raises InUse if another run writes the file meanwhile."""
     time.sleep(_SETTLE_SECONDS[self._is_remote])
     text = self._read()
     if not self._is_ours(text):
       raise self._refusal(_decode(text or ''))
 
-  def _refusal(self, found: dict[str, Any]) -> ValueError:
+  def _refusal(self, found: dict[str, Any]) -> InUse:
     since = f', since {found["since"]}' if 'since' in found else ''
-    return ValueError(
+    return InUse(
       f'--workdir={self._workdir} must have one run at a time, but is used by'
       f' {_named(found)}{since}: wait until that run ends, stop it, or choose'
       ' another --workdir.'
@@ -217,7 +222,7 @@ class _Lock:
         self._record['beat'] += 1
         self._write()
         self._beaten_at = time.monotonic()
-      except OSError as error:  # The next beat tries again.
+      except Exception as error:  # As in `release`. The next beat tries again.
         _logger.info(f'warning: {self._path} could not be written: {error}')
 
   def _read(self) -> str | None:

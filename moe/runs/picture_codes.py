@@ -60,8 +60,6 @@ def encode(
       store = Store(store_dir)
       target = root / pathlib.Path(store_dir).parent.name / split
       target.parent.mkdir(parents=True, exist_ok=True)
-      # A report shows held-out pictures as they were, beside what the codes
-      # keep of them.
       made = _records(tokenizer, store, split != 'train', has_patches)
       write_store(target, made, lambda: _manifest(tokenizer, has_patches))
       counts[f'{target.parent.name}/{split}'] = store.lengths.size

@@ -80,7 +80,7 @@ class PictureModel:
     return any(extra.name == PATCHES for extra in self.canvas.extras)
 
   def see(self, pixels: Sequence[np.ndarray]) -> Seen:
-    """Pictures of the size of the tokenizer, in the form to be described."""
+    """Pictures of the tokenizer's size, in the form that the model reads."""
     if not self._reads_patches:
       return Seen(self.encode(pixels) + self.canvas.begin)
     patches = image.patches_of(np.stack(pixels), self.canvas.grid)
@@ -88,7 +88,7 @@ class PictureModel:
     return Seen(masks, {PATCHES: patches})
 
   def see_codes(self, codes: np.ndarray) -> Seen:
-    """Drawn pictures, as codes int32 [N, codes], to be described."""
+    """Pictures, given as codes int32 [N, codes], in the form of `see`."""
     if self._reads_patches:
       return self.see(self.tokenizer.decode(codes))
     return Seen(np.asarray(codes, np.int32) + self.canvas.begin)

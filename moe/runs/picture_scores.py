@@ -166,7 +166,7 @@ def _described(
     )
     for name in names
   ]
-  # A sentence of a picture without a kind may have no entry 'all'.
+  # The result of `agreement` may have no entry 'all'. The value is then NaN.
   exact = np.array([float(one.get('all', np.nan)) for one in right])
   return scores + mean.by_kind('caption right, all', exact, pictures.facts)
 

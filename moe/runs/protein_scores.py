@@ -72,7 +72,7 @@ def score_chains(
   model: FoldingModel,
   chains: Sequence[Chain],
   training: Sequence[Chain],
-  recycles: int,
+  recycles: int | None,
   memory_limit: float,
 ) -> list[ChainScores]:
   """Folds chains and scores them.
@@ -82,7 +82,7 @@ def score_chains(
     chains: chains with known structures, from `chosen`.
     training: the training chains; the nearest one is a baseline.
     recycles: number of recycles, see `FoldingModel.fold`.
-    memory_limit: GB that a batch may need.
+    memory_limit: GB that the longest chain may need.
   """
   # Two chains may have the same name, and `fold` changes the order. So we give
   # the chains numbers.

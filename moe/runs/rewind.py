@@ -1,6 +1,7 @@
 """Takes a run back to an earlier checkpoint; it can leave out some batches."""
 
 import logging
+import os
 
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.data import skips
@@ -23,12 +24,10 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
 
   Raises:
     ValueError: if the step is missing or damaged, if another run uses the
-      directory, or if `first` is not after the step.
+      directory, or unless `step` < `first` < `end`.
   """
-  workdir = bucket.opened(workdir)
-  directory = listing.locate(workdir)[0]
-  if not integrity.on_object_store(directory):
-    workdir = str(directory.parent)
+  directory = listing.locate(bucket.opened(workdir))[0]
+  workdir = bucket.opened(os.fspath(directory.parent), is_written=True)
   mirror = bucket.Mirror(workdir)
   steps = listing.steps(directory)
   if step not in steps:
@@ -52,7 +51,10 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
       newest = listing.read_meta(directory / str(steps[-1]))
       left_out = skips.of_json(newest.get('skipped_batches', ()))
       first, end = (left_out.number(logged - 1) for logged in skipped)
-      skips.write(workdir, left_out.also(first, end))
+      left_out = left_out.also(first, end)
+      for pair in skips.read(workdir).ranges:  # Also those of earlier rewinds.
+        left_out = left_out.also(*pair)
+      skips.write(workdir, left_out)
       mirror.send()
       _logger.info(f'batches {first} to {end - 1} are left out from now on')
     for newer in steps[steps.index(step) + 1 :][::-1]:

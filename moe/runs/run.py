@@ -138,7 +138,8 @@ class Run:
     groups: (regular expression, factor of the learning rate, factor of the
       weight decay) of each parameter group. The expression must match a whole
       parameter path.
-    storage: number formats of parameters and gradients.
+    storage: number formats of parameters and gradients, and whether the
+      optimizer's state is in host memory.
     data: the data.
     settings: settings of the training loop.
     initial: initial parameters from another run.
@@ -199,7 +200,6 @@ class TrainedRun:
   workdir: str
   run: Run
   image_tokenizer: str = ''
-  shares: Sequence[float] = ()
 
   @property
   def row_parts(self) -> int:
@@ -217,8 +217,8 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
   """The optimizer of a run.
 
   Raises:
-    ValueError: if a group is malformed, or if the optimizer does not support
-      groups.
+    ValueError: if a group is malformed, or if there are groups or a
+      parametrisation that the optimizer does not support.
   """
   options, scales = {}, run.model.parametrisation
   if run.groups or scales:

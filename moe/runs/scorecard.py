@@ -45,8 +45,8 @@ def scorecard(
   """Reads the scorecard of a checkpoint from a file, or measures it.
 
   The folder `scorecards` of the run has a file for each step, suite and number
-  of shots. If a data file has changed since this file was written, the
-  scorecard is measured again.
+  of shots. If `FORMAT` or the data of a benchmark, reading set or aligned set
+  have changed since, the scorecard is measured again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.
@@ -104,10 +104,14 @@ def stored(workdir: str, step: int) -> Card | None:
 
 
 def _data_digest(directory: pathlib.Path) -> dict[str, str]:
-  """Path -> SHA-256 of every data file; '' if the file is missing."""
+  """Path -> SHA-256 of each set's file; '' if the file is missing.
+
+  The sets are benchmarks, reading sets, aligned sets and verse.
+  """
   sets = (*benchmarks.BENCHMARKS, *reading.READINGS, *aligned.SETS)
+  files = {one.file for one in sets} | set(scorecard_poems.FILES)
   found = {}
-  for file in sorted({one.file for one in sets}):
+  for file in sorted(files):
     path = directory / file
     found[file] = file_sha256(str(path)) if path.is_file() else ''
   return found
@@ -177,8 +181,9 @@ def _poet(
 def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
   """Subtracts the scores of `other` from the scores of `card`.
 
-  Only scores on the same items are compared. The intervals come from a paired
-  bootstrap over items. For perplexities, the logarithms are subtracted.
+  Two scores are compared only if the denominators of their items are equal. The
+  intervals come from a paired bootstrap over items. For perplexities, the
+  logarithms are subtracted.
 
   Args:
     card: a scorecard.
@@ -208,7 +213,7 @@ def differences(card: Card, other: Card, command: str) -> list[dict[str, Any]]:
 
 
 def _paired(card: Card) -> Iterator[tuple[str, str, list, list]]:
-  """Yields (name, unit, numerators, denominators) of every score.
+  """Yields (name, unit, numerators, denominators) of scores, without verse.
 
   There is one numerator and one denominator for each item.
   """

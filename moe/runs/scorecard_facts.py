@@ -183,7 +183,7 @@ def _hours(time: dict[str, Any]) -> float | None:
 
 
 def licences(stores: Sequence[Store]) -> list[tuple[str, str]]:
-  """(name, licence) of the weights and of every training corpus."""
+  """(name, licence or source) of the weights and of every training corpus."""
   rows = [('weights', WEIGHTS_LICENCE)]
   for store in stores:
     source = store.manifest.get('source', 'unknown source')

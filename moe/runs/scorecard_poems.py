@@ -26,11 +26,12 @@ from moe.runs.scorecard_scores import Asked, cut, progress
 FILE = 'text/poems_shi_valid.jsonl.gz'
 COUPLETS = 'text/couplets_verse_valid.jsonl.gz'
 LYRICS, KNOWN_LYRICS = 'text/ci_valid.jsonl.gz', 'text/ci_train.jsonl.xz'
+FILES = (FILE, COUPLETS, LYRICS, KNOWN_LYRICS)
 # (lines, characters in a line) of quatrains and octaves.
 FORMS = ((4, 5), (4, 7), (8, 5), (8, 7))
 TEMPERATURE = 0.8
-# A poem of the longest form has at most this many tokens, including punctuation
-# and the end mark.
+# A poem of the longest form has 65 characters with its punctuation and end
+# mark, and rarely more tokens than this.
 _MAX_TOKENS = 80
 _LONGEST_TITLE, _LONGEST_LYRIC = 12, 75
 _NUM_SHOWN = 6
@@ -219,7 +220,7 @@ def _chosen(
 
 
 def is_plain(title: str | None) -> bool:
-  """Whether a title is short, not empty, and has no comma, stop or bracket."""
+  """Whether a title is short, not empty, and has no '，', '。', '（' or '('."""
   text = title or ''
   return len(text) <= _LONGEST_TITLE and bool(re.fullmatch('[^，。（(]+', text))
 
@@ -253,7 +254,8 @@ def written(trained: TrainedRun, titles: Sequence[str]) -> list[str]:
   on_progress, texts = progress('verse'), []
   for start in range(0, len(prompts), _ROWS):
     rows = prompts[start : start + _ROWS]
-    # Each batch has its own seed, so equal prompts get different texts.
+    # Each batch has its own seed, so that equal prompts in two batches get
+    # different texts.
     found = write(rows, [table] * len(rows), limit, seed + start)
     texts += [vocabulary.decode(ids) for ids in found]
     on_progress(len(texts), len(prompts))

@@ -4,9 +4,10 @@ The exit code of an attempt decides. After code 0 the command has finished.
 After code 75 (preempted) the command starts again at once. Code 2 is a mistake
 of the user, so another attempt would fail in the same way. Any other code is a
 crash, except code 69 (another process was lost) and signals from outside, such
-as a kill. In all these cases the supervisor waits before the next attempt; the
-wait grows until an attempt gets further. The third crash at the same step ends
-the attempts, since a cause that repeats does not go away.
+as a kill. After a crash, code 69 or such a signal, the supervisor waits before
+the next attempt; the wait grows until an attempt gets further. By default, the
+third crash at the same step ends the attempts, since a cause that repeats does
+not go away.
 
 This file imports neither JAX nor the code of the command. So the supervisor
 needs little memory.
@@ -31,7 +32,7 @@ from moe.train import record_log
 
 _logger = logging.getLogger(__name__)
 
-EXIT_MISTAKE = 2
+EXIT_MISTAKE = roll_call.EXIT_MISTAKE
 # Exit code if the command crashes again and again, so that a person must help.
 EXIT_GIVEN_UP = 1
 LOG = 'attempts.jsonl'
@@ -97,7 +98,9 @@ class Policy:
     self._crashes_at = collections.Counter()
     self._crash_times = collections.deque()
     self._furthest = -1
-    self._stuck = 0  # Attempts in a row that got no further.
+    # How often the next wait is doubled. An attempt that gets further resets
+    # this number.
+    self._stuck = 0
 
   def after(self, code: int, step: int | None, now: float) -> Decision:
     """Decides what follows after an attempt.

@@ -33,6 +33,8 @@ def measure(trained: TrainedRun, asked: Asked) -> dict[str, Any]:
     if not (folder / file).is_file():
       raise ValueError(f'{file} is missing below {folder}.')
   titles = scorecard_poems.held_out_titles(folder, NUM_TITLES)
+  if len(titles) % relevance.GROUP == 1:
+    titles.pop()  # It would be alone in its group.
   repeated = [title for title in titles for _ in range(NUM_POEMS)]
   poems = scorecard_poems.written(trained, repeated)
   nats = reranking.prompt_nats(trained, repeated, poems)

@@ -130,9 +130,10 @@ def train(
 
 
 def _check_origin(job: Job) -> None:
-  """Raises ValueError if the vocabulary does not fit the first parameters.
+  """Raises ValueError if INITIAL_CHECKPOINT has another vocabulary or id space.
 
-  Without a file the vocabulary is trained first, and checked later.
+  If VOCABULARY names no file, the vocabulary may not exist yet. Then
+  `build.starting_state` makes the same check.
   """
   data = job.run.data
   if data.vocabulary:

@@ -228,8 +228,8 @@ def load(program: Program, shapes: Batch, path: str) -> Callable:
     (state, batch) -> (state, metrics).
 
   Raises:
-    ValueError: if the file was compiled from another program, for other devices
-      or with other versions.
+    ValueError: if the file cannot be read, or was compiled from another
+      program, for other devices, or with other versions or flags.
   """
   try:
     header, packed = pathlib.Path(path).read_bytes().split(b'\n', 1)

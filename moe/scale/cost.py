@@ -92,7 +92,7 @@ def flops_per_token(
   A training step has three times as many.
 
   MFU is computed from this number. It includes two FLOPs for each active
-  parameter in a product, and half of the T x T attention scores, since
+  parameter outside `embedding`, and half of the T x T attention scores, since
   attention is causal. It includes neither recomputation nor padding.
 
   Args:
@@ -182,7 +182,8 @@ def recomputed_shares(
     ends_sparse: whether the last layer of the period is sparse.
 
   Returns:
-    Share for each part of `components`, and 'scores' for attention.
+    Shares by part of `components`, and 'scores' for attention. No other part is
+    recomputed.
   """
   if policy == 'none':
     return {}
@@ -213,10 +214,10 @@ def executed_flops_per_token(
   """Executed FLOPs of products per token: (forward pass, training step).
 
   These FLOPs include empty capacity slots, masked scores and recomputation.
-  Every product runs three times in training: once forward, and twice for the
-  gradients of inputs and weights. This holds for the first layer too, because
-  embeddings need a gradient. With remat, the block for multi-token prediction
-  and its head run once more.
+  Every product with weights runs three times in training: once forward, and
+  twice for the gradients of inputs and weights. This holds for the first layer
+  too, because embeddings need a gradient. With remat, the block for multi-token
+  prediction and its head run once more.
   """
   products = {
     part: 2 * c.active * (execution.padding if part == 'experts' else 1)

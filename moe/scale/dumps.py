@@ -23,7 +23,7 @@ class Dumped(NamedTuple):
   Attributes:
     compiled: the program.
     optimized: the text of the program, from the dump, since `compiled.as_text`
-      fails if collectives are asynchronous.
+      can fail (see compile.py).
     generated: the text after code generation, with estimates of cycles.
     temporaries: the temporary arrays that the program allocates.
   """
@@ -58,7 +58,8 @@ def collectives(text: str) -> list[dict[str, Any]]:
     text: text of the compiled program.
 
   Returns:
-    Dicts with 'name', 'shape', 'bytes' and 'count', most bytes first.
+    Dicts with 'name', 'shape', 'bytes' and 'count', the largest product of
+    'bytes' and 'count' first.
   """
   found = Counter()
   for computation in hlo.parse(text).computations.values():
@@ -124,7 +125,8 @@ def account(dumped: Dumped, weight: tuple[int, ...]) -> dict[str, Any]:
   Args:
     dumped: the program.
     weight: shape of one weight, stacked over all experts on a device. An array
-      with these dims counts as a gradient of weights and not as rows.
+      with these dims, in any order, counts as a gradient of weights and not as
+      rows.
   """
   return buffers.account(
     dumped.temporaries,

@@ -138,11 +138,10 @@ def exchanges(remat: str) -> int:
 
   Rows are sent to the experts and back, in the forward and in the backward
   pass: 4 times. A recomputed layer sends rows to the experts once more, because
-  the gradients of the experts need the received rows. It does not send them
-  back once more, for two reasons. Combining is a sum, and the gradient of a sum
-  does not need its terms. The output of the period is kept as the input of the
-  next period. The policy 'dots' is no exception: products of experts have a
-  batch dim, so it does not keep them.
+  the gradients of the experts need the received rows; only the policies with
+  'exchange' keep these rows. The layer does not send rows back once more, for
+  two reasons. Combining is a sum, and the gradient of a sum does not need its
+  terms. The output of the period is kept as the input of the next period.
   """
   return 4 if remat == 'none' or 'exchange' in remat else 5
 
@@ -218,8 +217,8 @@ def refusal(
   """Says why a layout is too slow even with full overlap; None if it is not.
 
   A layout is refused if one kind of transfer takes longer than all products of
-  the step. `warnings` checks stricter rules, for the forward pass of one sparse
-  layer in bfloat16. Let C be the peak in FLOP/s and W the bytes/s of a link in
+  the step. `warnings` checks stricter rules, for the forward pass of one layer
+  in bfloat16. Let C be the peak in FLOP/s and W the bytes/s of a link in
   one direction. A ring moves one byte in the time of I = C / 2W FLOPs (2,550 on
   a v5p, 5,100 on a v6e, 12,800 on a tpu7x). An expert has m matrices. EP and TP
   are the numbers of devices along the axes 'expert' and 'model'.
@@ -235,8 +234,9 @@ def refusal(
     has two links, so V bytes take V n / 8W. A GELU expert has m = 2, which
     gives the guide's 4 F / EP; a gated expert has 6 F / EP. If the axis covers
     several sides of the torus, n is the longest side and not EP.
-  - Divided widths (TP): m F / 2 TP > I. One all-reduce has 2 D bytes for each
-    token and 2 m D F / TP FLOPs. With m = 2 this is the guide's F / TP.
+  - Divided widths (TP): m F / 2 TP > I. For each token, a device does 2 m D F /
+    TP FLOPs and sums 2 D bytes in an all-reduce. With m = 2 this is the guide's
+    F / TP.
   - Pipelines have no rule, since this project has none.
 
   A whole step has more products per byte than a forward pass. Products triple,

@@ -12,7 +12,7 @@ GB/s for v5p, v6e and tpu7x, 45 GB/s for v4 and v5e, nine tenths of the pages'
 figures. `hbm_bytes` is the limit that the compiler names when a program does
 not fit.
 GPUs: NVIDIA's data sheets give dense peaks (without sparsity) and NVLink in one
-direction; each GPU has one 400 Gbit/s adapter.
+direction; each GPU has one adapter, of 200 Gbit/s for an A100, else of 400.
 """
 
 import dataclasses
@@ -122,7 +122,7 @@ class Slice:
 
   Attributes:
     name: key of `CHIPS`.
-    shape: chips along each dim of the torus.
+    shape: chips along each dim of the torus; for GPUs, their number.
     num_slices: number of slices.
   """
 
@@ -164,7 +164,7 @@ def parse(text: str, num_slices: int = 1) -> Slice:
     num_slices: number of such slices.
 
   Raises:
-    ValueError: if there is no such chip or shape.
+    ValueError: if there is no such chip or shape, or `num_slices` is below 1.
   """
   bounds.at_least(1, '--slices', num_slices, 'slices that a network joins')
   found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)

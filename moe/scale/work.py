@@ -10,8 +10,9 @@ import dataclasses
 from moe.scale import collectives, hlo, hlo_flops, hlo_loops
 from moe.scale.collectives import Transfer
 
-# Instructions that we count without memory traffic: some only rename the result
-# of another instruction; the traffic of the others is counted elsewhere.
+# We count these instructions without memory traffic. Some only rename the
+# result of another instruction; the traffic of the others is small or counted
+# elsewhere.
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'after-all', 'partition-id', 'replica-id', 'call', 'conditional', 'iota',

@@ -39,8 +39,9 @@ def summarize(
     dropped_fraction counts all drops, dropped_receiver_fraction only drops at
     the receiver; both are shares of the valid rows. padding_fraction is a share
     of the tokens. bytes_exchanged is for one forward pass of one microbatch.
-    Where the router tells modalities apart, experts_used_text and so on count
-    the experts of a layer that see a modality, and load_text is its load.
+    If the router tells modalities apart, experts_used_text is the number of
+    experts of a layer that get text, as a mean over the layers. 'layers' then
+    has load_text, the load of the text rows. Other modalities have the same.
   """
   metrics = jax.device_get(metrics)
   record = {

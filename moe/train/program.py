@@ -17,7 +17,7 @@ from moe.types import Array, Batch, Pair, PyTree
 
 
 class Program(NamedTuple):
-  """The compiled functions that the training loop calls.
+  """The jitted functions of a run, and the shapes of their arrays.
 
   Attributes:
     objective: what is trained.

@@ -1,8 +1,9 @@
 """Reports a run: logs, TensorBoard, and one line for people.
 
-log.jsonl has a record for each step, and eval.jsonl for each evaluation.
-quarantine.jsonl has a line for each record of the data that cannot be read, and
-bad_steps.jsonl for each skipped step, with the records that it has read.
+log.jsonl has a record for each step, and eval.jsonl for each evaluated step.
+quarantine.jsonl has a line for each record of the data that the first process
+cannot read. bad_steps.jsonl has a line for each skipped step, with the records
+that the step has read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
 the step took. A resumed run first removes the records after the restored step.
@@ -35,7 +36,8 @@ _FLUSH_SECONDS = 30
 
 _SPEED_WINDOW = 50  # The time left is estimated from this many steps.
 _LAYER_PERIOD = 10  # Steps between numbers by layer in TensorBoard.
-# Seconds between images, since drawing an image can take longer than a step.
+# A step draws an image only if the last one is older than this, in seconds.
+# Drawing can take longer than a step.
 _IMAGE_SECONDS = 60.0
 
 
@@ -298,7 +300,7 @@ class _Board:
 
   def _open(self):
     if self._writer is None:
-      # The import is slow, but here the first step runs at the same time.
+      # The import is slow. In a new run, the second step runs at the same time.
       import tensorboardX
 
       self._writer = tensorboardX.SummaryWriter(

@@ -200,7 +200,7 @@ def losses_by_source(
 
 
 def _only(batch: Batch, places: np.ndarray) -> Batch:
-  """A copy of a batch without the rows at other places; these are padding."""
+  """A copy of a batch in which the rows at other places are zeros."""
 
   def one(array: np.ndarray) -> np.ndarray:
     kept = np.zeros_like(array)

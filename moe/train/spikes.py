@@ -54,7 +54,7 @@ def judge(
 
   Returns:
     (whether the norm is a spike, the limit, the new statistics). The limit is
-    infinite for the first WINDOW steps.
+    infinite until `norms` has WINDOW norms.
   """
   is_known = norms.count >= WINDOW
   limit = norms.mean + deviations * jnp.sqrt(norms.variance)

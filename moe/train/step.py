@@ -192,9 +192,10 @@ def _accumulate(
 def _is_sound(ts: TrainState, kept: storage.Storage) -> Array:
   """Whether training can go on from a state, as a bool array.
 
-  All arrays must be finite, and also the squares of the parameters, because
-  norms need them. The check only reads the state after the update. If it chose
-  between the old and the new state, both would have to be in memory at once.
+  All checked arrays must be finite, and so must the sum of the squares of each
+  parameter, because norms need it. The check only reads the state after the
+  update. If it chose between the old and the new state, both would have to be
+  in memory at once.
   """
   # Moments in host memory are not checked, since the check would have to copy
   # them to the device again.
@@ -235,7 +236,7 @@ def make_train_step(
       optimizer's state.
     schedule: learning rate by step, for the metrics.
     seed: seed of the run. The key of step s is fold_in(seed, s). The bits of
-      stochastic rounding are a hash of seed and s.
+      stochastic rounding are a hash of seed, s and the place of each number.
     num_microbatches: parts of the batch, which are computed one by one.
     spike_deviations: a step is skipped if its gradient norm lies so many
       standard deviations above the mean of the steps before, see
@@ -243,11 +244,11 @@ def make_train_step(
 
   Returns:
     (state, batch) -> (state, metrics), metrics as (sum, weight). If the loss or
-    the gradient is not finite, only the step number changes, and the metric
-    'skipped' is 1. A spike changes only the step number and the statistics of
-    gradient norms, and the metric 'spike' is 1. If the state after the update
-    is not finite, the metric 'broken' is 1, and training must not go on from
-    this state.
+    the gradient is not finite, no parameter and no state of the model or the
+    optimizer changes, and the metric 'skipped' is 1. A spike changes only the
+    step number and the statistics of gradient norms, and the metric 'spike' is
+    1. If the state after the update is not finite, the metric 'broken' is 1,
+    and training must not go on from this state.
   """
   kept = optimizer.storage
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from moe import bounds, failpoints, stop_signals
 from moe.data.order import Source
 from moe.objectives.objective import Facts
+from moe.parallel import multihost
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
 from moe.train.evaluator import Evaluator
@@ -39,7 +40,8 @@ class Settings:
     seed: seed of parameters, data order and noise; 0 to 2^32 - 1.
     num_microbatches: parts of a batch, which are computed one by one.
     keep_last: number of the newest checkpoints to keep.
-    keep_best: number of the best checkpoints to keep besides the newest.
+    keep_best: number of the best checkpoints to keep; they may be among the
+      newest.
     max_bad_steps: number of consecutive steps with a non-finite loss or
       gradient after which the run ends with an error.
     drop_warning: share of dropped tokens above which people are warned.
@@ -47,8 +49,8 @@ class Settings:
       standard deviations above the mean of the steps before; 0 for never.
     hang_seconds: seconds without a sign of life after which the run is ended; 0
       for no limit.
-    profile_steps: (first, last): a profiler trace begins with step `first` and
-      ends before step `last`; empty for no trace.
+    profile_steps: (first, last), counted from 0: a profiler trace begins with
+      step `first` and ends before step `last`; empty for no trace.
   """
 
   train_steps: int
@@ -141,30 +143,48 @@ class _Stop:
   """Notices signals to stop, and lets all processes stop after the same step.
 
   Attributes:
-    is_set: whether a signal has come. With several processes it stays False,
-      because no process may leave a step in which the others take part.
+    is_set: whether a signal has come. With several processes it is set only
+      when all of them have agreed in `reached`, because no process may leave a
+      step in which the others take part.
     name: name of the signal.
   """
 
   def __init__(self):
     self.is_set = False
     self.name = 'SIGTERM'
+    self._asked = 0
 
-  def listening(self) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which signals are noticed."""
+  @contextlib.contextmanager
+  def listening(self) -> Iterator[None]:
+    """A context in which signals are noticed."""
     if jax.process_count() == 1:
-      return stop_signals.handled(self._set)
-    # JAX handles SIGTERM and informs all processes. A handler of ours would
-    # replace JAX's. So we leave SIGTERM alone and turn other signals into it.
-    return stop_signals.handled(
+      with stop_signals.handled(self._set):
+        yield
+      return
+    # JAX handles SIGTERM and informs all processes. So we turn other signals
+    # into it.
+    others = stop_signals.handled(
       lambda _: os.kill(os.getpid(), signal.SIGTERM),
       (signal.SIGINT, signal.SIGHUP),
     )
+    with others, multihost.sharing_sigterm():
+      yield
 
-  def reached(self, step: int) -> bool:
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
+  def reached(self) -> bool:
+    """Whether to stop here. All processes must ask equally often."""
+    if jax.process_count() > 1 and not self.is_set:
+      self._asked += 1
+      self.is_set = multihost_utils.reached_preemption_sync_point(self._asked)
     return self.is_set
+
+  def asking(self, function: Callable) -> Callable:
+    """Wraps a function so that `reached` is asked before each call of it."""
+
+    def call(*args: Any) -> Any:
+      self.reached()
+      return function(*args)
+
+    return call
 
   def _set(self, name: str) -> None:
     self.is_set, self.name = True, name
@@ -196,8 +216,8 @@ def train(
     (state, exit code): 0 at the end, 75 after a signal with everything saved.
 
   Raises:
-    TrainingError: if the loss stays non-finite, or if the state after an update
-      is not finite.
+    TrainingError: if the loss or the gradient stays non-finite, or if the state
+      after an update is not finite.
   """
   # ---- Set up ----------------------------------------------------------------
   first = int(ts.step)
@@ -208,7 +228,12 @@ def train(
   )
   watchdog = Watchdog(settings.hang_seconds, progress.workdir)
   evaluator = Evaluator(
-    evaluations, program, progress, lambda: stop.is_set, meta, watchdog
+    evaluations,
+    program._replace(eval_step=stop.asking(program.eval_step)),
+    progress,
+    lambda: stop.is_set,
+    meta,
+    watchdog,
   )
   is_judged = lambda step: bool(evaluations) and settings.is_evaluated(step)
 
@@ -247,16 +272,17 @@ def train(
 
       is_last = done == settings.train_steps
       # A signal may come at any moment. We ask once, so that all uses agree.
-      is_stopped = stop.reached(done)
+      is_stopped = stop.reached()
       is_saved = is_last or is_stopped or done % settings.save_period == 0
       is_due, scores = is_judged(done), {}
       if not (is_saved or is_due):
         continue
       reporter.flush(ts)
-      if is_due:
+      # The next attempt makes up for an evaluation that a signal prevents.
+      if is_due and not is_stopped:
         scores = evaluator.scores(done, ts)
         reporter.resume()  # Saves count as training time, evaluations do not.
-      is_interrupted = is_due and not scores  # A signal ended the evaluation.
+      is_interrupted = is_due and not scores  # A signal came before its end.
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:

@@ -4,7 +4,7 @@
 source of pictures, and a module that calls `add` for this folder. Each source
 gets two tasks. `draw_NAME` reads a sentence and predicts the codes one by one.
 `describe_NAME` reads the codes as a block and predicts the sentence. The
-mixture `NAME_both` has both tasks with the same rate. If there are several
+mixture `NAME_both` has both tasks with almost equal rates. If there are several
 sources, the mixture `pictures` has the tasks of all of them.
 """
 
@@ -98,7 +98,8 @@ def add(directory: str | os.PathLike) -> list[str]:
     The names of the mixtures.
 
   Raises:
-    ValueError: if the folder has no codes, or codes of several tokenizers.
+    ValueError: if the folder has no codes, or codes of several tokenizers, or
+      if the name of a task or mixture is taken.
   """
   root = pathlib.Path(directory).absolute()
   sources = {

@@ -1,4 +1,4 @@
-"""Decodes picture files of any kind into arrays, or refuses them.
+"""Decodes picture files into arrays, or refuses them.
 
 The result is RGB with 8 bits per channel. A picture is rotated as its EXIF data
 says, and transparent parts become white. Only the first frame of an animation
@@ -63,7 +63,7 @@ def read(path: str | os.PathLike, size: int) -> np.ndarray:
   """A picture file as uint8 [size, size, 3].
 
   Args:
-    path: of the file.
+    path: the file.
     size: pixels of height and width.
 
   Raises:

@@ -17,7 +17,7 @@ from tasks.pictures import drawing, scenes
 from tasks.pictures.scenes import Scene, Thing
 
 _WHITE = (255, 255, 255)
-# Size word -> half of the height of an object, as a share of the picture.
+# Size word -> about half of the height of an object, as a share of the picture.
 _RADIUS = {'小': 0.09, '中等': 0.13, '大': 0.17}
 # Coordinates of the three places along a row or column, as shares of the side.
 _CENTRES = (0.2, 0.5, 0.8)

@@ -173,7 +173,7 @@ class Folder:
     directory: the folder.
     size: pixels of height and width.
     quarantine: a dict with 'file' and 'error' for each picture that was left
-      out.
+      out of the split that was read last.
   """
 
   directory: str
@@ -218,7 +218,7 @@ def _bytes(root: pathlib.Path, name: str) -> bytes:
   """Reads a file of a folder.
 
   Raises:
-    ValueError: if the file is missing, or lies outside of the folder.
+    ValueError: if the file cannot be read, or lies outside of the folder.
   """
   path = (root / name).resolve()
   if not path.is_relative_to(root.resolve()):

@@ -47,3 +47,22 @@ def test_text_and_the_end_mark_lie_in_no_row(vocabulary, is_drawn):
   wanted = [*text_zeros, 1, 2, 0] if is_drawn else [1, 2, *text_zeros, 0]
   np.testing.assert_array_equal(record['column'], wanted)
   np.testing.assert_array_equal(record['row'], np.minimum(wanted, 1))
+
+
+def test_a_malformed_document_is_not_in_the_counts(vocabulary):
+  # The picture of the second document has 1 code, but its grid has 2.
+  tokeniser = Tokeniser(
+    'described/train',
+    vocabulary,
+    0.5,
+    lambda count: None,
+    of_ranges(vocabulary.size, {'image': 4}),
+    {'inputs': Feature('image', grid=(1, 2))},
+  )
+  both = [
+    {'inputs': np.array(codes), 'targets_pretokenized': '一丁'}
+    for codes in ([3, 0], [3])
+  ]
+  assert len(list(tokeniser.records(both))) == 1
+  counts = tokeniser.counts
+  assert (counts.documents, counts.malformed, counts.chars) == (2, 1, 2)

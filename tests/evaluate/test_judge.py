@@ -1,4 +1,4 @@
-"""The judge of pictures learns attributes, and its answers are compared."""
+"""The judge learns attributes of pictures and is compared with the truth."""
 
 import numpy as np
 

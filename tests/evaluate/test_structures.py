@@ -125,6 +125,28 @@ def test_the_nearest_chain_is_threaded_along_the_alignment():
   np.testing.assert_allclose(found.points[10:40], walk(60, 2)[15:45], atol=1e-4)
 
 
+def test_the_nearest_chain_may_share_no_word_with_the_chain():
+  random = np.random.RandomState(0)
+  letters = lambda n: ''.join(random.choice(list('ACDEFGHIKLMNPQRSTVWY'), n))
+  core = 'IKDFLRESVYQTMHNW' * 3
+  # Every second residue is replaced by a similar one.
+  similar = core.translate(str.maketrans('KFRSYTHW', 'RYKAFSYF'))
+  others = [
+    chain('other', core[:6] + letters(44), walk(50)) for _ in range(120)
+  ]
+  query, near = (chain('near', x, walk(48)) for x in (core, similar))
+  words = lambda x: {x[i : i + 2] for i in range(len(x) - 1)}
+  assert not words(core) & words(similar)
+  assert baselines.nearest(query, [*others, near]).name == 'near'
+
+
+def test_a_chain_of_unknown_residues_has_a_nearest_chain():
+  found = baselines.nearest(
+    chain('query', 'X' * 30, walk(30)), [chain('one', 'ACDEFG' * 5, walk(30))]
+  )
+  assert found.score <= 0 and np.isfinite(found.points).all()
+
+
 @protein_data.has_data
 @pytest.mark.nightly
 def test_the_baselines_have_the_scores_of_the_reference():

@@ -114,7 +114,7 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
   for prompt, codes in zip(PROMPTS, made, strict=True):
     with_it = full_logits(model, prompt, codes)
     without = full_logits(model, masks(prompt), codes)
-    # u + s (c - u): s = 0 is the unconditional model, s = 1 the conditional.
+    # Guidance 0 is the model without the prompt, guidance 1 the model with it.
     wanted = without + guidance * (with_it - without)
     np.testing.assert_array_equal(codes, wanted.argmax(axis=1))
 

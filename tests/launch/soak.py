@@ -3,9 +3,9 @@
 python -m tests.launch.soak DIR [STEPS FIRST LAST SLEEP]
 
 The run in `DIR/工作 目录` meets each fault of `FAULTS` once, between FIRST and
-LAST seconds after the first step of an attempt. DIR/whole is the same run
-without faults. The broken run reads a batch in SLEEP seconds, so that it lasts
-long enough. The last line of the output says whether both runs are equal.
+LAST seconds after a new step. DIR/whole is the same run without faults. The
+broken run reads a batch in SLEEP seconds, so that it lasts long enough. The
+last line of the output says whether both runs are equal.
 
 A full disk ends the supervisor, too. Then the script starts it again, as a
 person does who has freed some space. The clock of each attempt is an hour
@@ -67,13 +67,13 @@ FAULTS = [
   'run.read=hang',
   'save.written=ENOSPC',
 ]
-# After these the attempt goes on.
+# After these faults the attempt goes on.
 HARMLESS = ['pause', 'second run']
 PAUSE_SECONDS = 8
 
 
 def attempt(folder, fault_file, argv):
-  """Trains in this process, and causes the first fault of a file."""
+  """Trains in this process, and causes the next faults of a file."""
   quick, sleep = reader.Reader.batch, float(os.environ['SOAK_SLEEP'])
 
   def batch(self, step):
@@ -94,7 +94,7 @@ def set_back(hours):
 
 
 def cause(workdir, faults):
-  """Causes faults until one of them ends the process."""
+  """Causes faults, up to the first one that is not in `HARMLESS`."""
   while faults_left(faults) and cause_next(workdir, faults) in HARMLESS:
     pass
 
@@ -104,7 +104,7 @@ def faults_left(path):
 
 
 def cause_next(workdir, faults):
-  """Waits for a new step, then for the fault's delay; causes and returns it."""
+  """Causes the next fault after a new step and a delay; returns the fault."""
   before = last_step(workdir)
   while last_step(workdir) <= before:
     time.sleep(0.1)
@@ -128,7 +128,7 @@ def last_step(workdir):
 
 
 def pause(_):
-  """Stops the whole process, and lets another one continue it."""
+  """Stops this process; a child continues it after PAUSE_SECONDS."""
   words = f'sleep {PAUSE_SECONDS}; kill -CONT {os.getpid()}'
   subprocess.Popen(['sh', '-c', words])
   os.kill(os.getpid(), signal.SIGSTOP)
@@ -149,7 +149,7 @@ def second_run(workdir):
 
 
 def damage(how):
-  """A function that damages the newest step's largest file and ends the run."""
+  """A function that damages a file of the newest step, and kills the run."""
 
   def fault(workdir):
     steps = workdir / 'checkpoints'

@@ -128,7 +128,8 @@ def test_steps_are_compared(capsys, comparison):
     capsys, 'step', '--rounds=1', '--json', f'--compare={comparison}', *STEP
   )
   assert report['ratio'] > 0
-  # Equal drop rates show that one device and eight do the same work.
+  # In the comparison of meshes, equal drop rates show that one device and eight
+  # do the same work.
   assert len({run.get('dropped') for run in report['runs']}) == 1
 
 
@@ -146,5 +147,6 @@ def test_muon_is_compared_with_adamw_in_time_and_in_flops(capsys):
   argv = ['step', '--compare=muon', '--rounds=2', '--json', *STEP]
   adamw, muon = report_of(capsys, *argv)['runs']
   assert adamw['name'] == 'AdamW'
-  # The number in the name is Muon's FLOPs divided by AdamW's.
+  # The number in the name is the FLOPs of a step with Muon, divided by those of
+  # a step with AdamW.
   assert float(muon['name'].split()[1]) > 1

@@ -1,4 +1,4 @@
-"""Tests launch.checkpoint, which lists, verifies and shows checkpoints."""
+"""Tests launch.checkpoint, which lists, verifies, shows and rewinds steps."""
 
 import shutil
 import subprocess

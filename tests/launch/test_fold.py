@@ -1,11 +1,15 @@
 """Tests the whole path: chains train a model, which folds and is scored."""
 
+import dataclasses
+import functools
 import json
 
 import pytest
 
 from launch import fold, proteins, train
+from launch.configs import configuration
 from moe.modalities import structure_files, structure_writing
+from moe.runs import folded
 from tests import folding_cases
 
 RUN = ['--gin_file=runs/fold_overfit.gin']
@@ -13,11 +17,14 @@ RUN = ['--gin_file=runs/fold_overfit.gin']
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """A folder with two chains in `mine`, and a run of two steps in `run`."""
+  """A folder with three chains in `mine`, and a run of two steps in `run`.
+
+  The last chain is too long for the run.
+  """
   root = tmp_path_factory.mktemp('fold')
   (root / 'mine').mkdir()
   origin = structure_writing.Origin('by hand', '0' * 64)
-  for number in range(2):
+  for number in range(3):
     chain = folding_cases.helix(30 + number, seed=number)
     text = structure_writing.pdb_text(chain, chain.numbers / 99, origin)
     (root / 'mine' / f'{number}.pdb').write_text(text)
@@ -29,7 +36,7 @@ def place(tmp_path_factory):
   sizes |= {'BATCH_SIZE': 8, 'MESH_DATA': -1}
   flags = [f'--gin.{name}={value}' for name, value in sizes.items()]
   flags.append(f"--gin.CHAINS=('{root}/mine',)")
-  flags.append('--gin.FOLDING_DROPOUT=0.2')
+  flags += ['--gin.FOLDING_DROPOUT=0.2', '--gin.LONGEST_CHAIN=31']
   code = train.main([*RUN, *flags, f'--workdir={root}/run'])
   assert code == 0
   return root
@@ -50,7 +57,10 @@ def test_a_trained_model_folds_sequences(place, capsys):
   for name, sequence in (('one', 'ACDEFGHIKL'), ('two', 'MKXWY')):
     (chain,) = structure_files.read(place / 'out' / f'{name}.cif')
     assert chain.sequence == sequence
+    # The run trained no side chains.
+    assert chain.mask[:, :4].all() and not chain.has_side_chains
   page = (place / 'out' / 'index.html').read_text()
+  assert 'hold the backbone only' in page
   assert 'not measured' in page and 'src="http' not in page
 
 
@@ -84,11 +94,13 @@ def test_a_trained_model_is_scored_beside_baselines(place, capsys):
   out = capsys.readouterr().out
   assert 'helix' in out and 'nearest chain' in out
   found = json.loads((place / 'scores/protein_scores.json').read_text())
-  (first, _) = found['chains']
+  first, _, last = found['chains']
   # The chains are helices, and the model was trained on them.
   assert first['scores']['helix']['lDDT'] > 0.9
   assert first['scores']['nearest chain']['lDDT'] > 0.9
   assert 0 <= first['scores']['model']['lDDT'] <= 1
+  # The nearest chain is sought among all chains, not only those of the run.
+  assert last['nearest'] == last['name'] and last['identity'] == 1
   assert 'separation' in (place / 'scores/protein_scores.html').read_text()
 
 
@@ -101,6 +113,7 @@ def test_a_trained_model_is_scored_beside_baselines(place, capsys):
     ([f'--sequence={"A" * 2000}', '--memory=2'], 'raise --memory'),
     ([f'--sequence={"A" * 3000}', '--memory=9999'], '2,048 residues'),
     (['--fasta=nowhere'], 'must be a file'),
+    (['--sequence=ACD', '--recycles=-1'], '--recycles=-1 must be at least 0'),
     (['--sequence=ACD', '--samples=0'], '--samples=0 must be at least 1'),
   ],
 )
@@ -109,6 +122,38 @@ def test_what_cannot_be_folded_is_refused_in_a_sentence(
 ):
   code = fold.main([f'--checkpoint={place}/run', f'--out={place}/x', *flags])
   assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_side_chains_cannot_be_learned_from_backbones(place, capsys):
+  code = train.main([
+    *RUN,
+    f"--gin.CHAINS=('{place}/mine',)",
+    '--gin.ALL_ATOM_FAPE=0.5',
+    f'--workdir={place}/all_atoms',
+  ])  # fmt: skip
+  assert code == 2
+  assert 'needs chains with side chains' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_run_says_how_often_a_chain_is_recycled(place, monkeypatch):
+  run = configuration.load_other_run(
+    f'{place}/run', configuration.FOLDING_MODEL
+  )
+  counts = []
+  monkeypatch.setattr(
+    folded.FoldingModel, '_fold', lambda *given: counts.append(given[3]) or ()
+  )
+  for recycles in (0, 2):
+    objective = functools.partial(run.objective, recycles=recycles)
+    changed = dataclasses.replace(run, objective=objective)
+    model = folded.load(changed, f'{place}/run')
+    list(model.fold({'a': 'ACD'}, None, 1.0))
+    list(model.fold({'a': 'ACD'}, 3, 1.0))
+  assert counts == [0, 3, 2, 3]
+  with pytest.raises(ValueError, match='--recycles=-1'):
+    list(model.fold({'a': 'ACD'}, -1, 1.0))
 
 
 @pytest.mark.slow

@@ -117,8 +117,8 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
     assert process.returncode == -signal.SIGKILL
   rng, wall = random.Random(0), 0.0
   for step in sorted(rng.sample(range(1, steps - 9), num_kills)):
-    # The attempt before may have got further. The kill then comes after a step
-    # that this attempt is the first to log.
+    # An earlier attempt may already have logged this step. The kill then waits
+    # for the first step that is not yet in the log.
     step = max(step, logged_step(killed) + 1)
     begin = time.monotonic()
     process = run(killed)

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -89,9 +91,15 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   )
   assert done.returncode == 0, done.stdout + done.stderr
   calls = (tmp_path / 'calls').read_text().splitlines()
-  kinds = ('queued-resources delete', 'queued-resources create', ' start 0 1')
+  kinds = (
+    'queued-resources delete',
+    'queued-resources create',
+    ' start 0 1',
+    'worker.sh stop',
+  )
   order = [kind for call in calls for kind in kinds if kind in call]
-  assert order == [kinds[2], kinds[0], kinds[1], kinds[2]]
+  # At the end the supervisors of the other workers are stopped.
+  assert order == [kinds[2], kinds[0], kinds[1], kinds[2], kinds[3]]
 
 
 def test_a_dry_run_of_slurm_prints_the_command_of_each_node():
@@ -102,10 +110,43 @@ def test_a_dry_run_of_slurm_prints_the_command_of_each_node():
     check=True,
   )
   assert done.stdout == (
-    'srun --kill-on-bad-exit=1 .venv/bin/python -m launch.supervise'
+    'srun --kill-on-bad-exit=0 --wait=300 .venv/bin/python -m launch.supervise'
     ' --log=/tmp/attempts.jsonl -- .venv/bin/python -m launch.train'
     ' --workdir=w\nafter code 75: scontrol requeue JOB\n'
   )
+
+
+# A fake srun: SIGTERM kills its processes. `scancel` makes the run save.
+SRUN = """#!/bin/bash
+trap 'exit 137' TERM
+touch "$FAKE/began"
+until [ -e "$FAKE/saves" ]; do sleep 0.02; done
+exit 75
+"""
+
+
+def test_a_time_limit_of_slurm_saves_the_run_and_queues_it_again(tmp_path):
+  scancel = '#!/bin/bash\necho "$*" > "$FAKE/saves"\n'
+  scontrol = '#!/bin/bash\necho "$*" > "$FAKE/queued"\n'
+  fakes = {'srun': SRUN, 'scancel': scancel, 'scontrol': scontrol}
+  for name, text in fakes.items():
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  job = subprocess.Popen(
+    ['bash', ROOT / 'launch' / 'slurm.sbatch', '--workdir=w'],
+    env={
+      **os.environ,
+      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+      'FAKE': str(tmp_path),
+      'SLURM_JOB_ID': '7',
+    },
+  )
+  while not (tmp_path / 'began').exists():
+    time.sleep(0.02)
+  job.send_signal(signal.SIGTERM)
+  assert job.wait(timeout=30) == 75
+  assert (tmp_path / 'saves').read_text() == '--signal=TERM 7.0\n'
+  assert (tmp_path / 'queued').read_text() == 'requeue 7\n'
 
 
 def test_the_jobset_of_gke_is_filled_in():

@@ -33,8 +33,9 @@ def refuse(*args, **options):
 def run_main(monkeypatch, tmp_path, capfd):
   """A function that runs launch.train; returns (exit code, standard error).
 
-  An error is raised if the command tokenises, compiles or trains a vocabulary.
-  The child process that looks up tasks is replaced by a call in this process.
+  An error is raised if the command tokenises, trains a vocabulary, compiles the
+  step or makes the initial state. The child process that looks up tasks is
+  replaced by a call in this process.
   """
   real_build = build.build
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.data import examples
 from moe.layers import attention
 from moe.layers.attention import Attention, MaskSpec
 from moe.types import Cache, Layout, TokenBatch
@@ -115,13 +116,15 @@ def test_grouped_heads_equal_repeated_ones():
 def attended_whole_and_by_parts(longest_block):
   """(output, gradients) of whole attention, and the same of attention by parts.
 
-  In row 1 a block of 6 tokens lies in two parts.
+  In row 1 a block of 5 tokens, and the place that predicts the first of them,
+  lie in two parts.
   """
   random = np.random.RandomState(0)
   q_BTNH = random.randn(2, 16, 4, 8).astype('f4')
   k_BTKH, v_BTKH = random.randn(2, 2, 16, 2, 8).astype('f4')
   segments = [[1] * 5 + [2] * 9 + [0] * 2, [1] * 16]
-  blocks = [[0] * 16, [0] * 4 + [1] * 6 + [0] * 6]
+  tokens = np.array([0] * 5 + [1] * 5 + [0] * 7)
+  blocks = [[0] * 16, examples.place_blocks(tokens[:-1], tokens[1:])]
   d = mask_of(segments, blocks)
 
   def both(f):
@@ -134,13 +137,13 @@ def attended_whole_and_by_parts(longest_block):
 
 
 def test_attention_by_parts_is_attention_forward_and_backward():
-  whole, by_parts = attended_whole_and_by_parts(longest_block=6)
+  whole, by_parts = attended_whole_and_by_parts(longest_block=5)
   for want, got in zip(whole, by_parts, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_block_longer_than_declared_makes_attention_by_parts_nan():
-  _, by_parts = attended_whole_and_by_parts(longest_block=5)
+  _, by_parts = attended_whole_and_by_parts(longest_block=4)
   assert np.isnan(by_parts[0]).all()
 
 
@@ -157,7 +160,7 @@ B, T, D = 2, 6, 16
 
 @pytest.fixture(scope='module')
 def layer():
-  """A compiled function (x, mask) -> y of a layer with fixed parameters."""
+  """Compiled function (x, mask, slots) -> (y, slots) with fixed parameters."""
   x_BTD = np.zeros((B, T, D), 'f4')
   shapes = jax.eval_shape(
     LAYER.init, jax.random.key(0), x_BTD, mask_of([[1] * T] * B)

@@ -52,10 +52,22 @@ def test_the_mmcif_says_what_it_is(predicted):
   local = block.find('_ma_qa_metric_local.', ['label_seq_id', 'metric_value'])
   values = [float(row[1]) for row in local]
   np.testing.assert_allclose(values, 100 * plddt, atol=0.01)
+  # Each metric names the group of the software that computed it.
+  groups = block.find('_ma_software_group.', ['group_id', 'software_id'])
+  assert [tuple(row) for row in groups] == [('1', '1')]
+  assert set(block.find_loop('_ma_qa_metric.software_group_id')) == {'1'}
   assert ORIGIN.sha256 in block.find_value('_software.version')
   assert 'computed model' in text
   # The file must not claim an experiment.
   assert 'THEORETICAL MODEL' in text and 'DIFFRACTION' not in text
+
+
+def test_the_files_say_that_they_hold_the_backbone_only(predicted):
+  chain, plddt = predicted
+  mask = chain.mask & (np.arange(14) < 4)
+  for one, is_said in ((chain, False), (chain._replace(mask=mask), True)):
+    for write in (structure_writing.mmcif_text, structure_writing.pdb_text):
+      assert ('backbone only' in write(one, plddt, ORIGIN).lower()) == is_said
 
 
 def test_the_pdb_file_says_that_it_was_computed(predicted):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from moe.layers import attention
 from moe.objectives.folding import fold_again
 from tests import folding_cases
 
@@ -70,3 +71,22 @@ def test_a_new_model_puts_all_residues_at_the_origin():
   found = jax.jit(first)(jax.random.key(0))
   np.testing.assert_allclose(found.atoms[:, :, 1], 0, atol=1e-6)
   assert not found.plddt.any() and not found.distogram.any()
+
+
+def test_a_long_chain_is_read_whole(monkeypatch):
+  run, functional, params, state = folding_cases.tiny()
+  # With 512 residues or more, plain XLA computes the queries in parts.
+  batch = folding_cases.batch(run, 512, (300,))
+
+  def read():
+    found = lambda b: functional.read(params, state, b, None, False)[0]
+    return np.asarray(jax.jit(found)(batch))[0, :300]
+
+  by_parts = read()
+  monkeypatch.setattr(attention, 'num_parts', lambda length, layout: 1)
+  np.testing.assert_allclose(by_parts, read(), atol=1e-4)
+
+
+def test_a_limit_for_blocks_is_refused():
+  with pytest.raises(ValueError, match='LONGEST_BLOCK=8 must be 0'):
+    folding_cases.configured(LONGEST_BLOCK=8)

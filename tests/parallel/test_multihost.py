@@ -94,13 +94,46 @@ def test_slurm_says_which_process_this_is(
   assert calls == [('node03:61440', 2, 1, devices)]
 
 
+class GkeTpuCluster:
+  """A pod of a slice of which the network does not know process 0 at first."""
+
+  failures = 2
+
+  @classmethod
+  def get_coordinator_address(cls, timeout_secs, override_coordinator_port):
+    assert (timeout_secs, override_coordinator_port) == (1, None)
+    cls.failures -= 1
+    if cls.failures >= 0:
+      raise RuntimeError('Failed to recognize coordinator address slice-0-0')
+    return 'slice-0-0:8482'
+
+  get_process_count = staticmethod(lambda: 2)
+  get_process_id = staticmethod(lambda: 1)
+  get_local_process_id = staticmethod(lambda: None)
+
+
+def test_a_pod_waits_until_the_name_of_process_0_is_known(calls, monkeypatch):
+  monkeypatch.setattr(processes, '_cluster', lambda: GkeTpuCluster)
+  monkeypatch.setattr(GkeTpuCluster, 'failures', 2)
+  processes.initialize()
+  assert calls == [('slice-0-0:8482', 2, 1, None)]
+
+
+def test_a_process_0_without_a_name_is_missing(calls, monkeypatch):
+  monkeypatch.setattr(processes, '_cluster', lambda: GkeTpuCluster)
+  monkeypatch.setattr(GkeTpuCluster, 'failures', 9)
+  with pytest.raises(roll_call.Missing, match='process 0 not st.*slice-0-0'):
+    processes.initialize(patience=0)
+  assert calls == []
+
+
 def test_a_pod_that_belongs_to_no_job_is_alone(calls, monkeypatch, recwarn):
   monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')
   processes.initialize()
   assert calls == [] and not recwarn  # JAX would warn of a missing package.
 
 
-# A program that joins the other processes and prints them.
+# A program that joins the other processes.
 JOIN = """
 import sys
 from launch import runtime
@@ -120,6 +153,26 @@ def test_a_process_that_was_not_started_is_named_by_all(missing, monkeypatch):
     assert 'not started after' in text.splitlines()[-1]
 
 
+# A command that gets SIGTERM after it has joined the others.
+EARLY = """
+import os, signal, sys, time
+from launch import runtime
+from moe.parallel import processes
+def command():
+  processes.initialize()
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(60)
+sys.exit(runtime.run(command))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_with_a_place_still_obeys_sigterm():
+  (process,) = started(['-c', EARLY], 1, 1)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75, errors
+
+
 # A program in which process 0 gets SIGTERM at step 5. All processes must leave
 # the loop at the same step.
 PROGRAM = """
@@ -131,7 +184,7 @@ from moe.train.trainer import _Stop
 stop = _Stop()
 with stop.listening():
   for step in range(200):
-    if stop.reached(step):
+    if stop.reached():
       break
     if step == 5 and jax.process_index() == 0:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -340,8 +393,8 @@ def test_both_processes_of_a_second_run_are_refused(tmp_path):
     errors = [p.communicate(timeout=120)[1] for p in processes]
   assert [p.returncode for p in processes] == [2, 2]
   first, second = (text.splitlines()[-1] for text in errors)
-  assert f'got that of process {os.getpid()} on host' in first
-  assert 'as process 0 has found' in second
+  assert f'is used by process {os.getpid()} on host' in first
+  assert 'see the message of process 0' in second
 
 
 @pytest.mark.nightly

@@ -1,5 +1,7 @@
 import contextlib
 import json
+import os
+import resource
 import socket
 import threading
 import time
@@ -11,7 +13,7 @@ from moe.parallel import roll_call
 
 @pytest.fixture
 def place():
-  """The place of process 0 among three, with free ports of this machine."""
+  """The place of process 0 among three, with a free port of this machine."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
@@ -96,6 +98,7 @@ def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
     news['lost'] == 'process 1 (x) ended with code 2: D_MODEL=3 must be even.'
   )
   assert news['grace'] > 0  # Others need time to report the same error.
+  assert news['code'] == roll_call.EXIT_MISTAKE  # So nobody tries again.
   until(lambda: ends == [news])
 
 
@@ -116,6 +119,31 @@ def test_a_process_with_a_wrong_number_is_refused(place, hub, hello, reply):
     assert json.loads(replies.readline()) == {'go': socket.gethostname()}
 
 
+@pytest.fixture
+def few_descriptors():
+  """Allows 1,200 open files and opens 1,100, until the end of the test."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
+  taken = [os.dup(2) for _ in range(1100)]
+  yield
+  for descriptor in taken:
+    os.close(descriptor)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_process_0_can_wait_for_more_than_1024_descriptors(
+  few_descriptors, place, hub
+):
+  members = joined(place, hub)
+  assert all(member.fileno() > 1023 for member, _ in members)
+
+
+def test_the_limit_of_open_files_is_raised_but_never_lowered(few_descriptors):
+  for number, expected in ((2000, 2000), (5, 2000)):
+    roll_call._allow_descriptors(number)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == expected
+
+
 @pytest.mark.parametrize(
   'line', [b'GET / HTTP/1.1\r\n\r\n', b'[' * 4000 + b'\n', b'x' * 9000, b'{}\n']
 )
@@ -125,9 +153,12 @@ def test_a_stranger_on_the_port_disturbs_nobody(place, hub, line):
   joined(place, hub)
 
 
-def test_a_port_in_use_is_refused(place):
-  with socket.create_server(place.endpoint):
-    with pytest.raises(ValueError, match=f'port {place.endpoint[1]} of'):
+@pytest.mark.parametrize('offset', [0, -1])
+def test_a_port_in_use_is_refused(place, offset):
+  # The roll call has the second port, JAX's coordinator the one before it.
+  host, port = place.endpoint
+  with socket.create_server((host, port + offset)):
+    with pytest.raises(ValueError, match=f'port {port + offset} of'):
       roll_call.Hub(place)
 
 

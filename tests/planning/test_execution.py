@@ -74,7 +74,8 @@ POOLED = {
 
 
 def test_devices_that_share_tokens_fill_the_same_pool():
-  # 16 x 128 tokens are divided over 2 x 4 devices. 4 devices share one buffer.
+  # 16 x 128 tokens are divided into 2 x 4 parts. The 4 parts of an expert axis
+  # fill one buffer.
   apart = execution.buffers(loaded(MESH_DATA=2, **POOLED), 8)
   shared = execution.buffers(loaded(MESH_DATA=2, MESH_MODEL=2, **POOLED), 16)
   assert apart == shared
@@ -91,7 +92,7 @@ def test_an_axis_of_size_minus_one_grows_with_the_number_of_devices():
 def test_attention_is_a_kernel_on_tpus_only():
   run = loaded(SEQUENCE_LENGTH=1024, BATCH_SIZE=8)
   made = execution.execution_of(run, 1, is_tpu=True)
-  # The kernel computes 3 of the 2 x 2 tiles of 512 x 512 scores.
+  # The scores are 2 x 2 tiles of 512 x 512. The kernel computes 3 of the 4.
   assert (made.attention_share, made.attention_backward) == (3 / 4, 3.5)
   # Plain XLA computes one quarter of the queries after the other, with 1, 2, 3
   # and 4 quarters of the keys. So it computes 10 of 16 parts of the scores.

@@ -120,8 +120,8 @@ def test_an_arm_with_fewer_seeds_is_compared_over_its_own_seeds(tmp_path):
 
 def test_the_law_is_given_in_bits_per_character(summary):
   arm = summary['tasks']['law']['arms']['sparse']
-  # In the last evaluation, 6.9 bits per character correspond to 4 nats per
-  # token.
+  # In the last evaluation of the first run, 6.9 bits per character correspond
+  # to 4 nats per token.
   nats = joint_law.gain(10, 3000, 8)
   assert arm['law_gain'][-1] == pytest.approx(nats * 6.9 / 4)
 
@@ -187,8 +187,8 @@ def test_the_loads_say_which_experts_serve_a_corpus(summary):
   }
   found = corpora.corpora(summary['loads']['sparse'])
   # In 'verse' the experts have 3/4 and 1/4 of the load; the mean over both
-  # corpora is 1/2. So 25% of the load is on another expert than in the mean,
-  # and expert 0 has 1.5 times the mean load.
+  # corpora is 1/2. So 25% of the load would have to move to the other expert to
+  # give the mean loads, and expert 0 has 1.5 times its mean load.
   assert found.rows[1] == ['verse', '25%: 0 (1.5x), 1 (0.5x)']
   assert found.rows[2] == ['law', '25%: 1 (1.5x), 0 (0.5x)']
   assert 'law     25%: 1 (1.5x), 0 (0.5x)' in ladder_page.as_text(summary)

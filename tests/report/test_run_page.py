@@ -130,10 +130,12 @@ def test_the_cards_show_the_numbers_of_the_log(page):
 def test_pictures_of_a_run_are_shown(page):
   begin = page.index('<h2>shapes: the same sentences')
   part = page[begin : page.index('<h2>Experts</h2>')]
-  # Two steps have two drawn pictures, and two held-out pictures have two each.
+  # Each of two steps has two drawn pictures. Each of two held-out pictures is
+  # there twice: the original, and the reconstruction.
   assert part.count('src="data:image/png;base64,') == 4 + 4
   assert '<td lang="zh-Hant">方形</td><td lang="zh-Hant">菱形</td>' in part
-  # Three of four circles are right, so the cell has 45% of its colour.
+  # Three of four circles are right. If all were, the cell would have 60% of the
+  # colour. So it has 0.75 x 60% = 45%.
   assert re.search(r'series1\) 45%, transparent\)">3</td>', part)
   assert '5 of 6 are right' in part
 

@@ -9,8 +9,8 @@ import pathlib
 
 import pytest
 
-from moe.checkpoint import listing
-from moe.runs import bucket
+from moe.checkpoint import integrity, listing
+from moe.runs import bucket, lock
 
 
 @pytest.fixture
@@ -70,3 +70,33 @@ def test_files_of_the_bucket_replace_those_of_the_mirror(run):
   assert (workdir / 'log.jsonl').read_text() == '1\n'
   assert not (workdir / 'checkpoints').exists()
   assert not (workdir / 'running.json').exists()
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch):
+  """A directory that `bucket.opened` takes for a bucket."""
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(bucket, '_SCHEME', '/')
+  monkeypatch.setattr(integrity, 'on_object_store', lambda place: True)
+  (tmp_path / 'remote').mkdir()
+  return str(tmp_path / 'remote')
+
+
+def test_the_log_of_a_living_run_is_not_replaced_by_an_older_one(url):
+  mirror = pathlib.Path(bucket.opened(url, is_written=True))
+  (pathlib.Path(url) / 'log.jsonl').write_text('1\n')
+  (mirror / 'log.jsonl').write_text('1\n2\n')
+  with lock.held(url):
+    with pytest.raises(lock.InUse, match='must have one run at a time'):
+      bucket.opened(url, is_written=True)
+    reading = pathlib.Path(bucket.opened(url))
+  assert (reading / 'log.jsonl').read_text() == '1\n'
+  assert (mirror / 'log.jsonl').read_text() == '1\n2\n'
+
+
+def test_a_new_run_in_an_emptied_bucket_has_no_old_files(url):
+  mirror = pathlib.Path(bucket.opened(url, is_written=True))
+  (mirror / 'skipped_batches.json').write_text('[]')
+  (pathlib.Path(url) / listing.BUCKET).unlink()
+  mirror = pathlib.Path(bucket.opened(url, is_written=True))
+  assert not (mirror / 'skipped_batches.json').exists()

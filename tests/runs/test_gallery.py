@@ -54,7 +54,7 @@ def test_a_gallery_is_read_as_it_was_written(tmp_path):
 
 
 def test_pictures_of_earlier_steps_stay_and_later_ones_go(examples):
-  # A run that goes back to an earlier step draws the later ones again.
+  # A run that goes back to step 2 draws the pictures of step 3 again later.
   before = Gallery([], {1: PIXELS, 2: PIXELS, 3: PIXELS})
   found = gallery._made(Painter(2), examples, before, is_last=False)
   assert list(found.drawn) == [1, 2]

@@ -44,7 +44,7 @@ RUN = TokenizerRun(
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """(folder of a trained run, name -> split -> store of its pictures)."""
+  """(folder of the trained `run`, name -> split -> store of its pictures)."""
   root = tmp_path_factory.mktemp('tokenizer')
   few = functools.partial(shapes.Shapes, num_pictures=40)
   prepare = lambda names, size, _: stores.prepare(names, size, root / 'cache')

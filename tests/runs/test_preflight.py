@@ -36,7 +36,7 @@ def test_a_run_does_not_resume_with_other_data(key):
 
 @pytest.fixture
 def origin(tmp_path):
-  """A function that saves data hashes of a run; returns its `Initial`."""
+  """A function that saves a run's data hashes, and returns its `Initial`."""
   path = tmp_path / 'checkpoints/7/meta/metadata'
   path.parent.mkdir(parents=True)
 

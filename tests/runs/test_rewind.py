@@ -50,6 +50,12 @@ def test_a_rewind_that_was_interrupted_can_be_repeated(run):
   assert skips.read(run).ranges == ((2, 3), (12, 14))
 
 
+def test_a_second_rewind_keeps_the_skips_of_the_first(run):
+  rewind.rewind(str(run), 10, (12, 14))
+  rewind.rewind(str(run), 10, (16, 18))
+  assert skips.read(run).ranges == ((2, 3), (12, 14), (16, 18))
+
+
 def test_without_skips_only_the_steps_are_moved(run):
   rewind.rewind(str(run), 10, None)
   assert listing.steps(run / 'checkpoints') == [5, 10]

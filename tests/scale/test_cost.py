@@ -92,8 +92,8 @@ def test_only_a_training_step_has_the_block_ahead_and_its_head():
 @pytest.mark.parametrize(
   'policy, is_fused, again',
   [
-    # Everything is computed again except the last of the experts' 3 products
-    # (600 / 3 = 200), since no gradient needs its result.
+    # Everything but the head is computed again, except the last of the experts'
+    # 3 products (600 / 3 = 200), since no gradient needs its result.
     ('full', False, 100 + 40 + 256 + 300 + 400),
     # Plain XLA computes the scores (128) again, but not the product with
     # values.

@@ -126,9 +126,9 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture
 def corpora(prepared_files, session_cache, monkeypatch):
-  """Sets the data and cache directories to the tiny corpora.
+  """Lets $WUDAO_DATA name the tiny corpora, and $WUDAO_CACHE a common cache.
 
-  TFDS prepares these corpora once per session.
+  So TFDS prepares each corpus only once per session.
   """
   monkeypatch.setenv('WUDAO_DATA', str(prepared_files))
   monkeypatch.setenv('WUDAO_CACHE', str(session_cache))

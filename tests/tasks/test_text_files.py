@@ -68,8 +68,9 @@ def test_one_file_is_split_by_the_hash_of_the_id_wherever_a_record_stands(
 
 
 def test_the_split_of_a_key_is_the_documented_number():
-  # SHA-256 of '' starts with e3b0c44298fc1c14, which is 52 modulo 100. That of
-  # 'r9' is 3 modulo 100, which is below 5; no other key of r0..r59 is below 5.
+  # SHA-256 of '' starts with e3b0c44298fc1c14, which is 52 modulo 100. For 'r9'
+  # the number is 3, which is below 5. For no other key from r0 to r59 is it
+  # below 5.
   assert int('e3b0c44298fc1c14', 16) % 100 == 52
   assert splits.by_hash('') == 'train'
   assert [i for i in range(60) if splits.by_hash(f'r{i}') != 'train'] == [9]

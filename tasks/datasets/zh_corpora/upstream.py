@@ -1,9 +1,10 @@
 """Turns the files of public repositories into records.
 
-Each function takes the (path, bytes) pairs of one repository and gives the
-records of one corpus in `sources`. It is used if no prepared file exists and
-the repository can be downloaded. A hash then chooses all splits. These splits
-differ from those of the prepared files, so their scores cannot be compared.
+Each function of the table `sources.SOURCES` takes the (path, bytes) pairs of
+one repository and gives the records of one corpus. It is used if a prepared
+file is missing and the repository can be downloaded. A hash then chooses all
+splits. These splits differ from those of the prepared files, so their scores
+cannot be compared.
 """
 
 import functools
@@ -25,7 +26,7 @@ _CHAPTER = re.compile(r'第[一二三四五六七八九十百零〇○]+回\s')
 
 @functools.cache
 def _converter(conversion: str):
-  import opencc  # Imported here, since only sources in two scripts need it.
+  import opencc  # Imported here, since only some corpora are converted.
 
   return opencc.OpenCC(conversion)
 
@@ -36,7 +37,10 @@ def convert(text: str, conversion: str) -> str:
 
 
 def shi(files: Files) -> Records:
-  """Poems; those with the same first line share an id, and so a split."""
+  """Poems; if their first pair of lines is the same, they share an id.
+
+  So they are also in the same split.
+  """
   for path, data in files:
     dynasty = path.split('.')[1]
     for poem in json.loads(data):

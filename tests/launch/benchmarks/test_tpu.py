@@ -28,7 +28,7 @@ CPU = {'scores', 'loop over blocks of rows', 'all-to-all'}
 
 
 def lowered(devices):
-  """Lowers the gradients of a dropless sparse block on 4 expert devices."""
+  """Lowers the gradients of a dropless sparse block on an expert axis of 4."""
   mesh = make_mesh(MeshShape(expert=4), devices)
   block = Block(
     functools.partial(
