@@ -103,7 +103,8 @@ def commands(source):
   """The words of every command of launch.ladder in a file."""
   text = (ROOT / source).read_text(encoding='utf-8')
   text = re.sub(r'\\\n#?', ' ', text)
-  return [shlex.split(line) for line in re.findall('launch.ladder (.*)', text)]
+  lines = re.findall('-m launch.ladder (.*)', text)
+  return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize('source', SOURCES)
